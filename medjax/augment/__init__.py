@@ -1,0 +1,1 @@
+"""Random changes of a training image that keep its label."""

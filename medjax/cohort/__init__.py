@@ -1,0 +1,1 @@
+"""Who is in the study, and how much each example counts."""

@@ -1,0 +1,1 @@
+"""One warp for everything that moves pixels."""

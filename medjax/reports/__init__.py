@@ -1,0 +1,1 @@
+"""Numbers -> one self-contained page, JSON and CSV."""
