@@ -11,6 +11,7 @@ evaluation read: one row a film, in the order of the records, no pixels.
     age        float   years; NaN where unknown
     width, height      int, pixels of the original
     spacing_x, spacing_y  float, mm a pixel of the original; NaN where unknown
+    official   str     'train' or 'test' where the data set says so, else ''
     <task>     float   one column a finding: 1 present, 0 absent, NaN unknown
                        (between 0 and 1: a soft label)
 
@@ -37,6 +38,7 @@ COLUMNS = (
     "height",
     "spacing_x",
     "spacing_y",
+    "official",
 )
 
 

@@ -1,0 +1,68 @@
+"""The embedded default: six findings on synthetic chest films, on a laptop.
+
+python launch.py train --config=configs/quickstart.py --workdir=runs/quickstart
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    c = ConfigDict()
+    c.seed = 0
+    c.data = {
+        "source": "phantom",
+        "records": "records",  # where prepared data lie, of all configs
+        "max_quarantined": 0.01,  # share of the files that may be unreadable
+        "tasks": (),  # (): all findings
+        "side": 64,
+        "patients": 3000,
+        "films": 3,  # of each patient
+        "seed": 0,
+        "first_patient": 0,  # other numbers are other people
+        "contrast": 1.0,
+    }
+    c.split = {
+        "by": "patient",
+        "test": 0.2,
+        "validation": 0.1,
+        "minority": 0.1,  # least share of each finding's films in test, validation
+        "folds": 0,  # k: k-fold cross-validation, testing on the part `fold`
+        "fold": 0,
+    }
+    c.intensity = {"mean": 0.5, "std": 0.25}
+    c.augment = {
+        "ops": ("random_affine", "brightness", "contrast"),
+        "random_affine": {
+            "flip": 0.5,
+            "rotation": 5.0,
+            "zoom": 0.05,
+            "translation": 0.05,
+        },
+        "brightness": {"strength": 0.1},
+        "contrast": {"strength": 0.1},
+    }
+    c.model = {"name": "densenet_small"}
+    c.loss = {"name": "weighted_bce", "weights": "ratio"}
+    c.optim = {
+        "learning_rate": 2e-3,
+        "weight_decay": 1e-2,
+        "warmup": 50,
+        "clip": 1.0,
+        "ema": 0.99,
+    }
+    c.train = {
+        "steps": 900,
+        "batch": 64,
+        "dtype": "float32",
+        "threads": 0,  # reading threads; 0: one a core
+        "log_every": 10,
+        "evaluate_every": 150,
+        "keep": 1,
+    }
+    c.evaluation = {
+        "batch": 128,
+        "flip": True,  # averages the film's and its mirror image's predictions
+        "checkpoint": "best",
+        "replicates": 1000,
+    }
+    return c

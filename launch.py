@@ -1,0 +1,96 @@
+"""medjax: train, evaluate and explain models that read medical images.
+
+  python launch.py prepare  --config=configs/X.py
+  python launch.py train    --config=configs/X.py --workdir=DIR
+  python launch.py evaluate --workdir=DIR [--split=test]
+  python launch.py predict  --workdir=DIR --images=FILE_OR_DIR --out=CSV
+
+prepare   raw files -> records; train does it too where they are missing
+train     trains, or goes on with the run that the workdir holds; reports the test split
+evaluate  reports one split of a finished run; with --config, all films of that
+          config's data instead, as an external test
+predict   new PNG, JPEG or DICOM files -> one probability a finding
+
+Any field of the config is a flag: --config.optim.learning_rate=3e-4
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+import absl.logging
+import jax
+from absl import app, flags
+from ml_collections import config_flags
+
+from medjax import build
+from medjax.errors import InputError
+
+FLAGS = flags.FLAGS
+config_flags.DEFINE_config_file("config", None, "a file of configs/")
+flags.DEFINE_string("workdir", None, "folder of the run")
+flags.DEFINE_string("split", "test", "evaluate: train, validation or test; or a name")
+flags.DEFINE_multi_string("images", [], "predict: a file or a folder; may be repeated")
+flags.DEFINE_string("out", "predictions.csv", "predict: the CSV to write")
+
+
+def required(name: str):
+    """The value of a flag that this command can't do without."""
+    value = FLAGS[name].value
+    if not value:
+        raise InputError(f"--{name} is missing: see python launch.py --help")
+    return value
+
+
+def run(command: str) -> int:
+    """Calls the command's one function and returns the exit code."""
+    if command == "prepare":
+        build.prepare(required("config"))
+    elif command == "train":
+        build.train(required("config"), Path(required("workdir")))
+    elif command == "evaluate":
+        build.evaluate(Path(required("workdir")), split=FLAGS.split, other=FLAGS.config)
+    elif command == "predict":
+        unread = build.predict(
+            Path(required("workdir")), images=required("images"), out=Path(FLAGS.out)
+        )
+        for line in unread:
+            print(f"unreadable: {line}", file=sys.stderr)
+        return 3 if unread else 0
+    else:
+        raise InputError(f"unknown command {command!r}: see python launch.py --help")
+    return 0
+
+
+def main(arguments: list[str]) -> int:
+    """Sets up the process, runs one command, turns a user's mistake into one line."""
+    absl.logging.set_verbosity(absl.logging.ERROR)  # The libraries chat at INFO.
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logging.getLogger("medjax").addHandler(handler)
+    logging.getLogger("medjax").propagate = False
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/medjax/compiled")
+    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    try:
+        if len(arguments) != 2:
+            raise InputError("give one command: prepare, train, evaluate or predict")
+        return run(arguments[1])
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def parse(arguments: list[str]) -> list[str]:
+    """Reads the flags; a config has only the fields that its file gives it."""
+    try:
+        return FLAGS(arguments)
+    except (AttributeError, flags.Error, OSError, TypeError, ValueError) as error:
+        why = str(error).strip().splitlines()[0]
+        print(f"error: {' '.join(arguments[1:])}: {why}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)

@@ -1,0 +1,169 @@
+"""Records -> batches: order, sharding by host, batching, padding, prefetch (Grain).
+
+Everything about the order follows from (seed, index): no state but a counter, so a
+run replays exactly with any number of reading threads.
+"""
+
+import collections
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+Batch = dict[str, np.ndarray]
+
+
+class Films:
+    """A random-access source of samples: some records, in a given order.
+
+    Args:
+      records: folder of a prepared data set (data/chest.py).
+      ids: [N] int, indices of records; one may stand there several times.
+      columns: [T] int, which of the record's labels are wanted, in which order.
+    """
+
+    def __init__(self, records: Path, ids: Sequence[int], columns: Sequence[int]):
+        import tensorflow_datasets as tfds  # Late: it takes a second.
+
+        builder = tfds.builder_from_directory(os.fspath(records))
+        self._source = builder.as_data_source("films")
+        self.ids = np.asarray(ids, np.int32)
+        self._columns = np.asarray(columns)
+        self._occurrence = occurrences(self.ids)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Batch:
+        record = self._source[int(self.ids[index])]
+        label = record["label"][self._columns]
+        known = ~np.isnan(label)
+        return {
+            "image": record["pixels"],
+            "label": np.where(known, label, 0).astype(np.float32),
+            "weight": known.astype(np.float32),
+            "id": self.ids[index],
+            "patient": np.int32(record["patient"]),
+            "occurrence": self._occurrence[index],
+        }
+
+
+def occurrences(ids: np.ndarray) -> np.ndarray:
+    """Numbers the copies of each id: [7, 3, 7] -> [0, 0, 1], int32."""
+    seen: collections.Counter = collections.Counter()
+    numbers = np.zeros(len(ids), np.int32)
+    for index, id in enumerate(ids.tolist()):
+        numbers[index] = seen[id]
+        seen[id] += 1
+    return numbers
+
+
+class TrainBatches:
+    """An endless iterator of device batches whose position can be saved.
+
+    Every epoch is a new global shuffle; a batch may cross the end of an epoch, and
+    no film is dropped. Hosts take every n-th film of the one global order.
+
+    Args:
+      films: what to draw from.
+      seed: of the order.
+      batch: B, rows a device.
+      devices: D, devices of this host.
+      threads: reading threads; 0 chooses one a core, at most 16.
+      ahead: batches already on the device while one is computed on.
+    """
+
+    def __init__(
+        self,
+        films: Films,
+        *,
+        seed: int,
+        batch: int,
+        devices: int,
+        threads: int = 0,
+        ahead: int = 2,
+    ):
+        import grain  # Late: it takes two seconds.
+
+        size = len(films)
+
+        def number_epoch(index: int, sample: Batch) -> Batch:
+            return {**sample, "epoch": np.int32(index // size)}
+
+        dataset = grain.MapDataset.source(films).shuffle(seed).repeat()
+        dataset = dataset.map_with_index(number_epoch)
+        dataset = dataset[jax.process_index() :: jax.process_count()]
+        # Batched before the threads: the stream is the same for any number of them.
+        dataset = dataset.batch(batch).batch(devices)
+        threads = threads or min(16, os.cpu_count() or 1)
+        options = grain.ReadOptions(
+            num_threads=threads, prefetch_buffer_size=2 * threads
+        )
+        self._iterator = iter(dataset.to_iter_dataset(options))
+        self._ready: collections.deque = collections.deque()
+        self._ahead = ahead
+        self._position = self._iterator.get_state()
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        while len(self._ready) <= self._ahead:
+            batch = to_device(next(self._iterator))
+            self._ready.append((batch, self._iterator.get_state()))
+        batch, self._position = self._ready.popleft()
+        return batch
+
+    def get_state(self) -> dict:
+        """Returns the position after the last batch handed out, as plain JSON."""
+        return self._position
+
+    def set_state(self, position: dict) -> None:
+        """Goes on from a position, with the batch that would have come next."""
+        self._ready.clear()
+        self._iterator.set_state(position)
+        self._position = position
+
+    def close(self) -> None:
+        """Ends the reading threads."""
+        self._iterator.close()
+
+
+def to_device(batch: Batch) -> dict[str, jax.Array]:
+    """Starts the copy of a [D, B, ...] batch, one part of it to each local device."""
+    devices = jax.local_devices()[: len(next(iter(batch.values())))]
+    sharding = NamedSharding(Mesh(devices, ("batch",)), PartitionSpec("batch"))
+    return jax.device_put(batch, sharding)
+
+
+def evaluation_batches(films: Films, *, batch: int, devices: int) -> Iterator[Batch]:
+    """Yields every film exactly once, as [D, B, ...] host batches.
+
+    The last batch is filled with rows of weight 0 and id -1.
+    """
+    for start in range(0, len(films), batch * devices):
+        stop = min(start + batch * devices, len(films))
+        samples = [films[index] for index in range(start, stop)]
+        stacked = {name: np.stack([s[name] for s in samples]) for name in samples[0]}
+        yield split_devices(pad(stacked, batch * devices), devices)
+
+
+def pad(batch: Batch, rows: int) -> Batch:
+    """Fills a batch up to `rows` rows: zeros everywhere, id -1."""
+
+    def fill(name: str, array: np.ndarray) -> np.ndarray:
+        empty = np.full((rows - len(array), *array.shape[1:]), -(name == "id"))
+        return np.concatenate([array, empty.astype(array.dtype)])
+
+    return {name: fill(name, array) for name, array in batch.items()}
+
+
+def split_devices(batch: Batch, devices: int) -> Batch:
+    """Reshapes [D B, ...] to [D, B, ...]."""
+    return {
+        name: array.reshape(devices, -1, *array.shape[1:])
+        for name, array in batch.items()
+    }

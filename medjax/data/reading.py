@@ -1,0 +1,384 @@
+"""PNG, JPEG and DICOM files -> a film in [0, 1], or one clear error.
+
+The decoders forgive: a picture cut off half-way comes back grey below the cut,
+and a model would read the grey. So what they forgive is checked here first (a
+PNG's checksums and end, a JPEG's end, a DICOM's lengths), as is the size, before
+a byte is decoded. Every function is pure and safe to call from many threads.
+
+The bytes between a JPEG's header and its end have no checksum: damage that leaves
+both in place can't be told from a picture.
+"""
+
+import math
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import pydicom
+from pydicom.pixels import get_decoder
+
+from medjax.errors import InputError
+
+MAX_PIXELS = 200_000_000
+SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
+
+
+class Film(NamedTuple):
+    """One film as it was stored, at its full size.
+
+    pixels: [H, W] float32 in [0, 1]; white (1) is dense.
+    spacing: (x, y), mm a pixel; NaN where the file doesn't say.
+    """
+
+    pixels: np.ndarray
+    spacing: tuple[float, float]
+
+
+def read(path: str | os.PathLike) -> Film:
+    """Reads a film; its first bytes, not its name, say which format it is.
+
+    PNG (1 to 16 bits) and JPEG (8 bits) are scaled by the bit depth, not by their
+    maximum. Colour becomes luminance (ITU-R BT.601: 0.299 R + 0.587 G + 0.114 B);
+    alpha is ignored; an EXIF orientation is applied, as every viewer does. Their
+    resolution is a printer's, so the spacing stays NaN.
+
+    DICOM goes through its modality LUT or rescaling, then its VOI LUT, or else its
+    first VOI window, or else the range that BitsStored allows; MONOCHROME1 is
+    inverted. The spacing is PixelSpacing, or else ImagerPixelSpacing.
+
+    Args:
+      path: the file.
+
+    Raises:
+      InputError: the file is missing, unreadable, empty, truncated, damaged, no
+        image of these formats, zero-sized, of more than 200 megapixels, or a
+        DICOM of several frames, in colour, or that no installed decoder reads.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(132)
+            if head[128:] == b"DICM":
+                return _dicom(file)
+            return Film(_picture(head + file.read()), (math.nan, math.nan))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error.__cause__
+    except OSError as error:
+        why = f"{path}: can't be read ({error.strerror})"
+        raise InputError(f"{why}; give an existing file that you may read") from error
+
+
+def resize(pixels: np.ndarray, side: int) -> np.ndarray:
+    """Squeezes a film into a square, as CheXNet does: the aspect ratio isn't kept.
+
+    An axis that shrinks is averaged over area, so fine patterns don't alias; one
+    that grows is interpolated linearly.
+
+    Args:
+      pixels: [H, W] float32 in [0, 1].
+      side: S, pixels, at least 1.
+
+    Returns:
+      [S, S] uint8, rounded to the nearest; 255 is 1.
+    """
+    height, width = pixels.shape
+    # cv2 averages only where both axes shrink, hence one call for each direction.
+    small = (min(width, side), min(height, side))
+    square = cv2.resize(pixels, small, interpolation=cv2.INTER_AREA)
+    square = cv2.resize(square, (side, side), interpolation=cv2.INTER_LINEAR)
+    return np.rint(np.clip(square, 0, 1) * 255).astype(np.uint8)
+
+
+def film_paths(path: str | os.PathLike) -> list[Path]:
+    """Lists the films to read: the file itself, or every one under a folder.
+
+    In a folder a film is a file with an image's suffix (SUFFIXES, in any case), or
+    one without a suffix (or named by a DICOM UID: its 'suffix' is digits) that has
+    DICOM's magic. Hidden files and DICOMDIR are none; linked folders are followed.
+
+    Args:
+      path: a file, taken whatever its name, or a folder.
+
+    Returns:
+      The paths, sorted.
+
+    Raises:
+      InputError: nothing is there, it can't be read, or the folder has no film.
+    """
+    path = Path(path)
+    try:
+        if path.is_file():
+            return [path]
+        if not path.is_dir():
+            raise InputError(f"{path}: does not exist; give a file or a folder")
+        found, seen = [], set()
+        for folder, below, names in os.walk(path, onerror=_throw, followlinks=True):
+            below.sort()
+            if (real := os.path.realpath(folder)) in seen:
+                below.clear()  # A link back up would never end.
+                continue
+            seen.add(real)
+            found += [p for name in names if _is_film(p := Path(folder, name))]
+    except OSError as error:
+        why = f"{error.filename}: can't be read ({error.strerror})"
+        raise InputError(f"{why}; mend its permissions") from error
+    if not found:
+        kinds = ", ".join(SUFFIXES)
+        raise InputError(f"{path}: holds no film; give a folder with files in {kinds}")
+    return sorted(found)
+
+
+def _throw(error: OSError):
+    raise error
+
+
+def _is_film(path: Path) -> bool:
+    if path.name.startswith(".") or path.name == "DICOMDIR":
+        return False
+    suffix = path.suffix.lower()
+    if suffix and not suffix[1:].isdigit():
+        return suffix in SUFFIXES
+    if not path.is_file():
+        return False  # Opening a pipe would wait for ever.
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def _spoilt(what: str) -> InputError:
+    return InputError(f"{what}; fetch or export the file again")
+
+
+def _check_size(height: int, width: int) -> None:
+    if height < 1 or width < 1:
+        raise _spoilt(f"is {width} x {height} pixels")
+    if height * width > MAX_PIXELS:
+        raise InputError(
+            f"is {width} x {height} pixels, more than {MAX_PIXELS // 10**6} "
+            "megapixels; shrink it first"
+        )
+
+
+# PNG and JPEG
+
+
+def _picture(data: bytes) -> np.ndarray:
+    """Returns [H, W] float32 in [0, 1] from the bytes of a PNG or a JPEG."""
+    if not data:
+        raise _spoilt("is empty (0 bytes)")
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        size = _check_png(data)
+    elif data.startswith(b"\xff\xd8\xff"):
+        size = _check_jpeg(data)
+    else:
+        raise InputError(
+            f"is not a PNG, JPEG or DICOM file (it begins with {data[:8]!r}); "
+            "convert it to one of them"
+        )
+    # AnyColor drops alpha and obeys the orientation, AnyDepth keeps 16 bits.
+    flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        pixels = None
+    if pixels is None or sorted(pixels.shape[:2]) != sorted(size):
+        raise _spoilt("can't be decoded: it is damaged")
+    white = np.iinfo(pixels.dtype).max
+    pixels = pixels.astype(np.float32)
+    pixels /= white
+    if pixels.ndim == 3:
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY)
+        pixels = np.minimum(pixels, 1)  # Where float32 weights add up to more.
+    return pixels
+
+
+def _check_png(data: bytes) -> tuple[int, int]:
+    """Returns (height, width) of a PNG whose chunks are all there and undamaged."""
+    if data[8:16] != b"\x00\x00\x00\x0dIHDR" or len(data) < 33:
+        raise _spoilt("is truncated or damaged: no PNG header")
+    width, height = struct.unpack_from(">II", data, 16)
+    _check_size(height, width)
+    start, kind, view = 8, b"", memoryview(data)
+    while kind != b"IEND":
+        if start + 12 > len(data):
+            raise _spoilt("is truncated: its end is missing")
+        length, kind = struct.unpack_from(">I4s", data, start)
+        end = start + 8 + length
+        if end + 4 > len(data):
+            raise _spoilt(f"is truncated at byte {len(data)}")
+        if zlib.crc32(view[start + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+            raise _spoilt(
+                f"is damaged between bytes {start} and {end + 4}: the checksum is wrong"
+            )
+        start = end + 4
+    return height, width
+
+
+def _check_jpeg(data: bytes) -> tuple[int, int]:
+    """Returns (height, width) of a JPEG that has a header, a scan and its end."""
+    at = data.find(b"\xff", 2)
+    while 0 <= at < len(data) - 9:
+        marker = data[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            bits, height, width, channels = struct.unpack_from(">BHHB", data, at + 4)
+            break
+        if marker == 0xFF or marker == 0x01 or 0xD0 <= marker <= 0xD8:
+            step = 1 if marker == 0xFF else 2  # These have no length.
+        else:
+            step = 2 + struct.unpack_from(">H", data, at + 2)[0]
+        at = data.find(b"\xff", at + step)
+    else:
+        raise _spoilt("is truncated or damaged: no JPEG frame")
+    _check_size(height, width)
+    if bits != 8 or channels not in (1, 3):
+        raise InputError(
+            f"is a JPEG of {bits} bits and {channels} channels; convert it to 8 bits, "
+            "grey or RGB"
+        )
+    # Inside a scan FF is always escaped, so FF D9 after the last scan's start is the
+    # end, and a file cut in its scan, or padded with zeros after the cut, has none.
+    if data.rfind(b"\xff\xd9") <= data.rfind(b"\xff\xda"):
+        raise _spoilt("is truncated: its end is missing")
+    return height, width
+
+
+# DICOM
+
+
+def _dicom(file) -> Film:
+    try:
+        file.seek(0)
+        # The header alone first: a cine of gigabytes is refused before it is read.
+        _check_dicom(pydicom.dcmread(file, stop_before_pixels=True))
+        file.seek(0)
+        dataset = pydicom.dcmread(file)
+        if not dataset.get("PixelData"):
+            raise _spoilt("holds no PixelData: it is truncated or no image")
+        with np.errstate(over="raise", divide="raise", invalid="raise"):
+            table = _display_table(dataset).astype(np.float32)
+        return Film(table[_codes(dataset)], _spacing(dataset))
+    except InputError:
+        raise
+    except Exception as error:  # pydicom raises a dozen types on a damaged file.
+        why = " ".join(str(error).split())
+        raise _spoilt(f"can't be decoded ({why})") from error
+
+
+def _check_dicom(header: pydicom.Dataset) -> None:
+    _check_size(int(header.Rows), int(header.Columns))
+    frames = int(header.get("NumberOfFrames") or 1)
+    if frames > 1:
+        raise InputError(f"holds {frames} frames; export each as a file of its own")
+    colour = header.PhotometricInterpretation
+    if colour not in ("MONOCHROME1", "MONOCHROME2") or header.SamplesPerPixel != 1:
+        raise InputError(f"is {colour}, not a grey film; convert it to MONOCHROME2")
+    stored, allocated = int(header.BitsStored), int(header.BitsAllocated)
+    if not 1 <= stored <= min(16, allocated) or header.HighBit != stored - 1:
+        raise InputError(
+            f"stores {stored} of {allocated} bits up to bit {header.HighBit}, where 1 "
+            "to 16 from bit 0 are read; export it with 16 bits"
+        )
+    syntax = header.file_meta.TransferSyntaxUID
+    if not (decoder := get_decoder(syntax)).is_available:
+        plugins = ", or ".join(decoder.missing_dependencies)
+        raise InputError(
+            f"is compressed as {syntax.name!r}; install a plug-in that decodes it "
+            f"({plugins}): pip install 'pylibjpeg[all]'"
+        )
+
+
+def _codes(dataset: pydicom.Dataset) -> np.ndarray:
+    """Returns the stored bits, [H, W] unsigned, clear of what lies above them."""
+    stored = dataset.pixel_array
+    if stored.shape != (dataset.Rows, dataset.Columns):
+        raise _spoilt(f"decodes to a shape of {stored.shape}")
+    return stored.view(f"u{stored.itemsize}") & ((1 << dataset.BitsStored) - 1)
+
+
+def _display_table(dataset: pydicom.Dataset) -> np.ndarray:
+    """Returns what each code of BitsStored bits is shown as, float64 in [0, 1]."""
+    bits = dataset.BitsStored
+    values = np.arange(1 << bits)
+    if dataset.PixelRepresentation == 1:
+        values -= values >> (bits - 1) << bits  # Two's complement.
+    if modality := dataset.get("ModalityLUTSequence"):
+        values, high = _lookup(values, modality[0], dataset)
+        low = 0.0
+    else:
+        values = values * _first(dataset, "RescaleSlope", 1.0)
+        values += _first(dataset, "RescaleIntercept", 0.0)
+        low, high = values.min(), values.max()
+        if low == high:
+            raise _spoilt("has a RescaleSlope of 0")
+    center, width = _first(dataset, "WindowCenter"), _first(dataset, "WindowWidth")
+    if voi := dataset.get("VOILUTSequence"):
+        values, high = _lookup(values, voi[0], dataset)
+        shown = values / high
+    elif center is not None and width is not None:
+        function = dataset.get("VOILUTFunction") or "LINEAR"
+        shown = _window(values, center, width, function.upper())
+    else:
+        shown = (values - low) / (high - low)
+    shown = np.clip(shown, 0, 1)
+    return 1 - shown if dataset.PhotometricInterpretation == "MONOCHROME1" else shown
+
+
+def _lookup(values, item: pydicom.Dataset, dataset) -> tuple[np.ndarray, float]:
+    """Returns the LUT's entries at these values, and the greatest they could be.
+
+    Source: DICOM PS3.3 C.11.1.1 and C.11.2.1.1.
+    """
+    entries, first, bits = item.LUTDescriptor
+    entries = entries or 1 << 16  # As 16 bits can't say 65536.
+    table = item.LUTData
+    if isinstance(table, bytes):
+        table = np.frombuffer(table, "<u2" if dataset.original_encoding[1] else ">u2")
+    table = np.asarray(table, np.float64)
+    if table.size < entries or not 8 <= bits <= 16:
+        raise _spoilt(f"has a LUT of {table.size} entries of {bits} bits for {entries}")
+    index = np.clip(np.rint(values) - first, 0, entries - 1).astype(int)
+    return table[index], 2.0**bits - 1
+
+
+def _window(values, center: float, width: float, function: str) -> np.ndarray:
+    """Maps a VOI window onto [0, 1].
+
+    Source: DICOM PS3.3 C.11.2.1.2 and C.11.2.1.3, with y from 0 to 1.
+    """
+    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
+        raise _spoilt(f"has the VOILUTFunction {function!r}")
+    if width <= 0 or (function == "LINEAR" and width < 1):
+        raise _spoilt(f"has a WindowWidth of {width:g}")
+    if function == "SIGMOID":
+        # 1 / (1 + exp(-4 u)) without its overflow; at |u| = 10 it is 0 or 1.
+        u = np.clip(values - center, -10 * width, 10 * width) / width
+        return 0.5 + 0.5 * np.tanh(2 * u)
+    if function == "LINEAR":
+        center, width = center - 0.5, width - 1
+    if width == 0:
+        return np.where(values > center, 1.0, 0.0)
+    return np.clip(values - center, -width / 2, width / 2) / width + 0.5
+
+
+def _first(dataset: pydicom.Dataset, name: str, absent: float | None = None):
+    """Returns an element's first value, finite, or `absent` where it has none."""
+    value = dataset.get(name)
+    if isinstance(value, pydicom.multival.MultiValue):
+        value = value[0] if value else None
+    if value is None or value == "":
+        return absent
+    if not math.isfinite(value):
+        raise _spoilt(f"has a {name} of {value}")
+    return float(value)
+
+
+def _spacing(dataset: pydicom.Dataset) -> tuple[float, float]:
+    """Returns (x, y) in mm a pixel; NaN where absent or not a length."""
+    for name in ("PixelSpacing", "ImagerPixelSpacing"):
+        if value := dataset.get(name):
+            y, x = (float(v) for v in value)  # DICOM: between rows, then columns.
+            if 0 < x < math.inf and 0 < y < math.inf:
+                return x, y
+    return math.nan, math.nan

@@ -1,0 +1,89 @@
+"""Every example exactly once, on all devices."""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from medjax.data import loader, reading, records
+from medjax.errors import InputError
+
+
+class Predictions(NamedTuple):
+    """What a model says of N films, in the order they were read.
+
+    id, patient: [N] int32.
+    probability, label, weight: [N, T] float32; weight 0 where the label is unknown.
+    """
+
+    id: np.ndarray
+    patient: np.ndarray
+    probability: np.ndarray
+    label: np.ndarray
+    weight: np.ndarray
+
+
+def predict(
+    batches: Iterable[dict[str, np.ndarray]], eval_step: Callable
+) -> Predictions:
+    """Runs a model over evaluation batches and takes the padding out again.
+
+    Args:
+      batches: host batches [D, B, ...]; padding rows have the id -1.
+      eval_step: image [D, B, H, W, C] -> probabilities [D, B, T], e.g.
+        `compile_eval`'s, with the state bound.
+    """
+    rows = []
+    for batch in batches:
+        probability = jax.device_get(eval_step(batch["image"]))
+        flat = {
+            name: array.reshape(-1, *array.shape[2:])
+            for name, array in {**batch, "probability": probability}.items()
+        }
+        real = flat["id"] >= 0
+        rows.append([flat[name][real] for name in Predictions._fields])
+    return Predictions(*(np.concatenate(parts) for parts in zip(*rows, strict=True)))
+
+
+def predict_files(
+    paths: list[Path], eval_step: Callable, *, side: int, batch: int, devices: int
+) -> Iterator[tuple[Path, np.ndarray | str]]:
+    """Yields every file, in order, with its probabilities or with what is wrong.
+
+    Args:
+      paths: image files.
+      eval_step: as for `predict`.
+      side: S, pixels, that the model was trained at.
+      batch: B, rows a device.
+      devices: D.
+
+    Yields:
+      path, and [T] float32 or the reason why the file can't be read.
+    """
+
+    def load(path: Path) -> tuple[Path, np.ndarray | str]:
+        try:
+            pixels = reading.read(path).pixels
+        except InputError as error:
+            return path, str(error)
+        return path, reading.resize(pixels, side)[..., None]
+
+    def finish(loaded: list) -> Iterator[tuple[Path, np.ndarray | str]]:
+        films = [pixels for _, pixels in loaded if not isinstance(pixels, str)]
+        if films:
+            padded = loader.pad({"image": np.stack(films)}, batch * devices)
+            image = loader.split_devices(padded, devices)["image"]
+            probability = jax.device_get(eval_step(image))
+            rows = iter(probability.reshape(batch * devices, -1))
+        for path, pixels in loaded:
+            yield path, pixels if isinstance(pixels, str) else next(rows)
+
+    waiting = []
+    for loaded in records.in_parallel(load, paths):
+        waiting.append(loaded)
+        if len(waiting) == batch * devices:
+            yield from finish(waiting)
+            waiting = []
+    yield from finish(waiting)

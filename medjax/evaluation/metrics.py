@@ -1,0 +1,266 @@
+"""Discrimination of one task: ranking, confusion and the rates that follow from it.
+
+Every function reads one task as vectors over images, [N], and is mapped over tasks
+by the caller (`jax.vmap(auroc, in_axes=-1)` on [N, T]). Three conventions hold in
+all of them:
+
+- A row of weight 0 (unknown label, padding) counts for nothing; its score and its
+  label may be anything, NaN included.
+- A soft label y counts as y of a positive and 1 - y of a negative.
+- NaN means undefined: a ratio without a denominator, or a NaN score or label with
+  a weight, which would otherwise pass for a low score.
+
+Counts are sums of float32 weights: exact for whole weights up to 2^24 images.
+"""
+
+import math
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+
+# Two thresholds whose Youden index differs by less are tied: float32 rounding of
+# the two rates must not decide between them.
+YOUDEN_TIE = 1e-6
+
+
+class Ranking(NamedTuple):
+    """The images of one task from the highest score to the lowest, all [N].
+
+    order: int32, where the image of this rank was before.
+    score: float32, -inf where the weight is 0.
+    positive, negative: float32, the image's weight as either class.
+    end: bool, whether this is the last of a run of equal scores. A threshold can
+      only be put there, so only there are the curves read: ties get their due.
+    """
+
+    order: Array
+    score: Array
+    positive: Array
+    negative: Array
+    end: Array
+
+
+class Confusion(NamedTuple):
+    """Weighted counts of true and false positives and negatives, [] or [...]."""
+
+    tp: Array
+    fp: Array
+    fn: Array
+    tn: Array
+
+
+def rank(score: Array, label: Array, weight: Array) -> Ranking:
+    """Sorts one task by descending score.
+
+    Args:
+      score: [N] probability or logit; only its order matters.
+      label: [N] in [0, 1].
+      weight: [N], >= 0.
+    """
+    score, positive, negative = _known(score, label, weight)
+    _, order = jax.lax.sort_key_val(-score, jnp.arange(score.size))
+    score = score[order]
+    end = jnp.append(score[1:] != score[:-1], True)
+    return Ranking(order, score, positive[order], negative[order], end)
+
+
+def auroc(score: Array, label: Array, weight: Array) -> Array:
+    """Area under the ROC curve: how often a positive outranks a negative.
+
+    Args:
+      score: [N] probability or logit; only its order matters.
+      label: [N] in [0, 1].
+      weight: [N], >= 0; 2 counts an image twice.
+
+    Returns:
+      [] float32; a tied pair counts one half; NaN without positives or negatives.
+
+    Source: Mann & Whitney, Ann. Math. Stat. 18 (1947); Hanley & McNeil,
+    Radiology 143 (1982): the trapezoid over runs of tied scores.
+    """
+    tp, fp, end = _cumulative(rank(score, label, weight))
+    # Counts are subtracted while they are exact, and divided before they are
+    # multiplied: tp * fp passes 2^24, where float32 loses units.
+    step = _ratio(fp - _previous(fp, end), fp[-1])
+    height = _ratio(tp + _previous(tp, end), 2 * tp[-1])
+    return _sum(jnp.where(end, step * height, 0.0))
+
+
+def average_precision(score: Array, label: Array, weight: Array) -> Array:
+    """Average precision: precision at every threshold, weighted by recall's step.
+
+    Args:
+      score: [N] probability or logit; only its order matters.
+      label: [N] in [0, 1].
+      weight: [N], >= 0.
+
+    Returns:
+      [] float32, no interpolation; NaN without positives (scikit-learn says 0),
+      1 without negatives. Under chance it equals the prevalence, not 1/2.
+
+    Source: scikit-learn's `average_precision_score`, sum (R_n - R_n-1) P_n.
+    """
+    tp, fp, end = _cumulative(rank(score, label, weight))
+    step = _ratio(tp - _previous(tp, end), tp[-1])
+    # Leading rows of weight 0 have no precision, and take no step.
+    precision = jnp.where(tp + fp > 0, _ratio(tp, tp + fp), 0.0)
+    return _sum(jnp.where(end, step * precision, 0.0))
+
+
+def cells(score: Array, label: Array, weight: Array, threshold: Array) -> Confusion:
+    """Each image's share in the confusion matrix: four vectors [N].
+
+    Args:
+      score: [N] in the unit of the threshold.
+      label: [N] in [0, 1].
+      weight: [N], >= 0.
+      threshold: [], positive is score >= threshold. NaN (none was found) makes
+        every cell NaN, because it would otherwise call every image negative.
+    """
+    score, positive, negative = _known(score, label, weight)
+    called = jnp.where(jnp.isnan(threshold), jnp.nan, score >= threshold)
+    return Confusion(
+        tp=positive * called,
+        fp=negative * called,
+        fn=positive * (1.0 - called),
+        tn=negative * (1.0 - called),
+    )
+
+
+def confusion(score: Array, label: Array, weight: Array, threshold: Array) -> Confusion:
+    """Counts the confusion matrix at one threshold; arguments as in `cells`."""
+    return jax.tree.map(_sum, cells(score, label, weight, threshold))
+
+
+def rates(confusion: Confusion) -> dict[str, Array]:
+    """What a confusion matrix says, each in [0, 1] and of the shape of its cells.
+
+    A rate whose denominator is 0 is NaN: PPV where nothing is called positive,
+    sensitivity where nothing is positive, and so on.
+
+    Source: Altman & Bland, BMJ 308 (1994) 1552 and 309 (1994) 102; F1: van
+    Rijsbergen, Information Retrieval (1979), the harmonic mean of PPV and
+    sensitivity.
+    """
+    tp, fp, fn, tn = confusion
+    total = tp + fp + fn + tn
+    return {
+        "sensitivity": _ratio(tp, tp + fn),
+        "specificity": _ratio(tn, tn + fp),
+        "ppv": _ratio(tp, tp + fp),
+        "npv": _ratio(tn, tn + fn),
+        "accuracy": _ratio(tp + tn, total),
+        "prevalence": _ratio(tp + fn, total),
+        "f1": _ratio(2 * tp, 2 * tp + fp + fn),
+    }
+
+
+def youden_threshold(score: Array, label: Array, weight: Array) -> Array:
+    """The score at which sensitivity + specificity - 1 is largest.
+
+    It is an observed score, so that the rates at it are those that chose it. Of
+    tied thresholds (within 1e-6) the lowest is taken: the most sensitive, because
+    a missed finding costs more than a second look.
+
+    Args:
+      score: [N] of the validation split, never of the split to be judged.
+      label: [N] in [0, 1].
+      weight: [N], >= 0.
+
+    Returns:
+      [] float32 in the unit of the score; NaN without positives or negatives: the
+      caller has to choose another way, and say so.
+
+    Source: Youden, Cancer 3 (1950) 32.
+    """
+    ranking = rank(score, label, weight)
+    tp, fp, end = _cumulative(ranking)
+    index = _ratio(tp, tp[-1]) - _ratio(fp, fp[-1])
+    index = jnp.where(end, index, -jnp.inf)
+    tied = index >= jnp.max(index) - YOUDEN_TIE
+    lowest = jnp.min(jnp.where(tied, ranking.score, jnp.inf))
+    # Rows of weight 0 rank at -inf: below every known score is as good as at it.
+    known = jnp.where(ranking.positive + ranking.negative > 0, ranking.score, jnp.inf)
+    undefined = jnp.isnan(jnp.max(index)) | (tp[-1] == 0) | (fp[-1] == 0)
+    return jnp.where(undefined, jnp.nan, jnp.maximum(lowest, jnp.min(known)))
+
+
+def roc(score, label, weight) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Every point of the ROC curve, on the host, for a page to draw.
+
+    Args:
+      score: [N]; label: [N] in [0, 1]; weight: [N], >= 0.
+
+    Returns:
+      fpr, tpr: [K + 1] float64, from (0, 0) to (1, 1); NaN for a missing class.
+      thresholds: [K + 1], inf and then the K distinct scores, descending.
+
+    Source: as scikit-learn's `roc_curve(drop_intermediate=False)`.
+    """
+    score, label, weight = (np.asarray(a, np.float64) for a in (score, label, weight))
+    score, label, weight = (a[weight > 0] for a in (score, label, weight))
+    thresholds, run = np.unique(-score, return_inverse=True)
+    positive = np.bincount(run, weight * label, thresholds.size)
+    negative = np.bincount(run, weight * (1.0 - label), thresholds.size)
+    curves = []
+    for count in (negative, positive):
+        total = count.sum()
+        below = np.concatenate([[0.0], np.cumsum(count)])
+        curves.append(below / total if total > 0 else np.full_like(below, np.nan))
+    return *curves, np.concatenate([[np.inf], -thresholds])
+
+
+def _known(score: Array, label: Array, weight: Array) -> tuple[Array, Array, Array]:
+    """Returns score, weight as positive, weight as negative; rows of weight 0 muted."""
+    chex.assert_rank([score, label, weight], 1)
+    chex.assert_equal_shape([score, label, weight])
+    weight = jnp.asarray(weight, jnp.float32)
+    known = weight > 0
+    score = jnp.where(known, jnp.asarray(score, jnp.float32), -jnp.inf)
+    label = jnp.where(known, jnp.asarray(label, jnp.float32), 0.0)
+    weight = jnp.where(jnp.isnan(score), jnp.nan, weight)
+    return score, weight * label, weight * (1.0 - label)
+
+
+def _cumulative(ranking: Ranking) -> tuple[Array, Array, Array]:
+    """Returns tp, fp [N], counted down to each rank, and the ends of runs."""
+    return _running(ranking.positive), _running(ranking.negative), ranking.end
+
+
+def _previous(curve: Array, end: Array) -> Array:
+    """Returns [N]: the curve's value at the last end above each rank, or 0."""
+    last = jax.lax.cummax(jnp.where(end, jnp.arange(end.size), -1))
+    last = jnp.append(-1, last[:-1])
+    return jnp.where(last < 0, 0.0, curve[last])
+
+
+def _running(terms: Array) -> Array:
+    """Returns [N], the running sum of [N], in rows of about sqrt(N).
+
+    XLA adds one by one on a CPU. Whole counts stay exact; fractions, such as soft
+    labels, would lose three digits over a million images.
+    """
+    width = max(1, math.isqrt(terms.size))
+    rows = jnp.pad(terms, (0, -terms.size % width)).reshape(-1, width)
+    within = jnp.cumsum(rows, axis=1)
+    before = jnp.cumsum(within[:, -1]) - within[:, -1]
+    return (before[:, None] + within).reshape(-1)[: terms.size]
+
+
+def _sum(terms: Array) -> Array:
+    """Returns the sum of [N], added as a tree, for the same reason."""
+    while terms.size > 1:
+        terms = jnp.pad(terms, (0, terms.size % 2))
+        terms = terms[: terms.size // 2] + terms[terms.size // 2 :]
+    return terms[0]
+
+
+def _ratio(numerator: Array, denominator: Array) -> Array:
+    """Returns the quotient, and NaN where there is nothing to divide by."""
+    empty = denominator == 0
+    return jnp.where(empty, jnp.nan, numerator / jnp.where(empty, 1.0, denominator))

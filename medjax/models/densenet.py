@@ -1,0 +1,89 @@
+"""DenseNet (Huang et al., CVPR 2017), layer for layer as torchvision builds it.
+
+The names are torchvision's too (`denseblock1_denselayer1_conv1` for
+`features.denseblock1.denselayer1.conv1`), so that its weights can be loaded.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from chex import Array
+
+
+class DenseNet(nn.Module):
+    """Image [B, H, W, C] -> logits [B, T].
+
+    Attributes:
+      tasks: T, the number of findings.
+      blocks: layers in each dense block.
+      growth: channels that each layer adds.
+      features: channels of the stem.
+      stem: 'imagenet' is a 7 x 7 convolution of stride 2 and a max-pool of stride
+        2, for 224 pixels; 'small' a 3 x 3 convolution of stride 2, for a quarter of
+        that.
+      dtype: of the computation; parameters and statistics stay float32.
+      axis_name: the mapped axis over which batch statistics are shared, or None.
+    """
+
+    tasks: int
+    blocks: Sequence[int] = (6, 12, 24, 16)
+    growth: int = 32
+    features: int = 64
+    stem: str = "imagenet"
+    dtype: jnp.dtype = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, image: Array, *, train: bool) -> Array:
+        """Args: image [B, H, W, C], standardised. Returns: logits [B, T] float32."""
+        # torch's momentum 0.1 is the share of the new value, Linen's 0.9 of the old.
+        norm = partial(
+            nn.BatchNorm,
+            use_running_average=not train,
+            momentum=0.9,
+            epsilon=1e-5,
+            dtype=self.dtype,
+            axis_name=self.axis_name if train else None,
+        )
+        conv = partial(
+            nn.Conv,
+            use_bias=False,
+            dtype=self.dtype,
+            kernel_init=nn.initializers.he_normal(),
+        )
+        relu = jax.nn.relu
+
+        x = image.astype(self.dtype)
+        if self.stem == "imagenet":
+            x = conv(self.features, (7, 7), 2, padding=3, name="conv0")(x)
+            x = relu(norm(name="norm0")(x))
+            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        elif self.stem == "small":
+            x = conv(self.features, (3, 3), 2, padding=1, name="conv0")(x)
+            x = relu(norm(name="norm0")(x))
+        else:
+            raise ValueError(f"model.stem={self.stem!r}: use 'imagenet' or 'small'")
+        for i, layers in enumerate(self.blocks, start=1):
+            for j in range(1, layers + 1):
+                name = f"denseblock{i}_denselayer{j}"
+                new = relu(norm(name=f"{name}_norm1")(x))
+                new = conv(4 * self.growth, (1, 1), name=f"{name}_conv1")(new)
+                new = relu(norm(name=f"{name}_norm2")(new))
+                new = conv(self.growth, (3, 3), padding=1, name=f"{name}_conv2")(new)
+                x = jnp.concatenate([x, new], axis=-1)  # [B, h, w, c + growth]
+            if i < len(self.blocks):
+                x = relu(norm(name=f"transition{i}_norm")(x))
+                x = conv(x.shape[-1] // 2, (1, 1), name=f"transition{i}_conv")(x)
+                x = nn.avg_pool(x, (2, 2), (2, 2))
+        x = relu(norm(name="norm5")(x))
+        x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)  # [B, c]
+        return nn.Dense(self.tasks, name="classifier")(x)
+
+
+densenet121 = DenseNet
+densenet_small = partial(
+    DenseNet, blocks=(3, 4, 4), growth=12, features=24, stem="small"
+)

@@ -1,0 +1,153 @@
+"""Orbax: the state and the position in the data together, the best and the latest."""
+
+import logging
+import math
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import jax
+import numpy as np
+from chex import ArrayTree
+from orbax.checkpoint import v1 as ocp
+
+from medjax.errors import InputError
+
+log = logging.getLogger("medjax")
+
+
+class Restored(NamedTuple):
+    """A checkpoint as read back: step, state (numpy leaves), position in the data."""
+
+    step: int
+    state: ArrayTree
+    data: dict
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+      directory: made if absent.
+      keep: how many of the best to keep, by validation AUROC; the latest is always
+        kept too, or the newest work would be the first deleted.
+    """
+
+    def __init__(self, directory: Path, *, keep: int = 1):
+        policies = ocp.training.preservation_policies
+        best = policies.BestN(
+            get_metric_fn=lambda metrics: metrics["auroc"],
+            n=keep,
+            keep_checkpoints_without_metrics=False,
+        )
+        policy = policies.AnyPreservationPolicy([policies.LatestN(1), best])
+        self.directory = Path(directory).absolute()  # Orbax takes no relative path.
+        self._orbax = ocp.training.Checkpointer(
+            self.directory, preservation_policy=policy, cleanup_tmp_directories=True
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._orbax.close()
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps at hand, ascending."""
+        return sorted(checkpoint.step for checkpoint in self._orbax.checkpoints)
+
+    @property
+    def best(self) -> int | None:
+        """The step with the highest validation AUROC; None before the first."""
+        scored = [c for c in self._orbax.checkpoints if c.metrics]
+        if not scored:
+            return None
+        return max(scored, key=lambda c: (c.metrics["auroc"], -c.step)).step
+
+    def save(
+        self, step: int, state: ArrayTree, data: dict, *, auroc: float | None = None
+    ) -> None:
+        """Writes one checkpoint and waits for it; replaces one of the same step.
+
+        Args:
+          step: updates done.
+          state: any tree of arrays; one replica is written.
+          data: the position in the data, plain JSON.
+          auroc: validation score; None or NaN: not a candidate for the best.
+        """
+        scored = auroc is not None and math.isfinite(auroc)
+        self._orbax.save_checkpointables(
+            step,
+            {"state": jax.device_get(state), "data": data},
+            metrics={"auroc": float(auroc)} if scored else None,
+            force=True,  # Orbax would skip an older step in silence.
+            overwrite=step in self.steps,
+        )
+
+    def restore(self, template: ArrayTree, *, step: int | None = None) -> Restored:
+        """Reads a checkpoint: the given step, or the latest that can be read.
+
+        Args:
+          template: a tree with the structure, shapes and dtypes expected.
+          step: None: the latest; a damaged one is named and the one before it tried.
+
+        Raises:
+          InputError: no checkpoint can be read, or it doesn't fit the template.
+        """
+        candidates = [step] if step is not None else self.steps[::-1]
+        reasons = []
+        for candidate in candidates:
+            try:
+                return self._read(template, candidate)
+            except InputError:
+                raise
+            except Exception as error:  # noqa: BLE001 Orbax raises many kinds.
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                log.warning("checkpoint %d can't be read (%s)", candidate, reason)
+                reasons.append(f"step {candidate}: {reason}")
+        raise InputError(
+            f"{self.directory}: no checkpoint can be read "
+            f"({'; '.join(reasons) or 'there is none'}): train again in a new workdir"
+        )
+
+    def _read(self, template: ArrayTree, step: int) -> Restored:
+        template = jax.tree.map(np.asarray, jax.device_get(template))
+        self._check(template, step)
+        parts = self._orbax.load_checkpointables(
+            step, {"state": template, "data": None}
+        )
+        return Restored(step, parts["state"], parts["data"])
+
+    def _check(self, template: ArrayTree, step: int) -> None:
+        """Compares names, shapes and dtypes: Orbax casts a wrong dtype in silence."""
+        saved = self._orbax.checkpointables_metadata(step).metadata["state"]
+        saved, expected = _leaves(saved), _leaves(template)
+        for name in sorted(saved.keys() ^ expected.keys()):
+            where = "the checkpoint" if name in saved else "the model"
+            raise InputError(
+                f"{self.directory}/{step}: {name} is only in {where}: "
+                "the config's model is not the one that was trained"
+            )
+        for name, leaf in expected.items():
+            old = saved[name]
+            if old != leaf:
+                raise InputError(
+                    f"{self.directory}/{step}: {name} is {old}, the config's model "
+                    f"has {leaf}: it is not the one that was trained"
+                )
+
+
+def _leaves(tree: ArrayTree) -> dict[str, str]:
+    """Names each leaf and says its dtype and shape: {'params/conv0': 'float32[3]'}."""
+    return {
+        "/".join(_part(part) for part in path): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+    }
+
+
+def _part(part) -> str:
+    """A path's part as text; a tuple's index and a field's name both occur."""
+    for attribute in ("name", "key", "idx"):
+        if hasattr(part, attribute):
+            return str(getattr(part, attribute))
+    return str(part)

@@ -1,0 +1,139 @@
+"""Next batch, step, log, evaluate, save: until done, stopped or diverged."""
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+from chex import Array
+
+from medjax.data.loader import TrainBatches
+from medjax.errors import InputError
+from medjax.training.checkpoint import Checkpoints
+from medjax.training.journal import Journal
+from medjax.training.step import State
+
+
+def fit(
+    state: State,
+    *,
+    workdir: Path,
+    steps: int,
+    step: Callable,
+    batches: TrainBatches,
+    evaluate: Callable[[State], dict[str, float]],
+    checkpoints: Checkpoints,
+    key: Array,
+    log_every: int,
+    evaluate_every: int,
+) -> bool:
+    """Trains from the latest checkpoint, or from the start, to the last step.
+
+    Args:
+      state: before the first update.
+      workdir: of the run.
+      steps: updates of the whole run.
+      step: compile_step's; its first argument is donated.
+      batches: the training data; its position is saved with the state.
+      evaluate: the validation metrics; 'auroc' chooses the best checkpoint.
+      checkpoints: of this run.
+      key: the run's key.
+      log_every: steps between two lines of metrics.jsonl.
+      evaluate_every: steps between two evaluations, each with a checkpoint.
+
+    Returns:
+      Whether the run is complete: False after SIGTERM or Ctrl-C, with everything
+      saved.
+
+    Raises:
+      InputError: the loss or the gradient stopped being finite.
+    """
+    start = 0
+    if checkpoints.steps:
+        start, state, data = checkpoints.restore(state)
+        batches.set_state(data)
+    # Values only: the step donates its state, and one buffer can't be given twice.
+    state = jax.device_get(state)
+    rows = 0
+    since = time.perf_counter()
+    unread: list[tuple[int, dict]] = []
+    with Journal(workdir, steps=steps, start=start) as journal, stop_signal() as stop:
+
+        def flush(now: int) -> None:
+            """Reads what the device computed since last time, and checks it."""
+            nonlocal since, rows
+            values = [(number, jax.device_get(scalars)) for number, scalars in unread]
+            for number, scalars in values:
+                if not all(math.isfinite(value) for value in scalars.values()):
+                    raise diverged(number, scalars, checkpoints)
+            if values:
+                seconds = time.perf_counter() - since
+                last = {name: float(v) for name, v in values[-1][1].items()}
+                mean = sum(float(scalars["loss"]) for _, scalars in values)
+                last["loss"] = mean / len(values)
+                last["images_per_second"] = rows / seconds
+                last["steps_per_second"] = len(values) / seconds
+                journal.write(now, last)
+                journal.show(
+                    now,
+                    f"{last['images_per_second']:.0f} images/s  "
+                    f"loss {last['loss']:.4f}",
+                )
+            unread.clear()
+            rows, since = 0, time.perf_counter()
+
+        for number in range(start + 1, steps + 1):
+            batch = next(batches)
+            state, scalars = step(state, batch, key)
+            rows += batch["id"].size
+            unread.append((number, scalars))
+            if number % log_every == 0:
+                flush(number)
+            if number % evaluate_every == 0 or number == steps:
+                flush(number)
+                scores = evaluate(state)
+                journal.write(number, {f"validation_{k}": v for k, v in scores.items()})
+                journal.say(
+                    number,
+                    "  ".join(f"validation {k} {v:.4f}" for k, v in scores.items()),
+                )
+                checkpoints.save(
+                    number, state, batches.get_state(), auroc=scores["auroc"]
+                )
+                since = time.perf_counter()
+            elif stop():
+                flush(number)
+                checkpoints.save(number, state, batches.get_state())
+            if stop() and number < steps:
+                journal.say(
+                    number, "stopped: saved, the same command goes on from here"
+                )
+                return False
+    return True
+
+
+def diverged(number: int, scalars: dict, checkpoints: Checkpoints) -> InputError:
+    """The error of a loss or gradient that is not finite any more."""
+    what = ", ".join(f"{name} {float(value)}" for name, value in scalars.items())
+    last = checkpoints.steps[-1:]
+    good = f"the last good checkpoint is step {last[0]}" if last else "none was saved"
+    return InputError(
+        f"step {number}: {what}: training diverged; {good} "
+        f"({checkpoints.directory}): lower optim.learning_rate or optim.clip"
+    )
+
+
+@contextlib.contextmanager
+def stop_signal() -> Iterator[Callable[[], bool]]:
+    """Yields a function that says whether SIGTERM or Ctrl-C asked for an end."""
+    asked = []
+    signals = (signal.SIGTERM, signal.SIGINT)
+    old = [signal.signal(each, lambda *_: asked.append(True)) for each in signals]
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for each, handler in zip(signals, old, strict=True):
+            signal.signal(each, handler)

@@ -1,0 +1,156 @@
+"""One training step, pure; pmap is here and nowhere else."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from chex import Array, ArrayTree
+from jax import lax
+
+from medjax.training.optim import Hyper
+
+AXIS = "batch"
+
+
+class State(NamedTuple):
+    """All that an update reads and writes; what a checkpoint holds.
+
+    step: [] int32, updates done.
+    params: float32 weights.
+    batch_stats: running means and variances of the batch normalisation.
+    averaged: exponential moving average of the params, used for evaluation.
+    opt_state: the optimiser's.
+    hyper: rates and class weights, as arrays.
+    """
+
+    step: Array
+    params: ArrayTree
+    batch_stats: ArrayTree
+    averaged: ArrayTree
+    opt_state: ArrayTree
+    hyper: Hyper
+
+
+def init_state(variables: ArrayTree, *, optimizer: Any, hyper: Hyper) -> State:
+    """Makes the state before the first update from a model's fresh variables."""
+    params = variables["params"]
+    return State(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=variables.get("batch_stats", {}),
+        averaged=jax.tree.map(jnp.copy, params),
+        opt_state=optimizer.init(params),
+        hyper=jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hyper),
+    )
+
+
+def train_step(
+    state: State,
+    batch: dict[str, Array],
+    key: Array,
+    *,
+    apply: Callable,
+    augment: Callable,
+    loss: Callable,
+    optimizer: optax.GradientTransformationExtraArgs,
+) -> tuple[State, dict[str, Array]]:
+    """One update from one shard's batch, collective over AXIS.
+
+    Runs under pmap, vmap(axis_name=AXIS) and shard_map(check_vma=False), and gives
+    the update of the whole batch whatever the number of shards.
+
+    Args:
+      state: replicated.
+      batch: this shard's rows, see data/schema.py.
+      key: the run's key, the same at every step: the batch says the epoch.
+      apply: (variables, image, train=True, mutable=[...]) -> (logits, updates), its
+        batch statistics shared over AXIS.
+      augment: (key, batch) -> standardised image [B, H, W, C] float32.
+      loss: (logits, label, weight, **hyper.loss) -> (total, count).
+      optimizer: takes the learning rate and the weight decay as extra arguments.
+
+    Returns:
+      The new state, and scalars: loss (nats an image), grad_norm.
+    """
+    image = augment(key, batch)
+
+    def shard_loss(params: ArrayTree) -> tuple[Array, ArrayTree]:
+        logits, updates = apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            image,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        total, count = loss(logits, batch["label"], batch["weight"], **state.hyper.loss)
+        # The count has no gradient; the sum of these shares is the batch's mean.
+        return total / jnp.maximum(lax.psum(count, AXIS), 1), updates
+
+    (value, updates), grads = jax.value_and_grad(shard_loss, has_aux=True)(state.params)
+    value, grads = lax.psum((value, grads), AXIS)
+
+    change, opt_state = optimizer.update(
+        grads,
+        state.opt_state,
+        state.params,
+        learning_rate=state.hyper.learning_rate,
+        weight_decay=state.hyper.weight_decay,
+    )
+    params = optax.apply_updates(state.params, change)
+    # A young average would remember the random start: (1 + t) / (10 + t) bounds it.
+    decay = jnp.minimum(state.hyper.ema, (1 + state.step) / (10 + state.step))
+    averaged = jax.tree.map(
+        lambda old, new: decay * old + (1 - decay) * new, state.averaged, params
+    )
+    new = State(
+        step=state.step + 1,
+        params=params,
+        batch_stats=updates.get("batch_stats", {}),
+        averaged=averaged,
+        opt_state=opt_state,
+        hyper=state.hyper,
+    )
+    return new, {"loss": value, "grad_norm": optax.global_norm(grads)}
+
+
+def eval_step(state: State, image: Array, *, apply: Callable, views: Callable) -> Array:
+    """Probabilities of one shard's rows, by the averaged weights.
+
+    Args:
+      state: replicated.
+      image: [B, H, W, C], this shard's rows as loaded.
+      apply: (variables, image, train=False) -> logits [B, T].
+      views: image -> [V, B, H, W, C], standardised: one view, or several whose
+        probabilities are averaged.
+
+    Returns:
+      [B, T] float32 in [0, 1].
+    """
+    variables = {"params": state.averaged, "batch_stats": state.batch_stats}
+    seen = views(image)
+    flat = seen.reshape(-1, *seen.shape[2:])  # [V B, H, W, C]
+    logits = apply(variables, flat, train=False).astype(jnp.float32)
+    return jax.nn.sigmoid(logits).reshape(*seen.shape[:2], -1).mean(axis=0)
+
+
+def compile_step(**parts: Any) -> Callable:
+    """Binds AXIS to the devices; the state goes in and comes out replicated."""
+    return jax.pmap(
+        functools.partial(train_step, **parts),
+        axis_name=AXIS,
+        in_axes=(None, 0, None),
+        out_axes=None,
+        donate_argnums=0,
+    )
+
+
+def compile_eval(**parts: Any) -> Callable:
+    """As compile_step; the probabilities come out as [D, B, T]."""
+    return jax.pmap(
+        functools.partial(eval_step, **parts),
+        axis_name=AXIS,
+        in_axes=(None, 0),
+        out_axes=0,
+    )

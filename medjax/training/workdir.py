@@ -1,0 +1,106 @@
+"""The files of a run's folder, other than checkpoints and reports."""
+
+import json
+import math
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import jax
+import numpy as np
+import pandas as pd
+
+from medjax.errors import InputError
+from medjax.evaluation.inference import Predictions
+
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def claim(folder: Path, config: dict) -> None:
+    """Writes config.json and environment.json, or finds the same config there.
+
+    Raises:
+      InputError: the folder holds a run of another config.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "config.json"
+    if path.exists():
+        old = json.loads(path.read_text())
+        for name in sorted(old.keys() | config.keys()):
+            if old.get(name) != config.get(name):
+                raise InputError(
+                    f"{folder}: holds a run whose config.{name} is {old.get(name)}, "
+                    f"not {config.get(name)}: use another --workdir"
+                )
+    path.write_text(json.dumps(config, indent=2))
+    (folder / "environment.json").write_text(json.dumps(environment(), indent=2))
+
+
+def read_config(folder: Path) -> dict:
+    """Reads config.json back.
+
+    Raises:
+      InputError: the folder holds no run.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        raise InputError(f"{folder}: no config.json: is this the workdir of a run?")
+    return json.loads(path.read_text())
+
+
+def environment() -> dict:
+    """What the numbers depend on besides the config."""
+    git = subprocess.run(
+        ["git", "-C", os.fspath(Path(__file__).parent), "rev-parse", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return {
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in LIBRARIES},
+        "devices": [str(device) for device in jax.devices()],
+        "revision": git.stdout.strip() or None,
+    }
+
+
+def write_thresholds(
+    folder: Path, tasks: tuple[str, ...], threshold: np.ndarray, checkpoint: int
+) -> None:
+    """Freezes the operating points of a checkpoint; NaN is written as null."""
+    values = [None if math.isnan(value) else float(value) for value in threshold]
+    frozen = {"checkpoint": checkpoint, "tasks": dict(zip(tasks, values, strict=True))}
+    (folder / "thresholds.json").write_text(json.dumps(frozen, indent=2))
+
+
+def read_thresholds(folder: Path) -> tuple[int, dict[str, float]] | None:
+    """Returns the checkpoint and {task: threshold}, or None before the first."""
+    path = folder / "thresholds.json"
+    if not path.exists():
+        return None
+    frozen = json.loads(path.read_text())
+    tasks = {k: math.nan if v is None else v for k, v in frozen["tasks"].items()}
+    return frozen["checkpoint"], tasks
+
+
+def write_predictions(
+    path: Path, tasks: tuple[str, ...], image: pd.Series, found: Predictions
+) -> None:
+    """Writes predictions/<split>.csv: image, patient, and two columns a task.
+
+    Args:
+      path: of the CSV.
+      tasks: T names.
+      image: names by id.
+      found: probabilities and labels; an unknown label is left empty.
+    """
+    path.parent.mkdir(exist_ok=True)
+    names = image[found.id].to_numpy()
+    columns = {"image": names, "patient": found.patient}
+    known = np.where(found.weight > 0, found.label, np.nan)
+    for t, task in enumerate(tasks):
+        columns[task] = found.probability[:, t]
+        columns[f"{task}_label"] = known[:, t]
+    pd.DataFrame(columns).to_csv(path, index=False)

@@ -1,0 +1,215 @@
+"""The bootstrap against literal resampling, scikit-learn, and a known truth."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn import metrics as oracles
+
+from medjax.errors import InputError
+from medjax.evaluation import intervals, metrics
+
+KEY = jax.random.key(7)
+# Metric of (threshold, label, score), in scikit-learn's words.
+ORACLES = {
+    "auroc": lambda cut, y, s: oracles.roc_auc_score(y, s),
+    "average_precision": lambda cut, y, s: oracles.average_precision_score(y, s),
+    "sensitivity": lambda cut, y, s: oracles.recall_score(y, s >= cut),
+    "specificity": lambda cut, y, s: oracles.recall_score(y, s >= cut, pos_label=0),
+    "ppv": lambda cut, y, s: oracles.precision_score(y, s >= cut),
+    "npv": lambda cut, y, s: oracles.precision_score(y, s >= cut, pos_label=0),
+    "accuracy": lambda cut, y, s: oracles.accuracy_score(y, s >= cut),
+    "prevalence": lambda cut, y, s: y.mean(),
+    "f1": lambda cut, y, s: oracles.f1_score(y, s >= cut),
+}
+
+
+def cohort(seed=0, images=150, tasks=3, per_patient=3):
+    """Returns score, label, weight [N, T] with ties and unknowns, and patient [N]."""
+    rng = np.random.default_rng(seed)
+    label = (rng.random((images, tasks)) < [0.2, 0.4, 0.6][:tasks]).astype(np.float32)
+    score = np.round(rng.random((images, tasks)) + 0.4 * label, 1).astype(np.float32)
+    weight = (rng.random((images, tasks)) < 0.9).astype(np.float32)
+    patient = 1000 + 7 * rng.permutation(np.arange(images) // per_patient)
+    return score, label, weight, patient
+
+
+def drawn(key, patients, replicates):
+    """Returns [R, P]: the patients that each replicate draws, one after another."""
+    keys = [jax.random.fold_in(key, r) for r in range(replicates)]
+    return np.stack([jax.random.bits(k, (patients,)) % patients for k in keys])
+
+
+def literal(metric, draws, score, label, weight, patient):
+    """Returns [R]: the metric on rows that are copied as often as drawn."""
+    names = np.unique(patient)
+    values = []
+    for draw in draws:
+        rows = np.concatenate([np.flatnonzero(patient == names[p]) for p in draw])
+        rows = rows[weight[rows] > 0]
+        values.append(metric(label[rows], score[rows]))
+    return np.array(values)
+
+
+def test_multiplicities_count_the_draws_of_patients():
+    counts = np.asarray(intervals.multiplicities(KEY, jnp.arange(20), 9))
+    assert counts.shape == (9, 20)
+    for r, draw in enumerate(drawn(KEY, 9, 20)):
+        np.testing.assert_array_equal(counts[:, r], np.bincount(draw, minlength=9))
+    later = intervals.multiplicities(KEY, jnp.arange(15, 20), 9)
+    np.testing.assert_array_equal(counts[:, 15:], later)
+
+
+def test_every_patient_is_drawn_alike():
+    counts = np.asarray(intervals.multiplicities(KEY, jnp.arange(4000), 11))
+    # Binomial(44000, 1/11): mean 4000, standard deviation 60.
+    assert np.abs(counts.sum(axis=1, dtype=int) - 4000).max() < 4.5 * 60
+    assert counts.var() == pytest.approx(1 - 1 / 11, rel=0.05)
+
+
+def test_replicates_are_scikit_learn_on_the_repeated_rows():
+    score, label, weight, patient = cohort()
+    names, index = np.unique(patient, return_inverse=True)
+    counts = intervals.multiplicities(KEY, jnp.arange(12), names.size)
+    threshold = np.float32([0.5, 0.7, 0.6])
+    auroc, precision = intervals.replicate_areas(score, label, weight, index, counts)
+    found = {"auroc": auroc, "average_precision": precision}
+    found |= intervals.replicate_rates(score, label, weight, index, threshold, counts)
+    draws = drawn(KEY, names.size, 12)
+    assert found.keys() == ORACLES.keys()
+    for t in range(3):
+        task = score[:, t], label[:, t], weight[:, t], patient
+        for name, oracle in ORACLES.items():
+            metric = functools.partial(oracle, threshold[t])
+            expected = literal(metric, draws, *task)
+            np.testing.assert_allclose(found[name][:, t], expected, atol=1e-6)
+
+
+def test_the_interval_is_the_quantiles_of_its_replicates(monkeypatch):
+    monkeypatch.setattr(intervals, "CHUNK", 16)  # 50 is not a multiple of it.
+    score, label, weight, patient = cohort()
+    threshold = np.float32([0.5, 0.7, 0.6])
+    found = intervals.bootstrap(
+        score, label, weight, patient, threshold, key=KEY, replicates=50, level=0.9
+    )
+    assert found.keys() == {*ORACLES, *(f"mean_{name}" for name in ORACLES)}
+    draws = drawn(KEY, np.unique(patient).size, 50)
+    values = np.stack(
+        [
+            literal(
+                oracles.roc_auc_score,
+                draws,
+                *(score[:, t], label[:, t], weight[:, t], patient),
+            )
+            for t in range(3)
+        ]
+    )
+    low, high = np.quantile(values, [0.05, 0.95], axis=1)
+    np.testing.assert_allclose(found["auroc"].low, low, atol=2e-6)
+    np.testing.assert_allclose(found["auroc"].high, high, atol=2e-6)
+    expected = [metrics.auroc(score[:, t], label[:, t], weight[:, t]) for t in range(3)]
+    np.testing.assert_allclose(found["auroc"].estimate, expected, atol=1e-6)
+    mean = found["mean_auroc"]
+    assert mean.estimate == pytest.approx(np.mean(expected), abs=1e-6)
+    ends = np.quantile(values.mean(axis=0), [0.05, 0.95])
+    assert (mean.low, mean.high) == pytest.approx(tuple(ends), abs=2e-6)
+    assert found["auroc"].undefined.tolist() == [0, 0, 0]
+
+
+def test_undefined_replicates_are_left_out_and_counted():
+    score, label, weight, patient = cohort(images=40, per_patient=1)
+    label[:, 1] = 0.0
+    label[0, 1], weight[0, 1] = 1.0, 1.0  # One positive: e^-1 of replicates miss it.
+    label[:, 2] = 0.0
+    threshold = np.float32([0.5, 0.5, np.nan])
+    found = intervals.bootstrap(
+        score, label, weight, patient, threshold, key=KEY, replicates=100
+    )
+    position = np.unique(patient).searchsorted(patient[0])
+    missed = (drawn(KEY, 40, 100) != position).all(axis=1).sum()
+    assert 20 < missed < 60
+    for name in ("auroc", "average_precision", "sensitivity"):
+        assert found[name].undefined.tolist() == [0, missed, 100]
+        assert np.isfinite([found[name].low[:2], found[name].high[:2]]).all()
+        assert np.isnan([found[name].estimate[2], found[name].low[2]]).all()
+        assert found[f"mean_{name}"].undefined == missed
+        expected = found[name].estimate[:2].mean()
+        assert found[f"mean_{name}"].estimate == pytest.approx(expected, abs=1e-6)
+    assert found["accuracy"].undefined.tolist() == [0, 0, 100]
+
+
+def test_a_padding_row_is_no_patient():
+    score, label, weight, patient = cohort(images=60)
+    threshold = np.full(3, 0.5, np.float32)
+    padded = [np.pad(a, ((0, 4), (0, 0))) for a in (score, label, weight)]
+    alone, more = (
+        intervals.bootstrap(*cohort, threshold, key=KEY, replicates=30)
+        for cohort in (
+            (score, label, weight, patient),
+            (*padded, np.append(patient, [-1, -1, -2, -3])),
+        )
+    )
+    jax.tree.map(np.testing.assert_array_equal, alone, more)
+
+
+def simulate(rng, patients, per_patient):
+    """Half the patients are ill; what moves a score is the patient, not the film.
+
+    The AUROC in the population is Phi(1 / sqrt(2)) = 0.7602.
+    """
+    ill = rng.integers(0, 2, patients)
+    score = ill + 0.9 * rng.normal(size=patients)
+    score = score[:, None] + np.sqrt(0.19) * rng.normal(size=(patients, per_patient))
+    label = np.broadcast_to(ill[:, None], score.shape)
+    patient = np.repeat(np.arange(patients), per_patient)
+    return *(a.reshape(-1, 1).astype(np.float32) for a in (score, label)), patient
+
+
+def test_intervals_cover_the_truth_with_patients_and_not_with_images():
+    truth, trials = 0.760250, 400
+    rng = np.random.default_rng(0)
+    cohorts = [simulate(rng, 100, 4) for _ in range(trials)]
+    score, label = (np.concatenate(a, axis=1) for a in list(zip(*cohorts))[:2])
+    patient = cohorts[0][2]
+    covered, width = [], []
+    for unit in (patient, np.arange(patient.size)):
+        # All trials as tasks of one call; they share the draws, not the cohort.
+        found = intervals.bootstrap(
+            *(score, label, np.ones_like(score), unit, np.zeros(trials)),
+            key=KEY,
+            replicates=500,
+        )["auroc"]
+        covered.append(np.mean((found.low <= truth) & (truth <= found.high)))
+        width.append(np.mean(found.high - found.low))
+    assert 0.93 <= covered[0] <= 0.97
+    assert covered[1] < 0.80
+    assert width[0] > 1.5 * width[1]
+
+
+@pytest.mark.parametrize(
+    "field, value, word",
+    [
+        ("weight", -1.0, "weight"),
+        ("weight", np.nan, "weight"),
+        ("score", np.nan, "task 1"),
+        ("label", 2.0, "label"),
+        ("replicates", 0, "replicates"),
+        ("level", 95, "level"),
+        ("patient", 0, "two"),
+    ],
+)
+def test_bad_input_is_named(field, value, word):
+    score, label, weight, patient = cohort(images=20)
+    arguments = {"score": score, "label": label, "weight": weight}
+    arguments["patient"] = patient
+    if field == "patient":
+        arguments["patient"] = np.zeros_like(patient)
+    elif field in arguments:
+        weight[3, 1] = 1.0
+        arguments[field][3, 1] = value
+    else:
+        arguments[field] = value
+    with pytest.raises(InputError, match=word):
+        intervals.bootstrap(**arguments, threshold=np.zeros(3), key=KEY)

@@ -1,0 +1,228 @@
+"""Metrics against scikit-learn, against counting by hand, and at their edges."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics as sklearn_metrics
+
+from medjax.evaluation import metrics
+
+ROWS = 40  # One shape for every example: one compilation.
+RANKED = jax.jit(lambda *task: (metrics.auroc(*task), metrics.average_precision(*task)))
+YOUDEN = jax.jit(metrics.youden_threshold)
+RATES = jax.jit(lambda *task: metrics.rates(metrics.confusion(*task)))
+
+
+@st.composite
+def tasks(draw):
+    """One task of both classes, with ties in most examples and zeros in the weight."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    levels = draw(st.sampled_from([1, 2, 5, 20, 10_000]))
+    label = (rng.random(ROWS) < draw(st.floats(0.05, 0.95))).astype(np.float32)
+    score = rng.integers(0, levels, ROWS) / levels + 0.3 * label * (levels > 5)
+    weight = {
+        "ones": np.ones(ROWS),
+        "known or not": rng.integers(0, 2, ROWS),
+        "multiplicities": rng.poisson(1.0, ROWS),
+        "fractions": rng.random(ROWS) + 0.01,
+    }[draw(st.sampled_from(["ones", "known or not", "multiplicities", "fractions"]))]
+    weight = weight.astype(np.float32)
+    label[:2], weight[:2] = [0, 1], 1.0
+    return score.astype(np.float32), label, weight
+
+
+def oracle(function, score, label, weight):
+    return function(label, score, sample_weight=weight)
+
+
+@settings(max_examples=150, deadline=None)
+@given(tasks())
+def test_the_areas_are_those_of_scikit_learn(task):
+    auroc, precision = RANKED(*task)
+    assert auroc == pytest.approx(
+        oracle(sklearn_metrics.roc_auc_score, *task), abs=1e-6
+    )
+    expected = oracle(sklearn_metrics.average_precision_score, *task)
+    assert precision == pytest.approx(expected, abs=1e-6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(tasks())
+def test_auroc_counts_the_pairs_that_are_in_order(task):
+    score, label, weight = (np.asarray(a, np.float64) for a in task)
+    above = score[:, None] > score[None]
+    credit = above + 0.5 * (score[:, None] == score[None])
+    pairs = (weight * label)[:, None] * (weight * (1 - label))[None]
+    expected = (pairs * credit).sum() / pairs.sum()
+    assert RANKED(*task)[0] == pytest.approx(expected, abs=1e-6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(tasks(), st.floats(-0.25, 1.25, width=32))
+def test_the_rates_are_those_of_scikit_learn(task, threshold):
+    score, label, weight = task
+    called = score >= threshold
+    tn, fp, fn, tp = sklearn_metrics.confusion_matrix(
+        label, called, sample_weight=weight, labels=[0, 1]
+    ).ravel()
+    assert metrics.confusion(*task, threshold) == pytest.approx((tp, fp, fn, tn))
+    found = RATES(*task, threshold)
+    named = {
+        "sensitivity": sklearn_metrics.recall_score(
+            label, called, sample_weight=weight
+        ),
+        "specificity": sklearn_metrics.recall_score(
+            label, called, sample_weight=weight, pos_label=0
+        ),
+        "ppv": sklearn_metrics.precision_score(
+            label, called, sample_weight=weight, zero_division=np.nan
+        ),
+        "npv": sklearn_metrics.precision_score(
+            label, called, sample_weight=weight, pos_label=0, zero_division=np.nan
+        ),
+        "accuracy": sklearn_metrics.accuracy_score(label, called, sample_weight=weight),
+        "prevalence": np.average(label, weights=weight),
+        "f1": sklearn_metrics.f1_score(label, called, sample_weight=weight),
+    }
+    assert found.keys() == named.keys()
+    for name, expected in named.items():
+        assert found[name] == pytest.approx(expected, abs=1e-6, nan_ok=True), name
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.tuples(*[st.integers(1, 10_000)] * 4))
+def test_accuracy_and_the_predictive_values_follow_from_bayes(counts):
+    rate = metrics.rates(metrics.Confusion(*map(jnp.float32, counts)))
+    rate = {name: float(value) for name, value in rate.items()}
+    hit = rate["sensitivity"] * rate["prevalence"]
+    pass_ = rate["specificity"] * (1 - rate["prevalence"])
+    alarm = (1 - rate["specificity"]) * (1 - rate["prevalence"])
+    miss = (1 - rate["sensitivity"]) * rate["prevalence"]
+    assert rate["accuracy"] == pytest.approx(hit + pass_, abs=1e-6)
+    assert rate["ppv"] == pytest.approx(hit / (hit + alarm), rel=2e-3)
+    assert rate["npv"] == pytest.approx(pass_ / (pass_ + miss), rel=2e-3)
+
+
+@settings(max_examples=50, deadline=None)
+@given(tasks())
+def test_the_roc_curve_is_that_of_scikit_learn(task):
+    score, label, weight = task
+    expected = sklearn_metrics.roc_curve(
+        label, score, sample_weight=weight, drop_intermediate=False
+    )
+    for found, curve in zip(metrics.roc(*task), expected, strict=True):
+        np.testing.assert_allclose(found, curve, atol=1e-12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(tasks())
+def test_youden_takes_the_lowest_of_the_best_observed_scores(task):
+    fpr, tpr, thresholds = metrics.roc(*task)
+    index = (tpr - fpr)[1:]
+    expected = thresholds[1:][index >= index.max() - metrics.YOUDEN_TIE].min()
+    assert YOUDEN(*task) == np.float32(expected)
+
+
+@pytest.mark.parametrize("images", [100_000, 1_000_000])
+def test_a_large_test_set_loses_no_digits(images):
+    rng = np.random.default_rng(0)
+    label = (rng.random(images) < 0.4).astype(np.float32)
+    score = (rng.random(images) + 0.2 * label).astype(np.float32)
+    for weight in (np.ones(images, np.float32), rng.random(images, np.float32)):
+        auroc, precision = RANKED(score, label, weight)
+        task = (score, label, weight.astype(np.float64))
+        expected = oracle(sklearn_metrics.roc_auc_score, *task)
+        assert auroc == pytest.approx(expected, abs=1e-6)
+        expected = oracle(sklearn_metrics.average_precision_score, *task)
+        assert precision == pytest.approx(expected, abs=1e-6)
+    tp, _, fn, _ = metrics.confusion(score, label, np.ones(images), 0.5)
+    assert (tp, tp + fn) == ((label * (score >= 0.5)).sum(), label.sum())
+
+
+@pytest.mark.parametrize("missing", [0.0, 1.0])
+def test_a_task_of_one_class_has_no_auroc_and_no_threshold(missing):
+    score = np.linspace(0, 1, 6, dtype=np.float32)
+    label, weight = np.full(6, 1 - missing, np.float32), np.ones(6, np.float32)
+    assert np.isnan(metrics.auroc(score, label, weight))
+    assert np.isnan(metrics.youden_threshold(score, label, weight))
+    precision = metrics.average_precision(score, label, weight)
+    assert precision == (1.0 if missing == 0.0 else pytest.approx(np.nan, nan_ok=True))
+    rate = metrics.rates(metrics.confusion(score, label, weight, 0.5))
+    assert np.isnan(rate["sensitivity" if missing else "specificity"])
+    assert rate["accuracy"] == 0.5
+    fpr, tpr, _ = metrics.roc(score, label, weight)
+    assert np.isnan(tpr if missing else fpr).all()
+
+
+def test_constant_scores_are_chance():
+    score, weight = np.full(8, 0.3, np.float32), np.ones(8, np.float32)
+    label = np.float32([1, 0, 0, 0, 1, 0, 0, 0])
+    assert metrics.auroc(score, label, weight) == 0.5
+    assert metrics.average_precision(score, label, weight) == 0.25
+    assert metrics.youden_threshold(score, label, weight) == np.float32(0.3)
+
+
+def test_no_known_label_is_undefined_everywhere():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        nothing = np.zeros(5, np.float32)
+        assert np.isnan(metrics.auroc(nothing, nothing, nothing))
+        assert np.isnan(metrics.average_precision(nothing, nothing, nothing))
+        assert np.isnan(metrics.youden_threshold(nothing, nothing, nothing))
+        rate = metrics.rates(metrics.confusion(nothing, nothing, nothing, 0.5))
+        assert all(np.isnan(value) for value in rate.values())
+
+
+def test_what_has_no_weight_may_be_anything():
+    score, label = np.float32([0.1, 0.4, 0.35, 0.8]), np.float32([0, 0, 1, 1])
+    weight = np.ones(4, np.float32)
+    more = [
+        np.append(score, [np.nan, np.inf, 0.35]).astype(np.float32),
+        np.append(label, [np.nan, 1, 0]).astype(np.float32),
+        np.append(weight, [0, 0, 0]).astype(np.float32),
+    ]
+    task = score, label, weight
+    assert metrics.auroc(*more) == metrics.auroc(*task) == 0.75
+    assert metrics.average_precision(*more) == metrics.average_precision(*task)
+    assert metrics.youden_threshold(*more) == metrics.youden_threshold(*task)
+    assert metrics.confusion(*more, 0.35) == metrics.confusion(*task, 0.35)
+    for found, expected in zip(metrics.roc(*more), metrics.roc(*task), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_a_known_nan_is_never_taken_for_a_low_score():
+    score, label = np.float32([0.1, np.nan, 0.8]), np.float32([0, 0, 1])
+    task = score, label, np.ones(3, np.float32)
+    assert np.isnan(metrics.auroc(*task))
+    assert np.isnan(metrics.average_precision(*task))
+    assert np.isnan(metrics.youden_threshold(*task))
+    assert np.isnan(metrics.confusion(*task, 0.5)).any()
+
+
+def test_a_missing_threshold_calls_nothing_negative():
+    task = np.float32([0.1, 0.8]), np.float32([0, 1]), np.ones(2, np.float32)
+    assert np.isnan(metrics.confusion(*task, np.nan)).all()
+
+
+def test_a_soft_label_is_a_share_of_both_classes():
+    score, label = np.float32([0.9, 0.5, 0.1]), np.float32([1.0, 0.25, 0.0])
+    split = np.float32([0.9, 0.5, 0.5, 0.1]), np.float32([1, 1, 0, 0])
+    task, shares = (score, label, np.ones(3)), (*split, np.float32([1, 0.25, 0.75, 1]))
+    assert metrics.auroc(*task) == metrics.auroc(*shares)
+    assert metrics.confusion(*task, 0.5) == metrics.confusion(*shares, 0.5)
+
+
+def test_tasks_are_mapped_by_the_caller():
+    rng = np.random.default_rng(0)
+    score = rng.random((30, 3), np.float32)
+    label, weight = (rng.random((2, 30, 3)) < 0.6).astype(np.float32)
+    for metric in (metrics.auroc, metrics.average_precision, metrics.youden_threshold):
+        mapped = jax.jit(jax.vmap(metric, in_axes=-1))(score, label, weight)
+        for t in range(3):
+            alone = float(metric(score[:, t], label[:, t], weight[:, t]))
+            assert mapped[t] == pytest.approx(alone, abs=1e-6)
