@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
         "folds": 0,  # k: k-fold cross-validation, testing on the part `fold`
         "fold": 0,
     }
-    c.intensity = {"mean": 0.5, "std": 0.25}
+    c.intensity = {"name": "standardise_each"}
     c.augment = {
         "ops": ("random_affine", "brightness", "contrast"),
         "random_affine": {

@@ -273,7 +273,7 @@ def network(config: ConfigDict, tasks: int) -> Network:
     model = make(tasks=tasks, dtype=dtype, axis_name=step.AXIS, **options)
     blank = jnp.zeros((1, config.data.side, config.data.side, 1))
     views = functools.partial(
-        modality.views, flip=config.evaluation.flip, **config.intensity
+        modality.views, prepare=preparation(config), flip=config.evaluation.flip
     )
     return Network(
         init=lambda key: model.init(key, blank, train=False),
@@ -307,7 +307,15 @@ def augmentation(config: ConfigDict) -> Callable:
         module = warp if hasattr(warp, name) else intensity
         options = config.augment.get(name, {})
         ops.append(functools.partial(_named(module, name, "augment.ops"), **options))
-    return functools.partial(policy.augment, ops=ops, **config.intensity)
+    return functools.partial(policy.augment, ops=ops, prepare=preparation(config))
+
+
+def preparation(config: ConfigDict) -> Callable:
+    """The intensity preparation that `config.intensity` names."""
+    options = config.intensity.to_dict()
+    return functools.partial(
+        _named(modality, options.pop("name"), "intensity.name"), **options
+    )
 
 
 def descent(config: ConfigDict):

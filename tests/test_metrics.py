@@ -128,8 +128,8 @@ def test_youden_takes_the_lowest_of_the_best_observed_scores(task):
     assert YOUDEN(*task) == np.float32(expected)
 
 
-@pytest.mark.parametrize("images", [100_000, 1_000_000])
-def test_a_large_test_set_loses_no_digits(images):
+def test_a_large_test_set_loses_no_digits():
+    images = 1_000_000
     rng = np.random.default_rng(0)
     label = (rng.random(images) < 0.4).astype(np.float32)
     score = (rng.random(images) + 0.2 * label).astype(np.float32)
@@ -223,6 +223,7 @@ def test_tasks_are_mapped_by_the_caller():
     label, weight = (rng.random((2, 30, 3)) < 0.6).astype(np.float32)
     for metric in (metrics.auroc, metrics.average_precision, metrics.youden_threshold):
         mapped = jax.jit(jax.vmap(metric, in_axes=-1))(score, label, weight)
+        metric = jax.jit(metric)
         for t in range(3):
             alone = float(metric(score[:, t], label[:, t], weight[:, t]))
             assert mapped[t] == pytest.approx(alone, abs=1e-6)

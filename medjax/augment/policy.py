@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import jax
 from chex import Array
 
-from medjax.data.modality import standardise, unit_range
+from medjax.data.modality import unit_range
 
 Op = Callable[[Array, Array], Array]
 
@@ -29,9 +29,13 @@ def sample_key(key: Array, epoch: Array, id: Array, occurrence: Array) -> Array:
 
 
 def augment(
-    key: Array, batch: dict[str, Array], *, ops: Sequence[Op], mean: float, std: float
+    key: Array,
+    batch: dict[str, Array],
+    *,
+    ops: Sequence[Op],
+    prepare: Callable[[Array], Array],
 ) -> Array:
-    """Applies the ops in their order to every image of a batch, then standardises.
+    """Applies the ops in their order to every image of a batch, then prepares them.
 
     Args:
       key: the run's key.
@@ -39,10 +43,10 @@ def augment(
         [B] int32.
       ops: functions of (key, image [H, W, C]); the number in the order is folded
         into the op's key.
-      mean, std: of the standardisation.
+      prepare: the modality's intensity preparation, see data/modality.py.
 
     Returns:
-      [B, H, W, C] float32, standardised.
+      [B, H, W, C] float32, as the model takes them.
     """
 
     def one(image: Array, epoch: Array, id: Array, occurrence: Array) -> Array:
@@ -53,4 +57,4 @@ def augment(
 
     image = unit_range(batch["image"])
     image = jax.vmap(one)(image, batch["epoch"], batch["id"], batch["occurrence"])
-    return standardise(image, mean=mean, std=std)
+    return prepare(image)

@@ -97,7 +97,10 @@ class TrainBatches:
         dataset = dataset.map_with_index(number_epoch)
         dataset = dataset[jax.process_index() :: jax.process_count()]
         # Batched before the threads: the stream is the same for any number of them.
-        dataset = dataset.batch(batch).batch(devices)
+        # The stream is endless, so nothing is dropped; a remainder makes Grain round
+        # the length as a float, past the largest one where a batch is one row.
+        dataset = dataset.batch(batch, drop_remainder=True)
+        dataset = dataset.batch(devices, drop_remainder=True)
         threads = threads or min(16, os.cpu_count() or 1)
         options = grain.ReadOptions(
             num_threads=threads, prefetch_buffer_size=2 * threads
@@ -147,7 +150,8 @@ def evaluation_batches(films: Films, *, batch: int, devices: int) -> Iterator[Ba
     for start in range(0, len(films), batch * devices):
         stop = min(start + batch * devices, len(films))
         samples = [films[index] for index in range(start, stop)]
-        stacked = {name: np.stack([s[name] for s in samples]) for name in samples[0]}
+        names = samples[0].keys() - {"occurrence"}  # Only augmentation asks for it.
+        stacked = {name: np.stack([s[name] for s in samples]) for name in names}
         yield split_devices(pad(stacked, batch * devices), devices)
 
 

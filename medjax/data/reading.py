@@ -14,28 +14,15 @@ import os
 import struct
 import zlib
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
-import pydicom
-from pydicom.pixels import get_decoder
 
+from medjax.data import dicom
+from medjax.data.film import Film, check_size, spoilt
 from medjax.errors import InputError
 
-MAX_PIXELS = 200_000_000
 SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
-
-
-class Film(NamedTuple):
-    """One film as it was stored, at its full size.
-
-    pixels: [H, W] float32 in [0, 1]; white (1) is dense.
-    spacing: (x, y), mm a pixel; NaN where the file doesn't say.
-    """
-
-    pixels: np.ndarray
-    spacing: tuple[float, float]
 
 
 def read(path: str | os.PathLike) -> Film:
@@ -46,9 +33,7 @@ def read(path: str | os.PathLike) -> Film:
     alpha is ignored; an EXIF orientation is applied, as every viewer does. Their
     resolution is a printer's, so the spacing stays NaN.
 
-    DICOM goes through its modality LUT or rescaling, then its VOI LUT, or else its
-    first VOI window, or else the range that BitsStored allows; MONOCHROME1 is
-    inverted. The spacing is PixelSpacing, or else ImagerPixelSpacing.
+    DICOM is read as `dicom.decode` says, with its spacing.
 
     Args:
       path: the file.
@@ -62,7 +47,7 @@ def read(path: str | os.PathLike) -> Film:
         with open(path, "rb") as file:
             head = file.read(132)
             if head[128:] == b"DICM":
-                return _dicom(file)
+                return dicom.decode(file)
             return Film(_picture(head + file.read()), (math.nan, math.nan))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error.__cause__
@@ -147,27 +132,10 @@ def _is_film(path: Path) -> bool:
         return file.read(132)[128:] == b"DICM"
 
 
-def _spoilt(what: str) -> InputError:
-    return InputError(f"{what}; fetch or export the file again")
-
-
-def _check_size(height: int, width: int) -> None:
-    if height < 1 or width < 1:
-        raise _spoilt(f"is {width} x {height} pixels")
-    if height * width > MAX_PIXELS:
-        raise InputError(
-            f"is {width} x {height} pixels, more than {MAX_PIXELS // 10**6} "
-            "megapixels; shrink it first"
-        )
-
-
-# PNG and JPEG
-
-
 def _picture(data: bytes) -> np.ndarray:
     """Returns [H, W] float32 in [0, 1] from the bytes of a PNG or a JPEG."""
     if not data:
-        raise _spoilt("is empty (0 bytes)")
+        raise spoilt("is empty (0 bytes)")
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         size = _check_png(data)
     elif data.startswith(b"\xff\xd8\xff"):
@@ -184,7 +152,7 @@ def _picture(data: bytes) -> np.ndarray:
     except cv2.error:
         pixels = None
     if pixels is None or sorted(pixels.shape[:2]) != sorted(size):
-        raise _spoilt("can't be decoded: it is damaged")
+        raise spoilt("can't be decoded: it is damaged")
     white = np.iinfo(pixels.dtype).max
     pixels = pixels.astype(np.float32)
     pixels /= white
@@ -197,19 +165,19 @@ def _picture(data: bytes) -> np.ndarray:
 def _check_png(data: bytes) -> tuple[int, int]:
     """Returns (height, width) of a PNG whose chunks are all there and undamaged."""
     if data[8:16] != b"\x00\x00\x00\x0dIHDR" or len(data) < 33:
-        raise _spoilt("is truncated or damaged: no PNG header")
+        raise spoilt("is truncated or damaged: no PNG header")
     width, height = struct.unpack_from(">II", data, 16)
-    _check_size(height, width)
+    check_size(height, width)
     start, kind, view = 8, b"", memoryview(data)
     while kind != b"IEND":
         if start + 12 > len(data):
-            raise _spoilt("is truncated: its end is missing")
+            raise spoilt("is truncated: its end is missing")
         length, kind = struct.unpack_from(">I4s", data, start)
         end = start + 8 + length
         if end + 4 > len(data):
-            raise _spoilt(f"is truncated at byte {len(data)}")
+            raise spoilt(f"is truncated at byte {len(data)}")
         if zlib.crc32(view[start + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
-            raise _spoilt(
+            raise spoilt(
                 f"is damaged between bytes {start} and {end + 4}: the checksum is wrong"
             )
         start = end + 4
@@ -230,8 +198,8 @@ def _check_jpeg(data: bytes) -> tuple[int, int]:
             step = 2 + struct.unpack_from(">H", data, at + 2)[0]
         at = data.find(b"\xff", at + step)
     else:
-        raise _spoilt("is truncated or damaged: no JPEG frame")
-    _check_size(height, width)
+        raise spoilt("is truncated or damaged: no JPEG frame")
+    check_size(height, width)
     if bits != 8 or channels not in (1, 3):
         raise InputError(
             f"is a JPEG of {bits} bits and {channels} channels; convert it to 8 bits, "
@@ -240,145 +208,5 @@ def _check_jpeg(data: bytes) -> tuple[int, int]:
     # Inside a scan FF is always escaped, so FF D9 after the last scan's start is the
     # end, and a file cut in its scan, or padded with zeros after the cut, has none.
     if data.rfind(b"\xff\xd9") <= data.rfind(b"\xff\xda"):
-        raise _spoilt("is truncated: its end is missing")
+        raise spoilt("is truncated: its end is missing")
     return height, width
-
-
-# DICOM
-
-
-def _dicom(file) -> Film:
-    try:
-        file.seek(0)
-        # The header alone first: a cine of gigabytes is refused before it is read.
-        _check_dicom(pydicom.dcmread(file, stop_before_pixels=True))
-        file.seek(0)
-        dataset = pydicom.dcmread(file)
-        if not dataset.get("PixelData"):
-            raise _spoilt("holds no PixelData: it is truncated or no image")
-        with np.errstate(over="raise", divide="raise", invalid="raise"):
-            table = _display_table(dataset).astype(np.float32)
-        return Film(table[_codes(dataset)], _spacing(dataset))
-    except InputError:
-        raise
-    except Exception as error:  # pydicom raises a dozen types on a damaged file.
-        why = " ".join(str(error).split())
-        raise _spoilt(f"can't be decoded ({why})") from error
-
-
-def _check_dicom(header: pydicom.Dataset) -> None:
-    _check_size(int(header.Rows), int(header.Columns))
-    frames = int(header.get("NumberOfFrames") or 1)
-    if frames > 1:
-        raise InputError(f"holds {frames} frames; export each as a file of its own")
-    colour = header.PhotometricInterpretation
-    if colour not in ("MONOCHROME1", "MONOCHROME2") or header.SamplesPerPixel != 1:
-        raise InputError(f"is {colour}, not a grey film; convert it to MONOCHROME2")
-    stored, allocated = int(header.BitsStored), int(header.BitsAllocated)
-    if not 1 <= stored <= min(16, allocated) or header.HighBit != stored - 1:
-        raise InputError(
-            f"stores {stored} of {allocated} bits up to bit {header.HighBit}, where 1 "
-            "to 16 from bit 0 are read; export it with 16 bits"
-        )
-    syntax = header.file_meta.TransferSyntaxUID
-    if not (decoder := get_decoder(syntax)).is_available:
-        plugins = ", or ".join(decoder.missing_dependencies)
-        raise InputError(
-            f"is compressed as {syntax.name!r}; install a plug-in that decodes it "
-            f"({plugins}): pip install 'pylibjpeg[all]'"
-        )
-
-
-def _codes(dataset: pydicom.Dataset) -> np.ndarray:
-    """Returns the stored bits, [H, W] unsigned, clear of what lies above them."""
-    stored = dataset.pixel_array
-    if stored.shape != (dataset.Rows, dataset.Columns):
-        raise _spoilt(f"decodes to a shape of {stored.shape}")
-    return stored.view(f"u{stored.itemsize}") & ((1 << dataset.BitsStored) - 1)
-
-
-def _display_table(dataset: pydicom.Dataset) -> np.ndarray:
-    """Returns what each code of BitsStored bits is shown as, float64 in [0, 1]."""
-    bits = dataset.BitsStored
-    values = np.arange(1 << bits)
-    if dataset.PixelRepresentation == 1:
-        values -= values >> (bits - 1) << bits  # Two's complement.
-    if modality := dataset.get("ModalityLUTSequence"):
-        values, high = _lookup(values, modality[0], dataset)
-        low = 0.0
-    else:
-        values = values * _first(dataset, "RescaleSlope", 1.0)
-        values += _first(dataset, "RescaleIntercept", 0.0)
-        low, high = values.min(), values.max()
-        if low == high:
-            raise _spoilt("has a RescaleSlope of 0")
-    center, width = _first(dataset, "WindowCenter"), _first(dataset, "WindowWidth")
-    if voi := dataset.get("VOILUTSequence"):
-        values, high = _lookup(values, voi[0], dataset)
-        shown = values / high
-    elif center is not None and width is not None:
-        function = dataset.get("VOILUTFunction") or "LINEAR"
-        shown = _window(values, center, width, function.upper())
-    else:
-        shown = (values - low) / (high - low)
-    shown = np.clip(shown, 0, 1)
-    return 1 - shown if dataset.PhotometricInterpretation == "MONOCHROME1" else shown
-
-
-def _lookup(values, item: pydicom.Dataset, dataset) -> tuple[np.ndarray, float]:
-    """Returns the LUT's entries at these values, and the greatest they could be.
-
-    Source: DICOM PS3.3 C.11.1.1 and C.11.2.1.1.
-    """
-    entries, first, bits = item.LUTDescriptor
-    entries = entries or 1 << 16  # As 16 bits can't say 65536.
-    table = item.LUTData
-    if isinstance(table, bytes):
-        table = np.frombuffer(table, "<u2" if dataset.original_encoding[1] else ">u2")
-    table = np.asarray(table, np.float64)
-    if table.size < entries or not 8 <= bits <= 16:
-        raise _spoilt(f"has a LUT of {table.size} entries of {bits} bits for {entries}")
-    index = np.clip(np.rint(values) - first, 0, entries - 1).astype(int)
-    return table[index], 2.0**bits - 1
-
-
-def _window(values, center: float, width: float, function: str) -> np.ndarray:
-    """Maps a VOI window onto [0, 1].
-
-    Source: DICOM PS3.3 C.11.2.1.2 and C.11.2.1.3, with y from 0 to 1.
-    """
-    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
-        raise _spoilt(f"has the VOILUTFunction {function!r}")
-    if width <= 0 or (function == "LINEAR" and width < 1):
-        raise _spoilt(f"has a WindowWidth of {width:g}")
-    if function == "SIGMOID":
-        # 1 / (1 + exp(-4 u)) without its overflow; at |u| = 10 it is 0 or 1.
-        u = np.clip(values - center, -10 * width, 10 * width) / width
-        return 0.5 + 0.5 * np.tanh(2 * u)
-    if function == "LINEAR":
-        center, width = center - 0.5, width - 1
-    if width == 0:
-        return np.where(values > center, 1.0, 0.0)
-    return np.clip(values - center, -width / 2, width / 2) / width + 0.5
-
-
-def _first(dataset: pydicom.Dataset, name: str, absent: float | None = None):
-    """Returns an element's first value, finite, or `absent` where it has none."""
-    value = dataset.get(name)
-    if isinstance(value, pydicom.multival.MultiValue):
-        value = value[0] if value else None
-    if value is None or value == "":
-        return absent
-    if not math.isfinite(value):
-        raise _spoilt(f"has a {name} of {value}")
-    return float(value)
-
-
-def _spacing(dataset: pydicom.Dataset) -> tuple[float, float]:
-    """Returns (x, y) in mm a pixel; NaN where absent or not a length."""
-    for name in ("PixelSpacing", "ImagerPixelSpacing"):
-        if value := dataset.get(name):
-            y, x = (float(v) for v in value)  # DICOM: between rows, then columns.
-            if 0 < x < math.inf and 0 < y < math.inf:
-                return x, y
-    return math.nan, math.nan

@@ -4,7 +4,7 @@ The table (`table.csv` beside the records) is what splitting, weighting and
 evaluation read: one row a film, in the order of the records, no pixels.
 
     id         int     the record's index, 0 to N - 1
-    image      str     the file's path below the data's folder (phantom: a name)
+    image      str     the film's name in its data set's own table
     patient    int     whom the film shows: the unit of every split and interval
     view       str     'PA', 'AP', 'LATERAL' or '' (unknown)
     sex        str     'F', 'M' or ''

@@ -88,7 +88,7 @@ def auroc(score: Array, label: Array, weight: Array) -> Array:
     # multiplied: tp * fp passes 2^24, where float32 loses units.
     step = _ratio(fp - _previous(fp, end), fp[-1])
     height = _ratio(tp + _previous(tp, end), 2 * tp[-1])
-    return _sum(jnp.where(end, step * height, 0.0))
+    return jnp.sum(jnp.where(end, step * height, 0.0))
 
 
 def average_precision(score: Array, label: Array, weight: Array) -> Array:
@@ -109,7 +109,7 @@ def average_precision(score: Array, label: Array, weight: Array) -> Array:
     step = _ratio(tp - _previous(tp, end), tp[-1])
     # Leading rows of weight 0 have no precision, and take no step.
     precision = jnp.where(tp + fp > 0, _ratio(tp, tp + fp), 0.0)
-    return _sum(jnp.where(end, step * precision, 0.0))
+    return jnp.sum(jnp.where(end, step * precision, 0.0))
 
 
 def cells(score: Array, label: Array, weight: Array, threshold: Array) -> Confusion:
@@ -134,7 +134,7 @@ def cells(score: Array, label: Array, weight: Array, threshold: Array) -> Confus
 
 def confusion(score: Array, label: Array, weight: Array, threshold: Array) -> Confusion:
     """Counts the confusion matrix at one threshold; arguments as in `cells`."""
-    return jax.tree.map(_sum, cells(score, label, weight, threshold))
+    return jax.tree.map(jnp.sum, cells(score, label, weight, threshold))
 
 
 def rates(confusion: Confusion) -> dict[str, Array]:
@@ -242,22 +242,14 @@ def _previous(curve: Array, end: Array) -> Array:
 def _running(terms: Array) -> Array:
     """Returns [N], the running sum of [N], in rows of about sqrt(N).
 
-    XLA adds one by one on a CPU. Whole counts stay exact; fractions, such as soft
-    labels, would lose three digits over a million images.
+    XLA adds one by one on a CPU. Whole counts are exact either way; with fractions,
+    such as soft labels, a million images would cost an area its fourth digit.
     """
     width = max(1, math.isqrt(terms.size))
     rows = jnp.pad(terms, (0, -terms.size % width)).reshape(-1, width)
     within = jnp.cumsum(rows, axis=1)
     before = jnp.cumsum(within[:, -1]) - within[:, -1]
     return (before[:, None] + within).reshape(-1)[: terms.size]
-
-
-def _sum(terms: Array) -> Array:
-    """Returns the sum of [N], added as a tree, for the same reason."""
-    while terms.size > 1:
-        terms = jnp.pad(terms, (0, terms.size % 2))
-        terms = terms[: terms.size // 2] + terms[terms.size // 2 :]
-    return terms[0]
 
 
 def _ratio(numerator: Array, denominator: Array) -> Array:

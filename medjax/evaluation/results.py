@@ -9,6 +9,11 @@ from chex import Array
 from medjax.evaluation import intervals, metrics
 from medjax.evaluation.inference import Predictions
 
+RANKED = {
+    metric.__name__: jax.jit(jax.vmap(metric, in_axes=1))
+    for metric in (metrics.auroc, metrics.average_precision)
+}
+
 
 def thresholds(predictions: Predictions) -> np.ndarray:
     """Youden's threshold of each task, [T]; NaN where a class is missing.
@@ -17,7 +22,7 @@ def thresholds(predictions: Predictions) -> np.ndarray:
       predictions: of the validation split: chosen on the test split, a threshold
         would flatter every rate at it.
     """
-    choose = jax.vmap(metrics.youden_threshold, in_axes=1)
+    choose = jax.jit(jax.vmap(metrics.youden_threshold, in_axes=1))
     return np.asarray(
         choose(predictions.probability, predictions.label, predictions.weight)
     )
@@ -27,10 +32,10 @@ def means(predictions: Predictions) -> dict[str, float]:
     """Mean AUROC and average precision over the tasks that have both classes."""
     score, label, weight = predictions[2:]
     found = {}
-    for metric in (metrics.auroc, metrics.average_precision):
-        values = np.asarray(jax.vmap(metric, in_axes=1)(score, label, weight))
+    for name, of_each in RANKED.items():
+        values = np.asarray(of_each(score, label, weight))
         both = ~np.isnan(values)
-        found[metric.__name__] = float(values[both].mean()) if both.any() else math.nan
+        found[name] = float(values[both].mean()) if both.any() else math.nan
     return found
 
 
@@ -67,6 +72,7 @@ def summarise(
         key=key,
         replicates=replicates,
     )
+    confusion = jax.jit(metrics.confusion)
     results = {
         "films": len(predictions.id),
         "patients": len(np.unique(predictions.patient)),
@@ -82,14 +88,14 @@ def summarise(
         one = score[:, t], label[:, t], weight[:, t]
         positives = float((one[1] * one[2]).sum())
         negatives = float(one[2].sum()) - positives
-        matrix = metrics.confusion(*one, threshold[t])
+        matrix = confusion(*one, threshold[t])
         fpr, tpr, _ = metrics.roc(*one)
         results["tasks"][task] = {
             "positives": positives,
             "negatives": negatives,
             "unknown": int((one[2] == 0).sum()),
             "threshold": _number(threshold[t]),
-            "note": _note(positives, negatives, threshold[t]),
+            "note": _note(positives, negatives, threshold[t], found["auroc"], t),
             "confusion": {k: _number(v) for k, v in matrix._asdict().items()},
             "roc": {"fpr": _numbers(fpr), "tpr": _numbers(tpr)},
             "metrics": {
@@ -101,14 +107,16 @@ def summarise(
     return results
 
 
-def _note(positives: float, negatives: float, threshold: float) -> str:
-    """Why cells of a task's row are empty; '' if none is."""
+def _note(positives, negatives, threshold, auroc: intervals.Interval, t: int) -> str:
+    """Why cells of a task's row are empty or weak; '' if none is."""
     if positives == 0:
         return "no positive film"
     if negatives == 0:
         return "no negative film"
     if math.isnan(threshold):
         return "no threshold: validation lacks a positive or a negative film"
+    if auroc.undefined[t]:
+        return f"too few: {int(auroc.undefined[t])} replicates lack a class"
     return ""
 
 

@@ -26,7 +26,7 @@ def affine_matrix(
       [2, 3] float32: input = matrix[:, :2] @ output + matrix[:, 2].
     """
     c, s = jnp.cos(rotation), jnp.sin(rotation)
-    turn = jnp.stack([jnp.stack([c, -s]), jnp.stack([s, c])]) / zoom
+    turn = jnp.stack([jnp.stack([c, s]), jnp.stack([-s, c])]) / zoom
     mirror = jnp.stack([jnp.ones(()), jnp.where(flip, -1.0, 1.0)])
     linear = mirror[:, None] * turn
     return jnp.concatenate([linear, -(linear @ translation)[:, None]], axis=1)

@@ -20,10 +20,12 @@ class DenseNet(nn.Module):
       tasks: T, the number of findings.
       blocks: layers in each dense block.
       growth: channels that each layer adds.
+      bottleneck: a 1 x 1 convolution to so many times `growth` channels comes first
+        in a layer; 0 leaves it out.
       features: channels of the stem.
       stem: 'imagenet' is a 7 x 7 convolution of stride 2 and a max-pool of stride
-        2, for 224 pixels; 'small' a 3 x 3 convolution of stride 2, for a quarter of
-        that.
+        2; 'small', for films of 64 to 128 pixels, a 5 x 5 convolution of stride 2
+        and an average-pool of stride 2, whose gradient is cheap on a CPU.
       dtype: of the computation; parameters and statistics stay float32.
       axis_name: the mapped axis over which batch statistics are shared, or None.
     """
@@ -31,6 +33,7 @@ class DenseNet(nn.Module):
     tasks: int
     blocks: Sequence[int] = (6, 12, 24, 16)
     growth: int = 32
+    bottleneck: int = 4
     features: int = 64
     stem: str = "imagenet"
     dtype: jnp.dtype = jnp.float32
@@ -62,16 +65,19 @@ class DenseNet(nn.Module):
             x = relu(norm(name="norm0")(x))
             x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         elif self.stem == "small":
-            x = conv(self.features, (3, 3), 2, padding=1, name="conv0")(x)
+            x = conv(self.features, (5, 5), 2, padding=2, name="conv0")(x)
             x = relu(norm(name="norm0")(x))
+            x = nn.avg_pool(x, (2, 2), (2, 2))
         else:
             raise ValueError(f"model.stem={self.stem!r}: use 'imagenet' or 'small'")
         for i, layers in enumerate(self.blocks, start=1):
             for j in range(1, layers + 1):
                 name = f"denseblock{i}_denselayer{j}"
                 new = relu(norm(name=f"{name}_norm1")(x))
-                new = conv(4 * self.growth, (1, 1), name=f"{name}_conv1")(new)
-                new = relu(norm(name=f"{name}_norm2")(new))
+                if self.bottleneck:
+                    width = self.bottleneck * self.growth
+                    new = conv(width, (1, 1), name=f"{name}_conv1")(new)
+                    new = relu(norm(name=f"{name}_norm2")(new))
                 new = conv(self.growth, (3, 3), padding=1, name=f"{name}_conv2")(new)
                 x = jnp.concatenate([x, new], axis=-1)  # [B, h, w, c + growth]
             if i < len(self.blocks):
@@ -85,5 +91,5 @@ class DenseNet(nn.Module):
 
 densenet121 = DenseNet
 densenet_small = partial(
-    DenseNet, blocks=(3, 4, 4), growth=12, features=24, stem="small"
+    DenseNet, blocks=(3, 3, 3), growth=16, bottleneck=0, features=24, stem="small"
 )

@@ -21,7 +21,7 @@ class State(NamedTuple):
     step: [] int32, updates done.
     params: float32 weights.
     batch_stats: running means and variances of the batch normalisation.
-    averaged: exponential moving average of the params, used for evaluation.
+    averaged: exponential moving average of params and batch_stats, for evaluation.
     opt_state: the optimiser's.
     hyper: rates and class weights, as arrays.
     """
@@ -36,12 +36,13 @@ class State(NamedTuple):
 
 def init_state(variables: ArrayTree, *, optimizer: Any, hyper: Hyper) -> State:
     """Makes the state before the first update from a model's fresh variables."""
-    params = variables["params"]
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    same = {"params": params, "batch_stats": batch_stats}
     return State(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        batch_stats=variables.get("batch_stats", {}),
-        averaged=jax.tree.map(jnp.copy, params),
+        batch_stats=batch_stats,
+        averaged=jax.tree.map(jnp.copy, same),  # One buffer can't be donated twice.
         opt_state=optimizer.init(params),
         hyper=jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hyper),
     )
@@ -101,22 +102,25 @@ def train_step(
     params = optax.apply_updates(state.params, change)
     # A young average would remember the random start: (1 + t) / (10 + t) bounds it.
     decay = jnp.minimum(state.hyper.ema, (1 + state.step) / (10 + state.step))
+    batch_stats = updates.get("batch_stats", {})
     averaged = jax.tree.map(
-        lambda old, new: decay * old + (1 - decay) * new, state.averaged, params
+        lambda old, new: decay * old + (1 - decay) * new,
+        state.averaged,
+        {"params": params, "batch_stats": batch_stats},
     )
     new = State(
         step=state.step + 1,
         params=params,
-        batch_stats=updates.get("batch_stats", {}),
+        batch_stats=batch_stats,
         averaged=averaged,
         opt_state=opt_state,
         hyper=state.hyper,
     )
-    return new, {"loss": value, "grad_norm": optax.global_norm(grads)}
+    return new, {"loss": value, "grad_norm": optax.tree.norm(grads)}
 
 
 def eval_step(state: State, image: Array, *, apply: Callable, views: Callable) -> Array:
-    """Probabilities of one shard's rows, by the averaged weights.
+    """Probabilities of one shard's rows, by the averaged model.
 
     Args:
       state: replicated.
@@ -128,10 +132,9 @@ def eval_step(state: State, image: Array, *, apply: Callable, views: Callable) -
     Returns:
       [B, T] float32 in [0, 1].
     """
-    variables = {"params": state.averaged, "batch_stats": state.batch_stats}
     seen = views(image)
     flat = seen.reshape(-1, *seen.shape[2:])  # [V B, H, W, C]
-    logits = apply(variables, flat, train=False).astype(jnp.float32)
+    logits = apply(state.averaged, flat, train=False).astype(jnp.float32)
     return jax.nn.sigmoid(logits).reshape(*seen.shape[:2], -1).mean(axis=0)
 
 

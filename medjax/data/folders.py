@@ -1,0 +1,123 @@
+"""What folders of films with a table beside them have in common."""
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from medjax.data import reading, records
+from medjax.data.records import Item, Source
+from medjax.errors import InputError
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or an error that names the config's field."""
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"data.folder={str(folder)!r} is no folder: set data.folder")
+    return folder
+
+
+def newest(folder: Path, pattern: str) -> Path:
+    """The newest table of that name: the one that sorts last."""
+    found = sorted(folder.glob(pattern))
+    if not found:
+        raise InputError(f"{folder}: no {pattern}: is this the data set's folder?")
+    return found[-1]
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """Every cell as the text that it is; a blank one is ''."""
+    try:
+        return pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        why = str(error).splitlines()[0]
+        raise InputError(f"{path}: is no CSV ({why}): fetch it again") from None
+
+
+def select(table: pd.DataFrame, columns: dict[str, str], where: Path) -> pd.DataFrame:
+    """The columns {new name: old name}, renamed."""
+    missing = [old for old in columns.values() if old not in table]
+    if missing:
+        raise InputError(
+            f"{where}: the table has no column {missing[0]!r}: fetch it again"
+        )
+    table = table[list(columns.values())]
+    return table.rename(columns={old: new for new, old in columns.items()})
+
+
+def numbers(table: pd.DataFrame, name: str, where: Path) -> pd.Series:
+    """A column of text as numbers; blank is NaN."""
+    found = pd.to_numeric(table[name], errors="coerce")
+    strange = found.isna() & (table[name].str.strip() != "")
+    if strange.any():
+        text, image = table.loc[strange, [name, "image"]].iloc[0]
+        raise InputError(
+            f"{where}: the {name} of {image} is {text!r}, no number: correct the table"
+        )
+    return found
+
+
+def only(column: pd.Series, values: Sequence[str]) -> pd.Series:
+    """The column with '' for everything that is none of the values."""
+    return column.where(column.isin(list(values)), "")
+
+
+def source(
+    table: pd.DataFrame,
+    load: Callable[[dict], Item],
+    *,
+    tasks: tuple[str, ...],
+    where: Path,
+    left_out: Sequence[tuple[str, str]] = (),
+) -> Source:
+    """The films of a table, in its order.
+
+    Args:
+      table: one row a film, with the columns of schema.py but the id.
+      load: makes a row an item.
+      tasks: names of the findings.
+      where: the table or its folder, for messages.
+      left_out: (file, reason) of files for quarantine that no row names.
+    """
+    twice = table["image"].duplicated()
+    if twice.any():
+        image = table["image"][twice].iloc[0]
+        raise InputError(f"{where}: the table lists {image} twice: keep one row")
+    size = records.FILMS_A_SHARD
+
+    def shard(start: int) -> Iterator[Item]:
+        part = table.iloc[start : start + size].itertuples(index=False, name=None)
+        rows = (dict(zip(table.columns, row, strict=True)) for row in part)
+        yield from records.in_parallel(load, rows)
+        if start + size >= len(table):
+            for file, reason in left_out:
+                yield Item({"image": file}, None, reason=reason)
+
+    starts = range(0, len(table), size)
+    shards = [functools.partial(shard, start) for start in starts]
+    return Source(tasks, len(table) and len(table) + len(left_out), shards)
+
+
+def load(row: dict, path: Path, side: int, boxes: Sequence[tuple] = ()) -> Item:
+    """Reads and resizes one film; what can't be read becomes a reason.
+
+    Args:
+      row: of the table; NaN where only the file knows.
+      path: of the file.
+      side: S, pixels.
+      boxes: (finding, x0, y0, x1, y1), in pixels of the S x S film.
+    """
+    try:
+        film = reading.read(path)
+    except InputError as error:
+        return Item(row, None, reason=str(error))
+    height, width = film.pixels.shape
+    found = {"width": width, "height": height}
+    found |= {"spacing_x": film.spacing[0], "spacing_y": film.spacing[1]}
+    # What the table says of the original stands; files may be resized copies.
+    found = {k: v if math.isnan(row[k]) else row[k] for k, v in found.items()}
+    found |= {k: int(found[k]) for k in ("width", "height")}
+    return Item({**row, **found}, reading.resize(film.pixels, side)[..., None], boxes)

@@ -1,0 +1,49 @@
+"""Small fixtures that several modules' tests share."""
+
+import math
+
+import numpy as np
+import pytest
+
+from medjax.data.records import Item, Source
+
+SIDE = 4
+
+
+def _item(n: int, tasks: tuple[str, ...]) -> Item:
+    """Film number n: every value tells n, so that a mix-up shows."""
+    rng = np.random.default_rng(n)
+    pixels = rng.integers(0, 256, (SIDE, SIDE, 1), dtype=np.uint8)
+    pixels[-1] = 0  # Encodings that strip zeros from the end would show.
+    label = rng.choice([0.0, 1.0, 0.7, math.nan], len(tasks))
+    row = {
+        "image": f"film, {n}\u00e9.png",
+        "patient": 100 + n // 2,
+        "view": ("PA", "AP", "LATERAL", "")[n % 4],
+        "sex": ("F", "M", "")[n % 3],
+        "age": math.nan if n % 5 == 0 else 20.0 + n,
+        "width": 1000 + n,
+        "height": 2000 + n,
+        "spacing_x": math.nan if n % 7 == 0 else 0.1234567 + n / 1000,
+        "spacing_y": math.nan if n % 7 == 0 else 1 / (3 + n),
+        "official": ("train", "test", "")[n % 3],
+        **dict(zip(tasks, label.tolist(), strict=True)),
+    }
+    return Item(row, pixels, [(tasks[0], n, n + 0.25, n + 1, n + 2)] * (n % 3))
+
+
+@pytest.fixture(scope="session")
+def make_items():
+    """(number of films, tasks) -> their items."""
+    return lambda films, tasks=("a", "b", "c"): [_item(n, tasks) for n in range(films)]
+
+
+@pytest.fixture(scope="session")
+def make_source():
+    """(items, films a shard, tasks) -> a Source of them."""
+
+    def make(items, shard=1000, tasks=("a", "b", "c")) -> Source:
+        parts = [items[i : i + shard] for i in range(0, len(items), shard)]
+        return Source(tasks, len(items), [lambda part=part: part for part in parts])
+
+    return make

@@ -1,0 +1,597 @@
+"""Chest sources: hand-made folders against values written down by hand."""
+
+import collections
+import csv
+import gzip
+import math
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from medjax.data import chest, chexpert, phantom, reading, records
+from medjax.errors import InputError
+
+SAMPLE = Path(__file__).parents[2] / "shared/data/nih-sample"
+SIDE = 16
+RNG = np.random.default_rng(0)
+# Commas inside two names, as in the original.
+HEADER = (
+    "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,"
+    "View Position,OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]"
+)
+ENTRIES = """
+00000001_000.png,Cardiomegaly|Infiltration,0,1,058Y,M,PA,2682,2749,0.143,0.144
+00000001_001.png,No Finding,1,1,58,M,AP,2894,2729,0.168,0.168
+00000002_000.png,Hernia,0,2,414,F,PA,2500,2048,0.171,0.171
+00000003_000.png,Pleural_Thickening|Mass|Nodule,0,3,006M,F,PA,2582,2991,0.139,0.139
+"""
+BOXES = """
+00000001_000.png,Infiltrate,512,256.5,128,64
+00000001_000.png,Cardiomegaly,0,0,1024,1024
+00000003_000.png,Mass,100,200,300,400
+"""
+# Image -> findings, patient, age, sex, view, width, height, x and y spacing.
+TRUTH = {
+    "00000001_000.png": (
+        {"Cardiomegaly", "Infiltration"},
+        (1, 58.0, "M", "PA", 2682, 2749, 0.143, 0.144),
+    ),
+    "00000001_001.png": (set(), (1, 58.0, "M", "AP", 2894, 2729, 0.168, 0.168)),
+    "00000002_000.png": (
+        {"Hernia"},
+        (2, math.nan, "F", "PA", 2500, 2048, 0.171, 0.171),
+    ),
+    "00000003_000.png": (
+        {"Pleural_Thickening", "Mass", "Nodule"},
+        (3, 0.5, "F", "PA", 2582, 2991, 0.139, 0.139),
+    ),
+}
+FIELDS = ("patient", "age", "sex", "view", "width", "height", "spacing_x", "spacing_y")
+WHERE = {"00000002_000.png": "images_001/images", "00000003_000.png": "images_002/deep"}
+
+
+def draw(path, size=(24, 20)):
+    """Writes a film [H, W] of noise, so that no two are alike."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(RNG.integers(0, 256, size, dtype=np.uint8)).save(path)
+    return path
+
+
+def write_nih(folder, entries=ENTRIES, boxes=BOXES, **files):
+    """A folder as NIH lays it out; `files` are further text files by their stem."""
+    lines = entries.strip().splitlines()
+    table = "\n".join([HEADER, *lines]) + "\n"
+    (folder / "Data_Entry_2017_v2020.csv").write_text(table)
+    if boxes:
+        text = "Image Index,Finding Label,Bbox [x,y,w,h]\n" + boxes.lstrip()
+        (folder / "BBox_List_2017.csv").write_text(text)
+    for stem, text in files.items():
+        (folder / f"{stem}.txt").write_text(text)
+    for name in (line.split(",")[0] for line in lines):
+        draw(folder / WHERE.get(name, "images") / name)
+    return folder
+
+
+@pytest.fixture
+def nih(tmp_path):
+    (tmp_path / "nih").mkdir()
+    return write_nih(tmp_path / "nih")
+
+
+def items(source):
+    """All items of a source, in order."""
+    return [item for shard in source.shards for item in shard()]
+
+
+def prepare(source, tmp_path, side=SIDE, allowed=0.0):
+    """Records, table, boxes and the quarantine, as their own libraries read them."""
+    path = records.prepare(
+        source,
+        records=tmp_path / "records",
+        name="x",
+        side=side,
+        max_quarantined=allowed,
+    )
+    films = list(tfds.builder_from_directory(path).as_data_source("films"))
+    csvs = [pd.read_csv(path / f"{n}.csv") for n in ("table", "boxes", "quarantine")]
+    return films, *csvs
+
+
+def test_an_nih_folder_becomes_records_equal_to_what_was_written(nih, tmp_path):
+    films, table, boxes, quarantine = prepare(
+        chest.nih(folder=nih, side=SIDE), tmp_path
+    )
+    assert [film["image"].decode() for film in films] == list(TRUTH)
+    assert list(table["image"]) == list(TRUTH)
+    assert list(table["id"]) == [film["id"] for film in films] == [0, 1, 2, 3]
+    assert len(quarantine) == 0
+    for n, (image, (findings, fields)) in enumerate(TRUTH.items()):
+        label = np.float32([task in findings for task in chest.NIH_TASKS])
+        np.testing.assert_array_equal(films[n]["label"], label)
+        np.testing.assert_array_equal(table.loc[n, list(chest.NIH_TASKS)], label)
+        for name, value in zip(FIELDS, fields, strict=True):
+            stored = films[n][name]
+            if isinstance(value, str):
+                assert stored.decode() == table[name][n] == value
+            else:
+                np.testing.assert_equal(np.float32(stored), np.float32(value))
+                np.testing.assert_equal(np.float32(table[name][n]), np.float32(value))
+        raw = reading.read(nih / WHERE.get(image, "images") / image).pixels
+        square = reading.resize(raw, SIDE)[..., None]
+        np.testing.assert_array_equal(films[n]["pixels"], square)
+        assert films[n]["official"] == b""
+    scale = SIDE / 1024
+    expected = [
+        (0, "Infiltration", 512, 256.5, 640, 320.5),
+        (0, "Cardiomegaly", 0, 0, 1024, 1024),
+        (3, "Mass", 100, 200, 400, 600),
+    ]
+    assert list(zip(boxes["id"], boxes["task"], strict=True)) == [
+        row[:2] for row in expected
+    ]
+    np.testing.assert_allclose(
+        boxes[["x0", "y0", "x1", "y1"]], np.array([r[2:] for r in expected]) * scale
+    )
+
+
+def test_a_film_of_the_right_size_keeps_every_pixel(tmp_path):
+    write_nih(tmp_path, ENTRIES.strip().splitlines()[0])
+    path = draw(tmp_path / "images/00000001_000.png", (SIDE, SIDE))
+    (item,) = items(chest.nih(folder=tmp_path, side=SIDE))
+    np.testing.assert_array_equal(item.pixels[..., 0], np.asarray(Image.open(path)))
+
+
+def test_the_table_tells_the_size_and_the_file_where_the_table_is_blank(tmp_path):
+    line = "00000001_000.png,Mass,0,1,58,M,PA,{},{},0.1,0.2"
+    write_nih(tmp_path, line.format("", ""))
+    draw(tmp_path / "images/00000001_000.png", (40, 30))
+    (item,) = items(chest.nih(folder=tmp_path, side=SIDE))
+    assert (item.row["width"], item.row["height"]) == (30, 40)
+    assert (item.row["spacing_x"], item.row["spacing_y"]) == (0.1, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("text", "years"),
+    [
+        ("058Y", 58),
+        ("58", 58),
+        ("006M", 0.5),
+        ("003D", 3 / 365.25),
+        ("120", 120),
+        ("121", math.nan),
+        ("414", math.nan),
+        ("", math.nan),
+        ("old", math.nan),
+    ],
+)
+def test_ages_are_years_or_unknown(tmp_path, text, years):
+    write_nih(tmp_path, f"00000001_000.png,Mass,0,1,{text},M,PA,9,9,1,1")
+    (item,) = items(chest.nih(folder=tmp_path, side=SIDE))
+    np.testing.assert_allclose(item.row["age"], years)
+
+
+def test_a_view_or_sex_that_is_none_is_unknown(tmp_path):
+    write_nih(tmp_path, "00000001_000.png,Mass,0,1,58,U,LL,9,9,1,1")
+    (item,) = items(chest.nih(folder=tmp_path, side=SIDE))
+    assert (item.row["sex"], item.row["view"]) == ("", "")
+
+
+def test_the_official_lists_say_which_part_a_film_belongs_to(tmp_path):
+    write_nih(
+        tmp_path,
+        train_val_list="00000001_000.png\n00000001_001.png",
+        test_list="00000003_000.png\nunknown.png\n",
+    )
+    found = items(chest.nih(folder=tmp_path, side=SIDE))
+    assert [i.row["official"] for i in found] == ["train", "train", "", "test"]
+
+
+def test_a_film_on_both_official_lists_is_an_error(tmp_path):
+    names = "00000001_000.png\n00000001_001.png\n"
+    write_nih(tmp_path, train_val_list=names, test_list="00000001_001.png")
+    with pytest.raises(InputError, match=r"00000001_001\.png is in train_val_list"):
+        chest.nih(folder=tmp_path, side=SIDE)
+
+
+def test_gzipped_tables_read_the_same(nih):
+    plain = items(chest.nih(folder=nih, side=SIDE))
+    for path in list(nih.glob("*.csv")):
+        with gzip.open(f"{path}.gz", "wt") as file:
+            file.write(path.read_text())
+        path.unlink()
+    for a, b in zip(plain, items(chest.nih(folder=nih, side=SIDE)), strict=True):
+        np.testing.assert_equal(a._asdict(), b._asdict())
+
+
+def test_boxes_are_optional(tmp_path):
+    write_nih(tmp_path, boxes="")
+    assert not any(i.boxes for i in items(chest.nih(folder=tmp_path, side=SIDE)))
+
+
+def damage(folder):
+    """Spoils a folder of 4 films in every way; returns file -> words of the reason."""
+    torn = folder / "images/00000001_001.png"
+    torn.write_bytes(torn.read_bytes()[:200])
+    (folder / "images_001/images/00000002_000.png").unlink()
+    draw(folder / "images_002/00000009_000.png")
+    (folder / "images_003").mkdir()
+    shutil.copy(folder / "images/00000001_000.png", folder / "images_003")
+    (folder / "images/._00000001_000.png").write_text("a Mac's shadow of the file")
+    return {
+        "00000001_001.png": "truncated",
+        "00000002_000.png": "can't be read",
+        "images_002/00000009_000.png": "no row",
+        "images_003/00000001_000.png": "has the name of",
+    }
+
+
+@pytest.mark.parametrize("shard", [1, 3, 4096])
+def test_quarantine_names_exactly_the_files_left_out(nih, tmp_path, shard, monkeypatch):
+    monkeypatch.setattr(records, "FILMS_A_SHARD", shard)
+    reasons = damage(nih)
+    source = chest.nih(folder=nih, side=SIDE)
+    assert source.films == 6
+    films, table, boxes, quarantine = prepare(source, tmp_path, allowed=0.7)
+    assert list(quarantine["file"]) == list(reasons)
+    for found, words in zip(quarantine["reason"], reasons.values(), strict=True):
+        assert words in found
+    assert [f["image"].decode() for f in films] == list(table["image"])
+    assert list(table["image"]) == ["00000001_000.png", "00000003_000.png"]
+    assert list(boxes["id"]) == [0, 0, 1]
+
+
+def test_too_many_bad_files_leave_a_list_and_no_records(nih, tmp_path):
+    reasons = damage(nih)
+    source = chest.nih(folder=nih, side=SIDE)
+    with pytest.raises(InputError, match="4 of 6 files") as caught:
+        prepare(source, tmp_path, allowed=0.66)
+    assert not records.is_prepared(records.folder(tmp_path / "records", "x"))
+    (kept,) = (tmp_path / "records").rglob("*.csv")
+    assert str(kept) in str(caught.value)
+    assert list(pd.read_csv(kept)["file"]) == list(reasons)
+
+
+@pytest.mark.parametrize("shard", [1, 2, 3])
+def test_shards_change_nothing(nih, shard, monkeypatch):
+    whole = items(chest.nih(folder=nih, side=SIDE))
+    monkeypatch.setattr(records, "FILMS_A_SHARD", shard)
+    source = chest.nih(folder=nih, side=SIDE)
+    assert len(source.shards) == math.ceil(4 / shard)
+    for a, b in zip(whole, items(source), strict=True):
+        np.testing.assert_equal(a._asdict(), b._asdict())
+
+
+GOOD = "00000001_000.png,Mass,0,1,58,M,PA,9,9,1,1\n"
+
+
+@pytest.mark.parametrize(
+    ("entries", "boxes", "message"),
+    [
+        (GOOD.replace("Mass", "Mass|Cold"), "", "'Cold'"),
+        (GOOD.replace(",1,58", ",one,58"), "", "patient of 00000001_000.png is 'one'"),
+        (GOOD.replace(",1,58", ",,58"), "", "has no Patient ID"),
+        (GOOD.replace("9,9,1,1", "9,9,1,wide"), "", "spacing_y .* is 'wide'"),
+        (GOOD + GOOD, "", "lists 00000001_000.png twice"),
+        (GOOD, "00000001_000.png,Cold,1,2,3,4\n", "'Cold'"),
+        (GOOD, "00000001_000.png,Mass,1,2,3,many\n", "the h of .* is 'many'"),
+    ],
+)
+def test_a_wrong_cell_is_named(tmp_path, entries, boxes, message):
+    write_nih(tmp_path, entries, boxes)
+    with pytest.raises(InputError, match=message) as caught:
+        chest.nih(folder=tmp_path, side=SIDE)
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_nih_folder_is_refused(tmp_path):
+    with pytest.raises(InputError, match="is no folder"):
+        chest.nih(folder=tmp_path / "absent", side=SIDE)
+    with pytest.raises(InputError, match="Data_Entry_2017"):
+        chest.nih(folder=tmp_path, side=SIDE)
+    write_nih(tmp_path, GOOD)
+    shutil.move(tmp_path / "images", tmp_path / "pictures")
+    with pytest.raises(InputError, match=r"no images/"):
+        chest.nih(folder=tmp_path, side=SIDE)
+    shutil.rmtree(tmp_path / "pictures")
+    with pytest.raises(InputError, match="no film"):
+        chest.nih(folder=tmp_path, side=SIDE)
+    table = tmp_path / "Data_Entry_2017_v2020.csv"
+    table.write_text("Image Index,Finding Labels\n")
+    with pytest.raises(InputError, match="no column 'Patient ID'"):
+        chest.nih(folder=tmp_path, side=SIDE)
+    table.write_text("")
+    with pytest.raises(InputError, match="is no CSV"):
+        chest.nih(folder=tmp_path, side=SIDE)
+
+
+# CheXpert
+
+PLACES = ("Sex", "Age", "Frontal/Lateral", "AP/PA")
+FINDINGS = [
+    "Enlarged Cardiomediastinum",
+    "Cardiomegaly",
+    "Lung Opacity",
+    "Lung Lesion",
+    "Edema",
+    "Consolidation",
+    "Pneumonia",
+    "Atelectasis",
+    "Pneumothorax",
+    "Pleural Effusion",
+    "Pleural Other",
+    "Fracture",
+    "Support Devices",
+]
+
+
+def write_chexpert(folder, rows, table="train.csv", prefix="CheXpert-v1.0-small/"):
+    """A folder as CheXpert lays it out: rows of (path, metadata, {finding: text})."""
+    with open(folder / table, "w", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(["Path", *PLACES, "No Finding", *FINDINGS])
+        for path, places, labels in rows:
+            cells = [labels.get(finding, "") for finding in FINDINGS]
+            out.writerow([prefix + path, *places, "1.0", *cells])
+            draw(folder / path, (20, 30))
+    return folder
+
+
+FRONTAL = ("Male", "61", "Frontal", "AP")
+ONE = "train/patient00042/study1/view1_frontal.jpg"
+FOUR = {"Edema": "1.0", "Fracture": "0.0", "Cardiomegaly": "-1.0"}  # And blank ones.
+
+
+@pytest.mark.parametrize("blank", ["zeros", "ignore"])
+@pytest.mark.parametrize(
+    ("policy", "uncertain"),
+    [("ignore", math.nan), ("zeros", 0.0), ("ones", 1.0), ("soft", 0.7)],
+)
+def test_the_policies_for_uncertain_and_blank(tmp_path, policy, uncertain, blank):
+    write_chexpert(tmp_path, [(ONE, FRONTAL, FOUR)])
+    source = chest.chexpert(folder=tmp_path, side=SIDE, uncertain=policy, blank=blank)
+    (item,) = items(source)
+    assert source.tasks == tuple(FINDINGS)
+    for finding in FINDINGS:
+        expected = {"Edema": 1.0, "Fracture": 0.0, "Cardiomegaly": uncertain}.get(
+            finding, 0.0 if blank == "zeros" else math.nan
+        )
+        np.testing.assert_equal(item.row[finding], expected)
+
+
+def test_a_chexpert_folder_becomes_records(tmp_path):
+    second = "train/patient00007/study2/view1_frontal.jpg"
+    third = "valid/patient64541/study1/view1_frontal.jpg"
+    write_chexpert(
+        tmp_path,
+        [
+            (ONE, FRONTAL, FOUR),
+            (second, ("Female", "0", "Frontal", "PA"), {"Edema": "-1"}),
+        ],
+    )
+    unknown = ("Unknown", "", "Frontal", "AP")
+    write_chexpert(
+        tmp_path, [(third, unknown, dict.fromkeys(FINDINGS, "1"))], "valid.csv"
+    )
+    films, table, _, _ = prepare(chest.chexpert(folder=tmp_path, side=SIDE), tmp_path)
+    assert [f["image"].decode() for f in films] == [ONE, second, third]
+    assert [f["patient"] for f in films] == [42, 7, 64541]
+    assert [f["sex"] for f in films] == [b"M", b"F", b""]
+    assert [f["view"] for f in films] == [b"AP", b"PA", b"AP"]
+    assert [f["official"] for f in films] == [b"train", b"train", b"test"]
+    np.testing.assert_array_equal([f["age"] for f in films], [61, 0, math.nan])
+    assert [(f["width"], f["height"]) for f in films] == [(30, 20)] * 3
+    assert np.isnan([f["spacing_x"] for f in films]).all()
+    labels = np.stack([f["label"] for f in films])
+    np.testing.assert_array_equal(labels, table[FINDINGS].to_numpy(np.float32))
+    np.testing.assert_array_equal(labels[2], 1)
+    assert np.isnan(labels[1, FINDINGS.index("Edema")])
+    for film, path in zip(films, (ONE, second, third), strict=True):
+        square = reading.resize(reading.read(tmp_path / path).pixels, SIDE)
+        np.testing.assert_array_equal(film["pixels"][..., 0], square)
+
+
+@pytest.mark.parametrize(
+    ("views", "kept"),
+    [
+        (("PA", "AP"), [1, 2]),
+        (("PA",), [1]),
+        (("LATERAL",), [3]),
+        (("",), [4, 5]),
+        (("AP", "LATERAL", ""), [2, 3, 4, 5]),
+    ],
+)
+def test_only_the_wanted_views_are_kept(tmp_path, views, kept):
+    places = [("Frontal", "PA"), ("Frontal", "AP"), ("Lateral", ""), ("Frontal", "LL")]
+    places.append(("Frontal", ""))
+    rows = [
+        (f"train/patient{n:05}/view.jpg", ("Male", "60", *place), {})
+        for n, place in enumerate(places, 1)
+    ]
+    write_chexpert(tmp_path, rows)
+    found = items(chest.chexpert(folder=tmp_path, side=SIDE, views=views))
+    assert [i.row["patient"] for i in found] == kept
+    assert {i.row["view"] for i in found} == set(views)
+
+
+def test_paths_without_a_prefix_are_read_too(tmp_path):
+    write_chexpert(tmp_path, [(ONE, FRONTAL, FOUR)], prefix="")
+    (item,) = items(chest.chexpert(folder=tmp_path, side=SIDE))
+    assert item.row["image"] == ONE
+    assert item.pixels is not None
+
+
+@pytest.mark.parametrize(
+    ("path", "labels", "settings", "message"),
+    [
+        (ONE, {"Edema": "maybe"}, {}, "Edema is 'maybe' for train/patient00042"),
+        (ONE, {"Edema": "2.0"}, {}, "Edema is '2' "),
+        (ONE, {}, {"uncertain": "guess"}, "data.uncertain='guess': .*'soft'"),
+        (ONE, {}, {"blank": "ones"}, "data.blank='ones'"),
+        (ONE, {}, {"views": ("PA", "side")}, "data.views='side'"),
+        ("train/42/view1.jpg", {}, {}, "names no patient"),
+    ],
+)
+def test_a_wrong_label_path_or_policy_is_named(
+    tmp_path, path, labels, settings, message
+):
+    write_chexpert(tmp_path, [(path, FRONTAL, labels)])
+    with pytest.raises(InputError, match=message):
+        chest.chexpert(folder=tmp_path, side=SIDE, **settings)
+
+
+def test_a_missing_finding_of_chexpert_is_named(tmp_path):
+    write_chexpert(tmp_path, [(ONE, FRONTAL, {})])
+    path = tmp_path / "train.csv"
+    path.write_text(path.read_text().replace("Fracture", "Fractures"))
+    with pytest.raises(InputError, match="no column 'Fracture'"):
+        chest.chexpert(folder=tmp_path, side=SIDE)
+
+
+def test_views_that_no_film_has_leave_nothing_to_prepare(tmp_path):
+    write_chexpert(tmp_path, [(ONE, FRONTAL, {})])
+    source = chest.chexpert(folder=tmp_path, side=SIDE, views=("PA",))
+    with pytest.raises(InputError, match="no film"):
+        prepare(source, tmp_path)
+
+
+def test_the_findings_of_chexpert_are_the_papers():
+    assert chexpert.TASKS == tuple(FINDINGS)
+
+
+# The phantom
+
+SETTINGS = {"side": 32, "patients": 5, "films": 2, "seed": 3}
+OFTEN = (0.5, 0.4, 0.5, 0.5, 0.4, 0.5)
+
+
+@pytest.fixture(scope="module")
+def people():
+    """What the phantom itself says of patients 0 to 9."""
+    one = jax.jit(phantom.patient, static_argnames=("films", "side", "prevalence"))
+    key = jax.random.key(SETTINGS["seed"])
+    return [
+        jax.device_get(one(key, n, films=2, side=32, prevalence=OFTEN))
+        for n in range(10)
+    ]
+
+
+@pytest.mark.parametrize("first", [0, 5])
+@pytest.mark.parametrize("shard", [1, 4, 4096])
+def test_phantom_records_hold_what_the_phantom_drew(
+    tmp_path, monkeypatch, people, first, shard
+):
+    monkeypatch.setattr(records, "FILMS_A_SHARD", shard)
+    source = chest.phantom(**SETTINGS, first_patient=first, prevalence=OFTEN)
+    assert source.films == 10
+    films, table, boxes, quarantine = prepare(source, tmp_path, side=32)
+    assert len(films) == len(table) == 10
+    assert len(quarantine) == 0
+    expected_boxes = []
+    for n, film in enumerate(films):
+        number, f = first + n // 2, n % 2
+        drawn = {name: values[f] for name, values in people[number].items()}
+        # Compiled apart, a rounding may fall the other way.
+        np.testing.assert_allclose(
+            film["pixels"].astype(int), drawn["pixels"].astype(int), atol=1
+        )
+        np.testing.assert_array_equal(film["label"], drawn["label"])
+        np.testing.assert_array_equal(
+            table.loc[n, list(phantom.FINDINGS)], drawn["label"]
+        )
+        assert film["patient"] == table["patient"][n] == number
+        assert film["age"] == table["age"][n] == drawn["age"]
+        assert film["view"].decode() == table["view"][n] == ("PA", "AP")[drawn["view"]]
+        assert film["sex"].decode() == table["sex"][n] == ("F", "M")[drawn["sex"]]
+        assert film["width"] == film["height"] == 32
+        np.testing.assert_allclose(film["spacing_x"] * 32, 400)
+        for task, label, box in zip(
+            phantom.FINDINGS, drawn["label"], drawn["box"], strict=True
+        ):
+            if label == 1:
+                expected_boxes.append((n, task, *box))
+    assert expected_boxes
+    assert list(zip(boxes["id"], boxes["task"], strict=True)) == [
+        row[:2] for row in expected_boxes
+    ]
+    np.testing.assert_allclose(
+        boxes[["x0", "y0", "x1", "y1"]], [row[2:] for row in expected_boxes], atol=1e-2
+    )
+    assert table["image"].is_unique
+
+
+def test_other_numbers_and_other_seeds_are_other_people():
+    def pixels(**changes):
+        return [i.pixels for i in items(chest.phantom(**{**SETTINGS, **changes}))]
+
+    base = pixels()
+    for other in (pixels(first_patient=5), pixels(seed=4)):
+        assert not any((a == b).all() for a in base for b in other)
+    overlap = pixels(first_patient=1)
+    np.testing.assert_array_equal(base[2:], overlap[:-2])
+
+
+def test_settings_that_make_no_phantom_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"data\.prevalence has 2 numbers"):
+        chest.phantom(**SETTINGS, prevalence=(0.1, 0.2))
+    for changes in ({"patients": 0}, {"films": 0}):
+        with pytest.raises(InputError, match="no film"):
+            prepare(chest.phantom(**{**SETTINGS, **changes}), tmp_path)
+
+
+# Real films
+
+
+@pytest.mark.skipif(not SAMPLE.is_dir(), reason=f"{SAMPLE} is absent")
+def test_the_nih_sample_against_its_own_tables(tmp_path):
+    films, table, boxes, quarantine = prepare(
+        chest.nih(folder=SAMPLE, side=64), tmp_path, side=64
+    )
+    with open(SAMPLE / "Data_Entry_2017_v2020.csv", newline="") as file:
+        entries = list(csv.reader(file))[1:]
+    assert len(films) == len(table) == len(entries) == 700
+    assert table["patient"].nunique() == len({row[3] for row in entries}) == 480
+    assert len(quarantine) == 0
+    counted = collections.Counter(f for row in entries for f in row[1].split("|"))
+    assert counted.pop("No Finding") == sum(not film["label"].any() for film in films)
+    assert counted == {t: table[t].sum() for t in chest.NIH_TASKS if table[t].sum()}
+    for n, (film, row) in enumerate(zip(films, entries, strict=True)):
+        assert film["id"] == table["id"][n] == n
+        assert film["image"].decode() == table["image"][n] == row[0]
+        assert film["patient"] == int(row[3])
+        assert film["age"] == float(row[4])
+        assert [film["sex"].decode(), film["view"].decode()] == row[5:7]
+        assert [film["width"], film["height"]] == [int(v) for v in row[7:9]]
+        assert np.float32(film["spacing_x"]) == np.float32(row[9])
+        assert np.float32(film["spacing_y"]) == np.float32(row[10])
+        present = {t for t, v in zip(chest.NIH_TASKS, film["label"], strict=True) if v}
+        assert present == set(row[1].split("|")) - {"No Finding"}
+    for n in range(0, 700, 50):
+        raw = reading.read(SAMPLE / "images" / entries[n][0]).pixels
+        np.testing.assert_array_equal(
+            films[n]["pixels"][..., 0], reading.resize(raw, 64)
+        )
+    with open(SAMPLE / "BBox_List_2017.csv", newline="") as file:
+        listed = [
+            (
+                row[0],
+                row[1].replace("Infiltrate", "Infiltration"),
+                *map(float, row[2:6]),
+            )
+            for row in list(csv.reader(file))[1:]
+        ]
+    found = [
+        (table["image"][b.id], b.task, b.x0 * 16, b.y0 * 16, b.x1 * 16, b.y1 * 16)
+        for b in boxes.itertuples()
+    ]
+    assert len(found) == len(listed) == 32
+    expected = sorted((i, t, x, y, x + w, y + h) for i, t, x, y, w, h in listed)
+    for a, b in zip(sorted(found), expected, strict=True):
+        assert a[:2] == b[:2]
+        np.testing.assert_allclose(a[2:], b[2:])

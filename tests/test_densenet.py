@@ -1,0 +1,147 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from medjax.models import densenet
+
+
+def shapes(model, channels):
+    image = jax.ShapeDtypeStruct((1, 224, 224, channels), jnp.float32)
+    return jax.eval_shape(
+        lambda key, x: model.init(key, x, train=False), jax.random.key(0), image
+    )
+
+
+def size(tree):
+    return sum(np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize(
+    ("blocks", "growth", "features", "parameters"),
+    [  # torchvision's own counts: densenet121, 169, 201 and 161.
+        ((6, 12, 24, 16), 32, 64, 7_978_856),
+        ((6, 12, 32, 32), 32, 64, 14_149_480),
+        ((6, 12, 48, 32), 32, 64, 20_013_928),
+        ((6, 12, 36, 24), 48, 96, 28_681_000),
+    ],
+)
+def test_it_has_torchvisions_parameters(blocks, growth, features, parameters):
+    model = densenet.DenseNet(1000, blocks=blocks, growth=growth, features=features)
+    assert size(shapes(model, 3)["params"]) == parameters
+
+
+def test_a_grey_stem_has_a_third_of_the_stem_weights():
+    params = shapes(densenet.densenet121(14), 1)["params"]
+    assert params["conv0"]["kernel"].shape == (7, 7, 1, 64)
+    assert size(params) == 7_978_856 - 1000 * 1025 + 14 * 1025 - 7 * 7 * 2 * 64
+
+
+def initial(model, image):
+    make = jax.jit(functools.partial(model.init, train=False))
+    return make(jax.random.key(0), image.astype(np.float32))
+
+
+def applied(model, variables, image):
+    apply = jax.jit(functools.partial(model.apply, train=False))
+    return apply(variables, image.astype(np.float32))
+
+
+def normalised(x, p, s):
+    return (x - s["mean"]) / np.sqrt(s["var"] + 1e-5) * p["scale"] + p["bias"]
+
+
+def convolved(x, kernel, pad, stride=1):
+    """A convolution by its definition, in float64: [H, W, I] x [k, k, I, O]."""
+    k = kernel.shape[0]
+    x = np.pad(x, ((pad, pad), (pad, pad), (0, 0)))
+    rows = range(0, x.shape[0] - k + 1, stride)
+    columns = range(0, x.shape[1] - k + 1, stride)
+    return np.array(
+        [
+            [np.tensordot(x[i : i + k, j : j + k], kernel, 3) for j in columns]
+            for i in rows
+        ]
+    )
+
+
+def pooled(x, size, stride, pad, reduce):
+    x = np.pad(x, ((pad, pad), (pad, pad), (0, 0)), constant_values=-np.inf)
+    rows = range(0, x.shape[0] - size + 1, stride)
+    columns = range(0, x.shape[1] - size + 1, stride)
+    return np.array(
+        [[reduce(x[i : i + size, j : j + size], (0, 1)) for j in columns] for i in rows]
+    )
+
+
+@pytest.mark.parametrize(("stem", "bottleneck"), [("imagenet", 4), ("small", 0)])
+def test_it_computes_what_the_paper_says(stem, bottleneck):
+    """Against the layers written out in numpy, with every weight and statistic random."""
+    model = densenet.DenseNet(
+        3, blocks=(2, 1), growth=4, features=6, stem=stem, bottleneck=bottleneck
+    )
+    image = np.random.default_rng(0).normal(size=(16, 16, 2))
+    variables = model.init(
+        jax.random.key(0), image[None].astype(np.float32), train=False
+    )
+    rng = np.random.default_rng(1)
+    variables = jax.tree.map(
+        lambda leaf: (
+            rng.uniform(0.3, 1.2, leaf.shape).astype(np.float32)
+            * (rng.choice([-1, 1], leaf.shape) if leaf.ndim > 1 else 1)
+        ),
+        variables,
+    )
+    p, s = (
+        jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables[name])
+        for name in ("params", "batch_stats")
+    )
+
+    def norm_relu(x, name):
+        return np.maximum(normalised(x, p[name], s[name]), 0)
+
+    size, pad = (7, 3) if stem == "imagenet" else (5, 2)
+    assert p["conv0"]["kernel"].shape[0] == size
+    x = norm_relu(convolved(image, p["conv0"]["kernel"], pad, 2), "norm0")
+    x = (
+        pooled(x, 3, 2, 1, np.max)
+        if stem == "imagenet"
+        else pooled(x, 2, 2, 0, np.mean)
+    )
+    for block, layers in ((1, 2), (2, 1)):
+        for layer in range(1, layers + 1):
+            name = f"denseblock{block}_denselayer{layer}"
+            new = norm_relu(x, f"{name}_norm1")
+            if bottleneck:
+                new = convolved(new, p[f"{name}_conv1"]["kernel"], 0)
+                new = norm_relu(new, f"{name}_norm2")
+            new = convolved(new, p[f"{name}_conv2"]["kernel"], 1)
+            x = np.concatenate([x, new], axis=-1)
+        if block == 1:
+            x = convolved(
+                norm_relu(x, "transition1_norm"), p["transition1_conv"]["kernel"], 0
+            )
+            x = pooled(x, 2, 2, 0, np.mean)
+    x = norm_relu(x, "norm5").mean((0, 1))
+    expected = x @ p["classifier"]["kernel"] + p["classifier"]["bias"]
+    got = applied(model, variables, image[None])
+    np.testing.assert_allclose(got[0], expected, rtol=1e-4)
+
+
+def test_bfloat16_computes_in_half_and_keeps_float32_parameters():
+    make = functools.partial(densenet.densenet_small, 2, blocks=(1, 1), growth=4)
+    image = np.ones((1, 16, 16, 1))
+    variables = initial(make(dtype=jnp.bfloat16), image)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    half = applied(make(dtype=jnp.bfloat16), variables, image)
+    full = applied(make(), variables, image)
+    assert half.dtype == jnp.float32
+    np.testing.assert_allclose(half, full, atol=0.05)
+    assert (half != full).any()
+
+
+def test_an_unknown_stem_is_named():
+    with pytest.raises(ValueError, match="huge"):
+        shapes(densenet.DenseNet(2, stem="huge"), 1)

@@ -1,0 +1,299 @@
+"""Every DICOM is written here by pydicom and expected by the standard's formulas."""
+
+import io
+import warnings
+
+import numpy as np
+import pydicom
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pydicom.dataset import FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.pixels import apply_modality_lut, apply_windowing
+
+from medjax.data import dicom
+from medjax.data.film import Film
+from medjax.errors import InputError
+
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 256, (37, 53), dtype=np.uint8)
+SMOOTH = np.add.outer(np.arange(37) * 3, np.arange(53) * 2).astype(np.uint8)
+STORED = RNG.integers(0, 4096, (11, 14), dtype=np.uint16)
+STORED[0, :2] = 0, 4095
+
+
+def read(data: bytes) -> Film:
+    return dicom.decode(io.BytesIO(data))
+
+
+def refusal(data: bytes) -> str:
+    """Returns the error's text after checking that it is one line with a remedy."""
+    with pytest.raises(InputError) as caught:
+        read(data)
+    text = str(caught.value)
+    assert "\n" not in text and "; " in text
+    return text
+
+
+def write(stored: np.ndarray, *, syntax="1.2.840.10008.1.2.1", data=None, **elements):
+    """Returns the bytes of a DICOM with these stored values and elements."""
+    dataset = pydicom.Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = (
+        "1.2.840.10008.5.1.4.1.1.1.1"
+    )
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    bits = 8 * stored.itemsize
+    values = {
+        "Rows": stored.shape[0],
+        "Columns": stored.shape[1],
+        "PhotometricInterpretation": "MONOCHROME2",
+        "SamplesPerPixel": 1,
+        "BitsAllocated": bits,
+        "BitsStored": bits,
+        "PixelRepresentation": int(stored.dtype.kind == "i"),
+        **elements,
+    }
+    values.setdefault("HighBit", values["BitsStored"] - 1)
+    for name, value in values.items():
+        if value is not None:
+            setattr(dataset, name, value)
+    dataset.PixelData = stored.tobytes() if data is None else data
+    dataset["PixelData"].VR = "OB" if bits == 8 or data is not None else "OW"
+    if data is not None:
+        dataset["PixelData"].is_undefined_length = True
+    out = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # The odd files are odd on purpose.
+        dataset.save_as(out, enforce_file_format=True)
+    return out.getvalue()
+
+
+def lut(descriptor, table) -> list[pydicom.Dataset]:
+    item = pydicom.Dataset()
+    item.add_new("LUTDescriptor", "SS" if descriptor[1] < 0 else "US", descriptor)
+    item.add_new("LUTData", "OW", np.asarray(table, "<u2").tobytes())
+    return [item]
+
+
+def jpeg(image: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(image).save(out, "JPEG")
+    return out.getvalue()
+
+
+JPEG = jpeg(SMOOTH)
+FILES = {
+    "window": write(STORED, BitsStored=12, WindowCenter=2000, WindowWidth=500),
+    "odd": write(GREY),
+    "implicit": write(STORED, syntax="1.2.840.10008.1.2"),
+    "deflated": write(STORED, syntax="1.2.840.10008.1.2.1.99"),
+    "jpeg": write(SMOOTH, syntax="1.2.840.10008.1.2.4.50", data=encapsulate([JPEG])),
+}
+
+
+def check_cut(kind, size):
+    """Says if the first bytes of a file are still read, and as the whole file is."""
+    with warnings.catch_warnings():
+        # pydicom only warns of some truncations: as errors they'd hide a bad read.
+        warnings.simplefilter("ignore")
+        try:
+            pixels = read(FILES[kind][:size]).pixels
+        except InputError as error:
+            assert "\n" not in str(error)
+            return False
+    np.testing.assert_array_equal(pixels, read(FILES[kind]).pixels)
+    return True
+
+
+@pytest.mark.parametrize("kind", FILES)
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_a_cut_file_is_an_error_or_the_same_picture(kind, data):
+    check_cut(kind, data.draw(st.integers(0, len(FILES[kind]) - 1)))
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_cut_near_the_end_is_an_error_or_the_same_picture(kind):
+    same = [check_cut(kind, len(FILES[kind]) - n) for n in range(1, 40)]
+    assert sum(same) <= 8  # A delimiter or a padding byte at most.
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 16])
+def test_dicom_without_a_window_spans_the_bits_stored(bits):
+    stored = (STORED >> 4) & (2**bits - 1)
+    film = read(write(stored, BitsStored=bits))
+    assert film.pixels.dtype == np.float32
+    np.testing.assert_allclose(film.pixels, stored / (2**bits - 1), atol=1e-7)
+
+
+def test_monochrome1_is_the_negative():
+    window = {"BitsStored": 12, "WindowCenter": 1500, "WindowWidth": 900}
+    positive = read(write(STORED, **window)).pixels
+    negative = read(
+        write(STORED, PhotometricInterpretation="MONOCHROME1", **window),
+    ).pixels
+    assert positive.std() > 0.1
+    np.testing.assert_allclose(negative, 1 - positive, atol=1e-7)
+
+
+def test_signed_values_start_below_zero():
+    stored = STORED.astype(np.int16) - 2048
+    film = read(write(stored, BitsStored=12))
+    np.testing.assert_allclose(film.pixels, STORED / 4095, atol=1e-7)
+    film = read(write(stored, BitsStored=12, WindowCenter=0, WindowWidth=101))
+    expected = np.clip((stored + 0.5) / 100 + 0.5, 0, 1)
+    np.testing.assert_allclose(film.pixels, expected, atol=1e-7)
+
+
+def test_bits_above_those_stored_are_ignored():
+    dirty = STORED | 0xA000
+    film = read(write(dirty, BitsStored=12))
+    np.testing.assert_allclose(film.pixels, STORED / 4095, atol=1e-7)
+    signed = (STORED | 0x7000).view(np.int16)
+    film = read(write(signed, BitsStored=12))
+    expected = (np.where(STORED < 2048, STORED, STORED - 4096.0) + 2048) / 4095
+    np.testing.assert_allclose(film.pixels, expected, atol=1e-7)
+
+
+def by_the_standard(x, center, width, function):
+    """PS3.3 C.11.2.1.2.1, C.11.2.1.3.1 and C.11.2.1.3.2 with y from 0 to 1."""
+    if function == "SIGMOID":
+        return 1 / (1 + np.exp(-4 * (x - center) / width))
+    if function == "LINEAR":
+        below = x <= center - 0.5 - (width - 1) / 2
+        above = x > center - 0.5 + (width - 1) / 2
+        with np.errstate(divide="ignore", invalid="ignore"):
+            between = (x - (center - 0.5)) / (width - 1) + 0.5
+    else:
+        below = x <= center - width / 2
+        above = x > center + width / 2
+        between = (x - center) / width + 0.5
+    return np.where(below, 0.0, np.where(above, 1.0, between))
+
+
+@pytest.mark.parametrize("function", [None, "LINEAR", "LINEAR_EXACT", "SIGMOID"])
+@pytest.mark.parametrize("center, width", [(1500, 900), (1024.5, 1), (70, 4000.25)])
+@pytest.mark.parametrize("slope, intercept", [(1, 0), (0.5, -1024), (-2, 4095)])
+def test_the_window_follows_the_standard(function, center, width, slope, intercept):
+    data = write(
+        STORED,
+        BitsStored=12,
+        VOILUTFunction=function,
+        WindowCenter=[center, 7],
+        WindowWidth=[width, 7],
+        RescaleSlope=slope,
+        RescaleIntercept=intercept,
+    )
+    x = STORED * float(slope) + intercept
+    pixels = read(data).pixels
+    with np.errstate(over="ignore"):
+        expected = by_the_standard(x, center, width, function or "LINEAR")
+    np.testing.assert_allclose(pixels, expected, atol=1e-6)
+    if slope > 0:  # pydicom turns its own output range round where it is not.
+        dataset = pydicom.dcmread(io.BytesIO(data))
+        with np.errstate(over="ignore"):
+            theirs = apply_windowing(apply_modality_lut(STORED, dataset), dataset)
+        low, high = intercept, 4095 * slope + intercept
+        np.testing.assert_allclose(pixels, (theirs - low) / (high - low), atol=1e-6)
+
+
+def test_without_a_window_a_falling_rescale_turns_the_film():
+    data = write(STORED, BitsStored=12, RescaleSlope=-1, RescaleIntercept=4095)
+    expected = 1 - STORED / 4095
+    np.testing.assert_allclose(read(data).pixels, expected, atol=1e-7)
+    rising = write(STORED, BitsStored=12, RescaleSlope=0.25, RescaleIntercept=-1000)
+    np.testing.assert_allclose(read(rising).pixels, STORED / 4095, atol=1e-7)
+
+
+def test_lookup_tables_are_followed():
+    table = np.round(1023 * (np.arange(3000) / 2999) ** 2)
+    expected = table[np.clip(STORED.astype(int) - 500, 0, 2999)] / 1023
+    for sequence in ("VOILUTSequence", "ModalityLUTSequence"):
+        data = write(STORED, BitsStored=12, **{sequence: lut([3000, 500, 10], table)})
+        np.testing.assert_allclose(read(data).pixels, expected, atol=1e-7)
+    negative = write(
+        STORED.astype(np.int16) - 2048,
+        BitsStored=12,
+        VOILUTSequence=lut([3000, -1548, 10], table),
+    )
+    np.testing.assert_allclose(read(negative).pixels, expected, atol=1e-7)
+    short = write(STORED, BitsStored=12, VOILUTSequence=lut([3000, 0, 10], table[:9]))
+    assert "LUT" in refusal(short)
+
+
+def test_spacing_is_x_then_y():
+    film = read(write(STORED, ImagerPixelSpacing=[0.2, 0.1]))
+    assert film.spacing == (0.1, 0.2)
+    both = write(STORED, ImagerPixelSpacing=[0.2, 0.1], PixelSpacing=[0.15, 0.14])
+    assert read(both).spacing == (0.14, 0.15)
+    for value in (None, [0, 0], [-1, 1]):
+        film = read(write(STORED, PixelSpacing=value))
+        assert np.isnan(film.spacing).all()
+
+
+def test_compressed_dicom_is_read():
+    film = read(FILES["jpeg"])
+    with Image.open(io.BytesIO(JPEG)) as image:
+        np.testing.assert_allclose(film.pixels, np.asarray(image) / 255, atol=1e-7)
+    dataset = pydicom.dcmread(io.BytesIO(write(STORED, BitsStored=12)))
+    dataset.compress("1.2.840.10008.1.2.5", generate_instance_uid=False)
+    out = io.BytesIO()
+    dataset.save_as(out)
+    film = read(out.getvalue())
+    np.testing.assert_allclose(film.pixels, STORED / 4095, atol=1e-7)
+
+
+def test_a_missing_decoder_is_named(monkeypatch):
+    lossless = "1.2.840.10008.1.2.4.70"
+    decoder = pydicom.pixels.get_decoder(lossless)
+    monkeypatch.setattr(decoder, "_available", {})
+    monkeypatch.setattr(decoder, "_unavailable", {"gdcm": ("gdcm>=3.0.10",)})
+    text = refusal(write(GREY, syntax=lossless, data=encapsulate([b"ab"])))
+    assert "JPEG Lossless" in text
+    assert "gdcm>=3.0.10" in text and "pip install" in text
+
+
+@pytest.mark.parametrize(
+    "elements, what",
+    [
+        ({"NumberOfFrames": 2}, "holds 2 frames"),
+        ({"Rows": 0}, "14 x 0 pixels"),
+        ({"Columns": 65535, "Rows": 65535}, "200 megapixels"),
+        ({"Rows": 12}, "less than expected"),
+        ({"Rows": None}, "Rows"),
+        ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, "RGB"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "PALETTE COLOR"),
+        ({"BitsStored": 17}, "17 of 16 bits"),
+        ({"BitsStored": 12, "HighBit": 15}, "up to bit 15"),
+        ({"WindowCenter": 10, "WindowWidth": 0.5}, "WindowWidth of 0.5"),
+        ({"WindowCenter": 10, "WindowWidth": 0}, "WindowWidth of 0"),
+        ({"WindowCenter": 10, "WindowWidth": -5}, "WindowWidth of -5"),
+        ({"WindowCenter": "NaN", "WindowWidth": 5}, "WindowCenter of"),
+        ({"WindowCenter": 10, "WindowWidth": "inf"}, "WindowWidth of"),
+        (
+            {"WindowCenter": 1, "WindowWidth": 5, "VOILUTFunction": "CUBIC"},
+            "'CUBIC'",
+        ),
+        (
+            {"WindowCenter": 1, "WindowWidth": 0, "VOILUTFunction": "SIGMOID"},
+            "WindowWidth of 0",
+        ),
+        ({"RescaleSlope": 0, "RescaleIntercept": 5}, "RescaleSlope of 0"),
+        ({"RescaleSlope": "1e307", "RescaleIntercept": 0}, "overflow"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_an_odd_dicom_is_refused_with_its_reason(elements, what):
+    assert what in refusal(write(STORED, **elements))
+
+
+def test_a_dicom_without_pixels_is_refused():
+    dataset = pydicom.dcmread(io.BytesIO(write(STORED)))
+    del dataset.PixelData
+    out = io.BytesIO()
+    dataset.save_as(out)
+    assert "PixelData" in refusal(out.getvalue())

@@ -1,0 +1,97 @@
+"""Imports point down, from floor to floor, and never in a circle."""
+
+import ast
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+FLOORS = [  # From the top down.
+    ("launch", "configs"),
+    ("build",),
+    ("reports", "training"),
+    ("evaluation",),
+    ("augment",),
+    ("data", "models", "cohort", "losses", "geometry"),
+    ("errors", "__init__"),
+]
+SIDEWAYS = {("data", "geometry"), ("data", "cohort")}  # Not needed yet, but sound.
+FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
+FILES = [
+    *(ROOT / "medjax").rglob("*.py"),
+    *(ROOT / "configs").glob("*.py"),
+    ROOT / "launch.py",
+]
+
+
+def module_of(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+MODULES = {module_of(path): path for path in FILES}
+
+
+def room_of(module):
+    parts = module.split(".")
+    if parts[0] != "medjax":
+        return parts[0]
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def imports_of(path):
+    """The project's own modules that a file imports, in functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else node.module for name in names}
+    return {name for name in found if name in MODULES}
+
+
+GRAPH = {module: imports_of(path) - {module} for module, path in MODULES.items()}
+
+
+def test_every_room_has_a_floor():
+    assert {room_of(module) for module in MODULES} <= FLOOR.keys()
+
+
+def test_no_import_points_up_or_across():
+    for module, imported in GRAPH.items():
+        for name in imported:
+            here, there = room_of(module), room_of(name)
+            if here != there and (here, there) not in SIDEWAYS:
+                assert FLOOR[here] < FLOOR[there], f"{module} imports {name}"
+
+
+def test_there_is_no_circle():
+    done, open_ = set(), []
+
+    def visit(module):
+        assert module not in open_, f"circle: {[*open_, module]}"
+        if module not in done:
+            open_.append(module)
+            for name in GRAPH[module]:
+                visit(name)
+            open_.pop()
+            done.add(module)
+
+    for module in GRAPH:
+        visit(module)
+    assert done == set(MODULES)
+
+
+def test_each_of_these_is_in_one_place():
+    for pattern, home in (
+        (r"\bjax\.pmap\b", "medjax/training/step.py"),
+        (r"^\s*(import|from) orbax", "medjax/training/checkpoint.py"),
+        (r"ml_collections import ConfigDict", "medjax/build.py"),
+    ):
+        users = [p for p in FILES if re.search(pattern, p.read_text(), re.MULTILINE)]
+        users = [p for p in users if p.parent.name != "configs"]
+        assert [str(p.relative_to(ROOT)) for p in users] == [home]
+    for path in FILES:
+        if re.search(r"^\s*(import|from) flax", path.read_text(), re.MULTILINE):
+            assert path.parent.name == "models", path

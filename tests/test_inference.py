@@ -1,0 +1,62 @@
+import cv2
+import numpy as np
+import pytest
+
+from medjax.data import reading
+from medjax.evaluation import inference
+
+
+def test_every_real_row_comes_out_once_in_order_without_the_padding():
+    ids = np.array([4, 2, 7, 5, 9, -1, -1, -1]).reshape(2, 2, 2)
+    batches = [
+        {
+            "id": part,
+            "patient": part * 10,
+            "image": part[..., None, None, None].astype(np.float32),
+            "label": np.stack([part, part + 1], -1).astype(np.float32),
+            "weight": np.ones((*part.shape, 2), np.float32),
+        }
+        for part in ids
+    ]
+    found = inference.predict(
+        batches, lambda x: np.stack([x, x / 2], -1)[:, :, 0, 0, 0]
+    )
+    real = [4, 2, 7, 5, 9]
+    np.testing.assert_array_equal(found.id, real)
+    np.testing.assert_array_equal(found.patient, np.multiply(real, 10))
+    np.testing.assert_array_equal(found.probability, np.outer(real, [1, 0.5]))
+    np.testing.assert_array_equal(found.label[:, 1], np.add(real, 1))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+@pytest.mark.parametrize("devices", [1, 2])
+def test_files_keep_their_order_and_bad_ones_their_reason(tmp_path, batch, devices):
+    rng = np.random.default_rng(0)
+    paths = []
+    for i in range(7):
+        path = tmp_path / f"{i}.png"
+        cv2.imwrite(str(path), rng.integers(0, 256, (20, 30), np.uint8))
+        paths.append(path)
+    paths[3].write_bytes(paths[3].read_bytes()[:60])
+    calls = []
+
+    def brightness(image):
+        assert image.shape == (devices, batch, 8, 8, 1)
+        calls.append(image)
+        return image.mean(axis=(2, 3))
+
+    found = list(
+        inference.predict_files(paths, brightness, side=8, batch=batch, devices=devices)
+    )
+    assert [path for path, _ in found] == paths
+    for path, value in found:
+        if path == paths[3]:
+            assert isinstance(value, str) and "3.png" in value
+        else:
+            expected = reading.resize(reading.read(path).pixels, 8).mean()
+            np.testing.assert_allclose(value, [expected], rtol=1e-6)
+    assert len(calls) <= -(-7 // (batch * devices))
+
+
+def test_no_file_gives_no_row():
+    assert list(inference.predict_files([], None, side=8, batch=2, devices=1)) == []

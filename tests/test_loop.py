@@ -1,0 +1,131 @@
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from medjax.errors import InputError
+from medjax.training import loop
+from medjax.training.checkpoint import Checkpoints
+
+
+class Counter:
+    """Batches that are their own number, with a position."""
+
+    def __init__(self):
+        self.position = 0
+
+    def __next__(self):
+        self.position += 1
+        return {"id": np.full((1, 4), self.position)}
+
+    def get_state(self):
+        return {"position": self.position}
+
+    def set_state(self, state):
+        self.position = state["position"]
+
+
+def fit(workdir, *, stop_at=None, nan_at=None, steps=10, seen=None, evaluate_every=4):
+    """A run whose state is a hash of every batch it has seen, in order."""
+
+    def step(state, batch, key):
+        number = int(batch["id"][0, 0])
+        if seen is not None:
+            seen.append(number)
+        if number == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        state = {"hash": jnp.asarray(state["hash"]) * 3 % 9973 + number}
+        loss = jnp.nan if number == nan_at else 1.0 / number
+        return state, {"loss": jnp.asarray(loss), "grad_norm": jnp.ones(())}
+
+    with Checkpoints(workdir / "checkpoints", keep=1) as checkpoints:
+        complete = loop.fit(
+            {"hash": jnp.ones((), jnp.int32)},
+            workdir=workdir,
+            steps=steps,
+            step=step,
+            batches=Counter(),
+            evaluate=lambda state: {"auroc": 0.5 + float(state["hash"]) / 1e5},
+            checkpoints=checkpoints,
+            key=jax.random.key(0),
+            log_every=2,
+            evaluate_every=evaluate_every,
+        )
+        last = checkpoints.restore({"hash": jnp.ones((), jnp.int32)})
+    return complete, last
+
+
+def lines(workdir):
+    return [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 4, 7, 9])
+def test_a_stopped_run_ends_as_an_uninterrupted_one(tmp_path, stop_at):
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "parts").mkdir()
+    complete, whole = fit(tmp_path / "whole")
+    assert complete
+    seen = []
+    complete, stopped = fit(tmp_path / "parts", stop_at=stop_at, seen=seen)
+    assert not complete
+    assert stopped.step == stop_at
+    complete, parts = fit(tmp_path / "parts", seen=seen)
+    assert complete
+    assert seen == list(range(1, 11))
+    assert parts.step == whole.step == 10
+    assert parts.data == whole.data == {"position": 10}
+    np.testing.assert_array_equal(parts.state["hash"], whole.state["hash"])
+    scores = [
+        [(x["step"], x["validation_auroc"]) for x in lines(tmp_path / d) if len(x) == 2]
+        for d in ("whole", "parts")
+    ]
+    assert scores[0] == scores[1]
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    fit(tmp_path)
+    seen = []
+    assert fit(tmp_path, seen=seen)[0]
+    assert seen == []
+
+
+def test_lines_that_are_computed_again_are_not_written_twice(tmp_path):
+    fit(tmp_path)
+    written = lines(tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 12, "loss": 3}\n{"step": 14, "lo')  # As a crash leaves it.
+    fit(tmp_path)
+    assert lines(tmp_path) == written
+
+
+def test_the_log_holds_means_and_rates(tmp_path):
+    fit(tmp_path)
+    losses = [line["loss"] for line in lines(tmp_path) if "loss" in line]
+    expected = [(1 / i + 1 / (i + 1)) / 2 for i in (1, 3, 5, 7, 9)]
+    np.testing.assert_allclose(losses, expected, rtol=1e-6)
+    for line in lines(tmp_path):
+        if "loss" in line:
+            rate = line["images_per_second"] / line["steps_per_second"]
+            np.testing.assert_allclose(rate, 4)
+
+
+def test_divergence_names_the_step_and_the_last_good_checkpoint(tmp_path):
+    with pytest.raises(InputError, match=r"step 7: .*loss nan.*checkpoint is step 4"):
+        fit(tmp_path, nan_at=7)
+    assert Checkpoints(tmp_path / "checkpoints").steps == [4]
+
+
+def test_divergence_is_never_saved_by_a_stop(tmp_path):
+    with pytest.raises(InputError, match=r"step 3: .*loss nan.*none was saved"):
+        fit(tmp_path, nan_at=3, stop_at=3)
+    assert Checkpoints(tmp_path / "checkpoints").steps == []
+
+
+def test_the_signals_are_given_back(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    fit(tmp_path)
+    assert signal.getsignal(signal.SIGTERM) is before

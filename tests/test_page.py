@@ -1,0 +1,106 @@
+import csv
+import json
+import re
+from html.parser import HTMLParser
+
+import jax
+import numpy as np
+import pytest
+
+from medjax.evaluation import results
+from medjax.evaluation.inference import Predictions
+from medjax.reports import page
+
+CURVE = [
+    {"step": 10, "loss": 0.5, "grad_norm": 1.0},
+    {"step": 10, "validation_auroc": 0.6, "validation_average_precision": None},
+    {"step": 20, "loss": 0.4, "grad_norm": 1.0},
+    {"step": 20, "validation_auroc": 0.7, "validation_average_precision": 0.3},
+]
+TASKS = ("Pleural_Thickening", "<b>mass</b>")
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    label = np.stack([rng.random(60) < 0.4, np.zeros(60)], 1).astype(np.float32)
+    score = (0.4 * label + 0.6 * rng.random((60, 2))).astype(np.float32)
+    found = Predictions(np.arange(60), np.arange(60) // 2, score, label, 0 * label + 1)
+    summary = results.summarise(
+        found,
+        tasks=TASKS,
+        threshold=np.array([0.5, np.nan], np.float32),
+        key=jax.random.key(0),
+        replicates=50,
+    )
+    about = {"split": "test", "source": "phantom", "model": "m", "split_by": "image"}
+    about |= {"checkpoint": 20, "steps": 20}
+    folder = tmp_path_factory.mktemp("page")
+    path = page.write({**about, **summary}, CURVE, folder, "report")
+    return summary, folder, path.read_text()
+
+
+class Page(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.sources, self.stack, self.text = [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("meta", "img", "br"):
+            self.stack.append(tag)
+        self.sources += [v for k, v in attrs if k in ("src", "href")]
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_is_well_formed_and_asks_for_no_other_file(written):
+    read = Page(written[2])
+    assert read.stack == []
+    assert len(read.sources) == 2  # One ROC curve is undefined; and the training.
+    assert all(
+        source.startswith("data:image/svg+xml;base64,") for source in read.sources
+    )
+    assert not re.search(r"https?://|@import|url\(", written[2])
+
+
+def test_the_page_shows_the_numbers_and_why_some_are_missing(written):
+    summary, _, text = written
+    read = re.sub(r"\s+", " ", Page(text).text)
+    auroc = summary["tasks"]["Pleural_Thickening"]["metrics"]["auroc"]
+    assert f"{auroc['estimate']:.3f}" in read
+    assert f"{auroc['low']:.3f}–{auroc['high']:.3f}" in read
+    assert "no positive film" in read
+    assert "Pleural Thickening" in read
+    assert "both sides" in read  # The leaky split is said.
+
+
+def test_a_finding_cannot_inject_markup(written):
+    assert "<b>mass</b>" not in written[2]
+    assert "&lt;b&gt;mass&lt;/b&gt;" in written[2]
+
+
+def test_json_and_csv_hold_the_same_numbers(written):
+    summary, folder, _ = written
+    read = json.loads((folder / "report.json").read_text())
+    assert read["tasks"] == summary["tasks"]
+    with (folder / "report.csv").open() as file:
+        rows = {row["task"]: row for row in csv.DictReader(file)}
+    assert list(rows) == [*TASKS, "mean"]
+    for task, one in summary["tasks"].items():
+        assert float(rows[task]["positives"]) == one["positives"]
+        for name, interval in one["metrics"].items():
+            for end, column in (("estimate", ""), ("low", "_low"), ("high", "_high")):
+                cell = rows[task][name + column]
+                assert (float(cell) if cell else None) == interval[end]
+    assert float(rows["mean"]["auroc"]) == summary["mean"]["auroc"]["estimate"]
+
+
+def test_a_run_without_a_curve_has_a_page_too(written, tmp_path):
+    about = json.loads((written[1] / "report.json").read_text())
+    text = page.write(about, [], tmp_path, "report").read_text()
+    assert "Training" not in Page(text).text

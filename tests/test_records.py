@@ -1,0 +1,280 @@
+"""Records: what goes in comes out, in order; what can't go in is written down."""
+
+import csv
+import math
+import threading
+import time
+import weakref
+
+import numpy as np
+import pandas as pd
+import pytest
+import tensorflow_datasets as tfds
+
+from medjax.data import records, schema
+from medjax.data.records import Item, Source
+from medjax.errors import InputError
+
+SIDE = 4
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Prepares a source below tmp_path and returns the folder of its records."""
+
+    def write(source, *, allowed=0.0, name="x", **options):
+        return records.prepare(
+            source,
+            records=tmp_path,
+            name=name,
+            side=SIDE,
+            max_quarantined=allowed,
+            **options,
+        )
+
+    return write
+
+
+def stored(path):
+    """The records as TFDS alone reads them."""
+    return list(tfds.builder_from_directory(path).as_data_source("films"))
+
+
+def rows(path):
+    """A CSV file as the csv module alone reads it: a list of dicts of text."""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def bad(name, reason="torn"):
+    return Item({"image": name}, None, reason=reason)
+
+
+def leftovers(folder):
+    """Every file below the folder, but for a kept list of quarantined files."""
+    return [p for p in folder.rglob("*") if p.is_file() and p.suffix != ".csv"]
+
+
+@pytest.mark.parametrize("shard", [1, 5, 1000])
+def test_every_record_holds_its_item_in_the_order_of_the_source(
+    write, make_items, make_source, shard
+):
+    items = make_items(13)
+    path = write(make_source(items, shard))
+    found = stored(path)
+    assert len(found) == 13
+    for n, (record, item) in enumerate(zip(found, items, strict=True)):
+        assert record["id"] == n
+        np.testing.assert_array_equal(record["pixels"], item.pixels)
+        assert record["pixels"].dtype == np.uint8
+        np.testing.assert_array_equal(
+            record["label"], np.float32([item.row[task] for task in "abc"])
+        )
+        for name in ("patient", "width", "height"):
+            assert record[name] == item.row[name]
+        for name in ("image", "view", "sex", "official"):
+            assert record[name].decode() == item.row[name]
+        for name in ("age", "spacing_x", "spacing_y"):
+            np.testing.assert_equal(
+                np.float32(record[name]), np.float32(item.row[name])
+            )
+
+
+@pytest.mark.parametrize("shard", [5, 1000])
+def test_the_table_says_of_each_film_what_its_record_says(
+    write, make_items, make_source, shard
+):
+    items = make_items(13)
+    path = write(make_source(items, shard))
+    table = records.read_table(path)
+    assert tuple(table.columns) == (*schema.COLUMNS, "a", "b", "c")
+    for n, (row, item) in enumerate(zip(rows(path / "table.csv"), items, strict=True)):
+        assert row.pop("id") == str(n)
+        for name, text in row.items():
+            value = item.row[name]
+            if isinstance(value, float):
+                read = np.float32(text or math.nan)
+                np.testing.assert_equal(read, np.float32(value))
+                np.testing.assert_equal(np.float32(table[name][n]), read)
+            else:
+                assert text == str(value)
+                assert table[name][n] == value
+
+
+def test_a_name_that_pandas_takes_for_nothing_stays_a_name(
+    write, make_items, make_source
+):
+    items = make_items(2)
+    items[0].row["image"] = "NA"
+    items[1].row["image"] = "null"
+    path = write(make_source(items))
+    assert list(records.read_table(path)["image"]) == ["NA", "null"]
+
+
+def test_boxes_stand_under_the_id_of_their_film(write, make_items, make_source):
+    items = make_items(9)
+    items.insert(1, bad("torn.png"))
+    path = write(make_source(items, 4), allowed=1.0)
+    expected = [
+        [n, "a", n, n + 0.25, n + 1, n + 2] for n in range(9) for _ in range(n % 3)
+    ]
+    found = pd.read_csv(path / "boxes.csv")
+    assert list(found.columns) == ["id", "task", "x0", "y0", "x1", "y1"]
+    assert found.to_numpy().tolist() == expected
+
+
+@pytest.mark.parametrize("shard", [1, 3, 1000])
+def test_quarantine_names_exactly_the_bad_files_and_the_ids_have_no_gap(
+    write, make_items, make_source, shard
+):
+    items = make_items(6)
+    items[4:4] = [bad("one.png", "is, torn"), bad("two.png", 'no "end"')]
+    items.append(bad("three.png", "empty"))
+    path = write(make_source(items, shard), allowed=0.5)
+    assert rows(path / "quarantine.csv") == [
+        {"file": "one.png", "reason": "is, torn"},
+        {"file": "two.png", "reason": 'no "end"'},
+        {"file": "three.png", "reason": "empty"},
+    ]
+    found = stored(path)
+    assert [record["id"] for record in found] == list(range(6))
+    assert list(records.read_table(path)["id"]) == list(range(6))
+    good = [item.row["image"] for item in items if item.pixels is not None]
+    assert [record["image"].decode() for record in found] == good
+    assert list(records.read_table(path)["image"]) == good
+
+
+@pytest.mark.parametrize("shard", [7, 1000])
+def test_one_bad_file_more_than_allowed_stops_and_keeps_only_the_list(
+    write, make_items, make_source, tmp_path, shard
+):
+    items = make_items(98)
+    items[30:30] = [bad("one.png"), bad("two.png")]
+    with pytest.raises(InputError) as caught:
+        write(make_source(items, shard), allowed=0.01)
+    text = str(caught.value)
+    assert "2 of 100 files" in text
+    assert "2.0%" in text
+    assert "\n" not in text
+    assert not records.is_prepared(records.folder(tmp_path, "x"))
+    assert not leftovers(tmp_path)
+    (kept,) = tmp_path.rglob("*.csv")
+    assert str(kept) in text
+    assert [row["file"] for row in rows(kept)] == ["one.png", "two.png"]
+    # As many as allowed are no reason to stop, and the name is still free.
+    path = write(make_source(items, shard), allowed=0.02)
+    assert records.is_prepared(path)
+    assert len(stored(path)) == 98
+
+
+def test_nothing_but_bad_files_stops_whatever_is_allowed(write, make_source, tmp_path):
+    with pytest.raises(InputError, match="2 of 2 files"):
+        write(make_source([bad("one.png"), bad("two.png")]), allowed=1.0)
+    assert not records.is_prepared(records.folder(tmp_path, "x"))
+
+
+def test_a_source_without_films_is_a_mistake_of_the_users(write):
+    with pytest.raises(InputError, match="no film"):
+        write(Source(("a",), 0, []))
+
+
+def test_an_interrupted_preparation_leaves_nothing_and_can_be_repeated(
+    write, make_items, make_source, tmp_path
+):
+    items = make_items(8)
+
+    def broken():
+        yield from items[:5]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(Source(("a", "b", "c"), 8, [broken]))
+    assert not records.is_prepared(records.folder(tmp_path, "x"))
+    assert not leftovers(tmp_path)
+    assert len(stored(write(make_source(items)))) == 8
+
+
+def test_progress_is_called_once_a_file_and_may_print(
+    write, make_items, make_source, capsys
+):
+    items = [*make_items(3), bad("torn.png")]
+    write(make_source(items, 2), allowed=1.0, progress=lambda: print("*", end=""))
+    assert capsys.readouterr().out == "****"  # And TFDS announces no download.
+
+
+def test_the_number_of_films_in_memory_does_not_grow(write, make_items):
+    (item,) = make_items(1)
+    alive, most = weakref.WeakSet(), 0
+
+    class Pixels(np.ndarray):
+        """An array that a WeakSet takes: hashed by what it is."""
+
+        __hash__ = object.__hash__
+
+        def __eq__(self, other):
+            return self is other
+
+    def shard():
+        nonlocal most
+        for _ in range(200):
+            pixels = item.pixels.copy().view(Pixels)
+            alive.add(pixels)
+            yield item._replace(pixels=pixels)
+            del pixels
+            most = max(most, len(alive))
+
+    write(Source(("a", "b", "c"), 200, [shard]))
+    assert 0 < most <= 5
+
+
+def test_is_prepared_only_where_records_are(write, make_items, make_source, tmp_path):
+    assert not records.is_prepared(records.folder(tmp_path, "x"))
+    path = write(make_source(make_items(1)))
+    assert path == records.folder(tmp_path, "x")
+    assert records.is_prepared(path)
+    assert not records.is_prepared(records.folder(tmp_path, "y"))
+
+
+def test_in_parallel_keeps_the_order_whichever_is_done_first():
+    delays = np.random.default_rng(0).random(40) / 200
+
+    def slow(n):
+        time.sleep(delays[n])
+        return n
+
+    for workers in (1, 3, 8):
+        assert list(records.in_parallel(slow, range(40), workers=workers)) == [
+            *range(40)
+        ]
+
+
+def test_in_parallel_runs_as_many_at_once_as_it_has_workers():
+    meeting = threading.Barrier(3, timeout=10)  # Nobody passes it alone.
+    found = records.in_parallel(lambda n: meeting.wait() >= 0, range(9), workers=3)
+    assert list(found) == [True] * 9
+
+
+def test_in_parallel_reads_only_a_little_ahead():
+    taken = 0
+
+    def endless():
+        nonlocal taken
+        while True:
+            taken += 1
+            yield taken
+
+    results = records.in_parallel(lambda n: n, endless(), workers=2)
+    for n in range(1, 50):
+        assert next(results) == n
+        assert taken <= n + 8
+    results.close()
+
+
+def test_in_parallel_hands_on_the_error_of_a_worker():
+    def fail(n):
+        return 1 / (n - 2)
+
+    results = records.in_parallel(fail, range(5), workers=2)
+    assert next(results) == -0.5
+    with pytest.raises(ZeroDivisionError):
+        list(results)

@@ -1,0 +1,61 @@
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from medjax.errors import InputError
+from medjax.evaluation.inference import Predictions
+from medjax.training import workdir
+
+
+def test_the_same_config_may_go_on_and_another_is_refused_by_its_field(tmp_path):
+    config = {"seed": 0, "optim": {"learning_rate": 0.1}}
+    workdir.claim(tmp_path / "run", config)
+    workdir.claim(tmp_path / "run", config)
+    other = {"seed": 0, "optim": {"learning_rate": 0.2}}
+    with pytest.raises(InputError, match=r"config\.optim.*0\.1.*0\.2.*--workdir"):
+        workdir.claim(tmp_path / "run", other)
+    assert workdir.read_config(tmp_path / "run") == config
+
+
+def test_the_environment_names_versions_and_devices(tmp_path):
+    workdir.claim(tmp_path, {})
+    written = json.loads((tmp_path / "environment.json").read_text())
+    assert written["versions"].keys() == set(workdir.LIBRARIES)
+    assert written["devices"]
+
+
+def test_a_folder_without_a_run_is_said(tmp_path):
+    with pytest.raises(InputError, match=r"no config\.json"):
+        workdir.read_config(tmp_path)
+
+
+def test_thresholds_come_back_with_their_checkpoint(tmp_path):
+    assert workdir.read_thresholds(tmp_path) is None
+    threshold = np.array([0.25, np.nan], np.float32)
+    workdir.write_thresholds(tmp_path, ("b", "a"), threshold, 40)
+    checkpoint, tasks = workdir.read_thresholds(tmp_path)
+    assert checkpoint == 40
+    assert list(tasks) == ["b", "a"]
+    assert tasks["b"] == 0.25 and math.isnan(tasks["a"])
+
+
+def test_predictions_name_their_image_and_leave_unknown_labels_empty(tmp_path):
+    found = Predictions(
+        id=np.array([2, 0]),
+        patient=np.array([7, 5]),
+        probability=np.array([[0.1, 0.2], [0.3, 0.4]], np.float32),
+        label=np.array([[1, 0], [0, 0]], np.float32),
+        weight=np.array([[1, 0], [1, 1]], np.float32),
+    )
+    image = pd.Series(["x.png", "y.png", "z.png"])
+    path = tmp_path / "predictions" / "test.csv"
+    workdir.write_predictions(path, ("a", "b"), image, found)
+    read = pd.read_csv(path)
+    assert read["image"].tolist() == ["z.png", "x.png"]
+    assert read["patient"].tolist() == [7, 5]
+    np.testing.assert_allclose(read[["a", "b"]], found.probability)
+    assert read["a_label"].tolist() == [1, 0]
+    assert np.isnan(read["b_label"][0]) and read["b_label"][1] == 0
