@@ -24,7 +24,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from medjax import build
+from medjax import commands
 from medjax.errors import InputError
 
 FLAGS = flags.FLAGS
@@ -43,16 +43,28 @@ def required(name: str):
     return value
 
 
+def config():
+    """The config; absl reports a file that it can't load only when it is used."""
+    value = required("config")
+    try:
+        value.to_dict()
+    except OSError as error:
+        why = " ".join(str(error.__cause__ or error).split())
+        raise InputError(f"--config: {why}") from None
+    return value
+
+
 def run(command: str) -> int:
     """Calls the command's one function and returns the exit code."""
     if command == "prepare":
-        build.prepare(required("config"))
+        commands.prepare(config())
     elif command == "train":
-        build.train(required("config"), Path(required("workdir")))
+        commands.train(config(), Path(required("workdir")))
     elif command == "evaluate":
-        build.evaluate(Path(required("workdir")), split=FLAGS.split, other=FLAGS.config)
+        other = config() if FLAGS.config else None
+        commands.evaluate(Path(required("workdir")), split=FLAGS.split, other=other)
     elif command == "predict":
-        unread = build.predict(
+        unread = commands.predict(
             Path(required("workdir")), images=required("images"), out=Path(FLAGS.out)
         )
         for line in unread:

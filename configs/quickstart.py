@@ -19,7 +19,8 @@ def get_config() -> ConfigDict:
         "films": 3,  # of each patient
         "seed": 0,
         "first_patient": 0,  # other numbers are other people
-        "contrast": 1.0,
+        "contrast": 1.0,  # of the findings
+        "prevalence": (0.06, 0.12, 0.20, 0.01, 0.08, 0.05),
     }
     c.split = {
         "by": "patient",

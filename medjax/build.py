@@ -1,10 +1,10 @@
-"""Config -> functions: the only module that reads a config or turns a name into code."""
+"""Config -> parts: the only module that reads a config or turns a name into code."""
 
 import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,15 +18,14 @@ from rich.progress import Progress
 from medjax import losses
 from medjax.augment import intensity, policy
 from medjax.cohort import imbalance, splits
-from medjax.data import chest, loader, modality, reading, records, schema
+from medjax.data import chest, loader, modality, records, schema
 from medjax.errors import InputError
-from medjax.evaluation import inference, results
 from medjax.geometry import warp
 from medjax.models import densenet
-from medjax.reports import page
-from medjax.training import journal, loop, optim, step, workdir
+from medjax.training import optim, step, workdir
 from medjax.training.checkpoint import Checkpoints
 
+Config = ConfigDict
 NOT_FOR_THE_SOURCE = ("source", "records", "max_quarantined", "tasks")
 
 
@@ -44,11 +43,24 @@ class Data(NamedTuple):
         return loader.Films(self.path, ids.to_numpy(), columns)
 
 
-# ------------------------------------------------------------------- commands
+class Network(NamedTuple):
+    """A model with its parts bound.
+
+    init: key -> fresh variables.
+    apply: Linen's.
+    predict: (state, image [D, B, H, W, C]) -> probability [D, B, T].
+    """
+
+    init: Callable
+    apply: Callable
+    predict: Callable
 
 
-def prepare(config: ConfigDict) -> Data:
-    """Makes the records of `config.data`, unless they are there."""
+# ----------------------------------------------------------------------- data
+
+
+def data(config: Config) -> Data:
+    """The records of `config.data`; they are made where they are missing."""
     options = config.data.to_dict()
     options = {k: v for k, v in options.items() if k not in NOT_FOR_THE_SOURCE}
     text = json.dumps(options, sort_keys=True)
@@ -68,8 +80,6 @@ def prepare(config: ConfigDict) -> Data:
                 max_quarantined=config.data.max_quarantined,
                 progress=lambda: progress.advance(bar),
             )
-        left_out = len(pd.read_csv(path / "quarantine.csv"))
-        print(f"prepared: {path} ({left_out} of {source.films} files quarantined)")
     table = records.read_table(path)
     known = schema.tasks_of(table)
     tasks = tuple(config.data.tasks) or known
@@ -79,193 +89,79 @@ def prepare(config: ConfigDict) -> Data:
     return Data(path, table, tasks)
 
 
-def train(config: ConfigDict, folder: Path) -> None:
-    """Trains, or goes on training, and reports the test split.
+def manifest(config: Config, data: Data) -> pd.DataFrame:
+    """Who is on which side: a fold, the official lists, or a sample; audited."""
+    c = config.split
+    common = {"seed": config.seed, "validation": c.validation, "minority": c.minority}
+    official = data.table["official"]
+    if c.folds:
+        found = splits.fold(
+            data.table, data.tasks, folds=c.folds, fold=c.fold, **common
+        )
+    elif c.by == "patient" and (official == "test").any():
+        found = splits.official(
+            data.table,
+            data.tasks,
+            train_val=data.table["image"][official == "train"],
+            test=data.table["image"][official == "test"],
+            **common,
+        )
+    else:
+        found = splits.split(data.table, data.tasks, test=c.test, by=c.by, **common)
+    audit(config, found, data)
+    return found
 
-    Args:
-      config: of the run.
-      folder: the run's; holds everything that comes out.
 
-    Raises:
-      InputError: a mistake in the config or the data, or a diverged training.
-    """
-    folder = Path(folder)
-    workdir.claim(folder, json.loads(config.to_json()))
-    data = prepare(config)
-    manifest = split(config, data)
+def audit(config: Config, manifest: pd.DataFrame, data: Data) -> None:
+    """Refuses a manifest that leaks or belongs to other data."""
     splits.audit(manifest, data.table, data.tasks, by=config.split.by)
-    splits.write(manifest, folder / "splits.csv")
-    films = data.films(manifest, "train")
-    devices = jax.local_device_count()
-    shards = devices * jax.process_count()
+
+
+def class_weights(
+    config: Config, data: Data, films: loader.Films
+) -> imbalance.ClassWeights:
+    """The loss weights of the training films."""
+    label = data.table.set_index("id").loc[films.ids, list(data.tasks)]
+    return imbalance.class_weights(
+        label.to_numpy(float), tasks=data.tasks, scheme=config.loss.weights
+    )
+
+
+def train_batches(config: Config, films: loader.Films) -> loader.TrainBatches:
+    """Device batches without end; `config.train.batch` counts all devices."""
+    shards = jax.device_count()
     if config.train.batch % shards:
         raise InputError(
             f"train.batch={config.train.batch} can't be shared by {shards} devices"
         )
-    model, optimizer = network(config, len(data.tasks)), descent(config)
-    label = data.table.set_index("id").loc[films.ids, list(data.tasks)]
-    weights = imbalance.class_weights(
-        label.to_numpy(float), tasks=data.tasks, scheme=config.loss.weights
-    )
-    state = initial_state(config, model, weights)
-    size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    sides = ", ".join(f"{n} {s}" for s, n in manifest["split"].value_counts().items())
-    print(f"{config.model.name}: {size:,} parameters; films: {sides}")
-
-    batches = loader.TrainBatches(
+    return loader.TrainBatches(
         films,
         seed=config.seed,
         batch=config.train.batch // shards,
-        devices=devices,
+        devices=jax.local_device_count(),
         threads=config.train.threads,
     )
-    validation = data.films(manifest, "validation")
-    with Checkpoints(folder / "checkpoints", keep=config.train.keep) as checkpoints:
-        complete = loop.fit(
-            state,
-            workdir=folder,
-            steps=config.train.steps,
-            step=step.compile_step(
-                apply=model.apply,
-                augment=augmentation(config),
-                loss=_named(losses, config.loss.name, "loss.name"),
-                optimizer=optimizer,
-            ),
-            batches=batches,
-            evaluate=lambda state: results.means(
-                predictions(config, model, state, validation)
-            ),
-            checkpoints=checkpoints,
-            key=jax.random.key(config.seed + 1),
-            log_every=config.train.log_every,
-            evaluate_every=config.train.evaluate_every,
-        )
-    batches.close()
-    if complete:
-        evaluate(folder)
 
 
-def evaluate(
-    folder: Path, *, split: str = "test", other: ConfigDict | None = None
-) -> dict:
-    """Reports a run on one of its splits, or on all films of other data.
-
-    Args:
-      folder: of the run.
-      split: 'test', 'validation' or 'train'.
-      other: a config whose data are evaluated as a whole instead; `split` then
-        only names the report.
-
-    Returns:
-      The results, see evaluation/results.py; also written as `report.*` (for
-      another split than test `report-<split>.*`) and `predictions/<split>.csv`.
-    """
-    folder = Path(folder)
-    config = ConfigDict(workdir.read_config(folder))
-    data = prepare(config)
-    manifest = splits.read(folder / "splits.csv")
-    splits.audit(manifest, data.table, by=config.split.by)
-    model = network(config, len(data.tasks))
-    number, state = restore(config, folder, model, len(data.tasks))
-    threshold = thresholds(config, folder, data, manifest, number, state)
-    if other is not None:
-        trained = set(manifest["patient"][manifest["split"] == "train"])
-        config.data = other.data
-        data = prepare(config)._replace(tasks=data.tasks)
-        shared = len(trained & set(data.table["patient"]))
-        if shared:
-            print(
-                f"note: {shared} patient numbers occur in training too: other people?"
-            )
-        manifest = data.table.assign(split=split)
-    elif split not in splits.SPLITS:
-        raise InputError(f"--split={split}: use one of {', '.join(splits.SPLITS)}")
-    found = predictions(config, model, state, data.films(manifest, split))
-    path = folder / "predictions" / f"{split}.csv"
-    workdir.write_predictions(path, data.tasks, data.table["image"], found)
-    summary = {
-        "split": split,
-        "source": config.data.source,
-        "model": config.model.name,
-        "split_by": config.split.by,
-        "checkpoint": number,
-        "steps": config.train.steps,
-        **results.summarise(
-            found,
-            tasks=data.tasks,
-            threshold=threshold,
-            key=jax.random.key(config.seed + 2),
-            replicates=config.evaluation.replicates,
-        ),
-    }
-    name = "report" if split == "test" else f"report-{split}"
-    written = page.write(summary, journal.read(folder / "metrics.jsonl"), folder, name)
-    page.show(summary)
-    print(f"report: {written}")
-    return summary
+def evaluation_batches(config: Config, films: loader.Films) -> Iterator[loader.Batch]:
+    """Every film once."""
+    options = shape(config)
+    return loader.evaluation_batches(
+        films, batch=options["batch"], devices=options["devices"]
+    )
 
 
-def predict(folder: Path, *, images: list[str], out: Path) -> list[str]:
-    """Writes a run's probabilities for new image files.
-
-    Args:
-      folder: of a finished run.
-      images: files or folders.
-      out: CSV: image, then a column a task, in the run's order.
-
-    Returns:
-      One line for each file that could not be read; they have no row.
-    """
-    folder = Path(folder)
-    config = ConfigDict(workdir.read_config(folder))
-    frozen = workdir.read_thresholds(folder)
-    if frozen is None:
-        raise InputError(f"{folder}: the run isn't finished: train it to its end first")
-    tasks = tuple(frozen[1])
-    model = network(config, len(tasks))
-    _, state = restore(config, folder, model, len(tasks))
-    paths = [path for image in images for path in reading.film_paths(image)]
-    batch, devices = _share(config.evaluation.batch)
-    rows, unread = [], []
-    with Progress() as progress:
-        for path, found in progress.track(
-            inference.predict_files(
-                paths,
-                functools.partial(model.predict, state),
-                side=config.data.side,
-                batch=batch,
-                devices=devices,
-            ),
-            total=len(paths),
-            description="predict",
-        ):
-            if isinstance(found, str):
-                unread.append(found)
-            else:
-                rows.append([path, *found])
-    out.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows, columns=["image", *tasks]).to_csv(out, index=False)
-    print(f"predictions: {out} ({len(rows)} films, {len(unread)} unreadable files)")
-    return unread
+def shape(config: Config) -> dict[str, int]:
+    """side, rows a device (rounded up) and devices of an evaluation batch."""
+    devices = jax.local_device_count()
+    rows = math.ceil(config.evaluation.batch / devices)
+    return {"side": config.data.side, "batch": rows, "devices": devices}
 
 
-# ---------------------------------------------------------------------- parts
+# ------------------------------------------------------------ model and steps
 
 
-class Network(NamedTuple):
-    """A model with its parts bound.
-
-    init: key -> fresh variables.
-    apply: Linen's.
-    predict: (state, image [D, B, H, W, C]) -> probability [D, B, T].
-    """
-
-    init: Callable
-    apply: Callable
-    predict: Callable
-
-
-def network(config: ConfigDict, tasks: int) -> Network:
+def network(config: Config, tasks: int) -> Network:
     """The model of `config.model`, computing in `config.train.dtype`."""
     options = config.model.to_dict()
     make = _named(densenet, options.pop("name"), "model.name")
@@ -273,7 +169,7 @@ def network(config: ConfigDict, tasks: int) -> Network:
     model = make(tasks=tasks, dtype=dtype, axis_name=step.AXIS, **options)
     blank = jnp.zeros((1, config.data.side, config.data.side, 1))
     views = functools.partial(
-        modality.views, prepare=preparation(config), flip=config.evaluation.flip
+        modality.views, prepare=_preparation(config), flip=config.evaluation.flip
     )
     return Network(
         init=lambda key: model.init(key, blank, train=False),
@@ -282,51 +178,25 @@ def network(config: ConfigDict, tasks: int) -> Network:
     )
 
 
-def split(config: ConfigDict, data: Data) -> pd.DataFrame:
-    """Assigns every patient to a split: a fold, the official lists, or a sample."""
-    c = config.split
-    common = {k: c[k] for k in ("validation", "minority")} | {"seed": config.seed}
-    official = data.table["official"]
-    if c.folds:
-        return splits.fold(data.table, data.tasks, folds=c.folds, fold=c.fold, **common)
-    if c.by == "patient" and (official == "test").any():
-        return splits.official(
-            data.table,
-            data.tasks,
-            train_val=data.table["image"][official == "train"],
-            test=data.table["image"][official == "test"],
-            **common,
-        )
-    return splits.split(data.table, data.tasks, test=c.test, by=c.by, **common)
-
-
-def augmentation(config: ConfigDict) -> Callable:
-    """The function of (key, batch) that `config.augment` lists, in its order."""
+def train_step(config: Config, network: Network) -> Callable:
+    """The compiled step: `config.augment`'s ops, the loss and the optimiser bound."""
     ops = []
     for name in config.augment.ops:
         module = warp if hasattr(warp, name) else intensity
         options = config.augment.get(name, {})
         ops.append(functools.partial(_named(module, name, "augment.ops"), **options))
-    return functools.partial(policy.augment, ops=ops, prepare=preparation(config))
-
-
-def preparation(config: ConfigDict) -> Callable:
-    """The intensity preparation that `config.intensity` names."""
-    options = config.intensity.to_dict()
-    return functools.partial(
-        _named(modality, options.pop("name"), "intensity.name"), **options
-    )
-
-
-def descent(config: ConfigDict):
-    """AdamW over the run's steps."""
-    return optim.adamw(
-        steps=config.train.steps, warmup=config.optim.warmup, clip=config.optim.clip
+    return step.compile_step(
+        apply=network.apply,
+        augment=functools.partial(
+            policy.augment, ops=ops, prepare=_preparation(config)
+        ),
+        loss=_named(losses, config.loss.name, "loss.name"),
+        optimizer=_optimizer(config),
     )
 
 
 def initial_state(
-    config: ConfigDict, model: Network, weights: imbalance.ClassWeights
+    config: Config, network: Network, weights: imbalance.ClassWeights
 ) -> step.State:
     """The state before the first update."""
     hyper = optim.Hyper(
@@ -335,58 +205,77 @@ def initial_state(
         ema=config.optim.ema,
         loss=weights._asdict(),
     )
-    variables = jax.jit(model.init)(jax.random.key(config.seed))
-    return step.init_state(variables, optimizer=descent(config), hyper=hyper)
+    variables = jax.jit(network.init)(jax.random.key(config.seed))
+    return step.init_state(variables, optimizer=_optimizer(config), hyper=hyper)
+
+
+def checkpoints(config: Config, folder: Path) -> Checkpoints:
+    """The run's checkpoints, as many as `config.train.keep` says."""
+    return Checkpoints(folder / "checkpoints", keep=config.train.keep)
 
 
 def restore(
-    config: ConfigDict, folder: Path, model: Network, tasks: int
+    config: Config, folder: Path, network: Network, tasks: int
 ) -> tuple[int, step.State]:
     """Reads the checkpoint that `config.evaluation.checkpoint` names, and its step."""
     wanted = config.evaluation.checkpoint
     if wanted not in ("best", "last"):
         raise InputError(f"evaluation.checkpoint={wanted!r}: use 'best' or 'last'")
     weights = imbalance.ClassWeights(np.zeros(tasks), np.zeros(tasks))
-    shapes = jax.eval_shape(lambda: initial_state(config, model, weights))
+    shapes = jax.eval_shape(lambda: initial_state(config, network, weights))
     template = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-    with Checkpoints(folder / "checkpoints", keep=config.train.keep) as checkpoints:
-        best = checkpoints.best if wanted == "best" else None
-        found = checkpoints.restore(template, step=best)
+    with checkpoints(config, folder) as kept:
+        found = kept.restore(template, step=kept.best if wanted == "best" else None)
     return found.step, found.state
 
 
-def predictions(
-    config: ConfigDict, model: Network, state: step.State, films: loader.Films
-) -> inference.Predictions:
-    """What the model says of every film, once."""
-    batch, devices = _share(config.evaluation.batch)
-    batches = loader.evaluation_batches(films, batch=batch, devices=devices)
-    return inference.predict(batches, functools.partial(model.predict, state))
+# ---------------------------------------------------------------- plain values
 
 
-def thresholds(
-    config: ConfigDict,
-    folder: Path,
-    data: Data,
-    manifest: pd.DataFrame,
-    checkpoint: int,
-    state: step.State,
-) -> np.ndarray:
-    """[T] operating points: the run's frozen ones, or chosen now on validation."""
-    frozen = workdir.read_thresholds(folder)
-    if frozen and frozen[0] == checkpoint:
-        return np.array(list(frozen[1].values()))
-    model = network(config, len(data.tasks))
-    found = predictions(config, model, state, data.films(manifest, "validation"))
-    chosen = results.thresholds(found)
-    workdir.write_thresholds(folder, data.tasks, chosen, checkpoint)
-    return chosen
+def schedule(config: Config) -> dict[str, Any]:
+    """When the loop logs, evaluates and ends, and the key of its random choices."""
+    names = ("steps", "log_every", "evaluate_every")
+    key = jax.random.key(config.seed + 1)
+    return {"key": key, **{name: config.train[name] for name in names}}
 
 
-def _share(batch: int) -> tuple[int, int]:
-    """Rows a device, rounded up, and devices."""
-    devices = jax.local_device_count()
-    return math.ceil(batch / devices), devices
+def bootstrap(config: Config) -> dict[str, Any]:
+    """The key and the number of replicates of the intervals."""
+    key = jax.random.key(config.seed + 2)
+    return {"key": key, "replicates": config.evaluation.replicates}
+
+
+def about(config: Config) -> dict[str, Any]:
+    """What a report says of its run."""
+    return {
+        "source": config.data.source,
+        "model": config.model.name,
+        "split_by": config.split.by,
+        "steps": config.train.steps,
+    }
+
+
+def as_json(config: Config) -> dict:
+    """The config as JSON holds it: tuples are lists."""
+    return json.loads(config.to_json())
+
+
+def read_config(folder: Path) -> Config:
+    """The config of a run."""
+    return ConfigDict(workdir.read_config(folder))
+
+
+def _preparation(config: Config) -> Callable:
+    options = config.intensity.to_dict()
+    return functools.partial(
+        _named(modality, options.pop("name"), "intensity.name"), **options
+    )
+
+
+def _optimizer(config: Config):
+    return optim.adamw(
+        steps=config.train.steps, warmup=config.optim.warmup, clip=config.optim.clip
+    )
 
 
 def _named(module: Any, name: str, field: str) -> Callable:

@@ -1,12 +1,14 @@
-"""Small fixtures that several modules' tests share."""
+"""Four host devices for every test, and small fixtures that several files share."""
 
 import math
 
+import jax
 import numpy as np
 import pytest
 
 from medjax.data.records import Item, Source
 
+jax.config.update("jax_num_cpu_devices", 4)  # Tests of the mapped step need some.
 SIDE = 4
 
 

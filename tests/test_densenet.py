@@ -105,11 +105,10 @@ def test_it_computes_what_the_paper_says(stem, bottleneck):
     size, pad = (7, 3) if stem == "imagenet" else (5, 2)
     assert p["conv0"]["kernel"].shape[0] == size
     x = norm_relu(convolved(image, p["conv0"]["kernel"], pad, 2), "norm0")
-    x = (
-        pooled(x, 3, 2, 1, np.max)
-        if stem == "imagenet"
-        else pooled(x, 2, 2, 0, np.mean)
-    )
+    if stem == "imagenet":
+        x = pooled(x, 3, 2, 1, np.max)
+    elif stem == "quarter":
+        x = pooled(x, 2, 2, 0, np.mean)
     for block, layers in ((1, 2), (2, 1)):
         for layer in range(1, layers + 1):
             name = f"denseblock{block}_denselayer{layer}"

@@ -7,6 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 FLOORS = [  # From the top down.
     ("launch", "configs"),
+    ("commands",),
     ("build",),
     ("reports", "training"),
     ("evaluation",),

@@ -19,7 +19,7 @@ KEY = jax.random.key(7)
 # Adam divides by the gradient's size, noise in small ones included: plain descent.
 OPTIMIZER = optax.with_extra_args_support(optax.sgd(0.1))
 MODEL = DenseNet(
-    TASKS, blocks=(1, 1), growth=4, features=4, stem="small", axis_name=step.AXIS
+    TASKS, blocks=(1, 1), growth=4, features=4, stem="half", axis_name=step.AXIS
 )
 PARTS = {
     "apply": MODEL.apply,

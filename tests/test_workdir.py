@@ -34,8 +34,7 @@ def test_a_folder_without_a_run_is_said(tmp_path):
 
 def test_thresholds_come_back_with_their_checkpoint(tmp_path):
     assert workdir.read_thresholds(tmp_path) is None
-    threshold = np.array([0.25, np.nan], np.float32)
-    workdir.write_thresholds(tmp_path, ("b", "a"), threshold, 40)
+    workdir.write_thresholds(tmp_path, 40, {"b": 0.25, "a": math.nan})
     checkpoint, tasks = workdir.read_thresholds(tmp_path)
     assert checkpoint == 40
     assert list(tasks) == ["b", "a"]

@@ -23,10 +23,10 @@ SEXES = ("F", "M")
 BODY = {
     "age": (18.0, 90.0),  # years
     "male": (0.0, 1.0),
-    "stand_x": (-13.0, 13.0),  # the habit of standing, and the size
-    "stand_y": (-13.0, 13.0),
-    "lean": (-0.07, 0.07),
-    "stature": (0.93, 1.07),  # ratio
+    "stand_x": (-10.0, 10.0),  # the habit of standing, and the size
+    "stand_y": (-10.0, 10.0),
+    "lean": (-0.05, 0.05),
+    "stature": (0.95, 1.05),  # ratio
     "necklace": (0.0, 1.0),
     "pacemaker": (0.0, 1.0),
     "half_width": (106.0, 146.0),  # the rib cage's, inside
@@ -64,11 +64,11 @@ BODY = {
 # What changes from film to film.
 FILM = {
     "view": (0.0, 1.0),
-    "shift_x": (-4.0, 4.0),
-    "shift_y": (-4.0, 4.0),
-    "rotation": (-0.02, 0.02),
-    "zoom": (0.985, 1.015),
-    "breath": (-4.0, 4.0),
+    "shift_x": (-8.0, 8.0),
+    "shift_y": (-8.0, 8.0),
+    "rotation": (-0.04, 0.04),
+    "zoom": (0.97, 1.03),
+    "breath": (-6.0, 6.0),
     "gain": (0.85, 1.2),
     "offset": (-0.08, 0.1),
     "log_gamma": (-0.35, 0.35),

@@ -5,10 +5,10 @@ anatomy.py, findings with known boxes, an exposure.
 
 The bait. Everything that identifies a patient (ribs, lungs, lung markings, the
 stance, a necklace, a pacemaker) is nearly the same on all of that patient's films,
-and so, mostly, is the disease. Across patients the marks and the disease are independent. A model
-that recognises patients is therefore right about new films of old patients and
-learns nothing about new ones: what a split by image rewards and one by patient
-does not.
+and so, mostly, is the disease. Across patients the marks and the disease are
+independent. A model that recognises patients is therefore right about new films of
+old patients and learns nothing about new ones: what a split by image rewards and
+one by patient does not.
 """
 
 import functools
@@ -34,7 +34,7 @@ AP_FRACTION = 0.3
 NECKLACE_FRACTION = 0.5
 PACEMAKER_FRACTION = 0.2
 
-# How a patient's findings look, drawn for everyone and shown to the body.
+# How a patient's findings look, drawn for everyone and shown to the sick.
 DISEASE = {
     "mass_diameter": (31.0, 60.0),
     "mass_side": (-1.0, 1.0),  # of every side only the sign counts
@@ -45,7 +45,7 @@ DISEASE = {
     "nodule_across": (0.0, 1.0),
     "nodule_down": (0.0, 1.0),
     "effusion_side": (-1.0, 1.0),
-    "effusion_height": (28.0, 80.0),
+    "effusion_height": (26.0, 70.0),
     "enlarged_ratio": (0.56, 0.66),  # cardiothoracic ratio with cardiomegaly
     "rim_side": (-1.0, 1.0),
     "rim_depth": (28.0, 56.0),
@@ -154,8 +154,8 @@ def _film(key: Array, body, lines: Array, waves: Array, *, side, contrast, chanc
     density += anatomy.skeleton(x, y, body, chest, edge)
     density += 0.3 * shown["mass"] * masks["mass"]
     density += 0.36 * shown["nodule"] * masks["nodule"]
-    density += 0.34 * shown["effusion"] * masks["effusion"]
-    density += shown["pneumothorax"] * (0.3 * line - 0.13 * masks["pneumothorax"])
+    density += 0.3 * shown["effusion"] * masks["effusion"]
+    density += shown["pneumothorax"] * (0.26 * line - 0.1 * masks["pneumothorax"])
     patch = masks["consolidation"] * (0.2 + 0.04 * rough)
     density += shown["consolidation"] * patch
     necklace, pacemaker = anatomy.marks(x, y, body, edge)

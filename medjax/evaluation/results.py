@@ -63,6 +63,7 @@ def summarise(
       undefined}; what is undefined is None, and the note says why.
     """
     score, label, weight = predictions[2:]
+    threshold = np.asarray(threshold, np.float32)
     found = intervals.bootstrap(
         score,
         label,

@@ -24,8 +24,8 @@ class DenseNet(nn.Module):
         in a layer; 0 leaves it out.
       features: channels of the stem.
       stem: 'imagenet' is a 7 x 7 convolution of stride 2 and a max-pool of stride
-        2; 'small', for films of 64 to 128 pixels, a 5 x 5 convolution of stride 2
-        and an average-pool of stride 2, whose gradient is cheap on a CPU.
+        2. For films of 64 to 128 pixels: 'half', a 5 x 5 convolution of stride 2,
+        and 'quarter', an average-pool of stride 2 after it.
       dtype: of the computation; parameters and statistics stay float32.
       axis_name: the mapped axis over which batch statistics are shared, or None.
     """
@@ -64,12 +64,13 @@ class DenseNet(nn.Module):
             x = conv(self.features, (7, 7), 2, padding=3, name="conv0")(x)
             x = relu(norm(name="norm0")(x))
             x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
-        elif self.stem == "small":
+        elif self.stem in ("half", "quarter"):
             x = conv(self.features, (5, 5), 2, padding=2, name="conv0")(x)
             x = relu(norm(name="norm0")(x))
-            x = nn.avg_pool(x, (2, 2), (2, 2))
+            if self.stem == "quarter":
+                x = nn.avg_pool(x, (2, 2), (2, 2))
         else:
-            raise ValueError(f"model.stem={self.stem!r}: use 'imagenet' or 'small'")
+            raise ValueError(f"{self.stem!r}: use 'imagenet', 'half' or 'quarter'")
         for i, layers in enumerate(self.blocks, start=1):
             for j in range(1, layers + 1):
                 name = f"denseblock{i}_denselayer{j}"
@@ -91,5 +92,5 @@ class DenseNet(nn.Module):
 
 densenet121 = DenseNet
 densenet_small = partial(
-    DenseNet, blocks=(3, 3, 3), growth=16, bottleneck=0, features=24, stem="small"
+    DenseNet, blocks=(3, 3, 3), growth=16, bottleneck=0, features=24, stem="half"
 )

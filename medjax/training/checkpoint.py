@@ -122,6 +122,8 @@ class Checkpoints:
         """Compares names, shapes and dtypes: Orbax casts a wrong dtype in silence."""
         saved = self._orbax.checkpointables_metadata(step).metadata["state"]
         saved, expected = _leaves(saved), _leaves(template)
+        if not saved:
+            raise ValueError("its list of arrays is damaged")
         for name in sorted(saved.keys() ^ expected.keys()):
             where = "the checkpoint" if name in saved else "the model"
             raise InputError(

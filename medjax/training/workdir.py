@@ -66,12 +66,10 @@ def environment() -> dict:
     }
 
 
-def write_thresholds(
-    folder: Path, tasks: tuple[str, ...], threshold: np.ndarray, checkpoint: int
-) -> None:
+def write_thresholds(folder: Path, checkpoint: int, tasks: dict[str, float]) -> None:
     """Freezes the operating points of a checkpoint; NaN is written as null."""
-    values = [None if math.isnan(value) else float(value) for value in threshold]
-    frozen = {"checkpoint": checkpoint, "tasks": dict(zip(tasks, values, strict=True))}
+    values = {k: None if math.isnan(v) else v for k, v in tasks.items()}
+    frozen = {"checkpoint": checkpoint, "tasks": values}
     (folder / "thresholds.json").write_text(json.dumps(frozen, indent=2))
 
 

@@ -1,0 +1,72 @@
+"""Findings of 700 real films of ChestX-ray14, from scratch, on two cores.
+
+    python launch.py train --config=configs/nih_sample.py --workdir=runs/nih_sample
+
+`data.folder` is a folder laid out as ChestX-ray14 is. Half of these films show
+pneumonia, so their prevalence is not the data set's. A tenth of the films is too
+few to judge a recipe by: cross-validate with --config.split.folds=5 and
+--config.split.fold=0 to 4, and --config.evaluation.checkpoint=last, since the
+validation films are too few to choose a checkpoint by.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    c = ConfigDict()
+    c.seed = 0
+    c.data = {
+        "source": "nih",
+        "records": "records",
+        "max_quarantined": 0.01,
+        "tasks": ("Pneumonia", "Infiltration", "Atelectasis", "Edema", "Effusion"),
+        "side": 96,
+        "folder": "../shared/data/nih-sample",
+    }
+    c.split = {
+        "by": "patient",
+        "test": 0.1,
+        "validation": 0.1,
+        "minority": 0.1,
+        "folds": 0,
+        "fold": 0,
+    }
+    c.intensity = {"name": "standardise_each"}
+    c.augment = {
+        "ops": ("random_affine", "gamma", "contrast", "brightness", "noise"),
+        "random_affine": {
+            "flip": 0.5,
+            "rotation": 10.0,
+            "zoom": 0.12,
+            "translation": 0.06,
+        },
+        "gamma": {"max_log_gamma": 0.2},
+        "contrast": {"strength": 0.2},
+        "brightness": {"strength": 0.1},
+        "noise": {"std": 0.02},
+    }
+    c.model = {"name": "densenet_small", "stem": "quarter"}
+    c.loss = {"name": "weighted_bce", "weights": "ratio"}
+    c.optim = {
+        "learning_rate": 2e-3,
+        "weight_decay": 0.05,
+        "warmup": 40,
+        "clip": 1.0,
+        "ema": 0.99,
+    }
+    c.train = {
+        "steps": 800,
+        "batch": 32,
+        "dtype": "float32",
+        "threads": 0,
+        "log_every": 10,
+        "evaluate_every": 200,
+        "keep": 1,
+    }
+    c.evaluation = {
+        "batch": 128,
+        "flip": True,
+        "checkpoint": "last",  # 70 validation films can't tell checkpoints apart
+        "replicates": 1000,
+    }
+    return c

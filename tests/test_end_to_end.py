@@ -1,0 +1,279 @@
+"""The commands, as a user types them, on a phantom small enough for a test."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NIH = ROOT.parent / "shared/data/nih-sample"
+SMALL = [
+    "--config=configs/quickstart.py",
+    "--config.data.patients=120",
+    "--config.data.side=48",
+    "--config.data.prevalence=(0.2,0.2,0.3,0.3,0.2,0.2)",
+    "--config.train.steps=12",
+    "--config.train.batch=8",
+    "--config.train.evaluate_every=5",
+    "--config.train.log_every=2",
+    "--config.evaluation.replicates=50",
+]
+
+
+def start(*arguments, devices=1):
+    """Starts a command in a process of its own, on one device."""
+    environment = dict(os.environ, XLA_FLAGS="")
+    if devices > 1:
+        forced = f"--xla_force_host_platform_device_count={devices}"
+        environment["XLA_FLAGS"] = forced
+    return subprocess.Popen(
+        [sys.executable, "launch.py", *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(*arguments, code=0, **options):
+    process = start(*arguments, **options)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == code, out + err
+    assert "Traceback" not in err
+    return out, err
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+def train(home, workdir, *more):
+    records = f"--config.data.records={home / 'records'}"
+    return ["train", f"--workdir={workdir}", *SMALL, records, *more]
+
+
+@pytest.fixture(scope="module")
+def finished(home):
+    workdir = home / "whole"
+    out, _ = run(*train(home, workdir))
+    return workdir, out
+
+
+def final_state(workdir):
+    """Every file of the last checkpoint's arrays, read back by Orbax."""
+    from medjax.training.checkpoint import Checkpoints
+
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        step = checkpoints.steps[-1]
+        parts = checkpoints._orbax.load_checkpointables(
+            step, {"state": None, "data": None}
+        )
+    return step, parts
+
+
+def same(one, other):
+    import jax
+
+    assert one[0] == other[0]
+    assert one[1]["data"] == other[1]["data"]
+    jax.tree.map(np.testing.assert_array_equal, one[1]["state"], other[1]["state"])
+
+
+def test_training_leaves_everything_that_the_design_promises(finished):
+    workdir, out = finished
+    assert f"report: {workdir / 'report.html'}" in out
+    for name in (
+        "config.json",
+        "environment.json",
+        "splits.csv",
+        "metrics.jsonl",
+        "checkpoints",
+        "predictions/test.csv",
+        "predictions/validation.csv",
+        "report.html",
+        "report.json",
+        "report.csv",
+        "thresholds.json",
+    ):
+        assert (workdir / name).exists(), name
+    assert list((workdir / "events").iterdir())
+    report = json.loads((workdir / "report.json").read_text())
+    split = pd.read_csv(workdir / "splits.csv")
+    test = split[split["split"] == "test"]
+    assert report["films"] == len(test)
+    assert report["patients"] == test["patient"].nunique()
+    predicted = pd.read_csv(workdir / "predictions/test.csv")
+    assert sorted(predicted["image"]) == sorted(test["image"])
+    assert not set(test["patient"]) & set(split["patient"][split["split"] == "train"])
+
+
+def test_the_report_is_that_of_the_predictions(finished):
+    from sklearn.metrics import roc_auc_score
+
+    workdir, _ = finished
+    report = json.loads((workdir / "report.json").read_text())
+    predicted = pd.read_csv(workdir / "predictions/test.csv")
+    for task, found in report["tasks"].items():
+        label, score = predicted[f"{task}_label"], predicted[task]
+        expected = roc_auc_score(label, score)
+        assert abs(found["metrics"]["auroc"]["estimate"] - expected) < 1e-5
+
+
+@pytest.mark.parametrize("killer", [signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_run_ends_with_the_same_bits(home, finished, killer):
+    workdir = home / f"stopped{killer}"
+    process = start(*train(home, workdir))
+    log = workdir / "metrics.jsonl"
+    while process.poll() is None and not (
+        log.exists() and log.read_text().count("\n") > 3
+    ):
+        time.sleep(0.05)
+    process.send_signal(killer)
+    out, err = process.communicate(timeout=120)
+    if killer == signal.SIGTERM:
+        assert process.returncode == 0, out + err
+        assert "the same command goes on from here" in out
+    assert not (workdir / "report.html").exists()
+    run(*train(home, workdir))
+    same(final_state(workdir), final_state(finished[0]))
+    lines = [
+        json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()
+    ]
+    scores = [line["step"] for line in lines if "validation_auroc" in line]
+    assert scores == [5, 10, 12]
+    names = ("report.json", "predictions/test.csv", "splits.csv", "thresholds.json")
+    for name in names:
+        assert (workdir / name).read_text() == (finished[0] / name).read_text()
+
+
+def test_two_devices_learn_what_one_does(home, finished):
+    workdir = home / "two"
+    run(*train(home, workdir), devices=2)
+    one, two = final_state(finished[0])[1], final_state(workdir)[1]
+    assert one["data"]["next_index"] == two["data"]["next_index"]
+    for name in ("predictions/test.csv", "predictions/validation.csv"):
+        a, b = (pd.read_csv(w / name) for w in (finished[0], workdir))
+        assert (a["image"] == b["image"]).all()
+        # The sums' order differs, and twelve steps of Adam amplify it.
+        np.testing.assert_allclose(a["mass"], b["mass"], atol=0.02)
+
+
+def test_another_config_in_the_same_workdir_is_refused(home, finished):
+    changed = "--config.optim.learning_rate=1.0"
+    _, err = run(*train(home, finished[0], changed), code=2)
+    assert "config.optim" in err and "--workdir" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train"], "--config is missing"),
+        (["train", "--config=configs/quickstart.py"], "--workdir is missing"),
+        (["train", "--config=configs/nothing.py", "--workdir=x"], "nothing.py"),
+        (["train", *SMALL, "--config.optim.rate=1"], "rate"),
+        (["dance"], "dance"),
+        ([], "prepare, train, evaluate or predict"),
+        (["evaluate", "--workdir=nowhere"], "nowhere"),
+        (["predict", "--workdir=nowhere", "--images=x"], "nowhere"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments, said):
+    _, err = run(*arguments, code=2)
+    assert said in err
+    assert err.strip().count("\n") == 0
+
+
+def test_evaluate_reports_another_split_and_other_people(home, finished):
+    workdir, _ = finished
+    run("evaluate", f"--workdir={workdir}", "--split=validation")
+    assert (workdir / "report-validation.html").exists()
+    records = f"--config.data.records={home / 'records'}"
+    strangers = "--config.data.first_patient=5000"
+    out, _ = run(
+        "evaluate",
+        f"--workdir={workdir}",
+        "--split=strangers",
+        *SMALL,
+        records,
+        strangers,
+    )
+    assert "occur in training" not in out
+    report = json.loads((workdir / "report-strangers.json").read_text())
+    assert report["films"] == 360
+    predicted = pd.read_csv(workdir / "predictions/strangers.csv")
+    assert predicted["patient"].min() == 5000
+
+
+def test_predict_gives_the_probabilities_of_the_evaluation(home, finished, tmp_path):
+    import cv2
+    import tensorflow_datasets as tfds
+
+    workdir, _ = finished
+    films = [
+        film
+        for records in (home / "records/chest").glob("*/1.0.0")
+        for film in tfds.builder_from_directory(str(records)).as_data_source("films")
+    ]
+    expected = pd.read_csv(workdir / "predictions/test.csv").set_index("image")
+    folder = tmp_path / "films"
+    folder.mkdir()
+    names = []
+    for film in films:
+        name = film["image"].decode()
+        if name in expected.index and len(names) < 9:
+            names.append(name)
+            cv2.imwrite(str(folder / f"{name}.png"), film["pixels"])
+    (folder / "broken.png").write_bytes(b"no image")
+    out = tmp_path / "out" / "p.csv"
+    _, err = run(
+        "predict", f"--workdir={workdir}", f"--images={folder}", f"--out={out}", code=3
+    )
+    assert "broken.png" in err
+    with out.open() as file:
+        rows = list(csv.DictReader(file))
+    tasks = list(json.loads((workdir / "thresholds.json").read_text())["tasks"])
+    assert list(rows[0]) == ["image", *tasks]
+    assert [row["image"] for row in rows] == [
+        str(folder / f"{n}.png") for n in sorted(names)
+    ]
+    for row in rows:
+        name = Path(row["image"]).stem
+        got = [float(row[task]) for task in tasks]
+        np.testing.assert_allclose(got, expected.loc[name, tasks].to_list(), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_full_recipe_runs_three_steps_on_real_films(home):
+    if not NIH.exists():
+        pytest.skip("needs shared/data/nih-sample beside the checkout")
+    workdir = home / "densenet121"
+    run(
+        "train",
+        "--config=configs/nih_densenet121.py",
+        f"--workdir={workdir}",
+        f"--config.data.folder={NIH}",
+        f"--config.data.records={home / 'records'}",
+        "--config.train.steps=3",
+        "--config.train.batch=4",
+        "--config.evaluation.batch=16",
+        "--config.evaluation.replicates=20",
+    )
+    report = json.loads((workdir / "report.json").read_text())
+    assert len(report["tasks"]) == 14
+    lines = [
+        json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert lines[-1]["step"] == 3
+    shutil.rmtree(workdir)
