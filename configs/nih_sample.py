@@ -45,7 +45,12 @@ def get_config() -> ConfigDict:
         "brightness": {"strength": 0.1},
         "noise": {"std": 0.02},
     }
-    c.model = {"name": "densenet_small", "stem": "quarter"}
+    c.model = {
+        "name": "densenet_small",
+        "stem": "quarter",
+        "blocks": (3, 3, 3),
+        "features": 24,
+    }
     c.loss = {"name": "weighted_bce", "weights": "ratio"}
     c.optim = {
         "learning_rate": 2e-3,

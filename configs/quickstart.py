@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
         "tasks": (),  # (): all findings
         "side": 64,
         "patients": 3000,
-        "films": 3,  # of each patient
+        "films": 2,  # of each patient
         "seed": 0,
         "first_patient": 0,  # other numbers are other people
         "contrast": 1.0,  # of the findings
@@ -42,22 +42,22 @@ def get_config() -> ConfigDict:
         "brightness": {"strength": 0.1},
         "contrast": {"strength": 0.1},
     }
-    c.model = {"name": "densenet_small"}
+    c.model = {"name": "densenet_small", "stem": "half", "pool": "mean_max"}
     c.loss = {"name": "weighted_bce", "weights": "ratio"}
     c.optim = {
-        "learning_rate": 2e-3,
+        "learning_rate": 4e-3,
         "weight_decay": 1e-2,
         "warmup": 50,
         "clip": 1.0,
         "ema": 0.99,
     }
     c.train = {
-        "steps": 900,
+        "steps": 800,
         "batch": 64,
         "dtype": "float32",
         "threads": 0,  # reading threads; 0: one a core
         "log_every": 10,
-        "evaluate_every": 150,
+        "evaluate_every": 200,
         "keep": 1,
     }
     c.evaluation = {

@@ -76,11 +76,12 @@ def pooled(x, size, stride, pad, reduce):
     )
 
 
-@pytest.mark.parametrize(("stem", "bottleneck"), [("imagenet", 4), ("small", 0)])
+@pytest.mark.parametrize(("stem", "bottleneck"), [("imagenet", 4), ("half", 4), ("quarter", 0)])
 def test_it_computes_what_the_paper_says(stem, bottleneck):
     """Against the layers written out in numpy, with every weight and statistic random."""
     model = densenet.DenseNet(
-        3, blocks=(2, 1), growth=4, features=6, stem=stem, bottleneck=bottleneck
+        3, blocks=(2, 1), growth=4, features=6, stem=stem, bottleneck=bottleneck,
+        pool="mean_max" if stem == "half" else "mean",
     )
     image = np.random.default_rng(0).normal(size=(16, 16, 2))
     variables = model.init(
@@ -123,7 +124,9 @@ def test_it_computes_what_the_paper_says(stem, bottleneck):
                 norm_relu(x, "transition1_norm"), p["transition1_conv"]["kernel"], 0
             )
             x = pooled(x, 2, 2, 0, np.mean)
-    x = norm_relu(x, "norm5").mean((0, 1))
+    x = norm_relu(x, "norm5")
+    pooled_max = [x.max((0, 1))] if stem == "half" else []
+    x = np.concatenate([x.mean((0, 1)), *pooled_max])
     expected = x @ p["classifier"]["kernel"] + p["classifier"]["bias"]
     got = applied(model, variables, image[None])
     np.testing.assert_allclose(got[0], expected, rtol=1e-4)
