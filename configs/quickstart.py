@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
         "max_quarantined": 0.01,  # share of the files that may be unreadable
         "tasks": (),  # (): all findings
         "side": 64,
-        "patients": 3000,
+        "patients": 4000,
         "films": 2,  # of each patient
         "seed": 0,
         "first_patient": 0,  # other numbers are other people
@@ -43,7 +43,7 @@ def get_config() -> ConfigDict:
         "contrast": {"strength": 0.1},
     }
     c.model = {"name": "densenet_small", "stem": "half", "pool": "mean_max"}
-    c.loss = {"name": "weighted_bce", "weights": "ratio"}
+    c.loss = {"name": "weighted_bce", "weights": "balanced"}
     c.optim = {
         "learning_rate": 4e-3,
         "weight_decay": 1e-2,
@@ -52,12 +52,12 @@ def get_config() -> ConfigDict:
         "ema": 0.99,
     }
     c.train = {
-        "steps": 800,
+        "steps": 700,
         "batch": 64,
         "dtype": "float32",
         "threads": 0,  # reading threads; 0: one a core
         "log_every": 10,
-        "evaluate_every": 200,
+        "evaluate_every": 175,
         "keep": 1,
     }
     c.evaluation = {
