@@ -87,6 +87,10 @@ def evaluate(folder: Path, *, split: str = "test", other: Config | None = None) 
       InputError: no run there, or no such split.
     """
     config = build.read_config(folder)
+    if other is None and split not in splits.SPLITS:
+        raise InputError(f"--split={split}: use one of {', '.join(splits.SPLITS)}")
+    if other is not None and (split in splits.SPLITS or not split.isidentifier()):
+        raise InputError(f"--split={split}: give the report on other data its own name")
     data = build.data(config)
     manifest = splits.read(folder / "splits.csv")
     build.audit(config, manifest, data)
@@ -108,8 +112,6 @@ def evaluate(folder: Path, *, split: str = "test", other: Config | None = None) 
                 f"note: {shared} patient numbers occur in training too: other people?"
             )
         manifest = data.table.assign(split=split)
-    elif split not in splits.SPLITS:
-        raise InputError(f"--split={split}: use one of {', '.join(splits.SPLITS)}")
     found = predictions(config, network, state, data.films(manifest, split))
     _write(folder, split, data, found)
     summary = results.summarise(
@@ -118,7 +120,10 @@ def evaluate(folder: Path, *, split: str = "test", other: Config | None = None) 
         threshold=[frozen[1][task] for task in data.tasks],
         **build.bootstrap(config),
     )
-    summary = {"split": split, "checkpoint": number, **build.about(config)} | summary
+    about = build.about(config)
+    if other is not None:
+        about |= {"source": build.about(other)["source"], "split_by": "other"}
+    summary = {"split": split, "checkpoint": number, **about, **summary}
     name = "report" if split == "test" else f"report-{split}"
     written = page.write(summary, journal.read(folder / "metrics.jsonl"), folder, name)
     page.show(summary)

@@ -76,11 +76,18 @@ def pooled(x, size, stride, pad, reduce):
     )
 
 
-@pytest.mark.parametrize(("stem", "bottleneck"), [("imagenet", 4), ("half", 4), ("quarter", 0)])
+@pytest.mark.parametrize(
+    ("stem", "bottleneck"), [("imagenet", 4), ("half", 4), ("quarter", 0)]
+)
 def test_it_computes_what_the_paper_says(stem, bottleneck):
     """Against the layers written out in numpy, with every weight and statistic random."""
     model = densenet.DenseNet(
-        3, blocks=(2, 1), growth=4, features=6, stem=stem, bottleneck=bottleneck,
+        3,
+        blocks=(2, 1),
+        growth=4,
+        features=6,
+        stem=stem,
+        bottleneck=bottleneck,
         pool="mean_max" if stem == "half" else "mean",
     )
     image = np.random.default_rng(0).normal(size=(16, 16, 2))

@@ -7,6 +7,7 @@ run replays exactly with any number of reading threads.
 import collections
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -147,12 +148,13 @@ def evaluation_batches(films: Films, *, batch: int, devices: int) -> Iterator[Ba
 
     The last batch is filled with rows of weight 0 and id -1.
     """
-    for start in range(0, len(films), batch * devices):
-        stop = min(start + batch * devices, len(films))
-        samples = [films[index] for index in range(start, stop)]
-        names = samples[0].keys() - {"occurrence"}  # Only augmentation asks for it.
-        stacked = {name: np.stack([s[name] for s in samples]) for name in names}
-        yield split_devices(pad(stacked, batch * devices), devices)
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(films), batch * devices):
+            stop = min(start + batch * devices, len(films))
+            samples = list(pool.map(films.__getitem__, range(start, stop)))
+            names = samples[0].keys() - {"occurrence"}  # Augmentation's alone.
+            stacked = {name: np.stack([s[name] for s in samples]) for name in names}
+            yield split_devices(pad(stacked, batch * devices), devices)
 
 
 def pad(batch: Batch, rows: int) -> Batch:

@@ -96,7 +96,9 @@ def summarise(
             "negatives": negatives,
             "unknown": int((one[2] == 0).sum()),
             "threshold": _number(threshold[t]),
-            "note": _note(positives, negatives, threshold[t], found["auroc"], t),
+            "note": _note(
+                positives, negatives, threshold[t], int(found["auroc"].undefined[t])
+            ),
             "confusion": {k: _number(v) for k, v in matrix._asdict().items()},
             "roc": {"fpr": _numbers(fpr), "tpr": _numbers(tpr)},
             "metrics": {
@@ -108,7 +110,7 @@ def summarise(
     return results
 
 
-def _note(positives, negatives, threshold, auroc: intervals.Interval, t: int) -> str:
+def _note(positives: float, negatives: float, threshold: float, lacking: int) -> str:
     """Why cells of a task's row are empty or weak; '' if none is."""
     if positives == 0:
         return "no positive film"
@@ -116,8 +118,8 @@ def _note(positives, negatives, threshold, auroc: intervals.Interval, t: int) ->
         return "no negative film"
     if math.isnan(threshold):
         return "no threshold: validation lacks a positive or a negative film"
-    if auroc.undefined[t]:
-        return f"too few: {int(auroc.undefined[t])} replicates lack a class"
+    if lacking:
+        return f"too few: a class is missing from {lacking} of the replicates"
     return ""
 
 
