@@ -146,7 +146,7 @@ def test_the_average_starts_at_once_and_then_lags(whole):
 
 def test_without_averaging_the_average_is_the_weights():
     state, _ = by_vmap(new_state(ema=0.0), 1)
-    chex.assert_trees_all_equal(state.averaged, model_of(state))
+    chex.assert_trees_all_close(state.averaged, model_of(state), rtol=1e-6)
 
 
 def test_evaluation_averages_the_views_probabilities_by_the_averaged_weights():
