@@ -105,6 +105,7 @@ def fill(distance: Array, edge: Array) -> Array:
 
 
 def length(x: Array, y: Array) -> Array:
+    """The Euclidean norm of (x, y), with a finite gradient at 0."""
     return jnp.sqrt(x * x + y * y + 1e-9)
 
 

@@ -57,43 +57,17 @@ def fit(
         batches.set_state(data)
     # Values only: the step donates its state, and one buffer can't be given twice.
     state = jax.device_get(state)
-    rows = 0
-    since = time.perf_counter()
-    unread: list[tuple[int, dict]] = []
     with Journal(workdir, steps=steps, start=start) as journal, stop_signal() as stop:
-
-        def flush(now: int) -> None:
-            """Reads what the device computed since last time, and checks it."""
-            nonlocal since, rows
-            values = [(number, jax.device_get(scalars)) for number, scalars in unread]
-            for number, scalars in values:
-                if not all(math.isfinite(value) for value in scalars.values()):
-                    raise diverged(number, scalars, checkpoints)
-            if values:
-                seconds = time.perf_counter() - since
-                last = {name: float(v) for name, v in values[-1][1].items()}
-                mean = sum(float(scalars["loss"]) for _, scalars in values)
-                last["loss"] = mean / len(values)
-                last["images_per_second"] = rows / seconds
-                last["steps_per_second"] = len(values) / seconds
-                journal.write(now, last)
-                journal.show(
-                    now,
-                    f"{last['images_per_second']:.0f} images/s  "
-                    f"loss {last['loss']:.4f}",
-                )
-            unread.clear()
-            rows, since = 0, time.perf_counter()
-
+        meter = Meter(journal, checkpoints)
         for number in range(start + 1, steps + 1):
             batch = next(batches)
             state, scalars = step(state, batch, key)
-            rows += batch["id"].size
-            unread.append((number, scalars))
+            meter.add(number, scalars, rows=batch["id"].size)
+            asked = stop()  # Once: a signal between two looks would save nothing.
             if number % log_every == 0:
-                flush(number)
+                meter.flush()
             if number % evaluate_every == 0 or number == steps:
-                flush(number)
+                meter.flush()
                 scores = evaluate(state)
                 journal.write(number, {f"validation_{k}": v for k, v in scores.items()})
                 journal.say(
@@ -103,16 +77,57 @@ def fit(
                 checkpoints.save(
                     number, state, batches.get_state(), auroc=scores["auroc"]
                 )
-                since = time.perf_counter()
-            elif stop():
-                flush(number)
+                meter.restart()
+            elif asked:
+                meter.flush()
                 checkpoints.save(number, state, batches.get_state())
-            if stop() and number < steps:
+            if asked and number < steps:
                 journal.say(
                     number, "stopped: saved, the same command goes on from here"
                 )
                 return False
     return True
+
+
+class Meter:
+    """Gathers the steps' scalars while the device runs ahead; reads them in turn."""
+
+    def __init__(self, journal: Journal, checkpoints: Checkpoints):
+        self._journal, self._checkpoints = journal, checkpoints
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets what it gathered, and the time that passed."""
+        self._unread: list[tuple[int, dict]] = []
+        self._rows, self._since = 0, time.perf_counter()
+
+    def add(self, number: int, scalars: dict[str, Array], *, rows: int) -> None:
+        """Takes one step's scalars without waiting for them."""
+        self._unread.append((number, scalars))
+        self._rows += rows
+
+    def flush(self) -> None:
+        """Waits for the device, checks every step, and writes one line.
+
+        Raises:
+          InputError: the loss or the gradient stopped being finite.
+        """
+        if not self._unread:
+            return
+        values = [(number, jax.device_get(scalars)) for number, scalars in self._unread]
+        for number, scalars in values:
+            if not all(math.isfinite(value) for value in scalars.values()):
+                raise diverged(number, scalars, self._checkpoints)
+        seconds = time.perf_counter() - self._since
+        number, last = values[-1]
+        line = {name: float(value) for name, value in last.items()}
+        line["loss"] = sum(float(each["loss"]) for _, each in values) / len(values)
+        line["images_per_second"] = self._rows / seconds
+        line["steps_per_second"] = len(values) / seconds
+        self._journal.write(number, line)
+        rate = f"{line['images_per_second']:.0f} images/s"
+        self._journal.show(number, f"{rate}  loss {line['loss']:.4f}")
+        self.restart()
 
 
 def diverged(number: int, scalars: dict, checkpoints: Checkpoints) -> InputError:
