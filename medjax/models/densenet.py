@@ -27,7 +27,7 @@ class DenseNet(nn.Module):
         2. For films of 64 to 128 pixels: 'half', a 5 x 5 convolution of stride 2,
         and 'quarter', an average-pool of stride 2 after it.
       pool: 'mean' over the last grid, as torchvision's; 'mean_max' puts the maximum
-        beside it, for findings of a few pixels that a mean drowns.
+        beside it, for findings of a few pixels.
       dtype: of the computation; parameters and statistics stay float32.
       axis_name: the mapped axis over which batch statistics are shared, or None.
     """
