@@ -151,7 +151,7 @@ class Chest(tfds.core.ShardBasedBuilder):
         """TFDS would announce a download; there is none."""
 
     def _log_download_done(self) -> None:
-        pass
+        """As above."""
 
     def _check(self, folder: Path, counter: collections.Counter) -> None:
         """Stops before the records count as prepared if too much is quarantined."""
