@@ -2,6 +2,21 @@
 
 Shards know different numbers of labels, so a mean of shard means is wrong: the
 caller sums both parts over every shard and divides once.
+
+All of them take and give the same, so that `compound` can add them:
+  logits: [B, ..., T], log-odds that each finding (or class of a voxel) is present;
+    [B, T] for images, [B, (D,) H, W, K] for voxels. Any float type; float32 inside,
+    as bfloat16 keeps 8 bits: too few for a long sum.
+  label: as logits, in [0, 1]; anything, NaN included, where the weight is 0.
+  weight: [B, T] or as logits, >= 0; 0 where the label is unknown or the row is
+    padding.
+  total: [] float32, weighted and summed over images and tasks; the part of an image
+    and task is the mean over its known voxels (one voxel if there is no space).
+  count: [] float32, the images that know at least one label: the mean over them of
+    the sum over tasks is the loss.
+Other arguments are numbers or arrays, traced ones too. Values and gradients stay
+finite for saturated logits, so probabilities are kept as their logarithms:
+log p = -softplus(-z) and log(1 - p) = -softplus(z).
 """
 
 import chex
@@ -9,36 +24,301 @@ import jax
 import jax.numpy as jnp
 from chex import Array
 
+from medjax.errors import InputError
+
+# What is smaller is taken for 0: the square of its inverse is not a float32.
+TINY = 1e-18
+
 
 def weighted_bce(
     logits: Array, label: Array, weight: Array, *, w_pos: Array, w_neg: Array
 ) -> tuple[Array, Array]:
-    """Multi-label cross-entropy with a weight for each class of each task.
+    """Multi-label cross-entropy with a weight for each class of each task, in nats.
 
     -(w_pos y log p + w_neg (1 - y) log(1 - p)), summed over the tasks. With the
     'ratio' weights both classes of a task contribute equally.
 
     Args:
-      logits: [B, T] log-odds that each finding is present.
-      label: [B, T] in [0, 1]; anything, NaN included, where the weight is 0.
-      weight: [B, T], >= 0; 0 where the label is unknown or the row is padding.
+      logits, label, weight: see above.
       w_pos: [T], >= 0, the weight of a present finding.
       w_neg: [T], >= 0, the weight of an absent one.
 
-    Returns:
-      total: [] float32, nats, weighted and summed over B and T.
-      count: [] float32, the images that know at least one label: the mean over
-        them of the sum over tasks is the loss.
-
-    Source: Rajpurkar et al., CheXNet (2017), section 2; written with softplus, as
-    log p = -softplus(-z) and log(1 - p) = -softplus(z).
+    Source: Rajpurkar et al., CheXNet (2017), section 2.
     """
-    chex.assert_rank(logits, 2)
-    chex.assert_equal_shape([logits, label, weight])
-    z = logits.astype(jnp.float32)  # bf16 keeps 8 bits: too few for a long sum.
-    y = jnp.where(weight > 0, label, 0).astype(jnp.float32)  # First: NaN * 0 is NaN.
-    weight = weight.astype(jnp.float32)
-    present = w_pos * y * jax.nn.softplus(-z)
-    absent = w_neg * (1 - y) * jax.nn.softplus(z)
-    count = jnp.sum(jnp.any(weight > 0, axis=1), dtype=jnp.float32)
-    return jnp.sum(weight * (present + absent)), count
+    z, y, weight = _prepare(logits, label, weight)
+    present, absent = jax.nn.softplus(-z), jax.nn.softplus(z)
+    return _total(w_pos * y * present + w_neg * (1 - y) * absent, weight)
+
+
+def focal(
+    logits: Array,
+    label: Array,
+    weight: Array,
+    *,
+    w_pos: Array,
+    w_neg: Array,
+    gamma: Array,
+) -> tuple[Array, Array]:
+    """weighted_bce in which a label that is already predicted well counts less.
+
+    -(w_pos y (1 - p)^gamma log p + w_neg (1 - y) p^gamma log(1 - p)).
+
+    Args:
+      logits, label, weight, w_pos, w_neg: as in weighted_bce; the paper's alpha and
+        1 - alpha.
+      gamma: [] or [T], >= 0; 0 is weighted_bce, the paper takes 2.
+
+    Source: Lin et al., Focal Loss for Dense Object Detection (ICCV 2017), eq. 5.
+    """
+    z, y, weight = _prepare(logits, label, weight)
+    present, absent = jax.nn.softplus(-z), jax.nn.softplus(z)
+    # (1 - p)^gamma = exp(gamma log(1 - p)), and log(1 - p) = -absent.
+    present, absent = (
+        present * jnp.exp(-gamma * absent),
+        absent * jnp.exp(-gamma * present),
+    )
+    return _total(w_pos * y * present + w_neg * (1 - y) * absent, weight)
+
+
+def asymmetric(
+    logits: Array,
+    label: Array,
+    weight: Array,
+    *,
+    w_pos: Array,
+    w_neg: Array,
+    gamma_pos: Array,
+    gamma_neg: Array,
+    clip: Array,
+) -> tuple[Array, Array]:
+    """Focal loss that forgives easy absent findings more than easy present ones.
+
+    -(w_pos y (1 - p)^gamma_pos log p + w_neg (1 - y) q^gamma_neg log(1 - q)), where
+    q = max(p - clip, 0): an absent finding below `clip` costs nothing. The gradient
+    includes the focusing factors', which the authors' code leaves out by default.
+
+    Args:
+      logits, label, weight, w_pos, w_neg: as in weighted_bce; the paper has w = 1.
+      gamma_pos, gamma_neg: [] or [T], >= 0; the paper takes 0 or 1, and 4.
+      clip: [] or [T], in [0, 1); the paper takes 0.05.
+
+    Source: Ridnik et al., Asymmetric Loss For Multi-Label Classification (ICCV
+    2021), section 2.
+    """
+    z, y, weight = _prepare(logits, label, weight)
+    present = jax.nn.softplus(-z) * jnp.exp(-gamma_pos * jax.nn.softplus(z))
+    # log(1 - q) = log(1 - p + clip), of logarithms as 1 - p may round to 0. Where q is
+    # 0 so is its power, whatever gamma_neg.
+    log_rest = jnp.logaddexp(-jax.nn.softplus(z), jnp.log(clip))
+    shifted = jnp.maximum(jax.nn.sigmoid(z) - clip, 0)
+    absent = -log_rest * _power(shifted, gamma_neg)
+    return _total(w_pos * y * present + w_neg * (1 - y) * absent, weight)
+
+
+def softmax_cross_entropy(
+    logits: Array, label: Array, weight: Array, *, w: Array, smoothing: Array = 0.0
+) -> tuple[Array, Array]:
+    """Cross-entropy of classes that exclude each other, in nats.
+
+    -sum_k w_k t_k log softmax(z)_k, the target t = (1 - smoothing) y + smoothing / K.
+    The mean is over images, whatever their class: torch's weighted mean divides by
+    the sum of w over the true classes instead.
+
+    Args:
+      logits: [B, ..., K].
+      label: as logits, one-hot or soft; sums to 1 over K.
+      weight: [B, K] or as logits, over K either all positive or all 0; an image or
+        voxel counts by its largest.
+      w: [K], >= 0, the weight of each class.
+      smoothing: [], in [0, 1).
+
+    Source: Szegedy et al., Rethinking the Inception Architecture (CVPR 2016),
+    section 7.
+    """
+    z, y, weight = _prepare(logits, label, weight)
+    target = (1 - smoothing) * y + smoothing / y.shape[-1]
+    loss = -jnp.sum(w * target * jax.nn.log_softmax(z), axis=-1, keepdims=True)
+    return _total(loss, jnp.max(weight, axis=-1, keepdims=True))
+
+
+def auc_margin(
+    logits: Array,
+    label: Array,
+    weight: Array,
+    *,
+    a: Array,
+    b: Array,
+    alpha: Array,
+    prevalence: Array,
+    margin: Array,
+) -> tuple[Array, Array]:
+    """AUC-M: a sum over images whose saddle point is a loss over pairs of them.
+
+    With h = sigmoid(z) and p = prevalence, a known label adds
+    (1 - p) y ((h - a)^2 - 2 alpha h) + p (1 - y) ((h - b)^2 + 2 alpha h)
+    + p (1 - p) (2 alpha margin - alpha^2). The model, a and b minimise, alpha >= 0
+    maximises. At the saddle a and b are the mean h of the positives and the
+    negatives, alpha = max(margin + b - a, 0), and the mean over the images is
+    p (1 - p) (var h+ + var h- + alpha^2); where alpha > 0 that is p (1 - p) times the
+    mean of (margin - (h+ - h-))^2 over all pairs of a positive and a negative.
+
+    LibAUC's AUCMLoss (version 'v1') is the same for one task, but takes scores for
+    logits, and unless told `auto=False` puts the batch's share of positives in place
+    of the prevalence, which would make the loss depend on the sharding.
+
+    Args:
+      logits, label, weight: see above.
+      a, b, alpha: [T], learnt with the model; see auc_margin_variables.
+      prevalence: [T], the positives' share of the known training labels.
+      margin: [] or [T], the wanted distance of the two means, in (0, 1].
+
+    Source: Yuan et al., Large-scale Robust Deep AUC Maximization (ICCV 2021).
+    """
+    z, y, weight = _prepare(logits, label, weight)
+    h, p = jax.nn.sigmoid(z), prevalence
+    positive = (1 - p) * y * ((h - a) ** 2 - 2 * alpha * h)
+    negative = p * (1 - y) * ((h - b) ** 2 + 2 * alpha * h)
+    constant = p * (1 - p) * alpha * (2 * margin - alpha)
+    return _total(positive + negative + constant, weight)
+
+
+def auc_margin_variables(tasks: int) -> dict[str, Array]:
+    """The variables of auc_margin before the first update, [T] zeros each."""
+    return {name: jnp.zeros(tasks) for name in ("a", "b", "alpha")}
+
+
+def soft_dice(
+    logits: Array, label: Array, weight: Array, *, smooth: Array
+) -> tuple[Array, Array]:
+    """One minus the Dice overlap, per image and class; classes may overlap.
+
+    1 - (2 sum(p g) + s) / (sum(p^2) + sum(g^2) + s), over the image's known voxels.
+    No prediction where there is no mask costs 0, also with s = 0.
+
+    Args:
+      logits, label, weight: see above; where weights differ within an image and
+        class, the loss counts by their mean over its known voxels.
+      smooth: [], s >= 0, in voxels; 0 is the plain formula.
+
+    Source: Milletari et al., V-Net (3DV 2016), section 3; s as in MONAI.
+    """
+    z, g, weight = _prepare(logits, label, weight)
+    p = jax.nn.sigmoid(z)
+    # The same formula with the 1 inside, which cancels no digits.
+    missed = _sum((p - g) ** 2, weight)
+    size = _sum(p**2 + g**2, weight) + smooth
+    return _total(_ratio(missed, size), weight)
+
+
+def tversky(
+    logits: Array,
+    label: Array,
+    weight: Array,
+    *,
+    alpha: Array,
+    beta: Array,
+    smooth: Array,
+    gamma: Array,
+) -> tuple[Array, Array]:
+    """(1 - TI)^gamma of the Tversky index TI, per image and class.
+
+    TI = (TP + s) / (TP + alpha FP + beta FN + s), with TP = sum(p g),
+    FP = sum(p (1 - g)) and FN = sum((1 - p) g) over the image's known voxels. With
+    alpha = beta = 1/2 it is the Dice overlap of the plain, not squared, sums,
+    (2 sum(p g) + 2 s) / (sum(p) + sum(g) + 2 s).
+
+    Args:
+      logits, label, weight: as in soft_dice.
+      alpha, beta: [] or [T], >= 0, the price of a false positive and of a false
+        negative, as Salehi et al. have them; Abraham & Khan swap the letters.
+      smooth: [], s >= 0, in voxels.
+      gamma: [] or [T], > 0, the exponent; 1 is Tversky's loss. Abraham & Khan write
+        1 / gamma: their 4/3 is 0.75 here.
+
+    Source: Salehi et al., Tversky Loss Function (MLMI 2017); Abraham & Khan, A Novel
+    Focal Tversky Loss Function (ISBI 2019).
+    """
+    z, g, weight = _prepare(logits, label, weight)
+    p, absent = jax.nn.sigmoid(z), jax.nn.sigmoid(-z)  # 1 - p would round to 0.
+    missed = alpha * _sum(p * (1 - g), weight) + beta * _sum(absent * g, weight)
+    size = _sum(p * g, weight) + missed + smooth
+    return _total(_power(_ratio(missed, size), gamma), weight)
+
+
+PARTS = {
+    loss.__name__: loss
+    for loss in (
+        *(weighted_bce, focal, asymmetric, softmax_cross_entropy),
+        *(auc_margin, soft_dice, tversky),
+    )
+}
+
+
+def compound(
+    logits: Array, label: Array, weight: Array, *, parts: dict[str, dict]
+) -> tuple[Array, Array]:
+    """A weighted sum of the losses above.
+
+    Args:
+      logits, label, weight: as all parts want them.
+      parts: {name: {"share": its factor, **the other arguments of that loss}}.
+    """
+    if not parts:
+        raise InputError(f"loss.parts: empty; give one at least of {', '.join(PARTS)}")
+    total = jnp.zeros(())
+    for name, arguments in parts.items():
+        if name not in PARTS:
+            raise InputError(
+                f"loss.parts: {name!r} is unknown; use one of {', '.join(PARTS)}"
+            )
+        if "share" not in arguments:
+            raise InputError(f"loss.parts.{name}: has no share; give 1.0, say")
+        rest = {key: value for key, value in arguments.items() if key != "share"}
+        part, count = PARTS[name](logits, label, weight, **rest)
+        total += arguments["share"] * part
+    return total, count  # All parts count the same images.
+
+
+def _prepare(logits, label, weight) -> tuple[Array, Array, Array]:
+    """All as [B, ..., T] float32, and the label finite where it is unknown."""
+    chex.assert_equal_shape([logits, label])
+    if weight.ndim < logits.ndim:
+        chex.assert_shape(weight, (logits.shape[0], logits.shape[-1]))
+        weight = jnp.expand_dims(weight, range(1, logits.ndim - 1))
+        weight = jnp.broadcast_to(weight, logits.shape)
+    chex.assert_equal_shape([logits, weight])
+    label = jnp.where(weight > 0, label, 0)  # First: NaN * 0 is NaN.
+    return tuple(jnp.asarray(x, jnp.float32) for x in (logits, label, weight))
+
+
+def _space(x: Array) -> tuple[int, ...]:
+    """The axes between the first and the last."""
+    return tuple(range(1, x.ndim - 1))
+
+
+def _total(loss: Array, weight: Array) -> tuple[Array, Array]:
+    """The mean over known voxels, summed over images and tasks; and the images.
+
+    Args:
+      loss: [B, ..., T], or what broadcasts to it.
+      weight: [B, ..., T].
+    """
+    known = jnp.sum(weight > 0, axis=_space(weight))  # [B, T]
+    part = jnp.sum(weight * loss, axis=_space(weight)) / jnp.maximum(known, 1)
+    return jnp.sum(part), jnp.sum(jnp.any(known > 0, axis=1), dtype=jnp.float32)
+
+
+def _sum(x: Array, weight: Array) -> Array:
+    """The sum over the known voxels, [B, 1, ..., 1, T]."""
+    return jnp.sum(x, axis=_space(x), keepdims=True, where=weight > 0)
+
+
+def _ratio(part: Array, whole: Array) -> Array:
+    """part / whole, of 0 <= part <= whole; 0 where both are."""
+    return part / jnp.where(whole > TINY, whole, 1)
+
+
+def _power(base: Array, exponent: Array) -> Array:
+    """base ** exponent, base >= 0; where it is 0, 0 with a gradient of 0."""
+    positive = base > TINY  # Both branches are differentiated: mend the base too.
+    return jnp.where(positive, jnp.where(positive, base, 1) ** exponent, 0)

@@ -71,3 +71,121 @@ def test_decay_spares_vectors():
     )
     np.testing.assert_allclose(step["w"], -0.05 * PARAMS["w"], rtol=1e-5)
     np.testing.assert_array_equal(step["b"], 0)
+
+
+# ------------------------------------------------------------------ the AUC-M loss
+
+PESG = {"steps": 20, "warmup": 3, "clip": 2.0, "stage": 4, "proximity": 0.7}
+RATES = {"learning_rate": 0.3, "weight_decay": 0.05}
+
+
+def pesg_in_numpy(grads, *, steps, warmup, clip, stage, proximity):
+    """The iterates in float64, stage by stage."""
+    w = {name: np.asarray(p, np.float64) for name, p in PARAMS.items()}
+    reference, iterates, kept = w, [], []
+    for t, grad in enumerate(grads):
+        norm = np.sqrt(sum(np.sum(np.float64(g) ** 2) for g in grad.values()))
+        share = (
+            (t + 1) / warmup
+            if t < warmup
+            else (1 + np.cos(np.pi * (t - warmup) / (steps - warmup))) / 2
+        )
+        new = {}
+        for name, g in grad.items():
+            pull = proximity * (w[name] - reference[name])
+            decay = RATES["weight_decay"] * w[name] if w[name].ndim > 1 else 0
+            step = np.float64(g) * min(1, clip / norm) + pull + decay
+            new[name] = w[name] - RATES["learning_rate"] * share * step
+        w = new
+        iterates.append(w)
+        kept.append(w)
+        if len(iterates) == stage:
+            reference = {n: np.mean([i[n] for i in iterates], axis=0) for n in w}
+            iterates = []
+    return kept
+
+
+def descend(optimizer, grads, params=PARAMS, **rates):
+    """The weights after each update."""
+
+    def step(carry, grad):
+        params, state = carry
+        change, state = optimizer.update(grad, state, params, **rates)
+        params = optax.apply_updates(params, change)
+        return (params, state), params
+
+    stacked = jax.tree.map(lambda *g: jnp.stack(g), *grads)
+    return jax.lax.scan(step, (params, optimizer.init(params)), stacked)[1]
+
+
+@pytest.mark.parametrize("stage", [1, 4, 100])
+def test_pesg_is_a_loop_in_float64(stage):
+    grads = list(gradients(15))
+    options = {**PESG, "stage": stage}
+    got = descend(optim.pesg(**options), grads, **RATES)
+    for i, expected in enumerate(pesg_in_numpy(grads, **options)):
+        for name in PARAMS:
+            np.testing.assert_allclose(got[name][i], expected[name], rtol=1e-4)
+
+
+def test_pesg_without_proximity_is_gradient_descent():
+    grads = list(gradients(10))
+    ours = optim.pesg(**{**PESG, "proximity": 0.0, "clip": 1e9})
+    got = descend(ours, grads, learning_rate=0.3, weight_decay=0.0)
+    rates = [
+        0.3 * optim.warmup_cosine(i, steps=PESG["steps"], warmup=PESG["warmup"])
+        for i in range(10)
+    ]
+    for name, start in PARAMS.items():
+        w = start - sum(r * g[name] for r, g in zip(rates, grads, strict=True))
+        np.testing.assert_allclose(got[name][-1], w, rtol=1e-5, atol=1e-6)
+
+
+def test_pesg_vmaps_over_arms():
+    ours, grads = optim.pesg(**PESG), list(gradients(6))
+    rates, decays = jnp.array([0.1, 0.4]), jnp.array([0.0, 0.5])
+
+    def arm(rate, decay):
+        return descend(ours, grads, learning_rate=rate, weight_decay=decay)
+
+    arms = jax.vmap(arm)(rates, decays)
+    for i in range(2):
+        alone = arm(rates[i], decays[i])
+        for name in PARAMS:
+            np.testing.assert_allclose(arms[name][i], alone[name], rtol=1e-5)
+
+
+def test_pesg_is_the_same_on_many_devices_with_its_state_donated():
+    ours, grads = optim.pesg(**PESG), list(gradients(6))
+
+    def step(params, state, grad):
+        grad = jax.lax.pmean(grad, "batch")
+        change, state = ours.update(grad, state, params, **RATES)
+        return optax.apply_updates(params, change), state
+
+    mapped = jax.pmap(
+        *(step, "batch"),
+        in_axes=(None, None, 0),
+        out_axes=None,
+        donate_argnums=(0, 1),
+    )
+    params = jax.tree.map(jnp.copy, PARAMS)
+    state = ours.init(params)
+    scales = jnp.array([0.5, 1.5, 2.0, 0.0])  # Of the devices' gradients; mean 1.
+    for grad in grads:
+        shards = jax.tree.map(lambda g: jnp.stack([g * s for s in scales]), grad)
+        params, state = mapped(params, state, shards)
+    expected = descend(ours, grads, **RATES)
+    for name in PARAMS:
+        np.testing.assert_allclose(params[name], expected[name][-1], rtol=1e-5)
+
+
+def test_the_saddle_step_ascends_in_alpha_alone_and_not_below_zero():
+    variables = {"a": jnp.ones(3), "b": jnp.zeros(3), "alpha": jnp.array([0, 1, 0.1])}
+    gradient = {"a": jnp.ones(3), "b": -jnp.ones(3), "alpha": jnp.array([2, 2, -1.0])}
+    got = optim.saddle_step(variables, gradient, rate=jnp.float32(0.5))
+    expected = {"a": [0.5] * 3, "b": [0.5] * 3, "alpha": [1, 2, 0]}
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(got[name], value, rtol=1e-6)
+    assert optim.saddle_step({}, {}, rate=0.5) == {}

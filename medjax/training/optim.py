@@ -1,11 +1,11 @@
-"""AdamW whose learning rate and weight decay are arrays, not closures."""
+"""Optimisers whose learning rate and weight decay are arrays, not closures."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from chex import Array
+from chex import Array, ArrayTree
 
 
 class Hyper(NamedTuple):
@@ -14,12 +14,14 @@ class Hyper(NamedTuple):
     learning_rate: [] float32, the peak of the schedule.
     weight_decay: [] float32, decoupled, relative to the learning rate.
     ema: [] float32, the decay of the averaged weights; 0 follows the weights.
-    loss: keyword arrays of the loss, e.g. w_pos and w_neg [T].
+    dual_rate: [] float32, the rate of what the loss itself learns, see saddle_step.
+    loss: keyword arrays of the loss, e.g. w_pos and w_neg [T] or gamma [].
     """
 
     learning_rate: Array
     weight_decay: Array
     ema: Array
+    dual_rate: Array
     loss: dict[str, Array]
 
 
@@ -53,6 +55,65 @@ def adamw(
 
     Source: Loshchilov & Hutter, Decoupled Weight Decay Regularization (ICLR 2019).
     """
+    return optax.chain(
+        optax.clip_by_global_norm(clip),
+        optax.scale_by_adam(b1, b2),
+        _descend(steps=steps, warmup=warmup),
+    )
+
+
+def pesg(
+    *, steps: int, warmup: int, clip: float, stage: int, proximity: float
+) -> optax.GradientTransformationExtraArgs:
+    """Proximal epoch stochastic gradient: the model's side of the AUC-M loss.
+
+    w <- w - rate (gradient + proximity (w - reference) + weight_decay w), where the
+    reference is the mean of the previous stage's iterates, and the first weights in
+    the first stage. Arguments of `update`, clipping, schedule and decay are those of
+    `adamw`. `saddle_step` is the side of the loss's own variables.
+
+    LibAUC's PESG starts from a random reference, clips each element, and by default
+    averages the gradient over steps.
+
+    Args:
+      steps, warmup, clip: as in adamw.
+      stage: updates in a stage; the paper restarts after several epochs.
+      proximity: >= 0, the pull towards the reference; 0 is plain gradient descent.
+
+    Source: Yuan et al., Large-scale Robust Deep AUC Maximization (ICCV 2021),
+    algorithm 1; Guo et al., Fast Objective and Duality Gap Convergence for
+    Non-Convex Strongly-Concave Min-Max Problems (2020).
+    """
+    return optax.chain(
+        optax.clip_by_global_norm(clip),
+        _proximal(stage=stage, proximity=proximity),
+        _descend(steps=steps, warmup=warmup),
+    )
+
+
+def saddle_step(
+    variables: dict[str, Array], gradient: dict[str, Array], *, rate: Array
+) -> dict[str, Array]:
+    """One step on the variables that a loss learns with the model.
+
+    Args:
+      variables: by name, such as losses.auc_margin_variables; {} stays {}.
+      gradient: of the mean loss, as variables.
+      rate: [], of the descent of all and the ascent of 'alpha', which stays >= 0.
+
+    Source: Yuan et al. (ICCV 2021), algorithm 1. LibAUC ascends along
+    2 (margin + b - a - alpha) instead: b - a for the difference of the mean scores,
+    and without the factor p (1 - p).
+    """
+    moved = {name: value - rate * gradient[name] for name, value in variables.items()}
+    if "alpha" in variables:
+        ascent = variables["alpha"] + rate * gradient["alpha"]
+        moved["alpha"] = jnp.maximum(ascent, 0)
+    return moved
+
+
+def _descend(*, steps: int, warmup: int) -> optax.GradientTransformationExtraArgs:
+    """-rate (direction + decay), the end of every chain here."""
 
     def update(updates, state, params, *, learning_rate, weight_decay, **_):
         rate = learning_rate * warmup_cosine(state.count, steps=steps, warmup=warmup)
@@ -67,8 +128,44 @@ def adamw(
     def init(_):
         return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
 
-    return optax.chain(
-        optax.clip_by_global_norm(clip),
-        optax.scale_by_adam(b1, b2),
-        optax.GradientTransformationExtraArgs(init, update),
-    )
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class Proximal(NamedTuple):
+    """The state of `_proximal`.
+
+    count: [] int32, updates done.
+    reference: as params, the mean of the previous stage's iterates.
+    drift: as params, the sum over this stage's iterates of their distance from it,
+      which float32 holds better than the sum of the iterates.
+    """
+
+    count: Array
+    reference: ArrayTree
+    drift: ArrayTree
+
+
+def _proximal(*, stage: int, proximity: float) -> optax.GradientTransformation:
+    """Adds proximity (w - reference) to the gradient."""
+
+    def update(updates, state, params):
+        # An update sees the iterate that the one before it made: the last iterate of
+        # a stage is seen at the start of the next. The first weights drift by 0.
+        count, reference, drift = state
+        drift = jax.tree.map(lambda d, w, r: d + (w - r), drift, params, reference)
+        turn = count % stage == 0
+        reference = jax.tree.map(
+            lambda r, d: r + jnp.where(turn, d / stage, 0), reference, drift
+        )
+        drift = jax.tree.map(lambda d: jnp.where(turn, 0, d), drift)
+        updates = jax.tree.map(
+            lambda g, w, r: g + proximity * (w - r), updates, params, reference
+        )
+        return updates, Proximal(count + 1, reference, drift)
+
+    def init(params):
+        copy = jax.tree.map(jnp.copy, params)  # One buffer can't be donated twice.
+        count = jnp.zeros((), jnp.int32)
+        return Proximal(count, copy, jax.tree.map(jnp.zeros_like, params))
+
+    return optax.GradientTransformation(init, update)
