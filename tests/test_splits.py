@@ -1,4 +1,4 @@
-"""Splits: nobody on two sides, every film once, the X, the audit's refusals."""
+"""Splits: nobody on two sides, every film once, the X, each kind of split."""
 
 import gzip
 import logging
@@ -99,13 +99,37 @@ def test_no_patient_is_on_two_sides_and_every_film_is_there_once(table, seed):
         assert manifest[name].tolist() == table[name].tolist()
 
 
-def test_many_seeds_keep_patients_whole_and_differ():
+def with_follow_up(table, unknown=0.0, seed=0):
+    """The table, its films numbered within each patient, some numbers unknown."""
+    rng = np.random.default_rng(seed)
+    number = table.groupby("patient").cumcount().astype(float)
+    return table.assign(follow_up=number.mask(rng.random(len(table)) < unknown))
+
+
+def kind_of_split(kind, table, seed):
+    if kind == "fold":
+        return splits.fold(table, TASKS, seed=seed, folds=3, fold=seed % 3)
+    if kind == "official":
+        train_val, test = official_lists(table)
+        return splits.official(
+            table, TASKS, seed=seed, train_val=train_val, test=test, validation=0.2
+        )
+    if kind == "temporal":
+        return splits.temporal(with_follow_up(table, 0.1), TASKS, seed=seed, cut=2)
+    return splits.split(table, TASKS, seed=seed)
+
+
+@pytest.mark.parametrize("kind", ["split", "fold", "official", "temporal"])
+def test_a_hundred_seeds_keep_patients_whole_and_differ(kind):
     table, seen = random_table(), set()
-    for seed in range(40):
-        manifest = splits.split(table, TASKS, seed=seed)
-        assert all(len(s) == 1 for s in sides_of(manifest).values())
+    for seed in range(100):
+        manifest = kind_of_split(kind, table, seed)
+        assert manifest["id"].tolist() == table["id"].tolist()
+        for sides in sides_of(manifest).values():
+            assert len(sides - {splits.UNUSED}) <= 1
+        assert (splits.UNUSED in set(manifest["split"])) == (kind == "temporal")
         seen.add(tuple(manifest["split"]))
-    assert len(seen) == 40
+    assert len(seen) == 100
 
 
 @settings(deadline=None, max_examples=10)
@@ -381,156 +405,129 @@ def test_a_file_name_alone_is_matched_whichever_side_has_the_folder():
         splits.official(table, TASKS, seed=0, **lists)
 
 
-# --------------------------------------------------------------------- audit
-
-
-def move_one(manifest, table):
-    patient = manifest["patient"].value_counts().index[0]
-    row = manifest.index[manifest["patient"] == patient][0]
-    now = manifest.loc[row, "split"]
-    manifest.loc[row, "split"] = "train" if now == "test" else "test"
-    return f"^patient: 1 are on two sides, e.g. {patient};"
-
-
-def unknown_id(manifest, table):
-    manifest.loc[3, "id"] = 98765
-    return "^id: 1 ids of the manifest are not in the table, e.g. 98765;"
-
-
-def left_out(manifest, table):
-    table.loc[len(table)] = table.iloc[0]
-    table.loc[len(table) - 1, "id"] = 4321
-    return "^id: 1 films of the table are missing .*, e.g. 4321;"
-
-
-def repeated(manifest, table):
-    manifest.loc[5, "id"] = manifest.loc[6, "id"]
-    return f"^id: 1 rows repeat an id, e.g. {manifest.loc[6, 'id']};"
-
-
-def misnamed(manifest, table):
-    manifest.loc[7, "split"] = "valid"
-    return "^split: 1 rows name a split not in .*, e.g. 'valid';"
-
-
-def emptied(manifest, table):
-    manifest["split"] = manifest["split"].replace("validation", "train")
-    return "^split: validation is empty"
-
-
-def other_patient(manifest, table):
-    manifest.loc[8, "patient"] = 12345
-    return f"^patient: 1 ids have another patient .*, e.g. {manifest.loc[8, 'id']};"
-
-
-def other_image(manifest, table):
-    manifest.loc[9, "image"] = "images/else.png"
-    return f"^image: 1 ids have another image .*, e.g. {manifest.loc[9, 'id']};"
-
-
-def no_column(manifest, table):
-    del manifest["patient"]
-    return "^manifest: no column 'patient'"
-
-
-FAULTS = [move_one, unknown_id, left_out, repeated, misnamed, emptied]
-FAULTS += [other_patient, other_image, no_column]
-
-
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f.__name__)
-@pytest.mark.parametrize("seed", [0, 1])
-def test_the_audit_refuses_each_fault_and_names_it(fault, seed):
-    table = random_table(seed=seed)
-    manifest = splits.split(table, TASKS, seed=seed).sample(frac=1, random_state=seed)
-    splits.audit(manifest, table)  # Any order of the rows will do.
-    message = fault(manifest, table)
-    with pytest.raises(InputError, match=message) as error:
-        splits.audit(manifest, table)
-    assert "\n" not in str(error.value)
-
-
-def test_the_audit_counts_every_patient_on_two_sides():
-    table = random_table(films=8)
-    manifest = splits.split(table, TASKS, seed=0, by="image")
-    count = sum(len(s) > 1 for s in sides_of(manifest).values())
-    assert count > 5
-    with pytest.raises(InputError, match=f"^patient: {count} are on two sides"):
-        splits.audit(manifest)
-
-
-def test_the_audit_names_a_task_without_a_positive_on_a_side(caplog):
-    table = make_table(np.arange(30), {"t": np.arange(30) < 1})
-    manifest = splits.split(table, (), seed=0)
-    splits.audit(manifest, table)
-    assert caplog.text == ""
-    splits.audit(manifest, table, ("t",))
-    assert caplog.text.count("t has no positives in") == 2
-    with pytest.raises(InputError, match="by: 'film' is unknown"):
-        splits.audit(manifest, by="film")
-
-
-# --------------------------------------------------------- reached, read, write
-
-
-@settings(deadline=None, max_examples=10)
-@given(cohorts(), SEEDS)
-def test_reached_counts_as_by_hand(table, seed):
-    manifest = splits.split(table, TASKS, seed=seed).sample(frac=1, random_state=0)
-    got = splits.reached(table, manifest, TASKS)
-    assert list(zip(got["task"], got["split"])) == [
-        (t, s) for t in TASKS for s in splits.SPLITS
-    ]
-    side = dict(zip(manifest["id"], manifest["split"]))
-    for row in got.itertuples():
-        films = [r for r in table.itertuples() if side[r.id] == row.split]
-        label = [getattr(r, row.task) for r in films]
-        positives = sum(v == 1 for v in label)
-        negatives = sum(v == 0 for v in label)
-        assert row.films == len(films)
-        assert row.patients == len({r.patient for r in films})
-        assert (row.positives, row.negatives) == (positives, negatives)
-        assert row.unknown == len(films) - positives - negatives
-        known, total = positives + negatives, (table[row.task] == 1).sum()
-        expected = [positives / n if n else np.nan for n in (known, total)]
-        np.testing.assert_array_equal([row.prevalence, row.share], expected)
-
-
-def test_reached_refuses_an_id_that_the_table_does_not_hold():
+def test_an_own_validation_list_is_taken_as_it_is(tmp_path):
     table = random_table()
-    manifest = splits.split(table, TASKS, seed=0)
-    with pytest.raises(InputError, match="not in the table, e.g. 0;"):
-        splits.reached(table[1:], manifest, TASKS)
+    train_val, test = official_lists(table)
+    patients = set(sorted(table["patient"].unique())[20:30])
+    image = table["image"].str.removeprefix("images/")
+    own = image[table["patient"].isin(patients)].tolist()
+    rest = [name for name in train_val if name not in own]
+    (tmp_path / "val.txt").write_text("\n".join(own))
+    for lists in (
+        {"train_val": rest, "test": test, "validation_list": own},
+        {"train_val": train_val, "test": test, "validation_list": own},
+        {"train_val": rest, "validation_list": str(tmp_path / "val.txt")},
+    ):
+        for seed in (0, 1):
+            manifest = splits.official(table, TASKS, seed=seed, **lists)
+            for side, names in zip(splits.SPLITS, (rest, own, test)):
+                assert image[manifest["split"] == side].tolist() == names
+    with pytest.raises(InputError, match="test: 1 of .* both lists"):
+        lists = {"train_val": rest, "test": [*test, own[0]], "validation_list": own}
+        splits.official(table, TASKS, seed=0, **lists)
+    with pytest.raises(InputError, match="validation_list: none of its 1 names"):
+        splits.official(table, TASKS, seed=0, train_val=rest, validation_list=["x"])
+    table["patient"] = table["patient"].mask(image.isin(own[:1]), 7 * 59)
+    with pytest.raises(InputError, match="patient: 1 are on two sides, e.g. 413;"):
+        splits.official(table, TASKS, seed=0, train_val=rest, validation_list=own)
 
 
-def test_a_manifest_comes_back_as_it_was_written(tmp_path):
-    table = random_table()
-    table["image"] = [f"{i:04d}" for i in table["id"]]  # Digits, to stay text.
-    table.loc[0, "image"] = "NA"
-    table.loc[1, "image"] = 'a, "b".png'
-    manifest = splits.split(table, TASKS, seed=0)
-    splits.write(manifest, tmp_path / "splits.csv")
-    again = splits.read(tmp_path / "splits.csv")
-    pd.testing.assert_frame_equal(again, manifest)
-    splits.audit(again, table)
+# ------------------------------------------------------------------ temporal
+
+
+@settings(deadline=None, max_examples=40)
+@given(cohorts(), SEEDS, st.sampled_from([1, 2, 5.5]), st.sampled_from([0.0, 0.3]))
+def test_the_past_is_learnt_and_the_future_of_others_tested(table, seed, cut, unknown):
+    table = with_follow_up(table, unknown, seed)
+    try:
+        manifest = splits.temporal(table, TASKS, seed=seed, cut=cut)
+    except InputError as error:
+        assert str(error).startswith(("cut: ", "follow_up: "))
+        return
+    sides, number = sides_of(manifest), dict(zip(table["id"], table["follow_up"]))
+    home = {p: (s - {splits.UNUSED}) for p, s in sides.items()}
+    assert max(map(len, home.values())) == 1
+    for film in manifest.itertuples():
+        late, early = number[film.id] >= cut, number[film.id] < cut
+        if film.split == splits.UNUSED:  # Nothing that its patient's side could use.
+            tested = home[film.patient] == {"test"}
+            assert not (late if tested else early)
+        else:
+            assert late if film.split == "test" else early
+
+
+@settings(deadline=None, max_examples=15)
+@given(large_cohorts(), SEEDS, st.sampled_from([0.1, 0.3]))
+def test_a_temporal_split_has_its_shares_and_every_x(table, seed, minority):
+    if table.groupby("patient").size().max() < 4:
+        table["patient"] //= 14  # Two patients' films are one's: some late ones.
+    table = with_follow_up(table)
+    manifest = splits.temporal(table, TASKS, seed=seed, cut=1, minority=minority)
+    late, early = table[table["follow_up"] >= 1], table[table["follow_up"] < 1]
+    tested = manifest["patient"][manifest["split"] == "test"]
+    early = early[~early["patient"].isin(tested)]
+    for side, share, whole in (("test", 0.2, late), ("validation", 0.1, early)):
+        here = whole[whole["id"].isin(manifest["id"][manifest["split"] == side])]
+        assert len(here) == films(manifest, side)
+        for task in TASKS:
+            assert (here[task] == 1).sum() >= minority * (whole[task] == 1).sum() - 1e-9
+        if minority < share:
+            assert abs(len(here) - share * len(whole)) <= 8 + 0.02 * len(whole)
+
+
+def histories(*numbers, unit=1):
+    """A table of patients with these follow-up numbers, all without the finding."""
+    patient = np.repeat(np.arange(len(numbers)), [len(n) for n in numbers])
+    table = make_table(patient * unit, {"t": np.zeros(len(patient))})
+    return table.assign(follow_up=np.concatenate(numbers).astype(float))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_patients_of_the_past_train_and_those_of_the_future_are_tested(seed, caplog):
+    """Two patients have early films, and both are needed for the other sides."""
+    table = histories([0], [0, 1], [1, 2], [1], [np.nan])
+    manifest = splits.temporal(table, ("t",), seed=seed, cut=1, test=0.9)
+    sides = manifest.set_index("id")["split"]
+    assert sorted(sides[[0, 1]]) == ["train", "validation"]
+    assert set(sides[[3, 4, 5]]) == {"test"}
+    assert sides[2] == sides[6] == "unused"
+    assert (
+        "2 films are unused: 0 early ones of tested patients, 1 late ones of others, "
+        "1 without a follow_up" in caplog.text
+    )
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_only_past_with_a_finding_trains(seed):
+    """Of two patients with a late finding, the one with an early one is not tested."""
+    table = histories(*[[0, 1]] * 8, [1])
+    table.loc[[0, 1, 16], "t"] = 1
+    manifest = splits.temporal(table, ("t",), seed=seed, cut=1, test=0.4)
+    assert manifest["split"][16] == "test"
+    assert manifest["split"][0] in ("train", "validation")
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("change", "message"),
     [
-        (None, "not a CSV .*No such file"),
-        ("", "not a CSV .*No columns"),
-        ("id,image,patient\n0,a,1\n", "no column 'split'"),
-        ("id,image,patient,split\nx,a,1,test\n", "id: 1 are no integers, e.g. 'x'"),
-        ("id,image,patient,split\n0,a,,test\n", "patient: 1 are no integers, e.g. ''"),
-        ("id,image,patient,split\n0,a,1,test\n0,a,1,test,9,9\n", "not a CSV"),
+        ({"cut": 0}, "cut: 0 has every follow_up on one side; give one above 0, up"),
+        ({"cut": 2}, "cut: 2 has every follow_up on one side; .*, up to 1$"),
+        ({"cut": "1"}, "cut: '1' is no follow-up number"),
+        ({"cut": float("nan")}, "cut: nan is no follow-up number"),
+        ({"test": 1.0}, "test: 1.0 is no share"),
+        ({"validation": 0}, "validation: 0 is no share"),
+        ({"table": random_table()}, "table: no column 'follow_up'"),
+        ({"table": histories(*[[np.nan]] * 4)}, "follow_up: unknown, or the same"),
+        ({"table": histories(*[[3]] * 4)}, "follow_up: unknown, or the same"),
+        ({"table": histories([0, 1], [0, 1], [1])[:4]}, "patient: 2 in all"),
+        ({"table": histories([0, 1], [1], [1])}, "cut: with 1, test leaves one pati"),
+        ({"table": histories([0, 1], [0], [np.nan])}, "cut: with 1, test leaves one"),
     ],
 )
-def test_a_file_that_is_no_manifest_is_named(tmp_path, text, message):
-    path = tmp_path / "splits.csv"
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(InputError, match=f"splits.csv: {message}") as error:
-        splits.read(path)
+def test_what_cannot_be_split_by_time_is_named(change, message):
+    arguments = {"table": histories(*[[0, 1]] * 4), "seed": 0, "cut": 1} | change
+    with pytest.raises(InputError, match=f"^{message}") as error:
+        splits.temporal(arguments.pop("table"), (), **arguments)
     assert "\n" not in str(error.value)
 
 
@@ -541,17 +538,34 @@ def test_a_file_that_is_no_manifest_is_named(tmp_path, text, message):
 def nih():
     if not NIH.exists():
         pytest.skip("nih-metadata is not here")
-    names = ["image", "finding", "patient"]
+    names = ["image", "finding", "follow_up", "patient"]
     with gzip.open(NIH, "rt") as file:
         next(file)  # Two of the header's names hold a comma.
-        frame = pd.read_csv(file, header=None, usecols=[0, 1, 3], names=range(11))
+        frame = pd.read_csv(file, header=None, usecols=range(4), names=range(11))
     frame.columns = names
     labels = frame["finding"].str.get_dummies("|").drop(columns="No Finding")
-    return make_table(frame["patient"], labels).assign(image=frame["image"])
+    table = make_table(frame["patient"], labels).assign(image=frame["image"])
+    return table.assign(follow_up=frame["follow_up"].astype(float))
+
+
+def findings_of(nih):
+    return [name for name in nih if name not in (*splits.COLUMNS, "follow_up")]
+
+
+def test_the_whole_of_nih_is_split_by_time_in_time(nih, caplog):
+    start = time.perf_counter()
+    manifest = splits.temporal(nih, findings_of(nih), seed=0, cut=3)
+    assert time.perf_counter() - start < 3
+    used = manifest[manifest["split"] != splits.UNUSED]
+    assert used.groupby("patient")["split"].nunique().max() == 1
+    late = nih["follow_up"][used.index] >= 3
+    assert (late == (used["split"] == "test")).all()
+    assert abs(films(manifest, "test") - 0.2 * (nih["follow_up"] >= 3).sum()) <= 2
+    assert len(caplog.records) == 1  # The unused are counted; every X is reached.
 
 
 def test_the_whole_of_nih_is_split_in_time_by_patient_with_every_x(nih, caplog):
-    tasks = [name for name in nih.columns if name not in splits.COLUMNS]
+    tasks = findings_of(nih)
     assert len(nih) == 112_120 and len(tasks) == 14
     start = time.perf_counter()
     manifest = splits.split(nih, tasks, seed=0)

@@ -79,6 +79,9 @@ def test_validation_needs_two_patients_who_are_not_tested():
         stratify.sides(
             make_cohort([1, 1], [0, 1]), rng, np.arange(2) < 1, share=0.1, minority=0
         )
+    cohort = make_cohort([1, 1, 0], [0, 1, 0])  # The third has nothing to bring.
+    with pytest.raises(InputError, match="^test: holds all patients but one"):
+        stratify.sides(cohort, rng, np.arange(3) < 1, share=0.1, minority=0)
 
 
 @settings(deadline=None, max_examples=50)
@@ -109,3 +112,30 @@ def test_gather_counts_films_and_positives_of_each_patient():
     assert cohort.films.tolist() == [1, 3, 1]
     assert cohort.positives.tolist() == [[1, 0], [2, 0], [0, 1]]
     assert stratify.gather(unit, []).positives.shape == (3, 0)
+    some = stratify.gather(unit, positive, np.array([1, 1, 1, 0, 0], bool))
+    assert some.films.tolist() == [1, 2, 0]
+    assert some.positives.tolist() == [[1, 0], [2, 0], [0, 0]]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.tuples(*[st.integers(0, 3)] * 4), min_size=3, max_size=12),
+    st.sampled_from([0.1, 0.9]),
+    SEEDS,
+)
+def test_test_leaves_to_the_others_what_only_they_can_use(counts, share, seed):
+    """Films and positives that count for test, and those that count elsewhere."""
+    films, positives, films_there, positives_there = np.array(counts).T
+    cohort = make_cohort(films + positives, positives)
+    there = make_cohort(films_there + positives_there, positives_there)
+    rng = np.random.default_rng(seed)
+    if not cohort.films.any():
+        return
+    tested = stratify.held_out(cohort, rng, share=share, minority=0.1, elsewhere=there)
+    assert tested.any() and not tested[cohort.films == 0].any()
+    here, useful = cohort.films > 0, there.films > 0
+    costs = not (here & ~useful).any()  # Test itself needs one of the useful ones.
+    assert np.sum(useful & ~tested) >= min(useful.sum() - costs, 2)
+    here, useful = cohort.positives[:, 0] > 0, there.positives[:, 0] > 0
+    if here.any() and (here & ~useful).any() and useful.any():
+        assert (useful & ~tested).any()

@@ -20,7 +20,7 @@ from medjax.errors import InputError
 class Cohort(NamedTuple):
     """What each of U patients brings to the side that takes it.
 
-    films: [U] films, at least 1.
+    films: [U] films; who has none is never asked.
     positives: [U, T] positive films among them.
     """
 
@@ -28,16 +28,23 @@ class Cohort(NamedTuple):
     positives: np.ndarray
 
 
-def gather(unit: np.ndarray, positive: list[np.ndarray]) -> Cohort:
+def gather(
+    unit: np.ndarray, positive: list[np.ndarray], among: np.ndarray | None = None
+) -> Cohort:
     """Counts what each patient has.
 
     Args:
       unit: [N] each film's patient, 0 to U - 1, nobody left out.
       positive: T times [N] bool, the films with the finding.
+      among: [N] bool, the films to count; None counts all.
     """
-    films = np.bincount(unit)
-    counts = [np.bincount(unit[p], minlength=len(films)) for p in positive]
-    return Cohort(films, np.array(counts, np.int64).reshape(-1, len(films)).T)
+    among = np.ones(len(unit), bool) if among is None else among
+    patients = unit.max() + 1
+    films, *counts = [
+        np.bincount(unit[here & among], minlength=patients)
+        for here in (among, *positive)
+    ]
+    return Cohort(films, np.array(counts, np.int64).reshape(-1, patients).T)
 
 
 def held_out(
@@ -47,6 +54,7 @@ def held_out(
     share: float,
     minority: float,
     tested: np.ndarray | None = None,
+    elsewhere: Cohort | None = None,
 ) -> np.ndarray:
     """Samples the patients of test or, once these are known, of validation.
 
@@ -56,19 +64,25 @@ def held_out(
       share: the share of the films to take, in (0, 1).
       minority: X, the least share of every task's positive films, in [0, 0.5).
       tested: [U] bool, who is in test, to sample validation; None samples test.
+      elsewhere: what everyone would bring to the sides sampled later, where that
+        is something else than to this one; None: the same.
 
     Returns:
-      [U] bool: never everyone who is left, and never nobody.
+      [U] bool: never everyone whom the other sides can use, and never nobody.
     """
     free = np.ones(len(cohort.films), bool) if tested is None else ~tested
+    here = _has(cohort, free)
+    later = here if elsewhere is None else _has(elsewhere, free)
+    keep = later.sum(0)
+    if tested is None:
+        # A task's only positive patient is tested, the second trains, then
+        # validates. Who has nothing for those two costs them nothing.
+        keep -= here.any(0) & ~(here & ~later).any(0)
+    keep = np.minimum(keep, 2 if tested is None else 1)
     total = cohort.positives.sum(0)
-    patients = (cohort.positives[free] > 0).sum(0)
-    # A task's only positive patient is tested, the second trains, then validates.
-    others = 2 if tested is None else 1
-    keep = np.minimum(patients - (tested is None), others)
-    side = _Side(cohort, free, rng, floor=_ceil(minority * total))
+    side = _Side(cohort, free, rng, floor=_ceil(minority * total), later=later)
     goal, size = max(minority, share) * total, share * cohort.films.sum()
-    return side.fill(goal, size, keep=keep, spare=others)
+    return side.fill(goal, size, keep=keep)
 
 
 def sides(
@@ -87,7 +101,7 @@ def sides(
     Raises:
       InputError: test leaves one patient or none, who can't do both.
     """
-    if np.sum(~tested) < 2:
+    if np.sum(cohort.films[~tested] > 0) < 2:
         raise InputError(
             "test: holds all patients but one, or all; choose another seed, more "
             "folds or another list"
@@ -113,13 +127,14 @@ def parts(
     part = np.full(len(cohort.films), folds - 1)
     least = _ceil(minority * cohort.positives.sum(0))
     for i in range(folds - 1):
-        free, later = part == folds - 1, folds - 1 - i
-        rest = cohort.positives[free]
-        even = rest.sum(0) / (later + 1)
-        size = cohort.films[free].sum() / (later + 1)
-        keep = np.minimum((rest > 0).sum(0) - 1, later)
-        side = _Side(cohort, free, rng, floor=np.minimum(least, np.floor(even)))
-        part[side.fill(even, size, keep=keep, spare=later)] = i
+        free, others = part == folds - 1, folds - 1 - i
+        even = cohort.positives[free].sum(0) / (others + 1)
+        size = cohort.films[free].sum() / (others + 1)
+        later = _has(cohort, free)
+        keep = np.minimum(later.sum(0) - 1, others)
+        floor = np.minimum(least, np.floor(even))
+        side = _Side(cohort, free, rng, floor=floor, later=later)
+        part[side.fill(even, size, keep=keep)] = i
     return part
 
 
@@ -146,31 +161,44 @@ def _ceil(x):
     return np.ceil(x - 1e-9)  # 0.07 * 100 is 7.000000000000001.
 
 
-class _Side:
-    """One side while it is filled from the free patients."""
+def _has(cohort, free):
+    """Says who has a film, and who a positive one of each task: [U, 1 + T] bool.
 
-    def __init__(self, cohort, free, rng, floor):
+    Nobody but the free patients has anything.
+    """
+    return np.column_stack([cohort.films, cohort.positives]) * free[:, None] > 0
+
+
+class _Side:
+    """One side while it is filled from the free patients.
+
+    `later` is what these could bring to the other sides, [U, 1 + T] as of `_has`.
+    """
+
+    def __init__(self, cohort, free, rng, *, floor, later):
         self.films, self.positives = cohort
         self.has = self.positives > 0  # [U, T]
         order = rng.permutation(len(free))
-        self.order = order[free[order]]  # The free patients, shuffled.
+        here = free & (self.films > 0)
+        self.order = order[here[order]]  # The free patients, shuffled.
         self.taken = np.zeros(len(free), bool)
         self.got = np.zeros_like(self.positives[0])  # [T] positive films taken,
         self.floor = floor  # [T] and those wanted at the least.
-        self.left = self.has[free].sum(0)  # [T] positive patients not taken.
+        self.later = later
+        self.left = later.sum(0)  # [1 + T] those of them who aren't taken.
 
-    def fill(self, goal, size, *, keep, spare):
+    def fill(self, goal, size, *, keep):
         """Returns whom to take, [U] bool.
 
         Args:
           goal: [T] positive films to aim at.
           size: films to aim at.
-          keep: [T] positive patients to leave to the other sides.
-          spare: patients to leave to them, positive or not.
+          keep: [1 + T] patients to leave to the other sides: any, then positive.
         """
-        self.keep, self.room = keep, len(self.order) - spare
+        self.keep = keep
         self.reach_goals(goal)
-        self.keep = np.minimum(keep, 1)  # X may ask for more.
+        self.keep = np.minimum(keep, 1)  # X may ask for more,
+        self.keep[0] = keep[0]  # but not for everyone.
         rarest = np.argsort(self.has[self.order].sum(0), kind="stable")
         for task in rarest:
             self.reach_floor(task)
@@ -241,12 +269,10 @@ class _Side:
         if sign < 0:
             needed = self.got - self.positives[unit] < self.floor
             return ~(self.has[unit] & needed).any(-1)
-        scarce = self.left <= self.keep
-        return (self.room > 0) & ~(self.has[unit] & scarce).any(-1)
+        return ~(self.later[unit] & (self.left <= self.keep)).any(-1)
 
     def move(self, unit, sign=1):
         """Takes a patient, or drops one."""
         self.taken[unit] = sign > 0
-        self.room -= sign
         self.got += sign * self.positives[unit]
-        self.left -= sign * self.has[unit]
+        self.left -= sign * self.later[unit]

@@ -1,0 +1,239 @@
+"""Duplicates: planted copies are found, other films are not, against all pairs."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import fft
+
+from medjax.cohort import duplicates
+from medjax.data import reading
+
+NIH = Path(__file__).parents[1].parent / "shared/data/nih-sample"
+MIRRORED = {
+    "": lambda p: p,
+    "left-right": np.fliplr,
+    "up-down": np.flipud,
+    "both": lambda p: np.rot90(p, 2),
+}
+
+
+def jpeg(quality):
+    def again(picture):
+        _, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])
+        return cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+
+    return again
+
+
+def resized(side):
+    return lambda picture: cv2.resize(picture, (side, side))
+
+
+def brighter(picture):
+    return np.rint(255 * (picture / 255) ** 1.1).astype(np.uint8)
+
+
+COPIES = [lambda p: p, jpeg(90), jpeg(50), resized(128), resized(300), brighter]
+
+
+def picture(seed, side=200):
+    """Soft random shapes: as little alike as any two of them."""
+    rng = np.random.default_rng(seed)
+    small = rng.random((24, 24), np.float32)
+    large = cv2.resize(small, (side, side), interpolation=cv2.INTER_CUBIC)
+    return (255 * np.clip(large, 0, 1)).astype(np.uint8)
+
+
+def find(pictures, **options):
+    found = duplicates.candidates(np.stack([duplicates.hashes(p) for p in pictures]))
+    return duplicates.confirm(found, lambda i: pictures[i], **options)
+
+
+def random_hashes(rng, n):
+    return rng.integers(0, 256, (n, 4, 32), dtype=np.uint8)
+
+
+def with_errors(rng, code, bits):
+    """The same [32] bytes with so many of their 256 bits turned."""
+    turned = np.unpackbits(code)
+    turned[rng.choice(256, bits, replace=False)] ^= 1
+    return np.packbits(turned)
+
+
+# -------------------------------------------------------------------- hashes
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_hash_is_the_signs_of_the_low_cosines_against_their_median(seed):
+    small = picture(seed, 64)
+    for row, mirror in zip(duplicates.hashes(small), MIRRORED.values(), strict=True):
+        low = fft.dctn(mirror(small).astype(float), type=2)[:16, :16]
+        expected = (low > np.median(low)).ravel()
+        assert np.mean(np.unpackbits(row) == expected) > 0.99  # Ties may round.
+
+
+def test_colour_counts_as_luminance_and_a_volume_as_its_middle_slice():
+    grey = picture(0)
+    code = duplicates.hashes(grey)
+    assert code.shape == (4, 32) and code.dtype == np.uint8
+    rng = np.random.default_rng(0)
+    volume = rng.integers(0, 256, (5, *grey.shape, 1), dtype=np.uint8)
+    volume[2, ..., 0] = grey
+    sequences = np.repeat(grey[..., None], 4, axis=2)
+    sequences[..., 0], sequences[..., 1] = 0, 255 - grey
+    for same in (grey[..., None], np.dstack([grey] * 3), volume):
+        np.testing.assert_array_equal(duplicates.hashes(same), code)
+    red, green, blue = (picture(seed) for seed in (1, 2, 3))
+    luminance = np.rint(0.299 * red + 0.587 * green + 0.114 * blue).astype(np.uint8)
+    apart = duplicates.hashes(np.dstack([red, green, blue]))[0]
+    apart = apart ^ duplicates.hashes(luminance)[0]
+    assert np.bitwise_count(apart).sum() <= 10  # Rounded before or after shrinking.
+
+
+# ---------------------------------------------------------------- candidates
+
+
+def all_pairs(hashes):
+    """Every pair within the limit, one comparison at a time."""
+    bits = np.unpackbits(hashes, axis=2).astype(int)
+    found = {}
+    for j in range(len(bits)):
+        for flip, name in enumerate(duplicates.FLIPS):
+            apart = np.abs(bits[:j, 0] - bits[j, flip]).sum(1)
+            for i in np.flatnonzero(apart <= duplicates.LIMIT):
+                found[i, j, name] = apart[i]
+    return found
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_candidates_are_all_the_pairs_within_the_limit(seed):
+    rng = np.random.default_rng(seed)
+    hashes = random_hashes(rng, 300)
+    for j in range(150, 300):  # One to three near copies of the first half.
+        flip = rng.integers(4)
+        hashes[j, flip] = with_errors(rng, hashes[rng.integers(150), 0], j % 30)
+    got = duplicates.candidates(hashes)
+    expected = all_pairs(hashes)
+    assert len(expected) > 100
+    assert max(expected.values()) == duplicates.LIMIT
+    key = zip(got["id"], got["other"], got["flipped"])
+    assert dict(zip(key, got["distance"])) == expected
+    assert len(got) == len(expected)
+    pd.testing.assert_frame_equal(duplicates.candidates(hashes), got)
+
+
+def test_pairs_at_the_limit_are_missed_as_rarely_as_stated():
+    """6,000 pairs at 1.5e-4: one is expected, six would be a fault."""
+    rng = np.random.default_rng(0)
+    hashes = random_hashes(rng, 12_000)
+    for i in range(6_000):
+        hashes[6_000 + i, 0] = with_errors(rng, hashes[i, 0], duplicates.LIMIT)
+    got = duplicates.candidates(hashes)
+    assert (got["other"] - got["id"] == 6_000).all()
+    assert (got["distance"] == duplicates.LIMIT).all()
+    assert 6_000 - 6 < len(got) <= 6_000
+
+
+def test_many_blank_films_are_linked_without_all_their_pairs():
+    hashes = random_hashes(np.random.default_rng(0), 1_000)
+    hashes[::2] = 255
+    got = duplicates.candidates(hashes)
+    assert len(got) <= 500 * 4 * duplicates.MOST
+    linked = got[got["id"] == 0]
+    assert set(linked["other"]) == set(range(2, 1_000, 2))
+    assert set(linked["flipped"]) == set(duplicates.FLIPS)
+
+
+@pytest.mark.parametrize("films", [0, 1, 2])
+def test_few_films_are_no_trouble(films):
+    hashes = random_hashes(np.random.default_rng(0), films)
+    found = duplicates.candidates(hashes)
+    assert list(found) == ["id", "other", "flipped", "distance"] and found.empty
+    found = duplicates.confirm(found, lambda i: 1 / 0)
+    assert list(found)[-1] == "correlation" and found.empty
+
+
+# ------------------------------------------------------------------- confirm
+
+
+def test_planted_copies_are_found_with_their_flip_and_nothing_else():
+    originals = [picture(seed) for seed in range(60)]
+    copies, flips = [], []
+    for flip, mirror in MIRRORED.items():
+        for copy in COPIES:
+            source = originals[len(copies)]
+            copies.append(copy(np.ascontiguousarray(mirror(source))))
+            flips.append(flip)
+    found = find(originals + copies)
+    assert found["id"].tolist() == list(range(len(copies)))
+    assert (found["other"] - found["id"] == 60).all()
+    assert found["flipped"].tolist() == flips
+    assert found["correlation"].min() > 0.995
+
+
+def test_a_pair_with_near_hashes_and_other_pixels_is_dropped():
+    pictures = [picture(0), brighter(picture(0)), picture(1)]
+    pairs = pd.DataFrame(
+        {"id": [0, 0, 0], "other": [1, 2, 1], "flipped": ["both", "", ""]}
+    ).assign(distance=3)
+    got = duplicates.confirm(pairs, lambda i: pictures[i])
+    assert got[["id", "other", "flipped"]].values.tolist() == [[0, 1, ""]]
+    one, other = (resized(64)(p).ravel() for p in pictures[:2])
+    expected = np.corrcoef(one, other)[0, 1]
+    assert got["correlation"][0] == pytest.approx(expected, abs=1e-3)
+    loose = duplicates.confirm(pairs, lambda i: pictures[i], least=-1)
+    assert len(loose) == 2
+
+
+def test_a_pair_near_in_two_flips_is_one_row_in_the_better_flip():
+    one = picture(0, 64)
+    almost = np.where(np.arange(64) < 32, one, one[:, ::-1])  # Its own mirror image,
+    almost[:8, :8] //= 2  # but for a corner.
+    flips = ["left-right", "", "both"]
+    pairs = pd.DataFrame({"id": 0, "other": 1, "flipped": flips, "distance": 3})
+    assert (duplicates.confirm(pairs[:1], lambda i: almost)["correlation"] < 1).all()
+    got = duplicates.confirm(pairs, lambda i: almost, least=0.5)
+    assert got["flipped"].tolist() == [""]
+    assert got["correlation"].tolist() == pytest.approx([1])
+
+
+def test_each_film_is_read_once_and_a_blank_one_is_nobodys_duplicate():
+    asked = []
+    pictures = [np.full((70, 70), value, np.uint8) for value in (0, 0, 9)]
+    pictures += [picture(0)] * 3
+
+    def pixels(i):
+        asked.append(i)
+        return pictures[i]
+
+    found = duplicates.candidates(np.stack([duplicates.hashes(p) for p in pictures]))
+    assert {(0, 1), (0, 2), (3, 4)} <= set(zip(found["id"], found["other"]))
+    got = duplicates.confirm(found, pixels)
+    assert list(zip(got["id"], got["other"])) == [(3, 4), (3, 5), (4, 5)]
+    assert sorted(asked) == list(range(6))
+
+
+# ----------------------------------------------------------------------- NIH
+
+
+def test_copies_of_real_films_are_found_and_the_films_are_told_apart():
+    if not NIH.exists():
+        pytest.skip("nih-sample is not here")
+    paths = sorted((NIH / "images").glob("*.png"))
+    films = [np.rint(reading.read(p).pixels * 255).astype(np.uint8) for p in paths]
+    assert len(films) == 700
+    originals = range(0, 700, 20)
+    mirrors = list(MIRRORED.values())
+    copies = [
+        COPIES[n % 6](np.ascontiguousarray(mirrors[n % 4](films[i])))
+        for n, i in enumerate(originals)
+    ]
+    found = find(films + copies)
+    assert found["id"].tolist() == list(originals)
+    assert found["other"].tolist() == list(range(700, 700 + len(copies)))
+    assert found["flipped"].tolist() == [
+        list(MIRRORED)[n % 4] for n in range(len(copies))
+    ]
