@@ -12,10 +12,10 @@ jax.config.update("jax_num_cpu_devices", 4)  # Tests of the mapped step need som
 SIDE = 4
 
 
-def _item(n: int, tasks: tuple[str, ...]) -> Item:
+def _item(n: int, tasks: tuple[str, ...], shape: tuple[int, ...]) -> Item:
     """Film number n: every value tells n, so that a mix-up shows."""
     rng = np.random.default_rng(n)
-    pixels = rng.integers(0, 256, (SIDE, SIDE, 1), dtype=np.uint8)
+    pixels = rng.integers(0, 256, shape, dtype=np.uint8)
     pixels[-1] = 0  # Encodings that strip zeros from the end would show.
     label = rng.choice([0.0, 1.0, 0.7, math.nan], len(tasks))
     row = {
@@ -28,7 +28,8 @@ def _item(n: int, tasks: tuple[str, ...]) -> Item:
         "height": 2000 + n,
         "spacing_x": math.nan if n % 7 == 0 else 0.1234567 + n / 1000,
         "spacing_y": math.nan if n % 7 == 0 else 1 / (3 + n),
-        "official": ("train", "test", "")[n % 3],
+        "official": ("train", "validation", "test", "")[n % 4],
+        "follow_up": math.nan if n % 6 == 0 else float(n % 5),
         **dict(zip(tasks, label.tolist(), strict=True)),
     }
     return Item(row, pixels, [(tasks[0], n, n + 0.25, n + 1, n + 2)] * (n % 3))
@@ -36,16 +37,22 @@ def _item(n: int, tasks: tuple[str, ...]) -> Item:
 
 @pytest.fixture(scope="session")
 def make_items():
-    """(number of films, tasks) -> their items."""
-    return lambda films, tasks=("a", "b", "c"): [_item(n, tasks) for n in range(films)]
+    """(number of images, tasks, shape) -> their items."""
+
+    def make(images, tasks=("a", "b", "c"), shape=(SIDE, SIDE, 1)) -> list[Item]:
+        return [_item(n, tasks, shape) for n in range(images)]
+
+    return make
 
 
 @pytest.fixture(scope="session")
 def make_source():
-    """(items, films a shard, tasks) -> a Source of them."""
+    """(items, images a shard, tasks) -> a Source of them."""
 
     def make(items, shard=1000, tasks=("a", "b", "c")) -> Source:
         parts = [items[i : i + shard] for i in range(0, len(items), shard)]
-        return Source(tasks, len(items), [lambda part=part: part for part in parts])
+        shape = next((i.pixels.shape for i in items if i.pixels is not None), (1, 1, 1))
+        shards = [lambda part=part: part for part in parts]
+        return Source(tasks, shape, len(items), shards)
 
     return make

@@ -29,30 +29,31 @@ ENTRIES = """
 00000001_000.png,Cardiomegaly|Infiltration,0,1,058Y,M,PA,2682,2749,0.143,0.144
 00000001_001.png,No Finding,1,1,58,M,AP,2894,2729,0.168,0.168
 00000002_000.png,Hernia,0,2,414,F,PA,2500,2048,0.171,0.171
-00000003_000.png,Pleural_Thickening|Mass|Nodule,0,3,006M,F,PA,2582,2991,0.139,0.139
+00000003_000.png,Pleural_Thickening|Mass|Nodule,12,3,006M,F,PA,2582,2991,0.139,0.139
 """
 BOXES = """
 00000001_000.png,Infiltrate,512,256.5,128,64
 00000001_000.png,Cardiomegaly,0,0,1024,1024
 00000003_000.png,Mass,100,200,300,400
 """
-# Image -> findings, patient, age, sex, view, width, height, x and y spacing.
+# Image -> findings, patient, age, sex, view, width, height, x and y spacing, follow-up.
 TRUTH = {
     "00000001_000.png": (
         {"Cardiomegaly", "Infiltration"},
-        (1, 58.0, "M", "PA", 2682, 2749, 0.143, 0.144),
+        (1, 58.0, "M", "PA", 2682, 2749, 0.143, 0.144, 0),
     ),
-    "00000001_001.png": (set(), (1, 58.0, "M", "AP", 2894, 2729, 0.168, 0.168)),
+    "00000001_001.png": (set(), (1, 58.0, "M", "AP", 2894, 2729, 0.168, 0.168, 1)),
     "00000002_000.png": (
         {"Hernia"},
-        (2, math.nan, "F", "PA", 2500, 2048, 0.171, 0.171),
+        (2, math.nan, "F", "PA", 2500, 2048, 0.171, 0.171, 0),
     ),
     "00000003_000.png": (
         {"Pleural_Thickening", "Mass", "Nodule"},
-        (3, 0.5, "F", "PA", 2582, 2991, 0.139, 0.139),
+        (3, 0.5, "F", "PA", 2582, 2991, 0.139, 0.139, 12),
     ),
 }
 FIELDS = ("patient", "age", "sex", "view", "width", "height", "spacing_x", "spacing_y")
+FIELDS += ("follow_up",)
 WHERE = {"00000002_000.png": "images_001/images", "00000003_000.png": "images_002/deep"}
 
 
@@ -89,13 +90,12 @@ def items(source):
     return [item for shard in source.shards for item in shard()]
 
 
-def prepare(source, tmp_path, side=SIDE, allowed=0.0):
+def prepare(source, tmp_path, allowed=0.0):
     """Records, table, boxes and the quarantine, as their own libraries read them."""
     path = records.prepare(
         source,
         records=tmp_path / "records",
         name="x",
-        side=side,
         max_quarantined=allowed,
     )
     films = list(tfds.builder_from_directory(path).as_data_source("films"))
@@ -277,6 +277,7 @@ GOOD = "00000001_000.png,Mass,0,1,58,M,PA,9,9,1,1\n"
         (GOOD.replace(",1,58", ",one,58"), "", "patient of 00000001_000.png is 'one'"),
         (GOOD.replace(",1,58", ",,58"), "", "has no Patient ID"),
         (GOOD.replace("9,9,1,1", "9,9,1,wide"), "", "spacing_y .* is 'wide'"),
+        (GOOD.replace("Mass,0,", "Mass,first,"), "", "follow_up .* is 'first'"),
         (GOOD + GOOD, "", "lists 00000001_000.png twice"),
         (GOOD, "00000001_000.png,Cold,1,2,3,4\n", "'Cold'"),
         (GOOD, "00000001_000.png,Mass,1,2,3,many\n", "the h of .* is 'many'"),
@@ -355,7 +356,9 @@ FOUR = {"Edema": "1.0", "Fracture": "0.0", "Cardiomegaly": "-1.0"}  # And blank 
 )
 def test_the_policies_for_uncertain_and_blank(tmp_path, policy, uncertain, blank):
     write_chexpert(tmp_path, [(ONE, FRONTAL, FOUR)])
-    source = chest.chexpert(folder=tmp_path, side=SIDE, uncertain=policy, blank=blank)
+    source = chexpert.chexpert(
+        folder=tmp_path, side=SIDE, uncertain=policy, blank=blank
+    )
     (item,) = items(source)
     assert source.tasks == tuple(FINDINGS)
     for finding in FINDINGS:
@@ -379,12 +382,15 @@ def test_a_chexpert_folder_becomes_records(tmp_path):
     write_chexpert(
         tmp_path, [(third, unknown, dict.fromkeys(FINDINGS, "1"))], "valid.csv"
     )
-    films, table, _, _ = prepare(chest.chexpert(folder=tmp_path, side=SIDE), tmp_path)
+    films, table, _, _ = prepare(
+        chexpert.chexpert(folder=tmp_path, side=SIDE), tmp_path
+    )
     assert [f["image"].decode() for f in films] == [ONE, second, third]
     assert [f["patient"] for f in films] == [42, 7, 64541]
     assert [f["sex"] for f in films] == [b"M", b"F", b""]
     assert [f["view"] for f in films] == [b"AP", b"PA", b"AP"]
     assert [f["official"] for f in films] == [b"train", b"train", b"test"]
+    assert [f["follow_up"] for f in films] == [0, 1, 0]
     np.testing.assert_array_equal([f["age"] for f in films], [61, 0, math.nan])
     assert [(f["width"], f["height"]) for f in films] == [(30, 20)] * 3
     assert np.isnan([f["spacing_x"] for f in films]).all()
@@ -415,14 +421,15 @@ def test_only_the_wanted_views_are_kept(tmp_path, views, kept):
         for n, place in enumerate(places, 1)
     ]
     write_chexpert(tmp_path, rows)
-    found = items(chest.chexpert(folder=tmp_path, side=SIDE, views=views))
+    found = items(chexpert.chexpert(folder=tmp_path, side=SIDE, views=views))
     assert [i.row["patient"] for i in found] == kept
     assert {i.row["view"] for i in found} == set(views)
+    assert np.isnan([i.row["follow_up"] for i in found]).all()  # No study is named.
 
 
 def test_paths_without_a_prefix_are_read_too(tmp_path):
     write_chexpert(tmp_path, [(ONE, FRONTAL, FOUR)], prefix="")
-    (item,) = items(chest.chexpert(folder=tmp_path, side=SIDE))
+    (item,) = items(chexpert.chexpert(folder=tmp_path, side=SIDE))
     assert item.row["image"] == ONE
     assert item.pixels is not None
 
@@ -443,7 +450,7 @@ def test_a_wrong_label_path_or_policy_is_named(
 ):
     write_chexpert(tmp_path, [(path, FRONTAL, labels)])
     with pytest.raises(InputError, match=message):
-        chest.chexpert(folder=tmp_path, side=SIDE, **settings)
+        chexpert.chexpert(folder=tmp_path, side=SIDE, **settings)
 
 
 def test_a_missing_finding_of_chexpert_is_named(tmp_path):
@@ -451,12 +458,12 @@ def test_a_missing_finding_of_chexpert_is_named(tmp_path):
     path = tmp_path / "train.csv"
     path.write_text(path.read_text().replace("Fracture", "Fractures"))
     with pytest.raises(InputError, match="no column 'Fracture'"):
-        chest.chexpert(folder=tmp_path, side=SIDE)
+        chexpert.chexpert(folder=tmp_path, side=SIDE)
 
 
 def test_views_that_no_film_has_leave_nothing_to_prepare(tmp_path):
     write_chexpert(tmp_path, [(ONE, FRONTAL, {})])
-    source = chest.chexpert(folder=tmp_path, side=SIDE, views=("PA",))
+    source = chexpert.chexpert(folder=tmp_path, side=SIDE, views=("PA",))
     with pytest.raises(InputError, match="no film"):
         prepare(source, tmp_path)
 
@@ -490,7 +497,7 @@ def test_phantom_records_hold_what_the_phantom_drew(
     monkeypatch.setattr(records, "FILMS_A_SHARD", shard)
     source = chest.phantom(**SETTINGS, first_patient=first, prevalence=OFTEN)
     assert source.films == 10
-    films, table, boxes, quarantine = prepare(source, tmp_path, side=32)
+    films, table, boxes, quarantine = prepare(source, tmp_path)
     assert len(films) == len(table) == 10
     assert len(quarantine) == 0
     expected_boxes = []
@@ -510,6 +517,7 @@ def test_phantom_records_hold_what_the_phantom_drew(
         assert film["view"].decode() == table["view"][n] == ("PA", "AP")[drawn["view"]]
         assert film["sex"].decode() == table["sex"][n] == ("F", "M")[drawn["sex"]]
         assert film["width"] == film["height"] == 32
+        assert film["follow_up"] == table["follow_up"][n] == f
         np.testing.assert_allclose(film["spacing_x"] * 32, 400)
         for task, label, box in zip(
             phantom.FINDINGS, drawn["label"], drawn["box"], strict=True
@@ -551,7 +559,7 @@ def test_settings_that_make_no_phantom_are_refused(tmp_path):
 @pytest.mark.skipif(not SAMPLE.is_dir(), reason=f"{SAMPLE} is absent")
 def test_the_nih_sample_against_its_own_tables(tmp_path):
     films, table, boxes, quarantine = prepare(
-        chest.nih(folder=SAMPLE, side=64), tmp_path, side=64
+        chest.nih(folder=SAMPLE, side=64), tmp_path
     )
     with open(SAMPLE / "Data_Entry_2017_v2020.csv", newline="") as file:
         entries = list(csv.reader(file))[1:]
@@ -564,6 +572,7 @@ def test_the_nih_sample_against_its_own_tables(tmp_path):
     for n, (film, row) in enumerate(zip(films, entries, strict=True)):
         assert film["id"] == table["id"][n] == n
         assert film["image"].decode() == table["image"][n] == row[0]
+        assert film["follow_up"] == table["follow_up"][n] == int(row[2])
         assert film["patient"] == int(row[3])
         assert film["age"] == float(row[4])
         assert [film["sex"].decode(), film["view"].decode()] == row[5:7]

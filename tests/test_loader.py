@@ -32,7 +32,6 @@ def path(items, make_source, tmp_path_factory):
         make_source(items, 4),
         records=tmp_path_factory.mktemp("records"),
         name="x",
-        side=4,
         max_quarantined=0.0,
     )
 
@@ -308,6 +307,30 @@ def test_evaluation_sees_every_film_once_and_pads_with_nothing(
         assert patient == items[n].row["patient"]
     known = [[not np.isnan(items[n].row[task]) for task in TASKS] for n in ids]
     np.testing.assert_array_equal(rows(found, "weight")[:films], known)
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 3), (3, 4, 5, 2)])
+def test_images_of_any_shape_are_batched(make_items, make_source, tmp_path, shape):
+    items = make_items(5, shape=shape)
+    path = records.prepare(
+        make_source(items), records=tmp_path, name="x", max_quarantined=0.0
+    )
+    ids = [2, 0, 2, 4]  # With a copy, as over-sampling makes it.
+    films = loader.Films(path, ids, range(3))
+    train = loader.TrainBatches(films, seed=0, batch=2, devices=2)
+    (shown,) = take(train, 1)
+    train.close()
+    assert shown["image"].shape == (2, 2, *shape)
+    (evaluated,) = loader.evaluation_batches(films, batch=3, devices=2)
+    assert evaluated["image"].shape == (2, 3, *shape)
+    for batch in (shown, evaluated):
+        found = rows([batch])
+        assert sorted(found[:4]) == sorted(ids)
+        for n, image in zip(found[:4], rows([batch], "image"), strict=False):
+            np.testing.assert_array_equal(image, items[n].pixels)
+    pairs = zip(rows([shown]), rows([shown], "occurrence"), strict=True)
+    assert sorted(pairs) == [(0, 0), (2, 0), (2, 1), (4, 0)]
+    assert not rows([evaluated], "image")[4:].any()
 
 
 def test_no_films_make_no_evaluation_batch(path):

@@ -132,6 +132,30 @@ def test_white_in_colour_is_exactly_white_or_below(tmp_path):
     np.testing.assert_allclose(pixels[0], np.arange(256) / 255, atol=2e-7)
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "LA", "1"])
+def test_three_channels_keep_colour_and_repeat_grey(tmp_path, mode):
+    image = Image.fromarray(COLOUR)
+    image = image.quantize(16) if mode == "P" else image.convert(mode)
+    seen = np.asarray(image.convert("RGB"))
+    (tmp_path / "film").write_bytes(encode(image))
+    pixels = reading.read(tmp_path / "film", 3).pixels
+    assert pixels.dtype == np.float32
+    np.testing.assert_array_equal(pixels, (seen / 255).astype(np.float32))
+
+
+def test_a_jpeg_in_colour_and_a_grey_dicom_have_three_channels_if_asked(tmp_path):
+    smooth = np.stack([SMOOTH, SMOOTH // 2, 255 - SMOOTH], 2)
+    data = encode(smooth, "JPEG", quality=95)
+    (tmp_path / "film").write_bytes(data)
+    expected = np.asarray(Image.open(io.BytesIO(data))) / 255
+    pixels = reading.read(tmp_path / "film", 3).pixels
+    np.testing.assert_allclose(pixels, expected, atol=2.1 / 255)
+    grey = read_bytes(tmp_path, DICOM).pixels
+    film = reading.read(tmp_path / "film", 3)
+    np.testing.assert_array_equal(film.pixels, np.stack([grey] * 3, axis=2))
+    assert film.spacing == (0.661468, 0.661468)
+
+
 def test_an_interlaced_png_is_read(tmp_path):
     passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2)]
     passes += [(0, 1, 2, 2), (1, 0, 2, 1)]
@@ -340,6 +364,16 @@ def test_resize_averages_what_shrinks_and_interpolates_what_grows(height, width,
     square = reading.resize(pixels, side)
     assert square.dtype == np.uint8
     assert np.abs(square - expected).max() < 0.501
+
+
+@pytest.mark.parametrize("side", [16, 45, 80])
+def test_resize_takes_each_colour_by_itself(side):
+    pixels = (COLOUR / 255).astype(np.float32)
+    found = reading.resize(pixels, side)
+    apart = [
+        reading.resize(np.ascontiguousarray(pixels[..., c]), side) for c in (0, 1, 2)
+    ]
+    np.testing.assert_array_equal(found, np.stack(apart, axis=2))
 
 
 def test_resize_does_not_alias_and_keeps_what_needs_no_resizing():

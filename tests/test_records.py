@@ -2,6 +2,7 @@
 
 import csv
 import math
+import os
 import threading
 import time
 import weakref
@@ -11,11 +12,13 @@ import pandas as pd
 import pytest
 import tensorflow_datasets as tfds
 
+from medjax.cohort import duplicates
 from medjax.data import records, schema
 from medjax.data.records import Item, Source
 from medjax.errors import InputError
 
-SIDE = 4
+TASKS = ("a", "b", "c")
+FLAT = (4, 4, 1)  # The shape of the items of conftest.py.
 
 
 @pytest.fixture
@@ -27,7 +30,6 @@ def write(tmp_path):
             source,
             records=tmp_path,
             name=name,
-            side=SIDE,
             max_quarantined=allowed,
             **options,
         )
@@ -74,7 +76,7 @@ def test_every_record_holds_its_item_in_the_order_of_the_source(
             assert record[name] == item.row[name]
         for name in ("image", "view", "sex", "official"):
             assert record[name].decode() == item.row[name]
-        for name in ("age", "spacing_x", "spacing_y"):
+        for name in ("age", "spacing_x", "spacing_y", "follow_up"):
             np.testing.assert_equal(
                 np.float32(record[name]), np.float32(item.row[name])
             )
@@ -99,6 +101,41 @@ def test_the_table_says_of_each_film_what_its_record_says(
             else:
                 assert text == str(value)
                 assert table[name][n] == value
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 3), (5, 4, 3, 2), (1, 7, 1)])
+@pytest.mark.parametrize("shard", [2, 1000])
+def test_images_of_any_shape_come_back_and_so_do_their_hashes(
+    write, make_items, make_source, shape, shard
+):
+    items = make_items(5, shape=shape)
+    items.insert(1, bad("torn.png"))
+    path = write(make_source(items, shard), allowed=1.0)
+    items.pop(1)
+    assert records.shape_of(path) == shape
+    expected = [item.pixels for item in items]
+    np.testing.assert_array_equal([r["pixels"] for r in stored(path)], expected)
+    hashes = [duplicates.hashes(pixels) for pixels in expected]
+    np.testing.assert_array_equal(records.read_hashes(path), hashes)
+
+
+def test_an_item_of_another_shape_is_no_mistake_of_the_users(write, make_items):
+    with pytest.raises(Exception, match=r"\(4, 4, 1\)") as caught:
+        write(Source(TASKS, (4, 4, 3), 2, [lambda: make_items(2)]))
+    assert not isinstance(caught.value, InputError)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        (("a", "view", "c"), "'view', which is a name of the table's own"),
+        (("a", "", "c"), "''"),
+        (("a", "b", "a"), "'a', twice"),
+    ],
+)
+def test_a_finding_that_the_table_cant_hold_is_refused(write, tasks, message):
+    with pytest.raises(InputError, match=message):
+        write(Source(tasks, FLAT, 1, []))
 
 
 def test_a_name_that_pandas_takes_for_nothing_stays_a_name(
@@ -175,7 +212,7 @@ def test_nothing_but_bad_files_stops_whatever_is_allowed(write, make_source, tmp
 
 def test_a_source_without_films_is_a_mistake_of_the_users(write):
     with pytest.raises(InputError, match="no film"):
-        write(Source(("a",), 0, []))
+        write(Source(("a",), FLAT, 0, []))
 
 
 def test_an_interrupted_preparation_leaves_nothing_and_can_be_repeated(
@@ -188,7 +225,7 @@ def test_an_interrupted_preparation_leaves_nothing_and_can_be_repeated(
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write(Source(("a", "b", "c"), 8, [broken]))
+        write(Source(TASKS, FLAT, 8, [broken]))
     assert not records.is_prepared(records.folder(tmp_path, "x"))
     assert not leftovers(tmp_path)
     assert len(stored(write(make_source(items)))) == 8
@@ -202,7 +239,7 @@ def test_progress_is_called_once_a_file_and_may_print(
     assert capsys.readouterr().out == "****"  # And TFDS announces no download.
 
 
-def test_the_number_of_films_in_memory_does_not_grow(write, make_items):
+def test_the_number_of_films_in_memory_does_not_grow(write, make_items, monkeypatch):
     (item,) = make_items(1)
     alive, most = weakref.WeakSet(), 0
 
@@ -223,8 +260,9 @@ def test_the_number_of_films_in_memory_does_not_grow(write, make_items):
             del pixels
             most = max(most, len(alive))
 
-    write(Source(("a", "b", "c"), 200, [shard]))
-    assert 0 < most <= 5
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    write(Source(TASKS, FLAT, 200, [shard]))
+    assert 0 < most <= 12  # Eight wait for their hashes.
 
 
 def test_is_prepared_only_where_records_are(write, make_items, make_source, tmp_path):

@@ -1,8 +1,4 @@
-"""Chest films: what `data.source` may name.
-
-Each function takes its settings and returns a Source; this module has the phantom
-and folders laid out as NIH ChestX-ray14 is.
-"""
+"""Chest films: the phantom, and folders laid out as NIH ChestX-ray14 is."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -14,11 +10,8 @@ import pandas as pd
 
 from medjax.data import folders, reading, records
 from medjax.data import phantom as phantoms
-from medjax.data.chexpert import chexpert
 from medjax.data.records import Item, Source
 from medjax.errors import InputError
-
-__all__ = ["chexpert", "nih", "phantom"]
 
 NIH_TASKS = (
     "Atelectasis",
@@ -93,7 +86,7 @@ def phantom(
         functools.partial(shard, numbers[start : start + step])
         for start in range(0, patients, step)
     ]
-    return Source(phantoms.FINDINGS, patients * films, shards)
+    return Source(phantoms.FINDINGS, (side, side, 1), patients * films, shards)
 
 
 def _phantom_item(drawn: dict[str, np.ndarray], patient: int, film: int, side: int):
@@ -113,6 +106,7 @@ def _phantom_item(drawn: dict[str, np.ndarray], patient: int, film: int, side: i
         "spacing_x": phantoms.FIELD_MM / side,
         "spacing_y": phantoms.FIELD_MM / side,
         "official": "",
+        "follow_up": float(film),
         **dict(zip(phantoms.FINDINGS, map(float, drawn["label"]), strict=True)),
     }
     return Item(row, drawn["pixels"], boxes)
@@ -141,6 +135,7 @@ def nih(*, folder: Path, side: int) -> Source:
         "age": "Patient Age",
         "sex": "Patient Gender",
         "view": "View Position",
+        "follow_up": "Follow-up #",
         # The header has commas inside its last two names.
         "width": "OriginalImage[Width",
         "height": "Height]",
@@ -148,7 +143,7 @@ def nih(*, folder: Path, side: int) -> Source:
         "spacing_y": "y]",
     }
     table = folders.select(folders.read_csv(path), columns, path)
-    for name in ("patient", "width", "height", "spacing_x", "spacing_y"):
+    for name in ("patient", "follow_up", *folders.FROM_FILE):
         table[name] = folders.numbers(table, name, path)
     if table["patient"].isna().any():
         image = table["image"][table["patient"].isna()].iloc[0]
@@ -172,9 +167,12 @@ def nih(*, folder: Path, side: int) -> Source:
 
     def load(row: dict) -> Item:
         path = paths.get(row["image"], folder / "images" / row["image"])
-        return folders.load(row, path, side, boxes.get(row["image"], ()))
+        return folders.load(row, path, shape, boxes.get(row["image"], ()))
 
-    return folders.source(table, load, tasks=NIH_TASKS, where=path, left_out=left_out)
+    shape = (side, side, 1)
+    return folders.source(
+        table, load, tasks=NIH_TASKS, shape=shape, where=path, left_out=left_out
+    )
 
 
 def _nih_age(text: pd.Series) -> pd.Series:

@@ -86,6 +86,8 @@ def chexpert(
         path = table["image"][number.isna()].iloc[0]
         raise InputError(f"{folder}: Path {path!r} names no patient00000: correct it")
     table["patient"] = number.astype(int)
+    study = table["image"].str.extract(r"/study(\d+)/")[0]
+    table["follow_up"] = study.astype(float) - 1
     table["sex"] = table["sex"].map({"Male": "M", "Female": "F"}).fillna("")
     table["age"] = folders.numbers(table, "age", folder)
     lateral = table.pop("side") == "Lateral"
@@ -101,13 +103,13 @@ def chexpert(
             )
         table[task] = text.map(meaning)
     table = table[table["view"].isin(list(views))].reset_index(drop=True)
-    for name in ("width", "height", "spacing_x", "spacing_y"):
-        table[name] = math.nan  # Only the file knows.
+    table[folders.FROM_FILE] = math.nan
 
     def load(row: dict) -> Item:
-        return folders.load(row, folder / row["image"], side)
+        return folders.load(row, folder / row["image"], shape)
 
-    return folders.source(table, load, tasks=TASKS, where=folder)
+    shape = (side, side, 1)
+    return folders.source(table, load, tasks=TASKS, shape=shape, where=folder)
 
 
 def _choice(name: str, value: str, known: dict[str, float]) -> float:

@@ -10,9 +10,9 @@ MAX_PIXELS = 200_000_000
 
 
 class Film(NamedTuple):
-    """One film as it was stored, at its full size.
+    """One film or picture as it was stored, at its full size.
 
-    pixels: [H, W] float32 in [0, 1]; white (1) is dense.
+    pixels: [H, W] float32 in [0, 1], or [H, W, 3] RGB; in a film white (1) is dense.
     spacing: (x, y), mm a pixel; NaN where the file doesn't say.
     """
 

@@ -11,6 +11,8 @@ from medjax.data import reading, records
 from medjax.data.records import Item, Source
 from medjax.errors import InputError
 
+FROM_FILE = ["width", "height", "spacing_x", "spacing_y"]  # Where the table is blank.
+
 
 def existing(folder: Path) -> Path:
     """The folder, or an error that names the config's field."""
@@ -42,10 +44,10 @@ def select(table: pd.DataFrame, columns: dict[str, str], where: Path) -> pd.Data
     missing = [old for old in columns.values() if old not in table]
     if missing:
         raise InputError(
-            f"{where}: the table has no column {missing[0]!r}: fetch it again"
+            f"{where}: the table has no column {missing[0]!r}, only "
+            f"{', '.join(table)}: fetch it again, or correct the name"
         )
-    table = table[list(columns.values())]
-    return table.rename(columns={old: new for new, old in columns.items()})
+    return pd.DataFrame({new: table[old] for new, old in columns.items()})
 
 
 def numbers(table: pd.DataFrame, name: str, where: Path) -> pd.Series:
@@ -70,6 +72,7 @@ def source(
     load: Callable[[dict], Item],
     *,
     tasks: tuple[str, ...],
+    shape: tuple[int, ...],
     where: Path,
     left_out: Sequence[tuple[str, str]] = (),
 ) -> Source:
@@ -78,10 +81,12 @@ def source(
     Args:
       table: one row a film, with the columns of schema.py but the id.
       load: makes a row an item.
-      tasks: names of the findings.
+      tasks: names of the findings or classes.
+      shape: of the items' pixels.
       where: the table or its folder, for messages.
       left_out: (file, reason) of files for quarantine that no row names.
     """
+    records.check_names(tasks)
     twice = table["image"].duplicated()
     if twice.any():
         image = table["image"][twice].iloc[0]
@@ -98,26 +103,30 @@ def source(
 
     starts = range(0, len(table), size)
     shards = [functools.partial(shard, start) for start in starts]
-    return Source(tasks, len(table) and len(table) + len(left_out), shards)
+    films = len(table) and len(table) + len(left_out)
+    return Source(tuple(tasks), tuple(shape), films, shards)
 
 
-def load(row: dict, path: Path, side: int, boxes: Sequence[tuple] = ()) -> Item:
+def load(
+    row: dict, path: Path, shape: tuple[int, ...], boxes: Sequence[tuple] = ()
+) -> Item:
     """Reads and resizes one film; what can't be read becomes a reason.
 
     Args:
       row: of the table; NaN where only the file knows.
       path: of the file.
-      side: S, pixels.
+      shape: (S, S, C) of the item's pixels, C = 1 or 3.
       boxes: (finding, x0, y0, x1, y1), in pixels of the S x S film.
     """
     try:
-        film = reading.read(path)
+        film = reading.read(path, shape[-1])
     except InputError as error:
         return Item(row, None, reason=str(error))
-    height, width = film.pixels.shape
+    height, width = film.pixels.shape[:2]
     found = {"width": width, "height": height}
     found |= {"spacing_x": film.spacing[0], "spacing_y": film.spacing[1]}
     # What the table says of the original stands; files may be resized copies.
     found = {k: v if math.isnan(row[k]) else row[k] for k, v in found.items()}
     found |= {k: int(found[k]) for k in ("width", "height")}
-    return Item({**row, **found}, reading.resize(film.pixels, side)[..., None], boxes)
+    pixels = reading.resize(film.pixels, shape[0]).reshape(shape)
+    return Item({**row, **found}, pixels, boxes)

@@ -21,7 +21,7 @@ class Films:
     """A random-access source of samples: some records, in a given order.
 
     Args:
-      records: folder of a prepared data set (data/chest.py).
+      records: folder of a prepared data set (data/records.py).
       ids: [N] int, indices of records; one may stand there several times.
       columns: [T] int, which of the record's labels are wanted, in which order.
     """

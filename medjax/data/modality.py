@@ -45,4 +45,4 @@ def views(image: Array, *, prepare: Callable[[Array], Array], flip: bool) -> Arr
       [V, B, H, W, C] float32, V = 1 or 2.
     """
     image = prepare(unit_range(image))
-    return jnp.stack([image, image[:, :, ::-1]] if flip else [image])
+    return jnp.stack([image, image[..., ::-1, :]] if flip else [image])

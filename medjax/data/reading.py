@@ -1,4 +1,4 @@
-"""PNG, JPEG and DICOM files -> a film in [0, 1], or one clear error.
+"""PNG, JPEG and DICOM files -> a film or picture in [0, 1], or one clear error.
 
 The decoders forgive: a picture cut off half-way comes back grey below the cut,
 and a model would read the grey. So what they forgive is checked here first (a
@@ -25,18 +25,15 @@ from medjax.errors import InputError
 SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 
 
-def read(path: str | os.PathLike) -> Film:
+def read(path: str | os.PathLike, channels: int = 1) -> Film:
     """Reads a film; its first bytes, not its name, say which format it is.
 
-    PNG (1 to 16 bits) and JPEG (8 bits) are scaled by the bit depth, not by their
-    maximum. Colour becomes luminance (ITU-R BT.601: 0.299 R + 0.587 G + 0.114 B);
-    alpha is ignored; an EXIF orientation is applied, as every viewer does. Their
-    resolution is a printer's, so the spacing stays NaN.
-
-    DICOM is read as `dicom.decode` says, with its spacing.
+    PNG and JPEG are read as `picture` says. Their resolution is a printer's, so the
+    spacing stays NaN. DICOM is read as `dicom.decode` says, with its spacing.
 
     Args:
       path: the file.
+      channels: 1 or 3, see `with_channels`.
 
     Raises:
       InputError: the file is missing, unreadable, empty, truncated, damaged, no
@@ -47,8 +44,9 @@ def read(path: str | os.PathLike) -> Film:
         with open(path, "rb") as file:
             head = file.read(132)
             if head[128:] == b"DICM":
-                return dicom.decode(file)
-            return Film(_picture(head + file.read()), (math.nan, math.nan))
+                film = dicom.decode(file)
+                return film._replace(pixels=with_channels(film.pixels, channels))
+            return Film(picture(head + file.read(), channels), (math.nan, math.nan))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error.__cause__
     except OSError as error:
@@ -63,13 +61,13 @@ def resize(pixels: np.ndarray, side: int) -> np.ndarray:
     that grows is interpolated linearly.
 
     Args:
-      pixels: [H, W] float32 in [0, 1].
+      pixels: [H, W] or [H, W, 3] float32 in [0, 1].
       side: S, pixels, at least 1.
 
     Returns:
-      [S, S] uint8, rounded to the nearest; 255 is 1.
+      [S, S] or [S, S, 3] uint8, rounded to the nearest; 255 is 1.
     """
-    height, width = pixels.shape
+    height, width = pixels.shape[:2]
     # cv2 averages only where both axes shrink, hence one call for each direction.
     small = (min(width, side), min(height, side))
     square = cv2.resize(pixels, small, interpolation=cv2.INTER_AREA)
@@ -132,8 +130,19 @@ def _is_film(path: Path) -> bool:
         return file.read(132)[128:] == b"DICM"
 
 
-def _picture(data: bytes) -> np.ndarray:
-    """Returns [H, W] float32 in [0, 1] from the bytes of a PNG or a JPEG."""
+def picture(data: bytes, channels: int = 1) -> np.ndarray:
+    """Decodes a PNG (1 to 16 bits) or a JPEG (8 bits).
+
+    It is scaled by the bit depth, not by its maximum. Alpha is ignored; an EXIF
+    orientation is applied, as every viewer does.
+
+    Args:
+      data: the whole file.
+      channels: 1 or 3, see `with_channels`.
+
+    Returns:
+      [H, W] or [H, W, 3] float32 in [0, 1].
+    """
     if not data:
         raise spoilt("is empty (0 bytes)")
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -157,8 +166,26 @@ def _picture(data: bytes) -> np.ndarray:
     pixels = pixels.astype(np.float32)
     pixels /= white
     if pixels.ndim == 3:
-        pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY)
-        pixels = np.minimum(pixels, 1)  # Where float32 weights add up to more.
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    return with_channels(pixels, channels)
+
+
+def with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+    """Makes colour grey, or grey colour.
+
+    Args:
+      pixels: [H, W] or [H, W, 3] RGB float32 in [0, 1].
+      channels: 1: colour becomes luminance (ITU-R BT.601: 0.299 R + 0.587 G +
+        0.114 B); 3: colour is kept, grey is repeated.
+
+    Returns:
+      [H, W] or [H, W, 3] float32 in [0, 1].
+    """
+    if channels == 1 and pixels.ndim == 3:
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+        return np.minimum(pixels, 1)  # Where float32 weights add up to more.
+    if channels == 3 and pixels.ndim == 2:
+        return np.repeat(pixels[..., None], 3, axis=2)
     return pixels
 
 

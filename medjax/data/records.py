@@ -1,7 +1,8 @@
-"""Films of any source -> ArrayRecord files that TFDS and Grain read at random.
+"""Images of any source -> ArrayRecord files that TFDS and Grain read at random.
 
-Beside the records stand table.csv (one row a film, see schema.py), boxes.csv (known
-places of findings) and quarantine.csv (files left out, and why).
+Beside the records stand table.csv (one row an image, see schema.py), hashes.bin (what
+finds near-duplicates), boxes.csv (known places of findings) and quarantine.csv (files
+left out, and why).
 """
 
 import collections
@@ -17,6 +18,7 @@ import numpy as np
 import pandas as pd
 import tensorflow_datasets as tfds
 
+from medjax.cohort import duplicates
 from medjax.data import schema
 from medjax.errors import InputError
 
@@ -24,11 +26,11 @@ FILMS_A_SHARD = 4096  # Records a file.
 
 
 class Item(NamedTuple):
-    """One film on its way into the records, or the reason why it is left out.
+    """One image on its way into the records, or the reason why it is left out.
 
     row: the table's columns but the id; NaN labels are unknown.
-    pixels: [S, S, 1] uint8, or None if quarantined.
-    boxes: (finding, x0, y0, x1, y1), in pixels of the S x S film.
+    pixels: uint8 of the source's shape, or None if quarantined.
+    boxes: (finding, x0, y0, x1, y1), in pixels of `pixels`.
     reason: why it is quarantined; '' if it isn't.
     """
 
@@ -39,21 +41,23 @@ class Item(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Where films come from.
+    """Where images come from.
 
-    tasks: names of the findings.
-    films: how many, quarantined ones included.
+    tasks: names of the findings or classes.
+    shape: of every image, (H, W, C) or (D, H, W, C).
+    films: how many images, quarantined ones included.
     shards: one function a file of records; its items are made as they are asked
       for, so memory doesn't grow with their number.
     """
 
     tasks: tuple[str, ...]
+    shape: tuple[int, ...]
     films: int
     shards: Sequence[Callable[[], Iterable[Item]]]
 
 
-class Chest(tfds.core.ShardBasedBuilder):
-    """The TFDS builder of every chest source; one TFDS split, 'films'."""
+class Images(tfds.core.ShardBasedBuilder):
+    """The TFDS builder of every source; one TFDS split, 'films'."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -62,12 +66,11 @@ class Chest(tfds.core.ShardBasedBuilder):
         *,
         name: str,
         source: Source,
-        side: int,
         max_quarantined: float,
         progress: Callable[[], None],
         **kwargs,
     ):
-        self._source, self._side = source, side
+        self._source = source
         self._max_quarantined, self._progress = max_quarantined, progress
         config = tfds.core.BuilderConfig(name=name)
         super().__init__(config=config, file_format="array_record", **kwargs)
@@ -75,13 +78,13 @@ class Chest(tfds.core.ShardBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Chest films, resized once; white is dense.",
+            description="Images, resized once.",
             features=tfds.features.FeaturesDict(
                 {
                     "id": np.int32,
                     "image": tfds.features.Text(),
                     "pixels": tfds.features.Tensor(
-                        shape=(self._side, self._side, 1),
+                        shape=self._source.shape,
                         dtype=np.uint8,
                         # The default widens every pixel to 64 bits on the way:
                         # 100 times slower to write, 10 times to read.
@@ -99,6 +102,7 @@ class Chest(tfds.core.ShardBasedBuilder):
                     "spacing_x": np.float32,
                     "spacing_y": np.float32,
                     "official": tfds.features.Text(),
+                    "follow_up": np.float32,
                 }
             ),
         )
@@ -112,16 +116,18 @@ class Chest(tfds.core.ShardBasedBuilder):
             csv.writer(file).writerow(["id", "task", "x0", "y0", "x1", "y1"])
         with open(folder / "quarantine.csv", "w", newline="") as file:
             csv.writer(file).writerow(["file", "reason"])
+        (folder / "hashes.bin").touch()
 
         def examples(shard: Callable[[], Iterable[Item]]) -> Iterator[tuple]:
             with (
                 open(folder / "table.csv", "a", newline="") as table_file,
                 open(folder / "boxes.csv", "a", newline="") as boxes_file,
                 open(folder / "quarantine.csv", "a", newline="") as quarantine_file,
+                open(folder / "hashes.bin", "ab") as hashes_file,
             ):
                 table, boxes = csv.writer(table_file), csv.writer(boxes_file)
                 quarantine = csv.writer(quarantine_file)
-                for item in shard():
+                for item, hashes in in_parallel(_with_hashes, shard()):
                     self._progress()
                     if item.pixels is None:
                         counter["quarantined"] += 1
@@ -137,6 +143,7 @@ class Chest(tfds.core.ShardBasedBuilder):
                         ]
                     )
                     boxes.writerows((id, *box) for box in item.boxes)
+                    hashes_file.write(hashes.tobytes())
                     label = [row.pop(task) for task in self._source.tasks]
                     row["label"] = np.asarray(label, np.float32)
                     row["pixels"] = item.pixels
@@ -168,6 +175,11 @@ class Chest(tfds.core.ShardBasedBuilder):
         )
 
 
+def _with_hashes(item: Item) -> tuple[Item, np.ndarray | None]:
+    """An image and its hashes, [4, 32] uint8."""
+    return item, None if item.pixels is None else duplicates.hashes(item.pixels)
+
+
 def _cell(value: Any) -> Any:
     """A CSV cell: NaN is empty, a whole float has no '.0'."""
     if isinstance(value, float | np.floating):
@@ -179,7 +191,7 @@ def _cell(value: Any) -> Any:
 
 def folder(records: Path, name: str) -> Path:
     """Where the records of that name lie, prepared or not."""
-    return Path(records) / "chest" / name / str(Chest.VERSION)
+    return Path(records) / "images" / name / str(Images.VERSION)
 
 
 def is_prepared(path: Path) -> bool:
@@ -192,42 +204,61 @@ def prepare(
     *,
     records: Path,
     name: str,
-    side: int,
     max_quarantined: float,
     progress: Callable[[], None] = lambda: None,
 ) -> Path:
-    """Writes a source's films as records.
+    """Writes a source's images as records.
 
     Args:
       source: what to write.
       records: folder of all prepared data.
       name: of this data set, unique to its source and settings.
-      side: S of the items' pixels.
       max_quarantined: share of the files that may be left out, in [0, 1].
-      progress: called once a film.
+      progress: called once an image.
 
     Returns:
-      The folder of the records and of table.csv, boxes.csv, quarantine.csv.
+      The folder of the records, of the tables and of hashes.bin.
 
     Raises:
-      InputError: too many files are quarantined, or none is left.
+      InputError: too many files are quarantined, none is left, or a finding has a
+        name that the table can't hold.
     """
     if source.films < 1:
         raise InputError(
             "the data has no film: check data.folder, data.views and data.patients"
         )
+    check_names(source.tasks)
     records = Path(records).absolute()
     records.mkdir(parents=True, exist_ok=True)
-    builder = Chest(
+    builder = Images(
         name=name,
         source=source,
-        side=side,
         max_quarantined=max_quarantined,
         progress=progress,
         data_dir=os.fspath(records),
     )
     builder.download_and_prepare(file_format="array_record")
     return folder(records, name)
+
+
+def check_names(tasks: Sequence[str]) -> None:
+    """Refuses findings that the table couldn't tell from each other or its own."""
+    for task, count in collections.Counter(tasks).items():
+        if not task or count > 1 or task in schema.COLUMNS:
+            why = "twice" if count > 1 else "which is a name of the table's own"
+            raise InputError(
+                f"the data has a finding or class {task!r}, {why}: rename it"
+            )
+
+
+def shape_of(path: Path) -> tuple[int, ...]:
+    """The shape of the images of prepared records, (H, W, C) or (D, H, W, C)."""
+    return tfds.builder_from_directory(path).info.features["pixels"].shape
+
+
+def read_hashes(path: Path) -> np.ndarray:
+    """The hashes of prepared records, [N, 4, 32] uint8, in the table's order."""
+    return np.fromfile(path / "hashes.bin", np.uint8).reshape(-1, 4, 32)
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -244,8 +275,8 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def in_parallel(
-    function: Callable[[Any], Item], items: Iterable[Any], *, workers: int = 0
-) -> Iterator[Item]:
+    function: Callable[[Any], Any], items: Iterable[Any], *, workers: int = 0
+) -> Iterator[Any]:
     """Maps over threads, in order, with a bounded number of results waiting.
 
     Decoding and resizing release the interpreter's lock, so threads use all cores.

@@ -1,25 +1,30 @@
-"""Names, shapes, dtypes and units of a film's record, of the table and of a batch.
+"""Names, shapes, dtypes and units of an image's record, of the table and of a batch.
 
 The table (`table.csv` beside the records) is what splitting, weighting and
-evaluation read: one row a film, in the order of the records, no pixels.
+evaluation read: one row an image, in the order of the records, no pixels.
 
     id         int     the record's index, 0 to N - 1
-    image      str     the film's name in its data set's own table
-    patient    int     whom the film shows: the unit of every split and interval
+    image      str     the image's name in its data set's own table
+    patient    int     whom the image shows: the unit of every split and interval
     view       str     'PA', 'AP', 'LATERAL' or '' (unknown)
     sex        str     'F', 'M' or ''
     age        float   years; NaN where unknown
     width, height      int, pixels of the original
     spacing_x, spacing_y  float, mm a pixel of the original; NaN where unknown
-    official   str     'train' or 'test' where the data set says so, else ''
-    <task>     float   one column a finding: 1 present, 0 absent, NaN unknown
-                       (between 0 and 1: a soft label)
+    official   str     'train', 'validation' or 'test' where the data set says so,
+                       else ''
+    follow_up  float   the image's number in the patient's history, 0 first; NaN
+                       where unknown
+    <task>     float   one column a finding or class: 1 present, 0 absent, NaN
+                       unknown (between 0 and 1: a soft label)
 
-A record holds the same and `pixels`, [S, S, 1] uint8: white is dense.
+A record holds the same and `pixels`, [H, W, C] or [D, H, W, C] uint8; in a film
+white is dense.
 
 A batch (host: numpy, device: jax), with D devices of B rows each:
 
-    image      [D, B, H, W, C]  uint8 from the loader, float32 in [0, 1] after it
+    image      [D, B, H, W, C]  uint8 from the loader, float32 in [0, 1] after it;
+                                a volume is [D, B, D', H, W, C]
     label      [D, B, T]        float32, 0 where unknown
     weight     [D, B, T]        float32, >= 0; 0 = unknown label or padding row
     id, patient, epoch, occurrence  [D, B] int32; id is -1 in a padding row
@@ -39,9 +44,10 @@ COLUMNS = (
     "spacing_x",
     "spacing_y",
     "official",
+    "follow_up",
 )
 
 
 def tasks_of(table) -> tuple[str, ...]:
-    """Returns the names of the findings: every column that is not metadata."""
+    """Returns the names of the findings or classes: what is no metadata."""
     return tuple(name for name in table.columns if name not in COLUMNS)

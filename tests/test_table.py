@@ -1,0 +1,209 @@
+"""A CSV file beside images: hand-made rows against values written down by hand."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from medjax.data import reading, records, sources
+from medjax.errors import InputError
+
+SIDE = 8
+RNG = np.random.default_rng(0)
+COLUMNS = {
+    "file": ["a/one.png", "two.jpg", "three.png", "gone.png"],
+    "who": ["7", "12", "7", "0"],
+    "edema": ["1", "0", "", "1.0"],
+    "mass": ["0.25", "", "1", "0"],
+    "kind": ["cat", " ant ", "", "bee"],
+    "pose": ["PA", "LL", "LATERAL", ""],
+    "gender": ["female", "M", "", "x"],
+    "years": ["61.5", "", "0", "9"],
+    "visit": ["0", "1", "", "2"],
+    "part": ["train", "validation", "test", ""],
+}
+NAMES = {"image": "file", "patient": "who"}
+ALL = {"view": "pose", "sex": "gender", "age": "years", "follow_up": "visit"}
+ALL |= {"official": "part"}
+
+
+def write(folder, colour=False, size=(SIDE, SIDE), **changes):
+    """A folder with labels.csv and all its files but gone.png; returns their pixels."""
+    table = pd.DataFrame({**COLUMNS, **changes})
+    table.to_csv(folder / "labels.csv", index=False)
+    drawn = {}
+    for name in table["file"]:
+        if name in ("gone.png", "", ".") or ".." in name or Path(name).is_absolute():
+            continue
+        shape = (*size, 3) if colour else size
+        drawn[name] = RNG.integers(0, 256, shape, dtype=np.uint8)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(drawn[name]).save(folder / name, quality=100, subsampling=0)
+    return drawn
+
+
+def source(folder, **settings):
+    settings = {"labels": ("edema", "mass"), **NAMES, **settings}
+    return sources.table(folder=folder, side=SIDE, **settings)
+
+
+def items(source):
+    return [item for shard in source.shards for item in shard()]
+
+
+def test_a_folder_becomes_records_equal_to_what_was_written(tmp_path):
+    (tmp_path / "in").mkdir()
+    drawn = write(tmp_path / "in")
+    path = records.prepare(
+        source(tmp_path / "in", **ALL),
+        records=tmp_path / "records",
+        name="x",
+        max_quarantined=0.25,
+    )
+    table = records.read_table(path)
+    assert records.shape_of(path) == (SIDE, SIDE, 1)
+    assert list(table["image"]) == ["a/one.png", "two.jpg", "three.png"]
+    assert list(table["patient"]) == [7, 12, 7]
+    assert list(table["view"]) == ["PA", "", "LATERAL"]
+    assert list(table["sex"]) == ["F", "M", ""]
+    assert list(table["official"]) == ["train", "validation", "test"]
+    np.testing.assert_array_equal(table["age"], [61.5, math.nan, 0])
+    np.testing.assert_array_equal(table["follow_up"], [0, 1, math.nan])
+    np.testing.assert_array_equal(table["edema"], [1, 0, math.nan])
+    np.testing.assert_array_equal(table["mass"], [0.25, math.nan, 1])
+    assert (table["width"] == SIDE).all()
+    (left_out,) = pd.read_csv(path / "quarantine.csv").to_dict("records")
+    assert left_out["file"] == "gone.png"
+    assert "No such file" in left_out["reason"]
+    found = {i.row["image"]: i.pixels for i in items(source(tmp_path / "in"))}
+    for name in ("a/one.png", "three.png"):
+        np.testing.assert_array_equal(found[name][..., 0], drawn[name])
+    assert np.abs(found["two.jpg"][..., 0] - drawn["two.jpg"].astype(int)).max() <= 2
+
+
+def test_colour_is_kept_where_asked_and_files_are_resized(tmp_path):
+    drawn = write(tmp_path, colour=True, size=(20, 12))
+    for channels in (1, 3):
+        found = source(tmp_path, channels=channels)
+        assert found.shape == (SIDE, SIDE, channels)
+        item = items(found)[0]
+        pixels = (drawn["a/one.png"] / 255).astype(np.float32)
+        if channels == 1:
+            pixels = (pixels @ [0.299, 0.587, 0.114]).astype(np.float32)
+        expected = reading.resize(pixels, SIDE).reshape(SIDE, SIDE, channels)
+        assert np.abs(item.pixels.astype(int) - expected).max() <= 1
+        assert (item.row["width"], item.row["height"]) == (12, 20)
+
+
+def test_one_column_of_classes_becomes_a_task_a_class(tmp_path):
+    write(tmp_path)
+    found = source(tmp_path, labels=(), classes="kind")
+    assert found.tasks == ("ant", "bee", "cat")
+    label = [[item.row[task] for task in found.tasks] for item in items(found)]
+    unknown = [math.nan] * 3
+    np.testing.assert_array_equal(label, [[0, 0, 1], [1, 0, 0], unknown, [0, 1, 0]])
+
+
+@pytest.mark.parametrize(
+    ("who", "numbers"),
+    [
+        (["7", "12", "007", "0"], [7, 12, 7, 0]),
+        (["zoe", "12", "zoe ", "adam"], [2, 0, 2, 1]),
+        (["1.5", "2", "2", "3"], [0, 1, 1, 2]),
+        (["-1", "2", "2", "3"], [0, 1, 1, 2]),
+        (["3000000000", "2", "2", "3"], [2, 0, 0, 1]),  # Beyond a batch's int32.
+    ],
+)
+def test_patients_keep_their_numbers_or_get_some(tmp_path, who, numbers):
+    write(tmp_path, who=who)
+    assert [item.row["patient"] for item in items(source(tmp_path))] == numbers
+
+
+def test_the_table_may_lie_elsewhere(tmp_path):
+    (tmp_path / "in").mkdir()
+    write(tmp_path / "in")
+    (tmp_path / "in/labels.csv").rename(tmp_path / "other.csv")
+    found = source(tmp_path / "in", table=str(tmp_path / "other.csv"))
+    assert len(items(found)) == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings", "message"),
+    [
+        ({}, {"labels": ()}, "data.labels and data.classes: give one of them"),
+        ({}, {"classes": "kind"}, "data.labels and data.classes: give one of them"),
+        ({}, {"patient": ""}, "data.patient='': name the column"),
+        ({}, {"patient": "nobody"}, "no column 'nobody', only file, who, "),
+        ({}, {"labels": ("edema", "oedema")}, "no column 'oedema'"),
+        ({}, {"classes": "sort", "labels": ()}, "no column 'sort'"),
+        ({}, {"channels": 2}, "data.channels=2: use 1"),
+        ({}, {"table": "none.csv"}, "none.csv: is no CSV"),
+        ({"who": ["1", "", "2", "3"]}, {}, "two.jpg has no patient"),
+        ({"edema": ["2", "", "1", "0"]}, {}, "edema of a/one.png is 2, not from 0"),
+        ({"edema": ["-1", "", "1", "0"]}, {}, "edema of a/one.png is -1, not from 0"),
+        ({"edema": ["inf", "", "1", "0"]}, {}, "edema of a/one.png is inf"),
+        ({"edema": ["1", "yes", "1", "0"]}, {}, "the edema of two.jpg is 'yes'"),
+        ({"years": ["1", "old", "1", "0"]}, ALL, "the age of two.jpg is 'old'"),
+        ({"visit": ["1", "2nd", "1", "0"]}, ALL, "the follow_up of two.jpg is '2nd'"),
+        ({"part": ["val", "", "", ""]}, ALL, "official split of a/one.png is 'val'"),
+        ({"kind": ["a"] * 4}, {"classes": "kind", "labels": ()}, "1 class"),
+        ({"kind": ["sex", *"abc"]}, {"classes": "kind", "labels": ()}, "'sex', which"),
+        ({"view": ["1"] * 4}, {"labels": ("view",)}, "'view', which is a name"),
+        ({"file": ["a.png", "b.png", "a.png", "c.png"]}, {}, "lists a.png twice"),
+        ({"file": ["a.png", "./a.png", "b.png", "c.png"]}, {}, "are the same file"),
+    ],
+)
+def test_a_mistake_is_named_in_one_line(tmp_path, changes, settings, message):
+    write(tmp_path, **changes)
+    with pytest.raises(InputError, match=message) as caught:
+        source(tmp_path, **settings)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        "../secret.png",
+        "a/../../secret.png",
+        "a/../one.png",
+        "/etc/hostname",
+        "HERE/in.png",
+        "",
+        ".",
+        "a/..",
+    ],
+)
+def test_only_plain_paths_below_the_folder_are_read(tmp_path, image):
+    (tmp_path / "in").mkdir()
+    Image.new("L", (4, 4)).save(tmp_path / "secret.png")
+    image = image.replace("HERE", str(tmp_path / "in"))
+    write(tmp_path / "in", file=["one.png", "two.png", image, "three.png"])
+    with pytest.raises(InputError, match=f"the image {image!r} is no file below"):
+        source(tmp_path / "in")
+
+
+def test_no_link_leads_out_of_the_folder(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in2").mkdir()  # Begins with the folder's name, and isn't in it.
+    write(tmp_path / "in")
+    Image.new("L", (4, 4)).save(tmp_path / "in2/secret.png")
+    (tmp_path / "in/gone.png").symlink_to(tmp_path / "in2/secret.png")
+    with pytest.raises(InputError, match="the image 'gone.png' is no file below"):
+        source(tmp_path / "in")
+    (tmp_path / "in/gone.png").unlink()
+    (tmp_path / "in/gone.png").symlink_to("three.png")
+    with pytest.raises(InputError, match="three.png and gone.png are the same file"):
+        source(tmp_path / "in")
+    (tmp_path / "linked").symlink_to(tmp_path / "in")
+    (tmp_path / "in/gone.png").unlink()
+    assert len(items(source(tmp_path / "linked"))) == 4
+
+
+def test_an_empty_table_leaves_nothing_to_prepare(tmp_path):
+    write(tmp_path, **{name: [] for name in COLUMNS})
+    found = source(tmp_path)
+    with pytest.raises(InputError, match="no film"):
+        records.prepare(found, records=tmp_path, name="x", max_quarantined=0.0)
