@@ -17,6 +17,8 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0
+    c.explore = False
+    c.task = "multilabel"
     c.data = {
         "source": "nih",
         "records": "records",
@@ -32,6 +34,8 @@ def get_config() -> ConfigDict:
         "minority": 0.1,
         "folds": 0,
         "fold": 0,
+        "cut": 0,
+        "duplicates": "refuse",
     }
     c.intensity = {"name": "standardise", "mean": 0.5, "std": 0.25}
     c.augment = {
@@ -46,8 +50,17 @@ def get_config() -> ConfigDict:
         "contrast": {"strength": 0.1},
     }
     c.model = {"name": "densenet121"}
-    c.loss = {"name": "weighted_bce", "weights": "ratio"}
+    c.loss = {"name": "weighted_bce"}
+    c.imbalance = "ratio"
+    c.resampling = {
+        "target": 0.05,
+        "any_positive": False,
+        "most": 10,
+        "neighbours": 5,
+        "drop": False,
+    }
     c.optim = {
+        "name": "adamw",
         "learning_rate": 5e-4,
         "weight_decay": 1e-2,
         "warmup": 1000,

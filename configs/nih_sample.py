@@ -15,6 +15,8 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0
+    c.explore = False
+    c.task = "multilabel"
     c.data = {
         "source": "nih",
         "records": "records",
@@ -30,6 +32,8 @@ def get_config() -> ConfigDict:
         "minority": 0.1,
         "folds": 0,
         "fold": 0,
+        "cut": 0,
+        "duplicates": "refuse",
     }
     c.intensity = {"name": "standardise_each"}
     c.augment = {
@@ -51,8 +55,17 @@ def get_config() -> ConfigDict:
         "blocks": (3, 3, 3),
         "features": 24,
     }
-    c.loss = {"name": "weighted_bce", "weights": "ratio"}
+    c.loss = {"name": "weighted_bce"}
+    c.imbalance = "ratio"
+    c.resampling = {
+        "target": 0.3,
+        "any_positive": False,
+        "most": 10,
+        "neighbours": 5,
+        "drop": False,
+    }
     c.optim = {
+        "name": "adamw",
         "learning_rate": 2e-3,
         "weight_decay": 0.05,
         "warmup": 40,

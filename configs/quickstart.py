@@ -11,6 +11,8 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0
+    c.explore = True  # writes explore.html before training
+    c.task = "multilabel"  # or 'multiclass': an image has one of the tasks
     c.data = {
         "source": "phantom",
         "records": "records",  # where prepared data lie, of all configs
@@ -31,6 +33,8 @@ def get_config() -> ConfigDict:
         "minority": 0.1,  # least share of each finding's films in test, validation
         "folds": 0,  # k: k-fold cross-validation, testing on the part `fold`
         "fold": 0,
+        "cut": 0,  # n: train before the patients' follow-up n, test from it on
+        "duplicates": "refuse",  # of one image on two sides; or 'warn'
     }
     c.intensity = {"name": "standardise_each"}
     c.augment = {
@@ -45,8 +49,21 @@ def get_config() -> ConfigDict:
         "contrast": {"strength": 0.1},
     }
     c.model = {"name": "densenet_small", "stem": "half", "pool": "mean_max"}
-    c.loss = {"name": "weighted_bce", "weights": "balanced"}
+    c.loss = {"name": "weighted_bce"}  # see losses.py; its numbers stand beside it
+    # What is done about rare findings. The loss weighs: 'ratio', 'balanced' or
+    # 'effective'; the loader repeats or leaves out: 'over_sample', 'under_sample',
+    # 'both' or 'repeat_factor'; the classifier is fitted again, with synthetic
+    # embeddings: 'smote' or 'adasyn'; or 'none'.
+    c.imbalance = "balanced"
+    c.resampling = {
+        "target": 0.2,  # least share of a finding's rarer class; repeat_factor: its t
+        "any_positive": False,  # take 'any finding' for the one task
+        "most": 10,  # copies of an image
+        "neighbours": 5,  # of a synthetic embedding
+        "drop": False,  # a finding with one class only gets the weight 0
+    }
     c.optim = {
+        "name": "adamw",
         "learning_rate": 4e-3,
         "weight_decay": 1e-2,
         "warmup": 50,

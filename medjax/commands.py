@@ -1,31 +1,34 @@
-"""prepare, train, evaluate, predict: the parts that build.py makes, put to work."""
+"""prepare, train, evaluate, predict: the parts that build/ makes, put to work."""
 
 import functools
 from pathlib import Path
 
 import jax
+import numpy as np
 import pandas as pd
 from rich.progress import Progress
 
-from medjax import build
-from medjax.build import Config
+from medjax.build import model, plain, study
+from medjax.build.plain import Config
 from medjax.cohort import splits
-from medjax.data import reading
+from medjax.data import reading, schema
 from medjax.errors import InputError
 from medjax.evaluation import inference, results
 from medjax.reports import page
 from medjax.training import journal, loop, workdir
 
+REFITTED = "refitted"  # Folder of the checkpoint whose classifier was fitted again.
 
-def prepare(config: Config) -> build.Data:
+
+def prepare(config: Config) -> study.Data:
     """Makes the records of `config.data`, and says what became of the files.
 
     Raises:
       InputError: the raw files aren't there, or too many can't be read.
     """
-    data = build.data(config)
+    data = study.data(config)
     left_out = len(pd.read_csv(data.path / "quarantine.csv"))
-    print(f"prepared: {data.path} ({len(data.table)} films, {left_out} quarantined)")
+    print(f"prepared: {data.path} ({len(data.table)} images, {left_out} quarantined)")
     return data
 
 
@@ -39,35 +42,78 @@ def train(config: Config, folder: Path) -> None:
     Raises:
       InputError: a mistake in the config or the data, or a diverged training.
     """
-    workdir.claim(folder, build.as_json(config))
+    workdir.claim(folder, plain.as_json(config))
     data = prepare(config)
-    manifest = build.manifest(config, data)
+    manifest = study.manifest(config, data)
     splits.write(manifest, folder / "splits.csv")
-    films = data.films(manifest, "train")
-    validation = data.films(manifest, "validation")
-    network = build.network(config, len(data.tasks))
-    state = build.initial_state(
-        config, network, build.class_weights(config, data, films)
-    )
-    size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    workdir.write_task(folder, data.task)
     sides = ", ".join(f"{n} {s}" for s, n in manifest["split"].value_counts().items())
-    print(f"model: {size:,} parameters; films: {sides}")
-    batches = build.train_batches(config, films)
-    with build.checkpoints(config, folder) as checkpoints:
+    print(f"images: {sides}")
+    ids = manifest["id"][manifest["split"] == "train"].to_numpy()
+    label = data.label(ids)
+    plan = study.plan(config, label)
+    if plan is not None:
+        print(plan.describe(data.task.names, label))
+    network = model.network(config, data.task)
+    state = model.initial_state(config, network, data.task, label)
+    size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    print(f"model: {size:,} parameters")
+    validation = data.side(manifest, "validation")
+    films = data.films(ids if plan is None else ids[plan.index])
+    batches = study.train_batches(config, films)
+    with model.checkpoints(config, folder / "checkpoints") as checkpoints:
         complete = loop.fit(
             state,
             workdir=folder,
-            step=build.train_step(config, network),
+            step=model.train_step(config, network, data.task),
             batches=batches,
             evaluate=lambda state: results.means(
                 predictions(config, network, state, validation)
             ),
             checkpoints=checkpoints,
-            **build.schedule(config),
+            **plain.schedule(config),
         )
     batches.close()
     if complete:
+        if study.treats(config, study.SYNTHETIC):
+            refit(config, folder, network, data, ids)
         evaluate(folder)
+
+
+def refit(
+    config: Config,
+    folder: Path,
+    network: model.Network,
+    data: study.Data,
+    ids: np.ndarray,
+) -> None:
+    """Fits the classifier again, to the training images' embeddings and SMOTE's.
+
+    Args:
+      config: of the run.
+      folder: the run's, trained to its end.
+      network: of the run.
+      data: of the run.
+      ids: [N] of the training images.
+    """
+    number, state = model.restore(config, folder / "checkpoints", network, data.task)
+    feature = inference.embed(
+        study.evaluation_batches(config, data.films(ids)),
+        functools.partial(network.embed, state),
+    )
+    layer, points = model.fitted_head(config, data.task, feature, data.label(ids))
+    params = {**state.averaged["params"], "classifier": layer}
+    state = state._replace(averaged={**state.averaged, "params": params})
+    with model.checkpoints(config, folder / REFITTED) as checkpoints:
+        checkpoints.save(number, state, {"images": len(ids)})
+    print(f"classifier: fitted again to {len(ids)} images and {points} between them")
+
+
+def _restore(config: Config, folder: Path, network, task: study.Task):
+    """The checkpoint that is judged and predicts."""
+    refitted = study.treats(config, study.SYNTHETIC)
+    where = REFITTED if refitted else "checkpoints"
+    return model.restore(config, folder / where, network, task)
 
 
 def evaluate(folder: Path, *, split: str = "test", other: Config | None = None) -> dict:
@@ -86,43 +132,45 @@ def evaluate(folder: Path, *, split: str = "test", other: Config | None = None) 
     Raises:
       InputError: no run there, or no such split.
     """
-    config = build.read_config(folder)
+    config = plain.read_config(folder)
     if other is None and split not in splits.SPLITS:
         raise InputError(f"--split={split}: use one of {', '.join(splits.SPLITS)}")
     if other is not None and (split in splits.SPLITS or not split.isidentifier()):
         raise InputError(f"--split={split}: give the report on other data its own name")
-    data = build.data(config)
+    data = study.data(config)
     manifest = splits.read(folder / "splits.csv")
-    build.audit(config, manifest, data)
-    network = build.network(config, len(data.tasks))
-    number, state = build.restore(config, folder, network, len(data.tasks))
+    study.audit(config, manifest, data)
+    task = data.task
+    network = model.network(config, task)
+    number, state = _restore(config, folder, network, task)
     frozen = workdir.read_thresholds(folder)
     if not frozen or frozen[0] != number:
-        found = predictions(config, network, state, data.films(manifest, "validation"))
+        found = predictions(config, network, state, data.side(manifest, "validation"))
         _write(folder, "validation", data, found)
-        chosen = dict(zip(data.tasks, results.thresholds(found).tolist(), strict=True))
+        chosen = dict(zip(task.names, results.thresholds(found).tolist(), strict=True))
         frozen = number, chosen
         workdir.write_thresholds(folder, *frozen)
     if other is not None:
         trained = set(manifest["patient"][manifest["split"] == "train"])
-        data = build.data(other)._replace(tasks=data.tasks)
+        data = _same_task(study.data(other), task)
         shared = len(trained & set(data.table["patient"]))
         if shared:
             print(
                 f"note: {shared} patient numbers occur in training too: other people?"
             )
         manifest = data.table.assign(split=split)
-    found = predictions(config, network, state, data.films(manifest, split))
+    found = predictions(config, network, state, data.side(manifest, split))
     _write(folder, split, data, found)
     summary = results.summarise(
         found,
-        tasks=data.tasks,
-        threshold=[frozen[1][task] for task in data.tasks],
-        **build.bootstrap(config),
+        tasks=task.names,
+        exclusive=task.exclusive,
+        threshold=[frozen[1][name] for name in task.names],
+        **plain.bootstrap(config),
     )
-    about = build.about(config)
+    about = plain.about(config)
     if other is not None:
-        about |= {"source": build.about(other)["source"], "split_by": "other"}
+        about |= {"source": plain.about(other)["source"], "split_by": "other"}
     summary = {"split": split, "checkpoint": number, **about, **summary}
     name = "report" if split == "test" else f"report-{split}"
     written = page.write(summary, journal.read(folder / "metrics.jsonl"), folder, name)
@@ -137,7 +185,8 @@ def predict(folder: Path, *, images: list[str], out: Path) -> list[str]:
     Args:
       folder: of a finished run.
       images: files or folders.
-      out: CSV: image, then a column a task, in the run's order.
+      out: CSV: image, then a column a task, in the run's order; where an image has
+        one of several classes, the likeliest comes before them, as `class`.
 
     Returns:
       One line for each file that could not be read; they have no row.
@@ -145,16 +194,20 @@ def predict(folder: Path, *, images: list[str], out: Path) -> list[str]:
     Raises:
       InputError: no finished run there, or no image.
     """
-    config = build.read_config(folder)
-    frozen = workdir.read_thresholds(folder)
-    if frozen is None:
+    config = plain.read_config(folder)
+    if workdir.read_thresholds(folder) is None:
         raise InputError(f"{folder}: the run isn't finished: train it to its end first")
-    tasks = tuple(frozen[1])
-    network = build.network(config, len(tasks))
-    _, state = build.restore(config, folder, network, len(tasks))
+    task = study.Task(**workdir.read_task(folder))
+    if len(task.shape) > 3:
+        raise InputError(f"{folder}: the run reads volumes; predict reads 2-D images")
+    network = model.network(config, task)
+    _, state = _restore(config, folder, network, task)
     paths = [path for image in images for path in reading.film_paths(image)]
     answers = inference.predict_files(
-        paths, functools.partial(network.predict, state), **build.shape(config)
+        paths,
+        functools.partial(network.predict, state),
+        shape=task.shape,
+        **plain.shape(config),
     )
     rows, unread = [], []
     with Progress() as progress:
@@ -166,17 +219,38 @@ def predict(folder: Path, *, images: list[str], out: Path) -> list[str]:
             else:
                 rows.append([path, *found])
     out.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows, columns=["image", *tasks]).to_csv(out, index=False)
-    print(f"predictions: {out} ({len(rows)} films, {len(unread)} unreadable files)")
+    table = pd.DataFrame(rows, columns=["image", *task.names])
+    if task.exclusive:
+        likeliest = table[list(task.names)].idxmax(axis=1) if rows else []
+        table.insert(1, "class", likeliest)
+    table.to_csv(out, index=False)
+    print(f"predictions: {out} ({len(rows)} images, {len(unread)} unreadable files)")
     return unread
 
 
 def predictions(config: Config, network, state, films) -> inference.Predictions:
     """What the network says of every film, once."""
-    batches = build.evaluation_batches(config, films)
+    batches = study.evaluation_batches(config, films)
     return inference.predict(batches, functools.partial(network.predict, state))
 
 
-def _write(folder: Path, split: str, data: build.Data, found) -> None:
+def _same_task(data: study.Data, task: study.Task) -> study.Data:
+    """Other data under a run's task.
+
+    Raises:
+      InputError: they lack a finding, or have images of another shape.
+    """
+    missing = set(task.names) - set(schema.tasks_of(data.table))
+    if missing:
+        raise InputError(f"--config: its data know nothing of {', '.join(missing)}")
+    if data.task.shape != task.shape:
+        raise InputError(
+            f"--config: its images are {data.task.shape}, the run's {task.shape}: "
+            "set data.side to the run's"
+        )
+    return data._replace(task=task)
+
+
+def _write(folder: Path, split: str, data: study.Data, found) -> None:
     path = folder / "predictions" / f"{split}.csv"
-    workdir.write_predictions(path, data.tasks, data.table["image"], found)
+    workdir.write_predictions(path, data.task.names, data.table["image"], found)

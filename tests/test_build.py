@@ -1,3 +1,4 @@
+import functools
 import importlib
 import json
 from pathlib import Path
@@ -8,11 +9,14 @@ import pandas as pd
 import pytest
 from ml_collections import ConfigDict
 
-from medjax import build
-from medjax.cohort.imbalance import ClassWeights
+from medjax import losses
+from medjax.build import model, plain, study
 from medjax.errors import InputError
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+EXCLUSIVE = study.Task(("a", "b", "c"), True, (32, 32, 1))
+FINDINGS = EXCLUSIVE._replace(exclusive=False)
+LABEL = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1.0]])
 
 
 def config_of(name):
@@ -24,6 +28,12 @@ def config():
     return config_of("quickstart")
 
 
+@pytest.fixture(autouse=True)
+def no_duplicates(monkeypatch):
+    """The tables here have no records whose pictures could be compared."""
+    monkeypatch.setattr(study, "same_images", lambda data: None)
+
+
 def table(films=60, official=()):
     rng = np.random.default_rng(0)
     return pd.DataFrame(
@@ -32,29 +42,31 @@ def table(films=60, official=()):
             "image": [f"{i}.png" for i in range(films)],
             "patient": np.arange(films) // 2,
             "official": [*official, *[""] * (films - len(official))],
+            "follow_up": np.arange(films) % 2.0,
             "mass": (rng.random(films) < 0.3).astype(float),
         }
     )
 
 
 def data(**options):
-    return build.Data(Path("nowhere"), table(**options), ("mass",))
+    task = study.Task(("mass",), False, (64, 64, 1))
+    return study.Data(Path("nowhere"), table(**options), task)
+
+
+def on(manifest, split):
+    return manifest["id"][manifest["split"] == split].tolist()
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_names_parts_that_exist_and_fit(path):
     config = config_of(path.stem)
-    network = build.network(config, 3)
-    weights = ClassWeights(np.ones(3), np.ones(3))
-    state = jax.eval_shape(lambda: build.initial_state(config, network, weights))
+    task = study.Task(("a", "b", "c"), config.task == "multiclass", (64, 64, 1))
+    network = model.network(config, task)
+    state = jax.eval_shape(lambda: model.initial_state(config, network, task, LABEL))
     assert state.params["classifier"]["kernel"].shape[1] == 3
-    build.train_step(config, network)
-    assert set(build.schedule(config)) == {
-        "key",
-        "steps",
-        "log_every",
-        "evaluate_every",
-    }
+    model.train_step(config, network, task)
+    names = {"key", "steps", "log_every", "evaluate_every"}
+    assert set(plain.schedule(config)) == names
     assert config.train.steps % config.train.evaluate_every == 0
     assert str(path.relative_to(path.parents[1])) in path.read_text()  # Its command.
 
@@ -66,72 +78,207 @@ def test_every_config_names_parts_that_exist_and_fit(path):
         ("model.name", "_hidden"),
         ("loss.name", "weighted_bse"),
         ("intensity.name", "standardize"),
+        ("optim.name", "adam"),
     ],
 )
 def test_an_unknown_name_is_refused_by_its_field(config, field, value):
     section, name = field.split(".")
     config[section][name] = value
     with pytest.raises(InputError, match=f"{field}='{value}'"):
-        build.train_step(config, build.network(config, 2))
+        model.train_step(config, model.network(config, FINDINGS), FINDINGS)
 
 
 def test_an_unknown_op_and_an_unknown_source_are_refused(config):
+    network = model.network(config, FINDINGS)
     config.augment.ops = ("random_affin",)
     with pytest.raises(InputError, match="augment.ops='random_affin'"):
-        build.train_step(config, build.network(config, 2))
+        model.train_step(config, network, FINDINGS)
     config.data.source = "x_ray"
     with pytest.raises(InputError, match="data.source='x_ray'"):
-        build.data(config)
+        study.data(config)
 
 
-@pytest.mark.parametrize("section", ["model", "data"])
+def test_an_op_that_moves_pixels_is_refused_for_volumes(config):
+    volumes = FINDINGS._replace(shape=(16, 16, 16, 1))
+    network = model.network(config, volumes)
+    with pytest.raises(InputError, match=r"augment\.ops.*random_affine.*volume"):
+        model.train_step(config, network, volumes)
+    config.augment.ops = ("contrast",)
+    model.train_step(config, network, volumes)
+
+
+@pytest.mark.parametrize("section", ["model", "data", "optim"])
 def test_a_misspelt_key_raises(config, tmp_path, section):
-    config.data.records = str(tmp_path)
     with config.unlocked():
         config[section]["colour"] = 3
+    config.data.records = str(tmp_path)
     with pytest.raises(TypeError, match="colour"):
-        build.data(config)
-        build.train_step(config, build.network(config, 2))
+        if section == "data":
+            study.data(config)
+        else:
+            model.train_step(config, model.network(config, FINDINGS), FINDINGS)
 
 
 def test_the_official_lists_win_over_sampling(config):
     official = ["test"] * 10 + ["train"] * 50
-    manifest = build.manifest(config, data(official=official))
-    assert manifest["id"][manifest["split"] == "test"].tolist() == list(range(10))
+    assert on(study.manifest(config, data(official=official)), "test") == [*range(10)]
     config.split.folds = 3  # Cross-validation is asked for by name.
-    manifest = build.manifest(config, data(official=official))
-    assert manifest["id"][manifest["split"] == "test"].tolist() != list(range(10))
+    assert on(study.manifest(config, data(official=official)), "test") != [*range(10)]
+
+
+def test_an_official_validation_list_is_used_as_it_is(config):
+    official = ["test"] * 10 + ["validation"] * 6 + ["train"] * 44
+    manifest = study.manifest(config, data(official=official))
+    assert on(manifest, "validation") == [*range(10, 16)]
+    assert on(manifest, "train") == [*range(16, 60)]
+
+
+def test_a_cut_tests_the_future(config):
+    config.split.cut = 1
+    manifest = study.manifest(config, data())
+    assert {id % 2 for id in on(manifest, "test")} == {1}
+    assert {id % 2 for id in on(manifest, "train")} == {0}
 
 
 def test_a_split_by_image_says_that_it_leaks(config, caplog):
     config.split.by = "image"
     with caplog.at_level("WARNING", logger="medjax"):
-        manifest = build.manifest(config, data())
+        manifest = study.manifest(config, data())
     assert "by='image'" in caplog.text
     sides = manifest.groupby("patient")["split"].nunique()
     assert (sides > 1).any()
     config.split.by = "patient"
     with pytest.raises(InputError, match="patient"):
-        build.audit(config, manifest, data())
+        study.audit(config, manifest, data())
 
 
-def test_the_weights_are_those_of_the_training_films(config):
-    class Films:
-        ids = np.array([3, 5, 8, 9])
+def test_an_image_has_one_class(config):
+    classes = pd.DataFrame(LABEL, columns=["a", "b", "c"])
+    classes["image"] = [*"wxyz"]
+    classes.loc[1, ["a", "b", "c"]] = np.nan  # Unknown altogether.
+    study.check_classes(classes, ("a", "b", "c"))
+    with pytest.raises(InputError, match=r"multiclass.* z has not.*a, b"):
+        study.check_classes(classes, ("a", "b"))
+    classes.loc[2, "a"] = 1.0
+    with pytest.raises(InputError, match="y has not"):
+        study.check_classes(classes, ("a", "b", "c"))
+    classes.loc[2, "a"] = np.nan
+    with pytest.raises(InputError, match="y has not"):
+        study.check_classes(classes, ("a", "b", "c"))
 
-    cohort = data()
-    cohort.table["mass"] = (cohort.table["id"] == 5).astype(float)
-    config.loss.weights = "ratio"
-    weights = build.class_weights(config, cohort, Films)
-    np.testing.assert_allclose([weights.w_pos[0], weights.w_neg[0]], [0.75, 0.25])
+
+@pytest.mark.parametrize(
+    ("treatment", "w_pos", "w_neg"),
+    [
+        ("none", 1, 1),
+        ("over_sample", 1, 1),
+        ("smote", 1, 1),
+        ("ratio", 0.75, 0.25),
+        ("balanced", 2, 4 / 6),
+    ],
+)
+def test_one_word_weighs_the_classes(config, treatment, w_pos, w_neg):
+    config.imbalance = treatment
+    found = model.loss_arguments(config, FINDINGS, LABEL)
+    np.testing.assert_allclose(found["w_pos"][1], w_pos, rtol=1e-6)
+    np.testing.assert_allclose(found["w_neg"][1], w_neg, rtol=1e-6)
+
+
+def test_one_word_plans_what_the_loader_shows(config):
+    label = np.repeat(LABEL, 10, axis=0)[:, 1:]
+    for treatment in ("none", "ratio", "smote"):
+        config.imbalance = treatment
+        assert study.plan(config, label) is None
+    shown = {}
+    for treatment in study.PLANS:
+        config.imbalance = treatment
+        shown[treatment] = len(study.plan(config, label).index)
+    assert shown["under_sample"] < shown["both"] <= shown["over_sample"]
+    assert shown["over_sample"] > len(label) < shown["repeat_factor"]
+    config.imbalance = "oversample"
+    with pytest.raises(InputError, match="imbalance='oversample'.*over_sample"):
+        study.plan(config, label)
+
+
+def test_classes_are_weighed_by_how_many_they_are(config):
+    config.loss = {"name": "softmax_cross_entropy", "smoothing": 0.1}
+    config.imbalance = "balanced"
+    found = model.loss_arguments(config, EXCLUSIVE, LABEL)
+    np.testing.assert_allclose(found["w"], [4 / 6, 4 / 3, 4 / 3], rtol=1e-6)
+    np.testing.assert_allclose(found["smoothing"], 0.1, rtol=1e-6)
+
+
+def test_a_loss_gets_its_numbers_as_arrays_and_a_compound_those_of_its_parts(config):
+    config.loss = {
+        "name": "compound",
+        "parts": {"weighted_bce": {"share": 0.5}, "focal": {"gamma": 2.0}},
+    }
+    config.imbalance = "ratio"
+    found = model.loss_arguments(config, FINDINGS, LABEL)
+    logits, weight = np.zeros_like(LABEL), np.ones_like(LABEL)
+    total, _ = losses.compound(logits, LABEL, weight, **found)
+    w = {k: found["parts"]["focal"][k] for k in ("w_pos", "w_neg")}
+    expected = 0.5 * losses.weighted_bce(logits, LABEL, weight, **w)[0]
+    expected += losses.focal(logits, LABEL, weight, **w, gamma=2.0)[0]
+    np.testing.assert_allclose(total, expected, rtol=1e-6)
+
+
+def test_what_a_loss_learns_starts_with_the_state(config):
+    config.loss = {"name": "auc_margin", "margin": 1.0, "rate": 0.1}
+    config.imbalance = "none"
+    network = model.network(config, FINDINGS)
+    make = functools.partial(model.initial_state, config, network, FINDINGS, LABEL)
+    state = jax.eval_shape(make)
+    assert {name: x.shape for name, x in state.dual.items()} == {
+        name: (3,) for name in ("a", "b", "alpha")
+    }
+    assert "rate" not in state.hyper.loss
+    prevalence = model.loss_arguments(config, FINDINGS, LABEL)["prevalence"]
+    np.testing.assert_allclose(prevalence, [0.5, 0.25, 0.25])
+
+
+@pytest.mark.parametrize(
+    ("loss", "imbalance", "task", "said"),
+    [
+        ({"name": "weighted_bce"}, "none", EXCLUSIVE, "use 'softmax_cross_entropy'"),
+        (
+            {"name": "softmax_cross_entropy", "smoothing": 0.0},
+            "none",
+            FINDINGS,
+            "use 'weighted_bce'",
+        ),
+        ({"name": "weighted_bce", "gamma": 2.0}, "none", FINDINGS, "loss.gamma"),
+        ({"name": "auc_margin", "margin": 1.0}, "ratio", FINDINGS, "takes no weights"),
+    ],
+)
+def test_a_loss_that_does_not_fit_is_refused(config, loss, imbalance, task, said):
+    config.loss, config.imbalance = loss, imbalance
+    with pytest.raises(InputError, match=said):
+        model.loss_arguments(config, task, LABEL)
+
+
+def test_a_fitted_head_sees_as_many_of_either_class(config):
+    rng = np.random.default_rng(0)
+    label = (rng.random((200, 3)) < [0.1, 0.8, 0.4]).astype(float)
+    label[rng.random(label.shape) < 0.1] = np.nan
+    feature = rng.normal(size=(200, 5)).astype(np.float32)
+    config.imbalance = "smote"
+    layer, points = model.fitted_head(config, FINDINGS, feature, label)
+    known = ~np.isnan(label)
+    positives = np.nansum(label, axis=0)
+    assert points == np.abs(known.sum(0) - 2 * positives).sum()
+    assert layer["kernel"].shape == (5, 3)
+    # Without a signal, balanced classes are predicted at even odds.
+    odds = 1 / (1 + np.exp(-(feature @ layer["kernel"] + layer["bias"])))
+    np.testing.assert_allclose(odds.mean(0), 0.5, atol=0.05)
 
 
 def test_a_batch_that_devices_cannot_share_is_refused(config):
     config.train.batch = 6  # conftest.py forces four devices.
     with pytest.raises(InputError, match=r"train\.batch=6.*4 devices"):
-        build.train_batches(config, None)
+        study.train_batches(config, None)
 
 
 def test_a_config_survives_its_json(config):
-    again = ConfigDict(json.loads(json.dumps(build.as_json(config))))
-    assert build.as_json(again) == build.as_json(config)
+    again = ConfigDict(json.loads(json.dumps(plain.as_json(config))))
+    assert plain.as_json(again) == plain.as_json(config)

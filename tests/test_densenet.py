@@ -154,3 +154,23 @@ def test_bfloat16_computes_in_half_and_keeps_float32_parameters():
 def test_an_unknown_stem_is_named():
     with pytest.raises(ValueError, match="huge"):
         shapes(densenet.DenseNet(2, stem="huge"), 1)
+
+
+@pytest.mark.parametrize("stem", ["imagenet", "half", "quarter"])
+def test_a_volume_turned_with_its_kernels_says_the_same(stem):
+    """No axis of a volume is treated otherwise than another."""
+    model = densenet.DenseNet(2, blocks=(1, 1), growth=4, features=4, stem=stem)
+    image = np.random.default_rng(0).random((2, 16, 20, 24, 1), np.float32)
+    variables = initial(model, image)
+
+    def turned(leaf):
+        return leaf.transpose(1, 2, 0, 3, 4) if leaf.ndim == 5 else leaf
+
+    other = {**variables, "params": jax.tree.map(turned, variables["params"])}
+    assert variables["params"]["conv0"]["kernel"].ndim == 5
+    np.testing.assert_allclose(
+        applied(model, variables, image),
+        applied(model, other, image.transpose(0, 2, 3, 1, 4)),
+        rtol=1e-4,
+        atol=1e-6,
+    )

@@ -223,7 +223,7 @@ def test_predict_gives_the_probabilities_of_the_evaluation(home, finished, tmp_p
     workdir, _ = finished
     films = [
         film
-        for records in (home / "records/chest").glob("*/1.0.0")
+        for records in (home / "records/images").glob("*/1.0.0")
         for film in tfds.builder_from_directory(str(records)).as_data_source("films")
     ]
     expected = pd.read_csv(workdir / "predictions/test.csv").set_index("image")

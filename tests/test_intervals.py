@@ -216,3 +216,28 @@ def test_bad_input_is_named(field, value, word):
         arguments[field] = value
     with pytest.raises(InputError, match=word):
         intervals.bootstrap(**arguments, threshold=np.zeros(3), key=KEY)
+
+
+def test_a_difference_is_that_of_two_models_on_the_same_drawn_patients():
+    score, label, weight, patient = cohort()
+    other = np.random.default_rng(1).random(score.shape).astype(np.float32)
+    found = intervals.difference(
+        score, other, label, weight, patient, key=KEY, replicates=200
+    )
+    draws = drawn(KEY, np.unique(patient).size, 200)
+    values = []
+    for t in range(3):
+        rest = label[:, t], weight[:, t], patient
+        one, two = (
+            literal(oracles.roc_auc_score, draws, each[:, t], *rest)
+            for each in (score, other)
+        )
+        values.append(one - two)
+        ends = np.quantile(one - two, [0.025, 0.975])
+        got = [found["auroc"].low[t], found["auroc"].high[t]]
+        np.testing.assert_allclose(got, ends, atol=1e-5)
+    ends = np.quantile(np.mean(values, axis=0), [0.025, 0.975])
+    got = [found["mean_auroc"].low, found["mean_auroc"].high]
+    np.testing.assert_allclose(got, ends, atol=1e-5)
+    same = intervals.difference(score, score, label, weight, patient, key=KEY)
+    assert same["mean_auroc"].low == same["mean_auroc"].high == 0

@@ -29,6 +29,7 @@ def written(tmp_path_factory):
     summary = results.summarise(
         found,
         tasks=TASKS,
+        exclusive=False,
         threshold=np.array([0.5, np.nan], np.float32),
         key=jax.random.key(0),
         replicates=50,
@@ -104,3 +105,30 @@ def test_a_run_without_a_curve_has_a_page_too(written, tmp_path):
     about = json.loads((written[1] / "report.json").read_text())
     text = page.write(about, [], tmp_path, "report").read_text()
     assert "Training" not in Page(text).text
+
+
+def test_classes_are_shown_with_who_is_taken_for_whom(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    label = np.eye(3, dtype=np.float32)[rng.integers(0, 3, 90)]
+    score = rng.random((90, 3)).astype(np.float32)
+    found = Predictions(np.arange(90), np.arange(90), score, label, 0 * label + 1)
+    summary = results.summarise(
+        found,
+        tasks=("mole", "wart", "scar"),
+        exclusive=True,
+        threshold=np.full(3, 0.5, np.float32),
+        key=jax.random.key(0),
+        replicates=50,
+    )
+    about = {"split": "test", "source": "table", "model": "m", "split_by": "patient"}
+    about |= {"checkpoint": 20, "steps": 20}
+    path = page.write({**about, **summary}, CURVE, tmp_path, "report")
+    html = path.read_text()
+    text = " ".join(Page(html).text.split())
+    for row in summary["classes"]["matrix"]:
+        cells = [rf"<td[^>]*>{n:.0f}</td>\s*" for n in [*row, sum(row)]]
+        assert re.search("".join(cells), html)
+    accuracy = (score.argmax(1) == label.argmax(1)).mean()
+    assert f"Accuracy {accuracy:.3f}" in text
+    page.show(summary)
+    assert f"Accuracy {accuracy:.3f}" in capsys.readouterr().out

@@ -16,10 +16,14 @@ def predictions(n=120, tasks=3):
     return Predictions(np.arange(n), patient, score, label, weight)
 
 
-def summary(found, threshold):
-    tasks = tuple("abc"[: found.label.shape[1]])
+def summary(found, threshold, exclusive=False):
     return results.summarise(
-        found, tasks=tasks, threshold=threshold, key=jax.random.key(0), replicates=100
+        found,
+        tasks=tuple("abc"[: found.label.shape[1]]),
+        exclusive=exclusive,
+        threshold=threshold,
+        key=jax.random.key(0),
+        replicates=100,
     )
 
 
@@ -107,3 +111,18 @@ def test_without_any_positive_the_validation_score_is_nan():
     found = predictions()
     found.label[:] = 0
     assert np.isnan(results.means(found)["auroc"])
+
+
+def test_classes_are_judged_together_too():
+    found = predictions()
+    true = RNG.integers(0, 3, 120)
+    found = found._replace(label=np.eye(3, dtype=np.float32)[true])
+    known = np.arange(120) % 9 > 0
+    found = found._replace(weight=np.repeat(known[:, None], 3, 1).astype(np.float32))
+    got = summary(found, np.full(3, 0.5), exclusive=True)["classes"]
+    true, said = true[known], found.probability[known].argmax(1)
+    assert got["matrix"] == oracle.confusion_matrix(true, said).tolist()
+    accuracy = got["rates"]["accuracy"]
+    np.testing.assert_allclose(accuracy["estimate"], (true == said).mean(), rtol=1e-6)
+    assert accuracy["low"] < accuracy["estimate"] < accuracy["high"]
+    assert "classes" not in summary(found, np.full(3, 0.5))

@@ -37,8 +37,8 @@ def new_state(ema=0.9):
     init = jax.jit(functools.partial(MODEL.init, train=False))
     variables = init(jax.random.key(0), jnp.zeros((1, 16, 16, 1)))
     w = jnp.linspace(0.2, 0.9, TASKS)
-    hyper = optim.Hyper(1e-2, 1e-2, ema, {"w_pos": w, "w_neg": 1 - w})
-    return step.init_state(variables, optimizer=OPTIMIZER, hyper=hyper)
+    hyper = optim.Hyper(1e-2, 1e-2, ema, 0.1, {"w_pos": w, "w_neg": 1 - w})
+    return step.init_state(variables, optimizer=OPTIMIZER, dual={}, hyper=hyper)
 
 
 def model_of(state):
@@ -149,19 +149,73 @@ def test_without_averaging_the_average_is_the_weights():
     chex.assert_trees_all_close(state.averaged, model_of(state), rtol=1e-6)
 
 
-def test_evaluation_averages_the_views_probabilities_by_the_averaged_weights():
+def views(x):
+    return jnp.stack([x, x[:, :, ::-1]])
+
+
+def logits_of(state, image):
+    apply = jax.jit(functools.partial(MODEL.apply, train=False))
+    return np.asarray(apply(state.averaged, image), float)
+
+
+@pytest.mark.parametrize(
+    ("probability", "oracle"),
+    [
+        (jax.nn.sigmoid, lambda z: 1 / (1 + np.exp(-z))),
+        (jax.nn.softmax, lambda z: np.exp(z) / np.exp(z).sum(-1, keepdims=True)),
+    ],
+)
+def test_evaluation_averages_the_views_probabilities_by_the_averaged_weights(
+    probability, oracle
+):
     state = new_state()._replace(params=None, batch_stats=None)
     image = np.random.default_rng(1).random((4, 2, 16, 16, 1), np.float32)
-
-    def views(x):
-        return jnp.stack([x, x[:, :, ::-1]])
-
-    evaluate = step.compile_eval(apply=MODEL.apply, views=views)
-    got = evaluate(state, image)
-    flat = image.reshape(8, 16, 16, 1)
-    apply = jax.jit(functools.partial(MODEL.apply, train=False))
-    logits = [apply(state.averaged, x) for x in (flat, flat[:, :, ::-1])]
-    expected = np.mean(
-        [1 / (1 + np.exp(-np.asarray(z, float))) for z in logits], axis=0
+    evaluate = step.compile_eval(
+        step.eval_step, apply=MODEL.apply, views=views, probability=probability
     )
-    np.testing.assert_allclose(np.reshape(got, (8, TASKS)), expected, atol=1e-5)
+    got = np.reshape(evaluate(state, image), (8, TASKS))
+    flat = image.reshape(8, 16, 16, 1)
+    both = [oracle(logits_of(state, x)) for x in (flat, flat[:, :, ::-1])]
+    np.testing.assert_allclose(got, np.mean(both, axis=0), atol=1e-5)
+
+
+def test_the_classifier_maps_the_embedding_of_the_first_view_to_the_logits():
+    state = new_state()._replace(params=None, batch_stats=None)
+    image = np.random.default_rng(1).random((4, 2, 16, 16, 1), np.float32)
+    embed = step.compile_eval(step.embed_step, apply=MODEL.apply, views=views)
+    feature = np.reshape(embed(state, image), (8, -1))
+    layer = state.averaged["params"]["classifier"]
+    expected = logits_of(state, image.reshape(8, 16, 16, 1))
+    got = feature @ layer["kernel"] + layer["bias"]
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("shards", [1, 2, 4])
+def test_what_the_loss_learns_descends_and_alpha_ascends(shards):
+    """The saddle's variables see the whole batch's gradient on every shard."""
+    hyper = {"prevalence": jnp.full(TASKS, 0.3), "margin": 1.0}
+    dual = {name: jnp.full(TASKS, 0.2) for name in ("a", "b", "alpha")}
+    state = new_state()
+    state = state._replace(dual=dual, hyper=state.hyper._replace(loss=hyper))
+    mapped = jax.vmap(
+        functools.partial(step.train_step, **{**PARTS, "loss": losses.auc_margin}),
+        in_axes=(None, 0, None),
+        axis_name=step.AXIS,
+    )
+    after, _ = jax.tree.map(lambda x: x[0], jax.jit(mapped)(state, batch(shards), KEY))
+
+    one = jax.tree.map(lambda x: x[0], batch(1))
+    alone = MODEL.clone(axis_name=None)
+    apply = functools.partial(alone.apply, train=True, mutable=["batch_stats"])
+    logits, _ = jax.jit(apply)(model_of(state), PARTS["augment"](KEY, one))
+
+    def mean(dual):
+        total, count = losses.auc_margin(
+            logits, one["label"], one["weight"], **dual, **hyper
+        )
+        return total / count
+
+    gradient = jax.grad(mean)(dual)
+    for name, sign in (("a", -1), ("b", -1), ("alpha", 1)):
+        expected = dual[name] + sign * 0.1 * gradient[name]
+        np.testing.assert_allclose(after.dual[name], expected, rtol=1e-5)

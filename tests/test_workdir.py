@@ -1,5 +1,6 @@
 import json
 import math
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -58,3 +59,17 @@ def test_predictions_name_their_image_and_leave_unknown_labels_empty(tmp_path):
     np.testing.assert_allclose(read[["a", "b"]], found.probability)
     assert read["a_label"].tolist() == [1, 0]
     assert np.isnan(read["b_label"][0]) and read["b_label"][1] == 0
+
+
+class Said(NamedTuple):
+    names: tuple[str, ...]
+    exclusive: bool
+    shape: tuple[int, ...]
+
+
+def test_a_task_comes_back_as_it_was_written(tmp_path):
+    task = Said(("mass, large", "caf\u00e9"), True, (64, 64, 3))
+    workdir.write_task(tmp_path, task)
+    assert Said(**workdir.read_task(tmp_path)) == task
+    with pytest.raises(InputError, match="task.json"):
+        workdir.read_task(tmp_path / "elsewhere")

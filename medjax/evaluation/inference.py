@@ -35,27 +35,45 @@ def predict(
       eval_step: image [D, B, H, W, C] -> probabilities [D, B, T], e.g.
         `compile_eval`'s, with the state bound.
     """
-    rows = []
+    rows = list(_rows(batches, eval_step, "probability"))
+    columns = ([row[name] for row in rows] for name in Predictions._fields)
+    return Predictions(*map(np.concatenate, columns))
+
+
+def embed(batches: Iterable[dict[str, np.ndarray]], embed_step: Callable) -> np.ndarray:
+    """[N, F], what the model's classifier sees of every image; see `predict`."""
+    rows = _rows(batches, embed_step, "embedding")
+    return np.concatenate([row["embedding"] for row in rows])
+
+
+def _rows(
+    batches: Iterable[dict[str, np.ndarray]], function: Callable, name: str
+) -> Iterator[dict[str, np.ndarray]]:
+    """Adds what a function says of the image; takes devices and padding out again."""
     for batch in batches:
-        probability = jax.device_get(eval_step(batch["image"]))
-        flat = {
-            name: array.reshape(-1, *array.shape[2:])
-            for name, array in {**batch, "probability": probability}.items()
+        batch = {**batch, name: jax.device_get(function(batch["image"]))}
+        real = batch["id"].reshape(-1) >= 0
+        yield {
+            field: array.reshape(-1, *array.shape[2:])[real]
+            for field, array in batch.items()
+            if field != "image"
         }
-        real = flat["id"] >= 0
-        rows.append([flat[name][real] for name in Predictions._fields])
-    return Predictions(*(np.concatenate(parts) for parts in zip(*rows, strict=True)))
 
 
 def predict_files(
-    paths: list[Path], eval_step: Callable, *, side: int, batch: int, devices: int
+    paths: list[Path],
+    eval_step: Callable,
+    *,
+    shape: tuple[int, ...],
+    batch: int,
+    devices: int,
 ) -> Iterator[tuple[Path, np.ndarray | str]]:
     """Yields every file, in order, with its probabilities or with what is wrong.
 
     Args:
       paths: image files.
       eval_step: as for `predict`.
-      side: S, pixels, that the model was trained at.
+      shape: (S, S, C) of the images that the model was trained on.
       batch: B, rows a device.
       devices: D.
 
@@ -65,10 +83,10 @@ def predict_files(
 
     def load(path: Path) -> tuple[Path, np.ndarray | str]:
         try:
-            pixels = reading.read(path).pixels
+            pixels = reading.read(path, channels=shape[-1]).pixels
         except InputError as error:
             return path, str(error)
-        return path, reading.resize(pixels, side)[..., None]
+        return path, reading.resize(pixels, shape[0]).reshape(shape)
 
     def finish(loaded: list) -> Iterator[tuple[Path, np.ndarray | str]]:
         films = [pixels for _, pixels in loaded if not isinstance(pixels, str)]

@@ -95,6 +95,41 @@ def bootstrap(
     return jax.tree.map(np.asarray, intervals)
 
 
+def difference(
+    score, other, label, weight, patient, *, key, replicates=1000, level=0.95
+) -> dict[str, Interval]:
+    """Paired intervals of how much higher one model's AUROC is than another's.
+
+    Both models are judged on the same images, and on the same patients in every
+    replicate, so what makes a draw of patients easy or hard for both cancels.
+
+    Args:
+      score, other: [N, T], what the two models say.
+      label, weight, patient, key, replicates, level: as in `bootstrap`.
+
+    Returns:
+      'auroc', an Interval of [T], and 'mean_auroc' of [], of score's minus other's.
+      An interval that holds 0 shows no difference.
+
+    Source: Efron & Tibshirani, An Introduction to the Bootstrap (1993), section 8.4.
+    """
+    arrays = [np.asarray(a, np.float32) for a in (score, other, label, weight)]
+    patient = np.asarray(patient)
+    chex.assert_equal_shape(arrays)
+    chex.assert_shape(patient, arrays[0].shape[:1])
+    for one in arrays[:2]:
+        _check(one, *arrays[2:], replicates, level)
+    rows = (arrays[3] > 0).any(axis=1)
+    names, index = np.unique(patient[rows], return_inverse=True)
+    found = _differences(
+        *(a[rows] for a in arrays),
+        *(index.astype(np.int32), key, level),
+        patients=names.size,
+        replicates=replicates,
+    )
+    return jax.tree.map(np.asarray, found)
+
+
 def multiplicities(key: Array, replicate: Array, patients: int) -> Array:
     """How often each replicate draws each patient, P draws with replacement from P.
 
@@ -212,6 +247,46 @@ def _intervals(
     estimate = jnp.stack(list(estimates.values()))
     value = jnp.stack([values[name] for name in estimates], axis=2)
     value = value.reshape(-1, *estimate.shape)[:replicates]
+    every = _percentiles(estimate, value, level)
+    intervals = {}
+    for row, name in enumerate(estimates):
+        intervals[name] = Interval(*(x[row, :-1] for x in every))
+        intervals[f"mean_{name}"] = Interval(*(x[row, -1] for x in every))
+    return intervals
+
+
+@functools.partial(jax.jit, static_argnames=("patients", "replicates"))
+def _differences(
+    score, other, label, weight, patient, key, level, *, patients, replicates
+) -> dict[str, Interval]:
+    """The compiled part of `difference`, after its checks."""
+
+    def chunk(numbers):
+        counts = multiplicities(key, numbers, patients)
+        areas = [
+            replicate_areas(each, label, weight, patient, counts)[0]
+            for each in (score, other)
+        ]
+        return areas[0] - areas[1]
+
+    size = min(CHUNK, replicates)
+    numbers = jnp.arange(-(-replicates // size) * size).reshape(-1, size)
+    value = jax.lax.map(chunk, numbers).reshape(-1, score.shape[1])[:replicates]
+    areas = [_per_task(metrics.auroc)(each, label, weight) for each in (score, other)]
+    estimate = areas[0] - areas[1]
+    every = _percentiles(estimate, value, level)
+    return {
+        "auroc": Interval(*(x[:-1] for x in every)),
+        "mean_auroc": Interval(*(x[-1] for x in every)),
+    }
+
+
+def _percentiles(estimate: Array, value: Array, level: Array) -> Interval:
+    """Intervals of [..., T + 1], the mean over the defined tasks last.
+
+    Args:
+      estimate: [..., T]; value: [R, ..., T], the replicates.
+    """
     defined = ~jnp.isnan(estimate)
 
     def with_mean(x):  # [..., T] -> [..., T + 1]
@@ -221,12 +296,7 @@ def _intervals(
     ends = jnp.stack([(1 - level) / 2, (1 + level) / 2])
     low, high = jnp.nanquantile(value, ends, axis=0)
     undefined = jnp.isnan(value).sum(axis=0)
-    every = Interval(with_mean(estimate), low, high, undefined)
-    intervals = {}
-    for row, name in enumerate(estimates):
-        intervals[name] = Interval(*(x[row, :-1] for x in every))
-        intervals[f"mean_{name}"] = Interval(*(x[row, -1] for x in every))
-    return intervals
+    return Interval(with_mean(estimate), low, high, undefined)
 
 
 def _per_task(metric):

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from chex import Array
 
-from medjax.evaluation import intervals, metrics
+from medjax.evaluation import intervals, metrics, multiclass
 from medjax.evaluation.inference import Predictions
 
 RANKED = {
@@ -43,6 +43,7 @@ def summarise(
     predictions: Predictions,
     *,
     tasks: tuple[str, ...],
+    exclusive: bool,
     threshold: np.ndarray,
     key: Array,
     replicates: int,
@@ -52,6 +53,8 @@ def summarise(
     Args:
       predictions: of the split that is judged.
       tasks: T names.
+      exclusive: whether an image has exactly one of them, as a class; each is then
+        judged against the rest, and all of them together.
       threshold: [T], chosen on validation; NaN leaves a task's rates empty.
       key: of the bootstrap.
       replicates: of the bootstrap, clustered by patient.
@@ -60,7 +63,9 @@ def summarise(
       films, patients, replicates; mean: {metric: interval}; tasks: {name: {positives,
       negatives, unknown, threshold, note, confusion: {tp, fp, fn, tn}, roc: {fpr,
       tpr}, metrics: {metric: interval}}}. An interval is {estimate, low, high,
-      undefined}; what is undefined is None, and the note says why.
+      undefined}; what is undefined is None, and the note says why. Exclusive tasks
+      add classes: {matrix: [T][T] counts, row true, column said; rates: {rate:
+      interval}}.
     """
     score, label, weight = predictions[2:]
     threshold = np.asarray(threshold, np.float32)
@@ -74,7 +79,7 @@ def summarise(
         replicates=replicates,
     )
     confusion = jax.jit(metrics.confusion)
-    results = {
+    results: dict = {
         "films": len(predictions.id),
         "patients": len(np.unique(predictions.patient)),
         "replicates": replicates,
@@ -106,6 +111,14 @@ def summarise(
                 for name, interval in found.items()
                 if not name.startswith("mean_")
             },
+        }
+    if exclusive:
+        matrix, rates = multiclass.summarise(
+            *predictions[2:], predictions.patient, key=key, replicates=replicates
+        )
+        results["classes"] = {
+            "matrix": matrix.tolist(),
+            "rates": {name: _interval(found) for name, found in rates.items()},
         }
     return results
 

@@ -14,7 +14,10 @@ from chex import Array
 
 
 class DenseNet(nn.Module):
-    """Image [B, H, W, C] -> logits [B, T].
+    """Image [B, H, W, C] or [B, D, H, W, C] -> logits [B, T].
+
+    In a volume every kernel and every stride has the same size along the depth. The
+    classifier's input, [B, F], is sown as the intermediate 'embedding'.
 
     Attributes:
       tasks: T, the number of findings.
@@ -44,7 +47,9 @@ class DenseNet(nn.Module):
 
     @nn.compact
     def __call__(self, image: Array, *, train: bool) -> Array:
-        """Args: image [B, H, W, C], standardised. Returns: logits [B, T] float32."""
+        """Args: image, standardised. Returns: logits [B, T] float32."""
+        space = image.ndim - 2
+        axes = tuple(range(1, space + 1))
         # torch's momentum 0.1 is the share of the new value, Linen's 0.9 of the old.
         norm = partial(
             nn.BatchNorm,
@@ -64,14 +69,14 @@ class DenseNet(nn.Module):
 
         x = image.astype(self.dtype)
         if self.stem == "imagenet":
-            x = conv(self.features, (7, 7), 2, padding=3, name="conv0")(x)
+            x = conv(self.features, (7,) * space, 2, padding=3, name="conv0")(x)
             x = relu(norm(name="norm0")(x))
-            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+            x = nn.max_pool(x, (3,) * space, (2,) * space, ((1, 1),) * space)
         elif self.stem in ("half", "quarter"):
-            x = conv(self.features, (5, 5), 2, padding=2, name="conv0")(x)
+            x = conv(self.features, (5,) * space, 2, padding=2, name="conv0")(x)
             x = relu(norm(name="norm0")(x))
             if self.stem == "quarter":
-                x = nn.avg_pool(x, (2, 2), (2, 2))
+                x = nn.avg_pool(x, (2,) * space, (2,) * space)
         else:
             raise ValueError(f"{self.stem!r}: use 'imagenet', 'half' or 'quarter'")
         for i, layers in enumerate(self.blocks, start=1):
@@ -80,22 +85,25 @@ class DenseNet(nn.Module):
                 new = relu(norm(name=f"{name}_norm1")(x))
                 if self.bottleneck:
                     width = self.bottleneck * self.growth
-                    new = conv(width, (1, 1), name=f"{name}_conv1")(new)
+                    new = conv(width, (1,) * space, name=f"{name}_conv1")(new)
                     new = relu(norm(name=f"{name}_norm2")(new))
-                new = conv(self.growth, (3, 3), padding=1, name=f"{name}_conv2")(new)
+                new = conv(self.growth, (3,) * space, padding=1, name=f"{name}_conv2")(
+                    new
+                )
                 x = jnp.concatenate([x, new], axis=-1)  # [B, h, w, c + growth]
             if i < len(self.blocks):
                 x = relu(norm(name=f"transition{i}_norm")(x))
-                x = conv(x.shape[-1] // 2, (1, 1), name=f"transition{i}_conv")(x)
-                x = nn.avg_pool(x, (2, 2), (2, 2))
+                x = conv(x.shape[-1] // 2, (1,) * space, name=f"transition{i}_conv")(x)
+                x = nn.avg_pool(x, (2,) * space, (2,) * space)
         x = relu(norm(name="norm5")(x))
         x = x.astype(jnp.float32)
         if self.pool == "mean":
-            x = jnp.mean(x, axis=(1, 2))  # [B, c]
+            x = jnp.mean(x, axes)  # [B, c]
         elif self.pool == "mean_max":
-            x = jnp.concatenate([jnp.mean(x, (1, 2)), jnp.max(x, (1, 2))], axis=1)
+            x = jnp.concatenate([jnp.mean(x, axes), jnp.max(x, axes)], axis=1)
         else:
             raise ValueError(f"{self.pool!r}: use 'mean' or 'mean_max'")
+        self.sow("intermediates", "embedding", x)
         return nn.Dense(self.tasks, name="classifier")(x)
 
 

@@ -1,15 +1,23 @@
 """Results -> one self-contained HTML page, JSON and CSV."""
 
-import base64
 import csv
-import io
 import json
 from pathlib import Path
 
-import jinja2
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
+
+from medjax.reports.drawing import (
+    ACCENT,
+    INK,
+    SOFT,
+    count,
+    interval,
+    label,
+    render,
+    svg,
+)
 
 COLUMNS = (
     "auroc",
@@ -22,14 +30,6 @@ COLUMNS = (
     "f1",
     "prevalence",
 )
-NAMES = {
-    "auroc": "AUROC",
-    "average_precision": "Average precision",
-    "ppv": "PPV",
-    "npv": "NPV",
-    "f1": "F1",
-}
-INK, ACCENT, SOFT = "#1c2733", "#0b6e8f", "#9db4c0"
 
 
 def write(results: dict, curve: list[dict], folder: Path, name: str) -> Path:
@@ -47,16 +47,11 @@ def write(results: dict, curve: list[dict], folder: Path, name: str) -> Path:
     """
     (folder / f"{name}.json").write_text(json.dumps(results, indent=1))
     _write_csv(results, folder / f"{name}.csv")
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("medjax.reports", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"interval": interval, "label": label, "count": count}
-    html = environment.get_template("report.html").render(
+    html = render(
+        "report.html",
         results=results,
         columns=COLUMNS,
+        confused=_confused(results),
         roc=_roc(results),
         training=_training(curve, results["checkpoint"]),
     )
@@ -83,30 +78,20 @@ def show(results: dict) -> None:
     table.add_row(
         "mean", "", interval(mean["auroc"]), interval(mean["average_precision"])
     )
-    Console(soft_wrap=True).print(table)
+    console = Console(soft_wrap=True)
+    console.print(table)
+    if "classes" in results:
+        for name, value in results["classes"]["rates"].items():
+            console.print(f"{label(name)} {interval(value)}", highlight=False)
 
 
-def interval(value: dict) -> str:
-    """'0.912 (0.894-0.931)', or a dash where the metric is undefined."""
-    if value["estimate"] is None:
-        return "–"
-    text = f"{value['estimate']:.3f}"
-    if value["low"] is None:
-        return text
-    return f"{text} ({value['low']:.3f}–{value['high']:.3f})"
-
-
-def label(name: str) -> str:
-    """A metric's or a finding's name as it is read."""
-    if name in NAMES:
-        return NAMES[name]
-    name = name.replace("_", " ")
-    return name[:1].upper() + name[1:]
-
-
-def count(value: float) -> str:
-    """A count; soft labels make it fractional."""
-    return f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
+def _confused(results: dict) -> list[tuple[str, list]]:
+    """(class, [(count, its share of the row)]) of the classes' confusion matrix."""
+    matrix = results["classes"]["matrix"] if "classes" in results else []
+    return [
+        (name, [(n, n / max(sum(row), 1)) for n in row])
+        for name, row in zip(results["tasks"], matrix, strict=False)
+    ]
 
 
 def _write_csv(results: dict, path: Path) -> None:
@@ -152,7 +137,7 @@ def _roc(results: dict) -> list[tuple[str, str]]:
         axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
         axes.set_xlabel("1 − specificity", fontsize=8)
         axes.set_ylabel("sensitivity", fontsize=8)
-        pictures.append((task, _svg(figure)))
+        pictures.append((task, svg(figure)))
     return pictures
 
 
@@ -176,14 +161,4 @@ def _training(curve: list[dict], checkpoint: int) -> str:
     right.legend(fontsize=7, frameon=False)
     for axes in (left, right):
         axes.set_xlabel("step", fontsize=8)
-    return _svg(figure)
-
-
-def _svg(figure: Figure) -> str:
-    """The figure as a data URI, so that the page needs no other file."""
-    for axes in figure.axes:
-        axes.tick_params(labelsize=7, length=2)
-        axes.spines[["top", "right"]].set_visible(False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return svg(figure)

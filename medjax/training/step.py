@@ -10,6 +10,7 @@ import optax
 from chex import Array, ArrayTree
 from jax import lax
 
+from medjax.training import optim
 from medjax.training.optim import Hyper
 
 AXIS = "batch"
@@ -23,6 +24,7 @@ class State(NamedTuple):
     batch_stats: running means and variances of the batch normalisation.
     averaged: exponential moving average of params and batch_stats, for evaluation.
     opt_state: the optimiser's.
+    dual: what the loss itself learns, by name; {} for most losses.
     hyper: rates and class weights, as arrays.
     """
 
@@ -31,10 +33,13 @@ class State(NamedTuple):
     batch_stats: ArrayTree
     averaged: ArrayTree
     opt_state: ArrayTree
+    dual: dict[str, Array]
     hyper: Hyper
 
 
-def init_state(variables: ArrayTree, *, optimizer: Any, hyper: Hyper) -> State:
+def init_state(
+    variables: ArrayTree, *, optimizer: Any, dual: dict[str, Array], hyper: Hyper
+) -> State:
     """Makes the state before the first update from a model's fresh variables."""
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     same = {"params": params, "batch_stats": batch_stats}
@@ -44,6 +49,7 @@ def init_state(variables: ArrayTree, *, optimizer: Any, hyper: Hyper) -> State:
         batch_stats=batch_stats,
         averaged=jax.tree.map(jnp.copy, same),  # One buffer can't be donated twice.
         opt_state=optimizer.init(params),
+        dual=jax.tree.map(jnp.copy, dual),
         hyper=jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hyper),
     )
 
@@ -70,7 +76,7 @@ def train_step(
       apply: (variables, image, train=True, mutable=[...]) -> (logits, updates), its
         batch statistics shared over AXIS.
       augment: (key, batch) -> standardised image [B, H, W, C] float32.
-      loss: (logits, label, weight, **hyper.loss) -> (total, count).
+      loss: (logits, label, weight, **dual, **hyper.loss) -> (total, count).
       optimizer: takes the learning rate and the weight decay as extra arguments.
 
     Returns:
@@ -78,19 +84,22 @@ def train_step(
     """
     image = augment(key, batch)
 
-    def shard_loss(params: ArrayTree) -> tuple[Array, ArrayTree]:
+    def shard_loss(params: ArrayTree, dual: dict) -> tuple[Array, ArrayTree]:
         logits, updates = apply(
             {"params": params, "batch_stats": state.batch_stats},
             image,
             train=True,
             mutable=["batch_stats"],
         )
-        total, count = loss(logits, batch["label"], batch["weight"], **state.hyper.loss)
+        total, count = loss(
+            logits, batch["label"], batch["weight"], **dual, **state.hyper.loss
+        )
         # The count has no gradient; the sum of these shares is the batch's mean.
         return total / jnp.maximum(lax.psum(count, AXIS), 1), updates
 
-    (value, updates), grads = jax.value_and_grad(shard_loss, has_aux=True)(state.params)
-    value, grads = lax.psum((value, grads), AXIS)
+    descend = jax.value_and_grad(shard_loss, argnums=(0, 1), has_aux=True)
+    (value, updates), grads = descend(state.params, state.dual)
+    value, (grads, dual_grads) = lax.psum((value, grads), AXIS)
 
     change, opt_state = optimizer.update(
         grads,
@@ -114,12 +123,20 @@ def train_step(
         batch_stats=batch_stats,
         averaged=averaged,
         opt_state=opt_state,
+        dual=optim.saddle_step(state.dual, dual_grads, rate=state.hyper.dual_rate),
         hyper=state.hyper,
     )
     return new, {"loss": value, "grad_norm": optax.tree.norm(grads)}
 
 
-def eval_step(state: State, image: Array, *, apply: Callable, views: Callable) -> Array:
+def eval_step(
+    state: State,
+    image: Array,
+    *,
+    apply: Callable,
+    views: Callable,
+    probability: Callable,
+) -> Array:
     """Probabilities of one shard's rows, by the averaged model.
 
     Args:
@@ -128,6 +145,7 @@ def eval_step(state: State, image: Array, *, apply: Callable, views: Callable) -
       apply: (variables, image, train=False) -> logits [B, T].
       views: image -> [V, B, H, W, C], standardised: one view, or several whose
         probabilities are averaged.
+      probability: of logits [..., T]: jax.nn.sigmoid or jax.nn.softmax.
 
     Returns:
       [B, T] float32 in [0, 1].
@@ -135,7 +153,21 @@ def eval_step(state: State, image: Array, *, apply: Callable, views: Callable) -
     seen = views(image)
     flat = seen.reshape(-1, *seen.shape[2:])  # [V B, H, W, C]
     logits = apply(state.averaged, flat, train=False).astype(jnp.float32)
-    return jax.nn.sigmoid(logits).reshape(*seen.shape[:2], -1).mean(axis=0)
+    return probability(logits).reshape(*seen.shape[:2], -1).mean(axis=0)
+
+
+def embed_step(
+    state: State, image: Array, *, apply: Callable, views: Callable
+) -> Array:
+    """What the averaged model's classifier sees of one shard's rows, [B, F].
+
+    Of several views only the first, the image as it is, is embedded. Arguments as in
+    `eval_step`.
+    """
+    _, sown = apply(
+        state.averaged, views(image)[0], train=False, mutable=["intermediates"]
+    )
+    return sown["intermediates"]["embedding"][0]
 
 
 def compile_step(**parts: Any) -> Callable:
@@ -149,10 +181,10 @@ def compile_step(**parts: Any) -> Callable:
     )
 
 
-def compile_eval(**parts: Any) -> Callable:
-    """As compile_step; the probabilities come out as [D, B, T]."""
+def compile_eval(of_rows: Callable, **parts: Any) -> Callable:
+    """As compile_step, for eval_step or embed_step; [D, B, ...] comes out."""
     return jax.pmap(
-        functools.partial(eval_step, **parts),
+        functools.partial(of_rows, **parts),
         axis_name=AXIS,
         in_axes=(None, 0),
         out_axes=0,

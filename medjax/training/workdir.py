@@ -66,6 +66,24 @@ def environment() -> dict:
     }
 
 
+def write_task(folder: Path, task: tuple) -> None:
+    """Writes task.json: what the model says (names), and of images of which shape."""
+    (folder / "task.json").write_text(json.dumps(task._asdict(), indent=2))
+
+
+def read_task(folder: Path) -> dict:
+    """Reads task.json back.
+
+    Raises:
+      InputError: the folder's training hasn't begun.
+    """
+    path = folder / "task.json"
+    if not path.exists():
+        raise InputError(f"{folder}: no task.json: train the run first")
+    task = json.loads(path.read_text())
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in task.items()}
+
+
 def write_thresholds(folder: Path, checkpoint: int, tasks: dict[str, float]) -> None:
     """Freezes the operating points of a checkpoint; NaN is written as null."""
     values = {k: None if math.isnan(v) else v for k, v in tasks.items()}

@@ -1,0 +1,233 @@
+"""The network, its loss and its step, and the states that they go through."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from medjax import losses
+from medjax.augment import intensity, policy
+from medjax.build.plain import Config, named
+from medjax.build.study import WEIGHTS, Task
+from medjax.cohort import imbalance
+from medjax.data import modality
+from medjax.errors import InputError
+from medjax.geometry import warp
+from medjax.models import densenet
+from medjax.training import head, optim, step
+from medjax.training.checkpoint import Checkpoints
+
+NOT_FOR_THE_OPTIMISER = ("name", "learning_rate", "weight_decay", "ema")
+
+
+class Network(NamedTuple):
+    """A model with its parts bound.
+
+    init: key -> fresh variables.
+    apply: Linen's.
+    predict: (state, image [D, B, ...]) -> probability [D, B, T].
+    embed: (state, image [D, B, ...]) -> what the classifier sees, [D, B, F].
+    """
+
+    init: Callable
+    apply: Callable
+    predict: Callable
+    embed: Callable
+
+
+def network(config: Config, task: Task) -> Network:
+    """The model of `config.model`, computing in `config.train.dtype`."""
+    options = config.model.to_dict()
+    make = named(densenet, options.pop("name"), "model.name")
+    dtype = jnp.dtype(config.train.dtype)
+    model = make(tasks=len(task.names), dtype=dtype, axis_name=step.AXIS, **options)
+    blank = jnp.zeros((1, *task.shape))
+    parts = {
+        "apply": model.apply,
+        "views": functools.partial(
+            modality.views, prepare=preparation(config), flip=config.evaluation.flip
+        ),
+    }
+    probability = jax.nn.softmax if task.exclusive else jax.nn.sigmoid
+    return Network(
+        init=lambda key: model.init(key, blank, train=False),
+        apply=model.apply,
+        predict=step.compile_eval(step.eval_step, probability=probability, **parts),
+        embed=step.compile_eval(step.embed_step, **parts),
+    )
+
+
+def preparation(config: Config) -> Callable:
+    """The modality's intensity preparation, with its numbers bound."""
+    options = config.intensity.to_dict()
+    return functools.partial(
+        named(modality, options.pop("name"), "intensity.name"), **options
+    )
+
+
+def train_step(config: Config, network: Network, task: Task) -> Callable:
+    """The compiled step: `config.augment`'s ops, the loss and the optimiser bound."""
+    ops = []
+    for name in config.augment.ops:
+        module = warp if hasattr(warp, name) else intensity
+        if module is warp and len(task.shape) > 3:
+            raise InputError(f"augment.ops: {name!r} can't move a volume: leave it out")
+        options = config.augment.get(name, {})
+        ops.append(functools.partial(named(module, name, "augment.ops"), **options))
+    return step.compile_step(
+        apply=network.apply,
+        augment=functools.partial(policy.augment, ops=ops, prepare=preparation(config)),
+        loss=named(losses, config.loss.name, "loss.name"),
+        optimizer=_optimizer(config),
+    )
+
+
+def initial_state(
+    config: Config, network: Network, task: Task, label: np.ndarray
+) -> step.State:
+    """The state before the first update.
+
+    Args:
+      label: [N, T] of the training images, NaN where unknown, as they are and not
+        as a plan shows them: what the loss weighs the classes by.
+    """
+    hyper = optim.Hyper(
+        learning_rate=config.optim.learning_rate,
+        weight_decay=config.optim.weight_decay,
+        ema=config.optim.ema,
+        dual_rate=config.loss.get("rate", 0.0),
+        loss=loss_arguments(config, task, label),
+    )
+    dual = {}
+    if config.loss.name == "auc_margin":
+        dual = losses.auc_margin_variables(len(task.names))
+    return step.init_state(
+        jax.jit(network.init)(jax.random.key(config.seed)),
+        optimizer=_optimizer(config),
+        dual=dual,
+        hyper=hyper,
+    )
+
+
+def loss_arguments(config: Config, task: Task, label: np.ndarray) -> dict:
+    """The keyword arguments of the loss: the config's numbers and the class weights.
+
+    Args:
+      label: [N, T] of the training images, NaN where unknown.
+
+    Raises:
+      InputError: the loss takes no such number or no weights, or isn't for this task.
+    """
+    options = config.loss.to_dict()
+    name = options.pop("name")
+    options.pop("rate", None)  # Of what the loss learns; see initial_state.
+    return _arguments(config, task, label, name, options)
+
+
+def fitted_head(
+    config: Config, task: Task, feature: np.ndarray, label: np.ndarray
+) -> tuple[dict[str, jax.Array], int]:
+    """The classifier fitted to embeddings and to `config.imbalance`'s points.
+
+    Args:
+      feature: [N, F], of the training images.
+      label: [N, T], NaN where unknown.
+
+    Returns:
+      kernel [F, T] and bias [T], and the number of synthetic points.
+    """
+    known = (~np.isnan(label)).astype(np.float32)
+    label = np.nan_to_num(label).astype(np.float32)
+    positives, negatives = imbalance.frequencies(label, known)
+    # A class is filled up to the largest class, a finding to those without it.
+    wanted = positives.max() - positives
+    if not task.exclusive:
+        wanted = np.abs(positives - negatives)
+    wanted = np.rint(wanted).astype(np.int32)
+    keys = jax.random.split(jax.random.key(config.seed), len(task.names))
+    make = functools.partial(
+        getattr(imbalance, config.imbalance),
+        size=max(1, int(wanted.max())),
+        neighbours=config.resampling.neighbours,
+    )
+    between = jax.vmap(
+        lambda key, label, known, wanted: make(
+            key, feature, label, known, wanted=wanted
+        ),
+        in_axes=(0, 1, 1, 0),
+    )(keys, label, known, wanted)
+    fit = jax.jit(functools.partial(head.refit, exclusive=task.exclusive))
+    layer = fit(feature, label, known, between=between)
+    return layer, int(between.weight.sum())
+
+
+def checkpoints(config: Config, folder: Path) -> Checkpoints:
+    """The checkpoints of a folder, as many as `config.train.keep` says."""
+    return Checkpoints(folder, keep=config.train.keep)
+
+
+def restore(
+    config: Config, folder: Path, network: Network, task: Task
+) -> tuple[int, step.State]:
+    """Reads the checkpoint that `config.evaluation.checkpoint` names, and its step."""
+    wanted = config.evaluation.checkpoint
+    if wanted not in ("best", "last"):
+        raise InputError(f"evaluation.checkpoint={wanted!r}: use 'best' or 'last'")
+    # Only shapes are wanted of this state, so any labels with both classes do.
+    label = np.eye(max(2, len(task.names)))[:, : len(task.names)]
+    shapes = jax.eval_shape(lambda: initial_state(config, network, task, label))
+    template = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    with checkpoints(config, folder) as kept:
+        found = kept.restore(template, step=kept.best if wanted == "best" else None)
+    return found.step, found.state
+
+
+def _arguments(
+    config: Config, task: Task, label: np.ndarray, name: str, options: dict
+) -> dict:
+    """loss_arguments of one loss, or of each part of a compound one."""
+    takes = inspect.signature(named(losses, name, "loss.name")).parameters
+    for option in options:
+        if option not in takes:
+            raise InputError(f"loss.{option}: {name} has no such number: leave it out")
+    if "parts" in takes:
+        parts = {}
+        for part, own in options.get("parts", {}).items():
+            if part == "auc_margin":
+                raise InputError("loss.parts: auc_margin can only stand alone")
+            numbers = {k: v for k, v in own.items() if k != "share"}
+            numbers = _arguments(config, task, label, part, numbers)
+            parts[part] = {"share": own.get("share", 1.0), **numbers}
+        return {"parts": parts}
+    if (name == "softmax_cross_entropy") != task.exclusive:
+        right = "softmax_cross_entropy" if task.exclusive else "weighted_bce"
+        kind = "multiclass" if task.exclusive else "multilabel"
+        raise InputError(f"loss.name={name!r} is not for task={kind!r}: use {right!r}")
+    scheme = WEIGHTS.get(config.imbalance, "uniform")
+    common = {"scheme": scheme, "drop": config.resampling.drop}
+    found = {}
+    if "w_pos" in takes:
+        found = imbalance.class_weights(label, tasks=task.names, **common)._asdict()
+    elif "w" in takes:
+        found = {"w": imbalance.multiclass_weights(label, classes=task.names, **common)}
+    elif scheme != "uniform":
+        raise InputError(
+            f"imbalance={config.imbalance!r} weighs classes, and loss.name={name!r} "
+            "takes no weights: set imbalance='none' or another loss"
+        )
+    if "prevalence" in takes:
+        positives, negatives = imbalance.frequencies(label)
+        found["prevalence"] = positives / np.maximum(positives + negatives, 1)
+    return found | options
+
+
+def _optimizer(config: Config):
+    options = config.optim.to_dict()
+    make = named(optim, options["name"], "optim.name")
+    options = {k: v for k, v in options.items() if k not in NOT_FOR_THE_OPTIMISER}
+    return make(steps=config.train.steps, **options)

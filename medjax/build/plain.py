@@ -1,0 +1,67 @@
+"""The config itself, and the plain values that it holds."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from medjax.errors import InputError
+from medjax.training import workdir
+
+Config = ConfigDict
+
+
+def named(module: Any, name: str, field: str) -> Callable:
+    """The public function of that name, which a field of the config asked for.
+
+    Raises:
+      InputError: there is none.
+    """
+    found = getattr(module, name, None)
+    if name.startswith("_") or not callable(found):
+        raise InputError(f"{field}={name!r}: {module.__name__} has none of that name")
+    return found
+
+
+def schedule(config: Config) -> dict[str, Any]:
+    """When the loop logs, evaluates and ends, and the key of its random choices."""
+    names = ("steps", "log_every", "evaluate_every")
+    key = jax.random.key(config.seed + 1)
+    return {"key": key, **{name: config.train[name] for name in names}}
+
+
+def bootstrap(config: Config) -> dict[str, Any]:
+    """The key and the number of replicates of the intervals."""
+    key = jax.random.key(config.seed + 2)
+    return {"key": key, "replicates": config.evaluation.replicates}
+
+
+def shape(config: Config) -> dict[str, int]:
+    """Rows a device (rounded up) and devices of an evaluation batch."""
+    devices = jax.local_device_count()
+    return {"batch": math.ceil(config.evaluation.batch / devices), "devices": devices}
+
+
+def about(config: Config) -> dict[str, Any]:
+    """What a report says of its run."""
+    return {
+        "source": config.data.source,
+        "model": config.model.name,
+        "imbalance": config.imbalance,
+        "split_by": config.split.by,
+        "steps": config.train.steps,
+    }
+
+
+def as_json(config: Config) -> dict:
+    """The config as JSON holds it: tuples are lists."""
+    return json.loads(config.to_json())
+
+
+def read_config(folder: Path) -> Config:
+    """The config of a run."""
+    return ConfigDict(workdir.read_config(folder))

@@ -1,0 +1,227 @@
+"""The study: which images, which tasks, who is on which side, how often each counts."""
+
+import hashlib
+import inspect
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pandas as pd
+from rich.progress import Progress
+
+from medjax.build.plain import Config, named, shape
+from medjax.cohort import duplicates, imbalance, splits
+from medjax.data import loader, records, schema, sources
+from medjax.errors import InputError
+
+NOT_FOR_THE_SOURCE = ("source", "records", "max_quarantined", "tasks")
+# What `imbalance` may say: how the loss weighs the classes, how often the loader
+# shows an image, or what the classifier is fitted to again.
+WEIGHTS = {"none": "uniform", **{s: s for s in ("ratio", "balanced", "effective")}}
+PLANS = ("over_sample", "under_sample", "both", "repeat_factor")
+SYNTHETIC = ("smote", "adasyn")
+
+
+class Task(NamedTuple):
+    """What a model says of an image.
+
+    names: T findings or classes.
+    exclusive: whether an image has exactly one of them.
+    shape: of the image, (H, W, C) or (D, H, W, C).
+    """
+
+    names: tuple[str, ...]
+    exclusive: bool
+    shape: tuple[int, ...]
+
+
+class Data(NamedTuple):
+    """Prepared images: where their records are, their table, and the task."""
+
+    path: Path
+    table: pd.DataFrame
+    task: Task
+
+    def films(self, ids: np.ndarray) -> loader.Films:
+        """The images of these numbers, in this order."""
+        known = schema.tasks_of(self.table)
+        return loader.Films(
+            self.path, ids, [known.index(name) for name in self.task.names]
+        )
+
+    def side(self, manifest: pd.DataFrame, split: str) -> loader.Films:
+        """The images of one split of the manifest."""
+        return self.films(manifest["id"][manifest["split"] == split].to_numpy())
+
+    def label(self, ids: np.ndarray) -> np.ndarray:
+        """[N, T] labels of these images, NaN where unknown."""
+        label = self.table.set_index("id").loc[ids, list(self.task.names)]
+        return label.to_numpy(float)
+
+
+def data(config: Config) -> Data:
+    """The records of `config.data`; they are made where they are missing."""
+    options = config.data.to_dict()
+    options = {k: v for k, v in options.items() if k not in NOT_FOR_THE_SOURCE}
+    make = named(sources, config.data.source, "data.source")
+    if "task" in inspect.signature(make).parameters:  # The labels' meaning.
+        options["task"] = config.task
+    text = json.dumps(options, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    name = f"{config.data.source}-{config.data.side}px-{digest}"
+    root = Path(config.data.records).expanduser()
+    path = records.folder(root, name)
+    if not records.is_prepared(path):
+        source = make(**options)
+        with Progress() as progress:
+            bar = progress.add_task(f"prepare {name}", total=source.films)
+            records.prepare(
+                source,
+                records=root,
+                name=name,
+                max_quarantined=config.data.max_quarantined,
+                progress=lambda: progress.advance(bar),
+            )
+    table = records.read_table(path)
+    known = schema.tasks_of(table)
+    names = tuple(config.data.tasks) or known
+    for name in names:
+        if name not in known:
+            raise InputError(f"data.tasks: {name!r} is none of {', '.join(known)}")
+    if config.task not in ("multilabel", "multiclass"):
+        raise InputError(f"task={config.task!r}: use 'multilabel' or 'multiclass'")
+    exclusive = config.task == "multiclass"
+    if exclusive:
+        check_classes(table, names)
+    return Data(path, table, Task(names, exclusive, records.shape_of(path)))
+
+
+def check_classes(table: pd.DataFrame, classes: tuple[str, ...]) -> None:
+    """Refuses an image of several classes, or of none.
+
+    Raises:
+      InputError: that, or a class alone.
+    """
+    label = table[list(classes)].to_numpy(float)
+    unknown = np.isnan(label).all(axis=1)
+    wrong = ~unknown & ~np.isclose(label.sum(axis=1), 1)  # NaN is wrong too.
+    if wrong.any() or len(classes) < 2:
+        image = [*table["image"][wrong], "every image"][0]
+        raise InputError(
+            f"task='multiclass': {image} has not exactly one of the classes "
+            f"{', '.join(classes)}: set task='multilabel', or correct data.tasks"
+        )
+
+
+def manifest(config: Config, data: Data) -> pd.DataFrame:
+    """Who is on which side, audited.
+
+    A fold or a split in time comes first, as it is asked for by name; then the
+    official lists, where the data have them; else a sample.
+    """
+    c, table, tasks = config.split, data.table, data.task.names
+    common = {"seed": config.seed, "validation": c.validation, "minority": c.minority}
+    listed = {
+        name: table["image"][table["official"] == name]
+        for name in ("train", "validation", "test")
+    }
+    if c.folds:
+        found = splits.fold(table, tasks, folds=c.folds, fold=c.fold, **common)
+    elif c.cut:
+        found = splits.temporal(table, tasks, cut=c.cut, test=c.test, **common)
+    elif c.by == "patient" and len(listed["test"]):
+        validation = listed["validation"]
+        found = splits.official(
+            table,
+            tasks,
+            train_val=pd.concat([listed["train"], validation]),
+            test=listed["test"],
+            validation_list=validation if len(validation) else None,
+            **common,
+        )
+    else:
+        found = splits.split(table, tasks, test=c.test, by=c.by, **common)
+    audit(config, found, data)
+    return found
+
+
+def audit(config: Config, manifest: pd.DataFrame, data: Data) -> None:
+    """Refuses a manifest that leaks or belongs to other data."""
+    splits.audit(
+        manifest,
+        data.table,
+        data.task.names,
+        by=config.split.by,
+        duplicates=same_images(data),
+        on_duplicates=config.split.duplicates,
+    )
+
+
+def same_images(data: Data) -> pd.DataFrame:
+    """The pairs of records that show one image, see cohort/duplicates.py.
+
+    They are looked for once, and kept beside the records as duplicates.csv.
+    """
+    path = data.path / "duplicates.csv"
+    if not path.exists():
+        films = data.films(data.table["id"].to_numpy())
+        found = duplicates.candidates(records.read_hashes(data.path))
+        found = duplicates.confirm(found, lambda id: films[id]["image"])
+        unfinished = path.with_suffix(f".{os.getpid()}")
+        found.to_csv(unfinished, index=False)
+        unfinished.rename(path)  # Two runs may look at the same time.
+    return pd.read_csv(path, keep_default_na=False)
+
+
+def treats(config: Config, kind) -> bool:
+    """Whether `config.imbalance` is one of WEIGHTS, PLANS or SYNTHETIC."""
+    known = (*WEIGHTS, *PLANS, *SYNTHETIC)
+    if config.imbalance not in known:
+        options = ", ".join(map(repr, known))
+        raise InputError(f"imbalance={config.imbalance!r} is unknown: use {options}")
+    return config.imbalance in kind
+
+
+def plan(config: Config, label: np.ndarray) -> imbalance.Plan | None:
+    """How often each training image is shown, where `config.imbalance` says it.
+
+    Args:
+      label: [N, T] of the training images, NaN where unknown.
+
+    Returns:
+      Positions among the N; None where each is shown once an epoch.
+    """
+    if not treats(config, PLANS):
+        return None
+    c = config.resampling
+    options = {"seed": config.seed, "target": c.target}
+    if config.imbalance != "repeat_factor":
+        options["any_positive"] = c.any_positive
+    if config.imbalance in ("over_sample", "both"):
+        options["most"] = c.most
+    return getattr(imbalance, config.imbalance)(label, **options)
+
+
+def train_batches(config: Config, films: loader.Films) -> loader.TrainBatches:
+    """Device batches without end; `config.train.batch` counts all devices."""
+    shards = jax.device_count()
+    if config.train.batch % shards:
+        raise InputError(
+            f"train.batch={config.train.batch} can't be shared by {shards} devices"
+        )
+    return loader.TrainBatches(
+        films,
+        seed=config.seed,
+        batch=config.train.batch // shards,
+        devices=jax.local_device_count(),
+        threads=config.train.threads,
+    )
+
+
+def evaluation_batches(config: Config, films: loader.Films) -> Iterator[loader.Batch]:
+    """Every image once."""
+    return loader.evaluation_batches(films, **shape(config))

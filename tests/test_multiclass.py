@@ -1,0 +1,64 @@
+import jax
+import numpy as np
+import pytest
+from sklearn import metrics as oracle
+
+from medjax.evaluation import multiclass
+
+
+def example(images=400, classes=4, seed=0):
+    rng = np.random.default_rng(seed)
+    true = rng.choice(classes, images, p=[0.6, 0.25, 0.1, 0.05])
+    score = rng.random((images, classes)) + 0.7 * np.eye(classes)[true]
+    return score.astype(np.float32), np.eye(classes, dtype=np.float32)[true], true
+
+
+def test_the_matrix_and_its_rates_are_scikit_learns():
+    score, label, true = example()
+    weight = np.ones_like(label)
+    weight[::7] = 0
+    known = weight[:, 0] > 0
+    label[~known] = np.nan
+    said, true = score[known].argmax(1), true[known]
+    matrix = np.asarray(multiclass.cells(score, label, weight).sum(0))
+    np.testing.assert_array_equal(matrix, oracle.confusion_matrix(true, said))
+    got = multiclass.rates(matrix)
+    expected = {
+        "accuracy": oracle.accuracy_score(true, said),
+        "balanced_accuracy": oracle.balanced_accuracy_score(true, said),
+        "macro_f1": oracle.f1_score(true, said, average="macro"),
+        "kappa": oracle.cohen_kappa_score(true, said),
+    }
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(got[name], value, rtol=1e-6, err_msg=name)
+
+
+def test_a_class_without_images_is_left_out_of_the_means():
+    matrix = np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]], np.float32)
+    got = multiclass.rates(matrix)
+    np.testing.assert_allclose(got["balanced_accuracy"], (3 / 4 + 1) / 2)
+    np.testing.assert_allclose(got["macro_f1"], (6 / 7 + 8 / 9) / 2, rtol=1e-6)
+    alone = multiclass.rates(np.diag([5.0, 0, 0]))
+    assert np.isnan(alone["kappa"]) and alone["accuracy"] == 1
+
+
+@pytest.mark.parametrize("films", [1, 8])
+def test_intervals_widen_as_a_bootstrap_of_patients_does(films):
+    score, label, true = example(images=60)
+    score, label = (np.repeat(x, films, axis=0) for x in (score, label))
+    patient = np.repeat(np.arange(60), films)
+    _, found = multiclass.summarise(
+        score,
+        label,
+        np.ones_like(label),
+        patient,
+        key=jax.random.key(0),
+        replicates=2000,
+    )
+    share = (example(images=60)[0].argmax(1) == true).mean()
+    # The films of a patient are copies: the accuracy is that of 60 coin throws.
+    half = 1.96 * np.sqrt(share * (1 - share) / 60)
+    low, high = found["accuracy"].low, found["accuracy"].high
+    np.testing.assert_allclose(found["accuracy"].estimate, share, rtol=1e-6)
+    np.testing.assert_allclose([share - low, high - share], half, rtol=0.2)
