@@ -1,11 +1,13 @@
 """medjax: train, evaluate and explain models that read medical images.
 
   python launch.py prepare  --config=configs/X.py
+  python launch.py explore  --config=configs/X.py --workdir=DIR
   python launch.py train    --config=configs/X.py --workdir=DIR
   python launch.py evaluate --workdir=DIR [--split=test]
   python launch.py predict  --workdir=DIR --images=FILE_OR_DIR --out=CSV
 
 prepare   raw files -> records; train does it too where they are missing
+explore   what the data look like: one page, and the same as JSON
 train     trains, or goes on with the run that the workdir holds; reports the test split
 evaluate  reports one split of a finished run; with --config, all films of that
           config's data instead, as an external test
@@ -58,6 +60,8 @@ def run(command: str) -> int:
     """Calls the command's one function and returns the exit code."""
     if command == "prepare":
         commands.prepare(config())
+    elif command == "explore":
+        commands.explore(config(), Path(required("workdir")))
     elif command == "train":
         commands.train(config(), Path(required("workdir")))
     elif command == "evaluate":
@@ -87,7 +91,9 @@ def main(arguments: list[str]) -> int:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     try:
         if len(arguments) != 2:
-            raise InputError("give one command: prepare, train, evaluate or predict")
+            raise InputError(
+                "give one command: prepare, explore, train, evaluate or predict"
+            )
         return run(arguments[1])
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

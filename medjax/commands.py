@@ -1,4 +1,4 @@
-"""prepare, train, evaluate, predict: the parts that build/ makes, put to work."""
+"""prepare, explore, train, evaluate, predict: the parts that build/ makes, put to work."""
 
 import functools
 from pathlib import Path
@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from rich.progress import Progress
 
+from medjax import survey
 from medjax.build import model, plain, study
 from medjax.build.plain import Config
 from medjax.cohort import splits
@@ -32,6 +33,13 @@ def prepare(config: Config) -> study.Data:
     return data
 
 
+def explore(config: Config, folder: Path) -> Path:
+    """Writes explore.html and explore.json of `config.data`, and returns the page."""
+    page = survey.survey(config, prepare(config), folder)
+    print(f"explored: {page}")
+    return page
+
+
 def train(config: Config, folder: Path) -> None:
     """Trains, or goes on training, and reports the test split.
 
@@ -44,6 +52,8 @@ def train(config: Config, folder: Path) -> None:
     """
     workdir.claim(folder, plain.as_json(config))
     data = prepare(config)
+    if config.explore and not (folder / "explore.html").exists():
+        print(f"explored: {survey.survey(config, data, folder)}")
     manifest = study.manifest(config, data)
     splits.write(manifest, folder / "splits.csv")
     workdir.write_task(folder, data.task)

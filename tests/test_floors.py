@@ -8,6 +8,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [  # From the top down.
     ("launch", "configs"),
     ("commands",),
+    ("survey",),
     ("build",),
     ("reports", "training"),
     ("evaluation",),

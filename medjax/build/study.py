@@ -118,7 +118,14 @@ def check_classes(table: pd.DataFrame, classes: tuple[str, ...]) -> None:
 
 
 def manifest(config: Config, data: Data) -> pd.DataFrame:
-    """Who is on which side, audited.
+    """Who is on which side, audited."""
+    found = sides(config, data)
+    audit(config, found, data)
+    return found
+
+
+def sides(config: Config, data: Data) -> pd.DataFrame:
+    """Who is on which side, not yet audited.
 
     A fold or a split in time comes first, as it is asked for by name; then the
     official lists, where the data have them; else a sample.
@@ -130,12 +137,12 @@ def manifest(config: Config, data: Data) -> pd.DataFrame:
         for name in ("train", "validation", "test")
     }
     if c.folds:
-        found = splits.fold(table, tasks, folds=c.folds, fold=c.fold, **common)
-    elif c.cut:
-        found = splits.temporal(table, tasks, cut=c.cut, test=c.test, **common)
-    elif c.by == "patient" and len(listed["test"]):
+        return splits.fold(table, tasks, folds=c.folds, fold=c.fold, **common)
+    if c.cut:
+        return splits.temporal(table, tasks, cut=c.cut, test=c.test, **common)
+    if c.by == "patient" and len(listed["test"]):
         validation = listed["validation"]
-        found = splits.official(
+        return splits.official(
             table,
             tasks,
             train_val=pd.concat([listed["train"], validation]),
@@ -143,10 +150,7 @@ def manifest(config: Config, data: Data) -> pd.DataFrame:
             validation_list=validation if len(validation) else None,
             **common,
         )
-    else:
-        found = splits.split(table, tasks, test=c.test, by=c.by, **common)
-    audit(config, found, data)
-    return found
+    return splits.split(table, tasks, test=c.test, by=c.by, **common)
 
 
 def audit(config: Config, manifest: pd.DataFrame, data: Data) -> None:

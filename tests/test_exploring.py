@@ -1,0 +1,310 @@
+"""The explore page: what it says, and how a browser shows it."""
+
+import http.server
+import json
+import re
+import shutil
+import subprocess
+import threading
+from functools import partial
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from medjax.cohort import explore, pixels, splits
+from medjax.reports import exploring
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FINDINGS = [f"Finding_{n}" for n in range(40)]
+FINDINGS[0] = "<b>mass</b>"
+# Written into the page's copy: what a person would see of it.
+PROBE = """<script>addEventListener("load", () => {
+  document.querySelectorAll("details").forEach(d => d.open = true);
+  document.body.dataset.probe = JSON.stringify({
+    images: [...document.images].map(i => [i.naturalWidth, i.clientWidth]),
+    scroll: document.documentElement.scrollWidth, inner: innerWidth})})</script>"""
+
+
+def make(tasks=6, task="multilabel", shape=(24, 20, 1), known=True, images=120):
+    """Facts and images of a data set, as the command gathers them."""
+    rng = np.random.default_rng(0)
+    names = FINDINGS[:tasks]
+    chance = rng.uniform(0.05, 0.4, tasks)
+    label = (rng.random((images, tasks)) < chance).astype(float)
+    if task == "multiclass":
+        label = np.eye(tasks)[np.arange(images) % tasks]
+    else:
+        label[rng.random(label.shape) < 0.1] = np.nan
+    blank = [""] * images
+    table = pd.DataFrame(
+        {
+            "id": np.arange(images),
+            "image": [f"{n:08d}_a_name_that_is_long.png" for n in range(images)],
+            "patient": np.arange(images) // 3,
+            "view": rng.choice(["PA", "AP"], images) if known else blank,
+            "sex": rng.choice(["F", "M"], images) if known else blank,
+            "age": rng.uniform(20, 90, images).round() if known else np.nan,
+            "width": rng.choice(np.arange(1000, 1020), images) if known else 24,
+            "height": 24,
+            "spacing_x": 0.1 if known else np.nan,
+            "spacing_y": 0.1 if known else np.nan,
+            "official": "",
+            **dict(zip(names, label.T, strict=True)),
+        }
+    )
+    image = rng.integers(0, 256, (images, *shape), dtype=np.uint8)
+    split = np.array(splits.SPLITS)[np.arange(images) // 3 % 3]
+    manifest = table[["id", "image", "patient"]].assign(split=split)
+    boxes = {"id": [7, 7], "task": names[0], "x0": [2, 9], "y0": [3, 8]}
+    boxes = pd.DataFrame({**boxes, "x1": [9, 19], "y1": [12, 20]})
+    pair = {"image": "a.png", "other_image": "b.png", "split": "train"}
+    pair |= {"flipped": True, "distance": 3, "correlation": 0.99}
+    facts = {
+        **explore.describe(table, names, manifest, task=task),
+        "source": "phantom",
+        "sample": pixels.sample(table, names, boxes=boxes),
+        "confounders": {
+            name: {
+                t: {"estimate": 0.625, "low": 0.55 - 0.1 * (n % 2), "high": 0.7}
+                for n, t in enumerate(names)
+            }
+            for name in explore.confounders(table)
+        },
+        "weights": {
+            "ratio": {
+                "positive": dict.fromkeys(names, np.float32(0.875)),
+                "negative": dict.fromkeys(names, np.float32(0.125)),
+            },
+            "balanced": "no positive training image of one finding",
+        },
+        "split": {
+            "reached": splits.reached(table, manifest, names).to_dict("records"),
+            "verdict": "No patient is on two sides.",
+            "sound": True,
+        },
+        "pixels": pixels.statistics([(np.arange(images), image)], lambda x: 4 * x - 2),
+        "duplicates": [
+            {**pair, "id": n, "other": n + 1, "same_patient": n % 2 == 0}
+            | {"other_split": "test" if n == 9 else "train"}
+            for n in range(15)
+        ],
+        "quarantine": [{"file": f"{n}.png", "reason": "ends early"} for n in range(23)],
+    }
+    return facts, dict(enumerate(image))
+
+
+class Page(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.sources, self.stack, self.text = [], [], ""
+        self.feed(text)
+        self.text = re.sub(r"\s+", " ", self.text)
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("meta", "img", "br"):
+            self.stack.append(tag)
+        self.sources += [v for k, v in attrs if k in ("src", "href")]
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data):
+        if self.stack and self.stack[-1] != "style":
+            self.text += " " + data
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    facts, images = make()
+    path = exploring.write(facts, images, tmp_path_factory.mktemp("page") / "new")
+    return facts, path, path.read_text()
+
+
+def test_the_page_is_well_formed_and_asks_for_no_other_file(written):
+    page = Page(written[2])
+    assert page.stack == []
+    assert len(page.sources) > 20
+    assert all(s.startswith("data:image/") for s in page.sources)
+    assert not re.search(r"https?://|@import|url\(|<script", written[2])
+
+
+def test_the_page_says_what_the_facts_say(written):
+    facts, _, text = written
+    page = Page(text).text
+    labels = facts["labels"]["Finding_1"]
+    share = labels["prevalence"]
+    for number in (
+        f"Finding 1 {labels['positives']} {labels['negatives']} {labels['unknown']}",
+        f"{100 * share['estimate']:.1f} % {100 * share['low']:.1f}–",
+        "No patient is on two sides.",
+        "0.62 (0.55–0.70) more in view",
+        "no positive training image of one finding",
+        "0.875",
+        "and 3 more, see explore.json",
+        f"{facts['pixels']['before'][0]['mean']:.2f}",
+        "patients 40",
+    ):
+        assert number in page, number
+
+
+def test_a_finding_cannot_inject_markup(written):
+    assert "<b>mass</b>" not in written[2]
+    assert "&lt;b&gt;mass&lt;/b&gt;" in written[2]
+
+
+def test_the_json_holds_all_the_facts(written):
+    facts, path, _ = written
+    read = json.loads(path.with_suffix(".json").read_text())
+    assert read["labels"] == facts["labels"]
+    assert len(read["quarantine"]) == 23
+    assert read["weights"]["ratio"]["positive"]["Finding_1"] == 0.875
+    assert read.keys() == facts.keys()
+
+
+def test_pairs_that_leak_come_first(written):
+    text = written[2][written[2].index("<h2>Duplicates") :]
+    assert text.index("train and test") < text.index("both train")
+
+
+def test_only_the_wanted_images_are_shown(written, tmp_path):
+    facts, images = make()
+    ids = exploring.wanted(facts)
+    assert len(set(ids)) == len(ids) < len(images)
+    asked = exploring.write(facts, {id: images[id] for id in ids}, tmp_path).read_text()
+    assert asked.count("data:image/png") == written[2].count("data:image/png")
+    fewer = {id: images[id] for id in ids[1:]}
+    fewer = exploring.write(facts, fewer, tmp_path).read_text()
+    assert fewer.count("data:image/png") < asked.count("data:image/png")
+    extra = ("sample", "pixels", "duplicates")
+    assert exploring.wanted({k: v for k, v in facts.items() if k not in extra}) == []
+
+
+def test_directions_are_words():
+    sure, unsure = ({"estimate": 0.4, "low": 0.3, "high": h} for h in (0.45, 0.55))
+    assert exploring.direction("age", sure) == "younger"
+    assert exploring.direction("image size", sure) == "smaller images"
+    assert exploring.direction("view AP", sure) == "less in view AP"
+    assert exploring.direction(
+        "age", {**sure, "estimate": 0.6, "low": 0.51, "high": 0.7}
+    )
+    assert exploring.direction("age", unsure) == ""
+    assert (
+        exploring.direction("age", {"estimate": None, "low": None, "high": None}) == ""
+    )
+
+
+def test_too_few_patients_are_not_read_as_a_link(tmp_path):
+    facts, _ = make(tasks=2)
+    facts["labels"]["Finding_1"]["patients"] = 9
+    for found in facts["confounders"].values():
+        found["Finding_1"] = found[FINDINGS[0]]
+    text = exploring.write(facts, {}, tmp_path).read_text()
+    rows = [r for r in text.split("<tr>") if "0.62 (0.55" in r]
+    assert ["more in" in row for row in rows] == [True, False]
+
+
+def test_a_class_is_called_one(tmp_path):
+    facts, images = make(task="multiclass")
+    page = Page(exploring.write(facts, images, tmp_path).read_text()).text
+    assert "Every labelled image is of exactly one class." in page
+    assert "come together" not in page
+    facts["findings_an_image"] = {"value": [0, 1, 2], "count": [4, 110, 6]}
+    page = Page(exploring.write(facts, images, tmp_path).read_text()).text
+    assert "10 images are of no class or of several" in page
+
+
+def test_only_what_describe_says_is_a_page_too(tmp_path):
+    facts, _ = make(known=False)
+    extra = ("sample", "split", "pixels", "weights", "duplicates", "quarantine")
+    facts = {k: v for k, v in facts.items() if k not in (*extra, "confounders")}
+    page = Page(exploring.write(facts, {}, tmp_path).read_text())
+    for word in ("Split", "Class weights", "Duplicates", "Age", "guess", "detail"):
+        assert word not in page.text, word
+    assert "Columns of the table" in page.text
+
+
+# -------------------------------------------------------------------- a browser
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory):
+    """A server of a folder: pages in frames, because windows have a least width."""
+    folder = tmp_path_factory.mktemp("served")
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    handler = partial(Quiet, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield folder, server.server_address[1]
+        server.shutdown()
+
+
+CASES = {
+    "usual": {},
+    "many": {"tasks": 40},
+    "one": {"tasks": 1, "shape": (20, 24, 3)},
+    "bare": {"task": "multiclass", "known": False},
+    "volumes": {"shape": (5, 20, 24, 4)},
+}
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs the chromium browser")
+def test_a_browser_shows_every_figure_at_any_width(frames, tmp_path):
+    folder, port = frames
+    for name, options in CASES.items():
+        path = exploring.write(*make(**options), folder, name)
+        assert path.stat().st_size < 3e6
+        path.write_text(path.read_text().replace("</body>", PROBE + "</body>"))
+    found = browse(folder, port, tmp_path)
+    assert len(found) == 2 * len(CASES)
+    for (name, width), seen in found.items():
+        assert seen["inner"] == width
+        assert seen["scroll"] <= width, f"{name} scrolls sideways at {width} pixels"
+        assert len(seen["images"]) > 5
+        for natural, shown in seen["images"]:
+            assert natural > 0 and 0 < shown <= width, name
+
+
+def browse(folder, port, tmp_path):
+    """Opens every page at 390 and at 1400 pixels; {(name, width): what was seen}.
+
+    Fails where the browser reports an error or asks for anything but the pages.
+    """
+    frames = [(name, width) for name in CASES for width in (390, 1400)]
+    tags = [
+        f'<iframe src="{name}.html" style="border: 0; width: {width}px"></iframe>'
+        for name, width in frames
+    ]
+    gather = """<script>addEventListener("load", () => document.body.append(
+        "SEEN" + JSON.stringify([...document.querySelectorAll("iframe")].map(
+        f => JSON.parse(f.contentDocument.body.dataset.probe))) + "END"))</script>"""
+    icon = '<link rel="icon" href="data:,">'
+    (folder / "index.html").write_text(
+        f"<!doctype html><head>{icon}</head><body>{''.join(tags)}{gather}</body>"
+    )
+    log = tmp_path / "net.json"
+    command = [
+        *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
+        *("--no-first-run", "--disable-background-networking", "--disable-sync"),
+        *("--disable-component-update", f"--user-data-dir={tmp_path / 'user'}"),
+        *(f"--log-net-log={log}", "--enable-logging=stderr", "--dump-dom"),
+        *("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",),
+        f"http://127.0.0.1:{port}/index.html",
+    ]
+    done = subprocess.run(
+        command, check=True, capture_output=True, text=True, timeout=120
+    )
+    assert not re.findall(r".*:CONSOLE.*", done.stderr), done.stderr
+    here = f"http://127.0.0.1:{port}"
+    events = [one.get("params", {}) for one in json.loads(log.read_text())["events"]]
+    # What the browser asks for on its own account, its updates say, has no initiator.
+    asked = {e["url"] for e in events if e.get("initiator") == here and "url" in e}
+    pages = {f"{here}/{name}.html" for name in CASES}
+    assert {url for url in asked if not url.startswith("data:")} == pages
+    seen = json.loads(re.search(r"SEEN(\[.*\])END<", done.stdout)[1])
+    return dict(zip(frames, seen, strict=True))
