@@ -185,6 +185,7 @@ def test_one_word_weighs_the_classes(config, treatment, w_pos, w_neg):
 
 
 def test_one_word_plans_what_the_loader_shows(config):
+    config.resampling.target = 0.5
     label = np.repeat(LABEL, 10, axis=0)[:, 1:]
     for treatment in ("none", "ratio", "smote"):
         config.imbalance = treatment

@@ -28,35 +28,47 @@ def test_every_real_row_comes_out_once_in_order_without_the_padding():
     np.testing.assert_array_equal(found.label[:, 1], np.add(real, 1))
 
 
+def test_embeddings_come_out_once_in_order_without_the_padding():
+    ids = np.array([4, 2, 7, 5, 9, -1, -1, -1]).reshape(2, 2, 2)
+    batches = [{"id": part, "image": part[..., None].astype(float)} for part in ids]
+    found = inference.embed(batches, lambda x: np.concatenate([x, -x, x**2], -1))
+    real = np.array([4, 2, 7, 5, 9])
+    np.testing.assert_array_equal(found, np.stack([real, -real, real**2], 1))
+
+
 @pytest.mark.parametrize("batch", [1, 2, 5])
-@pytest.mark.parametrize("devices", [1, 2])
-def test_files_keep_their_order_and_bad_ones_their_reason(tmp_path, batch, devices):
+@pytest.mark.parametrize(("devices", "channels"), [(1, 1), (2, 1), (2, 3)])
+def test_files_keep_their_order_and_bad_ones_their_reason(
+    tmp_path, batch, devices, channels
+):
+    shape = (8, 8, channels)
     rng = np.random.default_rng(0)
     paths = []
     for i in range(7):
         path = tmp_path / f"{i}.png"
-        cv2.imwrite(str(path), rng.integers(0, 256, (20, 30), np.uint8))
+        cv2.imwrite(str(path), rng.integers(0, 256, (20, 30, 3), np.uint8))
         paths.append(path)
     paths[3].write_bytes(paths[3].read_bytes()[:60])
     calls = []
 
     def brightness(image):
-        assert image.shape == (devices, batch, 8, 8, 1)
+        assert image.shape == (devices, batch, *shape)
         calls.append(image)
         return image.mean(axis=(2, 3))
 
-    found = list(
-        inference.predict_files(paths, brightness, side=8, batch=batch, devices=devices)
-    )
+    options = {"shape": shape, "batch": batch, "devices": devices}
+    found = list(inference.predict_files(paths, brightness, **options))
     assert [path for path, _ in found] == paths
     for path, value in found:
         if path == paths[3]:
             assert isinstance(value, str) and "3.png" in value
         else:
-            expected = reading.resize(reading.read(path).pixels, 8).mean()
-            np.testing.assert_allclose(value, [expected], rtol=1e-6)
+            pixels = reading.read(path, channels=channels).pixels
+            expected = reading.resize(pixels, 8).reshape(64, channels).mean(axis=0)
+            np.testing.assert_allclose(value, expected, rtol=1e-6)
     assert len(calls) <= -(-7 // (batch * devices))
 
 
 def test_no_file_gives_no_row():
-    assert list(inference.predict_files([], None, side=8, batch=2, devices=1)) == []
+    options = {"shape": (8, 8, 1), "batch": 2, "devices": 1}
+    assert list(inference.predict_files([], None, **options)) == []
