@@ -15,6 +15,8 @@ NAMES = {
     "ppv": "PPV",
     "npv": "NPV",
     "f1": "F1",
+    "macro_f1": "Macro F1",
+    "kappa": "Cohen's kappa",
 }
 
 
