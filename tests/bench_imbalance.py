@@ -59,9 +59,7 @@ def columns(found: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def main(_) -> None:
     found = {
-        treatment: pd.concat(
-            [held_out(treatment, fold) for fold in range(FLAGS.folds)]
-        )
+        treatment: pd.concat([held_out(treatment, fold) for fold in range(FLAGS.folds)])
         for treatment in FLAGS.treatments
     }
     options = {"key": jax.random.key(0), "replicates": FLAGS.replicates}

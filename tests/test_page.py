@@ -75,7 +75,7 @@ def test_the_page_shows_the_numbers_and_why_some_are_missing(written):
     auroc = summary["tasks"]["Pleural_Thickening"]["metrics"]["auroc"]
     assert f"{auroc['estimate']:.3f}" in read
     assert f"{auroc['low']:.3f}–{auroc['high']:.3f}" in read
-    assert "no positive film" in read
+    assert "no positive image" in read
     assert "Pleural Thickening" in read
     assert "both sides" in read  # The leaky split is said.
 

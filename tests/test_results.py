@@ -73,7 +73,7 @@ def test_a_missing_class_is_said_and_left_out_of_the_mean():
     found.label[:, 1] = 0
     got = summary(found, np.array([0.5, np.nan, np.nan], np.float32))
     one, other = got["tasks"]["b"], got["tasks"]["c"]
-    assert one["note"] == "no positive film"
+    assert one["note"] == "no positive image"
     assert one["metrics"]["auroc"]["estimate"] is None
     assert "no threshold" in other["note"]
     assert other["metrics"]["sensitivity"]["estimate"] is None

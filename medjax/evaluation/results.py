@@ -126,11 +126,11 @@ def summarise(
 def _note(positives: float, negatives: float, threshold: float, lacking: int) -> str:
     """Why cells of a task's row are empty or weak; '' if none is."""
     if positives == 0:
-        return "no positive film"
+        return "no positive image"
     if negatives == 0:
-        return "no negative film"
+        return "no negative image"
     if math.isnan(threshold):
-        return "no threshold: validation lacks a positive or a negative film"
+        return "no threshold: validation lacks a positive or a negative image"
     if lacking:
         return f"too few: a class is missing from {lacking} of the replicates"
     return ""

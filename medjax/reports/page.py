@@ -62,7 +62,7 @@ def write(results: dict, curve: list[dict], folder: Path, name: str) -> Path:
 
 def show(results: dict) -> None:
     """Prints AUROC and average precision of every task."""
-    table = Table(title=f"{results['films']} films, {results['patients']} patients")
+    table = Table(title=f"{results['films']} images, {results['patients']} patients")
     for heading in ("", "positives", "AUROC", "Average precision"):
         table.add_column(heading, justify="left" if not heading else "right")
     for task, found in results["tasks"].items():
@@ -149,7 +149,7 @@ def _training(curve: list[dict], checkpoint: int) -> str:
     figure = Figure(figsize=(7.2, 2.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot(*zip(*loss, strict=True), color=ACCENT, lw=1.4)
-    left.set_ylabel("training loss, nats a film", fontsize=8)
+    left.set_ylabel("training loss, nats an image", fontsize=8)
     for name, colour in (("auroc", ACCENT), ("average_precision", SOFT)):
         key = f"validation_{name}"
         points = [(line["step"], line[key]) for line in curve if line.get(key)]
