@@ -1,6 +1,8 @@
 """Four host devices for every test, and small fixtures that several files share."""
 
 import math
+import re
+from html.parser import HTMLParser
 
 import jax
 import numpy as np
@@ -56,3 +58,25 @@ def make_source():
         return Source(tasks, shape, len(items), shards)
 
     return make
+
+
+class Page(HTMLParser):
+    """A page as read: its text, what it asks for, and tags left open."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.sources, self.stack, self.text = [], [], ""
+        self.feed(text)
+        self.text = re.sub(r"\s+", " ", self.text)
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("meta", "img", "br"):
+            self.stack.append(tag)
+        self.sources += [v for k, v in attrs if k in ("src", "href")]
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data):
+        if self.stack and self.stack[-1] != "style":
+            self.text += " " + data

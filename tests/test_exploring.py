@@ -7,11 +7,11 @@ import shutil
 import subprocess
 import threading
 from functools import partial
-from html.parser import HTMLParser
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import Page
 
 from medjax.cohort import explore, pixels, splits
 from medjax.reports import exploring
@@ -93,26 +93,6 @@ def make(tasks=6, task="multilabel", shape=(24, 20, 1), known=True, images=120):
         "quarantine": [{"file": f"{n}.png", "reason": "ends early"} for n in range(23)],
     }
     return facts, dict(enumerate(image))
-
-
-class Page(HTMLParser):
-    def __init__(self, text):
-        super().__init__()
-        self.sources, self.stack, self.text = [], [], ""
-        self.feed(text)
-        self.text = re.sub(r"\s+", " ", self.text)
-
-    def handle_starttag(self, tag, attrs):
-        if tag not in ("meta", "img", "br"):
-            self.stack.append(tag)
-        self.sources += [v for k, v in attrs if k in ("src", "href")]
-
-    def handle_endtag(self, tag):
-        assert self.stack.pop() == tag
-
-    def handle_data(self, data):
-        if self.stack and self.stack[-1] != "style":
-            self.text += " " + data
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,11 @@
 import csv
 import json
 import re
-from html.parser import HTMLParser
 
 import jax
 import numpy as np
 import pytest
+from conftest import Page
 
 from medjax.evaluation import results
 from medjax.evaluation.inference import Predictions
@@ -39,24 +39,6 @@ def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     path = page.write({**about, **summary}, CURVE, folder, "report")
     return summary, folder, path.read_text()
-
-
-class Page(HTMLParser):
-    def __init__(self, text):
-        super().__init__()
-        self.sources, self.stack, self.text = [], [], ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        if tag not in ("meta", "img", "br"):
-            self.stack.append(tag)
-        self.sources += [v for k, v in attrs if k in ("src", "href")]
-
-    def handle_endtag(self, tag):
-        assert self.stack.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
 
 
 def test_the_page_is_well_formed_and_asks_for_no_other_file(written):

@@ -7,6 +7,7 @@ weights, and no image is copied.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -220,6 +221,22 @@ def replicate_rates(score, label, weight, patient, threshold, counts) -> dict:
     return metrics.rates(metrics.Confusion(*cells))
 
 
+def in_chunks(values: Callable, replicates: int):
+    """Calls a function of replicates' numbers, CHUNK at a time.
+
+    Args:
+      values: int [C] -> a tree of [C, ...].
+      replicates: R.
+
+    Returns:
+      The tree of [R, ...].
+    """
+    size = min(CHUNK, replicates)
+    numbers = jnp.arange(-(-replicates // size) * size).reshape(-1, size)
+    found = jax.lax.map(values, numbers)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:replicates], found)
+
+
 @functools.partial(jax.jit, static_argnames=("patients", "replicates"))
 def _intervals(
     score, label, weight, patient, threshold, key, level, *, patients, replicates
@@ -235,9 +252,7 @@ def _intervals(
             **replicate_rates(score, label, weight, patient, threshold, counts),
         }
 
-    size = min(CHUNK, replicates)
-    numbers = jnp.arange(-(-replicates // size) * size).reshape(-1, size)
-    values = jax.lax.map(chunk, numbers)
+    values = in_chunks(chunk, replicates)
     estimates = {
         "auroc": _per_task(metrics.auroc)(score, label, weight),
         "average_precision": _per_task(metrics.average_precision)(score, label, weight),
@@ -245,8 +260,7 @@ def _intervals(
     }
     # Stacked, [M, T] and [R, M, T] for M metrics: the quantiles are then one sort.
     estimate = jnp.stack(list(estimates.values()))
-    value = jnp.stack([values[name] for name in estimates], axis=2)
-    value = value.reshape(-1, *estimate.shape)[:replicates]
+    value = jnp.stack([values[name] for name in estimates], axis=1)
     every = _percentiles(estimate, value, level)
     intervals = {}
     for row, name in enumerate(estimates):
@@ -269,9 +283,7 @@ def _differences(
         ]
         return areas[0] - areas[1]
 
-    size = min(CHUNK, replicates)
-    numbers = jnp.arange(-(-replicates // size) * size).reshape(-1, size)
-    value = jax.lax.map(chunk, numbers).reshape(-1, score.shape[1])[:replicates]
+    value = in_chunks(chunk, replicates)
     areas = [_per_task(metrics.auroc)(each, label, weight) for each in (score, other)]
     estimate = areas[0] - areas[1]
     every = _percentiles(estimate, value, level)

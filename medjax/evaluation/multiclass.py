@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from chex import Array
 
-from medjax.evaluation.intervals import CHUNK, Interval, multiplicities
+from medjax.evaluation.intervals import Interval, in_chunks, multiplicities
 
 
 def cells(probability: Array, label: Array, weight: Array) -> Array:
@@ -90,13 +90,11 @@ def _intervals(probability, label, weight, patient, key, *, patients, replicates
         counts = multiplicities(key, numbers, patients).astype(jnp.float32)
         return rates(jnp.einsum("pr,ptc->rtc", counts, each, precision="highest"))
 
-    size = min(CHUNK, replicates)
-    numbers = jnp.arange(-(-replicates // size) * size).reshape(-1, size)
-    values = jax.lax.map(chunk, numbers)
+    values = in_chunks(chunk, replicates)
     matrix = each.sum(axis=0)
     found = {}
     for name, estimate in rates(matrix).items():
-        value = values[name].reshape(-1)[:replicates]
-        low, high = jnp.nanquantile(value, jnp.array([0.025, 0.975]))
-        found[name] = Interval(estimate, low, high, jnp.isnan(value).sum())
+        low, high = jnp.nanquantile(values[name], jnp.array([0.025, 0.975]))
+        undefined = jnp.isnan(values[name]).sum()
+        found[name] = Interval(estimate, low, high, undefined)
     return matrix, found
