@@ -1,9 +1,11 @@
-"""The quickstart trained for the area under the curve itself: AUC-M and PESG.
+"""The quickstart trained for the area under the curve itself, by AUC-M.
 
     python launch.py train --config=configs/auc_margin.py --workdir=runs/auc_margin
 
 The loss learns the mean scores of both classes and their margin with the model
-(Yuan et al., ICCV 2021), so it needs no class weights.
+(Yuan et al., ICCV 2021), so it needs no class weights. The paper starts from a model
+that cross-entropy has trained. From scratch, as here, it falls behind: mean test AUROC
+0.842 (0.825-0.860), where the quickstart's cross-entropy has 0.967.
 """
 
 from ml_collections import ConfigDict
