@@ -7,7 +7,8 @@
   python launch.py predict  --workdir=DIR --images=FILE_OR_DIR --out=CSV
 
 prepare   raw files -> records; train does it too where they are missing
-explore   what the data look like: one page, and the same as JSON
+explore   what the data look like: one page, and the same as JSON; with
+          --audit-augment what the ops of a finished run do to its predictions
 train     trains, or goes on with the run that the workdir holds; reports the test split
 evaluate  reports one split of a finished run; with --config, all films of that
           config's data instead, as an external test
@@ -33,6 +34,7 @@ FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "a file of configs/")
 flags.DEFINE_string("workdir", None, "folder of the run")
 flags.DEFINE_string("split", "test", "evaluate: train, validation or test; or a name")
+flags.DEFINE_bool("audit-augment", False, "explore: the augmentations of a run")
 flags.DEFINE_multi_string("images", [], "predict: a file or a folder; may be repeated")
 flags.DEFINE_string("out", "predictions.csv", "predict: the CSV to write")
 
@@ -61,7 +63,10 @@ def run(command: str) -> int:
     if command == "prepare":
         commands.prepare(config())
     elif command == "explore":
-        commands.explore(config(), Path(required("workdir")))
+        if FLAGS["audit-augment"].value:
+            commands.audit_augment(Path(required("workdir")))
+        else:
+            commands.explore(config(), Path(required("workdir")))
     elif command == "train":
         commands.train(config(), Path(required("workdir")))
     elif command == "evaluate":

@@ -2,13 +2,14 @@
 
 import functools
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import pandas as pd
 from rich.progress import Progress
 
-from medjax import survey
+from medjax import augment_audit, survey
 from medjax.build import model, plain, study
 from medjax.build.plain import Config
 from medjax.cohort import splits
@@ -16,7 +17,7 @@ from medjax.data import reading, schema
 from medjax.errors import InputError
 from medjax.evaluation import inference, results
 from medjax.reports import page
-from medjax.training import journal, loop, workdir
+from medjax.training import journal, loop, step, workdir
 
 REFITTED = "refitted"  # Folder of the checkpoint whose classifier was fitted again.
 
@@ -37,6 +38,25 @@ def explore(config: Config, folder: Path) -> Path:
     """Writes explore.html and explore.json of `config.data`, and returns the page."""
     page = survey.survey(config, prepare(config), folder)
     print(f"explored: {page}")
+    return page
+
+
+def audit_augment(folder: Path) -> Path:
+    """Writes augment.html: whether a run's augmentations keep the label.
+
+    Raises:
+      InputError: no finished run there.
+    """
+    run = _finished(folder)
+    page = augment_audit.audit(
+        run.config,
+        study.data(run.config),
+        splits.read(folder / "splits.csv"),
+        functools.partial(run.network.predict, run.state),
+        np.array([run.thresholds[name] for name in run.task.names]),
+        folder,
+    )
+    print(f"augmentations: {page}")
     return page
 
 
@@ -117,6 +137,28 @@ def refit(
     with model.checkpoints(config, folder / REFITTED) as checkpoints:
         checkpoints.save(number, state, {"images": len(ids)})
     print(f"classifier: fitted again to {len(ids)} images and {points} between them")
+
+
+class Run(NamedTuple):
+    """A finished run, as read back."""
+
+    config: Config
+    task: study.Task
+    network: model.Network
+    state: step.State
+    thresholds: dict[str, float]
+
+
+def _finished(folder: Path) -> Run:
+    """Reads a run whose operating points are frozen."""
+    config = plain.read_config(folder)
+    frozen = workdir.read_thresholds(folder)
+    if frozen is None:
+        raise InputError(f"{folder}: the run isn't finished: train it to its end first")
+    task = study.Task(**workdir.read_task(folder))
+    network = model.network(config, task)
+    _, state = _restore(config, folder, network, task)
+    return Run(config, task, network, state, frozen[1])
 
 
 def _restore(config: Config, folder: Path, network, task: study.Task):
@@ -204,20 +246,15 @@ def predict(folder: Path, *, images: list[str], out: Path) -> list[str]:
     Raises:
       InputError: no finished run there, or no image.
     """
-    config = plain.read_config(folder)
-    if workdir.read_thresholds(folder) is None:
-        raise InputError(f"{folder}: the run isn't finished: train it to its end first")
-    task = study.Task(**workdir.read_task(folder))
-    if len(task.shape) > 3:
+    run = _finished(folder)
+    if len(run.task.shape) > 3:
         raise InputError(f"{folder}: the run reads volumes; predict reads 2-D images")
-    network = model.network(config, task)
-    _, state = _restore(config, folder, network, task)
     paths = [path for image in images for path in reading.film_paths(image)]
     answers = inference.predict_files(
         paths,
-        functools.partial(network.predict, state),
-        shape=task.shape,
-        **plain.shape(config),
+        functools.partial(run.network.predict, run.state),
+        shape=run.task.shape,
+        **plain.shape(run.config),
     )
     rows, unread = [], []
     with Progress() as progress:
@@ -229,9 +266,9 @@ def predict(folder: Path, *, images: list[str], out: Path) -> list[str]:
             else:
                 rows.append([path, *found])
     out.parent.mkdir(parents=True, exist_ok=True)
-    table = pd.DataFrame(rows, columns=["image", *task.names])
-    if task.exclusive:
-        likeliest = table[list(task.names)].idxmax(axis=1) if rows else []
+    table = pd.DataFrame(rows, columns=["image", *run.task.names])
+    if run.task.exclusive:
+        likeliest = table[list(run.task.names)].idxmax(axis=1) if rows else []
         table.insert(1, "class", likeliest)
     table.to_csv(out, index=False)
     print(f"predictions: {out} ({len(rows)} images, {len(unread)} unreadable files)")

@@ -228,6 +228,20 @@ def test_evaluate_reports_another_split_and_other_people(home, finished):
     assert predicted["patient"].min() == 5000
 
 
+def test_the_augmentations_of_a_run_are_audited(finished):
+    workdir, _ = finished
+    out, _ = run("explore", "--audit-augment", f"--workdir={workdir}")
+    assert f"augmentations: {workdir / 'augment.html'}" in out
+    audit = json.loads((workdir / "augment.json").read_text())
+    assert list(audit["ops"]) == ["random_affine", "brightness", "contrast"]
+    validation = pd.read_csv(workdir / "predictions/validation.csv")
+    assert audit["images"] == len(validation)
+    for found in audit["ops"].values():
+        assert [one["strength"] for one in found["at"]] == audit["strengths"]
+        moved = [sum(t["moved"] for t in one["tasks"].values()) for one in found["at"]]
+        assert moved[0] < moved[-1]  # The stronger the change, the more it moves.
+
+
 def test_predict_gives_the_probabilities_of_the_evaluation(home, finished, tmp_path):
     import cv2
 

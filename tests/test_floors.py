@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [  # From the top down.
     ("launch", "configs"),
     ("commands",),
-    ("survey",),
+    ("survey", "augment_audit"),
     ("build",),
     ("reports", "training"),
     ("evaluation",),

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from medjax.evaluation import label_audit
+from medjax.evaluation import intervals, label_audit
 from medjax.evaluation.inference import Predictions
 
 OPTIONS = {"key": jax.random.key(0), "replicates": 200}
@@ -43,6 +43,24 @@ def test_the_numbers_are_those_of_a_loop_over_known_labels():
             flipped = np.mean((before >= 0.5) != (after >= 0.5))
             assert found["flipped"][t] == pytest.approx(flipped)
     assert np.isnan(found["flipped"][1])  # No threshold, no call.
+
+
+def test_the_intervals_hold_for_all_findings_together():
+    """Wider than one finding's alone, as Bonferroni has it for 19 and their mean."""
+    rng = np.random.default_rng(0)
+    label = (rng.random((400, 19)) < 0.4).astype(np.float32)
+    plain = Predictions(
+        np.arange(400), np.arange(400), label, label, np.ones_like(label)
+    )
+    scores = 0.3 * label + rng.random((2, *label.shape), np.float32)
+    plain, changed = (plain._replace(probability=score) for score in scores)
+    options = {"key": jax.random.key(0), "replicates": 2000}
+    found = label_audit.compare(plain, changed, threshold=np.zeros(19), **options)
+    alone = intervals.difference(*scores, label, plain.weight, plain.patient, **options)
+    wide = found["drop"].high - found["drop"].low
+    narrow = alone["auroc"].high - alone["auroc"].low
+    # Of a normal: the quantiles of 0.05 / 20 and of 0.05, two-sided.
+    np.testing.assert_allclose(np.mean(wide / narrow), 3.02 / 1.96, rtol=0.1)
 
 
 def test_an_op_that_erases_the_finding_is_told_from_a_harmless_one():

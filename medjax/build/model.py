@@ -70,18 +70,34 @@ def preparation(config: Config) -> Callable:
     )
 
 
-def train_step(config: Config, network: Network, task: Task) -> Callable:
-    """The compiled step: `config.augment`'s ops, the loss and the optimiser bound."""
-    ops = []
+def ops(config: Config, task: Task, *, strength: float = 1.0) -> dict[str, Callable]:
+    """The ops of `config.augment` by name, in their order, with their numbers bound.
+
+    Args:
+      strength: factor of every float among an op's numbers.
+    """
+    found = {}
     for name in config.augment.ops:
         module = warp if hasattr(warp, name) else intensity
         if module is warp and len(task.shape) > 3:
             raise InputError(f"augment.ops: {name!r} can't move a volume: leave it out")
-        options = config.augment.get(name, {})
-        ops.append(functools.partial(named(module, name, "augment.ops"), **options))
+        options = {
+            option: value * strength if isinstance(value, float) else value
+            for option, value in config.augment.get(name, {}).items()
+        }
+        found[name] = functools.partial(named(module, name, "augment.ops"), **options)
+    return found
+
+
+def train_step(config: Config, network: Network, task: Task) -> Callable:
+    """The compiled step: `config.augment`'s ops, the loss and the optimiser bound."""
     return step.compile_step(
         apply=network.apply,
-        augment=functools.partial(policy.augment, ops=ops, prepare=preparation(config)),
+        augment=functools.partial(
+            policy.augment,
+            ops=tuple(ops(config, task).values()),
+            prepare=preparation(config),
+        ),
         loss=named(losses, config.loss.name, "loss.name"),
         optimizer=_optimizer(config),
     )

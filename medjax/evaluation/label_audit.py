@@ -37,7 +37,8 @@ def compare(
       moved: [T], the mean absolute change of the probability, of known labels.
       flipped: [T], the share of calls that change; NaN without a threshold.
       drop: an Interval of [T], AUROC of the images as they are minus that of the
-        changed ones, paired; mean_drop: an Interval of [].
+        changed ones, paired; mean_drop: an Interval of []. The intervals are of 95 %
+        for all T + 1 together (Bonferroni): of many findings one falls by chance.
     """
     known = plain.weight > 0
     calls = [p.probability >= threshold for p in (plain, changed)]
@@ -50,6 +51,7 @@ def compare(
         plain.patient,
         key=key,
         replicates=replicates,
+        level=1 - 0.05 / (len(threshold) + 1),
     )
     return {
         "moved": _mean(np.abs(changed.probability - plain.probability), known),

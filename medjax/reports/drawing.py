@@ -41,13 +41,14 @@ def render(template: str, **values) -> str:
 
 
 def interval(value: dict, digits: int = 3) -> str:
-    """'0.912 (0.894-0.931)', or a dash where the metric is undefined."""
+    """'0.912 (0.894-0.931)', '... (-0.02 to 0.01)', or a dash where undefined."""
     if value["estimate"] is None:
         return "–"
     text = f"{value['estimate']:.{digits}f}"
     if value["low"] is None:
         return text
-    return f"{text} ({value['low']:.{digits}f}–{value['high']:.{digits}f})"
+    to = " to " if value["low"] < 0 else "–"
+    return f"{text} ({value['low']:.{digits}f}{to}{value['high']:.{digits}f})"
 
 
 def percent(share: float | None) -> str:
