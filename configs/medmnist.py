@@ -5,8 +5,7 @@
 
 Several classes as it stands. For findings (ChestMNIST) or one yes or no
 (PneumoniaMNIST) add --config.task=multilabel --config.loss.name=weighted_bce, and
---config.imbalance=ratio. A file of volumes (OrganMNIST3D) has `side` cubed voxels, and
-no op of augment.ops moves them: --config.augment.ops="('brightness','contrast')".
+--config.imbalance=ratio. A file of volumes (OrganMNIST3D) has `side` cubed voxels.
 
 The files name no patients, so no split of theirs can be audited by patient.
 """
@@ -18,6 +17,7 @@ from configs import quickstart
 
 def get_config() -> ConfigDict:
     c = quickstart.get_config()
+    c.modality = ""  # e.g. 'chest_xray', 'retina': refuses what is unsafe for it
     c.task = "multiclass"
     c.loss = {"name": "softmax_cross_entropy"}
     c.imbalance = "none"

@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0
     c.explore = False
+    c.modality = "chest_xray"
     c.task = "multilabel"
     c.data = {
         "source": "nih",
@@ -39,6 +40,8 @@ def get_config() -> ConfigDict:
     }
     c.intensity = {"name": "standardise", "mean": 0.5, "std": 0.25}
     c.augment = {
+        "sided": False,
+        "allow_unsafe": False,
         "ops": ("random_affine", "brightness", "contrast"),
         "random_affine": {
             "flip": 0.5,

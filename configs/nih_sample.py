@@ -16,6 +16,7 @@ def get_config() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0
     c.explore = False
+    c.modality = "chest_xray"
     c.task = "multilabel"
     c.data = {
         "source": "nih",
@@ -37,6 +38,8 @@ def get_config() -> ConfigDict:
     }
     c.intensity = {"name": "standardise_each"}
     c.augment = {
+        "sided": False,
+        "allow_unsafe": False,
         "ops": ("random_affine", "gamma", "contrast", "brightness", "noise"),
         "random_affine": {
             "flip": 0.5,

@@ -12,6 +12,7 @@ def get_config() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0
     c.explore = True  # writes explore.html before training
+    c.modality = "chest_xray"  # what augmentation is safe for; '': not asked
     c.task = "multilabel"  # or 'multiclass': an image has one of the tasks
     c.data = {
         "source": "phantom",
@@ -38,6 +39,8 @@ def get_config() -> ConfigDict:
     }
     c.intensity = {"name": "standardise_each"}
     c.augment = {
+        "sided": False,  # whether left and right make a finding
+        "allow_unsafe": False,
         "ops": ("random_affine", "brightness", "contrast"),
         "random_affine": {
             "flip": 0.5,

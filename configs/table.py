@@ -18,6 +18,7 @@ from configs import quickstart
 
 def get_config() -> ConfigDict:
     c = quickstart.get_config()
+    c.modality = ""  # e.g. 'chest_xray', 'retina': refuses what is unsafe for it
     c.data = {
         "source": "table",
         "records": "records",

@@ -16,6 +16,7 @@ from configs import quickstart
 
 def get_config() -> ConfigDict:
     c = quickstart.get_config()
+    c.modality = ""  # e.g. 'chest_xray', 'retina': refuses what is unsafe for it
     c.task = "multiclass"
     c.loss = {"name": "softmax_cross_entropy"}
     c.imbalance = "none"

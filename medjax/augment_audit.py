@@ -47,7 +47,7 @@ def audit(
     strips: dict = {op: [example["image"] / 255] for op in config.augment.ops}
     rows: dict[str, list] = {op: [] for op in config.augment.ops}
     for strength in label_audit.STRENGTHS:
-        for name, op in model.ops(config, data.task, strength=strength).items():
+        for name, op in model.ops(config, strength=strength).items():
             change = functools.partial(_changed, op, jax.random.key(config.seed))
             found = inference.predict(
                 (

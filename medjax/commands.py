@@ -71,6 +71,8 @@ def train(config: Config, folder: Path) -> None:
       InputError: a mistake in the config or the data, or a diverged training.
     """
     workdir.claim(folder, plain.as_json(config))
+    for caveat in model.augmentation_caveats(config):
+        print(f"note: {caveat}")
     data = prepare(config)
     if config.explore and not (folder / "explore.html").exists():
         print(f"explored: {survey.survey(config, data, folder)}")
@@ -95,7 +97,7 @@ def train(config: Config, folder: Path) -> None:
         complete = loop.fit(
             state,
             workdir=folder,
-            step=model.train_step(config, network, data.task),
+            step=model.train_step(config, network),
             batches=batches,
             evaluate=lambda state: results.means(
                 predictions(config, network, state, validation)

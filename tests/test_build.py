@@ -64,7 +64,7 @@ def test_every_config_names_parts_that_exist_and_fit(path):
     network = model.network(config, task)
     state = jax.eval_shape(lambda: model.initial_state(config, network, task, LABEL))
     assert state.params["classifier"]["kernel"].shape[1] == 3
-    model.train_step(config, network, task)
+    model.train_step(config, network)
     names = {"key", "steps", "log_every", "evaluate_every"}
     assert set(plain.schedule(config)) == names
     assert config.train.steps % config.train.evaluate_every == 0
@@ -85,26 +85,41 @@ def test_an_unknown_name_is_refused_by_its_field(config, field, value):
     section, name = field.split(".")
     config[section][name] = value
     with pytest.raises(InputError, match=f"{field}='{value}'"):
-        model.train_step(config, model.network(config, FINDINGS), FINDINGS)
+        model.train_step(config, model.network(config, FINDINGS))
 
 
 def test_an_unknown_op_and_an_unknown_source_are_refused(config):
     network = model.network(config, FINDINGS)
     config.augment.ops = ("random_affin",)
     with pytest.raises(InputError, match="augment.ops='random_affin'"):
-        model.train_step(config, network, FINDINGS)
+        model.train_step(config, network)
     config.data.source = "x_ray"
     with pytest.raises(InputError, match="data.source='x_ray'"):
         study.data(config)
 
 
-def test_an_op_that_moves_pixels_is_refused_for_volumes(config):
-    volumes = FINDINGS._replace(shape=(16, 16, 16, 1))
-    network = model.network(config, volumes)
-    with pytest.raises(InputError, match=r"augment\.ops.*random_affine.*volume"):
-        model.train_step(config, network, volumes)
-    config.augment.ops = ("contrast",)
-    model.train_step(config, network, volumes)
+def test_an_op_that_can_change_the_label_is_refused_with_its_reason(config):
+    config.augment.ops = ("flip", "contrast")
+    with config.unlocked():
+        config.augment.flip = {"axis": 0}
+    with pytest.raises(InputError, match=r"augment\.flip.*chest_xray.*allow_unsafe"):
+        model.augmentation_caveats(config)
+    config.augment.allow_unsafe = True
+    assert "chest_xray" in model.augmentation_caveats(config)[0]
+    config.modality = ""
+    assert model.augmentation_caveats(config) == ()
+
+
+def test_a_mirror_is_refused_where_the_side_is_the_finding(config):
+    assert "mirror" in model.augmentation_caveats(config)[0]
+    config.augment.sided = True
+    with pytest.raises(InputError, match="side"):
+        model.augmentation_caveats(config)
+
+
+def test_a_strength_multiplies_the_ops_numbers(config):
+    found = model.ops(config, strength=2.0)["random_affine"].keywords
+    assert found == {"flip": 1.0, "rotation": 10.0, "zoom": 0.1, "translation": 0.1}
 
 
 @pytest.mark.parametrize("section", ["model", "data", "optim"])
@@ -116,7 +131,7 @@ def test_a_misspelt_key_raises(config, tmp_path, section):
         if section == "data":
             study.data(config)
         else:
-            model.train_step(config, model.network(config, FINDINGS), FINDINGS)
+            model.train_step(config, model.network(config, FINDINGS))
 
 
 def test_the_official_lists_win_over_sampling(config):

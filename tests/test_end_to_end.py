@@ -447,7 +447,6 @@ def test_volumes_with_official_splits_train_and_are_judged(home, tmp_path):
         f"--config.data.file={tmp_path / 'cubes.npz'}",
         f"--config.data.records={home / 'records'}",
         "--config.data.side=16",
-        "--config.augment.ops=('contrast',)",
         "--config.train.steps=4",
         "--config.train.batch=4",
         "--config.train.evaluate_every=4",

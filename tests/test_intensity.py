@@ -1,42 +1,106 @@
-import inspect
+import colorsys
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from medjax.augment import intensity
+from medjax.data import histogram
+from medjax.errors import InputError
 
 OPS = {
     "brightness": {"strength": 0.2},
     "contrast": {"strength": 0.2},
     "gamma": {"max_log_gamma": 0.3},
     "noise": {"std": 0.05},
+    "colour_jitter": {"hue": 0.1, "saturation": 0.3, "brightness": 0.2},
+    "equalise": {"strength": 1.0},
+    "clahe": {"strength": 1.0},
+    "rician_noise": {"std": 0.05},
+    "speckle": {"std": 0.2},
+    "poisson_noise": {"std": 0.1},
+    "blur": {"max_sigma": 0.8},
+    "low_resolution": {"strength": 0.9},
+    "bias_field": {"strength": 0.4},
+    "crop_pad": {"shift": 0.4},
+    "cut_out": {"size": 0.4},
 }
+ONE_ULP = {"contrast"}  # It adds and takes off the mean.
 KEYS = jax.random.split(jax.random.key(0), 500)
 IMAGE = jnp.linspace(0.3, 0.7, 64).reshape(8, 8, 1)
+RNG = np.random.default_rng(0)
+SPATIAL = ["blur", "low_resolution", "bias_field", "crop_pad", "cut_out"]
+CASES = [*((n, (20, 17)) for n in OPS), *((n, (6, 9, 11)) for n in SPATIAL)]
+
+
+def sample(shape):
+    """A whole range of colours, black and white too, on the axes."""
+    image = RNG.random((*shape, 3), np.float32)
+    image.flat[:6] = [0, 0, 0, 1, 1, 1]
+    return jnp.asarray(image)
+
+
+@functools.cache
+def results(shape):
+    """Of all ops: an image, unchanged, changed by 40 keys, and by three alone."""
+
+    names = [name for name, own in CASES if own == shape]
+
+    def every(options, level):  # In one program: compiling is what takes the time.
+        def run(key, image):
+            return {n: getattr(intensity, n)(key, image, **options[n]) for n in names}
+
+        return jax.jit(
+            jax.vmap(run, in_axes=(0, None)),
+            compiler_options={"xla_backend_optimization_level": level},
+        )
+
+    image = sample(shape)
+    zero = {name: dict.fromkeys(own, 0.0) for name, own in OPS.items()}
+    same, op = every(zero, 0)(KEYS[:1], image), every(OPS, 3)
+    if len(shape) == 3:  # To save a compilation, last in the batch and not alone.
+        turned = op(KEYS[39::-1], image)
+        alone = [{n: x[39 - i :] for n, x in turned.items()} for i in range(3)]
+    else:
+        alone = [op(k[None], image) for k in KEYS[:3]]
+    return image, same, op(KEYS[:40], image), alone
 
 
 def test_every_op_is_tested_here():
-    public = inspect.getmembers(intensity, inspect.isfunction)
-    own = {name for name, f in public if f.__module__ == intensity.__name__}
-    assert own == OPS.keys()
+    assert set(intensity.__all__) == OPS.keys()
+    assert all(callable(getattr(intensity, name)) for name in OPS)
 
 
-@pytest.mark.parametrize("name", OPS)
-def test_strength_zero_is_the_identity(name):
-    zero = dict.fromkeys(OPS[name], 0.0)
-    same = getattr(intensity, name)(KEYS[0], IMAGE, **zero)
-    np.testing.assert_allclose(same, IMAGE, atol=1e-7)
+@pytest.mark.parametrize(("name", "shape"), CASES)
+def test_strength_zero_is_the_identity(name, shape):
+    image, same, _, _ = results(shape)
+    atol = 1e-7 if name in ONE_ULP else 0
+    np.testing.assert_allclose(same[name][0], image, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("name", OPS)
-def test_the_result_stays_in_range_and_is_the_keys_own(name):
-    op = jax.vmap(lambda key: getattr(intensity, name)(key, IMAGE * 1.4, **OPS[name]))
-    changed = op(KEYS)
-    assert float(changed.min()) >= 0 and float(changed.max()) <= 1
-    assert len(np.unique(np.asarray(changed).reshape(500, -1), axis=0)) == 500
-    np.testing.assert_array_equal(changed, op(KEYS))
+@pytest.mark.parametrize(("name", "shape"), CASES)
+def test_the_result_is_the_keys_own_in_any_batch(name, shape):
+    image, _, changed, alone = results(shape)
+    changed = np.asarray(changed[name])
+    assert changed.shape == (40, *image.shape) and changed.dtype == np.float32
+    assert changed.min() >= 0 and changed.max() <= 1
+    assert len(np.unique(changed.reshape(40, -1), axis=0)) > 25
+    again = np.stack([one[name][0] for one in alone])
+    atol = 1e-7 if name in ONE_ULP else 0
+    np.testing.assert_allclose(again, changed[:3], rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("name", ["blur", "low_resolution", "crop_pad", "cut_out"])
+def test_in_plane_each_slice_is_changed_alike_and_by_itself(name):
+    op = functools.partial(getattr(intensity, name), **OPS[name], in_plane=True)
+    image = sample((4, 12, 11))
+    got = jax.jit(op)(KEYS[3], image)
+    assert not np.array_equal(got, image)
+    alone = jax.jit(jax.vmap(op, in_axes=(None, 0)))(KEYS[3], image)
+    np.testing.assert_allclose(got, alone, atol=1e-6)
 
 
 def test_brightness_is_one_uniform_offset():
@@ -73,3 +137,72 @@ def test_noise_has_its_deviation_and_differs_between_pixels():
     assert abs(float(change.mean())) < 1e-3
     neighbours = np.corrcoef(change[:, 3, 3, 0], change[:, 3, 4, 0])[0, 1]
     assert abs(neighbours) < 0.15
+
+
+# ------------------------------------------------------------------------- colour
+
+
+def test_colour_jitter_turns_about_the_grey_axis():
+    """One drawn angle, saturation and gain, found again from pure colours."""
+    colours = jnp.array([[0.5, 0.3, 0.3], [0.3, 0.5, 0.4], [0.4, 0.4, 0.4]])[None]
+    limits = OPS["colour_jitter"]
+    op = jax.vmap(lambda k: intensity.colour_jitter(k, colours, **limits))
+    got = jax.jit(op)(KEYS)
+    got = np.asarray(got, np.float64)[:, 0]
+    gain = got[:, 2].mean(-1) / 0.4
+    assert 0.8 - 1e-5 <= gain.min() < 0.82 and 1.18 < gain.max() <= 1.2 + 1e-5
+    for c in range(2):  # Grey stays grey, and all are brightened alike.
+        np.testing.assert_allclose(
+            got[:, c].mean(-1) / colours[0, c].mean(), gain, 1e-5
+        )
+    np.testing.assert_allclose(np.ptp(got[:, 2], axis=-1), 0, atol=1e-6)
+
+    old = np.asarray(colours[0], np.float64)
+    old -= old.mean(-1, keepdims=True)
+    new = got / gain[:, None, None]
+    new -= new.mean(-1, keepdims=True)
+    scale = np.linalg.norm(new[:, 0], axis=-1) / np.linalg.norm(old[0])
+    assert 0.7 - 1e-5 <= scale.min() < 0.73 and 1.27 < scale.max() <= 1.3 + 1e-5
+    axis = np.ones(3) / np.sqrt(3)
+    sine = np.cross(old[0], new[:, 0]) @ axis
+    angle = np.arctan2(sine, new[:, 0] @ old[0])
+    assert 0.19 * np.pi < np.abs(angle).max() <= 0.2 * np.pi + 1e-5
+    for n in range(20):
+        turned = Rotation.from_rotvec(angle[n] * axis).apply(old) * scale[n]
+        np.testing.assert_allclose(new[n], turned, atol=1e-6)
+
+
+def test_a_hue_of_a_third_exchanges_the_colours():
+    """The turn of 120 degrees is a permutation, and the hue is the usual one."""
+    red = jnp.array([[[0.8, 0.2, 0.2]]])
+    only_hue = {"hue": 1 / 3, "saturation": 0.0, "brightness": 0.0}
+    op = jax.vmap(lambda k: intensity.colour_jitter(k, red, **only_hue))
+    got = jax.jit(op)(KEYS)
+    hue = np.array([colorsys.rgb_to_hsv(*c)[0] for c in np.asarray(got)[:, 0, 0]])
+    distance = np.minimum(hue, 1 - hue)
+    assert 0.3 < distance.max() <= 1 / 3 + 0.02  # HSV's hexagon is not quite round.
+
+
+def test_colour_jitter_refuses_grey_images_when_it_is_traced():
+    op = functools.partial(intensity.colour_jitter, **OPS["colour_jitter"])
+    with pytest.raises(InputError, match=r"colour_jitter.*has 1: leave it out"):
+        jax.eval_shape(op, KEYS[0], IMAGE)
+
+
+# --------------------------------------------------------------------- histograms
+
+
+@pytest.mark.parametrize("name", ["equalise", "clahe"])
+def test_a_random_share_of_the_equalised_image_is_mixed_in(name):
+    image = sample((20, 17))
+    whole = np.asarray(jax.jit(getattr(histogram, name))(image)) - image
+    op = functools.partial(getattr(intensity, name), strength=0.6)
+    change = jax.jit(jax.vmap(lambda k: op(k, image)))(KEYS[:200]) - image
+    share = np.sum(change * whole, axis=(1, 2, 3)) / np.sum(whole**2)
+    np.testing.assert_allclose(change, share[:, None, None, None] * whole, atol=1e-6)
+    assert 0 <= share.min() < 0.02 and 0.57 < share.max() <= 0.6
+
+
+def test_clahe_refuses_a_volume():
+    with pytest.raises(InputError, match=r"clahe.*volume.*'equalise'"):
+        intensity.clahe(KEYS[0], jnp.zeros((3, 8, 8, 1)), strength=1.0)

@@ -3,54 +3,90 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from medjax.augment import intensity, policy
+from medjax.data import modality
 from medjax.geometry import warp
 
-OPS = [
+FILM = (16, 15, 1)
+VOLUME = (6, 14, 12, 2)
+MOVES = [
     functools.partial(warp.random_affine),
+    functools.partial(warp.elastic, strength=1.0, distance=6.0),
+]
+OPS = [
+    *MOVES,
+    functools.partial(intensity.brightness, strength=0.2),
+    functools.partial(intensity.contrast, strength=0.2),
+    functools.partial(intensity.gamma, max_log_gamma=0.3),
     functools.partial(intensity.noise, std=0.1),
 ]
 AUGMENT = functools.partial(policy.augment, ops=OPS, prepare=lambda x: x)
+ALL = functools.partial(
+    policy.augment_batch,
+    ops=OPS,
+    prepare=functools.partial(modality.standardise_each),
+)
 KEY = jax.random.key(3)
 
 
-def batch(ids, epoch=0, occurrence=0):
+def batch(ids, epoch=0, occurrence=0, shape=FILM):
     ids = np.asarray(ids, np.int32)
-    image = jnp.stack(
-        [jax.random.randint(jax.random.key(i), (16, 16, 1), 0, 256) for i in ids]
-    ).astype(jnp.uint8)
+    rngs = [np.random.default_rng(i) for i in ids]
     filled = np.full(len(ids), 1, np.int32)
-    return {
-        "image": image,
+    found = {
+        "image": np.stack([rng.integers(0, 256, shape, np.uint8) for rng in rngs]),
+        "label": np.ones((len(ids), 3), np.float32),
+        "weight": np.ones((len(ids), 3), np.float32),
         "id": ids,
         "epoch": filled * epoch,
         "occurrence": filled * occurrence,
     }
+    if len(shape) == 4:
+        mask = [rng.integers(0, 2, (*shape[:-1], 3)) for rng in rngs]
+        found["label"] = np.stack(mask).astype(np.float32)
+        found["weight"] = np.ones_like(found["label"])
+        points = [rng.uniform(1, 5, (4, 3)) for rng in rngs]
+        found["points"] = np.stack(points).astype(np.float32)
+        found["spacing"] = np.tile(np.float32([3, 1, 1]), (len(ids), 1))
+    return found
 
 
-def test_a_sample_is_the_same_in_any_batch_at_any_position():
-    alone = jax.jit(AUGMENT)(KEY, batch([5]))[0]
-    among = jax.jit(AUGMENT)(KEY, batch([9, 1, 5, 7]))[2]
-    np.testing.assert_array_equal(alone, among)
+@pytest.fixture(scope="module", params=[FILM, VOLUME], ids=["film", "volume"])
+def many(request):
+    """64 samples and what comes of them."""
+    given = batch(range(64), shape=request.param)
+    return given, jax.jit(ALL)(KEY, given)
 
 
-def test_on_four_devices_it_is_the_same_as_on_one():
-    ids = np.arange(8)
-    one = jax.jit(AUGMENT)(KEY, batch(ids))
-    split = {k: v.reshape(4, 2, *v.shape[1:]) for k, v in batch(ids).items()}
-    four = jax.pmap(AUGMENT, in_axes=(None, 0))(KEY, split)
-    np.testing.assert_array_equal(one, four.reshape(one.shape))
+@pytest.mark.parametrize("rows", [[5], [9, 1, 5]])
+def test_a_sample_is_the_same_to_the_bit_in_any_batch_at_any_position(many, rows):
+    given, expected = many
+    few = jax.jit(ALL)(KEY, jax.tree.map(lambda x: x[np.array(rows)], given))
+    assert np.abs(expected["image"][5] - given["image"][5] / 255).max() > 0.1
+    for name, value in few.items():
+        np.testing.assert_array_equal(value, expected[name][np.array(rows)], name)
+
+
+def test_on_four_devices_it_is_the_same_to_the_bit_as_on_one(many):
+    given, expected = many
+    split = jax.tree.map(lambda x: x.reshape(4, 16, *x.shape[1:]), given)
+    four = jax.pmap(ALL, in_axes=(None, 0))(KEY, split)
+    for name, value in four.items():
+        value = value.reshape(expected[name].shape)
+        np.testing.assert_array_equal(value, expected[name], name)
 
 
 def test_epoch_occurrence_id_and_seed_each_change_it():
-    first = AUGMENT(KEY, batch([5]))
+    run = jax.jit(AUGMENT)
+    first = run(KEY, batch([5]))
     other_id = {**batch([5]), "id": np.array([6], np.int32)}
     others = [
-        AUGMENT(KEY, batch([5], epoch=1)),
-        AUGMENT(KEY, batch([5], occurrence=1)),
-        AUGMENT(KEY, other_id),
-        AUGMENT(jax.random.key(4), batch([5])),
+        run(KEY, batch([5], epoch=1)),
+        run(KEY, batch([5], occurrence=1)),
+        run(KEY, other_id),
+        run(jax.random.key(4), batch([5])),
     ]
     for other in others:
         assert np.abs(np.asarray(first - other)).max() > 0.01
@@ -79,7 +115,89 @@ def test_ops_are_applied_in_their_order_each_with_its_own_key():
     assert abs(correlation) < 0.3
 
 
+def test_an_op_s_draw_does_not_change_with_another_op_s_strength():
+    grey = {**batch([1]), "image": jnp.full((1, 16, 16, 1), 0.5)}
+    noise = functools.partial(intensity.noise, std=0.02)
+
+    def run(strength):
+        ops = [functools.partial(intensity.brightness, strength=strength), noise]
+        return np.asarray(policy.augment(KEY, grey, ops=ops, prepare=lambda x: x))
+
+    plain, brighter = run(0.0), run(0.2)
+    assert abs((brighter - plain).mean()) > 0.02
+    np.testing.assert_allclose(
+        brighter - brighter.mean(), plain - plain.mean(), atol=2e-6
+    )
+
+
+def test_moves_in_a_row_are_read_once_and_others_between_them_part_them():
+    given = batch([7], shape=VOLUME)
+    flip = functools.partial(warp.flip, probability=1.0)
+    own = policy.sample_key(KEY, 0, 7, 0)
+
+    def drawn(*numbers):
+        motion = warp.still(VOLUME[:-1], jnp.array([3.0, 1, 1]))
+        for number in numbers:
+            op = [MOVES[0], MOVES[1], flip][number]
+            motion = op(jax.random.fold_in(own, number), motion)
+        return motion
+
+    ops = [MOVES[0], MOVES[1], flip]
+    apply = functools.partial(policy.augment_batch, prepare=lambda x: x)
+    got = jax.jit(functools.partial(apply, ops=ops))(KEY, given)
+    image, mask = given["image"][0] / np.float32(255), given["label"][0]
+
+    @jax.jit
+    def all_three():
+        motion = drawn(0, 1, 2)
+        points = warp.move_points(motion, given["points"][0])
+        return warp.move(motion, image), warp.move(motion, mask, order=0), points
+
+    moved, labelled, points = all_three()
+    np.testing.assert_allclose(got["image"][0], moved, atol=1e-5)
+    assert (got["label"][0] == labelled).mean() > 0.999  # But for ties.
+    np.testing.assert_allclose(got["points"][0], points, atol=1e-3)
+
+    halve = [MOVES[0], lambda key, image: image / 2, flip]
+    twice = jax.jit(functools.partial(apply, ops=halve))(KEY, given)["image"][0]
+    expected = np.flip(jax.jit(lambda: warp.move(drawn(0), image))(), 2) / 2
+    np.testing.assert_allclose(twice, expected, atol=1e-5)
+
+
+def test_outside_of_the_picture_is_the_fill_and_weighs_nothing():
+    given = batch([3], shape=VOLUME)
+    away = [functools.partial(warp.random_affine, translation=0.9, flip=0.0)]
+    run = functools.partial(policy.augment_batch, ops=away, prepare=lambda x: x)
+    got = jax.jit(functools.partial(run, fill=-2.0))(KEY, given)
+    outside = np.asarray(got["weight"][0] == 0).all(axis=-1)
+    assert 0.2 < outside.mean() < 1
+    far = np.asarray(got["image"][0] == -2).all(axis=-1)
+    assert (outside[far]).all()
+    assert (got["label"][0][outside] == 0).all()
+    # A label and a weight that are no mask stay, and so does a batch without ops.
+    film = batch([3])
+    got = run(KEY, film)
+    for name in ("label", "weight", "id"):
+        np.testing.assert_array_equal(got[name], film[name])
+
+
 def test_without_ops_it_only_prepares():
     got = policy.augment(KEY, batch([2]), ops=[], prepare=lambda x: (x - 0.5) / 0.25)
     expected = (np.asarray(batch([2])["image"], np.float64) / 255 - 0.5) / 0.25
     np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_a_fused_key_draws_jax_random_s_own_numbers():
+    @jax.jit
+    def draws(key):
+        return (
+            *[jax.random.normal(key, shape) for shape in ((), (4, 3, 5))],
+            *[jax.random.bits(key, (7,), kind) for kind in (jnp.uint8, jnp.uint16)],
+            jax.random.key_data(jax.random.fold_in(key, 2**31 + 5)),
+            jax.random.key_data(jax.random.split(key, (2, 3))),
+        )
+
+    for got, expected in zip(draws(policy.fused(KEY)), draws(KEY), strict=True):
+        np.testing.assert_array_equal(got, expected)
+    other = jax.random.key(0, impl="rbg")
+    assert policy.fused(other) is other

@@ -1,8 +1,43 @@
-"""Random changes of an image's grey values, each for one image and one key."""
+"""Random changes of an image's grey values, each for one image and one key.
+
+The changes of contrast and colour are here; noise, blur and the like are in
+`simulate`, and all have their names here.
+"""
 
 import jax
 import jax.numpy as jnp
 from chex import Array
+
+from medjax.augment.simulate import (
+    bias_field,
+    blur,
+    crop_pad,
+    cut_out,
+    low_resolution,
+    poisson_noise,
+    rician_noise,
+    speckle,
+)
+from medjax.data import histogram
+from medjax.errors import InputError
+
+__all__ = [
+    "bias_field",
+    "blur",
+    "brightness",
+    "clahe",
+    "colour_jitter",
+    "contrast",
+    "crop_pad",
+    "cut_out",
+    "equalise",
+    "gamma",
+    "low_resolution",
+    "noise",
+    "poisson_noise",
+    "rician_noise",
+    "speckle",
+]
 
 
 def brightness(key: Array, image: Array, *, strength: float) -> Array:
@@ -65,3 +100,86 @@ def noise(key: Array, image: Array, *, std: float) -> Array:
     return jnp.clip(
         image + std * jax.random.normal(key, image.shape, image.dtype), 0, 1
     )
+
+
+def colour_jitter(
+    key: Array, image: Array, *, hue: float, saturation: float, brightness: float
+) -> Array:
+    """Turns the hue, scales the saturation and the brightness: one 3 x 3 matrix.
+
+    Hue is the angle about the grey axis, saturation the distance from it, so grey
+    pixels stay grey and no pixel needs a conversion to another colour space.
+
+    Args:
+      key: a key for this image alone.
+      image: [..., 3] float, red, green and blue in [0, 1].
+      hue: +- turns, 1 = 360 degrees.
+      saturation: the distance from grey is scaled by 1 + u, u ~ U(-this, this).
+      brightness: all is scaled by 1 + u, likewise. Three zeros are the identity.
+
+    Returns:
+      Same shape, clipped to [0, 1].
+
+    Raises:
+      InputError: the image has no colour.
+
+    Source: Haeberli, Matrix Operations for Image Processing (1993); the rotation
+    is Rodrigues' formula.
+    """
+    if image.shape[-1] != 3:
+        raise InputError(
+            f"augment.ops: 'colour_jitter' is for 3 channels (red, green, blue), and "
+            f"the image has {image.shape[-1]}: leave it out"
+        )
+    limits = jnp.array([2 * jnp.pi * hue, saturation, brightness])
+    angle, more, gain = limits * jax.random.uniform(key, (3,), minval=-1)
+    cross = jnp.array([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / jnp.sqrt(3.0)
+    turn = jnp.sin(angle) * cross + (1 - jnp.cos(angle)) * (1 / 3 - jnp.eye(3))
+    # Each term is a difference from the identity: at 0 nothing is rounded.
+    change = turn + more * (jnp.eye(3) - 1 / 3 + turn)
+    change += gain * (jnp.eye(3) + change)
+    # Written out: as a product of 3 by 3 it takes ten times as long on a CPU.
+    moved = sum(image[..., c, None] * change[:, c] for c in range(3))
+    return jnp.clip(image + moved, 0, 1)
+
+
+def equalise(key: Array, image: Array, *, strength: float) -> Array:
+    """Mixes in a random share, u ~ U(0, strength), of the equalised image.
+
+    Args:
+      key: a key for this image alone.
+      image: [..., C] float, intensities in [0, 1]; a volume has one histogram.
+      strength: at most 1; 0 makes this the identity.
+
+    Returns:
+      Same shape, in [0, 1].
+    """
+    share = strength * jax.random.uniform(key)
+    return jnp.clip(image + share * (histogram.equalise(image) - image), 0, 1)
+
+
+def clahe(
+    key: Array, image: Array, *, strength: float, clip: float = 2.0, tiles: int = 8
+) -> Array:
+    """Mixes in a random share, u ~ U(0, strength), of the image equalised by tiles.
+
+    Args:
+      key: a key for this image alone.
+      image: [H, W, C] float, intensities in [0, 1].
+      strength: at most 1; 0 makes this the identity.
+      clip, tiles: see data/histogram.py.
+
+    Returns:
+      Same shape, in [0, 1].
+
+    Raises:
+      InputError: the image is a volume.
+    """
+    if image.ndim != 3:
+        raise InputError(
+            "augment.ops: 'clahe' would map each slice of a volume differently: "
+            "leave it out, or use 'equalise'"
+        )
+    share = strength * jax.random.uniform(key)
+    local = histogram.clahe(image, clip=clip, tiles=tiles)
+    return jnp.clip(image + share * (local - image), 0, 1)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from medjax import losses
-from medjax.augment import intensity, policy
+from medjax.augment import intensity, modalities, policy
 from medjax.build.plain import Config, named
 from medjax.build.study import WEIGHTS, Task
 from medjax.cohort import imbalance
@@ -70,7 +70,7 @@ def preparation(config: Config) -> Callable:
     )
 
 
-def ops(config: Config, task: Task, *, strength: float = 1.0) -> dict[str, Callable]:
+def ops(config: Config, *, strength: float = 1.0) -> dict[str, Callable]:
     """The ops of `config.augment` by name, in their order, with their numbers bound.
 
     Args:
@@ -78,24 +78,38 @@ def ops(config: Config, task: Task, *, strength: float = 1.0) -> dict[str, Calla
     """
     found = {}
     for name in config.augment.ops:
-        module = warp if hasattr(warp, name) else intensity
-        if module is warp and len(task.shape) > 3:
-            raise InputError(f"augment.ops: {name!r} can't move a volume: leave it out")
         options = {
             option: value * strength if isinstance(value, float) else value
             for option, value in config.augment.get(name, {}).items()
         }
-        found[name] = functools.partial(named(module, name, "augment.ops"), **options)
+        op = warp.MOVES.get(name) or named(intensity, name, "augment.ops")
+        found[name] = functools.partial(op, **options)
     return found
 
 
-def train_step(config: Config, network: Network, task: Task) -> Callable:
+def augmentation_caveats(config: Config) -> tuple[str, ...]:
+    """What speaks against the ops of `config.augment` for this modality, a sentence each.
+
+    Raises:
+      InputError: an op that can change the label, without augment.allow_unsafe.
+    """
+    if not config.modality:
+        return ()
+    return modalities.check(
+        [(name, config.augment.get(name, {})) for name in config.augment.ops],
+        modality=config.modality,
+        sided=config.augment.sided,
+        allow_unsafe=config.augment.allow_unsafe,
+    )
+
+
+def train_step(config: Config, network: Network) -> Callable:
     """The compiled step: `config.augment`'s ops, the loss and the optimiser bound."""
     return step.compile_step(
         apply=network.apply,
         augment=functools.partial(
             policy.augment,
-            ops=tuple(ops(config, task).values()),
+            ops=tuple(ops(config).values()),
             prepare=preparation(config),
         ),
         loss=named(losses, config.loss.name, "loss.name"),

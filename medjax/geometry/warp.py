@@ -3,134 +3,129 @@
 Coordinates are pixel centres, (y, x) or (z, y, x). Matrices stand about the image's
 centre, (size - 1) / 2, so that a rotation or a flip turns about the middle, and map
 *output* points to *input* points, as resampling asks for.
+
+The ops, MOVES, move nothing themselves: each adds its draw to a Motion, and `move`
+then reads image, mask and points at the composed map.
 """
 
-import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from chex import Array
 
 from medjax.errors import InputError
+from medjax.geometry.elastic import INVERTIBLE, control_shape, invert, on_grid, solve
+from medjax.geometry.sampling import affine, affine_grid, read, sample
 
-PADDINGS = ("constant", "edge", "reflect")
+__all__ = [
+    "MOVES",
+    "Motion",
+    "affine",
+    "affine_matrix",
+    "elastic",
+    "flip",
+    "move",
+    "move_points",
+    "random_affine",
+    "sample",
+    "still",
+]
 
 
-def sample(
-    image: Array,
-    coordinates: Array,
-    *,
-    order: int = 1,
-    padding: str = "constant",
-    fill: float = 0.0,
-) -> Array:
-    """Reads an image between its pixels; differentiable in both where order is 1.
+class Motion(NamedTuple):
+    """Where each point of a moved sample comes from; lives inside one trace.
 
-    Args:
-      image: [*S, C], S of any number of axes.
-      coordinates: [..., len(S)], in pixels, 0 is the middle of the first.
-      order: 1 interpolates linearly, 0 takes the nearest pixel (masks).
-      padding: what stands outside. 'constant': fill, blended in over the pixel
-        beyond the edge; 'edge': the edge's own pixels; 'reflect': numpy's reflect,
-        the edge itself is not repeated.
-      fill: the value outside, of 'constant'.
+    An output point x, in mm about the centre, comes from matrix @ (x + u(x)): the
+    control points of u stand on the *output's* grid, whatever the order of the ops.
 
-    Returns:
-      [..., C], of the image's dtype; a whole coordinate returns that pixel to the bit.
+    shape: n sizes.
+    spacing: [n] mm; 1 is a pixel.
+    matrix: [n, n + 1].
+    control: [*G, n] mm, of elastic.on_grid; None for no elastic.
+    distance: n distances of the control points, in pixels.
+    in_plane: no op has moved anything across slices, in 3-D.
     """
-    space = image.shape[:-1]
-    chex.assert_axis_dimension(coordinates, -1, len(space))
-    parts = [coordinates[..., axis] for axis in range(len(space))]
-    return _read(image, parts, order, padding, fill)
+
+    shape: tuple[int, ...]
+    spacing: Array
+    matrix: Array
+    control: Array | None
+    distance: tuple[float, ...]
+    in_plane: bool
 
 
-def affine(
+def still(shape: Sequence[int], spacing: Array | None = None) -> Motion:
+    """The motion that moves nothing.
+
+    Args:
+      shape: [H, W] or [D, H, W].
+      spacing: [n] mm, or None for pixels.
+    """
+    n = len(shape)
+    spacing = np.ones(n, np.float32) if spacing is None else spacing
+    return Motion(tuple(shape), spacing, jnp.eye(n, n + 1), None, (), in_plane=n == 3)
+
+
+def move(
+    motion: Motion,
     image: Array,
-    matrix: Array,
     *,
-    shape: Sequence[int] | None = None,
     order: int = 1,
     padding: str = "constant",
     fill: float = 0.0,
 ) -> Array:
-    """Resamples an image at affinely moved points; differentiable in the matrix.
+    """Reads an image once, at the points of a motion.
 
     Args:
-      image: [*S, C], in 2-D or 3-D (any number n of axes).
-      matrix: [n, n + 1] output-to-input map in pixels about the two centres:
-        input - centre = matrix[:, :n] @ (output - its centre) + matrix[:, n].
-      shape: the output's n sizes; None is the image's own.
+      image: [*motion.shape, C]; a mask with order=0.
       order, padding, fill: see `sample`.
 
     Returns:
-      [*shape, C]: the identity, flips and quarter turns return the input's own
-      pixels, to the bit.
+      Same shape. Where the motion stays in the plane, a slice has only its own pixels.
     """
-    space = image.shape[:-1]
-    shape = space if shape is None else tuple(shape)
-    chex.assert_shape(matrix, (len(space), len(space) + 1))
-    grid = [
-        jnp.expand_dims(
-            jnp.arange(size) - (size - 1) / 2,
-            [other for other in range(len(shape)) if other != axis],
-        )
-        for axis, size in enumerate(shape)
-    ]
-    parts = [
-        sum(row[axis] * along for axis, along in enumerate(grid))
-        + row[-1]
-        + (size - 1) / 2
-        for row, size in zip(matrix, space, strict=True)
-    ]
-    return _read(image, parts, order, padding, fill)
+    chex.assert_shape(image, (*motion.shape, None))
+    if motion.in_plane:
+        plane = _plane(motion)
+        options = {"order": order, "padding": padding, "fill": fill}
+        return jax.vmap(lambda piece: move(plane, piece, **options))(image)
+    matrix = _in_pixels(motion)
+    parts = affine_grid(matrix, motion.shape, motion.shape)
+    if motion.control is not None:
+        # The matrix turns a few control points rather than every displacement.
+        control = motion.control / jnp.asarray(motion.spacing)
+        control = _times(control, matrix[:, :-1].T)
+        field = on_grid(control, motion.shape, motion.distance)
+        parts = [x + u for x, u in zip(parts, field, strict=True)]
+    return read(image, parts, order, padding, fill)
 
 
-def _read(image, parts, order, padding, fill) -> Array:
-    """`sample` at one array of coordinates an axis."""
-    if padding not in PADDINGS:
-        options = ", ".join(map(repr, PADDINGS))
-        raise InputError(f"padding={padding!r} is unknown: use one of {options}")
-    if order not in (0, 1):
-        raise InputError(f"order={order!r} is unknown: use 1 for images, 0 for masks")
-    *space, channels = image.shape
-    if padding == "constant":  # A border of the fill: no pixel needs a question.
-        image = jnp.pad(image, [(1, 1)] * len(space) + [(0, 0)], constant_values=fill)
-    flat = image.reshape(-1, channels)
-    strides = [1]
-    for size in image.shape[-2:0:-1]:
-        strides.insert(0, strides[0] * size)
-    # Per axis: where the two neighbours lie in the flat image, and their weights.
-    axes = []
-    for x, size, stride in zip(parts, space, strides, strict=True):
-        x, last = _inside(x, size, padding)
-        if order == 0:
-            axes.append([(jnp.floor(x + 0.5).astype(jnp.int32) * stride, None)])
-            continue
-        low = jnp.floor(x)
-        near, part = low.astype(jnp.int32), x - low
-        far = jnp.minimum(near + 1, last)
-        axes.append([(near * stride, 1 - part), (far * stride, part)])
-    total = 0
-    for corner in itertools.product(*axes):
-        index = sum(offset for offset, _ in corner)
-        value = flat.at[index].get(mode="promise_in_bounds")
-        for _, weight in corner:
-            value = value if weight is None else value * weight[..., None]
-        total = total + value
-    return total.astype(image.dtype)
+def move_points(motion: Motion, points: Array) -> Array:
+    """Where points of the still sample are after a motion.
 
+    The inverse of the map that `move` reads by: of its matrix by a linear solve, of
+    the elastic part by Newton's method, which its bound on the strength makes safe.
 
-def _inside(x, size, padding) -> tuple[Array, int]:
-    """Folds coordinates of one axis into the (padded) image; and its last index."""
-    if padding == "constant":
-        return jnp.clip(x, -1, size) + 1, size + 1
-    if padding == "reflect" and size > 1:
-        period = 2 * (size - 1)
-        x = jnp.mod(x, period)
-        x = jnp.minimum(x, period - x)
-    return jnp.clip(x, 0, size - 1), size - 1
+    Args:
+      points: [P, n] pixels.
+
+    Returns:
+      [P, n] pixels; also outside of the image, if the point went there.
+    """
+    centre = (np.array(motion.shape, np.float32) - 1) / 2
+    matrix = _in_pixels(motion)
+    control = motion.control
+
+    def one(point: Array) -> Array:
+        point = solve(matrix[:, :-1], point - centre - matrix[:, -1]) + centre
+        if control is None:
+            return point
+        return invert(control / motion.spacing, point, motion.distance)
+
+    return jax.vmap(one)(points)
 
 
 def affine_matrix(
@@ -139,54 +134,159 @@ def affine_matrix(
     """Composes flip, rotation, zoom and translation into one output-to-input map.
 
     Args:
-      flip: [] bool, mirrors left and right.
-      rotation: [] radians, counter-clockwise as the image is looked at.
-      zoom: [] > 0; 2 makes everything twice as large.
-      translation: [2] (y, x) pixels by which the content moves.
+      flip: [] bool, mirrors left and right, the last axis.
+      rotation: radians; [] in 2-D, counter-clockwise as the image is looked at; [3]
+        in 3-D, within the slices and in the planes of depth and width and of depth
+        and height, applied to the points in this order.
+      zoom: [] or [n] > 0; 2 makes everything twice as large.
+      translation: [n] by which the content moves, in the unit of the points.
 
     Returns:
-      [2, 3] float32: input = matrix[:, :2] @ output + matrix[:, 2].
+      [n, n + 1] float32: input = matrix[:, :n] @ output + matrix[:, n].
     """
-    c, s = jnp.cos(rotation), jnp.sin(rotation)
-    turn = jnp.stack([jnp.stack([c, s]), jnp.stack([-s, c])]) / zoom
-    mirror = jnp.stack([jnp.ones(()), jnp.where(flip, -1.0, 1.0)])
-    linear = mirror[:, None] * turn
-    return jnp.concatenate([linear, -(linear @ translation)[:, None]], axis=1)
+    n = len(translation)
+    planes = [(0, 1)] if n == 2 else [(1, 2), (0, 2), (0, 1)]
+    linear = jnp.eye(n)
+    for plane, angle in zip(planes, jnp.ravel(rotation), strict=True):
+        within = np.diag(np.isin(np.arange(n), plane)).astype(np.float32)
+        across = np.zeros((n, n), np.float32)
+        across[plane] = 1
+        turn = np.eye(n) - within + within * jnp.cos(angle)
+        turn += (across - across.T) * jnp.sin(angle)
+        linear = _times(turn, linear)
+    mirror = jnp.where((np.arange(n) == n - 1) & flip, -1.0, 1.0)
+    linear = mirror[:, None] * linear / zoom
+    return jnp.concatenate([linear, -_times(linear, translation[:, None])], axis=1)
 
 
 def random_affine(
     key: Array,
-    image: Array,
+    motion: Motion,
     *,
     flip: float = 0.5,
-    rotation: float = 10.0,
+    rotation: float | Sequence[float] = 10.0,
     zoom: float = 0.1,
     translation: float = 0.05,
-) -> Array:
-    """Flips, turns, zooms and shifts an image in one interpolation.
+    in_plane: bool = False,
+) -> Motion:
+    """Flips, turns, zooms and shifts, in millimetres: no volume is sheared.
 
     Args:
-      key: a key for this image alone.
-      image: [H, W, C] float.
-      flip: probability of a left-right mirror. Mirrored, the heart stands on the
-        right: use 0 where the side is the finding.
-      rotation: +- degrees.
+      key: a key for this sample alone.
+      motion: what is added to.
+      flip: probability of a left-right mirror (of the last axis). Mirrored, the
+        heart stands on the right: use 0 where the side is the finding.
+      rotation: +- degrees; in 3-D one for all planes, or three, see affine_matrix.
       zoom: the zoom is between 1 - zoom and 1 + zoom, evenly on the log scale.
-      translation: +- share of the height and of the width.
-
-    Returns:
-      [H, W, C]; black comes in from outside, as collimated film is.
+      translation: +- share of the sample's size on each axis.
+      in_plane: in 3-D, leaves every slice where it is: for thick slices.
     """
+    n = len(motion.shape)
     k_flip, k_turn, k_zoom, k_shift = jax.random.split(key, 4)
-    size = jnp.array(image.shape[:2])
+    scale = jnp.exp(
+        jax.random.uniform(k_zoom, (), minval=jnp.log1p(-zoom), maxval=jnp.log1p(zoom))
+    )
+    planes = (3,) if n == 3 else ()
+    angle = jnp.radians(jnp.asarray(rotation))
+    angle = angle * jax.random.uniform(k_turn, planes, minval=-1)
+    extent = jnp.array(motion.shape) * motion.spacing
+    shift = translation * extent * jax.random.uniform(k_shift, (n,), minval=-1)
+    if in_plane and n == 3:
+        within = np.array([False, True, True])
+        scale, shift = jnp.where(within, scale, 1.0), jnp.where(within, shift, 0.0)
+        angle = angle * np.array([1, 0, 0])
     matrix = affine_matrix(
         flip=jax.random.bernoulli(k_flip, flip),
-        rotation=jnp.radians(rotation) * jax.random.uniform(k_turn, (), minval=-1),
-        zoom=jnp.exp(
-            jax.random.uniform(
-                k_zoom, (), minval=jnp.log1p(-zoom), maxval=jnp.log1p(zoom)
-            )
-        ),
-        translation=translation * size * jax.random.uniform(k_shift, (2,), minval=-1),
+        rotation=angle,
+        zoom=scale,
+        translation=shift,
     )
-    return affine(image, matrix)
+    return _then(motion, matrix, in_plane)
+
+
+def flip(
+    key: Array, motion: Motion, *, probability: float = 0.5, axis: int = -1
+) -> Motion:
+    """Mirrors one axis of the sample: 0 the first of [D,] H, W; -1 left and right."""
+    n = len(motion.shape)
+    if not -n <= axis < n:
+        raise InputError(f"flip.axis: {axis} of {n} axes; use 0 to {n - 1} or -1")
+    sign = jnp.where(jax.random.bernoulli(key, probability), -1.0, 1.0)
+    mirror = jnp.where(np.arange(n) == axis % n, sign, 1.0)
+    matrix = jnp.eye(n, n + 1) * mirror[:, None]
+    return _then(motion, matrix, in_plane=axis % n > 0)
+
+
+def elastic(
+    key: Array,
+    motion: Motion,
+    *,
+    strength: float,
+    distance: float | Sequence[float] = 32.0,
+    in_plane: bool = False,
+) -> Motion:
+    """Bends the sample smoothly, and never so far that it folds.
+
+    Args:
+      key: a key for this sample alone.
+      motion: what is added to.
+      strength: the control points move by U(-strength, strength) on each axis, in mm
+        (pixels, without a spacing). No axis takes more than the share INVERTIBLE of
+        its distance, beyond which a map might fold.
+      distance: of the control points, in pixels; one for all axes or one each.
+      in_plane: in 3-D, bends all slices alike and leaves each where it is.
+    """
+    n = len(motion.shape)
+    if motion.control is not None:
+        raise InputError("augment.ops: two elastic ops in a row: give one, stronger")
+    distance = tuple(float(d) for d in np.broadcast_to(distance, n))
+    limit = INVERTIBLE[n] * np.array(distance, np.float32) * motion.spacing
+    if isinstance(limit, np.ndarray) and strength > limit.min():
+        raise InputError(
+            f"elastic.strength: {strength} might fold the image; give at most "
+            f"{limit.min():.1f}, or a larger elastic.distance"
+        )
+    count = control_shape(motion.shape, distance)
+    alike = in_plane and n == 3
+    drawn = (1, *count[1:], n) if alike else (*count, n)
+    control = jax.random.uniform(key, drawn, minval=-1) * jnp.minimum(strength, limit)
+    if alike:
+        control = jnp.broadcast_to(control * (np.arange(n) > 0), (*count, n))
+    in_plane = motion.in_plane and in_plane
+    return motion._replace(control=control, distance=distance, in_plane=in_plane)
+
+
+MOVES = {op.__name__: op for op in (random_affine, flip, elastic)}
+
+
+def _then(motion, matrix, in_plane) -> Motion:
+    """The motion and after it the one of a matrix in mm."""
+    n = len(motion.shape)
+    both = _times(motion.matrix[:, :n], matrix)
+    both += jnp.pad(motion.matrix[:, n:], ((0, 0), (n, 0)))
+    return motion._replace(matrix=both, in_plane=motion.in_plane and in_plane)
+
+
+def _plane(motion) -> Motion:
+    """The 2-D motion of every slice of one that stays in the plane."""
+    control = motion.control  # Of all slices alike, so any control point's depth does.
+    return Motion(
+        motion.shape[1:],
+        motion.spacing[1:],
+        motion.matrix[1:, 1:],
+        None if control is None else control[0, ..., 1:],
+        motion.distance[1:],
+        in_plane=False,
+    )
+
+
+def _in_pixels(motion) -> Array:
+    """The motion's matrix in pixels; where s / s is 1 its entries are untouched."""
+    spacing = jnp.asarray(motion.spacing)
+    unit = jnp.append(spacing, 1.0)
+    return motion.matrix * (unit / spacing[:, None])
+
+
+def _times(a, b) -> Array:
+    """A product of small matrices in whole float32, also on a TPU."""
+    return jnp.matmul(a, b, precision="highest")

@@ -1,0 +1,312 @@
+"""Which ops keep the label of which modality's images, and why the others don't.
+
+A table for a radiologist to read and to object to. Every op stands in one place:
+  default: on, with these ranges;
+  caution: off; may be asked for, with this to bear in mind;
+  unsafe: refused for this reason, unless `augment.allow_unsafe` is set.
+A left-right mirror image is off wherever it puts an organ on the other side. It is a
+caution, not unsafe, as most findings are the same on either side and it doubles the
+patients; where the label names a side (`sided`) it is refused. Other mirror images
+are refused everywhere: no patient is imaged upside down. `modalities` applies it.
+"""
+
+from typing import Any, NamedTuple
+
+
+class Policy(NamedTuple):
+    """What may be done to one modality's images.
+
+    default: op -> its options, in order.
+    caution, unsafe: op -> one sentence. 'flip' is in none: see mirror, upright.
+    mirror: what a left-right mirror image does; '' if both sides are alike.
+    upright: what a mirror image of another axis does.
+    limits: (op, option) -> highest safe value, and why.
+    frames: why ops must treat all slices or frames alike; '' if they need not.
+    """
+
+    default: dict[str, dict[str, Any]]
+    caution: dict[str, str]
+    unsafe: dict[str, str]
+    mirror: str
+    upright: str
+    limits: dict[tuple[str, str], tuple[float, str]]
+    frames: str = ""
+
+
+def _affine(flip=0.0, rotation=5.0, zoom=0.1, translation=0.05, **more) -> dict:
+    options = {"flip": flip, "rotation": rotation, "zoom": zoom}
+    return options | {"translation": translation} | more
+
+
+NO_COLOUR = "its images are grey, and a colour would mean nothing"
+NOT_MRI = "Rician noise is of MRI's magnitude images; here nothing makes it"
+NO_ECHO = "speckle is the interference of echoes; here there are none"
+HIDES = "it can hide the only lesion while the label still says that it is there"
+CROPPED = "what leaves the frame can be the finding, and a mask does not move with it"
+LOCAL = "the same tissue becomes lighter or darker by what lies next to it"
+ROUNDED = "grain of few counts; stored values no longer follow the counts exactly"
+
+POLICIES = {
+    "chest_xray": Policy(
+        default={
+            "random_affine": _affine(rotation=7.0),
+            "brightness": {"strength": 0.1},
+            "contrast": {"strength": 0.2},
+            "gamma": {"max_log_gamma": 0.2},
+            "noise": {"std": 0.01},
+        },
+        caution={
+            "poisson_noise": ROUNDED,
+            "blur": "a pleural line or a reticular pattern is a pixel or two wide",
+            "low_resolution": "a pleural line is a pixel or two wide",
+            "equalise": "exposure is evened out, and noise behind the heart raised",
+            "clahe": LOCAL,
+            "crop_pad": "a costophrenic angle or an apex may leave the frame",
+        },
+        unsafe={
+            "elastic": "it bends the ribs and the heart's border, which are read",
+            "bias_field": "a shading over one lung reads as an effusion",
+            "cut_out": HIDES,
+            "rician_noise": NOT_MRI,
+            "speckle": NO_ECHO,
+            "colour_jitter": NO_COLOUR,
+        },
+        mirror="the heart moves to the other side: dextrocardia without its label",
+        upright="no film has the diaphragm at the top, where fluid can't settle",
+        limits={
+            ("random_affine", "rotation"): (
+                15.0,
+                "a film so tilted is repeated, and the mediastinum seems shifted",
+            ),
+        },
+    ),
+    "mammography": Policy(
+        default={  # The breast is pressed and positioned anew for each film.
+            "random_affine": _affine(flip=0.5),
+            "elastic": {"strength": 4.0, "distance": 48.0},
+            "brightness": {"strength": 0.1},
+            "contrast": {"strength": 0.1},
+            "gamma": {"max_log_gamma": 0.1},
+        },
+        caution={
+            "noise": "strong grain reads as microcalcifications; keep std under 0.01",
+            "poisson_noise": "strong grain reads as microcalcifications",
+            "crop_pad": "the axillary tail or the nipple may leave the frame",
+        },
+        unsafe={
+            "blur": "it wipes out microcalcifications, a fraction of a mm wide",
+            "low_resolution": "it wipes out microcalcifications",
+            "equalise": "the density of the breast, a risk and a report item, changes",
+            "clahe": "the density of the breast changes, and asymmetry is made up",
+            "bias_field": "a shaded side reads as an asymmetric density",
+            "cut_out": HIDES,
+            "rician_noise": NOT_MRI,
+            "speckle": NO_ECHO,
+            "colour_jitter": NO_COLOUR,
+        },
+        mirror="",  # A left breast becomes a right one.
+        upright="in an oblique view the pectoral muscle is at the top",
+        limits={
+            ("random_affine", "rotation"): (
+                15.0,
+                "the angle of the pectoral muscle tells if the view is adequate",
+            ),
+        },
+    ),
+    "ct": Policy(
+        default={
+            "random_affine": _affine(rotation=10.0),
+            "noise": {"std": 0.01},
+            "blur": {"max_sigma": 0.6},  # Soft and sharp reconstruction kernels.
+        },
+        caution={
+            "elastic": "organs deform with breath, bones and measured sizes do not",
+            "low_resolution": "a small nodule fades into its slice",
+            "crop_pad": CROPPED,
+        },
+        unsafe={
+            "brightness": "a Hounsfield value is the tissue: 40 is blood, 0 is water",
+            "contrast": "a Hounsfield value is the tissue: fat at -100 must stay there",
+            "gamma": "Hounsfield values are a linear scale of attenuation",
+            "equalise": "Hounsfield values, by which tissues are told apart, are lost",
+            "clahe": "Hounsfield values, by which tissues are told apart, are lost",
+            "bias_field": "one organ would have two attenuations, as with an infarct",
+            "poisson_noise": "counts are of the projections, not of the slices",
+            "cut_out": HIDES,
+            "rician_noise": NOT_MRI,
+            "speckle": NO_ECHO,
+            "colour_jitter": NO_COLOUR,
+        },
+        mirror="the liver and the heart change sides: situs inversus unlabelled",
+        upright="fluid and air would layer against gravity",
+        limits={
+            ("random_affine", "rotation"): (20.0, "patients lie straighter than that"),
+            ("random_affine", "zoom"): (
+                0.2,
+                "size in mm decides: a nodule of 5 mm is not one of 8",
+            ),
+        },
+    ),
+    "brain_mri": Policy(
+        default={
+            "random_affine": _affine(zoom=0.05, translation=0.03),
+            "bias_field": {"strength": 0.3},
+            "brightness": {"strength": 0.1},
+            "contrast": {"strength": 0.1},
+            "gamma": {"max_log_gamma": 0.2},
+            "rician_noise": {"std": 0.02},
+        },
+        caution={
+            "noise": "a magnitude image's noise is Rician: air has a floor",
+            "blur": "small lesions at the ventricles and in the cortex fade",
+            "low_resolution": "small lesions fade into thick slices",
+            "equalise": "the order of the tissues stays, their contrast does not",
+            "crop_pad": CROPPED,
+        },
+        unsafe={
+            "elastic": "landmarks move apart: a bent midline reads as mass effect",
+            "clahe": "white matter beside a lesion changes, and reads as its edge",
+            "cut_out": "a dark box reads as a cavity, and it can hide the lesion",
+            "poisson_noise": "MRI measures a voltage and counts nothing",
+            "speckle": NO_ECHO,
+            "colour_jitter": NO_COLOUR,
+        },
+        mirror="the dominant hemisphere changes sides",
+        upright="front and back, or crown and base, of the head are exchanged",
+        limits={
+            ("random_affine", "rotation"): (15.0, "a head coil holds it straighter"),
+            ("random_affine", "zoom"): (
+                0.15,
+                "the size of the ventricles and of the brain is a finding",
+            ),
+        },
+    ),
+    "ultrasound": Policy(
+        default={
+            "random_affine": _affine(),
+            "brightness": {"strength": 0.1},  # Gain,
+            "contrast": {"strength": 0.15},  # and dynamic range.
+            "gamma": {"max_log_gamma": 0.2},
+            "speckle": {"std": 0.1},
+        },
+        caution={
+            "noise": "grain shows outside the sector too, and in anechoic cysts",
+            "blur": "margins of a lesion are read as sharp or not",
+            "low_resolution": "margins of a lesion are read as sharp or not",
+            "equalise": "cysts are told by being darker than all else",
+            "clahe": "cysts are told by being darker than all else",
+            "bias_field": "shadow and enhancement behind a lesion are shadings too",
+            "crop_pad": CROPPED,
+        },
+        unsafe={
+            "elastic": "shadows would leave the beams that cast them",
+            "cut_out": "a dark box reads as a cyst or as a shadow",
+            "poisson_noise": "an echo is a pressure and counts nothing",
+            "rician_noise": NOT_MRI,
+            "colour_jitter": "where there is colour, it is the velocity of blood",
+        },
+        mirror="the mark of the probe, and with it the organ's sides, change",
+        upright="the probe is at the top: depth and shadows run down from it",
+        limits={
+            ("random_affine", "rotation"): (
+                10.0,
+                "the sector opens downwards from the probe, which a turn denies",
+            ),
+        },
+    ),
+    "nuclear": Policy(  # PET and SPECT.
+        default={
+            "random_affine": _affine(zoom=0.05),
+            "blur": {"max_sigma": 0.8},  # Cameras and reconstructions differ.
+            "poisson_noise": {"std": 0.1},
+        },
+        caution={
+            "noise": "cold regions have few counts, and so little noise",
+            "low_resolution": "a small focus loses its peak uptake",
+            "crop_pad": CROPPED,
+        },
+        unsafe={
+            "brightness": "uptake is the measurement (SUV), and 0 is no activity",
+            "contrast": "uptake relative to the background is the measurement",
+            "gamma": "uptake is linear in activity: a response is read from its ratio",
+            "equalise": "uptake, the measurement, is lost",
+            "clahe": "uptake, the measurement, is lost",
+            "bias_field": "a smooth loss reads as a defect of perfusion",
+            "elastic": "a stretched focus has more total uptake, a thin wall less",
+            "cut_out": "a cold box reads as a defect of perfusion",
+            "rician_noise": NOT_MRI,
+            "speckle": NO_ECHO,
+            "colour_jitter": "colour is the display's, not the patient's",
+        },
+        mirror="the heart, the liver and the dominant hemisphere change sides",
+        upright="the bladder and the brain, hot as a rule, exchange places",
+        limits={
+            ("random_affine", "rotation"): (15.0, "patients lie straighter than that")
+        },
+    ),
+    "fluoroscopy": Policy(  # [T, H, W, C]: one draw for all frames of a run.
+        default={
+            "random_affine": _affine(in_plane=True),
+            "brightness": {"strength": 0.1},
+            "contrast": {"strength": 0.15},
+            "gamma": {"max_log_gamma": 0.15},
+            "noise": {"std": 0.02},  # A new one in each frame, as quanta are.
+        },
+        caution={
+            "poisson_noise": ROUNDED,
+            "blur": "a guide wire is a pixel or two wide",
+            "low_resolution": "a guide wire is a pixel or two wide",
+            "equalise": "contrast medium is told by being darker than all else",
+            "crop_pad": CROPPED,
+        },
+        unsafe={
+            "elastic": "it bends vessels and wires, whose course is read",
+            "bias_field": "a shading reads as a blush of contrast medium",
+            "cut_out": "a vessel that stops at a box reads as occluded",
+            "clahe": "frames would change by what moves in them: flow is read so",
+            "rician_noise": NOT_MRI,
+            "speckle": NO_ECHO,
+            "colour_jitter": NO_COLOUR,
+        },
+        mirror="left and right vessels are exchanged, and so is the view's angle",
+        upright="contrast medium would settle upwards",
+        limits={
+            ("random_affine", "rotation"): (
+                15.0,
+                "on the table, patients lie straighter",
+            )
+        },
+        frames="the anatomy would jump from one frame to the next; give True",
+    ),
+    "retina": Policy(
+        default={
+            "random_affine": _affine(flip=0.5, rotation=15.0, translation=0.03),
+            "colour_jitter": {"hue": 0.01, "saturation": 0.1, "brightness": 0.1},
+            "gamma": {"max_log_gamma": 0.1},
+        },
+        caution={
+            "brightness": "colour_jitter has it too; an offset washes the colours out",
+            "contrast": "the colours leave the retina's range; keep under 0.1",
+            "clahe": "drusen and exudates are told by how bright they are",
+            "crop_pad": "the disc or the macula may leave the frame",
+        },
+        unsafe={
+            "noise": "grain at the optic disc blurs the cup, and reads as bleeds",
+            "poisson_noise": "grain reads as microaneurysms and blurs the cup",
+            "rician_noise": NOT_MRI,
+            "speckle": NO_ECHO,
+            "blur": "it wipes out microaneurysms, which are the first sign",
+            "low_resolution": "it wipes out microaneurysms, which are the first sign",
+            "equalise": "each colour on its own: pallor of the disc is lost",
+            "bias_field": "each colour on its own: a stain, read as exudate or bleed",
+            "elastic": "it bends vessels and changes the ratio of cup to disc",
+            "cut_out": "a dark box reads as a bleed, and it can hide the lesion",
+        },
+        mirror="",  # A right eye becomes a left one.
+        upright="the upper rim of the disc becomes the lower: glaucoma tells them",
+        limits={
+            ("colour_jitter", "hue"): (0.03, "red is blood, yellow is exudate"),
+            ("random_affine", "rotation"): (30.0, "disc and macula leave their level"),
+        },
+    ),
+}

@@ -1,0 +1,285 @@
+"""Registration against a known motion: of a drawn head, and of a real one."""
+
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+from medjax.errors import InputError
+from medjax.geometry import grid, itk, registration
+
+RAW = Path(__file__).parents[2] / "shared/data/ms-raw-sample/patient01"
+
+
+def moved(seed, about, degrees=15.0, millimetres=20.0, stretch=0.0):
+    """A random motion of the world about a point, [4, 4]."""
+    rng = np.random.default_rng(seed)
+    turn = Rotation.from_euler("xyz", rng.uniform(-degrees, degrees, 3), degrees=True)
+    matrix = np.eye(4)
+    matrix[:3, :3] = turn.as_matrix() @ np.diag(1 + rng.uniform(-stretch, stretch, 3))
+    shift = rng.uniform(-millimetres, millimetres, 3)
+    matrix[:3, 3] = about + shift - matrix[:3, :3] @ about
+    return matrix
+
+
+def affine_of(shape, spacing, middle=(0, 0, 0)):
+    """Axes along the world's, the middle voxel at a point."""
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = middle - np.diag(spacing) @ ((np.array(shape) - 1) / 2)
+    return affine
+
+
+def head(points):
+    """Tissue of a head at points [..., 3] mm: skull, brain, ventricles, lesions."""
+    labels = np.zeros(points.shape[:-1])
+    for label, centre, radii in (
+        (1, (0, 0, 0), (72, 90, 66)),  # scalp
+        (2, (0, 0, 0), (66, 84, 60)),  # skull
+        (3, (0, 2, 2), (60, 76, 53)),  # grey matter
+        (4, (0, 4, 4), (50, 64, 43)),  # white matter
+        (5, (9, 12, 10), (6, 24, 9)),  # ventricles
+        (5, (-9, 10, 12), (6, 20, 8)),
+        (6, (30, -22, 14), (8, 6, 9)),  # a lesion, on one side only
+        (1, (0, 94, -12), (10, 14, 14)),  # nose
+    ):
+        inside = (((points - centre) / radii) ** 2).sum(-1) < 1
+        labels[inside] = label
+    # Folds of grey in the white, some 25 mm apart and nowhere the same.
+    waves = np.random.default_rng(0).normal(0, 0.15, (3, 6))
+    folds = np.sin(points @ waves + np.arange(6)).sum(-1) > 1
+    labels[(labels == 4) & folds] = 3
+    return labels.astype(int)
+
+
+def scan(shape, affine, colours, seed, matrix=None):
+    """A head as a scanner sees it: colours of its tissues, blur and noise."""
+    index = np.moveaxis(np.indices(shape), 0, -1)
+    points = grid.apply(affine, index)
+    points = points if matrix is None else grid.apply(matrix, points)
+    image = ndimage.gaussian_filter(np.array(colours, float)[head(points)], 0.6)
+    noise = np.random.default_rng(seed).normal(0, 4, (2, *shape))
+    return np.hypot(image + noise[0], noise[1])  # Rician
+
+
+FIXED = (74, 90, 40)
+FLAIR, T1 = (0, 200, 15, 140, 110, 20, 250), (0, 260, 20, 90, 150, 25, 95)
+
+
+@functools.cache
+def pair():
+    """A FLAIR of 2.2 x 2.2 x 4 mm and a T1 of 1.8 x 2 x 3 mm of one head."""
+    fixed_affine = affine_of(FIXED, (2.2, 2.2, 4.0), (3, -5, 8))
+    shape = (90, 100, 48)
+    moving_affine = affine_of(shape, (1.8, 2.0, 3.0), (-4, 2, 3))
+    fixed = scan(FIXED, fixed_affine, FLAIR, 0)
+    return fixed, fixed_affine, scan(shape, moving_affine, T1, 1), moving_affine
+
+
+def brain(affine, shape=FIXED):
+    points = grid.apply(affine, np.moveaxis(np.indices(shape), 0, -1))
+    return points[head(points) >= 3]
+
+
+def distance(found, truth, points):
+    """The mean distance, in mm, of where two matrices take points."""
+    apart = grid.apply(found, points) - grid.apply(truth, points)
+    return np.linalg.norm(apart, axis=-1).mean()
+
+
+def degrees(found, truth):
+    turn = Rotation.from_matrix((found @ np.linalg.inv(truth))[:3, :3])
+    return np.degrees(turn.magnitude())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_turned_and_shifted_header_is_found_again(seed):
+    fixed, fixed_affine, moving, moving_affine = pair()
+    truth = moved(seed, about=np.array([5.0, -10.0, 20.0]))
+    found = registration.register(fixed, fixed_affine, moving, truth @ moving_affine)
+    points = brain(fixed_affine)
+    assert distance(np.eye(4), truth, points) > 5
+    assert degrees(found.matrix, truth) < 0.5
+    middle = points.mean(0)
+    gap = grid.apply(found.matrix, middle) - grid.apply(truth, middle)
+    assert np.linalg.norm(gap) < 0.5
+    assert distance(found.matrix, truth, points) < 0.5
+    assert found.improved
+    assert found.metric > found.start_metric + 0.05
+    linear = found.matrix[:3, :3]
+    np.testing.assert_allclose(linear @ linear.T, np.eye(3), atol=1e-5)
+    np.testing.assert_allclose(np.linalg.det(linear), 1, atol=1e-5)
+
+
+def test_an_affine_finds_a_stretch_that_a_rigid_motion_can_not():
+    fixed, fixed_affine, moving, moving_affine = pair()
+    truth = moved(5, about=np.zeros(3), degrees=5, millimetres=5, stretch=0.06)
+    errors = {}
+    for kind in ("rigid", "affine"):
+        found = registration.register(
+            *(fixed, fixed_affine, moving, truth @ moving_affine), kind=kind
+        )
+        errors[kind] = distance(found.matrix, truth, brain(fixed_affine))
+    assert errors["affine"] < 0.6
+    assert errors["rigid"] > 1.0
+
+
+def test_local_correlation_aligns_under_a_drift_of_brightness():
+    fixed, fixed_affine, moving, moving_affine = pair()
+    drift = np.linspace(0.4, 1.6, moving.shape[1])[:, None]
+    truth = moved(2, about=np.zeros(3), degrees=8, millimetres=8)
+    found = registration.register(
+        *(fixed, fixed_affine, moving * drift, truth @ moving_affine), metric="lncc"
+    )
+    assert distance(found.matrix, truth, brain(fixed_affine)) < 0.7
+
+
+def test_a_mask_leaves_out_what_moved_on_its_own():
+    """A bright table that stays with the scanner, in both images."""
+    fixed, fixed_affine, moving, moving_affine = pair()
+    fixed, moving = fixed.copy(), moving.copy()
+    fixed[:, :6] += 200
+    mask = np.zeros(FIXED, bool)
+    mask[:, 8:] = True
+    truth = moved(3, about=np.zeros(3), degrees=10, millimetres=10)
+    given = (fixed, fixed_affine, moving, truth @ moving_affine)
+    found = registration.register(*given, mask=mask)
+    assert distance(found.matrix, truth, brain(fixed_affine)) < 0.5
+
+
+def test_the_start_is_where_it_begins_and_what_it_is_compared_with():
+    fixed, fixed_affine, moving, moving_affine = pair()
+    truth = moved(0, about=np.zeros(3), degrees=60, millimetres=60)  # Out of reach.
+    near = truth @ moved(1, about=np.zeros(3), degrees=3, millimetres=4)
+    given = (fixed, fixed_affine, moving, truth @ moving_affine)
+    found = registration.register(*given, start=near)
+    assert distance(found.matrix, truth, brain(fixed_affine)) < 0.5
+    assert found.improved
+    again = registration.register(*given, start=found.matrix)
+    np.testing.assert_allclose(again.start_metric, found.metric, rtol=1e-4)
+
+
+def test_what_is_no_better_than_the_start_says_so_and_returns_it(monkeypatch):
+    def astray(level, starts, *rest, metric):
+        return starts + 9, registration._similarities(level, starts + 9, metric=metric)
+
+    monkeypatch.setattr(registration, "_climb", astray)
+    start = moved(0, about=np.zeros(3), degrees=0.1, millimetres=0.1)
+    found = registration.register(*pair(), start=start)
+    assert not found.improved
+    assert found.metric == found.start_metric > 1.2
+    np.testing.assert_array_equal(found.matrix, start)
+
+
+def test_the_same_input_gives_the_same_matrix_to_the_bit():
+    fixed, fixed_affine, moving, moving_affine = pair()
+    spoilt = moved(0, about=np.zeros(3)) @ moving_affine
+    first, second = (
+        registration.register(fixed, fixed_affine, moving, spoilt) for _ in range(2)
+    )
+    np.testing.assert_array_equal(first.matrix, second.matrix)
+
+
+def test_images_that_do_not_meet_are_moved_onto_each_other():
+    fixed, fixed_affine, moving, moving_affine = pair()
+    away = np.eye(4)
+    away[:3, 3] = 1000, -500, 300
+    found = registration.register(fixed, fixed_affine, moving, away @ moving_affine)
+    assert found.start_metric == 0
+    assert distance(found.matrix, away, brain(fixed_affine)) < 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sequence", ["T1W", "T2W"])
+def test_real_sequences_come_within_a_millimetre_of_their_reference(sequence):
+    """Foreground: FLAIR above a third of its bright tissue, 9 mm inside the head."""
+    if not RAW.exists():
+        pytest.skip(f"{RAW} is absent")
+    nibabel = pytest.importorskip("nibabel")
+    images = [nibabel.load(RAW / f"study1_{s}.nii.gz") for s in ("FLAIR", sequence)]
+    fixed, moving = (np.asarray(image.dataobj, np.float32) for image in images)
+    fixed_affine, moving_affine = (image.affine for image in images)
+    tissue = fixed > 0.3 * np.quantile(fixed[fixed > 0], 0.9)
+    tissue = ndimage.binary_fill_holes(ndimage.binary_opening(tissue, iterations=2))
+    inner = ndimage.binary_erosion(tissue, np.ones((3, 3, 1)), iterations=12)
+    points = grid.apply(fixed_affine, np.argwhere(inner)[::97])
+    reference = itk.read_itk(RAW / f"study1_{sequence}_intrastudy_to_FLAIR.txt")
+    middle = (np.array(moving.shape) - 1) / 2
+    spoil = moved(0, about=grid.apply(moving_affine, middle))
+    truth = spoil @ reference
+    found = registration.register(fixed, fixed_affine, moving, spoil @ moving_affine)
+    assert distance(np.eye(4), truth, points) > 5
+    assert distance(found.matrix, truth, points) < 1
+    assert found.improved
+
+
+@pytest.mark.parametrize("metric", ["nmi", "lncc"])
+def test_the_gradient_of_a_motion_is_that_of_finite_differences(metric):
+    """In float64, and of a smooth image: linear interpolation has kinks."""
+    rng = np.random.default_rng(0)
+    moving = ndimage.gaussian_filter(rng.random((20, 22, 12)), 3)
+    with jax.enable_x64(True):
+        level = registration.Level(
+            points=jnp.asarray(rng.uniform(-15, 15, (16, 27, 3))),
+            fixed=jnp.asarray(rng.random((16, 27))),
+            weight=jnp.asarray(rng.random((16, 27))),
+            moving=jnp.asarray(registration._unit(moving)[..., None], float),
+            base=jnp.asarray(np.linalg.inv(affine_of(moving.shape, (2.0, 1.5, 4.0)))),
+            radius=jnp.asarray(20.0),
+        )
+        value = jax.jit(
+            functools.partial(registration._similarity, level=level, metric=metric)
+        )
+        p = jnp.asarray(rng.normal(size=12))
+        gradient = jax.jit(jax.grad(value))(p)
+        for axis in range(12):
+            step = 1e-6 * np.eye(12)[axis]
+            slope = (value(p + step) - value(p - step)) / 2e-6
+            np.testing.assert_allclose(gradient[axis], slope, rtol=1e-4, atol=1e-7)
+        assert np.abs(gradient).min() > 0
+
+
+def test_a_motion_of_one_millimetre_moves_the_radius_by_one():
+    radius, p = 50.0, np.eye(12, dtype=np.float32)[2]
+    linear, shift = registration._motion(p, radius)
+    point = np.array([radius, 0, 0])
+    moved_by = linear @ point + shift - point
+    np.testing.assert_allclose(np.linalg.norm(moved_by), 1, rtol=1e-3)
+    linear, _ = registration._motion(np.float32([20, -30, 10, *[0] * 9]), radius)
+    np.testing.assert_allclose(linear @ linear.T, np.eye(3), atol=1e-6)
+
+
+IMAGE, EYE = np.random.default_rng(0).random((8, 8, 8)), np.eye(4)
+FLAT = np.diag([1.0, 1.0, 0.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "match"),
+    [
+        ((IMAGE[0], EYE, IMAGE, EYE), {}, r"fixed: \(8, 8\); give \[A, B, C\]"),
+        ((IMAGE, EYE, IMAGE[:1], EYE), {}, r"moving: \(1, 8, 8\)"),
+        ((IMAGE, EYE, IMAGE[:0], EYE), {}, r"moving: \(0, 8, 8\)"),
+        ((IMAGE * 0 + 3, EYE, IMAGE, EYE), {}, "fixed: is 3 everywhere"),
+        ((IMAGE, EYE, IMAGE * np.nan, EYE), {}, "moving: holds NaN or infinity"),
+        ((IMAGE, FLAT, IMAGE, EYE), {}, "fixed_affine: can't be inverted"),
+        ((IMAGE, EYE, IMAGE, EYE[:3]), {}, r"moving_affine: \(3, 4\); give a finite"),
+        ((IMAGE, EYE.T + EYE, IMAGE, EYE), {}, "fixed_affine: its last row is"),
+        ((IMAGE, EYE, IMAGE, EYE), {"start": FLAT}, "start: can't be inverted"),
+        ((IMAGE, EYE, IMAGE, EYE), {"kind": "elastic"}, "kind='elastic' is unknown"),
+        ((IMAGE, EYE, IMAGE, EYE), {"metric": "mse"}, "metric='mse' is unknown"),
+        (
+            (IMAGE, EYE, IMAGE, EYE),
+            {"mask": IMAGE[0]},
+            r"mask: \(8, 8\) is not fixed's",
+        ),
+        ((IMAGE, EYE, IMAGE, EYE), {"mask": IMAGE * 0}, "mask: is empty"),
+    ],
+)
+def test_a_bad_image_is_named(given, options, match):
+    with pytest.raises(InputError, match=match) as error:
+        registration.register(*given, **options)
+    assert "\n" not in str(error.value)
