@@ -74,12 +74,12 @@ def get_config() -> ConfigDict:
         "ema": 0.99,
     }
     c.train = {
-        "steps": 700,
+        "steps": 1000,
         "batch": 64,
         "dtype": "float32",
         "threads": 0,  # reading threads; 0: one a core
         "log_every": 10,
-        "evaluate_every": 175,
+        "evaluate_every": 250,
         "keep": 1,
     }
     c.evaluation = {

@@ -2,56 +2,14 @@
 
 import csv
 import json
-import os
-import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-
-ROOT = Path(__file__).parents[1]
-NIH = ROOT.parent / "shared/data/nih-sample"
-SMALL = [
-    "--config=configs/quickstart.py",
-    "--config.data.patients=120",
-    "--config.data.side=48",
-    "--config.data.prevalence=(0.2,0.2,0.3,0.3,0.2,0.2)",
-    "--config.train.steps=12",
-    "--config.train.batch=8",
-    "--config.train.evaluate_every=5",
-    "--config.train.log_every=2",
-    "--config.evaluation.replicates=50",
-    "--config.explore=False",
-]
-
-
-def start(*arguments, devices=1):
-    """Starts a command in a process of its own, on one device."""
-    environment = dict(os.environ, XLA_FLAGS="")
-    if devices > 1:
-        forced = f"--xla_force_host_platform_device_count={devices}"
-        environment["XLA_FLAGS"] = forced
-    return subprocess.Popen(
-        [sys.executable, "launch.py", *map(str, arguments)],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def run(*arguments, code=0, **options):
-    process = start(*arguments, **options)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == code, out + err
-    assert "Traceback" not in err
-    return out, err
+from launching import SMALL, films_of, run, start
 
 
 @pytest.fixture(scope="module")
@@ -62,17 +20,6 @@ def home(tmp_path_factory):
 def train(home, workdir, *more):
     records = f"--config.data.records={home / 'records'}"
     return ["train", f"--workdir={workdir}", *SMALL, records, *more]
-
-
-def films_of(records):
-    """Every film of the phantoms there."""
-    import tensorflow_datasets as tfds
-
-    return [
-        film
-        for path in (records / "images").glob("phantom-*/1.0.0")
-        for film in tfds.builder_from_directory(str(path)).as_data_source("films")
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -275,71 +222,6 @@ def test_predict_gives_the_probabilities_of_the_evaluation(home, finished, tmp_p
         np.testing.assert_allclose(got, expected.loc[name, tasks].to_list(), atol=1e-4)
 
 
-def test_explore_says_who_is_in_the_study_and_if_the_split_is_sound(tmp_path):
-    records = f"--config.data.records={tmp_path}"
-    workdir = tmp_path / "explored"
-    out, _ = run("explore", *SMALL, records, f"--workdir={workdir}")
-    assert f"explored: {workdir / 'explore.html'}" in out
-    facts = json.loads((workdir / "explore.json").read_text())
-    assert facts["images"] == 240
-    assert facts["split"]["sound"] is True
-    pixels = [film["pixels"] for film in films_of(tmp_path)]
-    mean = facts["pixels"]["before"][0]["mean"]
-    assert mean == pytest.approx(np.mean(pixels, dtype=float))
-    run("explore", *SMALL, records, f"--workdir={workdir}", "--config.split.by=image")
-    facts = json.loads((workdir / "explore.json").read_text())
-    assert facts["split"]["sound"] is False
-
-
-def test_one_picture_under_two_names_is_shown_and_refused(shapes, tmp_path):
-    import cv2
-
-    folder = tmp_path / "copied"
-    shutil.copytree(shapes[0], folder)
-    table = pd.read_csv(folder / "labels.csv")
-    new = []
-    for n in range(6):  # Six others bring a mirrored, re-encoded film of six patients.
-        picture = cv2.imread(str(folder / f"pictures/{10 * n:03d}.png"))
-        cv2.imwrite(str(folder / f"pictures/copy{n}.jpg"), picture[:, ::-1])
-        new.append([f"pictures/copy{n}.jpg", f"other {n}", table["shape"][10 * n]])
-    new = pd.DataFrame(new, columns=table.columns)
-    pd.concat([table, new]).to_csv(folder / "labels.csv", index=False)
-    arguments = [
-        "--config=configs/table.py",
-        f"--workdir={tmp_path / 'run'}",
-        f"--config.data.folder={folder}",
-        f"--config.data.records={tmp_path / 'records'}",
-        "--config.data.image=file",
-        "--config.data.patient=who",
-        "--config.data.classes=shape",
-        "--config.data.side=40",
-        "--config.task=multiclass",
-        "--config.loss.name=softmax_cross_entropy",
-    ]
-    run("explore", *arguments)
-    facts = json.loads((tmp_path / "run/explore.json").read_text())
-    assert {pair["other_image"] for pair in facts["duplicates"]} >= set(new["file"])
-    assert facts["split"]["sound"] is False
-    _, err = run("train", *arguments, code=2)
-    assert "copy" in err and "split.duplicates" in err
-
-
-@pytest.mark.slow
-def test_explore_reads_real_films(home, tmp_path):
-    if not NIH.exists():
-        pytest.skip("needs shared/data/nih-sample beside the checkout")
-    run(
-        "explore",
-        "--config=configs/nih_sample.py",
-        f"--workdir={tmp_path}",
-        f"--config.data.folder={NIH}",
-        f"--config.data.records={home / 'records'}",
-    )
-    facts = json.loads((tmp_path / "explore.json").read_text())
-    assert facts["images"] == 700
-    assert facts["duplicates"] == facts["quarantine"] == []
-
-
 @pytest.mark.parametrize("treatment", ["over_sample", "smote"])
 def test_imbalance_is_treated_by_one_word(home, finished, treatment):
     workdir = home / treatment
@@ -353,134 +235,3 @@ def test_imbalance_is_treated_by_one_word(home, finished, treatment):
     )
     assert (first["image"] == again["image"]).all()
     assert not np.allclose(first["mass"], again["mass"])
-
-
-@pytest.fixture(scope="module")
-def shapes(home):
-    """A user's own data: colour pictures of three classes, and one unknown."""
-    import cv2
-
-    folder, rng = home / "shapes", np.random.default_rng(0)
-    (folder / "pictures").mkdir(parents=True)
-    rows = []
-    for n in range(160):
-        kind = ["disc", "square", "stripes"][rng.choice(3, p=[0.2, 0.3, 0.5])]
-        picture = rng.integers(0, 60, (40, 40, 3), dtype=np.uint8)
-        x, y = map(int, rng.integers(14, 26, 2))
-        colour = (255, 200, 100)
-        if kind == "disc":
-            cv2.circle(picture, (x, y), 10, colour, -1)
-        elif kind == "square":
-            cv2.rectangle(picture, (x - 9, y - 9), (x + 9, y + 9), colour, -1)
-        else:
-            picture[:, x % 5 :: 5] = colour
-        cv2.imwrite(str(folder / "pictures" / f"{n:03d}.png"), picture)
-        rows.append([f"pictures/{n:03d}.png", f"person {n // 2}", kind if n else ""])
-    table = pd.DataFrame(rows, columns=["file", "who", "shape"])
-    table.to_csv(folder / "labels.csv", index=False)
-    return folder, table
-
-
-def test_a_users_own_classes_need_no_code(home, shapes, tmp_path):
-    folder, table = shapes
-    workdir = home / "classes"
-    out, _ = run(
-        "train",
-        "--config=configs/table.py",
-        f"--workdir={workdir}",
-        f"--config.data.folder={folder}",
-        f"--config.data.records={home / 'records'}",
-        "--config.data.image=file",
-        "--config.data.patient=who",
-        "--config.data.classes=shape",
-        "--config.data.channels=3",
-        "--config.data.side=32",
-        "--config.task=multiclass",
-        "--config.loss.name=softmax_cross_entropy",
-        "--config.imbalance=balanced",
-        "--config.model.stem=half",
-        "--config.train.steps=60",
-        "--config.train.batch=16",
-        "--config.train.evaluate_every=60",
-        "--config.evaluation.replicates=50",
-        "--config.explore=False",
-    )
-    assert "Balanced accuracy" in out
-    report = json.loads((workdir / "report.json").read_text())
-    matrix = np.array(report["classes"]["matrix"])
-    predicted = pd.read_csv(workdir / "predictions/test.csv")
-    names = ["disc", "square", "stripes"]
-    np.testing.assert_allclose(predicted[names].sum(axis=1), 1, atol=1e-5)
-    assert matrix.sum() == predicted[f"{names[0]}_label"].notna().sum()
-    right = (matrix.diagonal().sum()) / matrix.sum()
-    assert report["classes"]["rates"]["accuracy"]["estimate"] == pytest.approx(right)
-    assert right > 0.8  # Chance is a half.
-
-    out = tmp_path / "p.csv"
-    run("predict", f"--workdir={workdir}", f"--images={folder}", f"--out={out}")
-    said = pd.read_csv(out)
-    assert (said["class"] == said[names].idxmax(axis=1)).all()
-    true = table["shape"].to_numpy()[1:]
-    assert (said["class"].to_numpy()[1:] == true).mean() > 0.8
-    merged = predicted.assign(image=[str(folder / x) for x in predicted["image"]])
-    both = merged.merge(said, on="image", suffixes=("", "_again"))
-    assert len(both) == len(predicted)
-    np.testing.assert_allclose(
-        both[names], both[[f"{n}_again" for n in names]], atol=1e-4
-    )
-
-
-def test_volumes_with_official_splits_train_and_are_judged(home, tmp_path):
-    rng = np.random.default_rng(0)
-    arrays = {}
-    for split, size in (("train", 24), ("val", 12), ("test", 12)):
-        label = np.arange(size) % 2
-        images = rng.integers(0, 100, (size, 16, 16, 16), dtype=np.uint8)
-        images[label == 1, 4:10, 4:10, 4:10] += 100
-        arrays |= {f"{split}_images": images, f"{split}_labels": label[:, None]}
-    np.savez(tmp_path / "cubes.npz", **arrays)
-    workdir = home / "volumes"
-    run(
-        "train",
-        "--config=configs/medmnist.py",
-        f"--workdir={workdir}",
-        f"--config.data.file={tmp_path / 'cubes.npz'}",
-        f"--config.data.records={home / 'records'}",
-        "--config.data.side=16",
-        "--config.train.steps=4",
-        "--config.train.batch=4",
-        "--config.train.evaluate_every=4",
-        "--config.evaluation.replicates=20",
-        "--config.explore=False",
-    )
-    report = json.loads((workdir / "report.json").read_text())
-    assert report["films"] == 12
-    assert list(report["tasks"]) == ["0", "1"]
-    _, err = run("predict", f"--workdir={workdir}", "--images=x.png", code=2)
-    assert "volumes" in err
-
-
-@pytest.mark.slow
-def test_the_full_recipe_runs_three_steps_on_real_films(home):
-    if not NIH.exists():
-        pytest.skip("needs shared/data/nih-sample beside the checkout")
-    workdir = home / "densenet121"
-    run(
-        "train",
-        "--config=configs/nih_densenet121.py",
-        f"--workdir={workdir}",
-        f"--config.data.folder={NIH}",
-        f"--config.data.records={home / 'records'}",
-        "--config.imbalance=none",  # Of Hernia the sample holds three films.
-        "--config.train.steps=3",
-        "--config.train.batch=4",
-        "--config.evaluation.batch=16",
-        "--config.evaluation.replicates=20",
-    )
-    report = json.loads((workdir / "report.json").read_text())
-    assert len(report["tasks"]) == 14
-    lines = [
-        json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()
-    ]
-    assert lines[-1]["step"] == 3
-    shutil.rmtree(workdir)
