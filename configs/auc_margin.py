@@ -4,8 +4,9 @@
 
 The loss learns the mean scores of both classes and their margin with the model
 (Yuan et al., ICCV 2021), so it needs no class weights. The paper starts from a model
-that cross-entropy has trained. From scratch, as here, it falls behind: mean test AUROC
-0.842 (0.825-0.860), where the quickstart's cross-entropy has 0.967.
+that cross-entropy has trained. From scratch, as here, it falls behind: after 700 steps
+(--config.train.steps=700) mean test AUROC 0.842 (0.825-0.860), where the quickstart's
+cross-entropy has 0.939 to 0.967.
 """
 
 from ml_collections import ConfigDict

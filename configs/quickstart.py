@@ -2,7 +2,7 @@
 
     python launch.py train --config=configs/quickstart.py --workdir=runs/quickstart
 
-Mean test AUROC 0.967 (0.960-0.973) in 3 minutes on two cores.
+Mean test AUROC 0.978 (0.971-0.984) in 4 minutes on two cores.
 """
 
 from ml_collections import ConfigDict
