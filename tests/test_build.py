@@ -167,6 +167,21 @@ def test_a_split_by_image_says_that_it_leaks(config, caplog):
         study.audit(config, manifest, data())
 
 
+def test_one_picture_on_two_sides_is_refused_but_where_leaking_is_the_point(
+    config, monkeypatch, caplog
+):
+    manifest = study.sides(config, data())
+    pair = {"id": [on(manifest, "train")[0]], "other": [on(manifest, "test")[0]]}
+    pair |= {"flipped": [""], "distance": [0], "correlation": [1.0]}
+    monkeypatch.setattr(study, "same_images", lambda data: pd.DataFrame(pair))
+    with pytest.raises(InputError, match=r"split\.duplicates"):
+        study.audit(config, manifest, data())
+    config.split.by = "image"
+    with caplog.at_level("WARNING", logger="medjax"):
+        study.audit(config, manifest, data())
+    assert caplog.text
+
+
 def test_an_image_has_one_class(config):
     classes = pd.DataFrame(LABEL, columns=["a", "b", "c"])
     classes["image"] = [*"wxyz"]
