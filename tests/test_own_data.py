@@ -199,6 +199,7 @@ def test_the_full_recipe_runs_three_steps_on_real_films(home):
         "--config.train.steps=3",
         "--config.train.batch=4",
         "--config.evaluation.batch=16",
+        "--config.evaluation.flip=False",
         "--config.evaluation.replicates=20",
     )
     report = json.loads((workdir / "report.json").read_text())
