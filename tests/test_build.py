@@ -279,6 +279,7 @@ def test_what_a_loss_learns_starts_with_the_state(config):
             "use 'weighted_bce'",
         ),
         ({"name": "weighted_bce", "gamma": 2.0}, "none", FINDINGS, "loss.gamma"),
+        ({"name": "weighted_bce", "rate": 0.1}, "none", FINDINGS, "loss.rate"),
         ({"name": "auc_margin", "margin": 1.0}, "ratio", FINDINGS, "takes no weights"),
     ],
 )
@@ -286,6 +287,13 @@ def test_a_loss_that_does_not_fit_is_refused(config, loss, imbalance, task, said
     config.loss, config.imbalance = loss, imbalance
     with pytest.raises(InputError, match=said):
         model.loss_arguments(config, task, LABEL)
+
+
+def test_a_loss_that_learns_is_refused_without_a_rate(config):
+    config.loss, config.imbalance = {"name": "auc_margin", "margin": 1.0}, "none"
+    network = model.network(config, FINDINGS)
+    with pytest.raises(InputError, match=r"loss\.rate"):
+        model.initial_state(config, network, FINDINGS, LABEL)
 
 
 def test_a_fitted_head_sees_as_many_of_either_class(config):

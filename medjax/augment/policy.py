@@ -37,20 +37,9 @@ def sample_key(key: Array, epoch: Array, id: Array, occurrence: Array) -> Array:
     return key
 
 
-def augment(
-    key: Array,
-    batch: dict[str, Array],
-    *,
-    ops: Sequence[Op],
-    prepare: Callable[[Array], Array],
-    padding: str = "constant",
-    fill: float = 0.0,
-) -> Array:
+def augment(key: Array, batch: dict[str, Array], **options: Any) -> Array:
     """The image alone of `augment_batch`, [B, *S, C] float32, as the model takes it."""
-    found = augment_batch(
-        key, batch, ops=ops, prepare=prepare, padding=padding, fill=fill
-    )
-    return found["image"]
+    return augment_batch(key, batch, **options)["image"]
 
 
 def augment_batch(

@@ -136,6 +136,8 @@ def initial_state(
     dual = {}
     if config.loss.name == "auc_margin":
         dual = losses.auc_margin_variables(len(task.names))
+        if not hyper.dual_rate > 0:
+            raise InputError("loss.rate: auc_margin learns too: give 0.1, say")
     return step.init_state(
         jax.jit(network.init)(jax.random.key(config.seed)),
         optimizer=_optimizer(config),
@@ -155,7 +157,8 @@ def loss_arguments(config: Config, task: Task, label: np.ndarray) -> dict:
     """
     options = config.loss.to_dict()
     name = options.pop("name")
-    options.pop("rate", None)  # Of what the loss learns; see initial_state.
+    if name == "auc_margin":  # The only loss that learns; see initial_state.
+        options.pop("rate", None)
     return _arguments(config, task, label, name, options)
 
 

@@ -195,16 +195,19 @@ def refuse(wrong, values, field, what, remedy):
 
 
 def refuse_two_sides(patient, side):
+    """Raises for patients who are on more than one side; [N] each."""
     sides = pd.Series(np.asarray(side)).groupby(np.asarray(patient)).nunique()
     refuse(sides > 1, sides.index, "patient", "are on two sides", "split by patient")
 
 
 def check_by(by):
+    """Raises for a unit of the split that is none."""
     if by not in ("patient", "image"):
         raise InputError(f"by: {by!r} is unknown; give 'patient' or 'image'")
 
 
 def check_columns(frame, columns, what):
+    """Raises for the first of the columns that the frame lacks."""
     missing = [name for name in columns if name not in frame.columns]
     if missing:
         raise InputError(f"{what}: no column {missing[0]!r}; add it or correct it")
