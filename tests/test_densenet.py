@@ -29,13 +29,13 @@ def size(tree):
     ],
 )
 def test_it_has_torchvisions_parameters(blocks, growth, features, parameters):
-    model = densenet.DenseNet(1000, blocks=blocks, growth=growth, features=features)
+    model = densenet.densenet(1000, blocks=blocks, growth=growth, features=features)
     assert size(shapes(model, 3)["params"]) == parameters
 
 
 def test_a_grey_stem_has_a_third_of_the_stem_weights():
     params = shapes(densenet.densenet121(14), 1)["params"]
-    assert params["conv0"]["kernel"].shape == (7, 7, 1, 64)
+    assert params["stem"]["conv"]["kernel"].shape == (7, 7, 1, 64)
     assert size(params) == 7_978_856 - 1000 * 1025 + 14 * 1025 - 7 * 7 * 2 * 64
 
 
@@ -81,7 +81,7 @@ def pooled(x, size, stride, pad, reduce):
 )
 def test_it_computes_what_the_paper_says(stem, bottleneck):
     """Against the layers written out in numpy, with every weight and statistic random."""
-    model = densenet.DenseNet(
+    model = densenet.densenet(
         3,
         blocks=(2, 1),
         growth=4,
@@ -107,36 +107,47 @@ def test_it_computes_what_the_paper_says(stem, bottleneck):
         for name in ("params", "batch_stats")
     )
 
-    def norm_relu(x, name):
-        return np.maximum(normalised(x, p[name], s[name]), 0)
+    def norm_relu(x, stage, name):
+        return np.maximum(normalised(x, p[stage][name], s[stage][name]), 0)
 
+    kernel = p["stem"]["conv"]["kernel"]
     size, pad = (7, 3) if stem == "imagenet" else (5, 2)
-    assert p["conv0"]["kernel"].shape[0] == size
-    x = norm_relu(convolved(image, p["conv0"]["kernel"], pad, 2), "norm0")
+    assert kernel.shape[0] == size
+    x = norm_relu(convolved(image, kernel, pad, 2), "stem", "norm")
     if stem == "imagenet":
         x = pooled(x, 3, 2, 1, np.max)
     elif stem == "quarter":
         x = pooled(x, 2, 2, 0, np.mean)
-    for block, layers in ((1, 2), (2, 1)):
-        for layer in range(1, layers + 1):
-            name = f"denseblock{block}_denselayer{layer}"
-            new = norm_relu(x, f"{name}_norm1")
-            if bottleneck:
-                new = convolved(new, p[f"{name}_conv1"]["kernel"], 0)
-                new = norm_relu(new, f"{name}_norm2")
-            new = convolved(new, p[f"{name}_conv2"]["kernel"], 1)
-            x = np.concatenate([x, new], axis=-1)
-        if block == 1:
-            x = convolved(
-                norm_relu(x, "transition1_norm"), p["transition1_conv"]["kernel"], 0
-            )
+    maps = {"stem": x}
+    for stage, depth in (("stage1", 2), ("stage2", 1)):
+        if stage == "stage2":
+            x = norm_relu(x, stage, "transition_norm")
+            x = convolved(x, p[stage]["transition_conv"]["kernel"], 0)
             x = pooled(x, 2, 2, 0, np.mean)
-    x = norm_relu(x, "norm5")
+        for layer in range(1, depth + 1):
+            new = norm_relu(x, stage, f"layer{layer}_norm1")
+            if bottleneck:
+                new = convolved(new, p[stage][f"layer{layer}_conv1"]["kernel"], 0)
+                new = norm_relu(new, stage, f"layer{layer}_norm2")
+            new = convolved(new, p[stage][f"layer{layer}_conv2"]["kernel"], 1)
+            x = np.concatenate([x, new], axis=-1)
+        if stage == "stage2":
+            x = norm_relu(x, stage, "norm")
+        maps[stage] = x
     pooled_max = [x.max((0, 1))] if stem == "half" else []
     x = np.concatenate([x.mean((0, 1)), *pooled_max])
     expected = x @ p["classifier"]["kernel"] + p["classifier"]["bias"]
     got = applied(model, variables, image[None])
     np.testing.assert_allclose(got[0], expected, rtol=1e-4)
+    _, sown = jax.jit(
+        functools.partial(model.apply, train=False, mutable=["intermediates"])
+    )(variables, image[None].astype(np.float32))
+    pairs = zip(sown["intermediates"]["stages"], maps.values(), strict=True)
+    for after, (found, wanted) in enumerate(pairs, start=1):
+        atol = 1e-5 * np.abs(wanted).max()
+        np.testing.assert_allclose(found[0], wanted, rtol=1e-4, atol=atol)
+        again = model.apply(variables, found, train=False, after=after)
+        np.testing.assert_allclose(again, got, rtol=1e-5)
 
 
 def test_bfloat16_computes_in_half_and_keeps_float32_parameters():
@@ -153,13 +164,13 @@ def test_bfloat16_computes_in_half_and_keeps_float32_parameters():
 
 def test_an_unknown_stem_is_named():
     with pytest.raises(ValueError, match="huge"):
-        shapes(densenet.DenseNet(2, stem="huge"), 1)
+        shapes(densenet.densenet_small(2, stem="huge"), 1)
 
 
 @pytest.mark.parametrize("stem", ["imagenet", "half", "quarter"])
 def test_a_volume_turned_with_its_kernels_says_the_same(stem):
     """No axis of a volume is treated otherwise than another."""
-    model = densenet.DenseNet(2, blocks=(1, 1), growth=4, features=4, stem=stem)
+    model = densenet.densenet(2, blocks=(1, 1), growth=4, features=4, stem=stem)
     image = np.random.default_rng(0).random((2, 16, 20, 24, 1), np.float32)
     variables = initial(model, image)
 
@@ -167,7 +178,7 @@ def test_a_volume_turned_with_its_kernels_says_the_same(stem):
         return leaf.transpose(1, 2, 0, 3, 4) if leaf.ndim == 5 else leaf
 
     other = {**variables, "params": jax.tree.map(turned, variables["params"])}
-    assert variables["params"]["conv0"]["kernel"].ndim == 5
+    assert variables["params"]["stem"]["conv"]["kernel"].ndim == 5
     np.testing.assert_allclose(
         applied(model, variables, image),
         applied(model, other, image.transpose(0, 2, 3, 1, 4)),

@@ -11,16 +11,17 @@ from jax.sharding import Mesh, PartitionSpec
 from medjax import losses
 from medjax.augment import intensity, policy
 from medjax.data import modality
-from medjax.models.densenet import DenseNet
+from medjax.models.densenet import densenet
 from medjax.training import optim, step
 
 TASKS, ROWS = 3, 8
 KEY = jax.random.key(7)
 # Adam divides by the gradient's size, noise in small ones included: plain descent.
 OPTIMIZER = optax.with_extra_args_support(optax.sgd(0.1))
-MODEL = DenseNet(
-    TASKS, blocks=(1, 1), growth=4, features=4, stem="half", axis_name=step.AXIS
+make = functools.partial(
+    densenet, TASKS, blocks=(1, 1), growth=4, features=4, stem="half"
 )
+MODEL, ALONE = make(axis_name=step.AXIS), make()
 PARTS = {
     "apply": MODEL.apply,
     "augment": functools.partial(
@@ -117,8 +118,7 @@ def test_the_loss_is_the_weighted_mean_over_images_that_know_a_label(whole):
     image = PARTS["augment"](KEY, jax.tree.map(lambda x: x[0], one))
     state = new_state()
     variables = model_of(state)
-    alone = MODEL.clone(axis_name=None)
-    apply = functools.partial(alone.apply, train=True, mutable=["batch_stats"])
+    apply = functools.partial(ALONE.apply, train=True, mutable=["batch_stats"])
     logits, _ = jax.jit(apply)(variables, image)
     total, count = losses.weighted_bce(
         logits, one["label"][0], one["weight"][0], **state.hyper.loss
@@ -205,8 +205,7 @@ def test_what_the_loss_learns_descends_and_alpha_ascends(shards):
     after, _ = jax.tree.map(lambda x: x[0], jax.jit(mapped)(state, batch(shards), KEY))
 
     one = jax.tree.map(lambda x: x[0], batch(1))
-    alone = MODEL.clone(axis_name=None)
-    apply = functools.partial(alone.apply, train=True, mutable=["batch_stats"])
+    apply = functools.partial(ALONE.apply, train=True, mutable=["batch_stats"])
     logits, _ = jax.jit(apply)(model_of(state), PARTS["augment"](KEY, one))
 
     def mean(dual):

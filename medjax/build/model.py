@@ -18,7 +18,7 @@ from medjax.cohort import imbalance
 from medjax.data import modality
 from medjax.errors import InputError
 from medjax.geometry import warp
-from medjax.models import densenet
+from medjax.models import architectures
 from medjax.training import head, optim, step
 from medjax.training.checkpoint import Checkpoints
 
@@ -43,7 +43,7 @@ class Network(NamedTuple):
 def network(config: Config, task: Task) -> Network:
     """The model of `config.model`, computing in `config.train.dtype`."""
     options = config.model.to_dict()
-    make = named(densenet, options.pop("name"), "model.name")
+    make = named(architectures, options.pop("name"), "model.name")
     dtype = jnp.dtype(config.train.dtype)
     model = make(tasks=len(task.names), dtype=dtype, axis_name=step.AXIS, **options)
     blank = jnp.zeros((1, *task.shape))

@@ -1,113 +1,142 @@
-"""DenseNet (Huang et al., CVPR 2017), layer for layer as torchvision builds it.
-
-The names are torchvision's too (`denseblock1_denselayer1_conv1` for
-`features.denseblock1.denselayer1.conv1`), so that its weights can be loaded.
-"""
+"""DenseNet (Huang et al., CVPR 2017), layer for layer as torchvision builds it."""
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from chex import Array
 
+from medjax.models import layers
+from medjax.models.classifier import Classifier
 
-class DenseNet(nn.Module):
-    """Image [B, H, W, C] or [B, D, H, W, C] -> logits [B, T].
 
-    In a volume every kernel and every stride has the same size along the depth. The
-    classifier's input, [B, F], is sown as the intermediate 'embedding'.
+def densenet(
+    tasks: int,
+    *,
+    blocks: Sequence[int],
+    growth: int = 32,
+    bottleneck: int = 4,
+    features: int = 64,
+    stem: str = "imagenet",
+    epsilon: float = 1e-5,
+    dtype: jnp.dtype = jnp.float32,
+    axis_name: str | None = None,
+    **rest: Any,
+) -> Classifier:
+    """A stem and a stage for each dense block, which begins with the transition.
 
-    Attributes:
+    In a volume every kernel and every stride has the same size along the depth.
+
+    Args:
       tasks: T, the number of findings.
       blocks: layers in each dense block.
       growth: channels that each layer adds.
       bottleneck: a 1 x 1 convolution to so many times `growth` channels comes first
         in a layer; 0 leaves it out.
       features: channels of the stem.
-      stem: 'imagenet' is a 7 x 7 convolution of stride 2 and a max-pool of stride
+      stem: see Stem.
+      epsilon: of the batch normalisation.
+      dtype: of the computation.
+      axis_name: the mapped axis over which batch statistics are shared, or None.
+      rest: of Classifier.
+    """
+    common = {"epsilon": epsilon, "dtype": dtype, "axis_name": axis_name}
+    stages = [partial(Stem, features=features, kind=stem, **common)]
+    for i, number in enumerate(blocks):
+        stage = partial(
+            Stage,
+            depth=number,
+            growth=growth,
+            bottleneck=bottleneck,
+            first=i == 0,
+            last=i == len(blocks) - 1,
+            **common,
+        )
+        stages.append(stage)
+    return Classifier(stages=tuple(stages), tasks=tasks, dtype=dtype, **rest)
+
+
+class Stem(nn.Module):
+    """[B, H, W, C] -> [B, h, w, features].
+
+    Attributes:
+      features: channels.
+      kind: 'imagenet' is a 7 x 7 convolution of stride 2 and a max-pool of stride
         2. For films of 64 to 128 pixels: 'half', a 5 x 5 convolution of stride 2,
         and 'quarter', an average-pool of stride 2 after it.
-      pool: 'mean' over the last grid, as torchvision's; 'mean_max' puts the maximum
-        beside it, for findings of a few pixels.
-      dtype: of the computation; parameters and statistics stay float32.
-      axis_name: the mapped axis over which batch statistics are shared, or None.
     """
 
-    tasks: int
-    blocks: Sequence[int] = (6, 12, 24, 16)
-    growth: int = 32
-    bottleneck: int = 4
-    features: int = 64
-    stem: str = "imagenet"
-    pool: str = "mean"
-    dtype: jnp.dtype = jnp.float32
-    axis_name: str | None = None
+    features: int
+    kind: str
+    epsilon: float
+    dtype: jnp.dtype
+    axis_name: str | None
 
     @nn.compact
-    def __call__(self, image: Array, *, train: bool) -> Array:
-        """Args: image, standardised. Returns: logits [B, T] float32."""
-        space = image.ndim - 2
-        axes = tuple(range(1, space + 1))
-        # torch's momentum 0.1 is the share of the new value, Linen's 0.9 of the old.
-        norm = partial(
-            nn.BatchNorm,
-            use_running_average=not train,
-            momentum=0.9,
-            epsilon=1e-5,
+    def __call__(self, x: Array, train: bool) -> Array:
+        norm = layers.norm(
+            train=train,
             dtype=self.dtype,
-            axis_name=self.axis_name if train else None,
+            axis_name=self.axis_name,
+            epsilon=self.epsilon,
         )
-        conv = partial(
-            nn.Conv,
-            use_bias=False,
+        if self.kind not in ("imagenet", "half", "quarter"):
+            raise ValueError(f"{self.kind!r}: use 'imagenet', 'half' or 'quarter'")
+        size = 7 if self.kind == "imagenet" else 5
+        x = layers.conv(
+            self.features, size, 2, space=x.ndim - 2, dtype=self.dtype, name="conv"
+        )(x)
+        x = jax.nn.relu(norm(name="norm")(x))
+        if self.kind == "imagenet":
+            return layers.max_pool(x, 3, 2, padding=1)
+        return layers.avg_pool(x, 2) if self.kind == "quarter" else x
+
+
+class Stage(nn.Module):
+    """A dense block; a transition before all but the first, a norm after the last.
+
+    Attributes: see densenet; `depth`, the layers of this block, `first` and `last` its place.
+    """
+
+    depth: int
+    growth: int
+    bottleneck: int
+    first: bool
+    last: bool
+    epsilon: float
+    dtype: jnp.dtype
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        norm = layers.norm(
+            train=train,
             dtype=self.dtype,
-            kernel_init=nn.initializers.he_normal(),
+            axis_name=self.axis_name,
+            epsilon=self.epsilon,
         )
-        relu = jax.nn.relu
-
-        x = image.astype(self.dtype)
-        if self.stem == "imagenet":
-            x = conv(self.features, (7,) * space, 2, padding=3, name="conv0")(x)
-            x = relu(norm(name="norm0")(x))
-            x = nn.max_pool(x, (3,) * space, (2,) * space, ((1, 1),) * space)
-        elif self.stem in ("half", "quarter"):
-            x = conv(self.features, (5,) * space, 2, padding=2, name="conv0")(x)
-            x = relu(norm(name="norm0")(x))
-            if self.stem == "quarter":
-                x = nn.avg_pool(x, (2,) * space, (2,) * space)
-        else:
-            raise ValueError(f"{self.stem!r}: use 'imagenet', 'half' or 'quarter'")
-        for i, layers in enumerate(self.blocks, start=1):
-            for j in range(1, layers + 1):
-                name = f"denseblock{i}_denselayer{j}"
-                new = relu(norm(name=f"{name}_norm1")(x))
-                if self.bottleneck:
-                    width = self.bottleneck * self.growth
-                    new = conv(width, (1,) * space, name=f"{name}_conv1")(new)
-                    new = relu(norm(name=f"{name}_norm2")(new))
-                new = conv(self.growth, (3,) * space, padding=1, name=f"{name}_conv2")(
-                    new
-                )
-                x = jnp.concatenate([x, new], axis=-1)  # [B, h, w, c + growth]
-            if i < len(self.blocks):
-                x = relu(norm(name=f"transition{i}_norm")(x))
-                x = conv(x.shape[-1] // 2, (1,) * space, name=f"transition{i}_conv")(x)
-                x = nn.avg_pool(x, (2,) * space, (2,) * space)
-        x = relu(norm(name="norm5")(x))
-        x = x.astype(jnp.float32)
-        if self.pool == "mean":
-            x = jnp.mean(x, axes)  # [B, c]
-        elif self.pool == "mean_max":
-            x = jnp.concatenate([jnp.mean(x, axes), jnp.max(x, axes)], axis=1)
-        else:
-            raise ValueError(f"{self.pool!r}: use 'mean' or 'mean_max'")
-        self.sow("intermediates", "embedding", x)
-        return nn.Dense(self.tasks, name="classifier")(x)
+        conv = partial(layers.conv, space=x.ndim - 2, dtype=self.dtype)
+        if not self.first:
+            x = jax.nn.relu(norm(name="transition_norm")(x))
+            x = conv(x.shape[-1] // 2, 1, name="transition_conv")(x)
+            x = layers.avg_pool(x, 2)
+        for j in range(1, self.depth + 1):
+            new = jax.nn.relu(norm(name=f"layer{j}_norm1")(x))
+            if self.bottleneck:
+                width = self.bottleneck * self.growth
+                new = conv(width, 1, name=f"layer{j}_conv1")(new)
+                new = jax.nn.relu(norm(name=f"layer{j}_norm2")(new))
+            new = conv(self.growth, 3, name=f"layer{j}_conv2")(new)
+            x = jnp.concatenate([x, new], axis=-1)  # [B, h, w, c + growth]
+        return jax.nn.relu(norm(name="norm")(x)) if self.last else x
 
 
-densenet121 = DenseNet
+densenet121 = partial(densenet, blocks=(6, 12, 24, 16))
+densenet169 = partial(densenet, blocks=(6, 12, 32, 32))
+densenet201 = partial(densenet, blocks=(6, 12, 48, 32))
 densenet_small = partial(
-    DenseNet, blocks=(2, 4, 4), growth=16, bottleneck=0, features=16, stem="half"
+    densenet, blocks=(2, 4, 4), growth=16, bottleneck=0, features=16, stem="half"
 )
