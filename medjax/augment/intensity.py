@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from chex import Array
 
+from medjax.augment import draws
 from medjax.augment.simulate import (
     bias_field,
     blur,
@@ -97,9 +98,8 @@ def noise(key: Array, image: Array, *, std: float) -> Array:
     Returns:
       Same shape, clipped to [0, 1].
     """
-    return jnp.clip(
-        image + std * jax.random.normal(key, image.shape, image.dtype), 0, 1
-    )
+    grain = std * draws.normal(key, image.shape)
+    return jnp.clip(image + grain.astype(image.dtype), 0, 1)
 
 
 def colour_jitter(

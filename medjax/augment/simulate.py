@@ -18,9 +18,12 @@ import jax
 import jax.numpy as jnp
 from chex import Array
 
+from medjax.augment import draws
+
 # Of a Poisson's mean: from it on the normal's corrected quantile is right, but for
 # one count in a few of a thousand draws.
 FEW = 10
+LARGE = 1e30
 DEGREE = 3  # Of the bias field's polynomial.
 
 
@@ -35,8 +38,10 @@ def rician_noise(key: Array, image: Array, *, std: float) -> Array:
 
     Source: Gudbjartsson & Patz, Magn. Reson. Med. 34 (1995) 910.
     """
-    real, imaginary = std * _normal(key, (2, *image.shape))
-    noisy = jnp.sqrt((image + real) ** 2 + imaginary**2)
+    real, imaginary = std * draws.normal(key, (2, *image.shape))
+    # The bound changes nothing, but leaves one square alone to be fused with the sum:
+    # two programs might choose two, and round otherwise.
+    noisy = jnp.sqrt((image + real) ** 2 + jnp.minimum(imaginary**2, LARGE))
     return jnp.where(std > 0, jnp.clip(noisy, 0, 1), image)
 
 
@@ -49,7 +54,7 @@ def speckle(key: Array, image: Array, *, std: float) -> Array:
 
     Source: Goodman, J. Opt. Soc. Am. 66 (1976) 1145: deviation goes with the mean.
     """
-    return jnp.clip(image * (1 + std * _normal(key, image.shape)), 0, 1)
+    return jnp.clip(image * (1 + std * draws.normal(key, image.shape)), 0, 1)
 
 
 def poisson_noise(key: Array, image: Array, *, std: float) -> Array:
@@ -64,7 +69,7 @@ def poisson_noise(key: Array, image: Array, *, std: float) -> Array:
     Source: Cherry, Sorenson & Phelps, Physics in Nuclear Medicine, chapter 9.
     """
     counts = 1 / jnp.maximum(std, 1e-6) ** 2
-    noisy = poisson(_uniform(key, image.shape), image * counts) / counts
+    noisy = poisson(draws.uniform(key, image.shape), image * counts) / counts
     return jnp.where(std > 0, jnp.clip(noisy, 0, 1), image)
 
 
@@ -260,20 +265,5 @@ def _axes(image: Array, in_plane: bool) -> list[int]:
     return list(range(image.ndim - 1))[-2 if in_plane else 0 :]
 
 
-def _uniform(key: Array, shape: tuple[int, ...]) -> Array:
-    """Uniform in (0, 1) of 16 bits, enough for 8-bit pixels.
-
-    Two of every random word: making the words is most of what noise costs.
-    """
-    size = math.prod(shape)
-    words = jax.random.bits(key, (-(-size // 2),))
-    halves = jnp.concatenate([words >> 16, words & 0xFFFF])[:size].reshape(shape)
-    return (halves.astype(jnp.int32).astype(jnp.float32) + 0.5) / 2**16
-
-
 def _quantile(u: Array) -> Array:
     return math.sqrt(2) * jax.lax.erf_inv(2 * u - 1)
-
-
-def _normal(key: Array, shape: tuple[int, ...]) -> Array:
-    return _quantile(_uniform(key, shape))
