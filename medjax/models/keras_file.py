@@ -1,0 +1,188 @@
+"""Keras' three file formats under one set of names, by h5py alone.
+
+- `.h5`: layers and variables by name, in the attributes layer_names, weight_names.
+- `.weights.h5`: each layer in a group that is named for its class (`conv2d_3`), its
+  own name in an attribute, its variables by number: the class tells their names.
+- `.keras`: a zip of such a file and of config.json, plain data.
+
+A name is the layers' names, from the outermost, and the variable's:
+`conv1_bn/moving_mean`, `convnext_tiny_stem/convnext_tiny_stem_conv/kernel`.
+"""
+
+import io
+import json
+import re
+import zipfile
+from collections.abc import Iterator
+
+import h5py
+import ml_dtypes
+import numpy as np
+
+from medjax.errors import InputError
+
+INSIDE = "model.weights.h5"
+AFFINE = ("gamma", "beta")
+VARIABLES = {  # By class, in the order of their numbers; the last may be missing.
+    "conv1d": ("kernel", "bias"),
+    "conv2d": ("kernel", "bias"),
+    "conv3d": ("kernel", "bias"),
+    "conv2d_transpose": ("kernel", "bias"),
+    "conv3d_transpose": ("kernel", "bias"),
+    "depthwise_conv2d": ("kernel", "bias"),
+    "separable_conv2d": ("depthwise_kernel", "pointwise_kernel", "bias"),
+    "dense": ("kernel", "bias"),
+    "batch_normalization": (*AFFINE, "moving_mean", "moving_variance"),
+    "layer_normalization": AFFINE,
+    "group_normalization": AFFINE,
+    "normalization": ("mean", "variance", "count"),
+    "layer_scale": ("gamma",),
+}
+REMEDY = "in Keras, save the whole model as .h5"
+Found = Iterator[tuple[str, h5py.Dataset]]
+
+
+def read_zip(file: zipfile.ZipFile) -> dict[str, np.ndarray]:
+    """A `.keras` file, its size already checked."""
+    data = file.read(INSIDE)
+    config = json.loads(file.read("config.json"))
+    return read(io.BytesIO(data), len(data), dict(_settings(config)))
+
+
+def read(file, size: int, settings: dict | None = None) -> dict[str, np.ndarray]:
+    """An HDF5 file of `size` bytes; `settings` are its layers', by name, if known."""
+    with h5py.File(file, "r") as root:
+        # First, as opening a link follows it.
+        if link := root.visititems_links(_elsewhere):
+            raise InputError(f"{link} links elsewhere; {REMEDY}")
+        group = root.get("model_weights", root)
+        if _strings(group, "layer_names"):
+            found = list(_named(group))
+        elif "layers" in root:
+            found = list(_numbered(root["layers"], "", settings or {}))
+        else:
+            raise InputError(f"an HDF5 file, but no weights of Keras; {REMEDY}")
+        _check(found, size)
+        return {name: _array(dataset) for name, dataset in found}
+
+
+def _elsewhere(name: str, link: object) -> str | None:
+    """The name of a link to another place; h5py ends its visit with the first."""
+    return None if isinstance(link, h5py.HardLink) else name
+
+
+def _check(found: list[tuple[str, h5py.Dataset]], size: int) -> None:
+    """Only numbers, each name once, and no more bytes than the file has."""
+    names = set()
+    for name, dataset in found:
+        if name in names:
+            raise InputError(f"has {name} twice; give the layers names of their own")
+        names.add(name)
+        if not isinstance(dataset, h5py.Dataset):
+            raise InputError(f"{name} is no array; {REMEDY}")
+        if dataset.external or dataset.is_virtual:
+            raise InputError(f"{name} lies in another file; {REMEDY}")
+        if dataset.dtype.kind not in "fiub" and not _is_bfloat16(dataset):
+            raise InputError(f"{name} is of {dataset.dtype}, not of numbers; {REMEDY}")
+    if sum(dataset.nbytes for _, dataset in found) > size:
+        raise InputError("unpacks to more than its size; save it uncompressed")
+
+
+def _is_bfloat16(dataset: h5py.Dataset) -> bool:
+    return dataset.dtype == "V2" and dataset.attrs.get("dtype") == "bfloat16"
+
+
+def _array(dataset: h5py.Dataset) -> np.ndarray:
+    array = np.asarray(dataset[()])
+    return array.view(ml_dtypes.bfloat16) if _is_bfloat16(dataset) else array
+
+
+# ------------------------------------------------------------------- names in .h5
+
+
+def _named(group: h5py.Group) -> Found:
+    for layer in _strings(group, "layer_names"):
+        paths = _strings(group[layer], "weight_names")
+        variables = [path.split("/")[-1].removesuffix(":0") for path in paths]
+        for path, variable in zip(paths, variables, strict=True):
+            # The path may begin with the model's name, and TensorFlow leaves the outer
+            # of two nested models out.
+            owner = f"/{path.rpartition('/')[0]}/"
+            _, found, inner = owner.partition(f"/{layer}/")
+            owner = f"{layer}/{inner if found else owner}".replace("//", "/").strip("/")
+            # Keras 2 says it thus; with a pointwise kernel beside it, Keras 3 too.
+            if variable == "depthwise_kernel" and "pointwise_kernel" not in variables:
+                variable = "kernel"
+            # LayerScale does not name its gamma: it is `variable_17` by number.
+            if re.fullmatch(r"variable(_\d+)?", variable, re.IGNORECASE):
+                variable = "gamma"
+            yield f"{owner}/{variable}", group[layer][path]
+
+
+def _strings(group: h5py.Group, name: str) -> list[str]:
+    """A list in an attribute, or, as those are small, in name0, name1, ..."""
+    if name in group.attrs:
+        parts = [group.attrs[name]]
+    else:
+        parts, number = [], 0
+        while f"{name}{number}" in group.attrs:
+            parts.append(group.attrs[f"{name}{number}"])
+            number += 1
+    texts = [text for part in parts for text in part]
+    return [text.decode() if isinstance(text, bytes) else str(text) for text in texts]
+
+
+# ----------------------------------------------------------- numbers in .weights.h5
+
+
+def _numbered(layers: h5py.Group, path: str, settings: dict) -> Found:
+    for key, layer in layers.items():
+        variables = layer.get("vars", {})
+        if "name" not in getattr(variables, "attrs", {}):
+            raise InputError(f"does not name its layers (layer {key}); {REMEDY}")
+        name = f"{path}{variables.attrs['name']}"
+        for child in set(layer) - {"vars", "layers", "seed_generator"}:
+            raise InputError(f"{name} has parts without names ({child}); {REMEDY}")
+        kind = re.sub(r"_\d+$", "", key)
+        for number, variable in enumerate(_variables(name, kind, variables, settings)):
+            yield f"{name}/{variable}", variables[str(number)]
+        if "layers" in layer:
+            yield from _numbered(layer["layers"], f"{name}/", settings)
+
+
+def _variables(name: str, kind: str, group: h5py.Group, settings: dict) -> list[str]:
+    """The names of the variables 0, 1, ... of a layer."""
+    if len(group) == 0:
+        return []
+    names, count = VARIABLES.get(kind, ()), len(group)
+    if count > len(names):
+        raise InputError(f"{name} is a {kind}, whose variables have no names; {REMEDY}")
+    missing = len(names) - count
+    if not set(AFFINE) <= set(names) or missing == 0:
+        return list(names[:count])
+    if missing == 1 and name not in settings:
+        raise InputError(
+            f"{name} has gamma or beta, and the file does not say which; in Keras, "
+            "save the whole model as .keras or .h5"
+        )
+    left = settings.get(name, {"scale": False, "center": False})
+    drop = [
+        n
+        for n, on in zip(AFFINE, (left["scale"], left["center"]), strict=True)
+        if not on
+    ]
+    kept = [variable for variable in names if variable not in drop]
+    if len(kept) != count:
+        raise InputError(f"{name} has {count} variables, not {kept}; {REMEDY}")
+    return kept
+
+
+def _settings(config: dict, path: str = "") -> Iterator[tuple[str, dict]]:
+    """Whether each normalization has a scale and a center, by the layer's name."""
+    for layer in config["config"].get("layers", ()):
+        own = layer["config"]
+        name = f"{path}{own['name']}"
+        if "scale" in own and "center" in own:
+            yield name, own
+        if "layers" in own:
+            yield from _settings(layer, f"{name}/")

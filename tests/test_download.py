@@ -1,0 +1,157 @@
+"""The download, against a server on this machine."""
+
+import contextlib
+import hashlib
+import http.server
+import re
+import socket
+import threading
+
+import numpy as np
+import pytest
+
+from medjax.errors import InputError
+from medjax.models import download
+
+DATA = np.random.default_rng(0).bytes(1_000_000)
+DIGEST = hashlib.sha256(DATA).hexdigest()
+FILE = f"net-{DIGEST[:8]}.pth"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Sends DATA from where it is asked to, `limit` bytes at a time at most."""
+
+    def do_GET(self):
+        server = self.server
+        start = 0
+        if asked := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
+            start = int(asked[1]) if server.ranges else 0
+        server.starts.append(start)
+        if start >= len(server.data):
+            return self.send_error(416)
+        if server.status is not None:
+            return self.send_error(server.status)
+        self.send_response(206 if server.ranges else 200)
+        self.send_header("Content-Length", str(len(server.data) - start))
+        self.end_headers()
+        # Then the connection closes, however much was promised.
+        self.wfile.write(server.data[start : start + server.limit])
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    made.data, made.limit, made.ranges, made.status = DATA, len(DATA), True, None
+    made.starts = []  # Where each request began.
+    url = f"http://127.0.0.1:{made.server_port}/models/{FILE}"
+    monkeypatch.setattr(download, "FILES", {"net": url})
+    monkeypatch.setenv("MEDJAX_CACHE", str(tmp_path))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    thread = threading.Thread(target=made.serve_forever, args=(0.01,))
+    thread.start()
+    with contextlib.closing(made.socket):
+        yield made
+        made.shutdown()
+        thread.join()
+    made.server_close()
+
+
+def refused(message):
+    with pytest.raises(InputError, match=message) as caught:
+        download.fetch("net")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_is_fetched_once(server, tmp_path):
+    path = download.fetch("net")
+    assert path == tmp_path / "weights" / FILE
+    assert path.read_bytes() == DATA
+    assert download.fetch("net") == path
+    assert server.starts == [0]
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_broken_download_goes_on_by_itself(server):
+    server.limit = 6 * download.CHUNK
+    assert download.fetch("net").read_bytes() == DATA
+    assert server.starts == [0, server.limit, 2 * server.limit]
+
+
+def test_a_broken_download_goes_on_the_next_time(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "TRIES", 1)
+    server.limit = 9 * download.CHUNK
+    refused(f"no download of net .*put {FILE}")
+    assert (tmp_path / "weights" / f"{FILE}.part").stat().st_size == server.limit
+    assert download.fetch("net").read_bytes() == DATA
+    assert server.starts == [0, server.limit]
+
+
+def test_a_part_that_is_all_there_is_taken(server, tmp_path):
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / f"{FILE}.part").write_bytes(DATA)
+    assert download.fetch("net").read_bytes() == DATA
+    assert server.starts == [len(DATA)]
+
+
+def test_a_server_without_ranges_starts_again(server, tmp_path):
+    server.ranges = False
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / f"{FILE}.part").write_bytes(DATA[:1000])
+    assert download.fetch("net").read_bytes() == DATA
+
+
+def test_a_server_that_sends_nothing_is_not_asked_for_ever(server):
+    server.limit = 0
+    refused("no download of net")
+    assert len(server.starts) == 1
+
+
+def test_a_wrong_file_is_removed(server, tmp_path):
+    server.data = DATA[::-1]
+    refused(f"{FILE}: its SHA-256 does not start with {DIGEST[:8]}")
+    assert not list((tmp_path / "weights").iterdir())
+    server.data = DATA
+    assert download.fetch("net").read_bytes() == DATA
+
+
+def test_a_page_that_is_gone(server):
+    server.status = 404
+    refused(r"no download of net \(HTTP status 404\): put")
+
+
+def test_without_a_network_it_says_what_to_put_where(server, tmp_path, monkeypatch):
+    with socket.socket() as unused:  # Bound, but nobody listens.
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/{FILE}"
+        monkeypatch.setattr(download, "FILES", {"net": url})
+        folder = re.escape(str(tmp_path / "weights"))
+        start = f"sha256 starts {DIGEST[:8]}"
+        refused(rf"put {FILE} \({start}\) into {folder}, from {url}$")
+        (tmp_path / "weights" / FILE).write_bytes(DATA)
+        assert download.fetch("net").read_bytes() == DATA
+
+
+def test_a_present_file_of_another_hash_is_named_and_kept(server, tmp_path):
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / FILE).write_bytes(b"mine")
+    refused(f"{FILE}: its SHA-256 is another; remove it")
+    assert (tmp_path / "weights" / FILE).read_bytes() == b"mine"
+
+
+def test_a_folder_that_cannot_be(server, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MEDJAX_CACHE", str(tmp_path / "file"))
+    refused("file.*set MEDJAX_CACHE to another folder")
+
+
+def test_the_table():
+    with pytest.raises(InputError, match="no weights 'vgg'; there are convnext_tiny"):
+        download.fetch("vgg")
+    for url in download.FILES.values():
+        assert re.fullmatch(
+            r"https://download\.pytorch\.org/models/\w+-[0-9a-f]{8}\.pth", url
+        )
+    assert len(set(download.FILES.values())) == len(download.FILES)
