@@ -5,6 +5,8 @@
   python launch.py train    --config=configs/X.py --workdir=DIR
   python launch.py evaluate --workdir=DIR [--split=test]
   python launch.py predict  --workdir=DIR --images=FILE_OR_DIR --out=CSV
+  python launch.py convert  --source=FILE --model=NAME --out=DIR [--channels=3]
+  python launch.py gallery  --images=FILE_OR_DIR --out=HTML [--modality=NAME]
 
 prepare   raw files -> records; train does it too where they are missing
 explore   what the data look like: one page, and the same as JSON; with
@@ -13,6 +15,9 @@ train     trains, or goes on with the run that the workdir holds; reports the te
 evaluate  reports one split of a finished run; with --config, all films of that
           config's data instead, as an external test
 predict   new PNG, JPEG or DICOM files -> one probability a finding
+convert   weights of torchvision, timm or Keras -> a checkpoint for transfer.init
+gallery   image files or NIfTI volumes -> a page of what each modality's augmentations
+          do to them (--draws of each), and why it leaves others out
 
 Any field of the config is a flag: --config.optim.learning_rate=3e-4
 """
@@ -35,8 +40,14 @@ config_flags.DEFINE_config_file("config", None, "a file of configs/")
 flags.DEFINE_string("workdir", None, "folder of the run")
 flags.DEFINE_string("split", "test", "evaluate: train, validation or test; or a name")
 flags.DEFINE_bool("audit-augment", False, "explore: the augmentations of a run")
-flags.DEFINE_multi_string("images", [], "predict: a file or a folder; may be repeated")
-flags.DEFINE_string("out", "predictions.csv", "predict: the CSV to write")
+flags.DEFINE_multi_string("images", [], "a file or a folder; may be repeated")
+flags.DEFINE_string("out", None, "the file to write: predictions.csv or gallery.html")
+flags.DEFINE_string("source", None, "convert: .pth, .safetensors, .h5 or .keras")
+flags.DEFINE_string("model", None, "convert: the architecture, such as densenet121")
+flags.DEFINE_integer("channels", 3, "convert: of the images that the model is for")
+flags.DEFINE_string("modality", None, "gallery: of this one; without it, of all")
+flags.DEFINE_integer("draws", 6, "gallery: of each policy on each image")
+flags.DEFINE_integer("seed", 0, "gallery: of the draws")
 
 
 def required(name: str):
@@ -73,12 +84,28 @@ def run(command: str) -> int:
         other = config() if FLAGS.config else None
         commands.evaluate(Path(required("workdir")), split=FLAGS.split, other=other)
     elif command == "predict":
+        out = Path(FLAGS.out or "predictions.csv")
         unread = commands.predict(
-            Path(required("workdir")), images=required("images"), out=Path(FLAGS.out)
+            Path(required("workdir")), images=required("images"), out=out
         )
         for line in unread:
             print(f"unreadable: {line}", file=sys.stderr)
         return 3 if unread else 0
+    elif command == "convert":
+        commands.convert(
+            Path(required("source")),
+            required("model"),
+            Path(required("out")),
+            channels=FLAGS.channels,
+        )
+    elif command == "gallery":
+        commands.gallery(
+            required("images"),
+            Path(FLAGS.out or "gallery.html"),
+            modality=FLAGS.modality,
+            draws=FLAGS.draws,
+            seed=FLAGS.seed,
+        )
     else:
         raise InputError(f"unknown command {command!r}: see python launch.py --help")
     return 0
@@ -97,7 +124,8 @@ def main(arguments: list[str]) -> int:
     try:
         if len(arguments) != 2:
             raise InputError(
-                "give one command: prepare, explore, train, evaluate or predict"
+                "give one command: prepare, explore, train, evaluate, predict, convert "
+                "or gallery"
             )
         return run(arguments[1])
     except InputError as error:

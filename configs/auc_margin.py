@@ -16,6 +16,7 @@ from configs import quickstart
 
 def get_config() -> ConfigDict:
     c = quickstart.get_config()
+    c.transfer = {"init": "", "mode": "all", "decay": 0.75, "every": 100}
     c.loss = {"name": "auc_margin", "margin": 1.0, "rate": 0.1}
     c.imbalance = "none"
     return c

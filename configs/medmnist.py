@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
     c = quickstart.get_config()
     c.modality = ""  # e.g. 'chest_xray', 'retina': refuses what is unsafe for it
     c.task = "multiclass"
+    c.transfer = {"init": "", "mode": "all", "decay": 0.75, "every": 100}
     c.loss = {"name": "softmax_cross_entropy"}
     c.imbalance = "none"
     c.data = {

@@ -53,6 +53,7 @@ def get_config() -> ConfigDict:
         "contrast": {"strength": 0.1},
     }
     c.model = {"name": "densenet121"}
+    c.transfer = {"init": "", "mode": "all", "decay": 0.75, "every": 100}
     c.loss = {"name": "weighted_bce"}
     c.imbalance = "ratio"
     c.resampling = {

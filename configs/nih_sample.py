@@ -58,6 +58,7 @@ def get_config() -> ConfigDict:
         "blocks": (3, 3, 3),
         "features": 24,
     }
+    c.transfer = {"init": "", "mode": "all", "decay": 0.75, "every": 100}
     c.loss = {"name": "weighted_bce"}
     c.imbalance = "ratio"
     c.resampling = {

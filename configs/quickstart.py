@@ -52,6 +52,7 @@ def get_config() -> ConfigDict:
         "contrast": {"strength": 0.1},
     }
     c.model = {"name": "densenet_small", "stem": "half", "pool": "mean_max"}
+    c.transfer = {"init": "", "mode": "all", "decay": 0.75, "every": 100}
     c.loss = {"name": "weighted_bce"}  # see losses.py; its numbers stand beside it
     # What is done about rare findings. The loss weighs: 'ratio', 'balanced' or
     # 'effective'; the loader repeats or leaves out: 'over_sample', 'under_sample',

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from rich.progress import Progress
 
-from medjax import augment_audit, survey
-from medjax.build import model, plain, study
+from medjax import augment_audit, augment_gallery, survey
+from medjax.build import head, model, plain, start, study
 from medjax.build.plain import Config
 from medjax.cohort import splits
 from medjax.data import reading, schema
@@ -18,8 +18,6 @@ from medjax.errors import InputError
 from medjax.evaluation import inference, results
 from medjax.reports import page
 from medjax.training import journal, loop, step, workdir
-
-REFITTED = "refitted"  # Folder of the checkpoint whose classifier was fitted again.
 
 
 def prepare(config: Config) -> study.Data:
@@ -60,6 +58,41 @@ def audit_augment(folder: Path) -> Path:
     return page
 
 
+def convert(source: Path, name: str, out: Path, *, channels: int) -> None:
+    """Writes another framework's weights as a checkpoint that transfer.init can name.
+
+    Args:
+      source: .safetensors, .h5, .keras, .pth or .pt.
+      name: of the architecture, as in model.name.
+      out: a new folder.
+      channels: of the images that the model is for.
+
+    Raises:
+      InputError: the file is damaged, hostile or of another network.
+    """
+    card = start.write_converted(source, name, out, channels=channels)
+    left = f", {len(card['dropped'])} left out" if card["dropped"] else ""
+    print(
+        f"converted: {out} ({sum(card['rules'].values())} arrays{left}; see card.json)"
+    )
+
+
+def gallery(images: list[str], out: Path, **options) -> Path:
+    """Writes the page of what each modality's policy does to images.
+
+    Args:
+      images: files or folders.
+      out: the page.
+      options: see augment_gallery.py.
+
+    Raises:
+      InputError: an unreadable image, an unknown modality, or none that fits it.
+    """
+    page = augment_gallery.gallery(images, out, **options)
+    print(f"gallery: {page}")
+    return page
+
+
 def train(config: Config, folder: Path) -> None:
     """Trains, or goes on training, and reports the test split.
 
@@ -70,10 +103,11 @@ def train(config: Config, folder: Path) -> None:
     Raises:
       InputError: a mistake in the config or the data, or a diverged training.
     """
+    data = prepare(config)
+    config, weights = start.settle(config, data.task)
     workdir.claim(folder, plain.as_json(config))
     for caveat in model.augmentation_caveats(config):
         print(f"note: {caveat}")
-    data = prepare(config)
     if config.explore and not (folder / "explore.html").exists():
         print(f"explored: {survey.survey(config, data, folder)}")
     manifest = study.manifest(config, data)
@@ -86,13 +120,32 @@ def train(config: Config, folder: Path) -> None:
     plan = study.plan(config, label)
     if plan is not None:
         print(plan.describe(data.task.names, label))
+        ids = ids[plan.index]
     network = model.network(config, data.task)
-    state = model.initial_state(config, network, data.task, label)
-    size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    print(f"model: {size:,} parameters")
+    state = model.initial_state(
+        config,
+        network,
+        data.task,
+        label,
+        begin=functools.partial(start.variables, start=weights, task=data.task),
+    )
+    print(f"model: {_counts(state.params, network.frozen)}")
+    if config.transfer.mode == "features":
+        fit_head(config, folder / "checkpoints", network, state, data, ids)
+    elif not _fit(config, folder, network, state, data, manifest, ids):
+        return
+    elif study.treats(config, study.SYNTHETIC):
+        number, state = model.restore(
+            config, folder / "checkpoints", network, data.task
+        )
+        fit_head(config, folder / start.REFITTED, network, state, data, ids, number)
+    evaluate(folder)
+
+
+def _fit(config, folder, network, state, data, manifest, ids) -> bool:
+    """Trains by steps; whether they came to their end."""
     validation = data.side(manifest, "validation")
-    films = data.films(ids if plan is None else ids[plan.index])
-    batches = study.train_batches(config, films)
+    batches = study.train_batches(config, data.films(ids))
     with model.checkpoints(config, folder / "checkpoints") as checkpoints:
         complete = loop.fit(
             state,
@@ -106,39 +159,48 @@ def train(config: Config, folder: Path) -> None:
             **plain.schedule(config),
         )
     batches.close()
-    if complete:
-        if study.treats(config, study.SYNTHETIC):
-            refit(config, folder, network, data, ids)
-        evaluate(folder)
+    return complete
 
 
-def refit(
+def _counts(params, frozen: tuple[str, ...]) -> str:
+    """How many parameters there are, and how many of them stay."""
+    sizes = {
+        stage: sum(leaf.size for leaf in jax.tree.leaves(leaves))
+        for stage, leaves in params.items()
+    }
+    still = sum(sizes[stage] for stage in frozen)
+    kept = f", {still:,} of them frozen" if still else ""
+    return f"{sum(sizes.values()):,} parameters{kept}"
+
+
+def fit_head(
     config: Config,
     folder: Path,
     network: model.Network,
+    state: step.State,
     data: study.Data,
     ids: np.ndarray,
+    number: int = 0,
 ) -> None:
-    """Fits the classifier again, to the training images' embeddings and SMOTE's.
+    """Fits the classifier, to embeddings of the training images and SMOTE's points.
 
     Args:
       config: of the run.
-      folder: the run's, trained to its end.
+      folder: of the checkpoint to write.
       network: of the run.
+      state: whose averaged model embeds.
       data: of the run.
       ids: [N] of the training images.
+      number: of updates behind the state.
     """
-    number, state = model.restore(config, folder / "checkpoints", network, data.task)
-    feature = inference.embed(
-        study.evaluation_batches(config, data.films(ids)),
-        functools.partial(network.embed, state),
-    )
-    layer, points = model.fitted_head(config, data.task, feature, data.label(ids))
+    feature = head.embeddings(config, network, state, data)[ids]
+    layer, points = head.fitted(config, data.task, feature, data.label(ids))
     params = {**state.averaged["params"], "classifier": layer}
     state = state._replace(averaged={**state.averaged, "params": params})
-    with model.checkpoints(config, folder / REFITTED) as checkpoints:
+    with model.checkpoints(config, folder) as checkpoints:
         checkpoints.save(number, state, {"images": len(ids)})
-    print(f"classifier: fitted again to {len(ids)} images and {points} between them")
+    between = f" and {points} between them" if points else ""
+    print(f"classifier: fitted to {len(ids)} images{between}")
 
 
 class Run(NamedTuple):
@@ -159,15 +221,8 @@ def _finished(folder: Path) -> Run:
         raise InputError(f"{folder}: the run isn't finished: train it to its end first")
     task = study.Task(**workdir.read_task(folder))
     network = model.network(config, task)
-    _, state = _restore(config, folder, network, task)
+    _, state = start.restore(config, folder, network, task)
     return Run(config, task, network, state, frozen[1])
-
-
-def _restore(config: Config, folder: Path, network, task: study.Task):
-    """The checkpoint that is judged and predicts."""
-    refitted = study.treats(config, study.SYNTHETIC)
-    where = REFITTED if refitted else "checkpoints"
-    return model.restore(config, folder / where, network, task)
 
 
 def evaluate(folder: Path, *, split: str = "test", other: Config | None = None) -> dict:
@@ -196,7 +251,7 @@ def evaluate(folder: Path, *, split: str = "test", other: Config | None = None) 
     study.audit(config, manifest, data)
     task = data.task
     network = model.network(config, task)
-    number, state = _restore(config, folder, network, task)
+    number, state = start.restore(config, folder, network, task)
     frozen = workdir.read_thresholds(folder)
     if not frozen or frozen[0] != number:
         found = predictions(config, network, state, data.side(manifest, "validation"))

@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from medjax import losses
-from medjax.build import model, plain, study
+from medjax.build import head, model, plain, study
 from medjax.errors import InputError
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -302,7 +302,7 @@ def test_a_fitted_head_sees_as_many_of_either_class(config):
     label[rng.random(label.shape) < 0.1] = np.nan
     feature = rng.normal(size=(200, 5)).astype(np.float32)
     config.imbalance = "smote"
-    layer, points = model.fitted_head(config, FINDINGS, feature, label)
+    layer, points = head.fitted(config, FINDINGS, feature, label)
     known = ~np.isnan(label)
     positives = np.nansum(label, axis=0)
     assert points == np.abs(known.sum(0) - 2 * positives).sum()

@@ -151,12 +151,12 @@ POLICIES = {
         default={
             "random_affine": _affine(zoom=0.05, translation=0.03),
             "bias_field": {"strength": 0.3},
-            "brightness": {"strength": 0.1},
             "contrast": {"strength": 0.1},
             "gamma": {"max_log_gamma": 0.2},
             "rician_noise": {"std": 0.02},
         },
         caution={
+            "brightness": "an offset lifts the air too, which a gain would leave at 0",
             "noise": "a magnitude image's noise is Rician: air has a floor",
             "blur": "small lesions at the ventricles and in the cortex fade",
             "low_resolution": "small lesions fade into thick slices",

@@ -19,7 +19,8 @@ from medjax.data import modality
 from medjax.errors import InputError
 from medjax.geometry import warp
 from medjax.models import architectures
-from medjax.training import head, optim, step
+from medjax.models.classifier import stage_names
+from medjax.training import optim, step
 from medjax.training.checkpoint import Checkpoints
 
 NOT_FOR_THE_OPTIMISER = ("name", "learning_rate", "weight_decay", "ema")
@@ -30,12 +31,15 @@ class Network(NamedTuple):
 
     init: key -> fresh variables.
     apply: Linen's.
+    stages: their names, from the image on; `frozen`, those of them that stay.
     predict: (state, image [D, B, ...]) -> probability [D, B, T].
     embed: (state, image [D, B, ...]) -> what the classifier sees, [D, B, F].
     """
 
     init: Callable
     apply: Callable
+    stages: tuple[str, ...]
+    frozen: tuple[str, ...]
     predict: Callable
     embed: Callable
 
@@ -46,6 +50,9 @@ def network(config: Config, task: Task) -> Network:
     make = named(architectures, options.pop("name"), "model.name")
     dtype = jnp.dtype(config.train.dtype)
     model = make(tasks=len(task.names), dtype=dtype, axis_name=step.AXIS, **options)
+    stages = stage_names(len(model.stages))
+    frozen = _frozen(config, stages)
+    model = model.clone(frozen=len(frozen))
     blank = jnp.zeros((1, *task.shape))
     parts = {
         "apply": model.apply,
@@ -57,6 +64,8 @@ def network(config: Config, task: Task) -> Network:
     return Network(
         init=lambda key: model.init(key, blank, train=False),
         apply=model.apply,
+        stages=stages,
+        frozen=frozen,
         predict=step.compile_eval(step.eval_step, probability=probability, **parts),
         embed=step.compile_eval(step.embed_step, **parts),
     )
@@ -114,15 +123,22 @@ def train_step(config: Config, network: Network) -> Callable:
         ),
         loss=named(losses, config.loss.name, "loss.name"),
         optimizer=_optimizer(config),
+        frozen=network.frozen,
     )
 
 
 def initial_state(
-    config: Config, network: Network, task: Task, label: np.ndarray
+    config: Config,
+    network: Network,
+    task: Task,
+    label: np.ndarray,
+    *,
+    begin: Callable = lambda fresh: fresh,
 ) -> step.State:
     """The state before the first update.
 
     Args:
+      begin: fresh variables -> those to begin with.
       label: [N, T] of the training images, NaN where unknown, as they are and not
         as a plan shows them: what the loss weighs the classes by.
     """
@@ -132,6 +148,7 @@ def initial_state(
         ema=config.optim.ema,
         dual_rate=config.loss.get("rate", 0.0),
         loss=loss_arguments(config, task, label),
+        **_pace(config, network.stages),
     )
     dual = {}
     if config.loss.name == "auc_margin":
@@ -139,10 +156,11 @@ def initial_state(
         if not hyper.dual_rate > 0:
             raise InputError("loss.rate: auc_margin learns too: give 0.1, say")
     return step.init_state(
-        jax.jit(network.init)(jax.random.key(config.seed)),
+        begin(jax.jit(network.init)(jax.random.key(config.seed))),
         optimizer=_optimizer(config),
         dual=dual,
         hyper=hyper,
+        frozen=network.frozen,
     )
 
 
@@ -160,43 +178,6 @@ def loss_arguments(config: Config, task: Task, label: np.ndarray) -> dict:
     if name == "auc_margin":  # The only loss that learns; see initial_state.
         options.pop("rate", None)
     return _arguments(config, task, label, name, options)
-
-
-def fitted_head(
-    config: Config, task: Task, feature: np.ndarray, label: np.ndarray
-) -> tuple[dict[str, jax.Array], int]:
-    """The classifier fitted to embeddings and to `config.imbalance`'s points.
-
-    Args:
-      feature: [N, F], of the training images.
-      label: [N, T], NaN where unknown.
-
-    Returns:
-      kernel [F, T] and bias [T], and the number of synthetic points.
-    """
-    known = (~np.isnan(label)).astype(np.float32)
-    label = np.nan_to_num(label).astype(np.float32)
-    positives, negatives = imbalance.frequencies(label, known)
-    # A class is filled up to the largest class, a finding to those without it.
-    wanted = positives.max() - positives
-    if not task.exclusive:
-        wanted = np.abs(positives - negatives)
-    wanted = np.rint(wanted).astype(np.int32)
-    keys = jax.random.split(jax.random.key(config.seed), len(task.names))
-    make = functools.partial(
-        getattr(imbalance, config.imbalance),
-        size=max(1, int(wanted.max())),
-        neighbours=config.resampling.neighbours,
-    )
-    between = jax.vmap(
-        lambda key, label, known, wanted: make(
-            key, feature, label, known, wanted=wanted
-        ),
-        in_axes=(0, 1, 1, 0),
-    )(keys, label, known, wanted)
-    fit = jax.jit(functools.partial(head.refit, exclusive=task.exclusive))
-    layer = fit(feature, label, known, between=between)
-    return layer, int(between.weight.sum())
 
 
 def checkpoints(config: Config, folder: Path) -> Checkpoints:
@@ -218,6 +199,47 @@ def restore(
     with checkpoints(config, folder) as kept:
         found = kept.restore(template, step=kept.best if wanted == "best" else None)
     return found.step, found.state
+
+
+def _frozen(config: Config, stages: tuple[str, ...]) -> tuple[str, ...]:
+    """The first stages, as far as `config.transfer.mode` freezes them.
+
+    Raises:
+      InputError: it is neither a mode nor a stage.
+    """
+    mode = config.transfer.mode
+    if mode in ("head", "features"):
+        return stages
+    if mode in ("all", "layerwise", "gradual"):
+        return ()
+    if mode not in stages:
+        raise InputError(
+            f"transfer.mode={mode!r}: use 'all', 'head', 'features', 'layerwise', "
+            f"'gradual', or freeze up to one of {', '.join(stages)}"
+        )
+    return stages[: stages.index(mode) + 1]
+
+
+def _pace(config: Config, stages: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    """Each stage's share of the learning rate, and the update at which it starts.
+
+    The classifier, which they don't name, has the whole rate from the start.
+
+    Raises:
+      InputError: the first stage would never start.
+    """
+    c = config.transfer
+    below = dict(zip(stages, range(len(stages), 0, -1), strict=True))
+    if c.mode == "layerwise":
+        return {"share": {stage: c.decay**depth for stage, depth in below.items()}}
+    if c.mode == "gradual":
+        if len(stages) * c.every >= config.train.steps:
+            raise InputError(
+                f"transfer.every={c.every}: the stem would start at step "
+                f"{len(stages) * c.every} of {config.train.steps}: take a smaller number"
+            )
+        return {"start": {stage: c.every * depth for stage, depth in below.items()}}
+    return {}
 
 
 def _arguments(

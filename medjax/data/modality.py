@@ -44,9 +44,16 @@ def unit_range(image: Array) -> Array:
     return image
 
 
-def standardise(image: Array, *, mean: float, std: float) -> Array:
-    """Centres and scales intensities in [0, 1] by the data set's mean and deviation."""
-    return (image - mean) / std
+def standardise(
+    image: Array, *, mean: float | Sequence[float], std: float | Sequence[float]
+) -> Array:
+    """Centres and scales intensities in [0, 1] by the data set's mean and deviation.
+
+    Args:
+      image: [..., C] float in [0, 1].
+      mean, std: one number, or one for each channel.
+    """
+    return (image - jnp.asarray(mean)) / jnp.asarray(std)
 
 
 def standardise_each(image: Array, *, spatial: int = 2) -> Array:

@@ -17,6 +17,10 @@ NAMES = {
     "f1": "F1",
     "macro_f1": "Macro F1",
     "kappa": "Cohen's kappa",
+    "chest_xray": "Chest X-ray",
+    "ct": "CT",
+    "brain_mri": "Brain MRI",
+    "nuclear": "PET and SPECT",
 }
 
 

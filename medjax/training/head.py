@@ -1,4 +1,4 @@
-"""The classifier fitted again, on embeddings, with synthetic minorities among them.
+"""The classifier fitted on embeddings, with synthetic minorities among them.
 
 The network below the classifier keeps what it learnt from the images as they are;
 the classifier is a convex problem of few numbers, solved to its end. (Treating the
@@ -58,7 +58,7 @@ def refit(
         gap = between.gap
         if exclusive:
             total = -jnp.sum(weight * y * jax.nn.log_softmax(z))
-            count = jnp.sum(jnp.any(weight > 0, axis=1)) + jnp.sum(between.weight)
+            count = jnp.sum(weight * y) + jnp.sum(between.weight)
             gap = gap[..., None]
             mixed = (1 - gap) * z[between.seed] + gap * z[between.neighbour]
             own = jnp.diagonal(jax.nn.log_softmax(mixed), axis1=0, axis2=2)  # [M, T]

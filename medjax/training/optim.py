@@ -16,6 +16,8 @@ class Hyper(NamedTuple):
     ema: [] float32, the decay of the averaged weights; 0 follows the weights.
     dual_rate: [] float32, the rate of what the loss itself learns, see saddle_step.
     loss: keyword arrays of the loss, e.g. w_pos and w_neg [T] or gamma [].
+    share: [] float32 by stage, the factor of its learning rate; None: 1 everywhere.
+    start: [] float32 by stage, the updates before its weights move; None: 0 everywhere.
     """
 
     learning_rate: Array
@@ -23,6 +25,8 @@ class Hyper(NamedTuple):
     ema: Array
     dual_rate: Array
     loss: dict[str, Array]
+    share: dict[str, Array] | None = None
+    start: dict[str, Array] | None = None
 
 
 def warmup_cosine(step: Array, *, steps: int, warmup: int) -> Array:
@@ -89,6 +93,38 @@ def pesg(
         _proximal(stage=stage, proximity=proximity),
         _descend(steps=steps, warmup=warmup),
     )
+
+
+def moving(tree: dict[str, ArrayTree], frozen: tuple[str, ...]) -> dict[str, ArrayTree]:
+    """The stages of params or batch_stats that aren't frozen."""
+    return {stage: leaves for stage, leaves in tree.items() if stage not in frozen}
+
+
+def by_stage(
+    change: dict[str, ArrayTree], step: Array, hyper: Hyper
+) -> dict[str, ArrayTree]:
+    """Scales the change of each stage's weights by its share of the learning rate.
+
+    A stage whose start hasn't come doesn't move, to the bit; its moments do, so that
+    it starts with a settled rate, and so do its batch statistics.
+
+    Args:
+      change: of the weights, by stage.
+      step: [], updates done.
+      hyper: its share and start.
+
+    Source: Howard & Ruder, ULMFiT (ACL 2018): discriminative rates, and gradual
+    unfreezing.
+    """
+
+    if hyper.share is None and hyper.start is None:
+        return change
+    share, start = hyper.share or {}, hyper.start or {}
+    scaled = {}
+    for stage, leaves in change.items():
+        factor = jnp.where(step >= start.get(stage, 0), share.get(stage, 1.0), 0.0)
+        scaled[stage] = optax.tree.scale(factor, leaves)
+    return scaled
 
 
 def saddle_step(

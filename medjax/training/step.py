@@ -23,7 +23,7 @@ class State(NamedTuple):
     params: float32 weights.
     batch_stats: running means and variances of the batch normalisation.
     averaged: exponential moving average of params and batch_stats, for evaluation.
-    opt_state: the optimiser's.
+    opt_state: the optimiser's, of the stages that aren't frozen.
     dual: what the loss itself learns, by name; {} for most losses.
     hyper: rates and class weights, as arrays.
     """
@@ -38,9 +38,14 @@ class State(NamedTuple):
 
 
 def init_state(
-    variables: ArrayTree, *, optimizer: Any, dual: dict[str, Array], hyper: Hyper
+    variables: ArrayTree,
+    *,
+    optimizer: Any,
+    dual: dict[str, Array],
+    hyper: Hyper,
+    frozen: tuple[str, ...] = (),
 ) -> State:
-    """Makes the state before the first update from a model's fresh variables."""
+    """Makes the state before the first update from a model's variables."""
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     same = {"params": params, "batch_stats": batch_stats}
     return State(
@@ -48,7 +53,7 @@ def init_state(
         params=params,
         batch_stats=batch_stats,
         averaged=jax.tree.map(jnp.copy, same),  # One buffer can't be donated twice.
-        opt_state=optimizer.init(params),
+        opt_state=optimizer.init(optim.moving(params, frozen)),
         dual=jax.tree.map(jnp.copy, dual),
         hyper=jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hyper),
     )
@@ -63,6 +68,7 @@ def train_step(
     augment: Callable,
     loss: Callable,
     optimizer: optax.GradientTransformationExtraArgs,
+    frozen: tuple[str, ...] = (),
 ) -> tuple[State, dict[str, Array]]:
     """One update from one shard's batch, collective over AXIS.
 
@@ -78,15 +84,19 @@ def train_step(
       augment: (key, batch) -> standardised image [B, H, W, C] float32.
       loss: (logits, label, weight, **dual, **hyper.loss) -> (total, count).
       optimizer: takes the learning rate and the weight decay as extra arguments.
+      frozen: stages of params that stay what they are, to the bit, with their batch
+        statistics; `apply` doesn't change those either. No gradient is computed for
+        them, and the optimiser doesn't know them.
 
     Returns:
       The new state, and scalars: loss (nats an image), grad_norm.
     """
     image = augment(key, batch)
+    moving = optim.moving(state.params, frozen)
 
-    def shard_loss(params: ArrayTree, dual: dict) -> tuple[Array, ArrayTree]:
+    def shard_loss(moving: ArrayTree, dual: dict) -> tuple[Array, ArrayTree]:
         logits, updates = apply(
-            {"params": params, "batch_stats": state.batch_stats},
+            {"params": state.params | moving, "batch_stats": state.batch_stats},
             image,
             train=True,
             mutable=["batch_stats"],
@@ -98,25 +108,30 @@ def train_step(
         return total / jnp.maximum(lax.psum(count, AXIS), 1), updates
 
     descend = jax.value_and_grad(shard_loss, argnums=(0, 1), has_aux=True)
-    (value, updates), grads = descend(state.params, state.dual)
+    (value, updates), grads = descend(moving, state.dual)
     value, (grads, dual_grads) = lax.psum((value, grads), AXIS)
 
     change, opt_state = optimizer.update(
         grads,
         state.opt_state,
-        state.params,
+        moving,
         learning_rate=state.hyper.learning_rate,
         weight_decay=state.hyper.weight_decay,
     )
-    params = optax.apply_updates(state.params, change)
+    change = optim.by_stage(change, state.step, state.hyper)
+    params = state.params | optax.apply_updates(moving, change)
     # A young average would remember the random start: (1 + t) / (10 + t) bounds it.
     decay = jnp.minimum(state.hyper.ema, (1 + state.step) / (10 + state.step))
     batch_stats = updates.get("batch_stats", {})
-    averaged = jax.tree.map(
-        lambda old, new: decay * old + (1 - decay) * new,
-        state.averaged,
-        {"params": params, "batch_stats": batch_stats},
-    )
+    averaged = {}
+    for part, new in {"params": params, "batch_stats": batch_stats}.items():
+        old = state.averaged[part]  # decay x + (1 - decay) x may not be x: left out.
+        followed = jax.tree.map(
+            lambda old, new: decay * old + (1 - decay) * new,
+            optim.moving(old, frozen),
+            optim.moving(new, frozen),
+        )
+        averaged[part] = old | followed
     new = State(
         step=state.step + 1,
         params=params,

@@ -1,0 +1,214 @@
+"""Where a run's weights start, `config.transfer.init`, and what travels with them."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from chex import ArrayTree
+
+from medjax.build import model, plain
+from medjax.build.plain import Config
+from medjax.build.study import SYNTHETIC, Task, treats
+from medjax.errors import InputError
+from medjax.models import architectures, download, pretrained, weights
+from medjax.training import workdir
+from medjax.training.checkpoint import Checkpoints
+
+REFITTED = "refitted"  # Folder of the checkpoint whose classifier was fitted again.
+
+
+class Start(NamedTuple):
+    """Variables to begin with, and what their numbers mean.
+
+    variables: of the stages, and of the classifier where `tasks` says what for.
+    tasks: names of the findings that the classifier knows; () without it.
+    options: that the model has to be made with.
+    intensity: the preparation that the weights expect.
+    """
+
+    variables: ArrayTree
+    tasks: tuple[str, ...]
+    options: dict[str, Any]
+    intensity: dict[str, Any]
+
+
+def settle(config: Config, task: Task) -> tuple[Config, Start | None]:
+    """The config with what its weights bring along, and these.
+
+    `intensity.name='as_pretrained'` becomes the preparation that they expect, and
+    their framework's options, such as another epsilon, become the model's.
+
+    Raises:
+      InputError: the weights can't be read, or are of another network.
+    """
+    own = config.intensity.name != "as_pretrained"
+    if not config.transfer.init:
+        if not own:
+            raise InputError(
+                "intensity.name='as_pretrained' without weights: set transfer.init, or "
+                "another intensity.name"
+            )
+        return config, None
+    found = read(config, task)
+    settled = config.copy_and_resolve_references().unlock()
+    for name, value in found.options.items():
+        if config.model.get(name, value) != value:
+            raise InputError(
+                f"model.{name}={config.model[name]}: the weights of {config.transfer.init}"
+                f" go with {value}: leave it out"
+            )
+        settled.model[name] = value
+    if not own:
+        settled.intensity = found.intensity
+    elif plain.as_json(config)["intensity"] != found.intensity:
+        print(f"note: {config.transfer.init} expects intensity={found.intensity}")
+    return settled, found
+
+
+def variables(fresh: ArrayTree, start: Start | None, task: Task) -> ArrayTree:
+    """A model's variables: the given ones, and fresh ones where there are none."""
+    if start is None:
+        return fresh
+    given = dict(start.variables["params"])
+    if start.tasks != task.names:
+        given.pop("classifier", None)
+        print("classifier: starts anew, for its tasks are other than the weights'")
+    stats = fresh.get("batch_stats", {}) | start.variables.get("batch_stats", {})
+    merged = {"params": fresh["params"] | given, "batch_stats": stats}
+    _check(merged, fresh)
+    return jax.tree.map(jnp.asarray, merged)
+
+
+def read(config: Config, task: Task) -> Start:
+    """The weights of a run, of a converted folder, of a file, or published ones."""
+    path = Path(config.transfer.init).expanduser()
+    if config.transfer.init == "imagenet":
+        path = download.fetch(config.model.name)
+    if (path / "config.json").exists():
+        return of_run(path)
+    if (path / "card.json").exists():
+        return of_converted(path, task)
+    if path.is_file():
+        converted, _ = convert(path, config.model.name, channels=task.shape[-1])
+        return _of(converted.variables, converted._asdict())
+    raise InputError(
+        f"transfer.init={config.transfer.init!r}: give 'imagenet', a file of weights, "
+        "the folder of a run, or one that convert made"
+    )
+
+
+def of_run(folder: Path) -> Start:
+    """The averaged weights of another run, as it predicts with them."""
+    config = plain.read_config(folder)
+    task = Task(**workdir.read_task(folder))
+    _, state = restore(config, folder, model.network(config, task), task)
+    options = plain.as_json(config)["model"]
+    options.pop("name")
+    return Start(
+        state.averaged, task.names, options, plain.as_json(config)["intensity"]
+    )
+
+
+def restore(config: Config, folder: Path, network: model.Network, task: Task):
+    """The checkpoint of a run that is judged and predicts: its step and state."""
+    where = REFITTED if treats(config, SYNTHETIC) else "checkpoints"
+    return model.restore(config, folder / where, network, task)
+
+
+def convert(
+    path: Path, name: str, *, channels: int, classes: int = 0
+) -> tuple[pretrained.Converted, dict]:
+    """Another framework's weights as the variables of a network, and their card.
+
+    Args:
+      path: of the file.
+      name: of the architecture.
+      channels: of the images.
+      classes: of the classifier; 0: as many as the file has.
+    """
+    source = weights.read(path)
+    table = pretrained.recognise(source, model=name)
+    options = dict(table.options)
+    target = _shapes(name, options, channels=channels, classes=classes or 1)
+    converted = pretrained.convert(source, target, model=name, head=False)
+    if not classes and converted.classes:
+        target = _shapes(name, options, channels=channels, classes=converted.classes)
+        converted = pretrained.convert(source, target, model=name)
+    return converted, pretrained.card(converted, path)
+
+
+def write_converted(path: Path, name: str, out: Path, *, channels: int) -> dict:
+    """Converts a file of weights into an Orbax checkpoint with card.json beside it.
+
+    Raises:
+      InputError: see convert; nothing is written then.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"--out={out}: isn't empty: give a new folder")
+    converted, card = convert(path, name, channels=channels)
+    with Checkpoints(out) as checkpoints:
+        checkpoints.save(0, converted.variables, card)
+    (out / "card.json").write_text(json.dumps(card, indent=2))
+    return card
+
+
+def of_converted(folder: Path, task: Task) -> Start:
+    """Reads back what `write_converted` wrote."""
+    card = json.loads((folder / "card.json").read_text())
+    if card["channels"][1] != task.shape[-1]:
+        raise InputError(
+            f"{folder}: converted for {card['channels'][1]} channels, the images have "
+            f"{task.shape[-1]}: convert again with --channels={task.shape[-1]}"
+        )
+    shapes = _shapes(
+        card["model"],
+        card["options"],
+        channels=task.shape[-1],
+        classes=card["classes"] or 1,
+    )
+    blank = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    with Checkpoints(folder) as checkpoints:
+        return _of(checkpoints.restore(blank).state, card)
+
+
+def _of(found: ArrayTree, card: dict) -> Start:
+    params = {k: v for k, v in found["params"].items() if k != "classifier"}
+    intensity = {"name": "standardise_each"}
+    if card["standardise"]:
+        intensity = {"name": "standardise", **card["standardise"]}
+    return Start(
+        variables={**found, "params": params},
+        tasks=(),
+        options=card["options"],
+        intensity=intensity,
+    )
+
+
+def _shapes(name: str, options: dict, *, channels: int, classes: int) -> ArrayTree:
+    """Of an architecture's variables, for 2-D images."""
+    make = plain.named(architectures, name, "model.name")
+    image = jnp.zeros((1, 64, 64, channels))
+    init = make(tasks=classes, **options).init
+    return jax.eval_shape(lambda: init(jax.random.key(0), image, train=False))
+
+
+def _check(found: ArrayTree, wanted: ArrayTree) -> None:
+    """Refuses weights that aren't the model's, leaf by leaf.
+
+    Raises:
+      InputError: the first that differs.
+    """
+    leaves = [
+        {jax.tree_util.keystr(path): leaf.shape for path, leaf in flat}
+        for flat, _ in map(jax.tree_util.tree_flatten_with_path, (found, wanted))
+    ]
+    for name in sorted(leaves[0].keys() | leaves[1].keys()):
+        given, own = (side.get(name, "nothing") for side in leaves)
+        if given != own:
+            raise InputError(
+                f"transfer.init: {name} is {given} in the weights, {own} in the model: "
+                "give both the same network and images of as many channels"
+            )

@@ -1,0 +1,93 @@
+"""NIfTI files -> a volume whose axes lie alike whatever the scanner's, or one error."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import nibabel
+import numpy as np
+from nibabel import orientations
+
+from medjax.errors import InputError
+from medjax.geometry import grid
+
+SUFFIXES = (".nii", ".nii.gz")
+AXES = ("S", "P", "L")  # Where the indices of D, H and W grow to.
+MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # By the header's code; 0 is unknown.
+# It tells of headers that it mends; here they are refused, or sound.
+nibabel.imageglobals.logger.setLevel("CRITICAL")
+REMEDY = "export it again as NIfTI (.nii or .nii.gz)"
+
+
+class Volume(NamedTuple):
+    """One volume, looked at as radiologists do.
+
+    voxels: [D, H, W] float32 in the file's units. A slice is axial, from the feet
+      up, with the front at the top and the patient's right on the left.
+    spacing: [3] float64, mm along D, H, W.
+    affine: [4, 4] float64, indices of voxels to millimetres, see geometry/grid.py.
+    """
+
+    voxels: np.ndarray
+    spacing: np.ndarray
+    affine: np.ndarray
+
+
+def is_volume(path: str | os.PathLike) -> bool:
+    """Whether a file is named as NIfTI is."""
+    return str(path).lower().endswith(SUFFIXES)
+
+
+def read(path: str | os.PathLike) -> Volume:
+    """Reads one volume. The axes are exchanged and turned, no voxel is interpolated.
+
+    Args:
+      path: .nii or .nii.gz, NIfTI-1 or -2, of one volume.
+
+    Raises:
+      InputError: the file is missing, cut off, no NIfTI, not of three axes, in colour
+        or complex, or has voxels that are no numbers, a spacing that isn't positive
+        or an affine that can't be inverted.
+    """
+    path = Path(path)
+    try:
+        image = nibabel.load(path)
+        affine = _affine(image, path)
+        voxels = image.get_fdata(dtype=np.float32, caching="unchanged")
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: does not exist; give an existing file") from error
+    except Exception as error:  # Of many kinds, as damaged bytes can be anything.
+        why = " ".join(str(error).split()) or "it is cut off"
+        raise InputError(f"{path}: can't be read ({why}); {REMEDY}") from error
+    voxels = voxels.reshape(voxels.shape[:3])
+    if wrong := int(np.sum(~np.isfinite(voxels))):
+        raise InputError(f"{path}: {wrong} voxels are no numbers; {REMEDY}")
+    turn = orientations.ornt_transform(
+        orientations.io_orientation(affine), orientations.axcodes2ornt(AXES)
+    )
+    affine = affine @ orientations.inv_ornt_aff(turn, voxels.shape)
+    voxels = np.ascontiguousarray(orientations.apply_orientation(voxels, turn))
+    return Volume(voxels, np.linalg.norm(affine[:3, :3], axis=0), affine)
+
+
+def _affine(image: nibabel.Nifti1Image, path: Path) -> np.ndarray:
+    """In mm; refuses what nibabel mends in silence, or reads as something else."""
+    if not isinstance(image, nibabel.Nifti1Image):
+        raise InputError(f"is {type(image).__name__}, no NIfTI; {REMEDY}")
+    shape, kind = image.shape, image.get_data_dtype()
+    if len(shape) < 3 or 0 in shape or any(n > 1 for n in shape[3:]):
+        raise InputError(f"has the shape {shape}; give one volume of three axes")
+    if kind.kind not in "iuf":
+        raise InputError(f"has voxels of {kind}; give real numbers")
+    with nibabel.openers.ImageOpener(path) as file:  # As it stands in the file.
+        header = type(image).header_class.from_fileobj(file, check=False)
+    spacing = header["pixdim"][1:4]
+    if not (np.isfinite(spacing) & (spacing > 0)).all():
+        raise InputError(f"has a spacing of {spacing} mm; give positive ones: {REMEDY}")
+    unit = int(header["xyzt_units"]) & 7
+    if unit not in MM:
+        raise InputError(f"has lengths in an unknown unit (code {unit}); {REMEDY}")
+    scale = np.diag([MM[unit]] * 3 + [1.0])
+    return grid.check_affine("its affine", scale @ image.affine)

@@ -1,0 +1,184 @@
+"""Volumes are written by nibabel; where their voxels lie is asked of SimpleITK."""
+
+import gzip
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from medjax.data import nifti
+from medjax.errors import InputError
+
+MS = Path(__file__).parents[2] / "shared/data/ms-lesion-sample/patient19"
+RNG = np.random.default_rng(0)
+VOXELS = RNG.integers(0, 1000, (5, 7, 4)).astype(np.int16)
+TURNS = {  # Columns: where i, j and k grow to, in RAS.
+    "RAS": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "LPS": [[-1, 0, 0], [0, -1, 0], [0, 0, 1]],
+    "sagittal PSR": [[0, 0, 1], [-1, 0, 0], [0, 1, 0]],
+    "coronal LIA": [[-1, 0, 0], [0, 0, 1], [0, -1, 0]],
+}
+
+
+def affine_of(turn, spacing=(0.7, 1.1, 3.0), tilt=0.0):
+    c, s = np.cos(tilt), np.sin(tilt)
+    tilted = np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
+    affine = np.eye(4)
+    affine[:3, :3] = tilted @ np.array(turn, float) * spacing
+    affine[:3, 3] = (-20.0, 11.0, 5.5)
+    return affine
+
+
+def save(path, voxels=VOXELS, affine=None, kind=nibabel.Nifti1Image, **header):
+    image = kind(voxels, affine_of(TURNS["RAS"]) if affine is None else affine)
+    for field, value in header.items():
+        image.header[field] = value
+    nibabel.save(image, path)
+    return path
+
+
+@pytest.mark.parametrize("tilt", [0.0, 0.3])
+@pytest.mark.parametrize("name", TURNS)
+def test_the_axes_are_those_of_simpleitk_turned_to_lps(tmp_path, name, tilt):
+    path = save(tmp_path / "a.nii.gz", affine=affine_of(TURNS[name], tilt=tilt))
+    volume = nifti.read(path)
+    assert volume.voxels.dtype == np.float32 and volume.voxels.flags.c_contiguous
+    other = sitk.DICOMOrient(sitk.ReadImage(str(path)), "LPS")
+    np.testing.assert_array_equal(volume.voxels, sitk.GetArrayFromImage(other))
+    np.testing.assert_allclose(volume.spacing, other.GetSpacing()[::-1], rtol=1e-6)
+    x, y, z = other.TransformIndexToPhysicalPoint((1, 2, 3))  # (W, H, D), in LPS.
+    np.testing.assert_allclose(volume.affine @ (3, 2, 1, 1), (-x, -y, z, 1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", TURNS)
+def test_every_voxel_stays_where_nibabel_has_it(tmp_path, name):
+    path = save(tmp_path / "a.nii", affine=affine_of(TURNS[name], tilt=0.2))
+    image, volume = nibabel.load(path), nifti.read(path)
+    for index in RNG.integers(0, VOXELS.shape, (20, 3)):
+        world = image.affine @ (*index, 1)
+        here = np.linalg.solve(volume.affine, world)[:3]
+        assert np.abs(here - np.rint(here)).max() < 1e-4
+        at = tuple(np.rint(here).astype(int))
+        assert volume.voxels[at] == image.dataobj[tuple(index)]
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float64])
+def test_scaled_integers_are_in_the_files_units(tmp_path, kind, dtype):
+    image = kind(VOXELS.astype(dtype)[..., None], np.eye(4))  # One volume, of 4 axes.
+    image.header.set_slope_inter(2.0, -7.0)
+    nibabel.save(image, tmp_path / "a.nii")
+    expected = nibabel.load(tmp_path / "a.nii").get_fdata()[..., 0]
+    back = np.transpose(nifti.read(tmp_path / "a.nii").voxels, (2, 1, 0))
+    np.testing.assert_array_equal(back[::-1, ::-1], expected.astype(np.float32))
+
+
+def test_a_unit_other_than_the_millimetre_is_obeyed(tmp_path):
+    image = nibabel.Nifti1Image(VOXELS, np.diag([700.0, 700, 3000, 1]))
+    image.header.set_xyzt_units("micron")
+    nibabel.save(image, tmp_path / "a.nii")
+    np.testing.assert_allclose(nifti.read(tmp_path / "a.nii").spacing, (3, 0.7, 0.7))
+
+
+def nan_voxels(path):
+    voxels = VOXELS.astype(np.float32)
+    voxels[0, 0, :2] = np.nan, np.inf
+    save(path, voxels)
+
+
+def singular(path):
+    affine = affine_of(TURNS["RAS"])
+    affine[:3, 1] = affine[:3, 0]
+    save(path, affine=affine)
+
+
+def spaced(path, *, spacing):
+    """Writes the spacing into the bytes: nibabel refuses to."""
+    save(path)
+    data = bytearray(path.read_bytes())
+    data[80:92] = np.array(spacing, "<f4").tobytes()
+    path.write_bytes(data)
+
+
+def unit(path):
+    save(path)
+    data = bytearray(path.read_bytes())
+    data[123] = 7
+    path.write_bytes(data)
+
+
+def cut(path):
+    save(path)
+    path.write_bytes(path.read_bytes()[:-50])
+
+
+SPOILT = {
+    "can't be inverted": singular,
+    "2 voxels are no numbers": nan_voxels,
+    "shape (5, 7, 4, 2)": lambda path: save(path, np.stack([VOXELS] * 2, -1)),
+    "shape (5, 7)": lambda path: save(path, VOXELS[..., 0]),
+    "spacing of [0. ": lambda path: spaced(path, spacing=(0, 1, 1)),
+    "spacing of [ 1. -2.": lambda path: spaced(path, spacing=(1, -2, 1)),
+    "spacing of [nan": lambda path: spaced(path, spacing=(np.nan, 1, 1)),
+    "unknown unit (code 7)": unit,
+    "complex64": lambda path: save(path, VOXELS.astype(np.complex64)),
+    "can't be read": cut,
+    "can't be read (Empty file": lambda path: path.write_bytes(b""),
+    "Cannot work out file type": lambda path: path.write_bytes(b"no volume" * 99),
+    "does not exist": lambda path: None,
+}
+
+
+@pytest.mark.parametrize("why", SPOILT)
+def test_a_file_that_is_no_sound_volume_is_refused_in_one_line(tmp_path, why):
+    path = tmp_path / "a.nii"
+    SPOILT[why](path)
+    with pytest.raises(InputError) as caught:
+        nifti.read(path)
+    text = str(caught.value)
+    assert text.startswith(f"{path}: ") and why in text
+    assert "\n" not in text and "; " in text
+
+
+def test_a_cut_off_gzip_file_is_refused(tmp_path):
+    path = save(tmp_path / "a.nii.gz")
+    whole = path.read_bytes()
+    for data in (whole[: len(whole) // 2], whole[:60], gzip.compress(b"no volume")):
+        path.write_bytes(data)
+        with pytest.raises(InputError, match="can't be read"):
+            nifti.read(path)
+
+
+def test_another_format_is_refused_by_its_name(tmp_path):
+    image = nibabel.MGHImage(VOXELS.astype(np.float32), np.eye(4))
+    nibabel.save(image, tmp_path / "a.mgz")
+    with pytest.raises(InputError, match="is MGHImage, no NIfTI"):
+        nifti.read(tmp_path / "a.mgz")
+
+
+def test_a_damaged_header_is_read_or_refused(tmp_path, capfd):
+    path = save(tmp_path / "a.nii")
+    whole, refused = path.read_bytes(), 0
+    for _ in range(300):
+        data = bytearray(whole)
+        data[RNG.integers(0, 352)] = RNG.integers(0, 256)
+        path.write_bytes(data)
+        try:
+            volume = nifti.read(path)
+        except InputError as error:
+            assert "\n" not in str(error)
+            refused += 1
+        else:
+            assert np.isfinite(volume.voxels).all() and (volume.spacing > 0).all()
+    assert refused > 10
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(not MS.exists(), reason="needs shared/data/ms-lesion-sample")
+def test_a_real_volume_lies_as_simpleitk_says():
+    volume = nifti.read(MS / "lesion.nii.gz")
+    other = sitk.DICOMOrient(sitk.ReadImage(str(MS / "lesion.nii.gz")), "LPS")
+    np.testing.assert_array_equal(volume.voxels, sitk.GetArrayFromImage(other))
+    assert volume.voxels.sum() > 0
