@@ -137,10 +137,19 @@ def parse(arguments: list[str]) -> list[str]:
     """Reads the flags; a config has only the fields that its file gives it."""
     try:
         return FLAGS(arguments)
-    except (AttributeError, flags.Error, OSError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError) as error:  # 'optm' Did you mean "optim" ...?
+        why = f"the config has no field {_one_line(error)}"
+    except (flags.Error, OSError, TypeError, ValueError) as error:
         why = str(error).strip().splitlines()[0]
-        print(f"error: {' '.join(arguments[1:])}: {why}", file=sys.stderr)
-        sys.exit(2)
+    print(f"error: {' '.join(arguments[1:])}: {why}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _one_line(error: Exception) -> str:
+    """What ml_collections says, which wraps it in up to two KeyErrors."""
+    while error.args and isinstance(error.args[0], Exception):
+        error = error.args[0]
+    return ". ".join(str(error.args[0]).splitlines())
 
 
 if __name__ == "__main__":

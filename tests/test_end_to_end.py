@@ -143,7 +143,8 @@ def test_another_config_in_the_same_workdir_is_refused(home, finished):
         (["train", "--config=configs/nothing.py", "--workdir=x"], "nothing.py"),
         (["train", *SMALL, "--config.optim.rate=1"], "rate"),
         (["dance"], "dance"),
-        ([], "prepare, explore, train, evaluate or predict"),
+        (["train", *SMALL, "--config.optm.rate=1"], "no field 'optm'. Did you mean"),
+        ([], "prepare, explore, train, evaluate, predict, convert or gallery"),
         (["evaluate", "--workdir=nowhere"], "nowhere"),
         (["predict", "--workdir=nowhere", "--images=x"], "nowhere"),
     ],
@@ -226,7 +227,10 @@ def test_predict_gives_the_probabilities_of_the_evaluation(home, finished, tmp_p
 def test_imbalance_is_treated_by_one_word(home, finished, treatment):
     workdir = home / treatment
     out, _ = run(*train(home, workdir, f"--config.imbalance={treatment}"))
-    said = {"over_sample": "the most repeated film appears", "smote": "fitted again"}
+    said = {
+        "over_sample": "the most repeated film appears",
+        "smote": "classifier: fitted to",
+    }
     assert said[treatment] in out
     same_split = (finished[0] / "splits.csv").read_text()
     assert (workdir / "splits.csv").read_text() == same_split  # Nobody changed sides.
