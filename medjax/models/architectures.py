@@ -1,8 +1,11 @@
 """The networks that a config's `model.name` can name."""
 
+from medjax.models.convnext import convnext_tiny  # noqa: F401
 from medjax.models.densenet import (  # noqa: F401
     densenet121,
     densenet169,
     densenet201,
     densenet_small,
 )
+from medjax.models.efficientnet import efficientnet_b0  # noqa: F401
+from medjax.models.resnet import resnet18, resnet34, resnet50, resnet101  # noqa: F401

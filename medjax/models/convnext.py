@@ -1,0 +1,121 @@
+"""ConvNeXt (Liu et al., CVPR 2022), layer for layer as torchvision builds it."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from chex import Array
+
+from medjax.models import layers
+from medjax.models.classifier import Classifier
+
+
+def convnext(
+    tasks: int,
+    *,
+    blocks: Sequence[int],
+    widths: Sequence[int],
+    dtype: jnp.dtype = jnp.float32,
+    axis_name: str | None = None,
+    **rest: Any,
+) -> Classifier:
+    """A stem and a stage for each width, which begins by halving the grid.
+
+    Without stochastic depth, which would need a key in the step. In a volume every
+    kernel and every stride has the same size along the depth.
+
+    Args:
+      tasks: T, the number of findings.
+      blocks: residual blocks in each stage.
+      widths: channels of each stage.
+      dtype: of the computation.
+      axis_name: taken as every network takes it; nothing here is of a batch.
+      rest: of Classifier.
+    """
+    del axis_name
+    stages = [partial(Stem, width=widths[0], dtype=dtype)]
+    for i, (number, width) in enumerate(zip(blocks, widths, strict=True)):
+        stage = partial(Stage, depth=number, width=width, first=i == 0, dtype=dtype)
+        stages.append(stage)
+    top = partial(norm, dtype=jnp.float32)
+    return Classifier(stages=tuple(stages), tasks=tasks, top=top, dtype=dtype, **rest)
+
+
+class Stem(nn.Module):
+    """Patches of 4 pixels, [B, H, W, C] -> [B, H/4, W/4, width]."""
+
+    width: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        x = patches(self.width, 4, x=x, dtype=self.dtype, name="conv")
+        return norm(dtype=self.dtype, name="norm")(x)
+
+
+class Stage(nn.Module):
+    """Residual blocks, after a convolution of stride 2 in all stages but the first.
+
+    Attributes: see convnext; `depth`, the blocks, `first`, whether it is the first.
+    """
+
+    depth: int
+    width: int
+    first: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        if not self.first:
+            x = norm(dtype=self.dtype, name="down_norm")(x)
+            x = patches(self.width, 2, x=x, dtype=self.dtype, name="down_conv")
+        dense = partial(
+            nn.Dense,
+            dtype=self.dtype,
+            kernel_init=nn.initializers.truncated_normal(0.02),
+        )
+        for j in range(1, self.depth + 1):
+            new = layers.conv(
+                self.width,
+                7,
+                space=x.ndim - 2,
+                groups=self.width,
+                use_bias=True,
+                dtype=self.dtype,
+                name=f"block{j}_conv",
+            )(x)
+            new = norm(dtype=self.dtype, name=f"block{j}_norm")(new)
+            new = dense(4 * self.width, name=f"block{j}_widen")(new)
+            new = jax.nn.gelu(new, approximate=False)
+            new = dense(self.width, name=f"block{j}_narrow")(new)
+            # Each block begins as nearly nothing: Touvron et al., CaiT, ICCV 2021.
+            small = nn.initializers.constant(1e-6)
+            scale = self.param(f"block{j}_scale", small, (self.width,))
+            x = x + scale.astype(self.dtype) * new
+        return x
+
+
+def norm(*, dtype: jnp.dtype, name: str) -> nn.LayerNorm:
+    """Normalisation of each pixel over its channels."""
+    return nn.LayerNorm(epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name)
+
+
+def patches(width: int, size: int, *, x: Array, dtype: jnp.dtype, name: str) -> Array:
+    """Patches that don't overlap, [B, H, W, C] -> [B, H/size, W/size, width]."""
+    make = layers.conv(
+        width,
+        size,
+        size,
+        space=x.ndim - 2,
+        padding=0,
+        use_bias=True,
+        dtype=dtype,
+        name=name,
+    )
+    return make(x)
+
+
+convnext_tiny = partial(convnext, blocks=(3, 3, 9, 3), widths=(96, 192, 384, 768))

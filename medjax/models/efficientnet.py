@@ -1,0 +1,169 @@
+"""EfficientNet (Tan & Le, ICML 2019), layer for layer as torchvision builds it."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from chex import Array
+
+from medjax.models import layers
+from medjax.models.classifier import Classifier
+
+# The paper's table 1: of each stage the expansion, the depthwise kernel's size, the
+# stride, the channels and the blocks.
+B0 = (
+    (1, 3, 1, 16, 1),
+    (6, 3, 2, 24, 2),
+    (6, 5, 2, 40, 2),
+    (6, 3, 2, 80, 3),
+    (6, 5, 1, 112, 3),
+    (6, 5, 2, 192, 4),
+    (6, 3, 1, 320, 1),
+)
+
+
+def efficientnet(
+    tasks: int,
+    *,
+    table: Sequence[tuple[int, int, int, int, int]],
+    stem: int = 32,
+    top: int = 1280,
+    padding: str | None = None,
+    epsilon: float = 1e-5,
+    dtype: jnp.dtype = jnp.float32,
+    axis_name: str | None = None,
+    **rest: Any,
+) -> Classifier:
+    """A stem, a stage for each row of the table, and the last 1 x 1 convolution.
+
+    Without dropout and without stochastic depth, which would need a key in the step.
+    In a volume every kernel and every stride has the same size along the depth.
+    Keras' EfficientNets have padding 'SAME' and an epsilon of 1e-3.
+
+    Args:
+      tasks: T, the number of findings.
+      table: see B0.
+      stem: channels of the stem.
+      top: channels of the last convolution, a stage of its own.
+      padding: None is the same on both sides; 'SAME' is TensorFlow's, which puts an
+        odd one last: other weights fit where the stride is 2 and the size even.
+      epsilon: of the batch normalisation.
+      dtype: of the computation.
+      axis_name: the mapped axis over which batch statistics are shared, or None.
+      rest: of Classifier.
+    """
+    common = {
+        "padding": padding,
+        "epsilon": epsilon,
+        "dtype": dtype,
+        "axis_name": axis_name,
+    }
+    stages = [partial(Unit, features=stem, size=3, stride=2, **common)]
+    for expansion, size, stride, features, depth in table:
+        stage = partial(
+            Stage,
+            expansion=expansion,
+            size=size,
+            stride=stride,
+            features=features,
+            depth=depth,
+            **common,
+        )
+        stages.append(stage)
+    stages.append(partial(Unit, features=top, size=1, stride=1, **common))
+    return Classifier(stages=tuple(stages), tasks=tasks, dtype=dtype, **rest)
+
+
+class Unit(nn.Module):
+    """A convolution, its normalisation and swish, [B, H, W, C] -> [B, h, w, features]."""
+
+    features: int
+    size: int
+    stride: int
+    padding: str | None
+    epsilon: float
+    dtype: jnp.dtype
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        norm = layers.norm(
+            train=train,
+            dtype=self.dtype,
+            axis_name=self.axis_name,
+            epsilon=self.epsilon,
+        )
+        x = layers.conv(
+            self.features,
+            self.size,
+            self.stride,
+            space=x.ndim - 2,
+            padding=self.padding,
+            dtype=self.dtype,
+            name="conv",
+        )(x)
+        return jax.nn.swish(norm(name="norm")(x))
+
+
+class Stage(nn.Module):
+    """Inverted residual blocks, [B, H, W, C] -> [B, h, w, features].
+
+    A block widens by 1 x 1, filters each channel alone, weighs the channels by their
+    means over the grid (squeeze and excitation, Hu et al., CVPR 2018) and narrows.
+
+    Attributes: see B0 and efficientnet.
+    """
+
+    expansion: int
+    size: int
+    stride: int
+    features: int
+    depth: int
+    padding: str | None
+    epsilon: float
+    dtype: jnp.dtype
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        norm = layers.norm(
+            train=train,
+            dtype=self.dtype,
+            axis_name=self.axis_name,
+            epsilon=self.epsilon,
+        )
+        conv = partial(layers.conv, space=x.ndim - 2, dtype=self.dtype)
+        axes = tuple(range(1, x.ndim - 1))
+        for j in range(1, self.depth + 1):
+            block, stride = f"block{j}", self.stride if j == 1 else 1
+            width = self.expansion * x.shape[-1]
+            new = x
+            if self.expansion != 1:
+                new = conv(width, 1, name=f"{block}_expand_conv")(new)
+                new = jax.nn.swish(norm(name=f"{block}_expand_norm")(new))
+            new = conv(
+                width,
+                self.size,
+                stride,
+                padding=self.padding,
+                groups=width,
+                name=f"{block}_depthwise_conv",
+            )(new)
+            new = jax.nn.swish(norm(name=f"{block}_depthwise_norm")(new))
+            # Of the block's input, as in the authors' code, not of the wider one.
+            squeezed = max(1, x.shape[-1] // 4)
+            weight = jnp.mean(new, axes, keepdims=True)  # [B, 1, 1, width]
+            weight = conv(squeezed, 1, use_bias=True, name=f"{block}_squeeze")(weight)
+            weight = jax.nn.swish(weight)
+            weight = conv(width, 1, use_bias=True, name=f"{block}_excite")(weight)
+            new = jax.nn.sigmoid(weight) * new
+            new = conv(self.features, 1, name=f"{block}_project_conv")(new)
+            new = norm(name=f"{block}_project_norm")(new)
+            x = x + new if new.shape == x.shape else new
+        return x
+
+
+efficientnet_b0 = partial(efficientnet, table=B0)

@@ -1,0 +1,149 @@
+"""ResNet (He et al., CVPR 2016), layer for layer as torchvision builds it."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from chex import Array
+
+from medjax.models import layers
+from medjax.models.classifier import Classifier
+
+
+def resnet(
+    tasks: int,
+    *,
+    blocks: Sequence[int],
+    bottleneck: bool,
+    stride_first: bool = False,
+    use_bias: bool = False,
+    epsilon: float = 1e-5,
+    dtype: jnp.dtype = jnp.float32,
+    axis_name: str | None = None,
+    **rest: Any,
+) -> Classifier:
+    """A stem and four stages of residual blocks, each half as wide and high as the last.
+
+    In a volume every kernel and every stride has the same size along the depth. Keras'
+    ResNets have stride_first, use_bias and an epsilon of 1.001e-5.
+
+    Args:
+      tasks: T, the number of findings.
+      blocks: residual blocks in each stage.
+      bottleneck: a block is 1 x 1, 3 x 3 and 1 x 1 convolutions, to four times as many
+        channels, instead of two 3 x 3.
+      stride_first: a bottleneck's stride is on its first 1 x 1, as in the paper, and
+        not on the 3 x 3, as in torchvision ('V1.5').
+      use_bias: of the convolutions.
+      epsilon: of the batch normalisation.
+      dtype: of the computation.
+      axis_name: the mapped axis over which batch statistics are shared, or None.
+      rest: of Classifier.
+    """
+    common = {
+        "use_bias": use_bias,
+        "epsilon": epsilon,
+        "dtype": dtype,
+        "axis_name": axis_name,
+    }
+    stages = [partial(Stem, **common)]
+    for i, number in enumerate(blocks):
+        stage = partial(
+            Stage,
+            depth=number,
+            width=64 * 2**i,
+            stride=1 if i == 0 else 2,  # The stem's max-pool has halved already.
+            bottleneck=bottleneck,
+            stride_first=stride_first,
+            **common,
+        )
+        stages.append(stage)
+    return Classifier(stages=tuple(stages), tasks=tasks, dtype=dtype, **rest)
+
+
+class Stem(nn.Module):
+    """[B, H, W, C] -> [B, H/4, W/4, 64]."""
+
+    use_bias: bool
+    epsilon: float
+    dtype: jnp.dtype
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        norm = layers.norm(
+            train=train,
+            dtype=self.dtype,
+            axis_name=self.axis_name,
+            epsilon=self.epsilon,
+        )
+        x = layers.conv(
+            64,
+            7,
+            2,
+            space=x.ndim - 2,
+            use_bias=self.use_bias,
+            dtype=self.dtype,
+            name="conv",
+        )(x)
+        return layers.max_pool(jax.nn.relu(norm(name="norm")(x)), 3, 2, padding=1)
+
+
+class Stage(nn.Module):
+    """Residual blocks [B, H, W, C] -> [B, h, w, width or 4 width].
+
+    Attributes: see resnet; `depth`, the blocks, `width`, the channels of a 3 x 3, and
+    `stride`, of the first block.
+    """
+
+    depth: int
+    width: int
+    stride: int
+    bottleneck: bool
+    stride_first: bool
+    use_bias: bool
+    epsilon: float
+    dtype: jnp.dtype
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        norm = layers.norm(
+            train=train,
+            dtype=self.dtype,
+            axis_name=self.axis_name,
+            epsilon=self.epsilon,
+        )
+        conv = partial(
+            layers.conv, space=x.ndim - 2, use_bias=self.use_bias, dtype=self.dtype
+        )
+        for j in range(1, self.depth + 1):
+            block, stride = f"block{j}", self.stride if j == 1 else 1
+            plan = self._plan(stride)
+            new = x
+            for k, (features, size, step) in enumerate(plan, start=1):
+                new = conv(features, size, step, name=f"{block}_conv{k}")(new)
+                new = norm(name=f"{block}_norm{k}")(new)
+                if k < len(plan):
+                    new = jax.nn.relu(new)
+            if stride != 1 or x.shape[-1] != new.shape[-1]:
+                x = conv(new.shape[-1], 1, stride, name=f"{block}_shortcut_conv")(x)
+                x = norm(name=f"{block}_shortcut_norm")(x)
+            x = jax.nn.relu(x + new)
+        return x
+
+    def _plan(self, stride: int) -> tuple[tuple[int, int, int], ...]:
+        """Features, size and stride of each convolution of a block."""
+        if not self.bottleneck:
+            return (self.width, 3, stride), (self.width, 3, 1)
+        first, second = (stride, 1) if self.stride_first else (1, stride)
+        return (self.width, 1, first), (self.width, 3, second), (4 * self.width, 1, 1)
+
+
+resnet18 = partial(resnet, blocks=(2, 2, 2, 2), bottleneck=False)
+resnet34 = partial(resnet, blocks=(3, 4, 6, 3), bottleneck=False)
+resnet50 = partial(resnet, blocks=(3, 4, 6, 3), bottleneck=True)
+resnet101 = partial(resnet, blocks=(3, 4, 23, 3), bottleneck=True)

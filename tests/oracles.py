@@ -1,0 +1,213 @@
+"""The state dicts of torchvision's networks, filled by name, and what they answer.
+
+`python tests/oracles.py`, with torch and torchvision, writes oracles.json: numbers of
+torchvision's, for machines that have neither.
+"""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+CLASSES = 3
+RECORDED = Path(__file__).with_name("oracles.json")
+MODELS = ("densenet121", "resnet18", "resnet50", "efficientnet_b0", "convnext_tiny")
+
+
+def image(batch=2, side=64):
+    values = np.random.RandomState(0).standard_normal((batch, side, side, 3))
+    return values.astype(np.float32)
+
+
+def filled(shapes):
+    """Arrays by name, the same everywhere: RandomState's numbers never change."""
+    return {name: _values(name, shape) for name, shape in shapes.items()}
+
+
+def _values(name, shape):
+    rng = np.random.RandomState(zlib.crc32(name.encode()))
+    leaf = name.replace("/", ".").rpartition(".")[2]
+    if leaf == "num_batches_tracked":
+        return np.zeros(shape, np.int64)
+    if leaf in ("weight", "kernel") and len(shape) > 1:
+        # He et al., ICCV 2015: the images differ in what comes out at the other end.
+        inputs = np.prod(shape[1:] if leaf == "weight" else shape[:-1])
+        if leaf == "kernel" and shape[-1] == 1:  # Keras' depthwise, [h, w, C, 1].
+            inputs = np.prod(shape[:2])
+        values = rng.standard_normal(shape) * np.sqrt(2 / inputs)
+    elif leaf in ("bias", "beta", "running_mean", "moving_mean"):
+        values = 0.1 * rng.standard_normal(shape)
+    else:
+        values = rng.uniform(0.5, 1.5, shape)
+    return values.astype(np.float32)
+
+
+# --------------------------------------------------------- torchvision's names, shapes
+
+
+def conv(name, outputs, inputs, size, *, bias=False):
+    names = {f"{name}.weight": (outputs, inputs, size, size)}
+    return names | ({f"{name}.bias": (outputs,)} if bias else {})
+
+
+def affine(name, *shape):
+    return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+
+
+def norm(name, features):
+    statistics = {f"{name}.running_{s}": (features,) for s in ("mean", "var")}
+    return affine(name, features) | statistics | {f"{name}.num_batches_tracked": ()}
+
+
+def densenet(*blocks):
+    found, c = conv("features.conv0", 64, 3, 7) | norm("features.norm0", 64), 64
+    for i, number in enumerate(blocks, start=1):
+        for j in range(1, number + 1):
+            layer = f"features.denseblock{i}.denselayer{j}"
+            found |= norm(f"{layer}.norm1", c) | conv(f"{layer}.conv1", 128, c, 1)
+            found |= norm(f"{layer}.norm2", 128) | conv(f"{layer}.conv2", 32, 128, 3)
+            c += 32
+        if i < len(blocks):
+            between = f"features.transition{i}"
+            found |= norm(f"{between}.norm", c) | conv(f"{between}.conv", c // 2, c, 1)
+            c //= 2
+    return found | norm("features.norm5", c) | affine("classifier", CLASSES, c)
+
+
+def resnet(*blocks, bottleneck):
+    found, c = conv("conv1", 64, 3, 7) | norm("bn1", 64), 64
+    for i, number in enumerate(blocks, start=1):
+        width = 32 * 2**i
+        sizes, out = ((width, 3), (width, 3)), width
+        if bottleneck:
+            sizes, out = ((width, 1), (width, 3), (4 * width, 1)), 4 * width
+        for j in range(number):
+            block, inputs = f"layer{i}.{j}", c
+            for k, (features, size) in enumerate(sizes, start=1):
+                found |= conv(f"{block}.conv{k}", features, inputs, size)
+                found |= norm(f"{block}.bn{k}", features)
+                inputs = features
+            if j == 0 and (i > 1 or bottleneck):
+                found |= conv(f"{block}.downsample.0", out, c, 1)
+                found |= norm(f"{block}.downsample.1", out)
+            c = out
+    return found | affine("fc", CLASSES, c)
+
+
+def efficientnet():
+    found, c = conv("features.0.0", 32, 3, 3) | norm("features.0.1", 32), 32
+    rows = ((1, 3, 16, 1), (6, 3, 24, 2), (6, 5, 40, 2), (6, 3, 80, 3))
+    rows += ((6, 5, 112, 3), (6, 5, 192, 4), (6, 3, 320, 1))
+    for i, (expansion, size, features, number) in enumerate(rows, start=1):
+        for j in range(number):
+            block, width, k = f"features.{i}.{j}.block", expansion * c, 0
+            if expansion > 1:
+                found |= conv(f"{block}.0.0", width, c, 1) | norm(f"{block}.0.1", width)
+                k = 1
+            found |= conv(f"{block}.{k}.0", width, 1, size)
+            found |= norm(f"{block}.{k}.1", width)
+            found |= conv(f"{block}.{k + 1}.fc1", c // 4, width, 1, bias=True)
+            found |= conv(f"{block}.{k + 1}.fc2", width, c // 4, 1, bias=True)
+            found |= conv(f"{block}.{k + 2}.0", features, width, 1)
+            found |= norm(f"{block}.{k + 2}.1", features)
+            c = features
+    found |= conv("features.8.0", 1280, c, 1) | norm("features.8.1", 1280)
+    return found | affine("classifier.1", CLASSES, 1280)
+
+
+def convnext():
+    found = conv("features.0.0", 96, 3, 4, bias=True) | affine("features.0.1", 96)
+    for i, number in enumerate((3, 3, 9, 3)):
+        c = 96 * 2**i
+        if i > 0:
+            found |= affine(f"features.{2 * i}.0", c // 2)
+            found |= conv(f"features.{2 * i}.1", c, c // 2, 2, bias=True)
+        for j in range(number):
+            block = f"features.{2 * i + 1}.{j}"
+            found |= {f"{block}.layer_scale": (c, 1, 1)}
+            found |= conv(f"{block}.block.0", c, 1, 7, bias=True)
+            found |= affine(f"{block}.block.2", c)
+            found |= affine(f"{block}.block.3", 4 * c, c)
+            found |= affine(f"{block}.block.5", c, 4 * c)
+    return found | affine("classifier.0", c) | affine("classifier.2", CLASSES, c)
+
+
+def shapes(model):
+    """The state dict of torchvision's model, shapes by name."""
+    return {
+        "densenet121": lambda: densenet(6, 12, 24, 16),
+        "resnet18": lambda: resnet(2, 2, 2, 2, bottleneck=False),
+        "resnet50": lambda: resnet(3, 4, 6, 3, bottleneck=True),
+        "efficientnet_b0": efficientnet,
+        "convnext_tiny": convnext,
+    }[model]()
+
+
+# ------------------------------------------------------------------- what it answers
+
+
+def torchvision_answers(model, images, *, train=False, library="torchvision"):
+    """Logits, outputs of the stages in our layout, and the state dict afterwards."""
+    import torch
+
+    if library == "torchvision":
+        import torchvision
+
+        network = getattr(torchvision.models, model)(num_classes=CLASSES)
+    else:
+        import timm
+
+        network = timm.create_model(model, num_classes=CLASSES)
+    given = filled({name: tuple(v.shape) for name, v in network.state_dict().items()})
+    network.load_state_dict({name: torch.tensor(v) for name, v in given.items()})
+    network.train(train)
+    for module in network.modules():
+        if type(module).__name__ in ("Dropout", "StochasticDepth", "DropPath"):
+            module.eval()
+    kept = []
+
+    def keep(module, inputs, output):
+        kept.append(output.detach().numpy().transpose(0, 2, 3, 1).copy())
+
+    for module in _stages(network, model) if library == "torchvision" else ():
+        module.register_forward_hook(keep)
+    with torch.no_grad():
+        logits = network(torch.tensor(images.transpose(0, 3, 1, 2))).numpy()
+    if model.startswith("densenet") and kept:
+        kept[-1] = np.maximum(kept[-1], 0)  # torchvision's last relu is a function.
+    after = {name: value.numpy() for name, value in network.state_dict().items()}
+    return given, logits, kept, after
+
+
+def _stages(network, model):
+    if model.startswith("resnet"):
+        names = ("maxpool", "layer1", "layer2", "layer3", "layer4")
+        return [getattr(network, name) for name in names]
+    if model.startswith("densenet"):
+        names = ("pool0", "denseblock1", "denseblock2", "denseblock3", "norm5")
+        return [getattr(network.features, name) for name in names]
+    wanted = (0, 1, 3, 5, 7) if model.startswith("convnext") else range(9)
+    return [network.features[i] for i in wanted]
+
+
+def summary(values):
+    """Mean, deviation, and two entries far from each other."""
+    some = (values.mean(), values.std(), values[0, 0, 0, 0], values[-1, -1, -1, -1])
+    return [float(f"{value:.7g}") for value in some]
+
+
+def record():
+    found = {}
+    for model in MODELS:
+        _, logits, stages, _ = torchvision_answers(model, image())
+        found[model] = {
+            "logits": [[float(f"{x:.7g}") for x in row] for row in logits],
+            "stages": [summary(values) for values in stages],
+        }
+    return found
+
+
+if __name__ == "__main__":
+    text = json.dumps(record()).replace('"stages"', '\n "stages"')
+    RECORDED.write_text(text.replace("}, ", "},\n") + "\n")
