@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from chex import Array
 
@@ -89,7 +88,7 @@ class Stem(nn.Module):
         x = layers.conv(
             self.features, size, 2, space=x.ndim - 2, dtype=self.dtype, name="conv"
         )(x)
-        x = jax.nn.relu(norm(name="norm")(x))
+        x = norm(name="norm")(x, relu=True)
         if self.kind == "imagenet":
             return layers.max_pool(x, 3, 2, padding=1)
         return layers.avg_pool(x, 2) if self.kind == "quarter" else x
@@ -120,18 +119,18 @@ class Stage(nn.Module):
         )
         conv = partial(layers.conv, space=x.ndim - 2, dtype=self.dtype)
         if not self.first:
-            x = jax.nn.relu(norm(name="transition_norm")(x))
+            x = norm(name="transition_norm")(x, relu=True)
             x = conv(x.shape[-1] // 2, 1, name="transition_conv")(x)
             x = layers.avg_pool(x, 2)
         for j in range(1, self.depth + 1):
-            new = jax.nn.relu(norm(name=f"layer{j}_norm1")(x))
+            new = norm(name=f"layer{j}_norm1")(x, relu=True)
             if self.bottleneck:
                 width = self.bottleneck * self.growth
                 new = conv(width, 1, name=f"layer{j}_conv1")(new)
-                new = jax.nn.relu(norm(name=f"layer{j}_norm2")(new))
+                new = norm(name=f"layer{j}_norm2")(new, relu=True)
             new = conv(self.growth, 3, name=f"layer{j}_conv2")(new)
             x = jnp.concatenate([x, new], axis=-1)  # [B, h, w, c + growth]
-        return jax.nn.relu(norm(name="norm")(x)) if self.last else x
+        return norm(name="norm")(x, relu=True) if self.last else x
 
 
 densenet121 = partial(densenet, blocks=(6, 12, 24, 16))

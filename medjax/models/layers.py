@@ -6,6 +6,9 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 from chex import Array
+from jax import lax
+
+from medjax.models import fast
 
 
 def conv(
@@ -37,6 +40,7 @@ def conv(
         use_bias=use_bias,
         dtype=dtype,
         kernel_init=nn.initializers.he_normal(),
+        conv_general_dilated=fast.convolution,
         name=name,
     )
 
@@ -44,27 +48,62 @@ def conv(
 def norm(
     *, train: bool, dtype: jnp.dtype, axis_name: str | None, epsilon: float = 1e-5
 ) -> Callable[..., nn.Module]:
-    """Batch normalisation, to be given a name.
+    """Batch normalisation, to be given a name."""
+    return partial(Norm, train=train, epsilon=epsilon, dtype=dtype, axis_name=axis_name)
 
-    The running variance is the batch's own; torch's is larger by n / (n - 1).
+
+class Norm(nn.Module):
+    """[B, ..., C], each channel to mean 0 and variance 1, then scaled and shifted.
+
+    Parameters and statistics have the names that nn.BatchNorm gives them. The running
+    variance is the batch's own; torch's is larger by n / (n - 1).
+
+    Attributes:
+      train: by the batch's statistics, which are averaged; else by the averages.
+      epsilon: added to the variance.
+      dtype: of the result.
+      axis_name: the mapped axis over which batch statistics are shared, or None.
     """
-    # torch's momentum 0.1 is the share of the new value, Linen's 0.9 of the old.
-    return partial(
-        nn.BatchNorm,
-        use_running_average=not train,
-        momentum=0.9,
-        epsilon=epsilon,
-        dtype=dtype,
-        axis_name=axis_name if train else None,
-    )
+
+    train: bool
+    epsilon: float
+    dtype: jnp.dtype
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, x: Array, *, relu: bool = False) -> Array:
+        """`relu` cuts off what is negative in the end."""
+        x, shape = x.astype(self.dtype), x.shape[-1:]
+        means = self.variable("batch_stats", "mean", jnp.zeros, shape)
+        variances = self.variable("batch_stats", "var", jnp.ones, shape)
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        mean, variance = means.value, variances.value
+        if self.train:
+            mean, variance = fast.moments(x)
+        if self.train and not self.is_initializing():
+            if self.axis_name is not None and lax.axis_size(self.axis_name) > 1:
+                # Shards differ in their means: about one number for all of them.
+                about = variance + jnp.square(mean - means.value)
+                mean, about = lax.pmean((mean, about), self.axis_name)
+                variance = jnp.maximum(about - jnp.square(mean - means.value), 0)
+            # torch's momentum 0.1 is the share of the new value too.
+            means.value = 0.9 * means.value + 0.1 * mean
+            variances.value = 0.9 * variances.value + 0.1 * variance
+        factor = scale * lax.rsqrt(variance + self.epsilon)
+        return fast.normalise(x, mean, factor, bias, relu)
 
 
 def max_pool(x: Array, size: int, stride: int, *, padding: int = 0) -> Array:
     """The maximum over cubes of `size`; padding never wins."""
     space = x.ndim - 2
-    return nn.max_pool(
-        x, (size,) * space, (stride,) * space, ((padding, padding),) * space
+    native = partial(
+        nn.max_pool,
+        window_shape=(size,) * space,
+        strides=(stride,) * space,
+        padding=((padding, padding),) * space,
     )
+    return fast.max_pool(x, size, stride, padding=padding, native=native)
 
 
 def avg_pool(x: Array, size: int) -> Array:

@@ -1,0 +1,165 @@
+"""DenseNet-121's training step and inference beside PyTorch's, on one machine in one go.
+
+    python tests/bench_step.py --peer-python=PATH [--device=cpu|cuda] [--rounds=3]
+
+Each round runs the peer's script and then the same work here, each in a process of its
+own: 224 x 224 x 3 -> 14 logits, on the CPU 16 images in float32, on a GPU 256 in
+bfloat16. The peer's step is forward, binary cross-entropy, backward, Adam; ours is the
+whole of `compile_step`: standardising, AdamW with clipping, and moving averages too.
+The first round compiles, the others find that in JAX's persistent cache. The table has
+the medians over the rounds and the median of the rounds' ratios; seconds of the
+processors, user and system, tell more than seconds where others use the machine.
+"""
+
+import argparse
+import functools
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from medjax import losses
+from medjax.data import modality
+from medjax.models.densenet import densenet121
+from medjax.training import optim, step
+
+TASKS, SIDE = 14, 224
+
+
+def spent() -> float:
+    """Seconds of the processors in this process."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def timed(work, repeats=5) -> tuple[float, float]:
+    """The median seconds and the mean processor seconds of a call, after two others."""
+    seconds = []
+    for i in range(repeats + 2):
+        if i == 2:
+            before = spent()
+        start = time.perf_counter()
+        jax.block_until_ready(work())
+        seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds[2:])), (spent() - before) / repeats
+
+
+def augment(key, batch):
+    return modality.standardise(batch["image"] / 255.0, mean=0.5, std=0.25)
+
+
+def compiled(lowered) -> tuple[jax.stages.Compiled, float]:
+    start = time.perf_counter()
+    return lowered.compile(), time.perf_counter() - start
+
+
+def ours(images: int, dtype: str) -> dict[str, float]:
+    """One process's numbers."""
+    model = densenet121(TASKS, axis_name=step.AXIS, dtype=jnp.dtype(dtype))
+    optimizer = optim.adamw(steps=1000, warmup=10, clip=1.0)
+    init = jax.jit(functools.partial(model.init, train=False))
+    variables = init(jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3)))
+    weights = {"w_pos": jnp.ones(TASKS), "w_neg": jnp.ones(TASKS)}
+    hyper = optim.Hyper(1e-4, 1e-5, 0.99, 0.1, weights)
+    state = step.init_state(variables, optimizer=optimizer, dual={}, hyper=hyper)
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(0, 256, (1, images, SIDE, SIDE, 3), np.uint8),
+        "label": rng.integers(0, 2, (1, images, TASKS)).astype(np.float32),
+        "weight": np.ones((1, images, TASKS), np.float32),
+    }
+    batch = jax.pmap(lambda batch: batch, devices=jax.local_devices()[:1])(batch)
+    key = jax.random.key(1)
+    update = step.compile_step(
+        apply=model.apply,
+        augment=augment,
+        loss=losses.weighted_bce,
+        optimizer=optimizer,
+    )
+    start = time.perf_counter()
+    lowered = update.lower(state, batch, key)
+    traced = time.perf_counter() - start
+    update, compiling = compiled(lowered)
+
+    def train():
+        nonlocal state
+        state, scalars = update(state, batch, key)
+        return scalars
+
+    took, worked = timed(train)
+    model = {"params": state.params, "batch_stats": state.batch_stats}
+    image = augment(key, {"image": jnp.float32(batch["image"][0])})
+    apply = functools.partial(
+        densenet121(TASKS, dtype=jnp.dtype(dtype)).apply, train=False
+    )
+    infer, _ = compiled(jax.jit(apply).lower(model, image))
+    device = jax.local_devices()[0].memory_stats() or {}
+    peak = device.get("peak_bytes_in_use")
+    if peak is None:
+        peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "train": images / took,
+        "infer": images / timed(lambda: infer(model, image))[0],
+        "trace_s": traced,
+        "compile_s": compiling,
+        "cpu_s": worked,
+        "peak_GB": peak / 1e9,
+    }
+
+
+def child(command, **rest) -> dict[str, float]:
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, **rest)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--peer-python", help="of an environment with PyTorch, MONAI")
+    peers = Path(__file__).parents[2] / "shared/peers"
+    parser.add_argument("--peers", type=Path, default=peers)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--one", action="store_true", help="ours alone, as JSON")
+    args = parser.parse_args()
+    images, dtype = (16, "float32") if args.device == "cpu" else (256, "bfloat16")
+    if args.one:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        return print(json.dumps(ours(images, dtype)))
+    how = ["densenet121", f"--batch={images}", f"--device={args.device}"]
+    script = [args.peer_python, args.peers / "train_step.py", *how]
+    here, peer = [], []
+    with tempfile.TemporaryDirectory() as cache:
+        variables = {
+            "JAX_COMPILATION_CACHE_DIR": cache,
+            "JAX_PLATFORMS": args.device,
+        }
+        for _ in range(args.rounds):
+            if args.peer_python:
+                peer.append(child(script))
+                print({k: v for k, v in peer[-1].items() if "per_s" in k}, flush=True)
+            again = [sys.executable, __file__, "--one", f"--device={args.device}"]
+            here.append(child(again, env={**os.environ, **variables}))
+            print({k: round(v, 2) for k, v in here[-1].items()}, flush=True)
+    print(f"{'':8}{'here /s':>10}{'peer /s':>10}{'ratio':>8}")
+    for name in ("train", "infer"):
+        mine = [one[name] for one in here]
+        theirs = [one[f"{name}_samples_per_s"] for one in peer] or [np.nan]
+        ratio = np.median(np.divide(mine, theirs))
+        print(f"{name:8}{np.median(mine):10.2f}{np.median(theirs):10.2f}{ratio:8.2f}")
+    cached = np.median([one["compile_s"] for one in here[1:]] or [np.nan])
+    print(f"compiling the step: {here[0]['compile_s']:.1f} s, {cached:.1f} s cached")
+    for name, what in [("trace_s", "s of tracing"), ("cpu_s", "processor s a step")]:
+        print(f"{np.median([one[name] for one in here]):.1f} {what}")
+    print(f"{max(one['peak_GB'] for one in here):.1f} GB at the peak")
+
+
+if __name__ == "__main__":
+    main()
