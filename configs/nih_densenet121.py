@@ -36,6 +36,7 @@ def get_config() -> ConfigDict:
         "folds": 0,
         "fold": 0,
         "cut": 0,
+        "patients": 0,
         "duplicates": "warn",  # The official lists are what others compare with.
     }
     c.intensity = {"name": "standardise", "mean": 0.5, "std": 0.25}
@@ -54,6 +55,7 @@ def get_config() -> ConfigDict:
     }
     c.model = {"name": "densenet121"}
     c.transfer = {"init": "", "mode": "all", "decay": 0.75, "every": 100}
+    c.adapt = {"name": "none"}
     c.loss = {"name": "weighted_bce"}
     c.imbalance = "ratio"
     c.resampling = {

@@ -34,6 +34,7 @@ def get_config() -> ConfigDict:
         "folds": 0,
         "fold": 0,
         "cut": 0,
+        "patients": 0,
         "duplicates": "refuse",
     }
     c.intensity = {"name": "standardise_each"}
@@ -59,6 +60,7 @@ def get_config() -> ConfigDict:
         "features": 24,
     }
     c.transfer = {"init": "", "mode": "all", "decay": 0.75, "every": 100}
+    c.adapt = {"name": "none"}
     c.loss = {"name": "weighted_bce"}
     c.imbalance = "ratio"
     c.resampling = {

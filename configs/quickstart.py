@@ -35,6 +35,7 @@ def get_config() -> ConfigDict:
         "folds": 0,  # k: k-fold cross-validation, testing on the part `fold`
         "fold": 0,
         "cut": 0,  # n: train before the patients' follow-up n, test from it on
+        "patients": 0,  # n: train on so many patients only; 0: all
         "duplicates": "refuse",  # of one image on two sides; or 'warn'
     }
     c.intensity = {"name": "standardise_each"}
@@ -53,6 +54,9 @@ def get_config() -> ConfigDict:
     }
     c.model = {"name": "densenet_small", "stem": "half", "pool": "mean_max"}
     c.transfer = {"init": "", "mode": "all", "decay": 0.75, "every": 100}
+    # Images of another hospital without labels, adapt.data (the fields of data): 'adabn',
+    # 'coral' or 'dann' makes use of them.
+    c.adapt = {"name": "none"}
     c.loss = {"name": "weighted_bce"}  # see losses.py; its numbers stand beside it
     # What is done about rare findings. The loss weighs: 'ratio', 'balanced' or
     # 'effective'; the loader repeats or leaves out: 'over_sample', 'under_sample',

@@ -10,7 +10,7 @@ import pandas as pd
 from rich.progress import Progress
 
 from medjax import augment_audit, augment_gallery, survey
-from medjax.build import head, model, plain, start, study
+from medjax.build import adapt, head, model, plain, start, study
 from medjax.build.plain import Config
 from medjax.cohort import splits
 from medjax.data import reading, schema
@@ -113,6 +113,10 @@ def train(config: Config, folder: Path) -> None:
     manifest = study.manifest(config, data)
     splits.write(manifest, folder / "splits.csv")
     workdir.write_task(folder, data.task)
+    target = adapt.target(config, data)
+    if target is not None:
+        splits.write(target.manifest, folder / "target.csv")
+        print(f"target: {len(target.ids)} images without their labels")
     sides = ", ".join(f"{n} {s}" for s, n in manifest["split"].value_counts().items())
     print(f"images: {sides}")
     ids = manifest["id"][manifest["split"] == "train"].to_numpy()
@@ -131,21 +135,26 @@ def train(config: Config, folder: Path) -> None:
     )
     print(f"model: {_counts(state.params, network.frozen)}")
     if config.transfer.mode == "features":
-        fit_head(config, folder / "checkpoints", network, state, data, ids)
-    elif not _fit(config, folder, network, state, data, manifest, ids):
+        fit_head(config, folder / start.trained(config), network, state, data, ids)
+    elif not _fit(config, folder, network, state, data, manifest, ids, target):
         return
     elif study.treats(config, study.SYNTHETIC):
         number, state = model.restore(
             config, folder / "checkpoints", network, data.task
         )
         fit_head(config, folder / start.REFITTED, network, state, data, ids, number)
+    if config.adapt.name == "adabn":
+        restate(config, folder, network, data.task, target)
     evaluate(folder)
+    if target is not None:
+        evaluate(folder, split=adapt.SPLIT)
 
 
-def _fit(config, folder, network, state, data, manifest, ids) -> bool:
+def _fit(config, folder, network, state, data, manifest, ids, target) -> bool:
     """Trains by steps; whether they came to their end."""
     validation = data.side(manifest, "validation")
-    batches = study.train_batches(config, data.films(ids))
+    seen = adapt.unlabelled(target) if config.adapt.name in adapt.BY_LOSS else None
+    batches = study.train_batches(config, data.films(ids), seen)
     with model.checkpoints(config, folder / "checkpoints") as checkpoints:
         complete = loop.fit(
             state,
@@ -203,6 +212,28 @@ def fit_head(
     print(f"classifier: fitted to {len(ids)} images{between}")
 
 
+def restate(
+    config: Config,
+    folder: Path,
+    network: model.Network,
+    task: study.Task,
+    target: adapt.Target,
+) -> None:
+    """Gives the trained model the target's batch statistics, as its own checkpoint."""
+    where = folder / start.trained(config)
+    number, state = model.restore(config, where, network, task)
+    state = adapt.restated(
+        config,
+        state,
+        target,
+        apply=model.network(adapt.whole(config), task).apply,
+        prepare=model.preparation(config),
+    )
+    with model.checkpoints(config, folder / start.ADAPTED) as checkpoints:
+        checkpoints.save(number, state, {"images": len(target.ids)})
+    print(f"batch statistics: of {len(target.ids)} target images")
+
+
 class Run(NamedTuple):
     """A finished run, as read back."""
 
@@ -230,7 +261,8 @@ def evaluate(folder: Path, *, split: str = "test", other: Config | None = None) 
 
     Args:
       folder: of the run.
-      split: 'test', 'validation' or 'train'.
+      split: 'test', 'validation', 'train', or 'target': the test images of the data
+        that the run was adapted to.
       other: a config whose data are evaluated as a whole instead; `split` then
         only names the report.
 
@@ -242,9 +274,10 @@ def evaluate(folder: Path, *, split: str = "test", other: Config | None = None) 
       InputError: no run there, or no such split.
     """
     config = plain.read_config(folder)
-    if other is None and split not in splits.SPLITS:
-        raise InputError(f"--split={split}: use one of {', '.join(splits.SPLITS)}")
-    if other is not None and (split in splits.SPLITS or not split.isidentifier()):
+    sides = (*splits.SPLITS, *[adapt.SPLIT] * (config.adapt.name != "none"))
+    if other is None and split not in sides:
+        raise InputError(f"--split={split}: use one of {', '.join(sides)}")
+    if other is not None and (split in sides or not split.isidentifier()):
         raise InputError(f"--split={split}: give the report on other data its own name")
     data = study.data(config)
     manifest = splits.read(folder / "splits.csv")
@@ -261,13 +294,24 @@ def evaluate(folder: Path, *, split: str = "test", other: Config | None = None) 
         workdir.write_thresholds(folder, *frozen)
     if other is not None:
         trained = set(manifest["patient"][manifest["split"] == "train"])
+        target = adapt.target(config, data)
         data = _same_task(study.data(other), task)
+        if target is not None and target.data.path == data.path:
+            print(
+                f"note: {len(target.ids)} of these images were seen without labels: "
+                f"--split={adapt.SPLIT} is about others"
+            )
         shared = len(trained & set(data.table["patient"]))
         if shared:
             print(
                 f"note: {shared} patient numbers occur in training too: other people?"
             )
         manifest = data.table.assign(split=split)
+    elif split == adapt.SPLIT:
+        data, _ = adapt.target(config, data)
+        manifest = splits.read(folder / "target.csv")
+        study.audit(config, manifest, data)
+        manifest = manifest[manifest["split"] == "test"].assign(split=split)
     found = predictions(config, network, state, data.side(manifest, split))
     _write(folder, split, data, found)
     summary = results.summarise(
@@ -280,6 +324,8 @@ def evaluate(folder: Path, *, split: str = "test", other: Config | None = None) 
     about = plain.about(config)
     if other is not None:
         about |= {"source": plain.about(other)["source"], "split_by": "other"}
+    elif split == adapt.SPLIT:
+        about["source"] = config.adapt.data.source
     summary = {"split": split, "checkpoint": number, **about, **summary}
     name = "report" if split == "test" else f"report-{split}"
     written = page.write(summary, journal.read(folder / "metrics.jsonl"), folder, name)

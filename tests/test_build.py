@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from ml_collections import ConfigDict
+from sklearn.linear_model import LogisticRegression
 
 from medjax import losses
 from medjax.build import head, model, plain, study
@@ -153,6 +154,28 @@ def test_a_cut_tests_the_future(config):
     manifest = study.manifest(config, data())
     assert {id % 2 for id in on(manifest, "test")} == {1}
     assert {id % 2 for id in on(manifest, "train")} == {0}
+
+
+def test_fewer_patients_train_and_nobody_changes_sides(config):
+    whole = study.manifest(config, data())
+    trained = {}
+    for patients in (7, 9):
+        config.split.patients = patients
+        manifest = study.manifest(config, data())
+        for split in ("validation", "test"):
+            assert on(manifest, split) == on(whole, split)
+        ids = on(manifest, "train")
+        trained[patients] = {id // 2 for id in ids}
+        assert len(trained[patients]) == patients and len(ids) == 2 * patients
+        assert set(ids) | set(on(manifest, "unused")) == set(on(whole, "train"))
+    assert trained[7] < trained[9]
+
+
+@pytest.mark.parametrize("patients", [-1, 31])
+def test_more_patients_than_there_are_cannot_train(config, patients):
+    config.split.patients = patients
+    with pytest.raises(InputError, match=r"split\.patients.*give 1 to \d+, or 0"):
+        study.manifest(config, data())
 
 
 def test_a_split_by_image_says_that_it_leaks(config, caplog):
@@ -312,6 +335,53 @@ def test_a_fitted_head_sees_as_many_of_either_class(config):
     np.testing.assert_allclose(odds.mean(0), 0.5, atol=0.05)
 
 
+def by_scikit_learn(x, label, weight, decay=1e-3):
+    """Log-odds [N, T] at the minimum of the weighted mean and the decayed squares."""
+    odds = []
+    for y, w in zip(label.T, weight.T, strict=True):
+        strength = 1 / (2 * decay * w.sum())
+        fit = LogisticRegression(C=strength, tol=1e-10, max_iter=10_000)
+        odds.append(fit.fit(x, y, sample_weight=w).decision_function(x))
+    return np.stack(odds, axis=1)
+
+
+def embedded():
+    """Embeddings [N, F] and labels [N, T] that depend on them."""
+    rng = np.random.default_rng(0)
+    feature = rng.normal(3, [1, 5, 0.2, 1], (300, 4)).astype(np.float32)
+    score = feature[:, :3] + rng.normal(0, 3, (300, 3))
+    cut = map(np.quantile, score.T, (0.9, 0.7, 0.2))
+    return feature, (score > np.array([*cut])).astype(float)
+
+
+def test_a_fitted_head_weighs_the_classes_as_asked(config):
+    feature, label = embedded()
+    config.imbalance = "balanced"
+    layer, points = head.fitted(config, FINDINGS, feature, label)
+    w_pos, w_neg = (len(label) / (2 * n) for n in (label.sum(0), (1 - label).sum(0)))
+    weight = np.where(label == 1, w_pos, w_neg)
+    # The embeddings are standardised as they are, whatever the labels weigh.
+    scaled = (feature - feature.mean(0)) / feature.std(0)
+    expected = by_scikit_learn(scaled, label, weight)
+    got = feature @ layer["kernel"] + layer["bias"]
+    np.testing.assert_allclose(got, expected, atol=3e-3)
+    assert points == 0
+
+
+def test_repeated_images_count_so_often_in_a_fitted_head(config):
+    feature, label = embedded()
+    config.imbalance = "over_sample"
+    rows = study.plan(config, label).index
+    times = np.bincount(rows, minlength=len(label)).astype(float)
+    assert times.max() > 1
+    layer, _ = head.fitted(config, FINDINGS, feature[rows], label[rows])
+    mean, std = feature[rows].mean(0), feature[rows].std(0)
+    weight = np.repeat(times[:, None], 3, axis=1)
+    expected = by_scikit_learn((feature - mean) / std, label, weight)
+    got = feature @ layer["kernel"] + layer["bias"]
+    np.testing.assert_allclose(got, expected, atol=3e-3)
+
+
 def test_a_batch_that_devices_cannot_share_is_refused(config):
     config.train.batch = 6  # conftest.py forces four devices.
     with pytest.raises(InputError, match=r"train\.batch=6.*4 devices"):
@@ -321,3 +391,64 @@ def test_a_batch_that_devices_cannot_share_is_refused(config):
 def test_a_config_survives_its_json(config):
     again = ConfigDict(json.loads(json.dumps(plain.as_json(config))))
     assert plain.as_json(again) == plain.as_json(config)
+
+
+# ------------------------------------------------------------------ what a mode moves
+
+STAGES = ("stem", "stage1", "stage2", "stage3")
+
+
+@pytest.mark.parametrize(
+    ("mode", "number"),
+    [("all", 0), ("layerwise", 0), ("gradual", 0), ("stem", 1), ("stage2", 3)]
+    + [("stage3", 4), ("head", 4), ("features", 4)],
+)
+def test_a_mode_freezes_stages_from_the_image_on(config, mode, number):
+    config.transfer.mode = mode
+    network = model.network(config, FINDINGS)
+    assert network.stages == STAGES
+    assert network.frozen == STAGES[:number]
+    shapes = jax.eval_shape(
+        lambda: model.initial_state(config, network, FINDINGS, LABEL)
+    )
+    assert (shapes.hyper.share is None) == (mode != "layerwise")
+    assert (shapes.hyper.start is None) == (mode != "gradual")
+
+
+def test_an_unknown_mode_is_refused_with_those_that_there_are(config):
+    for mode in ("stage4", "classifier", "none"):
+        config.transfer.mode = mode
+        with pytest.raises(InputError, match=f"transfer.mode='{mode}'.*stem, stage1"):
+            model.network(config, FINDINGS)
+
+
+def hyper_of(config):
+    small = {"params": {"classifier": {"kernel": np.zeros(3)}}}
+    network = model.network(config, FINDINGS)._replace(init=lambda key: small)
+    state = model.initial_state(config, network, FINDINGS, LABEL)
+    return jax.device_get(state.hyper)
+
+
+def test_the_deeper_a_stage_the_less_of_the_rate_it_has(config):
+    config.transfer.update(mode="layerwise", decay=0.5)
+    share = {"stage3": 0.5, "stage2": 0.25, "stage1": 0.125, "stem": 0.0625}
+    assert hyper_of(config).share == share
+
+
+@pytest.mark.parametrize(
+    ("mode", "name", "value"),
+    [("layerwise", "decay", 0.0), ("layerwise", "decay", 1.5), ("gradual", "every", 0)],
+)
+def test_a_pace_that_makes_no_sense_is_refused(config, mode, name, value):
+    config.transfer.update({"mode": mode, name: value})
+    with pytest.raises(InputError, match=rf"transfer\.{name}={value}: give"):
+        hyper_of(config)
+
+
+def test_the_deeper_a_stage_the_later_it_starts(config):
+    config.transfer.update(mode="gradual", every=30)
+    start = {"stage3": 30, "stage2": 60, "stage1": 90, "stem": 120}
+    assert hyper_of(config).start == start
+    config.train.steps = 120
+    with pytest.raises(InputError, match=r"transfer\.every=30.*step 120 of 120"):
+        hyper_of(config)

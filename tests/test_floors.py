@@ -13,7 +13,7 @@ FLOORS = [  # From the top down.
     ("reports", "training"),
     ("evaluation",),
     ("augment",),
-    ("data", "models", "cohort", "losses", "geometry"),
+    ("data", "models", "cohort", "losses", "adaptation", "geometry"),
     ("errors", "__init__"),
 ]
 SIDEWAYS = {("data", "geometry"), ("data", "cohort")}  # Not needed yet, but sound.

@@ -189,3 +189,17 @@ def test_the_saddle_step_ascends_in_alpha_alone_and_not_below_zero():
     for name, value in expected.items():
         np.testing.assert_allclose(got[name], value, rtol=1e-6)
     assert optim.saddle_step({}, {}, rate=0.5) == {}
+
+
+def test_a_stages_change_is_scaled_by_its_share_once_it_has_started():
+    change = {stage: PARAMS for stage in ("stem", "stage1", "classifier")}
+    pace = {"share": {"stem": 0.3, "stage1": 0.7}, "start": {"stem": 5.0}}
+    hyper = optim.Hyper(1.0, 0.0, 0.0, 0.0, {})
+    assert optim.by_stage(change, jnp.int32(0), hyper) is change
+    for step, started in ((4, 0.0), (5, 1.0)):
+        got = optim.by_stage(change, jnp.int32(step), hyper._replace(**pace))
+        factors = {"stem": 0.3 * started, "stage1": 0.7, "classifier": 1.0}
+        for stage, factor in factors.items():
+            for name, value in PARAMS.items():
+                expected = np.float32(factor) * np.asarray(value)
+                np.testing.assert_array_equal(got[stage][name], expected)

@@ -195,6 +195,7 @@ def test_the_full_recipe_runs_three_steps_on_real_films(home):
         f"--workdir={workdir}",
         f"--config.data.folder={NIH}",
         f"--config.data.records={home / 'records'}",
+        "--config.data.side=64",  # Minutes less than 224.
         "--config.imbalance=none",  # Of Hernia the sample holds three films.
         "--config.train.steps=3",
         "--config.train.batch=4",

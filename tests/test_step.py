@@ -218,3 +218,138 @@ def test_what_the_loss_learns_descends_and_alpha_ascends(shards):
     for name, sign in (("a", -1), ("b", -1), ("alpha", 1)):
         expected = dual[name] + sign * 0.1 * gradient[name]
         np.testing.assert_allclose(after.dual[name], expected, rtol=1e-5)
+
+
+# ------------------------------------------------------------------ stages that stay
+
+STAGES = ("stem", "stage1", "stage2")
+ADAMW = optim.adamw(steps=100, warmup=1, clip=1.0)
+
+
+def paced(frozen, optimizer, **pace):
+    """A state of which so many stages are frozen, and its compiled step."""
+    stay = STAGES[:frozen]
+    parts = {**PARTS, "optimizer": optimizer, "frozen": stay}
+    parts["apply"] = MODEL.clone(frozen=frozen).apply
+    first = new_state()
+    statistics = jax.tree.map(lambda x: x + 0.37, first.batch_stats)
+    state = step.init_state(
+        {"params": first.params, "batch_stats": statistics},
+        optimizer=optimizer,
+        dual={},
+        hyper=first.hyper._replace(**pace),
+        frozen=stay,
+    )
+    mapped = jax.vmap(
+        functools.partial(step.train_step, **parts),
+        in_axes=(None, 0, None),
+        axis_name=step.AXIS,
+    )
+
+    def update(state):
+        return jax.tree.map(lambda x: x[0], mapped(state, batch(1), KEY))[0]
+
+    return state, jax.jit(update).lower(state).compile()
+
+
+@pytest.fixture(scope="module")
+def freezing():
+    return {number: paced(number, ADAMW) for number in (0, 1, 3)}
+
+
+def leaves_of(state):
+    """The leaves of each stage of the weights, the statistics and their averages."""
+    averaged = {f"averaged {part}": tree for part, tree in state.averaged.items()}
+    return {
+        (part, stage): jax.tree.leaves(leaves)
+        for part, tree in {**model_of(state), **averaged}.items()
+        for stage, leaves in tree.items()
+    }
+
+
+def is_same(one, other):
+    return [np.array_equal(a, b) for a, b in zip(one, other, strict=True)]
+
+
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_frozen_stages_stay_to_the_bit_and_the_others_move(freezing, number):
+    state, update = freezing[number]
+    old = leaves_of(state)
+    for _ in range(3):
+        state = update(state)
+    new = leaves_of(state)
+    assert old.keys() == new.keys() >= {("params", "classifier"), ("params", "stem")}
+    for part, stage in old:
+        same = is_same(old[part, stage], new[part, stage])
+        stays = stage in STAGES[:number]
+        assert all(same) if stays else not any(same), (part, stage)
+
+
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_the_optimiser_knows_nothing_of_frozen_stages(freezing, number):
+    state, _ = freezing[number]
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(state.opt_state)]
+    known = {part.key for path in paths for part in path if hasattr(part, "key")}
+    assert not known & set(STAGES[:number])
+    assert known >= {*STAGES[number:], "classifier"}
+
+
+def test_the_less_moves_the_less_is_computed_and_kept(freezing):
+    steps = [update for _, update in freezing.values()]
+    flops = [update.cost_analysis()["flops"] for update in steps]
+    memory = [update.memory_analysis().temp_size_in_bytes for update in steps]
+    for numbers in (flops, memory):
+        assert numbers == sorted(set(numbers), reverse=True)
+
+
+@pytest.fixture(scope="module")
+def by_descent():
+    """Plain descent: (share, start) -> a state, and the step of all of them."""
+    ones, zeros = (dict.fromkeys(STAGES, value) for value in (1.0, 0.0))
+    state, update = paced(0, OPTIMIZER, share=ones, start=zeros)
+
+    def begin(share=ones, start=zeros):
+        pace = jax.tree.map(jnp.float32, {"share": share, "start": start})
+        return state._replace(hyper=state.hyper._replace(**pace))
+
+    return begin, update
+
+
+def test_a_stage_moves_by_its_share_of_the_rate(by_descent):
+    begin, update = by_descent
+    share = {"stem": 0.125, "stage1": 0.25, "stage2": 0.5}
+    first, whole, part = (
+        leaves_of(state)
+        for state in (begin(), update(begin()), update(begin(share=share)))
+    )
+    for (kind, stage), start in first.items():
+        if kind != "params":
+            assert kind != "batch_stats" or all(
+                is_same(whole[kind, stage], part[kind, stage])
+            )
+            continue
+        moved = []
+        for old, new, less in zip(
+            start, whole[kind, stage], part[kind, stage], strict=True
+        ):
+            old, new, less = (np.asarray(x, float) for x in (old, new, less))
+            expected = share.get(stage, 1.0) * (new - old)
+            rounding = 1.2e-7 * np.abs(old).max() + 1e-12  # Of the sum.
+            np.testing.assert_allclose(less - old, expected, rtol=0, atol=rounding)
+            moved.append(np.abs(new - old).max() / rounding)
+        assert max(moved) > 100
+
+
+def test_a_stage_moves_from_its_start_on_and_its_statistics_at_once(by_descent):
+    begin, update = by_descent
+    start = {"stem": 3, "stage1": 2, "stage2": 1}
+    state = begin(start=start)
+    for number in range(4):
+        old, state = leaves_of(state), update(state)
+        for (part, stage), leaves in leaves_of(state).items():
+            waits = part == "params" and number < start.get(stage, 0)
+            same = is_same(old[part, stage], leaves)
+            if waits:
+                assert all(same), (number, stage)
+            elif not part.startswith("averaged"):
+                assert not all(same), (number, part, stage)

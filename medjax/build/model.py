@@ -12,6 +12,7 @@ import numpy as np
 
 from medjax import losses
 from medjax.augment import intensity, modalities, policy
+from medjax.build import adapt
 from medjax.build.plain import Config, named
 from medjax.build.study import WEIGHTS, Task
 from medjax.cohort import imbalance
@@ -113,7 +114,7 @@ def augmentation_caveats(config: Config) -> tuple[str, ...]:
 
 
 def train_step(config: Config, network: Network) -> Callable:
-    """The compiled step: `config.augment`'s ops, the loss and the optimiser bound."""
+    """The compiled step: `config.augment`'s ops, the losses and the optimiser bound."""
     return step.compile_step(
         apply=network.apply,
         augment=functools.partial(
@@ -124,6 +125,7 @@ def train_step(config: Config, network: Network) -> Callable:
         loss=named(losses, config.loss.name, "loss.name"),
         optimizer=_optimizer(config),
         frozen=network.frozen,
+        adapt=adapt.loss(config),
     )
 
 
@@ -148,6 +150,7 @@ def initial_state(
         ema=config.optim.ema,
         dual_rate=config.loss.get("rate", 0.0),
         loss=loss_arguments(config, task, label),
+        adapt=config.adapt.get("weight", 1.0) if adapt.loss(config) else None,
         **_pace(config, network.stages),
     )
     dual = {}
@@ -155,8 +158,9 @@ def initial_state(
         dual = losses.auc_margin_variables(len(task.names))
         if not hyper.dual_rate > 0:
             raise InputError("loss.rate: auc_margin learns too: give 0.1, say")
+    fresh = jax.jit(network.init)(jax.random.key(config.seed))
     return step.init_state(
-        begin(jax.jit(network.init)(jax.random.key(config.seed))),
+        adapt.variables(config, begin(fresh)),
         optimizer=_optimizer(config),
         dual=dual,
         hyper=hyper,
@@ -226,13 +230,17 @@ def _pace(config: Config, stages: tuple[str, ...]) -> dict[str, dict[str, float]
     The classifier, which they don't name, has the whole rate from the start.
 
     Raises:
-      InputError: the first stage would never start.
+      InputError: the first stage would never start, or a number makes no sense.
     """
     c = config.transfer
     below = dict(zip(stages, range(len(stages), 0, -1), strict=True))
     if c.mode == "layerwise":
+        if not 0 < c.decay <= 1:
+            raise InputError(f"transfer.decay={c.decay}: give a share, 0.75 say")
         return {"share": {stage: c.decay**depth for stage, depth in below.items()}}
     if c.mode == "gradual":
+        if c.every < 1:
+            raise InputError(f"transfer.every={c.every}: give a number of updates")
         if len(stages) * c.every >= config.train.steps:
             raise InputError(
                 f"transfer.every={c.every}: the stem would start at step "

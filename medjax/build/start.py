@@ -17,7 +17,9 @@ from medjax.models import architectures, download, pretrained, weights
 from medjax.training import workdir
 from medjax.training.checkpoint import Checkpoints
 
-REFITTED = "refitted"  # Folder of the checkpoint whose classifier was fitted again.
+# Folders of the checkpoints whose classifier was fitted again, and whose batch
+# statistics are another hospital's.
+REFITTED, ADAPTED = "refitted", "adapted"
 
 
 class Start(NamedTuple):
@@ -25,7 +27,7 @@ class Start(NamedTuple):
 
     variables: of the stages, and of the classifier where `tasks` says what for.
     tasks: names of the findings that the classifier knows; () without it.
-    options: that the model has to be made with.
+    options: that the model has to be made with, its name among them.
     intensity: the preparation that the weights expect.
     """
 
@@ -54,13 +56,15 @@ def settle(config: Config, task: Task) -> tuple[Config, Start | None]:
         return config, None
     found = read(config, task)
     settled = config.copy_and_resolve_references().unlock()
+    asked = plain.as_json(config)["model"]  # As the weights' options are: in lists.
     for name, value in found.options.items():
-        if config.model.get(name, value) != value:
+        if asked.get(name, value) != value:
             raise InputError(
-                f"model.{name}={config.model[name]}: the weights of {config.transfer.init}"
-                f" go with {value}: leave it out"
+                f"model.{name}={asked[name]!r}: the weights of {config.transfer.init} go "
+                f"with {value!r}: take that, or other weights"
             )
-        settled.model[name] = value
+        if name not in asked:
+            settled.model[name] = value
     if not own:
         settled.intensity = found.intensity
     elif plain.as_json(config)["intensity"] != found.intensity:
@@ -73,6 +77,7 @@ def variables(fresh: ArrayTree, start: Start | None, task: Task) -> ArrayTree:
     if start is None:
         return fresh
     given = dict(start.variables["params"])
+    given.pop("domain", None)  # Of an adapted run's own two domains.
     if start.tasks != task.names:
         given.pop("classifier", None)
         print("classifier: starts anew, for its tasks are other than the weights'")
@@ -105,17 +110,19 @@ def of_run(folder: Path) -> Start:
     config = plain.read_config(folder)
     task = Task(**workdir.read_task(folder))
     _, state = restore(config, folder, model.network(config, task), task)
-    options = plain.as_json(config)["model"]
-    options.pop("name")
-    return Start(
-        state.averaged, task.names, options, plain.as_json(config)["intensity"]
-    )
+    settled = plain.as_json(config)
+    return Start(state.averaged, task.names, settled["model"], settled["intensity"])
 
 
 def restore(config: Config, folder: Path, network: model.Network, task: Task):
     """The checkpoint of a run that is judged and predicts: its step and state."""
-    where = REFITTED if treats(config, SYNTHETIC) else "checkpoints"
+    where = ADAPTED if config.adapt.name == "adabn" else trained(config)
     return model.restore(config, folder / where, network, task)
+
+
+def trained(config: Config) -> str:
+    """The folder of the checkpoint that training ends with."""
+    return REFITTED if treats(config, SYNTHETIC) else "checkpoints"
 
 
 def convert(
@@ -146,8 +153,8 @@ def write_converted(path: Path, name: str, out: Path, *, channels: int) -> dict:
     Raises:
       InputError: see convert; nothing is written then.
     """
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"--out={out}: isn't empty: give a new folder")
+    if out.is_file() or out.exists() and any(out.iterdir()):
+        raise InputError(f"--out={out}: is there and isn't empty: give a new folder")
     converted, card = convert(path, name, channels=channels)
     with Checkpoints(out) as checkpoints:
         checkpoints.save(0, converted.variables, card)
@@ -182,7 +189,7 @@ def _of(found: ArrayTree, card: dict) -> Start:
     return Start(
         variables={**found, "params": params},
         tasks=(),
-        options=card["options"],
+        options={"name": card["model"], **card["options"]},
         intensity=intensity,
     )
 

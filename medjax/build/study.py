@@ -89,6 +89,10 @@ def data(config: Config) -> Data:
     table = records.read_table(path)
     known = schema.tasks_of(table)
     names = tuple(config.data.tasks) or known
+    # The phantom says 'mass', NIH 'Mass': a finding is called as it is asked for.
+    asked = {name.lower(): name for name in names if name not in known}
+    table = table.rename(columns={k: asked.get(k.lower(), k) for k in known})
+    known = schema.tasks_of(table)
     for name in names:
         if name not in known:
             raise InputError(f"data.tasks: {name!r} is none of {', '.join(known)}")
@@ -128,8 +132,14 @@ def sides(config: Config, data: Data) -> pd.DataFrame:
     """Who is on which side, not yet audited.
 
     A fold or a split in time comes first, as it is asked for by name; then the
-    official lists, where the data have them; else a sample.
+    official lists, where the data have them; else a sample. Of those who would train
+    then, `config.split.patients` do.
     """
+    return _fewer(_all_sides(config, data), config.split.patients, seed=config.seed)
+
+
+def _all_sides(config: Config, data: Data) -> pd.DataFrame:
+    """`sides` with all patients who can train."""
     c, table, tasks = config.split, data.table, data.task.names
     common = {"seed": config.seed, "validation": c.validation, "minority": c.minority}
     listed = {
@@ -151,6 +161,28 @@ def sides(config: Config, data: Data) -> pd.DataFrame:
             **common,
         )
     return splits.split(table, tasks, test=c.test, by=c.by, **common)
+
+
+def _fewer(manifest: pd.DataFrame, patients: int, *, seed: int) -> pd.DataFrame:
+    """Leaves out all but so many training patients; 0 keeps all.
+
+    More patients are the fewer ones and others: curves of them are of nested sets.
+
+    Raises:
+      InputError: there aren't so many.
+    """
+    if patients == 0:
+        return manifest
+    trains = manifest["split"] == "train"
+    names = np.unique(manifest["patient"][trains])
+    if not 0 < patients <= len(names):
+        raise InputError(
+            f"split.patients={patients}: {len(names)} train in all: give 1 to "
+            f"{len(names)}, or 0 for all of them"
+        )
+    kept = np.random.default_rng(seed).permutation(names)[:patients]
+    left_out = trains & ~manifest["patient"].isin(kept)
+    return manifest.assign(split=manifest["split"].mask(left_out, splits.UNUSED))
 
 
 def audit(config: Config, manifest: pd.DataFrame, data: Data) -> None:
@@ -214,8 +246,14 @@ def plan(config: Config, label: np.ndarray) -> imbalance.Plan | None:
     return getattr(imbalance, config.imbalance)(label, **options)
 
 
-def train_batches(config: Config, films: loader.Films) -> loader.TrainBatches:
-    """Device batches without end; `config.train.batch` counts all devices."""
+def train_batches(
+    config: Config, films: loader.Films, target: loader.Unlabelled | None = None
+) -> loader.TrainBatches:
+    """Device batches without end; `config.train.batch` counts all devices.
+
+    Args:
+      target: films of another domain; a batch holds as many of them besides.
+    """
     shards = jax.device_count()
     if config.train.batch % shards:
         raise InputError(
@@ -227,6 +265,7 @@ def train_batches(config: Config, films: loader.Films) -> loader.TrainBatches:
         batch=config.train.batch // shards,
         devices=jax.local_device_count(),
         threads=config.train.threads,
+        target=target,
     )
 
 

@@ -52,6 +52,27 @@ class Films:
         }
 
 
+class Unlabelled:
+    """Films of the target domain: nobody may know their labels.
+
+    Args:
+      films: what to draw from.
+    """
+
+    def __init__(self, films: Films):
+        self._films = films
+
+    def __len__(self) -> int:
+        return len(self._films)
+
+    def __getitem__(self, index: int) -> Batch:
+        sample = self._films[index]
+        blank = {name: np.zeros_like(sample[name]) for name in ("label", "weight")}
+        # A source film may have the same id, and augmentation draws by it: the
+        # target's are -2, -3, ..., as -1 is a padding row's.
+        return {**sample, **blank, "id": np.int32(-2 - sample["id"])}
+
+
 def occurrences(ids: np.ndarray) -> np.ndarray:
     """Numbers the copies of each id: [7, 3, 7] -> [0, 0, 1], int32."""
     seen: collections.Counter = collections.Counter()
@@ -75,6 +96,9 @@ class TrainBatches:
       devices: D, devices of this host.
       threads: reading threads; 0 chooses one a core, at most 16.
       ahead: batches already on the device while one is computed on.
+      target: films of another domain, in an order of their own. Each device then has
+        B rows of them after its B of `films`, and the batch says in `domain` which is
+        which.
     """
 
     def __init__(
@@ -86,22 +110,22 @@ class TrainBatches:
         devices: int,
         threads: int = 0,
         ahead: int = 2,
+        target: Unlabelled | None = None,
     ):
         import grain  # Late: it takes two seconds.
 
-        size = len(films)
-
-        def number_epoch(index: int, sample: Batch) -> Batch:
-            return {**sample, "epoch": np.int32(index // size)}
-
-        dataset = grain.MapDataset.source(films).shuffle(seed).repeat()
-        dataset = dataset.map_with_index(number_epoch)
+        dataset = _endless(films, seed)
+        if target is not None:
+            pair = [dataset, _endless(target, seed + 1)]
+            dataset = grain.experimental.ZipMapDataset(pair)
         dataset = dataset[jax.process_index() :: jax.process_count()]
         # Batched before the threads: the stream is the same for any number of them.
         # The stream is endless, so nothing is dropped; a remainder makes Grain round
         # the length as a float, past the largest one where a batch is one row.
         dataset = dataset.batch(batch, drop_remainder=True)
         dataset = dataset.batch(devices, drop_remainder=True)
+        if target is not None:
+            dataset = dataset.map(_beside)
         threads = threads or min(16, os.cpu_count() or 1)
         options = grain.ReadOptions(
             num_threads=threads, prefetch_buffer_size=2 * threads
@@ -134,6 +158,28 @@ class TrainBatches:
     def close(self) -> None:
         """Ends the reading threads."""
         self._iterator.close()
+
+
+def _endless(films: Films | Unlabelled, seed: int):
+    """Epoch after epoch of the films, each shuffled anew and numbered."""
+    import grain
+
+    size = len(films)
+
+    def number_epoch(index: int, sample: Batch) -> Batch:
+        return {**sample, "epoch": np.int32(index // size)}
+
+    dataset = grain.MapDataset.source(films).shuffle(seed).repeat()
+    return dataset.map_with_index(number_epoch)
+
+
+def _beside(pair: tuple[Batch, Batch]) -> Batch:
+    """Batches [D, B, ...] of the source and of the target as one of [D, 2 B, ...]."""
+    batches = [
+        {**batch, "domain": np.full(batch["id"].shape, domain, np.int32)}
+        for domain, batch in enumerate(pair)
+    ]
+    return jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *batches)
 
 
 def to_device(batch: Batch) -> dict[str, jax.Array]:

@@ -29,7 +29,11 @@ A batch (host: numpy, device: jax), with D devices of B rows each:
     weight     [D, B, T]        float32, >= 0; 0 = unknown label or padding row
     id, patient, epoch, occurrence  [D, B] int32; id is -1 in a padding row
 
-An evaluation batch is the same without the epoch and the occurrence.
+    domain     [D, B] int32, only where target images without labels stand beside the
+               source's (config.adapt): 0 source, 1 target; a target image's id is
+               -2 minus the record's index
+
+An evaluation batch is the same without the epoch, the occurrence and the domain.
 """
 
 COLUMNS = (

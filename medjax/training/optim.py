@@ -18,6 +18,7 @@ class Hyper(NamedTuple):
     loss: keyword arrays of the loss, e.g. w_pos and w_neg [T] or gamma [].
     share: [] float32 by stage, the factor of its learning rate; None: 1 everywhere.
     start: [] float32 by stage, the updates before its weights move; None: 0 everywhere.
+    adapt: [] float32, the weight of what another domain adds to the loss; None: nothing.
     """
 
     learning_rate: Array
@@ -27,6 +28,7 @@ class Hyper(NamedTuple):
     loss: dict[str, Array]
     share: dict[str, Array] | None = None
     start: dict[str, Array] | None = None
+    adapt: Array | None = None
 
 
 def warmup_cosine(step: Array, *, steps: int, warmup: int) -> Array:

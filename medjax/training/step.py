@@ -69,6 +69,7 @@ def train_step(
     loss: Callable,
     optimizer: optax.GradientTransformationExtraArgs,
     frozen: tuple[str, ...] = (),
+    adapt: Callable | None = None,
 ) -> tuple[State, dict[str, Array]]:
     """One update from one shard's batch, collective over AXIS.
 
@@ -87,28 +88,45 @@ def train_step(
       frozen: stages of params that stay what they are, to the bit, with their batch
         statistics; `apply` doesn't change those either. No gradient is computed for
         them, and the optimiser doesn't know them.
+      adapt: (params, embedding [B, F], domain [B], weight=hyper.adapt, step=...) ->
+        (total, count), what is added to the loss because of rows of another domain;
+        the batch then has the field domain. None: nothing is.
 
     Returns:
-      The new state, and scalars: loss (nats an image), grad_norm.
+      The new state, and scalars: loss (nats an image), grad_norm, and with `adapt`
+      gap, its part of the loss.
     """
     image = augment(key, batch)
     moving = optim.moving(state.params, frozen)
 
-    def shard_loss(moving: ArrayTree, dual: dict) -> tuple[Array, ArrayTree]:
+    def shard_loss(moving: ArrayTree, dual: dict) -> tuple[Array, tuple]:
+        params = state.params | moving
         logits, updates = apply(
-            {"params": state.params | moving, "batch_stats": state.batch_stats},
+            {"params": params, "batch_stats": state.batch_stats},
             image,
             train=True,
-            mutable=["batch_stats"],
+            mutable=["batch_stats", *["intermediates"] * (adapt is not None)],
         )
         total, count = loss(
             logits, batch["label"], batch["weight"], **dual, **state.hyper.loss
         )
         # The count has no gradient; the sum of these shares is the batch's mean.
-        return total / jnp.maximum(lax.psum(count, AXIS), 1), updates
+        share = total / jnp.maximum(lax.psum(count, AXIS), 1)
+        if adapt is None:
+            return share, (updates, {})
+        embedding = updates["intermediates"]["embedding"][0]
+        total, count = adapt(
+            params,
+            embedding,
+            batch["domain"],
+            weight=state.hyper.adapt,
+            step=state.step,
+        )
+        gap = total / lax.psum(count, AXIS)
+        return share + gap, (updates, {"gap": gap})
 
     descend = jax.value_and_grad(shard_loss, argnums=(0, 1), has_aux=True)
-    (value, updates), grads = descend(moving, state.dual)
+    (value, (updates, gap)), grads = descend(moving, state.dual)
     value, (grads, dual_grads) = lax.psum((value, grads), AXIS)
 
     change, opt_state = optimizer.update(
@@ -141,7 +159,8 @@ def train_step(
         dual=optim.saddle_step(state.dual, dual_grads, rate=state.hyper.dual_rate),
         hyper=state.hyper,
     )
-    return new, {"loss": value, "grad_norm": optax.tree.norm(grads)}
+    scalars = {"loss": value, "grad_norm": optax.tree.norm(grads)}
+    return new, scalars | lax.psum(gap, AXIS)
 
 
 def eval_step(

@@ -1,0 +1,390 @@
+import functools
+import json
+import signal
+import time
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+from launching import SMALL, run
+from launching import start as launch
+from safetensors.numpy import save_file
+from test_end_to_end import final_state, same
+
+from configs import quickstart
+from medjax.build import head, model, plain, start, study
+from medjax.errors import InputError
+from medjax.models import resnet
+from medjax.training import workdir
+from medjax.training.checkpoint import Checkpoints
+
+TASK = study.Task(("a", "b", "c"), False, (16, 16, 1))
+LABEL = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1.0]])
+LEAVES = jax.tree_util.tree_leaves_with_path
+
+
+def config_of(init="", **model):
+    config = quickstart.get_config().unlock()
+    config.model = {"name": "densenet_small", "blocks": (1, 1), "growth": 4} | model
+    config.transfer.init = str(init)
+    return config
+
+
+def noise_like(tree):
+    rng = np.random.default_rng(3)
+    return jax.tree.map(lambda x: rng.random(x.shape, np.float32) + 0.5, tree)
+
+
+@functools.cache
+def state_of(task=TASK):
+    """A state whose averaged weights are others than its weights."""
+    config = config_of()
+    network = model.network(config, task)
+    state = model.initial_state(config, network, task, LABEL[:, : len(task.names)])
+    return state._replace(averaged=noise_like(state.averaged))
+
+
+@pytest.fixture
+def old(tmp_path):
+    """The folder of a run, as training leaves it."""
+    folder = tmp_path / "old"
+    config = config_of()
+    config.intensity = {"name": "standardise", "mean": 0.4, "std": 0.2}
+    workdir.claim(folder, plain.as_json(config))
+    workdir.write_task(folder, TASK)
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        checkpoints.save(3, state_of(), {"next": 0}, auroc=0.5)
+    return folder
+
+
+def begun(config, task, evaluate=lambda init, key: jax.jit(init)(key)):
+    """Fresh variables of a config, and those that its run begins with."""
+    settled, weights = start.settle(config, task)
+    fresh = evaluate(model.network(settled, task).init, jax.random.key(0))
+    return fresh, start.variables(fresh, weights, task)
+
+
+def assert_same(found, expected):
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_a_run_begins_with_the_averaged_weights_of_another(old):
+    _, found = begun(config_of(old), TASK)
+    assert_same(found, state_of().averaged)
+
+
+def test_other_findings_get_a_fresh_classifier(old, capsys):
+    fresh, found = begun(config_of(old), TASK._replace(names=("b", "a", "c")))
+    assert "classifier: starts anew" in capsys.readouterr().out
+    averaged = state_of().averaged
+    assert_same(found["params"].pop("classifier"), fresh["params"]["classifier"])
+    assert_same(found["batch_stats"], averaged["batch_stats"])
+    stages = {k: v for k, v in averaged["params"].items() if k != "classifier"}
+    assert_same(found["params"], stages)
+
+
+def test_without_weights_nothing_changes():
+    config = config_of()
+    settled, weights = start.settle(config, TASK)
+    assert settled is config and weights is None
+    fresh = {"params": {"classifier": 1}}
+    assert start.variables(fresh, weights, TASK) is fresh
+
+
+def test_the_weights_bring_their_preparation_and_their_options_along(old, capsys):
+    config = config_of(old)
+    del config.model["growth"]
+    settled, _ = start.settle(config, TASK)
+    assert settled.intensity.name == "standardise_each"
+    assert "expects intensity={'name': 'standardise', 'mean': 0.4" in (
+        capsys.readouterr().out
+    )
+    assert settled.model.growth == 4
+    assert "growth" not in config.model  # The caller's own stays as it was.
+    config.intensity.name = "as_pretrained"
+    settled, _ = start.settle(config, TASK)
+    expected = {"name": "standardise", "mean": 0.4, "std": 0.2}
+    assert settled.intensity.to_dict() == expected
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "shape", "said"),
+    [
+        ({"blocks": (2, 1)}, (16, 16, 1), r"model\.blocks=\[2, 1\].*go with \[1, 1\]"),
+        ({"name": "resnet18"}, (16, 16, 1), r"model\.name='resnet18'.*densenet_small"),
+        (
+            {"features": 8},
+            (16, 16, 1),
+            r"\['stage1'\].* \(16,\) in the weights, \(8,\) in",
+        ),
+        ({}, (16, 16, 3), r"\['params'\]\['stem'\]\['conv'\]\['kernel'\]"),
+        ({}, (16, 16, 16, 1), r"\(3, 3, 16, 4\) in the weights, \(3, 3, 3, 16, 4\)"),
+        (
+            {"bottleneck": 2},
+            (16, 16, 1),
+            r"norm2.* is nothing in the weights, \(8,\) in",
+        ),
+    ],
+)
+def test_weights_of_another_network_are_refused_by_what_differs(
+    old, options, shape, said
+):
+    with pytest.raises(InputError, match=said) as error:
+        begun(config_of(old, **options), TASK._replace(shape=shape), jax.eval_shape)
+    assert "\n" not in str(error.value)
+
+
+def test_what_holds_no_weights_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"transfer\.init=.*nowhere.*give 'imagenet'"):
+        start.settle(config_of(tmp_path / "nowhere"), TASK)
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(InputError, match=r"transfer\.init=.*photos.*run, or one that"):
+        start.settle(config_of(tmp_path / "photos"), TASK)
+    config = config_of()
+    config.intensity.name = "as_pretrained"
+    with pytest.raises(InputError, match=r"as_pretrained.*transfer\.init"):
+        start.settle(config, TASK)
+
+
+def test_a_run_that_was_not_trained_is_refused(tmp_path):
+    workdir.claim(tmp_path, plain.as_json(config_of()))
+    with pytest.raises(InputError, match=r"task\.json.*train the run"):
+        start.settle(config_of(tmp_path), TASK)
+    workdir.write_task(tmp_path, TASK)
+    with pytest.raises(InputError, match=r"no checkpoint.*train"):
+        start.settle(config_of(tmp_path), TASK)
+
+
+# ------------------------------------------------------------------ files of weights
+
+
+def torch_names(tree):
+    """Arrays as torch would have written our ResNet: its names and axes."""
+    leaves = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+    leaves |= {"mean": "running_mean", "var": "running_var"}
+    found = {}
+    for path, leaf in LEAVES(tree):
+        _, stage, *module, kind = [part.key for part in path]
+        if stage == "classifier":
+            name = "fc"
+        elif stage == "stem":
+            name = {"conv": "conv1", "norm": "bn1"}[module[0]]
+        else:
+            block, what = module[0].removeprefix("block").split("_", 1)
+            what = {
+                "shortcut_conv": "downsample.0",
+                "shortcut_norm": "downsample.1",
+            }.get(what, what.replace("norm", "bn"))
+            name = f"layer{stage[-1]}.{int(block) - 1}.{what}"
+        array = np.asarray(leaf)
+        if array.ndim > 1:  # HWIO -> OIHW
+            array = np.moveaxis(array, (-1, -2), (0, 1))
+        found[f"{name}.{leaves[kind]}"] = np.ascontiguousarray(array)
+    return found
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory):
+    """A file of a ResNet-18 of three classes, and the variables that it holds."""
+    net = resnet.resnet18(3)
+    image = np.zeros((1, 32, 32, 3), np.float32)
+    init = functools.partial(net.init, train=False)
+    shapes = jax.eval_shape(init, jax.random.key(0), image)
+    rng = np.random.default_rng(0)
+
+    def random(path, leaf):
+        """Lets the signal through: He's kernels, scales and variances near 1."""
+        if leaf.ndim > 1:
+            std = np.sqrt(2 / np.prod(leaf.shape[:-1]))
+            return rng.normal(0, std, leaf.shape).astype("f4")
+        near = path[-1].key in ("scale", "var")
+        return (near + rng.uniform(-0.1, 0.1, leaf.shape)).astype("f4")
+
+    made = jax.tree_util.tree_map_with_path(random, shapes)
+    path = tmp_path_factory.mktemp("weights") / "resnet18.safetensors"
+    save_file(torch_names(made), path)
+    return path, made
+
+
+def resnet_config(init):
+    config = quickstart.get_config().unlock()
+    config.model = {"name": "resnet18"}
+    config.transfer.init = str(init)
+    config.intensity.name = "as_pretrained"
+    return config
+
+
+@pytest.mark.parametrize("converted", [False, True])
+def test_another_frameworks_weights_come_without_their_classifier(
+    theirs, tmp_path, converted
+):
+    path, made = theirs
+    if converted:
+        card = start.write_converted(path, "resnet18", tmp_path / "new", channels=3)
+        assert json.loads((tmp_path / "new/card.json").read_text()) == card
+        path = tmp_path / "new"
+    task = TASK._replace(shape=(32, 32, 3))
+    settled, weights = start.settle(resnet_config(path), task)
+    assert settled.intensity.to_dict() == {
+        "name": "standardise",
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+    }
+    fresh = jax.jit(model.network(settled, task).init)(jax.random.key(0))
+    found = start.variables(fresh, weights, task)
+    assert_same(found["params"].pop("classifier"), fresh["params"]["classifier"])
+    stages = {k: v for k, v in made["params"].items() if k != "classifier"}
+    assert_same(found, {**made, "params": stages})
+
+
+def test_converted_weights_say_for_how_many_channels_they_are(theirs, tmp_path):
+    path, _ = theirs
+    start.write_converted(path, "resnet18", tmp_path / "new", channels=3)
+    with pytest.raises(InputError, match="--channels=1"):
+        start.settle(resnet_config(tmp_path / "new"), TASK)
+
+
+def test_a_damaged_file_and_a_folder_in_use_change_nothing(theirs, tmp_path):
+    path, _ = theirs
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(path.read_bytes()[:100_000])
+    with pytest.raises(InputError, match="damaged"):
+        start.write_converted(damaged, "resnet18", tmp_path / "new", channels=3)
+    assert not (tmp_path / "new").exists()
+    for out in (tmp_path, damaged):
+        with pytest.raises(InputError, match="--out.*empty: give a new folder"):
+            start.write_converted(path, "resnet18", out, channels=3)
+    assert [p.name for p in tmp_path.iterdir()] == [damaged.name]
+    with pytest.raises(InputError, match="resnet34"):
+        start.write_converted(path, "resnet34", tmp_path / "new", channels=3)
+    assert not (tmp_path / "new").exists()
+
+
+# ------------------------------------------------------------------ embeddings
+
+
+class Films:
+    """Stands for study.Data: ten images, each of one grey."""
+
+    def __init__(self, path):
+        self.path, self.table = path, pd.DataFrame({"id": np.arange(10)})
+
+    def films(self, ids):
+        return [
+            {"image": np.full((2, 2, 1), id, np.uint8), "id": np.int32(id)}
+            for id in ids
+        ]
+
+
+def test_embeddings_are_computed_once_for_weights_and_preparation(tmp_path):
+    calls = []
+
+    def embed(state, image):
+        calls.append(image.shape)
+        return image[:, :, :1, 0, 0] * float(state.averaged["params"]["stem"][0])
+
+    network = model.network(config_of(), TASK)._replace(embed=embed)
+    config, data = config_of(), Films(tmp_path)
+
+    def embeddings(scale, classifier=0.0, config=config):
+        params = {"stem": np.array([scale]), "classifier": np.array([classifier])}
+        state = state_of()._replace(averaged={"params": params, "batch_stats": {}})
+        return np.asarray(head.embeddings(config, network, state, data))[:, 0]
+
+    np.testing.assert_array_equal(embeddings(2.0), 2 * np.arange(10))
+    assert len(calls) == 1
+    # Labels, the treatment of their imbalance and the classifier have no part in it.
+    other = config_of()
+    other.imbalance, other.data.tasks = "smote", ("mass",)
+    np.testing.assert_array_equal(embeddings(2.0, 1.0, other), 2 * np.arange(10))
+    assert len(calls) == 1
+    np.testing.assert_array_equal(embeddings(3.0), 3 * np.arange(10))
+    assert len(calls) == 2
+    other.intensity = {"name": "standardise", "mean": 0.5, "std": 0.25}
+    embeddings(2.0, config=other)
+    embeddings(2.0, config=config_of(pool="mean_max"))
+    assert len(calls) == 4
+    assert len(list((tmp_path / "embeddings").iterdir())) == 4
+
+
+# ------------------------------------------------------------------ as a user types it
+
+PRETRAINED = """
+from configs import quickstart
+
+def get_config():
+    c = quickstart.get_config()
+    c.model = {"name": "resnet18"}
+    c.intensity = {"name": "as_pretrained"}
+    return c
+"""
+
+
+@pytest.mark.slow
+def test_another_frameworks_weights_train_by_two_commands(theirs, tmp_path):
+    path, _ = theirs
+    config = tmp_path / "pretrained.py"
+    config.write_text(PRETRAINED)
+
+    def convert(out, *more, code=0):
+        command = ["convert", f"--source={path}", "--model=resnet18"]
+        return run(*command, f"--out={tmp_path / out}", *more, code=code)
+
+    def train(out, init, *more, code=0):
+        options = [f"--config.data.records={tmp_path / 'records'}", *more]
+        options += [f"--config.transfer.init={tmp_path / init}"]
+        options += ["--config.transfer.mode=features", f"--workdir={tmp_path / out}"]
+        return run("train", f"--config={config}", *SMALL[1:], *options, code=code)
+
+    out, _ = convert("colour")
+    assert f"converted: {tmp_path / 'colour'} (102 arrays" in out
+    _, err = convert("colour", code=2)
+    assert "--out" in err
+    _, err = train("wrong", "colour", code=2)
+    assert "--channels=1" in err and err.count("\n") == 1
+    convert("grey", "--channels=1")
+    out, _ = train("plain", "grey")
+    assert "of them frozen" in out and "classifier: fitted to" in out
+    assert "between them" not in out
+    settled = json.loads((tmp_path / "plain/config.json").read_text())
+    assert settled["intensity"]["mean"] == pytest.approx((0.485 + 0.456 + 0.406) / 3)
+    # Other labels' treatment, same embeddings: they aren't computed again.
+    out, _ = train("smote", "grey", "--config.imbalance=smote")
+    assert "between them" in out
+    found = list((tmp_path / "records").rglob("embeddings/*.npy"))
+    assert len(found) == 1
+    assert np.load(found[0]).shape == (240, 512)
+    first, again = (
+        pd.read_csv(tmp_path / name / "predictions/test.csv")
+        for name in ("plain", "smote")
+    )
+    assert not np.allclose(first["mass"], again["mass"])
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_that_began_with_another_ends_with_the_same_bits(tmp_path):
+    def train(name, *more):
+        records = f"--config.data.records={tmp_path / 'records'}"
+        return ["train", f"--workdir={tmp_path / name}", *SMALL, records, *more]
+
+    transfer = ["init=" + str(tmp_path / "first"), "mode=gradual", "every=2"]
+    transfer = [f"--config.transfer.{option}" for option in transfer]
+    run(*train("first", "--config.train.steps=4", "--config.data.tasks=('mass',)"))
+    out, _ = run(*train("whole", *transfer))
+    assert "classifier: starts anew" in out
+    process, log = launch(*train("stopped", *transfer)), tmp_path / "stopped"
+    log = log / "metrics.jsonl"
+    while process.poll() is None and not (log.exists() and log.read_text()):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert "the same command goes on from here" in out, err
+    run(*train("stopped", *transfer))
+    same(final_state(tmp_path / "stopped"), final_state(tmp_path / "whole"))
+    averaged = final_state(tmp_path / "first")[1]["state"]["averaged"]
+    stem = averaged["params"]["stem"]["conv"]["kernel"]
+    moved = final_state(tmp_path / "whole")[1]["state"]["params"]["stem"]["conv"]
+    # The stem waits for 8 of 12 steps: it is near the other run's, which is no chance.
+    assert 0 < np.abs(moved["kernel"] - stem).max() < 0.1 * np.abs(stem).max()
