@@ -4,20 +4,19 @@ import functools
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 import pandas as pd
 from rich.progress import Progress
 
-from medjax import augment_audit, augment_gallery, survey
-from medjax.build import adapt, head, model, plain, start, study
+from medjax import augment_audit, augment_gallery, fitting, survey
+from medjax.build import adapt, model, plain, start, study
 from medjax.build.plain import Config
 from medjax.cohort import splits
 from medjax.data import reading, schema
 from medjax.errors import InputError
 from medjax.evaluation import inference, results
 from medjax.reports import page
-from medjax.training import journal, loop, step, workdir
+from medjax.training import journal, step, workdir
 
 
 def prepare(config: Config) -> study.Data:
@@ -131,107 +130,34 @@ def train(config: Config, folder: Path) -> None:
         network,
         data.task,
         label,
-        begin=functools.partial(start.variables, start=weights, task=data.task),
+        variables=start.variables(model.fresh(config, network), weights, data.task),
     )
-    print(f"model: {_counts(state.params, network.frozen)}")
+    print(f"model: {fitting.counts(state.params, network.frozen)}")
     if config.transfer.mode == "features":
-        fit_head(config, folder / start.trained(config), network, state, data, ids)
-    elif not _fit(config, folder, network, state, data, manifest, ids, target):
+        where = folder / start.trained(config)
+        fitting.classifier(config, where, network, state, data, ids)
+    elif not fitting.by_steps(
+        config,
+        folder,
+        network,
+        state,
+        data,
+        ids=ids,
+        validation=manifest["id"][manifest["split"] == "validation"].to_numpy(),
+        target=target,
+    ):
         return
     elif study.treats(config, study.SYNTHETIC):
         number, state = model.restore(
             config, folder / "checkpoints", network, data.task
         )
-        fit_head(config, folder / start.REFITTED, network, state, data, ids, number)
+        where = folder / start.REFITTED
+        fitting.classifier(config, where, network, state, data, ids, number)
     if config.adapt.name == "adabn":
-        restate(config, folder, network, data.task, target)
+        fitting.restate(config, folder, network, data.task, target)
     evaluate(folder)
     if target is not None:
         evaluate(folder, split=adapt.SPLIT)
-
-
-def _fit(config, folder, network, state, data, manifest, ids, target) -> bool:
-    """Trains by steps; whether they came to their end."""
-    validation = data.side(manifest, "validation")
-    seen = adapt.unlabelled(target) if config.adapt.name in adapt.BY_LOSS else None
-    batches = study.train_batches(config, data.films(ids), seen)
-    with model.checkpoints(config, folder / "checkpoints") as checkpoints:
-        complete = loop.fit(
-            state,
-            workdir=folder,
-            step=model.train_step(config, network),
-            batches=batches,
-            evaluate=lambda state: results.means(
-                predictions(config, network, state, validation)
-            ),
-            checkpoints=checkpoints,
-            **plain.schedule(config),
-        )
-    batches.close()
-    return complete
-
-
-def _counts(params, frozen: tuple[str, ...]) -> str:
-    """How many parameters there are, and how many of them stay."""
-    sizes = {
-        stage: sum(leaf.size for leaf in jax.tree.leaves(leaves))
-        for stage, leaves in params.items()
-    }
-    still = sum(sizes[stage] for stage in frozen)
-    kept = f", {still:,} of them frozen" if still else ""
-    return f"{sum(sizes.values()):,} parameters{kept}"
-
-
-def fit_head(
-    config: Config,
-    folder: Path,
-    network: model.Network,
-    state: step.State,
-    data: study.Data,
-    ids: np.ndarray,
-    number: int = 0,
-) -> None:
-    """Fits the classifier, to embeddings of the training images and SMOTE's points.
-
-    Args:
-      config: of the run.
-      folder: of the checkpoint to write.
-      network: of the run.
-      state: whose averaged model embeds.
-      data: of the run.
-      ids: [N] of the training images.
-      number: of updates behind the state.
-    """
-    feature = head.embeddings(config, network, state, data)[ids]
-    layer, points = head.fitted(config, data.task, feature, data.label(ids))
-    params = {**state.averaged["params"], "classifier": layer}
-    state = state._replace(averaged={**state.averaged, "params": params})
-    with model.checkpoints(config, folder) as checkpoints:
-        checkpoints.save(number, state, {"images": len(ids)})
-    between = f" and {points} between them" if points else ""
-    print(f"classifier: fitted to {len(ids)} images{between}")
-
-
-def restate(
-    config: Config,
-    folder: Path,
-    network: model.Network,
-    task: study.Task,
-    target: adapt.Target,
-) -> None:
-    """Gives the trained model the target's batch statistics, as its own checkpoint."""
-    where = folder / start.trained(config)
-    number, state = model.restore(config, where, network, task)
-    state = adapt.restated(
-        config,
-        state,
-        target,
-        apply=model.network(adapt.whole(config), task).apply,
-        prepare=model.preparation(config),
-    )
-    with model.checkpoints(config, folder / start.ADAPTED) as checkpoints:
-        checkpoints.save(number, state, {"images": len(target.ids)})
-    print(f"batch statistics: of {len(target.ids)} target images")
 
 
 class Run(NamedTuple):
@@ -287,7 +213,9 @@ def evaluate(folder: Path, *, split: str = "test", other: Config | None = None) 
     number, state = start.restore(config, folder, network, task)
     frozen = workdir.read_thresholds(folder)
     if not frozen or frozen[0] != number:
-        found = predictions(config, network, state, data.side(manifest, "validation"))
+        found = fitting.predictions(
+            config, network, state, data.side(manifest, "validation")
+        )
         _write(folder, "validation", data, found)
         chosen = dict(zip(task.names, results.thresholds(found).tolist(), strict=True))
         frozen = number, chosen
@@ -312,7 +240,7 @@ def evaluate(folder: Path, *, split: str = "test", other: Config | None = None) 
         manifest = splits.read(folder / "target.csv")
         study.audit(config, manifest, data)
         manifest = manifest[manifest["split"] == "test"].assign(split=split)
-    found = predictions(config, network, state, data.side(manifest, split))
+    found = fitting.predictions(config, network, state, data.side(manifest, split))
     _write(folder, split, data, found)
     summary = results.summarise(
         found,
@@ -376,12 +304,6 @@ def predict(folder: Path, *, images: list[str], out: Path) -> list[str]:
     table.to_csv(out, index=False)
     print(f"predictions: {out} ({len(rows)} images, {len(unread)} unreadable files)")
     return unread
-
-
-def predictions(config: Config, network, state, films) -> inference.Predictions:
-    """What the network says of every film, once."""
-    batches = study.evaluation_batches(config, films)
-    return inference.predict(batches, functools.partial(network.predict, state))
 
 
 def _same_task(data: study.Data, task: study.Task) -> study.Data:

@@ -20,7 +20,7 @@ from ml_collections import config_flags
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from medjax import commands
+from medjax import commands, fitting
 from medjax.build import adapt, model, start, study
 from medjax.evaluation import intervals
 from medjax.training import workdir
@@ -62,7 +62,7 @@ def _predict(config, folder: Path, path: Path) -> None:
     network = model.network(config, data.task)
     _, state = model.restore(config, folder / start.trained(config), network, data.task)
     films = target.data.side(target.manifest, "test")
-    found = commands.predictions(config, network, state, films)
+    found = fitting.predictions(config, network, state, films)
     workdir.write_predictions(path, data.task.names, target.data.table["image"], found)
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from medjax import adaptation, commands, losses
+from medjax import adaptation, commands, fitting, losses
 from medjax.build import adapt, model, start, study
 from medjax.data import loader
 from medjax.errors import InputError
@@ -564,5 +564,5 @@ def test_a_run_reports_the_targets_test_images_with_the_adapted_model(home):
     told = predicted.set_index("image").loc[held_out["image"], "a"]
     for folder, same in (("checkpoints", False), (start.ADAPTED, True)):
         _, state = model.restore(config, workdir / folder, network, source.task)
-        found = commands.predictions(config, network, state, films).probability
+        found = fitting.predictions(config, network, state, films).probability
         assert np.allclose(found[:, 0], told, atol=1e-5) == same

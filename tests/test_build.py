@@ -58,12 +58,19 @@ def on(manifest, split):
     return manifest["id"][manifest["split"] == split].tolist()
 
 
+def shapes(config, network, task):
+    """Of the initial state, without computing it."""
+    variables = jax.eval_shape(network.init, jax.random.key(0))
+    make = functools.partial(model.initial_state, config, network, task, LABEL)
+    return jax.eval_shape(lambda variables: make(variables=variables), variables)
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_names_parts_that_exist_and_fit(path):
     config = config_of(path.stem)
     task = study.Task(("a", "b", "c"), config.task == "multiclass", (64, 64, 1))
     network = model.network(config, task)
-    state = jax.eval_shape(lambda: model.initial_state(config, network, task, LABEL))
+    state = shapes(config, network, task)
     assert state.params["classifier"]["kernel"].shape[1] == 3
     model.train_step(config, network)
     names = {"key", "steps", "log_every", "evaluate_every"}
@@ -281,8 +288,7 @@ def test_what_a_loss_learns_starts_with_the_state(config):
     config.loss = {"name": "auc_margin", "margin": 1.0, "rate": 0.1}
     config.imbalance = "none"
     network = model.network(config, FINDINGS)
-    make = functools.partial(model.initial_state, config, network, FINDINGS, LABEL)
-    state = jax.eval_shape(make)
+    state = shapes(config, network, FINDINGS)
     assert {name: x.shape for name, x in state.dual.items()} == {
         name: (3,) for name in ("a", "b", "alpha")
     }
@@ -408,11 +414,9 @@ def test_a_mode_freezes_stages_from_the_image_on(config, mode, number):
     network = model.network(config, FINDINGS)
     assert network.stages == STAGES
     assert network.frozen == STAGES[:number]
-    shapes = jax.eval_shape(
-        lambda: model.initial_state(config, network, FINDINGS, LABEL)
-    )
-    assert (shapes.hyper.share is None) == (mode != "layerwise")
-    assert (shapes.hyper.start is None) == (mode != "gradual")
+    hyper = shapes(config, network, FINDINGS).hyper
+    assert (hyper.share is None) == (mode != "layerwise")
+    assert (hyper.start is None) == (mode != "gradual")
 
 
 def test_an_unknown_mode_is_refused_with_those_that_there_are(config):

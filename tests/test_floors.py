@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [  # From the top down.
     ("launch", "configs"),
     ("commands",),
-    ("survey", "augment_audit", "augment_gallery"),
+    ("survey", "augment_audit", "augment_gallery", "fitting"),
     ("build",),
     ("reports", "training"),
     ("evaluation",),

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from chex import ArrayTree
 
 from medjax import losses
 from medjax.augment import intensity, modalities, policy
@@ -129,18 +130,27 @@ def train_step(config: Config, network: Network) -> Callable:
     )
 
 
+def fresh(config: Config, network: Network) -> ArrayTree:
+    """Random variables of the network, by `config.seed`."""
+    # What runs once needn't run fast: it compiles in a fifth of the time.
+    options = {"xla_backend_optimization_level": 0}
+    on_cpu = jax.default_backend() == "cpu"
+    init = jax.jit(network.init, compiler_options=options if on_cpu else None)
+    return init(jax.random.key(config.seed))
+
+
 def initial_state(
     config: Config,
     network: Network,
     task: Task,
     label: np.ndarray,
     *,
-    begin: Callable = lambda fresh: fresh,
+    variables: ArrayTree | None = None,
 ) -> step.State:
     """The state before the first update.
 
     Args:
-      begin: fresh variables -> those to begin with.
+      variables: of the network, to begin with; None: fresh ones.
       label: [N, T] of the training images, NaN where unknown, as they are and not
         as a plan shows them: what the loss weighs the classes by.
     """
@@ -158,9 +168,10 @@ def initial_state(
         dual = losses.auc_margin_variables(len(task.names))
         if not hyper.dual_rate > 0:
             raise InputError("loss.rate: auc_margin learns too: give 0.1, say")
-    fresh = jax.jit(network.init)(jax.random.key(config.seed))
+    if variables is None:
+        variables = fresh(config, network)
     return step.init_state(
-        adapt.variables(config, begin(fresh)),
+        adapt.variables(config, variables),
         optimizer=_optimizer(config),
         dual=dual,
         hyper=hyper,
@@ -198,7 +209,12 @@ def restore(
         raise InputError(f"evaluation.checkpoint={wanted!r}: use 'best' or 'last'")
     # Only shapes are wanted of this state, so any labels with both classes do.
     label = np.eye(max(2, len(task.names)))[:, : len(task.names)]
-    shapes = jax.eval_shape(lambda: initial_state(config, network, task, label))
+    shapes = jax.eval_shape(
+        lambda key: initial_state(
+            config, network, task, label, variables=network.init(key)
+        ),
+        jax.random.key(0),
+    )
     template = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     with checkpoints(config, folder) as kept:
         found = kept.restore(template, step=kept.best if wanted == "best" else None)

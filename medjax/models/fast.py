@@ -44,6 +44,8 @@ def convolution(
         return native(x, kernel)
     elif still and outer < inner and all(n % 2 for n in size) and pads == keeps:
         ours = _of_few_outputs
+    elif any(n > length for n, length in zip(size, x.shape[1:3], strict=True)):
+        ours = partial(_by_columns, strides=tuple(strides), padding=pads)
     elif inner <= 4:
         ours = partial(_of_few_inputs, strides=tuple(strides), padding=pads)
     else:
@@ -57,6 +59,19 @@ def _product(x: Array, kernel: Array) -> Array:
     # In two axes: with more of them the gradient's product transposes its operands.
     flat = x.reshape(-1, inner) @ kernel.reshape(inner, -1)
     return flat.reshape(*space, -1)
+
+
+def _by_columns(x: Array, kernel: Array, strides: tuple, padding: tuple) -> Array:
+    """A kernel larger than the image, for which XLA has loops alone: 1 GFLOP/s."""
+    *size, _, outer = kernel.shape
+    places = [
+        (length + sum(pads) - n) // stride + 1
+        for length, pads, n, stride in zip(
+            x.shape[1:3], padding, size, strides, strict=True
+        )
+    ]
+    columns = _columns(x, tuple(size), strides, padding)
+    return (columns @ kernel.reshape(-1, outer)).reshape(len(x), *places, outer)
 
 
 def _native(x: Array, kernel: Array, strides: tuple, padding: tuple) -> Array:
