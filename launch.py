@@ -12,8 +12,9 @@ prepare   raw files -> records; train does it too where they are missing
 explore   what the data look like: one page, and the same as JSON; with
           --audit-augment what the ops of a finished run do to its predictions
 train     trains, or goes on with the run that the workdir holds; reports the test split
-evaluate  reports one split of a finished run; with --config, all films of that
-          config's data instead, as an external test
+evaluate  reports one split of a finished run (--split=target: the test images of the
+          data that it was adapted to); with --config, all films of that config's data
+          instead, as an external test
 predict   new PNG, JPEG or DICOM files -> one probability a finding
 convert   weights of torchvision, timm or Keras -> a checkpoint for transfer.init
 gallery   image files or NIfTI volumes -> a page of what each modality's augmentations
@@ -38,7 +39,9 @@ from medjax.errors import InputError
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "a file of configs/")
 flags.DEFINE_string("workdir", None, "folder of the run")
-flags.DEFINE_string("split", "test", "evaluate: train, validation or test; or a name")
+flags.DEFINE_string(
+    "split", "test", "evaluate: train, validation, test or target; or a name"
+)
 flags.DEFINE_bool("audit-augment", False, "explore: the augmentations of a run")
 flags.DEFINE_multi_string("images", [], "a file or a folder; may be repeated")
 flags.DEFINE_string("out", None, "the file to write: predictions.csv or gallery.html")

@@ -4,9 +4,12 @@
         --config.data.folder=DIR
 
 DIR holds `images*/**.png`, `Data_Entry_2017*.csv`, and the official lists, which
-are used as the split. DenseNet-121, all 14 findings, weighted cross-entropy; where
-the paper starts from ImageNet weights, this starts from scratch. Not trained to its
-end yet: it has no result to show.
+are used as the split. DenseNet-121, all 14 findings, weighted cross-entropy. From
+scratch; from ImageNet weights, as in the paper, with
+
+    --config.transfer.init=imagenet --config.intensity.name=as_pretrained
+
+Not trained to its end yet: it has no result to show.
 
 Source: Rajpurkar et al., CheXNet (2017).
 """

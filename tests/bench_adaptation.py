@@ -49,6 +49,7 @@ def held_out(method: str, fold: int) -> pd.DataFrame:
     path = folder / "predictions/target.csv"
     if not path.exists():
         commands.train(config, folder)
+        jax.clear_caches()  # Dozens of runs' programs are more than a process may map.
     if method == "source":
         path = folder / "predictions/target-before.csv"
         _predict(config, folder, path)

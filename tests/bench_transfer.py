@@ -69,6 +69,7 @@ def pretrained() -> str:
         c.imbalance = "balanced"
         c.train.steps = c.train.evaluate_every = FLAGS.pretraining
         commands.train(c, folder)
+        jax.clear_caches()  # Dozens of runs' programs are more than a process may map.
     return str(folder)
 
 
@@ -84,6 +85,7 @@ def held_out(arm: str, patients: int, steps: int, fold: int) -> pd.DataFrame:
         if arm != "scratch":
             c.transfer.update(init=FLAGS.init or pretrained(), mode=arm)
         commands.train(c, folder)
+        jax.clear_caches()  # Dozens of runs' programs are more than a process may map.
         mean = json.loads((folder / "report.json").read_text())["mean"]["auroc"]
         line = {"patients": patients, "arm": arm, "fold": fold, "steps": steps}
         line |= {"auroc": mean["estimate"], "seconds": time.perf_counter() - began}

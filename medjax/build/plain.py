@@ -63,5 +63,16 @@ def as_json(config: Config) -> dict:
 
 
 def read_config(folder: Path) -> Config:
-    """The config of a run."""
-    return ConfigDict(workdir.read_config(folder))
+    """The config of a run.
+
+    Raises:
+      InputError: no run there, or one of a medjax that had fewer sections.
+    """
+    found = workdir.read_config(folder)
+    for name in ("transfer", "adapt"):
+        if name not in found:
+            raise InputError(
+                f"{folder}/config.json: has no {name}: the run is of an older medjax; "
+                "read it with that, or train it again"
+            )
+    return ConfigDict(found)

@@ -48,6 +48,9 @@ def settle(config: Config, task: Task) -> tuple[Config, Start | None]:
     """
     own = config.intensity.name != "as_pretrained"
     if not config.transfer.init:
+        if config.transfer.mode not in ("all", "layerwise", "gradual"):
+            mode = config.transfer.mode
+            print(f"note: transfer.mode={mode!r} without transfer.init freezes noise")
         if not own:
             raise InputError(
                 "intensity.name='as_pretrained' without weights: set transfer.init, or "
@@ -164,7 +167,10 @@ def write_converted(path: Path, name: str, out: Path, *, channels: int) -> dict:
 
 def of_converted(folder: Path, task: Task) -> Start:
     """Reads back what `write_converted` wrote."""
-    card = json.loads((folder / "card.json").read_text())
+    try:
+        card = json.loads((folder / "card.json").read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(f"{folder}/card.json: {error}: convert again") from None
     if card["channels"][1] != task.shape[-1]:
         raise InputError(
             f"{folder}: converted for {card['channels'][1]} channels, the images have "
