@@ -456,3 +456,13 @@ def test_the_deeper_a_stage_the_later_it_starts(config):
     config.train.steps = 120
     with pytest.raises(InputError, match=r"transfer\.every=30.*step 120 of 120"):
         hyper_of(config)
+
+
+def test_a_run_of_an_older_medjax_is_named(config, tmp_path):
+    found = plain.as_json(config)
+    (tmp_path / "config.json").write_text(json.dumps(found))
+    assert plain.read_config(tmp_path).transfer.mode == "all"
+    del found["transfer"]
+    (tmp_path / "config.json").write_text(json.dumps(found))
+    with pytest.raises(InputError, match="config.json: has no transfer"):
+        plain.read_config(tmp_path)

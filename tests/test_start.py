@@ -244,6 +244,18 @@ def test_converted_weights_say_for_how_many_channels_they_are(theirs, tmp_path):
     start.write_converted(path, "resnet18", tmp_path / "new", channels=3)
     with pytest.raises(InputError, match="--channels=1"):
         start.settle(resnet_config(tmp_path / "new"), TASK)
+    (tmp_path / "new/card.json").write_text("{")
+    with pytest.raises(InputError, match="card.json.*convert again"):
+        start.settle(resnet_config(tmp_path / "new"), TASK)
+
+
+def test_frozen_noise_is_said(capsys):
+    config = resnet_config("")
+    config.intensity = {"name": "standardise_each"}
+    for mode, said in (("all", False), ("head", True), ("stage1", True)):
+        config.transfer.mode = mode
+        start.settle(config, TASK)
+        assert ("freezes noise" in capsys.readouterr().out) == said
 
 
 def test_a_damaged_file_and_a_folder_in_use_change_nothing(theirs, tmp_path):
