@@ -14,6 +14,14 @@ jax.config.update("jax_num_cpu_devices", 4)  # Tests of the mapped step need som
 SIDE = 4
 
 
+@pytest.fixture(scope="module")
+def unoptimised():
+    """For tests that compile much and compute little: halves the time of both."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def _item(n: int, tasks: tuple[str, ...], shape: tuple[int, ...]) -> Item:
     """Film number n: every value tells n, so that a mix-up shows."""
     rng = np.random.default_rng(n)

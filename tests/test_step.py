@@ -14,6 +14,7 @@ from medjax.data import modality
 from medjax.models.densenet import densenet
 from medjax.training import optim, step
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
 TASKS, ROWS = 3, 8
 KEY = jax.random.key(7)
 # Adam divides by the gradient's size, noise in small ones included: plain descent.
