@@ -1,4 +1,4 @@
-"""prepare, explore, train, evaluate, predict: the parts that build/ makes, put to work."""
+"""The commands: the parts that build/ makes, put to work."""
 
 import functools
 from pathlib import Path

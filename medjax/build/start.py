@@ -1,5 +1,6 @@
 """Where a run's weights start, `config.transfer.init`, and what travels with them."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -100,7 +101,9 @@ def read(config: Config, task: Task) -> Start:
     if (path / "card.json").exists():
         return of_converted(path, task)
     if path.is_file():
-        converted, _ = convert(path, config.model.name, channels=task.shape[-1])
+        converted = convert(
+            path, config.model.name, channels=task.shape[-1], head=False
+        )
         return _of(converted.variables, converted._asdict())
     raise InputError(
         f"transfer.init={config.transfer.init!r}: give 'imagenet', a file of weights, "
@@ -129,25 +132,25 @@ def trained(config: Config) -> str:
 
 
 def convert(
-    path: Path, name: str, *, channels: int, classes: int = 0
-) -> tuple[pretrained.Converted, dict]:
-    """Another framework's weights as the variables of a network, and their card.
+    path: Path, name: str, *, channels: int, head: bool
+) -> pretrained.Converted:
+    """Another framework's weights as the variables of a network.
 
     Args:
       path: of the file.
       name: of the architecture.
       channels: of the images.
-      classes: of the classifier; 0: as many as the file has.
+      head: whether the file's classifier comes along, if it has one; else a
+        classifier of one class stands in its place.
     """
     source = weights.read(path)
-    table = pretrained.recognise(source, model=name)
-    options = dict(table.options)
-    target = _shapes(name, options, channels=channels, classes=classes or 1)
-    converted = pretrained.convert(source, target, model=name, head=False)
-    if not classes and converted.classes:
-        target = _shapes(name, options, channels=channels, classes=converted.classes)
-        converted = pretrained.convert(source, target, model=name)
-    return converted, pretrained.card(converted, path)
+    options = dict(pretrained.recognise(source, model=name).options)
+    shapes = functools.partial(_shapes, name, options, channels=channels)
+    found = pretrained.convert(source, shapes(classes=1), model=name, head=False)
+    if head and found.classes:
+        target = shapes(classes=found.classes)
+        return pretrained.convert(source, target, model=name)
+    return found
 
 
 def write_converted(path: Path, name: str, out: Path, *, channels: int) -> dict:
@@ -158,7 +161,8 @@ def write_converted(path: Path, name: str, out: Path, *, channels: int) -> dict:
     """
     if out.is_file() or out.exists() and any(out.iterdir()):
         raise InputError(f"--out={out}: is there and isn't empty: give a new folder")
-    converted, card = convert(path, name, channels=channels)
+    converted = convert(path, name, channels=channels, head=True)
+    card = pretrained.card(converted, path)
     with Checkpoints(out) as checkpoints:
         checkpoints.save(0, converted.variables, card)
     (out / "card.json").write_text(json.dumps(card, indent=2))
