@@ -145,7 +145,7 @@ def batch(seed=0):
 def parts(name):
     return {
         "apply": apply,
-        "augment": lambda key, batch: batch["image"],
+        "augment": lambda key, batch: batch,
         "loss": losses.weighted_bce,
         "optimizer": OPTIMIZER,
         "adapt": adapt.loss(config_of("quickstart", name)),

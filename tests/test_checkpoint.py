@@ -29,7 +29,7 @@ def files_of(folder, step):
 
 def test_state_and_position_come_back_to_the_bit_and_as_their_types(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(7, pair(7), {"next_index": 21, "of": [1, {"a": 2}]}, auroc=0.8)
+        checkpoints.save(7, pair(7), {"next_index": 21, "of": [1, {"a": 2}]}, score=0.8)
     with Checkpoints(tmp_path) as checkpoints:
         step, state, data = checkpoints.restore(pair(0))
     assert (step, data) == (7, {"next_index": 21, "of": [1, {"a": 2}]})
@@ -41,7 +41,7 @@ def test_state_and_position_come_back_to_the_bit_and_as_their_types(tmp_path):
 def test_the_best_and_the_latest_are_kept(tmp_path):
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         for step, auroc in enumerate([0.5, 0.9, 0.8, None, float("nan"), 0.1], 1):
-            checkpoints.save(step, pair(step), HERE, auroc=auroc)
+            checkpoints.save(step, pair(step), HERE, score=auroc)
         assert checkpoints.steps == [2, 3, 6]
         assert checkpoints.best == 2
 
@@ -49,14 +49,14 @@ def test_the_best_and_the_latest_are_kept(tmp_path):
 def test_of_equal_scores_the_first_is_the_best(tmp_path):
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         for step in (1, 2):
-            checkpoints.save(step, pair(step), HERE, auroc=0.7)
+            checkpoints.save(step, pair(step), HERE, score=0.7)
         assert checkpoints.best == 1
 
 
 def test_a_step_may_be_saved_again(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, pair(1), HERE)
-        checkpoints.save(1, pair(2), HERE, auroc=0.6)
+        checkpoints.save(1, pair(2), HERE, score=0.6)
         assert checkpoints.best == 1
         jax.tree.map(
             np.testing.assert_array_equal, checkpoints.restore(pair(0)).state, pair(2)
@@ -81,8 +81,8 @@ def test_a_half_written_step_is_ignored_and_cleared_away(tmp_path):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_step_is_named_and_the_one_before_it_taken(tmp_path, caplog):
     with Checkpoints(tmp_path, keep=2) as checkpoints:
-        checkpoints.save(1, pair(1), HERE, auroc=0.9)
-        checkpoints.save(2, pair(2), HERE, auroc=0.8)
+        checkpoints.save(1, pair(1), HERE, score=0.9)
+        checkpoints.save(2, pair(2), HERE, score=0.8)
     for path in files_of(tmp_path, 2):
         if "metadata" not in path.name.lower():
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

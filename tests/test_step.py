@@ -26,7 +26,7 @@ MODEL, ALONE = make(axis_name=step.AXIS), make()
 PARTS = {
     "apply": MODEL.apply,
     "augment": functools.partial(
-        policy.augment,
+        policy.augment_batch,
         ops=[functools.partial(intensity.noise, std=0.1)],
         prepare=functools.partial(modality.standardise, mean=0.5, std=0.25),
     ),
@@ -116,7 +116,7 @@ def test_an_update_does_not_depend_on_the_number_of_shards(whole, way, shards):
 
 def test_the_loss_is_the_weighted_mean_over_images_that_know_a_label(whole):
     one = batch(1)
-    image = PARTS["augment"](KEY, jax.tree.map(lambda x: x[0], one))
+    image = PARTS["augment"](KEY, jax.tree.map(lambda x: x[0], one))["image"]
     state = new_state()
     variables = model_of(state)
     apply = functools.partial(ALONE.apply, train=True, mutable=["batch_stats"])
@@ -207,7 +207,7 @@ def test_what_the_loss_learns_descends_and_alpha_ascends(shards):
 
     one = jax.tree.map(lambda x: x[0], batch(1))
     apply = functools.partial(ALONE.apply, train=True, mutable=["batch_stats"])
-    logits, _ = jax.jit(apply)(model_of(state), PARTS["augment"](KEY, one))
+    logits, _ = jax.jit(apply)(model_of(state), PARTS["augment"](KEY, one)["image"])
 
     def mean(dual):
         total, count = losses.auc_margin(

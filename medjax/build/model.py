@@ -119,7 +119,7 @@ def train_step(config: Config, network: Network) -> Callable:
     return step.compile_step(
         apply=network.apply,
         augment=functools.partial(
-            policy.augment,
+            policy.augment_batch,
             ops=tuple(ops(config).values()),
             prepare=preparation(config),
         ),

@@ -28,14 +28,14 @@ class Checkpoints:
 
     Args:
       directory: made if absent.
-      keep: how many of the best to keep, by validation AUROC; the latest is always
+      keep: how many of the best to keep, by validation score; the latest is always
         kept too, or the newest work would be the first deleted.
     """
 
     def __init__(self, directory: Path, *, keep: int = 1):
         policies = ocp.training.preservation_policies
         best = policies.BestN(
-            get_metric_fn=lambda metrics: metrics["auroc"],
+            get_metric_fn=_score,
             n=keep,
             keep_checkpoints_without_metrics=False,
         )
@@ -58,14 +58,14 @@ class Checkpoints:
 
     @property
     def best(self) -> int | None:
-        """The step with the highest validation AUROC; None before the first."""
+        """The step with the highest validation score; None before the first."""
         scored = [c for c in self._orbax.checkpoints if c.metrics]
         if not scored:
             return None
-        return max(scored, key=lambda c: (c.metrics["auroc"], -c.step)).step
+        return max(scored, key=lambda c: (_score(c.metrics), -c.step)).step
 
     def save(
-        self, step: int, state: ArrayTree, data: dict, *, auroc: float | None = None
+        self, step: int, state: ArrayTree, data: dict, *, score: float | None = None
     ) -> None:
         """Writes one checkpoint and waits for it; replaces one of the same step.
 
@@ -73,13 +73,13 @@ class Checkpoints:
           step: updates done.
           state: any tree of arrays; one replica is written.
           data: the position in the data, plain JSON.
-          auroc: validation score; None or NaN: not a candidate for the best.
+          score: on validation, more is better; None or NaN: not a candidate for the best.
         """
-        scored = auroc is not None and math.isfinite(auroc)
+        scored = score is not None and math.isfinite(score)
         self._orbax.save_checkpointables(
             step,
             {"state": jax.device_get(state), "data": data},
-            metrics={"auroc": float(auroc)} if scored else None,
+            metrics={"score": float(score)} if scored else None,
             force=True,  # Orbax would skip an older step in silence.
             overwrite=step in self.steps,
         )
@@ -137,6 +137,12 @@ class Checkpoints:
                     f"{self.directory}/{step}: {name} is {old}, the config's model "
                     f"has {leaf}: it is not the one that was trained"
                 )
+
+
+def _score(metrics: dict[str, float]) -> float:
+    """The one number saved beside a checkpoint, whatever it was called."""
+    (value,) = metrics.values()
+    return value
 
 
 def _leaves(tree: ArrayTree) -> dict[str, str]:

@@ -38,7 +38,8 @@ def fit(
       steps: updates of the whole run.
       step: compile_step's; its first argument is donated.
       batches: the training data; its position is saved with the state.
-      evaluate: the validation metrics; 'auroc' chooses the best checkpoint.
+      evaluate: the validation metrics, the first of which chooses the best checkpoint;
+        none where nobody validates.
       checkpoints: of this run.
       key: the run's key.
       log_every: steps between two lines of metrics.jsonl.
@@ -69,14 +70,13 @@ def fit(
             if number % evaluate_every == 0 or number == steps:
                 meter.flush()
                 scores = evaluate(state)
-                journal.write(number, {f"validation_{k}": v for k, v in scores.items()})
-                journal.say(
-                    number,
-                    "  ".join(f"validation {k} {v:.4f}" for k, v in scores.items()),
-                )
-                checkpoints.save(
-                    number, state, batches.get_state(), auroc=scores["auroc"]
-                )
+                if scores:
+                    lines = {f"validation_{k}": v for k, v in scores.items()}
+                    journal.write(number, lines)
+                facts = [f"validation {k} {v:.4f}" for k, v in scores.items()]
+                journal.say(number, "  ".join(facts) or "saved")
+                score = next(iter(scores.values()), None)
+                checkpoints.save(number, state, batches.get_state(), score=score)
                 meter.restart()
             elif asked:
                 meter.flush()
