@@ -1,0 +1,226 @@
+"""A volume of any size through a model of one patch size: one compiled loop.
+
+Windows overlap, and a voxel's result is their mean, weighted by a Gaussian about each
+window's middle: near its border a model sees least. The weights of every voxel are
+made to sum to one beforehand, an axis at a time, so nothing is divided afterwards and
+only the volume itself is held, however many windows there are.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from chex import ArrayTree
+from jax import lax
+
+from medjax.errors import InputError
+
+Array = jax.Array
+
+SIGMA = 1 / 8  # The Gaussian's, in patch sizes.
+
+
+class Windows(NamedTuple):
+    """What is read, in this order; a window that is flipped comes once more.
+
+    start: [N, 3] int32, its first voxel.
+    weight: three of [N, size], how much its voxels count along D, H and W.
+    flip: [N, 3] bool, along which axes the model sees it mirrored.
+    """
+
+    start: np.ndarray
+    weight: tuple[np.ndarray, ...]
+    flip: np.ndarray
+
+
+def volume_probability(
+    probability: Callable[[ArrayTree, Array], Array],
+    variables: ArrayTree,
+    image: np.ndarray,
+    *,
+    patch: Sequence[int],
+    overlap: float = 0.5,
+    flips: Sequence[int] = (),
+    batch: int = 1,
+    slices: int = 1,
+    bucket: int = 64,
+) -> np.ndarray:
+    """Runs a model over a whole volume, window by window.
+
+    Volumes whose sizes round up to the same share a compiled program; the number of
+    windows is an argument of it, and no window is computed in vain for the rounding.
+
+    Args:
+      probability: (variables, [B, *patch, channels]) -> [B, *patch, K]. Give the same
+        function for every volume: another one is compiled anew.
+      variables: the model's, any tree of arrays.
+      image: [D, H, W, C]; 0 stands outside it where it is smaller than the patch.
+      patch: three sizes in voxels for a 3-D model. Two for a model of axial slices,
+        which gets [B, h, w, slices * C].
+      overlap: of neighbouring windows, in patch sizes, in [0, 1); more where the
+        windows don't fit evenly, because they are spread from edge to edge.
+      flips: axes of the volume (0, 1, 2 for D, H, W; 2 is left-right). The result is
+        the mean over all mirrorings along any of them, 2 to the power of their number.
+      batch: B, windows at once.
+      slices: for a model of slices, how many neighbouring ones it sees, odd: the
+        channels are the lowest slice's C, then the next one's. The result is the
+        middle slice's. The volume's first and last slice are repeated outwards.
+      bucket: volumes are padded to a multiple of it, in voxels.
+
+    Returns:
+      [D, H, W, K] float32.
+
+    Raises:
+      InputError: an option that no window fits.
+
+    Source: evenly spread windows and the Gaussian's width: Isensee et al., nnU-Net,
+    Nature Methods 18 (2021) 203, supplementary note 2.
+    """
+    _check(patch, overlap, flips, batch, slices)
+    planar = len(patch) == 2
+    window = (1, *patch) if planar else tuple(patch)
+    space = np.maximum(image.shape[:3], window)
+    room = -(-space // bucket) * bucket
+    windows = plan(space, window, overlap, flips)
+    capacity = len(plan(room, window, overlap, flips).start)
+    count = len(windows.start)
+    padding = -(-capacity // batch) * batch - count
+    total = _blend(
+        probability,
+        variables,
+        _padded(image, room, before := (space - image.shape[:3]) // 2, slices),
+        jax.tree.map(lambda x: np.pad(x, [(0, padding), (0, 0)]), windows),
+        -(-count // batch),
+        batch=batch,
+        slices=slices,
+        planar=planar,
+    )
+    inside = zip(before, image.shape[:3], strict=True)
+    return np.asarray(total)[tuple(slice(a, a + n) for a, n in inside)].copy()
+
+
+def plan(
+    space: Sequence[int], window: Sequence[int], overlap: float, flips: Sequence[int]
+) -> Windows:
+    """Spreads windows over a volume; the weights of each voxel sum to one.
+
+    Args:
+      space: the volume's three sizes, none below the window's.
+      window: its three sizes.
+      overlap, flips: see `volume_probability`.
+    """
+    starts, weights = zip(
+        *(_axis(n, p, overlap) for n, p in zip(space, window, strict=True)), strict=True
+    )
+    views = list(itertools.product(*([0, 1] if a in flips else [0] for a in range(3))))
+    counts = [len(start) for start in starts]
+    *index, view = np.indices((*counts, len(views))).reshape(4, -1)
+    return Windows(
+        np.stack([start[i] for start, i in zip(starts, index, strict=True)], axis=1),
+        (
+            weights[0][index[0]] / np.float32(len(views)),
+            *(weight[i] for weight, i in zip(weights[1:], index[1:], strict=True)),
+        ),
+        np.array(views, bool)[view],
+    )
+
+
+def _axis(size: int, window: int, overlap: float) -> tuple[np.ndarray, np.ndarray]:
+    """Starts [n] of the windows along one axis, and their weights [n, window]."""
+    step = max(1, int(window * (1 - overlap)))
+    count = -(-int(size - window) // step) + 1
+    start = np.rint(np.linspace(0, size - window, count)).astype(np.int32)
+    away = (np.arange(window) - (window - 1) / 2) / (SIGMA * window)
+    weight = np.tile(np.exp(-(away**2) / 2), (count, 1))
+    place = start[:, None] + np.arange(window)
+    weight /= np.bincount(place.ravel(), weight.ravel())[place]
+    return start, weight.astype(np.float32)
+
+
+@functools.partial(
+    jax.jit, static_argnames=("probability", "batch", "slices", "planar")
+)
+def _blend(
+    probability, variables, image, windows, steps, *, batch, slices, planar
+) -> Array:
+    """Adds up the model's results, `batch` windows a step, in float32.
+
+    Args:
+      image: [D + slices - 1, H, W, C].
+      windows: as many as may be; the first steps * batch of them are read.
+      steps: [] int32.
+
+    Returns:
+      [D, H, W, K].
+    """
+    written = [weight.shape[1] for weight in windows.weight]
+    seen = (written[0] + slices - 1, *written[1:], image.shape[-1])
+
+    def model(patches):  # [B, d, h, w, C] -> [B, d, h, w, K]
+        if planar:
+            patches = jnp.moveaxis(patches, 1, 3)  # [B, h, w, slices, C]
+            patches = patches.reshape(*patches.shape[:3], -1)
+        found = probability(variables, patches)
+        return found[:, None] if planar else found
+
+    def read(window):
+        return _flip(lax.dynamic_slice(image, (*window.start, 0), seen), window.flip)
+
+    def write(total, row):
+        window, found = row
+        d, h, w = window.weight
+        weight = d[:, None, None] * h[:, None] * w
+        found = _flip(found, window.flip).astype(jnp.float32) * weight[..., None]
+        at = (*window.start, 0)
+        found += lax.dynamic_slice(total, at, found.shape)
+        return lax.dynamic_update_slice(total, found, at), None
+
+    def step(number, total):
+        few = jax.tree.map(
+            lambda x: lax.dynamic_slice_in_dim(x, number * batch, batch), windows
+        )
+        return lax.scan(write, total, (few, model(lax.map(read, few))))[0]
+
+    patches = jax.ShapeDtypeStruct((batch, *seen), image.dtype)
+    regions = jax.eval_shape(model, patches).shape[-1]
+    space = (image.shape[0] - slices + 1, *image.shape[1:3])
+    return lax.fori_loop(0, steps, step, jnp.zeros((*space, regions)))
+
+
+def _flip(voxels: Array, flip: Array) -> Array:
+    """Mirrors [D, H, W, C] along the axes where flip, [3], is true."""
+    for axis in range(3):
+        voxels = jnp.where(flip[axis], jnp.flip(voxels, axis), voxels)
+    return voxels
+
+
+def _padded(image, room, before, slices) -> np.ndarray:
+    """float32 [room[0] + slices - 1, room[1], room[2], C], the image after `before`."""
+    half = slices // 2
+    image = np.pad(image, [(half, half), (0, 0), (0, 0), (0, 0)], mode="edge")
+    padded = np.zeros((room[0] + 2 * half, *room[1:], image.shape[-1]), np.float32)
+    padded[
+        tuple(slice(a, a + n) for a, n in zip(before, image.shape, strict=False))
+    ] = image
+    return padded
+
+
+def _check(patch, overlap, flips, batch, slices) -> None:
+    """Raises InputError for what would fail in the compiled part, or be ignored."""
+    if len(patch) not in (2, 3) or min(patch) < 1:
+        raise InputError(f"patch={patch}: give 2 or 3 sizes in voxels")
+    if not 0 <= overlap < 1:
+        raise InputError(f"overlap={overlap}: give a share of the patch below 1, or 0")
+    if not set(flips) <= set(range(3 - len(patch), 3)):
+        axes = "0, 1 and 2" if len(patch) == 3 else "1 and 2, for a model of slices"
+        raise InputError(f"flips={flips}: the axes are {axes}")
+    if batch < 1:
+        raise InputError(f"batch={batch}: give 1 window at once, or more")
+    if slices < 1 or slices % 2 == 0 or (slices > 1 and len(patch) == 3):
+        raise InputError(
+            f"slices={slices}: give an odd number, and 1 with a patch of three sizes"
+        )
