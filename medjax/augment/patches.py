@@ -1,0 +1,147 @@
+"""Volumes -> patches drawn by key, part of them about the foreground, and augmented."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from chex import Array
+from jax import lax
+
+from medjax.augment import policy
+
+# Standardised intensities between these are [0, 1] to the ops, which know 0 as air
+# and take gains and powers: 4 deviations below the brain's mean is about no signal.
+LOWEST, HIGHEST = -4.0, 8.0
+PLACE = 2**31 - 1  # In the place of an op's number: no op has it.
+
+
+def augment(
+    key: Array,
+    batch: dict[str, Array],
+    *,
+    size: Sequence[int],
+    each: int,
+    foreground: float,
+    slices: bool,
+    ops: Sequence[Callable],
+) -> dict[str, Array]:
+    """Draws patches of standardised volumes and applies the ops to them.
+
+    Args:
+      key: the run's key.
+      batch: of B volumes, see data/volumes.py, and epoch [B] int32.
+      size, each, foreground, slices: see `draw`.
+      ops: as in policy.augment_batch. They see the image between LOWEST and HIGHEST
+        as [0, 1].
+
+    Returns:
+      image [P, *S, C] float32, 0 outside the brain; label [P, *S, K] float32; weight
+      [P, *S, K], 0 where a move brought in what is outside the patch.
+    """
+    batch = draw(key, batch, size=size, each=each, foreground=foreground, slices=slices)
+    image, label = batch["image"], batch["label"]
+    brain = jnp.any(image != 0, axis=-1, keepdims=True)  # Goes where the masks go.
+    unit = jnp.clip((image - LOWEST) / (HIGHEST - LOWEST), 0, 1)
+    moved = policy.augment_batch(
+        key,
+        batch
+        | {
+            "image": jnp.where(brain, unit, 0),
+            "label": jnp.concatenate([label, brain], axis=-1, dtype=jnp.float32),
+            "weight": jnp.ones((*label.shape[:-1], 1)),
+        },
+        ops=ops,
+        prepare=lambda image: image,
+    )
+    label, brain = moved["label"][..., :-1], moved["label"][..., -1:]
+    image = moved["image"] * (HIGHEST - LOWEST) + LOWEST
+    return moved | {
+        "image": jnp.where(brain > 0, image, 0),
+        "label": label,
+        "weight": jnp.broadcast_to(moved["weight"], label.shape),
+    }
+
+
+def draw(
+    key: Array,
+    batch: dict[str, Array],
+    *,
+    size: Sequence[int],
+    each: int,
+    foreground: float,
+    slices: bool,
+) -> dict[str, Array]:
+    """Patches of every volume, each from a place of its own.
+
+    Args:
+      key: the run's key.
+      batch: of B volumes, see data/volumes.py, and epoch [B] int32.
+      size: (d, h, w) of a patch, at most the volumes'.
+      each: n, patches of a volume.
+      foreground: share of the patches that are drawn about a voxel of a region, which
+        then lies in the middle half of the patch along each axis: all regions of the
+        volume are equally likely, and all voxels of one. The rest lie anywhere.
+      slices: a patch is 2-D, of its middle slice; its d slices in their order are
+        channels, (slice, sequence) with the sequence changing fastest.
+
+    Returns:
+      image [P, d, h, w, C] float32 or [P, h, w, d C], label [P, d, h, w, K] or
+      [P, h, w, K], P = B n; id, epoch and occurrence [P], the last of which numbers
+      the patches of a volume too.
+    """
+    found = {
+        name: jnp.repeat(batch[name], each, axis=0)
+        for name in ("id", "epoch", "occurrence")
+    }
+    number = jnp.tile(jnp.arange(each, dtype=jnp.int32), len(batch["id"]))
+    found["occurrence"] = found["occurrence"] * each + number
+    own = jax.vmap(policy.sample_key, (None, 0, 0, 0))
+    keys = own(key, found["epoch"], found["id"], found["occurrence"])
+    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, PLACE)
+    volume = jnp.arange(len(number)) // each
+    facts = [batch[name][volume] for name in ("size", "points", "present")]
+    corners = jax.vmap(corner, (0, 0, 0, 0, None, None))(
+        keys, *facts, jnp.asarray(size), foreground
+    )
+    for name in ("image", "label"):
+        cut = [
+            lax.dynamic_slice(
+                batch[name],
+                (p // each, *corners[p], 0),
+                (1, *size, batch[name].shape[-1]),
+            )
+            for p in range(len(number))
+        ]
+        found[name] = jnp.concatenate(cut).astype(jnp.float32)  # [P, d, h, w, c]
+    if slices:
+        stack = jnp.moveaxis(found["image"], 1, -2)  # [P, h, w, d, C]
+        found["image"] = stack.reshape(*stack.shape[:3], -1)
+        found["label"] = found["label"][:, size[0] // 2]
+    return found
+
+
+def corner(
+    key: Array,
+    size: Array,
+    points: Array,
+    present: Array,
+    patch: Array,
+    foreground: float,
+) -> Array:
+    """Where a patch of one volume begins, [3] int32.
+
+    Args:
+      size: [3] of the volume; a smaller one than the patch begins at 0.
+      points: [K, N, 3], voxels of each region.
+      present: [K] bool, which regions have any.
+      patch: [3], its size.
+      foreground: the chance to lie about one of the points.
+    """
+    about, region, point, beside, anywhere = jax.random.split(key, 5)
+    room = jnp.maximum(size - patch, 0)
+    free = jax.random.randint(anywhere, (3,), 0, room + 1)
+    region = jax.random.categorical(region, jnp.where(present, 0.0, -jnp.inf))
+    voxel = points[region, jax.random.randint(point, (), 0, points.shape[1])]
+    before = jax.random.randint(beside, (3,), patch // 4, patch - patch // 4)
+    chosen = (jax.random.uniform(about) < foreground) & jnp.any(present)
+    return jnp.where(chosen, jnp.clip(voxel - before, 0, room), free)

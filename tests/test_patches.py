@@ -1,0 +1,161 @@
+"""Patches lie where they should, hold what the volume holds, and depend on keys only."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medjax.augment import intensity, patches
+from medjax.geometry import warp
+
+KEY = jax.random.key(3)
+SHAPE = (12, 10, 14)
+corners = jax.jit(jax.vmap(patches.corner, (0, None, None, None, None, None)))
+
+
+def volumes(count=2, seed=0):
+    """Each voxel's image tells its volume and its place; one region, a ball."""
+    place = np.arange(np.prod(SHAPE)).reshape(SHAPE)
+    image = np.stack([place + 2000 * i for i in range(count)])[..., None]
+    image = np.concatenate([image, -image - 1], axis=-1).astype(np.float32)
+    label = np.zeros((count, *SHAPE, 1), np.uint8)
+    label[:, 8:10, 3:5, 9:12] = 1
+    voxels = np.argwhere(label[0, ..., 0])
+    rng = np.random.default_rng(seed)
+    points = voxels[rng.integers(len(voxels), size=(count, 1, 64))]
+    return {
+        "image": jnp.asarray(image),
+        "label": jnp.asarray(label),
+        "size": jnp.tile(jnp.array(SHAPE, jnp.int32), (count, 1)),
+        "points": jnp.asarray(points, jnp.int32),
+        "present": jnp.ones((count, 1), bool),
+        "id": jnp.arange(5, 5 + count, dtype=jnp.int32),
+        "epoch": jnp.zeros(count, jnp.int32),
+        "occurrence": jnp.zeros(count, jnp.int32),
+    }
+
+
+def draw(batch, **options):
+    defaults = {"size": (4, 6, 4), "each": 3, "foreground": 0.5, "slices": False}
+    cut = functools.partial(patches.draw, **defaults | options)
+    return jax.tree.map(np.asarray, jax.jit(cut)(KEY, batch))
+
+
+def test_a_patch_is_a_box_of_its_own_volume():
+    batch = volumes()
+    found = draw(batch)
+    assert found["image"].shape == (6, 4, 6, 4, 2)
+    for p, image in enumerate(found["image"]):
+        first = int(image[0, 0, 0, 0])
+        volume, start = first // 2000, np.unravel_index(first % 2000, SHAPE)
+        assert volume == p // 3 and found["id"][p] == 5 + p // 3
+        box = tuple(slice(a, a + n) for a, n in zip(start, (4, 6, 4), strict=True))
+        np.testing.assert_array_equal(image, batch["image"][volume][box])
+        np.testing.assert_array_equal(found["label"][p], batch["label"][volume][box])
+    assert len(np.unique(found["image"][:, 0, 0, 0, 0])) > 3
+
+
+def test_slices_keep_their_order_as_channels_about_the_middle_one():
+    batch = volumes()
+    deep, flat = draw(batch, size=(3, 6, 4)), draw(batch, size=(3, 6, 4), slices=True)
+    assert flat["image"].shape == (6, 6, 4, 6) and flat["label"].shape == (6, 6, 4, 1)
+    for z in range(3):
+        channels = flat["image"][..., 2 * z : 2 * z + 2]
+        np.testing.assert_array_equal(channels, deep["image"][:, z])
+    np.testing.assert_array_equal(flat["label"], deep["label"][:, 1])
+
+
+def test_a_patch_depends_on_its_sample_and_not_on_its_batch():
+    batch = volumes(2)
+    alone = jax.tree.map(lambda x: x[1:], batch)
+    np.testing.assert_array_equal(draw(batch)["image"][3:], draw(alone)["image"])
+    later = draw(alone | {"epoch": jnp.ones(1, jnp.int32)})
+    assert (later["image"] != draw(alone)["image"]).any()
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.tuples(*[st.integers(1, 40)] * 3),
+    st.tuples(*[st.integers(1, 20)] * 3),
+    st.integers(0, 100),
+)
+def test_a_patch_lies_inside_whatever_the_sizes(size, patch, seed):
+    rng = np.random.default_rng(seed)
+    points = rng.integers(size, size=(1, 16, 3))
+    keys = jax.random.split(jax.random.key(seed), 32)
+    present = jnp.ones(1, bool)
+    about = corners(keys, jnp.array(size), points, present, jnp.array(patch), 1.0)
+    anywhere = corners(keys, jnp.array(size), points, present, jnp.array(patch), 0.0)
+    for start in (np.asarray(about), np.asarray(anywhere)):
+        room = np.maximum(np.subtract(size, patch), 0)
+        assert (start >= 0).all() and (start <= room).all()
+    # The voxel lies in the middle half, or as near to it as the edge allows.
+    inside = [
+        (
+            (start + np.array(patch) // 4 <= point)
+            | (start == 0)  # The edge is nearer than a quarter of a patch.
+        )
+        & ((point < start + np.subtract(patch, np.array(patch) // 4)) | (start == room))
+        for start in np.asarray(about)
+        for point in points[0]
+    ]
+    hit = np.reshape(inside, (32, 16, 3)).all(axis=2).any(axis=1)
+    assert hit.all()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_the_share_about_the_foreground_is_kept(share):
+    size, patch = jnp.array([200, 200, 200]), jnp.array([8, 8, 8])
+    points = jnp.full((1, 4, 3), 100)
+    keys = jax.random.split(KEY, 4000)
+    start = np.asarray(corners(keys, size, points, jnp.ones(1, bool), patch, share))
+    near = (np.abs(start + 4 - 100) <= 4).all(axis=1).mean()
+    assert abs(near - share) < 4 * np.sqrt(0.25 / 4000)
+
+
+def test_a_volume_without_foreground_gives_patches_from_anywhere():
+    keys = jax.random.split(KEY, 2000)
+    points = jnp.zeros((2, 4, 3), jnp.int32)
+    size, patch = jnp.array([20, 20, 20]), jnp.array([5, 5, 5])
+    start = np.asarray(corners(keys, size, points, jnp.zeros(2, bool), patch, 1.0))
+    assert set(start.ravel()) == set(range(16))
+    only = jnp.array([False, True])  # The second region alone has voxels.
+    points = points.at[1].set(10)
+    start = np.asarray(corners(keys, size, points, only, patch, 1.0))
+    assert (start > 5).all()
+
+
+def test_without_ops_the_patch_is_what_was_stored_and_the_mask_is_moved_with_it():
+    batch = volumes()
+    z = jnp.where(batch["image"] % 3 == 0, 0, (batch["image"] % 11) - 3)
+    batch |= {"image": jnp.where(z[..., :1] == 0, 0, z)}
+    options = {"size": (4, 6, 4), "each": 3, "foreground": 0.5, "slices": False}
+    plain = patches.draw(KEY, batch, **options)
+    got = patches.augment(KEY, batch, ops=(), **options)
+    np.testing.assert_allclose(got["image"], plain["image"], atol=2e-6)
+    np.testing.assert_array_equal(got["label"], plain["label"])
+    assert (got["weight"] == 1).all() and got["weight"].shape == got["label"].shape
+    flip = functools.partial(warp.flip, axis=-1, probability=1.0)
+    got = patches.augment(KEY, batch, ops=(flip,), **options)
+    np.testing.assert_allclose(got["image"], plain["image"][..., ::-1, :], atol=2e-5)
+    np.testing.assert_array_equal(got["label"], plain["label"][..., ::-1, :])
+
+
+def test_outside_the_brain_nothing_appears():
+    batch = volumes()
+    brain = np.zeros((*SHAPE, 1), bool)
+    brain[3:9, 3:8, 3:11] = True
+    batch["image"] = jnp.where(brain, 1.0 + 0 * batch["image"], 0)
+    ops = (
+        functools.partial(intensity.rician_noise, std=0.1),
+        functools.partial(intensity.gamma, max_log_gamma=0.3),
+    )
+    options = {"size": (8, 8, 8), "each": 2, "foreground": 0.0, "slices": False}
+    plain = patches.draw(KEY, batch, **options)["image"]
+    got = patches.augment(KEY, batch, ops=ops, **options)["image"]
+    np.testing.assert_array_equal(np.asarray(got == 0), np.asarray(plain == 0))
+    assert np.std(got[plain != 0]) > 0.1

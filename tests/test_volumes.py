@@ -1,0 +1,72 @@
+"""Whole volumes, and halves of them, as the loader hands them out."""
+
+import numpy as np
+import pytest
+
+from medjax.data import volumes
+from medjax.data.volumes import Part
+
+SHAPES = [(5, 7, 9), (6, 4, 8)]
+LEAST = (6, 6, 6)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two volumes of two sequences and two regions, whose voxels say where they are."""
+    rng = np.random.default_rng(0)
+    for id, shape in enumerate(SHAPES):
+        image = rng.normal(size=(*shape, 2)).astype(np.float16)
+        label = np.zeros((*shape, 2), np.uint8)
+        label[1:3, 2, 1:7, 0] = 1
+        if id == 0:
+            label[2, 2, 5, 1] = 1
+        np.save(tmp_path / f"{id}.image.npy", image)
+        np.save(tmp_path / f"{id}.label.npy", label)
+    return tmp_path
+
+
+def test_a_volume_stands_at_the_origin_of_the_common_shape(folder):
+    source = volumes.Volumes(folder, [Part(0, 10), Part(1, 11)], LEAST)
+    assert source.shape == (6, 7, 9)
+    for index, shape in enumerate(SHAPES):
+        sample = source[index]
+        image = np.load(folder / f"{index}.image.npy")
+        d, h, w = shape
+        np.testing.assert_array_equal(sample["image"][:d, :h, :w], image)
+        rest = sample["image"].copy()
+        rest[:d, :h, :w] = 0
+        assert not rest.any()
+        assert tuple(sample["size"]) == shape
+        assert sample["patient"] == 10 + index
+
+
+def test_the_halves_are_the_whole(folder):
+    whole = volumes.read(folder, Part(0, 0))
+    right, left = (volumes.read(folder, Part(0, 0, half)) for half in ("right", "left"))
+    for both, a, b in zip(whole, right, left, strict=True):
+        np.testing.assert_array_equal(np.concatenate([a, b], axis=2), both)
+
+
+def test_points_are_of_their_region_and_reach_all_of_it(folder):
+    source = volumes.Volumes(folder, [Part(0, 0), Part(1, 1), Part(0, 0)], LEAST)
+    for index in (0, 1):
+        sample = source[index]
+        for k in range(2):
+            truth = sample["label"][..., k] > 0
+            assert sample["present"][k] == truth.any()
+            if truth.any():
+                points = sample["points"][k]
+                assert truth[tuple(points.T)].all()
+                assert len(np.unique(points, axis=0)) == truth.sum()
+    assert [source[i]["occurrence"] for i in range(3)] == [0, 0, 1]
+
+
+def test_each_voxel_is_as_likely_a_point():
+    label = np.zeros((4, 4, 4, 1), np.uint8)
+    label[1, 1, :, 0] = 1
+    label[3, 3, 3, 0] = 1
+    points, _ = volumes.foreground(label, seed=3)
+    _, counts = np.unique(points[0], axis=0, return_counts=True)
+    expected = volumes.POINTS / 5
+    chi2 = ((counts - expected) ** 2 / expected).sum()
+    assert chi2 < 18.5  # Four degrees of freedom: passed by chance 1 time in 1,000.
