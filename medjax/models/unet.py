@@ -1,0 +1,341 @@
+"""A residual U-Net for images and volumes, from one definition."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from chex import Array
+
+from medjax.errors import InputError
+from medjax.models import fast3d
+
+Size = int | Sequence[int]
+
+
+def unet(tasks: int, *, axis_name: str | None = None, **options: Any) -> "UNet":
+    """The network of K masks, with the axes of space that its image has.
+
+    Args:
+      tasks: K, the number of masks.
+      axis_name: taken because all networks take it; shards share no statistics here,
+        as each image is normalised by its own.
+      options: attributes of UNet.
+    """
+    return UNet(tasks, **options)
+
+
+class UNet(nn.Module):
+    """Image [B, (D,) H, W, C] -> logits [B, (D,) H, W, K].
+
+    The parameters lie under 'stem' (level 0, the finest), 'down1', 'down2', ... (into
+    the coarser levels), ..., 'up2', 'up1' (out of them), and 'head'; with `deep` also
+    'head1', 'head2', ...
+
+    What changes the resolution is a convolution whose kernel is its stride, or the
+    transposed one: a product of matrices. If the first stride isn't 1, no activation
+    has the full resolution, and the head is transposed too.
+
+    Attributes:
+      tasks: K.
+      widths: channels of each level.
+      strides: into each level from the one before, or the image; a number for all
+        axes, or one for each: (1, 2, 2), say, while slices lie further apart than
+        pixels.
+      kernels: sizes of the convolutions of each level, in the same way; or a number.
+      blocks: residual blocks of each level on the way down; or a number.
+      up_blocks: the same on the way up, where the last level has none.
+      groups: of channels that are normalised together; 0 for each by itself.
+      attention: whether a gate weighs what crosses over, see Gate.
+      deep: so many coarser levels have logits too, for the loss.
+      dtype: of the computation; parameters and logits are float32.
+
+    Source: Ronneberger et al., U-Net (MICCAI 2015); He et al. (CVPR 2016) for the
+    blocks; Lee et al., Deeply-Supervised Nets (AISTATS 2015) for `deep`.
+    """
+
+    tasks: int
+    widths: Sequence[int] = (16, 32, 64, 128)
+    strides: Sequence[Size] = (1, 2, 2, 2)
+    kernels: int | Sequence[Size] = 3
+    blocks: int | Sequence[int] = 1
+    up_blocks: int | Sequence[int] = 1
+    groups: int = 0
+    attention: bool = False
+    deep: int = 0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: Array, *, train: bool) -> Array | tuple[Array, ...]:
+        """Logits float32 of standardised images.
+
+        Returns:
+          [B, (D,) H, W, K]; with `deep` and in training a tuple, that one first, then
+          those of levels 1, 2, ... at their resolutions.
+
+        Raises:
+          InputError: the image isn't divisible by the strides, or an option has
+            another length than the others.
+        """
+        levels, space = len(self.widths), image.ndim - 2
+        strides = [_per_axis(s, space) for s in _per_level(self, "strides", levels)]
+        kernels = [_per_axis(s, space) for s in _per_level(self, "kernels", levels)]
+        blocks = _per_level(self, "blocks", levels)
+        up_blocks = _per_level(self, "up_blocks", levels - 1)
+        if not 0 <= self.deep < levels:
+            raise InputError(f"model.deep: {self.deep}; give 0 to {levels - 1}")
+        _check_size(image.shape[1:-1], np.prod(strides, axis=0))
+        common = {"groups": self.groups, "dtype": self.dtype}
+
+        x, kept = image.astype(self.dtype), []
+        for i in range(levels):
+            x = Down(
+                self.widths[i],
+                stride=strides[i],
+                kernel=kernels[i],
+                blocks=blocks[i],
+                name=f"down{i}" if i else "stem",
+                **common,
+            )(x)
+            kept.append(x)
+        heads = self.deep if train or self.is_initializing() else 0
+        coarse = {}
+        for i in range(levels - 1, 0, -1):
+            if i <= heads:
+                coarse[i] = _logits(x, self.tasks, (1,) * space, f"head{i}")
+            x = Up(
+                self.widths[i - 1],
+                stride=strides[i],
+                kernel=kernels[i - 1],
+                blocks=up_blocks[i - 1],
+                attention=self.attention,
+                name=f"up{i}",
+                **common,
+            )(x, kept[i - 1])
+        full = _logits(x, self.tasks, strides[0], "head")
+        if self.deep and train:
+            return full, *(coarse[i] for i in sorted(coarse))
+        return full
+
+
+class Down(nn.Module):
+    """[B, ..., c] -> [B, ... / stride, features], a level's way down.
+
+    Attributes: see UNet.
+    """
+
+    features: int
+    stride: tuple[int, ...]
+    kernel: tuple[int, ...]
+    blocks: int
+    groups: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        strided = any(n > 1 for n in self.stride)
+        size = self.stride if strided else self.kernel
+        x = _conv(self.features, size, self.stride, dtype=self.dtype, name="conv")(x)
+        x = Norm(self.groups, self.dtype, name="norm")(x, relu=True)
+        return _blocks(self, x)
+
+
+class Up(nn.Module):
+    """[B, ..., c], [B, ... * stride, features] -> [B, ... * stride, features].
+
+    Attributes: see UNet.
+    """
+
+    features: int
+    stride: tuple[int, ...]
+    kernel: tuple[int, ...]
+    blocks: int
+    attention: bool
+    groups: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array, across: Array) -> Array:
+        """`across` is the finer level's output on the way down."""
+        x = Grow(self.features, self.stride, self.dtype, name="conv")(x)
+        x = Norm(self.groups, self.dtype, name="norm")(x, relu=True)
+        if self.attention:
+            across = Gate(self.groups, self.dtype, name="gate")(across, x)
+        return _blocks(self, jnp.concatenate([across, x], axis=-1))
+
+
+def _blocks(level: Down | Up, x: Array) -> Array:
+    for j in range(1, level.blocks + 1):
+        x = Block(
+            level.features, level.kernel, level.groups, level.dtype, name=f"block{j}"
+        )(x)
+    return x
+
+
+class Block(nn.Module):
+    """Two convolutions beside the identity, or a product where the width changes."""
+
+    features: int
+    kernel: tuple[int, ...]
+    groups: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        still = (1,) * len(self.kernel)
+        conv = partial(_conv, self.features, stride=still, dtype=self.dtype)
+        new = conv(self.kernel, name="conv1")(x)
+        new = Norm(self.groups, self.dtype, name="norm1")(new, relu=True)
+        new = conv(self.kernel, name="conv2")(new)
+        new = Norm(self.groups, self.dtype, name="norm2")(new)
+        if x.shape[-1] != self.features:
+            x = conv(still, name="shortcut")(x)
+        return jax.nn.relu(x + new)
+
+
+class Gate(nn.Module):
+    """Weighs each voxel of what crosses over by what the coarser level saw there.
+
+    x sigmoid(w . relu(A x + B g)), where g has been brought to the resolution of x
+    before; the paper brings x to that of g, and the weights back.
+
+    Source: Oktay et al., Attention U-Net (MIDL 2018), eq. 1 and 2.
+    """
+
+    groups: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Array, g: Array) -> Array:
+        still = (1,) * (x.ndim - 2)
+        conv = partial(_conv, kernel=still, stride=still, dtype=self.dtype)
+        inner = x.shape[-1]
+        both = conv(inner, name="across")(x) + conv(inner, name="coarse")(g)
+        both = Norm(self.groups, self.dtype, name="norm")(both, relu=True)
+        return x * nn.sigmoid(conv(1, name="weight", use_bias=True)(both))
+
+
+class Norm(nn.Module):
+    """Each channel, or group of them, of each image to mean 0 and variance 1.
+
+    Source: Ulyanov et al., Instance Normalization (2016); Wu & He, Group
+    Normalization (ECCV 2018).
+    """
+
+    groups: int
+    dtype: jnp.dtype
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Array, *, relu: bool = False) -> Array:
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        mean, variance = fast3d.moments(x)  # [B, C]
+        if self.groups:
+            if channels % self.groups:
+                raise InputError(
+                    f"model.groups: {channels} channels can't be divided by "
+                    f"{self.groups}; give a divisor of all widths, or 0"
+                )
+            mean, variance = _pooled(mean, variance, self.groups)
+        factor = scale * jax.lax.rsqrt(variance + self.epsilon)
+        return fast3d.normalise(x, mean, factor, bias, relu)
+
+
+def _pooled(mean: Array, variance: Array, groups: int) -> tuple[Array, Array]:
+    """The moments of groups of channels, at each of their channels, [B, C]."""
+    means = mean.reshape(len(mean), groups, -1)
+    variances = variance.reshape(means.shape)
+    middle = jnp.mean(means, -1, keepdims=True)
+    within = jnp.mean(variances + jnp.square(means - middle), -1, keepdims=True)
+    return tuple(
+        jnp.broadcast_to(x, means.shape).reshape(mean.shape) for x in (middle, within)
+    )
+
+
+class Grow(nn.Module):
+    """A transposed convolution whose kernel is its stride: [B, ...] -> [B, ... * s]."""
+
+    features: int
+    stride: tuple[int, ...]
+    dtype: jnp.dtype
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = (*self.stride, x.shape[-1], self.features)
+        # Each output has one input voxel's channels to come from, as in a product.
+        init = nn.initializers.he_normal(batch_axis=range(len(self.stride)))
+        kernel = self.param("kernel", init, shape)
+        y = fast3d.grow(x, kernel.astype(self.dtype))
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            y += bias.astype(self.dtype)
+        return y
+
+
+def _logits(x: Array, tasks: int, stride: tuple[int, ...], name: str) -> Array:
+    head = Grow(tasks, stride, x.dtype, use_bias=True, name=name)
+    return head(x).astype(jnp.float32)
+
+
+def _conv(
+    features: int,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    *,
+    dtype: jnp.dtype,
+    name: str,
+    use_bias: bool = False,
+) -> nn.Module:
+    """A convolution that keeps the size at stride 1, or whose kernel is its stride."""
+    still = set(stride) == {1}
+    return nn.Conv(
+        features,
+        kernel,
+        stride,
+        padding=[((n - 1) // 2, n // 2) if still else (0, 0) for n in kernel],
+        use_bias=use_bias,
+        dtype=dtype,
+        kernel_init=nn.initializers.he_normal(),
+        conv_general_dilated=fast3d.convolution,
+        name=name,
+    )
+
+
+def _per_level(model: UNet, field: str, levels: int) -> tuple:
+    value = getattr(model, field)
+    value = (value,) * levels if isinstance(value, int) else tuple(value)
+    if len(value) != levels:
+        raise InputError(
+            f"model.{field}: {len(value)} of them for {levels} levels; give one for "
+            "each (model.widths has as many as there are levels)"
+        )
+    return value
+
+
+def _per_axis(size: Size, space: int) -> tuple[int, ...]:
+    size = (size,) * space if isinstance(size, int) else tuple(size)
+    if len(size) != space:
+        raise InputError(
+            f"model: {size} has {len(size)} numbers, but the image {space} axes of "
+            "space; give one for each, or one for all"
+        )
+    return size
+
+
+def _check_size(shape: tuple[int, ...], divisor: np.ndarray) -> None:
+    if np.any(shape % divisor):
+        fitting = -(-np.array(shape) // divisor) * divisor
+        raise InputError(
+            f"image: {_by(shape)} can't be divided by the network's strides, "
+            f"{_by(divisor)} in all; pad it to {_by(fitting)}"
+        )
+
+
+def _by(numbers: Sequence[int]) -> str:
+    return " x ".join(map(str, numbers))
