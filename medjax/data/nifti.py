@@ -19,18 +19,32 @@ nibabel.imageglobals.logger.setLevel("CRITICAL")
 REMEDY = "export it again as NIfTI (.nii or .nii.gz)"
 
 
+class Grid(NamedTuple):
+    """Where voxels lie.
+
+    shape: three sizes.
+    affine: [4, 4] float64, indices of voxels to millimetres, see geometry/grid.py.
+    """
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+
+
 class Volume(NamedTuple):
     """One volume, looked at as radiologists do.
 
     voxels: [D, H, W] float32 in the file's units. A slice is axial, from the feet
-      up, with the front at the top and the patient's right on the left.
+      up, with the front at the top and the patient's right on the left. `read_stack`
+      has [D, H, W, C].
     spacing: [3] float64, mm along D, H, W.
     affine: [4, 4] float64, indices of voxels to millimetres, see geometry/grid.py.
+    stored: the grid as it is in the file, before its axes were turned.
     """
 
     voxels: np.ndarray
     spacing: np.ndarray
     affine: np.ndarray
+    stored: Grid
 
 
 def is_volume(path: str | os.PathLike) -> bool:
@@ -49,10 +63,51 @@ def read(path: str | os.PathLike) -> Volume:
         or complex, or has voxels that are no numbers, a spacing that isn't positive
         or an affine that can't be inverted.
     """
-    path = Path(path)
+    volume = _read(Path(path), stack=False)
+    return volume._replace(voxels=np.ascontiguousarray(volume.voxels[..., 0]))
+
+
+def read_stack(path: str | os.PathLike) -> Volume:
+    """Reads several volumes of one grid, as the Decathlon keeps a patient's sequences.
+
+    Args:
+      path: as `read`'s, of three axes or of four, the last of them the volumes.
+
+    Returns:
+      Its voxels are [D, H, W, C]; C is 1 in a file of three axes.
+
+    Raises:
+      InputError: as `read`, but for the fourth axis.
+    """
+    volume = _read(Path(path), stack=True)
+    return volume._replace(voxels=np.ascontiguousarray(volume.voxels))
+
+
+def canonical(voxels: np.ndarray, affine: np.ndarray) -> Volume:
+    """Turns the axes to those of AXES, whatever their order was.
+
+    Args:
+      voxels: [A, B, C] or [A, B, C, N].
+      affine: [4, 4], indices of A, B, C to RAS millimetres.
+
+    Returns:
+      Its voxels are a view.
+    """
+    shape = voxels.shape[:3]
+    turn = orientations.ornt_transform(
+        orientations.io_orientation(affine), orientations.axcodes2ornt(AXES)
+    )
+    turned = affine @ orientations.inv_ornt_aff(turn, shape)
+    voxels = orientations.apply_orientation(voxels, turn)
+    spacing = np.linalg.norm(turned[:3, :3], axis=0)
+    return Volume(voxels, spacing, turned, Grid(shape, affine))
+
+
+def _read(path: Path, stack: bool) -> Volume:
+    """As `read_stack`; without `stack` the last axis is 1."""
     try:
         image = nibabel.load(path)
-        affine = _affine(image, path)
+        affine = _affine(image, path, stack)
         voxels = image.get_fdata(dtype=np.float32, caching="unchanged")
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
@@ -61,23 +116,18 @@ def read(path: str | os.PathLike) -> Volume:
     except Exception as error:  # Of many kinds, as damaged bytes can be anything.
         why = " ".join(str(error).split()) or "it is cut off"
         raise InputError(f"{path}: can't be read ({why}); {REMEDY}") from error
-    voxels = voxels.reshape(voxels.shape[:3])
     if wrong := int(np.sum(~np.isfinite(voxels))):
         raise InputError(f"{path}: {wrong} voxels are no numbers; {REMEDY}")
-    turn = orientations.ornt_transform(
-        orientations.io_orientation(affine), orientations.axcodes2ornt(AXES)
-    )
-    affine = affine @ orientations.inv_ornt_aff(turn, voxels.shape)
-    voxels = np.ascontiguousarray(orientations.apply_orientation(voxels, turn))
-    return Volume(voxels, np.linalg.norm(affine[:3, :3], axis=0), affine)
+    return canonical(voxels.reshape(*voxels.shape[:3], -1), affine)
 
 
-def _affine(image: nibabel.Nifti1Image, path: Path) -> np.ndarray:
+def _affine(image: nibabel.Nifti1Image, path: Path, stack: bool) -> np.ndarray:
     """In mm; refuses what nibabel mends in silence, or reads as something else."""
     if not isinstance(image, nibabel.Nifti1Image):
         raise InputError(f"is {type(image).__name__}, no NIfTI; {REMEDY}")
     shape, kind = image.shape, image.get_data_dtype()
-    if len(shape) < 3 or 0 in shape or any(n > 1 for n in shape[3:]):
+    more = [n for n in shape[3:] if n > 1]
+    if len(shape) < 3 or 0 in shape or len(more) > stack:
         raise InputError(f"has the shape {shape}; give one volume of three axes")
     if kind.kind not in "iuf":
         raise InputError(f"has voxels of {kind}; give real numbers")

@@ -1,0 +1,158 @@
+"""Sequences on one grid -> a case, ready for a network and for the way back.
+
+The volume is resampled to the spacing that is asked for, cropped to the head and made
+z-scores. What is needed to take a prediction back to the grid of the file stays with
+the case; `original.py` does that.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import ndimage
+
+from medjax.data import brain_box
+from medjax.data.nifti import Grid
+from medjax.errors import InputError
+from medjax.geometry import grid
+
+
+class Case(NamedTuple):
+    """One patient, prepared.
+
+    image: [D, H, W, C] float32, z-scores inside the brain and 0 outside; axes as
+      `nifti.Volume` has them.
+    label: [D, H, W, K] uint8, 0 or 1; regions may overlap. None if there is no mask.
+    presence: [C] float32, 1, or 0 for a sequence that is missing and 0 everywhere.
+    spacing: [3] float64, mm.
+    affine: [4, 4] float64, indices of D, H, W to RAS millimetres.
+    original: the grid of the first sequence's file, as it is stored there.
+    """
+
+    image: np.ndarray
+    label: np.ndarray | None
+    presence: np.ndarray
+    spacing: np.ndarray
+    affine: np.ndarray
+    original: Grid
+
+
+def make_case(
+    image: np.ndarray,
+    label: np.ndarray | None,
+    affine: np.ndarray,
+    *,
+    presence: np.ndarray | None = None,
+    original: Grid | None = None,
+    spacing: Sequence[float] = (),
+    margin: float = 5.0,
+    clip: tuple[float, float] = (0.1, 99.9),
+) -> Case:
+    """Prepares arrays that lie on one grid.
+
+    The head is found before resampling, which would blur its edge. It and the regions
+    are interpolated linearly and cut at a half: a smooth outline stays smooth, and a
+    region inside another stays inside. What is thinner than half a voxel of the new
+    grid is lost.
+
+    Args:
+      image: [D, H, W, C] in any units.
+      label: [D, H, W, K], 0 or 1, or None.
+      affine: [4, 4], indices of D, H, W to RAS millimetres.
+      presence: [C], 0 for a channel to leave at 0; None has all of them.
+      original: the grid to go back to; None is this one.
+      spacing: [3] mm, or () to keep the grid's.
+      margin: mm kept around the head; a label outside is never cut off.
+      clip: percentiles within the head; what is beyond them is cut to them first, as
+        a bright vessel must not set the scale. (0, 100) cuts nothing.
+
+    Raises:
+      InputError: a spacing that isn't three positive numbers, or no head.
+
+    Source: Isensee et al., nnU-Net, Nature Methods 18 (2021) 203, supplement: z-scores
+    inside the brain's mask, and crops to it.
+    """
+    present = np.ones(image.shape[-1]) if presence is None else np.asarray(presence)
+    start = Grid(image.shape[:3], np.asarray(affine, np.float64))
+    masks = brain_box.foreground(image[..., present > 0], _spacing(start.affine))
+    masks = masks[..., None]
+    if label is not None:
+        masks = np.concatenate([masks, label > 0], axis=-1)
+    target = _target(start, spacing)
+    if target is not start:
+        image = resample(image, start.affine, target)
+        masks = resample(masks, start.affine, target) >= 0.5
+    if not masks[..., 0].any():
+        raise InputError("no head is found: the image has one value, or next to none")
+    box = brain_box.box(masks.any(axis=-1), margin / _spacing(target.affine))
+    moved = target.affine.copy()
+    moved[:3, 3] += moved[:3, :3] @ [side.start for side in box]
+    image, masks = image[box], masks[box]
+    return Case(
+        _z_scores(image, masks[..., 0], present, clip),
+        None if label is None else masks[..., 1:].astype(np.uint8),
+        present.astype(np.float32),
+        _spacing(moved),
+        moved,
+        original or start,
+    )
+
+
+def resample(
+    voxels: np.ndarray, affine: np.ndarray, target: Grid, matrix=None
+) -> np.ndarray:
+    """Reads an image on another grid, linearly; on a coarser one without aliasing.
+
+    Args:
+      voxels: [A, B, C, N], of any kind of number.
+      affine: [4, 4], its indices to RAS millimetres.
+      target: the other grid.
+      matrix: [4, 4], points of the target to points of the image; None: the same.
+
+    Returns:
+      [*target.shape, N] float32, 0 outside of the image.
+
+    Source: Cardoso et al., MICCAI 2015, 'Scale factor point spread function matching':
+    the blur that turns one voxel's half-width into another's.
+    """
+    matrix = np.eye(4) if matrix is None else matrix
+    steps = np.linalg.solve(affine, matrix @ target.affine)[:3, :3]
+    wider = np.maximum(np.abs(steps).max(axis=1), 1)  # Voxels of the image in one.
+    sigma = np.sqrt((wider**2 - 1) / (8 * np.log(2)))
+    voxels = np.asarray(voxels, np.float32)
+    if sigma.any():
+        voxels = ndimage.gaussian_filter(voxels, (*sigma, 0), mode="nearest")
+    return np.asarray(grid.resample(voxels, affine, *target, matrix))
+
+
+def _spacing(affine: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(affine[:3, :3], axis=0)
+
+
+def _target(start: Grid, spacing: Sequence[float]) -> Grid:
+    """The grid of that spacing about the same middle; `start` itself if it has it."""
+    if len(spacing) == 0:
+        return start
+    wanted = np.asarray(spacing, np.float64)
+    if wanted.shape != (3,) or not (np.isfinite(wanted) & (wanted > 0)).all():
+        raise InputError(f"data.spacing={tuple(spacing)}: give three lengths in mm")
+    step = wanted / _spacing(start.affine)
+    if np.allclose(step, 1, rtol=1e-3):  # What a header's float32 may be off.
+        return start
+    shape = np.maximum(np.rint(start.shape / step).astype(int), 1)
+    scale = np.diag([*step, 1.0])
+    scale[:3, 3] = (np.array(start.shape) - 1) / 2 - step * (shape - 1) / 2
+    return Grid(tuple(map(int, shape)), start.affine @ scale)
+
+
+def _z_scores(image, brain, present, clip) -> np.ndarray:
+    """Mean 0 and deviation 1 inside the brain, for each channel that is present."""
+    out = np.zeros(image.shape, np.float32)
+    for channel in np.flatnonzero(present):
+        values = image[..., channel][brain]
+        values = np.clip(values, *np.percentile(values, clip)).astype(np.float64)
+        values -= values.mean()
+        std = values.std()
+        if std > 0:
+            out[..., channel][brain] = values / std
+    return out
