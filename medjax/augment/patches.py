@@ -29,7 +29,7 @@ def augment(
 
     Args:
       key: the run's key.
-      batch: of B volumes, see data/volumes.py, and epoch [B] int32.
+      batch: of B volumes, see data/samples.py, and epoch [B] int32.
       size, each, foreground, slices: see `draw`.
       ops: as in policy.augment_batch. They see the image between LOWEST and HIGHEST
         as [0, 1].
@@ -75,7 +75,7 @@ def draw(
 
     Args:
       key: the run's key.
-      batch: of B volumes, see data/volumes.py, and epoch [B] int32.
+      batch: of B volumes, see data/samples.py, and epoch [B] int32.
       size: (d, h, w) of a patch, at most the volumes'.
       each: n, patches of a volume.
       foreground: share of the patches that are drawn about a voxel of a region, which

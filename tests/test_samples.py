@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from medjax.data import volumes
-from medjax.data.volumes import Part
+from medjax.data import samples
+from medjax.data.samples import Part
 
 SHAPES = [(5, 7, 9), (6, 4, 8)]
 LEAST = (6, 6, 6)
@@ -26,7 +26,7 @@ def folder(tmp_path):
 
 
 def test_a_volume_stands_at_the_origin_of_the_common_shape(folder):
-    source = volumes.Volumes(folder, [Part(0, 10), Part(1, 11)], LEAST)
+    source = samples.Volumes(folder, [Part(0, 10), Part(1, 11)], LEAST)
     assert source.shape == (6, 7, 9)
     for index, shape in enumerate(SHAPES):
         sample = source[index]
@@ -41,14 +41,14 @@ def test_a_volume_stands_at_the_origin_of_the_common_shape(folder):
 
 
 def test_the_halves_are_the_whole(folder):
-    whole = volumes.read(folder, Part(0, 0))
-    right, left = (volumes.read(folder, Part(0, 0, half)) for half in ("right", "left"))
+    whole = samples.read(folder, Part(0, 0))
+    right, left = (samples.read(folder, Part(0, 0, half)) for half in ("right", "left"))
     for both, a, b in zip(whole, right, left, strict=True):
         np.testing.assert_array_equal(np.concatenate([a, b], axis=2), both)
 
 
 def test_points_are_of_their_region_and_reach_all_of_it(folder):
-    source = volumes.Volumes(folder, [Part(0, 0), Part(1, 1), Part(0, 0)], LEAST)
+    source = samples.Volumes(folder, [Part(0, 0), Part(1, 1), Part(0, 0)], LEAST)
     for index in (0, 1):
         sample = source[index]
         for k in range(2):
@@ -65,8 +65,8 @@ def test_each_voxel_is_as_likely_a_point():
     label = np.zeros((4, 4, 4, 1), np.uint8)
     label[1, 1, :, 0] = 1
     label[3, 3, 3, 0] = 1
-    points, _ = volumes.foreground(label, seed=3)
+    points, _ = samples.foreground(label, seed=3)
     _, counts = np.unique(points[0], axis=0, return_counts=True)
-    expected = volumes.POINTS / 5
+    expected = samples.POINTS / 5
     chi2 = ((counts - expected) ** 2 / expected).sum()
     assert chi2 < 18.5  # Four degrees of freedom: passed by chance 1 time in 1,000.
