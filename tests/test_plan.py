@@ -1,0 +1,138 @@
+"""Plans by hand, the ones nnU-Net publishes, and what must hold of any."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medjax.data import plan
+from medjax.data.fingerprint import Fingerprint
+from medjax.errors import InputError
+
+SIZES = st.tuples(*[st.integers(1, 400)] * 3)
+SPACINGS = st.tuples(*[st.floats(0.2, 10)] * 3)
+
+
+def found(box, spacing):
+    box, spacing = np.atleast_2d(box), np.atleast_2d(np.array(spacing, float))
+    none = np.zeros((1, 5))
+    known = np.ones((len(box), 1))
+    return Fingerprint(
+        ("t1",), ("whole",), box, box, spacing, known > 0, none, none, known, known
+    )
+
+
+def test_the_strides_of_prostate_are_those_that_nnunet_publishes():
+    # Isensee et al. 2021, supplement: 20 x 320 x 256 voxels of 3.6 x 0.62 x 0.62 mm.
+    spacing = (3.6, 0.62, 0.62)
+    strides = plan.level_strides((20, 320, 256), spacing, levels=6)
+    flat, deep = (1, 2, 2), (2, 2, 2)
+    assert strides == ((1, 1, 1), flat, flat, deep, deep, flat)
+    kernels = plan.kernel_sizes(spacing, strides, (20, 320, 256))
+    assert kernels == ((1, 3, 3), (1, 3, 3)) + ((3, 3, 3),) * 4
+
+
+def test_the_plan_of_brats_is_the_one_that_nnunet_publishes():
+    one = plan.propose(found([[140, 171, 137]] * 484, [[1, 1, 1]] * 484))
+    assert one.spacing == (1, 1, 1) and one.shape == (140, 171, 137)
+    assert one.patch == (128, 128, 128) and one.batch == 2
+    assert one.strides == ((1, 1, 1),) + ((2, 2, 2),) * 5
+    assert one.kernels == ((3, 3, 3),) * 6
+
+
+def test_isotropic_data_take_the_median_spacing():
+    spacing = np.array([[1, 1, 1], [1, 2, 1], [3, 1.5, 1]])
+    np.testing.assert_array_equal(plan.target_spacing(spacing), (1, 1.5, 1))
+
+
+def test_a_coarse_axis_takes_the_tenth_percentile():
+    coarse = np.linspace(2, 12, 11)  # 2, 3, .. 12: the tenth percentile is the 2nd.
+    spacing = np.stack([coarse, np.full(11, 0.5), np.full(11, 0.7)], axis=1)
+    np.testing.assert_allclose(plan.target_spacing(spacing), (3, 0.5, 0.7))
+    spacing[:, 2] = 3.5  # Now the coarse axis' 7 is twice another's.
+    np.testing.assert_allclose(plan.target_spacing(spacing), (7, 0.5, 3.5))
+    spacing = np.stack([np.full(11, 0.5), coarse / 10, np.full(11, 0.5)], axis=1)
+    spacing[5:, 1] = 9  # Its tenth percentile, 0.3, is finer than the others.
+    np.testing.assert_allclose(plan.target_spacing(spacing), (0.5, 0.5, 0.5))
+
+
+def test_the_shape_is_the_median_after_resampling():
+    boxes, spacing = [[10, 20, 30], [20, 40, 60]], [[2, 2, 2], [1, 1, 1]]
+    one = plan.propose(found(boxes, spacing))
+    # At the median, 1.5 mm, they are 13.3, 26.7, 40 and the same: 13, 27 and 40.
+    assert one.spacing == (1.5, 1.5, 1.5) and one.shape == (13, 27, 40)
+
+
+def test_a_small_budget_cuts_the_largest_share_first():
+    # 64 x 64 x 64 has 2^18. Halved thrice to 8: cut by 8 where most is left, in turn.
+    size, strides = plan.patch_size((64, 64, 64), (1, 1, 1), voxels=2**17, levels=4)
+    assert strides == ((1, 1, 1),) + ((2, 2, 2),) * 3
+    assert sorted(size) == [48, 48, 56] and math.prod(size) == 129024 <= 2**17
+
+
+def test_the_batch_grows_with_what_a_small_patch_leaves():
+    many = found([[32, 32, 32]] * 1000, [[1, 1, 1]] * 1000)
+    assert plan.propose(many, voxels=10 * 32**3 + 5).batch == 10
+    few = found([[32, 32, 32]] * 100, [[1, 1, 1]] * 100)
+    assert plan.propose(few, voxels=10 * 32**3 + 5).batch == 5  # 5 % of 100.
+    one = found([[32, 32, 32]], [[1, 1, 1]])
+    assert plan.propose(one, voxels=10 * 32**3 + 5).batch == 2
+
+
+@settings(max_examples=200, deadline=None)
+@given(SIZES, SPACINGS, st.integers(1, 10**6), st.integers(1, 8))
+def test_a_patch_is_divisible_and_within_shape_and_budget(
+    shape, spacing, voxels, levels
+):
+    size, strides = plan.patch_size(shape, spacing, voxels=voxels, levels=levels)
+    total = np.prod(strides, axis=0)
+    assert len(strides) <= levels and set(strides[0]) == {1}
+    assert (np.array(size) % total == 0).all()
+    assert (np.array(size) <= shape).all() and min(size) >= 1
+    assert math.prod(size) <= voxels
+    for axis in range(3):  # As large as it can be.
+        larger = np.array(size)
+        larger[axis] += total[axis]
+        assert larger[axis] > shape[axis] or math.prod(larger.tolist()) > voxels
+
+
+@settings(max_examples=200, deadline=None)
+@given(SIZES, SPACINGS)
+def test_no_level_halves_a_coarse_or_a_short_axis(size, spacing):
+    size, spacing = np.array(size), np.array(spacing)
+    strides = plan.level_strides(size, spacing, levels=9)
+    for stride in np.array(strides)[1:]:
+        assert 2 in stride  # No level does nothing,
+        halvable = size >= 8
+        finest = spacing[halvable].min()
+        np.testing.assert_array_equal(
+            stride == 2, halvable & (spacing <= 2 * finest * (1 + 1e-6))
+        )
+        size, spacing = size // stride, spacing * stride
+    assert len(strides) == 9 or (size < 8).all()  # and none is missing.
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.tuples(SIZES, SPACINGS), min_size=1, max_size=5),
+    st.integers(2, 10**6),
+)
+def test_a_batch_keeps_the_budget(cases, voxels):
+    boxes, spacing = zip(*cases, strict=True)
+    one = plan.propose(found(boxes, spacing), voxels=voxels)
+    assert 2 <= one.batch and one.batch * math.prod(one.patch) <= voxels
+    assert len(one.kernels) == len(one.strides)
+
+
+def test_the_lines_name_what_is_proposed():
+    text = "\n".join(plan.describe(plan.propose(found([80, 64, 64], [2.5, 2, 2]))))
+    assert "2.5 x 2 x 2 mm" in text and "patch 80 x 64 x 64" in text
+    assert "5 levels with strides 1x1x1 2x2x2" in text
+
+
+def test_a_budget_of_nothing_is_an_error():
+    for wrong in ({"voxels": 1}, {"levels": 0}):
+        with pytest.raises(InputError, match="give 2 voxels or more"):
+            plan.propose(found([8, 8, 8], [1, 1, 1]), **wrong)
