@@ -122,7 +122,9 @@ def describe(found: Fingerprint) -> list[str]:
         if there.any():
             low, middle, high = np.percentile(found.volume[there, k], (0, 50, 100))
             parts = np.median(found.lesions[there, k])
-            line += f", {middle:.3g} ml ({low:.3g} to {high:.3g}), components: {parts:.3g}"
+            line += (
+                f", {middle:.3g} ml ({low:.3g} to {high:.3g}), components: {parts:.3g}"
+            )
         lines.append(line)
     return lines
 
