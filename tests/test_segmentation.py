@@ -1,0 +1,231 @@
+"""What masks are worth, against other packages, brute force, and written conventions."""
+
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+import SimpleITK
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+from sklearn import metrics as oracle
+
+from medjax.evaluation import intervals, segmentation, surface
+
+SPACING = (3.0, 0.5, 1.0)
+SHAPE = (6, 9, 8)
+DIAGONAL = math.sqrt(18**2 + 4.5**2 + 8**2)
+SHARES = (
+    *("dice", "iou", "sensitivity", "ppv", "nsd"),
+    *("lesion_sensitivity", "lesion_f1"),
+)
+
+
+def blob(seed, share=0.8):
+    noise = np.random.default_rng(seed).normal(size=SHAPE)
+    smooth = ndimage.gaussian_filter(noise, 0.9)
+    return smooth > np.quantile(smooth, share)
+
+
+def measure(predicted, label):
+    return segmentation.measure(predicted, label, SPACING, tolerance=1.5)
+
+
+def test_voxels_are_counted_as_scikit_learn_counts_them():
+    predicted, label = blob(1), blob(2, 0.7) | blob(1, 0.9)
+    found = measure(predicted, label)
+    flat = label.ravel(), predicted.ravel()
+    for name, score in (
+        ("dice", oracle.f1_score),
+        ("iou", oracle.jaccard_score),
+        ("sensitivity", oracle.recall_score),
+        ("ppv", oracle.precision_score),
+    ):
+        np.testing.assert_allclose(found[name], score(*flat), rtol=1e-12)
+    np.testing.assert_allclose(found["true_ml"], label.sum() * 1.5 / 1000)
+    np.testing.assert_allclose(found["predicted_ml"], predicted.sum() * 1.5 / 1000)
+
+
+def test_distances_are_those_of_the_surfaces():
+    predicted, label = blob(1), blob(2, 0.7)
+    found, apart = (
+        measure(predicted, label),
+        surface.distances(predicted, label, SPACING),
+    )
+    np.testing.assert_allclose(found["hd95"], surface.hausdorff(apart))
+    np.testing.assert_allclose(found["asd"], surface.average(apart))
+    np.testing.assert_allclose(found["nsd"], surface.dice(apart, 1.5))
+
+
+def parts(mask):
+    image = SimpleITK.GetImageFromArray(mask.astype(np.uint8))
+    found = SimpleITK.GetArrayFromImage(SimpleITK.ConnectedComponent(image, True))
+    return [found == n for n in range(1, found.max() + 1)]
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 10**6), st.floats(0.7, 0.99), st.floats(0.7, 0.99))
+def test_lesions_are_found_as_simpleitk_separates_them(seed, share, other):
+    predicted, label = blob(seed, share), blob(seed + 1, other)
+    found = measure(predicted, label)
+    hit = sum((lesion & predicted).any() for lesion in parts(label))
+    false = sum(not (lesion & label).any() for lesion in parts(predicted))
+    missed = len(parts(label)) - hit
+    assert found["true_lesions"] == hit + missed
+    assert found["found_lesions"] == hit
+    assert found["false_positives"] == false
+    np.testing.assert_allclose(found["lesion_sensitivity"], hit / (hit + missed))
+    np.testing.assert_allclose(found["lesion_f1"], 2 * hit / (2 * hit + missed + false))
+
+
+def test_voxels_that_share_a_corner_are_one_lesion():
+    label = np.zeros(SHAPE)
+    label[1, 1, 1] = label[2, 2, 2] = label[4, 4, 4] = 1
+    assert measure(label, label)["true_lesions"] == 2
+
+
+def test_equal_masks_are_worth_everything():
+    found = measure(blob(4), blob(4))
+    assert all(found[name] == 1 for name in SHARES)
+    assert found["hd95"] == found["asd"] == found["false_positives"] == 0
+
+
+def test_nothing_said_of_nothing_is_right():
+    empty = np.zeros(SHAPE)
+    found = measure(empty, empty)
+    assert all(found[name] == 1 for name in SHARES)
+    assert all(found[name] == 0 for name in set(segmentation.METRICS) - set(SHARES))
+
+
+def test_a_missed_structure_is_the_worst_not_absent():
+    found = measure(np.zeros(SHAPE), blob(4))
+    assert all(found[name] == 0 for name in SHARES)
+    np.testing.assert_allclose([found["hd95"], found["asd"]], DIAGONAL)
+    assert found["true_lesions"] > 0 == found["found_lesions"]
+
+
+def test_a_false_alarm_is_wrong_but_misses_nothing():
+    found = measure(blob(4), np.zeros(SHAPE))
+    undefined = {"sensitivity", "lesion_sensitivity"}
+    assert all(found[name] == 0 for name in set(SHARES) - undefined)
+    assert all(math.isnan(found[name]) for name in undefined)
+    np.testing.assert_allclose([found["hd95"], found["asd"]], DIAGONAL)
+    assert found["false_positives"] == len(parts(blob(4)))
+
+
+def test_every_case_has_every_metric():
+    empty, full = np.zeros(SHAPE), np.ones(SHAPE)
+    for pair in ((empty, empty), (empty, full), (full, empty), (full, full)):
+        assert measure(*pair).keys() == set(segmentation.METRICS)
+
+
+def make_rows(volumes, patients, seed=0):
+    rows = []
+    for n in range(volumes):
+        label = np.stack([blob(seed + n), blob(seed + n + 100)], axis=-1)
+        said = np.stack([blob(seed + n, 0.85), np.zeros(SHAPE)], axis=-1)
+        rows += segmentation.measure_regions(
+            *(said, label, SPACING),
+            regions=("whole", "core"),
+            tolerance=1.5,
+            name=f"v{n}",
+            patient=n % patients,
+        )
+    return rows
+
+
+def test_regions_are_measured_each_for_itself():
+    rows = make_rows(2, 2)
+    assert [(r["name"], r["region"]) for r in rows] == [
+        *(("v0", "whole"), ("v0", "core")),
+        *(("v1", "whole"), ("v1", "core")),
+    ]
+    expected = measure(blob(1, 0.85), blob(1))
+    assert {name: rows[2][name] for name in expected} == expected
+
+
+def test_intervals_resample_patients_with_all_their_volumes():
+    rows, key, replicates = make_rows(7, 4), jax.random.key(3), 60
+    rows[4]["sensitivity"] = math.nan  # Of v2's whole.
+    found = segmentation.summarise(rows, key=key, replicates=replicates, level=0.9)
+    counts = intervals.multiplicities(key, np.arange(replicates), 4)
+    counts = np.asarray(counts)
+    for metric in ("dice", "hd95", "sensitivity"):
+        value = {(r["name"], r["region"]): r[metric] for r in rows}
+        both = [
+            np.mean([value[f"v{n}", r] for r in ("whole", "core")]) for n in range(7)
+        ]
+        whole = [value[f"v{n}", "whole"] for n in range(7)]
+        for one, summary in (
+            (np.array(whole), found["regions"]["whole"][metric]),
+            (np.array(both), found["mean"][metric]),
+        ):
+            means = []
+            for r in range(replicates):
+                drawn = np.repeat(one, counts[np.arange(7) % 4, r])
+                means.append(np.nanmean(drawn))
+            expected = [np.nanmean(one), *np.quantile(means, [0.05, 0.95])]
+            got = [summary[name] for name in ("estimate", "low", "high")]
+            np.testing.assert_allclose(got, expected, rtol=1e-6)
+            np.testing.assert_allclose(summary["median"], np.nanmedian(one))
+            assert summary["patients"] == 4
+    assert found["volumes"] == 7 and found["patients"] == 4
+    assert "too narrow" in found["note"]
+
+
+def test_two_patients_have_means_and_no_interval():
+    found = segmentation.summarise(
+        make_rows(4, 2), key=jax.random.key(0), replicates=20
+    )
+    dice = found["regions"]["whole"]["dice"]
+    assert dice["estimate"] > 0 and dice["low"] is dice["high"] is None
+    assert "No intervals" in found["note"]
+
+
+def test_what_is_defined_in_too_few_patients_has_no_interval_and_is_counted():
+    rows = make_rows(5, 5)
+    for row in rows[2:]:
+        row["lesion_sensitivity"] = math.nan
+    found = segmentation.summarise(rows, key=jax.random.key(0), replicates=50)
+    lesions = found["regions"]["whole"]["lesion_sensitivity"]
+    assert lesions["patients"] == 1 and lesions["low"] is None
+    assert lesions["estimate"] == rows[0]["lesion_sensitivity"]
+    for row in rows:
+        row["lesion_sensitivity"] = math.nan
+    found = segmentation.summarise(rows, key=jax.random.key(0), replicates=50)
+    assert found["regions"]["core"]["lesion_sensitivity"]["estimate"] is None
+    json.dumps(found, allow_nan=False)
+
+
+def test_twenty_patients_have_intervals_that_hold_the_mean():
+    found = segmentation.summarise(
+        make_rows(20, 20), key=jax.random.key(0), replicates=200
+    )
+    assert found["note"] == ""
+    for metric in ("dice", "hd95", "nsd", "lesion_f1"):
+        one = found["regions"]["whole"][metric]
+        assert one["low"] < one["estimate"] < one["high"]
+    missed = found["regions"]["core"]["dice"]
+    assert missed["estimate"] == missed["low"] == missed["high"] == 0
+
+
+def test_limits_of_agreement_are_two_deviations_about_the_bias():
+    true = np.array([10.0, 20, 30, 44])
+    found = segmentation.agreement(true, true + [1, 2, 3, 6])
+    deviation = math.sqrt((4 + 1 + 0 + 9) / 3)
+    assert found["bias"] == 3
+    np.testing.assert_allclose(found["low"], 3 - 1.96 * deviation)
+    np.testing.assert_allclose(found["high"], 3 + 1.96 * deviation)
+    few = segmentation.agreement(true[:2], true[:2] + 1)
+    assert few == {"bias": 1, "low": None, "high": None}
+
+
+@pytest.mark.parametrize("region", ["whole", "core"])
+def test_agreement_is_of_the_volumes_in_the_rows(region):
+    rows = make_rows(4, 4)
+    found = segmentation.summarise(rows, key=jax.random.key(0), replicates=20)
+    own = [row for row in rows if row["region"] == region]
+    difference = [row["predicted_ml"] - row["true_ml"] for row in own]
+    np.testing.assert_allclose(found["agreement"][region]["bias"], np.mean(difference))
