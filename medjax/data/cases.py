@@ -146,13 +146,19 @@ def _target(start: Grid, spacing: Sequence[float]) -> Grid:
 
 
 def _z_scores(image, brain, present, clip) -> np.ndarray:
-    """Mean 0 and deviation 1 inside the brain, for each channel that is present."""
+    """Mean 0 and deviation 1 inside the brain, for each channel that is present.
+
+    A voxel of exactly 0 counts nothing: it lies outside of a sequence's field of view.
+    """
     out = np.zeros(image.shape, np.float32)
     for channel in np.flatnonzero(present):
         values = image[..., channel][brain]
-        values = np.clip(values, *np.percentile(values, clip)).astype(np.float64)
-        values -= values.mean()
-        std = values.std()
-        if std > 0:
-            out[..., channel][brain] = values / std
+        seen = values[values != 0]
+        if seen.size == 0:
+            continue
+        low, high = np.percentile(seen, clip)
+        seen = np.clip(seen, low, high).astype(np.float64)
+        mean, std = seen.mean(), seen.std()
+        if std > 1e-5 * abs(mean):  # What is less is float32's rounding.
+            out[..., channel][brain] = (np.clip(values, low, high) - mean) / std
     return out

@@ -128,7 +128,13 @@ def _onto(
     )
     target = Grid(reference.voxels.shape, reference.affine)
     stack = volume.voxels[..., None]
-    return resample(stack, volume.affine, target, found.matrix)[..., 0]
+    aligned = resample(stack, volume.affine, target, found.matrix)[..., 0]
+    if aligned.min() == aligned.max():
+        raise InputError(
+            f"{file.path}: shows nothing of what {first.path} shows; give sequences of "
+            "one patient"
+        )
+    return aligned
 
 
 def _read_label(

@@ -1,0 +1,43 @@
+"""Small scans of known content, in files as scanners and data sets have them."""
+
+import nibabel
+import numpy as np
+from nibabel import orientations
+from scipy import ndimage
+
+
+def affine_of(axes="RAS", spacing=(1.0, 1.0, 1.0), tilt=0.0, origin=(-20, 11, 5.5)):
+    """[4, 4]: indices grow to `axes`, all of it turned by tilt radians about x and z."""
+    turn = np.zeros((3, 3))
+    for column, (row, sign) in enumerate(orientations.axcodes2ornt(tuple(axes))):
+        turn[int(row), column] = sign
+    c, s = np.cos(tilt), np.sin(tilt)
+    about_x = np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
+    about_z = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+    affine = np.eye(4)
+    affine[:3, :3] = about_z @ about_x @ turn @ np.diag(spacing)
+    affine[:3, 3] = origin
+    return affine
+
+
+def ball(shape, radius=0.42, middle=(0.5, 0.5, 0.5)):
+    """[A, B, C] bool: an ellipsoid, radius and middle as shares of the sides."""
+    index = np.moveaxis(np.indices(shape), 0, -1)
+    away = (index + 0.5) / shape - middle
+    return np.sum(away**2, axis=-1) < radius**2
+
+
+def brain(shape, seed=0):
+    """[A, B, C] float32: smooth tissue from 50 to 150 in a ball, 0 outside of it."""
+    rng = np.random.default_rng(seed)
+    tissue = ndimage.gaussian_filter(rng.normal(0, 1, shape), 1.5)
+    tissue = 100 + 50 * tissue / np.abs(tissue).max()
+    return np.where(ball(shape), tissue, 0).astype(np.float32)
+
+
+def save(path, voxels, affine=None):
+    """Writes NIfTI; returns the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    affine = affine_of() if affine is None else affine
+    nibabel.save(nibabel.Nifti1Image(voxels, affine), path)
+    return path

@@ -1,0 +1,129 @@
+"""What is the head and what is air, in drawn scans and in real ones."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scans import ball, brain
+
+from medjax.data import brain_box, nifti
+
+SHARED = Path(__file__).parents[2] / "shared/data"
+SHAPE = (24, 30, 26)
+
+
+def dice(one, other):
+    return 2 * np.sum(one & other) / (one.sum() + other.sum())
+
+
+def head(shape, noise, seed=0):
+    """A ball of tissue in a ring of dark bone in a ring of scalp, in noisy air."""
+    clean = np.where(ball(shape, 0.44), 80.0, 0.0)
+    clean[ball(shape, 0.38)] = 4.0
+    clean[ball(shape, 0.33)] = 100.0
+    rng = np.random.default_rng(seed)
+    real, imaginary = rng.normal(0, noise, (2, *shape))
+    return np.hypot(clean + real, imaginary)[..., None]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_of_a_stripped_brain_it_is_what_is_not_0(channels):
+    image = np.stack([brain(SHAPE, seed) for seed in range(channels)], axis=-1)
+    image[12, 15, 12] = 0  # A dark voxel within is brain.
+    image[1, 1, 1] = 100  # A speck outside is not.
+    found = brain_box.foreground(image, np.ones(3))
+    np.testing.assert_array_equal(found, ball(SHAPE))
+
+
+def test_a_stripped_brain_may_be_a_z_score_and_fill_its_image():
+    image = brain((20, 20, 20))
+    inside = image != 0
+    image[inside] -= image[inside].mean()
+    image, inside = image[2:-2, 2:-2, 2:-2], inside[2:-2, 2:-2, 2:-2]
+    assert inside[0].any()
+    found = brain_box.foreground(image[..., None], np.ones(3))
+    np.testing.assert_array_equal(found, inside)
+
+
+@pytest.mark.parametrize("noise", [1.0, 4.0, 8.0])
+@pytest.mark.parametrize("rounded", [False, True])
+def test_in_noisy_air_it_is_the_head_with_its_bone(noise, rounded):
+    shape = (40, 48, 44)
+    image = head(shape, noise)
+    image = np.rint(image) if rounded else image
+    found = brain_box.foreground(image, np.full(3, 4.0))
+    assert found[ball(shape, 0.41)].all()
+    assert dice(found, ball(shape, 0.44)) > 0.93
+
+
+def test_dim_fuzz_that_a_scanner_leaves_around_a_head_is_not_taken_for_tissue():
+    shape = (40, 48, 44)
+    image = head(shape, 0.0)
+    fuzz = ball(shape, 0.5) & ~ball(shape, 0.44)
+    image[fuzz] = np.random.default_rng(0).integers(1, 3, (fuzz.sum(), 1))
+    found = brain_box.foreground(image, np.full(3, 4.0))
+    assert dice(found, ball(shape, 0.44)) > 0.93
+
+
+def test_bone_that_the_lowest_slice_cuts_open_is_filled():
+    shape = (40, 48, 44)
+    image = head(shape, 1.0)[20:]
+    found = brain_box.foreground(image, np.full(3, 4.0))
+    assert found[ball(shape, 0.4)[20:]].all()
+
+
+def test_the_threshold_is_otsus():
+    """SimpleITK's Otsu, of as many levels, on the same blurred image."""
+    grey = head(SHAPE, 5.0)[..., 0]
+    above = brain_box._above_otsu(grey, np.full(3, 1e9))  # No blur: the array's own.
+    image = sitk.GetImageFromArray(np.rint(255 * np.sqrt(grey / grey.max())))
+    other = sitk.OtsuThreshold(image, 0, 1, 256)
+    assert np.mean(above != sitk.GetArrayFromImage(other)) < 0.01
+
+
+def test_an_image_of_one_value_has_no_head():
+    for value in (0.0, 7.0):
+        image = np.full((4, 5, 6, 2), value)
+        assert not brain_box.foreground(image, np.ones(3)).any()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(0, 3))
+def test_the_box_holds_the_mask_and_its_margin_and_no_more(seed, margin):
+    rng = np.random.default_rng(seed)
+    mask = rng.random((7, 8, 9)) < 0.01
+    mask[tuple(rng.integers(0, mask.shape))] = True
+    found = brain_box.box(mask, np.full(3, margin))
+    for axis, side in enumerate(found):
+        where = np.nonzero(mask)[axis]
+        more = np.ceil(margin)
+        assert side.start == max(where.min() - more, 0)
+        assert side.stop == min(where.max() + more + 1, mask.shape[axis])
+
+
+@pytest.mark.parametrize("patient", ["patient07", "patient19"])
+def test_a_real_stripped_brain_is_its_non_zero_voxels(patient):
+    folder = SHARED / "ms-lesion-sample" / patient
+    if not folder.exists():
+        pytest.skip("needs shared/data/ms-lesion-sample")
+    image = nifti.read(folder / "T1.nii.gz").voxels[::2, ::2, ::2]
+    found = brain_box.foreground(image[..., None], np.full(3, 2.0))
+    assert np.mean(found != (image != 0)) < 1e-4
+
+
+@pytest.mark.parametrize("sequence", ["FLAIR", "T1W", "T2W"])
+def test_a_real_head_is_one_smooth_body_with_the_middle_of_the_brain(sequence):
+    folder = SHARED / "ms-raw-sample/patient01"
+    if not folder.exists():
+        pytest.skip("needs shared/data/ms-raw-sample")
+    volume = nifti.read(folder / f"study1_{sequence}.nii.gz")
+    image, spacing = volume.voxels[:, ::2, ::2], volume.spacing * (1, 2, 2)
+    found = brain_box.foreground(image[..., None], spacing)
+    litres = found.sum() * np.prod(spacing) / 1e6
+    assert 1.8 < litres < 4.5  # A head without its neck and lower face.
+    brightest = image > np.percentile(image[image > 0], 95)
+    assert np.mean(found[brightest]) > 0.99
+    assert np.mean(image[found] == 0) < 0.05
