@@ -121,11 +121,11 @@ def in_decathlon(
     if not pairs:
         raise InputError(f"{path}: holds no image (.nii.gz) of the {part or 'folder'}")
     official = {"training": "train", "test": "test", "": ""}[part]
-    found = [
-        Found(_stem(image), {s: File(image, channels[s]) for s in sequences}, mask)
-        for image, mask in pairs
-    ]
-    return [f._replace(official=official) for f in sorted(found)]
+    found = []
+    for image, mask in sorted(pairs, key=lambda pair: _stem(pair[0])):
+        files = {name: File(image, channels[name]) for name in sequences}
+        found.append(Found(_stem(image), files, mask, official))
+    return found
 
 
 def _check_sequences(sequences: Sequence[str]) -> None:

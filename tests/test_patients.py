@@ -1,0 +1,191 @@
+"""Finding patients: layouts are written as data sets have them, files may be empty."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from medjax.data import patients
+from medjax.data.patients import File
+from medjax.errors import InputError
+
+BRATS = {n: f"*_{n}.nii.gz" for n in ("flair", "t1", "t1ce", "t2")}
+ORDER = ("t2", "t1ce", "flair", "t1")
+MS = Path(__file__).parents[2] / "shared/data/ms-lesion-sample"
+
+
+def touch(*paths):
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def brats(root, *names):
+    for name in names:
+        last = name.split("/")[-1]
+        touch(*(root / name / f"{last}_{s}.nii.gz" for s in (*BRATS, "seg")))
+
+
+def find(root, **options):
+    options = {"sequences": ORDER, "files": BRATS, "mask": "*_seg.nii.gz", **options}
+    return patients.in_folders(root, **options)
+
+
+def test_folders_of_patients_are_found_however_deep_in_the_order_asked_for(tmp_path):
+    brats(tmp_path, "LGG/BraTS_2", "HGG/BraTS_10", "HGG/BraTS_1")
+    touch(tmp_path / "HGG/survival.csv", tmp_path / "notes/readme.txt")
+    found = find(tmp_path)
+    assert [one.name for one in found] == [
+        "HGG/BraTS_1",
+        "HGG/BraTS_10",
+        "LGG/BraTS_2",
+    ]
+    one, folder = found[0], tmp_path / "HGG/BraTS_1"
+    assert tuple(one.files) == ORDER
+    assert one.files["t1"] == File(folder / "BraTS_1_t1.nii.gz")
+    assert one.files["t1ce"] == File(folder / "BraTS_1_t1ce.nii.gz")
+    assert one.mask == folder / "BraTS_1_seg.nii.gz" and one.official == ""
+
+
+def test_one_patients_folder_is_found_without_a_mask(tmp_path, monkeypatch):
+    brats(tmp_path, "BraTS_1")
+    (tmp_path / "BraTS_1/BraTS_1_seg.nii.gz").unlink()
+    (alone,) = find(tmp_path / "BraTS_1")
+    (among,) = find(tmp_path)
+    assert alone == among and alone.mask is None and alone.name == "BraTS_1"
+    monkeypatch.chdir(tmp_path / "BraTS_1")
+    assert find(Path("."))[0].name == "BraTS_1"
+
+
+def test_a_series_folder_within_a_patient_is_a_file_and_no_patient(tmp_path):
+    touch(tmp_path / "P1/T1/T1.nii.gz/1.dcm", tmp_path / "P1/FLAIR/1.dcm")
+    files = {"T1": "T1/*.nii.gz", "FLAIR": "FLAIR"}
+    (one,) = find(tmp_path, sequences=("FLAIR", "T1"), files=files, mask="")
+    assert one.files["FLAIR"] == File(tmp_path / "P1/FLAIR")
+
+
+def test_a_missing_sequence_is_none_and_keeps_its_place(tmp_path):
+    brats(tmp_path, "P1")
+    (tmp_path / "P1/P1_t1ce.nii.gz").unlink()
+    (one,) = find(tmp_path)
+    assert tuple(one.files) == ORDER and one.files["t1ce"] is None
+
+
+def test_files_that_macos_leaves_are_no_files(tmp_path):
+    brats(tmp_path, "P1")
+    touch(tmp_path / "P1/._P1_t1.nii.gz", tmp_path / "._P1/x_t1.nii.gz")
+    touch(tmp_path / "__MACOSX/P1/._P1_t1.nii.gz")
+    (one,) = find(tmp_path)
+    assert one.files["t1"].path.name == "P1_t1.nii.gz"
+
+
+def test_a_pattern_that_matches_two_files_names_both(tmp_path):
+    brats(tmp_path, "P1")
+    touch(tmp_path / "P1/again_t1.nii.gz")
+    text = str(pytest.raises(InputError, find, tmp_path).value)
+    assert "P1_t1.nii.gz" in text and "again_t1.nii.gz" in text and "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"files": {**BRATS, "t2": ""}}, "no pattern for the sequence 't2'"),
+        ({"files": {"t1": "*_t1.nii.gz"}}, "no pattern for the sequence 't2'"),
+        ({"files": dict.fromkeys(BRATS, "*.img")}, "no file in it matches"),
+        ({"files": dict.fromkeys(BRATS, "/x.nii")}, "is no pattern"),
+        ({"sequences": ()}, "data.sequences"),
+        ({"sequences": ("t1", "t1")}, "data.sequences"),
+    ],
+)
+def test_settings_that_find_nothing_are_refused(tmp_path, options, why):
+    brats(tmp_path, "P1")
+    with pytest.raises(InputError, match=why):
+        find(tmp_path, **options)
+    with pytest.raises(InputError, match="is no folder"):
+        find(tmp_path / "absent")
+
+
+# ------------------------------------------------------------------- the Decathlon
+
+
+MODALITY = {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"}
+
+
+def decathlon(root, modality=MODALITY):
+    train = ("BRATS_002", "BRATS_001")
+    touch(*(root / f"{f}/{n}.nii.gz" for n in train for f in ("imagesTr", "labelsTr")))
+    touch(root / "imagesTs/BRATS_9.nii.gz", root / "imagesTs/._BRATS_9.nii.gz")
+    described = {
+        "modality": modality,
+        "labels": {"0": "background", "1": "edema"},
+        "training": [
+            {"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"}
+            for n in train
+        ],
+        "test": ["./imagesTs/BRATS_9.nii.gz"],
+    }
+    (root / "dataset.json").write_text(json.dumps(described))
+    return root
+
+
+def test_the_decathlons_training_part_is_what_its_table_lists(tmp_path):
+    root = decathlon(tmp_path)
+    found = patients.in_decathlon(root, sequences=("T2w", "FLAIR"))
+    assert [one.name for one in found] == ["BRATS_001", "BRATS_002"]
+    image = root / "imagesTr/BRATS_001.nii.gz"
+    assert found[0].files == {"T2w": File(image, 3), "FLAIR": File(image, 0)}
+    assert tuple(found[0].files) == ("T2w", "FLAIR")
+    assert os.path.samefile(found[0].mask, root / "labelsTr/BRATS_001.nii.gz")
+    assert found[0].official == "train"
+
+
+def test_the_decathlons_test_part_a_folder_and_a_file_have_no_masks(tmp_path):
+    root, names = decathlon(tmp_path), ("t1gd",)
+    (listed,) = patients.in_decathlon(root, sequences=names, part="test")
+    (among,) = patients.in_decathlon(root / "imagesTs", sequences=names)
+    image = root / "imagesTs/BRATS_9.nii.gz"
+    (alone,) = patients.in_decathlon(image, sequences=names)
+    assert listed.official == "test" and among.official == ""
+    assert alone == among and alone.files == listed.files == {"t1gd": File(image, 2)}
+    assert alone.mask is None and alone.name == "BRATS_9"
+
+
+def test_without_a_dataset_json_the_volumes_are_the_sequences_in_order(tmp_path):
+    touch(tmp_path / "a/b/c/1.nii.gz")
+    (one,) = patients.in_decathlon(tmp_path / "a/b/c", sequences=("x", "y"))
+    assert [file.channel for file in one.files.values()] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("[]", "no dataset.json"),
+        ("{", "can't be read"),
+        ('{"modality": ["FLAIR"]}', "'modality'"),
+        ('{"modality": {"0": "CT"}}', "has no 'FLAIR', but 'CT'"),
+        ('{"modality": {"0": "FLAIR"}}', "'training' is no list"),
+        ('{"modality": {"0": "FLAIR"}, "training": ["a"]}', "'training' is no list"),
+        ('{"modality": {"0": "FLAIR"}, "training": []}', "no image"),
+    ],
+)
+def test_a_dataset_json_that_is_not_the_decathlons_is_refused(tmp_path, text, why):
+    (tmp_path / "dataset.json").write_text(text)
+    with pytest.raises(InputError, match=why):
+        patients.in_decathlon(tmp_path, sequences=("FLAIR",))
+
+
+def test_no_such_part_and_no_such_folder_are_refused(tmp_path):
+    with pytest.raises(InputError, match="part='val'"):
+        patients.in_decathlon(tmp_path, sequences=("FLAIR",), part="val")
+    with pytest.raises(InputError, match="does not exist"):
+        patients.in_decathlon(tmp_path / "absent", sequences=("FLAIR",))
+
+
+@pytest.mark.skipif(not MS.exists(), reason="needs shared/data/ms-lesion-sample")
+def test_the_patients_of_the_sample_are_found():
+    names = ("FLAIR", "T1", "T1POST", "T2")
+    files = {name: f"{name}.nii.gz" for name in names}
+    found = find(MS, sequences=names, files=files, mask="lesion.nii.gz")
+    assert [one.name for one in found] == ["patient07", "patient19"]
+    assert all(file.path.exists() for file in found[1].files.values())
