@@ -82,6 +82,32 @@ def test_a_unit_other_than_the_millimetre_is_obeyed(tmp_path):
     np.testing.assert_allclose(nifti.read(tmp_path / "a.nii").spacing, (3, 0.7, 0.7))
 
 
+def test_the_stored_grid_is_the_one_in_the_file(tmp_path):
+    affine = affine_of(TURNS["coronal LIA"], tilt=0.3)
+    stored = nifti.read(save(tmp_path / "a.nii", affine=affine)).stored
+    assert stored.shape == VOXELS.shape
+    np.testing.assert_allclose(stored.affine, affine, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", TURNS)
+def test_a_stack_is_its_volumes_each_turned_alike(tmp_path, name):
+    affine, stack = affine_of(TURNS[name]), RNG.integers(0, 99, (5, 7, 4, 3))
+    path = save(tmp_path / "a.nii.gz", stack.astype(np.int16), affine)
+    volume = nifti.read_stack(path)
+    assert volume.voxels.flags.c_contiguous and volume.voxels.shape[-1] == 3
+    assert volume.stored.shape == (5, 7, 4)
+    for channel in range(3):
+        part = stack[..., channel].astype(np.int16)
+        alone = nifti.read(save(tmp_path / "b.nii", part, affine))
+        np.testing.assert_array_equal(volume.voxels[..., channel], alone.voxels)
+        np.testing.assert_array_equal(volume.affine, alone.affine)
+    one = nifti.read_stack(tmp_path / "b.nii")
+    np.testing.assert_array_equal(one.voxels[..., 0], alone.voxels)
+    five = save(tmp_path / "c.nii", np.zeros((5, 7, 4, 3, 2), np.int16), affine)
+    with pytest.raises(InputError, match="shape \\(5, 7, 4, 3, 2\\)"):
+        nifti.read_stack(five)
+
+
 def nan_voxels(path):
     voxels = VOXELS.astype(np.float32)
     voxels[0, 0, :2] = np.nan, np.inf
