@@ -19,9 +19,12 @@ finite for saturated logits, so probabilities are kept as their logarithms:
 log p = -softplus(-z) and log(1 - p) = -softplus(z).
 """
 
+from collections.abc import Callable
+
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from chex import Array
 
 from medjax.errors import InputError
@@ -277,6 +280,49 @@ def compound(
         part, count = PARTS[name](logits, label, weight, **rest)
         total += arguments["share"] * part
     return total, count  # All parts count the same images.
+
+
+def deep(loss: Callable) -> Callable:
+    """A loss of the tuple of logits that a network with deep supervision gives.
+
+    Their losses with the shares 1, 1/2, 1/4, ..., divided by the sum of these. The
+    label of a coarse voxel is the largest among the known ones that it covers: a
+    lesion of few voxels stays, where every second voxel alone could miss it.
+
+    Args:
+      loss: one of the above.
+
+    Returns:
+      (logits, label, weight, **rest) -> (total, count), its logits a tuple, of which
+      the first have the label's resolution, and each axis of the others divides it.
+
+    Source: Isensee et al., nnU-Net (Nature Methods 2021), for the shares.
+    """
+
+    def summed(
+        logits: tuple[Array, ...], label: Array, weight: Array, **rest: Array
+    ) -> tuple[Array, Array]:
+        shares = 0.5 ** np.arange(len(logits))
+        total = jnp.zeros(())
+        for share, z in zip(shares / shares.sum(), logits, strict=True):
+            part, count = loss(z, *_coarser(label, weight, z.shape), **rest)
+            total += share * part
+        return total, count  # A voxel is known wherever one below it is.
+
+    return summed
+
+
+def _coarser(label: Array, weight: Array, shape: tuple) -> tuple[Array, Array]:
+    """The maxima over the voxels that one of logits [B, ..., K] of `shape` covers."""
+    split = [len(label)]
+    for fine, coarse in zip(label.shape[1:-1], shape[1:-1], strict=True):
+        split += [coarse, fine // coarse]
+    split.append(label.shape[-1])
+    within = tuple(range(2, len(split) - 1, 2))
+    if weight.ndim < label.ndim:
+        return label.reshape(split).max(within), weight
+    label = jnp.where(weight > 0, label, 0)
+    return label.reshape(split).max(within), weight.reshape(split).max(within)
 
 
 def _prepare(logits, label, weight) -> tuple[Array, Array, Array]:

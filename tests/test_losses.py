@@ -508,6 +508,64 @@ def test_compound_names_the_remedy(parts, match):
         losses.compound(*batch("soft_dice"), parts=parts)
 
 
+DICE_AND_BCE = {
+    "soft_dice": {"share": 1.0, "smooth": 1.0},
+    "weighted_bce": {"share": 1.0, "w_pos": 1.0, "w_neg": 1.0},
+}
+
+
+@pytest.mark.parametrize("voxelwise", [False, True])
+def test_deep_supervision_shares_out_the_losses_of_the_largest_labels(voxelwise):
+    rng = np.random.default_rng(0)
+    label = (rng.random((2, 4, 4, 8, T)) > 0.8).astype(np.float32)
+    logits = [
+        rng.normal(size=(2, *space, T)).astype(np.float32)
+        for space in [(4, 4, 8), (4, 2, 4), (2, 1, 2)]
+    ]
+    weight = np.ones((2, T))
+    weight[0, 1] = 0
+    if voxelwise:
+        weight = (rng.random(label.shape) > 0.3) * weight[:, None, None, None]
+        label = np.where(weight > 0, label, np.nan)
+
+    def loss(logits, label, weight):
+        return losses.compound(logits, label, weight, parts=DICE_AND_BCE)
+
+    got = jax.jit(losses.deep(loss))(tuple(logits), label, weight)
+    expected = 0
+    for share, z in zip([4 / 7, 2 / 7, 1 / 7], logits, strict=True):
+        coarse, known = np.zeros(z.shape), np.zeros(z.shape)
+        for place in np.ndindex(z.shape[:-1]):
+            b, *low = place
+            box = [
+                slice(i * n // m, (i + 1) * n // m)
+                for i, n, m in zip(low, (4, 4, 8), z.shape[1:-1], strict=True)
+            ]
+            seen = label[b, *box].reshape(-1, T)
+            sure = weight[b, *box].reshape(-1, T) if voxelwise else weight[b][None]
+            known[place] = sure.max(0)
+            coarse[place] = np.where(sure > 0, seen, 0).max(0)
+        expected += share * loss(z, coarse, known)[0]
+    np.testing.assert_allclose(got, (expected, 2), rtol=1e-6)
+
+
+@pytest.mark.parametrize("logit", [0.0, -100.0, 100.0])
+def test_a_patch_without_foreground_has_a_finite_loss_that_quiets_it(logit):
+    z, empty = jnp.full((1, 4, 4, 4, 1), logit), jnp.zeros((1, 4, 4, 4, 1))
+
+    def loss(z):
+        known = jnp.ones((1, 1))
+        return losses.compound(z, empty, known, parts=DICE_AND_BCE)[0]
+
+    value, gradient = jax.value_and_grad(loss)(z)
+    size = 64 * sigmoid(logit) ** 2
+    np.testing.assert_allclose(
+        value, size / (size + 1) - log_p(-logit), rtol=1e-6, atol=1e-9
+    )
+    assert np.all(np.isfinite(gradient)) and np.all(gradient >= 0)
+    assert np.all(gradient > 0) or logit < 0
+
+
 def test_every_public_loss_is_a_part_and_is_tested_above():
     public = {
         name
