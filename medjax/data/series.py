@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pydicom
@@ -15,15 +16,28 @@ from medjax.geometry.itk import RAS_TO_LPS
 
 UNEVEN = 0.02  # Share of the usual distance between slices that one may be off.
 TURNED = 1e-3  # What a direction's cosine may differ between slices.
-NEEDED = (
-    "SeriesInstanceUID",
-    "ImageOrientationPatient",
-    "ImagePositionPatient",
-    "PixelSpacing",
-    "Rows",
-    "Columns",
-)
+# Numbers, and how many.
+GEOMETRY = {
+    "PixelSpacing": 2,
+    "ImageOrientationPatient": 6,
+    "ImagePositionPatient": 3,
+}
 CONVERT = "convert the series to NIfTI, with dcm2niix for example"
+
+
+class Slice(NamedTuple):
+    """What a header says of where a slice lies; the names are DICOM's.
+
+    Rows and columns are pixels, the spacing is mm between rows, then columns, and the
+    orientation is the direction of a row and of a column, in LPS.
+    """
+
+    SeriesInstanceUID: str
+    Rows: int
+    Columns: int
+    PixelSpacing: np.ndarray
+    ImageOrientationPatient: np.ndarray
+    ImagePositionPatient: np.ndarray
 
 
 def read(folder: str | os.PathLike) -> Volume:
@@ -54,9 +68,9 @@ def read(folder: str | os.PathLike) -> Volume:
     _check_alike(slices)
     paths = _sorted(folder, slices)
     first, last = slices[paths[0]], slices[paths[-1]]
-    across, down = np.split(np.array(first.ImageOrientationPatient, float), 2)
-    between_rows, between_columns = map(float, first.PixelSpacing)
-    start, end = (np.array(s.ImagePositionPatient, float) for s in (first, last))
+    across, down = np.split(first.ImageOrientationPatient, 2)
+    between_rows, between_columns = first.PixelSpacing
+    start, end = first.ImagePositionPatient, last.ImagePositionPatient
     lps = np.eye(4)
     lps[:3, 0], lps[:3, 1] = across * between_columns, down * between_rows
     lps[:3, 2], lps[:3, 3] = (end - start) / (len(paths) - 1), start
@@ -83,49 +97,53 @@ def _files(folder: Path) -> list[Path]:
     return found
 
 
-def _header(path: Path) -> pydicom.Dataset:
+def _header(path: Path) -> Slice:
     try:
         header = pydicom.dcmread(path, stop_before_pixels=True)
-        absent = [name for name in NEEDED if header.get(name) in (None, "")]
         several = int(header.get("NumberOfFrames") or 1) > 1
         colour = header.get("SamplesPerPixel", 1) != 1
+        values = {name: header.get(name) for name in Slice._fields}
+        absent = [name for name, value in values.items() if value in (None, "")]
+        if several or colour:
+            raise InputError(f"holds {'several frames' if several else 'colours'}")
+        if absent:
+            raise InputError(f"has no {absent[0]}")
+        for name, count in GEOMETRY.items():
+            values[name] = np.array(values[name], float).reshape(count)
+        found = Slice(**values)
+        axes = found.ImageOrientationPatient.reshape(2, 3)
+        if not np.allclose(axes @ axes.T, np.eye(2), 0, 10 * TURNED):
+            raise InputError("has an ImageOrientationPatient of no right angle")
+        if not np.isfinite(found.ImagePositionPatient).all():
+            raise InputError("has an ImagePositionPatient that is no place")
+        if not (found.PixelSpacing > 0).all():
+            raise InputError("has a PixelSpacing that isn't positive")
+    except InputError as error:
+        raise InputError(f"{path}: {error}; {CONVERT}") from None
     except Exception as error:  # pydicom raises a dozen types on a damaged file.
         raise InputError(f"{path}: can't be read ({_why(error)}); {CONVERT}") from error
-    if several or colour:
-        kind = "several frames" if several else "colours"
-        raise InputError(f"{path}: holds {kind}; {CONVERT}")
-    if absent:
-        raise InputError(f"{path}: has no {absent[0]}; {CONVERT}")
-    return header
+    return found
 
 
-def _check_alike(slices: dict[Path, pydicom.Dataset]) -> None:
+def _check_alike(slices: dict[Path, Slice]) -> None:
     """Refuses slices that aren't of one stack."""
     (first, one), *others = slices.items()
     for path, other in others:
-        for name in NEEDED:
-            if name == "ImagePositionPatient":
-                continue
-            a, b = one[name].value, other[name].value
-            if name in ("ImageOrientationPatient", "PixelSpacing"):
-                alike = np.allclose(np.array(a, float), np.array(b, float), 0, TURNED)
-            else:
-                alike = a == b
-            if not alike:
+        for name in Slice._fields[:-1]:  # All but the position.
+            a, b = getattr(one, name), getattr(other, name)
+            same = np.allclose(a, b, 0, TURNED) if name in GEOMETRY else a == b
+            if not same:
                 raise InputError(
                     f"{path}: has the {name} {b}, and {first.name} has {a}; "
                     "give a folder of one series of parallel slices"
                 )
 
 
-def _sorted(folder: Path, slices: dict[Path, pydicom.Dataset]) -> list[Path]:
+def _sorted(folder: Path, slices: dict[Path, Slice]) -> list[Path]:
     """The slices along their normal; refuses gaps and doubles."""
-    header = next(iter(slices.values()))
-    normal = np.cross(*np.split(np.array(header.ImageOrientationPatient, float), 2))
-    place = {
-        path: float(normal @ np.array(s.ImagePositionPatient, float))
-        for path, s in slices.items()
-    }
+    one = next(iter(slices.values()))
+    normal = np.cross(*np.split(one.ImageOrientationPatient, 2))
+    place = {path: normal @ s.ImagePositionPatient for path, s in slices.items()}
     paths = sorted(place, key=place.get)
     steps = np.diff([place[path] for path in paths])
     usual = float(np.median(steps))

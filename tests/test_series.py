@@ -1,0 +1,242 @@
+"""DICOM series are written by pydicom; where their voxels lie is asked of SimpleITK."""
+
+import warnings
+
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from scans import affine_of, brain, save
+
+from medjax.data import mri, patients, series
+from medjax.errors import InputError
+from medjax.geometry import grid
+
+RNG = np.random.default_rng(0)
+VOXELS = RNG.integers(0, 4000, (5, 7, 6)).astype(np.uint16)  # Slices, rows, columns.
+UID = generate_uid()
+AXIAL, SAGITTAL, CORONAL = (
+    ((1, 0, 0), (0, 1, 0)),
+    ((0, 1, 0), (0, 0, -1)),
+    ((1, 0, 0), (0, 0, -1)),
+)
+
+
+def tilted(plane, angle=0.3):
+    """Turns the two directions of an image plane about x, then z."""
+    c, s = np.cos(angle), np.sin(angle)
+    about_x = np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
+    about_z = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+    return tuple(about_z @ about_x @ direction for direction in np.array(plane))
+
+
+def write(folder, voxels=VOXELS, plane=AXIAL, gap=3.0, order=None, **fields):
+    """Writes slices along their normal; the names and numbers are in `order`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    across, down = np.array(plane, float)
+    names = np.arange(len(voxels)) if order is None else order
+    for k, pixels in enumerate(voxels):
+        meta = FileMetaDataset()
+        meta.MediaStorageSOPClassUID = MRImageStorage
+        meta.MediaStorageSOPInstanceUID = generate_uid()
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        path = folder / f"{names[k]:03d}.dcm"
+        data = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+        data.SOPClassUID = MRImageStorage
+        data.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
+        data.SeriesInstanceUID, data.Modality = UID, "MR"
+        data.InstanceNumber = int(names[k]) + 1
+        data.ImageOrientationPatient = [f"{x:.9f}" for x in (*across, *down)]
+        place = np.array([-30.0, 20, 7]) + k * gap * np.cross(across, down)
+        data.ImagePositionPatient = [f"{x:.9f}" for x in place]
+        data.PixelSpacing = [1.2, 0.8]  # Between rows, then between columns.
+        data.Rows, data.Columns = pixels.shape
+        data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+        data.BitsAllocated = data.BitsStored = 16
+        data.HighBit, data.PixelRepresentation = 15, 0
+        data.PixelData = pixels.tobytes()
+        for name, value in fields.items():
+            setattr(data, name, value)
+        data.save_as(path)
+    return folder
+
+
+def change(path, **fields):
+    data = pydicom.dcmread(path)
+    for name, value in fields.items():
+        if value is None:
+            delattr(data, name)
+        else:
+            setattr(data, name, value)
+    data.save_as(path)
+
+
+PLANES = {
+    "axial": AXIAL,
+    "sagittal": SAGITTAL,
+    "coronal": CORONAL,
+    "oblique": tilted(AXIAL),
+    "oblique sagittal": tilted(SAGITTAL),
+}
+
+
+@pytest.mark.parametrize("name", PLANES)
+def test_a_series_lies_as_simpleitk_says(tmp_path, name):
+    order = RNG.permutation(len(VOXELS))
+    folder = write(tmp_path / "T1", plane=PLANES[name], order=order)
+    volume = series.read(folder)
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
+    stored = reader.Execute()
+    other = sitk.DICOMOrient(stored, "LPS")
+    np.testing.assert_array_equal(volume.voxels, sitk.GetArrayFromImage(other))
+    np.testing.assert_allclose(volume.spacing, other.GetSpacing()[::-1], rtol=1e-6)
+    assert volume.voxels.dtype == np.float32 and volume.voxels.flags.c_contiguous
+    for index in ((0, 0, 0), (1, 2, 3), (4, 1, 2)):
+        x, y, z = other.TransformIndexToPhysicalPoint(index[::-1])
+        here = grid.apply(volume.affine, np.array(index))
+        np.testing.assert_allclose(here, (-x, -y, z), atol=1e-5)
+    assert volume.stored.shape == stored.GetSize()
+    x, y, z = stored.TransformIndexToPhysicalPoint((1, 2, 3))
+    here = grid.apply(volume.stored.affine, np.array((1, 2, 3)))
+    np.testing.assert_allclose(here, (-x, -y, z), atol=1e-5)
+
+
+def test_rescaling_is_obeyed_slice_by_slice(tmp_path):
+    folder = write(tmp_path, RescaleSlope=2.0, RescaleIntercept=-100.0)
+    change(folder / "002.dcm", RescaleSlope=0.5)
+    values = series.read(folder).voxels
+    plain = write(tmp_path / "plain")
+    expected = 2 * series.read(plain).voxels - 100
+    expected[2] = 0.5 * series.read(plain).voxels[2] - 100
+    np.testing.assert_array_equal(values, expected)
+
+
+def test_signed_values_are_signed(tmp_path):
+    signed = (VOXELS.astype(int) - 2000).astype(np.int16)
+    folder = write(tmp_path, signed, PixelRepresentation=1)
+    np.testing.assert_array_equal(series.read(folder).voxels, signed)
+
+
+def test_what_is_no_slice_is_passed_over(tmp_path):
+    folder = write(tmp_path)
+    expected = series.read(folder).voxels
+    (folder / "DICOMDIR").write_bytes((folder / "000.dcm").read_bytes())
+    (folder / "._000.dcm").write_bytes((folder / "000.dcm").read_bytes())
+    (folder / "readme.txt").write_text("T1")
+    (folder / "deeper").mkdir()
+    np.testing.assert_array_equal(series.read(folder).voxels, expected)
+
+
+def missing(folder):
+    (folder / "002.dcm").unlink()
+
+
+def twice(folder):
+    (folder / "copy.dcm").write_bytes((folder / "001.dcm").read_bytes())
+
+
+def alone(folder):
+    for n in range(4):
+        (folder / f"00{n}.dcm").unlink()
+
+
+def cut(folder):
+    path = folder / "003.dcm"
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def several(folder):
+    path = folder / "003.dcm"
+    change(path, NumberOfFrames=2)
+
+
+def small(folder):
+    pixels = VOXELS[3, :3, :3].tobytes()
+    change(folder / "003.dcm", Rows=3, Columns=3, PixelData=pixels)
+
+
+SPOILT = {
+    "001.dcm and 003.dcm are 6 mm apart, others 3 mm": missing,
+    "001.dcm and copy.dcm lie in one place": twice,
+    "holds 1 DICOM slices": alone,
+    "003.dcm: can't be decoded": cut,
+    "003.dcm: holds several frames": several,
+    "003.dcm: has the Rows 3, and 000.dcm has 7": small,
+    "001.dcm: has the SeriesInstanceUID 1.2.3": lambda folder: change(
+        folder / "001.dcm", SeriesInstanceUID="1.2.3"
+    ),
+    "002.dcm: has the PixelSpacing": lambda folder: change(
+        folder / "002.dcm", PixelSpacing=[1.2, 0.9]
+    ),
+    "002.dcm: has the ImageOrientationPatient": lambda folder: change(
+        folder / "002.dcm", ImageOrientationPatient=[0, 1, 0, 0, 0, -1]
+    ),
+    "004.dcm: has no ImagePositionPatient": lambda folder: change(
+        folder / "004.dcm", ImagePositionPatient=None
+    ),
+    "003.dcm: has a PixelSpacing that isn't positive": lambda folder: change(
+        folder / "003.dcm", PixelSpacing=[1.2, 0.0]
+    ),
+    "003.dcm: has an ImageOrientationPatient of no right": lambda folder: change(
+        folder / "003.dcm", ImageOrientationPatient=[1, 0, 0, 1, 0, 0]
+    ),
+    "000.dcm: holds colours": lambda folder: change(
+        folder / "000.dcm", SamplesPerPixel=3
+    ),
+}
+
+
+@pytest.mark.parametrize("why", SPOILT)
+def test_a_series_that_is_no_sound_volume_is_refused_in_one_line(tmp_path, why):
+    folder = write(tmp_path / "T1")
+    SPOILT[why](folder)
+    with pytest.raises(InputError) as caught:
+        series.read(folder)
+    text = str(caught.value)
+    assert text.startswith(str(folder)) and why in text
+    assert "\n" not in text and "; " in text
+
+
+def test_an_empty_and_an_absent_folder_are_refused(tmp_path):
+    with pytest.raises(InputError, match="holds 0 DICOM slices"):
+        series.read(tmp_path)
+    with pytest.raises(InputError, match="can't be read"):
+        series.read(tmp_path / "absent")
+
+
+def test_damaged_bytes_are_read_or_refused(tmp_path):
+    folder = write(tmp_path, VOXELS[:3])
+    path = folder / "001.dcm"
+    whole, refused = path.read_bytes(), 0
+    for _ in range(100):
+        data = bytearray(whole)
+        data[RNG.integers(132, len(data))] = RNG.integers(0, 256)
+        path.write_bytes(data)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # pydicom's, of strange values.
+                volume = series.read(folder)
+        except InputError as error:
+            assert "\n" not in str(error)
+            refused += 1
+        else:
+            assert np.isfinite(volume.voxels).all() and (volume.spacing > 0).all()
+    assert refused > 10
+
+
+def test_a_patient_may_have_a_series_beside_a_nifti_file(tmp_path):
+    shape = (12, 16, 14)
+    tissue = np.rint(brain(shape))
+    spacing, origin = (0.8, 1.2, 3.0), (30, -20, 7)  # As `write` has it, in RAS.
+    write(tmp_path / "P1/T1", tissue.T.astype(np.uint16))
+    affine = affine_of("LPS", spacing, origin=origin)
+    save(tmp_path / "P1/T2.nii.gz", tissue, affine)
+    files = {"T1": "T1", "T2": "T2.nii.gz"}
+    (found,) = patients.in_folders(tmp_path, sequences=("T1", "T2"), files=files)
+    case = mri.read_case(found.files, regions={})
+    np.testing.assert_allclose(case.image[..., 0], case.image[..., 1], atol=1e-5)
+    assert case.original.shape == shape
+    np.testing.assert_allclose(case.original.affine, affine, atol=1e-6)
