@@ -1,0 +1,227 @@
+"""Mends probabilities: temperature, Platt scaling, isotonic regression, prior shift.
+
+Fit on validation predictions, and apply to the test's. Arrays are as in
+calibration.py. A fit is numbers alone: `fit._asdict()` goes into JSON and comes back
+by `Logistic(**...)` or `Isotonic(**...)`. A task that can't be fitted keeps its
+probabilities.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import brentq, isotonic_regression
+from scipy.special import expit, logit
+
+from medjax.errors import InputError
+from medjax.evaluation.calibration import known, ratio
+
+LEAST = 1e-7  # What float32 tells from 0 and from 1: log-odds are finite beyond it.
+FLATTEST, STEEPEST = 1e-3, 1e3  # Bounds of the inverse of a temperature.
+
+
+class Logistic(NamedTuple):
+    """log-odds -> slope * log-odds + intercept; T numbers each."""
+
+    slope: Sequence[float]
+    intercept: Sequence[float]
+
+
+class Isotonic(NamedTuple):
+    """A rising function of the probability for each of T tasks, linear between knots.
+
+    probability, calibrated: T sequences; both are empty where a task wasn't fitted.
+    """
+
+    probability: Sequence[Sequence[float]]
+    calibrated: Sequence[Sequence[float]]
+
+
+def fit_temperature(probability, label, weight) -> Logistic:
+    """One temperature for all tasks, of the highest likelihood: slope = 1 / it.
+
+    It mends overconfidence, and with one number it can't overfit. Without a finite
+    optimum (no error, or no better than chance) the slope is 1.
+
+    Source: Guo et al., On Calibration of Modern Neural Networks (ICML 2017), sec. 4.2.
+    """
+    p, y, w = known(probability, label, weight)
+    z = _log_odds(p)
+
+    def slope_of_loss(slope: float) -> float:
+        return float((w * (expit(slope * z) - y) * z).sum())
+
+    slope = 1.0
+    if slope_of_loss(FLATTEST) < 0 < slope_of_loss(STEEPEST):
+        slope = brentq(slope_of_loss, FLATTEST, STEEPEST, xtol=1e-12)
+    return Logistic((slope,) * p.shape[1], (0.0,) * p.shape[1])
+
+
+def fit_platt(probability, label, weight) -> Logistic:
+    """Slope and intercept for each task: logistic regression on the log-odds.
+
+    No penalty and no smoothed labels. A task of one class, or one that a threshold
+    separates without an error, has no finite optimum and stays as it is. A negative
+    slope is possible, and turns the ranking round: the model was wrong way up.
+
+    Source: Platt, Probabilistic Outputs for Support Vector Machines (1999).
+    """
+    fits = _each(_platt, *known(probability, label, weight))
+    slope, intercept = zip(*fits, strict=True)
+    return Logistic(slope, intercept)
+
+
+def fit_isotonic(probability, label, weight) -> Isotonic:
+    """For each task the rising function with the smallest squared error.
+
+    It follows any shape, and so needs more images: a thousand, say. It makes ties. A
+    task of one class stays as it is.
+
+    Source: Zadrozny & Elkan, Transforming Classifier Scores (KDD 2002), section 3.
+    """
+    fits = _each(_isotonic, *known(probability, label, weight))
+    knots, calibrated = zip(*fits, strict=True)
+    return Isotonic(knots, calibrated)
+
+
+def prior_shift(trained, true) -> Logistic:
+    """From the prevalence that training saw to the true one.
+
+    Loss weights or resampling teach a model another prevalence, and its probabilities
+    follow: the odds are too high by the ratio of the two. After this shift, the mean
+    probability is the true prevalence, if the model was calibrated in training.
+
+    Args:
+      trained: [T] in (0, 1), see `trained_prevalence`; or the resampled share.
+      true: [T] in (0, 1), of the population in question.
+
+    Source: Saerens et al., Neural Computation 14 (2002) 21, section 2; King & Zeng,
+    Political Analysis 9 (2001) 137, for the log-odds.
+    """
+    trained, true = np.broadcast_arrays(
+        *(np.atleast_1d(np.asarray(x, float)) for x in (trained, true))
+    )
+    for name, value in (("trained", trained), ("true", true)):
+        if not ((value > 0) & (value < 1)).all():
+            raise InputError(f"{name}: {value}; give prevalences between 0 and 1")
+    shift = logit(true) - logit(trained)
+    return Logistic((1.0,) * len(shift), tuple(shift.tolist()))
+
+
+def trained_prevalence(label, weight, *, positive=1.0, negative=1.0) -> np.ndarray:
+    """The share of the positives in the loss, [T].
+
+    Args:
+      label, weight: of the training set, as it was sampled.
+      positive, negative: [T] or one number, the loss weights of the two classes.
+    """
+    _, y, w = known(np.full(np.shape(label), 0.5), label, weight)
+    up, down = positive * (w * y).sum(axis=0), negative * (w * (1 - y)).sum(axis=0)
+    return ratio(up, up + down)
+
+
+def estimate_prevalence(probability, weight, trained) -> np.ndarray:
+    """The prevalence among images without labels, [T], of the highest likelihood.
+
+    It is where the mean of the shifted probabilities is the prevalence itself, what
+    the expectation-maximisation of the source ends at; found as the root of the
+    likelihood's derivative. It takes for granted that the findings look the same.
+
+    Args:
+      probability: [N, T] of a model that is calibrated at the trained prevalence.
+      weight: [N, T]; 0 leaves an image out.
+      trained: [T] in (0, 1).
+
+    Source: Saerens et al., Neural Computation 14 (2002) 21, section 2.
+    """
+    p, _, w = known(probability, np.zeros(np.shape(probability)), weight)
+    priors = np.broadcast_to(trained, p.shape[1:])
+    tasks = zip(p.T, w.T, priors, strict=True)
+    return np.array([_prevalence(*task) for task in tasks])
+
+
+def calibrate(fit: Logistic | Isotonic, probability) -> np.ndarray:
+    """The calibrated probabilities, [N, T] float64.
+
+    Args:
+      fit: of T tasks.
+      probability: [N, T] in [0, 1].
+    """
+    p = np.asarray(probability, float)
+    if len(fit[0]) != p.shape[1]:
+        raise InputError(
+            f"fit: of {len(fit[0])} tasks, and the probabilities of {p.shape[1]}; fit "
+            "on predictions of the same tasks"
+        )
+    if isinstance(fit, Logistic):
+        return expit(_log_odds(p) * np.array(fit.slope) + np.array(fit.intercept))
+    tasks = zip(p.T, *fit, strict=True)
+    return np.stack([np.interp(x, *k) if len(k[0]) else x for x, *k in tasks], axis=1)
+
+
+def _platt(p: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[float, float]:
+    """Newton's method with halved steps: the loss is convex."""
+    z = _log_odds(p)
+    if _separated(z, y):
+        return 1.0, 0.0
+    x = np.stack([z, np.ones_like(z)])
+    w = w / w.sum()
+
+    def loss(fit):
+        return (w * (np.logaddexp(0, fit @ x) - y * (fit @ x))).sum()
+
+    fit = np.zeros(2)
+    for _ in range(100):
+        q = expit(fit @ x)
+        gradient = x @ (w * (q - y))
+        hessian = (x * (w * q * (1 - q))) @ x.T
+        hessian += (1e-13 * np.trace(hessian) + 1e-300) * np.eye(2)  # For the singular.
+        step = np.linalg.solve(hessian, gradient)
+        while loss(fit - step) > loss(fit) + 1e-15 and np.abs(step).max() > 1e-12:
+            step = step / 2
+        fit = fit - step
+        if np.abs(step).max() < 1e-10:
+            break
+    return float(fit[0]), float(fit[1])
+
+
+def _prevalence(p: np.ndarray, w: np.ndarray, trained: float) -> float:
+    positive, negative = p / trained, (1 - p) / (1 - trained)  # Likelihoods, scaled.
+
+    def slope(share: float) -> float:
+        mixed = share * positive + (1 - share) * negative
+        return float((w * (positive - negative) / np.maximum(mixed, 1e-300)).sum())
+
+    if not w.any():
+        return np.nan
+    if slope(0) <= 0 or slope(1) >= 0:
+        return float(slope(0) > 0)
+    return brentq(slope, 0, 1, xtol=1e-13)
+
+
+def _isotonic(p: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[tuple, tuple]:
+    if not (y > 0).any() or not (y < 1).any():
+        return (), ()
+    values, where = np.unique(p, return_inverse=True)
+    mass = np.bincount(where, w)
+    rising = isotonic_regression(np.bincount(where, w * y) / mass, weights=mass).x
+    ends = np.diff(rising, prepend=-1) + np.diff(rising, append=2) > 0
+    return tuple(values[ends].tolist()), tuple(rising[ends].tolist())
+
+
+def _separated(z: np.ndarray, y: np.ndarray) -> bool:
+    """Whether one class is missing, or a threshold on z parts the two."""
+    positive, negative = z[y > 0], z[y < 1]
+    if not len(positive) or not len(negative):
+        return True
+    return positive.min() >= negative.max() or positive.max() <= negative.min()
+
+
+def _each(fit: Callable, p: np.ndarray, y: np.ndarray, w: np.ndarray) -> list:
+    """A fit to the known images of each task."""
+    tasks = zip(p.T, y.T, w.T, strict=True)
+    return [fit(*(x[w > 0] for x in (p, y, w))) for p, y, w in tasks]
+
+
+def _log_odds(p: np.ndarray) -> np.ndarray:
+    return logit(np.clip(p, LEAST, 1 - LEAST))
