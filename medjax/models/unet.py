@@ -1,17 +1,15 @@
 """A residual U-Net for images and volumes, from one definition."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from chex import Array
 
 from medjax.errors import InputError
-from medjax.models import fast3d
+from medjax.models.blocks import Block, Gate, Grow, Norm, conv
 
 Size = int | Sequence[int]
 
@@ -45,7 +43,7 @@ class UNet(nn.Module):
       strides: into each level from the one before, or the image; a number for all
         axes, or one for each: (1, 2, 2), say, while slices lie further apart than
         pixels.
-      kernels: sizes of the convolutions of each level, in the same way; or a number.
+      kernels: odd sizes of each level's convolutions, in the same way; or a number.
       blocks: residual blocks of each level on the way down; or a number.
       up_blocks: the same on the way up, where the last level has none.
       groups: of channels that are normalised together; 0 for each by itself.
@@ -85,6 +83,10 @@ class UNet(nn.Module):
         kernels = [_per_axis(s, space) for s in _per_level(self, "kernels", levels)]
         blocks = _per_level(self, "blocks", levels)
         up_blocks = _per_level(self, "up_blocks", levels - 1)
+        if any(n % 2 == 0 for kernel in kernels for n in kernel):
+            raise InputError(
+                "model.kernels: an even size; odd ones keep the resolution"
+            )
         if not 0 <= self.deep < levels:
             raise InputError(f"model.deep: {self.deep}; give 0 to {levels - 1}")
         _check_size(image.shape[1:-1], np.prod(strides, axis=0))
@@ -138,7 +140,7 @@ class Down(nn.Module):
     def __call__(self, x: Array) -> Array:
         strided = any(n > 1 for n in self.stride)
         size = self.stride if strided else self.kernel
-        x = _conv(self.features, size, self.stride, dtype=self.dtype, name="conv")(x)
+        x = conv(self.features, size, self.stride, dtype=self.dtype, name="conv")(x)
         x = Norm(self.groups, self.dtype, name="norm")(x, relu=True)
         return _blocks(self, x)
 
@@ -175,136 +177,9 @@ def _blocks(level: Down | Up, x: Array) -> Array:
     return x
 
 
-class Block(nn.Module):
-    """Two convolutions beside the identity, or a product where the width changes."""
-
-    features: int
-    kernel: tuple[int, ...]
-    groups: int
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        still = (1,) * len(self.kernel)
-        conv = partial(_conv, self.features, stride=still, dtype=self.dtype)
-        new = conv(self.kernel, name="conv1")(x)
-        new = Norm(self.groups, self.dtype, name="norm1")(new, relu=True)
-        new = conv(self.kernel, name="conv2")(new)
-        new = Norm(self.groups, self.dtype, name="norm2")(new)
-        if x.shape[-1] != self.features:
-            x = conv(still, name="shortcut")(x)
-        return jax.nn.relu(x + new)
-
-
-class Gate(nn.Module):
-    """Weighs each voxel of what crosses over by what the coarser level saw there.
-
-    x sigmoid(w . relu(A x + B g)), where g has been brought to the resolution of x
-    before; the paper brings x to that of g, and the weights back.
-
-    Source: Oktay et al., Attention U-Net (MIDL 2018), eq. 1 and 2.
-    """
-
-    groups: int
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: Array, g: Array) -> Array:
-        still = (1,) * (x.ndim - 2)
-        conv = partial(_conv, kernel=still, stride=still, dtype=self.dtype)
-        inner = x.shape[-1]
-        both = conv(inner, name="across")(x) + conv(inner, name="coarse")(g)
-        both = Norm(self.groups, self.dtype, name="norm")(both, relu=True)
-        return x * nn.sigmoid(conv(1, name="weight", use_bias=True)(both))
-
-
-class Norm(nn.Module):
-    """Each channel, or group of them, of each image to mean 0 and variance 1.
-
-    Source: Ulyanov et al., Instance Normalization (2016); Wu & He, Group
-    Normalization (ECCV 2018).
-    """
-
-    groups: int
-    dtype: jnp.dtype
-    epsilon: float = 1e-5
-
-    @nn.compact
-    def __call__(self, x: Array, *, relu: bool = False) -> Array:
-        channels = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (channels,))
-        bias = self.param("bias", nn.initializers.zeros, (channels,))
-        mean, variance = fast3d.moments(x)  # [B, C]
-        if self.groups:
-            if channels % self.groups:
-                raise InputError(
-                    f"model.groups: {channels} channels can't be divided by "
-                    f"{self.groups}; give a divisor of all widths, or 0"
-                )
-            mean, variance = _pooled(mean, variance, self.groups)
-        factor = scale * jax.lax.rsqrt(variance + self.epsilon)
-        return fast3d.normalise(x, mean, factor, bias, relu)
-
-
-def _pooled(mean: Array, variance: Array, groups: int) -> tuple[Array, Array]:
-    """The moments of groups of channels, at each of their channels, [B, C]."""
-    means = mean.reshape(len(mean), groups, -1)
-    variances = variance.reshape(means.shape)
-    middle = jnp.mean(means, -1, keepdims=True)
-    within = jnp.mean(variances + jnp.square(means - middle), -1, keepdims=True)
-    return tuple(
-        jnp.broadcast_to(x, means.shape).reshape(mean.shape) for x in (middle, within)
-    )
-
-
-class Grow(nn.Module):
-    """A transposed convolution whose kernel is its stride: [B, ...] -> [B, ... * s]."""
-
-    features: int
-    stride: tuple[int, ...]
-    dtype: jnp.dtype
-    use_bias: bool = False
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        shape = (*self.stride, x.shape[-1], self.features)
-        # Each output has one input voxel's channels to come from, as in a product.
-        init = nn.initializers.he_normal(batch_axis=range(len(self.stride)))
-        kernel = self.param("kernel", init, shape)
-        y = fast3d.grow(x, kernel.astype(self.dtype))
-        if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,))
-            y += bias.astype(self.dtype)
-        return y
-
-
 def _logits(x: Array, tasks: int, stride: tuple[int, ...], name: str) -> Array:
     head = Grow(tasks, stride, x.dtype, use_bias=True, name=name)
     return head(x).astype(jnp.float32)
-
-
-def _conv(
-    features: int,
-    kernel: tuple[int, ...],
-    stride: tuple[int, ...],
-    *,
-    dtype: jnp.dtype,
-    name: str,
-    use_bias: bool = False,
-) -> nn.Module:
-    """A convolution that keeps the size at stride 1, or whose kernel is its stride."""
-    still = set(stride) == {1}
-    return nn.Conv(
-        features,
-        kernel,
-        stride,
-        padding=[((n - 1) // 2, n // 2) if still else (0, 0) for n in kernel],
-        use_bias=use_bias,
-        dtype=dtype,
-        kernel_init=nn.initializers.he_normal(),
-        conv_general_dilated=fast3d.convolution,
-        name=name,
-    )
 
 
 def _per_level(model: UNet, field: str, levels: int) -> tuple:

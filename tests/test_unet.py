@@ -1,0 +1,207 @@
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from medjax.errors import InputError
+from medjax.models import architectures, blocks
+from medjax.models.unet import unet
+
+WIDTHS = (4, 8, 8)
+STRIDES = {"each_voxel": (1, 2, 2), "halved": (2, 2, 2)}
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
+
+def draw(*shape):
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def small(**options):
+    return unet(2, **{"widths": WIDTHS, "strides": (1, 2, 2), **options})
+
+
+def shapes(model, *shape):
+    image = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return jax.eval_shape(
+        functools.partial(model.init, train=False), jax.random.key(0), image
+    )
+
+
+def filled(model, *shape):
+    """Variables that are random, the norms' too."""
+    rng = np.random.default_rng(1)
+    return jax.tree.map(
+        lambda leaf: np.float32(
+            rng.normal(0, 1 / np.sqrt(np.prod(leaf.shape[:-1])), leaf.shape)
+            if len(leaf.shape) > 1
+            else rng.uniform(0.5, 1.5, leaf.shape)
+        ),
+        shapes(model, *shape),
+    )
+
+
+def applied(model, variables, image, train=False):
+    return jax.jit(functools.partial(model.apply, train=train))(variables, image)
+
+
+@pytest.mark.parametrize("shape", [(2, 16, 24, 3), (1, 8, 16, 8, 4)])
+@pytest.mark.parametrize("strides", STRIDES.values(), ids=STRIDES)
+def test_logits_have_the_resolution_of_the_image(shape, strides):
+    model = small(strides=strides, attention=True, deep=2)
+    variables = filled(model, *shape)
+    stages = {"stem", "down1", "down2", "up2", "up1", "head1", "head2", "head"}
+    assert variables.keys() == {"params"} and variables["params"].keys() == stages
+    full = applied(model, variables, draw(*shape))
+    assert full.shape == (*shape[:-1], 2) and full.dtype == jnp.float32
+    logits = applied(model, variables, draw(*shape), train=True)
+    np.testing.assert_array_equal(logits[0], full)
+    fine = strides[0]
+    for level, coarse in enumerate(logits[1:], 1):
+        lower = [n // (fine * 2**level) for n in shape[1:-1]]
+        assert coarse.shape == (shape[0], *lower, 2)
+
+
+def test_one_without_deep_supervision_gives_one_array_and_has_one_head():
+    model = small()
+    variables = filled(model, 1, 8, 8, 1)
+    assert applied(model, variables, draw(1, 8, 8, 1), train=True).shape == (1, 8, 8, 2)
+    assert not {"head1", "head2"} & variables["params"].keys()
+
+
+def test_the_configs_name_finds_it():
+    model = architectures.unet(tasks=3, axis_name="batch", dtype=jnp.float32)
+    assert model == unet(3) and model.widths == (16, 32, 64, 128)
+
+
+@pytest.mark.parametrize("attention", [False, True])
+@pytest.mark.parametrize("strides", STRIDES.values(), ids=STRIDES)
+def test_a_volume_turned_with_its_kernels_is_segmented_the_same(strides, attention):
+    model = small(strides=strides, attention=attention)
+    image = draw(1, 8, 16, 24, 2)
+    variables = filled(model, *image.shape)
+
+    def turned(leaf):
+        return leaf.transpose(1, 2, 0, 3, 4) if leaf.ndim == 5 else leaf
+
+    expected = applied(model, variables, image).transpose(0, 2, 3, 1, 4)
+    other = jax.tree.map(turned, variables)
+    got = applied(model, other, image.transpose(0, 2, 3, 1, 4))
+    np.testing.assert_allclose(got, expected, atol=2e-4 * np.abs(expected).max())
+
+
+def test_flat_kernels_see_each_slice_alone():
+    """A volume of one slice, repeated, is segmented as the image is."""
+    flat = small(groups=2, attention=True)
+    image = draw(1, 16, 8, 2)
+    variables = filled(flat, *image.shape)
+    strides, kernels = ((1, 1, 1), (1, 2, 2), (1, 2, 2)), ((1, 3, 3),) * 3
+    deep = small(groups=2, attention=True, strides=strides, kernels=kernels)
+    thick = jax.tree.map(lambda x: x[None] if x.ndim == 4 else x, variables)
+    volume = np.repeat(image[:, None], 3, 1)
+    assert jax.tree.map(np.shape, thick) == jax.tree.map(
+        lambda leaf: leaf.shape, shapes(deep, *volume.shape)
+    )
+    expected = applied(flat, variables, image)
+    for got in np.moveaxis(applied(deep, thick, volume), 1, 0):
+        np.testing.assert_allclose(got, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_each_image_of_a_batch_is_segmented_as_if_alone():
+    model = small()
+    image = draw(3, 8, 8, 8, 2) * np.array([1, 5, 0.1]).reshape(3, 1, 1, 1, 1)
+    image = image.astype(np.float32)
+    variables = filled(model, *image.shape)
+    together = applied(model, variables, image)
+    alone = [applied(model, variables, one[None])[0] for one in image]
+    scale = np.abs(together).max()
+    np.testing.assert_allclose(together, alone, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize("groups", [0, 1, 2, 6])
+def test_the_norm_is_that_of_linen(groups):
+    x = draw(2, 3, 4, 5, 6) * 2 + np.arange(6, dtype=np.float32)
+    module = blocks.Norm(groups, jnp.float32)
+    variables = {"params": {"scale": draw(6) + 2, "bias": draw(6)}}
+    theirs = nn.GroupNorm(num_groups=groups or 6, epsilon=1e-5)
+    expected = theirs.apply(variables, x)
+    np.testing.assert_allclose(module.apply(variables, x), expected, atol=1e-4)
+    cut = module.apply(variables, x, relu=True)
+    np.testing.assert_allclose(cut, np.maximum(expected, 0), atol=1e-4)
+
+
+def test_a_block_that_adds_nothing_is_the_identity_of_what_is_positive():
+    block = blocks.Block(3, (3, 3, 3), 0, jnp.float32)
+    x = np.abs(draw(1, 4, 4, 4, 3))
+    variables = block.init(jax.random.key(0), x)
+    assert "shortcut" not in variables["params"]
+    variables["params"]["norm2"]["scale"] = np.zeros(3)
+    np.testing.assert_array_equal(block.apply(variables, x), x)
+
+
+def test_a_gate_lets_through_what_its_weight_says():
+    """Oktay et al., eq. 1 and 2, in float64."""
+    gate = blocks.Gate(0, jnp.float32)
+    x, g = draw(1, 4, 4, 4, 2), np.flip(draw(1, 4, 4, 4, 3))
+    variables = filled_gate = gate.init(jax.random.key(0), x, g)
+    p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), filled_gate["params"])
+    both = x @ p["across"]["kernel"][0, 0, 0] + g @ p["coarse"]["kernel"][0, 0, 0]
+    mean, std = both.mean((1, 2, 3)), np.sqrt(both.var((1, 2, 3)) + 1e-5)
+    seen = np.maximum((both - mean) / std, 0) @ p["weight"]["kernel"][0, 0, 0]
+    expected = x / (1 + np.exp(-seen))
+    np.testing.assert_allclose(gate.apply(variables, x, g), expected, atol=1e-5)
+
+
+def test_every_weight_has_a_gradient():
+    model = small(attention=True, deep=1, blocks=(0, 1, 2), up_blocks=(1, 0))
+    image = draw(1, 8, 8, 8, 2)
+    variables = filled(model, *image.shape)
+
+    @jax.jit
+    @jax.grad
+    def gradient(variables):
+        logits = model.apply(variables, image, train=True)
+        return sum(jnp.sum(jnp.sin(z)) for z in logits)
+
+    found = jax.tree.leaves_with_path(gradient(variables))
+    for path, leaf in found:
+        assert np.all(np.isfinite(leaf)) and np.any(leaf != 0), path
+
+
+def test_bfloat16_computes_in_half_and_keeps_float32_parameters_and_logits():
+    half, full = small(dtype=jnp.bfloat16, deep=1), small(deep=1)
+    image = draw(1, 16, 16, 2)
+    types = {leaf.dtype for leaf in jax.tree.leaves(shapes(half, *image.shape))}
+    assert types == {jnp.dtype("float32")}
+    variables = filled(full, *image.shape)
+    got = applied(half, variables, image, train=True)
+    expected = applied(full, variables, image, train=True)
+    for a, b in zip(got, expected, strict=True):
+        assert a.dtype == jnp.float32
+        np.testing.assert_allclose(a, b, atol=0.1 * np.abs(b).max())
+        assert not np.array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("options", "shape", "match"),
+    [
+        (
+            {},
+            (1, 8, 10, 1),
+            "8 x 10 can't be divided .* 4 x 4 in all; pad it to 8 x 12",
+        ),
+        ({"strides": ((1, 1, 1), (1, 2, 2), (2, 2, 2))}, (1, 3, 8, 8, 1), "2 x 4 x 4"),
+        ({"strides": (1, 2)}, (1, 8, 8, 1), "model.strides: 2 of them for 3 levels"),
+        ({"blocks": (1, 2)}, (1, 8, 8, 1), "model.blocks: 2 of them for 3 levels"),
+        ({"up_blocks": (1, 1, 1)}, (1, 8, 8, 1), "model.up_blocks: 3 of them for 2"),
+        ({"kernels": ((1, 3, 3),) * 3}, (1, 8, 8, 1), "has 3 numbers, .* 2 axes"),
+        ({"kernels": 2}, (1, 8, 8, 1), "model.kernels: an even size"),
+        ({"groups": 3}, (1, 8, 8, 1), "model.groups: 4 channels can't .* by 3"),
+        ({"deep": 3}, (1, 8, 8, 1), "model.deep: 3; give 0 to 2"),
+    ],
+)
+def test_what_does_not_fit_is_one_clear_error(options, shape, match):
+    with pytest.raises(InputError, match=match):
+        shapes(small(**options), *shape)
