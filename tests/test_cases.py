@@ -124,6 +124,19 @@ def test_a_coarser_grid_sees_the_mean_of_a_fine_pattern():
     assert np.abs(read - 0.5).max() < 0.05
 
 
+def test_it_is_the_coarse_axis_that_is_blurred_also_where_axes_are_exchanged():
+    stripes = np.zeros((24, 24, 24, 2), np.float32)
+    stripes[::2, ..., 0] = 1
+    stripes[:, :, ::2, 1] = 1
+    affine = np.zeros((4, 4))
+    affine[(2, 1, 0, 3), (0, 1, 2, 3)] = 1, 1, 4, 1  # C, B, and every fourth A.
+    read = cases.resample(stripes, np.eye(4), Grid((24, 24, 6), affine))
+    assert np.abs(read[..., 1:-1, 0] - 0.5).max() < 0.05
+    np.testing.assert_array_equal(
+        read[..., 1:-1, 1], stripes[1:5, :, :, 1].transpose(2, 1, 0)
+    )
+
+
 def test_regions_keep_their_volume_and_stay_nested_when_resampled():
     shape = (24, 30, 26)
     label = np.stack([ball(shape, r, (0.5, 0.4, 0.6)) for r in (0.3, 0.2)], axis=-1)

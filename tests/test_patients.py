@@ -65,6 +65,11 @@ def test_a_series_folder_within_a_patient_is_a_file_and_no_patient(tmp_path):
     assert one.files["FLAIR"] == File(tmp_path / "P1/FLAIR")
 
 
+def test_what_lies_below_a_patients_folder_is_no_other_patient(tmp_path):
+    brats(tmp_path, "P1", "P1/old", "P2")
+    assert [one.name for one in find(tmp_path)] == ["P1", "P2"]
+
+
 def test_a_missing_sequence_is_none_and_keeps_its_place(tmp_path):
     brats(tmp_path, "P1")
     (tmp_path / "P1/P1_t1ce.nii.gz").unlink()
