@@ -8,23 +8,27 @@ import numpy as np
 import pandas as pd
 from rich.progress import Progress
 
-from medjax import augment_audit, augment_gallery, fitting, survey
+from medjax import augment_audit, augment_gallery, fitting, segmenting, survey
 from medjax.build import adapt, model, plain, start, study
 from medjax.build.plain import Config
 from medjax.cohort import splits
-from medjax.data import reading, schema
+from medjax.data import reading, schema, volumes
 from medjax.errors import InputError
 from medjax.evaluation import inference, results
 from medjax.reports import page
 from medjax.training import journal, step, workdir
 
+SEGMENTATION = "segmentation"  # The task whose commands are in segmenting.py.
 
-def prepare(config: Config) -> study.Data:
+
+def prepare(config: Config) -> study.Data | volumes.Prepared:
     """Makes the records of `config.data`, and says what became of the files.
 
     Raises:
       InputError: the raw files aren't there, or too many can't be read.
     """
+    if config.task == SEGMENTATION:
+        return segmenting.prepare(config)
     data = study.data(config)
     left_out = len(pd.read_csv(data.path / "quarantine.csv"))
     print(f"prepared: {data.path} ({len(data.table)} images, {left_out} quarantined)")
@@ -33,6 +37,8 @@ def prepare(config: Config) -> study.Data:
 
 def explore(config: Config, folder: Path) -> Path:
     """Writes explore.html and explore.json of `config.data`, and returns the page."""
+    if config.task == SEGMENTATION:
+        return segmenting.explore(config, folder)
     page = survey.survey(config, prepare(config), folder)
     print(f"explored: {page}")
     return page
@@ -102,6 +108,8 @@ def train(config: Config, folder: Path) -> None:
     Raises:
       InputError: a mistake in the config or the data, or a diverged training.
     """
+    if config.task == SEGMENTATION:
+        return segmenting.train(config, folder)
     data = prepare(config)
     config, weights = start.settle(config, data.task)
     workdir.claim(folder, plain.as_json(config))
@@ -200,6 +208,8 @@ def evaluate(folder: Path, *, split: str = "test", other: Config | None = None) 
       InputError: no run there, or no such split.
     """
     config = plain.read_config(folder)
+    if config.task == SEGMENTATION:
+        return segmenting.evaluate(folder, split=split, other=other)
     sides = (*splits.SPLITS, *[adapt.SPLIT] * (config.adapt.name != "none"))
     if other is None and split not in sides:
         raise InputError(f"--split={split}: use one of {', '.join(sides)}")
@@ -277,6 +287,8 @@ def predict(folder: Path, *, images: list[str], out: Path) -> list[str]:
     Raises:
       InputError: no finished run there, or no image.
     """
+    if plain.read_config(folder).task == SEGMENTATION:
+        return segmenting.predict(folder, images=images, out=out)
     run = _finished(folder)
     if len(run.task.shape) > 3:
         raise InputError(f"{folder}: the run reads volumes; predict reads 2-D images")

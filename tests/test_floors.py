@@ -8,6 +8,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [  # From the top down.
     ("launch", "configs"),
     ("commands",),
+    ("segmenting",),
     ("survey", "augment_audit", "augment_gallery", "fitting"),
     ("build",),
     ("reports", "training"),

@@ -95,6 +95,8 @@ def draw(
     }
     number = jnp.tile(jnp.arange(each, dtype=jnp.int32), len(batch["id"]))
     found["occurrence"] = found["occurrence"] * each + number
+    # XLA's simplifier runs in circles over the repeated numbers of a single volume.
+    found = lax.optimization_barrier(found)
     own = jax.vmap(policy.sample_key, (None, 0, 0, 0))
     keys = own(key, found["epoch"], found["id"], found["occurrence"])
     keys = jax.vmap(jax.random.fold_in, (0, None))(keys, PLACE)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from chex import ArrayTree
 
 from medjax import losses
@@ -21,7 +22,7 @@ from medjax.data import modality
 from medjax.errors import InputError
 from medjax.geometry import warp
 from medjax.models import architectures
-from medjax.models.classifier import stage_names
+from medjax.models.classifier import Classifier, stage_names
 from medjax.training import optim, step
 from medjax.training.checkpoint import Checkpoints
 
@@ -52,6 +53,11 @@ def network(config: Config, task: Task) -> Network:
     make = named(architectures, options.pop("name"), "model.name")
     dtype = jnp.dtype(config.train.dtype)
     model = make(tasks=len(task.names), dtype=dtype, axis_name=step.AXIS, **options)
+    if not isinstance(model, Classifier):
+        raise InputError(
+            f"model.name={config.model.name!r} makes masks: it is for "
+            "task='segmentation'; take densenet121, say"
+        )
     stages = stage_names(len(model.stages))
     frozen = _frozen(config, stages)
     model = model.clone(frozen=len(frozen))
@@ -124,7 +130,7 @@ def train_step(config: Config, network: Network) -> Callable:
             prepare=preparation(config),
         ),
         loss=named(losses, config.loss.name, "loss.name"),
-        optimizer=_optimizer(config),
+        optimizer=optimizer(config),
         frozen=network.frozen,
         adapt=adapt.loss(config),
     )
@@ -172,7 +178,7 @@ def initial_state(
         variables = fresh(config, network)
     return step.init_state(
         adapt.variables(config, variables),
-        optimizer=_optimizer(config),
+        optimizer=optimizer(config),
         dual=dual,
         hyper=hyper,
         frozen=network.frozen,
@@ -204,9 +210,6 @@ def restore(
     config: Config, folder: Path, network: Network, task: Task
 ) -> tuple[int, step.State]:
     """Reads the checkpoint that `config.evaluation.checkpoint` names, and its step."""
-    wanted = config.evaluation.checkpoint
-    if wanted not in ("best", "last"):
-        raise InputError(f"evaluation.checkpoint={wanted!r}: use 'best' or 'last'")
     # Only shapes are wanted of this state, so any labels with both classes do.
     label = np.eye(max(2, len(task.names)))[:, : len(task.names)]
     shapes = jax.eval_shape(
@@ -215,6 +218,16 @@ def restore(
         ),
         jax.random.key(0),
     )
+    return read_state(config, folder, shapes)
+
+
+def read_state(
+    config: Config, folder: Path, shapes: step.State
+) -> tuple[int, step.State]:
+    """`restore` of a state of these shapes."""
+    wanted = config.evaluation.checkpoint
+    if wanted not in ("best", "last"):
+        raise InputError(f"evaluation.checkpoint={wanted!r}: use 'best' or 'last'")
     template = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     with checkpoints(config, folder) as kept:
         found = kept.restore(template, step=kept.best if wanted == "best" else None)
@@ -305,7 +318,8 @@ def _arguments(
     return found | options
 
 
-def _optimizer(config: Config):
+def optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
+    """The optimiser of `config.optim`; its rates are arguments of its update."""
     options = config.optim.to_dict()
     make = named(optim, options["name"], "optim.name")
     options = {k: v for k, v in options.items() if k not in NOT_FOR_THE_OPTIMISER}

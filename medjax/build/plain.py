@@ -70,7 +70,7 @@ def read_config(folder: Path) -> Config:
     """
     found = workdir.read_config(folder)
     for name in ("transfer", "adapt"):
-        if name not in found:
+        if found.get("task") != "segmentation" and name not in found:
             raise InputError(
                 f"{folder}/config.json: has no {name}: the run is of an older medjax; "
                 "read it with that, or train it again"

@@ -1,0 +1,222 @@
+"""Which scans a segmentation learns from: prepared volumes, and who is on which side."""
+
+import functools
+import hashlib
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pandas as pd
+from rich.progress import Progress
+
+from medjax.build.plain import Config
+from medjax.cohort import splits
+from medjax.data import brain, cases, loader, patients, samples, volumes
+from medjax.data.patients import Found
+from medjax.data.volumes import Prepared
+from medjax.errors import InputError
+
+SOURCES = {"folders": patients.in_folders, "decathlon": patients.in_decathlon}
+FINDING = ("sequences", "files", "mask", "part")  # What SOURCES take.
+READING = ("background", "spacing", "grids", "missing", "margin", "clip")
+PHANTOM = "brain_phantom"
+BRATS = {  # A mask's values in each region.
+    "whole": (brain.NECROSIS, brain.OEDEMA, brain.ENHANCING),
+    "core": (brain.NECROSIS, brain.ENHANCING),
+    "enhancing": (brain.ENHANCING,),
+}
+HALF = ", half "  # Between a volume's name and its side, in the manifest.
+
+
+def data(config: Config) -> Prepared:
+    """The prepared volumes of `config.data`; they are made where they are missing.
+
+    Raises:
+      InputError: an unknown source, or files that are refused.
+    """
+    options = config.data.to_dict()
+    for name in ("records", "max_quarantined", "split"):  # They change no voxel.
+        options.pop(name)
+    text = json.dumps(options, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    name = f"{config.data.source}-{digest}"
+    folder = Path(config.data.records).expanduser() / "volumes" / name
+    if volumes.is_prepared(folder):
+        return volumes.read_prepared(folder)
+    if config.data.source == PHANTOM:
+        read, sequences, regions = _phantoms(**options), brain.SEQUENCES, BRATS
+    else:
+        sequences, regions = config.data.sequences, _regions(config)
+        wanted = found(config, config.data.folder)
+        read = volumes.from_files(wanted, regions=regions, **_reading(config))
+    with Progress() as progress:
+        bar = progress.add_task(f"prepare {name}", total=len(read))
+        return volumes.prepare(
+            read,
+            folder,
+            sequences=sequences,
+            regions=regions,
+            options=options,
+            max_quarantined=config.data.max_quarantined,
+            progress=lambda: progress.advance(bar),
+        )
+
+
+def found(config: Config, path: str, *, masks: bool = True) -> list[Found]:
+    """The files of the patients in a folder, laid out as `config.data.source` says.
+
+    Raises:
+      InputError: an unknown source, or no patient there.
+    """
+    source = config.data.source
+    if source == PHANTOM:
+        own = {s: f"*_{s}.nii.gz" for s in brain.SEQUENCES}
+        mask = "*_seg.nii.gz" if masks else ""
+        return patients.in_folders(
+            Path(path), sequences=brain.SEQUENCES, files=own, mask=mask
+        )
+    if source not in SOURCES:
+        known = ", ".join(map(repr, (PHANTOM, *SOURCES)))
+        raise InputError(f"data.source={source!r} is unknown: use {known}")
+    options = {name: config.data[name] for name in FINDING if name in config.data}
+    if not masks:
+        options.pop("mask", None)
+    if "files" in options:
+        options["files"] = options["files"].to_dict()
+    return SOURCES[source](Path(path), **options)
+
+
+def to_predict(config: Config, images: list[str]) -> list[volumes.Patient]:
+    """Patients' files without their masks, to be read as the run's own were."""
+    regions = BRATS if config.data.source == PHANTOM else _regions(config)
+    wanted = [one for path in images for one in found(config, path, masks=False)]
+    return volumes.from_files(
+        wanted, regions=regions, labelled=False, **_reading(config)
+    )
+
+
+def manifest(config: Config, prepared: Prepared) -> pd.DataFrame:
+    """Who trains, validates and tests, by `config.data.split`.
+
+    'patients' samples them as `config.split` says. 'leave_one_out' tests on one
+    patient, number `config.split.fold`; 'halves' trains on the left hemispheres and
+    tests on the right ones of the same people, which flatters. Both leave nobody to
+    validate, and 'all' nobody to test either.
+
+    Raises:
+      InputError: an unknown split, or too few patients for it.
+    """
+    way, c = config.data.split, config.split
+    table = prepared.table[["id", "image", "patient"]]
+    if way == "patients":
+        shares = {"test": c.test, "validation": c.validation}
+        return splits.split(table, (), seed=config.seed, minority=0.0, **shares)
+    if way == "all":
+        return table.assign(split="train")
+    if way == "leave_one_out":
+        people = np.unique(table["patient"])
+        if len(people) < 2 or not 0 <= c.fold < len(people):
+            raise InputError(
+                f"split.fold={c.fold}: the number of the patient to test, 0 to "
+                f"{len(people) - 1}; leave_one_out needs two patients at least"
+            )
+        tested = table["patient"] == people[c.fold]
+        return table.assign(split=np.where(tested, "test", "train"))
+    if way == "halves":
+        sides = [
+            table.assign(image=table["image"] + HALF + half, split=split)
+            for half, split in (("left", "train"), ("right", "test"))
+        ]
+        both = pd.concat(sides, ignore_index=True)
+        return both.assign(id=np.arange(len(both)))
+    raise InputError(
+        f"data.split={way!r}: use 'patients', 'leave_one_out', 'halves' or 'all'"
+    )
+
+
+def check(config: Config, prepared: Prepared, folder: Path) -> pd.DataFrame:
+    """The manifest of a run, which must be the one that its config makes of the data.
+
+    Raises:
+      InputError: the data or splits.csv have changed since.
+    """
+    written = splits.read(folder / "splits.csv")
+    if not written.equals(manifest(config, prepared)[list(written)]):
+        raise InputError(
+            f"{folder}/splits.csv: isn't the split of these data by this config: the "
+            "files or the split have changed; train again in a new workdir"
+        )
+    return written
+
+
+def parts(
+    prepared: Prepared, manifest: pd.DataFrame, side: str
+) -> dict[str, samples.Part]:
+    """The volumes of one side, or halves of them, by their names in the manifest."""
+    numbers = dict(zip(prepared.table["image"], prepared.table["id"], strict=True))
+    chosen = manifest[manifest["split"] == side]
+    named = {}
+    for image, patient in zip(chosen["image"], chosen["patient"], strict=True):
+        name, _, half = image.partition(HALF)
+        named[image] = samples.Part(numbers[name], int(patient), half or "whole")
+    return named
+
+
+def train_batches(
+    config: Config, prepared: Prepared, parts: list[samples.Part]
+) -> loader.TrainBatches:
+    """Device batches of whole volumes; `config.train.batch` counts patches.
+
+    Raises:
+      InputError: the devices can't share them.
+    """
+    shards = jax.device_count() * config.patch.each
+    if config.train.batch % shards:
+        raise InputError(
+            f"train.batch={config.train.batch}: give a multiple of {shards}, the "
+            f"patches of a volume (patch.each={config.patch.each}) times the devices"
+        )
+    return loader.TrainBatches(
+        samples.Volumes(prepared.folder, parts, config.patch.size),
+        seed=config.seed,
+        batch=config.train.batch // shards,
+        devices=jax.local_device_count(),
+        threads=config.train.threads,
+        ahead=1,  # Whole volumes are large, and a step is long.
+    )
+
+
+def _regions(config: Config) -> dict[str, tuple[int, ...]]:
+    """Region -> its values, in the order of `config.data.regions`.
+
+    Raises:
+      InputError: a region without values.
+    """
+    values = config.data["values"]
+    for name in config.data.regions:
+        if name not in values:
+            raise InputError(f"data.values: has none for the region {name!r}")
+    return {name: tuple(values[name]) for name in config.data.regions}
+
+
+def _reading(config: Config) -> dict:
+    return {name: config.data[name] for name in READING if name in config.data}
+
+
+def _phantoms(
+    source: str, patients: int, first_patient: int, **options
+) -> list[volumes.Patient]:
+    """Synthetic patients, drawn when they are read."""
+
+    def read(number: int) -> cases.Case:
+        one = brain.patient(number, **options)
+        return cases.make_case(one.image, one.label, one.affine)
+
+    numbers = range(first_patient, first_patient + patients)
+    return [
+        volumes.Patient(
+            f"{source}{number:04d}", number, functools.partial(read, number)
+        )
+        for number in numbers
+    ]

@@ -1,0 +1,346 @@
+"""The commands where the task is segmentation: train, evaluate, predict."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from rich.progress import Progress
+
+from medjax import fitting
+from medjax.build import model, plain, scans, segmentation
+from medjax.build.plain import Config
+from medjax.cohort import splits
+from medjax.data import fingerprint, original, plan, samples, volumes
+from medjax.data.volumes import Prepared
+from medjax.errors import InputError
+from medjax.evaluation import postprocessing
+from medjax.evaluation import segmentation as measures
+from medjax.evaluation.postprocessing import Post
+from medjax.reports import segmenting as report
+from medjax.training import journal, loop, step, workdir
+
+PICTURED = 12  # Volumes with pictures on the page, the worst.
+
+
+def prepare(config: Config) -> Prepared:
+    """Makes the volumes of `config.data`, and says what became of the files."""
+    prepared = scans.data(config)
+    print(f"prepared: {prepared.folder} ({len(prepared.table)} volumes)")
+    return prepared
+
+
+def explore(config: Config, folder: Path) -> Path:
+    """Writes fingerprint.json of `config.data`, prints it and what it proposes."""
+    prepared = prepare(config)
+    cases = (volumes.load(prepared, id) for id in prepared.table["id"])
+    found = fingerprint.measure(
+        cases, sequences=prepared.sequences, regions=list(prepared.regions)
+    )
+    proposal = plan.propose(found)
+    print("\n".join([*fingerprint.describe(found), *plan.describe(proposal)]))
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "fingerprint.json"
+    both = {"data": found, "proposal": proposal}
+    both = {name: fingerprint.as_json(part) for name, part in both.items()}
+    path.write_text(json.dumps(both, indent=1))
+    print(f"explored: {path}")
+    return path
+
+
+def train(config: Config, folder: Path) -> None:
+    """Trains, or goes on training, and reports the test side if there is one.
+
+    Args:
+      config: of the run.
+      folder: the run's; holds everything that comes out.
+
+    Raises:
+      InputError: a mistake in the config or the data, or a diverged training.
+    """
+    prepared = prepare(config)
+    workdir.claim(folder, plain.as_json(config))
+    for caveat in model.augmentation_caveats(config):
+        print(f"note: {caveat}")
+    manifest = scans.manifest(config, prepared)
+    splits.write(manifest, folder / "splits.csv")
+    meaning = {"sequences": prepared.sequences, "regions": prepared.regions}
+    (folder / "task.json").write_text(json.dumps(meaning, indent=2))
+    sides = {
+        side: scans.parts(prepared, manifest, side)
+        for side in ("train", "validation", "test")
+    }
+    print("volumes: " + ", ".join(f"{len(v)} {k}" for k, v in sides.items() if v))
+    network = segmentation.network_of(config, prepared)
+    state = segmentation.initial_state(
+        config, model.fresh(config, network), len(prepared.regions)
+    )
+    print(f"model: {fitting.counts(state.params, ())}")
+    batches = scans.train_batches(config, prepared, list(sides["train"].values()))
+
+    def validate(state: step.State) -> dict[str, float]:
+        posts = [Post()] * len(prepared.regions)
+        judged = _judged(config, network, state, prepared, sides["validation"], posts)
+        dice = [row["dice"] for _, rows in judged for row in rows]
+        return {"dice": float(np.mean(dice))} if dice else {}
+
+    with model.checkpoints(config, folder / "checkpoints") as checkpoints:
+        complete = loop.fit(
+            state,
+            workdir=folder,
+            step=segmentation.train_step(config, network),
+            batches=batches,
+            evaluate=validate,
+            checkpoints=checkpoints,
+            **plain.schedule(config),
+        )
+    batches.close()
+    if not complete:
+        return
+    run = _read(folder)
+    _post(run, folder, prepared, sides["validation"])
+    if sides["test"]:
+        evaluate(folder)
+    else:
+        print("trained: nobody was left to test on; predict reads other patients")
+
+
+class Run(NamedTuple):
+    """A run, as read back.
+
+    sequences: C names of an image's channels, in their order.
+    regions: K names of a mask's channels, and their values in a file.
+    """
+
+    config: Config
+    sequences: tuple[str, ...]
+    regions: dict[str, tuple[int, ...]]
+    network: segmentation.Network
+    step: int
+    state: step.State
+
+
+def _read(folder: Path) -> Run:
+    """Reads a run that has a checkpoint."""
+    config = Config(workdir.read_config(folder))
+    meaning = workdir.read_task(folder)
+    sequences, regions = meaning["sequences"], meaning["regions"]
+    network = segmentation.network(config, len(sequences), len(regions))
+    found = segmentation.restore(config, folder / "checkpoints", network, len(regions))
+    return Run(config, sequences, regions, network, *found)
+
+
+def evaluate(folder: Path, *, split: str = "test", other: Config | None = None) -> dict:
+    """Reports a run on one of its sides.
+
+    Args:
+      folder: of the run.
+      split: 'test', 'validation' or 'train'; with other data, the report's name.
+      other: a config whose volumes are judged as a whole instead.
+
+    Returns:
+      The results, see evaluation/segmentation.py; also written as `report.*` (for
+      another side than test `report-<split>.*`).
+
+    Raises:
+      InputError: no run there, no such side, or nobody on it.
+    """
+    run = _read(folder)
+    config, prepared = run.config, scans.data(run.config)
+    if other is None and split not in splits.SPLITS:
+        raise InputError(f"--split={split}: use one of {', '.join(splits.SPLITS)}")
+    if other is not None and (split in splits.SPLITS or not split.isidentifier()):
+        raise InputError(f"--split={split}: give the report on other data its own name")
+    manifest = scans.check(config, prepared, folder)
+    posts = _post(run, folder, prepared, scans.parts(prepared, manifest, "validation"))
+    if other is not None:
+        prepared = _same_meaning(scans.data(other), run)
+        manifest = prepared.table.assign(split=split)
+    parts = scans.parts(prepared, manifest, split)
+    if not parts:
+        raise InputError(f"--split={split}: nobody is on that side of the run")
+    rows, cases = [], []
+    judged = _judged(config, run.network, run.state, prepared, parts, posts)
+    with Progress() as progress:
+        judged = progress.track(judged, len(parts), description="evaluate")
+        for number, (case, found) in enumerate(judged):
+            rows += found
+            dice = np.mean([row["dice"] for row in found])
+            cases.append((dice, number, case))
+            cases = sorted(cases)[:PICTURED]  # No more than these stay in memory.
+    summary = measures.summarise(rows, **plain.bootstrap(config))
+    summary |= {
+        "split": split,
+        "checkpoint": run.step,
+        "source": (other or config).data.source,
+        "model": config.model.name,
+        "steps": config.train.steps,
+        "tolerance": config.evaluation.tolerance,
+        "posts": dict(zip(run.regions, [p._asdict() for p in posts], strict=True)),
+        "shown": run.sequences[0],
+        "facts": _facts(config),
+        "caveat": CAVEATS.get(config.data.split, "") if split == "test" else "",
+    }
+    name = "report" if split == "test" else f"report-{split}"
+    written = report.write(
+        summary,
+        [case for *_, case in cases],
+        journal.read(folder / "metrics.jsonl"),
+        folder,
+        name,
+    )
+    report.show(summary)
+    print(f"report: {written}")
+    return summary
+
+
+CAVEATS = {
+    "halves": "Both hemispheres are of the same patients, so these numbers flatter.",
+    "leave_one_out": "One patient was left out: the other folds belong to this result.",
+}
+
+
+def _same_meaning(prepared: Prepared, run: Run) -> Prepared:
+    """Other volumes, of which the run's network can make sense.
+
+    Raises:
+      InputError: other sequences or regions.
+    """
+    for what, theirs, own in (
+        ("sequences", prepared.sequences, run.sequences),
+        ("regions", tuple(prepared.regions), tuple(run.regions)),
+    ):
+        if theirs != own:
+            raise InputError(
+                f"--config: its {what} are {', '.join(theirs)}, the run's "
+                f"{', '.join(own)}: name the same in data.{what}"
+            )
+    return prepared
+
+
+def _facts(config: Config) -> dict[str, str]:
+    """What the page says of the run."""
+    size = " x ".join(map(str, config.patch.size))
+    return {
+        "split": config.data.split,
+        "patch": size + (", slices as channels" if config.patch.slices else " voxels"),
+        "loss": config.loss.name,
+        "seed": str(config.seed),
+    }
+
+
+def predict(folder: Path, *, images: list[str], out: Path) -> list[str]:
+    """Writes a run's masks and probabilities for patients' files.
+
+    Args:
+      folder: of a run.
+      images: folders: a patient's, or of patients.
+      out: folder that gets `<patient>_label.nii.gz` and `<patient>_prob.nii.gz`, on
+        the grid of the patient's first sequence.
+
+    Returns:
+      One line for each patient who could not be read; they have no files.
+
+    Raises:
+      InputError: no run there, or no patient.
+    """
+    run = _read(folder)
+    posts = _read_posts(folder, run.regions)
+    people = scans.to_predict(run.config, images)
+    out.mkdir(parents=True, exist_ok=True)
+    unread = []
+    with Progress() as progress:
+        for one in progress.track(people, description="predict"):
+            try:
+                case = one.read()
+            except InputError as error:
+                unread.append(str(error))
+                continue
+            probability = segmentation.probability(
+                run.config, run.network, run.state, case.image
+            )
+            _write(out, one.name, probability, case, posts, run.regions)
+    done = len(people) - len(unread)
+    print(f"predictions: {out} ({done} patients, {len(unread)} unreadable)")
+    return unread
+
+
+def _judged(
+    config: Config,
+    network: segmentation.Network,
+    state: step.State,
+    prepared: Prepared,
+    parts: dict[str, samples.Part],
+    posts: list[Post],
+) -> Iterator[tuple[report.Case, list[dict]]]:
+    """Each volume with its prediction, and what is measured of it."""
+    for name, part in parts.items():
+        image, label = samples.read(prepared.folder, part)
+        spacing = volumes.load(prepared, part.id).spacing
+        found = segmentation.probability(config, network, state, image)
+        masks = postprocessing.masks(found, spacing, posts)
+        rows = measures.measure_regions(
+            masks,
+            label,
+            spacing,
+            regions=list(prepared.regions),
+            tolerance=config.evaluation.tolerance,
+            name=name,
+            patient=part.patient,
+        )
+        seen = np.asarray(image[..., 0], np.float32)
+        yield report.Case(name, seen, np.asarray(label), masks, spacing), rows
+
+
+def _post(
+    run: Run, folder: Path, prepared: Prepared, validation: dict[str, samples.Part]
+) -> list[Post]:
+    """What is done to the probabilities: chosen on validation, once for a checkpoint."""
+    path = folder / "postprocessing.json"
+    if path.exists() and json.loads(path.read_text())["checkpoint"] == run.step:
+        return _read_posts(folder, run.regions)
+    posts = [Post()] * len(run.regions)
+    if validation and run.config.evaluation.choose:
+        cases = (
+            (
+                segmentation.probability(run.config, run.network, run.state, image),
+                np.asarray(label),
+                volumes.load(prepared, part.id).spacing,
+            )
+            for part in validation.values()
+            for image, label in [samples.read(prepared.folder, part)]
+        )
+        posts = list(postprocessing.choose(cases))
+    chosen = dict(zip(run.regions, [post._asdict() for post in posts], strict=True))
+    frozen = {"checkpoint": run.step, "regions": chosen}
+    path.write_text(json.dumps(frozen, indent=2))
+    return posts
+
+
+def _read_posts(folder: Path, regions) -> list[Post]:
+    path = folder / "postprocessing.json"
+    if not path.exists():
+        raise InputError(f"{folder}: the run isn't finished: train it to its end first")
+    chosen = json.loads(path.read_text())["regions"]
+    return [Post(**chosen[region]) for region in regions]
+
+
+def _write(out: Path, name: str, probability, case, posts, regions) -> None:
+    """Takes one patient's prediction to the grid of the file.
+
+    The mask is made on the grid that the model saw: components are counted there.
+    """
+    stem = name.replace("/", "_")
+    masks = postprocessing.masks(probability, case.spacing, posts)
+    original.write_label_map(
+        out / f"{stem}_label.nii.gz",
+        original.to_original(masks, case, order=0),
+        case.original,
+        regions=regions,
+    )
+    original.write_probabilities(
+        out / f"{stem}_prob.nii.gz",
+        original.to_original(probability, case),
+        case.original,
+    )
