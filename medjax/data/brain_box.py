@@ -65,9 +65,12 @@ def _is_stripped(grey: np.ndarray, some: np.ndarray, body: np.ndarray) -> bool:
 
 def _grey(image: np.ndarray) -> np.ndarray:
     """[D, H, W] in [0, 1]: the mean of the sequences, each scaled to that."""
-    low, high = np.percentile(image, (0.5, 99.5), axis=(0, 1, 2))
-    unit = (image - low) / np.where(high > low, high - low, np.inf)
-    return np.clip(unit, 0, 1).mean(axis=-1)
+    grey = np.zeros(image.shape[:3], np.float32)
+    for sequence in np.moveaxis(image, -1, 0):
+        low, high = np.percentile(sequence, (0.5, 99.5)).astype(np.float32)
+        if high > low:
+            grey += np.clip((sequence - low) / (high - low), 0, 1)
+    return grey / image.shape[-1]
 
 
 def _above_otsu(grey: np.ndarray, spacing: np.ndarray) -> np.ndarray:
