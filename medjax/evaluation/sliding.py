@@ -25,16 +25,23 @@ SIGMA = 1 / 8  # The Gaussian's, in patch sizes.
 
 
 class Windows(NamedTuple):
-    """What is read, in this order; a window that is flipped comes once more.
+    """What is read, in this order; every window once for each view.
 
     start: [N, 3] int32, its first voxel.
     weight: three of [N, size], how much its voxels count along D, H and W.
-    flip: [N, 3] bool, along which axes the model sees it mirrored.
+    view: [N] int32, which of the mirrorings.
     """
 
     start: np.ndarray
     weight: tuple[np.ndarray, ...]
-    flip: np.ndarray
+    view: np.ndarray
+
+
+def mirrorings(flips: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """The axes along which each view is mirrored: all subsets of flips, () first."""
+    axes = sorted(set(flips))
+    some = (itertools.combinations(axes, n) for n in range(len(axes) + 1))
+    return tuple(itertools.chain.from_iterable(some))
 
 
 def volume_probability(
@@ -77,24 +84,28 @@ def volume_probability(
     Raises:
       InputError: an option that no window fits.
 
-    Source: evenly spread windows and the Gaussian's width: Isensee et al., nnU-Net,
-    Nature Methods 18 (2021) 203, supplementary note 2.
+    Source: Isensee et al., nnU-Net, Nature Methods 18 (2021) 203, for Gaussian weights
+    and windows that overlap by half; the spread and the width are its code's.
     """
     _check(patch, overlap, flips, batch, slices)
     planar = len(patch) == 2
     window = (1, *patch) if planar else tuple(patch)
     space = np.maximum(image.shape[:3], window)
     room = -(-space // bucket) * bucket
-    windows = plan(space, window, overlap, flips)
-    capacity = len(plan(room, window, overlap, flips).start)
+    views = mirrorings(flips)
+    windows = plan(space, window, overlap, len(views))
+    capacity = len(plan(room, window, overlap, len(views)).start)
     count = len(windows.start)
     padding = -(-capacity // batch) * batch - count
     total = _blend(
         probability,
         variables,
         _padded(image, room, before := (space - image.shape[:3]) // 2, slices),
-        jax.tree.map(lambda x: np.pad(x, [(0, padding), (0, 0)]), windows),
+        jax.tree.map(
+            lambda x: np.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)), windows
+        ),
         -(-count // batch),
+        views=views,
         batch=batch,
         slices=slices,
         planar=planar,
@@ -104,34 +115,34 @@ def volume_probability(
 
 
 def plan(
-    space: Sequence[int], window: Sequence[int], overlap: float, flips: Sequence[int]
+    space: Sequence[int], window: Sequence[int], overlap: float, views: int
 ) -> Windows:
     """Spreads windows over a volume; the weights of each voxel sum to one.
 
     Args:
       space: the volume's three sizes, none below the window's.
       window: its three sizes.
-      overlap, flips: see `volume_probability`.
+      overlap: see `volume_probability`.
+      views: how many there are.
     """
     starts, weights = zip(
         *(_axis(n, p, overlap) for n, p in zip(space, window, strict=True)), strict=True
     )
-    views = list(itertools.product(*([0, 1] if a in flips else [0] for a in range(3))))
     counts = [len(start) for start in starts]
-    *index, view = np.indices((*counts, len(views))).reshape(4, -1)
+    *index, view = np.indices((*counts, views), np.int32).reshape(4, -1)
     return Windows(
         np.stack([start[i] for start, i in zip(starts, index, strict=True)], axis=1),
         (
-            weights[0][index[0]] / np.float32(len(views)),
+            weights[0][index[0]] / np.float32(views),
             *(weight[i] for weight, i in zip(weights[1:], index[1:], strict=True)),
         ),
-        np.array(views, bool)[view],
+        view,
     )
 
 
 def _axis(size: int, window: int, overlap: float) -> tuple[np.ndarray, np.ndarray]:
     """Starts [n] of the windows along one axis, and their weights [n, window]."""
-    step = max(1, int(window * (1 - overlap)))
+    step = max(1, int(window * (1 - overlap) + 1e-6))  # 10 * (1 - 0.8) is below 2.
     count = -(-int(size - window) // step) + 1
     start = np.rint(np.linspace(0, size - window, count)).astype(np.int32)
     away = (np.arange(window) - (window - 1) / 2) / (SIGMA * window)
@@ -142,10 +153,10 @@ def _axis(size: int, window: int, overlap: float) -> tuple[np.ndarray, np.ndarra
 
 
 @functools.partial(
-    jax.jit, static_argnames=("probability", "batch", "slices", "planar")
+    jax.jit, static_argnames=("probability", "views", "batch", "slices", "planar")
 )
 def _blend(
-    probability, variables, image, windows, steps, *, batch, slices, planar
+    probability, variables, image, windows, steps, *, views, batch, slices, planar
 ) -> Array:
     """Adds up the model's results, `batch` windows a step, in float32.
 
@@ -167,14 +178,18 @@ def _blend(
         found = probability(variables, patches)
         return found[:, None] if planar else found
 
+    def mirror(voxels, view):  # [d, h, w, C]; its own inverse
+        ways = [functools.partial(jnp.flip, axis=axes) for axes in views]
+        return lax.switch(view, ways, voxels)
+
     def read(window):
-        return _flip(lax.dynamic_slice(image, (*window.start, 0), seen), window.flip)
+        return mirror(lax.dynamic_slice(image, (*window.start, 0), seen), window.view)
 
     def write(total, row):
         window, found = row
         d, h, w = window.weight
         weight = d[:, None, None] * h[:, None] * w
-        found = _flip(found, window.flip).astype(jnp.float32) * weight[..., None]
+        found = mirror(found, window.view).astype(jnp.float32) * weight[..., None]
         at = (*window.start, 0)
         found += lax.dynamic_slice(total, at, found.shape)
         return lax.dynamic_update_slice(total, found, at), None
@@ -189,13 +204,6 @@ def _blend(
     regions = jax.eval_shape(model, patches).shape[-1]
     space = (image.shape[0] - slices + 1, *image.shape[1:3])
     return lax.fori_loop(0, steps, step, jnp.zeros((*space, regions)))
-
-
-def _flip(voxels: Array, flip: Array) -> Array:
-    """Mirrors [D, H, W, C] along the axes where flip, [3], is true."""
-    for axis in range(3):
-        voxels = jnp.where(flip[axis], jnp.flip(voxels, axis), voxels)
-    return voxels
 
 
 def _padded(image, room, before, slices) -> np.ndarray:
