@@ -71,6 +71,11 @@ def train(config: Config, folder: Path) -> None:
         side: scans.parts(prepared, manifest, side)
         for side in ("train", "validation", "test")
     }
+    if config.evaluation.checkpoint == "best" and not sides["validation"]:
+        raise InputError(
+            f"evaluation.checkpoint='best': data.split={config.data.split!r} leaves "
+            "nobody to validate: take 'last'"
+        )
     print("volumes: " + ", ".join(f"{len(v)} {k}" for k, v in sides.items() if v))
     network = segmentation.network_of(config, prepared)
     state = segmentation.initial_state(

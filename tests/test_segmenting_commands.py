@@ -1,0 +1,157 @@
+"""Masks from the config to the NIfTI file, on a phantom small enough for a test."""
+
+import importlib
+import json
+
+import nibabel
+import numpy as np
+import pytest
+
+from medjax import commands, segmenting
+from medjax.data import brain
+from medjax.errors import InputError
+
+pytestmark = pytest.mark.usefixtures("unoptimised")
+SMALL = {"seed": 3, "shape": (18, 22, 18), "spacing": (9.0, 9.0, 9.0)}
+
+
+def small_config(records):
+    c = importlib.import_module("configs.quickstart_mri").get_config()
+    c.data.update(patients=8, records=str(records), **SMALL)
+    c.patch.update(size=(8, 8, 8), each=1)
+    c.augment.ops = ("random_affine",)
+    c.model.update(widths=(4, 4), strides=(1, 2))
+    c.optim.update(warmup=1, learning_rate=0.02)
+    c.train.update(steps=4, batch=4, log_every=1, evaluate_every=2)
+    c.evaluation.update(flips=(), batch=8, replicates=20)
+    return c
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, unoptimised):
+    folder = tmp_path_factory.mktemp("segmentation")
+    commands.train(small_config(folder / "records"), folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def predicted(run, tmp_path_factory):
+    """The folders of the test patients' files and of what is predicted of them."""
+    report = json.loads((run / "report.json").read_text())
+    numbers = sorted({row["patient"] for row in report["rows"]})
+    raw, out = run.parent / "raw", run.parent / "out"
+    brain.write(raw, numbers, **SMALL)
+    for one in raw.glob("*/*_seg.nii.gz"):  # Nothing may need it.
+        one.rename(run.parent / one.name)
+    assert commands.predict(run, images=[str(raw)], out=out) == []
+    return numbers, raw, out
+
+
+def test_a_run_leaves_its_report_and_its_split(run):
+    report = json.loads((run / "report.json").read_text())
+    assert report["volumes"] == 2 and set(report["regions"]) == set(brain.REGIONS)
+    page = (run / "report.html").read_text()
+    assert all(row["name"] in page for row in report["rows"])
+    assert (run / "splits.csv").read_text().count("train") == 5
+
+
+def test_a_predicted_file_lies_on_its_image_s_grid(predicted):
+    numbers, raw, out = predicted
+    for number in numbers:
+        name = f"brain_{number:03d}"
+        image = nibabel.load(raw / name / f"{name}_t1.nii.gz")
+        label = nibabel.load(out / f"{name}_label.nii.gz")
+        probability = nibabel.load(out / f"{name}_prob.nii.gz")
+        assert label.shape == image.shape and probability.shape == (*image.shape, 3)
+        corners = np.stack(np.meshgrid(*[(0, n - 1) for n in image.shape]), -1)
+        for file in (label, probability):
+            np.testing.assert_allclose(
+                nibabel.affines.apply_affine(file.affine, corners),
+                nibabel.affines.apply_affine(image.affine, corners),
+                atol=1e-4,
+            )
+        assert set(np.unique(np.asarray(label.dataobj))) <= {0, 1, 2, 4}
+
+
+def test_the_files_have_the_dice_that_the_report_says(run, predicted):
+    numbers, _, out = predicted
+    report = json.loads((run / "report.json").read_text())
+    values = {"whole": (1, 2, 4), "core": (1, 4), "enhancing": (4,)}
+    posts = json.loads((run / "postprocessing.json").read_text())["regions"]
+    checked = 0
+    for row in report["rows"]:
+        name = f"brain_{row['patient']:03d}"
+        true = np.asarray(nibabel.load(run.parent / f"{name}_seg.nii.gz").dataobj)
+        true = np.isin(true, values[row["region"]])
+        probability = nibabel.load(out / f"{name}_prob.nii.gz").get_fdata()
+        k = list(values).index(row["region"])
+        post = posts[row["region"]]
+        if post["largest"] or post["smallest"]:
+            continue  # Components are another test's.
+        said = probability[..., k] >= post["threshold"]
+        whole = said.sum() + true.sum()
+        dice = 2 * (said & true).sum() / whole if whole else 1.0
+        assert abs(dice - row["dice"]) < 0.02, row
+        checked += whole > 0
+    assert numbers and checked
+
+
+def test_a_patient_who_can_t_be_read_is_named_and_the_others_are_predicted(
+    run, predicted, tmp_path
+):
+    numbers, raw, _ = predicted
+    name = f"brain_{numbers[0]:03d}"
+    copy = tmp_path / "raw"
+    for number in numbers:
+        each = f"brain_{number:03d}"
+        (copy / each).mkdir(parents=True)
+        for file in (raw / each).iterdir():
+            (copy / each / file.name).write_bytes(file.read_bytes())
+    (copy / name / f"{name}_t2.nii.gz").write_bytes(b"none")
+    unread = commands.predict(run, images=[str(copy)], out=tmp_path / "out")
+    assert len(unread) == 1 and f"{name}_t2.nii.gz" in unread[0]
+    assert len(list((tmp_path / "out").glob("*_label.nii.gz"))) == len(numbers) - 1
+
+
+def test_the_same_command_goes_on_and_another_config_is_refused(run):
+    config = small_config(run.parent / "records")
+    before = (run / "metrics.jsonl").read_text()
+    commands.train(config, run)  # Finished: it only reports again.
+    assert (run / "metrics.jsonl").read_text() == before
+    config.train.steps = 6
+    with pytest.raises(InputError, match="config.train"):
+        commands.train(config, run)
+
+
+def test_all_patients_train_and_the_page_of_them_is_there_for_the_asking(tmp_path, run):
+    config = small_config(run.parent / "records")
+    config.data.split = "all"
+    config.evaluation.checkpoint = "last"
+    config.train.update(steps=2)
+    commands.train(config, tmp_path / "all")
+    assert not (tmp_path / "all" / "report.html").exists()
+    with pytest.raises(InputError, match="nobody is on that side"):
+        commands.evaluate(tmp_path / "all")
+    found = commands.evaluate(tmp_path / "all", split="train")
+    assert found["volumes"] == 8
+    other = small_config(run.parent / "records")
+    other.data.update(patients=2, first_patient=50)
+    found = commands.evaluate(tmp_path / "all", split="others", other=other)
+    assert found["volumes"] == 2 and (tmp_path / "all/report-others.html").exists()
+
+
+def test_the_best_checkpoint_of_a_run_without_validation_is_refused_at_once(run):
+    config = small_config(run.parent / "records")
+    config.data.split = "all"
+    with pytest.raises(InputError, match="evaluation.checkpoint='best'.*'last'"):
+        commands.train(config, run.parent / "never")
+    assert not (run.parent / "never" / "metrics.jsonl").exists()
+
+
+def test_exploring_proposes_what_a_network_could_take(run, tmp_path, capsys):
+    config = small_config(run.parent / "records")
+    path = segmenting.explore(config, tmp_path)
+    found = json.loads(path.read_text())
+    strides = np.prod(found["proposal"]["strides"], axis=0)
+    assert not (np.array(found["proposal"]["patch"]) % strides).any()
+    assert "patch" in capsys.readouterr().out
