@@ -159,6 +159,25 @@ def test_a_brain_without_a_tumour_is_the_one_that_would_have_it():
     assert not np.array_equal(ill.image, healthy.image)
 
 
+def test_without_a_tumour_nothing_is_pushed_aside(monkeypatch):
+    healthy = draw(2, without_tumour=1.0, **TINY)
+    monkeypatch.setitem(brain.TUMOUR, "push", (0.0, 0.0))
+    assert same(healthy, draw(2, without_tumour=1.0, **TINY))
+    monkeypatch.setitem(brain.TUMOUR, "push", (7.0, 7.0))
+    moved = draw(2, **TINY)
+    monkeypatch.setitem(brain.TUMOUR, "push", (0.0, 0.0))
+    assert not same(moved, draw(2, **TINY))
+
+
+def test_the_darkest_tissue_is_told_from_the_outside(monkeypatch):
+    usual = draw(0, **TINY).image
+    monkeypatch.setitem(brain.TISSUES, "csf", (0.0,) * 4)
+    monkeypatch.setitem(brain.SCANNER, "noise", (0.0, 0.0))
+    dark = draw(0, **TINY).image
+    np.testing.assert_array_equal(dark > 0, usual > 0)
+    assert dark[dark > 0].min() == 1
+
+
 def test_files_are_read_back_by_nibabel_and_by_us(tmp_path):
     folders = brain.write(tmp_path, [7, 2], seed=3, **SMALL)
     assert [f.name for f in folders] == ["brain_007", "brain_002"]
