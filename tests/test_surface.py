@@ -179,6 +179,7 @@ def test_nothing_is_infinitely_far_from_something():
     assert np.isnan(surface.dice(found, 1))
 
 
+@pytest.mark.filterwarnings("ignore:.*scipy.ndimage:DeprecationWarning")  # Its own.
 def test_numbers_agree_with_the_surface_distance_package():
     package = pytest.importorskip("surface_distance")
     tables = pytest.importorskip("surface_distance.lookup_tables")
