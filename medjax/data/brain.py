@@ -7,10 +7,13 @@ enhancing part, a rim around necrosis.
 
 No sequence shows the tumour alone. Necrosis is as dark on FLAIR as white matter, and
 harmless spots as bright as oedema; vessels are as bright as the rim on T1CE; gains,
-contrasts and fields vary. Of 20 patients at the default size (seed 0, z-scored in the
-brain) the best threshold of the best sequence has a mean Dice of 0.56 for the whole
-tumour (FLAIR), 0.39 for the core and 0.59 for the enhancing part (T1CE); and of 0.62,
-0.41 and 0.63 if each patient is given the threshold that suits them best.
+contrasts and fields vary. At the default size and seed 0, z-scored in the brain, the
+best threshold of the best sequence has a mean Dice over patients 0 to 19 of 0.56 for
+the whole tumour (FLAIR), 0.39 for the core and 0.59 for the enhancing part (T1CE); and
+of 0.62, 0.41 and 0.63 if each patient is given the threshold that suits them best. A
+U-Net of widths 16, 32, 64 that starts by halving the resolution, trained on patients 0
+to 39 for 900 steps of one patient (4 minutes of one core), has 0.89, 0.86 and 0.78 on
+patients 100 to 119.
 """
 
 import math
