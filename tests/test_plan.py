@@ -24,19 +24,24 @@ def found(box, spacing):
     )
 
 
-def test_the_strides_of_prostate_are_those_that_nnunet_publishes():
-    # Isensee et al. 2021, supplement: 20 x 320 x 256 voxels of 3.6 x 0.62 x 0.62 mm.
-    spacing = (3.6, 0.62, 0.62)
-    strides = plan.level_strides((20, 320, 256), spacing, levels=6)
+@pytest.mark.parametrize(
+    ("size", "last"), [((28, 256, 256), (1, 2, 2)), ((28, 256, 224), (1, 2, 1))]
+)
+def test_the_levels_of_thick_slices_are_nnunets(size, last):
+    # Its plans of COVID-19-20, CT of 5 x 0.742 x 0.742 mm: the default and the
+    # residual network's, in nnunet/dataset_conversion/Task115_COVIDSegChallenge.py.
+    spacing = (5.0, 0.742, 0.742)
+    strides = plan.level_strides(size, spacing, levels=7)
     flat, deep = (1, 2, 2), (2, 2, 2)
-    assert strides == ((1, 1, 1), flat, flat, deep, deep, flat)
-    kernels = plan.kernel_sizes(spacing, strides, (20, 320, 256))
-    assert kernels == ((1, 3, 3), (1, 3, 3)) + ((3, 3, 3),) * 4
+    assert strides == ((1, 1, 1), flat, flat, deep, deep, flat, last)
+    kernels = plan.kernel_sizes(spacing, strides, size)
+    assert kernels == ((1, 3, 3),) * 2 + ((3, 3, 3),) * 5
 
 
-def test_the_plan_of_brats_is_the_one_that_nnunet_publishes():
-    one = plan.propose(found([[140, 171, 137]] * 484, [[1, 1, 1]] * 484))
-    assert one.spacing == (1, 1, 1) and one.shape == (140, 171, 137)
+def test_the_patch_of_cubic_voxels_is_nnunets():
+    # Brain tumours of the Medical Segmentation Decathlon: 128 voxels a side, two.
+    one = plan.propose(found([[138, 169, 138]] * 484, [[1, 1, 1]] * 484))
+    assert one.spacing == (1, 1, 1) and one.shape == (138, 169, 138)
     assert one.patch == (128, 128, 128) and one.batch == 2
     assert one.strides == ((1, 1, 1),) + ((2, 2, 2),) * 5
     assert one.kernels == ((3, 3, 3),) * 6
@@ -59,10 +64,10 @@ def test_a_coarse_axis_takes_the_tenth_percentile():
 
 
 def test_the_shape_is_the_median_after_resampling():
-    boxes, spacing = [[10, 20, 30], [20, 40, 60]], [[2, 2, 2], [1, 1, 1]]
-    one = plan.propose(found(boxes, spacing))
-    # At the median, 1.5 mm, they are 13.3, 26.7, 40 and the same: 13, 27 and 40.
-    assert one.spacing == (1.5, 1.5, 1.5) and one.shape == (13, 27, 40)
+    boxes = [[10, 20, 30], [20, 40, 60], [90, 90, 60]]
+    one = plan.propose(found(boxes, [[2, 2, 2], [1.5, 1.5, 1.5], [1, 1, 1]]))
+    # At the median, 1.5 mm, they are 13, 27, 40; 20, 40, 60; 60, 60, 40.
+    assert one.spacing == (1.5, 1.5, 1.5) and one.shape == (20, 40, 40)
 
 
 def test_a_small_budget_cuts_the_largest_share_first():
@@ -70,6 +75,11 @@ def test_a_small_budget_cuts_the_largest_share_first():
     size, strides = plan.patch_size((64, 64, 64), (1, 1, 1), voxels=2**17, levels=4)
     assert strides == ((1, 1, 1),) + ((2, 2, 2),) * 3
     assert sorted(size) == [48, 48, 56] and math.prod(size) == 129024 <= 2**17
+
+
+def test_a_patch_has_the_aspect_of_the_whole():
+    size, _ = plan.patch_size((256, 64, 128), (1, 1, 1), voxels=2**18, levels=3)
+    np.testing.assert_allclose(size, (128, 32, 64), atol=4)
 
 
 def test_the_batch_grows_with_what_a_small_patch_leaves():

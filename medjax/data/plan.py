@@ -163,13 +163,14 @@ def patch_size(
 def kernel_sizes(
     spacing: Sequence[float], strides: Sequence[Sequence[int]], patch: Sequence[int]
 ) -> tuple[tuple[int, ...], ...]:
-    """3 along each axis of a level; 1 while it is over twice as coarse as the finest.
+    """1 along an axis until its spacing is at most twice the finest, and 3 from there.
 
     And 1 where a level has a single voxel.
     """
     total = np.cumprod(strides, axis=0)
     mm = np.array(spacing) * total
     fine = mm <= 2 * mm.min(axis=1, keepdims=True) * (1 + 1e-6)
+    fine = np.logical_or.accumulate(fine)
     wide = np.where(fine & (np.array(patch) // total > 1), 3, 1)
     return tuple(map(tuple, wide.tolist()))
 
