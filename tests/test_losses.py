@@ -528,6 +528,7 @@ def test_deep_supervision_shares_out_the_losses_of_the_largest_labels(voxelwise)
         weight = (rng.random(label.shape) > 0.3) * weight[:, None, None, None]
         label = np.where(weight > 0, label, np.nan)
 
+    @jax.jit
     def loss(logits, label, weight):
         return losses.compound(logits, label, weight, parts=DICE_AND_BCE)
 
@@ -553,11 +554,13 @@ def test_deep_supervision_shares_out_the_losses_of_the_largest_labels(voxelwise)
 def test_a_patch_without_foreground_has_a_finite_loss_that_quiets_it(logit):
     z, empty = jnp.full((1, 4, 4, 4, 1), logit), jnp.zeros((1, 4, 4, 4, 1))
 
+    @jax.jit
+    @jax.value_and_grad
     def loss(z):
         known = jnp.ones((1, 1))
         return losses.compound(z, empty, known, parts=DICE_AND_BCE)[0]
 
-    value, gradient = jax.value_and_grad(loss)(z)
+    value, gradient = loss(z)
     size = 64 * sigmoid(logit) ** 2
     np.testing.assert_allclose(
         value, size / (size + 1) - log_p(-logit), rtol=1e-6, atol=1e-9
