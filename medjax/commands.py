@@ -14,7 +14,7 @@ from medjax.build.plain import Config
 from medjax.cohort import splits
 from medjax.data import reading, schema, volumes
 from medjax.errors import InputError
-from medjax.evaluation import inference, results
+from medjax.evaluation import inference, operating, results
 from medjax.reports import page
 from medjax.training import journal, step, workdir
 
@@ -227,7 +227,8 @@ def evaluate(folder: Path, *, split: str = "test", other: Config | None = None) 
             config, network, state, data.side(manifest, "validation")
         )
         _write(folder, "validation", data, found)
-        chosen = dict(zip(task.names, results.thresholds(found).tolist(), strict=True))
+        chosen = operating.choose(found, split="validation").tolist()
+        chosen = dict(zip(task.names, chosen, strict=True))
         frozen = number, chosen
         workdir.write_thresholds(folder, *frozen)
     if other is not None:

@@ -9,7 +9,7 @@ import pytest
 from sklearn import metrics as oracles
 
 from medjax.errors import InputError
-from medjax.evaluation import intervals
+from medjax.evaluation import intervals, metrics, replicates
 
 KEY = jax.random.key(7)
 # Metric of (threshold, label, score), in scikit-learn's words.
@@ -23,7 +23,13 @@ ORACLES = {
     "accuracy": lambda cut, y, s: oracles.accuracy_score(y, s >= cut),
     "prevalence": lambda cut, y, s: y.mean(),
     "f1": lambda cut, y, s: oracles.f1_score(y, s >= cut),
+    "lr_positive": lambda cut, y, s: likelihood_ratio(y, s >= cut),
+    "lr_negative": lambda cut, y, s: likelihood_ratio(y, s < cut),
 }
+
+
+def likelihood_ratio(label, said):
+    return said[label == 1].mean() / said[label == 0].mean()
 
 
 def cohort(seed=0, images=150, tasks=3, per_patient=3):
@@ -54,16 +60,16 @@ def literal(metric, draws, score, label, weight, patient):
 
 
 def test_multiplicities_count_the_draws_of_patients():
-    counts = np.asarray(intervals.multiplicities(KEY, jnp.arange(20), 9))
+    counts = np.asarray(replicates.multiplicities(KEY, jnp.arange(20), 9))
     assert counts.shape == (9, 20)
     for r, draw in enumerate(drawn(KEY, 9, 20)):
         np.testing.assert_array_equal(counts[:, r], np.bincount(draw, minlength=9))
-    later = intervals.multiplicities(KEY, jnp.arange(15, 20), 9)
+    later = replicates.multiplicities(KEY, jnp.arange(15, 20), 9)
     np.testing.assert_array_equal(counts[:, 15:], later)
 
 
 def test_every_patient_is_drawn_alike():
-    counts = np.asarray(intervals.multiplicities(KEY, jnp.arange(4000), 11))
+    counts = np.asarray(replicates.multiplicities(KEY, jnp.arange(4000), 11))
     # Binomial(44000, 1/11): mean 4000, standard deviation 60.
     assert np.abs(counts.sum(axis=1, dtype=int) - 4000).max() < 4.5 * 60
     assert counts.var() == pytest.approx(1 - 1 / 11, rel=0.05)
@@ -72,11 +78,15 @@ def test_every_patient_is_drawn_alike():
 def test_replicates_are_scikit_learn_on_the_repeated_rows():
     score, label, weight, patient = cohort()
     names, index = np.unique(patient, return_inverse=True)
-    counts = intervals.multiplicities(KEY, jnp.arange(12), names.size)
+    counts = replicates.multiplicities(KEY, jnp.arange(12), names.size)
     threshold = np.float32([0.5, 0.7, 0.6])
-    auroc, precision = intervals.replicate_areas(score, label, weight, index, counts)
+    auroc, precision = replicates.replicate_areas(score, label, weight, index, counts)
     found = {"auroc": auroc, "average_precision": precision}
-    found |= intervals.replicate_rates(score, label, weight, index, threshold, counts)
+    matrix, positives = replicates.replicate_confusion(
+        *(score, label, weight, index, threshold, counts)
+    )
+    found |= metrics.rates(matrix)
+    np.testing.assert_array_equal(positives, matrix.tp + matrix.fn)
     draws = drawn(KEY, names.size, 12)
     assert found.keys() == ORACLES.keys()
     for t in range(3):
@@ -88,13 +98,15 @@ def test_replicates_are_scikit_learn_on_the_repeated_rows():
 
 
 def test_the_interval_is_the_quantiles_of_its_replicates(monkeypatch):
-    monkeypatch.setattr(intervals, "CHUNK", 16)  # 50 is not a multiple of it.
+    monkeypatch.setattr(replicates, "CHUNK", 16)  # 50 is not a multiple of it.
     score, label, weight, patient = cohort()
     threshold = np.float32([0.5, 0.7, 0.6])
     found = intervals.bootstrap(
         score, label, weight, patient, threshold, key=KEY, replicates=50, level=0.9
     )
-    assert found.keys() == {*ORACLES, *(f"mean_{name}" for name in ORACLES)}
+    names = {f"{kind}_{name}" for kind in ("mean", "weighted") for name in ORACLES}
+    names |= {f"micro_{name}" for name in ORACLES if name not in intervals.AREAS}
+    assert found.keys() == {*ORACLES, *names}
     draws = drawn(KEY, np.unique(patient).size, 50)
     values = np.stack(
         [
@@ -141,6 +153,32 @@ def test_undefined_replicates_are_left_out_and_counted():
         expected = found[name].estimate[:2].mean()
         assert found[f"mean_{name}"].estimate == pytest.approx(expected, abs=1e-6)
     assert found["accuracy"].undefined.tolist() == [0, 0, 100]
+
+
+def test_weighted_and_pooled_means_are_those_of_each_replicate():
+    score, label, weight, patient = cohort()
+    threshold = np.float32([0.5, 0.7, 0.6])
+    found = intervals.bootstrap(
+        score, label, weight, patient, threshold, key=KEY, replicates=40
+    )
+    names, draws = np.unique(patient), drawn(KEY, 50, 40)
+    expected = []
+    for rows in [np.arange(150)] + [
+        np.concatenate([np.flatnonzero(patient == names[p]) for p in draw])
+        for draw in draws
+    ]:
+        known = weight[rows] > 0
+        y, s, said = label[rows], score[rows], score[rows] >= threshold
+        areas = [oracles.roc_auc_score(y[k, t], s[k, t]) for t, k in enumerate(known.T)]
+        share = (y * known).sum(axis=0)
+        pooled = oracles.precision_score(y[known], said[known])
+        expected.append((np.average(areas, weights=share), pooled))
+    expected = np.array(expected)
+    for column, name in enumerate(("weighted_auroc", "micro_ppv")):
+        estimate, values = expected[0, column], expected[1:, column]
+        assert found[name].estimate == pytest.approx(estimate, abs=1e-6)
+        ends = np.quantile(values, [0.025, 0.975])
+        assert (found[name].low, found[name].high) == pytest.approx(ends, abs=2e-6)
 
 
 def test_a_padding_row_is_no_patient():
@@ -225,19 +263,19 @@ def test_a_difference_is_that_of_two_models_on_the_same_drawn_patients():
         score, other, label, weight, patient, key=KEY, replicates=200
     )
     draws = drawn(KEY, np.unique(patient).size, 200)
-    values = []
-    for t in range(3):
-        rest = label[:, t], weight[:, t], patient
-        one, two = (
-            literal(oracles.roc_auc_score, draws, each[:, t], *rest)
-            for each in (score, other)
-        )
-        values.append(one - two)
-        ends = np.quantile(one - two, [0.025, 0.975])
-        got = [found["auroc"].low[t], found["auroc"].high[t]]
-        np.testing.assert_allclose(got, ends, atol=1e-5)
-    ends = np.quantile(np.mean(values, axis=0), [0.025, 0.975])
-    got = [found["mean_auroc"].low, found["mean_auroc"].high]
-    np.testing.assert_allclose(got, ends, atol=1e-5)
+    for name in ("auroc", "average_precision"):
+        oracle, values = functools.partial(ORACLES[name], None), []
+        for t in range(3):
+            rest = label[:, t], weight[:, t], patient
+            one, two = (
+                literal(oracle, draws, each[:, t], *rest) for each in (score, other)
+            )
+            values.append(one - two)
+            ends = np.quantile(one - two, [0.025, 0.975])
+            got = [found[name].low[t], found[name].high[t]]
+            np.testing.assert_allclose(got, ends, atol=1e-5)
+        mean = found[f"mean_{name}"]
+        ends = np.quantile(np.mean(values, axis=0), [0.025, 0.975])
+        np.testing.assert_allclose([mean.low, mean.high], ends, atol=1e-5)
     same = intervals.difference(score, score, label, weight, patient, key=KEY)
     assert same["mean_auroc"].low == same["mean_auroc"].high == 0

@@ -1,5 +1,6 @@
 """Metrics against scikit-learn, against counting by hand, and at their edges."""
 
+import functools
 import warnings
 
 import jax
@@ -14,7 +15,7 @@ from medjax.evaluation import metrics
 
 ROWS = 40  # One shape for every example: one compilation.
 RANKED = jax.jit(lambda *task: (metrics.auroc(*task), metrics.average_precision(*task)))
-YOUDEN = jax.jit(metrics.youden_threshold)
+PARTIAL = jax.jit(metrics.partial_auroc, static_argnames="max_fpr")
 RATES = jax.jit(lambda *task: metrics.rates(metrics.confusion(*task)))
 
 
@@ -89,7 +90,8 @@ def test_the_rates_are_those_of_scikit_learn(task, threshold):
         "prevalence": np.average(label, weights=weight),
         "f1": sklearn_metrics.f1_score(label, called, sample_weight=weight),
     }
-    assert found.keys() == named.keys()
+    ratios = {"lr_positive", "lr_negative"}  # Have a test of their own.
+    assert found.keys() == named.keys() | ratios
     for name, expected in named.items():
         assert found[name] == pytest.approx(expected, abs=1e-6, nan_ok=True), name
 
@@ -109,23 +111,57 @@ def test_accuracy_and_the_predictive_values_follow_from_bayes(counts):
 
 
 @settings(max_examples=50, deadline=None)
-@given(tasks())
-def test_the_roc_curve_is_that_of_scikit_learn(task):
-    score, label, weight = task
-    expected = sklearn_metrics.roc_curve(
-        label, score, sample_weight=weight, drop_intermediate=False
+@given(st.tuples(*[st.integers(1, 10_000)] * 4), st.floats(0.001, 0.999))
+def test_predictive_values_are_those_of_a_population_with_that_prevalence(
+    counts, prevalence
+):
+    tp, fp, fn, tn = counts
+    sensitivity, specificity = tp / (tp + fn), tn / (tn + fp)
+    # A population of the same two rates, its positives multiplied until they fit.
+    times = prevalence / (1 - prevalence) * (fp + tn) / (tp + fn)
+    expected = times * tp / (times * tp + fp), tn / (tn + times * fn)
+    found = metrics.predictive_values(
+        *map(jnp.float32, (sensitivity, specificity, prevalence))
     )
-    for found, curve in zip(metrics.roc(*task), expected, strict=True):
-        np.testing.assert_allclose(found, curve, atol=1e-12)
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-6)
+
+
+def test_predictive_values_are_the_rates_at_the_prevalence_of_the_images():
+    rate = metrics.rates(metrics.Confusion(*map(jnp.float32, (30, 20, 10, 140))))
+    found = metrics.predictive_values(
+        rate["sensitivity"], rate["specificity"], rate["prevalence"]
+    )
+    np.testing.assert_allclose(found, (rate["ppv"], rate["npv"]), rtol=1e-6)
+    ppv, npv = metrics.predictive_values(*map(jnp.float32, (0.0, 1.0, 0.3)))
+    assert np.isnan(ppv) and npv == pytest.approx(0.7)
 
 
 @settings(max_examples=50, deadline=None)
-@given(tasks())
-def test_youden_takes_the_lowest_of_the_best_observed_scores(task):
-    fpr, tpr, thresholds = metrics.roc(*task)
-    index = (tpr - fpr)[1:]
-    expected = thresholds[1:][index >= index.max() - metrics.YOUDEN_TIE].min()
-    assert YOUDEN(*task) == np.float32(expected)
+@given(st.tuples(*[st.integers(0, 20)] * 4))
+def test_the_likelihood_ratios_are_what_a_call_does_to_the_odds(counts):
+    tp, fp, fn, tn = counts
+    rate = metrics.rates(metrics.Confusion(*map(jnp.float32, counts)))
+    cases = {"lr_positive": (tp, fp), "lr_negative": (fn, tn)}
+    for name, (ill, well) in cases.items():
+        if well == 0 or tp + fn == 0:
+            assert np.isnan(rate[name])
+        else:
+            expected = ill / well / ((tp + fn) / (fp + tn))
+            assert rate[name] == pytest.approx(expected, rel=1e-5)
+    if min(fp, tn) and tp + fn:
+        label, said = np.repeat([1, 0, 1, 0], counts), np.repeat([1, 1, 0, 0], counts)
+        expected = sklearn_metrics.class_likelihood_ratios(label, said)
+        found = rate["lr_positive"], rate["lr_negative"]
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@settings(max_examples=100, deadline=None)
+@given(tasks(), st.sampled_from([0.01, 0.1, 0.5, 1.0]))
+def test_the_partial_area_is_that_of_scikit_learn(task, max_fpr):
+    expected = oracle(
+        lambda *a, **k: sklearn_metrics.roc_auc_score(*a, max_fpr=max_fpr, **k), *task
+    )
+    assert PARTIAL(*task, max_fpr=max_fpr) == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_large_test_set_loses_no_digits():
@@ -149,14 +185,13 @@ def test_a_task_of_one_class_has_no_auroc_and_no_threshold(missing):
     score = np.linspace(0, 1, 6, dtype=np.float32)
     label, weight = np.full(6, 1 - missing, np.float32), np.ones(6, np.float32)
     assert np.isnan(metrics.auroc(score, label, weight))
-    assert np.isnan(metrics.youden_threshold(score, label, weight))
+    assert np.isnan(metrics.partial_auroc(score, label, weight, max_fpr=0.1))
     precision = metrics.average_precision(score, label, weight)
     assert precision == (1.0 if missing == 0.0 else pytest.approx(np.nan, nan_ok=True))
     rate = metrics.rates(metrics.confusion(score, label, weight, 0.5))
     assert np.isnan(rate["sensitivity" if missing else "specificity"])
+    assert np.isnan(rate["lr_positive"]) and np.isnan(rate["lr_negative"])
     assert rate["accuracy"] == 0.5
-    fpr, tpr, _ = metrics.roc(score, label, weight)
-    assert np.isnan(tpr if missing else fpr).all()
 
 
 def test_constant_scores_are_chance():
@@ -164,7 +199,8 @@ def test_constant_scores_are_chance():
     label = np.float32([1, 0, 0, 0, 1, 0, 0, 0])
     assert metrics.auroc(score, label, weight) == 0.5
     assert metrics.average_precision(score, label, weight) == 0.25
-    assert metrics.youden_threshold(score, label, weight) == np.float32(0.3)
+    partial = metrics.partial_auroc(score, label, weight, max_fpr=0.2)
+    assert partial == pytest.approx(0.5, abs=1e-6)
 
 
 def test_no_known_label_is_undefined_everywhere():
@@ -173,7 +209,7 @@ def test_no_known_label_is_undefined_everywhere():
         nothing = np.zeros(5, np.float32)
         assert np.isnan(metrics.auroc(nothing, nothing, nothing))
         assert np.isnan(metrics.average_precision(nothing, nothing, nothing))
-        assert np.isnan(metrics.youden_threshold(nothing, nothing, nothing))
+        assert np.isnan(metrics.partial_auroc(*[nothing] * 3, max_fpr=0.1))
         rate = metrics.rates(metrics.confusion(nothing, nothing, nothing, 0.5))
         assert all(np.isnan(value) for value in rate.values())
 
@@ -189,10 +225,9 @@ def test_what_has_no_weight_may_be_anything():
     task = score, label, weight
     assert metrics.auroc(*more) == metrics.auroc(*task) == 0.75
     assert metrics.average_precision(*more) == metrics.average_precision(*task)
-    assert metrics.youden_threshold(*more) == metrics.youden_threshold(*task)
     assert metrics.confusion(*more, 0.35) == metrics.confusion(*task, 0.35)
-    for found, expected in zip(metrics.roc(*more), metrics.roc(*task), strict=True):
-        np.testing.assert_array_equal(found, expected)
+    partial = functools.partial(metrics.partial_auroc, max_fpr=0.5)
+    assert partial(*more) == partial(*task)
 
 
 def test_a_known_nan_is_never_taken_for_a_low_score():
@@ -200,7 +235,7 @@ def test_a_known_nan_is_never_taken_for_a_low_score():
     task = score, label, np.ones(3, np.float32)
     assert np.isnan(metrics.auroc(*task))
     assert np.isnan(metrics.average_precision(*task))
-    assert np.isnan(metrics.youden_threshold(*task))
+    assert np.isnan(metrics.partial_auroc(*task, max_fpr=0.1))
     assert np.isnan(metrics.confusion(*task, 0.5)).any()
 
 
@@ -221,7 +256,8 @@ def test_tasks_are_mapped_by_the_caller():
     rng = np.random.default_rng(0)
     score = rng.random((30, 3), np.float32)
     label, weight = (rng.random((2, 30, 3)) < 0.6).astype(np.float32)
-    for metric in (metrics.auroc, metrics.average_precision, metrics.youden_threshold):
+    partial = functools.partial(metrics.partial_auroc, max_fpr=0.2)
+    for metric in (metrics.auroc, metrics.average_precision, partial):
         mapped = jax.jit(jax.vmap(metric, in_axes=-1))(score, label, weight)
         metric = jax.jit(metric)
         for t in range(3):

@@ -27,6 +27,7 @@ def test_the_matrix_and_its_rates_are_scikit_learns():
         "accuracy": oracle.accuracy_score(true, said),
         "balanced_accuracy": oracle.balanced_accuracy_score(true, said),
         "macro_f1": oracle.f1_score(true, said, average="macro"),
+        "weighted_f1": oracle.f1_score(true, said, average="weighted"),
         "kappa": oracle.cohen_kappa_score(true, said),
     }
     assert got.keys() == expected.keys()
@@ -41,6 +42,30 @@ def test_a_class_without_images_is_left_out_of_the_means():
     np.testing.assert_allclose(got["macro_f1"], (6 / 7 + 8 / 9) / 2, rtol=1e-6)
     alone = multiclass.rates(np.diag([5.0, 0, 0]))
     assert np.isnan(alone["kappa"]) and alone["accuracy"] == 1
+    with np.errstate(invalid="ignore"):
+        nobody = multiclass.rates(np.zeros((3, 3), np.float32))
+    assert all(np.isnan(value) for value in nobody.values())
+
+
+def test_accuracy_is_every_micro_mean_and_the_weighted_sensitivity():
+    score, label, true = example()
+    said = score.argmax(1)
+    got = multiclass.rates(
+        np.asarray(multiclass.cells(score, label, 0 * label + 1)).sum(0)
+    )
+    for metric in (oracle.f1_score, oracle.recall_score, oracle.precision_score):
+        expected = metric(true, said, average="micro")
+        np.testing.assert_allclose(got["accuracy"], expected, rtol=1e-6)
+    expected = oracle.recall_score(true, said, average="weighted")
+    np.testing.assert_allclose(got["accuracy"], expected, rtol=1e-6)
+
+
+def test_a_large_matrix_loses_no_digits():
+    rng = np.random.default_rng(0)
+    true, said = rng.integers(0, 3, (2, 200_000))
+    matrix = oracle.confusion_matrix(true, said).astype(np.float32)
+    expected = oracle.cohen_kappa_score(true, said)
+    np.testing.assert_allclose(multiclass.rates(matrix)["kappa"], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("films", [1, 8])

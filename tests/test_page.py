@@ -11,6 +11,7 @@ from medjax.evaluation import results
 from medjax.evaluation.inference import Predictions
 from medjax.reports import page
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
 CURVE = [
     {"step": 10, "loss": 0.5, "grad_norm": 1.0},
     {"step": 10, "validation_auroc": 0.6, "validation_average_precision": None},
@@ -44,7 +45,8 @@ def written(tmp_path_factory):
 def test_the_page_is_well_formed_and_asks_for_no_other_file(written):
     read = Page(written[2])
     assert read.stack == []
-    assert len(read.sources) == 2  # One ROC curve is undefined; and the training.
+    # The curves of the one task that has both classes, and the training.
+    assert len(read.sources) == 3
     assert all(
         source.startswith("data:image/svg+xml;base64,") for source in read.sources
     )
@@ -60,6 +62,9 @@ def test_the_page_shows_the_numbers_and_why_some_are_missing(written):
     assert "no positive image" in read
     assert "Pleural Thickening" in read
     assert "both sides" in read  # The leaky split is said.
+    assert "no threshold" in read  # Each empty cell says why,
+    assert "(Youden's index)" in read  # and the page how thresholds were chosen.
+    assert "LR+" in read and "All labels as one" in read
 
 
 def test_a_finding_cannot_inject_markup(written):
@@ -73,14 +78,15 @@ def test_json_and_csv_hold_the_same_numbers(written):
     assert read["tasks"] == summary["tasks"]
     with (folder / "report.csv").open() as file:
         rows = {row["task"]: row for row in csv.DictReader(file)}
-    assert list(rows) == [*TASKS, "mean"]
+    assert list(rows) == [*TASKS, "mean", "weighted", "micro"]
     for task, one in summary["tasks"].items():
         assert float(rows[task]["positives"]) == one["positives"]
         for name, interval in one["metrics"].items():
             for end, column in (("estimate", ""), ("low", "_low"), ("high", "_high")):
                 cell = rows[task][name + column]
                 assert (float(cell) if cell else None) == interval[end]
-    assert float(rows["mean"]["auroc"]) == summary["mean"]["auroc"]["estimate"]
+    for kind in ("mean", "weighted", "micro"):
+        assert float(rows[kind]["auroc"]) == summary[kind]["auroc"]["estimate"]
 
 
 def test_a_run_without_a_curve_has_a_page_too(written, tmp_path):

@@ -1,10 +1,12 @@
 import jax
 import numpy as np
+import pytest
 from sklearn import metrics as oracle
 
 from medjax.evaluation import results
 from medjax.evaluation.inference import Predictions
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
 RNG = np.random.default_rng(0)
 
 
@@ -68,6 +70,64 @@ def test_every_number_is_scikit_learns():
     )
 
 
+def test_the_means_of_all_labels_are_scikit_learns():
+    found = predictions()._replace(weight=np.ones((120, 3), np.float32))
+    threshold = np.array([0.4, 0.5, 0.6], np.float32)
+    got = summary(found, threshold)
+    for kind, average in (("mean", "macro"), ("weighted", None), ("micro", None)):
+        average = average or kind
+        expected = {
+            "auroc": oracle.roc_auc_score(
+                found.label, found.probability, average=average
+            ),
+            "average_precision": oracle.average_precision_score(
+                found.label, found.probability, average=average
+            ),
+            "f1": oracle.f1_score(
+                found.label, found.probability >= threshold, average=average
+            ),
+        }
+        for name, value in expected.items():
+            interval = got[kind][name]
+            np.testing.assert_allclose(interval["estimate"], value, atol=1e-6)
+            assert interval["low"] < value < interval["high"]
+    assert got["mean"].keys() == got["weighted"].keys() == got["micro"].keys()
+
+
+def test_the_curves_are_thin_and_whole():
+    found = predictions(n=600)
+    got = summary(found, np.full(3, 0.5, np.float32))
+    for t, task in enumerate("abc"):
+        label, score = known(found, t)
+        roc, pr = (got["tasks"][task][name] for name in ("roc", "precision_recall"))
+        area = oracle.roc_auc_score(label, score)
+        np.testing.assert_allclose(oracle.auc(roc["fpr"], roc["tpr"]), area, atol=1e-4)
+        assert len(roc["fpr"]) < 0.9 * len(label)
+        steps = np.diff(pr["recall"], prepend=0) @ pr["precision"]
+        area = oracle.average_precision_score(label, score)
+        assert abs(steps - area) < 0.01
+        assert len(pr["recall"]) == len(pr["precision"]) == len(roc["fpr"]) - 1
+
+
+def test_every_empty_cell_says_why():
+    found = predictions()
+    found.label[:, 1] = 0
+    found.weight[:, 2] = 0
+    found.label[found.weight == 0] = np.nan
+    got = summary(found, np.array([2.0, np.nan, 0.5], np.float32))
+    cells = {task: one["metrics"] for task, one in got["tasks"].items()}
+    for metrics in (*cells.values(), got["mean"], got["weighted"], got["micro"]):
+        for name, cell in metrics.items():
+            assert (cell["estimate"] is None) == bool(cell["why"]), name
+    assert cells["a"]["ppv"]["why"] == "none called positive"
+    assert cells["a"]["lr_positive"]["why"] == "no false positive"
+    assert cells["a"]["npv"]["why"] == cells["a"]["auroc"]["why"] == ""
+    assert cells["b"]["auroc"]["why"] == "no positive image"
+    assert cells["b"]["ppv"]["why"] == "no threshold"
+    assert cells["c"]["accuracy"]["why"] == "no known label"
+    assert got["tasks"]["c"]["note"] == "no known label"
+
+
 def test_a_missing_class_is_said_and_left_out_of_the_mean():
     found = predictions()
     found.label[:, 1] = 0
@@ -91,20 +151,6 @@ def test_few_positives_are_said():
     found.label[5, 1] = 1
     got = summary(found, np.full(3, 0.5, np.float32))
     assert "too few" in got["tasks"]["b"]["note"]
-
-
-def test_thresholds_maximise_youdens_index():
-    found = predictions()
-    chosen = results.thresholds(found)
-    for t in range(3):
-        label, score = known(found, t)
-
-        def index(threshold, label=label, score=score):
-            called = score >= threshold
-            return called[label == 1].mean() - called[label == 0].mean()
-
-        best = max(index(s) for s in score)
-        np.testing.assert_allclose(index(chosen[t]), best, atol=1e-6)
 
 
 def test_without_any_positive_the_validation_score_is_nan():

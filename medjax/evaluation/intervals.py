@@ -2,12 +2,10 @@
 
 Images of one patient resemble each other, so an interval that resamples images is
 too narrow. Here a replicate draws as many patients as there are, with replacement,
-and an image counts as often as its patient was drawn: a replicate is a vector of
-weights, and no image is copied.
+and an image counts as often as its patient was drawn.
 """
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -16,18 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from medjax.errors import InputError
-from medjax.evaluation import metrics
+from medjax.evaluation import averaging, metrics
+from medjax.evaluation.replicates import (
+    in_chunks,
+    multiplicities,
+    replicate_areas,
+    replicate_confusion,
+)
 
 Array = jax.Array
-
-# Replicates computed at once: the multiplicities are the largest array, 5 bytes a
-# patient and replicate.
-CHUNK = 500
-# Images swept before their areas join the compensated total: a short float32 sum
-# rounds little, and compensating each image would double the work. UNROLL of them
-# are compiled into one step.
-BLOCK = 64
-UNROLL = 4
+AREAS = {"auroc": metrics.auroc, "average_precision": metrics.average_precision}
 
 
 class Interval(NamedTuple):
@@ -66,10 +62,12 @@ def bootstrap(
 
     Returns:
       An Interval of [T] for auroc, average_precision and each of metrics.rates; and
-      as 'mean_' + name an Interval of [] for the unweighted mean over the tasks in
-      which the estimate is defined. A replicate in which one of these is undefined
-      is left out of the mean's interval and counted: a mean over other tasks is
-      another quantity.
+      Intervals of [] for their means (see averaging.py) over the tasks in which the
+      estimate is defined: 'mean_' + name unweighted, 'weighted_' + name by each
+      task's positives, and 'micro_' + name, for the rates alone, of all tasks'
+      confusion matrices together. A replicate in which one of the tasks is undefined
+      (and has a weight) is left out of the mean's interval and counted: a mean over
+      other tasks is another quantity.
 
     Source: Efron, Ann. Stat. 7 (1979) 1, percentile interval; resampling whole
     clusters: Davison & Hinkley, Bootstrap Methods (1997), section 3.8.
@@ -99,7 +97,7 @@ def bootstrap(
 def difference(
     score, other, label, weight, patient, *, key, replicates=1000, level=0.95
 ) -> dict[str, Interval]:
-    """Paired intervals of how much higher one model's AUROC is than another's.
+    """Paired intervals of how much higher one model's areas are than another's.
 
     Both models are judged on the same images, and on the same patients in every
     replicate, so what makes a draw of patients easy or hard for both cancels.
@@ -109,8 +107,8 @@ def difference(
       label, weight, patient, key, replicates, level: as in `bootstrap`.
 
     Returns:
-      'auroc', an Interval of [T], and 'mean_auroc' of [], of score's minus other's.
-      An interval that holds 0 shows no difference.
+      'auroc' and 'average_precision', Intervals of [T], and their 'mean_' of [], of
+      score's minus other's. An interval that holds 0 shows no difference.
 
     Source: Efron & Tibshirani, An Introduction to the Bootstrap (1993), section 8.4.
     """
@@ -131,112 +129,6 @@ def difference(
     return jax.tree.map(np.asarray, found)
 
 
-def multiplicities(key: Array, replicate: Array, patients: int) -> Array:
-    """How often each replicate draws each patient, P draws with replacement from P.
-
-    Args:
-      key: one key.
-      replicate: [R] int, the replicates' numbers: each has a key of its own, so
-        that it draws the same in any chunk.
-      patients: P.
-
-    Returns:
-      [P, R] uint8. A patient drawn 256 times is beyond any chance (P^-255).
-    """
-
-    def draw(number):
-        bits = jax.random.bits(jax.random.fold_in(key, number), (patients,))
-        # The remainder favours no patient by more than P / 2^32, and costs a third
-        # of `randint`, which was half the time of the whole bootstrap.
-        chosen = (bits % jnp.uint32(patients)).astype(jnp.int32)
-        return jnp.zeros(patients, jnp.uint8).at[chosen].add(1)
-
-    return jax.lax.map(draw, replicate).T
-
-
-def replicate_areas(score, label, weight, patient, counts) -> tuple[Array, Array]:
-    """AUROC and average precision of many reweightings of the same images.
-
-    `metrics.auroc` for each would sort and sum N x T x R numbers in memory. Here
-    every task is sorted once and swept from its highest score down, all tasks and
-    replicates abreast; what is kept is six numbers for each of them.
-
-    Args:
-      score, label, weight: [N, T], as in `bootstrap`.
-      patient: [N] int, 0 to P - 1.
-      counts: [P, R], how often each replicate counts a patient.
-
-    Returns:
-      AUROC and average precision, [R, T] float32, to 1e-6; NaN where undefined.
-    """
-    ranking = jax.vmap(metrics.rank, in_axes=-1, out_axes=-1)(score, label, weight)
-    total = jnp.zeros((score.shape[1], counts.shape[1]))  # [T, R], as all below
-
-    def image(carry, row):
-        tp, fp, last_tp, last_fp, area, precision = carry
-        who, positive, negative, end = row  # [T] each: every task has its own order
-        count = counts[who].astype(jnp.float32)
-        tp, fp = tp + count * positive[:, None], fp + count * negative[:, None]
-        end = end[:, None]
-        step = (fp - last_fp) * (tp + last_tp)
-        area += jnp.where(end, step, 0.0)
-        # The smallest divisor is a guard against 0 / 0 before the first count.
-        step = (tp - last_tp) * (tp / jnp.maximum(tp + fp, 1e-30))
-        precision += jnp.where(end, step, 0.0)
-        last_tp, last_fp = jnp.where(end, tp, last_tp), jnp.where(end, fp, last_fp)
-        return (tp, fp, last_tp, last_fp, area, precision), None
-
-    def block(carry, rows):
-        *state, sums, lost = carry
-        (*state, area, precision), _ = jax.lax.scan(
-            image, (*state, total, total), rows, unroll=UNROLL
-        )
-        more = jnp.stack([area, precision]) - lost
-        after = sums + more
-        return (*state, after, (after - sums) - more), None  # Kahan's summation
-
-    def blocks(rows):  # [N, T] -> [N / BLOCK, BLOCK, T]; a padding row ends no run
-        rows = jnp.pad(rows, ((0, -rows.shape[0] % BLOCK), (0, 0)))
-        return rows.reshape(-1, BLOCK, rows.shape[1])
-
-    rows = (patient[ranking.order], ranking.positive, ranking.negative, ranking.end)
-    start = (*(total,) * 4, *(jnp.stack([total, total]),) * 2)
-    carry, _ = jax.lax.scan(block, start, jax.tree.map(blocks, rows))
-    tp, fp, _, _, (area, precision), _ = carry
-    auroc = jnp.where((tp == 0) | (fp == 0), jnp.nan, area / tp / fp / 2)
-    return auroc.T, jnp.where(tp == 0, jnp.nan, precision / tp).T
-
-
-def replicate_rates(score, label, weight, patient, threshold, counts) -> dict:
-    """metrics.rates of many reweightings, [R, T] each; arguments as above.
-
-    A patient's cells do not change, so the counts of all replicates are one product.
-    """
-    cells = jax.vmap(metrics.cells, in_axes=-1, out_axes=-1)
-    cells = jnp.stack(cells(score, label, weight, threshold), axis=1)  # [N, 4, T]
-    cells = jax.ops.segment_sum(cells, patient, num_segments=counts.shape[0])
-    cells = jnp.einsum(  # HIGHEST: an accelerator's default rounds counts to 8 bits.
-        "pr,pct->crt", counts.astype(jnp.float32), cells, precision="highest"
-    )
-    return metrics.rates(metrics.Confusion(*cells))
-
-
-def in_chunks(values: Callable, replicates: int):
-    """Calls a function of replicates' numbers, CHUNK at a time.
-
-    Args:
-      values: int [C] -> a tree of [C, ...].
-      replicates: R.
-
-    Returns:
-      The tree of [R, ...].
-    """
-    size = min(CHUNK, replicates)
-    numbers = jnp.arange(-(-replicates // size) * size).reshape(-1, size)
-    found = jax.lax.map(values, numbers)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:replicates], found)
-
-
 @functools.partial(jax.jit, static_argnames=("patients", "replicates"))
 def _intervals(
     score, label, weight, patient, threshold, key, level, *, patients, replicates
@@ -245,28 +137,18 @@ def _intervals(
 
     def chunk(numbers):
         counts = multiplicities(key, numbers, patients)
-        auroc, precision = replicate_areas(score, label, weight, patient, counts)
-        return {
-            "auroc": auroc,
-            "average_precision": precision,
-            **replicate_rates(score, label, weight, patient, threshold, counts),
-        }
+        areas = replicate_areas(score, label, weight, patient, counts)
+        matrix, positives = replicate_confusion(
+            *(score, label, weight, patient, threshold, counts)
+        )
+        return _with_means(_each(areas, matrix), matrix, positives, defined)
 
-    values = in_chunks(chunk, replicates)
-    estimates = {
-        "auroc": _per_task(metrics.auroc)(score, label, weight),
-        "average_precision": _per_task(metrics.average_precision)(score, label, weight),
-        **metrics.rates(_per_task(metrics.confusion)(score, label, weight, threshold)),
-    }
-    # Stacked, [M, T] and [R, M, T] for M metrics: the quantiles are then one sort.
-    estimate = jnp.stack(list(estimates.values()))
-    value = jnp.stack([values[name] for name in estimates], axis=1)
-    every = _percentiles(estimate, value, level)
-    intervals = {}
-    for row, name in enumerate(estimates):
-        intervals[name] = Interval(*(x[row, :-1] for x in every))
-        intervals[f"mean_{name}"] = Interval(*(x[row, -1] for x in every))
-    return intervals
+    matrix = _per_task(metrics.confusion)(score, label, weight, threshold)
+    each = _each(_areas(score, label, weight), matrix)
+    defined = {name: ~jnp.isnan(value) for name, value in each.items()}
+    positives = (jnp.where(weight > 0, label, 0.0) * weight).sum(axis=0)
+    estimates = _with_means(each, matrix, positives, defined)
+    return _percentiles(estimates, in_chunks(chunk, replicates), level)
 
 
 @functools.partial(jax.jit, static_argnames=("patients", "replicates"))
@@ -275,40 +157,69 @@ def _differences(
 ) -> dict[str, Interval]:
     """The compiled part of `difference`, after its checks."""
 
+    def minus(first, second):
+        return dict(zip(AREAS, (a - b for a, b in zip(first, second)), strict=True))
+
+    def with_mean(each):
+        mean = {f"mean_{k}": averaging.macro(v, defined[k]) for k, v in each.items()}
+        return each | mean
+
     def chunk(numbers):
         counts = multiplicities(key, numbers, patients)
-        areas = [
-            replicate_areas(each, label, weight, patient, counts)[0]
+        one, two = (
+            replicate_areas(each, label, weight, patient, counts)
             for each in (score, other)
-        ]
-        return areas[0] - areas[1]
+        )
+        return with_mean(minus(one, two))
 
-    value = in_chunks(chunk, replicates)
-    areas = [_per_task(metrics.auroc)(each, label, weight) for each in (score, other)]
-    estimate = areas[0] - areas[1]
-    every = _percentiles(estimate, value, level)
-    return {
-        "auroc": Interval(*(x[:-1] for x in every)),
-        "mean_auroc": Interval(*(x[-1] for x in every)),
-    }
+    each = minus(*(_areas(one, label, weight) for one in (score, other)))
+    defined = {name: ~jnp.isnan(value) for name, value in each.items()}
+    return _percentiles(with_mean(each), in_chunks(chunk, replicates), level)
 
 
-def _percentiles(estimate: Array, value: Array, level: Array) -> Interval:
-    """Intervals of [..., T + 1], the mean over the defined tasks last.
+def _areas(score: Array, label: Array, weight: Array) -> list[Array]:
+    """[T] of each of AREAS, on the images as they are."""
+    return [_per_task(area)(score, label, weight) for area in AREAS.values()]
+
+
+def _each(areas, matrix: metrics.Confusion) -> dict[str, Array]:
+    """Every metric of every task, [..., T]."""
+    return dict(zip(AREAS, areas, strict=True)) | metrics.rates(matrix)
+
+
+def _with_means(each: dict, matrix, positives: Array, defined: dict) -> dict:
+    """Adds the means over tasks, [...], to metrics of [..., T].
 
     Args:
-      estimate: [..., T]; value: [R, ..., T], the replicates.
+      each: by name; matrix: cells [..., T]; positives: [..., T].
+      defined: by name, [T], whether the estimate on the images as they are is.
     """
-    defined = ~jnp.isnan(estimate)
+    found = dict(each)
+    for name, value in each.items():
+        found[f"mean_{name}"] = averaging.macro(value, defined[name])
+        found[f"weighted_{name}"] = averaging.weighted(value, positives, defined[name])
+    pooled = metrics.rates(averaging.micro(matrix, defined["accuracy"]))
+    return found | {f"micro_{name}": value for name, value in pooled.items()}
 
-    def with_mean(x):  # [..., T] -> [..., T + 1]
-        return jnp.append(x, x.mean(-1, where=defined, keepdims=True), axis=-1)
 
-    value = with_mean(value)
+def _percentiles(estimate: dict, value: dict, level: Array) -> dict[str, Interval]:
+    """Intervals by name, of estimates [...] and replicates [R, ...]."""
     ends = jnp.stack([(1 - level) / 2, (1 + level) / 2])
-    low, high = jnp.nanquantile(value, ends, axis=0)
-    undefined = jnp.isnan(value).sum(axis=0)
-    return Interval(with_mean(estimate), low, high, undefined)
+    # Side by side, all are sorted by one compiled sort.
+    columns = [v.reshape(len(v), -1) for v in value.values()]
+    low, high = jnp.nanquantile(jnp.concatenate(columns, axis=1), ends, axis=0)
+    found, start = {}, 0
+    for name, column in zip(value, columns, strict=True):
+        part, start = slice(start, start + column.shape[1]), start + column.shape[1]
+        shape = estimate[name].shape
+        undefined = jnp.isnan(value[name]).sum(axis=0)
+        found[name] = Interval(
+            estimate[name],
+            low[part].reshape(shape),
+            high[part].reshape(shape),
+            undefined,
+        )
+    return found
 
 
 def _per_task(metric):

@@ -19,13 +19,8 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 Array = jax.Array
-
-# Two thresholds whose Youden index differs by less are tied: float32 rounding of
-# the two rates must not decide between them.
-YOUDEN_TIE = 1e-6
 
 
 class Ranking(NamedTuple):
@@ -112,6 +107,37 @@ def average_precision(score: Array, label: Array, weight: Array) -> Array:
     return jnp.sum(jnp.where(end, step * precision, 0.0))
 
 
+def partial_auroc(
+    score: Array, label: Array, weight: Array, *, max_fpr: float
+) -> Array:
+    """AUROC of the thresholds at which the specificity is 1 - max_fpr or more.
+
+    Args:
+      score: [N]; label: [N] in [0, 1]; weight: [N], >= 0.
+      max_fpr: in (0, 1]; 1 makes this the AUROC.
+
+    Returns:
+      [] float32, standardised: 1/2 is chance, 1 perfect, whatever max_fpr is.
+
+    Source: McClish, Med. Decis. Making 9 (1989) 190; as scikit-learn's
+    `roc_auc_score(max_fpr=)`, linear between the curve's points.
+    """
+    tp, fp, end = _cumulative(rank(score, label, weight))
+    before_tp, before_fp, most = (
+        _previous(tp, end),
+        _previous(fp, end),
+        max_fpr * fp[-1],
+    )
+    left, right = jnp.minimum(before_fp, most), jnp.minimum(fp, most)
+    # Of a run of ties that crosses the limit, the part below it counts.
+    part = jnp.where(fp > before_fp, (right - left) / (fp - before_fp), 0.0)
+    height = before_tp + part * (tp - before_tp) / 2
+    step = _ratio(right - left, fp[-1])
+    area = jnp.sum(jnp.where(end, step * _ratio(height, tp[-1]), 0.0))
+    chance = max_fpr**2 / 2
+    return 0.5 * (1 + (area - chance) / (max_fpr - chance))
+
+
 def cells(score: Array, label: Array, weight: Array, threshold: Array) -> Confusion:
     """Each image's share in the confusion matrix: four vectors [N].
 
@@ -138,14 +164,16 @@ def confusion(score: Array, label: Array, weight: Array, threshold: Array) -> Co
 
 
 def rates(confusion: Confusion) -> dict[str, Array]:
-    """What a confusion matrix says, each in [0, 1] and of the shape of its cells.
+    """What a confusion matrix says, each of the shape of its cells.
 
-    A rate whose denominator is 0 is NaN: PPV where nothing is called positive,
-    sensitivity where nothing is positive, and so on.
+    All are in [0, 1] but the likelihood ratios, by which a call multiplies the odds
+    of the finding: lr_positive >= 1 and lr_negative <= 1 in a model of any use. A rate
+    whose denominator is 0 is NaN: PPV where nothing is called positive, sensitivity
+    where nothing is positive, lr_positive without a false positive, and so on.
 
-    Source: Altman & Bland, BMJ 308 (1994) 1552 and 309 (1994) 102; F1: van
-    Rijsbergen, Information Retrieval (1979), the harmonic mean of PPV and
-    sensitivity.
+    Source: Altman & Bland, BMJ 308 (1994) 1552 and 309 (1994) 102; likelihood ratios:
+    Deeks & Altman, BMJ 329 (2004) 168; F1: van Rijsbergen, Information Retrieval
+    (1979), the harmonic mean of PPV and sensitivity.
     """
     tp, fp, fn, tn = confusion
     total = tp + fp + fn + tn
@@ -157,62 +185,25 @@ def rates(confusion: Confusion) -> dict[str, Array]:
         "accuracy": _ratio(tp + tn, total),
         "prevalence": _ratio(tp + fn, total),
         "f1": _ratio(2 * tp, 2 * tp + fp + fn),
+        "lr_positive": _ratio(_ratio(tp, tp + fn), _ratio(fp, fp + tn)),
+        "lr_negative": _ratio(_ratio(fn, tp + fn), _ratio(tn, fp + tn)),
     }
 
 
-def youden_threshold(score: Array, label: Array, weight: Array) -> Array:
-    """The score at which sensitivity + specificity - 1 is largest.
+def predictive_values(
+    sensitivity: Array, specificity: Array, prevalence: Array
+) -> tuple[Array, Array]:
+    """PPV and NPV where the finding is as frequent as it is there.
 
-    It is an observed score, so that the rates at it are those that chose it. Of
-    tied thresholds (within 1e-6) the lowest is taken: the most sensitive, because
-    a missed finding costs more than a second look.
+    Sensitivity and specificity travel from one population to another, the predictive
+    values don't: those of a hospital's test split say little of a screening. All
+    arguments are in [0, 1], of one shape; NaN where nothing is called so.
 
-    Args:
-      score: [N] of the validation split, never of the split to be judged.
-      label: [N] in [0, 1].
-      weight: [N], >= 0.
-
-    Returns:
-      [] float32 in the unit of the score; NaN without positives or negatives: the
-      caller has to choose another way, and say so.
-
-    Source: Youden, Cancer 3 (1950) 32.
+    Source: Bayes' theorem; Altman & Bland, BMJ 309 (1994) 102.
     """
-    ranking = rank(score, label, weight)
-    tp, fp, end = _cumulative(ranking)
-    index = _ratio(tp, tp[-1]) - _ratio(fp, fp[-1])
-    index = jnp.where(end, index, -jnp.inf)
-    tied = index >= jnp.max(index) - YOUDEN_TIE
-    lowest = jnp.min(jnp.where(tied, ranking.score, jnp.inf))
-    # Rows of weight 0 rank at -inf: below every known score is as good as at it.
-    known = jnp.where(ranking.positive + ranking.negative > 0, ranking.score, jnp.inf)
-    undefined = jnp.isnan(jnp.max(index)) | (tp[-1] == 0) | (fp[-1] == 0)
-    return jnp.where(undefined, jnp.nan, jnp.maximum(lowest, jnp.min(known)))
-
-
-def roc(score, label, weight) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Every point of the ROC curve, on the host, for a page to draw.
-
-    Args:
-      score: [N]; label: [N] in [0, 1]; weight: [N], >= 0.
-
-    Returns:
-      fpr, tpr: [K + 1] float64, from (0, 0) to (1, 1); NaN for a missing class.
-      thresholds: [K + 1], inf and then the K distinct scores, descending.
-
-    Source: as scikit-learn's `roc_curve(drop_intermediate=False)`.
-    """
-    score, label, weight = (np.asarray(a, np.float64) for a in (score, label, weight))
-    score, label, weight = (a[weight > 0] for a in (score, label, weight))
-    thresholds, run = np.unique(-score, return_inverse=True)
-    positive = np.bincount(run, weight * label, thresholds.size)
-    negative = np.bincount(run, weight * (1.0 - label), thresholds.size)
-    curves = []
-    for count in (negative, positive):
-        total = count.sum()
-        below = np.concatenate([[0.0], np.cumsum(count)])
-        curves.append(below / total if total > 0 else np.full_like(below, np.nan))
-    return *curves, np.concatenate([[np.inf], -thresholds])
+    hit, miss = sensitivity * prevalence, (1 - sensitivity) * prevalence
+    alarm, clear = (1 - specificity) * (1 - prevalence), specificity * (1 - prevalence)
+    return _ratio(hit, hit + alarm), _ratio(clear, clear + miss)
 
 
 def _known(score: Array, label: Array, weight: Array) -> tuple[Array, Array, Array]:

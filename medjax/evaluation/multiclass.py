@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from chex import Array
 
-from medjax.evaluation.intervals import Interval, in_chunks, multiplicities
+from medjax.evaluation.intervals import Interval
+from medjax.evaluation.replicates import in_chunks, multiplicities
 
 
 def cells(probability: Array, label: Array, weight: Array) -> Array:
@@ -31,10 +32,12 @@ def cells(probability: Array, label: Array, weight: Array) -> Array:
 def rates(matrix: Array) -> dict[str, Array]:
     """What confusion matrices [..., K, K] say, [...] each.
 
-    accuracy is the share of images called right. balanced_accuracy is the mean
-    sensitivity and macro_f1 the mean F1, over the classes that have an image. kappa
-    is the agreement beyond that of two independent readers with these margins; NaN
-    where they agree by necessity.
+    accuracy is the share of images called right; it is also the micro mean of
+    sensitivity, PPV and F1, and the prevalence-weighted mean of sensitivity.
+    balanced_accuracy is the mean sensitivity and macro_f1 the mean F1, over the classes
+    that have an image; weighted_f1 weighs F1 by prevalence. kappa is the agreement
+    beyond that of two independent readers with these margins; NaN where they agree by
+    necessity. All are NaN without an image.
 
     Source: Cohen, Educ. Psychol. Meas. 20 (1960) 37; scikit-learn's names, but its
     macro F1 counts a class that is only said, not true, as 0, and here it is left out.
@@ -47,12 +50,16 @@ def rates(matrix: Array) -> dict[str, Array]:
     def mean(values):
         return jnp.mean(values, axis=-1, where=there)
 
+    f1 = 2 * right / jnp.where(there, true + said, 1)
+    # Margins are divided before they are multiplied: a product passes 2^24.
+    prevalence = true / total[..., None]
     share = jnp.sum(right, -1) / total
-    chance = jnp.sum(true * said, -1) / total**2
+    chance = jnp.sum(prevalence * said / total[..., None], -1)
     return {
         "accuracy": share,
         "balanced_accuracy": mean(right / jnp.where(there, true, 1)),
-        "macro_f1": mean(2 * right / jnp.where(there, true + said, 1)),
+        "macro_f1": mean(f1),
+        "weighted_f1": jnp.sum(prevalence * f1, -1),
         "kappa": jnp.where(chance < 1, (share - chance) / (1 - chance), jnp.nan),
     }
 

@@ -28,8 +28,11 @@ COLUMNS = (
     "npv",
     "accuracy",
     "f1",
+    "lr_positive",
+    "lr_negative",
     "prevalence",
 )
+MEANS = {"mean": "Mean", "weighted": "By positives", "micro": "All labels as one"}
 
 
 def write(results: dict, curve: list[dict], folder: Path, name: str) -> Path:
@@ -51,8 +54,10 @@ def write(results: dict, curve: list[dict], folder: Path, name: str) -> Path:
         "report.html",
         results=results,
         columns=COLUMNS,
+        means=MEANS,
         confused=_confused(results),
         roc=_roc(results),
+        precision_recall=_precision_recall(results),
         training=_training(curve, results["checkpoint"]),
     )
     path = folder / f"{name}.html"
@@ -95,7 +100,7 @@ def _confused(results: dict) -> list[tuple[str, list]]:
 
 
 def _write_csv(results: dict, path: Path) -> None:
-    """One row a task, and one of the means."""
+    """One row a task, and one of each mean."""
     ends = [f"{name}{end}" for name in COLUMNS for end in ("", "_low", "_high")]
     counts = ["positives", "negatives", "unknown", "threshold", "tp", "fp", "fn", "tn"]
     with path.open("w", newline="") as file:
@@ -111,7 +116,8 @@ def _write_csv(results: dict, path: Path) -> None:
                     found["note"],
                 ]
             )
-        writer.writerow(["mean", *[""] * len(counts), *_ends(results["mean"]), ""])
+        for kind in MEANS:
+            writer.writerow([kind, *[""] * len(counts), *_ends(results[kind]), ""])
 
 
 def _ends(metrics: dict) -> list:
@@ -124,21 +130,51 @@ def _roc(results: dict) -> list[tuple[str, str]]:
     """(task, picture) of each ROC curve, with the operating point on it."""
     pictures = []
     for task, found in results["tasks"].items():
-        if None in found["roc"]["fpr"] or None in found["roc"]["tpr"]:
+        fpr, tpr = found["roc"]["fpr"], found["roc"]["tpr"]
+        if None in fpr or None in tpr:
             continue
-        figure = Figure(figsize=(2.6, 2.6), layout="constrained")
-        axes = figure.subplots()
-        axes.plot([0, 1], [0, 1], color=SOFT, lw=0.8, ls=":")
-        axes.plot(found["roc"]["fpr"], found["roc"]["tpr"], color=ACCENT, lw=1.6)
-        metrics = found["metrics"]
-        point = metrics["specificity"]["estimate"], metrics["sensitivity"]["estimate"]
-        if None not in point:
-            axes.plot(1 - point[0], point[1], "o", color=INK, ms=4)
-        axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
-        axes.set_xlabel("1 − specificity", fontsize=8)
-        axes.set_ylabel("sensitivity", fontsize=8)
-        pictures.append((task, svg(figure)))
+        at = [found["metrics"][k]["estimate"] for k in ("specificity", "sensitivity")]
+        point = None if None in at else (1 - at[0], at[1])
+        picture = _square(
+            [0, 1], (fpr, tpr), point, "1 − specificity", "sensitivity", "default"
+        )
+        pictures.append((task, picture))
     return pictures
+
+
+def _precision_recall(results: dict) -> list[tuple[str, str]]:
+    """(task, picture) of each precision-recall curve."""
+    pictures = []
+    for task, found in results["tasks"].items():
+        curve = found["precision_recall"]
+        if not curve["recall"] or None in curve["recall"]:
+            continue
+        metrics = {name: one["estimate"] for name, one in found["metrics"].items()}
+        chance = found["positives"] / (found["positives"] + found["negatives"])
+        point = metrics["sensitivity"], metrics["ppv"]
+        picture = _square(
+            [chance, chance],
+            ([0, *curve["recall"]], [curve["precision"][0], *curve["precision"]]),
+            None if None in point else point,
+            *("sensitivity", "PPV"),
+            "steps-pre",
+        )
+        pictures.append((task, picture))
+    return pictures
+
+
+def _square(chance, curve, point, x: str, y: str, steps: str) -> str:
+    """A curve in the unit square, the line of chance, and the operating point."""
+    figure = Figure(figsize=(2.6, 2.6), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], chance, color=SOFT, lw=0.8, ls=":")
+    axes.plot(*curve, color=ACCENT, lw=1.6, drawstyle=steps)
+    if point:
+        axes.plot(*point, "o", color=INK, ms=4)
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+    axes.set_xlabel(x, fontsize=8)
+    axes.set_ylabel(y, fontsize=8)
+    return svg(figure)
 
 
 def _training(curve: list[dict], checkpoint: int) -> str:
