@@ -2,12 +2,13 @@
 
 What it does well are products of matrices, sums over rows and elementwise loops;
 its convolutions, and more so their gradients, cost several times a product of the
-same size. Other platforms keep the native operation: `lax.platform_dependent`
-decides when the program is lowered, and only the chosen one is compiled.
+same size. Other platforms keep the native convolution and moments:
+`lax.platform_dependent` decides when the program is lowered, and only the chosen one
+is compiled.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial, reduce
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -29,36 +30,104 @@ def convolution(
       padding: pairs for each axis of space, or a name.
       rest: dilations, groups, dimension_numbers, precision.
     """
-    native = partial(
-        lax.conv_general_dilated, window_strides=strides, padding=padding, **rest
-    )
     *size, inner, outer = kernel.shape
+    pads = padding if isinstance(padding, str) else tuple(map(tuple, padding))
+    named, still = isinstance(pads, str), set(strides) == {1}
+    keeps = tuple((n // 2, n // 2) for n in size)
     dilations = (rest.get("lhs_dilation"), rest.get("rhs_dilation"))
     if rest["feature_group_count"] != 1 or any(set(d or [1]) != {1} for d in dilations):
-        return native(x, kernel)
-    pads = None if isinstance(padding, str) else tuple(map(tuple, padding))
-    still, keeps = set(strides) == {1}, tuple((n // 2, n // 2) for n in size)
-    if still and set(size) == {1} and (pads is None or not np.any(pads)):
-        ours = _product
-    elif pads is None or x.ndim != 4:
-        return native(x, kernel)
+        ours = None
+    elif still and set(size) == {1} and (named or not np.any(pads)):
+        ours = _product, _product_backward
+    elif named or x.ndim != 4:
+        ours = None
     elif still and outer < inner and all(n % 2 for n in size) and pads == keeps:
-        ours = _of_few_outputs
+        ours = _native, _few_outputs_backward
     elif any(n > length for n, length in zip(size, x.shape[1:3], strict=True)):
-        ours = partial(_by_columns, strides=tuple(strides), padding=pads)
+        ours = _by_columns, _backward_of(_by_columns)
     elif inner <= 4:
-        ours = partial(_of_few_inputs, strides=tuple(strides), padding=pads)
+        ours = _native, _few_inputs_backward
     else:
-        return native(x, kernel)
-    return lax.platform_dependent(x, kernel, cpu=ours, default=native)
+        ours = None
+    if ours is None:
+        return lax.conv_general_dilated(x, kernel, strides, padding, **rest)
+    return _convolution(x, kernel, *ours, tuple(strides), pads)
 
 
-def _product(x: Array, kernel: Array) -> Array:
+# Jitted, it is traced once for each shape. Its gradient is given outside the choice of
+# a platform: JAX would derive each of the choices, in half of the time of tracing.
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+@partial(jax.jit, static_argnums=(2, 3, 4, 5))
+def _convolution(
+    x: Array,
+    kernel: Array,
+    forward: Callable,
+    backward: Callable,
+    strides: tuple,
+    padding: tuple | str,
+) -> Array:
+    """`forward` on the CPU, its gradient by `backward`; elsewhere XLA's own."""
+    how = {"strides": strides, "padding": padding}
+    return lax.platform_dependent(
+        x, kernel, cpu=partial(forward, **how), default=partial(_native, **how)
+    )
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _convolution_backward(
+    forward: Callable,
+    backward: Callable,
+    strides: tuple,
+    padding: tuple | str,
+    kept: tuple,
+    g: Array,
+) -> tuple[Array, Array]:
+    how = {"strides": strides, "padding": padding}
+    native = partial(_backward_of(_native), **how)
+    return lax.platform_dependent(
+        *kept, g, cpu=partial(backward, **how), default=native
+    )
+
+
+_convolution.defvjp(
+    lambda x, kernel, *how: (_convolution(x, kernel, *how), (x, kernel)),
+    _convolution_backward,
+)
+
+
+@cache
+def _backward_of(forward: Callable) -> Callable:
+    """The gradients of a convolution that XLA derives itself."""
+
+    def backward(x: Array, kernel: Array, g: Array, **how: Any) -> tuple[Array, Array]:
+        return jax.vjp(partial(forward, **how), x, kernel)[1](g)
+
+    return backward
+
+
+def _native(x: Array, kernel: Array, strides: tuple, padding: tuple | str) -> Array:
+    axes = "DHW"[5 - x.ndim :]
+    names = f"N{axes}C", f"{axes}IO", f"N{axes}C"
+    return lax.conv_general_dilated(
+        x, kernel, strides, padding, dimension_numbers=names
+    )
+
+
+def _product(x: Array, kernel: Array, **_: Any) -> Array:
     """A convolution by a kernel of size 1: [B, ..., I] -> [B, ..., O]."""
-    *space, inner = x.shape
     # In two axes: with more of them the gradient's product transposes its operands.
-    flat = x.reshape(-1, inner) @ kernel.reshape(inner, -1)
-    return flat.reshape(*space, -1)
+    inner, outer = kernel.shape[-2:]
+    flat = x.reshape(-1, inner) @ kernel.reshape(inner, outer)
+    return flat.reshape(*x.shape[:-1], outer)
+
+
+def _product_backward(
+    x: Array, kernel: Array, g: Array, **_: Any
+) -> tuple[Array, Array]:
+    inner, outer = kernel.shape[-2:]
+    g = g.reshape(-1, outer)
+    d_x = g @ kernel.reshape(inner, outer).T
+    return d_x.reshape(x.shape), (x.reshape(-1, inner).T @ g).reshape(kernel.shape)
 
 
 def _by_columns(x: Array, kernel: Array, strides: tuple, padding: tuple) -> Array:
@@ -74,12 +143,6 @@ def _by_columns(x: Array, kernel: Array, strides: tuple, padding: tuple) -> Arra
     return (columns @ kernel.reshape(-1, outer)).reshape(len(x), *places, outer)
 
 
-def _native(x: Array, kernel: Array, strides: tuple, padding: tuple) -> Array:
-    return lax.conv_general_dilated(
-        x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-
-
 def _columns(x: Array, size: tuple, strides: tuple, padding: tuple) -> Array:
     """What the kernel sees at each place, [B, H, W, C] -> [B h w, size C]."""
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
@@ -91,47 +154,29 @@ def _columns(x: Array, size: tuple, strides: tuple, padding: tuple) -> Array:
     return seen.get(mode="promise_in_bounds").reshape(-1, np.prod(size) * x.shape[-1])
 
 
-@jax.custom_vjp
-def _of_few_outputs(x: Array, kernel: Array) -> Array:
-    """An odd kernel at stride 1 that keeps the size.
+def _few_outputs_backward(
+    x: Array, kernel: Array, g: Array, strides: tuple, padding: tuple
+) -> tuple[Array, Array]:
+    """Of an odd kernel at stride 1 that keeps the size.
 
     Both gradients are products with the columns of the output's gradient, which has
     the fewer channels.
     """
-    pads = tuple((n // 2, n // 2) for n in kernel.shape[:2])
-    return _native(x, kernel, (1, 1), pads)
-
-
-def _of_few_outputs_backward(kept: tuple, g: Array) -> tuple[Array, Array]:
-    x, kernel = kept
     *size, inner, outer = kernel.shape
     # Changes nothing, but a product's result is stored. Else the sum over all later
     # layers that g is in a dense block is computed again for each of its columns.
     g = (g.reshape(-1, outer) @ jnp.eye(outer, dtype=g.dtype)).reshape(g.shape)
-    pads = tuple((n // 2, n // 2) for n in size)
-    columns = _columns(g, tuple(size), (1, 1), pads)  # [B H W, size O]
+    columns = _columns(g, tuple(size), strides, padding)  # [B H W, size O]
     turned = kernel[::-1, ::-1].swapaxes(2, 3).reshape(-1, inner)
     d_kernel = (x.reshape(-1, inner).T @ columns).reshape(inner, *size, outer)
     d_kernel = jnp.moveaxis(d_kernel, 0, 2)[::-1, ::-1]
     return (columns @ turned).reshape(x.shape), d_kernel
 
 
-_of_few_outputs.defvjp(
-    lambda x, kernel: (_of_few_outputs(x, kernel), (x, kernel)),
-    _of_few_outputs_backward,
-)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _of_few_inputs(x: Array, kernel: Array, strides: tuple, padding: tuple) -> Array:
-    """The first layer's: the kernel's gradient by the columns of the image."""
-    return _native(x, kernel, strides, padding)
-
-
-def _of_few_inputs_backward(
-    strides: tuple, padding: tuple, kept: tuple, g: Array
+def _few_inputs_backward(
+    x: Array, kernel: Array, g: Array, strides: tuple, padding: tuple
 ) -> tuple[Array, Array]:
-    x, kernel = kept
+    """The first layer's: the kernel's gradient by the columns of the image."""
     size, outer = kernel.shape[:2], kernel.shape[-1]
 
     def add(total: Array, pair: tuple) -> tuple[Array, None]:
@@ -146,12 +191,8 @@ def _of_few_inputs_backward(
     return *back(g), d_kernel.reshape(kernel.shape)
 
 
-_of_few_inputs.defvjp(
-    lambda x, kernel, *how: (_of_few_inputs(x, kernel, *how), (x, kernel)),
-    _of_few_inputs_backward,
-)
-
-
+@jax.custom_vjp
+@jax.jit
 def moments(x: Array) -> tuple[Array, Array]:
     """The mean and the variance of each channel, [..., C] -> [C], [C] float32."""
     return lax.platform_dependent(x, cpu=_two_passes, default=_one_pass)
@@ -164,59 +205,41 @@ def _one_pass(x: Array) -> tuple[Array, Array]:
 
 
 def _two_passes(x: Array) -> tuple[Array, Array]:
-    return _moments(x.reshape(-1, x.shape[-1]))
-
-
-@jax.custom_vjp
-def _moments(x: Array) -> tuple[Array, Array]:
-    x = x.astype(jnp.float32)
-    mean = jnp.mean(x, 0)
-    return mean, jnp.mean(jnp.square(x - mean), 0)
+    x, axes = x.astype(jnp.float32), tuple(range(x.ndim - 1))
+    mean = jnp.mean(x, axes)
+    return mean, jnp.mean(jnp.square(x - mean), axes)
 
 
 def _moments_forward(x: Array) -> tuple:
-    mean, variance = _moments(x)
+    mean, variance = moments(x)
     return (mean, variance), (x, mean)
 
 
+@jax.jit
 def _moments_backward(kept: tuple, gradients: tuple) -> tuple[Array]:
     (x, mean), (d_mean, d_variance) = kept, gradients
+    number = x.size // x.shape[-1]
     # Not by x - mean: shared with the forward pass it would be kept, as large as x.
-    slope = 2 / len(x) * d_variance
-    d_x = x.astype(jnp.float32) * slope + (d_mean / len(x) - mean * slope)
+    slope = 2 / number * d_variance
+    d_x = x.astype(jnp.float32) * slope + (d_mean / number - mean * slope)
     return (d_x.astype(x.dtype),)
 
 
-_moments.defvjp(_moments_forward, _moments_backward)
+moments.defvjp(_moments_forward, _moments_backward)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+@partial(jax.jit, static_argnums=4)
 def normalise(x: Array, mean: Array, factor: Array, bias: Array, relu: bool) -> Array:
     """(x - mean) factor + bias, its negative part cut off by `relu`.
+
+    Keeps x and the result for the gradient: those that the convolutions keep anyway.
 
     Args:
       x: [..., C], of any float type, which the result has too.
       mean, factor, bias: [C] float32.
       relu: whether to cut.
     """
-
-    def native(x: Array, *numbers: Array) -> Array:
-        y = _affine(x, *numbers)
-        return jax.nn.relu(y) if relu else y
-
-    def ours(x: Array, *numbers: Array) -> Array:
-        flat = x.reshape(-1, x.shape[-1])
-        return _normalise(flat, *numbers, relu).reshape(x.shape)
-
-    return lax.platform_dependent(x, mean, factor, bias, cpu=ours, default=native)
-
-
-def _affine(x: Array, mean: Array, factor: Array, bias: Array) -> Array:
-    return ((x.astype(jnp.float32) - mean) * factor + bias).astype(x.dtype)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _normalise(x: Array, mean: Array, factor: Array, bias: Array, relu: bool) -> Array:
-    """Keeps x and y for the gradient: those that the convolutions keep anyway."""
     # Not by x - mean, nor in the backward pass, for the same reason as above.
     y = x.astype(jnp.float32) * factor + (bias - mean * factor)
     return (jnp.maximum(y, 0) if relu else y).astype(x.dtype)
@@ -225,75 +248,17 @@ def _normalise(x: Array, mean: Array, factor: Array, bias: Array, relu: bool) ->
 def _normalise_forward(
     x: Array, mean: Array, factor: Array, bias: Array, relu: bool
 ) -> tuple:
-    y = _normalise(x, mean, factor, bias, relu)
+    y = normalise(x, mean, factor, bias, relu)
     return y, (x, y, mean, factor)
 
 
+@partial(jax.jit, static_argnums=0)
 def _normalise_backward(relu: bool, kept: tuple, g: Array) -> tuple:
-    x, y, mean, factor = kept
+    (x, y, mean, factor), axes = kept, tuple(range(g.ndim - 1))
     g = (jnp.where(y > 0, g, 0) if relu else g).astype(jnp.float32)
-    d_bias = jnp.sum(g, 0)
-    d_factor = jnp.sum(x.astype(jnp.float32) * g, 0) - mean * d_bias
+    d_bias = jnp.sum(g, axes)
+    d_factor = jnp.sum(x.astype(jnp.float32) * g, axes) - mean * d_bias
     return (g * factor).astype(x.dtype), -factor * d_bias, d_factor, d_bias
 
 
-_normalise.defvjp(_normalise_forward, _normalise_backward)
-
-
-def max_pool(
-    x: Array, size: int, stride: int, *, padding: int, native: Callable
-) -> Array:
-    """The maximum over cubes, [B, ..., C]; of equal ones the first has the gradient.
-
-    One axis after the other, the last one first: so the first maximum in the order of
-    memory wins, as it does in `native`.
-
-    Args:
-      size, stride, padding: the same along each axis of space.
-      native: the same by XLA's own operation, x -> y.
-    """
-
-    def ours(x: Array) -> Array:
-        for axis in range(x.ndim - 2, 0, -1):
-            x = _pool(x, axis, size, stride, padding)
-        return x
-
-    return lax.platform_dependent(x, cpu=ours, default=native)
-
-
-def _taps(x: Array, axis: int, size: int, stride: int, padding: int) -> list[Array]:
-    """x as each element of a window along the axis sees it."""
-    pads = [(0, 0)] * x.ndim
-    pads[axis] = (padding, padding)
-    x = jnp.pad(x, pads, constant_values=-jnp.inf)
-    span = (x.shape[axis] - size) // stride * stride + 1
-    return [lax.slice_in_dim(x, i, i + span, stride, axis) for i in range(size)]
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
-def _pool(x: Array, axis: int, size: int, stride: int, padding: int) -> Array:
-    return reduce(jnp.maximum, _taps(x, axis, size, stride, padding))
-
-
-def _pool_forward(x: Array, *window: int) -> tuple:
-    y = _pool(x, *window)
-    return y, (x, y)
-
-
-def _pool_backward(
-    axis: int, size: int, stride: int, padding: int, kept: tuple, g: Array
-) -> tuple[Array]:
-    x, y = kept
-    total, free = jnp.zeros_like(x), True
-    for i, tap in enumerate(_taps(x, axis, size, stride, padding)):
-        hit = (tap == y) & free
-        free = free & ~hit
-        low = i - padding
-        high = x.shape[axis] - low - (y.shape[axis] - 1) * stride - 1
-        pads = [(0, 0, 0)] * x.ndim
-        pads[axis] = (low, high, stride - 1)
-        total += lax.pad(jnp.where(hit, g, 0), jnp.zeros((), g.dtype), pads)
-    return (total,)
-
-
-_pool.defvjp(_pool_forward, _pool_backward)
+normalise.defvjp(_normalise_forward, _normalise_backward)

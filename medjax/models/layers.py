@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from chex import Array
 from jax import lax
 
-from medjax.models import fast
+from medjax.models import fast, fast_pool
 
 
 def conv(
@@ -103,7 +103,7 @@ def max_pool(x: Array, size: int, stride: int, *, padding: int = 0) -> Array:
         strides=(stride,) * space,
         padding=((padding, padding),) * space,
     )
-    return fast.max_pool(x, size, stride, padding=padding, native=native)
+    return fast_pool.max_pool(x, size, stride, padding=padding, native=native)
 
 
 def avg_pool(x: Array, size: int) -> Array:
