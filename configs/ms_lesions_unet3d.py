@@ -62,10 +62,10 @@ def get_config() -> ConfigDict:
     }
     c.model = {
         "name": "unet",
-        "widths": (16, 32, 64, 128),
-        "strides": (1, 2, 2, 2),
+        "widths": (24, 48, 96),
+        "strides": (2, 2, 2),  # into each level, the first from the image
         "kernels": 3,
-        "blocks": 1,
+        "blocks": (0, 1, 1),
         "up_blocks": 1,
         "groups": 0,
         "attention": False,
@@ -77,19 +77,19 @@ def get_config() -> ConfigDict:
     }
     c.optim = {
         "name": "adamw",
-        "learning_rate": 2e-3,
+        "learning_rate": 4e-3,
         "weight_decay": 1e-2,
-        "warmup": 100,
-        "clip": 1.0,
-        "ema": 0.99,
+        "warmup": 120,
+        "clip": 5.0,
+        "ema": 0.995,
     }
     c.train = {
-        "steps": 3000,
+        "steps": 2400,
         "batch": 2,
         "dtype": "float32",
         "threads": 2,
         "log_every": 20,
-        "evaluate_every": 1000,
+        "evaluate_every": 600,
         "keep": 1,
     }
     c.evaluation = {

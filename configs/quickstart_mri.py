@@ -48,7 +48,7 @@ def get_config() -> ConfigDict:
     c.model = {
         "name": "unet",
         "widths": (16, 32, 64),
-        "strides": (1, 2, 2),  # into each level from the one before
+        "strides": (2, 2, 2),  # into each level, the first from the image
         "kernels": 3,
         "blocks": 1,
         "up_blocks": 1,
@@ -69,7 +69,7 @@ def get_config() -> ConfigDict:
         "ema": 0.98,
     }
     c.train = {
-        "steps": 400,
+        "steps": 800,
         "batch": 4,  # patches
         "dtype": "float32",
         "threads": 0,  # reading threads; 0: one a core
