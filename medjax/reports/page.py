@@ -28,10 +28,10 @@ COLUMNS = (
     "npv",
     "accuracy",
     "f1",
-    "lr_positive",
-    "lr_negative",
     "prevalence",
 )
+RATIOS = ("lr_positive", "lr_negative")  # Beside the confusion matrices.
+MEASURED = (*COLUMNS, *RATIOS)
 MEANS = {"mean": "Mean", "weighted": "By positives", "micro": "All labels as one"}
 
 
@@ -55,6 +55,7 @@ def write(results: dict, curve: list[dict], folder: Path, name: str) -> Path:
         results=results,
         columns=COLUMNS,
         means=MEANS,
+        ratios=RATIOS,
         confused=_confused(results),
         roc=_roc(results),
         precision_recall=_precision_recall(results),
@@ -101,7 +102,7 @@ def _confused(results: dict) -> list[tuple[str, list]]:
 
 def _write_csv(results: dict, path: Path) -> None:
     """One row a task, and one of each mean."""
-    ends = [f"{name}{end}" for name in COLUMNS for end in ("", "_low", "_high")]
+    ends = [f"{name}{end}" for name in MEASURED for end in ("", "_low", "_high")]
     counts = ["positives", "negatives", "unknown", "threshold", "tp", "fp", "fn", "tn"]
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -122,7 +123,7 @@ def _write_csv(results: dict, path: Path) -> None:
 
 def _ends(metrics: dict) -> list:
     return [
-        metrics[name][end] for name in COLUMNS for end in ("estimate", "low", "high")
+        metrics[name][end] for name in MEASURED for end in ("estimate", "low", "high")
     ]
 
 
