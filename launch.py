@@ -3,7 +3,7 @@
   python launch.py prepare  --config=configs/X.py
   python launch.py explore  --config=configs/X.py --workdir=DIR
   python launch.py train    --config=configs/X.py --workdir=DIR
-  python launch.py evaluate --workdir=DIR [--split=test]
+  python launch.py evaluate --workdir=DIR [--split=test] [--against=DIR]
   python launch.py predict  --workdir=DIR --images=FILE_OR_DIR --out=CSV
   python launch.py convert  --source=FILE --model=NAME --out=DIR [--channels=3]
   python launch.py gallery  --images=FILE_OR_DIR --out=HTML [--modality=NAME]
@@ -14,7 +14,8 @@ explore   what the data look like: one page, and the same as JSON; with
 train     trains, or goes on with the run that the workdir holds; reports the test split
 evaluate  reports one split of a finished run (--split=target: the test images of the
           data that it was adapted to); with --config, all films of that config's data
-          instead, as an external test
+          instead, as an external test; with --against what two runs said of the same
+          images: differences, intervals and p values
 predict   new PNG, JPEG or DICOM files -> one probability a finding
 convert   weights of torchvision, timm or Keras -> a checkpoint for transfer.init
 gallery   image files or NIfTI volumes -> a page of what each modality's augmentations
@@ -33,7 +34,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from medjax import commands
+from medjax import commands, comparing
 from medjax.errors import InputError
 
 FLAGS = flags.FLAGS
@@ -42,6 +43,7 @@ flags.DEFINE_string("workdir", None, "folder of the run")
 flags.DEFINE_string(
     "split", "test", "evaluate: train, validation, test or target; or a name"
 )
+flags.DEFINE_string("against", None, "evaluate: folder of the run to compare with")
 flags.DEFINE_bool("audit-augment", False, "explore: the augmentations of a run")
 flags.DEFINE_multi_string("images", [], "a file or a folder; may be repeated")
 flags.DEFINE_string("out", None, "the file to write: predictions.csv or gallery.html")
@@ -85,7 +87,16 @@ def run(command: str) -> int:
         commands.train(config(), Path(required("workdir")))
     elif command == "evaluate":
         other = config() if FLAGS.config else None
-        commands.evaluate(Path(required("workdir")), split=FLAGS.split, other=other)
+        if FLAGS.against:
+            if other is not None:
+                raise InputError(
+                    "--against: evaluate each run with --config and --split=NAME first; "
+                    "then compare them by --split=NAME alone"
+                )
+            against = Path(FLAGS.against)
+            comparing.compare(Path(required("workdir")), against, split=FLAGS.split)
+        else:
+            commands.evaluate(Path(required("workdir")), split=FLAGS.split, other=other)
     elif command == "predict":
         out = Path(FLAGS.out or "predictions.csv")
         unread = commands.predict(

@@ -9,7 +9,7 @@ FLOORS = [  # From the top down.
     ("launch", "configs"),
     ("commands",),
     ("segmenting",),
-    ("survey", "augment_audit", "augment_gallery", "fitting"),
+    ("survey", "augment_audit", "augment_gallery", "comparing", "fitting"),
     ("build",),
     ("reports", "training"),
     ("evaluation",),

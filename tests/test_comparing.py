@@ -1,0 +1,172 @@
+"""Two folders of runs, compared or refused."""
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import Page
+from launching import run
+
+from medjax import comparing
+from medjax.errors import InputError
+from medjax.evaluation import delong
+from medjax.evaluation.inference import Predictions
+from medjax.reports import against
+from medjax.training import workdir
+
+pytestmark = pytest.mark.usefixtures("unoptimised")
+NAMES = ("Mass", "Pleural_Thickening", "<b>odd</b>")
+CONFIG = {
+    "task": "classification",
+    "seed": 3,
+    "transfer": {},
+    "adapt": {},
+    "data": {"source": "phantom"},
+    "model": {"name": "densenet121"},
+    "imbalance": "none",
+    "evaluation": {"replicates": 60},
+}
+
+
+def films(gain, *, films=80):
+    """What a model of that gain says of the same films; the last finding is rare."""
+    rng = np.random.default_rng(0)
+    label = (rng.random((films, 3)) < [0.4, 0.3, 0]).astype(np.float32)
+    weight = (rng.random((films, 3)) < 0.9).astype(np.float32)
+    score = rng.random((films, 3)) + gain * label
+    score += 0.3 * np.random.default_rng(round(100 * gain)).random((films, 3))
+    return Predictions(
+        np.arange(films), np.arange(films) // 2, score.astype(np.float32), label, weight
+    )
+
+
+def write(folder, found, *, names=NAMES, config=CONFIG, split="test", images=None):
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "task.json").write_text(json.dumps({"names": names}))
+    images = images or [f"film {n}.png" for n in range(len(found.id))]
+    path = folder / f"predictions/{split}.csv"
+    workdir.write_predictions(path, names, pd.Series(images), found)
+    return folder
+
+
+@pytest.fixture
+def pair(tmp_path):
+    return write(tmp_path / "a", films(0.8)), write(tmp_path / "b", films(0.1))
+
+
+def test_the_numbers_are_those_of_the_two_files(pair):
+    page = comparing.compare(*pair)
+    assert page == pair[0] / "against.html"
+    found = json.loads((pair[0] / "against.json").read_text())
+    one, other = films(0.8), films(0.1)
+    tested = delong.paired(
+        *(one.probability, other.probability, one.label, one.weight, one.patient)
+    )
+    assert [found["tasks"][k]["p"] for k in NAMES[:2]] == tested.p[:2].tolist()
+    assert found["tasks"]["Mass"]["p"] < found["tasks"]["Mass"]["holm"] < 0.05
+    assert found["films"] == 80 and found["patients"] == 40
+    assert [r["folder"] for r in found["runs"]] == [str(folder) for folder in pair]
+    auroc = found["tasks"]["Mass"]["metrics"]["auroc"]
+    assert auroc["one"] > auroc["other"]
+    estimate = auroc["one"] - auroc["other"]
+    assert auroc["difference"]["estimate"] == pytest.approx(estimate, abs=1e-6)
+
+
+def test_the_order_of_images_and_of_findings_does_not_matter(pair):
+    comparing.compare(*pair)
+    first = (pair[0] / "against.json").read_text()
+    found, images = films(0.1), [f"film {n}.png" for n in range(80)]
+    turn = np.random.default_rng(1).permutation(80)
+    mixed = Predictions(
+        *(x[turn] for x in found[:2]), *(x[turn][:, ::-1] for x in found[2:])
+    )
+    write(pair[1], mixed, names=NAMES[::-1], images=images)
+    comparing.compare(*pair)
+    assert (pair[0] / "against.json").read_text() == first
+
+
+def test_the_page_is_whole_and_says_what_is_better(pair):
+    text = comparing.compare(*pair).read_text()
+    read = Page(text)
+    assert read.stack == [] and len(read.sources) == 1
+    assert not re.search(r"https?://|@import|url\(", text)
+    assert "<b>odd</b>" not in text
+    assert "A has the higher AUROC for Mass" in read.text
+    assert "no positive image" in read.text
+    found = json.loads((pair[0] / "against.json").read_text())
+    difference = found["tasks"]["Mass"]["metrics"]["average_precision"]["difference"]
+    assert f"{difference['estimate']:+.3f}" in read.text
+    assert f"{difference['low']:+.3f} to {difference['high']:+.3f}" in read.text
+    assert against.probability(found["tasks"]["Mass"]["holm"]) in read.text
+
+
+def test_a_run_against_itself_shows_nothing(pair):
+    text = Page(comparing.compare(pair[0], pair[0]).read_text()).text
+    assert "No finding's AUROC differs beyond chance." in text
+
+
+def test_without_a_test_the_page_says_so(pair):
+    for folder, gain in zip(pair, (0.8, 0.1), strict=True):
+        found = films(gain)
+        write(folder, found._replace(label=0 * found.label))
+    text = Page(comparing.compare(*pair).read_text()).text
+    assert "No finding could be tested." in text
+
+
+def test_other_splits_are_compared_too(pair):
+    with pytest.raises(InputError, match=r"strangers\.csv: not there: evaluate"):
+        comparing.compare(*pair, split="strangers")
+    write(pair[0], films(0.8, films=30), split="strangers")
+    write(pair[1], films(0.1, films=30), split="strangers")
+    comparing.compare(*pair, split="strangers")
+    found = json.loads((pair[0] / "against.json").read_text())
+    assert (found["split"], found["films"]) == ("strangers", 30)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda t: t[3:], r"b: its predictions lack 3 .* film 0\.png"),
+        (
+            lambda t: pd.concat([t, t[:1].assign(image="new.png")]),
+            r"a: its predictions lack 1 .* new\.png",
+        ),
+        (lambda t: pd.concat([t, t[5:6]]), r"film 5\.png occurs twice"),
+        (
+            lambda t: t.assign(patient=t["patient"] + (t["image"] == "film 4.png")),
+            r"b: the patient of 1 images is another.*film 4\.png: 3, and 2 in .*a",
+        ),
+        (
+            lambda t: t.assign(Mass_label=1 - t["Mass_label"]),
+            r"b: the Mass label of \d+ images",
+        ),
+        (
+            lambda t: t.assign(Mass_label=np.nan),
+            r"b: the Mass label .* unknown, and [01] in .*a: compare",
+        ),
+    ],
+)
+def test_runs_of_other_films_or_labels_are_refused_by_name(pair, change, words):
+    path = pair[1] / "predictions/test.csv"
+    change(pd.read_csv(path)).to_csv(path, index=False)
+    with pytest.raises(InputError, match=words):
+        comparing.compare(*pair)
+    assert not (pair[0] / "against.html").exists()
+
+
+def test_other_findings_and_masks_are_refused(pair):
+    write(pair[1], films(0.1), names=("Mass", "Nodule", "<b>odd</b>"))
+    with pytest.raises(InputError, match="Nodule, Pleural_Thickening"):
+        comparing.compare(*pair)
+    write(pair[1], films(0.1), config={"task": "segmentation"})
+    with pytest.raises(InputError, match="segments"):
+        comparing.compare(*pair)
+
+
+def test_the_command_refuses_in_one_line(pair):
+    write(pair[1], films(0.1, films=70))
+    _, err = run("evaluate", f"--workdir={pair[0]}", f"--against={pair[1]}", code=2)
+    assert err.count("\n") == 1 and "lack 10 of the images" in err
