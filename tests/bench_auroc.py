@@ -1,6 +1,6 @@
 """Time and memory of intervals, side by side with a loop over scikit-learn.
 
-    python tests/bench_auroc.py [--replicates=1000] [--rounds=3]
+    python tests/bench_auroc.py [--replicates=1000] [--patients=2797]
 
 Both resample a test set of the official ChestX-ray14's size, 25,596 images and 14
 findings of 0.2 % to 20 %. scikit-learn's loop does so --loops times a round and is scaled
@@ -26,16 +26,16 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from medjax.evaluation import delong, intervals
 
-IMAGES, PATIENTS, FINDINGS = 25_596, 2_797, 14
+IMAGES, FINDINGS = 25_596, 14
 
 
-def films() -> tuple:
+def films(patients: int) -> tuple:
     """score, label, weight [N, T], and each image's patient [N]."""
     rng = np.random.default_rng(0)
     shares = np.geomspace(0.002, 0.2, FINDINGS)
     label = (rng.random((IMAGES, FINDINGS)) < shares).astype(np.float32)
     score = rng.random((IMAGES, FINDINGS)).astype(np.float32) + 0.3 * label
-    return score, label, np.ones_like(label), rng.integers(0, PATIENTS, IMAGES)
+    return score, label, np.ones_like(label), np.arange(IMAGES) % patients
 
 
 def timed(function, *arguments) -> tuple[float, float]:
@@ -49,9 +49,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--replicates", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--patients", type=int, default=2_797)
     parser.add_argument("--loops", type=int, default=5)
     args = parser.parse_args()
-    score, label, weight, patient = films()
+    score, label, weight, patient = films(args.patients)
 
     def ours():
         intervals.bootstrap(
@@ -65,13 +66,13 @@ def main() -> None:
 
     from sklearn.metrics import roc_auc_score
 
-    rng = np.random.default_rng(0)
+    rng, known = np.random.default_rng(0), label.astype(np.int8)  # Its faster dtype.
 
     def loop():
         for _ in range(args.loops):
             rows = rng.integers(0, IMAGES, IMAGES)
             for t in range(FINDINGS):
-                roc_auc_score(label[rows, t], score[rows, t])
+                roc_auc_score(known[rows, t], score[rows, t])
 
     rounds = [(*timed(ours), *timed(loop)) for _ in range(args.rounds)]
     scale = args.replicates / args.loops
