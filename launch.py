@@ -3,8 +3,8 @@
   python launch.py prepare  --config=configs/X.py
   python launch.py explore  --config=configs/X.py --workdir=DIR
   python launch.py train    --config=configs/X.py --workdir=DIR
-  python launch.py evaluate --workdir=DIR [--split=test] [--against=DIR]
-  python launch.py predict  --workdir=DIR --images=FILE_OR_DIR --out=CSV
+  python launch.py evaluate --workdir=DIR [--split=test] [--localise] [--against=DIR]
+  python launch.py predict  --workdir=DIR --images=FILE_OR_DIR --out=CSV [--explain=DIR]
   python launch.py convert  --source=FILE --model=NAME --out=DIR [--channels=3]
   python launch.py gallery  --images=FILE_OR_DIR --out=HTML [--modality=NAME]
 
@@ -14,9 +14,11 @@ explore   what the data look like: one page, and the same as JSON; with
 train     trains, or goes on with the run that the workdir holds; reports the test split
 evaluate  reports one split of a finished run (--split=target: the test images of the
           data that it was adapted to); with --config, all films of that config's data
-          instead, as an external test; with --against what two runs said of the same
-          images: differences, intervals and p values
-predict   new PNG, JPEG or DICOM files -> one probability a finding
+          instead, as an external test; with --localise whether the heatmaps lie in the
+          boxes of films that have some, and depend on what was learnt; with --against
+          what two runs said of the same images: differences, intervals and p values
+predict   new PNG, JPEG or DICOM files -> one probability a finding; with --explain a
+          picture of where the evidence lies for each finding that is seen
 convert   weights of torchvision, timm or Keras -> a checkpoint for transfer.init
 gallery   image files or NIfTI volumes -> a page of what each modality's augmentations
           do to them (--draws of each), and why it leaves others out
@@ -36,6 +38,7 @@ from ml_collections import config_flags
 
 from medjax import commands, comparing
 from medjax.errors import InputError
+from medjax.evaluation.gradcam import METHODS
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "a file of configs/")
@@ -44,6 +47,12 @@ flags.DEFINE_string(
     "split", "test", "evaluate: train, validation, test or target; or a name"
 )
 flags.DEFINE_string("against", None, "evaluate: folder of the run to compare with")
+flags.DEFINE_bool("localise", False, "evaluate: the heatmaps, by the films' boxes")
+flags.DEFINE_string("explain", None, "predict: folder of the heatmaps")
+flags.DEFINE_enum("method", "grad_cam", METHODS, "of the heatmaps")
+flags.DEFINE_string(
+    "stage", None, "of the heatmaps: whose output; without it, the last"
+)
 flags.DEFINE_bool("audit-augment", False, "explore: the augmentations of a run")
 flags.DEFINE_multi_string("images", [], "a file or a folder; may be repeated")
 flags.DEFINE_string("out", None, "the file to write: predictions.csv or gallery.html")
@@ -74,6 +83,11 @@ def config():
     return value
 
 
+def heatmaps() -> dict[str, str | None]:
+    """How heatmaps are made."""
+    return {"method": FLAGS.method, "stage": FLAGS.stage}
+
+
 def run(command: str) -> int:
     """Calls the command's one function and returns the exit code."""
     if command == "prepare":
@@ -87,6 +101,7 @@ def run(command: str) -> int:
         commands.train(config(), Path(required("workdir")))
     elif command == "evaluate":
         other = config() if FLAGS.config else None
+        options = {"split": FLAGS.split, "other": other}
         if FLAGS.against:
             if other is not None:
                 raise InputError(
@@ -95,12 +110,18 @@ def run(command: str) -> int:
                 )
             against = Path(FLAGS.against)
             comparing.compare(Path(required("workdir")), against, split=FLAGS.split)
+        elif FLAGS.localise:
+            commands.localise(Path(required("workdir")), **options, **heatmaps())
         else:
-            commands.evaluate(Path(required("workdir")), split=FLAGS.split, other=other)
+            commands.evaluate(Path(required("workdir")), **options)
     elif command == "predict":
         out = Path(FLAGS.out or "predictions.csv")
         unread = commands.predict(
-            Path(required("workdir")), images=required("images"), out=out
+            Path(required("workdir")),
+            images=required("images"),
+            out=out,
+            explain=Path(FLAGS.explain) if FLAGS.explain else None,
+            **heatmaps(),
         )
         for line in unread:
             print(f"unreadable: {line}", file=sys.stderr)

@@ -2,21 +2,27 @@
 
 import functools
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from rich.progress import Progress
 
-from medjax import augment_audit, augment_gallery, fitting, segmenting, survey
-from medjax.build import adapt, model, plain, start, study
+from medjax import (
+    augment_audit,
+    augment_gallery,
+    explaining,
+    fitting,
+    segmenting,
+    survey,
+)
+from medjax.build import adapt, finished, model, plain, start, study
 from medjax.build.plain import Config
 from medjax.cohort import splits
 from medjax.data import reading, schema, volumes
 from medjax.errors import InputError
 from medjax.evaluation import inference, operating, results
-from medjax.reports import page
-from medjax.training import journal, step, workdir
+from medjax.reports import heatmaps, page
+from medjax.training import journal, workdir
 
 SEGMENTATION = "segmentation"  # The task whose commands are in segmenting.py.
 
@@ -50,7 +56,7 @@ def audit_augment(folder: Path) -> Path:
     Raises:
       InputError: no finished run there.
     """
-    run = _finished(folder)
+    run = finished.read(folder)
     page = augment_audit.audit(
         run.config,
         study.data(run.config),
@@ -168,28 +174,6 @@ def train(config: Config, folder: Path) -> None:
         evaluate(folder, split=adapt.SPLIT)
 
 
-class Run(NamedTuple):
-    """A finished run, as read back."""
-
-    config: Config
-    task: study.Task
-    network: model.Network
-    state: step.State
-    thresholds: dict[str, float]
-
-
-def _finished(folder: Path) -> Run:
-    """Reads a run whose operating points are frozen."""
-    config = plain.read_config(folder)
-    frozen = workdir.read_thresholds(folder)
-    if frozen is None:
-        raise InputError(f"{folder}: the run isn't finished: train it to its end first")
-    task = study.Task(**workdir.read_task(folder))
-    network = model.network(config, task)
-    _, state = start.restore(config, folder, network, task)
-    return Run(config, task, network, state, frozen[1])
-
-
 def evaluate(folder: Path, *, split: str = "test", other: Config | None = None) -> dict:
     """Reports a run on one of its splits, or on all films of other data.
 
@@ -210,11 +194,7 @@ def evaluate(folder: Path, *, split: str = "test", other: Config | None = None) 
     config = plain.read_config(folder)
     if config.task == SEGMENTATION:
         return segmenting.evaluate(folder, split=split, other=other)
-    sides = (*splits.SPLITS, *[adapt.SPLIT] * (config.adapt.name != "none"))
-    if other is None and split not in sides:
-        raise InputError(f"--split={split}: use one of {', '.join(sides)}")
-    if other is not None and (split in sides or not split.isidentifier()):
-        raise InputError(f"--split={split}: give the report on other data its own name")
+    _check_split(config, split, other)
     data = study.data(config)
     manifest = splits.read(folder / "splits.csv")
     study.audit(config, manifest, data)
@@ -273,7 +253,46 @@ def evaluate(folder: Path, *, split: str = "test", other: Config | None = None) 
     return summary
 
 
-def predict(folder: Path, *, images: list[str], out: Path) -> list[str]:
+def localise(folder: Path, *, split: str, other: Config | None, **how: str) -> dict:
+    """Reports where a run's heatmaps lie in the films whose findings have boxes.
+
+    Args:
+      folder: of a finished run.
+      split: 'test', 'validation' or 'train'; with other data, the report's name.
+      other: a config of films that are judged as a whole instead.
+      how: method and stage of the heatmaps, see explaining.explainer.
+
+    Returns:
+      See explaining.localise; also written as `localisation.json` (for another split
+      than test `localisation-<split>.json`).
+
+    Raises:
+      InputError: no finished run there, or no film with a box.
+    """
+    run = finished.read(folder)
+    _check_split(run.config, split, other)
+    if other is None:
+        data, manifest = study.data(run.config), splits.read(folder / "splits.csv")
+        study.audit(run.config, manifest, data)
+        ids = manifest["id"][manifest["split"] == split].to_numpy()
+    else:
+        data = _same_task(study.data(other), run.task)
+        ids = data.table["id"].to_numpy()
+    found = {"split": split, **explaining.localise(run, data, ids, **how)}
+    name = "localisation" if split == "test" else f"localisation-{split}"
+    written = heatmaps.write(found, folder / f"{name}.json")
+    print(f"localisation: {written}")
+    return found
+
+
+def predict(
+    folder: Path,
+    *,
+    images: list[str],
+    out: Path,
+    explain: Path | None = None,
+    **how: str,
+) -> list[str]:
     """Writes a run's probabilities for new image files.
 
     Args:
@@ -281,6 +300,8 @@ def predict(folder: Path, *, images: list[str], out: Path) -> list[str]:
       images: files or folders.
       out: CSV: image, then a column a task, in the run's order; where an image has
         one of several classes, the likeliest comes before them, as `class`.
+      explain: folder of pictures of what speaks for each finding that is seen.
+      how: method and stage of the heatmaps, see explaining.explainer.
 
     Returns:
       One line for each file that could not be read; they have no row.
@@ -289,10 +310,13 @@ def predict(folder: Path, *, images: list[str], out: Path) -> list[str]:
       InputError: no finished run there, or no image.
     """
     if plain.read_config(folder).task == SEGMENTATION:
+        if explain is not None:
+            raise InputError("--explain: this run makes masks, which need no heatmap")
         return segmenting.predict(folder, images=images, out=out)
-    run = _finished(folder)
+    run = finished.read(folder)
     if len(run.task.shape) > 3:
         raise InputError(f"{folder}: the run reads volumes; predict reads 2-D images")
+    explainer = explaining.explainer(run, **how)  # Before hours of predictions.
     paths = [path for image in images for path in reading.film_paths(image)]
     answers = inference.predict_files(
         paths,
@@ -316,7 +340,19 @@ def predict(folder: Path, *, images: list[str], out: Path) -> list[str]:
         table.insert(1, "class", likeliest)
     table.to_csv(out, index=False)
     print(f"predictions: {out} ({len(rows)} images, {len(unread)} unreadable files)")
+    if explain is not None:
+        number = explaining.draw(run, explainer, table, explain)
+        print(f"heatmaps: {explain} ({number} pictures)")
     return unread
+
+
+def _check_split(config: Config, split: str, other: Config | None) -> None:
+    """Refuses a split that isn't there, and its name for other data."""
+    sides = (*splits.SPLITS, *[adapt.SPLIT] * (config.adapt.name != "none"))
+    if other is None and split not in sides:
+        raise InputError(f"--split={split}: use one of {', '.join(sides)}")
+    if other is not None and (split in sides or not split.isidentifier()):
+        raise InputError(f"--split={split}: give the report on other data its own name")
 
 
 def _same_task(data: study.Data, task: study.Task) -> study.Data:

@@ -94,7 +94,7 @@ def predict_files(
             padded = loader.pad({"image": np.stack(films)}, batch * devices)
             image = loader.split_devices(padded, devices)["image"]
             probability = jax.device_get(eval_step(image))
-            rows = iter(probability.reshape(batch * devices, -1))
+            rows = iter(probability.reshape(-1, *probability.shape[2:]))
         for path, pixels in loaded:
             yield path, pixels if isinstance(pixels, str) else next(rows)
 

@@ -1,0 +1,216 @@
+"""predict --explain and evaluate --localise: a run's heatmaps, drawn and measured."""
+
+import collections
+import functools
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from rich.progress import Progress
+
+from medjax.build import model, plain, study
+from medjax.build.finished import Run
+from medjax.build.plain import Config
+from medjax.data import modality, reading
+from medjax.errors import InputError
+from medjax.evaluation import gradcam, inference, localisation, sanity
+from medjax.reports import heatmaps
+from medjax.training import step
+
+FILMS = 256  # Whose heatmaps are in memory at once.
+RANDOMISED = 32  # Films of the randomisation check.
+
+
+def explainer(
+    run: Run, *, method: str = gradcam.METHODS[0], stage: str | None = None
+) -> functools.partial:
+    """image [D, B, ...] -> heatmaps [D, B, T, h, w] >= 0, the compiled step and state.
+
+    Args:
+      run: whose averaged model is explained.
+      method: one of gradcam.METHODS.
+      stage: one of run.network.stages, whose output is weighed; None is the last.
+
+    Raises:
+      InputError: no such method or stage.
+    """
+    stages = run.network.stages
+    stage = stage or stages[-1]
+    for flag, value, known in (
+        ("method", method, gradcam.METHODS),
+        ("stage", stage, stages),
+    ):
+        if value not in known:
+            raise InputError(f"--{flag}={value}: use one of {', '.join(known)}")
+    compiled = step.compile_eval(
+        gradcam.heatmap_step,
+        apply=run.network.apply,
+        views=functools.partial(
+            modality.views, prepare=model.preparation(run.config), flip=False
+        ),
+        method=method,
+        stage=stages.index(stage),
+    )
+    return functools.partial(compiled, run.state)
+
+
+def draw(run: Run, explain: Callable, predicted: pd.DataFrame, out: Path) -> int:
+    """Writes a picture for each finding that a run sees in a film, and index.csv.
+
+    A finding is seen from its operating point on. Of a film without one, and where an
+    image has one of several classes, the likeliest is drawn.
+
+    Args:
+      run: that predicted.
+      explain: `explainer`'s.
+      predicted: of the films, image and a probability a task.
+      out: folder of the pictures.
+
+    Returns:
+      The number of pictures.
+    """
+    tasks = run.task.names
+    points = np.array([run.thresholds[name] for name in tasks])
+    answers = inference.predict_files(
+        list(predicted["image"]),
+        explain,
+        shape=run.task.shape,
+        **plain.shape(run.config),
+    )
+    probability = predicted[list(tasks)].to_numpy(float)
+    out.mkdir(parents=True, exist_ok=True)
+    rows, names = [], collections.Counter()
+    with Progress() as progress:
+        for (path, heatmap), said in zip(
+            progress.track(answers, total=len(predicted), description="explain"),
+            probability,
+            strict=True,
+        ):
+            if isinstance(heatmap, str):  # It could be read a moment ago.
+                raise InputError(heatmap)
+            film = reading.read(path, run.task.shape[-1])
+            for t in _seen(said, points, run.task.exclusive):
+                name = f"{path.stem}-" + re.sub(r"[^\w-]+", "_", tasks[t])
+                names[name] += 1  # Two folders may hold films of one name.
+                name += f"-{names[name]}.png" if names[name] > 1 else ".png"
+                heatmaps.overlay(
+                    out / name,
+                    film.pixels,
+                    heatmap[t],
+                    task=tasks[t],
+                    probability=said[t],
+                    threshold=points[t],
+                    spacing=film.spacing,
+                )
+                rows.append([path, tasks[t], said[t], points[t], name])
+    columns = ["image", "task", "probability", "threshold", "heatmap"]
+    pd.DataFrame(rows, columns=columns).to_csv(out / "index.csv", index=False)
+    return len(rows)
+
+
+def _seen(probability: np.ndarray, points: np.ndarray, exclusive: bool) -> np.ndarray:
+    """Which of the tasks are drawn."""
+    above = np.flatnonzero(probability >= points)
+    if exclusive or not above.size:
+        return np.array([np.argmax(probability)])
+    return above
+
+
+def localise(run: Run, data: study.Data, ids: np.ndarray, **how: str | None) -> dict:
+    """Measures where the heatmaps of films with boxes lie, and what they depend on.
+
+    Args:
+      run: whose heatmaps.
+      data: whose records hold boxes.
+      ids: [N] of the films that may be used.
+      how: see `explainer`.
+
+    Returns:
+      method, stage, what `localisation.summarise` says, and randomisation: correlation
+      {layer: see sanity.py} and depends, whether the heatmaps depend on the model.
+
+    Raises:
+      InputError: none of the films has a box of one of the run's findings.
+    """
+    explain = explainer(run, **how)
+    boxes = read_boxes(data, ids)
+    if boxes.empty:
+        raise InputError("--localise: no film of this split has a box of a finding")
+    ids = np.unique(boxes["id"])
+    parts = [
+        _marked(run.config, explain, data, part, boxes)
+        for part in np.split(ids, range(FILMS, len(ids), FILMS))
+    ]
+    heatmap, places, task, patient = zip(*parts, strict=True)
+    found = localisation.summarise(
+        localisation.Marked(
+            np.concatenate(heatmap),
+            [boxes for part in places for boxes in part],
+            np.concatenate(task),
+            np.concatenate(patient),
+        ),
+        tasks=data.task.names,
+        **plain.bootstrap(run.config),
+    )
+    films = data.films(ids[:RANDOMISED])
+    alike = _randomisation(run, explain, study.evaluation_batches(run.config, films))
+    return {
+        "method": how.get("method") or gradcam.METHODS[0],
+        "stage": how.get("stage") or run.network.stages[-1],
+        **found,
+        "randomisation": {
+            "correlation": {k: None if np.isnan(v) else v for k, v in alike.items()},
+            "depends": sanity.depends_on_the_model(alike),
+        },
+    }
+
+
+def read_boxes(data: study.Data, ids: Sequence[int]) -> pd.DataFrame:
+    """The boxes of some films: id, task (its number), x0, y0, x1, y1 in pixels."""
+    boxes = pd.read_csv(data.path / "boxes.csv")
+    numbers = {name.lower(): t for t, name in enumerate(data.task.names)}
+    boxes["task"] = boxes["task"].astype(str).str.lower().map(numbers)
+    boxes = boxes[boxes["id"].isin(ids)].dropna(subset=["task"])
+    return boxes.astype({"task": int})
+
+
+def _marked(
+    config: Config,
+    explain: Callable,
+    data: study.Data,
+    ids: np.ndarray,
+    boxes: pd.DataFrame,
+) -> localisation.Marked:
+    """The heatmaps of the marked findings of these films, as large as the films."""
+    batches = study.evaluation_batches(config, data.films(ids))
+    heatmap = inference.embed(batches, explain)  # [n, T, h, w]
+    groups = list(boxes[boxes["id"].isin(ids)].groupby(["id", "task"]))
+    pairs = np.array([pair for pair, _ in groups])
+    places = [
+        group[["y0", "x0", "y1", "x1"]].to_numpy().reshape(-1, 2, 2)
+        for _, group in groups
+    ]
+    chosen = heatmap[np.searchsorted(ids, pairs[:, 0]), pairs[:, 1]]
+    patients = data.table.set_index("id")["patient"]
+    return localisation.Marked(
+        np.asarray(gradcam.enlarge(chosen, data.task.shape[:2])),
+        places,
+        pairs[:, 1],
+        patients.loc[pairs[:, 0]].to_numpy(),
+    )
+
+
+def _randomisation(run: Run, explain: Callable, batches) -> dict[str, float]:
+    """sanity.randomisation of the run's averaged model; `explain` is `explainer`'s."""
+    batches = list(batches)
+
+    def of(variables):
+        state = run.state._replace(averaged=variables)
+        return inference.embed(batches, functools.partial(explain.func, state))
+
+    layers = ("classifier", "top", *reversed(run.network.stages))
+    known = [layer for layer in layers if layer in run.state.averaged["params"]]
+    fresh = model.fresh(run.config, run.network)
+    return sanity.randomisation(of, run.state.averaged, fresh, known)

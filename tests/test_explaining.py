@@ -1,0 +1,211 @@
+"""Heatmaps through the commands, and the boxes' way from a file to the heatmap."""
+
+import importlib
+import json
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from medjax import commands, explaining
+from medjax.build import finished, model, plain, study
+from medjax.cohort import splits
+from medjax.errors import InputError
+from medjax.evaluation import inference, localisation
+from medjax.training import workdir
+
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
+BOXED = {  # In pixels of 1024 x 1024, as NIH's list has them: x, y, w, h.
+    "00000001_000.png": [("Mass", 128, 512, 256, 128)],
+    "00000002_000.png": [("Mass", 640, 64, 192, 320), ("Mass", 64, 768, 128, 128)],
+    "00000003_000.png": [("Infiltrate", 320, 320, 64, 512)],
+    "00000004_000.png": [],
+}
+
+
+@pytest.fixture(scope="module")
+def nih(tmp_path_factory):
+    """Films laid out as ChestX-ray14, white inside their boxes and black outside."""
+    folder = tmp_path_factory.mktemp("nih")
+    (folder / "images").mkdir()
+    rows, boxes = [], []
+    for n, (name, own) in enumerate(BOXED.items()):
+        film = np.zeros((256, 128), np.uint8)  # Half as wide as it is high.
+        for task, x, y, w, h in own:
+            film[y // 4 : (y + h) // 4, x // 8 : (x + w) // 8] = 255
+            boxes.append([name, task, x, y, w, h])
+        cv2.imwrite(str(folder / "images" / name), film)
+        rows.append([name, "Mass", 0, n, 50, "F", "PA", 1024, 1024, 0.1, 0.1])
+    columns = "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,"
+    columns += "Patient Gender,View Position,OriginalImage[Width,Height],"
+    columns += "OriginalImagePixelSpacing[x,y]"
+    pd.DataFrame(rows, columns=columns.split(",")).to_csv(
+        folder / "Data_Entry_2017.csv", index=False
+    )
+    columns = ["Image Index", "Finding Label", "Bbox [x", "y", "w", "h]"]
+    pd.DataFrame(boxes, columns=columns).to_csv(
+        folder / "BBox_List_2017.csv", index=False
+    )
+    config = importlib.import_module("configs.nih_sample").get_config()
+    config.data.update(folder=str(folder), records=str(folder / "records"), side=64)
+    config.data.tasks = ("infiltration", "Mass")
+    return config
+
+
+def test_a_heatmap_that_is_the_film_fills_the_boxes_drawn_in_it(nih):
+    data = study.data(nih)
+    ids = data.table["id"].to_numpy()
+    boxes = explaining.read_boxes(data, ids)
+    assert sorted(boxes["task"]) == [0, 1, 1, 1]
+
+    def explain(image):  # [D, B, H, W, 1] -> [D, B, T, H, W]
+        return np.repeat(np.moveaxis(image, -1, 2), 2, axis=2) / 255
+
+    marked = explaining._marked(nih, explain, data, np.unique(boxes["id"]), boxes)
+    assert sorted(map(len, marked.boxes)) == [1, 1, 2]
+    assert sorted(marked.task) == [0, 1, 1] and len(set(marked.patient)) == 3
+    found = localisation.measure(marked, tolerance=0)
+    for name, value in (("pointing", 1), ("iou", 1)):
+        column = found[:, localisation.COLUMNS.index(name)]
+        np.testing.assert_allclose(column, value, atol=1e-6)
+    for table in (boxes["id"] == 99, boxes["task"] == 0):  # Only the asked films.
+        left = explaining.read_boxes(data, boxes["id"][table])
+        assert len(left) == (table & (boxes["task"] == 0)).sum()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, unoptimised):
+    """A run that has learnt nothing: what is asked here is not where it looks."""
+    folder = tmp_path_factory.mktemp("explaining")
+    c = importlib.import_module("configs.quickstart").get_config()
+    c.data.update(patients=24, side=32, records=str(folder / "records"))
+    c.data.prevalence = (0.3,) * 6
+    c.split.update(test=0.4, validation=0.2, duplicates="warn")
+    c.model.blocks = (1, 1)
+    c.evaluation.update(replicates=20, batch=16, checkpoint="last")
+    data = study.data(c)
+    workdir.claim(folder / "run", plain.as_json(c))
+    workdir.write_task(folder / "run", data.task)
+    splits.write(study.manifest(c, data), folder / "run/splits.csv")
+    network = model.network(c, data.task)
+    state = model.initial_state(
+        *(c, network, data.task, data.label(data.table["id"].to_numpy())),
+        variables=model.fresh(c, network),
+    )
+    with model.checkpoints(c, folder / "run/checkpoints") as checkpoints:
+        checkpoints.save(1, state, {"images": 0})
+    workdir.write_thresholds(folder / "run", 1, dict.fromkeys(data.task.names, 0.5))
+    return folder / "run"
+
+
+@pytest.mark.parametrize(
+    ("method", "stage", "size"),
+    [("grad_cam", None, 8), ("grad_cam_plus_plus", "stem", 16)],
+)
+def test_localisation_is_reported_of_every_marked_film(run, method, stage, size):
+    found = commands.localise(run, split="test", other=None, method=method, stage=stage)
+    written = json.loads((run / "localisation.json").read_text())
+    assert found == written
+    assert (found["method"], found["stage"]) == (method, stage or "stage2")
+    one = finished.read(run)
+    data, manifest = study.data(one.config), splits.read(run / "splits.csv")
+    tested = data.table["id"].isin(manifest["id"][manifest["split"] == "test"])
+    for task in data.task.names:
+        pairs = data.table[task][tested].sum()
+        assert pairs == (found["tasks"][task]["pairs"] if pairs else 0)
+    for one in found["tasks"].values():
+        assert 0 <= one["iou"]["estimate"] <= 1 and 0 < one["iou"]["chance"] < 1
+    assert found["all"]["pairs"] == sum(t["pairs"] for t in found["tasks"].values())
+    layers = list(found["randomisation"]["correlation"])
+    assert layers == ["classifier", "stage2", "stage1", "stem"]
+    one = finished.read(run)
+    explain = explaining.explainer(one, method=method, stage=stage)
+    batches = study.evaluation_batches(one.config, data.films(np.arange(3)))
+    assert inference.embed(batches, explain).shape == (3, 6, size, size)
+
+
+def test_other_people_s_films_can_be_localised_too(run):
+    other = plain.read_config(run)
+    other.data.update(patients=8, first_patient=500)
+    found = commands.localise(run, split="strangers", other=other, method="grad_cam")
+    assert (run / "localisation-strangers.json").exists()
+    assert found["all"]["patients"] <= 8
+
+
+def test_a_prediction_is_explained_by_pictures(run, tmp_path):
+    rng = np.random.default_rng(0)
+    paths = [tmp_path / "films" / part / "same name.png" for part in ("a", "b")]
+    for path in paths:
+        path.parent.mkdir(parents=True)
+        cv2.imwrite(str(path), rng.integers(0, 256, (40, 60), np.uint8))
+    (tmp_path / "films/broken.png").write_bytes(b"no image")
+    out, maps = tmp_path / "p.csv", tmp_path / "maps"
+    unread = commands.predict(
+        run, images=[str(tmp_path / "films")], out=out, explain=maps
+    )
+    assert len(unread) == 1
+    index = pd.read_csv(maps / "index.csv")
+    assert sorted(p.name for p in maps.glob("*.png")) == sorted(index["heatmap"])
+    thresholds = finished.read(run).thresholds
+    for _, row in pd.read_csv(out).iterrows():
+        own = index[index["image"] == row["image"]].set_index("task")
+        above = [t for t, point in thresholds.items() if row[t] >= point]
+        top = max(thresholds, key=lambda t: row[t])
+        assert list(own.index) == (above or [top])
+        for task in own.index:
+            assert own["probability"][task] == pytest.approx(row[task])
+    for name in index["heatmap"]:
+        assert cv2.imread(str(maps / name)) is not None
+
+
+@pytest.mark.parametrize(
+    ("probability", "exclusive", "expected"),
+    [
+        ([0.9, 0.2, 0.6], False, [0, 2]),
+        ([0.3, 0.2, 0.1], False, [0]),
+        ([0.9, 0.2, 0.95], True, [2]),
+    ],
+)
+def test_what_is_seen_is_drawn_or_else_the_likeliest(probability, exclusive, expected):
+    points = np.array([0.5, np.nan, 0.5])
+    found = explaining._seen(np.array(probability), points, exclusive)
+    assert found.tolist() == expected
+
+
+@pytest.mark.parametrize("how", [{"method": "lime"}, {"stage": "stage9"}])
+def test_a_method_or_a_stage_that_is_not_there_is_one_line(run, how):
+    with pytest.raises(InputError, match="use one of"):
+        explaining.explainer(finished.read(run), **how)
+
+
+def test_films_without_boxes_are_refused(run, monkeypatch):
+    one = finished.read(run)
+    data = study.data(one.config)
+    with pytest.raises(InputError, match="no film"):
+        explaining.localise(one, data, np.array([], int))
+
+
+def test_a_split_that_is_not_there_is_named(run):
+    with pytest.raises(InputError, match="--split=tset"):
+        commands.localise(run, split="tset", other=None)
+    with pytest.raises(InputError, match="its own name"):
+        commands.localise(run, split="test", other=plain.read_config(run))
+
+
+def test_masks_have_no_heatmaps(monkeypatch):
+    config = SimpleNamespace(task="segmentation")
+    monkeypatch.setattr(plain, "read_config", lambda folder: config)
+    with pytest.raises(InputError, match="--explain"):
+        commands.predict("run", images=[], out=None, explain="maps")
+    with pytest.raises(InputError, match="masks"):
+        commands.localise("run", split="test", other=None)
+
+
+def test_the_sides_of_the_split_are_kept_apart(run):
+    manifest = splits.read(run / "splits.csv")
+    found = commands.localise(run, split="validation", other=None)
+    patients = manifest["patient"][manifest["split"] == "validation"].nunique()
+    assert 0 < found["all"]["patients"] <= patients
