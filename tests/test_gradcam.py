@@ -94,6 +94,18 @@ def test_grad_cam_plus_plus_uses_the_derivatives_of_the_exponential():
     np.testing.assert_allclose(found[0, 0], expected, rtol=1e-10)
 
 
+def test_a_channel_that_no_relu_has_cut_cannot_burst_grad_cam_plus_plus():
+    rng = np.random.default_rng(3)
+    feature, weight = rng.normal(size=(1, 4, 4, 3)), rng.uniform(1, 2, (3, 1))
+    feature -= feature.mean(axis=(1, 2), keepdims=True) + 2 / weight[:, 0] / 16
+    with jax.enable_x64(True):  # 2 g^2 + total g^3 is 0, or as good as 0.
+        found = gradcam.grad_cam_plus_plus(
+            jnp.asarray(feature), lambda x: x.sum((1, 2)) @ weight
+        )
+    expected = np.maximum((feature[0] * (16 * weight[:, 0] / 2)).sum(axis=-1), 0)
+    np.testing.assert_allclose(found[0, 0], expected, rtol=1e-10)
+
+
 def derivatives(function):
     while True:
         function = jax.grad(function)
