@@ -38,7 +38,10 @@ def rician_noise(key: Array, image: Array, *, std: float) -> Array:
 
     Source: Gudbjartsson & Patz, Magn. Reson. Med. 34 (1995) 910.
     """
-    real, imaginary = std * draws.normal(key, (2, *image.shape))
+    # Two keys: of one array with both channels XLA makes loops of a tenth the speed.
+    real, imaginary = (
+        std * draws.normal(channel, image.shape) for channel in jax.random.split(key)
+    )
     # The bound changes nothing, but leaves one square alone to be fused with the sum:
     # two programs might choose two, and round otherwise.
     noisy = jnp.sqrt((image + real) ** 2 + jnp.minimum(imaginary**2, LARGE))
