@@ -84,12 +84,12 @@ def get_config() -> ConfigDict:
         "ema": 0.995,
     }
     c.train = {
-        "steps": 2400,
+        "steps": 2000,
         "batch": 2,
         "dtype": "float32",
         "threads": 2,
         "log_every": 20,
-        "evaluate_every": 600,
+        "evaluate_every": 500,
         "keep": 1,
     }
     c.evaluation = {
