@@ -103,10 +103,10 @@ def run(command: str) -> int:
         other = config() if FLAGS.config else None
         options = {"split": FLAGS.split, "other": other}
         if FLAGS.against:
-            if other is not None:
+            if other is not None or FLAGS.localise:
                 raise InputError(
-                    "--against: evaluate each run with --config and --split=NAME first; "
-                    "then compare them by --split=NAME alone"
+                    "--against: goes with --workdir and --split alone; on other data "
+                    "evaluate each run by --config and --split=NAME first"
                 )
             against = Path(FLAGS.against)
             comparing.compare(Path(required("workdir")), against, split=FLAGS.split)

@@ -170,3 +170,8 @@ def test_the_command_refuses_in_one_line(pair):
     write(pair[1], films(0.1, films=70))
     _, err = run("evaluate", f"--workdir={pair[0]}", f"--against={pair[1]}", code=2)
     assert err.count("\n") == 1 and "lack 10 of the images" in err
+    _, err = run(
+        *("evaluate", f"--workdir={pair[0]}", f"--against={pair[1]}", "--localise"),
+        code=2,
+    )
+    assert err.count("\n") == 1 and "--against: goes with" in err

@@ -1,6 +1,8 @@
 import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn import metrics as oracle
 
 from medjax.evaluation import multiclass
@@ -13,8 +15,10 @@ def example(images=400, classes=4, seed=0):
     return score.astype(np.float32), np.eye(classes, dtype=np.float32)[true], true
 
 
-def test_the_matrix_and_its_rates_are_scikit_learns():
-    score, label, true = example()
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_the_matrix_and_its_rates_are_scikit_learns(seed):
+    score, label, true = example(seed=seed)
     weight = np.ones_like(label)
     weight[::7] = 0
     known = weight[:, 0] > 0

@@ -207,19 +207,16 @@ def _percentiles(estimate: dict, value: dict, level: Array) -> dict[str, Interva
     ends = jnp.stack([(1 - level) / 2, (1 + level) / 2])
     # Side by side, all are sorted by one compiled sort.
     columns = [v.reshape(len(v), -1) for v in value.values()]
-    low, high = jnp.nanquantile(jnp.concatenate(columns, axis=1), ends, axis=0)
-    found, start = {}, 0
-    for name, column in zip(value, columns, strict=True):
-        part, start = slice(start, start + column.shape[1]), start + column.shape[1]
-        shape = estimate[name].shape
-        undefined = jnp.isnan(value[name]).sum(axis=0)
-        found[name] = Interval(
+    cuts = np.cumsum([column.shape[1] for column in columns])[:-1]
+    found = jnp.nanquantile(jnp.concatenate(columns, axis=1), ends, axis=0)
+    return {
+        name: Interval(
             estimate[name],
-            low[part].reshape(shape),
-            high[part].reshape(shape),
-            undefined,
+            *part.reshape(2, *estimate[name].shape),
+            jnp.isnan(value[name]).sum(axis=0),
         )
-    return found
+        for name, part in zip(value, jnp.split(found, cuts, axis=1), strict=True)
+    }
 
 
 def _per_task(metric):
