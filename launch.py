@@ -10,7 +10,8 @@
 
 prepare   raw files -> records; train does it too where they are missing
 explore   what the data look like: one page, and the same as JSON; with
-          --audit-augment what the ops of a finished run do to its predictions
+          --audit-augment what the ops of a finished run do to its predictions; of
+          scans to be segmented, their fingerprint and the patches it proposes
 train     trains, or goes on with the run that the workdir holds; reports the test split
 evaluate  reports one split of a finished run (--split=target: the test images of the
           data that it was adapted to); with --config, all films of that config's data
@@ -18,7 +19,8 @@ evaluate  reports one split of a finished run (--split=target: the test images o
           boxes of films that have some, and depend on what was learnt; with --against
           what two runs said of the same images: differences, intervals and p values
 predict   new PNG, JPEG or DICOM files -> one probability a finding; with --explain a
-          picture of where the evidence lies for each finding that is seen
+          picture of where the evidence lies for each finding that is seen; of patients'
+          folders of scans, masks and probabilities as NIfTI files in the folder --out
 convert   weights of torchvision, timm or Keras -> a checkpoint for transfer.init
 gallery   image files or NIfTI volumes -> a page of what each modality's augmentations
           do to them (--draws of each), and why it leaves others out
