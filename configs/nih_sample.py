@@ -91,6 +91,8 @@ def get_config() -> ConfigDict:
         "batch": 128,
         "flip": True,
         "checkpoint": "last",  # 70 validation films can't tell checkpoints apart
+        "rule": "youden",  # of the thresholds; or 'sensitivity', 'specificity', 'cost'
+        "value": 0.9,  # of the other rules; of cost: of a miss, in false alarms
         "replicates": 1000,
     }
     return c

@@ -116,6 +116,7 @@ def train(config: Config, folder: Path) -> None:
     """
     if config.task == SEGMENTATION:
         return segmenting.train(config, folder)
+    operating.check(**plain.operating(config))
     data = prepare(config)
     config, weights = start.settle(config, data.task)
     workdir.claim(folder, plain.as_json(config))
@@ -201,13 +202,13 @@ def evaluate(folder: Path, *, split: str = "test", other: Config | None = None) 
     task = data.task
     network = model.network(config, task)
     number, state = start.restore(config, folder, network, task)
-    frozen = workdir.read_thresholds(folder)
+    rule, frozen = plain.operating(config), workdir.read_thresholds(folder)
     if not frozen or frozen[0] != number:
         found = fitting.predictions(
             config, network, state, data.side(manifest, "validation")
         )
         _write(folder, "validation", data, found)
-        chosen = operating.choose(found, split="validation").tolist()
+        chosen = operating.choose(found, split="validation", **rule).tolist()
         chosen = dict(zip(task.names, chosen, strict=True))
         frozen = number, chosen
         workdir.write_thresholds(folder, *frozen)
@@ -238,6 +239,7 @@ def evaluate(folder: Path, *, split: str = "test", other: Config | None = None) 
         tasks=task.names,
         exclusive=task.exclusive,
         threshold=[frozen[1][name] for name in task.names],
+        chosen=operating.describe(**rule),
         **plain.bootstrap(config),
     )
     about = plain.about(config)

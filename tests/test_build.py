@@ -470,3 +470,11 @@ def test_a_run_of_an_older_medjax_is_named(config, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(found))
     with pytest.raises(InputError, match="config.json: has no transfer"):
         plain.read_config(tmp_path)
+
+
+def test_a_rule_of_the_thresholds_has_its_value_and_an_older_run_has_youden_s(config):
+    assert plain.operating(config) == {"rule": "youden", "value": None}
+    config.evaluation.rule = "sensitivity"
+    assert plain.operating(config) == {"rule": "sensitivity", "value": 0.9}
+    del config.evaluation["rule"], config.evaluation["value"]
+    assert plain.operating(config) == {"rule": "youden", "value": None}

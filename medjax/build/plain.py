@@ -40,6 +40,15 @@ def bootstrap(config: Config) -> dict[str, Any]:
     return {"key": key, "replicates": config.evaluation.replicates}
 
 
+def operating(config: Config) -> dict[str, Any]:
+    """What chooses a run's thresholds, see evaluation/operating.py."""
+    rule = config.evaluation.get("rule", "youden")  # Runs of older configs have none.
+    return {
+        "rule": rule,
+        "value": None if rule == "youden" else config.evaluation.value,
+    }
+
+
 def shape(config: Config) -> dict[str, int]:
     """Rows a device (rounded up) and devices of an evaluation batch."""
     devices = jax.local_device_count()
