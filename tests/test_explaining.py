@@ -5,6 +5,7 @@ import json
 from types import SimpleNamespace
 
 import cv2
+import launching
 import numpy as np
 import pandas as pd
 import pytest
@@ -159,6 +160,22 @@ def test_a_prediction_is_explained_by_pictures(run, tmp_path):
             assert own["probability"][task] == pytest.approx(row[task])
     for name in index["heatmap"]:
         assert cv2.imread(str(maps / name)) is not None
+
+
+def test_the_flags_reach_the_commands(run, tmp_path):
+    out, _ = launching.run(
+        *("evaluate", f"--workdir={run}", "--localise", "--split=validation"),
+        *("--method=grad_cam_plus_plus", "--stage=stem"),
+    )
+    assert "grad_cam_plus_plus of stem" in out
+    assert f"localisation: {run / 'localisation-validation.json'}" in out
+    cv2.imwrite(str(tmp_path / "film.png"), np.eye(30, dtype=np.uint8) * 255)
+    out, _ = launching.run(
+        *("predict", f"--workdir={run}", f"--images={tmp_path / 'film.png'}"),
+        *(f"--out={tmp_path / 'p.csv'}", f"--explain={tmp_path / 'maps'}"),
+    )
+    assert f"heatmaps: {tmp_path / 'maps'}" in out
+    assert len(list((tmp_path / "maps").glob("film-*.png"))) >= 1
 
 
 @pytest.mark.parametrize(

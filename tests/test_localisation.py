@@ -58,7 +58,7 @@ def test_a_sliver_between_two_middles_is_one_pixel():
 
 def test_pointing_and_overlap_of_a_drawn_example():
     heatmap = np.zeros((8, 10))
-    heatmap[2:4, 3:7] = 0.6  # 8 pixels of at least half the maximum
+    heatmap[2:4, 3:7] = 0.5  # 8 pixels of at least half the maximum
     heatmap[3, 6] = 1.0
     heatmap[7, 0] = 0.4
     box = [[2, 5], [5, 9]]  # rows 2 to 4, columns 5 to 8: 12 pixels, 4 shared

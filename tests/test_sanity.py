@@ -140,3 +140,8 @@ def test_maps_that_say_nothing_from_the_start_have_no_similarity(trained):
     found = sanity.randomisation(lambda _: flat, trained, fresh(1), LAYERS)
     assert np.isnan(list(found.values())).all()
     assert not sanity.depends_on_the_model(found)
+
+
+def test_what_counts_is_how_alike_they_are_when_every_layer_is_random():
+    assert sanity.depends_on_the_model({"classifier": 0.9, "first": 0.1})
+    assert not sanity.depends_on_the_model({"classifier": 0.1, "first": 0.9})
