@@ -20,10 +20,10 @@ from medjax.training import workdir
 pytestmark = pytest.mark.usefixtures("unoptimised")
 
 BOXED = {  # In pixels of 1024 x 1024, as NIH's list has them: x, y, w, h.
+    "00000000_000.png": [],
     "00000001_000.png": [("Mass", 128, 512, 256, 128)],
     "00000002_000.png": [("Mass", 640, 64, 192, 320), ("Mass", 64, 768, 128, 128)],
     "00000003_000.png": [("Infiltrate", 320, 320, 64, 512)],
-    "00000004_000.png": [],
 }
 
 
