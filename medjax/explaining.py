@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from rich.progress import Progress
 
-from medjax.build import model, plain, study
+from medjax.build import adapt, model, plain, study
 from medjax.build.finished import Run
 from medjax.build.plain import Config
 from medjax.data import modality, reading
@@ -44,9 +44,11 @@ def explainer(
     ):
         if value not in known:
             raise InputError(f"--{flag}={value}: use one of {', '.join(known)}")
+    # No gradient comes through a stage that training has frozen.
+    whole = model.network(adapt.whole(run.config), run.task)
     compiled = step.compile_eval(
         gradcam.heatmap_step,
-        apply=run.network.apply,
+        apply=whole.apply,
         views=functools.partial(
             modality.views, prepare=model.preparation(run.config), flip=False
         ),

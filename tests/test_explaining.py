@@ -205,6 +205,22 @@ def test_films_without_boxes_are_refused(run, monkeypatch):
         explaining.localise(one, data, np.array([], int))
 
 
+def test_a_frozen_network_is_explained_as_any_other(run):
+    one = finished.read(run)
+    config = one.config.copy_and_resolve_references()
+    config.transfer.mode = "features"
+    frozen = one._replace(config=config, network=model.network(config, one.task))
+    assert frozen.network.frozen == ("stem", "stage1", "stage2")
+    image = study.data(config).films(np.arange(4))
+    image = np.stack([film["image"] for film in image]).reshape(4, 1, 32, 32, 1)
+    expected, found = (
+        np.asarray(explaining.explainer(each, stage="stem")(image))
+        for each in (one, frozen)
+    )
+    assert expected.any(axis=(1, 2, 3, 4)).all()  # Of each of the films.
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_a_split_that_is_not_there_is_named(run):
     with pytest.raises(InputError, match="--split=tset"):
         commands.localise(run, split="tset", other=None)
