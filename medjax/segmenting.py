@@ -1,23 +1,19 @@
 """The commands where the task is segmentation: train, evaluate, predict."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from rich.progress import Progress
 
-from medjax import fitting
+from medjax import fitting, segmenter
 from medjax.build import model, plain, scans, segmentation
 from medjax.build.plain import Config
 from medjax.cohort import splits
-from medjax.data import fingerprint, original, plan, samples, volumes
+from medjax.data import fingerprint, plan, volumes
 from medjax.data.volumes import Prepared
 from medjax.errors import InputError
-from medjax.evaluation import postprocessing
 from medjax.evaluation import segmentation as measures
-from medjax.evaluation.postprocessing import Post
 from medjax.reports import segmenting as report
 from medjax.training import journal, loop, step, workdir
 
@@ -85,9 +81,16 @@ def train(config: Config, folder: Path) -> None:
     batches = scans.train_batches(config, prepared, list(sides["train"].values()))
 
     def validate(state: step.State) -> dict[str, float]:
-        posts = [Post()] * len(prepared.regions)
-        judged = _judged(config, network, state, prepared, sides["validation"], posts)
-        dice = [row["dice"] for _, rows in judged for row in rows]
+        now = segmenter.Run(
+            config, prepared.sequences, prepared.regions, network, 0, state
+        )
+        dice = [
+            measures.dice(probability[..., k] >= 0.5, label[..., k] > 0)
+            for _, probability, label, _ in segmenter.answers(
+                now, prepared, sides["validation"]
+            )
+            for k in range(label.shape[-1])
+        ]
         return {"dice": float(np.mean(dice))} if dice else {}
 
     with model.checkpoints(config, folder / "checkpoints") as checkpoints:
@@ -103,37 +106,12 @@ def train(config: Config, folder: Path) -> None:
     batches.close()
     if not complete:
         return
-    run = _read(folder)
-    _post(run, folder, prepared, sides["validation"])
+    run = segmenter.read(folder)
+    segmenter.chosen(run, folder, prepared, sides["validation"])
     if sides["test"]:
         evaluate(folder)
     else:
         print("trained: nobody was left to test on; predict reads other patients")
-
-
-class Run(NamedTuple):
-    """A run, as read back.
-
-    sequences: C names of an image's channels, in their order.
-    regions: K names of a mask's channels, and their values in a file.
-    """
-
-    config: Config
-    sequences: tuple[str, ...]
-    regions: dict[str, tuple[int, ...]]
-    network: segmentation.Network
-    step: int
-    state: step.State
-
-
-def _read(folder: Path) -> Run:
-    """Reads a run that has a checkpoint."""
-    config = Config(workdir.read_config(folder))
-    meaning = workdir.read_task(folder)
-    sequences, regions = meaning["sequences"], meaning["regions"]
-    network = segmentation.network(config, len(sequences), len(regions))
-    found = segmentation.restore(config, folder / "checkpoints", network, len(regions))
-    return Run(config, sequences, regions, network, *found)
 
 
 def evaluate(folder: Path, *, split: str = "test", other: Config | None = None) -> dict:
@@ -151,14 +129,15 @@ def evaluate(folder: Path, *, split: str = "test", other: Config | None = None) 
     Raises:
       InputError: no run there, no such side, or nobody on it.
     """
-    run = _read(folder)
+    run = segmenter.read(folder)
     config, prepared = run.config, scans.data(run.config)
     if other is None and split not in splits.SPLITS:
         raise InputError(f"--split={split}: use one of {', '.join(splits.SPLITS)}")
     if other is not None and (split in splits.SPLITS or not split.isidentifier()):
         raise InputError(f"--split={split}: give the report on other data its own name")
     manifest = scans.check(config, prepared, folder)
-    posts = _post(run, folder, prepared, scans.parts(prepared, manifest, "validation"))
+    validation = scans.parts(prepared, manifest, "validation")
+    posts = segmenter.chosen(run, folder, prepared, validation)
     if other is not None:
         prepared = _same_meaning(scans.data(other), run)
         manifest = prepared.table.assign(split=split)
@@ -166,7 +145,7 @@ def evaluate(folder: Path, *, split: str = "test", other: Config | None = None) 
     if not parts:
         raise InputError(f"--split={split}: nobody is on that side of the run")
     rows, cases = [], []
-    judged = _judged(config, run.network, run.state, prepared, parts, posts)
+    judged = segmenter.judged(run, prepared, parts, posts)
     with Progress() as progress:
         judged = progress.track(judged, len(parts), description="evaluate")
         for number, (case, found) in enumerate(judged):
@@ -206,7 +185,7 @@ CAVEATS = {
 }
 
 
-def _same_meaning(prepared: Prepared, run: Run) -> Prepared:
+def _same_meaning(prepared: Prepared, run: segmenter.Run) -> Prepared:
     """Other volumes, of which the run's network can make sense.
 
     Raises:
@@ -250,8 +229,8 @@ def predict(folder: Path, *, images: list[str], out: Path) -> list[str]:
     Raises:
       InputError: no run there, or no patient.
     """
-    run = _read(folder)
-    posts = _read_posts(folder, run.regions)
+    run = segmenter.read(folder)
+    posts = segmenter.read_posts(folder, run.regions)
     people = scans.to_predict(run.config, images)
     out.mkdir(parents=True, exist_ok=True)
     unread = []
@@ -265,87 +244,7 @@ def predict(folder: Path, *, images: list[str], out: Path) -> list[str]:
             probability = segmentation.probability(
                 run.config, run.network, run.state, case.image
             )
-            _write(out, one.name, probability, case, posts, run.regions)
+            segmenter.write(run, posts, one.name, case, probability, out)
     done = len(people) - len(unread)
     print(f"predictions: {out} ({done} patients, {len(unread)} unreadable)")
     return unread
-
-
-def _judged(
-    config: Config,
-    network: segmentation.Network,
-    state: step.State,
-    prepared: Prepared,
-    parts: dict[str, samples.Part],
-    posts: list[Post],
-) -> Iterator[tuple[report.Case, list[dict]]]:
-    """Each volume with its prediction, and what is measured of it."""
-    for name, part in parts.items():
-        image, label = samples.read(prepared.folder, part)
-        spacing = volumes.load(prepared, part.id).spacing
-        found = segmentation.probability(config, network, state, image)
-        masks = postprocessing.masks(found, spacing, posts)
-        rows = measures.measure_regions(
-            masks,
-            label,
-            spacing,
-            regions=list(prepared.regions),
-            tolerance=config.evaluation.tolerance,
-            name=name,
-            patient=part.patient,
-        )
-        seen = np.asarray(image[..., 0], np.float32)
-        yield report.Case(name, seen, np.asarray(label), masks, spacing), rows
-
-
-def _post(
-    run: Run, folder: Path, prepared: Prepared, validation: dict[str, samples.Part]
-) -> list[Post]:
-    """What is done to the probabilities: chosen on validation, once for a checkpoint."""
-    path = folder / "postprocessing.json"
-    if path.exists() and json.loads(path.read_text())["checkpoint"] == run.step:
-        return _read_posts(folder, run.regions)
-    posts = [Post()] * len(run.regions)
-    if validation and run.config.evaluation.choose:
-        cases = (
-            (
-                segmentation.probability(run.config, run.network, run.state, image),
-                np.asarray(label),
-                volumes.load(prepared, part.id).spacing,
-            )
-            for part in validation.values()
-            for image, label in [samples.read(prepared.folder, part)]
-        )
-        posts = list(postprocessing.choose(cases))
-    chosen = dict(zip(run.regions, [post._asdict() for post in posts], strict=True))
-    frozen = {"checkpoint": run.step, "regions": chosen}
-    path.write_text(json.dumps(frozen, indent=2))
-    return posts
-
-
-def _read_posts(folder: Path, regions) -> list[Post]:
-    path = folder / "postprocessing.json"
-    if not path.exists():
-        raise InputError(f"{folder}: the run isn't finished: train it to its end first")
-    chosen = json.loads(path.read_text())["regions"]
-    return [Post(**chosen[region]) for region in regions]
-
-
-def _write(out: Path, name: str, probability, case, posts, regions) -> None:
-    """Takes one patient's prediction to the grid of the file.
-
-    The mask is made on the grid that the model saw: components are counted there.
-    """
-    stem = name.replace("/", "_")
-    masks = postprocessing.masks(probability, case.spacing, posts)
-    original.write_label_map(
-        out / f"{stem}_label.nii.gz",
-        original.to_original(masks, case, order=0),
-        case.original,
-        regions=regions,
-    )
-    original.write_probabilities(
-        out / f"{stem}_prob.nii.gz",
-        original.to_original(probability, case),
-        case.original,
-    )

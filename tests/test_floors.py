@@ -15,6 +15,7 @@ FLOORS = [  # From the top down.
         "augment_gallery",
         "comparing",
         "fitting",
+        "segmenter",
         "explaining",
     ),
     ("build",),

@@ -89,7 +89,7 @@ def measure(
         shares = dict.fromkeys(METRICS[: METRICS.index("false_positives")], 1.0)
         return shares | {"hd95": 0.0, "asd": 0.0} | counts
     return {
-        "dice": 2 * both / (said + true),
+        "dice": dice(predicted, label),
         "iou": both / (said + true - both),
         "sensitivity": both / true if true else np.nan,
         "ppv": both / said if said else 0.0,
@@ -100,6 +100,15 @@ def measure(
         "lesion_sensitivity": found / lesions if lesions else np.nan,
         "lesion_f1": 2 * found / (found + lesions + false),
     } | counts
+
+
+def dice(predicted: np.ndarray, label: np.ndarray) -> float:
+    """The Dice overlap of two masks of bool; 1 of two empty ones.
+
+    Source: Dice, Ecology 26 (1945) 297.
+    """
+    whole = int(predicted.sum()) + int(label.sum())
+    return 2 * int((predicted & label).sum()) / whole if whole else 1.0
 
 
 def measure_regions(

@@ -1,0 +1,141 @@
+"""A trained segmenter at work: read back, judged on volumes, its masks written."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from medjax.build import segmentation
+from medjax.build.plain import Config
+from medjax.data import original, samples, volumes
+from medjax.data.cases import Case
+from medjax.data.volumes import Prepared
+from medjax.errors import InputError
+from medjax.evaluation import postprocessing
+from medjax.evaluation import segmentation as measures
+from medjax.evaluation.postprocessing import Post
+from medjax.reports import segmenting as report
+from medjax.training import step, workdir
+
+
+class Run(NamedTuple):
+    """A run, as read back.
+
+    sequences: C names of an image's channels, in their order.
+    regions: K names of a mask's channels, and their values in a file.
+    """
+
+    config: Config
+    sequences: tuple[str, ...]
+    regions: dict[str, tuple[int, ...]]
+    network: segmentation.Network
+    step: int
+    state: step.State
+
+
+def read(folder: Path) -> Run:
+    """Reads a run that has a checkpoint."""
+    config = Config(workdir.read_config(folder))
+    meaning = workdir.read_task(folder)
+    sequences, regions = meaning["sequences"], meaning["regions"]
+    network = segmentation.network(config, len(sequences), len(regions))
+    found = segmentation.restore(config, folder / "checkpoints", network, len(regions))
+    return Run(config, sequences, regions, network, *found)
+
+
+def answers(
+    run: Run, prepared: Prepared, parts: dict[str, samples.Part]
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """Of each volume the image, probability, label, all [D, H, W, ...], and spacing."""
+    for part in parts.values():
+        image, label = samples.read(prepared.folder, part)
+        spacing = volumes.load(prepared, part.id).spacing
+        probability = segmentation.probability(
+            run.config, run.network, run.state, image
+        )
+        yield image, probability, np.asarray(label), spacing
+
+
+def judged(
+    run: Run,
+    prepared: Prepared,
+    parts: dict[str, samples.Part],
+    posts: list[Post],
+) -> Iterator[tuple[report.Case, list[dict]]]:
+    """Each volume with its prediction, and what is measured of it."""
+    found = answers(run, prepared, parts)
+    for (name, part), (image, probability, label, spacing) in zip(
+        parts.items(), found, strict=True
+    ):
+        masks = postprocessing.masks(probability, spacing, posts)
+        rows = measures.measure_regions(
+            masks,
+            label,
+            spacing,
+            regions=list(prepared.regions),
+            tolerance=run.config.evaluation.tolerance,
+            name=name,
+            patient=part.patient,
+        )
+        seen = np.asarray(image[..., 0], np.float32)
+        yield report.Case(name, seen, label, masks, spacing), rows
+
+
+def chosen(
+    run: Run, folder: Path, prepared: Prepared, validation: dict[str, samples.Part]
+) -> list[Post]:
+    """What is done to the probabilities: chosen on validation, once for a checkpoint."""
+    path = folder / "postprocessing.json"
+    if path.exists() and json.loads(path.read_text())["checkpoint"] == run.step:
+        return read_posts(folder, run.regions)
+    posts = [Post()] * len(run.regions)
+    if validation and run.config.evaluation.choose:
+        found = answers(run, prepared, validation)
+        cases = ((probability, label, mm) for _, probability, label, mm in found)
+        posts = list(postprocessing.choose(cases))
+    each = dict(zip(run.regions, [post._asdict() for post in posts], strict=True))
+    frozen = {"checkpoint": run.step, "regions": each}
+    path.write_text(json.dumps(frozen, indent=2))
+    return posts
+
+
+def read_posts(folder: Path, regions: Iterable[str]) -> list[Post]:
+    """What `chosen` chose, for each region.
+
+    Raises:
+      InputError: the run isn't finished.
+    """
+    path = folder / "postprocessing.json"
+    if not path.exists():
+        raise InputError(f"{folder}: the run isn't finished: train it to its end first")
+    each = json.loads(path.read_text())["regions"]
+    return [Post(**each[region]) for region in regions]
+
+
+def write(
+    run: Run,
+    posts: list[Post],
+    name: str,
+    case: Case,
+    probability: np.ndarray,
+    out: Path,
+) -> None:
+    """Writes one patient's mask and probability on the grid of the file.
+
+    The mask is made on the grid that the model saw: components are counted there.
+    """
+    stem = name.replace("/", "_")
+    masks = postprocessing.masks(probability, case.spacing, posts)
+    original.write_label_map(
+        out / f"{stem}_label.nii.gz",
+        original.to_original(masks, case, order=0),
+        case.original,
+        regions=run.regions,
+    )
+    original.write_probabilities(
+        out / f"{stem}_prob.nii.gz",
+        original.to_original(probability, case),
+        case.original,
+    )
