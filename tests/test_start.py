@@ -51,7 +51,7 @@ def old(tmp_path):
     workdir.claim(folder, plain.as_json(config))
     workdir.write_task(folder, TASK)
     with Checkpoints(folder / "checkpoints") as checkpoints:
-        checkpoints.save(3, state_of(), {"next": 0}, auroc=0.5)
+        checkpoints.save(3, state_of(), {"next": 0}, score=0.5)
     return folder
 
 
