@@ -314,6 +314,11 @@ def predict(
     if plain.read_config(folder).task == SEGMENTATION:
         if explain is not None:
             raise InputError("--explain: this run makes masks, which need no heatmap")
+        if explain is not None or out.suffix == ".csv":
+            raise InputError(
+                f"{folder}: the run makes masks: give --out=DIR, a folder, and no "
+                "--explain, which is for findings"
+            )
         return segmenting.predict(folder, images=images, out=out)
     run = finished.read(folder)
     if len(run.task.shape) > 3:

@@ -114,6 +114,11 @@ def read_posts(folder: Path, regions: Iterable[str]) -> list[Post]:
     return [Post(**each[region]) for region in regions]
 
 
+def stem(name: str) -> str:
+    """How a patient's files begin; a name may be a path below the folder."""
+    return name.replace("/", "_")
+
+
 def write(
     run: Run,
     posts: list[Post],
@@ -126,16 +131,15 @@ def write(
 
     The mask is made on the grid that the model saw: components are counted there.
     """
-    stem = name.replace("/", "_")
     masks = postprocessing.masks(probability, case.spacing, posts)
     original.write_label_map(
-        out / f"{stem}_label.nii.gz",
+        out / f"{stem(name)}_label.nii.gz",
         original.to_original(masks, case, order=0),
         case.original,
         regions=run.regions,
     )
     original.write_probabilities(
-        out / f"{stem}_prob.nii.gz",
+        out / f"{stem(name)}_prob.nii.gz",
         original.to_original(probability, case),
         case.original,
     )

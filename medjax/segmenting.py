@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from rich.progress import Progress
 
 from medjax import fitting, segmenter
@@ -23,7 +24,9 @@ PICTURED = 12  # Volumes with pictures on the page, the worst.
 def prepare(config: Config) -> Prepared:
     """Makes the volumes of `config.data`, and says what became of the files."""
     prepared = scans.data(config)
-    print(f"prepared: {prepared.folder} ({len(prepared.table)} volumes)")
+    left_out = len(pd.read_csv(prepared.folder / "quarantine.csv"))
+    count = f"{len(prepared.table)} volumes, {left_out} quarantined"
+    print(f"prepared: {prepared.folder} ({count})")
     return prepared
 
 
@@ -139,7 +142,7 @@ def evaluate(folder: Path, *, split: str = "test", other: Config | None = None) 
     validation = scans.parts(prepared, manifest, "validation")
     posts = segmenter.chosen(run, folder, prepared, validation)
     if other is not None:
-        prepared = _same_meaning(scans.data(other), run)
+        prepared = _same_meaning(other, scans.data(other), run)
         manifest = prepared.table.assign(split=split)
     parts = scans.parts(prepared, manifest, split)
     if not parts:
@@ -185,12 +188,15 @@ CAVEATS = {
 }
 
 
-def _same_meaning(prepared: Prepared, run: segmenter.Run) -> Prepared:
+def _same_meaning(other: Config, prepared: Prepared, run: segmenter.Run) -> Prepared:
     """Other volumes, of which the run's network can make sense.
 
     Raises:
-      InputError: other sequences or regions.
+      InputError: other sequences or regions, or another spacing.
     """
+    asked, own = (tuple(config.data.spacing) for config in (other, run.config))
+    if asked != own:
+        raise InputError(f"--config: data.spacing is {asked}, the run's {own}: set it")
     for what, theirs, own in (
         ("sequences", prepared.sequences, run.sequences),
         ("regions", tuple(prepared.regions), tuple(run.regions)),
@@ -232,6 +238,12 @@ def predict(folder: Path, *, images: list[str], out: Path) -> list[str]:
     run = segmenter.read(folder)
     posts = segmenter.read_posts(folder, run.regions)
     people = scans.to_predict(run.config, images)
+    stems = [segmenter.stem(one.name) for one in people]
+    if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
+        raise InputError(
+            f"--images: two patients would be written as {twice[0]}_label.nii.gz: "
+            "predict them into two folders"
+        )
     out.mkdir(parents=True, exist_ok=True)
     unread = []
     with Progress() as progress:

@@ -89,11 +89,22 @@ def test_the_files_have_the_dice_that_the_report_says(run, predicted):
         if post["largest"] or post["smallest"]:
             continue  # Components are another test's.
         said = probability[..., k] >= post["threshold"]
+        label = np.asarray(nibabel.load(out / f"{name}_label.nii.gz").dataobj)
+        if row["region"] == "enhancing":  # Painted last: over it there is nothing.
+            np.testing.assert_array_equal(label == 4, said)
         whole = said.sum() + true.sum()
         dice = 2 * (said & true).sum() / whole if whole else 1.0
         assert abs(dice - row["dice"]) < 0.02, row
         checked += whole > 0
     assert numbers and checked
+
+
+def test_files_that_would_overwrite_each_other_are_refused(run, predicted, tmp_path):
+    _, raw, _ = predicted
+    with pytest.raises(InputError, match="two patients would be written as brain_"):
+        commands.predict(run, images=[str(raw), str(raw)], out=tmp_path / "out")
+    with pytest.raises(InputError, match="give --out=DIR"):
+        commands.predict(run, images=[str(raw)], out=tmp_path / "predictions.csv")
 
 
 def test_a_patient_who_can_t_be_read_is_named_and_the_others_are_predicted(
@@ -135,7 +146,10 @@ def test_all_patients_train_and_the_page_of_them_is_there_for_the_asking(tmp_pat
     found = commands.evaluate(tmp_path / "all", split="train")
     assert found["volumes"] == 8
     other = small_config(run.parent / "records")
-    other.data.update(patients=2, first_patient=50)
+    other.data.update(patients=2, first_patient=50, spacing=(8.0, 9.0, 9.0))
+    with pytest.raises(InputError, match="data.spacing is .*the run's"):
+        commands.evaluate(tmp_path / "all", split="others", other=other)
+    other.data.spacing = SMALL["spacing"]
     found = commands.evaluate(tmp_path / "all", split="others", other=other)
     assert found["volumes"] == 2 and (tmp_path / "all/report-others.html").exists()
 

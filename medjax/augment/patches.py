@@ -1,6 +1,7 @@
 """Volumes -> patches drawn by key, part of them about the foreground, and augmented."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,26 +20,23 @@ def augment(
     key: Array,
     batch: dict[str, Array],
     *,
-    size: Sequence[int],
-    each: int,
-    foreground: float,
-    slices: bool,
     ops: Sequence[Callable],
+    **place: Any,
 ) -> dict[str, Array]:
     """Draws patches of standardised volumes and applies the ops to them.
 
     Args:
       key: the run's key.
       batch: of B volumes, see data/samples.py, and epoch [B] int32.
-      size, each, foreground, slices: see `draw`.
       ops: as in policy.augment_batch. They see the image between LOWEST and HIGHEST
         as [0, 1].
+      place: see `draw`.
 
     Returns:
       image [P, *S, C] float32, 0 outside the brain; label [P, *S, K] float32; weight
       [P, *S, K], 0 where a move brought in what is outside the patch.
     """
-    batch = draw(key, batch, size=size, each=each, foreground=foreground, slices=slices)
+    batch = draw(key, batch, **place)
     image, label = batch["image"], batch["label"]
     brain = jnp.any(image != 0, axis=-1, keepdims=True)  # Goes where the masks go.
     unit = jnp.clip((image - LOWEST) / (HIGHEST - LOWEST), 0, 1)

@@ -81,7 +81,7 @@ class Volumes:
         return {
             "image": self._filled(image),
             "label": self._filled(label),
-            "size": np.array(np.maximum(image.shape[:3], 1), np.int32),
+            "size": np.array(image.shape[:3], np.int32),
             "points": points,
             "present": present,
             "id": self.ids[index],
