@@ -38,7 +38,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from medjax import commands, comparing
+from medjax import commands, comparing, evaluating
 from medjax.errors import InputError
 from medjax.evaluation.gradcam import METHODS
 
@@ -113,9 +113,9 @@ def run(command: str) -> int:
             against = Path(FLAGS.against)
             comparing.compare(Path(required("workdir")), against, split=FLAGS.split)
         elif FLAGS.localise:
-            commands.localise(Path(required("workdir")), **options, **heatmaps())
+            evaluating.localise(Path(required("workdir")), **options, **heatmaps())
         else:
-            commands.evaluate(Path(required("workdir")), **options)
+            evaluating.evaluate(Path(required("workdir")), **options)
     elif command == "predict":
         out = Path(FLAGS.out or "predictions.csv")
         unread = commands.predict(

@@ -10,6 +10,7 @@ from rich.progress import Progress
 from medjax import (
     augment_audit,
     augment_gallery,
+    evaluating,
     explaining,
     fitting,
     segmenting,
@@ -18,13 +19,10 @@ from medjax import (
 from medjax.build import adapt, finished, model, plain, start, study
 from medjax.build.plain import Config
 from medjax.cohort import splits
-from medjax.data import reading, schema, volumes
+from medjax.data import reading, volumes
 from medjax.errors import InputError
-from medjax.evaluation import inference, operating, results
-from medjax.reports import heatmaps, page
-from medjax.training import journal, workdir
-
-SEGMENTATION = "segmentation"  # The task whose commands are in segmenting.py.
+from medjax.evaluation import inference, operating
+from medjax.training import workdir
 
 
 def prepare(config: Config) -> study.Data | volumes.Prepared:
@@ -33,7 +31,7 @@ def prepare(config: Config) -> study.Data | volumes.Prepared:
     Raises:
       InputError: the raw files aren't there, or too many can't be read.
     """
-    if config.task == SEGMENTATION:
+    if config.task == segmenting.TASK:
         return segmenting.prepare(config)
     data = study.data(config)
     left_out = len(pd.read_csv(data.path / "quarantine.csv"))
@@ -43,7 +41,7 @@ def prepare(config: Config) -> study.Data | volumes.Prepared:
 
 def explore(config: Config, folder: Path) -> Path:
     """Writes explore.html and explore.json of `config.data`, and returns the page."""
-    if config.task == SEGMENTATION:
+    if config.task == segmenting.TASK:
         return segmenting.explore(config, folder)
     page = survey.survey(config, prepare(config), folder)
     print(f"explored: {page}")
@@ -114,7 +112,7 @@ def train(config: Config, folder: Path) -> None:
     Raises:
       InputError: a mistake in the config or the data, or a diverged training.
     """
-    if config.task == SEGMENTATION:
+    if config.task == segmenting.TASK:
         return segmenting.train(config, folder)
     operating.check(**plain.operating(config))
     data = prepare(config)
@@ -170,121 +168,9 @@ def train(config: Config, folder: Path) -> None:
         fitting.classifier(config, where, network, state, data, ids, number)
     if config.adapt.name == "adabn":
         fitting.restate(config, folder, network, data.task, target)
-    evaluate(folder)
+    evaluating.evaluate(folder)
     if target is not None:
-        evaluate(folder, split=adapt.SPLIT)
-
-
-def evaluate(folder: Path, *, split: str = "test", other: Config | None = None) -> dict:
-    """Reports a run on one of its splits, or on all films of other data.
-
-    Args:
-      folder: of the run.
-      split: 'test', 'validation', 'train', or 'target': the test images of the data
-        that the run was adapted to.
-      other: a config whose data are evaluated as a whole instead; `split` then
-        only names the report.
-
-    Returns:
-      The results, see evaluation/results.py; also written as `report.*` (for
-      another split than test `report-<split>.*`) and `predictions/<split>.csv`.
-
-    Raises:
-      InputError: no run there, or no such split.
-    """
-    config = plain.read_config(folder)
-    if config.task == SEGMENTATION:
-        return segmenting.evaluate(folder, split=split, other=other)
-    _check_split(config, split, other)
-    data = study.data(config)
-    manifest = splits.read(folder / "splits.csv")
-    study.audit(config, manifest, data)
-    task = data.task
-    network = model.network(config, task)
-    number, state = start.restore(config, folder, network, task)
-    rule, frozen = plain.operating(config), workdir.read_thresholds(folder)
-    if not frozen or frozen[0] != number:
-        found = fitting.predictions(
-            config, network, state, data.side(manifest, "validation")
-        )
-        _write(folder, "validation", data, found)
-        chosen = operating.choose(found, split="validation", **rule).tolist()
-        chosen = dict(zip(task.names, chosen, strict=True))
-        frozen = number, chosen
-        workdir.write_thresholds(folder, *frozen)
-    if other is not None:
-        trained = set(manifest["patient"][manifest["split"] == "train"])
-        target = adapt.target(config, data)
-        data = _same_task(study.data(other), task)
-        if target is not None and target.data.path == data.path:
-            print(
-                f"note: {len(target.ids)} of these images were seen without labels: "
-                f"--split={adapt.SPLIT} is about others"
-            )
-        shared = len(trained & set(data.table["patient"]))
-        if shared:
-            print(
-                f"note: {shared} patient numbers occur in training too: other people?"
-            )
-        manifest = data.table.assign(split=split)
-    elif split == adapt.SPLIT:
-        data, _ = adapt.target(config, data)
-        manifest = splits.read(folder / "target.csv")
-        study.audit(config, manifest, data)
-        manifest = manifest[manifest["split"] == "test"].assign(split=split)
-    found = fitting.predictions(config, network, state, data.side(manifest, split))
-    _write(folder, split, data, found)
-    summary = results.summarise(
-        found,
-        tasks=task.names,
-        exclusive=task.exclusive,
-        threshold=[frozen[1][name] for name in task.names],
-        chosen=operating.describe(**rule),
-        **plain.bootstrap(config),
-    )
-    about = plain.about(config)
-    if other is not None:
-        about |= {"source": plain.about(other)["source"], "split_by": "other"}
-    elif split == adapt.SPLIT:
-        about["source"] = config.adapt.data.source
-    summary = {"split": split, "checkpoint": number, **about, **summary}
-    name = "report" if split == "test" else f"report-{split}"
-    written = page.write(summary, journal.read(folder / "metrics.jsonl"), folder, name)
-    page.show(summary)
-    print(f"report: {written}")
-    return summary
-
-
-def localise(folder: Path, *, split: str, other: Config | None, **how: str) -> dict:
-    """Reports where a run's heatmaps lie in the films whose findings have boxes.
-
-    Args:
-      folder: of a finished run.
-      split: 'test', 'validation' or 'train'; with other data, the report's name.
-      other: a config of films that are judged as a whole instead.
-      how: method and stage of the heatmaps, see explaining.explainer.
-
-    Returns:
-      See explaining.localise; also written as `localisation.json` (for another split
-      than test `localisation-<split>.json`).
-
-    Raises:
-      InputError: no finished run there, or no film with a box.
-    """
-    run = finished.read(folder)
-    _check_split(run.config, split, other)
-    if other is None:
-        data, manifest = study.data(run.config), splits.read(folder / "splits.csv")
-        study.audit(run.config, manifest, data)
-        ids = manifest["id"][manifest["split"] == split].to_numpy()
-    else:
-        data = _same_task(study.data(other), run.task)
-        ids = data.table["id"].to_numpy()
-    found = {"split": split, **explaining.localise(run, data, ids, **how)}
-    name = "localisation" if split == "test" else f"localisation-{split}"
-    written = heatmaps.write(found, folder / f"{name}.json")
-    print(f"localisation: {written}")
-    return found
+        evaluating.evaluate(folder, split=adapt.SPLIT)
 
 
 def predict(
@@ -311,7 +197,7 @@ def predict(
     Raises:
       InputError: no finished run there, or no image.
     """
-    if plain.read_config(folder).task == SEGMENTATION:
+    if plain.read_config(folder).task == segmenting.TASK:
         if explain is not None:
             raise InputError("--explain: this run makes masks, which need no heatmap")
         if explain is not None or out.suffix == ".csv":
@@ -351,34 +237,3 @@ def predict(
         number = explaining.draw(run, explainer, table, explain)
         print(f"heatmaps: {explain} ({number} pictures)")
     return unread
-
-
-def _check_split(config: Config, split: str, other: Config | None) -> None:
-    """Refuses a split that isn't there, and its name for other data."""
-    sides = (*splits.SPLITS, *[adapt.SPLIT] * (config.adapt.name != "none"))
-    if other is None and split not in sides:
-        raise InputError(f"--split={split}: use one of {', '.join(sides)}")
-    if other is not None and (split in sides or not split.isidentifier()):
-        raise InputError(f"--split={split}: give the report on other data its own name")
-
-
-def _same_task(data: study.Data, task: study.Task) -> study.Data:
-    """Other data under a run's task.
-
-    Raises:
-      InputError: they lack a finding, or have images of another shape.
-    """
-    missing = set(task.names) - set(schema.tasks_of(data.table))
-    if missing:
-        raise InputError(f"--config: its data know nothing of {', '.join(missing)}")
-    if data.task.shape != task.shape:
-        raise InputError(
-            f"--config: its images are {data.task.shape}, the run's {task.shape}: "
-            "set data.side to the run's"
-        )
-    return data._replace(task=task)
-
-
-def _write(folder: Path, split: str, data: study.Data, found) -> None:
-    path = folder / "predictions" / f"{split}.csv"
-    workdir.write_predictions(path, data.task.names, data.table["image"], found)

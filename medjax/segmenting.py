@@ -18,6 +18,7 @@ from medjax.evaluation import segmentation as measures
 from medjax.reports import segmenting as report
 from medjax.training import journal, loop, step, workdir
 
+TASK = "segmentation"  # Of the configs whose commands these are.
 PICTURED = 12  # Volumes with pictures on the page, the worst.
 
 

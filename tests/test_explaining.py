@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medjax import commands, explaining
+from medjax import commands, evaluating, explaining
 from medjax.build import finished, model, plain, study
 from medjax.cohort import splits
 from medjax.errors import InputError
@@ -107,7 +107,9 @@ def run(tmp_path_factory, unoptimised):
     [("grad_cam", None, 8), ("grad_cam_plus_plus", "stem", 16)],
 )
 def test_localisation_is_reported_of_every_marked_film(run, method, stage, size):
-    found = commands.localise(run, split="test", other=None, method=method, stage=stage)
+    found = evaluating.localise(
+        run, split="test", other=None, method=method, stage=stage
+    )
     written = json.loads((run / "localisation.json").read_text())
     assert found == written
     assert (found["method"], found["stage"]) == (method, stage or "stage2")
@@ -131,7 +133,7 @@ def test_localisation_is_reported_of_every_marked_film(run, method, stage, size)
 def test_other_people_s_films_can_be_localised_too(run):
     other = plain.read_config(run)
     other.data.update(patients=8, first_patient=500)
-    found = commands.localise(run, split="strangers", other=other, method="grad_cam")
+    found = evaluating.localise(run, split="strangers", other=other, method="grad_cam")
     assert (run / "localisation-strangers.json").exists()
     assert found["all"]["patients"] <= 8
 
@@ -223,9 +225,9 @@ def test_a_frozen_network_is_explained_as_any_other(run):
 
 def test_a_split_that_is_not_there_is_named(run):
     with pytest.raises(InputError, match="--split=tset"):
-        commands.localise(run, split="tset", other=None)
+        evaluating.localise(run, split="tset", other=None)
     with pytest.raises(InputError, match="its own name"):
-        commands.localise(run, split="test", other=plain.read_config(run))
+        evaluating.localise(run, split="test", other=plain.read_config(run))
 
 
 def test_masks_have_no_heatmaps(monkeypatch):
@@ -234,11 +236,11 @@ def test_masks_have_no_heatmaps(monkeypatch):
     with pytest.raises(InputError, match="--explain"):
         commands.predict("run", images=[], out=None, explain="maps")
     with pytest.raises(InputError, match="masks"):
-        commands.localise("run", split="test", other=None)
+        evaluating.localise("run", split="test", other=None)
 
 
 def test_the_sides_of_the_split_are_kept_apart(run):
     manifest = splits.read(run / "splits.csv")
-    found = commands.localise(run, split="validation", other=None)
+    found = evaluating.localise(run, split="validation", other=None)
     patients = manifest["patient"][manifest["split"] == "validation"].nunique()
     assert 0 < found["all"]["patients"] <= patients

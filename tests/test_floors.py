@@ -7,7 +7,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 FLOORS = [  # From the top down.
     ("launch", "configs"),
+    ("sweeping",),
     ("commands",),
+    ("evaluating",),
     ("segmenting",),
     (
         "survey",

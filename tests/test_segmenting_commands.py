@@ -7,7 +7,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from medjax import commands, segmenting
+from medjax import commands, evaluating, segmenting
 from medjax.data import brain
 from medjax.errors import InputError
 
@@ -142,15 +142,15 @@ def test_all_patients_train_and_the_page_of_them_is_there_for_the_asking(tmp_pat
     commands.train(config, tmp_path / "all")
     assert not (tmp_path / "all" / "report.html").exists()
     with pytest.raises(InputError, match="nobody is on that side"):
-        commands.evaluate(tmp_path / "all")
-    found = commands.evaluate(tmp_path / "all", split="train")
+        evaluating.evaluate(tmp_path / "all")
+    found = evaluating.evaluate(tmp_path / "all", split="train")
     assert found["volumes"] == 8
     other = small_config(run.parent / "records")
     other.data.update(patients=2, first_patient=50, spacing=(8.0, 9.0, 9.0))
     with pytest.raises(InputError, match="data.spacing is .*the run's"):
-        commands.evaluate(tmp_path / "all", split="others", other=other)
+        evaluating.evaluate(tmp_path / "all", split="others", other=other)
     other.data.spacing = SMALL["spacing"]
-    found = commands.evaluate(tmp_path / "all", split="others", other=other)
+    found = evaluating.evaluate(tmp_path / "all", split="others", other=other)
     assert found["volumes"] == 2 and (tmp_path / "all/report-others.html").exists()
 
 
