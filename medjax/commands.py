@@ -22,7 +22,7 @@ from medjax.cohort import splits
 from medjax.data import reading, volumes
 from medjax.errors import InputError
 from medjax.evaluation import inference, operating
-from medjax.training import workdir
+from medjax.training import provenance, workdir
 
 
 def prepare(config: Config) -> study.Data | volumes.Prepared:
@@ -123,6 +123,7 @@ def train(config: Config, folder: Path) -> None:
     if config.explore and not (folder / "explore.html").exists():
         print(f"explored: {survey.survey(config, data, folder)}")
     manifest = study.manifest(config, data)
+    provenance.hold(folder, data.path, manifest)
     splits.write(manifest, folder / "splits.csv")
     workdir.write_task(folder, data.task)
     target = adapt.target(config, data)

@@ -16,7 +16,7 @@ from medjax.data.volumes import Prepared
 from medjax.errors import InputError
 from medjax.evaluation import segmentation as measures
 from medjax.reports import segmenting as report
-from medjax.training import journal, loop, step, workdir
+from medjax.training import journal, loop, provenance, step, workdir
 
 TASK = "segmentation"  # Of the configs whose commands these are.
 PICTURED = 12  # Volumes with pictures on the page, the worst.
@@ -64,6 +64,7 @@ def train(config: Config, folder: Path) -> None:
     for caveat in model.augmentation_caveats(config):
         print(f"note: {caveat}")
     manifest = scans.manifest(config, prepared)
+    provenance.hold(folder, prepared.folder, manifest)
     splits.write(manifest, folder / "splits.csv")
     meaning = {"sequences": prepared.sequences, "regions": prepared.regions}
     (folder / "task.json").write_text(json.dumps(meaning, indent=2))

@@ -21,11 +21,36 @@ def test_the_same_config_may_go_on_and_another_is_refused_by_its_field(tmp_path)
     assert workdir.read_config(tmp_path / "run") == config
 
 
+def test_only_the_fields_that_differ_are_told_and_not_all_of_them(tmp_path):
+    config = {"optim": {"rate": 0.1, "name": "adam"}, "a": 1, "b": 1, "c": [1], "d": {}}
+    workdir.claim(tmp_path, config)
+    other = {"optim": {"rate": 0.2, "name": "adam"}, "a": 2, "b": 2, "c": [2], "e": 1}
+    with pytest.raises(InputError) as error:
+        workdir.claim(tmp_path, other)
+    told = "config.optim.rate is 0.1, not 0.2, config.a is 1, not 2, config.b is 1"
+    assert told in str(error.value) and "and 3 more differ" in str(error.value)
+    assert "adam" not in str(error.value)
+
+
 def test_the_environment_names_versions_and_devices(tmp_path):
     workdir.claim(tmp_path, {})
     written = json.loads((tmp_path / "environment.json").read_text())
     assert written["versions"].keys() == set(workdir.LIBRARIES)
     assert written["devices"]
+    assert written["before"] == []
+    assert {"revision", "dirty"} <= written.keys()
+
+
+def test_the_environments_of_an_interrupted_run_are_all_kept(tmp_path):
+    workdir.claim(tmp_path, {})
+    path = tmp_path / "environment.json"
+    now = json.loads(path.read_text())
+    path.write_text(json.dumps(now | {"python": "3.0"}))
+    workdir.claim(tmp_path, {})
+    workdir.claim(tmp_path, {})
+    again = json.loads(path.read_text())
+    assert again["python"] == now["python"]
+    assert [old["python"] for old in again["before"]] == ["3.0"]
 
 
 def test_a_folder_without_a_run_is_said(tmp_path):

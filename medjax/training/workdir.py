@@ -16,6 +16,7 @@ from medjax.errors import InputError
 from medjax.evaluation.inference import Predictions
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+TOLD = 3  # Fields that differ, named in an error.
 
 
 def claim(folder: Path, config: dict) -> None:
@@ -27,15 +28,36 @@ def claim(folder: Path, config: dict) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.json"
     if path.exists():
-        old = json.loads(path.read_text())
-        for name in sorted(old.keys() | config.keys()):
-            if old.get(name) != config.get(name):
-                raise InputError(
-                    f"{folder}: holds a run whose config.{name} is {old.get(name)}, "
-                    f"not {config.get(name)}: use another --workdir"
-                )
+        refuse_other(folder, json.loads(path.read_text()), config)
     path.write_text(json.dumps(config, indent=2))
-    (folder / "environment.json").write_text(json.dumps(environment(), indent=2))
+    _write_environment(folder / "environment.json")
+
+
+def refuse_other(folder: Path, old: dict, config: dict) -> None:
+    """Refuses another config than the one in the folder, field by field.
+
+    Raises:
+      InputError: it is another; the first fields that differ are named.
+    """
+    old, new = _fields(old), _fields(config)
+    apart = [name for name in old | new if old.get(name) != new.get(name)]
+    if apart:
+        told = [f"config.{k} is {old.get(k)}, not {new.get(k)}" for k in apart[:TOLD]]
+        more = f" and {len(apart) - TOLD} more differ" if len(apart) > TOLD else ""
+        raise InputError(
+            f"{folder}: holds a run whose {', '.join(told)}{more}: use another --workdir"
+        )
+
+
+def _fields(config: dict, above: str = "") -> dict:
+    """{'optim.learning_rate': 0.1, ...} of nested dicts."""
+    found = {}
+    for name, value in config.items():
+        if isinstance(value, dict) and value:
+            found |= _fields(value, f"{above}{name}.")
+        else:
+            found[f"{above}{name}"] = value
+    return found
 
 
 def read_config(folder: Path) -> dict:
@@ -51,19 +73,46 @@ def read_config(folder: Path) -> dict:
 
 
 def environment() -> dict:
-    """What the numbers depend on besides the config."""
-    git = subprocess.run(
-        ["git", "-C", os.fspath(Path(__file__).parent), "rev-parse", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    """What the numbers depend on besides the config.
+
+    revision and dirty are git's: the commit, and whether files differ from it; None
+    where the code is no checkout.
+    """
+    here = Path(__file__)
+    tracked = _git("ls-files", here.name) == here.name  # Not of a checkout around us.
     return {
         "python": platform.python_version(),
+        "platform": platform.platform(),
         "versions": {name: metadata.version(name) for name in LIBRARIES},
         "devices": [str(device) for device in jax.devices()],
-        "revision": git.stdout.strip() or None,
+        "revision": _git("rev-parse", "HEAD") or None if tracked else None,
+        "dirty": bool(_git("status", "--porcelain")) if tracked else None,
     }
+
+
+def _write_environment(path: Path) -> None:
+    """Writes environment.json; others that the run was begun in stay under `before`."""
+    now, before = environment(), []
+    if path.exists():
+        old = json.loads(path.read_text())
+        before = old.pop("before", [])
+        if old != now:
+            before.append(old)
+    path.write_text(json.dumps(now | {"before": before}, indent=2))
+
+
+def _git(*arguments: str) -> str:
+    """What git says of this file's folder; '' where there is no git, or no checkout."""
+    try:
+        found = subprocess.run(
+            ["git", "-C", os.fspath(Path(__file__).parent), *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except FileNotFoundError:
+        return ""
+    return found.stdout.strip()
 
 
 def write_task(folder: Path, task: tuple) -> None:
