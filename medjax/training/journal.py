@@ -2,10 +2,13 @@
 
 import json
 import math
+import resource
 import sys
+import time
 from pathlib import Path
 from typing import Self
 
+import jax
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -18,7 +21,10 @@ from rich.progress import (
 
 
 class Journal:
-    """Records scalars by step; shows the progress on a terminal.
+    """Records scalars by step, and what they cost; shows the progress on a terminal.
+
+    Every line says the seconds since the run began, without those between an
+    interruption and the restart, and the peak of the memory, see `peak_memory`.
 
     Args:
       workdir: gets metrics.jsonl and TensorBoard's events/.
@@ -33,6 +39,8 @@ class Journal:
         self._path = workdir / "metrics.jsonl"
         kept = [line for line in read(self._path) if line["step"] <= start]
         self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        spent = kept[-1].get("seconds", 0.0) if kept else 0.0
+        self._began = time.perf_counter() - spent
         self._events = SummaryWriter(str(workdir / "events"), purge_step=start + 1)
         self._console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
         self._progress = Progress(
@@ -60,6 +68,8 @@ class Journal:
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Appends one line; a NaN is written as null, for JSON has none."""
+        seconds = round(time.perf_counter() - self._began, 3)
+        scalars = scalars | {"seconds": seconds, "memory": peak_memory()}
         finite = {k: None if math.isnan(v) else v for k, v in scalars.items()}
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, **finite}) + "\n")
@@ -73,6 +83,16 @@ class Journal:
     def say(self, step: int, facts: str) -> None:
         """Prints a line that stays, on a terminal and in a log file alike."""
         self._console.print(f"step {step}/{self._steps}  {facts}")
+
+
+def peak_memory() -> int:
+    """Bytes: the fullest accelerator's so far; on a CPU all that the process took."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [each.get("peak_bytes_in_use", 0) for each in stats]
+    if any(peaks):
+        return max(peaks)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def read(path: Path) -> list[dict]:
