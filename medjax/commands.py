@@ -1,6 +1,5 @@
 """The commands: the parts that build/ makes, put to work."""
 
-import functools
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ from rich.progress import Progress
 from medjax import (
     augment_audit,
     augment_gallery,
+    calibrating,
     evaluating,
     explaining,
     fitting,
@@ -21,7 +21,7 @@ from medjax.build.plain import Config
 from medjax.cohort import splits
 from medjax.data import reading, volumes
 from medjax.errors import InputError
-from medjax.evaluation import inference, operating
+from medjax.evaluation import inference
 from medjax.training import provenance, workdir
 
 
@@ -59,7 +59,7 @@ def audit_augment(folder: Path) -> Path:
         run.config,
         study.data(run.config),
         splits.read(folder / "splits.csv"),
-        functools.partial(run.network.predict, run.state),
+        run.predict,
         np.array([run.thresholds[name] for name in run.task.names]),
         folder,
     )
@@ -114,8 +114,9 @@ def train(config: Config, folder: Path) -> None:
     """
     if config.task == segmenting.TASK:
         return segmenting.train(config, folder)
-    operating.check(**plain.operating(config))
+    calibrating.check(config)
     data = prepare(config)
+    plain.prevalence(config, len(data.task.names))
     config, weights = start.settle(config, data.task)
     workdir.claim(folder, plain.as_json(config))
     for caveat in model.augmentation_caveats(config):
@@ -201,11 +202,8 @@ def predict(
     if plain.read_config(folder).task == segmenting.TASK:
         if explain is not None:
             raise InputError("--explain: this run makes masks, which need no heatmap")
-        if explain is not None or out.suffix == ".csv":
-            raise InputError(
-                f"{folder}: the run makes masks: give --out=DIR, a folder, and no "
-                "--explain, which is for findings"
-            )
+        if out.suffix == ".csv":
+            raise InputError(f"{folder}: the run makes masks: give --out=DIR, a folder")
         return segmenting.predict(folder, images=images, out=out)
     run = finished.read(folder)
     if len(run.task.shape) > 3:
@@ -214,7 +212,7 @@ def predict(
     paths = [path for image in images for path in reading.film_paths(image)]
     answers = inference.predict_files(
         paths,
-        functools.partial(run.network.predict, run.state),
+        run.predict,
         shape=run.task.shape,
         **plain.shape(run.config),
     )

@@ -1,8 +1,11 @@
 """A finished run's numbers: on a split of its own data, or on other films."""
 
+import functools
 from pathlib import Path
 
-from medjax import explaining, fitting, segmenting
+import pandas as pd
+
+from medjax import calibrating, explaining, fitting, segmenting
 from medjax.build import adapt, finished, model, plain, start, study
 from medjax.build.plain import Config
 from medjax.cohort import splits
@@ -40,52 +43,31 @@ def evaluate(folder: Path, *, split: str = "test", other: Config | None = None) 
     task = data.task
     network = model.network(config, task)
     number, state = start.restore(config, folder, network, task)
-    rule, frozen = plain.operating(config), workdir.read_thresholds(folder)
-    if not frozen or frozen[0] != number:
-        found = fitting.predictions(
-            config, network, state, data.side(manifest, "validation")
-        )
-        _write(folder, "validation", data, found)
-        chosen = operating.choose(found, split="validation", **rule).tolist()
-        chosen = dict(zip(task.names, chosen, strict=True))
-        frozen = number, chosen
-        workdir.write_thresholds(folder, *frozen)
+    predict = functools.partial(fitting.predictions, config, network, state)
+    chosen, validation = calibrating.settle(
+        *(config, folder, number, data, manifest),
+        validation=lambda: predict(data.side(manifest, "validation")),
+    )
+    if validation is not None:
+        _write(folder, "validation", data, validation)
+    about = {"split": split, "checkpoint": number, **plain.about(config)}
     if other is not None:
-        trained = set(manifest["patient"][manifest["split"] == "train"])
-        target = adapt.target(config, data)
-        data = _same_task(study.data(other), task)
-        if target is not None and target.data.path == data.path:
-            print(
-                f"note: {len(target.ids)} of these images were seen without labels: "
-                f"--split={adapt.SPLIT} is about others"
-            )
-        shared = len(trained & set(data.table["patient"]))
-        if shared:
-            print(
-                f"note: {shared} patient numbers occur in training too: other people?"
-            )
-        manifest = data.table.assign(split=split)
+        data, manifest = _strangers(config, data, manifest, other, split)
+        about |= {"source": plain.about(other)["source"], "split_by": "other"}
     elif split == adapt.SPLIT:
-        data, _ = adapt.target(config, data)
-        manifest = splits.read(folder / "target.csv")
-        study.audit(config, manifest, data)
-        manifest = manifest[manifest["split"] == "test"].assign(split=split)
-    found = fitting.predictions(config, network, state, data.side(manifest, split))
+        data, manifest = _target(config, folder, data)
+        about["source"] = config.adapt.data.source
+    raw = predict(data.side(manifest, split))
+    found = calibrating.calibrated(chosen.calibration, raw)
     _write(folder, split, data, found)
-    summary = results.summarise(
+    summary = about | results.summarise(
         found,
         tasks=task.names,
         exclusive=task.exclusive,
-        threshold=[frozen[1][name] for name in task.names],
-        chosen=operating.describe(**rule),
+        threshold=[chosen.thresholds[name] for name in task.names],
+        chosen=operating.describe(**plain.operating(config)),
         **plain.bootstrap(config),
     )
-    about = plain.about(config)
-    if other is not None:
-        about |= {"source": plain.about(other)["source"], "split_by": "other"}
-    elif split == adapt.SPLIT:
-        about["source"] = config.adapt.data.source
-    summary = {"split": split, "checkpoint": number, **about, **summary}
     name = "report" if split == "test" else f"report-{split}"
     written = page.write(summary, journal.read(folder / "metrics.jsonl"), folder, name)
     page.show(summary)
@@ -132,6 +114,38 @@ def _check_split(config: Config, split: str, other: Config | None) -> None:
         raise InputError(f"--split={split}: use one of {', '.join(sides)}")
     if other is not None and (split in sides or not split.isidentifier()):
         raise InputError(f"--split={split}: give the report on other data its own name")
+
+
+def _strangers(
+    config: Config,
+    data: study.Data,
+    manifest: pd.DataFrame,
+    other: Config,
+    split: str,
+) -> tuple[study.Data, pd.DataFrame]:
+    """Other data under the run's task, and all their images as one split."""
+    trained = set(manifest["patient"][manifest["split"] == "train"])
+    target = adapt.target(config, data)
+    found = _same_task(study.data(other), data.task)
+    if target is not None and target.data.path == found.path:
+        print(
+            f"note: {len(target.ids)} of these images were seen without labels: "
+            f"--split={adapt.SPLIT} is about others"
+        )
+    shared = len(trained & set(found.table["patient"]))
+    if shared:
+        print(f"note: {shared} patient numbers occur in training too: other people?")
+    return found, found.table.assign(split=split)
+
+
+def _target(
+    config: Config, folder: Path, data: study.Data
+) -> tuple[study.Data, pd.DataFrame]:
+    """The data that a run was adapted to, and their test images as the split."""
+    found, _ = adapt.target(config, data)
+    manifest = splits.read(folder / "target.csv")
+    study.audit(config, manifest, found)
+    return found, manifest[manifest["split"] == "test"].assign(split=adapt.SPLIT)
 
 
 def _same_task(data: study.Data, task: study.Task) -> study.Data:

@@ -15,7 +15,7 @@ from medjax.build import finished, model, plain, study
 from medjax.cohort import splits
 from medjax.errors import InputError
 from medjax.evaluation import inference, localisation
-from medjax.training import workdir
+from medjax.training import frozen, workdir
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
 
@@ -98,7 +98,8 @@ def run(tmp_path_factory, unoptimised):
     )
     with model.checkpoints(c, folder / "run/checkpoints") as checkpoints:
         checkpoints.save(1, state, {"images": 0})
-    workdir.write_thresholds(folder / "run", 1, dict.fromkeys(data.task.names, 0.5))
+    points = dict.fromkeys(data.task.names, 0.5)
+    frozen.write(folder / "run", frozen.Frozen(1, points))
     return folder / "run"
 
 

@@ -16,6 +16,7 @@ FLOORS = [  # From the top down.
         "augment_audit",
         "augment_gallery",
         "comparing",
+        "calibrating",
         "fitting",
         "segmenter",
         "explaining",

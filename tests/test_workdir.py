@@ -1,5 +1,4 @@
 import json
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -56,15 +55,6 @@ def test_the_environments_of_an_interrupted_run_are_all_kept(tmp_path):
 def test_a_folder_without_a_run_is_said(tmp_path):
     with pytest.raises(InputError, match=r"no config\.json"):
         workdir.read_config(tmp_path)
-
-
-def test_thresholds_come_back_with_their_checkpoint(tmp_path):
-    assert workdir.read_thresholds(tmp_path) is None
-    workdir.write_thresholds(tmp_path, 40, {"b": 0.25, "a": math.nan})
-    checkpoint, tasks = workdir.read_thresholds(tmp_path)
-    assert checkpoint == 40
-    assert list(tasks) == ["b", "a"]
-    assert tasks["b"] == 0.25 and math.isnan(tasks["a"])
 
 
 def test_predictions_name_their_image_and_leave_unknown_labels_empty(tmp_path):

@@ -3,21 +3,41 @@
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+import numpy as np
+
 from medjax.build import model, plain, start
 from medjax.build.plain import Config
 from medjax.build.study import Task
 from medjax.errors import InputError
-from medjax.training import step, workdir
+from medjax.evaluation import recalibration
+from medjax.training import frozen, step, workdir
+from medjax.training.frozen import Frozen
 
 
 class Run(NamedTuple):
-    """A run whose operating points, `thresholds` by task, are frozen."""
+    """A run whose calibration and operating points are frozen.
+
+    `thresholds`, by task, are of the probabilities that `predict` gives; those of
+    `network.predict` are not yet calibrated.
+    """
 
     config: Config
     task: Task
     network: model.Network
     state: step.State
-    thresholds: dict[str, float]
+    frozen: Frozen
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        return self.frozen.thresholds
+
+    def predict(self, image: np.ndarray) -> np.ndarray:
+        """[D, B, ...] -> calibrated probability [D, B, T] float32."""
+        found = jax.device_get(self.network.predict(self.state, image))
+        flat = found.reshape(-1, found.shape[-1])
+        fit = self.frozen.calibration.fit
+        return recalibration.calibrate(fit, flat).reshape(found.shape).astype("f4")
 
 
 def read(folder: Path) -> Run:
@@ -29,10 +49,29 @@ def read(folder: Path) -> Run:
     config = plain.read_config(folder)
     if config.task == "segmentation":
         raise InputError(f"{folder}: the run makes masks: this is for findings")
-    frozen = workdir.read_thresholds(folder)
-    if frozen is None:
+    found = frozen.read(folder)
+    if found is None:
         raise InputError(f"{folder}: the run isn't finished: train it to its end first")
     task = Task(**workdir.read_task(folder))
     network = model.network(config, task)
-    _, state = start.restore(config, folder, network, task)
-    return Run(config, task, network, state, frozen[1])
+    number, state = start.restore(config, folder, network, task)
+    if why := stale(config, found, number):
+        raise InputError(f"{folder}: {why}: evaluate the run again first")
+    return Run(config, task, network, state, found)
+
+
+def stale(config: Config, found: Frozen, number: int) -> str:
+    """Why frozen choices aren't those of a config and a checkpoint; '' if they are."""
+    if found.checkpoint != number:
+        return f"thresholds.json is of checkpoint {found.checkpoint}, not {number}"
+    asked = plain.operating(config)
+    was = {"rule": found.rule, "value": found.value}
+    if found.rule is not None and was != asked:
+        return f"thresholds.json is of {was}, and config.json says {asked}"
+    method = plain.calibration(config)
+    if found.calibration.method != method:
+        return (
+            f"the calibration is {found.calibration.method!r}, and config.json says "
+            f"{method!r}"
+        )
+    return ""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from medjax.errors import InputError
@@ -47,6 +48,29 @@ def operating(config: Config) -> dict[str, Any]:
         "rule": rule,
         "value": None if rule == "youden" else config.evaluation.value,
     }
+
+
+def calibration(config: Config) -> str:
+    """How the probabilities are mended; runs of older configs don't say it."""
+    return config.evaluation.get("calibration", "none")
+
+
+def prevalence(config: Config, tasks: int) -> np.ndarray | None:
+    """[T], where the predictive values are asked for; None: as in the data alone.
+
+    Raises:
+      InputError: not one number, or one a task, between 0 and 1.
+    """
+    asked = config.evaluation.get("prevalence", ())
+    found = np.atleast_1d(np.asarray(asked, float))
+    if not found.size:
+        return None
+    if found.size not in (1, tasks) or not ((found > 0) & (found < 1)).all():
+        raise InputError(
+            f"evaluation.prevalence={asked}: give one number between 0 and 1, or one "
+            f"for each of the {tasks} tasks"
+        )
+    return np.broadcast_to(found, tasks)
 
 
 def shape(config: Config) -> dict[str, int]:

@@ -2,16 +2,16 @@
 
 Fit on validation predictions, and apply to the test's. Arrays are as in
 calibration.py. A fit is numbers alone: `fit._asdict()` goes into JSON and comes back
-by `Logistic(**...)` or `Isotonic(**...)`. A task that can't be fitted keeps its
-probabilities.
+by `Logistic(**...)`, `Isotonic(**...)` or `Softmax(**...)`. A task that can't be fitted
+keeps its probabilities.
 """
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import brentq, isotonic_regression
-from scipy.special import expit, logit
+from scipy.optimize import brentq, isotonic_regression, minimize
+from scipy.special import expit, log_softmax, logit, softmax
 
 from medjax.errors import InputError
 from medjax.evaluation.calibration import known, ratio
@@ -35,6 +35,16 @@ class Isotonic(NamedTuple):
 
     probability: Sequence[Sequence[float]]
     calibrated: Sequence[Sequence[float]]
+
+
+class Softmax(NamedTuple):
+    """log p -> softmax(slope * log p + intercept), of K classes; K numbers each."""
+
+    slope: Sequence[float]
+    intercept: Sequence[float]
+
+
+Fit = Logistic | Isotonic | Softmax
 
 
 def fit_temperature(probability, label, weight) -> Logistic:
@@ -61,8 +71,8 @@ def fit_platt(probability, label, weight) -> Logistic:
     """Slope and intercept for each task: logistic regression on the log-odds.
 
     No penalty and no smoothed labels. A task of one class, or one that a threshold
-    separates without an error, has no finite optimum and stays as it is. A negative
-    slope is possible, and turns the ranking round: the model was wrong way up.
+    separates without an error, has no finite optimum and stays as it is. So does one
+    whose slope would not be positive: a few unlucky images could turn it upside down.
 
     Source: Platt, Probabilistic Outputs for Support Vector Machines (1999).
     """
@@ -84,7 +94,43 @@ def fit_isotonic(probability, label, weight) -> Isotonic:
     return Isotonic(knots, calibrated)
 
 
-def prior_shift(trained, true) -> Logistic:
+def fit_softmax(probability, label, weight, *, offsets: bool) -> Softmax:
+    """One temperature for K classes, and with `offsets` an intercept for each.
+
+    Of two classes, the latter is Platt scaling. Without a finite optimum all stays as
+    it is; a class without an image has none for its intercept.
+
+    Args:
+      probability, label: [N, K], rows sum to 1.
+      weight: [N, K]; an image counts as its largest one, 0 where it is unknown.
+      offsets: whether to fit intercepts.
+
+    Source: Guo et al. (ICML 2017), sec. 4.2; with intercepts: Alexandari et al.,
+    Maximum Likelihood with Bias-Corrected Calibration (ICML 2020), section 3.
+    """
+    p, y, w = known(probability, label, weight)
+    identity = Softmax((1.0,) * p.shape[1], (0.0,) * p.shape[1])
+    w = w.max(axis=1, keepdims=True)
+    if not w.any() or offsets and not (w * y).sum(axis=0).all():
+        return identity
+    z, w = _log(p), w / w.sum()
+
+    def loss(fit: np.ndarray) -> tuple[float, np.ndarray]:
+        said = log_softmax(fit[0] * z + fit[1:], axis=1)
+        wrong = w * (np.exp(said) - y)
+        slopes = np.append((wrong * z).sum(), wrong.sum(axis=0) * offsets)
+        return -(w * y * said).sum(), slopes
+
+    start = np.append(1.0, np.zeros(p.shape[1]))
+    bounds = [(FLATTEST, STEEPEST), *[(None, None)] * p.shape[1]]
+    tight = {"ftol": 1e-15, "gtol": 1e-10, "maxiter": 1000}
+    found = minimize(loss, start, jac=True, bounds=bounds, options=tight).x
+    if not FLATTEST < found[0] < STEEPEST:
+        return identity
+    return Softmax((float(found[0]),) * p.shape[1], tuple(found[1:].tolist()))
+
+
+def prior_shift(trained, true, *, exclusive: bool = False) -> Logistic | Softmax:
     """From the prevalence that training saw to the true one.
 
     Loss weights or resampling teach a model another prevalence, and its probabilities
@@ -94,6 +140,7 @@ def prior_shift(trained, true) -> Logistic:
     Args:
       trained: [T] in (0, 1), see `trained_prevalence`; or the resampled share.
       true: [T] in (0, 1), of the population in question.
+      exclusive: whether the tasks are classes of which an image has exactly one.
 
     Source: Saerens et al., Neural Computation 14 (2002) 21, section 2; King & Zeng,
     Political Analysis 9 (2001) 137, for the log-odds.
@@ -104,8 +151,9 @@ def prior_shift(trained, true) -> Logistic:
     for name, value in (("trained", trained), ("true", true)):
         if not ((value > 0) & (value < 1)).all():
             raise InputError(f"{name}: {value}; give prevalences between 0 and 1")
-    shift = logit(true) - logit(trained)
-    return Logistic((1.0,) * len(shift), tuple(shift.tolist()))
+    kind, scale = (Softmax, np.log) if exclusive else (Logistic, logit)
+    shift = scale(true) - scale(trained)
+    return kind((1.0,) * len(shift), tuple(shift.tolist()))
 
 
 def trained_prevalence(label, weight, *, positive=1.0, negative=1.0) -> np.ndarray:
@@ -140,23 +188,36 @@ def estimate_prevalence(probability, weight, trained) -> np.ndarray:
     return np.array([_prevalence(*task) for task in tasks])
 
 
-def calibrate(fit: Logistic | Isotonic, probability) -> np.ndarray:
+def calibrate(fit: Fit | None, probability) -> np.ndarray:
     """The calibrated probabilities, [N, T] float64.
 
     Args:
-      fit: of T tasks.
+      fit: of T tasks; None leaves all as they are.
       probability: [N, T] in [0, 1].
     """
     p = np.asarray(probability, float)
+    if fit is None:
+        return p
     if len(fit[0]) != p.shape[1]:
         raise InputError(
             f"fit: of {len(fit[0])} tasks, and the probabilities of {p.shape[1]}; fit "
             "on predictions of the same tasks"
         )
+    if not isinstance(fit, Isotonic):
+        slope, intercept = map(np.array, fit)
+        still = (slope == 1) & (intercept == 0)  # To the bit, also beyond LEAST.
     if isinstance(fit, Logistic):
-        return expit(_log_odds(p) * np.array(fit.slope) + np.array(fit.intercept))
+        return np.where(still, p, expit(slope * _log_odds(p) + intercept))
+    if isinstance(fit, Softmax):
+        return p if still.all() else softmax(slope * _log(p) + intercept, axis=1)
     tasks = zip(p.T, *fit, strict=True)
     return np.stack([np.interp(x, *k) if len(k[0]) else x for x, *k in tasks], axis=1)
+
+
+def moves(fit: Fit, task: int) -> bool:
+    """Whether a fit changes the probabilities of a task, by its number."""
+    one, other = (part[task] for part in fit)
+    return len(one) > 0 if isinstance(fit, Isotonic) else (one, other) != (1.0, 0.0)
 
 
 def _platt(p: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[float, float]:
@@ -182,7 +243,7 @@ def _platt(p: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[float, float]:
         fit = fit - step
         if np.abs(step).max() < 1e-10:
             break
-    return float(fit[0]), float(fit[1])
+    return (float(fit[0]), float(fit[1])) if fit[0] > 0 else (1.0, 0.0)
 
 
 def _prevalence(p: np.ndarray, w: np.ndarray, trained: float) -> float:
@@ -225,3 +286,7 @@ def _each(fit: Callable, p: np.ndarray, y: np.ndarray, w: np.ndarray) -> list:
 
 def _log_odds(p: np.ndarray) -> np.ndarray:
     return logit(np.clip(p, LEAST, 1 - LEAST))
+
+
+def _log(p: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(p, LEAST))

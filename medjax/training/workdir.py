@@ -1,7 +1,6 @@
 """The files of a run's folder, other than checkpoints and reports."""
 
 import json
-import math
 import os
 import platform
 import subprocess
@@ -131,23 +130,6 @@ def read_task(folder: Path) -> dict:
         raise InputError(f"{folder}: no task.json: train the run first")
     task = json.loads(path.read_text())
     return {k: tuple(v) if isinstance(v, list) else v for k, v in task.items()}
-
-
-def write_thresholds(folder: Path, checkpoint: int, tasks: dict[str, float]) -> None:
-    """Freezes the operating points of a checkpoint; NaN is written as null."""
-    values = {k: None if math.isnan(v) else v for k, v in tasks.items()}
-    frozen = {"checkpoint": checkpoint, "tasks": values}
-    (folder / "thresholds.json").write_text(json.dumps(frozen, indent=2))
-
-
-def read_thresholds(folder: Path) -> tuple[int, dict[str, float]] | None:
-    """Returns the checkpoint and {task: threshold}, or None before the first."""
-    path = folder / "thresholds.json"
-    if not path.exists():
-        return None
-    frozen = json.loads(path.read_text())
-    tasks = {k: math.nan if v is None else v for k, v in frozen["tasks"].items()}
-    return frozen["checkpoint"], tasks
 
 
 def write_predictions(
