@@ -182,6 +182,21 @@ def test_fewer_patients_train_and_nobody_changes_sides(config):
     assert trained[7] < trained[9]
 
 
+def test_runs_of_other_seeds_share_a_split_that_has_its_own(config):
+    first = study.manifest(config, data())
+    config.seed = 1
+    other = study.manifest(config, data())
+    assert on(other, "test") != on(first, "test")
+    with config.unlocked():
+        config.split.seed = 0
+    config.split.patients = 9
+    shared = study.manifest(config, data())
+    assert on(shared, "test") == on(first, "test")
+    config.seed = 2
+    again = study.manifest(config, data())
+    pd.testing.assert_frame_equal(again, shared)
+
+
 @pytest.mark.parametrize("patients", [-1, 31])
 def test_more_patients_than_there_are_cannot_train(config, patients):
     config.split.patients = patients

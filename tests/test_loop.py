@@ -29,7 +29,16 @@ class Counter:
         self.position = state["position"]
 
 
-def fit(workdir, *, stop_at=None, nan_at=None, steps=10, seen=None, evaluate_every=4):
+def fit(
+    workdir,
+    *,
+    stop_at=None,
+    stop_by=signal.SIGTERM,
+    nan_at=None,
+    steps=10,
+    seen=None,
+    evaluate_every=4,
+):
     """A run whose state is a hash of every batch it has seen, in order."""
 
     def step(state, batch, key):
@@ -37,7 +46,7 @@ def fit(workdir, *, stop_at=None, nan_at=None, steps=10, seen=None, evaluate_eve
         if seen is not None:
             seen.append(number)
         if number == stop_at:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), stop_by)
         state = {"hash": jnp.asarray(state["hash"]) * 3 % 9973 + number}
         loss = jnp.nan if number == nan_at else 1.0 / number
         return state, {"loss": jnp.asarray(loss), "grad_norm": jnp.ones(())}
@@ -125,7 +134,17 @@ def test_divergence_is_never_saved_by_a_stop(tmp_path):
     assert Checkpoints(tmp_path / "checkpoints").steps == []
 
 
+STOPS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2]
+
+
+@pytest.mark.parametrize("stop", STOPS)
+def test_whoever_asks_for_an_end_everything_is_saved(tmp_path, stop):
+    complete, _ = fit(tmp_path, stop_at=3, stop_by=stop)
+    assert not complete
+    assert Checkpoints(tmp_path / "checkpoints").steps == [3]
+
+
 def test_the_signals_are_given_back(tmp_path):
-    before = signal.getsignal(signal.SIGTERM)
+    before = [signal.getsignal(each) for each in STOPS]
     fit(tmp_path)
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert [signal.getsignal(each) for each in STOPS] == before

@@ -133,15 +133,17 @@ def sides(config: Config, data: Data) -> pd.DataFrame:
 
     A fold or a split in time comes first, as it is asked for by name; then the
     official lists, where the data have them; else a sample. Of those who would train
-    then, `config.split.patients` do.
+    then, `config.split.patients` do. The split has the run's seed, or one of its own,
+    `split.seed`: runs of several seeds are then tested on the same patients.
     """
-    return _fewer(_all_sides(config, data), config.split.patients, seed=config.seed)
+    seed = config.split.get("seed", config.seed)
+    return _fewer(_all_sides(config, data, seed=seed), config.split.patients, seed=seed)
 
 
-def _all_sides(config: Config, data: Data) -> pd.DataFrame:
+def _all_sides(config: Config, data: Data, *, seed: int) -> pd.DataFrame:
     """`sides` with all patients who can train."""
     c, table, tasks = config.split, data.table, data.task.names
-    common = {"seed": config.seed, "validation": c.validation, "minority": c.minority}
+    common = {"seed": seed, "validation": c.validation, "minority": c.minority}
     listed = {
         name: table["image"][table["official"] == name]
         for name in ("train", "validation", "test")

@@ -46,8 +46,8 @@ def fit(
       evaluate_every: steps between two evaluations, each with a checkpoint.
 
     Returns:
-      Whether the run is complete: False after SIGTERM or Ctrl-C, with everything
-      saved.
+      Whether the run is complete: False after SIGTERM, SIGUSR2 or Ctrl-C, with
+      everything saved.
 
     Raises:
       InputError: the loss or the gradient stopped being finite.
@@ -143,9 +143,12 @@ def diverged(number: int, scalars: dict, checkpoints: Checkpoints) -> InputError
 
 @contextlib.contextmanager
 def stop_signal() -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether SIGTERM or Ctrl-C asked for an end."""
+    """Yields a function that says whether SIGTERM or Ctrl-C asked for an end.
+
+    So does SIGUSR2, by which a cluster says that a job will be pre-empted.
+    """
     asked = []
-    signals = (signal.SIGTERM, signal.SIGINT)
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
     old = [signal.signal(each, lambda *_: asked.append(True)) for each in signals]
     try:
         yield lambda: bool(asked)
