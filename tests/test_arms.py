@@ -1,0 +1,312 @@
+"""Arms of several seeds: against scikit-learn, scipy, brute force and simulations."""
+
+import jax
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn import metrics as oracles
+
+from medjax.errors import InputError
+from medjax.evaluation import arms, repeated
+from medjax.evaluation.comparison import holm
+from medjax.evaluation.repeated import Runs, Values
+from medjax.evaluation.replicates import multiplicities
+
+KEY = jax.random.key(0)
+DRAWS = 25
+NAMES = ("plain", "ratio", "focal")
+ORACLES = {
+    "auroc": oracles.roc_auc_score,
+    "average_precision": oracles.average_precision_score,
+    "brier": lambda y, p, sample_weight=None: oracles.brier_score_loss(
+        y, p, sample_weight=sample_weight
+    ),
+}
+
+
+def made(rng, *, skill, seeds, patients, tasks=2):
+    """Arms that see the label as well as their skill allows."""
+    films = 2 * patients
+    label = (rng.random((films, tasks)) < 0.4).astype(float)
+    skill = np.reshape(skill, (-1, 1, 1, 1))
+    score = skill * label + rng.normal(size=(len(skill), seeds, films, tasks))
+    probability = 1 / (1 + np.exp(-score))
+    return Runs(probability, label, np.ones(probability.shape), np.arange(films) // 2)
+
+
+def compare(runs, names=NAMES, replicates=DRAWS, **options):
+    tasks = tuple("abcdef"[: runs.label.shape[1]])
+    return arms.compare(
+        runs, arms=names, tasks=tasks, key=KEY, replicates=replicates, **options
+    )
+
+
+def brute(metric, runs, counts):
+    """[A, S, T] by scikit-learn, with each image counted as its patient is."""
+    times = counts[runs.patient]
+    found = np.empty((*runs.probability.shape[:2], runs.label.shape[1]))
+    for at in np.ndindex(found.shape):
+        a, s, t = at
+        weight = runs.weight[a, s, :, t] * times
+        kept = weight > 0
+        found[at] = ORACLES[metric](
+            runs.label[kept, t],
+            runs.probability[a, s, kept, t],
+            sample_weight=weight[kept],
+        )
+    return found
+
+
+@pytest.fixture(scope="module")
+def one():
+    """Runs that know not every label."""
+    rng = np.random.default_rng(0)
+    runs = made(rng, skill=(0.5, 1.0, 1.5), seeds=2, patients=20)
+    known = rng.random(runs.label.shape) < 0.9
+    return runs._replace(weight=runs.weight * known)
+
+
+@pytest.fixture(scope="module")
+def found(one):
+    return compare(one)
+
+
+@pytest.mark.parametrize("metric", repeated.METRICS)
+def test_every_number_is_that_of_brute_force(one, found, metric):
+    whole = brute(metric, one, np.ones(20))
+    counts = np.asarray(multiplicities(KEY, np.arange(DRAWS), 20)).T
+    drawn = np.stack([brute(metric, one, each) for each in counts])
+    whole, drawn = (
+        np.append(x, x.mean(axis=-1, keepdims=True), axis=-1) for x in (whole, drawn)
+    )
+    for a, arm in enumerate(NAMES):
+        row = found["arms"][arm]
+        cells = [row["tasks"]["a"], row["tasks"]["b"], row["mean"]]
+        for t, cell in enumerate(cells):
+            cell = cell[metric]
+            assert cell["each"] == pytest.approx(whole[a, :, t], abs=1e-5)
+            assert cell["estimate"] == pytest.approx(whole[a, :, t].mean(), abs=1e-5)
+            assert cell["sd"] == pytest.approx(np.std(whole[a, :, t], ddof=1), abs=1e-5)
+            ends = np.quantile(drawn[:, a, :, t].mean(axis=1), [0.025, 0.975])
+            assert [cell["low"], cell["high"]] == pytest.approx(ends, abs=1e-5)
+        if a == 0:
+            assert row["difference"] is None
+            continue
+        both = row["difference"]
+        cells = [both["tasks"]["a"], both["tasks"]["b"], both["mean"]]
+        for t, cell in enumerate(cells):
+            cell = cell[metric]
+            each = whole[a, :, t] - whole[0, :, t]
+            many = (drawn[:, a, :, t] - drawn[:, 0, :, t]).mean(axis=1)
+            assert cell["estimate"] == pytest.approx(each.mean(), abs=1e-5)
+            assert cell["sd"] == pytest.approx(np.std(each, ddof=1), abs=1e-5)
+            error = np.std(many, ddof=1) * np.sqrt(20 / 19)
+            assert cell["patients"] == pytest.approx(error, abs=1e-5)
+            assert cell["seeds"] == 2 and cell["low"] < each.mean() < cell["high"]
+
+
+def test_holm_counts_the_arms_for_means_and_arms_by_tasks_for_tasks(found):
+    rows = [found["arms"][arm]["difference"] for arm in NAMES[1:]]
+    means = [row["mean"]["auroc"] for row in rows]
+    tasks = [row["tasks"][t]["auroc"] for row in rows for t in "ab"]
+    for family in (means, tasks):
+        adjusted = holm([each["p"] for each in family])
+        assert [each["holm"] for each in family] == pytest.approx(adjusted)
+    assert (len(means), len(tasks)) == (2, 4)
+    assert "holm" not in rows[0]["mean"]["brier"]
+
+
+# ---------------------------------------------------- the test of two doubts
+
+
+def values(each, spread, replicates=4000):
+    """Arms whose seeds have these AUROCs [A, S], and whose patients spread so."""
+    each = np.asarray(each, float)[..., None]
+    noise = np.random.default_rng(0).normal(size=(replicates, len(each), 1, 1))
+    noise = (noise - noise.mean(axis=0)) / noise.std(axis=0, ddof=1)
+    return Values(each, each + spread * noise)
+
+
+def test_without_doubt_about_patients_it_is_a_t_test_over_the_seeds():
+    each = np.array([[0.80, 0.83, 0.79, 0.81, 0.85], [0.78, 0.79, 0.79, 0.80, 0.80]])
+    found = repeated.gap(values(each, 0.0), 0, 1, patients=500)[-1]
+    expected = stats.ttest_1samp(each[0] - each[1], 0)
+    assert found["p"] == pytest.approx(expected.pvalue)
+    ends = expected.confidence_interval(0.95)
+    assert (found["low"], found["high"]) == pytest.approx(tuple(ends))
+
+
+def test_without_doubt_about_seeds_it_is_that_of_the_bootstrap():
+    same = np.full((2, 5), 0.8) + [[0.02], [0.0]]
+    found = repeated.gap(values(same, 0.01), 0, 1, patients=10**6)[-1]
+    error = found["patients"]
+    assert found["sd"] == pytest.approx(0, abs=1e-12)
+    assert found["p"] == pytest.approx(2 * stats.norm.sf(0.02 / error), rel=1e-3)
+
+
+def test_both_doubts_add_up():
+    each = np.array([[0.80, 0.83, 0.79], [0.78, 0.79, 0.79]])
+    one, both = (
+        repeated.gap(values(each, spread), 0, 1, patients=10**6)[-1]
+        for spread in (0.0, 0.02)
+    )
+    assert both["p"] > one["p"]
+    variance = both["patients"] ** 2 + both["sd"] ** 2 / 3
+    t = both["estimate"] / np.sqrt(variance)
+    # Welch's test of a sample of 3 and one of very many has the same freedom.
+    freedom = variance**2 / ((both["sd"] ** 2 / 3) ** 2 / 2)
+    assert both["p"] == pytest.approx(2 * stats.t.sf(t, freedom), rel=1e-4)
+
+
+def test_a_difference_of_nothing_is_none():
+    each = [[0.8, 0.9], [0.8, 0.9]]
+    assert repeated.gap(values(each, 0.0), 0, 1, patients=9)[-1]["p"] == 1
+    apart = [[0.75, 0.75], [0.5, 0.5]]
+    assert repeated.gap(values(apart, 0.0), 0, 1, patients=9)[-1]["p"] is None
+
+
+# ---------------------------------------------------- what is missing
+
+
+def test_a_missing_run_leaves_the_others_as_they_are(one):
+    lacking = one.weight.copy()
+    lacking[2, 1] = 0  # The second seed of the third arm failed.
+    found = compare(one._replace(weight=lacking))
+    whole = compare(one)
+    assert [row["seeds"] for row in found["arms"].values()] == [2, 2, 1]
+    assert found["arms"]["ratio"]["mean"] == whole["arms"]["ratio"]["mean"]
+    rest, all_ = (x["arms"]["focal"]["mean"]["auroc"] for x in (found, whole))
+    assert rest["each"] == [all_["each"][0], None] and rest["sd"] is None
+    gap = found["arms"]["focal"]["difference"]["mean"]["auroc"]
+    base = whole["arms"]["plain"]["mean"]["auroc"]["each"][0]
+    assert gap["estimate"] == pytest.approx(all_["each"][0] - base)
+    assert gap["seeds"] == 1 and gap["sd"] is None
+
+
+def test_an_arm_without_a_run_is_empty_and_never_the_best(one):
+    lacking = one.weight.copy()
+    lacking[1] = 0
+    found = compare(one._replace(weight=lacking))
+    row = found["arms"]["ratio"]
+    assert row["seeds"] == 0 and row["mean"]["auroc"]["estimate"] is None
+    assert row["difference"]["mean"]["auroc"]["p"] is None
+    assert found["best"]["leader"] == "focal"
+    lacking[:2] = 0
+    found = compare(one._replace(weight=lacking))
+    assert found["best"]["arm"] is None and "two arms" in found["best"]["why"]
+
+
+def test_folds_that_test_other_images_are_compared_within_themselves(one):
+    folds = one.weight.copy()
+    folds[:, 0, 20:], folds[:, 1, :20] = 0, 0
+    found = compare(one._replace(weight=folds))
+    each = found["arms"]["ratio"]["tasks"]["a"]["auroc"]["each"]
+    for s, rows in enumerate((slice(20), slice(20, None))):
+        known = one.weight[1, s, rows, 0] > 0
+        expected = oracles.roc_auc_score(
+            one.label[rows, 0][known], one.probability[1, s, rows, 0][known]
+        )
+        assert each[s] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_task_without_a_positive_is_empty_and_left_out_of_the_mean(one):
+    label = one.label.copy()
+    label[:, 0] = 0
+    found = compare(one._replace(label=label))
+    row = found["arms"]["ratio"]
+    assert row["tasks"]["a"]["auroc"]["estimate"] is None
+    assert row["tasks"]["a"]["auroc"]["undefined"] == DRAWS
+    assert row["mean"]["auroc"]["each"] == row["tasks"]["b"]["auroc"]["each"]
+    tested = [
+        found["arms"][arm]["difference"]["tasks"]["b"]["auroc"] for arm in NAMES[1:]
+    ]
+    expected = holm([each["p"] for each in tested])  # Of `a` there is no test.
+    assert [each["holm"] for each in tested] == pytest.approx(expected)
+
+
+def test_one_patient_is_refused(one):
+    with pytest.raises(InputError, match="needs two"):
+        compare(one._replace(patient=np.zeros_like(one.patient)))
+
+
+# ---------------------------------------------------- the best
+
+
+def verdict(each, spread, names=NAMES):
+    return arms.best(values(each, spread), names, patients=10**6)
+
+
+def test_a_clear_leader_is_named():
+    seeds = np.array([0, 0.001, -0.001, 0.0005])
+    each = 0.8 + seeds + [[0.0], [0.05], [0.01]]
+    found = verdict(each, 0.002)
+    assert (found["arm"], found["second"]) == ("ratio", "focal")
+    assert found["p"] < 0.025
+
+
+@pytest.mark.parametrize(
+    ("each", "spread", "why"),
+    [
+        # Other patients could turn it round.
+        ([[0.8] * 4, [0.82] * 4, [0.8] * 4], 0.02, "may be chance"),
+        # Other seeds could.
+        ([[0.8] * 4, [0.9, 0.78, 0.88, 0.8], [0.7] * 4], 0.0001, "may be chance"),
+        # Two lead alike, far above the third.
+        ([[0.5] * 4, [0.82] * 4, [0.82] * 4], 0.001, "may be chance"),
+        ([[0.8] * 2, [0.9] * 2, [0.7] * 2], 0.001, "fewer than 3 seeds"),
+        # Sixty seeds show a mean difference that two trainings rarely would.
+        (
+            [[0.8] * 60, [0.81, 0.86, 0.77] * 20, [0.7] * 60],
+            0.0001,
+            "less than one seed",
+        ),
+    ],
+)
+def test_what_isnt_clear_is_not_named_and_why(each, spread, why):
+    found = verdict(each, spread)
+    assert found["arm"] is None and found["leader"] == "ratio"
+    assert why in found["why"]
+
+
+def named(draws, *, shift=0.0, arms_=2, seeds=5, by_seed=0.0, together=1.0):
+    """The arms named the best in sweeps of a metric that is a mean over 60 patients.
+
+    Args:
+      shift: of the first arm.
+      by_seed, together: how much a training, and what it does to each patient, moves
+        the patients' values, which differ by 1 between them.
+    """
+    rng = np.random.default_rng(1)
+    found = []
+    for _ in range(draws):
+        x = rng.normal(size=(arms_, 1, 60))
+        x = x + rng.normal(0, by_seed, (arms_, seeds, 1))
+        x = x + rng.normal(0, together, (arms_, seeds, 60))
+        x[0] += shift
+        counts = rng.multinomial(60, np.full(60, 1 / 60), 200)
+        drawn = np.einsum("rp,asp->ras", counts, x) / 60
+        value = Values(x.mean(axis=-1)[..., None], drawn[..., None])
+        found.append(arms.best(value, "abcdefg"[:arms_], patients=60)["arm"])
+    return found
+
+
+@pytest.mark.parametrize(
+    "sweep",
+    [
+        {},
+        {"seeds": 3},
+        {"by_seed": 0.1},
+        {"by_seed": 1.0},
+        {"arms_": 2, "together": 0.0},
+        {"arms_": 3},
+        {"arms_": 7, "by_seed": 0.1},
+    ],
+)
+def test_of_equal_arms_hardly_ever_one_is_named_the_best(sweep):
+    names = named(200, **sweep)
+    assert sum(name is not None for name in names) / 200 <= 0.05
+
+
+def test_an_arm_that_is_better_is_named_more_often_than_not():
+    names = named(50, shift=1.0, arms_=3, by_seed=0.1)
+    assert names.count("a") > 40 and set(names) <= {"a", None}
