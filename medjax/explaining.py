@@ -13,10 +13,10 @@ from rich.progress import Progress
 from medjax.build import adapt, model, plain, study
 from medjax.build.finished import Run
 from medjax.build.plain import Config
-from medjax.data import modality, reading
+from medjax.data import loader, modality, reading
 from medjax.errors import InputError
-from medjax.evaluation import gradcam, inference, localisation, sanity
-from medjax.reports import heatmaps
+from medjax.evaluation import examples, gradcam, inference, localisation, sanity
+from medjax.reports import films, heatmaps
 from medjax.training import step
 
 FILMS = 256  # Whose heatmaps are in memory at once.
@@ -120,6 +120,56 @@ def _seen(probability: np.ndarray, points: np.ndarray, exclusive: bool) -> np.nd
     return above
 
 
+def gallery(
+    run: Run, data: study.Data, found: inference.Predictions, *, each: int
+) -> dict[str, dict[str, list[dict]]]:
+    """Films that a run calls rightly and wrongly, each under its heatmap.
+
+    Args:
+      run: that predicted.
+      data: of the films.
+      found: calibrated predictions of the split that is judged.
+      each: films of a kind, see examples.choose.
+
+    Returns:
+      {task: {kind: [{image, probability, certain, boxes: whether it has some, picture:
+      a data URI, width, height}]}}; {} where nothing is to be shown.
+    """
+    names = run.task.names
+    points = [run.thresholds[name] for name in names]
+    chosen = examples.choose(found, points, each=each)
+    if not chosen:
+        return {}
+    ids = np.unique(found.id[[one.row for one in chosen]])
+    shape = plain.shape(run.config)  # One program, no larger than the films need.
+    rows = min(shape["batch"], -(-len(ids) // shape["devices"]))
+    source = data.films(ids)
+    batches = loader.evaluation_batches(source, **shape | {"batch": rows})
+    heatmap = inference.embed(batches, explainer(run))
+    boxes = read_boxes(data, ids).groupby(["id", "task"])
+    image = data.table.set_index("id")["image"]
+    shown = {names[one.task]: {kind: [] for kind in examples.KINDS} for one in chosen}
+    for one in chosen:
+        id = int(found.id[one.row])
+        marks = _corners(boxes, id, one.task)
+        at = np.searchsorted(ids, id)
+        picture, (width, height) = films.picture(
+            source[at]["image"], heatmap[at, one.task], marks
+        )
+        shown[names[one.task]][one.kind].append(
+            {
+                "image": str(image.at[id]),
+                "probability": float(found.probability[one.row, one.task]),
+                "certain": one.certain,
+                "boxes": len(marks) > 0,
+                "picture": picture,
+                "width": width,
+                "height": height,
+            }
+        )
+    return shown
+
+
 def localise(run: Run, data: study.Data, ids: np.ndarray, **how: str | None) -> dict:
     """Measures where the heatmaps of films with boxes lie, and what they depend on.
 
@@ -178,6 +228,14 @@ def read_boxes(data: study.Data, ids: Sequence[int]) -> pd.DataFrame:
     return boxes.astype({"task": int})
 
 
+def _corners(boxes, id: int, task: int) -> np.ndarray:
+    """[n, 2, 2], a film's boxes of a task, of `read_boxes` grouped by both."""
+    if (id, task) not in boxes.groups:
+        return np.zeros((0, 2, 2))
+    group = boxes.get_group((id, task))
+    return group[["y0", "x0", "y1", "x1"]].to_numpy().reshape(-1, 2, 2)
+
+
 def _marked(
     config: Config,
     explain: Callable,
@@ -188,12 +246,9 @@ def _marked(
     """The heatmaps of the marked findings of these films, as large as the films."""
     batches = study.evaluation_batches(config, data.films(ids))
     heatmap = inference.embed(batches, explain)  # [n, T, h, w]
-    groups = list(boxes[boxes["id"].isin(ids)].groupby(["id", "task"]))
-    pairs = np.array([pair for pair, _ in groups])
-    places = [
-        group[["y0", "x0", "y1", "x1"]].to_numpy().reshape(-1, 2, 2)
-        for _, group in groups
-    ]
+    groups = boxes[boxes["id"].isin(ids)].groupby(["id", "task"])
+    pairs = np.array(list(groups.groups))
+    places = [_corners(groups, *pair) for pair in pairs]
     chosen = heatmap[np.searchsorted(ids, pairs[:, 0]), pairs[:, 1]]
     patients = data.table.set_index("id")["patient"]
     return localisation.Marked(

@@ -99,22 +99,22 @@ def _quantiles(
     """
     ends = jnp.stack([(1 - level) / 2, (1 + level) / 2])
 
-    def task(columns):  # One at a time: of 25,000 patients a table takes 40 MB.
-        place, positive, negative = columns
-        table = jnp.zeros((patients, most, 2))
-        each = jnp.stack([positive, negative], axis=1)
-        table = table.at[patient, place].add(each, mode="drop")
+    def chunk(numbers):
+        drawn = multiplicities(key, numbers, patients).astype(jnp.float32)
 
-        def chunk(numbers):
-            drawn = multiplicities(key, numbers, patients).astype(jnp.float32)
+        def task(columns):  # One at a time: of 25,000 patients a table takes 40 MB.
+            place, positive, negative = columns
+            each = jnp.stack([positive, negative], axis=1)
+            table = jnp.zeros((patients, most, 2))
+            table = table.at[patient, place].add(each, mode="drop")
             cells = jnp.einsum("pr,pkc->rkc", drawn, table, precision="highest")
             return jax.vmap(_read)(jnp.cumsum(cells, axis=1))
 
-        value = in_chunks(chunk, replicates)  # [R, 2, G]
-        return jnp.nanquantile(value, ends, axis=0)  # [2 ends, 2 curves, G]
+        found = jax.lax.map(task, (place.T, positive.T, negative.T))
+        return jnp.moveaxis(found, 1, 0)  # [R, T, 2, G]
 
-    found = jax.lax.map(task, (place.T, positive.T, negative.T))
-    return jnp.transpose(found, (2, 1, 0, 3))
+    value = in_chunks(chunk, replicates)
+    return jnp.transpose(jnp.nanquantile(value, ends, axis=0), (2, 0, 1, 3))
 
 
 def _read(counts: Array) -> Array:

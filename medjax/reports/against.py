@@ -7,7 +7,16 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from medjax.reports.drawing import ACCENT, INK, SOFT, interval, label, render, svg
+from medjax.reports.drawing import (
+    ACCENT,
+    INK,
+    SOFT,
+    interval,
+    label,
+    probability,
+    render,
+    svg,
+)
 
 ALPHA = 0.05
 
@@ -46,13 +55,6 @@ def show(summary: dict) -> None:
     table.add_section()
     table.add_row("mean", *_cells({"metrics": summary["mean"]}), "")
     Console(soft_wrap=True).print(table)
-
-
-def probability(p: float | None) -> str:
-    """A p value as it is printed."""
-    if p is None:
-        return "–"
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _cells(found: dict) -> list[str]:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 INK, ACCENT, SOFT = "#1c2733", "#0b6e8f", "#9db4c0"
 NAMES = {
     "auroc": "AUROC",
+    "partial_auroc": "Partial AUROC",
     "average_precision": "Average precision",
     "ppv": "PPV",
     "npv": "NPV",
@@ -56,6 +57,13 @@ def interval(value: dict, digits: int = 3) -> str:
         return text
     to = " to " if value["low"] < 0 else "–"
     return f"{text} ({value['low']:.{digits}f}{to}{value['high']:.{digits}f})"
+
+
+def probability(p: float | None) -> str:
+    """A p value as it is printed."""
+    if p is None:
+        return "–"
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def percent(share: float | None) -> str:

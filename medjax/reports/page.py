@@ -4,23 +4,17 @@ import csv
 import json
 from pathlib import Path
 
-from matplotlib.figure import Figure
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from medjax.reports.drawing import (
-    ACCENT,
-    INK,
-    SOFT,
-    count,
-    interval,
-    label,
-    render,
-    svg,
-)
+from medjax.reports import charts, figures
+from medjax.reports.card import card
+from medjax.reports.drawing import count, interval, label, probability, render
 
 COLUMNS = (
     "auroc",
+    "partial_auroc",  # Absent from older reports, and from the CSV then.
     "average_precision",
     "sensitivity",
     "specificity",
@@ -35,31 +29,82 @@ MEASURED = (*COLUMNS, *RATIOS)
 MEANS = {"mean": "Mean", "weighted": "By positives", "micro": "All labels as one"}
 
 
-def write(results: dict, curve: list[dict], folder: Path, name: str) -> Path:
+def write(
+    results: dict,
+    curve: list[dict],
+    folder: Path,
+    name: str,
+    *,
+    config: dict | None = None,
+    environment: dict | None = None,
+    films: dict | None = None,
+) -> Path:
     """Writes NAME.html, NAME.json and NAME.csv.
 
     Args:
       results: `evaluation.results.summarise`'s, and split, source, model, split_by,
-        steps, checkpoint.
+        steps, checkpoint. A section of the page is left out where its key is missing:
+        bands, explorer (evaluation/bands.py, thresholds.py), calibration, subgroups,
+        robustness, cohort (cohort/account.py).
       curve: the lines of metrics.jsonl.
       folder: where to.
       name: of the files.
+      config: of the run, as JSON; environment: its environment.json.
+      films: {task: {kind: [{image, probability, certain, boxes, picture, width,
+        height}]}}, see explaining.gallery.
 
     Returns:
       The page's path.
     """
     (folder / f"{name}.json").write_text(json.dumps(results, indent=1))
     _write_csv(results, folder / f"{name}.csv")
+    measured = [list(found["metrics"]) for found in results["tasks"].values()]
+    sections = {
+        "roc": figures.roc(results),
+        "precision_recall": figures.precision_recall(results),
+        "explorer": _explorer(results),
+        "reliability": figures.reliability(results),
+        "robustness": figures.robustness(results),
+        "films": films or {},
+        "training": figures.training(curve, results["checkpoint"]),
+        "settings": _flat(config or {}, "config."),
+        "environment": _flat(environment or {}),
+    }
+    titles = _titles(results)
+    there = sections | {
+        "taken": "classes" in results,
+        "findings": True,
+        "confusion": True,
+        "recall": sections["precision_recall"],
+        "calibration": sections["reliability"],
+        "subgroups": results.get("subgroups"),
+        "split": "cohort" in results,
+        "card": True,
+        "settings": config or environment,
+    }
     html = render(
         "report.html",
+        **sections,
         results=results,
-        columns=COLUMNS,
+        titles=titles,
+        contents=[(id, title) for id, title in titles.items() if there[id]],
+        columns=[n for n in COLUMNS if all(n in names for names in measured)],
         means=MEANS,
         ratios=RATIOS,
         confused=_confused(results),
-        roc=_roc(results),
-        precision_recall=_precision_recall(results),
-        training=_training(curve, results["checkpoint"]),
+        elsewhere={
+            task: found["at_prevalence"]
+            for task, found in results["tasks"].items()
+            if found.get("at_prevalence")
+        },
+        marked=any(
+            film["boxes"]
+            for kinds in (films or {}).values()
+            for shown in kinds.values()
+            for film in shown
+        ),
+        card=card(results, config, environment),
+        probability=probability,
     )
     path = folder / f"{name}.html"
     path.write_text(html)
@@ -91,6 +136,67 @@ def show(results: dict) -> None:
             console.print(f"{label(name)} {interval(value)}", highlight=False)
 
 
+def _titles(results: dict) -> dict[str, str]:
+    """{id: heading} of all sections, in their order."""
+    classes = "classes" in results
+    return {
+        "taken": "Who is taken for whom",
+        "findings": "Each class against the rest" if classes else "Findings",
+        "confusion": "Confusion matrices",
+        "roc": "ROC curves",
+        "recall": "Precision and recall",
+        "explorer": "Threshold explorer",
+        "calibration": "Calibration",
+        "subgroups": "Groups of patients",
+        "robustness": "Robustness",
+        "films": "Right and wrong calls",
+        "training": "Training",
+        "split": "The split and its audit",
+        "card": "Model card",
+        "settings": "Config and environment",
+    }
+
+
+def _explorer(results: dict) -> dict:
+    """What the explorer's script reads: {tasks: {T: its counts, label, frozen}, chart}.
+
+    frozen is the place of the frozen threshold among the task's, None if it has none.
+    """
+    tasks = {}
+    for task, one in results.get("explorer", {}).items():
+        point = results["tasks"][task]["threshold"]
+        frozen = None
+        if point is not None:
+            frozen = int(np.argmin(np.abs(np.subtract(one["threshold"], point))))
+        tasks[task] = {**one, "label": label(task), "frozen": frozen}
+    if not tasks:
+        return {}
+    frame = charts.Frame(charts.SQUARE)
+    chart = charts.chart(
+        frame,
+        title="ROC curve with the chosen threshold on it",
+        labels=("1 − specificity", "sensitivity"),
+        lines=[
+            ("chance", charts.line(frame, *figures.DIAGONAL)),
+            ("curve", charts.line(frame, *figures.DIAGONAL)),
+        ],
+        points=[("point", 0, 0)],
+    )
+    return {"tasks": tasks, "chart": chart}
+
+
+def _flat(values: dict, prefix: str = "") -> dict[str, str]:
+    """{dotted name: text} of what is nested."""
+    found: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            found |= _flat(value, f"{prefix}{name}.")
+        else:
+            text = value if isinstance(value, str) and value else json.dumps(value)
+            found[prefix + name] = text
+    return found
+
+
 def _confused(results: dict) -> list[tuple[str, list]]:
     """(class, [(count, its share of the row)]) of the classes' confusion matrix."""
     matrix = results["classes"]["matrix"] if "classes" in results else []
@@ -102,7 +208,8 @@ def _confused(results: dict) -> list[tuple[str, list]]:
 
 def _write_csv(results: dict, path: Path) -> None:
     """One row a task, and one of each mean."""
-    ends = [f"{name}{end}" for name in MEASURED for end in ("", "_low", "_high")]
+    measured = [n for n in MEASURED if n in results["mean"]]
+    ends = [f"{name}{end}" for name in measured for end in ("", "_low", "_high")]
     counts = ["positives", "negatives", "unknown", "threshold", "tp", "fp", "fn", "tn"]
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -113,89 +220,15 @@ def _write_csv(results: dict, path: Path) -> None:
                 [
                     task,
                     *(cells[name] for name in counts),
-                    *_ends(found["metrics"]),
+                    *_ends(found["metrics"], measured),
                     found["note"],
                 ]
             )
         for kind in MEANS:
-            writer.writerow([kind, *[""] * len(counts), *_ends(results[kind]), ""])
+            writer.writerow(
+                [kind, *[""] * len(counts), *_ends(results[kind], measured), ""]
+            )
 
 
-def _ends(metrics: dict) -> list:
-    return [
-        metrics[name][end] for name in MEASURED for end in ("estimate", "low", "high")
-    ]
-
-
-def _roc(results: dict) -> list[tuple[str, str]]:
-    """(task, picture) of each ROC curve, with the operating point on it."""
-    pictures = []
-    for task, found in results["tasks"].items():
-        fpr, tpr = found["roc"]["fpr"], found["roc"]["tpr"]
-        if None in fpr or None in tpr:
-            continue
-        at = [found["metrics"][k]["estimate"] for k in ("specificity", "sensitivity")]
-        point = None if None in at else (1 - at[0], at[1])
-        picture = _square(
-            [0, 1], (fpr, tpr), point, "1 − specificity", "sensitivity", "default"
-        )
-        pictures.append((task, picture))
-    return pictures
-
-
-def _precision_recall(results: dict) -> list[tuple[str, str]]:
-    """(task, picture) of each precision-recall curve."""
-    pictures = []
-    for task, found in results["tasks"].items():
-        curve = found["precision_recall"]
-        if not curve["recall"] or None in curve["recall"]:
-            continue
-        metrics = {name: one["estimate"] for name, one in found["metrics"].items()}
-        chance = found["positives"] / (found["positives"] + found["negatives"])
-        point = metrics["sensitivity"], metrics["ppv"]
-        picture = _square(
-            [chance, chance],
-            ([0, *curve["recall"]], [curve["precision"][0], *curve["precision"]]),
-            None if None in point else point,
-            *("sensitivity", "PPV"),
-            "steps-pre",
-        )
-        pictures.append((task, picture))
-    return pictures
-
-
-def _square(chance, curve, point, x: str, y: str, steps: str) -> str:
-    """A curve in the unit square, the line of chance, and the operating point."""
-    figure = Figure(figsize=(2.6, 2.6), layout="constrained")
-    axes = figure.subplots()
-    axes.plot([0, 1], chance, color=SOFT, lw=0.8, ls=":")
-    axes.plot(*curve, color=ACCENT, lw=1.6, drawstyle=steps)
-    if point:
-        axes.plot(*point, "o", color=INK, ms=4)
-    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
-    axes.set_xlabel(x, fontsize=8)
-    axes.set_ylabel(y, fontsize=8)
-    return svg(figure)
-
-
-def _training(curve: list[dict], checkpoint: int) -> str:
-    """Loss and validation scores over the steps; '' before the first line."""
-    loss = [(line["step"], line["loss"]) for line in curve if "loss" in line]
-    if not loss:
-        return ""
-    figure = Figure(figsize=(7.2, 2.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.plot(*zip(*loss, strict=True), color=ACCENT, lw=1.4)
-    left.set_ylabel("training loss, nats an image", fontsize=8)
-    for name, colour in (("auroc", ACCENT), ("average_precision", SOFT)):
-        key = f"validation_{name}"
-        points = [(line["step"], line[key]) for line in curve if line.get(key)]
-        if points:
-            right.plot(*zip(*points, strict=True), "o-", color=colour, lw=1.4, ms=3)
-            right.plot([], [], color=colour, label=label(name))
-    right.axvline(checkpoint, color=INK, lw=0.8, ls="--", label="checkpoint used")
-    right.set_ylabel("validation, mean over tasks", fontsize=8)
-    right.legend(fontsize=7, frameon=False)
-    for axes in (left, right):
-        axes.set_xlabel("step", fontsize=8)
-    return svg(figure)
+def _ends(metrics: dict, names: list[str]) -> list:
+    return [metrics[name][end] for name in names for end in ("estimate", "low", "high")]
