@@ -4,6 +4,7 @@ A replicate is a vector of weights: an image counts as often as its patient was 
 and no image is copied.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -62,7 +63,54 @@ def replicate_areas(score, label, weight, patient, counts) -> tuple[Array, Array
       AUROC and average precision, [R, T] float32, to 1e-6; NaN where undefined.
     """
     ranking = jax.vmap(metrics.rank, in_axes=-1, out_axes=-1)(score, label, weight)
-    total = jnp.zeros((score.shape[1], counts.shape[1]))  # [T, R], as all below
+    rows = (patient[ranking.order], ranking.positive, ranking.negative, ranking.end)
+    auroc, precision = _sweep(_padded(rows), counts, 0, score.shape[0])
+    return auroc.T, precision.T
+
+
+def replicate_group_areas(
+    score, label, weight, patient, group, counts, *, groups: int
+) -> tuple[Array, Array]:
+    """`replicate_areas` of each group of images alone, at the cost of one of them all.
+
+    Args:
+      group: [N] int, 0 to G - 1, which group an image is in.
+      groups: G; one of them may be empty.
+      The rest: as above.
+
+    Returns:
+      AUROC and average precision, [R, G, T].
+    """
+
+    def ranked(score, label, weight):  # [N]: group after group, each as by `rank`.
+        ranking = metrics.rank(score, label, weight)
+        by_group = jnp.argsort(group[ranking.order], stable=True)
+        order, score, positive, negative, _ = (x[by_group] for x in ranking)
+        own = group[order]
+        end = (score[1:] != score[:-1]) | (own[1:] != own[:-1])
+        return patient[order], positive, negative, jnp.append(end, True)
+
+    rows = jax.vmap(ranked, in_axes=-1, out_axes=-1)(score, label, weight)
+    rows = _padded(rows)
+    size = jnp.bincount(group, length=groups)
+    of_group = functools.partial(_sweep, rows, counts)
+    areas = jax.lax.map(lambda at: of_group(*at), (jnp.cumsum(size) - size, size))
+    return jax.tree.map(lambda area: jnp.moveaxis(area, -1, 0), areas)
+
+
+def _padded(rows):
+    """BLOCK more rows at the end, so that a block may begin at any of them."""
+    return jax.tree.map(lambda x: jnp.pad(x, ((0, BLOCK), (0, 0))), rows)
+
+
+def _sweep(rows, counts, first, size) -> tuple[Array, Array]:
+    """The areas of `size` ranked rows from `first` on, [T, R] each.
+
+    Args:
+      rows: patient, positive, negative, end, [N + BLOCK, T] each.
+      counts: [P, R].
+    """
+    total = jnp.zeros((rows[0].shape[1], counts.shape[1]))  # [T, R], as all below
 
     def image(carry, row):
         tp, fp, last_tp, last_fp, area, precision = carry
@@ -78,25 +126,26 @@ def replicate_areas(score, label, weight, patient, counts) -> tuple[Array, Array
         last_tp, last_fp = jnp.where(end, tp, last_tp), jnp.where(end, fp, last_fp)
         return (tp, fp, last_tp, last_fp, area, precision), None
 
-    def block(carry, rows):
+    def block(number, carry):
         *state, sums, lost = carry
+        start = number * BLOCK
+        who, *parts = (
+            jax.lax.dynamic_slice_in_dim(x, first + start, BLOCK) for x in rows
+        )
+        inside = (start + jnp.arange(BLOCK) < size)[:, None]  # The rest count nothing.
+        parts = [jnp.where(inside, x, jnp.zeros_like(x)) for x in parts]
         (*state, area, precision), _ = jax.lax.scan(
-            image, (*state, total, total), rows, unroll=UNROLL
+            image, (*state, total, total), (who, *parts), unroll=UNROLL
         )
         more = jnp.stack([area, precision]) - lost
         after = sums + more
-        return (*state, after, (after - sums) - more), None  # Kahan's summation
+        return (*state, after, (after - sums) - more)  # Kahan's summation
 
-    def blocks(rows):  # [N, T] -> [N / BLOCK, BLOCK, T]; a padding row ends no run
-        rows = jnp.pad(rows, ((0, -rows.shape[0] % BLOCK), (0, 0)))
-        return rows.reshape(-1, BLOCK, rows.shape[1])
-
-    rows = (patient[ranking.order], ranking.positive, ranking.negative, ranking.end)
     start = (*(total,) * 4, *(jnp.stack([total, total]),) * 2)
-    carry, _ = jax.lax.scan(block, start, jax.tree.map(blocks, rows))
+    carry = jax.lax.fori_loop(0, -(-size // BLOCK), block, start)
     tp, fp, _, _, (area, precision), _ = carry
     auroc = jnp.where((tp == 0) | (fp == 0), jnp.nan, area / tp / fp / 2)
-    return auroc.T, jnp.where(tp == 0, jnp.nan, precision / tp).T
+    return auroc, jnp.where(tp == 0, jnp.nan, precision / tp)
 
 
 def replicate_confusion(

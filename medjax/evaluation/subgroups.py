@@ -1,0 +1,281 @@
+"""Does a run serve women as men, old as young? Its metrics by group, and the gaps.
+
+One bootstrap over patients serves all groups: a patient with films in two of them is
+drawn in both, and what makes a draw easy or hard for both cancels in the gap.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from chex import Array
+
+from medjax.evaluation import averaging, gaps, metrics
+from medjax.evaluation.gaps import LEAST, METRICS
+from medjax.evaluation.inference import Predictions
+from medjax.evaluation.replicates import (
+    in_chunks,
+    multiplicities,
+    replicate_confusion,
+    replicate_group_areas,
+)
+
+AGES = (18, 40, 60, 75)  # Years.
+UNKNOWN = "unknown"
+SHOWN = 0.05
+EMPTY = ("no positive image", "no negative image", "none called positive")
+EMPTY += ("none called negative",)
+
+
+def by_metadata(table: pd.DataFrame, *, ages: Sequence[int] = AGES) -> pd.DataFrame:
+    """Sex, band of age and view of every image.
+
+    Args:
+      table: N rows with the columns of data/schema.py.
+      ages: years at which a band begins, ascending; the first one begins at 0.
+
+    Returns:
+      N rows with sex, age and view, empty where the table doesn't say.
+    """
+    edges = [0, *ages]
+    names = [f"{low}-{high - 1}" for low, high in itertools.pairwise(edges)]
+    bands = pd.cut(
+        table["age"],
+        [*edges, math.inf],
+        right=False,
+        labels=[*names, f"{edges[-1]}+"],
+    )
+    return pd.DataFrame({"sex": table["sex"], "age": bands, "view": table["view"]})
+
+
+def summarise(
+    predictions: Predictions,
+    groups: pd.DataFrame,
+    *,
+    tasks: tuple[str, ...],
+    threshold: np.ndarray,
+    key: Array,
+    replicates: int,
+) -> dict:
+    """Every group's metrics with intervals, and the differences between groups.
+
+    Args:
+      predictions: N images.
+      groups: N rows in their order, a column an attribute, as of `by_metadata`; what
+        is empty is UNKNOWN, a group as any other.
+      tasks: T names.
+      threshold: [T], frozen, the same for every group; NaN leaves the rates empty.
+      key, replicates: of the bootstrap over patients.
+
+    Returns:
+      {attribute: {groups: {group: {films, patients, tasks: {T: {positives, negatives,
+      metrics: {metric: interval}}}, mean: {auroc: interval}}}, gaps: {T: {metric:
+      gap}}, mean: {auroc: gap}, shown, tests}}. An interval is {estimate, low, high,
+      undefined, why}. A gap is the largest difference between two groups with LEAST
+      patients, {estimate, low, high, between: [higher, lower], p, p_holm, why}; shown
+      lists all pairs whose p_holm is below SHOWN, [{task, metric, **gap}], the surest
+      first. tests is how many differences were tested, of all attributes together,
+      which p_holm is adjusted for: in 95 of 100 reports no gap is shown that is none.
+    """
+    threshold = np.asarray(threshold, np.float32)
+    columns = {name: _category(groups[name]) for name in groups}
+    first = np.cumsum([0, *(len(column.categories) for column in columns.values())])
+    member = np.stack(
+        [c.codes + start for c, start in zip(columns.values(), first, strict=False)]
+    )
+    names = [group for column in columns.values() for group in column.categories]
+    measured = _measure(predictions, member, len(names), threshold, key, replicates)
+    pairs = [
+        pair
+        for start, stop in itertools.pairwise(first)
+        for pair in itertools.combinations(range(start, stop), 2)
+    ]
+    found = gaps.differences(measured, np.array(pairs, int).reshape(-1, 2))
+    intervals = _intervals(measured)
+    results = {}
+    for row, (attribute, column) in enumerate(columns.items()):
+        own = range(first[row], first[row + 1])
+        of_own = [
+            _Pair(k, names[one], names[other])
+            for k, (one, other) in enumerate(pairs)
+            if one in own
+        ]
+        largest = [_largest(found, of_own, t) for t in range(len(tasks) + 1)]
+        results[attribute] = {
+            "groups": {
+                names[g]: {
+                    "films": int((member[row] == g).sum()),
+                    "patients": np.unique(predictions.patient[member[row] == g]).size,
+                    **_group(measured, intervals, g, tasks, np.isnan(threshold)),
+                }
+                for g in own
+            },
+            "gaps": dict(zip(tasks, largest, strict=False)),
+            "mean": {"auroc": largest[-1]["auroc"]},
+            "shown": _shown(found, of_own, (*tasks, "mean")),
+            "tests": int((~np.isnan(found.p)).sum()),
+        }
+    return results
+
+
+def _category(column: pd.Series) -> pd.Categorical:
+    """A column's names that occur, in order; what is empty is UNKNOWN, the last."""
+    values = pd.Categorical(column)
+    known = [name for name in values.categories if str(name) not in ("", UNKNOWN)]
+    values = values.set_categories(known).add_categories([UNKNOWN]).fillna(UNKNOWN)
+    return values.remove_unused_categories().rename_categories(str)
+
+
+def _measure(predictions, member, groups, threshold, key, replicates) -> gaps.Measured:
+    """All groups' metrics; member: [A, N], the group an attribute puts each image in."""
+    rows = (predictions.weight > 0).any(axis=1)  # As in intervals.bootstrap.
+    score, label, weight = (np.asarray(x, np.float32)[rows] for x in predictions[2:])
+    patients, patient = np.unique(predictions.patient[rows], return_inverse=True)
+    member = member[:, rows].astype(np.int32)
+    found = _replicates(
+        *(score, label, weight, patient.astype(np.int32), threshold, member, key),
+        patients=patients.size,
+        groups=groups,
+        replicates=replicates,
+    )
+    value, replicate = jax.device_get(found)
+    positive, said = np.where(weight > 0, label, 0), score >= threshold
+    flags = weight * np.stack([positive, 1 - positive, said, ~said])  # [4, N, T]
+    films, people = np.zeros((2, 4, groups, score.shape[1]))
+    order = np.argsort(patient, kind="stable")
+    for attribute in member:
+        for g in np.unique(attribute):
+            own = order[attribute[order] == g]
+            starts = np.flatnonzero(np.diff(patient[own], prepend=-1))
+            of_patient = np.add.reduceat(flags[:, own], starts, axis=1)
+            films[:, g], people[:, g] = of_patient.sum(1), (of_patient > 0).sum(1)
+    return gaps.Measured(value[0], replicate, films, people)
+
+
+@functools.partial(jax.jit, static_argnames=("patients", "groups", "replicates"))
+def _replicates(
+    score,
+    label,
+    weight,
+    patient,
+    threshold,
+    member,
+    key,
+    *,
+    patients,
+    groups,
+    replicates,
+):
+    """METRICS [1, M, G, T] of the films as they are, and [R, M, G, T] of the draws."""
+    attributes, (films, tasks) = len(member), score.shape
+    # For areas the films stand there once an attribute, for rates once a group.
+    tiled = [jnp.concatenate([x] * attributes) for x in (score, label, weight, patient)]
+    inside = (member[..., None] == jnp.arange(groups)).any(axis=0)  # [N, G]
+    wide = [jnp.tile(x, groups) for x in (score, label)]
+    wide += [(inside[..., None] * weight[:, None]).reshape(films, -1)]
+
+    def chunk(numbers):
+        counts = multiplicities(key, numbers, patients)
+        counts = jnp.concatenate([jnp.ones_like(counts[:, :1]), counts], axis=1)
+        area, _ = replicate_group_areas(
+            *tiled, member.reshape(-1), counts, groups=groups
+        )
+        matrix, _ = replicate_confusion(
+            *wide, patient, jnp.tile(threshold, groups), counts
+        )
+        rates = metrics.rates(matrix)
+        rates = [rates[name].reshape(-1, groups, tasks) for name in METRICS[1:]]
+        found = jnp.stack([area, *rates], axis=1)
+        return found[:1], found[1:]
+
+    return in_chunks(chunk, replicates)
+
+
+def _intervals(measured: gaps.Measured) -> dict[str, np.ndarray]:
+    """{end: [M, G, T + 1]}; the last column is the mean of auroc over its tasks."""
+    defined = ~np.isnan(measured.value[:1])
+    value, drawn = (
+        np.concatenate([x, np.asarray(averaging.macro(x, defined))[..., None]], axis=-1)
+        for x in (measured.value, np.asarray(measured.replicate))
+    )
+    low, high = np.asarray(jnp.nanquantile(drawn, jnp.array([0.025, 0.975]), axis=0))
+    undefined = np.isnan(drawn).sum(axis=0)
+    return {"estimate": value, "low": low, "high": high, "undefined": undefined}
+
+
+def _group(measured, intervals, g: int, tasks, uncut: np.ndarray) -> dict:
+    """One group's part of the report; uncut: [T], whether a task has no threshold."""
+
+    def interval(m: int, t: int, why: str) -> dict:
+        found = {end: _number(x[m, g, t]) for end, x in intervals.items()}
+        return found | {"why": why if found["estimate"] is None else ""}
+
+    def of_task(t: int) -> dict:
+        lacks = [
+            why if n == 0 else "" for why, n in zip(EMPTY, measured.films[:, g, t])
+        ]
+        why = [lacks[0] or lacks[1], *(["no threshold"] * 4 if uncut[t] else lacks)]
+        return {
+            "positives": float(measured.films[0, g, t]),
+            "negatives": float(measured.films[1, g, t]),
+            "metrics": {m: interval(i, t, why[i]) for i, m in enumerate(METRICS)},
+        }
+
+    mean = interval(0, len(tasks), "undefined in every task")
+    of_tasks = {task: of_task(t) for t, task in enumerate(tasks)}
+    return {"tasks": of_tasks, "mean": {"auroc": mean}}
+
+
+class _Pair(NamedTuple):
+    """Two groups of an attribute, and where their differences stand."""
+
+    number: int
+    one: str
+    other: str
+
+
+def _largest(found: gaps.Differences, pairs: list[_Pair], t: int) -> dict[str, dict]:
+    """Of each metric of one task, the largest difference that could be tested."""
+    largest = {}
+    for m, metric in enumerate(METRICS):
+        tested = [pair for pair in pairs if not np.isnan(found.p[m, pair.number, t])]
+        size = [abs(found.estimate[m, pair.number, t]) for pair in tested]
+        chosen = tested[int(np.argmax(size))] if tested else None
+        largest[metric] = _gap(found, chosen, m, t, alone=not pairs)
+    return largest
+
+
+def _shown(found: gaps.Differences, pairs: list[_Pair], tasks) -> list[dict]:
+    """Every difference that isn't noise, the surest first."""
+    places = np.argwhere(found.p_holm[:, [pair.number for pair in pairs]] < SHOWN)
+    shown = [
+        {"task": tasks[t], "metric": METRICS[m], **_gap(found, pairs[k], m, t)}
+        for m, k, t in places
+    ]
+    return sorted(shown, key=lambda gap: gap["p"])
+
+
+def _gap(found: gaps.Differences, pair: _Pair | None, m, t, alone=False) -> dict:
+    """One difference, from the higher group to the lower."""
+    if pair is None:
+        why = "one group only" if alone else f"no two groups of {LEAST} such patients"
+        return dict.fromkeys(("estimate", "low", "high", "between", "p", "p_holm")) | {
+            "why": why
+        }
+    estimate, low, high, p, p_holm = (float(x[m, pair.number, t]) for x in found)
+    between = [pair.one, pair.other]
+    if estimate < 0:
+        estimate, low, high, between = -estimate, -high, -low, between[::-1]
+    ends = {"estimate": estimate, "low": _number(low), "high": _number(high)}
+    return {**ends, "between": between, "p": p, "p_holm": p_holm, "why": ""}
+
+
+def _number(value) -> float | None:
+    value = float(value)
+    return None if math.isnan(value) else value
