@@ -160,7 +160,7 @@ def test_without_a_gap_few_tests_say_so():
         p += [gap[name]["p"] for gap in of_tasks for name in ("auroc", "sensitivity")]
     # 120 tests of level 0.05: 6 expected, and 14 or more of independent ones 1 in 400.
     assert 0 < (np.array(p) < 0.05).sum() < 14
-    assert 0.35 < np.median(p) < 0.75
+    assert 0.35 < np.median(p) < 0.8  # A little shy, by least_variance.
 
 
 def measured(value, films, patients=None):
