@@ -157,10 +157,10 @@ def test_without_a_gap_few_tests_say_so():
         predictions, groups = cohort(seed, patients=60, known=1)
         found = summarise(predictions, groups[["view"]])
         of_tasks = found["view"]["gaps"].values()
-        p += [gap[name]["p"] for gap in of_tasks for name in ("auroc", "sensitivity")]
-    # 120 tests of level 0.05: 6 expected, and 14 or more of independent ones 1 in 400.
-    assert 0 < (np.array(p) < 0.05).sum() < 14
-    assert 0.35 < np.median(p) < 0.8  # A little shy, by least_variance.
+        p += [gap["p"] for metrics in of_tasks for gap in metrics.values()]
+    # 300 tests of level 0.05, which least_variance makes a little shy: 3 % in 1,500.
+    assert 0 < (np.array(p) < 0.05).sum() < 24
+    assert 0.4 < np.median(p) < 0.7
 
 
 def measured(value, films, patients=None):
