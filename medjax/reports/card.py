@@ -210,7 +210,7 @@ def _miscalibrated(results: dict) -> list[str]:
         if not there["low"] <= said["estimate"] <= there["high"]:
             off.append(label(task))
     found = []
-    if whole["method"] == "none":
+    if whole.get("method") == "none":
         found.append("The probabilities are the model's own, not calibrated.")
     if off:
         found.append(

@@ -79,10 +79,10 @@ def reliability(results: dict) -> dict[str, dict]:
             lines += [(f"curve{kind}", charts.line(frame, *xy))]
             points += [(f"point{kind}", x, y) for x, y in zip(*xy, strict=True)]
         ends = zip(*(sides[-1][k] for k in ("predicted", "low", "high")), strict=True)
+        ends = [end for end in ends if None not in end and end[1] < end[2]]
         lines += [
             ("whisker", charts.line(frame, [x, x], [low, high]))
             for x, low, high in ends
-            if low is not None and high > low
         ]
         found[task] = charts.chart(
             frame,

@@ -1,0 +1,116 @@
+"""Time and memory of everything that evaluate reports, after the predictions are there.
+
+    python tests/bench_evaluate.py [--replicates=1000] [--patients=2797] [--out=DIR]
+
+A test set of the official ChestX-ray14's size, 25,596 images of 2,797 patients and 14
+findings of 0.2 % to 20 %, with sex, age and view: the summary, calibration included, the
+groups, the bands, the threshold explorer, the page, its JSON and CSV. Each part is timed as
+in a fresh process, the compilation included unless JAX_COMPILATION_CACHE_DIR holds it.
+"""
+
+import argparse
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pandas as pd
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench_auroc import FINDINGS, IMAGES, films
+
+from medjax.evaluation import bands, results, subgroups, thresholds
+from medjax.evaluation.inference import Predictions
+from medjax.reports import page
+
+TASKS = tuple(f"Finding_{n}" for n in range(FINDINGS))
+CURVE = [{"step": 100 * n, "loss": 1 / (n + 1)} for n in range(250)]
+
+
+def study(patients: int) -> tuple[Predictions, np.ndarray, pd.DataFrame]:
+    """Predictions, those before calibration, and the table of who is in the films."""
+    score, label, weight, patient = films(patients)
+    raw = (0.9 * score / score.max()).astype(np.float32)
+    rng = np.random.default_rng(1)
+    age, sex = rng.uniform(5, 95, patients), rng.choice(["F", "M"], patients)
+    table = pd.DataFrame(
+        {
+            "sex": sex[patient],
+            "age": age[patient],
+            "view": rng.choice(["PA", "AP"], IMAGES),
+        }
+    )
+    found = Predictions(np.arange(IMAGES), patient, raw**2, label, weight)
+    return found, raw, table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--replicates", type=int, default=1000)
+    parser.add_argument("--patients", type=int, default=2_797)
+    parser.add_argument("--out", default=None)
+    args = parser.parse_args()
+    found, raw, table = study(args.patients)
+    draws = {"key": jax.random.key(0), "replicates": args.replicates}
+    common = {"tasks": TASKS, "threshold": np.full(FINDINGS, 0.3, np.float32)}
+    spent: dict[str, dict[str, float]] = {}
+
+    def timed(name, function):
+        wall, cpu = time.perf_counter(), time.process_time()
+        value = function()
+        ends = time.perf_counter() - wall, time.process_time() - cpu
+        spent[name] = dict(zip(("wall_s", "cpu_s"), map(float, ends), strict=True))
+        return value
+
+    summary = timed(
+        "summary",
+        lambda: results.summarise(
+            found, exclusive=False, uncalibrated=raw, **common, **draws
+        ),
+    )
+    groups = subgroups.by_metadata(table)
+    summary["subgroups"] = timed(
+        "subgroups", lambda: subgroups.summarise(found, groups, **common, **draws)
+    )
+    summary["bands"] = timed("bands", lambda: bands.bands(found, tasks=TASKS, **draws))
+    summary["explorer"] = timed(
+        "explorer", lambda: thresholds.explorer(found, **common)
+    )
+    about = {"split": "test", "source": "nih", "model": "densenet121"}
+    about |= {"split_by": "patient", "checkpoint": 25_000, "steps": 25_000}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(args.out or scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = timed(
+            "page", lambda: page.write({**about, **summary}, CURVE, folder, "report")
+        )
+        size = path.stat().st_size / 2**20
+    parts = {k: {n: round(s, 2) for n, s in v.items()} for k, v in spent.items()}
+    print(
+        json.dumps(
+            {
+                **parts,
+                "total_s": round(sum(one["wall_s"] for one in spent.values()), 1),
+                "total_cpu_s": round(sum(one["cpu_s"] for one in spent.values()), 1),
+                "page_mib": round(size, 2),
+                "memory_gib": round(
+                    resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2
+                ),
+                "replicates": args.replicates,
+                "patients": args.patients,
+                "cores": os.cpu_count(),
+                "load": [round(x, 1) for x in os.getloadavg()],
+            },
+            indent=1,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
