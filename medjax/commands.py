@@ -114,6 +114,17 @@ def train(config: Config, folder: Path) -> None:
     """
     if config.task == segmenting.TASK:
         return segmenting.train(config, folder)
+    fit = begin(config, folder)
+    if config.transfer.mode == "features" or fitting.by_steps(fit):
+        finish(fit)
+
+
+def begin(config: Config, folder: Path) -> fitting.Fit:
+    """Makes all that comes before the first step.
+
+    Raises:
+      InputError: a mistake in the config or the data.
+    """
     calibrating.check(config)
     data = prepare(config)
     plain.prevalence(config, len(data.task.names))
@@ -148,31 +159,24 @@ def train(config: Config, folder: Path) -> None:
         variables=start.variables(model.fresh(config, network), weights, data.task),
     )
     print(f"model: {fitting.counts(state.params, network.frozen)}")
+    validation = manifest["id"][manifest["split"] == "validation"].to_numpy()
+    return fitting.Fit(config, folder, network, state, data, ids, validation, target)
+
+
+def finish(fit: fitting.Fit) -> None:
+    """Does what follows the last step, and reports the test split."""
+    config = fit.config
     if config.transfer.mode == "features":
-        where = folder / start.trained(config)
-        fitting.classifier(config, where, network, state, data, ids)
-    elif not fitting.by_steps(
-        config,
-        folder,
-        network,
-        state,
-        data,
-        ids=ids,
-        validation=manifest["id"][manifest["split"] == "validation"].to_numpy(),
-        target=target,
-    ):
-        return
+        fitting.classifier(fit, fit.state)
     elif study.treats(config, study.SYNTHETIC):
-        number, state = model.restore(
-            config, folder / "checkpoints", network, data.task
-        )
-        where = folder / start.REFITTED
-        fitting.classifier(config, where, network, state, data, ids, number)
+        where = fit.folder / "checkpoints"
+        number, state = model.restore(config, where, fit.network, fit.data.task)
+        fitting.classifier(fit, state, number)
     if config.adapt.name == "adabn":
-        fitting.restate(config, folder, network, data.task, target)
-    evaluating.evaluate(folder)
-    if target is not None:
-        evaluating.evaluate(folder, split=adapt.SPLIT)
+        fitting.restate(fit)
+    evaluating.evaluate(fit.folder)
+    if fit.target is not None:
+        evaluating.evaluate(fit.folder, split=adapt.SPLIT)
 
 
 def predict(

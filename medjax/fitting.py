@@ -1,53 +1,77 @@
 """How a run's weights come about: by steps, by a fit of the classifier, by a restatement."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from medjax.build import adapt, head, model, plain, start, study
 from medjax.build.plain import Config
+from medjax.data import loader
 from medjax.evaluation import inference, results
 from medjax.training import loop, step
+from medjax.training.checkpoint import Checkpoints
 
 
-def by_steps(
-    config: Config,
-    folder: Path,
-    network: model.Network,
-    state: step.State,
-    data: study.Data,
-    *,
-    ids: np.ndarray,
-    validation: np.ndarray,
-    target: adapt.Target | None,
-) -> bool:
-    """Trains step by step; whether they came to their end.
+class Fit(NamedTuple):
+    """A run that is ready to be trained.
 
-    Args:
-      ids: [N] of the training images, as often as a plan shows them.
-      validation: ids that choose the checkpoint.
-      target: of the adaptation, if there is one.
-      The rest: as in `classifier`.
+    config: of the run; folder: the run's.
+    network: its model; state: before the first update.
+    data: what it is about.
+    ids: [N] of the training images, as often as a plan shows them.
+    validation: ids that choose the checkpoint.
+    target: of the adaptation, if there is one.
     """
-    films = data.films(validation)
-    seen = adapt.unlabelled(target) if config.adapt.name in adapt.BY_LOSS else None
-    batches = study.train_batches(config, data.films(ids), seen)
-    with model.checkpoints(config, folder / "checkpoints") as checkpoints:
+
+    config: Config
+    folder: Path
+    network: model.Network
+    state: step.State
+    data: study.Data
+    ids: np.ndarray
+    validation: np.ndarray
+    target: adapt.Target | None
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """Of its training."""
+        return model.checkpoints(self.config, self.folder / "checkpoints")
+
+
+def by_steps(fit: Fit) -> bool:
+    """Trains step by step; whether they came to their end."""
+    stream = batches(fit)
+    with fit.checkpoints as checkpoints:
         complete = loop.fit(
-            state,
-            workdir=folder,
-            step=model.train_step(config, network),
-            batches=batches,
-            evaluate=lambda state: results.means(
-                predictions(config, network, state, films)
-            ),
+            fit.state,
+            workdir=fit.folder,
+            step=model.train_step(fit.config, fit.network),
+            batches=stream,
+            evaluate=validation(fit),
             checkpoints=checkpoints,
-            **plain.schedule(config),
+            **plain.schedule(fit.config),
         )
-    batches.close()
+    stream.close()
     return complete
+
+
+def batches(fit: Fit, **where) -> loader.TrainBatches:
+    """The training images in the run's order; see study.train_batches."""
+    by_loss = fit.config.adapt.name in adapt.BY_LOSS
+    seen = adapt.unlabelled(fit.target) if by_loss else None
+    return study.train_batches(fit.config, fit.data.films(fit.ids), seen, **where)
+
+
+def validation(fit: Fit) -> Callable[[step.State], dict[str, float]]:
+    """What says how good a state of the run is."""
+    films = fit.data.films(fit.validation)
+    return lambda state: results.means(
+        predictions(fit.config, fit.network, state, films)
+    )
 
 
 def counts(params, frozen: tuple[str, ...]) -> str:
@@ -61,56 +85,40 @@ def counts(params, frozen: tuple[str, ...]) -> str:
     return f"{sum(sizes.values()):,} parameters{kept}"
 
 
-def classifier(
-    config: Config,
-    folder: Path,
-    network: model.Network,
-    state: step.State,
-    data: study.Data,
-    ids: np.ndarray,
-    number: int = 0,
-) -> None:
+def classifier(fit: Fit, state: step.State, number: int = 0) -> None:
     """Fits the classifier, to embeddings of the training images and SMOTE's points.
 
     Args:
-      config: of the run.
-      folder: of the checkpoint to write.
-      network: of the run.
+      fit: the run; gets a checkpoint more.
       state: whose averaged model embeds.
-      data: of the run.
-      ids: [N] of the training images.
       number: of updates behind the state.
     """
-    feature = head.embeddings(config, network, state, data)[ids]
+    config, data, ids = fit.config, fit.data, fit.ids
+    feature = head.embeddings(config, fit.network, state, data)[ids]
     layer, points = head.fitted(config, data.task, feature, data.label(ids))
     params = {**state.averaged["params"], "classifier": layer}
     state = state._replace(averaged={**state.averaged, "params": params})
-    with model.checkpoints(config, folder) as checkpoints:
+    with model.checkpoints(config, fit.folder / start.trained(config)) as checkpoints:
         checkpoints.save(number, state, {"images": len(ids)})
     between = f" and {points} between them" if points else ""
     print(f"classifier: fitted to {len(ids)} images{between}")
 
 
-def restate(
-    config: Config,
-    folder: Path,
-    network: model.Network,
-    task: study.Task,
-    target: adapt.Target,
-) -> None:
+def restate(fit: Fit) -> None:
     """Gives the trained model the target's batch statistics, as its own checkpoint."""
-    where = folder / start.trained(config)
-    number, state = model.restore(config, where, network, task)
+    config, task = fit.config, fit.data.task
+    where = fit.folder / start.trained(config)
+    number, state = model.restore(config, where, fit.network, task)
     state = adapt.restated(
         config,
         state,
-        target,
+        fit.target,
         apply=model.network(adapt.whole(config), task).apply,
         prepare=model.preparation(config),
     )
-    with model.checkpoints(config, folder / start.ADAPTED) as checkpoints:
-        checkpoints.save(number, state, {"images": len(target.ids)})
-    print(f"batch statistics: of {len(target.ids)} target images")
+    with model.checkpoints(config, fit.folder / start.ADAPTED) as checkpoints:
+        checkpoints.save(number, state, {"images": len(fit.target.ids)})
+    print(f"batch statistics: of {len(fit.target.ids)} target images")
 
 
 def predictions(config: Config, network, state, films) -> inference.Predictions:

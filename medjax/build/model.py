@@ -122,18 +122,23 @@ def augmentation_caveats(config: Config) -> tuple[str, ...]:
 
 def train_step(config: Config, network: Network) -> Callable:
     """The compiled step: `config.augment`'s ops, the losses and the optimiser bound."""
-    return step.compile_step(
-        apply=network.apply,
-        augment=functools.partial(
+    return step.compile_step(**step_parts(config, network))
+
+
+def step_parts(config: Config, network: Network) -> dict:
+    """What `step.train_step` is bound to."""
+    return {
+        "apply": network.apply,
+        "augment": functools.partial(
             policy.augment_batch,
             ops=tuple(ops(config).values()),
             prepare=preparation(config),
         ),
-        loss=named(losses, config.loss.name, "loss.name"),
-        optimizer=optimizer(config),
-        frozen=network.frozen,
-        adapt=adapt.loss(config),
-    )
+        "loss": named(losses, config.loss.name, "loss.name"),
+        "optimizer": optimizer(config),
+        "frozen": network.frozen,
+        "adapt": adapt.loss(config),
+    }
 
 
 def fresh(config: Config, network: Network) -> ArrayTree:

@@ -249,14 +249,19 @@ def plan(config: Config, label: np.ndarray) -> imbalance.Plan | None:
 
 
 def train_batches(
-    config: Config, films: loader.Films, target: loader.Unlabelled | None = None
+    config: Config,
+    films: loader.Films,
+    target: loader.Unlabelled | None = None,
+    *,
+    on_host: bool = False,
 ) -> loader.TrainBatches:
     """Device batches without end; `config.train.batch` counts all devices.
 
     Args:
       target: films of another domain; a batch holds as many of them besides.
+      on_host: whether they stay there, [1, B, ...], for others to share.
     """
-    shards = jax.device_count()
+    shards = 1 if on_host else jax.device_count()
     if config.train.batch % shards:
         raise InputError(
             f"train.batch={config.train.batch} can't be shared by {shards} devices"
@@ -265,9 +270,10 @@ def train_batches(
         films,
         seed=config.seed,
         batch=config.train.batch // shards,
-        devices=jax.local_device_count(),
+        devices=1 if on_host else jax.local_device_count(),
         threads=config.train.threads,
         target=target,
+        on_host=on_host,
     )
 
 

@@ -99,6 +99,7 @@ class TrainBatches:
       target: films of another domain, in an order of their own. Each device then has
         B rows of them after its B of `films`, and the batch says in `domain` which is
         which.
+      on_host: whether the batches stay there.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class TrainBatches:
         threads: int = 0,
         ahead: int = 2,
         target: Unlabelled | None = None,
+        on_host: bool = False,
     ):
         import grain  # Late: it takes two seconds.
 
@@ -133,6 +135,7 @@ class TrainBatches:
         self._iterator = iter(dataset.to_iter_dataset(options))
         self._ready: collections.deque = collections.deque()
         self._ahead = ahead
+        self._put = (lambda batch: batch) if on_host else to_device
         self._position = self._iterator.get_state()
 
     def __iter__(self) -> Iterator[Batch]:
@@ -140,7 +143,7 @@ class TrainBatches:
 
     def __next__(self) -> Batch:
         while len(self._ready) <= self._ahead:
-            batch = to_device(next(self._iterator))
+            batch = self._put(next(self._iterator))
             self._ready.append((batch, self._iterator.get_state()))
         batch, self._position = self._ready.popleft()
         return batch

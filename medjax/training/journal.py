@@ -31,9 +31,19 @@ class Journal:
       steps: of the whole run, for the bar.
       start: steps done already; later lines of an interrupted run are dropped, since
         they are about to be computed again.
+      name: of the run among those that train beside it; stands in its lines.
+      bar: whether it shows a bar; of several at once one can.
     """
 
-    def __init__(self, workdir: Path, *, steps: int, start: int = 0):
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        steps: int,
+        start: int = 0,
+        name: str = "",
+        bar: bool = True,
+    ):
         from tensorboardX import SummaryWriter  # Late: it is slow to import.
 
         self._path = workdir / "metrics.jsonl"
@@ -52,9 +62,10 @@ class Journal:
             TextColumn("left"),
             TimeRemainingColumn(),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=not (bar and self._console.is_terminal),
         )
         self._steps = steps
+        self._name = f"  {name}" if name else ""
         self._task = self._progress.add_task("train", total=steps, facts="")
         self._progress.update(self._task, completed=start)
 
@@ -82,7 +93,7 @@ class Journal:
 
     def say(self, step: int, facts: str) -> None:
         """Prints a line that stays, on a terminal and in a log file alike."""
-        self._console.print(f"step {step}/{self._steps}  {facts}")
+        self._console.print(f"step {step}/{self._steps}{self._name}  {facts}")
 
 
 def peak_memory() -> int:

@@ -16,6 +16,8 @@ from medjax.training.checkpoint import Checkpoints
 from medjax.training.journal import Journal
 from medjax.training.step import State
 
+STOPPED = "stopped: saved, the same command goes on from here"
+
 
 def fit(
     state: State,
@@ -69,24 +71,48 @@ def fit(
                 meter.flush()
             if number % evaluate_every == 0 or number == steps:
                 meter.flush()
-                scores = evaluate(state)
-                if scores:
-                    lines = {f"validation_{k}": v for k, v in scores.items()}
-                    journal.write(number, lines)
-                facts = [f"validation {k} {v:.4f}" for k, v in scores.items()]
-                journal.say(number, "  ".join(facts) or "saved")
-                score = next(iter(scores.values()), None)
-                checkpoints.save(number, state, batches.get_state(), score=score)
+                judge(
+                    number,
+                    state,
+                    batches.get_state(),
+                    evaluate=evaluate,
+                    journal=journal,
+                    checkpoints=checkpoints,
+                )
                 meter.restart()
             elif asked:
                 meter.flush()
                 checkpoints.save(number, state, batches.get_state())
             if asked and number < steps:
-                journal.say(
-                    number, "stopped: saved, the same command goes on from here"
-                )
+                journal.say(number, STOPPED)
                 return False
     return True
+
+
+def judge(
+    number: int,
+    state: State,
+    position: dict,
+    *,
+    evaluate: Callable[[State], dict[str, float]],
+    journal: Journal,
+    checkpoints: Checkpoints,
+) -> None:
+    """Validates the state after an update, writes down how good it is, and saves it.
+
+    Args:
+      number: of the update.
+      state: after it.
+      position: in the training data.
+      evaluate, journal, checkpoints: the run's, as in `fit`.
+    """
+    scores = evaluate(state)
+    if scores:
+        journal.write(number, {f"validation_{k}": v for k, v in scores.items()})
+    facts = [f"validation {k} {v:.4f}" for k, v in scores.items()]
+    journal.say(number, "  ".join(facts) or "saved")
+    score = next(iter(scores.values()), None)
+    checkpoints.save(number, state, position, score=score)
 
 
 class Meter:

@@ -1,4 +1,4 @@
-"""One training step, pure; pmap is here and nowhere else."""
+"""One training step, pure; pmap and shard_map are here and nowhere else."""
 
 import functools
 from collections.abc import Callable
@@ -6,14 +6,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from chex import Array, ArrayTree
 from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from medjax.training import optim
 from medjax.training.optim import Hyper
 
-AXIS = "batch"
+AXIS, ARMS = "batch", "arms"
 
 
 class State(NamedTuple):
@@ -214,6 +216,44 @@ def compile_step(**parts: Any) -> Callable:
         out_axes=None,
         donate_argnums=0,
     )
+
+
+def compile_arms(*, devices: int, **parts: Any) -> Callable:
+    """train_step of many arms at once, (state, batch, key) [A, ...] each.
+
+    Every device of this host, up to `devices`, has as many arms, which vmap makes one;
+    each arm has the whole of its batch there, so that no arm waits for another.
+    """
+    step = functools.partial(train_step, **parts)
+
+    def on_one_device(*arms: ArrayTree) -> tuple[State, dict[str, Array]]:
+        if len(jax.tree.leaves(arms)[0]) > 1:
+            return jax.vmap(step)(*arms)
+        # A batch of one product is another operation, which XLA has no library for.
+        alone = step(*jax.tree.map(lambda x: x[0], arms))
+        return jax.tree.map(lambda x: x[None], alone)
+
+    places = by_arm(devices)
+    mapped = jax.shard_map(
+        on_one_device,
+        mesh=places.mesh,
+        in_specs=places.spec,
+        out_specs=places.spec,
+        check_vma=False,
+    )
+    return jax.jit(mapped, donate_argnums=0)
+
+
+def by_arm(devices: int) -> NamedSharding:
+    """Where the arms are that compile_arms maps: spread over their first axis."""
+    found = np.array(jax.local_devices()[:devices]).reshape(-1, 1)
+    return NamedSharding(Mesh(found, (ARMS, AXIS)), PartitionSpec(ARMS))
+
+
+def replicated(state: ArrayTree) -> ArrayTree:
+    """The state on every device of this host, as compile_eval's functions take it."""
+    mesh = Mesh(jax.local_devices(), (AXIS,))
+    return jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
 
 
 def compile_eval(of_rows: Callable, **parts: Any) -> Callable:
