@@ -45,8 +45,8 @@ def written(tmp_path_factory):
 def test_the_page_is_well_formed_and_asks_for_no_other_file(written):
     read = Page(written[2])
     assert read.stack == []
-    # The curves of the one task that has both classes, and the training.
-    assert written[2].count("<svg") == 2 + 2
+    # Of the one task with both classes two curves; reliability; training.
+    assert written[2].count("<svg") == 2 + 2 + 2
     anchors = [source[1:] for source in read.sources if source.startswith("#")]
     assert len(anchors) == len(read.sources) > 5
     assert all(written[2].count(f'id="{anchor}"') == 1 for anchor in anchors)
