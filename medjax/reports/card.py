@@ -93,10 +93,15 @@ def _details(results: dict, config: dict, environment: dict) -> list[str]:
     if environment:
         versions = environment.get("versions", {})
         found.append(
-            f"medjax at revision {environment.get('revision') or 'unknown'}, Python "
+            f"medjax at revision {_revision(environment)}, Python "
             f"{environment.get('python')}, jax {versions.get('jax')}."
         )
     return found
+
+
+def _revision(environment: dict) -> str:
+    found = (environment.get("revision") or "unknown")[:12]
+    return found + (" with uncommitted changes" if environment.get("dirty") else "")
 
 
 def _factors(results: dict) -> list[str]:
