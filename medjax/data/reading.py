@@ -25,7 +25,7 @@ from medjax.errors import InputError
 SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 
 
-def read(path: str | os.PathLike, channels: int = 1) -> Film:
+def read(path: str | os.PathLike, channels: int | None = 1) -> Film:
     """Reads a film; its first bytes, not its name, say which format it is.
 
     PNG and JPEG are read as `picture` says. Their resolution is a printer's, so the
@@ -33,7 +33,7 @@ def read(path: str | os.PathLike, channels: int = 1) -> Film:
 
     Args:
       path: the file.
-      channels: 1 or 3, see `with_channels`.
+      channels: 1 or 3, see `with_channels`; None leaves the file's.
 
     Raises:
       InputError: the file is missing, unreadable, empty, truncated, damaged, no
@@ -130,7 +130,7 @@ def _is_film(path: Path) -> bool:
         return file.read(132)[128:] == b"DICM"
 
 
-def picture(data: bytes, channels: int = 1) -> np.ndarray:
+def picture(data: bytes, channels: int | None = 1) -> np.ndarray:
     """Decodes a PNG (1 to 16 bits) or a JPEG (8 bits).
 
     It is scaled by the bit depth, not by its maximum. Alpha is ignored; an EXIF
@@ -138,7 +138,7 @@ def picture(data: bytes, channels: int = 1) -> np.ndarray:
 
     Args:
       data: the whole file.
-      channels: 1 or 3, see `with_channels`.
+      channels: 1 or 3, see `with_channels`; None leaves the file's.
 
     Returns:
       [H, W] or [H, W, 3] float32 in [0, 1].
@@ -170,13 +170,13 @@ def picture(data: bytes, channels: int = 1) -> np.ndarray:
     return with_channels(pixels, channels)
 
 
-def with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+def with_channels(pixels: np.ndarray, channels: int | None) -> np.ndarray:
     """Makes colour grey, or grey colour.
 
     Args:
       pixels: [H, W] or [H, W, 3] RGB float32 in [0, 1].
       channels: 1: colour becomes luminance (ITU-R BT.601: 0.299 R + 0.587 G +
-        0.114 B); 3: colour is kept, grey is repeated.
+        0.114 B); 3: colour is kept, grey is repeated; None: both are kept.
 
     Returns:
       [H, W] or [H, W, 3] float32 in [0, 1].

@@ -67,6 +67,7 @@ def predict_files(
     shape: tuple[int, ...],
     batch: int,
     devices: int,
+    look: Callable[[Path, np.ndarray, np.ndarray], None] | None = None,
 ) -> Iterator[tuple[Path, np.ndarray | str]]:
     """Yields every file, in order, with its probabilities or with what is wrong.
 
@@ -76,6 +77,8 @@ def predict_files(
       shape: (S, S, C) of the images that the model was trained on.
       batch: B, rows a device.
       devices: D.
+      look: called, by several threads, with a file's path, its pixels [H, W] or
+        [H, W, 3] in [0, 1], and these as the model reads them, [S, S, C] uint8.
 
     Yields:
       path, and [T] float32 or the reason why the file can't be read.
@@ -83,10 +86,14 @@ def predict_files(
 
     def load(path: Path) -> tuple[Path, np.ndarray | str]:
         try:
-            pixels = reading.read(path, channels=shape[-1]).pixels
+            pixels = reading.read(path, channels=None).pixels
         except InputError as error:
             return path, str(error)
-        return path, reading.resize(pixels, shape[0]).reshape(shape)
+        image = reading.with_channels(pixels, shape[-1])
+        image = reading.resize(image, shape[0]).reshape(shape)
+        if look is not None:
+            look(path, pixels, image)
+        return path, image
 
     def finish(loaded: list) -> Iterator[tuple[Path, np.ndarray | str]]:
         films = [pixels for _, pixels in loaded if not isinstance(pixels, str)]

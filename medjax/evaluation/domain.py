@@ -1,0 +1,165 @@
+"""Is this a film such as the run was trained on? Simple statistics say when it isn't.
+
+What is measured of an image, and how far beyond the training films' it may lie
+(SLACK, or SHARE of the training films' own range if that is more):
+
+  brightness   mean grey: a wrong window, or a raw detector's values
+  spread       its 99th minus its 1st percentile: an image that is nearly constant
+  black, white share of the pixels within 2 % of either end: saturated, or mostly border
+  likeness     correlation with the average training film, 16 x 16: an inverted film's
+               is negative, another body part's or a photograph's about 0; only what is
+               less alike is warned of
+  colour       mean difference of the strongest and the weakest channel: a photograph
+  aspect       logarithm of width over height: a strip, or a page of several films
+
+The range is from the 0.5th to the 99.5th percentile of the training films. Measured on
+700 films of ChestX-ray14, 96 x 96, by five-fold cross-validation:
+
+                                                     warned of
+    films of patients that were held out              0.9 %
+    the same, inverted                              100 %     (99.6 % named so)
+    150 crops of 3 colour photographs               100 %
+    these in grey                                    73 %
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import cv2
+import numpy as np
+
+SLACK = {
+    "brightness": 0.05,
+    "spread": 0.1,
+    "black": 0.1,
+    "white": 0.1,
+    "likeness": 0.1,
+    "colour": 0.05,
+    "aspect": math.log(1.5),
+}
+SHARE = 0.1
+QUANTILES = (0.005, 0.05, 0.5, 0.95, 0.995)
+SMALL = 16  # Pixels a side of the average film.
+END = 0.02
+
+
+def reference(images: Iterable[np.ndarray], aspect: Sequence[float]) -> dict:
+    """What training films look like, as plain data.
+
+    Args:
+      images: N of [S, S, C] uint8, as the model reads them.
+      aspect: width over height of the originals; NaN where unknown.
+
+    Returns:
+      films: N; average: [16, 16], of standardised films; statistics: {name: {quantile:
+      value}}.
+    """
+    images = list(images)
+    average = np.mean([_thumbnail(image) for image in images], axis=0)
+    rows = [
+        {**_greys(image), "likeness": likeness(image, average), "colour": colour(image)}
+        for image in images
+    ]
+    columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    known = np.asarray(aspect, float)
+    columns["aspect"] = np.log(known[known > 0])
+    return {
+        "films": len(images),
+        "average": np.round(average, 4).tolist(),
+        "statistics": {
+            name: {str(q): float(np.quantile(values, q)) for q in QUANTILES}
+            for name, values in columns.items()
+            if values.size
+        },
+    }
+
+
+def measure(pixels: np.ndarray, image: np.ndarray, average: np.ndarray) -> dict:
+    """The statistics of one image.
+
+    Args:
+      pixels: [H, W] or [H, W, 3] float in [0, 1], as its file has it.
+      image: [S, S, C] uint8, as the model reads it.
+      average: of the training films, `reference`'s.
+    """
+    height, width = pixels.shape[:2]
+    return {
+        **_greys(image),
+        "likeness": likeness(image, average),
+        "colour": colour(pixels),
+        "aspect": math.log(width / height),
+    }
+
+
+def warning(pixels: np.ndarray, image: np.ndarray, known: dict) -> str:
+    """What of an image lies beyond the training films'; '' if nothing does.
+
+    Args:
+      pixels, image: as in `measure`.
+      known: `reference`'s.
+    """
+    average = np.array(known["average"])
+    found = measure(pixels, image, average)
+    ends = {name: limits(one, SLACK[name]) for name, one in known["statistics"].items()}
+    low, _ = ends["likeness"]
+    ends["likeness"] = (low, 1)  # Nothing is too like them.
+    said = []
+    for name, (low, high) in ends.items():
+        value = found[name]
+        if name == "likeness" and value < low <= -value:
+            said.append(f"as if inverted, black for white (likeness {value:.2f})")
+        elif not low <= value <= high:
+            shown = (
+                np.exp([value, low, high]) if name == "aspect" else (value, low, high)
+            )
+            said.append("{} {:.2f}, not {:.2f} to {:.2f}".format(name, *shown))
+    height, width = pixels.shape[:2]
+    if min(height, width) < image.shape[0]:
+        said.append(f"{width} x {height} pixels, and the model reads {image.shape[0]}")
+    return "; ".join(said)
+
+
+def limits(quantiles: dict[str, float], slack: float) -> tuple[float, float]:
+    """Beyond which an image is warned of; see above."""
+    low, *_, high = quantiles.values()
+    margin = max(slack, SHARE * (high - low))
+    return low - margin, high + margin
+
+
+def likeness(image: np.ndarray, average: np.ndarray) -> float:
+    """Correlation of [S, S, C] with the average film, in [-1, 1]; 0 if one is flat."""
+    sizes = np.linalg.norm(average)
+    return float((_thumbnail(image) * average).mean() * SMALL / sizes) if sizes else 0.0
+
+
+def colour(pixels: np.ndarray) -> float:
+    """Mean over the pixels of the strongest minus the weakest channel, in [0, 1]."""
+    if pixels.ndim == 2 or pixels.shape[-1] != 3:
+        return 0.0
+    step = max(1, min(pixels.shape[:2]) // 256)  # Colour needs no detail.
+    some = pixels[::step, ::step]
+    white = 255 if pixels.dtype == np.uint8 else 1
+    return float(np.mean(some.max(axis=-1) - some.min(axis=-1)) / white)
+
+
+def _greys(image: np.ndarray) -> dict[str, float]:
+    """What the grey levels of [S, S, C] uint8 say, all channels alike."""
+    counts = np.bincount(image.ravel(), minlength=256)
+    reached = np.cumsum(counts) / image.size
+    low, high = np.searchsorted(reached, (0.01, 0.99))
+    level = np.arange(256) / 255
+    return {
+        "brightness": float(counts @ level / image.size),
+        "spread": float(high - low) / 255,
+        "black": float(counts[level <= END].sum() / image.size),
+        "white": float(counts[level >= 1 - END].sum() / image.size),
+    }
+
+
+def _thumbnail(image: np.ndarray) -> np.ndarray:
+    """[16, 16] of mean 0 and deviation 1, or 0 where there is one grey."""
+    grey = image.mean(axis=-1, dtype=np.float32)
+    small = cv2.resize(grey, (SMALL, SMALL), interpolation=cv2.INTER_AREA)
+    small = small - small.mean()
+    spread = small.std()
+    return small / spread if spread > 1e-3 else np.zeros_like(small)

@@ -1,0 +1,57 @@
+"""What a run's training films look like, kept with it; predict warns of others."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from medjax.build import study
+from medjax.evaluation import domain
+
+NAME = "domain.json"
+FILMS = 2000  # Enough for the 0.5th percentile.
+
+
+class Screen:
+    """Looks at files as predict reads them, and keeps what it warns of, by path.
+
+    Args:
+      known: domain.reference's.
+    """
+
+    def __init__(self, known: dict):
+        self._known = known
+        self.warnings: dict[Path, str] = {}
+
+    def look(self, path: Path, pixels: np.ndarray, image: np.ndarray) -> None:
+        """For inference.predict_files."""
+        self.warnings[path] = domain.warning(pixels, image, self._known)
+
+
+def record(folder: Path, data: study.Data, ids: np.ndarray) -> None:
+    """Writes domain.json of the training films, once; of volumes there is none.
+
+    Args:
+      folder: of the run.
+      data: whose films.
+      ids: [N] of those that train.
+    """
+    path = folder / NAME
+    if len(data.task.shape) != 3 or path.exists():
+        return
+    ids = np.unique(ids)
+    if len(ids) > FILMS:
+        ids = np.sort(np.random.default_rng(0).choice(ids, FILMS, replace=False))
+    batches = study.loader.evaluation_batches(data.films(ids), batch=256, devices=1)
+    images = (
+        image for batch in batches for image in batch["image"][0][batch["id"][0] >= 0]
+    )
+    table = data.table.set_index("id").loc[ids]
+    known = domain.reference(images, table["width"] / table["height"])
+    path.write_text(json.dumps(known, indent=1))
+
+
+def screen(folder: Path) -> Screen | None:
+    """A run's Screen; None of an older run, which has no domain.json."""
+    path = folder / NAME
+    return Screen(json.loads(path.read_text())) if path.exists() else None
