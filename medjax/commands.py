@@ -13,6 +13,7 @@ from medjax import (
     evaluating,
     explaining,
     fitting,
+    screening,
     segmenting,
     survey,
 )
@@ -22,7 +23,7 @@ from medjax.cohort import splits
 from medjax.data import reading, volumes
 from medjax.errors import InputError
 from medjax.evaluation import inference
-from medjax.training import provenance, workdir
+from medjax.training import hosts, provenance, workdir
 
 
 def prepare(config: Config) -> study.Data | volumes.Prepared:
@@ -102,12 +103,15 @@ def gallery(images: list[str], out: Path, **options) -> Path:
     return page
 
 
-def train(config: Config, folder: Path) -> None:
+def train(config: Config, folder: Path) -> bool:
     """Trains, or goes on training, and reports the test split.
 
     Args:
       config: of the run.
       folder: the run's; holds everything that comes out.
+
+    Returns:
+      Whether the run is complete: not after SIGTERM, say, with everything saved.
 
     Raises:
       InputError: a mistake in the config or the data, or a diverged training.
@@ -115,8 +119,10 @@ def train(config: Config, folder: Path) -> None:
     if config.task == segmenting.TASK:
         return segmenting.train(config, folder)
     fit = begin(config, folder)
-    if config.transfer.mode == "features" or fitting.by_steps(fit):
+    complete = config.transfer.mode == "features" or fitting.by_steps(fit)
+    if complete:
         finish(fit)
+    return complete
 
 
 def begin(config: Config, folder: Path) -> fitting.Fit:
@@ -126,22 +132,15 @@ def begin(config: Config, folder: Path) -> fitting.Fit:
       InputError: a mistake in the config or the data.
     """
     calibrating.check(config)
-    data = prepare(config)
-    plain.prevalence(config, len(data.task.names))
-    config, weights = start.settle(config, data.task)
-    workdir.claim(folder, plain.as_json(config))
-    for caveat in model.augmentation_caveats(config):
-        print(f"note: {caveat}")
-    if config.explore and not (folder / "explore.html").exists():
-        print(f"explored: {survey.survey(config, data, folder)}")
-    manifest = study.manifest(config, data)
-    provenance.hold(folder, data.path, manifest)
-    splits.write(manifest, folder / "splits.csv")
-    workdir.write_task(folder, data.task)
-    target = adapt.target(config, data)
-    if target is not None:
-        splits.write(target.manifest, folder / "target.csv")
-        print(f"target: {len(target.ids)} images without their labels")
+    _check_hosts(config)
+    with hosts.in_turn():
+        data = prepare(config)
+        plain.prevalence(config, len(data.task.names))
+        config, weights = start.settle(config, data.task)
+        manifest = study.manifest(config, data)
+        target = adapt.target(config, data)
+        if hosts.first():
+            _write_down(config, folder, data, manifest, target)
     sides = ", ".join(f"{n} {s}" for s, n in manifest["split"].value_counts().items())
     print(f"images: {sides}")
     ids = manifest["id"][manifest["split"] == "train"].to_numpy()
@@ -161,6 +160,40 @@ def begin(config: Config, folder: Path) -> fitting.Fit:
     print(f"model: {fitting.counts(state.params, network.frozen)}")
     validation = manifest["id"][manifest["split"] == "validation"].to_numpy()
     return fitting.Fit(config, folder, network, state, data, ids, validation, target)
+
+
+def _check_hosts(config: Config) -> None:
+    """Refuses what several processes would all write, or fit one beside the other."""
+    alone = "transfer.mode='features'" if config.transfer.mode == "features" else ""
+    if study.treats(config, study.SYNTHETIC):
+        alone = f"imbalance={config.imbalance!r}"
+    if config.adapt.name != "none":
+        alone = f"adapt.name={config.adapt.name!r}"
+    if alone and not hosts.alone():
+        raise InputError(f"{alone}: isn't for several processes: start one")
+
+
+def _write_down(
+    config: Config,
+    folder: Path,
+    data: study.Data,
+    manifest: pd.DataFrame,
+    target: adapt.Target | None,
+) -> None:
+    """Writes what the run is, or finds the same run there."""
+    workdir.claim(folder, plain.as_json(config))
+    for caveat in model.augmentation_caveats(config):
+        print(f"note: {caveat}")
+    if config.explore and not (folder / "explore.html").exists():
+        print(f"explored: {survey.survey(config, data, folder)}")
+    provenance.hold(folder, data.path, manifest)
+    splits.write(manifest, folder / "splits.csv")
+    workdir.write_task(folder, data.task)
+    trains = manifest["id"][manifest["split"] == "train"].to_numpy()
+    screening.record(folder, data, trains)
+    if target is not None:
+        splits.write(target.manifest, folder / "target.csv")
+        print(f"target: {len(target.ids)} images without their labels")
 
 
 def finish(fit: fitting.Fit) -> None:
@@ -193,7 +226,8 @@ def predict(
       folder: of a finished run.
       images: files or folders.
       out: CSV: image, then a column a task, in the run's order; where an image has
-        one of several classes, the likeliest comes before them, as `class`.
+        one of several classes, the likeliest comes before them, as `class`. Last,
+        `warning`: how an image is unlike the training films, see domain.py.
       explain: folder of pictures of what speaks for each finding that is seen.
       how: method and stage of the heatmaps, see explaining.explainer.
 
@@ -214,10 +248,12 @@ def predict(
         raise InputError(f"{folder}: the run reads volumes; predict reads 2-D images")
     explainer = explaining.explainer(run, **how)  # Before hours of predictions.
     paths = [path for image in images for path in reading.film_paths(image)]
+    screen = screening.screen(folder)
     answers = inference.predict_files(
         paths,
         run.predict,
         shape=run.task.shape,
+        look=screen.look,
         **plain.shape(run.config),
     )
     rows, unread = [], []
@@ -234,8 +270,10 @@ def predict(
     if run.task.exclusive:
         likeliest = table[list(run.task.names)].idxmax(axis=1) if rows else []
         table.insert(1, "class", likeliest)
+    table["warning"] = table["image"].map(screen.warnings).fillna("")
     table.to_csv(out, index=False)
     print(f"predictions: {out} ({len(rows)} images, {len(unread)} unreadable files)")
+    print(screen.verdict())
     if explain is not None:
         number = explaining.draw(run, explainer, table, explain)
         print(f"heatmaps: {explain} ({number} pictures)")

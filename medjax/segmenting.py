@@ -49,12 +49,15 @@ def explore(config: Config, folder: Path) -> Path:
     return path
 
 
-def train(config: Config, folder: Path) -> None:
+def train(config: Config, folder: Path) -> bool:
     """Trains, or goes on training, and reports the test side if there is one.
 
     Args:
       config: of the run.
       folder: the run's; holds everything that comes out.
+
+    Returns:
+      Whether the run is complete: not after SIGTERM, say, with everything saved.
 
     Raises:
       InputError: a mistake in the config or the data, or a diverged training.
@@ -110,13 +113,14 @@ def train(config: Config, folder: Path) -> None:
         )
     batches.close()
     if not complete:
-        return
+        return False
     run = segmenter.read(folder)
     segmenter.chosen(run, folder, prepared, sides["validation"])
     if sides["test"]:
         evaluate(folder)
     else:
         print("trained: nobody was left to test on; predict reads other patients")
+    return True
 
 
 def evaluate(folder: Path, *, split: str = "test", other: Config | None = None) -> dict:

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from chex import ArrayTree
 
 from medjax import losses
 from medjax.augment import intensity, modalities, policy
-from medjax.build import adapt
+from medjax.build import adapt, plain
 from medjax.build.plain import Config, named
 from medjax.build.study import WEIGHTS, Task
 from medjax.cohort import imbalance
@@ -48,7 +49,21 @@ class Network(NamedTuple):
 
 
 def network(config: Config, task: Task) -> Network:
-    """The model of `config.model`, computing in `config.train.dtype`."""
+    """The model of `config.model`, computing in `config.train.dtype`.
+
+    Runs that agree in it share one network, and what was compiled of it.
+    """
+    asked = plain.as_json(config)
+    parts = {name: asked[name] for name in ("model", "intensity")}
+    parts["transfer"] = {"mode": config.transfer.mode}
+    parts["train"] = {"dtype": config.train.dtype}
+    parts["evaluation"] = {"flip": config.evaluation.flip}
+    return _network(json.dumps(parts), task)
+
+
+@functools.lru_cache(maxsize=4)
+def _network(parts: str, task: Task) -> Network:
+    config = Config(json.loads(parts))
     options = config.model.to_dict()
     make = named(architectures, options.pop("name"), "model.name")
     dtype = jnp.dtype(config.train.dtype)
