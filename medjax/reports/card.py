@@ -4,7 +4,7 @@ Source: the headings are those of Mitchell et al., Model Cards for Model Reporti
 (FAT* 2019), figure 1.
 """
 
-from medjax.reports.drawing import count, interval, label
+from medjax.reports.drawing import NAMES, count, interval, label
 
 FEW = 30  # Positive images, below which a finding's numbers are said to be weak.
 WIDE = 0.1  # Width of an AUROC's interval, from which on it is said to be wide.
@@ -113,7 +113,7 @@ def _factors(results: dict) -> list[str]:
         found.append("No subgroup is judged apart.")
     whole = results.get("robustness")
     if whole:
-        names = ", ".join(label(name).lower() for name in whole["corruptions"])
+        names = ", ".join(map(_within, whole["corruptions"]))
         found.append(f"Corruptions of the image: {names}.")
     else:
         found.append("No corruption of the image is tried.")
@@ -250,10 +250,15 @@ def _uneven(results: dict) -> list[str]:
     if drops:
         worst = max(drops, key=lambda name: drops[name]["estimate"])
         found.append(
-            f"The mean AUROC falls most under {label(worst).lower()}: by "
+            f"The mean AUROC falls most under {_within(worst)}: by "
             f"{interval(drops[worst])} at severity 5."
         )
     return found
+
+
+def _within(name: str) -> str:
+    """A name within a sentence."""
+    return NAMES.get(name, label(name).lower())
 
 
 def _what(results: dict, config: dict | None) -> str:

@@ -21,6 +21,7 @@ NAMES = {
     "macro_f1": "Macro F1",
     "weighted_f1": "Weighted F1",
     "kappa": "Cohen's kappa",
+    "jpeg": "JPEG",
     "chest_xray": "Chest X-ray",
     "ct": "CT",
     "brain_mri": "Brain MRI",

@@ -118,7 +118,7 @@ def robustness(results: dict) -> dict[str, dict]:
         y, *ends = ([o["auroc"][k] for o in row] for k in ("estimate", "low", "high"))
         found[name] = charts.chart(
             frame,
-            title=f"Mean AUROC under {label(name).lower()} of severity 0 to 5",
+            title=f"{label(name)}: mean AUROC at severities 0 to 5",
             labels=("severity", "mean AUROC"),
             ticks=(range(6), charts.rounded(low, 1, most=5)),
             lines=[

@@ -2,12 +2,9 @@
 
 import csv
 import json
-import math
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table
 
 from medjax.reports.drawing import (
     ACCENT,
@@ -21,10 +18,6 @@ from medjax.reports.drawing import (
 
 METRICS = ("auroc", "average_precision", "brier")
 ALPHA = 0.05
-COLOURS = (
-    *("#0b6e8f", "#c25b12", "#5a4fa2", "#2c7a3f", "#b3261e"),
-    *("#8a6d00", "#5c6f7c", "#a23b7c", "#1c2733", "#4a90d9"),
-)
 GIB = 2**30
 
 
@@ -47,12 +40,13 @@ def write(found: dict, folder: Path) -> Path:
         compared=compared,
         verdict=verdict(found),
         states=_states(found),
-        forest=_forest(compared) if compared else "",
+        forest=_forest(compared) if compared else [],
         curves=_curves(found["curves"]),
         probability=probability,
         signed=signed,
         duration=duration,
         gib=_gib,
+        digits=_digits,
         shown=_shown,
         alpha=ALPHA,
     )
@@ -63,27 +57,18 @@ def write(found: dict, folder: Path) -> Path:
 
 def show(found: dict) -> None:
     """Prints every arm's mean AUROC and its difference, and the verdict."""
-    console = Console(soft_wrap=True, highlight=False)
-    if found["compared"]:
-        table = Table()
-        for heading in ("", "seeds", "AUROC", "SD of seeds", "difference", "p (Holm)"):
-            table.add_column(heading, justify="left" if not heading else "right")
-        for arm, row in found["compared"]["arms"].items():
-            auroc = row["mean"]["auroc"]
-            gap = row["difference"] and row["difference"]["mean"]["auroc"]
-            table.add_row(
-                arm,
-                str(row["seeds"]),
-                interval(auroc),
-                _digits(auroc["sd"]),
-                signed(gap) if gap else "baseline",
-                probability(gap["holm"]) if gap else "",
-            )
-        console.print(table)
-    for run in found["runs"]:
-        if run["error"]:
-            console.print(f"failed: {run['name']}: {run['error']}", markup=False)
-    console.print(verdict(found)[1], markup=False)
+    lines = [run["name"] + ": " + run["error"] for run in found["runs"] if run["error"]]
+    arms = found["compared"]["arms"] if found["compared"] else {}
+    width = max(map(len, arms), default=0)
+    for arm, row in arms.items():
+        auroc, gap = row["mean"]["auroc"], row["difference"]
+        gap = gap and gap["mean"]["auroc"]
+        text = "baseline"
+        if gap:
+            text = f"{signed(gap)}  p {probability(gap['holm'])} after Holm"
+        seeds = f"{row['seeds']} seeds, SD {_digits(auroc['sd'])}"
+        print(f"{arm:{width}}  {interval(auroc)}  {seeds}  {text}")
+    print(*(f"failed: {line}" for line in lines), verdict(found)[1], sep="\n")
 
 
 def verdict(found: dict) -> tuple[str, str]:
@@ -137,59 +122,65 @@ def _states(found: dict) -> dict[str, int]:
     return {k: states.count(k) for k in ("finished", "unfinished", "failed")}
 
 
-def _forest(compared: dict) -> str:
-    """Each arm's mean AUROC with its seeds, and its difference, side by side."""
+def _forest(compared: dict) -> list[tuple[str, str]]:
+    """(caption, picture): each arm's mean AUROC with its seeds, and its difference."""
     arms = compared["arms"]
-    size = (9.4, 1.0 + 0.34 * len(arms))
-    figure = Figure(figsize=size, layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    right.axvline(0, color=SOFT, lw=0.8, ls=":")
-    for y, (arm, row) in enumerate(arms.items()):
+    means, gaps = _panel(arms), _panel(arms)
+    gaps.gca().axvline(0, color=SOFT, lw=0.8, ls=":")
+    for y, row in enumerate(arms.values()):
         auroc = row["mean"]["auroc"]
         seeds = [x for x in auroc["each"] if x is not None]
-        left.plot(seeds, [y + 0.22] * len(seeds), "o", color=SOFT, ms=3)
-        if auroc["low"] is not None:
-            left.plot([auroc["low"], auroc["high"]], [y, y], color=ACCENT, lw=1.6)
-            left.plot(auroc["estimate"], y, "o", color=ACCENT, ms=4.5)
+        means.gca().plot(seeds, [y + 0.25] * len(seeds), "o", color=SOFT, ms=3)
+        _whisker(means, y, auroc, ACCENT)
         gap = row["difference"] and row["difference"]["mean"]["auroc"]
-        if gap and gap["low"] is not None:
-            colour = ACCENT if _shown(gap) else INK
-            right.plot([gap["low"], gap["high"]], [y, y], color=colour, lw=1.6)
-            right.plot(gap["estimate"], y, "o", color=colour, ms=4.5)
-    left.set_yticks(range(len(arms)), list(arms))
-    left.invert_yaxis()
-    left.set_xlabel("mean AUROC; grey: each seed", fontsize=8)
-    right.set_xlabel(f"difference to {compared['baseline']}", fontsize=8)
-    return svg(figure)
+        if gap:
+            _whisker(gaps, y, gap, ACCENT if _shown(gap) else INK)
+    means.gca().set_xlabel("mean AUROC", fontsize=8)
+    gaps.gca().set_xlabel(f"AUROC minus that of {compared['baseline']}", fontsize=8)
+    return [
+        (
+            "The mean over the seeds with its interval by patients; grey: seeds.",
+            svg(means),
+        ),
+        ("The difference, by patients and seeds; blue: one after Holm.", svg(gaps)),
+    ]
 
 
-def _curves(curves: dict) -> str:
-    """Validation AUROC over the steps, the mean and the span of the seeds."""
+def _panel(arms: dict) -> Figure:
+    """An empty figure with a line an arm, the first on top."""
+    figure = Figure(figsize=(4.9, 0.9 + 0.36 * len(arms)), layout="constrained")
+    axes = figure.subplots()
+    axes.set_yticks(range(len(arms)), [arm.replace(",", ",\n") for arm in arms])
+    axes.set_ylim(len(arms) - 0.4, -0.6)
+    return figure
+
+
+def _whisker(figure: Figure, y: int, value: dict, colour: str) -> None:
+    if value["low"] is not None:
+        axes = figure.gca()
+        axes.plot([value["low"], value["high"]], [y, y], color=colour, lw=1.6)
+        axes.plot(value["estimate"], y, "o", color=colour, ms=4.5)
+
+
+def _curves(curves: dict) -> list[tuple[str, str]]:
+    """(arm, picture): validation AUROC by step, among the other arms' means."""
     curves = {arm: curve for arm, curve in curves.items() if curve["step"]}
-    if not curves:
-        return ""
-    columns = min(len(curves), 4)
-    rows = math.ceil(len(curves) / columns)
-    size = (2.5 * columns + 0.6, 1.9 * rows + 0.5)
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    panels = list(grid.flat)
-    for n, (panel, (arm, curve)) in enumerate(
-        zip(panels, curves.items(), strict=False)
-    ):
+    low = min((min(curve["low"]) for curve in curves.values()), default=0)
+    high = max((max(curve["high"]) for curve in curves.values()), default=1)
+    pictures = []
+    for arm, curve in curves.items():
+        figure = Figure(figsize=(2.6, 1.9), layout="constrained")
+        axes = figure.subplots()
         for other in curves.values():
-            panel.plot(other["step"], other["mean"], color=SOFT, lw=0.7)
-        colour = COLOURS[n % len(COLOURS)]
-        panel.fill_between(
-            curve["step"], curve["low"], curve["high"], color=colour, alpha=0.2, lw=0
-        )
-        panel.plot(curve["step"], curve["mean"], "o-", color=colour, lw=1.5, ms=3)
-        panel.set_title(arm, fontsize=7.5)
-    for panel in panels[len(curves) :]:
-        panel.remove()
-    figure.supxlabel("step", fontsize=8)
-    figure.supylabel("validation AUROC", fontsize=8)
-    return svg(figure)
+            axes.plot(other["step"], other["mean"], color=SOFT, lw=0.7)
+        steps, band = curve["step"], (curve["low"], curve["high"])
+        axes.fill_between(steps, *band, color=ACCENT, alpha=0.2, lw=0)
+        axes.plot(steps, curve["mean"], "o-", color=ACCENT, lw=1.5, ms=3)
+        axes.set_ylim(low - 0.02, high + 0.02)
+        axes.set_xlabel("step", fontsize=8)
+        axes.set_ylabel("validation AUROC", fontsize=8)
+        pictures.append((arm, svg(figure)))
+    return pictures
 
 
 def _write_csv(found: dict, path: Path) -> None:
