@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medjax.evaluation import curves, thresholds
@@ -17,6 +17,7 @@ def films(seed, n=300, rare=0.1, ties=0):
     return score, np.where(weight > 0, label, np.nan), weight
 
 
+@settings(deadline=None, max_examples=30)
 @given(st.integers(0, 10_000), st.sampled_from([0.0, 0.01, 0.3, 1.0]))
 def test_no_step_along_the_curve_is_longer_than_its_share(seed, rare):
     score, label, weight = films(seed, rare=rare)
