@@ -116,6 +116,7 @@ def train(config: Config, folder: Path) -> bool:
     Raises:
       InputError: a mistake in the config or the data, or a diverged training.
     """
+    check_hosts(config)
     if config.task == segmenting.TASK:
         return segmenting.train(config, folder)
     fit = begin(config, folder)
@@ -132,7 +133,6 @@ def begin(config: Config, folder: Path) -> fitting.Fit:
       InputError: a mistake in the config or the data.
     """
     calibrating.check(config)
-    _check_hosts(config)
     with hosts.in_turn():
         data = prepare(config)
         plain.prevalence(config, len(data.task.names))
@@ -162,12 +162,16 @@ def begin(config: Config, folder: Path) -> fitting.Fit:
     return fitting.Fit(config, folder, network, state, data, ids, validation, target)
 
 
-def _check_hosts(config: Config) -> None:
+def check_hosts(config: Config) -> None:
     """Refuses what several processes would all write, or fit one beside the other."""
-    alone = "transfer.mode='features'" if config.transfer.mode == "features" else ""
-    if study.treats(config, study.SYNTHETIC):
+    alone = ""
+    if config.task == segmenting.TASK:
+        alone = f"task={config.task!r}"
+    elif config.transfer.mode == "features":
+        alone = f"transfer.mode={config.transfer.mode!r}"
+    elif study.treats(config, study.SYNTHETIC):
         alone = f"imbalance={config.imbalance!r}"
-    if config.adapt.name != "none":
+    elif config.adapt.name != "none":
         alone = f"adapt.name={config.adapt.name!r}"
     if alone and not hosts.alone():
         raise InputError(f"{alone}: isn't for several processes: start one")

@@ -12,7 +12,7 @@ from medjax.build import adapt, head, model, plain, start, study
 from medjax.build.plain import Config
 from medjax.data import loader
 from medjax.evaluation import inference, results
-from medjax.training import loop, step
+from medjax.training import hosts, loop, step
 from medjax.training.checkpoint import Checkpoints
 
 
@@ -122,6 +122,10 @@ def restate(fit: Fit) -> None:
 
 
 def predictions(config: Config, network, state, films) -> inference.Predictions:
-    """What the network says of every film, once."""
-    batches = study.evaluation_batches(config, films)
-    return inference.predict(batches, functools.partial(network.predict, state))
+    """What the network says of every film, once; each host asks it of a part."""
+    mine = films.part(jax.process_index(), jax.process_count())
+    found = inference.predict(
+        study.evaluation_batches(config, mine),
+        functools.partial(network.predict, state),
+    )
+    return hosts.gather(found, len(films))

@@ -5,6 +5,7 @@ run replays exactly with any number of reading threads.
 """
 
 import collections
+import copy
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +38,13 @@ class Films:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def part(self, number: int, of: int) -> "Films":
+        """Every `of`-th film from `number` on."""
+        part = copy.copy(self)
+        part.ids = self.ids[number::of]
+        part._occurrence = self._occurrence[number::of]
+        return part
 
     def __getitem__(self, index: int) -> Batch:
         record = self._source[int(self.ids[index])]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import resource
 import sys
 import time
@@ -18,6 +19,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from medjax.training import hosts
 
 
 class Journal:
@@ -46,12 +49,14 @@ class Journal:
     ):
         from tensorboardX import SummaryWriter  # Late: it is slow to import.
 
-        self._path = workdir / "metrics.jsonl"
+        self._path = workdir / "metrics.jsonl" if hosts.first() else Path(os.devnull)
         kept = [line for line in read(self._path) if line["step"] <= start]
         self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
         spent = kept[-1].get("seconds", 0.0) if kept else 0.0
         self._began = time.perf_counter() - spent
-        self._events = SummaryWriter(str(workdir / "events"), purge_step=start + 1)
+        self._events = SummaryWriter(
+            str(workdir / "events"), purge_step=start + 1, write_to_disk=hosts.first()
+        )
         self._console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
         self._progress = Progress(
             TextColumn("step"),

@@ -257,10 +257,14 @@ def replicated(state: ArrayTree) -> ArrayTree:
 
 
 def compile_eval(of_rows: Callable, **parts: Any) -> Callable:
-    """As compile_step, for eval_step or embed_step; [D, B, ...] comes out."""
+    """eval_step or embed_step on each device of this host; [D, B, ...] comes out.
+
+    No row needs another, so the hosts needn't take as many steps as each other.
+    """
     return jax.pmap(
         functools.partial(of_rows, **parts),
         axis_name=AXIS,
         in_axes=(None, 0),
         out_axes=0,
+        devices=jax.local_devices(),
     )

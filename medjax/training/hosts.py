@@ -1,0 +1,102 @@
+"""Several processes that train one run: how they meet, agree and share the work.
+
+Every process runs the same commands on a file system that all of them see. All of them
+compute; process 0 alone writes, and prints.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from medjax.errors import InputError
+
+HEARTBEAT = 30  # Seconds of silence after which a process counts as dead.
+LONGEST = 24 * 3600  # Seconds that the others wait for one that works alone.
+
+Rows = TypeVar("Rows", bound=tuple)
+
+
+def join(coordinator: str | None, processes: int | None, process: int | None) -> None:
+    """Meets the other processes; before anything else that asks for devices.
+
+    If one of them dies, all others end with an error that says so, HEARTBEAT seconds
+    later at most.
+
+    Args:
+      coordinator: 'HOST:PORT' of process 0, a free port there. With None here and
+        below the cluster's environment says (SLURM, TPU pods, Open MPI).
+      processes: how many.
+      process: the number of this one.
+
+    Raises:
+      InputError: they didn't all come, or the environment is of no known cluster.
+    """
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            processes,
+            process,
+            heartbeat_timeout_seconds=HEARTBEAT,
+            shutdown_timeout_seconds=LONGEST,
+        )
+    except (RuntimeError, ValueError) as error:
+        why = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"the processes of the run didn't meet ({why}): start each one with "
+            "--coordinator=HOST:PORT, --processes=N and its own --process=0 to N - 1"
+        ) from None
+
+
+def first() -> bool:
+    """Whether this is process 0, which writes."""
+    return jax.process_index() == 0
+
+
+def alone() -> bool:
+    """Whether there is no other process."""
+    return jax.process_count() == 1
+
+
+def wait(where: str) -> None:
+    """Goes on when all processes have come here."""
+    if not alone():
+        multihost_utils.sync_global_devices(where)
+
+
+@contextlib.contextmanager
+def in_turn() -> Iterator[None]:
+    """A block that process 0 goes through before all others: they find what it made."""
+    if not first():
+        wait("for process 0")
+    yield
+    if first():
+        wait("for process 0")
+
+
+def any_of_us(flag: bool) -> bool:
+    """Whether it is so for one process at least; all must ask."""
+    if alone():
+        return flag
+    return bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+def gather(mine: Rows, total: int) -> Rows:
+    """Puts the processes' parts together again, in their order.
+
+    Args:
+      mine: a NamedTuple of arrays [n, ...], this process's: every P-th row of all, from its own number on.
+      total: N, rows of all processes.
+    """
+    if alone():
+        return mine
+    most = math.ceil(total / jax.process_count())
+    fill = [np.zeros((most - len(x), *x.shape[1:]), x.dtype) for x in mine]
+    filled = [np.concatenate(pair) for pair in zip(mine, fill, strict=True)]
+    parts = multihost_utils.process_allgather(filled)  # [P, most, ...]
+    whole = [np.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])[:total] for x in parts]
+    return type(mine)(*whole)

@@ -1,0 +1,224 @@
+"""Several real processes train one run, over loopback."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from orbax.checkpoint import v1 as ocp
+
+from configs import quickstart
+from medjax import commands
+from medjax.errors import InputError
+from medjax.evaluation.inference import Predictions
+from medjax.training import hosts
+
+ROOT = Path(__file__).parents[1]
+DEVICES = 4
+SMALL = {
+    "explore": False,
+    "data.patients": 60,
+    "data.side": 32,
+    "split.minority": 0.0,
+    "train.batch": 16,
+    "train.steps": 4,
+    "train.evaluate_every": 2,
+    "train.log_every": 2,
+    "train.keep": 2,
+    "evaluation.replicates": 20,
+    "evaluation.gallery": 0,
+    "evaluation.flip": False,
+    "optim.learning_rate": 1e-3,
+}
+
+
+def start(folder, processes, records, **fields):
+    """The processes of a run, each with its share of DEVICES devices."""
+    fields = SMALL | {"data.records": records} | fields
+    flags = [f"--config.{name}={value}" for name, value in fields.items()]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        "JAX_NUM_CPU_DEVICES": str(DEVICES // processes),
+        "PYTHONPATH": str(ROOT),
+    }
+    started = []
+    for number in range(processes):
+        meet = [f"--coordinator=localhost:{port}", f"--processes={processes}"]
+        meet += [f"--process={number}"]
+        command = [sys.executable, "launch.py", "train", f"--workdir={folder}"]
+        command += ["--config=configs/quickstart.py", *flags]
+        command += meet if processes > 1 else []
+        with folder.with_suffix(f".{number}.log").open("w") as log:
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=log, stderr=log
+            )
+        started.append(process)
+    return started
+
+
+def log(folder, number):
+    return folder.with_suffix(f".{number}.log").read_text()
+
+
+def train(folder, processes, records, **fields):
+    started = start(folder, processes, records, **fields)
+    codes = [process.wait(timeout=300) for process in started]
+    assert not any(codes), "\n".join(log(folder, n)[-2000:] for n in range(processes))
+
+
+def last_state(folder):
+    directory = folder / "checkpoints"
+    with ocp.training.Checkpointer(directory) as checkpoints:
+        found = checkpoints.load_checkpointables(4)
+    return found["state"], found["data"]
+
+
+def begun(folder, source):
+    """A copy of a run as it was after step 2."""
+    shutil.copytree(source, folder)
+    shutil.rmtree(folder / "checkpoints" / "4")
+    for made in ("report.json", "thresholds.json", "calibration.json"):
+        (folder / made).unlink()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    return tmp_path_factory.mktemp("records")
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory, records):
+    folder = tmp_path_factory.mktemp("hosts") / "one"
+    train(folder, 1, records)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(one, records):
+    folder = one.with_name("two")
+    train(folder, 2, records)
+    return folder
+
+
+def assert_same_run(folder, other):
+    """The parameters to 1e-5 of each array's largest, and the same place in the data."""
+    (state, place), (expected, at) = last_state(folder), last_state(other)
+    assert place == at
+    for part in ("params", "batch_stats", "averaged"):
+        assert jax.tree.structure(state[part]) == jax.tree.structure(expected[part])
+        for a, b in zip(*map(jax.tree.leaves, (state[part], expected[part]))):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(one, two):
+    assert_same_run(two, one)
+
+
+@pytest.mark.slow
+def test_two_processes_predict_every_film_once_and_in_order(one, two):
+    for split in ("validation", "test"):
+        path = Path("predictions") / f"{split}.csv"
+        a, b = ((run / path).read_text().splitlines() for run in (one, two))
+        names = [[line.split(",")[0] for line in lines] for lines in (a, b)]
+        assert names[0] == names[1]
+        assert len(set(names[0])) == len(names[0]) > 3
+
+
+@pytest.mark.slow
+def test_only_the_first_process_speaks(two):
+    assert "report:" in log(two, 0)
+    assert "report:" not in log(two, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("saved", "resumed"), [(2, 1), (1, 2)])
+def test_a_run_goes_on_with_another_number_of_processes(
+    one, two, records, saved, resumed
+):
+    source = {1: one, 2: two}[saved]
+    folder = begun(one.with_name(f"from{saved}to{resumed}"), source)
+    train(folder, resumed, records)
+    assert_same_run(folder, source)
+
+
+@pytest.mark.slow
+def test_if_one_process_dies_the_other_ends_with_an_error(one, records):
+    folder = one.with_name("dies")
+    first, second = start(
+        folder, 2, records, **{"train.steps": 10**6, "train.evaluate_every": 10**6}
+    )
+    journal = folder / "metrics.jsonl"
+    while not (journal.exists() and journal.read_text()):
+        assert first.poll() is None and second.poll() is None, log(folder, 0)
+        time.sleep(0.2)
+    second.kill()
+    second.wait()
+    assert first.wait(timeout=60) != 0
+    said = log(folder, 0)
+    assert "another task died" in said or "another one ended" in said
+
+
+def test_several_processes_refuse_what_one_alone_can_do(monkeypatch):
+    config = quickstart.get_config()
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    commands.check_hosts(config)
+    config.imbalance = "smote"
+    with pytest.raises(InputError, match="imbalance='smote'.*start one"):
+        commands.check_hosts(config)
+    config.imbalance, config.transfer.mode = "none", "features"
+    with pytest.raises(InputError, match="transfer.mode='features'.*start one"):
+        commands.check_hosts(config)
+
+
+class Fleet:
+    """Processes whose parts are all at hand, so that no other is needed."""
+
+    def __init__(self, parts):
+        self.parts = parts
+
+    def process_count(self):
+        return len(self.parts)
+
+    def process_allgather(self, mine):
+        most = len(mine[0])
+        fill = lambda x: np.concatenate(
+            [x, np.full((most - len(x), *x.shape[1:]), 7, x.dtype)]
+        )
+        return [np.stack([fill(part[i]) for part in self.parts]) for i in range(5)]
+
+
+@given(st.integers(1, 5), st.integers(1, 40))
+def test_parts_come_together_in_their_order(processes, total):
+    rng = np.random.default_rng(total)
+    whole = Predictions(
+        np.arange(total), rng.integers(0, 9, total), *rng.random((3, total, 2))
+    )
+    parts = [Predictions(*(x[p::processes] for x in whole)) for p in range(processes)]
+    fleet = Fleet(parts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "process_count", fleet.process_count)
+        patch.setattr(hosts, "multihost_utils", fleet)
+        found = hosts.gather(parts[0], total)
+    for name, x in whole._asdict().items():
+        np.testing.assert_array_equal(getattr(found, name), x)
+
+
+def test_one_process_has_nobody_to_wait_for():
+    assert hosts.first() and hosts.alone()
+    hosts.wait("here")
+    assert hosts.any_of_us(True) and not hosts.any_of_us(False)
+    with hosts.in_turn():
+        pass
