@@ -1,11 +1,17 @@
 """The pictures of report.html, of what `report.json` and metrics.jsonl hold."""
 
+import math
+
+import numpy as np
+
 from medjax.reports import charts
 from medjax.reports.charts import SHARES, SQUARE, Frame
 from medjax.reports.drawing import label
 
 WIDE = (360.0, 220.0)
 DIAGONAL = ([0, 1], [0, 1])
+SEEN = (0.0, 0.005, 0.02, 0.1, 0.25, 0.5, 1.0)  # Ticks of probabilities.
+NEAR = 0.12  # Of an axis: ticks nearer to 0 than this run into its own.
 
 
 def roc(results: dict) -> dict[str, dict]:
@@ -59,7 +65,10 @@ def precision_recall(results: dict) -> dict[str, dict]:
 
 
 def reliability(results: dict) -> dict[str, dict]:
-    """{task: chart}: how often each probability came true, before and after."""
+    """{task: chart}: how often each probability came true, before and after.
+
+    Along square roots, or a rare finding's probabilities would all lie at 0.
+    """
     found = {}
     for task, one in results["tasks"].items():
         sides = one.get("calibration", {})
@@ -69,19 +78,20 @@ def reliability(results: dict) -> dict[str, dict]:
             continue
         every = [s[k] for s in sides for k in ("predicted", "observed", "high")]
         top = max(value for part in every for value in part if value is not None)
-        top = min(1.0, 1.08 * max(top, 0.01))
+        top = math.sqrt(min(1.0, 1.1 * max(top, 0.02)))
         frame = Frame(SQUARE, x=(0, top), y=(0, top))
-        ticks = charts.rounded(0, top, most=5)
+        ticks = [(math.sqrt(v), f"{v:g}") for v in SEEN if v <= top**2]
+        ticks = [tick for tick in ticks if tick[0] == 0 or tick[0] > NEAR * top]
         lines, points = [("chance", charts.line(frame, [0, top], [0, top]))], []
         for n, side in enumerate(sides):
             kind = "" if n == len(sides) - 1 else "-before"
-            xy = side["predicted"], side["observed"]
+            xy = np.sqrt(side["predicted"]), np.sqrt(side["observed"])
             lines += [(f"curve{kind}", charts.line(frame, *xy))]
             points += [(f"point{kind}", x, y) for x, y in zip(*xy, strict=True)]
         ends = zip(*(sides[-1][k] for k in ("predicted", "low", "high")), strict=True)
         ends = [end for end in ends if None not in end and end[1] < end[2]]
         lines += [
-            ("whisker", charts.line(frame, [x, x], [low, high]))
+            ("whisker", charts.line(frame, *np.sqrt([[x, x], [low, high]])))
             for x, low, high in ends
         ]
         found[task] = charts.chart(
