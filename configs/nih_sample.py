@@ -93,6 +93,10 @@ def get_config() -> ConfigDict:
         "checkpoint": "last",  # 70 validation films can't tell checkpoints apart
         "rule": "youden",  # of the thresholds; or 'sensitivity', 'specificity', 'cost'
         "value": 0.9,  # of the other rules; of cost: of a miss, in false alarms
+        # Of the probabilities, fitted on validation: 'platt', 'temperature' or
+        # 'isotonic'; 'prior' undoes what `imbalance` did to them; or 'none'.
+        "calibration": "platt",
+        "prevalence": (),  # PPV and NPV there too: a number, or one a finding
         "replicates": 1000,
     }
     return c

@@ -90,6 +90,14 @@ def calibrated(how: Calibration, found: Predictions) -> Predictions:
     return found._replace(probability=probability.astype(np.float32))
 
 
+def tell(summary: dict, how: Calibration) -> None:
+    """Adds to results.summarise's what was mended, by what, and what wasn't and why."""
+    about = {k: v for k, v in how._asdict().items() if k != "fit"}
+    summary["calibration"] = about | summary["calibration"]
+    for task, one in summary["tasks"].items():
+        one["calibration"]["why"] = how.why.get(task, "")
+
+
 def fit(
     config: Config, data: study.Data, manifest: pd.DataFrame, validation: Predictions
 ) -> Calibration:

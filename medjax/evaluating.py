@@ -66,8 +66,11 @@ def evaluate(folder: Path, *, split: str = "test", other: Config | None = None) 
         exclusive=task.exclusive,
         threshold=[chosen.thresholds[name] for name in task.names],
         chosen=operating.describe(**plain.operating(config)),
+        uncalibrated=raw.probability if chosen.calibration.fit else None,
+        prevalence=plain.prevalence(config, len(task.names)),
         **plain.bootstrap(config),
     )
+    calibrating.tell(summary, chosen.calibration)
     name = "report" if split == "test" else f"report-{split}"
     written = page.write(summary, journal.read(folder / "metrics.jsonl"), folder, name)
     page.show(summary)

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 from types import SimpleNamespace
 
 import cv2
@@ -9,12 +10,13 @@ import launching
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import expit, logit
 
 from medjax import commands, evaluating, explaining
 from medjax.build import finished, model, plain, study
 from medjax.cohort import splits
 from medjax.errors import InputError
-from medjax.evaluation import inference, localisation
+from medjax.evaluation import inference, localisation, recalibration
 from medjax.training import frozen, workdir
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
@@ -99,7 +101,10 @@ def run(tmp_path_factory, unoptimised):
     with model.checkpoints(c, folder / "run/checkpoints") as checkpoints:
         checkpoints.save(1, state, {"images": 0})
     points = dict.fromkeys(data.task.names, 0.5)
-    frozen.write(folder / "run", frozen.Frozen(1, points))
+    fit = recalibration.Logistic((0.7,) * 6, (0.3,) * 6)
+    calibration = frozen.Calibration("platt", fit, "validation", 24, {})
+    chosen = frozen.Frozen(1, points, "youden", None, calibration)
+    frozen.write(folder / "run", chosen)
     return folder / "run"
 
 
@@ -163,6 +168,25 @@ def test_a_prediction_is_explained_by_pictures(run, tmp_path):
             assert own["probability"][task] == pytest.approx(row[task])
     for name in index["heatmap"]:
         assert cv2.imread(str(maps / name)) is not None
+
+
+def test_what_a_run_predicts_is_calibrated_as_its_operating_points_are(run):
+    one = finished.read(run)
+    image = study.data(one.config).films(np.arange(4))
+    image = np.stack([film["image"] for film in image]).reshape(2, 2, 32, 32, 1)
+    raw = np.asarray(one.network.predict(one.state, image), float)
+    expected = expit(0.7 * logit(raw) + 0.3)
+    np.testing.assert_allclose(one.predict(image), expected, atol=1e-6)
+
+
+def test_frozen_choices_of_another_config_are_refused(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    path = tmp_path / "run/config.json"
+    config = json.loads(path.read_text())
+    config["evaluation"]["calibration"] = "isotonic"
+    path.write_text(json.dumps(config))
+    with pytest.raises(InputError, match="the calibration is 'platt'.*evaluate"):
+        finished.read(tmp_path / "run")
 
 
 def test_the_flags_reach_the_commands(run, tmp_path):

@@ -279,3 +279,23 @@ def test_a_difference_is_that_of_two_models_on_the_same_drawn_patients():
         np.testing.assert_allclose([mean.low, mean.high], ends, atol=1e-5)
     same = intervals.difference(score, score, label, weight, patient, key=KEY)
     assert same["mean_auroc"].low == same["mean_auroc"].high == 0
+
+
+def test_predictive_values_elsewhere_follow_from_the_likelihood_ratios():
+    arrays = cohort(images=300)
+    threshold, prevalence = np.float32([0.5, 0.7, 0.6]), np.array([0.01, 0.2, 0.5])
+    options = {"key": KEY, "replicates": 60}
+    found = intervals.bootstrap(*arrays, threshold, prevalence=prevalence, **options)
+    odds = prevalence / (1 - prevalence)
+    for name, ratio, of in (
+        ("ppv_at", "lr_positive", lambda x: odds * x / (1 + odds * x)),
+        ("npv_at", "lr_negative", lambda x: 1 / (1 + odds * x)),
+    ):
+        assert not found[ratio].undefined.any() and not found[name].undefined.any()
+        ends = [of(end) for end in found[ratio][:3]]
+        ends[1:] = np.sort(ends[1:], axis=0)  # A rising ratio lowers the NPV.
+        np.testing.assert_allclose(found[name][0], ends[0], rtol=1e-5)
+        np.testing.assert_allclose(found[name][1:3], ends[1:], rtol=2e-3)
+    own = found["prevalence"].estimate  # In the data themselves it is the PPV.
+    same = intervals.bootstrap(*arrays, threshold, prevalence=own, **options)
+    np.testing.assert_allclose(same["ppv_at"][0], same["ppv"][0], rtol=1e-5)

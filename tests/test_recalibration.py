@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
-from scipy.special import expit, logit, xlog1py, xlogy
+from scipy.special import expit, logit, softmax, xlog1py, xlogy
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
@@ -166,6 +166,45 @@ def test_any_few_images_give_finite_probabilities(images, seed, decimals):
             for a, b in ((1e-3, 0), (-1e-3, 0), (0, 1e-3), (0, -1e-3)):
                 other = expit(z + a * logit(one[0]) + b)
                 assert cross_entropy(other, *one[1:]) >= least - 1e-9
+
+
+def test_two_classes_are_scaled_as_one_finding_is():
+    p, y, w = predictions(tasks=1)
+    both = [np.concatenate([x, 1 - x], axis=1) for x in (p, y)]
+    for offsets, oracle in (
+        (True, recalibration.fit_platt),
+        (False, recalibration.fit_temperature),
+    ):
+        fit = recalibration.fit_softmax(*both, np.tile(w, 2), offsets=offsets)
+        found = recalibration.calibrate(fit, both[0])
+        expected = recalibration.calibrate(oracle(p, y, w), p)
+        np.testing.assert_allclose(found[:, :1], expected, atol=1e-5)
+        np.testing.assert_allclose(found.sum(axis=1), 1)
+
+
+def test_of_several_classes_each_is_as_frequent_as_it_is_likely():
+    rng = np.random.default_rng(6)
+    z = rng.normal((1, 0, -2), 2.0, (900, 3))
+    true = np.minimum((rng.random((900, 1)) > softmax(z / 2, 1).cumsum(1)).sum(1), 2)
+    y, w = np.eye(3)[true], np.repeat(rng.uniform(0, 2, (900, 1)), 3, axis=1)
+    w[:50], y[:50] = 0, np.nan
+    p = softmax(z + (0.5, 0, 1), axis=1)
+    fit = recalibration.fit_softmax(p, y, w, offsets=True)
+    found, known = recalibration.calibrate(fit, p), w[:, 0] > 0
+    wrong = (w * (found - y))[known]
+    np.testing.assert_allclose(wrong.sum(axis=0), 0, atol=1e-4)  # The optimum's
+    np.testing.assert_allclose(
+        (wrong * np.log(p[known])).sum(), 0, atol=1e-3
+    )  # slopes.
+    for label in (np.eye(3)[p.argmax(1)], np.eye(3)[p.argmin(1)]):  # No finite optimum.
+        fit = recalibration.fit_softmax(p, label, w, offsets=False)
+        np.testing.assert_array_equal(recalibration.calibrate(fit, p), p)
+
+
+def test_a_model_that_is_upside_down_is_not_turned_round():
+    p, y, w = predictions()
+    fit = recalibration.fit_platt(1 - p, y, w)
+    np.testing.assert_array_equal(recalibration.calibrate(fit, p), p)
 
 
 def weighted_model(positive, images=400_000):

@@ -172,3 +172,38 @@ def test_classes_are_judged_together_too():
     np.testing.assert_allclose(accuracy["estimate"], (true == said).mean(), rtol=1e-6)
     assert accuracy["low"] < accuracy["estimate"] < accuracy["high"]
     assert "classes" not in summary(found, np.full(3, 0.5))
+
+
+def test_calibration_is_reported_before_and_after():
+    found = predictions()
+    found.weight[:, 2] = 0
+    plain = summary(found, np.full(3, 0.5))
+    assert plain["calibration"]["mean"]["after"] is None
+    mended = results.summarise(
+        found,
+        tasks=tuple("abc"),
+        exclusive=False,
+        threshold=np.array([0.5, np.nan, 0.5]),
+        key=jax.random.key(0),
+        replicates=100,
+        uncalibrated=found.probability**2,
+        prevalence=np.full(3, 0.01),
+    )
+    # What is said now is what was said before in the other report.
+    now, then = (r["tasks"]["a"]["calibration"] for r in (mended, plain))
+    assert now["after"] == then["before"] and now["prevalence"] == then["prevalence"]
+    label, score = known(found, 0)
+    expected = oracle.brier_score_loss(label, score**2)
+    got = now["before"]["brier"]
+    np.testing.assert_allclose(got["estimate"], expected, atol=1e-6)
+    assert got["low"] < expected < got["high"]
+    at = mended["tasks"]["a"]["at_prevalence"]
+    rates = mended["tasks"]["a"]["metrics"]
+    hit = 0.01 * rates["sensitivity"]["estimate"]
+    alarm = 0.99 * (1 - rates["specificity"]["estimate"])
+    np.testing.assert_allclose(at["ppv"]["estimate"], hit / (hit + alarm), rtol=1e-5)
+    for task, why in (("b", "no threshold"), ("c", "no positive image")):
+        cell = mended["tasks"][task]["at_prevalence"]["npv"]
+        assert (cell["estimate"], cell["why"]) == (None, why)
+    assert "at_prevalence" not in plain["tasks"]["a"]
+    assert not [n for kind in results.MEANS for n in mended[kind] if n.endswith("_at")]

@@ -44,17 +44,14 @@ def reliability(probability, label, weight, *, bins: int = 10) -> Reliability:
     Source: Nixon et al., Measuring Calibration in Deep Learning (CVPR workshops 2019)
     for equal mass; edges at quantiles as numpy interpolates them.
     """
-    if bins < 1:
-        raise InputError(f"bins: {bins}; give 1 or more, 10 as a rule")
     p, y, w = known(probability, label, weight)
-    sums = np.zeros((3, p.shape[1], bins))
-    for t in range(p.shape[1]):
-        there = w[:, t] > 0
-        mass, one = w[there, t], p[there, t]
-        home = _bins(one, mass, bins)
-        for row, x in enumerate((one, y[there, t], np.ones_like(mass))):
-            sums[row, t] = np.bincount(home, mass * x, bins)
-    predicted, observed, total = sums
+    home = homes(p, w, bins)
+    predicted, observed, total = (
+        np.stack(
+            [np.bincount(*part, bins) for part in zip(home.T, (w * x).T, strict=True)]
+        )
+        for x in (p, y, np.ones_like(p))
+    )
     return Reliability(ratio(predicted, total), ratio(observed, total), total)
 
 
@@ -89,6 +86,22 @@ def known(probability, label, weight) -> list[np.ndarray]:
 def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """part / whole; NaN where the whole is 0."""
     return np.divide(part, whole, out=np.full_like(whole, np.nan), where=whole > 0)
+
+
+def homes(p: np.ndarray, w: np.ndarray, bins: int) -> np.ndarray:
+    """The bin of each image of each task, [N, T] int; 0 of an unknown label.
+
+    Args:
+      p, w: probabilities and weights as `known` returns them.
+      bins: how many.
+    """
+    if bins < 1:
+        raise InputError(f"bins: {bins}; give 1 or more, 10 as a rule")
+    found = np.zeros(p.shape, int)
+    for t in range(p.shape[1]):
+        there = w[:, t] > 0
+        found[there, t] = _bins(p[there, t], w[there, t], bins)
+    return found
 
 
 def _bins(p: np.ndarray, mass: np.ndarray, bins: int) -> np.ndarray:

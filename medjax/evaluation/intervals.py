@@ -43,7 +43,16 @@ class Interval(NamedTuple):
 
 
 def bootstrap(
-    score, label, weight, patient, threshold, *, key, replicates=1000, level=0.95
+    score,
+    label,
+    weight,
+    patient,
+    threshold,
+    *,
+    key,
+    replicates=1000,
+    level=0.95,
+    prevalence=None,
 ) -> dict[str, Interval]:
     """Percentile intervals of every metric, clustered by patient.
 
@@ -59,6 +68,8 @@ def bootstrap(
         every task and metric.
       replicates: how many; below about 1,000 the ends of the interval are noisy.
       level: the interval's nominal coverage, in (0, 1).
+      prevalence: [T] in (0, 1), adds the predictive values there, 'ppv_at' and
+        'npv_at'; None adds nothing.
 
     Returns:
       An Interval of [T] for auroc, average_precision and each of metrics.rates; and
@@ -87,7 +98,7 @@ def bootstrap(
         )
     intervals = _intervals(
         *(score[rows], label[rows], weight[rows], index.astype(np.int32), threshold),
-        *(key, level),
+        *(key, level, prevalence),
         patients=names.size,
         replicates=replicates,
     )
@@ -131,7 +142,17 @@ def difference(
 
 @functools.partial(jax.jit, static_argnames=("patients", "replicates"))
 def _intervals(
-    score, label, weight, patient, threshold, key, level, *, patients, replicates
+    score,
+    label,
+    weight,
+    patient,
+    threshold,
+    key,
+    level,
+    prevalence,
+    *,
+    patients,
+    replicates,
 ) -> dict[str, Interval]:
     """The compiled part of `bootstrap`, after its checks."""
 
@@ -141,14 +162,15 @@ def _intervals(
         matrix, positives = replicate_confusion(
             *(score, label, weight, patient, threshold, counts)
         )
-        return _with_means(_each(areas, matrix), matrix, positives, defined)
+        each = _each(areas, matrix, prevalence)
+        return _with_means(each, matrix, positives, defined)
 
     matrix = _per_task(metrics.confusion)(score, label, weight, threshold)
-    each = _each(_areas(score, label, weight), matrix)
+    each = _each(_areas(score, label, weight), matrix, prevalence)
     defined = {name: ~jnp.isnan(value) for name, value in each.items()}
     positives = (jnp.where(weight > 0, label, 0.0) * weight).sum(axis=0)
     estimates = _with_means(each, matrix, positives, defined)
-    return _percentiles(estimates, in_chunks(chunk, replicates), level)
+    return percentiles(estimates, in_chunks(chunk, replicates), level)
 
 
 @functools.partial(jax.jit, static_argnames=("patients", "replicates"))
@@ -174,7 +196,7 @@ def _differences(
 
     each = minus(*(_areas(one, label, weight) for one in (score, other)))
     defined = {name: ~jnp.isnan(value) for name, value in each.items()}
-    return _percentiles(with_mean(each), in_chunks(chunk, replicates), level)
+    return percentiles(with_mean(each), in_chunks(chunk, replicates), level)
 
 
 def _areas(score: Array, label: Array, weight: Array) -> list[Array]:
@@ -182,9 +204,14 @@ def _areas(score: Array, label: Array, weight: Array) -> list[Array]:
     return [_per_task(area)(score, label, weight) for area in AREAS.values()]
 
 
-def _each(areas, matrix: metrics.Confusion) -> dict[str, Array]:
+def _each(areas, matrix: metrics.Confusion, prevalence: Array) -> dict[str, Array]:
     """Every metric of every task, [..., T]."""
-    return dict(zip(AREAS, areas, strict=True)) | metrics.rates(matrix)
+    rates = metrics.rates(matrix)
+    if prevalence is not None:
+        rates["ppv_at"], rates["npv_at"] = metrics.predictive_values(
+            rates["sensitivity"], rates["specificity"], prevalence
+        )
+    return dict(zip(AREAS, areas, strict=True)) | rates
 
 
 def _with_means(each: dict, matrix, positives: Array, defined: dict) -> dict:
@@ -202,7 +229,7 @@ def _with_means(each: dict, matrix, positives: Array, defined: dict) -> dict:
     return found | {f"micro_{name}": value for name, value in pooled.items()}
 
 
-def _percentiles(estimate: dict, value: dict, level: Array) -> dict[str, Interval]:
+def percentiles(estimate: dict, value: dict, level: Array) -> dict[str, Interval]:
     """Intervals by name, of estimates [...] and replicates [R, ...]."""
     ends = jnp.stack([(1 - level) / 2, (1 + level) / 2])
     # Side by side, all are sorted by one compiled sort.

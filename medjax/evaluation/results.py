@@ -6,7 +6,15 @@ import jax
 import numpy as np
 from chex import Array
 
-from medjax.evaluation import averaging, curves, intervals, metrics, multiclass
+from medjax.evaluation import (
+    averaging,
+    calibrated,
+    curves,
+    intervals,
+    metrics,
+    multiclass,
+)
+from medjax.evaluation.cells import interval, number, numbers, of_task
 from medjax.evaluation.inference import Predictions
 
 RANKED = {
@@ -37,6 +45,8 @@ def summarise(
     key: Array,
     replicates: int,
     chosen: str = "Youden's index",
+    uncalibrated: np.ndarray | None = None,
+    prevalence: np.ndarray | None = None,
 ) -> dict:
     """Every metric of every task with its interval.
 
@@ -49,15 +59,22 @@ def summarise(
       key: of the bootstrap.
       replicates: of the bootstrap, clustered by patient.
       chosen: how the thresholds were, see operating.describe.
+      uncalibrated: [N, T], the probabilities before they were mended; None: they are
+        as the model said them.
+      prevalence: [T], at which the predictive values are asked for too.
 
     Returns:
       films, patients, replicates, chosen; mean, weighted, micro: {metric: interval},
       see averaging.py; tasks: {name: {positives, negatives, unknown, threshold, note,
       confusion: {tp, fp, fn, tn}, roc: {fpr, tpr}, precision_recall: {recall,
-      precision}, metrics: {metric: interval}}}. An interval is {estimate, low, high,
-      undefined, why}; what is undefined is None, and why says why. Exclusive tasks
-      add classes: {matrix: [T][T] counts, row true, column said; rates: {rate:
-      interval}}.
+      precision}, metrics: {metric: interval}, calibration: {prevalence: interval,
+      before: side, after: side}, at_prevalence: {prevalence, ppv: interval, npv:
+      interval} if it is asked for}}; calibration: {mean: {before, after}}. An interval
+      is {estimate, low, high, undefined, why}; what is undefined is None, and why says
+      why. A side is {brier, calibration_error, predicted: interval, reliability:
+      {predicted, observed, low, high, count}}, and `after` is None if nothing was
+      mended. Exclusive tasks add classes: {matrix: [T][T] counts, row true, column
+      said; rates: {rate: interval}}.
     """
     score, label, weight = predictions[2:]
     threshold = np.asarray(threshold, np.float32)
@@ -69,7 +86,10 @@ def summarise(
         threshold,
         key=key,
         replicates=replicates,
+        prevalence=prevalence,
     )
+    elsewhere = {k: v for k, v in found.items() if k.endswith("_at")}
+    found = {k: v for k, v in found.items() if k not in elsewhere}
     # A threshold of NaN: those of the tasks don't hold for a label of any of them.
     pooled = intervals.bootstrap(
         *averaging.pooled(score, label, weight, predictions.patient),
@@ -89,32 +109,54 @@ def summarise(
                 *(x[:, t] for x in (score, label, weight)),
                 threshold[t],
                 {
-                    name: intervals.Interval(*(part[t] for part in interval))
-                    for name, interval in found.items()
-                    if interval.estimate.ndim
+                    name: of_task(one, t)
+                    for name, one in found.items()
+                    if one.estimate.ndim
                 },
             )
             for t, task in enumerate(tasks)
         },
     }
+    mean, each = calibrated.summarise(
+        score,
+        *(label, weight, predictions.patient),
+        uncalibrated=uncalibrated,
+        key=key,
+        replicates=replicates,
+    )
+    results["calibration"] = {"mean": mean}
+    for t, one in enumerate(results["tasks"].values()):
+        one["calibration"] = each[t]
+        if prevalence is not None:
+            one["at_prevalence"] = _elsewhere(one, elsewhere, t, float(prevalence[t]))
     if exclusive:
         matrix, rates = multiclass.summarise(
             *predictions[2:], predictions.patient, key=key, replicates=replicates
         )
         results["classes"] = {
             "matrix": matrix.tolist(),
-            "rates": {
-                name: _interval(found, "undefined") for name, found in rates.items()
-            },
+            "rates": {name: interval(one, "undefined") for name, one in rates.items()},
         }
     return results
+
+
+def _elsewhere(task: dict, found: dict, t: int, prevalence: float) -> dict:
+    """A task's predictive values at another prevalence; found: those of all tasks."""
+    cells = {"prevalence": prevalence}
+    for name in ("ppv", "npv"):
+        parts = [
+            task["metrics"][n]["why"] for n in ("sensitivity", "specificity", name)
+        ]
+        why = next(filter(None, parts), "")
+        cells[name] = interval(of_task(found[f"{name}_at"], t), why)
+    return cells
 
 
 def _means(found: dict, kind: str) -> dict:
     """{metric: interval} of one kind of mean."""
     return {
-        name.removeprefix(f"{kind}_"): _interval(interval, "undefined in every task")
-        for name, interval in found.items()
+        name.removeprefix(f"{kind}_"): interval(one, "undefined in every task")
+        for name, one in found.items()
         if name.startswith(f"{kind}_")
     }
 
@@ -124,7 +166,7 @@ def _task(score, label, weight, threshold, found: dict) -> dict:
     positives = float((label * weight).sum(where=weight > 0))
     negatives = float(weight.sum()) - positives
     matrix = CONFUSION(score, label, weight, threshold)
-    matrix = {name: _number(cell) for name, cell in matrix._asdict().items()}
+    matrix = {name: number(cell) for name, cell in matrix._asdict().items()}
     fpr, tpr, _ = curves.roc(score, label, weight)
     bends = curves.corners(fpr, tpr)
     precision, recall, _ = curves.precision_recall(score, label, weight)
@@ -133,15 +175,15 @@ def _task(score, label, weight, threshold, found: dict) -> dict:
         "positives": positives,
         "negatives": negatives,
         "unknown": int((weight == 0).sum()),
-        "threshold": _number(threshold),
+        "threshold": number(threshold),
         "note": _note(positives, negatives, threshold, int(found["auroc"].undefined)),
         "confusion": matrix,
-        "roc": {"fpr": _numbers(fpr[bends]), "tpr": _numbers(tpr[bends])},
+        "roc": {"fpr": numbers(fpr[bends]), "tpr": numbers(tpr[bends])},
         "precision_recall": {
-            "recall": _numbers(recall[bends[1:] - 1]),
-            "precision": _numbers(precision[bends[1:] - 1]),
+            "recall": numbers(recall[bends[1:] - 1]),
+            "precision": numbers(precision[bends[1:] - 1]),
         },
-        "metrics": {name: _interval(one, why[name]) for name, one in found.items()},
+        "metrics": {name: interval(one, why[name]) for name, one in found.items()},
     }
 
 
@@ -181,18 +223,3 @@ def _note(positives: float, negatives: float, threshold: float, lacking: int) ->
     if lacking:
         return f"too few: a class is missing from {lacking} of the replicates"
     return ""
-
-
-def _interval(interval: intervals.Interval, why: str) -> dict:
-    """As plain data; why it has no estimate, where it has none."""
-    numbers = {name: _number(value) for name, value in interval._asdict().items()}
-    return numbers | {"why": why if numbers["estimate"] is None else ""}
-
-
-def _number(value) -> float | None:
-    value = float(value)
-    return None if math.isnan(value) else value
-
-
-def _numbers(values: np.ndarray) -> list:
-    return [_number(round(value, 6)) for value in values]

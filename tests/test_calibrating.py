@@ -1,0 +1,243 @@
+"""What is fitted on validation and frozen: simulated models have the truth."""
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import expit, log_softmax, softmax
+
+from medjax import calibrating
+from medjax.build import finished, study
+from medjax.cohort import imbalance
+from medjax.errors import InputError
+from medjax.evaluation import calibration, recalibration
+from medjax.evaluation.inference import Predictions
+from medjax.training import frozen
+
+TASKS = ("mass", "nodule", "effusion")
+
+
+@pytest.fixture
+def config():
+    return importlib.import_module("configs.quickstart").get_config()
+
+
+def study_of(label, exclusive=False):
+    """Images with these labels [N, T], the first three quarters for training."""
+    ids = np.arange(len(label))
+    table = pd.DataFrame(label, columns=TASKS).assign(id=ids)
+    task = study.Task(TASKS, exclusive, (8, 8, 1))
+    manifest = pd.DataFrame({"id": ids, "split": "train"})
+    manifest.loc[len(ids) * 3 // 4 :, "split"] = "validation"
+    return study.Data(Path("nowhere"), table, task), manifest
+
+
+def predicted(probability, label):
+    n = np.arange(len(label))
+    weight = (~np.isnan(label)).astype(np.float32)
+    label = np.nan_to_num(label).astype(np.float32)
+    return Predictions(n, n // 2, probability.astype(np.float32), label, weight)
+
+
+def findings(images=400, seed=0):
+    """Log-odds and labels of three findings, of a calibrated model."""
+    z = np.random.default_rng(seed).normal((-3, -1, 0), 1.5, (images, 3))
+    return z, (np.random.default_rng(seed + 1).random(z.shape) < expit(z)).astype(float)
+
+
+def settle(config, folder, validation, label, number=7):
+    data, manifest = study_of(label)
+    return calibrating.settle(config, folder, number, data, manifest, validation)
+
+
+def refuse():
+    raise AssertionError("the model was asked again")
+
+
+@pytest.mark.parametrize("method", ["platt", "temperature", "isotonic"])
+def test_what_is_fitted_on_validation_is_frozen_and_read_back(config, tmp_path, method):
+    config.evaluation.update(calibration=method, rule="sensitivity", value=0.8)
+    z, label = findings()
+    said = predicted(expit(2 * z + 1), label)
+    chosen, now = settle(config, tmp_path, lambda: said, label)
+    fit = getattr(recalibration, f"fit_{method}")(*said[2:])
+    expected = recalibration.calibrate(fit, said.probability).astype(np.float32)
+    np.testing.assert_array_equal(now.probability, expected)
+    assert (chosen.rule, chosen.value, chosen.checkpoint) == ("sensitivity", 0.8, 7)
+    assert chosen.calibration.fitted_on == "validation"
+    assert (chosen.calibration.films, chosen.calibration.why) == (400, {})
+    again, now = settle(config, tmp_path, refuse, label)
+    assert now is None and again.thresholds == chosen.thresholds
+    found = calibrating.calibrated(again.calibration, said)
+    np.testing.assert_array_equal(found.probability, expected)
+
+
+def test_rising_maps_call_the_same_images_positive(config, tmp_path):
+    z, label = findings()
+    said = predicted(expit(2 * z + 1), label)
+    calls = {}
+    for method in ("none", "platt", "temperature"):
+        config.evaluation.calibration = method
+        folder = tmp_path / method
+        folder.mkdir()
+        chosen, now = settle(config, folder, lambda: said, label)
+        calls[method] = now.probability >= np.float32([*chosen.thresholds.values()])
+    np.testing.assert_array_equal(calls["platt"], calls["none"])
+    np.testing.assert_array_equal(calls["temperature"], calls["none"])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"rule": "specificity"}, "thresholds.json is of"),
+        ({"calibration": "isotonic"}, "the calibration is 'platt'"),
+        ({}, "checkpoint 7, not 8"),
+    ],
+)
+def test_another_rule_method_or_checkpoint_is_chosen_again_aloud(
+    config, tmp_path, capsys, change, said
+):
+    z, label = findings()
+    model = predicted(expit(2 * z + 1), label)
+    first, _ = settle(config, tmp_path, lambda: model, label)
+    config.evaluation.update(change)
+    number = 7 if change else 8
+    assert said in finished.stale(config, first, number)
+    second, now = settle(config, tmp_path, lambda: model, label, number)
+    assert now is not None and said in capsys.readouterr().out
+    assert finished.stale(config, second, number) == ""
+    assert finished.stale(config, frozen.read(tmp_path), number) == ""
+
+
+def test_an_older_run_has_no_calibration_and_keeps_its_thresholds(config, tmp_path):
+    del config.evaluation["calibration"], config.evaluation["prevalence"]
+    old = '{"checkpoint": 7, "tasks": {"mass": 0.5, "nodule": null, "effusion": 0.1}}'
+    (tmp_path / "thresholds.json").write_text(old)
+    z, label = findings()
+    chosen, now = settle(config, tmp_path, refuse, label)
+    assert now is None and chosen.calibration == frozen.NONE
+    said = predicted(expit(z), label)
+    found = calibrating.calibrated(chosen.calibration, said)
+    np.testing.assert_array_equal(found.probability, said.probability)
+
+
+def test_a_task_that_validation_cannot_calibrate_stays_and_says_why(config, tmp_path):
+    z, label = findings()
+    label[:, 0], label[:, 1] = 0, np.nan
+    said = predicted(expit(2 * z), label)
+    for method in ("platt", "isotonic"):
+        config.evaluation.calibration = method
+        chosen, now = settle(config, tmp_path, lambda: said, label)
+        np.testing.assert_array_equal(now.probability[:, :2], said.probability[:, :2])
+        assert (now.probability[:, 2] != said.probability[:, 2]).any()
+        assert chosen.calibration.why == {
+            "mass": "no positive image in validation",
+            "nodule": "no known label in validation",
+        }
+    config.evaluation.calibration = "platt"
+    said = predicted(expit(-z), findings()[1])  # Falls where the finding is likelier.
+    chosen, now = settle(config, tmp_path, lambda: said, label, number=9)
+    np.testing.assert_array_equal(now.probability, said.probability)
+    assert set(chosen.calibration.why.values()) == {
+        "no fit on validation is finite and rises"
+    }
+    summary = {
+        "calibration": {"mean": {}},
+        "tasks": {task: {"calibration": {}} for task in TASKS},
+    }
+    calibrating.tell(summary, chosen.calibration)
+    assert summary["calibration"]["method"] == "platt"
+    assert summary["tasks"]["mass"]["calibration"]["why"].startswith("no fit")
+
+
+@pytest.mark.parametrize("treatment", ["balanced", "ratio", "over_sample", "smote"])
+def test_prior_brings_the_mean_probability_to_the_prevalence(config, treatment):
+    config.evaluation.calibration, config.imbalance = "prior", treatment
+    z, label = findings(images=60_000)
+    trains = label[: len(label) * 3 // 4]
+    # What such a training makes of the odds, if the model is calibrated to it.
+    if treatment == "over_sample":
+        config.resampling.target = 0.25
+        plan = study.plan(config, trains)
+        shown = trains[plan.index].mean(axis=0)
+        odds = shown / (1 - shown) * (1 / trains.mean(axis=0) - 1)
+        assert odds.max() > 2
+    elif treatment == "smote":
+        odds = 1 / trains.mean(axis=0) - 1
+    else:
+        weights = imbalance.class_weights(trains, scheme=treatment)
+        odds = weights.w_pos / weights.w_neg
+    said = predicted(expit(z + np.log(odds)), label)
+    assert said.probability[:, 0].mean() > 1.5 * label[:, 0].mean()
+    found = calibrating.fit(config, *study_of(label), said)
+    assert (found.fitted_on, found.films, found.why) == ("train", len(trains), {})
+    mended = calibrating.calibrated(found, said).probability
+    np.testing.assert_allclose(mended.mean(axis=0), label.mean(axis=0), rtol=0.03)
+    np.testing.assert_allclose(mended, expit(z), atol=1e-4)
+    error = calibration.calibration_error(mended, label, np.ones_like(label))
+    assert (error < 0.01).all()
+
+
+def classes(images=40_000, seed=0):
+    """Log-probabilities and one-hot labels of three classes."""
+    rng = np.random.default_rng(seed)
+    z = log_softmax(rng.normal((0, -1, -3), 1.3, (images, 3)), axis=1)
+    drawn = (rng.random((images, 1)) > np.exp(z).cumsum(axis=1)).sum(axis=1)
+    return z, np.eye(3)[np.minimum(drawn, 2)]
+
+
+def test_prior_undoes_the_weights_of_classes_too(config):
+    config.evaluation.calibration, config.imbalance = "prior", "balanced"
+    config.task, config.loss.name = "multiclass", "softmax_cross_entropy"
+    z, label = classes()
+    w = imbalance.multiclass_weights(label[: len(label) * 3 // 4], scheme="balanced")
+    said = predicted(softmax(z + np.log(w), axis=1), label)
+    found = calibrating.fit(config, *study_of(label, exclusive=True), said)
+    mended = calibrating.calibrated(found, said).probability
+    np.testing.assert_allclose(mended, np.exp(z), atol=1e-4)
+    np.testing.assert_allclose(mended.mean(axis=0), label.mean(axis=0), rtol=0.03)
+
+
+@pytest.mark.parametrize("method", ["platt", "temperature"])
+def test_classes_share_a_temperature_and_sum_to_one(config, method):
+    config.evaluation.calibration, config.task = method, "multiclass"
+    z, label = classes()
+    offset = np.array([1.0, 0, 2]) * (method == "platt")
+    said = predicted(softmax(1.7 * z + offset, axis=1), label)
+    found = calibrating.fit(config, *study_of(label, exclusive=True), said)
+    np.testing.assert_allclose(found.fit.slope, 1 / 1.7, rtol=0.03)
+    mended = calibrating.calibrated(found, said).probability
+    np.testing.assert_allclose(mended.sum(axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(mended, np.exp(z), atol=0.03)
+    if method == "platt":
+        some = label[:, 2] == 0
+        some = said._replace(
+            **{k: getattr(said, k)[some] for k in ("probability", "label", "weight")}
+        )
+        found = calibrating.fit(config, *study_of(label, exclusive=True), some)
+        assert found.why == {"effusion": calibrating.NO_OFFSETS}
+        assert set(found.fit.intercept) == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"evaluation.calibration": "plat"}, "use one of none, platt"),
+        (
+            {"evaluation.calibration": "isotonic", "task": "multiclass"},
+            "use 'platt' or 'temperature'",
+        ),
+        (
+            {"evaluation.calibration": "prior", "loss.name": "focal"},
+            r"loss\.name='focal' bends",
+        ),
+        ({"evaluation.rule": "youdn"}, "operating rule"),
+    ],
+)
+def test_what_could_not_be_fitted_is_refused_before_the_training(config, fields, said):
+    calibrating.check(config)
+    config.update_from_flattened_dict(fields)
+    with pytest.raises(InputError, match=said):
+        calibrating.check(config)
