@@ -9,7 +9,7 @@ from scipy.special import ndtr
 from medjax.evaluation.comparison import holm
 
 METRICS = ("auroc", "sensitivity", "specificity", "ppv", "npv")
-LEAST = 10  # Patients of a group, in what a metric is a share of, for it to be tested.
+LEAST = 10  # Patients, in what a metric is a share of, for an interval or a test.
 
 
 class Measured(NamedTuple):
@@ -58,7 +58,7 @@ def differences(measured: Measured, pairs: np.ndarray) -> Differences:
     one, other = pairs.T
     estimate = measured.value[:, one] - measured.value[:, other]
     drawn = measured.replicate[:, :, one] - measured.replicate[:, :, other]
-    enough = _denominators(measured.patients) >= LEAST
+    enough = denominators(measured.patients) >= LEAST
     tested = enough[:, one] & enough[:, other] & ~np.isnan(estimate)
     variance = np.asarray(jnp.nanvar(drawn, axis=0))
     variance = np.maximum(variance, least_variance(measured, pairs))
@@ -99,7 +99,7 @@ def least_variance(measured: Measured, pairs: np.ndarray) -> np.ndarray:
     AUROC, Hanley & McNeil, Radiology 143 (1982) 29, eq. 1, likewise at their common
     AUROC.
     """
-    sizes = np.maximum(_denominators(measured.films), 1)[:, pairs.T]  # [M, 2, K, T]
+    sizes = np.maximum(denominators(measured.films), 1)[:, pairs.T]  # [M, 2, K, T]
     value = measured.value[:, pairs.T]
     common = (value * sizes).sum(axis=1) / sizes.sum(axis=1)
     variance = common * (1 - common) * (1 / sizes).sum(axis=1)
@@ -111,6 +111,6 @@ def least_variance(measured: Measured, pairs: np.ndarray) -> np.ndarray:
     return variance
 
 
-def _denominators(counts: np.ndarray) -> np.ndarray:
+def denominators(counts: np.ndarray) -> np.ndarray:
     """[4, ...] -> [M, ...]: what each metric is a share of; the rarer class of auroc."""
     return np.concatenate([counts[:2].min(axis=0, keepdims=True), counts])

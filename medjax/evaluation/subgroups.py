@@ -29,6 +29,7 @@ from medjax.evaluation.replicates import (
 AGES = (18, 40, 60, 75)  # Years.
 UNKNOWN = "unknown"
 SHOWN = 0.05
+FEW = f"fewer than {LEAST} such patients: no interval"
 EMPTY = ("no positive image", "no negative image", "none called positive")
 EMPTY += ("none called negative",)
 
@@ -77,7 +78,8 @@ def summarise(
       {attribute: {groups: {group: {films, patients, tasks: {T: {positives, negatives,
       metrics: {metric: interval}}}, mean: {auroc: interval}}}, gaps: {T: {metric:
       gap}}, mean: {auroc: gap}, shown, tests}}. An interval is {estimate, low, high,
-      undefined, why}. A gap is the largest difference between two groups with LEAST
+      undefined, why}, without ends of fewer than LEAST patients, whom a bootstrap can't
+      speak for; the mean is over the tasks that have as many. A gap is the largest difference between two groups with LEAST
       patients, {estimate, low, high, between: [higher, lower], p, p_holm, why}; shown
       lists all pairs whose p_holm is below SHOWN, [{task, metric, **gap}], the surest
       first. tests is how many differences were tested, of all attributes together,
@@ -198,13 +200,16 @@ def _replicates(
 
 
 def _intervals(measured: gaps.Measured) -> dict[str, np.ndarray]:
-    """{end: [M, G, T + 1]}; the last column is the mean of auroc over its tasks."""
-    defined = ~np.isnan(measured.value[:1])
+    """{end: [M, G, T + 1]}; the last column is auroc's mean over the large enough."""
+    enough = gaps.denominators(measured.patients) >= LEAST
+    tasks = enough[:1] & ~np.isnan(measured.value[:1])
     value, drawn = (
-        np.concatenate([x, np.asarray(averaging.macro(x, defined))[..., None]], axis=-1)
-        for x in (measured.value, np.asarray(measured.replicate))
+        np.concatenate([x, np.asarray(averaging.macro(x, tasks))[..., None]], axis=-1)
+        for x in (measured.value, measured.replicate)
     )
-    low, high = np.asarray(jnp.nanquantile(drawn, jnp.array([0.025, 0.975]), axis=0))
+    enough = np.concatenate([enough, np.ones_like(enough[..., :1])], axis=-1)
+    ends = np.asarray(jnp.nanquantile(drawn, jnp.array([0.025, 0.975]), axis=0))
+    low, high = np.where(enough, ends, np.nan)
     undefined = np.isnan(drawn).sum(axis=0)
     return {"estimate": value, "low": low, "high": high, "undefined": undefined}
 
@@ -214,7 +219,8 @@ def _group(measured, intervals, g: int, tasks, uncut: np.ndarray) -> dict:
 
     def interval(m: int, t: int, why: str) -> dict:
         found = {end: _number(x[m, g, t]) for end, x in intervals.items()}
-        return found | {"why": why if found["estimate"] is None else ""}
+        few = FEW if found["low"] is None else ""
+        return found | {"why": why if found["estimate"] is None else few}
 
     def of_task(t: int) -> dict:
         lacks = [
@@ -227,7 +233,7 @@ def _group(measured, intervals, g: int, tasks, uncut: np.ndarray) -> dict:
             "metrics": {m: interval(i, t, why[i]) for i, m in enumerate(METRICS)},
         }
 
-    mean = interval(0, len(tasks), "undefined in every task")
+    mean = interval(0, len(tasks), f"no task with {LEAST} patients of either class")
     of_tasks = {task: of_task(t) for t, task in enumerate(tasks)}
     return {"tasks": of_tasks, "mean": {"auroc": mean}}
 
