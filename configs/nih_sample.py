@@ -98,5 +98,6 @@ def get_config() -> ConfigDict:
         "calibration": "platt",
         "prevalence": (),  # PPV and NPV there too: a number, or one a finding
         "replicates": 1000,
+        "gallery": 2,  # films of each kind of call in the report; 0: none
     }
     return c

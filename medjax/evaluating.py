@@ -1,19 +1,21 @@
 """A finished run's numbers: on a split of its own data, or on other films."""
 
 import functools
+import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from medjax import calibrating, explaining, fitting, segmenting
+from medjax import calibrating, corrupting, explaining, fitting, segmenting
 from medjax.build import adapt, finished, model, plain, start, study
 from medjax.build.plain import Config
-from medjax.cohort import splits
+from medjax.cohort import account, splits
 from medjax.data import schema
 from medjax.errors import InputError
-from medjax.evaluation import operating, results
+from medjax.evaluation import bands, operating, results, subgroups, thresholds
 from medjax.reports import heatmaps, page
-from medjax.training import journal, workdir
+from medjax.training import hosts, journal, workdir
 
 
 def evaluate(folder: Path, *, split: str = "test", other: Config | None = None) -> dict:
@@ -27,7 +29,8 @@ def evaluate(folder: Path, *, split: str = "test", other: Config | None = None) 
         only names the report.
 
     Returns:
-      The results, see evaluation/results.py; also written as `report.*` (for
+      The results, see evaluation/results.py (of several processes the first has
+      them, the others {}); also written as `report.*` (for
       another split than test `report-<split>.*`) and `predictions/<split>.csv`.
 
     Raises:
@@ -51,6 +54,9 @@ def evaluate(folder: Path, *, split: str = "test", other: Config | None = None) 
     if validation is not None:
         _write(folder, "validation", data, validation)
     about = {"split": split, "checkpoint": number, **plain.about(config)}
+    about["cohort"] = account.account(
+        data.table, manifest, task.names, study.same_images(data)
+    )
     if other is not None:
         data, manifest = _strangers(config, data, manifest, other, split)
         about |= {"source": plain.about(other)["source"], "split_by": "other"}
@@ -58,21 +64,43 @@ def evaluate(folder: Path, *, split: str = "test", other: Config | None = None) 
         data, manifest = _target(config, folder, data)
         about["source"] = config.adapt.data.source
     raw = predict(data.side(manifest, split))
+    if not hosts.first():  # All predict; one reports.
+        return {}
     found = calibrating.calibrated(chosen.calibration, raw)
     _write(folder, split, data, found)
+    points = [chosen.thresholds[name] for name in task.names]
     summary = about | results.summarise(
         found,
         tasks=task.names,
         exclusive=task.exclusive,
-        threshold=[chosen.thresholds[name] for name in task.names],
+        threshold=points,
         chosen=operating.describe(**plain.operating(config)),
         uncalibrated=raw.probability if chosen.calibration.fit else None,
         prevalence=plain.prevalence(config, len(task.names)),
         **plain.bootstrap(config),
     )
     calibrating.tell(summary, chosen.calibration)
+    common = {"tasks": task.names, **plain.bootstrap(config)}
+    summary["bands"] = bands.bands(found, **common)
+    summary["explorer"] = thresholds.explorer(found, tasks=task.names, threshold=points)
+    groups = subgroups.by_metadata(data.table.set_index("id").loc[found.id])
+    summary["subgroups"] = subgroups.summarise(
+        found, groups, threshold=points, **common
+    )
+    tried = corrupting.read(_file(folder, "robustness", split), checkpoint=number)
+    if tried is not None:
+        summary["robustness"] = tried
+    films, each = {}, config.evaluation.get("gallery", 0)
+    if each and other is None and hosts.alone():  # All would have to draw.
+        run = finished.Run(config, task, network, state, chosen)
+        films = explaining.gallery(run, data, found, each=each)
     name = "report" if split == "test" else f"report-{split}"
-    written = page.write(summary, journal.read(folder / "metrics.jsonl"), folder, name)
+    written = page.write(
+        *(summary, journal.read(folder / "metrics.jsonl"), folder, name),
+        config=plain.as_json(config),
+        environment=json.loads((folder / "environment.json").read_text()),
+        films=films,
+    )
     page.show(summary)
     print(f"report: {written}")
     return summary
@@ -95,19 +123,59 @@ def localise(folder: Path, *, split: str, other: Config | None, **how: str) -> d
       InputError: no finished run there, or no film with a box.
     """
     run = finished.read(folder)
-    _check_split(run.config, split, other)
-    if other is None:
-        data, manifest = study.data(run.config), splits.read(folder / "splits.csv")
-        study.audit(run.config, manifest, data)
-        ids = manifest["id"][manifest["split"] == split].to_numpy()
-    else:
-        data = _same_task(study.data(other), run.task)
-        ids = data.table["id"].to_numpy()
+    data, ids = _films(run, folder, split, other)
     found = {"split": split, **explaining.localise(run, data, ids, **how)}
-    name = "localisation" if split == "test" else f"localisation-{split}"
-    written = heatmaps.write(found, folder / f"{name}.json")
+    written = heatmaps.write(found, _file(folder, "localisation", split))
     print(f"localisation: {written}")
     return found
+
+
+def corrupt(
+    folder: Path, *, split: str, other: Config | None = None, films: int = 0
+) -> dict:
+    """Reports what a run says of corrupted films; renews the split's page, if any.
+
+    Args:
+      folder: of a finished run.
+      split, other: as in `localise`.
+      films: so many of them at most; 0: all.
+
+    Returns:
+      See corrupting.corrupt; also written as `robustness.json` and `.csv` (for another
+      split than test `robustness-<split>.*`).
+
+    Raises:
+      InputError: no finished run there, or no film.
+    """
+    run = finished.read(folder)
+    data, ids = _films(run, folder, split, other)
+    found = {"split": split, **corrupting.corrupt(run, data, ids, films)}
+    written = corrupting.write(found, _file(folder, "robustness", split))
+    corrupting.show(found)
+    print(f"robustness: {written}")
+    if _file(folder, "report", split).exists():
+        evaluate(folder, split=split, other=other)
+    return found
+
+
+def _file(folder: Path, kind: str, split: str) -> Path:
+    """Where the JSON of that kind stands for a split."""
+    return folder / f"{kind if split == 'test' else f'{kind}-{split}'}.json"
+
+
+def _films(
+    run: finished.Run, folder: Path, split: str, other: Config | None
+) -> tuple[study.Data, np.ndarray]:
+    """Data and the ids of a split of a run's own, or of all films of other data."""
+    _check_split(run.config, split, other)
+    if other is not None:
+        data = _same_task(study.data(other), run.task)
+        return data, data.table["id"].to_numpy()
+    data, manifest = study.data(run.config), splits.read(folder / "splits.csv")
+    study.audit(run.config, manifest, data)
+    if split == adapt.SPLIT:
+        data, manifest = _target(run.config, folder, data)
+    return data, manifest["id"][manifest["split"] == split].to_numpy()
 
 
 def _check_split(config: Config, split: str, other: Config | None) -> None:
@@ -170,4 +238,5 @@ def _same_task(data: study.Data, task: study.Task) -> study.Data:
 
 def _write(folder: Path, split: str, data: study.Data, found) -> None:
     path = folder / "predictions" / f"{split}.csv"
-    workdir.write_predictions(path, data.task.names, data.table["image"], found)
+    if hosts.first():
+        workdir.write_predictions(path, data.task.names, data.table["image"], found)

@@ -17,6 +17,7 @@ SMALL = [
     "--config.train.evaluate_every=5",
     "--config.train.log_every=2",
     "--config.evaluation.replicates=50",
+    "--config.evaluation.gallery=0",
     "--config.explore=False",
 ]
 
