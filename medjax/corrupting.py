@@ -6,13 +6,16 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from rich.console import Console
 from rich.progress import Progress
+from rich.table import Table
 
 from medjax.build import plain, study
 from medjax.build.finished import Run
 from medjax.errors import InputError
 from medjax.evaluation import corruptions, inference, robustness
 from medjax.evaluation.corruptions import CORRUPTIONS, SEVERITIES
+from medjax.reports.drawing import interval
 
 
 def corrupt(run: Run, data: study.Data, ids: np.ndarray, films: int = 0) -> dict:
@@ -91,6 +94,21 @@ def write(found: dict, path: Path) -> Path:
         for row in found["mean"]:
             writer.writerow(["mean", row["severity"], "", "", *_ends(row)])
     return path
+
+
+def show(found: dict) -> None:
+    """Prints the mean curve."""
+    table = Table(
+        title=f"{found['films']} films, {len(found['corruptions'])} corruptions"
+    )
+    for heading in ("severity", "mean AUROC", "drop", "calls that stay"):
+        table.add_column(heading, justify="right")
+    table.add_row("0", interval(found["clean"]["auroc"]), "", "")
+    for row in found["mean"]:
+        table.add_row(
+            str(row["severity"]), *(interval(row[k]) for k in robustness.KINDS)
+        )
+    Console(soft_wrap=True).print(table)
 
 
 def read(path: Path, *, checkpoint: int) -> dict | None:

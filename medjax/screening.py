@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from medjax.build import study
+from medjax.data import loader
 from medjax.evaluation import domain
 
 NAME = "domain.json"
@@ -16,16 +17,27 @@ class Screen:
     """Looks at files as predict reads them, and keeps what it warns of, by path.
 
     Args:
-      known: domain.reference's.
+      known: domain.reference's; None warns of nothing.
     """
 
-    def __init__(self, known: dict):
+    def __init__(self, known: dict | None):
         self._known = known
         self.warnings: dict[Path, str] = {}
 
     def look(self, path: Path, pixels: np.ndarray, image: np.ndarray) -> None:
         """For inference.predict_files."""
-        self.warnings[path] = domain.warning(pixels, image, self._known)
+        if self._known is not None:
+            self.warnings[path] = domain.warning(pixels, image, self._known)
+
+    def verdict(self) -> str:
+        """One line for the terminal."""
+        if self._known is None:
+            return f"note: the run has no {NAME}: it can't tell unlike images"
+        count = sum(map(bool, self.warnings.values()))
+        return (
+            f"warnings: {count} of {len(self.warnings)} images look unlike the training "
+            "films (see the column warning)"
+        )
 
 
 def record(folder: Path, data: study.Data, ids: np.ndarray) -> None:
@@ -42,7 +54,7 @@ def record(folder: Path, data: study.Data, ids: np.ndarray) -> None:
     ids = np.unique(ids)
     if len(ids) > FILMS:
         ids = np.sort(np.random.default_rng(0).choice(ids, FILMS, replace=False))
-    batches = study.loader.evaluation_batches(data.films(ids), batch=256, devices=1)
+    batches = loader.evaluation_batches(data.films(ids), batch=256, devices=1)
     images = (
         image for batch in batches for image in batch["image"][0][batch["id"][0] >= 0]
     )
@@ -51,7 +63,7 @@ def record(folder: Path, data: study.Data, ids: np.ndarray) -> None:
     path.write_text(json.dumps(known, indent=1))
 
 
-def screen(folder: Path) -> Screen | None:
-    """A run's Screen; None of an older run, which has no domain.json."""
+def screen(folder: Path) -> Screen:
+    """A run's Screen; an older run has no domain.json, and warns of nothing."""
     path = folder / NAME
-    return Screen(json.loads(path.read_text())) if path.exists() else None
+    return Screen(json.loads(path.read_text()) if path.exists() else None)
