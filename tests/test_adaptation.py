@@ -23,6 +23,7 @@ from medjax.errors import InputError
 from medjax.models import statistics
 from medjax.training import optim, step
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
 ROWS, FEATURES = 16, 5
 DOMAIN = np.tile([0, 0, 1, 1, 1, 0, 1, 1], 2).astype(np.int32)
 RNG = np.random.default_rng(0)

@@ -8,6 +8,7 @@ import pytest
 
 from medjax.models import architectures, convnext, efficientnet, resnet
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
 SMALL = {
     "basic": partial(resnet.resnet, blocks=(1, 1), bottleneck=False),
     "bottleneck": partial(resnet.resnet, blocks=(1, 1), bottleneck=True),

@@ -66,13 +66,25 @@ class Classifier(nn.Module):
         if self.pool == "mean":
             x = jnp.mean(x, axes)  # [B, c]
         elif self.pool == "mean_max":
-            x = jnp.concatenate([jnp.mean(x, axes), jnp.max(x, axes)], axis=1)
+            x = jnp.concatenate([jnp.mean(x, axes), maximum(x)], axis=1)
         else:
             raise ValueError(f"{self.pool!r}: use 'mean' or 'mean_max'")
         if self.top is not None:
             x = self.top(name="top")(x)
         self.sow("intermediates", "embedding", x)
         return nn.Dense(self.tasks, name="classifier")(x)
+
+
+def maximum(x: Array) -> Array:
+    """The maximum over the grid, [B, ..., c] -> [B, c]; the first one has the gradient.
+
+    For its gradient XLA may compute x anew and round it otherwise. By jnp.max no place
+    then equals the maximum, and the gradient is 0 / 0; a place is a whole number.
+    """
+    x = x.reshape(len(x), -1, x.shape[-1])
+    first = jnp.argmax(x, axis=1, keepdims=True)
+    place = jax.lax.broadcasted_iota(first.dtype, x.shape, 1)
+    return jnp.sum(jnp.where(place == first, x, 0), axis=1)
 
 
 def stage_names(number: int) -> tuple[str, ...]:
