@@ -487,6 +487,21 @@ def test_a_run_of_an_older_medjax_is_named(config, tmp_path):
         plain.read_config(tmp_path)
 
 
+def test_predictive_values_are_wanted_at_one_prevalence_or_at_one_a_task(config):
+    assert plain.prevalence(config, 3) is None
+    config.evaluation.prevalence = (0.1,)
+    np.testing.assert_array_equal(plain.prevalence(config, 3), [0.1, 0.1, 0.1])
+    config.evaluation.prevalence = (0.1, 0.2, 0.3)
+    np.testing.assert_array_equal(plain.prevalence(config, 3), [0.1, 0.2, 0.3])
+    for wrong in ((0.1, 0.2), (1.0,), (0.0,)):
+        config.evaluation.prevalence = wrong
+        with pytest.raises(InputError, match="one number between 0 and 1"):
+            plain.prevalence(config, 3)
+    del config.evaluation["prevalence"], config.evaluation["calibration"]
+    assert plain.prevalence(config, 3) is None  # A run of an older config.
+    assert plain.calibration(config) == "none"
+
+
 def test_a_rule_of_the_thresholds_has_its_value_and_an_older_run_has_youden_s(config):
     assert plain.operating(config) == {"rule": "youden", "value": None}
     config.evaluation.rule = "sensitivity"

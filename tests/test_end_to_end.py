@@ -64,6 +64,7 @@ def test_training_leaves_everything_that_the_design_promises(finished):
         "report.json",
         "report.csv",
         "thresholds.json",
+        "calibration.json",
     ):
         assert (workdir / name).exists(), name
     assert list((workdir / "events").iterdir())
