@@ -274,7 +274,7 @@ def predict(
     if run.task.exclusive:
         likeliest = table[list(run.task.names)].idxmax(axis=1) if rows else []
         table.insert(1, "class", likeliest)
-    table["warning"] = table["image"].map(screen.warnings).fillna("")
+    table["warning"] = [screen.warnings.get(path, "") for path in table["image"]]
     table.to_csv(out, index=False)
     print(f"predictions: {out} ({len(rows)} images, {len(unread)} unreadable files)")
     print(screen.verdict())

@@ -1,0 +1,108 @@
+"""evaluate --corrupt, and predict's warnings, through the commands."""
+
+import importlib
+import json
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from medjax import commands, evaluating, screening
+from medjax.build import model, plain, study
+from medjax.cohort import splits
+from medjax.errors import InputError
+from medjax.evaluation.corruptions import CORRUPTIONS
+from medjax.training import frozen, workdir
+
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, unoptimised):
+    """A run that has learnt nothing: what is asked here is not how well it does."""
+    folder = tmp_path_factory.mktemp("corrupting")
+    c = importlib.import_module("configs.quickstart").get_config()
+    c.data.update(patients=24, side=32, records=str(folder / "records"))
+    c.data.prevalence = (0.3,) * 6
+    c.split.update(test=0.4, validation=0.2, duplicates="warn")
+    c.model.blocks = (1, 1)
+    c.evaluation.update(replicates=20, batch=16, checkpoint="last", gallery=0)
+    c.evaluation.calibration = "none"
+    data, folder = study.data(c), folder / "run"
+    workdir.claim(folder, plain.as_json(c))
+    workdir.write_task(folder, data.task)
+    manifest = study.manifest(c, data)
+    splits.write(manifest, folder / "splits.csv")
+    trains = manifest["id"][manifest["split"] == "train"].to_numpy()
+    screening.record(folder, data, trains)
+    network = model.network(c, data.task)
+    state = model.initial_state(
+        *(c, network, data.task, data.label(trains)),
+        variables=model.fresh(c, network),
+    )
+    with model.checkpoints(c, folder / "checkpoints") as checkpoints:
+        checkpoints.save(1, state, {"images": 0})
+    points = dict.fromkeys(data.task.names, 0.5)
+    frozen.write(
+        folder,
+        frozen.Frozen(1, points, **plain.operating(c), calibration=frozen.NONE),
+    )
+    return folder
+
+
+def test_corrupted_films_are_reported_and_the_page_renewed(run, capsys):
+    (run / "report.json").write_text("{}")  # As if it had been evaluated.
+    found = evaluating.corrupt(run, split="test", films=9)
+    assert found["films"] == 9 and found["corruptions"].keys() == CORRUPTIONS.keys()
+    report = json.loads((run / "report.json").read_text())
+    assert report["robustness"] == json.loads(json.dumps(found))
+    assert list(report["subgroups"]) == ["sex", "age", "view"]
+    films = [g["films"] for g in report["subgroups"]["sex"]["groups"].values()]
+    assert sum(films) == report["films"]
+    assert (run / "robustness.csv").exists()
+    assert "Robustness" in (run / "report.html").read_text()
+    assert "severity" in capsys.readouterr().out
+    assert found["clean"]["auroc"]["estimate"] is not None
+    worst = found["mean"][4]
+    assert 0 <= worst["agreement"]["estimate"] <= 1
+
+
+def test_another_split_has_files_of_its_own_and_an_unknown_one_is_refused(run):
+    evaluating.corrupt(run, split="validation", films=3)
+    assert (run / "robustness-validation.json").exists()
+    with pytest.raises(InputError, match="--split=tset"):
+        evaluating.corrupt(run, split="tset")
+
+
+def test_predict_warns_of_images_unlike_the_training_films(run, tmp_path, capsys):
+    config = plain.read_config(run)
+    film = study.data(config).films(np.arange(1))[0]["image"][..., 0]
+    rng = np.random.default_rng(0)
+    photo = rng.integers(0, 256, (64, 64, 3), np.uint8)
+    for name, pixels in (("film", film), ("inverted", 255 - film), ("photo", photo)):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), pixels)
+    out = tmp_path / "p.csv"
+    commands.predict(run, images=[str(tmp_path)], out=out)
+    table = pd.read_csv(out, keep_default_na=False)
+    assert list(table.columns)[-1] == "warning"
+    warned = dict(zip(table["image"].str.extract(r"(\w+)\.png")[0], table["warning"]))
+    assert warned["film"] == ""
+    assert "inverted" in warned["inverted"] and "colour" in warned["photo"]
+    assert "warnings: 2 of 3 images" in capsys.readouterr().out
+    known = (run / screening.NAME).read_text()
+    (run / screening.NAME).unlink()
+    commands.predict(run, images=[str(tmp_path / "photo.png")], out=out)
+    (run / screening.NAME).write_text(known)
+    assert pd.read_csv(out, keep_default_na=False)["warning"].tolist() == [""]
+    said = capsys.readouterr().out
+    assert said.count("note:") == 1 and "no domain.json" in said
+
+
+def test_the_training_films_are_looked_at_once(run):
+    known = json.loads((run / screening.NAME).read_text())
+    manifest = splits.read(run / "splits.csv")
+    assert known["films"] == (manifest["split"] == "train").sum()
+    before = (run / screening.NAME).stat().st_mtime_ns
+    screening.record(run, study.data(plain.read_config(run)), np.array([0]))
+    assert (run / screening.NAME).stat().st_mtime_ns == before
