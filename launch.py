@@ -4,6 +4,7 @@
   python launch.py explore  --config=configs/X.py --workdir=DIR
   python launch.py train    --config=configs/X.py --workdir=DIR
   python launch.py evaluate --workdir=DIR [--split=test] [--localise] [--against=DIR]
+                            [--corrupt]
   python launch.py predict  --workdir=DIR --images=FILE_OR_DIR --out=CSV [--explain=DIR]
   python launch.py convert  --source=FILE --model=NAME --out=DIR [--channels=3]
   python launch.py gallery  --images=FILE_OR_DIR --out=HTML [--modality=NAME]
@@ -16,7 +17,8 @@ train     trains, or goes on with the run that the workdir holds; reports the te
 evaluate  reports one split of a finished run (--split=target: the test images of the
           data that it was adapted to); with --config, all films of that config's data
           instead, as an external test; with --localise whether the heatmaps lie in the
-          boxes of films that have some, and depend on what was learnt; with --against
+          boxes of films that have some, and depend on what was learnt; with --corrupt
+          what noise, blur and the like cost it (of --films=N at most); with --against
           what two runs said of the same images: differences, intervals and p values
 predict   new PNG, JPEG or DICOM files -> one probability a finding; with --explain a
           picture of where the evidence lies for each finding that is seen; of patients'
@@ -50,6 +52,8 @@ flags.DEFINE_string(
 )
 flags.DEFINE_string("against", None, "evaluate: folder of the run to compare with")
 flags.DEFINE_bool("localise", False, "evaluate: the heatmaps, by the films' boxes")
+flags.DEFINE_bool("corrupt", False, "evaluate: on corrupted films")
+flags.DEFINE_integer("films", 0, "evaluate --corrupt: so many at most; 0: all")
 flags.DEFINE_string("explain", None, "predict: folder of the heatmaps")
 flags.DEFINE_enum("method", "grad_cam", METHODS, "of the heatmaps")
 flags.DEFINE_string(
@@ -104,14 +108,21 @@ def run(command: str) -> int:
     elif command == "evaluate":
         other = config() if FLAGS.config else None
         options = {"split": FLAGS.split, "other": other}
+        if FLAGS.corrupt and FLAGS.localise:
+            raise InputError("--corrupt: goes without --localise: one at a time")
+        if FLAGS.films and not FLAGS.corrupt:
+            raise InputError("--films: goes with --corrupt alone")
         if FLAGS.against:
-            if other is not None or FLAGS.localise:
+            if other is not None or FLAGS.localise or FLAGS.corrupt:
                 raise InputError(
                     "--against: goes with --workdir and --split alone; on other data "
                     "evaluate each run by --config and --split=NAME first"
                 )
             against = Path(FLAGS.against)
             comparing.compare(Path(required("workdir")), against, split=FLAGS.split)
+        elif FLAGS.corrupt:
+            folder = Path(required("workdir"))
+            evaluating.corrupt(folder, **options, films=FLAGS.films)
         elif FLAGS.localise:
             evaluating.localise(Path(required("workdir")), **options, **heatmaps())
         else:
