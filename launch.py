@@ -8,6 +8,7 @@
   python launch.py predict  --workdir=DIR --images=FILE_OR_DIR --out=CSV [--explain=DIR]
   python launch.py convert  --source=FILE --model=NAME --out=DIR [--channels=3]
   python launch.py gallery  --images=FILE_OR_DIR --out=HTML [--modality=NAME]
+  python launch.py sweep    --config=configs/X.py --workdir=DIR [--executor=NAME]
 
 prepare   raw files -> records; train does it too where they are missing
 explore   what the data look like: one page, and the same as JSON; with
@@ -26,12 +27,19 @@ predict   new PNG, JPEG or DICOM files -> one probability a finding; with --expl
 convert   weights of torchvision, timm or Keras -> a checkpoint for transfer.init
 gallery   image files or NIfTI volumes -> a page of what each modality's augmentations
           do to them (--draws of each), and why it leaves others out
+sweep     every run that the config's sweep() asks for, and a page that compares them;
+          goes on where it was; --executor=local (one after the other), population (as
+          one program) or slurm (--slurm=timeout_min=120 --slurm=gpus_per_node=1 ...)
 
-Any field of the config is a flag: --config.optim.learning_rate=3e-4
+Any field of the config is a flag: --config.optim.learning_rate=3e-4. The config.json of
+a run is a config too: train --config=DIR/config.json --workdir=NEW trains it again.
 """
 
+import ast
+import inspect
 import logging
 import os
+import runpy
 import sys
 from pathlib import Path
 
@@ -40,9 +48,12 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
+import medjax
 from medjax import commands, comparing, evaluating
+from medjax.build import saved
 from medjax.errors import InputError
 from medjax.evaluation.gradcam import METHODS
+from medjax.sweeping.sweep import EXECUTORS
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "a file of configs/")
@@ -68,6 +79,11 @@ flags.DEFINE_integer("channels", 3, "convert: of the images that the model is fo
 flags.DEFINE_string("modality", None, "gallery: of this one; without it, of all")
 flags.DEFINE_integer("draws", 6, "gallery: of each policy on each image")
 flags.DEFINE_integer("seed", 0, "gallery: of the draws")
+flags.DEFINE_enum("executor", "local", EXECUTORS, "sweep: how its runs are executed")
+flags.DEFINE_string("baseline", "", "sweep: the arm to compare with; '': the first")
+flags.DEFINE_multi_string(
+    "slurm", [], "sweep: NAME=VALUE of submitit, slurm_partition=gpu say; repeatable"
+)
 
 
 def required(name: str):
@@ -89,6 +105,30 @@ def config():
     return value
 
 
+def arms() -> list[dict]:
+    """The overrides that sweep() of the config's file yields."""
+    path, *argument = config_flags.get_config_filename(FLAGS["config"]).split(":", 1)
+    module = runpy.run_path(path) if path.endswith(".py") else {}
+    if "sweep" not in module:
+        raise InputError(f"--config={path}: has no sweep(): write one, see configs/")
+    takes = inspect.signature(module["sweep"]).parameters
+    return list(module["sweep"](*argument[: len(takes)]))
+
+
+def slurm() -> dict:
+    """The values of --slurm; what isn't a number or the like is text."""
+    found = {}
+    for text in FLAGS.slurm:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"--slurm={text}: give NAME=VALUE")
+        try:
+            found[name] = ast.literal_eval(value)
+        except (SyntaxError, ValueError):
+            found[name] = value
+    return found
+
+
 def heatmaps() -> dict[str, str | None]:
     """How heatmaps are made."""
     return {"method": FLAGS.method, "stage": FLAGS.stage}
@@ -104,7 +144,7 @@ def run(command: str) -> int:
         else:
             commands.explore(config(), Path(required("workdir")))
     elif command == "train":
-        commands.train(config(), Path(required("workdir")))
+        medjax.launch(config(), required("workdir"))
     elif command == "evaluate":
         other = config() if FLAGS.config else None
         options = {"split": FLAGS.split, "other": other}
@@ -154,6 +194,16 @@ def run(command: str) -> int:
             draws=FLAGS.draws,
             seed=FLAGS.seed,
         )
+    elif command == "sweep":
+        found = medjax.sweep(
+            config(),
+            arms(),
+            required("workdir"),
+            executor=FLAGS.executor,
+            baseline=FLAGS.baseline,
+            slurm=slurm(),
+        )
+        return 3 if any(run["error"] for run in found["runs"]) else 0
     else:
         raise InputError(f"unknown command {command!r}: see python launch.py --help")
     return 0
@@ -167,13 +217,16 @@ def main(arguments: list[str]) -> int:
     logging.getLogger("medjax").addHandler(handler)
     logging.getLogger("medjax").propagate = False
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/medjax/compiled")
-    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(cache))
+    cache = os.path.expanduser(cache)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache  # A sweep's processes share it.
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     try:
         if len(arguments) != 2:
             raise InputError(
-                "give one command: prepare, explore, train, evaluate, predict, convert "
-                "or gallery"
+                "give one command: prepare, explore, train, evaluate, predict, "
+                "convert, gallery or sweep"
             )
         return run(arguments[1])
     except InputError as error:
@@ -181,8 +234,17 @@ def main(arguments: list[str]) -> int:
         return 2
 
 
+def saved_config(argument: str) -> str:
+    """--config=RUN/config.json, as ml_collections takes it: it loads Python alone."""
+    name, equals, value = argument.partition("=")
+    if equals and name.lstrip("-") == "config" and value.endswith(".json"):
+        return f"{name}={saved.__file__}:{value}"
+    return argument
+
+
 def parse(arguments: list[str]) -> list[str]:
     """Reads the flags; a config has only the fields that its file gives it."""
+    arguments = sys.argv = [saved_config(argument) for argument in arguments]
     try:
         return FLAGS(arguments)
     except (AttributeError, KeyError) as error:  # 'optm' Did you mean "optim" ...?

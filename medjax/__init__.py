@@ -1,3 +1,69 @@
-"""medjax: train, evaluate and explain models that read medical images."""
+"""medjax: train, evaluate and explain models that read medical images.
+
+    import medjax
+    from configs import quickstart
+
+    report = medjax.launch(quickstart.get_config(), "runs/quickstart")
+    found = medjax.sweep(config, [{"seed": s} for s in range(5)], "runs/seeds")
+
+These are the commands `train` and `sweep` of launch.py, and give the same. Nothing of
+JAX is imported before they are called.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from medjax.build.plain import Config
 
 __version__ = "0.1.0"
+
+
+def launch(config: Config, workdir: str | os.PathLike) -> dict | None:
+    """Trains a run, or goes on with the one in its folder, and reports its test split.
+
+    Args:
+      config: as a file of configs/ gives it.
+      workdir: the run's folder; holds everything that comes out.
+
+    Returns:
+      What report.json says; None if it was stopped, or has nobody to test on.
+
+    Raises:
+      InputError: a mistake in the config or the data, or a diverged training.
+    """
+    from medjax import commands
+
+    commands.train(config, Path(workdir))
+    report = Path(workdir) / "report.json"
+    return json.loads(report.read_text()) if report.exists() else None
+
+
+def sweep(
+    config: Config,
+    arms: Iterable[Mapping[str, Any]],
+    workdir: str | os.PathLike,
+    **options: Any,
+) -> dict:
+    """Trains a config under many overrides, and compares what comes out.
+
+    Args:
+      config: what all runs have in common.
+      arms: the overrides of each: [{"imbalance": "ratio", "seed": 3}, ...].
+      workdir: of the sweep; a run's is arms/<its overrides>/ in it.
+      options: executor, baseline and slurm, see medjax/sweeping/sweep.py.
+
+    Returns:
+      What sweep.json says.
+
+    Raises:
+      InputError: a mistake in the overrides or the data, before anything runs.
+    """
+    from medjax.sweeping import sweep as command
+
+    return command.sweep(config, arms, Path(workdir), **options)

@@ -28,8 +28,8 @@ def compare(folder: Path, other: Path, *, split: str = "test") -> Path:
         images, patients or labels: then no difference is the models' alone.
     """
     names = tuple(workdir.read_task(folder)["names"])
-    runs = [_read(run, split, names) for run in (folder, other)]
-    _check(*runs, names, (folder, other))
+    runs = [read(run, split, names) for run in (folder, other)]
+    check(*runs, names, (folder, other))
     configs = [plain.read_config(run) for run in (folder, other)]
     summary = {
         "split": split,
@@ -50,8 +50,18 @@ def compare(folder: Path, other: Path, *, split: str = "test") -> Path:
     return page
 
 
-def _read(folder: Path, split: str, names: tuple[str, ...]) -> pd.DataFrame:
-    """A run's predictions, a row an image, in the order of the images' names."""
+def read(folder: Path, split: str, names: tuple[str, ...]) -> pd.DataFrame:
+    """A run's predictions, a row an image, in the order of the images' names.
+
+    Args:
+      folder: of the run.
+      split: that it was evaluated on.
+      names: of the findings, which must be its own.
+
+    Raises:
+      InputError: a run of other findings or of masks, one that wasn't evaluated on
+        the split, or an image that is there twice.
+    """
     if plain.read_config(folder).task == "segmentation":
         raise InputError(f"{folder}: --against compares classifiers, and it segments")
     found = tuple(workdir.read_task(folder)["names"])
@@ -76,8 +86,22 @@ def _read(folder: Path, split: str, names: tuple[str, ...]) -> pd.DataFrame:
     return table.set_index("image").sort_index()
 
 
-def _check(one: pd.DataFrame, other: pd.DataFrame, names, folders) -> None:
-    """Raises InputError unless the images, patients and labels are the same."""
+def check(
+    one: pd.DataFrame,
+    other: pd.DataFrame,
+    names: tuple[str, ...],
+    folders: tuple[Path, Path],
+) -> None:
+    """Refuses two runs that were judged on other images, patients or labels.
+
+    Args:
+      one, other: as `read` returns them.
+      names: of the findings.
+      folders: of both runs, for the message.
+
+    Raises:
+      InputError: they were.
+    """
     for here, there, run in ((one, other, folders[1]), (other, one, folders[0])):
         missing = here.index.difference(there.index)
         if len(missing):

@@ -1,8 +1,9 @@
 """The config itself, and the plain values that it holds."""
 
+import difflib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,31 @@ def about(config: Config) -> dict[str, Any]:
 def as_json(config: Config) -> dict:
     """The config as JSON holds it: tuples are lists."""
     return json.loads(config.to_json())
+
+
+def of_json(found: dict) -> Config:
+    """The config that `as_json` wrote: what flags may change are tuples, not lists."""
+    return Config(tuples(found))
+
+
+def tuples(value: Any) -> Any:
+    """Plain data with tuples for its lists."""
+    if isinstance(value, dict):
+        return {name: tuples(each) for name, each in value.items()}
+    return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+
+def nearest(field: str, config: Config) -> str | None:
+    """The dotted field of a config that is most like this one; None if none is."""
+    near = difflib.get_close_matches(field, [*_fields(config)], n=1)
+    return near[0] if near else None
+
+
+def _fields(config: Config, above: str = "") -> Iterator[str]:
+    for name, value in config.items():
+        yield f"{above}{name}"
+        if isinstance(value, Config):
+            yield from _fields(value, f"{above}{name}.")
 
 
 def read_config(folder: Path) -> Config:

@@ -1,0 +1,1 @@
+"""Many runs from one config, and the page that compares them."""

@@ -1,0 +1,182 @@
+"""What the runs of a sweep came to, gathered for its page."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from medjax import comparing
+from medjax.build import plain
+from medjax.errors import InputError
+from medjax.evaluation import arms
+from medjax.evaluation.repeated import Runs
+from medjax.sweeping import plan
+from medjax.sweeping.plan import Run
+from medjax.training import journal, workdir
+
+SPLIT = "test"  # What every run reports at its end.
+
+
+class Grid(NamedTuple):
+    """The runs of a sweep by arm and by repeat (its seed, its fold), in their order."""
+
+    arms: tuple[str, ...]
+    repeats: tuple[str, ...]
+    run: dict[tuple[str, str], Run]
+
+
+def gather(folder: Path, *, baseline: str = "") -> dict:
+    """Everything that the page of a sweep says.
+
+    Args:
+      folder: of the sweep.
+      baseline: the arm that others are compared with; '': the first.
+
+    Returns:
+      source, model, repeats; runs: [{name, arm, repeat, state, error, auroc, seconds,
+      memory}], the state 'finished', 'failed' or 'unfinished'; curves: {arm: {step,
+      mean, low, high}}, validation AUROC over the seeds; compared: evaluation.arms's,
+      to whose arms are added calibration_error {before, after} and cost {seconds,
+      memory}; None where no run is finished.
+
+    Raises:
+      InputError: no such arm, or runs that were judged on other images or labels.
+    """
+    config, runs = plan.read(folder)
+    grid = Grid(
+        tuple(dict.fromkeys(run.arm for run in runs)),
+        tuple(dict.fromkeys(run.repeat for run in runs)),
+        {(run.arm, run.repeat): run for run in runs},
+    )
+    if baseline and baseline not in grid.arms:
+        raise InputError(f"--baseline={baseline}: use one of {', '.join(grid.arms)}")
+    rows = [_row(run, folder, plan.configured(config, run.overrides)) for run in runs]
+    finished = {(r["arm"], r["repeat"]) for r in rows if r["state"] == "finished"}
+    found = {
+        "source": config.data.source,
+        "model": config.model.name,
+        "repeats": grid.repeats,
+        "runs": rows,
+        "curves": {arm: _curve(grid, arm, folder) for arm in grid.arms},
+        "compared": None,
+    }
+    if not finished:
+        return found
+    tasks = _tasks(folder, [grid.run[at] for at in finished])
+    found["compared"] = arms.compare(
+        _predictions(grid, finished, tasks, folder),
+        arms=grid.arms,
+        tasks=tasks,
+        baseline=grid.arms.index(baseline) if baseline else 0,
+        **plain.bootstrap(config),
+    )
+    for arm, row in found["compared"]["arms"].items():
+        own = [each for each in rows if each["arm"] == arm]
+        row["cost"] = {k: _mean(each[k] for each in own) for k in ("seconds", "memory")}
+        reports = [
+            _report(grid.run[at].folder(folder)) for at in finished if at[0] == arm
+        ]
+        row["calibration_error"] = {
+            side: _mean(_calibration_error(report, side) for report in reports)
+            for side in ("before", "after")
+        }
+    return found
+
+
+def mean_auroc(run: Run, sweep: Path) -> float | None:
+    """Of a finished run's report."""
+    return _report(run.folder(sweep))["mean"]["auroc"]["estimate"]
+
+
+def _row(run: Run, sweep: Path, config: plain.Config) -> dict:
+    """What the page says of one run."""
+    error, finished = plan.error(run, sweep), plan.is_finished(run, sweep, config)
+    lines = journal.read(run.folder(sweep) / "metrics.jsonl")
+    return {
+        "name": run.name,
+        "arm": run.arm,
+        "repeat": run.repeat,
+        "state": "failed" if error else "finished" if finished else "unfinished",
+        "error": error,
+        "auroc": mean_auroc(run, sweep) if finished else None,
+        "seconds": lines[-1].get("seconds") if lines else None,
+        "memory": max((line.get("memory", 0) for line in lines), default=0) or None,
+    }
+
+
+def _curve(grid: Grid, arm: str, sweep: Path) -> dict:
+    """The validation AUROC by step, over the repeats that reached the step."""
+    values: dict[int, list] = {}
+    for repeat in grid.repeats:
+        run = grid.run.get((arm, repeat))
+        lines = journal.read(run.folder(sweep) / "metrics.jsonl") if run else []
+        for line in lines:
+            if line.get("validation_auroc") is not None:
+                values.setdefault(line["step"], []).append(line["validation_auroc"])
+    steps = sorted(values)
+    kinds = {"mean": np.mean, "low": np.min, "high": np.max}
+    curve = {k: [float(of(values[s])) for s in steps] for k, of in kinds.items()}
+    return {"step": steps, **curve}
+
+
+def _tasks(sweep: Path, runs: list[Run]) -> tuple[str, ...]:
+    """The findings, which are the same for all runs."""
+    return tuple(workdir.read_task(runs[0].folder(sweep))["names"])
+
+
+def _predictions(
+    grid: Grid, finished: set, tasks: tuple[str, ...], sweep: Path
+) -> Runs:
+    """What all finished runs say, side by side.
+
+    Raises:
+      InputError: arms of one repeat were judged on other images, or an image has
+        another patient or label in another repeat.
+    """
+    tables: dict[tuple[str, str], pd.DataFrame] = {}
+    first: dict[str, tuple[str, str]] = {}
+    for at in grid.run:
+        if at not in finished:
+            continue
+        folder = grid.run[at].folder(sweep)
+        tables[at] = comparing.read(folder, SPLIT, tasks)
+        known = first.setdefault(at[1], at)
+        folders = grid.run[known].folder(sweep), folder
+        comparing.check(tables[known], tables[at], tasks, folders)
+    truth = ["patient", *(f"{task}_label" for task in tasks)]
+    every = pd.concat([tables[at][truth] for at in first.values()])
+    every = every.groupby(level=0).agg(["min", "max"])
+    lowest, highest = (every.xs(k, axis=1, level=1)[truth] for k in ("min", "max"))
+    if not lowest.equals(highest):
+        image = lowest.index[(lowest != highest).any(axis=1)][0]
+        raise InputError(
+            f"{sweep}: image {image} has another patient or label in some runs: compare "
+            "runs of the same data"
+        )
+    shape = (len(grid.arms), len(grid.repeats), len(every), len(tasks))
+    probability, weight = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    for (arm, repeat), table in tables.items():
+        at = grid.arms.index(arm), grid.repeats.index(repeat)
+        rows = every.index.get_indexer(table.index)
+        label = table[truth[1:]].to_numpy(float)
+        probability[(*at, rows)] = table[list(tasks)].to_numpy(np.float32)
+        weight[(*at, rows)] = ~np.isnan(label)
+    label = np.nan_to_num(lowest[truth[1:]].to_numpy(float))
+    return Runs(probability, label, weight, lowest["patient"].to_numpy())
+
+
+def _report(folder: Path) -> dict:
+    return json.loads((folder / "report.json").read_text())
+
+
+def _calibration_error(report: dict, side: str) -> float | None:
+    """Of the probabilities before or after calibration, if the report says it."""
+    found = (report.get("calibration") or {}).get("mean", {}).get(side)
+    return found["calibration_error"]["estimate"] if found else None
+
+
+def _mean(values) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None

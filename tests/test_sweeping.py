@@ -1,0 +1,326 @@
+"""Sweeps: their plan, their runs as a user starts them, and their page."""
+
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import Page
+from launching import ROOT, run
+
+import medjax
+from configs import loss_weighting, quickstart
+from medjax.build import plain, saved, study
+from medjax.errors import InputError
+from medjax.sweeping import executors, plan
+
+CONFIG = """
+from configs import quickstart
+
+def get_config():
+    c = quickstart.get_config()
+    c.explore = False
+    c.data.patients, c.data.side = 60, 32
+    c.data.prevalence = (0.3,) * 6
+    c.split.test, c.split.seed = 0.4, 0
+    c.model = {"name": "densenet_small", "blocks": (1,), "growth": 4}
+    c.train.steps, c.train.batch = 6, 8
+    c.train.evaluate_every, c.train.log_every = 3, 3
+    c.evaluation.replicates = 20
+    return c
+
+def sweep():
+    yield {"optim.learning_rate": 1e-3, "seed": 0}
+    yield {"optim.learning_rate": float("nan"), "seed": 0}
+    yield {"optim.learning_rate": 1e-2, "seed": 0}
+"""
+
+
+def planned(*arms, config=None):
+    return plan.runs(config or quickstart.get_config(), arms)
+
+
+# ------------------------------------------------------------------ the plan
+
+
+def test_runs_are_called_by_their_overrides_and_arms_by_all_but_the_seed():
+    focal = {"loss": {"name": "focal", "gamma": 2.0}, "seed": 3}
+    one, two, three = planned({"imbalance": "none", "seed": 1}, focal, {})
+    assert one[:3] == ("imbalance=none,seed=1", "imbalance=none", "seed=1")
+    assert two[:3] == (
+        "loss.name=focal,loss.gamma=2.0,seed=3",
+        "loss.name=focal,loss.gamma=2.0",
+        "seed=3",
+    )
+    assert three[:3] == ("default", plan.BASELINE, "")
+    config = plan.configured(quickstart.get_config(), two.overrides)
+    assert config.loss.to_dict() == {"name": "focal", "gamma": 2.0}
+    assert config.seed == 3
+
+
+def test_names_that_say_too_little_are_told_apart_by_a_digest():
+    many, slash, colon = planned(
+        {"data.prevalence": tuple(0.01 * np.arange(60))},
+        {"transfer.init": "a/b"},
+        {"transfer.init": "a:b"},
+    )
+    assert len(many.name) <= plan.LONGEST + 7
+    assert slash.name != colon.name
+    for name in (many.name, slash.name, colon.name):
+        assert "/" not in name and ":" not in name
+    (alone,) = planned({"transfer.init": "a:b"})
+    assert alone.name == colon.name  # Whatever other runs there are.
+
+
+@pytest.mark.parametrize(
+    ("arm", "said"),
+    [
+        ({"optim.learning_rat": 1}, "'optim.learning_rat'. Did you mean 'optim.learni"),
+        ({"los.name": "focal"}, "no field 'los.name'. Did you mean 'loss.name'"),
+        ({"seed.x": 1}, "no field 'seed.x'"),
+        ({"train.steps": "many"}, "train.steps='many'"),
+        (["seed"], "a dict of overrides"),
+    ],
+)
+def test_a_wrong_override_is_one_line_before_anything_runs(arm, said):
+    with pytest.raises(InputError, match=r"sweep\(\)") as error:
+        planned({"seed": 1}, arm)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_sweep_has_runs_and_no_run_twice():
+    with pytest.raises(InputError, match="seed=1 is there twice"):
+        planned({"seed": 1}, {"seed": 1})
+    with pytest.raises(InputError, match="no run"):
+        planned()
+
+
+def test_a_sweeps_plan_comes_back_and_another_config_is_refused(tmp_path):
+    config = quickstart.get_config()
+    found = planned({"augment.ops": ("contrast",), "seed": 2}, {"seed": 1})
+    plan.claim(tmp_path, config, found)
+    again, runs = plan.read(tmp_path)
+    assert runs == found and plain.as_json(again) == plain.as_json(config)
+    plan.claim(tmp_path, config, planned({"seed": 5}))  # Others may come.
+    config.train.steps = 3
+    with pytest.raises(InputError, match=r"config\.train\.steps is 1000, not 3"):
+        plan.claim(tmp_path, config, found)
+    with pytest.raises(InputError, match="arms.json"):
+        plan.read(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize("data", ["phantom", "nih_sample"])
+def test_the_loss_weighting_has_seven_arms_of_five_seeds(data):
+    config = loss_weighting.get_config(data)
+    runs = plan.runs(config, loss_weighting.sweep(data))
+    arms = {each.arm for each in runs}
+    assert len(runs) == 35 and len(arms) == 7
+    for arm in arms:
+        assert len({each.repeat for each in runs if each.arm == arm}) == 5
+    for one in runs:
+        study.treats(plan.configured(config, one.overrides), ())
+
+
+def test_the_saved_config_of_a_run_is_a_config(tmp_path):
+    config = quickstart.get_config()
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(plain.as_json(config)))
+    found = saved.get_config(str(path))
+    assert found.to_dict() == config.to_dict()  # Tuples are tuples again.
+    path.write_text("{")
+    with pytest.raises(OSError, match="not JSON"):
+        saved.get_config(str(path))
+    path.write_text("[1]")
+    with pytest.raises(OSError, match="not the config"):
+        saved.get_config(str(path))
+
+
+def test_the_package_is_imported_without_jax():
+    code = "import sys, medjax; medjax.launch; sys.exit('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
+    assert done.returncode == 0
+
+
+def test_what_is_asked_for_wrongly_is_said(tmp_path, monkeypatch):
+    config, arms = quickstart.get_config(), [{"seed": 0}]
+    with pytest.raises(InputError, match="--executor=cloud: use one of local"):
+        medjax.sweep(config, arms, tmp_path, executor="cloud")
+    with pytest.raises(InputError, match="--baseline=x: use one of as configured"):
+        medjax.sweep(config, arms, tmp_path, baseline="x")
+    config.task = "segmentation"
+    with pytest.raises(InputError, match="compares classifiers"):
+        medjax.sweep(config, arms, tmp_path)
+    monkeypatch.setattr(executors.shutil, "which", lambda name: None)
+    with pytest.raises(InputError, match="no sbatch here"):
+        executors.slurm(tmp_path, [], print)
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(InputError, match="needs submitit: pip install"):
+        executors.slurm(tmp_path, [], print)
+    assert not any(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------ the runs
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    home = tmp_path_factory.mktemp("sweeps")
+    (home / "tiny.py").write_text(CONFIG)
+    return home
+
+
+GOOD, BAD, LAST = (f"optim.learning_rate={x},seed=0" for x in ("0.001", "nan", "0.01"))
+
+
+def interrupt(log):
+    """Sends this process SIGTERM, as a user would, once a run has begun."""
+
+    def wait():
+        while not (log.exists() and log.read_text()):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+@pytest.fixture(scope="module")
+def swept(home):
+    """A sweep that is interrupted in its first run, and goes on; one arm fails."""
+    module = runpy.run_path(home / "tiny.py")
+    config, folder = module["get_config"](), home / "sweep"
+    config.data.records = str(home / "records")
+    thread = interrupt(folder / "arms" / GOOD / "metrics.jsonl")
+    first = medjax.sweep(config, module["sweep"](), folder)
+    thread.join()
+    return folder, first, medjax.sweep(config, module["sweep"](), folder)
+
+
+def test_an_interrupted_sweep_goes_on_and_a_failed_arm_stops_no_other(swept):
+    folder, first, _ = swept
+    assert {each["state"] for each in first["runs"]} == {"unfinished"}
+    assert "stopped: saved" in (folder / "arms" / GOOD / "log.txt").read_text()
+    page = Page((folder / "sweep.html").read_text())
+    assert "1 failed" in page.text and "training diverged" in page.text
+    assert "Traceback" not in page.text
+    found = json.loads((folder / "sweep.json").read_text())
+    assert found == json.loads(json.dumps(swept[2]))
+    states = {each["name"]: each["state"] for each in found["runs"]}
+    assert states == {GOOD: "finished", BAD: "failed", LAST: "finished"}
+    assert found["compared"]["arms"]["optim.learning_rate=nan"]["seeds"] == 0
+    good = next(each for each in found["runs"] if each["name"] == GOOD)
+    assert good["seconds"] > 0 and good["memory"] > 1e8
+    rows = pd.read_csv(folder / "sweep.csv")
+    assert len(rows) == 3 * 7 * 3  # Arms, findings and their mean, metrics.
+
+
+def test_the_page_says_what_the_runs_reports_say(swept):
+    folder, *_ = swept
+    found = json.loads((folder / "sweep.json").read_text())
+    for name, arm in ((GOOD, "0.001"), (LAST, "0.01")):
+        report = json.loads((folder / "arms" / name / "report.json").read_text())
+        row = found["compared"]["arms"][f"optim.learning_rate={arm}"]
+        for task, own in report["tasks"].items():
+            expected = own["metrics"]["auroc"]["estimate"]
+            told = row["tasks"][task]["auroc"]["estimate"]
+            assert told == pytest.approx(expected, abs=1e-5)
+    assert found["compared"]["best"]["arm"] is None
+
+
+def test_finished_runs_are_not_trained_again(swept, monkeypatch):
+    folder, *_ = swept
+    config, runs = plan.read(folder)
+    monkeypatch.setattr(subprocess, "Popen", None)  # No run can start.
+    keep = [each.overrides for each in runs if each.name != BAD]
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("arms/*/report*")}
+    found = medjax.sweep(config, keep, folder)
+    assert [each["state"] for each in found["runs"]] == ["finished"] * 2
+    assert all(path.stat().st_mtime_ns == at for path, at in before.items())
+
+
+def same_predictions(one, other):
+    first, second = ((f / "predictions/test.csv").read_text() for f in (one, other))
+    assert first == second
+
+
+def test_a_run_trained_again_from_the_config_it_wrote_down_is_the_same(swept, tmp_path):
+    """In a process of its own, which has as many devices as the arm's had."""
+    arm = swept[0] / "arms" / GOOD
+    code = (
+        "import sys, medjax; from medjax.build import saved\n"
+        "print(medjax.launch(saved.get_config(sys.argv[1]), sys.argv[2])['films'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, arm / "config.json", tmp_path / "again"],
+        cwd=ROOT,
+        env=dict(os.environ, XLA_FLAGS=""),
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    predictions = pd.read_csv(arm / "predictions/test.csv")
+    assert int(done.stdout.split()[-1]) == len(predictions)
+    for name in ("config.json", "predictions/test.csv", "splits.csv", "report.csv"):
+        assert (arm / name).read_text() == (tmp_path / "again" / name).read_text()
+    provenance = [
+        json.loads((f / "provenance.json").read_text())
+        for f in (arm, tmp_path / "again")
+    ]
+    assert provenance[0] == provenance[1]
+
+
+def test_the_commands_read_a_sweep_and_a_saved_config(home, swept):
+    folder = swept[0]
+    steps = "--config.train.steps=7"
+    records = f"--config.data.records={home / 'records'}"
+    sweep = ["sweep", f"--config={home / 'tiny.py'}", f"--workdir={folder}", records]
+    _, err = run(*sweep, steps, code=2)
+    assert "config.train.steps is 6, not 7" in err and err.count("\n") == 1
+    arm = folder / "arms" / GOOD
+    again = ["train", f"--config={arm / 'config.json'}", f"--workdir={arm}"]
+    _, err = run(*again, steps, code=2)
+    assert "config.train.steps is 6, not 7" in err
+    _, err = run("sweep", *again[1:], code=2)
+    assert "has no sweep()" in err
+
+
+@pytest.mark.slow
+def test_a_job_that_is_pre_empted_saves_and_is_queued_again(swept, tmp_path):
+    config, _ = plan.read(swept[0])
+    config.train.steps, config.train.evaluate_every = 600, 600
+    log = tmp_path / "arms/seed=7/metrics.jsonl"
+
+    def preempt():
+        while not (log.exists() and log.read_text()):
+            time.sleep(0.05)
+        (job,) = json.loads((tmp_path / "slurm/jobs.json").read_text()).values()
+        os.kill(int(job), signal.SIGTERM)  # The controller hands it on to the job.
+
+    thread = threading.Thread(target=preempt)
+    thread.start()
+    found = medjax.sweep(
+        config, [{"seed": 7}], tmp_path, executor="slurm", slurm={"cluster": "local"}
+    )
+    thread.join()
+    (one,) = found["runs"]
+    assert (one["state"], one["error"]) == ("finished", None)
+    said = "".join(path.read_text() for path in (tmp_path / "slurm").glob("*_log.*"))
+    assert "stopped: saved" in said and "Requeued" in said
+    numbers = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert numbers == sorted(numbers) and numbers[-1] == 600
+
+
+def test_an_option_that_submitit_does_not_know_is_one_line(swept, tmp_path):
+    config, _ = plan.read(swept[0])
+    options = {"cluster": "local", "patience": 3}
+    with pytest.raises(InputError, match="--slurm: .*patience"):
+        medjax.sweep(config, [{"seed": 7}], tmp_path, executor="slurm", slurm=options)
