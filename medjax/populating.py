@@ -87,7 +87,7 @@ def use_cores(configs: list[Config]) -> None:
       configs: of the arms. There are no more devices than arms, and as many as can
         share the batch of each that is trained alone.
     """
-    devices = min(len(configs), len(os.sched_getaffinity(0)))
+    devices = min(len(configs), os.cpu_count() or 1)
     while any(config.train.batch % devices for config in configs):
         devices -= 1
     with contextlib.suppress(RuntimeError):  # It has begun.
