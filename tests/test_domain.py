@@ -63,6 +63,7 @@ def test_other_films_of_the_same_kind_pass(known):
 )
 def test_what_is_wrong_is_said(known, change, said):
     assert said in warning(change(film(2000)), known)
+    assert warning(film(2000), known) == ""
 
 
 def test_statistics_are_numpy_s():

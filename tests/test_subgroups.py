@@ -9,6 +9,7 @@ from sklearn import metrics as oracles
 
 from medjax.evaluation import gaps, subgroups
 from medjax.evaluation.inference import Predictions
+from medjax.evaluation.replicates import replicate_group_areas
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
 
@@ -86,6 +87,7 @@ def test_each_group_s_metrics_are_scikit_learn_s_on_its_films(found):
                         assert value["low"] <= value["estimate"] <= value["high"]
                 if min(of[:2]) >= 10:
                     areas.append(oracles.roc_auc_score(y, s))
+            assert part["averaged"] == len(areas)
             if not areas:
                 assert part["mean"]["auroc"]["why"].startswith("no task with 10")
                 continue
@@ -247,6 +249,19 @@ def test_groups_that_are_too_small_have_no_gap_and_say_so():
     gap = found["site"]["gaps"]["mass"]["auroc"]
     assert gap["estimate"] is None and gap["why"] == "no two groups of 10 such patients"
     assert found["site"]["mean"]["auroc"]["estimate"] is None
+
+
+def test_films_of_one_score_are_a_coin_s_in_each_group():
+    rng = np.random.default_rng(0)
+    label = (rng.random((40, 1)) < 0.5).astype(np.float32)
+    same, counts = np.ones_like(label), np.ones((40, 2), np.uint8)
+    area, precision = jax.jit(replicate_group_areas, static_argnames="groups")(
+        *(same, label, same, np.arange(40), np.arange(40) % 3, counts), groups=4
+    )
+    prevalence = [label[n::3].mean() for n in range(3)]
+    np.testing.assert_allclose(area[:, :3, 0], 0.5, atol=1e-6)
+    np.testing.assert_allclose(precision[:, :3, 0], [prevalence] * 2, atol=1e-6)
+    assert np.isnan(area[:, 3]).all()  # Nobody is in it.
 
 
 def test_metadata_become_groups():

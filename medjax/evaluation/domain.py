@@ -109,10 +109,9 @@ def warning(pixels: np.ndarray, image: np.ndarray, known: dict) -> str:
         if name == "likeness" and value < low <= -value:
             said.append(f"as if inverted, black for white (likeness {value:.2f})")
         elif not low <= value <= high:
-            shown = (
-                np.exp([value, low, high]) if name == "aspect" else (value, low, high)
-            )
-            said.append("{} {:.2f}, not {:.2f} to {:.2f}".format(name, *shown))
+            end, side = (low, "below") if value < low else (high, "above")
+            shown = np.exp([value, end]) if name == "aspect" else (value, end)
+            said.append(f"{name} {shown[0]:.2f}, {side} {shown[1]:.2f}")
     height, width = pixels.shape[:2]
     if min(height, width) < image.shape[0]:
         said.append(f"{width} x {height} pixels, and the model reads {image.shape[0]}")

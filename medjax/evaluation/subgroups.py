@@ -76,14 +76,16 @@ def summarise(
 
     Returns:
       {attribute: {groups: {group: {films, patients, tasks: {T: {positives, negatives,
-      metrics: {metric: interval}}}, mean: {auroc: interval}}}, gaps: {T: {metric:
-      gap}}, mean: {auroc: gap}, shown, tests}}. An interval is {estimate, low, high,
-      undefined, why}, without ends of fewer than LEAST patients, whom a bootstrap can't
-      speak for; the mean is over the tasks that have as many. A gap is the largest difference between two groups with LEAST
-      patients, {estimate, low, high, between: [higher, lower], p, p_holm, why}; shown
-      lists all pairs whose p_holm is below SHOWN, [{task, metric, **gap}], the surest
-      first. tests is how many differences were tested, of all attributes together,
-      which p_holm is adjusted for: in 95 of 100 reports no gap is shown that is none.
+      metrics: {metric: interval}}}, mean: {auroc: interval}, averaged}}, gaps: {T:
+      {metric: gap}}, mean: {auroc: gap}, shown, tests}}.
+      An interval is {estimate, low, high, undefined, why}, without ends of fewer than
+      LEAST patients, whom a bootstrap can't speak for; a group's mean is over the tasks
+      that have as many, `averaged` in number.
+      A gap is the largest difference between two groups with LEAST patients, {estimate,
+      low, high, between: [higher, lower], p, p_holm, why}; shown lists all pairs whose
+      p_holm is below SHOWN, [{task, metric, **gap}], the surest first. tests is how
+      many differences were tested, of all attributes together, which p_holm is adjusted
+      for: in 95 of 100 reports no gap is shown that is none.
     """
     threshold = np.asarray(threshold, np.float32)
     columns = {name: _category(groups[name]) for name in groups}
@@ -99,7 +101,7 @@ def summarise(
         for pair in itertools.combinations(range(start, stop), 2)
     ]
     found = gaps.differences(measured, np.array(pairs, int).reshape(-1, 2))
-    intervals = _intervals(measured)
+    intervals, averaged = _intervals(measured)
     results = {}
     for row, (attribute, column) in enumerate(columns.items()):
         own = range(first[row], first[row + 1])
@@ -115,6 +117,7 @@ def summarise(
                     "films": int((member[row] == g).sum()),
                     "patients": np.unique(predictions.patient[member[row] == g]).size,
                     **_group(measured, intervals, g, tasks, np.isnan(threshold)),
+                    "averaged": int(averaged[g]),
                 }
                 for g in own
             },
@@ -199,8 +202,13 @@ def _replicates(
     return in_chunks(chunk, replicates)
 
 
-def _intervals(measured: gaps.Measured) -> dict[str, np.ndarray]:
-    """{end: [M, G, T + 1]}; the last column is auroc's mean over the large enough."""
+def _intervals(measured: gaps.Measured) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Ends of intervals by name, and the number of tasks in a group's mean of auroc.
+
+    Returns:
+      {end: [M, G, T + 1]}, whose last column is the mean over tasks of enough patients;
+      [G].
+    """
     enough = gaps.denominators(measured.patients) >= LEAST
     tasks = enough[:1] & ~np.isnan(measured.value[:1])
     value, drawn = (
@@ -211,7 +219,8 @@ def _intervals(measured: gaps.Measured) -> dict[str, np.ndarray]:
     ends = np.asarray(jnp.nanquantile(drawn, jnp.array([0.025, 0.975]), axis=0))
     low, high = np.where(enough, ends, np.nan)
     undefined = np.isnan(drawn).sum(axis=0)
-    return {"estimate": value, "low": low, "high": high, "undefined": undefined}
+    ends = {"estimate": value, "low": low, "high": high, "undefined": undefined}
+    return ends, tasks[0].sum(axis=-1)
 
 
 def _group(measured, intervals, g: int, tasks, uncut: np.ndarray) -> dict:
