@@ -36,6 +36,7 @@ class Journal:
         they are about to be computed again.
       name: of the run among those that train beside it; stands in its lines.
       bar: whether it shows a bar; of several at once one can.
+      sharing: how many runs train in the same time, of which each has its share.
     """
 
     def __init__(
@@ -46,14 +47,15 @@ class Journal:
         start: int = 0,
         name: str = "",
         bar: bool = True,
+        sharing: int = 1,
     ):
         from tensorboardX import SummaryWriter  # Late: it is slow to import.
 
         self._path = workdir / "metrics.jsonl" if hosts.first() else Path(os.devnull)
         kept = [line for line in read(self._path) if line["step"] <= start]
         self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        spent = kept[-1].get("seconds", 0.0) if kept else 0.0
-        self._began = time.perf_counter() - spent
+        self._spent = kept[-1].get("seconds", 0.0) if kept else 0.0
+        self._began, self._sharing = time.perf_counter(), sharing
         self._events = SummaryWriter(
             str(workdir / "events"), purge_step=start + 1, write_to_disk=hosts.first()
         )
@@ -84,8 +86,9 @@ class Journal:
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Appends one line; a NaN is written as null, for JSON has none."""
-        seconds = round(time.perf_counter() - self._began, 3)
-        scalars = scalars | {"seconds": seconds, "memory": peak_memory()}
+        passed = (time.perf_counter() - self._began) / self._sharing
+        cost = {"seconds": round(self._spent + passed, 3), "memory": peak_memory()}
+        scalars = scalars | cost
         finite = {k: None if math.isnan(v) else v for k, v in scalars.items()}
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, **finite}) + "\n")

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -75,10 +75,11 @@ def fit(
       What became of each arm.
     """
     waves, at = _Waves(arms, program), start
+    journal = {"steps": steps, "start": start}
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(loop.stop_signal())
         runs = [
-            _Run(arm, stack, steps=steps, start=start, bar=number == 0)
+            _Run(arm, stack, bar=number == 0, sharing=len(arms), **journal)
             for number, arm in enumerate(arms)
         ]
         while at < steps and any(run.error is None for run in runs):
@@ -112,13 +113,10 @@ class _Run:
         self,
         arm: Arm,
         stack: contextlib.ExitStack,
-        *,
-        steps: int,
-        start: int,
-        bar: bool,
+        **shown: Any,
     ):
         self.arm, self.error = arm, None
-        journal = Journal(arm.workdir, steps=steps, start=start, name=arm.name, bar=bar)
+        journal = Journal(arm.workdir, name=arm.name, **shown)
         self.journal = stack.enter_context(journal)
         self.meter = loop.Meter(journal, arm.checkpoints)
 
