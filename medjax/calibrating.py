@@ -16,7 +16,7 @@ from medjax.cohort import imbalance
 from medjax.errors import InputError
 from medjax.evaluation import calibration, operating, recalibration
 from medjax.evaluation.inference import Predictions
-from medjax.training import frozen
+from medjax.training import frozen, hosts
 from medjax.training.frozen import Calibration, Frozen
 
 METHODS = ("none", "platt", "temperature", "isotonic", "prior")
@@ -66,6 +66,9 @@ def settle(
 
     Returns:
       The choices, and the calibrated validation predictions if they were made now.
+
+    Raises:
+      InputError: these are predictions of another split.
     """
     found = frozen.read(folder)
     stale = found and finished.stale(config, found, number)
@@ -74,13 +77,20 @@ def settle(
     if stale:
         print(f"note: {stale}: chosen again on validation")
     predicted = validation()
+    validates = manifest["id"][manifest["split"] == "validation"]
+    if not np.isin(predicted.id, validates).all():
+        raise InputError(
+            "calibration: images that aren't of the validation split; what is chosen on "
+            "images that it is judged on flatters the run"
+        )
     chosen = fit(config, data, manifest, predicted)
     predicted = calibrated(chosen, predicted)
     rule = plain.operating(config)
     points = operating.choose(predicted, split="validation", **rule).tolist()
     points = dict(zip(data.task.names, points, strict=True))
     found = Frozen(number, points, **rule, calibration=chosen)
-    frozen.write(folder, found)
+    if hosts.first():
+        frozen.write(folder, found)
     return found, predicted
 
 

@@ -49,6 +49,7 @@ def findings(images=400, seed=0):
 
 def settle(config, folder, validation, label, number=7):
     data, manifest = study_of(label)
+    manifest["split"] = "validation"
     return calibrating.settle(config, folder, number, data, manifest, validation)
 
 
@@ -72,6 +73,16 @@ def test_what_is_fitted_on_validation_is_frozen_and_read_back(config, tmp_path, 
     assert now is None and again.thresholds == chosen.thresholds
     found = calibrating.calibrated(again.calibration, said)
     np.testing.assert_array_equal(found.probability, expected)
+
+
+def test_nothing_is_chosen_on_an_image_that_is_not_of_validation(config, tmp_path):
+    z, label = findings(images=40)
+    data, manifest = study_of(label)  # One of them is a test image.
+    manifest["split"] = ["validation"] * 39 + ["test"]
+    said = predicted(expit(z), label)
+    with pytest.raises(InputError, match="aren't of the validation split"):
+        calibrating.settle(config, tmp_path, 7, data, manifest, lambda: said)
+    assert frozen.read(tmp_path) is None
 
 
 def test_rising_maps_call_the_same_images_positive(config, tmp_path):
