@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
     c.patch = {
         "size": (64, 64, 64),  # voxels along D, H, W
         "each": 2,  # patches of a volume in a step
-        "foreground": 0.67,  # share of them about a voxel of a region
+        "foreground": 0.67,  # share of them about a voxel of a region, half by lesion
         "slices": False,  # 2-D: the middle slice, its d neighbours as channels
     }
     c.augment = {
@@ -86,7 +86,7 @@ def get_config() -> ConfigDict:
         "ema": 0.995,
     }
     c.train = {
-        "steps": 2000,
+        "steps": 1800,
         "batch": 2,
         "dtype": "float32",
         "threads": 2,

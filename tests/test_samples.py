@@ -61,12 +61,13 @@ def test_points_are_of_their_region_and_reach_all_of_it(folder):
     assert [source[i]["occurrence"] for i in range(3)] == [0, 0, 1]
 
 
-def test_each_voxel_is_as_likely_a_point():
+def test_half_of_the_points_ask_for_voxels_and_half_for_lesions():
     label = np.zeros((4, 4, 4, 1), np.uint8)
     label[1, 1, :, 0] = 1
     label[3, 3, 3, 0] = 1
     points, _ = samples.foreground(label, seed=3)
     _, counts = np.unique(points[0], axis=0, return_counts=True)
-    expected = samples.POINTS / 5
+    of_row, alone = 0.5 / 5 + 0.5 / 2 / 4, 0.5 / 5 + 0.5 / 2
+    expected = samples.POINTS * np.array([*[of_row] * 4, alone])
     chi2 = ((counts - expected) ** 2 / expected).sum()
     assert chi2 < 18.5  # Four degrees of freedom: passed by chance 1 time in 1,000.

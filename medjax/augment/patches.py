@@ -78,7 +78,8 @@ def draw(
       each: n, patches of a volume.
       foreground: share of the patches that are drawn about a voxel of a region, which
         then lies in the middle half of the patch along each axis: all regions of the
-        volume are equally likely, and all voxels of one. The rest lie anywhere.
+        volume are equally likely, and all points of one, see samples.foreground. The
+        rest lie anywhere.
       slices: a patch is 2-D, of its middle slice; its d slices in their order are
         channels, (slice, sequence) with the sequence changing fastest.
 

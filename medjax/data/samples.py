@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from scipy import ndimage
 
 from medjax.data import loader
 
@@ -96,7 +97,11 @@ class Volumes:
 
 
 def foreground(label: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels of each region, all equally likely.
+    """Voxels of each region, for patches to be drawn about.
+
+    One half are any voxels of the region, all equally likely. For the other half a
+    connected part is drawn first, all equally likely, and then one of its voxels: a
+    small lesion beside a large one would hardly ever be seen otherwise.
 
     Args:
       label: [D, H, W, K], a region where it isn't 0.
@@ -110,9 +115,14 @@ def foreground(label: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.ndarray]
     points = np.zeros((label.shape[-1], POINTS, 3), np.int32)
     present = np.zeros(label.shape[-1], bool)
     for k in range(label.shape[-1]):
-        voxels = np.flatnonzero(label[..., k])
-        present[k] = len(voxels) > 0
+        parts, number = ndimage.label(label[..., k], np.ones((3, 3, 3)))
+        voxels = np.flatnonzero(parts)
+        present[k] = number > 0
         if present[k]:
-            chosen = rng.choice(voxels, POINTS)
-            points[k] = np.stack(np.unravel_index(chosen, label.shape[:3]), axis=1)
+            part = parts.ravel()[voxels]
+            chance = 1 / np.bincount(part)[part] / number
+            half = POINTS // 2
+            chosen = [rng.choice(voxels, half), rng.choice(voxels, half, p=chance)]
+            whole = np.concatenate(chosen)
+            points[k] = np.stack(np.unravel_index(whole, label.shape[:3]), axis=1)
     return points, present
