@@ -224,7 +224,7 @@ def predict(
     explain: Path | None = None,
     **how: str,
 ) -> list[str]:
-    """Writes a run's probabilities for new image files.
+    """Writes a run's probabilities, calibrated as its report's are, for new images.
 
     Args:
       folder: of a finished run.
