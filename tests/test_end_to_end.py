@@ -214,7 +214,8 @@ def test_predict_gives_the_probabilities_of_the_evaluation(home, finished, tmp_p
     with out.open() as file:
         rows = list(csv.DictReader(file))
     tasks = list(json.loads((workdir / "thresholds.json").read_text())["tasks"])
-    assert list(rows[0]) == ["image", *tasks]
+    assert list(rows[0]) == ["image", *tasks, "warning"]
+    assert all(row["warning"] == "" for row in rows)
     assert [row["image"] for row in rows] == [
         str(folder / f"{n}.png") for n in sorted(names)
     ]
