@@ -20,6 +20,7 @@ from configs import loss_weighting, quickstart
 from medjax.build import plain, saved, study
 from medjax.errors import InputError
 from medjax.sweeping import executors, plan
+from medjax.training.population import Outcome
 
 CONFIG = """
 from configs import quickstart
@@ -164,6 +165,52 @@ def test_what_is_asked_for_wrongly_is_said(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="needs submitit: pip install"):
         executors.slurm(tmp_path, [], print)
     assert not any(tmp_path.iterdir())
+
+
+def test_what_becomes_of_a_population_is_told_run_by_run(tmp_path, monkeypatch):
+    runs = planned({"seed": 0}, {"seed": 1}, {"seed": 2})
+    plan.claim(tmp_path, quickstart.get_config(), runs)
+    plan.write_error(runs[0].folder(tmp_path), "of an earlier attempt")
+    outcomes = [Outcome(True), Outcome(False, "diverged"), Outcome(False)]
+    asked = []
+
+    def train(configs, folders):
+        asked.extend(config.seed for config in configs)
+        return outcomes[: len(folders)]
+
+    monkeypatch.setattr(executors.populating, "train", train)
+    told = []
+    assert not executors.population(tmp_path, runs, told.append)
+    assert told == runs[:2] and asked == [0, 1, 2]
+    errors = [plan.error(each, tmp_path) for each in runs]
+    assert errors == [None, "diverged", None]
+    assert executors.population(tmp_path, runs[:2], told.append)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [(-9, "out of memory"), (-11, "crashed: SIGSEGV"), (1, "exit code 1: see log.txt")],
+)
+def test_a_process_that_ends_without_a_word_has_an_error(
+    tmp_path, monkeypatch, code, said
+):
+    runs = planned({"seed": 0}, {"seed": 1})
+    plan.claim(tmp_path, quickstart.get_config(), runs)
+    ends = f"signal.raise_signal({-code})" if code < 0 else f"sys.exit({code})"
+    script = f"import signal, sys; print('last words', flush=True); {ends}"
+    popen = subprocess.Popen
+
+    def fake(_, **options):
+        return popen([sys.executable, "-c", script], **options)
+
+    monkeypatch.setattr(subprocess, "Popen", fake)
+    told = []
+    assert executors.local(tmp_path, runs, told.append)
+    assert told == runs  # One crash doesn't stop the next.
+    for each in runs:
+        assert said in plan.error(each, tmp_path)
+        details = (each.folder(tmp_path) / "error.txt").read_text()
+        assert "last words" in details
 
 
 # ------------------------------------------------------------------ the runs

@@ -62,9 +62,11 @@ def sweep(
     def say(run: Run) -> None:
         nonlocal number
         number += 1
-        error = plan.error(run, folder)
-        auroc = None if error else results.mean_auroc(run, folder)
-        what = f"failed: {error}" if error else f"mean AUROC {auroc:.3f}"
+        what = f"failed: {plan.error(run, folder)}"
+        if plan.error(run, folder) is None:
+            finished = plan.is_finished(run, folder, configs[run.name])
+            auroc = results.mean_auroc(run, folder) if finished else None
+            what = "stopped" if auroc is None else f"mean AUROC {auroc:.3f}"
         print(f"{number}/{len(runs)} {run.name}: {what}", flush=True)
 
     if left:
