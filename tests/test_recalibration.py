@@ -196,9 +196,17 @@ def test_of_several_classes_each_is_as_frequent_as_it_is_likely():
     np.testing.assert_allclose(
         (wrong * np.log(p[known])).sum(), 0, atol=1e-3
     )  # slopes.
-    for label in (np.eye(3)[p.argmax(1)], np.eye(3)[p.argmin(1)]):  # No finite optimum.
-        fit = recalibration.fit_softmax(p, label, w, offsets=False)
-        np.testing.assert_array_equal(recalibration.calibrate(fit, p), p)
+
+
+@pytest.mark.parametrize("offsets", [False, True])
+def test_classes_without_a_finite_optimum_stay_as_they_are(offsets):
+    rng, w = np.random.default_rng(6), np.ones((30, 3))
+    true = np.arange(30) % 3
+    for sure in (0.0, 5.0):  # The farther apart, the flatter the loss ends.
+        p = softmax(rng.random((30, 3)) + (sure + 1) * np.eye(3)[true], axis=1)
+        for label in (p.argmax(axis=1), p.argmin(axis=1)):  # No error; all wrong.
+            fit = recalibration.fit_softmax(p, np.eye(3)[label], w, offsets=offsets)
+            np.testing.assert_array_equal(recalibration.calibrate(fit, p), p)
 
 
 def test_a_model_that_is_upside_down_is_not_turned_round():
