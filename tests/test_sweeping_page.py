@@ -115,6 +115,14 @@ def test_the_page_holds_every_number_and_needs_no_other_file(equal, tmp_path):
     assert len([s for s in page.sources if s.startswith("data:")]) == 2 + len(ARMS)
 
 
+def test_folds_as_repeats_are_said(equal, tmp_path):
+    said = "each seed tests other patients too"
+    folds = {**equal, "repeats": ["seed=0,split.fold=0", "seed=1,split.fold=1"]}
+    for found_, there in ((equal, False), (folds, True)):
+        page = Page(sweeping.write(found_, tmp_path).read_text())
+        assert (said in page.text) == there
+
+
 def test_csv_and_json_hold_the_same(equal, tmp_path):
     sweeping.write(equal, tmp_path)
     assert json.loads((tmp_path / "sweep.json").read_text()) == equal
