@@ -12,10 +12,12 @@ from medjax.errors import InputError
 from medjax.evaluation import intervals, metrics, replicates
 
 KEY = jax.random.key(7)
+MAX_FPR = 0.3
 # Metric of (threshold, label, score), in scikit-learn's words.
 ORACLES = {
     "auroc": lambda cut, y, s: oracles.roc_auc_score(y, s),
     "average_precision": lambda cut, y, s: oracles.average_precision_score(y, s),
+    "partial_auroc": lambda cut, y, s: oracles.roc_auc_score(y, s, max_fpr=MAX_FPR),
     "sensitivity": lambda cut, y, s: oracles.recall_score(y, s >= cut),
     "specificity": lambda cut, y, s: oracles.recall_score(y, s >= cut, pos_label=0),
     "ppv": lambda cut, y, s: oracles.precision_score(y, s >= cut),
@@ -80,8 +82,10 @@ def test_replicates_are_scikit_learn_on_the_repeated_rows():
     names, index = np.unique(patient, return_inverse=True)
     counts = replicates.multiplicities(KEY, jnp.arange(12), names.size)
     threshold = np.float32([0.5, 0.7, 0.6])
-    auroc, precision = replicates.replicate_areas(score, label, weight, index, counts)
-    found = {"auroc": auroc, "average_precision": precision}
+    areas = replicates.replicate_areas(
+        score, label, weight, index, counts, max_fpr=MAX_FPR
+    )
+    found = dict(zip(ORACLES, areas, strict=False))
     matrix, positives = replicates.replicate_confusion(
         *(score, label, weight, index, threshold, counts)
     )
@@ -102,10 +106,14 @@ def test_the_interval_is_the_quantiles_of_its_replicates(monkeypatch):
     score, label, weight, patient = cohort()
     threshold = np.float32([0.5, 0.7, 0.6])
     found = intervals.bootstrap(
-        score, label, weight, patient, threshold, key=KEY, replicates=50, level=0.9
+        *(score, label, weight, patient, threshold),
+        key=KEY,
+        replicates=50,
+        level=0.9,
+        max_fpr=MAX_FPR,
     )
     names = {f"{kind}_{name}" for kind in ("mean", "weighted") for name in ORACLES}
-    names |= {f"micro_{name}" for name in ORACLES if name not in intervals.AREAS}
+    names |= {f"micro_{name}" for name in list(ORACLES)[3:]}
     assert found.keys() == {*ORACLES, *names}
     draws = drawn(KEY, np.unique(patient).size, 50)
     values = np.stack(

@@ -53,6 +53,7 @@ def bootstrap(
     replicates=1000,
     level=0.95,
     prevalence=None,
+    max_fpr=None,
 ) -> dict[str, Interval]:
     """Percentile intervals of every metric, clustered by patient.
 
@@ -70,6 +71,7 @@ def bootstrap(
       level: the interval's nominal coverage, in (0, 1).
       prevalence: [T] in (0, 1), adds the predictive values there, 'ppv_at' and
         'npv_at'; None adds nothing.
+      max_fpr: in (0, 1), adds 'partial_auroc', see metrics.py; None adds nothing.
 
     Returns:
       An Interval of [T] for auroc, average_precision and each of metrics.rates; and
@@ -101,6 +103,7 @@ def bootstrap(
         *(key, level, prevalence),
         patients=names.size,
         replicates=replicates,
+        max_fpr=max_fpr,
     )
     return jax.tree.map(np.asarray, intervals)
 
@@ -140,7 +143,7 @@ def difference(
     return jax.tree.map(np.asarray, found)
 
 
-@functools.partial(jax.jit, static_argnames=("patients", "replicates"))
+@functools.partial(jax.jit, static_argnames=("patients", "replicates", "max_fpr"))
 def _intervals(
     score,
     label,
@@ -153,20 +156,25 @@ def _intervals(
     *,
     patients,
     replicates,
+    max_fpr,
 ) -> dict[str, Interval]:
     """The compiled part of `bootstrap`, after its checks."""
+    data = score, label, weight
+    names = [*AREAS, *["partial_auroc"] * (max_fpr is not None)]
 
     def chunk(numbers):
         counts = multiplicities(key, numbers, patients)
-        areas = replicate_areas(score, label, weight, patient, counts)
-        matrix, positives = replicate_confusion(
-            *(score, label, weight, patient, threshold, counts)
-        )
-        each = _each(areas, matrix, prevalence)
+        areas = replicate_areas(*data, patient, counts, max_fpr=max_fpr)
+        matrix, positives = replicate_confusion(*data, patient, threshold, counts)
+        each = _each(dict(zip(names, areas, strict=True)), matrix, prevalence)
         return _with_means(each, matrix, positives, defined)
 
-    matrix = _per_task(metrics.confusion)(score, label, weight, threshold)
-    each = _each(_areas(score, label, weight), matrix, prevalence)
+    matrix = _per_task(metrics.confusion)(*data, threshold)
+    areas = _areas(*data)
+    if max_fpr is not None:
+        partial = functools.partial(metrics.partial_auroc, max_fpr=max_fpr)
+        areas.append(_per_task(partial)(*data))
+    each = _each(dict(zip(names, areas, strict=True)), matrix, prevalence)
     defined = {name: ~jnp.isnan(value) for name, value in each.items()}
     positives = (jnp.where(weight > 0, label, 0.0) * weight).sum(axis=0)
     estimates = _with_means(each, matrix, positives, defined)
@@ -204,14 +212,16 @@ def _areas(score: Array, label: Array, weight: Array) -> list[Array]:
     return [_per_task(area)(score, label, weight) for area in AREAS.values()]
 
 
-def _each(areas, matrix: metrics.Confusion, prevalence: Array) -> dict[str, Array]:
+def _each(
+    areas: dict, matrix: metrics.Confusion, prevalence: Array
+) -> dict[str, Array]:
     """Every metric of every task, [..., T]."""
     rates = metrics.rates(matrix)
     if prevalence is not None:
         rates["ppv_at"], rates["npv_at"] = metrics.predictive_values(
             rates["sensitivity"], rates["specificity"], prevalence
         )
-    return dict(zip(AREAS, areas, strict=True)) | rates
+    return areas | rates
 
 
 def _with_means(each: dict, matrix, positives: Array, defined: dict) -> dict:

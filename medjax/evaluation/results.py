@@ -21,6 +21,8 @@ RANKED = {
     metric.__name__: jax.jit(jax.vmap(metric, in_axes=1))
     for metric in (metrics.auroc, metrics.average_precision)
 }
+MAX_FPR = 0.1  # The partial AUROC is of specificities from 90 % on.
+AREAS = (*intervals.AREAS, "partial_auroc")
 CONFUSION = jax.jit(metrics.confusion)
 MEANS = ("mean", "weighted", "micro")
 
@@ -87,6 +89,7 @@ def summarise(
         key=key,
         replicates=replicates,
         prevalence=prevalence,
+        max_fpr=MAX_FPR,
     )
     elsewhere = {k: v for k, v in found.items() if k.endswith("_at")}
     found = {k: v for k, v in found.items() if k not in elsewhere}
@@ -96,8 +99,9 @@ def summarise(
         np.full(1, np.nan),
         key=key,
         replicates=replicates,
+        max_fpr=MAX_FPR,
     )
-    found |= {f"micro_{name}": pooled[f"mean_{name}"] for name in intervals.AREAS}
+    found |= {f"micro_{name}": pooled[f"mean_{name}"] for name in AREAS}
     results: dict = {
         "films": len(predictions.id),
         "patients": len(np.unique(predictions.patient)),
@@ -192,7 +196,8 @@ def _reasons(positives: float, negatives: float, *, tp, fp, fn, tn) -> dict[str,
     ill = "" if positives else "no positive image"
     well = "" if negatives else "no negative image"
     anyone = "" if positives or negatives else "no known label"
-    areas = {"auroc": anyone or ill or well, "average_precision": anyone or ill}
+    ranked = anyone or ill or well
+    areas = dict.fromkeys(AREAS, ranked) | {"average_precision": anyone or ill}
     cut = tp is not None
     called = "" if cut and tp + fp else "none called positive"
     passed = "" if cut and tn + fn else "none called negative"
