@@ -51,6 +51,7 @@ def test_every_number_is_scikit_learns():
         expected = {
             "auroc": oracle.roc_auc_score(label, score),
             "average_precision": oracle.average_precision_score(label, score),
+            "partial_auroc": oracle.roc_auc_score(label, score, max_fpr=0.1),
             "sensitivity": tp / (tp + fn),
             "specificity": tn / (tn + fp),
             "ppv": tp / (tp + fp),
