@@ -145,3 +145,11 @@ def test_on_real_films_alarms_are_rare_and_what_is_wrong_is_found():
     assert np.mean([bool(warning(one, known)) for one in others]) <= 0.02
     assert np.mean(["inverted" in warning(1 - one, known) for one in others]) >= 0.95
     assert np.mean([bool(warning(one, known)) for one in photos]) >= 0.95
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ends"), [(0.2, 0.3, (0.15, 0.35)), (0.0, 0.8, (-0.08, 0.88))]
+)
+def test_limits_lie_beyond_the_training_films_by_slack_or_by_share(low, high, ends):
+    quantiles = {"0.005": low, "0.5": 0.25, "0.995": high}
+    assert domain.limits(quantiles, 0.05) == pytest.approx(ends)
