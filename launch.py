@@ -250,7 +250,7 @@ def parse(arguments: list[str]) -> list[str]:
     except (AttributeError, KeyError) as error:  # 'optm' Did you mean "optim" ...?
         why = f"the config has no field {_one_line(error)}"
     except (flags.Error, OSError, TypeError, ValueError) as error:
-        why = str(error).strip().splitlines()[0]
+        why = str(error).strip().splitlines()[-1]  # Of a traceback: the error.
     print(f"error: {' '.join(arguments[1:])}: {why}", file=sys.stderr)
     sys.exit(2)
 

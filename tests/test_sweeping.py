@@ -34,7 +34,7 @@ def get_config():
     c.model = {"name": "densenet_small", "blocks": (1,), "growth": 4}
     c.train.steps, c.train.batch = 6, 8
     c.train.evaluate_every, c.train.log_every = 3, 3
-    c.evaluation.replicates = 20
+    c.evaluation.replicates, c.evaluation.gallery = 20, 0
     return c
 
 def sweep():
@@ -338,6 +338,12 @@ def test_the_commands_read_a_sweep_and_a_saved_config(home, swept):
     assert "config.train.steps is 6, not 7" in err
     _, err = run("sweep", *again[1:], code=2)
     assert "has no sweep()" in err
+
+
+def test_the_config_itself_says_what_it_does_not_take():
+    wrong = "--config=configs/loss_weighting.py:x"
+    _, err = run("sweep", wrong, "--workdir=x", code=2)
+    assert "'x': give phantom or nih_sample" in err and err.count("\n") == 1
 
 
 @pytest.mark.slow
