@@ -251,6 +251,7 @@ def swept(home):
     return folder, first, medjax.sweep(config, module["sweep"](), folder)
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_goes_on_and_a_failed_arm_stops_no_other(swept):
     folder, first, _ = swept
     assert {each["state"] for each in first["runs"]} == {"unfinished"}
@@ -269,6 +270,7 @@ def test_an_interrupted_sweep_goes_on_and_a_failed_arm_stops_no_other(swept):
     assert len(rows) == 3 * 7 * 3  # Arms, findings and their mean, metrics.
 
 
+@pytest.mark.slow
 def test_the_page_says_what_the_runs_reports_say(swept):
     folder, *_ = swept
     found = json.loads((folder / "sweep.json").read_text())
@@ -282,6 +284,7 @@ def test_the_page_says_what_the_runs_reports_say(swept):
     assert found["compared"]["best"]["arm"] is None
 
 
+@pytest.mark.slow
 def test_finished_runs_are_not_trained_again(swept, monkeypatch):
     folder, *_ = swept
     config, runs = plan.read(folder)
@@ -298,6 +301,7 @@ def same_predictions(one, other):
     assert first == second
 
 
+@pytest.mark.slow
 def test_a_run_trained_again_from_the_config_it_wrote_down_is_the_same(swept, tmp_path):
     """In a process of its own, which has as many devices as the arm's had."""
     arm = swept[0] / "arms" / GOOD
@@ -325,6 +329,7 @@ def test_a_run_trained_again_from_the_config_it_wrote_down_is_the_same(swept, tm
     assert provenance[0] == provenance[1]
 
 
+@pytest.mark.slow
 def test_the_commands_read_a_sweep_and_a_saved_config(home, swept):
     folder = swept[0]
     steps = "--config.train.steps=7"
@@ -372,6 +377,7 @@ def test_a_job_that_is_pre_empted_saves_and_is_queued_again(swept, tmp_path):
     assert numbers == sorted(numbers) and numbers[-1] == 600
 
 
+@pytest.mark.slow
 def test_an_option_that_submitit_does_not_know_is_one_line(swept, tmp_path):
     config, _ = plan.read(swept[0])
     options = {"cluster": "local", "patience": 3}
