@@ -57,9 +57,10 @@ def compiled(
 ) -> Program:
     """Compiles the step of so many arms, or of as many as there is memory for.
 
-    On a CPU a device has one arm at a time: side by side they'd be grouped convolutions
-    and batches of products, for which XLA has but loops there. The same program runs
-    for one wave of arms after the other instead.
+    On a CPU a device has one arm at a time, and the same program runs for one wave of
+    arms after the other. Side by side they'd be grouped convolutions and batches of
+    products, for which XLA has no library there: the quickstart's update takes 0.25 s
+    of a core alone, 0.59 s an arm by vmap, and 0.99 s in a loop over the arms.
 
     Args:
       state, batch, key: of an arm, [B, ...] rows; the others' have the same shapes.
