@@ -1,49 +1,99 @@
-"""Commands as processes of their own, and a phantom small enough for a test."""
+"""Commands as a user types them, and a phantom small enough for a test."""
 
+import contextlib
+import io
+import logging
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from unittest import mock
+
+import jax
+from absl.testing import flagsaver
 
 ROOT = Path(__file__).parents[1]
 NIH = ROOT.parent / "shared/data/nih-sample"
-SMALL = [
-    "--config=configs/quickstart.py",
-    "--config.data.patients=120",
-    "--config.data.side=48",
-    "--config.data.prevalence=(0.2,0.2,0.3,0.3,0.2,0.2)",
-    "--config.train.steps=12",
-    "--config.train.batch=8",
-    "--config.train.evaluate_every=5",
-    "--config.train.log_every=2",
-    "--config.evaluation.replicates=50",
-    "--config.evaluation.gallery=0",
-    "--config.explore=False",
-]
+SMALL = ["--config=tests/small.py"]
 
 
-def start(*arguments, devices=1):
-    """Starts a command in a process of its own, on one device."""
-    environment = dict(os.environ, XLA_FLAGS="")
-    if devices > 1:
-        forced = f"--xla_force_host_platform_device_count={devices}"
-        environment["XLA_FLAGS"] = forced
-    return subprocess.Popen(
-        [sys.executable, "launch.py", *map(str, arguments)],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def process(*arguments):
+    """How a command is started in a process of its own, on one device."""
+    return {
+        "args": [sys.executable, "launch.py", *map(str, arguments)],
+        "cwd": ROOT,
+        "env": dict(os.environ, XLA_FLAGS=""),
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+    }
 
 
-def run(*arguments, code=0, **options):
-    process = start(*arguments, **options)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == code, out + err
-    assert "Traceback" not in err
-    return out, err
+def start(*arguments):
+    """Starts a command in a process of its own."""
+    return subprocess.Popen(**process(*arguments))
+
+
+def run(*arguments, code=0):
+    """Runs a command in a process of its own; what it said, and its errors."""
+    done = subprocess.run(**process(*arguments), timeout=600, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout, done.stderr
+
+
+@contextlib.contextmanager
+def restored():
+    """Puts back what a command sets for its whole process."""
+    log, flags = logging.getLogger("medjax"), flagsaver.save_flag_values()
+    handlers, propagate = list(log.handlers), log.propagate
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    options = {name: getattr(jax.config, name) for name in names}
+    try:
+        with mock.patch.dict(os.environ), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"the load_module\(\)")  # ml_collections
+            yield
+    finally:
+        # Libraries that the command imported keep the flags that they brought along.
+        found = flagsaver.save_flag_values()
+        brought = {k: v for k, v in found.items() if not k.startswith("config.")}
+        flagsaver.restore_flag_values(brought | flags)
+        log.handlers, log.propagate = handlers, propagate
+        for name, value in options.items():
+            jax.config.update(name, value)
+
+
+def run_here(*arguments, code=0, devices=1):
+    """Runs a command in this process, where all is imported already.
+
+    Args:
+      arguments: of the command line, after launch.py.
+      code: the exit code that it must have.
+      devices: that it sees.
+
+    Returns:
+      What it said, and its errors.
+    """
+    import launch
+
+    line = ["launch.py", *map(str, arguments)]
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        restored(),
+        contextlib.chdir(ROOT),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        mock.patch.object(sys, "argv", line),
+        mock.patch.object(jax, "device_count", lambda: devices),
+        mock.patch.object(jax, "local_device_count", lambda: devices),
+    ):
+        try:
+            found = launch.main(launch.parse(line))
+        except SystemExit as stop:
+            found = stop.code
+    assert found == code, out.getvalue() + err.getvalue()
+    return out.getvalue(), err.getvalue()
 
 
 def films_of(records):

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import Page
-from launching import run
+from launching import run_here
 
 from medjax import comparing
 from medjax.errors import InputError
@@ -168,9 +168,11 @@ def test_other_findings_and_masks_are_refused(pair):
 
 def test_the_command_refuses_in_one_line(pair):
     write(pair[1], films(0.1, films=70))
-    _, err = run("evaluate", f"--workdir={pair[0]}", f"--against={pair[1]}", code=2)
+    _, err = run_here(
+        "evaluate", f"--workdir={pair[0]}", f"--against={pair[1]}", code=2
+    )
     assert err.count("\n") == 1 and "lack 10 of the images" in err
-    _, err = run(
+    _, err = run_here(
         *("evaluate", f"--workdir={pair[0]}", f"--against={pair[1]}", "--localise"),
         code=2,
     )

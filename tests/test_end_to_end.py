@@ -1,4 +1,7 @@
-"""The commands, as a user types them, on a phantom small enough for a test."""
+"""The commands, as a user types them, on a phantom small enough for a test.
+
+What is compared bit by bit runs in processes of its own, the rest in this one.
+"""
 
 import csv
 import json
@@ -9,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from launching import SMALL, films_of, run, start
+from launching import SMALL, films_of, run, run_here, start
 
 
 @pytest.fixture(scope="module")
@@ -90,20 +93,27 @@ def test_the_report_is_that_of_the_predictions(finished):
         assert abs(found["metrics"]["auroc"]["estimate"] - expected) < 1e-5
 
 
-@pytest.mark.parametrize("killer", [signal.SIGTERM, signal.SIGKILL])
-def test_an_interrupted_run_ends_with_the_same_bits(home, finished, killer):
-    workdir = home / f"stopped{killer}"
-    process = start(*train(home, workdir))
-    log = workdir / "metrics.jsonl"
+def interrupted(arguments, log, lines, by):
+    """Starts a run, ends it once it has logged so many lines, and hands it back."""
+    process = start(*arguments)
     while process.poll() is None and not (
-        log.exists() and log.read_text().count("\n") > 3
+        log.exists() and log.read_text().count("\n") >= lines
     ):
         time.sleep(0.05)
-    process.send_signal(killer)
-    out, err = process.communicate(timeout=120)
-    if killer == signal.SIGTERM:
-        assert process.returncode == 0, out + err
-        assert "the same command goes on from here" in out
+    process.send_signal(by)
+    return process, *process.communicate(timeout=300)
+
+
+def test_a_run_that_is_stopped_and_then_killed_ends_with_the_same_bits(home, finished):
+    workdir = home / "stopped"
+    log = workdir / "metrics.jsonl"
+    process, out, err = interrupted(train(home, workdir), log, 1, signal.SIGTERM)
+    assert process.returncode == 0, out + err
+    assert "the same command goes on from here" in out
+    assert len(list((workdir / "checkpoints").iterdir())) == 1
+    lines = log.read_text().count("\n") + 3
+    process, *_ = interrupted(train(home, workdir), log, lines, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
     assert not (workdir / "report.html").exists()
     run(*train(home, workdir))
     same(final_state(workdir), final_state(finished[0]))
@@ -119,7 +129,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(home, finished, killer):
 
 def test_two_devices_learn_what_one_does(home, finished):
     workdir = home / "two"
-    run(*train(home, workdir), devices=2)
+    run_here(*train(home, workdir), devices=2)
     one, two = final_state(finished[0])[1], final_state(workdir)[1]
     assert one["data"]["next_index"] == two["data"]["next_index"]
     for name in ("predictions/test.csv", "predictions/validation.csv"):
@@ -131,7 +141,7 @@ def test_two_devices_learn_what_one_does(home, finished):
 
 def test_another_config_in_the_same_workdir_is_refused(home, finished):
     changed = "--config.optim.learning_rate=1.0"
-    _, err = run(*train(home, finished[0], changed), code=2)
+    _, err = run_here(*train(home, finished[0], changed), code=2)
     assert "config.optim" in err and "--workdir" in err
     assert err.count("\n") == 1
 
@@ -151,18 +161,23 @@ def test_another_config_in_the_same_workdir_is_refused(home, finished):
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(arguments, said):
-    _, err = run(*arguments, code=2)
+    _, err = run_here(*arguments, code=2)
     assert said in err
     assert err.strip().count("\n") == 0
 
 
+def test_a_mistake_ends_the_process_in_the_same_way():
+    _, err = run("dance", code=2)
+    assert "dance" in err and err.strip().count("\n") == 0
+
+
 def test_evaluate_reports_another_split_and_other_people(home, finished):
     workdir, _ = finished
-    run("evaluate", f"--workdir={workdir}", "--split=validation")
+    run_here("evaluate", f"--workdir={workdir}", "--split=validation")
     assert (workdir / "report-validation.html").exists()
     records = f"--config.data.records={home / 'records'}"
     strangers = "--config.data.first_patient=5000"
-    out, _ = run(
+    out, _ = run_here(
         "evaluate",
         f"--workdir={workdir}",
         "--split=strangers",
@@ -179,7 +194,7 @@ def test_evaluate_reports_another_split_and_other_people(home, finished):
 
 def test_the_augmentations_of_a_run_are_audited(finished):
     workdir, _ = finished
-    out, _ = run("explore", "--audit-augment", f"--workdir={workdir}")
+    out, _ = run_here("explore", "--audit-augment", f"--workdir={workdir}")
     assert f"augmentations: {workdir / 'augment.html'}" in out
     audit = json.loads((workdir / "augment.json").read_text())
     assert list(audit["ops"]) == ["random_affine", "brightness", "contrast"]
@@ -207,7 +222,7 @@ def test_predict_gives_the_probabilities_of_the_evaluation(home, finished, tmp_p
             cv2.imwrite(str(folder / f"{name}.png"), film["pixels"])
     (folder / "broken.png").write_bytes(b"no image")
     out = tmp_path / "out" / "p.csv"
-    _, err = run(
+    _, err = run_here(
         "predict", f"--workdir={workdir}", f"--images={folder}", f"--out={out}", code=3
     )
     assert "broken.png" in err
@@ -228,7 +243,7 @@ def test_predict_gives_the_probabilities_of_the_evaluation(home, finished, tmp_p
 @pytest.mark.parametrize("treatment", ["over_sample", "smote"])
 def test_imbalance_is_treated_by_one_word(home, finished, treatment):
     workdir = home / treatment
-    out, _ = run(*train(home, workdir, f"--config.imbalance={treatment}"))
+    out, _ = run_here(*train(home, workdir, f"--config.imbalance={treatment}"))
     said = {
         "over_sample": "the most repeated film appears",
         "smote": "classifier: fitted to",

@@ -190,14 +190,14 @@ def test_frozen_choices_of_another_config_are_refused(run, tmp_path):
 
 
 def test_the_flags_reach_the_commands(run, tmp_path):
-    out, _ = launching.run(
+    out, _ = launching.run_here(
         *("evaluate", f"--workdir={run}", "--localise", "--split=validation"),
         *("--method=grad_cam_plus_plus", "--stage=stem"),
     )
     assert "grad_cam_plus_plus of stem" in out
     assert f"localisation: {run / 'localisation-validation.json'}" in out
     cv2.imwrite(str(tmp_path / "film.png"), np.eye(30, dtype=np.uint8) * 255)
-    out, _ = launching.run(
+    out, _ = launching.run_here(
         *("predict", f"--workdir={run}", f"--images={tmp_path / 'film.png'}"),
         *(f"--out={tmp_path / 'p.csv'}", f"--explain={tmp_path / 'maps'}"),
     )

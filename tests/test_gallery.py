@@ -7,7 +7,7 @@ import nibabel
 import numpy as np
 import pytest
 from conftest import Page
-from launching import run
+from launching import run_here
 from PIL import Image
 
 from medjax import augment_gallery
@@ -171,10 +171,10 @@ def test_what_does_not_fit_is_refused_by_name(folder, tmp_path):
 def test_the_command_writes_a_page_or_one_line(folder, tmp_path):
     out = tmp_path / "a.html"
     arguments = ["gallery", f"--images={folder / 'grey.png'}", f"--out={out}"]
-    said, _ = run(*arguments, "--modality=chest_xray", "--draws=1")
+    said, _ = run_here(*arguments, "--modality=chest_xray", "--draws=1")
     assert f"gallery: {out}" in said and len(rows_of(out)) == 1
     bad = tmp_path / "bad.png"
     bad.write_bytes((folder / "grey.png").read_bytes()[:-20])
-    _, said = run(*arguments, f"--images={bad}", code=2)
+    _, said = run_here(*arguments, f"--images={bad}", code=2)
     (line,) = [line for line in said.splitlines() if line]
     assert line.startswith(f"error: {bad}: is truncated")

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from launching import NIH, SMALL, films_of, run
+from launching import NIH, SMALL, films_of, run_here
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def shapes(home):
 def test_a_users_own_classes_need_no_code(home, shapes, tmp_path):
     folder, table = shapes
     workdir = home / "classes"
-    out, _ = run(
+    out, _ = run_here(
         "train",
         "--config=configs/table.py",
         f"--workdir={workdir}",
@@ -76,7 +76,7 @@ def test_a_users_own_classes_need_no_code(home, shapes, tmp_path):
     assert right > 0.8  # Chance is a half.
 
     out = tmp_path / "p.csv"
-    run("predict", f"--workdir={workdir}", f"--images={folder}", f"--out={out}")
+    run_here("predict", f"--workdir={workdir}", f"--images={folder}", f"--out={out}")
     said = pd.read_csv(out)
     assert (said["class"] == said[names].idxmax(axis=1)).all()
     true = table["shape"].to_numpy()[1:]
@@ -89,7 +89,26 @@ def test_a_users_own_classes_need_no_code(home, shapes, tmp_path):
     )
 
 
+VOLUMES = """
+from configs import medmnist
+
+def get_config():
+    c = medmnist.get_config()
+    c.model.update(blocks=(1, 1), growth=4, features=4)
+    return c
+"""
+RECIPE = """
+from configs import nih_densenet121
+
+def get_config():
+    c = nih_densenet121.get_config()
+    c.model = {"name": "densenet_small", "blocks": (1, 1)}
+    return c
+"""
+
+
 def test_volumes_with_official_splits_train_and_are_judged(home, tmp_path):
+    (tmp_path / "volumes.py").write_text(VOLUMES)
     rng = np.random.default_rng(0)
     arrays = {}
     for split, size in (("train", 24), ("val", 12), ("test", 12)):
@@ -99,9 +118,9 @@ def test_volumes_with_official_splits_train_and_are_judged(home, tmp_path):
         arrays |= {f"{split}_images": images, f"{split}_labels": label[:, None]}
     np.savez(tmp_path / "cubes.npz", **arrays)
     workdir = home / "volumes"
-    run(
+    run_here(
         "train",
-        "--config=configs/medmnist.py",
+        f"--config={tmp_path / 'volumes.py'}",
         f"--workdir={workdir}",
         f"--config.data.file={tmp_path / 'cubes.npz'}",
         f"--config.data.records={home / 'records'}",
@@ -115,14 +134,14 @@ def test_volumes_with_official_splits_train_and_are_judged(home, tmp_path):
     report = json.loads((workdir / "report.json").read_text())
     assert report["films"] == 12
     assert list(report["tasks"]) == ["0", "1"]
-    _, err = run("predict", f"--workdir={workdir}", "--images=x.png", code=2)
+    _, err = run_here("predict", f"--workdir={workdir}", "--images=x.png", code=2)
     assert "volumes" in err
 
 
 def test_explore_says_who_is_in_the_study_and_if_the_split_is_sound(tmp_path):
     records = f"--config.data.records={tmp_path}"
     workdir = tmp_path / "explored"
-    out, _ = run("explore", *SMALL, records, f"--workdir={workdir}")
+    out, _ = run_here("explore", *SMALL, records, f"--workdir={workdir}")
     assert f"explored: {workdir / 'explore.html'}" in out
     facts = json.loads((workdir / "explore.json").read_text())
     assert facts["images"] == 240
@@ -130,7 +149,9 @@ def test_explore_says_who_is_in_the_study_and_if_the_split_is_sound(tmp_path):
     pixels = [film["pixels"] for film in films_of(tmp_path)]
     mean = facts["pixels"]["before"][0]["mean"]
     assert mean == pytest.approx(np.mean(pixels, dtype=float))
-    run("explore", *SMALL, records, f"--workdir={workdir}", "--config.split.by=image")
+    run_here(
+        "explore", *SMALL, records, f"--workdir={workdir}", "--config.split.by=image"
+    )
     facts = json.loads((workdir / "explore.json").read_text())
     assert facts["split"]["sound"] is False
 
@@ -160,11 +181,11 @@ def test_one_picture_under_two_names_is_shown_and_refused(shapes, tmp_path):
         "--config.task=multiclass",
         "--config.loss.name=softmax_cross_entropy",
     ]
-    run("explore", *arguments)
+    run_here("explore", *arguments)
     facts = json.loads((tmp_path / "run/explore.json").read_text())
     assert {pair["other_image"] for pair in facts["duplicates"]} >= set(new["file"])
     assert facts["split"]["sound"] is False
-    _, err = run("train", *arguments, code=2)
+    _, err = run_here("train", *arguments, code=2)
     assert "copy" in err and "split.duplicates" in err
 
 
@@ -172,7 +193,7 @@ def test_one_picture_under_two_names_is_shown_and_refused(shapes, tmp_path):
 def test_explore_reads_real_films(home, tmp_path):
     if not NIH.exists():
         pytest.skip("needs shared/data/nih-sample beside the checkout")
-    run(
+    run_here(
         "explore",
         "--config=configs/nih_sample.py",
         f"--workdir={tmp_path}",
@@ -189,14 +210,14 @@ def test_the_full_recipe_runs_three_steps_on_real_films(home):
     if not NIH.exists():
         pytest.skip("needs shared/data/nih-sample beside the checkout")
     workdir = home / "full"
-    run(
+    # bench_step.py runs DenseNet-121 itself; to compile it takes two minutes here.
+    (home / "recipe.py").write_text(RECIPE)
+    run_here(
         "train",
-        "--config=configs/nih_densenet121.py",
+        f"--config={home / 'recipe.py'}",
         f"--workdir={workdir}",
         f"--config.data.folder={NIH}",
         f"--config.data.records={home / 'records'}",
-        # bench_step.py runs DenseNet-121 itself; to compile it takes two minutes here.
-        "--config.model.name=densenet_small",
         "--config.data.side=64",
         "--config.imbalance=none",  # Of Hernia the sample holds three films.
         "--config.train.steps=3",

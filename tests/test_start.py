@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
-from launching import SMALL, run
+from launching import SMALL, run_here
 from safetensors.numpy import save_file
 from test_end_to_end import final_state, same
 
@@ -16,6 +16,7 @@ from medjax.models import resnet
 from medjax.training import workdir
 from medjax.training.checkpoint import Checkpoints
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
 TASK = study.Task(("a", "b", "c"), False, (16, 16, 1))
 LABEL = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1.0]])
 LEAVES = jax.tree_util.tree_leaves_with_path
@@ -28,8 +29,8 @@ def config_of(init="", **model):
     return config
 
 
-def noise_like(tree):
-    rng = np.random.default_rng(3)
+def noise_like(tree, seed=3):
+    rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: rng.random(x.shape, np.float32) + 0.5, tree)
 
 
@@ -55,10 +56,11 @@ def old(tmp_path):
     return folder
 
 
-def begun(config, task, evaluate=lambda init, key: jax.jit(init)(key)):
+def begun(config, task):
     """Fresh variables of a config, and those that its run begins with."""
     settled, weights = start.settle(config, task)
-    fresh = evaluate(model.network(settled, task).init, jax.random.key(0))
+    init = model.network(settled, task).init
+    fresh = noise_like(jax.eval_shape(init, jax.random.key(0)), seed=4)
     return fresh, start.variables(fresh, weights, task)
 
 
@@ -129,7 +131,7 @@ def test_weights_of_another_network_are_refused_by_what_differs(
     old, options, shape, said
 ):
     with pytest.raises(InputError, match=said) as error:
-        begun(config_of(old, **options), TASK._replace(shape=shape), jax.eval_shape)
+        begun(config_of(old, **options), TASK._replace(shape=shape))
     assert "\n" not in str(error.value)
 
 
@@ -223,14 +225,13 @@ def test_another_frameworks_weights_come_without_their_classifier(
         assert json.loads((tmp_path / "new/card.json").read_text()) == card
         path = tmp_path / "new"
     task = TASK._replace(shape=(32, 32, 3))
-    settled, weights = start.settle(resnet_config(path), task)
+    settled, _ = start.settle(resnet_config(path), task)
     assert settled.intensity.to_dict() == {
         "name": "standardise",
         "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 0.225],
     }
-    fresh = jax.jit(model.network(settled, task).init)(jax.random.key(0))
-    found = start.variables(fresh, weights, task)
+    fresh, found = begun(resnet_config(path), task)
     assert_same(found["params"].pop("classifier"), fresh["params"]["classifier"])
     stages = {k: v for k, v in made["params"].items() if k != "classifier"}
     assert_same(found, {**made, "params": stages})
@@ -321,10 +322,10 @@ def test_embeddings_are_computed_once_for_weights_and_preparation(tmp_path):
 # ------------------------------------------------------------------ as a user types it
 
 PRETRAINED = """
-from configs import quickstart
+import small
 
 def get_config():
-    c = quickstart.get_config()
+    c = small.get_config()
     c.model = {"name": "resnet18"}
     c.intensity = {"name": "as_pretrained"}
     return c
@@ -339,13 +340,13 @@ def test_another_frameworks_weights_train_by_two_commands(theirs, tmp_path):
 
     def convert(out, *more, code=0):
         command = ["convert", f"--source={path}", "--model=resnet18"]
-        return run(*command, f"--out={tmp_path / out}", *more, code=code)
+        return run_here(*command, f"--out={tmp_path / out}", *more, code=code)
 
     def train(out, init, *more, code=0):
         options = [f"--config.data.records={tmp_path / 'records'}", *more]
         options += [f"--config.transfer.init={tmp_path / init}"]
         options += ["--config.transfer.mode=features", f"--workdir={tmp_path / out}"]
-        return run("train", f"--config={config}", *SMALL[1:], *options, code=code)
+        return run_here("train", f"--config={config}", *options, code=code)
 
     out, _ = convert("colour")
     assert f"converted: {tmp_path / 'colour'} (102 arrays" in out
@@ -376,7 +377,9 @@ def test_another_frameworks_weights_train_by_two_commands(theirs, tmp_path):
 def test_a_run_that_began_with_another_is_found_again(tmp_path):
     def train(name, *more):
         records = f"--config.data.records={tmp_path / 'records'}"
-        return run("train", f"--workdir={tmp_path / name}", *SMALL, records, *more)[0]
+        return run_here(
+            "train", f"--workdir={tmp_path / name}", *SMALL, records, *more
+        )[0]
 
     transfer = ["init=" + str(tmp_path / "first"), "mode=gradual", "every=2"]
     transfer = [f"--config.transfer.{option}" for option in transfer]
