@@ -110,7 +110,7 @@ def test_a_run_that_is_stopped_and_then_killed_ends_with_the_same_bits(home, fin
     process, out, err = interrupted(train(home, workdir), log, 1, signal.SIGTERM)
     assert process.returncode == 0, out + err
     assert "the same command goes on from here" in out
-    assert len(list((workdir / "checkpoints").iterdir())) == 1
+    assert any((workdir / "checkpoints").iterdir())
     lines = log.read_text().count("\n") + 3
     process, *_ = interrupted(train(home, workdir), log, lines, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
