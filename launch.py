@@ -36,11 +36,13 @@ a run is a config too: train --config=DIR/config.json --workdir=NEW trains it ag
 """
 
 import ast
+import contextlib
 import inspect
 import logging
 import os
 import runpy
 import sys
+import traceback
 from pathlib import Path
 
 import absl.logging
@@ -54,6 +56,7 @@ from medjax.build import saved
 from medjax.errors import InputError
 from medjax.evaluation.gradcam import METHODS
 from medjax.sweeping.sweep import EXECUTORS
+from medjax.training import hosts
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "a file of configs/")
@@ -84,6 +87,12 @@ flags.DEFINE_string("baseline", "", "sweep: the arm to compare with; '': the fir
 flags.DEFINE_multi_string(
     "slurm", [], "sweep: NAME=VALUE of submitit, slurm_partition=gpu say; repeatable"
 )
+
+
+flags.DEFINE_string("coordinator", None, "train: HOST:PORT of process 0, of several")
+flags.DEFINE_integer("processes", None, "train: how many processes train the one run")
+flags.DEFINE_integer("process", None, "train: the number of this one, from 0 on")
+flags.DEFINE_bool("cluster", False, "train: meet those that SLURM or a TPU pod started")
 
 
 def required(name: str):
@@ -222,16 +231,37 @@ def main(arguments: list[str]) -> int:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    together = FLAGS.cluster or FLAGS.coordinator is not None
     try:
+        if together:
+            if arguments[1:] != ["train"]:
+                raise InputError("--coordinator and --cluster: are for train alone")
+            hosts.join(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
         if len(arguments) != 2:
             raise InputError(
                 "give one command: prepare, explore, train, evaluate, predict, "
                 "convert, gallery or sweep"
             )
-        return run(arguments[1])
+        speaks = not together or hosts.first()
+        with contextlib.nullcontext() if speaks else contextlib.redirect_stdout(None):
+            return run(arguments[1])
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        code = 2
+    except Exception:
+        if not together:
+            raise
+        traceback.print_exc()
+        print(
+            "error: this process failed, perhaps because another one ended: see their "
+            "logs; the same commands go on from the last checkpoint",
+            file=sys.stderr,
+        )
+        code = 1
+    if together:  # Without the farewell, for which the others would have to come too.
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def saved_config(argument: str) -> str:
