@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from launching import NIH, SMALL, films_of, run_here
+from sklearn import metrics as oracle
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +206,31 @@ def test_explore_reads_real_films(home, tmp_path):
     assert facts["duplicates"] == facts["quarantine"] == []
 
 
+def assert_scikit_learns(report, predictions):
+    """Every task's numbers are what scikit-learn says of the written predictions."""
+    judged = 0
+    for task, found in report["tasks"].items():
+        label, score = predictions[f"{task}_label"], predictions[task].to_numpy()
+        expected = {}
+        if label.nunique() == 2:
+            judged += 1
+            expected["auroc"] = oracle.roc_auc_score(label, score)
+            expected["partial_auroc"] = oracle.roc_auc_score(label, score, max_fpr=0.1)
+            expected["average_precision"] = oracle.average_precision_score(label, score)
+        if found["threshold"] is not None:
+            said = score.astype(np.float32) >= np.float32(found["threshold"])
+            expected["prevalence"] = label.mean()
+            expected["accuracy"] = oracle.accuracy_score(label, said)
+            matrix = oracle.confusion_matrix(label, said, labels=[0, 1])
+            assert matrix.ravel().tolist() == [
+                found["confusion"][name] for name in ("tn", "fp", "fn", "tp")
+            ]
+        for name, value in expected.items():
+            estimate = found["metrics"][name]["estimate"]
+            assert estimate == pytest.approx(value, abs=1e-6), (task, name)
+    assert judged > 5
+
+
 @pytest.mark.slow
 def test_the_full_recipe_runs_three_steps_on_real_films(home):
     if not NIH.exists():
@@ -228,6 +254,7 @@ def test_the_full_recipe_runs_three_steps_on_real_films(home):
     )
     report = json.loads((workdir / "report.json").read_text())
     assert len(report["tasks"]) == 14
+    assert_scikit_learns(report, pd.read_csv(workdir / "predictions" / "test.csv"))
     lines = [
         json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()
     ]
