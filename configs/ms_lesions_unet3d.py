@@ -91,7 +91,7 @@ def get_config() -> ConfigDict:
         "dtype": "float32",
         "threads": 2,
         "log_every": 20,
-        "evaluate_every": 500,
+        "evaluate_every": 450,
         "keep": 1,
     }
     c.evaluation = {
