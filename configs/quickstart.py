@@ -2,7 +2,7 @@
 
     python launch.py train --config=configs/quickstart.py --workdir=runs/quickstart
 
-Mean test AUROC 0.980 (0.974-0.985) in 3 min 18 s on two cores.
+Mean test AUROC 0.983 (0.978-0.987) in 4 min 17 s on two cores.
 """
 
 from ml_collections import ConfigDict
