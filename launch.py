@@ -14,7 +14,9 @@ prepare   raw files -> records; train does it too where they are missing
 explore   what the data look like: one page, and the same as JSON; with
           --audit-augment what the ops of a finished run do to its predictions; of
           scans to be segmented, their fingerprint and the patches it proposes
-train     trains, or goes on with the run that the workdir holds; reports the test split
+train     trains, or goes on with the run that the workdir holds; reports the test split;
+          by several processes where each is given --coordinator=HOST:PORT --processes=N
+          --process=K, or --cluster under SLURM or on a TPU pod
 evaluate  reports one split of a finished run (--split=target: the test images of the
           data that it was adapted to); with --config, all films of that config's data
           instead, as an external test; with --localise whether the heatmaps lie in the
@@ -87,8 +89,6 @@ flags.DEFINE_string("baseline", "", "sweep: the arm to compare with; '': the fir
 flags.DEFINE_multi_string(
     "slurm", [], "sweep: NAME=VALUE of submitit, slurm_partition=gpu say; repeatable"
 )
-
-
 flags.DEFINE_string("coordinator", None, "train: HOST:PORT of process 0, of several")
 flags.DEFINE_integer("processes", None, "train: how many processes train the one run")
 flags.DEFINE_integer("process", None, "train: the number of this one, from 0 on")

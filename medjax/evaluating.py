@@ -29,9 +29,9 @@ def evaluate(folder: Path, *, split: str = "test", other: Config | None = None) 
         only names the report.
 
     Returns:
-      The results, see evaluation/results.py (of several processes the first has
-      them, the others {}); also written as `report.*` (for
-      another split than test `report-<split>.*`) and `predictions/<split>.csv`.
+      The results, see evaluation/results.py; also written as `report.*` (for
+      another split than test `report-<split>.*`) and `predictions/<split>.csv`. Of
+      several processes the first alone has and writes them; the others get {}.
 
     Raises:
       InputError: no run there, or no such split.

@@ -56,8 +56,10 @@ def test_the_same_data_and_split_go_on(run, records):
 
 
 def test_moved_records_are_the_same_data(run, records):
+    written = (run / "provenance.json").read_text()
     moved = records.rename(records.with_name("elsewhere"))
     provenance.hold(run, moved, manifest())
+    assert (run / "provenance.json").read_text() == written
 
 
 def change_a_label(folder):
