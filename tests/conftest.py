@@ -14,6 +14,15 @@ jax.config.update("jax_num_cpu_devices", 4)  # Tests of the mapped step need som
 SIDE = 4
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forgotten():
+    """Each file's compiled programs go with it: a process may map 65,530 pieces of
+    memory on Linux, and the programs of all files together ask for more, which ends
+    it with a segmentation fault."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="module")
 def unoptimised():
     """For tests that compile much and compute little: halves the time of both."""

@@ -1,5 +1,6 @@
 """Volumes -> patches drawn by key, part of them about the foreground, and augmented."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -104,21 +105,21 @@ def draw(
     corners = jax.vmap(corner, (0, 0, 0, 0, None, None))(
         keys, *facts, jnp.asarray(size), foreground
     )
+    # One after the other: unrolled, many patches of a step compile for minutes.
+    places = jnp.concatenate([volume[:, None], corners], axis=1)
     for name in ("image", "label"):
-        cut = [
-            lax.dynamic_slice(
-                batch[name],
-                (p // each, *corners[p], 0),
-                (1, *size, batch[name].shape[-1]),
-            )
-            for p in range(len(number))
-        ]
-        found[name] = jnp.concatenate(cut).astype(jnp.float32)  # [P, d, h, w, c]
+        found[name] = lax.map(functools.partial(_cut, batch[name], tuple(size)), places)
     if slices:
         stack = jnp.moveaxis(found["image"], 1, -2)  # [P, h, w, d, C]
         found["image"] = stack.reshape(*stack.shape[:3], -1)
         found["label"] = found["label"][:, size[0] // 2]
     return found
+
+
+def _cut(volumes: Array, size: tuple[int, ...], place: Array) -> Array:
+    """The box [d, h, w, C] float32 of volumes [B, D, H, W, C] at place [4]."""
+    box = (1, *size, volumes.shape[-1])
+    return lax.dynamic_slice(volumes, (*place, 0), box)[0].astype(jnp.float32)
 
 
 def corner(
