@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from medjax.augment import policy
-from medjax.build import model, plain, study
+from medjax.build import augmentation, plain, study
 from medjax.build.plain import Config
 from medjax.evaluation import inference, label_audit
 from medjax.evaluation.intervals import Interval
@@ -47,7 +47,7 @@ def audit(
     strips: dict = {op: [example["image"] / 255] for op in config.augment.ops}
     rows: dict[str, list] = {op: [] for op in config.augment.ops}
     for strength in label_audit.STRENGTHS:
-        for name, op in model.ops(config, strength=strength).items():
+        for name, op in augmentation.ops(config, strength=strength).items():
             change = functools.partial(_changed, op, jax.random.key(config.seed))
             found = inference.predict(
                 (

@@ -17,7 +17,7 @@ from medjax import (
     segmenting,
     survey,
 )
-from medjax.build import adapt, finished, model, plain, start, study
+from medjax.build import adapt, augmentation, finished, model, plain, start, study
 from medjax.build.plain import Config
 from medjax.cohort import splits
 from medjax.data import reading, volumes
@@ -186,7 +186,7 @@ def _write_down(
 ) -> None:
     """Writes what the run is, or finds the same run there."""
     workdir.claim(folder, plain.as_json(config))
-    for caveat in model.augmentation_caveats(config):
+    for caveat in augmentation.caveats(config):
         print(f"note: {caveat}")
     if config.explore and not (folder / "explore.html").exists():
         print(f"explored: {survey.survey(config, data, folder)}")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from medjax import commands, fitting, segmenting
-from medjax.build import model, plain
+from medjax.build import augmentation, model, plain
 from medjax.build.plain import Config
 from medjax.data import loader
 from medjax.errors import InputError
@@ -64,6 +64,9 @@ def _common(config: Config) -> str:
     for section, names in FREE_NUMBERS.items():
         for name in names:
             asked[section].pop(name, None)
+    for name, numbers in augmentation.strengths(config).items():
+        for number in numbers:
+            asked["augment"][name].pop(number)
     asked["loss"] = _without_numbers(asked["loss"])
     return json.dumps(asked, sort_keys=True)
 

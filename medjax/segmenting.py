@@ -8,7 +8,7 @@ import pandas as pd
 from rich.progress import Progress
 
 from medjax import fitting, segmenter
-from medjax.build import model, plain, scans, segmentation
+from medjax.build import augmentation, model, plain, scans, segmentation
 from medjax.build.plain import Config
 from medjax.cohort import splits
 from medjax.data import fingerprint, plan, volumes
@@ -64,7 +64,7 @@ def train(config: Config, folder: Path) -> bool:
     """
     prepared = prepare(config)
     workdir.claim(folder, plain.as_json(config))
-    for caveat in model.augmentation_caveats(config):
+    for caveat in augmentation.caveats(config):
         print(f"note: {caveat}")
     manifest = scans.manifest(config, prepared)
     provenance.hold(folder, prepared.folder, manifest)

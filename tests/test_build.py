@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from sklearn.linear_model import LogisticRegression
 
 from medjax import losses
-from medjax.build import head, model, plain, study
+from medjax.build import augmentation, head, model, plain, study
 from medjax.errors import InputError
 
 CONFIGS = [
@@ -115,22 +115,22 @@ def test_an_op_that_can_change_the_label_is_refused_with_its_reason(config):
     with config.unlocked():
         config.augment.flip = {"axis": 0}
     with pytest.raises(InputError, match=r"augment\.flip.*chest_xray.*allow_unsafe"):
-        model.augmentation_caveats(config)
+        augmentation.caveats(config)
     config.augment.allow_unsafe = True
-    assert "chest_xray" in model.augmentation_caveats(config)[0]
+    assert "chest_xray" in augmentation.caveats(config)[0]
     config.modality = ""
-    assert model.augmentation_caveats(config) == ()
+    assert augmentation.caveats(config) == ()
 
 
 def test_a_mirror_is_refused_where_the_side_is_the_finding(config):
-    assert "mirror" in model.augmentation_caveats(config)[0]
+    assert "mirror" in augmentation.caveats(config)[0]
     config.augment.sided = True
     with pytest.raises(InputError, match="side"):
-        model.augmentation_caveats(config)
+        augmentation.caveats(config)
 
 
 def test_a_strength_multiplies_the_ops_numbers(config):
-    found = model.ops(config, strength=2.0)["random_affine"].keywords
+    found = augmentation.ops(config, strength=2.0)["random_affine"].keywords
     assert found == {"flip": 1.0, "rotation": 10.0, "zoom": 0.1, "translation": 0.1}
 
 

@@ -41,7 +41,13 @@ def config_of(records, **changes):
 
 ARMS = [
     {},
-    {"seed": 1, "imbalance": "over_sample", "optim__weight_decay": 0.1},
+    {
+        "seed": 1,
+        "imbalance": "over_sample",
+        "optim__weight_decay": 0.1,
+        "augment__random_affine__flip": 0.0,
+        "augment__random_affine__zoom": 0.3,
+    },
     {"optim__learning_rate": 1e38},  # Diverges.
     {"split__patients": 1000},  # So many aren't there.
 ]
@@ -154,6 +160,7 @@ def groups(*changes):
         {"optim__learning_rate": 1.0},
         {"optim__weight_decay": 0.0},
         {"optim__ema": 0.5},
+        {"augment__random_affine__rotation": 20.0},
         {"evaluation__replicates": 3},
     ],
 )
@@ -170,7 +177,6 @@ def test_arms_that_differ_in_numbers_or_in_the_order_of_images_are_one_group(cha
         {"train__steps": 60},
         {"optim__clip": 2.0},
         {"augment__ops": ("brightness",)},
-        {"augment__brightness": {"strength": 0.3}},
         {"transfer__mode": "layerwise"},
         {"data__contrast": 2.0},
         {"transfer__mode": "features"},
@@ -192,6 +198,17 @@ def test_the_numbers_of_a_loss_are_free_and_its_shapes_are_not():
         [0, 1],
         [2, 3],
     ]
+
+
+def test_strengths_are_free_but_those_that_set_a_shape():
+    def blur(wide, std):
+        return {
+            "augment__ops": ("blur", "noise"),
+            "augment__blur": {"max_sigma": wide},
+            "augment__noise": {"std": std},
+        }
+
+    assert groups(blur(1.0, 0.1), blur(2.0, 0.1), blur(2.0, 0.2)) == [[0], [1, 2]]
 
 
 def test_runs_without_steps_stand_alone():

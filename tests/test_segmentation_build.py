@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from medjax import losses
-from medjax.build import model, plain, segmentation
+from medjax.build import augmentation, plain, segmentation
 from medjax.errors import InputError
 
 CONFIGS = [
@@ -49,7 +49,7 @@ def test_every_config_names_parts_that_exist_and_fit(name):
     segmentation.train_step(config, network)
     assert config.train.steps % config.train.evaluate_every == 0
     assert plain.schedule(config)["steps"] == config.train.steps
-    model.augmentation_caveats(config)
+    augmentation.caveats(config)
     text = Path(f"configs/{name}.py")
     assert str(text) in (Path(__file__).parents[1] / text).read_text()  # Its command.
 

@@ -14,14 +14,12 @@ import optax
 from chex import ArrayTree
 
 from medjax import losses
-from medjax.augment import intensity, modalities, policy
-from medjax.build import adapt, plain
+from medjax.build import adapt, augmentation, plain
 from medjax.build.plain import Config, named
 from medjax.build.study import WEIGHTS, Task
 from medjax.cohort import imbalance
 from medjax.data import modality
 from medjax.errors import InputError
-from medjax.geometry import warp
 from medjax.models import architectures
 from medjax.models.classifier import Classifier, stage_names
 from medjax.training import optim, step
@@ -102,39 +100,6 @@ def preparation(config: Config) -> Callable:
     )
 
 
-def ops(config: Config, *, strength: float = 1.0) -> dict[str, Callable]:
-    """The ops of `config.augment` by name, in their order, with their numbers bound.
-
-    Args:
-      strength: factor of every float among an op's numbers.
-    """
-    found = {}
-    for name in config.augment.ops:
-        options = {
-            option: value * strength if isinstance(value, float) else value
-            for option, value in config.augment.get(name, {}).items()
-        }
-        op = warp.MOVES.get(name) or named(intensity, name, "augment.ops")
-        found[name] = functools.partial(op, **options)
-    return found
-
-
-def augmentation_caveats(config: Config) -> tuple[str, ...]:
-    """What speaks against the ops of `config.augment` for this modality, a sentence each.
-
-    Raises:
-      InputError: an op that can change the label, without augment.allow_unsafe.
-    """
-    if not config.modality:
-        return ()
-    return modalities.check(
-        [(name, config.augment.get(name, {})) for name in config.augment.ops],
-        modality=config.modality,
-        sided=config.augment.sided,
-        allow_unsafe=config.augment.allow_unsafe,
-    )
-
-
 def train_step(config: Config, network: Network) -> Callable:
     """The compiled step: `config.augment`'s ops, the losses and the optimiser bound."""
     return step.compile_step(**step_parts(config, network))
@@ -144,11 +109,7 @@ def step_parts(config: Config, network: Network) -> dict:
     """What `step.train_step` is bound to."""
     return {
         "apply": network.apply,
-        "augment": functools.partial(
-            policy.augment_batch,
-            ops=tuple(ops(config).values()),
-            prepare=preparation(config),
-        ),
+        "augment": augmentation.augment(config, preparation(config)),
         "loss": named(losses, config.loss.name, "loss.name"),
         "optimizer": optimizer(config),
         "frozen": network.frozen,
@@ -187,6 +148,7 @@ def initial_state(
         dual_rate=config.loss.get("rate", 0.0),
         loss=loss_arguments(config, task, label),
         adapt=config.adapt.get("weight", 1.0) if adapt.loss(config) else None,
+        augment={"strengths": augmentation.strengths(config)},
         **_pace(config, network.stages),
     )
     dual = {}

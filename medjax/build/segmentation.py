@@ -13,7 +13,7 @@ from chex import Array, ArrayTree
 
 from medjax import losses
 from medjax.augment import patches
-from medjax.build import model
+from medjax.build import augmentation, model
 from medjax.build.plain import Config, named
 from medjax.data.volumes import Prepared
 from medjax.errors import InputError
@@ -77,7 +77,7 @@ def train_step(config: Config, network: Network) -> Callable:
         apply=network.apply,
         augment=functools.partial(
             patches.augment,
-            ops=tuple(model.ops(config).values()),
+            ops=tuple(augmentation.ops(config).values()),
             **config.patch.to_dict(),
         ),
         loss=losses.deep(loss) if config.model.get("deep", 0) else loss,

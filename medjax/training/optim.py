@@ -19,6 +19,7 @@ class Hyper(NamedTuple):
     share: [] float32 by stage, the factor of its learning rate; None: 1 everywhere.
     start: [] float32 by stage, the updates before its weights move; None: 0 everywhere.
     adapt: [] float32, the weight of what another domain adds to the loss; None: nothing.
+    augment: keyword arrays of the augmentation; None: it has none.
     """
 
     learning_rate: Array
@@ -29,6 +30,7 @@ class Hyper(NamedTuple):
     share: dict[str, Array] | None = None
     start: dict[str, Array] | None = None
     adapt: Array | None = None
+    augment: dict[str, ArrayTree] | None = None
 
 
 def warmup_cosine(step: Array, *, steps: int, warmup: int) -> Array:

@@ -84,8 +84,8 @@ def train_step(
       key: the run's key, the same at every step: the batch says the epoch.
       apply: (variables, image, train=True, mutable=[...]) -> (logits, updates), its
         batch statistics shared over AXIS.
-      augment: (key, batch) -> the batch with its image standardised, [B, H, W, C]
-        float32, and with its masks, where it has some, moved as the image is.
+      augment: (key, batch, **hyper.augment) -> the batch with its image standardised,
+        [B, H, W, C] float32, and with its masks, where it has some, moved as it is.
       loss: (logits, label, weight, **dual, **hyper.loss) -> (total, count).
       optimizer: takes the learning rate and the weight decay as extra arguments.
       frozen: stages of params that stay what they are, to the bit, with their batch
@@ -99,7 +99,7 @@ def train_step(
       The new state, and scalars: loss (nats an image), grad_norm, and with `adapt`
       gap, its part of the loss.
     """
-    batch = augment(key, batch)
+    batch = augment(key, batch, **(state.hyper.augment or {}))
     moving = optim.moving(state.params, frozen)
 
     def shard_loss(moving: ArrayTree, dual: dict) -> tuple[Array, tuple]:
