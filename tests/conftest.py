@@ -25,10 +25,15 @@ def forgotten():
 
 @pytest.fixture(scope="module")
 def unoptimised():
-    """For tests that compile much and compute little: halves the time of both."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    """For tests that compile much and compute little: halves the time of both.
+
+    Also in the processes that they start.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)
 
 
 def _item(n: int, tasks: tuple[str, ...], shape: tuple[int, ...]) -> Item:

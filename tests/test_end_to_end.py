@@ -14,6 +14,8 @@ import pandas as pd
 import pytest
 from launching import SMALL, films_of, run, run_here, start
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):

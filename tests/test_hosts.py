@@ -21,6 +21,8 @@ from medjax.errors import InputError
 from medjax.evaluation.inference import Predictions
 from medjax.training import hosts
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
 ROOT = Path(__file__).parents[1]
 DEVICES = 4
 SMALL = {

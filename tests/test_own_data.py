@@ -9,6 +9,8 @@ import pytest
 from launching import NIH, SMALL, films_of, run_here
 from sklearn import metrics as oracle
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):

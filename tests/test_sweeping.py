@@ -22,6 +22,8 @@ from medjax.errors import InputError
 from medjax.sweeping import executors, plan
 from medjax.training.population import Outcome
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
 CONFIG = """
 from configs import quickstart
 

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from medjax.errors import InputError
 
@@ -44,12 +46,31 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
             heartbeat_timeout_seconds=HEARTBEAT,
             shutdown_timeout_seconds=LONGEST,
         )
+        _connect()
     except (RuntimeError, ValueError) as error:
         why = str(error).strip().splitlines()[0]
         raise InputError(
             f"the processes of the run didn't meet ({why}): start each one with "
             "--coordinator=HOST:PORT, --processes=N and its own --process=0 to N - 1"
         ) from None
+
+
+def _connect() -> None:
+    """Lets all devices find each other now, when all processes are here.
+
+    CPUs do so at their first sum over the same devices, and give up on one that comes
+    30 seconds later, as a process that compiles beside another may. Later sums wait.
+    """
+    wait("to connect")  # A sum over the processes; now one over the devices.
+    everywhere = NamedSharding(
+        Mesh(jax.devices(), ("device",)), PartitionSpec("device")
+    )
+    count = jax.device_count()
+    ones = jax.make_array_from_callback(
+        (count,), everywhere, lambda part: np.ones(count, np.int32)[part]
+    )
+    together = NamedSharding(everywhere.mesh, PartitionSpec())
+    jax.block_until_ready(jax.jit(jnp.sum, out_shardings=together)(ones))
 
 
 def first() -> bool:
