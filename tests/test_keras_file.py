@@ -14,7 +14,10 @@ from medjax.errors import InputError
 from medjax.models.weights import read
 
 FORMATS = ("m.h5", "m.weights.h5", "m.keras")
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.usefixtures("unoptimised"),
+]
 
 
 @pytest.fixture(scope="module")
