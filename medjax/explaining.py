@@ -13,13 +13,14 @@ from rich.progress import Progress
 from medjax.build import adapt, model, plain, study
 from medjax.build.finished import Run
 from medjax.build.plain import Config
-from medjax.data import loader, modality, reading
+from medjax.data import loader, reading
 from medjax.errors import InputError
 from medjax.evaluation import examples, gradcam, inference, localisation, sanity
 from medjax.reports import films, heatmaps
 from medjax.training import step
 
 FILMS = 256  # Whose heatmaps are in memory at once.
+TOGETHER = 8  # Films of a gallery at once: any number of them needs one program.
 RANDOMISED = 32  # Films of the randomisation check.
 
 
@@ -46,16 +47,16 @@ def explainer(
             raise InputError(f"--{flag}={value}: use one of {', '.join(known)}")
     # No gradient comes through a stage that training has frozen.
     whole = model.network(adapt.whole(run.config), run.task)
-    compiled = step.compile_eval(
-        gradcam.heatmap_step,
-        apply=whole.apply,
-        views=functools.partial(
-            modality.views, prepare=model.preparation(run.config), flip=False
-        ),
-        method=method,
-        stage=stages.index(stage),
-    )
+    compiled = _compiled(whole.apply, whole.look, method, stages.index(stage))
     return functools.partial(compiled, run.state)
+
+
+@functools.lru_cache(maxsize=4)
+def _compiled(apply: Callable, look: Callable, method: str, stage: int) -> Callable:
+    """The step that explains; runs that share a network share what was compiled."""
+    return step.compile_eval(
+        gradcam.heatmap_step, apply=apply, views=look, method=method, stage=stage
+    )
 
 
 def draw(run: Run, explain: Callable, predicted: pd.DataFrame, out: Path) -> int:
@@ -141,10 +142,9 @@ def gallery(
     if not chosen:
         return {}
     ids = np.unique(found.id[[one.row for one in chosen]])
-    shape = plain.shape(run.config)  # One program, no larger than the films need.
-    rows = min(shape["batch"], -(-len(ids) // shape["devices"]))
+    shape = plain.shape(run.config) | {"batch": TOGETHER}
     source = data.films(ids)
-    batches = loader.evaluation_batches(source, **shape | {"batch": rows})
+    batches = loader.evaluation_batches(source, **shape)
     heatmap = inference.embed(batches, explainer(run))
     boxes = read_boxes(data, ids).groupby(["id", "task"])
     image = data.table.set_index("id")["image"]

@@ -225,6 +225,12 @@ def test_a_method_or_a_stage_that_is_not_there_is_one_line(run, how):
         explaining.explainer(finished.read(run), **how)
 
 
+def test_runs_of_one_network_share_what_was_compiled(run):
+    first, second = (explaining.explainer(finished.read(run)) for _ in range(2))
+    assert first.func is second.func
+    assert explaining.explainer(finished.read(run), stage="stem").func is not first.func
+
+
 def test_films_without_boxes_are_refused(run, monkeypatch):
     one = finished.read(run)
     data = study.data(one.config)

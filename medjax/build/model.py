@@ -33,6 +33,7 @@ class Network(NamedTuple):
 
     init: key -> fresh variables.
     apply: Linen's.
+    look: image [B, H, W, C] -> [1, B, H, W, C], as the model sees it.
     stages: their names, from the image on; `frozen`, those of them that stay.
     predict: (state, image [D, B, ...]) -> probability [D, B, T].
     embed: (state, image [D, B, ...]) -> what the classifier sees, [D, B, F].
@@ -40,6 +41,7 @@ class Network(NamedTuple):
 
     init: Callable
     apply: Callable
+    look: Callable
     stages: tuple[str, ...]
     frozen: tuple[str, ...]
     predict: Callable
@@ -75,16 +77,16 @@ def _network(parts: str, task: Task) -> Network:
     frozen = _frozen(config, stages)
     model = model.clone(frozen=len(frozen))
     blank = jnp.zeros((1, *task.shape))
+    views = functools.partial(modality.views, prepare=preparation(config))
     parts = {
         "apply": model.apply,
-        "views": functools.partial(
-            modality.views, prepare=preparation(config), flip=config.evaluation.flip
-        ),
+        "views": functools.partial(views, flip=config.evaluation.flip),
     }
     probability = jax.nn.softmax if task.exclusive else jax.nn.sigmoid
     return Network(
         init=lambda key: model.init(key, blank, train=False),
         apply=model.apply,
+        look=functools.partial(views, flip=False),
         stages=stages,
         frozen=frozen,
         predict=step.compile_eval(step.eval_step, probability=probability, **parts),
