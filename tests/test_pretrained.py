@@ -15,6 +15,8 @@ from medjax.errors import InputError
 from medjax.models import architectures, pretrained
 from medjax.models.rules import Rule
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
+
 TORCH = ("densenet121", "resnet18", "resnet50", "efficientnet_b0", "convnext_tiny")
 KERAS = {
     "densenet121": "DenseNet121",
