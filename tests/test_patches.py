@@ -33,6 +33,8 @@ def volumes(count=2, seed=0):
         "size": jnp.tile(jnp.array(SHAPE, jnp.int32), (count, 1)),
         "points": jnp.asarray(points, jnp.int32),
         "present": jnp.ones((count, 1), bool),
+        "presence": jnp.ones((count, 2)),
+        "spacing": jnp.ones((count, 3)),
         "id": jnp.arange(5, 5 + count, dtype=jnp.int32),
         "epoch": jnp.zeros(count, jnp.int32),
         "occurrence": jnp.zeros(count, jnp.int32),
@@ -59,14 +61,33 @@ def test_a_patch_is_a_box_of_its_own_volume():
     assert len(np.unique(found["image"][:, 0, 0, 0, 0])) > 3
 
 
-def test_slices_keep_their_order_as_channels_about_the_middle_one():
-    batch = volumes()
-    deep, flat = draw(batch, size=(3, 6, 4)), draw(batch, size=(3, 6, 4), slices=True)
-    assert flat["image"].shape == (6, 6, 4, 6) and flat["label"].shape == (6, 6, 4, 1)
-    for z in range(3):
-        channels = flat["image"][..., 2 * z : 2 * z + 2]
-        np.testing.assert_array_equal(channels, deep["image"][:, z])
-    np.testing.assert_array_equal(flat["label"], deep["label"][:, 1])
+@pytest.mark.parametrize("number", [1, 3, 5])
+def test_slices_are_channels_about_the_one_that_is_labelled(number):
+    batch, each = volumes(), 40
+    size = (number, 6, 4)
+    found = draw(batch, size=size, slices=True, each=each, foreground=0.0)
+    assert found["image"].shape == (2 * each, 6, 4, 2 * number)
+    assert found["spacing"].shape == (2 * each, 2)
+    met = set()
+    for p, image in enumerate(found["image"]):
+        first = int(image[0, 0, number - number % 2])  # Of the middle slice.
+        z, y, x = np.unravel_index(first % 2000, SHAPE)
+        met.add(int(z))
+        volume = np.pad(
+            batch["image"][p // each],
+            [(number // 2, number // 2), (0, 0), (0, 0), (0, 0)],
+            mode="edge",
+        )[z : z + number, y : y + 6, x : x + 4]
+        for n in range(number):
+            np.testing.assert_array_equal(image[..., 2 * n : 2 * n + 2], volume[n])
+        label = batch["label"][p // each][z, y : y + 6, x : x + 4]
+        np.testing.assert_array_equal(found["label"][p], label)
+    assert met == set(range(SHAPE[0]))  # The first and the last slice too.
+
+
+def test_a_slice_about_the_foreground_is_the_one_that_shows_it():
+    found = draw(volumes(), size=(5, 6, 4), slices=True, each=50, foreground=1.0)
+    assert found["label"].any(axis=(1, 2, 3)).all()
 
 
 def test_a_patch_depends_on_its_sample_and_not_on_its_batch():
@@ -159,3 +180,53 @@ def test_outside_the_brain_nothing_appears():
     got = patches.augment(KEY, batch, ops=ops, **options)["image"]
     np.testing.assert_array_equal(np.asarray(got == 0), np.asarray(plain == 0))
     assert np.std(got[plain != 0]) > 0.1
+
+
+def test_a_sequence_that_is_missing_stays_zero():
+    batch = volumes()
+    missing = jnp.array([[1.0, 0.0], [1.0, 1.0]])
+    batch |= {"image": jnp.where(missing[:, None, None, None] > 0, 2.0, 0.0)}
+    batch |= {"image": jnp.broadcast_to(batch["image"], (2, *SHAPE, 2))}
+    batch |= {"presence": missing}
+    ops = (
+        functools.partial(intensity.rician_noise, std=0.1),
+        functools.partial(intensity.gamma, max_log_gamma=0.3),
+    )
+    for slices in (False, True):
+        options = {"size": (3, 8, 8), "each": 2, "foreground": 0.0, "slices": slices}
+        got = np.asarray(patches.augment(KEY, batch, ops=ops, **options)["image"])
+        second = got[..., 1::2]
+        assert not second[:2].any() and second[2:].all() and got[..., ::2].all()
+
+
+def test_a_turn_is_one_of_millimetres():
+    """Slices five times as far apart as pixels: a turn keeps distances in mm."""
+    batch = volumes(1)
+    sphere = np.zeros((*SHAPE, 2), np.float32)
+    z, y, x = np.indices(SHAPE)
+    mm = np.array([4.0, 1.0, 1.0])
+    middle = (np.array(SHAPE) - 1) / 2
+    away = sum(
+        ((a - m) * s) ** 2 for a, m, s in zip((z, y, x), middle, mm, strict=True)
+    )
+    sphere[:] = np.exp(-away / 100)[..., None]
+    batch |= {"image": jnp.asarray(sphere[None]), "spacing": jnp.array([mm])}
+    turn = functools.partial(
+        warp.random_affine, flip=0.0, rotation=90.0, zoom=0.0, translation=0.0
+    )
+    options = {"size": SHAPE, "each": 8, "foreground": 0.0, "slices": False}
+    got = np.asarray(patches.augment(KEY, batch, ops=(turn,), **options)["image"])
+    inside = away < 16  # Where no turn brings in what is outside the patch.
+    for image in got:
+        np.testing.assert_allclose(image[inside], sphere[inside], atol=0.1)
+
+
+def test_a_turned_brain_has_no_dark_rim():
+    batch = volumes(1)
+    brain = np.zeros(SHAPE, bool)
+    brain[3:9, 2:8, 3:11] = True
+    batch |= {"image": jnp.where(brain[None, ..., None], 1.0, 0 * batch["image"])}
+    turn = functools.partial(warp.random_affine, rotation=30.0)
+    options = {"size": SHAPE, "each": 8, "foreground": 0.0, "slices": False}
+    got = np.asarray(patches.augment(KEY, batch, ops=(turn,), **options)["image"])
+    assert got.min() >= -1e-5 and got.max() > 0.99

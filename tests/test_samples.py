@@ -1,9 +1,13 @@
 """Whole volumes, and halves of them, as the loader hands them out."""
 
+import functools
+
 import numpy as np
 import pytest
 
-from medjax.data import samples
+from medjax.data import samples, volumes
+from medjax.data.cases import Case
+from medjax.data.nifti import Grid
 from medjax.data.samples import Part
 
 SHAPES = [(5, 7, 9), (6, 4, 8)]
@@ -11,26 +15,39 @@ LEAST = (6, 6, 6)
 
 
 @pytest.fixture
-def folder(tmp_path):
-    """Two volumes of two sequences and two regions, whose voxels say where they are."""
+def prepared(tmp_path):
+    """Two volumes of two sequences and two regions; the second lacks a sequence."""
     rng = np.random.default_rng(0)
-    for id, shape in enumerate(SHAPES):
+
+    def read(id, shape):
         image = rng.normal(size=(*shape, 2)).astype(np.float16)
         label = np.zeros((*shape, 2), np.uint8)
         label[1:3, 2, 1:7, 0] = 1
         if id == 0:
             label[2, 2, 5, 1] = 1
-        np.save(tmp_path / f"{id}.image.npy", image)
-        np.save(tmp_path / f"{id}.label.npy", label)
-    return tmp_path
+        presence = np.array([1, 1 - id], np.float32)
+        affine = np.diag([5.0, 1.0 + id, 1.0, 1.0])
+        spacing = np.diag(affine)[:3]
+        return Case(
+            image * presence, label, presence, spacing, affine, Grid(shape, affine)
+        )
+
+    people = [
+        volumes.Patient(f"p{id}", id, functools.partial(read, id, shape))
+        for id, shape in enumerate(SHAPES)
+    ]
+    regions = {"some": (1,), "few": (2,)}
+    return volumes.prepare(
+        people, tmp_path / "data", sequences=("a", "b"), regions=regions, options={}
+    )
 
 
-def test_a_volume_stands_at_the_origin_of_the_common_shape(folder):
-    source = samples.Volumes(folder, [Part(0, 10), Part(1, 11)], LEAST)
+def test_a_volume_stands_at_the_origin_of_the_common_shape(prepared):
+    source = samples.Volumes(prepared, [Part(0, 10), Part(1, 11)], LEAST)
     assert source.shape == (6, 7, 9)
     for index, shape in enumerate(SHAPES):
         sample = source[index]
-        image = np.load(folder / f"{index}.image.npy")
+        image = np.load(prepared.folder / f"{index}.image.npy")
         d, h, w = shape
         np.testing.assert_array_equal(sample["image"][:d, :h, :w], image)
         rest = sample["image"].copy()
@@ -40,15 +57,24 @@ def test_a_volume_stands_at_the_origin_of_the_common_shape(folder):
         assert sample["patient"] == 10 + index
 
 
-def test_the_halves_are_the_whole(folder):
+def test_a_volume_says_its_spacing_and_which_sequences_it_has(prepared):
+    source = samples.Volumes(prepared, [Part(1, 11), Part(0, 10)], LEAST)
+    np.testing.assert_allclose(source[0]["spacing"], [5, 2, 1])
+    np.testing.assert_allclose(source[1]["spacing"], [5, 1, 1])
+    np.testing.assert_array_equal(source[0]["presence"], [1, 0])
+    np.testing.assert_array_equal(source[1]["presence"], [1, 1])
+
+
+def test_the_halves_are_the_whole(prepared):
+    folder = prepared.folder
     whole = samples.read(folder, Part(0, 0))
     right, left = (samples.read(folder, Part(0, 0, half)) for half in ("right", "left"))
     for both, a, b in zip(whole, right, left, strict=True):
         np.testing.assert_array_equal(np.concatenate([a, b], axis=2), both)
 
 
-def test_points_are_of_their_region_and_reach_all_of_it(folder):
-    source = samples.Volumes(folder, [Part(0, 0), Part(1, 1), Part(0, 0)], LEAST)
+def test_points_are_of_their_region_and_reach_all_of_it(prepared):
+    source = samples.Volumes(prepared, [Part(0, 0), Part(1, 1), Part(0, 0)], LEAST)
     for index in (0, 1):
         sample = source[index]
         for k in range(2):

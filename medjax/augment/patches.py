@@ -34,8 +34,9 @@ def augment(
       place: see `draw`.
 
     Returns:
-      image [P, *S, C] float32, 0 outside the brain; label [P, *S, K] float32; weight
-      [P, *S, K], 0 where a move brought in what is outside the patch.
+      image [P, *S, C] float32, 0 outside the brain and in a sequence that is missing;
+      label [P, *S, K] float32; weight [P, *S, K], 0 where a move brought in what is
+      outside the patch.
     """
     batch = draw(key, batch, **place)
     image, label = batch["image"], batch["label"]
@@ -45,7 +46,8 @@ def augment(
         key,
         batch
         | {
-            "image": jnp.where(brain, unit, 0),
+            # Outside it is grey, as 0 is: black air would darken the moved brain's rim.
+            "image": unit,
             "label": jnp.concatenate([label, brain], axis=-1, dtype=jnp.float32),
             "weight": jnp.ones((*label.shape[:-1], 1)),
         },
@@ -54,8 +56,9 @@ def augment(
     )
     label, brain = moved["label"][..., :-1], moved["label"][..., -1:]
     image = moved["image"] * (HIGHEST - LOWEST) + LOWEST
+    seen = (brain > 0) & (_along(moved["presence"], image) > 0)
     return moved | {
-        "image": jnp.where(brain > 0, image, 0),
+        "image": jnp.where(seen, image, 0),
         "label": label,
         "weight": jnp.broadcast_to(moved["weight"], label.shape),
     }
@@ -75,23 +78,24 @@ def draw(
     Args:
       key: the run's key.
       batch: of B volumes, see data/samples.py, and epoch [B] int32.
-      size: (d, h, w) of a patch, at most the volumes'.
+      size: (d, h, w) of a patch, at most the volumes'; d is odd with `slices`.
       each: n, patches of a volume.
       foreground: share of the patches that are drawn about a voxel of a region, which
         then lies in the middle half of the patch along each axis: all regions of the
         volume are equally likely, and all points of one, see samples.foreground. The
         rest lie anywhere.
-      slices: a patch is 2-D, of its middle slice; its d slices in their order are
-        channels, (slice, sequence) with the sequence changing fastest.
+      slices: a patch is 2-D, of one slice, which is what lies about the voxel; it and
+        its neighbours in their order are channels, (slice, sequence) with the sequence
+        changing fastest. The volume's first and last slice are repeated outwards.
 
     Returns:
       image [P, d, h, w, C] float32 or [P, h, w, d C], label [P, d, h, w, K] or
-      [P, h, w, K], P = B n; id, epoch and occurrence [P], the last of which numbers
-      the patches of a volume too.
+      [P, h, w, K], P = B n; presence [P, C] or [P, d C], spacing [P, 3] or [P, 2]; id,
+      epoch and occurrence [P], the last of which numbers the patches of a volume too.
     """
     found = {
         name: jnp.repeat(batch[name], each, axis=0)
-        for name in ("id", "epoch", "occurrence")
+        for name in ("id", "epoch", "occurrence", "presence", "spacing")
     }
     number = jnp.tile(jnp.arange(each, dtype=jnp.int32), len(batch["id"]))
     found["occurrence"] = found["occurrence"] * each + number
@@ -102,24 +106,48 @@ def draw(
     keys = jax.vmap(jax.random.fold_in, (0, None))(keys, PLACE)
     volume = jnp.arange(len(number)) // each
     facts = [batch[name][volume] for name in ("size", "points", "present")]
+    labelled = (1, *size[1:]) if slices else tuple(size)
     corners = jax.vmap(corner, (0, 0, 0, 0, None, None))(
-        keys, *facts, jnp.asarray(size), foreground
+        keys, *facts, jnp.asarray(labelled), foreground
     )
     # One after the other: unrolled, many patches of a step compile for minutes.
     places = jnp.concatenate([volume[:, None], corners], axis=1)
-    for name in ("image", "label"):
-        found[name] = lax.map(functools.partial(_cut, batch[name], tuple(size)), places)
-    if slices:
-        stack = jnp.moveaxis(found["image"], 1, -2)  # [P, h, w, d, C]
-        found["image"] = stack.reshape(*stack.shape[:3], -1)
-        found["label"] = found["label"][:, size[0] // 2]
-    return found
+    cut = functools.partial(_cut, batch["label"], labelled)
+    found["label"] = lax.map(cut, places)
+    if not slices:
+        cut = functools.partial(_cut, batch["image"], labelled)
+        return found | {"image": lax.map(cut, places)}
+    stack = functools.partial(_stack, batch["image"], labelled, size[0])
+    return found | {
+        "image": lax.map(lambda at: stack(*at), (places, facts[0][:, 0])),
+        "label": found["label"][:, 0],
+        "presence": jnp.tile(found["presence"], (1, size[0])),
+        "spacing": found["spacing"][:, 1:],
+    }
 
 
 def _cut(volumes: Array, size: tuple[int, ...], place: Array) -> Array:
     """The box [d, h, w, C] float32 of volumes [B, D, H, W, C] at place [4]."""
     box = (1, *size, volumes.shape[-1])
     return lax.dynamic_slice(volumes, (*place, 0), box)[0].astype(jnp.float32)
+
+
+def _stack(
+    volumes: Array, size: tuple[int, ...], number: int, place: Array, depth: Array
+) -> Array:
+    """So many slices about a place [4] of a volume of that depth, [h, w, number C]."""
+    volume, middle, *corner = place
+    near = [middle + i - number // 2 for i in range(number)]
+    cuts = [
+        _cut(volumes, size, (volume, jnp.clip(z, 0, depth - 1), *corner))[0]
+        for z in near
+    ]
+    return jnp.concatenate(cuts, axis=-1)
+
+
+def _along(channels: Array, image: Array) -> Array:
+    """[P, C] as [P, 1, ..., C], for an image [P, *S, C]."""
+    return channels.reshape(len(image), *[1] * (image.ndim - 2), -1)
 
 
 def corner(

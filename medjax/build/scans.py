@@ -178,7 +178,7 @@ def train_batches(
             f"patches of a volume (patch.each={config.patch.each}) times the devices"
         )
     return loader.TrainBatches(
-        samples.Volumes(prepared.folder, parts, config.patch.size),
+        samples.Volumes(prepared, parts, config.patch.size),
         seed=config.seed,
         batch=config.train.batch // shards,
         devices=jax.local_device_count(),

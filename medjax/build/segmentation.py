@@ -54,6 +54,11 @@ def network(config: Config, channels: int, regions: int) -> Network:
         )
     size = tuple(config.patch.size)
     if config.patch.slices:
+        if size[0] % 2 == 0:
+            raise InputError(
+                f"patch.size={size}: an even number of slices has no middle one: give "
+                "an odd one first"
+            )
         size, channels = size[1:], size[0] * channels
 
     def init(key: Array) -> ArrayTree:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from medjax.data import loader
+from medjax.data import loader, volumes
 
 POINTS = 1024  # Of each region and volume: patches are drawn about them.
 
@@ -52,16 +52,29 @@ class Volumes:
     it would be one more place where something is random.
 
     Args:
-      folder: of a prepared data set, see data/volumes.py.
+      prepared: the data set.
       parts: [N], in this order; one may stand there several times.
       least: (d, h, w), the shape is at least this: a patch's.
     """
 
-    def __init__(self, folder: Path, parts: Sequence[Part], least: Sequence[int]):
-        self._folder, self.parts = folder, tuple(parts)
+    def __init__(
+        self,
+        prepared: volumes.Prepared,
+        parts: Sequence[Part],
+        least: Sequence[int],
+    ):
+        self._folder, self.parts = prepared.folder, tuple(parts)
+        cases = {part.id: volumes.load(prepared, part.id) for part in self.parts}
+        self._facts = {
+            id: {
+                "spacing": np.asarray(case.spacing, np.float32),
+                "presence": case.presence,
+            }
+            for id, case in cases.items()
+        }
         self.ids = np.array([part.id for part in self.parts], np.int32)
         self._occurrence = loader.occurrences(self.ids)
-        shapes = [read(folder, part)[0].shape[:3] for part in set(self.parts)]
+        shapes = [read(self._folder, part)[0].shape[:3] for part in set(self.parts)]
         self.shape = tuple(np.max([least, *shapes], axis=0).tolist())
         self._points: dict[Part, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -71,8 +84,8 @@ class Volumes:
     def __getitem__(self, index: int) -> loader.Batch:
         """image [D, H, W, C] float16, 0 where there is none; label [D, H, W, K] uint8;
         size [3] int32 of the volume in it; points [K, POINTS, 3] int32, voxels of each
-        region with repetition; present [K] bool, whether it has any; id, patient,
-        occurrence.
+        region with repetition; present [K] bool, whether it has any; spacing [3] mm;
+        presence [C] float32, 0 for a sequence that is missing; id, patient, occurrence.
         """
         part = self.parts[index]
         image, label = read(self._folder, part)
@@ -85,6 +98,7 @@ class Volumes:
             "size": np.array(image.shape[:3], np.int32),
             "points": points,
             "present": present,
+            **self._facts[part.id],
             "id": self.ids[index],
             "patient": np.int32(part.patient),
             "occurrence": self._occurrence[index],
