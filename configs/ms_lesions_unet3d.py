@@ -34,6 +34,7 @@ def get_config() -> ConfigDict:
             "T1POST": "T1POST.nii.gz",
             "T2": "T2.nii.gz",
         },
+        "patient": "",  # part of a volume's name, '(.*?)/' where visits lie in folders
         "mask": "lesion.nii.gz",
         "regions": ("lesion",),
         "values": {"lesion": (1,)},  # of the mask, in each region

@@ -1,10 +1,14 @@
 """Which volumes there are, and who is on which side."""
 
 import importlib
+import json
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
+from scans import ball, save
+from scans import brain as head
 
 from medjax.build import scans
 from medjax.cohort import splits
@@ -131,3 +135,76 @@ def test_what_can_t_be_done_is_said(config, changes, message):
         scans.manifest(config, prepared(3)) if "data.split" in changes else scans.data(
             config
         )
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Two patients' files of two visits each, and the config that reads them."""
+    for person in ("A", "B"):
+        for visit in ("1", "2"):
+            save(tmp_path / f"raw/{person}/{visit}/T1.nii.gz", head((20, 20, 20), 1))
+            mask = ball((20, 20, 20), 0.2).astype(np.uint8)
+            save(tmp_path / f"raw/{person}/{visit}/seg.nii.gz", mask)
+    c = importlib.import_module("configs.ms_lesions_unet3d").get_config()
+    c.data.records, c.data.folder = str(tmp_path / "records"), str(tmp_path / "raw")
+    c.data.sequences, c.data.files = ("T1",), {"T1": "T1.nii.gz"}
+    c.data.mask, c.data.patient = "seg.nii.gz", "(.*?)/"
+    return c
+
+
+def test_the_visits_of_a_patient_stay_on_one_side(own):
+    own.data.split = "leave_one_out"
+    table = scans.manifest(own, scans.data(own))
+    assert set(table["split"]) == {"train", "test"}
+    assert table.groupby("patient")["split"].nunique().max() == 1
+    own.data.patient = ""
+    with pytest.raises(InputError, match="data.patient"):
+        scans.data(own)
+
+
+def test_files_that_changed_since_are_not_passed_over(own, tmp_path):
+    scans.data(own)
+    scans.data(own)  # Nothing has changed.
+    mask = ball((20, 20, 20), 0.3).astype(np.uint8)
+    save(tmp_path / "raw/A/1/seg.nii.gz", mask)
+    with pytest.raises(InputError, match=r"A/1/seg.nii.gz has changed.*remove"):
+        scans.data(own)
+    shutil.rmtree(tmp_path / "records")
+    scans.data(own)
+    shutil.copytree(tmp_path / "raw/B", tmp_path / "raw/C")
+    with pytest.raises(InputError, match="C/1/T1.nii.gz is new.*3 files more"):
+        scans.data(own)
+    shutil.rmtree(tmp_path / "raw")  # The prepared volumes alone are enough.
+    assert len(scans.data(own).table) == 4
+
+
+def test_what_was_left_out_is_counted_again(own, tmp_path):
+    (tmp_path / "raw/B/2/seg.nii.gz").unlink()
+    own.data.max_quarantined = 0.5
+    assert len(scans.data(own).table) == 3
+    own.data.max_quarantined = 0.0
+    with pytest.raises(InputError, match=r"25.0% of the patients were left out"):
+        scans.data(own)
+
+
+def test_regions_that_no_mask_can_hold_are_refused_before_training(own):
+    own.data.regions = ("core", "whole")
+    own.data["values"] = {"core": (1,), "whole": (1,)}
+    with pytest.raises(InputError, match="order them from outer to inner"):
+        scans.data(own)
+
+
+def test_the_decathlons_layout_is_a_word(own, tmp_path):
+    root = tmp_path / "Task"
+    both = np.stack([head((20, 20, 20), 1), head((20, 20, 20), 2)], axis=-1)
+    save(root / "imagesTr/x.nii.gz", both)
+    save(root / "labelsTr/x.nii.gz", ball((20, 20, 20), 0.2).astype(np.uint8))
+    listed = {"image": "./imagesTr/x.nii.gz", "label": "./labelsTr/x.nii.gz"}
+    about = {"modality": {"0": "FLAIR", "1": "T1"}, "training": [listed], "test": []}
+    (root / "dataset.json").write_text(json.dumps(about))
+    own.data.source, own.data.folder, own.data.patient = "decathlon", str(root), ""
+    found = scans.data(own)
+    assert list(found.table["image"]) == ["x"] and found.sequences == ("T1",)
+    (root / "labelsTr/x.nii.gz").write_bytes(b"no mask is read to predict")
+    (one,) = scans.to_predict(own, [str(root)])
+    assert one.read().label is None

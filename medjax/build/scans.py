@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import inspect
 import json
 from pathlib import Path
 
@@ -12,7 +13,16 @@ from rich.progress import Progress
 
 from medjax.build.plain import Config
 from medjax.cohort import splits
-from medjax.data import brain, cases, loader, patients, samples, volumes
+from medjax.data import (
+    brain,
+    cases,
+    loader,
+    origin,
+    original,
+    patients,
+    samples,
+    volumes,
+)
 from medjax.data.patients import Found
 from medjax.data.volumes import Prepared
 from medjax.errors import InputError
@@ -33,7 +43,8 @@ def data(config: Config) -> Prepared:
     """The prepared volumes of `config.data`; they are made where they are missing.
 
     Raises:
-      InputError: an unknown source, or files that are refused.
+      InputError: an unknown source, files that are refused, more of them than may be
+        left out, or files that have changed since the volumes were made.
     """
     options = config.data.to_dict()
     for name in ("records", "max_quarantined", "split"):  # They change no voxel.
@@ -42,17 +53,39 @@ def data(config: Config) -> Prepared:
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     name = f"{config.data.source}-{digest}"
     folder = Path(config.data.records).expanduser() / "volumes" / name
-    if volumes.is_prepared(folder):
-        return volumes.read_prepared(folder)
+    if not volumes.is_prepared(folder):
+        _prepare(config, folder, options)
+    prepared = volumes.read_prepared(folder)
+    source = Path(config.data.get("folder", "")).expanduser()
+    if config.data.source != PHANTOM and source.is_dir():
+        files = (path for one in found(config, source) for path in one.paths())
+        origin.hold(folder, origin.of_files(source, files))
+    left_out = len(pd.read_csv(folder / "quarantine.csv"))
+    share = left_out / (left_out + len(prepared.table))
+    if share > config.data.max_quarantined:
+        raise InputError(
+            f"{folder}: {share:.1%} of the patients were left out, and "
+            f"data.max_quarantined allows {config.data.max_quarantined:.1%}: see its "
+            "quarantine.csv"
+        )
+    return prepared
+
+
+def _prepare(config: Config, folder: Path, options: dict) -> None:
+    """Makes the volumes of `config.data` in that folder."""
     if config.data.source == PHANTOM:
         read, sequences, regions = _phantoms(**options), brain.SEQUENCES, BRATS
     else:
         sequences, regions = config.data.sequences, _regions(config)
-        wanted = found(config, config.data.folder)
-        read = volumes.from_files(wanted, regions=regions, **_reading(config))
+        read = volumes.from_files(
+            found(config, config.data.folder),
+            regions=regions,
+            patient=config.data.get("patient", ""),
+            **_reading(config),
+        )
     with Progress() as progress:
-        bar = progress.add_task(f"prepare {name}", total=len(read))
-        return volumes.prepare(
+        bar = progress.add_task(f"prepare {folder.name}", total=len(read))
+        volumes.prepare(
             read,
             folder,
             sequences=sequences,
@@ -79,12 +112,19 @@ def found(config: Config, path: str, *, masks: bool = True) -> list[Found]:
     if source not in SOURCES:
         known = ", ".join(map(repr, (PHANTOM, *SOURCES)))
         raise InputError(f"data.source={source!r} is unknown: use {known}")
-    options = {name: config.data[name] for name in FINDING if name in config.data}
+    find = SOURCES[source]
+    takes = inspect.signature(find).parameters  # Only one layout has patterns.
+    options = {
+        name: config.data[name]
+        for name in FINDING
+        if name in config.data and name in takes
+    }
     if not masks:
         options.pop("mask", None)
     if "files" in options:
         options["files"] = options["files"].to_dict()
-    return SOURCES[source](Path(path), **options)
+    people = find(Path(path), **options)
+    return people if masks else [one._replace(mask=None) for one in people]
 
 
 def to_predict(config: Config, images: list[str]) -> list[volumes.Patient]:
@@ -92,7 +132,7 @@ def to_predict(config: Config, images: list[str]) -> list[volumes.Patient]:
     regions = BRATS if config.data.source == PHANTOM else _regions(config)
     wanted = [one for path in images for one in found(config, path, masks=False)]
     return volumes.from_files(
-        wanted, regions=regions, labelled=False, **_reading(config)
+        wanted, regions=regions, labelled=False, patient="(.*)", **_reading(config)
     )
 
 
@@ -191,13 +231,15 @@ def _regions(config: Config) -> dict[str, tuple[int, ...]]:
     """Region -> its values, in the order of `config.data.regions`.
 
     Raises:
-      InputError: a region without values.
+      InputError: a region without values, or regions that no mask can be written of.
     """
     values = config.data["values"]
     for name in config.data.regions:
         if name not in values:
             raise InputError(f"data.values: has none for the region {name!r}")
-    return {name: tuple(values[name]) for name in config.data.regions}
+    regions = {name: tuple(values[name]) for name in config.data.regions}
+    original.paint(np.zeros(len(regions)), regions)  # Now, and not after training.
+    return regions
 
 
 def _reading(config: Config) -> dict:

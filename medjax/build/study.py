@@ -15,7 +15,7 @@ from rich.progress import Progress
 
 from medjax.build.plain import Config, named, shape
 from medjax.cohort import duplicates, imbalance, splits
-from medjax.data import loader, records, schema, sources
+from medjax.data import loader, origin, records, schema, sources
 from medjax.errors import InputError
 
 NOT_FOR_THE_SOURCE = ("source", "records", "max_quarantined", "tasks")
@@ -64,7 +64,12 @@ class Data(NamedTuple):
 
 
 def data(config: Config) -> Data:
-    """The records of `config.data`; they are made where they are missing."""
+    """The records of `config.data`; they are made where they are missing.
+
+    Raises:
+      InputError: an unknown source or task, files that are refused, or tables that
+        have changed since the records were made.
+    """
     options = config.data.to_dict()
     options = {k: v for k, v in options.items() if k not in NOT_FOR_THE_SOURCE}
     make = named(sources, config.data.source, "data.source")
@@ -86,6 +91,9 @@ def data(config: Config) -> Data:
                 max_quarantined=config.data.max_quarantined,
                 progress=lambda: progress.advance(bar),
             )
+    origin.hold(
+        path, origin.of_tables(options["folder"]) if "folder" in options else {}
+    )
     table = records.read_table(path)
     known = schema.tasks_of(table)
     names = tuple(config.data.tasks) or known

@@ -39,6 +39,11 @@ class Found(NamedTuple):
     mask: Path | None = None
     official: str = ""
 
+    def paths(self) -> list[Path]:
+        """The files and folders that are there."""
+        files = [file.path for file in self.files.values() if file is not None]
+        return files + ([] if self.mask is None else [self.mask])
+
 
 def in_folders(
     path: Path, *, sequences: Sequence[str], files: Mapping[str, str], mask: str = ""

@@ -1,0 +1,51 @@
+"""Prepared data are of the files that are there."""
+
+import os
+
+import pytest
+
+from medjax.data import origin
+from medjax.errors import InputError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "raw/series").mkdir(parents=True)
+    for name in ("labels.csv", "film.png", "series/1.dcm"):
+        (tmp_path / "raw" / name).write_text(name)
+    (tmp_path / "prepared").mkdir()
+    return tmp_path
+
+
+def test_a_table_is_known_by_what_it_says(folder):
+    table = folder / "raw/labels.csv"
+    origin.hold(folder / "prepared", origin.of_tables(folder / "raw"))
+    os.utime(table, (0, 0))  # Copied again: its contents are the same.
+    (folder / "raw/film.png").unlink()
+    origin.hold(folder / "prepared", origin.of_tables(folder / "raw"))
+    table.write_text("label5.csv")
+    with pytest.raises(InputError, match="labels.csv has changed.*data.records"):
+        origin.hold(folder / "prepared", origin.of_tables(folder / "raw"))
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda raw: (raw / "series/2.dcm").write_text("x"), "series/2.dcm is new"),
+        (lambda raw: (raw / "film.png").write_text("film.PNG"), "film.png has changed"),
+        (lambda raw: (raw / "film.png").unlink(), "film.png is gone"),
+    ],
+)
+def test_a_file_is_known_by_its_size_and_time(folder, change, error):
+    raw = folder / "raw"
+
+    def now():
+        paths = [p for p in (raw / "film.png", raw / "series") if p.exists()]
+        return origin.of_files(raw, paths)
+
+    origin.hold(folder / "prepared", now())
+    origin.hold(folder / "prepared", now())
+    origin.hold(folder / "prepared", {})  # The files are elsewhere.
+    change(raw)
+    with pytest.raises(InputError, match=error):
+        origin.hold(folder / "prepared", now())
