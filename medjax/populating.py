@@ -103,7 +103,7 @@ def train(configs: list[Config], folders: list[Path]) -> list[Outcome]:
     Each folder gets what `commands.train` leaves there, and what an arm learns is what
     it learns in a run of its own: its order of the images, its keys, its steps. What is
     an arm's own fault, a mistake in its config or a diverged training, ends that arm
-    alone.
+    alone; what a program can't do ends the arms of that program.
 
     Args:
       configs: of the arms.
@@ -140,8 +140,8 @@ def _alone(config: Config, folder: Path) -> Outcome:
     print(f"alone: {folder}: {alone(config) or 'no other arm shares its program'}")
     try:
         return Outcome(commands.train(config, folder))
-    except InputError as error:
-        return Outcome(finished=False, error=str(error))
+    except Exception as error:  # noqa: BLE001 A bug of one arm must not stop the rest.
+        return population.failed(error)
 
 
 class _Begun(NamedTuple):
@@ -163,11 +163,14 @@ def _together(configs: list[Config], folders: list[Path]) -> list[Outcome]:
             print(f"arm {number + 1} of {len(configs)}: {folder}")
             try:
                 begun[number] = _begin(config, folder, stack)
-            except InputError as error:
-                outcomes[number] = Outcome(finished=False, error=str(error))
+            except Exception as error:  # noqa: BLE001 As above.
+                outcomes[number] = population.failed(error)
         for start in sorted({arm.start for arm in begun.values()}):
             even = [number for number, arm in begun.items() if arm.start == start]
-            found = _train([begun[number] for number in even])
+            try:
+                found = _train([begun[number] for number in even])
+            except Exception as error:  # noqa: BLE001 Of these arms, not of all.
+                found = [population.failed(error)] * len(even)
             for number, outcome in zip(even, found, strict=True):
                 outcomes[number] = outcome
             if STOPPED in found:
@@ -193,8 +196,8 @@ def _finish(fit: fitting.Fit) -> Outcome:
     print(f"arm: {fit.folder}")
     try:
         commands.finish(fit)
-    except InputError as error:
-        return Outcome(finished=False, error=str(error))
+    except Exception as error:  # noqa: BLE001 As above.
+        return population.failed(error)
     return Outcome(finished=True)
 
 

@@ -145,6 +145,47 @@ def test_arms_that_are_not_equally_far_are_trained_apart(tmp_path, monkeypatch):
     assert not any(outcome.error for outcome in found)
 
 
+@pytest.mark.parametrize(
+    ("where", "lost"), [("_begin", [1]), ("_train", [0, 1]), ("_finish", [1])]
+)
+def test_a_bug_ends_its_arms_alone_with_a_traceback(tmp_path, monkeypatch, where, lost):
+    """Arms 0 and 1 are one program, 2 and 3 are others' and stand alone."""
+    good = populating.Outcome(finished=True)
+
+    def begin(config, folder, stack):
+        if where == "_begin" and config.seed == 1:
+            raise RuntimeError("out of\nmemory")
+        fit = populating.fitting.Fit(config, folder, *[None] * 6)
+        return populating._Begun(fit, None, 0, None, None)
+
+    def train(arms):
+        if where == "_train":
+            raise RuntimeError("out of\nmemory")
+        return [good] * len(arms)
+
+    def finish(fit):
+        if where == "_finish" and fit.config.seed == 1:
+            raise RuntimeError("out of\nmemory")
+
+    def run_alone(config, folder):
+        if config.seed == 3:
+            raise KeyError("field")
+        return True
+
+    monkeypatch.setattr(populating, "_begin", begin)
+    monkeypatch.setattr(populating, "_train", train)
+    monkeypatch.setattr(commands, "finish", finish)
+    monkeypatch.setattr(commands, "train", run_alone)
+    configs = [config_of(tmp_path, seed=seed) for seed in range(4)]
+    configs[2].train.batch, configs[3].train.batch = 16, 4
+    found = populating.train(configs, [tmp_path / str(n) for n in range(4)])
+    for number in lost:
+        assert found[number].error == "RuntimeError: out of\nmemory"
+        assert "Traceback" in found[number].details
+    assert found[3].error == "KeyError: 'field'" and "run_alone" in found[3].details
+    assert all(found[n] == good for n in range(3) if n not in lost)
+
+
 def groups(*changes):
     return populating.groups([config_of("records", **change) for change in changes])
 

@@ -19,7 +19,7 @@ import medjax
 from configs import loss_weighting, quickstart
 from medjax.build import plain, saved, study
 from medjax.errors import InputError
-from medjax.sweeping import executors, plan
+from medjax.sweeping import executors, plan, sweep
 from medjax.training.population import Outcome
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
@@ -173,7 +173,7 @@ def test_what_becomes_of_a_population_is_told_run_by_run(tmp_path, monkeypatch):
     runs = planned({"seed": 0}, {"seed": 1}, {"seed": 2})
     plan.claim(tmp_path, quickstart.get_config(), runs)
     plan.write_error(runs[0].folder(tmp_path), "of an earlier attempt")
-    outcomes = [Outcome(True), Outcome(False, "diverged"), Outcome(False)]
+    outcomes = [Outcome(True), Outcome(False, "diverged", "there"), Outcome(False)]
     asked = []
 
     def train(configs, folders):
@@ -186,6 +186,7 @@ def test_what_becomes_of_a_population_is_told_run_by_run(tmp_path, monkeypatch):
     assert told == runs[:2] and asked == [0, 1, 2]
     errors = [plan.error(each, tmp_path) for each in runs]
     assert errors == [None, "diverged", None]
+    assert (runs[1].folder(tmp_path) / "error.txt").read_text().endswith("there")
     assert executors.population(tmp_path, runs[:2], told.append)
 
 
@@ -213,6 +214,57 @@ def test_a_process_that_ends_without_a_word_has_an_error(
         assert said in plan.error(each, tmp_path)
         details = (each.folder(tmp_path) / "error.txt").read_text()
         assert "last words" in details
+
+
+def test_a_run_that_is_finished_is_so_however_its_process_ends(tmp_path, monkeypatch):
+    (one,) = planned({"seed": 0})
+    plan.claim(tmp_path, quickstart.get_config(), [one])
+    script = (
+        "import pathlib, sys; "
+        f"pathlib.Path({str(one.folder(tmp_path))!r}, 'report.json').write_text(''); "
+        "sys.exit(1)"
+    )
+    popen = subprocess.Popen
+
+    def fake(_, **options):
+        return popen([sys.executable, "-c", script], **options)
+
+    monkeypatch.setattr(subprocess, "Popen", fake)
+    assert executors.local(tmp_path, [one], lambda run: None)
+    assert plan.error(one, tmp_path) is None
+
+
+@pytest.mark.parametrize("executor", ["local", "population"])
+def test_failed_runs_are_tried_again_even_if_they_have_a_report(
+    tmp_path, monkeypatch, capsys, executor
+):
+    runs = planned({"seed": 0}, {"seed": 1})
+    for each in runs:
+        each.folder(tmp_path).mkdir(parents=True)
+        report = {"mean": {"auroc": {"estimate": None}}}
+        (each.folder(tmp_path) / "report.json").write_text(json.dumps(report))
+    plan.write_error(runs[1].folder(tmp_path), "killed")
+    asked, cores = [], []
+
+    def execute(folder, left, say):
+        for each in left:
+            asked.append(each.name)
+            (each.folder(folder) / "error.txt").unlink()
+            say(each)
+        return True
+
+    monkeypatch.setattr(executors, executor, execute)
+    monkeypatch.setattr(sweep.populating, "use_cores", cores.append)
+    monkeypatch.setattr(sweep, "_prepare", lambda configs: None)
+    monkeypatch.setattr(sweep.results, "gather", lambda folder, baseline: {})
+    monkeypatch.setattr(sweep.report, "write", lambda found, folder: folder)
+    monkeypatch.setattr(sweep.report, "show", lambda found: None)
+    arms = [each.overrides for each in runs]
+    for _ in range(2):  # Then nothing is left: no executor and no device is asked for.
+        medjax.sweep(quickstart.get_config(), arms, tmp_path, executor=executor)
+    assert asked == ["seed=1"]
+    assert len(cores) == (executor == "population")
+    assert "2/2 seed=1: mean AUROC undefined" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------ the runs
@@ -336,8 +388,8 @@ def test_the_commands_read_a_sweep_and_a_saved_config(home, swept):
     folder = swept[0]
     steps = "--config.train.steps=7"
     records = f"--config.data.records={home / 'records'}"
-    sweep = ["sweep", f"--config={home / 'tiny.py'}", f"--workdir={folder}", records]
-    _, err = run(*sweep, steps, code=2)
+    command = ["sweep", f"--config={home / 'tiny.py'}", f"--workdir={folder}", records]
+    _, err = run(*command, steps, code=2)
     assert "config.train.steps is 6, not 7" in err and err.count("\n") == 1
     arm = folder / "arms" / GOOD
     again = ["train", f"--config={arm / 'config.json'}", f"--workdir={arm}"]

@@ -57,7 +57,7 @@ def local(sweep: Path, runs: list[Run], say: Callable[[Run], None]) -> bool:
                 code = process.wait()
             if stop():
                 return False
-            if code and plan.error(run, sweep) is None:
+            if code and not _has_ended(run, sweep):
                 said = (folder / "log.txt").read_text()
                 plan.write_error(folder, _crash(code), said[-4000:])
             say(run)
@@ -73,7 +73,7 @@ def population(sweep: Path, runs: list[Run], say: Callable[[Run], None]) -> bool
     for run, outcome in zip(runs, outcomes, strict=True):
         (run.folder(sweep) / "error.txt").unlink(missing_ok=True)
         if outcome.error is not None:
-            plan.write_error(run.folder(sweep), outcome.error)
+            plan.write_error(run.folder(sweep), outcome.error, outcome.details)
         if outcome.finished or outcome.error is not None:
             say(run)
     return all(outcome.finished or outcome.error is not None for outcome in outcomes)
@@ -155,12 +155,17 @@ class Job:
 
 def _check(run: Run, sweep: Path, job: Any) -> None:
     """Writes error.txt for a job that ended without a word."""
-    config, _ = plan.read(sweep)
-    config = plan.configured(config, run.overrides)
-    if plan.is_finished(run, sweep, config) or plan.error(run, sweep) is not None:
+    if _has_ended(run, sweep):
         return
     line = f"job {job.job_id} ended without a report ({job.state})"
     plan.write_error(run.folder(sweep), line, f"See {job.paths.stderr}")
+
+
+def _has_ended(run: Run, sweep: Path) -> bool:
+    """Whether the run is finished or says what is wrong, however its process ended."""
+    config, _ = plan.read(sweep)
+    config = plan.configured(config, run.overrides)
+    return plan.is_finished(run, sweep, config) or plan.error(run, sweep) is not None
 
 
 def _jobs(folder: Path) -> dict[str, str]:
