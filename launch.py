@@ -212,7 +212,8 @@ def run(command: str) -> int:
             baseline=FLAGS.baseline,
             slurm=slurm(),
         )
-        return 3 if any(run["error"] for run in found["runs"]) else 0
+        failed = found["incomparable"] or any(run["error"] for run in found["runs"])
+        return 3 if failed else 0
     else:
         raise InputError(f"unknown command {command!r}: see python launch.py --help")
     return 0

@@ -70,7 +70,7 @@ def test_runs_are_called_by_their_overrides_and_arms_by_all_but_the_seed():
 
 def test_names_that_say_too_little_are_told_apart_by_a_digest():
     many, slash, colon = planned(
-        {"data.prevalence": tuple(0.01 * np.arange(60))},
+        {"evaluation.prevalence": tuple(0.01 * np.arange(60))},
         {"transfer.init": "a/b"},
         {"transfer.init": "a:b"},
     )
@@ -103,6 +103,21 @@ def test_a_sweep_has_runs_and_no_run_twice():
         planned({"seed": 1}, {"seed": 1})
     with pytest.raises(InputError, match="no run"):
         planned()
+
+
+@pytest.mark.parametrize(
+    ("arm", "said"),
+    [
+        ({"split.test": 0.5}, "split.test=0.5, seed=0 0.2"),
+        ({"data.tasks": ("mass",)}, r'data.tasks=\["mass"\], seed=0 \[\]'),
+        ({"data.patients": 30}, "data.patients=30, seed=0 4000"),
+    ],
+)
+def test_arms_that_would_be_judged_on_other_images_are_refused(arm, said):
+    with pytest.raises(InputError, match=said):
+        planned({"seed": 0}, {"seed": 1}, {"seed": 0, **arm})
+    planned({"seed": 0, **arm}, {"seed": 1, **arm}, {"seed": 1, **arm, "data.side": 32})
+    planned({"seed": 0}, {"split.patients": 50, "seed": 0})  # Who trains is free.
 
 
 def test_a_sweeps_plan_comes_back_and_another_config_is_refused(tmp_path):
@@ -403,6 +418,26 @@ def test_the_config_itself_says_what_it_does_not_take():
     wrong = "--config=configs/loss_weighting.py:x"
     _, err = run("sweep", wrong, "--workdir=x", code=2)
     assert "'x': give phantom or nih_sample" in err and err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_population_is_swept_once_and_each_arm_can_be_trained_alone(home):
+    (home / "good.py").write_text(CONFIG.replace('float("nan")', "3e-3"))
+    folder, records = home / "population", f"--config.data.records={home / 'records'}"
+    command = ["sweep", f"--config={home / 'good.py'}", f"--workdir={folder}", records]
+    out, _ = run(*command, "--executor=population")
+    assert "3 runs of 3 arms, 0 of them finished" in out and "population: 3 " in out
+    page, reports = (folder / "sweep.json").read_text(), folder.glob("arms/*/report*")
+    written = {path: path.stat().st_mtime_ns for path in reports}
+    out, _ = run(*command, "--executor=population")
+    assert "3 of them finished" in out and "population" not in out.split("sweep: ")[1]
+    assert (folder / "sweep.json").read_text() == page
+    assert all(path.stat().st_mtime_ns == at for path, at in written.items())
+    arm, alone = folder / "arms" / LAST, home / "alone"
+    run("train", f"--config={arm / 'config.json'}", f"--workdir={alone}")
+    one, other = (pd.read_csv(f / "predictions/test.csv") for f in (arm, alone))
+    assert len(one) > 20
+    pd.testing.assert_frame_equal(one, other, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
