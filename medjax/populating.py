@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -210,7 +211,9 @@ def _train(arms: list[_Begun]) -> list[Outcome]:
     with _streams(arms[:1]) as (streams, _):
         batch = {name: rows[0] for name, rows in next(streams[0]).items()}
     parts = model.step_parts(first.fit.config, first.fit.network)
+    began = time.perf_counter()  # A run alone compiles within the time it writes down.
     made = program.compiled(first.state, batch, key, arms=len(arms), **parts)
+    before = (time.perf_counter() - began) / len(arms)
     print(f"population: {made}")
     outcomes: list[Outcome] = []
     while len(outcomes) < len(arms):
@@ -221,6 +224,7 @@ def _train(arms: list[_Begun]) -> list[Outcome]:
                 program=made,
                 streams=streams,
                 start=first.start,
+                before=before,
                 **schedule,
             )
         outcomes += found

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import types
 from pathlib import Path
 
 import chex
@@ -12,6 +13,7 @@ import pytest
 from medjax import commands, populating
 from medjax.build import model, plain, study
 from medjax.errors import InputError
+from medjax.training import journal, loop
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "configs"))
 import quickstart
@@ -100,6 +102,28 @@ def test_an_arm_leaves_the_same_files_and_the_same_report(arm):
     reports = [json.loads((each / "report.json").read_text()) for each in arm]
     means = [report["mean"]["auroc"]["estimate"] for report in reports]
     assert abs(means[0] - means[1]) <= 0.005
+
+
+def test_an_arm_s_seconds_hold_its_share_of_the_compilation(folder, monkeypatch):
+    """The clock stands still, but for the compiler, who takes a minute."""
+    now = [0.0]
+    compiled = populating.program.compiled
+
+    def slow(*arguments, **options):
+        now[0] += 60
+        return compiled(*arguments, **options)
+
+    for module in (populating, journal, loop):
+        clock = types.SimpleNamespace(perf_counter=lambda: now[0])
+        monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(populating.program, "compiled", slow)
+    monkeypatch.setattr(loop.Meter, "flush", lambda self: None)  # It divides by time.
+    short = {"train__steps": 1, "train__evaluate_every": 1}
+    arms = [config_of(folder / "records", seed=seed, **short) for seed in range(2)]
+    folders = [folder / f"timed{seed}" for seed in range(2)]
+    assert all(outcome.finished for outcome in populating.train(arms, folders))
+    for each in folders:
+        assert journal.read(each / "metrics.jsonl")[-1]["seconds"] == 30
 
 
 def test_an_arm_s_own_mistake_ends_it_alone(folder, together):

@@ -106,7 +106,7 @@ def together(
                 checkpoints,
             )
         )
-    program = Program(step, devices, 1, number, 0, 0)
+    program = Program(step, devices, 1, number, number, 0, 0)
     found = population.fit(
         arms, program=program, streams=streams, start=start, **COMMON
     )

@@ -140,11 +140,11 @@ def test_where_two_lead_alike_what_differs_from_the_baseline_is_said(tmp_path):
     two = found((0.2, 3.0, 3.0))
     text = sweeping.verdict(two)[1]
     assert text.startswith("No arm is the best: ") and "may be chance" in text
-    above = f"After Holm above {ARMS[0]}: {ARMS[1]}, {ARMS[2]}."
+    above = f"After Holm, higher than {ARMS[0]}: {ARMS[1]}, {ARMS[2]}."
     assert text.endswith(above)
     assert "No difference" not in Page(sweeping.write(two, tmp_path).read_text()).text
     below = found((3.0, 3.0, 0.2))
-    assert f"After Holm below {ARMS[0]}: {ARMS[2]}." in sweeping.verdict(below)[1]
+    assert f"After Holm, lower than {ARMS[0]}: {ARMS[2]}." in sweeping.verdict(below)[1]
 
 
 def test_csv_and_json_hold_the_same(equal, tmp_path):

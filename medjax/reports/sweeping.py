@@ -83,7 +83,7 @@ def verdict(found: dict) -> tuple[str, str]:
     if best["arm"] is not None:
         return "good", f"{best['arm']} has the highest mean AUROC: {best['why']}."
     if apart:
-        return "", f"No arm is the best: {best['why']}. After Holm {apart}."
+        return "", f"No arm is the best: {best['why']}. After Holm, {apart}."
     return "", f"No difference shown: {best['why']}."
 
 
@@ -95,7 +95,7 @@ def _apart(compared: dict) -> str:
         if row["difference"] and _shown(row["difference"]["mean"]["auroc"])
     }
     sides = []
-    for side, sign in (("above", 1), ("below", -1)):
+    for side, sign in (("higher than", 1), ("lower than", -1)):
         names = [arm for arm, gap in gaps.items() if sign * gap["estimate"] > 0]
         if names:
             sides.append(f"{side} {compared['baseline']}: {', '.join(names)}")

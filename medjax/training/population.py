@@ -71,6 +71,7 @@ def fit(
     steps: int,
     log_every: int,
     evaluate_every: int,
+    before: float = 0.0,
 ) -> list[Outcome]:
     """Trains arms to the last step, each as loop.fit would train it.
 
@@ -83,12 +84,13 @@ def fit(
       streams: training data on the host, [1, B, ...] batches, see Arm.
       start: updates behind every arm's state.
       steps, log_every, evaluate_every: as for loop.fit.
+      before: seconds that each arm cost before, its share of the compilation.
 
     Returns:
       What became of each arm.
     """
     waves, at = _Waves(arms, program), start
-    journal = {"steps": steps, "start": start}
+    journal = {"steps": steps, "start": start, "before": before}
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(loop.stop_signal())
         runs = [
