@@ -175,6 +175,11 @@ def test_what_is_asked_for_wrongly_is_said(tmp_path, monkeypatch):
     config.task = "segmentation"
     with pytest.raises(InputError, match="compares classifiers"):
         medjax.sweep(config, arms, tmp_path)
+    for name in ("nodes", "tasks_per_node", "slurm_ntasks_per_node"):
+        with pytest.raises(InputError, match=f"--slurm={name}=2: .* is one process"):
+            executors.slurm(tmp_path, [], print, cluster="local", **{name: 2})
+    with pytest.raises(InputError, match="--slurm=cluster=x: use slurm or local"):
+        executors.slurm(tmp_path, [], print, cluster="x")
     monkeypatch.setattr(executors.shutil, "which", lambda name: None)
     with pytest.raises(InputError, match="no sbatch here"):
         executors.slurm(tmp_path, [], print)
@@ -259,7 +264,7 @@ def test_failed_runs_are_tried_again_even_if_they_have_a_report(
         report = {"mean": {"auroc": {"estimate": None}}}
         (each.folder(tmp_path) / "report.json").write_text(json.dumps(report))
     plan.write_error(runs[1].folder(tmp_path), "killed")
-    asked, cores = [], []
+    asked, cores, prepared = [], [], []
 
     def execute(folder, left, say):
         for each in left:
@@ -270,7 +275,7 @@ def test_failed_runs_are_tried_again_even_if_they_have_a_report(
 
     monkeypatch.setattr(executors, executor, execute)
     monkeypatch.setattr(sweep.populating, "use_cores", cores.append)
-    monkeypatch.setattr(sweep, "_prepare", lambda configs: None)
+    monkeypatch.setattr(sweep, "_prepare", prepared.extend)
     monkeypatch.setattr(sweep.results, "gather", lambda folder, baseline: {})
     monkeypatch.setattr(sweep.report, "write", lambda found, folder: folder)
     monkeypatch.setattr(sweep.report, "show", lambda found: None)
@@ -278,7 +283,7 @@ def test_failed_runs_are_tried_again_even_if_they_have_a_report(
     for _ in range(2):  # Then nothing is left: no executor and no device is asked for.
         medjax.sweep(quickstart.get_config(), arms, tmp_path, executor=executor)
     assert asked == ["seed=1"]
-    assert len(cores) == (executor == "population")
+    assert len(cores) == len(prepared) == (executor == "population")
     assert "2/2 seed=1: mean AUROC undefined" in capsys.readouterr().out
 
 
@@ -464,6 +469,30 @@ def test_a_job_that_is_pre_empted_saves_and_is_queued_again(swept, tmp_path):
     assert "stopped: saved" in said and "Requeued" in said
     numbers = [json.loads(line)["step"] for line in log.read_text().splitlines()]
     assert numbers == sorted(numbers) and numbers[-1] == 600
+
+
+def test_what_the_slurm_executor_takes_when_it_is_made_reaches_it(
+    tmp_path, monkeypatch
+):
+    """Up to the queue, where a job would be sent."""
+    import submitit
+
+    runs = planned({"seed": 0})
+    plan.claim(tmp_path, quickstart.get_config(), runs)
+    made = []
+
+    def send(self, *_):
+        made.append(self._executor)
+        raise NameError("no queue")
+
+    monkeypatch.setattr(executors.shutil, "which", lambda name: name)
+    monkeypatch.setattr(submitit.SlurmExecutor, "affinity", lambda *_: 1)
+    monkeypatch.setattr(submitit.AutoExecutor, "map_array", send)
+    options = {"slurm_max_num_timeout": 7, "slurm_partition": "gpu", "nodes": 1}
+    with pytest.raises(NameError, match="no queue"):
+        executors.slurm(tmp_path, runs, print, **options)
+    assert made[0].max_num_timeout == 7
+    assert made[0].parameters["partition"] == "gpu"
 
 
 @pytest.mark.slow

@@ -24,6 +24,12 @@ from medjax.training.loop import stop_signal
 
 CODE = Path(__file__).parents[2]  # Where `import medjax` finds it.
 POLL = 0.2  # Seconds between two looks at a process.
+# Options of submitit: those that start a job several times, and those of its executor.
+SEVERAL = (
+    *("nodes", "tasks_per_node"),
+    *("slurm_nodes", "slurm_tasks_per_node", "slurm_ntasks_per_node"),
+)
+FIRST = ("slurm_max_num_timeout",)
 HOURS = 12  # Of a SLURM job, where nothing else is asked for.
 
 
@@ -92,10 +98,19 @@ def slurm(
         mem_gb, slurm_array_parallelism, ...; cluster='local' runs the jobs here.
 
     Raises:
-      InputError: no submitit, no SLURM, or an option that submitit doesn't know.
+      InputError: no submitit, no SLURM, or an option that submitit doesn't know, or
+        that asks for several processes a run.
     """
     submitit = _submitit()
     cluster = options.pop("cluster", "slurm")
+    if cluster not in ("slurm", "local"):
+        raise InputError(f"--slurm=cluster={cluster}: use slurm or local")
+    for name in SEVERAL:
+        if options.get(name, 1) != 1:
+            raise InputError(
+                f"--slurm={name}={options[name]}: a run of a sweep is one process: leave "
+                "it out, and ask for several cards by gpus_per_node"
+            )
     if cluster == "slurm" and not shutil.which("sbatch"):
         raise InputError(
             "--executor=slurm: no sbatch here: run this on a SLURM cluster's login node, "
@@ -110,9 +125,11 @@ def slurm(
             jobs[name] = job
     waiting = [run for run in runs if run.name not in jobs]
     if waiting:
-        executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
         defaults = {"name": "medjax", "timeout_min": 60 * HOURS}
+        # These it takes when it is made, all others later.
+        first = {name: options.pop(name) for name in FIRST if name in options}
         try:
+            executor = submitit.AutoExecutor(folder=folder, cluster=cluster, **first)
             executor.update_parameters(**defaults | options)
         except (NameError, TypeError, ValueError) as error:
             raise InputError(f"--slurm: {' '.join(str(error).split())}") from None

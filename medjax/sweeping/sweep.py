@@ -39,7 +39,8 @@ def sweep(
       What the page says, see `results.gather`.
 
     Raises:
-      InputError: a mistake in the overrides or the data, before anything runs.
+      InputError: a mistake in the overrides, before anything runs; where runs train
+        side by side, also one in the data.
     """
     if config.task == "segmentation":
         raise InputError("task='segmentation': a sweep compares classifiers' AUROC")
@@ -61,7 +62,8 @@ def sweep(
     print(f"sweep: {len(runs)} runs of {len(names)} arms, {done} of them finished")
     if executor == "population" and left:
         populating.use_cores([configs[run.name] for run in left])
-    _prepare([configs[run.name] for run in left])
+    if executor != "local":
+        _prepare([configs[run.name] for run in left])
     number = done
 
     def say(run: Run) -> None:
@@ -88,7 +90,11 @@ def sweep(
 
 
 def _prepare(configs: list[Config]) -> None:
-    """Makes each run's records before there are many who would, all at once."""
+    """Makes each run's records before there are many who would, all at once.
+
+    Not for those that train one after the other in processes of their own: to draw
+    phantoms here would take the accelerator, and hold it while they need it.
+    """
     seen = []
     for config in configs:
         asked = config.data.to_dict(), config.task
