@@ -254,6 +254,15 @@ def test_a_run_that_is_finished_is_so_however_its_process_ends(tmp_path, monkeyp
     assert plan.error(one, tmp_path) is None
 
 
+def test_raw_files_that_are_not_there_stop_a_sweep_before_anything_runs(tmp_path):
+    config = loss_weighting.get_config("nih_sample")
+    config.data.folder = str(tmp_path / "nowhere")
+    config.data.records = str(tmp_path / "records")
+    with pytest.raises(InputError, match="nowhere"):
+        medjax.sweep(config, [{"seed": 0}], tmp_path / "sweep")
+    assert not (tmp_path / "sweep/arms").exists()
+
+
 @pytest.mark.parametrize("executor", ["local", "population"])
 def test_failed_runs_are_tried_again_even_if_they_have_a_report(
     tmp_path, monkeypatch, capsys, executor
@@ -275,7 +284,7 @@ def test_failed_runs_are_tried_again_even_if_they_have_a_report(
 
     monkeypatch.setattr(executors, executor, execute)
     monkeypatch.setattr(sweep.populating, "use_cores", cores.append)
-    monkeypatch.setattr(sweep, "_prepare", prepared.extend)
+    monkeypatch.setattr(sweep.commands, "prepare", prepared.append)
     monkeypatch.setattr(sweep.results, "gather", lambda folder, baseline: {})
     monkeypatch.setattr(sweep.report, "write", lambda found, folder: folder)
     monkeypatch.setattr(sweep.report, "show", lambda found: None)

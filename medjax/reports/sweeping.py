@@ -84,6 +84,8 @@ def verdict(found: dict) -> tuple[str, str]:
         return "good", f"{best['arm']} has the highest mean AUROC: {best['why']}."
     if apart:
         return "", f"No arm is the best: {best['why']}. After Holm, {apart}."
+    if _states(found)["unfinished"]:
+        return "", f"No difference shown yet: {best['why']}."
     return "", f"No difference shown: {best['why']}."
 
 

@@ -39,8 +39,7 @@ def sweep(
       What the page says, see `results.gather`.
 
     Raises:
-      InputError: a mistake in the overrides, before anything runs; where runs train
-        side by side, also one in the data.
+      InputError: a mistake in the overrides or the data, before anything runs.
     """
     if config.task == "segmentation":
         raise InputError("task='segmentation': a sweep compares classifiers' AUROC")
@@ -62,8 +61,7 @@ def sweep(
     print(f"sweep: {len(runs)} runs of {len(names)} arms, {done} of them finished")
     if executor == "population" and left:
         populating.use_cores([configs[run.name] for run in left])
-    if executor != "local":
-        _prepare([configs[run.name] for run in left])
+    _prepare([configs[run.name] for run in left], executor)
     number = done
 
     def say(run: Run) -> None:
@@ -89,15 +87,16 @@ def sweep(
     return found
 
 
-def _prepare(configs: list[Config]) -> None:
+def _prepare(configs: list[Config], executor: str) -> None:
     """Makes each run's records before there are many who would, all at once.
 
-    Not for those that train one after the other in processes of their own: to draw
-    phantoms here would take the accelerator, and hold it while they need it.
+    Runs one after the other, in processes of their own, draw their phantoms themselves:
+    here that would take the accelerator, and hold it while they need it.
     """
     seen = []
     for config in configs:
         asked = config.data.to_dict(), config.task
-        if asked not in seen:
+        drawn = executor == "local" and config.data.source == "phantom"
+        if asked not in seen and not drawn:
             seen.append(asked)
             commands.prepare(config)
