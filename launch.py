@@ -212,7 +212,8 @@ def run(command: str) -> int:
             baseline=FLAGS.baseline,
             slurm=slurm(),
         )
-        return 3 if any(run["error"] for run in found["runs"]) else 0
+        failed = found["incomparable"] or any(run["error"] for run in found["runs"])
+        return 3 if failed else 0
     else:
         raise InputError(f"unknown command {command!r}: see python launch.py --help")
     return 0
@@ -233,6 +234,11 @@ def main(arguments: list[str]) -> int:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     together = FLAGS.cluster or FLAGS.coordinator is not None
     try:
+        if not together and (FLAGS.processes, FLAGS.process) != (None, None):
+            raise InputError(
+                "--processes and --process: go with --coordinator=HOST:PORT; without it "
+                "each process would train the whole run, in one folder"
+            )
         if together:
             if arguments[1:] != ["train"]:
                 raise InputError("--coordinator and --cluster: are for train alone")

@@ -59,7 +59,7 @@ def audit_augment(folder: Path) -> Path:
     page = augment_audit.audit(
         run.config,
         study.data(run.config),
-        splits.read(folder / "splits.csv"),
+        provenance.sides(folder),
         run.predict,
         np.array([run.thresholds[name] for name in run.task.names]),
         folder,
@@ -140,7 +140,7 @@ def begin(config: Config, folder: Path) -> fitting.Fit:
         manifest = study.manifest(config, data)
         target = adapt.target(config, data)
         if hosts.first():
-            _write_down(config, folder, data, manifest, target)
+            _write_down(config, folder, data, manifest, target, weights)
     sides = ", ".join(f"{n} {s}" for s, n in manifest["split"].value_counts().items())
     print(f"images: {sides}")
     ids = manifest["id"][manifest["split"] == "train"].to_numpy()
@@ -183,6 +183,7 @@ def _write_down(
     data: study.Data,
     manifest: pd.DataFrame,
     target: adapt.Target | None,
+    weights: start.Start | None,
 ) -> None:
     """Writes what the run is, or finds the same run there."""
     workdir.claim(folder, plain.as_json(config))
@@ -190,7 +191,11 @@ def _write_down(
         print(f"note: {caveat}")
     if config.explore and not (folder / "explore.html").exists():
         print(f"explored: {survey.survey(config, data, folder)}")
-    provenance.hold(folder, data.path, manifest)
+    provenance.hold(
+        *(folder, data.path, manifest),
+        target=None if target is None else (target.data.path, target.manifest),
+        weights=None if weights is None else weights.variables,
+    )
     splits.write(manifest, folder / "splits.csv")
     workdir.write_task(folder, data.task)
     trains = manifest["id"][manifest["split"] == "train"].to_numpy()

@@ -15,7 +15,7 @@ from medjax.data import schema
 from medjax.errors import InputError
 from medjax.evaluation import bands, operating, results, subgroups, thresholds
 from medjax.reports import heatmaps, page
-from medjax.training import hosts, journal, workdir
+from medjax.training import hosts, journal, provenance, workdir
 
 
 def evaluate(folder: Path, *, split: str = "test", other: Config | None = None) -> dict:
@@ -41,7 +41,7 @@ def evaluate(folder: Path, *, split: str = "test", other: Config | None = None) 
         return segmenting.evaluate(folder, split=split, other=other)
     _check_split(config, split, other)
     data = study.data(config)
-    manifest = splits.read(folder / "splits.csv")
+    manifest = provenance.sides(folder)
     study.audit(config, manifest, data)
     task = data.task
     network = model.network(config, task)
@@ -171,7 +171,7 @@ def _films(
     if other is not None:
         data = _same_task(study.data(other), run.task)
         return data, data.table["id"].to_numpy()
-    data, manifest = study.data(run.config), splits.read(folder / "splits.csv")
+    data, manifest = study.data(run.config), provenance.sides(folder)
     study.audit(run.config, manifest, data)
     if split == adapt.SPLIT:
         data, manifest = _target(run.config, folder, data)
@@ -214,7 +214,7 @@ def _target(
 ) -> tuple[study.Data, pd.DataFrame]:
     """The data that a run was adapted to, and their test images as the split."""
     found, _ = adapt.target(config, data)
-    manifest = splits.read(folder / "target.csv")
+    manifest = provenance.sides(folder, "target.csv")
     study.audit(config, manifest, found)
     return found, manifest[manifest["split"] == "test"].assign(split=adapt.SPLIT)
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -103,7 +104,7 @@ def train(configs: list[Config], folders: list[Path]) -> list[Outcome]:
     Each folder gets what `commands.train` leaves there, and what an arm learns is what
     it learns in a run of its own: its order of the images, its keys, its steps. What is
     an arm's own fault, a mistake in its config or a diverged training, ends that arm
-    alone.
+    alone; what a program can't do ends the arms of that program.
 
     Args:
       configs: of the arms.
@@ -140,8 +141,8 @@ def _alone(config: Config, folder: Path) -> Outcome:
     print(f"alone: {folder}: {alone(config) or 'no other arm shares its program'}")
     try:
         return Outcome(commands.train(config, folder))
-    except InputError as error:
-        return Outcome(finished=False, error=str(error))
+    except Exception as error:  # noqa: BLE001 A bug of one arm must not stop the rest.
+        return population.failed(error)
 
 
 class _Begun(NamedTuple):
@@ -163,11 +164,14 @@ def _together(configs: list[Config], folders: list[Path]) -> list[Outcome]:
             print(f"arm {number + 1} of {len(configs)}: {folder}")
             try:
                 begun[number] = _begin(config, folder, stack)
-            except InputError as error:
-                outcomes[number] = Outcome(finished=False, error=str(error))
+            except Exception as error:  # noqa: BLE001 As above.
+                outcomes[number] = population.failed(error)
         for start in sorted({arm.start for arm in begun.values()}):
             even = [number for number, arm in begun.items() if arm.start == start]
-            found = _train([begun[number] for number in even])
+            try:
+                found = _train([begun[number] for number in even])
+            except Exception as error:  # noqa: BLE001 Of these arms, not of all.
+                found = [population.failed(error)] * len(even)
             for number, outcome in zip(even, found, strict=True):
                 outcomes[number] = outcome
             if STOPPED in found:
@@ -193,8 +197,8 @@ def _finish(fit: fitting.Fit) -> Outcome:
     print(f"arm: {fit.folder}")
     try:
         commands.finish(fit)
-    except InputError as error:
-        return Outcome(finished=False, error=str(error))
+    except Exception as error:  # noqa: BLE001 As above.
+        return population.failed(error)
     return Outcome(finished=True)
 
 
@@ -207,7 +211,9 @@ def _train(arms: list[_Begun]) -> list[Outcome]:
     with _streams(arms[:1]) as (streams, _):
         batch = {name: rows[0] for name, rows in next(streams[0]).items()}
     parts = model.step_parts(first.fit.config, first.fit.network)
+    began = time.perf_counter()  # A run alone compiles within the time it writes down.
     made = program.compiled(first.state, batch, key, arms=len(arms), **parts)
+    before = (time.perf_counter() - began) / len(arms)
     print(f"population: {made}")
     outcomes: list[Outcome] = []
     while len(outcomes) < len(arms):
@@ -218,6 +224,7 @@ def _train(arms: list[_Begun]) -> list[Outcome]:
                 program=made,
                 streams=streams,
                 start=first.start,
+                before=before,
                 **schedule,
             )
         outcomes += found

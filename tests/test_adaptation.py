@@ -554,6 +554,9 @@ def test_a_run_reports_the_targets_test_images_with_the_adapted_model(home):
     config.transfer.mode = "features"  # Only the classifier is fitted: quicker.
     commands.train(config, workdir)
     report = json.loads((workdir / "report-target.json").read_text())
+    made_of = json.loads((workdir / "provenance.json").read_text())
+    assert made_of["target"]["data"]["images"] == 26
+    assert made_of["target"]["split"]["test"] == report["films"]
     sides = pd.read_csv(workdir / "target.csv")
     held_out = sides[sides["split"] == "test"]
     predicted = pd.read_csv(workdir / "predictions/target.csv")

@@ -268,6 +268,22 @@ def test_what_isnt_clear_is_not_named_and_why(each, spread, why):
     assert why in found["why"]
 
 
+def test_the_leader_has_the_highest_mean_of_the_seeds_that_all_arms_have():
+    """The first lacks its hardest seed, by which its own mean is the highest."""
+    each = [[0.9, 0.8, 0.8, np.nan], [0.91, 0.81, 0.81, 0.5], [0.7, 0.6, 0.6, 0.4]]
+    found = verdict(each, 0.0001)
+    assert (found["leader"], found["second"]) == ("ratio", "plain")
+    found = verdict([[0.9, np.nan], [np.nan, 0.8], [0.5, 0.5]], 0.001)
+    assert (found["arm"], found["leader"]) == (None, None)
+    assert "no seed" in found["why"]
+
+
+def test_an_arm_without_a_result_is_named_beside_the_best():
+    seeds = np.array([0, 0.001, -0.001, 0.0005])
+    found = verdict(0.8 + seeds + [[0.0], [0.05], [np.nan]], 0.002)
+    assert found["arm"] == "ratio" and "but for focal, without" in found["why"]
+
+
 def named(draws, *, shift=0.0, arms_=2, seeds=5, by_seed=0.0, together=1.0):
     """The arms named the best in sweeps of a metric that is a mean over 60 patients.
 

@@ -48,9 +48,12 @@ def test_every_line_says_what_the_run_cost_so_far(tmp_path, monkeypatch):
     with journal.Journal(tmp_path, steps=9, start=2, sharing=4) as written:
         now[0] = 5005.0  # Two seconds of four runs.
         written.write(3, {"loss": 1.0})
+    with journal.Journal(tmp_path, steps=9, start=3, sharing=4, before=1.5) as written:
+        now[0] = 5006.0  # It cost something before this, too.
+        written.write(4, {"loss": 1.0})
     lines = journal.read(tmp_path / "metrics.jsonl")
     told = [(line["step"], line["seconds"]) for line in lines]
-    assert told == [(1, 2.5), (2, 5.5), (3, 6.0)]
+    assert told == [(1, 2.5), (2, 5.5), (3, 6.0), (4, 7.75)]
     assert all(line["memory"] > 1e6 for line in lines)
 
 

@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -148,3 +149,9 @@ def test_the_signals_are_given_back(tmp_path):
     before = [signal.getsignal(each) for each in STOPS]
     fit(tmp_path)
     assert [signal.getsignal(each) for each in STOPS] == before
+
+
+def test_a_run_can_be_trained_outside_the_main_thread(tmp_path):
+    with ThreadPoolExecutor() as threads:
+        complete, _ = threads.submit(fit, tmp_path).result()
+    assert complete

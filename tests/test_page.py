@@ -89,6 +89,22 @@ def test_json_and_csv_hold_the_same_numbers(written):
         assert float(rows[kind]["auroc"]) == summary[kind]["auroc"]["estimate"]
 
 
+@pytest.mark.parametrize("cut", ["_write_csv", "render", "card"])
+def test_a_report_that_was_cut_off_does_not_count_as_one(
+    written, tmp_path, monkeypatch, cut
+):
+    about = json.loads((written[1] / "report.json").read_text())
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(page, cut, killed)
+    with pytest.raises(KeyboardInterrupt):
+        page.write(about, CURVE, tmp_path, "report")
+    assert not (tmp_path / "report.json").exists()
+    assert {f.suffix for f in written[1].iterdir()} == {".json", ".csv", ".html"}
+
+
 def test_a_run_without_a_curve_has_a_page_too(written, tmp_path):
     about = json.loads((written[1] / "report.json").read_text())
     text = page.write(about, [], tmp_path, "report").read_text()

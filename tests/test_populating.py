@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import types
 from pathlib import Path
 
 import chex
@@ -12,6 +13,7 @@ import pytest
 from medjax import commands, populating
 from medjax.build import model, plain, study
 from medjax.errors import InputError
+from medjax.training import journal, loop
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "configs"))
 import quickstart
@@ -102,6 +104,28 @@ def test_an_arm_leaves_the_same_files_and_the_same_report(arm):
     assert abs(means[0] - means[1]) <= 0.005
 
 
+def test_an_arm_s_seconds_hold_its_share_of_the_compilation(folder, monkeypatch):
+    """The clock stands still, but for the compiler, who takes a minute."""
+    now = [0.0]
+    compiled = populating.program.compiled
+
+    def slow(*arguments, **options):
+        now[0] += 60
+        return compiled(*arguments, **options)
+
+    for module in (populating, journal, loop):
+        clock = types.SimpleNamespace(perf_counter=lambda: now[0])
+        monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(populating.program, "compiled", slow)
+    monkeypatch.setattr(loop.Meter, "flush", lambda self: None)  # It divides by time.
+    short = {"train__steps": 1, "train__evaluate_every": 1}
+    arms = [config_of(folder / "records", seed=seed, **short) for seed in range(2)]
+    folders = [folder / f"timed{seed}" for seed in range(2)]
+    assert all(outcome.finished for outcome in populating.train(arms, folders))
+    for each in folders:
+        assert journal.read(each / "metrics.jsonl")[-1]["seconds"] == 30
+
+
 def test_an_arm_s_own_mistake_ends_it_alone(folder, together):
     assert [outcome.finished for outcome in together] == [True, True, False, False]
     assert [outcome.error for outcome in together[:2]] == [None, None]
@@ -143,6 +167,47 @@ def test_arms_that_are_not_equally_far_are_trained_apart(tmp_path, monkeypatch):
     assert begun == [[0, 2], [1, 3], "0", "2"]
     assert [outcome.finished for outcome in found] == [True, False, True, False, False]
     assert not any(outcome.error for outcome in found)
+
+
+@pytest.mark.parametrize(
+    ("where", "lost"), [("_begin", [1]), ("_train", [0, 1]), ("_finish", [1])]
+)
+def test_a_bug_ends_its_arms_alone_with_a_traceback(tmp_path, monkeypatch, where, lost):
+    """Arms 0 and 1 are one program, 2 and 3 are others' and stand alone."""
+    good = populating.Outcome(finished=True)
+
+    def begin(config, folder, stack):
+        if where == "_begin" and config.seed == 1:
+            raise RuntimeError("out of\nmemory")
+        fit = populating.fitting.Fit(config, folder, *[None] * 6)
+        return populating._Begun(fit, None, 0, None, None)
+
+    def train(arms):
+        if where == "_train":
+            raise RuntimeError("out of\nmemory")
+        return [good] * len(arms)
+
+    def finish(fit):
+        if where == "_finish" and fit.config.seed == 1:
+            raise RuntimeError("out of\nmemory")
+
+    def run_alone(config, folder):
+        if config.seed == 3:
+            raise KeyError("field")
+        return True
+
+    monkeypatch.setattr(populating, "_begin", begin)
+    monkeypatch.setattr(populating, "_train", train)
+    monkeypatch.setattr(commands, "finish", finish)
+    monkeypatch.setattr(commands, "train", run_alone)
+    configs = [config_of(tmp_path, seed=seed) for seed in range(4)]
+    configs[2].train.batch, configs[3].train.batch = 16, 4
+    found = populating.train(configs, [tmp_path / str(n) for n in range(4)])
+    for number in lost:
+        assert found[number].error == "RuntimeError: out of\nmemory"
+        assert "Traceback" in found[number].details
+    assert found[3].error == "KeyError: 'field'" and "run_alone" in found[3].details
+    assert all(found[n] == good for n in range(3) if n not in lost)
 
 
 def groups(*changes):

@@ -69,7 +69,13 @@ def alone(folder, arm, factor):
         return checkpoints.restore(state_of(arm))
 
 
-def together(folder, number, *, start=0, stop_at=None, bad=None, devices=2):
+def broken(state):
+    return {}["auroc"]
+
+
+def together(
+    folder, number, *, start=0, stop_at=None, bad=None, judges=None, devices=2
+):
     """So many arms, two of them with each stream, on so many devices."""
     calls = []
 
@@ -96,15 +102,16 @@ def together(folder, number, *, start=0, stop_at=None, bad=None, devices=2):
                 state,
                 jax.random.key(arm),
                 arm // 2,
-                evaluate,
+                (judges or {}).get(arm, evaluate),
                 checkpoints,
             )
         )
-    program = Program(step, devices, 1, number, 0, 0)
+    program = Program(step, devices, 1, number, number, 0, 0)
     found = population.fit(
         arms, program=program, streams=streams, start=start, **COMMON
     )
-    ends = [arm.checkpoints.restore(state_of(0)) for arm in arms]
+    saved = [arm.checkpoints for arm in arms if arm.checkpoints.steps]
+    ends = [each.restore(state_of(0)) for each in saved]
     for arm in arms:
         arm.checkpoints.__exit__()
     return found, ends
@@ -170,6 +177,14 @@ def test_an_arm_that_diverges_fails_alone(tmp_path, separate):
     assert re.search("step 7: .*loss nan.*checkpoint is step 4", found[1].error)
     assert ends[1].step == 4
     assert_same(tmp_path, ends, separate, [0, 2])
+
+
+def test_an_arm_with_a_bug_fails_alone_and_says_where(tmp_path, separate):
+    found, ends = together(tmp_path, 3, judges={2: broken})
+    assert found[:2] == [Outcome(finished=True)] * 2
+    assert (found[2].finished, found[2].error) == (False, "KeyError: 'auroc'")
+    assert "Traceback" in found[2].details and "in broken" in found[2].details
+    assert_same(tmp_path, ends, separate, [0, 1])
 
 
 def test_a_population_ends_when_all_its_arms_have_failed(tmp_path):

@@ -169,7 +169,13 @@ def test_what_memory_does_not_hold_is_fewer_arms_abreast_and_fewer_at_a_time(
     options = {"arms": 8, "abreast": 8, "free": free}
     made = program.compiled(state, {}, None, **options)
     assert (made.abreast, made.arms, made.need) == (abreast, arms, need)
-    assert str(made).startswith(f"{arms} arms, {abreast} at once on 1 device")
+    said = f"{arms} of 8 arms at a time, in {-(-arms // abreast)} waves of {abreast} on"
+    assert str(made).startswith(said)
+    parts = -(-8 // arms)
+    fits = "fits" if parts == 1 else f"doesn't fit, split into {parts} parts"
+    fits += ", and may be more than there is" if need > free else ""
+    assert str(made).endswith(f": {fits}")
+    assert str(made._replace(free=math.inf)).endswith("free: unknown: taken to fit")
 
 
 @pytest.mark.parametrize(
@@ -195,7 +201,7 @@ def test_a_device_with_statistics_is_asked_for_its_free_memory(monkeypatch):
             return {"bytes_limit": 100, "bytes_in_use": 30}
 
     monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
-    assert program.free_memory() == 70
+    assert program.free_memory() == pytest.approx(60)
 
 
 def test_the_host_s_memory_is_shared_by_its_devices(monkeypatch):

@@ -1,12 +1,17 @@
 """What a run was made of is held to: other data or another split stop it."""
 
 import json
+import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
 
 from medjax.cohort import splits
+from medjax.data import volumes
+from medjax.data.cases import make_case
 from medjax.errors import InputError
 from medjax.training import provenance
 
@@ -82,6 +87,7 @@ def add_an_image(folder):
             "bytes: 100 then, 1 now",
         ),
         (lambda f: (f / "hashes.bin").write_bytes(bytes(6)), "sha256"),
+        (lambda f: (f / "digests.json").write_text("{}"), "sha256"),
     ],
 )
 def test_other_data_are_refused_by_what_differs(run, records, change, said):
@@ -97,3 +103,91 @@ def test_another_split_is_refused_by_who_moved(run, records):
         provenance.hold(run, records, other)
     with pytest.raises(InputError, match="such as f: test then, absent now"):
         provenance.hold(run, records, manifest()[:-1])
+
+
+def edit(path):
+    """As a user would, who wants one patient more to train on."""
+    path.write_text(path.read_text().replace("validation", "train"))
+
+
+def test_a_split_that_was_edited_by_hand_is_neither_used_nor_overwritten(run, records):
+    pd.testing.assert_frame_equal(provenance.sides(run), manifest())
+    edit(run / "splits.csv")
+    edited = (run / "splits.csv").read_text()
+    for look in (
+        lambda: provenance.sides(run),
+        lambda: provenance.hold(run, records, manifest()),
+    ):
+        with pytest.raises(InputError, match="splits.csv: was changed after the run"):
+            look()
+    assert (run / "splits.csv").read_text() == edited
+    (run / "splits.csv").unlink()  # As the error says.
+    provenance.hold(run, records, manifest())
+    with pytest.raises(InputError, match="the split changed .*splits.csv is gone"):
+        provenance.hold(run, records, manifest(("train", "test", "validation")))
+
+
+def test_the_data_that_a_run_is_adapted_to_are_held_to_as_well(tmp_path, records):
+    folder, other = tmp_path / "adapted", tmp_path / "other"
+    folder.mkdir()
+    shutil.copytree(records, other)
+    target = {"target": (other, manifest())}
+    provenance.hold(folder, records, manifest(), **target)
+    for name in ("splits.csv", "target.csv"):
+        splits.write(manifest(), folder / name)
+    provenance.hold(folder, records, manifest(), **target)
+    edit(folder / "target.csv")
+    provenance.sides(folder)
+    with pytest.raises(InputError, match="target.csv: was changed"):
+        provenance.sides(folder, "target.csv")
+    splits.write(manifest(), folder / "target.csv")
+    change_a_label(other)
+    with pytest.raises(InputError, match=f"the data under {other} changed"):
+        provenance.hold(folder, records, manifest(), **target)
+
+
+def test_the_weights_that_a_run_starts_from_are_held_to(tmp_path, records):
+    folder = tmp_path / "begun"
+    folder.mkdir()
+    weights = {
+        "stem": {"kernel": np.ones((2, 3), np.float32)},
+        "bias": np.zeros(3, np.int32),
+    }
+    provenance.hold(folder, records, manifest(), weights=weights)
+    same = jax.tree.map(jnp.array, weights)
+    provenance.hold(folder, records, manifest(), weights=same)
+    weights["stem"]["kernel"][1, 2] = 1.0001
+    with pytest.raises(InputError, match=r"weights of transfer.init changed"):
+        provenance.hold(folder, records, manifest(), weights=weights)
+
+
+def test_a_run_of_before_this_was_written_down_goes_on(run, records):
+    """Of its weights and of its target nothing is known."""
+    found = {"target": (records, manifest()), "weights": {"bias": np.zeros(3)}}
+    provenance.hold(run, records, manifest(), **found)
+    assert json.loads((run / "provenance.json").read_text()).keys() == {
+        *("data", "split", "target", "weights")
+    }
+
+
+def test_other_voxels_of_the_same_size_are_other_data(tmp_path):
+    """The digests are taken when the volumes are written."""
+
+    def prepared(name, seed):
+        def read():
+            image = 1 + np.random.default_rng(seed).random((4, 5, 6, 1), np.float32)
+            return make_case(image, None, np.eye(4))
+
+        return volumes.prepare(
+            [volumes.Patient("one", 0, read)],
+            tmp_path / name,
+            sequences=("T1",),
+            regions={"a": (1,)},
+            options={},
+        ).folder
+
+    one, same, other = (
+        provenance.of_data(prepared(name, x)) for name, x in zip("abc", (0, 0, 1))
+    )
+    assert one == same
+    assert one["sha256"] != other["sha256"] and one["bytes"] == other["bytes"]

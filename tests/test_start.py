@@ -13,7 +13,7 @@ from configs import quickstart
 from medjax.build import head, model, plain, start, study
 from medjax.errors import InputError
 from medjax.models import resnet
-from medjax.training import workdir
+from medjax.training import provenance, workdir
 from medjax.training.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
@@ -387,6 +387,9 @@ def test_a_run_that_began_with_another_is_found_again(tmp_path):
     train("first", "--config.train.steps=4", "--config.data.tasks=('mass',)")
     assert "classifier: starts anew" in train("second", *transfer)
     left = final_state(tmp_path / "second")
+    made_of = json.loads((tmp_path / "second/provenance.json").read_text())
+    weights = final_state(tmp_path / "first")[1]["state"]["averaged"]
+    assert made_of["weights"] == provenance.of_weights(weights)
     train("second", *transfer)  # The config that was settled is the one that is there.
     same(final_state(tmp_path / "second"), left)
     averaged = final_state(tmp_path / "first")[1]["state"]["averaged"]

@@ -19,7 +19,7 @@ import medjax
 from configs import loss_weighting, quickstart
 from medjax.build import plain, saved, study
 from medjax.errors import InputError
-from medjax.sweeping import executors, plan
+from medjax.sweeping import executors, plan, sweep
 from medjax.training.population import Outcome
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
@@ -70,7 +70,7 @@ def test_runs_are_called_by_their_overrides_and_arms_by_all_but_the_seed():
 
 def test_names_that_say_too_little_are_told_apart_by_a_digest():
     many, slash, colon = planned(
-        {"data.prevalence": tuple(0.01 * np.arange(60))},
+        {"evaluation.prevalence": tuple(0.01 * np.arange(60))},
         {"transfer.init": "a/b"},
         {"transfer.init": "a:b"},
     )
@@ -103,6 +103,21 @@ def test_a_sweep_has_runs_and_no_run_twice():
         planned({"seed": 1}, {"seed": 1})
     with pytest.raises(InputError, match="no run"):
         planned()
+
+
+@pytest.mark.parametrize(
+    ("arm", "said"),
+    [
+        ({"split.test": 0.5}, "split.test=0.5, seed=0 0.2"),
+        ({"data.tasks": ("mass",)}, r'data.tasks=\["mass"\], seed=0 \[\]'),
+        ({"data.patients": 30}, "data.patients=30, seed=0 4000"),
+    ],
+)
+def test_arms_that_would_be_judged_on_other_images_are_refused(arm, said):
+    with pytest.raises(InputError, match=said):
+        planned({"seed": 0}, {"seed": 1}, {"seed": 0, **arm})
+    planned({"seed": 0, **arm}, {"seed": 1, **arm}, {"seed": 1, **arm, "data.side": 32})
+    planned({"seed": 0}, {"split.patients": 50, "seed": 0})  # Who trains is free.
 
 
 def test_a_sweeps_plan_comes_back_and_another_config_is_refused(tmp_path):
@@ -160,6 +175,11 @@ def test_what_is_asked_for_wrongly_is_said(tmp_path, monkeypatch):
     config.task = "segmentation"
     with pytest.raises(InputError, match="compares classifiers"):
         medjax.sweep(config, arms, tmp_path)
+    for name in ("nodes", "tasks_per_node", "slurm_ntasks_per_node"):
+        with pytest.raises(InputError, match=f"--slurm={name}=2: .* is one process"):
+            executors.slurm(tmp_path, [], print, cluster="local", **{name: 2})
+    with pytest.raises(InputError, match="--slurm=cluster=x: use slurm or local"):
+        executors.slurm(tmp_path, [], print, cluster="x")
     monkeypatch.setattr(executors.shutil, "which", lambda name: None)
     with pytest.raises(InputError, match="no sbatch here"):
         executors.slurm(tmp_path, [], print)
@@ -173,7 +193,7 @@ def test_what_becomes_of_a_population_is_told_run_by_run(tmp_path, monkeypatch):
     runs = planned({"seed": 0}, {"seed": 1}, {"seed": 2})
     plan.claim(tmp_path, quickstart.get_config(), runs)
     plan.write_error(runs[0].folder(tmp_path), "of an earlier attempt")
-    outcomes = [Outcome(True), Outcome(False, "diverged"), Outcome(False)]
+    outcomes = [Outcome(True), Outcome(False, "diverged", "there"), Outcome(False)]
     asked = []
 
     def train(configs, folders):
@@ -186,6 +206,7 @@ def test_what_becomes_of_a_population_is_told_run_by_run(tmp_path, monkeypatch):
     assert told == runs[:2] and asked == [0, 1, 2]
     errors = [plan.error(each, tmp_path) for each in runs]
     assert errors == [None, "diverged", None]
+    assert (runs[1].folder(tmp_path) / "error.txt").read_text().endswith("there")
     assert executors.population(tmp_path, runs[:2], told.append)
 
 
@@ -213,6 +234,66 @@ def test_a_process_that_ends_without_a_word_has_an_error(
         assert said in plan.error(each, tmp_path)
         details = (each.folder(tmp_path) / "error.txt").read_text()
         assert "last words" in details
+
+
+def test_a_run_that_is_finished_is_so_however_its_process_ends(tmp_path, monkeypatch):
+    (one,) = planned({"seed": 0})
+    plan.claim(tmp_path, quickstart.get_config(), [one])
+    script = (
+        "import pathlib, sys; "
+        f"pathlib.Path({str(one.folder(tmp_path))!r}, 'report.json').write_text(''); "
+        "sys.exit(1)"
+    )
+    popen = subprocess.Popen
+
+    def fake(_, **options):
+        return popen([sys.executable, "-c", script], **options)
+
+    monkeypatch.setattr(subprocess, "Popen", fake)
+    assert executors.local(tmp_path, [one], lambda run: None)
+    assert plan.error(one, tmp_path) is None
+
+
+def test_raw_files_that_are_not_there_stop_a_sweep_before_anything_runs(tmp_path):
+    config = loss_weighting.get_config("nih_sample")
+    config.data.folder = str(tmp_path / "nowhere")
+    config.data.records = str(tmp_path / "records")
+    with pytest.raises(InputError, match="nowhere"):
+        medjax.sweep(config, [{"seed": 0}], tmp_path / "sweep")
+    assert not (tmp_path / "sweep/arms").exists()
+
+
+@pytest.mark.parametrize("executor", ["local", "population"])
+def test_failed_runs_are_tried_again_even_if_they_have_a_report(
+    tmp_path, monkeypatch, capsys, executor
+):
+    runs = planned({"seed": 0}, {"seed": 1})
+    for each in runs:
+        each.folder(tmp_path).mkdir(parents=True)
+        report = {"mean": {"auroc": {"estimate": None}}}
+        (each.folder(tmp_path) / "report.json").write_text(json.dumps(report))
+    plan.write_error(runs[1].folder(tmp_path), "killed")
+    asked, cores, prepared = [], [], []
+
+    def execute(folder, left, say):
+        for each in left:
+            asked.append(each.name)
+            (each.folder(folder) / "error.txt").unlink()
+            say(each)
+        return True
+
+    monkeypatch.setattr(executors, executor, execute)
+    monkeypatch.setattr(sweep.populating, "use_cores", cores.append)
+    monkeypatch.setattr(sweep.commands, "prepare", prepared.append)
+    monkeypatch.setattr(sweep.results, "gather", lambda folder, baseline: {})
+    monkeypatch.setattr(sweep.report, "write", lambda found, folder: folder)
+    monkeypatch.setattr(sweep.report, "show", lambda found: None)
+    arms = [each.overrides for each in runs]
+    for _ in range(2):  # Then nothing is left: no executor and no device is asked for.
+        medjax.sweep(quickstart.get_config(), arms, tmp_path, executor=executor)
+    assert asked == ["seed=1"]
+    assert len(cores) == len(prepared) == (executor == "population")
+    assert "2/2 seed=1: mean AUROC undefined" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------ the runs
@@ -336,8 +417,8 @@ def test_the_commands_read_a_sweep_and_a_saved_config(home, swept):
     folder = swept[0]
     steps = "--config.train.steps=7"
     records = f"--config.data.records={home / 'records'}"
-    sweep = ["sweep", f"--config={home / 'tiny.py'}", f"--workdir={folder}", records]
-    _, err = run(*sweep, steps, code=2)
+    command = ["sweep", f"--config={home / 'tiny.py'}", f"--workdir={folder}", records]
+    _, err = run(*command, steps, code=2)
     assert "config.train.steps is 6, not 7" in err and err.count("\n") == 1
     arm = folder / "arms" / GOOD
     again = ["train", f"--config={arm / 'config.json'}", f"--workdir={arm}"]
@@ -351,6 +432,26 @@ def test_the_config_itself_says_what_it_does_not_take():
     wrong = "--config=configs/loss_weighting.py:x"
     _, err = run("sweep", wrong, "--workdir=x", code=2)
     assert "'x': give phantom or nih_sample" in err and err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_population_is_swept_once_and_each_arm_can_be_trained_alone(home):
+    (home / "good.py").write_text(CONFIG.replace('float("nan")', "3e-3"))
+    folder, records = home / "population", f"--config.data.records={home / 'records'}"
+    command = ["sweep", f"--config={home / 'good.py'}", f"--workdir={folder}", records]
+    out, _ = run(*command, "--executor=population")
+    assert "3 runs of 3 arms, 0 of them finished" in out and "population: 3 " in out
+    page, reports = (folder / "sweep.json").read_text(), folder.glob("arms/*/report*")
+    written = {path: path.stat().st_mtime_ns for path in reports}
+    out, _ = run(*command, "--executor=population")
+    assert "3 of them finished" in out and "population" not in out.split("sweep: ")[1]
+    assert (folder / "sweep.json").read_text() == page
+    assert all(path.stat().st_mtime_ns == at for path, at in written.items())
+    arm, alone = folder / "arms" / LAST, home / "alone"
+    run("train", f"--config={arm / 'config.json'}", f"--workdir={alone}")
+    one, other = (pd.read_csv(f / "predictions/test.csv") for f in (arm, alone))
+    assert len(one) > 20
+    pd.testing.assert_frame_equal(one, other, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -377,6 +478,30 @@ def test_a_job_that_is_pre_empted_saves_and_is_queued_again(swept, tmp_path):
     assert "stopped: saved" in said and "Requeued" in said
     numbers = [json.loads(line)["step"] for line in log.read_text().splitlines()]
     assert numbers == sorted(numbers) and numbers[-1] == 600
+
+
+def test_what_the_slurm_executor_takes_when_it_is_made_reaches_it(
+    tmp_path, monkeypatch
+):
+    """Up to the queue, where a job would be sent."""
+    import submitit
+
+    runs = planned({"seed": 0})
+    plan.claim(tmp_path, quickstart.get_config(), runs)
+    made = []
+
+    def send(self, *_):
+        made.append(self._executor)
+        raise NameError("no queue")
+
+    monkeypatch.setattr(executors.shutil, "which", lambda name: name)
+    monkeypatch.setattr(submitit.SlurmExecutor, "affinity", lambda *_: 1)
+    monkeypatch.setattr(submitit.AutoExecutor, "map_array", send)
+    options = {"slurm_max_num_timeout": 7, "slurm_partition": "gpu", "nodes": 1}
+    with pytest.raises(NameError, match="no queue"):
+        executors.slurm(tmp_path, runs, print, **options)
+    assert made[0].max_num_timeout == 7
+    assert made[0].parameters["partition"] == "gpu"
 
 
 @pytest.mark.slow

@@ -32,8 +32,11 @@ def compared(skill):
     )
     for row in found["arms"].values():
         row["cost"] = {"seconds": 75.0, "memory": 3 * 2**30}
-        row["calibration_error"] = {"before": 0.071, "after": None}
-    return found
+        row["calibration_error"] = {
+            "before": {"estimate": 0.071, "sd": 0.004},
+            "after": {"estimate": None, "sd": None},
+        }
+    return found | {"same_images": True}
 
 
 def found(skill):
@@ -66,6 +69,7 @@ def found(skill):
         "runs": rows,
         "curves": dict.fromkeys(ARMS, curve),
         "compared": compared(skill),
+        "incomparable": None,
     }
 
 
@@ -111,16 +115,36 @@ def test_the_page_holds_every_number_and_needs_no_other_file(equal, tmp_path):
                 assert f"{gap['low']:+.3f} to {gap['high']:+.3f}" in page.text
     assert "1 failed" in page.text and "training diverged" in page.text
     assert "1 min 15 s" in page.text and "3.0 GiB" in page.text
-    assert "0.071 → –" in page.text
+    assert "Calibration error uncalibrated" in page.text
+    assert "0.071 seeds ± 0.004" in page.text
     assert len([s for s in page.sources if s.startswith("data:")]) == 2 + len(ARMS)
 
 
-def test_folds_as_repeats_are_said(equal, tmp_path):
-    said = "each seed tests other patients too"
-    folds = {**equal, "repeats": ["seed=0,split.fold=0", "seed=1,split.fold=1"]}
-    for found_, there in ((equal, False), (folds, True)):
-        page = Page(sweeping.write(found_, tmp_path).read_text())
-        assert (said in page.text) == there
+def test_that_the_seeds_test_other_images_is_said(equal, tmp_path):
+    said = "also what other test patients would"
+    for same in (True, False):
+        other = {**equal, "compared": equal["compared"] | {"same_images": same}}
+        page = Page(sweeping.write(other, tmp_path).read_text())
+        assert (said in page.text) != same
+
+
+def test_an_arm_that_lacks_seeds_is_marked(equal, tmp_path, capsys):
+    html = sweeping.write(equal, tmp_path).read_text()
+    assert html.count("<td>3 of 4</td>") == 1 and html.count("<td>4</td>") == 2
+    assert "Some arms lack seeds" in html
+    sweeping.show(equal)
+    assert "3 of 4 seeds" in capsys.readouterr().out
+
+
+def test_where_two_lead_alike_what_differs_from_the_baseline_is_said(tmp_path):
+    two = found((0.2, 3.0, 3.0))
+    text = sweeping.verdict(two)[1]
+    assert text.startswith("No arm is the best: ") and "may be chance" in text
+    above = f"After Holm, higher than {ARMS[0]}: {ARMS[1]}, {ARMS[2]}."
+    assert text.endswith(above)
+    assert "No difference" not in Page(sweeping.write(two, tmp_path).read_text()).text
+    below = found((3.0, 3.0, 0.2))
+    assert f"After Holm, lower than {ARMS[0]}: {ARMS[2]}." in sweeping.verdict(below)[1]
 
 
 def test_csv_and_json_hold_the_same(equal, tmp_path):

@@ -20,6 +20,14 @@ def test_the_same_config_may_go_on_and_another_is_refused_by_its_field(tmp_path)
     assert workdir.read_config(tmp_path / "run") == config
 
 
+def test_a_nan_is_the_same_as_itself(tmp_path):
+    config = {"optim": {"learning_rate": float("nan"), "betas": [0.9, float("nan")]}}
+    workdir.claim(tmp_path, config)
+    workdir.claim(tmp_path, json.loads(json.dumps(config)))
+    with pytest.raises(InputError, match="learning_rate is nan, not 0.1"):
+        workdir.claim(tmp_path, {"optim": config["optim"] | {"learning_rate": 0.1}})
+
+
 def test_only_the_fields_that_differ_are_told_and_not_all_of_them(tmp_path):
     config = {"optim": {"rate": 0.1, "name": "adam"}, "a": 1, "b": 1, "c": [1], "d": {}}
     workdir.claim(tmp_path, config)

@@ -5,6 +5,7 @@
     0.grid.json   the affine, and the grid of the patient's file
     table.csv     one row a patient, see COLUMNS
     data.json     sequences, regions with their values, and the options
+    digests.json  of the bytes of each array's file
     quarantine.csv  patients left out, and why
 
 The arrays are plain .npy, so a loader maps them and reads only the part it needs.
@@ -12,6 +13,7 @@ The arrays are plain .npy, so a loader maps them and reads only the part it need
 
 import csv
 import functools
+import hashlib
 import json
 import os
 import re
@@ -42,6 +44,8 @@ COLUMNS = (
     "spacing_h",
     "spacing_w",
 )
+
+DIGESTS = "digests.json"
 
 
 class Patient(NamedTuple):
@@ -203,6 +207,8 @@ def prepare(
             "options": dict(options),
         }
         (partial / "data.json").write_text(json.dumps(about, indent=1))
+        digests = {path.name: _digest(path) for path in sorted(partial.glob("*.npy"))}
+        (partial / DIGESTS).write_text(json.dumps(digests, indent=1))
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -300,6 +306,11 @@ def _write(
         **dict(zip(_regions(regions), voxels, strict=True)),
         **dict(zip(_sequences(sequences), case.presence.astype(int), strict=True)),
     }
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
 
 
 def _regions(names: Iterable[str]) -> list[str]:

@@ -72,7 +72,9 @@ def compare(
 def best(value: Values, arms: tuple[str, ...], *, patients: int) -> dict:
     """The arm with the highest mean AUROC, if the data allow to call it the best.
 
-    They do if there are LEAST seeds, and the leader's difference to every other arm has
+    The mean is over the seeds that all arms have, for an arm that lacks a hard seed
+    would lead by that alone; an arm without any result takes no part. The data allow
+    it if there are LEAST seeds, and the leader's difference to every other arm has
     a p below ALPHA / 2 (for the same data chose the leader), adjusted after Holm over
     these A - 1 comparisons, and is larger than its own standard deviation over the
     seeds, so that one more training wouldn't as soon turn it round. Of equal arms that
@@ -84,11 +86,14 @@ def best(value: Values, arms: tuple[str, ...], *, patients: int) -> dict:
     """
     seeds = value.whole[:, :, -1]
     there = ~np.isnan(seeds)
-    if there.any(axis=1).sum() < 2:
+    known = there.any(axis=1)
+    if known.sum() < 2:
         return _verdict(None, None, None, None, "fewer than two arms have a result")
-    with np.errstate(invalid="ignore"):
-        means = np.where(there, seeds, 0).sum(axis=1) / there.sum(axis=1)
-    order = [int(a) for a in np.argsort(-means) if there[a].any()]  # NaN comes last.
+    shared = there[known].all(axis=0)
+    if not shared.any():
+        return _verdict(None, None, None, None, "no seed has a result of every arm")
+    means = seeds[:, shared].mean(axis=1)
+    order = [int(a) for a in np.argsort(-means) if known[a]]
     leader, others = order[0], order[1:]
     gaps = [gap(value, leader, other, patients=patients)[-1] for other in others]
     adjusted = holm([np.nan if one["p"] is None else one["p"] for one in gaps])
@@ -108,6 +113,9 @@ def best(value: Values, arms: tuple[str, ...], *, patients: int) -> dict:
             )
             return _verdict(None, names[0], *second, why)
     why = "it differs from every other arm beyond other patients and other seeds"
+    absent = [arm for arm, one in zip(arms, known, strict=True) if not one]
+    if absent:
+        why += f", but for {', '.join(absent)}, without a result"
     return _verdict(names[0], names[0], *second, why)
 
 

@@ -56,7 +56,6 @@ def write(
     Returns:
       The page's path.
     """
-    (folder / f"{name}.json").write_text(json.dumps(results, indent=1))
     _write_csv(results, folder / f"{name}.csv")
     measured = [list(found["metrics"]) for found in results["tasks"].values()]
     sections = {
@@ -108,6 +107,10 @@ def write(
     )
     path = folder / f"{name}.html"
     path.write_text(html)
+    # Last, and whole or not at all: where it is, a run counts as finished.
+    partial = folder / f"{name}.json.partial"
+    partial.write_text(json.dumps(results, indent=1))
+    partial.replace(folder / f"{name}.json")
     return path
 
 

@@ -1,6 +1,7 @@
 """The arms of a sweep -> one self-contained HTML page, JSON and CSV."""
 
 import csv
+import functools
 import json
 from pathlib import Path
 
@@ -48,6 +49,7 @@ def write(found: dict, folder: Path) -> Path:
         gib=_gib,
         digits=_digits,
         shown=_shown,
+        seeds=functools.partial(_seeds, found=found),
         alpha=ALPHA,
     )
     path = folder / "sweep.html"
@@ -66,19 +68,46 @@ def show(found: dict) -> None:
         text = "baseline"
         if gap:
             text = f"{signed(gap)}  p {probability(gap['holm'])} after Holm"
-        seeds = f"{row['seeds']} seeds, SD {_digits(auroc['sd'])}"
+        seeds = f"{_seeds(row, found)} seeds, SD {_digits(auroc['sd'])}"
         print(f"{arm:{width}}  {interval(auroc)}  {seeds}  {text}")
     print(*(f"failed: {line}" for line in lines), verdict(found)[1], sep="\n")
 
 
 def verdict(found: dict) -> tuple[str, str]:
-    """(good or '', sentence): the best arm, or that no difference is shown."""
+    """(class, sentences): the best arm, or what is shown where none is."""
+    if found["incomparable"]:
+        return "bad", f"The runs can't be compared: {found['incomparable']}"
     if not found["compared"]:
         return "", "No run is finished: there is nothing to compare."
-    best = found["compared"]["best"]
-    if best["arm"] is None:
-        return "", f"No difference shown: {best['why']}."
-    return "good", f"{best['arm']} has the highest mean AUROC: {best['why']}."
+    best, apart = found["compared"]["best"], _apart(found["compared"])
+    if best["arm"] is not None:
+        return "good", f"{best['arm']} has the highest mean AUROC: {best['why']}."
+    if apart:
+        return "", f"No arm is the best: {best['why']}. After Holm, {apart}."
+    if _states(found)["unfinished"]:
+        return "", f"No difference shown yet: {best['why']}."
+    return "", f"No difference shown: {best['why']}."
+
+
+def _apart(compared: dict) -> str:
+    """Which arms differ from the baseline after Holm; '' where none does."""
+    gaps = {
+        arm: row["difference"]["mean"]["auroc"]
+        for arm, row in compared["arms"].items()
+        if row["difference"] and _shown(row["difference"]["mean"]["auroc"])
+    }
+    sides = []
+    for side, sign in (("higher than", 1), ("lower than", -1)):
+        names = [arm for arm, gap in gaps.items() if sign * gap["estimate"] > 0]
+        if names:
+            sides.append(f"{side} {compared['baseline']}: {', '.join(names)}")
+    return "; ".join(sides)
+
+
+def _seeds(row: dict, found: dict) -> str:
+    """How many seeds an arm has, '4 of 5' where it lacks one."""
+    number, all_ = row["seeds"], len(found["repeats"])
+    return str(number) if number == all_ else f"{number} of {all_}"
 
 
 def signed(gap: dict | None) -> str:

@@ -24,6 +24,12 @@ from medjax.training.loop import stop_signal
 
 CODE = Path(__file__).parents[2]  # Where `import medjax` finds it.
 POLL = 0.2  # Seconds between two looks at a process.
+# Options of submitit: those that start a job several times, and those of its executor.
+SEVERAL = (
+    *("nodes", "tasks_per_node"),
+    *("slurm_nodes", "slurm_tasks_per_node", "slurm_ntasks_per_node"),
+)
+FIRST = ("slurm_max_num_timeout",)
 HOURS = 12  # Of a SLURM job, where nothing else is asked for.
 
 
@@ -57,7 +63,7 @@ def local(sweep: Path, runs: list[Run], say: Callable[[Run], None]) -> bool:
                 code = process.wait()
             if stop():
                 return False
-            if code and plan.error(run, sweep) is None:
+            if code and not _has_ended(run, sweep):
                 said = (folder / "log.txt").read_text()
                 plan.write_error(folder, _crash(code), said[-4000:])
             say(run)
@@ -73,7 +79,7 @@ def population(sweep: Path, runs: list[Run], say: Callable[[Run], None]) -> bool
     for run, outcome in zip(runs, outcomes, strict=True):
         (run.folder(sweep) / "error.txt").unlink(missing_ok=True)
         if outcome.error is not None:
-            plan.write_error(run.folder(sweep), outcome.error)
+            plan.write_error(run.folder(sweep), outcome.error, outcome.details)
         if outcome.finished or outcome.error is not None:
             say(run)
     return all(outcome.finished or outcome.error is not None for outcome in outcomes)
@@ -92,10 +98,19 @@ def slurm(
         mem_gb, slurm_array_parallelism, ...; cluster='local' runs the jobs here.
 
     Raises:
-      InputError: no submitit, no SLURM, or an option that submitit doesn't know.
+      InputError: no submitit, no SLURM, or an option that submitit doesn't know, or
+        that asks for several processes a run.
     """
     submitit = _submitit()
     cluster = options.pop("cluster", "slurm")
+    if cluster not in ("slurm", "local"):
+        raise InputError(f"--slurm=cluster={cluster}: use slurm or local")
+    for name in SEVERAL:
+        if options.get(name, 1) != 1:
+            raise InputError(
+                f"--slurm={name}={options[name]}: a run of a sweep is one process: leave "
+                "it out, and ask for several cards by gpus_per_node"
+            )
     if cluster == "slurm" and not shutil.which("sbatch"):
         raise InputError(
             "--executor=slurm: no sbatch here: run this on a SLURM cluster's login node, "
@@ -110,9 +125,11 @@ def slurm(
             jobs[name] = job
     waiting = [run for run in runs if run.name not in jobs]
     if waiting:
-        executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
         defaults = {"name": "medjax", "timeout_min": 60 * HOURS}
+        # These it takes when it is made, all others later.
+        first = {name: options.pop(name) for name in FIRST if name in options}
         try:
+            executor = submitit.AutoExecutor(folder=folder, cluster=cluster, **first)
             executor.update_parameters(**defaults | options)
         except (NameError, TypeError, ValueError) as error:
             raise InputError(f"--slurm: {' '.join(str(error).split())}") from None
@@ -155,12 +172,17 @@ class Job:
 
 def _check(run: Run, sweep: Path, job: Any) -> None:
     """Writes error.txt for a job that ended without a word."""
-    config, _ = plan.read(sweep)
-    config = plan.configured(config, run.overrides)
-    if plan.is_finished(run, sweep, config) or plan.error(run, sweep) is not None:
+    if _has_ended(run, sweep):
         return
     line = f"job {job.job_id} ended without a report ({job.state})"
     plan.write_error(run.folder(sweep), line, f"See {job.paths.stderr}")
+
+
+def _has_ended(run: Run, sweep: Path) -> bool:
+    """Whether the run is finished or says what is wrong, however its process ended."""
+    config, _ = plan.read(sweep)
+    config = plan.configured(config, run.overrides)
+    return plan.is_finished(run, sweep, config) or plan.error(run, sweep) is not None
 
 
 def _jobs(folder: Path) -> dict[str, str]:

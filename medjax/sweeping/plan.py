@@ -16,6 +16,14 @@ from medjax.training import workdir
 REPEATS = ("seed", "split.seed", "split.fold")
 LONGEST = 120  # Characters of a folder's name.
 BASELINE = "as configured"  # The arm that overrides nothing.
+# What decides who is tested, and on what: arms that differ in it can't be compared.
+JUDGED = {
+    "data": (
+        *("source", "folder", "tasks", "patients", "films", "seed"),
+        *("first_patient", "prevalence"),
+    ),
+    "split": ("test", "cut", "folds"),
+}
 
 
 class Run(NamedTuple):
@@ -46,18 +54,37 @@ def runs(config: Config, sweep: Iterable[Mapping[str, Any]]) -> list[Run]:
 
     Raises:
       InputError: a field that the config doesn't have, a value of another type, two
-        runs of the same overrides, or none.
+        runs of the same overrides, arms that would be judged on other images, or no
+        run.
     """
     found: dict[str, Run] = {}
+    judged: dict[str, tuple[str, dict]] = {}
     for overrides in sweep:
-        configured(config, overrides)
+        asked = _judged(configured(config, overrides))
         run = _named(dict(overrides))
         if run.name in found:
             raise InputError(f"sweep(): {run.name} is there twice: give each a seed")
         found[run.name] = run
+        name, known = judged.setdefault(run.repeat, (run.name, asked))
+        for field, value in asked.items():
+            if value != known[field]:
+                raise InputError(
+                    f"sweep(): {run.name} has {field}={value}, {name} {known[field]}: "
+                    "they'd be judged on other images; give each a sweep of its own"
+                )
     if not found:
         raise InputError("sweep(): yields no run: yield a dict of overrides for each")
     return list(found.values())
+
+
+def _judged(config: Config) -> dict[str, str]:
+    """{dotted field: value} of JUDGED, as text."""
+    asked = plain.as_json(config)
+    return {
+        f"{section}.{name}": json.dumps(asked[section].get(name))
+        for section, names in JUDGED.items()
+        for name in names
+    }
 
 
 def configured(config: Config, overrides: Mapping[str, Any]) -> Config:

@@ -38,11 +38,13 @@ def gather(folder: Path, *, baseline: str = "") -> dict:
       source, model, repeats; runs: [{name, arm, repeat, state, error, auroc, seconds,
       memory}], the state 'finished', 'failed' or 'unfinished'; curves: {arm: {step,
       mean, low, high}}, validation AUROC over the seeds; compared: evaluation.arms's,
-      to whose arms are added calibration_error {before, after} and cost {seconds,
-      memory}; None where no run is finished.
+      and same_images, whether all repeats were tested on the same; to its arms are
+      added calibration_error {before, after: {estimate, sd}} and cost {seconds,
+      memory}, both of the finished runs; None where no run is finished, or where
+      incomparable, else None, says why they can't be compared.
 
     Raises:
-      InputError: no such arm, or runs that were judged on other images or labels.
+      InputError: no such arm.
     """
     config, runs = plan.read(folder)
     grid = Grid(
@@ -53,7 +55,8 @@ def gather(folder: Path, *, baseline: str = "") -> dict:
     if baseline and baseline not in grid.arms:
         raise InputError(f"--baseline={baseline}: use one of {', '.join(grid.arms)}")
     rows = [_row(run, folder, plan.configured(config, run.overrides)) for run in runs]
-    finished = {(r["arm"], r["repeat"]) for r in rows if r["state"] == "finished"}
+    own = {(row["arm"], row["repeat"]): row for row in rows}
+    finished = [at for at in own if own[at]["state"] == "finished"]
     found = {
         "source": config.data.source,
         "model": config.model.name,
@@ -61,25 +64,31 @@ def gather(folder: Path, *, baseline: str = "") -> dict:
         "runs": rows,
         "curves": {arm: _curve(grid, arm, folder) for arm in grid.arms},
         "compared": None,
+        "incomparable": None,
     }
     if not finished:
         return found
-    tasks = _tasks(folder, [grid.run[at] for at in finished])
-    found["compared"] = arms.compare(
-        _predictions(grid, finished, tasks, folder),
-        arms=grid.arms,
-        tasks=tasks,
-        baseline=grid.arms.index(baseline) if baseline else 0,
-        **plain.bootstrap(config),
-    )
-    for arm, row in found["compared"]["arms"].items():
-        own = [each for each in rows if each["arm"] == arm]
-        row["cost"] = {k: _mean(each[k] for each in own) for k in ("seconds", "memory")}
-        reports = [
-            _report(grid.run[at].folder(folder)) for at in finished if at[0] == arm
-        ]
+    try:
+        found["compared"] = compared = _compare(
+            *(grid, finished, folder),
+            baseline=grid.arms.index(baseline) if baseline else 0,
+            **plain.bootstrap(config),
+        )
+    except InputError as error:  # What each run came to is worth a page without it.
+        return found | {"incomparable": str(error)}
+    waiting = sum(row["state"] == "unfinished" for row in rows)
+    if waiting:
+        why = f"{waiting} of {len(rows)} runs are unfinished"
+        compared["best"] |= {"arm": None, "why": why}
+    for arm, row in compared["arms"].items():
+        ends = [at for at in finished if at[0] == arm]
+        row["cost"] = {
+            kind: _spread(own[at][kind] for at in ends)["estimate"]
+            for kind in ("seconds", "memory")
+        }
+        reports = [_report(grid.run[at].folder(folder)) for at in ends]
         row["calibration_error"] = {
-            side: _mean(_calibration_error(report, side) for report in reports)
+            side: _spread(_calibration_error(report, side) for report in reports)
             for side in ("before", "after")
         }
     return found
@@ -121,30 +130,41 @@ def _curve(grid: Grid, arm: str, sweep: Path) -> dict:
     return {"step": steps, **curve}
 
 
-def _tasks(sweep: Path, runs: list[Run]) -> tuple[str, ...]:
-    """The findings, which are the same for all runs."""
-    return tuple(workdir.read_task(runs[0].folder(sweep))["names"])
+def _compare(
+    grid: Grid, finished: list[tuple[str, str]], sweep: Path, **options
+) -> dict:
+    """Compares the finished runs, see arms.compare.
+
+    Raises:
+      InputError: see `_side_by_side`, or runs of other findings.
+    """
+    folders = {at: grid.run[at].folder(sweep) for at in finished}
+    tasks = tuple(workdir.read_task(folders[finished[0]])["names"])
+    tables = {at: comparing.read(folders[at], SPLIT, tasks) for at in finished}
+    runs = _side_by_side(grid, tables, folders, tasks, sweep)
+    found = arms.compare(runs, arms=grid.arms, tasks=tasks, **options)
+    one = tables[finished[0]].index
+    same = all(table.index.equals(one) for table in tables.values())
+    return found | {"same_images": same}
 
 
-def _predictions(
-    grid: Grid, finished: set, tasks: tuple[str, ...], sweep: Path
+def _side_by_side(
+    grid: Grid,
+    tables: dict[tuple[str, str], pd.DataFrame],
+    folders: dict[tuple[str, str], Path],
+    tasks: tuple[str, ...],
+    sweep: Path,
 ) -> Runs:
-    """What all finished runs say, side by side.
+    """What all finished runs say, from the tables of their predictions.
 
     Raises:
       InputError: arms of one repeat were judged on other images, or an image has
         another patient or label in another repeat.
     """
-    tables: dict[tuple[str, str], pd.DataFrame] = {}
     first: dict[str, tuple[str, str]] = {}
-    for at in grid.run:
-        if at not in finished:
-            continue
-        folder = grid.run[at].folder(sweep)
-        tables[at] = comparing.read(folder, SPLIT, tasks)
+    for at, table in tables.items():
         known = first.setdefault(at[1], at)
-        folders = grid.run[known].folder(sweep), folder
-        comparing.check(tables[known], tables[at], tasks, folders)
+        comparing.check(tables[known], table, tasks, (folders[known], folders[at]))
     truth = ["patient", *(f"{task}_label" for task in tasks)]
     every = pd.concat([tables[at][truth] for at in first.values()])
     every = every.groupby(level=0).agg(["min", "max"])
@@ -177,6 +197,10 @@ def _calibration_error(report: dict, side: str) -> float | None:
     return found["calibration_error"]["estimate"] if found else None
 
 
-def _mean(values) -> float | None:
+def _spread(values) -> dict[str, float | None]:
+    """{estimate, sd}: the mean of what is known, and the standard deviation of several."""
     known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
+    return {
+        "estimate": float(np.mean(known)) if known else None,
+        "sd": float(np.std(known, ddof=1)) if len(known) > 1 else None,
+    }

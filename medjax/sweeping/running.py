@@ -4,13 +4,11 @@ import os
 import signal
 import sys
 import threading
-import traceback
 from pathlib import Path
 
 from medjax import commands
-from medjax.errors import InputError
 from medjax.sweeping import plan
-from medjax.training.population import Outcome
+from medjax.training.population import Outcome, failed
 
 
 def run(sweep: Path, name: str) -> Outcome:
@@ -26,11 +24,9 @@ def run(sweep: Path, name: str) -> Outcome:
     (folder / "error.txt").unlink(missing_ok=True)  # Of an earlier attempt.
     try:
         commands.train(config, folder)
-    except InputError as error:
-        plan.write_error(folder, str(error))
     except Exception as error:  # noqa: BLE001 A bug of one arm must not stop the rest.
-        line = f"{type(error).__name__}: {error}"
-        plan.write_error(folder, line, traceback.format_exc())
+        outcome = failed(error)
+        plan.write_error(folder, outcome.error, outcome.details)
     return Outcome(plan.is_finished(one, sweep, config), plan.error(one, sweep))
 
 

@@ -51,12 +51,17 @@ def sweep(
         raise InputError(f"--baseline={baseline}: use one of {', '.join(names)}")
     plan.claim(folder, config, runs)
     configs = {run.name: plan.configured(config, run.overrides) for run in runs}
-    left = [run for run in runs if not plan.is_finished(run, folder, configs[run.name])]
+    left = [
+        run
+        for run in runs
+        if plan.error(run, folder) is not None
+        or not plan.is_finished(run, folder, configs[run.name])
+    ]
     done = len(runs) - len(left)
     print(f"sweep: {len(runs)} runs of {len(names)} arms, {done} of them finished")
-    if executor == "population":
+    if executor == "population" and left:
         populating.use_cores([configs[run.name] for run in left])
-    _prepare([configs[run.name] for run in left])
+    _prepare([configs[run.name] for run in left], executor)
     number = done
 
     def say(run: Run) -> None:
@@ -66,7 +71,8 @@ def sweep(
         if plan.error(run, folder) is None:
             finished = plan.is_finished(run, folder, configs[run.name])
             auroc = results.mean_auroc(run, folder) if finished else None
-            what = "stopped" if auroc is None else f"mean AUROC {auroc:.3f}"
+            known = "undefined" if auroc is None else f"{auroc:.3f}"
+            what = f"mean AUROC {known}" if finished else "stopped"
         print(f"{number}/{len(runs)} {run.name}: {what}", flush=True)
 
     if left:
@@ -81,11 +87,16 @@ def sweep(
     return found
 
 
-def _prepare(configs: list[Config]) -> None:
-    """Makes each run's records before there are many who would, all at once."""
+def _prepare(configs: list[Config], executor: str) -> None:
+    """Makes each run's records before there are many who would, all at once.
+
+    Runs one after the other, in processes of their own, draw their phantoms themselves:
+    here that would take the accelerator, and hold it while they need it.
+    """
     seen = []
     for config in configs:
         asked = config.data.to_dict(), config.task
-        if asked not in seen:
+        drawn = executor == "local" and config.data.source == "phantom"
+        if asked not in seen and not drawn:
             seen.append(asked)
             commands.prepare(config)

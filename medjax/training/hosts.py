@@ -6,6 +6,9 @@ compute; process 0 alone writes, and prints.
 
 import contextlib
 import math
+import os
+import sys
+import threading
 from collections.abc import Iterator
 from typing import TypeVar
 
@@ -18,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from medjax.errors import InputError
 
 HEARTBEAT = 30  # Seconds of silence after which a process counts as dead.
+MEET = 120  # Seconds that processes wait for each other at the start.
 LONGEST = 24 * 3600  # Seconds that the others wait for one that works alone.
 
 Rows = TypeVar("Rows", bound=tuple)
@@ -27,7 +31,8 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
     """Meets the other processes; before anything else that asks for devices.
 
     If one of them dies, all others end with an error that says so, HEARTBEAT seconds
-    later at most.
+    later at most. If one doesn't come, those that did end after MEET seconds, with the
+    exit code 2: JAX would abort them.
 
     Args:
       coordinator: 'HOST:PORT' of process 0, a free port there. With None here and
@@ -36,23 +41,51 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
       process: the number of this one.
 
     Raises:
-      InputError: they didn't all come, or the environment is of no known cluster.
+      InputError: the three don't fit, or the environment is of no known cluster.
     """
+    watch = threading.Timer(MEET, _give_up)
+    watch.daemon = True
+    watch.start()
     try:
         jax.distributed.initialize(
             coordinator,
             processes,
             process,
+            _accelerators(),
+            initialization_timeout=2 * MEET,  # Never to come: then it aborts.
             heartbeat_timeout_seconds=HEARTBEAT,
             shutdown_timeout_seconds=LONGEST,
         )
+        watch.cancel()
         _connect()
     except (RuntimeError, ValueError) as error:
-        why = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"the processes of the run didn't meet ({why}): start each one with "
-            "--coordinator=HOST:PORT, --processes=N and its own --process=0 to N - 1"
-        ) from None
+        raise InputError(_apart(str(error).strip().splitlines()[0])) from None
+    finally:
+        watch.cancel()
+
+
+def _apart(why: str) -> str:
+    return (
+        f"the processes of the run didn't meet ({why}): start each one with "
+        "--coordinator=HOST:PORT, --processes=N and its own --process=0 to N - 1"
+    )
+
+
+def _give_up() -> None:
+    """Ends this process, whose main thread waits in JAX and can't be told."""
+    why = f"not all came within {MEET} seconds"
+    print(f"error: {_apart(why)}", file=sys.stderr, flush=True)
+    os._exit(2)
+
+
+def _accelerators() -> list[int] | None:
+    """Which of the node's accelerators are this process's: none named is all of them.
+
+    Under SLURM JAX gives each process the one of its number on the node. That is right
+    for a process a card; one that is alone on its node has them all.
+    """
+    tasks, nodes = map(os.environ.get, ("SLURM_NTASKS", "SLURM_STEP_NUM_NODES"))
+    return [] if tasks and tasks == nodes else None
 
 
 def _connect() -> None:

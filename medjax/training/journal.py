@@ -37,6 +37,7 @@ class Journal:
       name: of the run among those that train beside it; stands in its lines.
       bar: whether it shows a bar; of several at once one can.
       sharing: how many runs train in the same time, of which each has its share.
+      before: seconds that this run cost before, such as its share of a compilation.
     """
 
     def __init__(
@@ -48,13 +49,14 @@ class Journal:
         name: str = "",
         bar: bool = True,
         sharing: int = 1,
+        before: float = 0.0,
     ):
         from tensorboardX import SummaryWriter  # Late: it is slow to import.
 
         self._path = workdir / "metrics.jsonl" if hosts.first() else Path(os.devnull)
         kept = [line for line in read(self._path) if line["step"] <= start]
         self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self._spent = kept[-1].get("seconds", 0.0) if kept else 0.0
+        self._spent = before + (kept[-1].get("seconds", 0.0) if kept else 0.0)
         self._began, self._sharing = time.perf_counter(), sharing
         self._events = SummaryWriter(
             str(workdir / "events"), purge_step=start + 1, write_to_disk=hosts.first()

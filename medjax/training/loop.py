@@ -3,6 +3,7 @@
 import contextlib
 import math
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -175,8 +176,12 @@ def diverged(number: int, scalars: dict, checkpoints: Checkpoints) -> InputError
 def stop_signal() -> Iterator[Callable[[], bool]]:
     """Yields a function that says whether SIGTERM or Ctrl-C asked for an end.
 
-    So does SIGUSR2, by which a cluster says that a job will be pre-empted.
+    So does SIGUSR2, by which a cluster says that a job will be pre-empted. Outside the
+    main thread, where Python lets nobody listen, nothing asks.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
     asked = []
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
     old = [signal.signal(each, lambda *_: asked.append(True)) for each in signals]

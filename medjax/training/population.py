@@ -1,6 +1,7 @@
 """Many runs at once: those whose states differ in arrays alone share one program."""
 
 import contextlib
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,10 +44,22 @@ class Arm(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of an arm: finished, failed with an error, or stopped and saved."""
+    """What became of an arm: finished, failed with an error, or stopped and saved.
+
+    details: all that is known of the error where it is no mistake of the user's.
+    """
 
     finished: bool
     error: str | None = None
+    details: str = ""
+
+
+def failed(error: Exception) -> Outcome:
+    """What became of an arm that raised this; to be called where it is handled."""
+    if isinstance(error, InputError):
+        return Outcome(finished=False, error=str(error))
+    line = f"{type(error).__name__}: {error}"
+    return Outcome(finished=False, error=line, details=traceback.format_exc())
 
 
 def fit(
@@ -58,6 +71,7 @@ def fit(
     steps: int,
     log_every: int,
     evaluate_every: int,
+    before: float = 0.0,
 ) -> list[Outcome]:
     """Trains arms to the last step, each as loop.fit would train it.
 
@@ -70,19 +84,20 @@ def fit(
       streams: training data on the host, [1, B, ...] batches, see Arm.
       start: updates behind every arm's state.
       steps, log_every, evaluate_every: as for loop.fit.
+      before: seconds that each arm cost before, its share of the compilation.
 
     Returns:
       What became of each arm.
     """
     waves, at = _Waves(arms, program), start
-    journal = {"steps": steps, "start": start}
+    journal = {"steps": steps, "start": start, "before": before}
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(loop.stop_signal())
         runs = [
             _Run(arm, stack, bar=number == 0, sharing=len(arms), **journal)
             for number, arm in enumerate(arms)
         ]
-        while at < steps and any(run.error is None for run in runs):
+        while at < steps and any(run.failure is None for run in runs):
             batches = [next(stream) for stream in streams]
             waves.step(batches)
             at += 1
@@ -103,7 +118,7 @@ def fit(
                 for run in runs:
                     run.attempt(at, run.journal.say, loop.STOPPED)
                 break
-    return [Outcome(at >= steps and run.error is None, run.error) for run in runs]
+    return [run.failure or Outcome(finished=at >= steps) for run in runs]
 
 
 class _Run:
@@ -115,20 +130,21 @@ class _Run:
         stack: contextlib.ExitStack,
         **shown: Any,
     ):
-        self.arm, self.error = arm, None
+        self.arm = arm
+        self.failure: Outcome | None = None
         journal = Journal(arm.workdir, name=arm.name, **shown)
         self.journal = stack.enter_context(journal)
         self.meter = loop.Meter(journal, arm.checkpoints)
 
     def attempt(self, at: int, work: Callable, *args) -> None:
         """Does what is to be done after an update; an error ends this run alone."""
-        if self.error is not None:
+        if self.failure is not None:
             return
         try:
             work(at, *args)
-        except InputError as error:
-            self.error = str(error)
-            self.journal.say(at, f"failed: {error}")
+        except Exception as error:  # noqa: BLE001 A bug of one must not stop the rest.
+            self.failure = failed(error)
+            self.journal.say(at, f"failed: {self.failure.error}")
 
     def log(self, at: int, scalars: Sequence[dict], rows: int) -> None:
         """Takes the scalars of the last updates, up to this one."""

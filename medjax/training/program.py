@@ -12,6 +12,8 @@ from medjax.data.loader import Batch
 from medjax.training import step
 from medjax.training.step import State
 
+HEADROOM = 0.1  # Share of an accelerator's memory.
+
 
 class Program(NamedTuple):
     """A compiled step of some arms.
@@ -21,6 +23,7 @@ class Program(NamedTuple):
     abreast: arms on each of them at once; a wave of arms is devices x abreast.
     arms: whose states stay on the devices, wave after wave; no more are trained at a
       time.
+    of: arms that there are; they are trained in parts of `arms`, one after the other.
     need: bytes of each device's memory for that.
     free: those that nobody used before; inf: unknown.
     """
@@ -29,6 +32,7 @@ class Program(NamedTuple):
     devices: int
     abreast: int
     arms: int
+    of: int
     need: float
     free: float
 
@@ -39,9 +43,16 @@ class Program(NamedTuple):
 
     def __str__(self) -> str:
         free = "unknown" if math.isinf(self.free) else f"{self.free / 1e9:.1f} GB"
+        parts, waves = math.ceil(self.of / self.arms), math.ceil(self.arms / self.wave)
+        fits = "fits" if parts == 1 else f"doesn't fit, split into {parts} parts"
+        if math.isinf(self.free):
+            fits = "taken to fit"
+        if self.need > self.free:  # Less than one wave can't be tried.
+            fits += ", and may be more than there is"
         return (
-            f"{self.arms} arms, {self.wave} at once on {self.devices} devices: "
-            f"{self.need / 1e9:.2f} GB on each, free: {free}"
+            f"{self.arms} of {self.of} arms at a time, in {waves} waves of {self.wave} "
+            f"on {self.devices} devices: {self.need / 1e9:.2f} GB on each, free: {free}: "
+            f"{fits}"
         )
 
 
@@ -85,7 +96,7 @@ def compiled(
     number = holds(arms, devices, abreast, own=own, first=first, free=free)
     later = math.ceil(number / (devices * abreast)) - 1
     need = first + later * abreast * own
-    return Program(program, devices, abreast, number, need, free)
+    return Program(program, devices, abreast, number, arms, need, free)
 
 
 def _lowered(one: tuple, devices: int, abreast: int, **parts: Any):
@@ -118,10 +129,14 @@ def holds(
 
 
 def free_memory() -> float:
-    """Bytes of each device of this host that nobody uses; inf where it doesn't say."""
+    """Bytes of each device of this host that nobody uses; inf where it doesn't say.
+
+    Of an accelerator a tenth is left free: for the arms' predictions, and for the gaps
+    between arrays, of which the compiler's sum knows nothing.
+    """
     found = jax.local_devices()[0].memory_stats()
     if found and "bytes_limit" in found:
-        return found["bytes_limit"] - found["bytes_in_use"]
+        return (1 - HEADROOM) * found["bytes_limit"] - found["bytes_in_use"]
     known = Path("/proc/meminfo")
     if jax.default_backend() != "cpu" or not known.exists():
         return math.inf

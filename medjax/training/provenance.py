@@ -1,57 +1,119 @@
-"""Which data and which split a run was made of, written down and held to."""
+"""Which data, split and weights a run was made of, written down and held to."""
 
 import hashlib
 import json
 from pathlib import Path
 
+import jax
+import numpy as np
 import pandas as pd
+from chex import ArrayTree
 
 from medjax.cohort import splits
+from medjax.data import volumes
 from medjax.errors import InputError
 
 RECORDS = ("*.array_record*", "*.npy")  # Of images, and of volumes.
 
 
-def hold(folder: Path, records: Path, manifest: pd.DataFrame) -> None:
-    """Writes provenance.json of a run, or finds the same data and split there.
+def hold(
+    folder: Path,
+    records: Path,
+    manifest: pd.DataFrame,
+    *,
+    target: tuple[Path, pd.DataFrame] | None = None,
+    weights: ArrayTree | None = None,
+) -> None:
+    """Writes provenance.json of a run, or finds that it was made of the same.
 
     Args:
-      folder: the run's; its splits.csv, if there is one, is what it was split by.
+      folder: the run's; its splits.csv and target.csv, if there are any, are what it
+        was split by.
       records: the folder of the prepared data.
       manifest: who is on which side now.
+      target: both of the data that the run is adapted to, if there are any.
+      weights: that it starts from, if they are given.
 
     Raises:
-      InputError: a run that was begun with other data, or another split.
+      InputError: a run that was begun with other data, another split or other weights,
+        or whose splits.csv or target.csv were changed.
     """
-    found = {"data": of_data(records), "split": of_split(manifest)}
     path = folder / "provenance.json"
-    if path.exists():
-        old = json.loads(path.read_text())
-        if old["data"] != found["data"]:
+    old = json.loads(path.read_text()) if path.exists() else {}
+    found = _held(folder, old, records, manifest, "splits.csv")
+    if target is not None:
+        found["target"] = _held(folder, old.get("target", {}), *target, "target.csv")
+    if weights is not None:
+        found["weights"] = of_weights(weights)
+        if old.get("weights", found["weights"]) != found["weights"]:
             raise InputError(
-                f"{folder}: the data under {records} changed since the run began "
-                f"({_apart(old['data'], found['data'])}): use another --workdir, or "
-                "bring the old data back"
-            )
-        if old["split"] != found["split"]:
-            raise InputError(
-                f"{folder}: the split changed since the run began "
-                f"({_moved(splits.read(folder / 'splits.csv'), manifest)}): use another "
-                "--workdir"
+                f"{folder}: the weights of transfer.init changed since the run began: "
+                "use another --workdir, or bring the old weights back"
             )
     path.write_text(json.dumps(found, indent=2))
+
+
+def _held(
+    folder: Path, old: dict, records: Path, manifest: pd.DataFrame, name: str
+) -> dict:
+    """{data, split} now, which must be the old ones where there are any.
+
+    Args:
+      name: of the manifest's file.
+    """
+    found = {"data": of_data(records), "split": of_split(manifest)}
+    if not old:
+        return found
+    if old["data"] != found["data"]:
+        raise InputError(
+            f"{folder}: the data under {records} changed since the run began "
+            f"({_apart(old['data'], found['data'])}): use another --workdir, or "
+            "bring the old data back"
+        )
+    written = sides(folder, name) if (folder / name).exists() else None
+    if old["split"] != found["split"]:
+        who = f"and {name} is gone" if written is None else _moved(written, manifest)
+        raise InputError(
+            f"{folder}: the split changed since the run began ({who}): use another "
+            "--workdir"
+        )
+    return found
+
+
+def sides(folder: Path, name: str = "splits.csv") -> pd.DataFrame:
+    """Who is on which side in a run, as written down when it began.
+
+    Args:
+      folder: of the run.
+      name: of the file; target.csv is that of the data that the run was adapted to.
+
+    Raises:
+      InputError: the file was changed since.
+    """
+    found = splits.read(folder / name)
+    path = folder / "provenance.json"
+    old = json.loads(path.read_text()) if path.exists() else {}
+    if name == "target.csv":
+        old = old.get("target", {})
+    if "split" in old and of_split(found) != old["split"]:
+        raise InputError(
+            f"{folder / name}: was changed after the run began, which trained by "
+            "another: bring it back, or delete it and give `train` again"
+        )
+    return found
 
 
 def of_data(records: Path) -> dict:
     """What tells prepared data from other data, without reading them.
 
-    Their table and, of images, the perceptual hashes are read; of the records
-    themselves only the names and sizes.
+    Their table is read and, of images, the perceptual hashes, of volumes the digests
+    that were taken when they were written; of the records themselves only the names
+    and sizes.
     """
     files = sorted(path for kind in RECORDS for path in records.glob(kind))
     sizes = {path.name: path.stat().st_size for path in files}
     digest = hashlib.sha256(json.dumps(sizes).encode())
-    for name in ("table.csv", "hashes.bin"):
+    for name in ("table.csv", "hashes.bin", volumes.DIGESTS):
         if (records / name).exists():
             digest.update((records / name).read_bytes())
     table = pd.read_csv(records / "table.csv", usecols=["patient"])
@@ -61,6 +123,16 @@ def of_data(records: Path) -> dict:
         "bytes": sum(sizes.values()),
         "sha256": digest.hexdigest(),
     }
+
+
+def of_weights(tree: ArrayTree) -> str:
+    """A digest of arrays, their names and types."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(tree)):
+        name = jax.tree_util.keystr(path)
+        digest.update(f"{name} {leaf.dtype} {leaf.shape} ".encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def of_split(manifest: pd.DataFrame) -> dict:

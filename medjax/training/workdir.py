@@ -39,7 +39,12 @@ def refuse_other(folder: Path, old: dict, config: dict) -> None:
       InputError: it is another; the first fields that differ are named.
     """
     old, new = _fields(old), _fields(config)
-    apart = [name for name in old | new if old.get(name) != new.get(name)]
+    # As text: a NaN is another than itself.
+    apart = [
+        name
+        for name in old | new
+        if json.dumps(old.get(name)) != json.dumps(new.get(name))
+    ]
     if apart:
         told = [f"config.{k} is {old.get(k)}, not {new.get(k)}" for k in apart[:TOLD]]
         more = f" and {len(apart) - TOLD} more differ" if len(apart) > TOLD else ""

@@ -1,0 +1,133 @@
+"""What a sweep came to, from runs whose files are written here."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from configs import quickstart
+from medjax.build import plain
+from medjax.reports import sweeping as report
+from medjax.sweeping import plan, results
+
+TASKS = ("mass", "nodule")
+FILMS = 60
+
+
+def finish(folder, number, *, films=range(FILMS), label_seed=0):
+    """Leaves in a run's folder what a finished run leaves there, as far as it is read."""
+    label = np.random.default_rng(label_seed).integers(0, 2, (2 * FILMS, 2))
+    score = np.random.default_rng(number).random((2 * FILMS, 2))
+    table = {"image": [f"{n}.png" for n in films], "patient": np.array(films) // 2}
+    for t, task in enumerate(TASKS):
+        table[task] = score[list(films), t]
+        table[f"{task}_label"] = label[list(films), t]
+    (folder / "predictions").mkdir(parents=True)
+    pd.DataFrame(table).to_csv(folder / "predictions/test.csv", index=False)
+    task = {"names": TASKS, "exclusive": False, "shape": (8, 8, 1)}
+    (folder / "task.json").write_text(json.dumps(task))
+    config = plain.as_json(quickstart.get_config())
+    (folder / "config.json").write_text(json.dumps(config))
+    write_cost(folder, seconds=100.0 + number, memory=10**9)
+    before, after = ({"calibration_error": {"estimate": x}} for x in (number / 10, 0.5))
+    both = {"mean": {"before": before, "after": after if number % 2 else None}}
+    mean = {"auroc": {"estimate": 0.5}}
+    (folder / "report.json").write_text(json.dumps({"mean": mean, "calibration": both}))
+
+
+def write_cost(folder, **cost):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, **cost}) + "\n")
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """(overrides -> the sweep's folder, and its runs' folders)."""
+
+    def make(*arms):
+        config = quickstart.get_config()
+        config.evaluation.replicates = 20
+        runs = plan.runs(config, arms)
+        plan.claim(tmp_path, config, runs)
+        return tmp_path, [run.folder(tmp_path) for run in runs]
+
+    return make
+
+
+GRID = [
+    {"imbalance": arm, "seed": seed} for arm in ("none", "ratio") for seed in (0, 1)
+]
+
+
+def test_cost_and_calibration_are_of_the_finished_runs_alone(sweep):
+    folder, runs = sweep(*GRID)
+    for number in range(3):
+        finish(runs[number], number)
+    write_cost(runs[3], seconds=1.0, memory=1)
+    plan.write_error(runs[3], "diverged")
+    one, other = results.gather(folder)["compared"]["arms"].values()
+    assert one["cost"] == {"seconds": 100.5, "memory": 1e9}
+    assert other["cost"] == {"seconds": 102.0, "memory": 1e9}
+    before, after = (one["calibration_error"][side] for side in ("before", "after"))
+    assert before["estimate"] == pytest.approx(0.05)
+    assert before["sd"] == pytest.approx(np.std([0, 0.1], ddof=1))
+    assert after == {"estimate": 0.5, "sd": None}
+    assert other["calibration_error"]["after"] == {"estimate": None, "sd": None}
+
+
+def test_whether_the_seeds_test_the_same_images_is_found_in_their_predictions(sweep):
+    folder, runs = sweep(*GRID)
+    for number, run in enumerate(runs):
+        finish(run, number)
+    assert results.gather(folder)["compared"]["same_images"]
+
+
+def test_so_is_whether_each_seed_has_its_own(sweep):
+    folder, runs = sweep(*GRID)
+    for number, run in enumerate(runs):
+        finish(run, number, films=range(10 * (number % 2), FILMS))
+    assert not results.gather(folder)["compared"]["same_images"]
+
+
+def test_while_runs_are_unfinished_no_arm_is_the_best(sweep):
+    folder, runs = sweep(*GRID)
+    for number in range(3):
+        finish(runs[number], number)
+    found = results.gather(folder)
+    assert report.verdict(found)[1].startswith("No difference shown yet: 1 of 4 runs")
+    best = found["compared"]["best"]
+    assert (best["arm"], best["why"]) == (None, "1 of 4 runs are unfinished")
+
+
+@pytest.mark.parametrize(
+    ("change", "why"), [({"films": range(50)}, "lack 10"), ({"label_seed": 1}, "label")]
+)
+def test_runs_that_cant_be_compared_have_a_page_that_says_why(
+    sweep, capsys, change, why
+):
+    folder, runs = sweep(*GRID)
+    for number in range(3):
+        finish(runs[number], number)
+    finish(runs[3], 3, **change)
+    found = results.gather(folder)
+    assert found["compared"] is None and why in found["incomparable"]
+    assert [run["state"] for run in found["runs"]] == ["finished"] * 4
+    text = report.write(found, folder).read_text()
+    assert "can&#39;t be compared" in text and why in text
+    report.show(found)
+    assert why in capsys.readouterr().out
+
+
+def test_the_same_files_give_the_same_json(sweep):
+    """The findings are in the order of the first run, whatever a set's order is."""
+    folder, runs = sweep(*GRID)
+    for number, run in enumerate(runs):
+        finish(run, number)
+    for run in runs[1:]:
+        task = json.loads((run / "task.json").read_text())
+        task["names"] = task["names"][::-1]
+        (run / "task.json").write_text(json.dumps(task))
+    found = results.gather(folder)
+    assert list(found["compared"]["arms"]["imbalance=none"]["tasks"]) == list(TASKS)
+    assert json.dumps(found) == json.dumps(results.gather(folder))
