@@ -237,6 +237,24 @@ def test_another_frameworks_weights_come_without_their_classifier(
     assert_same(found, {**made, "params": stages})
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("tf_efficientnet_b0.safetensors", "timm's tf_ networks"),
+        ("models--timm--tf_efficientnet_b0.aa_in1k/model.safetensors", "tf_ networks"),
+        ("tf_files/efficientnet_b0.safetensors", "expected 81 kernels"),
+    ],
+)
+def test_timms_networks_of_tensorflow_are_refused(tmp_path, name, said):
+    """Their names are those of timm's own, of which these are the first few."""
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    names = ("conv_stem.weight", "bn1.weight", "blocks.0.0.conv_dw.weight")
+    save_file({name: np.zeros((1, 1, 1, 1), np.float32) for name in names}, path)
+    with pytest.raises(InputError, match=said):
+        start.convert(path, "efficientnet_b0", channels=3, head=False)
+
+
 def test_converted_weights_say_for_how_many_channels_they_are(theirs, tmp_path):
     path, _ = theirs
     start.write_converted(path, "resnet18", tmp_path / "new", channels=3)

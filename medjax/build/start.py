@@ -142,9 +142,21 @@ def convert(
       channels: of the images.
       head: whether the file's classifier comes along, if it has one; else a
         classifier of one class stands in its place.
+
+    Raises:
+      InputError: see weights.read and pretrained.convert; or, by the name of the file
+        or of its folder, an EfficientNet that timm took over from TensorFlow.
     """
     source = weights.read(path)
-    options = dict(pretrained.recognise(source, model=name).options)
+    table = pretrained.recognise(source, model=name)
+    named = path.absolute()
+    tensorflows = "tf_" in named.name or "tf_efficientnet" in str(named.parent)
+    if table.framework == "timm" and table.family == "efficientnet" and tensorflows:
+        raise InputError(
+            f"{path}: timm's tf_ networks pad as TensorFlow does, and their names and "
+            "shapes don't say so: take timm's efficientnet_b0, torchvision's or Keras'"
+        )
+    options = dict(table.options)
     shapes = functools.partial(_shapes, name, options, channels=channels)
     found = pretrained.convert(source, shapes(classes=1), model=name, head=False)
     if head and found.classes:
