@@ -45,9 +45,11 @@ def state_of(task=TASK):
 
 @pytest.fixture
 def old(tmp_path):
+    return left_by(config_of(), tmp_path / "old")
+
+
+def left_by(config, folder):
     """The folder of a run, as training leaves it."""
-    folder = tmp_path / "old"
-    config = config_of()
     config.intensity = {"name": "standardise", "mean": 0.4, "std": 0.2}
     workdir.claim(folder, plain.as_json(config))
     workdir.write_task(folder, TASK)
@@ -106,6 +108,22 @@ def test_the_weights_bring_their_preparation_and_their_options_along(old, capsys
     expected = {"name": "standardise", "mean": 0.4, "std": 0.2}
     assert settled.intensity.to_dict() == expected
     assert capsys.readouterr().out == ""
+
+
+def test_what_weights_know_nothing_of_may_be_another(tmp_path):
+    """Whether stages are computed again; and the pool, if the classifier is new."""
+    folder = left_by(config_of(remat=True, pool="mean"), tmp_path / "old")
+    other = TASK._replace(names=("b", "a", "c"))
+    settled, _ = start.settle(config_of(folder), TASK)
+    assert "remat" not in settled.model and settled.model.pool == "mean"
+    _, found = begun(config_of(folder, remat=False), TASK)
+    assert_same(found, state_of().averaged)
+    fresh, found = begun(config_of(folder, pool="mean_max"), other)
+    assert_same(found["params"]["classifier"], fresh["params"]["classifier"])
+    stage = state_of().averaged["params"]["stage2"]
+    assert_same(found["params"]["stage2"], stage)
+    with pytest.raises(InputError, match=r"model\.pool='mean_max'.*go with 'mean'"):
+        start.settle(config_of(folder, pool="mean_max"), TASK)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,9 @@ from medjax.training.checkpoint import Checkpoints
 # Folders of the checkpoints whose classifier was fitted again, and whose batch
 # statistics are another hospital's.
 REFITTED, ADAPTED = "refitted", "adapted"
+# Options of a model that its weights know nothing of; those that only its classifier
+# does, which starts anew where the tasks differ.
+LOOSE, OF_CLASSIFIER = ("remat",), ("pool",)
 
 
 class Start(NamedTuple):
@@ -61,7 +64,10 @@ def settle(config: Config, task: Task) -> tuple[Config, Start | None]:
     found = read(config, task)
     settled = config.copy_and_resolve_references().unlock()
     asked = plain.as_json(config)["model"]  # As the weights' options are: in lists.
+    loose = LOOSE if found.tasks == task.names else (*LOOSE, *OF_CLASSIFIER)
     for name, value in found.options.items():
+        if name in loose:
+            continue
         if asked.get(name, value) != value:
             raise InputError(
                 f"model.{name}={asked[name]!r}: the weights of {config.transfer.init} go "
