@@ -93,7 +93,7 @@ def variables(fresh: ArrayTree, start: Start | None, task: Task) -> ArrayTree:
         print("classifier: starts anew, for its tasks are other than the weights'")
     stats = fresh.get("batch_stats", {}) | start.variables.get("batch_stats", {})
     merged = {"params": fresh["params"] | given, "batch_stats": stats}
-    _check(merged, fresh)
+    check(merged, fresh)
     return jax.tree.map(jnp.asarray, merged)
 
 
@@ -120,6 +120,11 @@ def read(config: Config, task: Task) -> Start:
 def of_run(folder: Path) -> Start:
     """The averaged weights of another run, as it predicts with them."""
     config = plain.read_config(folder)
+    if config.task == "segmentation":
+        raise InputError(
+            f"transfer.init={folder}: a run of segmentation, which has no stages of a "
+            "classifier: give a classifier's run"
+        )
     task = Task(**workdir.read_task(folder))
     _, state = restore(config, folder, model.network(config, task), task)
     settled = plain.as_json(config)
@@ -230,7 +235,7 @@ def _shapes(name: str, options: dict, *, channels: int, classes: int) -> ArrayTr
     return jax.eval_shape(lambda: init(jax.random.key(0), image, train=False))
 
 
-def _check(found: ArrayTree, wanted: ArrayTree) -> None:
+def check(found: ArrayTree, wanted: ArrayTree) -> None:
     """Refuses weights that aren't the model's, leaf by leaf.
 
     Raises:
