@@ -1,15 +1,18 @@
 import functools
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pandas as pd
 import pytest
-from launching import SMALL, run_here
+from launching import ROOT, SMALL, run_here
 from safetensors.numpy import save_file
 from test_end_to_end import final_state, same
 
-from configs import quickstart
+from configs import nih_sample, quickstart
 from medjax.build import head, model, plain, start, study
 from medjax.errors import InputError
 from medjax.models import resnet
@@ -281,6 +284,35 @@ def test_converted_weights_say_for_how_many_channels_they_are(theirs, tmp_path):
     (tmp_path / "new/card.json").write_text("{")
     with pytest.raises(InputError, match="card.json.*convert again"):
         start.settle(resnet_config(tmp_path / "new"), TASK)
+
+
+BENCH = """
+import sys, bench_transfer
+bench_transfer.FLAGS(sys.argv)
+for arm in ("scratch", "all"):
+    print(bench_transfer.configured(arm, 50, 100, 0).to_json())
+"""
+
+
+def test_the_bench_of_transfer_takes_weights_of_others(theirs, tmp_path):
+    """Its configs, made in a process of its own, as it has flags of its own."""
+    path, _ = theirs
+    flags = [f"--init={path}", "--model=resnet18", f"--workdir={tmp_path}"]
+    found = subprocess.run(
+        [sys.executable, "-c", BENCH, *flags],
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        capture_output=True,
+        check=True,
+        text=True,
+    ).stdout.splitlines()
+    scratch, other = (plain.of_json(json.loads(line)) for line in found)
+    task = TASK._replace(shape=(32, 32, 1))
+    settled, weights = start.settle(other, task)
+    assert weights is not None and settled.model.name == "resnet18"
+    assert settled.intensity.name == "standardise"
+    settled, weights = start.settle(scratch, task)
+    assert weights is None and settled.model == other.model
+    assert settled.intensity.name == nih_sample.get_config().intensity.name
 
 
 def test_frozen_noise_is_said(capsys):
