@@ -1,17 +1,19 @@
-"""What is compiled is kept where it was asked for, by command and from Python alike."""
+"""What is compiled is traced fast, and kept where it was asked for."""
 
+import gc
 import os
 import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import pytest
 from launching import ROOT, restored, run_here
 
 import medjax
 from medjax import commands
 from medjax.sweeping import sweep
-from medjax.training import compiled
+from medjax.training import compiled, step
 
 
 @pytest.fixture
@@ -75,3 +77,51 @@ def test_a_process_that_has_compiled_already_keeps_the_rest(tmp_path):
         check=True,
     )
     assert any((tmp_path / ".cache/medjax/compiled").iterdir())
+
+
+@pytest.fixture
+def collecting(monkeypatch):
+    """What the collector does while a step is traced that stands for every one."""
+    seen = []
+
+    def traced(state, batch, key=None):
+        seen.append(gc.isenabled())
+        return state
+
+    monkeypatch.setattr(step, "train_step", traced)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("make", "number"),
+    [
+        (step.compile_step, 3),
+        (lambda: step.compile_arms(devices=1), 3),
+        (
+            lambda: step.compile_eval(lambda state, rows: step.train_step(rows, state)),
+            2,
+        ),
+    ],
+)
+def test_the_garbage_collector_waits_for_what_is_traced(make, number, collecting):
+    arguments = [jnp.zeros((1, 2)) for _ in range(number)]
+    make().lower(*arguments)
+    make()(*arguments)
+    assert collecting and not any(collecting)
+    assert gc.isenabled()
+
+
+def test_the_garbage_collector_is_left_as_it_was():
+    @compiled.uncollected
+    def fail():
+        assert not gc.isenabled()
+        raise ValueError
+
+    for enabled in (True, False):
+        (gc.enable if enabled else gc.disable)()
+        try:
+            with pytest.raises(ValueError):
+                fail()
+            assert gc.isenabled() == enabled
+        finally:
+            gc.enable()
