@@ -11,6 +11,7 @@ import threading
 
 import numpy as np
 import pytest
+from launching import ROOT
 
 from medjax.errors import InputError
 from medjax.models import architectures, download
@@ -137,7 +138,8 @@ def test_one_of_two_processes_downloads(server, tmp_path):
     server.go_on.clear()
     command = [sys.executable, "-c", OTHER, download.FILES["net"]]
     others = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
     ]
     for other in others:
         assert other.stdout.readline() == "ready\n"
