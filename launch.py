@@ -48,7 +48,6 @@ import traceback
 from pathlib import Path
 
 import absl.logging
-import jax
 from absl import app, flags
 from ml_collections import config_flags
 
@@ -58,7 +57,7 @@ from medjax.build import saved
 from medjax.errors import InputError
 from medjax.evaluation.gradcam import METHODS
 from medjax.sweeping.sweep import EXECUTORS
-from medjax.training import hosts
+from medjax.training import compiled, hosts
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "a file of configs/")
@@ -226,12 +225,7 @@ def main(arguments: list[str]) -> int:
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     logging.getLogger("medjax").addHandler(handler)
     logging.getLogger("medjax").propagate = False
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", "~/.cache/medjax/compiled")
-    cache = os.path.expanduser(cache)
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache  # A sweep's processes share it.
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    jax.config.update("jax_compilation_cache_dir", cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    compiled.keep()
     together = FLAGS.cluster or FLAGS.coordinator is not None
     try:
         if not together and (FLAGS.processes, FLAGS.process) != (None, None):

@@ -76,6 +76,7 @@ def get_config() -> ConfigDict:
         "attention": False,
         "deep": 0,
     }
+    c.transfer = {"init": ""}  # a run of segmentation to begin with
     c.loss = {
         "name": "compound",
         "parts": {"soft_dice": {"share": 1.0, "smooth": 1.0}, "weighted_bce": {}},

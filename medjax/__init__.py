@@ -38,7 +38,9 @@ def launch(config: Config, workdir: str | os.PathLike) -> dict | None:
       InputError: a mistake in the config or the data, or a diverged training.
     """
     from medjax import commands
+    from medjax.training import compiled
 
+    compiled.keep()
     commands.train(config, Path(workdir))
     report = Path(workdir) / "report.json"
     return json.loads(report.read_text()) if report.exists() else None
@@ -65,5 +67,7 @@ def sweep(
       InputError: a mistake in the overrides or the data, before anything runs.
     """
     from medjax.sweeping import sweep as command
+    from medjax.training import compiled
 
+    compiled.keep()
     return command.sweep(config, arms, Path(workdir), **options)

@@ -8,7 +8,14 @@ import pandas as pd
 from rich.progress import Progress
 
 from medjax import fitting, segmenter
-from medjax.build import augmentation, model, plain, scans, segmentation
+from medjax.build import (
+    augmentation,
+    model,
+    plain,
+    scans,
+    segmentation,
+    start_segmentation,
+)
 from medjax.build.plain import Config
 from medjax.cohort import splits
 from medjax.data import fingerprint, plan, volumes
@@ -82,9 +89,9 @@ def train(config: Config, folder: Path) -> bool:
         )
     print("volumes: " + ", ".join(f"{len(v)} {k}" for k, v in sides.items() if v))
     network = segmentation.network_of(config, prepared)
-    state = segmentation.initial_state(
-        config, model.fresh(config, network), len(prepared.regions)
-    )
+    fresh = model.fresh(config, network)
+    begin = start_segmentation.variables(config, fresh, prepared)
+    state = segmentation.initial_state(config, begin, len(prepared.regions))
     print(f"model: {fitting.counts(state.params, ())}")
     batches = scans.train_batches(config, prepared, list(sides["train"].values()))
 

@@ -2,8 +2,9 @@
 
     python tests/bench_transfer.py --workdir=runs/transfer --nih=FOLDER
 
-Pre-trains nih_sample's network on the phantom's findings, or takes the run of --init,
-and goes on from it by each mode on few, more and all training patients of nih-sample,
+Pre-trains nih_sample's network on the phantom's findings, or takes the run of --init
+or, with --model=densenet121, another framework's weights (--init=imagenet or a file,
+whose standardisation comes along), and goes on from it by each mode on few, more and all training patients of nih-sample,
 beside the same training from scratch. Prints the mean AUROC of the held-out films and
 its paired difference to 'scratch', with 95 % intervals of a bootstrap over patients. A
 fold's films are only ever compared with each other: each finding of each fold is a
@@ -36,7 +37,8 @@ from medjax.evaluation import intervals
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", "runs/transfer", "folder of all runs")
 flags.DEFINE_string("nih", "../shared/data/nih-sample", "laid out as ChestX-ray14 is")
-flags.DEFINE_string("init", "", "a run to begin with; without it, the phantom's")
+flags.DEFINE_string("init", "", "a run or weights; without it, the phantom's run")
+flags.DEFINE_string("model", "", "an architecture; without it, nih_sample's network")
 flags.DEFINE_list("patients", ["50", "150", "0"], "who train; 0: all")
 flags.DEFINE_list("steps", ["100", "140", "200"], "of each number of patients")
 flags.DEFINE_list(
@@ -53,6 +55,9 @@ flags.DEFINE_string("cost", "", "a config, nih_densenet121 say: its step by mode
 def base() -> ConfigDict:
     """nih_sample's config, reporting in little."""
     c = nih_sample.get_config()
+    if FLAGS.model:
+        with c.unlocked():
+            c.model = {"name": FLAGS.model}
     c.data.folder = FLAGS.nih
     c.data.records = str(Path(FLAGS.workdir) / "records")
     c.evaluation.replicates = 20
@@ -73,18 +78,28 @@ def pretrained() -> str:
     return str(folder)
 
 
+def configured(arm: str, patients: int, steps: int, fold: int) -> ConfigDict:
+    """The config of one run."""
+    c = base()
+    c.split.update(folds=FLAGS.folds, fold=fold, patients=patients)
+    c.train.steps = c.train.evaluate_every = steps
+    c.transfer.every = steps // 10
+    if arm != "scratch":
+        c.transfer.update(init=FLAGS.init or pretrained(), mode=arm)
+        # From scratch and for the phantom's run it is the config's own.
+        if FLAGS.init and not (Path(FLAGS.init) / "config.json").exists():
+            with c.unlocked():
+                c.intensity = {"name": "as_pretrained"}
+    return c
+
+
 def held_out(arm: str, patients: int, steps: int, fold: int) -> pd.DataFrame:
     """Trains one run if it isn't there, and reads what it says of its test films."""
     folder = Path(FLAGS.workdir) / f"{patients}-{arm}-{fold}"
     path = folder / "predictions/test.csv"
     if not path.exists():
-        c, began = base(), time.perf_counter()
-        c.split.update(folds=FLAGS.folds, fold=fold, patients=patients)
-        c.train.steps = c.train.evaluate_every = steps
-        c.transfer.every = steps // 10
-        if arm != "scratch":
-            c.transfer.update(init=FLAGS.init or pretrained(), mode=arm)
-        commands.train(c, folder)
+        began = time.perf_counter()
+        commands.train(configured(arm, patients, steps, fold), folder)
         jax.clear_caches()  # Dozens of runs' programs are more than a process may map.
         mean = json.loads((folder / "report.json").read_text())["mean"]["auroc"]
         line = {"patients": patients, "arm": arm, "fold": fold, "steps": steps}

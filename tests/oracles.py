@@ -1,7 +1,7 @@
 """The state dicts of torchvision's networks, filled by name, and what they answer.
 
 `python tests/oracles.py`, with torch and torchvision, writes oracles.json: numbers of
-torchvision's, for machines that have neither.
+torchvision's, of evaluation and of one step of training, for machines that have neither.
 """
 
 import json
@@ -13,6 +13,29 @@ import numpy as np
 CLASSES = 3
 RECORDED = Path(__file__).with_name("oracles.json")
 MODELS = ("densenet121", "resnet18", "resnet50", "efficientnet_b0", "convnext_tiny")
+# Of each model some normalisations: torchvision's name, and ours.
+NORMS = {
+    "densenet121": {
+        "features.norm0": "stem/norm",
+        "features.denseblock2.denselayer6.norm2": "stage2/layer6_norm2",
+        "features.norm5": "stage4/norm",
+    },
+    "resnet18": {
+        "bn1": "stem/norm",
+        "layer2.0.downsample.1": "stage2/block1_shortcut_norm",
+        "layer4.1.bn2": "stage4/block2_norm2",
+    },
+    "resnet50": {
+        "bn1": "stem/norm",
+        "layer2.3.bn3": "stage2/block4_norm3",
+        "layer4.2.bn2": "stage4/block3_norm2",
+    },
+    "efficientnet_b0": {
+        "features.0.1": "stem/norm",
+        "features.4.2.block.1.1": "stage4/block3_depthwise_norm",
+        "features.8.1": "stage8/norm",
+    },
+}
 
 
 def image(batch=2, side=64):
@@ -148,7 +171,8 @@ def shapes(model):
 
 
 def torchvision_answers(model, images, *, train=False, library="torchvision"):
-    """Logits, outputs of the stages in our layout, and the state dict afterwards."""
+    """The state dict, logits, outputs of the stages in our layout, the state dict
+    afterwards, and how many values a channel each of NORMS has seen."""
     import torch
 
     if library == "torchvision":
@@ -170,6 +194,12 @@ def torchvision_answers(model, images, *, train=False, library="torchvision"):
     def keep(module, inputs, output):
         kept.append(output.detach().numpy().transpose(0, 2, 3, 1).copy())
 
+    def count(module, inputs, output):
+        seen.append(inputs[0].numel() // inputs[0].shape[1])
+
+    seen = []
+    for name in NORMS.get(model, ()) if library == "torchvision" else ():
+        network.get_submodule(name).register_forward_hook(count)
     for module in _stages(network, model) if library == "torchvision" else ():
         module.register_forward_hook(keep)
     with torch.no_grad():
@@ -177,7 +207,7 @@ def torchvision_answers(model, images, *, train=False, library="torchvision"):
     if model.startswith("densenet") and kept:
         kept[-1] = np.maximum(kept[-1], 0)  # torchvision's last relu is a function.
     after = {name: value.numpy() for name, value in network.state_dict().items()}
-    return given, logits, kept, after
+    return given, logits, kept, after, seen
 
 
 def _stages(network, model):
@@ -192,22 +222,41 @@ def _stages(network, model):
 
 
 def summary(values):
-    """Mean, deviation, and two entries far from each other."""
-    some = (values.mean(), values.std(), values[0, 0, 0, 0], values[-1, -1, -1, -1])
+    """Mean, deviation, the first entry and the last one."""
+    some = (values.mean(), values.std(), values.flat[0], values.flat[-1])
     return [float(f"{value:.7g}") for value in some]
 
 
 def record():
     found = {}
     for model in MODELS:
-        _, logits, stages, _ = torchvision_answers(model, image())
-        found[model] = {
-            "logits": [[float(f"{x:.7g}") for x in row] for row in logits],
-            "stages": [summary(values) for values in stages],
+        found[model] = {"evaluation": _recorded(model, image())}
+        if model in NORMS:
+            found[model]["training"] = _recorded(model, image(batch=8), train=True)
+    return found
+
+
+def _recorded(model, images, *, train=False):
+    """The logits, and summaries of the stages and, of training, of the statistics."""
+    _, logits, stages, after, seen = torchvision_answers(model, images, train=train)
+    found = {
+        "logits": [[float(f"{x:.7g}") for x in row] for row in logits],
+        "stages": [summary(values) for values in stages],
+    }
+    if train:
+        found["statistics"] = {
+            name: {
+                "seen": number,
+                "mean": summary(after[f"{name}.running_mean"]),
+                "var": summary(after[f"{name}.running_var"]),
+            }
+            for name, number in zip(NORMS[model], seen, strict=True)
         }
     return found
 
 
 if __name__ == "__main__":
-    text = json.dumps(record()).replace('"stages"', '\n "stages"')
-    RECORDED.write_text(text.replace("}, ", "},\n") + "\n")
+    text = json.dumps(record()).replace("}, ", "},\n")
+    for part in ('"stages"', '"statistics"'):
+        text = text.replace(f", {part}", f",\n {part}")
+    RECORDED.write_text(text + "\n")

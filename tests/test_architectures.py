@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medjax.models import architectures, convnext, efficientnet, resnet
+from medjax.models import architectures, convnext, densenet, efficientnet, resnet
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
 SMALL = {
@@ -127,6 +127,35 @@ def test_bfloat16_computes_in_half_and_keeps_float32_parameters(name):
     assert got.dtype == jnp.float32
     expected = applied(full, variables, image)
     np.testing.assert_allclose(got, expected, atol=0.05 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", ["densenet", "bottleneck", "efficientnet"])
+def test_computing_stages_again_changes_nothing(name):
+    """Logits, statistics and gradients are equal; less is kept for the gradients."""
+    make = {**SMALL, "densenet": partial(densenet.densenet, blocks=(1, 1))}[name]
+    image = np.random.default_rng(0).random((4, 32, 32, 1), np.float32)
+    variables = filled(make(2), image)
+
+    def loss(params, **how):
+        given = {**variables, "params": params}
+        apply = partial(make(2, **how).apply, train=True, mutable=["batch_stats"])
+        logits, stats = apply(given, image)
+        return jnp.sum(jnp.sin(logits)), (logits, stats)
+
+    def answers(**how):
+        both = jax.value_and_grad(partial(loss, **how), has_aux=True)
+        return jax.jit(both).trace(variables["params"])
+
+    plain, again = answers(), answers(remat=True)
+    assert ["remat" in str(traced.jaxpr) for traced in (plain, again)] == [False, True]
+    expected, got = (
+        traced.lower().compile()(variables["params"]) for traced in (plain, again)
+    )
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        # Some gradients are 0 but for rounding: of what shifts a norm's input.
+        atol = 1e-5 * np.abs(b).max() + 1e-7
+        np.testing.assert_allclose(a, b, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("name", ["bottleneck", "efficientnet"])

@@ -5,13 +5,16 @@ import hashlib
 import http.server
 import re
 import socket
+import subprocess
+import sys
 import threading
 
 import numpy as np
 import pytest
+from launching import ROOT
 
 from medjax.errors import InputError
-from medjax.models import download
+from medjax.models import architectures, download
 
 DATA = np.random.default_rng(0).bytes(1_000_000)
 DIGEST = hashlib.sha256(DATA).hexdigest()
@@ -34,6 +37,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(206 if server.ranges else 200)
         self.send_header("Content-Length", str(len(server.data) - start))
         self.end_headers()
+        server.first.set()
+        server.go_on.wait(60)
         # Then the connection closes, however much was promised.
         self.wfile.write(server.data[start : start + server.limit])
 
@@ -46,6 +51,8 @@ def server(monkeypatch, tmp_path):
     made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     made.data, made.limit, made.ranges, made.status = DATA, len(DATA), True, None
     made.starts = []  # Where each request began.
+    made.first, made.go_on = threading.Event(), threading.Event()
+    made.go_on.set()
     url = f"http://127.0.0.1:{made.server_port}/models/{FILE}"
     monkeypatch.setattr(download, "FILES", {"net": url})
     monkeypatch.setenv("MEDJAX_CACHE", str(tmp_path))
@@ -117,6 +124,37 @@ def test_a_wrong_file_is_removed(server, tmp_path):
     assert download.fetch("net").read_bytes() == DATA
 
 
+OTHER = """
+import sys
+from medjax.models import download
+download.FILES = {"net": sys.argv[1]}
+print("ready", flush=True)
+print(download.fetch("net"))
+"""
+
+
+def test_one_of_two_processes_downloads(server, tmp_path):
+    """The other one waits, and takes what is there then."""
+    server.go_on.clear()
+    command = [sys.executable, "-c", OTHER, download.FILES["net"]]
+    others = [
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    for other in others:
+        assert other.stdout.readline() == "ready\n"
+    assert server.first.wait(60)
+    with pytest.raises(subprocess.TimeoutExpired):
+        others[0].wait(0.5)  # Time to do the wrong thing.
+    server.go_on.set()
+    path = tmp_path / "weights" / FILE
+    for other in others:
+        said, _ = other.communicate(timeout=60)
+        assert said.splitlines()[-1] == str(path)
+    assert server.starts == [0]
+    assert path.read_bytes() == DATA and list(path.parent.iterdir()) == [path]
+
+
 def test_a_page_that_is_gone(server):
     server.status = 404
     refused(r"no download of net \(HTTP status 404\): put")
@@ -150,7 +188,8 @@ def test_a_folder_that_cannot_be(server, tmp_path, monkeypatch):
 def test_the_table():
     with pytest.raises(InputError, match="no weights 'vgg'; there are convnext_tiny"):
         download.fetch("vgg")
-    for url in download.FILES.values():
+    for name, url in download.FILES.items():
+        assert hasattr(architectures, name)  # What model.name can't be is not reached.
         assert re.fullmatch(
             r"https://download\.pytorch\.org/models/\w+-[0-9a-f]{8}\.pth", url
         )

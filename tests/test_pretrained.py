@@ -58,6 +58,16 @@ def assert_close(got, expected, *, to=1e-4):
 # ---------------------------------------------------------------- against torchvision
 
 
+def recorded(model, mode):
+    return json.loads(oracles.RECORDED.read_text())[model][mode]
+
+
+def assert_as_recorded(expected, logits, stages):
+    assert_close(logits, expected["logits"])
+    for got, summary in zip(stages, expected["stages"], strict=True):
+        assert_close(np.array(oracles.summary(np.asarray(got))), summary)
+
+
 @pytest.mark.parametrize(
     "model",
     [
@@ -70,12 +80,31 @@ def assert_close(got, expected, *, to=1e-4):
 )
 def test_it_answers_what_torchvision_was_seen_to(model):
     """Weights made from their names; torchvision's numbers are in oracles.json."""
-    recorded = json.loads(oracles.RECORDED.read_text())[model]
     made, found = converted(oracles.filled(oracles.shapes(model)), model)
     logits, stages, _ = answers(made, found.variables, oracles.image())
-    assert_close(logits, recorded["logits"])
-    for got, expected in zip(stages, recorded["stages"], strict=True):
-        assert_close(np.array(oracles.summary(np.asarray(got))), expected)
+    assert_as_recorded(recorded(model, "evaluation"), logits, stages)
+
+
+@pytest.mark.parametrize(
+    "model", ["resnet18", "efficientnet_b0", slow("densenet121"), slow("resnet50")]
+)
+def test_it_trains_as_torchvision_was_seen_to(model):
+    """By the batch's statistics, of which the running ones are told."""
+    expected = recorded(model, "training")
+    source = oracles.filled(oracles.shapes(model))
+    made, found = converted(source, model)
+    images = oracles.image(batch=8)
+    logits, stages, stats = answers(made, found.variables, images, train=True)
+    assert_as_recorded(expected, logits, stages)
+    for theirs, ours in oracles.NORMS[model].items():
+        stage, norm = ours.split("/")
+        after, norm = stats[stage][norm], expected["statistics"][theirs]
+        old = source[f"{theirs}.running_var"]
+        # torch adds the unbiased variance to its running one: n / (n - 1) of ours.
+        share = norm["seen"] / (norm["seen"] - 1)
+        unbiased = 0.9 * old + share * (np.asarray(after["var"]) - 0.9 * old)
+        for got, kind in ((np.asarray(after["mean"]), "mean"), (unbiased, "var")):
+            assert_close(np.array(oracles.summary(got)), norm[kind])
 
 
 @pytest.mark.slow
@@ -84,7 +113,7 @@ def test_it_answers_what_torchvision_was_seen_to(model):
 def test_every_stage_is_torchvisions(model, train):
     pytest.importorskip("torchvision", reason="the oracle; its numbers are recorded")
     images = oracles.image(batch=8 if train else 2)
-    source, logits, stages, after = oracles.torchvision_answers(
+    source, logits, stages, after, _ = oracles.torchvision_answers(
         model, images, train=train
     )
     made, found = converted(source, model)

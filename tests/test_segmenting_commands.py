@@ -3,11 +3,12 @@
 import importlib
 import json
 
+import jax
 import nibabel
 import numpy as np
 import pytest
 
-from medjax import commands, evaluating, segmenting
+from medjax import commands, evaluating, segmenter, segmenting
 from medjax.data import brain
 from medjax.errors import InputError
 
@@ -53,6 +54,25 @@ def test_a_run_leaves_its_report_and_its_split(run):
     page = (run / "report.html").read_text()
     assert all(row["name"] in page for row in report["rows"])
     assert (run / "splits.csv").read_text().count("train") == 5
+
+
+def weights(folder):
+    return segmenter.read(folder).state.averaged["params"]
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_from_another_s_weights(run, tmp_path, capsys):
+    config = small_config(run.parent / "records")
+    config.transfer.init = str(run)
+    config.optim.learning_rate = 1e-6
+    config.train.steps = config.train.evaluate_every = 1
+    commands.train(config, tmp_path / "next")
+    assert "starts anew" not in capsys.readouterr().out
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4),
+        weights(tmp_path / "next"),
+        weights(run),
+    )
 
 
 def test_a_predicted_file_lies_on_its_image_s_grid(predicted):

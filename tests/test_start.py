@@ -1,15 +1,18 @@
 import functools
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pandas as pd
 import pytest
-from launching import SMALL, run_here
+from launching import ROOT, SMALL, run_here
 from safetensors.numpy import save_file
 from test_end_to_end import final_state, same
 
-from configs import quickstart
+from configs import nih_sample, quickstart
 from medjax.build import head, model, plain, start, study
 from medjax.errors import InputError
 from medjax.models import resnet
@@ -45,9 +48,11 @@ def state_of(task=TASK):
 
 @pytest.fixture
 def old(tmp_path):
+    return left_by(config_of(), tmp_path / "old")
+
+
+def left_by(config, folder):
     """The folder of a run, as training leaves it."""
-    folder = tmp_path / "old"
-    config = config_of()
     config.intensity = {"name": "standardise", "mean": 0.4, "std": 0.2}
     workdir.claim(folder, plain.as_json(config))
     workdir.write_task(folder, TASK)
@@ -106,6 +111,22 @@ def test_the_weights_bring_their_preparation_and_their_options_along(old, capsys
     expected = {"name": "standardise", "mean": 0.4, "std": 0.2}
     assert settled.intensity.to_dict() == expected
     assert capsys.readouterr().out == ""
+
+
+def test_what_weights_know_nothing_of_may_be_another(tmp_path):
+    """Whether stages are computed again; and the pool, if the classifier is new."""
+    folder = left_by(config_of(remat=True, pool="mean"), tmp_path / "old")
+    other = TASK._replace(names=("b", "a", "c"))
+    settled, _ = start.settle(config_of(folder), TASK)
+    assert "remat" not in settled.model and settled.model.pool == "mean"
+    _, found = begun(config_of(folder, remat=False), TASK)
+    assert_same(found, state_of().averaged)
+    fresh, found = begun(config_of(folder, pool="mean_max"), other)
+    assert_same(found["params"]["classifier"], fresh["params"]["classifier"])
+    stage = state_of().averaged["params"]["stage2"]
+    assert_same(found["params"]["stage2"], stage)
+    with pytest.raises(InputError, match=r"model\.pool='mean_max'.*go with 'mean'"):
+        start.settle(config_of(folder, pool="mean_max"), TASK)
 
 
 @pytest.mark.parametrize(
@@ -237,6 +258,24 @@ def test_another_frameworks_weights_come_without_their_classifier(
     assert_same(found, {**made, "params": stages})
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("tf_efficientnet_b0.safetensors", "timm's tf_ networks"),
+        ("models--timm--tf_efficientnet_b0.aa_in1k/model.safetensors", "tf_ networks"),
+        ("tf_files/efficientnet_b0.safetensors", "expected 81 kernels"),
+    ],
+)
+def test_timms_networks_of_tensorflow_are_refused(tmp_path, name, said):
+    """Their names are those of timm's own, of which these are the first few."""
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    names = ("conv_stem.weight", "bn1.weight", "blocks.0.0.conv_dw.weight")
+    save_file({name: np.zeros((1, 1, 1, 1), np.float32) for name in names}, path)
+    with pytest.raises(InputError, match=said):
+        start.convert(path, "efficientnet_b0", channels=3, head=False)
+
+
 def test_converted_weights_say_for_how_many_channels_they_are(theirs, tmp_path):
     path, _ = theirs
     start.write_converted(path, "resnet18", tmp_path / "new", channels=3)
@@ -245,6 +284,35 @@ def test_converted_weights_say_for_how_many_channels_they_are(theirs, tmp_path):
     (tmp_path / "new/card.json").write_text("{")
     with pytest.raises(InputError, match="card.json.*convert again"):
         start.settle(resnet_config(tmp_path / "new"), TASK)
+
+
+BENCH = """
+import sys, bench_transfer
+bench_transfer.FLAGS(sys.argv)
+for arm in ("scratch", "all"):
+    print(bench_transfer.configured(arm, 50, 100, 0).to_json())
+"""
+
+
+def test_the_bench_of_transfer_takes_weights_of_others(theirs, tmp_path):
+    """Its configs, made in a process of its own, as it has flags of its own."""
+    path, _ = theirs
+    flags = [f"--init={path}", "--model=resnet18", f"--workdir={tmp_path}"]
+    found = subprocess.run(
+        [sys.executable, "-c", BENCH, *flags],
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        capture_output=True,
+        check=True,
+        text=True,
+    ).stdout.splitlines()
+    scratch, other = (plain.of_json(json.loads(line)) for line in found)
+    task = TASK._replace(shape=(32, 32, 1))
+    settled, weights = start.settle(other, task)
+    assert weights is not None and settled.model.name == "resnet18"
+    assert settled.intensity.name == "standardise"
+    settled, weights = start.settle(scratch, task)
+    assert weights is None and settled.model == other.model
+    assert settled.intensity.name == nih_sample.get_config().intensity.name
 
 
 def test_frozen_noise_is_said(capsys):

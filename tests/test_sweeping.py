@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import Page
-from launching import ROOT, run
+from launching import ROOT, restored, run
 
 import medjax
 from configs import loss_weighting, quickstart
@@ -23,6 +23,14 @@ from medjax.sweeping import executors, plan, sweep
 from medjax.training.population import Outcome
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def as_it_was():
+    """A sweep says for its process where compiled programs are kept."""
+    with restored():
+        yield
+
 
 CONFIG = """
 from configs import quickstart

@@ -21,6 +21,9 @@ from medjax.training.checkpoint import Checkpoints
 # Folders of the checkpoints whose classifier was fitted again, and whose batch
 # statistics are another hospital's.
 REFITTED, ADAPTED = "refitted", "adapted"
+# Options of a model that its weights know nothing of; those that only its classifier
+# does, which starts anew where the tasks differ.
+LOOSE, OF_CLASSIFIER = ("remat",), ("pool",)
 
 
 class Start(NamedTuple):
@@ -61,7 +64,10 @@ def settle(config: Config, task: Task) -> tuple[Config, Start | None]:
     found = read(config, task)
     settled = config.copy_and_resolve_references().unlock()
     asked = plain.as_json(config)["model"]  # As the weights' options are: in lists.
+    loose = LOOSE if found.tasks == task.names else (*LOOSE, *OF_CLASSIFIER)
     for name, value in found.options.items():
+        if name in loose:
+            continue
         if asked.get(name, value) != value:
             raise InputError(
                 f"model.{name}={asked[name]!r}: the weights of {config.transfer.init} go "
@@ -87,7 +93,7 @@ def variables(fresh: ArrayTree, start: Start | None, task: Task) -> ArrayTree:
         print("classifier: starts anew, for its tasks are other than the weights'")
     stats = fresh.get("batch_stats", {}) | start.variables.get("batch_stats", {})
     merged = {"params": fresh["params"] | given, "batch_stats": stats}
-    _check(merged, fresh)
+    check(merged, fresh)
     return jax.tree.map(jnp.asarray, merged)
 
 
@@ -114,6 +120,11 @@ def read(config: Config, task: Task) -> Start:
 def of_run(folder: Path) -> Start:
     """The averaged weights of another run, as it predicts with them."""
     config = plain.read_config(folder)
+    if config.task == "segmentation":
+        raise InputError(
+            f"transfer.init={folder}: a run of segmentation, which has no stages of a "
+            "classifier: give a classifier's run"
+        )
     task = Task(**workdir.read_task(folder))
     _, state = restore(config, folder, model.network(config, task), task)
     settled = plain.as_json(config)
@@ -142,9 +153,21 @@ def convert(
       channels: of the images.
       head: whether the file's classifier comes along, if it has one; else a
         classifier of one class stands in its place.
+
+    Raises:
+      InputError: see weights.read and pretrained.convert; or, by the name of the file
+        or of its folder, an EfficientNet that timm took over from TensorFlow.
     """
     source = weights.read(path)
-    options = dict(pretrained.recognise(source, model=name).options)
+    table = pretrained.recognise(source, model=name)
+    named = path.absolute()
+    tensorflows = "tf_" in named.name or "tf_efficientnet" in str(named.parent)
+    if table.framework == "timm" and table.family == "efficientnet" and tensorflows:
+        raise InputError(
+            f"{path}: timm's tf_ networks pad as TensorFlow does, and their names and "
+            "shapes don't say so: take timm's efficientnet_b0, torchvision's or Keras'"
+        )
+    options = dict(table.options)
     shapes = functools.partial(_shapes, name, options, channels=channels)
     found = pretrained.convert(source, shapes(classes=1), model=name, head=False)
     if head and found.classes:
@@ -212,7 +235,7 @@ def _shapes(name: str, options: dict, *, channels: int, classes: int) -> ArrayTr
     return jax.eval_shape(lambda: init(jax.random.key(0), image, train=False))
 
 
-def _check(found: ArrayTree, wanted: ArrayTree) -> None:
+def check(found: ArrayTree, wanted: ArrayTree) -> None:
     """Refuses weights that aren't the model's, leaf by leaf.
 
     Raises:

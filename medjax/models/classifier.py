@@ -79,7 +79,8 @@ def maximum(x: Array) -> Array:
     """The maximum over the grid, [B, ..., c] -> [B, c]; the first one has the gradient.
 
     For its gradient XLA may compute x anew and round it otherwise. By jnp.max no place
-    then equals the maximum, and the gradient is 0 / 0; a place is a whole number.
+    then equals the maximum, and the gradient is 0 / 0; a place is a whole number. That
+    holds on every platform, so all have this, which stands for no native operation.
     """
     x = x.reshape(len(x), -1, x.shape[-1])
     first = jnp.argmax(x, axis=1, keepdims=True)

@@ -1,7 +1,10 @@
 """Fetches published weights by name, once, into a folder that runs share."""
 
+import contextlib
+import fcntl
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import requests
@@ -12,7 +15,7 @@ from medjax.errors import InputError
 # torchvision writes the first 8 hex digits of a file's SHA-256 into its name. They
 # find damage and a mix-up; against a forger, HTTPS has to do.
 HOST = "https://download.pytorch.org/models"
-FILES = {
+FILES = {  # By the names of architectures.
     "convnext_tiny": f"{HOST}/convnext_tiny-983f1562.pth",
     "densenet121": f"{HOST}/densenet121-a639ec97.pth",
     "densenet169": f"{HOST}/densenet169-b2777c0a.pth",
@@ -21,7 +24,6 @@ FILES = {
     "resnet18": f"{HOST}/resnet18-f37072fd.pth",
     "resnet34": f"{HOST}/resnet34-b627a593.pth",
     "resnet50": f"{HOST}/resnet50-0676ba61.pth",
-    "resnet50_v2": f"{HOST}/resnet50-11ad3fa6.pth",  # A longer recipe, same network.
     "resnet101": f"{HOST}/resnet101-63fe2227.pth",
 }
 TRIES = 5
@@ -33,7 +35,8 @@ def fetch(name: str) -> Path:
     """The weights of a name in FILES as a file, downloaded unless it is there.
 
     It lies in $MEDJAX_CACHE/weights, by default ~/.cache/medjax/weights. What a
-    broken-off download leaves in a `.part` file is where the next one goes on.
+    broken-off download leaves in a `.part` file is where the next one goes on. Of
+    several processes that want a file one downloads it, and the others wait.
 
     Raises:
       InputError: an unknown name, no network, or a file of another hash.
@@ -47,10 +50,17 @@ def fetch(name: str) -> Path:
         if not _is_right(path, path.name):
             raise InputError(f"{path}: its SHA-256 is another; remove it, run again")
         return path
+    part = path.with_name(f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.part")
-        _download(url, part)
+        with _alone(part):
+            if path.exists():  # The process that had `part` before was faster.
+                part.unlink()
+                return path
+            _download(url, part)
+            if _is_right(part, path.name):
+                return part.replace(path)
+            part.unlink()
     except requests.RequestException as error:  # An OSError too, so it comes first.
         raise InputError(
             f"no download of {name} ({_reason(error)}): put {path.name} (sha256 starts "
@@ -60,13 +70,22 @@ def fetch(name: str) -> Path:
         raise InputError(
             f"{path.parent}: {error.strerror}; set MEDJAX_CACHE to another folder"
         ) from error
-    if not _is_right(part, path.name):
-        part.unlink()
-        raise InputError(
-            f"{url}: its SHA-256 does not start with {_prefix(path.name)}, so it was "
-            f"removed; run again, or put the right file into {path.parent}"
-        )
-    return part.replace(path)
+    raise InputError(
+        f"{url}: its SHA-256 does not start with {_prefix(path.name)}, so it was "
+        f"removed; run again, or put the right file into {path.parent}"
+    )
+
+
+@contextlib.contextmanager
+def _alone(part: Path) -> Iterator[None]:
+    """Makes `part` if it isn't there, and keeps other processes off it meanwhile."""
+    while True:
+        with part.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            # Whoever had it before has perhaps renamed or removed what we opened.
+            if part.exists() and os.path.samestat(os.fstat(file.fileno()), part.stat()):
+                yield
+                return
 
 
 def _prefix(file_name: str) -> str:

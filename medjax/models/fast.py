@@ -5,6 +5,11 @@ its convolutions, and more so their gradients, cost several times a product of t
 same size. Other platforms keep the native convolution and moments:
 `lax.platform_dependent` decides when the program is lowered, and only the chosen one
 is compiled.
+
+`normalise` and the gradient of `moments` need no such choice: they are elementwise
+formulas and sums over rows, with no native operation that they would stand for, and
+every compiler fuses them as it does what it derives from the definition. What they
+choose is what is kept for the gradient, which saves memory everywhere.
 """
 
 from collections.abc import Callable, Sequence

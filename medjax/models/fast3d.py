@@ -153,6 +153,21 @@ def grow(x: Array, kernel: Array) -> Array:
     Returns:
       [B, (D d,) H h, W w, O].
     """
+    return lax.platform_dependent(x, kernel, cpu=_grow, default=_native_grow)
+
+
+def _native_grow(x: Array, kernel: Array) -> Array:
+    axes = "DHW"[5 - x.ndim :]
+    names = f"N{axes}C", f"{axes}IO", f"N{axes}C"
+    # Turned about, as XLA has it stand for the adjoint of a correlation.
+    turned = jnp.flip(kernel, range(len(axes)))
+    return lax.conv_transpose(
+        x, turned, kernel.shape[:-2], "VALID", dimension_numbers=names
+    )
+
+
+def _grow(x: Array, kernel: Array) -> Array:
+    """As a product, and its results put beside each other."""
     *size, inner, outer = kernel.shape
     space = len(size)
     flat = x @ jnp.moveaxis(kernel, -2, 0).reshape(inner, -1)

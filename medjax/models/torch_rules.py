@@ -101,6 +101,8 @@ EFFICIENTNET = (
     Rule(r"features\.8\.1", "stage8/norm", NORM),
     Rule(r"classifier\.1", "classifier", LINEAR),
 )
+# Not for tf_efficientnet_b0, which has these names and shapes too, but TensorFlow's
+# padding and epsilon, and its standardisation by the variant: no file says which.
 TIMM_EFFICIENTNET = (
     Rule(r"conv_stem", "stem/conv", LINEAR),
     Rule(r"bn1", "stem/norm", NORM),

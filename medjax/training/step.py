@@ -12,7 +12,7 @@ from chex import Array, ArrayTree
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from medjax.training import optim
+from medjax.training import compiled, optim
 from medjax.training.optim import Hyper
 
 AXIS, ARMS = "batch", "arms"
@@ -209,13 +209,14 @@ def embed_step(
 
 def compile_step(**parts: Any) -> Callable:
     """Binds AXIS to the devices; the state goes in and comes out replicated."""
-    return jax.pmap(
+    mapped = jax.pmap(
         functools.partial(train_step, **parts),
         axis_name=AXIS,
         in_axes=(None, 0, None),
         out_axes=None,
         donate_argnums=0,
     )
+    return compiled.uncollected(mapped)
 
 
 def compile_arms(*, devices: int, **parts: Any) -> Callable:
@@ -241,7 +242,7 @@ def compile_arms(*, devices: int, **parts: Any) -> Callable:
         out_specs=places.spec,
         check_vma=False,
     )
-    return jax.jit(mapped, donate_argnums=0)
+    return compiled.uncollected(jax.jit(mapped, donate_argnums=0))
 
 
 def by_arm(devices: int) -> NamedSharding:
@@ -261,10 +262,11 @@ def compile_eval(of_rows: Callable, **parts: Any) -> Callable:
 
     No row needs another, so the hosts needn't take as many steps as each other.
     """
-    return jax.pmap(
+    mapped = jax.pmap(
         functools.partial(of_rows, **parts),
         axis_name=AXIS,
         in_axes=(None, 0),
         out_axes=0,
         devices=jax.local_devices(),
     )
+    return compiled.uncollected(mapped)
