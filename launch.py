@@ -242,6 +242,8 @@ def main(arguments: list[str]) -> int:
                 "give one command: prepare, explore, train, evaluate, predict, "
                 "convert, gallery or sweep"
             )
+        if arguments[1] in ("evaluate", "predict"):
+            compiled.use_cores()
         speaks = not together or hosts.first()
         with contextlib.nullcontext() if speaks else contextlib.redirect_stdout(None):
             return run(arguments[1])

@@ -46,7 +46,7 @@ def get_config() -> ConfigDict:
     c.split = {"test": 0.2, "validation": 0.1, "fold": 0}
     c.patch = {
         "size": (64, 64, 64),  # voxels along D, H, W
-        "each": 2,  # patches of a volume in a step
+        "each": 1,  # patches of a volume in a step
         "foreground": 0.67,  # share of them about a voxel of a region, half by lesion
         "slices": False,  # 2-D: the middle slice, its d neighbours as channels
     }

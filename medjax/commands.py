@@ -23,7 +23,7 @@ from medjax.cohort import splits
 from medjax.data import reading, volumes
 from medjax.errors import InputError
 from medjax.evaluation import inference
-from medjax.training import hosts, provenance, workdir
+from medjax.training import compiled, hosts, provenance, workdir
 
 
 def prepare(config: Config) -> study.Data | volumes.Prepared:
@@ -116,6 +116,7 @@ def train(config: Config, folder: Path) -> bool:
     Raises:
       InputError: a mistake in the config or the data, or a diverged training.
     """
+    compiled.use_cores(plain.shared(config))
     check_hosts(config)
     if config.task == segmenting.TASK:
         return segmenting.train(config, folder)

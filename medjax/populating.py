@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from medjax.build import augmentation, model, plain
 from medjax.build.plain import Config
 from medjax.data import loader
 from medjax.errors import InputError
-from medjax.training import population, program
+from medjax.training import compiled, population, program
 from medjax.training.checkpoint import Checkpoints
 from medjax.training.population import Outcome
 from medjax.training.step import State
@@ -82,20 +81,13 @@ def _without_numbers(value: Any) -> Any:
 
 
 def use_cores(configs: list[Config]) -> None:
-    """Makes a JAX device of each core of a CPU, for an arm each.
+    """Makes a JAX device of each core of a CPU, for an arm each; before JAX begins.
 
-    An arm's step has small operations, which several cores share badly. To be called
-    before JAX looks for devices; it changes nothing after that, and no other platform.
-
-    Args:
-      configs: of the arms. There are no more devices than arms, and as many as can
-        share the batch of each that is trained alone.
+    There are no more devices than arms, and as many as can share the batch of each
+    that is trained alone.
     """
-    devices = min(len(configs), os.cpu_count() or 1)
-    while any(config.train.batch % devices for config in configs):
-        devices -= 1
-    with contextlib.suppress(RuntimeError):  # It has begun.
-        jax.config.update("jax_num_cpu_devices", devices)
+    batches = (config.train.batch for config in configs)
+    compiled.use_cores(*batches, most=len(configs))
 
 
 def train(configs: list[Config], folders: list[Path]) -> list[Outcome]:

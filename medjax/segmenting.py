@@ -96,6 +96,7 @@ def train(config: Config, folder: Path) -> bool:
     batches = scans.train_batches(config, prepared, list(sides["train"].values()))
 
     def validate(state: step.State) -> dict[str, float]:
+        state = step.on_one_device(state)
         now = segmenter.Run(
             config, prepared.sequences, prepared.regions, network, 0, state
         )

@@ -296,6 +296,12 @@ def test_a_cpu_has_a_device_a_core_where_arms_and_batch_allow_it(
 ):
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     asked = []
-    monkeypatch.setattr(jax.config, "update", lambda *pair: asked.append(pair))
+    options = types.SimpleNamespace(
+        jax_num_cpu_devices=-1, update=lambda *pair: asked.append(pair)
+    )
+    monkeypatch.setattr(jax, "config", options)
     populating.use_cores([config_of("records", train__batch=batch)] * arms)
     assert asked == [("jax_num_cpu_devices", expected)]
+    options.jax_num_cpu_devices = 3  # Somebody has chosen.
+    populating.use_cores([config_of("records", train__batch=batch)] * arms)
+    assert len(asked) == 1

@@ -257,6 +257,11 @@ def replicated(state: ArrayTree) -> ArrayTree:
     return jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
 
 
+def on_one_device(state: ArrayTree) -> ArrayTree:
+    """A replicated state's copy on one device, for what all needn't compute."""
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), state)
+
+
 def compile_eval(of_rows: Callable, **parts: Any) -> Callable:
     """eval_step or embed_step on each device of this host; [D, B, ...] comes out.
 
