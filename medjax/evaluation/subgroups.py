@@ -17,7 +17,7 @@ import pandas as pd
 from chex import Array
 
 from medjax.evaluation import averaging, gaps, metrics
-from medjax.evaluation.gaps import LEAST, METRICS
+from medjax.evaluation.gaps import METRICS
 from medjax.evaluation.inference import Predictions
 from medjax.evaluation.replicates import (
     in_chunks,
@@ -25,11 +25,11 @@ from medjax.evaluation.replicates import (
     replicate_confusion,
     replicate_group_areas,
 )
+from medjax.evaluation.support import FEW, LEAST
 
 AGES = (18, 40, 60, 75)  # Years.
 UNKNOWN = "unknown"
 SHOWN = 0.05
-FEW = f"fewer than {LEAST} such patients: no interval"
 EMPTY = ("no positive image", "no negative image", "none called positive")
 EMPTY += ("none called negative",)
 
