@@ -62,6 +62,7 @@ def corrupt(run: Run, data: study.Data, ids: np.ndarray, films: int = 0) -> dict
                 for name in CORRUPTIONS
             },
             tasks=run.task.names,
+            exclusive=run.task.exclusive,
             threshold=np.array([run.thresholds[name] for name in run.task.names]),
             **plain.bootstrap(config),
         ),
