@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from medjax.evaluation import bands, results, thresholds
+from medjax.evaluation import bands, results, support, thresholds
 from medjax.evaluation.inference import Predictions
 from medjax.reports import films, page
 
@@ -66,6 +66,13 @@ def side(shift):
     return {**dict.fromkeys(names, value), "reliability": diagram}
 
 
+def where(pairs, patients):
+    """Where the heatmaps of so many marked films lie."""
+    one = {"estimate": 0.4, "low": 0.3, "high": 0.5, "undefined": 0, "why": ""}
+    one |= {"chance": 0.08, "others": 0.25, "gain": dict(one)}
+    return {"pairs": pairs, "patients": patients, "pointing": one, "iou": dict(one)}
+
+
 def whole_summary():
     """A report with every section, of invented numbers where none are needed."""
     found = predictions()
@@ -97,6 +104,11 @@ def whole_summary():
     corruption = {"parameter": "pixels", "severities": rows}
     robustness = {"films": 300, "patients": 150, "clean": {"auroc": value}}
     robustness |= {"mean": rows, "corruptions": dict.fromkeys(names, corruption)}
+    alike = {"classifier": 0.91, "stage2": None, "stem": 0.62}
+    none = where(3, 1)
+    for measure in ("pointing", "iou"):
+        none[measure] |= {"low": None, "high": None, "others": None}
+        none[measure] |= {"why": support.FEW}
     for task, shift in zip(TASKS, (0.05, 0.0, 0.02), strict=True):
         summary["tasks"][task]["calibration"] = {
             "prevalence": value | {"low": 0.0},
@@ -120,6 +132,13 @@ def whole_summary():
         "robustness": robustness,
         "calibration": {"method": "platt", "fitted_on": "validation", "films": 50}
         | {"why": {}, "mean": {"before": errors, "after": errors}},
+        "localisation": {
+            "method": "grad_cam",
+            "stage": "stage2",
+            "all": where(40, 19),
+            "tasks": {TASKS[0]: where(37, 18), TASKS[1]: none},
+            "randomisation": {"correlation": alike, "depends": False},
+        },
         "cohort": {"sides": dict.fromkeys(("train", "validation", "test"), known)}
         | {"shared": 0, "pairs": 2, "leaks": 0},
     }

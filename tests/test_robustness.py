@@ -136,12 +136,9 @@ def test_of_classes_the_call_is_the_likeliest(cohort):
     assert agreement["estimate"] == pytest.approx((one == two).mean())
 
 
-def test_what_is_written_is_read_for_the_same_checkpoint_alone(found, tmp_path):
-    whole = {"checkpoint": 7, "split": "test", **found}
-    path = corrupting.write(whole, tmp_path / "robustness.json")
-    assert corrupting.read(path, checkpoint=7) == json.loads(json.dumps(whole))
-    assert corrupting.read(path, checkpoint=8) is None
-    assert corrupting.read(tmp_path / "none.json", checkpoint=7) is None
+def test_both_files_hold_what_was_found(found, tmp_path):
+    path = corrupting.write(found, tmp_path / "robustness.json")
+    assert json.loads(path.read_text()) == json.loads(json.dumps(found))
     rows = list(csv.DictReader(path.with_suffix(".csv").read_text().splitlines()))
     assert [row["corruption"] for row in rows] == ["blur"] * 5 + ["jpeg"] * 5 + [
         "mean"

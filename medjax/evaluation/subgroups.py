@@ -63,6 +63,7 @@ def summarise(
     threshold: np.ndarray,
     key: Array,
     replicates: int,
+    ranked: np.ndarray | None = None,
 ) -> dict:
     """Every group's metrics with intervals, and the differences between groups.
 
@@ -73,6 +74,7 @@ def summarise(
       tasks: T names.
       threshold: [T], frozen, the same for every group; NaN leaves the rates empty.
       key, replicates: of the bootstrap over patients.
+      ranked: [N, T], what the AUROC is of, as of intervals.bootstrap.
 
     Returns:
       {attribute: {groups: {group: {films, patients, tasks: {T: {positives, negatives,
@@ -94,7 +96,10 @@ def summarise(
         [c.codes + start for c, start in zip(columns.values(), first, strict=False)]
     )
     names = [group for column in columns.values() for group in column.categories]
-    measured = _measure(predictions, member, len(names), threshold, key, replicates)
+    ranked = predictions.probability if ranked is None else ranked
+    measured = _measure(
+        *(predictions, ranked, member, len(names), threshold, key, replicates)
+    )
     pairs = [
         pair
         for start, stop in itertools.pairwise(first)
@@ -137,14 +142,18 @@ def _category(column: pd.Series) -> pd.Categorical:
     return values.remove_unused_categories().rename_categories(str)
 
 
-def _measure(predictions, member, groups, threshold, key, replicates) -> gaps.Measured:
+def _measure(
+    predictions, ranked, member, groups, threshold, key, replicates
+) -> gaps.Measured:
     """All groups' metrics; member: [A, N], the group an attribute puts each image in."""
     rows = (predictions.weight > 0).any(axis=1)  # As in intervals.bootstrap.
     score, label, weight = (np.asarray(x, np.float32)[rows] for x in predictions[2:])
+    ranked = np.asarray(ranked, np.float32)[rows]
     patients, patient = np.unique(predictions.patient[rows], return_inverse=True)
     member = member[:, rows].astype(np.int32)
     found = _replicates(
-        *(score, label, weight, patient.astype(np.int32), threshold, member, key),
+        *(score, ranked, label, weight, patient.astype(np.int32)),
+        *(threshold, member, key),
         patients=patients.size,
         groups=groups,
         replicates=replicates,
@@ -166,6 +175,7 @@ def _measure(predictions, member, groups, threshold, key, replicates) -> gaps.Me
 @functools.partial(jax.jit, static_argnames=("patients", "groups", "replicates"))
 def _replicates(
     score,
+    ranked,
     label,
     weight,
     patient,
@@ -180,7 +190,9 @@ def _replicates(
     """METRICS [1, M, G, T] of the films as they are, and [R, M, G, T] of the draws."""
     attributes, (films, tasks) = len(member), score.shape
     # For areas the films stand there once an attribute, for rates once a group.
-    tiled = [jnp.concatenate([x] * attributes) for x in (score, label, weight, patient)]
+    tiled = [
+        jnp.concatenate([x] * attributes) for x in (ranked, label, weight, patient)
+    ]
     inside = (member[..., None] == jnp.arange(groups)).any(axis=0)  # [N, G]
     wide = [jnp.tile(x, groups) for x in (score, label)]
     wide += [(inside[..., None] * weight[:, None]).reshape(films, -1)]

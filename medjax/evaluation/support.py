@@ -5,7 +5,7 @@ import numpy as np
 LEAST = 10  # Patients, in what a metric is a share of, for an interval or a test.
 FEW = f"fewer than {LEAST} such patients: no interval"
 SHARES = ("sensitivity", "specificity", "ppv", "npv", "accuracy", "prevalence")
-SHARES += ("agreement",)  # See robustness.py.
+SHARES += ("agreement", "pointing")  # See robustness.py, localisation.py.
 AREAS = ("auroc", "partial_auroc", "average_precision")
 
 
