@@ -44,13 +44,15 @@ def corrupt(run: Run, data: study.Data, ids: np.ndarray, films: int = 0) -> dict
     said: dict[tuple, list] = {cell: [] for cell in cells}
     clean = []
     batches = study.evaluation_batches(config, data.films(ids))
+    # Findings are ranked by what the network says, as in the report: see results.py.
+    predict = run.predict if run.task.exclusive else run.uncalibrated
     with Progress() as progress:
         bar = progress.add_task("corrupt", total=len(ids))
         for batch in batches:
-            clean.append(inference.predict([batch], run.predict))
+            clean.append(inference.predict([batch], predict))
             for name, severity in cells:
                 changed = _changed(name, key, batch, severity)
-                found = inference.predict([changed], run.predict)
+                found = inference.predict([changed], predict)
                 said[name, severity].append(found.probability)
             progress.advance(bar, len(clean[-1].id))
     return robustness.summarise(
@@ -61,6 +63,7 @@ def corrupt(run: Run, data: study.Data, ids: np.ndarray, films: int = 0) -> dict
         },
         tasks=run.task.names,
         exclusive=run.task.exclusive,
+        told=None if run.task.exclusive else run.calibrated,
         threshold=np.array([run.thresholds[name] for name in run.task.names]),
         **plain.bootstrap(config),
     )

@@ -120,6 +120,26 @@ def test_without_thresholds_no_call_can_stay(cohort):
     assert agreement["estimate"] is None and agreement["why"] == "no threshold"
 
 
+def test_calls_are_of_calibrated_probabilities_and_ranks_of_those_before(cohort):
+    def told(probability):  # As isotonic regression ties.
+        return np.floor(2 * probability) / 2
+
+    clean, said = cohort
+    options = {"tasks": TASKS, "exclusive": False, "key": KEY, "replicates": 30}
+    found, plain, tied = (
+        robustness.summarise(
+            *(clean._replace(probability=change(clean.probability)),),
+            {"jpeg": change(said["jpeg"])},
+            threshold=THRESHOLD,
+            told=later,
+            **options,
+        )["corruptions"]["jpeg"]["severities"][3]
+        for change, later in ((np.array, told), (np.array, None), (told, None))
+    )
+    assert found["auroc"] == plain["auroc"] != tied["auroc"]
+    assert found["agreement"] == tied["agreement"] != plain["agreement"]
+
+
 def test_of_classes_the_call_is_the_likeliest(cohort):
     clean, said = cohort
     found = robustness.summarise(

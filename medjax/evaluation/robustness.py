@@ -1,6 +1,7 @@
 """What corrupted films cost a run: its mean AUROC, and calls that change."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ def summarise(
     threshold: np.ndarray,
     key: Array,
     replicates: int,
+    told: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> dict:
     """Compares what a run says of corrupted films with what it says of the same films.
 
@@ -36,6 +38,8 @@ def summarise(
         then the likeliest, whatever the thresholds.
       threshold: [T], frozen; a task of NaN has no calls.
       key, replicates: of the bootstrap over patients, the same draws for all.
+      told: [N, T] -> [N, T], the calibration of these probabilities, by which calls
+        are made; they are ranked as they are. None: there is none.
 
     Returns:
       films, patients, replicates; clean: {auroc: interval}; corruptions: {name:
@@ -49,9 +53,10 @@ def summarise(
     rows = (clean.weight > 0).any(axis=1)  # As in intervals.bootstrap.
     names, patient = np.unique(clean.patient[rows], return_inverse=True)
     threshold = np.asarray(threshold, np.float32)
+    told = told or (lambda probability: probability)
     measure = functools.partial(
         _measure,
-        clean=clean.probability[rows],
+        clean=told(clean.probability[rows]),
         label=clean.label[rows],
         weight=clean.weight[rows],
         patient=patient.astype(np.int32),
@@ -61,14 +66,16 @@ def summarise(
         patients=names.size,
         replicates_=replicates,
     )
-    before, _ = jax.device_get(measure(clean.probability[rows]))
+    before, _ = jax.device_get(
+        measure(clean.probability[rows], told(clean.probability[rows]))
+    )
     defined = ~np.isnan(before[0])
     before = np.asarray(averaging.macro(before, defined))
     found, columns = {}, {}
     for name, probability in corrupted.items():
         severities = []
         for severity, one in zip(SEVERITIES, probability, strict=True):
-            areas, agreement = jax.device_get(measure(one[rows]))
+            areas, agreement = jax.device_get(measure(one[rows], told(one[rows])))
             auroc = np.asarray(averaging.macro(areas, defined))
             column = np.stack([auroc, before - auroc, agreement])
             columns[name, severity] = column
@@ -103,6 +110,7 @@ def summarise(
 @functools.partial(jax.jit, static_argnames=("exclusive", "patients", "replicates_"))
 def _measure(
     score,
+    told,
     *,
     clean,
     label,
@@ -116,10 +124,10 @@ def _measure(
 ) -> tuple[Array, Array]:
     """AUROC [1 + R, T] and agreement [1 + R]: of the films as they are, then drawn."""
     judged = ~jnp.isnan(threshold)
-    same = ((score >= threshold) == (clean >= threshold)) & judged
+    same = ((told >= threshold) == (clean >= threshold)) & judged
     if exclusive:
         judged = jnp.array([True])
-        same = (jnp.argmax(score, axis=1) == jnp.argmax(clean, axis=1))[:, None]
+        same = (jnp.argmax(told, axis=1) == jnp.argmax(clean, axis=1))[:, None]
     calls = jnp.stack([same.sum(axis=1), jnp.full(len(score), judged.sum())], axis=1)
     calls = jax.ops.segment_sum(calls.astype(jnp.float32), patient, patients)
 
