@@ -16,16 +16,17 @@ import numpy as np
 import pandas as pd
 from chex import Array
 
-from medjax.evaluation import averaging, gaps, metrics
+from medjax.evaluation import averaging, cells, gaps, metrics
 from medjax.evaluation.gaps import METRICS
 from medjax.evaluation.inference import Predictions
+from medjax.evaluation.intervals import Interval
 from medjax.evaluation.replicates import (
     in_chunks,
     multiplicities,
     replicate_confusion,
     replicate_group_areas,
 )
-from medjax.evaluation.support import FEW, LEAST
+from medjax.evaluation.support import LEAST
 
 AGES = (18, 40, 60, 75)  # Years.
 UNKNOWN = "unknown"
@@ -80,8 +81,8 @@ def summarise(
       {attribute: {groups: {group: {films, patients, tasks: {T: {positives, negatives,
       metrics: {metric: interval}}}, mean: {auroc: interval}, averaged}}, gaps: {T:
       {metric: gap}}, mean: {auroc: gap}, shown, tests}}.
-      An interval is {estimate, low, high, undefined, why}, without ends of fewer than
-      LEAST patients, whom a bootstrap can't speak for; a group's mean is over the tasks
+      An interval is {estimate, low, high, undefined, why}, see cells.interval; a group's
+      mean is over the tasks
       that have as many, `averaged` in number.
       A gap is the largest difference between two groups with LEAST patients, {estimate,
       low, high, between: [higher, lower], p, p_holm, why}; shown lists all pairs whose
@@ -238,10 +239,13 @@ def _intervals(measured: gaps.Measured) -> tuple[dict[str, np.ndarray], np.ndarr
 def _group(measured, intervals, g: int, tasks, uncut: np.ndarray) -> dict:
     """One group's part of the report; uncut: [T], whether a task has no threshold."""
 
+    patients = gaps.denominators(measured.patients)[:, g]
+    patients = np.pad(patients, ((0, 0), (0, 1)), constant_values=LEAST)  # The mean.
+
     def interval(m: int, t: int, why: str) -> dict:
-        found = {end: _number(x[m, g, t]) for end, x in intervals.items()}
-        few = FEW if found["low"] is None else ""
-        return found | {"why": why if found["estimate"] is None else few}
+        found = Interval(*(intervals[end][m, g, t] for end in Interval._fields))
+        behind = {"patients": patients[m, t], "replicates": len(measured.replicate)}
+        return cells.interval(found, why, kind=METRICS[m], **behind)
 
     def of_task(t: int) -> dict:
         lacks = [
