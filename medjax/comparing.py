@@ -39,7 +39,10 @@ def compare(folder: Path, other: Path, *, split: str = "test") -> Path:
             for run, c in zip((folder, other), configs, strict=True)
         ],
         **comparison.compare(
-            *(_predictions(run, names) for run in runs),
+            *(
+                _predictions(*run, names, split)
+                for run in zip((folder, other), runs, configs, strict=True)
+            ),
             tasks=names,
             **plain.bootstrap(configs[0]),
         ),
@@ -129,13 +132,29 @@ def check(
             )
 
 
-def _predictions(table: pd.DataFrame, names: tuple[str, ...]) -> Predictions:
+def _predictions(
+    folder: Path, table: pd.DataFrame, config: plain.Config, names, split: str
+) -> Predictions:
+    """What `read` returned, ranked as the run's own report ranks: see results.py.
+
+    Raises:
+      InputError: its ranks are lost: isotonic regression ties them, and an older
+        medjax kept nothing else.
+    """
     label = table[[f"{name}_label" for name in names]].to_numpy(np.float32)
     known = ~np.isnan(label)
+    raw = [f"{name}_raw" for name in names]
+    if not set(raw) <= set(table.columns):
+        if plain.calibration(config) == "isotonic":
+            raise InputError(
+                f"{folder}: its predictions are calibrated by isotonic regression, "
+                f"which ties them: evaluate it again on --split={split}"
+            )
+        raw = list(names)
     return Predictions(
         np.arange(len(table)),
         table["patient"].to_numpy(),
-        table[list(names)].to_numpy(np.float32),
+        table[raw].to_numpy(np.float32),
         np.where(known, label, 0).astype(np.float32),
         known.astype(np.float32),
     )

@@ -28,7 +28,7 @@ def corrupt(run: Run, data: study.Data, ids: np.ndarray, films: int = 0) -> dict
       films: so many of them at most, chosen by their ids alone; 0: all.
 
     Returns:
-      checkpoint, and what robustness.summarise says.
+      What robustness.summarise says.
 
     Raises:
       InputError: there is no film, or they are volumes.
@@ -44,28 +44,29 @@ def corrupt(run: Run, data: study.Data, ids: np.ndarray, films: int = 0) -> dict
     said: dict[tuple, list] = {cell: [] for cell in cells}
     clean = []
     batches = study.evaluation_batches(config, data.films(ids))
+    # Findings are ranked by what the network says, as in the report: see results.py.
+    predict = run.predict if run.task.exclusive else run.uncalibrated
     with Progress() as progress:
         bar = progress.add_task("corrupt", total=len(ids))
         for batch in batches:
-            clean.append(inference.predict([batch], run.predict))
+            clean.append(inference.predict([batch], predict))
             for name, severity in cells:
                 changed = _changed(name, key, batch, severity)
-                found = inference.predict([changed], run.predict)
+                found = inference.predict([changed], predict)
                 said[name, severity].append(found.probability)
             progress.advance(bar, len(clean[-1].id))
-    return {
-        "checkpoint": run.frozen.checkpoint,
-        **robustness.summarise(
-            inference.Predictions(*map(np.concatenate, zip(*clean, strict=True))),
-            {
-                name: np.stack([np.concatenate(said[name, s]) for s in SEVERITIES])
-                for name in CORRUPTIONS
-            },
-            tasks=run.task.names,
-            threshold=np.array([run.thresholds[name] for name in run.task.names]),
-            **plain.bootstrap(config),
-        ),
-    }
+    return robustness.summarise(
+        inference.Predictions(*map(np.concatenate, zip(*clean, strict=True))),
+        {
+            name: np.stack([np.concatenate(said[name, s]) for s in SEVERITIES])
+            for name in CORRUPTIONS
+        },
+        tasks=run.task.names,
+        exclusive=run.task.exclusive,
+        told=None if run.task.exclusive else run.calibrated,
+        threshold=np.array([run.thresholds[name] for name in run.task.names]),
+        **plain.bootstrap(config),
+    )
 
 
 def fewer(ids: np.ndarray, films: int) -> np.ndarray:
@@ -109,12 +110,6 @@ def show(found: dict) -> None:
             str(row["severity"]), *(interval(row[k]) for k in robustness.KINDS)
         )
     Console(soft_wrap=True).print(table)
-
-
-def read(path: Path, *, checkpoint: int) -> dict | None:
-    """What `write` wrote of this checkpoint, or None."""
-    found = json.loads(path.read_text()) if path.exists() else {}
-    return found if found.get("checkpoint") == checkpoint else None
 
 
 def _changed(name: str, key, batch: dict, severity: int) -> dict:

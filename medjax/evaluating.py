@@ -14,8 +14,10 @@ from medjax.cohort import account, splits
 from medjax.data import schema
 from medjax.errors import InputError
 from medjax.evaluation import bands, operating, results, subgroups, thresholds
+from medjax.evaluation.inference import Predictions
 from medjax.reports import heatmaps, page
 from medjax.training import hosts, journal, provenance, workdir
+from medjax.training.frozen import Frozen
 
 
 def evaluate(folder: Path, *, split: str = "test", other: Config | None = None) -> dict:
@@ -47,27 +49,30 @@ def evaluate(folder: Path, *, split: str = "test", other: Config | None = None) 
     network = model.network(config, task)
     number, state = start.restore(config, folder, network, task)
     predict = functools.partial(fitting.predictions, config, network, state)
+    validates = functools.cache(lambda: predict(data.side(manifest, "validation")))
     chosen, validation = calibrating.settle(
-        *(config, folder, number, data, manifest),
-        validation=lambda: predict(data.side(manifest, "validation")),
+        *(config, folder, number, data, manifest), validation=validates
     )
     if validation is not None:
-        _write(folder, "validation", data, validation)
+        ranked = _raw(chosen, task, validates())
+        _write(folder, "validation", data, validation, ranked)
     about = {"split": split, "checkpoint": number, **plain.about(config)}
+    about["external"] = other is not None or split == adapt.SPLIT
     about["cohort"] = account.account(
         data.table, manifest, task.names, study.same_images(data)
     )
+    about["source"] = _source(config, split, other)
     if other is not None:
         data, manifest = _strangers(config, data, manifest, other, split)
-        about |= {"source": plain.about(other)["source"], "split_by": "other"}
+        about["split_by"] = "other"
     elif split == adapt.SPLIT:
         data, manifest = _target(config, folder, data)
-        about["source"] = config.adapt.data.source
     raw = predict(data.side(manifest, split))
     if not hosts.first():  # All predict; one reports.
         return {}
     found = calibrating.calibrated(chosen.calibration, raw)
-    _write(folder, split, data, found)
+    ranked = _raw(chosen, task, raw)
+    _write(folder, split, data, found, ranked)
     points = [chosen.thresholds[name] for name in task.names]
     summary = about | results.summarise(
         found,
@@ -81,19 +86,20 @@ def evaluate(folder: Path, *, split: str = "test", other: Config | None = None) 
     )
     calibrating.tell(summary, chosen.calibration)
     common = {"tasks": task.names, **plain.bootstrap(config)}
-    summary["bands"] = bands.bands(found, **common)
+    by = found if ranked is None else raw  # Which the curves are of, too.
+    summary["bands"] = bands.bands(by, **common)
     summary["explorer"] = thresholds.explorer(found, tasks=task.names, threshold=points)
     groups = subgroups.by_metadata(data.table.set_index("id").loc[found.id])
     summary["subgroups"] = subgroups.summarise(
-        found, groups, threshold=points, **common
+        found, groups, threshold=points, ranked=ranked, **common
     )
-    tried = corrupting.read(_file(folder, "robustness", split), checkpoint=number)
-    if tried is not None:
-        summary["robustness"] = tried
+    summary |= _before(folder, split, _stamps(chosen, about["source"]))
     films, each = {}, config.evaluation.get("gallery", 0)
-    if each and other is None and hosts.alone():  # All would have to draw.
+    if each and hosts.alone():
         run = finished.Run(config, task, network, state, chosen)
         films = explaining.gallery(run, data, found, each=each)
+    elif each:
+        print("note: no gallery: all processes would have to draw; evaluate with one")
     name = "report" if split == "test" else f"report-{split}"
     written = page.write(
         *(summary, journal.read(folder / "metrics.jsonl"), folder, name),
@@ -108,6 +114,8 @@ def evaluate(folder: Path, *, split: str = "test", other: Config | None = None) 
 
 def localise(folder: Path, *, split: str, other: Config | None, **how: str) -> dict:
     """Reports where a run's heatmaps lie in the films whose findings have boxes.
+
+    The split's page, if there is one, is renewed.
 
     Args:
       folder: of a finished run.
@@ -124,9 +132,12 @@ def localise(folder: Path, *, split: str, other: Config | None, **how: str) -> d
     """
     run = finished.read(folder)
     data, ids = _films(run, folder, split, other)
-    found = {"split": split, **explaining.localise(run, data, ids, **how)}
+    stamp = _stamps(run.frozen, _source(run.config, split, other))["localisation"]
+    found = {"split": split, **stamp, **explaining.localise(run, data, ids, **how)}
     written = heatmaps.write(found, _file(folder, "localisation", split))
     print(f"localisation: {written}")
+    if _file(folder, "report", split).exists():
+        evaluate(folder, split=split, other=other)
     return found
 
 
@@ -149,7 +160,8 @@ def corrupt(
     """
     run = finished.read(folder)
     data, ids = _films(run, folder, split, other)
-    found = {"split": split, **corrupting.corrupt(run, data, ids, films)}
+    stamp = _stamps(run.frozen, _source(run.config, split, other))["robustness"]
+    found = {"split": split, **stamp, **corrupting.corrupt(run, data, ids, films)}
     written = corrupting.write(found, _file(folder, "robustness", split))
     corrupting.show(found)
     print(f"robustness: {written}")
@@ -161,6 +173,40 @@ def corrupt(
 def _file(folder: Path, kind: str, split: str) -> Path:
     """Where the JSON of that kind stands for a split."""
     return folder / f"{kind if split == 'test' else f'{kind}-{split}'}.json"
+
+
+def _raw(chosen: Frozen, task: study.Task, said: Predictions) -> np.ndarray | None:
+    """[N, T], by which findings are ranked; None: by what is told, see results.py."""
+    mended = chosen.calibration.fit is not None and not task.exclusive
+    return said.probability if mended else None
+
+
+def _source(config: Config, split: str, other: Config | None) -> str:
+    """Which data a split's images are of."""
+    if other is not None:
+        return other.data.source
+    return (config.adapt if split == adapt.SPLIT else config).data.source
+
+
+def _stamps(chosen: Frozen, source: str) -> dict[str, dict]:
+    """{kind: what its numbers depend on}: of others, they aren't this run's any more."""
+    seen = {"checkpoint": chosen.checkpoint, "source": source}
+    told = {"rule": chosen.rule, "value": chosen.value}
+    told["calibration"] = chosen.calibration.method
+    return {"robustness": seen | told, "localisation": seen}
+
+
+def _before(folder: Path, split: str, stamps: dict[str, dict]) -> dict[str, dict]:
+    """{kind: what `corrupt` or `localise` wrote under these stamps}."""
+    found = {}
+    for kind, stamp in stamps.items():
+        path = _file(folder, kind, split)
+        written = json.loads(path.read_text()) if path.exists() else {}
+        if stamp.items() <= written.items():
+            found[kind] = written
+        elif written:
+            print(f"note: {path} is of other choices or data: left out of the page")
+    return found
 
 
 def _films(
@@ -236,7 +282,8 @@ def _same_task(data: study.Data, task: study.Task) -> study.Data:
     return data._replace(task=task)
 
 
-def _write(folder: Path, split: str, data: study.Data, found) -> None:
+def _write(folder: Path, split: str, data: study.Data, found, ranked) -> None:
     path = folder / "predictions" / f"{split}.csv"
     if hosts.first():
-        workdir.write_predictions(path, data.task.names, data.table["image"], found)
+        image = data.table["image"]
+        workdir.write_predictions(path, data.task.names, image, found, ranked)

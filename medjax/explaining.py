@@ -22,6 +22,7 @@ from medjax.training import step
 FILMS = 256  # Whose heatmaps are in memory at once.
 TOGETHER = 8  # Films of a gallery at once: any number of them needs one program.
 RANDOMISED = 32  # Films of the randomisation check.
+WHOLE = "integrated_gradients"  # A method that looks at no stage.
 
 
 def explainer(
@@ -33,11 +34,17 @@ def explainer(
       run: whose averaged model is explained.
       method: one of gradcam.METHODS.
       stage: one of run.network.stages, whose output is weighed; None is the last.
+        Integrated gradients are of the image, and of no stage.
 
     Raises:
-      InputError: no such method or stage.
+      InputError: no such method or stage, or a stage for a method that has none.
     """
     stages = run.network.stages
+    if method == WHOLE and stage is not None:
+        raise InputError(
+            f"--stage={stage}: {WHOLE} are of the image itself, and of no stage: leave "
+            "it out, or use --method=grad_cam"
+        )
     stage = stage or stages[-1]
     for flag, value, known in (
         ("method", method, gradcam.METHODS),
@@ -180,7 +187,7 @@ def localise(run: Run, data: study.Data, ids: np.ndarray, **how: str | None) -> 
       how: see `explainer`.
 
     Returns:
-      method, stage, what `localisation.summarise` says, and randomisation: correlation
+      method, stage (None: of the image itself), what `localisation.summarise` says, and randomisation: correlation
       {layer: see sanity.py} and depends, whether the heatmaps depend on the model.
 
     Raises:
@@ -208,9 +215,10 @@ def localise(run: Run, data: study.Data, ids: np.ndarray, **how: str | None) -> 
     )
     films = data.films(ids[:RANDOMISED])
     alike = _randomisation(run, explain, study.evaluation_batches(run.config, films))
+    method, last = how.get("method") or gradcam.METHODS[0], run.network.stages[-1]
     return {
-        "method": how.get("method") or gradcam.METHODS[0],
-        "stage": how.get("stage") or run.network.stages[-1],
+        "method": method,
+        "stage": how.get("stage") or (None if method == WHOLE else last),
         **found,
         "randomisation": {
             "correlation": {k: None if np.isnan(v) else v for k, v in alike.items()},

@@ -1,8 +1,10 @@
 """Time and memory of intervals, side by side with a loop over scikit-learn.
 
     python tests/bench_auroc.py [--replicates=1000] [--patients=2797]
+        [--peer-python=PATH] [--peers=DIR]
 
-Both resample a test set of the official ChestX-ray14's size, 25,596 images and 14
+With --peer-python the peer is its script auroc.py of --peers, in that environment; without
+it the same loop is run here. Both resample a test set of the official ChestX-ray14's size, 25,596 images and 14
 findings of 0.2 % to 20 %. scikit-learn's loop does so --loops times a round and is scaled
 up to as many replicates; all it computes is the AUROC. `intervals.bootstrap` gives average
 precision, every rate and the means besides. They take turns, so that other load falls on
@@ -11,10 +13,13 @@ memory before scikit-learn is imported.
 """
 
 import argparse
+import functools
 import json
+import math
 import os
 import resource
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -45,12 +50,19 @@ def timed(function, *arguments) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
+def number(value: float) -> float | None:
+    """One decimal; NaN is None."""
+    return None if math.isnan(value) else round(value, 1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--replicates", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--patients", type=int, default=2_797)
     parser.add_argument("--loops", type=int, default=5)
+    parser.add_argument("--peer-python", help="of an environment with scikit-learn")
+    parser.add_argument("--peers", default=Path(__file__).parents[2] / "shared/peers")
     args = parser.parse_args()
     score, label, weight, patient = films(args.patients)
 
@@ -74,7 +86,19 @@ def main() -> None:
             for t in range(FINDINGS):
                 roc_auc_score(known[rows, t], score[rows, t])
 
-    rounds = [(*timed(ours), *timed(loop)) for _ in range(args.rounds)]
+    def script():
+        """The peer's own script, which scales to 1,000 replicates itself."""
+        found = subprocess.run(
+            [args.peer_python, "auroc.py", f"--bootstraps={args.loops}"],
+            cwd=args.peers,
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+        wall = json.loads(found.stdout)["bootstrap_1000_s"] / 1000 * args.loops
+        return wall, math.nan  # Its CPU time is that of its imports, too.
+
+    peer = script if args.peer_python else functools.partial(timed, loop)
+    rounds = [(*timed(ours), *peer()) for _ in range(args.rounds)]
     scale = args.replicates / args.loops
     wall, cpu, peer_wall, peer_cpu = map(statistics.median, zip(*rounds, strict=True))
     test, _ = timed(delong.paired, score, score[::-1], label, weight, patient)
@@ -87,9 +111,10 @@ def main() -> None:
                 "first_call_s": round(compiled, 2),
                 "memory_gib": round(memory, 2),
                 "scikit_learn_s": round(peer_wall * scale, 1),
-                "scikit_learn_cpu_s": round(peer_cpu * scale, 1),
+                "scikit_learn_cpu_s": number(peer_cpu * scale),
+                "scikit_learn": "auroc.py" if args.peer_python else "the same loop",
                 "times_faster": round(peer_wall * scale / wall, 1),
-                "times_less_cpu": round(peer_cpu * scale / cpu, 1),
+                "times_less_cpu": number(peer_cpu * scale / cpu),
                 "delong_s": round(test, 3),
                 "cores": os.cpu_count(),
                 "load": [round(x, 1) for x in os.getloadavg()],

@@ -561,7 +561,11 @@ def test_a_run_reports_the_targets_test_images_with_the_adapted_model(home):
     held_out = sides[sides["split"] == "test"]
     predicted = pd.read_csv(workdir / "predictions/target.csv")
     assert sorted(predicted["image"]) == sorted(held_out["image"])
-    assert report["films"] == len(held_out)
+    assert report["films"] == len(held_out) and report["external"]
+    page = (workdir / "report-target.html").read_text()
+    assert "adapted to other images of these data" in page
+    assert "other hospitals, scanners" not in page
+    assert not json.loads((workdir / "report.json").read_text())["external"]
     source = study.data(config)
     network = model.network(config, source.task)
     films = adapt.target(config, source).data.side(sides, "test")

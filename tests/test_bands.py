@@ -43,6 +43,18 @@ def brute_force(films, t):
     return (np.quantile(x, [0.025, 0.975], axis=0) for x in (tprs, precisions))
 
 
+def test_fewer_than_ten_patients_of_a_class_have_no_band(films):
+    one = np.flatnonzero(films.label[:, 1] == 1)
+    rare = films.label.copy()
+    patients = np.unique(films.patient[one])
+    for most, shown in ((9, ["a"]), (10, ["a", "b"])):
+        keep = np.isin(films.patient, patients[:most])
+        rare[:, 1] = np.where(keep, films.label[:, 1], 0 * films.label[:, 1])
+        found = films._replace(label=rare)
+        found = bands.bands(found, tasks=("a", "b", "c"), key=KEY, replicates=20)
+        assert list(found) == shown
+
+
 def test_with_all_scores_a_band_is_that_of_sorted_replicates(films):
     found = bands.bands(
         films, tasks=("a", "b", "none"), key=KEY, replicates=REPLICATES, most=240

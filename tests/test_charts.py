@@ -128,6 +128,7 @@ def test_what_was_measured_is_no_caveat_unless_it_is_bad():
         subgroups={"sex": {"shown": [gap]}, "view": {"shown": []}},
         robustness={"corruptions": rows},
         split_by="other",
+        external=True,
     )
     side = {"predicted": {**area, "estimate": 0.5}}
     sides = {"before": side, "after": None, "prevalence": {**area, "low": 0.4}}
@@ -139,6 +140,46 @@ def test_what_was_measured_is_no_caveat_unless_it_is_bad():
     assert "other hospitals" not in found
     side["predicted"]["estimate"] = 0.3
     assert "outside the prevalence's interval: Good." in " ".join(card.caveats(result))
+
+
+@pytest.mark.parametrize(
+    ("change", "said", "unsaid"),
+    [
+        ({}, ["other hospitals"], ["too good", "adapted"]),
+        ({"split": "train"}, ["fitted to these images"], ["chosen on these"]),
+        ({"split": "validation"}, ["were chosen on these images"], ["fitted to"]),
+        (
+            {"split": "target", "external": True},
+            ["adapted to other images of these data"],
+            ["other hospitals", "too good"],
+        ),
+    ],
+)
+def test_what_the_run_has_seen_of_the_images_is_a_caveat(change, said, unsaid):
+    found = " ".join(card.caveats(summary(**change)))
+    assert all(words in found for words in said)
+    assert not any(words in found for words in unsaid)
+
+
+def test_heatmaps_are_in_the_card_and_a_caveat_if_they_explain_nothing():
+    pointing = {"estimate": 0.4, "low": 0.3, "high": 0.5, "chance": 0.1}
+    where = {"method": "grad_cam", "stage": "stage2", "randomisation": {"depends": 1}}
+    where["all"] = {"pairs": 50, "pointing": pointing}
+    numbers = card.card(summary(localisation=where), None, None)
+    numbers = " ".join(numbers["Quantitative analyses"])
+    assert "Grad-CAM of stage2" in numbers
+    assert "0.400 (0.300–0.500) of 50, by chance in 0.100" in numbers
+    assert "heatmaps" not in " ".join(card.caveats(summary(localisation=where)))
+    where["randomisation"] = {"depends": False}
+    found = " ".join(card.caveats(summary(localisation=where)))
+    assert "heatmaps hardly depend" in found
+
+
+def test_an_area_without_an_interval_is_said():
+    found = summary()
+    found["tasks"]["good"]["metrics"]["auroc"] |= {"low": None, "why": "too few"}
+    found = " ".join(card.caveats(found))
+    assert "Without an interval of the AUROC: Good (too few)." in found
 
 
 def test_the_card_has_the_headings_of_its_paper_and_invents_nothing():

@@ -116,6 +116,47 @@ def test_without_a_test_the_page_says_so(pair):
     assert "No finding could be tested." in text
 
 
+def rewrite(folder, found, raw):
+    """The same run, whose probabilities are now calibrated into four values."""
+    tied = np.floor(2 * found.probability) / 2
+    path = folder / "predictions/test.csv"
+    images = pd.Series([f"film {n}.png" for n in range(len(found.id))])
+    workdir.write_predictions(
+        path, NAMES, images, found._replace(probability=tied), raw
+    )
+    config = json.loads((folder / "config.json").read_text())
+    config["evaluation"]["calibration"] = "isotonic"
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_ties_of_a_calibration_change_no_difference_and_no_p(pair):
+    comparing.compare(*pair)
+    before = json.loads((pair[0] / "against.json").read_text())
+    rewrite(pair[1], films(0.1), films(0.1).probability)
+    comparing.compare(*pair)
+    assert json.loads((pair[0] / "against.json").read_text()) == before
+    rewrite(pair[1], films(0.1), None)  # As an older medjax wrote it.
+    with pytest.raises(InputError, match=r"b: .*isotonic.*again on --split=test"):
+        comparing.compare(*pair)
+
+
+def test_images_that_the_run_has_seen_are_said(pair):
+    for split, word in (("train", "fitted"), ("validation", "chosen")):
+        for folder, gain in zip(pair, (0.8, 0.1), strict=True):
+            write(folder, films(gain), split=split)
+        text = Page(comparing.compare(*pair, split=split).read_text()).text
+        assert "too good" in text and word in text
+    assert "too good" not in Page(comparing.compare(*pair).read_text()).text
+
+
+def test_the_page_s_tables_are_for_everyone(pair):
+    text = comparing.compare(*pair).read_text()
+    assert len(re.findall(r"<th[ >]", text)) == len(re.findall(r"<th scope=", text))
+    for table in re.findall(r'<div class="wide"[^>]*>', text):
+        assert 'tabindex="0" role="region" aria-label="' in table
+    assert 'class="wide"' in text
+
+
 def test_other_splits_are_compared_too(pair):
     with pytest.raises(InputError, match=r"strangers\.csv: not there: evaluate"):
         comparing.compare(*pair, split="strangers")

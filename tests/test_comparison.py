@@ -98,7 +98,10 @@ def test_a_task_without_a_class_is_empty_and_says_why():
     empty, alone = found["tasks"]["b"], found["tasks"]["c"]
     assert empty["why"] == "no positive image" and empty["p"] is None
     assert empty["metrics"]["auroc"]["difference"]["estimate"] is None
-    assert alone["why"].startswith("too few") and alone["p"] is None
+    assert alone["why"].startswith("fewer than 10") and alone["p"] is None
+    assert alone["metrics"]["auroc"]["difference"]["low"] is None
+    assert empty["metrics"]["auroc"]["difference"]["low"] is None
+    assert found["mean"]["auroc"]["difference"]["low"] is not None
     assert alone["metrics"]["auroc"]["one"] is not None
     # Of three tests two are undefined: nothing is left to adjust for.
     assert found["tasks"]["a"]["holm"] == found["tasks"]["a"]["p"]

@@ -68,6 +68,33 @@ def test_corrupted_films_are_reported_and_the_page_renewed(run, capsys):
     assert 0 <= worst["agreement"]["estimate"] <= 1
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("checkpoint", 2),
+        ("calibration", "platt"),
+        ("rule", "cost"),
+        ("value", 0.9),
+        ("source", "nih"),
+    ],
+)
+def test_robustness_of_other_choices_or_data_is_no_part_of_the_page(
+    run, field, value, capsys
+):
+    path, report = run / "robustness.json", run / "report.json"
+    if not path.exists():
+        evaluating.corrupt(run, split="test", films=12)
+    kept = path.read_text()
+    assert json.loads(kept)[field] != value
+    path.write_text(json.dumps(json.loads(kept) | {field: value}))
+    try:
+        evaluating.evaluate(run)
+    finally:
+        path.write_text(kept)
+    assert "robustness" not in json.loads(report.read_text())
+    assert "left out of the page" in capsys.readouterr().out
+
+
 def test_another_split_has_files_of_its_own_and_an_unknown_one_is_refused(run):
     evaluating.corrupt(run, split="validation", films=3)
     assert (run / "robustness-validation.json").exists()

@@ -89,10 +89,16 @@ def test_the_report_is_that_of_the_predictions(finished):
     workdir, _ = finished
     report = json.loads((workdir / "report.json").read_text())
     predicted = pd.read_csv(workdir / "predictions/test.csv")
+    mended = False
     for task, found in report["tasks"].items():
         label, score = predicted[f"{task}_label"], predicted[task]
-        expected = roc_auc_score(label, score)
-        assert abs(found["metrics"]["auroc"]["estimate"] - expected) < 1e-5
+        raw = predicted[f"{task}_raw"]  # Before calibration, which keeps the order.
+        mended |= (raw != score).any()
+        for one in (score, raw):
+            expected = roc_auc_score(label, one)
+            assert abs(found["metrics"]["auroc"]["estimate"] - expected) < 1e-5
+    assert mended
+    assert f"{task}_raw" in pd.read_csv(workdir / "predictions/validation.csv")
 
 
 def interrupted(arguments, log, lines, by):

@@ -10,6 +10,7 @@ import launching
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import Page
 from scipy.special import expit, logit
 
 from medjax import commands, evaluating, explaining
@@ -110,7 +111,10 @@ def run(tmp_path_factory, unoptimised):
 
 @pytest.mark.parametrize(
     ("method", "stage", "size"),
-    [("grad_cam", None, 8), ("grad_cam_plus_plus", "stem", 16)],
+    [
+        ("grad_cam", None, 8),
+        ("grad_cam_plus_plus", "stem", 16),
+    ],
 )
 def test_localisation_is_reported_of_every_marked_film(run, method, stage, size):
     found = evaluating.localise(
@@ -119,6 +123,7 @@ def test_localisation_is_reported_of_every_marked_film(run, method, stage, size)
     written = json.loads((run / "localisation.json").read_text())
     assert found == written
     assert (found["method"], found["stage"]) == (method, stage or "stage2")
+    assert (found["checkpoint"], found["source"]) == (1, "phantom")
     one = finished.read(run)
     data, manifest = study.data(one.config), splits.read(run / "splits.csv")
     tested = data.table["id"].isin(manifest["id"][manifest["split"] == "test"])
@@ -142,6 +147,12 @@ def test_other_people_s_films_can_be_localised_too(run):
     found = evaluating.localise(run, split="strangers", other=other, method="grad_cam")
     assert (run / "localisation-strangers.json").exists()
     assert found["all"]["patients"] <= 8
+    report = evaluating.evaluate(run, split="strangers", other=other)
+    assert report["external"] and report["localisation"] == found
+    page = (run / "report-strangers.html").read_text()
+    assert 'id="films"' in page and page.count("data:image/") > 8  # Its own gallery.
+    assert "other hospitals, scanners and populations are not tested" not in page
+    assert "the images judged on this page are others" in page
 
 
 def test_a_prediction_is_explained_by_pictures(run, tmp_path):
@@ -217,6 +228,42 @@ def test_what_is_seen_is_drawn_or_else_the_likeliest(probability, exclusive, exp
     points = np.array([0.5, np.nan, 0.5])
     found = explaining._seen(np.array(probability), points, exclusive)
     assert found.tolist() == expected
+
+
+def test_the_page_shows_where_the_heatmaps_lie(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    run = tmp_path / "run"
+    config = json.loads((run / "config.json").read_text())
+    config["evaluation"]["gallery"] = 0
+    (run / "config.json").write_text(json.dumps(config))
+    (run / "report.json").write_text("{}")  # As if it had been evaluated.
+    found = evaluating.localise(run, split="test", other=None, method="grad_cam")
+    report = json.loads((run / "report.json").read_text())
+    assert report["localisation"] == json.loads(json.dumps(found))
+    read = Page((run / "report.html").read_text()).text
+    section = read[read.index("Where the heatmaps lie Grad-CAM") :]
+    for measure in ("pointing", "iou"):
+        one = found["all"][measure]
+        for value in (one["estimate"], one["chance"], one["others"]):
+            assert f"{value:.3f}" in section
+    path = run / "localisation.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"checkpoint": 2}))
+    evaluating.evaluate(run)
+    assert "localisation" not in json.loads((run / "report.json").read_text())
+
+
+def test_integrated_gradients_have_no_stage(run, monkeypatch):
+    def compiled(*_):  # The method itself takes minutes, and is tested elsewhere.
+        return lambda state, image: np.ones((*image.shape[:2], 6, 8, 8))
+
+    monkeypatch.setattr(explaining, "_compiled", compiled)
+    how = {"split": "validation", "other": None, "method": "integrated_gradients"}
+    found = evaluating.localise(run, **how)
+    assert (found["method"], found["stage"]) == ("integrated_gradients", None)
+    with pytest.raises(InputError, match="--stage=stem.*no stage"):
+        explaining.explainer(
+            finished.read(run), method="integrated_gradients", stage="stem"
+        )
 
 
 @pytest.mark.parametrize("how", [{"method": "lime"}, {"stage": "stage9"}])

@@ -262,6 +262,9 @@ def test_bad_input_is_named(field, value, word):
         arguments[field] = value
     with pytest.raises(InputError, match=word):
         intervals.bootstrap(**arguments, threshold=np.zeros(3), key=KEY)
+    other = {"other": np.zeros_like(score), "key": KEY}
+    with pytest.raises(InputError, match=word):
+        intervals.difference(**arguments, **other)
 
 
 def test_a_difference_is_that_of_two_models_on_the_same_drawn_patients():

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from medjax.evaluation import localisation
 from medjax.evaluation.localisation import COLUMNS, Marked
@@ -188,7 +189,22 @@ def test_intervals_count_patients_and_not_films():
     assert once["tasks"]["b"]["iou"]["estimate"] == pytest.approx(hits[1::2].mean())
 
 
-def test_two_patients_have_no_interval_and_one_has_no_others():
+def test_where_every_maximum_misses_the_interval_is_the_exact_one():
+    heatmap = np.zeros((24, 9, 9))
+    heatmap[:, 0, 0] = 1
+    found = localisation.summarise(
+        marked(heatmap, [[[[5, 5], [8, 8]]]] * 24, patient=np.arange(24) // 2),
+        tasks=["a"],
+        key=KEY,
+        replicates=50,
+    )["all"]
+    low, high = binomtest(0, 12).proportion_ci(0.95, "exact")
+    assert [found["pointing"][k] for k in ("estimate", "low")] == [0, low]
+    assert found["pointing"]["high"] == pytest.approx(high)
+    assert found["iou"]["low"] is None and "every replicate" in found["iou"]["why"]
+
+
+def test_few_patients_have_no_interval_and_one_has_no_others():
     heatmap, boxes = (
         np.random.default_rng(5).random((3, 4, 4)),
         [[[[0, 0], [2, 2]]]] * 3,
@@ -203,4 +219,4 @@ def test_two_patients_have_no_interval_and_one_has_no_others():
     assert found["tasks"]["a"]["iou"]["low"] is None
     assert found["tasks"]["a"]["iou"]["estimate"] is not None
     assert found["tasks"]["b"]["iou"]["others"] is None
-    assert found["all"]["iou"]["low"] is not None
+    assert "fewer than 10" in found["all"]["iou"]["why"]

@@ -91,3 +91,21 @@ def test_intervals_widen_as_a_bootstrap_of_patients_does(films):
     low, high = found["accuracy"].low, found["accuracy"].high
     np.testing.assert_allclose(found["accuracy"].estimate, share, rtol=1e-6)
     np.testing.assert_allclose([share - low, high - share], half, rtol=0.2)
+
+
+def test_a_replicate_without_a_rare_class_is_undefined_not_better():
+    label = np.eye(3, dtype=np.float32)[np.repeat([0, 1, 2], [30, 30, 1])]
+    score = label.copy()
+    score[-1] = [1, 0, 0]  # The only image of its class is called another.
+    _, found = multiclass.summarise(
+        *(score, label, np.ones_like(label), np.arange(61)),
+        key=jax.random.key(0),
+        replicates=500,
+    )
+    balanced = found["balanced_accuracy"]
+    np.testing.assert_allclose(balanced.estimate, 2 / 3, rtol=1e-6)
+    assert balanced.high < 0.67  # It was 1: the mean over the other two.
+    share = np.mean(balanced.undefined / 500)
+    np.testing.assert_allclose(share, (1 - 1 / 61) ** 61, atol=0.07)
+    assert found["macro_f1"].undefined == balanced.undefined
+    assert found["accuracy"].undefined == 0

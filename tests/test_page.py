@@ -67,6 +67,43 @@ def test_the_page_shows_the_numbers_and_why_some_are_missing(written):
     assert "LR+" in read and "All labels as one" in read
 
 
+@pytest.mark.parametrize("split", ["test", "train", "validation"])
+def test_a_split_that_the_run_has_seen_is_said_in_red(written, tmp_path, split):
+    found = json.loads((written[1] / "report.json").read_text())
+    found |= {"split": split, "split_by": "patient"}
+    text = page.write(found, CURVE, tmp_path, "report").read_text()
+    verdicts = re.findall(r'<p class="verdict bad">(.*?)</p>', text)
+    assert [v for v in verdicts if "too good" in v] == (
+        [] if split == "test" else verdicts
+    )
+    assert len(verdicts) == (split != "test")
+
+
+def test_every_number_without_an_interval_says_why(written, tmp_path):
+    found = json.loads((written[1] / "report.json").read_text())
+    ends = {"estimate": 0.731, "low": None, "high": None}
+    for n, name in enumerate(("auroc", "average_precision")):
+        found["mean"][name] |= ends | {"why": f"reason {n}"}
+    found["tasks"]["Pleural_Thickening"]["metrics"]["ppv"] |= ends | {"why": "reason 2"}
+    value = {"estimate": 0.8, "low": 0.7, "high": 0.9, "undefined": 0, "why": ""}
+    row = {"severity": 1, "value": 1.0, "auroc": value, "tasks": {}}
+    row |= {"drop": value | ends | {"why": "reason 3"}}
+    row |= {"agreement": value | ends | {"estimate": None, "why": "reason 4"}}
+    found["robustness"] = {"films": 30, "patients": 15, "clean": {"auroc": value}}
+    found["robustness"]["corruptions"] = {
+        "blur": {"parameter": "pixels", "severities": [row]}
+    }
+    found["robustness"]["mean"] = [row]
+    text = page.write(found, CURVE, tmp_path, "report").read_text()
+    headline = text[text.index('<div class="headline">') : text.index("In brackets")]
+    assert "reason 0" in headline and "reason 1" in headline
+    for n in range(5):
+        assert f'<small class="why">reason {n}</small>' in text, n
+    confusion = text[text.index('id="confusion"') :]
+    row = re.search(r"mass&lt;/b&gt;</th>(.*?)</tr>", confusion, re.DOTALL).group(1)
+    assert row.count("no threshold") + row.count("no positive image") >= 5
+
+
 def test_a_finding_cannot_inject_markup(written):
     assert "<b>mass</b>" not in written[2]
     assert "&lt;b&gt;mass&lt;/b&gt;" in written[2]

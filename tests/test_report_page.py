@@ -4,12 +4,14 @@ import base64
 import json
 import re
 import shutil
+import unicodedata
+import zlib
 
 import jax
 import numpy as np
 import pytest
 
-from medjax.evaluation import bands, results, thresholds
+from medjax.evaluation import bands, results, support, thresholds
 from medjax.evaluation.inference import Predictions
 from medjax.reports import films, page
 
@@ -66,6 +68,13 @@ def side(shift):
     return {**dict.fromkeys(names, value), "reliability": diagram}
 
 
+def where(pairs, patients):
+    """Where the heatmaps of so many marked films lie."""
+    one = {"estimate": 0.4, "low": 0.3, "high": 0.5, "undefined": 0, "why": ""}
+    one |= {"chance": 0.08, "others": 0.25, "gain": dict(one)}
+    return {"pairs": pairs, "patients": patients, "pointing": one, "iou": dict(one)}
+
+
 def whole_summary():
     """A report with every section, of invented numbers where none are needed."""
     found = predictions()
@@ -97,6 +106,11 @@ def whole_summary():
     corruption = {"parameter": "pixels", "severities": rows}
     robustness = {"films": 300, "patients": 150, "clean": {"auroc": value}}
     robustness |= {"mean": rows, "corruptions": dict.fromkeys(names, corruption)}
+    alike = {"classifier": 0.91, "stage2": None, "stem": 0.62}
+    none = where(3, 1)
+    for measure in ("pointing", "iou"):
+        none[measure] |= {"low": None, "high": None, "others": None}
+        none[measure] |= {"why": support.FEW}
     for task, shift in zip(TASKS, (0.05, 0.0, 0.02), strict=True):
         summary["tasks"][task]["calibration"] = {
             "prevalence": value | {"low": 0.0},
@@ -120,6 +134,13 @@ def whole_summary():
         "robustness": robustness,
         "calibration": {"method": "platt", "fitted_on": "validation", "films": 50}
         | {"why": {}, "mean": {"before": errors, "after": errors}},
+        "localisation": {
+            "method": "grad_cam",
+            "stage": "stage2",
+            "all": where(40, 19),
+            "tasks": {TASKS[0]: where(37, 18), TASKS[1]: none},
+            "randomisation": {"correlation": alike, "depends": False},
+        },
         "cohort": {"sides": dict.fromkeys(("train", "validation", "test"), known)}
         | {"shared": 0, "pairs": 2, "leaks": 0},
     }
@@ -355,10 +376,50 @@ def test_everyone_can_read_it(opened):
     assert opened.switch_to.active_element.text == "Skip to the content"
 
 
+def text_of(pdf):
+    """What a PDF of Chromium's shows, without spaces: each font maps glyphs to text."""
+    parts = re.findall(rb"(?:^|\n)(\d+) 0 obj\n(.*?)\nendobj", pdf, re.DOTALL)
+    parts = {int(number): part for number, part in parts}
+
+    def stream(part):
+        head, _, body = part.partition(b"stream\n")
+        return zlib.decompress(body) if b"/FlateDecode" in head else b""
+
+    fonts = {}
+    for number, part in parts.items():
+        if found := re.search(rb"/ToUnicode (\d+)", part):
+            glyphs = fonts[number] = {}
+            table = stream(parts[int(found.group(1))]).decode()
+            rows = re.findall(r"^<(\w+)> (?:<(\w+)> )?<(\w+)>$", table, re.MULTILINE)
+            for first, last, text in rows[1:]:  # The first is the code space.
+                low, high = int(first, 16), int(last or first, 16)
+                for glyph in range(low, high + 1):
+                    glyphs[glyph] = chr(int(text[:4], 16) + glyph - low)
+    shown = ""
+    for part in parts.values():
+        content = stream(part) if b"/FlateDecode" in part[:80] else b""
+        if b" Tf" not in content:
+            continue
+        for font, text in re.findall(rb"/F(\d+) [\d.]+ Tf|<([0-9A-F]+)>", content):
+            if font:
+                glyphs = fonts.get(int(font), {})
+                continue
+            codes = re.findall("....", text.decode())
+            shown += "".join(glyphs.get(int(code, 16), "") for code in codes)
+    shown = unicodedata.normalize("NFKC", shown)  # Ligatures are letters again.
+    return re.sub(r"\s", "", shown)
+
+
 def test_it_prints_with_everything_open(opened):
+    assert opened.find_elements("css selector", "details:not([open])")
     printed = opened.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})
-    text = base64.b64decode(printed["data"])
-    assert len(re.findall(rb"/Type /Page\b", text)) >= 4
+    pdf = base64.b64decode(printed["data"])
+    assert len(re.findall(rb"/Type /Page\b", pdf)) >= 4
+    text = text_of(pdf)
+    assert "Wheretheheatmapslie" in text
+    # Of details that are closed on the screen: the config, and a group's rates.
+    for closed in ("config.optim.name", "versions.jax", "Largestdifference"):
+        assert closed in text
 
 
 def test_a_name_cannot_inject_markup(report):

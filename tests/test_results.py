@@ -1,9 +1,11 @@
 import jax
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 from sklearn import metrics as oracle
 
-from medjax.evaluation import results
+from medjax.evaluation import intervals, results, support
+from medjax.evaluation.cells import interval, of_task
 from medjax.evaluation.inference import Predictions
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
@@ -119,13 +121,15 @@ def test_every_empty_cell_says_why():
     cells = {task: one["metrics"] for task, one in got["tasks"].items()}
     for metrics in (*cells.values(), got["mean"], got["weighted"], got["micro"]):
         for name, cell in metrics.items():
-            assert (cell["estimate"] is None) == bool(cell["why"]), name
+            assert (cell["estimate"] is None) <= (cell["low"] is None), name
+            assert cell["why"] if cell["low"] is None else True, name
     assert cells["a"]["ppv"]["why"] == "none called positive"
     assert cells["a"]["lr_positive"]["why"] == "no false positive"
     assert cells["a"]["npv"]["why"] == cells["a"]["auroc"]["why"] == ""
     assert cells["b"]["auroc"]["why"] == "no positive image"
     assert cells["b"]["ppv"]["why"] == "no threshold"
-    assert cells["c"]["accuracy"]["why"] == "no known label"
+    for name in ("auroc", "ppv", "npv", "accuracy", "lr_positive"):
+        assert cells["c"][name]["why"] == "no known label", name
     assert got["tasks"]["c"]["note"] == "no known label"
 
 
@@ -203,8 +207,141 @@ def test_calibration_is_reported_before_and_after():
     hit = 0.01 * rates["sensitivity"]["estimate"]
     alarm = 0.99 * (1 - rates["specificity"]["estimate"])
     np.testing.assert_allclose(at["ppv"]["estimate"], hit / (hit + alarm), rtol=1e-5)
-    for task, why in (("b", "no threshold"), ("c", "no positive image")):
+    for task, why in (("b", "no threshold"), ("c", "no known label")):
         cell = mended["tasks"][task]["at_prevalence"]["npv"]
         assert (cell["estimate"], cell["why"]) == (None, why)
     assert "at_prevalence" not in plain["tasks"]["a"]
     assert not [n for kind in results.MEANS for n in mended[kind] if n.endswith("_at")]
+
+
+def found_by(label, score, patient=None):
+    """Predictions of one task that every image knows."""
+    label, score = (np.float32(x).reshape(-1, 1) for x in (label, score))
+    patient = np.arange(len(label)) if patient is None else patient
+    return Predictions(
+        np.arange(len(label)), patient, score, label, np.ones_like(label)
+    )
+
+
+def cells_of(found, **options):
+    got = results.summarise(
+        found,
+        tasks=("a",),
+        exclusive=False,
+        threshold=np.full(1, 0.5),
+        key=jax.random.key(0),
+        replicates=200,
+        **options,
+    )
+    return got["tasks"]["a"]["metrics"], got
+
+
+def test_fewer_than_ten_patients_have_no_interval():
+    label = np.repeat([1, 0], [18, 60])  # Of two films each: nine and thirty patients.
+    score = np.where(np.arange(78) % 5 == 0, 1 - label, label) * 0.5 + 0.25
+    metrics, got = cells_of(found_by(label, score, np.arange(78) // 2))
+    few = {name for name, cell in metrics.items() if cell["why"] == support.FEW}
+    areas = {"auroc", "partial_auroc", "average_precision"}
+    assert few == areas | {"sensitivity", "lr_positive", "lr_negative"}
+    for name in few:
+        assert metrics[name]["low"] is metrics[name]["high"] is None
+        assert metrics[name]["estimate"] is not None
+    for name in ("specificity", "ppv", "npv", "accuracy"):
+        cell = metrics[name]
+        assert cell["low"] < cell["estimate"] < cell["high"] and cell["why"] == ""
+    assert got["mean"]["auroc"]["why"] == support.FEW
+    known = got["tasks"]["a"]["calibration"]["before"]["brier"]
+    assert known["low"] < known["estimate"] < known["high"]
+
+
+def test_a_rate_of_one_has_the_exact_interval_and_an_area_of_one_has_none():
+    label = np.repeat([1, 0], [40, 50])
+    patient = np.append(np.arange(40) // 2, 100 + np.arange(50))
+    metrics, got = cells_of(found_by(label, 0.25 + 0.5 * label, patient))
+    for name, right, of in (
+        ("sensitivity", 20, 20),  # Patients, not films.
+        ("specificity", 50, 50),
+        ("ppv", 20, 20),
+        ("accuracy", 70, 70),
+    ):
+        low, high = binomtest(right, of).proportion_ci(0.95, "exact")
+        cell = metrics[name]
+        assert (cell["low"], cell["high"]) == pytest.approx((low, high), abs=1e-9)
+        assert got["micro"][name] == cell
+    for name in ("auroc", "average_precision", "partial_auroc"):
+        cell = metrics[name]
+        assert (cell["estimate"], cell["low"]) == (pytest.approx(1), None)
+        assert cell["why"] == "no pair out of order: no interval"
+    for name in ("f1", "lr_negative"):
+        assert (
+            metrics[name]["low"] is None and "every replicate" in metrics[name]["why"]
+        )
+    metrics, _ = cells_of(found_by(label, 0.2 + 0.1 * label, patient))
+    low, high = binomtest(0, 20).proportion_ci(0.95, "exact")
+    cell = metrics["sensitivity"]
+    assert (cell["low"], cell["high"]) == pytest.approx((low, high), abs=1e-9)
+
+
+def test_a_mean_says_how_many_of_its_tasks_have_few_patients():
+    found = predictions()
+    found.weight[:, 1] = 1
+    found.label[:, 1] = 0
+    found.label[5::20, 1] = 1
+    got = summary(found, np.full(3, 0.5, np.float32))
+    assert got["tasks"]["b"]["metrics"]["auroc"]["why"] == support.FEW
+    assert got["mean"]["auroc"]["low"] is not None
+    assert got["mean"]["auroc"]["why"] == "1 of 3 have few patients"
+    assert got["mean"]["accuracy"]["why"] == got["micro"]["auroc"]["why"] == ""
+
+
+def test_undefined_replicates_are_said_of_every_metric():
+    label = np.repeat([1, 0], [30, 30])
+    score = np.where(label, np.arange(60) % 2, np.arange(60) == 59) * 0.5 + 0.25
+    metrics, _ = cells_of(found_by(label, score))
+    cell = metrics["lr_positive"]  # A third of the replicates lacks the one alarm.
+    assert 40 < cell["undefined"] < 110
+    assert cell["why"] == f"undefined in {cell['undefined']:.0f} of 200 replicates"
+    assert metrics["specificity"]["why"] == ""
+
+
+def test_areas_and_curves_are_of_what_the_model_said_and_rates_of_what_is_told():
+    rng = np.random.default_rng(3)
+    label = (rng.random(300) < 0.4).astype(np.float32)
+    raw = np.float32(0.4 * label + 0.6 * rng.random(300))
+    tied = np.float32(np.floor(raw * 4) / 4)  # As isotonic regression ties.
+    found = found_by(label, tied)
+    metrics, got = cells_of(found, uncalibrated=raw[:, None])
+    expected, _ = cells_of(found_by(label, raw))
+    assert oracle.roc_auc_score(label, tied) < oracle.roc_auc_score(label, raw) - 0.01
+    for name, area in (
+        ("auroc", oracle.roc_auc_score(label, raw)),
+        ("average_precision", oracle.average_precision_score(label, raw)),
+        ("partial_auroc", oracle.roc_auc_score(label, raw, max_fpr=0.1)),
+    ):
+        assert metrics[name] == expected[name]
+        assert metrics[name]["estimate"] == pytest.approx(area, abs=1e-6)
+    roc = got["tasks"]["a"]["roc"]
+    area = oracle.auc(roc["fpr"], roc["tpr"])
+    assert area == pytest.approx(oracle.roc_auc_score(label, raw), abs=1e-4)
+    recall = oracle.recall_score(label, tied >= 0.5)
+    assert metrics["sensitivity"]["estimate"] == pytest.approx(recall, abs=1e-6)
+    pooled = got["micro"]["auroc"]["estimate"]  # One task: a probability's meaning.
+    assert pooled == pytest.approx(oracle.roc_auc_score(label, tied), abs=1e-6)
+
+
+def test_a_sensitivity_of_30_positives_is_covered_as_often_as_it_says():
+    trials, truth = 400, 0.95
+    rng = np.random.default_rng(0)
+    label = np.repeat(np.float32([[1], [0]]), [30, 12], axis=0).repeat(trials, axis=1)
+    score = np.float32(rng.random(label.shape) < truth)
+    data = score, label, np.ones_like(label), np.arange(42), np.full(trials, 0.5)
+    found = intervals.bootstrap(*data, key=jax.random.key(1), replicates=300)
+    found, patients = found["sensitivity"], support.patients(*data)["sensitivity"]
+    covered = []
+    for t in range(trials):
+        behind = {"patients": patients[t], "replicates": 300}
+        cell = interval(of_task(found, t), "", kind="sensitivity", **behind)
+        covered.append(cell["low"] <= truth <= cell["high"])
+    assert np.mean(covered) >= 0.95
+    # The percentiles alone say 1.000 (1.000-1.000) wherever all 30 are found.
+    assert np.mean((found.low <= truth) & (truth <= found.high)) < 0.85

@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
 from medjax import corrupting
@@ -40,7 +41,12 @@ def cohort():
 @pytest.fixture(scope="module")
 def found(cohort, unoptimised):
     return robustness.summarise(
-        *cohort, tasks=TASKS, threshold=THRESHOLD, key=KEY, replicates=30
+        *cohort,
+        tasks=TASKS,
+        exclusive=False,
+        threshold=THRESHOLD,
+        key=KEY,
+        replicates=30,
     )
 
 
@@ -93,8 +99,11 @@ def test_each_number_is_scikit_learn_s_and_its_interval_a_literal_bootstrap(
 
 def test_a_corruption_that_changes_nothing_costs_nothing(found):
     first = found["corruptions"]["jpeg"]["severities"][0]  # At which nothing is added.
-    assert [first["drop"][k] for k in ("estimate", "low", "high")] == [0, 0, 0]
-    assert first["agreement"]["low"] == 1
+    assert [first["drop"][k] for k in ("estimate", "low", "high")] == [0, None, None]
+    assert "every replicate" in first["drop"]["why"]
+    agreement = [first["agreement"][k] for k in ("low", "estimate", "high")]
+    low, _ = binomtest(30, 30).proportion_ci(0.95, "exact")  # Patients, not calls.
+    assert agreement == pytest.approx([low, 1, 1])
 
 
 def test_without_thresholds_no_call_can_stay(cohort):
@@ -102,6 +111,7 @@ def test_without_thresholds_no_call_can_stay(cohort):
     none = robustness.summarise(
         *(clean, {"blur": said["blur"]}),
         tasks=TASKS,
+        exclusive=False,
         threshold=np.full(3, np.nan),
         key=KEY,
         replicates=30,
@@ -110,12 +120,45 @@ def test_without_thresholds_no_call_can_stay(cohort):
     assert agreement["estimate"] is None and agreement["why"] == "no threshold"
 
 
-def test_what_is_written_is_read_for_the_same_checkpoint_alone(found, tmp_path):
-    whole = {"checkpoint": 7, "split": "test", **found}
-    path = corrupting.write(whole, tmp_path / "robustness.json")
-    assert corrupting.read(path, checkpoint=7) == json.loads(json.dumps(whole))
-    assert corrupting.read(path, checkpoint=8) is None
-    assert corrupting.read(tmp_path / "none.json", checkpoint=7) is None
+def test_calls_are_of_calibrated_probabilities_and_ranks_of_those_before(cohort):
+    def told(probability):  # As isotonic regression ties.
+        return np.floor(2 * probability) / 2
+
+    clean, said = cohort
+    options = {"tasks": TASKS, "exclusive": False, "key": KEY, "replicates": 30}
+    found, plain, tied = (
+        robustness.summarise(
+            *(clean._replace(probability=change(clean.probability)),),
+            {"jpeg": change(said["jpeg"])},
+            threshold=THRESHOLD,
+            told=later,
+            **options,
+        )["corruptions"]["jpeg"]["severities"][3]
+        for change, later in ((np.array, told), (np.array, None), (told, None))
+    )
+    assert found["auroc"] == plain["auroc"] != tied["auroc"]
+    assert found["agreement"] == tied["agreement"] != plain["agreement"]
+
+
+def test_of_classes_the_call_is_the_likeliest(cohort):
+    clean, said = cohort
+    found = robustness.summarise(
+        *(clean, {"jpeg": said["jpeg"]}),
+        tasks=TASKS,
+        exclusive=True,
+        threshold=THRESHOLD,
+        key=KEY,
+        replicates=30,
+    )
+    rows = clean.weight.any(axis=1)
+    one, two = (x[rows].argmax(axis=1) for x in (clean.probability, said["jpeg"][4]))
+    agreement = found["corruptions"]["jpeg"]["severities"][4]["agreement"]
+    assert agreement["estimate"] == pytest.approx((one == two).mean())
+
+
+def test_both_files_hold_what_was_found(found, tmp_path):
+    path = corrupting.write(found, tmp_path / "robustness.json")
+    assert json.loads(path.read_text()) == json.loads(json.dumps(found))
     rows = list(csv.DictReader(path.with_suffix(".csv").read_text().splitlines()))
     assert [row["corruption"] for row in rows] == ["blur"] * 5 + ["jpeg"] * 5 + [
         "mean"

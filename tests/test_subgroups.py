@@ -280,3 +280,35 @@ def test_metadata_become_groups():
     assert list(other.cat.categories) == ["0-4", "5-17", "18+"]  # Not by the alphabet.
     named = subgroups._category(other).categories
     assert list(named) == ["0-4", "5-17", "18+", "unknown"]
+
+
+def test_a_group_s_rate_of_one_has_the_exact_interval():
+    predictions, groups = cohort(patients=40)
+    said = np.where(predictions.label == 1, 1.0, predictions.probability)
+    found = summarise(predictions._replace(probability=said.astype("f4")), groups)
+    for name, part in found["view"]["groups"].items():
+        inside = (groups["view"] == name).to_numpy() & (predictions.label[:, 0] == 1)
+        patients = len(set(predictions.patient[inside]))
+        low, high = stats.binomtest(patients, patients).proportion_ci(0.95, "exact")
+        cell = part["tasks"]["mass"]["metrics"]["sensitivity"]
+        assert [cell[k] for k in ("estimate", "low", "high")] == pytest.approx(
+            [1, low, high]
+        )
+
+
+def test_the_auroc_is_of_what_it_is_said_to_be_ranked_by():
+    predictions, groups = cohort()
+    tied = predictions._replace(
+        probability=np.floor(2 * predictions.probability).astype("f4") / 2
+    )
+    options = {"tasks": TASKS, "threshold": THRESHOLD, "key": KEY, "replicates": 40}
+    found, ranked = summarise(predictions, groups), predictions.probability
+    mended = subgroups.summarise(tied, groups, ranked=ranked, **options)
+    plain = summarise(tied, groups)
+    for group, part in mended["sex"]["groups"].items():
+        one, raw, own = (
+            each["tasks"]["mass"]["metrics"]
+            for each in (part, *(x["sex"]["groups"][group] for x in (found, plain)))
+        )
+        assert one["auroc"] == raw["auroc"] != own["auroc"]
+        assert one["sensitivity"] == own["sensitivity"]

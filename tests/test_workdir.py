@@ -82,6 +82,11 @@ def test_predictions_name_their_image_and_leave_unknown_labels_empty(tmp_path):
     np.testing.assert_allclose(read[["a", "b"]], found.probability)
     assert read["a_label"].tolist() == [1, 0]
     assert np.isnan(read["b_label"][0]) and read["b_label"][1] == 0
+    assert "a_raw" not in read
+    workdir.write_predictions(path, ("a", "b"), image, found, raw=found.probability / 2)
+    read = pd.read_csv(path)
+    np.testing.assert_allclose(read[["a_raw", "b_raw"]], found.probability / 2)
+    np.testing.assert_allclose(read[["a", "b"]], found.probability)
 
 
 class Said(NamedTuple):

@@ -83,14 +83,15 @@ def augment_batch(
     keys = [jax.vmap(jax.random.fold_in, (0, None))(own, i) for i in range(len(ops))]
     steps = list(zip(keys, ops, strict=True))
     steps.append((own, lambda _, image: prepare(image[None])[0]))
+    rows = jnp.sum(batch["occurrence"] >= 0)  # All of them, as XLA doesn't know.
     for moves, run in itertools.groupby(steps, lambda step: _is_move(step[1])):
         keys, same = zip(*run, strict=True)
         if moves:
             move = functools.partial(_move, same, padding=padding, fill=fill)
-            found = _each(move, keys, found, spacing)
+            found = _each(rows, move, keys, found, spacing)
         else:
             change = functools.partial(_change, same)
-            found = found | {"image": _each(change, keys, found["image"])}
+            found = found | {"image": _each(rows, change, keys, found["image"])}
     return batch | found
 
 
@@ -116,7 +117,7 @@ def _change(ops, keys, image) -> Array:
     return image
 
 
-def _each(function, *args):
+def _each(rows, function, *args):
     """A function of one sample, for each of a batch.
 
     On a CPU by a loop: a sample stays in the cache, and a batch of any size runs the
@@ -125,9 +126,26 @@ def _each(function, *args):
     """
     return lax.platform_dependent(
         *args,
-        cpu=lambda *args: lax.map(lambda one: function(*one), args),
+        cpu=functools.partial(_one_by_one, rows, function),
         default=jax.vmap(function),
     )
+
+
+def _one_by_one(rows, function, *args):
+    """By a loop whose length is unknown: a loop of one sample XLA would dissolve in
+    what is around it, and compute a moved image again for each op that reads it."""
+
+    def step(i, found):
+        one = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, 0, False), args)
+        return jax.tree.map(
+            lambda all, new: lax.dynamic_update_index_in_dim(all, new, i, 0),
+            found,
+            function(*one),
+        )
+
+    shapes = jax.eval_shape(jax.vmap(function), *args)
+    empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return lax.fori_loop(0, rows, step, empty)
 
 
 def _is_move(op) -> bool:

@@ -34,10 +34,17 @@ class Run(NamedTuple):
 
     def predict(self, image: np.ndarray) -> np.ndarray:
         """[D, B, ...] -> calibrated probability [D, B, T] float32."""
-        found = jax.device_get(self.network.predict(self.state, image))
-        flat = found.reshape(-1, found.shape[-1])
-        fit = self.frozen.calibration.fit
-        return recalibration.calibrate(fit, flat).reshape(found.shape).astype("f4")
+        return self.calibrated(self.uncalibrated(image))
+
+    def uncalibrated(self, image: np.ndarray) -> np.ndarray:
+        """[D, B, ...] -> probability [D, B, T] as the network says it."""
+        return jax.device_get(self.network.predict(self.state, image))
+
+    def calibrated(self, probability: np.ndarray) -> np.ndarray:
+        """[..., T] -> [..., T] float32."""
+        flat = probability.reshape(-1, probability.shape[-1])
+        found = recalibration.calibrate(self.frozen.calibration.fit, flat)
+        return found.reshape(probability.shape).astype(np.float32)
 
 
 def read(folder: Path) -> Run:

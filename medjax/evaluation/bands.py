@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medjax.evaluation import thresholds
+from medjax.evaluation import support, thresholds
 from medjax.evaluation.inference import Predictions
 from medjax.evaluation.replicates import in_chunks, multiplicities
 
@@ -44,18 +44,18 @@ def bands(
     Returns:
       {task: {roc: {fpr, low, high}, precision_recall: {recall, low, high}}}, lists of
       one length: sensitivity at each false positive rate, and precision at the
-      strictest threshold of at least each recall (but 0). A task without a positive
-      or a negative image is left out.
+      strictest threshold of at least each recall (but 0). A task with fewer than
+      support.LEAST patients of either class is left out.
     """
     score, label, weight = (np.asarray(x, np.float32) for x in predictions[2:])
     label = np.where(weight > 0, label, 0)
     rows = (weight > 0).any(axis=1)
     names, patient = np.unique(predictions.patient[rows], return_inverse=True)
-    columns = [
-        t
-        for t in range(len(tasks))
-        if 0 < (label * weight)[:, t].sum() < weight[:, t].sum()
+    enough = [
+        support.count(weight * one > 0, predictions.patient)[:-1] >= support.LEAST
+        for one in (label, 1 - label)
     ]
+    columns = np.flatnonzero(np.all(enough, axis=0)).tolist()
     if not columns:
         return {}
     score, label, weight = (x[rows][:, columns] for x in (score, label, weight))

@@ -5,6 +5,7 @@ over images is then fixed, and all replicates of a bootstrap are one product.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from chex import Array
 
-from medjax.evaluation import averaging, calibration, intervals
+from medjax.evaluation import averaging, calibration, intervals, support
 from medjax.evaluation.cells import interval, numbers, of_task
 from medjax.evaluation.intervals import Interval
 from medjax.evaluation.replicates import in_chunks, multiplicities
@@ -66,26 +67,30 @@ def summarise(
     before = measure(probability if uncalibrated is None else uncalibrated, **rest)
     after = None if uncalibrated is None else measure(probability, **rest)
     sides = {"before": before, "after": after}
-    mean = {name: side and _mean(side) for name, side in sides.items()}
-    each = [
-        {
-            "prevalence": interval(of_task(before.prevalence, t), UNKNOWN),
-            **{name: side and _side(side, t) for name, side in sides.items()},
-        }
-        for t in range(label.shape[1])
-    ]
+    *of_tasks, of_all = support.count(weight > 0, patient)
+    cell = functools.partial(interval, why=UNKNOWN, replicates=bootstrap["replicates"])
+    mean = {
+        name: side and _mean(side, functools.partial(cell, patients=of_all))
+        for name, side in sides.items()
+    }
+    each = []
+    for t, patients in enumerate(of_tasks):
+        own = functools.partial(cell, patients=patients)
+        prevalence = own(of_task(before.prevalence, t), kind="prevalence")
+        of_side = {name: side and _side(side, t, own) for name, side in sides.items()}
+        each.append({"prevalence": prevalence, **of_side})
     return mean, each
 
 
-def _mean(trust: Trust) -> dict:
+def _mean(trust: Trust, cell: Callable) -> dict:
     return {
-        "brier": interval(trust.mean_brier, UNKNOWN),
-        "calibration_error": interval(trust.mean_calibration_error, UNKNOWN),
+        "brier": cell(trust.mean_brier),
+        "calibration_error": cell(trust.mean_calibration_error),
     }
 
 
-def _side(trust: Trust, t: int) -> dict:
-    """One task's errors and diagram."""
+def _side(trust: Trust, t: int, cell: Callable) -> dict:
+    """One task's errors and diagram; cell: Interval -> as `cells.interval` has it."""
     names = ("brier", "calibration_error", "predicted")
     full = trust.diagram.weight[t] > 0
     diagram = {
@@ -96,7 +101,7 @@ def _side(trust: Trust, t: int) -> dict:
         "count": trust.diagram.weight,
     }
     return {
-        **{name: interval(of_task(getattr(trust, name), t), UNKNOWN) for name in names},
+        **{name: cell(of_task(getattr(trust, name), t)) for name in names},
         "reliability": {k: numbers(part[t][full]) for k, part in diagram.items()},
     }
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from chex import Array
 
-from medjax.evaluation import delong, intervals, results
+from medjax.evaluation import delong, intervals, results, support
 from medjax.evaluation.inference import Predictions
 
 
@@ -46,20 +46,25 @@ def compare(
       films, patients, replicates; mean: {metric: compared}; tasks: {name: {positives,
       negatives, p, holm, why, metrics: {metric: compared}}}. The metrics are auroc and
       average_precision; compared is {one, other, difference: {estimate, low, high,
-      undefined}}; p is delong.paired's of the AUROC. What is undefined is None, and
-      why says why the AUROC or its p is.
+      undefined}}; p is delong.paired's of the AUROC. What is undefined is None, and so
+      are interval and p of fewer than support.LEAST patients of either class; why says
+      why the AUROC or its p is.
     """
     rest = one.label, one.weight, one.patient
     scores = one.probability, other.probability
     found = intervals.difference(*scores, *rest, key=key, replicates=replicates)
-    test = delong.paired(*scores, *rest)
-    adjusted = holm(test.p)
+    nowhere = np.full(len(tasks), np.nan)  # No threshold: areas alone.
+    patients = support.patients(scores[0], *rest, nowhere)["auroc"][:-1]
+    few = patients < support.LEAST
+    p = np.where(few, np.nan, delong.paired(*scores, *rest).p)
+    adjusted = holm(p)
+    weak = {"low": np.append(few, few.all()), "high": np.append(few, few.all())}
     columns = {
         name: {
             "one": _with_mean(one, name),
             "other": _with_mean(other, name),
             "difference": {
-                field: np.append(each, mean)
+                field: np.where(weak.get(field, False), np.nan, np.append(each, mean))
                 for field, each, mean in zip(
                     intervals.Interval._fields,
                     *(found[name], found[f"mean_{name}"]),
@@ -84,9 +89,9 @@ def compare(
             task: {
                 "positives": float(positives[t]),
                 "negatives": float(negatives[t]),
-                "p": _number(test.p[t]),
+                "p": _number(p[t]),
                 "holm": _number(adjusted[t]),
-                "why": _why(positives[t], negatives[t], test.p[t]),
+                "why": _why(positives[t], negatives[t], p[t], few[t]),
                 "metrics": row(t),
             }
             for t, task in enumerate(tasks)
@@ -100,11 +105,13 @@ def _with_mean(predictions: Predictions, name: str) -> np.ndarray:
     return np.append(each, results.means(predictions)[name])
 
 
-def _why(positives: float, negatives: float, p: float) -> str:
-    """Why a task has no area, or no p; '' if it has both."""
+def _why(positives: float, negatives: float, p: float, few: bool) -> str:
+    """Why a task has no area, or no interval or p; '' if it has all."""
     if positives == 0 or negatives == 0:
         return f"no {'negative' if positives else 'positive'} image"
-    return "too few patients, or none varies" if np.isnan(p) else ""
+    if few:
+        return f"{support.FEW}, no test"
+    return "nothing varies: no test" if np.isnan(p) else ""
 
 
 def _number(value) -> float | None:

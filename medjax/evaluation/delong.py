@@ -16,20 +16,6 @@ from medjax.errors import InputError
 ROUNDING = 1e-12  # What is smaller is 0.
 
 
-class Area(NamedTuple):
-    """[T] each; NaN where undefined.
-
-    estimate: the AUROC.
-    error: its standard error; 0 where every pair is in order, and means nothing there.
-    low, high: the normal interval, cut at 0 and 1.
-    """
-
-    estimate: np.ndarray
-    error: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-
-
 class Paired(NamedTuple):
     """[T] each: one AUROC minus the other, its standard error, and a two-sided p."""
 
@@ -38,47 +24,26 @@ class Paired(NamedTuple):
     p: np.ndarray
 
 
-def area(score, label, weight, patient, *, level: float = 0.95) -> Area:
-    """AUROCs with normal intervals, clustered by patient.
-
-    Args:
-      score: [N, T]; only the order matters.
-      label: [N, T] in [0, 1].
-      weight: [N, T], >= 0; 0 where the label is unknown.
-      patient: [N] integers.
-      level: the nominal coverage.
-
-    Returns:
-      NaN where a class is missing; an error of NaN, too, where only one patient has
-      it: there is nothing that varies.
-
-    Source: DeLong et al., Biometrics 44 (1988) 837; its components from ranks: Sun &
-    Xu, IEEE Signal Process. Lett. 21 (2014) 1389; clusters: Obuchowski, Biometrics 53
-    (1997) 567.
-    """
-    found = _tasks(score, score, label, weight, patient)
-    estimate, error = (np.array([one[k] for one in found]) for k in (0, 2))
-    reach = norm.ppf((1 + level) / 2) * error
-    low, high = (np.clip(estimate + side, 0, 1) for side in (-reach, reach))
-    return Area(estimate, error, low, high)
-
-
 def paired(score, other, label, weight, patient) -> Paired:
     """Tests whether two models' AUROCs differ on the same images.
 
     Args:
-      score, other: [N, T], what the two models say.
-      label, weight, patient: as in `area`.
+      score, other: [N, T], what the two models say; only the order matters.
+      label: [N, T] in [0, 1].
+      weight: [N, T], >= 0; 0 where the label is unknown.
+      patient: [N] integers.
 
     Returns:
       p is 1 where the two order every pair alike, and NaN where they don't but
-      nothing varies, or where the AUROC or its error is undefined.
+      nothing varies; all are NaN where a class is missing, and the error and p where
+      only one patient has it: there is nothing that varies.
 
-    Source: as `area`'s; the difference's variance is that of the components'
-    differences.
+    Source: DeLong et al., Biometrics 44 (1988) 837; its components from ranks: Sun &
+    Xu, IEEE Signal Process. Lett. 21 (2014) 1389; clusters: Obuchowski, Biometrics 53
+    (1997) 567. The difference's variance is that of the components' differences.
     """
     found = _tasks(score, other, label, weight, patient)
-    difference, error = (np.array([one[k] for one in found]) for k in (1, 3))
+    difference, error = (np.array(column) for column in zip(*found, strict=True))
     with np.errstate(divide="ignore", invalid="ignore"):
         p = 2 * norm.sf(np.abs(difference) / error)
     same = np.where(np.abs(difference) < ROUNDING, 1.0, np.nan)
@@ -95,15 +60,15 @@ def _tasks(score, other, label, weight, patient) -> list[tuple]:
     return [_task(*(a[:, t] for a in arrays), patient) for t in range(len(score[0]))]
 
 
-def _task(score, other, label, weight, patient) -> tuple[float, float, float, float]:
-    """(AUROC, its difference to the other's, standard error of each)."""
+def _task(score, other, label, weight, patient) -> tuple[float, float]:
+    """The difference of the AUROCs, and its standard error."""
     known = weight > 0
     score, other, label, weight = (a[known] for a in (score, other, label, weight))
     if np.isnan(score).any() or np.isnan(other).any():
         raise InputError("score: NaN where the weight isn't 0; mute it by 0")
     positive, negative = weight * label, weight * (1 - label)
     if positive.sum() == 0 or negative.sum() == 0:
-        return (np.nan,) * 4
+        return np.nan, np.nan
     _, who = np.unique(patient[known], return_inverse=True)
     people = who.max() + 1
     areas, sums = [], []
@@ -120,12 +85,7 @@ def _task(score, other, label, weight, patient) -> tuple[float, float, float, fl
         )
     has = [np.bincount(who, mass, people) > 0 for mass in (positive, negative)]
     apart = [one - two for one, two in zip(*sums, strict=True)]
-    return (
-        areas[0],
-        areas[0] - areas[1],
-        _error(*sums[0], *has),
-        _error(*apart, *has),
-    )
+    return areas[0] - areas[1], _error(*apart, *has)
 
 
 def _outranked(score: np.ndarray, mass: np.ndarray) -> np.ndarray:

@@ -7,9 +7,9 @@ import numpy as np
 from scipy.special import ndtr
 
 from medjax.evaluation.comparison import holm
+from medjax.evaluation.support import LEAST
 
 METRICS = ("auroc", "sensitivity", "specificity", "ppv", "npv")
-LEAST = 10  # Patients, in what a metric is a share of, for an interval or a test.
 
 
 class Measured(NamedTuple):

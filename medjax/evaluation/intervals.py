@@ -54,6 +54,7 @@ def bootstrap(
     level=0.95,
     prevalence=None,
     max_fpr=None,
+    ranked=None,
 ) -> dict[str, Interval]:
     """Percentile intervals of every metric, clustered by patient.
 
@@ -72,6 +73,8 @@ def bootstrap(
       prevalence: [T] in (0, 1), adds the predictive values there, 'ppv_at' and
         'npv_at'; None adds nothing.
       max_fpr: in (0, 1), adds 'partial_auroc', see metrics.py; None adds nothing.
+      ranked: [N, T], what the areas are of; None: the score. A calibration that ties
+        scores would else move them.
 
     Returns:
       An Interval of [T] for auroc, average_precision and each of metrics.rates; and
@@ -87,21 +90,17 @@ def bootstrap(
     """
     score, label, weight = (np.asarray(a, np.float32) for a in (score, label, weight))
     patient, threshold = np.asarray(patient), np.asarray(threshold, np.float32)
+    ranked = score if ranked is None else np.asarray(ranked, np.float32)
     chex.assert_rank([score, label, weight, patient, threshold], [2, 2, 2, 1, 1])
-    chex.assert_equal_shape([score, label, weight])
+    chex.assert_equal_shape([score, ranked, label, weight])
     chex.assert_shape([patient, threshold], [score.shape[:1], score.shape[1:]])
-    _check(score, label, weight, replicates, level)
-    rows = (weight > 0).any(axis=1)
-    names, index = np.unique(patient[rows], return_inverse=True)
-    if names.size < 2:
-        raise InputError(
-            f"patient: {names.size} patient(s) with a known label, and an interval "
-            "needs two at least; evaluate more patients"
-        )
+    for one in (score, ranked):
+        _check(one, label, weight, replicates, level)
+    rows, index, patients = _known(weight, patient)
     intervals = _intervals(
-        *(score[rows], label[rows], weight[rows], index.astype(np.int32), threshold),
+        *(score[rows], ranked[rows], label[rows], weight[rows], index, threshold),
         *(key, level, prevalence),
-        patients=names.size,
+        patients=patients,
         replicates=replicates,
         max_fpr=max_fpr,
     )
@@ -132,12 +131,11 @@ def difference(
     chex.assert_shape(patient, arrays[0].shape[:1])
     for one in arrays[:2]:
         _check(one, *arrays[2:], replicates, level)
-    rows = (arrays[3] > 0).any(axis=1)
-    names, index = np.unique(patient[rows], return_inverse=True)
+    rows, index, patients = _known(arrays[3], patient)
     found = _differences(
         *(a[rows] for a in arrays),
-        *(index.astype(np.int32), key, level),
-        patients=names.size,
+        *(index, key, level),
+        patients=patients,
         replicates=replicates,
     )
     return jax.tree.map(np.asarray, found)
@@ -146,6 +144,7 @@ def difference(
 @functools.partial(jax.jit, static_argnames=("patients", "replicates", "max_fpr"))
 def _intervals(
     score,
+    ranked,
     label,
     weight,
     patient,
@@ -159,21 +158,21 @@ def _intervals(
     max_fpr,
 ) -> dict[str, Interval]:
     """The compiled part of `bootstrap`, after its checks."""
-    data = score, label, weight
+    data, order = (score, label, weight), (ranked, label, weight)
     names = [*AREAS, *["partial_auroc"] * (max_fpr is not None)]
 
     def chunk(numbers):
         counts = multiplicities(key, numbers, patients)
-        areas = replicate_areas(*data, patient, counts, max_fpr=max_fpr)
+        areas = replicate_areas(*order, patient, counts, max_fpr=max_fpr)
         matrix, positives = replicate_confusion(*data, patient, threshold, counts)
         each = _each(dict(zip(names, areas, strict=True)), matrix, prevalence)
         return _with_means(each, matrix, positives, defined)
 
     matrix = _per_task(metrics.confusion)(*data, threshold)
-    areas = _areas(*data)
+    areas = _areas(*order)
     if max_fpr is not None:
         partial = functools.partial(metrics.partial_auroc, max_fpr=max_fpr)
-        areas.append(_per_task(partial)(*data))
+        areas.append(_per_task(partial)(*order))
     each = _each(dict(zip(names, areas, strict=True)), matrix, prevalence)
     defined = {name: ~jnp.isnan(value) for name, value in each.items()}
     positives = (jnp.where(weight > 0, label, 0.0) * weight).sum(axis=0)
@@ -258,6 +257,22 @@ def percentiles(estimate: dict, value: dict, level: Array) -> dict[str, Interval
 
 def _per_task(metric):
     return jax.vmap(metric, in_axes=-1)
+
+
+def _known(weight, patient) -> tuple[np.ndarray, np.ndarray, int]:
+    """Which rows [N] know a label, the number of each one's patient, and how many.
+
+    Raises:
+      InputError: fewer than two patients have such a row.
+    """
+    rows = (weight > 0).any(axis=1)
+    names, index = np.unique(patient[rows], return_inverse=True)
+    if names.size < 2:
+        raise InputError(
+            f"patient: {names.size} patient(s) with a known label, and an interval "
+            "needs two at least; evaluate more patients"
+        )
+    return rows, index.astype(np.int32), names.size
 
 
 def _check(score, label, weight, replicates, level) -> None:

@@ -18,13 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from chex import Array
 
-from medjax.evaluation import intervals
+from medjax.evaluation import cells, intervals
 
 # Of the image's side: so far from its box the maximum still hits. Source: Zhang et al.,
 # IJCV 126 (2018) 1084: 15 pixels; their images have about 500.
 TOLERANCE = 0.03
 SHARE = 0.5  # Of the maximum, from which on a pixel belongs to the heatmap's region.
-FEWEST = 3  # Patients for an interval: two have only three different means.
 MEASURES = ("pointing", "iou")
 LEVELS = ("", "_chance", "_others", "_gain")  # The gain is over chance.
 COLUMNS = tuple(measure + level for measure in MEASURES for level in LEVELS)
@@ -144,9 +143,9 @@ def summarise(
 
     Returns:
       replicates, level; all: {pairs, patients, pointing, iou} over all pairs; tasks:
-      {name: the same} of those that are marked. A measure is {estimate, low, high,
-      chance, others, gain: {estimate, low, high}}; the gain is over chance. What is
-      undefined is None; an interval needs three patients.
+      {name: the same} of those that are marked. A measure is an interval as
+      cells.interval has it, and chance, others, gain: interval; the gain is over
+      chance. What is undefined is None.
     """
     value = measure(marked, **options)
     people, index = np.unique(marked.patient, return_inverse=True)
@@ -159,7 +158,7 @@ def summarise(
         who = len(np.unique(marked.patient[chosen]))
         mean = _means(rows[:, chosen], value[chosen])
         counts = {"pairs": int(chosen.sum()), "patients": who}
-        return counts | _measures(mean, tail, enough=who >= FEWEST)
+        return counts | _measures(mean, tail, patients=who)
 
     return {
         "replicates": replicates,
@@ -189,20 +188,17 @@ def _means(weight: np.ndarray, value: np.ndarray) -> np.ndarray:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def _measures(mean: np.ndarray, tail: float, *, enough: bool) -> dict:
+def _measures(mean: np.ndarray, tail: float, *, patients: int) -> dict:
     """The measures of [1 + R, 8], of which the first are the estimates."""
-
-    def number(value) -> float | None:
-        return None if np.isnan(value) else float(value)
 
     def interval(name: str) -> dict:
         column = mean[:, COLUMNS.index(name)]
         drawn = column[1:][~np.isnan(column[1:])]
-        ends = (np.nan, np.nan)
-        if enough and drawn.size:
-            ends = np.quantile(drawn, [tail, 1 - tail])
-        names = ("estimate", "low", "high")
-        return dict(zip(names, map(number, (column[0], *ends)), strict=True))
+        ends = np.quantile(drawn, [tail, 1 - tail]) if drawn.size else (np.nan, np.nan)
+        undefined = len(column) - 1 - drawn.size
+        found = intervals.Interval(column[0], *ends, undefined)
+        behind = {"patients": patients, "replicates": len(column) - 1}
+        return cells.interval(found, "no other patient", kind=name, **behind)
 
     return {
         name: interval(name)

@@ -29,15 +29,20 @@ def cells(probability: Array, label: Array, weight: Array) -> Array:
     return true[:, :, None] * said[:, None, :]
 
 
-def rates(matrix: Array) -> dict[str, Array]:
+def rates(matrix: Array, there: Array | None = None) -> dict[str, Array]:
     """What confusion matrices [..., K, K] say, [...] each.
 
     accuracy is the share of images called right; it is also the micro mean of
     sensitivity, PPV and F1, and the prevalence-weighted mean of sensitivity.
     balanced_accuracy is the mean sensitivity and macro_f1 the mean F1, over the classes
-    that have an image; weighted_f1 weighs F1 by prevalence. kappa is the agreement
+    that are `there`; weighted_f1 weighs F1 by prevalence. kappa is the agreement
     beyond that of two independent readers with these margins; NaN where they agree by
     necessity. All are NaN without an image.
+
+    Args:
+      matrix: row true, column said.
+      there: [K], which classes the means are over, NaN where one has no image: a mean
+        over other classes is another quantity. None: those that have an image.
 
     Source: Cohen, Educ. Psychol. Meas. 20 (1960) 37; scikit-learn's names, but its
     macro F1 counts a class that is only said, not true, as 0, and here it is left out.
@@ -45,19 +50,20 @@ def rates(matrix: Array) -> dict[str, Array]:
     total = matrix.sum((-2, -1))
     right = jnp.diagonal(matrix, axis1=-2, axis2=-1)
     true, said = matrix.sum(-1), matrix.sum(-2)
-    there = true > 0
+    seen = true > 0
+    there = seen if there is None else there
 
     def mean(values):
-        return jnp.mean(values, axis=-1, where=there)
+        return jnp.mean(jnp.where(seen, values, jnp.nan), axis=-1, where=there)
 
-    f1 = 2 * right / jnp.where(there, true + said, 1)
+    f1 = 2 * right / jnp.where(seen, true + said, 1)
     # Margins are divided before they are multiplied: a product passes 2^24.
     prevalence = true / total[..., None]
     share = jnp.sum(right, -1) / total
     chance = jnp.sum(prevalence * said / total[..., None], -1)
     return {
         "accuracy": share,
-        "balanced_accuracy": mean(right / jnp.where(there, true, 1)),
+        "balanced_accuracy": mean(right / jnp.where(seen, true, 1)),
         "macro_f1": mean(f1),
         "weighted_f1": jnp.sum(prevalence * f1, -1),
         "kappa": jnp.where(chance < 1, (share - chance) / (1 - chance), jnp.nan),
@@ -95,10 +101,12 @@ def _intervals(probability, label, weight, patient, key, *, patients, replicates
 
     def chunk(numbers):
         counts = multiplicities(key, numbers, patients).astype(jnp.float32)
-        return rates(jnp.einsum("pr,ptc->rtc", counts, each, precision="highest"))
+        drawn = jnp.einsum("pr,ptc->rtc", counts, each, precision="highest")
+        return rates(drawn, there)
 
-    values = in_chunks(chunk, replicates)
     matrix = each.sum(axis=0)
+    there = matrix.sum(axis=-1) > 0
+    values = in_chunks(chunk, replicates)
     found = {}
     for name, estimate in rates(matrix).items():
         low, high = jnp.nanquantile(values[name], jnp.array([0.025, 0.975]))

@@ -14,7 +14,7 @@ from scipy.optimize import brentq, isotonic_regression, minimize
 from scipy.special import expit, log_softmax, logit, softmax
 
 from medjax.errors import InputError
-from medjax.evaluation.calibration import known, ratio
+from medjax.evaluation.calibration import known
 
 LEAST = 1e-7  # What float32 tells from 0 and from 1: log-odds are finite beyond it.
 FLATTEST, STEEPEST = 1e-3, 1e3  # Bounds of the inverse of a temperature.
@@ -141,7 +141,7 @@ def prior_shift(trained, true, *, exclusive: bool = False) -> Logistic | Softmax
     probability is the true prevalence, if the model was calibrated in training.
 
     Args:
-      trained: [T] in (0, 1), see `trained_prevalence`; or the resampled share.
+      trained: [T] in (0, 1), the share of the positives in the loss, as sampled.
       true: [T] in (0, 1), of the population in question.
       exclusive: whether the tasks are classes of which an image has exactly one.
 
@@ -157,38 +157,6 @@ def prior_shift(trained, true, *, exclusive: bool = False) -> Logistic | Softmax
     kind, scale = (Softmax, np.log) if exclusive else (Logistic, logit)
     shift = scale(true) - scale(trained)
     return kind((1.0,) * len(shift), tuple(shift.tolist()))
-
-
-def trained_prevalence(label, weight, *, positive=1.0, negative=1.0) -> np.ndarray:
-    """The share of the positives in the loss, [T].
-
-    Args:
-      label, weight: of the training set, as it was sampled.
-      positive, negative: [T] or one number, the loss weights of the two classes.
-    """
-    _, y, w = known(np.full(np.shape(label), 0.5), label, weight)
-    up, down = positive * (w * y).sum(axis=0), negative * (w * (1 - y)).sum(axis=0)
-    return ratio(up, up + down)
-
-
-def estimate_prevalence(probability, weight, trained) -> np.ndarray:
-    """The prevalence among images without labels, [T], of the highest likelihood.
-
-    It is where the mean of the shifted probabilities is the prevalence itself, what
-    the expectation-maximisation of the source ends at; found as the root of the
-    likelihood's derivative. It takes for granted that the findings look the same.
-
-    Args:
-      probability: [N, T] of a model that is calibrated at the trained prevalence.
-      weight: [N, T]; 0 leaves an image out.
-      trained: [T] in (0, 1).
-
-    Source: Saerens et al., Neural Computation 14 (2002) 21, section 2.
-    """
-    p, _, w = known(probability, np.zeros(np.shape(probability)), weight)
-    priors = np.broadcast_to(trained, p.shape[1:])
-    tasks = zip(p.T, w.T, priors, strict=True)
-    return np.array([_prevalence(*task) for task in tasks])
 
 
 def calibrate(fit: Fit | None, probability) -> np.ndarray:
@@ -247,20 +215,6 @@ def _platt(p: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[float, float]:
         if np.abs(step).max() < 1e-10:
             break
     return (float(fit[0]), float(fit[1])) if fit[0] > 0 else (1.0, 0.0)
-
-
-def _prevalence(p: np.ndarray, w: np.ndarray, trained: float) -> float:
-    positive, negative = p / trained, (1 - p) / (1 - trained)  # Likelihoods, scaled.
-
-    def slope(share: float) -> float:
-        mixed = share * positive + (1 - share) * negative
-        return float((w * (positive - negative) / np.maximum(mixed, 1e-300)).sum())
-
-    if not w.any():
-        return np.nan
-    if slope(0) <= 0 or slope(1) >= 0:
-        return float(slope(0) > 0)
-    return brentq(slope, 0, 1, xtol=1e-13)
 
 
 def _isotonic(p: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[tuple, tuple]:

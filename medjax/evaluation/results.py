@@ -13,6 +13,7 @@ from medjax.evaluation import (
     intervals,
     metrics,
     multiclass,
+    support,
 )
 from medjax.evaluation.cells import interval, number, numbers, of_task
 from medjax.evaluation.inference import Predictions
@@ -22,7 +23,6 @@ RANKED = {
     for metric in (metrics.auroc, metrics.average_precision)
 }
 MAX_FPR = 0.1  # The partial AUROC is of specificities from 90 % on.
-AREAS = (*intervals.AREAS, "partial_auroc")
 CONFUSION = jax.jit(metrics.confusion)
 MEANS = ("mean", "weighted", "micro")
 
@@ -62,7 +62,9 @@ def summarise(
       replicates: of the bootstrap, clustered by patient.
       chosen: how the thresholds were, see operating.describe.
       uncalibrated: [N, T], the probabilities before they were mended; None: they are
-        as the model said them.
+        as the model said them. Each finding's own areas and curves are of these: a
+        calibration that ties scores would move them. Those of classes, whose order a
+        softmax changes, and of all labels as one are of what is said.
       prevalence: [T], at which the predictive values are asked for too.
 
     Returns:
@@ -72,27 +74,25 @@ def summarise(
       precision}, metrics: {metric: interval}, calibration: {prevalence: interval,
       before: side, after: side}, at_prevalence: {prevalence, ppv: interval, npv:
       interval} if it is asked for}}; calibration: {mean: {before, after}}. An interval
-      is {estimate, low, high, undefined, why}; what is undefined is None, and why says
-      why. A side is {brier, calibration_error, predicted: interval, reliability:
+      is {estimate, low, high, undefined, why}, see cells.interval. A side is {brier, calibration_error, predicted: interval, reliability:
       {predicted, observed, low, high, count}}, and `after` is None if nothing was
       mended. Exclusive tasks add classes: {matrix: [T][T] counts, row true, column
       said; rates: {rate: interval}}.
     """
     score, label, weight = predictions[2:]
     threshold = np.asarray(threshold, np.float32)
+    ranked = score if uncalibrated is None or exclusive else uncalibrated
+    data = score, label, weight, predictions.patient, threshold
     found = intervals.bootstrap(
-        score,
-        label,
-        weight,
-        predictions.patient,
-        threshold,
+        *data,
+        ranked=ranked,
         key=key,
         replicates=replicates,
         prevalence=prevalence,
         max_fpr=MAX_FPR,
     )
-    elsewhere = {k: v for k, v in found.items() if k.endswith("_at")}
-    found = {k: v for k, v in found.items() if k not in elsewhere}
+    elsewhere = {k: found.get(k) for k in ("ppv_at", "npv_at")}
+    found = {k: v for k, v in found.items() if not k.endswith("_at")}
     # A threshold of NaN: those of the tasks don't hold for a label of any of them.
     pooled = intervals.bootstrap(
         *averaging.pooled(score, label, weight, predictions.patient),
@@ -101,22 +101,25 @@ def summarise(
         replicates=replicates,
         max_fpr=MAX_FPR,
     )
-    found |= {f"micro_{name}": pooled[f"mean_{name}"] for name in AREAS}
+    found |= {f"micro_{name}": pooled[f"mean_{name}"] for name in support.AREAS}
+    patients = support.patients(*data)
     results: dict = {
         "films": len(predictions.id),
         "patients": len(np.unique(predictions.patient)),
         "replicates": replicates,
         "chosen": chosen,
-        **{kind: _means(found, kind) for kind in MEANS},
+        **{kind: _means(found, kind, patients, replicates) for kind in MEANS},
         "tasks": {
             task: _task(
-                *(x[:, t] for x in (score, label, weight)),
+                *(x[:, t] for x in (score, ranked, label, weight)),
                 threshold[t],
                 {
                     name: of_task(one, t)
                     for name, one in found.items()
                     if one.estimate.ndim
                 },
+                {name: each[t] for name, each in patients.items()},
+                replicates,
             )
             for t, task in enumerate(tasks)
         },
@@ -132,48 +135,99 @@ def summarise(
     for t, one in enumerate(results["tasks"].values()):
         one["calibration"] = each[t]
         if prevalence is not None:
-            one["at_prevalence"] = _elsewhere(one, elsewhere, t, float(prevalence[t]))
+            at = {name: of_task(each, t) for name, each in elsewhere.items()}
+            behind = {"patients": patients["ppv_at"][t], "replicates": replicates}
+            one["at_prevalence"] = _elsewhere(one, at, float(prevalence[t]), behind)
     if exclusive:
         matrix, rates = multiclass.summarise(
             *predictions[2:], predictions.patient, key=key, replicates=replicates
         )
         results["classes"] = {
             "matrix": matrix.tolist(),
-            "rates": {name: interval(one, "undefined") for name, one in rates.items()},
+            "rates": _rates(matrix, rates, patients["accuracy"][-1], replicates),
         }
     return results
 
 
-def _elsewhere(task: dict, found: dict, t: int, prevalence: float) -> dict:
-    """A task's predictive values at another prevalence; found: those of all tasks."""
+def _rates(matrix: np.ndarray, found: dict, patients: int, replicates: int) -> dict:
+    """{rate: interval} of the classes' confusion matrix."""
+    why = {"kappa": "all are of one class, and called so"}
+    behind = {"patients": patients, "replicates": replicates}
+    return {
+        name: interval(one, why.get(name, "no known label"), kind=name, **behind)
+        for name, one in found.items()
+    }
+
+
+def _elsewhere(task: dict, found: dict, prevalence: float, behind: dict) -> dict:
+    """A task's predictive values at another prevalence; behind: see cells.interval."""
     cells = {"prevalence": prevalence}
     for name in ("ppv", "npv"):
         parts = [
             task["metrics"][n]["why"] for n in ("sensitivity", "specificity", name)
         ]
         why = next(filter(None, parts), "")
-        cells[name] = interval(of_task(found[f"{name}_at"], t), why)
+        cells[name] = interval(found[f"{name}_at"], why, **behind)
     return cells
 
 
-def _means(found: dict, kind: str) -> dict:
-    """{metric: interval} of one kind of mean."""
-    return {
-        name.removeprefix(f"{kind}_"): interval(one, "undefined in every task")
-        for name, one in found.items()
-        if name.startswith(f"{kind}_")
-    }
+def _means(found: dict, kind: str, patients: dict, replicates: int) -> dict:
+    """{metric: interval} of one kind of mean; patients: as of support.patients."""
+    cells = {}
+    for name, each in patients.items():
+        if f"{kind}_{name}" not in found:
+            continue
+        behind, few, of = each[-1], 0, name
+        if kind != "micro":  # The best known of the tasks has enough, or none has.
+            own = each[:-1][~np.isnan(found[name].estimate)]
+            few, of = np.count_nonzero(own < support.LEAST), ""
+            behind = own.max(initial=0)
+        cell = interval(
+            *(found[f"{kind}_{name}"], "undefined in every task"),
+            patients=behind,
+            replicates=replicates,
+            kind=of,
+        )
+        if few and not cell["why"]:
+            cell["why"] = f"{few} of {own.size} have few patients"
+        cells[name] = cell
+    return cells
 
 
-def _task(score, label, weight, threshold, found: dict) -> dict:
+def _means(found: dict, kind: str, patients: dict, replicates: int) -> dict:
+    """{metric: interval} of one kind of mean; patients: as of support.patients."""
+    cells = {}
+    for name, each in patients.items():
+        if f"{kind}_{name}" not in found:
+            continue
+        *of_tasks, of_all = each
+        if kind != "micro":  # The best known of them has enough, or none has.
+            of_tasks = each[:-1][~np.isnan(found[name].estimate)]
+            of_all = of_tasks.max(initial=0)
+        cells[name] = cell = interval(
+            found[f"{kind}_{name}"],
+            "undefined in every task",
+            patients=of_all,
+            replicates=replicates,
+            kind=name if kind == "micro" else "",
+        )
+        few = np.count_nonzero(np.less(of_tasks, support.LEAST))
+        if kind != "micro" and cell["low"] is not None and few and not cell["why"]:
+            cell["why"] = f"{few} of {len(of_tasks)} have few patients"
+    return cells
+
+
+def _task(
+    score, ranked, label, weight, threshold, found: dict, patients: dict, replicates
+) -> dict:
     """Everything of one task; vectors [N]."""
     positives = float((label * weight).sum(where=weight > 0))
     negatives = float(weight.sum()) - positives
     matrix = CONFUSION(score, label, weight, threshold)
     matrix = {name: number(cell) for name, cell in matrix._asdict().items()}
-    fpr, tpr, _ = curves.roc(score, label, weight)
+    fpr, tpr, _ = curves.roc(ranked, label, weight)
     bends = curves.corners(fpr, tpr)
-    precision, recall, _ = curves.precision_recall(score, label, weight)
+    precision, recall, _ = curves.precision_recall(ranked, label, weight)
     why = _reasons(positives, negatives, **matrix)
     return {
         "positives": positives,
@@ -187,20 +241,27 @@ def _task(score, label, weight, threshold, found: dict) -> dict:
             "recall": numbers(recall[bends[1:] - 1]),
             "precision": numbers(precision[bends[1:] - 1]),
         },
-        "metrics": {name: interval(one, why[name]) for name, one in found.items()},
+        "metrics": {
+            name: interval(
+                *(one, why[name]),
+                patients=patients[name],
+                replicates=replicates,
+                kind=name,
+            )
+            for name, one in found.items()
+        },
     }
 
 
 def _reasons(positives: float, negatives: float, *, tp, fp, fn, tn) -> dict[str, str]:
     """Why each metric of a task is undefined, if it is; cells None: no threshold."""
-    ill = "" if positives else "no positive image"
-    well = "" if negatives else "no negative image"
     anyone = "" if positives or negatives else "no known label"
-    ranked = anyone or ill or well
-    areas = dict.fromkeys(AREAS, ranked) | {"average_precision": anyone or ill}
+    ill = anyone or ("" if positives else "no positive image")
+    well = anyone or ("" if negatives else "no negative image")
+    areas = dict.fromkeys(support.AREAS, ill or well) | {"average_precision": ill}
     cut = tp is not None
-    called = "" if cut and tp + fp else "none called positive"
-    passed = "" if cut and tn + fn else "none called negative"
+    called = anyone or ("" if cut and tp + fp else "none called positive")
+    passed = anyone or ("" if cut and tn + fn else "none called negative")
     rates = {
         "sensitivity": ill,
         "specificity": well,
@@ -212,7 +273,7 @@ def _reasons(positives: float, negatives: float, *, tp, fp, fn, tn) -> dict[str,
         "lr_positive": ill or well or "no false positive",
         "lr_negative": ill or well or "no true negative",
     }
-    return areas | (rates if cut else dict.fromkeys(rates, "no threshold"))
+    return areas | (rates if cut else dict.fromkeys(rates, anyone or "no threshold"))
 
 
 def _note(positives: float, negatives: float, threshold: float, lacking: int) -> str:

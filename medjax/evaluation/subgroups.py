@@ -16,20 +16,21 @@ import numpy as np
 import pandas as pd
 from chex import Array
 
-from medjax.evaluation import averaging, gaps, metrics
-from medjax.evaluation.gaps import LEAST, METRICS
+from medjax.evaluation import averaging, cells, gaps, metrics
+from medjax.evaluation.gaps import METRICS
 from medjax.evaluation.inference import Predictions
+from medjax.evaluation.intervals import Interval
 from medjax.evaluation.replicates import (
     in_chunks,
     multiplicities,
     replicate_confusion,
     replicate_group_areas,
 )
+from medjax.evaluation.support import LEAST
 
 AGES = (18, 40, 60, 75)  # Years.
 UNKNOWN = "unknown"
 SHOWN = 0.05
-FEW = f"fewer than {LEAST} such patients: no interval"
 EMPTY = ("no positive image", "no negative image", "none called positive")
 EMPTY += ("none called negative",)
 
@@ -63,6 +64,7 @@ def summarise(
     threshold: np.ndarray,
     key: Array,
     replicates: int,
+    ranked: np.ndarray | None = None,
 ) -> dict:
     """Every group's metrics with intervals, and the differences between groups.
 
@@ -73,13 +75,14 @@ def summarise(
       tasks: T names.
       threshold: [T], frozen, the same for every group; NaN leaves the rates empty.
       key, replicates: of the bootstrap over patients.
+      ranked: [N, T], what the AUROC is of, as of intervals.bootstrap.
 
     Returns:
       {attribute: {groups: {group: {films, patients, tasks: {T: {positives, negatives,
       metrics: {metric: interval}}}, mean: {auroc: interval}, averaged}}, gaps: {T:
       {metric: gap}}, mean: {auroc: gap}, shown, tests}}.
-      An interval is {estimate, low, high, undefined, why}, without ends of fewer than
-      LEAST patients, whom a bootstrap can't speak for; a group's mean is over the tasks
+      An interval is {estimate, low, high, undefined, why}, see cells.interval; a group's
+      mean is over the tasks
       that have as many, `averaged` in number.
       A gap is the largest difference between two groups with LEAST patients, {estimate,
       low, high, between: [higher, lower], p, p_holm, why}; shown lists all pairs whose
@@ -94,7 +97,10 @@ def summarise(
         [c.codes + start for c, start in zip(columns.values(), first, strict=False)]
     )
     names = [group for column in columns.values() for group in column.categories]
-    measured = _measure(predictions, member, len(names), threshold, key, replicates)
+    ranked = predictions.probability if ranked is None else ranked
+    measured = _measure(
+        *(predictions, ranked, member, len(names), threshold, key, replicates)
+    )
     pairs = [
         pair
         for start, stop in itertools.pairwise(first)
@@ -137,14 +143,18 @@ def _category(column: pd.Series) -> pd.Categorical:
     return values.remove_unused_categories().rename_categories(str)
 
 
-def _measure(predictions, member, groups, threshold, key, replicates) -> gaps.Measured:
+def _measure(
+    predictions, ranked, member, groups, threshold, key, replicates
+) -> gaps.Measured:
     """All groups' metrics; member: [A, N], the group an attribute puts each image in."""
     rows = (predictions.weight > 0).any(axis=1)  # As in intervals.bootstrap.
     score, label, weight = (np.asarray(x, np.float32)[rows] for x in predictions[2:])
+    ranked = np.asarray(ranked, np.float32)[rows]
     patients, patient = np.unique(predictions.patient[rows], return_inverse=True)
     member = member[:, rows].astype(np.int32)
     found = _replicates(
-        *(score, label, weight, patient.astype(np.int32), threshold, member, key),
+        *(score, ranked, label, weight, patient.astype(np.int32)),
+        *(threshold, member, key),
         patients=patients.size,
         groups=groups,
         replicates=replicates,
@@ -166,6 +176,7 @@ def _measure(predictions, member, groups, threshold, key, replicates) -> gaps.Me
 @functools.partial(jax.jit, static_argnames=("patients", "groups", "replicates"))
 def _replicates(
     score,
+    ranked,
     label,
     weight,
     patient,
@@ -180,7 +191,9 @@ def _replicates(
     """METRICS [1, M, G, T] of the films as they are, and [R, M, G, T] of the draws."""
     attributes, (films, tasks) = len(member), score.shape
     # For areas the films stand there once an attribute, for rates once a group.
-    tiled = [jnp.concatenate([x] * attributes) for x in (score, label, weight, patient)]
+    tiled = [
+        jnp.concatenate([x] * attributes) for x in (ranked, label, weight, patient)
+    ]
     inside = (member[..., None] == jnp.arange(groups)).any(axis=0)  # [N, G]
     wide = [jnp.tile(x, groups) for x in (score, label)]
     wide += [(inside[..., None] * weight[:, None]).reshape(films, -1)]
@@ -226,10 +239,13 @@ def _intervals(measured: gaps.Measured) -> tuple[dict[str, np.ndarray], np.ndarr
 def _group(measured, intervals, g: int, tasks, uncut: np.ndarray) -> dict:
     """One group's part of the report; uncut: [T], whether a task has no threshold."""
 
+    patients = gaps.denominators(measured.patients)[:, g]
+    patients = np.pad(patients, ((0, 0), (0, 1)), constant_values=LEAST)  # The mean.
+
     def interval(m: int, t: int, why: str) -> dict:
-        found = {end: _number(x[m, g, t]) for end, x in intervals.items()}
-        few = FEW if found["low"] is None else ""
-        return found | {"why": why if found["estimate"] is None else few}
+        found = Interval(*(intervals[end][m, g, t] for end in Interval._fields))
+        behind = {"patients": patients[m, t], "replicates": len(measured.replicate)}
+        return cells.interval(found, why, kind=METRICS[m], **behind)
 
     def of_task(t: int) -> dict:
         lacks = [

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from medjax.reports.card import seen
 from medjax.reports.drawing import (
     ACCENT,
     INK,
@@ -36,6 +37,7 @@ def write(summary: dict, folder: Path) -> Path:
     html = render(
         "against.html",
         found=summary,
+        seen=seen(summary["split"]),
         verdicts=_verdicts(summary),
         forest=_forest(summary),
         probability=probability,

@@ -10,6 +10,16 @@ FEW = 30  # Positive images, below which a finding's numbers are said to be weak
 WIDE = 0.1  # Width of an AUROC's interval, from which on it is said to be wide.
 SHOWN = 0.05  # p after Holm, below which a difference is shown.
 SYNTHETIC = "phantom"
+SEEN = {
+    "train": (
+        "The model was fitted to these images: the results are too good, and say nothing "
+        "of others."
+    ),
+    "validation": (
+        "The checkpoint, the thresholds and any calibration were chosen on these images: "
+        "the results are too good."
+    ),
+}
 
 
 def card(results: dict, config: dict | None, environment: dict | None) -> dict:
@@ -48,9 +58,14 @@ def card(results: dict, config: dict | None, environment: dict | None) -> dict:
     }
 
 
+def seen(split: str) -> str:
+    """What of a run was chosen on a split, so that it flatters it; '' if nothing."""
+    return SEEN.get(split, "")
+
+
 def caveats(results: dict) -> list[str]:
     """What limits the numbers of this report, as far as they show it themselves."""
-    found = []
+    found = [warning] if (warning := seen(results["split"])) else []
     if results["split_by"] == "image":
         found.append(
             "The split puts images of one patient on both sides: the results are too "
@@ -61,11 +76,13 @@ def caveats(results: dict) -> list[str]:
         found.append(f"{count(leaks)} pairs of one picture are on two sides.")
     if results["source"] == SYNTHETIC:
         found.append("The films are synthetic: nothing follows for real patients.")
-    if results["split_by"] != "other":
+    if not results.get("external", False):
         found.append(
             "The images judged are of the data that the model was trained on: other "
             "hospitals, scanners and populations are not tested here."
         )
+    if results["split"] == "target":
+        found.append("The model was adapted to other images of these data, unlabelled.")
     found += _weak(results) + _miscalibrated(results) + _uneven(results)
     found.append(
         "One training run: the intervals say what other patients would do, not what "
@@ -162,7 +179,19 @@ def _numbers(results: dict) -> list[str]:
             for what, t in (("lowest", order[0]), ("highest", order[-1]))
         )
         found.append(f"AUROC: {'; '.join(ends)}.")
+    if "localisation" in results:
+        found.append(_heatmaps(results["localisation"]))
     return found
+
+
+def _heatmaps(found: dict) -> str:
+    """Where the heatmaps lie, beside what needs no model."""
+    pointing, of = found["all"]["pointing"], found["stage"]
+    return (
+        f"Heatmaps ({label(found['method'])}{f' of {of}' if of else ''}): the maximum "
+        f"lies in a box of the finding in {interval(pointing)} of "
+        f"{count(found['all']['pairs'])}, by chance in {pointing['chance']:.3f}."
+    )
 
 
 def _ethics(results: dict) -> list[str]:
@@ -179,7 +208,7 @@ def _ethics(results: dict) -> list[str]:
 
 def _weak(results: dict) -> list[str]:
     """Findings of which there are too few, or whose numbers say little."""
-    few, wide, chance, empty = [], [], [], []
+    few, wide, chance, empty, unsure = [], [], [], [], []
     for task, one in results["tasks"].items():
         area, name = one["metrics"]["auroc"], label(task)
         if area["estimate"] is None:
@@ -187,12 +216,15 @@ def _weak(results: dict) -> list[str]:
             continue
         if one["positives"] < FEW:
             few.append(f"{name} ({count(one['positives'])})")
+        if area["low"] is None:
+            unsure.append(f"{name} ({area['why']})")
         if area["low"] is not None and area["high"] - area["low"] > WIDE:
             wide.append(name)
         if area["low"] is not None and area["low"] <= 0.5:
             chance.append(name)
     said = (
         (empty, "Without an AUROC: {}."),
+        (unsure, "Without an interval of the AUROC: {}."),
         (few, f"Fewer than {FEW} positive images: {{}}."),
         (wide, f"AUROC intervals wider than {WIDE}: {{}}."),
         (chance, "AUROC not shown to be above chance: {}."),
@@ -236,6 +268,9 @@ def _uneven(results: dict) -> list[str]:
         if tasks:
             names = ", ".join(label(task) for task in tasks)
             found.append(f"A metric differs between groups of {name}: {names}.")
+    heatmaps = results.get("localisation")
+    if heatmaps and not heatmaps["randomisation"]["depends"]:
+        found.append("The heatmaps hardly depend on what the model has learnt.")
     whole = results.get("robustness")
     if not whole:
         found.append("Robustness to corrupted images is not measured.")

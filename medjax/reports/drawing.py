@@ -18,6 +18,8 @@ NAMES = {
     "f1": "F1",
     "lr_positive": "LR+",
     "lr_negative": "LR−",
+    "grad_cam": "Grad-CAM",
+    "grad_cam_plus_plus": "Grad-CAM++",
     "macro_f1": "Macro F1",
     "weighted_f1": "Weighted F1",
     "kappa": "Cohen's kappa",
@@ -40,6 +42,7 @@ def render(template: str, **values) -> str:
     )
     environment.filters |= {
         "interval": interval,
+        "ends": ends,
         "label": label,
         "count": count,
         "number": number,
@@ -56,8 +59,13 @@ def interval(value: dict, digits: int = 3) -> str:
     text = f"{value['estimate']:.{digits}f}"
     if value["low"] is None:
         return text
+    return f"{text} ({ends(value, digits)})"
+
+
+def ends(value: dict, digits: int = 3) -> str:
+    """'0.894–0.931', or '-0.020 to 0.010': a minus isn't a dash."""
     to = " to " if value["low"] < 0 else "–"
-    return f"{text} ({value['low']:.{digits}f}{to}{value['high']:.{digits}f})"
+    return f"{value['low']:.{digits}f}{to}{value['high']:.{digits}f}"
 
 
 def probability(p: float | None) -> str:

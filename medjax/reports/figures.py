@@ -124,8 +124,10 @@ def robustness(results: dict) -> dict[str, dict]:
         row = [one for one in (clean, *row) if one["auroc"]["estimate"] is not None]
         if not row:
             continue
-        x = [one["severity"] for one in row]
-        y, *ends = ([o["auroc"][k] for o in row] for k in ("estimate", "low", "high"))
+        x, y = zip(*((one["severity"], one["auroc"]["estimate"]) for one in row))
+        ends = [(o["severity"], o["auroc"]["low"], o["auroc"]["high"]) for o in row]
+        ends = [end for end in ends if None not in end]
+        band = [("band", charts.area(frame, *zip(*ends, strict=True)))] if ends else []
         found[name] = charts.chart(
             frame,
             title=f"{label(name)}: mean AUROC at severities 0 to 5",
@@ -133,7 +135,7 @@ def robustness(results: dict) -> dict[str, dict]:
             ticks=(range(6), charts.rounded(low, 1, most=5)),
             lines=[
                 ("chance", charts.line(frame, [0, 5], [y[0], y[0]])),
-                ("band", charts.area(frame, x, *ends)),
+                *band,
                 ("curve", charts.line(frame, x, y)),
             ],
             points=[("point", *xy) for xy in zip(x, y, strict=True)],

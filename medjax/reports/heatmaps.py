@@ -82,8 +82,9 @@ def write(found: dict, path: Path) -> Path:
     """
     path.write_text(json.dumps(found, indent=1))
     console = Console(soft_wrap=True)
+    of = f" of {found['stage']}" if found["stage"] else ""
     for measure, name in (("pointing", "Maximum in a box"), ("iou", "IoU with boxes")):
-        table = Table(title=f"{name}: {found['method']} of {found['stage']}")
+        table = Table(title=f"{name}: {found['method']}{of}")
         table.add_column("")
         for heading in ("marked", name, "chance", "others"):
             table.add_column(heading, justify="right", no_wrap=True)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from medjax.reports import charts, figures
-from medjax.reports.card import card
+from medjax.reports.card import card, seen
 from medjax.reports.drawing import count, interval, label, probability, render
 
 COLUMNS = (
@@ -45,7 +45,8 @@ def write(
       results: `evaluation.results.summarise`'s, and split, source, model, split_by,
         steps, checkpoint. A section of the page is left out where its key is missing:
         bands, explorer (evaluation/bands.py, thresholds.py), calibration, subgroups,
-        robustness, cohort (cohort/account.py).
+        robustness, localisation (explaining.localise), cohort (cohort/account.py).
+        external: whether the images are of other data than the training's.
       curve: the lines of metrics.jsonl.
       folder: where to.
       name: of the files.
@@ -77,6 +78,7 @@ def write(
         "recall": sections["precision_recall"],
         "calibration": sections["reliability"],
         "subgroups": results.get("subgroups"),
+        "localisation": "localisation" in results,
         "split": "cohort" in results,
         "card": True,
         "settings": config or environment,
@@ -102,6 +104,7 @@ def write(
             for shown in kinds.values()
             for film in shown
         ),
+        seen=seen(results["split"]),
         card=card(results, config, environment),
         probability=probability,
     )
@@ -152,6 +155,7 @@ def _titles(results: dict) -> dict[str, str]:
         "calibration": "Calibration",
         "subgroups": "Groups of patients",
         "robustness": "Robustness",
+        "localisation": "Where the heatmaps lie",
         "films": "Right and wrong calls",
         "training": "Training",
         "split": "The split and its audit",

@@ -138,15 +138,21 @@ def read_task(folder: Path) -> dict:
 
 
 def write_predictions(
-    path: Path, tasks: tuple[str, ...], image: pd.Series, found: Predictions
+    path: Path,
+    tasks: tuple[str, ...],
+    image: pd.Series,
+    found: Predictions,
+    raw: np.ndarray | None = None,
 ) -> None:
-    """Writes predictions/<split>.csv: image, patient, and two columns a task.
+    """Writes predictions/<split>.csv: image, patient, and two or three columns a task.
 
     Args:
       path: of the CSV.
       tasks: T names.
       image: names by id.
       found: probabilities and labels; an unknown label is left empty.
+      raw: [N, T], the probabilities before calibration, by which a finding's images
+        are ranked: a column T_raw each; None: they are ranked by `found`'s.
     """
     path.parent.mkdir(exist_ok=True)
     names = image[found.id].to_numpy()
@@ -155,4 +161,6 @@ def write_predictions(
     for t, task in enumerate(tasks):
         columns[task] = found.probability[:, t]
         columns[f"{task}_label"] = known[:, t]
+        if raw is not None:
+            columns[f"{task}_raw"] = raw[:, t]
     pd.DataFrame(columns).to_csv(path, index=False)
