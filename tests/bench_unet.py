@@ -32,6 +32,7 @@ from medjax.training import optim, step
 
 MASKS, SEQUENCES, PATCHES, SIDE = 3, 4, 2, 64
 OPTIONS = (
+    "{'widths': (16, 32, 64, 128), 'strides': (2, 2, 2, 1)}",  # The peer's levels.
     "{'widths': (16, 32, 64), 'strides': (2, 2, 2)}",
     "{'widths': (16, 32, 64, 128), 'strides': (2, 2, 2, 2), 'deep': 2}",
     "{'widths': (8, 16, 32, 64), 'strides': (1, 2, 2, 2)}",

@@ -80,12 +80,6 @@ def shape(config: Config) -> dict[str, int]:
     return {"batch": math.ceil(config.evaluation.batch / devices), "devices": devices}
 
 
-def shared(config: Config) -> int:
-    """What the devices share of an update: images, or volumes."""
-    patches = config.patch.each if config.task == "segmentation" else 1
-    return max(config.train.batch // patches, 1)
-
-
 def about(config: Config) -> dict[str, Any]:
     """What a report says of its run."""
     return {

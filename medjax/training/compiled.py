@@ -44,7 +44,7 @@ def use_cores(*batches: int, most: int = DEVICES) -> None:
     if jax.config.jax_num_cpu_devices > 0:
         return
     devices = max(min(os.cpu_count() or 1, most), 1)
-    while any(batch % devices for batch in batches):
+    while any(max(batch, 1) % devices for batch in batches):
         devices -= 1
     with contextlib.suppress(RuntimeError):  # It has looked.
         jax.config.update("jax_num_cpu_devices", devices)
