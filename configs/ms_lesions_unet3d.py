@@ -85,17 +85,17 @@ def get_config() -> ConfigDict:
         "name": "adamw",
         "learning_rate": 4e-3,
         "weight_decay": 1e-2,
-        "warmup": 120,
+        "warmup": 150,
         "clip": 5.0,
         "ema": 0.995,
     }
     c.train = {
-        "steps": 1800,
+        "steps": 2200,
         "batch": 2,
         "dtype": "float32",
         "threads": 2,
         "log_every": 20,
-        "evaluate_every": 450,
+        "evaluate_every": 550,
         "keep": 1,
     }
     c.evaluation = {

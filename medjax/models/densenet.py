@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 from chex import Array
+from jax import lax
 
 from medjax.models import layers
 from medjax.models.classifier import Classifier
@@ -122,6 +123,7 @@ class Stage(nn.Module):
             # The pool before the convolution, which is as linear: a quarter of the work.
             x = layers.avg_pool(norm(name="transition_norm")(x, relu=True), 2)
             x = conv(x.shape[-1] // 2, 1, name="transition_conv")(x)
+        wide = None if train else _with_room(x, self.depth * self.growth)
         for j in range(1, self.depth + 1):
             new = norm(name=f"layer{j}_norm1")(x, relu=True)
             if self.bottleneck:
@@ -129,8 +131,19 @@ class Stage(nn.Module):
                 new = conv(width, 1, name=f"layer{j}_conv1")(new)
                 new = norm(name=f"layer{j}_norm2")(new, relu=True)
             new = conv(self.growth, 3, name=f"layer{j}_conv2")(new)
-            x = jnp.concatenate([x, new], axis=-1)  # [B, h, w, c + growth]
+            if train:
+                x = jnp.concatenate([x, new], axis=-1)  # [B, h, w, c + growth]
+                continue
+            # No gradient wants each layer's input: nothing of them is copied.
+            axis, place = x.ndim - 1, x.shape[-1]
+            wide = lax.dynamic_update_slice_in_dim(wide, new, place, axis)
+            x = wide[..., : place + self.growth]
         return norm(name="norm")(x, relu=True) if self.last else x
+
+
+def _with_room(x: Array, channels: int) -> Array:
+    """[B, ..., c] -> [B, ..., c + channels], zeros behind x."""
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, channels)])
 
 
 densenet121 = partial(densenet, blocks=(6, 12, 24, 16))
