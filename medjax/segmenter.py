@@ -19,12 +19,15 @@ from medjax.evaluation.postprocessing import Post
 from medjax.reports import segmenting as report
 from medjax.training import step, workdir
 
+COARSER = 1.5  # By so much voxels may differ from those learnt from, unmentioned.
+
 
 class Run(NamedTuple):
     """A run, as read back.
 
     sequences: C names of an image's channels, in their order.
     regions: K names of a mask's channels, and their values in a file.
+    spacing: [3] mm along D, H, W, the median volume's; () in runs of older versions.
     """
 
     config: Config
@@ -33,6 +36,7 @@ class Run(NamedTuple):
     network: segmentation.Network
     step: int
     state: step.State
+    spacing: tuple[float, ...] = ()
 
 
 def read(folder: Path) -> Run:
@@ -42,7 +46,25 @@ def read(folder: Path) -> Run:
     sequences, regions = meaning["sequences"], meaning["regions"]
     network = segmentation.network(config, len(sequences), len(regions))
     found = segmentation.restore(config, folder / "checkpoints", network, len(regions))
-    return Run(config, sequences, regions, network, *found)
+    spacing = tuple(meaning.get("spacing", ()))
+    return Run(config, sequences, regions, network, *found, spacing)
+
+
+def strange(run: Run, case: Case) -> str:
+    """What a patient's grid has that the training volumes' hadn't; '' for nothing."""
+    if not run.spacing:
+        return ""
+    ratio = np.divide(case.spacing, run.spacing)
+    if np.max(np.maximum(ratio, 1 / ratio)) <= COARSER:
+        return ""
+    theirs, own = (
+        " x ".join(f"{mm:.3g}" for mm in spacing)
+        for spacing in (case.spacing, run.spacing)
+    )
+    return (
+        f"voxels of {theirs} mm, and the run learnt from {own}: its masks may be "
+        "wrong; train with data.spacing set"
+    )
 
 
 def answers(

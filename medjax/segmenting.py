@@ -25,6 +25,7 @@ from medjax.evaluation import segmentation as measures
 from medjax.reports import segmenting as report
 from medjax.training import journal, loop, provenance, step, workdir
 
+SPACING = ("spacing_d", "spacing_h", "spacing_w")  # Columns of a table of volumes.
 TASK = "segmentation"  # Of the configs whose commands these are.
 PICTURED = 12  # Volumes with pictures on the page, the worst.
 
@@ -76,7 +77,11 @@ def train(config: Config, folder: Path) -> bool:
     manifest = scans.manifest(config, prepared)
     provenance.hold(folder, prepared.folder, manifest)
     splits.write(manifest, folder / "splits.csv")
-    meaning = {"sequences": prepared.sequences, "regions": prepared.regions}
+    meaning = {
+        "sequences": prepared.sequences,
+        "regions": prepared.regions,
+        "spacing": prepared.table[list(SPACING)].median().tolist(),
+    }
     (folder / "task.json").write_text(json.dumps(meaning, indent=2))
     sides = {
         side: scans.parts(prepared, manifest, side)
@@ -181,7 +186,7 @@ def evaluate(folder: Path, *, split: str = "test", other: Config | None = None) 
         "posts": dict(zip(run.regions, [p._asdict() for p in posts], strict=True)),
         "shown": run.sequences[0],
         "facts": _facts(config),
-        "caveat": CAVEATS.get(config.data.split, "") if split == "test" else "",
+        "caveat": _caveat(config, split),
     }
     name = "report" if split == "test" else f"report-{split}"
     written = report.write(
@@ -200,6 +205,26 @@ CAVEATS = {
     "halves": "Both hemispheres are of the same patients, so these numbers flatter.",
     "leave_one_out": "One patient was left out: the other folds belong to this result.",
 }
+
+
+RESAMPLED = (
+    "Measured at voxels of {} mm, to which the radiologists' masks were resampled too: "
+    "what they lost by it, small regions first, isn't counted."
+)
+SEEN = "The network was trained, or its masks' thresholds chosen, on these volumes."
+
+
+def _caveat(config: Config, split: str) -> str:
+    """Why the numbers flatter; '' for nothing known."""
+    told = []
+    if split == "test":
+        told.append(CAVEATS.get(config.data.split, ""))
+    elif split in splits.SPLITS:
+        told.append(SEEN)
+    spacing = tuple(config.data.get("spacing", ()))
+    if spacing and config.data.source != scans.PHANTOM:  # It is drawn at its spacing.
+        told.append(RESAMPLED.format(" x ".join(f"{mm:g}" for mm in spacing)))
+    return " ".join(filter(None, told))
 
 
 def _same_meaning(other: Config, prepared: Prepared, run: segmenter.Run) -> Prepared:
@@ -267,6 +292,8 @@ def predict(folder: Path, *, images: list[str], out: Path) -> list[str]:
             except InputError as error:
                 unread.append(str(error))
                 continue
+            if strange := segmenter.strange(run, case):
+                print(f"warning: {one.name}: {strange}")
             probability = segmentation.probability(
                 run.config, run.network, run.state, case.image
             )

@@ -2,13 +2,18 @@
 
     python tests/bench_unet.py --peer-python=PATH [--device=cpu|cuda] [--rounds=3]
         [--options="{'widths': (16, 32, 64), 'strides': (2, 2, 2)}" ...]
+    python tests/bench_unet.py --volume
 
 Work: 2 patches of 64 x 64 x 64 x 4 -> 3 masks, soft Dice, AdamW; float32 on the CPU,
 bfloat16 on a GPU. The peer is MONAI's UNet of widths 16, 32, 64, 128 with two residual
-units, which halves the resolution at once. Ours is the whole of `compile_step`, once for
-each `--options` of the network. Each round runs the peer and then ours, each in a
+units, which halves the resolution at once. Ours is the whole of `compile_step`, on a
+device for each core of a CPU as `train` makes them, once for each `--options` of the
+network. Each round runs the peer and then ours, each in a
 process of its own; the table has the medians over the rounds, and of their ratios.
 Seconds of the processors tell more than seconds where others use the machine.
+
+--volume says instead what a sliding window over 182 x 218 x 182 x 4 takes: seconds, and
+the process's peak of memory.
 """
 
 import argparse
@@ -16,6 +21,7 @@ import ast
 import functools
 import json
 import os
+import resource
 import sys
 import tempfile
 import time
@@ -27,8 +33,10 @@ import numpy as np
 from bench_step import child, compiled, timed
 
 from medjax import losses
+from medjax.evaluation import sliding
 from medjax.models.unet import unet
 from medjax.training import optim, step
+from medjax.training.compiled import use_cores
 
 MASKS, SEQUENCES, PATCHES, SIDE = 3, 4, 2, 64
 OPTIONS = (
@@ -46,16 +54,18 @@ def ours(options: dict, dtype: str) -> dict[str, float]:
     init = jax.jit(functools.partial(model.init, train=False))
     rng = np.random.default_rng(0)
     space = (SIDE,) * 3
-    image = rng.random((1, PATCHES, *space, SEQUENCES), np.float32)
+    shape = (devices := jax.local_device_count(), PATCHES // devices)
+    image = rng.random((*shape, *space, SEQUENCES), np.float32)
     batch = {
         "image": image,
-        "label": np.float32(rng.random((1, PATCHES, *space, MASKS)) > 0.8),
-        "weight": np.ones((1, PATCHES, MASKS), np.float32),
+        "label": np.float32(rng.random((*shape, *space, MASKS)) > 0.8),
+        "weight": np.ones((*shape, MASKS), np.float32),
     }
     variables = init(jax.random.key(0), image[0])
     hyper = optim.Hyper(1e-3, 1e-5, 0.99, 0.0, {"smooth": jnp.ones(())})
     state = step.init_state(variables, optimizer=optimizer, dual={}, hyper=hyper)
-    batch = jax.pmap(lambda batch: batch, devices=jax.local_devices()[:1])(batch)
+    batch = jax.pmap(lambda batch: batch)(batch)
+    state = step.replicated(state)
     update = step.compile_step(
         apply=model.apply,
         augment=lambda key, batch: batch,
@@ -74,17 +84,37 @@ def ours(options: dict, dtype: str) -> dict[str, float]:
         return scalars
 
     took, worked = timed(train)
-    apply = jax.jit(functools.partial(model.apply, train=False))
-    infer, _ = compiled(apply.lower(state.averaged, image[0]))
+    infer = jax.pmap(functools.partial(model.apply, train=False), in_axes=(None, 0))
+    averaged = step.replicated(jax.device_get(state.averaged))
     return {
         "train": PATCHES / took,
-        "infer": PATCHES / timed(lambda: infer(state.averaged, image[0]))[0],
+        "infer": PATCHES / timed(lambda: infer(averaged, batch["image"]))[0],
         "step_s": took,
         "cpu_s": worked,
         "trace_s": traced,
         "compile_s": compiling,
         "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
     }
+
+
+def volume() -> None:
+    """Prints what a volume takes."""
+    model = unet(MASKS, **ast.literal_eval(OPTIONS[0]))
+    shape = (182, 218, 182, SEQUENCES)
+    image = np.random.default_rng(0).random(shape, np.float32)
+    patch = (SIDE,) * 3
+    variables = model.init(jax.random.key(0), image[None, :64, :64, :64], train=False)
+    run = functools.partial(
+        sliding.volume_probability,
+        lambda variables, image: model.apply(variables, image, train=False),
+        variables,
+        patch=patch,
+    )
+    start = time.perf_counter()
+    run(image)
+    took = time.perf_counter() - start
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(f"{took:.1f} s with compilation, {peak / 1e9:.2f} GB at the peak")
 
 
 def main():
@@ -96,9 +126,13 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--options", nargs="+", default=OPTIONS)
     parser.add_argument("--one", action="store_true", help="ours alone, as JSON")
+    parser.add_argument("--volume", action="store_true", help="a sliding window's cost")
     args = parser.parse_args()
+    if args.volume:
+        return volume()
     if args.one:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        use_cores(PATCHES)
         dtype = "float32" if args.device == "cpu" else "bfloat16"
         return print(json.dumps(ours(ast.literal_eval(args.options[0]), dtype)))
     how = ["unet3d", f"--batch={PATCHES}", f"--side={SIDE}", f"--device={args.device}"]

@@ -110,3 +110,17 @@ def test_a_number_that_the_loss_doesn_t_take_is_named(config):
         config.loss.parts.soft_dice.smoth = 1.0
     with pytest.raises(InputError, match="loss.smoth: soft_dice has no such number"):
         segmentation.loss_arguments(config, 3)
+
+
+@pytest.mark.parametrize("name", ["softmax_cross_entropy", "auc_margin"])
+def test_a_loss_that_isn_t_of_masks_is_refused(config, name):
+    with config.unlocked():
+        config.loss = {"name": "compound", "parts": {name: {}}}
+    with pytest.raises(InputError, match=f"{name}': is not of masks"):
+        segmentation.loss_arguments(config, 3)
+
+
+def test_an_even_number_of_slices_is_refused(config):
+    config.patch.size, config.patch.slices = (4, 8, 8), True
+    with pytest.raises(InputError, match="has no middle one"):
+        segmentation.network(config, 4, 3)

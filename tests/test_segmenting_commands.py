@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from medjax import commands, evaluating, segmenter, segmenting
-from medjax.data import brain
+from medjax.data import brain, cases
 from medjax.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
@@ -164,7 +164,7 @@ def test_all_patients_train_and_the_page_of_them_is_there_for_the_asking(tmp_pat
     with pytest.raises(InputError, match="nobody is on that side"):
         evaluating.evaluate(tmp_path / "all")
     found = evaluating.evaluate(tmp_path / "all", split="train")
-    assert found["volumes"] == 8
+    assert found["volumes"] == 8 and found["caveat"] == segmenting.SEEN
     other = small_config(run.parent / "records")
     other.data.update(patients=2, first_patient=50, spacing=(8.0, 9.0, 9.0))
     with pytest.raises(InputError, match="data.spacing is .*the run's"):
@@ -189,3 +189,22 @@ def test_exploring_proposes_what_a_network_could_take(run, tmp_path, capsys):
     strides = np.prod(found["proposal"]["strides"], axis=0)
     assert not (np.array(found["proposal"]["patch"]) % strides).any()
     assert "patch" in capsys.readouterr().out
+
+
+def test_other_voxels_than_those_learnt_from_are_warned_of(run):
+    found = segmenter.read(run)
+    near, far = (np.array(found.spacing) * ratio for ratio in (1.4, 1.6))
+    case = cases.Case(None, None, None, near, None, None)
+    assert segmenter.strange(found, case) == ""
+    for spacing in (far, 1 / far):
+        told = segmenter.strange(found, case._replace(spacing=spacing))
+        assert "the run learnt from" in told
+
+
+def test_a_report_says_what_it_doesn_t_count(run):
+    config = small_config(run.parent / "records")
+    assert segmenting._caveat(config, "test") == ""  # Drawn at its own spacing.
+    config.data.source = "folders"
+    assert "voxels of 9 x 9 x 9 mm" in segmenting._caveat(config, "test")
+    config.data.split = "halves"
+    assert "same patients" in segmenting._caveat(config, "test")

@@ -22,6 +22,8 @@ from medjax.models import architectures
 from medjax.models.classifier import Classifier
 from medjax.training import optim, step
 
+NOT_OF_MASKS = ("softmax_cross_entropy", "auc_margin")  # One class a row; its ranks.
+
 
 class Network(NamedTuple):
     """A model with its parts bound.
@@ -111,10 +113,15 @@ def loss_arguments(config: Config, regions: int) -> dict:
     take their place.
 
     Raises:
-      InputError: a number that the loss doesn't take.
+      InputError: a number that the loss doesn't take, or a loss that isn't of masks.
     """
 
     def of(name: str, options: dict) -> dict:
+        if name in NOT_OF_MASKS:
+            raise InputError(
+                f"loss.name={name!r}: is not of masks that may overlap: take "
+                "'soft_dice', 'tversky', 'weighted_bce', 'focal' or a 'compound' of them"
+            )
         takes = inspect.signature(named(losses, name, "loss.name")).parameters
         for option in options.keys() - takes.keys():
             raise InputError(f"loss.{option}: {name} has no such number: leave it out")
