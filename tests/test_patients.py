@@ -194,3 +194,31 @@ def test_the_patients_of_the_sample_are_found():
     found = find(MS, sequences=names, files=files, mask="lesion.nii.gz")
     assert [one.name for one in found] == ["patient07", "patient19"]
     assert all(file.path.exists() for file in found[1].files.values())
+
+
+@pytest.mark.parametrize(
+    ("names", "pattern", "expected"),
+    [
+        (["P2", "P1"], "", [0, 1]),
+        (["a/x", "b/x"], "", [0, 1]),
+        (["s1/v1", "s1/v2", "s2/v1"], "(.*?)/", [0, 0, 1]),
+        (["siteA/1", "siteA/2"], "(.*)", [0, 1]),
+        (["sub-07_ses-1", "sub-09_ses-1", "sub-07_ses-2"], r"sub-(\d+)", [0, 1, 0]),
+    ],
+)
+def test_volumes_of_one_patient_have_one_number(names, pattern, expected):
+    assert patients.patient_numbers(names, pattern) == expected
+
+
+@pytest.mark.parametrize(
+    ("pattern", "error"),
+    [
+        ("", "s1: holds several volumes.*data.patient"),
+        ("v(", r"data.patient='v\(': "),
+        ("s1", "finds no patient in 's1/v1'"),
+        ("s1/(.*)", "finds no patient in 's2/v1'"),
+    ],
+)
+def test_nobody_guesses_who_a_volume_shows(pattern, error):
+    with pytest.raises(InputError, match=error):
+        patients.patient_numbers(["s1/v1", "s1/v2", "s2/v1"], pattern)

@@ -157,31 +157,3 @@ def test_files_are_prepared_as_read_case_reads_them(tmp_path):
     np.testing.assert_array_equal(back.label, case.label)
     assert volumes.load(prepared, 1).label is None
     assert list(prepared.table["image"]) == ["P1", "P2"]
-
-
-@pytest.mark.parametrize(
-    ("names", "pattern", "expected"),
-    [
-        (["P2", "P1"], "", [0, 1]),
-        (["a/x", "b/x"], "", [0, 1]),
-        (["s1/v1", "s1/v2", "s2/v1"], "(.*?)/", [0, 0, 1]),
-        (["siteA/1", "siteA/2"], "(.*)", [0, 1]),
-        (["sub-07_ses-1", "sub-09_ses-1", "sub-07_ses-2"], r"sub-(\d+)", [0, 1, 0]),
-    ],
-)
-def test_volumes_of_one_patient_have_one_number(names, pattern, expected):
-    assert volumes.patient_numbers(names, pattern) == expected
-
-
-@pytest.mark.parametrize(
-    ("pattern", "error"),
-    [
-        ("", "s1: holds several volumes.*data.patient"),
-        ("v(", r"data.patient='v\(': "),
-        ("s1", "finds no patient in 's1/v1'"),
-        ("s1/(.*)", "finds no patient in 's2/v1'"),
-    ],
-)
-def test_nobody_guesses_who_a_volume_shows(pattern, error):
-    with pytest.raises(InputError, match=error):
-        volumes.patient_numbers(["s1/v1", "s1/v2", "s2/v1"], pattern)

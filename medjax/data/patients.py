@@ -6,6 +6,7 @@ leaves ('._T1.nii.gz') among them, are never looked at.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -131,6 +132,44 @@ def in_decathlon(
         files = {name: File(image, channels[name]) for name in sequences}
         found.append(Found(_stem(image), files, mask, official))
     return found
+
+
+def patient_numbers(names: Sequence[str], pattern: str) -> list[int]:
+    """Which volumes show the same patient: their numbers, in the order of appearance.
+
+    Args:
+      names: of the volumes: paths below the data's folder, or files.
+      pattern: a regular expression, of which the first group that it finds in a name
+        is the patient: '(.*?)/' where each patient's folder holds one for each visit,
+        '(.*)' where every volume shows another patient. '' is that, too, unless two
+        volumes lie in one folder.
+
+    Raises:
+      InputError: a pattern that isn't one or finds no patient; or none, and two volumes
+        in one folder, which may be two visits of one patient.
+    """
+    if not pattern:
+        above = [name.rpartition("/")[0] for name in names]
+        shared = next((a for a in above if a and above.count(a) > 1), None)
+        if shared is not None:
+            raise InputError(
+                f"{shared}: holds several volumes, and no split may part those of one "
+                "patient: say which part of a name is the patient, data.patient="
+                "'(.*?)/' for the first folder, or '(.*)' if each is another one"
+            )
+        pattern = "(.*)"
+    people = {}
+    for name in names:
+        try:
+            hit = re.search(pattern, name)
+        except re.error as error:
+            raise InputError(f"data.patient={pattern!r}: {error}") from None
+        if not hit or not hit.groups() or not hit[1]:
+            raise InputError(
+                f"data.patient={pattern!r}: its first group finds no patient in {name!r}"
+            )
+        people.setdefault(hit[1], len(people))
+    return [people[re.search(pattern, name)[1]] for name in names]
 
 
 def _check_sequences(sequences: Sequence[str]) -> None:

@@ -16,7 +16,6 @@ import functools
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -28,7 +27,7 @@ import pandas as pd
 from medjax.data import mri
 from medjax.data.cases import Case
 from medjax.data.nifti import Grid
-from medjax.data.patients import Found
+from medjax.data.patients import Found, patient_numbers
 from medjax.errors import InputError
 
 # Then voxels_<region>, blank without a mask, and has_<sequence>, 1 or 0.
@@ -94,7 +93,7 @@ def from_files(
       found: their files.
       regions: region -> the mask's values.
       labelled: whether a patient without a mask is quarantined.
-      patient: see `patient_numbers`.
+      patient: see patients.patient_numbers.
       options: of `mri.read_case`.
 
     Raises:
@@ -111,44 +110,6 @@ def from_files(
         Patient(one.name, number, functools.partial(read, one), one.official)
         for number, one in zip(numbers, found, strict=True)
     ]
-
-
-def patient_numbers(names: Sequence[str], pattern: str) -> list[int]:
-    """Which volumes show the same patient: their numbers, in the order of appearance.
-
-    Args:
-      names: of the volumes: paths below the data's folder, or files.
-      pattern: a regular expression, of which the first group that it finds in a name
-        is the patient: '(.*?)/' where each patient's folder holds one for each visit,
-        '(.*)' where every volume shows another patient. '' is that, too, unless two
-        volumes lie in one folder.
-
-    Raises:
-      InputError: a pattern that isn't one or finds no patient; or none, and two volumes
-        in one folder, which may be two visits of one patient.
-    """
-    if not pattern:
-        above = [name.rpartition("/")[0] for name in names]
-        shared = next((a for a in above if a and above.count(a) > 1), None)
-        if shared is not None:
-            raise InputError(
-                f"{shared}: holds several volumes, and no split may part those of one "
-                "patient: say which part of a name is the patient, data.patient="
-                "'(.*?)/' for the first folder, or '(.*)' if each is another one"
-            )
-        pattern = "(.*)"
-    people = {}
-    for name in names:
-        try:
-            hit = re.search(pattern, name)
-        except re.error as error:
-            raise InputError(f"data.patient={pattern!r}: {error}") from None
-        if not hit or not hit.groups() or not hit[1]:
-            raise InputError(
-                f"data.patient={pattern!r}: its first group finds no patient in {name!r}"
-            )
-        people.setdefault(hit[1], len(people))
-    return [people[re.search(pattern, name)[1]] for name in names]
 
 
 def prepare(
