@@ -74,9 +74,9 @@ def summarise(
       precision}, metrics: {metric: interval}, calibration: {prevalence: interval,
       before: side, after: side}, at_prevalence: {prevalence, ppv: interval, npv:
       interval} if it is asked for}}; calibration: {mean: {before, after}}. An interval
-      is {estimate, low, high, undefined, why}, see cells.interval. A side is {brier, calibration_error, predicted: interval, reliability:
-      {predicted, observed, low, high, count}}, and `after` is None if nothing was
-      mended. Exclusive tasks add classes: {matrix: [T][T] counts, row true, column
+      is {estimate, low, high, undefined, why}, see cells.interval. A side is {brier,
+      calibration_error, predicted: interval, reliability: {predicted, observed, low,
+      high, count}}, and `after` is None if nothing was mended. Exclusive tasks add classes: {matrix: [T][T] counts, row true, column
       said; rates: {rate: interval}}.
     """
     score, label, weight = predictions[2:]
@@ -168,29 +168,6 @@ def _elsewhere(task: dict, found: dict, prevalence: float, behind: dict) -> dict
         ]
         why = next(filter(None, parts), "")
         cells[name] = interval(found[f"{name}_at"], why, **behind)
-    return cells
-
-
-def _means(found: dict, kind: str, patients: dict, replicates: int) -> dict:
-    """{metric: interval} of one kind of mean; patients: as of support.patients."""
-    cells = {}
-    for name, each in patients.items():
-        if f"{kind}_{name}" not in found:
-            continue
-        behind, few, of = each[-1], 0, name
-        if kind != "micro":  # The best known of the tasks has enough, or none has.
-            own = each[:-1][~np.isnan(found[name].estimate)]
-            few, of = np.count_nonzero(own < support.LEAST), ""
-            behind = own.max(initial=0)
-        cell = interval(
-            *(found[f"{kind}_{name}"], "undefined in every task"),
-            patients=behind,
-            replicates=replicates,
-            kind=of,
-        )
-        if few and not cell["why"]:
-            cell["why"] = f"{few} of {own.size} have few patients"
-        cells[name] = cell
     return cells
 
 
