@@ -230,3 +230,13 @@ def test_a_turned_brain_has_no_dark_rim():
     options = {"size": SHAPE, "each": 8, "foreground": 0.0, "slices": False}
     got = np.asarray(patches.augment(KEY, batch, ops=(turn,), **options)["image"])
     assert got.min() >= -1e-5 and got.max() > 0.99
+
+
+def test_many_patches_of_one_volume_compile():
+    """Their numbers are all the same, over which XLA's simplifier ran in circles."""
+    options = {"size": (3, 8, 8), "each": 32, "foreground": 0.5, "slices": True}
+    op = functools.partial(intensity.gamma, max_log_gamma=0.1)
+    batch = volumes(1)
+    batch |= {"image": batch["image"] / 1000}  # Below what is clipped.
+    got = patches.augment(KEY, batch, ops=(op,), **options)["image"]
+    assert len(np.unique(np.asarray(got[:, 0, 0, 0]))) > 16

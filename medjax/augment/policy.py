@@ -78,12 +78,11 @@ def augment_batch(
     if "points" in batch:
         found["points"] = batch["points"]
     spacing = {"spacing": batch["spacing"]} if "spacing" in batch else {}
-    own = (batch[name] for name in ("epoch", "id", "occurrence"))
-    own = jax.vmap(functools.partial(sample_key, fused(key)))(*own)
+    rows = jnp.sum(batch["occurrence"] >= 0)  # All of them, as XLA doesn't know.
+    own = _keys(rows, fused(key), *(batch[n] for n in ("epoch", "id", "occurrence")))
     keys = [jax.vmap(jax.random.fold_in, (0, None))(own, i) for i in range(len(ops))]
     steps = list(zip(keys, ops, strict=True))
     steps.append((own, lambda _, image: prepare(image[None])[0]))
-    rows = jnp.sum(batch["occurrence"] >= 0)  # All of them, as XLA doesn't know.
     for moves, run in itertools.groupby(steps, lambda step: _is_move(step[1])):
         keys, same = zip(*run, strict=True)
         if moves:
@@ -93,6 +92,16 @@ def augment_batch(
             change = functools.partial(_change, same)
             found = found | {"image": _each(rows, change, keys, found["image"])}
     return batch | found
+
+
+def _keys(rows, key, *numbers):
+    """sample_key of every sample, [B].
+
+    By the loop of `_each`: where many patches are of one volume, all their numbers are
+    the same, and XLA's simplifier runs in circles over the rounds of their keys.
+    """
+    words = _each(rows, lambda *n: jax.random.key_data(sample_key(key, *n)), *numbers)
+    return jax.random.wrap_key_data(words, impl=jax.random.key_impl(key))
 
 
 def _move(ops, keys, found, spacing, *, padding, fill) -> dict[str, Array]:
