@@ -9,11 +9,12 @@ deceives). Of the real films a half, by patient, is seen without labels; the rep
 `report-target.html` is about the other half. `python tests/bench_adaptation.py` compares
 the four, each half in turn.
 
-Phantoms teach little about these films. Mean AUROC, both halves (700 films, 480
-patients), and paired difference to the source alone: source 0.586 (0.519-0.633), adabn
-+0.007 (-0.026 to +0.051), coral at weight 100 +0.036 (+0.002 to +0.080). The first half
-only: dann at 0.01 +0.018 (-0.031 to +0.082); at 1 it unlearns the source too, -0.193
-(-0.317 to -0.046).
+Phantoms teach little about these films, and no method mends it. Mean AUROC, both halves
+(700 films, 480 patients), and paired difference to the source alone: source 0.606
+(0.539-0.653), adabn -0.020 (-0.057 to +0.026), coral at weight 100 +0.016 (-0.021 to
++0.057), dann at 0.01 -0.011 (-0.043 to +0.027). One seed; of an earlier revision, which
+differs in rounding, coral's was +0.036 (+0.002 to +0.080): a difference of this size is
+the seed's. dann at 1 unlearns the source too, -0.193 (-0.317 to -0.046) on one half.
 """
 
 from ml_collections import ConfigDict

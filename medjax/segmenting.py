@@ -18,7 +18,7 @@ from medjax.build import (
 )
 from medjax.build.plain import Config
 from medjax.cohort import splits
-from medjax.data import fingerprint, plan, volumes
+from medjax.data import fingerprint, plan
 from medjax.data.volumes import Prepared
 from medjax.errors import InputError
 from medjax.evaluation import segmentation as measures
@@ -40,12 +40,22 @@ def prepare(config: Config) -> Prepared:
 
 
 def explore(config: Config, folder: Path) -> Path:
-    """Writes fingerprint.json of `config.data`, prints it and what it proposes."""
+    """Writes fingerprint.json of `config.data`, prints it and what it proposes.
+
+    It is of the scans as their files have them, but for their background: what
+    `data.spacing` says can't speak for itself.
+    """
     prepared = prepare(config)
-    cases = (volumes.load(prepared, id) for id in prepared.table["id"])
-    found = fingerprint.measure(
-        cases, sequences=prepared.sequences, regions=list(prepared.regions)
-    )
+    with Progress() as progress:
+        found = fingerprint.measure(
+            progress.track(
+                scans.as_stored(config, prepared),
+                total=len(prepared.table),
+                description="look at the scans",
+            ),
+            sequences=prepared.sequences,
+            regions=list(prepared.regions),
+        )
     proposal = plan.propose(found)
     print("\n".join([*fingerprint.describe(found), *plan.describe(proposal)]))
     folder.mkdir(parents=True, exist_ok=True)

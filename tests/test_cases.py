@@ -36,6 +36,17 @@ def test_each_channel_is_a_z_score_inside_the_brain_and_0_outside():
     np.testing.assert_array_equal(case.presence, [1, 1])
 
 
+def test_in_its_own_units_a_case_is_the_head_as_it_is():
+    image = image_of()
+    image[6, 8, 7] = 1e5  # Nothing is cut.
+    image[:, 0, 0] = 3.0  # Background.
+    case = make_case(
+        image, None, AFFINE, presence=np.array([1, 0]), margin=100, units="own"
+    )
+    image[:, 0, 0] = image[..., 1] = 0
+    np.testing.assert_array_equal(case.image, image)
+
+
 def test_what_is_beyond_the_percentiles_is_cut_to_them():
     image = image_of(1)
     inside = image[..., 0] != 0

@@ -36,16 +36,31 @@ def test_a_table_is_known_by_what_it_says(folder):
         (lambda raw: (raw / "film.png").unlink(), "film.png is gone"),
     ],
 )
-def test_a_file_is_known_by_its_size_and_time(folder, change, error):
+def test_a_file_is_known_by_what_it_holds(folder, change, error):
     raw = folder / "raw"
 
     def now():
         paths = [p for p in (raw / "film.png", raw / "series") if p.exists()]
-        return origin.of_files(raw, paths)
+        return origin.of_files(raw, paths, folder / "prepared/seen.json")
 
     origin.hold(folder / "prepared", now())
     origin.hold(folder / "prepared", now())
     origin.hold(folder / "prepared", {})  # The files are elsewhere.
+    os.utime(raw / "film.png", (0, 0))  # Copied again.
+    origin.hold(folder / "prepared", now())
     change(raw)
     with pytest.raises(InputError, match=error):
         origin.hold(folder / "prepared", now())
+
+
+def test_a_file_is_read_again_only_where_its_size_or_time_changed(folder, monkeypatch):
+    film, seen, read = folder / "raw/film.png", folder / "seen.json", []
+    digest = origin._digest
+    monkeypatch.setattr(
+        origin, "_digest", lambda path: read.append(path) or digest(path)
+    )
+    first, again = (origin.of_files(film.parent, [film], seen) for _ in range(2))
+    assert first == again and read == [film]
+    film.write_text("film.PNG")  # As long.
+    os.utime(film, (0, 0))
+    assert origin.of_files(film.parent, [film], seen) != first and len(read) == 2

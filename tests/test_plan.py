@@ -140,6 +140,9 @@ def test_the_lines_name_what_is_proposed():
     text = "\n".join(plan.describe(plan.propose(found([80, 64, 64], [2.5, 2, 2]))))
     assert "2.5 x 2 x 2 mm" in text and "patch 80 x 64 x 64" in text
     assert "5 levels with strides 1x1x1 2x2x2" in text
+    assert '--config.data.spacing="(2.5, 2, 2)" --config.patch.size="(80, 64, 64)"' in (
+        text
+    )
 
 
 def test_a_budget_of_nothing_is_an_error():

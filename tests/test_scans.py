@@ -16,6 +16,8 @@ from medjax.data import brain, samples
 from medjax.data.volumes import Prepared
 from medjax.errors import InputError
 
+VALUES = head((20, 20, 20), 1)  # Of a sequence.
+
 
 @pytest.fixture
 def config(tmp_path):
@@ -142,7 +144,7 @@ def own(tmp_path):
     """Two patients' files of two visits each, and the config that reads them."""
     for person in ("A", "B"):
         for visit in ("1", "2"):
-            save(tmp_path / f"raw/{person}/{visit}/T1.nii.gz", head((20, 20, 20), 1))
+            save(tmp_path / f"raw/{person}/{visit}/T1.nii.gz", VALUES)
             mask = ball((20, 20, 20), 0.2).astype(np.uint8)
             save(tmp_path / f"raw/{person}/{visit}/seg.nii.gz", mask)
     c = importlib.import_module("configs.ms_lesions_unet3d").get_config()
@@ -185,6 +187,18 @@ def test_what_was_left_out_is_counted_again(own, tmp_path):
     own.data.max_quarantined = 0.0
     with pytest.raises(InputError, match=r"25.0% of the patients were left out"):
         scans.data(own)
+
+
+def test_scans_as_they_are_stored_are_not_what_was_made_of_them(own, tmp_path):
+    (tmp_path / "raw/B/2/seg.nii.gz").unlink()
+    own.data.max_quarantined, own.data.spacing = 0.5, (2.0, 2.0, 2.0)
+    found = scans.data(own)
+    stored = list(scans.as_stored(own, found))
+    assert len(stored) == 3 and found.table["spacing_d"].tolist() == [2.0] * 3
+    for case in stored:
+        np.testing.assert_array_equal(case.spacing, [1.0, 1.0, 1.0])
+        values = case.image[case.image != 0]
+        np.testing.assert_array_equal(np.sort(values), np.sort(VALUES[VALUES != 0]))
 
 
 def test_regions_that_no_mask_can_hold_are_refused_before_training(own):

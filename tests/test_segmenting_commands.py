@@ -189,6 +189,7 @@ def test_exploring_proposes_what_a_network_could_take(run, tmp_path, capsys):
     strides = np.prod(found["proposal"]["strides"], axis=0)
     assert not (np.array(found["proposal"]["patch"]) % strides).any()
     assert "patch" in capsys.readouterr().out
+    assert min(low for _, _, low, *_ in found["data"]["inside"]) > 0  # No z-scores.
 
 
 def test_other_voxels_than_those_learnt_from_are_warned_of(run):

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import inspect
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -46,9 +47,7 @@ def data(config: Config) -> Prepared:
       InputError: an unknown source, files that are refused, more of them than may be
         left out, or files that have changed since the volumes were made.
     """
-    options = config.data.to_dict()
-    for name in ("records", "max_quarantined", "split"):  # They change no voxel.
-        options.pop(name)
+    options = _options(config)
     text = json.dumps(options, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     name = f"{config.data.source}-{digest}"
@@ -59,7 +58,7 @@ def data(config: Config) -> Prepared:
     source = Path(config.data.get("folder", "")).expanduser()
     if config.data.source != PHANTOM and source.is_dir():
         files = (path for one in found(config, source) for path in one.paths())
-        origin.hold(folder, origin.of_files(source, files))
+        origin.hold(folder, origin.of_files(source, files, folder / "seen.json"))
     left_out = len(pd.read_csv(folder / "quarantine.csv"))
     share = left_out / (left_out + len(prepared.table))
     if share > config.data.max_quarantined:
@@ -71,18 +70,44 @@ def data(config: Config) -> Prepared:
     return prepared
 
 
+def as_stored(config: Config, prepared: Prepared) -> Iterator[cases.Case]:
+    """The prepared patients once more, on their files' grids and in their files' units.
+
+    They are read one at a time, when they are asked for.
+    """
+    ready = set(prepared.table["image"])
+    for one in _patients(config, units="own"):
+        if one.name in ready:
+            yield one.read()
+
+
+def _options(config: Config) -> dict:
+    """What of `config.data` changes a voxel."""
+    others = ("records", "max_quarantined", "split")
+    return {k: v for k, v in config.data.to_dict().items() if k not in others}
+
+
+def _patients(config: Config, units: str = "z_scores") -> list[volumes.Patient]:
+    """Everybody of `config.data`, to be read on its grid; in 'own' units on theirs."""
+    if config.data.source == PHANTOM:
+        return _phantoms(units, **_options(config))
+    reading = _reading(config) | ({"spacing": ()} if units == "own" else {})
+    return volumes.from_files(
+        found(config, config.data.folder),
+        regions=_regions(config),
+        patient=config.data.get("patient", ""),
+        units=units,
+        **reading,
+    )
+
+
 def _prepare(config: Config, folder: Path, options: dict) -> None:
     """Makes the volumes of `config.data` in that folder."""
     if config.data.source == PHANTOM:
-        read, sequences, regions = _phantoms(**options), brain.SEQUENCES, BRATS
+        sequences, regions = brain.SEQUENCES, BRATS
     else:
         sequences, regions = config.data.sequences, _regions(config)
-        read = volumes.from_files(
-            found(config, config.data.folder),
-            regions=regions,
-            patient=config.data.get("patient", ""),
-            **_reading(config),
-        )
+    read = _patients(config)
     with Progress() as progress:
         bar = progress.add_task(f"prepare {folder.name}", total=len(read))
         volumes.prepare(
@@ -247,13 +272,13 @@ def _reading(config: Config) -> dict:
 
 
 def _phantoms(
-    source: str, patients: int, first_patient: int, **options
+    units: str, source: str, patients: int, first_patient: int, **options
 ) -> list[volumes.Patient]:
     """Synthetic patients, drawn when they are read."""
 
     def read(number: int) -> cases.Case:
         one = brain.patient(number, **options)
-        return cases.make_case(one.image, one.label, one.affine)
+        return cases.make_case(one.image, one.label, one.affine, units=units)
 
     numbers = range(first_patient, first_patient + patients)
     return [

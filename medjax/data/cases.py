@@ -20,8 +20,8 @@ from medjax.geometry import grid
 class Case(NamedTuple):
     """One patient, prepared.
 
-    image: [D, H, W, C] float32, z-scores inside the brain and 0 outside; axes as
-      `nifti.Volume` has them.
+    image: [D, H, W, C] float32, z-scores inside the brain and 0 outside, unless
+      other units were asked for; axes as `nifti.Volume` has them.
     label: [D, H, W, K] uint8, 0 or 1; regions may overlap. None if there is no mask.
     presence: [C] float32, 1, or 0 for a sequence that is missing and 0 everywhere.
     spacing: [3] float64, mm.
@@ -47,6 +47,7 @@ def make_case(
     spacing: Sequence[float] = (),
     margin: float = 5.0,
     clip: tuple[float, float] = (0.1, 99.9),
+    units: str = "z_scores",
 ) -> Case:
     """Prepares arrays that lie on one grid.
 
@@ -66,6 +67,7 @@ def make_case(
       margin: mm kept around the head; a label outside is never cut off.
       clip: percentiles within the head; what is beyond them is cut to them first, as
         a bright vessel must not set the scale. (0, 100) cuts nothing.
+      units: of the case's image; 'own' keeps those of `image`, and cuts nothing.
 
     Raises:
       InputError: a spacing that isn't three positive numbers, or no head.
@@ -89,8 +91,13 @@ def make_case(
     moved = target.affine.copy()
     moved[:3, 3] += moved[:3, :3] @ [side.start for side in box]
     image, masks = image[box], masks[box]
+    head = masks[..., 0]
+    if units == "own":
+        image = np.where(head[..., None] & (present > 0), image, 0).astype(np.float32)
+    else:
+        image = _z_scores(image, head, present, clip)
     return Case(
-        _z_scores(image, masks[..., 0], present, clip),
+        image,
         None if label is None else masks[..., 1:].astype(np.uint8),
         present.astype(np.float32),
         _spacing(moved),

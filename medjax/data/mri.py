@@ -30,6 +30,7 @@ def read_case(
     missing: str = "refuse",
     margin: float = 5.0,
     clip: tuple[float, float] = (0.1, 99.9),
+    units: str = "z_scores",
 ) -> Case:
     """Reads, checks and prepares one patient.
 
@@ -45,7 +46,7 @@ def read_case(
         to the first, rigidly, and resample it there.
       missing: 'refuse' a patient without one of the sequences, or 'fill' it with 0.
       margin: mm kept around the head.
-      clip: percentiles within the head, see `make_case`.
+      clip, units: percentiles within the head, and the image's units, see `make_case`.
 
     Raises:
       InputError: a file that `nifti.read` or `series.read` refuses, a sequence of one
@@ -87,6 +88,7 @@ def read_case(
         spacing=spacing,
         margin=margin,
         clip=clip,
+        units=units,
     )
 
 

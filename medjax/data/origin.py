@@ -6,6 +6,7 @@ a patient who was added, would go unseen.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,25 +19,44 @@ def of_tables(folder: Path) -> dict[str, str]:
     """Name -> digest of a folder's own tables; of the images below it nothing."""
     files = sorted(path for path in Path(folder).expanduser().glob("*"))
     return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        path.name: _digest(path)
         for path in files
         if path.is_file() and path.suffix in TABLES
     }
 
 
-def of_files(folder: Path, paths: Iterable[Path]) -> dict[str, list[int]]:
-    """Name below the folder -> bytes and time of change; of a folder all its files."""
+def of_files(folder: Path, paths: Iterable[Path], seen: Path) -> dict[str, str]:
+    """Name below the folder -> digest; of a folder all its files.
+
+    Args:
+      folder: that all of them lie in.
+      paths: files and folders.
+      seen: a file of the sizes and times that the digests belong to, which is kept up
+        to date: what still has them isn't read again, and a copy isn't a change.
+    """
+    known = json.loads(seen.read_text()) if seen.exists() else {}
     found = {}
     for path in paths:
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if file.is_file():
                 about = file.stat()
+                stamp = [about.st_size, about.st_mtime_ns]
                 name = str(file.relative_to(folder))
-                found[name] = [about.st_size, about.st_mtime_ns]
-    return found
+                *then, digest = known.get(name, [""])
+                found[name] = [*stamp, digest if stamp == then else _digest(file)]
+    if found != known:
+        partial = seen.with_name(f"{seen.name}.partial-{os.getpid()}")
+        partial.write_text(json.dumps(found, indent=1))
+        partial.rename(seen)
+    return {name: digest for name, (*_, digest) in found.items()}
 
 
-def hold(prepared: Path, now: dict) -> None:
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hold(prepared: Path, now: dict[str, str]) -> None:
     """Writes down what data were prepared from, or finds the same there.
 
     Args:
@@ -50,7 +70,6 @@ def hold(prepared: Path, now: dict) -> None:
     path = prepared / "source.json"
     if not now:
         return
-    now = json.loads(json.dumps(now))
     if not path.exists():
         path.write_text(json.dumps(now, indent=1))
         return

@@ -178,8 +178,19 @@ def kernel_sizes(
 def describe(plan: Plan) -> list[str]:
     """Lines for the terminal."""
     strides = " ".join("x".join(map(str, stride)) for stride in plan.strides)
+    flags = {
+        "data.spacing": _flag(plan.spacing),
+        "patch.size": _flag(plan.patch),
+        "train.batch": plan.batch,
+    }
     return [
         f"resample to {by(plan.spacing)} mm: the median case has {by(plan.shape)}",
         f"patch {by(plan.patch)} voxels, batch {plan.batch}",
         f"{len(plan.strides)} levels with strides {strides}",
+        "that is " + " ".join(f"--config.{name}={v}" for name, v in flags.items()),
     ]
+
+
+def _flag(values: Sequence[float]) -> str:
+    """A tuple as a shell takes it."""
+    return f'"({", ".join(f"{value:.4g}" for value in values)})"'
