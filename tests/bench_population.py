@@ -52,14 +52,12 @@ def flags(arm: int, records: Path, steps: int) -> list[str]:
 def population(arms: int, records: Path, steps: int, out: Path) -> None:
     """This process is the population."""
     sys.path[:0] = [str(ROOT), str(ROOT / "configs")]
-    import jax
     import quickstart
 
     from medjax import populating
+    from medjax.training import compiled
 
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    if cache:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    compiled.keep()
     configs = []
     for arm in range(arms):
         config = quickstart.get_config()

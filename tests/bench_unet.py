@@ -36,7 +36,7 @@ from medjax import losses
 from medjax.evaluation import sliding
 from medjax.models.unet import unet
 from medjax.training import optim, step
-from medjax.training.compiled import use_cores
+from medjax.training.compiled import keep, use_cores
 
 MASKS, SEQUENCES, PATCHES, SIDE = 3, 4, 2, 64
 OPTIONS = (
@@ -131,7 +131,7 @@ def main():
     if args.volume:
         return volume()
     if args.one:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        keep()
         use_cores(PATCHES)
         dtype = "float32" if args.device == "cpu" else "bfloat16"
         return print(json.dumps(ours(ast.literal_eval(args.options[0]), dtype)))

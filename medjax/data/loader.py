@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 Batch = dict[str, np.ndarray]
+READ = ("pixels", "label", "patient")  # Of a record.
 
 
 class Films:
@@ -31,7 +32,11 @@ class Films:
         import tensorflow_datasets as tfds  # Late: it takes a second.
 
         builder = tfds.builder_from_directory(os.fspath(records))
-        self._source = builder.as_data_source("films")
+        raw = tfds.decode.DeserializeMethod.RAW_BYTES
+        self._source = builder.as_data_source("films", deserialize_method=raw)
+        # To decode a record's other fields as well took longer than all the rest.
+        fields = {name: builder.info.features[name] for name in READ}
+        self._decode = tfds.features.FeaturesDict(fields).deserialize_example_np
         self.ids = np.asarray(ids, np.int32)
         self._columns = np.asarray(columns)
         self._occurrence = occurrences(self.ids)
@@ -47,7 +52,7 @@ class Films:
         return part
 
     def __getitem__(self, index: int) -> Batch:
-        record = self._source[int(self.ids[index])]
+        record = self._decode(self._source[int(self.ids[index])])
         label = record["label"][self._columns]
         known = ~np.isnan(label)
         return {
@@ -203,15 +208,22 @@ def to_device(batch: Batch) -> dict[str, jax.Array]:
 def evaluation_batches(films: Films, *, batch: int, devices: int) -> Iterator[Batch]:
     """Yields every film exactly once, as [D, B, ...] host batches.
 
-    The last batch is filled with rows of weight 0 and id -1.
+    The last batch is filled with rows of weight 0 and id -1. While one is worked on the
+    next one is read.
     """
+    rows = batch * devices
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        for start in range(0, len(films), batch * devices):
-            stop = min(start + batch * devices, len(films))
-            samples = list(pool.map(films.__getitem__, range(start, stop)))
+
+        def begin(start: int) -> Iterator[Batch]:
+            return pool.map(films.__getitem__, range(len(films))[start : start + rows])
+
+        ahead = begin(0)
+        for start in range(0, len(films), rows):
+            samples = list(ahead)
+            ahead = begin(start + rows)
             names = samples[0].keys() - {"occurrence"}  # Augmentation's alone.
             stacked = {name: np.stack([s[name] for s in samples]) for name in names}
-            yield split_devices(pad(stacked, batch * devices), devices)
+            yield split_devices(pad(stacked, rows), devices)
 
 
 def pad(batch: Batch, rows: int) -> Batch:

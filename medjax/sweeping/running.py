@@ -8,6 +8,7 @@ from pathlib import Path
 
 from medjax import commands
 from medjax.sweeping import plan
+from medjax.training import compiled
 from medjax.training.population import Outcome, failed
 
 
@@ -45,4 +46,5 @@ def end_with_parent() -> None:
 
 if __name__ == "__main__":
     end_with_parent()
+    compiled.keep()
     run(Path(sys.argv[1]), sys.argv[2])
