@@ -2,8 +2,10 @@
 
 import gc
 import os
+import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +79,43 @@ def test_a_process_that_has_compiled_already_keeps_the_rest(tmp_path):
         check=True,
     )
     assert any((tmp_path / ".cache/medjax/compiled").iterdir())
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's option")
+def test_freed_memory_is_there_for_what_comes_next():
+    """Pages that the machine must clear, for buffers of the same size again and again."""
+    code = (
+        "import ctypes, resource, sys, threading\n"
+        "from medjax.training import compiled\n"
+        "if sys.argv[1] == 'kept': compiled.keep()\n"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "libc, size = ctypes.CDLL(None), ctypes.c_size_t\n"
+        "libc.malloc.argtypes, libc.malloc.restype = [size], ctypes.c_void_p\n"
+        "libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, size]\n"
+        "libc.free.argtypes = [ctypes.c_void_p]\n"
+        "def update():\n"
+        "    for _ in range(3):\n"
+        "        blocks = [libc.malloc(number << 20) for number in (100, 30)]\n"
+        "        for block in blocks: libc.memset(block, 1, 30 << 20)\n"
+        "        for block in blocks: libc.free(block)\n"
+        "def threaded():\n"
+        "    thread = threading.Thread(target=update); thread.start(); thread.join()\n"
+        "for work in (update, threaded):\n"
+        "    work(); before = faults(); work(); print(faults() - before)\n"
+    )
+    huge = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if huge.exists() and "[always]" in huge.read_text():
+        pytest.skip("pages are huge here, and few")
+    for state, few in [("given", False), ("kept", True)]:
+        done = subprocess.run(
+            [sys.executable, "-c", code, state],
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        pages = list(map(int, done.stdout.split()))
+        assert all((number < 10_000) == few for number in pages), (state, pages)
 
 
 @pytest.fixture

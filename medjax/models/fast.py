@@ -144,19 +144,25 @@ def _by_columns(x: Array, kernel: Array, strides: tuple, padding: tuple) -> Arra
             x.shape[1:3], padding, size, strides, strict=True
         )
     ]
-    columns = _columns(x, tuple(size), strides, padding)
-    return (columns @ kernel.reshape(-1, outer)).reshape(len(x), *places, outer)
+    seen = columns(x, tuple(size), strides, padding)
+    return (seen @ kernel.reshape(-1, outer)).reshape(len(x), *places, outer)
 
 
-def _columns(x: Array, size: tuple, strides: tuple, padding: tuple) -> Array:
+def columns(x: Array, size: tuple, strides: tuple, padding: tuple) -> Array:
     """What the kernel sees at each place, [B, H, W, C] -> [B h w, size C]."""
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    rows, columns = (
-        np.arange(0, length - k + 1, stride)[:, None] + np.arange(k)
-        for length, k, stride in zip(x.shape[1:3], size, strides, strict=True)
-    )
-    seen = x.at[:, rows[:, None, :, None], columns[:, None, :]]  # [B, h, w, k, k, C]
-    return seen.get(mode="promise_in_bounds").reshape(-1, np.prod(size) * x.shape[-1])
+    ends = np.subtract(x.shape[1:3], size) + 1
+    # Side by side and not as a gather, whose indices XLA computes for every element.
+    seen = [  # [B, h, w, C] each
+        lax.slice(
+            x,
+            (0, *corner, 0),
+            (len(x), *(ends + corner), x.shape[-1]),
+            (1, *strides, 1),
+        )
+        for corner in np.ndindex(size)
+    ]
+    return jnp.concatenate(seen, axis=-1).reshape(-1, np.prod(size) * x.shape[-1])
 
 
 def _few_outputs_backward(
@@ -171,11 +177,11 @@ def _few_outputs_backward(
     # Changes nothing, but a product's result is stored. Else the sum over all later
     # layers that g is in a dense block is computed again for each of its columns.
     g = (g.reshape(-1, outer) @ jnp.eye(outer, dtype=g.dtype)).reshape(g.shape)
-    columns = _columns(g, tuple(size), strides, padding)  # [B H W, size O]
+    seen = columns(g, tuple(size), strides, padding)  # [B H W, size O]
     turned = kernel[::-1, ::-1].swapaxes(2, 3).reshape(-1, inner)
-    d_kernel = (x.reshape(-1, inner).T @ columns).reshape(inner, *size, outer)
+    d_kernel = (x.reshape(-1, inner).T @ seen).reshape(inner, *size, outer)
     d_kernel = jnp.moveaxis(d_kernel, 0, 2)[::-1, ::-1]
-    return (columns @ turned).reshape(x.shape), d_kernel
+    return (seen @ turned).reshape(x.shape), d_kernel
 
 
 def _few_inputs_backward(
@@ -186,8 +192,8 @@ def _few_inputs_backward(
 
     def add(total: Array, pair: tuple) -> tuple[Array, None]:
         image, gradient = pair
-        columns = _columns(image[None], size, strides, padding)
-        return total + columns.T @ gradient.reshape(-1, outer), None
+        seen = columns(image[None], size, strides, padding)
+        return total + seen.T @ gradient.reshape(-1, outer), None
 
     # One image after the other: the columns of all are large.
     start = jnp.zeros((kernel.size // outer, outer), g.dtype)

@@ -91,11 +91,12 @@ def _kernel_gradient(x: Array, g: Array, size: tuple[int, ...]) -> Array:
     near = jnp.concatenate(near, axis=-1)
     slices = len(x) * x.shape[1]
     bytes_each = height * width * x[0, 0].size * x.dtype.itemsize
+    pads = [(n // 2, n // 2) for n in (height, width)]
     chunk = max(n for n in _divisors(slices) if n == 1 or n * bytes_each <= CACHE)
 
     def add(total: Array, pair: tuple) -> tuple[Array, None]:
-        seen, gradient = pair
-        columns = _columns(seen, (height, width))
+        images, gradient = pair
+        columns = fast.columns(images, (height, width), (1, 1), pads)
         return total + columns.T @ gradient.reshape(-1, depth * outer), None
 
     start = jnp.zeros((height * width * inner, depth * outer), jnp.float32)
@@ -107,19 +108,6 @@ def _kernel_gradient(x: Array, g: Array, size: tuple[int, ...]) -> Array:
 
 def _divisors(number: int) -> list[int]:
     return [n for n in range(1, number + 1) if number % n == 0]
-
-
-def _columns(x: Array, size: tuple[int, int]) -> Array:
-    """What the kernel sees at each place, [N, H, W, C] -> [N H W, size C]."""
-    (height, width), shape = size, x.shape
-    pads = [(0, 0), *((n // 2, n // 2) for n in size), (0, 0)]
-    x = jnp.pad(x, pads)
-    seen = [
-        x[:, i : i + shape[1], j : j + shape[2]]
-        for i in range(height)
-        for j in range(width)
-    ]
-    return jnp.concatenate(seen, axis=-1).reshape(-1, height * width * shape[-1])
 
 
 def _shifted(x: Array, by: int) -> Array:
