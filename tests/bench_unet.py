@@ -128,10 +128,11 @@ def main():
     parser.add_argument("--one", action="store_true", help="ours alone, as JSON")
     parser.add_argument("--volume", action="store_true", help="a sliding window's cost")
     args = parser.parse_args()
+    if args.volume or args.one:
+        keep()
     if args.volume:
         return volume()
     if args.one:
-        keep()
         use_cores(PATCHES)
         dtype = "float32" if args.device == "cpu" else "bfloat16"
         return print(json.dumps(ours(ast.literal_eval(args.options[0]), dtype)))
