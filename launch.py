@@ -52,12 +52,12 @@ from absl import app, flags
 from ml_collections import config_flags
 
 import medjax
-from medjax import commands, comparing, evaluating
-from medjax.build import saved
+from medjax.commands import commands, compare, evaluate
+from medjax.commands.sweep import EXECUTORS
 from medjax.errors import InputError
-from medjax.evaluation.gradcam import METHODS
-from medjax.sweeping.sweep import EXECUTORS
-from medjax.training import compiled, hosts
+from medjax.evaluation.heatmaps import METHODS
+from medjax.tasks import saved
+from medjax.training import devices
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "a file of configs/")
@@ -167,14 +167,14 @@ def run(command: str) -> int:
                     "evaluate each run by --config and --split=NAME first"
                 )
             against = Path(FLAGS.against)
-            comparing.compare(Path(required("workdir")), against, split=FLAGS.split)
+            compare.compare(Path(required("workdir")), against, split=FLAGS.split)
         elif FLAGS.corrupt:
             folder = Path(required("workdir"))
-            evaluating.corrupt(folder, **options, films=FLAGS.films)
+            evaluate.corrupt(folder, **options, films=FLAGS.films)
         elif FLAGS.localise:
-            evaluating.localise(Path(required("workdir")), **options, **heatmaps())
+            evaluate.localise(Path(required("workdir")), **options, **heatmaps())
         else:
-            evaluating.evaluate(Path(required("workdir")), **options)
+            evaluate.evaluate(Path(required("workdir")), **options)
     elif command == "predict":
         out = Path(FLAGS.out or "predictions.csv")
         unread = commands.predict(
@@ -225,7 +225,7 @@ def main(arguments: list[str]) -> int:
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     logging.getLogger("medjax").addHandler(handler)
     logging.getLogger("medjax").propagate = False
-    compiled.keep()
+    devices.keep()
     together = FLAGS.cluster or FLAGS.coordinator is not None
     try:
         if not together and (FLAGS.processes, FLAGS.process) != (None, None):
@@ -236,15 +236,15 @@ def main(arguments: list[str]) -> int:
         if together:
             if arguments[1:] != ["train"]:
                 raise InputError("--coordinator and --cluster: are for train alone")
-            hosts.join(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
+            devices.join(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
         if len(arguments) != 2:
             raise InputError(
                 "give one command: prepare, explore, train, evaluate, predict, "
                 "convert, gallery or sweep"
             )
         if arguments[1] in ("evaluate", "predict"):
-            compiled.use_cores()
-        speaks = not together or hosts.first()
+            devices.use_cores()
+        speaks = not together or devices.first()
         with contextlib.nullcontext() if speaks else contextlib.redirect_stdout(None):
             return run(arguments[1])
     except InputError as error:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from medjax.build.plain import Config
+    from medjax.config import Config
 
 __version__ = "0.1.0"
 
@@ -37,10 +37,10 @@ def launch(config: Config, workdir: str | os.PathLike) -> dict | None:
     Raises:
       InputError: a mistake in the config or the data, or a diverged training.
     """
-    from medjax import commands
-    from medjax.training import compiled
+    from medjax.commands import commands
+    from medjax.training import devices
 
-    compiled.keep()
+    devices.keep()
     commands.train(config, Path(workdir))
     report = Path(workdir) / "report.json"
     return json.loads(report.read_text()) if report.exists() else None
@@ -66,8 +66,8 @@ def sweep(
     Raises:
       InputError: a mistake in the overrides or the data, before anything runs.
     """
-    from medjax.sweeping import sweep as command
-    from medjax.training import compiled
+    from medjax.commands import sweep as command
+    from medjax.training import devices
 
-    compiled.keep()
+    devices.keep()
     return command.sweep(config, arms, Path(workdir), **options)

@@ -20,10 +20,10 @@ from ml_collections import config_flags
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from medjax import commands, fitting
-from medjax.build import adapt, model, start, study
-from medjax.evaluation import intervals
-from medjax.training import workdir
+from medjax.commands import commands
+from medjax.evaluation import bootstrap
+from medjax.tasks import adapt, fitting, parts, start, study
+from medjax.training import folder as workdir
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "a file of configs/")
@@ -60,8 +60,8 @@ def _predict(config, folder: Path, path: Path) -> None:
     """Writes what the model says before its batch statistics are replaced."""
     data = study.data(config)
     target = adapt.target(config, data)
-    network = model.network(config, data.task)
-    _, state = model.restore(config, folder / start.trained(config), network, data.task)
+    network = parts.network(config, data.task)
+    _, state = parts.restore(config, folder / start.trained(config), network, data.task)
     films = target.data.side(target.manifest, "test")
     found = fitting.predictions(config, network, state, films)
     workdir.write_predictions(path, data.task.names, target.data.table["image"], found)
@@ -90,8 +90,8 @@ def main(_) -> None:
         score, label, weight = columns(rows)
         patient = rows["patient"].to_numpy()
         threshold = np.full(score.shape[1], np.nan)
-        alone = intervals.bootstrap(score, label, weight, patient, threshold, **options)
-        against = intervals.difference(
+        alone = bootstrap.bootstrap(score, label, weight, patient, threshold, **options)
+        against = bootstrap.difference(
             score, baseline[0], label, weight, patient, **options
         )["mean_auroc"]
         mean = alone["mean_auroc"]

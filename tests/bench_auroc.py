@@ -29,7 +29,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from medjax.evaluation import delong, intervals
+from medjax.evaluation import bootstrap, compare
 
 IMAGES, FINDINGS = 25_596, 14
 
@@ -67,7 +67,7 @@ def main() -> None:
     score, label, weight, patient = films(args.patients)
 
     def ours():
-        intervals.bootstrap(
+        bootstrap.bootstrap(
             *(score, label, weight, patient, np.full(FINDINGS, 0.7)),
             key=jax.random.key(0),
             replicates=args.replicates,
@@ -101,7 +101,7 @@ def main() -> None:
     rounds = [(*timed(ours), *peer()) for _ in range(args.rounds)]
     scale = args.replicates / args.loops
     wall, cpu, peer_wall, peer_cpu = map(statistics.median, zip(*rounds, strict=True))
-    test, _ = timed(delong.paired, score, score[::-1], label, weight, patient)
+    test, _ = timed(compare.paired, score, score[::-1], label, weight, patient)
     print(
         json.dumps(
             {

@@ -28,18 +28,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench_auroc import FINDINGS, IMAGES, films
 
-from medjax.cohort import account, splits
-from medjax.evaluation import (
-    bands,
-    operating,
-    recalibration,
-    results,
-    subgroups,
-    thresholds,
-)
-from medjax.evaluation.inference import Predictions
-from medjax.reports import page
-from medjax.training import workdir
+from medjax.cohort import describe
+from medjax.cohort import split as splits
+from medjax.evaluation import bands, calibration, results, subgroups, thresholds
+from medjax.evaluation import thresholds as operating
+from medjax.evaluation.predict import Predictions
+from medjax.reports import report
+from medjax.training import folder as workdir
 
 TASKS = tuple(f"Finding_{n}" for n in range(FINDINGS))
 SIDES = {"train": 75_312, "validation": 11_212, "test": IMAGES}
@@ -101,14 +96,14 @@ def main() -> None:
         lambda: splits.audit(manifest, table_of_all, TASKS, duplicates=pairs),
     )
     accounted = timed(
-        "account", lambda: account.account(table_of_all, manifest, TASKS, pairs)
+        "account", lambda: describe.account(table_of_all, manifest, TASKS, pairs)
     )
     validation = found._replace(
         **{name: x[: SIDES["validation"]] for name, x in found._asdict().items()}
     )
     fit = timed(
         "calibration_fit",
-        lambda: recalibration.fit_platt(raw[: SIDES["validation"]], *validation[3:]),
+        lambda: calibration.fit_platt(raw[: SIDES["validation"]], *validation[3:]),
     )
     assert len(fit.slope) == FINDINGS
     timed("operating_points", lambda: operating.choose(validation, split="validation"))
@@ -140,7 +135,7 @@ def main() -> None:
             lambda: workdir.write_predictions(csv, TASKS, names, found, raw),
         )
         path = timed(
-            "page", lambda: page.write({**about, **summary}, CURVE, folder, "report")
+            "page", lambda: report.write({**about, **summary}, CURVE, folder, "report")
         )
         size = path.stat().st_size / 2**20
     parts = {k: {n: round(s, 2) for n, s in v.items()} for k, v in spent.items()}

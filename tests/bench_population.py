@@ -54,10 +54,10 @@ def population(arms: int, records: Path, steps: int, out: Path) -> None:
     sys.path[:0] = [str(ROOT), str(ROOT / "configs")]
     import quickstart
 
-    from medjax import populating
-    from medjax.training import compiled
+    from medjax.tasks import population as populating
+    from medjax.training import devices
 
-    compiled.keep()
+    devices.keep()
     configs = []
     for arm in range(arms):
         config = quickstart.get_config()

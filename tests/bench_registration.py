@@ -18,7 +18,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from medjax.geometry import grid, itk, registration
+from medjax.geometry import grid, itk, register
 
 LPS = itk.RAS_TO_LPS
 
@@ -89,14 +89,14 @@ def main(folder, seeds):
         moving, affine = load(sequence)
         reference = itk.read_itk(folder / f"study1_{sequence}_intrastudy_to_FLAIR.txt")
         middle = grid.apply(affine, (np.array(moving.shape) - 1) / 2)
-        registration.register(fixed, fixed_affine, moving, affine)  # Compiles.
+        register.register(fixed, fixed_affine, moving, affine)  # Compiles.
         for seed in range(seeds):
             motion = spoil(seed, middle)
             truth = motion @ reference
             line = f"{sequence} seed {seed}: before {error(np.eye(4), truth):.2f} mm"
             for kind in ("rigid", "affine"):
                 began = time.perf_counter()
-                found = registration.register(
+                found = register.register(
                     *(fixed, fixed_affine, moving, motion @ affine), kind=kind
                 )
                 seconds = time.perf_counter() - began

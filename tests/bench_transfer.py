@@ -30,9 +30,9 @@ from ml_collections import ConfigDict
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from configs import nih_sample, quickstart
-from medjax import commands
-from medjax.build import model, study
-from medjax.evaluation import intervals
+from medjax.commands import commands
+from medjax.evaluation import bootstrap
+from medjax.tasks import parts, study
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", "runs/transfer", "folder of all runs")
@@ -130,8 +130,8 @@ def compare(patients: int, steps: int) -> None:
         score, label, weight = columns(rows)
         baseline = score if baseline is None else baseline
         patient, no = rows["patient"].to_numpy(), np.full(score.shape[1], np.nan)
-        alone = intervals.bootstrap(score, label, weight, patient, no, **options)
-        against = intervals.difference(
+        alone = bootstrap.bootstrap(score, label, weight, patient, no, **options)
+        against = bootstrap.difference(
             score, baseline, label, weight, patient, **options
         )
         one, two = alone["mean_auroc"], against["mean_auroc"]
@@ -161,10 +161,10 @@ def cost(name: str, rows: int = 16) -> None:
     }
     for mode in ("all", "stage2", "head"):
         c.transfer.mode = mode
-        network = model.network(c, task)
-        state = jax.device_get(model.initial_state(c, network, task, np.eye(2)))
+        network = parts.network(c, task)
+        state = jax.device_get(parts.initial_state(c, network, task, np.eye(2)))
         key = jax.random.key(0)
-        step = model.train_step(c, network).lower(state, batch, key).compile()
+        step = parts.train_step(c, network).lower(state, batch, key).compile()
         memory = step.memory_analysis().temp_size_in_bytes
         flops = step.cost_analysis()["flops"]
         state, _ = jax.block_until_ready(step(state, batch, key))

@@ -36,7 +36,7 @@ from medjax import losses
 from medjax.evaluation import sliding
 from medjax.models.unet import unet
 from medjax.training import optim, step
-from medjax.training.compiled import keep, use_cores
+from medjax.training.devices import keep, use_cores
 
 MASKS, SEQUENCES, PATCHES, SIDE = 3, 4, 2, 64
 OPTIONS = (

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from medjax.data.records import Item, Source
+from medjax.data.prepared import Item, Source
 
 jax.config.update("jax_num_cpu_devices", 4)  # Tests of the mapped step need some.
 SIDE = 4

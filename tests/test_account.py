@@ -1,7 +1,7 @@
 import numpy as np
 import pandas as pd
 
-from medjax.cohort import account
+from medjax.cohort import describe
 
 
 def test_sides_are_counted_and_leaks_between_them():
@@ -14,7 +14,7 @@ def test_sides_are_counted_and_leaks_between_them():
     manifest.loc[0, "split"] = "test"  # Patient 0 is on two sides.
     manifest.loc[12, "split"] = "train"  # Patient 6 is on one, and unused.
     pairs = pd.DataFrame({"id": [1, 1, 1, 0], "other": [2, 4, 14, 8]})
-    found = account.account(table, manifest, ("mass",), pairs)
+    found = describe.account(table, manifest, ("mass",), pairs)
     for name, one in found["sides"].items():
         here = manifest["split"] == name
         assert one["films"] == here.sum()
@@ -30,5 +30,5 @@ def test_without_duplicates_nothing_leaks():
     table = pd.DataFrame({"id": [0, 1, 2], "image": "a", "patient": [0, 1, 2]})
     manifest = table.assign(split=["train", "validation", "test"])
     pairs = pd.DataFrame({"id": [], "other": []})
-    found = account.account(table.assign(x=1.0), manifest, ("x",), pairs)
+    found = describe.account(table.assign(x=1.0), manifest, ("x",), pairs)
     assert (found["shared"], found["pairs"], found["leaks"]) == (0, 0, 0)

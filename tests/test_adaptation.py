@@ -16,12 +16,14 @@ import pandas as pd
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from medjax import adaptation, commands, fitting, losses
-from medjax.build import adapt, model, start, study
+from medjax import losses
+from medjax.commands import commands
 from medjax.data import loader
 from medjax.errors import InputError
 from medjax.models import statistics
-from medjax.training import optim, step
+from medjax.tasks import adapt, fitting, start, study
+from medjax.tasks import parts as model
+from medjax.training import adaptation, optim, step
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
 ROWS, FEATURES = 16, 5

@@ -7,10 +7,11 @@ from scipy import stats
 from sklearn import metrics as oracles
 
 from medjax.errors import InputError
-from medjax.evaluation import arms, repeated
-from medjax.evaluation.comparison import holm
-from medjax.evaluation.repeated import Runs, Values
-from medjax.evaluation.replicates import multiplicities
+from medjax.evaluation import seeds as arms
+from medjax.evaluation import seeds as repeated
+from medjax.evaluation.areas import multiplicities
+from medjax.evaluation.compare import holm
+from medjax.evaluation.seeds import Runs, Values
 
 KEY = jax.random.key(0)
 DRAWS = 25

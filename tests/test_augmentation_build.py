@@ -9,8 +9,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from medjax.augment import intensity
-from medjax.build import augmentation
 from medjax.geometry import warp
+from medjax.tasks import augmentation
 
 KEY = jax.random.key(4)
 FIXED = {"in_plane": False, "axis": -1, "tiles": 2, "fill": 0.5, "distance": 16.0}

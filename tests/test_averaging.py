@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as oracles
 
-from medjax.evaluation import averaging, metrics
+from medjax.evaluation import metrics
+from medjax.evaluation import metrics as averaging
 
 AREAS = {  # One task's metric, jitted for [40, 3] and [120, 1]: two compilations.
     jax.jit(jax.vmap(metrics.auroc, in_axes=-1)): oracles.roc_auc_score,

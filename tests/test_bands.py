@@ -4,8 +4,8 @@ import pytest
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from medjax.evaluation import bands
-from medjax.evaluation.inference import Predictions
-from medjax.evaluation.replicates import multiplicities
+from medjax.evaluation.areas import multiplicities
+from medjax.evaluation.predict import Predictions
 
 KEY, REPLICATES = jax.random.key(3), 60
 

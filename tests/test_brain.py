@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from medjax.data import brain, nifti
+from medjax.data import nifti
+from medjax.data.phantom import brain
 from medjax.errors import InputError
 
 SMALL = {"shape": (40, 48, 40), "spacing": (4.0, 4.2, 4.0)}

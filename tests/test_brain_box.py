@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scans import ball, brain
 
-from medjax.data import brain_box, nifti
+from medjax.data import nifti, scan
 
 SHARED = Path(__file__).parents[2] / "shared/data"
 SHAPE = (24, 30, 26)
@@ -34,7 +34,7 @@ def test_of_a_stripped_brain_it_is_what_is_not_0(channels):
     image = np.stack([brain(SHAPE, seed) for seed in range(channels)], axis=-1)
     image[12, 15, 12] = 0  # A dark voxel within is brain.
     image[1, 1, 1] = 100  # A speck outside is not.
-    found = brain_box.foreground(image, np.ones(3))
+    found = scan.foreground(image, np.ones(3))
     np.testing.assert_array_equal(found, ball(SHAPE))
 
 
@@ -44,7 +44,7 @@ def test_a_stripped_brain_may_be_a_z_score_and_fill_its_image():
     image[inside] -= image[inside].mean()
     image, inside = image[2:-2, 2:-2, 2:-2], inside[2:-2, 2:-2, 2:-2]
     assert inside[0].any()
-    found = brain_box.foreground(image[..., None], np.ones(3))
+    found = scan.foreground(image[..., None], np.ones(3))
     np.testing.assert_array_equal(found, inside)
 
 
@@ -54,7 +54,7 @@ def test_in_noisy_air_it_is_the_head_with_its_bone(noise, rounded):
     shape = (40, 48, 44)
     image = head(shape, noise)
     image = np.rint(image) if rounded else image
-    found = brain_box.foreground(image, np.full(3, 4.0))
+    found = scan.foreground(image, np.full(3, 4.0))
     assert found[ball(shape, 0.41)].all()
     assert dice(found, ball(shape, 0.44)) > 0.93
 
@@ -64,7 +64,7 @@ def test_dim_fuzz_that_a_scanner_leaves_around_a_head_is_not_taken_for_tissue():
     image = head(shape, 0.0)
     fuzz = ball(shape, 0.5) & ~ball(shape, 0.44)
     image[fuzz] = np.random.default_rng(0).integers(1, 3, (fuzz.sum(), 1))
-    found = brain_box.foreground(image, np.full(3, 4.0))
+    found = scan.foreground(image, np.full(3, 4.0))
     assert dice(found, ball(shape, 0.44)) > 0.93
 
 
@@ -72,7 +72,7 @@ def test_noise_of_few_grey_levels_is_no_tissue_though_much_of_it_is_0():
     shape = (40, 48, 44)
     image = np.rint(head(shape, 4.0) / 8)
     assert np.mean(image == 0) > 0.1
-    found = brain_box.foreground(image, np.full(3, 4.0))
+    found = scan.foreground(image, np.full(3, 4.0))
     assert dice(found, ball(shape, 0.44)) > 0.93
 
 
@@ -80,14 +80,14 @@ def test_bone_and_ventricles_that_the_lowest_slice_cuts_open_are_filled():
     shape = (40, 48, 44)
     image = head(shape, 1.0)
     image[ball(shape, 0.15)] = 2.0  # Wider than any gap that is closed.
-    found = brain_box.foreground(image[20:], np.full(3, 4.0))
+    found = scan.foreground(image[20:], np.full(3, 4.0))
     assert found[ball(shape, 0.4)[20:]].all()
 
 
 def test_the_threshold_is_otsus():
     """SimpleITK's Otsu, of as many levels, on the same blurred image."""
     grey = head(SHAPE, 5.0)[..., 0]
-    above = brain_box._above_otsu(grey, np.full(3, 1e9))  # No blur: the array's own.
+    above = scan._above_otsu(grey, np.full(3, 1e9))  # No blur: the array's own.
     image = sitk.GetImageFromArray(np.rint(255 * np.sqrt(grey / grey.max())))
     other = sitk.OtsuThreshold(image, 0, 1, 256)
     assert np.mean(above != sitk.GetArrayFromImage(other)) < 0.01
@@ -96,7 +96,7 @@ def test_the_threshold_is_otsus():
 def test_an_image_of_one_value_has_no_head():
     for value in (0.0, 7.0):
         image = np.full((4, 5, 6, 2), value)
-        assert not brain_box.foreground(image, np.ones(3)).any()
+        assert not scan.foreground(image, np.ones(3)).any()
 
 
 @settings(max_examples=50, deadline=None)
@@ -105,7 +105,7 @@ def test_the_box_holds_the_mask_and_its_margin_and_no_more(seed, margin):
     rng = np.random.default_rng(seed)
     mask = rng.random((7, 8, 9)) < 0.01
     mask[tuple(rng.integers(0, mask.shape))] = True
-    found = brain_box.box(mask, np.full(3, margin))
+    found = scan.box(mask, np.full(3, margin))
     for axis, side in enumerate(found):
         where = np.nonzero(mask)[axis]
         more = np.ceil(margin)
@@ -119,7 +119,7 @@ def test_a_real_stripped_brain_is_its_non_zero_voxels(patient):
     if not folder.exists():
         pytest.skip("needs shared/data/ms-lesion-sample")
     image = nifti.read(folder / "T1.nii.gz").voxels[::2, ::2, ::2]
-    found = brain_box.foreground(image[..., None], np.full(3, 2.0))
+    found = scan.foreground(image[..., None], np.full(3, 2.0))
     assert np.mean(found != (image != 0)) < 1e-4
 
 
@@ -130,7 +130,7 @@ def test_a_real_head_is_one_smooth_body_with_the_middle_of_the_brain(sequence):
         pytest.skip("needs shared/data/ms-raw-sample")
     volume = nifti.read(folder / f"study1_{sequence}.nii.gz")
     image, spacing = volume.voxels[:, ::2, ::2], volume.spacing * (1, 2, 2)
-    found = brain_box.foreground(image[..., None], spacing)
+    found = scan.foreground(image[..., None], spacing)
     litres = found.sum() * np.prod(spacing) / 1e6
     assert 1.8 < litres < 4.5  # A head without its neck and lower face.
     brightest = image > np.percentile(image[image > 0], 95)

@@ -10,9 +10,10 @@ import pytest
 from ml_collections import ConfigDict
 from sklearn.linear_model import LogisticRegression
 
+from medjax import config as plain
 from medjax import losses
-from medjax.build import augmentation, head, model, plain, study
 from medjax.errors import InputError
+from medjax.tasks import augmentation, head, parts, study
 
 CONFIGS = [
     path
@@ -65,7 +66,7 @@ def on(manifest, split):
 def shapes(config, network, task):
     """Of the initial state, without computing it."""
     variables = jax.eval_shape(network.init, jax.random.key(0))
-    make = functools.partial(model.initial_state, config, network, task, LABEL)
+    make = functools.partial(parts.initial_state, config, network, task, LABEL)
     return jax.eval_shape(lambda variables: make(variables=variables), variables)
 
 
@@ -73,10 +74,10 @@ def shapes(config, network, task):
 def test_every_config_names_parts_that_exist_and_fit(path):
     config = config_of(path.stem)
     task = study.Task(("a", "b", "c"), config.task == "multiclass", (64, 64, 1))
-    network = model.network(config, task)
+    network = parts.network(config, task)
     state = shapes(config, network, task)
     assert state.params["classifier"]["kernel"].shape[1] == 3
-    model.train_step(config, network)
+    parts.train_step(config, network)
     names = {"key", "steps", "log_every", "evaluate_every"}
     assert set(plain.schedule(config)) == names
     assert config.train.steps % config.train.evaluate_every == 0
@@ -97,14 +98,14 @@ def test_an_unknown_name_is_refused_by_its_field(config, field, value):
     section, name = field.split(".")
     config[section][name] = value
     with pytest.raises(InputError, match=f"{field}='{value}'"):
-        model.train_step(config, model.network(config, FINDINGS))
+        parts.train_step(config, parts.network(config, FINDINGS))
 
 
 def test_an_unknown_op_and_an_unknown_source_are_refused(config):
-    network = model.network(config, FINDINGS)
+    network = parts.network(config, FINDINGS)
     config.augment.ops = ("random_affin",)
     with pytest.raises(InputError, match="augment.ops='random_affin'"):
-        model.train_step(config, network)
+        parts.train_step(config, network)
     config.data.source = "x_ray"
     with pytest.raises(InputError, match="data.source='x_ray'"):
         study.data(config)
@@ -143,7 +144,7 @@ def test_a_misspelt_key_raises(config, tmp_path, section):
         if section == "data":
             study.data(config)
         else:
-            model.train_step(config, model.network(config, FINDINGS))
+            parts.train_step(config, parts.network(config, FINDINGS))
 
 
 def test_the_official_lists_win_over_sampling(config):
@@ -258,7 +259,7 @@ def test_an_image_has_one_class(config):
 )
 def test_one_word_weighs_the_classes(config, treatment, w_pos, w_neg):
     config.imbalance = treatment
-    found = model.loss_arguments(config, FINDINGS, LABEL)
+    found = parts.loss_arguments(config, FINDINGS, LABEL)
     np.testing.assert_allclose(found["w_pos"][1], w_pos, rtol=1e-6)
     np.testing.assert_allclose(found["w_neg"][1], w_neg, rtol=1e-6)
 
@@ -283,7 +284,7 @@ def test_one_word_plans_what_the_loader_shows(config):
 def test_classes_are_weighed_by_how_many_they_are(config):
     config.loss = {"name": "softmax_cross_entropy", "smoothing": 0.1}
     config.imbalance = "balanced"
-    found = model.loss_arguments(config, EXCLUSIVE, LABEL)
+    found = parts.loss_arguments(config, EXCLUSIVE, LABEL)
     np.testing.assert_allclose(found["w"], [4 / 6, 4 / 3, 4 / 3], rtol=1e-6)
     np.testing.assert_allclose(found["smoothing"], 0.1, rtol=1e-6)
 
@@ -294,7 +295,7 @@ def test_a_loss_gets_its_numbers_as_arrays_and_a_compound_those_of_its_parts(con
         "parts": {"weighted_bce": {"share": 0.5}, "focal": {"gamma": 2.0}},
     }
     config.imbalance = "ratio"
-    found = model.loss_arguments(config, FINDINGS, LABEL)
+    found = parts.loss_arguments(config, FINDINGS, LABEL)
     logits, weight = np.zeros_like(LABEL), np.ones_like(LABEL)
     total, _ = losses.compound(logits, LABEL, weight, **found)
     w = {k: found["parts"]["focal"][k] for k in ("w_pos", "w_neg")}
@@ -306,13 +307,13 @@ def test_a_loss_gets_its_numbers_as_arrays_and_a_compound_those_of_its_parts(con
 def test_what_a_loss_learns_starts_with_the_state(config):
     config.loss = {"name": "auc_margin", "margin": 1.0, "rate": 0.1}
     config.imbalance = "none"
-    network = model.network(config, FINDINGS)
+    network = parts.network(config, FINDINGS)
     state = shapes(config, network, FINDINGS)
     assert {name: x.shape for name, x in state.dual.items()} == {
         name: (3,) for name in ("a", "b", "alpha")
     }
     assert "rate" not in state.hyper.loss
-    prevalence = model.loss_arguments(config, FINDINGS, LABEL)["prevalence"]
+    prevalence = parts.loss_arguments(config, FINDINGS, LABEL)["prevalence"]
     np.testing.assert_allclose(prevalence, [0.5, 0.25, 0.25])
 
 
@@ -334,14 +335,14 @@ def test_what_a_loss_learns_starts_with_the_state(config):
 def test_a_loss_that_does_not_fit_is_refused(config, loss, imbalance, task, said):
     config.loss, config.imbalance = loss, imbalance
     with pytest.raises(InputError, match=said):
-        model.loss_arguments(config, task, LABEL)
+        parts.loss_arguments(config, task, LABEL)
 
 
 def test_a_loss_that_learns_is_refused_without_a_rate(config):
     config.loss, config.imbalance = {"name": "auc_margin", "margin": 1.0}, "none"
-    network = model.network(config, FINDINGS)
+    network = parts.network(config, FINDINGS)
     with pytest.raises(InputError, match=r"loss\.rate"):
-        model.initial_state(config, network, FINDINGS, LABEL)
+        parts.initial_state(config, network, FINDINGS, LABEL)
 
 
 def test_a_fitted_head_sees_as_many_of_either_class(config):
@@ -430,7 +431,7 @@ STAGES = ("stem", "stage1", "stage2", "stage3")
 )
 def test_a_mode_freezes_stages_from_the_image_on(config, mode, number):
     config.transfer.mode = mode
-    network = model.network(config, FINDINGS)
+    network = parts.network(config, FINDINGS)
     assert network.stages == STAGES
     assert network.frozen == STAGES[:number]
     hyper = shapes(config, network, FINDINGS).hyper
@@ -442,13 +443,13 @@ def test_an_unknown_mode_is_refused_with_those_that_there_are(config):
     for mode in ("stage4", "classifier", "none"):
         config.transfer.mode = mode
         with pytest.raises(InputError, match=f"transfer.mode='{mode}'.*stem, stage1"):
-            model.network(config, FINDINGS)
+            parts.network(config, FINDINGS)
 
 
 def hyper_of(config):
     small = {"params": {"classifier": {"kernel": np.zeros(3)}}}
-    network = model.network(config, FINDINGS)._replace(init=lambda key: small)
-    state = model.initial_state(config, network, FINDINGS, LABEL)
+    network = parts.network(config, FINDINGS)._replace(init=lambda key: small)
+    state = parts.initial_state(config, network, FINDINGS, LABEL)
     return jax.device_get(state.hyper)
 
 

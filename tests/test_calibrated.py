@@ -6,8 +6,8 @@ import pytest
 from scipy.special import expit
 from sklearn.metrics import brier_score_loss
 
-from medjax.evaluation import calibrated, calibration
-from medjax.evaluation.replicates import multiplicities
+from medjax.evaluation import reliability
+from medjax.evaluation.areas import multiplicities
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
 KEY = jax.random.key(0)
@@ -29,12 +29,12 @@ def test_every_estimate_and_replicate_is_that_of_the_images_drawn():
     p, y, w, who = predictions()
     w[:, 2] = 0  # No label at all.
     w[:6] = 0  # Two patients without a label, who are never drawn.
-    found = calibrated.measure(p, y, w, who, key=KEY, replicates=60)
+    found = reliability.measure(p, y, w, who, key=KEY, replicates=60)
     rows = (w > 0).any(axis=1)
     p, y, w, who = p[rows], y[rows], w[rows], who[rows]
     _, index = np.unique(who, return_inverse=True)
     counts = np.asarray(multiplicities(KEY, np.arange(60), index.max() + 1))
-    edges = calibration.homes(*(np.where(w > 0, x, 0) for x in (p, w)), 10)
+    edges = reliability.homes(*(np.where(w > 0, x, 0) for x in (p, w)), 10)
     for t in range(2):
         known = w[:, t] > 0
         rates, errors = [], []
@@ -49,7 +49,7 @@ def test_every_estimate_and_replicate_is_that_of_the_images_drawn():
         estimate = brier_score_loss(y[known, t], p[known, t])
         expected = estimate, low, high, 0
         np.testing.assert_allclose([x[t] for x in found.brier], expected, rtol=1e-5)
-        estimate = calibration.calibration_error(p, y, w)[t]
+        estimate = reliability.calibration_error(p, y, w)[t]
         low, high = 2 * estimate - np.quantile(errors, [0.975, 0.025])
         expected = estimate, np.clip(low, 0, estimate), max(high, estimate), 0
         got = [x[t] for x in found.calibration_error]
@@ -78,11 +78,11 @@ def test_intervals_cover_the_truth_where_those_over_images_do_not():
     one = np.ones_like(big)
     true = {
         "brier": (big * (1 - big**0.5) ** 2 + (1 - big) * big).mean(),
-        "calibration_error": calibration.calibration_error(big**0.5, big, one)[0],
+        "calibration_error": reliability.calibration_error(big**0.5, big, one)[0],
     }
     options = {"key": KEY, "replicates": 200}
-    clustered = calibrated.measure(p, y, np.ones_like(p), who, **options)
-    images = calibrated.measure(p, y, np.ones_like(p), np.arange(900), **options)
+    clustered = reliability.measure(p, y, np.ones_like(p), who, **options)
+    images = reliability.measure(p, y, np.ones_like(p), np.arange(900), **options)
     for name, truth in true.items():
         held, not_held = (
             ((x.low <= truth) & (truth <= x.high)).mean()
@@ -96,7 +96,7 @@ def test_the_interval_of_a_calibrated_model_may_end_at_no_error():
     rng = np.random.default_rng(3)
     p = expit(rng.normal(-1, 1, (300, 40)))
     y = (rng.random(p.shape) < p).astype(float)
-    found = calibrated.measure(
+    found = reliability.measure(
         p, y, np.ones_like(p), np.arange(300), key=KEY, replicates=100
     ).calibration_error
     assert (found.low == 0).mean() > 0.4
@@ -107,9 +107,9 @@ def test_before_and_after_stand_side_by_side():
     p, y, w, who = predictions()
     w[:, 2] = 0
     options = {"key": KEY, "replicates": 20}
-    mean, each = calibrated.summarise(p, y, w, who, uncalibrated=None, **options)
+    mean, each = reliability.summarise(p, y, w, who, uncalibrated=None, **options)
     assert mean["after"] is None and each[0]["after"] is None
-    better, both = calibrated.summarise(
+    better, both = reliability.summarise(
         p**0.5, y, w, who, uncalibrated=p, key=KEY, replicates=20
     )
     assert better["before"] == mean["before"] and both[1]["before"] == each[1]["before"]

@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 from scipy.special import expit, log_softmax, softmax
 
-from medjax import calibrating
-from medjax.build import finished, study
-from medjax.cohort import imbalance
+from medjax.cohort import balance
 from medjax.errors import InputError
-from medjax.evaluation import calibration, recalibration
-from medjax.evaluation.inference import Predictions
-from medjax.training import frozen
+from medjax.evaluation import calibration as recalibration
+from medjax.evaluation import reliability
+from medjax.evaluation.predict import Predictions
+from medjax.tasks import calibrating, finished, study
+from medjax.training import fixed
 
 TASKS = ("mass", "nodule", "effusion")
 
@@ -82,7 +82,7 @@ def test_nothing_is_chosen_on_an_image_that_is_not_of_validation(config, tmp_pat
     said = predicted(expit(z), label)
     with pytest.raises(InputError, match="aren't of the validation split"):
         calibrating.settle(config, tmp_path, 7, data, manifest, lambda: said)
-    assert frozen.read(tmp_path) is None
+    assert fixed.read(tmp_path) is None
 
 
 def test_rising_maps_call_the_same_images_positive(config, tmp_path):
@@ -119,7 +119,7 @@ def test_another_rule_method_or_checkpoint_is_chosen_again_aloud(
     second, now = settle(config, tmp_path, lambda: model, label, number)
     assert now is not None and said in capsys.readouterr().out
     assert finished.stale(config, second, number) == ""
-    assert finished.stale(config, frozen.read(tmp_path), number) == ""
+    assert finished.stale(config, fixed.read(tmp_path), number) == ""
 
 
 def test_an_older_run_has_no_calibration_and_keeps_its_thresholds(config, tmp_path):
@@ -128,7 +128,7 @@ def test_an_older_run_has_no_calibration_and_keeps_its_thresholds(config, tmp_pa
     (tmp_path / "thresholds.json").write_text(old)
     z, label = findings()
     chosen, now = settle(config, tmp_path, refuse, label)
-    assert now is None and chosen.calibration == frozen.NONE
+    assert now is None and chosen.calibration == fixed.NONE
     said = predicted(expit(z), label)
     found = calibrating.calibrated(chosen.calibration, said)
     np.testing.assert_array_equal(found.probability, said.probability)
@@ -178,7 +178,7 @@ def test_prior_brings_the_mean_probability_to_the_prevalence(config, treatment):
     elif treatment == "smote":
         odds = 1 / trains.mean(axis=0) - 1
     else:
-        weights = imbalance.class_weights(trains, scheme=treatment)
+        weights = balance.class_weights(trains, scheme=treatment)
         odds = weights.w_pos / weights.w_neg
     said = predicted(expit(z + np.log(odds)), label)
     assert said.probability[:, 0].mean() > 1.5 * label[:, 0].mean()
@@ -187,7 +187,7 @@ def test_prior_brings_the_mean_probability_to_the_prevalence(config, treatment):
     mended = calibrating.calibrated(found, said).probability
     np.testing.assert_allclose(mended.mean(axis=0), label.mean(axis=0), rtol=0.03)
     np.testing.assert_allclose(mended, expit(z), atol=1e-4)
-    error = calibration.calibration_error(mended, label, np.ones_like(label))
+    error = reliability.calibration_error(mended, label, np.ones_like(label))
     assert (error < 0.01).all()
 
 
@@ -203,7 +203,7 @@ def test_prior_undoes_the_weights_of_classes_too(config):
     config.evaluation.calibration, config.imbalance = "prior", "balanced"
     config.task, config.loss.name = "multiclass", "softmax_cross_entropy"
     z, label = classes()
-    w = imbalance.multiclass_weights(label[: len(label) * 3 // 4], scheme="balanced")
+    w = balance.multiclass_weights(label[: len(label) * 3 // 4], scheme="balanced")
     said = predicted(softmax(z + np.log(w), axis=1), label)
     found = calibrating.fit(config, *study_of(label, exclusive=True), said)
     mended = calibrating.calibrated(found, said).probability

@@ -5,9 +5,9 @@ import pytest
 from scans import affine_of, ball, brain
 from scipy import stats
 
-from medjax.data import cases
-from medjax.data.cases import make_case
+from medjax.data import scan
 from medjax.data.nifti import Grid
+from medjax.data.scan import make_case
 from medjax.errors import InputError
 
 SHAPE = (12, 16, 14)
@@ -110,8 +110,8 @@ def test_resampling_keeps_the_middle_and_reads_a_linear_field_exactly(spacing):
     image = np.zeros((*SHAPE, 2), np.float32)
     image[..., 0] = world(AFFINE, SHAPE) @ (0.3, -0.5, 0.8) + 7
     image[..., 1] = 5.0
-    target = cases._target(Grid(SHAPE, AFFINE), spacing)
-    np.testing.assert_allclose(cases._spacing(target.affine), spacing)
+    target = scan._target(Grid(SHAPE, AFFINE), spacing)
+    np.testing.assert_allclose(scan._spacing(target.affine), spacing)
     middles = (
         affine[:3, :3] @ ((np.array(shape) - 1) / 2) + affine[:3, 3]
         for shape, affine in (target, (SHAPE, AFFINE))
@@ -119,7 +119,7 @@ def test_resampling_keeps_the_middle_and_reads_a_linear_field_exactly(spacing):
     np.testing.assert_allclose(next(middles), next(middles), atol=1e-9)
     sides = np.array(SHAPE) * (2.0, 1.0, 1.5)
     assert np.abs(target.shape * np.array(spacing) - sides).max() <= max(spacing) / 2
-    read = cases.resample(image, AFFINE, target)
+    read = scan.resample(image, AFFINE, target)
     expected = world(target.affine, target.shape) @ (0.3, -0.5, 0.8) + 7
     inner = (slice(2, -2),) * 3  # Blur and edges reach no further.
     np.testing.assert_allclose(read[inner][..., 0], expected[inner], atol=0.02)
@@ -130,8 +130,8 @@ def test_a_coarser_grid_sees_the_mean_of_a_fine_pattern():
     stripes = np.zeros((24, 24, 24, 1), np.float32)
     stripes[::2] = 1
     affine = np.eye(4)
-    target = cases._target(Grid(stripes.shape[:3], affine), (2.7, 2.7, 2.7))
-    read = cases.resample(stripes, affine, target)[2:-2, 2:-2, 2:-2]
+    target = scan._target(Grid(stripes.shape[:3], affine), (2.7, 2.7, 2.7))
+    read = scan.resample(stripes, affine, target)[2:-2, 2:-2, 2:-2]
     assert np.abs(read - 0.5).max() < 0.05
 
 
@@ -141,7 +141,7 @@ def test_it_is_the_coarse_axis_that_is_blurred_also_where_axes_are_exchanged():
     stripes[:, :, ::2, 1] = 1
     affine = np.zeros((4, 4))
     affine[(2, 1, 0, 3), (0, 1, 2, 3)] = 1, 1, 4, 1  # C, B, and every fourth A.
-    read = cases.resample(stripes, np.eye(4), Grid((24, 24, 6), affine))
+    read = scan.resample(stripes, np.eye(4), Grid((24, 24, 6), affine))
     assert np.abs(read[..., 1:-1, 0] - 0.5).max() < 0.05
     np.testing.assert_array_equal(
         read[..., 1:-1, 1], stripes[1:5, :, :, 1].transpose(2, 1, 0)

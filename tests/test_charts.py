@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medjax.reports import card, charts, figures
+from medjax.reports import card, charts
+from medjax.reports import charts as figures
 
 FRAME = charts.Frame((100.0, 80.0), x=(0, 10), y=(-1, 1), left=20, right=10, top=5)
 

@@ -14,7 +14,10 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from medjax.data import chest, chexpert, phantom, reading, records
+from medjax.data import images, prepared
+from medjax.data.phantom import chest as phantom
+from medjax.data.sources import chexpert
+from medjax.data.sources import nih as chest
 from medjax.errors import InputError
 
 SAMPLE = Path(__file__).parents[2] / "shared/data/nih-sample"
@@ -92,7 +95,7 @@ def items(source):
 
 def prepare(source, tmp_path, allowed=0.0):
     """Records, table, boxes and the quarantine, as their own libraries read them."""
-    path = records.prepare(
+    path = prepared.prepare(
         source,
         records=tmp_path / "records",
         name="x",
@@ -122,8 +125,8 @@ def test_an_nih_folder_becomes_records_equal_to_what_was_written(nih, tmp_path):
             else:
                 np.testing.assert_equal(np.float32(stored), np.float32(value))
                 np.testing.assert_equal(np.float32(table[name][n]), np.float32(value))
-        raw = reading.read(nih / WHERE.get(image, "images") / image).pixels
-        square = reading.resize(raw, SIDE)[..., None]
+        raw = images.read(nih / WHERE.get(image, "images") / image).pixels
+        square = images.resize(raw, SIDE)[..., None]
         np.testing.assert_array_equal(films[n]["pixels"], square)
         assert films[n]["official"] == b""
     scale = SIDE / 1024
@@ -233,7 +236,7 @@ def damage(folder):
 
 @pytest.mark.parametrize("shard", [1, 3, 4096])
 def test_quarantine_names_exactly_the_files_left_out(nih, tmp_path, shard, monkeypatch):
-    monkeypatch.setattr(records, "FILMS_A_SHARD", shard)
+    monkeypatch.setattr(prepared, "FILMS_A_SHARD", shard)
     reasons = damage(nih)
     source = chest.nih(folder=nih, side=SIDE)
     assert source.films == 6
@@ -251,7 +254,7 @@ def test_too_many_bad_files_leave_a_list_and_no_records(nih, tmp_path):
     source = chest.nih(folder=nih, side=SIDE)
     with pytest.raises(InputError, match="4 of 6 files") as caught:
         prepare(source, tmp_path, allowed=0.66)
-    assert not records.is_prepared(records.folder(tmp_path / "records", "x"))
+    assert not prepared.is_prepared(prepared.folder(tmp_path / "records", "x"))
     (kept,) = (tmp_path / "records").rglob("*.csv")
     assert str(kept) in str(caught.value)
     assert list(pd.read_csv(kept)["file"]) == list(reasons)
@@ -260,7 +263,7 @@ def test_too_many_bad_files_leave_a_list_and_no_records(nih, tmp_path):
 @pytest.mark.parametrize("shard", [1, 2, 3])
 def test_shards_change_nothing(nih, shard, monkeypatch):
     whole = items(chest.nih(folder=nih, side=SIDE))
-    monkeypatch.setattr(records, "FILMS_A_SHARD", shard)
+    monkeypatch.setattr(prepared, "FILMS_A_SHARD", shard)
     source = chest.nih(folder=nih, side=SIDE)
     assert len(source.shards) == math.ceil(4 / shard)
     for a, b in zip(whole, items(source), strict=True):
@@ -399,7 +402,7 @@ def test_a_chexpert_folder_becomes_records(tmp_path):
     np.testing.assert_array_equal(labels[2], 1)
     assert np.isnan(labels[1, FINDINGS.index("Edema")])
     for film, path in zip(films, (ONE, second, third), strict=True):
-        square = reading.resize(reading.read(tmp_path / path).pixels, SIDE)
+        square = images.resize(images.read(tmp_path / path).pixels, SIDE)
         np.testing.assert_array_equal(film["pixels"][..., 0], square)
 
 
@@ -494,7 +497,7 @@ def people():
 def test_phantom_records_hold_what_the_phantom_drew(
     tmp_path, monkeypatch, people, first, shard
 ):
-    monkeypatch.setattr(records, "FILMS_A_SHARD", shard)
+    monkeypatch.setattr(prepared, "FILMS_A_SHARD", shard)
     source = chest.phantom(**SETTINGS, first_patient=first, prevalence=OFTEN)
     assert source.films == 10
     films, table, boxes, quarantine = prepare(source, tmp_path)
@@ -582,9 +585,9 @@ def test_the_nih_sample_against_its_own_tables(tmp_path):
         present = {t for t, v in zip(chest.NIH_TASKS, film["label"], strict=True) if v}
         assert present == set(row[1].split("|")) - {"No Finding"}
     for n in range(0, 700, 50):
-        raw = reading.read(SAMPLE / "images" / entries[n][0]).pixels
+        raw = images.read(SAMPLE / "images" / entries[n][0]).pixels
         np.testing.assert_array_equal(
-            films[n]["pixels"][..., 0], reading.resize(raw, 64)
+            films[n]["pixels"][..., 0], images.resize(raw, 64)
         )
     with open(SAMPLE / "BBox_List_2017.csv", newline="") as file:
         listed = [

@@ -9,12 +9,12 @@ import pytest
 from conftest import Page
 from launching import run_here
 
-from medjax import comparing
+from medjax.commands import compare as commands_compare
 from medjax.errors import InputError
-from medjax.evaluation import delong
-from medjax.evaluation.inference import Predictions
-from medjax.reports import against
-from medjax.training import workdir
+from medjax.evaluation import compare as evaluation_compare
+from medjax.evaluation.predict import Predictions
+from medjax.reports import compare as reports_compare
+from medjax.training import folder as workdir
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
 NAMES = ("Mass", "Pleural_Thickening", "<b>odd</b>")
@@ -58,11 +58,11 @@ def pair(tmp_path):
 
 
 def test_the_numbers_are_those_of_the_two_files(pair):
-    page = comparing.compare(*pair)
+    page = commands_compare.compare(*pair)
     assert page == pair[0] / "against.html"
     found = json.loads((pair[0] / "against.json").read_text())
     one, other = films(0.8), films(0.1)
-    tested = delong.paired(
+    tested = evaluation_compare.paired(
         *(one.probability, other.probability, one.label, one.weight, one.patient)
     )
     assert [found["tasks"][k]["p"] for k in NAMES[:2]] == tested.p[:2].tolist()
@@ -76,7 +76,7 @@ def test_the_numbers_are_those_of_the_two_files(pair):
 
 
 def test_the_order_of_images_and_of_findings_does_not_matter(pair):
-    comparing.compare(*pair)
+    commands_compare.compare(*pair)
     first = (pair[0] / "against.json").read_text()
     found, images = films(0.1), [f"film {n}.png" for n in range(80)]
     turn = np.random.default_rng(1).permutation(80)
@@ -84,12 +84,12 @@ def test_the_order_of_images_and_of_findings_does_not_matter(pair):
         *(x[turn] for x in found[:2]), *(x[turn][:, ::-1] for x in found[2:])
     )
     write(pair[1], mixed, names=NAMES[::-1], images=images)
-    comparing.compare(*pair)
+    commands_compare.compare(*pair)
     assert (pair[0] / "against.json").read_text() == first
 
 
 def test_the_page_is_whole_and_says_what_is_better(pair):
-    text = comparing.compare(*pair).read_text()
+    text = commands_compare.compare(*pair).read_text()
     read = Page(text)
     assert read.stack == [] and len(read.sources) == 1
     assert not re.search(r"https?://|@import|url\(", text)
@@ -100,11 +100,11 @@ def test_the_page_is_whole_and_says_what_is_better(pair):
     difference = found["tasks"]["Mass"]["metrics"]["average_precision"]["difference"]
     assert f"{difference['estimate']:+.3f}" in read.text
     assert f"{difference['low']:+.3f} to {difference['high']:+.3f}" in read.text
-    assert against.probability(found["tasks"]["Mass"]["holm"]) in read.text
+    assert reports_compare.probability(found["tasks"]["Mass"]["holm"]) in read.text
 
 
 def test_a_run_against_itself_shows_nothing(pair):
-    text = Page(comparing.compare(pair[0], pair[0]).read_text()).text
+    text = Page(commands_compare.compare(pair[0], pair[0]).read_text()).text
     assert "No finding's AUROC differs beyond chance." in text
 
 
@@ -112,7 +112,7 @@ def test_without_a_test_the_page_says_so(pair):
     for folder, gain in zip(pair, (0.8, 0.1), strict=True):
         found = films(gain)
         write(folder, found._replace(label=0 * found.label))
-    text = Page(comparing.compare(*pair).read_text()).text
+    text = Page(commands_compare.compare(*pair).read_text()).text
     assert "No finding could be tested." in text
 
 
@@ -130,27 +130,27 @@ def rewrite(folder, found, raw):
 
 
 def test_ties_of_a_calibration_change_no_difference_and_no_p(pair):
-    comparing.compare(*pair)
+    commands_compare.compare(*pair)
     before = json.loads((pair[0] / "against.json").read_text())
     rewrite(pair[1], films(0.1), films(0.1).probability)
-    comparing.compare(*pair)
+    commands_compare.compare(*pair)
     assert json.loads((pair[0] / "against.json").read_text()) == before
     rewrite(pair[1], films(0.1), None)  # As an older medjax wrote it.
     with pytest.raises(InputError, match=r"b: .*isotonic.*again on --split=test"):
-        comparing.compare(*pair)
+        commands_compare.compare(*pair)
 
 
 def test_images_that_the_run_has_seen_are_said(pair):
     for split, word in (("train", "fitted"), ("validation", "chosen")):
         for folder, gain in zip(pair, (0.8, 0.1), strict=True):
             write(folder, films(gain), split=split)
-        text = Page(comparing.compare(*pair, split=split).read_text()).text
+        text = Page(commands_compare.compare(*pair, split=split).read_text()).text
         assert "too good" in text and word in text
-    assert "too good" not in Page(comparing.compare(*pair).read_text()).text
+    assert "too good" not in Page(commands_compare.compare(*pair).read_text()).text
 
 
 def test_the_page_s_tables_are_for_everyone(pair):
-    text = comparing.compare(*pair).read_text()
+    text = commands_compare.compare(*pair).read_text()
     assert len(re.findall(r"<th[ >]", text)) == len(re.findall(r"<th scope=", text))
     for table in re.findall(r'<div class="wide"[^>]*>', text):
         assert 'tabindex="0" role="region" aria-label="' in table
@@ -159,10 +159,10 @@ def test_the_page_s_tables_are_for_everyone(pair):
 
 def test_other_splits_are_compared_too(pair):
     with pytest.raises(InputError, match=r"strangers\.csv: not there: evaluate"):
-        comparing.compare(*pair, split="strangers")
+        commands_compare.compare(*pair, split="strangers")
     write(pair[0], films(0.8, films=30), split="strangers")
     write(pair[1], films(0.1, films=30), split="strangers")
-    comparing.compare(*pair, split="strangers")
+    commands_compare.compare(*pair, split="strangers")
     found = json.loads((pair[0] / "against.json").read_text())
     assert (found["split"], found["films"]) == ("strangers", 30)
 
@@ -194,17 +194,17 @@ def test_runs_of_other_films_or_labels_are_refused_by_name(pair, change, words):
     path = pair[1] / "predictions/test.csv"
     change(pd.read_csv(path)).to_csv(path, index=False)
     with pytest.raises(InputError, match=words):
-        comparing.compare(*pair)
+        commands_compare.compare(*pair)
     assert not (pair[0] / "against.html").exists()
 
 
 def test_other_findings_and_masks_are_refused(pair):
     write(pair[1], films(0.1), names=("Mass", "Nodule", "<b>odd</b>"))
     with pytest.raises(InputError, match="Nodule, Pleural_Thickening"):
-        comparing.compare(*pair)
+        commands_compare.compare(*pair)
     write(pair[1], films(0.1), config={"task": "segmentation"})
     with pytest.raises(InputError, match="segments"):
-        comparing.compare(*pair)
+        commands_compare.compare(*pair)
 
 
 def test_the_command_refuses_in_one_line(pair):

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as oracles
 
-from medjax.evaluation import comparison, delong
-from medjax.evaluation.inference import Predictions
+from medjax.evaluation import compare as comparison
+from medjax.evaluation import compare as delong
+from medjax.evaluation.predict import Predictions
 
 P = st.one_of(st.floats(0, 1), st.just(float("nan")))
 

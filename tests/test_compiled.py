@@ -13,9 +13,8 @@ import pytest
 from launching import ROOT, restored, run_here
 
 import medjax
-from medjax import commands
-from medjax.sweeping import sweep
-from medjax.training import compiled, step
+from medjax.commands import commands, sweep
+from medjax.training import devices, step
 
 
 @pytest.fixture
@@ -33,7 +32,7 @@ def found():
 
 def test_without_being_asked_it_is_kept_at_home(nothing_asked, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    compiled.keep()
+    devices.keep()
     assert found() == str(tmp_path / ".cache/medjax/compiled")
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == found()
     assert jax.config.jax_persistent_cache_min_compile_time_secs == 0
@@ -41,10 +40,10 @@ def test_without_being_asked_it_is_kept_at_home(nothing_asked, monkeypatch, tmp_
 
 def test_a_folder_of_the_users_stays(nothing_asked, monkeypatch, tmp_path):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "variable"))
-    compiled.keep()
+    devices.keep()
     assert found() == str(tmp_path / "variable")
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "option"))
-    compiled.keep()
+    devices.keep()
     assert found() == os.environ["JAX_COMPILATION_CACHE_DIR"] == f"{tmp_path}/option"
 
 
@@ -60,7 +59,7 @@ def test_every_way_in_keeps_programs(command, nothing_asked, monkeypatch, tmp_pa
     kept = []
     monkeypatch.setattr(commands, "train", lambda *_, **__: None)
     monkeypatch.setattr(sweep, "sweep", lambda *_, **__: {})
-    monkeypatch.setattr(compiled, "keep", lambda: kept.append(True))
+    monkeypatch.setattr(devices, "keep", lambda: kept.append(True))
     command()
     assert kept == [True]
 
@@ -151,7 +150,7 @@ def test_the_garbage_collector_waits_for_what_is_traced(make, number, collecting
 
 
 def test_the_garbage_collector_is_left_as_it_was():
-    @compiled.uncollected
+    @devices.uncollected
     def fail():
         assert not gc.isenabled()
         raise ValueError

@@ -8,12 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medjax import commands, evaluating, screening
-from medjax.build import model, plain, study
-from medjax.cohort import splits
+from medjax import config as plain
+from medjax.cohort import split
+from medjax.commands import commands, evaluate
 from medjax.errors import InputError
-from medjax.evaluation.corruptions import CORRUPTIONS
-from medjax.training import frozen, workdir
+from medjax.evaluation.robustness import CORRUPTIONS
+from medjax.tasks import parts, screening, study
+from medjax.training import fixed
+from medjax.training import folder as workdir
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
 
@@ -33,27 +35,27 @@ def run(tmp_path_factory, unoptimised):
     workdir.claim(folder, plain.as_json(c))
     workdir.write_task(folder, data.task)
     manifest = study.manifest(c, data)
-    splits.write(manifest, folder / "splits.csv")
+    split.write(manifest, folder / "splits.csv")
     trains = manifest["id"][manifest["split"] == "train"].to_numpy()
     screening.record(folder, data, trains)
-    network = model.network(c, data.task)
-    state = model.initial_state(
+    network = parts.network(c, data.task)
+    state = parts.initial_state(
         *(c, network, data.task, data.label(trains)),
-        variables=model.fresh(c, network),
+        variables=parts.fresh(c, network),
     )
-    with model.checkpoints(c, folder / "checkpoints") as checkpoints:
+    with parts.checkpoints(c, folder / "checkpoints") as checkpoints:
         checkpoints.save(1, state, {"images": 0})
     points = dict.fromkeys(data.task.names, 0.5)
-    frozen.write(
+    fixed.write(
         folder,
-        frozen.Frozen(1, points, **plain.operating(c), calibration=frozen.NONE),
+        fixed.Frozen(1, points, **plain.operating(c), calibration=fixed.NONE),
     )
     return folder
 
 
 def test_corrupted_films_are_reported_and_the_page_renewed(run, capsys):
     (run / "report.json").write_text("{}")  # As if it had been evaluated.
-    found = evaluating.corrupt(run, split="test", films=9)
+    found = evaluate.corrupt(run, split="test", films=9)
     assert found["films"] == 9 and found["corruptions"].keys() == CORRUPTIONS.keys()
     report = json.loads((run / "report.json").read_text())
     assert report["robustness"] == json.loads(json.dumps(found))
@@ -83,12 +85,12 @@ def test_robustness_of_other_choices_or_data_is_no_part_of_the_page(
 ):
     path, report = run / "robustness.json", run / "report.json"
     if not path.exists():
-        evaluating.corrupt(run, split="test", films=12)
+        evaluate.corrupt(run, split="test", films=12)
     kept = path.read_text()
     assert json.loads(kept)[field] != value
     path.write_text(json.dumps(json.loads(kept) | {field: value}))
     try:
-        evaluating.evaluate(run)
+        evaluate.evaluate(run)
     finally:
         path.write_text(kept)
     assert "robustness" not in json.loads(report.read_text())
@@ -96,10 +98,10 @@ def test_robustness_of_other_choices_or_data_is_no_part_of_the_page(
 
 
 def test_another_split_has_files_of_its_own_and_an_unknown_one_is_refused(run):
-    evaluating.corrupt(run, split="validation", films=3)
+    evaluate.corrupt(run, split="validation", films=3)
     assert (run / "robustness-validation.json").exists()
     with pytest.raises(InputError, match="--split=tset"):
-        evaluating.corrupt(run, split="tset")
+        evaluate.corrupt(run, split="tset")
 
 
 def test_predict_warns_of_images_unlike_the_training_films(run, tmp_path, capsys):
@@ -128,7 +130,7 @@ def test_predict_warns_of_images_unlike_the_training_films(run, tmp_path, capsys
 
 def test_the_training_films_are_looked_at_once(run):
     known = json.loads((run / screening.NAME).read_text())
-    manifest = splits.read(run / "splits.csv")
+    manifest = split.read(run / "splits.csv")
     assert known["films"] == (manifest["split"] == "train").sum()
     before = (run / screening.NAME).stat().st_mtime_ns
     screening.record(run, study.data(plain.read_config(run)), np.array([0]))

@@ -7,8 +7,8 @@ import pytest
 from scipy import ndimage
 
 from medjax.errors import InputError
-from medjax.evaluation import corruptions
-from medjax.evaluation.corruptions import CORRUPTIONS, RANGE, SEVERITIES
+from medjax.evaluation import robustness
+from medjax.evaluation.robustness import CORRUPTIONS, RANGE, SEVERITIES
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
 
@@ -34,7 +34,7 @@ def psnr(film, other):
 def test_a_corruption_is_worse_at_each_severity_and_the_film_s_own(name):
     film, ids = films(), np.array([5, 6, 7])
     found = [
-        np.asarray(corruptions.corrupt(name, KEY, film, ids, severity=severity))
+        np.asarray(robustness.corrupt(name, KEY, film, ids, severity=severity))
         for severity in (0, *SEVERITIES)
     ]
     np.testing.assert_array_equal(found[0], film)
@@ -45,12 +45,12 @@ def test_a_corruption_is_worse_at_each_severity_and_the_film_s_own(name):
     assert (np.diff(np.mean(falls, axis=0)) < -0.2).all(), falls
     # In another batch, at another place, with padding.
     other = np.concatenate([film[2:], film[:1], np.zeros_like(film)])
-    again = corruptions.corrupt(
+    again = robustness.corrupt(
         name, KEY, other, np.array([7, 5, -1, -1, -1]), severity=3
     )
     np.testing.assert_array_equal(np.asarray(again)[:2], found[3][[2, 0]])
     if name not in ("blur", "contrast", "jpeg"):  # These draw nothing.
-        same = corruptions.corrupt(name, KEY, film[[0] * 3], ids, severity=3)
+        same = robustness.corrupt(name, KEY, film[[0] * 3], ids, severity=3)
         assert len({np.asarray(one).tobytes() for one in same}) > 1
 
 
@@ -111,7 +111,7 @@ def test_a_jpeg_is_what_the_file_gives_back():
         [cv2.IMWRITE_JPEG_QUALITY, 30],
     )[1]
     expected = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) / 255
-    found = corruptions.jpeg(KEY, np.repeat(film, 2, axis=-1), 30)
+    found = robustness.jpeg(KEY, np.repeat(film, 2, axis=-1), 30)
     np.testing.assert_allclose(found, np.stack([expected] * 2, axis=-1), atol=1e-7)
 
 
@@ -140,4 +140,4 @@ def test_a_plate_is_white_of_its_size_and_hides_no_other_pixel():
 
 def test_a_severity_that_is_not_there_is_one_line():
     with pytest.raises(InputError, match="severity=6"):
-        corruptions.corrupt("blur", KEY, films(), np.arange(3), severity=6)
+        robustness.corrupt("blur", KEY, films(), np.arange(3), severity=6)

@@ -8,7 +8,7 @@ from sklearn import metrics as oracles
 from test_metrics import tasks
 
 from medjax.errors import InputError
-from medjax.evaluation import curves
+from medjax.evaluation import thresholds as curves
 
 
 @settings(max_examples=50, deadline=None)

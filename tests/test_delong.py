@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 from test_intervals import simulate
 
 from medjax.errors import InputError
-from medjax.evaluation import delong
+from medjax.evaluation import compare
 
 
 def cohort(seed, images=40, tasks=2, levels=7):
@@ -56,7 +56,7 @@ def clustered_variance(score, label, patient):
 
 def area(score, label, weight, patient):
     """An AUROC and its error: the other model says nothing, whose AUROC is 1/2."""
-    found = delong.paired(score, np.zeros_like(score), label, weight, patient)
+    found = compare.paired(score, np.zeros_like(score), label, weight, patient)
     return found.difference + 0.5, found.error
 
 
@@ -65,7 +65,7 @@ def area(score, label, weight, patient):
 def test_with_one_image_a_patient_it_is_delongs_test(seed, levels):
     score, other, label, weight, patient = cohort(seed, levels=levels)
     alone = area(score, label, weight, patient)
-    both = delong.paired(score, other, label, weight, patient)
+    both = compare.paired(score, other, label, weight, patient)
     for t in range(2):
         task = score[:, t], other[:, t], label[:, t]
         expected = covariance(*task)
@@ -93,12 +93,12 @@ def test_with_several_it_is_obuchowskis(seed, per_patient):
 
 def test_copies_of_a_patients_images_change_nothing():
     score, other, label, weight, patient = cohort(0)
-    once = delong.paired(score, other, label, weight, patient)
+    once = compare.paired(score, other, label, weight, patient)
     task = (np.repeat(x, 5, axis=0) for x in (score, other, label, weight, patient))
-    for found, expected in zip(delong.paired(*task), once, strict=True):
+    for found, expected in zip(compare.paired(*task), once, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-9)
     task = (np.repeat(x, 5, axis=0) for x in (score, other, label))
-    copies = delong.paired(*task, np.ones((200, 2)), np.arange(200))
+    copies = compare.paired(*task, np.ones((200, 2)), np.arange(200))
     assert (copies.error < 0.5 * once.error).all()  # As if there were five times more.
 
 
@@ -110,28 +110,28 @@ def test_a_soft_label_is_a_share_of_both_classes_and_a_weight_a_number_of_images
     quarter, rest = (x[rows].copy() for x in (label, weight))
     quarter[[5, 40, 41, 42]] = [[1], [0], [0], [0]]
     rest[[5, 40, 41, 42]] = 0.25
-    found = delong.paired(score, other, soft, heavy, patient)
-    shares = delong.paired(score[rows], other[rows], quarter, rest, patient[rows])
+    found = compare.paired(score, other, soft, heavy, patient)
+    shares = compare.paired(score[rows], other[rows], quarter, rest, patient[rows])
     for one, two in zip(found, shares, strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-9)
 
 
 def test_an_unknown_label_counts_for_nothing():
     score, other, label, weight, patient = cohort(2)
-    expected = delong.paired(
+    expected = compare.paired(
         *(x[:30] for x in (score, other, label, weight)), patient[:30]
     )
     weight[30:] = 0
     score[30:], label[30:] = np.nan, np.nan
-    found = delong.paired(score, other, label, weight, patient)
+    found = compare.paired(score, other, label, weight, patient)
     np.testing.assert_array_equal(found, expected)
 
 
 def test_equal_rankings_do_not_differ_and_perfect_ones_say_nothing():
     score, _, label, weight, patient = cohort(3)
-    same = delong.paired(score, 3 * score + 1, label, weight, patient)
+    same = compare.paired(score, 3 * score + 1, label, weight, patient)
     assert same.p.tolist() == [1, 1] and same.difference.tolist() == [0, 0]
-    opposite = delong.paired(label, -label, label, weight, patient)
+    opposite = compare.paired(label, -label, label, weight, patient)
     assert opposite.difference.tolist() == [1, 1] and np.isnan(opposite.p).all()
     perfect = area(label, label, weight, patient)
     assert perfect == (pytest.approx(1), pytest.approx(0))
@@ -142,7 +142,7 @@ def test_a_missing_class_or_one_patient_with_it_leaves_nothing_to_say():
     label[:, 0] = 0
     label[:, 1] = np.arange(40) < 4
     patient[:4] = 7  # The only one with a positive image.
-    found = delong.paired(score, other, label, weight, patient)
+    found = compare.paired(score, other, label, weight, patient)
     assert np.isnan(found.difference).tolist() == [True, False]
     assert np.isnan(found.error).all() and np.isnan(found.p).all()
 
@@ -170,7 +170,7 @@ def test_of_equal_models_one_in_twenty_differs():
         noise = rng.normal(size=(2, 80)).repeat(3, axis=1)[:, :, None]
         one, two = score + noise
         for unit, who in (("patient", patient), ("image", np.arange(240))):
-            found = delong.paired(one, two, label, np.ones_like(label), who)
+            found = compare.paired(one, two, label, np.ones_like(label), who)
             small[unit] += (found.p < 0.05).item()
     assert 0.03 <= small["patient"] / trials <= 0.07
     assert small["image"] / trials > 0.15
@@ -181,12 +181,12 @@ def test_a_known_nan_is_refused(field):
     task = dict(zip(("score", "other", "label", "weight", "patient"), cohort(5)))
     task[field][3, 1] = np.nan
     with pytest.raises(InputError, match="NaN"):
-        delong.paired(**task)
+        compare.paired(**task)
 
 
 def test_shapes_that_differ_are_refused():
     score, other, label, weight, patient = cohort(6)
     with pytest.raises(InputError, match="N, T"):
-        delong.paired(score, other[:, :1], label, weight, patient)
+        compare.paired(score, other[:, :1], label, weight, patient)
     with pytest.raises(InputError, match="patient"):
-        delong.paired(score, other, label, weight, patient[:3])
+        compare.paired(score, other, label, weight, patient[:3])

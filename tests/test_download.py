@@ -14,7 +14,8 @@ import pytest
 from launching import ROOT
 
 from medjax.errors import InputError
-from medjax.models import architectures, download
+from medjax.models import architectures
+from medjax.models.weights import download
 
 DATA = np.random.default_rng(0).bytes(1_000_000)
 DIGEST = hashlib.sha256(DATA).hexdigest()

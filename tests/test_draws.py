@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from medjax.augment import draws
+from medjax.augment import random
 
 KEY = jax.random.key(0)
 SIDE = 2048  # Four million numbers.
-NORMAL = np.asarray(jax.jit(lambda: draws.normal(KEY, (SIDE, SIDE)))(), np.float64)
-WORDS = np.asarray(jax.jit(lambda: draws.words(KEY, (SIDE, SIDE)))())
+NORMAL = np.asarray(jax.jit(lambda: random.normal(KEY, (SIDE, SIDE)))(), np.float64)
+WORDS = np.asarray(jax.jit(lambda: random.words(KEY, (SIDE, SIDE)))())
 
 
 def correlation(a, b):
@@ -32,7 +32,7 @@ def test_a_word_is_the_hash_of_the_place_and_the_key():
     shape = (3, 5, 2)
     first, second = (int(x) for x in jax.random.bits(KEY, (2,)))
     expected = [mixed(mixed((first + n) % 2**32) ^ second) for n in range(30)]
-    found = np.asarray(draws.words(KEY, shape)).ravel().tolist()
+    found = np.asarray(random.words(KEY, shape)).ravel().tolist()
     assert found == expected
 
 
@@ -41,8 +41,8 @@ def test_the_normal_is_the_tails_quantile(monkeypatch, sign):
     """For every 64th of the tails, the rarest and the commonest ones."""
     tails = np.arange(2**24, dtype=np.uint32)
     tails = np.r_[tails[::64], tails[:4096], tails[-4096:]]
-    monkeypatch.setattr(draws, "words", lambda key, shape: tails << 8 | sign)
-    found = np.asarray(draws.normal(KEY, tails.shape), np.float64)
+    monkeypatch.setattr(random, "words", lambda key, shape: tails << 8 | sign)
+    found = np.asarray(random.normal(KEY, tails.shape), np.float64)
     exact = -special.ndtri((tails + 0.5) / 2**25) * (-1) ** sign
     # Close to 0 in float32 steps: its square, of which a root is taken, is near 1.
     np.testing.assert_allclose(found, exact, rtol=4e-4, atol=3e-4)
@@ -101,7 +101,7 @@ def test_images_and_channels_are_independent():
     """Of keys that follow each other, as those of samples and of ops do."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(KEY, jnp.arange(40))
     shape = (96, 96, 3)
-    found = jax.jit(jax.vmap(functools.partial(draws.normal, shape=shape)))(keys)
+    found = jax.jit(jax.vmap(functools.partial(random.normal, shape=shape)))(keys)
     found = np.asarray(found).reshape(40, -1, 3)
     pairs = list(itertools.combinations(range(40), 2))
     between = [correlation(found[a], found[b]) for a, b in pairs]
@@ -122,14 +122,14 @@ def test_no_keys_numbers_are_anothers_shifted():
     gap = int(gaps[near])
     assert gap < 1000
     one, other = (
-        np.asarray(draws.normal(keys[order[n]], (4000,))) for n in (near, near + 1)
+        np.asarray(random.normal(keys[order[n]], (4000,))) for n in (near, near + 1)
     )
     assert abs(correlation(one[gap:], other[: len(other) - gap])) < 4
 
 
 def test_a_number_depends_on_no_batch():
     keys = jax.random.split(KEY, 8)
-    draw = functools.partial(draws.normal, shape=(33, 17))
+    draw = functools.partial(random.normal, shape=(33, 17))
     alone = np.stack([jax.jit(draw)(key) for key in keys])
     for many in (jax.jit(jax.vmap(draw)), jax.jit(lambda k: jax.lax.map(draw, k))):
         np.testing.assert_array_equal(many(keys), alone)
@@ -138,5 +138,5 @@ def test_a_number_depends_on_no_batch():
 
 
 def test_the_uniform_has_16_bits_of_its_word():
-    found = np.asarray(draws.uniform(KEY, (SIDE, SIDE)), np.float64)
+    found = np.asarray(random.uniform(KEY, (SIDE, SIDE)), np.float64)
     np.testing.assert_array_equal(found, ((WORDS >> 16) + 0.5) / 2**16)

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from medjax.evaluation import examples
-from medjax.evaluation.inference import Predictions
+from medjax.evaluation import results
+from medjax.evaluation.predict import Predictions
 
 
 def films(n=60):
@@ -16,10 +16,10 @@ def films(n=60):
 @pytest.mark.parametrize("each", [0, 1, 2, 3, 100])
 def test_the_surest_and_least_sure_of_each_kind_are_taken(each):
     found = films()
-    chosen = examples.choose(found, [0.5, 0.1, np.nan], each=each)
+    chosen = results.choose(found, [0.5, 0.1, np.nan], each=each)
     assert {one.task for one in chosen} <= {0, 1}
     for t, point in ((0, 0.5), (1, 0.1)):
-        for kind in examples.KINDS:
+        for kind in results.KINDS:
             right, positive = kind.startswith("true"), kind.endswith("positive")
             rows = [
                 (-abs(float(found.probability[n, t]) - point), found.id[n], n)

@@ -13,12 +13,15 @@ import pytest
 from conftest import Page
 from scipy.special import expit, logit
 
-from medjax import commands, evaluating, explaining
-from medjax.build import finished, model, plain, study
-from medjax.cohort import splits
+from medjax import config as plain
+from medjax.cohort import split
+from medjax.commands import commands, evaluate
 from medjax.errors import InputError
-from medjax.evaluation import inference, localisation, recalibration
-from medjax.training import frozen, workdir
+from medjax.evaluation import calibration as recalibration
+from medjax.evaluation import localisation, predict
+from medjax.tasks import explaining, finished, parts, study
+from medjax.training import fixed
+from medjax.training import folder as workdir
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
 
@@ -93,19 +96,19 @@ def run(tmp_path_factory, unoptimised):
     data = study.data(c)
     workdir.claim(folder / "run", plain.as_json(c))
     workdir.write_task(folder / "run", data.task)
-    splits.write(study.manifest(c, data), folder / "run/splits.csv")
-    network = model.network(c, data.task)
-    state = model.initial_state(
+    split.write(study.manifest(c, data), folder / "run/splits.csv")
+    network = parts.network(c, data.task)
+    state = parts.initial_state(
         *(c, network, data.task, data.label(data.table["id"].to_numpy())),
-        variables=model.fresh(c, network),
+        variables=parts.fresh(c, network),
     )
-    with model.checkpoints(c, folder / "run/checkpoints") as checkpoints:
+    with parts.checkpoints(c, folder / "run/checkpoints") as checkpoints:
         checkpoints.save(1, state, {"images": 0})
     points = dict.fromkeys(data.task.names, 0.5)
     fit = recalibration.Logistic((0.7,) * 6, (0.3,) * 6)
-    calibration = frozen.Calibration("platt", fit, "validation", 24, {})
-    chosen = frozen.Frozen(1, points, "youden", None, calibration)
-    frozen.write(folder / "run", chosen)
+    calibration = fixed.Calibration("platt", fit, "validation", 24, {})
+    chosen = fixed.Frozen(1, points, "youden", None, calibration)
+    fixed.write(folder / "run", chosen)
     return folder / "run"
 
 
@@ -117,15 +120,13 @@ def run(tmp_path_factory, unoptimised):
     ],
 )
 def test_localisation_is_reported_of_every_marked_film(run, method, stage, size):
-    found = evaluating.localise(
-        run, split="test", other=None, method=method, stage=stage
-    )
+    found = evaluate.localise(run, split="test", other=None, method=method, stage=stage)
     written = json.loads((run / "localisation.json").read_text())
     assert found == written
     assert (found["method"], found["stage"]) == (method, stage or "stage2")
     assert (found["checkpoint"], found["source"]) == (1, "phantom")
     one = finished.read(run)
-    data, manifest = study.data(one.config), splits.read(run / "splits.csv")
+    data, manifest = study.data(one.config), split.read(run / "splits.csv")
     tested = data.table["id"].isin(manifest["id"][manifest["split"] == "test"])
     for task in data.task.names:
         pairs = data.table[task][tested].sum()
@@ -138,16 +139,16 @@ def test_localisation_is_reported_of_every_marked_film(run, method, stage, size)
     one = finished.read(run)
     explain = explaining.explainer(one, method=method, stage=stage)
     batches = study.evaluation_batches(one.config, data.films(np.arange(3)))
-    assert inference.embed(batches, explain).shape == (3, 6, size, size)
+    assert predict.embed(batches, explain).shape == (3, 6, size, size)
 
 
 def test_other_people_s_films_can_be_localised_too(run):
     other = plain.read_config(run)
     other.data.update(patients=8, first_patient=500)
-    found = evaluating.localise(run, split="strangers", other=other, method="grad_cam")
+    found = evaluate.localise(run, split="strangers", other=other, method="grad_cam")
     assert (run / "localisation-strangers.json").exists()
     assert found["all"]["patients"] <= 8
-    report = evaluating.evaluate(run, split="strangers", other=other)
+    report = evaluate.evaluate(run, split="strangers", other=other)
     assert report["external"] and report["localisation"] == found
     page = (run / "report-strangers.html").read_text()
     assert 'id="films"' in page and page.count("data:image/") > 8  # Its own gallery.
@@ -237,7 +238,7 @@ def test_the_page_shows_where_the_heatmaps_lie(run, tmp_path):
     config["evaluation"]["gallery"] = 0
     (run / "config.json").write_text(json.dumps(config))
     (run / "report.json").write_text("{}")  # As if it had been evaluated.
-    found = evaluating.localise(run, split="test", other=None, method="grad_cam")
+    found = evaluate.localise(run, split="test", other=None, method="grad_cam")
     report = json.loads((run / "report.json").read_text())
     assert report["localisation"] == json.loads(json.dumps(found))
     read = Page((run / "report.html").read_text()).text
@@ -248,7 +249,7 @@ def test_the_page_shows_where_the_heatmaps_lie(run, tmp_path):
             assert f"{value:.3f}" in section
     path = run / "localisation.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"checkpoint": 2}))
-    evaluating.evaluate(run)
+    evaluate.evaluate(run)
     assert "localisation" not in json.loads((run / "report.json").read_text())
 
 
@@ -258,7 +259,7 @@ def test_integrated_gradients_have_no_stage(run, monkeypatch):
 
     monkeypatch.setattr(explaining, "_compiled", compiled)
     how = {"split": "validation", "other": None, "method": "integrated_gradients"}
-    found = evaluating.localise(run, **how)
+    found = evaluate.localise(run, **how)
     assert (found["method"], found["stage"]) == ("integrated_gradients", None)
     with pytest.raises(InputError, match="--stage=stem.*no stage"):
         explaining.explainer(
@@ -289,13 +290,13 @@ def test_a_frozen_network_is_explained_as_any_other(run):
     one = finished.read(run)
     config = one.config.copy_and_resolve_references()
     config.transfer.mode = "features"
-    frozen = one._replace(config=config, network=model.network(config, one.task))
-    assert frozen.network.frozen == ("stem", "stage1", "stage2")
+    fixed = one._replace(config=config, network=parts.network(config, one.task))
+    assert fixed.network.frozen == ("stem", "stage1", "stage2")
     image = study.data(config).films(np.arange(4))
     image = np.stack([film["image"] for film in image]).reshape(4, 1, 32, 32, 1)
     expected, found = (
         np.asarray(explaining.explainer(each, stage="stem")(image))
-        for each in (one, frozen)
+        for each in (one, fixed)
     )
     assert expected.any(axis=(1, 2, 3, 4)).all()  # Of each of the films.
     np.testing.assert_array_equal(found, expected)
@@ -303,9 +304,9 @@ def test_a_frozen_network_is_explained_as_any_other(run):
 
 def test_a_split_that_is_not_there_is_named(run):
     with pytest.raises(InputError, match="--split=tset"):
-        evaluating.localise(run, split="tset", other=None)
+        evaluate.localise(run, split="tset", other=None)
     with pytest.raises(InputError, match="its own name"):
-        evaluating.localise(run, split="test", other=plain.read_config(run))
+        evaluate.localise(run, split="test", other=plain.read_config(run))
 
 
 def test_masks_have_no_heatmaps(monkeypatch):
@@ -314,11 +315,11 @@ def test_masks_have_no_heatmaps(monkeypatch):
     with pytest.raises(InputError, match="--explain"):
         commands.predict("run", images=[], out=None, explain="maps")
     with pytest.raises(InputError, match="masks"):
-        evaluating.localise("run", split="test", other=None)
+        evaluate.localise("run", split="test", other=None)
 
 
 def test_the_sides_of_the_split_are_kept_apart(run):
-    manifest = splits.read(run / "splits.csv")
-    found = evaluating.localise(run, split="validation", other=None)
+    manifest = split.read(run / "splits.csv")
+    found = evaluate.localise(run, split="validation", other=None)
     patients = manifest["patient"][manifest["split"] == "validation"].nunique()
     assert 0 < found["all"]["patients"] <= patients

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from medjax.cohort import explore, pixels
+from medjax.cohort import describe
 from medjax.errors import InputError
 
 TASKS = ("mass", "effusion", "nodule")
@@ -51,7 +51,7 @@ def table():
 
 @pytest.fixture(scope="module")
 def facts(table):
-    return explore.describe(table, TASKS, make_manifest(table))
+    return describe.describe(table, TASKS, make_manifest(table))
 
 
 def test_labels_are_counted_as_a_loop_counts_them(table, facts):
@@ -73,7 +73,7 @@ def test_labels_are_counted_as_a_loop_counts_them(table, facts):
 @pytest.mark.parametrize("positives", [0, 1, 7, 30, 39, 40])
 def test_with_one_image_a_patient_the_interval_is_wilsons(positives):
     label = np.r_[np.ones(positives), np.zeros(40 - positives), np.nan]
-    found = explore.prevalence(label, np.arange(41))
+    found = describe.prevalence(label, np.arange(41))
     expected = stats.binomtest(positives, 40).proportion_ci(method="wilson")
     np.testing.assert_allclose([found["low"], found["high"]], expected, atol=1e-12)
 
@@ -82,8 +82,8 @@ def test_with_one_image_a_patient_the_interval_is_wilsons(positives):
 def test_copies_of_an_image_within_its_patient_tell_nothing_new(chance):
     rng = np.random.default_rng(1)
     label, patient = (rng.random(50) < chance).astype(float), np.arange(50)
-    once = explore.prevalence(label, patient)
-    many = explore.prevalence(np.tile(label, 6), np.tile(patient, 6))
+    once = describe.prevalence(label, patient)
+    many = describe.prevalence(np.tile(label, 6), np.tile(patient, 6))
     assert many == pytest.approx(once)
 
 
@@ -93,7 +93,7 @@ def test_the_interval_covers_clustered_data_where_wilsons_own_does_not():
     for _ in range(400):
         chance = rng.choice([0.05, 0.9], 80, p=[0.7, 0.3])  # Of the patients.
         label = (rng.random((80, 5)) < chance[:, None]).astype(float)
-        found = explore.prevalence(label.ravel(), np.repeat(np.arange(80), 5))
+        found = describe.prevalence(label.ravel(), np.repeat(np.arange(80), 5))
         truth = 0.05 * 0.7 + 0.9 * 0.3
         covered += found["low"] <= truth <= found["high"]
         plain = stats.binomtest(int(label.sum()), 400).proportion_ci(method="wilson")
@@ -103,7 +103,7 @@ def test_the_interval_covers_clustered_data_where_wilsons_own_does_not():
 
 
 def test_nothing_known_has_no_prevalence():
-    found = explore.prevalence(np.full(3, np.nan), np.arange(3))
+    found = describe.prevalence(np.full(3, np.nan), np.arange(3))
     assert found == {"estimate": None, "low": None, "high": None}
 
 
@@ -131,7 +131,7 @@ def test_findings_together_are_those_of_a_double_loop(table, facts):
 
 def test_a_finding_that_never_occurs_has_no_shares():
     label = np.array([[1.0, 0.0], [0.0, 0.0]])
-    found = explore.together(label, ("a", "b"))
+    found = describe.together(label, ("a", "b"))
     assert found["share"] == [[1.0, 0.0], [None, None]]
     assert found["pairs"] == []
 
@@ -166,7 +166,7 @@ def test_each_finding_by_category_and_age(table, facts):
             found = facts["by"][name][category or "unknown"][task]
             known = rows[task].dropna()
             assert found["estimate"] == pytest.approx((known >= 0.5).mean())
-            assert found == explore.prevalence(rows[task].to_numpy(), rows["patient"])
+            assert found == describe.prevalence(rows[task].to_numpy(), rows["patient"])
     ages = table["age"][table["mass"] < 0.5].dropna()
     expected = ages.quantile([0.25, 0.5, 0.75]).to_list()
     assert facts["by"]["age"]["mass"]["without"] == pytest.approx(expected)
@@ -202,7 +202,7 @@ def test_classes_are_not_compared_in_pairs():
     table = make_table().drop(columns=list(TASKS))
     which = np.arange(len(table)) % 3
     table = table.assign(**{t: (which == n) * 1.0 for n, t in enumerate(TASKS)})
-    facts = explore.describe(table, TASKS, task="multiclass")
+    facts = describe.describe(table, TASKS, task="multiclass")
     assert facts["together"] is None
     assert facts["findings_an_image"] == {"value": [1], "count": [300]}
     assert facts["sides"] == {}
@@ -210,13 +210,13 @@ def test_classes_are_not_compared_in_pairs():
 
 def test_a_mistake_is_one_line(table):
     with pytest.raises(InputError, match="task: 'regression'"):
-        explore.describe(table, TASKS, task="regression")
+        describe.describe(table, TASKS, task="regression")
     with pytest.raises(InputError, match="no image"):
-        explore.describe(table[:0], TASKS)
+        describe.describe(table[:0], TASKS)
 
 
 def test_confounders_are_scores_that_no_label_has_touched(table):
-    scores = explore.confounders(table)
+    scores = describe.confounders(table)
     assert set(scores) == {
         *("view PA", "view AP", "view LATERAL", "view unknown"),
         *("sex F", "age", "image size"),
@@ -226,7 +226,7 @@ def test_confounders_are_scores_that_no_label_has_touched(table):
     np.testing.assert_array_equal(scores["age"], table["age"])
     np.testing.assert_array_equal(scores["image size"], table.width * table.height)
     other = table.assign(**{task: 1 - table[task] for task in TASKS})
-    for name, score in explore.confounders(other).items():
+    for name, score in describe.confounders(other).items():
         np.testing.assert_array_equal(score, scores[name])
 
 
@@ -235,7 +235,7 @@ def test_a_useless_category_scores_half_and_a_shortcut_scores_high(table):
     table = make_table(4000, 2000)
     present = rng.random(4000) < 0.2
     shortcut = np.where(present ^ (rng.random(4000) < 0.1), "AP", "PA")
-    scores = explore.confounders(table.assign(view=shortcut))
+    scores = describe.confounders(table.assign(view=shortcut))
     found = {name: score for name, score in scores.items() if name != "age"}
     aurocs = {name: roc_auc_score(present, score) for name, score in found.items()}
     assert aurocs["view AP"] == pytest.approx(0.9, abs=0.03)
@@ -244,7 +244,7 @@ def test_a_useless_category_scores_half_and_a_shortcut_scores_high(table):
 
 def test_what_is_the_same_for_every_image_is_no_confounder(table):
     same = table.assign(view="", sex="F", age=np.nan, width=64, height=64)
-    assert explore.confounders(same) == {}
+    assert describe.confounders(same) == {}
 
 
 def test_the_sample_shows_every_finding_and_nothing_twice(table):
@@ -252,7 +252,7 @@ def test_the_sample_shows_every_finding_and_nothing_twice(table):
         [(int(table["id"][table["mass"] >= 0.5].iloc[5]), "mass", 1.0, 2.0, 3.0, 4.5)],
         columns=["id", "task", "x0", "y0", "x1", "y1"],
     )
-    drawn = pixels.sample(table, TASKS, boxes=boxes, each=2, without=4)
+    drawn = describe.sample(table, TASKS, boxes=boxes, each=2, without=4)
     ids = [one["id"] for one in drawn]
     assert len(set(ids)) == len(ids)
     by_id = table.set_index("id")
@@ -267,8 +267,8 @@ def test_the_sample_shows_every_finding_and_nothing_twice(table):
     assert boxes["id"][0] in ids
     assert [one["boxes"] for one in drawn if one["boxes"]] == [[["mass", 1, 2, 3, 4.5]]]
     json.dumps(drawn, allow_nan=False)
-    assert drawn == pixels.sample(table, TASKS, boxes=boxes, each=2, without=4)
-    assert drawn != pixels.sample(table, TASKS, boxes=boxes, seed=1)
+    assert drawn == describe.sample(table, TASKS, boxes=boxes, each=2, without=4)
+    assert drawn != describe.sample(table, TASKS, boxes=boxes, seed=1)
 
 
 # ----------------------------------------------------------------------- pixels
@@ -291,7 +291,7 @@ def test_streamed_statistics_are_those_of_the_whole_array(shape):
         assert x.dtype == np.float32
         return (x - 0.3) / np.float32(0.01) + 1000  # Far from 0: digits could cancel.
 
-    found = pixels.statistics(batches_of(image, sizes), prepare)
+    found = describe.statistics(batches_of(image, sizes), prepare)
     whole = image.reshape(-1, shape[-1]).astype(np.float64)
     ready = prepare(image.astype(np.float32) / 255).reshape(whole.shape)
     for c, (before, after) in enumerate(
@@ -322,7 +322,7 @@ def test_streamed_statistics_are_those_of_the_whole_array(shape):
 
 def test_the_prepared_histogram_is_numpys_and_its_ends_take_the_rest():
     image = np.random.default_rng(5).integers(0, 256, (8, 6, 6, 1), dtype=np.uint8)
-    found = pixels.statistics(batches_of(image, [3, 5]), lambda x: 14.1 * x - 7)
+    found = describe.statistics(batches_of(image, [3, 5]), lambda x: 14.1 * x - 7)
     values = (14.1 * (image.astype(np.float32) / 255) - 7).clip(-5, 4.999).ravel()
     expected, _ = np.histogram(values, 50, (-5, 5))
     np.testing.assert_array_equal(found["after"][0]["histogram"], expected)
@@ -334,24 +334,24 @@ def test_padding_is_not_counted():
     padded = np.concatenate([image, np.zeros((2, 4, 4, 1), np.uint8)])
     ids = np.array([0, 1, 2, 3, 4, 5, -1, -1])
     batches = [(ids[:4], padded[:4]), (ids[4:], padded[4:]), (ids[6:], padded[6:])]
-    found = pixels.statistics(batches, lambda x: x)
-    assert found == pixels.statistics(batches_of(image, [4, 2]), lambda x: x)
+    found = describe.statistics(batches, lambda x: x)
+    assert found == describe.statistics(batches_of(image, [4, 2]), lambda x: x)
     assert found["images"] == 6
 
 
 def test_no_image_has_no_statistics():
-    assert pixels.statistics([], lambda x: x)["images"] == 0
+    assert describe.statistics([], lambda x: x)["images"] == 0
 
 
 def test_merged_moments_do_not_lose_their_digits_far_from_zero():
     rng = np.random.default_rng(7)
     x = 1e8 + rng.normal(size=1000)
     parts = [x[:1], x[1:700], x[700:]]
-    total = pixels.Moments(0.0, 0.0, 0.0)
+    total = describe.Moments(0.0, 0.0, 0.0)
     for part in parts:
-        own = pixels.Moments(
+        own = describe.Moments(
             float(part.size), part.mean(), ((part - part.mean()) ** 2).sum()
         )
-        total = pixels.merge(total, own)
+        total = describe.merge(total, own)
     assert total.mean == pytest.approx(x.mean(), rel=1e-15)
     assert total.m2 / 1000 == pytest.approx(x.var(), rel=1e-6)

@@ -13,8 +13,9 @@ import pandas as pd
 import pytest
 from conftest import Page
 
-from medjax.cohort import explore, pixels, splits
-from medjax.reports import exploring
+from medjax.cohort import describe
+from medjax.cohort import split as splits
+from medjax.reports import explore as exploring
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FINDINGS = [f"Finding_{n}" for n in range(40)]
@@ -62,15 +63,15 @@ def make(tasks=6, task="multilabel", shape=(24, 20, 1), known=True, images=120):
     pair = {"image": "a.png", "other_image": "b.png", "split": "train"}
     pair |= {"flipped": True, "distance": 3, "correlation": 0.99}
     facts = {
-        **explore.describe(table, names, manifest, task=task),
+        **describe.describe(table, names, manifest, task=task),
         "source": "phantom",
-        "sample": pixels.sample(table, names, boxes=boxes),
+        "sample": describe.sample(table, names, boxes=boxes),
         "confounders": {
             name: {
                 t: {"estimate": 0.625, "low": 0.55 - 0.1 * (n % 2), "high": 0.7}
                 for n, t in enumerate(names)
             }
-            for name in explore.confounders(table)
+            for name in describe.confounders(table)
         },
         "weights": {
             "ratio": {
@@ -84,7 +85,9 @@ def make(tasks=6, task="multilabel", shape=(24, 20, 1), known=True, images=120):
             "verdict": "No patient is on two sides.",
             "sound": True,
         },
-        "pixels": pixels.statistics([(np.arange(images), image)], lambda x: 4 * x - 2),
+        "pixels": describe.statistics(
+            [(np.arange(images), image)], lambda x: 4 * x - 2
+        ),
         "duplicates": [
             {**pair, "id": n, "other": n + 1, "same_patient": n % 2 == 0}
             | {"other_split": "test" if n == 9 else "train"}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from medjax.models import fast3d
+from medjax.models import cpu as fast3d
 
 NUMBERS = {2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
 
@@ -33,7 +33,7 @@ def assert_same(got, expected, tolerance=1e-5):
 def convolutions(strides, padding, space):
     how = {"padding": padding, "dimension_numbers": NUMBERS[space]}
     native = functools.partial(lax.conv_general_dilated, window_strides=strides, **how)
-    ours = functools.partial(fast3d.convolution, strides=strides, **how)
+    ours = functools.partial(fast3d.convolution_fast3d, strides=strides, **how)
     return ours, native
 
 
@@ -105,8 +105,8 @@ def test_each_image_is_normalised_by_its_own_moments(relu):
     bias = np.array([0.5, -0.25], np.float32)
 
     def ours(x, bias):
-        mean, variance = fast3d.moments(x)
-        return fast3d.normalise(x, mean, lax.rsqrt(variance), bias, relu)
+        mean, variance = fast3d.moments_fast3d(x)
+        return fast3d.normalise_fast3d(x, mean, lax.rsqrt(variance), bias, relu)
 
     def plain(x, bias):
         centred = x - x.mean((1, 2, 3), keepdims=True)

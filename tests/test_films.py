@@ -9,11 +9,10 @@ import cv2
 import numpy as np
 import pytest
 
-from medjax import explaining
-from medjax.build import study
-from medjax.evaluation import examples
-from medjax.evaluation.inference import Predictions
-from medjax.reports import films
+from medjax.evaluation import results
+from medjax.evaluation.predict import Predictions
+from medjax.reports import images
+from medjax.tasks import explaining, study
 
 
 def decoded(uri):
@@ -28,12 +27,12 @@ def test_the_right_half_alone_is_coloured_where_the_heatmap_is(shape):
     image = np.full(shape, 120, np.uint8)
     heatmap = np.zeros((2,) * (len(shape) - 1))
     heatmap[..., 1, 0] = 3.0  # Below, on the left.
-    uri, size = films.picture(image, heatmap)
+    uri, size = images.picture(image, heatmap)
     found = decoded(uri)
     assert size == found.shape[1::-1]
-    height, width = found.shape[0], (found.shape[1] - films.GAP) // 2
+    height, width = found.shape[0], (found.shape[1] - images.GAP) // 2
     assert height / width == pytest.approx(shape[-3] / shape[-2], rel=0.02)
-    assert max(height, width) == films.SIDE and len(uri) < 8000
+    assert max(height, width) == images.SIDE and len(uri) < 8000
     assert np.ptp(found[:, :width], axis=-1).max() < 12  # Grey.
     right = np.ptp(found[:, -width:], axis=-1)
     parts = right.reshape(-1)[: 2 * (height // 2) * width].reshape(2, -1, width)
@@ -44,9 +43,9 @@ def test_the_right_half_alone_is_coloured_where_the_heatmap_is(shape):
 
 def test_a_frame_lies_where_the_box_does_on_both_halves():
     image = np.zeros((100, 50, 1), np.uint8)
-    uri, _ = films.picture(image, np.zeros((2, 2)), [[(20, 10), (60, 30)]])
+    uri, _ = images.picture(image, np.zeros((2, 2)), [[(20, 10), (60, 30)]])
     found = decoded(uri)
-    scale = films.SIDE / 100
+    scale = images.SIDE / 100
     for half in (found[:, :88], found[:, -88:]):
         y, x = np.nonzero(half[..., 0] - half[..., 2] > 60)
         for found_at, edge in ((y, (20, 60)), (x, (10, 30))):
@@ -76,7 +75,7 @@ def test_each_picture_is_of_the_film_that_it_names(tmp_path, monkeypatch):
         tasks = np.arange(6)[:, None, None]
         return image[..., 0][:, :, None].astype(np.float32) + tasks
 
-    monkeypatch.setattr(films, "picture", picture)
+    monkeypatch.setattr(images, "picture", picture)
     monkeypatch.setattr(explaining, "explainer", lambda run: explain)
     shown = explaining.gallery(run, data, found, each=1)
     assert list(shown) == list(tasks[1:])
@@ -88,9 +87,9 @@ def test_each_picture_is_of_the_film_that_it_names(tmp_path, monkeypatch):
         for kind, of_kind in kinds.items()
         for film in of_kind
     ]
-    chosen = examples.choose(found, list(points.values()), each=1)
+    chosen = results.choose(found, list(points.values()), each=1)
     assert len(drawn) == len(every) == len(chosen) > 10
-    assert all(list(kinds) == list(examples.KINDS) for kinds in shown.values())
+    assert all(list(kinds) == list(results.KINDS) for kinds in shown.values())
     for (task, kind, film), (image, heatmap, marks) in zip(every, drawn, strict=True):
         t, id = tasks.index(task), names[film["image"]]
         at = np.flatnonzero(ids == id)[0]

@@ -6,9 +6,9 @@ import math
 import pytest
 
 from medjax.errors import InputError
-from medjax.evaluation import recalibration
-from medjax.training import frozen
-from medjax.training.frozen import Calibration, Frozen
+from medjax.evaluation import calibration as recalibration
+from medjax.training import fixed
+from medjax.training.fixed import Calibration, Frozen
 
 FITS = (
     recalibration.Logistic((0.7, 1.0), (-0.3, 0.0)),
@@ -20,11 +20,11 @@ FITS = (
 
 @pytest.mark.parametrize("fit", FITS)
 def test_what_is_frozen_comes_back(tmp_path, fit):
-    assert frozen.read(tmp_path) is None
+    assert fixed.read(tmp_path) is None
     calibration = Calibration("platt", fit, "validation", 70, {"a": "too few"})
     given = Frozen(40, {"b": 0.25, "a": math.nan}, "cost", 3.0, calibration)
-    frozen.write(tmp_path, given)
-    found = frozen.read(tmp_path)
+    fixed.write(tmp_path, given)
+    found = fixed.read(tmp_path)
     assert list(found.thresholds) == ["b", "a"]
     assert found.thresholds["b"] == 0.25 and math.isnan(found.thresholds["a"])
     assert found._replace(thresholds={}, calibration=None) == (40, {}, "cost", 3, None)
@@ -40,21 +40,21 @@ def test_what_is_frozen_comes_back(tmp_path, fit):
 def test_thresholds_of_an_older_run_are_of_its_uncalibrated_probabilities(tmp_path):
     old = {"checkpoint": 7, "tasks": {"a": 0.5, "b": None}}
     (tmp_path / "thresholds.json").write_text(json.dumps(old))
-    found = frozen.read(tmp_path)
+    found = fixed.read(tmp_path)
     assert (found.checkpoint, found.rule, found.value) == (7, None, None)
-    assert found.calibration == frozen.NONE
+    assert found.calibration == fixed.NONE
     assert found.thresholds["a"] == 0.5 and math.isnan(found.thresholds["b"])
 
 
 def test_thresholds_without_their_calibration_are_refused(tmp_path):
     calibration = Calibration("platt", FITS[0], "validation", 70, {})
     given = Frozen(40, {"a": 0.5, "b": 0.5}, "youden", None, calibration)
-    frozen.write(tmp_path, given)
+    fixed.write(tmp_path, given)
     path = tmp_path / "calibration.json"
     other = json.loads(path.read_text()) | {"checkpoint": 41}
     path.write_text(json.dumps(other))
     with pytest.raises(InputError, match=r"calibration\.json: not the calibration"):
-        frozen.read(tmp_path)
+        fixed.read(tmp_path)
     path.unlink()
     with pytest.raises(InputError, match=r"calibration\.json: not the calibration"):
-        frozen.read(tmp_path)
+        fixed.read(tmp_path)

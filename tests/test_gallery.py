@@ -10,10 +10,10 @@ from conftest import Page
 from launching import run_here
 from PIL import Image
 
-from medjax import augment_gallery
 from medjax.augment.safety import POLICIES
+from medjax.commands import gallery as augment_gallery
 from medjax.errors import InputError
-from medjax.reports import gallery as page
+from medjax.reports import images as page
 
 DRAWS = 2
 RNG = np.random.default_rng(0)
@@ -129,7 +129,7 @@ def test_a_volume_is_shown_head_up_in_its_true_proportions_with_its_mask(written
     picture = rows_of(written)["brain_mri", name][0]
     scale = page.WIDTH / 14  # The longest side: 14 voxels of 1 mm, as 6 of 2 are 12.
     heights = [round(n * scale) for n in (14, 12, 12)]
-    assert picture.shape[:2] == (sum(heights) + 2 * page.GAP, page.WIDTH)
+    assert picture.shape[:2] == (sum(heights) + 2 * page.GAP_GALLERY, page.WIDTH)
     axial = picture[: heights[0]]
     edge = np.argwhere((axial == page.OUTLINE).all(-1))
     y, x = edge.mean(0) / scale
@@ -137,7 +137,7 @@ def test_a_volume_is_shown_head_up_in_its_true_proportions_with_its_mask(written
     # right side, so right in the picture, and y = 8 to 9 of 14 is in front.
     margin = (14 - 12) / 2
     np.testing.assert_allclose((y, x), (14 - 9.0, margin + 12 - 5.5), atol=0.3)
-    coronal = picture[heights[0] + page.GAP :][: heights[1]]
+    coronal = picture[heights[0] + page.GAP_GALLERY :][: heights[1]]
     y, _ = np.argwhere((coronal == page.OUTLINE).all(-1)).mean(0) / scale
     np.testing.assert_allclose(y, 12 - 2 * 3.5, atol=0.3)  # z = 3 of 6, head up.
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from medjax.evaluation import gradcam
+from medjax.evaluation import heatmaps
 from medjax.models.densenet import densenet
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
@@ -22,7 +22,7 @@ def test_grad_cam_of_a_mean_is_the_class_activation_map(space):
     feature, weight = feature_of(rng, 2, *space, 6), rng.normal(size=(6, 3))
     axes = tuple(range(1, 1 + len(space)))
     with jax.enable_x64(True):
-        found = gradcam.grad_cam(
+        found = heatmaps.grad_cam(
             jnp.asarray(feature), lambda x: x.mean(axes) @ jnp.asarray(weight)
         )
     # Zhou et al., CVPR 2016, eq. 2; the mean's gradient is the weight by the pixels.
@@ -39,7 +39,7 @@ def test_grad_cam_weighs_by_the_mean_of_a_curved_head_s_gradient():
     rng = np.random.default_rng(1)
     feature, weight = feature_of(rng, 2, 3, 4, 5), rng.normal(size=(5, 3))
     with jax.enable_x64(True):
-        found = gradcam.grad_cam(jnp.asarray(feature), lambda x: curved(x, weight))
+        found = heatmaps.grad_cam(jnp.asarray(feature), lambda x: curved(x, weight))
     for b, t in np.ndindex(2, 3):
         gradient = (2 * feature[b] + 1) / 7 * weight[:, t]
         alpha = gradient.mean(axis=(0, 1))
@@ -53,7 +53,7 @@ def test_grad_cam_plus_plus_is_the_paper_s_formula_written_out():
     feature[0, :, :, 2] = 0  # A dead channel.
     weight[3, 1] = 0  # A channel that says nothing: 0 / 0.
     with jax.enable_x64(True):
-        found = gradcam.grad_cam_plus_plus(
+        found = heatmaps.grad_cam_plus_plus(
             jnp.asarray(feature), lambda x: curved(x, weight)
         )
     for b, t in np.ndindex(2, 3):
@@ -75,7 +75,7 @@ def test_grad_cam_plus_plus_uses_the_derivatives_of_the_exponential():
     rng = np.random.default_rng(3)
     feature, weight = feature_of(rng, 1, 2, 3, 1), rng.uniform(0.5, 1, (2, 3, 1))
     with jax.enable_x64(True):
-        found = gradcam.grad_cam_plus_plus(
+        found = heatmaps.grad_cam_plus_plus(
             jnp.asarray(feature), lambda x: (x * weight).sum((1, 2))
         )
 
@@ -99,7 +99,7 @@ def test_a_channel_that_no_relu_has_cut_cannot_burst_grad_cam_plus_plus():
     feature, weight = rng.normal(size=(1, 4, 4, 3)), rng.uniform(1, 2, (3, 1))
     feature -= feature.mean(axis=(1, 2), keepdims=True) + 2 / weight[:, 0] / 16
     with jax.enable_x64(True):  # 2 g^2 + total g^3 is 0, or as good as 0.
-        found = gradcam.grad_cam_plus_plus(
+        found = heatmaps.grad_cam_plus_plus(
             jnp.asarray(feature), lambda x: x.sum((1, 2)) @ weight
         )
     expected = np.maximum((feature[0] * (16 * weight[:, 0] / 2)).sum(axis=-1), 0)
@@ -116,7 +116,7 @@ def test_integrated_gradients_of_a_cubic_are_its_terms():
     rng = np.random.default_rng(4)
     image, weight = rng.normal(size=(2, 4, 3, 1)), rng.normal(size=(12, 2))
     with jax.enable_x64(True):
-        found = gradcam.integrated_gradients(
+        found = heatmaps.integrated_gradients(
             jnp.asarray(image),
             lambda x: (x**3).reshape(len(x), -1) @ weight,
             jnp.zeros_like(image),
@@ -148,7 +148,7 @@ def test_integrated_gradients_add_up_to_the_logits(model):
     def logits(x):
         return net.apply(variables, x, train=False)
 
-    found = gradcam.integrated_gradients(image, logits, baseline, steps=40)
+    found = heatmaps.integrated_gradients(image, logits, baseline, steps=40)
     total = found.sum(axis=tuple(range(2, found.ndim)))
     expected = logits(image) - logits(baseline)
     assert np.abs(expected).max() > 0.1
@@ -157,7 +157,7 @@ def test_integrated_gradients_add_up_to_the_logits(model):
 
 def test_the_last_stage_s_heatmap_is_its_feature_times_the_classifier(model):
     net, variables, image = model
-    found = gradcam.heatmaps(variables, image, apply=net.apply)
+    found = heatmaps.heatmaps(variables, image, apply=net.apply)
     _, sown = net.apply(variables, image, train=False, mutable=["intermediates"])
     feature = np.asarray(sown["intermediates"]["stages"][-1], np.float64)
     weight = np.asarray(variables["params"]["classifier"]["kernel"], np.float64)
@@ -167,11 +167,11 @@ def test_the_last_stage_s_heatmap_is_its_feature_times_the_classifier(model):
     np.testing.assert_allclose(found, expected, atol=1e-5 * expected.max())
 
 
-@pytest.mark.parametrize("method", gradcam.METHODS)
+@pytest.mark.parametrize("method", heatmaps.METHODS)
 def test_an_image_s_heatmaps_are_its_own(model, method):
     net, variables, image = model
     explain = jax.jit(
-        lambda image: gradcam.heatmaps(
+        lambda image: heatmaps.heatmaps(
             variables, image, apply=net.apply, method=method, stage=1
         )
     )
@@ -184,7 +184,7 @@ def test_an_image_s_heatmaps_are_its_own(model, method):
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_every_stage_s_heatmap_has_its_gradient(model, stage):
     net, variables, image = model
-    found = gradcam.heatmaps(variables, image, apply=net.apply, stage=stage)
+    found = heatmaps.heatmaps(variables, image, apply=net.apply, stage=stage)
     _, sown = net.apply(variables, image, train=False, mutable=["intermediates"])
     stages = sown["intermediates"]["stages"]
 
@@ -227,7 +227,7 @@ def known(variables, image, *, train, mutable=(), after=0):
     return (logits, {"intermediates": {"stages": (feature,)}}) if mutable else logits
 
 
-@pytest.mark.parametrize("method", gradcam.METHODS)
+@pytest.mark.parametrize("method", heatmaps.METHODS)
 @pytest.mark.parametrize("at", [(2, 3), (7, 5), (9, 9)])
 def test_a_task_lights_up_where_its_evidence_is_and_moves_with_it(method, at):
     image = np.zeros((1, 14, 14, 1), np.float32)
@@ -235,7 +235,7 @@ def test_a_task_lights_up_where_its_evidence_is_and_moves_with_it(method, at):
     for (y, x), template in zip(places, TEMPLATES, strict=True):
         image[0, y : y + 2, x : x + 2, 0] = template
     found = np.asarray(
-        gradcam.heatmaps(np.ones(3), jnp.asarray(image), apply=known, method=method)
+        heatmaps.heatmaps(np.ones(3), jnp.asarray(image), apply=known, method=method)
     )[0]
     for t, (y, x) in enumerate(places):
         where = np.argwhere(found[t] > 0)
@@ -248,8 +248,8 @@ def test_evidence_against_a_task_lights_nothing_up():
     image = np.zeros((1, 8, 8, 1), np.float32)
     image[0, 3:5, 3:5, 0] = TEMPLATES[0]
     against = np.array([-1.0, 1, 1])
-    for method in gradcam.METHODS:
-        found = gradcam.heatmaps(
+    for method in heatmaps.METHODS:
+        found = heatmaps.heatmaps(
             against, jnp.asarray(image), apply=known, method=method
         )
         assert not found[0, 0].any()
@@ -262,20 +262,20 @@ def test_the_network_runs_once_for_all_tasks():
         calls.append(after)
         return known(*arguments, after=after, **options)
 
-    gradcam.heatmaps(np.ones(3), jnp.ones((2, 8, 8, 1)), apply=counted)
+    heatmaps.heatmaps(np.ones(3), jnp.ones((2, 8, 8, 1)), apply=counted)
     assert calls == [0, 1]
 
 
 def test_heatmaps_of_half_precision_are_single():
     feature = jnp.ones((1, 2, 2, 3), jnp.bfloat16)
-    found = gradcam.grad_cam(feature, lambda x: x.astype(jnp.float32).mean((1, 2)))
+    found = heatmaps.grad_cam(feature, lambda x: x.astype(jnp.float32).mean((1, 2)))
     assert found.dtype == jnp.float32
 
 
 @pytest.mark.parametrize("shape", [(12, 20), (7, 9), (6, 8, 10)])
 def test_enlarging_is_linear_between_the_middles_of_the_pixels(shape):
     small = np.random.default_rng(0).random((2, 3, *(4, 5, 3)[: len(shape)]))
-    found = gradcam.enlarge(jnp.asarray(small, jnp.float32), shape)
+    found = heatmaps.enlarge(jnp.asarray(small, jnp.float32), shape)
     factor = np.divide(shape, small.shape[2:])
     for one, other in zip(small.reshape(6, *small.shape[2:]), found.reshape(6, *shape)):
         expected = ndimage.zoom(one, factor, order=1, mode="nearest", grid_mode=True)
@@ -287,9 +287,9 @@ def test_the_step_explains_the_averaged_model_and_the_image_as_it_is():
         averaged = np.array([1.0, 2, 3])
 
     image = jnp.asarray(np.random.default_rng(0).random((2, 8, 8, 1)), jnp.float32) * 3
-    found = gradcam.heatmap_step(
+    found = heatmaps.heatmap_step(
         State, image, apply=known, views=lambda x: jnp.stack([x + 1, x[:, :, ::-1]])
     )
-    expected = gradcam.heatmaps(State.averaged, image + 1, apply=known)
+    expected = heatmaps.heatmaps(State.averaged, image + 1, apply=known)
     assert found.any()
     np.testing.assert_array_equal(found, expected)

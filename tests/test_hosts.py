@@ -19,10 +19,10 @@ from launching import run_here
 from orbax.checkpoint import v1 as ocp
 
 from configs import quickstart
-from medjax import commands
+from medjax.commands import commands
 from medjax.errors import InputError
-from medjax.evaluation.inference import Predictions
-from medjax.training import hosts
+from medjax.evaluation.predict import Predictions
+from medjax.training import devices
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
 
@@ -274,15 +274,15 @@ def test_parts_come_together_in_their_order(processes, total):
     fleet = Fleet(parts)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "process_count", fleet.process_count)
-        patch.setattr(hosts, "multihost_utils", fleet)
-        found = hosts.gather(parts[0], total)
+        patch.setattr(devices, "multihost_utils", fleet)
+        found = devices.gather(parts[0], total)
     for name, x in whole._asdict().items():
         np.testing.assert_array_equal(getattr(found, name), x)
 
 
 def test_one_process_has_nobody_to_wait_for():
-    assert hosts.first() and hosts.alone()
-    hosts.wait("here")
-    assert hosts.any_of_us(True) and not hosts.any_of_us(False)
-    with hosts.in_turn():
+    assert devices.first() and devices.alone()
+    devices.wait("here")
+    assert devices.any_of_us(True) and not devices.any_of_us(False)
+    with devices.in_turn():
         pass

@@ -2,8 +2,8 @@ import cv2
 import numpy as np
 import pytest
 
-from medjax.data import reading
-from medjax.evaluation import inference
+from medjax.data import images
+from medjax.evaluation import predict
 
 
 def test_every_real_row_comes_out_once_in_order_without_the_padding():
@@ -18,9 +18,7 @@ def test_every_real_row_comes_out_once_in_order_without_the_padding():
         }
         for part in ids
     ]
-    found = inference.predict(
-        batches, lambda x: np.stack([x, x / 2], -1)[:, :, 0, 0, 0]
-    )
+    found = predict.predict(batches, lambda x: np.stack([x, x / 2], -1)[:, :, 0, 0, 0])
     real = [4, 2, 7, 5, 9]
     np.testing.assert_array_equal(found.id, real)
     np.testing.assert_array_equal(found.patient, np.multiply(real, 10))
@@ -31,7 +29,7 @@ def test_every_real_row_comes_out_once_in_order_without_the_padding():
 def test_embeddings_come_out_once_in_order_without_the_padding():
     ids = np.array([4, 2, 7, 5, 9, -1, -1, -1]).reshape(2, 2, 2)
     batches = [{"id": part, "image": part[..., None].astype(float)} for part in ids]
-    found = inference.embed(batches, lambda x: np.concatenate([x, -x, x**2], -1))
+    found = predict.embed(batches, lambda x: np.concatenate([x, -x, x**2], -1))
     real = np.array([4, 2, 7, 5, 9])
     np.testing.assert_array_equal(found, np.stack([real, -real, real**2], 1))
 
@@ -57,18 +55,18 @@ def test_files_keep_their_order_and_bad_ones_their_reason(
         return image.mean(axis=(2, 3))
 
     options = {"shape": shape, "batch": batch, "devices": devices}
-    found = list(inference.predict_files(paths, brightness, **options))
+    found = list(predict.predict_files(paths, brightness, **options))
     assert [path for path, _ in found] == paths
     for path, value in found:
         if path == paths[3]:
             assert isinstance(value, str) and "3.png" in value
         else:
-            pixels = reading.read(path, channels=channels).pixels
-            expected = reading.resize(pixels, 8).reshape(64, channels).mean(axis=0)
+            pixels = images.read(path, channels=channels).pixels
+            expected = images.resize(pixels, 8).reshape(64, channels).mean(axis=0)
             np.testing.assert_allclose(value, expected, rtol=1e-6)
     assert len(calls) <= -(-7 // (batch * devices))
 
 
 def test_no_file_gives_no_row():
     options = {"shape": (8, 8, 1), "batch": 2, "devices": 1}
-    assert list(inference.predict_files([], None, **options)) == []
+    assert list(predict.predict_files([], None, **options)) == []

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from medjax.evaluation import intervals, label_audit
-from medjax.evaluation.inference import Predictions
+from medjax.evaluation import bootstrap, label_audit
+from medjax.evaluation.predict import Predictions
 
 OPTIONS = {"key": jax.random.key(0), "replicates": 200}
 
@@ -56,7 +56,7 @@ def test_the_intervals_hold_for_all_findings_together():
     plain, changed = (plain._replace(probability=score) for score in scores)
     options = {"key": jax.random.key(0), "replicates": 2000}
     found = label_audit.compare(plain, changed, threshold=np.zeros(19), **options)
-    alone = intervals.difference(*scores, label, plain.weight, plain.patient, **options)
+    alone = bootstrap.difference(*scores, label, plain.weight, plain.patient, **options)
     wide = found["drop"].high - found["drop"].low
     narrow = alone["auroc"].high - alone["auroc"].low
     # Of a normal: the quantiles of 0.05 / 20 and of 0.05, two-sided.

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from medjax.models import fast, layers
+from medjax.models import cpu, layers
 
 SPACE = {1: "H", 2: "HW", 3: "DHW"}
 
@@ -52,7 +52,7 @@ def convolutions(kernel, stride, padding, groups=1):
     }
     return [
         lambda x, w, op=op: op(x, w, (stride,) * len(axes), padding, **how)
-        for op in (fast.convolution, lax.conv_general_dilated)
+        for op in (cpu.convolution, lax.conv_general_dilated)
     ]
 
 
@@ -178,7 +178,7 @@ def test_bfloat16_is_normalised_in_float32():
 
 def test_moments_keep_their_digits_far_from_zero():
     x = 10 + normal(0, 16, 28, 28, 8) * np.linspace(0.5, 2, 8, dtype=np.float32)
-    mean, variance = jax.jit(fast.moments)(x)
+    mean, variance = jax.jit(cpu.moments)(x)
     exact = x.astype(np.float64)
     np.testing.assert_allclose(mean, exact.mean((0, 1, 2)), rtol=1e-6)
     np.testing.assert_allclose(variance, exact.var((0, 1, 2)), rtol=2e-6)

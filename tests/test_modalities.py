@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from medjax.augment import intensity, modalities
+from medjax.augment import intensity, safety
 from medjax.augment.safety import POLICIES
 from medjax.errors import InputError
 from medjax.geometry import warp
@@ -38,11 +38,11 @@ def test_every_op_stands_in_one_place_with_its_reason(modality):
 
 @pytest.mark.parametrize("modality", POLICIES)
 def test_a_default_is_safe_and_says_nothing(modality):
-    ops = modalities.default(modality)
+    ops = safety.default(modality)
     assert len(ops) >= 3 and ops[0][0] == "random_affine"
-    assert modalities.check(ops, modality=modality) == ()
+    assert safety.check(ops, modality=modality) == ()
     ops[0][1]["flip"] = 9  # A copy.
-    assert modalities.default(modality)[0][1]["flip"] < 1
+    assert safety.default(modality)[0][1]["flip"] < 1
 
 
 @pytest.mark.parametrize("modality", POLICIES)
@@ -50,7 +50,7 @@ def test_a_default_has_every_option_that_its_op_must_have(modality):
     """And the intensity ops run with theirs, on an image or a run of frames."""
     shape = (2, 8, 8, 1) if modality == "fluoroscopy" else (8, 8, 1)
     shape = (8, 8, 3) if modality == "retina" else shape
-    for name, options in modalities.default(modality):
+    for name, options in safety.default(modality):
         if name in warp.MOVES:
             inspect.signature(warp.MOVES[name]).bind(None, None, **options)
         else:
@@ -67,10 +67,10 @@ def test_a_default_has_every_option_that_its_op_must_have(modality):
 def test_an_unsafe_op_is_refused_with_its_reason_unless_allowed(modality, op):
     reason = POLICIES[modality].unsafe[op]
     with pytest.raises(InputError) as error:
-        modalities.check([(op, {})], modality=modality)
+        safety.check([(op, {})], modality=modality)
     for part in (repr(op), modality, reason, "augment.allow_unsafe=True"):
         assert part in str(error.value)
-    said = modalities.check([(op, {})], modality=modality, allow_unsafe=True)
+    said = safety.check([(op, {})], modality=modality, allow_unsafe=True)
     assert reason in said[0]
 
 
@@ -92,57 +92,57 @@ def test_a_mirror_image_is_a_caution_and_refused_where_sides_count(modality):
         ("random_affine", {"rotation": 5.0, "in_plane": True}),  # flip=0.5 by default.
         ("flip", {"probability": 0.3}),
     ):
-        said = modalities.check([op], modality=modality)
+        said = safety.check([op], modality=modality)
         assert len(said) == bool(caution) and all(caution in one for one in said)
         with pytest.raises(InputError, match="mirror.*depends on the side"):
-            modalities.check([op], modality=modality, sided=True)
+            safety.check([op], modality=modality, sided=True)
     still = ("random_affine", {**AFFINE, "in_plane": True})
-    assert modalities.check([still], modality=modality, sided=True) == ()
+    assert safety.check([still], modality=modality, sided=True) == ()
     never = ("flip", {"probability": 0.0})
-    assert modalities.check([never], modality=modality, sided=True) == ()
+    assert safety.check([never], modality=modality, sided=True) == ()
 
 
 @pytest.mark.parametrize("modality", POLICIES)
 def test_no_image_is_turned_upside_down(modality):
     reason = re.escape(POLICIES[modality].upright)
     with pytest.raises(InputError, match=rf"augment.flip.axis=0 is unsafe.*{reason}"):
-        modalities.check([("flip", {"axis": 0})], modality=modality)
+        safety.check([("flip", {"axis": 0})], modality=modality)
 
 
 @pytest.mark.parametrize("rotation", [15.5, -16.0, (3.0, 20.0, 3.0)])
 def test_a_range_beyond_its_limit_is_refused(rotation):
     op = ("random_affine", {**AFFINE, "rotation": rotation})
     with pytest.raises(InputError, match=r"random_affine.rotation=.*at most 15"):
-        modalities.check([op], modality="chest_xray")
-    said = modalities.check([op], modality="chest_xray", allow_unsafe=True)
+        safety.check([op], modality="chest_xray")
+    said = safety.check([op], modality="chest_xray", allow_unsafe=True)
     assert len(said) == 1
 
 
 def test_a_caution_is_said_and_not_refused():
-    (said,) = modalities.check([("blur", {"max_sigma": 0.5})], modality="chest_xray")
+    (said,) = safety.check([("blur", {"max_sigma": 0.5})], modality="chest_xray")
     assert "'blur'" in said and "pleural line" in said
 
 
 def test_the_frames_of_a_run_have_one_draw():
     for name in ("random_affine", "blur"):
         with pytest.raises(InputError, match=r"in_plane=False.*give True"):
-            modalities.check([(name, {"flip": 0.0})], modality="fluoroscopy")
+            safety.check([(name, {"flip": 0.0})], modality="fluoroscopy")
     ops = [("blur", {"max_sigma": 0.5, "in_plane": True})]
-    assert len(modalities.check(ops, modality="fluoroscopy")) == 1  # The caution.
+    assert len(safety.check(ops, modality="fluoroscopy")) == 1  # The caution.
 
 
 def test_unknown_names_are_told_the_known_ones():
     with pytest.raises(InputError, match=r"modality='xray' is unknown: .*'chest_xray'"):
-        modalities.check([], modality="xray")
+        safety.check([], modality="xray")
     with pytest.raises(InputError, match=r"modality='' is unknown"):
-        modalities.default("")
+        safety.default("")
     with pytest.raises(InputError, match=r"'blurr' is no op: use .*blur, brightness"):
-        modalities.check([("blurr", {})], modality="ct")
+        safety.check([("blurr", {})], modality="ct")
 
 
 def test_the_configs_of_today_pass_with_the_mirror_images_caution():
     """Both mirror chest films on purpose: the heart's side is no finding of theirs."""
     ops = [("random_affine", {"flip": 0.5, "rotation": 10.0, "zoom": 0.12})]
     ops += [("gamma", {}), ("contrast", {}), ("brightness", {}), ("noise", {})]
-    (said,) = modalities.check(ops, modality="chest_xray")
+    (said,) = safety.check(ops, modality="chest_xray")
     assert "dextrocardia" in said

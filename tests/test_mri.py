@@ -8,9 +8,10 @@ import pytest
 from scans import affine_of, ball, brain, save
 
 from medjax.data import mri, nifti
-from medjax.data.patients import File
+from medjax.data.sources.scans import File
 from medjax.errors import InputError
-from medjax.geometry import grid, itk, registration
+from medjax.geometry import grid, itk
+from medjax.geometry import register as registration
 
 SHARED = Path(__file__).parents[2] / "shared/data"
 SHAPE = (18, 22, 14)

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from test_metrics import tasks
 
 from medjax.errors import InputError
-from medjax.evaluation import operating
-from medjax.evaluation.inference import Predictions
+from medjax.evaluation import thresholds
+from medjax.evaluation.predict import Predictions
 
 
 def predictions(score, label, weight):
@@ -19,7 +19,7 @@ def predictions(score, label, weight):
 
 
 def chosen(task, rule="youden", value=None):
-    (found,) = operating.choose(
+    (found,) = thresholds.choose(
         predictions(*task), split="validation", rule=rule, value=value
     )
     return found
@@ -48,7 +48,7 @@ def test_youden_takes_the_lowest_of_the_best_observed_scores(task):
         return sum(rates(task, threshold)[:2])
 
     best = max(index(c) for c in candidates(task))
-    lowest = min(c for c in candidates(task) if index(c) >= best - operating.TIE)
+    lowest = min(c for c in candidates(task) if index(c) >= best - thresholds.TIE)
     assert chosen(task) == np.float32(lowest)
 
 
@@ -57,9 +57,9 @@ def test_youden_takes_the_lowest_of_the_best_observed_scores(task):
 def test_a_fixed_rate_is_reached_and_the_other_is_the_best_there(task, value, swap):
     """swap: specificity is fixed, not sensitivity."""
     found = rates(task, chosen(task, ("sensitivity", "specificity")[swap], value))
-    assert found[swap] >= value - operating.TIE
+    assert found[swap] >= value - thresholds.TIE
     others = [rates(task, c) for c in candidates(task)]
-    best = max(o[1 - swap] for o in others if o[swap] >= value - operating.TIE)
+    best = max(o[1 - swap] for o in others if o[swap] >= value - thresholds.TIE)
     assert found[1 - swap] == pytest.approx(best, abs=1e-9)
     # And no threshold has the same of this and more of the other.
     ties = [o[swap] for o in others if o[1 - swap] >= best - 1e-9]
@@ -103,7 +103,7 @@ def test_each_task_has_its_own_and_unknown_labels_count_for_nothing():
     rng = np.random.default_rng(0)
     score, label = rng.random((50, 3)), rng.random((50, 3)) < 0.4
     weight = rng.random((50, 3)) < 0.8
-    found = operating.choose(
+    found = thresholds.choose(
         predictions(np.where(weight, score, np.nan), label, weight), split="validation"
     )
     for t in range(3):
@@ -116,9 +116,9 @@ def test_each_task_has_its_own_and_unknown_labels_count_for_nothing():
 def test_a_threshold_is_never_chosen_on_another_split(split):
     task = predictions(np.arange(4.0), np.array([0, 1, 0, 1]), np.ones(4))
     with pytest.raises(InputError, match="validation"):
-        operating.choose(task, split=split)
+        thresholds.choose(task, split=split)
     with pytest.raises(TypeError, match="split"):
-        operating.choose(task)
+        thresholds.choose(task)
 
 
 @pytest.mark.parametrize(
@@ -135,10 +135,10 @@ def test_a_threshold_is_never_chosen_on_another_split(split):
 )
 def test_a_bad_rule_is_named(rule, value, word):
     with pytest.raises(InputError, match=word):
-        operating.check(rule, value)
+        thresholds.check(rule, value)
 
 
 def test_the_rule_is_said():
-    assert "Youden" in operating.describe("youden", None)
-    assert operating.describe("sensitivity", 0.9) == "sensitivity of 0.9 or more"
-    assert "10 times" in operating.describe("cost", 10.0)
+    assert "Youden" in thresholds.describe("youden", None)
+    assert thresholds.describe("sensitivity", 0.9) == "sensitivity of 0.9 or more"
+    assert "10 times" in thresholds.describe("cost", 10.0)

@@ -8,8 +8,8 @@ import pytest
 from conftest import Page
 
 from medjax.evaluation import results
-from medjax.evaluation.inference import Predictions
-from medjax.reports import page
+from medjax.evaluation.predict import Predictions
+from medjax.reports import report
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
 CURVE = [
@@ -38,7 +38,7 @@ def written(tmp_path_factory):
     about = {"split": "test", "source": "phantom", "model": "m", "split_by": "image"}
     about |= {"checkpoint": 20, "steps": 20}
     folder = tmp_path_factory.mktemp("page")
-    path = page.write({**about, **summary}, CURVE, folder, "report")
+    path = report.write({**about, **summary}, CURVE, folder, "report")
     return summary, folder, path.read_text()
 
 
@@ -71,7 +71,7 @@ def test_the_page_shows_the_numbers_and_why_some_are_missing(written):
 def test_a_split_that_the_run_has_seen_is_said_in_red(written, tmp_path, split):
     found = json.loads((written[1] / "report.json").read_text())
     found |= {"split": split, "split_by": "patient"}
-    text = page.write(found, CURVE, tmp_path, "report").read_text()
+    text = report.write(found, CURVE, tmp_path, "report").read_text()
     verdicts = re.findall(r'<p class="verdict bad">(.*?)</p>', text)
     assert [v for v in verdicts if "too good" in v] == (
         [] if split == "test" else verdicts
@@ -94,7 +94,7 @@ def test_every_number_without_an_interval_says_why(written, tmp_path):
         "blur": {"parameter": "pixels", "severities": [row]}
     }
     found["robustness"]["mean"] = [row]
-    text = page.write(found, CURVE, tmp_path, "report").read_text()
+    text = report.write(found, CURVE, tmp_path, "report").read_text()
     headline = text[text.index('<div class="headline">') : text.index("In brackets")]
     assert "reason 0" in headline and "reason 1" in headline
     for n in range(5):
@@ -135,16 +135,16 @@ def test_a_report_that_was_cut_off_does_not_count_as_one(
     def killed(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(page, cut, killed)
+    monkeypatch.setattr(report, cut, killed)
     with pytest.raises(KeyboardInterrupt):
-        page.write(about, CURVE, tmp_path, "report")
+        report.write(about, CURVE, tmp_path, "report")
     assert not (tmp_path / "report.json").exists()
     assert {f.suffix for f in written[1].iterdir()} == {".json", ".csv", ".html"}
 
 
 def test_a_run_without_a_curve_has_a_page_too(written, tmp_path):
     about = json.loads((written[1] / "report.json").read_text())
-    text = page.write(about, [], tmp_path, "report").read_text()
+    text = report.write(about, [], tmp_path, "report").read_text()
     assert 'id="training"' not in text
 
 
@@ -163,7 +163,7 @@ def test_classes_are_shown_with_who_is_taken_for_whom(tmp_path, capsys):
     )
     about = {"split": "test", "source": "table", "model": "m", "split_by": "patient"}
     about |= {"checkpoint": 20, "steps": 20}
-    path = page.write({**about, **summary}, CURVE, tmp_path, "report")
+    path = report.write({**about, **summary}, CURVE, tmp_path, "report")
     html = path.read_text()
     text = " ".join(Page(html).text.split())
     for row in summary["classes"]["matrix"]:
@@ -171,5 +171,5 @@ def test_classes_are_shown_with_who_is_taken_for_whom(tmp_path, capsys):
         assert re.search("".join(cells), html)
     accuracy = (score.argmax(1) == label.argmax(1)).mean()
     assert f"Accuracy {accuracy:.3f}" in text
-    page.show(summary)
+    report.show(summary)
     assert f"Accuracy {accuracy:.3f}" in capsys.readouterr().out

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from medjax.data import patients
-from medjax.data.patients import File
+from medjax.data.sources import scans
+from medjax.data.sources.scans import File
 from medjax.errors import InputError
 
 BRATS = {n: f"*_{n}.nii.gz" for n in ("flair", "t1", "t1ce", "t2")}
@@ -29,7 +29,7 @@ def brats(root, *names):
 
 def find(root, **options):
     options = {"sequences": ORDER, "files": BRATS, "mask": "*_seg.nii.gz", **options}
-    return patients.in_folders(root, **options)
+    return scans.in_folders(root, **options)
 
 
 def test_folders_of_patients_are_found_however_deep_in_the_order_asked_for(tmp_path):
@@ -136,7 +136,7 @@ def decathlon(root, modality=MODALITY):
 
 def test_the_decathlons_training_part_is_what_its_table_lists(tmp_path):
     root = decathlon(tmp_path)
-    found = patients.in_decathlon(root, sequences=("T2w", "FLAIR"))
+    found = scans.in_decathlon(root, sequences=("T2w", "FLAIR"))
     assert [one.name for one in found] == ["BRATS_001", "BRATS_002"]
     image = root / "imagesTr/BRATS_001.nii.gz"
     assert found[0].files == {"T2w": File(image, 3), "FLAIR": File(image, 0)}
@@ -147,10 +147,10 @@ def test_the_decathlons_training_part_is_what_its_table_lists(tmp_path):
 
 def test_the_decathlons_test_part_a_folder_and_a_file_have_no_masks(tmp_path):
     root, names = decathlon(tmp_path), ("t1gd",)
-    (listed,) = patients.in_decathlon(root, sequences=names, part="test")
-    (among,) = patients.in_decathlon(root / "imagesTs", sequences=names)
+    (listed,) = scans.in_decathlon(root, sequences=names, part="test")
+    (among,) = scans.in_decathlon(root / "imagesTs", sequences=names)
     image = root / "imagesTs/BRATS_9.nii.gz"
-    (alone,) = patients.in_decathlon(image, sequences=names)
+    (alone,) = scans.in_decathlon(image, sequences=names)
     assert listed.official == "test" and among.official == ""
     assert alone == among and alone.files == listed.files == {"t1gd": File(image, 2)}
     assert alone.mask is None and alone.name == "BRATS_9"
@@ -158,7 +158,7 @@ def test_the_decathlons_test_part_a_folder_and_a_file_have_no_masks(tmp_path):
 
 def test_without_a_dataset_json_the_volumes_are_the_sequences_in_order(tmp_path):
     touch(tmp_path / "a/b/c/1.nii.gz")
-    (one,) = patients.in_decathlon(tmp_path / "a/b/c", sequences=("x", "y"))
+    (one,) = scans.in_decathlon(tmp_path / "a/b/c", sequences=("x", "y"))
     assert [file.channel for file in one.files.values()] == [0, 1]
 
 
@@ -177,14 +177,14 @@ def test_without_a_dataset_json_the_volumes_are_the_sequences_in_order(tmp_path)
 def test_a_dataset_json_that_is_not_the_decathlons_is_refused(tmp_path, text, why):
     (tmp_path / "dataset.json").write_text(text)
     with pytest.raises(InputError, match=why):
-        patients.in_decathlon(tmp_path, sequences=("FLAIR",))
+        scans.in_decathlon(tmp_path, sequences=("FLAIR",))
 
 
 def test_no_such_part_and_no_such_folder_are_refused(tmp_path):
     with pytest.raises(InputError, match="part='val'"):
-        patients.in_decathlon(tmp_path, sequences=("FLAIR",), part="val")
+        scans.in_decathlon(tmp_path, sequences=("FLAIR",), part="val")
     with pytest.raises(InputError, match="does not exist"):
-        patients.in_decathlon(tmp_path / "absent", sequences=("FLAIR",))
+        scans.in_decathlon(tmp_path / "absent", sequences=("FLAIR",))
 
 
 @pytest.mark.skipif(not MS.exists(), reason="needs shared/data/ms-lesion-sample")
@@ -207,7 +207,7 @@ def test_the_patients_of_the_sample_are_found():
     ],
 )
 def test_volumes_of_one_patient_have_one_number(names, pattern, expected):
-    assert patients.patient_numbers(names, pattern) == expected
+    assert scans.patient_numbers(names, pattern) == expected
 
 
 @pytest.mark.parametrize(
@@ -221,4 +221,4 @@ def test_volumes_of_one_patient_have_one_number(names, pattern, expected):
 )
 def test_nobody_guesses_who_a_volume_shows(pattern, error):
     with pytest.raises(InputError, match=error):
-        patients.patient_numbers(["s1/v1", "s1/v2", "s2/v1"], pattern)
+        scans.patient_numbers(["s1/v1", "s1/v2", "s2/v1"], pattern)

@@ -10,19 +10,19 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from medjax.data import phantom
+from medjax.data.phantom import chest
 
 KEY = jax.random.key(7)
-T = len(phantom.FINDINGS)
+T = len(chest.FINDINGS)
 
 
-def draw(numbers, *, key=KEY, side=32, contrast=1.0, prevalence=phantom.PREVALENCE):
+def draw(numbers, *, key=KEY, side=32, contrast=1.0, prevalence=chest.PREVALENCE):
     """`patients` as numpy, two films each, 16 at a time: one compilation a side."""
     numbers = np.asarray(numbers)
     padded = np.resize(numbers, -(-len(numbers) // 16) * 16)
     parts = [
         jax.device_get(
-            phantom.patients(
+            chest.patients(
                 key,
                 part,
                 films=2,
@@ -38,7 +38,7 @@ def draw(numbers, *, key=KEY, side=32, contrast=1.0, prevalence=phantom.PREVALEN
 
 def only(name):
     """Prevalences that give everyone this finding and nobody another."""
-    return tuple(0.999 if f == name else 1e-6 for f in phantom.FINDINGS)
+    return tuple(0.999 if f == name else 1e-6 for f in chest.FINDINGS)
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +57,14 @@ def test_shapes_dtypes_and_boxes_of_what_is_absent():
     x0, y0, x1, y1 = drawn["box"][present].T
     assert (0 <= x0).all() and (x0 < x1).all() and (x1 <= 32).all()
     assert (0 <= y0).all() and (y0 < y1).all() and (y1 <= 32).all()
-    assert set(np.unique(drawn["view"])) == set(range(len(phantom.VIEWS)))
-    assert set(np.unique(drawn["sex"])) == set(range(len(phantom.SEXES)))
+    assert set(np.unique(drawn["view"])) == set(range(len(chest.VIEWS)))
+    assert set(np.unique(drawn["sex"])) == set(range(len(chest.SEXES)))
     assert 18 <= drawn["age"].min() < drawn["age"].max() <= 90
 
 
 def test_a_patient_alone_is_the_patient_in_a_batch():
     batch = draw(np.arange(16))
-    alone = phantom.patients(KEY, jnp.array([5]), films=2, side=32)
+    alone = chest.patients(KEY, jnp.array([5]), films=2, side=32)
     for name, values in jax.device_get(alone).items():
         np.testing.assert_array_equal(values[0], batch[name][5], err_msg=name)
 
@@ -79,7 +79,7 @@ def test_patients_films_and_keys_differ():
 
 def test_prevalence_among_films_is_as_asked(cohort):
     by_patient = cohort["label"].mean(1)
-    error = by_patient.mean(0) - np.array(phantom.PREVALENCE)
+    error = by_patient.mean(0) - np.array(chest.PREVALENCE)
     spread = by_patient.std(0) / np.sqrt(len(by_patient))
     assert (np.abs(error) < 4 * spread).all(), error / spread
 
@@ -100,9 +100,9 @@ def test_marks_say_nothing_about_the_disease_of_a_new_patient(cohort):
         assert (np.abs(r) < 4 / np.sqrt(len(first))).all(), (mark, r)
 
 
-@pytest.mark.parametrize("name", phantom.FINDINGS)
+@pytest.mark.parametrize("name", chest.FINDINGS)
 def test_the_box_holds_what_the_finding_changes_and_little_else(name):
-    side, t = 64, phantom.FINDINGS.index(name)
+    side, t = 64, chest.FINDINGS.index(name)
     settings = {"side": side, "prevalence": only(name)}
     seen = draw(np.arange(32), contrast=1.0, **settings)
     hidden = draw(np.arange(32), contrast=0.0, **settings)
@@ -131,7 +131,7 @@ def test_the_box_holds_what_the_finding_changes_and_little_else(name):
 def test_a_mass_is_over_30_mm_and_a_nodule_under(side):
     everyone = (0.999, 0.999, 1e-6, 1e-6, 1e-6, 1e-6)
     drawn = draw(np.arange(64), side=side, prevalence=everyone)
-    box = drawn["box"] * phantom.FIELD_MM / side
+    box = drawn["box"] * chest.FIELD_MM / side
     size = (box[..., 2:] - box[..., :2])[:, :, :2]  # [P, F, mass or nodule, xy] mm
     mass, nodule = (size[:, :, i][drawn["label"][..., i] == 1] for i in (0, 1))
     assert 30 < mass.min() and mass.max() < 61

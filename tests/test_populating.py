@@ -10,9 +10,11 @@ import chex
 import jax
 import pytest
 
-from medjax import commands, populating
-from medjax.build import model, plain, study
+from medjax import config as plain
+from medjax.commands import commands
 from medjax.errors import InputError
+from medjax.tasks import parts as model
+from medjax.tasks import population, study
 from medjax.training import journal, loop
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "configs"))
@@ -65,7 +67,7 @@ def together(folder):
     """What became of ARMS; arm N is in the folder N."""
     configs = [config_of(folder / "records", **arm) for arm in ARMS]
     folders = [folder / str(number) for number in range(len(ARMS))]
-    return populating.train(configs, folders)
+    return population.train(configs, folders)
 
 
 @pytest.fixture(scope="module", params=[1, pytest.param(0, marks=pytest.mark.slow)])
@@ -107,21 +109,21 @@ def test_an_arm_leaves_the_same_files_and_the_same_report(arm):
 def test_an_arm_s_seconds_hold_its_share_of_the_compilation(folder, monkeypatch):
     """The clock stands still, but for the compiler, who takes a minute."""
     now = [0.0]
-    compiled = populating.program.compiled
+    compiled = population.program.compiled
 
     def slow(*arguments, **options):
         now[0] += 60
         return compiled(*arguments, **options)
 
-    for module in (populating, journal, loop):
+    for module in (population, journal, loop):
         clock = types.SimpleNamespace(perf_counter=lambda: now[0])
         monkeypatch.setattr(module, "time", clock)
-    monkeypatch.setattr(populating.program, "compiled", slow)
+    monkeypatch.setattr(population.program, "compiled", slow)
     monkeypatch.setattr(loop.Meter, "flush", lambda self: None)  # It divides by time.
     short = {"train__steps": 1, "train__evaluate_every": 1}
     arms = [config_of(folder / "records", seed=seed, **short) for seed in range(2)]
     folders = [folder / f"timed{seed}" for seed in range(2)]
-    assert all(outcome.finished for outcome in populating.train(arms, folders))
+    assert all(outcome.finished for outcome in population.train(arms, folders))
     for each in folders:
         assert journal.read(each / "metrics.jsonl")[-1]["seconds"] == 30
 
@@ -135,12 +137,12 @@ def test_an_arm_s_own_mistake_ends_it_alone(folder, together):
 
 
 def test_a_finished_population_is_only_reported_again(folder, together, monkeypatch):
-    monkeypatch.setattr(populating.program, "compiled", None)  # Would raise.
+    monkeypatch.setattr(population.program, "compiled", None)  # Would raise.
     configs = [config_of(folder / "records", **arm) for arm in ARMS[:2]]
     before = (folder / "0/metrics.jsonl").read_text()
     (folder / "0/report.json").unlink()
-    found = populating.train(configs, [folder / "0", folder / "1"])
-    assert found == [populating.Outcome(finished=True)] * 2
+    found = population.train(configs, [folder / "0", folder / "1"])
+    assert found == [population.Outcome(finished=True)] * 2
     assert (folder / "0/report.json").exists()
     assert (folder / "0/metrics.jsonl").read_text() == before
 
@@ -150,20 +152,20 @@ def test_arms_that_are_not_equally_far_are_trained_apart(tmp_path, monkeypatch):
     begun = []
 
     def begin(config, folder, stack):
-        fit = populating.fitting.Fit(config, folder, *[None] * 6)
-        return populating._Begun(fit, None, config.seed % 2, None, None)
+        fit = population.fitting.Fit(config, folder, *[None] * 6)
+        return population._Begun(fit, None, config.seed % 2, None, None)
 
     def train(arms):
         begun.append([arm.fit.config.seed for arm in arms])
         even = arms[0].start == 0
-        return [populating.Outcome(finished=True) if even else populating.STOPPED] * 2
+        return [population.Outcome(finished=True) if even else population.STOPPED] * 2
 
-    monkeypatch.setattr(populating, "_begin", begin)
-    monkeypatch.setattr(populating, "_train", train)
+    monkeypatch.setattr(population, "_begin", begin)
+    monkeypatch.setattr(population, "_train", train)
     monkeypatch.setattr(commands, "finish", lambda fit: begun.append(fit.folder.name))
     configs = [config_of(tmp_path, seed=seed) for seed in range(4)]
     configs.append(config_of(tmp_path, loss__name="focal", loss__gamma=1.0))
-    found = populating.train(configs, [tmp_path / str(n) for n in range(5)])
+    found = population.train(configs, [tmp_path / str(n) for n in range(5)])
     assert begun == [[0, 2], [1, 3], "0", "2"]
     assert [outcome.finished for outcome in found] == [True, False, True, False, False]
     assert not any(outcome.error for outcome in found)
@@ -174,13 +176,13 @@ def test_arms_that_are_not_equally_far_are_trained_apart(tmp_path, monkeypatch):
 )
 def test_a_bug_ends_its_arms_alone_with_a_traceback(tmp_path, monkeypatch, where, lost):
     """Arms 0 and 1 are one program, 2 and 3 are others' and stand alone."""
-    good = populating.Outcome(finished=True)
+    good = population.Outcome(finished=True)
 
     def begin(config, folder, stack):
         if where == "_begin" and config.seed == 1:
             raise RuntimeError("out of\nmemory")
-        fit = populating.fitting.Fit(config, folder, *[None] * 6)
-        return populating._Begun(fit, None, 0, None, None)
+        fit = population.fitting.Fit(config, folder, *[None] * 6)
+        return population._Begun(fit, None, 0, None, None)
 
     def train(arms):
         if where == "_train":
@@ -196,13 +198,13 @@ def test_a_bug_ends_its_arms_alone_with_a_traceback(tmp_path, monkeypatch, where
             raise KeyError("field")
         return True
 
-    monkeypatch.setattr(populating, "_begin", begin)
-    monkeypatch.setattr(populating, "_train", train)
+    monkeypatch.setattr(population, "_begin", begin)
+    monkeypatch.setattr(population, "_train", train)
     monkeypatch.setattr(commands, "finish", finish)
     monkeypatch.setattr(commands, "train", run_alone)
     configs = [config_of(tmp_path, seed=seed) for seed in range(4)]
     configs[2].train.batch, configs[3].train.batch = 16, 4
-    found = populating.train(configs, [tmp_path / str(n) for n in range(4)])
+    found = population.train(configs, [tmp_path / str(n) for n in range(4)])
     for number in lost:
         assert found[number].error == "RuntimeError: out of\nmemory"
         assert "Traceback" in found[number].details
@@ -211,7 +213,7 @@ def test_a_bug_ends_its_arms_alone_with_a_traceback(tmp_path, monkeypatch, where
 
 
 def groups(*changes):
-    return populating.groups([config_of("records", **change) for change in changes])
+    return population.groups([config_of("records", **change) for change in changes])
 
 
 @pytest.mark.parametrize(
@@ -284,7 +286,7 @@ def test_runs_without_steps_stand_alone():
 def test_two_arms_in_one_folder_are_refused(tmp_path):
     configs = [config_of(tmp_path), config_of(tmp_path, seed=1)]
     with pytest.raises(InputError, match="2 arms and 1 folders: give each its own"):
-        populating.train(configs, [tmp_path] * 2)
+        population.train(configs, [tmp_path] * 2)
 
 
 @pytest.mark.parametrize(
@@ -300,8 +302,8 @@ def test_a_cpu_has_a_device_a_core_where_arms_and_batch_allow_it(
         jax_num_cpu_devices=-1, update=lambda *pair: asked.append(pair)
     )
     monkeypatch.setattr(jax, "config", options)
-    populating.use_cores([config_of("records", train__batch=batch)] * arms)
+    population.use_cores([config_of("records", train__batch=batch)] * arms)
     assert asked == [("jax_num_cpu_devices", expected)]
     options.jax_num_cpu_devices = 3  # Somebody has chosen.
-    populating.use_cores([config_of("records", train__batch=batch)] * arms)
+    population.use_cores([config_of("records", train__batch=batch)] * arms)
     assert len(asked) == 1

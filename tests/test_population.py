@@ -10,8 +10,7 @@ import pytest
 
 from medjax.training import loop, population
 from medjax.training.checkpoint import Checkpoints
-from medjax.training.population import Outcome
-from medjax.training.program import Program
+from medjax.training.population import Outcome, Program
 
 STEPS = 10
 

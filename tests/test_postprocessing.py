@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from medjax.errors import InputError
-from medjax.evaluation import postprocessing
-from medjax.evaluation.postprocessing import Post
+from medjax.evaluation import masks
+from medjax.evaluation.masks import Post
 
 SPACING = (2.0, 1.0, 1.5)  # 3 mm^3 a voxel.
 
@@ -48,7 +48,7 @@ def brute(probability, post):
 )
 def test_components_stay_as_simpleitk_counts_them(seed, post):
     probability = smooth(seed)
-    found = postprocessing.masks(probability, SPACING, [post])
+    found = masks.masks(probability, SPACING, [post])
     assert found.shape == probability.shape and found.dtype == bool
     expected = brute(probability[..., 0], post)
     if post.largest:  # Of equally large ones, one.
@@ -62,15 +62,13 @@ def test_components_stay_as_simpleitk_counts_them(seed, post):
 def test_by_default_only_the_threshold_counts_and_it_is_inside():
     probability = np.zeros((3, 4, 4, 2))
     probability[0, 0, 0, 0], probability[2, 2, 2, 0] = 0.5, 0.9
-    found = postprocessing.masks(probability, SPACING, [Post()] * 2)
+    found = masks.masks(probability, SPACING, [Post()] * 2)
     np.testing.assert_array_equal(found, probability >= 0.5)
 
 
 def test_regions_have_each_their_own():
     probability = np.stack([smooth(1)[..., 0]] * 2, axis=-1)
-    found = postprocessing.masks(
-        probability, SPACING, [Post(0.6), Post(0.6, largest=True)]
-    )
+    found = masks.masks(probability, SPACING, [Post(0.6), Post(0.6, largest=True)])
     assert found[..., 1].sum() < found[..., 0].sum()
 
 
@@ -89,12 +87,12 @@ def test_what_is_chosen_has_the_highest_mean_dice_of_the_masks_it_makes():
     def dice(k, post):
         scores = []
         for probability, label, spacing in cases:
-            said = postprocessing.masks(probability[..., [k]], spacing, [post])[..., 0]
+            said = masks.masks(probability[..., [k]], spacing, [post])[..., 0]
             true = label[..., k]
             scores.append(2 * (said & true).sum() / (said.sum() + true.sum()))
         return np.mean(scores)
 
-    chosen = postprocessing.choose(iter(cases), candidates=candidates)
+    chosen = masks.choose(iter(cases), candidates=candidates)
     for k in range(2):
         scores = [dice(k, post) for post in candidates]
         assert max(scores) > scores[0] + 0.01  # The default isn't the best here.
@@ -104,7 +102,7 @@ def test_what_is_chosen_has_the_highest_mean_dice_of_the_masks_it_makes():
 def test_of_equally_good_ones_nothing_is_done():
     label = np.zeros((4, 5, 5, 1))
     label[1:3, 1:3, 1:3] = 1
-    assert postprocessing.choose([(label, label, SPACING)]) == (Post(),)
+    assert masks.choose([(label, label, SPACING)]) == (Post(),)
 
 
 def test_small_false_alarms_are_worth_removing():
@@ -112,13 +110,11 @@ def test_small_false_alarms_are_worth_removing():
     label[1:3, 1:4, 1:4] = 1
     probability = label.copy()
     probability[0, 8, 8] = probability[3, 6, 8] = 1
-    (chosen,) = postprocessing.choose([(probability, label, SPACING)])
+    (chosen,) = masks.choose([(probability, label, SPACING)])
     assert chosen.smallest > 3 or chosen.largest
-    np.testing.assert_array_equal(
-        postprocessing.masks(probability, SPACING, [chosen]), label
-    )
+    np.testing.assert_array_equal(masks.masks(probability, SPACING, [chosen]), label)
 
 
 def test_without_validation_volumes_nothing_can_be_chosen():
     with pytest.raises(InputError, match="validation"):
-        postprocessing.choose([])
+        masks.choose([])

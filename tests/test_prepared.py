@@ -12,7 +12,8 @@ import tensorflow_datasets
 from PIL import Image
 from tensorflow_datasets import features as kinds
 
-from medjax.data import reading, records, sources
+from medjax.data import images, prepared
+from medjax.data.sources import registry
 from medjax.errors import InputError
 
 SIDE = 6
@@ -115,7 +116,7 @@ def data_dir(tmp_path_factory):
 def read(data_dir, **settings):
     settings = {"label": "number", "labels": ("edema", "mass"), **settings}
     settings = {"name": "tiny", "side": SIDE, "data_dir": data_dir, **settings}
-    return sources.tfds(**settings)
+    return registry.tfds(**settings)
 
 
 def items(source):
@@ -131,9 +132,9 @@ def test_a_data_set_becomes_records_equal_to_what_was_written(data_dir, tmp_path
     settings = {"patient": "who", "sex": "sex", "age": "age", "view": "place"}
     source = read(data_dir, follow_up="number", channels=3, **settings)
     assert source.tasks == ("edema", "mass")
-    path = records.prepare(source, records=tmp_path, name="x", max_quarantined=0.0)
-    assert records.shape_of(path) == (SIDE, SIDE, 3)
-    found = records.read_table(path).sort_values("follow_up")
+    path = prepared.prepare(source, records=tmp_path, name="x", max_quarantined=0.0)
+    assert prepared.shape_of(path) == (SIDE, SIDE, 3)
+    found = prepared.read_table(path).sort_values("follow_up")
     stored = tensorflow_datasets.builder_from_directory(path).as_data_source("films")
     for n, id in enumerate(found["id"]):
         np.testing.assert_array_equal(stored[id]["pixels"], SEEN[n])
@@ -171,7 +172,7 @@ def test_grey_stays_or_is_repeated(data_dir, image, channels):
 def test_images_are_resized(data_dir):
     source = read(data_dir, side=4, channels=3)
     for n, item in enumerate(by_number(source)):
-        expected = reading.resize((SEEN[n] / 255).astype(np.float32), 4)
+        expected = images.resize((SEEN[n] / 255).astype(np.float32), 4)
         np.testing.assert_array_equal(item.pixels, expected)
         assert (item.row["width"], item.row["height"]) == (SIDE, SIDE)
 
@@ -271,13 +272,13 @@ def test_one_of_several_prepared_data_sets_must_be_named(tmp_path):
         write(tmp_path, LABELLED, {"train": [labelled(n)]}, config=chosen)
     common = {"side": SIDE, "label": "ill"}
     with pytest.raises(InputError, match="tiny/large/1.0.0, tiny/small/1.0.0: name"):
-        sources.tfds(name="tiny", data_dir=tmp_path, **common)
+        registry.tfds(name="tiny", data_dir=tmp_path, **common)
     for name, data_dir in (
         ("tiny/small", tmp_path),
         ("tiny/small/1.0.0", tmp_path),
         (str(tmp_path / "tiny/small"), "/nowhere"),
     ):
-        (item,) = items(sources.tfds(name=name, data_dir=data_dir, **common))
+        (item,) = items(registry.tfds(name=name, data_dir=data_dir, **common))
         np.testing.assert_array_equal(item.pixels, SEEN[5][..., :1])
 
 
@@ -285,7 +286,7 @@ def test_a_truncated_picture_is_quarantined(tmp_path):
     torn = io.BytesIO(encode(SEEN[0][..., 0]).read()[:-20])
     examples = {"train": [{"image": torn, "ill": 1}, labelled(0)]}
     write(tmp_path, LABELLED, examples)
-    found = items(sources.tfds(name="tiny", side=4, data_dir=tmp_path, label="ill"))
+    found = items(registry.tfds(name="tiny", side=4, data_dir=tmp_path, label="ill"))
     (bad,) = [item for item in found if item.pixels is None]
     assert bad.row["ill"] == 1
     assert "truncated" in bad.reason
@@ -300,19 +301,19 @@ def test_files_that_cannot_be_read_at_random_are_refused(tmp_path):
     info["fileFormat"] = "tfrecord"
     (folder / "dataset_info.json").write_text(json.dumps(info))
     with pytest.raises(InputError, match="its files are tfrecord, .*'array_record'"):
-        sources.tfds(**common)
+        registry.tfds(**common)
     (folder / "dataset_info.json").write_text(whole[:-20])
     with pytest.raises(InputError, match="TFDS can't read it") as caught:
-        sources.tfds(**common)
+        registry.tfds(**common)
     assert "\n" not in str(caught.value)
     (folder / "dataset_info.json").write_text(whole)
     (file,) = folder.glob("*array_record*")
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(InputError, match="TFDS can't read it"):
-        sources.tfds(**common)
+        registry.tfds(**common)
     shutil.rmtree(folder)
     with pytest.raises(InputError, match="no prepared TFDS data set"):
-        sources.tfds(**common)
+        registry.tfds(**common)
 
 
 def test_a_data_set_without_examples_is_refused(tmp_path):
@@ -322,4 +323,4 @@ def test_a_data_set_without_examples_is_refused(tmp_path):
     del info["splits"]
     (folder / "dataset_info.json").write_text(json.dumps(info))
     with pytest.raises(InputError, match="holds no example"):
-        sources.tfds(name="tiny", side=SIDE, label="ill", data_dir=tmp_path)
+        registry.tfds(name="tiny", side=SIDE, label="ill", data_dir=tmp_path)

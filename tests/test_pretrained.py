@@ -12,8 +12,9 @@ import oracles
 import pytest
 
 from medjax.errors import InputError
-from medjax.models import architectures, pretrained
-from medjax.models.rules import Rule
+from medjax.models import architectures
+from medjax.models.weights import convert
+from medjax.models.weights.rules import Rule
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
 
@@ -28,7 +29,7 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
 def network(source, model, *, tasks=oracles.CLASSES, channels=3, **rest):
-    options = pretrained.recognise(source, model=model).options
+    options = convert.recognise(source, model=model).options
     made = getattr(architectures, model)(tasks, **options, **rest)
     image = jnp.zeros((1, 64, 64, channels))
     init = functools.partial(made.init, train=False)
@@ -37,7 +38,7 @@ def network(source, model, *, tasks=oracles.CLASSES, channels=3, **rest):
 
 def converted(source, model, *, head=True, **how):
     made, target = network(source, model, **how)
-    return made, pretrained.convert(source, target, model=model, head=head)
+    return made, convert.convert(source, target, model=model, head=head)
 
 
 def answers(made, variables, images, *, train=False):
@@ -278,16 +279,16 @@ def test_equal_channels_get_the_response_of_the_grey_image(source, channels):
 
 def test_a_stem_with_a_bias_keeps_the_response_in_it():
     source = oracles.filled(oracles.shapes("convnext_tiny"))
-    before = pretrained._for_channels(
-        {pretrained.STEM: source["features.0.0.weight"].transpose(2, 3, 1, 0)}
+    before = convert._for_channels(
+        {convert.STEM: source["features.0.0.weight"].transpose(2, 3, 1, 0)}
         | {"params/stem/conv/bias": source["features.0.0.bias"]},
         (3, 1),
-        pretrained.recognise(source, model="convnext_tiny"),
+        convert.recognise(source, model="convnext_tiny"),
         {},
     )
     arrays, standardise = before
     grey = 0.7
-    got = arrays[pretrained.STEM].sum((0, 1, 2)) * (
+    got = arrays[convert.STEM].sum((0, 1, 2)) * (
         (grey - standardise["mean"]) / standardise["std"]
     )
     got += arrays["params/stem/conv/bias"]
@@ -301,9 +302,9 @@ def test_the_constants_of_published_efficientnets_are_torchvisions():
         "normalization/mean": np.array([0.485, 0.456, 0.406], np.float32),
         "normalization/variance": np.array([0.229, 0.224, 0.225], np.float32),
     }
-    assert pretrained._constants(constants) == {}
+    assert convert._constants(constants) == {}
     others = {**constants, "normalization/variance": np.array([4.0, 9.0, 16.0])}
-    found = pretrained._constants(others)
+    found = convert._constants(others)
     np.testing.assert_allclose(found["std"], [2, 3, 4])
     np.testing.assert_allclose(found["mean"], [0.485, 0.456, 0.406], rtol=1e-6)
 
@@ -362,20 +363,20 @@ def test_what_does_not_fit_is_named(source, change, message):
     before = {name: np.array(value) for name, value in wrong.items()}
     _, target = network(source, "resnet18")
     with pytest.raises(InputError, match=message):
-        pretrained.convert(wrong, target, model="resnet18")
+        convert.convert(wrong, target, model="resnet18")
     assert list(wrong) == list(before)
     for name, value in before.items():
         np.testing.assert_array_equal(wrong[name], value)
 
 
 def test_a_name_with_two_rules_is_named(source, monkeypatch):
-    table = pretrained.recognise(source, model="resnet18")
+    table = convert.recognise(source, model="resnet18")
     double = Rule(r"conv\d", "stem/conv", table.rules[0].kind)
     doubled = table._replace(rules=(*table.rules, double))
-    monkeypatch.setattr(pretrained, "TABLES", (doubled,))
+    monkeypatch.setattr(convert, "TABLES", (doubled,))
     _, target = network(source, "resnet18")
     with pytest.raises(InputError, match="conv1.weight: meets two rules"):
-        pretrained.convert(source, target, model="resnet18")
+        convert.convert(source, target, model="resnet18")
 
 
 def test_two_names_for_one_place_are_named():
@@ -384,7 +385,7 @@ def test_two_names_for_one_place_are_named():
     source = oracles.filled(shapes | {f"{name}.1.weight": (64,)})
     _, target = network(source, "densenet121")
     with pytest.raises(InputError, match=f"{name}.1.weight: is params/stage1"):
-        pretrained.convert(source, target, model="densenet121")
+        convert.convert(source, target, model="densenet121")
 
 
 @pytest.mark.parametrize(
@@ -408,7 +409,7 @@ def test_weights_of_another_network_are_refused(of, model, message):
     init = functools.partial(made.init, train=False)
     target = jax.eval_shape(init, jax.random.key(0), image)
     with pytest.raises(InputError, match=message):
-        pretrained.convert(source, target, model=model)
+        convert.convert(source, target, model=model)
 
 
 def test_weights_of_keras_want_a_network_with_its_options():
@@ -416,10 +417,10 @@ def test_weights_of_keras_want_a_network_with_its_options():
         name: np.zeros(1)
         for name in ("conv1_conv/kernel", "conv1_bn/gamma", "probs/bias")
     }
-    table = pretrained.recognise(source, model="resnet50")
+    table = convert.recognise(source, model="resnet50")
     assert table.options["stride_first"] and table.options["use_bias"]
     dense = {"conv1/conv/kernel": np.zeros(1), "pool2_bn/gamma": np.zeros(1)}
-    table = pretrained.recognise(dense, model="densenet121")
+    table = convert.recognise(dense, model="densenet121")
     assert table.options == {"epsilon": 1.001e-5}
 
 
@@ -442,7 +443,7 @@ def test_the_card_tells_what_was_done(source, tmp_path):
     path = tmp_path / "some.pth"
     path.write_bytes(b"weights")
     _, found = converted(source, "resnet18", tasks=5, channels=1)
-    card = json.loads(json.dumps(pretrained.card(found, path)))
+    card = json.loads(json.dumps(convert.card(found, path)))
     assert card["file"] == "some.pth"
     assert card["sha256"] == hashlib.sha256(b"weights").hexdigest()
     assert card["model"] == "resnet18" and card["framework"] == "torch"

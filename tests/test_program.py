@@ -12,9 +12,9 @@ import pytest
 
 from medjax import losses
 from medjax.augment import intensity, policy
-from medjax.data import modality
+from medjax.data import intensity as data_intensity
 from medjax.models.densenet import densenet
-from medjax.training import optim, program, step
+from medjax.training import optim, population, step
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
 TASKS, ROWS, ARMS, STEPS = 3, 8, 4, 50
@@ -27,7 +27,7 @@ PARTS = {
     "augment": functools.partial(
         policy.augment_batch,
         ops=[functools.partial(intensity.noise, std=0.1)],
-        prepare=functools.partial(modality.standardise, mean=0.5, std=0.25),
+        prepare=functools.partial(data_intensity.standardise, mean=0.5, std=0.25),
     ),
     "loss": losses.focal,
     "optimizer": OPTIMIZER,
@@ -111,7 +111,7 @@ def compiled(arms, *, devices, monkeypatch, **options):
     monkeypatch.setattr(jax, "local_device_count", lambda: devices)
     states, keys = arms
     one = states[0], batch(0, 0), keys[0]
-    return program.compiled(*one, arms=ARMS, **options, **PARTS)
+    return population.compiled(*one, arms=ARMS, **options, **PARTS)
 
 
 @pytest.mark.parametrize(("devices", "abreast"), [(1, 2), (4, 1)])
@@ -163,11 +163,11 @@ def test_what_memory_does_not_hold_is_fewer_arms_abreast_and_fewer_at_a_time(
     def lowered(one, devices, abreast, **parts):
         return Stub(devices * abreast)
 
-    monkeypatch.setattr(program, "_lowered", lowered)
+    monkeypatch.setattr(population, "_lowered", lowered)
     monkeypatch.setattr(jax, "local_device_count", lambda: 1)
     state = {"weights": np.zeros(5, np.float32)}
     options = {"arms": 8, "abreast": 8, "free": free}
-    made = program.compiled(state, {}, None, **options)
+    made = population.compiled(state, {}, None, **options)
     assert (made.abreast, made.arms, made.need) == (abreast, arms, need)
     said = f"{arms} of 8 arms at a time, in {-(-arms // abreast)} waves of {abreast} on"
     assert str(made).startswith(said)
@@ -191,8 +191,8 @@ def test_what_memory_does_not_hold_is_fewer_arms_abreast_and_fewer_at_a_time(
 )
 def test_states_beside_the_computed_wave_are_counted(free, expected):
     common = {"own": 20, "first": 100, "free": free}
-    assert program.holds(10, 2, 1, **common) == expected
-    assert program.holds(10, 1, 2, own=10, first=100, free=free) == expected
+    assert population.holds(10, 2, 1, **common) == expected
+    assert population.holds(10, 1, 2, own=10, first=100, free=free) == expected
 
 
 def test_a_device_with_statistics_is_asked_for_its_free_memory(monkeypatch):
@@ -201,11 +201,11 @@ def test_a_device_with_statistics_is_asked_for_its_free_memory(monkeypatch):
             return {"bytes_limit": 100, "bytes_in_use": 30}
 
     monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
-    assert program.free_memory() == pytest.approx(60)
+    assert population.free_memory() == pytest.approx(60)
 
 
 def test_the_host_s_memory_is_shared_by_its_devices(monkeypatch):
     monkeypatch.setattr(jax, "local_device_count", lambda: 1)
-    one = program.free_memory()
+    one = population.free_memory()
     monkeypatch.setattr(jax, "local_device_count", lambda: 1000)
-    assert program.free_memory() < one / 500
+    assert population.free_memory() < one / 500

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from pydicom.data import get_testdata_file
 
-from medjax.data import dicom, reading
+from medjax.data import dicom, images
 from medjax.errors import InputError
 
 NIH = Path(__file__).parents[2] / "shared/data/nih-sample/images"
@@ -39,10 +39,10 @@ def encode(image, kind="PNG", **options) -> bytes:
     return out.getvalue()
 
 
-def read_bytes(folder, data: bytes, name="film") -> reading.Film:
+def read_bytes(folder, data: bytes, name="film") -> images.Film:
     path = folder / name
     path.write_bytes(data)
-    return reading.read(path)
+    return images.read(path)
 
 
 def refusal(folder, data: bytes) -> str:
@@ -138,7 +138,7 @@ def test_three_channels_keep_colour_and_repeat_grey(tmp_path, mode):
     image = image.quantize(16) if mode == "P" else image.convert(mode)
     seen = np.asarray(image.convert("RGB"))
     (tmp_path / "film").write_bytes(encode(image))
-    pixels = reading.read(tmp_path / "film", 3).pixels
+    pixels = images.read(tmp_path / "film", 3).pixels
     assert pixels.dtype == np.float32
     np.testing.assert_array_equal(pixels, (seen / 255).astype(np.float32))
 
@@ -148,10 +148,10 @@ def test_a_jpeg_in_colour_and_a_grey_dicom_have_three_channels_if_asked(tmp_path
     data = encode(smooth, "JPEG", quality=95)
     (tmp_path / "film").write_bytes(data)
     expected = np.asarray(Image.open(io.BytesIO(data))) / 255
-    pixels = reading.read(tmp_path / "film", 3).pixels
+    pixels = images.read(tmp_path / "film", 3).pixels
     np.testing.assert_allclose(pixels, expected, atol=2.1 / 255)
     grey = read_bytes(tmp_path, DICOM).pixels
-    film = reading.read(tmp_path / "film", 3)
+    film = images.read(tmp_path / "film", 3)
     np.testing.assert_array_equal(film.pixels, np.stack([grey] * 3, axis=2))
     assert film.spacing == (0.661468, 0.661468)
 
@@ -288,7 +288,7 @@ def test_a_jpeg_is_measured_before_it_is_decoded(tmp_path, monkeypatch):
     data = bytearray(FILES["jpeg"])
     at = data.index(b"\xff\xc0") + 5
     data[at : at + 4] = struct.pack(">HH", 20_000, 20_000)
-    monkeypatch.setattr(reading.cv2, "imdecode", None)
+    monkeypatch.setattr(images.cv2, "imdecode", None)
     assert "200 megapixels" in refusal(tmp_path, bytes(data))
     data[at : at + 4] = struct.pack(">HH", 20_000, 0)
     assert "0 x 20000 pixels" in refusal(tmp_path, bytes(data))
@@ -305,14 +305,14 @@ def test_a_film_between_pillows_limit_and_ours_is_read_without_a_warning(tmp_pat
 def test_a_path_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     for path in (tmp_path, tmp_path / "none.png"):
         with pytest.raises(InputError, match=f"^{path}: can't be read"):
-            reading.read(path)
+            images.read(path)
 
     def deny(path, mode):
         raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr(reading, "open", deny, raising=False)
+    monkeypatch.setattr(images, "open", deny, raising=False)
     with pytest.raises(InputError, match="Permission denied"):
-        reading.read(tmp_path / "locked.png")
+        images.read(tmp_path / "locked.png")
 
 
 def test_threads_read_what_one_thread_reads(tmp_path):
@@ -320,19 +320,19 @@ def test_threads_read_what_one_thread_reads(tmp_path):
     for kind, data in {**FILES, "dicom": DICOM}.items():
         paths.append(tmp_path / kind)
         paths[-1].write_bytes(data)
-    alone = [reading.read(path).pixels for path in paths]
+    alone = [images.read(path).pixels for path in paths]
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(lambda p: reading.read(p).pixels, paths * 8))
+        together = list(pool.map(lambda p: images.read(p).pixels, paths * 8))
     for i, pixels in enumerate(together):
         np.testing.assert_array_equal(pixels, alone[i % len(paths)])
 
 
 @pytest.mark.skipif(not NIH.exists(), reason="the NIH sample is not here")
 def test_real_films_agree_with_pillow():
-    for path in reading.film_paths(NIH)[:20]:
+    for path in images.film_paths(NIH)[:20]:
         with Image.open(path) as image:
             expected = np.asarray(image.convert("L")) / 255
-        np.testing.assert_allclose(reading.read(path).pixels, expected, atol=1e-7)
+        np.testing.assert_allclose(images.read(path).pixels, expected, atol=1e-7)
 
 
 # Sizes and folders
@@ -361,7 +361,7 @@ def test_resize_averages_what_shrinks_and_interpolates_what_grows(height, width,
         for size in (height, width)
     )
     expected = 255 * (rows @ pixels.astype(np.float64) @ columns.T)
-    square = reading.resize(pixels, side)
+    square = images.resize(pixels, side)
     assert square.dtype == np.uint8
     assert np.abs(square - expected).max() < 0.501
 
@@ -369,20 +369,20 @@ def test_resize_averages_what_shrinks_and_interpolates_what_grows(height, width,
 @pytest.mark.parametrize("side", [16, 45, 80])
 def test_resize_takes_each_colour_by_itself(side):
     pixels = (COLOUR / 255).astype(np.float32)
-    found = reading.resize(pixels, side)
+    found = images.resize(pixels, side)
     apart = [
-        reading.resize(np.ascontiguousarray(pixels[..., c]), side) for c in (0, 1, 2)
+        images.resize(np.ascontiguousarray(pixels[..., c]), side) for c in (0, 1, 2)
     ]
     np.testing.assert_array_equal(found, np.stack(apart, axis=2))
 
 
 def test_resize_does_not_alias_and_keeps_what_needs_no_resizing():
     stripes = np.tile(np.array([0, 1], np.float32), (64, 32))
-    assert np.unique(reading.resize(stripes, 16)).tolist() == [128]
-    assert np.unique(reading.resize(stripes[:4], 16)).tolist() == [128]
+    assert np.unique(images.resize(stripes, 16)).tolist() == [128]
+    assert np.unique(images.resize(stripes[:4], 16)).tolist() == [128]
     square = GREY[:37, :37]
     np.testing.assert_array_equal(
-        reading.resize((square / 255).astype(np.float32), 37), square
+        images.resize((square / 255).astype(np.float32), 37), square
     )
 
 
@@ -400,8 +400,8 @@ def test_film_paths_finds_every_film_and_nothing_else(tmp_path):
         (tmp_path / name).write_bytes(DICOM)
     os.mkfifo(tmp_path / "pipe")
     (below / "up").symlink_to(tmp_path)
-    assert reading.film_paths(tmp_path) == sorted(tmp_path / name for name in films)
-    assert reading.film_paths(str(tmp_path / "table.csv")) == [tmp_path / "table.csv"]
+    assert images.film_paths(tmp_path) == sorted(tmp_path / name for name in films)
+    assert images.film_paths(str(tmp_path / "table.csv")) == [tmp_path / "table.csv"]
 
 
 def test_film_paths_follows_a_linked_folder(tmp_path):
@@ -409,13 +409,13 @@ def test_film_paths_follows_a_linked_folder(tmp_path):
     (tmp_path / "disk" / "a.png").write_bytes(FILES["png"])
     (tmp_path / "study").mkdir()
     (tmp_path / "study" / "images").symlink_to(tmp_path / "disk")
-    found = reading.film_paths(tmp_path / "study")
+    found = images.film_paths(tmp_path / "study")
     assert found == [tmp_path / "study" / "images" / "a.png"]
 
 
 def test_film_paths_names_what_is_missing(tmp_path):
     with pytest.raises(InputError, match="none: does not exist; "):
-        reading.film_paths(tmp_path / "none")
+        images.film_paths(tmp_path / "none")
     (tmp_path / "table.csv").touch()
     with pytest.raises(InputError, match=f"^{tmp_path}: holds no film; "):
-        reading.film_paths(tmp_path)
+        images.film_paths(tmp_path)

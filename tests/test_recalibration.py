@@ -12,7 +12,8 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
 from medjax.errors import InputError
-from medjax.evaluation import calibration, recalibration
+from medjax.evaluation import calibration as recalibration
+from medjax.evaluation import reliability
 
 FITS = (
     recalibration.fit_temperature,
@@ -103,7 +104,7 @@ def test_a_known_distortion_is_found_again():
 def test_the_error_falls_on_images_that_were_not_fitted(fit):
     found = fit(*predictions(0, images=4000))
     p, y, w = predictions(1, images=4000)
-    for measure in (calibration.calibration_error, calibration.brier):
+    for measure in (reliability.calibration_error, reliability.brier):
         before = measure(p, y, w)
         after = measure(recalibration.calibrate(found, p), y, w)
         assert (after < before).all()
@@ -231,7 +232,7 @@ def test_after_the_prior_shift_the_mean_probability_is_the_prevalence():
     np.testing.assert_allclose(fit.intercept, -np.log(12.0), rtol=1e-9)
     shifted = recalibration.calibrate(fit, p)
     np.testing.assert_allclose(shifted.mean(), y.mean(), rtol=0.02)
-    assert calibration.calibration_error(shifted, y, w)[0] < 0.002
+    assert reliability.calibration_error(shifted, y, w)[0] < 0.002
 
 
 def test_the_shift_is_bayes_theorem():

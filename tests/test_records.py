@@ -13,8 +13,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from medjax.cohort import duplicates
-from medjax.data import records, schema
-from medjax.data.records import Item, Source
+from medjax.data import prepared, schema
+from medjax.data.prepared import Item, Source
 from medjax.errors import InputError
 
 TASKS = ("a", "b", "c")
@@ -26,7 +26,7 @@ def write(tmp_path):
     """Prepares a source below tmp_path and returns the folder of its records."""
 
     def write(source, *, allowed=0.0, name="x", **options):
-        return records.prepare(
+        return prepared.prepare(
             source,
             records=tmp_path,
             name=name,
@@ -88,7 +88,7 @@ def test_the_table_says_of_each_film_what_its_record_says(
 ):
     items = make_items(13)
     path = write(make_source(items, shard))
-    table = records.read_table(path)
+    table = prepared.read_table(path)
     assert tuple(table.columns) == (*schema.COLUMNS, "a", "b", "c")
     for n, (row, item) in enumerate(zip(rows(path / "table.csv"), items, strict=True)):
         assert row.pop("id") == str(n)
@@ -112,11 +112,11 @@ def test_images_of_any_shape_come_back_and_so_do_their_hashes(
     items.insert(1, bad("torn.png"))
     path = write(make_source(items, shard), allowed=1.0)
     items.pop(1)
-    assert records.shape_of(path) == shape
+    assert prepared.shape_of(path) == shape
     expected = [item.pixels for item in items]
     np.testing.assert_array_equal([r["pixels"] for r in stored(path)], expected)
     hashes = [duplicates.hashes(pixels) for pixels in expected]
-    np.testing.assert_array_equal(records.read_hashes(path), hashes)
+    np.testing.assert_array_equal(prepared.read_hashes(path), hashes)
 
 
 def test_an_item_of_another_shape_is_no_mistake_of_the_users(write, make_items):
@@ -145,7 +145,7 @@ def test_a_name_that_pandas_takes_for_nothing_stays_a_name(
     items[0].row["image"] = "NA"
     items[1].row["image"] = "null"
     path = write(make_source(items))
-    assert list(records.read_table(path)["image"]) == ["NA", "null"]
+    assert list(prepared.read_table(path)["image"]) == ["NA", "null"]
 
 
 def test_boxes_stand_under_the_id_of_their_film(write, make_items, make_source):
@@ -175,10 +175,10 @@ def test_quarantine_names_exactly_the_bad_files_and_the_ids_have_no_gap(
     ]
     found = stored(path)
     assert [record["id"] for record in found] == list(range(6))
-    assert list(records.read_table(path)["id"]) == list(range(6))
+    assert list(prepared.read_table(path)["id"]) == list(range(6))
     good = [item.row["image"] for item in items if item.pixels is not None]
     assert [record["image"].decode() for record in found] == good
-    assert list(records.read_table(path)["image"]) == good
+    assert list(prepared.read_table(path)["image"]) == good
 
 
 @pytest.mark.parametrize("shard", [7, 1000])
@@ -193,21 +193,21 @@ def test_one_bad_file_more_than_allowed_stops_and_keeps_only_the_list(
     assert "2 of 100 files" in text
     assert "2.0%" in text
     assert "\n" not in text
-    assert not records.is_prepared(records.folder(tmp_path, "x"))
+    assert not prepared.is_prepared(prepared.folder(tmp_path, "x"))
     assert not leftovers(tmp_path)
     (kept,) = tmp_path.rglob("*.csv")
     assert str(kept) in text
     assert [row["file"] for row in rows(kept)] == ["one.png", "two.png"]
     # As many as allowed are no reason to stop, and the name is still free.
     path = write(make_source(items, shard), allowed=0.02)
-    assert records.is_prepared(path)
+    assert prepared.is_prepared(path)
     assert len(stored(path)) == 98
 
 
 def test_nothing_but_bad_files_stops_whatever_is_allowed(write, make_source, tmp_path):
     with pytest.raises(InputError, match="2 of 2 files"):
         write(make_source([bad("one.png"), bad("two.png")]), allowed=1.0)
-    assert not records.is_prepared(records.folder(tmp_path, "x"))
+    assert not prepared.is_prepared(prepared.folder(tmp_path, "x"))
 
 
 def test_a_source_without_films_is_a_mistake_of_the_users(write):
@@ -226,7 +226,7 @@ def test_an_interrupted_preparation_leaves_nothing_and_can_be_repeated(
 
     with pytest.raises(KeyboardInterrupt):
         write(Source(TASKS, FLAT, 8, [broken]))
-    assert not records.is_prepared(records.folder(tmp_path, "x"))
+    assert not prepared.is_prepared(prepared.folder(tmp_path, "x"))
     assert not leftovers(tmp_path)
     assert len(stored(write(make_source(items)))) == 8
 
@@ -266,11 +266,11 @@ def test_the_number_of_films_in_memory_does_not_grow(write, make_items, monkeypa
 
 
 def test_is_prepared_only_where_records_are(write, make_items, make_source, tmp_path):
-    assert not records.is_prepared(records.folder(tmp_path, "x"))
+    assert not prepared.is_prepared(prepared.folder(tmp_path, "x"))
     path = write(make_source(make_items(1)))
-    assert path == records.folder(tmp_path, "x")
-    assert records.is_prepared(path)
-    assert not records.is_prepared(records.folder(tmp_path, "y"))
+    assert path == prepared.folder(tmp_path, "x")
+    assert prepared.is_prepared(path)
+    assert not prepared.is_prepared(prepared.folder(tmp_path, "y"))
 
 
 def test_in_parallel_keeps_the_order_whichever_is_done_first():
@@ -281,14 +281,14 @@ def test_in_parallel_keeps_the_order_whichever_is_done_first():
         return n
 
     for workers in (1, 3, 8):
-        assert list(records.in_parallel(slow, range(40), workers=workers)) == [
+        assert list(prepared.in_parallel(slow, range(40), workers=workers)) == [
             *range(40)
         ]
 
 
 def test_in_parallel_runs_as_many_at_once_as_it_has_workers():
     meeting = threading.Barrier(3, timeout=10)  # Nobody passes it alone.
-    found = records.in_parallel(lambda n: meeting.wait() >= 0, range(9), workers=3)
+    found = prepared.in_parallel(lambda n: meeting.wait() >= 0, range(9), workers=3)
     assert list(found) == [True] * 9
 
 
@@ -301,7 +301,7 @@ def test_in_parallel_reads_only_a_little_ahead():
             taken += 1
             yield taken
 
-    results = records.in_parallel(lambda n: n, endless(), workers=2)
+    results = prepared.in_parallel(lambda n: n, endless(), workers=2)
     for n in range(1, 50):
         assert next(results) == n
         assert taken <= n + 8
@@ -312,7 +312,7 @@ def test_in_parallel_hands_on_the_error_of_a_worker():
     def fail(n):
         return 1 / (n - 2)
 
-    results = records.in_parallel(fail, range(5), workers=2)
+    results = prepared.in_parallel(fail, range(5), workers=2)
     assert next(results) == -0.5
     with pytest.raises(ZeroDivisionError):
         list(results)

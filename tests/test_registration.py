@@ -11,7 +11,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from medjax.errors import InputError
-from medjax.geometry import grid, itk, registration
+from medjax.geometry import grid, itk, register
 
 RAW = Path(__file__).parents[2] / "shared/data/ms-raw-sample/patient01"
 
@@ -100,7 +100,7 @@ def degrees(found, truth):
 def test_a_turned_and_shifted_header_is_found_again(seed):
     fixed, fixed_affine, moving, moving_affine = pair()
     truth = moved(seed, about=np.array([5.0, -10.0, 20.0]))
-    found = registration.register(fixed, fixed_affine, moving, truth @ moving_affine)
+    found = register.register(fixed, fixed_affine, moving, truth @ moving_affine)
     points = brain(fixed_affine)
     assert distance(np.eye(4), truth, points) > 5
     assert degrees(found.matrix, truth) < 0.5
@@ -120,7 +120,7 @@ def test_an_affine_finds_a_stretch_that_a_rigid_motion_can_not():
     truth = moved(5, about=np.zeros(3), degrees=5, millimetres=5, stretch=0.06)
     errors = {}
     for kind in ("rigid", "affine"):
-        found = registration.register(
+        found = register.register(
             *(fixed, fixed_affine, moving, truth @ moving_affine), kind=kind
         )
         errors[kind] = distance(found.matrix, truth, brain(fixed_affine))
@@ -132,7 +132,7 @@ def test_local_correlation_aligns_under_a_drift_of_brightness():
     fixed, fixed_affine, moving, moving_affine = pair()
     drift = np.linspace(0.4, 1.6, moving.shape[1])[:, None]
     truth = moved(2, about=np.zeros(3), degrees=8, millimetres=8)
-    found = registration.register(
+    found = register.register(
         *(fixed, fixed_affine, moving * drift, truth @ moving_affine), metric="lncc"
     )
     assert distance(found.matrix, truth, brain(fixed_affine)) < 0.7
@@ -147,7 +147,7 @@ def test_a_mask_leaves_out_what_moved_on_its_own():
     mask[:, 8:] = True
     truth = moved(3, about=np.zeros(3), degrees=10, millimetres=10)
     given = (fixed, fixed_affine, moving, truth @ moving_affine)
-    found = registration.register(*given, mask=mask)
+    found = register.register(*given, mask=mask)
     assert distance(found.matrix, truth, brain(fixed_affine)) < 0.5
 
 
@@ -156,20 +156,20 @@ def test_the_start_is_where_it_begins_and_what_it_is_compared_with():
     truth = moved(0, about=np.zeros(3), degrees=60, millimetres=60)  # Out of reach.
     near = truth @ moved(1, about=np.zeros(3), degrees=3, millimetres=4)
     given = (fixed, fixed_affine, moving, truth @ moving_affine)
-    found = registration.register(*given, start=near)
+    found = register.register(*given, start=near)
     assert distance(found.matrix, truth, brain(fixed_affine)) < 0.5
     assert found.improved
-    again = registration.register(*given, start=found.matrix)
+    again = register.register(*given, start=found.matrix)
     np.testing.assert_allclose(again.start_metric, found.metric, rtol=1e-4)
 
 
 def test_what_is_no_better_than_the_start_says_so_and_returns_it(monkeypatch):
     def astray(level, starts, *rest, metric):
-        return starts + 9, registration._similarities(level, starts + 9, metric=metric)
+        return starts + 9, register._similarities(level, starts + 9, metric=metric)
 
-    monkeypatch.setattr(registration, "_climb", astray)
+    monkeypatch.setattr(register, "_climb", astray)
     start = moved(0, about=np.zeros(3), degrees=0.1, millimetres=0.1)
-    found = registration.register(*pair(), start=start)
+    found = register.register(*pair(), start=start)
     assert not found.improved
     assert found.metric == found.start_metric > 1.2
     np.testing.assert_array_equal(found.matrix, start)
@@ -179,7 +179,7 @@ def test_the_same_input_gives_the_same_matrix_to_the_bit():
     fixed, fixed_affine, moving, moving_affine = pair()
     spoilt = moved(0, about=np.zeros(3)) @ moving_affine
     first, second = (
-        registration.register(fixed, fixed_affine, moving, spoilt) for _ in range(2)
+        register.register(fixed, fixed_affine, moving, spoilt) for _ in range(2)
     )
     np.testing.assert_array_equal(first.matrix, second.matrix)
 
@@ -188,7 +188,7 @@ def test_images_that_do_not_meet_are_moved_onto_each_other():
     fixed, fixed_affine, moving, moving_affine = pair()
     away = np.eye(4)
     away[:3, 3] = 1000, -500, 300
-    found = registration.register(fixed, fixed_affine, moving, away @ moving_affine)
+    found = register.register(fixed, fixed_affine, moving, away @ moving_affine)
     assert found.start_metric == 0
     assert distance(found.matrix, away, brain(fixed_affine)) < 0.5
 
@@ -211,7 +211,7 @@ def test_real_sequences_come_within_a_millimetre_of_their_reference(sequence):
     middle = (np.array(moving.shape) - 1) / 2
     spoil = moved(0, about=grid.apply(moving_affine, middle))
     truth = spoil @ reference
-    found = registration.register(fixed, fixed_affine, moving, spoil @ moving_affine)
+    found = register.register(fixed, fixed_affine, moving, spoil @ moving_affine)
     assert distance(np.eye(4), truth, points) > 5
     assert distance(found.matrix, truth, points) < 1
     assert found.improved
@@ -223,16 +223,16 @@ def test_the_gradient_of_a_motion_is_that_of_finite_differences(metric):
     rng = np.random.default_rng(0)
     moving = ndimage.gaussian_filter(rng.random((20, 22, 12)), 3)
     with jax.enable_x64(True):
-        level = registration.Level(
+        level = register.Level(
             points=jnp.asarray(rng.uniform(-15, 15, (16, 27, 3))),
             fixed=jnp.asarray(rng.random((16, 27))),
             weight=jnp.asarray(rng.random((16, 27))),
-            moving=jnp.asarray(registration._unit(moving)[..., None], float),
+            moving=jnp.asarray(register._unit(moving)[..., None], float),
             base=jnp.asarray(np.linalg.inv(affine_of(moving.shape, (2.0, 1.5, 4.0)))),
             radius=jnp.asarray(20.0),
         )
         value = jax.jit(
-            functools.partial(registration._similarity, level=level, metric=metric)
+            functools.partial(register._similarity, level=level, metric=metric)
         )
         p = jnp.asarray(rng.normal(size=12))
         gradient = jax.jit(jax.grad(value))(p)
@@ -245,11 +245,11 @@ def test_the_gradient_of_a_motion_is_that_of_finite_differences(metric):
 
 def test_a_motion_of_one_millimetre_moves_the_radius_by_one():
     radius, p = 50.0, np.eye(12, dtype=np.float32)[2]
-    linear, shift = registration._motion(p, radius)
+    linear, shift = register._motion(p, radius)
     point = np.array([radius, 0, 0])
     moved_by = linear @ point + shift - point
     np.testing.assert_allclose(np.linalg.norm(moved_by), 1, rtol=1e-3)
-    linear, _ = registration._motion(np.float32([20, -30, 10, *[0] * 9]), radius)
+    linear, _ = register._motion(np.float32([20, -30, 10, *[0] * 9]), radius)
     np.testing.assert_allclose(linear @ linear.T, np.eye(3), atol=1e-6)
 
 
@@ -281,5 +281,5 @@ FLAT = np.diag([1.0, 1.0, 0.0, 1.0])
 )
 def test_a_bad_image_is_named(given, options, match):
     with pytest.raises(InputError, match=match) as error:
-        registration.register(*given, **options)
+        register.register(*given, **options)
     assert "\n" not in str(error.value)

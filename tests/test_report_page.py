@@ -11,9 +11,10 @@ import jax
 import numpy as np
 import pytest
 
-from medjax.evaluation import bands, results, support, thresholds
-from medjax.evaluation.inference import Predictions
-from medjax.reports import films, page
+from medjax.evaluation import bands, bootstrap, results, thresholds
+from medjax.evaluation.predict import Predictions
+from medjax.reports import images
+from medjax.reports import report as page
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -110,7 +111,7 @@ def whole_summary():
     none = where(3, 1)
     for measure in ("pointing", "iou"):
         none[measure] |= {"low": None, "high": None, "others": None}
-        none[measure] |= {"why": support.FEW}
+        none[measure] |= {"why": bootstrap.FEW}
     for task, shift in zip(TASKS, (0.05, 0.0, 0.02), strict=True):
         summary["tasks"][task]["calibration"] = {
             "prevalence": value | {"low": 0.0},
@@ -149,7 +150,7 @@ def whole_summary():
 def gallery():
     rng = np.random.default_rng(0)
     image, heat = rng.integers(0, 256, (40, 30, 1), np.uint8), rng.random((4, 3))
-    picture, (width, height) = films.picture(image, heat, [[(5, 5), (20, 25)]])
+    picture, (width, height) = images.picture(image, heat, [[(5, 5), (20, 25)]])
     film = {"image": f"{'long' * 20}.png", "probability": 0.5, "certain": "most"}
     film |= {"boxes": True, "picture": picture, "width": width, "height": height}
     return {task: {"true_positive": [film] * 2, "false_negative": []} for task in TASKS}

@@ -4,9 +4,9 @@ import pytest
 from scipy.stats import binomtest
 from sklearn import metrics as oracle
 
-from medjax.evaluation import intervals, results, support
-from medjax.evaluation.cells import interval, of_task
-from medjax.evaluation.inference import Predictions
+from medjax.evaluation import bootstrap, results
+from medjax.evaluation.bootstrap import interval, of_task
+from medjax.evaluation.predict import Predictions
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
 RNG = np.random.default_rng(0)
@@ -240,7 +240,7 @@ def test_fewer_than_ten_patients_have_no_interval():
     label = np.repeat([1, 0], [18, 60])  # Of two films each: nine and thirty patients.
     score = np.where(np.arange(78) % 5 == 0, 1 - label, label) * 0.5 + 0.25
     metrics, got = cells_of(found_by(label, score, np.arange(78) // 2))
-    few = {name for name, cell in metrics.items() if cell["why"] == support.FEW}
+    few = {name for name, cell in metrics.items() if cell["why"] == bootstrap.FEW}
     areas = {"auroc", "partial_auroc", "average_precision"}
     assert few == areas | {"sensitivity", "lr_positive", "lr_negative"}
     for name in few:
@@ -249,7 +249,7 @@ def test_fewer_than_ten_patients_have_no_interval():
     for name in ("specificity", "ppv", "npv", "accuracy"):
         cell = metrics[name]
         assert cell["low"] < cell["estimate"] < cell["high"] and cell["why"] == ""
-    assert got["mean"]["auroc"]["why"] == support.FEW
+    assert got["mean"]["auroc"]["why"] == bootstrap.FEW
     known = got["tasks"]["a"]["calibration"]["before"]["brier"]
     assert known["low"] < known["estimate"] < known["high"]
 
@@ -288,7 +288,7 @@ def test_a_mean_says_how_many_of_its_tasks_have_few_patients():
     found.label[:, 1] = 0
     found.label[5::20, 1] = 1
     got = summary(found, np.full(3, 0.5, np.float32))
-    assert got["tasks"]["b"]["metrics"]["auroc"]["why"] == support.FEW
+    assert got["tasks"]["b"]["metrics"]["auroc"]["why"] == bootstrap.FEW
     assert got["mean"]["auroc"]["low"] is not None
     assert got["mean"]["auroc"]["why"] == "1 of 3 have few patients"
     assert got["mean"]["accuracy"]["why"] == got["micro"]["auroc"]["why"] == ""
@@ -335,8 +335,8 @@ def test_a_sensitivity_of_30_positives_is_covered_as_often_as_it_says():
     label = np.repeat(np.float32([[1], [0]]), [30, 12], axis=0).repeat(trials, axis=1)
     score = np.float32(rng.random(label.shape) < truth)
     data = score, label, np.ones_like(label), np.arange(42), np.full(trials, 0.5)
-    found = intervals.bootstrap(*data, key=jax.random.key(1), replicates=300)
-    found, patients = found["sensitivity"], support.patients(*data)["sensitivity"]
+    found = bootstrap.bootstrap(*data, key=jax.random.key(1), replicates=300)
+    found, patients = found["sensitivity"], bootstrap.patients(*data)["sensitivity"]
     covered = []
     for t in range(trials):
         behind = {"patients": patients[t], "replicates": 300}

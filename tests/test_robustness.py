@@ -9,10 +9,10 @@ import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
-from medjax import corrupting
 from medjax.errors import InputError
 from medjax.evaluation import robustness
-from medjax.evaluation.inference import Predictions
+from medjax.evaluation.predict import Predictions
+from medjax.tasks import corrupting
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from medjax.data import samples, volumes
-from medjax.data.cases import Case
 from medjax.data.nifti import Grid
 from medjax.data.samples import Part
+from medjax.data.scan import Case
 
 SHAPES = [(5, 7, 9), (6, 4, 8)]
 LEAST = (6, 6, 6)

@@ -5,7 +5,7 @@ import optax
 import pytest
 from scipy import ndimage, stats
 
-from medjax.evaluation import gradcam, sanity
+from medjax.evaluation import heatmaps
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
 LAYERS = ("classifier", "second", "first")  # From the last to the first.
@@ -16,7 +16,7 @@ def test_rank_correlation_is_spearman_s():
     rng = np.random.default_rng(0)
     one = rng.normal(size=(2, 3, 4, 5))
     other = np.round(one + rng.normal(size=one.shape), 1)  # With ties.
-    found = sanity.rank_correlation(one, other)
+    found = heatmaps.rank_correlation(one, other)
     for b, t in np.ndindex(2, 3):
         expected = stats.spearmanr(one[b, t].ravel(), other[b, t].ravel()).statistic
         assert found[b, t] == pytest.approx(expected, abs=1e-12)
@@ -24,9 +24,9 @@ def test_rank_correlation_is_spearman_s():
 
 def test_a_heatmap_of_one_value_resembles_nothing():
     one, flat = np.arange(6.0).reshape(1, 1, 2, 3), np.ones((1, 1, 2, 3))
-    assert sanity.rank_correlation(one, flat) == 0
-    assert np.isnan(sanity.rank_correlation(flat, one))
-    assert sanity.rank_correlation(one, -one) == -1
+    assert heatmaps.rank_correlation(one, flat) == 0
+    assert np.isnan(heatmaps.rank_correlation(flat, one))
+    assert heatmaps.rank_correlation(one, -one) == -1
 
 
 def test_the_cascade_goes_from_the_top_down_and_leaves_the_rest():
@@ -36,7 +36,7 @@ def test_the_cascade_goes_from_the_top_down_and_leaves_the_rest():
         "batch_stats": {name: {"mean": np.zeros(1)} for name in names[1:]},
     }
     fresh = jax.tree.map(np.ones_like, trained)
-    seen = list(sanity.cascade(trained, fresh, names))
+    seen = list(heatmaps.cascade(trained, fresh, names))
     assert [name for name, _ in seen] == list(names)
     for n, (_, variables) in enumerate(seen):
         assert jax.tree.structure(variables) == jax.tree.structure(trained)
@@ -110,39 +110,39 @@ def trained(unoptimised):
     return variables
 
 
-@pytest.mark.parametrize("method", gradcam.METHODS)
+@pytest.mark.parametrize("method", heatmaps.METHODS)
 def test_heatmaps_of_a_trained_model_do_not_survive_random_weights(trained, method):
     # Each step of the integrated gradients costs as much as a whole Grad-CAM.
     image, _ = films(5, 4 if method == "integrated_gradients" else 32)
     explain = jax.jit(
-        lambda variables: gradcam.heatmaps(
+        lambda variables: heatmaps.heatmaps(
             variables, image, apply=network, method=method
         )
     )
-    found = sanity.randomisation(explain, trained, fresh(1), LAYERS)
+    found = heatmaps.randomisation(explain, trained, fresh(1), LAYERS)
     assert list(found) == list(LAYERS)
-    assert sanity.depends_on_the_model(found)
-    unchanged = sanity.randomisation(explain, trained, trained, LAYERS)
+    assert heatmaps.depends_on_the_model(found)
+    unchanged = heatmaps.randomisation(explain, trained, trained, LAYERS)
     assert all(value == pytest.approx(1) for value in unchanged.values())
-    assert not sanity.depends_on_the_model(unchanged)
+    assert not heatmaps.depends_on_the_model(unchanged)
 
 
 def test_an_edge_detector_is_found_out(trained):
     image, _ = films(5, 8)
     edges = np.abs(ndimage.sobel(np.asarray(image)[..., 0], axis=1))
     edges = np.stack([edges, edges], axis=1)  # [B, T, H, W], whatever the weights.
-    found = sanity.randomisation(lambda _: edges, trained, fresh(1), LAYERS)
+    found = heatmaps.randomisation(lambda _: edges, trained, fresh(1), LAYERS)
     assert found["first"] == pytest.approx(1)
-    assert not sanity.depends_on_the_model(found)
+    assert not heatmaps.depends_on_the_model(found)
 
 
 def test_maps_that_say_nothing_from_the_start_have_no_similarity(trained):
     flat = np.zeros((2, 2, 3, 3))
-    found = sanity.randomisation(lambda _: flat, trained, fresh(1), LAYERS)
+    found = heatmaps.randomisation(lambda _: flat, trained, fresh(1), LAYERS)
     assert np.isnan(list(found.values())).all()
-    assert not sanity.depends_on_the_model(found)
+    assert not heatmaps.depends_on_the_model(found)
 
 
 def test_what_counts_is_how_alike_they_are_when_every_layer_is_random():
-    assert sanity.depends_on_the_model({"classifier": 0.9, "first": 0.1})
-    assert not sanity.depends_on_the_model({"classifier": 0.1, "first": 0.9})
+    assert heatmaps.depends_on_the_model({"classifier": 0.9, "first": 0.1})
+    assert not heatmaps.depends_on_the_model({"classifier": 0.1, "first": 0.9})

@@ -10,11 +10,12 @@ import pytest
 from scans import ball, save
 from scans import brain as head
 
-from medjax.build import scans
-from medjax.cohort import splits
-from medjax.data import brain, samples
+from medjax.cohort import split
+from medjax.data import samples
+from medjax.data.phantom import brain
 from medjax.data.volumes import Prepared
 from medjax.errors import InputError
+from medjax.tasks import scans
 
 VALUES = head((20, 20, 20), 1)  # Of a sequence.
 
@@ -103,13 +104,13 @@ def test_a_sample_of_patients_is_on_each_side_once(config):
     config.data.split = "patients"
     found = scans.manifest(config, prepared(20))
     assert sorted(found["patient"]) == list(range(100, 120))
-    assert set(found["split"]) == set(splits.SPLITS)
+    assert set(found["split"]) == set(split.SPLITS)
     assert (found["split"] == "test").sum() == 6
 
 
 def test_a_split_that_is_no_longer_the_data_s_is_refused(config, tmp_path):
     data = prepared(6)
-    splits.write(scans.manifest(config, data), tmp_path / "splits.csv")
+    split.write(scans.manifest(config, data), tmp_path / "splits.csv")
     assert len(scans.check(config, data, tmp_path)) == 6
     with pytest.raises(InputError, match=r"splits.csv.*train again"):
         scans.check(config, prepared(7), tmp_path)

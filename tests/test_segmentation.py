@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from sklearn import metrics as oracle
 
-from medjax.evaluation import intervals, segmentation, surface
+from medjax.evaluation import bootstrap, segmentation, surface
 
 SPACING = (3.0, 0.5, 1.0)
 SHAPE = (6, 9, 8)
@@ -150,7 +150,7 @@ def test_intervals_resample_patients_with_all_their_volumes():
     rows, key, replicates = make_rows(7, 4), jax.random.key(3), 60
     rows[4]["sensitivity"] = math.nan  # Of v2's whole.
     found = segmentation.summarise(rows, key=key, replicates=replicates, level=0.9)
-    counts = intervals.multiplicities(key, np.arange(replicates), 4)
+    counts = bootstrap.multiplicities(key, np.arange(replicates), 4)
     counts = np.asarray(counts)
     for metric in ("dice", "hd95", "sensitivity"):
         value = {(r["name"], r["region"]): r[metric] for r in rows}

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from medjax import config as plain
 from medjax import losses
-from medjax.build import augmentation, plain, segmentation
 from medjax.errors import InputError
+from medjax.tasks import augmentation, masks
 
 CONFIGS = [
     path.stem
@@ -33,7 +34,7 @@ def config():
 
 def shapes(config, network, regions):
     return jax.eval_shape(
-        lambda key: segmentation.initial_state(config, network.init(key), regions),
+        lambda key: masks.initial_state(config, network.init(key), regions),
         jax.random.key(0),
     )
 
@@ -41,12 +42,12 @@ def shapes(config, network, regions):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_names_parts_that_exist_and_fit(name):
     config = config_of(name)
-    network = segmentation.network(config, 4, 3)
+    network = masks.network(config, 4, 3)
     state = shapes(config, network, 3)
     patch = jax.ShapeDtypeStruct((2, *config.patch.size, 4), jnp.float32)
     found = jax.eval_shape(network.probability, state.averaged, patch)
     assert found.shape == (2, *config.patch.size, 3)
-    segmentation.train_step(config, network)
+    masks.train_step(config, network)
     assert config.train.steps % config.train.evaluate_every == 0
     assert plain.schedule(config)["steps"] == config.train.steps
     augmentation.caveats(config)
@@ -56,7 +57,7 @@ def test_every_config_names_parts_that_exist_and_fit(name):
 
 def test_slices_are_channels_of_a_network_of_planes(config):
     config.patch.size, config.patch.slices = (3, 8, 16), True
-    network = segmentation.network(config, 4, 1)
+    network = masks.network(config, 4, 1)
     state = shapes(config, network, 1)
     plane = jax.ShapeDtypeStruct((1, 8, 16, 12), jnp.float32)
     found = jax.eval_shape(network.probability, state.averaged, plane)
@@ -65,18 +66,18 @@ def test_slices_are_channels_of_a_network_of_planes(config):
 
 def test_a_volume_s_probabilities_are_the_network_s_where_one_window_holds_it(config):
     config.evaluation.flips = ()
-    network = segmentation.network(config, 2, 1)
+    network = masks.network(config, 2, 1)
     variables = network.init(jax.random.key(1))
-    state = segmentation.initial_state(config, variables, 1)
+    state = masks.initial_state(config, variables, 1)
     image = np.random.default_rng(0).normal(size=(8, 8, 8, 2)).astype(np.float32)
-    found = segmentation.probability(config, network, state, image)
+    found = masks.probability(config, network, state, image)
     logits = network.apply(variables, image[None], train=False)[0]
     np.testing.assert_allclose(found, 1 / (1 + np.exp(-np.float64(logits))), atol=1e-5)
 
 
 def test_parts_of_the_loss_get_their_numbers_and_equal_weights(config):
     config.loss.parts.weighted_bce.share = 0.5
-    found = segmentation.loss_arguments(config, 3)["parts"]
+    found = masks.loss_arguments(config, 3)["parts"]
     assert found["soft_dice"] == {"share": 1.0, "smooth": 1.0}
     assert found["weighted_bce"]["share"] == 0.5
     np.testing.assert_array_equal(found["weighted_bce"]["w_pos"], np.ones(3))
@@ -102,14 +103,14 @@ def test_a_network_without_masks_is_refused(config, changes, message):
     with config.unlocked():
         config.model = {"name": config.model.name}
     with pytest.raises(InputError, match=message):
-        segmentation.network(config, 4, 3)
+        masks.network(config, 4, 3)
 
 
 def test_a_number_that_the_loss_doesn_t_take_is_named(config):
     with config.loss.parts.unlocked():
         config.loss.parts.soft_dice.smoth = 1.0
     with pytest.raises(InputError, match="loss.smoth: soft_dice has no such number"):
-        segmentation.loss_arguments(config, 3)
+        masks.loss_arguments(config, 3)
 
 
 @pytest.mark.parametrize("name", ["softmax_cross_entropy", "auc_margin"])
@@ -117,10 +118,10 @@ def test_a_loss_that_isn_t_of_masks_is_refused(config, name):
     with config.unlocked():
         config.loss = {"name": "compound", "parts": {name: {}}}
     with pytest.raises(InputError, match=f"{name}': is not of masks"):
-        segmentation.loss_arguments(config, 3)
+        masks.loss_arguments(config, 3)
 
 
 def test_an_even_number_of_slices_is_refused(config):
     config.patch.size, config.patch.slices = (4, 8, 8), True
     with pytest.raises(InputError, match="has no middle one"):
-        segmentation.network(config, 4, 3)
+        masks.network(config, 4, 3)

@@ -12,8 +12,8 @@ import pytest
 from conftest import Page
 
 from medjax.evaluation import segmentation
-from medjax.evaluation.postprocessing import Post
-from medjax.reports import segmenting
+from medjax.evaluation.masks import Post
+from medjax.reports import segmentation as reports_segmentation
 
 SPACING = np.array([4.0, 2.0, 2.0])
 SHAPE = (10, 24, 20)
@@ -46,7 +46,7 @@ def case(number):
     predicted[4:6, 8:12, 7:10, 1] = number in (0, 3)
     image = np.random.default_rng(number).normal(size=SHAPE).astype(np.float32)
     image[:, :2] = 0  # Outside the brain.
-    return segmenting.Case(f"case {number}", image, label, predicted, SPACING)
+    return reports_segmentation.Case(f"case {number}", image, label, predicted, SPACING)
 
 
 def results_of(cases, **about):
@@ -69,7 +69,7 @@ def written(tmp_path_factory):
     results = results_of(cases)
     folder = tmp_path_factory.mktemp("page")
     shown = (cases[n] for n in (1, 2, 3))
-    path = segmenting.write(results, shown, CURVE, folder, "report")
+    path = reports_segmentation.write(results, shown, CURVE, folder, "report")
     return results, folder, path.read_text()
 
 
@@ -95,7 +95,7 @@ def test_the_page_shows_the_numbers_and_the_worst_first(written):
     dice = results["regions"]["whole"]["dice"]
     assert f"{dice['estimate']:.3f}" in read
     assert f"{dice['low']:.3f}–{dice['high']:.3f}" in read
-    order = segmenting.worst_first(results)
+    order = reports_segmentation.worst_first(results)
     assert order[-1] == "case 0"
     means = [
         np.mean([r["dice"] for r in results["rows"] if r["name"] == name])
@@ -144,7 +144,7 @@ def test_json_and_csv_hold_the_same_numbers(written):
 def test_a_caveat_stands_at_the_top_and_few_patients_have_no_limits(tmp_path):
     cases = [case(n) for n in range(2)]
     results = results_of(cases, caveat="The same people.")
-    text = segmenting.write(results, [], [], tmp_path, "page").read_text()
+    text = reports_segmentation.write(results, [], [], tmp_path, "page").read_text()
     read = Page(text).text
     assert read.index("The same people.") < read.index("Regions")
     assert "too few volumes for limits" in re.sub(" +", " ", read)
@@ -156,7 +156,9 @@ def test_one_region_is_not_averaged(tmp_path):
     one = case(0)
     one = one._replace(label=one.label[..., :1], predicted=one.predicted[..., :1])
     results = results_of([one])
-    text = segmenting.write(results, [one], CURVE[:1], tmp_path, "page").read_text()
+    text = reports_segmentation.write(
+        results, [one], CURVE[:1], tmp_path, "page"
+    ).read_text()
     assert 'class="mean"' not in text and "of the regions" not in text
 
 
@@ -176,8 +178,8 @@ def test_the_three_planes_go_through_the_largest_component_and_up_is_up():
     label[2, 3, 16:19] = True  # Small, and elsewhere.
     label[6:9, 4:8, 3:6] = True
     results = {"regions": {"a": {}}, "rows": [{"name": "n", "region": "a"}]}
-    one = segmenting.Case("n", image, label, predicted, SPACING)
-    (found,) = segmenting._pictures(one, results)
+    one = reports_segmentation.Case("n", image, label, predicted, SPACING)
+    (found,) = reports_segmentation._pictures(one, results)
     axial, coronal, sagittal = found["planes"]
     assert [p["slice"] - 1 for p in found["planes"]] == [6, 4, 3]
     assert [p["of"] for p in found["planes"]] == list(SHAPE)
@@ -187,7 +189,7 @@ def test_the_three_planes_go_through_the_largest_component_and_up_is_up():
     # The whole volume is smaller than the field: 48 mm are 400 pixels.
     drawn = colours(axial["picture"])
     assert drawn.shape == (400, round(400 * 40 / 48), 3)
-    rows, columns = np.nonzero(pixels(drawn, segmenting.TRUE))
+    rows, columns = np.nonzero(pixels(drawn, reports_segmentation.TRUE))
     step = 400 / 24  # Pixels a voxel.
     assert abs(rows.min() - 4 * step) < 2 and abs(rows.max() - 8 * step) < 2
     assert abs(columns.min() - 3 * step) < 2 and abs(columns.max() - 6 * step) < 2
@@ -196,13 +198,13 @@ def test_the_three_planes_go_through_the_largest_component_and_up_is_up():
 def test_contours_are_of_the_truth_the_prediction_or_both():
     grey, true, said = np.full((20, 20), 0.5), *np.zeros((2, 20, 20), bool)
     true[4:12, 4:12] = said[4:12, 8:16] = True
-    drawn = segmenting._drawn(grey, true, said, np.array([10.0, 10.0]))
-    left = pixels(drawn[:, :75], segmenting.TRUE)
-    right = pixels(drawn[:, 125:], segmenting.PREDICTED)
+    drawn = reports_segmentation._drawn(grey, true, said, np.array([10.0, 10.0]))
+    left = pixels(drawn[:, :75], reports_segmentation.TRUE)
+    right = pixels(drawn[:, 125:], reports_segmentation.PREDICTED)
     assert left.any() and right.any()
-    assert not pixels(drawn[:, 125:], segmenting.TRUE).any()
-    assert not pixels(drawn[:, :75], segmenting.PREDICTED).any()
-    both = np.argwhere(pixels(drawn, segmenting.BOTH))
+    assert not pixels(drawn[:, 125:], reports_segmentation.TRUE).any()
+    assert not pixels(drawn[:, :75], reports_segmentation.PREDICTED).any()
+    both = np.argwhere(pixels(drawn, reports_segmentation.BOTH))
     assert (both[:, 1] >= 80).all() and (both[:, 1] < 120).all()
     assert {40, 41, 118, 119} <= set(both[:, 0])
 
@@ -210,9 +212,9 @@ def test_contours_are_of_the_truth_the_prediction_or_both():
 def test_a_small_lesion_is_shown_large_and_the_field_stays_inside():
     mask = np.zeros((30, 100, 100), bool)
     mask[1:3, 50:54, 97:99] = True
-    _, box = segmenting._about(mask, np.array([5.0, 2.0, 2.0]))
+    _, box = reports_segmentation._about(mask, np.array([5.0, 2.0, 2.0]))
     assert box[0].start == 0 and box[2].stop == 100
     extent = [(a.stop - a.start) * s for a, s in zip(box, (5, 2, 2), strict=True)]
-    assert extent[1] == segmenting.FIELD
+    assert extent[1] == reports_segmentation.FIELD
     for cut, where in zip(box, np.nonzero(mask), strict=True):
         assert cut.start <= where.min() and where.max() < cut.stop

@@ -8,9 +8,11 @@ import nibabel
 import numpy as np
 import pytest
 
-from medjax import commands, evaluating, segmenter, segmenting
-from medjax.data import brain, cases
+from medjax.commands import commands, evaluate
+from medjax.data import scan
+from medjax.data.phantom import brain
 from medjax.errors import InputError
+from medjax.tasks import segmenter, segmenting
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
 SMALL = {"seed": 3, "shape": (18, 22, 18), "spacing": (9.0, 9.0, 9.0)}
@@ -162,15 +164,15 @@ def test_all_patients_train_and_the_page_of_them_is_there_for_the_asking(tmp_pat
     commands.train(config, tmp_path / "all")
     assert not (tmp_path / "all" / "report.html").exists()
     with pytest.raises(InputError, match="nobody is on that side"):
-        evaluating.evaluate(tmp_path / "all")
-    found = evaluating.evaluate(tmp_path / "all", split="train")
+        evaluate.evaluate(tmp_path / "all")
+    found = evaluate.evaluate(tmp_path / "all", split="train")
     assert found["volumes"] == 8 and found["caveat"] == segmenting.SEEN
     other = small_config(run.parent / "records")
     other.data.update(patients=2, first_patient=50, spacing=(8.0, 9.0, 9.0))
     with pytest.raises(InputError, match="data.spacing is .*the run's"):
-        evaluating.evaluate(tmp_path / "all", split="others", other=other)
+        evaluate.evaluate(tmp_path / "all", split="others", other=other)
     other.data.spacing = SMALL["spacing"]
-    found = evaluating.evaluate(tmp_path / "all", split="others", other=other)
+    found = evaluate.evaluate(tmp_path / "all", split="others", other=other)
     assert found["volumes"] == 2 and (tmp_path / "all/report-others.html").exists()
 
 
@@ -195,7 +197,7 @@ def test_exploring_proposes_what_a_network_could_take(run, tmp_path, capsys):
 def test_other_voxels_than_those_learnt_from_are_warned_of(run):
     found = segmenter.read(run)
     near, far = (np.array(found.spacing) * ratio for ratio in (1.4, 1.6))
-    case = cases.Case(None, None, None, near, None, None)
+    case = scan.Case(None, None, None, near, None, None)
     assert segmenter.strange(found, case) == ""
     for spacing in (far, 1 / far):
         told = segmenter.strange(found, case._replace(spacing=spacing))

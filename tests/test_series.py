@@ -10,7 +10,8 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from scans import affine_of, brain, save
 
-from medjax.data import mri, patients, series
+from medjax.data import dicom, mri
+from medjax.data.sources import scans
 from medjax.errors import InputError
 from medjax.geometry import grid
 
@@ -86,7 +87,7 @@ PLANES = {
 def test_a_series_lies_as_simpleitk_says(tmp_path, name):
     order = RNG.permutation(len(VOXELS))
     folder = write(tmp_path / "T1", plane=PLANES[name], order=order)
-    volume = series.read(folder)
+    volume = dicom.read(folder)
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
     stored = reader.Execute()
@@ -107,27 +108,27 @@ def test_a_series_lies_as_simpleitk_says(tmp_path, name):
 def test_rescaling_is_obeyed_slice_by_slice(tmp_path):
     folder = write(tmp_path, RescaleSlope=2.0, RescaleIntercept=-100.0)
     change(folder / "002.dcm", RescaleSlope=0.5)
-    values = series.read(folder).voxels
+    values = dicom.read(folder).voxels
     plain = write(tmp_path / "plain")
-    expected = 2 * series.read(plain).voxels - 100
-    expected[2] = 0.5 * series.read(plain).voxels[2] - 100
+    expected = 2 * dicom.read(plain).voxels - 100
+    expected[2] = 0.5 * dicom.read(plain).voxels[2] - 100
     np.testing.assert_array_equal(values, expected)
 
 
 def test_signed_values_are_signed(tmp_path):
     signed = (VOXELS.astype(int) - 2000).astype(np.int16)
     folder = write(tmp_path, signed, PixelRepresentation=1)
-    np.testing.assert_array_equal(series.read(folder).voxels, signed)
+    np.testing.assert_array_equal(dicom.read(folder).voxels, signed)
 
 
 def test_what_is_no_slice_is_passed_over(tmp_path):
     folder = write(tmp_path)
-    expected = series.read(folder).voxels
+    expected = dicom.read(folder).voxels
     (folder / "DICOMDIR").write_bytes((folder / "000.dcm").read_bytes())
     (folder / "._000.dcm").write_bytes((folder / "000.dcm").read_bytes())
     (folder / "readme.txt").write_text("T1")
     (folder / "deeper").mkdir()
-    np.testing.assert_array_equal(series.read(folder).voxels, expected)
+    np.testing.assert_array_equal(dicom.read(folder).voxels, expected)
 
 
 def missing(folder):
@@ -194,7 +195,7 @@ def test_a_series_that_is_no_sound_volume_is_refused_in_one_line(tmp_path, why):
     folder = write(tmp_path / "T1")
     SPOILT[why](folder)
     with pytest.raises(InputError) as caught:
-        series.read(folder)
+        dicom.read(folder)
     text = str(caught.value)
     assert text.startswith(str(folder)) and why in text
     assert "\n" not in text and "; " in text
@@ -202,9 +203,9 @@ def test_a_series_that_is_no_sound_volume_is_refused_in_one_line(tmp_path, why):
 
 def test_an_empty_and_an_absent_folder_are_refused(tmp_path):
     with pytest.raises(InputError, match="holds 0 DICOM slices"):
-        series.read(tmp_path)
+        dicom.read(tmp_path)
     with pytest.raises(InputError, match="can't be read"):
-        series.read(tmp_path / "absent")
+        dicom.read(tmp_path / "absent")
 
 
 def test_damaged_bytes_are_read_or_refused(tmp_path):
@@ -218,7 +219,7 @@ def test_damaged_bytes_are_read_or_refused(tmp_path):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # pydicom's, of strange values.
-                volume = series.read(folder)
+                volume = dicom.read(folder)
         except InputError as error:
             assert "\n" not in str(error)
             refused += 1
@@ -235,7 +236,7 @@ def test_a_patient_may_have_a_series_beside_a_nifti_file(tmp_path):
     affine = affine_of("LPS", spacing, origin=origin)
     save(tmp_path / "P1/T2.nii.gz", tissue, affine)
     files = {"T1": "T1", "T2": "T2.nii.gz"}
-    (found,) = patients.in_folders(tmp_path, sequences=("T1", "T2"), files=files)
+    (found,) = scans.in_folders(tmp_path, sequences=("T1", "T2"), files=files)
     case = mri.read_case(found.files, regions={})
     np.testing.assert_allclose(case.image[..., 0], case.image[..., 1], atol=1e-5)
     assert case.original.shape == shape

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medjax.cohort import splits
+from medjax.cohort import split
 from medjax.errors import InputError
 
 NIH = (
@@ -91,10 +91,10 @@ def shares(table, manifest, side, tasks=TASKS):
 @settings(deadline=None, max_examples=40)
 @given(cohorts(), SEEDS)
 def test_no_patient_is_on_two_sides_and_every_film_is_there_once(table, seed):
-    manifest = splits.split(table, TASKS, seed=seed)
+    manifest = split.split(table, TASKS, seed=seed)
     assert max(len(s) for s in sides_of(manifest).values()) == 1
-    assert set(manifest["split"]) == set(splits.SPLITS)
-    assert tuple(manifest.columns) == splits.COLUMNS
+    assert set(manifest["split"]) == set(split.SPLITS)
+    assert tuple(manifest.columns) == split.COLUMNS
     for name in ("id", "image", "patient"):
         assert manifest[name].tolist() == table[name].tolist()
 
@@ -108,15 +108,15 @@ def with_follow_up(table, unknown=0.0, seed=0):
 
 def kind_of_split(kind, table, seed):
     if kind == "fold":
-        return splits.fold(table, TASKS, seed=seed, folds=3, fold=seed % 3)
+        return split.fold(table, TASKS, seed=seed, folds=3, fold=seed % 3)
     if kind == "official":
         train_val, test = official_lists(table)
-        return splits.official(
+        return split.official(
             table, TASKS, seed=seed, train_val=train_val, test=test, validation=0.2
         )
     if kind == "temporal":
-        return splits.temporal(with_follow_up(table, 0.1), TASKS, seed=seed, cut=2)
-    return splits.split(table, TASKS, seed=seed)
+        return split.temporal(with_follow_up(table, 0.1), TASKS, seed=seed, cut=2)
+    return split.split(table, TASKS, seed=seed)
 
 
 @pytest.mark.parametrize("kind", ["split", "fold", "official", "temporal"])
@@ -126,8 +126,8 @@ def test_a_hundred_seeds_keep_patients_whole_and_differ(kind):
         manifest = kind_of_split(kind, table, seed)
         assert manifest["id"].tolist() == table["id"].tolist()
         for sides in sides_of(manifest).values():
-            assert len(sides - {splits.UNUSED}) <= 1
-        assert (splits.UNUSED in set(manifest["split"])) == (kind == "temporal")
+            assert len(sides - {split.UNUSED}) <= 1
+        assert (split.UNUSED in set(manifest["split"])) == (kind == "temporal")
         seen.add(tuple(manifest["split"]))
     assert len(seen) == 100
 
@@ -135,9 +135,9 @@ def test_a_hundred_seeds_keep_patients_whole_and_differ(kind):
 @settings(deadline=None, max_examples=10)
 @given(cohorts(), SEEDS)
 def test_the_seed_decides_and_the_order_of_the_rows_does_not(table, seed):
-    first = splits.split(table, TASKS, seed=seed)
-    pd.testing.assert_frame_equal(first, splits.split(table, TASKS, seed=seed))
-    shuffled = splits.split(table.sample(frac=1, random_state=1), TASKS, seed=seed)
+    first = split.split(table, TASKS, seed=seed)
+    pd.testing.assert_frame_equal(first, split.split(table, TASKS, seed=seed))
+    shuffled = split.split(table.sample(frac=1, random_state=1), TASKS, seed=seed)
     assert sides_of(shuffled) == sides_of(first)
 
 
@@ -145,7 +145,7 @@ def test_the_seed_decides_and_the_order_of_the_rows_does_not(table, seed):
 @given(large_cohorts(), SEEDS, st.sampled_from([(0.2, 0.1), (0.3, 0.3), (0.1, 0.1)]))
 def test_sizes_are_within_a_patient_and_every_x_is_reached(table, seed, asked):
     test, validation = asked
-    manifest = splits.split(table, TASKS, seed=seed, test=test, validation=validation)
+    manifest = split.split(table, TASKS, seed=seed, test=test, validation=validation)
     largest = table["patient"].value_counts().max()
     for side, share in (("test", test), ("validation", validation)):
         # Where X is the whole share, its positives may bring some films too many.
@@ -158,7 +158,7 @@ def test_sizes_are_within_a_patient_and_every_x_is_reached(table, seed, asked):
 @settings(deadline=None, max_examples=12)
 @given(large_cohorts(), SEEDS)
 def test_prevalence_in_test_is_close_to_the_cohorts(table, seed):
-    manifest = splits.split(table, TASKS, seed=seed)
+    manifest = split.split(table, TASKS, seed=seed)
     for side, share in (("test", 0.2), ("validation", 0.1)):
         # Half a patient of 8 films off the goal, and as much by the other task.
         got = shares(table, manifest, side)
@@ -170,7 +170,7 @@ def test_prevalence_in_test_is_close_to_the_cohorts(table, seed):
 @settings(deadline=None, max_examples=10)
 @given(large_cohorts(), SEEDS)
 def test_a_minority_above_the_fraction_wins_over_the_size(table, seed):
-    manifest = splits.split(
+    manifest = split.split(
         table, TASKS, seed=seed, test=0.1, validation=0.1, minority=0.3
     )
     for side in ("test", "validation"):
@@ -182,7 +182,7 @@ def test_a_minority_above_the_fraction_wins_over_the_size(table, seed):
 def test_scarce_patients_go_to_test_then_train_then_validation(k, seed, caplog):
     table = make_table(np.arange(50), {"rare": np.arange(50) < k})
     with caplog.at_level(logging.WARNING, "medjax"):
-        manifest = splits.split(table, ("rare",), seed=seed)
+        manifest = split.split(table, ("rare",), seed=seed)
     got = sorted(manifest["split"][:k])
     assert got == sorted(("test", "train", "validation")[:k])
     assert ("validation has 0 positive films of rare" in caplog.text) == (k < 3)
@@ -191,31 +191,31 @@ def test_scarce_patients_go_to_test_then_train_then_validation(k, seed, caplog):
 
 def test_soft_labels_count_from_one_half_on():
     label = np.where(np.arange(200) % 2, 0.5, 0.49)
-    hard = splits.split(make_table(np.arange(200), {"t": label >= 0.5}), ("t",), seed=3)
-    soft = splits.split(make_table(np.arange(200), {"t": label}), ("t",), seed=3)
+    hard = split.split(make_table(np.arange(200), {"t": label >= 0.5}), ("t",), seed=3)
+    soft = split.split(make_table(np.arange(200), {"t": label}), ("t",), seed=3)
     assert soft["split"].tolist() == hard["split"].tolist()
     table = make_table(np.arange(200), {"t": label})
-    assert splits.reached(table, soft, ("t",))["positives"].sum() == 100
+    assert split.reached(table, soft, ("t",))["positives"].sum() == 100
 
 
 def test_no_tasks_is_a_plain_random_split():
-    manifest = splits.split(random_table(), (), seed=0)
+    manifest = split.split(random_table(), (), seed=0)
     assert all(len(s) == 1 for s in sides_of(manifest).values())
 
 
 def test_by_image_warns_leaks_and_keeps_the_patient(caplog):
     table = random_table(films=8)
-    manifest = splits.split(table, TASKS, seed=0, by="image")
+    manifest = split.split(table, TASKS, seed=0, by="image")
     assert "demonstrat" in caplog.text
     assert manifest["patient"].tolist() == table["patient"].tolist()
     assert abs(films(manifest, "test") - 0.2 * len(table)) <= 1
     with pytest.raises(InputError, match="patient: .* on two sides"):
-        splits.audit(manifest)
-    splits.audit(manifest, table, by="image")
+        split.audit(manifest)
+    split.audit(manifest, table, by="image")
 
 
 def test_by_patient_says_nothing_where_every_x_is_reached(caplog):
-    splits.split(random_table(300), TASKS, seed=0)
+    split.split(random_table(300), TASKS, seed=0)
     assert caplog.text == ""
 
 
@@ -238,24 +238,24 @@ def test_by_patient_says_nothing_where_every_x_is_reached(caplog):
 )
 def test_a_wrong_argument_is_named(change, field):
     with pytest.raises(InputError, match=f"^{field}") as error:
-        splits.split(random_table(), **{"tasks": TASKS, "seed": 0} | change)
+        split.split(random_table(), **{"tasks": TASKS, "seed": 0} | change)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["id", "image", "patient"])
 def test_a_missing_column_is_named(name):
     with pytest.raises(InputError, match=f"table: no column '{name}'"):
-        splits.split(random_table().drop(columns=name), TASKS, seed=0)
+        split.split(random_table().drop(columns=name), TASKS, seed=0)
 
 
 def test_a_wrong_table_is_refused():
     with pytest.raises(InputError, match="patient: 2 in all; give 3"):
-        splits.split(random_table(patients=2), TASKS, seed=0)
+        split.split(random_table(patients=2), TASKS, seed=0)
     table = random_table()
     with pytest.raises(InputError, match="patient: not integers"):
-        splits.split(table.astype({"patient": float}), TASKS, seed=0)
+        split.split(table.astype({"patient": float}), TASKS, seed=0)
     with pytest.raises(InputError, match="id: 1 rows of the table repeat"):
-        splits.audit(splits.split(table, (), seed=0), table.replace({"id": {1: 0}}))
+        split.audit(split.split(table, (), seed=0), table.replace({"id": {1: 0}}))
 
 
 # --------------------------------------------------------------------- folds
@@ -268,9 +268,9 @@ def test_folds_partition_the_patients(table, seed, folds):
         return
     tested = []
     for i in range(folds):
-        manifest = splits.fold(table, TASKS, seed=seed, folds=folds, fold=i)
+        manifest = split.fold(table, TASKS, seed=seed, folds=folds, fold=i)
         assert all(len(s) == 1 for s in sides_of(manifest).values())
-        assert set(manifest["split"]) == set(splits.SPLITS)
+        assert set(manifest["split"]) == set(split.SPLITS)
         tested += manifest["patient"][manifest["split"] == "test"].unique().tolist()
     assert sorted(tested) == sorted(table["patient"].unique())
 
@@ -279,7 +279,7 @@ def test_folds_partition_the_patients(table, seed, folds):
 @given(large_cohorts(), SEEDS)
 def test_folds_are_even_in_films_and_positives(table, seed):
     for i in (0, 4):
-        manifest = splits.fold(table, TASKS, seed=seed, folds=5, fold=i)
+        manifest = split.fold(table, TASKS, seed=seed, folds=5, fold=i)
         assert abs(films(manifest, "test") - len(table) / 5) <= 16
         assert all(0.1 <= s <= 0.3 for s in shares(table, manifest, "test"))
         assert min(shares(table, manifest, "validation")) >= 0.1
@@ -288,7 +288,7 @@ def test_folds_are_even_in_films_and_positives(table, seed):
 def test_folds_spread_scarce_patients():
     table = make_table(np.arange(60), {"rare": np.arange(60) < 5})
     for i in range(5):
-        manifest = splits.fold(table, ("rare",), seed=1, folds=5, fold=i)
+        manifest = split.fold(table, ("rare",), seed=1, folds=5, fold=i)
         assert (manifest["split"][:5] == "test").sum() == 1
 
 
@@ -306,7 +306,7 @@ def test_folds_spread_scarce_patients():
 def test_a_wrong_fold_is_named(change, field):
     arguments = {"seed": 0, "folds": 5, "fold": 0} | change
     with pytest.raises(InputError, match=f"^{field}"):
-        splits.fold(random_table(), TASKS, **arguments)
+        split.fold(random_table(), TASKS, **arguments)
 
 
 # ------------------------------------------------------------------ official
@@ -325,7 +325,7 @@ def official_lists(table, share=0.25):
 def test_the_official_test_is_the_list_and_validation_is_from_the_other(seed):
     table = random_table(films=8)
     train_val, test = official_lists(table)
-    manifest = splits.official(
+    manifest = split.official(
         table, TASKS, train_val=train_val, test=test, seed=seed, validation=0.2
     )
     got = table["image"][manifest["split"] == "test"].str[len("images/") :]
@@ -339,14 +339,14 @@ def test_the_lists_may_be_files_hold_more_or_leave_test_out(tmp_path, caplog):
     train_val, test = official_lists(table)
     (tmp_path / "a.txt").write_text("\n".join([*train_val, "x.png", "y.png"]) + "\n")
     (tmp_path / "b.txt").write_text("\r\n".join(test) + "\r\n\r\n")
-    plain = splits.official(table, TASKS, train_val=train_val, test=test, seed=0)
+    plain = split.official(table, TASKS, train_val=train_val, test=test, seed=0)
     assert "not in the table" not in caplog.text
-    read = splits.official(
+    read = split.official(
         table, TASKS, train_val=tmp_path / "a.txt", test=str(tmp_path / "b.txt"), seed=0
     )
     assert f"train_val: 2 of {len(train_val) + 2} not in the table" in caplog.text
     pd.testing.assert_frame_equal(read, plain)
-    rest = splits.official(table, TASKS, train_val=train_val, seed=0)
+    rest = split.official(table, TASKS, train_val=train_val, seed=0)
     pd.testing.assert_frame_equal(rest, plain)
 
 
@@ -357,7 +357,7 @@ def test_wrong_official_lists_are_refused(tmp_path):
     def refused(match, table=table, **lists):
         lists = {"train_val": train_val, "test": test} | lists
         with pytest.raises(InputError, match=match):
-            splits.official(table, TASKS, seed=0, **lists)
+            split.official(table, TASKS, seed=0, **lists)
 
     refused(f"test: 2 of .* no list, e.g. 'images/{test[0]}'", test=test[2:])
     refused(f"both lists, e.g. 'images/{test[0]}'", train_val=[*train_val, test[0]])
@@ -383,26 +383,26 @@ def test_whole_names_tell_apart_films_of_one_file_name(caplog):
         "train_val": [*table["image"][~here], absent],
         "test": table["image"][here],
     }
-    manifest = splits.official(table, TASKS, seed=0, **lists)
+    manifest = split.official(table, TASKS, seed=0, **lists)
     assert ((manifest["split"] == "test") == here).all()
     assert f"train_val: 1 of {np.sum(~here) + 1} not in the table" in caplog.text
     lists["test"] = ["view1_frontal.jpg"]
     with pytest.raises(InputError, match="test: .* share .*, e.g. 'view1_frontal.jpg'"):
-        splits.official(table, TASKS, seed=0, **lists)
+        split.official(table, TASKS, seed=0, **lists)
 
 
 def test_a_file_name_alone_is_matched_whichever_side_has_the_folder():
     table = random_table()
     train_val, test = official_lists(table)
-    plain = splits.official(table, TASKS, train_val=train_val, test=test, seed=0)
+    plain = split.official(table, TASKS, train_val=train_val, test=test, seed=0)
     lists = {"train_val": train_val, "test": [f"images_012/{x}" for x in test]}
     bare = table.assign(image=table["image"].str.removeprefix("images/"))
-    assert splits.official(bare, TASKS, seed=0, **lists)["split"].equals(plain["split"])
+    assert split.official(bare, TASKS, seed=0, **lists)["split"].equals(plain["split"])
     table.loc[0, "image"] = f"other/{table['image'][1].split('/')[1]}"
     with pytest.raises(InputError, match="share their name"):
-        splits.official(table, TASKS, train_val=train_val, test=test, seed=0)
+        split.official(table, TASKS, train_val=train_val, test=test, seed=0)
     with pytest.raises(InputError, match="test: none of its"):  # Another folder's.
-        splits.official(table, TASKS, seed=0, **lists)
+        split.official(table, TASKS, seed=0, **lists)
 
 
 def test_an_own_validation_list_is_taken_as_it_is(tmp_path):
@@ -419,17 +419,17 @@ def test_an_own_validation_list_is_taken_as_it_is(tmp_path):
         {"train_val": rest, "validation_list": str(tmp_path / "val.txt")},
     ):
         for seed in (0, 1):
-            manifest = splits.official(table, TASKS, seed=seed, **lists)
-            for side, names in zip(splits.SPLITS, (rest, own, test)):
+            manifest = split.official(table, TASKS, seed=seed, **lists)
+            for side, names in zip(split.SPLITS, (rest, own, test)):
                 assert image[manifest["split"] == side].tolist() == names
     with pytest.raises(InputError, match="test: 1 of .* both lists"):
         lists = {"train_val": rest, "test": [*test, own[0]], "validation_list": own}
-        splits.official(table, TASKS, seed=0, **lists)
+        split.official(table, TASKS, seed=0, **lists)
     with pytest.raises(InputError, match="validation_list: none of its 1 names"):
-        splits.official(table, TASKS, seed=0, train_val=rest, validation_list=["x"])
+        split.official(table, TASKS, seed=0, train_val=rest, validation_list=["x"])
     table["patient"] = table["patient"].mask(image.isin(own[:1]), 7 * 59)
     with pytest.raises(InputError, match="patient: 1 are on two sides, e.g. 413;"):
-        splits.official(table, TASKS, seed=0, train_val=rest, validation_list=own)
+        split.official(table, TASKS, seed=0, train_val=rest, validation_list=own)
 
 
 # ------------------------------------------------------------------ temporal
@@ -440,16 +440,16 @@ def test_an_own_validation_list_is_taken_as_it_is(tmp_path):
 def test_the_past_is_learnt_and_the_future_of_others_tested(table, seed, cut, unknown):
     table = with_follow_up(table, unknown, seed)
     try:
-        manifest = splits.temporal(table, TASKS, seed=seed, cut=cut)
+        manifest = split.temporal(table, TASKS, seed=seed, cut=cut)
     except InputError as error:
         assert str(error).startswith(("cut: ", "follow_up: "))
         return
     sides, number = sides_of(manifest), dict(zip(table["id"], table["follow_up"]))
-    home = {p: (s - {splits.UNUSED}) for p, s in sides.items()}
+    home = {p: (s - {split.UNUSED}) for p, s in sides.items()}
     assert max(map(len, home.values())) == 1
     for film in manifest.itertuples():
         late, early = number[film.id] >= cut, number[film.id] < cut
-        if film.split == splits.UNUSED:  # Nothing that its patient's side could use.
+        if film.split == split.UNUSED:  # Nothing that its patient's side could use.
             tested = home[film.patient] == {"test"}
             assert not (late if tested else early)
         else:
@@ -462,7 +462,7 @@ def test_a_temporal_split_has_its_shares_and_every_x(table, seed, minority):
     if table.groupby("patient").size().max() < 4:
         table["patient"] //= 14  # Two patients' films are one's: some late ones.
     table = with_follow_up(table)
-    manifest = splits.temporal(table, TASKS, seed=seed, cut=1, minority=minority)
+    manifest = split.temporal(table, TASKS, seed=seed, cut=1, minority=minority)
     late, early = table[table["follow_up"] >= 1], table[table["follow_up"] < 1]
     tested = manifest["patient"][manifest["split"] == "test"]
     early = early[~early["patient"].isin(tested)]
@@ -486,7 +486,7 @@ def histories(*numbers, unit=1):
 def test_patients_of_the_past_train_and_those_of_the_future_are_tested(seed, caplog):
     """Two patients have early films, and both are needed for the other sides."""
     table = histories([0], [0, 1], [1, 2], [1], [np.nan])
-    manifest = splits.temporal(table, ("t",), seed=seed, cut=1, test=0.9)
+    manifest = split.temporal(table, ("t",), seed=seed, cut=1, test=0.9)
     sides = manifest.set_index("id")["split"]
     assert sorted(sides[[0, 1]]) == ["train", "validation"]
     assert set(sides[[3, 4, 5]]) == {"test"}
@@ -502,7 +502,7 @@ def test_the_only_past_with_a_finding_trains(seed):
     """Of two patients with a late finding, the one with an early one is not tested."""
     table = histories(*[[0, 1]] * 8, [1])
     table.loc[[0, 1, 16], "t"] = 1
-    manifest = splits.temporal(table, ("t",), seed=seed, cut=1, test=0.4)
+    manifest = split.temporal(table, ("t",), seed=seed, cut=1, test=0.4)
     assert manifest["split"][16] == "test"
     assert manifest["split"][0] in ("train", "validation")
 
@@ -527,7 +527,7 @@ def test_the_only_past_with_a_finding_trains(seed):
 def test_what_cannot_be_split_by_time_is_named(change, message):
     arguments = {"table": histories(*[[0, 1]] * 4), "seed": 0, "cut": 1} | change
     with pytest.raises(InputError, match=f"^{message}") as error:
-        splits.temporal(arguments.pop("table"), (), **arguments)
+        split.temporal(arguments.pop("table"), (), **arguments)
     assert "\n" not in str(error.value)
 
 
@@ -549,14 +549,14 @@ def nih():
 
 
 def findings_of(nih):
-    return [name for name in nih if name not in (*splits.COLUMNS, "follow_up")]
+    return [name for name in nih if name not in (*split.COLUMNS, "follow_up")]
 
 
 def test_the_whole_of_nih_is_split_by_time_in_time(nih, caplog):
     start = time.perf_counter()
-    manifest = splits.temporal(nih, findings_of(nih), seed=0, cut=3)
+    manifest = split.temporal(nih, findings_of(nih), seed=0, cut=3)
     assert time.perf_counter() - start < 3
-    used = manifest[manifest["split"] != splits.UNUSED]
+    used = manifest[manifest["split"] != split.UNUSED]
     assert used.groupby("patient")["split"].nunique().max() == 1
     late = nih["follow_up"][used.index] >= 3
     assert (late == (used["split"] == "test")).all()
@@ -568,7 +568,7 @@ def test_the_whole_of_nih_is_split_in_time_by_patient_with_every_x(nih, caplog):
     tasks = findings_of(nih)
     assert len(nih) == 112_120 and len(tasks) == 14
     start = time.perf_counter()
-    manifest = splits.split(nih, tasks, seed=0)
+    manifest = split.split(nih, tasks, seed=0)
     assert time.perf_counter() - start < 3
     assert manifest["patient"].nunique() == 30_805
     assert manifest.groupby("patient")["split"].nunique().max() == 1
@@ -589,5 +589,5 @@ def test_a_million_films_are_split_in_time():
     labels = {f"t{i}": rng.random(n) < 0.02 * (i + 1) for i in range(3)}
     table = make_table(rng.integers(0, n // 4, n), labels)
     start = time.perf_counter()
-    splits.split(table, list(labels), seed=0)
+    split.split(table, list(labels), seed=0)
     assert time.perf_counter() - start < 30

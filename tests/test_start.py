@@ -13,10 +13,12 @@ from safetensors.numpy import save_file
 from test_end_to_end import final_state, same
 
 from configs import nih_sample, quickstart
-from medjax.build import head, model, plain, start, study
+from medjax import config as plain
 from medjax.errors import InputError
 from medjax.models import resnet
-from medjax.training import provenance, workdir
+from medjax.tasks import head, parts, start, study
+from medjax.training import folder as provenance
+from medjax.training import folder as workdir
 from medjax.training.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
@@ -27,7 +29,7 @@ LEAVES = jax.tree_util.tree_leaves_with_path
 
 def config_of(init="", **model):
     config = quickstart.get_config().unlock()
-    config.model = {"name": "densenet_small", "blocks": (1, 1), "growth": 4} | model
+    config.model = {"name": "densenet_small", "blocks": (1, 1), "growth": 4} | parts
     config.transfer.init = str(init)
     return config
 
@@ -41,8 +43,8 @@ def noise_like(tree, seed=3):
 def state_of(task=TASK):
     """A state whose averaged weights are others than its weights."""
     config = config_of()
-    network = model.network(config, task)
-    state = model.initial_state(config, network, task, LABEL[:, : len(task.names)])
+    network = parts.network(config, task)
+    state = parts.initial_state(config, network, task, LABEL[:, : len(task.names)])
     return state._replace(averaged=noise_like(state.averaged))
 
 
@@ -64,7 +66,7 @@ def left_by(config, folder):
 def begun(config, task):
     """Fresh variables of a config, and those that its run begins with."""
     settled, weights = start.settle(config, task)
-    init = model.network(settled, task).init
+    init = parts.network(settled, task).init
     fresh = noise_like(jax.eval_shape(init, jax.random.key(0)), seed=4)
     return fresh, start.variables(fresh, weights, task)
 
@@ -363,7 +365,7 @@ def test_embeddings_are_computed_once_for_weights_and_preparation(tmp_path):
         calls.append(image.shape)
         return image[:, :, :1, 0, 0] * float(state.averaged["params"]["stem"][0])
 
-    network = model.network(config_of(), TASK)._replace(embed=embed)
+    network = parts.network(config_of(), TASK)._replace(embed=embed)
     config, data = config_of(), Films(tmp_path)
 
     def embeddings(scale, classifier=0.0, config=config):

@@ -8,10 +8,12 @@ import pytest
 from test_start import assert_same, config_of, left_by, noise_like
 
 from configs import quickstart_mri
-from medjax.build import plain, segmentation, start, start_segmentation
-from medjax.build.study import Task
+from medjax import config as plain
 from medjax.errors import InputError
-from medjax.training import workdir
+from medjax.tasks import masks, start
+from medjax.tasks import start as start_segmentation
+from medjax.tasks.study import Task
+from medjax.training import folder as workdir
 from medjax.training.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
@@ -32,13 +34,15 @@ def prepared(sequences=SEQUENCES, regions=tuple(REGIONS)):
 
 
 def fresh_of(config, volumes):
-    init = segmentation.network_of(config, volumes).init
+    init = masks.network_of(config, volumes).init
     return noise_like(jax.eval_shape(init, jax.random.key(0)), seed=4)
 
 
 def begun(config, volumes):
     fresh = fresh_of(config, volumes)
-    return fresh, start_segmentation.variables(config, fresh, volumes)
+    return fresh, start_segmentation.variables_start_segmentation(
+        config, fresh, volumes
+    )
 
 
 @pytest.fixture
@@ -48,7 +52,7 @@ def old(tmp_path):
     workdir.claim(folder, plain.as_json(config))
     meaning = {"sequences": SEQUENCES, "regions": REGIONS}
     (folder / "task.json").write_text(json.dumps(meaning))
-    state = segmentation.initial_state(config, fresh_of(config, prepared()), 2)
+    state = masks.initial_state(config, fresh_of(config, prepared()), 2)
     averaged = noise_like(state.averaged)
     with Checkpoints(folder / "checkpoints") as checkpoints:
         checkpoints.save(3, state._replace(averaged=averaged), {"next": 0}, score=0.5)
@@ -88,10 +92,16 @@ def test_other_sequences_are_told(old, capsys):
 def test_without_weights_nothing_changes():
     fresh = {"params": {}}
     config = unet_config()
-    assert start_segmentation.variables(config, fresh, prepared()) is fresh
+    assert (
+        start_segmentation.variables_start_segmentation(config, fresh, prepared())
+        is fresh
+    )
     with config.unlocked():
         del config.transfer  # As in an older run's.
-    assert start_segmentation.variables(config, fresh, prepared()) is fresh
+    assert (
+        start_segmentation.variables_start_segmentation(config, fresh, prepared())
+        is fresh
+    )
 
 
 @pytest.mark.parametrize(

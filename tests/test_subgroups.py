@@ -7,9 +7,10 @@ import pytest
 from scipy import stats
 from sklearn import metrics as oracles
 
-from medjax.evaluation import gaps, subgroups
-from medjax.evaluation.inference import Predictions
-from medjax.evaluation.replicates import replicate_group_areas
+from medjax.evaluation import subgroups
+from medjax.evaluation import subgroups as gaps
+from medjax.evaluation.areas import replicate_group_areas
+from medjax.evaluation.predict import Predictions
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
 

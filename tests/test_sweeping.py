@@ -17,9 +17,10 @@ from launching import ROOT, restored, run
 
 import medjax
 from configs import loss_weighting, quickstart
-from medjax.build import plain, saved, study
+from medjax import config as plain
+from medjax.commands import executors, plan, sweep
 from medjax.errors import InputError
-from medjax.sweeping import executors, plan, sweep
+from medjax.tasks import saved, study
 from medjax.training.population import Outcome
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
@@ -397,7 +398,7 @@ def test_a_run_trained_again_from_the_config_it_wrote_down_is_the_same(swept, tm
     """In a process of its own, which has as many devices as the arm's had."""
     arm = swept[0] / "arms" / GOOD
     code = (
-        "import sys, medjax; from medjax.build import saved\n"
+        "import sys, medjax; from medjax.tasks import saved\n"
         "print(medjax.launch(saved.get_config(sys.argv[1]), sys.argv[2])['films'])"
     )
     done = subprocess.run(

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 from configs import quickstart
-from medjax.build import plain
-from medjax.reports import sweeping as report
-from medjax.sweeping import plan, results
+from medjax import config as plain
+from medjax.commands import plan, results
+from medjax.reports import sweep as report
 
 TASKS = ("mass", "nodule")
 FILMS = 60

@@ -8,12 +8,12 @@ import pytest
 from imblearn.over_sampling import ADASYN, SMOTE
 from sklearn.neighbors import NearestNeighbors
 
-from medjax.cohort import imbalance, synthetic
+from medjax.cohort import balance, synthetic
 from medjax.errors import InputError
 
 KEY = jax.random.key(3)
 FILMS, WIDTH, SIZE = 240, 6, 300
-METHODS = (imbalance.smote, imbalance.adasyn)
+METHODS = (balance.smote, balance.adasyn)
 
 
 def cohort(seed, share=0.15, unknown=0.1):
@@ -84,7 +84,7 @@ def test_every_point_lies_between_a_film_and_one_of_its_nearest(method, share):
     assert 0 <= gaps.min() and gaps.max() < 1 and np.ptp(gaps) > 0.9
     start, end = feature[seeds].astype(float), feature[neighbours].astype(float)
     expected = start + gaps[:, None] * (end - start)
-    got = np.asarray(imbalance.points(made, feature))
+    got = np.asarray(balance.points(made, feature))
     np.testing.assert_allclose(got[: len(seeds)], expected, atol=1e-5)
     assert (got[len(seeds) :] == 0).all()
     for seed, neighbour in zip(seeds, neighbours, strict=True):
@@ -98,7 +98,7 @@ def test_smote_fills_up_to_the_other_class_evenly():
     feature, label, weight = cohort(3)
     here = weight > 0
     _, label_after = SMOTE(random_state=0).fit_resample(feature[here], label[here])
-    seeds, *_ = real(imbalance.smote(KEY, feature, label, weight, size=SIZE))
+    seeds, *_ = real(balance.smote(KEY, feature, label, weight, size=SIZE))
     assert len(seeds) == len(label_after) - here.sum()
     counts = np.bincount(seeds, minlength=FILMS)[(label == 1) & here]
     assert set(counts) == {len(seeds) // len(counts), len(seeds) // len(counts) + 1}
@@ -107,7 +107,7 @@ def test_smote_fills_up_to_the_other_class_evenly():
 def test_smotes_remainder_goes_to_every_seed_alike():
     feature, label, weight = cohort(4)
     minority = np.flatnonzero((label == 1) & (weight > 0))
-    few = functools.partial(imbalance.smote, size=4, wanted=4)
+    few = functools.partial(balance.smote, size=4, wanted=4)
     keys = jax.random.split(KEY, 30)
     made = jax.vmap(few, (0, None, None, None))(keys, feature, label, weight)
     assert all(len(set(row)) == 4 for row in np.asarray(made.seed))
@@ -131,7 +131,7 @@ def test_adasyn_starts_as_many_points_at_each_film_as_imbalanced_learn(seed):
     after, _ = ADASYN(random_state=NoGap(0)).fit_resample(feature[here], label[here])
     start = after[here.sum() :]
     expected = [np.sum((start == x).all(axis=1)) for x in feature]
-    seeds, *_ = real(imbalance.adasyn(KEY, feature, label, weight, size=SIZE))
+    seeds, *_ = real(balance.adasyn(KEY, feature, label, weight, size=SIZE))
     np.testing.assert_array_equal(np.bincount(seeds, minlength=FILMS), expected)
     assert len(seeds) == len(start) > 50 and len(set(expected)) > 2
 
@@ -141,7 +141,7 @@ def test_adasyn_without_a_neighbour_of_the_other_class_is_even():
     feature = feature + 1e3 * label[:, None]
     with pytest.raises(RuntimeError, match="Not any neigbours"):
         ADASYN().fit_resample(feature, label)
-    seeds, *_ = real(imbalance.adasyn(KEY, feature, label, weight, size=SIZE))
+    seeds, *_ = real(balance.adasyn(KEY, feature, label, weight, size=SIZE))
     assert len(seeds) == np.sum(label == 0) - np.sum(label == 1)
     counts = np.bincount(seeds, minlength=FILMS)[label == 1]
     assert np.ptp(counts) <= 1
@@ -179,7 +179,7 @@ def test_few_films_use_the_neighbours_that_they_have(method, films):
     else:
         assert len(seeds) == 48
         assert set(neighbours) == set(range(films)) and (seeds != neighbours).all()
-    assert np.isfinite(imbalance.points(made, feature)).all()
+    assert np.isfinite(balance.points(made, feature)).all()
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -207,4 +207,4 @@ def test_a_nan_label_is_unknown_like_one_of_weight_0(method):
 def test_nothing_to_make_or_to_draw_from_is_an_error(option):
     options = {"size": 3, "neighbours": 3, option: 0}
     with pytest.raises(InputError, match=f"^{option}: 0"):
-        imbalance.smote(KEY, *cohort(9), **options)
+        balance.smote(KEY, *cohort(9), **options)

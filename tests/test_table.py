@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from medjax.data import reading, records, sources
+from medjax.data import images, prepared
+from medjax.data.sources import registry
 from medjax.errors import InputError
 
 SIDE = 8
@@ -47,7 +48,7 @@ def write(folder, colour=False, size=(SIDE, SIDE), **changes):
 
 def source(folder, **settings):
     settings = {"labels": ("edema", "mass"), **NAMES, **settings}
-    return sources.table(folder=folder, side=SIDE, **settings)
+    return registry.table(folder=folder, side=SIDE, **settings)
 
 
 def items(source):
@@ -57,14 +58,14 @@ def items(source):
 def test_a_folder_becomes_records_equal_to_what_was_written(tmp_path):
     (tmp_path / "in").mkdir()
     drawn = write(tmp_path / "in")
-    path = records.prepare(
+    path = prepared.prepare(
         source(tmp_path / "in", **ALL),
         records=tmp_path / "records",
         name="x",
         max_quarantined=0.25,
     )
-    table = records.read_table(path)
-    assert records.shape_of(path) == (SIDE, SIDE, 1)
+    table = prepared.read_table(path)
+    assert prepared.shape_of(path) == (SIDE, SIDE, 1)
     assert list(table["image"]) == ["a/one.png", "two.jpg", "three.png"]
     assert list(table["patient"]) == [7, 12, 7]
     assert list(table["view"]) == ["PA", "", "LATERAL"]
@@ -93,7 +94,7 @@ def test_colour_is_kept_where_asked_and_files_are_resized(tmp_path):
         pixels = (drawn["a/one.png"] / 255).astype(np.float32)
         if channels == 1:
             pixels = (pixels @ [0.299, 0.587, 0.114]).astype(np.float32)
-        expected = reading.resize(pixels, SIDE).reshape(SIDE, SIDE, channels)
+        expected = images.resize(pixels, SIDE).reshape(SIDE, SIDE, channels)
         assert np.abs(item.pixels.astype(int) - expected).max() <= 1
         assert (item.row["width"], item.row["height"]) == (12, 20)
 
@@ -206,4 +207,4 @@ def test_an_empty_table_leaves_nothing_to_prepare(tmp_path):
     write(tmp_path, **{name: [] for name in COLUMNS})
     found = source(tmp_path)
     with pytest.raises(InputError, match="no film"):
-        records.prepare(found, records=tmp_path, name="x", max_quarantined=0.0)
+        prepared.prepare(found, records=tmp_path, name="x", max_quarantined=0.0)

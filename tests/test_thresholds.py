@@ -3,8 +3,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medjax.evaluation import curves, thresholds
-from medjax.evaluation.inference import Predictions
+from medjax.evaluation import thresholds
+from medjax.evaluation import thresholds as curves
+from medjax.evaluation.predict import Predictions
 
 
 def films(seed, n=300, rare=0.1, ties=0):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from medjax.errors import InputError
-from medjax.models import architectures, blocks
+from medjax.models import architectures
+from medjax.models import unet as blocks
 from medjax.models.unet import unet
 
 STRIDES = {"each_voxel": (1, 2), "halved": (2, 2)}

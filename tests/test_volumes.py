@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 from scans import affine_of, ball, brain, save
 
-from medjax.data import mri, patients, volumes
-from medjax.data.cases import make_case
+from medjax.data import mri, volumes
+from medjax.data.scan import make_case
+from medjax.data.sources import scans
 from medjax.data.volumes import Patient
 from medjax.errors import InputError
 
@@ -36,7 +37,7 @@ def broken():
 
 def prepare(patients, folder, **options):
     return volumes.prepare(
-        patients, folder, sequences=SEQUENCES, regions=REGIONS, options={}, **options
+        scans, folder, sequences=SEQUENCES, regions=REGIONS, options={}, **options
     )
 
 
@@ -143,7 +144,7 @@ def test_files_are_prepared_as_read_case_reads_them(tmp_path):
     mask = ball(SHAPE, 0.3).astype(np.uint8) + ball(SHAPE, 0.2)
     save(tmp_path / "raw/P1/seg.nii.gz", mask.astype(np.uint8), AFFINE)
     files = {name: f"{name}.nii.gz" for name in SEQUENCES}
-    found = patients.in_folders(
+    found = scans.in_folders(
         tmp_path / "raw", sequences=SEQUENCES, files=files, mask="seg.nii.gz"
     )
     options = {"regions": REGIONS, "margin": 1.0}

@@ -6,55 +6,55 @@ import pandas as pd
 import pytest
 
 from medjax.errors import InputError
-from medjax.evaluation.inference import Predictions
-from medjax.training import workdir
+from medjax.evaluation.predict import Predictions
+from medjax.training import folder
 
 
 def test_the_same_config_may_go_on_and_another_is_refused_by_its_field(tmp_path):
     config = {"seed": 0, "optim": {"learning_rate": 0.1}}
-    workdir.claim(tmp_path / "run", config)
-    workdir.claim(tmp_path / "run", config)
+    folder.claim(tmp_path / "run", config)
+    folder.claim(tmp_path / "run", config)
     other = {"seed": 0, "optim": {"learning_rate": 0.2}}
     with pytest.raises(InputError, match=r"config\.optim.*0\.1.*0\.2.*--workdir"):
-        workdir.claim(tmp_path / "run", other)
-    assert workdir.read_config(tmp_path / "run") == config
+        folder.claim(tmp_path / "run", other)
+    assert folder.read_config(tmp_path / "run") == config
 
 
 def test_a_nan_is_the_same_as_itself(tmp_path):
     config = {"optim": {"learning_rate": float("nan"), "betas": [0.9, float("nan")]}}
-    workdir.claim(tmp_path, config)
-    workdir.claim(tmp_path, json.loads(json.dumps(config)))
+    folder.claim(tmp_path, config)
+    folder.claim(tmp_path, json.loads(json.dumps(config)))
     with pytest.raises(InputError, match="learning_rate is nan, not 0.1"):
-        workdir.claim(tmp_path, {"optim": config["optim"] | {"learning_rate": 0.1}})
+        folder.claim(tmp_path, {"optim": config["optim"] | {"learning_rate": 0.1}})
 
 
 def test_only_the_fields_that_differ_are_told_and_not_all_of_them(tmp_path):
     config = {"optim": {"rate": 0.1, "name": "adam"}, "a": 1, "b": 1, "c": [1], "d": {}}
-    workdir.claim(tmp_path, config)
+    folder.claim(tmp_path, config)
     other = {"optim": {"rate": 0.2, "name": "adam"}, "a": 2, "b": 2, "c": [2], "e": 1}
     with pytest.raises(InputError) as error:
-        workdir.claim(tmp_path, other)
+        folder.claim(tmp_path, other)
     told = "config.optim.rate is 0.1, not 0.2, config.a is 1, not 2, config.b is 1"
     assert told in str(error.value) and "and 3 more differ" in str(error.value)
     assert "adam" not in str(error.value)
 
 
 def test_the_environment_names_versions_and_devices(tmp_path):
-    workdir.claim(tmp_path, {})
+    folder.claim(tmp_path, {})
     written = json.loads((tmp_path / "environment.json").read_text())
-    assert written["versions"].keys() == set(workdir.LIBRARIES)
+    assert written["versions"].keys() == set(folder.LIBRARIES)
     assert written["devices"]
     assert written["before"] == []
     assert {"revision", "dirty"} <= written.keys()
 
 
 def test_the_environments_of_an_interrupted_run_are_all_kept(tmp_path):
-    workdir.claim(tmp_path, {})
+    folder.claim(tmp_path, {})
     path = tmp_path / "environment.json"
     now = json.loads(path.read_text())
     path.write_text(json.dumps(now | {"python": "3.0"}))
-    workdir.claim(tmp_path, {})
-    workdir.claim(tmp_path, {})
+    folder.claim(tmp_path, {})
+    folder.claim(tmp_path, {})
     again = json.loads(path.read_text())
     assert again["python"] == now["python"]
     assert [old["python"] for old in again["before"]] == ["3.0"]
@@ -62,7 +62,7 @@ def test_the_environments_of_an_interrupted_run_are_all_kept(tmp_path):
 
 def test_a_folder_without_a_run_is_said(tmp_path):
     with pytest.raises(InputError, match=r"no config\.json"):
-        workdir.read_config(tmp_path)
+        folder.read_config(tmp_path)
 
 
 def test_predictions_name_their_image_and_leave_unknown_labels_empty(tmp_path):
@@ -75,7 +75,7 @@ def test_predictions_name_their_image_and_leave_unknown_labels_empty(tmp_path):
     )
     image = pd.Series(["x.png", "y.png", "z.png"])
     path = tmp_path / "predictions" / "test.csv"
-    workdir.write_predictions(path, ("a", "b"), image, found)
+    folder.write_predictions(path, ("a", "b"), image, found)
     read = pd.read_csv(path)
     assert read["image"].tolist() == ["z.png", "x.png"]
     assert read["patient"].tolist() == [7, 5]
@@ -83,7 +83,7 @@ def test_predictions_name_their_image_and_leave_unknown_labels_empty(tmp_path):
     assert read["a_label"].tolist() == [1, 0]
     assert np.isnan(read["b_label"][0]) and read["b_label"][1] == 0
     assert "a_raw" not in read
-    workdir.write_predictions(path, ("a", "b"), image, found, raw=found.probability / 2)
+    folder.write_predictions(path, ("a", "b"), image, found, raw=found.probability / 2)
     read = pd.read_csv(path)
     np.testing.assert_allclose(read[["a_raw", "b_raw"]], found.probability / 2)
     np.testing.assert_allclose(read[["a", "b"]], found.probability)
@@ -97,7 +97,7 @@ class Said(NamedTuple):
 
 def test_a_task_comes_back_as_it_was_written(tmp_path):
     task = Said(("mass, large", "caf\u00e9"), True, (64, 64, 3))
-    workdir.write_task(tmp_path, task)
-    assert Said(**workdir.read_task(tmp_path)) == task
+    folder.write_task(tmp_path, task)
+    assert Said(**folder.read_task(tmp_path)) == task
     with pytest.raises(InputError, match="task.json"):
-        workdir.read_task(tmp_path / "elsewhere")
+        folder.read_task(tmp_path / "elsewhere")

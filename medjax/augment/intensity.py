@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from chex import Array
 
-from medjax.augment import draws
-from medjax.augment.simulate import (
+from medjax.augment import random
+from medjax.augment.acquisition import (
     bias_field,
     blur,
     crop_pad,
@@ -98,7 +98,7 @@ def noise(key: Array, image: Array, *, std: float) -> Array:
     Returns:
       Same shape, clipped to [0, 1].
     """
-    grain = std * draws.normal(key, image.shape)
+    grain = std * random.normal(key, image.shape)
     return jnp.clip(image + grain.astype(image.dtype), 0, 1)
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from medjax.data import nifti, series
-from medjax.data.cases import Case, make_case, resample
+from medjax.data import dicom, nifti
 from medjax.data.nifti import Grid, Volume
-from medjax.data.patients import File
+from medjax.data.scan import Case, make_case, resample
+from medjax.data.sources.scans import File
 from medjax.errors import InputError
-from medjax.geometry import grid, registration
+from medjax.geometry import grid, register
 
 SAME = 0.1  # Voxels by which the corners of one and the same grid may differ.
 
@@ -99,7 +99,7 @@ def _read(files: Mapping[str, File]) -> dict[str, Volume]:
     volumes = {}
     for name, (path, channel) in files.items():
         if channel is None:
-            volume = (series if path.is_dir() else nifti).read(path)
+            volume = (dicom if path.is_dir() else nifti).read(path)
         else:
             volume = stacks[path]
             if channel >= volume.voxels.shape[-1]:
@@ -125,7 +125,7 @@ def _onto(
     if grids == "refuse":
         remedy = "set data.grids='align', or give files of one grid"
         raise InputError(_differ(first.path, reference, file.path, volume, remedy))
-    found = registration.register(
+    found = register.register(
         reference.voxels, reference.affine, volume.voxels, volume.affine
     )
     target = Grid(reference.voxels.shape, reference.affine)

@@ -34,7 +34,15 @@ A batch (host: numpy, device: jax), with D devices of B rows each:
                -2 minus the record's index
 
 An evaluation batch is the same without the epoch, the occurrence and the domain.
+
+What a film is, and what is refused in every format it comes in.
 """
+
+from typing import NamedTuple
+
+import numpy as np
+
+from medjax.errors import InputError
 
 COLUMNS = (
     "id",
@@ -55,3 +63,33 @@ COLUMNS = (
 def tasks_of(table) -> tuple[str, ...]:
     """Returns the names of the findings or classes: what is no metadata."""
     return tuple(name for name in table.columns if name not in COLUMNS)
+
+
+MAX_PIXELS = 200_000_000
+
+
+class Film(NamedTuple):
+    """One film or picture as it was stored, at its full size.
+
+    pixels: [H, W] float32 in [0, 1], or [H, W, 3] RGB; in a film white (1) is dense.
+    spacing: (x, y), mm a pixel; NaN where the file doesn't say.
+    """
+
+    pixels: np.ndarray
+    spacing: tuple[float, float]
+
+
+def check_size(height: int, width: int) -> None:
+    """Refuses a film without pixels, or with more than MAX_PIXELS."""
+    if height < 1 or width < 1:
+        raise spoilt(f"is {width} x {height} pixels")
+    if height * width > MAX_PIXELS:
+        raise InputError(
+            f"is {width} x {height} pixels, more than {MAX_PIXELS // 10**6} "
+            "megapixels; shrink it first"
+        )
+
+
+def spoilt(what: str) -> InputError:
+    """Makes the error for a file whose content is wrong: only a new copy helps."""
+    return InputError(f"{what}; fetch or export the file again")

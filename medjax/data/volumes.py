@@ -25,9 +25,9 @@ import numpy as np
 import pandas as pd
 
 from medjax.data import mri
-from medjax.data.cases import Case
 from medjax.data.nifti import Grid
-from medjax.data.patients import Found, patient_numbers
+from medjax.data.scan import Case
+from medjax.data.sources.scans import Found, patient_numbers
 from medjax.errors import InputError
 
 # Then voxels_<region>, blank without a mask, and has_<sequence>, 1 or 0.

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medjax.evaluation import support, thresholds
-from medjax.evaluation.inference import Predictions
-from medjax.evaluation.replicates import in_chunks, multiplicities
+from medjax.evaluation import bootstrap, thresholds
+from medjax.evaluation.areas import in_chunks, multiplicities
+from medjax.evaluation.predict import Predictions
 
 Array = jax.Array
 GRID = np.linspace(0, 1, 101)  # Of the false positive rate and of the recall.
@@ -52,7 +52,7 @@ def bands(
     rows = (weight > 0).any(axis=1)
     names, patient = np.unique(predictions.patient[rows], return_inverse=True)
     enough = [
-        support.count(weight * one > 0, predictions.patient)[:-1] >= support.LEAST
+        bootstrap.count(weight * one > 0, predictions.patient)[:-1] >= bootstrap.LEAST
         for one in (label, 1 - label)
     ]
     columns = np.flatnonzero(np.all(enough, axis=0)).tolist()

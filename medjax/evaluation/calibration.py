@@ -1,114 +1,249 @@
-"""Whether a probability of 20 % means that two in ten have it.
+"""Mends probabilities: temperature, Platt scaling, isotonic regression, prior shift.
 
-All arrays are [N, T], images and tasks, and go into float64. A weight of 0 is an
-unknown label: it counts nothing, and its label and probability may be anything. How
-to mend what is wrong is in recalibration.py.
+Fit on validation predictions, and apply to the test's. Arrays are as in
+calibration.py. A fit is numbers alone: `fit._asdict()` goes into JSON and comes back
+by `Logistic(**...)`, `Isotonic(**...)` or `Softmax(**...)`. A task that can't be fitted
+keeps its probabilities.
 """
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.optimize import brentq, isotonic_regression, minimize
+from scipy.special import expit, log_softmax, logit, softmax
 
 from medjax.errors import InputError
+from medjax.evaluation.reliability import known
+
+LEAST = 1e-7  # What float32 tells from 0 and from 1: log-odds are finite beyond it.
+FLATTEST, STEEPEST = 1e-3, 1e3  # Bounds of the inverse of a temperature.
 
 
-class Reliability(NamedTuple):
-    """The reliability diagram: [T, B] each, NaN in a bin without an image.
+class Logistic(NamedTuple):
+    """log-odds -> slope * log-odds + intercept; T numbers each."""
 
-    predicted: mean probability of the bin's images.
-    observed: the share of them that are positive.
-    weight: their sum of weights.
+    slope: Sequence[float]
+    intercept: Sequence[float]
+
+
+class Isotonic(NamedTuple):
+    """A rising function of the probability for each of T tasks, linear between knots.
+
+    probability, calibrated: T sequences; both are empty where a task wasn't fitted.
     """
 
-    predicted: np.ndarray
-    observed: np.ndarray
-    weight: np.ndarray
+    probability: Sequence[Sequence[float]]
+    calibrated: Sequence[Sequence[float]]
 
 
-def brier(probability, label, weight) -> np.ndarray:
-    """The mean squared error of the probabilities, [T]; NaN for an unknown task.
+class Softmax(NamedTuple):
+    """log p -> softmax(slope * log p + intercept), of K classes; K numbers each."""
 
-    Source: Brier, Monthly Weather Review 78 (1950) 1, for one of two classes: half of
-    its eq. 2.
+    slope: Sequence[float]
+    intercept: Sequence[float]
+
+
+Fit = Logistic | Isotonic | Softmax
+
+
+def fit_temperature(probability, label, weight) -> Logistic:
+    """One temperature for all tasks, of the highest likelihood: slope = 1 / it.
+
+    It mends overconfidence, and with one number it can't overfit. Without a finite
+    optimum (no error, or no better than chance) the slope is 1.
+
+    Source: Guo et al., On Calibration of Modern Neural Networks (ICML 2017), sec. 4.2.
     """
     p, y, w = known(probability, label, weight)
-    return ratio((w * (p - y) ** 2).sum(axis=0), w.sum(axis=0))
+    z = _log_odds(p)
+
+    def slope_of_loss(slope: float) -> float:
+        return float((w * (expit(slope * z) - y) * z).sum())
+
+    slope = 1.0
+    if slope_of_loss(FLATTEST) < 0 < slope_of_loss(STEEPEST):
+        slope = brentq(slope_of_loss, FLATTEST, STEEPEST, xtol=1e-12)
+    return Logistic((slope,) * p.shape[1], (0.0,) * p.shape[1])
 
 
-def reliability(probability, label, weight, *, bins: int = 10) -> Reliability:
-    """Means in bins of equal mass: of as many images each, if all weigh the same.
+def fit_platt(probability, label, weight) -> Logistic:
+    """Slope and intercept for each task: logistic regression on the log-odds.
 
-    Bins of equal width would leave most of a rare finding's images in the first one.
-    Equal probabilities share a bin, so that some bins may be empty.
+    No penalty and no smoothed labels. A task of one class, or one that a threshold
+    separates without an error, has no finite optimum and stays as it is. So does one
+    whose slope would not be positive: a few unlucky images could turn it upside down.
 
-    Source: Nixon et al., Measuring Calibration in Deep Learning (CVPR workshops 2019)
-    for equal mass; edges at quantiles as numpy interpolates them.
+    Source: Platt, Probabilistic Outputs for Support Vector Machines (1999).
     """
-    p, y, w = known(probability, label, weight)
-    home = homes(p, w, bins)
-    predicted, observed, total = (
-        np.stack(
-            [np.bincount(*part, bins) for part in zip(home.T, (w * x).T, strict=True)]
-        )
-        for x in (p, y, np.ones_like(p))
-    )
-    return Reliability(ratio(predicted, total), ratio(observed, total), total)
+    fits = _each(_platt, *known(probability, label, weight))
+    slope, intercept = zip(*fits, strict=True)
+    return Logistic(slope, intercept)
 
 
-def calibration_error(probability, label, weight, *, bins: int = 10) -> np.ndarray:
-    """Expected calibration error, [T]: the diagram's mean distance from the diagonal.
+def fit_isotonic(probability, label, weight) -> Isotonic:
+    """For each task the rising function with the smallest squared error.
 
-    Of a perfect model it isn't 0 but falls with the number of images: compare models
-    on the same images alone. NaN for an unknown task.
+    It follows any shape, and so needs more images: a thousand, say. It makes ties. A
+    task of one class stays as it is.
 
-    Source: Naeini et al. (AAAI 2015), with bins of equal mass.
+    Source: Zadrozny & Elkan, Transforming Classifier Scores (KDD 2002), section 3.
     """
-    diagram = reliability(probability, label, weight, bins=bins)
-    apart = np.abs(diagram.predicted - diagram.observed) * diagram.weight
-    return ratio(np.nansum(apart, axis=1), diagram.weight.sum(axis=1))
+    fits = _each(_isotonic, *known(probability, label, weight))
+    knots, calibrated = zip(*fits, strict=True)
+    return Isotonic(knots, calibrated)
 
 
-def known(probability, label, weight) -> list[np.ndarray]:
-    """Checks [N, T] each; float64, with 0 where the weight is 0."""
-    arrays = [np.asarray(x, float) for x in (probability, label, weight)]
-    p, y, w = arrays
-    if p.ndim != 2 or not p.shape == y.shape == w.shape:
-        shapes = ", ".join(str(x.shape) for x in arrays)
-        raise InputError(f"probability, label, weight: {shapes}; give [N, T] each")
-    if not (np.isfinite(w) & (w >= 0)).all():
-        raise InputError("weight: negative or not finite; give 0 to an unknown label")
-    for name, x in (("probability", p), ("label", y)):
-        if not ((x >= 0) & (x <= 1))[w > 0].all():
-            raise InputError(f"{name}: outside [0, 1] where the weight isn't 0")
-    return [np.where(w > 0, x, 0.0) for x in arrays]
+def fit_softmax(probability, label, weight, *, offsets: bool) -> Softmax:
+    """One temperature for K classes, and with `offsets` an intercept for each.
 
-
-def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """part / whole; NaN where the whole is 0."""
-    return np.divide(part, whole, out=np.full_like(whole, np.nan), where=whole > 0)
-
-
-def homes(p: np.ndarray, w: np.ndarray, bins: int) -> np.ndarray:
-    """The bin of each image of each task, [N, T] int; 0 of an unknown label.
+    Of two classes, the latter is Platt scaling. Without a finite optimum all stays as
+    it is; a class without an image has none for its intercept.
 
     Args:
-      p, w: probabilities and weights as `known` returns them.
-      bins: how many.
+      probability, label: [N, K], rows sum to 1.
+      weight: [N, K]; an image counts as its largest one, 0 where it is unknown.
+      offsets: whether to fit intercepts.
+
+    Source: Guo et al. (ICML 2017), sec. 4.2; with intercepts: Alexandari et al.,
+    Maximum Likelihood with Bias-Corrected Calibration (ICML 2020), section 3.
     """
-    if bins < 1:
-        raise InputError(f"bins: {bins}; give 1 or more, 10 as a rule")
-    found = np.zeros(p.shape, int)
-    for t in range(p.shape[1]):
-        there = w[:, t] > 0
-        found[there, t] = _bins(p[there, t], w[there, t], bins)
-    return found
+    p, y, w = known(probability, label, weight)
+    identity = Softmax((1.0,) * p.shape[1], (0.0,) * p.shape[1])
+    w = w.max(axis=1, keepdims=True)
+    if not w.any() or offsets and not (w * y).sum(axis=0).all():
+        return identity
+    z, w = _log(p), w / w.sum()
+
+    def loss(fit: np.ndarray) -> tuple[float, np.ndarray]:
+        said = log_softmax(fit[0] * z + fit[1:], axis=1)
+        wrong = w * (np.exp(said) - y)
+        slopes = np.append((wrong * z).sum(), wrong.sum(axis=0) * offsets)
+        return -(w * y * said).sum(), slopes
+
+    start = np.append(1.0, np.zeros(p.shape[1]))
+    bounds = [(FLATTEST, STEEPEST), *[(None, None)] * p.shape[1]]
+    tight = {"ftol": 1e-15, "gtol": 1e-10, "maxiter": 1000}
+    found = minimize(loss, start, jac=True, bounds=bounds, options=tight).x
+    # Where each image's own class is the likeliest, steeper is better without end.
+    calls = (found[0] * z + found[1:]).argmax(axis=1)
+    right = y[np.arange(len(y)), calls] == 1
+    if right[w[:, 0] > 0].all() or not FLATTEST < found[0] < STEEPEST:
+        return identity
+    return Softmax((float(found[0]),) * p.shape[1], tuple(found[1:].tolist()))
 
 
-def _bins(p: np.ndarray, mass: np.ndarray, bins: int) -> np.ndarray:
-    """Each image's bin [N], by the mass below it; equal probabilities share theirs."""
+def prior_shift(trained, true, *, exclusive: bool = False) -> Logistic | Softmax:
+    """From the prevalence that training saw to the true one.
+
+    Loss weights or resampling teach a model another prevalence, and its probabilities
+    follow: the odds are too high by the ratio of the two. After this shift, the mean
+    probability is the true prevalence, if the model was calibrated in training.
+
+    Args:
+      trained: [T] in (0, 1), the share of the positives in the loss, as sampled.
+      true: [T] in (0, 1), of the population in question.
+      exclusive: whether the tasks are classes of which an image has exactly one.
+
+    Source: Saerens et al., Neural Computation 14 (2002) 21, section 2; King & Zeng,
+    Political Analysis 9 (2001) 137, for the log-odds.
+    """
+    trained, true = np.broadcast_arrays(
+        *(np.atleast_1d(np.asarray(x, float)) for x in (trained, true))
+    )
+    for name, value in (("trained", trained), ("true", true)):
+        if not ((value > 0) & (value < 1)).all():
+            raise InputError(f"{name}: {value}; give prevalences between 0 and 1")
+    kind, scale = (Softmax, np.log) if exclusive else (Logistic, logit)
+    shift = scale(true) - scale(trained)
+    return kind((1.0,) * len(shift), tuple(shift.tolist()))
+
+
+def calibrate(fit: Fit | None, probability) -> np.ndarray:
+    """The calibrated probabilities, [N, T] float64.
+
+    Args:
+      fit: of T tasks; None leaves all as they are.
+      probability: [N, T] in [0, 1].
+    """
+    p = np.asarray(probability, float)
+    if fit is None:
+        return p
+    if len(fit[0]) != p.shape[1]:
+        raise InputError(
+            f"fit: of {len(fit[0])} tasks, and the probabilities of {p.shape[1]}; fit "
+            "on predictions of the same tasks"
+        )
+    if not isinstance(fit, Isotonic):
+        slope, intercept = map(np.array, fit)
+        still = (slope == 1) & (intercept == 0)  # To the bit, also beyond LEAST.
+    if isinstance(fit, Logistic):
+        return np.where(still, p, expit(slope * _log_odds(p) + intercept))
+    if isinstance(fit, Softmax):
+        return p if still.all() else softmax(slope * _log(p) + intercept, axis=1)
+    tasks = zip(p.T, *fit, strict=True)
+    return np.stack([np.interp(x, *k) if len(k[0]) else x for x, *k in tasks], axis=1)
+
+
+def moves(fit: Fit, task: int) -> bool:
+    """Whether a fit changes the probabilities of a task, by its number."""
+    one, other = (part[task] for part in fit)
+    return len(one) > 0 if isinstance(fit, Isotonic) else (one, other) != (1.0, 0.0)
+
+
+def _platt(p: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[float, float]:
+    """Newton's method with halved steps: the loss is convex."""
+    z = _log_odds(p)
+    if _separated(z, y):
+        return 1.0, 0.0
+    x = np.stack([z, np.ones_like(z)])
+    w = w / w.sum()
+
+    def loss(fit):
+        return (w * (np.logaddexp(0, fit @ x) - y * (fit @ x))).sum()
+
+    fit = np.zeros(2)
+    for _ in range(100):
+        q = expit(fit @ x)
+        gradient = x @ (w * (q - y))
+        hessian = (x * (w * q * (1 - q))) @ x.T
+        hessian += (1e-13 * np.trace(hessian) + 1e-300) * np.eye(2)  # For the singular.
+        step = np.linalg.solve(hessian, gradient)
+        while loss(fit - step) > loss(fit) + 1e-15 and np.abs(step).max() > 1e-12:
+            step = step / 2
+        fit = fit - step
+        if np.abs(step).max() < 1e-10:
+            break
+    return (float(fit[0]), float(fit[1])) if fit[0] > 0 else (1.0, 0.0)
+
+
+def _isotonic(p: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[tuple, tuple]:
+    if not (y > 0).any() or not (y < 1).any():
+        return (), ()
     values, where = np.unique(p, return_inverse=True)
-    each = np.bincount(where, mass, len(values))
-    below = np.cumsum(each) - each
-    last = mass.sum() * (1 - 1 / max(len(mass), 1))  # Below the last image.
-    edges = np.arange(1, bins) * last / bins
-    return np.searchsorted(edges, below * (1 - 1e-12))[where]  # On an edge: below.
+    mass = np.bincount(where, w)
+    rising = isotonic_regression(np.bincount(where, w * y) / mass, weights=mass).x
+    ends = np.diff(rising, prepend=-1) + np.diff(rising, append=2) > 0
+    return tuple(values[ends].tolist()), tuple(rising[ends].tolist())
+
+
+def _separated(z: np.ndarray, y: np.ndarray) -> bool:
+    """Whether one class is missing, or a threshold on z parts the two."""
+    positive, negative = z[y > 0], z[y < 1]
+    if not len(positive) or not len(negative):
+        return True
+    return positive.min() >= negative.max() or positive.max() <= negative.min()
+
+
+def _each(fit: Callable, p: np.ndarray, y: np.ndarray, w: np.ndarray) -> list:
+    """A fit to the known images of each task."""
+    tasks = zip(p.T, y.T, w.T, strict=True)
+    return [fit(*(x[w > 0] for x in (p, y, w))) for p, y, w in tasks]
+
+
+def _log_odds(p: np.ndarray) -> np.ndarray:
+    return logit(np.clip(p, LEAST, 1 - LEAST))
+
+
+def _log(p: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(p, LEAST))

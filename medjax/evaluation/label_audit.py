@@ -9,8 +9,8 @@ a finding that the model never knew, so look at the pictures too.
 import numpy as np
 from chex import Array
 
-from medjax.evaluation import intervals
-from medjax.evaluation.inference import Predictions
+from medjax.evaluation import bootstrap
+from medjax.evaluation.predict import Predictions
 
 # Of the config's strength; 0 is the image as it is.
 STRENGTHS = (0.5, 1.0, 2.0, 4.0)
@@ -43,7 +43,7 @@ def compare(
     known = plain.weight > 0
     calls = [p.probability >= threshold for p in (plain, changed)]
     flipped = np.where(np.isnan(threshold), np.nan, calls[0] != calls[1])
-    found = intervals.difference(
+    found = bootstrap.difference(
         plain.probability,
         changed.probability,
         plain.label,

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from chex import Array
 
-from medjax.evaluation import cells, intervals
+from medjax.evaluation import bootstrap
 
 # Of the image's side: so far from its box the maximum still hits. Source: Zhang et al.,
 # IJCV 126 (2018) 1084: 15 pixels; their images have about 500.
@@ -149,7 +149,7 @@ def summarise(
     """
     value = measure(marked, **options)
     people, index = np.unique(marked.patient, return_inverse=True)
-    drawn = intervals.multiplicities(key, jnp.arange(replicates), len(people))
+    drawn = bootstrap.multiplicities(key, jnp.arange(replicates), len(people))
     weight = np.asarray(drawn, float)[index].T  # [R, N]
     rows = np.concatenate([np.ones((1, len(value))), weight])  # The first: as it is.
     tail = (1 - level) / 2
@@ -196,9 +196,9 @@ def _measures(mean: np.ndarray, tail: float, *, patients: int) -> dict:
         drawn = column[1:][~np.isnan(column[1:])]
         ends = np.quantile(drawn, [tail, 1 - tail]) if drawn.size else (np.nan, np.nan)
         undefined = len(column) - 1 - drawn.size
-        found = intervals.Interval(column[0], *ends, undefined)
+        found = bootstrap.Interval(column[0], *ends, undefined)
         behind = {"patients": patients, "replicates": len(column) - 1}
-        return cells.interval(found, "no other patient", kind=name, **behind)
+        return bootstrap.interval(found, "no other patient", kind=name, **behind)
 
     return {
         name: interval(name)

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from chex import Array
 
-from medjax.evaluation.intervals import Interval
-from medjax.evaluation.replicates import in_chunks, multiplicities
+from medjax.evaluation.areas import in_chunks, multiplicities
+from medjax.evaluation.bootstrap import Interval
 
 
 def cells(probability: Array, label: Array, weight: Array) -> Array:

@@ -1,22 +1,19 @@
-"""Predictions -> every number of the report, as plain data."""
+"""Predictions -> every number of the report, as plain data.
+
+Which images to look at: those that a model is surest and least sure of.
+"""
 
 import math
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from chex import Array
 
-from medjax.evaluation import (
-    averaging,
-    calibrated,
-    curves,
-    intervals,
-    metrics,
-    multiclass,
-    support,
-)
-from medjax.evaluation.cells import interval, number, numbers, of_task
-from medjax.evaluation.inference import Predictions
+from medjax.evaluation import bootstrap, metrics, multiclass, reliability, thresholds
+from medjax.evaluation import metrics as averaging
+from medjax.evaluation.bootstrap import interval, number, numbers, of_task
+from medjax.evaluation.predict import Predictions
 
 RANKED = {
     metric.__name__: jax.jit(jax.vmap(metric, in_axes=1))
@@ -83,7 +80,7 @@ def summarise(
     threshold = np.asarray(threshold, np.float32)
     ranked = score if uncalibrated is None or exclusive else uncalibrated
     data = score, label, weight, predictions.patient, threshold
-    found = intervals.bootstrap(
+    found = bootstrap.bootstrap(
         *data,
         ranked=ranked,
         key=key,
@@ -94,15 +91,17 @@ def summarise(
     elsewhere = {k: found.get(k) for k in ("ppv_at", "npv_at")}
     found = {k: v for k, v in found.items() if not k.endswith("_at")}
     # A threshold of NaN: those of the tasks don't hold for a label of any of them.
-    pooled = intervals.bootstrap(
+    pooled = bootstrap.bootstrap(
         *averaging.pooled(score, label, weight, predictions.patient),
         np.full(1, np.nan),
         key=key,
         replicates=replicates,
         max_fpr=MAX_FPR,
     )
-    found |= {f"micro_{name}": pooled[f"mean_{name}"] for name in support.AREAS}
-    patients = support.patients(*data)
+    found |= {
+        f"micro_{name}": pooled[f"mean_{name}"] for name in bootstrap.AREAS_SUPPORT
+    }
+    patients = bootstrap.patients(*data)
     results: dict = {
         "films": len(predictions.id),
         "patients": len(np.unique(predictions.patient)),
@@ -124,7 +123,7 @@ def summarise(
             for t, task in enumerate(tasks)
         },
     }
-    mean, each = calibrated.summarise(
+    mean, each = reliability.summarise(
         score,
         *(label, weight, predictions.patient),
         uncalibrated=uncalibrated,
@@ -188,7 +187,7 @@ def _means(found: dict, kind: str, patients: dict, replicates: int) -> dict:
             replicates=replicates,
             kind=name if kind == "micro" else "",
         )
-        few = np.count_nonzero(np.less(of_tasks, support.LEAST))
+        few = np.count_nonzero(np.less(of_tasks, bootstrap.LEAST))
         if kind != "micro" and cell["low"] is not None and few and not cell["why"]:
             cell["why"] = f"{few} of {len(of_tasks)} have few patients"
     return cells
@@ -202,9 +201,9 @@ def _task(
     negatives = float(weight.sum()) - positives
     matrix = CONFUSION(score, label, weight, threshold)
     matrix = {name: number(cell) for name, cell in matrix._asdict().items()}
-    fpr, tpr, _ = curves.roc(ranked, label, weight)
-    bends = curves.corners(fpr, tpr)
-    precision, recall, _ = curves.precision_recall(ranked, label, weight)
+    fpr, tpr, _ = thresholds.roc(ranked, label, weight)
+    bends = thresholds.corners(fpr, tpr)
+    precision, recall, _ = thresholds.precision_recall(ranked, label, weight)
     why = _reasons(positives, negatives, **matrix)
     return {
         "positives": positives,
@@ -235,7 +234,9 @@ def _reasons(positives: float, negatives: float, *, tp, fp, fn, tn) -> dict[str,
     anyone = "" if positives or negatives else "no known label"
     ill = anyone or ("" if positives else "no positive image")
     well = anyone or ("" if negatives else "no negative image")
-    areas = dict.fromkeys(support.AREAS, ill or well) | {"average_precision": ill}
+    areas = dict.fromkeys(bootstrap.AREAS_SUPPORT, ill or well) | {
+        "average_precision": ill
+    }
     cut = tp is not None
     called = anyone or ("" if cut and tp + fp else "none called positive")
     passed = anyone or ("" if cut and tn + fn else "none called negative")
@@ -266,3 +267,52 @@ def _note(positives: float, negatives: float, threshold: float, lacking: int) ->
     if lacking:
         return f"too few: a class is missing from {lacking} of the replicates"
     return ""
+
+
+KINDS = ("true_positive", "false_positive", "true_negative", "false_negative")
+CERTAIN = ("most", "least")
+
+
+class Example(NamedTuple):
+    """An image, as row of the predictions, and why it was chosen for a task.
+
+    task: the task's number; kind: one of KINDS; certain: one of CERTAIN.
+    """
+
+    row: int
+    task: int
+    kind: str
+    certain: str
+
+
+def choose(predictions: Predictions, threshold, *, each: int) -> list[Example]:
+    """Takes of every task and kind the most certain images, and the least in turn.
+
+    Certain is a probability far on its side of the threshold. Nothing is drawn at
+    random: of equal probabilities the lower id comes first.
+
+    Args:
+      predictions: of the split that is judged.
+      threshold: [T]; a task whose threshold is NaN has no kinds, and no images.
+      each: images of a kind, of which it takes ceil(each / 2) certain ones.
+
+    Returns:
+      The examples by task, kind, and certainty; no image twice in one kind.
+    """
+    found = []
+    for t, point in enumerate(np.asarray(threshold, np.float32)):
+        if np.isnan(point):
+            continue
+        score, label, weight = (x[:, t] for x in predictions[2:])
+        called, ill = score >= point, label >= 0.5
+        for kind in KINDS:
+            of_kind = (called == kind.endswith("positive")) & (weight > 0)
+            of_kind &= (called == ill) == kind.startswith("true")
+            rows = np.flatnonzero(of_kind)
+            sure = score[rows] if kind.endswith("positive") else -score[rows]
+            rows = rows[np.lexsort((predictions.id[rows], -sure))].tolist()
+            most = (each + 1) // 2
+            last = rows[most:][: -(each // 2) - 1 : -1]
+            for certain, chosen in zip(CERTAIN, (rows[:most], last), strict=True):
+                found += [Example(row, t, kind, certain) for row in chosen]
+    return found

@@ -21,8 +21,8 @@ import numpy as np
 from chex import Array
 from scipy import ndimage
 
-from medjax.evaluation import intervals, surface
-from medjax.evaluation.postprocessing import components
+from medjax.evaluation import bootstrap, surface
+from medjax.evaluation.masks import components
 
 METRICS = (
     "dice",
@@ -213,7 +213,7 @@ def _bootstrapped(value, patient, key, replicates, level) -> list[dict]:
       value: [V, K, M], NaN where undefined; patient: [V] int, 0 to P - 1.
     """
     people = patient.max() + 1
-    drawn = intervals.multiplicities(key, jnp.arange(replicates), int(people))
+    drawn = bootstrap.multiplicities(key, jnp.arange(replicates), int(people))
     weight = np.asarray(drawn, np.float64)[patient].T  # [R, V]
     known = ~np.isnan(value)
     flat = known.reshape(len(value), -1).astype(float)

@@ -1,4 +1,6 @@
-"""Does a run serve women as men, old as young? Its metrics by group, and the gaps.
+"""Differences of metrics between groups of the same study: shown, or noise?
+
+Does a run serve women as men, old as young? Its metrics by group, and the gaps.
 
 One bootstrap over patients serves all groups: a patient with films in two of them is
 drawn in both, and what makes a draw easy or hard for both cancels in the gap.
@@ -15,18 +17,126 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from chex import Array
+from scipy.special import ndtr
 
-from medjax.evaluation import averaging, cells, gaps, metrics
-from medjax.evaluation.gaps import METRICS
-from medjax.evaluation.inference import Predictions
-from medjax.evaluation.intervals import Interval
-from medjax.evaluation.replicates import (
+from medjax.evaluation import bootstrap, metrics
+from medjax.evaluation import metrics as averaging
+from medjax.evaluation.areas import (
     in_chunks,
     multiplicities,
     replicate_confusion,
     replicate_group_areas,
 )
-from medjax.evaluation.support import LEAST
+from medjax.evaluation.bootstrap import LEAST, Interval
+from medjax.evaluation.compare import holm
+from medjax.evaluation.predict import Predictions
+
+METRICS = ("auroc", "sensitivity", "specificity", "ppv", "npv")
+
+
+class Measured(NamedTuple):
+    """G groups' metrics of T tasks; M stands for METRICS.
+
+    value: [M, G, T], NaN where undefined.
+    replicate: [R, M, G, T], of the same draws of patients for all.
+    films, patients: [4, G, T], how many are positive, negative, called positive and
+      called negative.
+    """
+
+    value: np.ndarray
+    replicate: np.ndarray
+    films: np.ndarray
+    patients: np.ndarray
+
+
+class Differences(NamedTuple):
+    """How much higher the metrics of one group are than another's, [M, K, T + 1] each.
+
+    The last column is the mean over the tasks, of auroc alone. All are NaN where a
+    group is too small, or a metric undefined.
+
+    estimate: on the films as they are.
+    low, high: the percentile interval of 95 %, of this pair alone.
+    p: of no difference, of this pair alone; p_holm: of all that are here together.
+    """
+
+    estimate: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    p: np.ndarray
+    p_holm: np.ndarray
+
+
+def differences(measured: Measured, pairs: np.ndarray) -> Differences:
+    """Compares groups two by two.
+
+    The test's standard error is the bootstrap's, and at least what `least_variance`
+    says: ten patients who were all found would else claim to be sure of it.
+
+    Args:
+      measured: of G groups; a patient may be in several.
+      pairs: [K, 2] numbers of groups, the first minus the second.
+    """
+    one, other = pairs.T
+    estimate = measured.value[:, one] - measured.value[:, other]
+    drawn = measured.replicate[:, :, one] - measured.replicate[:, :, other]
+    enough = denominators(measured.patients) >= LEAST
+    tested = enough[:, one] & enough[:, other] & ~np.isnan(estimate)
+    variance = np.asarray(jnp.nanvar(drawn, axis=0))
+    variance = np.maximum(variance, least_variance(measured, pairs))
+    mean, mean_drawn = (
+        np.where(tested[:1], x[..., :1, :, :], 0).sum(axis=-1, keepdims=True)
+        / np.maximum(tested[:1].sum(axis=-1, keepdims=True), 1)
+        for x in (estimate, drawn)
+    )
+    rates = ((0, len(METRICS) - 1), (0, 0), (0, 0))  # Which have no mean.
+    of_mean = np.asarray(jnp.nanvar(mean_drawn, axis=0))
+    estimate, variance, tested = (
+        np.concatenate([x, np.pad(last, rates)], axis=-1)
+        for x, last in (
+            (estimate, mean),
+            (variance, of_mean),
+            (tested, tested[:1].any(axis=-1, keepdims=True)),
+        )
+    )
+    drawn = np.concatenate([drawn, np.pad(mean_drawn, ((0, 0), *rates))], axis=-1)
+    low, high = np.asarray(jnp.nanquantile(drawn, jnp.array([0.025, 0.975]), axis=0))
+    spread = np.sqrt(np.where(variance > 0, variance, 1))
+    # Two groups in which nobody, or everybody, is right don't vary nor differ.
+    p = np.where(estimate == 0, 1, 2 * ndtr(-np.abs(estimate) / spread))
+    found = [np.where(tested, x, np.nan) for x in (estimate, low, high, p)]
+    return Differences(*found, holm(found[-1].ravel()).reshape(p.shape))
+
+
+def least_variance(measured: Measured, pairs: np.ndarray) -> np.ndarray:
+    """The variance of differences if the groups were alike and films independent.
+
+    Args:
+      measured, pairs: as in `differences`.
+
+    Returns:
+      [M, K, T].
+
+    Source: of rates, Pearson's chi-squared test: that of both groups' common rate; of
+    AUROC, Hanley & McNeil, Radiology 143 (1982) 29, eq. 1, likewise at their common
+    AUROC.
+    """
+    sizes = np.maximum(denominators(measured.films), 1)[:, pairs.T]  # [M, 2, K, T]
+    value = measured.value[:, pairs.T]
+    common = (value * sizes).sum(axis=1) / sizes.sum(axis=1)
+    variance = common * (1 - common) * (1 / sizes).sum(axis=1)
+    a = common[0]
+    m, n = np.maximum(measured.films[:2], 1)[:, pairs.T]
+    one, two = a / (2 - a) - a**2, 2 * a**2 / (1 + a) - a**2
+    area = (a * (1 - a) + (m - 1) * one + (n - 1) * two) / (m * n)
+    variance[0] = area.sum(axis=0)
+    return variance
+
+
+def denominators(counts: np.ndarray) -> np.ndarray:
+    """[4, ...] -> [M, ...]: what each metric is a share of; the rarer class of auroc."""
+    return np.concatenate([counts[:2].min(axis=0, keepdims=True), counts])
+
 
 AGES = (18, 40, 60, 75)  # Years.
 UNKNOWN = "unknown"
@@ -106,7 +216,7 @@ def summarise(
         for start, stop in itertools.pairwise(first)
         for pair in itertools.combinations(range(start, stop), 2)
     ]
-    found = gaps.differences(measured, np.array(pairs, int).reshape(-1, 2))
+    found = differences(measured, np.array(pairs, int).reshape(-1, 2))
     intervals, averaged = _intervals(measured)
     results = {}
     for row, (attribute, column) in enumerate(columns.items()):
@@ -145,7 +255,7 @@ def _category(column: pd.Series) -> pd.Categorical:
 
 def _measure(
     predictions, ranked, member, groups, threshold, key, replicates
-) -> gaps.Measured:
+) -> Measured:
     """All groups' metrics; member: [A, N], the group an attribute puts each image in."""
     rows = (predictions.weight > 0).any(axis=1)  # As in intervals.bootstrap.
     score, label, weight = (np.asarray(x, np.float32)[rows] for x in predictions[2:])
@@ -170,7 +280,7 @@ def _measure(
             starts = np.flatnonzero(np.diff(patient[own], prepend=-1))
             of_patient = np.add.reduceat(flags[:, own], starts, axis=1)
             films[:, g], people[:, g] = of_patient.sum(1), (of_patient > 0).sum(1)
-    return gaps.Measured(value[0], replicate, films, people)
+    return Measured(value[0], replicate, films, people)
 
 
 @functools.partial(jax.jit, static_argnames=("patients", "groups", "replicates"))
@@ -215,14 +325,14 @@ def _replicates(
     return in_chunks(chunk, replicates)
 
 
-def _intervals(measured: gaps.Measured) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def _intervals(measured: Measured) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Ends of intervals by name, and the number of tasks in a group's mean of auroc.
 
     Returns:
       {end: [M, G, T + 1]}, whose last column is the mean over tasks of enough patients;
       [G].
     """
-    enough = gaps.denominators(measured.patients) >= LEAST
+    enough = denominators(measured.patients) >= LEAST
     tasks = enough[:1] & ~np.isnan(measured.value[:1])
     value, drawn = (
         np.concatenate([x, np.asarray(averaging.macro(x, tasks))[..., None]], axis=-1)
@@ -239,13 +349,13 @@ def _intervals(measured: gaps.Measured) -> tuple[dict[str, np.ndarray], np.ndarr
 def _group(measured, intervals, g: int, tasks, uncut: np.ndarray) -> dict:
     """One group's part of the report; uncut: [T], whether a task has no threshold."""
 
-    patients = gaps.denominators(measured.patients)[:, g]
+    patients = denominators(measured.patients)[:, g]
     patients = np.pad(patients, ((0, 0), (0, 1)), constant_values=LEAST)  # The mean.
 
     def interval(m: int, t: int, why: str) -> dict:
         found = Interval(*(intervals[end][m, g, t] for end in Interval._fields))
         behind = {"patients": patients[m, t], "replicates": len(measured.replicate)}
-        return cells.interval(found, why, kind=METRICS[m], **behind)
+        return bootstrap.interval(found, why, kind=METRICS[m], **behind)
 
     def of_task(t: int) -> dict:
         lacks = [
@@ -271,7 +381,7 @@ class _Pair(NamedTuple):
     other: str
 
 
-def _largest(found: gaps.Differences, pairs: list[_Pair], t: int) -> dict[str, dict]:
+def _largest(found: Differences, pairs: list[_Pair], t: int) -> dict[str, dict]:
     """Of each metric of one task, the largest difference that could be tested."""
     largest = {}
     for m, metric in enumerate(METRICS):
@@ -282,7 +392,7 @@ def _largest(found: gaps.Differences, pairs: list[_Pair], t: int) -> dict[str, d
     return largest
 
 
-def _shown(found: gaps.Differences, pairs: list[_Pair], tasks) -> list[dict]:
+def _shown(found: Differences, pairs: list[_Pair], tasks) -> list[dict]:
     """Every difference that isn't noise, the surest first."""
     places = np.argwhere(found.p_holm[:, [pair.number for pair in pairs]] < SHOWN)
     shown = [
@@ -292,7 +402,7 @@ def _shown(found: gaps.Differences, pairs: list[_Pair], tasks) -> list[dict]:
     return sorted(shown, key=lambda gap: gap["p"])
 
 
-def _gap(found: gaps.Differences, pair: _Pair | None, m, t, alone=False) -> dict:
+def _gap(found: Differences, pair: _Pair | None, m, t, alone=False) -> dict:
     """One difference, from the higher group to the lower."""
     if pair is None:
         why = "one group only" if alone else f"no two groups of {LEAST} such patients"

@@ -19,7 +19,7 @@ from chex import Array
 
 from medjax.errors import InputError
 from medjax.geometry.elastic import INVERTIBLE, control_shape, invert, on_grid, solve
-from medjax.geometry.sampling import affine, affine_grid, read, sample
+from medjax.geometry.interpolate import affine, affine_grid, read, sample
 
 __all__ = [
     "MOVES",

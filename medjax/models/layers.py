@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from chex import Array
 from jax import lax
 
-from medjax.models import fast, fast_pool
+from medjax.models import cpu
 
 
 def conv(
@@ -40,7 +40,7 @@ def conv(
         use_bias=use_bias,
         dtype=dtype,
         kernel_init=nn.initializers.he_normal(),
-        conv_general_dilated=fast.convolution,
+        conv_general_dilated=cpu.convolution,
         name=name,
     )
 
@@ -80,7 +80,7 @@ class Norm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, shape)
         mean, variance = means.value, variances.value
         if self.train:
-            mean, variance = fast.moments(x)
+            mean, variance = cpu.moments(x)
         if self.train and not self.is_initializing():
             if self.axis_name is not None and lax.axis_size(self.axis_name) > 1:
                 # Shards differ in their means: about one number for all of them.
@@ -91,7 +91,7 @@ class Norm(nn.Module):
             means.value = 0.9 * means.value + 0.1 * mean
             variances.value = 0.9 * variances.value + 0.1 * variance
         factor = scale * lax.rsqrt(variance + self.epsilon)
-        return fast.normalise(x, mean, factor, bias, relu)
+        return cpu.normalise(x, mean, factor, bias, relu)
 
 
 def max_pool(x: Array, size: int, stride: int, *, padding: int = 0) -> Array:
@@ -103,7 +103,7 @@ def max_pool(x: Array, size: int, stride: int, *, padding: int = 0) -> Array:
         strides=(stride,) * space,
         padding=((padding, padding),) * space,
     )
-    return fast_pool.max_pool(x, size, stride, padding=padding, native=native)
+    return cpu.max_pool(x, size, stride, padding=padding, native=native)
 
 
 def avg_pool(x: Array, size: int) -> Array:

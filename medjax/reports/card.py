@@ -4,7 +4,7 @@ Source: the headings are those of Mitchell et al., Model Cards for Model Reporti
 (FAT* 2019), figure 1.
 """
 
-from medjax.reports.drawing import NAMES, count, interval, label
+from medjax.reports.page import NAMES, count, interval, label
 
 FEW = 30  # Positive images, below which a finding's numbers are said to be weak.
 WIDE = 0.1  # Width of an AUROC's interval, from which on it is said to be wide.

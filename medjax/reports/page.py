@@ -1,241 +1,147 @@
-"""Results -> one self-contained HTML page, JSON and CSV."""
+"""What every page shares: colours, figures, numbers as they are read, the template."""
 
-import csv
-import json
-from pathlib import Path
+import base64
+import io
 
+import cv2
+import jinja2
 import numpy as np
-from rich.console import Console
-from rich.table import Table
+from matplotlib.figure import Figure
 
-from medjax.reports import charts, figures
-from medjax.reports.card import card, seen
-from medjax.reports.drawing import count, interval, label, probability, render
+INK, ACCENT, SOFT = "#1c2733", "#0b6e8f", "#9db4c0"
+NAMES = {
+    "auroc": "AUROC",
+    "partial_auroc": "Partial AUROC",
+    "average_precision": "Average precision",
+    "ppv": "PPV",
+    "npv": "NPV",
+    "f1": "F1",
+    "lr_positive": "LR+",
+    "lr_negative": "LR−",
+    "grad_cam": "Grad-CAM",
+    "grad_cam_plus_plus": "Grad-CAM++",
+    "macro_f1": "Macro F1",
+    "weighted_f1": "Weighted F1",
+    "kappa": "Cohen's kappa",
+    "jpeg": "JPEG",
+    "chest_xray": "Chest X-ray",
+    "ct": "CT",
+    "brain_mri": "Brain MRI",
+    "nuclear": "PET and SPECT",
+}
 
-COLUMNS = (
-    "auroc",
-    "partial_auroc",  # Absent from older reports, and from the CSV then.
-    "average_precision",
-    "sensitivity",
-    "specificity",
-    "ppv",
-    "npv",
-    "accuracy",
-    "f1",
-    "prevalence",
-)
-RATIOS = ("lr_positive", "lr_negative")  # Beside the confusion matrices.
-MEASURED = (*COLUMNS, *RATIOS)
-MEANS = {"mean": "Mean", "weighted": "By positives", "micro": "All labels as one"}
+
+def render(template: str, **values) -> str:
+    """Fills a template of this folder; what it prints can't inject markup."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("medjax.reports", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {
+        "interval": interval,
+        "ends": ends,
+        "label": label,
+        "count": count,
+        "number": number,
+        "percent": percent,
+        "span": span,
+    }
+    return environment.get_template(template).render(**values)
 
 
-def write(
-    results: dict,
-    curve: list[dict],
-    folder: Path,
-    name: str,
-    *,
-    config: dict | None = None,
-    environment: dict | None = None,
-    films: dict | None = None,
-) -> Path:
-    """Writes NAME.html, NAME.json and NAME.csv.
+def interval(value: dict, digits: int = 3) -> str:
+    """'0.912 (0.894-0.931)', '... (-0.02 to 0.01)', or a dash where undefined."""
+    if value["estimate"] is None:
+        return "–"
+    text = f"{value['estimate']:.{digits}f}"
+    if value["low"] is None:
+        return text
+    return f"{text} ({ends(value, digits)})"
 
-    Args:
-      results: `evaluation.results.summarise`'s, and split, source, model, split_by,
-        steps, checkpoint. A section of the page is left out where its key is missing:
-        bands, explorer (evaluation/bands.py, thresholds.py), calibration, subgroups,
-        robustness, localisation (explaining.localise), cohort (cohort/account.py).
-        external: whether the images are of other data than the training's.
-      curve: the lines of metrics.jsonl.
-      folder: where to.
-      name: of the files.
-      config: of the run, as JSON; environment: its environment.json.
-      films: {task: {kind: [{image, probability, certain, boxes, picture, width,
-        height}]}}, see explaining.gallery.
 
-    Returns:
-      The page's path.
+def ends(value: dict, digits: int = 3) -> str:
+    """'0.894–0.931', or '-0.020 to 0.010': a minus isn't a dash."""
+    to = " to " if value["low"] < 0 else "–"
+    return f"{value['low']:.{digits}f}{to}{value['high']:.{digits}f}"
+
+
+def probability(p: float | None) -> str:
+    """A p value as it is printed."""
+    if p is None:
+        return "–"
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def percent(share: float | None) -> str:
+    """'12.3 %', with a digit more below 1 %; a dash where undefined."""
+    if share is None:
+        return "–"
+    if 0 < share < 5e-5:
+        return "<0.01 %"
+    return f"{100 * share:.{2 if 0 < share < 0.00995 else 1}f} %"
+
+
+def span(value: dict) -> str:
+    """'9.1–14.9 %', the interval of a share; a dash where undefined."""
+    if value["low"] is None:
+        return "–"
+    return f"{percent(value['low'])[:-2]}–{percent(value['high'])}"
+
+
+def label(name: str) -> str:
+    """A metric's or a finding's name as it is read."""
+    if name in NAMES:
+        return NAMES[name]
+    name = name.replace("_", " ")
+    return name[:1].upper() + name[1:]
+
+
+def count(value: float) -> str:
+    """A count; soft labels make it fractional."""
+    return f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
+
+
+def number(value: float | None) -> str:
+    """Four digits, or all before the point; a dash where undefined."""
+    if value is None:
+        return "–"
+    return count(value) if value == int(value) or value >= 1000 else f"{value:.4g}"
+
+
+def svg(figure: Figure) -> str:
+    """The figure as a data URI, so that the page needs no other file."""
+    for axes in figure.axes:
+        axes.tick_params(labelsize=7, length=2)
+        axes.spines[["top", "right"]].set_visible(False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def middle(image: np.ndarray) -> np.ndarray:
+    """What is shown of [H, W, C] or [D, H, W, C]: [H, W, 1 or 3], the middle slice.
+
+    Of other than three channels it is the first: an MRI's sequences are no colours.
     """
-    _write_csv(results, folder / f"{name}.csv")
-    measured = [list(found["metrics"]) for found in results["tasks"].values()]
-    sections = {
-        "roc": figures.roc(results),
-        "precision_recall": figures.precision_recall(results),
-        "explorer": _explorer(results),
-        "reliability": figures.reliability(results),
-        "robustness": figures.robustness(results),
-        "films": films or {},
-        "training": figures.training(curve, results["checkpoint"]),
-        "settings": _flat(config or {}, "config."),
-        "environment": _flat(environment or {}),
-    }
-    titles = _titles(results)
-    there = sections | {
-        "taken": "classes" in results,
-        "findings": True,
-        "confusion": True,
-        "recall": sections["precision_recall"],
-        "calibration": sections["reliability"],
-        "subgroups": results.get("subgroups"),
-        "localisation": "localisation" in results,
-        "split": "cohort" in results,
-        "card": True,
-        "settings": config or environment,
-    }
-    html = render(
-        "report.html",
-        **sections,
-        results=results,
-        titles=titles,
-        contents=[(id, title) for id, title in titles.items() if there[id]],
-        columns=[n for n in COLUMNS if all(n in names for names in measured)],
-        means=MEANS,
-        ratios=RATIOS,
-        confused=_confused(results),
-        elsewhere={
-            task: found["at_prevalence"]
-            for task, found in results["tasks"].items()
-            if found.get("at_prevalence")
-        },
-        marked=any(
-            film["boxes"]
-            for kinds in (films or {}).values()
-            for shown in kinds.values()
-            for film in shown
-        ),
-        seen=seen(results["split"]),
-        card=card(results, config, environment),
-        probability=probability,
-    )
-    path = folder / f"{name}.html"
-    path.write_text(html)
-    # Last, and whole or not at all: where it is, a run counts as finished.
-    partial = folder / f"{name}.json.partial"
-    partial.write_text(json.dumps(results, indent=1))
-    partial.replace(folder / f"{name}.json")
-    return path
+    if image.ndim == 4:
+        image = image[len(image) // 2]
+    return image if image.shape[-1] in (1, 3) else image[..., :1]
 
 
-def show(results: dict) -> None:
-    """Prints AUROC and average precision of every task."""
-    table = Table(title=f"{results['films']} images, {results['patients']} patients")
-    for heading in ("", "positives", "AUROC", "Average precision"):
-        table.add_column(heading, justify="left" if not heading else "right")
-    for task, found in results["tasks"].items():
-        metrics = found["metrics"]
-        table.add_row(
-            label(task),
-            count(found["positives"]),
-            interval(metrics["auroc"]),
-            interval(metrics["average_precision"]),
-        )
-    mean = results["mean"]
-    table.add_section()
-    table.add_row(
-        "mean", "", interval(mean["auroc"]), interval(mean["average_precision"])
-    )
-    console = Console(soft_wrap=True)
-    console.print(table)
-    if "classes" in results:
-        for name, value in results["classes"]["rates"].items():
-            console.print(f"{label(name)} {interval(value)}", highlight=False)
+def fit(image: np.ndarray, side: int, *, enlarge: bool = False) -> np.ndarray:
+    """Scales [H, W, C] so that its longer side has `side` pixels."""
+    scale = side / max(image.shape[:2])
+    if scale >= 1 and not enlarge:
+        return image
+    size = [max(1, round(n * scale)) for n in image.shape[1::-1]]
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    return cv2.resize(image, size, interpolation=method).reshape(*size[::-1], -1)
 
 
-def _titles(results: dict) -> dict[str, str]:
-    """{id: heading} of all sections, in their order."""
-    classes = "classes" in results
-    return {
-        "taken": "Who is taken for whom",
-        "findings": "Each class against the rest" if classes else "Findings",
-        "confusion": "Confusion matrices",
-        "roc": "ROC curves",
-        "recall": "Precision and recall",
-        "explorer": "Threshold explorer",
-        "calibration": "Calibration",
-        "subgroups": "Groups of patients",
-        "robustness": "Robustness",
-        "localisation": "Where the heatmaps lie",
-        "films": "Right and wrong calls",
-        "training": "Training",
-        "split": "The split and its audit",
-        "card": "Model card",
-        "settings": "Config and environment",
-    }
-
-
-def _explorer(results: dict) -> dict:
-    """What the explorer's script reads: {tasks: {T: its counts, label, frozen}, chart}.
-
-    frozen is the place of the frozen threshold among the task's, None if it has none.
-    """
-    tasks = {}
-    for task, one in results.get("explorer", {}).items():
-        point = results["tasks"][task]["threshold"]
-        frozen = None
-        if point is not None:
-            frozen = int(np.argmin(np.abs(np.subtract(one["threshold"], point))))
-        tasks[task] = {**one, "label": label(task), "frozen": frozen}
-    if not tasks:
-        return {}
-    frame = charts.Frame(charts.SQUARE)
-    chart = charts.chart(
-        frame,
-        title="ROC curve with the chosen threshold on it",
-        labels=("1 − specificity", "sensitivity"),
-        lines=[
-            ("chance", charts.line(frame, *figures.DIAGONAL)),
-            ("curve", charts.line(frame, *figures.DIAGONAL)),
-        ],
-        points=[("point", 0, 0)],
-    )
-    return {"tasks": tasks, "chart": chart}
-
-
-def _flat(values: dict, prefix: str = "") -> dict[str, str]:
-    """{dotted name: text} of what is nested."""
-    found: dict[str, str] = {}
-    for name, value in values.items():
-        if isinstance(value, dict) and value:
-            found |= _flat(value, f"{prefix}{name}.")
-        else:
-            text = value if isinstance(value, str) and value else json.dumps(value)
-            found[prefix + name] = text
-    return found
-
-
-def _confused(results: dict) -> list[tuple[str, list]]:
-    """(class, [(count, its share of the row)]) of the classes' confusion matrix."""
-    matrix = results["classes"]["matrix"] if "classes" in results else []
-    return [
-        (name, [(n, n / max(sum(row), 1)) for n in row])
-        for name, row in zip(results["tasks"], matrix, strict=False)
-    ]
-
-
-def _write_csv(results: dict, path: Path) -> None:
-    """One row a task, and one of each mean."""
-    measured = [n for n in MEASURED if n in results["mean"]]
-    ends = [f"{name}{end}" for name in measured for end in ("", "_low", "_high")]
-    counts = ["positives", "negatives", "unknown", "threshold", "tp", "fp", "fn", "tn"]
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["task", *counts, *ends, "note"])
-        for task, found in results["tasks"].items():
-            cells = {**found, **found["confusion"]}
-            writer.writerow(
-                [
-                    task,
-                    *(cells[name] for name in counts),
-                    *_ends(found["metrics"], measured),
-                    found["note"],
-                ]
-            )
-        for kind in MEANS:
-            writer.writerow(
-                [kind, *[""] * len(counts), *_ends(results[kind], measured), ""]
-            )
-
-
-def _ends(metrics: dict, names: list[str]) -> list:
-    return [metrics[name][end] for name in names for end in ("estimate", "low", "high")]
+def png(image: np.ndarray) -> str:
+    """[H, W, 1 or 3] uint8, red first, as a data URI."""
+    _, code = cv2.imencode(".png", image[..., ::-1])
+    return "data:image/png;base64," + base64.b64encode(code.tobytes()).decode()

@@ -20,7 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from medjax.training import hosts
+from medjax.training import devices
 
 
 class Journal:
@@ -53,13 +53,13 @@ class Journal:
     ):
         from tensorboardX import SummaryWriter  # Late: it is slow to import.
 
-        self._path = workdir / "metrics.jsonl" if hosts.first() else Path(os.devnull)
+        self._path = workdir / "metrics.jsonl" if devices.first() else Path(os.devnull)
         kept = [line for line in read(self._path) if line["step"] <= start]
         self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self._spent = before + (kept[-1].get("seconds", 0.0) if kept else 0.0)
         self._began, self._sharing = time.perf_counter(), sharing
         self._events = SummaryWriter(
-            str(workdir / "events"), purge_step=start + 1, write_to_disk=hosts.first()
+            str(workdir / "events"), purge_step=start + 1, write_to_disk=devices.first()
         )
         self._console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
         self._progress = Progress(

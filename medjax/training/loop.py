@@ -13,7 +13,7 @@ from chex import Array
 
 from medjax.data.loader import TrainBatches
 from medjax.errors import InputError
-from medjax.training import hosts
+from medjax.training import devices
 from medjax.training.checkpoint import Checkpoints
 from medjax.training.journal import Journal
 from medjax.training.step import State
@@ -71,7 +71,7 @@ def fit(
             asked = stop()  # Once: a signal between two looks would save nothing.
             # Hosts agree only where they wait anyway, for a word costs a step.
             pause = number % log_every == 0 or number % evaluate_every == 0
-            asked = hosts.any_of_us(asked) if pause else asked and hosts.alone()
+            asked = devices.any_of_us(asked) if pause else asked and devices.alone()
             if number % log_every == 0:
                 meter.flush()
             if number % evaluate_every == 0 or number == steps:

@@ -12,7 +12,8 @@ from chex import Array, ArrayTree
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from medjax.training import compiled, optim
+from medjax.training import devices as compiled
+from medjax.training import optim
 from medjax.training.optim import Hyper
 
 AXIS, ARMS = "batch", "arms"

@@ -1,0 +1,1 @@
+"""One file a command of launch.py, read from top to bottom."""

@@ -1,0 +1,239 @@
+"""PNG, JPEG and DICOM files -> a film or picture in [0, 1], or one clear error.
+
+The decoders forgive: a picture cut off half-way comes back grey below the cut,
+and a model would read the grey. So what they forgive is checked here first (a
+PNG's checksums and end, a JPEG's end, a DICOM's lengths), as is the size, before
+a byte is decoded. Every function is pure and safe to call from many threads.
+
+The bytes between a JPEG's header and its end have no checksum: damage that leaves
+both in place can't be told from a picture.
+"""
+
+import math
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from medjax.data import dicom
+from medjax.data.schema import Film, check_size, spoilt
+from medjax.errors import InputError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
+
+
+def read(path: str | os.PathLike, channels: int | None = 1) -> Film:
+    """Reads a film; its first bytes, not its name, say which format it is.
+
+    PNG and JPEG are read as `picture` says. Their resolution is a printer's, so the
+    spacing stays NaN. DICOM is read as `dicom.decode` says, with its spacing.
+
+    Args:
+      path: the file.
+      channels: 1 or 3, see `with_channels`; None leaves the file's.
+
+    Raises:
+      InputError: the file is missing, unreadable, empty, truncated, damaged, no
+        image of these formats, zero-sized, of more than 200 megapixels, or a
+        DICOM of several frames, in colour, or that no installed decoder reads.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(132)
+            if head[128:] == b"DICM":
+                film = dicom.decode(file)
+                return film._replace(pixels=with_channels(film.pixels, channels))
+            return Film(picture(head + file.read(), channels), (math.nan, math.nan))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error.__cause__
+    except OSError as error:
+        why = f"{path}: can't be read ({error.strerror})"
+        raise InputError(f"{why}; give an existing file that you may read") from error
+
+
+def resize(pixels: np.ndarray, side: int) -> np.ndarray:
+    """Squeezes a film into a square, as CheXNet does: the aspect ratio isn't kept.
+
+    An axis that shrinks is averaged over area, so fine patterns don't alias; one
+    that grows is interpolated linearly.
+
+    Args:
+      pixels: [H, W] or [H, W, 3] float32 in [0, 1].
+      side: S, pixels, at least 1.
+
+    Returns:
+      [S, S] or [S, S, 3] uint8, rounded to the nearest; 255 is 1.
+    """
+    height, width = pixels.shape[:2]
+    # cv2 averages only where both axes shrink, hence one call for each direction.
+    small = (min(width, side), min(height, side))
+    square = cv2.resize(pixels, small, interpolation=cv2.INTER_AREA)
+    square = cv2.resize(square, (side, side), interpolation=cv2.INTER_LINEAR)
+    return np.rint(np.clip(square, 0, 1) * 255).astype(np.uint8)
+
+
+def film_paths(path: str | os.PathLike) -> list[Path]:
+    """Lists the films to read: the file itself, or every one under a folder.
+
+    In a folder a film is a file with an image's suffix (SUFFIXES, in any case), or
+    one without a suffix (or named by a DICOM UID: its 'suffix' is digits) that has
+    DICOM's magic. Hidden files and DICOMDIR are none; linked folders are followed.
+
+    Args:
+      path: a file, taken whatever its name, or a folder.
+
+    Returns:
+      The paths, sorted.
+
+    Raises:
+      InputError: nothing is there, it can't be read, or the folder has no film.
+    """
+    path = Path(path)
+    try:
+        if path.is_file():
+            return [path]
+        if not path.is_dir():
+            raise InputError(f"{path}: does not exist; give a file or a folder")
+        found, seen = [], set()
+        for folder, below, names in os.walk(path, onerror=_throw, followlinks=True):
+            below.sort()
+            if (real := os.path.realpath(folder)) in seen:
+                below.clear()  # A link back up would never end.
+                continue
+            seen.add(real)
+            found += [p for name in names if _is_film(p := Path(folder, name))]
+    except OSError as error:
+        why = f"{error.filename}: can't be read ({error.strerror})"
+        raise InputError(f"{why}; mend its permissions") from error
+    if not found:
+        kinds = ", ".join(SUFFIXES)
+        raise InputError(f"{path}: holds no film; give a folder with files in {kinds}")
+    return sorted(found)
+
+
+def _throw(error: OSError):
+    raise error
+
+
+def _is_film(path: Path) -> bool:
+    if path.name.startswith(".") or path.name == "DICOMDIR":
+        return False
+    suffix = path.suffix.lower()
+    if suffix and not suffix[1:].isdigit():
+        return suffix in SUFFIXES
+    if not path.is_file():
+        return False  # Opening a pipe would wait for ever.
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def picture(data: bytes, channels: int | None = 1) -> np.ndarray:
+    """Decodes a PNG (1 to 16 bits) or a JPEG (8 bits).
+
+    It is scaled by the bit depth, not by its maximum. Alpha is ignored; an EXIF
+    orientation is applied, as every viewer does.
+
+    Args:
+      data: the whole file.
+      channels: 1 or 3, see `with_channels`; None leaves the file's.
+
+    Returns:
+      [H, W] or [H, W, 3] float32 in [0, 1].
+    """
+    if not data:
+        raise spoilt("is empty (0 bytes)")
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        size = _check_png(data)
+    elif data.startswith(b"\xff\xd8\xff"):
+        size = _check_jpeg(data)
+    else:
+        raise InputError(
+            f"is not a PNG, JPEG or DICOM file (it begins with {data[:8]!r}); "
+            "convert it to one of them"
+        )
+    # AnyColor drops alpha and obeys the orientation, AnyDepth keeps 16 bits.
+    flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        pixels = None
+    if pixels is None or sorted(pixels.shape[:2]) != sorted(size):
+        raise spoilt("can't be decoded: it is damaged")
+    white = np.iinfo(pixels.dtype).max
+    pixels = pixels.astype(np.float32)
+    pixels /= white
+    if pixels.ndim == 3:
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    return with_channels(pixels, channels)
+
+
+def with_channels(pixels: np.ndarray, channels: int | None) -> np.ndarray:
+    """Makes colour grey, or grey colour.
+
+    Args:
+      pixels: [H, W] or [H, W, 3] RGB float32 in [0, 1].
+      channels: 1: colour becomes luminance (ITU-R BT.601: 0.299 R + 0.587 G +
+        0.114 B); 3: colour is kept, grey is repeated; None: both are kept.
+
+    Returns:
+      [H, W] or [H, W, 3] float32 in [0, 1].
+    """
+    if channels == 1 and pixels.ndim == 3:
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+        return np.minimum(pixels, 1)  # Where float32 weights add up to more.
+    if channels == 3 and pixels.ndim == 2:
+        return np.repeat(pixels[..., None], 3, axis=2)
+    return pixels
+
+
+def _check_png(data: bytes) -> tuple[int, int]:
+    """Returns (height, width) of a PNG whose chunks are all there and undamaged."""
+    if data[8:16] != b"\x00\x00\x00\x0dIHDR" or len(data) < 33:
+        raise spoilt("is truncated or damaged: no PNG header")
+    width, height = struct.unpack_from(">II", data, 16)
+    check_size(height, width)
+    start, kind, view = 8, b"", memoryview(data)
+    while kind != b"IEND":
+        if start + 12 > len(data):
+            raise spoilt("is truncated: its end is missing")
+        length, kind = struct.unpack_from(">I4s", data, start)
+        end = start + 8 + length
+        if end + 4 > len(data):
+            raise spoilt(f"is truncated at byte {len(data)}")
+        if zlib.crc32(view[start + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+            raise spoilt(
+                f"is damaged between bytes {start} and {end + 4}: the checksum is wrong"
+            )
+        start = end + 4
+    return height, width
+
+
+def _check_jpeg(data: bytes) -> tuple[int, int]:
+    """Returns (height, width) of a JPEG that has a header, a scan and its end."""
+    at = data.find(b"\xff", 2)
+    while 0 <= at < len(data) - 9:
+        marker = data[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            bits, height, width, channels = struct.unpack_from(">BHHB", data, at + 4)
+            break
+        if marker == 0xFF or marker == 0x01 or 0xD0 <= marker <= 0xD8:
+            step = 1 if marker == 0xFF else 2  # These have no length.
+        else:
+            step = 2 + struct.unpack_from(">H", data, at + 2)[0]
+        at = data.find(b"\xff", at + step)
+    else:
+        raise spoilt("is truncated or damaged: no JPEG frame")
+    check_size(height, width)
+    if bits != 8 or channels not in (1, 3):
+        raise InputError(
+            f"is a JPEG of {bits} bits and {channels} channels; convert it to 8 bits, "
+            "grey or RGB"
+        )
+    # Inside a scan FF is always escaped, so FF D9 after the last scan's start is the
+    # end, and a file cut in its scan, or padded with zeros after the cut, has none.
+    if data.rfind(b"\xff\xd9") <= data.rfind(b"\xff\xda"):
+        raise spoilt("is truncated: its end is missing")
+    return height, width

@@ -1,0 +1,1 @@
+"""Synthetic films and scans with known truth."""

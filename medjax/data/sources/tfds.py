@@ -1,0 +1,282 @@
+"""Any image data set that TFDS has prepared, read without TensorFlow."""
+
+import contextlib
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import tensorflow_datasets
+from tensorflow_datasets import features as kinds
+
+from medjax.data import images
+from medjax.data.prepared import Item, Source
+from medjax.data.sources import tables
+from medjax.errors import InputError
+
+log = logging.getLogger("medjax")
+
+
+def tfds(
+    *,
+    name: str,
+    side: int,
+    data_dir: str = "~/tensorflow_datasets",
+    image: str = "image",
+    label: str = "label",
+    labels: Sequence[str] = (),
+    names: Sequence[str] = (),
+    patient: str = "",
+    view: str = "",
+    sex: str = "",
+    age: str = "",
+    follow_up: str = "",
+    channels: int = 1,
+) -> Source:
+    """A prepared TFDS data set whose examples hold an image and labels.
+
+    TensorFlow isn't needed, nor the code that prepared the data set, but its files
+    must be array_record: TFRecord files can't be read at random. The splits 'train',
+    'validation' and 'test' are the official ones, others are none. The settings that
+    name a feature may be '' but for `image` and `label`.
+
+    Args:
+      name: of the data set as its folder lies below data_dir: 'NAME',
+        'NAME/CONFIG' or with '/VERSION' after either, where there are several; or
+        the folder itself.
+      side: S, pixels; images are squeezed to a square once, here.
+      data_dir: where TFDS prepares data sets.
+      image: an Image feature of 8 or 16 bits, or a Tensor [H, W, 1 or 3] of uint8.
+      label: a ClassLabel (an image has exactly one class), a Sequence of ClassLabel
+        (it has several), numbers from 0 to 1 in a vector or alone; -1 in a
+        ClassLabel is unknown.
+      labels: instead of `label`: scalar features of 0 or 1, a finding each.
+      names: of a vector's findings; () calls them '0', '1' and on.
+      patient: whom an image shows, a number or text. '' makes each image a patient of
+        its own: then nobody can see a patient on two sides of the split.
+      view, sex, age, follow_up: see schema.py; text, a number or a ClassLabel.
+      channels: 1, grey, or 3, colour.
+
+    Raises:
+      InputError: no such data set or feature, files of another format, a feature
+        that is no image or label, an example without a patient.
+    """
+    tables.check_channels(channels)
+    folder = _folder(name, Path(data_dir).expanduser())
+    with _refusing(folder):
+        builder = tensorflow_datasets.builder_from_directory(folder)
+        features = builder.info.features
+    columns = (patient, view, sex, age, follow_up)
+    columns = dict(zip(("patient", *tables.OPTIONAL[:-1]), columns, strict=True))
+    columns = {key: feature for key, feature in columns.items() if feature}
+    wanted = list(labels) or [label]
+    _check_names(features, [image, *wanted, *columns.values()], folder)
+    _check_kinds(features, image, columns.values(), folder)
+    splits = _splits(builder, image, folder)
+    tasks, read = _labels(features, wanted, bool(labels), tuple(names), folder)
+    if not patient:
+        log.warning(
+            "%s: data.patient='', so each image counts as a patient of its own, and "
+            "nobody can see a patient on two sides of the split",
+            folder,
+        )
+    # Two passes: what no image is decoded for, then the images, as they are asked for.
+    text, values, places = [], [], {}
+    for split, number, example in _examples(splits, folder):
+        cell = {key: _text(features[f], example[f]) for key, f in columns.items()}
+        unnamed = {"image": f"{split}_{number:06d}", "patient": str(len(text))}
+        official = {"official": split if split in tables.OFFICIAL else ""}
+        text.append({**unnamed, **official, **cell})
+        values.append(read(example))
+        places[unnamed["image"]] = split, number
+    if not text:
+        raise InputError(f"{folder}: the data set holds no example")
+    table = tables.metadata(pd.DataFrame(text), folder)
+    found = tables.findings(np.stack(values), tasks, table["image"], folder)
+    shape = (side, side, channels)
+
+    def load(row: dict) -> Item:
+        split, number = places[row["image"]]
+        return _item(row, splits[split][number][image], shape)
+
+    table = pd.concat([table, found], axis=1)
+    return tables.source(table, load, tasks=tasks, shape=shape, where=folder)
+
+
+def _examples(
+    splits: dict[str, Sequence[dict]], folder: Path
+) -> Iterator[tuple[str, int, dict]]:
+    """Every example, with its split and its number in it."""
+    for split, examples in splits.items():
+        for number in range(len(examples)):
+            with _refusing(folder):
+                example = examples[number]
+            yield split, number, example
+
+
+def _folder(name: str, data_dir: Path) -> Path:
+    """The one prepared data set below data_dir / name."""
+    folder = data_dir / Path(name).expanduser()
+    found = sorted(path.parent for path in folder.rglob("dataset_info.json"))
+    if not found:
+        raise InputError(
+            f"data.name={name!r}: no prepared TFDS data set in {folder}: correct it or "
+            "data.data_dir, or prepare it with file_format='array_record'"
+        )
+    if len(found) > 1:
+        names = ", ".join(str(path.relative_to(data_dir)) for path in found)
+        raise InputError(f"data.name={name!r} may be any of {names}: name one of them")
+    return found[0]
+
+
+@contextlib.contextmanager
+def _refusing(folder: Path) -> Iterator[None]:
+    """Turns what TFDS raises into one line: JSON, protocol buffers, C++, its own."""
+    try:
+        yield
+    except Exception as error:
+        why = " ".join(str(error).split())
+        raise InputError(
+            f"{folder}: TFDS can't read it ({why}): prepare it again"
+        ) from error
+
+
+def _splits(builder: Any, image: str, folder: Path) -> dict[str, Sequence[dict]]:
+    """For each split its examples, at random access; an Image stays undecoded."""
+    kind = builder.info.file_format.value
+    if kind != "array_record":
+        raise InputError(
+            f"{folder}: its files are {kind}, and only array_record is read at random: "
+            "prepare it again with download_and_prepare(file_format='array_record')"
+        )
+    whole = {image: tensorflow_datasets.decode.SkipDecoding()}
+    decoders = whole if isinstance(builder.info.features[image], kinds.Image) else None
+    with _refusing(folder):
+        return {
+            split: builder.as_data_source(split, decoders=decoders)
+            for split in builder.info.splits
+        }
+
+
+def _check_names(features: Any, names: Iterable[str], where: Path) -> None:
+    """Refuses the name of a feature that the data set doesn't have."""
+    for name in names:
+        if name not in features:
+            raise InputError(
+                f"{where}: the data set has no feature {name!r}, only "
+                f"{', '.join(sorted(features))}: correct its name in data"
+            )
+
+
+def _check_kinds(
+    features: Any, image: str, columns: Iterable[str], where: Path
+) -> None:
+    """Refuses an image that is no picture, and metadata that is no scalar."""
+    for name in columns:
+        if features[name].shape != ():
+            raise InputError(
+                f"{where}: the feature {name!r} is {features[name]}: text, a number "
+                "or a ClassLabel is read"
+            )
+    feature = features[image]
+    if isinstance(feature, kinds.Image):
+        good = feature.np_dtype in (np.uint8, np.uint16)
+    else:
+        shape = feature.shape if isinstance(feature, kinds.Tensor) else ()
+        good = len(shape) == 3 and shape[-1] in (1, 3) and feature.np_dtype == np.uint8
+    if not good:
+        raise InputError(
+            f"{where}: the feature {image!r} is {feature}: an Image of 8 or 16 bits or "
+            "a Tensor [H, W, 1 or 3] of uint8 is read"
+        )
+
+
+def _labels(
+    features: Any, wanted: list[str], scalars: bool, names: tuple, where: Path
+) -> tuple[tuple[str, ...], Callable[[dict], np.ndarray]]:
+    """The T tasks, and a function: example -> [T] float, NaN where unknown."""
+    name = wanted[0]
+    feature = features[name]
+    inner = getattr(feature, "feature", None)
+    vector = not scalars and len(feature.shape) == 1
+    if names and (not vector or isinstance(inner, kinds.ClassLabel)):
+        raise InputError(
+            f"data.names names the findings of a vector, and {name!r} of {where} is "
+            f"{feature}: leave it out"
+        )
+    if not scalars and isinstance(feature, kinds.ClassLabel):
+        return tuple(feature.names), lambda e: _one_hot([e[name]], feature)
+    if vector:
+        if isinstance(inner, kinds.ClassLabel):
+            return tuple(inner.names), lambda e: _one_hot(e[name], inner)
+        length = feature.shape[0] or len(names)
+        names = names or tuple(map(str, range(length)))
+        if not length or len(names) != length:
+            raise InputError(
+                f"data.names has {len(names)} names: {where} has {feature.shape[0]} "
+                f"findings in {name!r} (None: as many as you name)"
+            )
+        return names, lambda e: _vector(e[name], length, name, where)
+    for name in wanted:
+        feature = features[name]
+        if feature.shape != () or np.dtype(feature.np_dtype).kind not in "biuf":
+            raise InputError(
+                f"{where}: the feature {name!r} is {feature}, no label: see data.label "
+                "and data.labels"
+            )
+    return tuple(wanted), lambda e: np.array(
+        [_number(features[name], e[name]) for name in wanted]
+    )
+
+
+def _one_hot(classes: Iterable[int], feature: Any) -> np.ndarray:
+    """[T] with 1 for each class of an image; NaN if one of them is unknown (-1)."""
+    classes = [int(number) for number in classes]
+    row = np.zeros(feature.num_classes)
+    row[classes] = 1
+    return row if min(classes, default=0) >= 0 else np.full_like(row, math.nan)
+
+
+def _vector(value: Iterable, length: int, name: str, where: Path) -> np.ndarray:
+    row = np.array(value, float)
+    if row.shape != (length,):
+        raise InputError(
+            f"{where}: an example has {len(row)} numbers in {name!r}, not {length}: "
+            "correct data.names"
+        )
+    return row
+
+
+def _number(feature: Any, value: Any) -> float:
+    """A scalar label; -1 in a ClassLabel is unknown."""
+    unknown = isinstance(feature, kinds.ClassLabel) and value < 0
+    return math.nan if unknown else float(value)
+
+
+def _text(feature: Any, value: Any) -> str:
+    """A value as a table would hold it; unknown is ''."""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    if isinstance(feature, kinds.ClassLabel):
+        return feature.int2str(int(value)) if value >= 0 else ""
+    text = str(value)
+    return "" if text == "nan" else text
+
+
+def _item(row: dict, value: bytes | np.ndarray, shape: tuple[int, ...]) -> Item:
+    """Decodes and resizes one image; what can't be read becomes a reason."""
+    try:
+        if isinstance(value, bytes):
+            pixels = images.picture(value, shape[-1])
+        else:
+            pixels = value.astype(np.float32) / 255
+            pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+            pixels = images.with_channels(pixels, shape[-1])
+    except InputError as error:
+        return Item(row, None, reason=f"{row['image']} {error}")
+    height, width = pixels.shape[:2]
+    row = {**row, "height": height, "width": width}
+    return Item(row, images.resize(pixels, shape[0]).reshape(shape))

@@ -1,0 +1,226 @@
+"""Is one model better than another? On the same images, with every doubt counted.
+
+The AUROC's variance without a resample, and whether two models differ.
+
+DeLong's formulas take every image for independent. Images of one patient aren't, so
+these are Obuchowski's: the components of a patient are added up first. With one image
+a patient they are DeLong's, number for number. A soft label counts as a share of both
+classes, a weight as that many images; everything is float64 on the host.
+"""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from chex import Array
+from scipy.stats import norm
+
+from medjax.errors import InputError
+from medjax.evaluation import bootstrap, results
+from medjax.evaluation.predict import Predictions
+
+
+def holm(p) -> np.ndarray:
+    """p values [T], adjusted so that all T tests together err as often as one.
+
+    A task whose adjusted p is below 0.05 differs, and with 95 % certainty none of the
+    tasks so named doesn't. An undefined p (NaN) stays so, and isn't counted as a test.
+
+    Source: Holm, Scand. J. Stat. 6 (1979) 65, as adjusted values: the running maximum
+    of (T - i) p_(i) over the ascending p_(0), p_(1), ..., at most 1.
+    """
+    p = np.asarray(p, float)
+    order = np.argsort(p)  # NaN comes last.
+    tests = np.count_nonzero(~np.isnan(p))
+    steps = np.maximum(tests - np.arange(p.size), 1)
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps * p[order]), 1)
+    return adjusted
+
+
+def compare(
+    one: Predictions,
+    other: Predictions,
+    *,
+    tasks: tuple[str, ...],
+    key: Array,
+    replicates: int,
+) -> dict:
+    """How much better `one` is, paired by image, with intervals and p values.
+
+    Args:
+      one, other: of the same images, in the same order, with the same labels.
+      tasks: T names.
+      key: of the bootstrap.
+      replicates: of the bootstrap, clustered by patient.
+
+    Returns:
+      films, patients, replicates; mean: {metric: compared}; tasks: {name: {positives,
+      negatives, p, holm, why, metrics: {metric: compared}}}. The metrics are auroc and
+      average_precision; compared is {one, other, difference: {estimate, low, high,
+      undefined}}; p is delong.paired's of the AUROC. What is undefined is None, and so
+      are interval and p of fewer than support.LEAST patients of either class; why says
+      why the AUROC or its p is.
+    """
+    rest = one.label, one.weight, one.patient
+    scores = one.probability, other.probability
+    found = bootstrap.difference(*scores, *rest, key=key, replicates=replicates)
+    nowhere = np.full(len(tasks), np.nan)  # No threshold: areas alone.
+    patients = bootstrap.patients(scores[0], *rest, nowhere)["auroc"][:-1]
+    few = patients < bootstrap.LEAST
+    p = np.where(few, np.nan, paired(*scores, *rest).p)
+    adjusted = holm(p)
+    weak = {"low": np.append(few, few.all()), "high": np.append(few, few.all())}
+    columns = {
+        name: {
+            "one": _with_mean(one, name),
+            "other": _with_mean(other, name),
+            "difference": {
+                field: np.where(weak.get(field, False), np.nan, np.append(each, mean))
+                for field, each, mean in zip(
+                    bootstrap.Interval._fields,
+                    *(found[name], found[f"mean_{name}"]),
+                    strict=True,
+                )
+            },
+        }
+        for name in bootstrap.AREAS
+    }
+
+    def row(t: int) -> dict:  # -1: the mean.
+        return jax.tree.map(lambda column: _number(column[t]), columns)
+
+    positives = np.sum(one.label * one.weight, axis=0, where=one.weight > 0)
+    negatives = one.weight.sum(axis=0) - positives
+    return {
+        "films": len(one.id),
+        "patients": len(np.unique(one.patient)),
+        "replicates": replicates,
+        "mean": row(-1),
+        "tasks": {
+            task: {
+                "positives": float(positives[t]),
+                "negatives": float(negatives[t]),
+                "p": _number(p[t]),
+                "holm": _number(adjusted[t]),
+                "why": _why(positives[t], negatives[t], p[t], few[t]),
+                "metrics": row(t),
+            }
+            for t, task in enumerate(tasks)
+        },
+    }
+
+
+def _with_mean(predictions: Predictions, name: str) -> np.ndarray:
+    """[T + 1], a metric of each task, and its mean over those that have it."""
+    each = results.RANKED[name](*predictions[2:])
+    return np.append(each, results.means(predictions)[name])
+
+
+def _why(positives: float, negatives: float, p: float, few: bool) -> str:
+    """Why a task has no area, or no interval or p; '' if it has all."""
+    if positives == 0 or negatives == 0:
+        return f"no {'negative' if positives else 'positive'} image"
+    if few:
+        return f"{bootstrap.FEW}, no test"
+    return "nothing varies: no test" if np.isnan(p) else ""
+
+
+def _number(value) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+ROUNDING = 1e-12  # What is smaller is 0.
+
+
+class Paired(NamedTuple):
+    """[T] each: one AUROC minus the other, its standard error, and a two-sided p."""
+
+    difference: np.ndarray
+    error: np.ndarray
+    p: np.ndarray
+
+
+def paired(score, other, label, weight, patient) -> Paired:
+    """Tests whether two models' AUROCs differ on the same images.
+
+    Args:
+      score, other: [N, T], what the two models say; only the order matters.
+      label: [N, T] in [0, 1].
+      weight: [N, T], >= 0; 0 where the label is unknown.
+      patient: [N] integers.
+
+    Returns:
+      p is 1 where the two order every pair alike, and NaN where they don't but
+      nothing varies; all are NaN where a class is missing, and the error and p where
+      only one patient has it: there is nothing that varies.
+
+    Source: DeLong et al., Biometrics 44 (1988) 837; its components from ranks: Sun &
+    Xu, IEEE Signal Process. Lett. 21 (2014) 1389; clusters: Obuchowski, Biometrics 53
+    (1997) 567. The difference's variance is that of the components' differences.
+    """
+    found = _tasks(score, other, label, weight, patient)
+    difference, error = (np.array(column) for column in zip(*found, strict=True))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = 2 * norm.sf(np.abs(difference) / error)
+    same = np.where(np.abs(difference) < ROUNDING, 1.0, np.nan)
+    p = np.where(error < ROUNDING, same, p)
+    return Paired(difference, error, p)
+
+
+def _tasks(score, other, label, weight, patient) -> list[tuple]:
+    arrays = [np.asarray(a, np.float64) for a in (score, other, label, weight)]
+    patient = np.asarray(patient)
+    shapes = {a.shape for a in arrays}
+    if len(shapes) > 1 or arrays[0].ndim != 2 or patient.shape != arrays[0].shape[:1]:
+        raise InputError("score, label, weight: give [N, T] each, and patient [N]")
+    return [_task(*(a[:, t] for a in arrays), patient) for t in range(len(score[0]))]
+
+
+def _task(score, other, label, weight, patient) -> tuple[float, float]:
+    """The difference of the AUROCs, and its standard error."""
+    known = weight > 0
+    score, other, label, weight = (a[known] for a in (score, other, label, weight))
+    if np.isnan(score).any() or np.isnan(other).any():
+        raise InputError("score: NaN where the weight isn't 0; mute it by 0")
+    positive, negative = weight * label, weight * (1 - label)
+    if positive.sum() == 0 or negative.sum() == 0:
+        return np.nan, np.nan
+    _, who = np.unique(patient[known], return_inverse=True)
+    people = who.max() + 1
+    areas, sums = [], []
+    for one in (score, other):
+        # A positive's component: how many negatives it outranks; and the reverse.
+        above, below = _outranked(one, negative), 1 - _outranked(one, positive)
+        area = (positive * above).sum() / positive.sum()
+        areas.append(area)
+        sums.append(
+            [
+                np.bincount(who, mass * (part - area), people) / mass.sum()
+                for mass, part in ((positive, above), (negative, below))
+            ]
+        )
+    has = [np.bincount(who, mass, people) > 0 for mass in (positive, negative)]
+    apart = [one - two for one, two in zip(*sums, strict=True)]
+    return areas[0] - areas[1], _error(*apart, *has)
+
+
+def _outranked(score: np.ndarray, mass: np.ndarray) -> np.ndarray:
+    """[N]: the share of the mass at lower scores, and half of that at the same."""
+    _, run = np.unique(score, return_inverse=True)
+    each = np.bincount(run, mass)
+    return ((np.cumsum(each) - each / 2) / mass.sum())[run]
+
+
+def _error(ill, well, has_ill, has_well) -> float:
+    """The standard error, from each patient's sums [P] and who has such an image."""
+
+    def corrected(product: np.ndarray, patients: int) -> float:
+        return product.sum() * patients / (patients - 1)
+
+    several = has_ill.sum(), has_well.sum()
+    if min(several) < 2:
+        return np.nan
+    variance = corrected(ill**2, several[0]) + corrected(well**2, several[1])
+    variance += 2 * corrected(ill * well, len(ill))
+    return float(np.sqrt(max(variance, 0.0)))

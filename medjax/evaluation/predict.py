@@ -1,0 +1,114 @@
+"""Every example exactly once, on all devices."""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from medjax.data import images, loader, prepared
+from medjax.errors import InputError
+
+
+class Predictions(NamedTuple):
+    """What a model says of N films, in the order they were read.
+
+    id, patient: [N] int32.
+    probability, label, weight: [N, T] float32; weight 0 where the label is unknown.
+    """
+
+    id: np.ndarray
+    patient: np.ndarray
+    probability: np.ndarray
+    label: np.ndarray
+    weight: np.ndarray
+
+
+def predict(
+    batches: Iterable[dict[str, np.ndarray]], eval_step: Callable
+) -> Predictions:
+    """Runs a model over evaluation batches and takes the padding out again.
+
+    Args:
+      batches: host batches [D, B, ...]; padding rows have the id -1.
+      eval_step: image [D, B, H, W, C] -> probabilities [D, B, T], e.g.
+        `compile_eval`'s, with the state bound.
+    """
+    rows = list(_rows(batches, eval_step, "probability"))
+    columns = ([row[name] for row in rows] for name in Predictions._fields)
+    return Predictions(*map(np.concatenate, columns))
+
+
+def embed(batches: Iterable[dict[str, np.ndarray]], embed_step: Callable) -> np.ndarray:
+    """[N, F], what the model's classifier sees of every image; see `predict`."""
+    rows = _rows(batches, embed_step, "embedding")
+    return np.concatenate([row["embedding"] for row in rows])
+
+
+def _rows(
+    batches: Iterable[dict[str, np.ndarray]], function: Callable, name: str
+) -> Iterator[dict[str, np.ndarray]]:
+    """Adds what a function says of the image; takes devices and padding out again."""
+    for batch in batches:
+        batch = {**batch, name: jax.device_get(function(batch["image"]))}
+        real = batch["id"].reshape(-1) >= 0
+        yield {
+            field: array.reshape(-1, *array.shape[2:])[real]
+            for field, array in batch.items()
+            if field != "image"
+        }
+
+
+def predict_files(
+    paths: list[Path],
+    eval_step: Callable,
+    *,
+    shape: tuple[int, ...],
+    batch: int,
+    devices: int,
+    look: Callable[[Path, np.ndarray, np.ndarray], None] | None = None,
+) -> Iterator[tuple[Path, np.ndarray | str]]:
+    """Yields every file, in order, with its probabilities or with what is wrong.
+
+    Args:
+      paths: image files.
+      eval_step: as for `predict`.
+      shape: (S, S, C) of the images that the model was trained on.
+      batch: B, rows a device.
+      devices: D.
+      look: called, by several threads, with a file's path, its pixels [H, W] or
+        [H, W, 3] in [0, 1], and these as the model reads them, [S, S, C] uint8.
+
+    Yields:
+      path, and [T] float32 or the reason why the file can't be read.
+    """
+
+    def load(path: Path) -> tuple[Path, np.ndarray | str]:
+        try:
+            pixels = images.read(path, channels=None).pixels
+        except InputError as error:
+            return path, str(error)
+        image = images.with_channels(pixels, shape[-1])
+        image = images.resize(image, shape[0]).reshape(shape)
+        if look is not None:
+            look(path, pixels, image)
+        return path, image
+
+    def finish(loaded: list) -> Iterator[tuple[Path, np.ndarray | str]]:
+        films = [pixels for _, pixels in loaded if not isinstance(pixels, str)]
+        if films:
+            padded = loader.pad({"image": np.stack(films)}, batch * devices)
+            image = loader.split_devices(padded, devices)["image"]
+            probability = jax.device_get(eval_step(image))
+            rows = iter(probability.reshape(-1, *probability.shape[2:]))
+        for path, pixels in loaded:
+            yield path, pixels if isinstance(pixels, str) else next(rows)
+
+    waiting = []
+    for loaded in prepared.in_parallel(load, paths):
+        waiting.append(loaded)
+        if len(waiting) == batch * devices:
+            yield from finish(waiting)
+            waiting = []
+    yield from finish(waiting)

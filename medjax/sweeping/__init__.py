@@ -1,1 +1,0 @@
-"""Many runs from one config, and the page that compares them."""

@@ -1,0 +1,136 @@
+"""explore: what the data of a config look like, before anything is trained on them."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pandas as pd
+
+from medjax import config as plain
+from medjax.cohort import balance, describe, split
+from medjax.config import Config
+from medjax.errors import InputError
+from medjax.evaluation import bootstrap
+from medjax.reports import explore as exploring
+from medjax.tasks import parts as model
+from medjax.tasks import study
+
+
+def survey(config: Config, data: study.Data, folder: Path) -> Path:
+    """Writes explore.html and explore.json: the cohort, its pixels and its split.
+
+    Args:
+      config: of the run to be.
+      data: of the config.
+      folder: where to; made if absent.
+
+    Returns:
+      The page's path.
+    """
+    table, tasks = data.table, data.task.names
+    manifest = study.sides(config, data)
+    facts = describe.describe(table, tasks, manifest, task=config.task)
+    everyone = data.films(table["id"].to_numpy())
+    batches = study.evaluation_batches(config, everyone)
+    facts |= {
+        "source": config.data.source,
+        "sample": describe.sample(table, tasks, boxes=_read(data, "boxes")),
+        "pixels": describe.statistics(
+            ((_flat(b["id"]), _flat(b["image"])) for b in batches),
+            jax.jit(model.preparation(config)),
+        ),
+        "confounders": _confounders(config, data),
+        "weights": _weights(config, data, manifest),
+        "split": _verdict(config, data, manifest),
+        "duplicates": _pairs(data, manifest),
+        "quarantine": _read(data, "quarantine").to_dict("records"),
+    }
+    images = {id: everyone[id]["image"] for id in exploring.wanted(facts)}
+    folder.mkdir(parents=True, exist_ok=True)
+    return exploring.write(facts, images, folder)
+
+
+def _flat(array: np.ndarray) -> np.ndarray:
+    """[D, B, ...] -> [D B, ...]."""
+    return array.reshape(-1, *array.shape[2:])
+
+
+def _read(data: study.Data, name: str) -> pd.DataFrame:
+    return pd.read_csv(data.path / f"{name}.csv", keep_default_na=False)
+
+
+def _confounders(config: Config, data: study.Data) -> dict:
+    """{covariate: {task: the interval of its AUROC when it alone is the score}}."""
+    names = data.task.names
+    label = data.table[list(names)].to_numpy(float)
+    found = {}
+    for covariate, score in describe.confounders(data.table).items():
+        known = ~np.isnan(label) & ~np.isnan(score)[:, None]
+        areas = bootstrap.bootstrap(
+            np.repeat(score[:, None], len(names), axis=1),
+            np.nan_to_num(label),
+            known,
+            data.table["patient"],
+            np.full(len(names), np.nan),
+            **plain.bootstrap(config),
+        )["auroc"]
+        found[covariate] = {
+            name: {"estimate": e, "low": low, "high": high}
+            for name, e, low, high in zip(names, *areas[:3], strict=True)
+        }
+    return found
+
+
+def _weights(config: Config, data: study.Data, manifest: pd.DataFrame) -> dict:
+    """{scheme: {part: {task: weight}}} of the training side, or why it can't be."""
+    names = data.task.names
+    label = data.label(manifest["id"][manifest["split"] == "train"].to_numpy())
+    found: dict = {}
+    for word, scheme in study.WEIGHTS.items():
+        options = {"scheme": scheme, "drop": config.resampling.drop}
+        try:
+            if data.task.exclusive:
+                w = balance.multiclass_weights(label, classes=names, **options)
+                parts = {"": w}
+            else:
+                w = balance.class_weights(label, tasks=names, **options)
+                parts = {"positive": w.w_pos, "negative": w.w_neg}
+        except InputError as error:
+            found[word] = str(error)
+        else:
+            found[word] = {
+                part: dict(zip(names, w.tolist(), strict=True))
+                for part, w in parts.items()
+            }
+    return found
+
+
+def _verdict(config: Config, data: study.Data, manifest: pd.DataFrame) -> dict:
+    """What every side got, and whether the audit lets it train."""
+    reached = split.reached(data.table, manifest, data.task.names).to_dict("records")
+    try:
+        study.audit(config, manifest, data)
+    except InputError as error:
+        return {"reached": reached, "sound": False, "verdict": str(error)}
+    if config.split.by == "image":
+        verdict = "Split by image: patients are on several sides, and results flatter."
+        return {"reached": reached, "sound": False, "verdict": verdict}
+    verdict = "No patient and no picture is on two sides."
+    return {"reached": reached, "sound": True, "verdict": verdict}
+
+
+def _pairs(data: study.Data, manifest: pd.DataFrame) -> list[dict]:
+    """The pairs of images that are one picture, and where they are."""
+    known = manifest.set_index("id")[["image", "patient", "split"]]
+    return [
+        {
+            **pair,
+            "image": known.at[pair["id"], "image"],
+            "other_image": known.at[pair["other"], "image"],
+            "split": known.at[pair["id"], "split"],
+            "other_split": known.at[pair["other"], "split"],
+            "same_patient": known.at[pair["id"], "patient"]
+            == known.at[pair["other"], "patient"],
+        }
+        for pair in study.same_images(data).to_dict("records")
+    ]

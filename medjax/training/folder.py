@@ -1,0 +1,324 @@
+"""The files of a run's folder, other than checkpoints and reports.
+
+Which data, split and weights a run was made of, written down and held to.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import jax
+import numpy as np
+import pandas as pd
+from chex import ArrayTree
+
+from medjax.cohort import split
+from medjax.data import volumes
+from medjax.errors import InputError
+from medjax.evaluation.predict import Predictions
+
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+TOLD = 3  # Fields that differ, named in an error.
+
+
+def claim(folder: Path, config: dict) -> None:
+    """Writes config.json and environment.json, or finds the same config there.
+
+    Raises:
+      InputError: the folder holds a run of another config.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "config.json"
+    if path.exists():
+        refuse_other(folder, json.loads(path.read_text()), config)
+    path.write_text(json.dumps(config, indent=2))
+    _write_environment(folder / "environment.json")
+
+
+def refuse_other(folder: Path, old: dict, config: dict) -> None:
+    """Refuses another config than the one in the folder, field by field.
+
+    Raises:
+      InputError: it is another; the first fields that differ are named.
+    """
+    old, new = _fields(old), _fields(config)
+    # As text: a NaN is another than itself.
+    apart = [
+        name
+        for name in old | new
+        if json.dumps(old.get(name)) != json.dumps(new.get(name))
+    ]
+    if apart:
+        told = [f"config.{k} is {old.get(k)}, not {new.get(k)}" for k in apart[:TOLD]]
+        more = f" and {len(apart) - TOLD} more differ" if len(apart) > TOLD else ""
+        raise InputError(
+            f"{folder}: holds a run whose {', '.join(told)}{more}: use another --workdir"
+        )
+
+
+def _fields(config: dict, above: str = "") -> dict:
+    """{'optim.learning_rate': 0.1, ...} of nested dicts."""
+    found = {}
+    for name, value in config.items():
+        if isinstance(value, dict) and value:
+            found |= _fields(value, f"{above}{name}.")
+        else:
+            found[f"{above}{name}"] = value
+    return found
+
+
+def read_config(folder: Path) -> dict:
+    """Reads config.json back.
+
+    Raises:
+      InputError: the folder holds no run.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        raise InputError(f"{folder}: no config.json: is this the workdir of a run?")
+    return json.loads(path.read_text())
+
+
+def environment() -> dict:
+    """What the numbers depend on besides the config.
+
+    revision and dirty are git's: the commit, and whether files differ from it; None
+    where the code is no checkout.
+    """
+    here = Path(__file__)
+    tracked = _git("ls-files", here.name) == here.name  # Not of a checkout around us.
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: metadata.version(name) for name in LIBRARIES},
+        "devices": [str(device) for device in jax.devices()],
+        "revision": _git("rev-parse", "HEAD") or None if tracked else None,
+        "dirty": bool(_git("status", "--porcelain")) if tracked else None,
+    }
+
+
+def _write_environment(path: Path) -> None:
+    """Writes environment.json; others that the run was begun in stay under `before`."""
+    now, before = environment(), []
+    if path.exists():
+        old = json.loads(path.read_text())
+        before = old.pop("before", [])
+        if old != now:
+            before.append(old)
+    path.write_text(json.dumps(now | {"before": before}, indent=2))
+
+
+def _git(*arguments: str) -> str:
+    """What git says of this file's folder; '' where there is no git, or no checkout."""
+    try:
+        found = subprocess.run(
+            ["git", "-C", os.fspath(Path(__file__).parent), *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except FileNotFoundError:
+        return ""
+    return found.stdout.strip()
+
+
+def write_task(folder: Path, task: tuple) -> None:
+    """Writes task.json: what the model says (names), and of images of which shape."""
+    (folder / "task.json").write_text(json.dumps(task._asdict(), indent=2))
+
+
+def read_task(folder: Path) -> dict:
+    """Reads task.json back.
+
+    Raises:
+      InputError: the folder's training hasn't begun.
+    """
+    path = folder / "task.json"
+    if not path.exists():
+        raise InputError(f"{folder}: no task.json: train the run first")
+    task = json.loads(path.read_text())
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in task.items()}
+
+
+def write_predictions(
+    path: Path,
+    tasks: tuple[str, ...],
+    image: pd.Series,
+    found: Predictions,
+    raw: np.ndarray | None = None,
+) -> None:
+    """Writes predictions/<split>.csv: image, patient, and two or three columns a task.
+
+    Args:
+      path: of the CSV.
+      tasks: T names.
+      image: names by id.
+      found: probabilities and labels; an unknown label is left empty.
+      raw: [N, T], the probabilities before calibration, by which a finding's images
+        are ranked: a column T_raw each; None: they are ranked by `found`'s.
+    """
+    path.parent.mkdir(exist_ok=True)
+    names = image[found.id].to_numpy()
+    columns = {"image": names, "patient": found.patient}
+    known = np.where(found.weight > 0, found.label, np.nan)
+    for t, task in enumerate(tasks):
+        columns[task] = found.probability[:, t]
+        columns[f"{task}_label"] = known[:, t]
+        if raw is not None:
+            columns[f"{task}_raw"] = raw[:, t]
+    pd.DataFrame(columns).to_csv(path, index=False)
+
+
+RECORDS = ("*.array_record*", "*.npy")  # Of images, and of volumes.
+
+
+def hold(
+    folder: Path,
+    records: Path,
+    manifest: pd.DataFrame,
+    *,
+    target: tuple[Path, pd.DataFrame] | None = None,
+    weights: ArrayTree | None = None,
+) -> None:
+    """Writes provenance.json of a run, or finds that it was made of the same.
+
+    Args:
+      folder: the run's; its splits.csv and target.csv, if there are any, are what it
+        was split by.
+      records: the folder of the prepared data.
+      manifest: who is on which side now.
+      target: both of the data that the run is adapted to, if there are any.
+      weights: that it starts from, if they are given.
+
+    Raises:
+      InputError: a run that was begun with other data, another split or other weights,
+        or whose splits.csv or target.csv were changed.
+    """
+    path = folder / "provenance.json"
+    old = json.loads(path.read_text()) if path.exists() else {}
+    found = _held(folder, old, records, manifest, "splits.csv")
+    if target is not None:
+        found["target"] = _held(folder, old.get("target", {}), *target, "target.csv")
+    if weights is not None:
+        found["weights"] = of_weights(weights)
+        if old.get("weights", found["weights"]) != found["weights"]:
+            raise InputError(
+                f"{folder}: the weights of transfer.init changed since the run began: "
+                "use another --workdir, or bring the old weights back"
+            )
+    path.write_text(json.dumps(found, indent=2))
+
+
+def _held(
+    folder: Path, old: dict, records: Path, manifest: pd.DataFrame, name: str
+) -> dict:
+    """{data, split} now, which must be the old ones where there are any.
+
+    Args:
+      name: of the manifest's file.
+    """
+    found = {"data": of_data(records), "split": of_split(manifest)}
+    if not old:
+        return found
+    if old["data"] != found["data"]:
+        raise InputError(
+            f"{folder}: the data under {records} changed since the run began "
+            f"({_apart(old['data'], found['data'])}): use another --workdir, or "
+            "bring the old data back"
+        )
+    written = sides(folder, name) if (folder / name).exists() else None
+    if old["split"] != found["split"]:
+        who = f"and {name} is gone" if written is None else _moved(written, manifest)
+        raise InputError(
+            f"{folder}: the split changed since the run began ({who}): use another "
+            "--workdir"
+        )
+    return found
+
+
+def sides(folder: Path, name: str = "splits.csv") -> pd.DataFrame:
+    """Who is on which side in a run, as written down when it began.
+
+    Args:
+      folder: of the run.
+      name: of the file; target.csv is that of the data that the run was adapted to.
+
+    Raises:
+      InputError: the file was changed since.
+    """
+    found = split.read(folder / name)
+    path = folder / "provenance.json"
+    old = json.loads(path.read_text()) if path.exists() else {}
+    if name == "target.csv":
+        old = old.get("target", {})
+    if "split" in old and of_split(found) != old["split"]:
+        raise InputError(
+            f"{folder / name}: was changed after the run began, which trained by "
+            "another: bring it back, or delete it and give `train` again"
+        )
+    return found
+
+
+def of_data(records: Path) -> dict:
+    """What tells prepared data from other data, without reading them.
+
+    Their table is read and, of images, the perceptual hashes, of volumes the digests
+    that were taken when they were written; of the records themselves only the names
+    and sizes.
+    """
+    files = sorted(path for kind in RECORDS for path in records.glob(kind))
+    sizes = {path.name: path.stat().st_size for path in files}
+    digest = hashlib.sha256(json.dumps(sizes).encode())
+    for name in ("table.csv", "hashes.bin", volumes.DIGESTS):
+        if (records / name).exists():
+            digest.update((records / name).read_bytes())
+    table = pd.read_csv(records / "table.csv", usecols=["patient"])
+    return {
+        "images": len(table),
+        "patients": int(table["patient"].nunique()),
+        "bytes": sum(sizes.values()),
+        "sha256": digest.hexdigest(),
+    }
+
+
+def of_weights(tree: ArrayTree) -> str:
+    """A digest of arrays, their names and types."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(tree)):
+        name = jax.tree_util.keystr(path)
+        digest.update(f"{name} {leaf.dtype} {leaf.shape} ".encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def of_split(manifest: pd.DataFrame) -> dict:
+    """How many images each side has, and a digest of which."""
+    rows = manifest.sort_values("id")
+    text = rows[["id", "patient", "split"]].to_csv(index=False, lineterminator="\n")
+    counts = manifest["split"].value_counts().sort_index()
+    counts = {name: int(n) for name, n in counts.items()}
+    return {**counts, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _apart(old: dict, new: dict) -> str:
+    """The facts that differ, of which the digest is the last resort."""
+    names = [name for name in new if old.get(name) != new[name]]
+    told = [name for name in names if name != "sha256"] or names
+    return ", ".join(f"{name}: {old.get(name)} then, {new[name]} now" for name in told)
+
+
+def _moved(old: pd.DataFrame, new: pd.DataFrame) -> str:
+    """How many images changed sides, and the first of them."""
+    both = old.merge(new, on="id", how="outer", suffixes=("_old", "_new"))
+    moved = both[both["split_old"] != both["split_new"]]
+    if moved.empty:
+        return "other patients"
+    first = moved.iloc[0]
+    sides = (first[f"split_{which}"] for which in ("old", "new"))
+    was, now = ("absent" if pd.isna(side) else side for side in sides)
+    image = first["image_old"] if was != "absent" else first["image_new"]
+    return f"{len(moved)} images are on another side, such as {image}: {was} then, {now} now"
