@@ -1,4 +1,4 @@
-"""The config itself, and the plain values that it holds."""
+"""The config: reading one back, and what each of its fields affects."""
 
 import difflib
 import json
@@ -15,6 +15,74 @@ from medjax.errors import InputError
 
 Config = ConfigDict
 
+# What a field affects, by the longest of these names that it begins with:
+#   records  the prepared data
+#   judged   the patients that a run is tested on, or what is measured of them
+#   network  the compiled model
+#   program  the compiled update, which the arms of one program share
+# A field without an effect changes numbers, the order of the images or the report. A
+# run that is resumed must have the same value in every field.
+EFFECTS: dict[str, tuple[str, ...]] = {
+    "": ("program",),
+    "adapt.weight": (),
+    "data": ("records", "program"),
+    "data.max_quarantined": ("program",),
+    "data.records": ("program",),
+    **dict.fromkeys(("data.split", "data.tasks"), ("judged", "program")),
+    **dict.fromkeys(
+        (
+            *("data.source", "data.folder", "data.patients", "data.first_patient"),
+            *("data.seed", "data.films", "data.prevalence"),
+            *("data.regions", "data.values", "data.mask", "data.spacing"),
+            *("data.shape", "data.without_tumour", "data.without_enhancing"),
+        ),
+        ("records", "judged", "program"),
+    ),
+    "evaluation": (),
+    "evaluation.flip": ("network",),
+    "evaluation.tolerance": ("judged",),
+    "explore": (),
+    "imbalance": (),
+    "intensity": ("network", "program"),
+    "model": ("network", "program"),
+    "optim.ema": (),
+    "optim.learning_rate": (),
+    "optim.weight_decay": (),
+    "patch.size": ("network", "program"),
+    "patch.slices": ("network", "program"),
+    "resampling": (),
+    "seed": (),
+    "split": (),
+    **dict.fromkeys(("split.test", "split.cut", "split.folds"), ("judged",)),
+    "train.dtype": ("network", "program"),
+    "transfer.decay": (),
+    "transfer.every": (),
+    "transfer.mode": ("network", "program"),
+}
+
+
+def effects(field: str) -> tuple[str, ...]:
+    """What a dotted field affects, see EFFECTS."""
+    names = field.split(".")
+    above = (".".join(names[:n]) for n in range(len(names), 0, -1))
+    return next((EFFECTS[name] for name in above if name in EFFECTS), EFFECTS[""])
+
+
+def affecting(config: Config, effect: str) -> dict:
+    """The fields of a config with that effect, as nested plain data."""
+
+    def part(section: dict, above: str) -> dict:
+        chosen = {}
+        for name, value in section.items():
+            if isinstance(value, dict) and value:
+                if below := part(value, f"{above}{name}."):
+                    chosen[name] = below
+            elif effect in effects(above + name):
+                chosen[name] = value
+        return chosen
+
+    return part(as_json(config), "")
+
 
 def named(module: Any, name: str, field: str) -> Callable:
     """The public function of that name, which a field of the config asked for.
@@ -22,10 +90,10 @@ def named(module: Any, name: str, field: str) -> Callable:
     Raises:
       InputError: there is none.
     """
-    found = getattr(module, name, None)
-    if name.startswith("_") or not callable(found):
+    function = getattr(module, name, None)
+    if name.startswith("_") or not callable(function):
         raise InputError(f"{field}={name!r}: {module.__name__} has none of that name")
-    return found
+    return function
 
 
 def schedule(config: Config) -> dict[str, Any]:
@@ -95,9 +163,9 @@ def as_json(config: Config) -> dict:
     return json.loads(config.to_json())
 
 
-def of_json(found: dict) -> Config:
+def of_json(values: dict) -> Config:
     """The config that `as_json` wrote: what flags may change are tuples, not lists."""
-    return Config(tuples(found))
+    return Config(tuples(values))
 
 
 def tuples(value: Any) -> Any:
@@ -105,6 +173,17 @@ def tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: tuples(each) for name, each in value.items()}
     return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+
+def flatten(values: dict, above: str = "") -> dict[str, Any]:
+    """{'optim.learning_rate': 0.1, ...} of nested dicts; an empty dict is a value."""
+    flat = {}
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{above}{name}.")
+        else:
+            flat[f"{above}{name}"] = value
+    return flat
 
 
 def nearest(field: str, config: Config) -> str | None:
@@ -120,20 +199,45 @@ def _fields(config: Config, above: str = "") -> Iterator[str]:
             yield from _fields(value, f"{above}{name}.")
 
 
+def get_config(path: str) -> Config:
+    """The config of a run, for `--config=RUN/config.json`.
+
+    ml_collections loads Python files only, and gives what follows a colon to their
+    get_config: launch.py turns the flag into `--config=medjax/config.py:RUN/config.json`.
+
+    Raises:
+      OSError: the file isn't there, or is no config; launch.py shows it as one line.
+    """
+    try:
+        values = json.loads(Path(path).read_text())
+    except ValueError as error:
+        raise OSError(f"{path}: not JSON ({error})") from None
+    if not isinstance(values, dict) or "data" not in values:
+        raise OSError(f"{path}: not the config.json of a run")
+    return of_json(values)
+
+
+SECTIONS = (
+    *("seed", "explore", "modality", "task", "data", "split", "augment", "model"),
+    *("transfer", "adapt", "loss", "imbalance", "resampling", "optim", "train"),
+    "evaluation",
+)
+
+
 def read_config(folder: Path) -> Config:
     """The config of a run.
 
     Raises:
-      InputError: no run there, or one of a medjax that had fewer sections.
+      InputError: no run is there, or one of an older version.
     """
     path = folder / "config.json"
     if not path.exists():
         raise InputError(f"{folder}: no config.json: is this the workdir of a run?")
-    found = json.loads(path.read_text())
-    for name in ("transfer", "adapt"):
-        if found.get("task") != "segmentation" and name not in found:
+    values = json.loads(path.read_text())
+    for name in SECTIONS if values.get("task") != "segmentation" else ("data",):
+        if name not in values:
             raise InputError(
-                f"{folder}/config.json: has no {name}: the run is of an older medjax; "
-                "read it with that, or train it again"
+                f"{path}: has no {name!r}: a run of an older medjax; read it with that "
+                "version, or train it again"
             )
-    return ConfigDict(found)
+    return of_json(values)
