@@ -169,6 +169,33 @@ def test_every_weight_has_a_gradient():
         assert np.all(np.isfinite(leaf)) and np.any(leaf != 0), path
 
 
+def test_frozen_stages_have_no_gradient_and_change_no_logits():
+    options = {"widths": (2, 3), "deep": 1, "attention": True}
+    image = draw(1, 8, 8, 1)
+    variables = filled(small(**options), *image.shape)
+    names = small(**options).stage_names
+    assert names == ("stem", "down1", "up1")
+    assert variables["params"].keys() - set(names) == {"head", "head1"}
+
+    def gradient(frozen):
+        def loss(variables):
+            logits = small(**options, frozen=frozen).apply(variables, image, train=True)
+            return sum(jnp.sum(jnp.sin(z)) for z in logits)
+
+        return jax.jit(jax.value_and_grad(loss))(variables)
+
+    free, all_gradients = gradient(0)
+    for frozen in (2, 3):
+        value, gradients = gradient(frozen)
+        assert value == free
+        for name, leaves in gradients["params"].items():
+            still = name in names[:frozen]
+            for leaf in jax.tree.leaves(leaves):
+                assert np.any(leaf != 0) != still, name
+    head = all_gradients["params"]["head"]
+    jax.tree.map(np.testing.assert_array_equal, gradients["params"]["head"], head)
+
+
 def test_bfloat16_computes_in_half_and_keeps_float32_parameters_and_logits():
     half, full = small(dtype=jnp.bfloat16, deep=1), small(deep=1)
     image = draw(1, 16, 16, 2)

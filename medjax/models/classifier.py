@@ -37,6 +37,11 @@ class Classifier(nn.Module):
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """The parameters' top-level keys from the image on, but for 'classifier'."""
+        return stage_names(len(self.stages))
+
     @nn.compact
     def __call__(self, image: Array, *, train: bool, after: int = 0) -> Array:
         """Logits [B, T] float32 of standardised images.

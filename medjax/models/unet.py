@@ -54,6 +54,9 @@ class UNet(nn.Module):
       groups: of channels that are normalised together; 0 for each by itself.
       attention: whether a gate weighs what crosses over, see Gate.
       deep: so many coarser levels have logits too, for the loss.
+      frozen: so many of the first stages, in the order of `stage_names`, get no
+        gradient. Nothing else is needed to keep them as they are: instance and group
+        norm have no running statistics.
       dtype: of the computation; parameters and logits are float32.
 
     Source: Ronneberger et al., U-Net (MICCAI 2015); He et al. (CVPR 2016) for the
@@ -69,7 +72,14 @@ class UNet(nn.Module):
     groups: int = 0
     attention: bool = False
     deep: int = 0
+    frozen: int = 0
     dtype: jnp.dtype = jnp.float32
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """The parameters' top-level keys from the image on, but for the heads'."""
+        down, up = range(1, len(self.widths)), range(len(self.widths) - 1, 0, -1)
+        return ("stem", *(f"down{i}" for i in down), *(f"up{i}" for i in up))
 
     @nn.compact
     def __call__(self, image: Array, *, train: bool) -> Array | tuple[Array, ...]:
@@ -96,24 +106,30 @@ class UNet(nn.Module):
             raise InputError(f"model.deep: {self.deep}; give 0 to {levels - 1}")
         _check_size(image.shape[1:-1], np.prod(strides, axis=0))
         common = {"groups": self.groups, "dtype": self.dtype}
+        frozen = self.stage_names[: self.frozen]
+
+        def run(stage: nn.Module, *inputs: Array) -> Array:
+            x = stage(*inputs)
+            return jax.lax.stop_gradient(x) if stage.name in frozen else x
 
         x, kept = image.astype(self.dtype), []
         for i in range(levels):
-            x = Down(
+            down = Down(
                 self.widths[i],
                 stride=strides[i],
                 kernel=kernels[i],
                 blocks=blocks[i],
                 name=f"down{i}" if i else "stem",
                 **common,
-            )(x)
+            )
+            x = run(down, x)
             kept.append(x)
         heads = self.deep if train or self.is_initializing() else 0
         coarse = {}
         for i in range(levels - 1, 0, -1):
             if i <= heads:
                 coarse[i] = _logits(x, self.tasks, (1,) * space, f"head{i}")
-            x = Up(
+            up = Up(
                 self.widths[i - 1],
                 stride=strides[i],
                 kernel=kernels[i - 1],
@@ -121,7 +137,8 @@ class UNet(nn.Module):
                 attention=self.attention,
                 name=f"up{i}",
                 **common,
-            )(x, kept[i - 1])
+            )
+            x = run(up, x, kept[i - 1])
         full = _logits(x, self.tasks, strides[0], "head")
         if self.deep and train:
             return full, *(coarse[i] for i in sorted(coarse))
