@@ -28,7 +28,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench_auroc import FINDINGS, IMAGES, films
 
-from medjax.cohort import describe
 from medjax.cohort import split as splits
 from medjax.evaluation import bands, calibration, results, subgroups, thresholds
 from medjax.evaluation import thresholds as operating
@@ -96,7 +95,7 @@ def main() -> None:
         lambda: splits.audit(manifest, table_of_all, TASKS, duplicates=pairs),
     )
     accounted = timed(
-        "account", lambda: describe.account(table_of_all, manifest, TASKS, pairs)
+        "account", lambda: splits.account(table_of_all, manifest, TASKS, pairs)
     )
     validation = found._replace(
         **{name: x[: SIDES["validation"]] for name, x in found._asdict().items()}

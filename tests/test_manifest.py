@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medjax.cohort.manifest import SPLITS, UNUSED, audit, reached, read, write
+from medjax.cohort.manifest import (
+    SPLITS,
+    UNUSED,
+    account,
+    audit,
+    reached,
+    read,
+    write,
+)
 from medjax.errors import InputError
 
 TASKS = ("common", "rare")
@@ -59,7 +67,7 @@ def unknown_id(manifest, table):
 def left_out(manifest, table):
     table.loc[len(table)] = table.iloc[0]
     table.loc[len(table) - 1, "id"] = 4321
-    return "^id: 1 films of the table are missing .*, e.g. 4321;"
+    return "^id: 1 images of the table are missing .*, e.g. 4321;"
 
 
 def repeated(manifest, table):
@@ -214,7 +222,7 @@ def test_wrong_duplicates_are_named(options, message):
         audit(manifest, **options)
 
 
-# --------------------------------------------------------- reached, read, write
+# ------------------------------------------------ reached, account, read, write
 
 
 @settings(deadline=None, max_examples=10)
@@ -240,6 +248,36 @@ def test_reached_counts_as_by_hand(patients, films, seed, unused):
         known, total = positives + negatives, (table[row.task] == 1).sum()
         expected = [positives / n if n else np.nan for n in (known, total)]
         np.testing.assert_array_equal([row.prevalence, row.share], expected)
+
+
+def test_sides_are_counted_and_leaks_between_them():
+    rng = np.random.default_rng(0)
+    label = rng.choice([0.0, 1.0, np.nan], 40)
+    side = np.array(["train", "validation", "test", "unused"])[np.arange(40) // 4 % 4]
+    table = pd.DataFrame({"id": np.arange(40), "image": "a", "mass": label})
+    table["patient"] = np.arange(40) // 2
+    manifest = table[["id", "image", "patient"]].assign(split=side)
+    manifest.loc[0, "split"] = "test"  # Patient 0 is on two sides.
+    manifest.loc[12, "split"] = "train"  # Patient 6 is on one, and unused.
+    pairs = pd.DataFrame({"id": [1, 1, 1, 0], "other": [2, 4, 14, 8]})
+    found = account(table, manifest, ("mass",), pairs)
+    for name, one in found["sides"].items():
+        here = manifest["split"] == name
+        assert one["films"] == here.sum()
+        assert one["patients"] == manifest["patient"][here].nunique()
+        counts = one["tasks"]["mass"]
+        assert counts["positives"] == (label[here] == 1).sum()
+        assert counts["negatives"] == (label[here] == 0).sum()
+        assert counts["unknown"] == np.isnan(label[here]).sum()
+    assert (found["shared"], found["pairs"], found["leaks"]) == (1, 4, 1)
+
+
+def test_without_duplicates_nothing_leaks():
+    table = pd.DataFrame({"id": [0, 1, 2], "image": "a", "patient": [0, 1, 2]})
+    manifest = table.assign(split=["train", "validation", "test"])
+    pairs = pd.DataFrame({"id": [], "other": []})
+    found = account(table.assign(x=1.0), manifest, ("x",), pairs)
+    assert (found["shared"], found["pairs"], found["leaks"]) == (0, 0, 0)
 
 
 def test_reached_refuses_an_id_that_the_table_does_not_hold():
@@ -279,3 +317,12 @@ def test_a_file_that_is_no_manifest_is_named(tmp_path, text, message):
     with pytest.raises(InputError, match=f"splits.csv: {message}") as error:
         read(path)
     assert "\n" not in str(error.value)
+
+
+def test_only_the_needed_sides_must_not_be_empty():
+    table = random_table()
+    manifest = sampled(table)
+    manifest["split"] = manifest["split"].replace("validation", "train")
+    audit(manifest, table, needed=("train", "test"))
+    with pytest.raises(InputError, match="validation is empty"):
+        audit(manifest, table)

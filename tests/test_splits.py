@@ -120,16 +120,16 @@ def kind_of_split(kind, table, seed):
 
 
 @pytest.mark.parametrize("kind", ["split", "fold", "official", "temporal"])
-def test_a_hundred_seeds_keep_patients_whole_and_differ(kind):
+def test_many_seeds_keep_patients_whole_and_differ(kind):
     table, seen = random_table(), set()
-    for seed in range(100):
+    for seed in range(25):
         manifest = kind_of_split(kind, table, seed)
         assert manifest["id"].tolist() == table["id"].tolist()
         for sides in sides_of(manifest).values():
             assert len(sides - {split.UNUSED}) <= 1
         assert (split.UNUSED in set(manifest["split"])) == (kind == "temporal")
         seen.add(tuple(manifest["split"]))
-    assert len(seen) == 100
+    assert len(seen) == 25
 
 
 @settings(deadline=None, max_examples=10)
@@ -185,7 +185,7 @@ def test_scarce_patients_go_to_test_then_train_then_validation(k, seed, caplog):
         manifest = split.split(table, ("rare",), seed=seed)
     got = sorted(manifest["split"][:k])
     assert got == sorted(("test", "train", "validation")[:k])
-    assert ("validation has 0 positive films of rare" in caplog.text) == (k < 3)
+    assert ("validation has 0 positive images of rare" in caplog.text) == (k < 3)
     assert "test has" not in caplog.text
 
 
@@ -492,7 +492,7 @@ def test_patients_of_the_past_train_and_those_of_the_future_are_tested(seed, cap
     assert set(sides[[3, 4, 5]]) == {"test"}
     assert sides[2] == sides[6] == "unused"
     assert (
-        "2 films are unused: 0 early ones of tested patients, 1 late ones of others, "
+        "2 images are unused: 0 early ones of tested patients, 1 late ones of others, "
         "1 without a follow_up" in caplog.text
     )
 
@@ -529,6 +529,44 @@ def test_what_cannot_be_split_by_time_is_named(change, message):
     with pytest.raises(InputError, match=f"^{message}") as error:
         split.temporal(arguments.pop("table"), (), **arguments)
     assert "\n" not in str(error.value)
+
+
+# ------------------------------------------------- few patients, every one counts
+
+
+@pytest.mark.parametrize("fold", [0, 2])
+def test_leaving_one_out_tests_that_patient_alone(fold):
+    table = random_table(patients=4)  # Several images each.
+    manifest = split.leave_one_out(table, fold)
+    assert set(manifest["split"]) == {"train", "test"}
+    tested = manifest["patient"][manifest["split"] == "test"]
+    assert set(tested) == {np.unique(table["patient"])[fold]}
+    assert len(tested) == (table["patient"] == tested.iloc[0]).sum()
+
+
+@pytest.mark.parametrize(("patients", "fold"), [(4, 4), (4, -1), (1, 0)])
+def test_a_patient_who_can_t_be_left_out_is_named(patients, fold):
+    with pytest.raises(InputError, match=f"^split.fold={fold}: .* 0 to {patients - 1}"):
+        split.leave_one_out(random_table(patients=patients), fold)
+
+
+def test_halves_are_both_hemispheres_of_every_image():
+    table = random_table(patients=5)
+    manifest = split.halves(table)
+    assert tuple(manifest.columns) == split.COLUMNS and manifest["id"].is_unique
+    names = manifest["image"].str.split(split.HALF, regex=False, expand=True)
+    for half, side in (("left", "train"), ("right", "test")):
+        here = names[1] == half
+        assert names[0][here].tolist() == table["image"].tolist()
+        assert manifest["patient"][here].tolist() == table["patient"].tolist()
+        assert set(manifest["split"][here]) == {side}
+
+
+def test_everyone_trains():
+    table = random_table(patients=2)
+    manifest = split.everyone(table)
+    assert manifest["id"].tolist() == table["id"].tolist()
+    assert set(manifest["split"]) == {"train"}
 
 
 # ----------------------------------------------------------------------- NIH

@@ -109,11 +109,11 @@ def test_gather_counts_films_and_positives_of_each_patient():
     unit = np.array([1, 0, 1, 2, 1])
     positive = [np.array([1, 1, 1, 0, 0], bool), np.array([0, 0, 0, 1, 0], bool)]
     cohort = stratify.gather(unit, positive)
-    assert cohort.films.tolist() == [1, 3, 1]
+    assert cohort.images.tolist() == [1, 3, 1]
     assert cohort.positives.tolist() == [[1, 0], [2, 0], [0, 1]]
     assert stratify.gather(unit, []).positives.shape == (3, 0)
     some = stratify.gather(unit, positive, np.array([1, 1, 1, 0, 0], bool))
-    assert some.films.tolist() == [1, 2, 0]
+    assert some.images.tolist() == [1, 2, 0]
     assert some.positives.tolist() == [[1, 0], [2, 0], [0, 0]]
 
 
@@ -129,11 +129,11 @@ def test_test_leaves_to_the_others_what_only_they_can_use(counts, share, seed):
     cohort = make_cohort(films + positives, positives)
     there = make_cohort(films_there + positives_there, positives_there)
     rng = np.random.default_rng(seed)
-    if not cohort.films.any():
+    if not cohort.images.any():
         return
     tested = stratify.held_out(cohort, rng, share=share, minority=0.1, elsewhere=there)
-    assert tested.any() and not tested[cohort.films == 0].any()
-    here, useful = cohort.films > 0, there.films > 0
+    assert tested.any() and not tested[cohort.images == 0].any()
+    here, useful = cohort.images > 0, there.images > 0
     costs = not (here & ~useful).any()  # Test itself needs one of the useful ones.
     assert np.sum(useful & ~tested) >= min(useful.sum() - costs, 2)
     here, useful = cohort.positives[:, 0] > 0, there.positives[:, 0] > 0

@@ -7,8 +7,6 @@ Which images to look at, and what all pixels look like, raw and prepared.
 
 Grey levels are whole numbers, so a histogram of 256 bins holds all that a mean, a
 deviation or a percentile needs, exactly, for any number of images.
-
-Who is on which side of a split, in numbers that a report can hold.
 """
 
 import heapq
@@ -20,7 +18,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from medjax.cohort import manifest as manifests
 from medjax.errors import InputError
 
 CATEGORIES = ("view", "sex")
@@ -497,42 +494,3 @@ def _spread(values: np.ndarray, bins: int = 40) -> dict[str, Any]:
 
 def _first(rows, key) -> list[list]:
     return [list(row) for row in heapq.nsmallest(EXTREMES, rows, key)]
-
-
-def account(
-    table: pd.DataFrame,
-    manifest: pd.DataFrame,
-    tasks: tuple[str, ...],
-    duplicates: pd.DataFrame,
-) -> dict:
-    """Counts the sides, and what may leak between them.
-
-    Args:
-      table: the films with their labels.
-      manifest: rows with manifest.COLUMNS.
-      tasks: names of the table's label columns.
-      duplicates: pairs of films that show one picture, by `id` and `other`.
-
-    Returns:
-      sides: {split: {films, patients, tasks: {T: {positives, negatives, unknown}}}};
-      shared: patients on two sides; pairs: of one picture; leaks: those on two sides.
-      The side manifest.UNUSED is none.
-    """
-    sides: dict = {}
-    for row in manifests.reached(table, manifest, tasks).to_dict("records"):
-        side = {"films": row["films"], "patients": row["patients"], "tasks": {}}
-        side = sides.setdefault(row["split"], side)
-        names = ("positives", "negatives", "unknown")
-        side["tasks"][row["task"]] = {name: int(row[name]) for name in names}
-    for side in sides.values():
-        side |= {name: int(side[name]) for name in ("films", "patients")}
-    split = manifest.set_index("id")["split"]
-    used = manifest[manifest["split"] != manifests.UNUSED]
-    here, there = (split.loc[duplicates[end]].to_numpy() for end in ("id", "other"))
-    unused = (here == manifests.UNUSED) | (there == manifests.UNUSED)
-    return {
-        "sides": sides,
-        "shared": int((used.groupby("patient")["split"].nunique() > 1).sum()),
-        "pairs": len(duplicates),
-        "leaks": int(((here != there) & ~unused).sum()),
-    }

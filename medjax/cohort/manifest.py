@@ -1,9 +1,9 @@
-"""The manifest: who trains, validates and tests, written down and audited.
+"""The manifest: which patients train, validate and test, written down and audited.
 
-A manifest is a DataFrame with one row a film: `id`, `image`, `patient` and
-`split`, one of SPLITS, or UNUSED for a film that no side takes. A table has at
-least `id`, `image`, `patient` and one float column a task: positive from 0.5 on,
-NaN where unknown.
+A manifest is a DataFrame with one row per image: `id`, `image`, `patient` and
+`split`, which is one of SPLITS, or UNUSED for an image on no side. A table has at
+least `id`, `image`, `patient` and one float column per task: positive from 0.5 on,
+NaN where unknown. An image is a film or a volume.
 """
 
 import logging
@@ -27,24 +27,25 @@ def audit(
     by="patient",
     duplicates=None,
     on_duplicates="refuse",
+    needed=SPLITS,
 ) -> None:
-    """Refuses a manifest that leaks, or that is not one of this table.
+    """Refuses a manifest that leaks, or that doesn't belong to this table.
 
     Args:
       manifest: M rows with COLUMNS, in any order.
-      table: the N films that it must cover exactly; None checks it by itself.
-      tasks: columns of the table; those with no positive or no negative film on
-        a side, where no curve can be drawn, are named in the log.
+      table: the N images that it must cover exactly; None: not compared.
+      tasks: label columns of the table. The log names those without a positive or
+        without a negative image on a side, because no ROC curve exists there.
       by: 'image' lets a patient be on two sides (a demonstration of leakage).
-      duplicates: pairs of films that show the same picture, by `id` and `other`,
-        as `duplicates.confirm` finds them; None looks for none.
-      on_duplicates: 'refuse' a pair on two sides, or 'warn' of it in the log.
+      duplicates: pairs of images that show the same picture, by `id` and `other`,
+        see `duplicates.confirm`; None: not checked.
+      on_duplicates: 'refuse' a pair on two sides, or 'warn' about it in the log.
+      needed: the splits that must not be empty.
 
     Raises:
-      InputError: a missing column, a repeated or unknown id, a film left out, an
-        unknown split name, an empty split, a patient on two sides (UNUSED is no
-        side), a picture on two sides, an image or a patient other than the
-        table's.
+      InputError: a missing column, a repeated or unknown id, a missing image, an
+        unknown split name, an empty split, a patient on two sides (UNUSED is not a
+        side), a picture on two sides, or another image or patient than the table's.
     """
     check_by(by)
     if on_duplicates not in ("refuse", "warn"):
@@ -57,7 +58,7 @@ def audit(
     names = (*SPLITS, UNUSED)
     unknown = f"rows name a split not in {names}"
     refuse(~side.isin(names), side, "split", unknown, "correct the name")
-    for name in SPLITS:
+    for name in needed:
         if not (side == name).any():
             raise InputError(f"split: {name} is empty; add patients or split again")
     if by == "patient":
@@ -70,68 +71,70 @@ def audit(
 
 
 def _check_table(manifest, table, tasks):
-    """Refuses a manifest of other films; logs the tasks without a curve on a side."""
+    """Refuses a manifest of other images; logs tasks with one class on a side."""
     ids = manifest["id"]
     check_columns(table, (*COLUMNS[:3], *tasks), "table")
     row = _rows(manifest, table)
-    left_out = ~table["id"].isin(ids)
-    what = "films of the table are missing from the manifest"
-    refuse(left_out, table["id"], "id", what, "split this table again")
+    missing = ~table["id"].isin(ids)
+    what = "images of the table are missing from the manifest"
+    refuse(missing, table["id"], "id", what, "split this table again")
     for name in ("patient", "image"):
-        other = manifest[name].to_numpy() != table[name].to_numpy()[row]
+        differs = manifest[name].to_numpy() != table[name].to_numpy()[row]
         what = f"ids have another {name} in the table"
-        refuse(other, ids, name, what, "split this table again")
-    for r in reached(table, manifest, tasks).itertuples():
+        refuse(differs, ids, name, what, "split this table again")
+    for counts in reached(table, manifest, tasks).itertuples():
         for what in ("positives", "negatives"):
-            if r.split in SPLITS and not getattr(r, what):
-                log.warning("audit: %s has no %s in %s", r.task, what, r.split)
+            if counts.split in SPLITS and not getattr(counts, what):
+                log.warning(
+                    "audit: %s has no %s in %s", counts.task, what, counts.split
+                )
 
 
 def _check_duplicates(manifest, duplicates, on_duplicates):
-    """Refuses pictures that are on two of SPLITS, or warns of them."""
+    """Refuses a picture that is on two of SPLITS, or warns about it."""
     check_columns(duplicates, ("id", "other"), "duplicates")
-    index, sides, images = pd.Index(manifest["id"]), [], []
+    index = pd.Index(manifest["id"])
+    ends = []  # The name and side of each pair's two images.
     for name in ("id", "other"):
         row = index.get_indexer(duplicates[name])
         what = "are not in the manifest"
-        refuse(row < 0, duplicates[name], "duplicates", what, "search these films")
-        sides.append(manifest["split"].to_numpy()[row])
-        images.append(manifest["image"].to_numpy()[row])
+        refuse(row < 0, duplicates[name], "duplicates", what, "search these images")
+        ends.append(manifest[["image", "split"]].to_numpy()[row].tolist())
     leaks = [
-        f"{one} ({here}) = {other} ({there})"
-        for one, here, other, there in zip(images[0], sides[0], images[1], sides[1])
-        if here != there and UNUSED not in (here, there)
+        f"{first} ({side}) = {second} ({other_side})"
+        for (first, side), (second, other_side) in zip(*ends, strict=True)
+        if side != other_side and UNUSED not in (side, other_side)
     ]
     if not leaks:
         return
-    found = (
-        f"duplicates: {len(leaks)} pairs of films show the same picture on two "
+    message = (
+        f"duplicates: {len(leaks)} pairs of images show the same picture on two "
         f"sides, e.g. {', '.join(leaks[:SHOWN])}"
     )
     if on_duplicates == "refuse":
         raise InputError(
-            f"{found}; give both the same patient, remove one, or set "
+            f"{message}; give both the same patient, remove one, or set "
             "split.duplicates='warn'"
         )
-    log.warning("%s", found)
+    log.warning("%s", message)
 
 
 def reached(table, manifest, tasks) -> pd.DataFrame:
-    """Counts what every side got of every task.
+    """Counts each task's labels on each side.
 
     Args:
-      table: the films with their labels.
+      table: the images with their labels.
       manifest: M rows, all of them in the table.
       tasks: names of the table's label columns, T of them.
 
     Returns:
-      [3 T] rows, `task` x `split`, or [4 T] where films are UNUSED: `films` and
-      `patients` of the side; the `positives`, `negatives` and `unknown` films
-      among them; `prevalence`, positives over known films; `share`, the side's
-      share of the task's positives (NaN where there are none to share).
+      [3 T] rows, `task` x `split`, or [4 T] if some images are UNUSED: the side's
+      images (`films`) and `patients`; `positives`, `negatives` and `unknown` images;
+      `prevalence`, positives over known images; `share`, the side's share of the
+      task's positives (NaN if it has none).
 
     Raises:
-      InputError: a missing column or an id that the table does not hold.
+      InputError: a missing column, or an id that isn't in the table.
     """
     check_columns(manifest, COLUMNS, "manifest")
     check_columns(table, ("id", *tasks), "table")
@@ -139,32 +142,62 @@ def reached(table, manifest, tasks) -> pd.DataFrame:
     names = (*SPLITS, UNUSED) if (manifest["split"] == UNUSED).any() else SPLITS
     sides = {name: (manifest["split"] == name).to_numpy() for name in names}
     patients = {s: manifest["patient"][here].nunique() for s, here in sides.items()}
-    out = []
+    rows = []
     for task in tasks:
         label = table[task].to_numpy(float)[row]
         total = np.sum(label >= 0.5)
         for name, here in sides.items():
             positives = np.sum(label[here] >= 0.5)
             negatives = np.sum(label[here] < 0.5)
-            films, known = np.sum(here), positives + negatives
-            counts = (films, patients[name], positives, negatives, films - known)
+            images, known = np.sum(here), positives + negatives
+            counts = (images, patients[name], positives, negatives, images - known)
             ratios = [positives / n if n else np.nan for n in (known, total)]
-            out.append((task, name, *counts, *ratios))
+            rows.append((task, name, *counts, *ratios))
     counts = ("films", "patients", "positives", "negatives", "unknown")
-    return pd.DataFrame(out, columns=["task", "split", *counts, "prevalence", "share"])
+    return pd.DataFrame(rows, columns=["task", "split", *counts, "prevalence", "share"])
+
+
+def account(table, manifest, tasks, duplicates) -> dict:
+    """The participant numbers of a report: each side's counts, and what may leak.
+
+    Args:
+      table, manifest, tasks: as in `reached`.
+      duplicates: pairs of images that show one picture, by `id` and `other`.
+
+    Returns:
+      sides: {split: {films, patients, tasks: {task: {positives, negatives,
+        unknown}}}}.
+      shared: patients on two sides.
+      pairs: duplicates; leaks: those on two sides.
+    """
+    sides: dict = {}
+    for row in reached(table, manifest, tasks).to_dict("records"):
+        counts = {name: int(row[name]) for name in ("films", "patients")}
+        side = sides.setdefault(row["split"], {**counts, "tasks": {}})
+        names = ("positives", "negatives", "unknown")
+        side["tasks"][row["task"]] = {name: int(row[name]) for name in names}
+    used = manifest[manifest["split"] != UNUSED]
+    split = used.set_index("id")["split"]
+    first, second = (duplicates[end].map(split) for end in ("id", "other"))
+    return {
+        "sides": sides,
+        "shared": int((used.groupby("patient")["split"].nunique() > 1).sum()),
+        "pairs": len(duplicates),
+        "leaks": int(((first != second) & first.notna() & second.notna()).sum()),
+    }
 
 
 def write(manifest, path) -> None:
-    """Writes the manifest as CSV: COLUMNS, one row a film, in its order."""
+    """Writes the manifest as CSV: COLUMNS, one row per image, in its order."""
     manifest.to_csv(path, columns=list(COLUMNS), index=False, lineterminator="\n")
 
 
 def read(path) -> pd.DataFrame:
-    """Reads a manifest back as `write` wrote it.
+    """Reads a manifest that `write` wrote; `audit` checks its content.
 
     Raises:
-      InputError: no such file, no CSV, a missing column, an id or a patient that
-        is no integer. What it says is `audit`'s business.
+      InputError: no such file, not a CSV, a missing column, or an id or a patient
+        that isn't an integer.
     """
     try:
         text = pd.read_csv(path, dtype=str, keep_default_na=False)
@@ -174,11 +207,12 @@ def read(path) -> pd.DataFrame:
     check_columns(text, COLUMNS, str(path))
     for name in ("id", "patient"):
         wrong = ~text[name].str.fullmatch(r"-?\d{1,18}")
-        refuse(wrong, text[name], f"{path}: {name}", "are no integers", "mend them")
+        refuse(wrong, text[name], f"{path}: {name}", "are no integers", "correct them")
     return text[list(COLUMNS)].astype({"id": np.int64, "patient": np.int64})
 
 
 def _rows(manifest, table):
+    """The table's row of each row of the manifest, [M]."""
     ids = table["id"]
     refuse(ids.duplicated(), ids, "id", "rows of the table repeat one", "renumber")
     row = pd.Index(ids).get_indexer(manifest["id"])
@@ -188,20 +222,22 @@ def _rows(manifest, table):
 
 
 def refuse(wrong, values, field, what, remedy):
-    """Raises for the rows that are wrong: how many, and one of them."""
-    found = np.asarray(values)[np.asarray(wrong)].tolist()
-    if found:
-        raise InputError(f"{field}: {len(found)} {what}, e.g. {found[0]!r}; {remedy}")
+    """Raises if any row is wrong, with the number of wrong rows and one of them."""
+    examples = np.asarray(values)[np.asarray(wrong)].tolist()
+    if examples:
+        raise InputError(
+            f"{field}: {len(examples)} {what}, e.g. {examples[0]!r}; {remedy}"
+        )
 
 
 def refuse_two_sides(patient, side):
-    """Raises for patients who are on more than one side; [N] each."""
+    """Raises if a patient is on more than one side; [N] each."""
     sides = pd.Series(np.asarray(side)).groupby(np.asarray(patient)).nunique()
     refuse(sides > 1, sides.index, "patient", "are on two sides", "split by patient")
 
 
 def check_by(by):
-    """Raises for a unit of the split that is none."""
+    """Raises if the unit of the split is unknown."""
     if by not in ("patient", "image"):
         raise InputError(f"by: {by!r} is unknown; give 'patient' or 'image'")
 

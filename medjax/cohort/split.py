@@ -1,10 +1,20 @@
-"""Who trains, who validates, who tests: by patient, into an audited manifest.
+"""Ways to split a cohort by patient into train, validation and test.
 
-Test is sampled first, then validation in the same way; everyone left trains.
-`test` and `validation` are shares of the films; `minority` is X, the least share
-of every task's positive films that goes to test, and again to validation. Where
-the patients do not allow it: a task's only positive patient is in test, the
-second trains, the third validates, and a warning names what missed its X.
+Test is sampled first, then validation in the same way; all other patients train.
+Where there are too few patients, a task's only positive patient is in test, the
+second trains, the third validates, and a warning names the tasks below `minority`.
+
+Each way returns an audited manifest, [N] rows in the table's order (see
+manifest.py). The common arguments are:
+  table: N images in any order: a patient's side doesn't depend on it.
+  tasks: names of the table's label columns; () for a plain random split.
+  seed: an integer >= 0.
+  test, validation: shares of the images, in (0, 1), together below 1.
+  minority: X, in [0, 0.5): the least share of every task's positive images that
+    goes to test, and again to validation.
+
+All raise an InputError for a wrong argument or column, and if there are fewer than
+3 patients (2 for leave_one_out).
 """
 
 import logging
@@ -19,6 +29,7 @@ from medjax.cohort.manifest import (
     COLUMNS,
     SPLITS,
     UNUSED,
+    account,
     audit,
     check_by,
     check_columns,
@@ -34,8 +45,12 @@ __all__ = [
     "COLUMNS",
     "SPLITS",
     "UNUSED",
+    "account",
     "audit",
+    "everyone",
     "fold",
+    "halves",
+    "leave_one_out",
     "official",
     "reached",
     "read",
@@ -43,32 +58,22 @@ __all__ = [
     "temporal",
     "write",
 ]
+HALF = ", half "  # Between a volume's name and the hemisphere, see `halves`.
 log = logging.getLogger("medjax")
 
 
 def split(
     table, tasks, *, seed, test=0.2, validation=0.1, minority=0.1, by="patient"
 ) -> pd.DataFrame:
-    """Samples test, then validation, by patient; the rest trains.
+    """Samples test, then validation.
 
-    A side takes the share max(minority, asked share) of every task's positives,
-    so with minority < share its prevalence stays close to the whole cohort's
-    and its films within one patient of the share; from there on X wins over the
-    size, and the positives over the prevalence.
+    A side takes the share max(minority, its share) of every task's positives. With
+    minority < share its prevalence stays close to the cohort's, and its size within
+    one patient of the share. With a larger minority, X has priority over the size,
+    and the positives over the prevalence.
 
     Args:
-      table: N films, in any order: the same patients land on the same side.
-      tasks: names of the table's label columns; () for a plain random split.
-      seed: an integer >= 0.
-      test, validation: shares of the films, in (0, 1), together below 1.
-      minority: X, in [0, 0.5).
-      by: 'patient', or 'image' to demonstrate leakage, and only for that.
-
-    Returns:
-      The manifest, [N] rows in the table's order.
-
-    Raises:
-      InputError: an argument or a column is wrong, or there are under 3 patients.
+      by: 'patient', or 'image', only to demonstrate leakage.
     """
     stratify.check_shares(minority, test=test, validation=validation)
     unit, cohort = _cohort(table, tasks, by)
@@ -77,26 +82,19 @@ def split(
     rng = stratify.generator(seed)
     tested = stratify.held_out(cohort, rng, share=test, minority=minority)
     side = stratify.sides(cohort, rng, tested, share=validation, minority=minority)
-    return _manifest(table, tasks, np.array(SPLITS)[side[unit]], minority, by)
+    return _manifest(table, tasks, side[unit], minority, by)
 
 
 def fold(
     table, tasks, *, seed, folds, fold, validation=0.1, minority=0.1
 ) -> pd.DataFrame:
-    """Tests on one part of a stratified k-fold by patient, validates as `split`.
+    """Tests on one part of a stratified k-fold; samples validation as `split`.
 
     Args:
-      table, tasks, validation, minority: as in `split`. X above 1 / folds cannot
-        be had in every fold; test then gets its even part.
-      seed: one seed is one partition, whichever fold is asked for.
+      seed: the partition depends on it alone, not on `fold`.
       folds: the number of parts, >= 2.
       fold: the part to test on, 0 to folds - 1.
-
-    Returns:
-      The manifest, [N] rows in the table's order.
-
-    Raises:
-      InputError: as `split`, or fewer patients than folds.
+      minority: if it exceeds 1 / folds, test gets the share 1 / folds.
     """
     if not (isinstance(folds, numbers.Integral) and folds >= 2):
         raise InputError(f"folds: {folds!r} is not a number of parts; give 2 or more")
@@ -108,7 +106,7 @@ def fold(
     tested = stratify.parts(cohort, rng, folds=folds, minority=minority) == fold
     rng = np.random.default_rng([seed, fold + 1])
     side = stratify.sides(cohort, rng, tested, share=validation, minority=minority)
-    return _manifest(table, tasks, np.array(SPLITS)[side[unit]], minority)
+    return _manifest(table, tasks, side[unit], minority)
 
 
 def official(
@@ -125,21 +123,17 @@ def official(
     """Takes test from an official list; samples validation, or takes its own list.
 
     Args:
-      table, tasks, seed, validation, minority: as in `split`.
-      train_val, test, validation_list: image names, or the path of a text file
-        with one a line (NIH's train_val_list.txt, test_list.txt). Whole names are
-        matched, or file names where the list or the table has no folder. Lists
-        may cover more images than the table: the log counts those. Without
-        `test`, every film that no other list has is tested on. With
-        `validation_list`, of films in `train_val` or beside it, nothing is sampled.
-
-    Returns:
-      The manifest, [N] rows in the table's order.
+      train_val, test, validation_list: image names, or the path of a text file with
+        one per line (NIH's train_val_list.txt, test_list.txt). Whole names are
+        matched, or file names if the list or the table has no folders. Lists may
+        hold more images than the table: the log counts those. Without `test`, every
+        image that is in no other list is tested. With `validation_list`, whose
+        images may be in `train_val` or not, nothing is sampled.
 
     Raises:
-      InputError: as `split`; a list that cannot be read or matches no film, a name
-        of several films, a film in no list, or in `test` and another, or lists that
-        put a patient on two sides.
+      InputError: also for a list that can't be read or matches no image, a name of
+        several images, an image in no list, or in `test` and in another one, and a
+        patient on two sides.
     """
     stratify.check_shares(minority, validation=validation)
     unit, cohort = _cohort(table, tasks)
@@ -151,46 +145,41 @@ def official(
         kept = kept | validated
     listed = ~kept if test is None else _listed(image, test, "test")
     for wrong, what in ((kept & listed, "both lists"), (~kept & ~listed, "no list")):
-        what = f"of {len(image)} films are in {what}"
+        what = f"of {len(image)} images are in {what}"
         refuse(wrong, image, "test", what, "correct train_val or test")
     given = 2 * listed + validated
     refuse_two_sides(table["patient"], given)
     if validation_list is not None:
-        return _manifest(table, tasks, np.array(SPLITS)[given], minority)
-    tested = np.bincount(unit[listed], minlength=len(cohort.films)) > 0
+        return _manifest(table, tasks, given, minority)
+    tested = np.bincount(unit[listed], minlength=len(cohort.images)) > 0
     rng = stratify.generator(seed)
     side = stratify.sides(cohort, rng, tested, share=validation, minority=minority)
-    return _manifest(table, tasks, np.array(SPLITS)[side[unit]], minority)
+    return _manifest(table, tasks, side[unit], minority)
 
 
 def temporal(
     table, tasks, *, seed, cut, test=0.2, validation=0.1, minority=0.1
 ) -> pd.DataFrame:
-    """Learns from the past, tests on the future of other patients.
+    """Trains on early images, and tests on late images of other patients.
 
-    Test's patients are sampled as in `split` among those with a late film, and
-    validation's among the others with an early one. Test keeps its patients' late
-    films, train and validation keep the early ones of theirs; every other film is
-    written down as UNUSED, and counted in the log: the past of who is tested, the
-    future of who is not, and the films whose follow-up number is unknown. So who
-    has no early film is in test or nowhere, and who has no late one never in test.
+    Test's patients are sampled as in `split` among those with a late image, and
+    validation's among the others with an early image. Test keeps the late images of
+    its patients; train and validation keep the early ones of theirs. All others are
+    UNUSED, and counted in the log: early images of tested patients, late ones of
+    the others, and those without a follow-up number.
 
     Args:
-      table: as in `split`, and `follow_up`: the film's number in its patient's
-        history, 0 first, NaN unknown.
-      tasks, seed: as in `split`.
-      cut: films are early with a follow_up below it, and late from it on.
-      test, minority: of the late films and their positives.
-      validation, minority: of the early films of who is not tested.
-
-    Returns:
-      The manifest, [N] rows in the table's order.
+      table: has the column `follow_up`, the image's number in its patient's
+        history: 0 first, NaN unknown.
+      cut: images with a follow_up below it are early, the others late.
+      test, minority: of the late images and their positives.
+      validation, minority: of the early images of patients who aren't tested.
 
     Raises:
-      InputError: as `split`; no follow_up, or a cut that leaves a side empty.
+      InputError: also without a follow_up, or if the cut leaves a side empty.
     """
     stratify.check_shares(minority, test=test)
-    stratify.check_shares(minority, validation=validation)  # Of other films.
+    stratify.check_shares(minority, validation=validation)  # Of other images.
     unit, _ = _cohort(table, tasks)
     early, late = _follow_up(table, cut)
     past, future = (
@@ -202,50 +191,96 @@ def temporal(
     )
     early_left = early & ~tested[unit]
     rest = stratify.gather(unit, _positive(table, tasks), early_left)
-    if np.sum(rest.films > 0) < 2:
+    if np.sum(rest.images > 0) < 2:
         raise InputError(
-            f"cut: with {cut:g}, test leaves one patient or none with an early film; "
+            f"cut: with {cut:g}, test leaves one patient or none with an early image; "
             "give a higher one"
         )
     side = stratify.sides(rest, rng, tested, share=validation, minority=minority)
     used = early_left | late & tested[unit]
     log.warning(
-        "temporal: %d films are unused: %d early ones of tested patients, %d late "
+        "temporal: %d images are unused: %d early ones of tested patients, %d late "
         "ones of others, %d without a follow_up",
         *map(np.sum, (~used, early & ~early_left, late & ~used, ~(early | late))),
     )
     return _manifest(
         table,
         tasks,
-        np.where(used, np.array(SPLITS)[side[unit]], UNUSED),
+        np.where(used, side[unit], len(SPLITS)),
         minority,
         among={"test": late, "validation": early_left},
     )
 
 
-def _manifest(table, tasks, side, minority, by="patient", among=None):
-    """Writes the sides down, audits them, and says who missed the X.
+def leave_one_out(table, fold) -> pd.DataFrame:
+    """Tests on one patient, trains on all others and validates on nobody.
 
-    X is a share of the positives of all films, or of those that `among` gives for
-    test and for validation, [N] bool each.
+    Args:
+      fold: the number of the patient to test, in the order of `table["patient"]`.
+    """
+    patients = np.unique(table["patient"])
+    if len(patients) < 2 or not 0 <= fold < len(patients):
+        raise InputError(
+            f"split.fold={fold}: the number of the patient to test, 0 to "
+            f"{len(patients) - 1}; leave_one_out needs two patients at least"
+        )
+    tested = table["patient"] == patients[fold]
+    manifest = table[list(COLUMNS[:3])].assign(split=np.where(tested, "test", "train"))
+    audit(manifest, table, needed=("train", "test"))
+    return manifest
+
+
+def halves(table) -> pd.DataFrame:
+    """Trains on the left hemispheres and tests on the right ones of the same people.
+
+    The results flatter, because every patient is on both sides.
+
+    Returns:
+      The manifest, [2 N] rows with their own ids. A row's `image` is the volume's
+      name, HALF and 'left' or 'right'.
+    """
+    sides = [
+        table[list(COLUMNS[:3])].assign(image=table["image"] + HALF + half, split=split)
+        for half, split in (("left", "train"), ("right", "test"))
+    ]
+    manifest = pd.concat(sides, ignore_index=True)
+    manifest["id"] = np.arange(len(manifest))
+    audit(manifest, by="image", needed=("train", "test"))
+    return manifest
+
+
+def everyone(table) -> pd.DataFrame:
+    """Trains on everyone, for a model that is tested on other data."""
+    manifest = table[list(COLUMNS[:3])].assign(split="train")
+    audit(manifest, table, needed=("train",))
+    return manifest
+
+
+def _manifest(table, tasks, side, minority, by="patient", among=None):
+    """Makes and audits the manifest; warns if a task's share is below `minority`.
+
+    Args:
+      side: [N] 0 train, 1 validation, 2 test, 3 unused.
+      among: the images, [N] bool, of whose positives test and validation have their
+        shares; None: all.
     """
     manifest = table[["id", "image", "patient"]].reset_index(drop=True)
-    manifest["split"] = side
+    manifest["split"] = np.array([*SPLITS, UNUSED], object)[side]
     audit(manifest, table, by=by)
     for name in ("validation", "test"):
         here = slice(None) if among is None else among[name]
-        for r in reached(table[here], manifest[here], tasks).itertuples():
-            if r.split == name and not r.share >= minority - 1e-9:
+        for row in reached(table[here], manifest[here], tasks).itertuples():
+            if row.split == name and not row.share >= minority - 1e-9:
                 log.warning(
-                    "split: %s has %d positive films of %s (share %.3f), below "
+                    "split: %s has %d positive images of %s (share %.3f), below "
                     "minority=%g",
-                    *(r.split, r.positives, r.task, r.share, minority),
+                    *(row.split, row.positives, row.task, row.share, minority),
                 )
     return manifest
 
 
 def _cohort(table, tasks, by="patient", least=3):
-    """Returns the number of each film's patient, [N] by ascending name, and these."""
+    """The number of each image's patient, [N], by ascending name; and the Cohort."""
     check_by(by)
     check_columns(table, (*COLUMNS[:3], *tasks), "table")
     if not pd.api.types.is_integer_dtype(table["patient"]):
@@ -265,7 +300,7 @@ def _positive(table, tasks):
 
 
 def _follow_up(table, cut):
-    """Returns the films before the cut and those from it on, [N] bool each."""
+    """The images before the cut and those from it on, [N] bool each."""
     check_columns(table, ("follow_up",), "table")
     if not pd.api.types.is_numeric_dtype(table["follow_up"]):
         raise InputError("follow_up: not numbers; give 0, 1, ... or NaN (unknown)")
@@ -273,7 +308,7 @@ def _follow_up(table, cut):
     known = np.unique(number[~np.isnan(number)])
     if len(known) < 2:
         raise InputError(
-            "follow_up: unknown, or the same, for every film; split by another kind"
+            "follow_up: unknown, or the same, for every image; split another way"
         )
     if not isinstance(cut, numbers.Real) or np.isnan(cut):
         raise InputError(f"cut: {cut!r} is no follow-up number; give one, such as 1")
@@ -287,7 +322,7 @@ def _follow_up(table, cut):
 
 
 def _listed(image, source, field):
-    """Says which of N image names are in a list, [N] bool."""
+    """Which of N image names are in a list, [N] bool."""
     if isinstance(source, (str, Path)):
         try:
             source = Path(source).read_text().splitlines()
@@ -295,7 +330,7 @@ def _listed(image, source, field):
             raise InputError(f"{field}: no list to read ({e})") from None
     listed = {str(line).strip() for line in source} - {""}
     whole = image.isin(listed)
-    # A file name holds no slash, so each test finds the names that have no folder.
+    # A file name has no slash, so each test matches names without a folder.
     name = image.str.rsplit("/", n=1).str[-1]
     other = listed - set(image)
     here = whole | name.isin(other) | image.isin({x.rsplit("/", 1)[-1] for x in other})
@@ -303,7 +338,7 @@ def _listed(image, source, field):
         why = f"{field}: none of its {len(listed)} names is an image of the table"
         raise InputError(f"{why}; give the list that belongs to these images")
     name = image.where(whole, name)[here]
-    what = "films share their name in the list with another"
+    what = "images share their name in the list with another"
     refuse(name.duplicated(), name, field, what, "list images with their folders")
     if (absent := len(listed) - here.sum()) > 0:
         log.warning("%s: %d of %d not in the table", field, absent, len(listed))

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 
 from medjax import config as plain
-from medjax.cohort import describe
 from medjax.cohort import split as splits
 from medjax.config import Config
 from medjax.data import schema
@@ -73,7 +72,7 @@ def evaluate(folder: Path, *, split: str = "test", other: Config | None = None) 
         _write(folder, "validation", data, validation, ranked)
     about = {"split": split, "checkpoint": number, **plain.about(config)}
     about["external"] = other is not None or split == adapt.SPLIT
-    about["cohort"] = describe.account(
+    about["cohort"] = splits.account(
         data.table, manifest, task.names, study.same_images(data)
     )
     about["source"] = _source(config, split, other)

@@ -46,7 +46,7 @@ def write(
       results: `evaluation.results.summarise`'s, and split, source, model, split_by,
         steps, checkpoint. A section of the page is left out where its key is missing:
         bands, explorer (evaluation/bands.py, thresholds.py), calibration, subgroups,
-        robustness, localisation (explaining.localise), cohort (cohort/account.py).
+        robustness, localisation (explaining.localise), cohort (cohort/manifest.py).
         external: whether the images are of other data than the training's.
       curve: the lines of metrics.jsonl.
       folder: where to.
