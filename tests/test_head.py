@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from medjax.cohort.balance import Synthetic
+from medjax.cohort.synthetic import Synthetic
 from medjax.training import head
 
 IMAGES, FEATURES, TASKS, POINTS = 200, 6, 3, 50

@@ -1,5 +1,4 @@
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +7,12 @@ import pytest
 from imblearn.over_sampling import ADASYN, SMOTE
 from sklearn.neighbors import NearestNeighbors
 
-from medjax.cohort import balance, synthetic
+from medjax.cohort import synthetic
 from medjax.errors import InputError
 
 KEY = jax.random.key(3)
 FILMS, WIDTH, SIZE = 240, 6, 300
-METHODS = (balance.smote, balance.adasyn)
+METHODS = (synthetic.smote, synthetic.adasyn)
 
 
 def cohort(seed, share=0.15, unknown=0.1):
@@ -21,9 +20,9 @@ def cohort(seed, share=0.15, unknown=0.1):
     rng = np.random.default_rng(seed)
     label = (rng.random(FILMS) < share).astype(np.float32)
     feature = rng.normal(size=(FILMS, WIDTH)).astype(np.float32) + label[:, None]
-    weight = (rng.random(FILMS) >= unknown).astype(np.float32)
-    feature[weight == 0] = np.nan
-    return feature, label, weight
+    known = rng.random(FILMS) >= unknown
+    feature[~known] = np.nan
+    return feature, np.where(known, label, np.float32(np.nan))
 
 
 def brute_force(feature, asked, among, neighbours):
@@ -61,8 +60,8 @@ def test_neighbours_are_those_of_brute_force(monkeypatch, offset, step):
 
 
 def test_neighbours_are_those_of_scikit_learn():
-    feature, label, weight = cohort(1)
-    minority = (label == 1) & (weight > 0)
+    feature, label = cohort(1)
+    minority = label == 1
     rows = np.flatnonzero(minority)
     oracle = NearestNeighbors(n_neighbors=6).fit(feature[rows])
     expected = rows[oracle.kneighbors(return_distance=False, n_neighbors=5)]
@@ -74,19 +73,14 @@ def test_neighbours_are_those_of_scikit_learn():
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("share", [0.15, 0.85])
 def test_every_point_lies_between_a_film_and_one_of_its_nearest(method, share):
-    feature, label, weight = cohort(2, share)
-    made = method(KEY, feature, label, weight, size=SIZE)
+    feature, label = cohort(2, share)
+    made = method(KEY, feature, label, size=SIZE)
     rarer = int(share < 0.5)
     assert made.label == rarer
-    minority = (label == rarer) & (weight > 0)
+    minority = label == rarer
     near = brute_force(feature, minority, minority, 5)
     seeds, neighbours, gaps = real(made)
     assert 0 <= gaps.min() and gaps.max() < 1 and np.ptp(gaps) > 0.9
-    start, end = feature[seeds].astype(float), feature[neighbours].astype(float)
-    expected = start + gaps[:, None] * (end - start)
-    got = np.asarray(balance.points(made, feature))
-    np.testing.assert_allclose(got[: len(seeds)], expected, atol=1e-5)
-    assert (got[len(seeds) :] == 0).all()
     for seed, neighbour in zip(seeds, neighbours, strict=True):
         assert minority[seed] and neighbour in near[seed]
     # Every one of the five is drawn, and none is preferred: chi-square, 4 degrees.
@@ -95,21 +89,21 @@ def test_every_point_lies_between_a_film_and_one_of_its_nearest(method, share):
 
 
 def test_smote_fills_up_to_the_other_class_evenly():
-    feature, label, weight = cohort(3)
-    here = weight > 0
+    feature, label = cohort(3)
+    here = ~np.isnan(label)
     _, label_after = SMOTE(random_state=0).fit_resample(feature[here], label[here])
-    seeds, *_ = real(balance.smote(KEY, feature, label, weight, size=SIZE))
+    seeds, *_ = real(synthetic.smote(KEY, feature, label, size=SIZE))
     assert len(seeds) == len(label_after) - here.sum()
-    counts = np.bincount(seeds, minlength=FILMS)[(label == 1) & here]
+    counts = np.bincount(seeds, minlength=FILMS)[label == 1]
     assert set(counts) == {len(seeds) // len(counts), len(seeds) // len(counts) + 1}
 
 
 def test_smotes_remainder_goes_to_every_seed_alike():
-    feature, label, weight = cohort(4)
-    minority = np.flatnonzero((label == 1) & (weight > 0))
-    few = functools.partial(balance.smote, size=4, wanted=4)
+    feature, label = cohort(4)
+    minority = np.flatnonzero(label == 1)
+    few = functools.partial(synthetic.smote, size=4, wanted=4)
     keys = jax.random.split(KEY, 30)
-    made = jax.vmap(few, (0, None, None, None))(keys, feature, label, weight)
+    made = jax.vmap(few, (0, None, None))(keys, feature, label)
     assert all(len(set(row)) == 4 for row in np.asarray(made.seed))
     counts = np.bincount(np.asarray(made.seed).ravel(), minlength=FILMS)
     assert counts.sum() == counts[minority].sum()
@@ -126,22 +120,22 @@ class NoGap(np.random.RandomState):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_adasyn_starts_as_many_points_at_each_film_as_imbalanced_learn(seed):
-    feature, label, weight = cohort(10 + seed)
-    here = weight > 0
+    feature, label = cohort(10 + seed)
+    here = ~np.isnan(label)
     after, _ = ADASYN(random_state=NoGap(0)).fit_resample(feature[here], label[here])
     start = after[here.sum() :]
     expected = [np.sum((start == x).all(axis=1)) for x in feature]
-    seeds, *_ = real(balance.adasyn(KEY, feature, label, weight, size=SIZE))
+    seeds, *_ = real(synthetic.adasyn(KEY, feature, label, size=SIZE))
     np.testing.assert_array_equal(np.bincount(seeds, minlength=FILMS), expected)
     assert len(seeds) == len(start) > 50 and len(set(expected)) > 2
 
 
 def test_adasyn_without_a_neighbour_of_the_other_class_is_even():
-    feature, label, weight = cohort(5, unknown=0)
+    feature, label = cohort(5, unknown=0)
     feature = feature + 1e3 * label[:, None]
     with pytest.raises(RuntimeError, match="Not any neigbours"):
         ADASYN().fit_resample(feature, label)
-    seeds, *_ = real(balance.adasyn(KEY, feature, label, weight, size=SIZE))
+    seeds, *_ = real(synthetic.adasyn(KEY, feature, label, size=SIZE))
     assert len(seeds) == np.sum(label == 0) - np.sum(label == 1)
     counts = np.bincount(seeds, minlength=FILMS)[label == 1]
     assert np.ptp(counts) <= 1
@@ -151,16 +145,16 @@ def test_adasyn_without_a_neighbour_of_the_other_class_is_even():
 def test_tasks_abreast_get_what_each_gets_alone(method):
     feature = np.random.default_rng(0).normal(size=(FILMS, WIDTH)).astype(np.float32)
     shares, unknown = (0.02, 0.3, 0.9, 0.0), (0.0, 0.5, 0.2, 0.3)
-    label = np.stack([cohort(i, s)[1] for i, s in enumerate(shares)], axis=1)
-    weight = np.stack([cohort(i, 0.5, u)[2] for i, u in enumerate(unknown)], axis=1)
+    each = [cohort(i, s, u)[1] for i, (s, u) in enumerate(zip(shares, unknown))]
+    label = np.stack(each, axis=1)
     wanted, keys = jnp.array([5, 60, 70, 10]), jax.random.split(KEY, 4)
 
-    def one(key, label, weight, wanted):
-        return method(key, feature, label, weight, size=80, wanted=wanted)
+    def one(key, label, wanted):
+        return method(key, feature, label, size=80, wanted=wanted)
 
-    abreast = jax.vmap(one, (0, 1, 1, 0))(keys, label, weight, wanted)
+    abreast = jax.vmap(one, (0, 1, 0))(keys, label, wanted)
     for t in range(4):
-        alone = one(keys[t], label[:, t], weight[:, t], wanted[t])
+        alone = one(keys[t], label[:, t], wanted[t])
         for got, expected in zip(abreast, alone, strict=True):
             np.testing.assert_array_equal(got[t], expected)
     np.testing.assert_allclose(abreast.weight.sum(1), [5, 60, 70, 0], atol=9)
@@ -170,41 +164,31 @@ def test_tasks_abreast_get_what_each_gets_alone(method):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("films", [0, 1, 2, 4])
 def test_few_films_use_the_neighbours_that_they_have(method, films):
-    feature, _, _ = cohort(6, unknown=0)
+    feature, _ = cohort(6, unknown=0)
     label = np.arange(FILMS) < films
-    made = method(KEY, feature, label.astype(np.float32), np.ones(FILMS), size=48)
+    made = method(KEY, feature, label.astype(np.float32), size=48)
     seeds, neighbours, _ = real(made)
     if films < 2:  # Nothing is between one film and itself.
         assert not len(seeds)
     else:
         assert len(seeds) == 48
         assert set(neighbours) == set(range(films)) and (seeds != neighbours).all()
-    assert np.isfinite(balance.points(made, feature)).all()
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_key_alone_decides(method):
-    feature, label, weight = cohort(7)
+    feature, label = cohort(7)
     make = functools.partial(method, size=SIZE)
     first, second, other = (
-        make(key, feature, label, weight) for key in (KEY, KEY, jax.random.key(4))
+        make(key, feature, label) for key in (KEY, KEY, jax.random.key(4))
     )
     jax.tree.map(np.testing.assert_array_equal, first, second)
     assert not np.array_equal(first.gap, other.gap)
     assert not np.array_equal(first.seed, other.seed)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_nan_label_is_unknown_like_one_of_weight_0(method):
-    feature, label, weight = cohort(8)
-    blank = np.where(weight > 0, label, math.nan)
-    expected = method(KEY, feature, label, weight, size=SIZE)
-    got = method(KEY, feature, blank, np.ones(FILMS), size=SIZE)
-    jax.tree.map(np.testing.assert_array_equal, got, expected)
-
-
 @pytest.mark.parametrize("option", ["size", "neighbours"])
 def test_nothing_to_make_or_to_draw_from_is_an_error(option):
     options = {"size": 3, "neighbours": 3, option: 0}
     with pytest.raises(InputError, match=f"^{option}: 0"):
-        balance.smote(KEY, *cohort(9), **options)
+        synthetic.smote(KEY, *cohort(9), **options)

@@ -1,7 +1,12 @@
-"""How much each class counts: in the loss, in an epoch, or by synthetic points.
+"""Class weights for the loss, and over- and under-sampling of an epoch's images.
 
-Weights for the loss are here; which films an epoch shows is `resampling`, points
-between the embeddings of a minority are `synthetic`, and all have their names here.
+Both are computed from `label` alone, [N, T] in [0, 1], of the training images (films
+or volumes): positive from 0.5 on, NaN where unknown.
+
+A task's rarer class is the one with fewer known images before sampling. Its share
+is its images over the known ones, and `target` is the lowest share wanted. One-hot
+labels of K classes are K tasks, each class against the rest: a target of 1 / K makes
+the classes equally frequent.
 """
 
 import math
@@ -10,37 +15,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medjax.cohort.resample import (
-    Plan,
-    both,
-    known,
-    over_sample,
-    repeat_factor,
-    under_sample,
-)
-from medjax.cohort.synthetic import Synthetic, adasyn, nearest, points, smote
+from medjax.cohort import stratify
 from medjax.errors import InputError
 
-__all__ = [
-    "ClassWeights",
-    "Plan",
-    "Synthetic",
-    "adasyn",
-    "both",
-    "class_weights",
-    "frequencies",
-    "known",
-    "multiclass_weights",
-    "nearest",
-    "over_sample",
-    "points",
-    "repeat_factor",
-    "smote",
-    "under_sample",
-]
-
 SCHEMES = ("ratio", "balanced", "uniform", "effective")
+BETA = 0.999  # Of 'effective': beyond 1 / (1 - beta) images of a class add little.
 REMEDY = "leave the task out with data.tasks, or set resampling.drop=True"
+# A task gets its copies in this many portions, so that no task gets far ahead of the
+# others, and a hundred thousand copies still take a few hundred steps.
+PORTIONS = 16
 
 
 class ClassWeights(NamedTuple):
@@ -50,111 +33,89 @@ class ClassWeights(NamedTuple):
     w_neg: np.ndarray
 
 
-def frequencies(label, weight=None) -> tuple[np.ndarray, np.ndarray]:
-    """Counts the known labels of each task.
+def frequencies(label) -> tuple[np.ndarray, np.ndarray]:
+    """Counts positives and negatives, [T] float64 each.
 
-    Args:
-      label: [N, T] float in [0, 1]; NaN is unknown and not counted. A soft label
-        counts as that share of a positive.
-      weight: [N, T] or None, >= 0: how much a label counts, as in the losses; 0 is
-        unknown, None counts each once.
-
-    Returns:
-      positives, negatives: [T] float64.
+    A soft label counts as that share of a positive, an unknown one not at all.
     """
-    there, label = known(label, weight), np.asarray(label, np.float64)
-    weight = np.where(there, 1.0 if weight is None else weight, 0.0)
-    label = np.where(there, label, 0)
-    return np.sum(weight * label, axis=0), np.sum(weight * (1 - label), axis=0)
+    known = is_known(label)
+    label = np.where(known, np.asarray(label, np.float64), 0)
+    return label.sum(axis=0), np.sum(known * (1 - label), axis=0)
 
 
 def class_weights(
     label,
-    weight=None,
     *,
     scheme: str = "ratio",
     tasks: Sequence[str] | None = None,
     drop: bool = False,
-    beta: float = 0.999,
 ) -> ClassWeights:
-    """Turns the training labels into loss weights, for each task on its own.
+    """Loss weights for the two classes of each task.
 
     Args:
-      label: [N, T] float in [0, 1], NaN = unknown, of the training split alone.
-      weight: [N, T] or None, see `frequencies`.
+      label: [N, T].
       scheme: 'ratio': w_pos = negatives / total and w_neg = positives / total, so
         that both classes contribute equally; 'balanced': total / (2 count), the
-        same balance with a mean weight of 1 an image; 'uniform': 1 and 1;
-        'effective': 1 / effective number, (1 - beta) / (1 - beta^count), the two
+        same balance with a mean weight of 1 per image; 'uniform': 1 and 1;
+        'effective': 1 / effective number, (1 - BETA) / (1 - BETA^count), the two
         scaled to a sum of 2.
-      tasks: T names for the errors; None numbers them.
-      drop: gives the two weights of a task that has one class alone the value 0,
-        so that it counts for nothing, in place of the error.
-      beta: of 'effective', in (0, 1): further films of a class add little after
-        1 / (1 - beta) of them. Near 0 this is 'uniform', near 1 'balanced'.
+      tasks: T names for the errors; None: their numbers.
+      drop: gives a task with one class alone two weights of 0, instead of the error.
 
     Raises:
-      InputError: an unknown scheme, no task left, or, except for 'uniform', which
-        balances nothing, a task without a positive or without a negative.
+      InputError: an unknown scheme, no task left, or, for all but 'uniform', a task
+        without a positive or without a negative.
 
     Source: 'effective': Cui, Jia, Lin, Song, Belongie, CVPR 2019, proposition 1.
     """
-    counts = np.stack(frequencies(label, weight), axis=-1)  # [T, 2]
+    counts = np.stack(frequencies(label), axis=-1)  # [T, 2]
     names = range(len(counts)) if tasks is None else tasks
     for column, what in enumerate(("positive", "negative")):
         missing = [n for n, c in zip(names, counts[:, column], strict=True) if c == 0]
-        _refuse(missing, f"no {what} training film for", scheme, drop)
+        _refuse(missing, f"no {what} training image for", scheme, drop)
     if drop:
         counts[(counts == 0).any(axis=1)] = 0
-    weights = _weights(counts, scheme, beta)
+    weights = _weights(counts, scheme)
     return ClassWeights(*weights.T.astype(np.float32))
 
 
 def multiclass_weights(
-    label,
-    weight=None,
-    *,
-    scheme: str,
-    classes: Sequence[str] | None = None,
-    drop: bool = False,
-    beta: float = 0.999,
+    label, *, scheme: str, classes: Sequence[str] | None = None, drop: bool = False
 ) -> np.ndarray:
-    """Turns one-hot training labels into a loss weight for each class.
+    """Loss weights for classes that exclude each other.
 
     Args:
-      label: [N, K] float; each known row sums to 1.
-      weight: [N, K] or None, see `frequencies`; a row is known or not as a whole.
-      scheme: of n films of a class and `total` in all, 'ratio': (total - n) / total;
+      label: [N, K]; a row sums to 1, or is NaN as a whole.
+      scheme: of n images of a class and `total` in all, 'ratio': (total - n) / total;
         'balanced': total / (K n); 'uniform': 1; 'effective': as in `class_weights`,
         scaled to a sum of K.
-      classes: K names for the errors; None numbers them.
-      drop: gives a class that no image has the weight 0, in place of the error; K
-        is then the number of the others.
-      beta: as in `class_weights`.
+      classes: K names for the errors; None: their numbers.
+      drop: gives a class without images the weight 0, instead of the error; K is
+        then the number of the other classes.
 
     Returns:
       [K] float32.
     """
-    there, label = known(label, weight), np.asarray(label, np.float64)
-    rows = np.where(there, label, 0).sum(axis=1)
-    whole = there.all(axis=1) & np.isclose(rows, 1)
-    if wrong := np.sum(there.any(axis=1) & ~whole):
+    known = is_known(label)
+    rows = np.where(known, label, 0).sum(axis=1)
+    whole = known.all(axis=1) & np.isclose(rows, 1)
+    if wrong := np.sum(known.any(axis=1) & ~whole):
         raise InputError(
-            f"label: {wrong} films have not exactly one class; give one-hot labels, "
+            f"label: {wrong} images have not exactly one class; give one-hot labels, "
             "or weigh the tasks on their own"
         )
-    counts, _ = frequencies(label, weight)
+    counts, _ = frequencies(label)
     names = range(len(counts)) if classes is None else classes
     missing = [name for name, n in zip(names, counts, strict=True) if n == 0]
-    _refuse(missing, "no training film of class", scheme, drop)
-    present = counts > 0
-    weights = _weights(counts[None, present | (not drop)], scheme, beta)
-    out = np.zeros(len(counts), np.float32)
-    out[present | (not drop)] = weights[0]
-    return out
+    _refuse(missing, "no training image of class", scheme, drop)
+    kept = (counts > 0) | (not drop)
+    weights = np.zeros(len(counts), np.float32)
+    weights[kept] = _weights(counts[None, kept], scheme)[0]
+    return weights
 
 
 def _refuse(missing, what, scheme, drop):
+    """Raises for an unknown scheme, and for tasks or classes without images."""
     if scheme not in SCHEMES:
         options = ", ".join(map(repr, SCHEMES))
         raise InputError(f"imbalance={scheme!r} is no class weight: use {options}")
@@ -162,13 +123,11 @@ def _refuse(missing, what, scheme, drop):
         raise InputError(f"{what} {', '.join(map(str, missing))}: {REMEDY}")
 
 
-def _weights(counts, scheme, beta):
+def _weights(counts, scheme):
     """Weights of K classes that share an image's label, [..., K]; 0 where all are 0."""
-    if not 0 < beta < 1:
-        raise InputError(f"beta: {beta!r} is not between 0 and 1; give 0.999")
     total = counts.sum(axis=-1, keepdims=True)
     if not total.any():
-        raise InputError("label: no task has two classes; give more training films")
+        raise InputError("label: no task has two classes; give more training images")
     counted = np.where(total > 0, counts, 1)  # A dropped task's weights become 0.
     if scheme == "uniform":
         weights = np.ones_like(counts)
@@ -176,7 +135,226 @@ def _weights(counts, scheme, beta):
         weights = (total - counted) / np.where(total > 0, total, 1)
     elif scheme == "balanced":
         weights = total / (counts.shape[-1] * counted)
-    else:  # 1 - beta^n by expm1: exact for a beta close to 1.
-        weights = 1 / -np.expm1(counted * math.log(beta))
+    else:  # 1 - beta^n by expm1: exact for a BETA close to 1.
+        weights = 1 / -np.expm1(counted * math.log(BETA))
         weights *= counts.shape[-1] / weights.sum(axis=-1, keepdims=True)
     return np.where(total > 0, weights, 0)
+
+
+class Epoch(NamedTuple):
+    """How often an epoch shows each training image.
+
+    copies: [N] int64; 0 where the image is left out.
+    missed: [T] bool, the tasks whose target was out of reach; [1] for `any_positive`.
+    """
+
+    copies: np.ndarray
+    missed: np.ndarray
+
+    @property
+    def index(self) -> np.ndarray:
+        """[M] int64, the images' numbers, ascending: one for each copy.
+
+        The loader shuffles them in each epoch.
+        """
+        return np.repeat(np.arange(len(self.copies)), self.copies)
+
+    def describe(self, tasks: Sequence[str], label) -> str:
+        """One line about how sampling changes the images: T names, [N, T] labels."""
+        known, copies = is_known(label), self.copies
+        positive = known & (np.asarray(label, float) >= 0.5)
+        changes = [
+            f"{task} {_share(p, k):.4f} -> {_share(p * copies, k * copies):.4f}"
+            for task, p, k in zip(tasks, positive.T, known.T, strict=True)
+        ]
+        names = tasks if len(self.missed) == len(tasks) else ["any finding"]
+        missed = [name for name, m in zip(names, self.missed, strict=True) if m]
+        return (
+            f"{len(copies)} -> {copies.sum()} images, {np.sum(copies == 0)} left out, "
+            f"the most repeated image appears {copies.max()} times; prevalence "
+            + ", ".join(changes)
+            + (f"; target out of reach for {', '.join(missed)}" if missed else "")
+        )
+
+
+def over_sample(label, *, seed, target=0.5, any_positive=False, most=10) -> Epoch:
+    """Repeats images of the rarer classes; every image stays.
+
+    The task furthest below its target (the smallest share / target) gets copies of
+    its rarer-class images, the least repeated first and ties by the seed. This repeats
+    until every task reaches its target or its images all appear `most` times. A copy
+    counts for every task of the image, so it may help one task and set another back:
+    if T findings hardly occur together, not all can exceed 1 / T. A higher target
+    brings each finding's images to `most`, and leaves the rarest finding with less
+    than a lower target would.
+
+    Args:
+      label: [N, T].
+      seed: an integer >= 0.
+      target: in (0, 0.5], one for all or [T].
+      any_positive: samples for a single task instead, 'any finding is present'. It
+        is unknown where no label is positive and one is unknown.
+      most: how often an image may appear, >= 1: the network overfits to images that
+        are repeated often.
+    """
+    tasks = _tasks(label, seed, target, any_positive)
+    copies = np.ones(len(tasks.known), np.int64)
+    _add(copies, tasks, tasks.target, most)
+    return _epoch(copies, tasks)
+
+
+def under_sample(label, *, seed, target=0.5, any_positive=False) -> Epoch:
+    """Leaves out random images that are not in any task's rarer class.
+
+    Stops when every target is reached, or when no such image is left that helps. All
+    images of a rarer class stay, so with many tasks a target may be out of reach.
+    Arguments as in `over_sample`.
+    """
+    tasks = _tasks(label, seed, target, any_positive)
+    copies = np.ones(len(tasks.known), np.int64)
+    _remove(copies, tasks)
+    return _epoch(copies, tasks)
+
+
+def both(label, *, seed, target=0.5, any_positive=False, most=10) -> Epoch:
+    """Over-samples half of the way to the target, then under-samples the rest.
+
+    Half-way is the geometric mean of share and target: from 0.01 to 0.25 it is
+    0.05. Arguments as in `over_sample`.
+    """
+    tasks = _tasks(label, seed, target, any_positive)
+    copies = np.ones(len(tasks.known), np.int64)
+    count, total = tasks.counts(copies)
+    half = np.sqrt(count / np.maximum(total, 1) * tasks.target)
+    _add(copies, tasks, np.minimum(half, tasks.target), most)
+    _remove(copies, tasks)
+    return _epoch(copies, tasks)
+
+
+def repeat_factor(label, *, seed, target) -> Epoch:
+    """Repeats an image sqrt(target / prevalence) times for its rarest finding.
+
+    A finding's factor is max(1, sqrt(t / f)), f its prevalence among the known
+    labels. An image's factor is the largest of its findings', 1 if it has none. The
+    fractional part is the probability of one more copy, drawn by the seed. Findings
+    more prevalent than the target t aren't repeated; t isn't a share to be reached,
+    so no task counts as missed.
+
+    Args:
+      label, seed: as in `over_sample`.
+      target: t in (0, 0.5], one for all or [T].
+
+    Source: Gupta, Dollar, Girshick, LVIS, CVPR 2019, repeat factor sampling.
+    """
+    known = is_known(label)
+    positive = known & (np.asarray(label, float) >= 0.5)
+    prevalence = positive.sum(0) / np.maximum(known.sum(0), 1)
+    target = _target(target, known.shape[1])
+    # A finding without positives has a huge factor, which no image takes.
+    factor = np.sqrt(target / np.maximum(prevalence, 1e-12))
+    factor = np.where(positive, np.maximum(factor, 1), 1).max(axis=1, initial=1)
+    chance = stratify.generator(seed).random(len(factor))
+    copies = np.floor(factor + chance).astype(np.int64)
+    return Epoch(copies, np.zeros(known.shape[1], bool))
+
+
+def is_known(label) -> np.ndarray:
+    """Which labels are known, [N, T] bool; refuses wrong ones."""
+    label = np.asarray(label, float)
+    if label.ndim != 2 or not len(label):
+        raise InputError(f"label: shape {label.shape}; give [images, tasks], 1 or more")
+    known = ~np.isnan(label)
+    if not ((label[known] >= 0) & (label[known] <= 1)).all():
+        raise InputError("label: outside [0, 1]; give NaN to an uncertain label")
+    return known
+
+
+class _Tasks(NamedTuple):
+    """What sampling is computed from.
+
+    rng: draws the order of the images.
+    rarer: [N, T] bool, images of the task's rarer class.
+    known: [N, T] bool, images whose label is known.
+    target: [T].
+    """
+
+    rng: np.random.Generator
+    rarer: np.ndarray
+    known: np.ndarray
+    target: np.ndarray
+
+    def counts(self, copies):
+        """Images of the rarer class and known images, [T] float64 each."""
+        return copies @ self.rarer.astype(float), copies @ self.known.astype(float)
+
+
+def _tasks(label, seed, target, any_positive):
+    known = is_known(label)
+    positive = known & (np.asarray(label, float) >= 0.5)
+    if any_positive:
+        present = positive.any(axis=1, keepdims=True)
+        known, positive = present | known.all(axis=1, keepdims=True), present
+    few = 2 * positive.sum(0) <= known.sum(0)
+    rarer, rng = known & (positive == few), stratify.generator(seed)
+    return _Tasks(rng, rarer, known, _target(target, known.shape[1]))
+
+
+def _target(target, tasks):
+    """The target of each task, [T]."""
+    target = np.asarray(target, float)
+    if target.shape not in ((), (tasks,)):
+        raise InputError(f"target: shape {target.shape}; give one share or {tasks}")
+    if not ((target > 0) & (target <= 0.5)).all():
+        raise InputError(f"target: {target.tolist()} is not in (0, 0.5]; give a share")
+    return np.broadcast_to(target, tasks)
+
+
+def _share(part, whole):
+    return part.sum() / whole.sum() if whole.any() else np.nan
+
+
+def _missed(count, total, target):
+    """Which tasks are below their target, or have one class or no known label."""
+    return (count == 0) | (count < target * total - 1e-9 * total)  # Rounding: 1e-9.
+
+
+def _epoch(copies, tasks):
+    return Epoch(copies, _missed(*tasks.counts(copies), tasks.target))
+
+
+def _add(copies, tasks, target, most):
+    """Adds copies to [N] in place; every step adds one or closes a task."""
+    if not most >= 1:
+        raise InputError(
+            f"most: {most!r} is below 1; give the copies an image may have"
+        )
+    order = tasks.rng.permutation(len(copies))
+    images = [order[mine[order]] for mine in tasks.rarer.T]
+    count, total = tasks.counts(copies)
+    room = (count > 0) & (most > 1)  # [T]: some image may have another copy.
+    while (short := np.flatnonzero(room & _missed(count, total, target))).size:
+        ratio = count[short] / total[short] / target[short]
+        task = short[np.argmin(ratio)]
+        so_far = copies[images[task]]
+        least = so_far.min()
+        if least >= most:
+            room[task] = False
+            continue
+        lacking = target[task] * total[task] - count[task]
+        step = int(np.ceil(lacking / (1 - target[task]) / PORTIONS - 1e-9))
+        chosen = images[task][so_far == least][: max(step, 1)]
+        copies[chosen] += 1
+        count += tasks.rarer[chosen].sum(0)
+        total += tasks.known[chosen].sum(0)
+
+
+def _remove(copies, tasks):
+    """Sets images without a rarer class to 0 copies in place."""
+    order = tasks.rng.permutation(len(copies))
+    order = order[~tasks.rarer[order].any(axis=1)]
+    for task, target in enumerate(tasks.target):
+        count, total = tasks.counts(copies)
+        if count[task]:  # Otherwise no image of the task would be left.
+            surplus = int(np.ceil(total[task] - count[task] / target - 1e-9))
+            helpful = order[tasks.known[order, task] & (copies[order] > 0)]
+            copies[helpful[: max(surplus, 0)]] = 0

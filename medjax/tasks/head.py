@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from medjax import config as plain
-from medjax.cohort import balance
+from medjax.cohort import balance, synthetic
 from medjax.config import Config
 from medjax.evaluation import predict
 from medjax.tasks import study
@@ -67,54 +67,45 @@ def fitted(
     Returns:
       kernel [F, T] and bias [T], and the number of synthetic points.
     """
-    known = (~np.isnan(label)).astype(np.float32)
-    label = np.nan_to_num(label).astype(np.float32)
-    between = _between(config, task, feature, label, known)
-    weight = known * _weight(config, task, label, known)
+    label = label.astype(np.float32)
+    between = _between(config, task, feature, label)
+    weight = np.nan_to_num(_weight(config, task, label))
     fit = jax.jit(functools.partial(head.refit, exclusive=task.exclusive))
     layer = fit(feature, label, weight, between=between)
     return layer, int(between.weight.sum())
 
 
-def _weight(
-    config: Config, task: Task, label: np.ndarray, known: np.ndarray
-) -> np.ndarray:
-    """[N, T], or [N, 1] of classes: what `config.imbalance` weighs each label by."""
+def _weight(config: Config, task: Task, label: np.ndarray) -> np.ndarray:
+    """[N, T], the weight of each label by `config.imbalance`; NaN where unknown."""
     scheme = WEIGHTS.get(config.imbalance, "uniform")
     common = {"scheme": scheme, "drop": config.resampling.drop}
     if task.exclusive:
-        w = balance.multiclass_weights(label, known, classes=task.names, **common)
-        return np.sum(label * w, axis=1, keepdims=True)
-    w = balance.class_weights(label, known, tasks=task.names, **common)
+        w = balance.multiclass_weights(label, classes=task.names, **common)
+        return np.broadcast_to(np.sum(label * w, axis=1, keepdims=True), label.shape)
+    w = balance.class_weights(label, tasks=task.names, **common)
     return label * w.w_pos + (1 - label) * w.w_neg
 
 
 def _between(
-    config: Config,
-    task: Task,
-    feature: np.ndarray,
-    label: np.ndarray,
-    known: np.ndarray,
-) -> balance.Synthetic:
+    config: Config, task: Task, feature: np.ndarray, label: np.ndarray
+) -> synthetic.Synthetic:
     """`config.imbalance`'s points between embeddings; one of weight 0 for none."""
     tasks = len(task.names)
     if not treats(config, SYNTHETIC):
         none = np.zeros((tasks, 1), np.int32)
-        return balance.Synthetic(none, none, none * 0.0, none * 0.0, none[:, 0] * 0.0)
-    positives, negatives = balance.frequencies(label, known)
+        return synthetic.Synthetic(none, none, none * 0.0, none * 0.0, none[:, 0] * 0.0)
+    positives, negatives = balance.frequencies(label)
     # A class is filled up to the largest class, a finding to those without it.
     wanted = positives.max() - positives
     if not task.exclusive:
         wanted = np.abs(positives - negatives)
     wanted = np.rint(wanted).astype(np.int32)
     make = functools.partial(
-        getattr(balance, config.imbalance),
+        getattr(synthetic, config.imbalance),
         size=max(1, int(wanted.max())),
         neighbours=config.resampling.neighbours,
     )
     return jax.vmap(
-        lambda key, label, known, wanted: make(
-            key, feature, label, known, wanted=wanted
-        ),
-        in_axes=(0, 1, 1, 0),
-    )(jax.random.split(jax.random.key(config.seed), tasks), label, known, wanted)
+        lambda key, label, wanted: make(key, feature, label, wanted=wanted),
+        in_axes=(0, 1, 0),
+    )(jax.random.split(jax.random.key(config.seed), tasks), label, wanted)

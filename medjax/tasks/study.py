@@ -238,7 +238,7 @@ def treats(config: Config, kind) -> bool:
     return config.imbalance in kind
 
 
-def plan(config: Config, label: np.ndarray) -> balance.Plan | None:
+def plan(config: Config, label: np.ndarray) -> balance.Epoch | None:
     """How often each training image is shown, where `config.imbalance` says it.
 
     Args:

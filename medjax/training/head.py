@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from chex import Array
 
-from medjax.cohort.balance import Synthetic
+from medjax.cohort.synthetic import Synthetic
 
 
 def refit(
