@@ -146,7 +146,7 @@ def sides(config: Config, data: Data) -> pd.DataFrame:
     then, `config.split.patients` do. The split has the run's seed, or one of its own,
     `split.seed`: runs of several seeds are then tested on the same patients.
     """
-    seed = config.split.get("seed", config.seed)
+    seed = config.seed if config.split.seed < 0 else config.split.seed
     return _fewer(_all_sides(config, data, seed=seed), config.split.patients, seed=seed)
 
 
