@@ -123,6 +123,7 @@ def test_another_rule_method_or_checkpoint_is_chosen_again_aloud(
 
 
 def test_an_older_run_has_no_calibration_and_keeps_its_thresholds(config, tmp_path):
+    config.unlock()
     del config.evaluation["calibration"], config.evaluation["prevalence"]
     old = '{"checkpoint": 7, "tasks": {"mass": 0.5, "nodule": null, "effusion": 0.1}}'
     (tmp_path / "thresholds.json").write_text(old)

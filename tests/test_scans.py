@@ -10,6 +10,7 @@ import pytest
 from scans import ball, save
 from scans import brain as head
 
+from configs import base
 from medjax.cohort import split
 from medjax.data import samples
 from medjax.data.phantom import brain
@@ -130,10 +131,8 @@ def test_a_split_that_is_no_longer_the_data_s_is_refused(config, tmp_path):
 def test_what_can_t_be_done_is_said(config, changes, message):
     config.update_from_flattened_dict(changes)
     if "data.source" in changes:
-        del config.data["patients"]
-        config.data.update(
-            folder=".", regions=("a",), values={"a": (1,)}, sequences=("x",)
-        )
+        config = base.segmentation("folders")
+        config.data.source = changes["data.source"]
     with pytest.raises(InputError, match=message):
         scans.manifest(config, prepared(3)) if "data.split" in changes else scans.data(
             config

@@ -16,7 +16,7 @@ from medjax.tasks import augmentation, masks
 CONFIGS = [
     path.stem
     for path in sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
-    if 'c.task = "segmentation"' in path.read_text()
+    if path.stem != "base" and "base.segmentation(" in path.read_text()
 ]
 
 

@@ -273,7 +273,7 @@ def _phantoms(
         one = brain.patient(number, **options)
         return scan.make_case(one.image, one.label, one.affine, units=units)
 
-    numbers = range(first_patient, first_patient + scans)
+    numbers = range(first_patient, first_patient + patients)
     return [
         volumes.Patient(
             f"{source}{number:04d}", number, functools.partial(read, number)
