@@ -1,8 +1,18 @@
-"""Four host devices for every test, and small fixtures that several files share."""
+"""How the tests run (devices, compilation, order), and fixtures that files share."""
 
+import atexit
 import math
+import os
 import re
+import shutil
+import tempfile
 from html.parser import HTMLParser
+
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # Also for workers and processes.
+    compiled = tempfile.mkdtemp(prefix="medjax-compiled-")
+    atexit.register(shutil.rmtree, compiled, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax
 import numpy as np
@@ -12,22 +22,48 @@ from medjax.data.prepared import Item, Source
 
 jax.config.update("jax_num_cpu_devices", 4)  # Tests of the mapped step need some.
 SIDE = 4
+# The files that take longest. They start first, so that no worker is left with one.
+LONG = (
+    "test_sweeping",
+    "test_hosts",
+    "test_end_to_end",
+    "test_adaptation",
+    "test_populating",
+    "test_architectures",
+    "test_own_data",
+    "test_pretrained",
+    "test_report_page",
+    "test_step",
+    "test_start",
+    "test_explaining",
+    "test_segmenting_commands",
+    "test_chest",
+    "test_registration",
+    "test_keras_file",
+)
+
+
+def pytest_collection_modifyitems(items):
+    place = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
 
 
 @pytest.fixture(autouse=True, scope="module")
 def forgotten():
-    """Each file's compiled programs go with it: a process may map 65,530 pieces of
-    memory on Linux, and the programs of all files together ask for more, which ends
-    it with a segmentation fault."""
+    """Drops the compiled programs after each file.
+
+    A process may map 65,530 regions of memory on Linux. The programs of all files need
+    more, and then the process ends with a segmentation fault.
+    """
     yield
     jax.clear_caches()
 
 
 @pytest.fixture(scope="module")
 def unoptimised():
-    """For tests that compile much and compute little: halves the time of both.
+    """For files that compile much and compute little: halves the time of both.
 
-    Also in the processes that they start.
+    It also holds in the processes that they start.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
