@@ -174,7 +174,7 @@ def test_planted_copies_are_found_with_their_flip_and_nothing_else():
     assert found["correlation"].min() > 0.995
 
 
-def test_a_pair_with_near_hashes_and_other_pixels_is_dropped():
+def test_a_pair_with_near_hashes_and_other_pixels_is_dropped(monkeypatch):
     pictures = [picture(0), brighter(picture(0)), picture(1)]
     pairs = pd.DataFrame(
         {"id": [0, 0, 0], "other": [1, 2, 1], "flipped": ["both", "", ""]}
@@ -184,18 +184,20 @@ def test_a_pair_with_near_hashes_and_other_pixels_is_dropped():
     one, other = (resized(64)(p).ravel() for p in pictures[:2])
     expected = np.corrcoef(one, other)[0, 1]
     assert got["correlation"][0] == pytest.approx(expected, abs=1e-3)
-    loose = duplicates.confirm(pairs, lambda i: pictures[i], least=-1)
+    monkeypatch.setattr(duplicates, "LEAST", -1)
+    loose = duplicates.confirm(pairs, lambda i: pictures[i])
     assert len(loose) == 2
 
 
-def test_a_pair_near_in_two_flips_is_one_row_in_the_better_flip():
+def test_a_pair_near_in_two_flips_is_one_row_in_the_better_flip(monkeypatch):
     one = picture(0, 64)
     almost = np.where(np.arange(64) < 32, one, one[:, ::-1])  # Its own mirror image,
     almost[:8, :8] //= 2  # but for a corner.
     flips = ["left-right", "", "both"]
     pairs = pd.DataFrame({"id": 0, "other": 1, "flipped": flips, "distance": 3})
     assert (duplicates.confirm(pairs[:1], lambda i: almost)["correlation"] < 1).all()
-    got = duplicates.confirm(pairs, lambda i: almost, least=0.5)
+    monkeypatch.setattr(duplicates, "LEAST", 0.5)
+    got = duplicates.confirm(pairs, lambda i: almost)
     assert got["flipped"].tolist() == [""]
     assert got["correlation"].tolist() == pytest.approx([1])
 

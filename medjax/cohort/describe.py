@@ -1,19 +1,15 @@
-"""What the data look like, as plain facts that JSON can hold; undefined is None.
+"""Describes a data set: its table, its labels, and the pixels of its images.
 
-A label is positive from 0.5 on and unknown where it is NaN. In a multi-class data set
-every class has its column, and an image is 1 in one of them.
-
-Which images to look at, and what all pixels look like, raw and prepared.
-
-Grey levels are whole numbers, so a histogram of 256 bins holds all that a mean, a
-deviation or a percentile needs, exactly, for any number of images.
+The results are plain facts that JSON can hold; undefined is None. A label is positive
+from 0.5 on and unknown where it is NaN. For multi-class data every class has its
+column, and an image is 1 in one of them.
 """
 
 import heapq
 import math
 from collections.abc import Callable, Iterable
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,31 +19,21 @@ from medjax.errors import InputError
 CATEGORIES = ("view", "sex")
 UNKNOWN = "unknown"
 OLDEST = 100  # Years; the last bin of ages is open.
+LEVELS = 256  # Grey levels of a stored image.
+PERCENTS = (1, 5, 25, 50, 75, 95, 99)
+EXTREMES = 4  # Number of darkest, brightest and flattest images to name.
+FIRST, LAST, BINS = -5.0, 5.0, 50  # Of the histogram of prepared intensities.
+SPREAD = 40  # Bins of a histogram over images.
 
 
 def describe(table, tasks, manifest=None, *, task="multilabel") -> dict[str, Any]:
-    """Counts everything that the table says.
+    """Counts everything in the table.
 
     Args:
       table: N images with the columns of data/schema.py.
       tasks: names of the label columns, T of them.
-      manifest: who is on which side (splits.py), or None.
-      task: 'multilabel', or 'multiclass' where an image is of one class.
-
-    Returns:
-      task, tasks; images, patients, their numbers.
-      columns: {name: type, nulls, distinct, examples, min, median, max}.
-      images_a_patient, findings_an_image: {value: [V], count: [V]}.
-      labels: {task: positives, negatives, unknown, soft (images strictly between 0
-        and 1), patients (with a positive image), patients_without (with a negative
-        one), prevalence (see `prevalence`)}.
-      together: see `together`; None for classes, which exclude each other.
-      age: {quantiles: {percent: years}, start (of each decade), images: {sex: [V]}}.
-      view, sex: {category: images}; '' is 'unknown'.
-      by: {'view' or 'sex': {category: {task: prevalence}}}, and as 'age' {task:
-        {with, without: [lower quartile, median, upper quartile]}}.
-      sizes, spacings: [first, second, images] of each kind, the commonest first.
-      sides: {split: images, patients, age (median), view, sex}; {} without manifest.
+      manifest: the split, or None.
+      task: 'multilabel', or 'multiclass' if an image has one class.
 
     Raises:
       InputError: no image, or another `task`.
@@ -58,22 +44,8 @@ def describe(table, tasks, manifest=None, *, task="multilabel") -> dict[str, Any
         raise InputError("table: no image to describe; prepare the data first")
     tasks = list(tasks)
     label = table[tasks].to_numpy(float)
-    patient = table["patient"].to_numpy()
-    positive = label >= 0.5
     labelled = (~np.isnan(label)).any(axis=1)
-    labels = {
-        name: {
-            "positives": int(positive[:, t].sum()),
-            "negatives": int((label[:, t] < 0.5).sum()),
-            "unknown": int(np.isnan(label[:, t]).sum()),
-            "soft": int(((label[:, t] > 0) & (label[:, t] < 1)).sum()),
-            "patients": int(np.unique(patient[positive[:, t]]).size),
-            "patients_without": int(np.unique(patient[label[:, t] < 0.5]).size),
-            "prevalence": prevalence(label[:, t], patient),
-        }
-        for t, name in enumerate(tasks)
-    }
-    images = np.unique(patient, return_counts=True)[1]
+    images = np.unique(table["patient"], return_counts=True)[1]
     return {
         "task": task,
         "tasks": tasks,
@@ -81,8 +53,12 @@ def describe(table, tasks, manifest=None, *, task="multilabel") -> dict[str, Any
         "patients": len(images),
         "columns": {name: _column(table[name]) for name in table.columns},
         "images_a_patient": _tally(images),
-        "findings_an_image": _tally(positive[labelled].sum(axis=1)),
-        "labels": labels,
+        "findings_an_image": _tally((label >= 0.5)[labelled].sum(axis=1)),
+        "labels": {
+            name: _label(values, table["patient"])
+            for name, values in zip(tasks, label.T, strict=True)
+        },
+        # Classes exclude each other: no pairs.
         "together": together(label, tasks) if task == "multilabel" else None,
         "age": _ages(table),
         **{name: _categories(table[name]) for name in CATEGORIES},
@@ -96,8 +72,8 @@ def describe(table, tasks, manifest=None, *, task="multilabel") -> dict[str, Any
 def prevalence(label, patient) -> dict[str, float | None]:
     """The share of positive images and its 95 % interval, clustered by patient.
 
-    Images of a patient resemble each other, so N of them are worth fewer independent
-    ones: for so many this is Wilson's interval, and his own with one image a patient.
+    Images of a patient resemble each other, so Wilson's interval is computed for the
+    effective sample size. With one image per patient it is the ordinary interval.
 
     Args:
       label: [N] float, positive from 0.5 on, NaN unknown.
@@ -115,32 +91,32 @@ def prevalence(label, patient) -> dict[str, float | None]:
     positive = label[known] >= 0.5
     _, unit = np.unique(np.asarray(patient)[known], return_inverse=True)
     share = positive.mean()
-    worth = float(unit.max() + 1)  # Where all images agree, so may those of a patient.
+    size = float(unit.max() + 1)  # If all images agree, each patient counts once.
     if 0 < share < 1:
         residual = np.bincount(unit, positive - share)
         effect = (residual**2).sum() / (positive.size * share * (1 - share))
-        worth = positive.size / max(effect, 1.0)
+        size = positive.size / max(effect, 1.0)
     z = NormalDist().inv_cdf(0.975)
-    centre = share + z**2 / (2 * worth)
-    half = z * math.sqrt(share * (1 - share) / worth + (z / (2 * worth)) ** 2)
-    low, high = ((centre + s * half) / (1 + z**2 / worth) for s in (-1, 1))
+    centre = share + z**2 / (2 * size)
+    half = z * math.sqrt(share * (1 - share) / size + (z / (2 * size)) ** 2)
+    low, high = ((centre + s * half) / (1 + z**2 / size) for s in (-1, 1))
     return {"estimate": float(share), "low": max(low, 0.0), "high": min(high, 1.0)}
 
 
 def together(label, tasks) -> dict[str, list]:
-    """Which findings come together.
+    """Which findings occur together.
 
     Args:
       label: [N, T].
       tasks: T names.
 
     Returns:
-      both: [T, T] images that show the finding of the row and of the column.
-      share: [T, T], both / images of the row's finding that know the column's: how
-        often who has the one has the other; None where there is none.
+      both: [T, T] images with the finding of the row and that of the column.
+      share: [T, T], both / images with the row's finding that know the column's; None
+        if there is none.
       pairs: {first, second, both, expected (if they were independent), surprise},
-        from the pair most above its expectation to the one most below. Surprise is
-        Pearson's residual, (both - expected) / sqrt(expected): to sort by, no test.
+        by descending surprise: Pearson's residual, (both - expected) / sqrt(expected).
+        It is for sorting, not a test.
     """
     known, positive = (~np.isnan(label)).astype(int), (label >= 0.5).astype(int)
     both, first, images = positive.T @ positive, positive.T @ known, known.T @ known
@@ -168,17 +144,17 @@ def together(label, tasks) -> dict[str, list]:
 
 
 def confounders(table) -> dict[str, np.ndarray]:
-    """What could give a finding away without the image, one score an image each.
+    """Scores that may predict a finding without the image, one per image.
 
-    Each is scored against each finding by its AUROC. A category is 1 for its images
-    and 0 for the others, and nothing is fitted to the labels: encoding it by the
-    prevalence among the other patients would rank every positive image below the
-    negatives of its category, so that a useless category had an AUROC near 0.
+    Each score is compared with each finding by its AUROC. A category is 1 for its
+    images and 0 for the others. It isn't encoded by the prevalence among the other
+    patients: every positive image would then rank below the negatives of its category,
+    and a useless category would have an AUROC near 0.
 
     Returns:
       {name: [N] float, NaN where unknown}: 'view PA' and so on for every category
-      (of two only the rarer: the other is its mirror image), 'age', 'image size'
-      (pixels of the original). Left out is what is the same for every image.
+      (of two only the rarer, as the other one mirrors it), 'age', 'image size' (pixels
+      of the original). Scores that are equal for all images are left out.
     """
     scores = {}
     for name in CATEGORIES:
@@ -196,186 +172,8 @@ def confounders(table) -> dict[str, np.ndarray]:
     }
 
 
-def _column(column: pd.Series) -> dict[str, Any]:
-    """What a column holds; an empty text is a null."""
-    values = column[column.notna() & (column != "")]
-    number = pd.api.types.is_numeric_dtype(column)
-    whole = number and (values % 1 == 0).all()
-    facts = {
-        "type": ("whole number" if whole else "number") if number else "text",
-        "nulls": len(column) - len(values),
-        "distinct": int(values.nunique()),
-        "examples": [_plain(value) for value in values.unique()[:3]],
-    }
-    for name in ("min", "median", "max"):
-        seen = number and len(values)
-        facts[name] = float(getattr(values, name)()) if seen else None
-    return facts
-
-
-def _tally(values) -> dict[str, list[int]]:
-    value, count = np.unique(values, return_counts=True)
-    return {"value": value.tolist(), "count": count.tolist()}
-
-
-def _categories(column: pd.Series) -> dict[str, int]:
-    """Images of each category, the commonest first."""
-    counts = column.replace("", UNKNOWN).value_counts()
-    return {str(name): int(count) for name, count in counts.items()}
-
-
-def _ages(table) -> dict[str, Any]:
-    known = table["age"].notna()
-    years, sex = table["age"][known], table["sex"][known].replace("", UNKNOWN)
-    start = list(range(0, OLDEST + 1, 10))
-    decade = (years.clip(0, OLDEST) // 10).astype(int)
-    percents = (0, 5, 25, 50, 75, 95, 100) if known.any() else ()
-    return {
-        "quantiles": {str(p): float(np.percentile(years, p)) for p in percents},
-        "start": start,
-        "images": {
-            str(name): np.bincount(part, minlength=len(start)).tolist()
-            for name, part in decade.groupby(sex)
-        },
-    }
-
-
-def _by(table, label, tasks) -> dict[str, dict]:
-    """Each finding by view, sex and age."""
-    out: dict[str, dict] = {}
-    for name in CATEGORIES:
-        column = table[name].replace("", UNKNOWN)
-        out[name] = {
-            category: {
-                task: prevalence(label[rows, t], table["patient"][rows])
-                for t, task in enumerate(tasks)
-            }
-            for category in _categories(table[name])
-            for rows in [(column == category).to_numpy()]
-        }
-    age = table["age"].to_numpy(float)
-
-    def quartiles(rows):
-        rows = rows & ~np.isnan(age)
-        return np.percentile(age[rows], (25, 50, 75)).tolist() if rows.any() else None
-
-    out["age"] = {
-        task: {"with": quartiles(y >= 0.5), "without": quartiles(y < 0.5)}
-        for task, y in zip(tasks, label.T, strict=True)
-    }
-    return out
-
-
-def _kinds(table, first: str, second: str) -> list[list]:
-    """Every pair of values and its images, the commonest first; NaN pairs too."""
-    pairs = table[[first, second]].round(4)
-    kinds = pairs.value_counts(dropna=False)
-    return [[_plain(a), _plain(b), int(n)] for (a, b), n in kinds.items()]
-
-
-def _sides(table, manifest) -> dict[str, dict]:
-    """Who is on each side of the split."""
-    split = table["id"].map(manifest.set_index("id")["split"])
-    return {
-        str(side): {
-            "images": len(part),
-            "patients": int(part["patient"].nunique()),
-            "age": _plain(part["age"].median()),
-            **{name: _categories(part[name]) for name in CATEGORIES},
-        }
-        for side, part in table.groupby(split)
-    }
-
-
-def _plain(value: Any) -> Any:
-    """A numpy scalar as JSON's own; NaN is None."""
-    value = value.item() if isinstance(value, np.generic) else value
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-LEVELS = 256
-PERCENTS = (1, 5, 25, 50, 75, 95, 99)
-EXTREMES = 4  # How many of the darkest, brightest and flattest images are named.
-FIRST, LAST, BINS = -5.0, 5.0, 50  # Of the prepared intensities' histogram.
-
-
-class Moments(NamedTuple):
-    """Count, mean and sum of squared distances from the mean, float64 each."""
-
-    count: float | np.ndarray
-    mean: float | np.ndarray
-    m2: float | np.ndarray
-
-
-def merge(a: Moments, b: Moments) -> Moments:
-    """The moments of both samples together.
-
-    A running sum of squares would lose its digits once the mean is far from 0 or
-    the pixels are billions.
-
-    Source: Chan, Golub & LeVeque, COMPSTAT (1982) 30, eq. 2.1.
-    """
-    count = a.count + b.count
-    shift = b.mean - a.mean
-    mean = a.mean + shift * b.count / count
-    return Moments(count, mean, a.m2 + b.m2 + shift**2 * a.count * b.count / count)
-
-
-def statistics(
-    batches: Iterable[tuple[np.ndarray, np.ndarray]],
-    prepare: Callable[[np.ndarray], Any],
-) -> dict[str, Any]:
-    """Reads every image once.
-
-    Args:
-      batches: (id [B], image [B, H, W, C] or [B, D, H, W, C] uint8); a row of
-        negative id is padding and not counted. Batches may differ in size.
-      prepare: [B, ...] float32 in [0, 1] -> the same shape, as training sees it
-        before augmentation.
-
-    Returns:
-      images; before and after the preparation, a list with one entry a channel:
-        histogram (before: of the 256 grey levels; after: of BINS from FIRST to LAST,
-        where the ends take what lies beyond), mean, std, min, max; before, all in
-        grey levels, also percentiles {percent: level}. The deviation is that of
-        the whole set, divided by the number of pixels.
-      bins: {start, width} of the histogram after.
-      each: {mean, std: {start: left edges, width, images}}, of an image's own mean
-        and deviation over all its pixels, in grey levels.
-      darkest, brightest, flattest: [id, mean, std] of a few, most extreme first.
-    """
-    histogram: Any = 0
-    after = None
-    rows: list[tuple[int, float, float]] = []
-    for ids, image in batches:
-        real = np.asarray(ids) >= 0
-        ready = np.asarray(prepare(image.astype(np.float32) / 255))[real]
-        image, ids = image[real], np.asarray(ids)[real]
-        if not len(ids):
-            continue
-        own = np.stack([_levels(one) for one in image])  # [B, C, 256]
-        histogram = histogram + own.sum(axis=0)
-        _, mean, std = _summary(own.sum(axis=1))
-        rows += zip(ids.tolist(), mean.tolist(), std.tolist(), strict=True)
-        for one in ready:  # One by one they stay in the cache: twice as fast.
-            after = _add(after, one.reshape(-1, one.shape[-1]).T)
-    if after is None:
-        return {"images": 0, "before": [], "after": []}
-    _, mean, std = (np.array(column) for column in zip(*rows, strict=True))
-    return {
-        "images": len(rows),
-        "before": [_before(counts) for counts in histogram],
-        "after": _after(after),
-        "bins": {"start": FIRST, "width": (LAST - FIRST) / BINS},
-        "each": {"mean": _spread(mean), "std": _spread(std)},
-        "darkest": _first(rows, lambda row: row[1]),
-        "brightest": _first(rows, lambda row: -row[1]),
-        "flattest": _first(rows, lambda row: row[2]),
-    }
-
-
 def sample(table, tasks, *, boxes=None, seed=0, each=2, without=4) -> list[dict]:
-    """Draws images to look at: `each` a finding, the rarest first, and some without.
+    """Draws images to look at: `each` per finding, the rarest first, and some without.
 
     Args:
       table: N images with the columns of data/schema.py.
@@ -384,9 +182,9 @@ def sample(table, tasks, *, boxes=None, seed=0, each=2, without=4) -> list[dict]
       seed: of the draw.
 
     Returns:
-      One dict an image, none twice: the table's metadata; `shows`, the finding that it
-      was drawn for ('' for none); `positive`, `unknown`: names; `boxes`: [task, x0,
-      y0, x1, y1] in pixels of the prepared image.
+      One dict per image, all different: the table's metadata; `shows`, the finding
+      that it was drawn for ('' for none); `positive`, `unknown`: names; `boxes`:
+      [task, x0, y0, x1, y1] in pixels of the prepared image.
     """
     table = table.sample(frac=1, random_state=seed).reset_index(drop=True)
     label = table[list(tasks)].to_numpy(float)
@@ -420,71 +218,234 @@ def sample(table, tasks, *, boxes=None, seed=0, each=2, without=4) -> list[dict]
     ]
 
 
+def statistics(
+    batches: Iterable[tuple[np.ndarray, np.ndarray]],
+    prepare: Callable[[np.ndarray], Any],
+) -> dict[str, Any]:
+    """Reads every image once, and summarises its pixels before and after preparation.
+
+    Grey levels are whole numbers, so a histogram of 256 bins gives the mean, the
+    deviation and the percentiles exactly.
+
+    Args:
+      batches: (id [B], image [B, H, W, C] or [B, D, H, W, C] uint8); a row with a
+        negative id is padding. Batches may differ in size.
+      prepare: [B, ...] float32 in [0, 1] -> the same shape, as training sees it
+        before augmentation.
+
+    Returns:
+      images: their number.
+      before: per channel, in grey levels, see `_before`.
+      after: per channel, of the prepared pixels, see `_after`; bins: {start, width} of
+        its histogram, whose first and last bin are open.
+      each: {mean, std: a histogram over images of their mean and deviation}.
+      darkest, brightest, flattest: [id, mean, std], the most extreme first.
+    """
+    levels: Any = 0
+    rows: list[tuple[int, float, float]] = []
+    moments, counts = [], []
+    for ids, image in batches:
+        prepared = np.asarray(prepare(image.astype(np.float32) / 255))
+        # One image at a time stays in the cache: twice as fast.
+        for id, pixels, ready in zip(ids.tolist(), image, prepared, strict=True):
+            if id < 0:
+                continue
+            histogram = _levels(pixels)
+            levels = levels + histogram
+            _, mean, std = _summary(histogram.sum(axis=0))
+            rows.append((id, float(mean), float(std)))
+            ready = ready.reshape(-1, ready.shape[-1]).T.astype(np.float64)  # [C, P]
+            moments.append([f(ready, 1) for f in (np.mean, np.var, np.min, np.max)])
+            counts.append(_bins(ready))
+    if not rows:
+        return {"images": 0, "before": [], "after": []}
+    _, mean, std = (np.array(column) for column in zip(*rows, strict=True))
+    return {
+        "images": len(rows),
+        "before": [_before(counts) for counts in levels],
+        "after": _after(np.array(moments), np.array(counts)),
+        "bins": {"start": FIRST, "width": (LAST - FIRST) / BINS},
+        "each": {"mean": _spread(mean), "std": _spread(std)},
+        "darkest": _first(rows, lambda row: row[1]),
+        "brightest": _first(rows, lambda row: -row[1]),
+        "flattest": _first(rows, lambda row: row[2]),
+    }
+
+
+def _label(label: np.ndarray, patient: pd.Series) -> dict[str, Any]:
+    """Counts of one label column, [N]; soft: strictly between 0 and 1."""
+    positive, negative = label >= 0.5, label < 0.5
+    return {
+        "positives": int(positive.sum()),
+        "negatives": int(negative.sum()),
+        "unknown": int(np.isnan(label).sum()),
+        "soft": int(((label > 0) & (label < 1)).sum()),
+        "patients": patient[positive].nunique(),
+        "patients_without": patient[negative].nunique(),
+        "prevalence": prevalence(label, patient),
+    }
+
+
+def _column(column: pd.Series) -> dict[str, Any]:
+    """Summarises a column; an empty text counts as null."""
+    values = column[column.notna() & (column != "")]
+    number = pd.api.types.is_numeric_dtype(column)
+    whole = number and (values % 1 == 0).all()
+    facts = {
+        "type": ("whole number" if whole else "number") if number else "text",
+        "nulls": len(column) - len(values),
+        "distinct": int(values.nunique()),
+        "examples": [_plain(value) for value in values.unique()[:3]],
+    }
+    for name in ("min", "median", "max"):
+        seen = number and len(values)
+        facts[name] = float(getattr(values, name)()) if seen else None
+    return facts
+
+
+def _tally(values) -> dict[str, list[int]]:
+    value, count = np.unique(values, return_counts=True)
+    return {"value": value.tolist(), "count": count.tolist()}
+
+
+def _categories(column: pd.Series) -> dict[str, int]:
+    """Images of each category, the most frequent first."""
+    counts = column.replace("", UNKNOWN).value_counts()
+    return {str(name): int(count) for name, count in counts.items()}
+
+
+def _ages(table) -> dict[str, Any]:
+    """Quantiles of the age by percent, and images of each decade by sex."""
+    known = table["age"].notna()
+    years, sex = table["age"][known], table["sex"][known].replace("", UNKNOWN)
+    start = list(range(0, OLDEST + 1, 10))
+    decade = (years.clip(0, OLDEST) // 10).astype(int)
+    percents = (0, 5, 25, 50, 75, 95, 100) if known.any() else ()
+    return {
+        "quantiles": {str(p): float(np.percentile(years, p)) for p in percents},
+        "start": start,
+        "images": {
+            str(name): np.bincount(part, minlength=len(start)).tolist()
+            for name, part in decade.groupby(sex)
+        },
+    }
+
+
+def _by(table, label, tasks) -> dict[str, dict]:
+    """Each finding's prevalence by view and sex, and the quartiles of the age."""
+    groups: dict[str, dict] = {}
+    for name in CATEGORIES:
+        column = table[name].replace("", UNKNOWN)
+        groups[name] = {
+            category: {
+                task: prevalence(label[rows, t], table["patient"][rows])
+                for t, task in enumerate(tasks)
+            }
+            for category in _categories(table[name])
+            for rows in [(column == category).to_numpy()]
+        }
+    age = table["age"].to_numpy(float)
+
+    def quartiles(rows):
+        rows = rows & ~np.isnan(age)
+        return np.percentile(age[rows], (25, 50, 75)).tolist() if rows.any() else None
+
+    groups["age"] = {
+        task: {"with": quartiles(y >= 0.5), "without": quartiles(y < 0.5)}
+        for task, y in zip(tasks, label.T, strict=True)
+    }
+    return groups
+
+
+def _kinds(table, first: str, second: str) -> list[list]:
+    """[first, second, images] of every pair of values, the most frequent first."""
+    pairs = table[[first, second]].round(4)
+    kinds = pairs.value_counts(dropna=False)
+    return [[_plain(a), _plain(b), int(n)] for (a, b), n in kinds.items()]
+
+
+def _sides(table, manifest) -> dict[str, dict]:
+    """Who is on each side of the split."""
+    split = table["id"].map(manifest.set_index("id")["split"])
+    return {
+        str(side): {
+            "images": len(part),
+            "patients": int(part["patient"].nunique()),
+            "age": _plain(part["age"].median()),
+            **{name: _categories(part[name]) for name in CATEGORIES},
+        }
+        for side, part in table.groupby(split)
+    }
+
+
+def _plain(value: Any) -> Any:
+    """A numpy scalar as a JSON value; NaN is None."""
+    value = value.item() if isinstance(value, np.generic) else value
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
 def _levels(image: np.ndarray) -> np.ndarray:
     """Counts the grey levels of one image, [C, 256] int64."""
     channels = image.reshape(-1, image.shape[-1]).T
     return np.stack([np.bincount(pixels, minlength=LEVELS) for pixels in channels])
 
 
-def _summary(histogram: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Count, mean and deviation of [..., 256] counts, in grey levels."""
+def _summary(histogram: np.ndarray) -> tuple[int, float, float]:
+    """Count, mean and deviation of [256] counts, in grey levels."""
     level = np.arange(LEVELS)
-    count = histogram.sum(axis=-1)
+    count = histogram.sum()
     mean = histogram @ level / count
-    # From whole numbers, exact to the last division: their sum stays below 2^63 up
-    # to 10^14 pixels. Centred on the mean, so that no digits cancel.
-    distance = (level - mean[..., None]) ** 2
-    return count, mean, np.sqrt((histogram * distance).sum(axis=-1) / count)
+    return count, mean, np.sqrt(histogram @ (level - mean) ** 2 / count)
 
 
-def _before(counts: np.ndarray) -> dict[str, Any]:
-    count, mean, std = _summary(counts)
-    seen = np.flatnonzero(counts)
-    reached = np.cumsum(counts)
+def _before(histogram: np.ndarray) -> dict[str, Any]:
+    """One channel's [256] counts, in grey levels."""
+    count, mean, std = _summary(histogram)
+    present = np.flatnonzero(histogram)
+    reached = np.cumsum(histogram)
     return {
-        "histogram": counts.tolist(),
+        "histogram": histogram.tolist(),
         "mean": float(mean),
         "std": float(std),
-        "min": int(seen[0]),
-        "max": int(seen[-1]),
+        "min": int(present[0]),
+        "max": int(present[-1]),
         "percentiles": {
             str(p): int(np.searchsorted(reached, count * p / 100)) for p in PERCENTS
         },
     }
 
 
-def _add(total, pixels: np.ndarray):
-    """Adds prepared pixels [C, P] to (moments, min, max, histogram), [C] each."""
-    wide = pixels.astype(np.float64)
-    mean = wide.mean(axis=1)
-    m2 = ((wide - mean[:, None]) ** 2).sum(axis=1)
-    here = Moments(float(pixels.shape[1]), mean, m2)
-    place = ((wide - FIRST) * (BINS / (LAST - FIRST))).clip(0, BINS - 1).astype(int)
-    counts = np.stack([np.bincount(row, minlength=BINS) for row in place])
-    low, high = pixels.min(axis=1), pixels.max(axis=1)
-    if total is None:
-        return here, low, high, counts
-    moments, least, most, histogram = total
-    least, most = np.minimum(least, low), np.maximum(most, high)
-    return merge(moments, here), least, most, histogram + counts
+def _bins(ready: np.ndarray) -> np.ndarray:
+    """Counts prepared pixels [C, P] from FIRST to LAST, [C, BINS]."""
+    place = ((ready - FIRST) * (BINS / (LAST - FIRST))).clip(0, BINS - 1).astype(int)
+    return np.stack([np.bincount(channel, minlength=BINS) for channel in place])
 
 
-def _after(total) -> list[dict[str, Any]]:
-    moments, low, high, histogram = total
-    std = np.sqrt(moments.m2 / moments.count)
-    columns = (moments.mean, std, low, high)
+def _after(moments: np.ndarray, counts: np.ndarray) -> list[dict[str, Any]]:
+    """All images' prepared pixels, per channel.
+
+    Args:
+      moments: [N, 4, C], each image's mean, variance, minimum and maximum.
+      counts: [N, C, BINS], each image's histogram.
+    """
+    pixels = counts.sum(axis=2)  # [N, C]
+    mean, variance, low, high = moments.swapaxes(0, 1)
+    centre = np.average(mean, axis=0, weights=pixels)
+    # Centred on the mean: a sum of squares would cancel digits.
+    spread = np.average(variance + (mean - centre) ** 2, axis=0, weights=pixels)
+    columns = (centre, np.sqrt(spread), low.min(axis=0), high.max(axis=0))
     return [
         dict(
             zip(("mean", "std", "min", "max"), map(float, values), strict=True),
-            histogram=counts.tolist(),
+            histogram=histogram.tolist(),
         )
-        for *values, counts in zip(*columns, histogram, strict=True)
+        for *values, histogram in zip(*columns, counts.sum(axis=0), strict=True)
     ]
 
 
-def _spread(values: np.ndarray, bins: int = 40) -> dict[str, Any]:
-    """A histogram of one number an image."""
-    counts, edges = np.histogram(values, bins)
+def _spread(values: np.ndarray) -> dict[str, Any]:
+    """A histogram of one number per image."""
+    counts, edges = np.histogram(values, SPREAD)
     return {
         "start": edges[:-1].tolist(),
         "width": float(edges[1] - edges[0]),

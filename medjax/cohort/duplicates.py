@@ -1,12 +1,12 @@
-"""Finds films that are in the data twice: under two names, re-encoded or mirrored.
+"""Finds images that occur twice in the data: renamed, re-encoded or mirrored.
 
-Three steps, each for what the one before lets through: a hash of every film as it
-is read, the pairs of films whose hashes are near, and a look at the pixels of
-these, because chest films resemble each other.
+Three steps, each on the output of the one before: a hash of every image, the pairs
+whose hashes are close, and a comparison of the pixels of these pairs, because chest
+films resemble each other.
 
 Measured on 700 films of 480 patients of ChestX-ray14, 256 x 256:
 
-    a film and its copy              bits apart       correlation   found
+    a film and its copy              bits that differ correlation   found
                                      median   most    least         of 700
     JPEG of quality 90 / 70 / 50     0/2/2    6/8/14  0.9994        all
     resized to 64, 128 or 512        0        6       0.9998        all
@@ -22,9 +22,9 @@ Measured on 700 films of 480 patients of ChestX-ray14, 256 x 256:
     of one patient (413 pairs)       116      38      0.953         none
     of two (244,237 pairs)           120      58      0.950         none
 
-Mirrored copies are as near as the others, and mirrored films of two patients no
-nearer than others (64 bits). Phantom films, which are simpler, come within 22 bits,
-but not above a correlation of 0.961 (two patients) or 0.981 (one).
+Mirrored copies are as close as the others, and mirrored films of two patients aren't
+closer than others (64 bits). Phantom films are simpler: two may differ in 22 bits only,
+but correlate by at most 0.961 (two patients) or 0.981 (one).
 """
 
 from collections.abc import Callable
@@ -46,13 +46,13 @@ FLIPS = {
     "up-down": (slice(None, None, -1), slice(None)),
     "both": (slice(None, None, -1), slice(None, None, -1)),
 }
-KEY_BITS = 20  # A pair LIMIT bits apart has equal keys in 13 % of the rounds,
-ROUNDS = 64  # hence in none of them with a probability of 1.5e-4.
-MOST = 16  # Films of a bucket that each of its films is compared with.
+KEY_BITS = 20  # A pair that differs in LIMIT bits has equal keys in 13 % of the rounds,
+ROUNDS = 64  # so in none of the rounds with a probability of 1.5e-4.
+MOST = 16  # Images of a bucket with which each of its images is compared.
 
 
 def hashes(pixels: np.ndarray) -> np.ndarray:
-    """Hashes a film in its four mirrorings; 0.4 ms at 256 x 256.
+    """Hashes an image and its mirror images; 0.4 ms at 256 x 256.
 
     Args:
       pixels: [H, W], [H, W, C] or [D, H, W, C] uint8; RGB counts as luminance,
@@ -74,18 +74,18 @@ def hashes(pixels: np.ndarray) -> np.ndarray:
 def candidates(hashes: np.ndarray) -> pd.DataFrame:
     """Finds the pairs whose hashes differ in at most LIMIT bits: 112,120 films in 4 s.
 
-    Each round samples KEY_BITS of the bits and compares the films that agree in
-    all of them. A bucket of more than MOST such films, as blank ones make, is
-    linked to its first MOST alone: everyone in it is found, not every pair.
+    Each round samples KEY_BITS of the bits and compares the images that agree in all
+    of them. Of a bucket with more than MOST such images (blank ones, say), only the
+    first MOST are compared with all: each image is found, but not every pair.
 
     Args:
-      hashes: [N, 4, 32] uint8 as of `hashes`, in the order of the ids.
+      hashes: [N, 4, 32] uint8, see `hashes`, in the order of the ids.
 
     Returns:
-      A row a pair and flip: `id` < `other`, 0 to N - 1; `flipped`, one of FLIPS,
-      how to mirror `other` to see `id`; `distance` in bits. Pairs by id. One that
-      is LIMIT bits apart is missed with a probability of 1.5e-4, a nearer one
-      with less (2e-6 at 20 bits); the same ones each time.
+      A row per pair and flip, by id: `id` < `other`, 0 to N - 1; `flipped`, one of
+      FLIPS, how to mirror `other` to get `id`; `distance` in bits. A pair that differs
+      in LIMIT bits is missed with a probability of 1.5e-4, a closer one with less
+      (2e-6 at 20 bits). The result is deterministic.
 
     Source: Indyk, Motwani, Approximate Nearest Neighbors, STOC 1998, section 4.2:
     sampled bits.
@@ -95,7 +95,7 @@ def candidates(hashes: np.ndarray) -> pd.DataFrame:
     columns = np.ascontiguousarray(hashes.transpose(2, 1, 0))  # [32, 4, N]
     rng = np.random.default_rng(0)
     shape = (len(hashes), len(hashes), len(FLIPS))
-    found = np.zeros(0, np.int64)  # Of places in this shape.
+    places = np.zeros(0, np.int64)  # Flat indices into this shape.
     for _ in range(ROUNDS):
         keys = np.zeros(columns.shape[1:], np.int32)  # [4, N]
         for bit in rng.choice(BITS, KEY_BITS, replace=False).tolist():
@@ -105,50 +105,46 @@ def candidates(hashes: np.ndarray) -> pd.DataFrame:
         first = np.concatenate([[0], np.cumsum(size)])
         new = []
         for flip, key in enumerate(keys):
-            one, other = _pairs(order, first[key], size[key])
-            near = _apart(words, one, other, flip) <= LIMIT
-            new.append(np.ravel_multi_index((one[near], other[near], flip), shape))
-        found = np.union1d(found, np.concatenate(new))
-    one, other, flip = np.unravel_index(found, shape)
+            id, other = _pairs(order, first[key], size[key])
+            near = _distance(words, id, other, flip) <= LIMIT
+            new.append(np.ravel_multi_index((id[near], other[near], flip), shape))
+        places = np.union1d(places, np.concatenate(new))
+    id, other, flip = np.unravel_index(places, shape)
     columns = {
-        "id": one,
+        "id": id,
         "other": other,
         "flipped": np.array(list(FLIPS))[flip],
-        "distance": _apart(words, one, other, flip).astype(int),
+        "distance": _distance(words, id, other, flip).astype(int),
     }
     return pd.DataFrame(columns)
 
 
-def confirm(
-    pairs: pd.DataFrame,
-    pixels: Callable[[int], np.ndarray],
-    least: float = LEAST,
-) -> pd.DataFrame:
-    """Keeps the pairs whose pixels are nearly the same once the flip is undone.
+def confirm(pairs: pd.DataFrame, pixels: Callable[[int], np.ndarray]) -> pd.DataFrame:
+    """Keeps the pairs whose pixels correlate by LEAST or more without the flip.
+
+    The correlation, at 64 x 64 pixels, ignores brightness and contrast. An image
+    without contrast has none, and no duplicates.
 
     Args:
-      pairs: as of `candidates`.
-      pixels: id -> the film as `hashes` takes it; asked once for each.
-      least: the correlation of the two at 64 x 64, in [0, 1]. It does not see
-        brightness and contrast. A film without any contrast has none, and is
-        nobody's duplicate.
+      pairs: see `candidates`.
+      pixels: id -> the image as for `hashes`; called once for each.
 
     Returns:
-      `pairs` with `correlation`, a row a pair: in the flip that correlates best.
+      `pairs` with `correlation`, one row per pair: the flip that correlates best.
     """
     ids = np.unique(pairs[["id", "other"]])
     small = {i: _shrink(pixels(i)) for i in ids.tolist()}
     flips = zip(pairs["id"], pairs["other"], pairs["flipped"])
-    found = [_correlation(small[i], small[j][FLIPS[flip]]) for i, j, flip in flips]
-    pairs = pairs.assign(correlation=np.array(found, float))
-    pairs = pairs[pairs["correlation"] >= least]
+    values = [_correlation(small[i], small[j][FLIPS[flip]]) for i, j, flip in flips]
+    pairs = pairs.assign(correlation=np.array(values, float))
+    pairs = pairs[pairs["correlation"] >= LEAST]
     best = pairs.sort_values("correlation", ascending=False, kind="stable")
     best = best.drop_duplicates(["id", "other"])
     return best.sort_values(["id", "other"], ignore_index=True)
 
 
 def _shrink(pixels):
-    """Returns [64, 64] uint8: grey, one slice, averaged over area."""
+    """Shrinks an image to [64, 64] uint8: grey, one slice, averaged over area."""
     chex.assert_type(pixels, np.uint8)
     chex.assert_rank(pixels, {2, 3, 4})
     if pixels.ndim == 4:
@@ -160,29 +156,29 @@ def _shrink(pixels):
     return np.rint(small).astype(np.uint8)
 
 
-def _apart(words, one, other, flip):
-    return np.bitwise_count(words[one, 0] ^ words[other, flip]).sum(1)
+def _distance(words, id, other, flip):
+    return np.bitwise_count(words[id, 0] ^ words[other, flip]).sum(1)
 
 
 def _pairs(order, first, size):
-    """Lists who is in a film's bucket.
+    """Pairs every image with the first MOST images of its bucket.
 
     Args:
-      order: [N] films by bucket, ascending within each.
-      first, size: [N] where in `order` the bucket of each film begins (its mirror
-        image's, that is), and how many films it holds.
+      order: [N] images by bucket, ascending within each.
+      first, size: [N] where in `order` the bucket of each image begins (or that of
+        its mirror image), and how many images it holds.
 
     Returns:
-      one, other: [P] each, one < other: `one` is in the bucket of `other`.
+      id, other: [P] each, id < other: `id` is in the bucket of `other`.
     """
     count = np.minimum(size, MOST)
     other = np.repeat(np.arange(len(order)), count)
     within = np.arange(len(other)) - np.repeat(np.cumsum(count) - count, count)
-    one = order[np.repeat(first, count) + within]
-    return one[one < other], other[one < other]
+    id = order[np.repeat(first, count) + within]
+    return id[id < other], other[id < other]
 
 
-def _correlation(one, other):
-    one, other = one - one.mean(), other - other.mean()
-    scale = np.sqrt(np.sum(one**2) * np.sum(other**2))
-    return np.sum(one * other) / scale if scale else 0.0
+def _correlation(a, b):
+    a, b = a - a.mean(), b - b.mean()
+    scale = np.sqrt(np.sum(a**2) * np.sum(b**2))
+    return np.sum(a * b) / scale if scale else 0.0

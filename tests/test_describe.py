@@ -1,4 +1,4 @@
-"""cohort/explore.py against loops, scipy and scikit-learn; cohort/pixels.py, numpy."""
+"""Facts about a table and its pixels, against loops, numpy, scipy and scikit-learn."""
 
 import json
 import math
@@ -343,15 +343,12 @@ def test_no_image_has_no_statistics():
     assert describe.statistics([], lambda x: x)["images"] == 0
 
 
-def test_merged_moments_do_not_lose_their_digits_far_from_zero():
-    rng = np.random.default_rng(7)
-    x = 1e8 + rng.normal(size=1000)
-    parts = [x[:1], x[1:700], x[700:]]
-    total = describe.Moments(0.0, 0.0, 0.0)
-    for part in parts:
-        own = describe.Moments(
-            float(part.size), part.mean(), ((part - part.mean()) ** 2).sum()
-        )
-        total = describe.merge(total, own)
-    assert total.mean == pytest.approx(x.mean(), rel=1e-15)
-    assert total.m2 / 1000 == pytest.approx(x.var(), rel=1e-6)
+def test_the_deviation_keeps_its_digits_far_from_zero():
+    image = np.random.default_rng(7).integers(0, 256, (9, 8, 8, 1), dtype=np.uint8)
+
+    def far(x):
+        return x.astype(np.float64) + 1e8
+
+    found = describe.statistics(batches_of(image, [4, 5]), far)
+    expected = (image / 255).std()
+    assert found["after"][0]["std"] == pytest.approx(expected, rel=1e-6)
