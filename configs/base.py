@@ -29,7 +29,7 @@ def classification(source: str = "phantom") -> ConfigDict:
         cut=0,  # n: train on follow-ups before number n, test on those from n on; 0: off
         duplicates="refuse",  # one image in two splits; or "warn"
     )
-    # How images are standardised, on the device: a function of data/intensity.py with its
+    # How images are standardised, on the device: a function of data/normalisation.py with its
     # arguments, or "as_pretrained": as the weights of transfer.init expect it.
     c.intensity = {"name": "standardise_each"}
     c.augment.ops = ("random_affine", "brightness", "contrast")

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from medjax import losses
-from medjax.data import intensity
+from medjax.data import normalisation
 from medjax.models.densenet import densenet121
 from medjax.training import optim, step
 from medjax.training.devices import keep, use_cores
@@ -56,7 +56,7 @@ def timed(work, repeats=5) -> tuple[float, float]:
 
 
 def augment(key, batch):
-    image = intensity.standardise(batch["image"] / 255.0, mean=0.5, std=0.25)
+    image = normalisation.standardise(batch["image"] / 255.0, mean=0.5, std=0.25)
     return batch | {"image": image}
 
 

@@ -107,13 +107,12 @@ def make_items():
 
 @pytest.fixture(scope="session")
 def make_source():
-    """(items, images a shard, tasks) -> a Source of them."""
+    """(items, tasks) -> a Source of them."""
 
-    def make(items, shard=1000, tasks=("a", "b", "c")) -> Source:
-        parts = [items[i : i + shard] for i in range(0, len(items), shard)]
-        shape = next((i.pixels.shape for i in items if i.pixels is not None), (1, 1, 1))
-        shards = [lambda part=part: part for part in parts]
-        return Source(tasks, shape, len(items), shards)
+    def make(items, tasks=("a", "b", "c")) -> Source:
+        images = (item.content for item in items if item.content is not None)
+        shape = next((image.shape for image in images), (1, 1, 1))
+        return Source(tasks, shape, len(items), lambda: items)
 
     return make
 

@@ -5,6 +5,8 @@ import numpy as np
 from nibabel import orientations
 from scipy import ndimage
 
+from medjax.data.phantom import brain as phantom
+
 
 def affine_of(axes="RAS", spacing=(1.0, 1.0, 1.0), tilt=0.0, origin=(-20, 11, 5.5)):
     """[4, 4]: indices grow to `axes`, all of it turned by tilt radians about x and z."""
@@ -41,3 +43,27 @@ def save(path, voxels, affine=None):
     affine = affine_of() if affine is None else affine
     nibabel.save(nibabel.Nifti1Image(voxels, affine), path)
     return path
+
+
+def save_phantoms(folder, numbers, *, seed, **options):
+    """Files named as BraTS' (`brain_007/brain_007_flair.nii.gz`) with axes L, P, S.
+
+    Returns:
+      Each patient's folder: int16 files of the sequences, and `seg` in uint8.
+    """
+    folders = []
+    values = phantom.ENHANCING, phantom.NECROSIS, phantom.OEDEMA
+    for number in numbers:
+        drawn = phantom.patient(number, seed=seed, **options)
+        name = f"brain_{number:03d}"
+        folders.append(folder / name)
+        whole, core, enhancing = np.moveaxis(drawn.label, -1, 0) > 0
+        seg = np.select([enhancing, core, whole], values).astype(np.uint8)
+        images = np.moveaxis(drawn.image, -1, 0).astype(np.int16)
+        affine = drawn.affine[:, [2, 1, 0, 3]]
+        for part, voxels in zip((*phantom.SEQUENCES, "seg"), (*images, seg)):
+            file = nibabel.Nifti1Image(voxels.T, affine)
+            file.header.set_xyzt_units("mm")
+            folders[-1].mkdir(parents=True, exist_ok=True)
+            nibabel.save(file, folders[-1] / f"{name}_{part}.nii.gz")
+    return folders

@@ -282,7 +282,7 @@ def home(tmp_path_factory):
 def read(monkeypatch):
     """The (folder, id) of every record that is read."""
     seen = []
-    get, begin = loader.Films.__getitem__, loader.Films.__init__
+    get, begin = loader.Images.__getitem__, loader.Images.__init__
 
     def remember(self, records, *args):
         self.folder = records
@@ -292,8 +292,8 @@ def read(monkeypatch):
         seen.append((self.folder, int(self.ids[index])))
         return get(self, index)
 
-    monkeypatch.setattr(loader.Films, "__init__", remember)
-    monkeypatch.setattr(loader.Films, "__getitem__", record)
+    monkeypatch.setattr(loader.Images, "__init__", remember)
+    monkeypatch.setattr(loader.Images, "__getitem__", record)
     return seen
 
 
@@ -375,7 +375,7 @@ def test_the_targets_labels_have_no_part_in_an_update(home):
     states = []
     for labelled in (films, Changed(films)):
         batches = study.train_batches(
-            config, source.films(np.arange(12)), loader.Unlabelled(labelled)
+            config, source.total(np.arange(12)), loader.Unlabelled(labelled)
         )
         (one,) = take(batches, 1)
         batches.close()

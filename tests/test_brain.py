@@ -3,6 +3,7 @@
 import nibabel
 import numpy as np
 import pytest
+from scans import save_phantoms
 from scipy import ndimage
 
 from medjax.data import nifti
@@ -180,7 +181,7 @@ def test_the_darkest_tissue_is_told_from_the_outside(monkeypatch):
 
 
 def test_files_are_read_back_by_nibabel_and_by_us(tmp_path):
-    folders = brain.write(tmp_path, [7, 2], seed=3, **SMALL)
+    folders = save_phantoms(tmp_path, [7, 2], seed=3, **SMALL)
     assert [f.name for f in folders] == ["brain_007", "brain_002"]
     one = draw(7)
     files = sorted(f.name for f in folders[0].iterdir())

@@ -7,7 +7,7 @@ from scipy import stats
 
 from medjax.data import scan
 from medjax.data.nifti import Grid
-from medjax.data.scan import make_case
+from medjax.data.scan import make_scan
 from medjax.errors import InputError
 
 SHAPE = (12, 16, 14)
@@ -27,7 +27,7 @@ def world(affine, shape):
 
 def test_each_channel_is_a_z_score_inside_the_brain_and_0_outside():
     image = image_of()
-    case = make_case(image, None, AFFINE, clip=EVERY, margin=100)
+    case = make_scan(image, None, AFFINE, clip=EVERY, margin=100)
     inside = image[..., 0] != 0
     for channel in range(2):
         expected = stats.zscore(image[..., channel][inside].astype(float))
@@ -40,7 +40,7 @@ def test_in_its_own_units_a_case_is_the_head_as_it_is():
     image = image_of()
     image[6, 8, 7] = 1e5  # Nothing is cut.
     image[:, 0, 0] = 3.0  # Background.
-    case = make_case(
+    case = make_scan(
         image, None, AFFINE, presence=np.array([1, 0]), margin=100, units="own"
     )
     image[:, 0, 0] = image[..., 1] = 0
@@ -51,7 +51,7 @@ def test_what_is_beyond_the_percentiles_is_cut_to_them():
     image = image_of(1)
     inside = image[..., 0] != 0
     image[6, 8, 7] = 1e5
-    cut = make_case(image, None, AFFINE, clip=(1, 99), margin=100).image
+    cut = make_scan(image, None, AFFINE, clip=(1, 99), margin=100).image
     values = image[inside, 0].astype(float)
     values = np.clip(values, *np.percentile(values, (1, 99)))
     np.testing.assert_allclose(cut[inside, 0], stats.zscore(values), atol=1e-5)
@@ -61,8 +61,8 @@ def test_what_is_beyond_the_percentiles_is_cut_to_them():
 def test_an_absent_channel_stays_0_and_does_not_draw_the_head():
     image = image_of(3)
     image[..., 1] = 7.0
-    case = make_case(image, None, AFFINE, presence=np.array([1, 0, 1]))
-    alone = make_case(image[..., [0, 2]], None, AFFINE)
+    case = make_scan(image, None, AFFINE, presence=np.array([1, 0, 1]))
+    alone = make_scan(image[..., [0, 2]], None, AFFINE)
     assert not case.image[..., 1].any()
     np.testing.assert_array_equal(case.image[..., [0, 2]], alone.image)
     np.testing.assert_array_equal(case.presence, [1, 0, 1])
@@ -71,7 +71,7 @@ def test_an_absent_channel_stays_0_and_does_not_draw_the_head():
 def test_what_a_sequence_does_not_cover_does_not_set_its_scale():
     image = image_of()
     image[8:, ..., 1] = 0
-    case = make_case(image, None, AFFINE, clip=EVERY, margin=100)
+    case = make_scan(image, None, AFFINE, clip=EVERY, margin=100)
     seen = image[..., 1] != 0
     expected = stats.zscore(image[..., 1][seen].astype(float))
     np.testing.assert_allclose(case.image[seen, 1], expected, atol=1e-5)
@@ -81,7 +81,7 @@ def test_the_crop_keeps_the_margin_and_every_voxel_where_it_was():
     shape = (30, 32, 28)
     image = np.zeros((*shape, 1), np.float32)
     image[9:21, 8:24, 7:21, 0] = brain(SHAPE)
-    case = make_case(image, None, AFFINE, margin=3.0)
+    case = make_scan(image, None, AFFINE, margin=3.0)
     found = np.argwhere(image[..., 0])
     # Spacing 2, 1 and 1.5 mm: 3 mm are 2, 3 and 2 voxels.
     low, high = found.min(axis=0) - (2, 3, 2), found.max(axis=0) + (2, 3, 2)
@@ -100,7 +100,7 @@ def test_a_label_outside_the_head_is_not_cut_off():
     label = np.zeros((*SHAPE, 2), np.uint8)
     label[0, 0, 0, 0] = label[-1, -1, -1, 1] = 1
     label[6, 8, 7] = 1
-    case = make_case(image_of(), label, AFFINE, margin=0.0)
+    case = make_scan(image_of(), label, AFFINE, margin=0.0)
     np.testing.assert_array_equal(case.label, label)
     assert case.label.dtype == np.uint8
 
@@ -152,7 +152,7 @@ def test_regions_keep_their_volume_and_stay_nested_when_resampled():
     shape = (24, 30, 26)
     label = np.stack([ball(shape, r, (0.5, 0.4, 0.6)) for r in (0.3, 0.2)], axis=-1)
     for spacing in ((2.0, 2.0, 2.0), (3.0, 1.0, 1.0), (1.0, 0.8, 0.8)):
-        case = make_case(image_of(1, shape), label, AFFINE, spacing=spacing)
+        case = make_scan(image_of(1, shape), label, AFFINE, spacing=spacing)
         np.testing.assert_allclose(case.spacing, spacing)
         assert set(np.unique(case.label)) == {0, 1}
         assert (case.label[..., 1] <= case.label[..., 0]).all()
@@ -173,7 +173,7 @@ def test_small_lesions_outlast_a_coarser_grid():
     corners = np.stack(np.meshgrid(*(np.arange(3, n - 3, 7) for n in shape)), axis=-1)
     for d, h, w in corners.reshape(-1, 3):
         label[d : d + 2, h : h + 2, w : w + 2] = 1
-    case = make_case(
+    case = make_scan(
         image_of(1, shape), label, affine_of("SPL"), spacing=(1.5, 1.5, 1.5)
     )
     assert 0.8 < case.label.sum() * 1.5**3 / label.sum() < 1.2
@@ -181,8 +181,8 @@ def test_small_lesions_outlast_a_coarser_grid():
 
 def test_the_grids_own_spacing_resamples_nothing():
     image, label = image_of(), ball(SHAPE, 0.2)[..., None]
-    kept = make_case(image, label, AFFINE)
-    asked = make_case(image, label, AFFINE, spacing=(2.0, 1.0001, 1.5))
+    kept = make_scan(image, label, AFFINE)
+    asked = make_scan(image, label, AFFINE, spacing=(2.0, 1.0001, 1.5))
     for one, other in zip(kept[:5], asked[:5], strict=True):
         np.testing.assert_array_equal(one, other)
     assert kept.original.shape == SHAPE
@@ -192,6 +192,6 @@ def test_the_grids_own_spacing_resamples_nothing():
 def test_impossible_spacings_and_empty_images_are_refused():
     for spacing in ((1.0,), (1.0, 0.0, 1.0), (1.0, np.nan, 1.0), (1.0, -1.0, 1.0)):
         with pytest.raises(InputError, match="data.spacing"):
-            make_case(image_of(), None, AFFINE, spacing=spacing)
+            make_scan(image_of(), None, AFFINE, spacing=spacing)
     with pytest.raises(InputError, match="no head"):
-        make_case(np.zeros((*SHAPE, 1)), None, AFFINE)
+        make_scan(np.zeros((*SHAPE, 1)), None, AFFINE)

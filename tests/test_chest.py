@@ -16,8 +16,7 @@ from PIL import Image
 
 from medjax.data import images, prepared
 from medjax.data.phantom import chest as phantom
-from medjax.data.sources import chexpert
-from medjax.data.sources import nih as chest
+from medjax.data.sources import chest_xray as chest
 from medjax.errors import InputError
 
 SAMPLE = Path(__file__).parents[2] / "shared/data/nih-sample"
@@ -90,7 +89,7 @@ def nih(tmp_path):
 
 def items(source):
     """All items of a source, in order."""
-    return [item for shard in source.shards for item in shard()]
+    return list(source.items())
 
 
 def prepare(source, tmp_path, allowed=0.0):
@@ -147,7 +146,7 @@ def test_a_film_of_the_right_size_keeps_every_pixel(tmp_path):
     write_nih(tmp_path, ENTRIES.strip().splitlines()[0])
     path = draw(tmp_path / "images/00000001_000.png", (SIDE, SIDE))
     (item,) = items(chest.nih(folder=tmp_path, side=SIDE))
-    np.testing.assert_array_equal(item.pixels[..., 0], np.asarray(Image.open(path)))
+    np.testing.assert_array_equal(item.content[..., 0], np.asarray(Image.open(path)))
 
 
 def test_the_table_tells_the_size_and_the_file_where_the_table_is_blank(tmp_path):
@@ -234,12 +233,10 @@ def damage(folder):
     }
 
 
-@pytest.mark.parametrize("shard", [1, 3, 4096])
-def test_quarantine_names_exactly_the_files_left_out(nih, tmp_path, shard, monkeypatch):
-    monkeypatch.setattr(prepared, "FILMS_A_SHARD", shard)
+def test_quarantine_names_exactly_the_files_left_out(nih, tmp_path):
     reasons = damage(nih)
     source = chest.nih(folder=nih, side=SIDE)
-    assert source.films == 6
+    assert source.total == 6
     films, table, boxes, quarantine = prepare(source, tmp_path, allowed=0.7)
     assert list(quarantine["file"]) == list(reasons)
     for found, words in zip(quarantine["reason"], reasons.values(), strict=True):
@@ -258,16 +255,6 @@ def test_too_many_bad_files_leave_a_list_and_no_records(nih, tmp_path):
     (kept,) = (tmp_path / "records").rglob("*.csv")
     assert str(kept) in str(caught.value)
     assert list(pd.read_csv(kept)["file"]) == list(reasons)
-
-
-@pytest.mark.parametrize("shard", [1, 2, 3])
-def test_shards_change_nothing(nih, shard, monkeypatch):
-    whole = items(chest.nih(folder=nih, side=SIDE))
-    monkeypatch.setattr(prepared, "FILMS_A_SHARD", shard)
-    source = chest.nih(folder=nih, side=SIDE)
-    assert len(source.shards) == math.ceil(4 / shard)
-    for a, b in zip(whole, items(source), strict=True):
-        np.testing.assert_equal(a._asdict(), b._asdict())
 
 
 GOOD = "00000001_000.png,Mass,0,1,58,M,PA,9,9,1,1\n"
@@ -304,7 +291,7 @@ def test_what_is_no_nih_folder_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"no images/"):
         chest.nih(folder=tmp_path, side=SIDE)
     shutil.rmtree(tmp_path / "pictures")
-    with pytest.raises(InputError, match="no film"):
+    with pytest.raises(InputError, match="no image"):
         chest.nih(folder=tmp_path, side=SIDE)
     table = tmp_path / "Data_Entry_2017_v2020.csv"
     table.write_text("Image Index,Finding Labels\n")
@@ -359,9 +346,7 @@ FOUR = {"Edema": "1.0", "Fracture": "0.0", "Cardiomegaly": "-1.0"}  # And blank 
 )
 def test_the_policies_for_uncertain_and_blank(tmp_path, policy, uncertain, blank):
     write_chexpert(tmp_path, [(ONE, FRONTAL, FOUR)])
-    source = chexpert.chexpert(
-        folder=tmp_path, side=SIDE, uncertain=policy, blank=blank
-    )
+    source = chest.chexpert(folder=tmp_path, side=SIDE, uncertain=policy, blank=blank)
     (item,) = items(source)
     assert source.tasks == tuple(FINDINGS)
     for finding in FINDINGS:
@@ -385,9 +370,7 @@ def test_a_chexpert_folder_becomes_records(tmp_path):
     write_chexpert(
         tmp_path, [(third, unknown, dict.fromkeys(FINDINGS, "1"))], "valid.csv"
     )
-    films, table, _, _ = prepare(
-        chexpert.chexpert(folder=tmp_path, side=SIDE), tmp_path
-    )
+    films, table, _, _ = prepare(chest.chexpert(folder=tmp_path, side=SIDE), tmp_path)
     assert [f["image"].decode() for f in films] == [ONE, second, third]
     assert [f["patient"] for f in films] == [42, 7, 64541]
     assert [f["sex"] for f in films] == [b"M", b"F", b""]
@@ -424,7 +407,7 @@ def test_only_the_wanted_views_are_kept(tmp_path, views, kept):
         for n, place in enumerate(places, 1)
     ]
     write_chexpert(tmp_path, rows)
-    found = items(chexpert.chexpert(folder=tmp_path, side=SIDE, views=views))
+    found = items(chest.chexpert(folder=tmp_path, side=SIDE, views=views))
     assert [i.row["patient"] for i in found] == kept
     assert {i.row["view"] for i in found} == set(views)
     assert np.isnan([i.row["follow_up"] for i in found]).all()  # No study is named.
@@ -432,9 +415,9 @@ def test_only_the_wanted_views_are_kept(tmp_path, views, kept):
 
 def test_paths_without_a_prefix_are_read_too(tmp_path):
     write_chexpert(tmp_path, [(ONE, FRONTAL, FOUR)], prefix="")
-    (item,) = items(chexpert.chexpert(folder=tmp_path, side=SIDE))
+    (item,) = items(chest.chexpert(folder=tmp_path, side=SIDE))
     assert item.row["image"] == ONE
-    assert item.pixels is not None
+    assert item.content is not None
 
 
 @pytest.mark.parametrize(
@@ -453,7 +436,7 @@ def test_a_wrong_label_path_or_policy_is_named(
 ):
     write_chexpert(tmp_path, [(path, FRONTAL, labels)])
     with pytest.raises(InputError, match=message):
-        chexpert.chexpert(folder=tmp_path, side=SIDE, **settings)
+        chest.chexpert(folder=tmp_path, side=SIDE, **settings)
 
 
 def test_a_missing_finding_of_chexpert_is_named(tmp_path):
@@ -461,18 +444,18 @@ def test_a_missing_finding_of_chexpert_is_named(tmp_path):
     path = tmp_path / "train.csv"
     path.write_text(path.read_text().replace("Fracture", "Fractures"))
     with pytest.raises(InputError, match="no column 'Fracture'"):
-        chexpert.chexpert(folder=tmp_path, side=SIDE)
+        chest.chexpert(folder=tmp_path, side=SIDE)
 
 
 def test_views_that_no_film_has_leave_nothing_to_prepare(tmp_path):
     write_chexpert(tmp_path, [(ONE, FRONTAL, {})])
-    source = chexpert.chexpert(folder=tmp_path, side=SIDE, views=("PA",))
-    with pytest.raises(InputError, match="no film"):
+    source = chest.chexpert(folder=tmp_path, side=SIDE, views=("PA",))
+    with pytest.raises(InputError, match="no image"):
         prepare(source, tmp_path)
 
 
 def test_the_findings_of_chexpert_are_the_papers():
-    assert chexpert.TASKS == tuple(FINDINGS)
+    assert chest.CHEXPERT_TASKS == tuple(FINDINGS)
 
 
 # The phantom
@@ -492,14 +475,13 @@ def people():
     ]
 
 
-@pytest.mark.parametrize("first", [0, 5])
-@pytest.mark.parametrize("shard", [1, 4, 4096])
+@pytest.mark.parametrize(("first", "chunk"), [(0, 32), (5, 32), (0, 2)])
 def test_phantom_records_hold_what_the_phantom_drew(
-    tmp_path, monkeypatch, people, first, shard
+    tmp_path, monkeypatch, people, first, chunk
 ):
-    monkeypatch.setattr(prepared, "FILMS_A_SHARD", shard)
+    monkeypatch.setattr(chest, "CHUNK", chunk)
     source = chest.phantom(**SETTINGS, first_patient=first, prevalence=OFTEN)
-    assert source.films == 10
+    assert source.total == 10
     films, table, boxes, quarantine = prepare(source, tmp_path)
     assert len(films) == len(table) == 10
     assert len(quarantine) == 0
@@ -539,7 +521,7 @@ def test_phantom_records_hold_what_the_phantom_drew(
 
 def test_other_numbers_and_other_seeds_are_other_people():
     def pixels(**changes):
-        return [i.pixels for i in items(chest.phantom(**{**SETTINGS, **changes}))]
+        return [i.content for i in items(chest.phantom(**{**SETTINGS, **changes}))]
 
     base = pixels()
     for other in (pixels(first_patient=5), pixels(seed=4)):
@@ -552,7 +534,7 @@ def test_settings_that_make_no_phantom_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"data\.prevalence has 2 numbers"):
         chest.phantom(**SETTINGS, prevalence=(0.1, 0.2))
     for changes in ({"patients": 0}, {"films": 0}):
-        with pytest.raises(InputError, match="no film"):
+        with pytest.raises(InputError, match="no image"):
             prepare(chest.phantom(**{**SETTINGS, **changes}), tmp_path)
 
 

@@ -14,7 +14,7 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_modality_lut, apply_windowing
 
 from medjax.data import dicom
-from medjax.data.schema import Film
+from medjax.data.dicom import Film
 from medjax.errors import InputError
 
 RNG = np.random.default_rng(0)

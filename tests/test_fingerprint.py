@@ -86,9 +86,9 @@ def test_missing_labels_and_sequences_are_counted_as_such():
     assert np.isnan(found.volume[0]).all() and np.isfinite(found.volume[1:]).all()
     np.testing.assert_array_equal(found.present[:, 1], (1, 1, 0, 1))
     text = "\n".join(fingerprint.describe(found))
-    assert "x: in 3 of 3 labelled cases" in text
-    assert "y: in 2 of 3 labelled cases" in text
-    assert "a: in 4 cases" in text and "b: in 3 cases" in text
+    assert "x: in 3 of 3 labelled scans" in text
+    assert "y: in 2 of 3 labelled scans" in text
+    assert "a: in 4 scans" in text and "b: in 3 scans" in text
     for one in cases:
         one.label = None
     text = "\n".join(fingerprint.describe(measure(cases)))
@@ -126,10 +126,10 @@ def test_what_is_written_is_json_without_nan():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image": np.ones((4, 4, 4, 3))}, r"case 1: has the image \(4, 4, 4, 3\)"),
-        ({"label": np.ones((4, 4, 4, 2))}, r"case 1: has the label .* \(6, 9, 12, 2\)"),
-        ({"spacing": np.array([1.0, 0, 1])}, "case 1: has the spacing"),
-        ({"image": np.full((6, 9, 12, 2), np.nan)}, "case 1: has the intensities"),
+        ({"image": np.ones((4, 4, 4, 3))}, r"scan 1: has the image \(4, 4, 4, 3\)"),
+        ({"label": np.ones((4, 4, 4, 2))}, r"scan 1: has the label .* \(6, 9, 12, 2\)"),
+        ({"spacing": np.array([1.0, 0, 1])}, "scan 1: has the spacing"),
+        ({"image": np.full((6, 9, 12, 2), np.nan)}, "scan 1: has the intensities"),
     ],
 )
 def test_a_case_that_does_not_fit_is_named(change, message):
@@ -144,7 +144,7 @@ def test_no_case_is_an_error():
         measure([])
 
 
-def test_the_phantom_gets_a_plan_that_covers_its_brain():
+def test_the_proposal_covers_the_phantoms_brain():
     cases = (
         brain.patient(n, seed=0, shape=(32, 40, 32), spacing=(5.0, 5.0, 5.0))
         for n in range(3)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medjax.data import histogram
+from medjax.data import normalisation
 
 RNG = np.random.default_rng(0)
 
@@ -24,19 +24,19 @@ def run(op, image, **options):
 
 def test_equalise_is_opencvs():
     image = film(64, 90)
-    got = run(histogram.equalise, image)
+    got = run(normalisation.equalise, image)
     np.testing.assert_allclose(got, cv2.equalizeHist(image), atol=0.501)  # It rounds.
 
 
 def test_equalise_takes_the_histogram_of_a_whole_volume():
     volume = np.stack([film(20, 30), film(20, 30) // 3])
     flat = cv2.equalizeHist(volume.reshape(1, -1)).reshape(volume.shape)
-    np.testing.assert_allclose(run(histogram.equalise, volume), flat, atol=0.501)
+    np.testing.assert_allclose(run(normalisation.equalise, volume), flat, atol=0.501)
 
 
 def test_one_grey_stays():
     image = jnp.full((8, 8, 1), 0.3)
-    np.testing.assert_array_equal(jax.jit(histogram.equalise)(image), image)
+    np.testing.assert_array_equal(jax.jit(normalisation.equalise)(image), image)
 
 
 @pytest.mark.parametrize("clip", [1.0, 2.0, 8.0])
@@ -48,15 +48,15 @@ def test_clahe_is_opencvs(height, width, tiles, clip):
     """
     image = film(height, width)
     reference = cv2.createCLAHE(clip, (tiles, tiles)).apply(image)
-    got = run(histogram.clahe, image, clip=clip, tiles=tiles)
+    got = run(normalisation.clahe, image, clip=clip, tiles=tiles)
     assert np.abs(got - reference).max() <= 3
     assert np.abs(got - reference).mean() < 0.6
     if clip == 8:  # It does something, and not the same everywhere.
         assert np.abs(got - image).mean() > 10
-        assert np.abs(got - run(histogram.equalise, image)).mean() > 5
+        assert np.abs(got - run(normalisation.equalise, image)).mean() > 5
 
 
-@pytest.mark.parametrize("op", [histogram.equalise, histogram.clahe])
+@pytest.mark.parametrize("op", [normalisation.equalise, normalisation.clahe])
 def test_channels_are_kept_apart(op):
     image = np.stack([film(32, 32), film(32, 32) // 2], axis=-1) / np.float32(255)
     got = jax.jit(op)(image)

@@ -8,7 +8,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from medjax.augment import intensity
-from medjax.data import histogram
+from medjax.data import normalisation
 from medjax.errors import InputError
 
 OPS = {
@@ -195,7 +195,7 @@ def test_colour_jitter_refuses_grey_images_when_it_is_traced():
 @pytest.mark.parametrize("name", ["equalise", "clahe"])
 def test_a_random_share_of_the_equalised_image_is_mixed_in(name):
     image = sample((20, 17))
-    whole = np.asarray(jax.jit(getattr(histogram, name))(image)) - image
+    whole = np.asarray(jax.jit(getattr(normalisation, name))(image)) - image
     op = functools.partial(getattr(intensity, name), strength=0.6)
     change = jax.jit(jax.vmap(lambda k: op(k, image)))(KEYS[:200]) - image
     share = np.sum(change * whole, axis=(1, 2, 3)) / np.sum(whole**2)

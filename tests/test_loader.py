@@ -27,13 +27,15 @@ def items(make_items):
 
 @pytest.fixture(scope="module")
 def path(items, make_source, tmp_path_factory):
-    """Records of the items, in shards of 4."""
-    return prepared.prepare(
-        make_source(items, 4),
-        records=tmp_path_factory.mktemp("records"),
-        name="x",
-        max_quarantined=0.0,
-    )
+    """Records of the items, 4 in a file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepared, "RECORDS_PER_FILE", 4)
+        return prepared.prepare(
+            make_source(items),
+            records=tmp_path_factory.mktemp("records"),
+            name="x",
+            max_quarantined=0.0,
+        )
 
 
 @pytest.fixture
@@ -42,7 +44,7 @@ def stream(path):
     opened = []
 
     def open_stream(ids=range(N), seed=0, batch=2, devices=1, **options):
-        films = loader.Films(path, ids, range(len(TASKS)))
+        films = loader.Images(path, ids, range(len(TASKS)))
         batches = loader.TrainBatches(
             films, seed=seed, batch=batch, devices=devices, **options
         )
@@ -117,7 +119,7 @@ def test_every_row_holds_its_own_film(stream, items):
         strict=True,
     ):
         item = items[n]
-        np.testing.assert_array_equal(image, item.pixels)
+        np.testing.assert_array_equal(image, item.content)
         assert patient == item.row["patient"]
         for t, task in enumerate(TASKS):
             known = not np.isnan(item.row[task])
@@ -212,7 +214,7 @@ def test_occurrences_count_what_came_before(ids):
 
 @pytest.mark.parametrize("columns", [[0, 1, 2], [2, 0], [1]])
 def test_labels_are_the_wanted_columns_in_their_order(path, items, columns):
-    films = loader.Films(path, range(N), columns)
+    films = loader.Images(path, range(N), columns)
     for n in range(N):
         wanted = np.float32([items[n].row[TASKS[c]] for c in columns])
         known = ~np.isnan(wanted)
@@ -287,7 +289,7 @@ def test_evaluation_sees_every_film_once_and_pads_with_nothing(
     ids = list(range(N))[::-1][:films]
     found = list(
         loader.evaluation_batches(
-            loader.Films(path, ids, range(3)), batch=batch, devices=devices
+            loader.Images(path, ids, range(3)), batch=batch, devices=devices
         )
     )
     assert len(found) == -(-films // (batch * devices))
@@ -303,7 +305,7 @@ def test_evaluation_sees_every_film_once_and_pads_with_nothing(
     for n, image, patient in zip(
         ids, rows(found, "image"), rows(found, "patient"), strict=False
     ):
-        np.testing.assert_array_equal(image, items[n].pixels)
+        np.testing.assert_array_equal(image, items[n].content)
         assert patient == items[n].row["patient"]
     known = [[not np.isnan(items[n].row[task]) for task in TASKS] for n in ids]
     np.testing.assert_array_equal(rows(found, "weight")[:films], known)
@@ -316,7 +318,7 @@ def test_images_of_any_shape_are_batched(make_items, make_source, tmp_path, shap
         make_source(items), records=tmp_path, name="x", max_quarantined=0.0
     )
     ids = [2, 0, 2, 4]  # With a copy, as over-sampling makes it.
-    films = loader.Films(path, ids, range(3))
+    films = loader.Images(path, ids, range(3))
     train = loader.TrainBatches(films, seed=0, batch=2, devices=2)
     (shown,) = take(train, 1)
     train.close()
@@ -327,12 +329,12 @@ def test_images_of_any_shape_are_batched(make_items, make_source, tmp_path, shap
         found = rows([batch])
         assert sorted(found[:4]) == sorted(ids)
         for n, image in zip(found[:4], rows([batch], "image"), strict=False):
-            np.testing.assert_array_equal(image, items[n].pixels)
+            np.testing.assert_array_equal(image, items[n].content)
     pairs = zip(rows([shown]), rows([shown], "occurrence"), strict=True)
     assert sorted(pairs) == [(0, 0), (2, 0), (2, 1), (4, 0)]
     assert not rows([evaluated], "image")[4:].any()
 
 
 def test_no_films_make_no_evaluation_batch(path):
-    films = loader.Films(path, [], range(3))
+    films = loader.Images(path, [], range(3))
     assert not list(loader.evaluation_batches(films, batch=2, devices=1))

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from medjax.data import images, prepared
-from medjax.data.sources import registry
+from medjax.data import images, prepared, sources
 from medjax.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -41,7 +40,7 @@ def save(tmp_path):
 
 
 def items(source):
-    return [item for shard in source.shards for item in shard()]
+    return list(source.items())
 
 
 def label_of(source):
@@ -56,8 +55,8 @@ def test_every_kind_of_image_comes_back_through_the_records(
     save, tmp_path, sample, shape
 ):
     found = arrays(sample)
-    source = registry.medmnist(file=save(found), side=6)
-    assert source.films == 12
+    source = sources.IMAGES["medmnist"](file=save(found), side=6)
+    assert source.total == 12
     path = prepared.prepare(
         source, records=tmp_path / "records", name="x", max_quarantined=0.0
     )
@@ -79,33 +78,38 @@ def test_every_kind_of_image_comes_back_through_the_records(
 @pytest.mark.parametrize("sample", [(9, 6), (9, 6, 3)])
 def test_pictures_of_another_size_are_resized(save, sample):
     found = arrays(sample)
-    source = registry.medmnist(file=save(found), side=4)
+    source = sources.IMAGES["medmnist"](file=save(found), side=4)
     for item, image in zip(items(source), images_of(found), strict=True):
         expected = images.resize((image / 255).astype(np.float32), 4)
-        np.testing.assert_array_equal(item.pixels, expected.reshape(source.shape))
+        np.testing.assert_array_equal(item.content, expected.reshape(source.shape))
         assert (item.row["width"], item.row["height"]) == (6, 9)
 
 
 def test_names_are_those_given(save):
     path = save(arrays())
     names = ("a", "b", "c", "d")
-    assert registry.medmnist(file=path, side=6, names=names).tasks == names
-    assert registry.medmnist(file=path, side=6, names=(*names, "e")).tasks[4] == "e"
+    assert sources.IMAGES["medmnist"](file=path, side=6, names=names).tasks == names
+    assert (
+        sources.IMAGES["medmnist"](file=path, side=6, names=(*names, "e")).tasks[4]
+        == "e"
+    )
 
 
 def test_a_binary_file_is_one_finding_or_two_classes(save):
     path = save(arrays(classes=2))
     expected = [0, 1, 0, 1, 0, 1, 0, 0, 1, 0, 0, 1]
-    one = registry.medmnist(file=path, side=6, task="multilabel", names=("pneumonia",))
+    one = sources.IMAGES["medmnist"](
+        file=path, side=6, task="multilabel", names=("pneumonia",)
+    )
     assert one.tasks == ("pneumonia",)
     np.testing.assert_array_equal(label_of(one), np.array(expected)[:, None])
-    two = registry.medmnist(file=path, side=6)
+    two = sources.IMAGES["medmnist"](file=path, side=6)
     np.testing.assert_array_equal(label_of(two), np.eye(2)[expected])
 
 
 def test_several_findings_stay_as_they_are(save):
     found = arrays(labels=3, classes=2)
-    source = registry.medmnist(file=save(found), side=6, task="multilabel")
+    source = sources.IMAGES["medmnist"](file=save(found), side=6, task="multilabel")
     assert source.tasks == ("0", "1", "2")
     expected = np.concatenate([found[f"{name}_labels"] for name in SIZES])
     np.testing.assert_array_equal(label_of(source), expected)
@@ -117,7 +121,7 @@ def test_a_split_may_be_empty(save, tmp_path):
         found["val_images"][:0],
         found["val_labels"][:0],
     )
-    source = registry.medmnist(file=save(found), side=6)
+    source = sources.IMAGES["medmnist"](file=save(found), side=6)
     path = prepared.prepare(
         source, records=tmp_path / "records", name="x", max_quarantined=0.0
     )
@@ -168,14 +172,14 @@ def test_a_mistake_is_named_in_one_line(save, change, settings, message):
     change(found)
     path = save(found)
     with pytest.raises(InputError, match=message) as caught:
-        registry.medmnist(file=path, side=6, **settings)
+        sources.IMAGES["medmnist"](file=path, side=6, **settings)
     assert "\n" not in str(caught.value)
 
 
 def test_several_findings_are_no_class(save):
     path = save(arrays(labels=3))
     with pytest.raises(InputError, match="data.task='multilabel'"):
-        registry.medmnist(file=path, side=6)
+        sources.IMAGES["medmnist"](file=path, side=6)
 
 
 @pytest.mark.parametrize("sample", [(6, 6, 6), (6, 5, 6)])
@@ -183,7 +187,7 @@ def test_a_volume_of_another_side_is_refused(save, sample):
     path = save(arrays(sample))
     sides = " x ".join(map(str, sample))
     with pytest.raises(InputError, match=f"volumes are {sides} and data.side=8"):
-        registry.medmnist(file=path, side=8)
+        sources.IMAGES["medmnist"](file=path, side=8)
 
 
 class Trap:
@@ -202,7 +206,7 @@ def test_a_pickle_in_the_file_is_not_run(save, tmp_path, name):
     trapped[name] = np.array([Trap(tmp_path / "sprung")] * len(trapped[name]))
     path = save(trapped)
     with pytest.raises(InputError, match="train_images is object|Object arrays"):
-        registry.medmnist(file=path, side=6)
+        sources.IMAGES["medmnist"](file=path, side=6)
     assert not (tmp_path / "sprung").exists()
     np.load(path, allow_pickle=True)[name]
     assert (tmp_path / "sprung").exists()  # Or the trap tests nothing.
@@ -214,10 +218,10 @@ def test_what_is_no_whole_npz_is_refused(save, tmp_path):
     for spoilt in (b"", b"PK", whole[: len(whole) // 2], b"\x93NUMPY" + whole):
         path.write_bytes(spoilt[:-9])
         with pytest.raises(InputError, match="x.npz: can't be read") as caught:
-            registry.medmnist(file=path, side=6)
+            sources.IMAGES["medmnist"](file=path, side=6)
         assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="none.npz: can't be read"):
-        registry.medmnist(file=tmp_path / "none.npz", side=6)
+        sources.IMAGES["medmnist"](file=tmp_path / "none.npz", side=6)
 
 
 def rewrite(path, name, data):
@@ -250,7 +254,7 @@ def test_an_array_that_lies_about_itself_is_refused(save, name, data):
     path = save(arrays())
     rewrite(path, f"{name}.npy", data)
     with pytest.raises(InputError, match="can't be read"):
-        registry.medmnist(file=path, side=6)
+        sources.IMAGES["medmnist"](file=path, side=6)
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -259,7 +263,7 @@ def test_images_that_end_too_early_stop_the_preparation(save, whole):
     path = save(found)
     data = npy(found["val_images"])
     rewrite(path, "val_images.npy", data if whole else data[:-5])
-    source = registry.medmnist(file=path, side=6)
+    source = sources.IMAGES["medmnist"](file=path, side=6)
     if whole:
         assert len(items(source)) == 12
         return
@@ -275,4 +279,4 @@ def test_a_flipped_bit_in_the_images_stops_the_preparation(save):
     raw[raw.index(found["val_images"].tobytes()) + 9] ^= 1
     path.write_bytes(raw)
     with pytest.raises(InputError, match="CRC"):
-        items(registry.medmnist(file=path, side=6))
+        items(sources.IMAGES["medmnist"](file=path, side=6))

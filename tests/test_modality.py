@@ -5,25 +5,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medjax.data import histogram, intensity
-from medjax.errors import InputError
+from medjax.data import normalisation
 
 RNG = np.random.default_rng(0)
 
 
 def test_uint8_becomes_the_unit_range_and_floats_pass():
     image = np.array([0, 51, 255], np.uint8)
-    np.testing.assert_allclose(intensity.unit_range(jnp.asarray(image)), [0, 0.2, 1])
+    np.testing.assert_allclose(
+        normalisation.unit_range(jnp.asarray(image)), [0, 0.2, 1]
+    )
     half = jnp.array([0.5])
-    assert intensity.unit_range(half) is half
+    assert normalisation.unit_range(half) is half
 
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_views_are_the_film_and_its_mirror_image_prepared(flip):
     image = RNG.integers(0, 256, (2, 4, 5, 1), np.uint8)
     expected = (image / 255 - 0.4) / 0.2
-    prepare = functools.partial(intensity.standardise, mean=0.4, std=0.2)
-    got = intensity.views(jnp.asarray(image), prepare=prepare, flip=flip)
+    prepare = functools.partial(normalisation.standardise, mean=0.4, std=0.2)
+    got = normalisation.views(jnp.asarray(image), prepare=prepare, flip=flip)
     views = [expected, expected[:, :, ::-1]] if flip else [expected]
     np.testing.assert_allclose(got, views, atol=1e-5)
 
@@ -31,16 +32,16 @@ def test_views_are_the_film_and_its_mirror_image_prepared(flip):
 @pytest.mark.parametrize("shape", [(6, 5, 1), (3, 6, 5, 1)])
 def test_each_film_gets_mean_0_and_deviation_1_whatever_its_exposure(shape):
     image = RNG.random(shape, np.float32)
-    got = np.asarray(intensity.standardise_each(jnp.asarray(image)), np.float64)
+    got = np.asarray(normalisation.standardise_each(jnp.asarray(image)), np.float64)
     films = got.reshape(-1, 30)
     np.testing.assert_allclose(films.mean(1), 0, atol=1e-6)
     np.testing.assert_allclose(films.std(1), 1, atol=1e-5)
-    dimmed = intensity.standardise_each(jnp.asarray(image) * 0.5 + 0.2)
+    dimmed = normalisation.standardise_each(jnp.asarray(image) * 0.5 + 0.2)
     np.testing.assert_allclose(dimmed, got, atol=1e-4)
 
 
 def test_an_empty_film_stays_finite():
-    assert not intensity.standardise_each(jnp.full((4, 4, 1), 0.3)).any()
+    assert not normalisation.standardise_each(jnp.full((4, 4, 1), 0.3)).any()
 
 
 # ---------------------------------------------------------- the other modalities
@@ -48,7 +49,7 @@ def test_an_empty_film_stays_finite():
 
 def test_the_frames_of_a_run_are_treated_alike():
     run = RNG.random((2, 3, 6, 5, 1), np.float32) * np.arange(1, 4)[:, None, None, None]
-    got = np.asarray(intensity.standardise_each(jnp.asarray(run), spatial=3))
+    got = np.asarray(normalisation.standardise_each(jnp.asarray(run), spatial=3))
     for before, after in zip(run.astype(np.float64), got, strict=True):
         expected = (before - before.mean()) / before.std()
         np.testing.assert_allclose(after, expected, atol=1e-5)
@@ -61,7 +62,7 @@ def test_a_sequence_is_standardised_inside_the_mask_alone(spatial, given):
     image = RNG.gamma(2.0, (30, 400), (2, *(7, 9, 8)[-spatial:], 2)) + 1
     mask = RNG.random((*image.shape[:-1], 1)) < 0.6
     image = np.where(mask, image, 5000 if given else 0).astype(np.float32)
-    got = intensity.standardise_inside(
+    got = normalisation.standardise_inside(
         jnp.asarray(image),
         mask=jnp.asarray(mask) if given else None,
         percentiles=(5, 90),
@@ -81,7 +82,7 @@ def test_a_sequence_is_standardised_inside_the_mask_alone(spatial, given):
 def test_only_what_is_over_a_colour_counts_for_the_retina():
     image = np.full((6, 6, 3), 0.03, np.float32)  # Not quite black.
     image[1:5, 1:5] = RNG.random((4, 4, 3)) * (0.5, 0.3, 0.02) + (0.3, 0.1, 0)
-    got = intensity.standardise_inside(
+    got = normalisation.standardise_inside(
         jnp.asarray(image), above=0.04, percentiles=(0, 100)
     )
     disc = image[1:5, 1:5].reshape(-1, 3).astype(np.float64)
@@ -93,14 +94,14 @@ def test_only_what_is_over_a_colour_counts_for_the_retina():
 @pytest.mark.parametrize("value", [0.0, 0.1, 1234.5])
 def test_an_empty_mask_or_one_value_is_zero(value):
     image = jnp.full((4, 4, 2), value)
-    assert not intensity.standardise_inside(image).any()
+    assert not normalisation.standardise_inside(image).any()
 
 
 @pytest.mark.parametrize("p", [0, 0.5, 37, 99.9, 100])
 def test_a_percentile_is_numpys(p):
     image = RNG.normal(0, 50, (9, 31, 2)).astype(np.float32)
     mask = RNG.random((9, 31, 1)) < 0.5
-    got = intensity.percentile(jnp.asarray(image), jnp.asarray(mask), p, (0, 1))
+    got = normalisation.percentile(jnp.asarray(image), jnp.asarray(mask), p, (0, 1))
     inside = image[mask[..., 0]]
     expected = np.percentile(inside, p, axis=0, method="inverted_cdf")
     np.testing.assert_allclose(got[0, 0], expected, atol=1e-4)
@@ -108,53 +109,30 @@ def test_a_percentile_is_numpys(p):
 
 def test_a_percentile_that_falls_on_a_pixel_is_that_pixel():
     image = jnp.arange(1.0, 11).reshape(10, 1)
-    got = intensity.percentile(image, jnp.ones((10, 1), bool), 50, (0,))
+    got = normalisation.percentile(image, jnp.ones((10, 1), bool), 50, (0,))
     np.testing.assert_allclose(got, [[5]], atol=1e-5)
-
-
-def test_hounsfield_windows_are_channels():
-    units = jnp.array([-2000.0, -1350, -600, -125, 0, 40, 80, 150, 225, 3000])
-    got = np.asarray(
-        intensity.hounsfield_windows(units[:, None], windows=("lung", "brain"))
-    )
-    lung = np.interp(units, (-1350, 150), (0, 1))
-    brain = np.interp(units, (0, 80), (0, 1))
-    np.testing.assert_allclose(got, np.stack([lung, brain], axis=1), atol=1e-6)
-    with pytest.raises(InputError, match=r"intensity.windows: 'liver' .* 'lung', 'me"):
-        intensity.hounsfield_windows(units[:, None], windows=("liver",))
 
 
 def test_echoes_are_compressed_by_decades():
     echoes = jnp.array([1000.0, 100, 10, 1, 0.1, 0]).reshape(1, 6, 1)
-    got = intensity.log_compress(echoes, decibels=60.0).ravel()
+    got = normalisation.log_compress(echoes, decibels=60.0).ravel()
     np.testing.assert_allclose(got, [1, 2 / 3, 1 / 3, 0, 0, 0], atol=1e-6)
-    assert not intensity.log_compress(jnp.zeros((2, 2, 1))).any()
-
-
-def test_the_uptake_is_one_where_the_dose_is_spread_over_the_body():
-    """70 kg of 1 g/ml, 350 MBq, of which after one half-life a half is left."""
-    half_life = intensity.HALF_LIFE["F-18"]
-    activity = jnp.array([350e6 / 2 / 70_000, 25_000.0])
-    got = intensity.standard_uptake(
-        activity, weight=70.0, dose=350e6, delay=half_life, half_life=half_life
-    )
-    np.testing.assert_allclose(got, [1, 10], rtol=1e-6)
-    np.testing.assert_allclose(intensity.relative_to(got, highest=5.0), [0.2, 1])
+    assert not normalisation.log_compress(jnp.zeros((2, 2, 1))).any()
 
 
 def test_counts_are_relative_to_the_hottest_region_and_not_pixel():
     counts = RNG.poisson(np.linspace(0, 200, 4000)).reshape(1, 10, 20, 20, 1)
     counts[0, 0, 0, 0] = 5000  # Noise.
     got = np.asarray(
-        intensity.relative_to_hottest(jnp.asarray(counts, jnp.float32), share=99.0)
+        normalisation.relative_to_hottest(jnp.asarray(counts, jnp.float32), share=99.0)
     )
     hottest = np.percentile(counts[counts > 0], 99, method="inverted_cdf")
     np.testing.assert_allclose(got, np.minimum(counts / hottest, 1), atol=1e-6)
-    assert not intensity.relative_to_hottest(jnp.zeros((1, 2, 2, 2, 1))).any()
+    assert not normalisation.relative_to_hottest(jnp.zeros((1, 2, 2, 2, 1))).any()
 
 
 def test_each_image_of_a_batch_is_equalised_by_its_own_tiles():
     images = RNG.random((2, 3, 16, 12, 1), np.float32) ** 2
-    got = jax.jit(functools.partial(intensity.equalise_tiles, tiles=2))(images)
-    one = jax.jit(functools.partial(histogram.clahe, tiles=2))(images[1, 2])
+    got = jax.jit(functools.partial(normalisation.equalise_tiles, tiles=2))(images)
+    one = jax.jit(functools.partial(normalisation.clahe, tiles=2))(images[1, 2])
     np.testing.assert_allclose(got[1, 2], one, atol=1e-6)

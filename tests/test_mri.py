@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scans import affine_of, ball, brain, save
 
-from medjax.data import mri, nifti
-from medjax.data.sources.scans import File
+from medjax.data import nifti, scan
+from medjax.data.sources.scans import SequenceFile
 from medjax.errors import InputError
 from medjax.geometry import grid, itk
 from medjax.geometry import register as registration
@@ -22,7 +22,7 @@ LESION = {"lesion": (1,)}
 def patient(folder, names=("FLAIR", "T1")):
     """Files of one grid, and a mask."""
     files = {
-        name: File(save(folder / f"{name}.nii.gz", brain(SHAPE, seed), AFFINE))
+        name: SequenceFile(save(folder / f"{name}.nii.gz", brain(SHAPE, seed), AFFINE))
         for seed, name in enumerate(names)
     }
     mask = save(folder / "lesion.nii.gz", ball(SHAPE, 0.2).astype(np.uint8), AFFINE)
@@ -31,9 +31,9 @@ def patient(folder, names=("FLAIR", "T1")):
 
 def test_channels_are_the_sequences_in_the_order_of_the_files(tmp_path):
     files, mask = patient(tmp_path, ("FLAIR", "T1", "T2"))
-    case = mri.read_case(files, mask, regions=LESION)
+    case = scan.read_scan(files, mask, regions=LESION)
     turned = {name: files[name] for name in ("T2", "FLAIR", "T1")}
-    other = mri.read_case(turned, mask, regions=LESION)
+    other = scan.read_scan(turned, mask, regions=LESION)
     np.testing.assert_array_equal(case.image[..., [2, 0, 1]], other.image)
     volume = nifti.read(files["T1"].path)
     inside = volume.voxels != 0
@@ -51,9 +51,9 @@ def test_files_stored_with_other_axes_lie_on_one_grid(tmp_path):
     image = nibabel.load(files["T1"].path)
     turned = nibabel.as_closest_canonical(image)  # RAS.
     nibabel.save(turned, tmp_path / "turned.nii.gz")
-    case = mri.read_case(files, mask, regions=LESION)
-    files["T1"] = File(tmp_path / "turned.nii.gz")
-    other = mri.read_case(files, mask, regions=LESION)
+    case = scan.read_scan(files, mask, regions=LESION)
+    files["T1"] = SequenceFile(tmp_path / "turned.nii.gz")
+    other = scan.read_scan(files, mask, regions=LESION)
     np.testing.assert_array_equal(case.image, other.image)
 
 
@@ -63,14 +63,14 @@ def test_regions_overlap_where_they_share_values(tmp_path):
     files, _ = patient(tmp_path)
     mask = save(tmp_path / "seg.nii.gz", values, AFFINE)
     regions = {"whole": (1, 2, 4), "core": (1, 4), "rim": (2,)}
-    label = mri.read_case(files, mask, regions=regions).label
+    label = scan.read_scan(files, mask, regions=regions).label
     assert label.dtype == np.uint8
     expected = [np.isin(values, v).sum() for v in regions.values()]
     np.testing.assert_array_equal(label.sum(axis=(0, 1, 2)), expected)
     np.testing.assert_array_equal(label[..., 0], label[..., 1] | label[..., 2])
-    only = mri.read_case(files, mask, regions={"core": (4,)}, background=(0, 2)).label
+    only = scan.read_scan(files, mask, regions={"core": (4,)}, background=(0, 2)).label
     np.testing.assert_array_equal(only[..., 0], label[..., 1])
-    assert mri.read_case(files, regions=regions).label is None
+    assert scan.read_scan(files, regions=regions).label is None
 
 
 def test_one_file_of_four_axes_holds_the_sequences(tmp_path):
@@ -78,30 +78,30 @@ def test_one_file_of_four_axes_holds_the_sequences(tmp_path):
     images = [nibabel.load(file.path).get_fdata() for file in separate.values()]
     stack = save(tmp_path / "BRATS_001.nii.gz", np.stack(images, axis=-1), AFFINE)
     names = {"T2": 2, "FLAIR": 0}
-    together = {name: File(stack, channel) for name, channel in names.items()}
-    case = mri.read_case(together, mask, regions=LESION)
+    together = {name: SequenceFile(stack, channel) for name, channel in names.items()}
+    case = scan.read_scan(together, mask, regions=LESION)
     alone = {name: separate[name] for name in names}
-    expected = mri.read_case(alone, mask, regions=LESION)
+    expected = scan.read_scan(alone, mask, regions=LESION)
     np.testing.assert_allclose(case.image, expected.image, atol=1e-5)
     with pytest.raises(InputError, match="holds 3 volumes, and T1 would be number 4"):
-        mri.read_case({"T1": File(stack, 3)}, regions=LESION)
+        scan.read_scan({"T1": SequenceFile(stack, 3)}, regions=LESION)
     with pytest.raises(InputError, match="give one volume of three axes"):
-        mri.read_case({"T1": File(stack)}, regions=LESION)
+        scan.read_scan({"T1": SequenceFile(stack)}, regions=LESION)
 
 
 def test_a_missing_sequence_is_refused_or_filled(tmp_path):
     files, mask = patient(tmp_path, ("FLAIR", "T1", "T2"))
     some = {**files, "FLAIR": None}
     with pytest.raises(InputError, match="has no FLAIR; .*data.missing='fill'"):
-        mri.read_case(some, mask, regions=LESION)
-    case = mri.read_case(some, mask, regions=LESION, missing="fill")
+        scan.read_scan(some, mask, regions=LESION)
+    case = scan.read_scan(some, mask, regions=LESION, missing="fill")
     np.testing.assert_array_equal(case.presence, [0, 1, 1])
     there = {name: files[name] for name in ("T1", "T2")}
-    rest = mri.read_case(there, mask, regions=LESION)
+    rest = scan.read_scan(there, mask, regions=LESION)
     assert not case.image[..., 0].any()
     np.testing.assert_array_equal(case.image[..., 1:], rest.image)
     with pytest.raises(InputError, match="none of the sequences FLAIR, T1 is there"):
-        mri.read_case(dict.fromkeys(("FLAIR", "T1")), regions=LESION, missing="fill")
+        scan.read_scan(dict.fromkeys(("FLAIR", "T1")), regions=LESION, missing="fill")
 
 
 def moved(folder, matrix):
@@ -115,14 +115,14 @@ def moved(folder, matrix):
     voxels = grid.resample(
         fixed.voxels, fixed.affine, shape, affine, np.linalg.inv(matrix)
     )
-    files["T1"] = File(save(folder / "T1.nii.gz", np.asarray(voxels), affine))
+    files["T1"] = SequenceFile(save(folder / "T1.nii.gz", np.asarray(voxels), affine))
     return files, mask
 
 
 def test_sequences_on_different_grids_are_refused_with_both_described(tmp_path):
     files, mask = moved(tmp_path, np.eye(4))
     with pytest.raises(InputError) as caught:
-        mri.read_case(files, mask, regions=LESION)
+        scan.read_scan(files, mask, regions=LESION)
     text = str(caught.value)
     for part in ("T1.nii.gz", "FLAIR.nii.gz", "(44, 40, 36)", "(14, 22, 18)", "affine"):
         assert part in text
@@ -137,7 +137,7 @@ def test_aligning_reads_the_moving_image_where_the_registration_says(
     files, mask = moved(tmp_path, matrix)
     truth = registration.Registration(matrix, 0.0, 1.0, improved=True)
     monkeypatch.setattr(registration, "register", lambda *args: truth)
-    case = mri.read_case(files, mask, regions=LESION, grids="align")
+    case = scan.read_scan(files, mask, regions=LESION, grids="align")
     inner = case.label[..., 0] > 0
     one, other = case.image[inner, 0], case.image[inner, 1]
     assert np.corrcoef(one, other)[0, 1] > 0.9
@@ -145,14 +145,14 @@ def test_aligning_reads_the_moving_image_where_the_registration_says(
     away.matrix[:3, 3] = 500
     monkeypatch.setattr(registration, "register", lambda *args: away)
     with pytest.raises(InputError, match="T1.nii.gz: shows nothing of what"):
-        mri.read_case(files, mask, regions=LESION, grids="align")
+        scan.read_scan(files, mask, regions=LESION, grids="align")
 
 
 def test_sequences_of_one_grid_are_not_registered(tmp_path, monkeypatch):
     files, mask = patient(tmp_path)
     monkeypatch.setattr(registration, "register", None)
-    aligned = mri.read_case(files, mask, regions=LESION, grids="align")
-    kept = mri.read_case(files, mask, regions=LESION)
+    aligned = scan.read_scan(files, mask, regions=LESION, grids="align")
+    kept = scan.read_scan(files, mask, regions=LESION)
     np.testing.assert_array_equal(aligned.image, kept.image)
 
 
@@ -193,7 +193,7 @@ def test_an_image_that_is_none_is_refused_by_its_name(tmp_path, why):
     path = tmp_path / "spoilt.nii"
     SPOILT[why](path)
     with pytest.raises(InputError) as caught:
-        mri.read_case({**files, "T1": File(path)}, mask, regions=LESION)
+        scan.read_scan({**files, "T1": SequenceFile(path)}, mask, regions=LESION)
     text = str(caught.value)
     assert text.startswith(f"{path}: ") and why in text and "\n" not in text
 
@@ -205,7 +205,7 @@ def test_a_mask_of_unknown_values_is_refused(tmp_path, value):
     voxels[9, 11, 7] = value
     mask = save(tmp_path / "seg.nii.gz", voxels, AFFINE)
     with pytest.raises(InputError, match=f"seg.nii.gz: holds the value {value:g}, "):
-        mri.read_case(files, mask, regions=LESION)
+        scan.read_scan(files, mask, regions=LESION)
 
 
 def test_a_mask_of_another_grid_is_refused(tmp_path):
@@ -215,17 +215,17 @@ def test_a_mask_of_another_grid_is_refused(tmp_path):
     for spoilt in ((voxels[1:], AFFINE), (voxels, shifted)):
         save(mask, *spoilt)
         with pytest.raises(InputError, match=r"lesion.nii.gz: lies on another grid"):
-            mri.read_case(files, mask, regions=LESION)
+            scan.read_scan(files, mask, regions=LESION)
     shifted[0, 3] -= 0.49  # A hundredth of a millimetre is a header's rounding.
     save(mask, voxels, shifted)
-    assert mri.read_case(files, mask, regions=LESION).label.sum() == voxels.sum()
+    assert scan.read_scan(files, mask, regions=LESION).label.sum() == voxels.sum()
 
 
 @pytest.mark.parametrize("name", ["grids", "missing"])
 def test_an_unknown_choice_is_refused(tmp_path, name):
     files, _ = patient(tmp_path)
     with pytest.raises(InputError, match=f"data.{name}='maybe' is unknown: use 'ref"):
-        mri.read_case(files, regions=LESION, **{name: "maybe"})
+        scan.read_scan(files, regions=LESION, **{name: "maybe"})
 
 
 @pytest.mark.slow
@@ -238,7 +238,10 @@ def test_a_real_study_is_aligned_though_its_patient_moved(tmp_path, monkeypatch)
     moving = save(
         tmp_path / "T1W.nii", np.asarray(image.dataobj), motion @ image.affine
     )
-    files = {"FLAIR": File(folder / "study1_FLAIR.nii.gz"), "T1W": File(moving)}
+    files = {
+        "FLAIR": SequenceFile(folder / "study1_FLAIR.nii.gz"),
+        "T1W": SequenceFile(moving),
+    }
     met, register = [], registration.register
 
     def keep(*args):
@@ -246,7 +249,7 @@ def test_a_real_study_is_aligned_though_its_patient_moved(tmp_path, monkeypatch)
         return met[-1]
 
     monkeypatch.setattr(registration, "register", keep)
-    case = mri.read_case(files, regions={}, grids="align", spacing=(4, 2, 2))
+    case = scan.read_scan(files, regions={}, grids="align", spacing=(4, 2, 2))
     assert case.presence.all() and case.original.shape == (320, 320, 36)
     points = grid.apply(case.affine, np.argwhere(case.image[..., 0] != 0))
     given = itk.read_itk(folder / "study1_T1W_intrastudy_to_FLAIR.txt")
@@ -262,8 +265,8 @@ def test_a_real_study_is_aligned_though_its_patient_moved(tmp_path, monkeypatch)
 @pytest.mark.skipif(not SHARED.exists(), reason="needs shared/data/ms-lesion-sample")
 def test_a_real_patient_keeps_every_lesion_voxel():
     folder = SHARED / "ms-lesion-sample/patient07"
-    files = {"FLAIR": File(folder / "FLAIR.nii.gz")}
-    case = mri.read_case(files, folder / "lesion.nii.gz", regions=LESION)
+    files = {"FLAIR": SequenceFile(folder / "FLAIR.nii.gz")}
+    case = scan.read_scan(files, folder / "lesion.nii.gz", regions=LESION)
     stored = nibabel.load(folder / "lesion.nii.gz")
     assert case.label.sum() == np.asarray(stored.dataobj).sum()
     brain = case.image[..., 0] != 0

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from medjax.data import origin
+from medjax.data import prepared
 from medjax.errors import InputError
 
 
@@ -19,13 +19,15 @@ def folder(tmp_path):
 
 def test_a_table_is_known_by_what_it_says(folder):
     table = folder / "raw/labels.csv"
-    origin.hold(folder / "prepared", origin.of_tables(folder / "raw"))
+    prepared.check_source(folder / "prepared", prepared.digest_tables(folder / "raw"))
     os.utime(table, (0, 0))  # Copied again: its contents are the same.
     (folder / "raw/film.png").unlink()
-    origin.hold(folder / "prepared", origin.of_tables(folder / "raw"))
+    prepared.check_source(folder / "prepared", prepared.digest_tables(folder / "raw"))
     table.write_text("label5.csv")
     with pytest.raises(InputError, match="labels.csv has changed.*data.records"):
-        origin.hold(folder / "prepared", origin.of_tables(folder / "raw"))
+        prepared.check_source(
+            folder / "prepared", prepared.digest_tables(folder / "raw")
+        )
 
 
 @pytest.mark.parametrize(
@@ -41,26 +43,26 @@ def test_a_file_is_known_by_what_it_holds(folder, change, error):
 
     def now():
         paths = [p for p in (raw / "film.png", raw / "series") if p.exists()]
-        return origin.of_files(raw, paths, folder / "prepared/seen.json")
+        return prepared.digest_files(raw, paths, folder / "prepared/seen.json")
 
-    origin.hold(folder / "prepared", now())
-    origin.hold(folder / "prepared", now())
-    origin.hold(folder / "prepared", {})  # The files are elsewhere.
+    prepared.check_source(folder / "prepared", now())
+    prepared.check_source(folder / "prepared", now())
+    prepared.check_source(folder / "prepared", {})  # The files are elsewhere.
     os.utime(raw / "film.png", (0, 0))  # Copied again.
-    origin.hold(folder / "prepared", now())
+    prepared.check_source(folder / "prepared", now())
     change(raw)
     with pytest.raises(InputError, match=error):
-        origin.hold(folder / "prepared", now())
+        prepared.check_source(folder / "prepared", now())
 
 
 def test_a_file_is_read_again_only_where_its_size_or_time_changed(folder, monkeypatch):
     film, seen, read = folder / "raw/film.png", folder / "seen.json", []
-    digest = origin._digest
+    digest = prepared.digest
     monkeypatch.setattr(
-        origin, "_digest", lambda path: read.append(path) or digest(path)
+        prepared, "digest", lambda path: read.append(path) or digest(path)
     )
-    first, again = (origin.of_files(film.parent, [film], seen) for _ in range(2))
+    first, again = (prepared.digest_files(film.parent, [film], seen) for _ in range(2))
     assert first == again and read == [film]
     film.write_text("film.PNG")  # As long.
     os.utime(film, (0, 0))
-    assert origin.of_files(film.parent, [film], seen) != first and len(read) == 2
+    assert prepared.digest_files(film.parent, [film], seen) != first and len(read) == 2

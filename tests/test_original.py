@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from scans import affine_of, ball, brain, save
 
-from medjax.data import mri, native_grid
+from medjax.data import nifti, scan
 from medjax.data.nifti import Grid
-from medjax.data.sources.scans import File
+from medjax.data.sources.scans import SequenceFile
 from medjax.errors import InputError
 
 SHAPE = (18, 22, 14)
@@ -28,7 +28,7 @@ def case_of(folder, affine, shape=SHAPE, regions=BRATS, **options):
     """A case of files on that grid, and the mask's path."""
     path = save(folder / "t1.nii.gz", brain(shape), affine)
     mask = save(folder / "seg.nii.gz", mask_of(shape), affine)
-    case = mri.read_case({"t1": File(path)}, mask, regions=regions, **options)
+    case = scan.read_scan({"t1": SequenceFile(path)}, mask, regions=regions, **options)
     return case, mask
 
 
@@ -38,10 +38,10 @@ def test_a_mask_comes_back_to_its_own_voxels_and_place(tmp_path, axes, tilt):
     affine = affine_of(axes, (0.9, 1.2, 3.0), tilt)
     case, mask = case_of(tmp_path, affine, margin=1.0)
     assert case.image.shape[:3] != SHAPE  # It was cropped.
-    back = native_grid.to_original(case.label, case, order=0)
+    back = scan.to_original(case.label, case, order=0)
     assert back.dtype == np.uint8
     path = tmp_path / "written.nii.gz"
-    native_grid.write_label_map(path, back, case.original, regions=BRATS)
+    nifti.write_label_map(path, back, case.original, regions=BRATS)
     written, stored = nibabel.load(path), nibabel.load(mask)
     np.testing.assert_array_equal(written.get_fdata(), stored.get_fdata())
     assert written.get_data_dtype() == np.uint8
@@ -62,17 +62,17 @@ def test_a_probability_lies_where_its_voxel_was(tmp_path, axes):
     probability = np.zeros((*case.image.shape[:3], 2), np.float32)
     at = tuple(n // 3 for n in case.image.shape[:3])
     probability[at] = 0.25, 0.75
-    back = native_grid.to_original(probability, case)
+    back = scan.to_original(probability, case)
     assert back.dtype == np.float32 and back.shape == (*SHAPE, 2)
     (found,) = np.argwhere(back[..., 1] > 0.5)
     np.testing.assert_allclose(affine @ (*found, 1), case.affine @ (*at, 1), atol=1e-3)
     np.testing.assert_allclose(back[tuple(found)], (0.25, 0.75), atol=1e-3)
     path = tmp_path / "p.nii.gz"
-    native_grid.write_probabilities(path, back, case.original)
+    nifti.write_probabilities(path, back, case.original)
     written = nibabel.load(path)
     assert written.shape == (*SHAPE, 2) and written.get_data_dtype() == np.float32
     np.testing.assert_array_equal(written.get_fdata(dtype=np.float32), back)
-    native_grid.write_probabilities(path, back[..., :1], case.original)
+    nifti.write_probabilities(path, back[..., :1], case.original)
     assert nibabel.load(path).shape == SHAPE
 
 
@@ -80,7 +80,7 @@ def test_a_probability_lies_where_its_voxel_was(tmp_path, axes):
 def test_a_resampled_mask_comes_back_to_nearly_its_voxels(tmp_path, spacing):
     shape, affine = (36, 44, 28), affine_of("PIR", (0.9, 1.2, 1.5), 0.2)
     case, mask = case_of(tmp_path, affine, shape, spacing=spacing)
-    back = native_grid.to_original(case.label.astype(np.float32), case) > 0.5
+    back = scan.to_original(case.label.astype(np.float32), case) > 0.5
     stored = nibabel.load(mask).get_fdata()
     for channel, values in enumerate(BRATS.values()):
         one, other = back[..., channel], np.isin(stored, values)
@@ -89,7 +89,7 @@ def test_a_resampled_mask_comes_back_to_nearly_its_voxels(tmp_path, spacing):
 
 def test_a_mask_of_truth_values_stays_one(tmp_path):
     case, mask = case_of(tmp_path, affine_of("LPS"))
-    back = native_grid.to_original(case.label > 0, case, order=0)
+    back = scan.to_original(case.label > 0, case, order=0)
     assert back.dtype == bool
     np.testing.assert_array_equal(back[..., 0], nibabel.load(mask).get_fdata() > 0)
 
@@ -98,17 +98,17 @@ def test_a_sheared_affine_is_written_as_it_is(tmp_path):
     affine = affine_of("RAS", (1.0, 1.2, 2.0))
     affine[0, 2] += 0.4
     path = tmp_path / "a.nii"
-    native_grid.write_probabilities(path, np.zeros((*SHAPE, 1)), Grid(SHAPE, affine))
+    nifti.write_probabilities(path, np.zeros((*SHAPE, 1)), Grid(SHAPE, affine))
     np.testing.assert_allclose(nibabel.load(path).affine, affine, atol=1e-6)
 
 
 def test_each_region_is_painted_with_the_value_that_is_its_own():
     values = np.array([0, 2, 1, 4])
     label = np.stack([np.isin(values, v) for v in BRATS.values()], axis=-1)
-    np.testing.assert_array_equal(native_grid.paint(label, BRATS), values)
+    np.testing.assert_array_equal(nifti.paint(label, BRATS), values)
     apart = {"liver": (1,), "tumour": (2,)}
-    np.testing.assert_array_equal(native_grid.paint(np.eye(2), apart), (1, 2))
-    one = native_grid.paint(np.ones((3, 1)), {"lesion": (1,)})
+    np.testing.assert_array_equal(nifti.paint(np.eye(2), apart), (1, 2))
+    one = nifti.paint(np.ones((3, 1)), {"lesion": (1,)})
     assert one.dtype == np.uint8 and (one == 1).all()
 
 
@@ -123,12 +123,10 @@ def test_each_region_is_painted_with_the_value_that_is_its_own():
 )
 def test_regions_that_cannot_be_told_apart_are_refused(regions):
     with pytest.raises(InputError, match="has no value from 1 to 255"):
-        native_grid.paint(np.ones((2, len(regions))), regions)
+        nifti.paint(np.ones((2, len(regions))), regions)
 
 
 def test_an_array_of_another_grid_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="not on the grid"):
         grid = Grid((2, 3, 4), np.eye(4))
-        native_grid.write_probabilities(
-            tmp_path / "a.nii", np.zeros((4, 3, 2, 1)), grid
-        )
+        nifti.write_probabilities(tmp_path / "a.nii", np.zeros((4, 3, 2, 1)), grid)

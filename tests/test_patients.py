@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from medjax.data.sources import scans
-from medjax.data.sources.scans import File
+from medjax.data.sources.scans import SequenceFile
 from medjax.errors import InputError
 
 BRATS = {n: f"*_{n}.nii.gz" for n in ("flair", "t1", "t1ce", "t2")}
@@ -42,9 +42,9 @@ def test_folders_of_patients_are_found_however_deep_in_the_order_asked_for(tmp_p
         "LGG/BraTS_2",
     ]
     one, folder = found[0], tmp_path / "HGG/BraTS_1"
-    assert tuple(one.files) == ORDER
-    assert one.files["t1"] == File(folder / "BraTS_1_t1.nii.gz")
-    assert one.files["t1ce"] == File(folder / "BraTS_1_t1ce.nii.gz")
+    assert tuple(one.sequences) == ORDER
+    assert one.sequences["t1"] == SequenceFile(folder / "BraTS_1_t1.nii.gz")
+    assert one.sequences["t1ce"] == SequenceFile(folder / "BraTS_1_t1ce.nii.gz")
     assert one.mask == folder / "BraTS_1_seg.nii.gz" and one.official == ""
 
 
@@ -62,7 +62,7 @@ def test_a_series_folder_within_a_patient_is_a_file_and_no_patient(tmp_path):
     touch(tmp_path / "P1/T1/T1.nii.gz/1.dcm", tmp_path / "P1/FLAIR/1.dcm")
     files = {"T1": "T1/*.nii.gz", "FLAIR": "FLAIR"}
     (one,) = find(tmp_path, sequences=("FLAIR", "T1"), files=files, mask="")
-    assert one.files["FLAIR"] == File(tmp_path / "P1/FLAIR")
+    assert one.sequences["FLAIR"] == SequenceFile(tmp_path / "P1/FLAIR")
 
 
 def test_what_lies_below_a_patients_folder_is_no_other_patient(tmp_path):
@@ -74,7 +74,7 @@ def test_a_missing_sequence_is_none_and_keeps_its_place(tmp_path):
     brats(tmp_path, "P1")
     (tmp_path / "P1/P1_t1ce.nii.gz").unlink()
     (one,) = find(tmp_path)
-    assert tuple(one.files) == ORDER and one.files["t1ce"] is None
+    assert tuple(one.sequences) == ORDER and one.sequences["t1ce"] is None
 
 
 def test_files_that_macos_leaves_are_no_files(tmp_path):
@@ -82,7 +82,7 @@ def test_files_that_macos_leaves_are_no_files(tmp_path):
     touch(tmp_path / "P1/._P1_t1.nii.gz", tmp_path / "._P1/x_t1.nii.gz")
     touch(tmp_path / "__MACOSX/P1/._P1_t1.nii.gz")
     (one,) = find(tmp_path)
-    assert one.files["t1"].path.name == "P1_t1.nii.gz"
+    assert one.sequences["t1"].path.name == "P1_t1.nii.gz"
 
 
 def test_a_pattern_that_matches_two_files_names_both(tmp_path):
@@ -139,8 +139,11 @@ def test_the_decathlons_training_part_is_what_its_table_lists(tmp_path):
     found = scans.in_decathlon(root, sequences=("T2w", "FLAIR"))
     assert [one.name for one in found] == ["BRATS_001", "BRATS_002"]
     image = root / "imagesTr/BRATS_001.nii.gz"
-    assert found[0].files == {"T2w": File(image, 3), "FLAIR": File(image, 0)}
-    assert tuple(found[0].files) == ("T2w", "FLAIR")
+    assert found[0].sequences == {
+        "T2w": SequenceFile(image, 3),
+        "FLAIR": SequenceFile(image, 0),
+    }
+    assert tuple(found[0].sequences) == ("T2w", "FLAIR")
     assert os.path.samefile(found[0].mask, root / "labelsTr/BRATS_001.nii.gz")
     assert found[0].official == "train"
 
@@ -152,14 +155,16 @@ def test_the_decathlons_test_part_a_folder_and_a_file_have_no_masks(tmp_path):
     image = root / "imagesTs/BRATS_9.nii.gz"
     (alone,) = scans.in_decathlon(image, sequences=names)
     assert listed.official == "test" and among.official == ""
-    assert alone == among and alone.files == listed.files == {"t1gd": File(image, 2)}
+    assert alone == among and alone.sequences == listed.sequences == {
+        "t1gd": SequenceFile(image, 2)
+    }
     assert alone.mask is None and alone.name == "BRATS_9"
 
 
 def test_without_a_dataset_json_the_volumes_are_the_sequences_in_order(tmp_path):
     touch(tmp_path / "a/b/c/1.nii.gz")
     (one,) = scans.in_decathlon(tmp_path / "a/b/c", sequences=("x", "y"))
-    assert [file.channel for file in one.files.values()] == [0, 1]
+    assert [file.channel for file in one.sequences.values()] == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -193,7 +198,7 @@ def test_the_patients_of_the_sample_are_found():
     files = {name: f"{name}.nii.gz" for name in names}
     found = find(MS, sequences=names, files=files, mask="lesion.nii.gz")
     assert [one.name for one in found] == ["patient07", "patient19"]
-    assert all(file.path.exists() for file in found[1].files.values())
+    assert all(file.path.exists() for file in found[1].sequences.values())
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medjax.augment import intensity, policy
-from medjax.data import intensity as data_intensity
+from medjax.data import normalisation
 from medjax.geometry import warp
 
 FILM = (16, 15, 1)
@@ -26,7 +26,7 @@ AUGMENT = functools.partial(policy.augment, ops=OPS, prepare=lambda x: x)
 ALL = functools.partial(
     policy.augment_batch,
     ops=OPS,
-    prepare=functools.partial(data_intensity.standardise_each),
+    prepare=functools.partial(normalisation.standardise_each),
 )
 KEY = jax.random.key(3)
 

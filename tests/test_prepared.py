@@ -12,8 +12,7 @@ import tensorflow_datasets
 from PIL import Image
 from tensorflow_datasets import features as kinds
 
-from medjax.data import images, prepared
-from medjax.data.sources import registry
+from medjax.data import images, prepared, sources
 from medjax.errors import InputError
 
 SIDE = 6
@@ -116,11 +115,11 @@ def data_dir(tmp_path_factory):
 def read(data_dir, **settings):
     settings = {"label": "number", "labels": ("edema", "mass"), **settings}
     settings = {"name": "tiny", "side": SIDE, "data_dir": data_dir, **settings}
-    return registry.tfds(**settings)
+    return sources.IMAGES["tfds"](**settings)
 
 
 def items(source):
-    return [item for shard in source.shards for item in shard()]
+    return list(source.items())
 
 
 def by_number(source):
@@ -158,7 +157,7 @@ def test_colour_becomes_luminance_where_one_channel_is_asked(data_dir, image, ch
     for n, item in enumerate(by_number(read(data_dir, image=image, channels=channels))):
         grey = SEEN[n] @ np.array([0.299, 0.587, 0.114])
         expected = SEEN[n] if channels == 3 else grey[..., None]
-        assert np.abs(item.pixels - expected).max() <= 0.51
+        assert np.abs(item.content - expected).max() <= 0.51
 
 
 @pytest.mark.parametrize("image", ["grey", "deep"])
@@ -166,14 +165,14 @@ def test_colour_becomes_luminance_where_one_channel_is_asked(data_dir, image, ch
 def test_grey_stays_or_is_repeated(data_dir, image, channels):
     for n, item in enumerate(by_number(read(data_dir, image=image, channels=channels))):
         expected = np.repeat(SEEN[n][..., :1], channels, axis=2)
-        np.testing.assert_array_equal(item.pixels, expected)
+        np.testing.assert_array_equal(item.content, expected)
 
 
 def test_images_are_resized(data_dir):
     source = read(data_dir, side=4, channels=3)
     for n, item in enumerate(by_number(source)):
         expected = images.resize((SEEN[n] / 255).astype(np.float32), 4)
-        np.testing.assert_array_equal(item.pixels, expected)
+        np.testing.assert_array_equal(item.content, expected)
         assert (item.row["width"], item.row["height"]) == (SIDE, SIDE)
 
 
@@ -272,22 +271,24 @@ def test_one_of_several_prepared_data_sets_must_be_named(tmp_path):
         write(tmp_path, LABELLED, {"train": [labelled(n)]}, config=chosen)
     common = {"side": SIDE, "label": "ill"}
     with pytest.raises(InputError, match="tiny/large/1.0.0, tiny/small/1.0.0: name"):
-        registry.tfds(name="tiny", data_dir=tmp_path, **common)
+        sources.IMAGES["tfds"](name="tiny", data_dir=tmp_path, **common)
     for name, data_dir in (
         ("tiny/small", tmp_path),
         ("tiny/small/1.0.0", tmp_path),
         (str(tmp_path / "tiny/small"), "/nowhere"),
     ):
-        (item,) = items(registry.tfds(name=name, data_dir=data_dir, **common))
-        np.testing.assert_array_equal(item.pixels, SEEN[5][..., :1])
+        (item,) = items(sources.IMAGES["tfds"](name=name, data_dir=data_dir, **common))
+        np.testing.assert_array_equal(item.content, SEEN[5][..., :1])
 
 
 def test_a_truncated_picture_is_quarantined(tmp_path):
     torn = io.BytesIO(encode(SEEN[0][..., 0]).read()[:-20])
     examples = {"train": [{"image": torn, "ill": 1}, labelled(0)]}
     write(tmp_path, LABELLED, examples)
-    found = items(registry.tfds(name="tiny", side=4, data_dir=tmp_path, label="ill"))
-    (bad,) = [item for item in found if item.pixels is None]
+    found = items(
+        sources.IMAGES["tfds"](name="tiny", side=4, data_dir=tmp_path, label="ill")
+    )
+    (bad,) = [item for item in found if item.content is None]
     assert bad.row["ill"] == 1
     assert "truncated" in bad.reason
 
@@ -301,19 +302,19 @@ def test_files_that_cannot_be_read_at_random_are_refused(tmp_path):
     info["fileFormat"] = "tfrecord"
     (folder / "dataset_info.json").write_text(json.dumps(info))
     with pytest.raises(InputError, match="its files are tfrecord, .*'array_record'"):
-        registry.tfds(**common)
+        sources.IMAGES["tfds"](**common)
     (folder / "dataset_info.json").write_text(whole[:-20])
     with pytest.raises(InputError, match="TFDS can't read it") as caught:
-        registry.tfds(**common)
+        sources.IMAGES["tfds"](**common)
     assert "\n" not in str(caught.value)
     (folder / "dataset_info.json").write_text(whole)
     (file,) = folder.glob("*array_record*")
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(InputError, match="TFDS can't read it"):
-        registry.tfds(**common)
+        sources.IMAGES["tfds"](**common)
     shutil.rmtree(folder)
     with pytest.raises(InputError, match="no prepared TFDS data set"):
-        registry.tfds(**common)
+        sources.IMAGES["tfds"](**common)
 
 
 def test_a_data_set_without_examples_is_refused(tmp_path):
@@ -323,4 +324,4 @@ def test_a_data_set_without_examples_is_refused(tmp_path):
     del info["splits"]
     (folder / "dataset_info.json").write_text(json.dumps(info))
     with pytest.raises(InputError, match="holds no example"):
-        registry.tfds(name="tiny", side=SIDE, label="ill", data_dir=tmp_path)
+        sources.IMAGES["tfds"](name="tiny", side=SIDE, label="ill", data_dir=tmp_path)

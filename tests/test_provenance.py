@@ -11,7 +11,7 @@ import pytest
 
 from medjax.cohort import split
 from medjax.data import volumes
-from medjax.data.scan import make_case
+from medjax.data.scan import make_scan
 from medjax.errors import InputError
 from medjax.training import folder as provenance
 
@@ -176,10 +176,10 @@ def test_other_voxels_of_the_same_size_are_other_data(tmp_path):
     def prepared(name, seed):
         def read():
             image = 1 + np.random.default_rng(seed).random((4, 5, 6, 1), np.float32)
-            return make_case(image, None, np.eye(4))
+            return make_scan(image, None, np.eye(4))
 
         return volumes.prepare(
-            [volumes.Patient("one", 0, read)],
+            [volumes.UnreadScan("one", 0, read)],
             tmp_path / name,
             sequences=("T1",),
             regions={"a": (1,)},

@@ -329,7 +329,7 @@ def test_threads_read_what_one_thread_reads(tmp_path):
 
 @pytest.mark.skipif(not NIH.exists(), reason="the NIH sample is not here")
 def test_real_films_agree_with_pillow():
-    for path in images.film_paths(NIH)[:20]:
+    for path in images.image_paths(NIH)[:20]:
         with Image.open(path) as image:
             expected = np.asarray(image.convert("L")) / 255
         np.testing.assert_allclose(images.read(path).pixels, expected, atol=1e-7)
@@ -400,8 +400,8 @@ def test_film_paths_finds_every_film_and_nothing_else(tmp_path):
         (tmp_path / name).write_bytes(DICOM)
     os.mkfifo(tmp_path / "pipe")
     (below / "up").symlink_to(tmp_path)
-    assert images.film_paths(tmp_path) == sorted(tmp_path / name for name in films)
-    assert images.film_paths(str(tmp_path / "table.csv")) == [tmp_path / "table.csv"]
+    assert images.image_paths(tmp_path) == sorted(tmp_path / name for name in films)
+    assert images.image_paths(str(tmp_path / "table.csv")) == [tmp_path / "table.csv"]
 
 
 def test_film_paths_follows_a_linked_folder(tmp_path):
@@ -409,13 +409,13 @@ def test_film_paths_follows_a_linked_folder(tmp_path):
     (tmp_path / "disk" / "a.png").write_bytes(FILES["png"])
     (tmp_path / "study").mkdir()
     (tmp_path / "study" / "images").symlink_to(tmp_path / "disk")
-    found = images.film_paths(tmp_path / "study")
+    found = images.image_paths(tmp_path / "study")
     assert found == [tmp_path / "study" / "images" / "a.png"]
 
 
 def test_film_paths_names_what_is_missing(tmp_path):
     with pytest.raises(InputError, match="none: does not exist; "):
-        images.film_paths(tmp_path / "none")
+        images.image_paths(tmp_path / "none")
     (tmp_path / "table.csv").touch()
-    with pytest.raises(InputError, match=f"^{tmp_path}: holds no film; "):
-        images.film_paths(tmp_path)
+    with pytest.raises(InputError, match=f"^{tmp_path}: holds no image; "):
+        images.image_paths(tmp_path)

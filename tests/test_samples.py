@@ -5,10 +5,10 @@ import functools
 import numpy as np
 import pytest
 
-from medjax.data import samples, volumes
+from medjax.data import volumes
 from medjax.data.nifti import Grid
-from medjax.data.samples import Part
-from medjax.data.scan import Case
+from medjax.data.scan import Scan
+from medjax.data.volumes import Part
 
 SHAPES = [(5, 7, 9), (6, 4, 8)]
 LEAST = (6, 6, 6)
@@ -28,12 +28,12 @@ def prepared(tmp_path):
         presence = np.array([1, 1 - id], np.float32)
         affine = np.diag([5.0, 1.0 + id, 1.0, 1.0])
         spacing = np.diag(affine)[:3]
-        return Case(
+        return Scan(
             image * presence, label, presence, spacing, affine, Grid(shape, affine)
         )
 
     people = [
-        volumes.Patient(f"p{id}", id, functools.partial(read, id, shape))
+        volumes.UnreadScan(f"p{id}", id, functools.partial(read, id, shape))
         for id, shape in enumerate(SHAPES)
     ]
     regions = {"some": (1,), "few": (2,)}
@@ -43,7 +43,7 @@ def prepared(tmp_path):
 
 
 def test_a_volume_stands_at_the_origin_of_the_common_shape(prepared):
-    source = samples.Volumes(prepared, [Part(0, 10), Part(1, 11)], LEAST)
+    source = volumes.Volumes(prepared, [Part(0, 10), Part(1, 11)], LEAST)
     assert source.shape == (6, 7, 9)
     for index, shape in enumerate(SHAPES):
         sample = source[index]
@@ -58,7 +58,7 @@ def test_a_volume_stands_at_the_origin_of_the_common_shape(prepared):
 
 
 def test_a_volume_says_its_spacing_and_which_sequences_it_has(prepared):
-    source = samples.Volumes(prepared, [Part(1, 11), Part(0, 10)], LEAST)
+    source = volumes.Volumes(prepared, [Part(1, 11), Part(0, 10)], LEAST)
     np.testing.assert_allclose(source[0]["spacing"], [5, 2, 1])
     np.testing.assert_allclose(source[1]["spacing"], [5, 1, 1])
     np.testing.assert_array_equal(source[0]["presence"], [1, 0])
@@ -67,14 +67,14 @@ def test_a_volume_says_its_spacing_and_which_sequences_it_has(prepared):
 
 def test_the_halves_are_the_whole(prepared):
     folder = prepared.folder
-    whole = samples.read(folder, Part(0, 0))
-    right, left = (samples.read(folder, Part(0, 0, half)) for half in ("right", "left"))
+    whole = volumes.read(folder, Part(0, 0))
+    right, left = (volumes.read(folder, Part(0, 0, half)) for half in ("right", "left"))
     for both, a, b in zip(whole, right, left, strict=True):
         np.testing.assert_array_equal(np.concatenate([a, b], axis=2), both)
 
 
 def test_points_are_of_their_region_and_reach_all_of_it(prepared):
-    source = samples.Volumes(prepared, [Part(0, 0), Part(1, 1), Part(0, 0)], LEAST)
+    source = volumes.Volumes(prepared, [Part(0, 0), Part(1, 1), Part(0, 0)], LEAST)
     for index in (0, 1):
         sample = source[index]
         for k in range(2):
@@ -91,9 +91,9 @@ def test_half_of_the_points_ask_for_voxels_and_half_for_lesions():
     label = np.zeros((4, 4, 4, 1), np.uint8)
     label[1, 1, :, 0] = 1
     label[3, 3, 3, 0] = 1
-    points, _ = samples.foreground(label, seed=3)
+    points, _ = volumes.foreground_points(label, seed=3)
     _, counts = np.unique(points[0], axis=0, return_counts=True)
     of_row, alone = 0.5 / 5 + 0.5 / 2 / 4, 0.5 / 5 + 0.5 / 2
-    expected = samples.POINTS * np.array([*[of_row] * 4, alone])
+    expected = volumes.POINTS * np.array([*[of_row] * 4, alone])
     chi2 = ((counts - expected) ** 2 / expected).sum()
     assert chi2 < 18.5  # Four degrees of freedom: passed by chance 1 time in 1,000.

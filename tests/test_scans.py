@@ -7,12 +7,12 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from scans import ball, save
+from scans import ball, save, save_phantoms
 from scans import brain as head
 
 from configs import base
 from medjax.cohort import split
-from medjax.data import samples
+from medjax.data import volumes
 from medjax.data.phantom import brain
 from medjax.data.volumes import Prepared
 from medjax.errors import InputError
@@ -52,7 +52,7 @@ def test_the_phantom_is_prepared_once_and_as_its_own_numbers_say(config):
     others = scans.data(config)
     assert others.folder != found.folder
     same = [
-        samples.read(f.folder, samples.Part(i, 0)) for f, i in ((found, 1), (others, 0))
+        volumes.read(f.folder, volumes.Part(i, 0)) for f, i in ((found, 1), (others, 0))
     ]
     for a, b in zip(*same, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -65,7 +65,7 @@ def test_another_split_or_place_of_the_records_prepares_nothing_anew(config):
 
 
 def test_files_written_for_the_phantom_are_found_again(config, tmp_path):
-    brain.write(
+    save_phantoms(
         tmp_path / "raw", range(2), seed=0, shape=(16, 20, 16), spacing=(10,) * 3
     )
     people = scans.to_predict(config, [str(tmp_path / "raw")])

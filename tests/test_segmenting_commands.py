@@ -7,6 +7,7 @@ import jax
 import nibabel
 import numpy as np
 import pytest
+from scans import save_phantoms
 
 from medjax.commands import commands, evaluate
 from medjax.data import scan
@@ -43,7 +44,7 @@ def predicted(run, tmp_path_factory):
     report = json.loads((run / "report.json").read_text())
     numbers = sorted({row["patient"] for row in report["rows"]})
     raw, out = run.parent / "raw", run.parent / "out"
-    brain.write(raw, numbers, **SMALL)
+    save_phantoms(raw, numbers, **SMALL)
     for one in raw.glob("*/*_seg.nii.gz"):  # Nothing may need it.
         one.rename(run.parent / one.name)
     assert commands.predict(run, images=[str(raw)], out=out) == []
@@ -197,7 +198,7 @@ def test_exploring_proposes_what_a_network_could_take(run, tmp_path, capsys):
 def test_other_voxels_than_those_learnt_from_are_warned_of(run):
     found = segmenter.read(run)
     near, far = (np.array(found.spacing) * ratio for ratio in (1.4, 1.6))
-    case = scan.Case(None, None, None, near, None, None)
+    case = scan.Scan(None, None, None, near, None, None)
     assert segmenter.strange(found, case) == ""
     for spacing in (far, 1 / far):
         told = segmenter.strange(found, case._replace(spacing=spacing))

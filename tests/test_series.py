@@ -10,7 +10,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from scans import affine_of, brain, save
 
-from medjax.data import dicom, mri
+from medjax.data import dicom, scan
 from medjax.data.sources import scans
 from medjax.errors import InputError
 from medjax.geometry import grid
@@ -237,7 +237,7 @@ def test_a_patient_may_have_a_series_beside_a_nifti_file(tmp_path):
     save(tmp_path / "P1/T2.nii.gz", tissue, affine)
     files = {"T1": "T1", "T2": "T2.nii.gz"}
     (found,) = scans.in_folders(tmp_path, sequences=("T1", "T2"), files=files)
-    case = mri.read_case(found.files, regions={})
+    case = scan.read_scan(found.sequences, regions={})
     np.testing.assert_allclose(case.image[..., 0], case.image[..., 1], atol=1e-5)
     assert case.original.shape == shape
     np.testing.assert_allclose(case.original.affine, affine, atol=1e-6)

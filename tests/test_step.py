@@ -10,7 +10,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from medjax import losses
 from medjax.augment import intensity, policy
-from medjax.data import intensity as data_intensity
+from medjax.data import normalisation
 from medjax.models.densenet import densenet
 from medjax.training import optim, step
 
@@ -28,7 +28,7 @@ PARTS = {
     "augment": functools.partial(
         policy.augment_batch,
         ops=[functools.partial(intensity.noise, std=0.1)],
-        prepare=functools.partial(data_intensity.standardise, mean=0.5, std=0.25),
+        prepare=functools.partial(normalisation.standardise, mean=0.5, std=0.25),
     ),
     "loss": losses.weighted_bce,
     "optimizer": OPTIMIZER,

@@ -8,8 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from medjax.data import images, prepared
-from medjax.data.sources import registry
+from medjax.data import images, prepared, sources
 from medjax.errors import InputError
 
 SIDE = 8
@@ -48,11 +47,11 @@ def write(folder, colour=False, size=(SIDE, SIDE), **changes):
 
 def source(folder, **settings):
     settings = {"labels": ("edema", "mass"), **NAMES, **settings}
-    return registry.table(folder=folder, side=SIDE, **settings)
+    return sources.IMAGES["table"](folder=folder, side=SIDE, **settings)
 
 
 def items(source):
-    return [item for shard in source.shards for item in shard()]
+    return list(source.items())
 
 
 def test_a_folder_becomes_records_equal_to_what_was_written(tmp_path):
@@ -79,7 +78,7 @@ def test_a_folder_becomes_records_equal_to_what_was_written(tmp_path):
     (left_out,) = pd.read_csv(path / "quarantine.csv").to_dict("records")
     assert left_out["file"] == "gone.png"
     assert "No such file" in left_out["reason"]
-    found = {i.row["image"]: i.pixels for i in items(source(tmp_path / "in"))}
+    found = {i.row["image"]: i.content for i in items(source(tmp_path / "in"))}
     for name in ("a/one.png", "three.png"):
         np.testing.assert_array_equal(found[name][..., 0], drawn[name])
     assert np.abs(found["two.jpg"][..., 0] - drawn["two.jpg"].astype(int)).max() <= 2
@@ -95,7 +94,7 @@ def test_colour_is_kept_where_asked_and_files_are_resized(tmp_path):
         if channels == 1:
             pixels = (pixels @ [0.299, 0.587, 0.114]).astype(np.float32)
         expected = images.resize(pixels, SIDE).reshape(SIDE, SIDE, channels)
-        assert np.abs(item.pixels.astype(int) - expected).max() <= 1
+        assert np.abs(item.content.astype(int) - expected).max() <= 1
         assert (item.row["width"], item.row["height"]) == (12, 20)
 
 
@@ -206,5 +205,5 @@ def test_no_link_leads_out_of_the_folder(tmp_path):
 def test_an_empty_table_leaves_nothing_to_prepare(tmp_path):
     write(tmp_path, **{name: [] for name in COLUMNS})
     found = source(tmp_path)
-    with pytest.raises(InputError, match="no film"):
+    with pytest.raises(InputError, match="no image"):
         prepared.prepare(found, records=tmp_path, name="x", max_quarantined=0.0)

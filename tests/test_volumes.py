@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 from scans import affine_of, ball, brain, save
 
-from medjax.data import mri, volumes
-from medjax.data.scan import make_case
+from medjax.data import prepared as store
+from medjax.data import scan, volumes
+from medjax.data.scan import make_scan
 from medjax.data.sources import scans
-from medjax.data.volumes import Patient
+from medjax.data.volumes import UnreadScan
 from medjax.errors import InputError
 
 SHAPE = (12, 16, 14)
@@ -23,12 +24,12 @@ AFFINE = affine_of("SPL", (2.0, 1.0, 1.5), tilt=0.2)
 def case_of(seed=0, labelled=True, **options):
     image = np.stack([brain(SHAPE, seed + c) for c in (0, 100)], axis=-1)
     label = np.stack([ball(SHAPE, r) for r in (0.3, 0.2)], axis=-1)
-    return make_case(image, label if labelled else None, AFFINE, **options)
+    return make_scan(image, label if labelled else None, AFFINE, **options)
 
 
 def patient_of(number, name=None, read=None, official=""):
     name = name or f"P{number:03d}"
-    return Patient(name, number, read or (lambda: case_of(number)), official)
+    return UnreadScan(name, number, read or (lambda: case_of(number)), official)
 
 
 def broken():
@@ -37,7 +38,7 @@ def broken():
 
 def prepare(patients, folder, **options):
     return volumes.prepare(
-        scans, folder, sequences=SEQUENCES, regions=REGIONS, options={}, **options
+        patients, folder, sequences=SEQUENCES, regions=REGIONS, options={}, **options
     )
 
 
@@ -128,12 +129,12 @@ def test_what_cannot_be_prepared_is_refused(tmp_path):
         prepare([], tmp_path / "a")
     with pytest.raises(InputError, match="two patients are called 'P'"):
         prepare([patient_of(0, "P"), patient_of(1, "P")], tmp_path / "a")
-    with pytest.raises(InputError, match="is no prepared data"):
+    with pytest.raises(InputError, match="holds no prepared scans"):
         volumes.read_prepared(tmp_path)
     prepare([patient_of(0)], tmp_path / "a")
     with pytest.raises(InputError, match="exists"):
         prepare([patient_of(0)], tmp_path / "a")
-    assert volumes.is_prepared(tmp_path / "a")
+    assert store.is_prepared(tmp_path / "a")
 
 
 def test_files_are_prepared_as_read_case_reads_them(tmp_path):
@@ -152,7 +153,7 @@ def test_files_are_prepared_as_read_case_reads_them(tmp_path):
         prepare(volumes.from_files(found, **options), tmp_path / "strict")
     sent = volumes.from_files(found, labelled=False, **options)
     prepared = prepare(sent, tmp_path / "both")
-    case = mri.read_case(found[0].files, found[0].mask, **options)
+    case = scan.read_scan(found[0].sequences, found[0].mask, **options)
     back = volumes.load(prepared, 0)
     np.testing.assert_array_equal(back.image, case.image.astype(np.float16))
     np.testing.assert_array_equal(back.label, case.label)

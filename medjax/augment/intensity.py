@@ -19,7 +19,7 @@ from medjax.augment.acquisition import (
     rician_noise,
     speckle,
 )
-from medjax.data import histogram
+from medjax.data import normalisation
 from medjax.errors import InputError
 
 __all__ = [
@@ -155,7 +155,7 @@ def equalise(key: Array, image: Array, *, strength: float) -> Array:
       Same shape, in [0, 1].
     """
     share = strength * jax.random.uniform(key)
-    return jnp.clip(image + share * (histogram.equalise(image) - image), 0, 1)
+    return jnp.clip(image + share * (normalisation.equalise(image) - image), 0, 1)
 
 
 def clahe(
@@ -167,7 +167,7 @@ def clahe(
       key: a key for this image alone.
       image: [H, W, C] float, intensities in [0, 1].
       strength: at most 1; 0 makes this the identity.
-      clip, tiles: see data/histogram.py.
+      clip, tiles: see data/normalisation.py.
 
     Returns:
       Same shape, in [0, 1].
@@ -181,5 +181,5 @@ def clahe(
             "leave it out, or use 'equalise'"
         )
     share = strength * jax.random.uniform(key)
-    local = histogram.clahe(image, clip=clip, tiles=tiles)
+    local = normalisation.clahe(image, clip=clip, tiles=tiles)
     return jnp.clip(image + share * (local - image), 0, 1)

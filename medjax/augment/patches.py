@@ -28,7 +28,7 @@ def augment(
 
     Args:
       key: the run's key.
-      batch: of B volumes, see data/samples.py, and epoch [B] int32.
+      batch: of B volumes, see data/volumes.py, and epoch [B] int32.
       ops: as in policy.augment_batch. They see the image between LOWEST and HIGHEST
         as [0, 1].
       place: see `draw`.
@@ -77,13 +77,13 @@ def draw(
 
     Args:
       key: the run's key.
-      batch: of B volumes, see data/samples.py, and epoch [B] int32.
+      batch: of B volumes, see data/volumes.py, and epoch [B] int32.
       size: (d, h, w) of a patch, at most the volumes'; d is odd with `slices`.
       each: n, patches of a volume.
       foreground: share of the patches that are drawn about a voxel of a region, which
         then lies in the middle half of the patch along each axis: all regions of the
-        volume are equally likely, and all points of one, see samples.foreground. The
-        rest lie anywhere.
+        volume are equally likely, and all points of one, see
+        volumes.foreground_points. The rest lie anywhere.
       slices: a patch is 2-D, of one slice, which is what lies about the voxel; it and
         its neighbours in their order are channels, (slice, sequence) with the sequence
         changing fastest. The volume's first and last slice are repeated outwards.

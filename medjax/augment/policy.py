@@ -13,7 +13,7 @@ import numpy as np
 from chex import Array
 from jax import lax
 
-from medjax.data.intensity import unit_range
+from medjax.data.normalisation import unit_range
 from medjax.geometry import warp
 
 Op = Callable[[Array, Any], Any]

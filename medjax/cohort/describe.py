@@ -30,7 +30,7 @@ def describe(table, tasks, manifest=None, *, task="multilabel") -> dict[str, Any
     """Counts everything in the table.
 
     Args:
-      table: N images with the columns of data/schema.py.
+      table: N images with the columns of data/prepared.py.
       tasks: names of the label columns, T of them.
       manifest: the split, or None.
       task: 'multilabel', or 'multiclass' if an image has one class.
@@ -176,7 +176,7 @@ def sample(table, tasks, *, boxes=None, seed=0, each=2, without=4) -> list[dict]
     """Draws images to look at: `each` per finding, the rarest first, and some without.
 
     Args:
-      table: N images with the columns of data/schema.py.
+      table: N images with the columns of data/prepared.py.
       tasks: names of the label columns.
       boxes: columns id, task, x0, y0, x1, y1, or None; images with boxes go first.
       seed: of the draw.

@@ -12,7 +12,7 @@ from medjax.commands import evaluate
 from medjax.commands import gallery as augment_gallery
 from medjax.config import Config
 from medjax.data import images as reading
-from medjax.data import volumes
+from medjax.data import prepared, volumes
 from medjax.errors import InputError
 from medjax.evaluation import predict as inference
 from medjax.tasks import (
@@ -44,7 +44,7 @@ def prepare(config: Config) -> study.Data | volumes.Prepared:
     if config.task == segmenting.TASK:
         return segmenting.prepare(config)
     data = study.data(config)
-    left_out = len(pd.read_csv(data.path / "quarantine.csv"))
+    left_out = prepared.left_out(data.path)
     print(f"prepared: {data.path} ({len(data.table)} images, {left_out} quarantined)")
     return data
 
@@ -269,7 +269,7 @@ def predict(
     if len(run.task.shape) > 3:
         raise InputError(f"{folder}: the run reads volumes; predict reads 2-D images")
     explainer = explaining.explainer(run, **how)  # Before hours of predictions.
-    paths = [path for image in images for path in reading.film_paths(image)]
+    paths = [path for image in images for path in reading.image_paths(image)]
     screen = screening.screen(folder)
     answers = inference.predict_files(
         paths,

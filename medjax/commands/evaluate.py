@@ -10,7 +10,7 @@ import pandas as pd
 from medjax import config as plain
 from medjax.cohort import split as splits
 from medjax.config import Config
-from medjax.data import schema
+from medjax.data import prepared
 from medjax.errors import InputError
 from medjax.evaluation import bands, results, subgroups, thresholds
 from medjax.evaluation import thresholds as operating
@@ -285,7 +285,7 @@ def _same_task(data: study.Data, task: study.Task) -> study.Data:
     Raises:
       InputError: they lack a finding, or have images of another shape.
     """
-    missing = set(task.names) - set(schema.tasks_of(data.table))
+    missing = set(task.names) - set(prepared.tasks_of(data.table))
     if missing:
         raise InputError(f"--config: its data know nothing of {', '.join(missing)}")
     if data.task.shape != task.shape:

@@ -124,7 +124,7 @@ def _paths(images: Sequence[str]) -> tuple[list[Path], list[str]]:
             )
             files = sorted([*files, *also])
         else:
-            files = data_images.film_paths(path)
+            files = data_images.image_paths(path)
         if len(files) > MOST:
             notes.append(
                 f"Of the {len(files)} images in {path}, {MOST}, evenly spaced."

@@ -1,6 +1,6 @@
-"""A DICOM file -> a film in [0, 1], as its header wants it displayed.
+"""A DICOM file -> a film in [0, 1], displayed as its header asks for.
 
-A folder of one DICOM series -> a volume whose axes lie alike, or one error.
+And a folder of one DICOM series -> a volume with canonical axes, or one error.
 """
 
 import math
@@ -14,10 +14,38 @@ from pydicom.pixels import apply_modality_lut, get_decoder
 
 from medjax.data import nifti
 from medjax.data.nifti import Volume
-from medjax.data.schema import Film, check_size, spoilt
 from medjax.errors import InputError
 from medjax.geometry import grid
 from medjax.geometry.itk import RAS_TO_LPS
+
+MAX_PIXELS = 200_000_000
+
+
+class Film(NamedTuple):
+    """One film or picture as its file holds it, at its full size.
+
+    pixels: [H, W] float32 in [0, 1], or [H, W, 3] RGB; in a film white (1) is dense.
+    spacing: (x, y), mm a pixel; NaN where the file doesn't say.
+    """
+
+    pixels: np.ndarray
+    spacing: tuple[float, float]
+
+
+def check_size(height: int, width: int) -> None:
+    """Refuses an image without pixels, or with more than MAX_PIXELS."""
+    if height < 1 or width < 1:
+        raise damaged(f"is {width} x {height} pixels")
+    if height * width > MAX_PIXELS:
+        raise InputError(
+            f"is {width} x {height} pixels, more than {MAX_PIXELS // 10**6} "
+            "megapixels; shrink it first"
+        )
+
+
+def damaged(what: str) -> InputError:
+    """The error for a file whose content is wrong: only a new copy helps."""
+    return InputError(f"{what}; fetch or export the file again")
 
 
 def decode(file: BinaryIO) -> Film:
@@ -31,9 +59,9 @@ def decode(file: BinaryIO) -> Film:
       file: a DICOM file, open for reading; it is read from its beginning.
 
     Raises:
-      InputError: truncated, damaged, zero-sized, of more than 200 megapixels, of
-        several frames, in colour, or compressed as no installed decoder reads it.
-        The file's name is for the caller to add.
+      InputError: the file is truncated, damaged, zero-sized, of more than 200
+        megapixels, of several frames, in colour, or in a compression that no
+        installed decoder reads. The caller adds the file's name.
     """
     try:
         file.seek(0)
@@ -42,7 +70,7 @@ def decode(file: BinaryIO) -> Film:
         file.seek(0)
         dataset = pydicom.dcmread(file)
         if not dataset.get("PixelData"):
-            raise spoilt("holds no PixelData: it is truncated or no image")
+            raise damaged("holds no PixelData: it is truncated or no image")
         with np.errstate(over="raise", divide="raise", invalid="raise"):
             table = _display_table(dataset).astype(np.float32)
         return Film(table[_codes(dataset)], _spacing(dataset))
@@ -50,7 +78,7 @@ def decode(file: BinaryIO) -> Film:
         raise
     except Exception as error:  # pydicom raises a dozen types on a damaged file.
         why = " ".join(str(error).split())
-        raise spoilt(f"can't be decoded ({why})") from error
+        raise damaged(f"can't be decoded ({why})") from error
 
 
 def _check(header: pydicom.Dataset) -> None:
@@ -77,15 +105,15 @@ def _check(header: pydicom.Dataset) -> None:
 
 
 def _codes(dataset: pydicom.Dataset) -> np.ndarray:
-    """Returns the stored bits, [H, W] unsigned, clear of what lies above them."""
+    """Returns the stored bits, [H, W] unsigned, without overlay bits above them."""
     stored = dataset.pixel_array
     if stored.shape != (dataset.Rows, dataset.Columns):
-        raise spoilt(f"decodes to a shape of {stored.shape}")
+        raise damaged(f"decodes to a shape of {stored.shape}")
     return stored.view(f"u{stored.itemsize}") & ((1 << dataset.BitsStored) - 1)
 
 
 def _display_table(dataset: pydicom.Dataset) -> np.ndarray:
-    """Returns what each code of BitsStored bits is shown as, float64 in [0, 1]."""
+    """Returns the displayed value of each code of BitsStored bits, float64 in [0, 1]."""
     bits = dataset.BitsStored
     values = np.arange(1 << bits)
     if dataset.PixelRepresentation == 1:
@@ -98,7 +126,7 @@ def _display_table(dataset: pydicom.Dataset) -> np.ndarray:
         values += _first(dataset, "RescaleIntercept", 0.0)
         low, high = values.min(), values.max()
         if low == high:
-            raise spoilt("has a RescaleSlope of 0")
+            raise damaged("has a RescaleSlope of 0")
     center, width = _first(dataset, "WindowCenter"), _first(dataset, "WindowWidth")
     if voi := dataset.get("VOILUTSequence"):
         values, high = _lookup(values, voi[0], dataset)
@@ -113,18 +141,18 @@ def _display_table(dataset: pydicom.Dataset) -> np.ndarray:
 
 
 def _lookup(values, item: pydicom.Dataset, dataset) -> tuple[np.ndarray, float]:
-    """Returns the LUT's entries at these values, and the greatest they could be.
+    """Returns the LUT's entries at these values, and their largest possible value.
 
     Source: DICOM PS3.3 C.11.1.1 and C.11.2.1.1.
     """
     entries, first, bits = item.LUTDescriptor
-    entries = entries or 1 << 16  # As 16 bits can't say 65536.
+    entries = entries or 1 << 16  # 16 bits can't hold 65536.
     table = item.LUTData
     if isinstance(table, bytes):
         table = np.frombuffer(table, "<u2" if dataset.original_encoding[1] else ">u2")
     table = np.asarray(table, np.float64)
     if table.size < entries or not 8 <= bits <= 16:
-        raise spoilt(f"has a LUT of {table.size} entries of {bits} bits for {entries}")
+        raise damaged(f"has a LUT of {table.size} entries of {bits} bits for {entries}")
     index = np.clip(np.rint(values) - first, 0, entries - 1).astype(int)
     return table[index], 2.0**bits - 1
 
@@ -135,9 +163,9 @@ def _window(values, center: float, width: float, function: str) -> np.ndarray:
     Source: DICOM PS3.3 C.11.2.1.2 and C.11.2.1.3, with y from 0 to 1.
     """
     if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
-        raise spoilt(f"has the VOILUTFunction {function!r}")
+        raise damaged(f"has the VOILUTFunction {function!r}")
     if width <= 0 or (function == "LINEAR" and width < 1):
-        raise spoilt(f"has a WindowWidth of {width:g}")
+        raise damaged(f"has a WindowWidth of {width:g}")
     if function == "SIGMOID":
         # 1 / (1 + exp(-4 u)) without its overflow; at |u| = 10 it is 0 or 1.
         u = np.clip(values - center, -10 * width, 10 * width) / width
@@ -157,7 +185,7 @@ def _first(dataset: pydicom.Dataset, name: str, absent: float | None = None):
     if value is None or value == "":
         return absent
     if not math.isfinite(value):
-        raise spoilt(f"has a {name} of {value}")
+        raise damaged(f"has a {name} of {value}")
     return float(value)
 
 
@@ -171,9 +199,9 @@ def _spacing(dataset: pydicom.Dataset) -> tuple[float, float]:
     return math.nan, math.nan
 
 
-UNEVEN = 0.02  # Share of the usual distance between slices that one may be off.
-TURNED = 1e-3  # What a direction's cosine may differ between slices.
-# Numbers, and how many.
+UNEVEN = 0.02  # Tolerance of the distance between slices, as a share of the median.
+TURNED = 1e-3  # Tolerance of a direction's cosine between slices.
+# Elements that are numbers, and how many.
 GEOMETRY = {
     "PixelSpacing": 2,
     "ImageOrientationPatient": 6,
@@ -183,7 +211,7 @@ CONVERT = "convert the series to NIfTI, with dcm2niix for example"
 
 
 class Slice(NamedTuple):
-    """What a header says of where a slice lies; the names are DICOM's.
+    """Where a slice lies, as its header says; the names are DICOM's.
 
     Rows and columns are pixels, the spacing is mm between rows, then columns, and the
     orientation is the direction of a row and of a column, in LPS.
@@ -198,16 +226,16 @@ class Slice(NamedTuple):
 
 
 def read(folder: str | os.PathLike) -> Volume:
-    """Reads a series of single slices, sorted by where they lie in the patient.
+    """Reads a series of single slices, sorted by their position in the patient.
 
-    The values are the file's after its modality LUT or rescaling. The order of the
-    file names and of InstanceNumber plays no role.
+    The values are the file's after its modality LUT or rescaling. File names and
+    InstanceNumber don't matter.
 
     Args:
-      folder: of DICOM files of one series; other files are passed over.
+      folder: of DICOM files of one series; other files are skipped.
 
     Returns:
-      Its `stored` grid is [columns, rows, slices], as converters to NIfTI have it.
+      Its `stored` grid is [columns, rows, slices], as converters to NIfTI write it.
 
     Raises:
       InputError: no DICOM file, fewer than two slices, several series, frames or
@@ -238,8 +266,8 @@ def read(folder: str | os.PathLike) -> Volume:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Those of DICOM's magic."""
-    found = []
+    """The files that begin like DICOM."""
+    paths = []
     try:
         for path in sorted(folder.iterdir()):
             if path.name.startswith(".") or path.name == "DICOMDIR":
@@ -247,11 +275,11 @@ def _files(folder: Path) -> list[Path]:
             if path.is_file():
                 with open(path, "rb") as file:
                     if file.read(132)[128:] == b"DICM":
-                        found.append(path)
+                        paths.append(path)
     except OSError as error:
         why = f"{folder}: can't be read ({error.strerror})"
         raise InputError(f"{why}; give a folder that you may read") from error
-    return found
+    return paths
 
 
 def _header(path: Path) -> Slice:
@@ -267,27 +295,27 @@ def _header(path: Path) -> Slice:
             raise InputError(f"has no {absent[0]}")
         for name, count in GEOMETRY.items():
             values[name] = np.array(values[name], float).reshape(count)
-        found = Slice(**values)
-        axes = found.ImageOrientationPatient.reshape(2, 3)
+        position = Slice(**values)
+        axes = position.ImageOrientationPatient.reshape(2, 3)
         if not np.allclose(axes @ axes.T, np.eye(2), 0, 10 * TURNED):
             raise InputError("has an ImageOrientationPatient of no right angle")
-        if not np.isfinite(found.ImagePositionPatient).all():
-            raise InputError("has an ImagePositionPatient that is no place")
-        if not (found.PixelSpacing > 0).all():
+        if not np.isfinite(position.ImagePositionPatient).all():
+            raise InputError("has an ImagePositionPatient that is not finite")
+        if not (position.PixelSpacing > 0).all():
             raise InputError("has a PixelSpacing that isn't positive")
     except InputError as error:
         raise InputError(f"{path}: {error}; {CONVERT}") from None
     except Exception as error:  # pydicom raises a dozen types on a damaged file.
         raise InputError(f"{path}: can't be read ({_why(error)}); {CONVERT}") from error
-    return found
+    return position
 
 
 def _check_alike(slices: dict[Path, Slice]) -> None:
     """Refuses slices that aren't of one stack."""
-    (first, one), *others = slices.items()
+    (first, reference), *others = slices.items()
     for path, other in others:
         for name in Slice._fields[:-1]:  # All but the position.
-            a, b = getattr(one, name), getattr(other, name)
+            a, b = getattr(reference, name), getattr(other, name)
             same = np.allclose(a, b, 0, TURNED) if name in GEOMETRY else a == b
             if not same:
                 raise InputError(
@@ -297,9 +325,9 @@ def _check_alike(slices: dict[Path, Slice]) -> None:
 
 
 def _sorted(folder: Path, slices: dict[Path, Slice]) -> list[Path]:
-    """The slices along their normal; refuses gaps and doubles."""
-    one = next(iter(slices.values()))
-    normal = np.cross(*np.split(one.ImageOrientationPatient, 2))
+    """The slices along their normal; refuses gaps and duplicates."""
+    first = next(iter(slices.values()))
+    normal = np.cross(*np.split(first.ImageOrientationPatient, 2))
     place = {path: normal @ s.ImagePositionPatient for path, s in slices.items()}
     paths = sorted(place, key=place.get)
     steps = np.diff([place[path] for path in paths])

@@ -1,45 +1,38 @@
-"""What a segmentation data set is like: sizes, intensities, regions.
+"""Measures a segmentation data set: sizes, intensities, regions.
 
-One case is in memory at a time, and numbers alone are kept. What network follows from
-them is in plan.py.
+One scan is in memory at a time; only numbers are kept. propose.py derives a network
+from them.
 
 Source: Isensee et al., nnU-Net, Nature Methods 18 (2021) 203, for what to measure.
 """
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import ndimage
 
+from medjax.data.scan import Scan, box
 from medjax.errors import InputError
 
 PERCENTILES = (0.5, 50.0, 99.5)
-SAMPLES = 2000  # Voxels that a case adds to the percentiles, so that memory is bounded.
-
-
-class Case(Protocol):
-    """image [D, H, W, C], label [D, H, W, K] or None, spacing [3] in mm."""
-
-    image: np.ndarray
-    label: np.ndarray | None
-    spacing: np.ndarray
+SAMPLES = 2000  # Voxels of a scan that enter the percentiles: this bounds the memory.
 
 
 class Fingerprint(NamedTuple):
-    """N cases with C sequences and K regions.
+    """N scans with C sequences and K regions.
 
     sequences, regions: their names.
     shape: [N, 3] voxels.
-    box: [N, 3] voxels of the smallest box around all that isn't 0.
+    box: [N, 3] voxels of the smallest box around all nonzero voxels.
     spacing: [N, 3] mm.
-    present: [N, C] whether the sequence has anything but 0.
-    inside: [C, 5] mean, standard deviation and PERCENTILES of the voxels that aren't
-      0 in some sequence; over all cases, NaN without any.
-    foreground: [C, 5] the same where some region is.
-    volume: [N, K] ml of each region; NaN in a case without a label.
-    lesions: [N, K] connected parts, by faces, edges and corners; NaN likewise.
+    present: [N, C] whether the sequence has a nonzero voxel.
+    inside: [C, 5] mean, standard deviation and PERCENTILES of the voxels that are
+      nonzero in any sequence, over all scans; NaN if there are none.
+    foreground: [C, 5] the same within the regions.
+    volume: [N, K] ml of each region; NaN in a scan without a label.
+    lesions: [N, K] components connected by faces, edges or corners; NaN likewise.
     """
 
     sequences: tuple[str, ...]
@@ -55,23 +48,23 @@ class Fingerprint(NamedTuple):
 
 
 def measure(
-    cases: Iterable[Case], *, sequences: Sequence[str], regions: Sequence[str]
+    scans: Iterable[Scan], *, sequences: Sequence[str], regions: Sequence[str]
 ) -> Fingerprint:
-    """Looks at each case once, and at one at a time.
+    """Measures each scan, one after the other.
 
     Args:
-      cases: prepared or raw.
-      sequences: C names; regions: K names.
+      scans: prepared, or in their files' units; image, label and spacing are used.
+      sequences, regions: names of the C channels and K regions.
 
     Raises:
-      InputError: there is no case, or one of another number of sequences or regions,
-        or with intensities or a spacing that are no numbers.
+      InputError: there is no scan, or one with another number of sequences or regions,
+        or with intensities or a spacing that are not finite.
     """
     rows, inside, foreground = [], _Pool(), _Pool()
-    for number, case in enumerate(cases):
-        image = np.asarray(case.image)
-        spacing = np.asarray(case.spacing, float)
-        label = None if case.label is None else np.asarray(case.label) > 0
+    for number, scan in enumerate(scans):
+        image = np.asarray(scan.image)
+        spacing = np.asarray(scan.spacing, float)
+        label = None if scan.label is None else np.asarray(scan.label) > 0
         _check(number, image, label, spacing, len(sequences), len(regions))
         filled = image != 0
         mask = filled.any(axis=-1)
@@ -81,17 +74,21 @@ def measure(
             foreground.add(image, label.any(axis=-1))
             volume = label.sum((0, 1, 2)) * (np.prod(spacing) / 1000)
             touching = np.ones((3, 3, 3))
-            lesions = [ndimage.label(part, touching)[1] for part in _each(label)]
+            masks = np.moveaxis(label, -1, 0)
+            lesions = [ndimage.label(mask, touching)[1] for mask in masks]
         present = filled.any(axis=(0, 1, 2))
-        rows.append((mask.shape, _box(mask), spacing, present, volume, lesions))
+        sizes = mask.shape
+        if mask.any():
+            sizes = [side.stop - side.start for side in box(mask, np.zeros(3))]
+        rows.append((mask.shape, sizes, spacing, present, volume, lesions))
     if not rows:
-        raise InputError("cases: there is none; give one or more")
-    shape, box, spacing, present, volume, lesions = map(np.array, zip(*rows))
+        raise InputError("scans: there is none; give one or more")
+    shape, sizes, spacing, present, volume, lesions = map(np.array, zip(*rows))
     return Fingerprint(
         tuple(sequences),
         tuple(regions),
         shape,
-        box,
+        sizes,
         spacing,
         present,
         inside.summary(len(sequences)),
@@ -101,49 +98,47 @@ def measure(
     )
 
 
-def describe(found: Fingerprint) -> list[str]:
+def describe(data: Fingerprint) -> list[str]:
     """Lines for the terminal."""
-    shape, spacing = (np.median(x, axis=0) for x in (found.shape, found.spacing))
-    finest, coarsest = found.spacing.min(axis=0), found.spacing.max(axis=0)
-    line = f"{len(found.shape)} cases, median {by(shape)} voxels of {by(spacing)} mm"
+    shape, spacing = (np.median(x, axis=0) for x in (data.shape, data.spacing))
+    finest, coarsest = data.spacing.min(axis=0), data.spacing.max(axis=0)
+    line = f"{len(data.shape)} scans, median {by(shape)} voxels of {by(spacing)} mm"
     lines = [line + f" (from {by(finest)} to {by(coarsest)})"]
-    for c, name in enumerate(found.sequences):
-        mean, std, low, middle, high = found.inside[c]
-        line = f"  {name}: in {found.present[:, c].sum()} cases, "
+    for c, name in enumerate(data.sequences):
+        mean, std, low, _, high = data.inside[c]
+        line = f"  {name}: in {data.present[:, c].sum()} scans, "
         line += f"{mean:.4g} +- {std:.4g}, 99 % from {low:.4g} to {high:.4g}"
-        if np.isfinite(found.foreground[c]).all():
-            line += f"; in the regions {found.foreground[c, 0]:.4g}"
-            line += f" +- {found.foreground[c, 1]:.4g}"
+        if np.isfinite(data.foreground[c]).all():
+            mean, std, *_ = data.foreground[c]
+            line += f"; in the regions {mean:.4g} +- {std:.4g}"
         lines.append(line)
-    labelled = np.isfinite(found.volume).all(axis=1)
-    for k, name in enumerate(found.regions):
-        there = labelled & (found.volume[:, k] > 0)
-        line = f"  {name}: in {there.sum()} of {labelled.sum()} labelled cases"
-        if there.any():
-            low, middle, high = np.percentile(found.volume[there, k], (0, 50, 100))
-            parts = np.median(found.lesions[there, k])
-            line += (
-                f", {middle:.3g} ml ({low:.3g} to {high:.3g}), components: {parts:.3g}"
-            )
+    labelled = np.isfinite(data.volume).all(axis=1)
+    for k, name in enumerate(data.regions):
+        shown = labelled & (data.volume[:, k] > 0)
+        line = f"  {name}: in {shown.sum()} of {labelled.sum()} labelled scans"
+        if shown.any():
+            low, median, high = np.percentile(data.volume[shown, k], (0, 50, 100))
+            line += f", {median:.3g} ml ({low:.3g} to {high:.3g}), components: "
+            line += f"{np.median(data.lesions[shown, k]):.3g}"
         lines.append(line)
     return lines
 
 
-def as_json(found: NamedTuple) -> dict[str, Any]:
-    """Plain values for a JSON file; what is undefined is None."""
+def as_json(record: NamedTuple) -> dict[str, Any]:
+    """Plain values for a JSON file; NaN is None."""
 
     def plain(value):
         if isinstance(value, np.ndarray):
-            return plain(value.tolist())
+            value = value.tolist()
         if isinstance(value, (list, tuple)):
-            return [plain(one) for one in value]
+            return [plain(item) for item in value]
         return None if isinstance(value, float) and math.isnan(value) else value
 
-    return {name: plain(value) for name, value in found._asdict().items()}
+    return {name: plain(value) for name, value in record._asdict().items()}
 
 
 class _Pool:
-    """Moments of all voxels and a bounded sample of them, case by case."""
+    """Moments of all voxels and a bounded sample of them, scan by scan."""
 
     def __init__(self):
         self.moments, self.samples = [], []
@@ -167,25 +162,13 @@ class _Pool:
         return np.stack([total, np.sqrt(spread), *ranks], axis=1)
 
 
-def _box(mask: np.ndarray) -> list[int]:
-    """Sizes of the smallest box around a mask; of the whole where it is empty."""
-    if not mask.any():
-        return list(mask.shape)
-    sides = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {a}))) for a in range(3)]
-    return [int(side[-1] - side[0]) + 1 for side in sides]
-
-
-def _each(label: np.ndarray) -> np.ndarray:
-    return np.moveaxis(label, -1, 0)
-
-
 def by(values: Iterable[float]) -> str:
-    """Sizes as one writes them."""
+    """Sizes as text: 4 x 5 x 6."""
     return " x ".join(f"{value:.4g}" for value in values)
 
 
 def _check(number, image, label, spacing, sequences, regions) -> None:
-    """Raises InputError for a case that doesn't fit in with the others."""
+    """Raises InputError for a scan that doesn't match the others."""
     wrong = None
     if image.ndim != 4 or image.shape[-1] != sequences:
         wrong = (
@@ -196,6 +179,6 @@ def _check(number, image, label, spacing, sequences, regions) -> None:
     elif spacing.shape != (3,) or not (np.isfinite(spacing) & (spacing > 0)).all():
         wrong = f"spacing {spacing}; give three positive numbers of mm"
     elif not np.isfinite(image).all():
-        wrong = "intensities that are no numbers; mend its files"
+        wrong = "intensities that are no numbers; correct its files"
     if wrong:
-        raise InputError(f"case {number}: has the {wrong}")
+        raise InputError(f"scan {number}: has the {wrong}")

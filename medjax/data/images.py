@@ -1,12 +1,14 @@
-"""PNG, JPEG and DICOM files -> a film or picture in [0, 1], or one clear error.
+"""PNG, JPEG and DICOM files -> an image in [0, 1], or one clear error.
 
-The decoders forgive: a picture cut off half-way comes back grey below the cut,
-and a model would read the grey. So what they forgive is checked here first (a
-PNG's checksums and end, a JPEG's end, a DICOM's lengths), as is the size, before
-a byte is decoded. Every function is pure and safe to call from many threads.
+`load` reads a file as the model sees it, for `prepare` and for `predict` alike.
 
-The bytes between a JPEG's header and its end have no checksum: damage that leaves
-both in place can't be told from a picture.
+The decoders tolerate damage: they return a picture that was cut off half-way as grey
+below the cut, and a model would read the grey. So this module checks the size and what
+they tolerate (a PNG's checksums and end, a JPEG's end, a DICOM's lengths) before a byte
+is decoded. Every function is pure and safe to call from many threads.
+
+The bytes between a JPEG's header and its end have no checksum: damage that leaves both
+in place can't be detected.
 """
 
 import math
@@ -19,16 +21,33 @@ import cv2
 import numpy as np
 
 from medjax.data import dicom
-from medjax.data.schema import Film, check_size, spoilt
+from medjax.data.dicom import Film, check_size, damaged
 from medjax.errors import InputError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 
 
-def read(path: str | os.PathLike, channels: int | None = 1) -> Film:
-    """Reads a film; its first bytes, not its name, say which format it is.
+def load(path: str | os.PathLike, shape: tuple[int, ...]) -> tuple[Film, np.ndarray]:
+    """Reads a file, and resizes it to the image that a model sees.
 
-    PNG and JPEG are read as `picture` says. Their resolution is a printer's, so the
+    Args:
+      path: the file.
+      shape: (S, S, C) of the image, C = 1 or 3.
+
+    Returns:
+      The file's own pixels, grey or in colour, and the image [S, S, C] uint8.
+
+    Raises:
+      InputError: as `read`.
+    """
+    film = read(path, channels=None)
+    return film, fit(film.pixels, shape)
+
+
+def read(path: str | os.PathLike, channels: int | None = 1) -> Film:
+    """Reads a file; its first bytes, not its name, say which format it is.
+
+    PNG and JPEG are read as `decode` says. Their resolution is a printer's, so the
     spacing stays NaN. DICOM is read as `dicom.decode` says, with its spacing.
 
     Args:
@@ -46,7 +65,7 @@ def read(path: str | os.PathLike, channels: int | None = 1) -> Film:
             if head[128:] == b"DICM":
                 film = dicom.decode(file)
                 return film._replace(pixels=with_channels(film.pixels, channels))
-            return Film(picture(head + file.read(), channels), (math.nan, math.nan))
+            return Film(decode(head + file.read(), channels), (math.nan, math.nan))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error.__cause__
     except OSError as error:
@@ -54,8 +73,18 @@ def read(path: str | os.PathLike, channels: int | None = 1) -> Film:
         raise InputError(f"{why}; give an existing file that you may read") from error
 
 
+def fit(pixels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The image [S, S, C] uint8 of pixels of any size, in grey or colour; as `resize`.
+
+    Args:
+      pixels: [H, W] or [H, W, 3] float32 in [0, 1].
+      shape: (S, S, C), C = 1 or 3, see `with_channels`.
+    """
+    return resize(with_channels(pixels, shape[-1]), shape[0]).reshape(shape)
+
+
 def resize(pixels: np.ndarray, side: int) -> np.ndarray:
-    """Squeezes a film into a square, as CheXNet does: the aspect ratio isn't kept.
+    """Squeezes an image into a square, as CheXNet does: the aspect ratio isn't kept.
 
     An axis that shrinks is averaged over area, so fine patterns don't alias; one
     that grows is interpolated linearly.
@@ -75,12 +104,12 @@ def resize(pixels: np.ndarray, side: int) -> np.ndarray:
     return np.rint(np.clip(square, 0, 1) * 255).astype(np.uint8)
 
 
-def film_paths(path: str | os.PathLike) -> list[Path]:
-    """Lists the films to read: the file itself, or every one under a folder.
+def image_paths(path: str | os.PathLike) -> list[Path]:
+    """Lists the images to read: the file itself, or all of them under a folder.
 
-    In a folder a film is a file with an image's suffix (SUFFIXES, in any case), or
-    one without a suffix (or named by a DICOM UID: its 'suffix' is digits) that has
-    DICOM's magic. Hidden files and DICOMDIR are none; linked folders are followed.
+    In a folder, an image is a file with an image's suffix (SUFFIXES, in any case), or
+    one without a suffix (or named by a DICOM UID: its 'suffix' is digits) that begins
+    like DICOM. Hidden files and DICOMDIR are skipped; linked folders are followed.
 
     Args:
       path: a file, taken whatever its name, or a folder.
@@ -89,7 +118,7 @@ def film_paths(path: str | os.PathLike) -> list[Path]:
       The paths, sorted.
 
     Raises:
-      InputError: nothing is there, it can't be read, or the folder has no film.
+      InputError: nothing is there, it can't be read, or the folder has no image.
     """
     path = Path(path)
     try:
@@ -97,28 +126,28 @@ def film_paths(path: str | os.PathLike) -> list[Path]:
             return [path]
         if not path.is_dir():
             raise InputError(f"{path}: does not exist; give a file or a folder")
-        found, seen = [], set()
+        paths, seen = [], set()
         for folder, below, names in os.walk(path, onerror=_throw, followlinks=True):
             below.sort()
             if (real := os.path.realpath(folder)) in seen:
                 below.clear()  # A link back up would never end.
                 continue
             seen.add(real)
-            found += [p for name in names if _is_film(p := Path(folder, name))]
+            paths += [p for name in names if _is_image(p := Path(folder, name))]
     except OSError as error:
         why = f"{error.filename}: can't be read ({error.strerror})"
-        raise InputError(f"{why}; mend its permissions") from error
-    if not found:
+        raise InputError(f"{why}; correct its permissions") from error
+    if not paths:
         kinds = ", ".join(SUFFIXES)
-        raise InputError(f"{path}: holds no film; give a folder with files in {kinds}")
-    return sorted(found)
+        raise InputError(f"{path}: holds no image; give a folder with files in {kinds}")
+    return sorted(paths)
 
 
 def _throw(error: OSError):
     raise error
 
 
-def _is_film(path: Path) -> bool:
+def _is_image(path: Path) -> bool:
     if path.name.startswith(".") or path.name == "DICOMDIR":
         return False
     suffix = path.suffix.lower()
@@ -130,11 +159,11 @@ def _is_film(path: Path) -> bool:
         return file.read(132)[128:] == b"DICM"
 
 
-def picture(data: bytes, channels: int | None = 1) -> np.ndarray:
+def decode(data: bytes, channels: int | None = 1) -> np.ndarray:
     """Decodes a PNG (1 to 16 bits) or a JPEG (8 bits).
 
-    It is scaled by the bit depth, not by its maximum. Alpha is ignored; an EXIF
-    orientation is applied, as every viewer does.
+    The values are divided by the largest of the bit depth, not of the image. Alpha is
+    ignored; an EXIF orientation is applied, as every viewer does.
 
     Args:
       data: the whole file.
@@ -144,7 +173,7 @@ def picture(data: bytes, channels: int | None = 1) -> np.ndarray:
       [H, W] or [H, W, 3] float32 in [0, 1].
     """
     if not data:
-        raise spoilt("is empty (0 bytes)")
+        raise damaged("is empty (0 bytes)")
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         size = _check_png(data)
     elif data.startswith(b"\xff\xd8\xff"):
@@ -161,7 +190,7 @@ def picture(data: bytes, channels: int | None = 1) -> np.ndarray:
     except cv2.error:
         pixels = None
     if pixels is None or sorted(pixels.shape[:2]) != sorted(size):
-        raise spoilt("can't be decoded: it is damaged")
+        raise damaged("can't be decoded: it is damaged")
     white = np.iinfo(pixels.dtype).max
     pixels = pixels.astype(np.float32)
     pixels /= white
@@ -171,7 +200,7 @@ def picture(data: bytes, channels: int | None = 1) -> np.ndarray:
 
 
 def with_channels(pixels: np.ndarray, channels: int | None) -> np.ndarray:
-    """Makes colour grey, or grey colour.
+    """Converts colour to grey, or grey to colour.
 
     Args:
       pixels: [H, W] or [H, W, 3] RGB float32 in [0, 1].
@@ -192,19 +221,19 @@ def with_channels(pixels: np.ndarray, channels: int | None) -> np.ndarray:
 def _check_png(data: bytes) -> tuple[int, int]:
     """Returns (height, width) of a PNG whose chunks are all there and undamaged."""
     if data[8:16] != b"\x00\x00\x00\x0dIHDR" or len(data) < 33:
-        raise spoilt("is truncated or damaged: no PNG header")
+        raise damaged("is truncated or damaged: no PNG header")
     width, height = struct.unpack_from(">II", data, 16)
     check_size(height, width)
     start, kind, view = 8, b"", memoryview(data)
     while kind != b"IEND":
         if start + 12 > len(data):
-            raise spoilt("is truncated: its end is missing")
+            raise damaged("is truncated: its end is missing")
         length, kind = struct.unpack_from(">I4s", data, start)
         end = start + 8 + length
         if end + 4 > len(data):
-            raise spoilt(f"is truncated at byte {len(data)}")
+            raise damaged(f"is truncated at byte {len(data)}")
         if zlib.crc32(view[start + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
-            raise spoilt(
+            raise damaged(
                 f"is damaged between bytes {start} and {end + 4}: the checksum is wrong"
             )
         start = end + 4
@@ -225,7 +254,7 @@ def _check_jpeg(data: bytes) -> tuple[int, int]:
             step = 2 + struct.unpack_from(">H", data, at + 2)[0]
         at = data.find(b"\xff", at + step)
     else:
-        raise spoilt("is truncated or damaged: no JPEG frame")
+        raise damaged("is truncated or damaged: no JPEG frame")
     check_size(height, width)
     if bits != 8 or channels not in (1, 3):
         raise InputError(
@@ -235,5 +264,5 @@ def _check_jpeg(data: bytes) -> tuple[int, int]:
     # Inside a scan FF is always escaped, so FF D9 after the last scan's start is the
     # end, and a file cut in its scan, or padded with zeros after the cut, has none.
     if data.rfind(b"\xff\xd9") <= data.rfind(b"\xff\xda"):
-        raise spoilt("is truncated: its end is missing")
+        raise damaged("is truncated: its end is missing")
     return height, width

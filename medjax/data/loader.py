@@ -1,7 +1,20 @@
 """Records -> batches: order, sharding by host, batching, padding, prefetch (Grain).
 
-Everything about the order follows from (seed, index): no state but a counter, so a
-run replays exactly with any number of reading threads.
+The order follows from (seed, index) alone and the only state is a counter, so a run
+replays exactly with any number of reading threads. A batch (host: numpy, device: jax)
+holds, with D devices of B rows each:
+
+    image      [D, B, H, W, C]  uint8, or [D, B, D', H, W, C] of volumes; on the device
+                                the step makes it float32 in [0, 1]
+    label      [D, B, T]        float32, 0 where unknown
+    weight     [D, B, T]        float32, >= 0; 0 = unknown label or padding row
+    id, patient, epoch, occurrence  [D, B] int32; id is -1 in a padding row
+    domain     [D, B] int32, only where unlabelled target images stand beside the
+               source's (config.adapt): 0 source, 1 target; a target image's id is
+               -2 minus its number
+
+An evaluation batch is the same without epoch, occurrence and domain. What a batch of
+scans holds, volumes.Volumes says.
 """
 
 import collections
@@ -13,29 +26,30 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import tensorflow_datasets as tfds
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from medjax.data.prepared import SPLIT
+
 Batch = dict[str, np.ndarray]
-READ = ("pixels", "label", "patient")  # Of a record.
+FIELDS = ("pixels", "label", "patient")  # Of a record, those that are decoded.
 
 
-class Films:
-    """A random-access source of samples: some records, in a given order.
+class Images:
+    """A random-access source of samples: some prepared images, in a given order.
 
     Args:
-      records: folder of a prepared data set (data/records.py).
-      ids: [N] int, indices of records; one may stand there several times.
+      folder: of the prepared images, see data/prepared.py.
+      ids: [N] int, the images' numbers; an image may occur several times.
       columns: [T] int, which of the record's labels are wanted, in which order.
     """
 
-    def __init__(self, records: Path, ids: Sequence[int], columns: Sequence[int]):
-        import tensorflow_datasets as tfds  # Late: it takes a second.
-
-        builder = tfds.builder_from_directory(os.fspath(records))
+    def __init__(self, folder: Path, ids: Sequence[int], columns: Sequence[int]):
+        builder = tfds.builder_from_directory(os.fspath(folder))
         raw = tfds.decode.DeserializeMethod.RAW_BYTES
-        self._source = builder.as_data_source("films", deserialize_method=raw)
-        # To decode a record's other fields as well took longer than all the rest.
-        fields = {name: builder.info.features[name] for name in READ}
+        self._source = builder.as_data_source(SPLIT, deserialize_method=raw)
+        # Decoding a record's other fields too took longer than all the rest.
+        fields = {name: builder.info.features[name] for name in FIELDS}
         self._decode = tfds.features.FeaturesDict(fields).deserialize_example_np
         self.ids = np.asarray(ids, np.int32)
         self._columns = np.asarray(columns)
@@ -44,8 +58,8 @@ class Films:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def part(self, number: int, of: int) -> "Films":
-        """Every `of`-th film from `number` on."""
+    def part(self, number: int, of: int) -> "Images":
+        """Every `of`-th image from `number` on."""
         part = copy.copy(self)
         part.ids = self.ids[number::of]
         part._occurrence = self._occurrence[number::of]
@@ -66,23 +80,23 @@ class Films:
 
 
 class Unlabelled:
-    """Films of the target domain: nobody may know their labels.
+    """Images of the target domain, without their labels.
 
     Args:
-      films: what to draw from.
+      images: what to draw from.
     """
 
-    def __init__(self, films: Films):
-        self._films = films
+    def __init__(self, images: Images):
+        self._images = images
 
     def __len__(self) -> int:
-        return len(self._films)
+        return len(self._images)
 
     def __getitem__(self, index: int) -> Batch:
-        sample = self._films[index]
+        sample = self._images[index]
         blank = {name: np.zeros_like(sample[name]) for name in ("label", "weight")}
-        # A source film may have the same id, and augmentation draws by it: the
-        # target's are -2, -3, ..., as -1 is a padding row's.
+        # A source image may have the same id, which seeds augmentation: the target's
+        # are -2, -3, ..., as -1 is a padding row's.
         return {**sample, **blank, "id": np.int32(-2 - sample["id"])}
 
 
@@ -99,25 +113,24 @@ def occurrences(ids: np.ndarray) -> np.ndarray:
 class TrainBatches:
     """An endless iterator of device batches whose position can be saved.
 
-    Every epoch is a new global shuffle; a batch may cross the end of an epoch, and
-    no film is dropped. Hosts take every n-th film of the one global order.
+    Every epoch is a new global shuffle; a batch may cross the end of an epoch, and no
+    sample is dropped. Each of n hosts takes every n-th sample of the global order.
 
     Args:
-      films: what to draw from.
+      samples: what to draw from: `Images` or `volumes.Volumes`.
       seed: of the order.
       batch: B, rows a device.
       devices: D, devices of this host.
       threads: reading threads; 0 chooses one a core, at most 16.
-      ahead: batches already on the device while one is computed on.
-      target: films of another domain, in an order of their own. Each device then has
-        B rows of them after its B of `films`, and the batch says in `domain` which is
-        which.
-      on_host: whether the batches stay there.
+      ahead: batches copied to the device in advance.
+      target: images of another domain, in an order of their own. Each device then has
+        B rows of them after its B of `samples`, told apart by `domain`.
+      on_host: whether the batches stay in the host's memory.
     """
 
     def __init__(
         self,
-        films: Films,
+        samples: Sequence,
         *,
         seed: int,
         batch: int,
@@ -129,7 +142,7 @@ class TrainBatches:
     ):
         import grain  # Late: it takes two seconds.
 
-        dataset = _endless(films, seed)
+        dataset = _endless(samples, seed)
         if target is not None:
             pair = [dataset, _endless(target, seed + 1)]
             dataset = grain.experimental.ZipMapDataset(pair)
@@ -140,7 +153,7 @@ class TrainBatches:
         dataset = dataset.batch(batch, drop_remainder=True)
         dataset = dataset.batch(devices, drop_remainder=True)
         if target is not None:
-            dataset = dataset.map(_beside)
+            dataset = dataset.map(_side_by_side)
         threads = threads or min(16, os.cpu_count() or 1)
         options = grain.ReadOptions(
             num_threads=threads, prefetch_buffer_size=2 * threads
@@ -166,7 +179,7 @@ class TrainBatches:
         return self._position
 
     def set_state(self, position: dict) -> None:
-        """Goes on from a position, with the batch that would have come next."""
+        """Continues from a position, with the batch that would have come next."""
         self._ready.clear()
         self._iterator.set_state(position)
         self._position = position
@@ -176,21 +189,21 @@ class TrainBatches:
         self._iterator.close()
 
 
-def _endless(films: Films | Unlabelled, seed: int):
-    """Epoch after epoch of the films, each shuffled anew and numbered."""
+def _endless(samples: Sequence, seed: int):
+    """Epoch after epoch of the samples, each shuffled anew and numbered."""
     import grain
 
-    size = len(films)
+    size = len(samples)
 
     def number_epoch(index: int, sample: Batch) -> Batch:
         return {**sample, "epoch": np.int32(index // size)}
 
-    dataset = grain.MapDataset.source(films).shuffle(seed).repeat()
+    dataset = grain.MapDataset.source(samples).shuffle(seed).repeat()
     return dataset.map_with_index(number_epoch)
 
 
-def _beside(pair: tuple[Batch, Batch]) -> Batch:
-    """Batches [D, B, ...] of the source and of the target as one of [D, 2 B, ...]."""
+def _side_by_side(pair: tuple[Batch, Batch]) -> Batch:
+    """Joins batches [D, B, ...] of source and target to one of [D, 2 B, ...]."""
     batches = [
         {**batch, "domain": np.full(batch["id"].shape, domain, np.int32)}
         for domain, batch in enumerate(pair)
@@ -205,23 +218,24 @@ def to_device(batch: Batch) -> dict[str, jax.Array]:
     return jax.device_put(batch, sharding)
 
 
-def evaluation_batches(films: Films, *, batch: int, devices: int) -> Iterator[Batch]:
-    """Yields every film exactly once, as [D, B, ...] host batches.
+def evaluation_batches(images: Images, *, batch: int, devices: int) -> Iterator[Batch]:
+    """Yields every image exactly once, as [D, B, ...] host batches.
 
-    The last batch is filled with rows of weight 0 and id -1. While one is worked on the
-    next one is read.
+    The last batch is filled with rows of weight 0 and id -1. The next batch is read
+    while the caller works on this one.
     """
     rows = batch * devices
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
 
         def begin(start: int) -> Iterator[Batch]:
-            return pool.map(films.__getitem__, range(len(films))[start : start + rows])
+            indices = range(len(images))[start : start + rows]
+            return pool.map(images.__getitem__, indices)
 
         ahead = begin(0)
-        for start in range(0, len(films), rows):
+        for start in range(0, len(images), rows):
             samples = list(ahead)
             ahead = begin(start + rows)
-            names = samples[0].keys() - {"occurrence"}  # Augmentation's alone.
+            names = samples[0].keys() - {"occurrence"}  # Only augmentation needs it.
             stacked = {name: np.stack([s[name] for s in samples]) for name in names}
             yield split_devices(pad(stacked, rows), devices)
 

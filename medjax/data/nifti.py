@@ -1,6 +1,7 @@
-"""NIfTI files -> a volume whose axes lie alike whatever the scanner's, or one error."""
+"""NIfTI files -> a volume with canonical axes, or one clear error; and masks -> files."""
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,9 +13,9 @@ from medjax.errors import InputError
 from medjax.geometry import grid
 
 SUFFIXES = (".nii", ".nii.gz")
-AXES = ("S", "P", "L")  # Where the indices of D, H and W grow to.
+AXES = ("S", "P", "L")  # The directions in which the indices of D, H and W grow.
 MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # By the header's code; 0 is unknown.
-# It tells of headers that it mends; here they are refused, or sound.
+# nibabel logs the headers that it corrects; here they are refused, or sound.
 nibabel.imageglobals.logger.setLevel("CRITICAL")
 REMEDY = "export it again as NIfTI (.nii or .nii.gz)"
 
@@ -31,14 +32,14 @@ class Grid(NamedTuple):
 
 
 class Volume(NamedTuple):
-    """One volume, looked at as radiologists do.
+    """One volume in radiological orientation.
 
     voxels: [D, H, W] float32 in the file's units. A slice is axial, from the feet
       up, with the front at the top and the patient's right on the left. `read_stack`
       has [D, H, W, C].
     spacing: [3] float64, mm along D, H, W.
     affine: [4, 4] float64, indices of voxels to millimetres, see geometry/grid.py.
-    stored: the grid as it is in the file, before its axes were turned.
+    stored: the grid of the file, before its axes were turned.
     """
 
     voxels: np.ndarray
@@ -48,19 +49,19 @@ class Volume(NamedTuple):
 
 
 def is_volume(path: str | os.PathLike) -> bool:
-    """Whether a file is named as NIfTI is."""
+    """Whether a file's name is that of a NIfTI file."""
     return str(path).lower().endswith(SUFFIXES)
 
 
 def read(path: str | os.PathLike) -> Volume:
-    """Reads one volume. The axes are exchanged and turned, no voxel is interpolated.
+    """Reads one volume. The axes are exchanged and turned; no voxel is interpolated.
 
     Args:
       path: .nii or .nii.gz, NIfTI-1 or -2, of one volume.
 
     Raises:
       InputError: the file is missing, cut off, no NIfTI, not of three axes, in colour
-        or complex, or has voxels that are no numbers, a spacing that isn't positive
+        or complex, or has voxels that are not finite, a spacing that isn't positive
         or an affine that can't be inverted.
     """
     volume = _read(Path(path), stack=False)
@@ -103,6 +104,71 @@ def canonical(voxels: np.ndarray, affine: np.ndarray) -> Volume:
     return Volume(voxels, spacing, turned, Grid(shape, affine))
 
 
+def paint(label: np.ndarray, regions: Mapping[str, Sequence[int]]) -> np.ndarray:
+    """Overlapping regions -> one value a voxel, as in a mask's file.
+
+    The regions are painted in their order, later ones over earlier ones, each with its
+    first value that no later region has. So regions from the outer to the inner return
+    to the values they were made of: whole (1, 2, 4), core (1, 4), enhancing (4,) are
+    painted 2, 1 and 4.
+
+    Args:
+      label: [..., K], 0 or 1.
+      regions: region -> its values.
+
+    Returns:
+      [...] uint8; 0 outside of all regions.
+
+    Raises:
+      InputError: a region has no value of its own, or one beyond 255.
+    """
+    painted = np.zeros(label.shape[:-1], np.uint8)
+    values = list(regions.values())
+    for channel, name in enumerate(regions):
+        later = {value for inner in values[channel + 1 :] for value in inner}
+        free = [value for value in values[channel] if value not in later]
+        if not free or not 0 < free[0] < 256:
+            raise InputError(
+                f"data.regions: {name} {tuple(values[channel])} has no value from 1 to "
+                "255 that a later region doesn't have; order them from outer to inner"
+            )
+        painted[label[..., channel] > 0] = free[0]
+    return painted
+
+
+def write_label_map(
+    path: Path, label: np.ndarray, where: Grid, *, regions: Mapping[str, Sequence[int]]
+) -> None:
+    """Writes regions as one NIfTI file of uint8, painted as by `paint`.
+
+    Args:
+      path: .nii or .nii.gz.
+      label: [A, B, C, K], 0 or 1, on that grid.
+      where: the grid of the file, `scan.original`.
+      regions: region -> its values.
+    """
+    _write(path, paint(label, regions), where)
+
+
+def write_probabilities(path: Path, probability: np.ndarray, where: Grid) -> None:
+    """Writes [A, B, C, K] as NIfTI of float32, of four axes, or of three if K is 1."""
+    probability = np.asarray(probability, np.float32)
+    if probability.shape[-1] == 1:
+        probability = probability[..., 0]
+    _write(path, probability, where)
+
+
+def _write(path: Path, voxels: np.ndarray, where: Grid) -> None:
+    if voxels.shape[:3] != tuple(where.shape):
+        raise ValueError(f"{voxels.shape} is not on the grid of {where.shape}")
+    image = nibabel.Nifti1Image(voxels, where.affine)
+    image.set_sform(where.affine, code="scanner")
+    # A quaternion can't express a shear: viewers then use the sform.
+    image.set_qform(where.affine, code="scanner", strip_shears=True)
+    image.header.set_xyzt_units("mm")
+    nibabel.save(image, path)
+
+
 def _read(path: Path, stack: bool) -> Volume:
     """As `read_stack`; without `stack` the last axis is 1."""
     try:
@@ -113,7 +179,7 @@ def _read(path: Path, stack: bool) -> Volume:
         raise InputError(f"{path}: {error}") from None
     except FileNotFoundError as error:
         raise InputError(f"{path}: does not exist; give an existing file") from error
-    except Exception as error:  # Of many kinds, as damaged bytes can be anything.
+    except Exception as error:  # Damaged bytes raise errors of many types.
         why = " ".join(str(error).split()) or "it is cut off"
         raise InputError(f"{path}: can't be read ({why}); {REMEDY}") from error
     if wrong := int(np.sum(~np.isfinite(voxels))):
@@ -122,7 +188,7 @@ def _read(path: Path, stack: bool) -> Volume:
 
 
 def _affine(image: nibabel.Nifti1Image, path: Path, stack: bool) -> np.ndarray:
-    """In mm; refuses what nibabel mends in silence, or reads as something else."""
+    """In mm; refuses what nibabel corrects in silence, or reads as something else."""
     if not isinstance(image, nibabel.Nifti1Image):
         raise InputError(f"is {type(image).__name__}, no NIfTI; {REMEDY}")
     shape, kind = image.shape, image.get_data_dtype()
@@ -131,7 +197,7 @@ def _affine(image: nibabel.Nifti1Image, path: Path, stack: bool) -> np.ndarray:
         raise InputError(f"has the shape {shape}; give one volume of three axes")
     if kind.kind not in "iuf":
         raise InputError(f"has voxels of {kind}; give real numbers")
-    with nibabel.openers.ImageOpener(path) as file:  # As it stands in the file.
+    with nibabel.openers.ImageOpener(path) as file:  # nibabel.load corrects it.
         header = type(image).header_class.from_fileobj(file, check=False)
     spacing = header["pixdim"][1:4]
     if not (np.isfinite(spacing) & (spacing > 0)).all():

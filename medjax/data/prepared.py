@@ -1,14 +1,42 @@
-"""Images of any source -> ArrayRecord files that TFDS and Grain read at random.
+"""Prepared data: files are read, checked and resized once, and every run reads the result.
 
-Beside the records stand table.csv (one row an image, see schema.py), hashes.bin (what
-finds near-duplicates), boxes.csv (known places of findings) and quarantine.csv (files
-left out, and why).
+A prepared folder appears whole or not at all, and holds
+
+    table.csv       one row an image or scan, in the order of the ids
+    quarantine.csv  which files were left out, and why
+    source.json     digests of the files that the data were made from
+
+Scans add the files that volumes.py lists. Images add ArrayRecord files, which TFDS and
+Grain read at random, hashes.bin (to find near-duplicates) and boxes.csv (the known
+places of findings). The table is all that splitting, weighting and evaluation read. That
+of images has these columns:
+
+    id         int     the image's number, 0 to N - 1
+    image      str     the image's name in its data set's own table
+    patient    int     whom the image shows: the unit of every split and interval
+    view       str     'PA', 'AP', 'LATERAL' or '' (unknown)
+    sex        str     'F', 'M' or ''
+    age        float   years; NaN where unknown
+    width, height      int, pixels of the original
+    spacing_x, spacing_y  float, mm a pixel of the original; NaN where unknown
+    official   str     'train', 'validation' or 'test' where the data set says so,
+                       else ''
+    follow_up  float   the image's number in the patient's history, 0 first; NaN
+                       where unknown
+    <task>     float   one column a finding or class: 1 present, 0 absent, NaN
+                       unknown (between 0 and 1: a soft label)
+
+A record holds the same and `pixels`, [H, W, C] or [D, H, W, C] uint8.
 """
 
 import collections
+import contextlib
 import csv
+import hashlib
+import json
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,23 +47,42 @@ import pandas as pd
 import tensorflow_datasets as tfds
 
 from medjax.cohort import duplicates
-from medjax.data import schema
 from medjax.errors import InputError
 
-FILMS_A_SHARD = 4096  # Records a file.
+COLUMNS = (
+    "id",
+    "image",
+    "patient",
+    "view",
+    "sex",
+    "age",
+    "width",
+    "height",
+    "spacing_x",
+    "spacing_y",
+    "official",
+    "follow_up",
+)
+TEXT = ("image", "view", "sex", "official")
+SPLIT = "films"  # The one TFDS split of the records.
+VERSION = tfds.core.Version("1.0.0")
+RECORDS_PER_FILE = 4096
+BUFFERED = 64  # Images: TFDS rewrites its metadata at every call that adds records.
 
 
 class Item(NamedTuple):
-    """One image on its way into the records, or the reason why it is left out.
+    """One image or scan on its way into the store, or the reason why it is left out.
 
-    row: the table's columns but the id; NaN labels are unknown.
-    pixels: uint8 of the source's shape, or None if quarantined.
-    boxes: (finding, x0, y0, x1, y1), in pixels of `pixels`.
-    reason: why it is quarantined; '' if it isn't.
+    row: the table's columns but the id; NaN labels are unknown. 'image' is enough for
+      an item that is left out.
+    content: what the store's writer takes: an image is uint8 of the source's shape.
+      None leaves the item out.
+    boxes: (finding, x0, y0, x1, y1), in pixels of the image.
+    reason: why the item is left out.
     """
 
     row: dict[str, Any]
-    pixels: np.ndarray | None
+    content: Any
     boxes: Sequence[tuple] = ()
     reason: str = ""
 
@@ -45,139 +92,113 @@ class Source(NamedTuple):
 
     tasks: names of the findings or classes.
     shape: of every image, (H, W, C) or (D, H, W, C).
-    films: how many images, quarantined ones included.
-    shards: one function a file of records; its items are made as they are asked
-      for, so memory doesn't grow with their number.
+    total: how many items, those that will be left out included.
+    items: makes the items one after the other, so that memory doesn't grow with their
+      number.
     """
 
     tasks: tuple[str, ...]
     shape: tuple[int, ...]
-    films: int
-    shards: Sequence[Callable[[], Iterable[Item]]]
+    total: int
+    items: Callable[[], Iterable[Item]]
 
 
-class Images(tfds.core.ShardBasedBuilder):
-    """The TFDS builder of every source; one TFDS split, 'films'."""
+def write(
+    items: Iterable[Item],
+    folder: Path,
+    *,
+    columns: Sequence[str],
+    store: Callable[[Path], contextlib.AbstractContextManager],
+    max_quarantined: float,
+    progress: Callable[[], None],
+    unit: str,
+) -> None:
+    """Writes a prepared folder: its table, its quarantine and what `store` adds.
 
-    VERSION = tfds.core.Version("1.0.0")
+    Args:
+      items: one at a time is taken, and let go of before the next one.
+      folder: to be made.
+      columns: of the table.
+      store: opens the writer of a folder: (id, item) -> the item's row of the table.
+      max_quarantined: share of the items that may be left out, in [0, 1].
+      progress: called once an item.
+      unit: what an item is, for the message.
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        source: Source,
-        max_quarantined: float,
-        progress: Callable[[], None],
-        **kwargs,
-    ):
-        self._source = source
-        self._max_quarantined, self._progress = max_quarantined, progress
-        config = tfds.core.BuilderConfig(name=name)
-        super().__init__(config=config, file_format="array_record", **kwargs)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="Images, resized once.",
-            features=tfds.features.FeaturesDict(
-                {
-                    "id": np.int32,
-                    "image": tfds.features.Text(),
-                    "pixels": tfds.features.Tensor(
-                        shape=self._source.shape,
-                        dtype=np.uint8,
-                        # The default widens every pixel to 64 bits on the way:
-                        # 100 times slower to write, 10 times to read.
-                        encoding="bytes",
-                    ),
-                    "label": tfds.features.Tensor(
-                        shape=(len(self._source.tasks),), dtype=np.float32
-                    ),
-                    "patient": np.int64,
-                    "view": tfds.features.Text(),
-                    "sex": tfds.features.Text(),
-                    "age": np.float32,
-                    "width": np.int32,
-                    "height": np.int32,
-                    "spacing_x": np.float32,
-                    "spacing_y": np.float32,
-                    "official": tfds.features.Text(),
-                    "follow_up": np.float32,
-                }
-            ),
-        )
-
-    def _shard_iterators_per_split(self, dl_manager):
-        folder = Path(self.data_dir)
-        counter: collections.Counter = collections.Counter()
-        with open(folder / "table.csv", "w", newline="") as file:
-            csv.writer(file).writerow(schema.COLUMNS + self._source.tasks)
-        with open(folder / "boxes.csv", "w", newline="") as file:
-            csv.writer(file).writerow(["id", "task", "x0", "y0", "x1", "y1"])
-        with open(folder / "quarantine.csv", "w", newline="") as file:
-            csv.writer(file).writerow(["file", "reason"])
-        (folder / "hashes.bin").touch()
-
-        def examples(shard: Callable[[], Iterable[Item]]) -> Iterator[tuple]:
-            with (
-                open(folder / "table.csv", "a", newline="") as table_file,
-                open(folder / "boxes.csv", "a", newline="") as boxes_file,
-                open(folder / "quarantine.csv", "a", newline="") as quarantine_file,
-                open(folder / "hashes.bin", "ab") as hashes_file,
-            ):
-                table, boxes = csv.writer(table_file), csv.writer(boxes_file)
-                quarantine = csv.writer(quarantine_file)
-                for item, hashes in in_parallel(_with_hashes, shard()):
-                    self._progress()
-                    if item.pixels is None:
-                        counter["quarantined"] += 1
-                        quarantine.writerow([item.row["image"], item.reason])
-                        continue
-                    id = counter["films"]
-                    counter["films"] += 1
-                    row = {"id": id, **item.row}
-                    table.writerow(
-                        [
-                            _cell(row[name])
-                            for name in schema.COLUMNS + self._source.tasks
-                        ]
-                    )
-                    boxes.writerows((id, *box) for box in item.boxes)
-                    hashes_file.write(hashes.tobytes())
-                    label = [row.pop(task) for task in self._source.tasks]
-                    row["label"] = np.asarray(label, np.float32)
-                    row["pixels"] = item.pixels
-                    yield id, row
-                    row.clear()  # TFDS keeps a shard's examples, to count them.
-            if counter.total() == self._source.films:
-                self._check(folder, counter)
-
-        return {"films": [lambda s=s: examples(s) for s in self._source.shards]}
-
-    def _log_download_bytes(self) -> None:
-        """TFDS would announce a download; there is none."""
-
-    def _log_download_done(self) -> None:
-        """As above."""
-
-    def _check(self, folder: Path, counter: collections.Counter) -> None:
-        """Stops before the records count as prepared if too much is quarantined."""
-        quarantined, films = counter["quarantined"], counter["films"]
-        share = quarantined / self._source.films
-        if films and share <= self._max_quarantined:
-            return
-        kept = Path(self.data_dir_root) / f"{self.builder_config.name}-quarantine.csv"
-        kept.write_bytes((folder / "quarantine.csv").read_bytes())
-        raise InputError(
-            f"{quarantined} of {self._source.films} files can't be used ({share:.1%}, "
-            f"data.max_quarantined allows {self._max_quarantined:.1%}): see {kept}, "
-            "then mend the files or raise data.max_quarantined"
-        )
+    Raises:
+      InputError: the folder exists, nothing can be used, or too many items are left
+        out. The list of those is then kept outside of the folder.
+    """
+    if folder.exists():
+        raise InputError(f"{folder}: exists; remove it to prepare the data again")
+    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+    partial.mkdir(parents=True)
+    written, reasons = 0, []
+    try:
+        with (
+            _csv(partial / "table.csv", columns) as table,
+            _csv(partial / "quarantine.csv", ["file", "reason"]) as quarantine,
+            store(partial) as add,
+        ):
+            for item in items:
+                if item.content is None:
+                    reasons.append(item.reason)
+                    quarantine.writerow([item.row["image"], item.reason])
+                else:
+                    row = add(written, item)
+                    table.writerow([_cell(row[name]) for name in columns])
+                    written += 1
+                del item  # The next one is read into its place.
+                progress()
+        share = len(reasons) / max(written + len(reasons), 1)
+        if not written or share > max_quarantined:
+            kept = folder.with_name(f"{folder.name}-quarantine.csv")
+            shutil.copyfile(partial / "quarantine.csv", kept)
+            raise InputError(
+                f"{len(reasons)} of {written + len(reasons)} {unit} can't be used "
+                f"({share:.1%}, data.max_quarantined allows {max_quarantined:.1%}); "
+                f"the first: {reasons[0]}; see {kept}, then correct the files or raise "
+                "data.max_quarantined"
+            )
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
-def _with_hashes(item: Item) -> tuple[Item, np.ndarray | None]:
-    """An image and its hashes, [4, 32] uint8."""
-    return item, None if item.pixels is None else duplicates.hashes(item.pixels)
+def is_prepared(folder: Path) -> bool:
+    """Whether that folder was prepared."""
+    return (Path(folder) / "table.csv").is_file()
+
+
+def read_table(folder: Path) -> pd.DataFrame:
+    """Reads table.csv; empty text is '', an empty number NaN."""
+    table = pd.read_csv(
+        folder / "table.csv",
+        dtype=dict.fromkeys(TEXT, str),
+        keep_default_na=False,  # An image may be called 'NA'.
+        na_values=[""],
+    )
+    text = [name for name in TEXT if name in table]
+    table[text] = table[text].fillna("")
+    return table
+
+
+def left_out(folder: Path) -> int:
+    """How many files or patients are in quarantine.csv."""
+    return len(pd.read_csv(folder / "quarantine.csv"))
+
+
+def first_duplicate(names: Iterable[str]) -> str | None:
+    """The first name that occurs twice."""
+    counts = collections.Counter(names)
+    return next((name for name, count in counts.items() if count > 1), None)
+
+
+@contextlib.contextmanager
+def _csv(path: Path, columns: Sequence[str]) -> Iterator[Any]:
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        yield writer
 
 
 def _cell(value: Any) -> Any:
@@ -189,14 +210,12 @@ def _cell(value: Any) -> Any:
     return value
 
 
+# Images.
+
+
 def folder(records: Path, name: str) -> Path:
-    """Where the records of that name lie, prepared or not."""
-    return Path(records) / "images" / name / str(Images.VERSION)
-
-
-def is_prepared(path: Path) -> bool:
-    """TFDS writes its info last, so a broken preparation doesn't count."""
-    return (path / "dataset_info.json").exists()
+    """Where the images of that name lie, prepared or not."""
+    return Path(records).absolute() / "images" / name / str(VERSION)
 
 
 def prepare(
@@ -207,71 +226,120 @@ def prepare(
     max_quarantined: float,
     progress: Callable[[], None] = lambda: None,
 ) -> Path:
-    """Writes a source's images as records.
+    """Writes a source's images.
 
     Args:
       source: what to write.
       records: folder of all prepared data.
       name: of this data set, unique to its source and settings.
-      max_quarantined: share of the files that may be left out, in [0, 1].
-      progress: called once an image.
+      max_quarantined, progress: as in `write`.
 
     Returns:
-      The folder of the records, of the tables and of hashes.bin.
+      The prepared folder.
 
     Raises:
-      InputError: too many files are quarantined, none is left, or a finding has a
-        name that the table can't hold.
+      InputError: as `write`, or a finding has a name that the table can't hold.
     """
-    if source.films < 1:
+    if source.total < 1:
         raise InputError(
-            "the data has no film: check data.folder, data.views and data.patients"
+            "the data has no image: check data.folder, data.views and data.patients"
         )
-    check_names(source.tasks)
-    records = Path(records).absolute()
-    records.mkdir(parents=True, exist_ok=True)
-    builder = Images(
-        name=name,
-        source=source,
+    check_tasks(source.tasks)
+    path = folder(records, name)
+    write(
+        in_parallel(_with_hashes, source.items()),
+        path,
+        columns=COLUMNS + source.tasks,
+        store=lambda partial: _records(partial, source, name),
         max_quarantined=max_quarantined,
         progress=progress,
-        data_dir=os.fspath(records),
+        unit="files",
     )
-    builder.download_and_prepare(file_format="array_record")
-    return folder(records, name)
+    return path
 
 
-def check_names(tasks: Sequence[str]) -> None:
+def check_tasks(tasks: Sequence[str]) -> None:
     """Refuses findings that the table couldn't tell from each other or its own."""
-    for task, count in collections.Counter(tasks).items():
-        if not task or count > 1 or task in schema.COLUMNS:
-            why = "twice" if count > 1 else "which is a name of the table's own"
+    twice = first_duplicate(tasks)
+    for task in tasks:
+        if not task or task == twice or task in COLUMNS:
+            why = "twice" if task == twice else "which is a name of the table's own"
             raise InputError(
                 f"the data has a finding or class {task!r}, {why}: rename it"
             )
 
 
-def shape_of(path: Path) -> tuple[int, ...]:
-    """The shape of the images of prepared records, (H, W, C) or (D, H, W, C)."""
-    return tfds.builder_from_directory(path).info.features["pixels"].shape
+def tasks_of(table: pd.DataFrame) -> tuple[str, ...]:
+    """The names of a table's findings or classes."""
+    return tuple(name for name in table.columns if name not in COLUMNS)
 
 
-def read_hashes(path: Path) -> np.ndarray:
-    """The hashes of prepared records, [N, 4, 32] uint8, in the table's order."""
-    return np.fromfile(path / "hashes.bin", np.uint8).reshape(-1, 4, 32)
+def shape_of(folder: Path) -> tuple[int, ...]:
+    """The shape of prepared images, (H, W, C) or (D, H, W, C)."""
+    return tfds.builder_from_directory(folder).info.features["pixels"].shape
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """Reads table.csv of prepared records; empty text is '', an empty number NaN."""
-    text = ["image", "view", "sex", "official"]
-    table = pd.read_csv(
-        path / "table.csv",
-        dtype=dict.fromkeys(text, str),
-        keep_default_na=False,  # An image may be called 'NA'.
-        na_values=[""],
+def read_hashes(folder: Path) -> np.ndarray:
+    """The hashes of prepared images, [N, 4, 32] uint8, in the table's order."""
+    return np.fromfile(folder / "hashes.bin", np.uint8).reshape(-1, 4, 32)
+
+
+@contextlib.contextmanager
+def _records(folder: Path, source: Source, name: str) -> Iterator[Callable]:
+    """The writer of images, hashes and boxes, see `write`."""
+    text, real, whole = tfds.features.Text(), np.float32, np.int32
+    # TFDS' default encoding widens every pixel to 64 bits on the way: 100 times slower
+    # to write, 10 times to read.
+    pixels = tfds.features.Tensor(shape=source.shape, dtype=np.uint8, encoding="bytes")
+    kinds = (whole, text, np.int64, text, text, real, whole, whole, real, real)
+    features = dict(zip(COLUMNS, (*kinds, text, real), strict=True))
+    features["pixels"] = pixels
+    features["label"] = tfds.features.Tensor(shape=(len(source.tasks),), dtype=real)
+    identity = tfds.core.DatasetIdentity(
+        name="images",
+        config_name=name,
+        version=VERSION,
+        data_dir=os.fspath(folder),
+        module_name=__name__,
     )
-    table[text] = table[text].fillna("")
-    return table
+    info = tfds.core.DatasetInfo(
+        builder=identity,
+        description="Images, resized once.",
+        features=tfds.features.FeaturesDict(features),
+    )
+    writer = tfds.core.SequentialWriter(
+        info, RECORDS_PER_FILE, file_format="array_record"
+    )
+    writer.initialize_splits([SPLIT])
+    waiting: list[dict] = []
+    with (
+        _csv(folder / "boxes.csv", ["id", "task", "x0", "y0", "x1", "y1"]) as boxes,
+        open(folder / "hashes.bin", "wb") as hashes_file,
+    ):
+
+        def add(id: int, item: Item) -> dict[str, Any]:
+            pixels, hashes = item.content
+            boxes.writerows((id, *box) for box in item.boxes)
+            hashes_file.write(hashes.tobytes())
+            row = {"id": id, **item.row}
+            record = {name: row[name] for name in COLUMNS}
+            label = np.array([row[task] for task in source.tasks], np.float32)
+            waiting.append(record | {"pixels": pixels, "label": label})
+            if len(waiting) == BUFFERED:
+                writer.add_examples({SPLIT: waiting})
+                waiting.clear()
+            return row
+
+        yield add
+    writer.add_examples({SPLIT: waiting})
+    writer.close_all()
+
+
+def _with_hashes(item: Item) -> Item:
+    """The content becomes (pixels, hashes [4, 32] uint8)."""
+    if item.content is None:
+        return item
+    return item._replace(content=(item.content, duplicates.hashes(item.content)))
 
 
 def in_parallel(
@@ -290,3 +358,83 @@ def in_parallel(
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+# Whether the files that the data were made from are still the same: prepared data are
+# found again by their settings alone, and a corrected label would go unseen.
+
+TABLES = (".csv", ".txt", ".json", ".gz")  # Files of labels and splits.
+
+
+def digest_tables(folder: Path) -> dict[str, str]:
+    """Name -> digest of the tables in a folder; images are passed over."""
+    files = sorted(Path(folder).expanduser().glob("*"))
+    return {
+        path.name: digest(path)
+        for path in files
+        if path.is_file() and path.suffix in TABLES
+    }
+
+
+def digest_files(folder: Path, paths: Iterable[Path], cache: Path) -> dict[str, str]:
+    """Name below the folder -> digest.
+
+    Args:
+      folder: that all of them lie in.
+      paths: files, and folders, of which all files count.
+      cache: a JSON file of sizes, times and digests, which is kept up to date: a file
+        is read again only where its size or time changed.
+    """
+    before = json.loads(cache.read_text()) if cache.exists() else {}
+    after = {}
+    for path in paths:
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file():
+                stat = file.stat()
+                stamp = [stat.st_size, stat.st_mtime_ns]
+                name = str(file.relative_to(folder))
+                *old_stamp, old = before.get(name, [""])
+                after[name] = [*stamp, old if stamp == old_stamp else digest(file)]
+    if after != before:
+        partial = cache.with_name(f"{cache.name}.partial-{os.getpid()}")
+        partial.write_text(json.dumps(after, indent=1))
+        partial.rename(cache)
+    return {name: value for name, (*_, value) in after.items()}
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_source(folder: Path, digests: dict[str, str]) -> None:
+    """Writes source.json, or checks that the files are still those that it lists.
+
+    Args:
+      folder: of the prepared data.
+      digests: of `digest_tables` or `digest_files`; empty where the files are
+        elsewhere, as on a machine that has the prepared data alone.
+
+    Raises:
+      InputError: a file was added, removed or changed.
+    """
+    path = folder / "source.json"
+    if not digests:
+        return
+    if not path.exists():
+        path.write_text(json.dumps(digests, indent=1))
+        return
+    before = json.loads(path.read_text())
+    changed = [
+        n for n in sorted({*before, *digests}) if before.get(n) != digests.get(n)
+    ]
+    if changed:
+        name = changed[0]
+        change = "has changed" if name in digests else "is gone"
+        change = change if name in before else "is new"
+        more = f", and {len(changed) - 1} files more" if changed[1:] else ""
+        raise InputError(
+            f"{name} {change} since the data were prepared{more}: remove {folder} to "
+            "prepare them again, or name another folder in data.records"
+        )

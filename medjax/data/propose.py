@@ -1,6 +1,7 @@
-"""The network and the patches that a data set's fingerprint asks for.
+"""Proposes a network and a patch size from a data set's fingerprint.
 
-Rules, without a trial. They were found on many data sets, and are a start.
+These are rules, not the result of a trial on the data: they were found on many data
+sets, and are a starting point.
 
 Source: Isensee et al., nnU-Net, Nature Methods 18 (2021) 203, methods and
 supplementary note 2.
@@ -15,20 +16,20 @@ import numpy as np
 from medjax.data.fingerprint import Fingerprint, by
 from medjax.errors import InputError
 
-ANISOTROPIC = 3.0  # The coarse axis' spacing over any other's, beyond which it is so.
+ANISOTROPIC = 3.0  # Spacing of the coarse axis over any other's, above which it is.
 SMALLEST = 4  # Voxels an axis must keep in the coarsest level.
-BATCH = 2  # The smallest, on which the size of a patch depends.
-SHARE = 0.05  # Of the data set's voxels, the most in a batch.
+BATCH = 2  # The smallest batch; the size of a patch depends on it.
+SHARE = 0.05  # The largest batch, as a share of the data set's voxels.
 
 
-class Plan(NamedTuple):
-    """What a fingerprint asks for; sizes along D, H, W.
+class Proposal(NamedTuple):
+    """A network, patches and batches; sizes along D, H, W.
 
     spacing: mm to resample to.
     shape: voxels of the median box at that spacing.
     patch: voxels.
     batch: patches.
-    strides: into each level from the one before; the first is the patch's own.
+    strides: of each level, from the one before; the first level's are 1.
     kernels: of each level's convolutions.
     """
 
@@ -41,13 +42,14 @@ class Plan(NamedTuple):
 
 
 def propose(
-    found: Fingerprint, *, voxels: int = BATCH * 128**3, levels: int = 6
-) -> Plan:
-    """The plan that follows from a fingerprint.
+    data: Fingerprint, *, voxels: int = BATCH * 128**3, levels: int = 6
+) -> Proposal:
+    """Applies the rules to a fingerprint.
 
     Args:
-      voxels: of a batch at full resolution: what the device's memory holds. 2 x 128^3
-        is nnU-Net's for a GPU of about 10 GB.
+      data: of the data set.
+      voxels: of a batch at full resolution that fit into the device's memory.
+        2 x 128^3 is nnU-Net's number for a GPU of about 10 GB.
       levels: of the network, at most.
     """
     if voxels < BATCH or levels < 1:
@@ -55,13 +57,13 @@ def propose(
             f"voxels={voxels}, levels={levels}: give {BATCH} voxels or more, and 1 "
             "level or more"
         )
-    spacing = target_spacing(found.spacing)
-    shapes = np.maximum(np.rint(found.box * found.spacing / spacing), 1)
+    spacing = target_spacing(data.spacing)
+    shapes = np.maximum(np.rint(data.box * data.spacing / spacing), 1)
     shape = np.maximum(np.floor(np.median(shapes, axis=0)), 1).astype(int)
     patch, strides = patch_size(shape, spacing, voxels=voxels // BATCH, levels=levels)
     size = math.prod(patch)
     most = min(voxels, SHARE * float(shapes.prod(axis=1).sum()))
-    return Plan(
+    return Proposal(
         tuple(spacing.tolist()),
         tuple(shape.tolist()),
         patch,
@@ -72,10 +74,11 @@ def propose(
 
 
 def target_spacing(spacing: np.ndarray) -> np.ndarray:
-    """The median over the cases; where one axis is coarse, finer along it.
+    """The median spacing of the scans, but finer along a coarse axis.
 
-    A median that is over ANISOTROPIC times each other axis' blurs the cases of thinner
-    slices: the 10th percentile is taken, but nothing finer than the other axes.
+    If the median along one axis is more than ANISOTROPIC times that of the others, it
+    would blur scans of thinner slices: the 10th percentile is taken, but nothing finer
+    than the other axes.
 
     Args:
       spacing: [N, 3] mm.
@@ -95,10 +98,10 @@ def target_spacing(spacing: np.ndarray) -> np.ndarray:
 def level_strides(
     size: Sequence[int], spacing: Sequence[float], *, levels: int
 ) -> tuple[tuple[int, ...], ...]:
-    """Halves, level by level, what is fine and large: cubes in mm come out of it.
+    """Halves the fine and large axes, level by level, until voxels are about cubes.
 
-    An axis waits while its spacing is over twice the finest of those that can still be
-    halved, and stays where it would have fewer than SMALLEST voxels.
+    An axis isn't halved while its spacing is more than twice the finest of those that
+    can still be halved, nor where it would have fewer than SMALLEST voxels.
 
     Args:
       size: voxels of the patch.
@@ -128,20 +131,20 @@ def level_strides(
 def patch_size(
     shape: Sequence[int], spacing: Sequence[float], *, voxels: int, levels: int
 ) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
-    """The largest patch of a shape's aspect that a budget allows, and its strides.
+    """The largest patch that a budget allows, with the proportions of a shape.
 
-    Starts with the whole and cuts, from the axis that lost the smallest share of it,
-    as much as the network's total stride there.
+    It starts with the whole shape and repeatedly shortens the axis that lost the
+    smallest share of its length, by the network's total stride along it.
 
     Args:
-      shape: voxels of the median case.
+      shape: voxels of the median scan.
       spacing: mm.
       voxels: the budget, 1 or more.
       levels: of the network, at most.
 
     Returns:
-      The patch: within the shape and the budget, divisible by the total stride; no
-      axis can grow by that. And the strides of each level.
+      The patch: within the shape and the budget, divisible by the total stride, and
+      no axis can grow by it. And the strides of each level.
     """
     shape = np.array(shape)
     size = shape.copy()
@@ -153,7 +156,7 @@ def patch_size(
             break
         axis = np.argmax(np.where(size > 1, size / shape, 0))
         size[axis] -= total[axis]
-    for axis in np.argsort(size / shape):  # What the cuts left over.
+    for axis in np.argsort(size / shape):  # The cuts may have left some budget.
         room = voxels * int(size[axis]) // math.prod(size.tolist())
         most = min(room, int(shape[axis]))
         size[axis] = most - most % total[axis]
@@ -165,7 +168,7 @@ def kernel_sizes(
 ) -> tuple[tuple[int, ...], ...]:
     """1 along an axis until its spacing is at most twice the finest, and 3 from there.
 
-    And 1 where a level has a single voxel.
+    A level with a single voxel along an axis has 1.
     """
     total = np.cumprod(strides, axis=0)
     mm = np.array(spacing) * total
@@ -175,22 +178,21 @@ def kernel_sizes(
     return tuple(map(tuple, wide.tolist()))
 
 
-def describe(plan: Plan) -> list[str]:
+def describe(proposal: Proposal) -> list[str]:
     """Lines for the terminal."""
-    strides = " ".join("x".join(map(str, stride)) for stride in plan.strides)
-    flags = {
-        "data.spacing": _flag(plan.spacing),
-        "patch.size": _flag(plan.patch),
-        "train.batch": plan.batch,
-    }
+    spacing, shape, patch, batch, strides, _ = proposal
+    levels = " ".join("x".join(map(str, stride)) for stride in strides)
     return [
-        f"resample to {by(plan.spacing)} mm: the median case has {by(plan.shape)}",
-        f"patch {by(plan.patch)} voxels, batch {plan.batch}",
-        f"{len(plan.strides)} levels with strides {strides}",
-        "that is " + " ".join(f"--config.{name}={v}" for name, v in flags.items()),
+        f"resample to {by(spacing)} mm: the median scan has {by(shape)} voxels",
+        f"patch {by(patch)} voxels, batch {batch}",
+        f"{len(strides)} levels with strides {levels}",
+        (
+            f"flags: --config.data.spacing={_flag(spacing)} "
+            f"--config.patch.size={_flag(patch)} --config.train.batch={batch}"
+        ),
     ]
 
 
 def _flag(values: Sequence[float]) -> str:
-    """A tuple as a shell takes it."""
+    """A tuple quoted for a shell."""
     return f'"({", ".join(f"{value:.4g}" for value in values)})"'

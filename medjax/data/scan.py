@@ -1,29 +1,33 @@
-"""Sequences on one grid -> a case, ready for a network and for the way back.
+"""A patient's sequences -> a scan on one grid, ready for a network and for the way back.
 
-The volume is resampled to the spacing that is asked for, cropped to the head and made
-z-scores. What is needed to take a prediction back to the grid of the file stays with
-the case; `original.py` does that.
-
-Which voxels of an MRI are the patient, and the box that holds them.
+`read_scan` reads files, for `prepare` and for `predict` alike: it turns the axes of all
+sequences alike, and registers them to one grid where that is asked for. `make_scan`
+resamples to the spacing that is asked for, crops to the head and makes z-scores. The
+scan keeps its file's grid, to which `to_original` takes a prediction back.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 from scipy import ndimage
 
-from medjax.data.nifti import Grid
+from medjax.data import dicom, nifti
+from medjax.data.nifti import Grid, Volume
+from medjax.data.sources.scans import SequenceFile
 from medjax.errors import InputError
-from medjax.geometry import grid
+from medjax.geometry import grid, register
+
+SAME = 0.1  # Tolerance of two equal grids: how far corners may lie apart, in voxels.
 
 
-class Case(NamedTuple):
-    """One patient, prepared.
+class Scan(NamedTuple):
+    """One patient's scan, prepared.
 
     image: [D, H, W, C] float32, z-scores inside the brain and 0 outside, unless
-      other units were asked for; axes as `nifti.Volume` has them.
+      other units were asked for; axes as in `nifti.Volume`.
     label: [D, H, W, K] uint8, 0 or 1; regions may overlap. None if there is no mask.
     presence: [C] float32, 1, or 0 for a sequence that is missing and 0 everywhere.
     spacing: [3] float64, mm.
@@ -39,7 +43,79 @@ class Case(NamedTuple):
     original: Grid
 
 
-def make_case(
+def read_scan(
+    files: Mapping[str, SequenceFile | None],
+    mask: Path | None = None,
+    *,
+    regions: Mapping[str, Sequence[int]],
+    background: Sequence[int] = (0,),
+    spacing: Sequence[float] = (),
+    grids: str = "refuse",
+    missing: str = "refuse",
+    margin: float = 5.0,
+    clip: tuple[float, float] = (0.1, 99.9),
+    units: str = "z_scores",
+) -> Scan:
+    """Reads, checks and prepares one patient.
+
+    Args:
+      files: sequence -> its file, in the order of the channels; None is missing.
+      mask: the segmentation, on the grid of the first sequence; None: no label.
+      regions: region -> the mask's values that make it up, in the order of the
+        label's channels. BraTS: whole (1, 2, 4), core (1, 4), enhancing (4,).
+      background: the mask's other values, which belong to no region.
+      spacing: [3] mm along D, H, W (feet to head, front to back, right to left), or
+        () to keep the file's.
+      grids: 'refuse' sequences that lie on different grids, or 'align': register each
+        to the first, rigidly, and resample it there.
+      missing: 'refuse' a patient without one of the sequences, or 'fill' it with 0.
+      margin, clip, units: see `make_scan`.
+
+    Raises:
+      InputError: a file that `nifti.read` or `dicom.read` refuses, a sequence of one
+        value, a missing sequence, grids that differ, or a mask of other values.
+    """
+    for name, value, known in (
+        ("grids", grids, ("refuse", "align")),
+        ("missing", missing, ("refuse", "fill")),
+    ):
+        if value not in known:
+            options = " or ".join(map(repr, known))
+            raise InputError(f"data.{name}={value!r} is unknown: use {options}")
+    present = {name: file for name, file in files.items() if file is not None}
+    if not present:
+        raise InputError(f"none of the sequences {', '.join(files)} is there")
+    first = next(iter(present.values()))
+    if missing == "refuse" and len(present) < len(files):
+        name = next(name for name in files if name not in present)
+        raise InputError(
+            f"{first.path.parent}: has no {name}; add it, correct its pattern in "
+            "data.files, or set data.missing='fill'"
+        )
+    volumes = _read(present)
+    reference = next(iter(volumes.values()))
+    image = np.zeros((*reference.voxels.shape, len(files)), np.float32)
+    for channel, name in enumerate(files):
+        if name in present:
+            aligned = _align(reference, volumes.pop(name), first, present[name], grids)
+            image[..., channel] = aligned
+    label = None
+    if mask is not None:
+        label = _read_label(Path(mask), reference, first, regions, background)
+    return make_scan(
+        image,
+        label,
+        reference.affine,
+        presence=np.array([name in present for name in files], np.float32),
+        original=reference.stored,
+        spacing=spacing,
+        margin=margin,
+        clip=clip,
+        units=units,
+    )
+
+
+def make_scan(
     image: np.ndarray,
     label: np.ndarray | None,
     affine: np.ndarray,
@@ -50,26 +126,27 @@ def make_case(
     margin: float = 5.0,
     clip: tuple[float, float] = (0.1, 99.9),
     units: str = "z_scores",
-) -> Case:
+) -> Scan:
     """Prepares arrays that lie on one grid.
 
-    The head is found before resampling, which would blur its edge. It and the regions
-    are interpolated linearly and cut at a half: a region inside another stays inside.
-    Of nearest voxels, blurred masks and this, this came back nearest to the original;
-    still, a coarser grid costs small lesions. Of 49 and 140 of two patients with
-    multiple sclerosis at 1 mm, 38 and 98 came back from 1.5 mm, 20 and 45 from 2 mm.
+    The head is found before resampling, which would blur its edge. The head and the
+    regions are interpolated linearly and thresholded at 0.5, so that a region inside
+    another stays inside. Compared with nearest neighbours and with blurred masks, this
+    returned nearest to the original; still, a coarser grid loses small lesions. Of 49
+    and 140 lesions of two patients with multiple sclerosis at 1 mm, 38 and 98 returned
+    from 1.5 mm, 20 and 45 from 2 mm.
 
     Args:
       image: [D, H, W, C] in any units.
       label: [D, H, W, K], 0 or 1, or None.
       affine: [4, 4], indices of D, H, W to RAS millimetres.
-      presence: [C], 0 for a channel to leave at 0; None has all of them.
-      original: the grid to go back to; None is this one.
+      presence: [C], 0 for a channel to leave at 0; None: all are present.
+      original: the grid of the file; None is this one.
       spacing: [3] mm, or () to keep the grid's.
-      margin: mm kept around the head; a label outside is never cut off.
-      clip: percentiles within the head; what is beyond them is cut to them first, as
-        a bright vessel must not set the scale. (0, 100) cuts nothing.
-      units: of the case's image; 'own' keeps those of `image`, and cuts nothing.
+      margin: mm kept around the head; a label outside is never cropped.
+      clip: percentiles within the head to which intensities are clipped first: a
+        bright vessel must not set the scale. (0, 100) clips nothing.
+      units: of the scan's image, 'z_scores', or 'own': those of `image`, not clipped.
 
     Raises:
       InputError: a spacing that isn't three positive numbers, or no head.
@@ -98,7 +175,7 @@ def make_case(
         image = np.where(head[..., None] & (present > 0), image, 0).astype(np.float32)
     else:
         image = _z_scores(image, head, present, clip)
-    return Case(
+    return Scan(
         image,
         None if label is None else masks[..., 1:].astype(np.uint8),
         present.astype(np.float32),
@@ -117,7 +194,7 @@ def resample(
       voxels: [A, B, C, N], of any kind of number.
       affine: [4, 4], its indices to RAS millimetres.
       target: the other grid.
-      matrix: [4, 4], points of the target to points of the image; None: the same.
+      matrix: [4, 4], points of the target to points of the image; None: identity.
 
     Returns:
       [*target.shape, N] float32, 0 outside of the image.
@@ -127,7 +204,8 @@ def resample(
     """
     matrix = np.eye(4) if matrix is None else matrix
     steps = np.linalg.solve(affine, matrix @ target.affine)[:3, :3]
-    wider = np.maximum(np.abs(steps).max(axis=1), 1)  # Voxels of the image in one.
+    # How many voxels of the image one voxel of the target spans.
+    wider = np.maximum(np.abs(steps).max(axis=1), 1)
     sigma = np.sqrt((wider**2 - 1) / (8 * np.log(2)))
     voxels = np.asarray(voxels, np.float32)
     if sigma.any():
@@ -140,14 +218,14 @@ def _spacing(affine: np.ndarray) -> np.ndarray:
 
 
 def _target(start: Grid, spacing: Sequence[float]) -> Grid:
-    """The grid of that spacing about the same middle; `start` itself if it has it."""
+    """The grid of that spacing with the same centre; `start` if it has the spacing."""
     if len(spacing) == 0:
         return start
     wanted = np.asarray(spacing, np.float64)
     if wanted.shape != (3,) or not (np.isfinite(wanted) & (wanted > 0)).all():
         raise InputError(f"data.spacing={tuple(spacing)}: give three lengths in mm")
     step = wanted / _spacing(start.affine)
-    if np.allclose(step, 1, rtol=1e-3):  # What a header's float32 may be off.
+    if np.allclose(step, 1, rtol=1e-3):  # A header's float32 is rounded.
         return start
     shape = np.maximum(np.rint(start.shape / step).astype(int), 1)
     scale = np.diag([*step, 1.0])
@@ -158,7 +236,7 @@ def _target(start: Grid, spacing: Sequence[float]) -> Grid:
 def _z_scores(image, brain, present, clip) -> np.ndarray:
     """Mean 0 and deviation 1 inside the brain, for each channel that is present.
 
-    A voxel of exactly 0 counts nothing: it lies outside of a sequence's field of view.
+    A voxel of exactly 0 isn't counted: it lies outside of a sequence's field of view.
     """
     out = np.zeros(image.shape, np.float32)
     for channel in np.flatnonzero(present):
@@ -169,28 +247,139 @@ def _z_scores(image, brain, present, clip) -> np.ndarray:
         low, high = np.percentile(seen, clip)
         seen = np.clip(seen, low, high).astype(np.float64)
         mean, std = seen.mean(), seen.std()
-        if std > 1e-5 * abs(mean):  # What is less is float32's rounding.
+        if std > 1e-5 * abs(mean):  # Below that, it is float32's rounding.
             out[..., channel][brain] = (np.clip(values, low, high) - mean) / std
     return out
 
 
-SMOOTH = 2.0  # mm: what Otsu's threshold looks at is blurred, so that noise is no head.
-CLOSED = 10.0  # mm: gaps of twice that between bright parts are closed.
-# A stripped image has at least this share of zeros around the brain, at most this
-# share of the brain is holes in it or specks beside it, and at its edge it is at least
-# so bright, as a share of bright tissue. What a scanner leaves around a head when it
-# masks the air fails the last: measured, 0.01 against 0.05 to 0.6.
+def to_original(array: np.ndarray, scan: Scan, *, order: int = 1) -> np.ndarray:
+    """Undoes what preparation did to the grid: crop, spacing, turned axes.
+
+    Args:
+      array: [D, H, W, K] on the scan's grid.
+      scan: whose.
+      order: 1 for probabilities, 0 for 0/1 masks.
+
+    Returns:
+      [*scan.original.shape, K], axes as in the file; 0 outside of the box. float32
+      where order is 1, else of array's dtype. Without a resampling, the voxels are
+      copied.
+    """
+    array = np.asarray(array)
+    kind = array.dtype
+    array = array.astype(np.uint8) if kind == bool else array
+    back = grid.resample(array, scan.affine, *scan.original, order=order)
+    return np.asarray(back).astype(bool if kind == bool and order == 0 else back.dtype)
+
+
+def _read(files: Mapping[str, SequenceFile]) -> dict[str, Volume]:
+    """Reads each file once, and refuses constant images."""
+    stacks = {f.path: None for f in files.values() if f.channel is not None}
+    stacks = {path: nifti.read_stack(path) for path in stacks}
+    volumes = {}
+    for name, (path, channel) in files.items():
+        if channel is None:
+            volume = (dicom if path.is_dir() else nifti).read(path)
+        else:
+            volume = stacks[path]
+            if channel >= volume.voxels.shape[-1]:
+                count = volume.voxels.shape[-1]
+                raise InputError(
+                    f"{path}: holds {count} volumes, and {name} would be number "
+                    f"{channel + 1}; correct data.sequences"
+                )
+            volume = volume._replace(voxels=volume.voxels[..., channel])
+        if volume.voxels.min() == volume.voxels.max():
+            value = volume.voxels.flat[0]
+            raise InputError(f"{path}: {name} is {value:g} everywhere; export it again")
+        volumes[name] = volume
+    return volumes
+
+
+def _align(
+    reference: Volume,
+    volume: Volume,
+    first: SequenceFile,
+    file: SequenceFile,
+    grids: str,
+) -> np.ndarray:
+    """A sequence's voxels on the reference's grid, [D, H, W]."""
+    if _same(reference, volume):
+        return volume.voxels
+    if grids == "refuse":
+        remedy = "set data.grids='align', or give files of one grid"
+        raise InputError(_differ(first.path, reference, file.path, volume, remedy))
+    registered = register.register(
+        reference.voxels, reference.affine, volume.voxels, volume.affine
+    )
+    target = Grid(reference.voxels.shape, reference.affine)
+    stack = volume.voxels[..., None]
+    aligned = resample(stack, volume.affine, target, registered.matrix)[..., 0]
+    if aligned.min() == aligned.max():
+        raise InputError(
+            f"{file.path}: shows nothing of what {first.path} shows; give sequences of "
+            "one patient"
+        )
+    return aligned
+
+
+def _read_label(
+    path: Path, reference: Volume, first: SequenceFile, regions, background
+) -> np.ndarray:
+    """[D, H, W, K] uint8."""
+    volume = nifti.read(path)
+    if not _same(reference, volume):
+        remedy = f"give the mask on the grid of {first.path.name}"
+        raise InputError(_differ(first.path, reference, path, volume, remedy))
+    allowed = {*background, *(v for values in regions.values() for v in values)}
+    strange = set(np.unique(volume.voxels).tolist()) - allowed
+    if strange:
+        names = ", ".join(f"{name} {tuple(values)}" for name, values in regions.items())
+        raise InputError(
+            f"{path}: holds the value {min(strange):g}, which is in no region ({names}) "
+            f"and no background {tuple(background)}; correct data.regions, or the mask"
+        )
+    return np.stack(
+        [np.isin(volume.voxels, values) for values in regions.values()], axis=-1
+    ).astype(np.uint8)
+
+
+def _same(a: Volume, b: Volume) -> bool:
+    """Whether the voxels of two volumes lie in the same places."""
+    if a.voxels.shape != b.voxels.shape:
+        return False
+    corners = np.indices((2, 2, 2)).reshape(3, -1).T * (np.array(a.voxels.shape) - 1)
+    apart = grid.apply(a.affine, corners) - grid.apply(b.affine, corners)
+    return np.linalg.norm(apart, axis=-1).max() <= SAME * a.spacing.min()
+
+
+def _differ(path_a: Path, a: Volume, path_b: Path, b: Volume, remedy: str) -> str:
+    def lies(volume):
+        rows = np.round(volume.affine[:3], 3).tolist()
+        return f"shape {volume.voxels.shape}, affine {rows}"
+
+    return (
+        f"{path_b}: lies on another grid ({lies(b)}) than {path_a} ({lies(a)}); "
+        f"{remedy}"
+    )
+
+
+SMOOTH = 2.0  # mm: the image is blurred before Otsu's threshold, against noise.
+CLOSED = 10.0  # mm: gaps of up to twice that between bright parts are closed.
+# A skull-stripped image has at least a share ZEROS of zeros around the brain; holes and
+# specks are at most a share SPECKS of the brain; and its edge has at least a share EDGE
+# of the brightness of bright tissue. A head whose air the scanner masked fails the
+# last: measured, 0.01 against 0.05 to 0.6.
 ZEROS, SPECKS, EDGE = 0.05, 0.02, 0.03
 
 
 def foreground(image: np.ndarray, spacing: np.ndarray) -> np.ndarray:
-    """Marks the brain of a skull-stripped image, or the head of another.
+    """Marks the brain of a skull-stripped image, or the whole head of another.
 
-    A stripped image says itself where the brain is: its zeros are the outside, and
-    all else is one solid body. Where noise, or what a scanner leaves of it, surrounds
-    the head, it is the head that is marked, skull and scalp too: this strips no skull.
-    There it is the largest part above Otsu's threshold, closed over gaps of dark bone
-    and air, and with the holes of each axial slice filled.
+    In a stripped image the zeros are the outside, and the rest is one solid body.
+    Where noise surrounds the head, the head is marked with skull and scalp: this does
+    no skull-stripping. The head is the largest part above Otsu's threshold, closed
+    over gaps of dark bone and air, and with the holes of each axial slice filled.
 
     Args:
       image: [D, H, W, C], C sequences of one patient on one grid, in any units.
@@ -201,9 +390,9 @@ def foreground(image: np.ndarray, spacing: np.ndarray) -> np.ndarray:
 
     Source: Otsu, IEEE Trans. Syst. Man Cybern. 9 (1979) 62.
     """
-    grey, some = _grey(image), np.any(image != 0, axis=-1)
-    body = ndimage.binary_fill_holes(_largest(some))
-    if _is_stripped(grey, some, body):
+    grey, nonzero = _grey(image), np.any(image != 0, axis=-1)
+    body = ndimage.binary_fill_holes(_largest(nonzero))
+    if _is_stripped(grey, nonzero, body):
         return body
     head = _largest(_closed(_above_otsu(grey, spacing), spacing))
     return np.stack([ndimage.binary_fill_holes(axial) for axial in head])
@@ -218,23 +407,25 @@ def box(mask: np.ndarray, margin: np.ndarray) -> tuple[slice, slice, slice]:
     """
     sides = []
     for axis in range(3):
-        found = np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))
+        inside = np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))
         more = int(np.ceil(margin[axis]))
-        start = max(int(found[0]) - more, 0)
-        sides.append(slice(start, min(int(found[-1]) + 1 + more, mask.shape[axis])))
+        start = max(int(inside[0]) - more, 0)
+        sides.append(slice(start, min(int(inside[-1]) + 1 + more, mask.shape[axis])))
     return tuple(sides)
 
 
-def _is_stripped(grey: np.ndarray, some: np.ndarray, body: np.ndarray) -> bool:
-    """Whether what isn't 0 is a brain: one solid body that ends in tissue."""
-    if not 0 < np.mean(some) < 1 - ZEROS or np.sum(body ^ some) > SPECKS * some.sum():
+def _is_stripped(grey: np.ndarray, nonzero: np.ndarray, body: np.ndarray) -> bool:
+    """Whether the nonzero voxels are a brain: one solid body that ends in tissue."""
+    if not 0 < np.mean(nonzero) < 1 - ZEROS:
         return False
-    edge = some & ~ndimage.binary_erosion(some, border_value=1)
-    return np.median(grey[edge]) > EDGE * np.percentile(grey[some], 90)
+    if np.sum(body ^ nonzero) > SPECKS * nonzero.sum():
+        return False
+    edge = nonzero & ~ndimage.binary_erosion(nonzero, border_value=1)
+    return np.median(grey[edge]) > EDGE * np.percentile(grey[nonzero], 90)
 
 
 def _grey(image: np.ndarray) -> np.ndarray:
-    """[D, H, W] in [0, 1]: the mean of the sequences, each scaled to that."""
+    """[D, H, W] in [0, 1]: the mean of the sequences, each scaled to that range."""
     grey = np.zeros(image.shape[:3], np.float32)
     for sequence in np.moveaxis(image, -1, 0):
         low, high = np.percentile(sequence, (0.5, 99.5)).astype(np.float32)
@@ -245,7 +436,7 @@ def _grey(image: np.ndarray) -> np.ndarray:
 
 def _above_otsu(grey: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     """[D, H, W] bool, of the blurred image."""
-    # The root: else the threshold parts bright tissue from dark, not tissue from air.
+    # Without the root, the threshold divides bright tissue from dark, not from air.
     smooth = np.sqrt(ndimage.gaussian_filter(grey, SMOOTH / np.asarray(spacing)))
     levels = np.rint(255 * smooth / max(smooth.max(), 1e-9)).astype(np.uint8)
     kind = cv2.THRESH_BINARY | cv2.THRESH_OTSU
@@ -264,7 +455,7 @@ def _closed(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
 
 
 def _largest(mask: np.ndarray) -> np.ndarray:
-    """The largest of the parts that touch by their faces."""
+    """The largest component; voxels are connected by their faces."""
     parts, _ = ndimage.label(mask)
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0

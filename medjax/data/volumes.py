@@ -1,38 +1,37 @@
-"""Prepared volumes on disk: a pair of arrays a patient, and a table of them all.
+"""Prepared scans: a pair of arrays each, and the samples that training draws of them.
+
+Beside the files that prepared.py lists, the folder holds
 
     0.image.npy   [D, H, W, C] float16, z-scores
-    0.label.npy   [D, H, W, K] uint8; not there for a patient without a mask
-    0.grid.json   the affine, and the grid of the patient's file
-    table.csv     one row a patient, see COLUMNS
+    0.label.npy   [D, H, W, K] uint8; absent for a scan without a mask
+    0.grid.json   the affine, and the grid of the scan's own file
     data.json     sequences, regions with their values, and the options
-    digests.json  of the bytes of each array's file
-    quarantine.csv  patients left out, and why
+    digests.json  digests of the arrays' files
 
 The arrays are plain .npy, so a loader maps them and reads only the part it needs.
 """
 
-import csv
+import contextlib
 import functools
-import hashlib
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy import ndimage
 
-from medjax.data import mri
+from medjax.data import loader, prepared
 from medjax.data.nifti import Grid
-from medjax.data.scan import Case
-from medjax.data.sources.scans import Found, patient_numbers
+from medjax.data.prepared import Item
+from medjax.data.scan import Scan, read_scan
+from medjax.data.sources.scans import ScanFiles, patient_numbers
 from medjax.errors import InputError
 
 # Then voxels_<region>, blank without a mask, and has_<sequence>, 1 or 0.
 COLUMNS = (
-    "id",  # int, that of the files' names.
+    "id",  # int, the number in the files' names.
     "image",  # str, the patient's folder or file.
     "patient",  # int, the unit of every split and interval.
     "official",  # 'train', 'test' or ''.
@@ -43,28 +42,27 @@ COLUMNS = (
     "spacing_h",
     "spacing_w",
 )
-
 DIGESTS = "digests.json"
+POINTS = 1024  # Of each region and volume: patches are drawn about them.
 
 
-class Patient(NamedTuple):
-    """One volume on its way into the prepared folder.
+class UnreadScan(NamedTuple):
+    """One scan on its way into the prepared folder.
 
-    name: of the patient, or of the volume where a patient has several.
+    name: of the patient, or of the scan where a patient has several.
     patient: the patient's number.
-    read: makes the case when it is asked for, so that one is in memory at a time; an
-      InputError of it quarantines the patient.
+    read: reads the scan; an InputError of it quarantines the scan.
     official: 'train', 'test' or ''.
     """
 
     name: str
     patient: int
-    read: Callable[[], Case]
+    read: Callable[[], Scan]
     official: str = ""
 
 
 class Prepared(NamedTuple):
-    """A prepared folder.
+    """A prepared folder of scans.
 
     table: COLUMNS, voxels_<region> and has_<sequence>.
     sequences: [C] names of the image's channels.
@@ -80,40 +78,40 @@ class Prepared(NamedTuple):
 
 
 def from_files(
-    found: Sequence[Found],
+    files: Sequence[ScanFiles],
     *,
     regions: Mapping[str, Sequence[int]],
     labelled: bool = True,
     patient: str = "",
     **options,
-) -> list[Patient]:
-    """What `prepare` takes, of patients that `patients` found.
+) -> list[UnreadScan]:
+    """What `prepare` and `predict` read, of files that sources/scans.py found.
 
     Args:
-      found: their files.
+      files: of each scan.
       regions: region -> the mask's values.
-      labelled: whether a patient without a mask is quarantined.
-      patient: see patients.patient_numbers.
-      options: of `mri.read_case`.
+      labelled: whether a scan without a mask is quarantined.
+      patient: see scans.patient_numbers.
+      options: of `scan.read_scan`.
 
     Raises:
-      InputError: nobody said which volumes show the same patient.
+      InputError: it isn't known which scans show the same patient.
     """
 
-    def read(one: Found) -> Case:
-        if labelled and one.mask is None:
-            raise InputError(f"{one.name}: has no mask; add it, or mend data.mask")
-        return mri.read_case(one.files, one.mask, regions=regions, **options)
+    def read(scan: ScanFiles) -> Scan:
+        if labelled and scan.mask is None:
+            raise InputError(f"{scan.name}: has no mask; add it, or correct data.mask")
+        return read_scan(scan.sequences, scan.mask, regions=regions, **options)
 
-    numbers = patient_numbers([one.name for one in found], patient)
+    numbers = patient_numbers([scan.name for scan in files], patient)
     return [
-        Patient(one.name, number, functools.partial(read, one), one.official)
-        for number, one in zip(numbers, found, strict=True)
+        UnreadScan(scan.name, number, functools.partial(read, scan), scan.official)
+        for number, scan in zip(numbers, files, strict=True)
     ]
 
 
 def prepare(
-    patients: Sequence[Patient],
+    scans: Sequence[UnreadScan],
     folder: Path,
     *,
     sequences: Sequence[str],
@@ -122,92 +120,71 @@ def prepare(
     max_quarantined: float = 0.0,
     progress: Callable[[], None] = lambda: None,
 ) -> Prepared:
-    """Writes cases as a prepared folder, which is there whole or not at all.
+    """Writes scans as a prepared folder; one scan at a time is in memory.
 
     Args:
-      patients: files' or a phantom's; one at a time is in memory.
+      scans: from files or a phantom.
       folder: to be made.
       sequences: [C] names of the image's channels.
       regions: [K] names of the label's channels -> values that a written mask has.
       options: plain data, written down.
-      max_quarantined: share of the patients that may be left out, in [0, 1].
-      progress: called once a patient.
+      max_quarantined, progress: see `prepared.write`.
 
     Raises:
-      InputError: the folder exists, no patient, two of one name, or too many of them
-        quarantined: `<folder>-quarantine.csv` then says why.
+      InputError: as `prepared.write`; no scan, or two of one name.
     """
     folder = Path(folder).absolute()
-    names = [patient.name for patient in patients]
-    if not names:
+    if not scans:
         raise InputError("the data has no patient: check data.folder and data.files")
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"two patients are called {twice[0]!r}: rename one of them")
-    if folder.exists():
-        raise InputError(f"{folder}: exists; remove it to prepare the data again")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
-    partial.mkdir()
-    try:
-        rows, left_out = _write_all(patients, partial, sequences, regions, progress)
-        _write_rows(partial / "quarantine.csv", ["file", "reason"], left_out)
-        share = len(left_out) / len(patients)
-        if not rows or share > max_quarantined:
-            kept = folder.with_name(f"{folder.name}-quarantine.csv")
-            shutil.copyfile(partial / "quarantine.csv", kept)
-            raise InputError(
-                f"{len(left_out)} of {len(patients)} patients can't be used "
-                f"({share:.1%}, data.max_quarantined allows {max_quarantined:.1%}); "
-                f"the first: {left_out[0][1]}; see {kept}, then mend the files or "
-                "raise data.max_quarantined"
-            )
-        pd.DataFrame(rows).to_csv(partial / "table.csv", index=False)
+    if (name := prepared.first_duplicate(scan.name for scan in scans)) is not None:
+        raise InputError(f"two patients are called {name!r}: rename one of them")
+
+    @contextlib.contextmanager
+    def store(partial: Path) -> Iterator[Callable]:
         about = {
             "sequences": list(sequences),
             "regions": {name: list(values) for name, values in regions.items()},
             "options": dict(options),
         }
         (partial / "data.json").write_text(json.dumps(about, indent=1))
-        digests = {path.name: _digest(path) for path in sorted(partial.glob("*.npy"))}
+        yield lambda id, item: _write(item, id, partial, sequences, regions)
+        files = sorted(partial.glob("*.npy"))
+        digests = {path.name: prepared.digest(path) for path in files}
         (partial / DIGESTS).write_text(json.dumps(digests, indent=1))
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+
+    prepared.write(
+        map(_read, scans),
+        folder,
+        columns=(*COLUMNS, *_voxels(regions), *_has(sequences)),
+        store=store,
+        max_quarantined=max_quarantined,
+        progress=progress,
+        unit="patients",
+    )
     return read_prepared(folder)
-
-
-def is_prepared(folder: Path) -> bool:
-    """Whether `prepare` made that folder."""
-    return (Path(folder) / "data.json").is_file()
 
 
 def read_prepared(folder: Path) -> Prepared:
     """Opens a prepared folder.
 
     Raises:
-      InputError: it is none.
+      InputError: it holds no prepared scans.
     """
     folder = Path(folder)
-    if not is_prepared(folder):
-        raise InputError(f"{folder}: is no prepared data; prepare it first")
+    if not (folder / "data.json").is_file():
+        raise InputError(f"{folder}: holds no prepared scans; prepare them first")
     about = json.loads((folder / "data.json").read_text())
-    table = pd.read_csv(
-        folder / "table.csv",
-        dtype={"image": str, "official": str},
-        keep_default_na=False,  # A patient may be called 'NA'.
-        na_values={name: [""] for name in _regions(about["regions"])},
-    )
     return Prepared(
         folder,
-        table,
+        prepared.read_table(folder),
         tuple(about["sequences"]),
         {name: tuple(values) for name, values in about["regions"].items()},
         about["options"],
     )
 
 
-def load(prepared: Prepared, id: int) -> Case:
-    """One case; its arrays are mapped, and read where they are touched."""
+def load(prepared: Prepared, id: int) -> Scan:
+    """One scan; its arrays are mapped, and read where they are touched."""
     image, label, where = (
         prepared.folder / f"{id}.{kind}"
         for kind in ("image.npy", "label.npy", "grid.json")
@@ -215,73 +192,182 @@ def load(prepared: Prepared, id: int) -> Case:
     grid = json.loads(where.read_text())
     affine = np.array(grid["affine"])
     row = prepared.table.set_index("id").loc[id]
-    return Case(
+    return Scan(
         np.load(image, mmap_mode="r"),
         np.load(label, mmap_mode="r") if label.exists() else None,
-        row[_sequences(prepared.sequences)].to_numpy(np.float32),
+        row[_has(prepared.sequences)].to_numpy(np.float32),
         np.linalg.norm(affine[:3, :3], axis=0),
         affine,
         Grid(tuple(grid["original_shape"]), np.array(grid["original_affine"])),
     )
 
 
-def _write_all(
-    patients, folder, sequences, regions, progress
-) -> tuple[list[dict], list[tuple[str, str]]]:
-    """Rows of the table, and (patient, reason) of those left out."""
-    rows, left_out = [], []
-    for patient in patients:
-        try:
-            case = patient.read()
-        except InputError as error:
-            left_out.append((patient.name, str(error)))
-        else:
-            rows.append(_write(case, len(rows), patient, folder, sequences, regions))
-            del case  # The next one is read into its place.
-        progress()
-    return rows, left_out
+def _read(scan: UnreadScan) -> Item:
+    row = {"image": scan.name, "patient": scan.patient, "official": scan.official}
+    try:
+        return Item(row, scan.read())
+    except InputError as error:
+        return Item(row, None, reason=str(error))
 
 
-def _write(
-    case: Case, id: int, patient: Patient, folder: Path, sequences, regions
-) -> dict[str, Any]:
-    """Writes one case's files, and returns its row."""
-    count, wanted = case.image.shape[-1], len(sequences)
-    if count != wanted or len(case.presence) != wanted:
-        raise ValueError(f"{patient.name}: {count} channels for {wanted} sequences")
-    np.save(folder / f"{id}.image.npy", case.image.astype(np.float16))
-    voxels = [None] * len(regions)
-    if case.label is not None:
-        np.save(folder / f"{id}.label.npy", case.label.astype(np.uint8))
-        voxels = np.sum(case.label, axis=(0, 1, 2), dtype=np.int64).tolist()
+def _write(item: Item, id: int, folder: Path, sequences, regions) -> dict[str, Any]:
+    """Writes one scan's files, and returns its row."""
+    scan, name = item.content, item.row["image"]
+    channels, expected = scan.image.shape[-1], len(sequences)
+    if channels != expected or len(scan.presence) != expected:
+        raise ValueError(f"{name}: {channels} channels for {expected} sequences")
+    np.save(folder / f"{id}.image.npy", scan.image.astype(np.float16))
+    voxels = [""] * len(regions)
+    if scan.label is not None:
+        np.save(folder / f"{id}.label.npy", scan.label.astype(np.uint8))
+        voxels = np.sum(scan.label, axis=(0, 1, 2), dtype=np.int64).tolist()
     where = {
-        "affine": case.affine.tolist(),
-        "original_shape": list(map(int, case.original.shape)),
-        "original_affine": case.original.affine.tolist(),
+        "affine": scan.affine.tolist(),
+        "original_shape": list(map(int, scan.original.shape)),
+        "original_affine": scan.original.affine.tolist(),
     }
     (folder / f"{id}.grid.json").write_text(json.dumps(where))
-    known = (id, patient.name, patient.patient, patient.official)
-    sizes = (*case.image.shape[:3], *(f"{mm:.9g}" for mm in case.spacing))
+    sizes = (*scan.image.shape[:3], *scan.spacing)
     return {
-        **dict(zip(COLUMNS, known + sizes, strict=True)),
-        **dict(zip(_regions(regions), voxels, strict=True)),
-        **dict(zip(_sequences(sequences), case.presence.astype(int), strict=True)),
+        **item.row,
+        "id": id,
+        **dict(zip(COLUMNS[4:], sizes, strict=True)),
+        **dict(zip(_voxels(regions), voxels, strict=True)),
+        **dict(zip(_has(sequences), scan.presence.astype(int), strict=True)),
     }
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+def _voxels(regions: Iterable[str]) -> list[str]:
+    return [f"voxels_{name}" for name in regions]
 
 
-def _regions(names: Iterable[str]) -> list[str]:
-    return [f"voxels_{name}" for name in names]
+def _has(sequences: Iterable[str]) -> list[str]:
+    return [f"has_{name}" for name in sequences]
 
 
-def _sequences(names: Iterable[str]) -> list[str]:
-    return [f"has_{name}" for name in names]
+# Samples.
 
 
-def _write_rows(path: Path, head: Sequence[str], rows: Iterable[Sequence]) -> None:
-    with open(path, "w", newline="") as file:
-        csv.writer(file).writerows([head, *rows])
+class Part(NamedTuple):
+    """A volume, or one half of it.
+
+    id: the volume's number in the prepared folder.
+    patient: whom it shows.
+    half: 'whole', or 'left' or 'right' of the middle: the patient's, as W grows to
+      the left.
+    """
+
+    id: int
+    patient: int
+    half: str = "whole"
+
+
+def read(folder: Path, part: Part) -> tuple[np.ndarray, np.ndarray]:
+    """The image [D, H, W, C] float16 and the mask [D, H, W, K] uint8 of a part.
+
+    Both are mapped: they stay on the disk until they are touched.
+    """
+    names = (f"{part.id}.image.npy", f"{part.id}.label.npy")
+    image, label = (np.load(folder / name, mmap_mode="r") for name in names)
+    middle = image.shape[2] // 2
+    along = {
+        "whole": slice(None),
+        "right": slice(None, middle),
+        "left": slice(middle, None),
+    }[part.half]
+    return image[:, :, along], label[:, :, along]
+
+
+class Volumes:
+    """A random-access source of whole volumes, padded to one shape.
+
+    The whole volume goes to the device, which draws patches of it by key: on the host
+    they would be one more random choice.
+
+    Args:
+      prepared: the data set.
+      parts: [N], in this order; a part may occur several times.
+      at_least: (d, h, w), the smallest shape: a patch's.
+    """
+
+    def __init__(
+        self, prepared: Prepared, parts: Sequence[Part], at_least: Sequence[int]
+    ):
+        self._folder, self.parts = prepared.folder, tuple(parts)
+        scans = {part.id: load(prepared, part.id) for part in self.parts}
+        self._facts = {
+            id: {
+                "spacing": np.asarray(scan.spacing, np.float32),
+                "presence": scan.presence,
+            }
+            for id, scan in scans.items()
+        }
+        self.ids = np.array([part.id for part in self.parts], np.int32)
+        self._occurrence = loader.occurrences(self.ids)
+        shapes = [read(self._folder, part)[0].shape[:3] for part in set(self.parts)]
+        self.shape = tuple(np.max([at_least, *shapes], axis=0).tolist())
+        self._points: dict[Part, tuple[np.ndarray, np.ndarray]] = {}
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, index: int) -> loader.Batch:
+        """image [D, H, W, C] float16, 0 where there is none; label [D, H, W, K] uint8;
+        size [3] int32 of the volume in it; points [K, POINTS, 3] int32, voxels of each
+        region with repetition; present [K] bool, whether it has any; spacing [3] mm;
+        presence [C] float32, 0 for a sequence that is missing; id, patient, occurrence.
+        """
+        part = self.parts[index]
+        image, label = read(self._folder, part)
+        if part not in self._points:
+            self._points[part] = foreground_points(label, seed=part.id)
+        points, present = self._points[part]
+        return {
+            "image": self._padded(image),
+            "label": self._padded(label),
+            "size": np.array(image.shape[:3], np.int32),
+            "points": points,
+            "present": present,
+            **self._facts[part.id],
+            "id": self.ids[index],
+            "patient": np.int32(part.patient),
+            "occurrence": self._occurrence[index],
+        }
+
+    def _padded(self, volume: np.ndarray) -> np.ndarray:
+        whole = np.zeros((*self.shape, volume.shape[-1]), volume.dtype)
+        whole[tuple(map(slice, volume.shape[:3]))] = volume
+        return whole
+
+
+def foreground_points(label: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels of each region, for patches to be drawn about.
+
+    Half of them are drawn from all voxels of the region, all equally likely. For the
+    other half a connected component is drawn first, all equally likely, and then one
+    of its voxels: otherwise a small lesion beside a large one would hardly ever be
+    seen.
+
+    Args:
+      label: [D, H, W, K], a region where it isn't 0.
+      seed: of the choice.
+
+    Returns:
+      points [K, POINTS, 3] int32, with repetition, 0 where there is none; present
+      [K] bool.
+    """
+    rng = np.random.default_rng(seed)
+    points = np.zeros((label.shape[-1], POINTS, 3), np.int32)
+    present = np.zeros(label.shape[-1], bool)
+    for k in range(label.shape[-1]):
+        components, number = ndimage.label(label[..., k], np.ones((3, 3, 3)))
+        voxels = np.flatnonzero(components)
+        present[k] = number > 0
+        if present[k]:
+            component = components.ravel()[voxels]
+            chance = 1 / np.bincount(component)[component] / number
+            half = POINTS // 2
+            chosen = [rng.choice(voxels, half), rng.choice(voxels, half, p=chance)]
+            indices = np.concatenate(chosen)
+            points[k] = np.stack(np.unravel_index(indices, label.shape[:3]), axis=1)
+    return points, present

@@ -86,13 +86,11 @@ def predict_files(
 
     def load(path: Path) -> tuple[Path, np.ndarray | str]:
         try:
-            pixels = images.read(path, channels=None).pixels
+            film, image = images.load(path, shape)
         except InputError as error:
             return path, str(error)
-        image = images.with_channels(pixels, shape[-1])
-        image = images.resize(image, shape[0]).reshape(shape)
         if look is not None:
-            look(path, pixels, image)
+            look(path, film.pixels, image)
         return path, image
 
     def finish(loaded: list) -> Iterator[tuple[Path, np.ndarray | str]]:

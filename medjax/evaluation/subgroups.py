@@ -149,7 +149,7 @@ def by_metadata(table: pd.DataFrame, *, ages: Sequence[int] = AGES) -> pd.DataFr
     """Sex, band of age and view of every image.
 
     Args:
-      table: N rows with the columns of data/schema.py.
+      table: N rows with the columns of data/prepared.py.
       ages: years at which a band begins, ascending; the first one begins at 0.
 
     Returns:

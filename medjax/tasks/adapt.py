@@ -21,7 +21,7 @@ from chex import Array, ArrayTree
 
 from medjax.config import Config
 from medjax.data import loader
-from medjax.data.intensity import unit_range
+from medjax.data.normalisation import unit_range
 from medjax.errors import InputError
 from medjax.models import statistics
 from medjax.tasks import study

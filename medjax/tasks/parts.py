@@ -17,7 +17,7 @@ from medjax import config as plain
 from medjax import losses
 from medjax.cohort import balance
 from medjax.config import Config, named
-from medjax.data import intensity
+from medjax.data import normalisation
 from medjax.errors import InputError
 from medjax.models import architectures
 from medjax.models.classifier import Classifier, stage_names
@@ -78,7 +78,7 @@ def _network(parts: str, task: Task) -> Network:
     frozen = _frozen(config, stages)
     model = model.clone(frozen=len(frozen))
     blank = jnp.zeros((1, *task.shape))
-    views = functools.partial(intensity.views, prepare=preparation(config))
+    views = functools.partial(normalisation.views, prepare=preparation(config))
     parts = {
         "apply": model.apply,
         "views": functools.partial(views, flip=config.evaluation.flip),
@@ -99,7 +99,7 @@ def preparation(config: Config) -> Callable:
     """The modality's intensity preparation, with its numbers bound."""
     options = config.intensity.to_dict()
     return functools.partial(
-        named(intensity, options.pop("name"), "intensity.name"), **options
+        named(normalisation, options.pop("name"), "intensity.name"), **options
     )
 
 

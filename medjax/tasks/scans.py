@@ -14,10 +14,11 @@ from rich.progress import Progress
 
 from medjax.cohort import split as splits
 from medjax.config import Config
-from medjax.data import loader, native_grid, origin, samples, scan, volumes
+from medjax.data import loader, nifti, scan, volumes
+from medjax.data import prepared as store
 from medjax.data.phantom import brain
 from medjax.data.sources import scans
-from medjax.data.sources.scans import Found
+from medjax.data.sources.scans import ScanFiles
 from medjax.data.volumes import Prepared
 from medjax.errors import InputError
 
@@ -45,14 +46,15 @@ def data(config: Config) -> Prepared:
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     name = f"{config.data.source}-{digest}"
     folder = Path(config.data.records).expanduser() / "volumes" / name
-    if not volumes.is_prepared(folder):
+    if not store.is_prepared(folder):
         _prepare(config, folder, options)
     prepared = volumes.read_prepared(folder)
     source = Path(config.data.get("folder", "")).expanduser()
     if config.data.source != PHANTOM and source.is_dir():
         files = (path for one in found(config, source) for path in one.paths())
-        origin.hold(folder, origin.of_files(source, files, folder / "seen.json"))
-    left_out = len(pd.read_csv(folder / "quarantine.csv"))
+        digests = store.digest_files(source, files, folder / "seen.json")
+        store.check_source(folder, digests)
+    left_out = store.left_out(folder)
     share = left_out / (left_out + len(prepared.table))
     if share > config.data.max_quarantined:
         raise InputError(
@@ -63,7 +65,7 @@ def data(config: Config) -> Prepared:
     return prepared
 
 
-def as_stored(config: Config, prepared: Prepared) -> Iterator[scan.Case]:
+def as_stored(config: Config, prepared: Prepared) -> Iterator[scan.Scan]:
     """The prepared patients once more, on their files' grids and in their files' units.
 
     They are read one at a time, when they are asked for.
@@ -80,7 +82,7 @@ def _options(config: Config) -> dict:
     return {k: v for k, v in config.data.to_dict().items() if k not in others}
 
 
-def _patients(config: Config, units: str = "z_scores") -> list[volumes.Patient]:
+def _patients(config: Config, units: str = "z_scores") -> list[volumes.UnreadScan]:
     """Everybody of `config.data`, to be read on its grid; in 'own' units on theirs."""
     if config.data.source == PHANTOM:
         return _phantoms(units, **_options(config))
@@ -114,7 +116,7 @@ def _prepare(config: Config, folder: Path, options: dict) -> None:
         )
 
 
-def found(config: Config, path: str, *, masks: bool = True) -> list[Found]:
+def found(config: Config, path: str, *, masks: bool = True) -> list[ScanFiles]:
     """The files of the patients in a folder, laid out as `config.data.source` says.
 
     Raises:
@@ -145,7 +147,7 @@ def found(config: Config, path: str, *, masks: bool = True) -> list[Found]:
     return people if masks else [one._replace(mask=None) for one in people]
 
 
-def to_predict(config: Config, images: list[str]) -> list[volumes.Patient]:
+def to_predict(config: Config, images: list[str]) -> list[volumes.UnreadScan]:
     """Patients' files without their masks, to be read as the run's own were."""
     regions = BRATS if config.data.source == PHANTOM else _regions(config)
     wanted = [one for path in images for one in found(config, path, masks=False)]
@@ -210,19 +212,19 @@ def check(config: Config, prepared: Prepared, folder: Path) -> pd.DataFrame:
 
 def parts(
     prepared: Prepared, manifest: pd.DataFrame, side: str
-) -> dict[str, samples.Part]:
+) -> dict[str, volumes.Part]:
     """The volumes of one side, or halves of them, by their names in the manifest."""
     numbers = dict(zip(prepared.table["image"], prepared.table["id"], strict=True))
     chosen = manifest[manifest["split"] == side]
     named = {}
     for image, patient in zip(chosen["image"], chosen["patient"], strict=True):
         name, _, half = image.partition(HALF)
-        named[image] = samples.Part(numbers[name], int(patient), half or "whole")
+        named[image] = volumes.Part(numbers[name], int(patient), half or "whole")
     return named
 
 
 def train_batches(
-    config: Config, prepared: Prepared, parts: list[samples.Part]
+    config: Config, prepared: Prepared, parts: list[volumes.Part]
 ) -> loader.TrainBatches:
     """Device batches of whole volumes; `config.train.batch` counts patches.
 
@@ -236,7 +238,7 @@ def train_batches(
             f"patches of a volume (patch.each={config.patch.each}) times the devices"
         )
     return loader.TrainBatches(
-        samples.Volumes(prepared, parts, config.patch.size),
+        volumes.Volumes(prepared, parts, config.patch.size),
         seed=config.seed,
         batch=config.train.batch // shards,
         devices=jax.local_device_count(),
@@ -256,7 +258,7 @@ def _regions(config: Config) -> dict[str, tuple[int, ...]]:
         if name not in values:
             raise InputError(f"data.values: has none for the region {name!r}")
     regions = {name: tuple(values[name]) for name in config.data.regions}
-    native_grid.paint(np.zeros(len(regions)), regions)  # Now, and not after training.
+    nifti.paint(np.zeros(len(regions)), regions)  # Now, and not after training.
     return regions
 
 
@@ -266,16 +268,16 @@ def _reading(config: Config) -> dict:
 
 def _phantoms(
     units: str, source: str, patients: int, first_patient: int, **options
-) -> list[volumes.Patient]:
+) -> list[volumes.UnreadScan]:
     """Synthetic patients, drawn when they are read."""
 
-    def read(number: int) -> scan.Case:
+    def read(number: int) -> scan.Scan:
         one = brain.patient(number, **options)
-        return scan.make_case(one.image, one.label, one.affine, units=units)
+        return scan.make_scan(one.image, one.label, one.affine, units=units)
 
     numbers = range(first_patient, first_patient + patients)
     return [
-        volumes.Patient(
+        volumes.UnreadScan(
             f"{source}{number:04d}", number, functools.partial(read, number)
         )
         for number in numbers

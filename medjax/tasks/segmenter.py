@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from medjax.config import Config
-from medjax.data import native_grid, samples, volumes
-from medjax.data.scan import Case
+from medjax.data import nifti, scan, volumes
+from medjax.data.scan import Scan
 from medjax.data.volumes import Prepared
 from medjax.errors import InputError
 from medjax.evaluation import masks as evaluation_masks
@@ -51,7 +51,7 @@ def read(folder: Path) -> Run:
     return Run(config, sequences, regions, network, *found, spacing)
 
 
-def strange(run: Run, case: Case) -> str:
+def strange(run: Run, case: Scan) -> str:
     """What a patient's grid has that the training volumes' hadn't; '' for nothing."""
     if not run.spacing:
         return ""
@@ -69,11 +69,11 @@ def strange(run: Run, case: Case) -> str:
 
 
 def answers(
-    run: Run, prepared: Prepared, parts: dict[str, samples.Part]
+    run: Run, prepared: Prepared, parts: dict[str, volumes.Part]
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
     """Of each volume the image, probability, label, all [D, H, W, ...], and spacing."""
     for part in parts.values():
-        image, label = samples.read(prepared.folder, part)
+        image, label = volumes.read(prepared.folder, part)
         spacing = volumes.load(prepared, part.id).spacing
         probability = tasks_masks.probability(run.config, run.network, run.state, image)
         yield image, probability, np.asarray(label), spacing
@@ -82,7 +82,7 @@ def answers(
 def judged(
     run: Run,
     prepared: Prepared,
-    parts: dict[str, samples.Part],
+    parts: dict[str, volumes.Part],
     posts: list[Post],
 ) -> Iterator[tuple[reports_segmentation.Case, list[dict]]]:
     """Each volume with its prediction, and what is measured of it."""
@@ -105,7 +105,7 @@ def judged(
 
 
 def chosen(
-    run: Run, folder: Path, prepared: Prepared, validation: dict[str, samples.Part]
+    run: Run, folder: Path, prepared: Prepared, validation: dict[str, volumes.Part]
 ) -> list[Post]:
     """What is done to the probabilities: chosen on validation, once for a checkpoint."""
     path = folder / "postprocessing.json"
@@ -144,7 +144,7 @@ def write(
     run: Run,
     posts: list[Post],
     name: str,
-    case: Case,
+    case: Scan,
     probability: np.ndarray,
     out: Path,
 ) -> None:
@@ -153,14 +153,14 @@ def write(
     The mask is made on the grid that the model saw: components are counted there.
     """
     masks = evaluation_masks.masks(probability, case.spacing, posts)
-    native_grid.write_label_map(
+    nifti.write_label_map(
         out / f"{stem(name)}_label.nii.gz",
-        native_grid.to_original(masks, case, order=0),
+        scan.to_original(masks, case, order=0),
         case.original,
         regions=run.regions,
     )
-    native_grid.write_probabilities(
+    nifti.write_probabilities(
         out / f"{stem(name)}_prob.nii.gz",
-        native_grid.to_original(probability, case),
+        scan.to_original(probability, case),
         case.original,
     )

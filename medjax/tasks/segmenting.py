@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from rich.progress import Progress
 
 from medjax import config as plain
 from medjax.cohort import split as splits
 from medjax.config import Config
 from medjax.data import fingerprint, propose
+from medjax.data import prepared as store
 from medjax.data.volumes import Prepared
 from medjax.errors import InputError
 from medjax.evaluation import segmentation as measures
@@ -29,7 +29,7 @@ PICTURED = 12  # Volumes with pictures on the page, the worst.
 def prepare(config: Config) -> Prepared:
     """Makes the volumes of `config.data`, and says what became of the files."""
     prepared = scans.data(config)
-    left_out = len(pd.read_csv(prepared.folder / "quarantine.csv"))
+    left_out = store.left_out(prepared.folder)
     count = f"{len(prepared.table)} volumes, {left_out} quarantined"
     print(f"prepared: {prepared.folder} ({count})")
     return prepared

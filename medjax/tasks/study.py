@@ -15,9 +15,8 @@ from rich.progress import Progress
 
 from medjax.cohort import balance, duplicates
 from medjax.cohort import split as splits
-from medjax.config import Config, named, shape
-from medjax.data import loader, origin, prepared, schema
-from medjax.data.sources import registry
+from medjax.config import Config, shape
+from medjax.data import loader, prepared, sources
 from medjax.errors import InputError
 
 NOT_FOR_THE_SOURCE = ("source", "records", "max_quarantined", "tasks")
@@ -48,14 +47,14 @@ class Data(NamedTuple):
     table: pd.DataFrame
     task: Task
 
-    def films(self, ids: np.ndarray) -> loader.Films:
+    def films(self, ids: np.ndarray) -> loader.Images:
         """The images of these numbers, in this order."""
-        known = schema.tasks_of(self.table)
-        return loader.Films(
+        known = prepared.tasks_of(self.table)
+        return loader.Images(
             self.path, ids, [known.index(name) for name in self.task.names]
         )
 
-    def side(self, manifest: pd.DataFrame, split: str) -> loader.Films:
+    def side(self, manifest: pd.DataFrame, split: str) -> loader.Images:
         """The images of one split of the manifest."""
         return self.films(manifest["id"][manifest["split"] == split].to_numpy())
 
@@ -74,7 +73,10 @@ def data(config: Config) -> Data:
     """
     options = config.data.to_dict()
     options = {k: v for k, v in options.items() if k not in NOT_FOR_THE_SOURCE}
-    make = named(registry, config.data.source, "data.source")
+    if config.data.source not in sources.IMAGES:
+        names = ", ".join(map(repr, sources.IMAGES))
+        raise InputError(f"data.source={config.data.source!r} is unknown: use {names}")
+    make = sources.IMAGES[config.data.source]
     if "task" in inspect.signature(make).parameters:  # The labels' meaning.
         options["task"] = config.task
     text = json.dumps(options, sort_keys=True)
@@ -85,7 +87,7 @@ def data(config: Config) -> Data:
     if not prepared.is_prepared(path):
         source = make(**options)
         with Progress() as progress:
-            bar = progress.add_task(f"prepare {name}", total=source.films)
+            bar = progress.add_task(f"prepare {name}", total=source.total)
             prepared.prepare(
                 source,
                 records=root,
@@ -93,16 +95,16 @@ def data(config: Config) -> Data:
                 max_quarantined=config.data.max_quarantined,
                 progress=lambda: progress.advance(bar),
             )
-    origin.hold(
-        path, origin.of_tables(options["folder"]) if "folder" in options else {}
+    prepared.check_source(
+        path, prepared.digest_tables(options["folder"]) if "folder" in options else {}
     )
     table = prepared.read_table(path)
-    known = schema.tasks_of(table)
+    known = prepared.tasks_of(table)
     names = tuple(config.data.tasks) or known
     # The phantom says 'mass', NIH 'Mass': a finding is called as it is asked for.
     asked = {name.lower(): name for name in names if name not in known}
     table = table.rename(columns={k: asked.get(k.lower(), k) for k in known})
-    known = schema.tasks_of(table)
+    known = prepared.tasks_of(table)
     for name in names:
         if name not in known:
             raise InputError(f"data.tasks: {name!r} is none of {', '.join(known)}")
@@ -260,7 +262,7 @@ def plan(config: Config, label: np.ndarray) -> balance.Epoch | None:
 
 def train_batches(
     config: Config,
-    films: loader.Films,
+    films: loader.Images,
     target: loader.Unlabelled | None = None,
     *,
     on_host: bool = False,
@@ -287,6 +289,6 @@ def train_batches(
     )
 
 
-def evaluation_batches(config: Config, films: loader.Films) -> Iterator[loader.Batch]:
+def evaluation_batches(config: Config, films: loader.Images) -> Iterator[loader.Batch]:
     """Every image once."""
     return loader.evaluation_batches(films, **shape(config))

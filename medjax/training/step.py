@@ -81,7 +81,7 @@ def train_step(
 
     Args:
       state: replicated.
-      batch: this shard's rows, see data/schema.py.
+      batch: this shard's rows, see data/loader.py.
       key: the run's key, the same at every step: the batch says the epoch.
       apply: (variables, image, train=True, mutable=[...]) -> (logits, updates), its
         batch statistics shared over AXIS.

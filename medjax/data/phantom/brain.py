@@ -1,28 +1,25 @@
-"""Synthetic brain MRI with a tumour of known extent: the set that needs no download.
+"""Synthetic brain MRI with a tumour of known extent: data that need no download.
 
-A patient is a pure function of (seed, number): the brain of brain_anatomy.py, a
-tumour that pushes it aside, four sequences as a scanner would give them. The three
-regions are nested as in BraTS: the whole tumour holds the core, and the core the
+A patient is a pure function of (seed, number): the brain of brain_anatomy.py, a tumour
+that pushes it aside, and four sequences as a scanner would give them. The three regions
+are nested as in BraTS: the whole tumour contains the core, and the core contains the
 enhancing part, a rim around necrosis.
 
 No sequence shows the tumour alone. Necrosis is as dark on FLAIR as white matter, and
 harmless spots as bright as oedema; vessels are as bright as the rim on T1CE; gains,
-contrasts and fields vary. At the default size and seed 0, z-scored in the brain, the
-best threshold of the best sequence has a mean Dice over patients 0 to 19 of 0.56 for
-the whole tumour (FLAIR), 0.39 for the core and 0.59 for the enhancing part (T1CE); and
-of 0.62, 0.41 and 0.63 if each patient is given the threshold that suits them best. A
-U-Net of widths 16, 32, 64 that starts by halving the resolution, trained on patients 0
-to 39 for 900 steps of one patient (4 minutes of one core), has 0.89, 0.86 and 0.78 on
-patients 100 to 119.
+contrasts and bias fields vary. At the default size and seed 0, z-scored in the brain,
+the best threshold of the best sequence has a mean Dice over patients 0 to 19 of 0.56
+for the whole tumour (FLAIR), 0.39 for the core and 0.59 for the enhancing part (T1CE);
+with the best threshold for each patient, 0.62, 0.41 and 0.63. A U-Net of widths 16, 32,
+64 that starts by halving the resolution, trained on patients 0 to 39 for 900 steps of
+one patient (4 minutes of one core), has 0.89, 0.86 and 0.78 on patients 100 to 119.
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import NamedTuple
 
-import nibabel
 import numpy as np
 from scipy import ndimage
 
@@ -74,8 +71,8 @@ SCANNER = {
 }
 
 
-class Patient(NamedTuple):
-    """One patient's volume; S, P, L axes as data/nifti.py reads them.
+class Phantom(NamedTuple):
+    """One synthetic patient; axes S, P, L as in `nifti.Volume`.
 
     image: [D, H, W, 4] float32, whole numbers in units of the scanner, at least 1 in
       the brain and 0 around it: SEQUENCES.
@@ -98,8 +95,8 @@ def patient(
     spacing: Sequence[float] = SPACING,
     without_tumour: float = 0.0,
     without_enhancing: float = 0.15,
-) -> Patient:
-    """Draws one patient; who else is drawn, and in what order, changes nothing.
+) -> Phantom:
+    """Draws one patient, independently of all others.
 
     Args:
       number: the patient's, 0 or more.
@@ -132,40 +129,7 @@ def patient(
     affine = np.zeros((4, 4))
     affine[[2, 1, 0, 3], range(4)] = *(np.array(spacing) * (1, -1, -1)), 1
     affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
-    return Patient(image, label.astype(np.uint8), np.array(spacing, float), affine)
-
-
-def write(
-    folder: str | Path, patients: Iterable[int], *, seed: int, **options
-) -> list[Path]:
-    """Writes patients as BraTS names its files: `brain_007/brain_007_flair.nii.gz`.
-
-    Args:
-      folder: made if missing.
-      patients: their numbers.
-      seed, options: as in `patient`.
-
-    Returns:
-      Each patient's folder, with one file for each of SEQUENCES in int16, and `seg`
-      in uint8: 0, NECROSIS, OEDEMA or ENHANCING. Axes L, P, S, as in BraTS.
-    """
-    folders = []
-    for number in patients:
-        one = patient(number, seed=seed, **options)
-        name = f"brain_{number:03d}"
-        folders.append(Path(folder) / name)
-        folders[-1].mkdir(parents=True, exist_ok=True)
-        whole, core, enhancing = np.moveaxis(one.label, -1, 0) > 0
-        seg = np.select([enhancing, core, whole], [ENHANCING, NECROSIS, OEDEMA])
-        volumes = dict(zip(SEQUENCES, np.moveaxis(one.image, -1, 0), strict=True))
-        volumes = {k: v.astype(np.int16) for k, v in volumes.items()}
-        volumes["seg"] = seg.astype(np.uint8)
-        affine = one.affine[:, [2, 1, 0, 3]]
-        for part, voxels in volumes.items():
-            file = nibabel.Nifti1Image(voxels.T, affine)
-            file.header.set_xyzt_units("mm")
-            nibabel.save(file, folders[-1] / f"{name}_{part}.nii.gz")
-    return folders
+    return Phantom(image, label.astype(np.uint8), np.array(spacing, float), affine)
 
 
 def _draw(rng, ranges: dict) -> SimpleNamespace:
@@ -175,7 +139,7 @@ def _draw(rng, ranges: dict) -> SimpleNamespace:
 
 
 def _tissues(rng, tumour) -> np.ndarray:
-    """[tissues, sequences]: another scanner, other settings; oedema of any strength."""
+    """[tissues, sequences]: varied by scanner and settings, and oedema in strength."""
     table = np.array(list(TISSUES.values()), np.float32)
     table = table * np.exp(rng.uniform(-0.04, 0.04, table.shape))
     names = list(TISSUES)
@@ -187,7 +151,7 @@ def _tissues(rng, tumour) -> np.ndarray:
 
 
 def _body(rng, lines, points, build, tumour, spacing):
-    """Gaps of the healthy parts, pushed aside; and the distance from the tumour."""
+    """Gaps of the healthy parts, displaced; and the distance from the tumour."""
     z, y, x = points
     turned = x + build.tilt * y, y - build.tilt * x + build.nod * z, z - build.nod * y
     points = turned[::-1]
@@ -211,21 +175,21 @@ def _body(rng, lines, points, build, tumour, spacing):
         brain=_largest(head.hull > -1),
         ventricle=brain_anatomy.ventricles(moved, build),
         nucleus=brain_anatomy.nuclei(moved),
-        own_side=side * moved[2],
+        tumour_side=side * moved[2],
     )
     return body, far
 
 
 def _largest(mask: np.ndarray) -> np.ndarray:
-    """The largest connected part, as tools that strip the skull give."""
+    """The largest component, as skull-stripping tools return."""
     parts, _ = ndimage.label(mask)
     return parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])
 
 
 def _regions(rng, lines, body, far, tumour) -> dict:
-    """Gaps [D, H, W] of REGIONS, nested: none is larger than the one before."""
+    """Gaps [D, H, W] of REGIONS, nested: each lies within the one before."""
     rough, fingers, patchy = (noise(rng, lines, step) for step in (12.0, 10.0, 10.0))
-    inside = np.minimum(body.head.cerebrum, body.own_side) - 1
+    inside = np.minimum(body.head.cerebrum, body.tumour_side) - 1
     core = tumour.core * (1 + tumour.ragged * rough) - far
     core = np.minimum(core, inside)
     oedema = tumour.core + tumour.oedema * (1 + 0.4 * fingers + 0.3 * rough) - far
@@ -242,7 +206,7 @@ def _regions(rng, lines, body, far, tumour) -> dict:
 
 
 def _shares(rng, lines, body, regions, tumour, edge) -> list[np.ndarray]:
-    """What share [D, H, W] of each voxel is of each of TISSUES; they add up to 1."""
+    """The share [D, H, W] of each of TISSUES in each voxel; they add up to 1."""
     head = body.head
     grey = fill(body.build.cortex - body.depth, edge) * fill(head.cerebrum, edge)
     below = fill(head.cerebellum, edge)
@@ -257,10 +221,9 @@ def _shares(rng, lines, body, regions, tumour, edge) -> list[np.ndarray]:
     caps = near * fill(lesions + 2.2 * tumour.spots - 0.9, 0.5)
     deep = fill(lesions - 3.4 + 1.3 * tumour.spots, 0.4) * fill(body.depth - 5, 2)
     spot = np.maximum(caps, deep * fill(head.cerebrum, edge))
-    one, other = noise(rng, lines, 13.0), noise(rng, lines, 13.0)
-    vessel = fill(0.6 - 13 * brain_anatomy.norm(one, other), edge) * fill(
-        22 - np.abs(head.cerebrum), 4
-    )
+    sheets = noise(rng, lines, 13.0), noise(rng, lines, 13.0)  # Vessels: both are 0.
+    vessel = fill(0.6 - 13 * brain_anatomy.norm(*sheets), edge)
+    vessel = vessel * fill(22 - np.abs(head.cerebrum), 4)
     core, enhancing = fill(regions["core"], edge), fill(regions["enhancing"], edge)
     layers = {  # From the top down.
         "enhancing": enhancing,
@@ -274,10 +237,10 @@ def _shares(rng, lines, body, regions, tumour, edge) -> list[np.ndarray]:
         "grey": grey,
         "white": np.ones_like(grey),
     }
-    left, shares = np.ones_like(grey), {}
+    rest, shares = np.ones_like(grey), {}
     for name, layer in layers.items():
-        shares[name] = left * layer
-        left = left - shares[name]
+        shares[name] = rest * layer
+        rest = rest - shares[name]
     return [shares[name] for name in TISSUES]
 
 

@@ -50,7 +50,7 @@ def fill(gap: np.ndarray, edge: float) -> np.ndarray:
 
 
 def blend(gap: np.ndarray, other: np.ndarray, width: float) -> np.ndarray:
-    """The larger of two gaps, with the cleft between rounded out over `width` mm."""
+    """The larger of two gaps, with the cleft between them rounded over `width` mm."""
     near = np.clip(1 - np.abs(gap - other) / width, 0, None)
     return np.maximum(gap, other) + near * near * (width / 4)
 
@@ -72,12 +72,12 @@ def noise(
 ) -> np.ndarray:
     """Smooth noise [D, H, W] of mean 0 and deviation 1 with details of `step` mm.
 
-    A cubic B-spline over a lattice that is fixed in the world: one small matrix
+    A cubic B-spline over a lattice that is fixed in millimetres: one small matrix
     product an axis, and the same field at every resolution.
 
     Args:
       points: z [D], y [H], x [W] mm.
-      band: takes slow waves out, so that level sets are about evenly spaced.
+      band: removes slow waves, so that level sets are about evenly spaced.
     """
     count = int(FIELD_MM / step) + 4
     field = rng.standard_normal((count,) * 3, np.float32)

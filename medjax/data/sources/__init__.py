@@ -1,1 +1,16 @@
-"""Layouts of raw data: each is read into items, a row and its pixels."""
+"""Layouts of raw data: each file here reads some of them.
+
+Image layouts return a `prepared.Source`; those of scans return `scans.ScanFiles`.
+"""
+
+from medjax.data.sources import chest_xray, medmnist, tables, tfds
+
+# What `data.source` may name where images are classified.
+IMAGES = {
+    "chexpert": chest_xray.chexpert,
+    "medmnist": medmnist.medmnist,
+    "nih": chest_xray.nih,
+    "phantom": chest_xray.phantom,
+    "table": tables.table,
+    "tfds": tfds.tfds,
+}

@@ -11,14 +11,13 @@ from typing import BinaryIO
 import numpy as np
 import pandas as pd
 
-from medjax.data import images as reading
-from medjax.data import prepared
+from medjax.data import images, prepared
 from medjax.data.prepared import Item, Source
 from medjax.data.sources import tables
 from medjax.errors import InputError
 
 SPLITS = {"train": "train", "val": "validation", "test": "test"}
-# What the decoders raise; RuntimeError is an encrypted file's.
+# Errors of the decoders; RuntimeError means an encrypted file.
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError)
 DAMAGE += (MemoryError, RuntimeError)
 
@@ -30,21 +29,20 @@ def medmnist(
     task: str = "multiclass",
     names: Sequence[str] = (),
 ) -> Source:
-    """A `.npz` file as MedMNIST has it.
+    """A `.npz` file in MedMNIST's layout.
 
     For each of train, val and test it holds NAME_images, uint8 [N, H, W] (grey),
     [N, H, W, 3] (colour) or [N, S, S, S] (volumes), and NAME_labels, integers
-    [N, L]. Its splits are the official ones. It names no patients, so each image is
-    a patient of its own: the audit can't see a patient on two sides, and intervals
-    are too narrow where a patient has several images.
+    [N, L]. Its splits are the official ones. It names no patients, so each image
+    counts as another patient: the audit can't detect a patient in two splits, and
+    intervals are too narrow where a patient has several images.
 
     Args:
       file: the .npz file; nothing in it is unpickled.
-      side: S, pixels; pictures of another size are squeezed to it, volumes must
-        have it.
+      side: S, pixels; pictures are resized to it, volumes must have it.
       task: 'multiclass': L = 1, the number of the image's one class; 'multilabel':
-        0 or 1 for each of L findings, and with L = 1 for the one.
-      names: of the classes or findings; () calls them '0', '1' and on.
+        0 or 1 for each of L findings.
+      names: of the classes or findings; () names them '0', '1' and so on.
 
     Raises:
       InputError: a damaged file, a missing or odd array, a label out of range, the
@@ -66,31 +64,30 @@ def medmnist(
     number = rows.index.astype(str)
     rows = tables.metadata(rows.assign(patient=number), file)
     rows["height"], rows["width"] = sample[:2]  # A volume is a cube.
-    found = _labels(label, task, tuple(names), rows["image"], file)
-    rows = pd.concat([rows, found], axis=1)
+    targets = _labels(label, task, tuple(names), rows["image"], file)
+    rows = pd.concat([rows, targets], axis=1)
     shape = _shape(sample, side, file)
 
-    def shard(name: str) -> Iterator[Item]:
-        part = rows[rows["official"] == SPLITS[name]].to_dict("records")
+    def items() -> Iterator[Item]:
         make = functools.partial(_item, shape=shape)
-        images = _images(file, f"{name}_images", len(part))
-        yield from prepared.in_parallel(make, zip(part, images, strict=True))
+        for name, split in SPLITS.items():
+            part = rows[rows["official"] == split].to_dict("records")
+            arrays = _arrays(file, f"{name}_images", len(part))
+            yield from prepared.in_parallel(make, zip(part, arrays, strict=True))
 
-    # One a split: what is compressed can only be read from its beginning.
-    shards = [functools.partial(shard, name) for name in SPLITS]
-    return Source(tuple(found), shape, len(rows), shards)
+    return Source(tuple(targets), shape, len(rows), items)
 
 
-def _item(drawn: tuple[dict, np.ndarray], *, shape: tuple[int, ...]) -> Item:
+def _item(pair: tuple[dict, np.ndarray], *, shape: tuple[int, ...]) -> Item:
     """Makes a row and its image [H, W], [H, W, 3] or [D, H, W] an item."""
-    row, pixels = drawn
+    row, pixels = pair
     if len(shape) == 3:
-        pixels = reading.resize(pixels.astype(np.float32) / 255, shape[0])
+        return Item(row, images.fit(pixels.astype(np.float32) / 255, shape))
     return Item(row, pixels.reshape(shape))
 
 
 def _shape(sample: tuple[int, ...], side: int, where: Path) -> tuple[int, ...]:
-    """The shape of the records of images of this shape."""
+    """The shape of the records, of one image's shape in the file."""
     if len(sample) == 2 or sample[-1] == 3:
         return (side, side, 3 if len(sample) == 3 else 1)
     if sample != (side,) * 3:
@@ -179,7 +176,7 @@ def _header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
 
 
 def _check_images(shape, first, kind, name: str, where: Path) -> None:
-    """Refuses images of another kind than the train split's."""
+    """Refuses images of another shape or type than the train split's."""
     if kind != np.uint8 or len(shape) not in (3, 4) or min(shape[1:]) < 1:
         raise InputError(
             f"{where}: {name}_images is {kind} {shape}: uint8 [N, H, W], [N, H, W, 3] "
@@ -192,7 +189,7 @@ def _check_images(shape, first, kind, name: str, where: Path) -> None:
         )
 
 
-def _images(path: Path, key: str, number: int) -> Iterator[np.ndarray]:
+def _arrays(path: Path, key: str, number: int) -> Iterator[np.ndarray]:
     """Yields an array's images one by one, as they are decompressed."""
     try:
         with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as file:

@@ -1,8 +1,8 @@
-"""Whose files are whose: folders of patients, and the Decathlon's layout.
+"""Which files belong to which patient: folders of patients, and the Decathlon's layout.
 
-A patient is a folder in which a sequence's pattern finds a file, or in the Medical
-Segmentation Decathlon one file of several sequences. Hidden files, those that macOS
-leaves ('._T1.nii.gz') among them, are never looked at.
+A patient is a folder in which a sequence's pattern matches a file, or in the Medical
+Segmentation Decathlon one file of several sequences. Hidden files are ignored, also
+those that macOS leaves ('._T1.nii.gz').
 """
 
 import json
@@ -15,8 +15,8 @@ from medjax.data import nifti
 from medjax.errors import InputError
 
 
-class File(NamedTuple):
-    """Where one sequence of a patient is.
+class SequenceFile(NamedTuple):
+    """The file of one sequence of a patient.
 
     path: a NIfTI file, or a folder of one DICOM series.
     channel: which volume of a file of four axes; None in a file of one volume.
@@ -26,49 +26,49 @@ class File(NamedTuple):
     channel: int | None = None
 
 
-class Found(NamedTuple):
-    """The files of one patient.
+class ScanFiles(NamedTuple):
+    """The files of one scan of a patient.
 
-    name: the folder's path below where it was looked for, or the file's stem.
-    files: sequence -> its file, in the order of the channels; None is missing.
+    name: the folder's path below the data's folder, or the file's stem.
+    sequences: sequence -> its file, in the order of the channels; None is missing.
     mask: the segmentation, None is missing.
     official: 'train' or 'test' where the data set says so, else ''.
     """
 
     name: str
-    files: dict[str, File | None]
+    sequences: dict[str, SequenceFile | None]
     mask: Path | None = None
     official: str = ""
 
     def paths(self) -> list[Path]:
         """The files and folders that are there."""
-        files = [file.path for file in self.files.values() if file is not None]
+        files = [file.path for file in self.sequences.values() if file is not None]
         return files + ([] if self.mask is None else [self.mask])
 
 
 def in_folders(
     path: Path, *, sequences: Sequence[str], files: Mapping[str, str], mask: str = ""
-) -> list[Found]:
+) -> list[ScanFiles]:
     """Finds patients by the names of their files.
 
-    A folder in which any of the patterns finds something is a patient; other folders
-    are searched in turn. So a patient's own folder may be given, or one of patients,
-    however deep they lie.
+    A folder in which any of the patterns matches is a patient; other folders are
+    searched in turn. So `path` may be a patient's own folder, or a folder of patients
+    at any depth.
 
     Args:
       path: the folder.
       sequences: their names, in the order of the channels.
       files: sequence -> pattern below the patient's folder, such as 'T1.nii.gz',
-        '*_t1ce.nii.gz' or 'anat/*_T1w.nii.gz'; it may find a folder, which is a DICOM
+        '*_t1ce.nii.gz' or 'anat/*_T1w.nii.gz'; it may match a folder, which is a DICOM
         series.
-      mask: the segmentation's pattern; '' looks for none.
+      mask: the segmentation's pattern; '' for none.
 
     Returns:
       Sorted by name.
 
     Raises:
       InputError: no such folder, no patient in it, a sequence without a pattern, or a
-        pattern that finds two files of one patient.
+        pattern that matches two files of one patient.
     """
     path = Path(path).expanduser()
     if not path.is_dir():
@@ -78,27 +78,29 @@ def in_folders(
         if not files.get(name):
             raise InputError(f"data.files has no pattern for the sequence {name!r}")
     patterns = {name: files[name] for name in sequences}
-    found = []
+    scans = []
     for folder, paths in _walk(path, patterns):
         name = path.resolve().name if folder == path else str(folder.relative_to(path))
         segmentation = _only(folder, mask) if mask else None
-        matched = {s: File(p) if p else None for s, p in paths.items()}
-        found.append(Found(name, matched, segmentation))
-    if not found:
+        matched = {s: SequenceFile(p) if p else None for s, p in paths.items()}
+        scans.append(ScanFiles(name, matched, segmentation))
+    if not scans:
         patterns = ", ".join(repr(p) for p in patterns.values())
-        raise InputError(f"{path}: no file in it matches {patterns}; mend data.files")
-    return found
+        raise InputError(
+            f"{path}: no file in it matches {patterns}; correct data.files"
+        )
+    return scans
 
 
 def in_decathlon(
     path: Path, *, sequences: Sequence[str], part: str = "training"
-) -> list[Found]:
-    """Finds patients as the Medical Segmentation Decathlon keeps them.
+) -> list[ScanFiles]:
+    """Finds patients in the layout of the Medical Segmentation Decathlon.
 
     Args:
       path: a task's folder with its dataset.json; or, to predict, a folder of images
-        as imagesTs, or one image. dataset.json is then looked for beside and above,
-        and without one the file's volumes are the sequences in their order.
+        such as imagesTs, or one image. Then dataset.json may lie beside or above it;
+        without one the file's volumes are the sequences in their order.
       sequences: names of dataset.json's 'modality', all of them or some.
       part: 'training' (with masks) or 'test', of a task's folder.
 
@@ -117,59 +119,60 @@ def in_decathlon(
         raise InputError(f"part={part!r} is unknown: use 'training' or 'test'")
     if not path.exists():
         raise InputError(f"{path}: does not exist; give a folder or a NIfTI file")
-    described = next((f for f in _descriptions(path) if f.is_file()), None)
-    channels = _channels(described, sequences)
-    if described is not None and described.parent == path:
-        pairs = _listed(described, part)
+    description = next((f for f in _descriptions(path) if f.is_file()), None)
+    channels = _channels(description, sequences)
+    if description is not None and description.parent == path:
+        pairs = _listed(description, part)
     else:
         images = [path] if path.is_file() else sorted(_visible(path.iterdir()))
         pairs, part = [(p, None) for p in images if nifti.is_volume(p)], ""
     if not pairs:
         raise InputError(f"{path}: holds no image (.nii.gz) of the {part or 'folder'}")
     official = {"training": "train", "test": "test", "": ""}[part]
-    found = []
+    scans = []
     for image, mask in sorted(pairs, key=lambda pair: _stem(pair[0])):
-        files = {name: File(image, channels[name]) for name in sequences}
-        found.append(Found(_stem(image), files, mask, official))
-    return found
+        files = {name: SequenceFile(image, channels[name]) for name in sequences}
+        scans.append(ScanFiles(_stem(image), files, mask, official))
+    return scans
 
 
 def patient_numbers(names: Sequence[str], pattern: str) -> list[int]:
-    """Which volumes show the same patient: their numbers, in the order of appearance.
+    """Numbers the patients of scans, in the order of their first scans.
 
     Args:
-      names: of the volumes: paths below the data's folder, or files.
-      pattern: a regular expression, of which the first group that it finds in a name
-        is the patient: '(.*?)/' where each patient's folder holds one for each visit,
-        '(.*)' where every volume shows another patient. '' is that, too, unless two
-        volumes lie in one folder.
+      names: of the scans: paths below the data's folder, or files.
+      pattern: a regular expression, whose first group matches the patient in a name:
+        '(.*?)/' where each patient's folder holds a folder for each visit, '(.*)' where
+        every scan shows another patient. '' means that, too, unless two scans lie in
+        one folder.
 
     Raises:
-      InputError: a pattern that isn't one or finds no patient; or none, and two volumes
-        in one folder, which may be two visits of one patient.
+      InputError: an invalid pattern, or one that matches no patient; or '' and two
+        scans in one folder, which may be two visits of one patient.
     """
     if not pattern:
         above = [name.rpartition("/")[0] for name in names]
         shared = next((a for a in above if a and above.count(a) > 1), None)
         if shared is not None:
             raise InputError(
-                f"{shared}: holds several volumes, and no split may part those of one "
-                "patient: say which part of a name is the patient, data.patient="
-                "'(.*?)/' for the first folder, or '(.*)' if each is another one"
+                f"{shared}: holds several volumes, and a split must not divide those of "
+                "one patient: say which part of a name is the patient, data.patient="
+                "'(.*?)/' for the first folder, or '(.*)' if each is another patient"
             )
         pattern = "(.*)"
-    people = {}
+    patients: dict[str, int] = {}
+    numbers = []
     for name in names:
         try:
-            hit = re.search(pattern, name)
+            match = re.search(pattern, name)
         except re.error as error:
             raise InputError(f"data.patient={pattern!r}: {error}") from None
-        if not hit or not hit.groups() or not hit[1]:
+        if not match or not match.groups() or not match[1]:
             raise InputError(
                 f"data.patient={pattern!r}: its first group finds no patient in {name!r}"
             )
-        people.setdefault(hit[1], len(people))
-    return [people[re.search(pattern, name)[1]] for name in names]
+        numbers.append(patients.setdefault(match[1], len(patients)))
+    return numbers
 
 
 def _check_sequences(sequences: Sequence[str]) -> None:
@@ -189,7 +192,7 @@ def _walk(folder: Path, patterns: Mapping[str, str]) -> Iterator[tuple[Path, dic
 
 
 def _only(folder: Path, pattern: str) -> Path | None:
-    """The one path that a pattern finds in a folder; None where it finds none."""
+    """The one path that a pattern matches in a folder; None where there is none."""
     try:
         matches = sorted(_visible(folder.glob(pattern)))
     except (ValueError, NotImplementedError) as error:
@@ -217,32 +220,32 @@ def _descriptions(path: Path) -> list[Path]:
     ]
 
 
-def _channels(described: Path | None, sequences: Sequence[str]) -> dict[str, int]:
+def _channels(description: Path | None, sequences: Sequence[str]) -> dict[str, int]:
     """Sequence -> which volume of a file it is."""
-    if described is None:
+    if description is None:
         return {name: channel for channel, name in enumerate(sequences)}
-    modality = _json(described).get("modality")
+    modality = _json(description).get("modality")
     if not isinstance(modality, dict) or not all(n.isdigit() for n in modality):
-        raise InputError(f"{described}: its 'modality' is no table of sequences")
+        raise InputError(f"{description}: its 'modality' is no table of sequences")
     channels = {str(name): int(number) for number, name in modality.items()}
     for name in sequences:
         if name not in channels:
             known = ", ".join(map(repr, channels))
             raise InputError(
-                f"data.sequences: {described} has no {name!r}, but {known}"
+                f"data.sequences: {description} has no {name!r}, but {known}"
             )
     return channels
 
 
-def _listed(described: Path, part: str) -> list[tuple[Path, Path | None]]:
+def _listed(description: Path, part: str) -> list[tuple[Path, Path | None]]:
     """(image, mask) of a part of the data set."""
-    folder, listed = described.parent, _json(described).get(part)
+    folder, listed = description.parent, _json(description).get(part)
     try:
         if part == "test":
             return [(folder / image, None) for image in listed]
         return [(folder / pair["image"], folder / pair["label"]) for pair in listed]
     except (TypeError, KeyError):
-        raise InputError(f"{described}: its {part!r} is no list of images") from None
+        raise InputError(f"{description}: its {part!r} is no list of images") from None
 
 
 def _json(path: Path) -> dict:

@@ -1,12 +1,12 @@
-"""What folders of films with a table beside them have in common.
+"""Images with a table: any CSV file, and what all layouts with a table share.
 
-What any data set says of its images -> the columns of schema.py, or one error.
+A table's cells become the columns that prepared.py lists, or one clear error.
 """
 
-import functools
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,11 @@ from medjax.data.prepared import Item, Source
 from medjax.errors import InputError
 
 FROM_FILE = ["width", "height", "spacing_x", "spacing_y"]  # Where the table is blank.
+VIEWS = ("PA", "AP", "LATERAL")
+SEXES = {"F": "F", "FEMALE": "F", "M": "M", "MALE": "M"}
+OFFICIAL = ("train", "validation", "test", "")
+OPTIONAL = ("view", "sex", "age", "follow_up", "official")
+LARGEST = 2**31 - 1  # A batch holds patients as int32.
 
 
 def existing(folder: Path) -> Path:
@@ -27,15 +32,15 @@ def existing(folder: Path) -> Path:
 
 
 def newest(folder: Path, pattern: str) -> Path:
-    """The newest table of that name: the one that sorts last."""
-    found = sorted(folder.glob(pattern))
-    if not found:
+    """The newest table of that name: the last in alphabetical order."""
+    paths = sorted(folder.glob(pattern))
+    if not paths:
         raise InputError(f"{folder}: no {pattern}: is this the data set's folder?")
-    return found[-1]
+    return paths[-1]
 
 
 def read_csv(path: Path) -> pd.DataFrame:
-    """Every cell as the text that it is; a blank one is ''."""
+    """Every cell as text; a blank one is ''."""
     try:
         return pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
@@ -56,18 +61,18 @@ def select(table: pd.DataFrame, columns: dict[str, str], where: Path) -> pd.Data
 
 def numbers(table: pd.DataFrame, name: str, where: Path) -> pd.Series:
     """A column of text as numbers; blank is NaN."""
-    found = pd.to_numeric(table[name], errors="coerce")
-    strange = found.isna() & (table[name].str.strip() != "")
+    column = pd.to_numeric(table[name], errors="coerce")
+    strange = column.isna() & (table[name].str.strip() != "")
     if strange.any():
         text, image = table.loc[strange, [name, "image"]].iloc[0]
         raise InputError(
             f"{where}: the {name} of {image} is {text!r}, no number: correct the table"
         )
-    return found
+    return column
 
 
 def only(column: pd.Series, values: Sequence[str]) -> pd.Series:
-    """The column with '' for everything that is none of the values."""
+    """The column with '' for every other value."""
     return column.where(column.isin(list(values)), "")
 
 
@@ -80,77 +85,61 @@ def source(
     where: Path,
     left_out: Sequence[tuple[str, str]] = (),
 ) -> Source:
-    """The films of a table, in its order.
+    """The images of a table, in its order.
 
     Args:
-      table: one row a film, with the columns of schema.py but the id.
+      table: one row an image, with the columns of prepared.py but the id.
       load: makes a row an item.
       tasks: names of the findings or classes.
-      shape: of the items' pixels.
+      shape: of the images.
       where: the table or its folder, for messages.
-      left_out: (file, reason) of files for quarantine that no row names.
+      left_out: (file, reason) of files for quarantine that are in no row.
     """
-    prepared.check_names(tasks)
-    twice = table["image"].duplicated()
-    if twice.any():
-        image = table["image"][twice].iloc[0]
+    prepared.check_tasks(tasks)
+    if (image := prepared.first_duplicate(table["image"])) is not None:
         raise InputError(f"{where}: the table lists {image} twice: keep one row")
-    size = prepared.FILMS_A_SHARD
 
-    def shard(start: int) -> Iterator[Item]:
-        part = table.iloc[start : start + size].itertuples(index=False, name=None)
-        rows = (dict(zip(table.columns, row, strict=True)) for row in part)
+    def items() -> Iterator[Item]:
+        cells = table.itertuples(index=False, name=None)
+        rows = (dict(zip(table.columns, row, strict=True)) for row in cells)
         yield from prepared.in_parallel(load, rows)
-        if start + size >= len(table):
-            for file, reason in left_out:
-                yield Item({"image": file}, None, reason=reason)
+        for file, reason in left_out:
+            yield Item({"image": file}, None, reason=reason)
 
-    starts = range(0, len(table), size)
-    shards = [functools.partial(shard, start) for start in starts]
-    films = len(table) and len(table) + len(left_out)
-    return Source(tuple(tasks), tuple(shape), films, shards)
+    total = len(table) and len(table) + len(left_out)
+    return Source(tuple(tasks), tuple(shape), total, items)
 
 
 def load(
     row: dict, path: Path, shape: tuple[int, ...], boxes: Sequence[tuple] = ()
 ) -> Item:
-    """Reads and resizes one film; what can't be read becomes a reason.
+    """Reads and resizes one image; one that can't be read is left out with the reason.
 
     Args:
-      row: of the table; NaN where only the file knows.
+      row: of the table; NaN where the file's own value is to be taken.
       path: of the file.
-      shape: (S, S, C) of the item's pixels, C = 1 or 3.
-      boxes: (finding, x0, y0, x1, y1), in pixels of the S x S film.
+      shape: (S, S, C) of the image, C = 1 or 3.
+      boxes: (finding, x0, y0, x1, y1), in pixels of the S x S image.
     """
     try:
-        film = images.read(path, shape[-1])
+        film, image = images.load(path, shape)
     except InputError as error:
         return Item(row, None, reason=str(error))
     height, width = film.pixels.shape[:2]
-    found = {"width": width, "height": height}
-    found |= {"spacing_x": film.spacing[0], "spacing_y": film.spacing[1]}
-    # What the table says of the original stands; files may be resized copies.
-    found = {k: v if math.isnan(row[k]) else row[k] for k, v in found.items()}
-    found |= {k: int(found[k]) for k in ("width", "height")}
-    pixels = images.resize(film.pixels, shape[0]).reshape(shape)
-    return Item({**row, **found}, pixels, boxes)
-
-
-VIEWS = ("PA", "AP", "LATERAL")
-SEXES = {"F": "F", "FEMALE": "F", "M": "M", "MALE": "M"}
-OFFICIAL = ("train", "validation", "test", "")
-OPTIONAL = ("view", "sex", "age", "follow_up", "official")
-LARGEST = 2**31 - 1  # A batch holds patients as int32.
+    file = dict(zip(FROM_FILE, (width, height, *film.spacing), strict=True))
+    # The table's values count first: the files may be resized copies.
+    file = {k: v if math.isnan(row[k]) else row[k] for k, v in file.items()}
+    file |= {k: int(file[k]) for k in ("width", "height")}
+    return Item({**row, **file}, image, boxes)
 
 
 def metadata(text: pd.DataFrame, where: object) -> pd.DataFrame:
-    """The columns that are no label; what only the file knows is NaN.
+    """The columns that are no label; FROM_FILE's are NaN.
 
     Args:
-      text: N rows of text, `image`, `patient` and any of OPTIONAL; blank is
-        unknown. Patients that are not all whole numbers from 0 are numbered in
-        the order of their sorted names. A view or sex that is none of
-        schema.py's is unknown.
+      text: N rows of text, `image`, `patient` and any of OPTIONAL; blank is unknown.
+        Unless all patients are whole numbers from 0, they are numbered in the order of
+        their sorted names. A view or sex that prepared.py doesn't list is unknown.
       where: the data set, for messages.
 
     Raises:
@@ -168,9 +157,9 @@ def metadata(text: pd.DataFrame, where: object) -> pd.DataFrame:
         table[name] = numbers(columns, name, where)
     strange = ~table["official"].isin(OFFICIAL)
     if strange.any():
-        image, found = table.loc[strange, ["image", "official"]].iloc[0]
+        image, official = table.loc[strange, ["image", "official"]].iloc[0]
         raise InputError(
-            f"{where}: the official split of {image} is {found!r}: use 'train', "
+            f"{where}: the official split of {image} is {official!r}: use 'train', "
             "'validation', 'test' or blank"
         )
     table[FROM_FILE] = math.nan
@@ -220,7 +209,7 @@ def one_hot(index: np.ndarray, names: Sequence[str], where: object) -> pd.DataFr
     """
     if len(names) < 2:
         raise InputError(
-            f"{where}: {len(names)} class(es), and telling them apart needs two"
+            f"{where}: {len(names)} class(es): a classifier needs two or more"
         )
     label = np.eye(len(names))[index]
     label[index < 0] = math.nan
@@ -228,6 +217,125 @@ def one_hot(index: np.ndarray, names: Sequence[str], where: object) -> pd.DataFr
 
 
 def check_channels(channels: int) -> None:
-    """Refuses what is neither grey nor colour."""
+    """Refuses anything but grey and colour."""
     if channels not in (1, 3):
         raise InputError(f"data.channels={channels}: use 1 (grey) or 3 (colour)")
+
+
+def table(
+    *,
+    folder: Path,
+    side: int,
+    table: str = "labels.csv",
+    image: str = "image",
+    patient: str = "patient",
+    labels: Sequence[str] = (),
+    classes: str = "",
+    view: str = "",
+    sex: str = "",
+    age: str = "",
+    follow_up: str = "",
+    official: str = "",
+    channels: int = 1,
+) -> Source:
+    """A folder of images and a CSV file with one row an image.
+
+    Exactly one of `labels` and `classes` is given. The other settings that name a
+    column, except `image` and `patient`, may be '': then the value is unknown.
+
+    Args:
+      folder: of the images.
+      side: S, pixels; images are resized to a square once, here.
+      table: the CSV file, below the folder or anywhere.
+      image: the column of the files' paths below the folder.
+      patient: the column of patients. Whole numbers stay; names are numbered from 0 in
+        their sorted order.
+      labels: columns of 0 (absent), 1 (present), a soft label between or blank
+        (unknown); an image may have several findings.
+      classes: one column of class names, blank where unknown; an image has exactly
+        one. Classes become tasks in the order of their sorted names.
+      view: the column of 'PA', 'AP' or 'LATERAL'.
+      sex: the column of 'F' or 'M', 'female' or 'male'.
+      age: the column of years.
+      follow_up: the column of the image's number in the patient's history, from 0.
+      official: the column of 'train', 'validation', 'test' or blank.
+      channels: 1, grey, or 3, colour.
+
+    Raises:
+      InputError: no such column, an image without a patient, a cell that isn't what
+        its column holds, or a path that leads out of the folder.
+    """
+    if bool(labels) == bool(classes):
+        raise InputError(
+            "data.labels and data.classes: give one of them, the columns of findings "
+            "or the column of an image's one class"
+        )
+    if not patient:
+        raise InputError(
+            "data.patient='': name the column of patients; without it the same patient "
+            "may be in training and test"
+        )
+    check_channels(channels)
+    folder = existing(folder)
+    path = folder / Path(table).expanduser()
+    raw = read_csv(path)
+    columns = {"image": image, "patient": patient}
+    optional = (view, sex, age, follow_up, official)
+    columns |= {k: v for k, v in zip(OPTIONAL, optional, strict=True) if v}
+    rows = metadata(select(raw, columns, path), path)
+    if classes:
+        targets = _classes(raw, classes, path)
+    else:
+        targets = _labels(raw, labels, rows["image"], path)
+    files = _files(folder, rows["image"], path)
+
+    def read(row: dict) -> Item:
+        return load(row, files[row["image"]], shape)
+
+    shape = (side, side, channels)
+    rows = pd.concat([rows, targets], axis=1)
+    return source(rows, read, tasks=tuple(targets), shape=shape, where=path)
+
+
+def _labels(
+    raw: pd.DataFrame, labels: Sequence[str], images: pd.Series, where: Path
+) -> pd.DataFrame:
+    """The columns of findings as numbers."""
+    text = select(raw, {name: name for name in labels}, where)
+    text = text.assign(image=images)  # For the message about a strange cell.
+    values = [numbers(text, name, where).to_numpy(float) for name in labels]
+    return findings(np.stack(values, axis=1), labels, images, where)
+
+
+def _classes(raw: pd.DataFrame, column: str, where: Path) -> pd.DataFrame:
+    """The column of class names as a column a class."""
+    text = select(raw, {"class": column}, where)["class"].str.strip()
+    names = sorted(set(text) - {""})
+    return one_hot(pd.Index(names).get_indexer(text), names, where)
+
+
+def _files(folder: Path, images: pd.Series, where: Path) -> dict[str, Path]:
+    """Image -> its file, which must lie below the folder and have one row.
+
+    A table is not trusted: a path or a link in it might lead to any file of this
+    machine.
+    """
+    root = os.path.realpath(folder)
+    files: dict[str, Path] = {}
+    named: dict[str, str] = {}
+    for image in images:
+        path = PurePosixPath(image)
+        plain = "\0" not in image and not path.is_absolute() and ".." not in path.parts
+        real = os.path.realpath(folder / image) if plain else ""
+        if not real.startswith(root + os.sep):
+            raise InputError(
+                f"{where}: the image {image!r} is no file below {folder}: give paths "
+                "within it, without '..' or a link that leads out"
+            )
+        if real in named and named[real] != image:
+            raise InputError(
+                f"{where}: {named[real]} and {image} are the same file: keep one row"
+            )
+        named[real] = image
+        files[image] = Path(real)
+    return files

@@ -38,26 +38,25 @@ def tfds(
 ) -> Source:
     """A prepared TFDS data set whose examples hold an image and labels.
 
-    TensorFlow isn't needed, nor the code that prepared the data set, but its files
+    Neither TensorFlow nor the code that prepared the data set is needed, but its files
     must be array_record: TFRecord files can't be read at random. The splits 'train',
-    'validation' and 'test' are the official ones, others are none. The settings that
-    name a feature may be '' but for `image` and `label`.
+    'validation' and 'test' are the official ones; others are not official. The settings
+    that name a feature, except `image` and `label`, may be ''.
 
     Args:
-      name: of the data set as its folder lies below data_dir: 'NAME',
-        'NAME/CONFIG' or with '/VERSION' after either, where there are several; or
-        the folder itself.
-      side: S, pixels; images are squeezed to a square once, here.
+      name: the data set's folder below data_dir: 'NAME' or 'NAME/CONFIG', with
+        '/VERSION' where there are several; or any folder.
+      side: S, pixels; images are resized to a square once, here.
       data_dir: where TFDS prepares data sets.
       image: an Image feature of 8 or 16 bits, or a Tensor [H, W, 1 or 3] of uint8.
       label: a ClassLabel (an image has exactly one class), a Sequence of ClassLabel
         (it has several), numbers from 0 to 1 in a vector or alone; -1 in a
         ClassLabel is unknown.
       labels: instead of `label`: scalar features of 0 or 1, a finding each.
-      names: of a vector's findings; () calls them '0', '1' and on.
-      patient: whom an image shows, a number or text. '' makes each image a patient of
-        its own: then nobody can see a patient on two sides of the split.
-      view, sex, age, follow_up: see schema.py; text, a number or a ClassLabel.
+      names: of a vector's findings; () names them '0', '1' and so on.
+      patient: whom an image shows, a number or text. '' counts each image as another
+        patient: then the audit can't detect a patient in two splits.
+      view, sex, age, follow_up: see prepared.py; text, a number or a ClassLabel.
       channels: 1, grey, or 3, colour.
 
     Raises:
@@ -79,11 +78,11 @@ def tfds(
     tasks, read = _labels(features, wanted, bool(labels), tuple(names), folder)
     if not patient:
         log.warning(
-            "%s: data.patient='', so each image counts as a patient of its own, and "
-            "nobody can see a patient on two sides of the split",
+            "%s: data.patient='', so each image counts as another patient, and a "
+            "patient in two splits can't be detected",
             folder,
         )
-    # Two passes: what no image is decoded for, then the images, as they are asked for.
+    # Two passes: first labels and metadata, later the images, one by one.
     text, values, places = [], [], {}
     for split, number, example in _examples(splits, folder):
         cell = {key: _text(features[f], example[f]) for key, f in columns.items()}
@@ -95,14 +94,14 @@ def tfds(
     if not text:
         raise InputError(f"{folder}: the data set holds no example")
     table = tables.metadata(pd.DataFrame(text), folder)
-    found = tables.findings(np.stack(values), tasks, table["image"], folder)
+    targets = tables.findings(np.stack(values), tasks, table["image"], folder)
     shape = (side, side, channels)
 
     def load(row: dict) -> Item:
         split, number = places[row["image"]]
         return _item(row, splits[split][number][image], shape)
 
-    table = pd.concat([table, found], axis=1)
+    table = pd.concat([table, targets], axis=1)
     return tables.source(table, load, tasks=tasks, shape=shape, where=folder)
 
 
@@ -120,21 +119,21 @@ def _examples(
 def _folder(name: str, data_dir: Path) -> Path:
     """The one prepared data set below data_dir / name."""
     folder = data_dir / Path(name).expanduser()
-    found = sorted(path.parent for path in folder.rglob("dataset_info.json"))
-    if not found:
+    folders = sorted(path.parent for path in folder.rglob("dataset_info.json"))
+    if not folders:
         raise InputError(
             f"data.name={name!r}: no prepared TFDS data set in {folder}: correct it or "
             "data.data_dir, or prepare it with file_format='array_record'"
         )
-    if len(found) > 1:
-        names = ", ".join(str(path.relative_to(data_dir)) for path in found)
+    if len(folders) > 1:
+        names = ", ".join(str(path.relative_to(data_dir)) for path in folders)
         raise InputError(f"data.name={name!r} may be any of {names}: name one of them")
-    return found[0]
+    return folders[0]
 
 
 @contextlib.contextmanager
 def _refusing(folder: Path) -> Iterator[None]:
-    """Turns what TFDS raises into one line: JSON, protocol buffers, C++, its own."""
+    """Turns TFDS' errors of many types (JSON, protocol buffers, C++) into one line."""
     try:
         yield
     except Exception as error:
@@ -145,7 +144,7 @@ def _refusing(folder: Path) -> Iterator[None]:
 
 
 def _splits(builder: Any, image: str, folder: Path) -> dict[str, Sequence[dict]]:
-    """For each split its examples, at random access; an Image stays undecoded."""
+    """Split -> its examples, with random access; an Image stays undecoded."""
     kind = builder.info.file_format.value
     if kind != "array_record":
         raise InputError(
@@ -162,7 +161,7 @@ def _splits(builder: Any, image: str, folder: Path) -> dict[str, Sequence[dict]]
 
 
 def _check_names(features: Any, names: Iterable[str], where: Path) -> None:
-    """Refuses the name of a feature that the data set doesn't have."""
+    """Refuses features that the data set doesn't have."""
     for name in names:
         if name not in features:
             raise InputError(
@@ -174,7 +173,7 @@ def _check_names(features: Any, names: Iterable[str], where: Path) -> None:
 def _check_kinds(
     features: Any, image: str, columns: Iterable[str], where: Path
 ) -> None:
-    """Refuses an image that is no picture, and metadata that is no scalar."""
+    """Refuses an image feature that holds no image, and metadata that isn't scalar."""
     for name in columns:
         if features[name].shape != ():
             raise InputError(
@@ -257,7 +256,7 @@ def _number(feature: Any, value: Any) -> float:
 
 
 def _text(feature: Any, value: Any) -> str:
-    """A value as a table would hold it; unknown is ''."""
+    """A value as a table's text; unknown is ''."""
     if isinstance(value, bytes):
         return value.decode(errors="replace")
     if isinstance(feature, kinds.ClassLabel):
@@ -267,16 +266,14 @@ def _text(feature: Any, value: Any) -> str:
 
 
 def _item(row: dict, value: bytes | np.ndarray, shape: tuple[int, ...]) -> Item:
-    """Decodes and resizes one image; what can't be read becomes a reason."""
+    """Decodes and resizes one image; one that can't be decoded is left out."""
     try:
         if isinstance(value, bytes):
-            pixels = images.picture(value, shape[-1])
+            pixels = images.decode(value, channels=None)
         else:
             pixels = value.astype(np.float32) / 255
             pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
-            pixels = images.with_channels(pixels, shape[-1])
     except InputError as error:
         return Item(row, None, reason=f"{row['image']} {error}")
     height, width = pixels.shape[:2]
-    row = {**row, "height": height, "width": width}
-    return Item(row, images.resize(pixels, shape[0]).reshape(shape))
+    return Item({**row, "height": height, "width": width}, images.fit(pixels, shape))

@@ -1,6 +1,7 @@
-"""Chest films: the phantom, and folders laid out as NIH ChestX-ray14 is."""
+"""Chest X-ray films: the phantom, NIH ChestX-ray14 and CheXpert."""
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -8,8 +9,7 @@ import jax
 import numpy as np
 import pandas as pd
 
-from medjax.data import images as reading
-from medjax.data import prepared
+from medjax.data import images
 from medjax.data.phantom import chest
 from medjax.data.prepared import Item, Source
 from medjax.data.sources import tables
@@ -31,8 +31,26 @@ NIH_TASKS = (
     "Pleural_Thickening",
     "Hernia",
 )
+CHEXPERT_TASKS = (
+    "Enlarged Cardiomediastinum",
+    "Cardiomegaly",
+    "Lung Opacity",
+    "Lung Lesion",
+    "Edema",
+    "Consolidation",
+    "Pneumonia",
+    "Atelectasis",
+    "Pneumothorax",
+    "Pleural Effusion",
+    "Pleural Other",
+    "Fracture",
+    "Support Devices",
+)
+VIEWS = ("PA", "AP", "LATERAL", "")
+UNCERTAIN = {"ignore": math.nan, "zeros": 0.0, "ones": 1.0, "soft": 0.7}
 NIH_BOX_SIDE = 1024  # The boxes' coordinates, whatever the size of the files.
-OLDEST = 120  # Years; NIH's table holds ages up to 414.
+OLDEST = 120  # Years; NIH's table has ages up to 414.
+CHUNK = 32  # Phantoms drawn in one call: enough for all cores, little memory.
 
 
 def phantom(
@@ -52,8 +70,8 @@ def phantom(
       patients: how many.
       films: of each patient.
       seed: of the whole data set.
-      first_patient: its number; other numbers are other people.
-      contrast: how visible the findings are, see `phantom.patient`.
+      first_patient: the first patient's number; every number is another patient.
+      contrast: how visible the findings are, see `chest.patient`.
       prevalence: [T] share of the films that show each finding.
     """
     if len(prevalence) != len(chest.FINDINGS):
@@ -61,7 +79,6 @@ def phantom(
             f"data.prevalence has {len(prevalence)} numbers: give one for each of "
             + ", ".join(chest.FINDINGS)
         )
-    chunk = 32  # Patients a call: enough to fill the cores, few enough for memory.
     key = jax.random.key(seed)
     draw = functools.partial(
         chest.patients,
@@ -71,24 +88,18 @@ def phantom(
         prevalence=tuple(prevalence),
     )
 
-    def shard(numbers: np.ndarray) -> Iterator[Item]:
-        for start in range(0, len(numbers), chunk):
-            wanted = numbers[start : start + chunk]
-            # One compiled shape: the last chunk is filled up and cut off again.
-            padded = np.resize(wanted, chunk)
-            drawn = jax.device_get(draw(key, padded))
-            for p, number in enumerate(wanted):
+    def items() -> Iterator[Item]:
+        numbers = np.arange(first_patient, first_patient + patients)
+        for start in range(0, patients, CHUNK):
+            chunk = numbers[start : start + CHUNK]
+            # The last chunk is padded, so that one shape is compiled.
+            drawn = jax.device_get(draw(key, np.resize(chunk, CHUNK)))
+            for p, number in enumerate(chunk):
                 for f in range(films):
-                    one = {name: values[p, f] for name, values in drawn.items()}
-                    yield _phantom_item(one, int(number), f, side)
+                    film = {name: values[p, f] for name, values in drawn.items()}
+                    yield _phantom_item(film, int(number), f, side)
 
-    numbers = np.arange(first_patient, first_patient + patients)
-    step = max(1, prepared.FILMS_A_SHARD // max(1, films))
-    shards = [
-        functools.partial(shard, numbers[start : start + step])
-        for start in range(0, patients, step)
-    ]
-    return Source(chest.FINDINGS, (side, side, 1), patients * films, shards)
+    return Source(chest.FINDINGS, (side, side, 1), patients * films, items)
 
 
 def _phantom_item(drawn: dict[str, np.ndarray], patient: int, film: int, side: int):
@@ -115,15 +126,15 @@ def _phantom_item(drawn: dict[str, np.ndarray], patient: int, film: int, side: i
 
 
 def nih(*, folder: Path, side: int) -> Source:
-    """A folder laid out as NIH ChestX-ray14 is.
+    """A folder in the layout of NIH ChestX-ray14.
 
     `images/**.png`, `Data_Entry_2017*.csv` and, where present, `BBox_List_2017.csv`
     (each may be gzipped), `train_val_list.txt` and `test_list.txt`. 'No Finding' is
-    the absence of the 14, not a task.
+    the absence of the 14 findings, not a task.
 
     Args:
       folder: of the data set.
-      side: S, pixels; films are squeezed to a square once, here.
+      side: S, pixels; films are resized to a square once, here.
 
     Raises:
       InputError: no table, a column or a label that isn't ChestX-ray14's, no image.
@@ -154,15 +165,15 @@ def nih(*, folder: Path, side: int) -> Source:
     table["age"] = _nih_age(table["age"])
     table["sex"] = tables.only(table["sex"], ("F", "M"))
     table["view"] = tables.only(table["view"], ("PA", "AP"))
-    found = table.pop("findings").str.split("|")
-    strange = set().union(*found) - {*NIH_TASKS, "No Finding"}
+    findings = table.pop("findings").str.split("|")
+    strange = set().union(*findings) - {*NIH_TASKS, "No Finding"}
     if strange:
         raise InputError(
             f"{path}: Finding Labels holds {min(strange)!r}, which is none of "
             "ChestX-ray14's findings: correct the table"
         )
     for task in NIH_TASKS:
-        table[task] = [float(task in findings) for findings in found]
+        table[task] = [float(task in names) for names in findings]
     table["official"] = _nih_official(folder, table["image"])
     boxes = _nih_boxes(folder, side)
     paths, left_out = _nih_images(folder, set(table["image"]))
@@ -184,16 +195,15 @@ def _nih_age(text: pd.Series) -> pd.Series:
     return years.where(years <= OLDEST)
 
 
-def _nih_official(folder: Path, images: pd.Series) -> np.ndarray:
-    """[N] 'train', 'test' or '', as the official lists say, where there are any."""
+def _nih_official(folder: Path, names: pd.Series) -> np.ndarray:
+    """[N] 'train', 'test' or '', by the official lists where there are any."""
     listed = []
-    for name in ("train_val_list.txt", "test_list.txt"):
-        names = (folder / name).read_text().split() if (folder / name).exists() else []
-        listed.append(images.isin(names))
+    for path in (folder / "train_val_list.txt", folder / "test_list.txt"):
+        listed.append(names.isin(path.read_text().split() if path.exists() else []))
     both = listed[0] & listed[1]
     if both.any():
         raise InputError(
-            f"{folder}: {images[both].iloc[0]} is in train_val_list.txt and in "
+            f"{folder}: {names[both].iloc[0]} is in train_val_list.txt and in "
             "test_list.txt: correct one of them"
         )
     return np.select(listed, ["train", "test"], "")
@@ -202,7 +212,7 @@ def _nih_official(folder: Path, images: pd.Series) -> np.ndarray:
 def _nih_images(folder: Path, listed: set[str]) -> tuple[dict[str, Path], list[tuple]]:
     """Image name -> file, and (file, reason) of the files that are left out."""
     paths, left_out = {}, []
-    for path in reading.film_paths(folder):
+    for path in images.image_paths(folder):
         file = path.relative_to(folder)
         if not file.parts[0].startswith("images"):  # images/, or images_001/ and on.
             continue
@@ -242,3 +252,94 @@ def _nih_boxes(folder: Path, side: int) -> dict[str, list[tuple]]:
     for image, task, x, y, w, h in listed.itertuples(index=False):
         boxes.setdefault(image, []).append((task, x, y, x + w, y + h))
     return boxes
+
+
+def chexpert(
+    *,
+    folder: Path,
+    side: int,
+    uncertain: str = "ignore",
+    blank: str = "zeros",
+    views: Sequence[str] = ("PA", "AP"),
+) -> Source:
+    """A folder in the layout of CheXpert: `train.csv`, `valid.csv`, `Path` below it.
+
+    The official test split is valid.csv, which radiologists labelled.
+
+    Args:
+      folder: of the data set, the one that holds train.csv.
+      side: S, pixels.
+      uncertain: meaning of a label of -1: 'ignore' (unknown), 'zeros', 'ones', or
+        'soft' (0.7: more likely present than absent).
+      blank: meaning of a finding that the report doesn't mention: 'zeros', as in the
+        data set's paper, or 'ignore'.
+      views: which films are kept, of 'PA', 'AP', 'LATERAL' and '' (a frontal film
+        of unknown view).
+
+    Raises:
+      InputError: no table, a missing column, an unknown policy or label.
+    """
+    policies = {"zeros": 0.0, "ignore": math.nan}
+    meaning = {
+        "1": 1.0,
+        "0": 0.0,
+        "-1": _choice("uncertain", uncertain, UNCERTAIN),
+        "": _choice("blank", blank, policies),
+    }
+    for view in views:
+        _choice("views", view, dict.fromkeys(VIEWS))
+    folder = tables.existing(folder)
+    train = tables.read_csv(tables.newest(folder, "train.csv*"))
+    raw = train.assign(official="train")
+    if list(folder.glob("valid.csv*")):
+        valid = tables.read_csv(tables.newest(folder, "valid.csv*"))
+        raw = pd.concat([raw, valid.assign(official="test")], ignore_index=True)
+    columns = {
+        "image": "Path",
+        "sex": "Sex",
+        "age": "Age",
+        "side": "Frontal/Lateral",
+        "view": "AP/PA",
+        "official": "official",
+        **{task: task for task in CHEXPERT_TASKS},
+    }
+    table = tables.select(raw, columns, folder)
+    # 'CheXpert-v1.0-small/train/patient00001/...': the first part is the folder.
+    table["image"] = table["image"].str.replace(r"^CheXpert[^/]*/", "", regex=True)
+    number = table["image"].str.extract(r"patient(\d+)")[0]
+    if number.isna().any():
+        path = table["image"][number.isna()].iloc[0]
+        raise InputError(f"{folder}: Path {path!r} names no patient00000: correct it")
+    table["patient"] = number.astype(int)
+    study = table["image"].str.extract(r"/study(\d+)/")[0]
+    table["follow_up"] = study.astype(float) - 1
+    table["sex"] = table["sex"].map({"Male": "M", "Female": "F"}).fillna("")
+    table["age"] = tables.numbers(table, "age", folder)
+    lateral = table.pop("side") == "Lateral"
+    view = tables.only(table["view"], ("PA", "AP"))
+    table["view"] = view.where(~lateral, "LATERAL")
+    for task in CHEXPERT_TASKS:
+        text = table[task].str.replace(r"\.0$", "", regex=True)
+        strange = ~text.isin(list(meaning))
+        if strange.any():
+            raise InputError(
+                f"{folder}: {task} is {text[strange].iloc[0]!r} for "
+                f"{table['image'][strange].iloc[0]}: use 1, 0, -1 or blank"
+            )
+        table[task] = text.map(meaning)
+    table = table[table["view"].isin(list(views))].reset_index(drop=True)
+    table[tables.FROM_FILE] = math.nan
+
+    def load(row: dict) -> Item:
+        return tables.load(row, folder / row["image"], shape)
+
+    shape = (side, side, 1)
+    return tables.source(table, load, tasks=CHEXPERT_TASKS, shape=shape, where=folder)
+
+
+def _choice(name: str, value: str, known: dict[str, float]) -> float:
+    """The meaning of a setting's value, or an error with the choices."""
+    if value not in known:
+        options = ", ".join(map(repr, known))
+        raise InputError(f"data.{name}={value!r}: use {options}")
+    return known[value]

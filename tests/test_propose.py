@@ -1,4 +1,4 @@
-"""Plans by hand, the ones nnU-Net publishes, and what must hold of any."""
+"""Proposals by hand, those that nnU-Net publishes, and the properties of any."""
 
 import math
 
