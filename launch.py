@@ -52,11 +52,19 @@ from absl import app, flags
 from ml_collections import config_flags
 
 import medjax
-from medjax.commands import commands, compare, evaluate
+from medjax.commands import (
+    compare,
+    convert,
+    evaluate,
+    explore,
+    gallery,
+    predict,
+    prepare,
+)
 from medjax.commands.sweep import EXECUTORS
+from medjax.config import Config
 from medjax.errors import InputError
 from medjax.evaluation.heatmaps import METHODS
-from medjax.tasks import saved
 from medjax.training import devices
 
 FLAGS = flags.FLAGS
@@ -102,7 +110,12 @@ def required(name: str):
     return value
 
 
-def config():
+def workdir() -> Path:
+    """The folder of the run."""
+    return Path(required("workdir"))
+
+
+def config() -> Config:
     """The config; absl reports a file that it can't load only when it is used."""
     value = required("config")
     try:
@@ -125,16 +138,16 @@ def arms() -> list[dict]:
 
 def slurm() -> dict:
     """The values of --slurm; what isn't a number or the like is text."""
-    found = {}
+    options = {}
     for text in FLAGS.slurm:
         name, equals, value = text.partition("=")
         if not equals:
             raise InputError(f"--slurm={text}: give NAME=VALUE")
         try:
-            found[name] = ast.literal_eval(value)
+            options[name] = ast.literal_eval(value)
         except (SyntaxError, ValueError):
-            found[name] = value
-    return found
+            options[name] = value
+    return options
 
 
 def heatmaps() -> dict[str, str | None]:
@@ -142,80 +155,102 @@ def heatmaps() -> dict[str, str | None]:
     return {"method": FLAGS.method, "stage": FLAGS.stage}
 
 
+def run_prepare() -> None:
+    prepare.prepare(config())
+
+
+def run_explore() -> None:
+    if FLAGS["audit-augment"].value:
+        explore.audit_augment(workdir())
+    else:
+        explore.explore(config(), workdir())
+
+
+def run_train() -> None:
+    medjax.launch(config(), required("workdir"))
+
+
+def run_evaluate() -> None:
+    other = config() if FLAGS.config else None
+    options = {"split": FLAGS.split, "other": other}
+    if FLAGS.corrupt and FLAGS.localise:
+        raise InputError("--corrupt: goes without --localise: one at a time")
+    if FLAGS.films and not FLAGS.corrupt:
+        raise InputError("--films: only goes with --corrupt")
+    if FLAGS.against:
+        if other is not None or FLAGS.localise or FLAGS.corrupt:
+            raise InputError(
+                "--against: goes with --workdir and --split alone; on other data "
+                "evaluate each run by --config and --split=NAME first"
+            )
+        compare.compare(workdir(), Path(FLAGS.against), split=FLAGS.split)
+    elif FLAGS.corrupt:
+        evaluate.corrupt(workdir(), **options, films=FLAGS.films)
+    elif FLAGS.localise:
+        evaluate.localise(workdir(), **options, **heatmaps())
+    else:
+        evaluate.evaluate(workdir(), **options)
+
+
+def run_predict() -> int:
+    unread = predict.predict(
+        workdir(),
+        images=required("images"),
+        out=Path(FLAGS.out or "predictions.csv"),
+        explain=Path(FLAGS.explain) if FLAGS.explain else None,
+        **heatmaps(),
+    )
+    for line in unread:
+        print(f"unreadable: {line}", file=sys.stderr)
+    return 3 if unread else 0
+
+
+def run_convert() -> None:
+    source, out = Path(required("source")), Path(required("out"))
+    convert.convert(source, required("model"), out, channels=FLAGS.channels)
+
+
+def run_gallery() -> None:
+    page = gallery.gallery(
+        required("images"),
+        Path(FLAGS.out or "gallery.html"),
+        modality=FLAGS.modality,
+        draws=FLAGS.draws,
+        seed=FLAGS.seed,
+    )
+    print(f"gallery: {page}")
+
+
+def run_sweep() -> int:
+    result = medjax.sweep(
+        config(),
+        arms(),
+        required("workdir"),
+        executor=FLAGS.executor,
+        baseline=FLAGS.baseline,
+        slurm=slurm(),
+    )
+    failed = result["incomparable"] or any(run["error"] for run in result["runs"])
+    return 3 if failed else 0
+
+
+COMMANDS = {
+    "prepare": run_prepare,
+    "explore": run_explore,
+    "train": run_train,
+    "evaluate": run_evaluate,
+    "predict": run_predict,
+    "convert": run_convert,
+    "gallery": run_gallery,
+    "sweep": run_sweep,
+}
+
+
 def run(command: str) -> int:
     """Calls the command's one function and returns the exit code."""
-    if command == "prepare":
-        commands.prepare(config())
-    elif command == "explore":
-        if FLAGS["audit-augment"].value:
-            commands.audit_augment(Path(required("workdir")))
-        else:
-            commands.explore(config(), Path(required("workdir")))
-    elif command == "train":
-        medjax.launch(config(), required("workdir"))
-    elif command == "evaluate":
-        other = config() if FLAGS.config else None
-        options = {"split": FLAGS.split, "other": other}
-        if FLAGS.corrupt and FLAGS.localise:
-            raise InputError("--corrupt: goes without --localise: one at a time")
-        if FLAGS.films and not FLAGS.corrupt:
-            raise InputError("--films: goes with --corrupt alone")
-        if FLAGS.against:
-            if other is not None or FLAGS.localise or FLAGS.corrupt:
-                raise InputError(
-                    "--against: goes with --workdir and --split alone; on other data "
-                    "evaluate each run by --config and --split=NAME first"
-                )
-            against = Path(FLAGS.against)
-            compare.compare(Path(required("workdir")), against, split=FLAGS.split)
-        elif FLAGS.corrupt:
-            folder = Path(required("workdir"))
-            evaluate.corrupt(folder, **options, films=FLAGS.films)
-        elif FLAGS.localise:
-            evaluate.localise(Path(required("workdir")), **options, **heatmaps())
-        else:
-            evaluate.evaluate(Path(required("workdir")), **options)
-    elif command == "predict":
-        out = Path(FLAGS.out or "predictions.csv")
-        unread = commands.predict(
-            Path(required("workdir")),
-            images=required("images"),
-            out=out,
-            explain=Path(FLAGS.explain) if FLAGS.explain else None,
-            **heatmaps(),
-        )
-        for line in unread:
-            print(f"unreadable: {line}", file=sys.stderr)
-        return 3 if unread else 0
-    elif command == "convert":
-        commands.convert(
-            Path(required("source")),
-            required("model"),
-            Path(required("out")),
-            channels=FLAGS.channels,
-        )
-    elif command == "gallery":
-        commands.gallery(
-            required("images"),
-            Path(FLAGS.out or "gallery.html"),
-            modality=FLAGS.modality,
-            draws=FLAGS.draws,
-            seed=FLAGS.seed,
-        )
-    elif command == "sweep":
-        found = medjax.sweep(
-            config(),
-            arms(),
-            required("workdir"),
-            executor=FLAGS.executor,
-            baseline=FLAGS.baseline,
-            slurm=slurm(),
-        )
-        failed = found["incomparable"] or any(run["error"] for run in found["runs"])
-        return 3 if failed else 0
-    else:
+    if command not in COMMANDS:
         raise InputError(f"unknown command {command!r}: see python launch.py --help")
-    return 0
+    return COMMANDS[command]() or 0
 
 
 def main(arguments: list[str]) -> int:
@@ -235,7 +270,7 @@ def main(arguments: list[str]) -> int:
             )
         if together:
             if arguments[1:] != ["train"]:
-                raise InputError("--coordinator and --cluster: are for train alone")
+                raise InputError("--coordinator and --cluster: are only for train")
             devices.join(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
         if len(arguments) != 2:
             raise InputError(
@@ -267,15 +302,15 @@ def main(arguments: list[str]) -> int:
 
 
 def saved_config(argument: str) -> str:
-    """--config=RUN/config.json, as ml_collections takes it: it loads Python alone."""
+    """--config=RUN/config.json, as ml_collections takes it: it only loads Python."""
     name, equals, value = argument.partition("=")
     if equals and name.lstrip("-") == "config" and value.endswith(".json"):
-        return f"{name}={saved.__file__}:{value}"
+        return f"{name}={medjax.config.__file__}:{value}"
     return argument
 
 
 def parse(arguments: list[str]) -> list[str]:
-    """Reads the flags; a config has only the fields that its file gives it."""
+    """Reads the flags; an unknown field of the config is an error."""
     arguments = sys.argv = [saved_config(argument) for argument in arguments]
     try:
         return FLAGS(arguments)
@@ -288,7 +323,7 @@ def parse(arguments: list[str]) -> list[str]:
 
 
 def _one_line(error: Exception) -> str:
-    """What ml_collections says, which wraps it in up to two KeyErrors."""
+    """The message of an error that ml_collections wraps in up to two KeyErrors."""
     while error.args and isinstance(error.args[0], Exception):
         error = error.args[0]
     return ". ".join(str(error.args[0]).splitlines())

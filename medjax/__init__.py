@@ -37,11 +37,11 @@ def launch(config: Config, workdir: str | os.PathLike) -> dict | None:
     Raises:
       InputError: a mistake in the config or the data, or a diverged training.
     """
-    from medjax.commands import commands
+    from medjax.commands.train import train
     from medjax.training import devices
 
     devices.keep()
-    commands.train(config, Path(workdir))
+    train(config, Path(workdir))
     report = Path(workdir) / "report.json"
     return json.loads(report.read_text()) if report.exists() else None
 

@@ -2,13 +2,10 @@
 
 import difflib
 import json
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from medjax.errors import InputError
@@ -94,68 +91,6 @@ def named(module: Any, name: str, field: str) -> Callable:
     if name.startswith("_") or not callable(function):
         raise InputError(f"{field}={name!r}: {module.__name__} has none of that name")
     return function
-
-
-def schedule(config: Config) -> dict[str, Any]:
-    """When the loop logs, evaluates and ends, and the key of its random choices."""
-    names = ("steps", "log_every", "evaluate_every")
-    key = jax.random.key(config.seed + 1)
-    return {"key": key, **{name: config.train[name] for name in names}}
-
-
-def bootstrap(config: Config) -> dict[str, Any]:
-    """The key and the number of replicates of the intervals."""
-    key = jax.random.key(config.seed + 2)
-    return {"key": key, "replicates": config.evaluation.replicates}
-
-
-def operating(config: Config) -> dict[str, Any]:
-    """What chooses a run's thresholds, see evaluation/operating.py."""
-    rule = config.evaluation.get("rule", "youden")  # Runs of older configs have none.
-    return {
-        "rule": rule,
-        "value": None if rule == "youden" else config.evaluation.value,
-    }
-
-
-def calibration(config: Config) -> str:
-    """How the probabilities are mended; runs of older configs don't say it."""
-    return config.evaluation.get("calibration", "none")
-
-
-def prevalence(config: Config, tasks: int) -> np.ndarray | None:
-    """[T], where the predictive values are asked for; None: as in the data alone.
-
-    Raises:
-      InputError: not one number, or one a task, between 0 and 1.
-    """
-    asked = config.evaluation.get("prevalence", ())
-    found = np.atleast_1d(np.asarray(asked, float))
-    if not found.size:
-        return None
-    if found.size not in (1, tasks) or not ((found > 0) & (found < 1)).all():
-        raise InputError(
-            f"evaluation.prevalence={asked}: give one number between 0 and 1, or one "
-            f"for each of the {tasks} tasks"
-        )
-    return np.broadcast_to(found, tasks)
-
-
-def shape(config: Config) -> dict[str, int]:
-    """Rows a device (rounded up) and devices of an evaluation batch."""
-    devices = jax.local_device_count()
-    return {"batch": math.ceil(config.evaluation.batch / devices), "devices": devices}
-
-
-def about(config: Config) -> dict[str, Any]:
-    """What a report says of its run."""
-    return {
-        "source": config.data.source,
-        "model": config.model.name,
-        "imbalance": config.imbalance,
-        "split_by": config.split.by,
-        "steps": config.train.steps,
-    }
 
 
 def as_json(config: Config) -> dict:

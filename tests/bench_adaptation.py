@@ -20,9 +20,9 @@ from ml_collections import config_flags
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from medjax.commands import commands
+from medjax.commands import train
 from medjax.evaluation import bootstrap
-from medjax.tasks import adapt, fitting, parts, start, study
+from medjax.tasks import adapt, classification, films, parts, start
 from medjax.training import folder as workdir
 
 FLAGS = flags.FLAGS
@@ -48,7 +48,7 @@ def held_out(method: str, fold: int) -> pd.DataFrame:
     folder = Path(FLAGS.workdir) / f"{config.adapt.name}-{fold}"
     path = folder / "predictions/target.csv"
     if not path.exists():
-        commands.train(config, folder)
+        train.train(config, folder)
         jax.clear_caches()  # Dozens of runs' programs are more than a process may map.
     if method == "source":
         path = folder / "predictions/target-before.csv"
@@ -58,13 +58,18 @@ def held_out(method: str, fold: int) -> pd.DataFrame:
 
 def _predict(config, folder: Path, path: Path) -> None:
     """Writes what the model says before its batch statistics are replaced."""
-    data = study.data(config)
+    data = films.data(config)
     target = adapt.target(config, data)
-    network = parts.network(config, data.task)
-    _, state = parts.restore(config, folder / start.trained(config), network, data.task)
-    films = target.data.side(target.manifest, "test")
-    found = fitting.predictions(config, network, state, films)
-    workdir.write_predictions(path, data.task.names, target.data.table["image"], found)
+    network = parts.classifier(config, data.output)
+    _, state = parts.restore(
+        config, folder / start.trained(config), network, data.output
+    )
+    tested = target.manifest["id"][target.manifest["split"] == "test"].to_numpy()
+    images = target.data.films(tested)
+    found = classification.predictions(config, network, state, images)
+    workdir.write_predictions(
+        path, data.output.names, target.data.table["image"], found
+    )
 
 
 def columns(found: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -30,9 +30,10 @@ from ml_collections import ConfigDict
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from configs import nih_sample, quickstart
-from medjax.commands import commands
+from medjax.commands import train
 from medjax.evaluation import bootstrap
-from medjax.tasks import parts, study
+from medjax.tasks import films, parts
+from medjax.training import step
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", "runs/transfer", "folder of all runs")
@@ -73,7 +74,7 @@ def pretrained() -> str:
         c.data = phantom
         c.imbalance = "balanced"
         c.train.steps = c.train.evaluate_every = FLAGS.pretraining
-        commands.train(c, folder)
+        train.train(c, folder)
         jax.clear_caches()  # Dozens of runs' programs are more than a process may map.
     return str(folder)
 
@@ -99,7 +100,7 @@ def held_out(arm: str, patients: int, steps: int, fold: int) -> pd.DataFrame:
     path = folder / "predictions/test.csv"
     if not path.exists():
         began = time.perf_counter()
-        commands.train(configured(arm, patients, steps, fold), folder)
+        train.train(configured(arm, patients, steps, fold), folder)
         jax.clear_caches()  # Dozens of runs' programs are more than a process may map.
         mean = json.loads((folder / "report.json").read_text())["mean"]["auroc"]
         line = {"patients": patients, "arm": arm, "fold": fold, "steps": steps}
@@ -148,7 +149,7 @@ def cost(name: str, rows: int = 16) -> None:
     """Prints memory, operations and seconds of a step of each mode."""
     c = importlib.import_module(f"configs.{name}").get_config()
     c.train.dtype = "float32"
-    task = study.Task(("a", "b"), False, (c.data.side, c.data.side, 1))
+    task = films.Output(("a", "b"), False, (c.data.side, c.data.side, 1))
     rng = np.random.default_rng(0)
     zeros = np.zeros((1, rows), np.int32)
     batch = {
@@ -161,17 +162,18 @@ def cost(name: str, rows: int = 16) -> None:
     }
     for mode in ("all", "stage2", "head"):
         c.transfer.mode = mode
-        network = parts.network(c, task)
+        network = parts.classifier(c, task)
         state = jax.device_get(parts.initial_state(c, network, task, np.eye(2)))
         key = jax.random.key(0)
-        step = parts.train_step(c, network).lower(state, batch, key).compile()
-        memory = step.memory_analysis().temp_size_in_bytes
-        flops = step.cost_analysis()["flops"]
-        state, _ = jax.block_until_ready(step(state, batch, key))
+        compiled = step.compile_step(**parts.step_parts(c, network))
+        compiled = compiled.lower(state, batch, key).compile()
+        memory = compiled.memory_analysis().temp_size_in_bytes
+        flops = compiled.cost_analysis()["flops"]
+        state, _ = jax.block_until_ready(compiled(state, batch, key))
         seconds = []
         for _ in range(4):
             began = time.perf_counter()
-            state, _ = jax.block_until_ready(step(state, batch, key))
+            state, _ = jax.block_until_ready(compiled(state, batch, key))
             seconds.append(time.perf_counter() - began)
         print(
             f"{name} {mode:8s} {rows} x {task.shape[0]} px: {memory / 2**20:6.0f} MiB "

@@ -17,12 +17,11 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from medjax import losses
-from medjax.commands import commands
+from medjax.commands import train
 from medjax.data import loader
 from medjax.errors import InputError
 from medjax.models import statistics
-from medjax.tasks import adapt, fitting, start, study
-from medjax.tasks import parts as model
+from medjax.tasks import adapt, classification, films, start
 from medjax.training import adaptation, optim, step
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
@@ -299,15 +298,13 @@ def read(monkeypatch):
 
 def opened(config):
     """The source, the target, and the batches of both."""
-    source = study.data(config)
+    source = films.data(config)
     target = adapt.target(config, source)
-    manifest = study.manifest(config, source)
-    films = source.side(manifest, "train")
-    return (
-        source,
-        target,
-        study.train_batches(config, films, adapt.unlabelled(target)),
-    )
+    manifest = films.split(config, source)
+    ids = manifest["id"][manifest["split"] == "train"].to_numpy()
+    unlabelled = adapt.unlabelled(target)
+    batches = films.train_batches(config, source.films(ids), unlabelled)
+    return source, target, batches
 
 
 def take(batches, n):
@@ -374,8 +371,8 @@ def test_the_targets_labels_have_no_part_in_an_update(home):
     assert (Changed(films)[0]["label"] != films[0]["label"]).all()
     states = []
     for labelled in (films, Changed(films)):
-        batches = study.train_batches(
-            config, source.total(np.arange(12)), loader.Unlabelled(labelled)
+        batches = films.train_batches(
+            config, source.films(np.arange(12)), loader.Unlabelled(labelled)
         )
         (one,) = take(batches, 1)
         batches.close()
@@ -391,14 +388,14 @@ def test_the_targets_labels_have_no_part_in_an_update(home):
 def looked_at(home):
     """The network that can be looked into, and a state before the first update."""
     config = table_config(home, "adabn")
-    task = study.data(config).task
-    network = model.network(adapt.whole(config), task)
-    return network, model.initial_state(config, network, task, np.eye(2))
+    task = films.data(config).task
+    network = parts.classifier(adapt.whole(config), task)
+    return network, parts.initial_state(config, network, task, np.eye(2))
 
 
 def restate(config, looked_at, target):
     network, state = looked_at
-    prepare = model.preparation(config)
+    prepare = parts.preparation(config)
     return adapt.restated(config, state, target, apply=network.apply, prepare=prepare)
 
 
@@ -432,7 +429,7 @@ def test_the_first_layers_statistics_are_those_of_all_target_images(
 ):
     config = table_config(home, "adabn")
     config.evaluation.batch = size
-    target = adapt.target(config, study.data(config))
+    target = adapt.target(config, films.data(config))
     assert len(target.ids) % size
     before, after = looked_at[1], restate(config, looked_at, target)
     kernel = np.asarray(before.params["stem"]["conv"]["kernel"], np.float64)
@@ -453,7 +450,7 @@ def test_one_batch_gives_every_layer_the_statistics_that_it_normalises_by(
     """Linen moves a running statistic by a tenth of the way to the batch's."""
     config = table_config(home, "adabn")
     config.evaluation.batch = 100
-    target = adapt.target(config, study.data(config))
+    target = adapt.target(config, films.data(config))
     after = restate(config, looked_at, target)
     network, state = looked_at
     update = functools.partial(network.apply, train=True, mutable=["batch_stats"])
@@ -483,10 +480,10 @@ def test_statistics_of_unequal_batches_are_those_of_all_rows():
 
 def test_a_finding_is_found_in_any_case_and_called_as_asked(home):
     config = table_config(home, "none")
-    plain = study.data(config)
+    plain = films.data(config)
     config.data.tasks = ("B", "a")
-    data = study.data(config)
-    assert data.task.names == ("B", "a")
+    data = films.data(config)
+    assert data.output.names == ("B", "a")
     ids = np.arange(24)
     np.testing.assert_array_equal(data.label(ids), plain.label(ids)[:, ::-1])
     for id in ids:
@@ -518,7 +515,7 @@ def test_what_cannot_adapt_is_refused_by_its_field(home, name, change, said):
             *section, last = field.split(".")
             functools.reduce(getattr, section, config)[last] = value
     with pytest.raises(InputError, match=said) as error:
-        adapt.target(config, study.data(table_config(home, "none")))
+        adapt.target(config, films.data(table_config(home, "none")))
     assert "\n" not in str(error.value)
 
 
@@ -531,30 +528,30 @@ def test_a_network_adapts_and_predicts_with_what_it_learnt(home):
     """One update of a real network, of the batches that training takes."""
     config = table_config(home, "dann")
     source, _, batches = opened(config)
-    network = model.network(config, source.task)
-    state = model.initial_state(config, network, source.task, np.eye(2))
+    network = parts.classifier(config, source.output)
+    state = parts.initial_state(config, network, source.output, np.eye(2))
     shape = state.params["domain"]["hidden"]["kernel"].shape
     assert shape == (state.params["classifier"]["kernel"].shape[0], adaptation.HIDDEN)
     before = jax.device_get(state)
-    compiled = model.train_step(config, network)
+    compiled = step.compile_step(**parts.step_parts(config, network))
     state, scalars = compiled(before, next(batches), jax.random.key(0))
     batches.close()
     np.testing.assert_allclose(scalars["gap"], math.log(2), atol=0.5)
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, state)
     assert moved.params["domain"]["logit"]["kernel"]
     assert moved.averaged["params"]["domain"]["logit"]["kernel"]
-    image = np.zeros((4, 1, *source.task.shape), np.uint8)
+    image = np.zeros((4, 1, *source.output.shape), np.uint8)
     assert np.isfinite(network.predict(state, image)).all()
-    given = start.Start(state.averaged, source.task.names, {}, {})
+    given = start.Start(state.averaged, source.output.names, {}, {})
     without = jax.eval_shape(network.init, jax.random.key(0))
-    found = start.variables(without, given, source.task)  # Another run may begin so.
+    found = start.variables(without, given, source.output)  # Another run may begin so.
     assert "domain" not in found["params"]
 
 
 def test_a_run_reports_the_targets_test_images_with_the_adapted_model(home):
     config, workdir = table_config(home, "adabn"), home / "run"
     config.transfer.mode = "features"  # Only the classifier is fitted: quicker.
-    commands.train(config, workdir)
+    train.train(config, workdir)
     report = json.loads((workdir / "report-target.json").read_text())
     made_of = json.loads((workdir / "provenance.json").read_text())
     assert made_of["target"]["data"]["images"] == 26
@@ -568,11 +565,12 @@ def test_a_run_reports_the_targets_test_images_with_the_adapted_model(home):
     assert "adapted to other images of these data" in page
     assert "other hospitals, scanners" not in page
     assert not json.loads((workdir / "report.json").read_text())["external"]
-    source = study.data(config)
-    network = model.network(config, source.task)
-    films = adapt.target(config, source).data.side(sides, "test")
+    source = films.data(config)
+    network = parts.classifier(config, source.output)
+    tested = sides["id"][sides["split"] == "test"].to_numpy()
+    images = adapt.target(config, source).data.films(tested)
     told = predicted.set_index("image").loc[held_out["image"], "a"]
     for folder, same in (("checkpoints", False), (start.ADAPTED, True)):
-        _, state = model.restore(config, workdir / folder, network, source.task)
-        found = fitting.predictions(config, network, state, films).probability
+        _, state = parts.restore(config, workdir / folder, network, source.output)
+        found = classification.predictions(config, network, state, images).probability
         assert np.allclose(found[:, 0], told, atol=1e-5) == same

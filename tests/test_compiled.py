@@ -13,7 +13,7 @@ import pytest
 from launching import ROOT, restored, run_here
 
 import medjax
-from medjax.commands import commands, sweep
+from medjax.commands import sweep, train
 from medjax.training import devices, step
 
 
@@ -57,7 +57,7 @@ def test_a_folder_of_the_users_stays(nothing_asked, monkeypatch, tmp_path):
 )
 def test_every_way_in_keeps_programs(command, nothing_asked, monkeypatch, tmp_path):
     kept = []
-    monkeypatch.setattr(commands, "train", lambda *_, **__: None)
+    monkeypatch.setattr(train, "train", lambda *_, **__: None)
     monkeypatch.setattr(sweep, "sweep", lambda *_, **__: {})
     monkeypatch.setattr(devices, "keep", lambda: kept.append(True))
     command()
@@ -67,7 +67,7 @@ def test_every_way_in_keeps_programs(command, nothing_asked, monkeypatch, tmp_pa
 def test_a_process_that_has_compiled_already_keeps_the_rest(tmp_path):
     code = (
         "import jax; jax.jit(lambda x: x + 1)(1.0)\n"
-        "from medjax.training import compiled; compiled.keep()\n"
+        "from medjax.training import devices; devices.keep()\n"
         "jax.jit(lambda x: x * 2)(1.0)"
     )
     environment = {k: v for k, v in os.environ.items() if "CACHE" not in k}

@@ -10,11 +10,10 @@ import pytest
 
 from medjax import config as plain
 from medjax.cohort import split
-from medjax.commands import commands, evaluate
+from medjax.commands import evaluate, predict
 from medjax.errors import InputError
 from medjax.evaluation.robustness import CORRUPTIONS
-from medjax.tasks import parts, screening, study
-from medjax.training import fixed
+from medjax.tasks import classification, films, fixed, parts
 from medjax.training import folder as workdir
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
@@ -31,24 +30,24 @@ def run(tmp_path_factory, unoptimised):
     c.model.blocks = (1, 1)
     c.evaluation.update(replicates=20, batch=16, checkpoint="last", gallery=0)
     c.evaluation.calibration = "none"
-    data, folder = study.data(c), folder / "run"
+    data, folder = films.data(c), folder / "run"
     workdir.claim(folder, plain.as_json(c))
-    workdir.write_task(folder, data.task)
-    manifest = study.manifest(c, data)
+    workdir.write_task(folder, data.output)
+    manifest = films.split(c, data)
     split.write(manifest, folder / "splits.csv")
     trains = manifest["id"][manifest["split"] == "train"].to_numpy()
-    screening.record(folder, data, trains)
-    network = parts.network(c, data.task)
+    classification.record(folder, data, trains)
+    network = parts.classifier(c, data.output)
     state = parts.initial_state(
-        *(c, network, data.task, data.label(trains)),
+        *(c, network, data.output, data.label(trains)),
         variables=parts.fresh(c, network),
     )
     with parts.checkpoints(c, folder / "checkpoints") as checkpoints:
         checkpoints.save(1, state, {"images": 0})
-    points = dict.fromkeys(data.task.names, 0.5)
+    points = dict.fromkeys(data.output.names, 0.5)
     fixed.write(
         folder,
-        fixed.Frozen(1, points, **plain.operating(c), calibration=fixed.NONE),
+        fixed.Fixed(1, points, **fixed.operating(c), calibration=fixed.NONE),
     )
     return folder
 
@@ -106,32 +105,25 @@ def test_another_split_has_files_of_its_own_and_an_unknown_one_is_refused(run):
 
 def test_predict_warns_of_images_unlike_the_training_films(run, tmp_path, capsys):
     config = plain.read_config(run)
-    film = study.data(config).films(np.arange(1))[0]["image"][..., 0]
+    film = films.data(config).films(np.arange(1))[0]["image"][..., 0]
     rng = np.random.default_rng(0)
     photo = rng.integers(0, 256, (64, 64, 3), np.uint8)
     for name, pixels in (("film", film), ("inverted", 255 - film), ("photo", photo)):
         cv2.imwrite(str(tmp_path / f"{name}.png"), pixels)
     out = tmp_path / "p.csv"
-    commands.predict(run, images=[str(tmp_path)], out=out)
+    predict.predict(run, images=[str(tmp_path)], out=out)
     table = pd.read_csv(out, keep_default_na=False)
     assert list(table.columns)[-1] == "warning"
     warned = dict(zip(table["image"].str.extract(r"(\w+)\.png")[0], table["warning"]))
     assert warned["film"] == ""
     assert "inverted" in warned["inverted"] and "colour" in warned["photo"]
     assert "warnings: 2 of 3 images" in capsys.readouterr().out
-    known = (run / screening.NAME).read_text()
-    (run / screening.NAME).unlink()
-    commands.predict(run, images=[str(tmp_path / "photo.png")], out=out)
-    (run / screening.NAME).write_text(known)
-    assert pd.read_csv(out, keep_default_na=False)["warning"].tolist() == [""]
-    said = capsys.readouterr().out
-    assert said.count("note:") == 1 and "no domain.json" in said
 
 
 def test_the_training_films_are_looked_at_once(run):
-    known = json.loads((run / screening.NAME).read_text())
+    known = json.loads((run / classification.DOMAIN).read_text())
     manifest = split.read(run / "splits.csv")
     assert known["films"] == (manifest["split"] == "train").sum()
-    before = (run / screening.NAME).stat().st_mtime_ns
-    screening.record(run, study.data(plain.read_config(run)), np.array([0]))
-    assert (run / screening.NAME).stat().st_mtime_ns == before
+    before = (run / classification.DOMAIN).stat().st_mtime_ns
+    classification.record(run, films.data(plain.read_config(run)), np.array([0]))
+    assert (run / classification.DOMAIN).stat().st_mtime_ns == before

@@ -14,13 +14,14 @@ from conftest import Page
 from scipy.special import expit, logit
 
 from medjax import config as plain
+from medjax import tasks
 from medjax.cohort import split
-from medjax.commands import commands, evaluate
+from medjax.commands import evaluate, explore, predict
 from medjax.errors import InputError
 from medjax.evaluation import calibration as recalibration
-from medjax.evaluation import localisation, predict
-from medjax.tasks import explaining, finished, parts, study
-from medjax.training import fixed
+from medjax.evaluation import localisation
+from medjax.evaluation import predict as inference
+from medjax.tasks import explain, films, fixed, parts
 from medjax.training import folder as workdir
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
@@ -58,20 +59,20 @@ def nih(tmp_path_factory):
     )
     config = importlib.import_module("configs.nih_sample").get_config()
     config.data.update(folder=str(folder), records=str(folder / "records"), side=64)
-    config.data.tasks = ("infiltration", "Mass")
+    config.data.outputs = ("infiltration", "Mass")
     return config
 
 
 def test_a_heatmap_that_is_the_film_fills_the_boxes_drawn_in_it(nih):
-    data = study.data(nih)
+    data = films.data(nih)
     ids = data.table["id"].to_numpy()
-    boxes = explaining.read_boxes(data, ids)
+    boxes = explain.read_boxes(data, ids)
     assert sorted(boxes["task"]) == [0, 1, 1, 1]
 
-    def explain(image):  # [D, B, H, W, 1] -> [D, B, T, H, W]
+    def itself(image):  # [D, B, H, W, 1] -> [D, B, T, H, W]
         return np.repeat(np.moveaxis(image, -1, 2), 2, axis=2) / 255
 
-    marked = explaining._marked(nih, explain, data, np.unique(boxes["id"]), boxes)
+    marked = explain._marked(nih, itself, data, np.unique(boxes["id"]), boxes)
     assert sorted(map(len, marked.boxes)) == [1, 1, 2]
     assert sorted(marked.task) == [0, 1, 1] and len(set(marked.patient)) == 3
     found = localisation.measure(marked, tolerance=0)
@@ -79,8 +80,12 @@ def test_a_heatmap_that_is_the_film_fills_the_boxes_drawn_in_it(nih):
         column = found[:, localisation.COLUMNS.index(name)]
         np.testing.assert_allclose(column, value, atol=1e-6)
     for table in (boxes["id"] == 99, boxes["task"] == 0):  # Only the asked films.
-        left = explaining.read_boxes(data, boxes["id"][table])
+        left = explain.read_boxes(data, boxes["id"][table])
         assert len(left) == (table & (boxes["task"] == 0)).sum()
+
+
+def finished(folder):
+    return tasks.of(plain.read_config(folder)).finished(folder)
 
 
 @pytest.fixture(scope="module")
@@ -93,21 +98,21 @@ def run(tmp_path_factory, unoptimised):
     c.split.update(test=0.4, validation=0.2, duplicates="warn")
     c.model.blocks = (1, 1)
     c.evaluation.update(replicates=20, batch=16, checkpoint="last")
-    data = study.data(c)
+    data = films.data(c)
     workdir.claim(folder / "run", plain.as_json(c))
-    workdir.write_task(folder / "run", data.task)
-    split.write(study.manifest(c, data), folder / "run/splits.csv")
-    network = parts.network(c, data.task)
+    workdir.write_task(folder / "run", data.output)
+    split.write(films.split(c, data), folder / "run/splits.csv")
+    network = parts.classifier(c, data.output)
     state = parts.initial_state(
-        *(c, network, data.task, data.label(data.table["id"].to_numpy())),
+        *(c, network, data.output, data.label(data.table["id"].to_numpy())),
         variables=parts.fresh(c, network),
     )
     with parts.checkpoints(c, folder / "run/checkpoints") as checkpoints:
         checkpoints.save(1, state, {"images": 0})
-    points = dict.fromkeys(data.task.names, 0.5)
+    points = dict.fromkeys(data.output.names, 0.5)
     fit = recalibration.Logistic((0.7,) * 6, (0.3,) * 6)
     calibration = fixed.Calibration("platt", fit, "validation", 24, {})
-    chosen = fixed.Frozen(1, points, "youden", None, calibration)
+    chosen = fixed.Fixed(1, points, "youden", None, calibration)
     fixed.write(folder / "run", chosen)
     return folder / "run"
 
@@ -125,10 +130,10 @@ def test_localisation_is_reported_of_every_marked_film(run, method, stage, size)
     assert found == written
     assert (found["method"], found["stage"]) == (method, stage or "stage2")
     assert (found["checkpoint"], found["source"]) == (1, "phantom")
-    one = finished.read(run)
-    data, manifest = study.data(one.config), split.read(run / "splits.csv")
+    one = finished(run)
+    data, manifest = films.data(one.config), split.read(run / "splits.csv")
     tested = data.table["id"].isin(manifest["id"][manifest["split"] == "test"])
-    for task in data.task.names:
+    for task in data.output.names:
         pairs = data.table[task][tested].sum()
         assert pairs == (found["tasks"][task]["pairs"] if pairs else 0)
     for one in found["tasks"].values():
@@ -136,10 +141,10 @@ def test_localisation_is_reported_of_every_marked_film(run, method, stage, size)
     assert found["all"]["pairs"] == sum(t["pairs"] for t in found["tasks"].values())
     layers = list(found["randomisation"]["correlation"])
     assert layers == ["classifier", "stage2", "stage1", "stem"]
-    one = finished.read(run)
-    explain = explaining.explainer(one, method=method, stage=stage)
-    batches = study.evaluation_batches(one.config, data.films(np.arange(3)))
-    assert predict.embed(batches, explain).shape == (3, 6, size, size)
+    one = finished(run)
+    explainer = explain.explainer(one, method=method, stage=stage)
+    batches = films.evaluation_batches(one.config, data.films(np.arange(3)))
+    assert inference.embed(batches, explainer).shape == (3, 6, size, size)
 
 
 def test_other_people_s_films_can_be_localised_too(run):
@@ -164,13 +169,14 @@ def test_a_prediction_is_explained_by_pictures(run, tmp_path):
         cv2.imwrite(str(path), rng.integers(0, 256, (40, 60), np.uint8))
     (tmp_path / "films/broken.png").write_bytes(b"no image")
     out, maps = tmp_path / "p.csv", tmp_path / "maps"
-    unread = commands.predict(
+    unread = predict.predict(
         run, images=[str(tmp_path / "films")], out=out, explain=maps
     )
     assert len(unread) == 1
     index = pd.read_csv(maps / "index.csv")
     assert sorted(p.name for p in maps.glob("*.png")) == sorted(index["heatmap"])
-    thresholds = finished.read(run).thresholds
+    one = finished(run)
+    thresholds = dict(zip(one.output.names, one.thresholds, strict=True))
     for _, row in pd.read_csv(out).iterrows():
         own = index[index["image"] == row["image"]].set_index("task")
         above = [t for t, point in thresholds.items() if row[t] >= point]
@@ -183,8 +189,8 @@ def test_a_prediction_is_explained_by_pictures(run, tmp_path):
 
 
 def test_what_a_run_predicts_is_calibrated_as_its_operating_points_are(run):
-    one = finished.read(run)
-    image = study.data(one.config).films(np.arange(4))
+    one = finished(run)
+    image = films.data(one.config).films(np.arange(4))
     image = np.stack([film["image"] for film in image]).reshape(2, 2, 32, 32, 1)
     raw = np.asarray(one.network.predict(one.state, image), float)
     expected = expit(0.7 * logit(raw) + 0.3)
@@ -198,7 +204,7 @@ def test_frozen_choices_of_another_config_are_refused(run, tmp_path):
     config["evaluation"]["calibration"] = "isotonic"
     path.write_text(json.dumps(config))
     with pytest.raises(InputError, match="the calibration is 'platt'.*evaluate"):
-        finished.read(tmp_path / "run")
+        finished(tmp_path / "run")
 
 
 def test_the_flags_reach_the_commands(run, tmp_path):
@@ -227,7 +233,7 @@ def test_the_flags_reach_the_commands(run, tmp_path):
 )
 def test_what_is_seen_is_drawn_or_else_the_likeliest(probability, exclusive, expected):
     points = np.array([0.5, np.nan, 0.5])
-    found = explaining._seen(np.array(probability), points, exclusive)
+    found = explain._seen(np.array(probability), points, exclusive)
     assert found.tolist() == expected
 
 
@@ -257,46 +263,44 @@ def test_integrated_gradients_have_no_stage(run, monkeypatch):
     def compiled(*_):  # The method itself takes minutes, and is tested elsewhere.
         return lambda state, image: np.ones((*image.shape[:2], 6, 8, 8))
 
-    monkeypatch.setattr(explaining, "_compiled", compiled)
+    monkeypatch.setattr(explain, "_compiled", compiled)
     how = {"split": "validation", "other": None, "method": "integrated_gradients"}
     found = evaluate.localise(run, **how)
     assert (found["method"], found["stage"]) == ("integrated_gradients", None)
     with pytest.raises(InputError, match="--stage=stem.*no stage"):
-        explaining.explainer(
-            finished.read(run), method="integrated_gradients", stage="stem"
-        )
+        explain.explainer(finished(run), method="integrated_gradients", stage="stem")
 
 
 @pytest.mark.parametrize("how", [{"method": "lime"}, {"stage": "stage9"}])
 def test_a_method_or_a_stage_that_is_not_there_is_one_line(run, how):
     with pytest.raises(InputError, match="use one of"):
-        explaining.explainer(finished.read(run), **how)
+        explain.explainer(finished(run), **how)
 
 
 def test_runs_of_one_network_share_what_was_compiled(run):
-    first, second = (explaining.explainer(finished.read(run)) for _ in range(2))
+    first, second = (explain.explainer(finished(run)) for _ in range(2))
     assert first.func is second.func
-    assert explaining.explainer(finished.read(run), stage="stem").func is not first.func
+    assert explain.explainer(finished(run), stage="stem").func is not first.func
 
 
 def test_films_without_boxes_are_refused(run, monkeypatch):
-    one = finished.read(run)
-    data = study.data(one.config)
+    one = finished(run)
+    data = films.data(one.config)
     with pytest.raises(InputError, match="no film"):
-        explaining.localise(one, data, np.array([], int))
+        explain.localise(one, data, np.array([], int))
 
 
 def test_a_frozen_network_is_explained_as_any_other(run):
-    one = finished.read(run)
+    one = finished(run)
     config = one.config.copy_and_resolve_references()
     config.transfer.mode = "features"
-    fixed = one._replace(config=config, network=parts.network(config, one.task))
-    assert fixed.network.frozen == ("stem", "stage1", "stage2")
-    image = study.data(config).films(np.arange(4))
+    frozen = one._replace(config=config, network=parts.classifier(config, one.output))
+    assert frozen.network.frozen == ("stem", "stage1", "stage2")
+    image = films.data(config).films(np.arange(4))
     image = np.stack([film["image"] for film in image]).reshape(4, 1, 32, 32, 1)
     expected, found = (
-        np.asarray(explaining.explainer(each, stage="stem")(image))
-        for each in (one, fixed)
+        np.asarray(explain.explainer(each, stage="stem")(image))
+        for each in (one, frozen)
     )
     assert expected.any(axis=(1, 2, 3, 4)).all()  # Of each of the films.
     np.testing.assert_array_equal(found, expected)
@@ -311,11 +315,16 @@ def test_a_split_that_is_not_there_is_named(run):
 
 def test_masks_have_no_heatmaps(monkeypatch):
     config = SimpleNamespace(task="segmentation")
-    monkeypatch.setattr(plain, "read_config", lambda folder: config)
+    for module in (predict, evaluate, explore):
+        monkeypatch.setattr(module, "read_config", lambda folder: config)
     with pytest.raises(InputError, match="--explain"):
-        commands.predict("run", images=[], out=None, explain="maps")
-    with pytest.raises(InputError, match="masks"):
+        predict.predict("run", images=[], out=None, explain="maps")
+    with pytest.raises(InputError, match="--localise: .*the masks themselves"):
         evaluate.localise("run", split="test", other=None)
+    with pytest.raises(InputError, match="--corrupt"):
+        evaluate.corrupt("run", split="test")
+    with pytest.raises(InputError, match="--audit-augment"):
+        explore.audit_augment("run")
 
 
 def test_the_sides_of_the_split_are_kept_apart(run):

@@ -12,7 +12,7 @@ import pytest
 from medjax.evaluation import results
 from medjax.evaluation.predict import Predictions
 from medjax.reports import images
-from medjax.tasks import explaining, study
+from medjax.tasks import explain, films
 
 
 def decoded(uri):
@@ -58,28 +58,30 @@ def test_each_picture_is_of_the_film_that_it_names(tmp_path, monkeypatch):
     config.data.update(patients=8, side=32, records=str(tmp_path))
     config.data.prevalence = (0.5,) * 6
     config.evaluation.batch = 5
-    data = study.data(config)
+    data = films.data(config)
     ids = data.table["id"].to_numpy()[::-1]
-    label, tasks = data.label(ids), data.task.names
+    label, tasks = data.label(ids), data.output.names
     score = np.random.default_rng(0).random(label.shape).astype(np.float32)
     found = Predictions(ids, ids // 2, score, label, np.ones_like(label))
-    points = dict.fromkeys(tasks, 0.5) | {tasks[0]: math.nan}
-    run = SimpleNamespace(config=config, task=data.task, thresholds=points)
+    points = np.array([math.nan, *[0.5] * 5])
+    run = SimpleNamespace(config=config, output=data.output, thresholds=points)
     drawn = []
 
     def picture(image, heatmap, boxes):
         drawn.append((image, heatmap, boxes))
         return "data:", (2, 1)
 
-    def explain(image):  # [D, B, H, W, 1] -> [D, B, T, H, W], the task's number added.
+    def explainer(
+        image,
+    ):  # [D, B, H, W, 1] -> [D, B, T, H, W], the task's number added.
         tasks = np.arange(6)[:, None, None]
         return image[..., 0][:, :, None].astype(np.float32) + tasks
 
     monkeypatch.setattr(images, "picture", picture)
-    monkeypatch.setattr(explaining, "explainer", lambda run: explain)
-    shown = explaining.gallery(run, data, found, each=1)
+    monkeypatch.setattr(explain, "explainer", lambda run: explainer)
+    shown = explain.gallery(run, data, found, each=1)
     assert list(shown) == list(tasks[1:])
-    boxes = explaining.read_boxes(data, ids)
+    boxes = explain.read_boxes(data, ids)
     names = dict(zip(data.table["image"].astype(str), data.table["id"], strict=True))
     every = [
         (task, kind, film)
@@ -87,7 +89,7 @@ def test_each_picture_is_of_the_film_that_it_names(tmp_path, monkeypatch):
         for kind, of_kind in kinds.items()
         for film in of_kind
     ]
-    chosen = results.choose(found, list(points.values()), each=1)
+    chosen = results.choose(found, points, each=1)
     assert len(drawn) == len(every) == len(chosen) > 10
     assert all(list(kinds) == list(results.KINDS) for kinds in shown.values())
     for (task, kind, film), (image, heatmap, marks) in zip(every, drawn, strict=True):
@@ -104,8 +106,8 @@ def test_each_picture_is_of_the_film_that_it_names(tmp_path, monkeypatch):
 
 
 def test_without_a_threshold_there_is_nothing_to_show():
-    task = SimpleNamespace(names=("a",))
-    run = SimpleNamespace(task=task, thresholds={"a": math.nan})
+    output = SimpleNamespace(names=("a",))
+    run = SimpleNamespace(output=output, thresholds=np.array([math.nan]))
     one = np.ones((2, 1), np.float32)
     found = Predictions(np.arange(2), np.arange(2), one, one, one)
-    assert explaining.gallery(run, None, found, each=2) == {}
+    assert explain.gallery(run, None, found, each=2) == {}

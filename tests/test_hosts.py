@@ -19,9 +19,9 @@ from launching import run_here
 from orbax.checkpoint import v1 as ocp
 
 from configs import quickstart
-from medjax.commands import commands
 from medjax.errors import InputError
 from medjax.evaluation.predict import Predictions
+from medjax.tasks import classification
 from medjax.training import devices
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
@@ -238,13 +238,13 @@ def test_processes_that_have_nowhere_to_meet_are_refused(tmp_path, flag):
 def test_several_processes_refuse_what_one_alone_can_do(monkeypatch):
     config = quickstart.get_config()
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    commands.check_hosts(config)
+    classification.check(config, 4)
     config.imbalance = "smote"
     with pytest.raises(InputError, match="imbalance='smote'.*start one"):
-        commands.check_hosts(config)
+        classification.check(config, 4)
     config.imbalance, config.transfer.mode = "none", "features"
     with pytest.raises(InputError, match="transfer.mode='features'.*start one"):
-        commands.check_hosts(config)
+        classification.check(config, 4)
 
 
 class Fleet:

@@ -11,14 +11,15 @@ import jax
 import pytest
 
 from medjax import config as plain
-from medjax.commands import commands
 from medjax.errors import InputError
-from medjax.tasks import parts as model
-from medjax.tasks import population, study
+from medjax.tasks import population
 from medjax.training import journal, loop
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "configs"))
 import quickstart
+
+from medjax.commands import train
+from medjax.tasks import films, parts
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
 
@@ -74,15 +75,15 @@ def together(folder):
 def arm(request, folder, together):
     """A good arm's folder, and that of the same config as a run of its own."""
     alone = folder / f"alone{request.param}"
-    commands.train(config_of(folder / "records", **ARMS[request.param]), alone)
+    train.train(config_of(folder / "records", **ARMS[request.param]), alone)
     return folder / str(request.param), alone
 
 
 def state_of(folder):
     config = plain.read_config(folder)
-    task = study.data(config).task
-    network = model.network(config, task)
-    return model.restore(config, folder / "checkpoints", network, task)
+    task = films.data(config).output
+    network = parts.classifier(config, task)
+    return parts.restore(config, folder / "checkpoints", network, task)
 
 
 def test_an_arm_ends_where_its_run_would(arm):
@@ -152,7 +153,7 @@ def test_arms_that_are_not_equally_far_are_trained_apart(tmp_path, monkeypatch):
     begun = []
 
     def begin(config, folder, stack):
-        fit = population.fitting.Fit(config, folder, *[None] * 6)
+        fit = population.Run(config, folder, *[None] * 10)
         return population._Begun(fit, None, config.seed % 2, None, None)
 
     def train(arms):
@@ -162,7 +163,9 @@ def test_arms_that_are_not_equally_far_are_trained_apart(tmp_path, monkeypatch):
 
     monkeypatch.setattr(population, "_begin", begin)
     monkeypatch.setattr(population, "_train", train)
-    monkeypatch.setattr(commands, "finish", lambda fit: begun.append(fit.folder.name))
+    monkeypatch.setattr(
+        population.commands, "finish", lambda fit: begun.append(fit.folder.name)
+    )
     configs = [config_of(tmp_path, seed=seed) for seed in range(4)]
     configs.append(config_of(tmp_path, loss__name="focal", loss__gamma=1.0))
     found = population.train(configs, [tmp_path / str(n) for n in range(5)])
@@ -181,7 +184,7 @@ def test_a_bug_ends_its_arms_alone_with_a_traceback(tmp_path, monkeypatch, where
     def begin(config, folder, stack):
         if where == "_begin" and config.seed == 1:
             raise RuntimeError("out of\nmemory")
-        fit = population.fitting.Fit(config, folder, *[None] * 6)
+        fit = population.Run(config, folder, *[None] * 10)
         return population._Begun(fit, None, 0, None, None)
 
     def train(arms):
@@ -200,8 +203,8 @@ def test_a_bug_ends_its_arms_alone_with_a_traceback(tmp_path, monkeypatch, where
 
     monkeypatch.setattr(population, "_begin", begin)
     monkeypatch.setattr(population, "_train", train)
-    monkeypatch.setattr(commands, "finish", finish)
-    monkeypatch.setattr(commands, "train", run_alone)
+    monkeypatch.setattr(population.commands, "finish", finish)
+    monkeypatch.setattr(population.commands, "train", run_alone)
     configs = [config_of(tmp_path, seed=seed) for seed in range(4)]
     configs[2].train.batch, configs[3].train.batch = 16, 4
     found = population.train(configs, [tmp_path / str(n) for n in range(4)])

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 from medjax.errors import InputError
 from medjax.evaluation import robustness
 from medjax.evaluation.predict import Predictions
-from medjax.tasks import corrupting
+from medjax.tasks import perturb
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
 
@@ -157,7 +157,7 @@ def test_of_classes_the_call_is_the_likeliest(cohort):
 
 
 def test_both_files_hold_what_was_found(found, tmp_path):
-    path = corrupting.write(found, tmp_path / "robustness.json")
+    path = perturb.write(found, tmp_path / "robustness.json")
     assert json.loads(path.read_text()) == json.loads(json.dumps(found))
     rows = list(csv.DictReader(path.with_suffix(".csv").read_text().splitlines()))
     assert [row["corruption"] for row in rows] == ["blur"] * 5 + ["jpeg"] * 5 + [
@@ -169,9 +169,9 @@ def test_both_files_hold_what_was_found(found, tmp_path):
 
 def test_fewer_films_are_among_more_whatever_their_order():
     ids = np.random.default_rng(1).permutation(50)
-    some = corrupting.fewer(ids, 10)
-    assert len(some) == 10 and set(some) < set(corrupting.fewer(ids[::-1], 20))
-    np.testing.assert_array_equal(corrupting.fewer(ids, 0), np.arange(50))
-    np.testing.assert_array_equal(corrupting.fewer(ids, 99), np.arange(50))
+    some = perturb.fewer(ids, 10)
+    assert len(some) == 10 and set(some) < set(perturb.fewer(ids[::-1], 20))
+    np.testing.assert_array_equal(perturb.fewer(ids, 0), np.arange(50))
+    np.testing.assert_array_equal(perturb.fewer(ids, 99), np.arange(50))
     with pytest.raises(InputError, match="--films=-1"):
-        corrupting.fewer(ids, -1)
+        perturb.fewer(ids, -1)

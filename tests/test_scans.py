@@ -31,6 +31,7 @@ def config(tmp_path):
 
 
 def prepared(count):
+    """Volumes of which nothing is read."""
     table = pd.DataFrame(
         {
             "id": range(count),
@@ -38,30 +39,34 @@ def prepared(count):
             "patient": np.arange(count) + 100,
         }
     )
-    return Prepared(None, table, ("t1",), {"whole": (1,)}, {})
+    volumes = Prepared(None, table, ("t1",), {"whole": (1,)}, {})
+    output = scans.Output(("t1",), {"whole": (1,)})
+    rows = table.assign(volume=table["id"], half="whole")
+    return scans.Data(None, rows, output, volumes)
 
 
 def test_the_phantom_is_prepared_once_and_as_its_own_numbers_say(config):
     found = scans.data(config)
-    assert found.sequences == brain.SEQUENCES and tuple(found.regions) == brain.REGIONS
+    assert found.output.sequences == brain.SEQUENCES
+    assert found.output.names == brain.REGIONS
     assert list(found.table["image"]) == [f"brain_phantom{i:04d}" for i in range(3)]
-    before = (found.folder / "data.json").stat().st_mtime_ns
-    assert scans.data(config).folder == found.folder
-    assert (found.folder / "data.json").stat().st_mtime_ns == before
+    before = (found.path / "data.json").stat().st_mtime_ns
+    assert scans.data(config).path == found.path
+    assert (found.path / "data.json").stat().st_mtime_ns == before
     config.data.first_patient = 1
     others = scans.data(config)
-    assert others.folder != found.folder
+    assert others.path != found.path
     same = [
-        volumes.read(f.folder, volumes.Part(i, 0)) for f, i in ((found, 1), (others, 0))
+        volumes.read(f.path, volumes.Part(i, 0)) for f, i in ((found, 1), (others, 0))
     ]
     for a, b in zip(*same, strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 def test_another_split_or_place_of_the_records_prepares_nothing_anew(config):
-    folder = scans.data(config).folder
+    folder = scans.data(config).path
     config.data.split, config.data.max_quarantined = "all", 0.5
-    assert scans.data(config).folder == folder
+    assert scans.data(config).path == folder
 
 
 def test_files_written_for_the_phantom_are_found_again(config, tmp_path):
@@ -77,53 +82,46 @@ def test_files_written_for_the_phantom_are_found_again(config, tmp_path):
 @pytest.mark.parametrize("fold", [0, 2])
 def test_leaving_one_out_tests_that_patient_and_trains_on_the_rest(config, fold):
     config.data.split, config.split.fold = "leave_one_out", fold
-    found = scans.manifest(config, prepared(4))
+    found = scans.split(config, prepared(4))
     assert list(found["patient"][found["split"] == "test"]) == [100 + fold]
     assert (found["split"] == "train").sum() == 3
 
 
 def test_halves_are_the_two_sides_of_each_patient(config):
     config.data.split = "halves"
-    data = prepared(2)
-    found = scans.manifest(config, data)
-    train, test = (scans.parts(data, found, side) for side in ("train", "test"))
-    assert [part.half for part in train.values()] == ["left"] * 2
-    assert [part.half for part in test.values()] == ["right"] * 2
-    assert [part.id for part in test.values()] == [0, 1]
+    data = scans.data(config)
+    found = scans.split(config, data)
+    scans.audit(config, data, found)
+    train, test = (
+        data.parts(found["id"][found["split"] == side]) for side in ("train", "test")
+    )
+    assert [part.half for part in train.values()] == ["left"] * 3
+    assert [part.half for part in test.values()] == ["right"] * 3
+    assert [part.id for part in test.values()] == [0, 1, 2]
     assert not train.keys() & test.keys()
+    rows = data.table.groupby("volume")
+    whole = data.prepared.table.set_index("id")
+    for column in ("voxels_whole", "width"):
+        np.testing.assert_array_equal(rows[column].sum(), whole[column])
 
 
 def test_all_train_and_nobody_tests(config):
     config.data.split = "all"
-    data = prepared(3)
-    found = scans.manifest(config, data)
-    assert len(scans.parts(data, found, "train")) == 3
-    assert not scans.parts(data, found, "test")
+    found = scans.split(config, prepared(3))
+    assert list(found["split"]) == ["train"] * 3
 
 
 def test_a_sample_of_patients_is_on_each_side_once(config):
     config.data.split = "patients"
-    found = scans.manifest(config, prepared(20))
+    found = scans.split(config, prepared(20))
     assert sorted(found["patient"]) == list(range(100, 120))
     assert set(found["split"]) == set(split.SPLITS)
     assert (found["split"] == "test").sum() == 6
 
 
-def test_a_split_that_is_no_longer_the_data_s_is_refused(config, tmp_path):
-    data = prepared(6)
-    split.write(scans.manifest(config, data), tmp_path / "splits.csv")
-    assert len(scans.check(config, data, tmp_path)) == 6
-    with pytest.raises(InputError, match=r"splits.csv.*train again"):
-        scans.check(config, prepared(7), tmp_path)
-    config.seed = 1
-    with pytest.raises(InputError, match="have changed"):
-        scans.check(config, data, tmp_path)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data.split": "random"}, r"data.split='random': use"),
         ({"data.split": "leave_one_out", "split.fold": 3}, "split.fold=3: .* 0 to 2"),
         ({"data.source": "folder"}, "data.source='folder' is unknown: use"),
     ],
@@ -134,7 +132,7 @@ def test_what_can_t_be_done_is_said(config, changes, message):
         config = base.segmentation("folders")
         config.data.source = changes["data.source"]
     with pytest.raises(InputError, match=message):
-        scans.manifest(config, prepared(3)) if "data.split" in changes else scans.data(
+        scans.split(config, prepared(3)) if "data.split" in changes else scans.data(
             config
         )
 
@@ -156,7 +154,7 @@ def own(tmp_path):
 
 def test_the_visits_of_a_patient_stay_on_one_side(own):
     own.data.split = "leave_one_out"
-    table = scans.manifest(own, scans.data(own))
+    table = scans.split(own, scans.data(own))
     assert set(table["split"]) == {"train", "test"}
     assert table.groupby("patient")["split"].nunique().max() == 1
     own.data.patient = ""
@@ -193,7 +191,7 @@ def test_scans_as_they_are_stored_are_not_what_was_made_of_them(own, tmp_path):
     (tmp_path / "raw/B/2/seg.nii.gz").unlink()
     own.data.max_quarantined, own.data.spacing = 0.5, (2.0, 2.0, 2.0)
     found = scans.data(own)
-    stored = list(scans.as_stored(own, found))
+    stored = list(scans.as_stored(own, found.prepared))
     assert len(stored) == 3 and found.table["spacing_d"].tolist() == [2.0] * 3
     for case in stored:
         np.testing.assert_array_equal(case.spacing, [1.0, 1.0, 1.0])
@@ -218,7 +216,7 @@ def test_the_decathlons_layout_is_a_word(own, tmp_path):
     (root / "dataset.json").write_text(json.dumps(about))
     own.data.source, own.data.folder, own.data.patient = "decathlon", str(root), ""
     found = scans.data(own)
-    assert list(found.table["image"]) == ["x"] and found.sequences == ("T1",)
+    assert list(found.table["image"]) == ["x"] and found.output.sequences == ("T1",)
     (root / "labelsTr/x.nii.gz").write_bytes(b"no mask is read to predict")
     (one,) = scans.to_predict(own, [str(root)])
     assert one.read().label is None

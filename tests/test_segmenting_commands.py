@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from scans import save_phantoms
 
-from medjax.commands import commands, evaluate
+from medjax.commands import evaluate, explore, predict, train
 from medjax.data import scan
 from medjax.data.phantom import brain
 from medjax.errors import InputError
-from medjax.tasks import segmenter, segmenting
+from medjax.tasks import segmentation
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
 SMALL = {"seed": 3, "shape": (18, 22, 18), "spacing": (9.0, 9.0, 9.0)}
@@ -34,7 +34,7 @@ def small_config(records):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, unoptimised):
     folder = tmp_path_factory.mktemp("segmentation")
-    commands.train(small_config(folder / "records"), folder / "run")
+    train.train(small_config(folder / "records"), folder / "run")
     return folder / "run"
 
 
@@ -47,7 +47,7 @@ def predicted(run, tmp_path_factory):
     save_phantoms(raw, numbers, **SMALL)
     for one in raw.glob("*/*_seg.nii.gz"):  # Nothing may need it.
         one.rename(run.parent / one.name)
-    assert commands.predict(run, images=[str(raw)], out=out) == []
+    assert predict.predict(run, images=[str(raw)], out=out) == []
     return numbers, raw, out
 
 
@@ -60,7 +60,7 @@ def test_a_run_leaves_its_report_and_its_split(run):
 
 
 def weights(folder):
-    return segmenter.read(folder).state.averaged["params"]
+    return segmentation.TASK.read(folder).state.averaged["params"]
 
 
 @pytest.mark.slow
@@ -69,7 +69,7 @@ def test_a_run_goes_on_from_another_s_weights(run, tmp_path, capsys):
     config.transfer.init = str(run)
     config.optim.learning_rate = 1e-6
     config.train.steps = config.train.evaluate_every = 1
-    commands.train(config, tmp_path / "next")
+    train.train(config, tmp_path / "next")
     assert "starts anew" not in capsys.readouterr().out
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4),
@@ -125,9 +125,9 @@ def test_the_files_have_the_dice_that_the_report_says(run, predicted):
 def test_files_that_would_overwrite_each_other_are_refused(run, predicted, tmp_path):
     _, raw, _ = predicted
     with pytest.raises(InputError, match="two patients would be written as brain_"):
-        commands.predict(run, images=[str(raw), str(raw)], out=tmp_path / "out")
+        predict.predict(run, images=[str(raw), str(raw)], out=tmp_path / "out")
     with pytest.raises(InputError, match="give --out=DIR"):
-        commands.predict(run, images=[str(raw)], out=tmp_path / "predictions.csv")
+        predict.predict(run, images=[str(raw)], out=tmp_path / "predictions.csv")
 
 
 def test_a_patient_who_can_t_be_read_is_named_and_the_others_are_predicted(
@@ -142,7 +142,7 @@ def test_a_patient_who_can_t_be_read_is_named_and_the_others_are_predicted(
         for file in (raw / each).iterdir():
             (copy / each / file.name).write_bytes(file.read_bytes())
     (copy / name / f"{name}_t2.nii.gz").write_bytes(b"none")
-    unread = commands.predict(run, images=[str(copy)], out=tmp_path / "out")
+    unread = predict.predict(run, images=[str(copy)], out=tmp_path / "out")
     assert len(unread) == 1 and f"{name}_t2.nii.gz" in unread[0]
     assert len(list((tmp_path / "out").glob("*_label.nii.gz"))) == len(numbers) - 1
 
@@ -150,11 +150,11 @@ def test_a_patient_who_can_t_be_read_is_named_and_the_others_are_predicted(
 def test_the_same_command_goes_on_and_another_config_is_refused(run):
     config = small_config(run.parent / "records")
     before = (run / "metrics.jsonl").read_text()
-    commands.train(config, run)  # Finished: it only reports again.
+    train.train(config, run)  # Finished: it only reports again.
     assert (run / "metrics.jsonl").read_text() == before
     config.train.steps = 6
     with pytest.raises(InputError, match="config.train"):
-        commands.train(config, run)
+        train.train(config, run)
 
 
 def test_all_patients_train_and_the_page_of_them_is_there_for_the_asking(tmp_path, run):
@@ -162,12 +162,12 @@ def test_all_patients_train_and_the_page_of_them_is_there_for_the_asking(tmp_pat
     config.data.split = "all"
     config.evaluation.checkpoint = "last"
     config.train.update(steps=2)
-    commands.train(config, tmp_path / "all")
+    train.train(config, tmp_path / "all")
     assert not (tmp_path / "all" / "report.html").exists()
-    with pytest.raises(InputError, match="nobody is on that side"):
+    with pytest.raises(InputError, match="nobody is in that split"):
         evaluate.evaluate(tmp_path / "all")
     found = evaluate.evaluate(tmp_path / "all", split="train")
-    assert found["volumes"] == 8 and found["caveat"] == segmenting.SEEN
+    assert found["volumes"] == 8 and found["caveat"] == segmentation.SEEN
     other = small_config(run.parent / "records")
     other.data.update(patients=2, first_patient=50, spacing=(8.0, 9.0, 9.0))
     with pytest.raises(InputError, match="data.spacing is .*the run's"):
@@ -181,13 +181,13 @@ def test_the_best_checkpoint_of_a_run_without_validation_is_refused_at_once(run)
     config = small_config(run.parent / "records")
     config.data.split = "all"
     with pytest.raises(InputError, match="evaluation.checkpoint='best'.*'last'"):
-        commands.train(config, run.parent / "never")
+        train.train(config, run.parent / "never")
     assert not (run.parent / "never" / "metrics.jsonl").exists()
 
 
 def test_exploring_proposes_what_a_network_could_take(run, tmp_path, capsys):
     config = small_config(run.parent / "records")
-    path = segmenting.explore(config, tmp_path)
+    path = explore.explore(config, tmp_path)
     found = json.loads(path.read_text())
     strides = np.prod(found["proposal"]["strides"], axis=0)
     assert not (np.array(found["proposal"]["patch"]) % strides).any()
@@ -196,19 +196,19 @@ def test_exploring_proposes_what_a_network_could_take(run, tmp_path, capsys):
 
 
 def test_other_voxels_than_those_learnt_from_are_warned_of(run):
-    found = segmenter.read(run)
-    near, far = (np.array(found.spacing) * ratio for ratio in (1.4, 1.6))
+    found = segmentation.TASK.read(run)
+    near, far = (np.array(found.output.spacing) * ratio for ratio in (1.4, 1.6))
     case = scan.Scan(None, None, None, near, None, None)
-    assert segmenter.strange(found, case) == ""
+    assert segmentation.strange(found, case) == ""
     for spacing in (far, 1 / far):
-        told = segmenter.strange(found, case._replace(spacing=spacing))
+        told = segmentation.strange(found, case._replace(spacing=spacing))
         assert "the run learnt from" in told
 
 
 def test_a_report_says_what_it_doesn_t_count(run):
     config = small_config(run.parent / "records")
-    assert segmenting._caveat(config, "test") == ""  # Drawn at its own spacing.
+    assert segmentation.caveat(config, "test") == ""  # Drawn at its own spacing.
     config.data.source = "folders"
-    assert "voxels of 9 x 9 x 9 mm" in segmenting._caveat(config, "test")
+    assert "voxels of 9 x 9 x 9 mm" in segmentation.caveat(config, "test")
     config.data.split = "halves"
-    assert "same patients" in segmenting._caveat(config, "test")
+    assert "same patients" in segmentation.caveat(config, "test")

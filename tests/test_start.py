@@ -16,20 +16,20 @@ from configs import nih_sample, quickstart
 from medjax import config as plain
 from medjax.errors import InputError
 from medjax.models import resnet
-from medjax.tasks import head, parts, start, study
+from medjax.tasks import films, parts, refit, start
 from medjax.training import folder as provenance
 from medjax.training import folder as workdir
 from medjax.training.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
-TASK = study.Task(("a", "b", "c"), False, (16, 16, 1))
+TASK = films.Output(("a", "b", "c"), False, (16, 16, 1))
 LABEL = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1.0]])
 LEAVES = jax.tree_util.tree_leaves_with_path
 
 
 def config_of(init="", **model):
     config = quickstart.get_config().unlock()
-    config.model = {"name": "densenet_small", "blocks": (1, 1), "growth": 4} | parts
+    config.model = {"name": "densenet_small", "blocks": (1, 1), "growth": 4} | model
     config.transfer.init = str(init)
     return config
 
@@ -43,7 +43,7 @@ def noise_like(tree, seed=3):
 def state_of(task=TASK):
     """A state whose averaged weights are others than its weights."""
     config = config_of()
-    network = parts.network(config, task)
+    network = parts.classifier(config, task)
     state = parts.initial_state(config, network, task, LABEL[:, : len(task.names)])
     return state._replace(averaged=noise_like(state.averaged))
 
@@ -65,8 +65,8 @@ def left_by(config, folder):
 
 def begun(config, task):
     """Fresh variables of a config, and those that its run begins with."""
-    settled, weights = start.settle(config, task)
-    init = parts.network(settled, task).init
+    settled, weights = start.settle(config, task, parts.classifier)
+    init = parts.classifier(settled, task).init
     fresh = noise_like(jax.eval_shape(init, jax.random.key(0)), seed=4)
     return fresh, start.variables(fresh, weights, task)
 
@@ -92,7 +92,7 @@ def test_other_findings_get_a_fresh_classifier(old, capsys):
 
 def test_without_weights_nothing_changes():
     config = config_of()
-    settled, weights = start.settle(config, TASK)
+    settled, weights = start.settle(config, TASK, parts.classifier)
     assert settled is config and weights is None
     fresh = {"params": {"classifier": 1}}
     assert start.variables(fresh, weights, TASK) is fresh
@@ -101,7 +101,7 @@ def test_without_weights_nothing_changes():
 def test_the_weights_bring_their_preparation_and_their_options_along(old, capsys):
     config = config_of(old)
     del config.model["growth"]
-    settled, _ = start.settle(config, TASK)
+    settled, _ = start.settle(config, TASK, parts.classifier)
     assert settled.intensity.name == "standardise_each"
     assert "expects intensity={'name': 'standardise', 'mean': 0.4" in (
         capsys.readouterr().out
@@ -109,7 +109,7 @@ def test_the_weights_bring_their_preparation_and_their_options_along(old, capsys
     assert settled.model.growth == 4
     assert "growth" not in config.model  # The caller's own stays as it was.
     config.intensity.name = "as_pretrained"
-    settled, _ = start.settle(config, TASK)
+    settled, _ = start.settle(config, TASK, parts.classifier)
     expected = {"name": "standardise", "mean": 0.4, "std": 0.2}
     assert settled.intensity.to_dict() == expected
     assert capsys.readouterr().out == ""
@@ -119,7 +119,7 @@ def test_what_weights_know_nothing_of_may_be_another(tmp_path):
     """Whether stages are computed again; and the pool, if the classifier is new."""
     folder = left_by(config_of(remat=True, pool="mean"), tmp_path / "old")
     other = TASK._replace(names=("b", "a", "c"))
-    settled, _ = start.settle(config_of(folder), TASK)
+    settled, _ = start.settle(config_of(folder), TASK, parts.classifier)
     assert "remat" not in settled.model and settled.model.pool == "mean"
     _, found = begun(config_of(folder, remat=False), TASK)
     assert_same(found, state_of().averaged)
@@ -128,7 +128,7 @@ def test_what_weights_know_nothing_of_may_be_another(tmp_path):
     stage = state_of().averaged["params"]["stage2"]
     assert_same(found["params"]["stage2"], stage)
     with pytest.raises(InputError, match=r"model\.pool='mean_max'.*go with 'mean'"):
-        start.settle(config_of(folder, pool="mean_max"), TASK)
+        start.settle(config_of(folder, pool="mean_max"), TASK, parts.classifier)
 
 
 @pytest.mark.parametrize(
@@ -160,23 +160,23 @@ def test_weights_of_another_network_are_refused_by_what_differs(
 
 def test_what_holds_no_weights_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"transfer\.init=.*nowhere.*give 'imagenet'"):
-        start.settle(config_of(tmp_path / "nowhere"), TASK)
+        start.settle(config_of(tmp_path / "nowhere"), TASK, parts.classifier)
     (tmp_path / "photos").mkdir()
     with pytest.raises(InputError, match=r"transfer\.init=.*photos.*run, or one that"):
-        start.settle(config_of(tmp_path / "photos"), TASK)
+        start.settle(config_of(tmp_path / "photos"), TASK, parts.classifier)
     config = config_of()
     config.intensity.name = "as_pretrained"
     with pytest.raises(InputError, match=r"as_pretrained.*transfer\.init"):
-        start.settle(config, TASK)
+        start.settle(config, TASK, parts.classifier)
 
 
 def test_a_run_that_was_not_trained_is_refused(tmp_path):
     workdir.claim(tmp_path, plain.as_json(config_of()))
     with pytest.raises(InputError, match=r"task\.json.*train the run"):
-        start.settle(config_of(tmp_path), TASK)
+        start.settle(config_of(tmp_path), TASK, parts.classifier)
     workdir.write_task(tmp_path, TASK)
     with pytest.raises(InputError, match=r"no checkpoint.*train"):
-        start.settle(config_of(tmp_path), TASK)
+        start.settle(config_of(tmp_path), TASK, parts.classifier)
 
 
 # ------------------------------------------------------------------ files of weights
@@ -248,7 +248,7 @@ def test_another_frameworks_weights_come_without_their_classifier(
         assert json.loads((tmp_path / "new/card.json").read_text()) == card
         path = tmp_path / "new"
     task = TASK._replace(shape=(32, 32, 3))
-    settled, _ = start.settle(resnet_config(path), task)
+    settled, _ = start.settle(resnet_config(path), task, parts.classifier)
     assert settled.intensity.to_dict() == {
         "name": "standardise",
         "mean": [0.485, 0.456, 0.406],
@@ -282,10 +282,10 @@ def test_converted_weights_say_for_how_many_channels_they_are(theirs, tmp_path):
     path, _ = theirs
     start.write_converted(path, "resnet18", tmp_path / "new", channels=3)
     with pytest.raises(InputError, match="--channels=1"):
-        start.settle(resnet_config(tmp_path / "new"), TASK)
+        start.settle(resnet_config(tmp_path / "new"), TASK, parts.classifier)
     (tmp_path / "new/card.json").write_text("{")
     with pytest.raises(InputError, match="card.json.*convert again"):
-        start.settle(resnet_config(tmp_path / "new"), TASK)
+        start.settle(resnet_config(tmp_path / "new"), TASK, parts.classifier)
 
 
 BENCH = """
@@ -309,10 +309,10 @@ def test_the_bench_of_transfer_takes_weights_of_others(theirs, tmp_path):
     ).stdout.splitlines()
     scratch, other = (plain.of_json(json.loads(line)) for line in found)
     task = TASK._replace(shape=(32, 32, 1))
-    settled, weights = start.settle(other, task)
+    settled, weights = start.settle(other, task, parts.classifier)
     assert weights is not None and settled.model.name == "resnet18"
     assert settled.intensity.name == "standardise"
-    settled, weights = start.settle(scratch, task)
+    settled, weights = start.settle(scratch, task, parts.classifier)
     assert weights is None and settled.model == other.model
     assert settled.intensity.name == nih_sample.get_config().intensity.name
 
@@ -322,7 +322,7 @@ def test_frozen_noise_is_said(capsys):
     config.intensity = {"name": "standardise_each"}
     for mode, said in (("all", False), ("head", True), ("stage1", True)):
         config.transfer.mode = mode
-        start.settle(config, TASK)
+        start.settle(config, TASK, parts.classifier)
         assert ("freezes noise" in capsys.readouterr().out) == said
 
 
@@ -346,7 +346,7 @@ def test_a_damaged_file_and_a_folder_in_use_change_nothing(theirs, tmp_path):
 
 
 class Films:
-    """Stands for study.Data: ten images, each of one grey."""
+    """Stands for films.Data: ten images, each of one grey."""
 
     def __init__(self, path):
         self.path, self.table = path, pd.DataFrame({"id": np.arange(10)})
@@ -365,13 +365,13 @@ def test_embeddings_are_computed_once_for_weights_and_preparation(tmp_path):
         calls.append(image.shape)
         return image[:, :, :1, 0, 0] * float(state.averaged["params"]["stem"][0])
 
-    network = parts.network(config_of(), TASK)._replace(embed=embed)
+    network = parts.classifier(config_of(), TASK)._replace(embed=embed)
     config, data = config_of(), Films(tmp_path)
 
     def embeddings(scale, classifier=0.0, config=config):
         params = {"stem": np.array([scale]), "classifier": np.array([classifier])}
         state = state_of()._replace(averaged={"params": params, "batch_stats": {}})
-        return np.asarray(head.embeddings(config, network, state, data))[:, 0]
+        return np.asarray(refit.embeddings(config, network, state, data))[:, 0]
 
     np.testing.assert_array_equal(embeddings(2.0), 2 * np.arange(10))
     assert len(calls) == 1

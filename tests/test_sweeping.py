@@ -20,7 +20,7 @@ from configs import loss_weighting, quickstart
 from medjax import config as plain
 from medjax.commands import executors, plan, sweep
 from medjax.errors import InputError
-from medjax.tasks import saved, study
+from medjax.tasks import parts
 from medjax.training.population import Outcome
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
@@ -35,6 +35,7 @@ def as_it_was():
 
 CONFIG = """
 from configs import quickstart
+from medjax.tasks import parts
 
 def get_config():
     c = quickstart.get_config()
@@ -152,21 +153,21 @@ def test_the_loss_weighting_has_seven_arms_of_five_seeds(data):
     for arm in arms:
         assert len({each.repeat for each in runs if each.arm == arm}) == 5
     for one in runs:
-        study.treats(plan.configured(config, one.overrides), ())
+        parts.treats(plan.configured(config, one.overrides), ())
 
 
 def test_the_saved_config_of_a_run_is_a_config(tmp_path):
     config = quickstart.get_config()
     path = tmp_path / "config.json"
     path.write_text(json.dumps(plain.as_json(config)))
-    found = saved.get_config(str(path))
+    found = plain.get_config(str(path))
     assert found.to_dict() == config.to_dict()  # Tuples are tuples again.
     path.write_text("{")
     with pytest.raises(OSError, match="not JSON"):
-        saved.get_config(str(path))
+        plain.get_config(str(path))
     path.write_text("[1]")
     with pytest.raises(OSError, match="not the config"):
-        saved.get_config(str(path))
+        plain.get_config(str(path))
 
 
 def test_the_package_is_imported_without_jax():
@@ -399,7 +400,7 @@ def test_a_run_trained_again_from_the_config_it_wrote_down_is_the_same(swept, tm
     arm = swept[0] / "arms" / GOOD
     code = (
         "import sys, medjax; from medjax.tasks import saved\n"
-        "print(medjax.launch(saved.get_config(sys.argv[1]), sys.argv[2])['films'])"
+        "print(medjax.launch(plain.get_config(sys.argv[1]), sys.argv[2])['films'])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, arm / "config.json", tmp_path / "again"],

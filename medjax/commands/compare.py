@@ -10,6 +10,7 @@ from medjax.errors import InputError
 from medjax.evaluation import compare as evaluation_compare
 from medjax.evaluation.predict import Predictions
 from medjax.reports import compare as reports_compare
+from medjax.tasks import parts
 from medjax.training import folder as workdir
 
 
@@ -44,7 +45,7 @@ def compare(folder: Path, other: Path, *, split: str = "test") -> Path:
                 for run in zip((folder, other), runs, configs, strict=True)
             ),
             tasks=names,
-            **plain.bootstrap(configs[0]),
+            **parts.bootstrap(configs[0]),
         ),
     }
     page = reports_compare.write(summary, folder)
@@ -145,7 +146,7 @@ def _predictions(
     known = ~np.isnan(label)
     raw = [f"{name}_raw" for name in names]
     if not set(raw) <= set(table.columns):
-        if plain.calibration(config) == "isotonic":
+        if config.evaluation.calibration == "isotonic":
             raise InputError(
                 f"{folder}: its predictions are calibrated by isotonic regression, "
                 f"which ties them: evaluate it again on --split={split}"

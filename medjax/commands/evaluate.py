@@ -1,303 +1,242 @@
-"""A finished run's numbers: on a split of its own data, or on other films."""
+"""The command `evaluate`: a finished run's numbers, on its own data or on others."""
 
-import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from medjax import config as plain
+from medjax import tasks
 from medjax.cohort import split as splits
-from medjax.config import Config
-from medjax.data import prepared
+from medjax.config import Config, as_json, read_config
 from medjax.errors import InputError
-from medjax.evaluation import bands, results, subgroups, thresholds
-from medjax.evaluation import thresholds as operating
-from medjax.evaluation.predict import Predictions
-from medjax.reports import images, report
-from medjax.tasks import (
-    adapt,
-    calibrating,
-    corrupting,
-    explaining,
-    finished,
-    fitting,
-    parts,
-    segmenting,
-    start,
-    study,
-)
+from medjax.reports import images
+from medjax.tasks import adapt, explain, films, parts, perturb
+from medjax.tasks.task import Finished, Task
 from medjax.training import devices, journal
-from medjax.training import folder as provenance
 from medjax.training import folder as workdir
-from medjax.training.fixed import Frozen
 
 
-def evaluate(folder: Path, *, split: str = "test", other: Config | None = None) -> dict:
-    """Reports a run on one of its splits, or on all films of other data.
+def evaluate(
+    folder: Path, *, split: str | None = "test", other: Config | None = None
+) -> dict:
+    """Reports a run on one of its splits, or on all images of other data.
+
+    What is fixed on validation, thresholds or the like, is chosen first where it is
+    missing.
 
     Args:
       folder: of the run.
       split: 'test', 'validation', 'train', or 'target': the test images of the data
-        that the run was adapted to.
+        that the run was adapted to; None: nothing is reported.
       other: a config whose data are evaluated as a whole instead; `split` then
         only names the report.
 
     Returns:
-      The results, see evaluation/results.py; also written as `report.*` (for
-      another split than test `report-<split>.*`) and `predictions/<split>.csv`. Of
-      several processes the first alone has and writes them; the others get {}.
+      The results, also written as `report.*` (for another split than test
+      `report-<split>.*`) and `predictions/<split>.csv`. Of several processes the first
+      alone has and writes them; the others get {}.
 
     Raises:
-      InputError: no run there, or no such split.
+      InputError: no run there, no such split, or nobody in it.
     """
-    config = plain.read_config(folder)
-    if config.task == segmenting.TASK:
-        return segmenting.evaluate(folder, split=split, other=other)
-    _check_split(config, split, other)
-    data = study.data(config)
-    manifest = provenance.sides(folder)
-    study.audit(config, manifest, data)
-    task = data.task
-    network = parts.network(config, task)
-    number, state = start.restore(config, folder, network, task)
-    predict = functools.partial(fitting.predictions, config, network, state)
-    validates = functools.cache(lambda: predict(data.side(manifest, "validation")))
-    chosen, validation = calibrating.settle(
-        *(config, folder, number, data, manifest), validation=validates
-    )
-    if validation is not None:
-        ranked = _raw(chosen, task, validates())
-        _write(folder, "validation", data, validation, ranked)
-    about = {"split": split, "checkpoint": number, **plain.about(config)}
-    about["external"] = other is not None or split == adapt.SPLIT
-    about["cohort"] = splits.account(
-        data.table, manifest, task.names, study.same_images(data)
-    )
-    about["source"] = _source(config, split, other)
-    if other is not None:
-        data, manifest = _strangers(config, data, manifest, other, split)
-        about["split_by"] = "other"
-    elif split == adapt.SPLIT:
-        data, manifest = _target(config, folder, data)
-    raw = predict(data.side(manifest, split))
-    if not devices.first():  # All predict; one reports.
+    config = read_config(folder)
+    task = tasks.of(config)
+    if split is not None:
+        check_split(config, split, other)
+    run = task.read(folder)
+    data, manifest = own(task, run)
+    run = task.fix(run, data, manifest)
+    if split is None:
         return {}
-    found = calibrating.calibrated(chosen.calibration, raw)
-    ranked = _raw(chosen, task, raw)
-    _write(folder, split, data, found, ranked)
-    points = [chosen.thresholds[name] for name in task.names]
-    summary = about | results.summarise(
-        found,
-        tasks=task.names,
-        exclusive=task.exclusive,
-        threshold=points,
-        chosen=operating.describe(**plain.operating(config)),
-        uncalibrated=raw.probability if chosen.calibration.fit else None,
-        prevalence=plain.prevalence(config, len(task.names)),
-        **plain.bootstrap(config),
-    )
-    calibrating.tell(summary, chosen.calibration)
-    common = {"tasks": task.names, **plain.bootstrap(config)}
-    by = found if ranked is None else raw  # Which the curves are of, too.
-    summary["bands"] = bands.bands(by, **common)
-    summary["explorer"] = thresholds.explorer(found, tasks=task.names, threshold=points)
-    groups = subgroups.by_metadata(data.table.set_index("id").loc[found.id])
-    summary["subgroups"] = subgroups.summarise(
-        found, groups, threshold=points, ranked=ranked, **common
-    )
-    summary |= _before(folder, split, _stamps(chosen, about["source"]))
-    films, each = {}, config.evaluation.get("gallery", 0)
-    if each and devices.alone():
-        run = finished.Run(config, task, network, state, chosen)
-        films = explaining.gallery(run, data, found, each=each)
-    elif each:
-        print("note: no gallery: all processes would have to draw; evaluate with one")
+    cohort = splits.account(data.table, manifest, run.output.names, data.pairs())
+    about = parts.about(config) | {
+        "split": split,
+        "checkpoint": run.number,
+        "external": other is not None or split == adapt.SPLIT,
+        "cohort": cohort,
+        "source": source(config, split, other),
+    }
+    if other is not None:
+        about["split_by"] = "other"
+    data, manifest = judged(task, run, (data, manifest), split, other)
+    if not (manifest["split"] == split).any():
+        raise InputError(f"--split={split}: nobody is in that split of the run")
+    results, pictures = task.measure(run, data, manifest, split)
+    if not devices.first():
+        return {}
+    results = about | results
+    if "--corrupt" not in task.refused:
+        results |= earlier(folder, split, stamps(run, about["source"]))
     name = "report" if split == "test" else f"report-{split}"
-    written = report.write(
-        *(summary, journal.read(folder / "metrics.jsonl"), folder, name),
-        config=plain.as_json(config),
+    page = task.write(
+        *(results, pictures, journal.read(folder / "metrics.jsonl"), folder, name),
+        config=as_json(config),
         environment=json.loads((folder / "environment.json").read_text()),
-        films=films,
     )
-    report.show(summary)
-    print(f"report: {written}")
-    return summary
+    task.show(results)
+    print(f"report: {page}")
+    return results
 
 
-def localise(folder: Path, *, split: str, other: Config | None, **how: str) -> dict:
-    """Reports where a run's heatmaps lie in the films whose findings have boxes.
-
-    The split's page, if there is one, is renewed.
+def localise(folder: Path, *, split: str, other: Config | None, **how: Any) -> dict:
+    """Reports where a run's heatmaps lie in images whose findings have boxes.
 
     Args:
       folder: of a finished run.
-      split: 'test', 'validation' or 'train'; with other data, the report's name.
-      other: a config of films that are judged as a whole instead.
-      how: method and stage of the heatmaps, see explaining.explainer.
+      split: 'test', 'validation', 'train' or 'target'; with other data, their name.
+      other: a config of images that are judged as a whole instead.
+      how: method and stage of the heatmaps, see explain.explainer.
 
     Returns:
-      See explaining.localise; also written as `localisation.json` (for another split
-      than test `localisation-<split>.json`).
+      See explain.localise; also written as `localisation.json` (for another split
+      than test `localisation-<split>.json`), and shown on the split's page, if any.
 
     Raises:
-      InputError: no finished run there, or no film with a box.
+      InputError: no finished run there, or no image with a box.
     """
-    run = finished.read(folder)
-    data, ids = _films(run, folder, split, other)
-    stamp = _stamps(run.frozen, _source(run.config, split, other))["localisation"]
-    found = {"split": split, **stamp, **explaining.localise(run, data, ids, **how)}
-    written = images.write_heatmaps(found, _file(folder, "localisation", split))
-    print(f"localisation: {written}")
-    if _file(folder, "report", split).exists():
-        evaluate(folder, split=split, other=other)
-    return found
+
+    def measure(run: Finished, data: films.Data, ids) -> dict:
+        return explain.localise(run, data, ids, **how)
+
+    result = _beside(folder, split, other, "localisation", measure)
+    path = images.write_heatmaps(result, _file(folder, "localisation", split))
+    print(f"localisation: {path}")
+    return _renewed(folder, split, other, result)
 
 
 def corrupt(
     folder: Path, *, split: str, other: Config | None = None, films: int = 0
 ) -> dict:
-    """Reports what a run says of corrupted films; renews the split's page, if any.
+    """Reports a run's predictions of corrupted images.
 
     Args:
       folder: of a finished run.
       split, other: as in `localise`.
-      films: so many of them at most; 0: all.
+      films: number of images at most; 0: all.
 
     Returns:
-      See corrupting.corrupt; also written as `robustness.json` and `.csv` (for another
-      split than test `robustness-<split>.*`).
+      See perturb.corrupt; also written as `robustness.json` and `.csv` (for another
+      split than test `robustness-<split>.*`), and shown on the split's page, if any.
 
     Raises:
-      InputError: no finished run there, or no film.
+      InputError: no finished run there, or no image.
     """
-    run = finished.read(folder)
-    data, ids = _films(run, folder, split, other)
-    stamp = _stamps(run.frozen, _source(run.config, split, other))["robustness"]
-    found = {"split": split, **stamp, **corrupting.corrupt(run, data, ids, films)}
-    written = corrupting.write(found, _file(folder, "robustness", split))
-    corrupting.show(found)
-    print(f"robustness: {written}")
+
+    def measure(run: Finished, data: Any, ids) -> dict:
+        return perturb.corrupt(run, data, ids, films)
+
+    result = _beside(folder, split, other, "robustness", measure)
+    path = perturb.write(result, _file(folder, "robustness", split))
+    perturb.show(result)
+    print(f"robustness: {path}")
+    return _renewed(folder, split, other, result)
+
+
+FLAGS = {"localisation": "--localise", "robustness": "--corrupt"}
+
+
+def _beside(
+    folder: Path, split: str, other: Config | None, kind: str, measure: Callable
+) -> dict:
+    """What is measured beside the report, and what its numbers depend on."""
+    config = read_config(folder)
+    task = tasks.of(config)
+    task.refuse(FLAGS[kind])
+    check_split(config, split, other)
+    run = task.finished(folder)
+    data, manifest = judged(task, run, own(task, run), split, other)
+    ids = manifest["id"][manifest["split"] == split].to_numpy()
+    stamp = stamps(run, source(config, split, other))[kind]
+    return {"split": split, **stamp, **measure(run, data, ids)}
+
+
+def _renewed(folder: Path, split: str, other: Config | None, result: dict) -> dict:
+    """Writes the split's page again, if there is one."""
     if _file(folder, "report", split).exists():
         evaluate(folder, split=split, other=other)
-    return found
+    return result
 
 
-def _file(folder: Path, kind: str, split: str) -> Path:
-    """Where the JSON of that kind stands for a split."""
-    return folder / f"{kind if split == 'test' else f'{kind}-{split}'}.json"
-
-
-def _raw(chosen: Frozen, task: study.Task, said: Predictions) -> np.ndarray | None:
-    """[N, T], by which findings are ranked; None: by what is told, see results.py."""
-    mended = chosen.calibration.fit is not None and not task.exclusive
-    return said.probability if mended else None
-
-
-def _source(config: Config, split: str, other: Config | None) -> str:
-    """Which data a split's images are of."""
-    if other is not None:
-        return other.data.source
-    return (config.adapt if split == adapt.SPLIT else config).data.source
-
-
-def _stamps(chosen: Frozen, source: str) -> dict[str, dict]:
-    """{kind: what its numbers depend on}: of others, they aren't this run's any more."""
-    seen = {"checkpoint": chosen.checkpoint, "source": source}
-    told = {"rule": chosen.rule, "value": chosen.value}
-    told["calibration"] = chosen.calibration.method
-    return {"robustness": seen | told, "localisation": seen}
-
-
-def _before(folder: Path, split: str, stamps: dict[str, dict]) -> dict[str, dict]:
-    """{kind: what `corrupt` or `localise` wrote under these stamps}."""
-    found = {}
-    for kind, stamp in stamps.items():
-        path = _file(folder, kind, split)
-        written = json.loads(path.read_text()) if path.exists() else {}
-        if stamp.items() <= written.items():
-            found[kind] = written
-        elif written:
-            print(f"note: {path} is of other choices or data: left out of the page")
-    return found
-
-
-def _films(
-    run: finished.Run, folder: Path, split: str, other: Config | None
-) -> tuple[study.Data, np.ndarray]:
-    """Data and the ids of a split of a run's own, or of all films of other data."""
-    _check_split(run.config, split, other)
-    if other is not None:
-        data = _same_task(study.data(other), run.task)
-        return data, data.table["id"].to_numpy()
-    data, manifest = study.data(run.config), provenance.sides(folder)
-    study.audit(run.config, manifest, data)
-    if split == adapt.SPLIT:
-        data, manifest = _target(run.config, folder, data)
-    return data, manifest["id"][manifest["split"] == split].to_numpy()
-
-
-def _check_split(config: Config, split: str, other: Config | None) -> None:
+def check_split(config: Config, split: str, other: Config | None) -> None:
     """Refuses a split that isn't there, and its name for other data."""
-    sides = (*splits.SPLITS, *[adapt.SPLIT] * (config.adapt.name != "none"))
-    if other is None and split not in sides:
-        raise InputError(f"--split={split}: use one of {', '.join(sides)}")
-    if other is not None and (split in sides or not split.isidentifier()):
+    names = adapt.splits_of(config)
+    if other is None and split not in names:
+        raise InputError(f"--split={split}: use one of {', '.join(names)}")
+    if other is not None and (split in names or not split.isidentifier()):
         raise InputError(f"--split={split}: give the report on other data its own name")
 
 
-def _strangers(
-    config: Config,
-    data: study.Data,
-    manifest: pd.DataFrame,
-    other: Config,
+def own(task: Task, run: Finished) -> tuple[Any, pd.DataFrame]:
+    """The data of a run, and their split as it was when the run began."""
+    data, manifest = task.data(run.config), workdir.sides(run.folder)
+    task.audit(run.config, data, manifest)
+    return data, manifest
+
+
+def judged(
+    task: Task,
+    run: Finished,
+    trained: tuple[Any, pd.DataFrame],
     split: str,
-) -> tuple[study.Data, pd.DataFrame]:
-    """Other data under the run's task, and all their images as one split."""
-    trained = set(manifest["patient"][manifest["split"] == "train"])
-    target = adapt.target(config, data)
-    found = _same_task(study.data(other), data.task)
-    if target is not None and target.data.path == found.path:
+    other: Config | None,
+) -> tuple[Any, pd.DataFrame]:
+    """The data that are judged, and their manifest, in which `split` is.
+
+    Args:
+      trained: `own`'s.
+    """
+    data, manifest = trained
+    if other is None and split != adapt.SPLIT:
+        return data, manifest
+    target = adapt.target(run.config, data)
+    if other is None:
+        manifest = workdir.sides(run.folder, "target.csv")
+        task.audit(run.config, target.data, manifest)
+        tested = manifest[manifest["split"] == "test"]
+        return target.data, tested.assign(split=split)
+    strangers = task.other(run, tasks.of(other).data(other))
+    if target is not None and target.data.path == strangers.path:
         print(
             f"note: {len(target.ids)} of these images were seen without labels: "
             f"--split={adapt.SPLIT} is about others"
         )
-    shared = len(trained & set(found.table["patient"]))
+    trains = set(manifest["patient"][manifest["split"] == "train"])
+    shared = len(trains & set(strangers.table["patient"]))
     if shared:
         print(f"note: {shared} patient numbers occur in training too: other people?")
-    return found, found.table.assign(split=split)
+    return strangers, strangers.table.assign(split=split)
 
 
-def _target(
-    config: Config, folder: Path, data: study.Data
-) -> tuple[study.Data, pd.DataFrame]:
-    """The data that a run was adapted to, and their test images as the split."""
-    found, _ = adapt.target(config, data)
-    manifest = provenance.sides(folder, "target.csv")
-    study.audit(config, manifest, found)
-    return found, manifest[manifest["split"] == "test"].assign(split=adapt.SPLIT)
+def source(config: Config, split: str, other: Config | None) -> str:
+    """Where the images of a split come from."""
+    if other is not None:
+        return parts.about(other)["source"]
+    return adapt.source_of(config, split)
 
 
-def _same_task(data: study.Data, task: study.Task) -> study.Data:
-    """Other data under a run's task.
-
-    Raises:
-      InputError: they lack a finding, or have images of another shape.
-    """
-    missing = set(task.names) - set(prepared.tasks_of(data.table))
-    if missing:
-        raise InputError(f"--config: its data know nothing of {', '.join(missing)}")
-    if data.task.shape != task.shape:
-        raise InputError(
-            f"--config: its images are {data.task.shape}, the run's {task.shape}: "
-            "set data.side to the run's"
-        )
-    return data._replace(task=task)
+def stamps(run: Finished, source: str) -> dict[str, dict]:
+    """{kind: what its numbers depend on}: with other values they are out of date."""
+    images = {"checkpoint": run.number, "source": source}
+    chosen = {"rule": run.fixed.rule, "value": run.fixed.value}
+    chosen["calibration"] = run.fixed.calibration.method
+    return {"robustness": images | chosen, "localisation": images}
 
 
-def _write(folder: Path, split: str, data: study.Data, found, ranked) -> None:
-    path = folder / "predictions" / f"{split}.csv"
-    if devices.first():
-        image = data.table["image"]
-        workdir.write_predictions(path, data.task.names, image, found, ranked)
+def earlier(folder: Path, split: str, stamps: dict[str, dict]) -> dict[str, dict]:
+    """{kind: what `corrupt` or `localise` wrote under these stamps}."""
+    results = {}
+    for kind, stamp in stamps.items():
+        path = _file(folder, kind, split)
+        written = json.loads(path.read_text()) if path.exists() else {}
+        if stamp.items() <= written.items():
+            results[kind] = written
+        elif written:
+            print(f"note: {path} is of other choices or data: left out of the page")
+    return results
+
+
+def _file(folder: Path, kind: str, split: str) -> Path:
+    """Path of the JSON of that kind for a split."""
+    return folder / f"{kind if split == 'test' else f'{kind}-{split}'}.json"

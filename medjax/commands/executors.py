@@ -53,7 +53,7 @@ def local(sweep: Path, runs: list[Run], say: Callable[[Run], None]) -> bool:
                     [
                         sys.executable,
                         "-m",
-                        "medjax.commands.commands.running",
+                        "medjax.commands.running",
                         sweep,
                         run.name,
                     ],

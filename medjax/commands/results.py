@@ -7,12 +7,13 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from medjax import config as plain
 from medjax.commands import compare, plan
 from medjax.commands.plan import Run
+from medjax.config import Config
 from medjax.errors import InputError
 from medjax.evaluation import seeds
 from medjax.evaluation.seeds import Runs
+from medjax.tasks import parts
 from medjax.training import folder as workdir
 from medjax.training import journal
 
@@ -72,7 +73,7 @@ def gather(folder: Path, *, baseline: str = "") -> dict:
         found["compared"] = compared = _compare(
             *(grid, finished, folder),
             baseline=grid.arms.index(baseline) if baseline else 0,
-            **plain.bootstrap(config),
+            **parts.bootstrap(config),
         )
     except InputError as error:  # What each run came to is worth a page without it.
         return found | {"incomparable": str(error)}
@@ -99,7 +100,7 @@ def mean_auroc(run: Run, sweep: Path) -> float | None:
     return _report(run.folder(sweep))["mean"]["auroc"]["estimate"]
 
 
-def _row(run: Run, sweep: Path, config: plain.Config) -> dict:
+def _row(run: Run, sweep: Path, config: Config) -> dict:
     """What the page says of one run."""
     error, finished = plan.error(run, sweep), plan.is_finished(run, sweep, config)
     lines = journal.read(run.folder(sweep) / "metrics.jsonl")

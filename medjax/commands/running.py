@@ -6,7 +6,7 @@ import sys
 import threading
 from pathlib import Path
 
-from medjax.commands import commands, plan
+from medjax.commands import plan, train
 from medjax.training import devices
 from medjax.training.population import Outcome, failed
 
@@ -23,7 +23,7 @@ def run(sweep: Path, name: str) -> Outcome:
     config, folder = plan.configured(config, one.overrides), one.folder(sweep)
     (folder / "error.txt").unlink(missing_ok=True)  # Of an earlier attempt.
     try:
-        commands.train(config, folder)
+        train.train(config, folder)
     except Exception as error:  # noqa: BLE001 A bug of one arm must not stop the rest.
         outcome = failed(error)
         plan.write_error(folder, outcome.error, outcome.details)

@@ -4,8 +4,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from medjax.commands import commands, executors, plan, results
+from medjax.commands import executors, plan, results
 from medjax.commands.plan import Run
+from medjax.commands.prepare import prepare
 from medjax.config import Config
 from medjax.errors import InputError
 from medjax.reports import sweep as report
@@ -99,4 +100,4 @@ def _prepare(configs: list[Config], executor: str) -> None:
         drawn = executor == "local" and config.data.source == "phantom"
         if asked not in seen and not drawn:
             seen.append(asked)
-            commands.prepare(config)
+            prepare(config)

@@ -1,1 +1,24 @@
-"""What differs between kinds of task; the only room that reads config fields."""
+"""Kinds of task: everything that differs between them, behind one interface."""
+
+from medjax.config import Config
+from medjax.errors import InputError
+from medjax.tasks import classification, segmentation
+from medjax.tasks.task import Task
+
+KINDS = {
+    "multilabel": classification.TASK,
+    "multiclass": classification.TASK,
+    "segmentation": segmentation.TASK,
+}
+
+
+def of(config: Config) -> Task:
+    """The kind of task that a config asks for.
+
+    Raises:
+      InputError: it is unknown.
+    """
+    if config.task not in KINDS:
+        known = ", ".join(map(repr, KINDS))
+        raise InputError(f"task={config.task!r}: use one of {known}")
+    return KINDS[config.task]

@@ -1,12 +1,12 @@
-"""Images of another hospital without labels, and what `config.adapt` makes of them.
+"""Domain adaptation to unlabelled images of another hospital, `config.adapt`.
 
-'coral' and 'dann' add to the loss how far the two embeddings are apart. A batch then
-holds as many target rows as `train.batch` says source rows, and batch normalisation
-takes its statistics over both. 'adabn' leaves the training as it is, and gives the
-trained model the target's batch statistics.
+'coral' and 'dann' add the distance between the two embeddings to the loss. A batch then
+holds as many target rows as source rows, and batch normalisation takes its statistics
+over both. 'adabn' doesn't change the training: afterwards refit.py gives the model the
+target's batch statistics.
 
-Only the training side of the target's own split is read for it, and no label. The
-checkpoint and the operating points are chosen on the source's validation images.
+Only the training images of the target's own split are read, and none of their labels.
+The checkpoint and the thresholds are chosen on the source's validation images.
 """
 
 import functools
@@ -14,41 +14,38 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from chex import Array, ArrayTree
 
+from medjax.cohort import split as splits
 from medjax.config import Config
 from medjax.data import loader
-from medjax.data.normalisation import unit_range
 from medjax.errors import InputError
-from medjax.models import statistics
-from medjax.tasks import study
+from medjax.tasks import films
 from medjax.training import adaptation, step
-from medjax.training.step import State
 
 SPLIT = "target"  # What evaluate calls the target's test images.
 BY_LOSS = ("coral", "dann")
 
 
 class Target(NamedTuple):
-    """The target's images, under the run's task, and who of them is on which side."""
+    """The target's images, labelled as the run's are, and their split."""
 
-    data: study.Data
+    data: films.Data
     manifest: pd.DataFrame
 
     @property
     def ids(self) -> np.ndarray:
-        """[N] of the images that may be seen, without their labels."""
+        """[N] of the images that training may use, without their labels."""
         return self.manifest["id"][self.manifest["split"] == "train"].to_numpy()
 
 
 def method(config: Config) -> str:
-    """What `config.adapt.name` asks for.
+    """The value of `config.adapt.name`.
 
     Raises:
-      InputError: that is unknown, or nothing in the training would follow from it.
+      InputError: it is unknown, or wouldn't change the training.
     """
     name = config.adapt.name
     if name not in ("none", "adabn", *BY_LOSS):
@@ -66,7 +63,7 @@ def method(config: Config) -> str:
     return name
 
 
-def target(config: Config, source: study.Data) -> Target | None:
+def target(config: Config, source: films.Data) -> Target | None:
     """The images of `config.adapt.data`, split as the source is; None without them.
 
     Raises:
@@ -75,28 +72,40 @@ def target(config: Config, source: study.Data) -> Target | None:
     """
     if method(config) == "none":
         return None
-    given = config.adapt.get("data", {})
-    if not given:
+    fields = config.adapt.get("data", {})
+    if not fields:
         raise InputError(
             f"adapt.data: missing, and adapt.name={config.adapt.name!r} needs images: "
             "give it the fields of data"
         )
     other = config.copy_and_resolve_references().unlock()
     common = {name: config.data[name] for name in ("records", "max_quarantined")}
-    other.data = {**common, **given, "tasks": source.task.names}
+    other.data = {**common, **fields, "tasks": source.output.names}
     other.split.patients = 0  # Of those with labels.
     try:
-        found = study.data(other)
+        data = films.data(other)
     except InputError as error:
         raise InputError(f"adapt.data: {error}") from None
-    if found.task.shape != source.task.shape:
+    if data.output.shape != source.output.shape:
         raise InputError(
-            f"adapt.data: its images are {found.task.shape}, the source's "
-            f"{source.task.shape}: set adapt.data.side to the source's"
+            f"adapt.data: its images are {data.output.shape}, the source's "
+            f"{source.output.shape}: set adapt.data.side to the source's"
         )
-    if found.path == source.path:
+    if data.path == source.path:
         raise InputError("adapt.data: the same images as data: give another set")
-    return Target(found, study.manifest(other, found))
+    manifest = films.split(other, data)
+    films.audit(other, data, manifest)
+    return Target(data, manifest)
+
+
+def splits_of(config: Config) -> tuple[str, ...]:
+    """The splits of a run that can be evaluated."""
+    return (*splits.SPLITS, *[SPLIT] * (config.adapt.name != "none"))
+
+
+def source_of(config: Config, split: str) -> str:
+    """Where the images of a split come from."""
+    return (config.adapt if split == SPLIT else config).data.source
 
 
 def unlabelled(target: Target) -> loader.Unlabelled:
@@ -105,13 +114,13 @@ def unlabelled(target: Target) -> loader.Unlabelled:
 
 
 def loss(config: Config) -> Callable | None:
-    """What `config.adapt` adds to the loss, see `step.train_step`."""
+    """The term that `config.adapt` adds to the loss, see `step.train_step`."""
     name = method(config)
     if name not in BY_LOSS:
         return None
 
     def coral(params: ArrayTree, feature: Array, domain: Array, *, weight, step):
-        # Every shard knows the whole distance: their mean is that.
+        # Every shard computes the distance of the whole batch: the mean is the same.
         return weight * adaptation.coral(feature, domain, total=_over_shards), 1.0
 
     def dann(params: ArrayTree, feature: Array, domain: Array, *, weight, step):
@@ -145,45 +154,9 @@ def variables(config: Config, begin: ArrayTree) -> ArrayTree:
 
 
 def whole(config: Config) -> Config:
-    """The config of the same network, every layer of which can be looked at."""
-    found = config.copy_and_resolve_references()
-    found.transfer.mode = "all"
-    if "remat" in found.model:
-        found.model.remat = False
-    return found
-
-
-def restated(
-    config: Config, state: State, target: Target, *, apply: Callable, prepare: Callable
-) -> State:
-    """The state whose averaged model has the target's batch statistics.
-
-    Each mean and variance is that over all of the target's training images, once
-    each, as they are, without augmentation. The layers below see each batch
-    normalised by its own statistics, as in training: those of the first layer don't
-    depend on the batches, and further up they hardly do where the batches are large.
-    A batch is a random sample of them all, of about `evaluation.batch` images.
-
-    Args:
-      apply: of the network that `whole` asks for.
-      prepare: the modality's intensity preparation, image [B, *S, C] -> standardised.
-
-    Source: Li et al., Revisiting Batch Normalization for Practical Domain Adaptation
-    (2016), algorithm 1.
-    """
-
-    def of_batch(model: ArrayTree, image: Array) -> ArrayTree:
-        return statistics.of_batch(apply, model, prepare(unit_range(image)))
-
-    of_shards = jax.jit(jax.vmap(of_batch, (None, 0), axis_name=step.AXIS))
-    order = np.random.default_rng(config.seed).permutation(target.ids)
-    parts = []
-    # Batches of equal size, or one image less: padding would be in the mean.
-    for ids in np.array_split(order, -(-len(order) // config.evaluation.batch)):
-        (batch,) = loader.evaluation_batches(
-            target.data.films(ids), batch=len(ids), devices=1
-        )
-        found = jax.device_get(of_shards(state.averaged, batch["image"]))
-        parts.append((len(ids), jax.tree.map(lambda leaf: leaf[0], found)))
-    stats = jax.tree.map(jnp.asarray, statistics.together(parts))
-    return state._replace(averaged={**state.averaged, "batch_stats": stats})
+    """The config of the same network with gradients and outputs at every layer."""
+    config = config.copy_and_resolve_references()
+    config.transfer.mode = "all"
+    if "remat" in config.model:
+        config.model.remat = False
+    return config

@@ -1,32 +1,45 @@
-"""The network, its loss and its step, and the states that they go through."""
+"""From a config to its parts: network, loss, augmentation, optimiser, step, state."""
 
 import functools
 import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from chex import ArrayTree
+from chex import Array, ArrayTree
 
-from medjax import config as plain
 from medjax import losses
+from medjax.augment import intensity, patches, policy, safety
 from medjax.cohort import balance
-from medjax.config import Config, named
+from medjax.config import Config, affecting, named
 from medjax.data import normalisation
 from medjax.errors import InputError
+from medjax.geometry import warp
 from medjax.models import architectures
-from medjax.models.classifier import Classifier, stage_names
-from medjax.tasks import adapt, augmentation
-from medjax.tasks.study import WEIGHTS, Task
+from medjax.models.classifier import Classifier
+from medjax.tasks import adapt
 from medjax.training import optim, step
 from medjax.training.checkpoint import Checkpoints
 
 NOT_FOR_THE_OPTIMISER = ("name", "learning_rate", "weight_decay", "ema")
+# Values of `imbalance`: how the loss weights the classes, how often the loader shows
+# an image, or how the classifier is refitted.
+WEIGHTS = {"none": "uniform", **{s: s for s in ("ratio", "balanced", "effective")}}
+PLANS = ("over_sample", "under_sample", "both", "repeat_factor")
+SYNTHETIC = ("smote", "adasyn")
+# An op's numbers that set a shape, or are checked when the op is traced.
+STATIC = {
+    "blur": ("max_sigma",),
+    "clahe": ("clip",),
+    "crop_pad": ("shift",),
+    "elastic": ("strength", "distance"),
+    "low_resolution": ("strength",),
+}
 
 
 class Network(NamedTuple):
@@ -34,192 +47,110 @@ class Network(NamedTuple):
 
     init: key -> fresh variables.
     apply: Linen's.
-    look: image [B, H, W, C] -> [1, B, H, W, C], as the model sees it.
     stages: their names, from the image on; `frozen`, those of them that stay.
-    predict: (state, image [D, B, ...]) -> probability [D, B, T].
-    embed: (state, image [D, B, ...]) -> what the classifier sees, [D, B, F].
+    predict: (state, image [D, B, ...]) -> probability [D, B, T]; of a segmentation
+      (variables, patches [B, *S, C]) -> [B, *S, K].
+    look: image [B, H, W, C] -> [1, B, H, W, C], as the model sees it; and
+    embed: (state, image [D, B, ...]) -> what the classifier sees, [D, B, F]; both of
+      a classifier alone.
     """
 
     init: Callable
     apply: Callable
-    look: Callable
     stages: tuple[str, ...]
     frozen: tuple[str, ...]
     predict: Callable
-    embed: Callable
+    look: Callable | None = None
+    embed: Callable | None = None
 
 
-def network(config: Config, task: Task) -> Network:
-    """The model of `config.model`, computing in `config.train.dtype`.
+def classifier(config: Config, output: Any) -> Network:
+    """The network of a classification, computing in `config.train.dtype`.
 
     Runs that agree in it share one network, and what was compiled of it.
+
+    Args:
+      output: films.Output.
     """
-    asked = plain.as_json(config)
-    parts = {name: asked[name] for name in ("model", "intensity")}
-    parts["transfer"] = {"mode": config.transfer.mode}
-    parts["train"] = {"dtype": config.train.dtype}
-    parts["evaluation"] = {"flip": config.evaluation.flip}
-    return _network(json.dumps(parts), task)
+    return _classifier(json.dumps(affecting(config, "network")), output)
 
 
 @functools.lru_cache(maxsize=4)
-def _network(parts: str, task: Task) -> Network:
-    config = Config(json.loads(parts))
-    options = config.model.to_dict()
-    make = named(architectures, options.pop("name"), "model.name")
-    dtype = jnp.dtype(config.train.dtype)
-    model = make(tasks=len(task.names), dtype=dtype, axis_name=step.AXIS, **options)
+def _classifier(fields: str, output: Any) -> Network:
+    config = Config(json.loads(fields))
+    model = _model(config, len(output.names))
     if not isinstance(model, Classifier):
         raise InputError(
             f"model.name={config.model.name!r} makes masks: it is for "
             "task='segmentation'; take densenet121, say"
         )
-    stages = stage_names(len(model.stages))
-    frozen = _frozen(config, stages)
+    frozen = frozen_stages(config, model.stage_names)
     model = model.clone(frozen=len(frozen))
-    blank = jnp.zeros((1, *task.shape))
+    blank = jnp.zeros((1, *output.shape))
     views = functools.partial(normalisation.views, prepare=preparation(config))
     parts = {
         "apply": model.apply,
         "views": functools.partial(views, flip=config.evaluation.flip),
     }
-    probability = jax.nn.softmax if task.exclusive else jax.nn.sigmoid
+    probability = jax.nn.softmax if output.exclusive else jax.nn.sigmoid
     return Network(
         init=lambda key: model.init(key, blank, train=False),
         apply=model.apply,
-        look=functools.partial(views, flip=False),
-        stages=stages,
+        stages=model.stage_names,
         frozen=frozen,
         predict=step.compile_eval(step.eval_step, probability=probability, **parts),
+        look=functools.partial(views, flip=False),
         embed=step.compile_eval(step.embed_step, **parts),
     )
 
 
-def preparation(config: Config) -> Callable:
-    """The modality's intensity preparation, with its numbers bound."""
-    options = config.intensity.to_dict()
-    return functools.partial(
-        named(normalisation, options.pop("name"), "intensity.name"), **options
-    )
-
-
-def train_step(config: Config, network: Network) -> Callable:
-    """The compiled step: `config.augment`'s ops, the losses and the optimiser bound."""
-    return step.compile_step(**step_parts(config, network))
-
-
-def step_parts(config: Config, network: Network) -> dict:
-    """What `step.train_step` is bound to."""
-    return {
-        "apply": network.apply,
-        "augment": augmentation.augment(config, preparation(config)),
-        "loss": named(losses, config.loss.name, "loss.name"),
-        "optimizer": optimizer(config),
-        "frozen": network.frozen,
-        "adapt": adapt.loss(config),
-    }
-
-
-def fresh(config: Config, network: Network) -> ArrayTree:
-    """Random variables of the network, by `config.seed`."""
-    # What runs once needn't run fast: it compiles in a fifth of the time.
-    options = {"xla_backend_optimization_level": 0}
-    on_cpu = jax.default_backend() == "cpu"
-    init = jax.jit(network.init, compiler_options=options if on_cpu else None)
-    return init(jax.random.key(config.seed))
-
-
-def initial_state(
-    config: Config,
-    network: Network,
-    task: Task,
-    label: np.ndarray,
-    *,
-    variables: ArrayTree | None = None,
-) -> step.State:
-    """The state before the first update.
+def segmenter(config: Config, output: Any) -> Network:
+    """The network of a segmentation, computing in `config.train.dtype`; see above.
 
     Args:
-      variables: of the network, to begin with; None: fresh ones.
-      label: [N, T] of the training images, NaN where unknown, as they are and not
-        as a plan shows them: what the loss weighs the classes by.
+      output: scans.Output.
     """
-    hyper = optim.Hyper(
-        learning_rate=config.optim.learning_rate,
-        weight_decay=config.optim.weight_decay,
-        ema=config.optim.ema,
-        dual_rate=config.loss.get("rate", 0.0),
-        loss=loss_arguments(config, task, label),
-        adapt=config.adapt.get("weight", 1.0) if adapt.loss(config) else None,
-        augment={"strengths": augmentation.strengths(config)},
-        **_pace(config, network.stages),
-    )
-    dual = {}
-    if config.loss.name == "auc_margin":
-        dual = losses.auc_margin_variables(len(task.names))
-        if not hyper.dual_rate > 0:
-            raise InputError("loss.rate: auc_margin learns too: give 0.1, say")
-    if variables is None:
-        variables = fresh(config, network)
-    return step.init_state(
-        adapt.variables(config, variables),
-        optimizer=optimizer(config),
-        dual=dual,
-        hyper=hyper,
-        frozen=network.frozen,
-    )
+    fields = json.dumps(affecting(config, "network"))
+    return _segmenter(fields, len(output.sequences), len(output.regions))
 
 
-def loss_arguments(config: Config, task: Task, label: np.ndarray) -> dict:
-    """The keyword arguments of the loss: the config's numbers and the class weights.
+@functools.lru_cache(maxsize=4)
+def _segmenter(fields: str, channels: int, regions: int) -> Network:
+    config = Config(json.loads(fields))
+    net = _model(config, regions)
+    if isinstance(net, Classifier):
+        raise InputError(
+            f"model.name={config.model.name!r} makes no masks: take 'unet', or another "
+            "task than 'segmentation'"
+        )
+    size = tuple(config.patch.size)
+    if config.patch.slices:
+        if size[0] % 2 == 0:
+            raise InputError(
+                f"patch.size={size}: an even number of slices has no middle one: give "
+                "an odd one first"
+            )
+        size, channels = size[1:], size[0] * channels
+    frozen = frozen_stages(config, net.stage_names)
+    net = net.clone(frozen=len(frozen))
 
-    Args:
-      label: [N, T] of the training images, NaN where unknown.
+    def init(key: Array) -> ArrayTree:
+        return net.init(key, jnp.zeros((1, *size, channels)), train=False)
 
-    Raises:
-      InputError: the loss takes no such number or no weights, or isn't for this task.
-    """
-    options = config.loss.to_dict()
-    name = options.pop("name")
-    if name == "auc_margin":  # The only loss that learns; see initial_state.
-        options.pop("rate", None)
-    return _arguments(config, task, label, name, options)
+    def probability(variables: ArrayTree, image: Array) -> Array:
+        return jax.nn.sigmoid(net.apply(variables, image, train=False))
 
-
-def checkpoints(config: Config, folder: Path) -> Checkpoints:
-    """The checkpoints of a folder, as many as `config.train.keep` says."""
-    return Checkpoints(folder, keep=config.train.keep)
-
-
-def restore(
-    config: Config, folder: Path, network: Network, task: Task
-) -> tuple[int, step.State]:
-    """Reads the checkpoint that `config.evaluation.checkpoint` names, and its step."""
-    # Only shapes are wanted of this state, so any labels with both classes do.
-    label = np.eye(max(2, len(task.names)))[:, : len(task.names)]
-    shapes = jax.eval_shape(
-        lambda key: initial_state(
-            config, network, task, label, variables=network.init(key)
-        ),
-        jax.random.key(0),
-    )
-    return read_state(config, folder, shapes)
+    return Network(init, net.apply, net.stage_names, frozen, probability)
 
 
-def read_state(
-    config: Config, folder: Path, shapes: step.State
-) -> tuple[int, step.State]:
-    """`restore` of a state of these shapes."""
-    wanted = config.evaluation.checkpoint
-    if wanted not in ("best", "last"):
-        raise InputError(f"evaluation.checkpoint={wanted!r}: use 'best' or 'last'")
-    template = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-    with checkpoints(config, folder) as kept:
-        found = kept.restore(template, step=kept.best if wanted == "best" else None)
-    return found.step, found.state
+def _model(config: Config, tasks: int) -> Any:
+    options = config.model.to_dict()
+    make = named(architectures, options.pop("name"), "model.name")
+    dtype = jnp.dtype(config.train.dtype)
+    return make(tasks=tasks, dtype=dtype, axis_name=step.AXIS, **options)
 
 
-def _frozen(config: Config, stages: tuple[str, ...]) -> tuple[str, ...]:
+def frozen_stages(config: Config, stages: tuple[str, ...]) -> tuple[str, ...]:
     """The first stages, as far as `config.transfer.mode` freezes them.
 
     Raises:
@@ -238,10 +169,151 @@ def _frozen(config: Config, stages: tuple[str, ...]) -> tuple[str, ...]:
     return stages[: stages.index(mode) + 1]
 
 
-def _pace(config: Config, stages: tuple[str, ...]) -> dict[str, dict[str, float]]:
+def preparation(config: Config) -> Callable:
+    """The modality's intensity normalisation, with its numbers bound."""
+    options = config.intensity.to_dict()
+    return functools.partial(
+        named(normalisation, options.pop("name"), "intensity.name"), **options
+    )
+
+
+def ops(config: Config, *, strength: float = 1.0) -> dict[str, Callable]:
+    """The ops of `config.augment` by name, in their order, with their numbers bound.
+
+    Args:
+      strength: factor of every float among an op's numbers.
+    """
+    bound = {}
+    for name in config.augment.ops:
+        options = {
+            option: value * strength if isinstance(value, float) else value
+            for option, value in config.augment.get(name, {}).items()
+        }
+        op = warp.MOVES.get(name) or named(intensity, name, "augment.ops")
+        bound[name] = functools.partial(op, **options)
+    return bound
+
+
+def strengths(config: Config) -> dict[str, dict[str, np.float32]]:
+    """The floats of every op that may be arrays: no shape depends on them."""
+    return {
+        name: {
+            option: np.float32(value)
+            for option, value in config.augment.get(name, {}).items()
+            if isinstance(value, float) and option not in STATIC.get(name, ())
+        }
+        for name in config.augment.ops
+    }
+
+
+def augmentation(config: Config) -> Callable:
+    """(key, batch, `strengths` as arrays) -> the batch as the network takes it."""
+    bound = ops(config)
+    if "patch" in config:
+        change = functools.partial(patches.augment, **config.patch.to_dict())
+    else:
+        change = functools.partial(policy.augment_batch, prepare=preparation(config))
+
+    def apply(
+        key: Array, batch: dict[str, Array], strengths: dict[str, dict[str, Array]]
+    ) -> dict[str, Array]:
+        given = [functools.partial(op, **strengths[name]) for name, op in bound.items()]
+        return change(key, batch, ops=given)
+
+    return apply
+
+
+def caveats(config: Config) -> tuple[str, ...]:
+    """What speaks against the ops of `config.augment` for this modality, a sentence each.
+
+    Raises:
+      InputError: an op that can change the label, without augment.allow_unsafe.
+    """
+    if not config.modality:
+        return ()
+    return safety.check(
+        [(name, config.augment.get(name, {})) for name in config.augment.ops],
+        modality=config.modality,
+        sided=config.augment.sided,
+        allow_unsafe=config.augment.allow_unsafe,
+    )
+
+
+def step_parts(config: Config, network: Network) -> dict:
+    """What `step.train_step` is bound to."""
+    loss = named(losses, config.loss.name, "loss.name")
+    return {
+        "apply": network.apply,
+        "augment": augmentation(config),
+        "loss": losses.deep(loss) if config.model.get("deep", 0) else loss,
+        "optimizer": optimizer(config),
+        "frozen": network.frozen,
+        "adapt": adapt.loss(config),
+    }
+
+
+def optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
+    """The optimiser of `config.optim`; its rates are arguments of its update."""
+    options = config.optim.to_dict()
+    make = named(optim, options["name"], "optim.name")
+    options = {k: v for k, v in options.items() if k not in NOT_FOR_THE_OPTIMISER}
+    return make(steps=config.train.steps, **options)
+
+
+def fresh(config: Config, network: Network) -> ArrayTree:
+    """Random variables of the network, by `config.seed`."""
+    # What runs once needn't run fast: it compiles in a fifth of the time.
+    options = {"xla_backend_optimization_level": 0}
+    on_cpu = jax.default_backend() == "cpu"
+    init = jax.jit(network.init, compiler_options=options if on_cpu else None)
+    return init(jax.random.key(config.seed))
+
+
+def initial_state(
+    config: Config,
+    network: Network,
+    output: Any,
+    label: np.ndarray,
+    *,
+    variables: ArrayTree | None = None,
+) -> step.State:
+    """The state before the first update.
+
+    Args:
+      output: films.Output or scans.Output.
+      label: see `loss_arguments`.
+      variables: of the network, to begin with; None: fresh ones.
+    """
+    hyper = optim.Hyper(
+        learning_rate=config.optim.learning_rate,
+        weight_decay=config.optim.weight_decay,
+        ema=config.optim.ema,
+        dual_rate=config.loss.get("rate", 0.0),
+        loss=loss_arguments(config, output, label),
+        adapt=config.adapt.get("weight", 1.0) if adapt.loss(config) else None,
+        augment={"strengths": strengths(config)},
+        **pace(config, network.stages),
+    )
+    dual = {}
+    if config.loss.name == "auc_margin":
+        dual = losses.auc_margin_variables(len(output.names))
+        if not hyper.dual_rate > 0:
+            raise InputError("loss.rate: auc_margin learns too: give 0.1, say")
+    if variables is None:
+        variables = fresh(config, network)
+    return step.init_state(
+        adapt.variables(config, variables),
+        optimizer=optimizer(config),
+        dual=dual,
+        hyper=hyper,
+        frozen=network.frozen,
+    )
+
+
+def pace(config: Config, stages: tuple[str, ...]) -> dict[str, dict[str, float]]:
     """Each stage's share of the learning rate, and the update at which it starts.
 
-    The classifier, which they don't name, has the whole rate from the start.
+    The head, which they don't name, has the whole rate from the start.
 
     Raises:
       InputError: the first stage would never start, or a number makes no sense.
@@ -264,48 +336,172 @@ def _pace(config: Config, stages: tuple[str, ...]) -> dict[str, dict[str, float]
     return {}
 
 
+def loss_arguments(config: Config, output: Any, label: np.ndarray) -> dict:
+    """The keyword arguments of the loss: the config's numbers and the class weights.
+
+    Args:
+      output: films.Output or scans.Output.
+      label: [N, T] of the training images, as they are and not as a plan shows them;
+        NaN where unknown. Of volumes, the share of the voxels in each region.
+
+    Raises:
+      InputError: the loss takes no such number or no weights, or isn't for this task.
+    """
+    options = config.loss.to_dict()
+    name = options.pop("name")
+    if name == "auc_margin":  # The only loss that learns; see initial_state.
+        options.pop("rate", None)
+    weighted, arguments = _arguments(config, output, label, name, options)
+    if treats(config, WEIGHTS) and config.imbalance != "none" and not weighted:
+        raise InputError(
+            f"imbalance={config.imbalance!r} weights classes, and loss.name={name!r} "
+            "takes no weights: set imbalance='none' or another loss"
+        )
+    return arguments
+
+
 def _arguments(
-    config: Config, task: Task, label: np.ndarray, name: str, options: dict
-) -> dict:
-    """loss_arguments of one loss, or of each part of a compound one."""
+    config: Config, output: Any, label: np.ndarray, name: str, options: dict
+) -> tuple[bool, dict]:
+    """loss_arguments of one loss, or of each part of a compound one.
+
+    Returns:
+      Whether classes are weighted in it; and the arguments.
+    """
     takes = inspect.signature(named(losses, name, "loss.name")).parameters
     for option in options:
         if option not in takes:
             raise InputError(f"loss.{option}: {name} has no such number: leave it out")
     if "parts" in takes:
-        parts = {}
-        for part, own in options.get("parts", {}).items():
+        parts, weighted = {}, []
+        for part, given in options.get("parts", {}).items():
+            output.check_loss(part)
             if part == "auc_margin":
                 raise InputError("loss.parts: auc_margin can only stand alone")
-            numbers = {k: v for k, v in own.items() if k != "share"}
-            numbers = _arguments(config, task, label, part, numbers)
-            parts[part] = {"share": own.get("share", 1.0), **numbers}
-        return {"parts": parts}
-    if (name == "softmax_cross_entropy") != task.exclusive:
-        right = "softmax_cross_entropy" if task.exclusive else "weighted_bce"
-        kind = "multiclass" if task.exclusive else "multilabel"
-        raise InputError(f"loss.name={name!r} is not for task={kind!r}: use {right!r}")
+            numbers = {k: v for k, v in given.items() if k != "share"}
+            weights, numbers = _arguments(config, output, label, part, numbers)
+            weighted.append(weights)
+            parts[part] = {"share": given.get("share", 1.0), **numbers}
+        return any(weighted), {"parts": parts}
+    output.check_loss(name)
     scheme = WEIGHTS.get(config.imbalance, "uniform")
     common = {"scheme": scheme, "drop": config.resampling.drop}
-    found = {}
+    arguments = {}
     if "w_pos" in takes:
-        found = balance.class_weights(label, tasks=task.names, **common)._asdict()
+        weights = balance.class_weights(label, tasks=output.names, **common)
+        arguments = weights._asdict()
     elif "w" in takes:
-        found = {"w": balance.multiclass_weights(label, classes=task.names, **common)}
-    elif scheme != "uniform":
-        raise InputError(
-            f"imbalance={config.imbalance!r} weighs classes, and loss.name={name!r} "
-            "takes no weights: set imbalance='none' or another loss"
-        )
+        common["classes"] = output.names
+        arguments = {"w": balance.multiclass_weights(label, **common)}
+    weighted = bool(arguments)
     if "prevalence" in takes:
         positives, negatives = balance.frequencies(label)
-        found["prevalence"] = positives / np.maximum(positives + negatives, 1)
-    return found | options
+        arguments["prevalence"] = positives / np.maximum(positives + negatives, 1)
+    return weighted, arguments | options
 
 
-def optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
-    """The optimiser of `config.optim`; its rates are arguments of its update."""
-    options = config.optim.to_dict()
-    make = named(optim, options["name"], "optim.name")
-    options = {k: v for k, v in options.items() if k not in NOT_FOR_THE_OPTIMISER}
-    return make(steps=config.train.steps, **options)
+def treats(config: Config, kind: Any) -> bool:
+    """Whether `config.imbalance` is one of WEIGHTS, PLANS or SYNTHETIC.
+
+    Raises:
+      InputError: it is none of them all.
+    """
+    known = (*WEIGHTS, *PLANS, *SYNTHETIC)
+    if config.imbalance not in known:
+        options = ", ".join(map(repr, known))
+        raise InputError(f"imbalance={config.imbalance!r} is unknown: use {options}")
+    return config.imbalance in kind
+
+
+def plan(config: Config, label: np.ndarray) -> balance.Epoch | None:
+    """How often each training image is shown, where `config.imbalance` changes it.
+
+    Args:
+      label: [N, T] of the training images, NaN where unknown.
+
+    Returns:
+      Positions among the N; None where each is shown once an epoch.
+    """
+    if not treats(config, PLANS):
+        return None
+    c = config.resampling
+    options = {"seed": config.seed, "target": c.target}
+    if config.imbalance != "repeat_factor":
+        options["any_positive"] = c.any_positive
+    if config.imbalance in ("over_sample", "both"):
+        options["most"] = c.most
+    return getattr(balance, config.imbalance)(label, **options)
+
+
+def checkpoints(config: Config, folder: Path) -> Checkpoints:
+    """The checkpoints of a folder, as many as `config.train.keep` says."""
+    return Checkpoints(folder, keep=config.train.keep)
+
+
+def restore(
+    config: Config, folder: Path, network: Network, output: Any
+) -> tuple[int, step.State]:
+    """Reads the checkpoint that `config.evaluation.checkpoint` names, and its step.
+
+    Args:
+      folder: of the checkpoints.
+    """
+    # Only shapes are wanted of this state, so any labels with both classes do.
+    label = np.eye(max(2, len(output.names)))[:, : len(output.names)]
+    shapes = jax.eval_shape(
+        lambda key: initial_state(
+            config, network, output, label, variables=network.init(key)
+        ),
+        jax.random.key(0),
+    )
+    template = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    best = config.evaluation.checkpoint == "best"
+    with checkpoints(config, folder) as kept:
+        restored = kept.restore(template, step=kept.best if best else None)
+    return restored.step, restored.state
+
+
+def check(config: Config, network: Network, output: Any) -> None:
+    """Refuses what is wrong with any kind of task, before its data are read.
+
+    Args:
+      output: as far as it is known.
+
+    Raises:
+      InputError: an unknown checkpoint, imbalance, optimiser, loss, op or adaptation,
+        or numbers that don't go together.
+    """
+    if config.evaluation.checkpoint not in ("best", "last"):
+        raise InputError(
+            f"evaluation.checkpoint={config.evaluation.checkpoint!r}: use 'best' or "
+            "'last'"
+        )
+    caveats(config)
+    pace(config, network.stages)
+    step_parts(config, network)
+    label = np.eye(max(2, len(output.names)))[:, : len(output.names)]
+    loss_arguments(config, output, label)
+
+
+def schedule(config: Config) -> dict[str, Any]:
+    """When the loop logs, evaluates and ends, and the key of its random choices."""
+    names = ("steps", "log_every", "evaluate_every")
+    key = jax.random.key(config.seed + 1)
+    return {"key": key, **{name: config.train[name] for name in names}}
+
+
+def bootstrap(config: Config) -> dict[str, Any]:
+    """The key and the number of replicates of the intervals."""
+    key = jax.random.key(config.seed + 2)
+    return {"key": key, "replicates": config.evaluation.replicates}
+
+
+def about(config: Config) -> dict[str, Any]:
+    """What a report says of its run."""
+    return {
+        "source": config.data.source,
+        "model": config.model.name,
+        "imbalance": config.imbalance,
+        "split_by": config.split.by,
+        "steps": config.train.steps,
+    }

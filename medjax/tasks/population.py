@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import jax
 
-from medjax import config as plain
-from medjax.commands import commands
-from medjax.config import Config
+from medjax import tasks
+from medjax.commands import train as commands
+from medjax.config import Config, as_json
 from medjax.data import loader
 from medjax.errors import InputError
-from medjax.tasks import augmentation, fitting, segmenting
 from medjax.tasks import parts as model
+from medjax.tasks.task import Run
 from medjax.training import devices, population
 from medjax.training import population as program
 from medjax.training.checkpoint import Checkpoints
@@ -52,8 +52,6 @@ def groups(configs: list[Config]) -> list[list[int]]:
 
 def alone(config: Config) -> str:
     """Why a run can't be an arm among others; '' where it can."""
-    if config.task == segmenting.TASK:
-        return "it makes masks"
     if config.transfer.mode == "features":
         return "transfer.mode='features' has no steps"
     return ""
@@ -61,13 +59,13 @@ def alone(config: Config) -> str:
 
 def _common(config: Config) -> str:
     """What all arms of a program have in their configs, as text."""
-    asked = plain.as_json(config)
+    asked = as_json(config)
     for name in FREE:
         asked.pop(name, None)
     for section, names in FREE_NUMBERS.items():
         for name in names:
             asked[section].pop(name, None)
-    for name, numbers in augmentation.strengths(config).items():
+    for name, numbers in model.strengths(config).items():
         for number in numbers:
             asked["augment"][name].pop(number)
     asked["loss"] = _without_numbers(asked["loss"])
@@ -143,7 +141,7 @@ def _alone(config: Config, folder: Path) -> Outcome:
 class _Begun(NamedTuple):
     """An arm on its way: its run, and how far that is."""
 
-    fit: fitting.Fit
+    fit: Run
     checkpoints: Checkpoints
     start: int
     state: State
@@ -179,7 +177,7 @@ def _together(configs: list[Config], folders: list[Path]) -> list[Outcome]:
 
 def _begin(config: Config, folder: Path, stack: contextlib.ExitStack) -> _Begun:
     """What comes before the first step, or before the next one."""
-    fit = commands.begin(config, folder)
+    fit = tasks.of(config).begin(config, folder, shards=1)
     fit = fit._replace(state=jax.device_get(fit.state))  # Devices hold few of them.
     checkpoints = stack.enter_context(fit.checkpoints)
     if not checkpoints.steps:
@@ -187,7 +185,7 @@ def _begin(config: Config, folder: Path, stack: contextlib.ExitStack) -> _Begun:
     return _Begun(fit, checkpoints, *checkpoints.restore(fit.state))
 
 
-def _finish(fit: fitting.Fit) -> Outcome:
+def _finish(fit: Run) -> Outcome:
     """What follows the last step."""
     print(f"arm: {fit.folder}")
     try:
@@ -199,13 +197,13 @@ def _finish(fit: fitting.Fit) -> Outcome:
 
 def _train(arms: list[_Begun]) -> list[Outcome]:
     """Trains arms that are equally far, as many at a time as memory holds."""
-    first, schedule = arms[0], plain.schedule(arms[0].fit.config)
+    first, schedule = arms[0], model.schedule(arms[0].fit.config)
     key = schedule.pop("key")
     if first.start >= schedule["steps"]:
         return [Outcome(finished=True)] * len(arms)
     with _streams(arms[:1]) as (streams, _):
         batch = {name: rows[0] for name, rows in next(streams[0]).items()}
-    parts = model.step_parts(first.fit.config, first.fit.network)
+    parts = first.fit.step_parts
     began = time.perf_counter()  # A run alone compiles within the time it writes down.
     made = program.compiled(first.state, batch, key, arms=len(arms), **parts)
     before = (time.perf_counter() - began) / len(arms)
@@ -234,9 +232,9 @@ def _arm(begun: _Begun, stream: int) -> population.Arm:
         name=fit.folder.name,
         workdir=fit.folder,
         state=begun.state,
-        key=plain.schedule(fit.config)["key"],
+        key=model.schedule(fit.config)["key"],
         stream=stream,
-        evaluate=fitting.validation(fit),
+        evaluate=fit.validate,
         checkpoints=begun.checkpoints,
     )
 
@@ -249,14 +247,13 @@ def _streams(
 
     Arms that see the same images in the same order share a stream.
     """
-    found: dict[tuple, loader.TrainBatches] = {}
+    found: dict[bytes, loader.TrainBatches] = {}
     which = []
     for arm in arms:
         fit = arm.fit
-        others = b"" if fit.target is None else fit.target.ids.tobytes()
-        order = (fit.config.seed, fit.ids.tobytes(), others)
+        order = fit.order
         if order not in found:
-            found[order] = fitting.batches(fit, on_host=True)
+            found[order] = fit.batches(on_host=True)
             if arm.position is not None:
                 found[order].set_state(arm.position)
         which.append([*found].index(order))

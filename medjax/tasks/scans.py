@@ -1,26 +1,27 @@
-"""Which scans a segmentation learns from: prepared volumes, and who is on which side."""
+"""The volumes of a segmentation: prepared arrays, their split, their batches."""
 
 import functools
 import hashlib
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-import jax
 import numpy as np
 import pandas as pd
 from rich.progress import Progress
 
 from medjax.cohort import split as splits
-from medjax.config import Config
-from medjax.data import loader, nifti, scan, volumes
+from medjax.config import Config, effects
+from medjax.data import nifti, scan, volumes
 from medjax.data import prepared as store
 from medjax.data.phantom import brain
 from medjax.data.sources import scans
 from medjax.data.sources.scans import ScanFiles
 from medjax.data.volumes import Prepared
 from medjax.errors import InputError
+from medjax.tasks import films
 
 SOURCES = {"folders": scans.in_folders, "decathlon": scans.in_decathlon}
 FINDING = ("sequences", "files", "mask", "part")  # What SOURCES take.
@@ -31,10 +32,111 @@ BRATS = {  # A mask's values in each region.
     "core": (brain.NECROSIS, brain.ENHANCING),
     "enhancing": (brain.ENHANCING,),
 }
-HALF = ", half "  # Between a volume's name and its side, in the manifest.
+SPLITS = {  # Values of `data.split`, and which splits they fill.
+    "patients": splits.SPLITS,
+    "leave_one_out": ("train", "test"),
+    "halves": ("train", "test"),
+    "all": ("train",),
+}
+SIZE = ("depth", "height", "width")
+SPACING = ("spacing_d", "spacing_h", "spacing_w")
+NOT_OF_MASKS = ("softmax_cross_entropy", "auc_margin")  # One class a row; ranks.
 
 
-def data(config: Config) -> Prepared:
+class Output(NamedTuple):
+    """What a segmentation says of a volume; task.json of a run.
+
+    sequences: C names of an image's channels, in their order.
+    regions: K names of a mask's channels, and their values in a file.
+    spacing: [3] mm along D, H, W, the median volume's.
+    """
+
+    sequences: tuple[str, ...]
+    regions: dict[str, tuple[int, ...]]
+    spacing: tuple[float, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """K names of the regions."""
+        return tuple(self.regions)
+
+    def check_loss(self, name: str) -> None:
+        """Refuses a loss that isn't of masks.
+
+        Raises:
+          InputError: it isn't.
+        """
+        if name in NOT_OF_MASKS:
+            raise InputError(
+                f"loss.name={name!r}: is not of masks that may overlap: take "
+                "'soft_dice', 'tversky', 'weighted_bce', 'focal' or a 'compound' of them"
+            )
+
+
+class Data(NamedTuple):
+    """Prepared volumes, or halves of them.
+
+    path: folder of their arrays.
+    table: one row a volume or half, see data/volumes.py; also its `volume` (the number
+      of its files), `half`, and a column a region: 1 where it has any, NaN unknown.
+    """
+
+    path: Path
+    table: pd.DataFrame
+    output: Output
+    prepared: Prepared
+
+    def label(self, ids: np.ndarray) -> np.ndarray:
+        """[N, K]: 1 where a volume has the region, 0 where it hasn't, NaN unknown."""
+        label = self.table.set_index("id").loc[ids, list(self.output.names)]
+        return label.to_numpy(float)
+
+    def weighted(self, ids: np.ndarray) -> np.ndarray:
+        """[N, K], what class weights are computed from.
+
+        That is the share of these volumes' voxels in each region, the same for every
+        volume: a weight then compares voxels, whatever the volumes' sizes. NaN where a
+        volume has no mask.
+        """
+        rows = self.table.set_index("id").loc[ids]
+        voxels = rows[[f"voxels_{name}" for name in self.output.names]].to_numpy(float)
+        total = rows[list(SIZE)].prod(axis=1).to_numpy(float)[:, None]
+        known = ~np.isnan(voxels)
+        share = np.nansum(voxels, axis=0) / np.sum(total * known, axis=0)
+        return np.where(known, share, np.nan)
+
+    def parts(self, ids: np.ndarray) -> dict[str, volumes.Part]:
+        """These volumes, or halves, by their names."""
+        rows = self.table.set_index("id").loc[ids]
+        return {
+            row.image: volumes.Part(row.volume, row.patient, row.half)
+            for row in rows.itertuples()
+        }
+
+    def images(self, patch: Sequence[int], ids: np.ndarray) -> volumes.Volumes:
+        """The training images: whole volumes, of which the device draws patches."""
+        rows = self.table.set_index("id").loc[ids]
+        parts = [
+            volumes.Part(row.volume, row.patient, row.half) for row in rows.itertuples()
+        ]
+        # One shape for all of the data: other splits share the compiled step.
+        largest = np.maximum(self.table[list(SIZE)].max(), patch)
+        return volumes.Volumes(self.prepared, parts, largest.tolist())
+
+    def pairs(self) -> pd.DataFrame:
+        """The pairs of volumes whose arrays are equal, by `id` and `other`."""
+        digests = json.loads((self.path / volumes.DIGESTS).read_text())
+        seen: dict[str, int] = {}
+        pairs = []
+        for row in self.table[self.table["half"] == "whole"].itertuples():
+            digest = digests[f"{row.volume}.image.npy"]
+            if digest in seen:
+                pairs.append((seen[digest], row.id))
+            seen.setdefault(digest, row.id)
+        return pd.DataFrame(pairs, columns=["id", "other"])
+
+
+def data(config: Config) -> Data:
     """The prepared volumes of `config.data`; they are made where they are missing.
 
     Raises:
@@ -62,7 +164,43 @@ def data(config: Config) -> Prepared:
             f"data.max_quarantined allows {config.data.max_quarantined:.1%}: see its "
             "quarantine.csv"
         )
-    return prepared
+    spacing = tuple(prepared.table[list(SPACING)].median().tolist())
+    output = Output(prepared.sequences, prepared.regions, spacing)
+    return Data(folder, _table(config, prepared), output, prepared)
+
+
+def expected(config: Config) -> Output:
+    """What a run of this config says, as far as its data needn't be read for it."""
+    if config.data.source == PHANTOM:
+        return Output(brain.SEQUENCES, BRATS)
+    return Output(tuple(config.data.sequences), _regions(config))
+
+
+def _table(config: Config, prepared: Prepared) -> pd.DataFrame:
+    """One row a volume, or with data.split='halves' one a half."""
+    table = prepared.table.assign(volume=prepared.table["id"], half="whole")
+    if config.data.split == "halves":
+        names = splits.halves(prepared.table)[["id", "image"]].to_dict("records")
+        rows = 2 * table.to_dict("records")
+        halves = [
+            {**row, **name, **_half(row, name["image"].split()[-1], prepared)}
+            for row, name in zip(rows, names, strict=True)
+        ]
+        table = pd.DataFrame(halves)
+    for name in prepared.regions:
+        voxels = table[f"voxels_{name}"]
+        table[name] = (voxels > 0).astype(float).where(voxels.notna())
+    return table
+
+
+def _half(row: dict, half: str, prepared: Prepared) -> dict:
+    """What the row of a half has of its own."""
+    part = volumes.Part(row["volume"], row["patient"], half)
+    _, label = volumes.read(prepared.folder, part)
+    voxels = np.sum(label, axis=(0, 1, 2), dtype=np.int64).tolist()
+    names = [f"voxels_{name}" for name in prepared.regions]
+    counts = dict(zip(names, voxels, strict=True))
+    return {**counts, "half": half, "width": label.shape[2]}
 
 
 def as_stored(config: Config, prepared: Prepared) -> Iterator[scan.Scan]:
@@ -77,9 +215,9 @@ def as_stored(config: Config, prepared: Prepared) -> Iterator[scan.Scan]:
 
 
 def _options(config: Config) -> dict:
-    """What of `config.data` changes a voxel."""
-    others = ("records", "max_quarantined", "split")
-    return {k: v for k, v in config.data.to_dict().items() if k not in others}
+    """The fields of `config.data` that change a voxel."""
+    fields = config.data.to_dict().items()
+    return {k: v for k, v in fields if "records" in effects(f"data.{k}")}
 
 
 def _patients(config: Config, units: str = "z_scores") -> list[volumes.UnreadScan]:
@@ -98,18 +236,14 @@ def _patients(config: Config, units: str = "z_scores") -> list[volumes.UnreadSca
 
 def _prepare(config: Config, folder: Path, options: dict) -> None:
     """Makes the volumes of `config.data` in that folder."""
-    if config.data.source == PHANTOM:
-        sequences, regions = brain.SEQUENCES, BRATS
-    else:
-        sequences, regions = config.data.sequences, _regions(config)
-    read = _patients(config)
+    output, read = expected(config), _patients(config)
     with Progress() as progress:
         bar = progress.add_task(f"prepare {folder.name}", total=len(read))
         volumes.prepare(
             read,
             folder,
-            sequences=sequences,
-            regions=regions,
+            sequences=output.sequences,
+            regions=output.regions,
             options=options,
             max_quarantined=config.data.max_quarantined,
             progress=lambda: progress.advance(bar),
@@ -130,8 +264,7 @@ def found(config: Config, path: str, *, masks: bool = True) -> list[ScanFiles]:
             Path(path), sequences=brain.SEQUENCES, files=own, mask=mask
         )
     if source not in SOURCES:
-        known = ", ".join(map(repr, (PHANTOM, *SOURCES)))
-        raise InputError(f"data.source={source!r} is unknown: use {known}")
+        raise _unknown_source(config)
     find = SOURCES[source]
     takes = inspect.signature(find).parameters  # Only one layout has patterns.
     options = {
@@ -149,15 +282,18 @@ def found(config: Config, path: str, *, masks: bool = True) -> list[ScanFiles]:
 
 def to_predict(config: Config, images: list[str]) -> list[volumes.UnreadScan]:
     """Patients' files without their masks, to be read as the run's own were."""
-    regions = BRATS if config.data.source == PHANTOM else _regions(config)
     wanted = [one for path in images for one in found(config, path, masks=False)]
     return volumes.from_files(
-        wanted, regions=regions, labelled=False, patient="(.*)", **_reading(config)
+        wanted,
+        regions=expected(config).regions,
+        labelled=False,
+        patient="(.*)",
+        **_reading(config),
     )
 
 
-def manifest(config: Config, prepared: Prepared) -> pd.DataFrame:
-    """Who trains, validates and tests, by `config.data.split`.
+def split(config: Config, data: Data) -> pd.DataFrame:
+    """Who trains, validates and tests, by `data.split`; not yet audited.
 
     'patients' samples them as `config.split` says. 'leave_one_out' tests on one
     patient, number `config.split.fold`; 'halves' trains on the left hemispheres and
@@ -165,86 +301,46 @@ def manifest(config: Config, prepared: Prepared) -> pd.DataFrame:
     validate, and 'all' nobody to test either.
 
     Raises:
-      InputError: an unknown split, or too few patients for it.
+      InputError: too few patients for it.
     """
-    way, c = config.data.split, config.split
-    table = prepared.table[["id", "image", "patient"]]
-    if way == "patients":
-        shares = {"test": c.test, "validation": c.validation}
-        return splits.split(table, (), seed=config.seed, minority=0.0, **shares)
+    way, table = config.data.split, data.table[["id", "image", "patient"]]
     if way == "all":
-        return table.assign(split="train")
-    if way == "leave_one_out":
-        people = np.unique(table["patient"])
-        if len(people) < 2 or not 0 <= c.fold < len(people):
-            raise InputError(
-                f"split.fold={c.fold}: the number of the patient to test, 0 to "
-                f"{len(people) - 1}; leave_one_out needs two patients at least"
-            )
-        tested = table["patient"] == people[c.fold]
-        return table.assign(split=np.where(tested, "test", "train"))
+        return splits.everyone(table)
     if way == "halves":
-        sides = [
-            table.assign(image=table["image"] + HALF + half, split=split)
-            for half, split in (("left", "train"), ("right", "test"))
-        ]
-        both = pd.concat(sides, ignore_index=True)
-        return both.assign(id=np.arange(len(both)))
-    raise InputError(
-        f"data.split={way!r}: use 'patients', 'leave_one_out', 'halves' or 'all'"
-    )
+        return splits.halves(data.prepared.table)
+    if way == "leave_one_out":
+        return splits.leave_one_out(table, config.split.fold)
+    return films.sampled(config, table, ())
 
 
-def check(config: Config, prepared: Prepared, folder: Path) -> pd.DataFrame:
-    """The manifest of a run, which must be the one that its config makes of the data.
-
-    Raises:
-      InputError: the data or splits.csv have changed since.
-    """
-    written = splits.read(folder / "splits.csv")
-    if not written.equals(manifest(config, prepared)[list(written)]):
-        raise InputError(
-            f"{folder}/splits.csv: isn't the split of these data by this config: the "
-            "files or the split have changed; train again in a new workdir"
-        )
-    return written
+def audit(config: Config, data: Data, manifest: pd.DataFrame) -> None:
+    """Refuses a manifest that leaks or belongs to other data; 'halves' may leak."""
+    way = config.data.split
+    by = "image" if way == "halves" else ""
+    films.audit(config, data, manifest, by=by, tasks=(), needed=SPLITS[way])
 
 
-def parts(
-    prepared: Prepared, manifest: pd.DataFrame, side: str
-) -> dict[str, volumes.Part]:
-    """The volumes of one side, or halves of them, by their names in the manifest."""
-    numbers = dict(zip(prepared.table["image"], prepared.table["id"], strict=True))
-    chosen = manifest[manifest["split"] == side]
-    named = {}
-    for image, patient in zip(chosen["image"], chosen["patient"], strict=True):
-        name, _, half = image.partition(HALF)
-        named[image] = volumes.Part(numbers[name], int(patient), half or "whole")
-    return named
-
-
-def train_batches(
-    config: Config, prepared: Prepared, parts: list[volumes.Part]
-) -> loader.TrainBatches:
-    """Device batches of whole volumes; `config.train.batch` counts patches.
+def check(config: Config) -> None:
+    """Refuses a source or split that is unknown, before any file is read.
 
     Raises:
-      InputError: the devices can't share them.
+      InputError: as it says; or a checkpoint that nobody is left to choose.
     """
-    shards = jax.device_count() * config.patch.each
-    if config.train.batch % shards:
+    if config.data.source not in (PHANTOM, *SOURCES):
+        raise _unknown_source(config)
+    way = config.data.split
+    if way not in SPLITS:
+        raise InputError(f"data.split={way!r}: use {', '.join(map(repr, SPLITS))}")
+    if config.evaluation.checkpoint == "best" and way != "patients":
         raise InputError(
-            f"train.batch={config.train.batch}: give a multiple of {shards}, the "
-            f"patches of a volume (patch.each={config.patch.each}) times the devices"
+            f"evaluation.checkpoint='best': data.split={way!r} leaves nobody to "
+            "validate: take 'last'"
         )
-    return loader.TrainBatches(
-        volumes.Volumes(prepared, parts, config.patch.size),
-        seed=config.seed,
-        batch=config.train.batch // shards,
-        devices=jax.local_device_count(),
-        threads=config.train.threads,
-        ahead=1,  # Whole volumes are large, and a step is long.
-    )
+
+
+def _unknown_source(config: Config) -> InputError:
+    known = ", ".join(map(repr, (PHANTOM, *SOURCES)))
+    return InputError(f"data.source={config.data.source!r} is unknown: use {known}")
 
 
 def _regions(config: Config) -> dict[str, tuple[int, ...]]:

@@ -1,10 +1,8 @@
-"""Where a run's weights start, `config.transfer.init`, and what travels with them.
-
-Where a segmentation run's weights start, `config.transfer.init`.
-"""
+"""First weights of a run, `config.transfer.init`: of another run, or of a file."""
 
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,136 +11,189 @@ import jax.numpy as jnp
 import numpy as np
 from chex import ArrayTree
 
-from medjax import config as plain
-from medjax.config import Config
-from medjax.data.volumes import Prepared
+from medjax.config import Config, as_json, named, read_config
 from medjax.errors import InputError
 from medjax.models import architectures
 from medjax.models.weights import convert as pretrained
 from medjax.models.weights import download
 from medjax.models.weights import read as weights
-from medjax.tasks import masks, parts
-from medjax.tasks.study import SYNTHETIC, Task, treats
+from medjax.tasks import parts
+from medjax.tasks.parts import SYNTHETIC, Network, treats
 from medjax.training import folder as workdir
 from medjax.training.checkpoint import Checkpoints
+from medjax.training.step import State
 
-# Folders of the checkpoints whose classifier was fitted again, and whose batch
-# statistics are another hospital's.
+# Folders of the checkpoints whose classifier was refitted, and whose batch statistics
+# were re-estimated.
 REFITTED, ADAPTED = "refitted", "adapted"
-# Options of a model that its weights know nothing of; those that only its classifier
-# does, which starts anew where the tasks differ.
-LOOSE, OF_CLASSIFIER = ("remat",), ("pool",)
+# Options of a model that don't change its weights' meaning; those that only change the
+# classifier's, which starts anew where the findings differ.
+LOOSE, OF_CLASSIFIER = ("remat", "deep"), ("pool",)
 
 
 class Start(NamedTuple):
     """Variables to begin with, and what their numbers mean.
 
-    variables: of the stages, and of the classifier where `tasks` says what for.
-    tasks: names of the findings that the classifier knows; () without it.
+    variables: of the stages, and of the head where `names` says what for.
+    names: of the findings or regions that the head is for; () without it.
     options: that the model has to be made with, its name among them.
-    intensity: the preparation that the weights expect.
+    intensity: the normalisation that the weights expect; {} of volumes.
+    sequences: of the volumes that the weights were trained on; () of images.
     """
 
     variables: ArrayTree
-    tasks: tuple[str, ...]
+    names: tuple[str, ...]
     options: dict[str, Any]
     intensity: dict[str, Any]
+    sequences: tuple[str, ...] = ()
 
 
-def settle(config: Config, task: Task) -> tuple[Config, Start | None]:
+def check(config: Config) -> None:
+    """Refuses weights that aren't there, and 'as_pretrained' without any.
+
+    Raises:
+      InputError: as it says.
+    """
+    init = config.transfer.init
+    intensity = config.get("intensity", {})
+    if not init and intensity.get("name") == "as_pretrained":
+        raise InputError(
+            "intensity.name='as_pretrained' without weights: set transfer.init, or "
+            "another intensity.name"
+        )
+    if init and init != "imagenet" and not Path(init).expanduser().exists():
+        raise _not_weights(config)
+
+
+def settle(
+    config: Config, output: Any, network: Callable[..., Network]
+) -> tuple[Config, Start | None]:
     """The config with what its weights bring along, and these.
 
-    `intensity.name='as_pretrained'` becomes the preparation that they expect, and
+    `intensity.name='as_pretrained'` becomes the normalisation that they expect, and
     their framework's options, such as another epsilon, become the model's.
+
+    Args:
+      output: what the run's model says: films.Output or scans.Output.
+      network: parts.classifier or parts.segmenter.
 
     Raises:
       InputError: the weights can't be read, or are of another network.
     """
-    own = config.intensity.name != "as_pretrained"
+    check(config)
     if not config.transfer.init:
         if config.transfer.mode not in ("all", "layerwise", "gradual"):
             mode = config.transfer.mode
             print(f"note: transfer.mode={mode!r} without transfer.init freezes noise")
-        if not own:
-            raise InputError(
-                "intensity.name='as_pretrained' without weights: set transfer.init, or "
-                "another intensity.name"
-            )
         return config, None
-    found = read(config, task)
+    start = read(config, output, network)
     settled = config.copy_and_resolve_references().unlock()
-    asked = plain.as_json(config)["model"]  # As the weights' options are: in lists.
-    loose = LOOSE if found.tasks == task.names else (*LOOSE, *OF_CLASSIFIER)
-    for name, value in found.options.items():
+    asked = as_json(config)  # As the weights' options are: in lists.
+    loose = LOOSE if start.names == output.names else (*LOOSE, *OF_CLASSIFIER)
+    for name, value in start.options.items():
         if name in loose:
             continue
-        if asked.get(name, value) != value:
+        if asked["model"].get(name, value) != value:
             raise InputError(
-                f"model.{name}={asked[name]!r}: the weights of {config.transfer.init} go "
-                f"with {value!r}: take that, or other weights"
+                f"model.{name}={asked['model'][name]!r}: the weights of "
+                f"{config.transfer.init} go with {value!r}: take that, or other weights"
             )
-        if name not in asked:
+        if name not in asked["model"]:
             settled.model[name] = value
-    if not own:
-        settled.intensity = found.intensity
-    elif plain.as_json(config)["intensity"] != found.intensity:
-        print(f"note: {config.transfer.init} expects intensity={found.intensity}")
-    return settled, found
+    if asked.get("intensity", {}).get("name") == "as_pretrained":
+        settled.intensity = start.intensity
+    elif asked.get("intensity", {}) != start.intensity:
+        print(f"note: {config.transfer.init} expects intensity={start.intensity}")
+    if start.sequences and start.sequences != output.sequences:
+        print(
+            f"note: {config.transfer.init} was trained on "
+            f"{', '.join(start.sequences)}, not on {', '.join(output.sequences)}"
+        )
+    return settled, start
 
 
-def variables(fresh: ArrayTree, start: Start | None, task: Task) -> ArrayTree:
+def variables(fresh: ArrayTree, start: Start | None, output: Any) -> ArrayTree:
     """A model's variables: the given ones, and fresh ones where there are none."""
     if start is None:
         return fresh
     given = dict(start.variables["params"])
     given.pop("domain", None)  # Of an adapted run's own two domains.
-    if start.tasks != task.names:
-        given.pop("classifier", None)
-        print("classifier: starts anew, for its tasks are other than the weights'")
+    same = start.names == output.names
+    for name in [name for name in given if name.startswith(("classifier", "head"))]:
+        # A U-Net may have more or fewer heads of coarser levels than the weights.
+        if not same or name not in fresh["params"]:
+            del given[name]
+    if not same:
+        head = "classifier" if "classifier" in fresh["params"] else "head"
+        print(f"{head}: starts anew, as the weights are for {_of(start.names)}")
     stats = fresh.get("batch_stats", {}) | start.variables.get("batch_stats", {})
-    merged = {"params": fresh["params"] | given, "batch_stats": stats}
-    check(merged, fresh)
+    merged = {"params": fresh["params"] | given}
+    if "batch_stats" in fresh or stats:
+        merged["batch_stats"] = stats
+    refuse_other_shapes(merged, fresh)
     return jax.tree.map(jnp.asarray, merged)
 
 
-def read(config: Config, task: Task) -> Start:
+def _of(names: tuple[str, ...]) -> str:
+    return ", ".join(names) or "other classes"
+
+
+def read(config: Config, output: Any, network: Callable[..., Network]) -> Start:
     """The weights of a run, of a converted folder, of a file, or published ones."""
-    path = Path(config.transfer.init).expanduser()
-    if config.transfer.init == "imagenet":
-        path = download.fetch(config.model.name)
+    init, path = config.transfer.init, Path(config.transfer.init).expanduser()
     if (path / "config.json").exists():
-        return of_run(path)
+        return of_run(path, output, network)
+    if network is parts.segmenter:
+        raise InputError(
+            f"transfer.init={init!r}: give the folder of a run of segmentation; other "
+            "files hold classifiers"
+        )
+    if init == "imagenet":
+        path = download.fetch(config.model.name)
     if (path / "card.json").exists():
-        return of_converted(path, task)
+        return of_converted(path, output)
     if path.is_file():
         converted = convert(
-            path, config.model.name, channels=task.shape[-1], head=False
+            path, config.model.name, channels=output.shape[-1], head=False
         )
-        return _of(converted.variables, converted._asdict())
-    raise InputError(
+        return _start(converted.variables, converted._asdict())
+    raise _not_weights(config)
+
+
+def _not_weights(config: Config) -> InputError:
+    return InputError(
         f"transfer.init={config.transfer.init!r}: give 'imagenet', a file of weights, "
         "the folder of a run, or one that convert made"
     )
 
 
-def of_run(folder: Path) -> Start:
+def of_run(folder: Path, output: Any, network: Callable[..., Network]) -> Start:
     """The averaged weights of another run, as it predicts with them."""
-    config = plain.read_config(folder)
-    if config.task == "segmentation":
+    config, values = read_config(folder), workdir.read_task(folder)
+    if set(values) != set(output._fields):
+        kind = "segmentation" if network is parts.segmenter else "classification"
         raise InputError(
-            f"transfer.init={folder}: a run of segmentation, which has no stages of a "
-            "classifier: give a classifier's run"
+            f"transfer.init={folder}: a run of another kind (task={config.task!r}): "
+            f"give one of {kind}"
         )
-    task = Task(**workdir.read_task(folder))
-    _, state = restore(config, folder, parts.network(config, task), task)
-    settled = plain.as_json(config)
-    return Start(state.averaged, task.names, settled["model"], settled["intensity"])
+    trained = type(output)(**values)
+    _, state = restore(config, folder, network(config, trained), trained)
+    options = as_json(config)
+    return Start(
+        state.averaged,
+        trained.names,
+        options["model"],
+        options.get("intensity", {}),
+        values.get("sequences", ()),
+    )
 
 
-def restore(config: Config, folder: Path, network: parts.Network, task: Task):
+def restore(
+    config: Config, folder: Path, network: Network, output: Any
+) -> tuple[int, State]:
     """The checkpoint of a run that is judged and predicts: its step and state."""
     where = ADAPTED if config.adapt.name == "adabn" else trained(config)
-    return parts.restore(config, folder / where, network, task)
+    return parts.restore(config, folder / where, network, output)
 
 
 def trained(config: Config) -> str:
@@ -168,8 +219,8 @@ def convert(
     """
     source = weights.read(path)
     table = pretrained.recognise(source, model=name)
-    named = path.absolute()
-    tensorflows = "tf_" in named.name or "tf_efficientnet" in str(named.parent)
+    place = path.absolute()
+    tensorflows = "tf_" in place.name or "tf_efficientnet" in str(place.parent)
     if table.framework == "timm" and table.family == "efficientnet" and tensorflows:
         raise InputError(
             f"{path}: timm's tf_ networks pad as TensorFlow does, and their names and "
@@ -177,11 +228,11 @@ def convert(
         )
     options = dict(table.options)
     shapes = functools.partial(_shapes, name, options, channels=channels)
-    found = pretrained.convert(source, shapes(classes=1), model=name, head=False)
-    if head and found.classes:
-        target = shapes(classes=found.classes)
+    stages = pretrained.convert(source, shapes(classes=1), model=name, head=False)
+    if head and stages.classes:
+        target = shapes(classes=stages.classes)
         return pretrained.convert(source, target, model=name)
-    return found
+    return stages
 
 
 def write_converted(path: Path, name: str, out: Path, *, channels: int) -> dict:
@@ -200,50 +251,50 @@ def write_converted(path: Path, name: str, out: Path, *, channels: int) -> dict:
     return card
 
 
-def of_converted(folder: Path, task: Task) -> Start:
+def of_converted(folder: Path, output: Any) -> Start:
     """Reads back what `write_converted` wrote."""
     try:
         card = json.loads((folder / "card.json").read_text())
     except json.JSONDecodeError as error:
         raise InputError(f"{folder}/card.json: {error}: convert again") from None
-    if card["channels"][1] != task.shape[-1]:
+    if card["channels"][1] != output.shape[-1]:
         raise InputError(
             f"{folder}: converted for {card['channels'][1]} channels, the images have "
-            f"{task.shape[-1]}: convert again with --channels={task.shape[-1]}"
+            f"{output.shape[-1]}: convert again with --channels={output.shape[-1]}"
         )
     shapes = _shapes(
         card["model"],
         card["options"],
-        channels=task.shape[-1],
+        channels=output.shape[-1],
         classes=card["classes"] or 1,
     )
     blank = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     with Checkpoints(folder) as checkpoints:
-        return _of(checkpoints.restore(blank).state, card)
+        return _start(checkpoints.restore(blank).state, card)
 
 
-def _of(found: ArrayTree, card: dict) -> Start:
-    params = {k: v for k, v in found["params"].items() if k != "classifier"}
+def _start(variables: ArrayTree, card: dict) -> Start:
+    params = {k: v for k, v in variables["params"].items() if k != "classifier"}
     intensity = {"name": "standardise_each"}
     if card["standardise"]:
         intensity = {"name": "standardise", **card["standardise"]}
     return Start(
-        variables={**found, "params": params},
-        tasks=(),
+        variables={**variables, "params": params},
+        names=(),
         options={"name": card["model"], **card["options"]},
         intensity=intensity,
     )
 
 
 def _shapes(name: str, options: dict, *, channels: int, classes: int) -> ArrayTree:
-    """Of an architecture's variables, for 2-D images."""
-    make = plain.named(architectures, name, "model.name")
+    """The shapes of an architecture's variables, for 2-D images."""
+    make = named(architectures, name, "model.name")
     image = jnp.zeros((1, 64, 64, channels))
     init = make(tasks=classes, **options).init
     return jax.eval_shape(lambda: init(jax.random.key(0), image, train=False))
 
 
-def check(found: ArrayTree, wanted: ArrayTree) -> None:
+def refuse_other_shapes(given: ArrayTree, wanted: ArrayTree) -> None:
     """Refuses weights that aren't the model's, leaf by leaf.
 
     Raises:
@@ -251,82 +302,12 @@ def check(found: ArrayTree, wanted: ArrayTree) -> None:
     """
     leaves = [
         {jax.tree_util.keystr(path): leaf.shape for path, leaf in flat}
-        for flat, _ in map(jax.tree_util.tree_flatten_with_path, (found, wanted))
+        for flat, _ in map(jax.tree_util.tree_flatten_with_path, (given, wanted))
     ]
     for name in sorted(leaves[0].keys() | leaves[1].keys()):
-        given, own = (side.get(name, "nothing") for side in leaves)
-        if given != own:
+        theirs, ours = (side.get(name, "nothing") for side in leaves)
+        if theirs != ours:
             raise InputError(
-                f"transfer.init: {name} is {given} in the weights, {own} in the model: "
+                f"transfer.init: {name} is {theirs} in the weights, {ours} in the model: "
                 "give both the same network and images of as many channels"
-            )
-
-
-HEADS_ALONE = "deep"  # The option of a U-Net that its other weights know nothing of.
-
-
-def variables_start_segmentation(
-    config: Config, fresh: ArrayTree, prepared: Prepared
-) -> ArrayTree:
-    """A U-Net's variables: the averaged ones of another run, if one is named.
-
-    Its heads come along where it had the same regions.
-
-    Args:
-      config: of the run; an older one has no `transfer`.
-      fresh: the variables to begin with where nothing is given.
-      prepared: the volumes that the run is for.
-
-    Raises:
-      InputError: no run of segmentation is there, or one of another network.
-    """
-    transfer = config.get("transfer", {})
-    if transfer.get("mode", "all") != "all":
-        raise InputError(
-            f"transfer.mode={transfer['mode']!r}: segmentation moves the whole network: "
-            "use 'all'"
-        )
-    if not transfer.get("init", ""):
-        return fresh
-    folder = Path(transfer["init"]).expanduser()
-    if not (folder / "config.json").exists():
-        raise InputError(
-            f"transfer.init={transfer['init']!r}: give the folder of a run of "
-            "segmentation; other files hold classifiers"
-        )
-    old = plain.read_config(folder)
-    if old.task != "segmentation":
-        raise InputError(
-            f"transfer.init={folder}: a classifier's run (task={old.task!r}): give one "
-            "of segmentation"
-        )
-    _check_options(config, old, folder)
-    meaning = workdir.read_task(folder)
-    sequences, regions = tuple(meaning["sequences"]), tuple(meaning["regions"])
-    network = masks.network(old, len(sequences), len(regions))
-    place = folder / "checkpoints"
-    _, state = masks.restore(old, place, network, len(regions))
-    given = dict(state.averaged["params"])
-    if sequences != tuple(prepared.sequences):
-        now = ", ".join(prepared.sequences)
-        print(f"note: {folder} was trained on {', '.join(sequences)}, not on {now}")
-    same = regions == tuple(prepared.regions)
-    for name in [name for name in given if name.startswith("head")]:
-        if not same or name not in fresh["params"]:
-            del given[name]
-    if not same:
-        print("head: starts anew, for its regions are other than the weights'")
-    merged = {**fresh, "params": fresh["params"] | given}
-    check(merged, fresh)
-    return jax.tree.map(jnp.asarray, merged)
-
-
-def _check_options(config: Config, old: Config, folder: Path) -> None:
-    """Refuses another network, also where all shapes are the same: of `groups`, say."""
-    asked = plain.as_json(config)["model"]
-    for name, value in plain.as_json(old)["model"].items():
-        if name != HEADS_ALONE and asked.get(name) != value:
-            raise InputError(
-                f"model.{name}={asked.get(name)!r}: the weights of {folder} go with "
-                f"{value!r}: take that, or other weights"
             )

@@ -1,4 +1,4 @@
-"""explore: what the data of a config look like, before anything is trained on them."""
+"""The command `explore`: what the images of a config look like, before training."""
 
 from pathlib import Path
 
@@ -6,38 +6,37 @@ import jax
 import numpy as np
 import pandas as pd
 
-from medjax import config as plain
 from medjax.cohort import balance, describe, split
 from medjax.config import Config
 from medjax.errors import InputError
 from medjax.evaluation import bootstrap
 from medjax.reports import explore as exploring
-from medjax.tasks import parts as model
-from medjax.tasks import study
+from medjax.tasks import films, parts
 
 
-def survey(config: Config, data: study.Data, folder: Path) -> Path:
+def survey(config: Config, data: films.Data, folder: Path) -> Path:
     """Writes explore.html and explore.json: the cohort, its pixels and its split.
 
     Args:
-      config: of the run to be.
+      config: of the run to come.
       data: of the config.
-      folder: where to; made if absent.
+      folder: gets both files; made if absent.
 
     Returns:
       The page's path.
     """
-    table, tasks = data.table, data.task.names
-    manifest = study.sides(config, data)
-    facts = describe.describe(table, tasks, manifest, task=config.task)
+    table, tasks = data.table, data.output.names
+    manifest = films.split(config, data)
+    kind = "multiclass" if data.output.exclusive else "multilabel"
+    facts = describe.describe(table, tasks, manifest, task=kind)
     everyone = data.films(table["id"].to_numpy())
-    batches = study.evaluation_batches(config, everyone)
+    batches = films.evaluation_batches(config, everyone)
     facts |= {
         "source": config.data.source,
         "sample": describe.sample(table, tasks, boxes=_read(data, "boxes")),
         "pixels": describe.statistics(
             ((_flat(b["id"]), _flat(b["image"])) for b in batches),
-            jax.jit(model.preparation(config)),
+            jax.jit(parts.preparation(config)),
         ),
         "confounders": _confounders(config, data),
         "weights": _weights(config, data, manifest),
@@ -55,15 +54,15 @@ def _flat(array: np.ndarray) -> np.ndarray:
     return array.reshape(-1, *array.shape[2:])
 
 
-def _read(data: study.Data, name: str) -> pd.DataFrame:
+def _read(data: films.Data, name: str) -> pd.DataFrame:
     return pd.read_csv(data.path / f"{name}.csv", keep_default_na=False)
 
 
-def _confounders(config: Config, data: study.Data) -> dict:
-    """{covariate: {task: the interval of its AUROC when it alone is the score}}."""
-    names = data.task.names
+def _confounders(config: Config, data: films.Data) -> dict:
+    """{covariate: {task: interval of the AUROC with the covariate as the score}}."""
+    names = data.output.names
     label = data.table[list(names)].to_numpy(float)
-    found = {}
+    intervals = {}
     for covariate, score in describe.confounders(data.table).items():
         known = ~np.isnan(label) & ~np.isnan(score)[:, None]
         areas = bootstrap.bootstrap(
@@ -72,44 +71,44 @@ def _confounders(config: Config, data: study.Data) -> dict:
             known,
             data.table["patient"],
             np.full(len(names), np.nan),
-            **plain.bootstrap(config),
+            **parts.bootstrap(config),
         )["auroc"]
-        found[covariate] = {
+        intervals[covariate] = {
             name: {"estimate": e, "low": low, "high": high}
             for name, e, low, high in zip(names, *areas[:3], strict=True)
         }
-    return found
+    return intervals
 
 
-def _weights(config: Config, data: study.Data, manifest: pd.DataFrame) -> dict:
-    """{scheme: {part: {task: weight}}} of the training side, or why it can't be."""
-    names = data.task.names
+def _weights(config: Config, data: films.Data, manifest: pd.DataFrame) -> dict:
+    """{scheme: {part: {task: weight}}} of the training images, or {scheme: error}."""
+    names = data.output.names
     label = data.label(manifest["id"][manifest["split"] == "train"].to_numpy())
-    found: dict = {}
-    for word, scheme in study.WEIGHTS.items():
+    schemes: dict = {}
+    for word, scheme in parts.WEIGHTS.items():
         options = {"scheme": scheme, "drop": config.resampling.drop}
         try:
-            if data.task.exclusive:
+            if data.output.exclusive:
                 w = balance.multiclass_weights(label, classes=names, **options)
-                parts = {"": w}
+                weights = {"": w}
             else:
                 w = balance.class_weights(label, tasks=names, **options)
-                parts = {"positive": w.w_pos, "negative": w.w_neg}
+                weights = {"positive": w.w_pos, "negative": w.w_neg}
         except InputError as error:
-            found[word] = str(error)
+            schemes[word] = str(error)
         else:
-            found[word] = {
+            schemes[word] = {
                 part: dict(zip(names, w.tolist(), strict=True))
-                for part, w in parts.items()
+                for part, w in weights.items()
             }
-    return found
+    return schemes
 
 
-def _verdict(config: Config, data: study.Data, manifest: pd.DataFrame) -> dict:
-    """What every side got, and whether the audit lets it train."""
-    reached = split.reached(data.table, manifest, data.task.names).to_dict("records")
+def _verdict(config: Config, data: films.Data, manifest: pd.DataFrame) -> dict:
+    """The counts of each split, and whether the audit allows training."""
+    reached = split.reached(data.table, manifest, data.output.names).to_dict("records")
     try:
-        study.audit(config, manifest, data)
+        films.audit(config, data, manifest)
     except InputError as error:
         return {"reached": reached, "sound": False, "verdict": str(error)}
     if config.split.by == "image":
@@ -119,8 +118,8 @@ def _verdict(config: Config, data: study.Data, manifest: pd.DataFrame) -> dict:
     return {"reached": reached, "sound": True, "verdict": verdict}
 
 
-def _pairs(data: study.Data, manifest: pd.DataFrame) -> list[dict]:
-    """The pairs of images that are one picture, and where they are."""
+def _pairs(data: films.Data, manifest: pd.DataFrame) -> list[dict]:
+    """The pairs of images that show one picture, and their splits."""
     known = manifest.set_index("id")[["image", "patient", "split"]]
     return [
         {
@@ -132,5 +131,5 @@ def _pairs(data: study.Data, manifest: pd.DataFrame) -> list[dict]:
             "same_patient": known.at[pair["id"], "patient"]
             == known.at[pair["other"], "patient"],
         }
-        for pair in study.same_images(data).to_dict("records")
+        for pair in data.pairs().to_dict("records")
     ]

@@ -4,13 +4,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 import pandas as pd
-from chex import ArrayTree
 
-from medjax.config import Config
+from medjax.cohort import split as splits
+from medjax.config import Config, as_json, read_config
+from medjax.data import prepared
 from medjax.errors import InputError
-from medjax.tasks import parts
-from medjax.training import step
+from medjax.tasks import adapt, films, parts, start
+from medjax.training import devices, step
+from medjax.training import folder as workdir
 from medjax.training.checkpoint import Checkpoints
 
 
@@ -21,6 +25,7 @@ class Run(NamedTuple):
     folder: the run's.
     data: films.Data or scans.Data.
     manifest: of the split, one row an image: id, image, patient, split.
+    ids: [N] of the training images, as often as an epoch shows them.
     network: the model, with its parts bound.
     state: before the first update.
     step_parts: keyword arguments of step.train_step.
@@ -29,22 +34,23 @@ class Run(NamedTuple):
     validate: state -> the scores, {} where nobody validates; the first one chooses the
       best checkpoint.
     order: equal for two runs that see the same images in the same order.
-    has_steps: whether the weights change step by step; else `fix` makes them.
-    target: the images of an adaptation, see adapt.Target.
+    has_steps: whether the weights change step by step; else `Task.fix` makes them.
+    target: the unlabelled images of a domain adaptation.
     """
 
     config: Config
     folder: Path
     data: Any
     manifest: pd.DataFrame
+    ids: np.ndarray
     network: parts.Network
     state: step.State
     step_parts: dict[str, Any]
     batches: Callable
     validate: Callable[[step.State], dict[str, float]]
     order: bytes
-    has_steps: bool = True
-    target: Any = None
+    has_steps: bool
+    target: adapt.Target | None = None
 
     @property
     def checkpoints(self) -> Checkpoints:
@@ -66,14 +72,29 @@ class Finished(NamedTuple):
     output: Any
     network: parts.Network
     number: int
-    state: ArrayTree
+    state: step.State
     fixed: Any = None
+
+    @property
+    def thresholds(self) -> np.ndarray:
+        """[T], of a classification's calibrated probabilities; NaN where none is."""
+        return np.array([self.fixed.thresholds[name] for name in self.output.names])
+
+    def predict(self, image: np.ndarray) -> np.ndarray:
+        """A classification's [D, B, ...] -> calibrated probability [D, B, T]."""
+        return self.fixed.calibrated(self.uncalibrated(image))
+
+    def uncalibrated(self, image: np.ndarray) -> np.ndarray:
+        """A classification's [D, B, ...] -> the network's probability [D, B, T]."""
+        return jax.device_get(self.network.predict(self.state, image))
 
 
 class Task(NamedTuple):
     """The functions of one kind of task; the commands call nothing else of it.
 
-    check: (config, shards=) -> None; refuses what can be seen to be wrong before any
+    unit: what an image is called, in the plural.
+    output: films.Output or scans.Output.
+    check: (config, shards) -> None; refuses what can be seen to be wrong before any
       data are read. shards: devices that share a batch.
     share: config -> the rows of a batch, where a training step is faster with one
       device for each core of the CPU; else 0.
@@ -81,38 +102,187 @@ class Task(NamedTuple):
     explore: (config, data, folder) -> the page or file of what the data look like.
     split: (config, data) -> the manifest, not yet audited.
     audit: (config, data, manifest) -> None; refuses a manifest that leaks.
-    begin: (config, folder, shards=) -> Run, with all that it is made of written down.
-    fix: run -> None; what follows the last update: the head is refitted, or batch
-      statistics are re-estimated; thresholds, calibration and post-processing are
-      chosen on validation.
-    read: folder -> Finished, without `fixed` where nothing is chosen yet.
+    network: (config, output) -> the model with its parts bound.
+    batches: (config, data, ids, target, on_host=False) -> the endless training data.
+    validate: (config, network, data, ids, state) -> the scores on validation.
+    record: (folder, data, ids) -> None; notes what the training images look like.
+    refit: run -> None; what changes the weights after the last update.
+    fix: (finished, data, manifest) -> Finished, with its choices on validation: read
+      back, or made where they are missing.
+    fixed: finished -> Finished, with its choices on validation as they were written.
+    other: (finished, data) -> other data, labelled as the run's are.
     measure: (finished, data, manifest, split) -> (results, pictures) of a split.
-    write: (results, pictures, folder, name, config=, environment=) -> the page.
+    write: (results, pictures, curve, folder, name, config=, environment=) -> the page.
     show: results -> None; prints the most important ones.
-    predict: (finished, images, out, **options) -> one line for each unreadable file.
+    predict: (finished, images, out, explain=, **how) -> a line for each unreadable file.
     refused: {capability: why this kind of task can't have it}.
     """
 
+    unit: str
+    output: type
     check: Callable
     share: Callable
     data: Callable
     explore: Callable
     split: Callable
     audit: Callable
-    begin: Callable
+    network: Callable
+    batches: Callable
+    validate: Callable
+    record: Callable
+    refit: Callable
     fix: Callable
-    read: Callable
+    fixed: Callable
+    other: Callable
     measure: Callable
     write: Callable
     show: Callable
     predict: Callable
     refused: dict[str, str]
 
-    def refuse(self, capability: str, flag: str) -> None:
+    def refuse(self, capability: str) -> None:
         """Refuses what this kind of task can't do.
 
         Raises:
           InputError: it can't; the reason is named.
         """
         if capability in self.refused:
-            raise InputError(f"{flag}: {self.refused[capability]}")
+            raise InputError(f"{capability}: {self.refused[capability]}")
+
+    def prepare(self, config: Config) -> Any:
+        """Makes the records of `config.data`, and says what became of the files.
+
+        Raises:
+          InputError: the raw files aren't there, or too many can't be read.
+        """
+        data = self.data(config)
+        left_out = prepared.left_out(data.path)
+        count = f"{len(data.table)} {self.unit}, {left_out} quarantined"
+        print(f"prepared: {data.path} ({count})")
+        return data
+
+    def begin(self, config: Config, folder: Path, *, shards: int = 0) -> Run:
+        """Makes and checks all that comes before the first step, and writes it down.
+
+        Args:
+          config: of the run.
+          folder: the run's.
+          shards: devices that share a batch; 0: all devices.
+
+        Raises:
+          InputError: a mistake in the config or the data.
+        """
+        self.check(config, shards or jax.device_count())
+        with devices.in_turn():
+            data = self.prepare(config)
+            config, weights = start.settle(config, data.output, self.network)
+            manifest = self.split(config, data)
+            self.audit(config, data, manifest)
+            target = adapt.target(config, data)
+            if devices.first():
+                self._write_down(config, folder, data, manifest, target, weights)
+        counts = manifest["split"].value_counts().items()
+        print(f"{self.unit}: " + ", ".join(f"{n} {split}" for split, n in counts))
+        in_split = manifest.groupby("split")["id"].apply(np.array)
+        ids = in_split["train"]
+        network = self.network(config, data.output)
+        state = parts.initial_state(
+            *(config, network, data.output, data.weighted(ids)),
+            variables=start.variables(
+                parts.fresh(config, network), weights, data.output
+            ),
+        )
+        plan = parts.plan(config, label := data.label(ids))
+        if plan is not None:
+            print(plan.describe(data.output.names, label))
+            ids = ids[plan.index]
+        print(f"model: {_counts(state.params, network.frozen)}")
+        validation = in_split.get("validation", np.zeros(0, int))
+        others = b"" if target is None else target.ids.tobytes()
+        return Run(
+            *(config, folder, data, manifest, ids, network, state),
+            step_parts=parts.step_parts(config, network),
+            batches=lambda on_host=False: self.batches(
+                config, data, ids, target, on_host=on_host
+            ),
+            validate=lambda state: self.validate(
+                config, network, data, validation, state
+            ),
+            order=b"%d " % config.seed + ids.tobytes() + others,
+            has_steps=config.transfer.mode != "features",
+            target=target,
+        )
+
+    def _write_down(self, config, folder, data, manifest, target, weights) -> None:
+        """Writes down what the run is made of, or finds the same run in its folder."""
+        workdir.claim(folder, as_json(config))
+        for caveat in parts.caveats(config):
+            print(f"note: {caveat}")
+        if config.explore and not list(folder.glob("explore.*")):
+            print(f"explored: {self.explore(config, data, folder)}")
+        workdir.hold(
+            *(folder, data.path, manifest),
+            target=None if target is None else (target.data.path, target.manifest),
+            weights=None if weights is None else weights.variables,
+        )
+        splits.write(manifest, folder / "splits.csv")
+        workdir.write_task(folder, data.output)
+        trains = manifest["id"][manifest["split"] == "train"].to_numpy()
+        self.record(folder, data, trains)
+        if target is not None:
+            splits.write(target.manifest, folder / "target.csv")
+            print(f"target: {len(target.ids)} images without their labels")
+
+    def read(self, folder: Path) -> Finished:
+        """Reads a run back that has a checkpoint; `fixed` is still None.
+
+        Raises:
+          InputError: no run is there, or it hasn't been trained.
+        """
+        config, output = read_config(folder), self.output(**workdir.read_task(folder))
+        network = self.network(config, output)
+        number, state = start.restore(config, folder, network, output)
+        return Finished(config, folder, output, network, number, state)
+
+    def finished(self, folder: Path) -> Finished:
+        """Reads a finished run back, with what was chosen on validation."""
+        return self.fixed(self.read(folder))
+
+
+def alone(config: Config) -> str:
+    """Why a run can't be shared by several processes; '' where it can."""
+    if config.transfer.mode == "features":
+        return f"transfer.mode={config.transfer.mode!r}"
+    if parts.treats(config, parts.SYNTHETIC):
+        return f"imbalance={config.imbalance!r}"
+    if config.adapt.name != "none":
+        return f"adapt.name={config.adapt.name!r}"
+    return ""
+
+
+def check(config: Config, network: parts.Network, output: Any, *, batch: int) -> None:
+    """Refuses what is wrong in any kind of task, before its data are read.
+
+    Args:
+      output: as far as it is known.
+      batch: what `train.batch` must be a multiple of.
+
+    Raises:
+      InputError: a mistake in the config.
+    """
+    films.check_batch(config, batch)
+    start.check(config)
+    parts.check(config, network, output)
+    if (reason := alone(config)) and not devices.alone():
+        raise InputError(f"{reason}: isn't for several processes: start one")
+
+
+def _counts(params: dict, frozen: tuple[str, ...]) -> str:
+    """How many parameters there are, and how many of them are frozen."""
+    sizes = {
+        stage: sum(leaf.size for leaf in jax.tree.leaves(leaves))
+        for stage, leaves in params.items()
+    }
+    still = sum(sizes[stage] for stage in frozen)
+    kept = f", {still:,} of them frozen" if still else ""
+    return f"{sum(sizes.values()):,} parameters{kept}"

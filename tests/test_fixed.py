@@ -1,6 +1,8 @@
-"""What is fitted on validation and frozen: simulated models have the truth."""
+"""What is chosen on validation and fixed: simulated models have the truth."""
 
 import importlib
+import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,7 @@ from medjax.errors import InputError
 from medjax.evaluation import calibration as recalibration
 from medjax.evaluation import reliability
 from medjax.evaluation.predict import Predictions
-from medjax.tasks import calibrating, finished, study
-from medjax.training import fixed
+from medjax.tasks import films, fixed, parts
 
 TASKS = ("mass", "nodule", "effusion")
 
@@ -28,10 +29,10 @@ def study_of(label, exclusive=False):
     """Images with these labels [N, T], the first three quarters for training."""
     ids = np.arange(len(label))
     table = pd.DataFrame(label, columns=TASKS).assign(id=ids)
-    task = study.Task(TASKS, exclusive, (8, 8, 1))
+    task = films.Output(TASKS, exclusive, (8, 8, 1))
     manifest = pd.DataFrame({"id": ids, "split": "train"})
     manifest.loc[len(ids) * 3 // 4 :, "split"] = "validation"
-    return study.Data(Path("nowhere"), table, task), manifest
+    return films.Data(Path("nowhere"), table, task), manifest
 
 
 def predicted(probability, label):
@@ -50,7 +51,12 @@ def findings(images=400, seed=0):
 def settle(config, folder, validation, label, number=7):
     data, manifest = study_of(label)
     manifest["split"] = "validation"
-    return calibrating.settle(config, folder, number, data, manifest, validation)
+    return fixed.settle(config, folder, number, data, manifest, validation)
+
+
+def calibrated(calibration, said):
+    chosen = fixed.Fixed(7, {}, "youden", None, calibration)
+    return chosen.calibrated(said.probability)
 
 
 def refuse():
@@ -58,7 +64,7 @@ def refuse():
 
 
 @pytest.mark.parametrize("method", ["platt", "temperature", "isotonic"])
-def test_what_is_fitted_on_validation_is_frozen_and_read_back(config, tmp_path, method):
+def test_what_is_fitted_on_validation_is_fixed_and_read_back(config, tmp_path, method):
     config.evaluation.update(calibration=method, rule="sensitivity", value=0.8)
     z, label = findings()
     said = predicted(expit(2 * z + 1), label)
@@ -71,8 +77,8 @@ def test_what_is_fitted_on_validation_is_frozen_and_read_back(config, tmp_path, 
     assert (chosen.calibration.films, chosen.calibration.why) == (400, {})
     again, now = settle(config, tmp_path, refuse, label)
     assert now is None and again.thresholds == chosen.thresholds
-    found = calibrating.calibrated(again.calibration, said)
-    np.testing.assert_array_equal(found.probability, expected)
+    found = again.calibrated(said.probability)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_nothing_is_chosen_on_an_image_that_is_not_of_validation(config, tmp_path):
@@ -81,7 +87,7 @@ def test_nothing_is_chosen_on_an_image_that_is_not_of_validation(config, tmp_pat
     manifest["split"] = ["validation"] * 39 + ["test"]
     said = predicted(expit(z), label)
     with pytest.raises(InputError, match="aren't of the validation split"):
-        calibrating.settle(config, tmp_path, 7, data, manifest, lambda: said)
+        fixed.settle(config, tmp_path, 7, data, manifest, lambda: said)
     assert fixed.read(tmp_path) is None
 
 
@@ -115,24 +121,11 @@ def test_another_rule_method_or_checkpoint_is_chosen_again_aloud(
     first, _ = settle(config, tmp_path, lambda: model, label)
     config.evaluation.update(change)
     number = 7 if change else 8
-    assert said in finished.stale(config, first, number)
+    assert said in fixed.stale(config, first, number)
     second, now = settle(config, tmp_path, lambda: model, label, number)
     assert now is not None and said in capsys.readouterr().out
-    assert finished.stale(config, second, number) == ""
-    assert finished.stale(config, fixed.read(tmp_path), number) == ""
-
-
-def test_an_older_run_has_no_calibration_and_keeps_its_thresholds(config, tmp_path):
-    config.unlock()
-    del config.evaluation["calibration"], config.evaluation["prevalence"]
-    old = '{"checkpoint": 7, "tasks": {"mass": 0.5, "nodule": null, "effusion": 0.1}}'
-    (tmp_path / "thresholds.json").write_text(old)
-    z, label = findings()
-    chosen, now = settle(config, tmp_path, refuse, label)
-    assert now is None and chosen.calibration == fixed.NONE
-    said = predicted(expit(z), label)
-    found = calibrating.calibrated(chosen.calibration, said)
-    np.testing.assert_array_equal(found.probability, said.probability)
+    assert fixed.stale(config, second, number) == ""
+    assert fixed.stale(config, fixed.read(tmp_path), number) == ""
 
 
 def test_a_task_that_validation_cannot_calibrate_stays_and_says_why(config, tmp_path):
@@ -159,7 +152,7 @@ def test_a_task_that_validation_cannot_calibrate_stays_and_says_why(config, tmp_
         "calibration": {"mean": {}},
         "tasks": {task: {"calibration": {}} for task in TASKS},
     }
-    calibrating.tell(summary, chosen.calibration)
+    fixed.describe(summary, chosen.calibration)
     assert summary["calibration"]["method"] == "platt"
     assert summary["tasks"]["mass"]["calibration"]["why"].startswith("no fit")
 
@@ -172,7 +165,7 @@ def test_prior_brings_the_mean_probability_to_the_prevalence(config, treatment):
     # What such a training makes of the odds, if the model is calibrated to it.
     if treatment == "over_sample":
         config.resampling.target = 0.25
-        plan = study.plan(config, trains)
+        plan = parts.plan(config, trains)
         shown = trains[plan.index].mean(axis=0)
         odds = shown / (1 - shown) * (1 / trains.mean(axis=0) - 1)
         assert odds.max() > 2
@@ -183,9 +176,9 @@ def test_prior_brings_the_mean_probability_to_the_prevalence(config, treatment):
         odds = weights.w_pos / weights.w_neg
     said = predicted(expit(z + np.log(odds)), label)
     assert said.probability[:, 0].mean() > 1.5 * label[:, 0].mean()
-    found = calibrating.fit(config, *study_of(label), said)
+    found = fixed.fit(config, *study_of(label), said)
     assert (found.fitted_on, found.films, found.why) == ("train", len(trains), {})
-    mended = calibrating.calibrated(found, said).probability
+    mended = calibrated(found, said)
     np.testing.assert_allclose(mended.mean(axis=0), label.mean(axis=0), rtol=0.03)
     np.testing.assert_allclose(mended, expit(z), atol=1e-4)
     error = reliability.calibration_error(mended, label, np.ones_like(label))
@@ -206,8 +199,8 @@ def test_prior_undoes_the_weights_of_classes_too(config):
     z, label = classes()
     w = balance.multiclass_weights(label[: len(label) * 3 // 4], scheme="balanced")
     said = predicted(softmax(z + np.log(w), axis=1), label)
-    found = calibrating.fit(config, *study_of(label, exclusive=True), said)
-    mended = calibrating.calibrated(found, said).probability
+    found = fixed.fit(config, *study_of(label, exclusive=True), said)
+    mended = calibrated(found, said)
     np.testing.assert_allclose(mended, np.exp(z), atol=1e-4)
     np.testing.assert_allclose(mended.mean(axis=0), label.mean(axis=0), rtol=0.03)
 
@@ -218,9 +211,9 @@ def test_classes_share_a_temperature_and_sum_to_one(config, method):
     z, label = classes()
     offset = np.array([1.0, 0, 2]) * (method == "platt")
     said = predicted(softmax(1.7 * z + offset, axis=1), label)
-    found = calibrating.fit(config, *study_of(label, exclusive=True), said)
+    found = fixed.fit(config, *study_of(label, exclusive=True), said)
     np.testing.assert_allclose(found.fit.slope, 1 / 1.7, rtol=0.03)
-    mended = calibrating.calibrated(found, said).probability
+    mended = calibrated(found, said)
     np.testing.assert_allclose(mended.sum(axis=1), 1, rtol=1e-5)
     np.testing.assert_allclose(mended, np.exp(z), atol=0.03)
     if method == "platt":
@@ -228,8 +221,8 @@ def test_classes_share_a_temperature_and_sum_to_one(config, method):
         some = said._replace(
             **{k: getattr(said, k)[some] for k in ("probability", "label", "weight")}
         )
-        found = calibrating.fit(config, *study_of(label, exclusive=True), some)
-        assert found.why == {"effusion": calibrating.NO_OFFSETS}
+        found = fixed.fit(config, *study_of(label, exclusive=True), some)
+        assert found.why == {"effusion": fixed.NO_OFFSETS}
         assert set(found.fit.intercept) == {0.0}
 
 
@@ -249,7 +242,50 @@ def test_classes_share_a_temperature_and_sum_to_one(config, method):
     ],
 )
 def test_what_could_not_be_fitted_is_refused_before_the_training(config, fields, said):
-    calibrating.check(config)
+    fixed.check(config, exclusive=False)
     config.update_from_flattened_dict(fields)
     with pytest.raises(InputError, match=said):
-        calibrating.check(config)
+        fixed.check(config, exclusive=config.task == "multiclass")
+
+
+# ------------------------------------------------------------------ the files
+
+FITS = (
+    recalibration.Logistic((0.7, 1.0), (-0.3, 0.0)),
+    recalibration.Softmax((0.7, 0.7), (-0.3, 0.3)),
+    recalibration.Isotonic(((0.1, 0.5, 0.9), ()), ((0.0, 0.2, 1.0), ())),
+    None,
+)
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_what_is_fixed_comes_back(tmp_path, fit):
+    assert fixed.read(tmp_path) is None
+    calibration = fixed.Calibration("platt", fit, "validation", 70, {"a": "too few"})
+    given = fixed.Fixed(40, {"b": 0.25, "a": math.nan}, "cost", 3.0, calibration)
+    fixed.write(tmp_path, given)
+    found = fixed.read(tmp_path)
+    assert list(found.thresholds) == ["b", "a"]
+    assert found.thresholds["b"] == 0.25 and math.isnan(found.thresholds["a"])
+    assert found._replace(thresholds={}, calibration=None) == (40, {}, "cost", 3, None)
+    p = [[0.2, 0.7], [0.0, 1.0]]
+    assert type(found.calibration.fit) is type(fit)
+    expected, got = (
+        recalibration.calibrate(f, p) for f in (fit, found.calibration.fit)
+    )
+    assert (expected == got).all()
+    assert found.calibration._replace(fit=fit) == calibration
+
+
+def test_thresholds_without_their_calibration_are_refused(tmp_path):
+    calibration = fixed.Calibration("platt", FITS[0], "validation", 70, {})
+    given = fixed.Fixed(40, {"a": 0.5, "b": 0.5}, "youden", None, calibration)
+    fixed.write(tmp_path, given)
+    path = tmp_path / "calibration.json"
+    other = json.loads(path.read_text()) | {"checkpoint": 41}
+    path.write_text(json.dumps(other))
+    with pytest.raises(InputError, match=r"calibration\.json: not the calibration"):
+        fixed.read(tmp_path)
+    path.unlink()
+    with pytest.raises(InputError, match=r"calibration\.json: not the calibration"):
+        fixed.read(tmp_path)

@@ -10,36 +10,32 @@ import numpy as np
 import pandas as pd
 from rich.progress import Progress
 
-from medjax import config as plain
 from medjax.config import Config
-from medjax.data import images as data_images
+from medjax.data import images as reading
 from medjax.data import loader
 from medjax.errors import InputError
-from medjax.evaluation import heatmaps as gradcam
-from medjax.evaluation import heatmaps as sanity
-from medjax.evaluation import localisation, predict, results
-from medjax.reports import images as reports_images
-from medjax.tasks import adapt, study
-from medjax.tasks import parts as model
-from medjax.tasks.finished import Run
+from medjax.evaluation import heatmaps, localisation, predict, results
+from medjax.reports import images
+from medjax.tasks import adapt, films, parts
+from medjax.tasks.task import Finished
 from medjax.training import step
 
-FILMS = 256  # Whose heatmaps are in memory at once.
-TOGETHER = 8  # Films of a gallery at once: any number of them needs one program.
-RANDOMISED = 32  # Films of the randomisation check.
-WHOLE = "integrated_gradients"  # A method that looks at no stage.
+FILMS = 256  # Images whose heatmaps are in memory at once.
+TOGETHER = 8  # Images of a gallery in a batch: its size compiles one program.
+RANDOMISED = 32  # Images of the randomisation check.
+WHOLE = "integrated_gradients"  # The method that explains by pixels, not by a stage.
 
 
 def explainer(
-    run: Run, *, method: str = gradcam.METHODS[0], stage: str | None = None
+    run: Finished, *, method: str = heatmaps.METHODS[0], stage: str | None = None
 ) -> functools.partial:
     """image [D, B, ...] -> heatmaps [D, B, T, h, w] >= 0, the compiled step and state.
 
     Args:
       run: whose averaged model is explained.
-      method: one of gradcam.METHODS.
-      stage: one of run.network.stages, whose output is weighed; None is the last.
-        Integrated gradients are of the image, and of no stage.
+      method: one of heatmaps.METHODS.
+      stage: one of run.network.stages, whose output is weighted; None: the last.
+        Integrated gradients take no stage.
 
     Raises:
       InputError: no such method or stage, or a stage for a method that has none.
@@ -47,52 +43,52 @@ def explainer(
     stages = run.network.stages
     if method == WHOLE and stage is not None:
         raise InputError(
-            f"--stage={stage}: {WHOLE} are of the image itself, and of no stage: leave "
-            "it out, or use --method=grad_cam"
+            f"--stage={stage}: {WHOLE} explain by the image's pixels and take no stage: "
+            "leave it out, or use --method=grad_cam"
         )
     stage = stage or stages[-1]
     for flag, value, known in (
-        ("method", method, gradcam.METHODS),
+        ("method", method, heatmaps.METHODS),
         ("stage", stage, stages),
     ):
         if value not in known:
             raise InputError(f"--{flag}={value}: use one of {', '.join(known)}")
-    # No gradient comes through a stage that training has frozen.
-    whole = model.network(adapt.whole(run.config), run.task)
+    # No gradient passes a frozen stage.
+    whole = parts.classifier(adapt.whole(run.config), run.output)
     compiled = _compiled(whole.apply, whole.look, method, stages.index(stage))
     return functools.partial(compiled, run.state)
 
 
 @functools.lru_cache(maxsize=4)
 def _compiled(apply: Callable, look: Callable, method: str, stage: int) -> Callable:
-    """The step that explains; runs that share a network share what was compiled."""
+    """The compiled step; runs that share a network share it."""
     return step.compile_eval(
-        gradcam.heatmap_step, apply=apply, views=look, method=method, stage=stage
+        heatmaps.heatmap_step, apply=apply, views=look, method=method, stage=stage
     )
 
 
-def draw(run: Run, explain: Callable, predicted: pd.DataFrame, out: Path) -> int:
-    """Writes a picture for each finding that a run sees in a film, and index.csv.
+def draw(run: Finished, explain: Callable, predicted: pd.DataFrame, out: Path) -> int:
+    """Writes a picture for each finding that a run sees in an image, and index.csv.
 
-    A finding is seen from its operating point on. Of a film without one, and where an
-    image has one of several classes, the likeliest is drawn.
+    A finding is seen if its probability reaches its threshold. For an image without
+    any, and for classes, the likeliest is drawn.
 
     Args:
       run: that predicted.
       explain: `explainer`'s.
-      predicted: of the films, image and a probability a task.
+      predicted: of the images: `image` and a probability a task.
       out: folder of the pictures.
 
     Returns:
       The number of pictures.
     """
-    tasks = run.task.names
-    points = np.array([run.thresholds[name] for name in tasks])
+    tasks = run.output.names
+    points = run.thresholds
     answers = predict.predict_files(
         list(predicted["image"]),
         explain,
-        shape=run.task.shape,
-        **plain.shape(run.config),
+        shape=run.output.shape,
+        **films.shape(run.config),
     )
     probability = predicted[list(tasks)].to_numpy(float)
     out.mkdir(parents=True, exist_ok=True)
@@ -105,12 +101,12 @@ def draw(run: Run, explain: Callable, predicted: pd.DataFrame, out: Path) -> int
         ):
             if isinstance(heatmap, str):  # It could be read a moment ago.
                 raise InputError(heatmap)
-            film = data_images.read(path, run.task.shape[-1])
-            for t in _seen(said, points, run.task.exclusive):
+            film = reading.read(path, run.output.shape[-1])
+            for t in _seen(said, points, run.output.exclusive):
                 name = f"{path.stem}-" + re.sub(r"[^\w-]+", "_", tasks[t])
                 names[name] += 1  # Two folders may hold films of one name.
                 name += f"-{names[name]}.png" if names[name] > 1 else ".png"
-                reports_images.overlay(
+                images.overlay(
                     out / name,
                     film.pixels,
                     heatmap[t],
@@ -126,7 +122,7 @@ def draw(run: Run, explain: Callable, predicted: pd.DataFrame, out: Path) -> int
 
 
 def _seen(probability: np.ndarray, points: np.ndarray, exclusive: bool) -> np.ndarray:
-    """Which of the tasks are drawn."""
+    """The numbers of the tasks that are drawn."""
     above = np.flatnonzero(probability >= points)
     if exclusive or not above.size:
         return np.array([np.argmax(probability)])
@@ -134,45 +130,46 @@ def _seen(probability: np.ndarray, points: np.ndarray, exclusive: bool) -> np.nd
 
 
 def gallery(
-    run: Run, data: study.Data, found: predict.Predictions, *, each: int
+    run: Finished, data: films.Data, predicted: predict.Predictions, *, each: int
 ) -> dict[str, dict[str, list[dict]]]:
-    """Films that a run calls rightly and wrongly, each under its heatmap.
+    """Images that a run classifies correctly and wrongly, each under its heatmap.
 
     Args:
       run: that predicted.
-      data: of the films.
-      found: calibrated predictions of the split that is judged.
-      each: films of a kind, see examples.choose.
+      data: of the images.
+      predicted: calibrated predictions of the split that is judged.
+      each: images of a kind, see results.choose.
 
     Returns:
       {task: {kind: [{image, probability, certain, boxes: whether it has some, picture:
       a data URI, width, height}]}}; {} where nothing is to be shown.
     """
-    names = run.task.names
-    points = [run.thresholds[name] for name in names]
-    chosen = results.choose(found, points, each=each)
+    names = run.output.names
+    chosen = results.choose(predicted, run.thresholds, each=each)
     if not chosen:
         return {}
-    ids = np.unique(found.id[[one.row for one in chosen]])
-    shape = plain.shape(run.config) | {"batch": TOGETHER}
+    ids = np.unique(predicted.id[[example.row for example in chosen]])
+    shape = films.shape(run.config) | {"batch": TOGETHER}
     source = data.films(ids)
     batches = loader.evaluation_batches(source, **shape)
     heatmap = predict.embed(batches, explainer(run))
     boxes = read_boxes(data, ids).groupby(["id", "task"])
     image = data.table.set_index("id")["image"]
-    shown = {names[one.task]: {kind: [] for kind in results.KINDS} for one in chosen}
-    for one in chosen:
-        id = int(found.id[one.row])
-        marks = _corners(boxes, id, one.task)
+    shown = {
+        names[example.task]: {kind: [] for kind in results.KINDS} for example in chosen
+    }
+    for example in chosen:
+        id = int(predicted.id[example.row])
+        marks = _corners(boxes, id, example.task)
         at = np.searchsorted(ids, id)
-        picture, (width, height) = reports_images.picture(
-            source[at]["image"], heatmap[at, one.task], marks
+        picture, (width, height) = images.picture(
+            source[at]["image"], heatmap[at, example.task], marks
         )
-        shown[names[one.task]][one.kind].append(
+        shown[names[example.task]][example.kind].append(
             {
                 "image": str(image.at[id]),
-                "probability": float(found.probability[one.row, one.task]),
-                "certain": one.certain,
+                "probability": float(predicted.probability[example.row, example.task]),
+                "certain": example.certain,
                 "boxes": len(marks) > 0,
                 "picture": picture,
                 "width": width,
@@ -182,69 +179,70 @@ def gallery(
     return shown
 
 
-def localise(run: Run, data: study.Data, ids: np.ndarray, **how: str | None) -> dict:
-    """Measures where the heatmaps of films with boxes lie, and what they depend on.
+def localise(
+    run: Finished, data: films.Data, ids: np.ndarray, **how: str | None
+) -> dict:
+    """Measures whether heatmaps lie in the boxes, and whether they depend on the model.
 
     Args:
       run: whose heatmaps.
       data: whose records hold boxes.
-      ids: [N] of the films that may be used.
+      ids: [N] of the images that may be used.
       how: see `explainer`.
 
     Returns:
-      method, stage (None: of the image itself), what `localisation.summarise` says, and randomisation: correlation
-      {layer: see sanity.py} and depends, whether the heatmaps depend on the model.
+      method, stage (None: the image's pixels); localisation.summarise's; and
+      randomisation: {correlation: {layer: see heatmaps.randomisation}, depends: whether
+      the heatmaps depend on the model}.
 
     Raises:
-      InputError: none of the films has a box of one of the run's findings.
+      InputError: none of the images has a box of one of the run's findings.
     """
     explain = explainer(run, **how)
     boxes = read_boxes(data, ids)
     if boxes.empty:
         raise InputError("--localise: no film of this split has a box of a finding")
     ids = np.unique(boxes["id"])
-    parts = [
+    marked = [
         _marked(run.config, explain, data, part, boxes)
         for part in np.split(ids, range(FILMS, len(ids), FILMS))
     ]
-    heatmap, places, task, patient = zip(*parts, strict=True)
-    found = localisation.summarise(
+    heatmap, places, task, patient = zip(*marked, strict=True)
+    measured = localisation.summarise(
         localisation.Marked(
             np.concatenate(heatmap),
-            [boxes for part in places for boxes in part],
+            [box for part in places for box in part],
             np.concatenate(task),
             np.concatenate(patient),
         ),
-        tasks=data.task.names,
-        **plain.bootstrap(run.config),
+        tasks=data.output.names,
+        **parts.bootstrap(run.config),
     )
-    reports_images = data.films(ids[:RANDOMISED])
-    alike = _randomisation(
-        run, explain, study.evaluation_batches(run.config, reports_images)
-    )
-    method, last = how.get("method") or gradcam.METHODS[0], run.network.stages[-1]
+    some = films.evaluation_batches(run.config, data.films(ids[:RANDOMISED]))
+    alike = _randomisation(run, explain, some)
+    method, last = how.get("method") or heatmaps.METHODS[0], run.network.stages[-1]
     return {
         "method": method,
         "stage": how.get("stage") or (None if method == WHOLE else last),
-        **found,
+        **measured,
         "randomisation": {
             "correlation": {k: None if np.isnan(v) else v for k, v in alike.items()},
-            "depends": sanity.depends_on_the_model(alike),
+            "depends": heatmaps.depends_on_the_model(alike),
         },
     }
 
 
-def read_boxes(data: study.Data, ids: Sequence[int]) -> pd.DataFrame:
-    """The boxes of some films: id, task (its number), x0, y0, x1, y1 in pixels."""
+def read_boxes(data: films.Data, ids: Sequence[int]) -> pd.DataFrame:
+    """The boxes of some images: id, task (its number), x0, y0, x1, y1 in pixels."""
     boxes = pd.read_csv(data.path / "boxes.csv")
-    numbers = {name.lower(): t for t, name in enumerate(data.task.names)}
+    numbers = {name.lower(): t for t, name in enumerate(data.output.names)}
     boxes["task"] = boxes["task"].astype(str).str.lower().map(numbers)
     boxes = boxes[boxes["id"].isin(ids)].dropna(subset=["task"])
     return boxes.astype({"task": int})
 
 
 def _corners(boxes, id: int, task: int) -> np.ndarray:
-    """[n, 2, 2], a film's boxes of a task, of `read_boxes` grouped by both."""
+    """[n, 2, 2], the boxes of a task in an image, of `read_boxes` grouped by both."""
     if (id, task) not in boxes.groups:
         return np.zeros((0, 2, 2))
     group = boxes.get_group((id, task))
@@ -254,12 +252,12 @@ def _corners(boxes, id: int, task: int) -> np.ndarray:
 def _marked(
     config: Config,
     explain: Callable,
-    data: study.Data,
+    data: films.Data,
     ids: np.ndarray,
     boxes: pd.DataFrame,
 ) -> localisation.Marked:
-    """The heatmaps of the marked findings of these films, as large as the films."""
-    batches = study.evaluation_batches(config, data.films(ids))
+    """The heatmaps of the marked findings of these images, at the images' size."""
+    batches = films.evaluation_batches(config, data.films(ids))
     heatmap = predict.embed(batches, explain)  # [n, T, h, w]
     groups = boxes[boxes["id"].isin(ids)].groupby(["id", "task"])
     pairs = np.array(list(groups.groups))
@@ -267,15 +265,15 @@ def _marked(
     chosen = heatmap[np.searchsorted(ids, pairs[:, 0]), pairs[:, 1]]
     patients = data.table.set_index("id")["patient"]
     return localisation.Marked(
-        np.asarray(gradcam.enlarge(chosen, data.task.shape[:2])),
+        np.asarray(heatmaps.enlarge(chosen, data.output.shape[:2])),
         places,
         pairs[:, 1],
         patients.loc[pairs[:, 0]].to_numpy(),
     )
 
 
-def _randomisation(run: Run, explain: Callable, batches) -> dict[str, float]:
-    """sanity.randomisation of the run's averaged model; `explain` is `explainer`'s."""
+def _randomisation(run: Finished, explain: Callable, batches) -> dict[str, float]:
+    """heatmaps.randomisation of the run's averaged model; explained by `explain`."""
     batches = list(batches)
 
     def of(variables):
@@ -284,5 +282,5 @@ def _randomisation(run: Run, explain: Callable, batches) -> dict[str, float]:
 
     layers = ("classifier", "top", *reversed(run.network.stages))
     known = [layer for layer in layers if layer in run.state.averaged["params"]]
-    fresh = model.fresh(run.config, run.network)
-    return sanity.randomisation(of, run.state.averaged, fresh, known)
+    fresh = parts.fresh(run.config, run.network)
+    return heatmaps.randomisation(of, run.state.averaged, fresh, known)

@@ -1,9 +1,11 @@
 import functools
 import importlib
+import inspect
 import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,16 +14,18 @@ from sklearn.linear_model import LogisticRegression
 
 from medjax import config as plain
 from medjax import losses
+from medjax.augment import intensity
 from medjax.errors import InputError
-from medjax.tasks import augmentation, head, parts, study
+from medjax.geometry import warp
+from medjax.tasks import films, fixed, parts, refit
+from medjax.training import step
 
 CONFIGS = [
     path
     for path in sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
-    if path.stem != "base"
-    and "base.segmentation(" not in path.read_text()  # See test_segmentation_build.
+    if "get_config" in path.read_text() and "base.segmentation(" not in path.read_text()
 ]
-EXCLUSIVE = study.Task(("a", "b", "c"), True, (32, 32, 1))
+EXCLUSIVE = films.Output(("a", "b", "c"), True, (32, 32, 1))
 FINDINGS = EXCLUSIVE._replace(exclusive=False)
 LABEL = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1.0]])
 
@@ -38,7 +42,7 @@ def config():
 @pytest.fixture(autouse=True)
 def no_duplicates(monkeypatch):
     """The tables here have no records whose pictures could be compared."""
-    monkeypatch.setattr(study, "same_images", lambda data: None)
+    monkeypatch.setattr(films.Data, "pairs", lambda data: None)
 
 
 def table(films=60, official=()):
@@ -56,8 +60,14 @@ def table(films=60, official=()):
 
 
 def data(**options):
-    task = study.Task(("mass",), False, (64, 64, 1))
-    return study.Data(Path("nowhere"), table(**options), task)
+    task = films.Output(("mass",), False, (64, 64, 1))
+    return films.Data(Path("nowhere"), table(**options), task)
+
+
+def audited(config, data):
+    manifest = films.split(config, data)
+    films.audit(config, data, manifest)
+    return manifest
 
 
 def on(manifest, split):
@@ -74,13 +84,13 @@ def shapes(config, network, task):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_names_parts_that_exist_and_fit(path):
     config = config_of(path.stem)
-    task = study.Task(("a", "b", "c"), config.task == "multiclass", (64, 64, 1))
-    network = parts.network(config, task)
+    task = films.Output(("a", "b", "c"), config.task == "multiclass", (64, 64, 1))
+    network = parts.classifier(config, task)
     state = shapes(config, network, task)
     assert state.params["classifier"]["kernel"].shape[1] == 3
-    parts.train_step(config, network)
+    step.compile_step(**parts.step_parts(config, network))
     names = {"key", "steps", "log_every", "evaluate_every"}
-    assert set(plain.schedule(config)) == names
+    assert set(parts.schedule(config)) == names
     assert config.train.steps % config.train.evaluate_every == 0
     assert str(path.relative_to(path.parents[1])) in path.read_text()  # Its command.
 
@@ -99,17 +109,19 @@ def test_an_unknown_name_is_refused_by_its_field(config, field, value):
     section, name = field.split(".")
     config[section][name] = value
     with pytest.raises(InputError, match=f"{field}='{value}'"):
-        parts.train_step(config, parts.network(config, FINDINGS))
+        step.compile_step(
+            **parts.step_parts(config, parts.classifier(config, FINDINGS))
+        )
 
 
 def test_an_unknown_op_and_an_unknown_source_are_refused(config):
-    network = parts.network(config, FINDINGS)
+    network = parts.classifier(config, FINDINGS)
     config.augment.ops = ("random_affin",)
     with pytest.raises(InputError, match="augment.ops='random_affin'"):
-        parts.train_step(config, network)
+        step.compile_step(**parts.step_parts(config, network))
     config.data.source = "x_ray"
     with pytest.raises(InputError, match="data.source='x_ray'"):
-        study.data(config)
+        films.data(config)
 
 
 def test_an_op_that_can_change_the_label_is_refused_with_its_reason(config):
@@ -117,22 +129,22 @@ def test_an_op_that_can_change_the_label_is_refused_with_its_reason(config):
     with config.unlocked():
         config.augment.flip = {"axis": 0}
     with pytest.raises(InputError, match=r"augment\.flip.*chest_xray.*allow_unsafe"):
-        augmentation.caveats(config)
+        parts.caveats(config)
     config.augment.allow_unsafe = True
-    assert "chest_xray" in augmentation.caveats(config)[0]
+    assert "chest_xray" in parts.caveats(config)[0]
     config.modality = ""
-    assert augmentation.caveats(config) == ()
+    assert parts.caveats(config) == ()
 
 
 def test_a_mirror_is_refused_where_the_side_is_the_finding(config):
-    assert "mirror" in augmentation.caveats(config)[0]
+    assert "mirror" in parts.caveats(config)[0]
     config.augment.sided = True
     with pytest.raises(InputError, match="side"):
-        augmentation.caveats(config)
+        parts.caveats(config)
 
 
 def test_a_strength_multiplies_the_ops_numbers(config):
-    found = augmentation.ops(config, strength=2.0)["random_affine"].keywords
+    found = parts.ops(config, strength=2.0)["random_affine"].keywords
     assert found == {"flip": 1.0, "rotation": 10.0, "zoom": 0.1, "translation": 0.1}
 
 
@@ -143,38 +155,40 @@ def test_a_misspelt_key_raises(config, tmp_path, section):
     config.data.records = str(tmp_path)
     with pytest.raises(TypeError, match="colour"):
         if section == "data":
-            study.data(config)
+            films.data(config)
         else:
-            parts.train_step(config, parts.network(config, FINDINGS))
+            step.compile_step(
+                **parts.step_parts(config, parts.classifier(config, FINDINGS))
+            )
 
 
 def test_the_official_lists_win_over_sampling(config):
     official = ["test"] * 10 + ["train"] * 50
-    assert on(study.manifest(config, data(official=official)), "test") == [*range(10)]
+    assert on(audited(config, data(official=official)), "test") == [*range(10)]
     config.split.folds = 3  # Cross-validation is asked for by name.
-    assert on(study.manifest(config, data(official=official)), "test") != [*range(10)]
+    assert on(audited(config, data(official=official)), "test") != [*range(10)]
 
 
 def test_an_official_validation_list_is_used_as_it_is(config):
     official = ["test"] * 10 + ["validation"] * 6 + ["train"] * 44
-    manifest = study.manifest(config, data(official=official))
+    manifest = audited(config, data(official=official))
     assert on(manifest, "validation") == [*range(10, 16)]
     assert on(manifest, "train") == [*range(16, 60)]
 
 
 def test_a_cut_tests_the_future(config):
     config.split.cut = 1
-    manifest = study.manifest(config, data())
+    manifest = audited(config, data())
     assert {id % 2 for id in on(manifest, "test")} == {1}
     assert {id % 2 for id in on(manifest, "train")} == {0}
 
 
 def test_fewer_patients_train_and_nobody_changes_sides(config):
-    whole = study.manifest(config, data())
+    whole = audited(config, data())
     trained = {}
     for patients in (7, 9):
         config.split.patients = patients
-        manifest = study.manifest(config, data())
+        manifest = audited(config, data())
         for split in ("validation", "test"):
             assert on(manifest, split) == on(whole, split)
         ids = on(manifest, "train")
@@ -185,17 +199,17 @@ def test_fewer_patients_train_and_nobody_changes_sides(config):
 
 
 def test_runs_of_other_seeds_share_a_split_that_has_its_own(config):
-    first = study.manifest(config, data())
+    first = audited(config, data())
     config.seed = 1
-    other = study.manifest(config, data())
+    other = audited(config, data())
     assert on(other, "test") != on(first, "test")
     with config.unlocked():
         config.split.seed = 0
     config.split.patients = 9
-    shared = study.manifest(config, data())
+    shared = audited(config, data())
     assert on(shared, "test") == on(first, "test")
     config.seed = 2
-    again = study.manifest(config, data())
+    again = audited(config, data())
     pd.testing.assert_frame_equal(again, shared)
 
 
@@ -203,33 +217,33 @@ def test_runs_of_other_seeds_share_a_split_that_has_its_own(config):
 def test_more_patients_than_there_are_cannot_train(config, patients):
     config.split.patients = patients
     with pytest.raises(InputError, match=r"split\.patients.*give 1 to \d+, or 0"):
-        study.manifest(config, data())
+        audited(config, data())
 
 
 def test_a_split_by_image_says_that_it_leaks(config, caplog):
     config.split.by = "image"
     with caplog.at_level("WARNING", logger="medjax"):
-        manifest = study.manifest(config, data())
+        manifest = audited(config, data())
     assert "by='image'" in caplog.text
     sides = manifest.groupby("patient")["split"].nunique()
     assert (sides > 1).any()
     config.split.by = "patient"
     with pytest.raises(InputError, match="patient"):
-        study.audit(config, manifest, data())
+        films.audit(config, data(), manifest)
 
 
 def test_one_picture_on_two_sides_is_refused_but_where_leaking_is_the_point(
     config, monkeypatch, caplog
 ):
-    manifest = study.sides(config, data())
+    manifest = films.split(config, data())
     pair = {"id": [on(manifest, "train")[0]], "other": [on(manifest, "test")[0]]}
     pair |= {"flipped": [""], "distance": [0], "correlation": [1.0]}
-    monkeypatch.setattr(study, "same_images", lambda data: pd.DataFrame(pair))
+    monkeypatch.setattr(films.Data, "pairs", lambda data: pd.DataFrame(pair))
     with pytest.raises(InputError, match=r"split\.duplicates"):
-        study.audit(config, manifest, data())
+        films.audit(config, data(), manifest)
     config.split.by = "image"
     with caplog.at_level("WARNING", logger="medjax"):
-        study.audit(config, manifest, data())
+        films.audit(config, data(), manifest)
     assert caplog.text
 
 
@@ -237,15 +251,15 @@ def test_an_image_has_one_class(config):
     classes = pd.DataFrame(LABEL, columns=["a", "b", "c"])
     classes["image"] = [*"wxyz"]
     classes.loc[1, ["a", "b", "c"]] = np.nan  # Unknown altogether.
-    study.check_classes(classes, ("a", "b", "c"))
+    films.check_classes(classes, ("a", "b", "c"))
     with pytest.raises(InputError, match=r"multiclass.* z has not.*a, b"):
-        study.check_classes(classes, ("a", "b"))
+        films.check_classes(classes, ("a", "b"))
     classes.loc[2, "a"] = 1.0
     with pytest.raises(InputError, match="y has not"):
-        study.check_classes(classes, ("a", "b", "c"))
+        films.check_classes(classes, ("a", "b", "c"))
     classes.loc[2, "a"] = np.nan
     with pytest.raises(InputError, match="y has not"):
-        study.check_classes(classes, ("a", "b", "c"))
+        films.check_classes(classes, ("a", "b", "c"))
 
 
 @pytest.mark.parametrize(
@@ -270,16 +284,16 @@ def test_one_word_plans_what_the_loader_shows(config):
     label = np.repeat(LABEL, 10, axis=0)[:, 1:]
     for treatment in ("none", "ratio", "smote"):
         config.imbalance = treatment
-        assert study.plan(config, label) is None
+        assert parts.plan(config, label) is None
     shown = {}
-    for treatment in study.PLANS:
+    for treatment in parts.PLANS:
         config.imbalance = treatment
-        shown[treatment] = len(study.plan(config, label).index)
+        shown[treatment] = len(parts.plan(config, label).index)
     assert shown["under_sample"] < shown["both"] <= shown["over_sample"]
     assert shown["over_sample"] > len(label) < shown["repeat_factor"]
     config.imbalance = "oversample"
     with pytest.raises(InputError, match="imbalance='oversample'.*over_sample"):
-        study.plan(config, label)
+        parts.plan(config, label)
 
 
 def test_classes_are_weighed_by_how_many_they_are(config):
@@ -308,7 +322,7 @@ def test_a_loss_gets_its_numbers_as_arrays_and_a_compound_those_of_its_parts(con
 def test_what_a_loss_learns_starts_with_the_state(config):
     config.loss = {"name": "auc_margin", "margin": 1.0, "rate": 0.1}
     config.imbalance = "none"
-    network = parts.network(config, FINDINGS)
+    network = parts.classifier(config, FINDINGS)
     state = shapes(config, network, FINDINGS)
     assert {name: x.shape for name, x in state.dual.items()} == {
         name: (3,) for name in ("a", "b", "alpha")
@@ -341,7 +355,7 @@ def test_a_loss_that_does_not_fit_is_refused(config, loss, imbalance, task, said
 
 def test_a_loss_that_learns_is_refused_without_a_rate(config):
     config.loss, config.imbalance = {"name": "auc_margin", "margin": 1.0}, "none"
-    network = parts.network(config, FINDINGS)
+    network = parts.classifier(config, FINDINGS)
     with pytest.raises(InputError, match=r"loss\.rate"):
         parts.initial_state(config, network, FINDINGS, LABEL)
 
@@ -352,7 +366,7 @@ def test_a_fitted_head_sees_as_many_of_either_class(config):
     label[rng.random(label.shape) < 0.1] = np.nan
     feature = rng.normal(size=(200, 5)).astype(np.float32)
     config.imbalance = "smote"
-    layer, points = head.fitted(config, FINDINGS, feature, label)
+    layer, points = refit.fitted(config, FINDINGS, feature, label)
     known = ~np.isnan(label)
     positives = np.nansum(label, axis=0)
     assert points == np.abs(known.sum(0) - 2 * positives).sum()
@@ -384,7 +398,7 @@ def embedded():
 def test_a_fitted_head_weighs_the_classes_as_asked(config):
     feature, label = embedded()
     config.imbalance = "balanced"
-    layer, points = head.fitted(config, FINDINGS, feature, label)
+    layer, points = refit.fitted(config, FINDINGS, feature, label)
     w_pos, w_neg = (len(label) / (2 * n) for n in (label.sum(0), (1 - label).sum(0)))
     weight = np.where(label == 1, w_pos, w_neg)
     # The embeddings are standardised as they are, whatever the labels weigh.
@@ -398,10 +412,10 @@ def test_a_fitted_head_weighs_the_classes_as_asked(config):
 def test_repeated_images_count_so_often_in_a_fitted_head(config):
     feature, label = embedded()
     config.imbalance = "over_sample"
-    rows = study.plan(config, label).index
+    rows = parts.plan(config, label).index
     times = np.bincount(rows, minlength=len(label)).astype(float)
     assert times.max() > 1
-    layer, _ = head.fitted(config, FINDINGS, feature[rows], label[rows])
+    layer, _ = refit.fitted(config, FINDINGS, feature[rows], label[rows])
     mean, std = feature[rows].mean(0), feature[rows].std(0)
     weight = np.repeat(times[:, None], 3, axis=1)
     expected = by_scikit_learn((feature - mean) / std, label, weight)
@@ -412,7 +426,7 @@ def test_repeated_images_count_so_often_in_a_fitted_head(config):
 def test_a_batch_that_devices_cannot_share_is_refused(config):
     config.train.batch = 6  # conftest.py forces four devices.
     with pytest.raises(InputError, match=r"train\.batch=6.*4 devices"):
-        study.train_batches(config, None)
+        films.train_batches(config, None)
 
 
 def test_a_config_survives_its_json(config):
@@ -432,7 +446,7 @@ STAGES = ("stem", "stage1", "stage2", "stage3")
 )
 def test_a_mode_freezes_stages_from_the_image_on(config, mode, number):
     config.transfer.mode = mode
-    network = parts.network(config, FINDINGS)
+    network = parts.classifier(config, FINDINGS)
     assert network.stages == STAGES
     assert network.frozen == STAGES[:number]
     hyper = shapes(config, network, FINDINGS).hyper
@@ -444,12 +458,12 @@ def test_an_unknown_mode_is_refused_with_those_that_there_are(config):
     for mode in ("stage4", "classifier", "none"):
         config.transfer.mode = mode
         with pytest.raises(InputError, match=f"transfer.mode='{mode}'.*stem, stage1"):
-            parts.network(config, FINDINGS)
+            parts.classifier(config, FINDINGS)
 
 
 def hyper_of(config):
     small = {"params": {"classifier": {"kernel": np.zeros(3)}}}
-    network = parts.network(config, FINDINGS)._replace(init=lambda key: small)
+    network = parts.classifier(config, FINDINGS)._replace(init=lambda key: small)
     state = parts.initial_state(config, network, FINDINGS, LABEL)
     return jax.device_get(state.hyper)
 
@@ -485,30 +499,78 @@ def test_a_run_of_an_older_medjax_is_named(config, tmp_path):
     assert plain.read_config(tmp_path).transfer.mode == "all"
     del found["transfer"]
     (tmp_path / "config.json").write_text(json.dumps(found))
-    with pytest.raises(InputError, match="config.json: has no transfer"):
+    with pytest.raises(
+        InputError, match="config.json: has no 'transfer': a run of an older"
+    ):
         plain.read_config(tmp_path)
 
 
 def test_predictive_values_are_wanted_at_one_prevalence_or_at_one_a_task(config):
-    assert plain.prevalence(config, 3) is None
+    assert fixed.prevalence(config, 3) is None
     config.evaluation.prevalence = (0.1,)
-    np.testing.assert_array_equal(plain.prevalence(config, 3), [0.1, 0.1, 0.1])
+    np.testing.assert_array_equal(fixed.prevalence(config, 3), [0.1, 0.1, 0.1])
     config.evaluation.prevalence = (0.1, 0.2, 0.3)
-    np.testing.assert_array_equal(plain.prevalence(config, 3), [0.1, 0.2, 0.3])
+    np.testing.assert_array_equal(fixed.prevalence(config, 3), [0.1, 0.2, 0.3])
     for wrong in ((0.1, 0.2), (1.0,), (0.0,)):
         config.evaluation.prevalence = wrong
         with pytest.raises(InputError, match="one number between 0 and 1"):
-            plain.prevalence(config, 3)
-    config.unlock()
-    del config.evaluation["prevalence"], config.evaluation["calibration"]
-    assert plain.prevalence(config, 3) is None  # A run of an older config.
-    assert plain.calibration(config) == "none"
+            fixed.prevalence(config, 3)
 
 
-def test_a_rule_of_the_thresholds_has_its_value_and_an_older_run_has_youden_s(config):
-    assert plain.operating(config) == {"rule": "youden", "value": None}
+def test_a_rule_of_the_thresholds_has_its_value(config):
+    assert fixed.operating(config) == {"rule": "youden", "value": None}
     config.evaluation.rule = "sensitivity"
-    assert plain.operating(config) == {"rule": "sensitivity", "value": 0.9}
-    config.unlock()
-    del config.evaluation["rule"], config.evaluation["value"]
-    assert plain.operating(config) == {"rule": "youden", "value": None}
+    assert fixed.operating(config) == {"rule": "sensitivity", "value": 0.9}
+
+
+# ------------------------------------------------------------------ augmentation
+
+KEY = jax.random.key(4)
+FIXED = {"in_plane": False, "axis": -1, "tiles": 2, "fill": 0.5, "distance": 16.0}
+FULL = {"rotation": 5.0, "probability": 1.0}
+NAMES = sorted([*warp.MOVES, *intensity.__all__])
+
+
+def op_config(name, share=1.0):
+    """That op alone, its strengths at this share of what a test can see."""
+    op = warp.MOVES.get(name) or getattr(intensity, name)
+    numbers = [p for p in inspect.signature(op).parameters if p not in ("key", "image")]
+    options = {
+        n: FIXED.get(n, FULL.get(n, 0.4) * share) for n in numbers if n != "motion"
+    }
+    augment = {"ops": (name,), name: options}
+    return ConfigDict({"augment": augment, "intensity": {"name": "unit_range"}})
+
+
+def batch():
+    image = np.random.default_rng(0).integers(0, 256, (3, 16, 18, 3), dtype=np.uint8)
+    numbers = {n: jnp.arange(3, dtype=jnp.int32) for n in ("id", "epoch", "occurrence")}
+    return {"image": image, **numbers}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_arrays_do_what_the_config_s_numbers_do(name):
+    config = op_config(name)
+    traced = jax.jit(parts.augmentation(config))
+    strengths = parts.strengths(config)
+    found = traced(KEY, batch(), jax.tree.map(jnp.asarray, strengths))["image"]
+    # The same ops, whose numbers are Python's own while they are traced.
+    plain = jax.jit(lambda batch: parts.augmentation(config)(KEY, batch, {name: {}}))(
+        batch()
+    )["image"]
+    np.testing.assert_allclose(found, plain, atol=2e-6)
+    unchanged = batch()["image"] / np.float32(255)
+    assert np.abs(found - unchanged).max() > 0.01
+    if strengths[name]:  # What the arrays say counts, not what the config said.
+        weaker = parts.strengths(op_config(name, 0.5))
+        other = traced(KEY, batch(), jax.tree.map(jnp.asarray, weaker))["image"]
+        assert np.abs(found - other).max() > 1e-3
+
+
+def test_a_number_that_sets_a_shape_is_no_array():
+    static = {name for name, options in parts.STATIC.items() if options}
+    for name in NAMES:
+        given = parts.strengths(op_config(name))[name]
+        numbers = op_config(name).augment[name]
+        left = {n for n, v in numbers.items() if isinstance(v, float)} - set(given)
+        assert bool(left) == (name in static)

@@ -1,0 +1,24 @@
+"""The command `convert`: weights of torchvision, timm or Keras -> a checkpoint."""
+
+from pathlib import Path
+
+from medjax.tasks import start
+
+
+def convert(source: Path, name: str, out: Path, *, channels: int) -> None:
+    """Writes another framework's weights as a checkpoint that transfer.init can name.
+
+    Args:
+      source: .safetensors, .h5, .keras, .pth or .pt.
+      name: of the architecture, as in model.name.
+      out: a new folder.
+      channels: of the images that the model is for.
+
+    Raises:
+      InputError: the file is damaged, hostile or of another network.
+    """
+    card = start.write_converted(source, name, out, channels=channels)
+    left = f", {len(card['dropped'])} left out" if card["dropped"] else ""
+    print(
+        f"converted: {out} ({sum(card['rules'].values())} arrays{left}; see card.json)"
+    )

@@ -1,0 +1,36 @@
+"""The command `predict`: a finished run on new files."""
+
+from pathlib import Path
+
+from medjax import tasks
+from medjax.config import read_config
+
+
+def predict(
+    folder: Path,
+    *,
+    images: list[str],
+    out: Path,
+    explain: Path | None = None,
+    **how: str | None,
+) -> list[str]:
+    """Writes a run's calibrated probabilities, or its masks, for new files.
+
+    Args:
+      folder: of a finished run.
+      images: files or folders.
+      out: the CSV of a classification; the folder of a segmentation's NIfTI files.
+      explain: folder of a classification's heatmaps.
+      how: method and stage of the heatmaps, see tasks/explain.py.
+
+    Returns:
+      One line for each file or patient that could not be read.
+
+    Raises:
+      InputError: no finished run is there, or no image.
+    """
+    task = tasks.of(read_config(folder))
+    if explain is not None:
+        task.refuse("--explain")
+    run = task.finished(folder)
+    return task.predict(run, images=images, out=out, explain_in=explain, **how)

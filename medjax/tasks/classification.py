@@ -1,0 +1,328 @@
+"""Findings or classes of images: the functions behind the commands."""
+
+import functools
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pandas as pd
+from rich.progress import Progress
+
+from medjax.config import Config
+from medjax.data import images as reading
+from medjax.data import loader
+from medjax.data import prepared as store
+from medjax.errors import InputError
+from medjax.evaluation import bands, novelty, predict, results, subgroups, thresholds
+from medjax.reports import report
+from medjax.tasks import adapt, explain, films, fixed, parts, refit, survey
+from medjax.tasks.task import Finished, Run, Task
+from medjax.tasks.task import check as check_any
+from medjax.training import devices
+from medjax.training import folder as workdir
+
+DOMAIN = "domain.json"  # What a run's training images look like.
+FILMS = 2000  # Enough for the 0.5th percentile.
+
+
+def check(config: Config, shards: int) -> None:
+    """Refuses a mistake in the config, before its data are read."""
+    fixed.check(config, exclusive=films.is_exclusive(config))
+    adapt.method(config)
+    # Of any size: names and shape are known when the data are read.
+    output = films.Output(("", " "), films.is_exclusive(config), (64, 64, 1))
+    intensity = config.intensity.name  # 'as_pretrained' isn't known yet.
+    if intensity == "as_pretrained":
+        config = config.copy_and_resolve_references().unlock()
+        config.intensity = {"name": "standardise_each"}
+    network = parts.classifier(config, output)
+    check_any(config, network, output, batch=shards)
+
+
+def data(config: Config) -> films.Data:
+    """The images of `config.data`; see films.data."""
+    prepared = films.data(config)
+    fixed.prevalence(config, len(prepared.output.names))
+    return prepared
+
+
+def batches(config: Config, data: films.Data, ids, target, *, on_host: bool = False):
+    """The training images in the run's order; see films.train_batches."""
+    by_loss = config.adapt.name in adapt.BY_LOSS
+    seen = adapt.unlabelled(target) if by_loss else None
+    return films.train_batches(config, data.films(ids), seen, on_host=on_host)
+
+
+def validate(config, network, data: films.Data, ids, state) -> dict[str, float]:
+    """Mean AUROC and average precision."""
+    return results.means(predictions(config, network, state, data.films(ids)))
+
+
+def predictions(config: Config, network, state, films_) -> predict.Predictions:
+    """The uncalibrated predictions of images, once each; every host predicts a part."""
+    mine = films_.part(jax.process_index(), jax.process_count())
+    predicted = predict.predict(
+        films.evaluation_batches(config, mine),
+        functools.partial(network.predict, state),
+    )
+    return devices.gather(predicted, len(films_))
+
+
+def refit_(run: Run) -> None:
+    """Fits the classifier, or re-estimates batch statistics, where the config asks."""
+    config = run.config
+    if not run.has_steps:
+        refit.classifier(run, run.state)
+    elif parts.treats(config, parts.SYNTHETIC):
+        where = run.folder / "checkpoints"
+        number, state = parts.restore(config, where, run.network, run.data.output)
+        refit.classifier(run, state, number)
+    if config.adapt.name == "adabn":
+        refit.restate(run)
+
+
+def fix(run: Finished, data: films.Data, manifest: pd.DataFrame) -> Finished:
+    """Chooses thresholds and calibration on validation, where they are missing.
+
+    The predictions of the validation split are then written too.
+    """
+    ids = manifest["id"][manifest["split"] == "validation"].to_numpy()
+    validation = functools.cache(
+        lambda: predictions(run.config, run.network, run.state, data.films(ids))
+    )
+    chosen, predicted = fixed.settle(
+        *(run.config, run.folder, run.number, data, manifest), validation=validation
+    )
+    run = run._replace(fixed=chosen)
+    if predicted is not None:
+        write_predictions(run, data, "validation", validation())
+    return run
+
+
+def read_fixed(run: Finished) -> Finished:
+    """The run with its choices on validation, as they were written.
+
+    Raises:
+      InputError: there are none, or they are of another checkpoint or config.
+    """
+    chosen = fixed.read(run.folder)
+    if chosen is None:
+        raise fixed.unfinished(run.folder)
+    if why := fixed.stale(run.config, chosen, run.number):
+        raise InputError(f"{run.folder}: {why}: evaluate the run again first")
+    return run._replace(fixed=chosen)
+
+
+def ranked(run: Finished, raw: predict.Predictions) -> np.ndarray | None:
+    """[N, T], the uncalibrated probabilities by which findings are ranked.
+
+    None where they are ranked by the calibrated ones: a softmax's calibration mixes
+    the classes.
+    """
+    fitted = run.fixed.calibration.fit is not None and not run.output.exclusive
+    return raw.probability if fitted else None
+
+
+def write_predictions(
+    run: Finished, data: films.Data, split: str, raw: predict.Predictions
+) -> predict.Predictions:
+    """Writes predictions/<split>.csv; returns the calibrated predictions."""
+    calibrated = raw._replace(probability=run.fixed.calibrated(raw.probability))
+    if devices.first():
+        workdir.write_predictions(
+            run.folder / "predictions" / f"{split}.csv",
+            run.output.names,
+            data.table["image"],
+            calibrated,
+            ranked(run, raw),
+        )
+    return calibrated
+
+
+def other(run: Finished, data: films.Data) -> films.Data:
+    """Other data, labelled as the run's are.
+
+    Raises:
+      InputError: they lack a finding, or have images of another shape.
+    """
+    missing = set(run.output.names) - set(store.tasks_of(data.table))
+    if missing:
+        raise InputError(f"--config: its data know nothing of {', '.join(missing)}")
+    if data.output.shape != run.output.shape:
+        raise InputError(
+            f"--config: its images are {data.output.shape}, the run's "
+            f"{run.output.shape}: set data.side to the run's"
+        )
+    return data._replace(output=run.output)
+
+
+def measure(
+    run: Finished, data: films.Data, manifest: pd.DataFrame, split: str
+) -> tuple[dict, dict]:
+    """Predicts a split, writes its predictions, and measures them.
+
+    Returns:
+      The results, see evaluation/results.py, and the pictures of some images. Of
+      several processes the first alone has them.
+    """
+    config, output = run.config, run.output
+    ids = manifest["id"][manifest["split"] == split].to_numpy()
+    raw = predictions(config, run.network, run.state, data.films(ids))
+    if not devices.first():  # All predict; one reports.
+        return {}, {}
+    calibrated = write_predictions(run, data, split, raw)
+    points, calibration = run.thresholds, run.fixed.calibration
+    summary = results.summarise(
+        calibrated,
+        tasks=output.names,
+        exclusive=output.exclusive,
+        threshold=points,
+        chosen=thresholds.describe(**fixed.operating(config)),
+        uncalibrated=raw.probability if calibration.fit else None,
+        prevalence=fixed.prevalence(config, len(output.names)),
+        **parts.bootstrap(config),
+    )
+    fixed.describe(summary, calibration)
+    common = {"tasks": output.names, **parts.bootstrap(config)}
+    by = ranked(run, raw)
+    summary["bands"] = bands.bands(calibrated if by is None else raw, **common)
+    summary["explorer"] = thresholds.explorer(
+        calibrated, tasks=output.names, threshold=points
+    )
+    groups = subgroups.by_metadata(data.table.set_index("id").loc[calibrated.id])
+    summary["subgroups"] = subgroups.summarise(
+        calibrated, groups, threshold=points, ranked=by, **common
+    )
+    pictures, each = {}, config.evaluation.gallery
+    if each and devices.alone():
+        pictures = explain.gallery(run, data, calibrated, each=each)
+    elif each:
+        print("note: no gallery: all processes would have to draw; evaluate with one")
+    return summary, pictures
+
+
+def write(
+    results: dict, pictures: dict, curve: list[dict], folder: Path, name: str, **about
+) -> Path:
+    """Writes the report; see reports/report.py."""
+    return report.write(results, curve, folder, name, films=pictures, **about)
+
+
+def record(folder: Path, data: films.Data, ids: np.ndarray) -> None:
+    """Writes domain.json: what 2-D training images look like; once.
+
+    Args:
+      folder: of the run.
+      ids: [N] of those that train.
+    """
+    path = folder / DOMAIN
+    if len(data.output.shape) != 3 or path.exists():
+        return
+    ids = np.unique(ids)
+    if len(ids) > FILMS:
+        ids = np.sort(np.random.default_rng(0).choice(ids, FILMS, replace=False))
+    batches = loader.evaluation_batches(data.films(ids), batch=256, devices=1)
+    images = (
+        image for batch in batches for image in batch["image"][0][batch["id"][0] >= 0]
+    )
+    table = data.table.set_index("id").loc[ids]
+    reference = novelty.reference(images, table["width"] / table["height"])
+    path.write_text(json.dumps(reference, indent=1))
+
+
+def predict_(
+    run: Finished,
+    *,
+    images: list[str],
+    out: Path,
+    explain_in: Path | None = None,
+    **how: str | None,
+) -> list[str]:
+    """Writes calibrated probabilities of new images.
+
+    Args:
+      run: a finished one.
+      images: files or folders.
+      out: CSV: image, then a column a task, in the run's order; where an image has
+        one of several classes, the likeliest comes before them, as `class`. Last,
+        `warning`: how an image is unlike the training images, see novelty.py.
+      explain_in: folder of pictures of the evidence for each finding that is seen.
+      how: method and stage of the heatmaps, see explain.explainer.
+
+    Returns:
+      One line for each file that could not be read; they have no row.
+
+    Raises:
+      InputError: there is no image, or the run reads volumes.
+    """
+    names = list(run.output.names)
+    if len(run.output.shape) > 3:
+        raise InputError(
+            f"{run.folder}: the run reads volumes; predict reads 2-D images"
+        )
+    explainer = explain.explainer(run, **how)  # Before hours of predictions.
+    paths = [path for image in images for path in reading.image_paths(image)]
+    reference = json.loads((run.folder / DOMAIN).read_text())
+    warnings: dict[Path, str] = {}
+
+    def look(path: Path, pixels: np.ndarray, image: np.ndarray) -> None:
+        warnings[path] = novelty.warning(pixels, image, reference)
+
+    answers = predict.predict_files(
+        paths,
+        run.predict,
+        shape=run.output.shape,
+        look=look,
+        **films.shape(run.config),
+    )
+    rows, unread = [], []
+    with Progress() as progress:
+        for path, answer in progress.track(
+            answers, total=len(paths), description="predict"
+        ):
+            if isinstance(answer, str):
+                unread.append(answer)
+            else:
+                rows.append([path, *answer])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    table = pd.DataFrame(rows, columns=["image", *names])
+    if run.output.exclusive:
+        likeliest = table[names].idxmax(axis=1) if rows else []
+        table.insert(1, "class", likeliest)
+    table["warning"] = [warnings.get(path, "") for path in table["image"]]
+    table.to_csv(out, index=False)
+    print(f"predictions: {out} ({len(rows)} images, {len(unread)} unreadable files)")
+    print(
+        f"warnings: {sum(map(bool, warnings.values()))} of {len(warnings)} images look "
+        "unlike the training images (see the column warning)"
+    )
+    if explain_in is not None:
+        number = explain.draw(run, explainer, table, explain_in)
+        print(f"heatmaps: {explain_in} ({number} pictures)")
+    return unread
+
+
+TASK = Task(
+    unit="images",
+    output=films.Output,
+    check=check,
+    share=lambda config: 0,
+    data=data,
+    explore=survey.survey,
+    split=films.split,
+    audit=films.audit,
+    network=parts.classifier,
+    batches=batches,
+    validate=validate,
+    record=record,
+    refit=refit_,
+    fix=fix,
+    fixed=read_fixed,
+    other=other,
+    measure=measure,
+    write=write,
+    show=report.show,
+    predict=predict_,
+    refused={},
+)

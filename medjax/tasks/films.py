@@ -1,0 +1,323 @@
+"""The images of a classification: their records, their split, their batches."""
+
+import hashlib
+import inspect
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pandas as pd
+from rich.progress import Progress
+
+from medjax.cohort import duplicates
+from medjax.cohort import split as splits
+from medjax.config import Config, effects
+from medjax.data import loader, prepared, sources
+from medjax.errors import InputError
+
+
+class Output(NamedTuple):
+    """What a classifier says of an image; task.json of a run.
+
+    names: T findings or classes.
+    exclusive: whether an image has exactly one of them.
+    shape: of the image, (H, W, C) or (D, H, W, C).
+    """
+
+    names: tuple[str, ...]
+    exclusive: bool
+    shape: tuple[int, ...]
+
+    def check_loss(self, name: str) -> None:
+        """Refuses a loss of another kind of label.
+
+        Raises:
+          InputError: it is of classes and these are findings, or the other way round.
+        """
+        if (name == "softmax_cross_entropy") != self.exclusive:
+            right = "softmax_cross_entropy" if self.exclusive else "weighted_bce"
+            kind = "multiclass" if self.exclusive else "multilabel"
+            raise InputError(
+                f"loss.name={name!r} is not for task={kind!r}: use {right!r}"
+            )
+
+
+class Data(NamedTuple):
+    """Prepared images.
+
+    path: folder of their records.
+    table: one row an image, see data/prepared.py.
+    """
+
+    path: Path
+    table: pd.DataFrame
+    output: Output
+
+    def films(self, ids: np.ndarray) -> loader.Images:
+        """The images of these numbers, in this order."""
+        columns = prepared.tasks_of(self.table)
+        return loader.Images(
+            self.path, ids, [columns.index(name) for name in self.output.names]
+        )
+
+    def label(self, ids: np.ndarray) -> np.ndarray:
+        """[N, T] labels of these images, NaN where unknown."""
+        label = self.table.set_index("id").loc[ids, list(self.output.names)]
+        return label.to_numpy(float)
+
+    def weighted(self, ids: np.ndarray) -> np.ndarray:
+        """[N, T], what class weights are computed from: the labels."""
+        return self.label(ids)
+
+    def pairs(self) -> pd.DataFrame:
+        """The pairs of records that show one image, see cohort/duplicates.py.
+
+        They are looked for once, and kept beside the records as duplicates.csv.
+        """
+        path = self.path / "duplicates.csv"
+        if not path.exists():
+            films = self.films(self.table["id"].to_numpy())
+            pairs = duplicates.candidates(prepared.read_hashes(self.path))
+            pairs = duplicates.confirm(pairs, lambda id: films[id]["image"])
+            unfinished = path.with_suffix(f".{os.getpid()}")
+            pairs.to_csv(unfinished, index=False)
+            unfinished.rename(path)  # Two runs may look at the same time.
+        return pd.read_csv(path, keep_default_na=False)
+
+
+def is_exclusive(config: Config) -> bool:
+    """Whether an image has exactly one of the classes."""
+    return config.task == "multiclass"
+
+
+def data(config: Config) -> Data:
+    """The records of `config.data`; they are made where they are missing.
+
+    Raises:
+      InputError: an unknown source or task, files that are refused, or tables that
+        have changed since the records were made.
+    """
+    options = {
+        name: value
+        for name, value in config.data.to_dict().items()
+        if "records" in effects(f"data.{name}") and name != "source"
+    }
+    if config.data.source not in sources.IMAGES:
+        names = ", ".join(map(repr, sources.IMAGES))
+        raise InputError(f"data.source={config.data.source!r} is unknown: use {names}")
+    make = sources.IMAGES[config.data.source]
+    if "task" in inspect.signature(make).parameters:  # What the labels mean.
+        options["task"] = config.task
+    text = json.dumps(options, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    name = f"{config.data.source}-{config.data.side}px-{digest}"
+    root = Path(config.data.records).expanduser()
+    path = prepared.folder(root, name)
+    if not prepared.is_prepared(path):
+        source = make(**options)
+        with Progress() as progress:
+            bar = progress.add_task(f"prepare {name}", total=source.total)
+            prepared.prepare(
+                source,
+                records=root,
+                name=name,
+                max_quarantined=config.data.max_quarantined,
+                progress=lambda: progress.advance(bar),
+            )
+    tables = prepared.digest_tables(options["folder"]) if "folder" in options else {}
+    prepared.check_source(path, tables)
+    table = prepared.read_table(path)
+    columns = prepared.tasks_of(table)
+    names = tuple(config.data.tasks) or columns
+    # The phantom says 'mass', NIH 'Mass': a finding is called as it is asked for.
+    spelt = {name.lower(): name for name in names if name not in columns}
+    table = table.rename(columns={k: spelt.get(k.lower(), k) for k in columns})
+    columns = prepared.tasks_of(table)
+    for name in names:
+        if name not in columns:
+            raise InputError(f"data.tasks: {name!r} is none of {', '.join(columns)}")
+    if is_exclusive(config):
+        check_classes(table, names)
+    return Data(
+        path, table, Output(names, is_exclusive(config), prepared.shape_of(path))
+    )
+
+
+def check_classes(table: pd.DataFrame, classes: tuple[str, ...]) -> None:
+    """Refuses an image of several classes, or of none.
+
+    Raises:
+      InputError: there is one, or there is only one class.
+    """
+    label = table[list(classes)].to_numpy(float)
+    unknown = np.isnan(label).all(axis=1)
+    wrong = ~unknown & ~np.isclose(label.sum(axis=1), 1)  # NaN is wrong too.
+    if wrong.any() or len(classes) < 2:
+        image = [*table["image"][wrong], "every image"][0]
+        raise InputError(
+            f"task='multiclass': {image} has not exactly one of the classes "
+            f"{', '.join(classes)}: set task='multilabel', or correct data.tasks"
+        )
+
+
+def split(config: Config, data: Data) -> pd.DataFrame:
+    """Who is in which split, not yet audited."""
+    return sampled(config, data.table, data.output.names)
+
+
+def sampled(
+    config: Config, table: pd.DataFrame, tasks: tuple[str, ...]
+) -> pd.DataFrame:
+    """The split that `config.split` asks for, of images or scans.
+
+    A fold or a split in time comes first, as it is asked for by name; then the
+    official lists, where the data have them; else a sample. Of the patients who would
+    train then, `config.split.patients` do. The split has the run's seed, or one of its
+    own, `split.seed`: runs of several seeds are then tested on the same patients.
+    """
+    c = config.split
+    seed = c.get("seed", -1)
+    seed = config.seed if seed < 0 else seed
+    options = {"seed": seed, "validation": c.validation}
+    options["minority"] = c.get("minority", 0.0)
+    listed = {
+        name: table["image"][table["official"] == name]
+        for name in (splits.SPLITS if "official" in table else ())
+    }
+    if c.get("folds", 0):
+        manifest = splits.fold(table, tasks, folds=c.folds, fold=c.fold, **options)
+    elif c.get("cut", 0):
+        manifest = splits.temporal(table, tasks, cut=c.cut, test=c.test, **options)
+    elif c.by == "patient" and len(listed.get("test", ())):
+        validation = listed["validation"]
+        manifest = splits.official(
+            table,
+            tasks,
+            train_val=pd.concat([listed["train"], validation]),
+            test=listed["test"],
+            validation_list=validation if len(validation) else None,
+            **options,
+        )
+    else:
+        manifest = splits.split(table, tasks, test=c.test, by=c.by, **options)
+    return _fewer(manifest, c.patients, seed=seed)
+
+
+def _fewer(manifest: pd.DataFrame, patients: int, *, seed: int) -> pd.DataFrame:
+    """Leaves out all but some training patients; 0 keeps all.
+
+    A larger number keeps the same patients and others: learning curves are of nested
+    sets.
+
+    Raises:
+      InputError: there aren't so many.
+    """
+    if patients == 0:
+        return manifest
+    trains = manifest["split"] == "train"
+    names = np.unique(manifest["patient"][trains])
+    if not 0 < patients <= len(names):
+        raise InputError(
+            f"split.patients={patients}: {len(names)} train in all: give 1 to "
+            f"{len(names)}, or 0 for all of them"
+        )
+    kept = np.random.default_rng(seed).permutation(names)[:patients]
+    left_out = trains & ~manifest["patient"].isin(kept)
+    return manifest.assign(split=manifest["split"].mask(left_out, splits.UNUSED))
+
+
+def audit(
+    config: Config,
+    data: Any,
+    manifest: pd.DataFrame,
+    *,
+    by: str = "",
+    tasks: tuple[str, ...] | None = None,
+    needed: tuple[str, ...] = splits.SPLITS,
+) -> None:
+    """Refuses a manifest that leaks or belongs to other data.
+
+    A split by image leaks on purpose: pairs of one image are only warned of then.
+
+    Args:
+      data: Data, or scans.Data.
+      by: 'patient' or 'image'; '': as `config.split` says.
+      tasks: findings, of which the log names those with one class alone in a split;
+        None: all.
+      needed: the splits that must not be empty.
+    """
+    by = by or config.split.by
+    splits.audit(
+        manifest,
+        data.table,
+        data.output.names if tasks is None else tasks,
+        by=by,
+        duplicates=data.pairs(),
+        on_duplicates=(
+            "warn" if by == "image" else config.split.get("duplicates", "refuse")
+        ),
+        needed=needed,
+    )
+
+
+def train_batches(
+    config: Config,
+    images: Any,
+    target: loader.Unlabelled | None = None,
+    *,
+    each: int = 1,
+    on_host: bool = False,
+    **options,
+) -> loader.TrainBatches:
+    """Device batches without end; `config.train.batch` counts all devices.
+
+    Args:
+      images: films or volumes.
+      target: films of another domain; a batch holds as many of them besides.
+      each: rows of the batch that one image gives, the patches of a volume.
+      on_host: whether they stay there, [1, B, ...], for others to share.
+      options: of the loader.
+    """
+    shards = 1 if on_host else jax.device_count()
+    check_batch(config, shards * each)
+    return loader.TrainBatches(
+        images,
+        seed=config.seed,
+        batch=config.train.batch // (shards * each),
+        devices=1 if on_host else jax.local_device_count(),
+        threads=config.train.threads,
+        target=target,
+        on_host=on_host,
+        **options,
+    )
+
+
+def check_batch(config: Config, shards: int) -> None:
+    """Refuses a batch that can't be shared.
+
+    Args:
+      shards: devices, times the patches of a volume.
+    """
+    if config.train.batch < 1 or config.train.batch % shards:
+        raise InputError(
+            f"train.batch={config.train.batch} can't be shared by {shards} devices"
+            if "patch" not in config
+            else f"train.batch={config.train.batch}: give a multiple of {shards}, the "
+            f"patches of a volume (patch.each={config.patch.each}) times the devices"
+        )
+
+
+def shape(config: Config) -> dict[str, int]:
+    """Rows a device (rounded up) and devices of an evaluation batch."""
+    devices = jax.local_device_count()
+    return {"batch": math.ceil(config.evaluation.batch / devices), "devices": devices}
+
+
+def evaluation_batches(config: Config, films: loader.Images) -> Iterator[loader.Batch]:
+    """Every image once."""
+    return loader.evaluation_batches(films, **shape(config))

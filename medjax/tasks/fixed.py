@@ -1,0 +1,395 @@
+"""What is chosen on validation and then fixed: thresholds, calibration, masks' rules.
+
+It is chosen before the test split is seen, and every later command reads it back.
+thresholds.json holds the thresholds and calibration.json the calibration of the
+probabilities that they apply to; postprocessing.json, of a segmentation, how
+probabilities become masks.
+"""
+
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from medjax.cohort import balance
+from medjax.config import Config
+from medjax.errors import InputError
+from medjax.evaluation import calibration as recalibration
+from medjax.evaluation import masks, reliability, thresholds
+from medjax.evaluation.masks import Post
+from medjax.evaluation.predict import Predictions
+from medjax.tasks import parts
+from medjax.tasks.films import Data, Output
+from medjax.training import devices
+
+METHODS = ("none", "platt", "temperature", "isotonic", "prior")
+SHIFTED = ("weighted_bce", "softmax_cross_entropy")  # Class weights shift their odds.
+NO_OFFSETS = "no image in validation: one temperature for all classes instead"
+KINDS = {
+    kind.__name__: kind
+    for kind in (recalibration.Logistic, recalibration.Isotonic, recalibration.Softmax)
+}
+POSTS = "postprocessing.json"
+
+
+class Calibration(NamedTuple):
+    """How a run's probabilities are calibrated.
+
+    method: as config.evaluation.calibration names it.
+    fit: for the run's tasks; None changes nothing.
+    fitted_on: 'validation', 'train', or None without a fit; films: how many images.
+    why: {task: why it isn't calibrated}.
+    """
+
+    method: str
+    fit: recalibration.Fit | None
+    fitted_on: str | None
+    films: int | None
+    why: dict[str, str]
+
+
+NONE = Calibration("none", None, None, None, {})
+
+
+class Fixed(NamedTuple):
+    """What is chosen on validation, for one checkpoint of a classification.
+
+    checkpoint: its number of updates.
+    thresholds: {task: on its calibrated probability}; NaN where there is none.
+    rule, value: of the thresholds, see evaluation/thresholds.py.
+    calibration: of the probabilities.
+    """
+
+    checkpoint: int
+    thresholds: dict[str, float]
+    rule: str
+    value: float | None
+    calibration: Calibration = NONE
+
+    def calibrated(self, probability: np.ndarray) -> np.ndarray:
+        """[..., T] -> [..., T] float32."""
+        flat = probability.reshape(-1, probability.shape[-1])
+        flat = recalibration.calibrate(self.calibration.fit, flat)
+        return flat.reshape(probability.shape).astype(np.float32)
+
+
+def operating(config: Config) -> dict[str, Any]:
+    """The rule that chooses a run's thresholds, and its value."""
+    rule = config.evaluation.rule
+    return {
+        "rule": rule,
+        "value": None if rule == "youden" else config.evaluation.value,
+    }
+
+
+def prevalence(config: Config, tasks: int) -> np.ndarray | None:
+    """[T], where the predictive values are asked for; None: as in the data alone.
+
+    Raises:
+      InputError: not one number, or one a task, between 0 and 1.
+    """
+    asked = config.evaluation.prevalence
+    values = np.atleast_1d(np.asarray(asked, float))
+    if not values.size:
+        return None
+    if values.size not in (1, tasks) or not ((values > 0) & (values < 1)).all():
+        raise InputError(
+            f"evaluation.prevalence={asked}: give one number between 0 and 1, or one "
+            f"for each of the {tasks} tasks"
+        )
+    return np.broadcast_to(values, tasks)
+
+
+def check(config: Config, *, exclusive: bool) -> None:
+    """Refuses what couldn't be fitted, before the training.
+
+    Args:
+      exclusive: whether an image has exactly one of the classes.
+
+    Raises:
+      InputError: an unknown rule or method, or a method that isn't for such a run.
+    """
+    thresholds.check(**operating(config))
+    method = config.evaluation.calibration
+    field = f"evaluation.calibration={method!r}"
+    if method not in METHODS:
+        raise InputError(f"{field}: use one of {', '.join(METHODS)}")
+    if method == "isotonic" and exclusive:
+        raise InputError(
+            f"{field}: rises for each finding on its own, and classes sum to 1: use "
+            "'platt' or 'temperature'"
+        )
+    if method == "prior" and config.loss.name not in SHIFTED:
+        raise InputError(
+            f"{field}: undoes the class weights of a cross-entropy, and loss.name="
+            f"{config.loss.name!r} bends probabilities in other ways: use 'platt'"
+        )
+
+
+def settle(
+    config: Config,
+    folder: Path,
+    number: int,
+    data: Data,
+    manifest: pd.DataFrame,
+    validation: Callable[[], Predictions],
+) -> tuple[Fixed, Predictions | None]:
+    """A run's fixed choices; they are made where there are none, or others.
+
+    Args:
+      config: of the run.
+      folder: of the run.
+      number: of the checkpoint that is judged.
+      data, manifest: of the run.
+      validation: () -> the uncalibrated predictions of the validation split.
+
+    Returns:
+      The choices, and the calibrated validation predictions if they were made now.
+
+    Raises:
+      InputError: these are predictions of another split.
+    """
+    fixed = read(folder)
+    reason = fixed and stale(config, fixed, number)
+    if fixed and not reason:
+        return fixed, None
+    if reason:
+        print(f"note: {reason}: chosen again on validation")
+    predicted = validation()
+    validates = manifest["id"][manifest["split"] == "validation"]
+    if not np.isin(predicted.id, validates).all():
+        raise InputError(
+            "calibration: images that aren't of the validation split; what is chosen on "
+            "images that it is judged on flatters the run"
+        )
+    rule = operating(config)
+    fixed = Fixed(
+        number, {}, **rule, calibration=fit(config, data, manifest, predicted)
+    )
+    predicted = predicted._replace(probability=fixed.calibrated(predicted.probability))
+    points = thresholds.choose(predicted, split="validation", **rule).tolist()
+    fixed = fixed._replace(thresholds=dict(zip(data.output.names, points, strict=True)))
+    if devices.first():
+        write(folder, fixed)
+    return fixed, predicted
+
+
+def stale(config: Config, fixed: Fixed, number: int) -> str:
+    """Why fixed choices aren't those of a config and a checkpoint; '' if they are."""
+    if fixed.checkpoint != number:
+        return f"thresholds.json is of checkpoint {fixed.checkpoint}, not {number}"
+    asked, was = operating(config), {"rule": fixed.rule, "value": fixed.value}
+    if was != asked:
+        return f"thresholds.json is of {was}, and config.json says {asked}"
+    method = config.evaluation.calibration
+    if fixed.calibration.method != method:
+        return (
+            f"the calibration is {fixed.calibration.method!r}, and config.json says "
+            f"{method!r}"
+        )
+    return ""
+
+
+def describe(summary: dict, calibration: Calibration) -> None:
+    """Adds to results.summarise's how it was calibrated, and where it wasn't and why."""
+    about = {k: v for k, v in calibration._asdict().items() if k != "fit"}
+    summary["calibration"] = about | summary["calibration"]
+    for task, result in summary["tasks"].items():
+        result["calibration"]["why"] = calibration.why.get(task, "")
+
+
+def fit(
+    config: Config, data: Data, manifest: pd.DataFrame, validation: Predictions
+) -> Calibration:
+    """The calibration by `config.evaluation.calibration`.
+
+    Args:
+      config, data, manifest: of the run.
+      validation: the uncalibrated predictions of the validation split.
+    """
+    method = config.evaluation.calibration
+    if method == "none":
+        return NONE
+    if method == "prior":
+        trains = manifest["split"] == "train"
+        label = data.label(manifest["id"][trains].to_numpy())
+        return Calibration(method, *_prior(config, data.output, label))
+    arrays = validation.probability, validation.label, validation.weight
+    why = {}
+    if data.output.exclusive:
+        offsets = method == "platt"
+        positives = (arrays[1] * arrays[2]).sum(axis=0, where=arrays[2] > 0)
+        fitted = recalibration.fit_softmax(*arrays, offsets=offsets and positives.all())
+        if offsets:
+            missing = np.array(data.output.names)[positives == 0]
+            why = dict.fromkeys(missing.tolist(), NO_OFFSETS)
+    else:
+        fitted = getattr(recalibration, f"fit_{method}")(*arrays)
+    for t, task in enumerate(data.output.names):
+        if not why.get(task) and not recalibration.moves(fitted, t):
+            why[task] = _reason(arrays[1][:, t], arrays[2][:, t])
+    return Calibration(method, fitted, "validation", len(validation.id), why)
+
+
+def _prior(
+    config: Config, output: Output, label: np.ndarray
+) -> tuple[recalibration.Fit, str, int, dict[str, str]]:
+    """Undoes the change of the prevalence in training by `config.imbalance`.
+
+    Args:
+      label: [N, T] of the training images, NaN where unknown.
+    """
+    positives, negatives = balance.frequencies(label)
+    plan = parts.plan(config, label)
+    shown = balance.frequencies(label if plan is None else label[plan.index])
+    weights = parts.loss_arguments(config, output, label)
+    if output.exclusive:
+        negatives = positives.sum() - positives
+        shown = shown[0] * weights["w"]
+        trained = shown / shown.sum()
+    else:
+        up, down = shown[0] * weights["w_pos"], shown[1] * weights["w_neg"]
+        trained = reliability.ratio(up, up + down)
+    if parts.treats(config, parts.SYNTHETIC):  # All classes have as many points.
+        trained = np.full(
+            len(positives), 1 / len(positives) if output.exclusive else 0.5
+        )
+    true = reliability.ratio(positives, positives + negatives)
+    fits = (true > 0) & (true < 1) & (trained > 0) & (trained < 1)
+    shift = recalibration.prior_shift(
+        *(np.where(fits, share, 0.5) for share in (trained, true)),
+        exclusive=output.exclusive,
+    )
+    names = np.array(output.names)[~fits].tolist()
+    return shift, "train", len(label), dict.fromkeys(names, "one class in training")
+
+
+def _reason(label: np.ndarray, weight: np.ndarray) -> str:
+    """Why a task isn't calibrated; vectors [N] of the validation split."""
+    known = label[weight > 0]
+    if not known.size:
+        return "no known label in validation"
+    if not known.any():
+        return "no positive image in validation"
+    if known.all():
+        return "no negative image in validation"
+    return "no fit on validation is finite and rises"
+
+
+def write(folder: Path, fixed: Fixed) -> None:
+    """Writes calibration.json and thresholds.json; NaN is written as null."""
+    calibration, tasks = fixed.calibration, list(fixed.thresholds)
+    parts = {} if calibration.fit is None else calibration.fit._asdict()
+    numbers = {
+        "checkpoint": fixed.checkpoint,
+        "method": calibration.method,
+        "fitted_on": calibration.fitted_on,
+        "films": calibration.films,
+        "kind": type(calibration.fit).__name__ if parts else None,
+        "tasks": {
+            task: {name: each[t] for name, each in parts.items()}
+            for t, task in enumerate(tasks)
+        },
+        "why": calibration.why,
+    }
+    (folder / "calibration.json").write_text(json.dumps(numbers, indent=2))
+    numbers = {
+        "checkpoint": fixed.checkpoint,
+        "rule": fixed.rule,
+        "value": fixed.value,
+        "calibration": calibration.method,
+        "tasks": {k: None if math.isnan(v) else v for k, v in fixed.thresholds.items()},
+    }
+    (folder / "thresholds.json").write_text(json.dumps(numbers, indent=2))
+
+
+def read(folder: Path) -> Fixed | None:
+    """Reads back what `write` wrote; None before the first evaluation.
+
+    Raises:
+      InputError: the two files don't belong together.
+    """
+    path = folder / "thresholds.json"
+    if not path.exists():
+        return None
+    values = json.loads(path.read_text())
+    tasks = {k: math.nan if v is None else v for k, v in values["tasks"].items()}
+    calibration = NONE
+    if values["calibration"] != "none":
+        calibration = _read_calibration(folder, values, list(tasks))
+    return Fixed(
+        values["checkpoint"], tasks, values["rule"], values["value"], calibration
+    )
+
+
+def _read_calibration(folder: Path, thresholds: dict, tasks: list) -> Calibration:
+    """calibration.json of these thresholds."""
+    path = folder / "calibration.json"
+    values = json.loads(path.read_text()) if path.exists() else {}
+    asked = thresholds["checkpoint"], thresholds["calibration"]
+    if (values.get("checkpoint"), values.get("method")) != asked:
+        raise InputError(
+            f"{path}: not the calibration of the thresholds in thresholds.json: delete "
+            "both, and evaluate the run again"
+        )
+    fit = None
+    if values["kind"] is not None:
+        kind = KINDS[values["kind"]]
+        fit = kind(
+            *([values["tasks"][t][name] for t in tasks] for name in kind._fields)
+        )
+    rest = {name: values[name] for name in ("method", "fitted_on", "films", "why")}
+    return Calibration(fit=fit, **rest)
+
+
+def settle_posts(
+    folder: Path,
+    number: int,
+    regions: Sequence[str],
+    cases: Callable[[], Iterable[tuple[np.ndarray, np.ndarray, Sequence[float]]]],
+) -> list[Post]:
+    """A run's post-processing, a Post a region; chosen where there is none yet.
+
+    Args:
+      folder: of the run.
+      number: of the checkpoint that is judged.
+      regions: K names.
+      cases: () -> the validation volumes, see masks.choose; none of them leaves the
+        default.
+    """
+    path = folder / POSTS
+    if path.exists() and json.loads(path.read_text())["checkpoint"] == number:
+        return read_posts(folder, regions)
+    cases = iter(cases())
+    first = next(cases, None)
+    posts = [Post()] * len(regions)
+    if first is not None:
+        posts = list(masks.choose(itertools.chain([first], cases)))
+    if devices.first():
+        each = dict(zip(regions, [post._asdict() for post in posts], strict=True))
+        values = {"checkpoint": number, "regions": each}
+        path.write_text(json.dumps(values, indent=2))
+    return posts
+
+
+def read_posts(folder: Path, regions: Iterable[str]) -> list[Post]:
+    """What `settle_posts` chose, for each region.
+
+    Raises:
+      InputError: the run isn't finished.
+    """
+    path = folder / POSTS
+    if not path.exists():
+        raise unfinished(folder)
+    each = json.loads(path.read_text())["regions"]
+    return [Post(**each[region]) for region in regions]
+
+
+def unfinished(folder: Path) -> InputError:
+    """The error of a run that hasn't been trained to its end."""
+    return InputError(f"{folder}: the run isn't finished: train it to its end first")

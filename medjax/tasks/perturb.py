@@ -1,0 +1,249 @@
+"""A finished run on changed images: corrupted ones, and augmented ones."""
+
+import csv
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from medjax.augment import policy
+from medjax.config import Config, as_json
+from medjax.errors import InputError
+from medjax.evaluation import label_audit, robustness
+from medjax.evaluation import predict as inference
+from medjax.evaluation.bootstrap import Interval
+from medjax.evaluation.robustness import CORRUPTIONS, SEVERITIES
+from medjax.reports import augment
+from medjax.reports.page import interval
+from medjax.tasks import films, parts
+from medjax.tasks.task import Finished
+
+MATTERS = 0.01  # AUROC; a smaller drop at the config's strength changes no conclusion.
+
+
+def corrupt(run: Finished, data: films.Data, ids: np.ndarray, most: int = 0) -> dict:
+    """Measures a run on every corruption of some images, at every severity.
+
+    Args:
+      run: whose calibrated predictions and fixed thresholds are judged.
+      data: whose images.
+      ids: [N] of those that may be used.
+      most: number of them at most, chosen by their ids alone; 0: all.
+
+    Returns:
+      See robustness.summarise.
+
+    Raises:
+      InputError: there is no image, or they are volumes.
+    """
+    if len(data.output.shape) != 3:
+        raise InputError("--corrupt: corrupts 2-D images, and this run reads volumes")
+    ids = fewer(ids, most)
+    if not ids.size:
+        raise InputError("--corrupt: no film in this split")
+    config = run.config
+    key = jax.random.key(config.seed + 3)
+    cells = [(name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
+    probability: dict[tuple, list] = {cell: [] for cell in cells}
+    clean = []
+    batches = films.evaluation_batches(config, data.films(ids))
+    # Findings are ranked by uncalibrated probabilities, as in the report.
+    predict = run.predict if run.output.exclusive else run.uncalibrated
+    with Progress() as progress:
+        bar = progress.add_task("corrupt", total=len(ids))
+        for batch in batches:
+            clean.append(inference.predict([batch], predict))
+            for name, severity in cells:
+                changed = _changed(name, key, batch, severity)
+                predicted = inference.predict([changed], predict)
+                probability[name, severity].append(predicted.probability)
+            progress.advance(bar, len(clean[-1].id))
+    return robustness.summarise(
+        inference.Predictions(*map(np.concatenate, zip(*clean, strict=True))),
+        {
+            name: np.stack([np.concatenate(probability[name, s]) for s in SEVERITIES])
+            for name in CORRUPTIONS
+        },
+        tasks=run.output.names,
+        exclusive=run.output.exclusive,
+        told=None if run.output.exclusive else run.fixed.calibrated,
+        threshold=run.thresholds,
+        **parts.bootstrap(config),
+    )
+
+
+def fewer(ids: np.ndarray, films: int) -> np.ndarray:
+    """A number of the ids, ascending; a smaller number takes a subset. 0: all.
+
+    Raises:
+      InputError: a negative number.
+    """
+    if films < 0:
+        raise InputError(f"--films={films}: give a number of films, or 0 for all")
+    order = np.random.default_rng(0).permutation(np.sort(ids))
+    return np.sort(order[: films or None])
+
+
+def write(results: dict, path: Path) -> Path:
+    """Writes .json, and .csv beside it, of `corrupt`; returns the JSON's path."""
+    path.write_text(json.dumps(results, indent=1))
+    ends = [f"{k}{end}" for k in robustness.KINDS for end in ("", "_low", "_high")]
+    with path.with_suffix(".csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["corruption", "severity", "parameter", "value", *ends])
+        for name, corruption in results["corruptions"].items():
+            for row in corruption["severities"]:
+                about = [name, row["severity"], corruption["parameter"], row["value"]]
+                writer.writerow([*about, *_ends(row)])
+        for row in results["mean"]:
+            writer.writerow(["mean", row["severity"], "", "", *_ends(row)])
+    return path
+
+
+def show(results: dict) -> None:
+    """Prints the mean curve."""
+    table = Table(
+        title=f"{results['films']} images, {len(results['corruptions'])} corruptions"
+    )
+    for heading in ("severity", "mean AUROC", "drop", "calls that stay"):
+        table.add_column(heading, justify="right")
+    table.add_row("0", interval(results["clean"]["auroc"]), "", "")
+    for row in results["mean"]:
+        table.add_row(
+            str(row["severity"]), *(interval(row[k]) for k in robustness.KINDS)
+        )
+    Console(soft_wrap=True).print(table)
+
+
+def _changed(name: str, key, batch: dict, severity: int) -> dict:
+    """The batch with its images [D, B, ...] corrupted, as 8 bits: as records are."""
+    image = batch["image"]
+    flat = image.reshape(-1, *image.shape[2:]).astype(np.float32) / 255
+    ids = batch["id"].reshape(-1)
+    corrupted = robustness.corrupt(name, key, flat, ids, severity=severity)
+    corrupted = np.rint(np.asarray(corrupted) * 255).astype(np.uint8)
+    return {**batch, "image": corrupted.reshape(image.shape)}
+
+
+def _ends(row: dict) -> list:
+    return [
+        row[k][end] for k in robustness.KINDS for end in ("estimate", "low", "high")
+    ]
+
+
+def audit(run: Finished, data: films.Data, manifest: pd.DataFrame) -> Path:
+    """Writes augment.html and augment.json: does an augmentation keep the label?
+
+    On the validation split, because the result may change the config.
+
+    Args:
+      run: whose augmentations are applied to its own images, see `Finished`.
+      data, manifest: of the run.
+
+    Returns:
+      The page's path.
+    """
+    config, names = run.config, run.output.names
+    ids = manifest["id"][manifest["split"] == "validation"].to_numpy()
+    images = data.films(ids)
+    as_they_are = inference.predict(
+        films.evaluation_batches(config, images), run.predict
+    )
+    # The example shows as many findings as any image does.
+    example = int(np.argmax((as_they_are.label * as_they_are.weight).sum(axis=1)))
+    example = images[example]
+    strips: dict = {op: [example["image"] / 255] for op in config.augment.ops}
+    rows: dict[str, list] = {op: [] for op in config.augment.ops}
+    for strength in label_audit.STRENGTHS:
+        for name, op in parts.ops(config, strength=strength).items():
+            change = functools.partial(_augmented, op, jax.random.key(config.seed))
+            found = inference.predict(
+                (
+                    {**b, "image": change(b)}
+                    for b in films.evaluation_batches(config, images)
+                ),
+                run.predict,
+            )
+            compared = label_audit.compare(
+                as_they_are, found, threshold=run.thresholds, **parts.bootstrap(config)
+            )
+            rows[name].append({"strength": strength, **_row(compared, names)})
+            one = jax.tree.map(lambda x: np.asarray(x)[None, None], example)
+            strips[name].append(np.asarray(change(one))[0, 0])
+    summary = {
+        "source": config.data.source,
+        "split": "validation",
+        "images": len(as_they_are.id),
+        "patients": len(np.unique(as_they_are.patient)),
+        "replicates": config.evaluation.replicates,
+        "strengths": label_audit.STRENGTHS,
+        "tasks": names,
+        "example": str(data.table["image"][int(example["id"])]),
+        "ops": {op: _judged(op, config, at) for op, at in rows.items()},
+    }
+    return augment.write(summary, strips, run.folder)
+
+
+def _augmented(op: Callable, key: jax.Array, batch: dict) -> jax.Array:
+    """The batch's images [D, B, ...] in [0, 1], changed by one op as in epoch 0."""
+    devices = batch["image"].shape[0]
+    flat = {k: batch[k].reshape(-1, *batch[k].shape[2:]) for k in ("image", "id")}
+    zeros = np.zeros_like(flat["id"])
+    flat |= {"epoch": zeros, "occurrence": zeros}
+    image = _augment(key, flat, op=op)
+    return image.reshape(devices, -1, *image.shape[1:])
+
+
+@functools.partial(jax.jit, static_argnames="op")
+def _augment(key: jax.Array, flat: dict, *, op: Callable) -> jax.Array:
+    return policy.augment(key, flat, ops=(op,), prepare=lambda image: image)
+
+
+def _row(compared: dict, tasks: tuple[str, ...]) -> dict:
+    """label_audit.compare's numbers as plain data."""
+    each = {
+        task: {
+            "moved": _number(compared["moved"][t]),
+            "flipped": _number(compared["flipped"][t]),
+            "drop": _interval(Interval(*(part[t] for part in compared["drop"]))),
+        }
+        for t, task in enumerate(tasks)
+    }
+    return {"mean_drop": _interval(compared["mean_drop"]), "tasks": each}
+
+
+def _judged(op: str, config: Config, at: list[dict]) -> dict:
+    """The op's numbers, and whether its label still holds at the config's strength."""
+    own = next(one for one in at if one["strength"] == 1)
+    spoilt = {"all findings together": own["mean_drop"]}
+    spoilt |= {task: found["drop"] for task, found in own["tasks"].items()}
+    spoilt = [
+        f"{task} by {drop['estimate']:.3f} ({drop['low']:.3f} to {drop['high']:.3f})"
+        for task, drop in spoilt.items()
+        if drop["low"] is not None and drop["low"] > 0 and drop["estimate"] > MATTERS
+    ]
+    verdict = (
+        f"{op} changes what the model sees as disease: AUROC falls for "
+        + ", ".join(spoilt)
+        if spoilt
+        else f"{op} keeps the label, as far as this model sees: no AUROC falls by more "
+        f"than {MATTERS} beyond chance."
+    )
+    options = as_json(config)["augment"].get(op, {})
+    return {"options": options, "sound": not spoilt, "verdict": verdict, "at": at}
+
+
+def _interval(interval: Interval) -> dict:
+    return {name: _number(value) for name, value in interval._asdict().items()}
+
+
+def _number(value) -> float | None:
+    value = float(value)
+    return None if np.isnan(value) else value

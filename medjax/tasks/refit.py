@@ -1,0 +1,195 @@
+"""After the last update: refit the classifier, or re-estimate batch statistics."""
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from chex import Array, ArrayTree
+
+from medjax.cohort import balance, synthetic
+from medjax.config import Config, as_json
+from medjax.data import loader
+from medjax.data.normalisation import unit_range
+from medjax.evaluation import predict
+from medjax.models import statistics
+from medjax.tasks import adapt, films, parts, start
+from medjax.tasks.films import Data, Output
+from medjax.tasks.parts import SYNTHETIC, WEIGHTS, Network, treats
+from medjax.tasks.task import Run
+from medjax.training import head, step
+from medjax.training.step import State
+
+
+def classifier(run: Run, state: State, number: int = 0) -> None:
+    """Fits the classifier, to embeddings of the training images and SMOTE's points.
+
+    It becomes a checkpoint of its own.
+
+    Args:
+      state: whose averaged model embeds.
+      number: of updates behind the state.
+    """
+    config, data, ids = run.config, run.data, run.ids
+    feature = embeddings(config, run.network, state, data)[ids]
+    layer, points = fitted(config, data.output, feature, data.label(ids))
+    params = {**state.averaged["params"], "classifier": layer}
+    state = state._replace(averaged={**state.averaged, "params": params})
+    with parts.checkpoints(config, run.folder / start.trained(config)) as checkpoints:
+        checkpoints.save(number, state, {"images": len(ids)})
+    between = f" and {points} between them" if points else ""
+    print(f"classifier: fitted to {len(ids)} images{between}")
+
+
+def restate(run: Run) -> None:
+    """Gives the trained model the target's batch statistics, as its own checkpoint."""
+    config, output = run.config, run.data.output
+    where = run.folder / start.trained(config)
+    number, state = parts.restore(config, where, run.network, output)
+    state = restated(
+        config,
+        state,
+        run.target,
+        apply=parts.classifier(adapt.whole(config), output).apply,
+        prepare=parts.preparation(config),
+    )
+    with parts.checkpoints(config, run.folder / start.ADAPTED) as checkpoints:
+        checkpoints.save(number, state, {"images": len(run.target.ids)})
+    print(f"batch statistics: of {len(run.target.ids)} target images")
+
+
+def embeddings(
+    config: Config, network: Network, state: State, data: Data
+) -> np.ndarray:
+    """[N, F] of all images of the data, by their id, computed once.
+
+    They are kept beside the records, under a digest of the weights and the options
+    that they depend on, so that a run with other labels or class weights finds them.
+    """
+    below = {
+        part: {stage: leaves for stage, leaves in tree.items() if stage != "classifier"}
+        for part, tree in state.averaged.items()
+    }
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(below)):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(leaf))
+    values = as_json(config)
+    text = json.dumps([values["intensity"], values["model"], values["train"]["dtype"]])
+    digest.update(text.encode())
+    path = data.path / "embeddings" / f"{digest.hexdigest()[:16]}.npy"
+    if not path.exists():
+        images = data.films(data.table["id"].to_numpy())
+        feature = predict.embed(
+            films.evaluation_batches(config, images),
+            functools.partial(network.embed, state),
+        )
+        path.parent.mkdir(exist_ok=True)
+        unfinished = path.with_suffix(f".{os.getpid()}.npy")
+        np.save(unfinished, feature)
+        unfinished.rename(path)  # Two runs may compute the same.
+    return np.load(path, mmap_mode="r")
+
+
+def fitted(
+    config: Config, output: Output, feature: np.ndarray, label: np.ndarray
+) -> tuple[dict[str, jax.Array], int]:
+    """The classifier fitted to embeddings, as `config.imbalance` asks for it.
+
+    Classes are weighted, or synthetic points between embeddings are added. (Where
+    images are resampled, the caller has repeated their rows.)
+
+    Args:
+      feature: [N, F], of the training images.
+      label: [N, T], NaN where unknown.
+
+    Returns:
+      kernel [F, T] and bias [T], and the number of synthetic points.
+    """
+    label = label.astype(np.float32)
+    between = _between(config, output, feature, label)
+    weight = np.nan_to_num(_weight(config, output, label))
+    fit = jax.jit(functools.partial(head.refit, exclusive=output.exclusive))
+    layer = fit(feature, label, weight, between=between)
+    return layer, int(between.weight.sum())
+
+
+def _weight(config: Config, output: Output, label: np.ndarray) -> np.ndarray:
+    """[N, T], the weight of each label by `config.imbalance`; NaN where unknown."""
+    scheme = WEIGHTS.get(config.imbalance, "uniform")
+    common = {"scheme": scheme, "drop": config.resampling.drop}
+    if output.exclusive:
+        w = balance.multiclass_weights(label, classes=output.names, **common)
+        return np.broadcast_to(np.sum(label * w, axis=1, keepdims=True), label.shape)
+    w = balance.class_weights(label, tasks=output.names, **common)
+    return label * w.w_pos + (1 - label) * w.w_neg
+
+
+def _between(
+    config: Config, output: Output, feature: np.ndarray, label: np.ndarray
+) -> synthetic.Synthetic:
+    """The synthetic points of `config.imbalance`; one of weight 0 for none."""
+    tasks = len(output.names)
+    if not treats(config, SYNTHETIC):
+        none = np.zeros((tasks, 1), np.int32)
+        return synthetic.Synthetic(none, none, none * 0.0, none * 0.0, none[:, 0] * 0.0)
+    positives, negatives = balance.frequencies(label)
+    # A class is filled up to the largest class, a finding to those without it.
+    wanted = positives.max() - positives
+    if not output.exclusive:
+        wanted = np.abs(positives - negatives)
+    wanted = np.rint(wanted).astype(np.int32)
+    make = functools.partial(
+        getattr(synthetic, config.imbalance),
+        size=max(1, int(wanted.max())),
+        neighbours=config.resampling.neighbours,
+    )
+    return jax.vmap(
+        lambda key, label, wanted: make(key, feature, label, wanted=wanted),
+        in_axes=(0, 1, 0),
+    )(jax.random.split(jax.random.key(config.seed), tasks), label, wanted)
+
+
+def restated(
+    config: Config,
+    state: State,
+    target: adapt.Target,
+    *,
+    apply: Callable,
+    prepare: Callable,
+) -> State:
+    """The state whose averaged model has the target's batch statistics.
+
+    Each mean and variance is over all of the target's training images, once each and
+    without augmentation. A layer gets batches that the layers below normalised by their
+    own statistics, as in training. The first layer's statistics don't depend on the
+    batches, and the others hardly do where the batches are large. A batch is a random
+    sample of about `evaluation.batch` images.
+
+    Args:
+      apply: of the network that `whole` asks for.
+      prepare: the modality's intensity preparation, image [B, *S, C] -> standardised.
+
+    Source: Li et al., Revisiting Batch Normalization for Practical Domain Adaptation
+    (2016), algorithm 1.
+    """
+
+    def of_batch(model: ArrayTree, image: Array) -> ArrayTree:
+        return statistics.of_batch(apply, model, prepare(unit_range(image)))
+
+    of_shards = jax.jit(jax.vmap(of_batch, (None, 0), axis_name=step.AXIS))
+    order = np.random.default_rng(config.seed).permutation(target.ids)
+    batches = []
+    # Batches of equal size, or one image less: padding would be in the mean.
+    for ids in np.array_split(order, -(-len(order) // config.evaluation.batch)):
+        (batch,) = loader.evaluation_batches(
+            target.data.films(ids), batch=len(ids), devices=1
+        )
+        shards = jax.device_get(of_shards(state.averaged, batch["image"]))
+        batches.append((len(ids), jax.tree.map(lambda leaf: leaf[0], shards)))
+    stats = jax.tree.map(jnp.asarray, statistics.together(batches))
+    return state._replace(averaged={**state.averaged, "batch_stats": stats})

@@ -1,0 +1,397 @@
+"""Masks of scans: the functions behind the commands."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pandas as pd
+from rich.progress import Progress
+
+from medjax.cohort import split as splits
+from medjax.config import Config
+from medjax.data import fingerprint, nifti, propose, scan, volumes
+from medjax.data.scan import Scan
+from medjax.errors import InputError
+from medjax.evaluation import masks, sliding
+from medjax.evaluation import segmentation as measures
+from medjax.reports import segmentation as report
+from medjax.tasks import films, fixed, parts, scans
+from medjax.tasks.task import Finished, Task
+from medjax.tasks.task import check as check_any
+from medjax.training import devices, step
+
+PICTURED = 12  # Volumes with pictures on the page, the worst.
+COARSER = 1.5  # Ratio of voxel sizes up to which new scans aren't warned of.
+CAVEATS = {
+    "halves": "Both hemispheres are of the same patients, so these numbers flatter.",
+    "leave_one_out": "One patient was left out: the other folds belong to this result.",
+}
+RESAMPLED = (
+    "Measured at voxels of {} mm, to which the radiologists' masks were resampled too: "
+    "what they lost by it, small regions first, isn't counted."
+)
+SEEN = "The network was trained, or its masks' thresholds chosen, on these volumes."
+NO_EMBEDDING = "masks have no embedding of the whole image to {}"
+NOT_FOR_MASKS = {
+    **dict.fromkeys(parts.SYNTHETIC, NO_EMBEDDING.format("interpolate: over-sample")),
+    "features": NO_EMBEDDING.format("fit a classifier to: use transfer.mode='head'"),
+    "coral": NO_EMBEDDING.format("compare"),
+    "dann": NO_EMBEDDING.format("compare"),
+    "adabn": "a U-Net normalises each image by itself, without batch statistics",
+}
+
+
+class Answer(NamedTuple):
+    """A volume and its prediction: all [D, H, W, ...], and the spacing [3] in mm."""
+
+    image: np.ndarray
+    probability: np.ndarray
+    label: np.ndarray
+    spacing: np.ndarray
+
+
+def check(config: Config, shards: int) -> None:
+    """Refuses a mistake in the config, before its data are read."""
+    scans.check(config)
+    for field, value in (
+        ("transfer.mode", config.transfer.mode),
+        ("imbalance", config.imbalance),
+        ("adapt.name", config.adapt.name),
+    ):
+        if value in NOT_FOR_MASKS:
+            raise InputError(f"{field}={value!r}: {NOT_FOR_MASKS[value]}")
+    output = scans.expected(config)
+    network = parts.segmenter(config, output)
+    jax.eval_shape(network.init, jax.random.key(0))  # Does the patch fit the network?
+    check_any(config, network, output, batch=shards * config.patch.each)
+
+
+def explore(config: Config, data: scans.Data, folder: Path) -> Path:
+    """Writes fingerprint.json of `config.data`, prints it and what it proposes.
+
+    It describes the scans as they are stored, but for their background: at the spacing
+    of `data.spacing` they would only confirm it.
+    """
+    with Progress() as progress:
+        measured = fingerprint.measure(
+            progress.track(
+                scans.as_stored(config, data.prepared),
+                total=len(data.prepared.table),
+                description="look at the scans",
+            ),
+            sequences=data.output.sequences,
+            regions=list(data.output.regions),
+        )
+    proposal = propose.propose(measured)
+    print("\n".join([*fingerprint.describe(measured), *propose.describe(proposal)]))
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "fingerprint.json"
+    both = {"data": measured, "proposal": proposal}
+    both = {name: fingerprint.as_json(part) for name, part in both.items()}
+    path.write_text(json.dumps(both, indent=1))
+    return path
+
+
+def batches(config: Config, data: scans.Data, ids, target, *, on_host: bool = False):
+    """The training volumes in the run's order; the device draws their patches."""
+    images = data.images(config.patch.size, ids)
+    # Whole volumes are large, and a step is long: one batch ahead is enough.
+    options = {"each": config.patch.each, "on_host": on_host, "ahead": 1}
+    return films.train_batches(config, images, **options)
+
+
+def probability(config: Config, network, state: step.State, image) -> np.ndarray:
+    """The averaged model's probability of a volume: [D, H, W, C] -> [D, H, W, K]."""
+    c, size, slices = config.evaluation, tuple(config.patch.size), config.patch.slices
+    return sliding.volume_probability(
+        network.predict,
+        state.averaged,
+        image,
+        patch=size[1:] if slices else size,
+        slices=size[0] if slices else 1,
+        overlap=c.overlap,
+        flips=tuple(c.flips),
+        batch=c.batch,
+    )
+
+
+def answers(config: Config, network, state, data: scans.Data, ids) -> Iterator[Answer]:
+    """The predictions of these volumes, one after the other."""
+    for part in data.parts(ids).values():
+        image, label = volumes.read(data.path, part)
+        spacing = volumes.load(data.prepared, part.id).spacing
+        predicted = probability(config, network, state, image)
+        yield Answer(image, predicted, np.asarray(label), spacing)
+
+
+class Dices(NamedTuple):
+    """[N, K], of N volumes and K regions."""
+
+    dice: np.ndarray
+
+
+def validate(config, network, data: scans.Data, ids, state) -> dict[str, float]:
+    """Mean Dice over volumes and regions; every host predicts a part of the volumes."""
+    if not len(ids):
+        return {}
+    state = step.on_one_device(state)
+    mine = ids[jax.process_index() :: jax.process_count()]
+    dice = [
+        [
+            measures.dice(answer.probability[..., k] >= 0.5, answer.label[..., k] > 0)
+            for k in range(answer.label.shape[-1])
+        ]
+        for answer in answers(config, network, state, data, mine)
+    ]
+    shape = (len(mine), len(data.output.names))
+    own = Dices(np.array(dice, np.float32).reshape(shape))
+    return {"dice": float(np.mean(devices.gather(own, len(ids)).dice))}
+
+
+def fix(run: Finished, data: scans.Data, manifest: pd.DataFrame) -> Finished:
+    """Chooses the post-processing of masks on validation, where it is missing."""
+    ids = manifest["id"][manifest["split"] == "validation"].to_numpy()
+    ids = ids if run.config.evaluation.choose else ids[:0]
+
+    def cases():
+        for answer in answers(run.config, run.network, run.state, data, ids):
+            yield answer.probability, answer.label, answer.spacing
+
+    with devices.in_turn():  # The first process chooses, the others read it.
+        posts = fixed.settle_posts(run.folder, run.number, run.output.names, cases)
+    return run._replace(fixed=posts)
+
+
+def read_fixed(run: Finished) -> Finished:
+    """The run with its post-processing, as it was written."""
+    return run._replace(fixed=fixed.read_posts(run.folder, run.output.names))
+
+
+def other(run: Finished, data: scans.Data) -> scans.Data:
+    """Other volumes that the run's network can read.
+
+    Raises:
+      InputError: they have other sequences or regions, or another spacing.
+    """
+    spacing = data.prepared.options.get("spacing"), run.config.data.spacing
+    asked, own = (tuple(mm or ()) for mm in spacing)
+    if asked != own:
+        raise InputError(f"--config: data.spacing is {asked}, the run's {own}: set it")
+    for what in ("sequences", "regions"):
+        theirs, own = (tuple(getattr(o, what)) for o in (data.output, run.output))
+        if theirs != own:
+            raise InputError(
+                f"--config: its {what} are {', '.join(theirs)}, the run's "
+                f"{', '.join(own)}: name the same in data.{what}"
+            )
+    return data
+
+
+def measure(
+    run: Finished, data: scans.Data, manifest: pd.DataFrame, split: str
+) -> tuple[dict, list[report.Case]]:
+    """Predicts the volumes of a split and measures their masks.
+
+    Returns:
+      The results, see evaluation/segmentation.py, and the worst volumes, for their
+      pictures. Of several processes the first alone works, and has them.
+    """
+    if not devices.first():
+        return {}, []
+    config, output = run.config, run.output
+    ids = manifest["id"][manifest["split"] == split].to_numpy()
+    named = data.parts(ids)
+    predicted = answers(config, run.network, run.state, data, ids)
+    rows, worst = [], []
+    with Progress() as progress:
+        both = zip(named.items(), predicted, strict=True)
+        both = progress.track(both, len(named), description="evaluate")
+        for number, ((name, part), answer) in enumerate(both):
+            mask = masks.masks(answer.probability, answer.spacing, run.fixed)
+            measured = measures.measure_regions(
+                *(mask, answer.label, answer.spacing),
+                regions=list(output.regions),
+                tolerance=config.evaluation.tolerance,
+                name=name,
+                patient=part.patient,
+            )
+            rows += measured
+            image = np.asarray(answer.image[..., 0], np.float32)
+            case = report.Case(name, image, answer.label, mask, answer.spacing)
+            worst.append((np.mean([row["dice"] for row in measured]), number, case))
+            worst = sorted(worst)[:PICTURED]  # No more than these stay in memory.
+    summary = measures.summarise(rows, **parts.bootstrap(config))
+    posts = [post._asdict() for post in run.fixed]
+    summary |= {
+        "tolerance": config.evaluation.tolerance,
+        "posts": dict(zip(output.names, posts, strict=True)),
+        "shown": output.sequences[0],
+        "facts": facts(config),
+        "caveat": caveat(config, split),
+    }
+    return summary, [case for *_, case in worst]
+
+
+def facts(config: Config) -> dict[str, str]:
+    """What the page says of the run."""
+    size = " x ".join(map(str, config.patch.size))
+    return {
+        "split": config.data.split,
+        "patch": size + (", slices as channels" if config.patch.slices else " voxels"),
+        "loss": config.loss.name,
+        "seed": str(config.seed),
+    }
+
+
+def caveat(config: Config, split: str) -> str:
+    """Why the numbers flatter; '' for nothing known."""
+    reasons = []
+    if split == "test":
+        reasons.append(CAVEATS.get(config.data.split, ""))
+    elif split in splits.SPLITS:
+        reasons.append(SEEN)
+    spacing = tuple(config.data.spacing)
+    if spacing and config.data.source != scans.PHANTOM:  # It is drawn at its spacing.
+        reasons.append(RESAMPLED.format(" x ".join(f"{mm:g}" for mm in spacing)))
+    return " ".join(filter(None, reasons))
+
+
+def write(
+    results: dict,
+    pictures: list[report.Case],
+    curve: list[dict],
+    folder: Path,
+    name: str,
+    **about,
+) -> Path:
+    """Writes the report; see reports/segmentation.py."""
+    return report.write(results, pictures, curve, folder, name)
+
+
+def predict(
+    run: Finished,
+    *,
+    images: list[str],
+    out: Path,
+    explain_in: Path | None = None,
+    **how: str | None,
+) -> list[str]:
+    """Writes masks and probabilities of patients' files.
+
+    Args:
+      run: a finished one.
+      images: folders: a patient's, or of patients.
+      out: folder that gets `<patient>_label.nii.gz` and `<patient>_prob.nii.gz`, on
+        the grid of the patient's first sequence.
+      explain_in, how: are for other kinds of task.
+
+    Returns:
+      One line for each patient who could not be read; they have no files.
+
+    Raises:
+      InputError: there is no patient, or two would have the same files.
+    """
+    if out.suffix == ".csv":
+        raise InputError(f"{run.folder}: the run makes masks: give --out=DIR, a folder")
+    people = scans.to_predict(run.config, images)
+    stems = [stem(patient.name) for patient in people]
+    if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
+        raise InputError(
+            f"--images: two patients would be written as {twice[0]}_label.nii.gz: "
+            "predict them into two folders"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    unread = []
+    with Progress() as progress:
+        for patient in progress.track(people, description="predict"):
+            try:
+                case = patient.read()
+            except InputError as error:
+                unread.append(str(error))
+                continue
+            if warning := strange(run, case):
+                print(f"warning: {patient.name}: {warning}")
+            write_masks(run, case, out / stem(patient.name))
+    done = len(people) - len(unread)
+    print(f"predictions: {out} ({done} patients, {len(unread)} unreadable)")
+    return unread
+
+
+def strange(run: Finished, case: Scan) -> str:
+    """How a patient's voxels differ from the training volumes'; '' for nothing."""
+    ratio = np.divide(case.spacing, run.output.spacing)
+    if np.max(np.maximum(ratio, 1 / ratio)) <= COARSER:
+        return ""
+    theirs, own = (
+        " x ".join(f"{mm:.3g}" for mm in spacing)
+        for spacing in (case.spacing, run.output.spacing)
+    )
+    return (
+        f"voxels of {theirs} mm, and the run learnt from {own}: its masks may be "
+        "wrong; train with data.spacing set"
+    )
+
+
+def stem(name: str) -> str:
+    """How a patient's files begin; a name may be a path below the folder."""
+    return name.replace("/", "_")
+
+
+def write_masks(run: Finished, case: Scan, path: Path) -> None:
+    """Writes one patient's mask and probability on the grid of the file.
+
+    The mask is made on the grid that the model saw: components are counted there.
+
+    Args:
+      path: how the files' names begin.
+    """
+    predicted = probability(run.config, run.network, run.state, case.image)
+    mask = masks.masks(predicted, case.spacing, run.fixed)
+    nifti.write_label_map(
+        path.with_name(f"{path.name}_label.nii.gz"),
+        scan.to_original(mask, case, order=0),
+        case.original,
+        regions=run.output.regions,
+    )
+    nifti.write_probabilities(
+        path.with_name(f"{path.name}_prob.nii.gz"),
+        scan.to_original(predicted, case),
+        case.original,
+    )
+
+
+def nothing(*_: object) -> None:
+    """No image is recorded, and no weight changes after the last update."""
+
+
+TASK = Task(
+    unit="volumes",
+    output=scans.Output,
+    check=check,
+    share=lambda config: config.train.batch // config.patch.each,
+    data=scans.data,
+    explore=explore,
+    split=scans.split,
+    audit=scans.audit,
+    network=parts.segmenter,
+    batches=batches,
+    validate=validate,
+    record=nothing,
+    refit=nothing,
+    fix=fix,
+    fixed=read_fixed,
+    other=other,
+    measure=measure,
+    write=write,
+    show=report.show,
+    predict=predict,
+    refused={
+        "--explain": "a mask shows itself where the finding is",
+        "--localise": "measures heatmaps; the report measures the masks themselves",
+        "--corrupt": "corrupts 2-D images of 8 bits, and scans have other artefacts",
+        "--audit-augment": "compares AUROC, which masks have none of",
+    },
+)

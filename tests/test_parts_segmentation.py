@@ -1,0 +1,196 @@
+"""Segmentation's parts are put together as the config says."""
+
+import importlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+
+from medjax import losses
+from medjax.errors import InputError
+from medjax.tasks import parts, segmentation
+from medjax.tasks.scans import Data, Output
+from medjax.training import step
+
+pytestmark = pytest.mark.usefixtures("unoptimised")
+CONFIGS = [
+    path.stem
+    for path in sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+    if "base.segmentation(" in path.read_text()
+]
+
+
+def config_of(name):
+    return importlib.import_module(f"configs.{name}").get_config()
+
+
+@pytest.fixture
+def config():
+    c = config_of("quickstart_mri")
+    c.patch.size, c.model.widths = (8, 8, 8), (2, 4)
+    c.model.strides = (1, 2)
+    return c
+
+
+def output(sequences, regions):
+    names = {f"r{number}": (number + 1,) for number in range(regions)}
+    return Output(tuple(f"s{number}" for number in range(sequences)), names)
+
+
+def shapes(config, network, output):
+    label = np.eye(max(2, len(output.names)))[:, : len(output.names)]
+    return jax.eval_shape(
+        lambda key: parts.initial_state(
+            config, network, output, label, variables=network.init(key)
+        ),
+        jax.random.key(0),
+    )
+
+
+def loss_arguments(config, label=((0.5, 0.5, 0.5),)):
+    return parts.loss_arguments(config, output(4, 3), np.array(label))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_names_parts_that_exist_and_fit(name):
+    config = config_of(name)
+    network = parts.segmenter(config, output(4, 3))
+    state = shapes(config, network, output(4, 3))
+    patch = jax.ShapeDtypeStruct((2, *config.patch.size, 4), jnp.float32)
+    found = jax.eval_shape(network.predict, state.averaged, patch)
+    assert found.shape == (2, *config.patch.size, 3)
+    step.compile_step(**parts.step_parts(config, network))
+    assert config.train.steps % config.train.evaluate_every == 0
+    assert parts.schedule(config)["steps"] == config.train.steps
+    parts.caveats(config)
+    text = Path(f"configs/{name}.py")
+    assert str(text) in (Path(__file__).parents[1] / text).read_text()  # Its command.
+
+
+def test_slices_are_channels_of_a_network_of_planes(config):
+    config.patch.size, config.patch.slices = (3, 8, 16), True
+    network = parts.segmenter(config, output(4, 1))
+    state = shapes(config, network, output(4, 1))
+    plane = jax.ShapeDtypeStruct((1, 8, 16, 12), jnp.float32)
+    found = jax.eval_shape(network.predict, state.averaged, plane)
+    assert found.shape == (1, 8, 16, 1)
+
+
+def test_a_volume_s_probabilities_are_the_network_s_where_one_window_holds_it(config):
+    config.evaluation.flips = ()
+    network = parts.segmenter(config, output(2, 1))
+    variables = network.init(jax.random.key(1))
+    label = np.array([[1.0], [0.0]])
+    state = parts.initial_state(
+        config, network, output(2, 1), label, variables=variables
+    )
+    image = np.random.default_rng(0).normal(size=(8, 8, 8, 2)).astype(np.float32)
+    found = segmentation.probability(config, network, state, image)
+    logits = network.apply(variables, image[None], train=False)[0]
+    np.testing.assert_allclose(found, 1 / (1 + np.exp(-np.float64(logits))), atol=1e-5)
+
+
+def test_parts_of_the_loss_get_their_numbers_and_equal_weights(config):
+    config.loss.parts.weighted_bce.share = 0.5
+    found = loss_arguments(config)["parts"]
+    assert found["soft_dice"] == {"share": 1.0, "smooth": 1.0}
+    assert found["weighted_bce"]["share"] == 0.5
+    np.testing.assert_array_equal(found["weighted_bce"]["w_pos"], np.ones(3))
+    rng = np.random.default_rng(0)
+    logits, label = rng.normal(size=(2, 1, 4, 4, 3)), rng.integers(0, 2, (1, 4, 4, 3))
+    weight = np.ones((1, 3))
+    total, _ = losses.compound(logits[0], label, weight, parts=found)
+    dice, _ = losses.soft_dice(logits[0], label, weight, smooth=1.0)
+    p = 1 / (1 + np.exp(-logits[0]))
+    bce = -(label * np.log(p) + (1 - label) * np.log(1 - p)).mean(axis=(1, 2)).sum()
+    np.testing.assert_allclose(total, dice + 0.5 * bce, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.name": "densenet121"}, "makes no masks: take 'unet'"),
+        ({"model.name": "unett"}, "model.name='unett'"),
+    ],
+)
+def test_a_network_without_masks_is_refused(config, changes, message):
+    config.update_from_flattened_dict(changes)
+    with config.unlocked():
+        config.model = {"name": config.model.name}
+    with pytest.raises(InputError, match=message):
+        parts.segmenter(config, output(4, 3))
+
+
+def test_a_number_that_the_loss_doesn_t_take_is_named(config):
+    with config.loss.parts.unlocked():
+        config.loss.parts.soft_dice.smoth = 1.0
+    with pytest.raises(InputError, match="loss.smoth: soft_dice has no such number"):
+        loss_arguments(config)
+
+
+@pytest.mark.parametrize("name", ["softmax_cross_entropy", "auc_margin"])
+def test_a_loss_that_isn_t_of_masks_is_refused(config, name):
+    with config.unlocked():
+        config.loss = {"name": "compound", "parts": {name: {}}}
+    with pytest.raises(InputError, match=f"{name}': is not of masks"):
+        loss_arguments(config)
+
+
+def test_an_even_number_of_slices_is_refused(config):
+    config.patch.size, config.patch.slices = (4, 8, 8), True
+    with pytest.raises(InputError, match="has no middle one"):
+        parts.segmenter(config, output(4, 3))
+
+
+def test_class_weights_are_of_the_regions_voxels(config):
+    config.imbalance = "balanced"
+    rows = {"id": [0, 1], "voxels_a": [10, 20], "voxels_b": [0, np.nan]}
+    sizes = {"depth": [10, 5], "height": [10, 10], "width": [1, 1]}
+    table = pd.DataFrame(rows | sizes)
+    volumes = Data(None, table, Output(("t1",), {"a": (1,), "b": (2,)}), None)
+    label = volumes.weighted(np.array([1, 0]))
+    np.testing.assert_allclose(label[:, 0], [0.2, 0.2])
+    assert np.isnan(label[0, 1]) and label[1, 1] == 0
+    label[:, 1] = 0.5
+    found = parts.loss_arguments(config, volumes.output, label)["parts"]
+    found = found["weighted_bce"]
+    np.testing.assert_allclose(found["w_pos"], [150 / (2 * 30), 1], rtol=1e-5)
+    np.testing.assert_allclose(found["w_neg"], [150 / (2 * 120), 1], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("mode", "frozen"), [("stem", 1), ("down1", 2), ("up1", 3), ("head", 3)]
+)
+def test_a_mode_freezes_levels_from_the_image_on(config, mode, frozen):
+    config.transfer.mode = mode
+    network = parts.segmenter(config, output(4, 3))
+    assert network.stages == ("stem", "down1", "up1")
+    assert network.frozen == network.stages[:frozen]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("imbalance", "smote", "no embedding .* over-sample"),
+        ("transfer.mode", "features", "transfer.mode='head'"),
+        ("transfer.mode", "stage1", "freeze up to one of stem, down1"),
+        ("adapt.name", "adabn", "without batch statistics"),
+        ("adapt.name", "coral", "no embedding"),
+        ("patch.size", (7, 8, 8), "can't be divided"),
+        ("train.batch", 6, "give a multiple of 8"),
+        ("optim.name", "adam", "optim.name='adam'"),
+        ("evaluation.checkpoint", "first", "use 'best' or 'last'"),
+        ("data.split", "random", "data.split='random': use"),
+        ("data.split", "all", "evaluation.checkpoint='best'.*'last'"),
+        ("transfer.init", "nowhere", "nowhere.*give 'imagenet'"),
+    ],
+)
+def test_a_mistake_is_refused_before_any_data_are_read(config, field, value, said):
+    config.train.batch = 8
+    segmentation.check(config, 4)
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(InputError, match=said):
+        segmentation.check(config, 4)
