@@ -112,6 +112,7 @@ def interrupted(arguments, log, lines, by):
     return process, *process.communicate(timeout=300)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_and_then_killed_ends_with_the_same_bits(home, finished):
     workdir = home / "stopped"
     log = workdir / "metrics.jsonl"

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import Page
-from launching import ROOT, restored, run
+from launching import ROOT, restored, run, run_here
 
 import medjax
 from configs import loss_weighting, quickstart
@@ -440,7 +440,7 @@ def test_the_commands_read_a_sweep_and_a_saved_config(home, swept):
 
 def test_the_config_itself_says_what_it_does_not_take():
     wrong = "--config=configs/loss_weighting.py:x"
-    _, err = run("sweep", wrong, "--workdir=x", code=2)
+    _, err = run_here("sweep", wrong, "--workdir=x", code=2)
     assert "'x': give phantom or nih_sample" in err and err.count("\n") == 1
 
 
