@@ -20,7 +20,7 @@ from medjax import losses
 from medjax.commands import train
 from medjax.data import loader
 from medjax.errors import InputError
-from medjax.models import statistics
+from medjax.models import layers
 from medjax.tasks import adapt, classification, films, start
 from medjax.training import adaptation, optim, step
 
@@ -472,7 +472,7 @@ def test_statistics_of_unequal_batches_are_those_of_all_rows():
         (len(rows), {"deep": {"norm": {"mean": rows.mean(0), "var": rows.var(0)}}})
         for rows in (x[:2], x[2:5], x[5:])
     ]
-    found = statistics.together(parts)["deep"]["norm"]
+    found = layers.pool_statistics(parts)["deep"]["norm"]
     exact = x.astype(np.float64)
     np.testing.assert_allclose(found["mean"], exact.mean(0), rtol=1e-6)
     np.testing.assert_allclose(found["var"], exact.var(0), rtol=1e-3)

@@ -14,8 +14,7 @@ import pytest
 from launching import ROOT
 
 from medjax.errors import InputError
-from medjax.models import architectures
-from medjax.models.weights import download
+from medjax.models import architectures, weights
 
 DATA = np.random.default_rng(0).bytes(1_000_000)
 DIGEST = hashlib.sha256(DATA).hexdigest()
@@ -55,7 +54,7 @@ def server(monkeypatch, tmp_path):
     made.first, made.go_on = threading.Event(), threading.Event()
     made.go_on.set()
     url = f"http://127.0.0.1:{made.server_port}/models/{FILE}"
-    monkeypatch.setattr(download, "FILES", {"net": url})
+    monkeypatch.setattr(weights, "FILES", {"net": url})
     monkeypatch.setenv("MEDJAX_CACHE", str(tmp_path))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     thread = threading.Thread(target=made.serve_forever, args=(0.01,))
@@ -69,38 +68,38 @@ def server(monkeypatch, tmp_path):
 
 def refused(message):
     with pytest.raises(InputError, match=message) as caught:
-        download.fetch("net")
+        weights.fetch("net")
     assert "\n" not in str(caught.value)
 
 
 def test_a_file_is_fetched_once(server, tmp_path):
-    path = download.fetch("net")
+    path = weights.fetch("net")
     assert path == tmp_path / "weights" / FILE
     assert path.read_bytes() == DATA
-    assert download.fetch("net") == path
+    assert weights.fetch("net") == path
     assert server.starts == [0]
     assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_broken_download_goes_on_by_itself(server):
-    server.limit = 6 * download.CHUNK
-    assert download.fetch("net").read_bytes() == DATA
+    server.limit = 6 * weights.CHUNK
+    assert weights.fetch("net").read_bytes() == DATA
     assert server.starts == [0, server.limit, 2 * server.limit]
 
 
 def test_a_broken_download_goes_on_the_next_time(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "TRIES", 1)
-    server.limit = 9 * download.CHUNK
+    monkeypatch.setattr(weights, "TRIES", 1)
+    server.limit = 9 * weights.CHUNK
     refused(f"no download of net .*put {FILE}")
     assert (tmp_path / "weights" / f"{FILE}.part").stat().st_size == server.limit
-    assert download.fetch("net").read_bytes() == DATA
+    assert weights.fetch("net").read_bytes() == DATA
     assert server.starts == [0, server.limit]
 
 
 def test_a_part_that_is_all_there_is_taken(server, tmp_path):
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / f"{FILE}.part").write_bytes(DATA)
-    assert download.fetch("net").read_bytes() == DATA
+    assert weights.fetch("net").read_bytes() == DATA
     assert server.starts == [len(DATA)]
 
 
@@ -108,7 +107,7 @@ def test_a_server_without_ranges_starts_again(server, tmp_path):
     server.ranges = False
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / f"{FILE}.part").write_bytes(DATA[:1000])
-    assert download.fetch("net").read_bytes() == DATA
+    assert weights.fetch("net").read_bytes() == DATA
 
 
 def test_a_server_that_sends_nothing_is_not_asked_for_ever(server):
@@ -122,22 +121,22 @@ def test_a_wrong_file_is_removed(server, tmp_path):
     refused(f"{FILE}: its SHA-256 does not start with {DIGEST[:8]}")
     assert not list((tmp_path / "weights").iterdir())
     server.data = DATA
-    assert download.fetch("net").read_bytes() == DATA
+    assert weights.fetch("net").read_bytes() == DATA
 
 
 OTHER = """
 import sys
-from medjax.models import download
-download.FILES = {"net": sys.argv[1]}
+from medjax.models import weights
+weights.FILES = {"net": sys.argv[1]}
 print("ready", flush=True)
-print(download.fetch("net"))
+print(weights.fetch("net"))
 """
 
 
 def test_one_of_two_processes_downloads(server, tmp_path):
     """The other one waits, and takes what is there then."""
     server.go_on.clear()
-    command = [sys.executable, "-c", OTHER, download.FILES["net"]]
+    command = [sys.executable, "-c", OTHER, weights.FILES["net"]]
     others = [
         subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         for _ in range(2)
@@ -165,12 +164,12 @@ def test_without_a_network_it_says_what_to_put_where(server, tmp_path, monkeypat
     with socket.socket() as unused:  # Bound, but nobody listens.
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/{FILE}"
-        monkeypatch.setattr(download, "FILES", {"net": url})
+        monkeypatch.setattr(weights, "FILES", {"net": url})
         folder = re.escape(str(tmp_path / "weights"))
         start = f"sha256 starts {DIGEST[:8]}"
         refused(rf"put {FILE} \({start}\) into {folder}, from {url}$")
         (tmp_path / "weights" / FILE).write_bytes(DATA)
-        assert download.fetch("net").read_bytes() == DATA
+        assert weights.fetch("net").read_bytes() == DATA
 
 
 def test_a_present_file_of_another_hash_is_named_and_kept(server, tmp_path):
@@ -188,10 +187,10 @@ def test_a_folder_that_cannot_be(server, tmp_path, monkeypatch):
 
 def test_the_table():
     with pytest.raises(InputError, match="no weights 'vgg'; there are convnext_tiny"):
-        download.fetch("vgg")
-    for name, url in download.FILES.items():
+        weights.fetch("vgg")
+    for name, url in weights.FILES.items():
         assert hasattr(architectures, name)  # What model.name can't be is not reached.
         assert re.fullmatch(
             r"https://download\.pytorch\.org/models/\w+-[0-9a-f]{8}\.pth", url
         )
-    assert len(set(download.FILES.values())) == len(download.FILES)
+    assert len(set(weights.FILES.values())) == len(weights.FILES)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from medjax.errors import InputError
-from medjax.models.weights.read import read
+from medjax.models.weights import read
 
 FORMATS = ("m.h5", "m.weights.h5", "m.keras")
 pytestmark = [

@@ -77,7 +77,10 @@ def replaced(function, *args):
         ((2, 2), 5, 6, 3, 1, ((1, 1),) * 2, True),  # Larger than the image.
         ((1, 6), 5, 6, 3, 2, ((1, 2), (0, 1)), True),
         ((7, 6), 5, 2, 3, 1, "SAME", False),
-        ((4, 5, 6), 3, 2, 3, 1, ((1, 1),) * 3, False),
+        ((4, 5, 6), 3, 2, 3, 1, ((1, 1),) * 3, True),
+        ((4, 5, 6), 3, 2, 3, 1, ((0, 1),) * 3, False),
+        ((8, 6), 3, 4, 2, 2, ((0, 0),) * 2, True),
+        ((8, 7), 5, 4, 2, 2, ((0, 0),) * 2, False),  # Leaves a row out.
     ],
 )
 def test_a_convolution_is_xlas(space, inner, outer, size, stride, padding, ours):
@@ -133,7 +136,7 @@ def norms(train=True, dtype=jnp.float32, axis_name=None):
     linen = nn.BatchNorm(
         not train, momentum=0.9, epsilon=1e-3, dtype=dtype, axis_name=axis_name
     )
-    ours = layers.norm(train=train, dtype=dtype, axis_name=axis_name, epsilon=1e-3)
+    ours = layers.BatchNorm(train=train, dtype=dtype, axis_name=axis_name, epsilon=1e-3)
 
     def run(module, x, scale, bias, **rest):
         stats = {"mean": jnp.full_like(scale, 0.5), "var": jnp.full_like(scale, 2.0)}
@@ -144,7 +147,7 @@ def norms(train=True, dtype=jnp.float32, axis_name=None):
         y, stats = run(linen, *args)
         return jax.nn.relu(y), stats
 
-    return functools.partial(run, ours(), relu=True), native
+    return functools.partial(run, ours, relu=True), native
 
 
 def of_norm(*shape):
@@ -178,7 +181,7 @@ def test_bfloat16_is_normalised_in_float32():
 
 def test_moments_keep_their_digits_far_from_zero():
     x = 10 + normal(0, 16, 28, 28, 8) * np.linspace(0.5, 2, 8, dtype=np.float32)
-    mean, variance = jax.jit(cpu.moments)(x)
+    mean, variance = jax.jit(layers.moments)(x)
     exact = x.astype(np.float64)
     np.testing.assert_allclose(mean, exact.mean((0, 1, 2)), rtol=1e-6)
     np.testing.assert_allclose(variance, exact.var((0, 1, 2)), rtol=2e-6)
@@ -222,9 +225,11 @@ class Small(nn.Module):
     @nn.compact
     def __call__(self, x):
         how = {"space": 2, "dtype": jnp.float32}
-        norm = layers.norm(train=False, dtype=jnp.float32, axis_name=None)
+        norm = layers.BatchNorm(
+            train=False, dtype=jnp.float32, axis_name=None, name="norm"
+        )
         x = layers.conv(6, 5, 2, **how, name="first")(x)
-        x = layers.max_pool(norm(name="norm")(x, relu=True), 3, 2, padding=1)
+        x = layers.max_pool(norm(x, relu=True), 3, 2, padding=1)
         x = layers.conv(8, 1, **how, name="wide")(x)
         return layers.conv(2, 3, **how, name="few")(x)
 

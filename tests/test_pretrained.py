@@ -14,7 +14,6 @@ import pytest
 from medjax.errors import InputError
 from medjax.models import architectures
 from medjax.models.weights import convert
-from medjax.models.weights.rules import Rule
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
 
@@ -371,8 +370,7 @@ def test_what_does_not_fit_is_named(source, change, message):
 
 def test_a_name_with_two_rules_is_named(source, monkeypatch):
     table = convert.recognise(source, model="resnet18")
-    double = Rule(r"conv\d", "stem/conv", table.rules[0].kind)
-    doubled = table._replace(rules=(*table.rules, double))
+    doubled = table._replace(rules={**table.rules, r"conv\d": "stem/conv"})
     monkeypatch.setattr(convert, "TABLES", (doubled,))
     _, target = network(source, "resnet18")
     with pytest.raises(InputError, match="conv1.weight: meets two rules"):

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 
 from medjax.errors import InputError
-from medjax.models.weights.read import read
+from medjax.models.weights import read
 
 few = settings(
     max_examples=150,

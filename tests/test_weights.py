@@ -13,7 +13,7 @@ import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 
 from medjax.errors import InputError
-from medjax.models.weights.read import read
+from medjax.models.weights import read
 
 few = settings(
     max_examples=150,

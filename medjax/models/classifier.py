@@ -1,4 +1,4 @@
-"""Stages, pooling, logits: what every network of this house is made of."""
+"""Stages, pooling, logits: the frame of every classifier."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,19 +11,19 @@ from chex import Array
 class Classifier(nn.Module):
     """Image [B, H, W, C] or [B, D, H, W, C] -> logits [B, T].
 
-    The parameters lie under the stages' names, 'stem', 'stage1', 'stage2' and so on,
-    and 'classifier'. Sown as intermediates: 'stages', a tuple of each stage's output, and
-    'embedding', what the classifier sees, [B, F].
+    The parameters lie under the names of the stages and 'classifier'. Sown as
+    intermediates: 'stages', each stage's output, and 'embedding', the classifier's
+    input [B, F].
 
     Attributes:
       stages: makers of the stages, (name=...) -> module; each maps [B, ..., c] to
         [B, ..., c'], by (x, train).
       tasks: T, the number of findings.
-      pool: 'mean' over the last grid; 'mean_max' puts the maximum beside it, for
+      pool: 'mean' over the last grid; 'mean_max' concatenates mean and maximum, for
         findings of a few pixels.
       top: maker of a normalisation of the embedding, or None.
-      frozen: so many of the first stages are kept as they are: their statistics are
-        not the batch's, and no gradient is computed for them or for what is below.
+      frozen: so many of the first stages don't train: they get no gradient, and they
+        normalise by their running statistics, which stay.
       remat: computes each stage again in the backward pass instead of keeping its
         activations: less memory, more time.
       dtype: of the computation; parameters and statistics stay float32.
@@ -39,7 +39,7 @@ class Classifier(nn.Module):
 
     @property
     def stage_names(self) -> tuple[str, ...]:
-        """The parameters' top-level keys from the image on, but for 'classifier'."""
+        """'stem', 'stage1', ..., from the image on."""
         return stage_names(len(self.stages))
 
     @nn.compact
@@ -47,13 +47,13 @@ class Classifier(nn.Module):
         """Logits [B, T] float32 of standardised images.
 
         Args:
-          image: the image; after so many stages their output, [B, h, w, c], instead:
-            with it the gradient of the logits by any stage's output is to be had.
-          after: the number of stages that `image` has been through.
+          image: the image, or the output of stage number `after`, [B, h, w, c]: this
+            gives the gradient of the logits by any stage's output.
+          after: the number of stages that `image` has passed.
         """
         x = image.astype(self.dtype)
         for number, (name, make) in enumerate(
-            zip(stage_names(len(self.stages)), self.stages, strict=True)
+            zip(self.stage_names, self.stages, strict=True)
         ):
             if number < after:
                 continue
@@ -81,11 +81,10 @@ class Classifier(nn.Module):
 
 
 def maximum(x: Array) -> Array:
-    """The maximum over the grid, [B, ..., c] -> [B, c]; the first one has the gradient.
+    """The maximum over the grid, [B, ..., c] -> [B, c]; the first has the gradient.
 
-    For its gradient XLA may compute x anew and round it otherwise. By jnp.max no place
-    then equals the maximum, and the gradient is 0 / 0; a place is a whole number. That
-    holds on every platform, so all have this, which stands for no native operation.
+    XLA may compute x again for the gradient and round it differently. With jnp.max no
+    element then equals the maximum, and the gradient is 0 / 0. An index is exact.
     """
     x = x.reshape(len(x), -1, x.shape[-1])
     first = jnp.argmax(x, axis=1, keepdims=True)

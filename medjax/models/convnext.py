@@ -24,16 +24,13 @@ def convnext(
 ) -> Classifier:
     """A stem and a stage for each width, which begins by halving the grid.
 
-    Without stochastic depth, which would need a key in the step. In a volume every
-    kernel and every stride has the same size along the depth.
+    Without stochastic depth, which would need a key in the step.
 
     Args:
-      tasks: T, the number of findings.
       blocks: residual blocks in each stage.
       widths: channels of each stage.
-      dtype: of the computation.
-      axis_name: taken as every network takes it; nothing here is of a batch.
-      rest: of Classifier.
+      axis_name: unused, because nothing here depends on a batch.
+      tasks, dtype, rest: as in densenet.
     """
     del axis_name
     stages = [partial(Stem, width=widths[0], dtype=dtype)]
@@ -59,7 +56,8 @@ class Stem(nn.Module):
 class Stage(nn.Module):
     """Residual blocks, after a convolution of stride 2 in all stages but the first.
 
-    Attributes: see convnext; `depth`, the blocks, `first`, whether it is the first.
+    Attributes: as in convnext; `depth`: number of blocks; `first`: whether it is the
+    first stage.
     """
 
     depth: int
@@ -91,7 +89,7 @@ class Stage(nn.Module):
             new = dense(4 * self.width, name=f"block{j}_widen")(new)
             new = jax.nn.gelu(new, approximate=False)
             new = dense(self.width, name=f"block{j}_narrow")(new)
-            # Each block begins as nearly nothing: Touvron et al., CaiT, ICCV 2021.
+            # Each block begins near the identity: Touvron et al., CaiT, ICCV 2021.
             small = nn.initializers.constant(1e-6)
             scale = self.param(f"block{j}_scale", small, (self.width,))
             x = x + scale.astype(self.dtype) * new
@@ -105,17 +103,8 @@ def norm(*, dtype: jnp.dtype, name: str) -> nn.LayerNorm:
 
 def patches(width: int, size: int, *, x: Array, dtype: jnp.dtype, name: str) -> Array:
     """Patches that don't overlap, [B, H, W, C] -> [B, H/size, W/size, width]."""
-    make = layers.conv(
-        width,
-        size,
-        size,
-        space=x.ndim - 2,
-        padding=0,
-        use_bias=True,
-        dtype=dtype,
-        name=name,
-    )
-    return make(x)
+    options = {"space": x.ndim - 2, "padding": 0, "use_bias": True, "dtype": dtype}
+    return layers.conv(width, size, size, **options, name=name)(x)
 
 
 convnext_tiny = partial(convnext, blocks=(3, 3, 9, 3), widths=(96, 192, 384, 768))

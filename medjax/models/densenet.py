@@ -1,6 +1,6 @@
 """DenseNet (Huang et al., CVPR 2017), layer for layer as torchvision builds it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -34,8 +34,8 @@ def densenet(
       tasks: T, the number of findings.
       blocks: layers in each dense block.
       growth: channels that each layer adds.
-      bottleneck: a 1 x 1 convolution to so many times `growth` channels comes first
-        in a layer; 0 leaves it out.
+      bottleneck: a layer begins with a 1 x 1 convolution to so many times `growth`
+        channels; 0 leaves it out.
       features: channels of the stem.
       stem: see Stem.
       epsilon: of the batch normalisation.
@@ -43,8 +43,13 @@ def densenet(
       axis_name: the mapped axis over which batch statistics are shared, or None.
       rest: of Classifier.
     """
-    common = {"epsilon": epsilon, "dtype": dtype, "axis_name": axis_name}
-    stages = [partial(Stem, features=features, kind=stem, **common)]
+    layer = {
+        "conv": partial(layers.conv, dtype=dtype),
+        "norm": partial(
+            layers.BatchNorm, epsilon=epsilon, dtype=dtype, axis_name=axis_name
+        ),
+    }
+    stages = [partial(Stem, features=features, kind=stem, **layer)]
     for i, number in enumerate(blocks):
         stage = partial(
             Stage,
@@ -53,7 +58,7 @@ def densenet(
             bottleneck=bottleneck,
             first=i == 0,
             last=i == len(blocks) - 1,
-            **common,
+            **layer,
         )
         stages.append(stage)
     return Classifier(stages=tuple(stages), tasks=tasks, dtype=dtype, **rest)
@@ -65,31 +70,22 @@ class Stem(nn.Module):
     Attributes:
       features: channels.
       kind: 'imagenet' is a 7 x 7 convolution of stride 2 and a max-pool of stride
-        2. For films of 64 to 128 pixels: 'half', a 5 x 5 convolution of stride 2,
-        and 'quarter', an average-pool of stride 2 after it.
+        2. For images of 64 to 128 pixels: 'half', a 5 x 5 convolution of stride 2;
+        'quarter' adds an average-pool of stride 2.
     """
 
     features: int
     kind: str
-    epsilon: float
-    dtype: jnp.dtype
-    axis_name: str | None
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        norm = layers.norm(
-            train=train,
-            dtype=self.dtype,
-            axis_name=self.axis_name,
-            epsilon=self.epsilon,
-        )
         if self.kind not in ("imagenet", "half", "quarter"):
             raise ValueError(f"{self.kind!r}: use 'imagenet', 'half' or 'quarter'")
         size = 7 if self.kind == "imagenet" else 5
-        x = layers.conv(
-            self.features, size, 2, space=x.ndim - 2, dtype=self.dtype, name="conv"
-        )(x)
-        x = norm(name="norm")(x, relu=True)
+        x = self.conv(self.features, size, 2, space=x.ndim - 2, name="conv")(x)
+        x = self.norm(train=train, name="norm")(x, relu=True)
         if self.kind == "imagenet":
             return layers.max_pool(x, 3, 2, padding=1)
         return layers.avg_pool(x, 2) if self.kind == "quarter" else x
@@ -98,7 +94,8 @@ class Stem(nn.Module):
 class Stage(nn.Module):
     """A dense block; a transition before all but the first, a norm after the last.
 
-    Attributes: see densenet; `depth`, the layers of this block, `first` and `last` its place.
+    Attributes: as in densenet; `depth`: layers of this block; `first`, `last`: whether
+    it is the first or the last block.
     """
 
     depth: int
@@ -106,24 +103,20 @@ class Stage(nn.Module):
     bottleneck: int
     first: bool
     last: bool
-    epsilon: float
-    dtype: jnp.dtype
-    axis_name: str | None
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        norm = layers.norm(
-            train=train,
-            dtype=self.dtype,
-            axis_name=self.axis_name,
-            epsilon=self.epsilon,
-        )
-        conv = partial(layers.conv, space=x.ndim - 2, dtype=self.dtype)
+        conv = partial(self.conv, space=x.ndim - 2)
+        norm = partial(self.norm, train=train)
         if not self.first:
-            # The pool before the convolution, which is as linear: a quarter of the work.
+            # Both are linear, so pooling may come first: a quarter of the work.
             x = layers.avg_pool(norm(name="transition_norm")(x, relu=True), 2)
             x = conv(x.shape[-1] // 2, 1, name="transition_conv")(x)
-        wide = None if train else _with_room(x, self.depth * self.growth)
+        if not train:
+            room = [(0, 0)] * (x.ndim - 1) + [(0, self.depth * self.growth)]
+            wide = jnp.pad(x, room)
         for j in range(1, self.depth + 1):
             new = norm(name=f"layer{j}_norm1")(x, relu=True)
             if self.bottleneck:
@@ -134,16 +127,11 @@ class Stage(nn.Module):
             if train:
                 x = jnp.concatenate([x, new], axis=-1)  # [B, h, w, c + growth]
                 continue
-            # No gradient wants each layer's input: nothing of them is copied.
+            # No gradient needs the layers' inputs, so none of them is copied.
             axis, place = x.ndim - 1, x.shape[-1]
             wide = lax.dynamic_update_slice_in_dim(wide, new, place, axis)
             x = wide[..., : place + self.growth]
         return norm(name="norm")(x, relu=True) if self.last else x
-
-
-def _with_room(x: Array, channels: int) -> Array:
-    """[B, ..., c] -> [B, ..., c + channels], zeros behind x."""
-    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, channels)])
 
 
 densenet121 = partial(densenet, blocks=(6, 12, 24, 16))

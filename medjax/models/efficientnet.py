@@ -1,6 +1,6 @@
 """EfficientNet (Tan & Le, ICML 2019), layer for layer as torchvision builds it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -39,29 +39,25 @@ def efficientnet(
 ) -> Classifier:
     """A stem, a stage for each row of the table, and the last 1 x 1 convolution.
 
-    Without dropout and without stochastic depth, which would need a key in the step.
-    In a volume every kernel and every stride has the same size along the depth.
-    Keras' EfficientNets have padding 'SAME' and an epsilon of 1e-3.
+    Without dropout and stochastic depth, which would need a key in the step. Keras'
+    EfficientNets have padding 'SAME' and an epsilon of 1e-3.
 
     Args:
-      tasks: T, the number of findings.
       table: see B0.
       stem: channels of the stem.
       top: channels of the last convolution, a stage of its own.
-      padding: None is the same on both sides; 'SAME' is TensorFlow's, which puts an
-        odd one last: other weights fit where the stride is 2 and the size even.
-      epsilon: of the batch normalisation.
-      dtype: of the computation.
-      axis_name: the mapped axis over which batch statistics are shared, or None.
-      rest: of Classifier.
+      padding: None pads both sides equally; 'SAME' is TensorFlow's, which pads the end
+        more. The two differ at stride 2 and an even size, and need different weights.
+      tasks, epsilon, dtype, axis_name, rest: as in densenet.
     """
-    common = {
+    layer = {
         "padding": padding,
-        "epsilon": epsilon,
-        "dtype": dtype,
-        "axis_name": axis_name,
+        "conv": partial(layers.conv, dtype=dtype),
+        "norm": partial(
+            layers.BatchNorm, epsilon=epsilon, dtype=dtype, axis_name=axis_name
+        ),
     }
-    stages = [partial(Unit, features=stem, size=3, stride=2, **common)]
+    stages = [partial(Unit, features=stem, size=3, stride=2, **layer)]
     for expansion, size, stride, features, depth in table:
         stage = partial(
             Stage,
@@ -70,10 +66,10 @@ def efficientnet(
             stride=stride,
             features=features,
             depth=depth,
-            **common,
+            **layer,
         )
         stages.append(stage)
-    stages.append(partial(Unit, features=top, size=1, stride=1, **common))
+    stages.append(partial(Unit, features=top, size=1, stride=1, **layer))
     return Classifier(stages=tuple(stages), tasks=tasks, dtype=dtype, **rest)
 
 
@@ -84,37 +80,29 @@ class Unit(nn.Module):
     size: int
     stride: int
     padding: str | None
-    epsilon: float
-    dtype: jnp.dtype
-    axis_name: str | None
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        norm = layers.norm(
-            train=train,
-            dtype=self.dtype,
-            axis_name=self.axis_name,
-            epsilon=self.epsilon,
-        )
-        x = layers.conv(
+        x = self.conv(
             self.features,
             self.size,
             self.stride,
             space=x.ndim - 2,
             padding=self.padding,
-            dtype=self.dtype,
             name="conv",
         )(x)
-        return jax.nn.swish(norm(name="norm")(x))
+        return jax.nn.swish(self.norm(train=train, name="norm")(x))
 
 
 class Stage(nn.Module):
     """Inverted residual blocks, [B, H, W, C] -> [B, h, w, features].
 
-    A block widens by 1 x 1, filters each channel alone, weighs the channels by their
+    A block widens by 1 x 1, filters each channel alone, weights the channels by their
     means over the grid (squeeze and excitation, Hu et al., CVPR 2018) and narrows.
 
-    Attributes: see B0 and efficientnet.
+    Attributes: as in B0 and efficientnet; `depth`: number of blocks.
     """
 
     expansion: int
@@ -123,19 +111,13 @@ class Stage(nn.Module):
     features: int
     depth: int
     padding: str | None
-    epsilon: float
-    dtype: jnp.dtype
-    axis_name: str | None
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        norm = layers.norm(
-            train=train,
-            dtype=self.dtype,
-            axis_name=self.axis_name,
-            epsilon=self.epsilon,
-        )
-        conv = partial(layers.conv, space=x.ndim - 2, dtype=self.dtype)
+        conv = partial(self.conv, space=x.ndim - 2)
+        norm = partial(self.norm, train=train)
         axes = tuple(range(1, x.ndim - 1))
         for j in range(1, self.depth + 1):
             block, stride = f"block{j}", self.stride if j == 1 else 1
@@ -153,7 +135,7 @@ class Stage(nn.Module):
                 name=f"{block}_depthwise_conv",
             )(new)
             new = jax.nn.swish(norm(name=f"{block}_depthwise_norm")(new))
-            # Of the block's input, as in the authors' code, not of the wider one.
+            # A quarter of the block's input, not of its width, as in the authors' code.
             squeezed = max(1, x.shape[-1] // 4)
             weight = jnp.mean(new, axes, keepdims=True)  # [B, 1, 1, width]
             weight = conv(squeezed, 1, use_bias=True, name=f"{block}_squeeze")(weight)

@@ -1,11 +1,14 @@
 """Convolution, normalisation and pooling, as every network here uses them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
-from chex import Array
+import numpy as np
+from chex import Array, ArrayTree
+from flax.traverse_util import unflatten_dict
 from jax import lax
 
 from medjax.models import cpu
@@ -13,8 +16,8 @@ from medjax.models import cpu
 
 def conv(
     features: int,
-    size: int,
-    stride: int = 1,
+    size: int | Sequence[int],
+    stride: int | Sequence[int] = 1,
     *,
     space: int,
     padding: int | str | Sequence[tuple[int, int]] | None = None,
@@ -23,19 +26,22 @@ def conv(
     dtype: jnp.dtype,
     name: str,
 ) -> nn.Module:
-    """A convolution [B, ..., I] -> [B, ..., features] with a cubic kernel.
+    """A convolution [B, ..., I] -> [B, ..., features].
 
     Args:
-      size: of the kernel, along each of the axes.
+      size, stride: along every spatial axis, or one number for each.
       space: number of spatial axes, 2 or 3.
       padding: None keeps the size at stride 1, (size - 1) // 2 on each side.
       groups: of the channels; `features` of them is a depthwise convolution.
     """
+    size = (size,) * space if isinstance(size, int) else tuple(size)
+    if padding is None:
+        padding = [((n - 1) // 2,) * 2 for n in size]
     return nn.Conv(
         features,
-        (size,) * space,
+        size,
         stride,
-        padding=(size - 1) // 2 if padding is None else padding,
+        padding=padding,
         feature_group_count=groups,
         use_bias=use_bias,
         dtype=dtype,
@@ -43,55 +49,6 @@ def conv(
         conv_general_dilated=cpu.convolution,
         name=name,
     )
-
-
-def norm(
-    *, train: bool, dtype: jnp.dtype, axis_name: str | None, epsilon: float = 1e-5
-) -> Callable[..., nn.Module]:
-    """Batch normalisation, to be given a name."""
-    return partial(Norm, train=train, epsilon=epsilon, dtype=dtype, axis_name=axis_name)
-
-
-class Norm(nn.Module):
-    """[B, ..., C], each channel to mean 0 and variance 1, then scaled and shifted.
-
-    Parameters and statistics have the names that nn.BatchNorm gives them. The running
-    variance is the batch's own; torch's is larger by n / (n - 1).
-
-    Attributes:
-      train: by the batch's statistics, which are averaged; else by the averages.
-      epsilon: added to the variance.
-      dtype: of the result.
-      axis_name: the mapped axis over which batch statistics are shared, or None.
-    """
-
-    train: bool
-    epsilon: float
-    dtype: jnp.dtype
-    axis_name: str | None
-
-    @nn.compact
-    def __call__(self, x: Array, *, relu: bool = False) -> Array:
-        """`relu` cuts off what is negative in the end."""
-        x, shape = x.astype(self.dtype), x.shape[-1:]
-        means = self.variable("batch_stats", "mean", jnp.zeros, shape)
-        variances = self.variable("batch_stats", "var", jnp.ones, shape)
-        scale = self.param("scale", nn.initializers.ones, shape)
-        bias = self.param("bias", nn.initializers.zeros, shape)
-        mean, variance = means.value, variances.value
-        if self.train:
-            mean, variance = cpu.moments(x)
-        if self.train and not self.is_initializing():
-            if self.axis_name is not None and lax.axis_size(self.axis_name) > 1:
-                # Shards differ in their means: about one number for all of them.
-                about = variance + jnp.square(mean - means.value)
-                mean, about = lax.pmean((mean, about), self.axis_name)
-                variance = jnp.maximum(about - jnp.square(mean - means.value), 0)
-            # torch's momentum 0.1 is the share of the new value too.
-            means.value = 0.9 * means.value + 0.1 * mean
-            variances.value = 0.9 * variances.value + 0.1 * variance
-        factor = scale * lax.rsqrt(variance + self.epsilon)
-        return cpu.normalise(x, mean, factor, bias, relu)
 
 
 def max_pool(x: Array, size: int, stride: int, *, padding: int = 0) -> Array:
@@ -109,3 +66,170 @@ def max_pool(x: Array, size: int, stride: int, *, padding: int = 0) -> Array:
 def avg_pool(x: Array, size: int) -> Array:
     """The mean over cubes of `size` that don't overlap; a rest is left out."""
     return nn.avg_pool(x, (size,) * (x.ndim - 2), (size,) * (x.ndim - 2))
+
+
+# ------------------------------------------------------------- batch normalisation
+
+
+class BatchNorm(nn.Module):
+    """[B, ..., C], each channel to mean 0 and variance 1, then scaled and shifted.
+
+    Parameters and statistics have nn.BatchNorm's names. The running variance averages
+    the batches' own variances; torch's is larger by n / (n - 1).
+
+    Attributes:
+      train: normalise by the batch's statistics and update the running ones; else
+        normalise by the running ones.
+      dtype: of the result.
+      axis_name: the mapped axis over which batch statistics are shared, or None.
+      epsilon: added to the variance.
+    """
+
+    train: bool
+    dtype: jnp.dtype
+    axis_name: str | None
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Array, *, relu: bool = False) -> Array:
+        x, shape = x.astype(self.dtype), x.shape[-1:]
+        means = self.variable("batch_stats", "mean", jnp.zeros, shape)
+        variances = self.variable("batch_stats", "var", jnp.ones, shape)
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        mean, variance = means.value, variances.value
+        if self.train:
+            mean, variance = moments(x)
+        if self.train and not self.is_initializing():
+            if self.axis_name is not None and lax.axis_size(self.axis_name) > 1:
+                # The shards' means differ: average the squares about a common point.
+                square = variance + jnp.square(mean - means.value)
+                mean, square = lax.pmean((mean, square), self.axis_name)
+                variance = jnp.maximum(square - jnp.square(mean - means.value), 0)
+            # As torch's momentum of 0.1, which is the new value's share.
+            means.value = 0.9 * means.value + 0.1 * mean
+            variances.value = 0.9 * variances.value + 0.1 * variance
+        factor = scale * lax.rsqrt(variance + self.epsilon)
+        return normalise(x, mean, factor, bias, relu)
+
+
+@jax.custom_vjp
+@jax.jit
+def moments(x: Array) -> tuple[Array, Array]:
+    """The mean and the variance of each channel, [..., C] -> [C], [C] float32."""
+    return lax.platform_dependent(x, cpu=_two_passes, default=_one_pass)
+
+
+def _one_pass(x: Array) -> tuple[Array, Array]:
+    x, axes = x.astype(jnp.float32), tuple(range(x.ndim - 1))
+    mean = jnp.mean(x, axes)
+    return mean, jnp.maximum(jnp.mean(jnp.square(x), axes) - jnp.square(mean), 0)
+
+
+def _two_passes(x: Array) -> tuple[Array, Array]:
+    x, axes = x.astype(jnp.float32), tuple(range(x.ndim - 1))
+    mean = jnp.mean(x, axes)
+    return mean, jnp.mean(jnp.square(x - mean), axes)
+
+
+def _moments_forward(x: Array) -> tuple:
+    mean, variance = moments(x)
+    return (mean, variance), (x, mean)
+
+
+@jax.jit
+def _moments_backward(kept: tuple, gradients: tuple) -> tuple[Array]:
+    (x, mean), (d_mean, d_variance) = kept, gradients
+    number = x.size // x.shape[-1]
+    # Without x - mean: XLA would share it with the forward pass and so keep it, which
+    # takes as much memory as x.
+    slope = 2 / number * d_variance
+    d_x = x.astype(jnp.float32) * slope + (d_mean / number - mean * slope)
+    return (d_x.astype(x.dtype),)
+
+
+moments.defvjp(_moments_forward, _moments_backward)
+
+
+# For all platforms: elementwise formulas and sums, which every compiler fuses. What its
+# gradient keeps, x and the result, the convolutions keep anyway.
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+@partial(jax.jit, static_argnums=4)
+def normalise(x: Array, mean: Array, factor: Array, bias: Array, relu: bool) -> Array:
+    """(x - mean) factor + bias, with negative values set to 0 if `relu`.
+
+    Args:
+      x: [..., C], of any float type, which the result has too.
+      mean, factor, bias: [C] float32.
+    """
+    # Without x - mean, for the same reason as above; so is the backward pass.
+    y = x.astype(jnp.float32) * factor + (bias - mean * factor)
+    return (jnp.maximum(y, 0) if relu else y).astype(x.dtype)
+
+
+def _normalise_forward(
+    x: Array, mean: Array, factor: Array, bias: Array, relu: bool
+) -> tuple:
+    y = normalise(x, mean, factor, bias, relu)
+    return y, (x, y, mean, factor)
+
+
+@partial(jax.jit, static_argnums=0)
+def _normalise_backward(relu: bool, kept: tuple, g: Array) -> tuple:
+    (x, y, mean, factor), axes = kept, tuple(range(g.ndim - 1))
+    g = (jnp.where(y > 0, g, 0) if relu else g).astype(jnp.float32)
+    d_bias = jnp.sum(g, axes)
+    d_factor = jnp.sum(x.astype(jnp.float32) * g, axes) - mean * d_bias
+    return (g * factor).astype(x.dtype), -factor * d_bias, d_factor, d_bias
+
+
+normalise.defvjp(_normalise_forward, _normalise_backward)
+
+
+def batch_statistics(apply: Callable, variables: ArrayTree, image: Array) -> ArrayTree:
+    """One batch's own statistics, float32, laid out as the model's batch_stats.
+
+    The model runs in training mode, so the layers below normalise by this batch's
+    statistics too.
+
+    Args:
+      apply: Linen's, of a model without remat, which would hide its layers.
+      variables: params and batch_stats; only the names of the latter matter.
+      image: [B, *S, C], standardised.
+    """
+    statistics = {}
+
+    def record(layer, args, kwargs, context):
+        module = context.module
+        normalises = module.has_variable("batch_stats", "mean")
+        if normalises and context.method_name == "__call__":
+            x = args[0].astype(jnp.float32)
+            axes = tuple(range(x.ndim - 1))
+            statistics[(*module.path, "mean")] = jnp.mean(x, axes)
+            statistics[(*module.path, "var")] = jnp.var(x, axes)
+        return layer(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        apply(variables, image, train=True, mutable=["batch_stats"])
+    return unflatten_dict(statistics)
+
+
+def pool_statistics(parts: Iterable[tuple[int, ArrayTree]]) -> ArrayTree:
+    """The statistics of all images from those of their batches, summed in float64.
+
+    The variance is the mean of the batches' variances plus the variance of their
+    means; each batch is weighted by its number of images.
+
+    Args:
+      parts: (images, statistics) of each batch.
+    """
+    sizes, trees = zip(*parts, strict=True)
+    share = np.array(sizes, np.float64) / sum(sizes)
+
+    def layer(*stats: ArrayTree) -> ArrayTree:
+        mean, var = (np.stack([s[k] for s in stats]) for k in ("mean", "var"))
+        centre = share @ mean
+        spread = share @ (var + (mean - centre) ** 2)
+        return {"mean": jnp.float32(centre), "var": jnp.float32(spread)}
+
+    return jax.tree.map(layer, *trees, is_leaf=lambda tree: "mean" in tree)

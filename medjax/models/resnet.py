@@ -1,6 +1,6 @@
 """ResNet (He et al., CVPR 2016), layer for layer as torchvision builds it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -27,29 +27,24 @@ def resnet(
 ) -> Classifier:
     """A stem and four stages of residual blocks, each half as wide and high as the last.
 
-    In a volume every kernel and every stride has the same size along the depth. Keras'
-    ResNets have stride_first, use_bias and an epsilon of 1.001e-5.
+    Keras' ResNets have stride_first, use_bias and an epsilon of 1.001e-5.
 
     Args:
-      tasks: T, the number of findings.
       blocks: residual blocks in each stage.
       bottleneck: a block is 1 x 1, 3 x 3 and 1 x 1 convolutions, to four times as many
         channels, instead of two 3 x 3.
       stride_first: a bottleneck's stride is on its first 1 x 1, as in the paper, and
         not on the 3 x 3, as in torchvision ('V1.5').
       use_bias: of the convolutions.
-      epsilon: of the batch normalisation.
-      dtype: of the computation.
-      axis_name: the mapped axis over which batch statistics are shared, or None.
-      rest: of Classifier.
+      tasks, epsilon, dtype, axis_name, rest: as in densenet.
     """
-    common = {
-        "use_bias": use_bias,
-        "epsilon": epsilon,
-        "dtype": dtype,
-        "axis_name": axis_name,
+    layer = {
+        "conv": partial(layers.conv, use_bias=use_bias, dtype=dtype),
+        "norm": partial(
+            layers.BatchNorm, epsilon=epsilon, dtype=dtype, axis_name=axis_name
+        ),
     }
-    stages = [partial(Stem, **common)]
+    stages = [partial(Stem, **layer)]
     for i, number in enumerate(blocks):
         stage = partial(
             Stage,
@@ -58,7 +53,7 @@ def resnet(
             stride=1 if i == 0 else 2,  # The stem's max-pool has halved already.
             bottleneck=bottleneck,
             stride_first=stride_first,
-            **common,
+            **layer,
         )
         stages.append(stage)
     return Classifier(stages=tuple(stages), tasks=tasks, dtype=dtype, **rest)
@@ -67,36 +62,21 @@ def resnet(
 class Stem(nn.Module):
     """[B, H, W, C] -> [B, H/4, W/4, 64]."""
 
-    use_bias: bool
-    epsilon: float
-    dtype: jnp.dtype
-    axis_name: str | None
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        norm = layers.norm(
-            train=train,
-            dtype=self.dtype,
-            axis_name=self.axis_name,
-            epsilon=self.epsilon,
-        )
-        x = layers.conv(
-            64,
-            7,
-            2,
-            space=x.ndim - 2,
-            use_bias=self.use_bias,
-            dtype=self.dtype,
-            name="conv",
-        )(x)
-        return layers.max_pool(jax.nn.relu(norm(name="norm")(x)), 3, 2, padding=1)
+        x = self.conv(64, 7, 2, space=x.ndim - 2, name="conv")(x)
+        x = jax.nn.relu(self.norm(train=train, name="norm")(x))
+        return layers.max_pool(x, 3, 2, padding=1)
 
 
 class Stage(nn.Module):
     """Residual blocks [B, H, W, C] -> [B, h, w, width or 4 width].
 
-    Attributes: see resnet; `depth`, the blocks, `width`, the channels of a 3 x 3, and
-    `stride`, of the first block.
+    Attributes: as in resnet; `depth`: number of blocks; `width`: channels of a 3 x 3;
+    `stride`: of the first block.
     """
 
     depth: int
@@ -104,22 +84,13 @@ class Stage(nn.Module):
     stride: int
     bottleneck: bool
     stride_first: bool
-    use_bias: bool
-    epsilon: float
-    dtype: jnp.dtype
-    axis_name: str | None
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        norm = layers.norm(
-            train=train,
-            dtype=self.dtype,
-            axis_name=self.axis_name,
-            epsilon=self.epsilon,
-        )
-        conv = partial(
-            layers.conv, space=x.ndim - 2, use_bias=self.use_bias, dtype=self.dtype
-        )
+        conv = partial(self.conv, space=x.ndim - 2)
+        norm = partial(self.norm, train=train)
         for j in range(1, self.depth + 1):
             block, stride = f"block{j}", self.stride if j == 1 else 1
             plan = self._plan(stride)

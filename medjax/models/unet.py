@@ -1,7 +1,4 @@
-"""A residual U-Net for images and volumes, from one definition.
-
-What the levels of a U-Net are made of.
-"""
+"""A residual U-Net for images and volumes, from one definition."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -14,7 +11,7 @@ import numpy as np
 from chex import Array
 
 from medjax.errors import InputError
-from medjax.models import cpu
+from medjax.models import cpu, layers
 
 Size = int | Sequence[int]
 
@@ -24,8 +21,7 @@ def unet(tasks: int, *, axis_name: str | None = None, **options: Any) -> "UNet":
 
     Args:
       tasks: K, the number of masks.
-      axis_name: taken because all networks take it; shards share no statistics here,
-        as each image is normalised by its own.
+      axis_name: unused, because each image is normalised by its own statistics.
       options: attributes of UNet.
     """
     return UNet(tasks, **options)
@@ -35,25 +31,26 @@ class UNet(nn.Module):
     """Image [B, (D,) H, W, C] -> logits [B, (D,) H, W, K].
 
     The parameters lie under 'stem' (level 0, the finest), 'down1', 'down2', ... (into
-    the coarser levels), ..., 'up2', 'up1' (out of them), and 'head'; with `deep` also
-    'head1', 'head2', ...
+    the coarser levels), ..., 'up2', 'up1' (back to the finer ones), and 'head'; with
+    `deep` also 'head1', 'head2', ...
 
-    What changes the resolution is a convolution whose kernel is its stride, or the
-    transposed one: a product of matrices. If the first stride isn't 1, no activation
-    has the full resolution, and the head is transposed too.
+    The resolution changes by convolutions whose kernel is their stride, and by
+    transposed ones: products of matrices. If the first stride isn't 1, no activation
+    has the full resolution, and the head is a transposed convolution too.
 
     Attributes:
       tasks: K.
       widths: channels of each level.
-      strides: into each level from the one before, or the image; a number for all
-        axes, or one for each: (1, 2, 2), say, while slices lie further apart than
+      strides: into each level from the one before, or from the image; a number for
+        all axes, or one for each, such as (1, 2, 2) while slices lie further apart than
         pixels.
-      kernels: odd sizes of each level's convolutions, in the same way; or a number.
+      kernels: odd sizes of each level's convolutions, given as strides are; or a number.
       blocks: residual blocks of each level on the way down; or a number.
       up_blocks: the same on the way up, where the last level has none.
-      groups: of channels that are normalised together; 0 for each by itself.
-      attention: whether a gate weighs what crosses over, see Gate.
-      deep: so many coarser levels have logits too, for the loss.
+      groups: number of groups of channels that are normalised together; 0 normalises
+        each channel by itself.
+      attention: whether the skip connections pass a Gate.
+      deep: number of coarser levels that give logits too, for the loss.
       frozen: so many of the first stages, in the order of `stage_names`, get no
         gradient. Nothing else is needed to keep them as they are: instance and group
         norm have no running statistics.
@@ -86,8 +83,8 @@ class UNet(nn.Module):
         """Logits float32 of standardised images.
 
         Returns:
-          [B, (D,) H, W, K]; with `deep` and in training a tuple, that one first, then
-          those of levels 1, 2, ... at their resolutions.
+          [B, (D,) H, W, K]; with `deep` and in training a tuple of these and of those
+          of levels 1, 2, ... at their resolutions.
 
         Raises:
           InputError: the image isn't divisible by the strides, or an option has
@@ -146,10 +143,7 @@ class UNet(nn.Module):
 
 
 class Down(nn.Module):
-    """[B, ..., c] -> [B, ... / stride, features], a level's way down.
-
-    Attributes: see UNet.
-    """
+    """[B, ..., c] -> [B, ... / stride, features]. Attributes: as in UNet."""
 
     features: int
     stride: tuple[int, ...]
@@ -160,9 +154,12 @@ class Down(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        strided = any(n > 1 for n in self.stride)
-        size = self.stride if strided else self.kernel
-        x = conv(self.features, size, self.stride, dtype=self.dtype, name="conv")(x)
+        conv = _convs(x, self.dtype)
+        if any(n > 1 for n in self.stride):
+            conv = partial(conv, stride=self.stride, padding=0)
+            x = conv(self.features, self.stride, name="conv")(x)
+        else:
+            x = conv(self.features, self.kernel, name="conv")(x)
         x = Norm(self.groups, self.dtype, name="norm")(x, relu=True)
         return _blocks(self, x)
 
@@ -170,7 +167,7 @@ class Down(nn.Module):
 class Up(nn.Module):
     """[B, ..., c], [B, ... * stride, features] -> [B, ... * stride, features].
 
-    Attributes: see UNet.
+    Attributes: as in UNet.
     """
 
     features: int
@@ -197,6 +194,11 @@ def _blocks(level: Down | Up, x: Array) -> Array:
             level.features, level.kernel, level.groups, level.dtype, name=f"block{j}"
         )(x)
     return x
+
+
+def _convs(x: Array, dtype: jnp.dtype) -> partial:
+    """The maker of convolutions of x."""
+    return partial(layers.conv, space=x.ndim - 2, dtype=dtype)
 
 
 def _logits(x: Array, tasks: int, stride: tuple[int, ...], name: str) -> Array:
@@ -239,7 +241,7 @@ def _by(numbers: Sequence[int]) -> str:
 
 
 class Block(nn.Module):
-    """Two convolutions beside the identity, or a product where the width changes."""
+    """Two convolutions, added to the input; a 1 x 1 of it where the width changes."""
 
     features: int
     kernel: tuple[int, ...]
@@ -248,22 +250,21 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        still = (1,) * len(self.kernel)
-        layer = partial(conv, self.features, stride=still, dtype=self.dtype)
-        new = layer(self.kernel, name="conv1")(x)
+        conv = partial(_convs(x, self.dtype), self.features)
+        new = conv(self.kernel, name="conv1")(x)
         new = Norm(self.groups, self.dtype, name="norm1")(new, relu=True)
-        new = layer(self.kernel, name="conv2")(new)
+        new = conv(self.kernel, name="conv2")(new)
         new = Norm(self.groups, self.dtype, name="norm2")(new)
         if x.shape[-1] != self.features:
-            x = layer(still, name="shortcut")(x)
+            x = conv(1, name="shortcut")(x)
         return jax.nn.relu(x + new)
 
 
 class Gate(nn.Module):
-    """Weighs each voxel of what crosses over by what the coarser level saw there.
+    """Weights each voxel of a skip connection by the coarser level's view of it.
 
-    x sigmoid(w . relu(A x + B g)), where g has been brought to the resolution of x
-    before; the paper brings x to that of g, and the weights back.
+    x sigmoid(w . relu(A x + B g)), where g already has the resolution of x; the paper
+    reduces x to that of g and enlarges the weights.
 
     Source: Oktay et al., Attention U-Net (MIDL 2018), eq. 1 and 2.
     """
@@ -273,16 +274,14 @@ class Gate(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, g: Array) -> Array:
-        still = (1,) * (x.ndim - 2)
-        layer = partial(conv, kernel=still, stride=still, dtype=self.dtype)
-        inner = x.shape[-1]
-        both = layer(inner, name="across")(x) + layer(inner, name="coarse")(g)
+        conv, inner = _convs(x, self.dtype), x.shape[-1]
+        both = conv(inner, 1, name="across")(x) + conv(inner, 1, name="coarse")(g)
         both = Norm(self.groups, self.dtype, name="norm")(both, relu=True)
-        return x * nn.sigmoid(layer(1, name="weight", use_bias=True)(both))
+        return x * nn.sigmoid(conv(1, 1, use_bias=True, name="weight")(both))
 
 
 class Norm(nn.Module):
-    """Each channel, or group of them, of each image to mean 0 and variance 1.
+    """Brings each channel, or group of channels, of an image to mean 0, variance 1.
 
     Source: Ulyanov et al., Instance Normalization (2016); Wu & He, Group
     Normalization (ECCV 2018).
@@ -297,7 +296,7 @@ class Norm(nn.Module):
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
-        mean, variance = cpu.moments_fast3d(x)  # [B, C]
+        mean, variance = jax.vmap(layers.moments)(x)  # [B, C]
         if self.groups:
             if channels % self.groups:
                 raise InputError(
@@ -306,17 +305,18 @@ class Norm(nn.Module):
                 )
             mean, variance = _pooled(mean, variance, self.groups)
         factor = scale * jax.lax.rsqrt(variance + self.epsilon)
-        return cpu.normalise_fast3d(x, mean, factor, bias, relu)
+        normalise = partial(layers.normalise, relu=relu)
+        return jax.vmap(normalise, (0, 0, 0, None))(x, mean, factor, bias)
 
 
 def _pooled(mean: Array, variance: Array, groups: int) -> tuple[Array, Array]:
-    """The moments of groups of channels, at each of their channels, [B, C]."""
+    """Each channel gets its group's mean and variance, [B, C]."""
     means = mean.reshape(len(mean), groups, -1)
     variances = variance.reshape(means.shape)
-    middle = jnp.mean(means, -1, keepdims=True)
-    within = jnp.mean(variances + jnp.square(means - middle), -1, keepdims=True)
+    centre = jnp.mean(means, -1, keepdims=True)
+    spread = jnp.mean(variances + jnp.square(means - centre), -1, keepdims=True)
     return tuple(
-        jnp.broadcast_to(x, means.shape).reshape(mean.shape) for x in (middle, within)
+        jnp.broadcast_to(x, means.shape).reshape(mean.shape) for x in (centre, spread)
     )
 
 
@@ -331,7 +331,7 @@ class Grow(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (*self.stride, x.shape[-1], self.features)
-        # Each output has one input voxel's channels to come from, as in a product.
+        # Each output sees the channels of one input voxel.
         init = nn.initializers.he_normal(batch_axis=range(len(self.stride)))
         kernel = self.param("kernel", init, shape)
         y = cpu.grow(x, kernel.astype(self.dtype))
@@ -339,27 +339,3 @@ class Grow(nn.Module):
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             y += bias.astype(self.dtype)
         return y
-
-
-def conv(
-    features: int,
-    kernel: tuple[int, ...],
-    stride: tuple[int, ...],
-    *,
-    dtype: jnp.dtype,
-    name: str,
-    use_bias: bool = False,
-) -> nn.Module:
-    """A convolution of stride 1 that keeps the size, or one whose kernel is its stride."""
-    still = set(stride) == {1}
-    return nn.Conv(
-        features,
-        kernel,
-        stride,
-        padding=[(n // 2, n // 2) if still else (0, 0) for n in kernel],
-        use_bias=use_bias,
-        dtype=dtype,
-        kernel_init=nn.initializers.he_normal(),
-        conv_general_dilated=cpu.convolution_fast3d,
-        name=name,
-    )

@@ -16,7 +16,7 @@ from medjax.config import Config, as_json
 from medjax.data import loader
 from medjax.data.normalisation import unit_range
 from medjax.evaluation import predict
-from medjax.models import statistics
+from medjax.models import layers
 from medjax.tasks import adapt, films, parts, start
 from medjax.tasks.films import Data, Output
 from medjax.tasks.parts import SYNTHETIC, WEIGHTS, Network, treats
@@ -179,7 +179,7 @@ def restated(
     """
 
     def of_batch(model: ArrayTree, image: Array) -> ArrayTree:
-        return statistics.of_batch(apply, model, prepare(unit_range(image)))
+        return layers.batch_statistics(apply, model, prepare(unit_range(image)))
 
     of_shards = jax.jit(jax.vmap(of_batch, (None, 0), axis_name=step.AXIS))
     order = np.random.default_rng(config.seed).permutation(target.ids)
@@ -191,5 +191,5 @@ def restated(
         )
         shards = jax.device_get(of_shards(state.averaged, batch["image"]))
         batches.append((len(ids), jax.tree.map(lambda leaf: leaf[0], shards)))
-    stats = jax.tree.map(jnp.asarray, statistics.together(batches))
+    stats = jax.tree.map(jnp.asarray, layers.pool_statistics(batches))
     return state._replace(averaged={**state.averaged, "batch_stats": stats})

@@ -13,10 +13,8 @@ from chex import ArrayTree
 
 from medjax.config import Config, as_json, named, read_config
 from medjax.errors import InputError
-from medjax.models import architectures
+from medjax.models import architectures, weights
 from medjax.models.weights import convert as pretrained
-from medjax.models.weights import download
-from medjax.models.weights import read as weights
 from medjax.tasks import parts
 from medjax.tasks.parts import SYNTHETIC, Network, treats
 from medjax.training import folder as workdir
@@ -149,7 +147,7 @@ def read(config: Config, output: Any, network: Callable[..., Network]) -> Start:
             "files hold classifiers"
         )
     if init == "imagenet":
-        path = download.fetch(config.model.name)
+        path = weights.fetch(config.model.name)
     if (path / "card.json").exists():
         return of_converted(path, output)
     if path.is_file():

@@ -1,1 +1,264 @@
-"""Weights of other frameworks, read without them and without trust."""
+"""Weight files of other frameworks: published ones by name, and any as arrays.
+
+A weight file may come from anybody, so nothing in one is run: pickles are read as data
+(torch.py), HDF5 may not point outside of itself (keras.py), and no file is given more
+memory than it has bytes.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import requests
+import safetensors
+from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+
+from medjax.errors import InputError
+from medjax.models.weights import keras, torch
+
+# torchvision puts the first 8 hex digits of a file's SHA-256 into its name. They detect
+# damage and mix-ups; HTTPS protects against forgery.
+HOST = "https://download.pytorch.org/models"
+FILES = {  # By architecture.
+    "convnext_tiny": f"{HOST}/convnext_tiny-983f1562.pth",
+    "densenet121": f"{HOST}/densenet121-a639ec97.pth",
+    "densenet169": f"{HOST}/densenet169-b2777c0a.pth",
+    "densenet201": f"{HOST}/densenet201-c1103571.pth",
+    "efficientnet_b0": f"{HOST}/efficientnet_b0_rwightman-7f5810bc.pth",
+    "resnet18": f"{HOST}/resnet18-f37072fd.pth",
+    "resnet34": f"{HOST}/resnet34-b627a593.pth",
+    "resnet50": f"{HOST}/resnet50-0676ba61.pth",
+    "resnet101": f"{HOST}/resnet101-63fe2227.pth",
+}
+TRIES = 5
+CHUNK = 1 << 16
+TIMEOUT = 30  # Seconds without a byte.
+HDF5 = b"\x89HDF\r\n\x1a\n"
+ZIP = b"PK\x03\x04"
+SAFETENSORS = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": ml_dtypes.bfloat16,
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "i1",
+    "U64": "<u8",
+    "U32": "<u4",
+    "U16": "<u2",
+    "U8": "u1",
+    "BOOL": "?",
+}
+# Raised by the parsers where bytes are missing or make no sense.
+DAMAGE = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,  # RecursionError too.
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+    safetensors.SafetensorError,
+)
+
+
+def read(path: str | Path) -> dict[str, np.ndarray]:
+    """Names and arrays of a weight file, both as its framework wrote them.
+
+    The content, not the suffix, decides the format:
+    - safetensors;
+    - PyTorch (.pth, .pt, .pth.tar; zip or older): the state dict is taken out of a
+      checkpoint, and DataParallel's `module.` is removed from the names;
+    - Keras (.keras, .weights.h5, .h5): the names are the layers' and the variable's,
+      `conv1_bn/gamma`.
+
+    Returns:
+      [...] arrays by name, read-only where they share memory: torch's OIHW, Keras'
+      HWIO.
+
+    Raises:
+      InputError: no file, no weights, damaged, or more than weights need.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give the path of a weight file")
+    try:
+        arrays = _read(path)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except DAMAGE as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(
+            f"{path}: damaged, or no weight file ({what}); get it again"
+        ) from error
+    if not arrays:
+        raise InputError(f"{path}: holds no weights; save the trained model's")
+    return arrays
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    with path.open("rb") as file:
+        start = file.read(len(torch.MAGIC))
+    if start.startswith(HDF5):
+        return keras.read(path, path.stat().st_size)
+    if start.startswith(ZIP):
+        return _read_zip(path)
+    if start == torch.MAGIC:
+        return torch.read_legacy(path.read_bytes())
+    if start[8:9] == b"{":  # After the length of this header.
+        return _read_safetensors(path.read_bytes())
+    raise InputError(
+        "neither safetensors nor a Keras or PyTorch file; save the weights as one"
+    )
+
+
+def _read_zip(path: Path) -> dict[str, np.ndarray]:
+    """A zip of Keras or of torch. Neither compresses, so none unpacks to more.
+
+    This refuses bombs, by compression or by overlapping entries.
+    """
+    with zipfile.ZipFile(path) as file:
+        if sum(entry.file_size for entry in file.infolist()) > path.stat().st_size:
+            raise InputError("unpacks to more than its size; save it uncompressed")
+        if keras.INSIDE in file.namelist():
+            return keras.read_zip(file)
+        return torch.read_zip(file)
+
+
+def _read_safetensors(data: bytes) -> dict[str, np.ndarray]:
+    arrays = {}
+    for name, tensor in safetensors.deserialize(data):
+        if tensor["dtype"] not in SAFETENSORS:
+            raise InputError(
+                f"{name} is {tensor['dtype']}; save it as float32 (F32) or bfloat16"
+            )
+        dtype = np.dtype(SAFETENSORS[tensor["dtype"]])
+        arrays[name] = np.ndarray(tensor["shape"], dtype, tensor["data"])
+    return arrays
+
+
+# ------------------------------------------------------------------------ download
+
+
+def fetch(name: str) -> Path:
+    """The file of the weights of a name in FILES, downloaded unless present.
+
+    It lies in $MEDJAX_CACHE/weights, by default ~/.cache/medjax/weights. An interrupted
+    download leaves a `.part` file, from which the next one goes on. If several
+    processes need a file, one downloads it and the others wait.
+
+    Raises:
+      InputError: an unknown name, no network, or a file of another hash.
+    """
+    if name not in FILES:
+        raise InputError(f"no weights {name!r}; there are {', '.join(sorted(FILES))}")
+    url = FILES[name]
+    cache = Path(os.environ.get("MEDJAX_CACHE") or "~/.cache/medjax")
+    path = cache.expanduser() / "weights" / url.rpartition("/")[2]
+    if path.exists():
+        if not _is_right(path, path.name):
+            raise InputError(f"{path}: its SHA-256 is another; remove it, run again")
+        return path
+    part = path.with_name(f"{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(part):
+            if path.exists():  # Another process was faster.
+                part.unlink()
+                return path
+            _download(url, part)
+            if _is_right(part, path.name):
+                return part.replace(path)
+            part.unlink()
+    except requests.RequestException as error:  # An OSError too, so it comes first.
+        raise InputError(
+            f"no download of {name} ({_reason(error)}): put {path.name} (sha256 starts "
+            f"{_prefix(path.name)}) into {path.parent}, from {url}"
+        ) from error
+    except OSError as error:
+        raise InputError(
+            f"{path.parent}: {error.strerror}; set MEDJAX_CACHE to another folder"
+        ) from error
+    raise InputError(
+        f"{url}: its SHA-256 does not start with {_prefix(path.name)}, so it was "
+        f"removed; run again, or put the right file into {path.parent}"
+    )
+
+
+@contextlib.contextmanager
+def _alone(part: Path) -> Iterator[None]:
+    """Creates `part` if it's missing, and locks it."""
+    while True:
+        with part.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            # The lock's last owner may have renamed or removed the file.
+            if part.exists() and os.path.samestat(os.fstat(file.fileno()), part.stat()):
+                yield
+                return
+
+
+def _prefix(file_name: str) -> str:
+    return file_name.rpartition("-")[2].partition(".")[0]
+
+
+def _is_right(path: Path, file_name: str) -> bool:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return digest.startswith(_prefix(file_name))
+
+
+def _reason(error: requests.RequestException) -> str:
+    if error.response is not None:
+        return f"HTTP status {error.response.status_code}"
+    return type(error).__name__
+
+
+def _download(url: str, part: Path) -> None:
+    """Completes `part`; tries again as long as bytes come."""
+    for attempt in range(1, TRIES + 1):
+        before = _size(part)
+        try:
+            return _download_rest(url, part)
+        except requests.RequestException:
+            if attempt == TRIES or _size(part) <= before:
+                raise
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _download_rest(url: str, part: Path) -> None:
+    have = _size(part)
+    headers = {"Accept-Encoding": "identity", "Range": f"bytes={have}-"}
+    columns = ("{task.description}", BarColumn(), DownloadColumn())
+    with (
+        requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response,
+        Progress(*columns, TransferSpeedColumn()) as progress,
+    ):
+        if response.status_code == 416:  # The part is complete; the hash decides.
+            return
+        response.raise_for_status()
+        # A server without ranges sends the whole file with status 200.
+        have = have if response.status_code == 206 else 0
+        rest = response.headers.get("Content-Length")
+        total = None if rest is None else have + int(rest)
+        task = progress.add_task(url.rpartition("/")[2], total=total, completed=have)
+        with part.open("ab" if have else "wb") as file:
+            for chunk in response.iter_content(CHUNK):
+                file.write(chunk)
+                progress.advance(task, len(chunk))

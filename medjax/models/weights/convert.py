@@ -1,4 +1,4 @@
-"""Puts the weights of other frameworks into our networks: every one of them, once."""
+"""Converts the weights of other frameworks to our networks' variables."""
 
 import hashlib
 import re
@@ -11,29 +11,26 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from medjax.errors import InputError
-from medjax.models.weights import rules as keras_rules
-from medjax.models.weights import rules as torch_rules
-from medjax.models.weights.rules import Leaf, Rule, Table
+from medjax.models.weights.rules import TABLES, Leaf, Table, kind
 
-TABLES = (*torch_rules.TABLES, *keras_rules.TABLES_KERAS_RULES)
 STEM = "params/stem/conv/kernel"
 HEAD = ("params/classifier/kernel", "params/classifier/bias")
 
 
 class Converted(NamedTuple):
-    """Our variables, and what a reader of them has to know.
+    """Our variables, and what their reader has to know.
 
     Attributes:
       variables: {'params', 'batch_stats'} of float32 arrays.
       model: name of the architecture.
-      framework: that wrote the weights.
-      options: that the maker of the architecture was to be given.
+      framework: the one that wrote the weights.
+      options: those that the maker of the architecture needs.
       standardise: {'mean', 'std'} of images in [0, 1], each a number or a list of one
-        for each colour; None where the source took other than 3 channels.
+        number a colour; None where the source had other than 3 channels.
       channels: of the source's images, and of ours.
       classes: of the source, 0 if it has no classifier.
-      head: 'source', or 'zeros', which make every finding as likely as not.
-      rules: number of leaves by the regular expression that led to them.
+      head: 'source', or 'zeros', which give every finding a probability of 0.5.
+      rules: number of leaves that each rule placed.
       dropped: the source's names that were left out on purpose.
     """
 
@@ -50,7 +47,7 @@ class Converted(NamedTuple):
 
 
 class Placed(NamedTuple):
-    """An array of the source, and how it came here."""
+    """An array of the source, its name there and the rule that it met."""
 
     name: str
     array: np.ndarray
@@ -60,31 +57,31 @@ class Placed(NamedTuple):
 def recognise(source: Mapping[str, np.ndarray], *, model: str) -> Table:
     """The table of the framework that wrote these weights of a model.
 
-    Its `options` are for the maker of the model: without them the same weights would
-    give other numbers.
+    The model has to be made with its `options`: without them the same weights give
+    other numbers.
 
     Raises:
       InputError: the weights are of another family of networks.
     """
     family = re.match(r"[a-z]*", model)[0]
-    known = [table for table in TABLES if table.family == family]
-    if not known:
+    tables = [table for table in TABLES if table.family == family]
+    if not tables:
         families = ", ".join(sorted({table.family for table in TABLES}))
         raise InputError(f"model={model!r}: weights are converted for {families}")
 
     def share(table: Table) -> float:
-        return sum(any(_meets(name, table.rules)) for name in source) / len(source)
+        return sum(any(_meets(name, table)) for name in source) / len(source)
 
     best = max(TABLES, key=share)
     if best.family == family and share(best) > 0.5:
         return best
-    found = "unknown names"
+    names = "unknown names"
     if share(best) > 0.5:
-        found = f"the names of a {best.family} of {best.framework}"
-    writers = " or ".join(table.framework for table in known)
+        names = f"the names of a {best.family} of {best.framework}"
+    frameworks = " or ".join(table.framework for table in tables)
     raise InputError(
-        f"model={model!r}: expected the names of a {family} of {writers}, found {found} "
-        f"({_some(source)}); name the model that the weights are of"
+        f"model={model!r}: expected the names of a {family} of {frameworks}, found "
+        f"{names} ({_some(source)}); name the model that the weights are of"
     )
 
 
@@ -95,30 +92,31 @@ def convert(
     model: str,
     head: bool = True,
 ) -> Converted:
-    """The variables of a network out of another framework's weights for it.
+    """The variables of a network from another framework's weights for it.
 
-    Complete in both directions: each name of the source meets exactly one rule, each
-    leaf of the target is filled once, by an array of its shape. Only the classifier
-    may be missing, or have other classes: it is then zeros (Kolesnikov et al., BiT,
-    ECCV 2020).
+    Each name of the source meets exactly one rule, and each leaf of the target is
+    filled once, by an array of its shape. Only the classifier may be missing, or have
+    other classes: it is then zeros (Kolesnikov et al., BiT, ECCV 2020).
 
-    Images with other than the 3 colours get a stem that responds to n equal channels
-    as the source's does to that image in grey: colours and channels are paired in turn
-    until all have been (of 4 channels, red has the first and the last), a colour's
-    kernel is divided by its channels, a channel's kernel is the sum over its colours.
-    They are standardised by one mean and one deviation, the means over the colours'.
-    What that changes is undone in the kernel and in the norm or bias behind it. This
-    is exact but where the stem pads: with 0, which is each colour's own mean in the
-    source. With random weights and 64 pixels, DenseNet-121's stem is off by 4.5 % of
-    its maximum at the border and by 4e-7 inside, its logits by 0.6 %; ResNet-18's by
-    0.3 %; ConvNeXt, whose stem does not pad, by 8e-7.
+    For images with other than 3 channels the stem is changed so that it responds to n
+    equal channels as the source's stem does to that image in grey:
+    - Colours and channels are paired in turn until all are paired: of 4 channels, red
+      has the first and the last. A colour's kernel is divided by the number of its
+      channels; a channel's kernel is the sum over its colours.
+    - All channels are standardised by one mean and one deviation, the means over the
+      colours. The kernel, and the norm or bias behind it, make up for the difference.
+
+    This is exact but where the stem pads, because the padded 0 stands for each colour's
+    own mean in the source. With random weights and 64 pixels, DenseNet-121's stem is
+    off by 4.5 % of its maximum at the border and by 4e-7 inside, its logits by 0.6 %;
+    ResNet-18's logits by 0.3 %; ConvNeXt's, whose stem does not pad, by 8e-7.
 
     Args:
       source: arrays by the names of `weights.read`; not changed.
-      target: {'params', 'batch_stats'} of what has a shape, as `jax.eval_shape` of the
-        model's `init` gives it; the model made with the options of `recognise`.
+      target: {'params', 'batch_stats'} with shapes, as `jax.eval_shape` of the model's
+        `init` gives them; the model made with the options of `recognise`.
       model: name of the architecture.
-      head: whether the source's classifier is wanted, if it has the target's shape.
+      head: whether to keep the source's classifier, if it has the target's shape.
 
     Raises:
       InputError: a name without a place or with two, a leaf that nothing fills, a
@@ -167,7 +165,7 @@ def convert(
 
 
 def card(converted: Converted, path: str | Path) -> dict:
-    """What is known about converted weights, and the file that they are of, for JSON."""
+    """The facts about converted weights and their file, for JSON."""
     path = Path(path)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -179,13 +177,16 @@ def card(converted: Converted, path: str | Path) -> dict:
     }
 
 
-def _meets(name: str, rules: tuple[Rule, ...]) -> Iterator[tuple[Rule, re.Match, str]]:
-    """The rules that a name meets, with the module's match and the variable."""
+def _meets(name: str, table: Table) -> Iterator[tuple[str, str, Leaf | None]]:
+    """The rules that a name meets, our module's path and the variable's leaf."""
     module, _, variable = name.rpartition("/" if "/" in name else ".")
-    for rule in rules:
-        match = re.fullmatch(rule.module, module)
-        if match and variable in rule.kind:
-            yield rule, match, variable
+    for rule, path in table.rules.items():
+        if match := re.fullmatch(rule, module):
+            if not isinstance(path, str):
+                path = path(*(int(g) if g.isdigit() else g for g in match.groups()))
+            variables = table.variables[kind(path)]
+            if variable in variables:
+                yield rule, path, variables[variable]
 
 
 def _place(
@@ -194,22 +195,21 @@ def _place(
     """The source's arrays by our paths, and the names that are left out on purpose."""
     placed, dropped, unknown = {}, [], []
     for name, array in source.items():
-        met = list(_meets(name, table.rules))
-        if len(met) > 1:
-            rules = " and ".join(rule.module for rule, _, _ in met)
-            raise InputError(f"{name}: meets two rules, {rules}; mend one of them")
-        if not met:
+        matches = list(_meets(name, table))
+        if len(matches) > 1:
+            rules = " and ".join(rule for rule, _, _ in matches)
+            raise InputError(f"{name}: meets two rules, {rules}; correct one of them")
+        if not matches:
             unknown.append(name)
             continue
-        [(rule, match, variable)] = met
-        leaf = rule.kind[variable]
+        [(rule, module, leaf)] = matches
         if leaf is None:
             dropped.append(name)
             continue
-        path = _path(rule, match, leaf)
+        path = f"{leaf.collection}/{module}{leaf.suffix}"
         if path in placed:
             raise InputError(f"{name}: is {path}, as {placed[path].name}; remove one")
-        placed[path] = Placed(name, leaf.transform(np.asarray(array)), rule.module)
+        placed[path] = Placed(name, leaf.transform(np.asarray(array)), rule)
     if unknown:
         raise InputError(
             f"{_some(unknown)}: no place in a {table.family} of {table.framework}; "
@@ -218,16 +218,10 @@ def _place(
     return placed, dropped
 
 
-def _path(rule: Rule, match: re.Match, leaf: Leaf) -> str:
-    groups = [int(g) if g.isdigit() else g for g in match.groups()]
-    module = rule.path if isinstance(rule.path, str) else rule.path(*groups)
-    return f"{leaf.collection}/{module}{leaf.suffix}"
-
-
 def _without_head(placed: dict[str, Placed]) -> list[str]:
-    """HEAD; nothing where half of it is there, which is a fault of the file."""
-    there = [path in placed for path in HEAD]
-    return list(HEAD) if all(there) or not any(there) else []
+    """HEAD, or nothing if the file has half of it, which is the file's mistake."""
+    present = [path in placed for path in HEAD]
+    return list(HEAD) if all(present) or not any(present) else []
 
 
 def _check_complete(
@@ -238,15 +232,14 @@ def _check_complete(
     if not surplus and not missing:
         return
     parts = [f"{_some(surplus)} has no place in it"] if surplus else []
-    parts += [f"nothing is there for {_some(missing)}"] if missing else []
+    parts += [f"it has nothing for {_some(missing)}"] if missing else []
     kernels = [
         sum(path.endswith("/kernel") and path not in HEAD for path in paths)
         for paths in (placed, wanted)
     ]
-    found = f"a {table.family} of {table.framework} with {kernels[0]} kernels"
     raise InputError(
-        f"model={model!r}: expected {kernels[1]} kernels, found {found}: "
-        f"{', and '.join(parts)}; name the model that the weights are of, made with "
+        f"model={model!r}: expected {kernels[1]} kernels, found a {table.family} of "
+        f"{table.framework} with {kernels[0]} kernels: {', and '.join(parts)}; name the model that the weights are of, made with "
         f"{dict(table.options) or 'no options'}, or get the weights again"
     )
 
@@ -259,20 +252,22 @@ def _some(names: Iterable[str]) -> str:
 
 
 def _constants(source: Mapping[str, np.ndarray]) -> dict[str, tuple[float, ...]]:
-    """Of Keras' Normalization layer, if the file has one, as of images in [0, 1].
+    """Mean and std of Keras' Normalization layer, if the file has one.
 
-    The variance of the published EfficientNets is in truth the deviation: their
-    standardisation is torchvision's, by one more layer that has no variables.
+    In the published EfficientNets its variance holds the deviation. They standardise as
+    torchvision does, by one more layer that has no variables.
     """
-    found = {}
+    constants = {}
     for name, array in source.items():
         if re.fullmatch(r"normalization(?:_\d+)?/(mean|variance)", name):
-            found[name.rpartition("/")[2]] = np.asarray(array, np.float64).ravel()
-    if not found or np.allclose(found["variance"], Table._field_defaults["std"]):
+            constants[name.rpartition("/")[2]] = np.asarray(array, np.float64).ravel()
+    if not constants or np.allclose(
+        constants["variance"], Table._field_defaults["std"]
+    ):
         return {}
     return {
-        "mean": tuple(found["mean"].tolist()),
-        "std": tuple(np.sqrt(found["variance"]).tolist()),
+        "mean": tuple(constants["mean"].tolist()),
+        "std": tuple(np.sqrt(constants["variance"]).tolist()),
     }
 
 
@@ -282,7 +277,7 @@ def _for_channels(
     table: Table,
     constants: dict[str, tuple[float, ...]],
 ) -> tuple[dict[str, np.ndarray], dict | None]:
-    """The arrays with a stem for as many channels, and the standardisation with it.
+    """The arrays with a stem for these channels, and its standardisation.
 
     Args:
       channels: of the source and of the target; see convert.
@@ -296,17 +291,17 @@ def _for_channels(
         listed = {name: list(numbers) for name, numbers in standardise.items()}
         return arrays | {STEM: kernel}, listed
     mean, std = (np.array(standardise[name]) for name in ("mean", "std"))
-    one_mean, one_std = mean.mean(), std.mean()
+    grey_mean, grey_std = mean.mean(), std.mean()
     pairs = np.zeros((3, channels[1]))
     for i in range(max(pairs.shape)):
         pairs[i % 3, i % channels[1]] = 1
-    pairs *= one_std / std[:, None] / pairs.sum(1, keepdims=True)
+    pairs *= grey_std / std[:, None] / pairs.sum(1, keepdims=True)
     changed = {STEM: np.einsum("...co,cn->...no", kernel, pairs)}
-    # Each colour's own mean had added this much to each of the stem's channels.
-    offset = (one_mean - mean) / std @ kernel.sum(tuple(range(kernel.ndim - 2)))
+    # The colours' own means would have added this to each of the stem's channels.
+    offset = (grey_mean - mean) / std @ kernel.sum(tuple(range(kernel.ndim - 2)))
     bias, average = "params/stem/conv/bias", "batch_stats/stem/norm/mean"
     if bias in arrays:
         changed[bias] = arrays[bias] + offset
     else:
         changed[average] = arrays[average] - offset
-    return arrays | changed, {"mean": float(one_mean), "std": float(one_std)}
+    return arrays | changed, {"mean": float(grey_mean), "std": float(grey_std)}

@@ -1,15 +1,16 @@
 """Keras' three file formats under one set of names, by h5py alone.
 
 - `.h5`: layers and variables by name, in the attributes layer_names, weight_names.
-- `.weights.h5`: each layer in a group that is named for its class (`conv2d_3`), its
-  own name in an attribute, its variables by number: the class tells their names.
+- `.weights.h5`: each layer in a group named after its class (`conv2d_3`). The layer's
+  name is an attribute; its variables are numbered, and the class implies their names.
 - `.keras`: a zip of such a file and of config.json, plain data.
 
-A name is the layers' names, from the outermost, and the variable's:
+A weight's name is its layers' names, from the outermost, and the variable's:
 `conv1_bn/moving_mean`, `convnext_tiny_stem/convnext_tiny_stem_conv/kernel`.
 """
 
 import io
+import itertools
 import json
 import re
 import zipfile
@@ -39,7 +40,7 @@ VARIABLES = {  # By class, in the order of their numbers; the last may be missin
     "layer_scale": ("gamma",),
 }
 REMEDY = "in Keras, save the whole model as .h5"
-Found = Iterator[tuple[str, h5py.Dataset]]
+Weights = Iterator[tuple[str, h5py.Dataset]]
 
 
 def read_zip(file: zipfile.ZipFile) -> dict[str, np.ndarray]:
@@ -50,31 +51,36 @@ def read_zip(file: zipfile.ZipFile) -> dict[str, np.ndarray]:
 
 
 def read(file, size: int, settings: dict | None = None) -> dict[str, np.ndarray]:
-    """An HDF5 file of `size` bytes; `settings` are its layers', by name, if known."""
+    """Reads an HDF5 file.
+
+    Args:
+      size: of the file, in bytes.
+      settings: each layer's config by its name, if known.
+    """
     with h5py.File(file, "r") as root:
-        # First, as opening a link follows it.
+        # First, because opening a link follows it.
         if link := root.visititems_links(_elsewhere):
             raise InputError(f"{link} links elsewhere; {REMEDY}")
         group = root.get("model_weights", root)
         if _strings(group, "layer_names"):
-            found = list(_named(group))
+            weights = list(_named(group))
         elif "layers" in root:
-            found = list(_numbered(root["layers"], "", settings or {}))
+            weights = list(_numbered(root["layers"], "", settings or {}))
         else:
             raise InputError(f"an HDF5 file, but no weights of Keras; {REMEDY}")
-        _check(found, size)
-        return {name: _array(dataset) for name, dataset in found}
+        _check(weights, size)
+        return {name: _array(dataset) for name, dataset in weights}
 
 
 def _elsewhere(name: str, link: object) -> str | None:
-    """The name of a link to another place; h5py ends its visit with the first."""
+    """The name of a link that isn't a hard one; h5py's visit stops at the first."""
     return None if isinstance(link, h5py.HardLink) else name
 
 
-def _check(found: list[tuple[str, h5py.Dataset]], size: int) -> None:
-    """Only numbers, each name once, and no more bytes than the file has."""
+def _check(weights: list[tuple[str, h5py.Dataset]], size: int) -> None:
+    """Refuses other things than numbers, double names and more bytes than the file's."""
     names = set()
-    for name, dataset in found:
+    for name, dataset in weights:
         if name in names:
             raise InputError(f"has {name} twice; give the layers names of their own")
         names.add(name)
@@ -84,7 +90,7 @@ def _check(found: list[tuple[str, h5py.Dataset]], size: int) -> None:
             raise InputError(f"{name} lies in another file; {REMEDY}")
         if dataset.dtype.kind not in "fiub" and not _is_bfloat16(dataset):
             raise InputError(f"{name} is of {dataset.dtype}, not of numbers; {REMEDY}")
-    if sum(dataset.nbytes for _, dataset in found) > size:
+    if sum(dataset.nbytes for _, dataset in weights) > size:
         raise InputError("unpacks to more than its size; save it uncompressed")
 
 
@@ -100,34 +106,35 @@ def _array(dataset: h5py.Dataset) -> np.ndarray:
 # ------------------------------------------------------------------- names in .h5
 
 
-def _named(group: h5py.Group) -> Found:
+def _named(group: h5py.Group) -> Weights:
     for layer in _strings(group, "layer_names"):
         paths = _strings(group[layer], "weight_names")
         variables = [path.split("/")[-1].removesuffix(":0") for path in paths]
         for path, variable in zip(paths, variables, strict=True):
-            # The path may begin with the model's name, and TensorFlow leaves the outer
-            # of two nested models out.
+            # The path may begin with the model's name, and TensorFlow omits the outer
+            # one of two nested models.
             owner = f"/{path.rpartition('/')[0]}/"
-            _, found, inner = owner.partition(f"/{layer}/")
-            owner = f"{layer}/{inner if found else owner}".replace("//", "/").strip("/")
-            # Keras 2 says it thus; with a pointwise kernel beside it, Keras 3 too.
+            _, inside, inner = owner.partition(f"/{layer}/")
+            owner = f"{layer}/{inner if inside else owner}"
+            owner = owner.replace("//", "/").strip("/")
+            # Keras 2's name; Keras 3 has it only beside a pointwise kernel.
             if variable == "depthwise_kernel" and "pointwise_kernel" not in variables:
                 variable = "kernel"
-            # LayerScale does not name its gamma: it is `variable_17` by number.
+            # LayerScale doesn't name its gamma, so it is called `variable_17`.
             if re.fullmatch(r"variable(_\d+)?", variable, re.IGNORECASE):
                 variable = "gamma"
             yield f"{owner}/{variable}", group[layer][path]
 
 
 def _strings(group: h5py.Group, name: str) -> list[str]:
-    """A list in an attribute, or, as those are small, in name0, name1, ..."""
-    if name in group.attrs:
-        parts = [group.attrs[name]]
-    else:
-        parts, number = [], 0
-        while f"{name}{number}" in group.attrs:
-            parts.append(group.attrs[f"{name}{number}"])
-            number += 1
+    """A list in an attribute, or, if it is too long for one, in name0, name1, ..."""
+    names = [name]
+    if name not in group.attrs:
+        numbered = itertools.takewhile(
+            group.attrs.__contains__, (f"{name}{i}" for i in itertools.count())
+        )
+        names = list(numbered)
+    parts = [group.attrs[name] for name in names]
     texts = [text for part in parts for text in part]
     return [text.decode() if isinstance(text, bytes) else str(text) for text in texts]
 
@@ -135,7 +142,7 @@ def _strings(group: h5py.Group, name: str) -> list[str]:
 # ----------------------------------------------------------- numbers in .weights.h5
 
 
-def _numbered(layers: h5py.Group, path: str, settings: dict) -> Found:
+def _numbered(layers: h5py.Group, path: str, settings: dict) -> Weights:
     for key, layer in layers.items():
         variables = layer.get("vars", {})
         if "name" not in getattr(variables, "attrs", {}):
@@ -165,13 +172,9 @@ def _variables(name: str, kind: str, group: h5py.Group, settings: dict) -> list[
             f"{name} has gamma or beta, and the file does not say which; in Keras, "
             "save the whole model as .keras or .h5"
         )
-    left = settings.get(name, {"scale": False, "center": False})
-    drop = [
-        n
-        for n, on in zip(AFFINE, (left["scale"], left["center"]), strict=True)
-        if not on
-    ]
-    kept = [variable for variable in names if variable not in drop]
+    layer = settings.get(name, {"scale": False, "center": False})
+    has = {"gamma": layer["scale"], "beta": layer["center"]}
+    kept = [variable for variable in names if has.get(variable, True)]
     if len(kept) != count:
         raise InputError(f"{name} has {count} variables, not {kept}; {REMEDY}")
     return kept
@@ -180,9 +183,9 @@ def _variables(name: str, kind: str, group: h5py.Group, settings: dict) -> list[
 def _settings(config: dict, path: str = "") -> Iterator[tuple[str, dict]]:
     """Whether each normalization has a scale and a center, by the layer's name."""
     for layer in config["config"].get("layers", ()):
-        own = layer["config"]
-        name = f"{path}{own['name']}"
-        if "scale" in own and "center" in own:
-            yield name, own
-        if "layers" in own:
+        settings = layer["config"]
+        name = f"{path}{settings['name']}"
+        if "scale" in settings and "center" in settings:
+            yield name, settings
+        if "layers" in settings:
             yield from _settings(layer, f"{name}/")

@@ -1,17 +1,13 @@
-"""What a table of names is: whose weights go where in our networks.
+"""Which weights of torchvision, timm and Keras go where in our networks.
 
-A source's name is a module's and a variable's: `layer1.0.conv1` and `weight` in torch,
-`conv1_bn` and `gamma` in Keras. A rule is for modules, its kind for their variables.
-
-The names that torchvision and timm give; see rules.
-
-The names of keras.applications, and where its layers are not torchvision's.
-
-DenseNet reads images as torchvision does, ResNet as Caffe did: blue first, in 0 to 255
-and only centred. EfficientNet and ConvNeXt take 0 to 255 and standardise it in a layer,
-by torchvision's numbers; the variables of that layer are left out.
+A name of the source is a module and a variable: `layer1.0.conv1` and `weight` in torch,
+`conv1_bn` and `gamma` in Keras. A table's rules map the modules to ours: a regular
+expression of the whole name, and our path or a function of the expression's groups,
+numbers as int. What our module is, a convolution or a norm, its name says, and with
+the framework it tells where each variable goes.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -19,52 +15,49 @@ import numpy as np
 
 
 class Leaf(NamedTuple):
-    """Where a variable goes: the collection, what follows the module's path, and how."""
+    """A variable's collection, what follows its module's path, and its transform."""
 
     collection: str
     suffix: str
     transform: Callable[[np.ndarray], np.ndarray] = np.asarray
 
 
-class Rule(NamedTuple):
-    """Modules of one kind.
-
-    Attributes:
-      module: regular expression of the whole of a module's name.
-      path: our path, or a function of the expression's groups, numbers as int.
-      kind: the leaf of each variable; None leaves it out on purpose.
-    """
-
-    module: str
-    path: str | Callable[..., str]
-    kind: Mapping[str, Leaf | None]
+Rules = Mapping[str, str | Callable[..., str]]
+Variables = Mapping[str, Leaf | None]  # None is left out on purpose.
 
 
 class Table(NamedTuple):
-    """How a framework writes a family of networks.
+    """How a framework names a family of networks.
 
     Attributes:
       framework: its name.
-      family: of the models, their names up to the number.
-      rules: each name meets exactly one of them.
-      options: of our maker, where this framework's layers are not torchvision's.
+      family: the models' names up to the number.
+      rules: each name of the source meets exactly one.
+      variables: of each kind of module.
+      options: of our model's maker, where this framework's layers are not torchvision's.
       bgr: the first convolution takes blue, green, red.
-      mean, std: of red, green, blue: what images in [0, 1] are standardised by.
+      mean, std: of red, green, blue: they standardise images in [0, 1].
     """
 
     framework: str
     family: str
-    rules: tuple[Rule, ...]
+    rules: Rules
+    variables: Mapping[str, Variables]
     options: Mapping = {}
     bgr: bool = False
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
 
-BIAS = Leaf("params", "/bias")
-SCALE = Leaf("params", "/scale")
-MEAN = Leaf("batch_stats", "/mean")
-VAR = Leaf("batch_stats", "/var")
+def kind(path: str) -> str:
+    """What our module is: the key of Table.variables."""
+    if not path:
+        return "left out"
+    if re.search(r"norm\d?$|^top$", path):
+        return "norm"
+    if re.search(r"block\d+$", path):
+        return "block"
+    return "depthwise" if path.endswith("depthwise_conv") else "linear"
 
 
 def inputs_last(kernel: np.ndarray) -> np.ndarray:
@@ -73,364 +66,229 @@ def inputs_last(kernel: np.ndarray) -> np.ndarray:
 
 
 def inputs_before_last(kernel: np.ndarray) -> np.ndarray:
-    """[..., C, 1], of one filter a channel, -> [..., 1, C]."""
+    """[..., C, 1], one filter for each channel, -> [..., 1, C]."""
     return kernel.swapaxes(-1, -2) if kernel.ndim > 1 else kernel
 
 
+BIAS, SCALE = Leaf("params", "/bias"), Leaf("params", "/scale")
+MEAN, VAR = Leaf("batch_stats", "/mean"), Leaf("batch_stats", "/var")
+
+# ----------------------------------------------------------------- torchvision and timm
+
 LINEAR = {"weight": Leaf("params", "/kernel", inputs_last), "bias": BIAS}
-LAYER_NORM = {"weight": SCALE, "bias": BIAS}
-NORM = {
-    **LAYER_NORM,
-    "running_mean": MEAN,
-    "running_var": VAR,
-    "num_batches_tracked": None,
-}
 BLOCK_SCALE = Leaf("params", "_scale", np.squeeze)  # [C, 1, 1] -> [C]
-
-# torchvision's first files have a dot in `norm.1` and `conv.1`.
-DENSENET = (
-    Rule(r"features\.conv0", "stem/conv", LINEAR),
-    Rule(r"features\.norm0", "stem/norm", NORM),
-    Rule(
-        r"features\.denseblock(\d)\.denselayer(\d+)\.conv\.?([12])",
-        lambda i, j, k: f"stage{i}/layer{j}_conv{k}",
-        LINEAR,
-    ),
-    Rule(
-        r"features\.denseblock(\d)\.denselayer(\d+)\.norm\.?([12])",
-        lambda i, j, k: f"stage{i}/layer{j}_norm{k}",
-        NORM,
-    ),
-    Rule(
-        r"features\.transition(\d)\.conv",
-        lambda i: f"stage{i + 1}/transition_conv",
-        LINEAR,
-    ),
-    Rule(
-        r"features\.transition(\d)\.norm",
-        lambda i: f"stage{i + 1}/transition_norm",
-        NORM,
-    ),
-    Rule(r"features\.norm5", "stage4/norm", NORM),
-    Rule(r"classifier", "classifier", LINEAR),
-)
-
-RESNET = (
-    Rule(r"conv1", "stem/conv", LINEAR),
-    Rule(r"bn1", "stem/norm", NORM),
-    Rule(
-        r"layer(\d)\.(\d+)\.conv(\d)",
-        lambda i, j, k: f"stage{i}/block{j + 1}_conv{k}",
-        LINEAR,
-    ),
-    Rule(
-        r"layer(\d)\.(\d+)\.bn(\d)",
-        lambda i, j, k: f"stage{i}/block{j + 1}_norm{k}",
-        NORM,
-    ),
-    Rule(
-        r"layer(\d)\.(\d+)\.downsample\.0",
-        lambda i, j: f"stage{i}/block{j + 1}_shortcut_conv",
-        LINEAR,
-    ),
-    Rule(
-        r"layer(\d)\.(\d+)\.downsample\.1",
-        lambda i, j: f"stage{i}/block{j + 1}_shortcut_norm",
-        NORM,
-    ),
-    Rule(r"fc", "classifier", LINEAR),
-)
-
-
-def _part(stage: int, block: int, number: int, what: str, names: tuple) -> str:
-    """Blocks of the first stage don't widen, so there all numbers are one less."""
-    return f"stage{stage}/block{block + 1}_{names[number + (stage == 1)]}_{what}"
-
-
+TORCH = {
+    "linear": LINEAR,
+    "depthwise": LINEAR,
+    "norm": {"weight": SCALE, "bias": BIAS, "running_mean": MEAN, "running_var": VAR}
+    | {"num_batches_tracked": None},
+    "block": {"layer_scale": BLOCK_SCALE, "gamma": BLOCK_SCALE},
+}
 PARTS = ("expand", "depthwise", "excitation", "project")
 NORMS = ("expand", "depthwise", "project")
-CONVS = {"pw": "expand", "dw": "depthwise", "pwl": "project"}
-EXCITATION = {1: "squeeze", 2: "excite", "reduce": "squeeze", "expand": "excite"}
-
-EFFICIENTNET = (
-    Rule(r"features\.0\.0", "stem/conv", LINEAR),
-    Rule(r"features\.0\.1", "stem/norm", NORM),
-    Rule(
-        r"features\.([1-7])\.(\d)\.block\.(\d)\.0",
-        lambda i, j, k: _part(i, j, k, "conv", PARTS),
-        LINEAR,
-    ),
-    Rule(
-        r"features\.([1-7])\.(\d)\.block\.(\d)\.1",
-        lambda i, j, k: _part(i, j, k, "norm", PARTS),
-        NORM,
-    ),
-    Rule(
-        r"features\.([1-7])\.(\d)\.block\.\d\.fc([12])",
-        lambda i, j, k: f"stage{i}/block{j + 1}_{EXCITATION[k]}",
-        LINEAR,
-    ),
-    Rule(r"features\.8\.0", "stage8/conv", LINEAR),
-    Rule(r"features\.8\.1", "stage8/norm", NORM),
-    Rule(r"classifier\.1", "classifier", LINEAR),
-)
-# Not for tf_efficientnet_b0, which has these names and shapes too, but TensorFlow's
-# padding and epsilon, and its standardisation by the variant: no file says which.
-TIMM_EFFICIENTNET = (
-    Rule(r"conv_stem", "stem/conv", LINEAR),
-    Rule(r"bn1", "stem/norm", NORM),
-    Rule(r"blocks\.0\.0\.conv_dw", "stage1/block1_depthwise_conv", LINEAR),
-    Rule(r"blocks\.0\.0\.conv_pw", "stage1/block1_project_conv", LINEAR),
-    Rule(
-        r"blocks\.([1-6])\.(\d)\.conv_(pw|dw|pwl)",
-        lambda i, j, part: f"stage{i + 1}/block{j + 1}_{CONVS[part]}_conv",
-        LINEAR,
-    ),
-    Rule(
-        r"blocks\.([0-6])\.(\d)\.bn([123])",
-        lambda i, j, k: _part(i + 1, j, k - 1, "norm", NORMS),
-        NORM,
-    ),
-    Rule(
-        r"blocks\.([0-6])\.(\d)\.se\.conv_(reduce|expand)",
-        lambda i, j, part: f"stage{i + 1}/block{j + 1}_{EXCITATION[part]}",
-        LINEAR,
-    ),
-    Rule(r"conv_head", "stage8/conv", LINEAR),
-    Rule(r"bn2", "stage8/norm", NORM),
-    Rule(r"classifier", "classifier", LINEAR),
-)
-
-# In torchvision the even numbers are what halves the grid before a stage.
-CONVNEXT = (
-    Rule(r"features\.0\.0", "stem/conv", LINEAR),
-    Rule(r"features\.0\.1", "stem/norm", LAYER_NORM),
-    Rule(
-        r"features\.([246])\.0",
-        lambda i: f"stage{i // 2 + 1}/down_norm",
-        LAYER_NORM,
-    ),
-    Rule(r"features\.([246])\.1", lambda i: f"stage{i // 2 + 1}/down_conv", LINEAR),
-    Rule(
-        r"features\.([1357])\.(\d+)",
-        lambda i, j: f"stage{i // 2 + 1}/block{j + 1}",
-        {"layer_scale": BLOCK_SCALE},
-    ),
-    Rule(
-        r"features\.([1357])\.(\d+)\.block\.2",
-        lambda i, j: f"stage{i // 2 + 1}/block{j + 1}_norm",
-        LAYER_NORM,
-    ),
-    Rule(
-        r"features\.([1357])\.(\d+)\.block\.([035])",
-        lambda i, j, k: f"stage{i // 2 + 1}/block{j + 1}_{LAYERS[k]}",
-        LINEAR,
-    ),
-    Rule(r"classifier\.0", "top", LAYER_NORM),
-    Rule(r"classifier\.2", "classifier", LINEAR),
-)
-LAYERS = {
-    0: "conv",
-    3: "widen",
-    5: "narrow",
-    "conv_dw": "conv",
-    "mlp.fc1": "widen",
-    "mlp.fc2": "narrow",
+PAIR = ("conv", "norm")  # 0 and 1 in a torch Sequential.
+OURS = {  # Framework's part -> ours.
+    "conv": "conv",
+    "bn": "norm",
+    "fc1": "squeeze",
+    "fc2": "excite",
+    "conv_reduce": "squeeze",
+    "conv_expand": "excite",
+    "conv_pw": "expand_conv",
+    "conv_dw": "depthwise_conv",
+    "conv_pwl": "project_conv",
 }
-TIMM_CONVNEXT = (
-    Rule(r"stem\.0", "stem/conv", LINEAR),
-    Rule(r"stem\.1", "stem/norm", LAYER_NORM),
-    Rule(
-        r"stages\.(\d)\.downsample\.0", lambda i: f"stage{i + 1}/down_norm", LAYER_NORM
-    ),
-    Rule(r"stages\.(\d)\.downsample\.1", lambda i: f"stage{i + 1}/down_conv", LINEAR),
-    Rule(
-        r"stages\.(\d)\.blocks\.(\d+)",
-        lambda i, j: f"stage{i + 1}/block{j + 1}",
-        {"gamma": BLOCK_SCALE},
-    ),
-    Rule(
-        r"stages\.(\d)\.blocks\.(\d+)\.norm",
-        lambda i, j: f"stage{i + 1}/block{j + 1}_norm",
-        LAYER_NORM,
-    ),
-    Rule(
-        r"stages\.(\d)\.blocks\.(\d+)\.(conv_dw|mlp\.fc1|mlp\.fc2)",
-        lambda i, j, k: f"stage{i + 1}/block{j + 1}_{LAYERS[k]}",
-        LINEAR,
-    ),
-    Rule(r"head\.norm", "top", LAYER_NORM),
-    Rule(r"head\.fc", "classifier", LINEAR),
-)
 
-TABLES = (
-    Table("torch", "densenet", DENSENET),
-    Table("torch", "resnet", RESNET),
-    Table("torchvision", "efficientnet", EFFICIENTNET),
-    Table("timm", "efficientnet", TIMM_EFFICIENTNET),
-    Table("torchvision", "convnext", CONVNEXT),
-    Table("timm", "convnext", TIMM_CONVNEXT),
-)
-
-
-LINEAR_KERAS_RULES = {"kernel": Leaf("params", "/kernel"), "bias": BIAS}
-DEPTHWISE = {"kernel": Leaf("params", "/kernel", inputs_before_last)}
-LAYER_NORM_KERAS_RULES = {"gamma": SCALE, "beta": BIAS}
-NORM_KERAS_RULES = {
-    **LAYER_NORM_KERAS_RULES,
-    "moving_mean": MEAN,
-    "moving_variance": VAR,
+TORCH_DENSENET: Rules = {
+    r"features\.(conv|norm)0": lambda part: f"stem/{part}",
+    # The dot in `norm.1` and `conv.1` is of torchvision's first files.
+    r"features\.denseblock(\d)\.denselayer(\d+)\.(conv|norm)\.?([12])": (
+        lambda i, j, part, k: f"stage{i}/layer{j}_{part}{k}"
+    ),
+    r"features\.transition(\d)\.(conv|norm)": (
+        lambda i, part: f"stage{i + 1}/transition_{part}"
+    ),
+    r"features\.norm5": "stage4/norm",
+    r"classifier": "classifier",
 }
-BLOCK_SCALE_KERAS_RULES = Leaf("params", "_scale")
-CONSTANTS = {"mean": None, "variance": None, "count": None}
+TORCH_RESNET: Rules = {
+    r"conv1": "stem/conv",
+    r"bn1": "stem/norm",
+    r"layer(\d)\.(\d+)\.(conv|bn)(\d)": (
+        lambda i, j, part, k: f"stage{i}/block{j + 1}_{OURS[part]}{k}"
+    ),
+    r"layer(\d)\.(\d+)\.downsample\.([01])": (
+        lambda i, j, k: f"stage{i}/block{j + 1}_shortcut_{PAIR[k]}"
+    ),
+    r"fc": "classifier",
+}
+TORCHVISION_EFFICIENTNET: Rules = {
+    r"features\.0\.([01])": lambda k: f"stem/{PAIR[k]}",
+    # Blocks of the first stage don't expand, so their numbers are one less.
+    r"features\.1\.(\d)\.block\.([0-2])\.([01])": (
+        lambda j, k, m: f"stage1/block{j + 1}_{PARTS[k + 1]}_{PAIR[m]}"
+    ),
+    r"features\.([2-7])\.(\d)\.block\.([0-3])\.([01])": (
+        lambda i, j, k, m: f"stage{i}/block{j + 1}_{PARTS[k]}_{PAIR[m]}"
+    ),
+    r"features\.([1-7])\.(\d)\.block\.\d\.(fc[12])": (
+        lambda i, j, part: f"stage{i}/block{j + 1}_{OURS[part]}"
+    ),
+    r"features\.8\.([01])": lambda k: f"stage8/{PAIR[k]}",
+    r"classifier\.1": "classifier",
+}
+# Not for tf_efficientnet_b0: it has these names and shapes too, but TensorFlow's padding
+# and epsilon, and a standardisation that depends on the variant. No file says which.
+TIMM_EFFICIENTNET: Rules = {
+    r"conv_stem": "stem/conv",
+    r"bn1": "stem/norm",
+    r"blocks\.0\.0\.conv_dw": "stage1/block1_depthwise_conv",
+    r"blocks\.0\.0\.conv_pw": "stage1/block1_project_conv",
+    r"blocks\.([1-6])\.(\d)\.(conv_pw|conv_dw|conv_pwl)": (
+        lambda i, j, part: f"stage{i + 1}/block{j + 1}_{OURS[part]}"
+    ),
+    r"blocks\.0\.(\d)\.bn([12])": (lambda j, k: f"stage1/block{j + 1}_{NORMS[k]}_norm"),
+    r"blocks\.([1-6])\.(\d)\.bn([123])": (
+        lambda i, j, k: f"stage{i + 1}/block{j + 1}_{NORMS[k - 1]}_norm"
+    ),
+    r"blocks\.([0-6])\.(\d)\.se\.(conv_reduce|conv_expand)": (
+        lambda i, j, part: f"stage{i + 1}/block{j + 1}_{OURS[part]}"
+    ),
+    r"conv_head": "stage8/conv",
+    r"bn2": "stage8/norm",
+    r"classifier": "classifier",
+}
+CONVNEXT_LAYERS = {
+    name: ours
+    for ours, names in {
+        # torchvision's, timm's and Keras'.
+        "conv": (0, "conv_dw", "depthwise_conv"),
+        "norm": (2, "norm", "layernorm"),
+        "widen": (3, "mlp.fc1", "pointwise_conv_1"),
+        "narrow": (5, "mlp.fc2", "pointwise_conv_2"),
+    }.items()
+    for name in names
+}
+TORCHVISION_CONVNEXT: Rules = {
+    r"features\.0\.([01])": lambda k: f"stem/{PAIR[k]}",
+    # The even numbers halve the grid before a stage.
+    r"features\.([246])\.([01])": (
+        lambda i, k: f"stage{i // 2 + 1}/down_{('norm', 'conv')[k]}"
+    ),
+    r"features\.([1357])\.(\d+)": lambda i, j: f"stage{i // 2 + 1}/block{j + 1}",
+    r"features\.([1357])\.(\d+)\.block\.([0235])": (
+        lambda i, j, k: f"stage{i // 2 + 1}/block{j + 1}_{CONVNEXT_LAYERS[k]}"
+    ),
+    r"classifier\.0": "top",
+    r"classifier\.2": "classifier",
+}
+TIMM_CONVNEXT: Rules = {
+    r"stem\.([01])": lambda k: f"stem/{PAIR[k]}",
+    r"stages\.(\d)\.downsample\.([01])": (
+        lambda i, k: f"stage{i + 1}/down_{('norm', 'conv')[k]}"
+    ),
+    r"stages\.(\d)\.blocks\.(\d+)": lambda i, j: f"stage{i + 1}/block{j + 1}",
+    r"stages\.(\d)\.blocks\.(\d+)\.(conv_dw|norm|mlp\.fc1|mlp\.fc2)": (
+        lambda i, j, part: f"stage{i + 1}/block{j + 1}_{CONVNEXT_LAYERS[part]}"
+    ),
+    r"head\.norm": "top",
+    r"head\.fc": "classifier",
+}
 
-# Keras 2 wrote `conv1/conv`.
-DENSENET_KERAS_RULES = (
-    Rule(r"conv1[_/]conv", "stem/conv", LINEAR_KERAS_RULES),
-    Rule(r"conv1[_/]bn", "stem/norm", NORM_KERAS_RULES),
-    Rule(
-        r"conv(\d)_block(\d+)_([12])_conv",
-        lambda i, j, k: f"stage{i - 1}/layer{j}_conv{k}",
-        LINEAR_KERAS_RULES,
-    ),
-    Rule(
-        r"conv(\d)_block(\d+)_([01])_bn",
-        lambda i, j, k: f"stage{i - 1}/layer{j}_norm{k + 1}",
-        NORM_KERAS_RULES,
-    ),
-    Rule(r"pool(\d)_conv", lambda i: f"stage{i}/transition_conv", LINEAR_KERAS_RULES),
-    Rule(r"pool(\d)_bn", lambda i: f"stage{i}/transition_norm", NORM_KERAS_RULES),
-    Rule(r"bn", "stage4/norm", NORM_KERAS_RULES),
-    Rule(r"predictions|fc1000", "classifier", LINEAR_KERAS_RULES),
-)
+# ------------------------------------------------------------------ keras.applications
 
-RESNET_KERAS_RULES = (
-    Rule(r"conv1_conv", "stem/conv", LINEAR_KERAS_RULES),
-    Rule(r"conv1_bn", "stem/norm", NORM_KERAS_RULES),
-    Rule(
-        r"conv(\d)_block(\d+)_([123])_conv",
-        lambda i, j, k: f"stage{i - 1}/block{j}_conv{k}",
-        LINEAR_KERAS_RULES,
+KERAS = {
+    "linear": {"kernel": Leaf("params", "/kernel"), "bias": BIAS},
+    "depthwise": {"kernel": Leaf("params", "/kernel", inputs_before_last)},
+    "norm": {"gamma": SCALE, "beta": BIAS, "moving_mean": MEAN, "moving_variance": VAR},
+    "block": {"gamma": Leaf("params", "_scale")},
+    "left out": {"mean": None, "variance": None, "count": None},
+}
+
+KERAS_DENSENET: Rules = {
+    r"conv1[_/](conv|bn)": lambda part: f"stem/{OURS[part]}",  # Keras 2: `conv1/conv`.
+    r"conv(\d)_block(\d+)_([12])_conv": (
+        lambda i, j, k: f"stage{i - 1}/layer{j}_conv{k}"
     ),
-    Rule(
-        r"conv(\d)_block(\d+)_([123])_bn",
-        lambda i, j, k: f"stage{i - 1}/block{j}_norm{k}",
-        NORM_KERAS_RULES,
+    r"conv(\d)_block(\d+)_([01])_bn": (
+        lambda i, j, k: f"stage{i - 1}/layer{j}_norm{k + 1}"
     ),
-    Rule(
-        r"conv(\d)_block(\d+)_0_conv",
-        lambda i, j: f"stage{i - 1}/block{j}_shortcut_conv",
-        LINEAR_KERAS_RULES,
+    r"pool(\d)_(conv|bn)": lambda i, part: f"stage{i}/transition_{OURS[part]}",
+    r"bn": "stage4/norm",
+    r"predictions|fc1000": "classifier",
+}
+KERAS_RESNET: Rules = {
+    r"conv1_(conv|bn)": lambda part: f"stem/{OURS[part]}",
+    r"conv(\d)_block(\d+)_([123])_(conv|bn)": (
+        lambda i, j, k, part: f"stage{i - 1}/block{j}_{OURS[part]}{k}"
     ),
-    Rule(
-        r"conv(\d)_block(\d+)_0_bn",
-        lambda i, j: f"stage{i - 1}/block{j}_shortcut_norm",
-        NORM_KERAS_RULES,
+    r"conv(\d)_block(\d+)_0_(conv|bn)": (
+        lambda i, j, part: f"stage{i - 1}/block{j}_shortcut_{OURS[part]}"
     ),
-    Rule(r"predictions|probs|fc1000", "classifier", LINEAR_KERAS_RULES),
-)
+    r"predictions|probs|fc1000": "classifier",
+}
 
 
 def _block(stage: int, letter: str) -> str:
     return f"stage{stage}/block{ord(letter) - ord('a') + 1}"
 
 
-EXCITATION_KERAS_RULES = {"reduce": "squeeze", "expand": "excite"}
-EFFICIENTNET_KERAS_RULES = (
-    Rule(r"normalization(?:_\d+)?", "", CONSTANTS),
-    Rule(r"stem_conv", "stem/conv", LINEAR_KERAS_RULES),
-    Rule(r"stem_bn", "stem/norm", NORM_KERAS_RULES),
-    Rule(
-        r"block(\d)([a-z])_dwconv",
-        lambda i, j: f"{_block(i, j)}_depthwise_conv",
-        DEPTHWISE,
+KERAS_EFFICIENTNET: Rules = {
+    # It standardises images in [0, 255] by torchvision's numbers.
+    r"normalization(?:_\d+)?": "",
+    r"stem_(conv|bn)": lambda part: f"stem/{OURS[part]}",
+    r"block(\d)([a-z])_dwconv": lambda i, j: f"{_block(i, j)}_depthwise_conv",
+    r"block(\d)([a-z])_bn": lambda i, j: f"{_block(i, j)}_depthwise_norm",
+    r"block(\d)([a-z])_(expand|project)_(conv|bn)": (
+        lambda i, j, part, layer: f"{_block(i, j)}_{part}_{OURS[layer]}"
     ),
-    Rule(
-        r"block(\d)([a-z])_bn",
-        lambda i, j: f"{_block(i, j)}_depthwise_norm",
-        NORM_KERAS_RULES,
+    r"block(\d)([a-z])_se_(reduce|expand)": (
+        lambda i, j, part: f"{_block(i, j)}_{OURS[f'conv_{part}']}"
     ),
-    Rule(
-        r"block(\d)([a-z])_(expand|project)_conv",
-        lambda i, j, part: f"{_block(i, j)}_{part}_conv",
-        LINEAR_KERAS_RULES,
-    ),
-    Rule(
-        r"block(\d)([a-z])_(expand|project)_bn",
-        lambda i, j, part: f"{_block(i, j)}_{part}_norm",
-        NORM_KERAS_RULES,
-    ),
-    Rule(
-        r"block(\d)([a-z])_se_(reduce|expand)",
-        lambda i, j, part: f"{_block(i, j)}_{EXCITATION_KERAS_RULES[part]}",
-        LINEAR_KERAS_RULES,
-    ),
-    Rule(r"top_conv", "stage8/conv", LINEAR_KERAS_RULES),
-    Rule(r"top_bn", "stage8/norm", NORM_KERAS_RULES),
-    Rule(r"predictions|probs", "classifier", LINEAR_KERAS_RULES),
-)
-
-LAYERS_KERAS_RULES = {
-    "depthwise_conv": "conv",
-    "pointwise_conv_1": "widen",
-    "pointwise_conv_2": "narrow",
+    r"top_(conv|bn)": lambda part: f"stage8/{OURS[part]}",
+    r"predictions|probs": "classifier",
 }
-CONVNEXT_KERAS_RULES = (
-    Rule(r"\w+_stem/\w+_stem_conv", "stem/conv", LINEAR_KERAS_RULES),
-    Rule(r"\w+_stem/\w+_stem_layernorm", "stem/norm", LAYER_NORM_KERAS_RULES),
-    Rule(
-        r"\w+/\w+_downsampling_layernorm_(\d)",
-        lambda i: f"stage{i + 2}/down_norm",
-        LAYER_NORM_KERAS_RULES,
+KERAS_CONVNEXT: Rules = {
+    r"\w+_stem/\w+_stem_conv": "stem/conv",
+    r"\w+_stem/\w+_stem_layernorm": "stem/norm",
+    r"\w+/\w+_downsampling_layernorm_(\d)": lambda i: f"stage{i + 2}/down_norm",
+    r"\w+/\w+_downsampling_conv_(\d)": lambda i: f"stage{i + 2}/down_conv",
+    r"\w+_stage_(\d)_block_(\d+)_layer_scale": (
+        lambda i, j: f"stage{i + 1}/block{j + 1}"
     ),
-    Rule(
-        r"\w+/\w+_downsampling_conv_(\d)",
-        lambda i: f"stage{i + 2}/down_conv",
-        LINEAR_KERAS_RULES,
-    ),
-    Rule(
-        r"\w+_stage_(\d)_block_(\d+)_layer_scale",
-        lambda i, j: f"stage{i + 1}/block{j + 1}",
-        {"gamma": BLOCK_SCALE_KERAS_RULES},
-    ),
-    Rule(
-        r"\w+_stage_(\d)_block_(\d+)_layernorm",
-        lambda i, j: f"stage{i + 1}/block{j + 1}_norm",
-        LAYER_NORM_KERAS_RULES,
-    ),
-    Rule(
-        r"\w+_stage_(\d)_block_(\d+)_(depthwise_conv|pointwise_conv_[12])",
-        lambda i, j, part: f"stage{i + 1}/block{j + 1}_{LAYERS_KERAS_RULES[part]}",
-        LINEAR_KERAS_RULES,
+    r"\w+_stage_(\d)_block_(\d+)_(layernorm|depthwise_conv|pointwise_conv_[12])": (
+        lambda i, j, part: f"stage{i + 1}/block{j + 1}_{CONVNEXT_LAYERS[part]}"
     ),
     # Without the classifier this norm has no name of its own.
-    Rule(
-        r"\w+_head_layernorm|layer_normalization(?:_\d+)?",
-        "top",
-        LAYER_NORM_KERAS_RULES,
-    ),
-    Rule(r"\w+_head_dense", "classifier", LINEAR_KERAS_RULES),
-)
-
-CAFFE = {
-    "bgr": True,
-    "mean": (123.68 / 255, 116.779 / 255, 103.939 / 255),
-    "std": (1 / 255, 1 / 255, 1 / 255),
+    r"\w+_head_layernorm|layer_normalization(?:_\d+)?": "top",
+    r"\w+_head_dense": "classifier",
 }
-TABLES_KERAS_RULES = (
-    Table("keras", "densenet", DENSENET_KERAS_RULES, {"epsilon": 1.001e-5}),
+
+TABLES = (
+    Table("torch", "densenet", TORCH_DENSENET, TORCH),
+    Table("torch", "resnet", TORCH_RESNET, TORCH),
+    Table("torchvision", "efficientnet", TORCHVISION_EFFICIENTNET, TORCH),
+    Table("timm", "efficientnet", TIMM_EFFICIENTNET, TORCH),
+    Table("torchvision", "convnext", TORCHVISION_CONVNEXT, TORCH),
+    Table("timm", "convnext", TIMM_CONVNEXT, TORCH),
+    Table("keras", "densenet", KERAS_DENSENET, KERAS, {"epsilon": 1.001e-5}),
     Table(
         "keras",
         "resnet",
-        RESNET_KERAS_RULES,
+        KERAS_RESNET,
+        KERAS,
         {"stride_first": True, "use_bias": True, "epsilon": 1.001e-5},
-        **CAFFE,
+        # As in Caffe: images in [0, 255], blue first, only centred.
+        bgr=True,
+        mean=(123.68 / 255, 116.779 / 255, 103.939 / 255),
+        std=(1 / 255, 1 / 255, 1 / 255),
     ),
     Table(
         "keras",
         "efficientnet",
-        EFFICIENTNET_KERAS_RULES,
+        KERAS_EFFICIENTNET,
+        KERAS,
         {"padding": "SAME", "epsilon": 1e-3},
     ),
-    Table("keras", "convnext", CONVNEXT_KERAS_RULES),
+    Table("keras", "convnext", KERAS_CONVNEXT, KERAS),
 )

@@ -1,18 +1,28 @@
-"""Reads the pickle in a PyTorch file as data: no name in it is ever looked up.
+"""Reads PyTorch's two file formats without torch, and the state dict in them.
 
-Python's own unpickler imports and calls what a file names. This one knows the few
-instructions that torch writes for a state dict, and gives names a meaning of its own:
-a storage is a dtype and a key, a tensor a view to be made of it later.
+The pickle is read as data by an interpreter of the few instructions that torch writes.
+`pickle.Unpickler` with `find_class` and `persistent_load` would be shorter, but isn't
+safe enough. Its containers can't be restricted: hashing a deeply nested tuple that is a
+dict's key overflows C's stack and ends the process. One instruction of 5 bytes makes
+its memo take gigabytes. BUILD sets attributes of whatever `find_class` returned. Here
+names get a meaning of our own: a storage is a dtype and a key, a tensor a view of it.
 """
 
+import io
+import math
 import pickletools
+import zipfile
 from typing import BinaryIO, NamedTuple
 
 import ml_dtypes
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from medjax.errors import InputError
 
+# The format before torch 1.6 begins with this number as a pickle of its own.
+MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 STORAGES = {
     "torch.DoubleStorage": "<f8",
     "torch.FloatStorage": "<f4",
@@ -46,17 +56,17 @@ RESAVE = (
 
 
 class Global(NamedTuple):
-    """A name out of KNOWN, and nothing but its name."""
+    """A name from KNOWN, which is never looked up."""
 
     name: str
 
 
 class Storage(NamedTuple):
-    """`size` elements of what is stored under `key`, beginning with number `start`."""
+    """`size` elements, from number `start`, of those stored under `key`."""
 
     dtype: np.dtype
     key: str
-    stored: int  # Elements under the key.
+    stored: int  # Number of elements under the key.
     start: int
     size: int
 
@@ -70,12 +80,100 @@ class Tensor(NamedTuple):
     strides: tuple
 
 
+def read_zip(file: zipfile.ZipFile) -> dict[str, np.ndarray]:
+    """A zip of one pickle and an entry for each storage."""
+    names = file.namelist()
+    pickles = [n for n in names if n == "data.pkl" or n.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise InputError("a zip of neither PyTorch nor Keras; save the weights as one")
+    folder = pickles[0].removesuffix("data.pkl")
+    if f"{folder}byteorder" in names:
+        _check_order(file.read(f"{folder}byteorder") == b"little")
+    content, _ = load(io.BytesIO(file.read(pickles[0])))
+    tensors = _state_dict(content)
+    keys = {tensor.storage.key for tensor in tensors.values()}
+    return _arrays(tensors, {key: file.read(f"{folder}data/{key}") for key in keys})
+
+
+def read_legacy(data: bytes) -> dict[str, np.ndarray]:
+    """Five pickles (magic, version, machine, content, keys), then the storages."""
+    file = io.BytesIO(data)
+    _, _, (machine, _), (content, storages), (keys, _) = [load(file) for _ in range(5)]
+    _check_order(machine["little_endian"])
+    itemsize = {storage.key: storage.dtype.itemsize for storage in storages}
+    entries, at = {}, file.tell()
+    for key in keys:  # Each has its number of elements first.
+        start = at + 8
+        at = start + int.from_bytes(data[at:start], "little") * itemsize[key]
+        entries[key] = memoryview(data)[start:at]
+    return _arrays(_state_dict(content), entries)
+
+
+def _check_order(little: bool) -> None:
+    if not little:
+        raise InputError("big-endian; save it again on a little-endian machine")
+
+
+def _state_dict(content: object) -> dict[str, Tensor]:
+    """The tensors of a checkpoint's model, by their names without wrappers.
+
+    A checkpoint's other contents (optimiser, epoch) are left out.
+    """
+    for _ in WRAPPERS:  # A limit, because a dict may contain itself.
+        inner = next((w for w in WRAPPERS if _is_dict(content, w)), None)
+        content = content if inner is None else content[inner]
+    if not isinstance(content, dict):
+        raise InputError(f"holds a {type(content).__name__}, not a state dict")
+    tensors = {}
+    for name, value in content.items():
+        if not isinstance(value, Tensor):
+            continue
+        bare = str(name).removeprefix("module.")  # DataParallel's.
+        if bare in tensors:
+            raise InputError(f"has {bare} twice, once as module.{bare}; remove one")
+        tensors[bare] = value
+    if not tensors:
+        keys = f"{list(content)[:5]}"[:100]
+        raise InputError(f"no tensor among {keys}; save the state dict of a model")
+    return tensors
+
+
+def _is_dict(content: object, name: str) -> bool:
+    return isinstance(content, dict) and isinstance(content.get(name), dict)
+
+
+def _arrays(tensors: dict[str, Tensor], entries: dict) -> dict[str, np.ndarray]:
+    return {name: _view(name, t, entries[t.storage.key]) for name, t in tensors.items()}
+
+
+def _view(name: str, tensor: Tensor, data: bytes) -> np.ndarray:
+    """A view of the bytes of its storage, checked to stay inside them."""
+    storage, offset, shape, strides = tensor
+    if len(data) != storage.stored * storage.dtype.itemsize:
+        raise InputError(f"{name}: its storage is cut short; get the file again")
+    count = math.prod(shape)
+    # The element furthest from the start, if there are any elements.
+    last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+    if min(offset, *shape, *strides, 0) < 0 or (count and last >= storage.size):
+        raise InputError(f"{name} leaves its storage; get the file again")
+    if count > storage.size:  # A stride of 0: small on disk, any size in memory.
+        raise InputError(f"{name} repeats its elements; save it contiguous()")
+    if count == 0:
+        return np.empty(shape, storage.dtype)
+    flat = np.ndarray(storage.stored, storage.dtype, data)[storage.start + offset :]
+    steps = [step * storage.dtype.itemsize for step in strides]
+    return as_strided(flat, shape, steps, writeable=False)
+
+
+# ---------------------------------------------------------------- the pickle as data
+
+
 def load(file: BinaryIO) -> tuple[object, list[Storage]]:
     """The next pickle of a file.
 
     Returns:
       content: containers, numbers, strings, and a Tensor for each tensor.
-      storages: what its tensors were saved with, once for each time it is named.
+      storages: those of its tensors, once for each time that the pickle names them.
 
     Raises:
       InputError: a name or an instruction that no state dict needs.
@@ -135,7 +233,7 @@ def load(file: BinaryIO) -> tuple[object, list[Storage]]:
                 storages.append(_storage(*stack.pop()))
                 stack.append(storages[-1])
             case "BUILD":
-                pop(1)  # Versions of the modules, which torch sets on the state dict.
+                pop(1)  # Versions of modules, which torch sets on the state dict.
                 _set(stack[-1], ())
             case name:
                 raise InputError(f"its pickle has the instruction {name}; {RESAVE}")
@@ -150,9 +248,9 @@ def _global(name: str) -> Global:
 
 def _set(target: dict, items) -> None:
     if not isinstance(target, dict):
-        raise TypeError("items set on what is no dict")
+        raise TypeError("items set on something other than a dict")
     for key, value in items:
-        # A tuple of tuples of ... overflows the stack of C where it is hashed.
+        # Hashing a deeply nested tuple overflows C's stack.
         if not isinstance(key, str | int | float | None):
             raise InputError(f"its pickle has a {type(key).__name__} as key; {RESAVE}")
         target[key] = value
@@ -160,7 +258,7 @@ def _set(target: dict, items) -> None:
 
 def _call(function: Global, arguments: tuple) -> object:
     if not isinstance(function, Global):
-        raise TypeError("called what is no function")
+        raise TypeError("called something other than a function")
     if function.name in REBUILD:
         storage, offset, shape, strides, *_ = arguments
         if not isinstance(storage, Storage):
@@ -178,9 +276,9 @@ def _call(function: Global, arguments: tuple) -> object:
 
 
 def _storage(word, kind, key, location, count, view=None) -> Storage:
-    """The persistent id of a storage: `view` is a part of it, of the older format."""
+    """A storage's persistent id; the older format has `view`, a part of it."""
     if word != "storage" or not isinstance(key, str):
-        raise TypeError("a persistent id of no storage")
+        raise TypeError("a persistent id that is no storage")
     _, start, size = view or (None, 0, count)
     if not 0 <= start <= start + size <= count:
         raise InputError("a view leaves its storage; get the file again")

@@ -1,3 +1,5 @@
+"""The CPU's rewrites of convolutions are XLA's own operations."""
+
 import functools
 
 import jax
@@ -6,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from medjax.models import cpu as fast3d
+from medjax.models import cpu, layers
 
 NUMBERS = {2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
 
@@ -33,7 +35,7 @@ def assert_same(got, expected, tolerance=1e-5):
 def convolutions(strides, padding, space):
     how = {"padding": padding, "dimension_numbers": NUMBERS[space]}
     native = functools.partial(lax.conv_general_dilated, window_strides=strides, **how)
-    ours = functools.partial(fast3d.convolution_fast3d, strides=strides, **how)
+    ours = functools.partial(cpu.convolution, strides=strides, **how)
     return ours, native
 
 
@@ -61,7 +63,7 @@ def test_a_kernel_gradient_in_many_chunks_is_that_in_one(monkeypatch):
     x, kernel = draw(2, 6, 4, 4, 3), draw(3, 3, 3, 3, 4)
     expected = with_gradients(native, x, kernel)
     for cache in (0, 5000, 10**9):  # a slice, a few, all
-        monkeypatch.setattr(fast3d, "CACHE", cache)
+        monkeypatch.setattr(cpu, "CACHE", cache)
         assert_same(with_gradients(ours, x, kernel), expected)
 
 
@@ -85,17 +87,19 @@ def test_growing_is_the_transposed_convolution(size):
         return lax.conv_transpose(x, turned, size, "VALID", dimension_numbers=numbers)
 
     expected = with_gradients(native, x, kernel)
-    assert_same(with_gradients(fast3d.grow, x, kernel), expected)
+    assert_same(with_gradients(cpu.grow, x, kernel), expected)
     # Also what other platforms run, which on this one is never chosen.
-    assert_same(with_gradients(fast3d._native_grow, x, kernel), expected)
-    assert_same(with_gradients(fast3d._grow, x, kernel), expected)
+    assert_same(with_gradients(cpu._native_grow, x, kernel), expected)
+    assert_same(with_gradients(cpu._grow, x, kernel), expected)
 
 
 def test_growing_is_the_adjoint_of_shrinking():
     kernel = draw(2, 1, 2, 3, 5)
     x, y = draw(1, 4, 3, 4, 3), draw(1, 2, 3, 2, 5)
-    shrunk = fast3d.shrink(x, kernel)
-    grown = fast3d.grow(y, kernel.swapaxes(3, 4))
+    shrunk = cpu.convolution(
+        x, kernel, (2, 1, 2), [(0, 0)] * 3, dimension_numbers=NUMBERS[3]
+    )
+    grown = cpu.grow(y, kernel.swapaxes(3, 4))
     np.testing.assert_allclose(np.vdot(shrunk, y), np.vdot(x, grown), rtol=1e-5)
 
 
@@ -105,8 +109,11 @@ def test_each_image_is_normalised_by_its_own_moments(relu):
     bias = np.array([0.5, -0.25], np.float32)
 
     def ours(x, bias):
-        mean, variance = fast3d.moments_fast3d(x)
-        return fast3d.normalise_fast3d(x, mean, lax.rsqrt(variance), bias, relu)
+        mean, variance = jax.vmap(layers.moments)(x)
+        normalise = jax.vmap(
+            functools.partial(layers.normalise, relu=relu), (0, 0, 0, None)
+        )
+        return normalise(x, mean, lax.rsqrt(variance), bias)
 
     def plain(x, bias):
         centred = x - x.mean((1, 2, 3), keepdims=True)
@@ -128,11 +135,11 @@ def texts(function, *arguments):
 def test_other_platforms_keep_the_native_operations():
     ours, _ = convolutions((1,) * 3, [(1, 1)] * 3, 3)
     volumes = "[b, 0, 1, 2, f]"  # A convolution over three axes.
-    cpu, other = texts(ours, draw(1, 4, 4, 4, 2), draw(3, 3, 3, 2, 2))
-    assert volumes in other and volumes not in cpu
-    cpu, other = texts(fast3d.grow, draw(1, 4, 4, 4, 2), draw(2, 2, 2, 2, 3))
+    here, other = texts(ours, draw(1, 4, 4, 4, 2), draw(3, 3, 3, 2, 2))
+    assert volumes in other and volumes not in here
+    here, other = texts(cpu.grow, draw(1, 4, 4, 4, 2), draw(2, 2, 2, 2, 3))
     assert volumes in other and "dot_general" not in other
-    assert volumes not in cpu and "dot_general" in cpu
+    assert volumes not in here and "dot_general" in here
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
