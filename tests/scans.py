@@ -2,10 +2,12 @@
 
 import nibabel
 import numpy as np
+import pytest
 from nibabel import orientations
 from scipy import ndimage
 
 from medjax.data.phantom import brain as phantom
+from medjax.geometry.grid import RAS_TO_LPS
 
 
 def affine_of(axes="RAS", spacing=(1.0, 1.0, 1.0), tilt=0.0, origin=(-20, 11, 5.5)):
@@ -67,3 +69,13 @@ def save_phantoms(folder, numbers, *, seed, **options):
             folders[-1].mkdir(parents=True, exist_ok=True)
             nibabel.save(file, folders[-1] / f"{name}_{part}.nii.gz")
     return folders
+
+
+def itk_matrix(path):
+    """ITK's transform file as SimpleITK reads it, [4, 4] between RAS millimetres."""
+    transform = pytest.importorskip("SimpleITK").ReadTransform(str(path))
+    corners = np.vstack([np.zeros(3), np.eye(3)])
+    points = np.array([transform.TransformPoint(corner) for corner in corners])
+    lps = np.eye(4)
+    lps[:3, :3], lps[:3, 3] = (points[1:] - points[0]).T, points[0]
+    return RAS_TO_LPS @ lps @ RAS_TO_LPS

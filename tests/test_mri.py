@@ -5,12 +5,12 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from scans import affine_of, ball, brain, save
+from scans import affine_of, ball, brain, itk_matrix, save
 
 from medjax.data import nifti, scan
 from medjax.data.sources.scans import SequenceFile
 from medjax.errors import InputError
-from medjax.geometry import grid, itk
+from medjax.geometry import grid
 from medjax.geometry import register as registration
 
 SHARED = Path(__file__).parents[2] / "shared/data"
@@ -252,7 +252,7 @@ def test_a_real_study_is_aligned_though_its_patient_moved(tmp_path, monkeypatch)
     case = scan.read_scan(files, regions={}, grids="align", spacing=(4, 2, 2))
     assert case.presence.all() and case.original.shape == (320, 320, 36)
     points = grid.apply(case.affine, np.argwhere(case.image[..., 0] != 0))
-    given = itk.read_itk(folder / "study1_T1W_intrastudy_to_FLAIR.txt")
+    given = itk_matrix(folder / "study1_T1W_intrastudy_to_FLAIR.txt")
     there = grid.apply(motion @ given, points)
 
     def off(matrix):

@@ -16,7 +16,7 @@ from medjax.data import nifti
 from medjax.data.nifti import Volume
 from medjax.errors import InputError
 from medjax.geometry import grid
-from medjax.geometry.itk import RAS_TO_LPS
+from medjax.geometry.grid import RAS_TO_LPS
 
 MAX_PIXELS = 200_000_000
 

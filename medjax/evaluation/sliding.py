@@ -1,9 +1,9 @@
-"""A volume of any size through a model of one patch size: one compiled loop.
+"""Sliding windows: a model of one patch size predicts volumes of any size.
 
 Windows overlap, and a voxel's result is their mean, weighted by a Gaussian about each
-window's middle: near its border a model sees least. The weights of every voxel are
-made to sum to one beforehand, an axis at a time, so nothing is divided afterwards and
-only the volume itself is held, however many windows there are.
+window's middle, because a model sees least near its border. The weights of each voxel
+are normalised beforehand, one axis after the other, so that nothing is divided
+afterwards and only the volume itself is in memory, however many windows there are.
 """
 
 import functools
@@ -14,22 +14,20 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chex import ArrayTree
+from chex import Array, ArrayTree
 from jax import lax
 
 from medjax.errors import InputError
-
-Array = jax.Array
 
 SIGMA = 1 / 8  # The Gaussian's, in patch sizes.
 
 
 class Windows(NamedTuple):
-    """What is read, in this order; every window once for each view.
+    """The windows in the order of reading; each occurs once for each view.
 
-    start: [N, 3] int32, its first voxel.
-    weight: three of [N, size], how much its voxels count along D, H and W.
-    view: [N] int32, which of the mirrorings.
+    start: [N, 3] int32, the first voxel.
+    weight: three of [N, size], the voxels' weights along D, H and W.
+    view: [N] int32, number of the mirroring.
     """
 
     start: np.ndarray
@@ -40,8 +38,8 @@ class Windows(NamedTuple):
 def mirrorings(flips: Sequence[int]) -> tuple[tuple[int, ...], ...]:
     """The axes along which each view is mirrored: all subsets of flips, () first."""
     axes = sorted(set(flips))
-    some = (itertools.combinations(axes, n) for n in range(len(axes) + 1))
-    return tuple(itertools.chain.from_iterable(some))
+    subsets = (itertools.combinations(axes, n) for n in range(len(axes) + 1))
+    return tuple(itertools.chain.from_iterable(subsets))
 
 
 def volume_probability(
@@ -58,23 +56,23 @@ def volume_probability(
 ) -> np.ndarray:
     """Runs a model over a whole volume, window by window.
 
-    Volumes whose sizes round up to the same share a compiled program; the number of
-    windows is an argument of it, and no window is computed in vain for the rounding.
+    Volumes whose sizes round up to the same multiples of `bucket` share a compiled
+    program. The number of windows is its argument, so padding adds no windows.
 
     Args:
-      probability: (variables, [B, *patch, channels]) -> [B, *patch, K]. Give the same
-        function for every volume: another one is compiled anew.
+      probability: (variables, [B, *patch, channels]) -> [B, *patch, K]. Use the same
+        function for every volume, because each function is compiled.
       variables: the model's, any tree of arrays.
-      image: [D, H, W, C]; 0 stands outside it where it is smaller than the patch.
-      patch: three sizes in voxels for a 3-D model. Two for a model of axial slices,
+      image: [D, H, W, C]; padded with 0 if it is smaller than the patch.
+      patch: three sizes in voxels for a 3-D model; two for a model of axial slices,
         which gets [B, h, w, slices * C].
-      overlap: of neighbouring windows, in patch sizes, in [0, 1); more where the
-        windows don't fit evenly, because they are spread from edge to edge.
+      overlap: of neighbouring windows, in patch sizes, in [0, 1); more if the windows
+        don't fit evenly, because they are spread from edge to edge.
       flips: axes of the volume (0, 1, 2 for D, H, W; 2 is left-right). The result is
         the mean over all mirrorings along any of them, 2 to the power of their number.
       batch: B, windows at once.
-      slices: for a model of slices, how many neighbouring ones it sees, odd: the
-        channels are the lowest slice's C, then the next one's. The result is the
+      slices: the number of neighbouring slices that a model of slices sees, odd: its
+        channels are the lowest slice's C, then the next one's, and its result is the
         middle slice's. The volume's first and last slice are repeated outwards.
       bucket: volumes are padded to a multiple of it, in voxels.
 
@@ -82,10 +80,10 @@ def volume_probability(
       [D, H, W, K] float32.
 
     Raises:
-      InputError: an option that no window fits.
+      InputError: an impossible option.
 
-    Source: Isensee et al., nnU-Net, Nature Methods 18 (2021) 203, for Gaussian weights
-    and windows that overlap by half; the spread and the width are its code's.
+    Source: Isensee et al., nnU-Net, Nature Methods 18 (2021) 203: Gaussian weights and
+    windows that overlap by half; sigma and the spacing of the windows as in its code.
     """
     _check(patch, overlap, flips, batch, slices)
     planar = len(patch) == 2
@@ -117,13 +115,13 @@ def volume_probability(
 def plan(
     space: Sequence[int], window: Sequence[int], overlap: float, views: int
 ) -> Windows:
-    """Spreads windows over a volume; the weights of each voxel sum to one.
+    """Spreads windows over a volume; the weights of each voxel sum to 1.
 
     Args:
       space: the volume's three sizes, none below the window's.
       window: its three sizes.
       overlap: see `volume_probability`.
-      views: how many there are.
+      views: number of mirrorings.
     """
     starts, weights = zip(
         *(_axis(n, p, overlap) for n, p in zip(space, window, strict=True)), strict=True
@@ -158,11 +156,12 @@ def _axis(size: int, window: int, overlap: float) -> tuple[np.ndarray, np.ndarra
 def _blend(
     probability, variables, image, windows, steps, *, views, batch, slices, planar
 ) -> Array:
-    """Adds up the model's results, `batch` windows a step, in float32.
+    """Sums the model's weighted results, `batch` windows a step, in float32.
 
     Args:
       image: [D + slices - 1, H, W, C].
-      windows: as many as may be; the first steps * batch of them are read.
+      windows: padded to the largest number of this program; the first steps * batch
+        are read.
       steps: [] int32.
 
     Returns:
@@ -175,8 +174,8 @@ def _blend(
         if planar:
             patches = jnp.moveaxis(patches, 1, 3)  # [B, h, w, slices, C]
             patches = patches.reshape(*patches.shape[:3], -1)
-        found = probability(variables, patches)
-        return found[:, None] if planar else found
+        result = probability(variables, patches)
+        return result[:, None] if planar else result
 
     def mirror(voxels, view):  # [d, h, w, C]; its own inverse
         ways = [functools.partial(jnp.flip, axis=axes) for axes in views]
@@ -186,13 +185,13 @@ def _blend(
         return mirror(lax.dynamic_slice(image, (*window.start, 0), seen), window.view)
 
     def write(total, row):
-        window, found = row
+        window, result = row
         d, h, w = window.weight
         weight = d[:, None, None] * h[:, None] * w
-        found = mirror(found, window.view).astype(jnp.float32) * weight[..., None]
+        result = mirror(result, window.view).astype(jnp.float32) * weight[..., None]
         at = (*window.start, 0)
-        found += lax.dynamic_slice(total, at, found.shape)
-        return lax.dynamic_update_slice(total, found, at), None
+        result += lax.dynamic_slice(total, at, result.shape)
+        return lax.dynamic_update_slice(total, result, at), None
 
     def step(number, total):
         few = jax.tree.map(
@@ -218,7 +217,7 @@ def _padded(image, room, before, slices) -> np.ndarray:
 
 
 def _check(patch, overlap, flips, batch, slices) -> None:
-    """Raises InputError for what would fail in the compiled part, or be ignored."""
+    """Raises InputError for options that would fail inside jit or be ignored."""
     if len(patch) not in (2, 3) or min(patch) < 1:
         raise InputError(f"patch={patch}: give 2 or 3 sizes in voxels")
     if not 0 <= overlap < 1:

@@ -1,9 +1,9 @@
-"""A smooth displacement between a few control points, which can be inverted.
+"""Smooth, invertible displacements, interpolated between control points.
 
 u(x) = sum over the control points g of c_g times the product over the axes of
-B(x / distance - (g - 1)), B the cubic B-spline: u has two continuous derivatives and
-no entry larger than the largest c. The control points stand every `distance` pixels,
-one before the image and one at least behind it.
+B(x / distance - (g - 1)), with B the cubic B-spline: u has two continuous derivatives
+and no entry larger than the largest c. The control points are `distance` pixels apart,
+from one before the image to at least one behind it.
 
 Source: Rueckert et al., Nonrigid registration using free-form deformations, IEEE TMI
 18 (1999) 712, eq. 1 to 4.
@@ -16,15 +16,15 @@ import jax.numpy as jnp
 from chex import Array
 from jax import lax
 
-# x + u(x) can be inverted where every |c| is below this share of the distance: 1 / K2
-# and 1 / K3, with K2 = 2.0464 and K3 = 2.4795. Source: Choi & Lee, Injectivity
+# x + u(x) is invertible if every |c| is below this share of the distance: 1 / K2 in 2-D
+# and 1 / K3 in 3-D, with K2 = 2.0464 and K3 = 2.4795. Source: Choi & Lee, Injectivity
 # conditions of 2D and 3D uniform cubic B-spline functions, Graphical Models 62 (2000)
 # 411.
 INVERTIBLE = {2: 0.488, 3: 0.403}
 
 
 def control_shape(shape: tuple[int, ...], distance: tuple[float, ...]) -> tuple:
-    """How many control points an image of this shape has on each axis."""
+    """The number of control points on each axis of an image of this shape."""
     return tuple(
         math.ceil((size - 1) / step) + 3
         for size, step in zip(shape, distance, strict=True)
@@ -34,7 +34,7 @@ def control_shape(shape: tuple[int, ...], distance: tuple[float, ...]) -> tuple:
 def on_grid(
     control: Array, shape: tuple[int, ...], distance: tuple[float, ...]
 ) -> list[Array]:
-    """u at every pixel: one small matrix product an axis.
+    """u at every pixel, by one small matrix product for each axis.
 
     Args:
       control: [*control_shape, n].
@@ -57,7 +57,7 @@ def at_point(control: Array, point: Array, distance: tuple[float, ...]) -> Array
 
     Args:
       control: [*control_shape, n].
-      point: [n], in pixels; beyond the image u fades to 0.
+      point: [n], in pixels; outside the image u decreases to 0.
       distance: n distances of the control points, in pixels.
 
     Returns:
@@ -70,9 +70,9 @@ def at_point(control: Array, point: Array, distance: tuple[float, ...]) -> Array
 
 
 def invert(control: Array, point: Array, distance: tuple[float, ...]) -> Array:
-    """The x with x + u(x) = point, [n] in pixels, by Newton's steps.
+    """The x with x + u(x) = point, [n] in pixels, by Newton's method.
 
-    Eight of them leave less than a thousandth of a pixel at any invertible strength.
+    Eight steps leave less than a thousandth of a pixel at any invertible strength.
     """
 
     def step(_, x):
@@ -84,7 +84,7 @@ def invert(control: Array, point: Array, distance: tuple[float, ...]) -> Array:
 
 
 def solve(a: Array, b: Array) -> Array:
-    """The x with a x = b, [n] of 2 or 3, by Cramer's rule: no library, few ops."""
+    """The x with a x = b, [n] of 2 or 3, by Cramer's rule, which is few operations."""
     parts = [
         jnp.linalg.det(jnp.where(jnp.arange(len(b)) == column, b[:, None], a))
         for column in range(len(b))

@@ -1,4 +1,4 @@
-"""Images in the world: grids of voxels, and affines that say where they lie.
+"""Grids of voxels, and the affines that place them in the world.
 
 An affine is [4, 4] and maps voxel indices, in the order of the array's axes, to
 millimetres; the world is NIfTI's, RAS.
@@ -12,6 +12,8 @@ from chex import Array
 from medjax.errors import InputError
 from medjax.geometry import warp
 
+RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # NIfTI's world -> DICOM's and ITK's.
+
 
 def resample(
     moving,
@@ -23,19 +25,19 @@ def resample(
     order: int = 1,
     fill: float = 0.0,
 ) -> Array:
-    """Reads an image on another grid.
+    """Resamples an image to another grid.
 
     Args:
       moving: [A, B, C] or [A, B, C, N].
       moving_affine, fixed_affine: [4, 4], voxel indices to RAS millimetres.
       fixed_shape: the three sizes of the grid.
-      matrix: [4, 4], fixed to moving points; None trusts the headers.
+      matrix: [4, 4], fixed to moving points; None is the identity.
       order: 1 interpolates linearly, 0 takes the nearest voxel (masks).
       fill: the value outside the image.
 
     Returns:
-      [*fixed_shape] or [*fixed_shape, N]; float32 where order is 1, of moving's dtype
-      where it is 0. The same grid returns the same voxels, to the bit.
+      [*fixed_shape] or [*fixed_shape, N]; float32 if order is 1, of moving's dtype if
+      it is 0. The same grid returns the same voxels, to the bit.
     """
     moving = jnp.asarray(moving)
     if moving.ndim not in (3, 4) or 0 in moving.shape:
@@ -46,7 +48,7 @@ def resample(
     fixed_affine = check_affine("fixed_affine", fixed_affine)
     moving_affine = check_affine("moving_affine", moving_affine)
     voxels = np.linalg.solve(moving_affine, matrix @ fixed_affine)
-    middle = (np.array(fixed_shape) - 1) / 2  # warp's matrices stand about the centres.
+    middle = (np.array(fixed_shape) - 1) / 2  # warp's matrices are about the centres.
     voxels[:3, 3] += voxels[:3, :3] @ middle - (np.array(moving.shape[:3]) - 1) / 2
     image = moving if moving.ndim == 4 else moving[..., None]
     image = _resample(
@@ -65,7 +67,7 @@ _resample = jax.jit(warp.affine, static_argnames=("shape", "order", "fill"))
 def pool(
     image: np.ndarray, affine: np.ndarray, size: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Averages blocks of voxels of about `size` millimetres; and their affine."""
+    """Averages blocks of about `size` millimetres; returns them and their affine."""
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     shape = np.array(image.shape)
     block = np.clip(np.round(size / spacing).astype(int), 1, np.maximum(shape // 8, 1))
@@ -91,5 +93,5 @@ def check_affine(name: str, affine) -> np.ndarray:
     if (affine[3] != (0, 0, 0, 1)).any():
         raise InputError(f"{name}: its last row is {affine[3]}; give 0 0 0 1")
     if np.linalg.matrix_rank(affine[:3, :3]) < 3:
-        raise InputError(f"{name}: can't be inverted; mend the image's header")
+        raise InputError(f"{name}: can't be inverted; correct the image's header")
     return affine

@@ -1,4 +1,4 @@
-"""Reading an image between its pixels: the one interpolation of `warp`."""
+"""Interpolation: reads an image between its pixels."""
 
 import math
 from collections.abc import Sequence
@@ -27,10 +27,10 @@ def sample(
       image: [*S, C], S of any number of axes; float where order is 1.
       coordinates: [..., len(S)], in pixels, 0 is the middle of the first.
       order: 1 interpolates linearly, 0 takes the nearest pixel (masks).
-      padding: what stands outside. 'constant': fill, blended in over the pixel
-        beyond the edge; 'edge': the edge's own pixels; 'reflect': numpy's reflect,
-        which does not repeat the edge.
-      fill: the value outside, of 'constant'.
+      padding: what stands outside. 'constant': `fill`, blended in over the pixel
+        beyond the edge; 'edge': the pixels of the edge; 'reflect': numpy's reflect,
+        which doesn't repeat the edge.
+      fill: the value outside with 'constant'.
 
     Returns:
       [..., C], of the image's dtype; a whole coordinate returns that pixel to the bit.
@@ -91,9 +91,9 @@ def read(image, parts, order, padding, fill) -> Array:
     if order not in (0, 1):
         raise InputError(f"order={order!r} is unknown: use 1 for images, 0 for masks")
     *space, channels = image.shape
-    pixel = (channels,) if channels > 1 else ()  # An axis of 1 would halve the speed.
+    pixel = (channels,) if channels > 1 else ()  # An axis of size 1 halves the speed.
     parts = [_inside(x, n, padding) for x, n in zip(parts, space, strict=True)]
-    # A border, of one pixel more at the end, so that no neighbour needs a question.
+    # A border, one pixel wider at the end, so that every neighbour exists.
     if padding == "constant":
         wide = [(1, 2)] * len(space) + [(0, 0)]
         image = jnp.pad(image, wide, constant_values=fill)
@@ -112,14 +112,14 @@ def read(image, parts, order, padding, fill) -> Array:
 
     def between(axis: int, offset: int) -> Array:
         if axis == len(space) or order == 0:
-            # A shifted view at the same index, not a shifted index: all corners share
-            # one address, which halves the time.
+            # A shifted view, not a shifted index: all corners share one address,
+            # which halves the time.
             return _take(flat[offset : len(flat) - reach + offset], first)
         a, b = between(axis + 1, offset), between(axis + 1, offset + strides[axis])
         return a + share[axis] * (b - a)
 
-    found = between(0, 0).reshape(*first.shape, channels)
-    return found.astype(image.dtype)
+    values = between(0, 0).reshape(*first.shape, channels)
+    return values.astype(image.dtype)
 
 
 def _inside(x, size, padding) -> Array:
@@ -133,13 +133,13 @@ def _inside(x, size, padding) -> Array:
 
 
 def _clip(x, low, high) -> Array:
-    """jnp.clip, but not a number becomes low: no index may leave the image."""
+    """jnp.clip, but NaN becomes low: no index may leave the image."""
     x = jnp.where(x > low, x, low)
     return jnp.where(x < high, x, high)
 
 
 def _take(flat, index) -> Array:
-    """flat[index], without the question whether an index is negative."""
+    """flat[index], without a check for negative indices."""
     pixel = flat.shape[1:]
     numbers = lax.GatherDimensionNumbers(
         offset_dims=tuple(range(index.ndim, index.ndim + len(pixel))),

@@ -1,11 +1,11 @@
-"""One interpolation moves every pixel or voxel of a sample once.
+"""Spatial augmentation: all ops are composed, and the sample is interpolated once.
 
-Coordinates are pixel centres, (y, x) or (z, y, x). Matrices stand about the image's
-centre, (size - 1) / 2, so that a rotation or a flip turns about the middle, and map
-*output* points to *input* points, as resampling asks for.
+Coordinates are pixel centres, (y, x) or (z, y, x). Matrices are about the image's
+centre, (size - 1) / 2, so that rotations and flips leave the middle in place, and map
+*output* points to *input* points, as interpolation needs it.
 
-The ops, MOVES, move nothing themselves: each adds its draw to a Motion, and `move`
-then reads image, mask and points at the composed map.
+The ops, MOVES, draw and add to a Motion. `move` then reads images and masks at the
+composed map, and `move_points` moves points.
 """
 
 from collections.abc import Sequence
@@ -37,17 +37,17 @@ __all__ = [
 
 
 class Motion(NamedTuple):
-    """Where each point of a moved sample comes from; lives inside one trace.
+    """Where each point of a moved sample comes from; exists inside one trace only.
 
-    An output point x, in mm about the centre, comes from matrix @ (x + u(x)): the
-    control points of u stand on the *output's* grid, whatever the order of the ops.
+    An output point x, in mm about the centre, comes from matrix @ (x + u(x)). The
+    control points of u lie on the *output's* grid, whatever the order of the ops.
 
     shape: n sizes.
     spacing: [n] mm; 1 is a pixel.
     matrix: [n, n + 1].
     control: [*G, n] mm, of elastic.on_grid; None for no elastic.
     distance: n distances of the control points, in pixels.
-    in_plane: no op has moved anything across slices, in 3-D.
+    in_plane: in 3-D, no op has moved anything across slices.
     """
 
     shape: tuple[int, ...]
@@ -85,7 +85,7 @@ def move(
       order, padding, fill: see `sample`.
 
     Returns:
-      Same shape. Where the motion stays in the plane, a slice has only its own pixels.
+      Same shape. If the motion is in the plane, a slice has only its own pixels.
     """
     chex.assert_shape(image, (*motion.shape, None))
     if motion.in_plane:
@@ -95,7 +95,7 @@ def move(
     matrix = _in_pixels(motion)
     parts = affine_grid(matrix, motion.shape, motion.shape)
     if motion.control is not None:
-        # The matrix turns a few control points rather than every displacement.
+        # The matrix is applied to the few control points, not to every displacement.
         control = motion.control / jnp.asarray(motion.spacing)
         control = _times(control, matrix[:, :-1].T)
         field = on_grid(control, motion.shape, motion.distance)
@@ -104,28 +104,28 @@ def move(
 
 
 def move_points(motion: Motion, points: Array) -> Array:
-    """Where points of the still sample are after a motion.
+    """Moves points with the sample.
 
-    The inverse of the map that `move` reads by: of its matrix by a linear solve, of
-    the elastic part by Newton's method, which its bound on the strength makes safe.
+    This is the inverse of `move`'s map: a linear solve for its matrix, and Newton's
+    method for the elastic part, whose bounded strength makes it invertible.
 
     Args:
       points: [P, n] pixels.
 
     Returns:
-      [P, n] pixels; also outside of the image, if the point went there.
+      [P, n] pixels; they may lie outside the image.
     """
     centre = (np.array(motion.shape, np.float32) - 1) / 2
     matrix = _in_pixels(motion)
     control = motion.control
 
-    def one(point: Array) -> Array:
+    def inverse(point: Array) -> Array:
         point = solve(matrix[:, :-1], point - centre - matrix[:, -1]) + centre
         if control is None:
             return point
         return invert(control / motion.spacing, point, motion.distance)
 
-    return jax.vmap(one)(points)
+    return jax.vmap(inverse)(points)
 
 
 def affine_matrix(
@@ -135,9 +135,9 @@ def affine_matrix(
 
     Args:
       flip: [] bool, mirrors left and right, the last axis.
-      rotation: radians; [] in 2-D, counter-clockwise as the image is looked at; [3]
-        in 3-D, within the slices and in the planes of depth and width and of depth
-        and height, applied to the points in this order.
+      rotation: radians; [] in 2-D, counter-clockwise as the image is displayed; [3] in
+        3-D, within the slices, in the plane of depth and width and in that of depth
+        and height, applied in this order.
       zoom: [] or [n] > 0; 2 makes everything twice as large.
       translation: [n] by which the content moves, in the unit of the points.
 
@@ -169,15 +169,15 @@ def random_affine(
     translation: float = 0.05,
     in_plane: bool = False,
 ) -> Motion:
-    """Flips, turns, zooms and shifts, in millimetres: no volume is sheared.
+    """Flips, rotates, zooms and shifts, in millimetres, so that nothing is sheared.
 
     Args:
       key: a key for this sample alone.
-      motion: what is added to.
-      flip: probability of a left-right mirror (of the last axis). Mirrored, the
-        heart stands on the right: use 0 where the side is the finding.
+      motion: the motion before.
+      flip: probability of a left-right mirror (of the last axis). It moves the heart
+        to the right, so use 0 where the side is the finding.
       rotation: +- degrees; in 3-D one for all planes, or three, see affine_matrix.
-      zoom: the zoom is between 1 - zoom and 1 + zoom, evenly on the log scale.
+      zoom: the zoom is between 1 - zoom and 1 + zoom, uniform on the log scale.
       translation: +- share of the sample's size on each axis.
       in_plane: in 3-D, leaves every slice where it is: for thick slices.
     """
@@ -207,7 +207,7 @@ def random_affine(
 def flip(
     key: Array, motion: Motion, *, probability: float = 0.5, axis: int = -1
 ) -> Motion:
-    """Mirrors one axis of the sample: 0 the first of [D,] H, W; -1 left and right."""
+    """Mirrors an axis of the sample: 0 is the first of [D,] H, W, -1 left and right."""
     n = len(motion.shape)
     if not -n <= axis < n:
         raise InputError(f"flip.axis: {axis} of {n} axes; use 0 to {n - 1} or -1")
@@ -225,20 +225,20 @@ def elastic(
     distance: float | Sequence[float] = 32.0,
     in_plane: bool = False,
 ) -> Motion:
-    """Bends the sample smoothly, and never so far that it folds.
+    """Bends the sample smoothly and without folding it.
 
     Args:
       key: a key for this sample alone.
-      motion: what is added to.
+      motion: the motion before.
       strength: the control points move by U(-strength, strength) on each axis, in mm
-        (pixels, without a spacing). No axis takes more than the share INVERTIBLE of
-        its distance, beyond which a map might fold.
-      distance: of the control points, in pixels; one for all axes or one each.
+        (pixels, without a spacing), but at most by the share INVERTIBLE of their
+        distance, because a larger displacement may fold.
+      distance: between control points, in pixels; one for all axes or one each.
       in_plane: in 3-D, bends all slices alike and leaves each where it is.
     """
     n = len(motion.shape)
     if motion.control is not None:
-        raise InputError("augment.ops: two elastic ops in a row: give one, stronger")
+        raise InputError("augment.ops: two elastic ops in a row; use a stronger one")
     distance = tuple(float(d) for d in np.broadcast_to(distance, n))
     limit = INVERTIBLE[n] * np.array(distance, np.float32) * motion.spacing
     if isinstance(limit, np.ndarray) and strength > limit.min():
@@ -260,7 +260,7 @@ MOVES = {op.__name__: op for op in (random_affine, flip, elastic)}
 
 
 def _then(motion, matrix, in_plane) -> Motion:
-    """The motion and after it the one of a matrix in mm."""
+    """The motion, and after it that of a matrix in mm."""
     n = len(motion.shape)
     both = _times(motion.matrix[:, :n], matrix)
     both += jnp.pad(motion.matrix[:, n:], ((0, 0), (n, 0)))
@@ -268,8 +268,8 @@ def _then(motion, matrix, in_plane) -> Motion:
 
 
 def _plane(motion) -> Motion:
-    """The 2-D motion of every slice of one that stays in the plane."""
-    control = motion.control  # Of all slices alike, so any control point's depth does.
+    """The 2-D motion of every slice, of a 3-D motion in the plane."""
+    control = motion.control  # The same in all slices, so the first does.
     return Motion(
         motion.shape[1:],
         motion.spacing[1:],
@@ -281,12 +281,12 @@ def _plane(motion) -> Motion:
 
 
 def _in_pixels(motion) -> Array:
-    """The motion's matrix in pixels; where s / s is 1 its entries are untouched."""
+    """The motion's matrix in pixels; exact where the spacing is the same."""
     spacing = jnp.asarray(motion.spacing)
     unit = jnp.append(spacing, 1.0)
     return motion.matrix * (unit / spacing[:, None])
 
 
 def _times(a, b) -> Array:
-    """A product of small matrices in whole float32, also on a TPU."""
+    """A product of small matrices in full float32, also on a TPU."""
     return jnp.matmul(a, b, precision="highest")
