@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medjax.augment import intensity, policy
+from medjax.augment import intensity, policy, random
 from medjax.data import normalisation
 from medjax.geometry import warp
 
@@ -22,7 +22,13 @@ OPS = [
     functools.partial(intensity.gamma, max_log_gamma=0.3),
     functools.partial(intensity.noise, std=0.1),
 ]
-AUGMENT = functools.partial(policy.augment, ops=OPS, prepare=lambda x: x)
+
+
+def augment(key, batch, **options):
+    return policy.augment_batch(key, batch, **options)["image"]
+
+
+AUGMENT = functools.partial(augment, ops=OPS, prepare=lambda x: x)
 ALL = functools.partial(
     policy.augment_batch,
     ops=OPS,
@@ -107,7 +113,7 @@ def test_ops_are_applied_in_their_order_each_with_its_own_key():
     def add(key, image):
         return image + 1
 
-    apply = functools.partial(policy.augment, prepare=lambda x: x)
+    apply = functools.partial(augment, prepare=lambda x: x)
     image = np.asarray(batch([1])["image"], np.float32) / 255
     np.testing.assert_allclose(
         apply(KEY, batch([1]), ops=[double, add]), image * 2 + 1, rtol=1e-6
@@ -129,7 +135,7 @@ def test_an_op_s_draw_does_not_change_with_another_op_s_strength():
 
     def run(strength):
         ops = [functools.partial(intensity.brightness, strength=strength), noise]
-        return np.asarray(policy.augment(KEY, grey, ops=ops, prepare=lambda x: x))
+        return np.asarray(augment(KEY, grey, ops=ops, prepare=lambda x: x))
 
     plain, brighter = run(0.0), run(0.2)
     assert abs((brighter - plain).mean()) > 0.02
@@ -190,7 +196,7 @@ def test_outside_of_the_picture_is_the_fill_and_weighs_nothing():
 
 
 def test_without_ops_it_only_prepares():
-    got = policy.augment(KEY, batch([2]), ops=[], prepare=lambda x: (x - 0.5) / 0.25)
+    got = augment(KEY, batch([2]), ops=[], prepare=lambda x: (x - 0.5) / 0.25)
     expected = (np.asarray(batch([2])["image"], np.float64) / 255 - 0.5) / 0.25
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
@@ -205,7 +211,7 @@ def test_a_fused_key_draws_jax_random_s_own_numbers():
             jax.random.key_data(jax.random.split(key, (2, 3))),
         )
 
-    for got, expected in zip(draws(policy.fused(KEY)), draws(KEY), strict=True):
+    for got, expected in zip(draws(random.fused(KEY)), draws(KEY), strict=True):
         np.testing.assert_array_equal(got, expected)
     other = jax.random.key(0, impl="rbg")
-    assert policy.fused(other) is other
+    assert random.fused(other) is other

@@ -1,14 +1,12 @@
-"""What an acquisition does to an image: its noise, blur, field and framing.
+"""Augmentation ops that imitate acquisitions: noise, blur, bias field, framing.
 
-All of them take and give the same:
+All take and return the same:
   key: a key for this image alone.
-  image: [*S, C] float32, intensities in [0, 1]; S is (H, W) or (D, H, W), where a
-    run of frames has its time for D.
-  result: same shape, clipped to [0, 1]; where every range is 0, the image itself
-    to the bit.
-With `in_plane` a volume's slices or a run's frames are never mixed, and a box or a
-shift is the same in each. Ranges that are no arrays' business (they set a shape)
-are said to be static.
+  image: [*S, C] float32, intensities in [0, 1]; S is (H, W) or (D, H, W), where D is
+    the time of a run of frames.
+  result: same shape, clipped to [0, 1]; if every range is 0, the image to the bit.
+With `in_plane` a volume's slices or a run's frames are never mixed, and have the same
+box or shift. A static range sets a shape, so it can't be a traced array.
 """
 
 import itertools
@@ -20,54 +18,50 @@ from chex import Array
 
 from medjax.augment import random
 
-# Of a Poisson's mean: from it on the normal's corrected quantile is right, but for
-# one count in a few of a thousand draws.
+# From this mean on, a Poisson's quantile is the normal's corrected one, but for one count
+# in a few of a thousand draws.
 FEW = 10
-LARGE = 1e30
 DEGREE = 3  # Of the bias field's polynomial.
 
 
 def rician_noise(key: Array, image: Array, *, std: float) -> Array:
-    """MRI's: the magnitude of a signal with Gaussian noise in both its channels.
+    """MRI's noise: the magnitude of a signal with Gaussian noise in both its channels.
 
-    Bright tissue sees Gaussian noise, air a positive floor (std times 1.25).
+    Bright tissue gets Gaussian noise, air a positive floor (std times 1.25).
 
     Args:
-      key, image: see above.
       std: deviation in each channel.
 
     Source: Gudbjartsson & Patz, Magn. Reson. Med. 34 (1995) 910.
     """
-    # Two keys: of one array with both channels XLA makes loops of a tenth the speed.
+    # Two keys: with one array for both channels XLA's loops are ten times slower.
     real, imaginary = (
         std * random.normal(channel, image.shape) for channel in jax.random.split(key)
     )
-    # The bound changes nothing, but leaves one square alone to be fused with the sum:
-    # two programs might choose two, and round otherwise.
-    noisy = jnp.sqrt((image + real) ** 2 + jnp.minimum(imaginary**2, LARGE))
+    # The bound changes no value. It leaves one square that can be fused with the sum;
+    # with two, programs might choose differently and round differently.
+    noisy = jnp.sqrt((image + real) ** 2 + jnp.minimum(imaginary**2, 1e30))
     return jnp.where(std > 0, jnp.clip(noisy, 0, 1), image)
 
 
 def speckle(key: Array, image: Array, *, std: float) -> Array:
-    """Ultrasound's: every intensity is multiplied by its own N(1, std^2).
+    """Ultrasound's noise: each intensity is multiplied by its own N(1, std^2).
 
     Args:
-      key, image: see above.
       std: the speckle's contrast, deviation over mean; 1 when fully developed.
 
-    Source: Goodman, J. Opt. Soc. Am. 66 (1976) 1145: deviation goes with the mean.
+    Source: Goodman, J. Opt. Soc. Am. 66 (1976) 1145.
     """
     return jnp.clip(image * (1 + std * random.normal(key, image.shape)), 0, 1)
 
 
 def poisson_noise(key: Array, image: Array, *, std: float) -> Array:
-    """Nuclear medicine's: an intensity is a number of counts, and counts vary.
+    """Nuclear medicine's noise: an intensity is a number of counts, and counts vary.
 
     Args:
-      key, image: see above.
       std: relative deviation at intensity 1, which stands for 1 / std^2 counts: 0.1
-        for 100 counts in the hottest pixel. Above 1 - std the mean is lowered, as
-        what is over 1 is clipped.
+        for 100 counts in the hottest pixel. Clipping at 1 lowers the mean of
+        intensities above 1 - std.
 
     Source: Cherry, Sorenson & Phelps, Physics in Nuclear Medicine, chapter 9.
     """
@@ -82,7 +76,6 @@ def blur(
     """A Gaussian of random width, mirrored at the edges.
 
     Args:
-      key, image, in_plane: see above.
       max_sigma: sigma ~ U(0, max_sigma), in pixels; static.
     """
     radius = int(4 * max_sigma + 0.5)
@@ -97,10 +90,9 @@ def blur(
 def low_resolution(
     key: Array, image: Array, *, strength: float, in_plane: bool = False
 ) -> Array:
-    """Averages into larger pixels, and interpolates these back to the old ones.
+    """Averages into larger pixels, and interpolates them back to the old ones.
 
     Args:
-      key, image, in_plane: see above.
       strength: a pixel's side grows by 1 + u, u ~ U(0, strength), on every axis;
         static.
     """
@@ -112,13 +104,12 @@ def low_resolution(
 
 
 def bias_field(key: Array, image: Array, *, strength: float) -> Array:
-    """MRI's: a smooth gain, 1 + a polynomial of degree 3 in the coordinates.
+    """MRI's bias field: a smooth gain, 1 + a polynomial of degree 3 of the position.
 
-    Each sequence has a field of its own, as it was acquired at another time.
+    Each sequence has its own field, because it is acquired at another time.
 
     Args:
-      key, image: see above.
-      strength: below 1; the gain leaves 1 by u at most, u ~ U(0, strength).
+      strength: below 1; the gain is within 1 +- u, u ~ U(0, strength).
 
     Source: Van Leemput et al., IEEE Trans. Med. Imaging 18 (1999) 885, for the
     polynomial; 10 to 40 % are usual: Sled et al., same journal 17 (1998) 87.
@@ -144,12 +135,11 @@ def bias_field(key: Array, image: Array, *, strength: float) -> Array:
 def crop_pad(
     key: Array, image: Array, *, shift: float, in_plane: bool = False
 ) -> Array:
-    """Shifts the frame by whole pixels: a border is cropped, black comes in.
+    """Shifts the frame by whole pixels; black comes in.
 
-    For labels of the whole image: a mask does not move with it.
+    For labels of the whole image: a mask doesn't move with it.
 
     Args:
-      key, image, in_plane: see above.
       shift: +- share of each side; static.
     """
     start, width = [0] * image.ndim, [(0, 0)] * image.ndim
@@ -165,10 +155,9 @@ def crop_pad(
 def cut_out(
     key: Array, image: Array, *, size: float, fill: float = 0.0, in_plane: bool = False
 ) -> Array:
-    """Hides what is in one box.
+    """Fills one box.
 
     Args:
-      key, image, in_plane: see above.
       size: the box's sides as a share of the image's; its centre may be anywhere,
         so the edge may cut it.
       fill: the box's intensity.
@@ -188,9 +177,9 @@ def cut_out(
 def poisson(u: Array, mean: Array) -> Array:
     """The Poisson distribution's quantile of u.
 
-    Summing probabilities is exact and short where the mean is small; above, the
-    normal's quantile corrected for skewness is, and takes no loop. A rejection
-    sampler would run as long as the slowest of all pixels.
+    Where the mean is small, summing probabilities is exact and short. Above, the
+    normal's quantile, corrected for skewness, is accurate and needs no loop. A
+    rejection sampler would run as long as the slowest of all pixels.
 
     Args:
       u: uniform in (0, 1), of 16 bits: the sum may stop at 28.
@@ -212,7 +201,7 @@ def poisson(u: Array, mean: Array) -> Array:
 
 
 def coarsening(size: int, factor: Array, most: float) -> dict[int, Array]:
-    """Averages `factor` pixels into one large one, and interpolates these linearly.
+    """Averages `factor` pixels into one large pixel, and interpolates these linearly.
 
     Args:
       size: N.
@@ -221,7 +210,7 @@ def coarsening(size: int, factor: Array, most: float) -> dict[int, Array]:
       most: static.
 
     Returns:
-      For each distance, the weights of the pixels so far from each of the N, [N].
+      Distance -> the weights, for each of the N pixels, of the pixel so far away, [N].
     """
     pixel = jnp.arange(size) - (size - 1) // 2
     place = pixel / factor  # Of each pixel among the large ones.
@@ -236,8 +225,8 @@ def coarsening(size: int, factor: Array, most: float) -> dict[int, Array]:
     weight, reach = {}, math.ceil(1.5 * most)
     for k in range(-reach, reach + 1):
         near = pixel + k
-        own = (1 - share) * overlap(before, near) + share * overlap(before + 1, near)
-        weight[k] = jnp.where((near >= pixel[0]) & (near <= pixel[-1]), own, 0)
+        value = (1 - share) * overlap(before, near) + share * overlap(before + 1, near)
+        weight[k] = jnp.where((near >= pixel[0]) & (near <= pixel[-1]), value, 0)
     total = sum(weight.values())
     return {k: value / total for k, value in weight.items()}
 
@@ -245,8 +234,8 @@ def coarsening(size: int, factor: Array, most: float) -> dict[int, Array]:
 def _weigh(image: Array, axis: int, weight: dict[int, Array]) -> Array:
     """The weighted sum of neighbours at each distance along an axis.
 
-    One pass over shifted copies. A matrix product is no faster for so few, and adds
-    up in another order in another batch: the last bit would depend on it.
+    One pass over shifted copies. A matrix product is no faster for so few, and its
+    order of summation, and so the last bit, would depend on the batch's size.
     """
     size, reach = image.shape[axis], max(weight)
     width = [(0, 0)] * image.ndim
@@ -260,7 +249,7 @@ def _weigh(image: Array, axis: int, weight: dict[int, Array]) -> Array:
 
 
 def _along(x: Array, axis: int, rank: int) -> Array:
-    """Gives [] or [N] the rank of an image, N along the axis."""
+    """[] or [N] with an image's rank, N along the axis."""
     return x.reshape([-1 if n == axis else 1 for n in range(rank)])
 
 

@@ -1,7 +1,10 @@
-"""Random changes of an image's grey values, each for one image and one key.
+"""Augmentation ops that change an image's intensities; all have their names here.
 
-The changes of contrast and colour are here; noise, blur and the like are in
-`simulate`, and all have their names here.
+Changes of contrast and colour are defined here; noise, blur and the like, which an
+acquisition causes, in acquisition.py. All ops take and return the same:
+  key: a key for this image alone.
+  image: [*S, C] float, intensities in [0, 1]; S is (H, W) or (D, H, W).
+  result: same shape, clipped to [0, 1]. With strengths of 0 it is the image.
 """
 
 import jax
@@ -45,13 +48,7 @@ def brightness(key: Array, image: Array, *, strength: float) -> Array:
     """Adds one random offset, u ~ U(-strength, strength), to every intensity.
 
     Args:
-      key: a key for this image alone.
-      image: [..., C] float, intensities in [0, 1].
-      strength: dimensionless; 0 makes this the identity.
-
-    Returns:
-      Same shape, clipped to [0, 1].
-    """
+      strength: dimensionless; 0 makes this the identity."""
     u = jax.random.uniform(key, (), image.dtype, -strength, strength)
     return jnp.clip(image + u, 0, 1)
 
@@ -60,13 +57,7 @@ def contrast(key: Array, image: Array, *, strength: float) -> Array:
     """Scales the distance to the image's mean by 1 + u, u ~ U(-strength, strength).
 
     Args:
-      key: a key for this image alone.
-      image: [..., C] float, intensities in [0, 1].
-      strength: dimensionless, below 1; 0 makes this the identity.
-
-    Returns:
-      Same shape, clipped to [0, 1].
-    """
+      strength: dimensionless, below 1; 0 makes this the identity."""
     u = jax.random.uniform(key, (), image.dtype, -strength, strength)
     mean = jnp.mean(image)
     return jnp.clip(mean + (1 + u) * (image - mean), 0, 1)
@@ -76,12 +67,7 @@ def gamma(key: Array, image: Array, *, max_log_gamma: float) -> Array:
     """Raises every intensity to one random power, exp(u) with u ~ U(-m, m).
 
     Args:
-      key: a key for this image alone.
-      image: [..., C] float, intensities in [0, 1].
-      max_log_gamma: m, dimensionless; 0 makes this the identity.
-
-    Returns:
-      Same shape, in [0, 1]; black and white stay black and white.
+      max_log_gamma: m.
     """
     u = jax.random.uniform(key, (), image.dtype, -max_log_gamma, max_log_gamma)
     return image ** jnp.exp(u)
@@ -91,13 +77,7 @@ def noise(key: Array, image: Array, *, std: float) -> Array:
     """Adds independent Gaussian noise to every pixel.
 
     Args:
-      key: a key for this image alone.
-      image: [..., C] float, intensities in [0, 1].
-      std: standard deviation; 0 makes this the identity.
-
-    Returns:
-      Same shape, clipped to [0, 1].
-    """
+      std: standard deviation; 0 makes this the identity."""
     grain = std * random.normal(key, image.shape)
     return jnp.clip(image + grain.astype(image.dtype), 0, 1)
 
@@ -105,21 +85,17 @@ def noise(key: Array, image: Array, *, std: float) -> Array:
 def colour_jitter(
     key: Array, image: Array, *, hue: float, saturation: float, brightness: float
 ) -> Array:
-    """Turns the hue, scales the saturation and the brightness: one 3 x 3 matrix.
+    """Rotates the hue, scales saturation and brightness: one 3 x 3 matrix.
 
-    Hue is the angle about the grey axis, saturation the distance from it, so grey
-    pixels stay grey and no pixel needs a conversion to another colour space.
+    Hue is the angle about the grey axis and saturation the distance from it, so grey
+    pixels stay grey, and no conversion to another colour space is needed.
 
     Args:
-      key: a key for this image alone.
+      key: see above.
       image: [..., 3] float, red, green and blue in [0, 1].
       hue: +- turns, 1 = 360 degrees.
       saturation: the distance from grey is scaled by 1 + u, u ~ U(-this, this).
-      brightness: all is scaled by 1 + u, likewise. Three zeros are the identity.
-
-    Returns:
-      Same shape, clipped to [0, 1].
-
+      brightness: everything is scaled by 1 + u, likewise.
     Raises:
       InputError: the image has no colour.
 
@@ -135,10 +111,10 @@ def colour_jitter(
     angle, more, gain = limits * jax.random.uniform(key, (3,), minval=-1)
     cross = jnp.array([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / jnp.sqrt(3.0)
     turn = jnp.sin(angle) * cross + (1 - jnp.cos(angle)) * (1 / 3 - jnp.eye(3))
-    # Each term is a difference from the identity: at 0 nothing is rounded.
+    # Differences from the identity, so that zeros round nothing.
     change = turn + more * (jnp.eye(3) - 1 / 3 + turn)
     change += gain * (jnp.eye(3) + change)
-    # Written out: as a product of 3 by 3 it takes ten times as long on a CPU.
+    # Written out, because a product by [3, 3] takes ten times as long on a CPU.
     moved = sum(image[..., c, None] * change[:, c] for c in range(3))
     return jnp.clip(image + moved, 0, 1)
 
@@ -147,12 +123,8 @@ def equalise(key: Array, image: Array, *, strength: float) -> Array:
     """Mixes in a random share, u ~ U(0, strength), of the equalised image.
 
     Args:
-      key: a key for this image alone.
-      image: [..., C] float, intensities in [0, 1]; a volume has one histogram.
-      strength: at most 1; 0 makes this the identity.
-
-    Returns:
-      Same shape, in [0, 1].
+      key, image: see above; a volume has one histogram.
+      strength: at most 1.
     """
     share = strength * jax.random.uniform(key)
     return jnp.clip(image + share * (normalisation.equalise(image) - image), 0, 1)
@@ -164,13 +136,9 @@ def clahe(
     """Mixes in a random share, u ~ U(0, strength), of the image equalised by tiles.
 
     Args:
-      key: a key for this image alone.
-      image: [H, W, C] float, intensities in [0, 1].
-      strength: at most 1; 0 makes this the identity.
+      key, image: see above; [H, W, C].
+      strength: at most 1.
       clip, tiles: see data/normalisation.py.
-
-    Returns:
-      Same shape, in [0, 1].
 
     Raises:
       InputError: the image is a volume.

@@ -1,4 +1,4 @@
-"""Volumes -> patches drawn by key, part of them about the foreground, and augmented."""
+"""Draws patches of volumes by key, a share of them in the foreground, and augments."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -11,10 +11,11 @@ from jax import lax
 
 from medjax.augment import policy
 
-# Standardised intensities between these are [0, 1] to the ops, which know 0 as air
-# and take gains and powers: 4 deviations below the brain's mean is about no signal.
+# The ops take intensities in [0, 1], with 0 for air, because they apply gains and powers.
+# These standardised intensities become 0 and 1: 4 deviations below the brain's mean there
+# is about no signal.
 LOWEST, HIGHEST = -4.0, 8.0
-PLACE = 2**31 - 1  # In the place of an op's number: no op has it.
+PLACE = 2**31 - 1  # Folded into the key instead of an op's number; no op has it.
 
 
 def augment(
@@ -28,25 +29,24 @@ def augment(
 
     Args:
       key: the run's key.
-      batch: of B volumes, see data/volumes.py, and epoch [B] int32.
-      ops: as in policy.augment_batch. They see the image between LOWEST and HIGHEST
-        as [0, 1].
+      batch: of B volumes, see `draw`.
+      ops: as in policy.augment_batch. They see LOWEST to HIGHEST as [0, 1].
       place: see `draw`.
 
     Returns:
-      image [P, *S, C] float32, 0 outside the brain and in a sequence that is missing;
-      label [P, *S, K] float32; weight [P, *S, K], 0 where a move brought in what is
+      image [P, *S, C] float32, 0 outside the brain and in a missing sequence; label
+      [P, *S, K] float32; weight [P, *S, K], 0 at voxels that a move brought in from
       outside the patch.
     """
     batch = draw(key, batch, **place)
     image, label = batch["image"], batch["label"]
-    brain = jnp.any(image != 0, axis=-1, keepdims=True)  # Goes where the masks go.
+    brain = jnp.any(image != 0, axis=-1, keepdims=True)  # Moves with the masks.
     unit = jnp.clip((image - LOWEST) / (HIGHEST - LOWEST), 0, 1)
     moved = policy.augment_batch(
         key,
         batch
         | {
-            # Outside it is grey, as 0 is: black air would darken the moved brain's rim.
+            # Air is grey here, as 0 is: black would darken the moved brain's rim.
             "image": unit,
             "label": jnp.concatenate([label, brain], axis=-1, dtype=jnp.float32),
             "weight": jnp.ones((*label.shape[:-1], 1)),
@@ -80,29 +80,28 @@ def draw(
       batch: of B volumes, see data/volumes.py, and epoch [B] int32.
       size: (d, h, w) of a patch, at most the volumes'; d is odd with `slices`.
       each: n, patches of a volume.
-      foreground: share of the patches that are drawn about a voxel of a region, which
-        then lies in the middle half of the patch along each axis: all regions of the
-        volume are equally likely, and all points of one, see
-        volumes.foreground_points. The rest lie anywhere.
-      slices: a patch is 2-D, of one slice, which is what lies about the voxel; it and
-        its neighbours in their order are channels, (slice, sequence) with the sequence
-        changing fastest. The volume's first and last slice are repeated outwards.
+      foreground: share of the patches that contain a drawn voxel of a region, in the
+        middle half of the patch along each axis. All regions of the volume are equally
+        likely, and all points of a region. The other patches lie anywhere.
+      slices: a patch is 2-D: one slice and its neighbours, which are channels (slice,
+        sequence) with the sequence changing fastest. The volume's first and last slice
+        are repeated outwards.
 
     Returns:
       image [P, d, h, w, C] float32 or [P, h, w, d C], label [P, d, h, w, K] or
       [P, h, w, K], P = B n; presence [P, C] or [P, d C], spacing [P, 3] or [P, 2]; id,
-      epoch and occurrence [P], the last of which numbers the patches of a volume too.
+      epoch and occurrence [P]; the occurrence also tells a volume's patches apart.
     """
-    found = {
+    drawn = {
         name: jnp.repeat(batch[name], each, axis=0)
         for name in ("id", "epoch", "occurrence", "presence", "spacing")
     }
     number = jnp.tile(jnp.arange(each, dtype=jnp.int32), len(batch["id"]))
-    found["occurrence"] = found["occurrence"] * each + number
-    # XLA's simplifier runs in circles over the repeated numbers of a single volume.
-    found = lax.optimization_barrier(found)
-    own = jax.vmap(policy.sample_key, (None, 0, 0, 0))
-    keys = own(key, found["epoch"], found["id"], found["occurrence"])
+    drawn["occurrence"] = drawn["occurrence"] * each + number
+    # XLA's simplifier doesn't terminate over the repeated numbers of a single volume.
+    drawn = lax.optimization_barrier(drawn)
+    sample_keys = jax.vmap(policy.sample_key, (None, 0, 0, 0))
+    keys = sample_keys(key, drawn["epoch"], drawn["id"], drawn["occurrence"])
     keys = jax.vmap(jax.random.fold_in, (0, None))(keys, PLACE)
     volume = jnp.arange(len(number)) // each
     facts = [batch[name][volume] for name in ("size", "points", "present")]
@@ -110,19 +109,19 @@ def draw(
     corners = jax.vmap(corner, (0, 0, 0, 0, None, None))(
         keys, *facts, jnp.asarray(labelled), foreground
     )
-    # One after the other: unrolled, many patches of a step compile for minutes.
+    # One after the other: unrolled, the many patches of a step compile for minutes.
     places = jnp.concatenate([volume[:, None], corners], axis=1)
     cut = functools.partial(_cut, batch["label"], labelled)
-    found["label"] = lax.map(cut, places)
+    drawn["label"] = lax.map(cut, places)
     if not slices:
         cut = functools.partial(_cut, batch["image"], labelled)
-        return found | {"image": lax.map(cut, places)}
+        return drawn | {"image": lax.map(cut, places)}
     stack = functools.partial(_stack, batch["image"], labelled, size[0])
-    return found | {
+    return drawn | {
         "image": lax.map(lambda at: stack(*at), (places, facts[0][:, 0])),
-        "label": found["label"][:, 0],
-        "presence": jnp.tile(found["presence"], (1, size[0])),
-        "spacing": found["spacing"][:, 1:],
+        "label": drawn["label"][:, 0],
+        "presence": jnp.tile(drawn["presence"], (1, size[0])),
+        "spacing": drawn["spacing"][:, 1:],
     }
 
 
@@ -135,7 +134,7 @@ def _cut(volumes: Array, size: tuple[int, ...], place: Array) -> Array:
 def _stack(
     volumes: Array, size: tuple[int, ...], number: int, place: Array, depth: Array
 ) -> Array:
-    """So many slices about a place [4] of a volume of that depth, [h, w, number C]."""
+    """`number` slices around a place [4] of a volume of this depth, [h, w, number C]."""
     volume, middle, *corner = place
     near = [middle + i - number // 2 for i in range(number)]
     cuts = [
@@ -158,14 +157,14 @@ def corner(
     patch: Array,
     foreground: float,
 ) -> Array:
-    """Where a patch of one volume begins, [3] int32.
+    """The first voxel of a patch of one volume, [3] int32.
 
     Args:
-      size: [3] of the volume; a smaller one than the patch begins at 0.
+      size: [3] of the volume; if it is smaller than the patch, the patch begins at 0.
       points: [K, N, 3], voxels of each region.
       present: [K] bool, which regions have any.
       patch: [3], its size.
-      foreground: the chance to lie about one of the points.
+      foreground: the probability that the patch contains one of the points.
     """
     about, region, point, beside, anywhere = jax.random.split(key, 5)
     room = jnp.maximum(size - patch, 0)

@@ -1,19 +1,17 @@
-"""Which ops keep the label of which modality's images, and why the others don't.
+"""Which augmentation ops keep the label of which modality's images, and why not.
 
-A table for a radiologist to read and to object to. Every op stands in one place:
+A table for a radiologist to read and to object to. In each modality every op is one of:
   default: on, with these ranges;
-  caution: off; may be asked for, with this to bear in mind;
+  caution: off; may be used, with this sentence in mind;
   unsafe: refused for this reason, unless `augment.allow_unsafe` is set.
 A left-right mirror image is off wherever it puts an organ on the other side. It is a
-caution, not unsafe, as most findings are the same on either side and it doubles the
-patients; where the label names a side (`sided`) it is refused. Other mirror images
-are refused everywhere: no patient is imaged upside down. `modalities` applies it.
-
-The policy of each modality: its default ops, and the refusal of unsafe ones.
+caution, not unsafe, because most findings are the same on either side and it doubles
+the patients; where the label names a side (`sided`) it is refused. Other mirror images
+are refused everywhere: no patient is imaged upside down.
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +19,8 @@ import numpy as np
 from medjax.augment import intensity
 from medjax.errors import InputError
 from medjax.geometry import warp
+
+Options = Mapping[str, Any]
 
 
 class Policy(NamedTuple):
@@ -30,7 +30,7 @@ class Policy(NamedTuple):
     caution, unsafe: op -> one sentence. 'flip' is in none: see mirror, upright.
     mirror: what a left-right mirror image does; '' if both sides are alike.
     upright: what a mirror image of another axis does.
-    limits: (op, option) -> highest safe value, and why.
+    limits: 'op.option' -> highest safe value, and why.
     frames: why ops must treat all slices or frames alike; '' if they need not.
     """
 
@@ -39,7 +39,7 @@ class Policy(NamedTuple):
     unsafe: dict[str, str]
     mirror: str
     upright: str
-    limits: dict[tuple[str, str], tuple[float, str]]
+    limits: dict[str, tuple[float, str]]
     frames: str = ""
 
 
@@ -48,15 +48,17 @@ def _affine(flip=0.0, rotation=5.0, zoom=0.1, translation=0.05, **more) -> dict:
     return options | {"translation": translation} | more
 
 
-NO_COLOUR = "its images are grey, and a colour would mean nothing"
-NOT_MRI = "Rician noise is of MRI's magnitude images; here nothing makes it"
-NO_ECHO = "speckle is the interference of echoes; here there are none"
-HIDES = "it can hide the only lesion while the label still says that it is there"
+UNSAFE = {  # In every modality that doesn't say otherwise.
+    "cut_out": "it can hide the only lesion while the label still says it is there",
+    "rician_noise": "Rician noise occurs in MRI's magnitude images alone",
+    "speckle": "speckle is the interference of echoes; here there are none",
+    "colour_jitter": "its images are grey, and a colour would mean nothing",
+}
 CROPPED = "what leaves the frame can be the finding, and a mask does not move with it"
-LOCAL = "the same tissue becomes lighter or darker by what lies next to it"
-ROUNDED = "grain of few counts; stored values no longer follow the counts exactly"
+LOCAL = "the same tissue becomes lighter or darker with its surroundings"
+ROUNDED = "noise of few counts; stored values don't follow the counts exactly"
 
-POLICIES = {
+TABLE = {
     "chest_xray": Policy(
         default={
             "random_affine": _affine(rotation=7.0),
@@ -76,15 +78,11 @@ POLICIES = {
         unsafe={
             "elastic": "it bends the ribs and the heart's border, which are read",
             "bias_field": "a shading over one lung reads as an effusion",
-            "cut_out": HIDES,
-            "rician_noise": NOT_MRI,
-            "speckle": NO_ECHO,
-            "colour_jitter": NO_COLOUR,
         },
         mirror="the heart moves to the other side: dextrocardia without its label",
         upright="no film has the diaphragm at the top, where fluid can't settle",
         limits={
-            ("random_affine", "rotation"): (
+            "random_affine.rotation": (
                 15.0,
                 "a film so tilted is repeated, and the mediastinum seems shifted",
             ),
@@ -109,15 +107,11 @@ POLICIES = {
             "equalise": "the density of the breast, a risk and a report item, changes",
             "clahe": "the density of the breast changes, and asymmetry is made up",
             "bias_field": "a shaded side reads as an asymmetric density",
-            "cut_out": HIDES,
-            "rician_noise": NOT_MRI,
-            "speckle": NO_ECHO,
-            "colour_jitter": NO_COLOUR,
         },
         mirror="",  # A left breast becomes a right one.
         upright="in an oblique view the pectoral muscle is at the top",
         limits={
-            ("random_affine", "rotation"): (
+            "random_affine.rotation": (
                 15.0,
                 "the angle of the pectoral muscle tells if the view is adequate",
             ),
@@ -142,16 +136,12 @@ POLICIES = {
             "clahe": "Hounsfield values, by which tissues are told apart, are lost",
             "bias_field": "one organ would have two attenuations, as with an infarct",
             "poisson_noise": "counts are of the projections, not of the slices",
-            "cut_out": HIDES,
-            "rician_noise": NOT_MRI,
-            "speckle": NO_ECHO,
-            "colour_jitter": NO_COLOUR,
         },
         mirror="the liver and the heart change sides: situs inversus unlabelled",
         upright="fluid and air would layer against gravity",
         limits={
-            ("random_affine", "rotation"): (20.0, "patients lie straighter than that"),
-            ("random_affine", "zoom"): (
+            "random_affine.rotation": (20.0, "patients lie straighter than that"),
+            "random_affine.zoom": (
                 0.2,
                 "size in mm decides: a nodule of 5 mm is not one of 8",
             ),
@@ -178,14 +168,12 @@ POLICIES = {
             "clahe": "white matter beside a lesion changes, and reads as its edge",
             "cut_out": "a dark box reads as a cavity, and it can hide the lesion",
             "poisson_noise": "MRI measures a voltage and counts nothing",
-            "speckle": NO_ECHO,
-            "colour_jitter": NO_COLOUR,
         },
         mirror="the dominant hemisphere changes sides",
         upright="front and back, or crown and base, of the head are exchanged",
         limits={
-            ("random_affine", "rotation"): (15.0, "a head coil holds it straighter"),
-            ("random_affine", "zoom"): (
+            "random_affine.rotation": (15.0, "a head coil holds it straighter"),
+            "random_affine.zoom": (
                 0.15,
                 "the size of the ventricles and of the brain is a finding",
             ),
@@ -212,13 +200,12 @@ POLICIES = {
             "elastic": "shadows would leave the beams that cast them",
             "cut_out": "a dark box reads as a cyst or as a shadow",
             "poisson_noise": "an echo is a pressure and counts nothing",
-            "rician_noise": NOT_MRI,
             "colour_jitter": "where there is colour, it is the velocity of blood",
         },
         mirror="the mark of the probe, and with it the organ's sides, change",
         upright="the probe is at the top: depth and shadows run down from it",
         limits={
-            ("random_affine", "rotation"): (
+            "random_affine.rotation": (
                 10.0,
                 "the sector opens downwards from the probe, which a turn denies",
             ),
@@ -244,15 +231,11 @@ POLICIES = {
             "bias_field": "a smooth loss reads as a defect of perfusion",
             "elastic": "a stretched focus has more total uptake, a thin wall less",
             "cut_out": "a cold box reads as a defect of perfusion",
-            "rician_noise": NOT_MRI,
-            "speckle": NO_ECHO,
             "colour_jitter": "colour is the display's, not the patient's",
         },
         mirror="the heart, the liver and the dominant hemisphere change sides",
         upright="the bladder and the brain, hot as a rule, exchange places",
-        limits={
-            ("random_affine", "rotation"): (15.0, "patients lie straighter than that")
-        },
+        limits={"random_affine.rotation": (15.0, "patients lie straighter than that")},
     ),
     "fluoroscopy": Policy(  # [T, H, W, C]: one draw for all frames of a run.
         default={
@@ -274,14 +257,11 @@ POLICIES = {
             "bias_field": "a shading reads as a blush of contrast medium",
             "cut_out": "a vessel that stops at a box reads as occluded",
             "clahe": "frames would change by what moves in them: flow is read so",
-            "rician_noise": NOT_MRI,
-            "speckle": NO_ECHO,
-            "colour_jitter": NO_COLOUR,
         },
         mirror="left and right vessels are exchanged, and so is the view's angle",
         upright="contrast medium would settle upwards",
         limits={
-            ("random_affine", "rotation"): (
+            "random_affine.rotation": (
                 15.0,
                 "on the table, patients lie straighter",
             )
@@ -303,8 +283,6 @@ POLICIES = {
         unsafe={
             "noise": "grain at the optic disc blurs the cup, and reads as bleeds",
             "poisson_noise": "grain reads as microaneurysms and blurs the cup",
-            "rician_noise": NOT_MRI,
-            "speckle": NO_ECHO,
             "blur": "it wipes out microaneurysms, which are the first sign",
             "low_resolution": "it wipes out microaneurysms, which are the first sign",
             "equalise": "each colour on its own: pallor of the disc is lost",
@@ -315,18 +293,25 @@ POLICIES = {
         mirror="",  # A right eye becomes a left one.
         upright="the upper rim of the disc becomes the lower: glaucoma tells them",
         limits={
-            ("colour_jitter", "hue"): (0.03, "red is blood, yellow is exudate"),
-            ("random_affine", "rotation"): (30.0, "disc and macula leave their level"),
+            "colour_jitter.hue": (0.03, "red is blood, yellow is exudate"),
+            "random_affine.rotation": (30.0, "disc and macula leave their level"),
         },
     ),
 }
 
 
-Options = Mapping[str, Any]
+def _with_common(policy: Policy) -> Policy:
+    """Adds the ops of UNSAFE that the policy doesn't have."""
+    ops = policy.default | policy.caution | policy.unsafe
+    common = {op: reason for op, reason in UNSAFE.items() if op not in ops}
+    return policy._replace(unsafe=policy.unsafe | common)
+
+
+POLICIES = {modality: _with_common(policy) for modality, policy in TABLE.items()}
 
 
 def default(modality: str) -> tuple[tuple[str, dict[str, Any]], ...]:
-    """(op, its options) of the modality's policy, in order; a copy, free to change."""
+    """(op, its options) of the modality's defaults, in order, as a copy."""
     return tuple((op, dict(o)) for op, o in _policy(modality).default.items())
 
 
@@ -346,7 +331,7 @@ def check(
       allow_unsafe: turns the refusals into caveats.
 
     Returns:
-      Caveats for the report, a sentence each; none where all is by the policy.
+      Caveats for the report, a sentence each.
 
     Raises:
       InputError: an op that is unsafe or unknown, or an unknown modality.
@@ -368,8 +353,10 @@ def check(
     return tuple(caveats)
 
 
-def _reasons(name, options, policy, sided):
-    """(field, reason) of all that makes an op unsafe with these options."""
+def _reasons(
+    name: str, options: Options, policy: Policy, sided: bool
+) -> Iterator[tuple[str, str]]:
+    """(field, reason) of everything that makes an op unsafe with these options."""
     if name in policy.unsafe:
         yield f"ops: {name!r}", policy.unsafe[name]
     mirrored = _mirrored(name, options)
@@ -377,10 +364,11 @@ def _reasons(name, options, policy, sided):
         yield f"{name}.axis={options['axis']}", f"{policy.upright} (left-right is -1)"
     if mirrored == "sides" and sided:
         yield f"{name}, left-right mirror", "the label depends on the side"
-    for (op, option), (most, reason) in policy.limits.items():
-        value = options.get(option, 0)  # One that must be given: the op will say so.
+    for field, (most, reason) in policy.limits.items():
+        op, _, option = field.partition(".")
+        value = options.get(option, 0)  # The op reports a missing option.
         if op == name and np.max(np.abs(value)) > most:
-            yield f"{name}.{option}={value}", f"{reason} (at most {most:g})"
+            yield f"{field}={value}", f"{reason} (at most {most:g})"
     if policy.frames and options.get("in_plane") is False:
         yield f"{name}.in_plane=False", policy.frames
 
@@ -395,17 +383,17 @@ def _mirrored(name: str, options: Options) -> str:
 
 
 def _defaults(name: str) -> dict[str, Any]:
-    """The options that an op has if none are given."""
+    """An op's default options."""
     names = sorted({*intensity.__all__, *warp.MOVES})
     if name not in names:
         raise InputError(f"augment.ops: {name!r} is no op: use {', '.join(names)}")
     op = warp.MOVES.get(name) or getattr(intensity, name)
-    own = inspect.signature(op).parameters.values()
-    return {p.name: p.default for p in own if p.default is not p.empty}
+    parameters = inspect.signature(op).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
 def _policy(modality: str) -> Policy:
     if modality not in POLICIES:
-        known = ", ".join(map(repr, POLICIES))
-        raise InputError(f"modality={modality!r} is unknown: use {known}")
+        names = ", ".join(map(repr, POLICIES))
+        raise InputError(f"modality={modality!r} is unknown: use {names}")
     return POLICIES[modality]

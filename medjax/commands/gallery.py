@@ -276,8 +276,8 @@ def _facts(modality: str) -> dict:
     off += [{"op": op, "refused": True, "why": why} for op, why in own.unsafe.items()]
     off.append({"op": "upside-down mirror", "refused": True, "why": own.upright})
     off += [
-        {"op": f"{op}: {option} over {most:g}", "refused": True, "why": why}
-        for (op, option), (most, why) in own.limits.items()
+        {"op": f"{field.replace('.', ': ')} over {most:g}", "refused": True, "why": why}
+        for field, (most, why) in own.limits.items()
     ]
     about = {"called": called, "takes": TAKES[kind], "volumes": kind == "volume"}
     return {**about, "ops": ops, "off": off}
