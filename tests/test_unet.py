@@ -1,3 +1,5 @@
+"""The U-Net's shapes, parts and gradients, and what it refuses."""
+
 import functools
 
 import flax.linen as nn
@@ -11,7 +13,6 @@ from medjax.models import architectures
 from medjax.models import unet as blocks
 from medjax.models.unet import unet
 
-STRIDES = {"each_voxel": (1, 2), "halved": (2, 2)}
 pytestmark = pytest.mark.usefixtures("unoptimised")
 
 
@@ -47,8 +48,9 @@ def applied(model, variables, image, train=False):
     return jax.jit(functools.partial(model.apply, train=train))(variables, image)
 
 
-@pytest.mark.parametrize("shape", [(2, 16, 24, 3), (1, 8, 16, 8, 4)])
-@pytest.mark.parametrize("fine", [1, 2])
+@pytest.mark.parametrize(
+    ("shape", "fine"), [((2, 16, 24, 3), 1), ((1, 8, 16, 8, 4), 2)]
+)
 def test_logits_have_the_resolution_of_the_image(shape, fine):
     model = small(widths=(2, 3, 4), strides=(fine, 2, 2), deep=2)
     variables = filled(model, *shape)
@@ -75,8 +77,9 @@ def test_the_configs_name_finds_it():
     assert model == unet(3) and model.widths == (16, 32, 64, 128)
 
 
-@pytest.mark.parametrize("attention", [False, True])
-@pytest.mark.parametrize("strides", STRIDES.values(), ids=STRIDES)
+@pytest.mark.parametrize(
+    ("strides", "attention"), [((1, 2), True), ((2, 2), False)], ids=str
+)
 def test_a_volume_turned_with_its_kernels_is_segmented_the_same(strides, attention):
     model = small(strides=strides, attention=attention)
     image = draw(1, 4, 8, 12, 2)
