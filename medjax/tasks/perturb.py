@@ -203,9 +203,9 @@ def _augmented(op: Callable, key: jax.Array, batch: dict) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="op")
 def _augment(key: jax.Array, flat: dict, *, op: Callable) -> jax.Array:
-    return policy.augment_batch(
-        key, flat, ops=(op,), prepare=lambda image: image
-    )["image"]
+    return policy.augment_batch(key, flat, ops=(op,), prepare=lambda image: image)[
+        "image"
+    ]
 
 
 def _row(compared: dict, tasks: tuple[str, ...]) -> dict:
