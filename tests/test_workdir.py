@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from medjax.config import read_config
 from medjax.errors import InputError
 from medjax.evaluation.predict import Predictions
 from medjax.training import folder
@@ -17,7 +18,8 @@ def test_the_same_config_may_go_on_and_another_is_refused_by_its_field(tmp_path)
     other = {"seed": 0, "optim": {"learning_rate": 0.2}}
     with pytest.raises(InputError, match=r"config\.optim.*0\.1.*0\.2.*--workdir"):
         folder.claim(tmp_path / "run", other)
-    assert folder.read_config(tmp_path / "run") == config
+    written = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert written == config
 
 
 def test_a_nan_is_the_same_as_itself(tmp_path):
@@ -62,7 +64,7 @@ def test_the_environments_of_an_interrupted_run_are_all_kept(tmp_path):
 
 def test_a_folder_without_a_run_is_said(tmp_path):
     with pytest.raises(InputError, match=r"no config\.json"):
-        folder.read_config(tmp_path)
+        read_config(tmp_path)
 
 
 def test_predictions_name_their_image_and_leave_unknown_labels_empty(tmp_path):

@@ -127,7 +127,7 @@ def claim(folder: Path, config: Config, found: list[Run]) -> None:
         raise InputError(f"{folder}: holds a run: give the sweep a folder of its own")
     path = folder / "config.json"
     if path.exists():
-        workdir.refuse_other(folder, workdir.read_config(folder), plain.as_json(config))
+        workdir.refuse_other(folder, json.loads(path.read_text()), plain.as_json(config))
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(plain.as_json(config), indent=2))
     rows = [run._asdict() for run in found]
@@ -147,7 +147,8 @@ def read(folder: Path) -> tuple[Config, list[Run]]:
     found = [
         Run(**{**row, "overrides": plain.tuples(row["overrides"])}) for row in rows
     ]
-    return plain.of_json(workdir.read_config(folder)), found
+    config = json.loads((folder / "config.json").read_text())
+    return plain.of_json(config), found
 
 
 def is_finished(run: Run, sweep: Path, config: Config) -> bool:

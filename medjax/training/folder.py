@@ -1,6 +1,7 @@
-"""The files of a run's folder, other than checkpoints and reports.
+"""The files of a run's folder, but for checkpoints and reports.
 
-Which data, split and weights a run was made of, written down and held to.
+provenance.json says which data, split and weights the run was made of; a run that is
+resumed must have the same.
 """
 
 import hashlib
@@ -17,16 +18,17 @@ import pandas as pd
 from chex import ArrayTree
 
 from medjax.cohort import split
+from medjax.config import flatten
 from medjax.data import volumes
 from medjax.errors import InputError
 from medjax.evaluation.predict import Predictions
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-TOLD = 3  # Fields that differ, named in an error.
+SHOWN = 3  # Differing fields in an error message.
 
 
 def claim(folder: Path, config: dict) -> None:
-    """Writes config.json and environment.json, or finds the same config there.
+    """Writes config.json and environment.json, or checks that the config is the same.
 
     Raises:
       InputError: the folder holds a run of another config.
@@ -40,54 +42,31 @@ def claim(folder: Path, config: dict) -> None:
 
 
 def refuse_other(folder: Path, old: dict, config: dict) -> None:
-    """Refuses another config than the one in the folder, field by field.
+    """Refuses another config than the one in the folder.
 
     Raises:
-      InputError: it is another; the first fields that differ are named.
+      InputError: it differs; the first fields that do are named.
     """
-    old, new = _fields(old), _fields(config)
-    # As text: a NaN is another than itself.
+    old, new = flatten(old), flatten(config)
+    # As text: NaN doesn't equal itself.
     apart = [
         name
         for name in old | new
         if json.dumps(old.get(name)) != json.dumps(new.get(name))
     ]
     if apart:
-        told = [f"config.{k} is {old.get(k)}, not {new.get(k)}" for k in apart[:TOLD]]
-        more = f" and {len(apart) - TOLD} more differ" if len(apart) > TOLD else ""
+        first = [f"config.{k} is {old.get(k)}, not {new.get(k)}" for k in apart[:SHOWN]]
+        more = f" and {len(apart) - SHOWN} more differ" if len(apart) > SHOWN else ""
         raise InputError(
-            f"{folder}: holds a run whose {', '.join(told)}{more}: use another --workdir"
+            f"{folder}: holds a run whose {', '.join(first)}{more}: use another --workdir"
         )
-
-
-def _fields(config: dict, above: str = "") -> dict:
-    """{'optim.learning_rate': 0.1, ...} of nested dicts."""
-    found = {}
-    for name, value in config.items():
-        if isinstance(value, dict) and value:
-            found |= _fields(value, f"{above}{name}.")
-        else:
-            found[f"{above}{name}"] = value
-    return found
-
-
-def read_config(folder: Path) -> dict:
-    """Reads config.json back.
-
-    Raises:
-      InputError: the folder holds no run.
-    """
-    path = folder / "config.json"
-    if not path.exists():
-        raise InputError(f"{folder}: no config.json: is this the workdir of a run?")
-    return json.loads(path.read_text())
 
 
 def environment() -> dict:
     """What the numbers depend on besides the config.
 
-    revision and dirty are git's: the commit, and whether files differ from it; None
-    where the code is no checkout.
+    revision is git's commit and dirty whether files differ from it; both are None if
+    the code is no checkout.
     """
     here = Path(__file__)
     tracked = _git("ls-files", here.name) == here.name  # Not of a checkout around us.
@@ -102,7 +81,7 @@ def environment() -> dict:
 
 
 def _write_environment(path: Path) -> None:
-    """Writes environment.json; others that the run was begun in stay under `before`."""
+    """Writes environment.json; earlier environments of the run stay under `before`."""
     now, before = environment(), []
     if path.exists():
         old = json.loads(path.read_text())
@@ -113,9 +92,9 @@ def _write_environment(path: Path) -> None:
 
 
 def _git(*arguments: str) -> str:
-    """What git says of this file's folder; '' where there is no git, or no checkout."""
+    """git's answer in this file's folder; '' without git, or outside a checkout."""
     try:
-        found = subprocess.run(
+        done = subprocess.run(
             ["git", "-C", os.fspath(Path(__file__).parent), *arguments],
             capture_output=True,
             text=True,
@@ -123,12 +102,12 @@ def _git(*arguments: str) -> str:
         )
     except FileNotFoundError:
         return ""
-    return found.stdout.strip()
+    return done.stdout.strip()
 
 
-def write_task(folder: Path, task: tuple) -> None:
-    """Writes task.json: what the model says (names), and of images of which shape."""
-    (folder / "task.json").write_text(json.dumps(task._asdict(), indent=2))
+def write_task(folder: Path, output: tuple) -> None:
+    """Writes task.json: what the model says, films.Output or scans.Output."""
+    (folder / "task.json").write_text(json.dumps(output._asdict(), indent=2))
 
 
 def read_task(folder: Path) -> dict:
@@ -184,15 +163,14 @@ def hold(
     target: tuple[Path, pd.DataFrame] | None = None,
     weights: ArrayTree | None = None,
 ) -> None:
-    """Writes provenance.json of a run, or finds that it was made of the same.
+    """Writes provenance.json of a run, or checks that the run is made of the same.
 
     Args:
-      folder: the run's; its splits.csv and target.csv, if there are any, are what it
-        was split by.
+      folder: the run's; its splits.csv and target.csv, if any, hold its splits.
       records: the folder of the prepared data.
-      manifest: who is on which side now.
-      target: both of the data that the run is adapted to, if there are any.
-      weights: that it starts from, if they are given.
+      manifest: of the split now.
+      target: records and manifest of the data that the run is adapted to, if any.
+      weights: the first weights, if they are given.
 
     Raises:
       InputError: a run that was begun with other data, another split or other weights,
@@ -216,59 +194,58 @@ def hold(
 def _held(
     folder: Path, old: dict, records: Path, manifest: pd.DataFrame, name: str
 ) -> dict:
-    """{data, split} now, which must be the old ones where there are any.
+    """{data, split} now, which must equal the old ones, if there are any.
 
     Args:
       name: of the manifest's file.
     """
-    found = {"data": of_data(records), "split": of_split(manifest)}
+    now = {"data": of_data(records), "split": of_split(manifest)}
     if not old:
-        return found
-    if old["data"] != found["data"]:
+        return now
+    if old["data"] != now["data"]:
         raise InputError(
             f"{folder}: the data under {records} changed since the run began "
-            f"({_apart(old['data'], found['data'])}): use another --workdir, or "
+            f"({_apart(old['data'], now['data'])}): use another --workdir, or "
             "bring the old data back"
         )
     written = sides(folder, name) if (folder / name).exists() else None
-    if old["split"] != found["split"]:
+    if old["split"] != now["split"]:
         who = f"and {name} is gone" if written is None else _moved(written, manifest)
         raise InputError(
             f"{folder}: the split changed since the run began ({who}): use another "
             "--workdir"
         )
-    return found
+    return now
 
 
 def sides(folder: Path, name: str = "splits.csv") -> pd.DataFrame:
-    """Who is on which side in a run, as written down when it began.
+    """The split of a run, as it was written when the run began.
 
     Args:
       folder: of the run.
-      name: of the file; target.csv is that of the data that the run was adapted to.
+      name: of the file; target.csv: of the data that the run is adapted to.
 
     Raises:
       InputError: the file was changed since.
     """
-    found = split.read(folder / name)
+    manifest = split.read(folder / name)
     path = folder / "provenance.json"
     old = json.loads(path.read_text()) if path.exists() else {}
     if name == "target.csv":
         old = old.get("target", {})
-    if "split" in old and of_split(found) != old["split"]:
+    if "split" in old and of_split(manifest) != old["split"]:
         raise InputError(
             f"{folder / name}: was changed after the run began, which trained by "
             "another: bring it back, or delete it and give `train` again"
         )
-    return found
+    return manifest
 
 
 def of_data(records: Path) -> dict:
-    """What tells prepared data from other data, without reading them.
+    """Counts and a digest of prepared data, computed without reading all of them.
 
-    Their table is read and, of images, the perceptual hashes, of volumes the digests
-    that were taken when they were written; of the records themselves only the names
-    and sizes.
+    The digest covers the table, the perceptual hashes of images or the digests of
+    volumes, and the names and sizes of the files of records.
     """
     files = sorted(path for kind in RECORDS for path in records.glob(kind))
     sizes = {path.name: path.stat().st_size for path in files}
@@ -296,7 +273,7 @@ def of_weights(tree: ArrayTree) -> str:
 
 
 def of_split(manifest: pd.DataFrame) -> dict:
-    """How many images each side has, and a digest of which."""
+    """The number of images in each split, and a digest of the manifest."""
     rows = manifest.sort_values("id")
     text = rows[["id", "patient", "split"]].to_csv(index=False, lineterminator="\n")
     counts = manifest["split"].value_counts().sort_index()
@@ -305,14 +282,14 @@ def of_split(manifest: pd.DataFrame) -> dict:
 
 
 def _apart(old: dict, new: dict) -> str:
-    """The facts that differ, of which the digest is the last resort."""
+    """The facts that differ; the digest only if nothing else does."""
     names = [name for name in new if old.get(name) != new[name]]
-    told = [name for name in names if name != "sha256"] or names
-    return ", ".join(f"{name}: {old.get(name)} then, {new[name]} now" for name in told)
+    shown = [name for name in names if name != "sha256"] or names
+    return ", ".join(f"{name}: {old.get(name)} then, {new[name]} now" for name in shown)
 
 
 def _moved(old: pd.DataFrame, new: pd.DataFrame) -> str:
-    """How many images changed sides, and the first of them."""
+    """The number of images that changed splits, and the first of them."""
     both = old.merge(new, on="id", how="outer", suffixes=("_old", "_new"))
     moved = both[both["split_old"] != both["split_new"]]
     if moved.empty:
@@ -321,4 +298,4 @@ def _moved(old: pd.DataFrame, new: pd.DataFrame) -> str:
     sides = (first[f"split_{which}"] for which in ("old", "new"))
     was, now = ("absent" if pd.isna(side) else side for side in sides)
     image = first["image_old"] if was != "absent" else first["image_new"]
-    return f"{len(moved)} images are on another side, such as {image}: {was} then, {now} now"
+    return f"{len(moved)} images are in another split, such as {image}: {was} then, {now} now"
