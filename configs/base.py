@@ -26,7 +26,7 @@ def classification(source: str = "phantom") -> ConfigDict:
     c.explore = True  # Write explore.html before training.
     c.split.update(
         minority=0.1,  # least share of a finding's positives in test and validation
-        cut=0,  # n: train on follow-ups before number n, test on those from n on; 0: off
+        cut=0,  # n: train on follow-ups below n, test other patients from n on; 0: off
         duplicates="refuse",  # one image in two splits; or "warn"
     )
     # How images are standardised, on the device: a function of data/normalisation.py with its
@@ -62,7 +62,7 @@ def segmentation(source: str = "brain_phantom") -> ConfigDict:
     c.patch = {
         "size": (32, 40, 32),  # voxels along D, H, W
         "each": 2,  # patches of a volume in a step
-        "foreground": 0.67,  # share of the patches that are centred in a region
+        "foreground": 0.67,  # share of the patches drawn about a voxel of a region
         "slices": False,  # 2-D: the middle slice; its neighbours become channels
     }
     c.augment.ops = ("random_affine", "bias_field", "contrast", "gamma")
@@ -285,7 +285,7 @@ def _shared(source: str) -> ConfigDict:
         "threads": 0,  # that read; 0: one a core
         "log_every": 10,  # steps
         "evaluate_every": 250,  # steps
-        "keep": 1,  # checkpoints, beside the best
+        "keep": 1,  # how many of the best checkpoints; the latest stays too
     }
     c.evaluation = {
         "checkpoint": "best",  # on validation; or "last"
