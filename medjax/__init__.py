@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from medjax.config import Config
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def launch(config: Config, workdir: str | os.PathLike) -> dict | None:
