@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from medjax.data import fingerprint, nifti, propose
+from medjax.data import fingerprint, nifti
 from medjax.data.phantom import brain
 from medjax.errors import InputError
 
@@ -115,7 +115,7 @@ def test_what_is_written_is_json_without_nan():
     cases = some()
     cases[0].label = None
     found = measure(cases)
-    for one in (found, propose.propose(found)):
+    for one in (found, fingerprint.propose(found)):
         back = json.loads(json.dumps(fingerprint.as_json(one), allow_nan=False))
         assert list(back) == list(one._fields)
     back = fingerprint.as_json(found)
@@ -150,7 +150,7 @@ def test_the_proposal_covers_the_phantoms_brain():
         for n in range(3)
     )
     found = measure(cases, brain.SEQUENCES, brain.REGIONS)
-    one = propose.propose(found)
+    one = fingerprint.propose(found)
     assert one.spacing == (5, 5, 5) and (np.array(one.shape) <= (32, 40, 32)).all()
     assert (found.lesions[:, 0] >= 1).all() and (found.volume[:, 0] > 20).all()
     t1ce = brain.SEQUENCES.index("t1ce")
@@ -174,5 +174,5 @@ def test_real_brains_have_many_small_lesions():
     assert (found.lesions > 5).all() and (found.volume > 0.5).all()
     flair = found.foreground[0, 0], found.inside[0, 0]
     assert flair[0] > flair[1]  # Lesions are bright on FLAIR.
-    one = propose.propose(found)
+    one = fingerprint.propose(found)
     assert one.spacing == (1, 1, 1) and np.prod(one.patch) <= 128**3

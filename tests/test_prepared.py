@@ -1,327 +1,390 @@
-"""Data sets that TFDS prepares here, read back without their code."""
+"""Records: what goes in comes out, in order; what can't go in is written down."""
 
-import io
-import json
-import logging
+import csv
 import math
-import shutil
+import os
+import threading
+import time
+import weakref
 
 import numpy as np
+import pandas as pd
 import pytest
-import tensorflow_datasets
-from PIL import Image
-from tensorflow_datasets import features as kinds
+import tensorflow_datasets as tfds
 
-from medjax.data import images, prepared, sources
+from medjax.cohort import duplicates
+from medjax.data import prepared
+from medjax.data.prepared import Item, Source
 from medjax.errors import InputError
 
-SIDE = 6
-RNG = np.random.default_rng(0)
-SIZES = {"train": 5, "validation": 2, "extra": 3}
+TASKS = ("a", "b", "c")
+FLAT = (4, 4, 1)  # The shape of the items of conftest.py.
 
 
-class Tiny(tensorflow_datasets.core.GeneratorBasedBuilder, skip_registration=True):
-    """Any features and examples: {split: [example]}."""
-
-    VERSION = tensorflow_datasets.core.Version("1.0.0")
-
-    def __init__(self, features, examples, **options):
-        self.features, self.examples = features, examples
-        super().__init__(file_format="array_record", **options)
-
-    def _info(self):
-        features = kinds.FeaturesDict(self.features)
-        return tensorflow_datasets.core.DatasetInfo(builder=self, features=features)
-
-    def _split_generators(self, dl_manager):
-        return {split: self._generate_examples(split) for split in self.examples}
-
-    def _generate_examples(self, split):
-        yield from enumerate(self.examples[split])
+@pytest.fixture(params=[2, 64])
+def files(request, monkeypatch):
+    """Few images in a file, or all of them."""
+    monkeypatch.setattr(prepared, "RECORDS_PER_FILE", request.param)
+    monkeypatch.setattr(prepared, "BUFFERED", request.param + 1)
 
 
-def write(folder, features, examples, **options):
-    builder = Tiny(features, examples, data_dir=folder, **options)
-    builder.download_and_prepare(file_format="array_record")
+@pytest.fixture
+def write(tmp_path):
+    """Prepares a source below tmp_path and returns the folder of its records."""
+
+    def write(source, *, allowed=0.0, name="x", **options):
+        return prepared.prepare(
+            source,
+            records=tmp_path,
+            name=name,
+            max_quarantined=allowed,
+            **options,
+        )
+
+    return write
 
 
-def encode(pixels, kind="PNG"):
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, kind)
-    out.seek(0)
-    return out
+def stored(path):
+    """The records as TFDS alone reads them."""
+    return list(tfds.builder_from_directory(path).as_data_source("films"))
 
 
-SEEN = {  # Number of an example -> its picture.
-    n: RNG.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8) for n in range(10)
-}
+def rows(path):
+    """A CSV file as the csv module alone reads it: a list of dicts of text."""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
 
 
-def example(n):
-    """Every value tells n."""
-    return {
-        "image": encode(SEEN[n]),
-        "grey": encode(SEEN[n][..., 0]),
-        "deep": encode(SEEN[n][..., 0].astype(np.uint16) * 257),
-        "plain": SEEN[n],
-        "number": n,
-        "kind": n % 3 - (n == 4) * (n % 3 + 1),  # Unknown for the fourth.
-        "several": [[], [0], [1, 2]][n % 3],
-        "vector": [n % 2, 0.5, math.nan],
-        "open": [n % 2, 1],
-        "edema": n % 2 == 0,
-        "mass": n / 10,
-        "who": f"p{n // 2}",
-        "sex": n % 2,
-        "flag": -1 if n == 2 else n % 2,
-        "age": math.nan if n == 3 else 20.0 + n,
-        "place": ["PA", "AP", "somewhere"][n % 3],
-    }
+def bad(name, reason="torn"):
+    return Item({"image": name}, None, reason=reason)
 
 
-FEATURES = {
-    "image": kinds.Image(shape=(None, None, 3)),
-    "grey": kinds.Image(shape=(None, None, 1)),
-    "deep": kinds.Image(shape=(None, None, 1), dtype=np.uint16, encoding_format="png"),
-    "plain": kinds.Tensor(shape=(SIDE, SIDE, 3), dtype=np.uint8),
-    "number": np.int64,
-    "kind": kinds.ClassLabel(names=["ant", "bee", "cat"]),
-    "several": kinds.Sequence(kinds.ClassLabel(names=["x", "y", "z"])),
-    "vector": kinds.Tensor(shape=(3,), dtype=np.float32),
-    "open": kinds.Sequence(np.int64),
-    "edema": np.bool_,
-    "mass": np.float32,
-    "who": kinds.Text(),
-    "sex": kinds.ClassLabel(names=["F", "M"]),
-    "flag": kinds.ClassLabel(names=["no", "yes"]),
-    "age": np.float32,
-    "place": kinds.Text(),
-}
+def leftovers(folder):
+    """Every file below the folder, but for a kept list of quarantined files."""
+    return [p for p in folder.rglob("*") if p.is_file() and p.suffix != ".csv"]
 
 
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    """A data set `tiny` of ten examples in three splits."""
-    folder = tmp_path_factory.mktemp("tfds")
-    numbers = iter(range(10))
-    examples = {
-        split: [example(next(numbers)) for _ in range(size)]
-        for split, size in SIZES.items()
-    }
-    write(folder, FEATURES, examples)
-    return folder
+def test_every_record_holds_its_item_in_the_order_of_the_source(
+    files, write, make_items, make_source
+):
+    items = make_items(13)
+    path = write(make_source(items))
+    found = stored(path)
+    assert len(found) == 13
+    for n, (record, item) in enumerate(zip(found, items, strict=True)):
+        assert record["id"] == n
+        np.testing.assert_array_equal(record["pixels"], item.content)
+        assert record["pixels"].dtype == np.uint8
+        np.testing.assert_array_equal(
+            record["label"], np.float32([item.row[task] for task in "abc"])
+        )
+        for name in ("patient", "width", "height"):
+            assert record[name] == item.row[name]
+        for name in ("image", "view", "sex", "official"):
+            assert record[name].decode() == item.row[name]
+        for name in ("age", "spacing_x", "spacing_y", "follow_up"):
+            np.testing.assert_equal(
+                np.float32(record[name]), np.float32(item.row[name])
+            )
 
 
-def read(data_dir, **settings):
-    settings = {"label": "number", "labels": ("edema", "mass"), **settings}
-    settings = {"name": "tiny", "side": SIDE, "data_dir": data_dir, **settings}
-    return sources.IMAGES["tfds"](**settings)
+def test_the_table_says_of_each_film_what_its_record_says(
+    write, make_items, make_source
+):
+    items = make_items(13)
+    path = write(make_source(items))
+    table = prepared.read_table(path)
+    assert tuple(table.columns) == (*prepared.COLUMNS, "a", "b", "c")
+    for n, (row, item) in enumerate(zip(rows(path / "table.csv"), items, strict=True)):
+        assert row.pop("id") == str(n)
+        for name, text in row.items():
+            value = item.row[name]
+            if isinstance(value, float):
+                read = np.float32(text or math.nan)
+                np.testing.assert_equal(read, np.float32(value))
+                np.testing.assert_equal(np.float32(table[name][n]), read)
+            else:
+                assert text == str(value)
+                assert table[name][n] == value
 
 
-def items(source):
-    return list(source.items())
+@pytest.mark.parametrize("shape", [(4, 4, 3), (5, 4, 3, 2), (1, 7, 1)])
+def test_images_of_any_shape_come_back_and_so_do_their_hashes(
+    files, write, make_items, make_source, shape
+):
+    items = make_items(5, shape=shape)
+    items.insert(1, bad("torn.png"))
+    path = write(make_source(items), allowed=1.0)
+    items.pop(1)
+    assert prepared.shape_of(path) == shape
+    expected = [item.content for item in items]
+    np.testing.assert_array_equal([r["pixels"] for r in stored(path)], expected)
+    hashes = [duplicates.hashes(pixels) for pixels in expected]
+    np.testing.assert_array_equal(prepared.read_hashes(path), hashes)
 
 
-def by_number(source):
-    """The items in the order in which the examples were written: by their mass."""
-    return sorted(items(source), key=lambda item: item.row["mass"])
-
-
-def test_a_data_set_becomes_records_equal_to_what_was_written(data_dir, tmp_path):
-    settings = {"patient": "who", "sex": "sex", "age": "age", "view": "place"}
-    source = read(data_dir, follow_up="number", channels=3, **settings)
-    assert source.tasks == ("edema", "mass")
-    path = prepared.prepare(source, records=tmp_path, name="x", max_quarantined=0.0)
-    assert prepared.shape_of(path) == (SIDE, SIDE, 3)
-    found = prepared.read_table(path).sort_values("follow_up")
-    stored = tensorflow_datasets.builder_from_directory(path).as_data_source("films")
-    for n, id in enumerate(found["id"]):
-        np.testing.assert_array_equal(stored[id]["pixels"], SEEN[n])
-    assert found["image"].is_unique
-    np.testing.assert_array_equal(found["follow_up"], np.arange(10))
-    np.testing.assert_array_equal(found["patient"], np.arange(10) // 2)
-    assert list(found["sex"]) == ["F", "M"] * 5
-    assert list(found["view"]) == [["PA", "AP", ""][n % 3] for n in range(10)]
-    expected = [math.nan if n == 3 else 20 + n for n in range(10)]
-    np.testing.assert_array_equal(found["age"], expected)
-    official = ["train"] * 5 + ["validation"] * 2 + [""] * 3
-    assert list(found["official"]) == official
-    np.testing.assert_array_equal(found["edema"], [1, 0] * 5)
-    np.testing.assert_allclose(found["mass"], np.arange(10) / 10)
-    assert (found["width"] == SIDE).all()
-
-
-@pytest.mark.parametrize("image", ["image", "plain"])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_colour_becomes_luminance_where_one_channel_is_asked(data_dir, image, channels):
-    for n, item in enumerate(by_number(read(data_dir, image=image, channels=channels))):
-        grey = SEEN[n] @ np.array([0.299, 0.587, 0.114])
-        expected = SEEN[n] if channels == 3 else grey[..., None]
-        assert np.abs(item.content - expected).max() <= 0.51
-
-
-@pytest.mark.parametrize("image", ["grey", "deep"])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_grey_stays_or_is_repeated(data_dir, image, channels):
-    for n, item in enumerate(by_number(read(data_dir, image=image, channels=channels))):
-        expected = np.repeat(SEEN[n][..., :1], channels, axis=2)
-        np.testing.assert_array_equal(item.content, expected)
-
-
-def test_images_are_resized(data_dir):
-    source = read(data_dir, side=4, channels=3)
-    for n, item in enumerate(by_number(source)):
-        expected = images.resize((SEEN[n] / 255).astype(np.float32), 4)
-        np.testing.assert_array_equal(item.content, expected)
-        assert (item.row["width"], item.row["height"]) == (SIDE, SIDE)
-
-
-NAN = math.nan
-UNKNOWN = [NAN] * 3
+def test_an_item_of_another_shape_is_no_mistake_of_the_users(write, make_items):
+    with pytest.raises(Exception, match=r"\(4, 4, 1\)") as caught:
+        write(Source(TASKS, (4, 4, 3), 2, lambda: make_items(2)))
+    assert not isinstance(caught.value, InputError)
 
 
 @pytest.mark.parametrize(
-    ("settings", "tasks", "expected"),
+    ("tasks", "message"),
     [
-        (
-            {"label": "kind"},
-            ("ant", "bee", "cat"),
-            lambda n: UNKNOWN if n == 4 else np.eye(3)[n % 3],
-        ),
-        (
-            {"label": "several"},
-            ("x", "y", "z"),
-            lambda n: [[0, 0, 0], [1, 0, 0], [0, 1, 1]][n % 3],
-        ),
-        ({"label": "vector"}, ("0", "1", "2"), lambda n: [n % 2, 0.5, NAN]),
-        (
-            {"label": "vector", "names": ("a", "b", "c")},
-            ("a", "b", "c"),
-            lambda n: [n % 2, 0.5, NAN],
-        ),
-        ({"label": "open", "names": ("a", "b")}, ("a", "b"), lambda n: [n % 2, 1]),
-        ({"label": "mass"}, ("mass",), lambda n: [np.float32(n / 10)]),
-        (
-            {"labels": ("edema", "flag")},
-            ("edema", "flag"),
-            lambda n: [n % 2 == 0, NAN if n == 2 else n % 2],
-        ),
+        (("a", "view", "c"), "'view', which is a name of the table's own"),
+        (("a", "", "c"), "''"),
+        (("a", "b", "a"), "'a', twice"),
     ],
 )
-def test_every_kind_of_label_is_read(data_dir, settings, tasks, expected):
-    source = read(data_dir, **{"labels": (), "age": "number", **settings})
-    assert source.tasks == tasks
-    for item in items(source):
-        label = [item.row[task] for task in tasks]
-        np.testing.assert_array_equal(label, expected(int(item.row["age"])))
+def test_a_finding_that_the_table_cant_hold_is_refused(write, tasks, message):
+    with pytest.raises(InputError, match=message):
+        write(Source(tasks, FLAT, 1, list))
 
 
-def test_without_patients_each_image_is_one_and_a_warning_says_so(data_dir, caplog):
-    with caplog.at_level(logging.WARNING, "medjax"):
-        found = items(read(data_dir))
-    assert sorted(item.row["patient"] for item in found) == list(range(10))
-    (record,) = caplog.records
-    assert "data.patient=''" in record.getMessage()
-    caplog.clear()
-    read(data_dir, patient="number")
-    assert not caplog.records
+def test_a_name_that_pandas_takes_for_nothing_stays_a_name(
+    write, make_items, make_source
+):
+    items = make_items(2)
+    items[0].row["image"] = "NA"
+    items[1].row["image"] = "null"
+    path = write(make_source(items))
+    assert list(prepared.read_table(path)["image"]) == ["NA", "null"]
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"name": "huge"}, "data.name='huge': no prepared TFDS data set in .*/huge"),
-        ({"channels": 4}, "data.channels=4"),
-        ({"image": "picture"}, "no feature 'picture', only age, deep, "),
-        ({"labels": ("edema", "oedema")}, "no feature 'oedema'"),
-        ({"patient": "name"}, "no feature 'name'"),
-        ({"image": "number"}, "the feature 'number' is .*: an Image of 8 or 16"),
-        ({"image": "vector"}, "the feature 'vector' is .*: an Image of 8 or 16"),
-        ({"labels": (), "label": "who"}, "the feature 'who' is .*, no label"),
-        ({"labels": (), "label": "plain"}, "the feature 'plain' is .*, no label"),
-        ({"labels": ("edema", "vector")}, "the feature 'vector' is .*, no label"),
-        ({"labels": (), "label": "number"}, r"number of .* is \d, not from 0"),
-        ({"labels": (), "label": "vector", "names": ("a",)}, "has 1 names: .* has 3"),
-        ({"labels": (), "label": "open"}, "has 0 names: .* None findings"),
-        ({"labels": (), "label": "open", "names": tuple("abc")}, "has 2 numbers"),
-        ({"names": ("a", "b")}, "data.names names .* 'edema' of .* leave it out"),
-        ({"labels": (), "label": "kind", "names": tuple("abc")}, "leave it out"),
-        ({"labels": (), "label": "several", "names": tuple("abc")}, "leave it out"),
-        ({"patient": "vector"}, "the feature 'vector' is .*: text, a number"),
-        ({"patient": "who", "age": "who"}, r"the age of .* is 'p\d', no number"),
-    ],
-)
-def test_a_mistake_is_named_in_one_line(data_dir, settings, message):
-    with pytest.raises(InputError, match=message) as caught:
-        read(data_dir, **settings)
-    assert "\n" not in str(caught.value)
+def test_boxes_stand_under_the_id_of_their_film(write, make_items, make_source):
+    items = make_items(9)
+    items.insert(1, bad("torn.png"))
+    path = write(make_source(items), allowed=1.0)
+    expected = [
+        [n, "a", n, n + 0.25, n + 1, n + 2] for n in range(9) for _ in range(n % 3)
+    ]
+    found = pd.read_csv(path / "boxes.csv")
+    assert list(found.columns) == ["id", "task", "x0", "y0", "x1", "y1"]
+    assert found.to_numpy().tolist() == expected
 
 
-LABELLED = {"image": kinds.Image(shape=(None, None, 1)), "ill": np.int64}
+def test_quarantine_names_exactly_the_bad_files_and_the_ids_have_no_gap(
+    files, write, make_items, make_source
+):
+    items = make_items(6)
+    items[4:4] = [bad("one.png", "is, torn"), bad("two.png", 'no "end"')]
+    items.append(bad("three.png", "empty"))
+    path = write(make_source(items), allowed=0.5)
+    assert rows(path / "quarantine.csv") == [
+        {"file": "one.png", "reason": "is, torn"},
+        {"file": "two.png", "reason": 'no "end"'},
+        {"file": "three.png", "reason": "empty"},
+    ]
+    found = stored(path)
+    assert [record["id"] for record in found] == list(range(6))
+    assert list(prepared.read_table(path)["id"]) == list(range(6))
+    good = [item.row["image"] for item in items if item.content is not None]
+    assert [record["image"].decode() for record in found] == good
+    assert list(prepared.read_table(path)["image"]) == good
 
 
-def labelled(n):
-    return {"image": encode(SEEN[n][..., 0]), "ill": n % 2}
+def test_one_bad_file_more_than_allowed_stops_and_keeps_only_the_list(
+    write, make_items, make_source, tmp_path
+):
+    items = make_items(98)
+    items[30:30] = [bad("one.png"), bad("two.png")]
+    with pytest.raises(InputError) as caught:
+        write(make_source(items), allowed=0.01)
+    text = str(caught.value)
+    assert "2 of 100 files" in text
+    assert "2.0%" in text
+    assert "\n" not in text
+    assert not prepared.is_prepared(prepared.folder(tmp_path, "x"))
+    assert not leftovers(tmp_path)
+    (kept,) = tmp_path.rglob("*.csv")
+    assert str(kept) in text
+    assert [row["file"] for row in rows(kept)] == ["one.png", "two.png"]
+    # As many as allowed are no reason to stop, and the name is still free.
+    path = write(make_source(items), allowed=0.02)
+    assert prepared.is_prepared(path)
+    assert len(stored(path)) == 98
 
 
-def test_one_of_several_prepared_data_sets_must_be_named(tmp_path):
-    for config in ("small", "large"):
-        chosen = tensorflow_datasets.core.BuilderConfig(name=config)
-        n = len(config)
-        write(tmp_path, LABELLED, {"train": [labelled(n)]}, config=chosen)
-    common = {"side": SIDE, "label": "ill"}
-    with pytest.raises(InputError, match="tiny/large/1.0.0, tiny/small/1.0.0: name"):
-        sources.IMAGES["tfds"](name="tiny", data_dir=tmp_path, **common)
-    for name, data_dir in (
-        ("tiny/small", tmp_path),
-        ("tiny/small/1.0.0", tmp_path),
-        (str(tmp_path / "tiny/small"), "/nowhere"),
-    ):
-        (item,) = items(sources.IMAGES["tfds"](name=name, data_dir=data_dir, **common))
-        np.testing.assert_array_equal(item.content, SEEN[5][..., :1])
+def test_nothing_but_bad_files_stops_whatever_is_allowed(write, make_source, tmp_path):
+    with pytest.raises(InputError, match="2 of 2 files"):
+        write(make_source([bad("one.png"), bad("two.png")]), allowed=1.0)
+    assert not prepared.is_prepared(prepared.folder(tmp_path, "x"))
 
 
-def test_a_truncated_picture_is_quarantined(tmp_path):
-    torn = io.BytesIO(encode(SEEN[0][..., 0]).read()[:-20])
-    examples = {"train": [{"image": torn, "ill": 1}, labelled(0)]}
-    write(tmp_path, LABELLED, examples)
-    found = items(
-        sources.IMAGES["tfds"](name="tiny", side=4, data_dir=tmp_path, label="ill")
+def test_a_source_without_films_is_a_mistake_of_the_users(write):
+    with pytest.raises(InputError, match="no image"):
+        write(Source(("a",), FLAT, 0, list))
+
+
+def test_an_interrupted_preparation_leaves_nothing_and_can_be_repeated(
+    write, make_items, make_source, tmp_path
+):
+    items = make_items(8)
+
+    def broken():
+        yield from items[:5]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(Source(TASKS, FLAT, 8, broken))
+    assert not prepared.is_prepared(prepared.folder(tmp_path, "x"))
+    assert not leftovers(tmp_path)
+    assert len(stored(write(make_source(items)))) == 8
+
+
+def test_progress_is_called_once_a_file_and_may_print(
+    write, make_items, make_source, capsys
+):
+    items = [*make_items(3), bad("torn.png")]
+    write(make_source(items), allowed=1.0, progress=lambda: print("*", end=""))
+    assert capsys.readouterr().out == "****"  # And TFDS announces no download.
+
+
+def test_the_number_of_images_in_memory_does_not_grow(write, make_items, monkeypatch):
+    monkeypatch.setattr(prepared, "BUFFERED", 4)
+    (item,) = make_items(1)
+    alive, most = weakref.WeakSet(), 0
+
+    class Pixels(np.ndarray):
+        """An array that a WeakSet takes: hashed by what it is."""
+
+        __hash__ = object.__hash__
+
+        def __eq__(self, other):
+            return self is other
+
+    def items():
+        nonlocal most
+        for _ in range(200):
+            pixels = item.content.copy().view(Pixels)
+            alive.add(pixels)
+            yield item._replace(content=pixels)
+            del pixels
+            most = max(most, len(alive))
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    write(Source(TASKS, FLAT, 200, items))
+    assert 0 < most <= 16  # Eight wait for their hashes, four to be written.
+
+
+def test_is_prepared_only_where_records_are(write, make_items, make_source, tmp_path):
+    assert not prepared.is_prepared(prepared.folder(tmp_path, "x"))
+    path = write(make_source(make_items(1)))
+    assert path == prepared.folder(tmp_path, "x")
+    assert prepared.is_prepared(path)
+    assert not prepared.is_prepared(prepared.folder(tmp_path, "y"))
+
+
+def test_in_parallel_keeps_the_order_whichever_is_done_first():
+    delays = np.random.default_rng(0).random(40) / 200
+
+    def slow(n):
+        time.sleep(delays[n])
+        return n
+
+    for workers in (1, 3, 8):
+        assert list(prepared.in_parallel(slow, range(40), workers=workers)) == [
+            *range(40)
+        ]
+
+
+def test_in_parallel_runs_as_many_at_once_as_it_has_workers():
+    meeting = threading.Barrier(3, timeout=10)  # Nobody passes it alone.
+    found = prepared.in_parallel(lambda n: meeting.wait() >= 0, range(9), workers=3)
+    assert list(found) == [True] * 9
+
+
+def test_in_parallel_reads_only_a_little_ahead():
+    taken = 0
+
+    def endless():
+        nonlocal taken
+        while True:
+            taken += 1
+            yield taken
+
+    results = prepared.in_parallel(lambda n: n, endless(), workers=2)
+    for n in range(1, 50):
+        assert next(results) == n
+        assert taken <= n + 8
+    results.close()
+
+
+def test_in_parallel_hands_on_the_error_of_a_worker():
+    def fail(n):
+        return 1 / (n - 2)
+
+    results = prepared.in_parallel(fail, range(5), workers=2)
+    assert next(results) == -0.5
+    with pytest.raises(ZeroDivisionError):
+        list(results)
+
+
+# The files that the data were made from.
+
+
+@pytest.fixture
+def raw_files(tmp_path):
+    (tmp_path / "raw/series").mkdir(parents=True)
+    for name in ("labels.csv", "film.png", "series/1.dcm"):
+        (tmp_path / "raw" / name).write_text(name)
+    (tmp_path / "prepared").mkdir()
+    return tmp_path
+
+
+def test_a_table_is_known_by_what_it_says(raw_files):
+    table = raw_files / "raw/labels.csv"
+    prepared.check_source(
+        raw_files / "prepared", prepared.digest_tables(raw_files / "raw")
     )
-    (bad,) = [item for item in found if item.content is None]
-    assert bad.row["ill"] == 1
-    assert "truncated" in bad.reason
+    os.utime(table, (0, 0))  # Copied again: its contents are the same.
+    (raw_files / "raw/film.png").unlink()
+    prepared.check_source(
+        raw_files / "prepared", prepared.digest_tables(raw_files / "raw")
+    )
+    table.write_text("label5.csv")
+    with pytest.raises(InputError, match="labels.csv has changed.*data.records"):
+        prepared.check_source(
+            raw_files / "prepared", prepared.digest_tables(raw_files / "raw")
+        )
 
 
-def test_files_that_cannot_be_read_at_random_are_refused(tmp_path):
-    write(tmp_path, LABELLED, {"train": [labelled(0)]})
-    folder = tmp_path / "tiny/1.0.0"
-    info = json.loads((folder / "dataset_info.json").read_text())
-    common = {"name": "tiny", "side": SIDE, "label": "ill", "data_dir": tmp_path}
-    whole = (folder / "dataset_info.json").read_text()
-    info["fileFormat"] = "tfrecord"
-    (folder / "dataset_info.json").write_text(json.dumps(info))
-    with pytest.raises(InputError, match="its files are tfrecord, .*'array_record'"):
-        sources.IMAGES["tfds"](**common)
-    (folder / "dataset_info.json").write_text(whole[:-20])
-    with pytest.raises(InputError, match="TFDS can't read it") as caught:
-        sources.IMAGES["tfds"](**common)
-    assert "\n" not in str(caught.value)
-    (folder / "dataset_info.json").write_text(whole)
-    (file,) = folder.glob("*array_record*")
-    file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(InputError, match="TFDS can't read it"):
-        sources.IMAGES["tfds"](**common)
-    shutil.rmtree(folder)
-    with pytest.raises(InputError, match="no prepared TFDS data set"):
-        sources.IMAGES["tfds"](**common)
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda raw: (raw / "series/2.dcm").write_text("x"), "series/2.dcm is new"),
+        (lambda raw: (raw / "film.png").write_text("film.PNG"), "film.png has changed"),
+        (lambda raw: (raw / "film.png").unlink(), "film.png is gone"),
+    ],
+)
+def test_a_file_is_known_by_what_it_holds(raw_files, change, error):
+    raw = raw_files / "raw"
+
+    def now():
+        paths = [p for p in (raw / "film.png", raw / "series") if p.exists()]
+        return prepared.digest_files(raw, paths, raw_files / "prepared/seen.json")
+
+    prepared.check_source(raw_files / "prepared", now())
+    prepared.check_source(raw_files / "prepared", now())
+    prepared.check_source(raw_files / "prepared", {})  # The files are elsewhere.
+    os.utime(raw / "film.png", (0, 0))  # Copied again.
+    prepared.check_source(raw_files / "prepared", now())
+    change(raw)
+    with pytest.raises(InputError, match=error):
+        prepared.check_source(raw_files / "prepared", now())
 
 
-def test_a_data_set_without_examples_is_refused(tmp_path):
-    write(tmp_path, LABELLED, {"train": [labelled(0)]})
-    folder = tmp_path / "tiny/1.0.0"
-    info = json.loads((folder / "dataset_info.json").read_text())
-    del info["splits"]
-    (folder / "dataset_info.json").write_text(json.dumps(info))
-    with pytest.raises(InputError, match="holds no example"):
-        sources.IMAGES["tfds"](name="tiny", side=SIDE, label="ill", data_dir=tmp_path)
+def test_a_file_is_read_again_only_where_its_size_or_time_changed(
+    raw_files, monkeypatch
+):
+    film, seen, read = raw_files / "raw/film.png", raw_files / "seen.json", []
+    digest = prepared.digest
+    monkeypatch.setattr(
+        prepared, "digest", lambda path: read.append(path) or digest(path)
+    )
+    first, again = (prepared.digest_files(film.parent, [film], seen) for _ in range(2))
+    assert first == again and read == [film]
+    film.write_text("film.PNG")  # As long.
+    os.utime(film, (0, 0))
+    assert prepared.digest_files(film.parent, [film], seen) != first and len(read) == 2

@@ -12,7 +12,7 @@ from rich.progress import Progress
 
 from medjax.cohort import split as splits
 from medjax.config import Config
-from medjax.data import fingerprint, nifti, propose, scan, volumes
+from medjax.data import fingerprint, nifti, scan, volumes
 from medjax.data.scan import Scan
 from medjax.errors import InputError
 from medjax.evaluation import masks, sliding
@@ -85,8 +85,12 @@ def explore(config: Config, data: scans.Data, folder: Path) -> Path:
             sequences=data.output.sequences,
             regions=list(data.output.regions),
         )
-    proposal = propose.propose(measured)
-    print("\n".join([*fingerprint.describe(measured), *propose.describe(proposal)]))
+    proposal = fingerprint.propose(measured)
+    print(
+        "\n".join(
+            [*fingerprint.describe(measured), *fingerprint.describe_proposal(proposal)]
+        )
+    )
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "fingerprint.json"
     both = {"data": measured, "proposal": proposal}

@@ -1,1 +1,1 @@
-"""Synthetic films and scans with known truth."""
+"""Synthetic films and scans with known truth, drawn analytically."""

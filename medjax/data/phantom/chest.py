@@ -1,14 +1,14 @@
-"""Synthetic chest films with known truth: the data set that needs no download.
+"""Synthetic chest films with known truth: data that need no download.
 
 A film is a pure function of (data set's key, patient, film): the chest of
-anatomy.py, findings with known boxes, an exposure.
+chest_anatomy.py, findings with known boxes, an exposure.
 
-The bait. Everything that identifies a patient (ribs, lungs, lung markings, the
-stance, a necklace, a pacemaker) is nearly the same on all of that patient's films,
-and so, mostly, is the disease. Across patients the marks and the disease are
-independent. A model that recognises patients is therefore right about new films of
-old patients and learns nothing about new ones: what a split by image rewards and
-one by patient does not.
+The films contain a trap. Everything that identifies a patient (ribs, lungs, lung
+markings, the stance, a necklace, a pacemaker) is nearly the same on all of the
+patient's films, and so, mostly, is the disease. Across patients these marks and the
+disease are independent. A model that recognises patients is therefore right about new
+films of known patients, and wrong about new patients: a split by image rewards it, a
+split by patient doesn't.
 """
 
 import functools
@@ -34,10 +34,10 @@ AP_FRACTION = 0.3
 NECKLACE_FRACTION = 0.5
 PACEMAKER_FRACTION = 0.2
 
-# How a patient's findings look, drawn for everyone and shown to the sick.
+# How a patient's findings look: drawn for every patient, shown where there is disease.
 DISEASE = {
     "mass_diameter": (31.0, 60.0),
-    "mass_side": (-1.0, 1.0),  # of every side only the sign counts
+    "mass_side": (-1.0, 1.0),  # Of every side only the sign counts.
     "mass_across": (0.0, 1.0),  # from the mediastinum to the ribs
     "mass_down": (0.0, 1.0),  # from the apex to the base
     "nodule_diameter": (16.0, 28.0),
@@ -58,7 +58,7 @@ DISEASE = {
 
 
 def _spot(body, side: Array, across: Array, down: Array, radius: Array) -> Array:
-    """Returns where (x, y) in mm a disc of that radius fits into a lung."""
+    """Returns the centre (x, y) in mm of a disc of that radius within a lung."""
     floor = jnp.minimum(body.base_right, body.base_left)
     top, low = body.apex + 18 + radius, floor - 0.7 * radius
     y = top + down * (low - top)
@@ -89,7 +89,7 @@ def _mask_box(mask: Array) -> Array:
 
 
 def _masks(x: Array, y: Array, body, film, chest, rough: Array, edge: float):
-    """Masks [S, S] of what a finding adds to a healthy film, by name."""
+    """Masks [S, S] of the findings, by name; ellipses of some; the pleural line."""
     spots, masks = {}, {}
     for name in ("mass", "nodule"):
         where = [getattr(body, f"{name}_{part}") for part in ("side", "across", "down")]
@@ -187,10 +187,10 @@ def patient(
 ) -> dict[str, Array]:
     """Draws all films of one patient.
 
-    What a patient has, it has chronically: each film shows it with the chance
-    PERSISTENCE, and what the patient has not with the small chance that makes the
-    prevalence among films equal to that among patients. A film's draws depend on
-    (key, patient, film) alone: not on the side, the contrast or its neighbours.
+    Disease is chronic: each film shows a patient's finding with the chance PERSISTENCE,
+    and any other finding with the small chance that makes the prevalence among films
+    equal to that among patients. A film's draws depend on (key, patient, film) alone:
+    not on the side, the contrast or the other films.
 
     Args:
       key: the data set's key.
@@ -239,9 +239,9 @@ def patient(
 
 @functools.partial(jax.jit, static_argnames=("films", "side"))
 def patients(key: Array, patients: Array, **settings) -> dict[str, Array]:
-    """`patient` for [P] numbers, compiled: every array gains the axis P in front.
+    """`patient` for [P] numbers, compiled: every array gains a leading axis P.
 
-    One patient after the other, with the films side by side: a patient fits into
-    the cache of a CPU, and the result does not depend on who else is drawn.
+    Patients are drawn one after the other, a patient's films together: they fit into
+    the cache of a CPU, and the result doesn't depend on the other patients.
     """
     return jax.lax.map(lambda number: patient(key, number, **settings), patients)

@@ -1,10 +1,10 @@
-"""A schematic healthy chest in mm, drawn analytically: what phantom.py films.
+"""A schematic healthy chest in mm, drawn analytically; chest.py makes films of it.
 
-Coordinates are the patient's, in mm: the origin in the middle of the chest, x
-towards the right of the film (the patient's left), y towards the feet. Density
-is dimensionless: 0 is air, 1 is metal, and white is dense. Every function takes
-the draws it needs and a grid of any fineness, so that a patient looks the same at
-every resolution.
+Coordinates are the patient's, in mm: the origin in the middle of the chest, x towards
+the right of the film (the patient's left), y towards the feet. Density is
+dimensionless: 0 is air, 1 is metal, and white is dense. Every function takes the random
+draws that it needs and a grid of any spacing, so that a patient looks the same at every
+resolution.
 """
 
 import functools
@@ -18,8 +18,8 @@ FIELD_MM = 400.0  # The side of the detector.
 VIEWS = ("PA", "AP")
 SEXES = ("F", "M")
 
-# What a patient keeps on all films, (low, high) of uniform draws: mm and radians
-# where not said otherwise.
+# The same on all of a patient's films: (low, high) of uniform draws, in mm and radians
+# unless another unit is given.
 BODY = {
     "age": (18.0, 90.0),  # years
     "male": (0.0, 1.0),
@@ -61,7 +61,7 @@ BODY = {
     "pacer_height": (14.0, 20.0),
     "pacer_side": (-0.3, 1.0),  # its sign is the side: mostly the left
 }
-# What changes from film to film.
+# Different on every film.
 FILM = {
     "view": (0.0, 1.0),
     "shift_x": (-8.0, 8.0),
@@ -116,9 +116,9 @@ def _pixels_mm(side: int) -> Array:
 def texture(draws: Array, film, side: int, *, shortest: float) -> Array:
     """A random field [S, S] of mean 0 and variance 1: plane waves of random heading.
 
-    Waves need no lattice, so the field moves with the patient and is the same at
-    every resolution; and sin(a + b) = sin a cos b + cos a sin b makes the sum one
-    matrix product. Wavelengths lie between `shortest` and 3 x `shortest`, mm.
+    Waves need no lattice, so the field moves with the patient and is the same at every
+    resolution. By sin(a + b) = sin a cos b + cos a sin b their sum is one matrix
+    product. Wavelengths lie between `shortest` and 3 x `shortest`, mm.
     """
     u = draws.reshape(3, -1, 1)
     k = 2 * jnp.pi / (shortest * 3.0 ** u[0] * film.zoom)
@@ -132,7 +132,7 @@ def texture(draws: Array, film, side: int, *, shortest: float) -> Array:
 
 
 def place(film: SimpleNamespace, side: int) -> tuple[Array, Array, Array, Array]:
-    """Returns the patient's x and y [S, S] of every pixel, and patient -> film."""
+    """Returns every pixel's x and y [S, S] in the patient, and the map to the film."""
     c, s = jnp.cos(film.rotation), jnp.sin(film.rotation)
     turn = jnp.array([[c, -s], [s, c]]) * film.zoom
     shift = jnp.array([film.shift_x, film.shift_y])
@@ -142,10 +142,10 @@ def place(film: SimpleNamespace, side: int) -> tuple[Array, Array, Array, Array]
 
 
 def chest(x: Array, y: Array, body, film, edge: float) -> SimpleNamespace:
-    """Outlines: how deep in the rib cage, and what is lung, as [S, S].
+    """Outlines of rib cage and lungs, [S, S].
 
-    depth is in mm from the ribs' inside, floor is the y of the diaphragm, lung is
-    in [0, 1], and across is |x| in half widths of the cage.
+    depth is in mm from the ribs' inside, floor is the y of the diaphragm, lung and
+    belly are in [0, 1], and across is |x| in half widths of the cage.
     """
     across = jnp.abs(x) / body.half_width
     n = body.squareness
@@ -190,17 +190,17 @@ def vessels(draws: Array, x: Array, y: Array) -> Array:
     tilt, bend, wave, reach, weight = draws.reshape(5, -1, 2, 1, 1)
     heading = jnp.linspace(-1.35, 1.35, len(tilt))[:, None, None, None]
     heading += 0.3 * (tilt - 0.5)
-    own = functools.partial(_side, x)  # A set of branches for each lung.
-    c, s = own(jnp.cos(heading)), own(jnp.sin(heading))
+    of_lung = functools.partial(_side, x)  # Each lung has its own branches.
+    c, s = of_lung(jnp.cos(heading)), of_lung(jnp.sin(heading))
     right, down = jnp.abs(x) - 26, y + 8
     along, off = c * right + s * down, c * down - s * right
     t = along / 60
-    off += own(40 * bend - 20) * t**2 + own(60 * wave - 30) * t * (t - 0.6) * (t - 1.2)
+    curve = of_lung(40 * bend - 20) * t**2
+    off += curve + of_lung(60 * wave - 30) * t * (t - 0.6) * (t - 1.2)
     width = jnp.maximum(5.5 - 0.035 * along, 2.2)
-    fade = jnp.clip(1.1 - along * own(1 / (70 + 50 * reach)), 0, 1) * jnp.clip(
-        along / 18, 0, 1
-    )
-    return (fade * own(0.5 + weight) / (1 + (off / width) ** 2) ** 2).sum(0)
+    fade = jnp.clip(1.1 - along * of_lung(1 / (70 + 50 * reach)), 0, 1)
+    fade *= jnp.clip(along / 18, 0, 1)
+    return (fade * of_lung(0.5 + weight) / (1 + (off / width) ** 2) ** 2).sum(0)
 
 
 def heart(x: Array, y: Array, body, ratio: Array, view: Array, edge: float):
@@ -238,7 +238,7 @@ def tissue(x: Array, y: Array, body, chest, edge: float) -> Array:
 
 
 def marks(x: Array, y: Array, body, edge: float) -> tuple[Array, Array]:
-    """Opacity [S, S] of a necklace and of a pacemaker: the patient's own, always."""
+    """Opacity [S, S] of a necklace and of a pacemaker, the same on all films."""
     bead = jnp.clip(jnp.round(x / body.bead_pitch) * body.bead_pitch, -75, 75)
     hang = body.chain_drop - body.chain_sag * bead**2
     gap = length(x - bead, y - hang) - body.bead_radius
