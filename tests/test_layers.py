@@ -13,6 +13,7 @@ from jax import lax
 
 from medjax.models import cpu, layers
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
 SPACE = {1: "H", 2: "HW", 3: "DHW"}
 
 

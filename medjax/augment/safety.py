@@ -71,22 +71,17 @@ TABLE = {
             "poisson_noise": ROUNDED,
             "blur": "a pleural line or a reticular pattern is a pixel or two wide",
             "low_resolution": "a pleural line is a pixel or two wide",
-            "equalise": "exposure is evened out, and noise behind the heart raised",
+            "equalise": "it evens out the exposure and raises the noise behind the heart",
             "clahe": LOCAL,
             "crop_pad": "a costophrenic angle or an apex may leave the frame",
         },
         unsafe={
-            "elastic": "it bends the ribs and the heart's border, which are read",
+            "elastic": "it bends the ribs and the heart's border, which are judged",
             "bias_field": "a shading over one lung reads as an effusion",
         },
         mirror="the heart moves to the other side: dextrocardia without its label",
-        upright="no film has the diaphragm at the top, where fluid can't settle",
-        limits={
-            "random_affine.rotation": (
-                15.0,
-                "a film so tilted is repeated, and the mediastinum seems shifted",
-            ),
-        },
+        upright="no patient is imaged upside down; fluid settles at the bottom",
+        limits={"random_affine.rotation": (15.0, "a film so tilted is repeated")},
     ),
     "mammography": Policy(
         default={  # The breast is pressed and positioned anew for each film.
@@ -104,17 +99,14 @@ TABLE = {
         unsafe={
             "blur": "it wipes out microcalcifications, a fraction of a mm wide",
             "low_resolution": "it wipes out microcalcifications",
-            "equalise": "the density of the breast, a risk and a report item, changes",
-            "clahe": "the density of the breast changes, and asymmetry is made up",
+            "equalise": "it changes the breast's density, which is a risk and is reported",
+            "clahe": "it changes the breast's density and creates asymmetries",
             "bias_field": "a shaded side reads as an asymmetric density",
         },
         mirror="",  # A left breast becomes a right one.
         upright="in an oblique view the pectoral muscle is at the top",
         limits={
-            "random_affine.rotation": (
-                15.0,
-                "the angle of the pectoral muscle tells if the view is adequate",
-            ),
+            "random_affine.rotation": (15.0, "the pectoral muscle's angle is judged")
         },
     ),
     "ct": Policy(
@@ -141,10 +133,7 @@ TABLE = {
         upright="fluid and air would layer against gravity",
         limits={
             "random_affine.rotation": (20.0, "patients lie straighter than that"),
-            "random_affine.zoom": (
-                0.2,
-                "size in mm decides: a nodule of 5 mm is not one of 8",
-            ),
+            "random_affine.zoom": (0.2, "a nodule of 5 mm is not one of 8"),
         },
     ),
     "brain_mri": Policy(
@@ -173,10 +162,7 @@ TABLE = {
         upright="front and back, or crown and base, of the head are exchanged",
         limits={
             "random_affine.rotation": (15.0, "a head coil holds it straighter"),
-            "random_affine.zoom": (
-                0.15,
-                "the size of the ventricles and of the brain is a finding",
-            ),
+            "random_affine.zoom": (0.15, "the size of the ventricles is a finding"),
         },
     ),
     "ultrasound": Policy(
@@ -204,12 +190,7 @@ TABLE = {
         },
         mirror="the mark of the probe, and with it the organ's sides, change",
         upright="the probe is at the top: depth and shadows run down from it",
-        limits={
-            "random_affine.rotation": (
-                10.0,
-                "the sector opens downwards from the probe, which a turn denies",
-            ),
-        },
+        limits={"random_affine.rotation": (10.0, "the sector opens downwards")},
     ),
     "nuclear": Policy(  # PET and SPECT.
         default={
@@ -260,12 +241,7 @@ TABLE = {
         },
         mirror="left and right vessels are exchanged, and so is the view's angle",
         upright="contrast medium would settle upwards",
-        limits={
-            "random_affine.rotation": (
-                15.0,
-                "on the table, patients lie straighter",
-            )
-        },
+        limits={"random_affine.rotation": (15.0, "patients lie straighter than that")},
         frames="the anatomy would jump from one frame to the next; give True",
     ),
     "retina": Policy(

@@ -40,7 +40,7 @@ class Classifier(nn.Module):
     @property
     def stage_names(self) -> tuple[str, ...]:
         """'stem', 'stage1', ..., from the image on."""
-        return stage_names(len(self.stages))
+        return ("stem", *(f"stage{i}" for i in range(1, len(self.stages))))
 
     @nn.compact
     def __call__(self, image: Array, *, train: bool, after: int = 0) -> Array:
@@ -90,8 +90,3 @@ def maximum(x: Array) -> Array:
     first = jnp.argmax(x, axis=1, keepdims=True)
     place = jax.lax.broadcasted_iota(first.dtype, x.shape, 1)
     return jnp.sum(jnp.where(place == first, x, 0), axis=1)
-
-
-def stage_names(number: int) -> tuple[str, ...]:
-    """'stem', 'stage1', ...: the names of so many stages."""
-    return ("stem", *(f"stage{i}" for i in range(1, number)))[:number]
