@@ -21,7 +21,7 @@ from ml_collections import config_flags
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from medjax.commands import train
-from medjax.evaluation import bootstrap
+from medjax.evaluation import discrimination
 from medjax.tasks import adapt, classification, films, parts, start
 from medjax.training import folder as workdir
 
@@ -95,8 +95,10 @@ def main(_) -> None:
         score, label, weight = columns(rows)
         patient = rows["patient"].to_numpy()
         threshold = np.full(score.shape[1], np.nan)
-        alone = bootstrap.bootstrap(score, label, weight, patient, threshold, **options)
-        against = bootstrap.difference(
+        alone = discrimination.intervals(
+            score, label, weight, patient, threshold, **options
+        )
+        against = discrimination.difference(
             score, baseline[0], label, weight, patient, **options
         )["mean_auroc"]
         mean = alone["mean_auroc"]

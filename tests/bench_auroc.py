@@ -29,7 +29,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from medjax.evaluation import bootstrap, compare
+from medjax.evaluation import compare, discrimination
 
 IMAGES, FINDINGS = 25_596, 14
 
@@ -67,7 +67,7 @@ def main() -> None:
     score, label, weight, patient = films(args.patients)
 
     def ours():
-        bootstrap.bootstrap(
+        discrimination.intervals(
             *(score, label, weight, patient, np.full(FINDINGS, 0.7)),
             key=jax.random.key(0),
             replicates=args.replicates,

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from bench_auroc import FINDINGS, IMAGES, films
 
 from medjax.cohort import split as splits
-from medjax.evaluation import bands, calibration, results, subgroups, thresholds
+from medjax.evaluation import calibration, results, subgroups, thresholds
 from medjax.evaluation import thresholds as operating
 from medjax.evaluation.predict import Predictions
 from medjax.reports import report
@@ -117,7 +117,9 @@ def main() -> None:
     summary["subgroups"] = timed(
         "subgroups", lambda: subgroups.summarise(found, groups, **common, **draws)
     )
-    summary["bands"] = timed("bands", lambda: bands.bands(found, tasks=TASKS, **draws))
+    summary["bands"] = timed(
+        "bands", lambda: thresholds.bands(found, tasks=TASKS, **draws)
+    )
     summary["explorer"] = timed(
         "explorer", lambda: thresholds.explorer(found, **common)
     )

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from configs import nih_sample, quickstart
 from medjax.commands import train
-from medjax.evaluation import bootstrap
+from medjax.evaluation import discrimination
 from medjax.tasks import films, parts
 from medjax.training import step
 
@@ -131,8 +131,8 @@ def compare(patients: int, steps: int) -> None:
         score, label, weight = columns(rows)
         baseline = score if baseline is None else baseline
         patient, no = rows["patient"].to_numpy(), np.full(score.shape[1], np.nan)
-        alone = bootstrap.bootstrap(score, label, weight, patient, no, **options)
-        against = bootstrap.difference(
+        alone = discrimination.intervals(score, label, weight, patient, no, **options)
+        against = discrimination.difference(
             score, baseline, label, weight, patient, **options
         )
         one, two = alone["mean_auroc"], against["mean_auroc"]

@@ -9,7 +9,7 @@ from sklearn import metrics as oracles
 from medjax.errors import InputError
 from medjax.evaluation import seeds as arms
 from medjax.evaluation import seeds as repeated
-from medjax.evaluation.areas import multiplicities
+from medjax.evaluation.bootstrap import multiplicities
 from medjax.evaluation.compare import holm
 from medjax.evaluation.seeds import Runs, Values
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
-from test_intervals import simulate
+from test_bootstrap import simulate
 
 from medjax.errors import InputError
 from medjax.evaluation import compare

@@ -19,7 +19,7 @@ from medjax.cohort import split
 from medjax.commands import evaluate, explore, predict
 from medjax.errors import InputError
 from medjax.evaluation import calibration as recalibration
-from medjax.evaluation import localisation
+from medjax.evaluation import heatmaps
 from medjax.evaluation import predict as inference
 from medjax.tasks import explain, films, fixed, parts
 from medjax.training import folder as workdir
@@ -75,9 +75,9 @@ def test_a_heatmap_that_is_the_film_fills_the_boxes_drawn_in_it(nih):
     marked = explain._marked(nih, itself, data, np.unique(boxes["id"]), boxes)
     assert sorted(map(len, marked.boxes)) == [1, 1, 2]
     assert sorted(marked.task) == [0, 1, 1] and len(set(marked.patient)) == 3
-    found = localisation.measure(marked, tolerance=0)
+    found = heatmaps.measure(marked, tolerance=0)
     for name, value in (("pointing", 1), ("iou", 1)):
-        column = found[:, localisation.COLUMNS.index(name)]
+        column = found[:, heatmaps.COLUMNS.index(name)]
         np.testing.assert_allclose(column, value, atol=1e-6)
     for table in (boxes["id"] == 99, boxes["task"] == 0):  # Only the asked films.
         left = explain.read_boxes(data, boxes["id"][table])

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from medjax.evaluation import bands, bootstrap, results, thresholds
+from medjax.evaluation import bootstrap, results, thresholds
 from medjax.evaluation.predict import Predictions
 from medjax.reports import images
 from medjax.reports import report as page
@@ -129,7 +129,7 @@ def whole_summary():
         "split_by": "patient",
         "checkpoint": 20,
         "steps": 20,
-        "bands": bands.bands(found, tasks=TASKS, **draws),
+        "bands": thresholds.bands(found, tasks=TASKS, **draws),
         "explorer": thresholds.explorer(found, **common),
         "subgroups": {"sex": groups, "age": groups | {"shown": []}},
         "robustness": robustness,

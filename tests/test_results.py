@@ -4,11 +4,12 @@ import pytest
 from scipy.stats import binomtest
 from sklearn import metrics as oracle
 
-from medjax.evaluation import bootstrap, results
-from medjax.evaluation.bootstrap import interval, of_task
+from medjax.evaluation import bootstrap, discrimination, results
+from medjax.evaluation.bootstrap import interval
 from medjax.evaluation.predict import Predictions
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
+
 RNG = np.random.default_rng(0)
 
 
@@ -211,7 +212,9 @@ def test_calibration_is_reported_before_and_after():
         cell = mended["tasks"][task]["at_prevalence"]["npv"]
         assert (cell["estimate"], cell["why"]) == (None, why)
     assert "at_prevalence" not in plain["tasks"]["a"]
-    assert not [n for kind in results.MEANS for n in mended[kind] if n.endswith("_at")]
+    assert not [
+        n for kind in results.AVERAGES for n in mended[kind] if n.endswith("_at")
+    ]
 
 
 def found_by(label, score, patient=None):
@@ -335,13 +338,49 @@ def test_a_sensitivity_of_30_positives_is_covered_as_often_as_it_says():
     label = np.repeat(np.float32([[1], [0]]), [30, 12], axis=0).repeat(trials, axis=1)
     score = np.float32(rng.random(label.shape) < truth)
     data = score, label, np.ones_like(label), np.arange(42), np.full(trials, 0.5)
-    found = bootstrap.bootstrap(*data, key=jax.random.key(1), replicates=300)
-    found, patients = found["sensitivity"], bootstrap.patients(*data)["sensitivity"]
+    found = discrimination.intervals(*data, key=jax.random.key(1), replicates=300)
+    found, patients = (
+        found["sensitivity"],
+        discrimination.patients(*data)["sensitivity"],
+    )
     covered = []
     for t in range(trials):
         behind = {"patients": patients[t], "replicates": 300}
-        cell = interval(of_task(found, t), "", kind="sensitivity", **behind)
-        covered.append(cell["low"] <= truth <= cell["high"])
+        cell = interval(bootstrap.at(found, t), "", name="sensitivity", **behind)
+        covered.append(cell.low <= truth <= cell.high)
     assert np.mean(covered) >= 0.95
     # The percentiles alone say 1.000 (1.000-1.000) wherever all 30 are found.
     assert np.mean((found.low <= truth) & (truth <= found.high)) < 0.85
+
+
+def films(n=60):
+    rng = np.random.default_rng(0)
+    score = rng.random((n, 3)).astype(np.float32).round(2)
+    label = (rng.random((n, 3)) < 0.4).astype(np.float32)
+    weight = (rng.random((n, 3)) < 0.9).astype(np.float32)
+    return Predictions(rng.permutation(n), np.arange(n), score, label, weight)
+
+
+@pytest.mark.parametrize("each", [0, 1, 2, 3, 100])
+def test_the_surest_and_least_sure_of_each_kind_are_taken(each):
+    found = films()
+    chosen = results.choose(found, [0.5, 0.1, np.nan], each=each)
+    assert {one.task for one in chosen} <= {0, 1}
+    for t, point in ((0, 0.5), (1, 0.1)):
+        for kind in results.KINDS:
+            right, positive = kind.startswith("true"), kind.endswith("positive")
+            rows = [
+                (-abs(float(found.probability[n, t]) - point), found.id[n], n)
+                for n in range(60)
+                if found.weight[n, t]
+                and (found.probability[n, t] >= np.float32(point)) == positive
+                and (found.label[n, t] == positive) == right
+            ]
+            ranked = [n for *_, n in sorted(rows)]
+            own = [one for one in chosen if (one.task, one.kind) == (t, kind)]
+            assert len({one.row for one in own}) == len(own) == min(each, len(rows))
+            most = [one.row for one in own if one.certain == "most"]
+            least = [one.row for one in own if one.certain == "least"]
+            assert most == ranked[: -(-each // 2)]
+            assert least == ranked[::-1][: len(least)]
+            assert len(least) == min(each // 2, len(rows) - len(most))

@@ -8,8 +8,7 @@ from scipy import stats
 from sklearn import metrics as oracles
 
 from medjax.evaluation import subgroups
-from medjax.evaluation import subgroups as gaps
-from medjax.evaluation.areas import replicate_group_areas
+from medjax.evaluation.discrimination import group_areas
 from medjax.evaluation.predict import Predictions
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
@@ -180,7 +179,7 @@ def measured(value, films, patients=None):
     value = np.array(value, float)[:, :, None]
     films = np.array(films, float)[:, :, None]
     patients = films if patients is None else np.array(patients)[:, :, None]
-    return gaps.Measured(value, np.repeat(value[None], 5, axis=0), films, patients)
+    return subgroups.Measured(value, np.repeat(value[None], 5, axis=0), films, patients)
 
 
 PAIR = np.array([[0, 1]])
@@ -192,7 +191,7 @@ def test_the_test_of_rates_is_never_surer_than_pearson_s():
     one = measured(rates, [of, [90, 90], [40, 40], [60, 60]])
     table = np.stack([hits, of - hits])
     pearson = stats.chi2_contingency(table, correction=False)
-    found = gaps.differences(one, PAIR)
+    found = subgroups.differences(one, PAIR)
     assert found.p[1, 0, 0] == pytest.approx(pearson.pvalue, rel=1e-6)
     assert found.p[2, 0, 0] == 1  # Alike.
 
@@ -204,7 +203,7 @@ def test_the_least_variance_of_an_area_is_that_of_exponential_scores():
     negative = rng.exponential(1, (4000, 1, 30))
     areas = (positive > negative).mean(axis=(1, 2))
     one = measured([[0.8] * 2, *[[0.5] * 2] * 4], [[20] * 2, [30] * 2, *[[9] * 2] * 2])
-    found = gaps.least_variance(one, PAIR)[0, 0, 0]
+    found = subgroups.least_variance(one, PAIR)[0, 0, 0]
     assert found == pytest.approx(2 * areas.var(), rel=0.1)
 
 
@@ -256,7 +255,7 @@ def test_films_of_one_score_are_a_coin_s_in_each_group():
     rng = np.random.default_rng(0)
     label = (rng.random((40, 1)) < 0.5).astype(np.float32)
     same, counts = np.ones_like(label), np.ones((40, 2), np.uint8)
-    area, precision = jax.jit(replicate_group_areas, static_argnames="groups")(
+    area, precision = jax.jit(group_areas, static_argnames="groups")(
         *(same, label, same, np.arange(40), np.arange(40) % 3, counts), groups=4
     )
     prevalence = [label[n::3].mean() for n in range(3)]

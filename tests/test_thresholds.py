@@ -1,14 +1,21 @@
+"""Operating points against a search over every threshold."""
+
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn import metrics as oracles
+from sklearn.metrics import precision_recall_curve, roc_curve
+from test_metrics import tasks
 
+from medjax.errors import InputError
 from medjax.evaluation import thresholds
-from medjax.evaluation import thresholds as curves
+from medjax.evaluation.bootstrap import multiplicities
 from medjax.evaluation.predict import Predictions
 
 
-def films(seed, n=300, rare=0.1, ties=0):
+def drawn(seed, n=300, rare=0.1, ties=0):
     rng = np.random.default_rng(seed)
     label = (rng.random(n) < rare).astype(np.float32)
     score = (rng.random(n) * 0.7 + 0.3 * label).astype(np.float32)
@@ -21,19 +28,19 @@ def films(seed, n=300, rare=0.1, ties=0):
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 10_000), st.sampled_from([0.0, 0.01, 0.3, 1.0]))
 def test_no_step_along_the_curve_is_longer_than_its_share(seed, rare):
-    score, label, weight = films(seed, rare=rare)
+    score, label, weight = drawn(seed, rare=rare)
     found = thresholds.knots(score, label, weight, most=40)
     assert len(found) <= 40 and (np.diff(found) < 0).all()
     known = score[weight > 0]
     assert np.isin(found, known).all() and found[-1] == known.min()
-    tp, fp, cut = curves.counts(score, label, weight)
+    tp, fp, cut = thresholds.counts(score, label, weight)
     way = sum(part / part[-1] for part in (tp, fp) if part[-1])
     at = np.append(0, np.searchsorted(-cut, -found))
     assert np.diff(way[at]).max() <= way[-1] / 39 + np.diff(way).max() + 1e-9
 
 
 def test_few_scores_are_all_taken():
-    score, label, weight = films(0, ties=20)
+    score, label, weight = drawn(0, ties=20)
     found = thresholds.knots(score, label, weight, most=40)
     np.testing.assert_array_equal(found, np.unique(score[weight > 0])[::-1])
     assert thresholds.knots(score, label, 0 * weight).size == 0
@@ -41,7 +48,7 @@ def test_few_scores_are_all_taken():
 
 @pytest.mark.parametrize("frozen", [0.4321, 2.0, np.nan])
 def test_each_threshold_counts_what_a_loop_counts(frozen):
-    score, label, weight = (np.stack([x, x], 1) for x in films(3))
+    score, label, weight = (np.stack([x, x], 1) for x in drawn(3))
     weight[:, 1] = 0
     found = Predictions(np.arange(300), np.arange(300), score, label, weight)
     found = thresholds.explorer(
@@ -57,3 +64,295 @@ def test_each_threshold_counts_what_a_loop_counts(frozen):
         called = s >= threshold
         counts = (called & y, called & ~y, ~called & y, ~called & ~y)
         assert cells == [np.sum(c) for c in counts]
+
+
+def predictions(score, label, weight):
+    columns = (
+        np.asarray(x, np.float32).reshape(len(x), -1) for x in (score, label, weight)
+    )
+    return Predictions(np.arange(len(score)), np.arange(len(score)), *columns)
+
+
+def chosen(task, rule="youden", value=None):
+    (found,) = thresholds.choose(
+        predictions(*task), split="validation", rule=rule, value=value
+    )
+    return found
+
+
+def rates(task, threshold):
+    """Sensitivity, specificity and the counts of misses and alarms, by definition."""
+    score, label, weight = (np.asarray(x, np.float64) for x in task)
+    positive, negative = weight * label, weight * (1 - label)
+    called = score >= threshold
+    hits, alarms = positive[called].sum(), negative[called].sum()
+    sensitivity, specificity = hits / positive.sum(), 1 - alarms / negative.sum()
+    return sensitivity, specificity, positive.sum() - hits, alarms
+
+
+def candidates(task):
+    """Every observed score, and one above them all."""
+    known = np.float64(task[0][task[2] > 0])
+    return [*known, known.max() + 1]
+
+
+@settings(max_examples=80, deadline=None)
+@given(tasks())
+def test_youden_takes_the_lowest_of_the_best_observed_scores(task):
+    def index(threshold):
+        return sum(rates(task, threshold)[:2])
+
+    best = max(index(c) for c in candidates(task))
+    lowest = min(c for c in candidates(task) if index(c) >= best - thresholds.TIE)
+    assert chosen(task) == np.float32(lowest)
+
+
+@settings(max_examples=80, deadline=None)
+@given(tasks(), st.sampled_from([0.5, 0.8, 0.95, 1.0]), st.booleans())
+def test_a_fixed_rate_is_reached_and_the_other_is_the_best_there(task, value, swap):
+    """swap: specificity is fixed, not sensitivity."""
+    found = rates(task, chosen(task, ("sensitivity", "specificity")[swap], value))
+    assert found[swap] >= value - thresholds.TIE
+    others = [rates(task, c) for c in candidates(task)]
+    best = max(o[1 - swap] for o in others if o[swap] >= value - thresholds.TIE)
+    assert found[1 - swap] == pytest.approx(best, abs=1e-9)
+    # And no threshold has the same of this and more of the other.
+    ties = [o[swap] for o in others if o[1 - swap] >= best - 1e-9]
+    assert found[swap] == pytest.approx(max(ties), abs=1e-8)
+
+
+@settings(max_examples=80, deadline=None)
+@given(tasks(), st.sampled_from([0.1, 1.0, 7.0, 300.0]))
+def test_no_threshold_costs_less(task, value):
+    def cost(threshold):
+        _, _, misses, alarms = rates(task, threshold)
+        return value * misses + alarms
+
+    least = min(cost(c) for c in candidates(task))
+    assert cost(chosen(task, "cost", value)) == pytest.approx(least, abs=1e-4)
+
+
+def test_where_alarms_cost_too_much_nothing_is_called():
+    task = np.float32([0.2, 0.9, 0.9]), np.float32([0, 0, 1]), np.ones(3, np.float32)
+    for rule, value in (("cost", 0.5), ("specificity", 0.8)):
+        threshold = chosen(task, rule, value)
+        assert np.float32(0.9) < threshold < 0.9001
+        assert not (task[0] >= threshold).any()
+
+
+def test_of_equal_points_the_more_sensitive_is_taken():
+    score, label = np.float32([0.9, 0.7, 0.5, 0.3]), np.float32([1, 0, 1, 0])
+    # 0.9 and 0.5 have the same Youden index.
+    assert chosen((score, label, np.ones(4))) == np.float32(0.5)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+@pytest.mark.parametrize("rule, number", [("youden", None), ("sensitivity", 0.9)])
+def test_a_task_of_one_class_has_no_threshold(value, rule, number):
+    task = np.arange(4.0), np.full(4, value), np.ones(4)
+    assert np.isnan(chosen(task, rule, number))
+    assert np.isnan(chosen((*task[:2], np.zeros(4)), rule, number))
+
+
+def test_each_task_has_its_own_and_unknown_labels_count_for_nothing():
+    rng = np.random.default_rng(0)
+    score, label = rng.random((50, 3)), rng.random((50, 3)) < 0.4
+    weight = rng.random((50, 3)) < 0.8
+    found = thresholds.choose(
+        predictions(np.where(weight, score, np.nan), label, weight), split="validation"
+    )
+    for t in range(3):
+        known = weight[:, t]
+        alone = score[known, t], label[known, t], np.ones(known.sum())
+        assert found[t] == chosen(alone)
+
+
+@pytest.mark.parametrize("split", ["test", "train", "target", "", None])
+def test_a_threshold_is_never_chosen_on_another_split(split):
+    task = predictions(np.arange(4.0), np.array([0, 1, 0, 1]), np.ones(4))
+    with pytest.raises(InputError, match="validation"):
+        thresholds.choose(task, split=split)
+    with pytest.raises(TypeError, match="split"):
+        thresholds.choose(task)
+
+
+@pytest.mark.parametrize(
+    "rule, value, word",
+    [
+        ("best", None, "youden, sensitivity"),
+        ("youden", 0.5, "none"),
+        ("sensitivity", None, "value"),
+        ("sensitivity", 90, r"\(0, 1\]"),
+        ("specificity", 0.0, r"\(0, 1\]"),
+        ("cost", -1.0, "above 0"),
+        ("cost", float("nan"), "above 0"),
+    ],
+)
+def test_a_bad_rule_is_named(rule, value, word):
+    with pytest.raises(InputError, match=word):
+        thresholds.check(rule, value)
+
+
+def test_the_rule_is_said():
+    assert "Youden" in thresholds.describe("youden", None)
+    assert thresholds.describe("sensitivity", 0.9) == "sensitivity of 0.9 or more"
+    assert "10 times" in thresholds.describe("cost", 10.0)
+
+
+@settings(max_examples=50, deadline=None)
+@given(tasks())
+def test_the_roc_curve_is_that_of_scikit_learn(task):
+    score, label, weight = task
+    expected = oracles.roc_curve(
+        label, score, sample_weight=weight, drop_intermediate=False
+    )
+    for found, curve in zip(thresholds.roc(*task), expected, strict=True):
+        np.testing.assert_allclose(found, curve, atol=1e-12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(tasks())
+def test_the_precision_recall_curve_is_that_of_scikit_learn(task):
+    score, label, weight = (x[task[2] > 0] for x in task)
+    precision, recall, points = oracles.precision_recall_curve(
+        label, score, sample_weight=weight
+    )
+    # scikit-learn's starts at the lowest score; its last point is made up.
+    expected = precision[-2::-1], recall[-2::-1], points[::-1]
+    for found, curve in zip(thresholds.precision_recall(*task), expected, strict=True):
+        np.testing.assert_allclose(found, curve, atol=1e-12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(tasks())
+def test_between_the_corners_the_curve_is_straight(task):
+    fpr, tpr, _ = thresholds.roc(*task)
+    bends = thresholds.corners(fpr, tpr)
+    np.testing.assert_allclose(
+        oracles.auc(fpr[bends], tpr[bends]), oracles.auc(fpr, tpr), atol=1e-12
+    )
+    # A vertical part has many heights at one x: compare along the length.
+    length, short = (
+        np.cumsum(np.hypot(np.diff(x, prepend=0), np.diff(y, prepend=0)))
+        for x, y in ((fpr, tpr), (fpr[bends], tpr[bends]))
+    )
+    for whole in (fpr, tpr):
+        drawn = np.interp(length, short, whole[bends])
+        np.testing.assert_allclose(drawn, whole, atol=1e-9)
+
+
+def test_a_rare_finding_needs_few_points():
+    rng = np.random.default_rng(0)
+    label = np.zeros(5000)
+    label[:10] = 1
+    fpr, tpr, _ = thresholds.roc(rng.random(5000), label, np.ones(5000))
+    assert len(fpr) == 5001
+    assert len(thresholds.corners(fpr, tpr)) <= 22
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_missing_class_has_no_axis(value):
+    task = np.arange(4.0), np.full(4, value), np.ones(4)
+    fpr, tpr, _ = thresholds.roc(*task)
+    assert np.isnan(tpr if value == 0 else fpr).all()
+    assert thresholds.corners(fpr, tpr).tolist() == [0, 4]
+    precision, recall, _ = thresholds.precision_recall(*task)
+    assert (precision == value).all() and np.isnan(recall).all() == (value == 0)
+
+
+def test_without_a_known_label_the_curve_has_no_point():
+    nothing = np.zeros(3)
+    fpr, tpr, points = thresholds.roc(nothing, nothing, nothing)
+    assert np.isnan([fpr, tpr]).all() and points.tolist() == [np.inf]
+    assert thresholds.precision_recall(nothing, nothing, nothing)[0].size == 0
+
+
+@given(st.sampled_from(["score", "label"]))
+def test_a_known_nan_is_refused_and_an_unknown_one_is_not(where):
+    task = {"score": np.arange(3.0), "label": np.array([0.0, 1, 0])}
+    whole = thresholds.roc(**task, weight=np.array([1.0, 1, 0]))
+    task[where][2] = np.nan
+    muted = thresholds.roc(**task, weight=np.array([1.0, 1, 0]))
+    np.testing.assert_array_equal(whole, muted)
+    with pytest.raises(InputError, match="NaN"):
+        thresholds.roc(**task, weight=np.ones(3))
+
+
+KEY, REPLICATES = jax.random.key(3), 60
+
+
+@pytest.fixture(scope="module")
+def films():
+    """Three findings, the last without a positive; films without a known label."""
+    rng = np.random.default_rng(0)
+    patient = rng.integers(0, 60, 240) + 1000
+    label = (rng.random((240, 3)) < (0.3, 0.1, 0)).astype(np.float32)
+    score = (rng.random((240, 3)) + 0.6 * label).astype(np.float32)
+    score[:, 1] = np.round(score[:, 1], 1)  # Ties.
+    weight = (rng.random((240, 3)) < 0.9).astype(np.float32)
+    weight[:7] = 0
+    label = np.where(weight > 0, label, np.nan).astype(np.float32)
+    return Predictions(np.arange(240), patient, score, label, weight)
+
+
+def brute_force(films, t):
+    """Each replicate sorted by scikit-learn, and read at the grid."""
+    rows = films.weight.any(axis=1)
+    names, index = np.unique(films.patient[rows], return_inverse=True)
+    drawn = np.asarray(multiplicities(KEY, np.arange(REPLICATES), len(names)))
+    score, label, weight = (x[rows][:, t] for x in films[2:])
+    tprs, precisions = [], []
+    for count in drawn.T:
+        w = weight * count[index]
+        known = w > 0
+        y, s, w = label[known], score[known], w[known]
+        fpr, tpr, _ = roc_curve(y, s, sample_weight=w, drop_intermediate=False)
+        tprs.append(np.interp(thresholds.GRID, fpr, tpr))
+        precision, recall, _ = precision_recall_curve(y, s, sample_weight=w)
+        ok = [np.flatnonzero(recall >= r - 1e-5)[-1] for r in thresholds.GRID[1:]]
+        precisions.append(precision[ok])
+    return (np.quantile(x, [0.025, 0.975], axis=0) for x in (tprs, precisions))
+
+
+def test_fewer_than_ten_patients_of_a_class_have_no_band(films):
+    one = np.flatnonzero(films.label[:, 1] == 1)
+    rare = films.label.copy()
+    patients = np.unique(films.patient[one])
+    for most, shown in ((9, ["a"]), (10, ["a", "b"])):
+        keep = np.isin(films.patient, patients[:most])
+        rare[:, 1] = np.where(keep, films.label[:, 1], 0 * films.label[:, 1])
+        found = films._replace(label=rare)
+        found = thresholds.bands(found, tasks=("a", "b", "c"), key=KEY, replicates=20)
+        assert list(found) == shown
+
+
+def test_with_all_scores_a_band_is_that_of_sorted_replicates(films):
+    found = thresholds.bands(
+        films, tasks=("a", "b", "none"), key=KEY, replicates=REPLICATES, most=240
+    )
+    assert list(found) == ["a", "b"]
+    for t, one in enumerate(found.values()):
+        tpr, precision = brute_force(films, t)
+        roc, recall = one["roc"], one["precision_recall"]
+        np.testing.assert_allclose([roc["low"], roc["high"]], tpr, atol=2e-5)
+        ends = [recall["low"], recall["high"]]
+        np.testing.assert_allclose(ends, precision, atol=2e-5)
+        np.testing.assert_allclose(roc["fpr"], thresholds.GRID)
+        np.testing.assert_allclose(recall["recall"], thresholds.GRID[1:])
+
+
+def test_fewer_thresholds_move_a_band_by_their_distance(films):
+    def ends(most):
+        options = {"key": KEY, "replicates": REPLICATES, "most": most}
+        found = thresholds.bands(films, tasks=("a", "b", "none"), **options)["a"]["roc"]
+        return np.array([found["low"], found["high"]])
+
+    exact = ends(240)
+    assert 0 < np.abs(ends(20) - exact).max()
+    assert np.abs(ends(60) - exact).max() < 2 / 59 + 0.02
+    assert np.abs(ends(60) - exact).mean() < 0.006
+
+
+def test_without_a_task_of_both_classes_there_is_no_band(films):
+    empty = films._replace(label=np.zeros_like(films.label))
+    assert thresholds.bands(empty, tasks="abc", key=KEY, replicates=5) == {}

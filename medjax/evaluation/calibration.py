@@ -1,7 +1,7 @@
-"""Mends probabilities: temperature, Platt scaling, isotonic regression, prior shift.
+"""Calibration: temperature, Platt scaling, isotonic regression, prior shift.
 
-Fit on validation predictions, and apply to the test's. Arrays are as in
-calibration.py. A fit is numbers alone: `fit._asdict()` goes into JSON and comes back
+A fit on validation predictions is applied to the test split's. Arrays are as in
+reliability.py. A fit holds numbers alone: `fit._asdict()` goes into JSON and comes back
 by `Logistic(**...)`, `Isotonic(**...)` or `Softmax(**...)`. A task that can't be fitted
 keeps its probabilities.
 """
@@ -16,7 +16,7 @@ from scipy.special import expit, log_softmax, logit, softmax
 from medjax.errors import InputError
 from medjax.evaluation.reliability import known
 
-LEAST = 1e-7  # What float32 tells from 0 and from 1: log-odds are finite beyond it.
+SMALLEST = 1e-7  # Probabilities are clipped to it: so log-odds are finite.
 FLATTEST, STEEPEST = 1e-3, 1e3  # Bounds of the inverse of a temperature.
 
 
@@ -48,9 +48,9 @@ Fit = Logistic | Isotonic | Softmax
 
 
 def fit_temperature(probability, label, weight) -> Logistic:
-    """One temperature for all tasks, of the highest likelihood: slope = 1 / it.
+    """One temperature for all tasks, by maximum likelihood: slope = 1 / temperature.
 
-    It mends overconfidence, and with one number it can't overfit. Without a finite
+    It corrects overconfidence, and with one number it can't overfit. Without a finite
     optimum (no error, or no better than chance) the slope is 1.
 
     Source: Guo et al., On Calibration of Modern Neural Networks (ICML 2017), sec. 4.2.
@@ -70,9 +70,9 @@ def fit_temperature(probability, label, weight) -> Logistic:
 def fit_platt(probability, label, weight) -> Logistic:
     """Slope and intercept for each task: logistic regression on the log-odds.
 
-    No penalty and no smoothed labels. A task of one class, or one that a threshold
-    separates without an error, has no finite optimum and stays as it is. So does one
-    whose slope would not be positive: a few unlucky images could turn it upside down.
+    No penalty and no smoothed labels. A task with one class, or whose classes a
+    threshold separates, has no finite optimum and stays as it is. So does a task whose
+    slope would not be positive: by a few unlucky images its order would be reversed.
 
     Source: Platt, Probabilistic Outputs for Support Vector Machines (1999).
     """
@@ -84,8 +84,8 @@ def fit_platt(probability, label, weight) -> Logistic:
 def fit_isotonic(probability, label, weight) -> Isotonic:
     """For each task the rising function with the smallest squared error.
 
-    It follows any shape, and so needs more images: a thousand, say. It makes ties. A
-    task of one class stays as it is.
+    It fits any shape, and so needs more images: a thousand, say. It makes ties. A task
+    with one class stays as it is.
 
     Source: Zadrozny & Elkan, Transforming Classifier Scores (KDD 2002), section 3.
     """
@@ -97,8 +97,8 @@ def fit_isotonic(probability, label, weight) -> Isotonic:
 def fit_softmax(probability, label, weight, *, offsets: bool) -> Softmax:
     """One temperature for K classes, and with `offsets` an intercept for each.
 
-    Of two classes, the latter is Platt scaling. Without a finite optimum all stays as
-    it is; a class without an image has none for its intercept.
+    With two classes and offsets this is Platt scaling. Without a finite optimum all
+    stays as it is; the intercept of a class without an image has none.
 
     Args:
       probability, label: [N, K], rows sum to 1.
@@ -116,33 +116,35 @@ def fit_softmax(probability, label, weight, *, offsets: bool) -> Softmax:
     z, w = _log(p), w / w.sum()
 
     def loss(fit: np.ndarray) -> tuple[float, np.ndarray]:
-        said = log_softmax(fit[0] * z + fit[1:], axis=1)
-        wrong = w * (np.exp(said) - y)
-        slopes = np.append((wrong * z).sum(), wrong.sum(axis=0) * offsets)
-        return -(w * y * said).sum(), slopes
+        log_p = log_softmax(fit[0] * z + fit[1:], axis=1)
+        error = w * (np.exp(log_p) - y)
+        gradient = np.append((error * z).sum(), error.sum(axis=0) * offsets)
+        return -(w * y * log_p).sum(), gradient
 
     start = np.append(1.0, np.zeros(p.shape[1]))
     bounds = [(FLATTEST, STEEPEST), *[(None, None)] * p.shape[1]]
     tight = {"ftol": 1e-15, "gtol": 1e-10, "maxiter": 1000}
-    found = minimize(loss, start, jac=True, bounds=bounds, options=tight).x
-    # Where each image's own class is the likeliest, steeper is better without end.
-    calls = (found[0] * z + found[1:]).argmax(axis=1)
+    slope, *intercept = minimize(
+        loss, start, jac=True, bounds=bounds, options=tight
+    ).x.tolist()
+    # Where each image's true class is the likeliest, the likelihood has no maximum.
+    calls = (slope * z + intercept).argmax(axis=1)
     right = y[np.arange(len(y)), calls] == 1
-    if right[w[:, 0] > 0].all() or not FLATTEST < found[0] < STEEPEST:
+    if right[w[:, 0] > 0].all() or not FLATTEST < slope < STEEPEST:
         return identity
-    return Softmax((float(found[0]),) * p.shape[1], tuple(found[1:].tolist()))
+    return Softmax((slope,) * p.shape[1], tuple(intercept))
 
 
 def prior_shift(trained, true, *, exclusive: bool = False) -> Logistic | Softmax:
-    """From the prevalence that training saw to the true one.
+    """Corrects probabilities from the prevalence seen in training to the true one.
 
-    Loss weights or resampling teach a model another prevalence, and its probabilities
-    follow: the odds are too high by the ratio of the two. After this shift, the mean
-    probability is the true prevalence, if the model was calibrated in training.
+    With loss weights or over-sampling a model learns another prevalence: its odds are
+    too high by the ratio of the two. After this shift the mean probability is the true
+    prevalence, if the model was calibrated on the data as weighted or sampled.
 
     Args:
-      trained: [T] in (0, 1), the share of the positives in the loss, as sampled.
-      true: [T] in (0, 1), of the population in question.
+      trained: [T] in (0, 1), the share of the positives in the training loss.
+      true: [T] in (0, 1), in the population.
       exclusive: whether the tasks are classes of which an image has exactly one.
 
     Source: Saerens et al., Neural Computation 14 (2002) 21, section 2; King & Zeng,
@@ -176,19 +178,21 @@ def calibrate(fit: Fit | None, probability) -> np.ndarray:
         )
     if not isinstance(fit, Isotonic):
         slope, intercept = map(np.array, fit)
-        still = (slope == 1) & (intercept == 0)  # To the bit, also beyond LEAST.
+        identity = (slope == 1) & (intercept == 0)  # Without clipping.
     if isinstance(fit, Logistic):
-        return np.where(still, p, expit(slope * _log_odds(p) + intercept))
+        return np.where(identity, p, expit(slope * _log_odds(p) + intercept))
     if isinstance(fit, Softmax):
-        return p if still.all() else softmax(slope * _log(p) + intercept, axis=1)
+        return p if identity.all() else softmax(slope * _log(p) + intercept, axis=1)
     tasks = zip(p.T, *fit, strict=True)
     return np.stack([np.interp(x, *k) if len(k[0]) else x for x, *k in tasks], axis=1)
 
 
 def moves(fit: Fit, task: int) -> bool:
     """Whether a fit changes the probabilities of a task, by its number."""
-    one, other = (part[task] for part in fit)
-    return len(one) > 0 if isinstance(fit, Isotonic) else (one, other) != (1.0, 0.0)
+    first, second = (part[task] for part in fit)
+    if isinstance(fit, Isotonic):
+        return len(first) > 0
+    return (first, second) != (1.0, 0.0)
 
 
 def _platt(p: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[float, float]:
@@ -228,7 +232,7 @@ def _isotonic(p: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[tuple, tuple
 
 
 def _separated(z: np.ndarray, y: np.ndarray) -> bool:
-    """Whether one class is missing, or a threshold on z parts the two."""
+    """Whether one class is missing, or a threshold on z separates the two."""
     positive, negative = z[y > 0], z[y < 1]
     if not len(positive) or not len(negative):
         return True
@@ -242,8 +246,8 @@ def _each(fit: Callable, p: np.ndarray, y: np.ndarray, w: np.ndarray) -> list:
 
 
 def _log_odds(p: np.ndarray) -> np.ndarray:
-    return logit(np.clip(p, LEAST, 1 - LEAST))
+    return logit(np.clip(p, SMALLEST, 1 - SMALLEST))
 
 
 def _log(p: np.ndarray) -> np.ndarray:
-    return np.log(np.maximum(p, LEAST))
+    return np.log(np.maximum(p, SMALLEST))

@@ -16,7 +16,7 @@ from chex import Array
 from scipy.stats import norm
 
 from medjax.errors import InputError
-from medjax.evaluation import bootstrap, results
+from medjax.evaluation import bootstrap, discrimination, results
 from medjax.evaluation.predict import Predictions
 
 
@@ -64,9 +64,9 @@ def compare(
     """
     rest = one.label, one.weight, one.patient
     scores = one.probability, other.probability
-    found = bootstrap.difference(*scores, *rest, key=key, replicates=replicates)
+    found = discrimination.difference(*scores, *rest, key=key, replicates=replicates)
     nowhere = np.full(len(tasks), np.nan)  # No threshold: areas alone.
-    patients = bootstrap.patients(scores[0], *rest, nowhere)["auroc"][:-1]
+    patients = discrimination.patients(scores[0], *rest, nowhere)["auroc"][:-1]
     few = patients < bootstrap.LEAST
     p = np.where(few, np.nan, paired(*scores, *rest).p)
     adjusted = holm(p)
@@ -78,13 +78,13 @@ def compare(
             "difference": {
                 field: np.where(weak.get(field, False), np.nan, np.append(each, mean))
                 for field, each, mean in zip(
-                    bootstrap.Interval._fields,
-                    *(found[name], found[f"mean_{name}"]),
+                    bootstrap.Interval._fields[:4],
+                    *(found[name][:4], found[f"mean_{name}"][:4]),
                     strict=True,
                 )
             },
         }
-        for name in bootstrap.AREAS
+        for name in discrimination.AREAS
     }
 
     def row(t: int) -> dict:  # -1: the mean.

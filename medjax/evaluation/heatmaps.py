@@ -1,23 +1,30 @@
-"""Which parts of an image speak for a finding: heatmaps, as pure functions.
+"""Which parts of an image speak for a finding: heatmaps, and whether they can be trusted.
 
-A heatmap says where the model looked, not where the disease is: whether the two are one
-is measured in localisation.py, and whether it depends on the model at all in sanity.py.
-
-  grad_cam                 a stage's channels, weighed by the logit's mean gradient
-  grad_cam_plus_plus       the same, weighed so that small and repeated findings count
+  grad_cam                 a stage's channels, weighted by the logit's mean gradient
+  grad_cam_plus_plus       the same, weighted so that small and repeated findings count
   integrated_gradients     each pixel's share of the logit: as fine as the image, and noisy
 
-The logit is explained, not the probability: a sigmoid's gradient fades where it is sure.
+The logit is explained, not the probability: a sigmoid's gradient vanishes where it is
+near 0 or 1. A heatmap says where the model looked, not where the disease is, so two
+things are measured.
 
-Does a heatmap depend on what the model has learnt? Random weights must destroy it.
+`localise`: whether heatmaps lie where findings are, on images with known boxes:
+  pointing  whether the heatmap's maximum lies in a box of the finding
+  iou       the overlap of the boxes with the pixels of at least half the maximum
+A number alone says little: a large box is easily hit, and a heart is always in the
+middle. So each stands beside two baselines that need no understanding of the image:
+  chance    the same heatmap, moved to a random place (what leaves the image at one edge
+            comes back at the other): for pointing the boxes' share of the area
+  others    the heatmaps of other patients with the same finding, on this one's boxes
 
-An edge detector's pictures look like explanations and know nothing of the model. So
-the layers get random weights, one after the other from the classifier down, and the
-heatmaps are compared with the trained model's: what stays alike explains the image, and
-not the model.
+`randomisation`: whether they depend on what the model has learnt. An edge detector's
+pictures look like explanations and know nothing of the model. So the layers get random
+weights, one after the other from the classifier down, and the heatmaps are compared with
+the trained model's: what stays alike explains the image, not the model.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +32,67 @@ import numpy as np
 from chex import Array, ArrayTree
 from scipy import stats
 
+from medjax.evaluation import bootstrap
+from medjax.evaluation.bootstrap import Interval
+
 METHODS = ("grad_cam", "grad_cam_plus_plus", "integrated_gradients")
 STEPS = 32  # Of integrated_gradients.
+LIMIT = 0.5  # A rank correlation from which on heatmaps count as alike.
+# Of the image's side: so far from its box the maximum still hits. Source: Zhang et al.,
+# IJCV 126 (2018) 1084: 15 pixels; their images have about 500.
+TOLERANCE = 0.03
+SHARE = 0.5  # Of the maximum, from which on a pixel belongs to the heatmap's region.
+MEASURES = ("pointing", "iou")
+LEVELS = ("", "_chance", "_others", "_gain")  # The gain is over chance.
+COLUMNS = tuple(measure + level for measure in MEASURES for level in LEVELS)
+
+
+class Marked(NamedTuple):
+    """N pairs of an image and a finding that is marked in it.
+
+    heatmap: [N, H, W] or [N, D, H, W], >= 0, of the finding in the image.
+    boxes: of each pair one or more boxes, [n, 2, 2] or [n, 2, 3]: the lower and the
+      upper corner, in pixels of the heatmap from its first corner, in the order of its
+      axes; pixel i reaches from i to i + 1.
+    task: [N] int, the finding.
+    patient: [N] int.
+    """
+
+    heatmap: np.ndarray
+    boxes: Sequence[np.ndarray]
+    task: np.ndarray
+    patient: np.ndarray
+
+
+class Measure(NamedTuple):
+    """The mean of a measure, with its interval; gain: over chance."""
+
+    estimate: float
+    low: float
+    high: float
+    undefined: float
+    why: str
+    chance: float
+    others: float
+    gain: Interval
+
+
+class Pairs(NamedTuple):
+    """How many pairs and patients there are, and their measures."""
+
+    pairs: int
+    patients: int
+    pointing: Measure
+    iou: Measure
+
+
+class Localisation(NamedTuple):
+    """What `localise` says; tasks: by name, those that are marked."""
+
+    replicates: int
+    level: float
+    all: Pairs
+    tasks: dict[str, Pairs]
 
 
 def heatmap_step(
@@ -47,8 +113,8 @@ def heatmap_step(
       views: image -> [V, B, H, W, C], standardised; the first, the image as it is, is
         explained.
     """
-    seen = views(image)[0]
-    return heatmaps(state.averaged, seen, apply=apply, method=method, stage=stage)
+    image = views(image)[0]
+    return heatmaps(state.averaged, image, apply=apply, method=method, stage=stage)
 
 
 def heatmaps(
@@ -59,16 +125,16 @@ def heatmaps(
     method: str = METHODS[0],
     stage: int = -1,
 ) -> Array:
-    """What in each image speaks for each task.
+    """The heatmap of each image and task.
 
     Args:
       variables: of the model.
       image: [B, H, W, C] or [B, D, H, W, C], standardised.
       apply: a Classifier's, see models/classifier.py.
       method: one of METHODS. The baseline of integrated_gradients is 0, the mean grey
-        of a standardised image; of its channels' sum the positive part is shown.
-      stage: whose output grad_cam and grad_cam_plus_plus weigh; -1 is the last. An
-        earlier one is finer and knows less of the whole.
+        of a standardised image; it shows the positive part of its channels' sum.
+      stage: whose output grad_cam and grad_cam_plus_plus weight; -1 is the last. An
+        earlier one is finer, but its pixels depend on less of the image.
 
     Returns:
       [B, T, h, w] or [B, T, d, h, w] float32, >= 0, on the grid of that stage (of the
@@ -79,9 +145,9 @@ def heatmaps(
         return apply(variables, image, train=False)
 
     if method == "integrated_gradients":
-        found = integrated_gradients(image, logits_of, jnp.zeros_like(image))
-        return jax.nn.relu(found.sum(axis=-1))
-    of = {"grad_cam": grad_cam, "grad_cam_plus_plus": grad_cam_plus_plus}[method]
+        shares = integrated_gradients(image, logits_of, jnp.zeros_like(image))
+        return jax.nn.relu(shares.sum(axis=-1))
+    cam = {"grad_cam": grad_cam, "grad_cam_plus_plus": grad_cam_plus_plus}[method]
     _, sown = apply(variables, image, train=False, mutable=["intermediates"])
     stages = sown["intermediates"]["stages"]
     after = range(1, len(stages) + 1)[stage]
@@ -89,15 +155,15 @@ def heatmaps(
     def logits_from(feature):
         return apply(variables, feature, train=False, after=after)
 
-    return of(stages[stage], logits_from)
+    return cam(stages[stage], logits_from)
 
 
 def grad_cam(feature: Array, logits_from: Callable) -> Array:
-    """Channels of a stage, weighed by the mean gradient, and their positive sum.
+    """The positive part of a stage's channels, weighted by the mean gradient.
 
     Args:
-      feature: [B, ..., c], the stage's output; any number of axes of space.
-      logits_from: of the feature, [B, T]; an image's logits depend on its row alone.
+      feature: [B, ..., c], the stage's output; any number of spatial axes.
+      logits_from: feature -> [B, T]; an image's logits depend only on its row.
 
     Returns:
       [B, T, ...] float, >= 0.
@@ -106,15 +172,15 @@ def grad_cam(feature: Array, logits_from: Callable) -> Array:
     """
     gradient = _gradients(logits_from, feature)
     weight = gradient.mean(axis=tuple(range(2, gradient.ndim - 1)))  # [B, T, c]
-    return _weighed(feature, weight)
+    return _weighted(feature, weight)
 
 
 def grad_cam_plus_plus(feature: Array, logits_from: Callable) -> Array:
-    """Grad-CAM that weighs the gradient by how much each pixel alone raises the score.
+    """Grad-CAM that weights the gradient by how much each pixel alone raises the score.
 
     The score is exp(logit), as in the paper, whose derivatives are powers of the
     logit's; the factor exp(logit) of the whole map is left out. The paper's features
-    are those after a ReLU; a channel whose sum is negative counts as one that is 0.
+    are those after a ReLU; a channel with a negative sum counts as 0.
 
     Args, Returns: as for `grad_cam`.
 
@@ -125,7 +191,7 @@ def grad_cam_plus_plus(feature: Array, logits_from: Callable) -> Array:
     total = jax.nn.relu(feature[:, None].sum(axis=space, keepdims=True))
     # alpha = g^2 / (2 g^2 + total g^3), where g^2 cancels; only g > 0 counts.
     weight = (rising / (2 + total * rising)).sum(axis=space)  # [B, T, c]
-    return _weighed(feature, weight)
+    return _weighted(feature, weight)
 
 
 def integrated_gradients(
@@ -133,14 +199,14 @@ def integrated_gradients(
 ) -> Array:
     """What each pixel adds to each logit on the way from a baseline to the image.
 
-    Over the pixels they add up to logit(image) - logit(baseline), as far as the sum
-    over the steps is the integral.
+    Over the pixels they add up to logit(image) - logit(baseline), up to the error of
+    the sum that stands for the integral.
 
     Args:
       image: [B, ..., C].
-      logits_of: of images, [B, T].
-      baseline: as the image: one that says nothing.
-      steps: of the integral, each taken at its middle.
+      logits_of: images -> [B, T].
+      baseline: of the image's shape, an image that shows nothing.
+      steps: of the sum, each taken at its middle.
 
     Returns:
       [B, T, ..., C] float; negative where a pixel speaks against the task.
@@ -159,7 +225,7 @@ def integrated_gradients(
 
 
 def enlarge(heatmap: Array, shape: Sequence[int]) -> Array:
-    """Linear interpolation to the grid of an image, whose edges are the heatmap's.
+    """Linear interpolation to the grid of an image with the same edges.
 
     Args:
       heatmap: [..., h, w] or [..., d, h, w].
@@ -172,20 +238,166 @@ def enlarge(heatmap: Array, shape: Sequence[int]) -> Array:
 def _gradients(logits_of: Callable, x: Array) -> Array:
     """The gradient of every logit: [B, ..., c] -> [B, T, ..., c] float32 or wider.
 
-    One forward pass, and a backward one for each task, all abreast.
+    One forward pass, and a backward one for each task, all at once.
     """
     logits, pull = jax.vjp(logits_of, x)
     each = jnp.eye(logits.shape[1], dtype=logits.dtype)
-    found = jax.vmap(lambda one: pull(jnp.broadcast_to(one, logits.shape))[0])(each)
-    return jnp.moveaxis(found, 0, 1).astype(jnp.promote_types(x.dtype, jnp.float32))
+    gradients = jax.vmap(lambda task: pull(jnp.broadcast_to(task, logits.shape))[0])(
+        each
+    )
+    return jnp.moveaxis(gradients, 0, 1).astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _weighed(feature: Array, weight: Array) -> Array:
+def _weighted(feature: Array, weight: Array) -> Array:
     """[B, ..., c] and [B, T, c] -> [B, T, ...], the positive part."""
     return jax.nn.relu(jnp.einsum("b...c,btc->bt...", feature, weight))
 
 
-LIMIT = 0.5  # A rank correlation from which on heatmaps count as alike.
+def measure(
+    marked: Marked, *, tolerance: float = TOLERANCE, share: float = SHARE
+) -> np.ndarray:
+    """Pointing game and overlap of every pair, and what they are compared with.
+
+    If several pixels are the maximum, each of them is pointed at equally often: a
+    constant heatmap hits as often as chance does.
+
+    Args:
+      marked: what to measure.
+      tolerance: of pointing, a share of the image's longest side.
+      share: of the heatmap's maximum, from which on a pixel belongs to its region.
+
+    Returns:
+      [N, 8] float, see COLUMNS; `others` is NaN where no other patient has the finding.
+
+    Source: pointing game: Zhang et al., IJCV 126 (2018) 1084, section 4.2.
+    """
+    heat = np.asarray(marked.heatmap)
+    shape = heat.shape[1:]
+    margin = tolerance * max(shape)
+    near = np.stack([inside(boxes, shape, margin=margin) for boxes in marked.boxes])
+    box = np.stack([inside(boxes, shape) for boxes in marked.boxes])
+    highest = heat.max(axis=tuple(range(1, heat.ndim)), keepdims=True)
+    peak = (heat == highest).astype(np.float32)
+    peak /= peak.sum(axis=tuple(range(1, heat.ndim)), keepdims=True)
+    region = (heat >= share * highest).astype(np.float32)
+    columns = {name: np.full(len(heat), np.nan) for name in COLUMNS}
+    for n in range(len(heat)):
+        overlap = _overlap(_moved(region[n], box[n]), region[n].sum(), box[n].sum())
+        columns["pointing"][n] = (peak[n] * near[n]).sum()
+        columns["pointing_chance"][n] = near[n].mean()
+        columns["iou"][n] = overlap.flat[0]
+        columns["iou_chance"][n] = overlap.mean()
+    for task in np.unique(marked.task):
+        rows = np.flatnonzero(marked.task == task)
+        peaks, nears, regions, boxes = (
+            x[rows].reshape(len(rows), -1).astype(np.float32)
+            for x in (peak, near, region, box)
+        )
+        hits = nears @ peaks.T  # [n, n]: the boxes of one, the heatmap of another
+        areas = regions.sum(axis=1), boxes.sum(axis=1)[:, None]
+        overlaps = _overlap(boxes @ regions.T, *areas)
+        other = marked.patient[rows][:, None] != marked.patient[rows]
+        for name, values in (("pointing_others", hits), ("iou_others", overlaps)):
+            count = other.sum(axis=1)
+            total = (values * other).sum(axis=1)
+            mean = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+            columns[name][rows] = mean
+    for name in MEASURES:
+        columns[f"{name}_gain"] = columns[name] - columns[f"{name}_chance"]
+    return np.stack(list(columns.values()), axis=1)
+
+
+def inside(
+    boxes: np.ndarray, shape: Sequence[int], *, margin: float = 0.0
+) -> np.ndarray:
+    """Which pixels have their middle in one of the boxes, or within a margin of it.
+
+    Args:
+      boxes: [n, 2, A], see Marked.
+      shape: of the image, A axes.
+      margin: pixels, by which each box is larger on every side.
+
+    Returns:
+      `shape` bool. A box that holds no pixel's middle gets the pixel that it is in.
+    """
+    mask = np.zeros(shape, bool)
+    for low, high in np.asarray(boxes, float):
+        middle = np.clip(np.floor((low + high) / 2), 0, np.subtract(shape, 1))
+        first = np.minimum(np.ceil(low - margin - 0.5), middle)
+        last = np.maximum(np.floor(high + margin - 0.5), middle)
+        first, last = np.maximum(first, 0).astype(int), last.astype(int)
+        mask[tuple(slice(a, b + 1) for a, b in zip(first, last, strict=True))] = True
+    return mask
+
+
+def localise(
+    marked: Marked,
+    *,
+    tasks: Sequence[str],
+    key: Array,
+    replicates: int,
+    level: float = 0.95,
+    **options: float,
+) -> dict:
+    """Means of `measure` over images, with intervals of a bootstrap over patients.
+
+    Args:
+      marked: what to measure.
+      tasks: names by the numbers of marked.task.
+      key, replicates: of the bootstrap; level: of its intervals.
+      options: of `measure`.
+
+    Returns:
+      `Localisation` as JSON, see bootstrap.as_json.
+    """
+    numbers = np.unique(marked.task)
+    chosen = np.stack(
+        [marked.task == marked.task, *(marked.task == t for t in numbers)]
+    )
+    value = measure(marked, **options)[:, None]  # [N, 1, 8]
+    value = np.where(chosen.T[..., None], value, np.nan)
+    resampled = bootstrap.means(value, marked.patient, key=key, replicates=replicates)
+    intervals = bootstrap.percentiles(resampled, level)
+
+    def pairs(k: int) -> Pairs:
+        patients = len(np.unique(marked.patient[chosen[k]]))
+
+        def interval(name: str) -> Interval:
+            return bootstrap.interval(
+                bootstrap.at(intervals, (k, COLUMNS.index(name))),
+                "no other patient",
+                patients=patients,
+                replicates=replicates,
+                name=name,
+            )
+
+        measures = {
+            name: Measure(
+                *interval(name),
+                chance=interval(f"{name}_chance").estimate,
+                others=interval(f"{name}_others").estimate,
+                gain=interval(f"{name}_gain"),
+            )
+            for name in MEASURES
+        }
+        return Pairs(int(chosen[k].sum()), patients, **measures)
+
+    of_all, *of_tasks = map(pairs, range(len(chosen)))
+    names = [tasks[t] for t in numbers]
+    of_tasks = dict(zip(names, of_tasks, strict=True))
+    return bootstrap.as_json(Localisation(replicates, level, of_all, of_tasks))
+
+
+def _moved(region: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """How many pixels two masks share for every shift of one, first without a shift."""
+    one, other = np.fft.rfftn(region), np.fft.rfftn(box)
+    axes = tuple(range(region.ndim))
+    return np.rint(np.fft.irfftn(one * np.conj(other), region.shape, axes))
+
+
+def _overlap(shared: np.ndarray, region: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """Intersection over union of areas; neither is empty."""
+    return shared / (region + box - shared)
 
 
 def cascade(
@@ -196,8 +408,7 @@ def cascade(
     Args:
       variables: the trained ones: collections, 'params' among them, of layers.
       fresh: random ones, the same tree.
-      layers: names, from the last to the first; what a collection lacks of them is
-        no layer of it.
+      layers: names, from the last to the first; a collection may lack some.
     """
     for name in layers:
         variables = {
@@ -225,7 +436,7 @@ def randomisation(
     Returns:
       {layer: the mean rank correlation over images and tasks} after it and all
       above it are random: 1 is unchanged, about 0 unrelated; NaN if every heatmap of
-      the trained model is of one value.
+      the trained model is constant.
 
     Source: Adebayo et al., NeurIPS 2018, section 3, cascading randomisation.
     """
@@ -240,8 +451,8 @@ def depends_on_the_model(similarity: dict[str, float], *, limit: float = LIMIT) 
     """Whether `randomisation` found heatmaps that random weights change enough.
 
     Args:
-      similarity: of `randomisation`; what counts is the last, of all layers random.
-      limit: from which on they count as unchanged.
+      similarity: of `randomisation`; the last counts, with random weights everywhere.
+      limit: the correlation from which on heatmaps count as unchanged.
     """
     return list(similarity.values())[-1] < limit
 
@@ -253,8 +464,8 @@ def rank_correlation(one: np.ndarray, other: np.ndarray) -> np.ndarray:
       one, other: [B, T, ...].
 
     Returns:
-      [B, T]; NaN where `one` is of one value; 0 where only `other` is, since what
-      says nothing resembles nothing.
+      [B, T]; NaN where `one` is constant; 0 where only `other` is, as a heatmap that
+      says nothing resembles no other.
     """
     one, other = (
         stats.rankdata(x.reshape(*x.shape[:2], -1), axis=-1) for x in (one, other)
@@ -262,8 +473,8 @@ def rank_correlation(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     one, other = (x - x.mean(axis=-1, keepdims=True) for x in (one, other))
     both = (one * other).sum(axis=-1)
     scale = np.sqrt((one**2).sum(axis=-1) * (other**2).sum(axis=-1))
-    found = both / np.where(scale > 0, scale, 1)
-    return np.where((one != 0).any(axis=-1), found, np.nan)
+    correlation = both / np.where(scale > 0, scale, 1)
+    return np.where((one != 0).any(axis=-1), correlation, np.nan)
 
 
 def _mean(values: np.ndarray) -> float:

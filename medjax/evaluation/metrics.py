@@ -1,7 +1,7 @@
-"""Discrimination of one task: ranking, confusion and the rates that follow from it.
+"""Discrimination of one task, and the table of all metrics.
 
-Every function reads one task as vectors over images, [N], and is mapped over tasks
-by the caller (`jax.vmap(auroc, in_axes=-1)` on [N, T]). Three conventions hold in
+Every function of scores reads one task as vectors over images, [N], and is mapped over
+tasks by the caller (`jax.vmap(auroc, in_axes=-1)` on [N, T]). Three conventions hold in
 all of them:
 
 - A row of weight 0 (unknown label, padding) counts for nothing; its score and its
@@ -12,18 +12,19 @@ all of them:
 
 Counts are sums of float32 weights: exact for whole weights up to 2^24 images.
 
-One number for all tasks: three means that say different things.
+Three averages over tasks say different things:
 
-macro: every task counts alike, so a rare finding as much as a common one.
+macro: every task counts alike, a rare finding as much as a common one.
 weighted: a task counts by its positives, so that common findings decide.
-micro: every label of every image counts alike, as if of one task. It also asks whether
-  a score means the same in all tasks, and may be high where no task is told apart: a
-  model that knows the prevalences alone ranks the common findings' labels first.
+micro: every label of every image counts alike, as if all were of one task. It also
+  depends on whether a score means the same in all tasks: a model that knows nothing but
+  the prevalences ranks the labels of common findings first, and scores high.
 
 Source: scikit-learn's `average=` of roc_auc_score, average_precision_score and f1_score.
 """
 
 import math
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import chex
@@ -133,11 +134,8 @@ def partial_auroc(
     `roc_auc_score(max_fpr=)`, linear between the curve's points.
     """
     tp, fp, end = _cumulative(rank(score, label, weight))
-    before_tp, before_fp, most = (
-        _previous(tp, end),
-        _previous(fp, end),
-        max_fpr * fp[-1],
-    )
+    before_tp, before_fp = _previous(tp, end), _previous(fp, end)
+    most = max_fpr * fp[-1]
     left, right = jnp.minimum(before_fp, most), jnp.minimum(fp, most)
     # Of a run of ties that crosses the limit, the part below it counts.
     part = jnp.where(fp > before_fp, (right - left) / (fp - before_fp), 0.0)
@@ -155,8 +153,8 @@ def cells(score: Array, label: Array, weight: Array, threshold: Array) -> Confus
       score: [N] in the unit of the threshold.
       label: [N] in [0, 1].
       weight: [N], >= 0.
-      threshold: [], positive is score >= threshold. NaN (none was found) makes
-        every cell NaN, because it would otherwise call every image negative.
+      threshold: [], positive is score >= threshold. NaN (there is none) makes every
+        cell NaN, because it would otherwise call every image negative.
     """
     score, positive, negative = _known(score, label, weight)
     called = jnp.where(jnp.isnan(threshold), jnp.nan, score >= threshold)
@@ -174,40 +172,30 @@ def confusion(score: Array, label: Array, weight: Array, threshold: Array) -> Co
 
 
 def rates(confusion: Confusion) -> dict[str, Array]:
-    """What a confusion matrix says, each of the shape of its cells.
+    """Every rate of METRICS, each of the shape of the confusion matrix's cells.
 
     All are in [0, 1] but the likelihood ratios, by which a call multiplies the odds
-    of the finding: lr_positive >= 1 and lr_negative <= 1 in a model of any use. A rate
-    whose denominator is 0 is NaN: PPV where nothing is called positive, sensitivity
-    where nothing is positive, lr_positive without a false positive, and so on.
+    of the finding: lr_positive >= 1 and lr_negative <= 1 in a useful model.
 
     Source: Altman & Bland, BMJ 308 (1994) 1552 and 309 (1994) 102; likelihood ratios:
     Deeks & Altman, BMJ 329 (2004) 168; F1: van Rijsbergen, Information Retrieval
     (1979), the harmonic mean of PPV and sensitivity.
     """
-    tp, fp, fn, tn = confusion
-    total = tp + fp + fn + tn
     return {
-        "sensitivity": _ratio(tp, tp + fn),
-        "specificity": _ratio(tn, tn + fp),
-        "ppv": _ratio(tp, tp + fp),
-        "npv": _ratio(tn, tn + fn),
-        "accuracy": _ratio(tp + tn, total),
-        "prevalence": _ratio(tp + fn, total),
-        "f1": _ratio(2 * tp, 2 * tp + fp + fn),
-        "lr_positive": _ratio(_ratio(tp, tp + fn), _ratio(fp, fp + tn)),
-        "lr_negative": _ratio(_ratio(fn, tp + fn), _ratio(tn, fp + tn)),
+        name: _ratio(*metric.rate(confusion))
+        for name, metric in METRICS.items()
+        if metric.rate
     }
 
 
 def predictive_values(
     sensitivity: Array, specificity: Array, prevalence: Array
 ) -> tuple[Array, Array]:
-    """PPV and NPV where the finding is as frequent as it is there.
+    """PPV and NPV in a population with another prevalence.
 
-    Sensitivity and specificity travel from one population to another, the predictive
-    values don't: those of a hospital's test split say little of a screening. All
-    arguments are in [0, 1], of one shape; NaN where nothing is called so.
+    Sensitivity and specificity hold in another population, predictive values don't:
+    those of a hospital's test split say little about a screening. All arguments are
+    in [0, 1], of one shape; NaN where nothing is called positive, or negative.
 
     Source: Bayes' theorem; Altman & Bland, BMJ 309 (1994) 102.
     """
@@ -217,7 +205,7 @@ def predictive_values(
 
 
 def _known(score: Array, label: Array, weight: Array) -> tuple[Array, Array, Array]:
-    """Returns score, weight as positive, weight as negative; rows of weight 0 muted."""
+    """Returns score, weight as positive, weight as negative; 0 where unknown."""
     chex.assert_rank([score, label, weight], 1)
     chex.assert_equal_shape([score, label, weight])
     weight = jnp.asarray(weight, jnp.float32)
@@ -265,7 +253,7 @@ def macro(value: Array, defined: Array) -> Array:
 
 
 def weighted(value: Array, positives: Array, defined: Array) -> Array:
-    """[...], the mean of [..., T] by each task's positives [..., T]."""
+    """[...], the mean of [..., T] weighted by each task's positives [..., T]."""
     share = jnp.where(defined, positives, 0.0)
     total = share.sum(axis=-1)
     # A task without positives takes no part, however undefined its value is.
@@ -274,13 +262,176 @@ def weighted(value: Array, positives: Array, defined: Array) -> Array:
     return jnp.where(total > 0, mean, jnp.nan)
 
 
-def micro(matrix, defined: Array):
+def micro(matrix: Confusion, defined: Array) -> Confusion:
     """The confusion matrix of all tasks together: cells [..., T] -> [...]."""
     return jax.tree.map(lambda cell: cell.sum(axis=-1, where=defined), matrix)
 
 
-def pooled(score, label, weight, patient) -> tuple:
-    """Every label as an image of one task: [N, T] -> [N T, 1], patients [N T]."""
-    tasks = score.shape[1]
-    columns = (array.reshape(-1, 1) for array in (score, label, weight))
-    return *columns, patient.repeat(tasks)
+def class_cells(probability: Array, label: Array, weight: Array) -> Array:
+    """Each image's place in the classes' confusion matrix, [N, K, K].
+
+    Args:
+      probability: [N, K]; the likeliest class is predicted, the first of tied ones.
+      label: [N, K] one-hot, or shares of classes that sum to 1.
+      weight: [N, K]; an image counts as its largest one, 0 where it is unknown.
+
+    Returns:
+      Rows are the true class, columns the predicted one.
+    """
+    predicted = jax.nn.one_hot(jnp.argmax(probability, axis=1), probability.shape[1])
+    known = jnp.max(weight, axis=1)
+    true = jnp.where(known[:, None] > 0, label, 0.0) * known[:, None]
+    return true[:, :, None] * predicted[:, None, :]
+
+
+def class_rates(matrix: Array, present: Array | None = None) -> dict[str, Array]:
+    """The rates of classes' confusion matrices [..., K, K], [...] each.
+
+    accuracy is the share of images called right; it is also the micro mean of
+    sensitivity, PPV and F1, and the prevalence-weighted mean of sensitivity.
+    balanced_accuracy is the mean sensitivity and macro_f1 the mean F1, over the classes
+    that are `present`; weighted_f1 weights F1 by prevalence. kappa is the agreement
+    beyond that of two independent readers with these margins; NaN where these must
+    agree. All are NaN without an image.
+
+    Args:
+      matrix: row true, column predicted.
+      present: [K], the classes that the means are over; a mean is NaN where one of
+        them has no image. None: the classes that have an image.
+
+    Source: Cohen, Educ. Psychol. Meas. 20 (1960) 37; scikit-learn's names, but its
+    macro F1 counts a class that is predicted and never true as 0; here it is left out.
+    """
+    total = matrix.sum((-2, -1))
+    right = jnp.diagonal(matrix, axis1=-2, axis2=-1)
+    true, predicted = matrix.sum(-1), matrix.sum(-2)
+    seen = true > 0
+    present = seen if present is None else present
+
+    def mean(values):
+        return jnp.mean(jnp.where(seen, values, jnp.nan), axis=-1, where=present)
+
+    f1 = 2 * right / jnp.where(seen, true + predicted, 1)
+    # Margins are divided before they are multiplied: a product passes 2^24.
+    prevalence = true / total[..., None]
+    share = jnp.sum(right, -1) / total
+    chance = jnp.sum(prevalence * predicted / total[..., None], -1)
+    return {
+        "accuracy": share,
+        "balanced_accuracy": mean(right / jnp.where(seen, true, 1)),
+        "macro_f1": mean(f1),
+        "weighted_f1": jnp.sum(prevalence * f1, -1),
+        "kappa": jnp.where(chance < 1, (share - chance) / (1 - chance), jnp.nan),
+    }
+
+
+# Kinds of images, and the reason why a metric that divides by their number is undefined
+# where there is none.
+KINDS = {
+    "known": "no known label",
+    "positive": "no positive image",
+    "negative": "no negative image",
+    "called": "none called positive",
+    "passed": "none called negative",
+    "positive or called": "none positive or called so",
+    "false positive": "no false positive",
+    "true negative": "no true negative",
+    "two classes": "all are of one class, and called so",
+}
+
+
+class Metric(NamedTuple):
+    """A row of the table of metrics: to add a rate, add a row.
+
+    label: the name on pages.
+    kind: what it is computed from: 'ranking', 'confusion', 'classes',
+      'probabilities', or pairs of 'predictions' or 'heatmaps'.
+    divisors: the KINDS of images without which it is undefined.
+    counted: the KINDS of images whose patients an interval needs, the fewest deciding.
+    rate: of a Confusion, numerator and denominator; None: it has its own function.
+    share: whether it is a proportion: at 0 or 1 its interval is the exact one.
+    better: 1 where higher is better, -1 where lower is, 0 where neither is.
+    """
+
+    label: str
+    kind: str
+    divisors: tuple[str, ...] = ("known",)
+    counted: tuple[str, ...] = ("known",)
+    rate: Callable[[Confusion], tuple[Array, Array]] | None = None
+    share: bool = False
+    better: int = 1
+
+
+def _proportion(label: str, images: str, rate: Callable, better: int = 1) -> Metric:
+    return Metric(label, "confusion", (images,), (images,), rate, True, better)
+
+
+BOTH = ("positive", "negative")
+METRICS = {
+    "auroc": Metric("AUROC", "ranking", BOTH, BOTH),
+    "average_precision": Metric("Average precision", "ranking", ("positive",), BOTH),
+    "partial_auroc": Metric("Partial AUROC", "ranking", BOTH, BOTH),
+    "sensitivity": _proportion(
+        "Sensitivity", "positive", lambda m: (m.tp, m.tp + m.fn)
+    ),
+    "specificity": _proportion(
+        "Specificity", "negative", lambda m: (m.tn, m.tn + m.fp)
+    ),
+    "ppv": _proportion("PPV", "called", lambda m: (m.tp, m.tp + m.fp)),
+    "npv": _proportion("NPV", "passed", lambda m: (m.tn, m.tn + m.fn)),
+    "accuracy": _proportion("Accuracy", "known", lambda m: (m.tp + m.tn, sum(m))),
+    "prevalence": _proportion(
+        "Prevalence", "known", lambda m: (m.tp + m.fn, sum(m)), 0
+    ),
+    "f1": Metric(
+        "F1",
+        "confusion",
+        ("positive or called",),
+        ("positive or called",),
+        lambda m: (2 * m.tp, 2 * m.tp + m.fp + m.fn),
+    ),
+    "lr_positive": Metric(
+        "LR+",
+        "confusion",
+        (*BOTH, "false positive"),
+        BOTH,
+        lambda m: (_ratio(m.tp, m.tp + m.fn), _ratio(m.fp, m.fp + m.tn)),
+    ),
+    "lr_negative": Metric(
+        "LR\N{MINUS SIGN}",
+        "confusion",
+        (*BOTH, "true negative"),
+        BOTH,
+        lambda m: (_ratio(m.fn, m.tp + m.fn), _ratio(m.tn, m.fp + m.tn)),
+        better=-1,
+    ),
+    # The predictive values at another prevalence than that of the data.
+    "ppv_at": Metric("PPV", "confusion", (*BOTH, "called"), BOTH),
+    "npv_at": Metric("NPV", "confusion", (*BOTH, "passed"), BOTH),
+    "balanced_accuracy": Metric("Balanced accuracy", "classes"),
+    "macro_f1": Metric("Macro F1", "classes"),
+    "weighted_f1": Metric("Weighted F1", "classes"),
+    "kappa": Metric("Cohen's kappa", "classes", ("known", "two classes")),
+    "brier": Metric("Brier score", "probabilities", better=-1),
+    "calibration_error": Metric("Calibration error", "probabilities", better=-1),
+    "predicted": Metric("Mean probability", "probabilities", better=0),
+    "agreement": Metric("Calls that stay", "predictions", share=True),
+    "pointing": Metric("Pointing game", "heatmaps", share=True),
+    "iou": Metric("IoU", "heatmaps"),
+}
+
+
+def why(name: str, images: Mapping[str, float], *, threshold: bool = True) -> str:
+    """Why a metric of one task is undefined; '' if it isn't.
+
+    Args:
+      name: of METRICS.
+      images: how many there are of each of the KINDS; what lacks isn't asked for.
+      threshold: whether the task has one.
+    """
+    metric = METRICS[name]
+    if not images["known"]:
+        return KINDS["known"]
+    if metric.kind == "confusion" and not threshold:
+        return "no threshold"
+    return next((KINDS[kind] for kind in metric.divisors if not images[kind]), "")

@@ -1,21 +1,21 @@
-"""Is this a film such as the run was trained on? Simple statistics say when it isn't.
+"""Novelty: is an image unlike the training images? Simple statistics tell.
 
-What is measured of an image, and how far beyond the training films' it may lie
-(SLACK, or SHARE of the training films' own range if that is more):
+What is measured of an image, and how far beyond the range of the training images it may
+lie (by SLACK, or by SHARE of that range if this is more):
 
   brightness   mean grey: a wrong window, or a raw detector's values
   spread       its 99th minus its 1st percentile: an image that is nearly constant
   black, white share of the pixels within 2 % of either end: saturated, or mostly border
-  likeness     correlation with the average training film, 16 x 16: an inverted film's
-               is negative, another body part's or a photograph's about 0; only what is
-               less alike is warned of
+  likeness     correlation with the average training image, 16 x 16: negative for an
+               inverted film, about 0 for another body part or a photograph; only a low
+               one is warned of
   colour       mean difference of the strongest and the weakest channel: a photograph
   aspect       logarithm of width over height: a strip, or a page of several films
 
-The range is from the 0.5th to the 99.5th percentile of the training films. Measured on
-700 films of ChestX-ray14, 96 x 96, by five-fold cross-validation over patients:
+The range is from the 0.5th to the 99.5th percentile of the training images. Share of
+images warned of, measured on 700 films of ChestX-ray14, 96 x 96, by five-fold
+cross-validation over patients:
 
-                                                     warned of
     films of other patients                           0.9 %
     the same, inverted                              100 %     (99.6 % as inverted)
     with 12 bits in a file of 16                    100 %
@@ -42,19 +42,19 @@ SLACK = {
 }
 SHARE = 0.1
 QUANTILES = (0.005, 0.05, 0.5, 0.95, 0.995)
-SMALL = 16  # Pixels a side of the average film.
+SMALL = 16  # Pixels a side of the average image.
 END = 0.02
 
 
 def reference(images: Iterable[np.ndarray], aspect: Sequence[float]) -> dict:
-    """What training films look like, as plain data.
+    """The statistics of the training images, as plain data.
 
     Args:
       images: N of [S, S, C] uint8, as the model reads them.
       aspect: width over height of the originals; NaN where unknown.
 
     Returns:
-      films: N; average: [16, 16], of standardised films; statistics: {name: {quantile:
+      films: N; average: [16, 16], of standardised images; statistics: {name: {quantile:
       value}}.
     """
     images = list(images)
@@ -83,7 +83,7 @@ def measure(pixels: np.ndarray, image: np.ndarray, average: np.ndarray) -> dict:
     Args:
       pixels: [H, W] or [H, W, 3] float in [0, 1], as its file has it.
       image: [S, S, C] uint8, as the model reads it.
-      average: of the training films, `reference`'s.
+      average: of the training images, of `reference`.
     """
     height, width = pixels.shape[:2]
     return {
@@ -95,41 +95,42 @@ def measure(pixels: np.ndarray, image: np.ndarray, average: np.ndarray) -> dict:
 
 
 def warning(pixels: np.ndarray, image: np.ndarray, known: dict) -> str:
-    """What of an image lies beyond the training films'; '' if nothing does.
+    """Which statistics of an image are unlike the training images'; '' if none is.
 
     Args:
       pixels, image: as in `measure`.
-      known: `reference`'s.
+      known: of `reference`.
     """
-    average = np.array(known["average"])
-    found = measure(pixels, image, average)
-    ends = {name: limits(one, SLACK[name]) for name, one in known["statistics"].items()}
+    values = measure(pixels, image, np.array(known["average"]))
+    ends = {name: limits(q, SLACK[name]) for name, q in known["statistics"].items()}
     low, _ = ends["likeness"]
-    ends["likeness"] = (low, 1)  # Nothing is too like them.
-    said = []
+    ends["likeness"] = (low, 1)  # No image is too much alike.
+    warnings = []
     for name, (low, high) in ends.items():
-        value = found[name]
+        value = values[name]
         if name == "likeness" and value < low <= -value:
-            said.append(f"as if inverted, black for white (likeness {value:.2f})")
+            warnings.append(f"as if inverted, black for white (likeness {value:.2f})")
         elif not low <= value <= high:
             end, side = (low, "below") if value < low else (high, "above")
             shown = np.exp([value, end]) if name == "aspect" else (value, end)
-            said.append(f"{name} {shown[0]:.2f}, {side} {shown[1]:.2f}")
+            warnings.append(f"{name} {shown[0]:.2f}, {side} {shown[1]:.2f}")
     height, width = pixels.shape[:2]
     if min(height, width) < image.shape[0]:
-        said.append(f"{width} x {height} pixels, and the model reads {image.shape[0]}")
-    return "; ".join(said)
+        warnings.append(
+            f"{width} x {height} pixels, and the model reads {image.shape[0]}"
+        )
+    return "; ".join(warnings)
 
 
 def limits(quantiles: dict[str, float], slack: float) -> tuple[float, float]:
-    """Beyond which an image is warned of; see above."""
+    """The range of a statistic beyond which an image is warned of."""
     low, *_, high = quantiles.values()
     margin = max(slack, SHARE * (high - low))
     return low - margin, high + margin
 
 
 def likeness(image: np.ndarray, average: np.ndarray) -> float:
-    """Correlation of [S, S, C] with the average film, in [-1, 1]; 0 if one is flat."""
+    """Correlation of [S, S, C] with the average image, in [-1, 1]; 0 if one is flat."""
     sizes = np.linalg.norm(average)
     return float((_thumbnail(image) * average).mean() * SMALL / sizes) if sizes else 0.0
 
@@ -145,7 +146,7 @@ def colour(pixels: np.ndarray) -> float:
 
 
 def _greys(image: np.ndarray) -> dict[str, float]:
-    """What the grey levels of [S, S, C] uint8 say, all channels alike."""
+    """Statistics of the grey levels of [S, S, C] uint8, all channels together."""
     counts = np.bincount(image.ravel(), minlength=256)
     reached = np.cumsum(counts) / image.size
     low, high = np.searchsorted(reached, (0.01, 0.99))
@@ -159,7 +160,7 @@ def _greys(image: np.ndarray) -> dict[str, float]:
 
 
 def _thumbnail(image: np.ndarray) -> np.ndarray:
-    """[16, 16] of mean 0 and deviation 1, or 0 where there is one grey."""
+    """[16, 16] with mean 0 and standard deviation 1, or 0 if the image is constant."""
     grey = image.mean(axis=-1, dtype=np.float32)
     small = cv2.resize(grey, (SMALL, SMALL), interpolation=cv2.INTER_AREA)
     small = small - small.mean()

@@ -1,4 +1,4 @@
-"""Every example exactly once, on all devices."""
+"""Predictions of every example exactly once, on all devices."""
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -12,7 +12,7 @@ from medjax.errors import InputError
 
 
 class Predictions(NamedTuple):
-    """What a model says of N films, in the order they were read.
+    """A model's predictions of N images, in the order they were read.
 
     id, patient: [N] int32.
     probability, label, weight: [N, T] float32; weight 0 where the label is unknown.
@@ -28,7 +28,7 @@ class Predictions(NamedTuple):
 def predict(
     batches: Iterable[dict[str, np.ndarray]], eval_step: Callable
 ) -> Predictions:
-    """Runs a model over evaluation batches and takes the padding out again.
+    """Runs a model over evaluation batches and removes their padding.
 
     Args:
       batches: host batches [D, B, ...]; padding rows have the id -1.
@@ -41,7 +41,7 @@ def predict(
 
 
 def embed(batches: Iterable[dict[str, np.ndarray]], embed_step: Callable) -> np.ndarray:
-    """[N, F], what the model's classifier sees of every image; see `predict`."""
+    """[N, F], the features of every image that the classifier reads; see `predict`."""
     rows = _rows(batches, embed_step, "embedding")
     return np.concatenate([row["embedding"] for row in rows])
 
@@ -49,7 +49,7 @@ def embed(batches: Iterable[dict[str, np.ndarray]], embed_step: Callable) -> np.
 def _rows(
     batches: Iterable[dict[str, np.ndarray]], function: Callable, name: str
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Adds what a function says of the image; takes devices and padding out again."""
+    """Adds a function of the image; removes the axis of devices and the padding."""
     for batch in batches:
         batch = {**batch, name: jax.device_get(function(batch["image"]))}
         real = batch["id"].reshape(-1) >= 0
@@ -69,7 +69,7 @@ def predict_files(
     devices: int,
     look: Callable[[Path, np.ndarray, np.ndarray], None] | None = None,
 ) -> Iterator[tuple[Path, np.ndarray | str]]:
-    """Yields every file, in order, with its probabilities or with what is wrong.
+    """Yields every file, in order, with its probabilities or the reason for its lack.
 
     Args:
       paths: image files.
@@ -78,7 +78,7 @@ def predict_files(
       batch: B, rows a device.
       devices: D.
       look: called, by several threads, with a file's path, its pixels [H, W] or
-        [H, W, 3] in [0, 1], and these as the model reads them, [S, S, C] uint8.
+        [H, W, 3] in [0, 1], and the image that the model reads, [S, S, C] uint8.
 
     Yields:
       path, and [T] float32 or the reason why the file can't be read.
@@ -94,9 +94,9 @@ def predict_files(
         return path, image
 
     def finish(loaded: list) -> Iterator[tuple[Path, np.ndarray | str]]:
-        films = [pixels for _, pixels in loaded if not isinstance(pixels, str)]
-        if films:
-            padded = loader.pad({"image": np.stack(films)}, batch * devices)
+        read = [pixels for _, pixels in loaded if not isinstance(pixels, str)]
+        if read:
+            padded = loader.pad({"image": np.stack(read)}, batch * devices)
             image = loader.split_devices(padded, devices)["image"]
             probability = jax.device_get(eval_step(image))
             rows = iter(probability.reshape(-1, *probability.shape[2:]))

@@ -1,30 +1,23 @@
-"""Whether a probability of 20 % means that two in ten have it.
+"""Whether a probability of 20 % means that two in ten have the finding.
 
-All arrays are [N, T], images and tasks, and go into float64. A weight of 0 is an
-unknown label: it counts nothing, and its label and probability may be anything. How
-to mend what is wrong is in recalibration.py.
+Arrays are [N, T], images and tasks, and go into float64. A weight of 0 is an unknown
+label: it counts nothing, and its label and probability may be anything. Calibration
+is in calibration.py.
 
-How far probabilities can be trusted: calibration.py's numbers with intervals.
-
-The bins are drawn once, on the images as they are. A patient's share in every sum
+The bins are computed once, on the images as they are. A patient's share in every sum
 over images is then fixed, and all replicates of a bootstrap are one product.
 """
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from chex import Array
 
 from medjax.errors import InputError
-from medjax.evaluation import bootstrap as intervals
-from medjax.evaluation import bootstrap as support
-from medjax.evaluation import metrics
-from medjax.evaluation.areas import in_chunks, multiplicities
-from medjax.evaluation.bootstrap import Interval, interval, numbers, of_task
+from medjax.evaluation import bootstrap, metrics
+from medjax.evaluation.bootstrap import Interval
 
 
 class Reliability(NamedTuple):
@@ -40,8 +33,63 @@ class Reliability(NamedTuple):
     weight: np.ndarray
 
 
+class Measured(NamedTuple):
+    """What `measure` says of T tasks.
+
+    brier, calibration_error: [T].
+    predicted, prevalence: [T], the mean probability and the share of positives.
+    mean_brier, mean_calibration_error: [], over the tasks with a known label.
+    observed: [T, B], the share of positives in each bin of the diagram.
+
+    The calibration error of a sample is too high, and that of a replicate once more, so
+    that its percentiles would lie above the truth: its intervals are the reflected ones.
+    For a model without any error they still miss the 0 in two of five samples; from an
+    error of 0.05 on they cover it as often as they say.
+    """
+
+    brier: Interval
+    calibration_error: Interval
+    predicted: Interval
+    prevalence: Interval
+    mean_brier: Interval
+    mean_calibration_error: Interval
+    observed: Interval
+    diagram: Reliability
+
+
+class Diagram(NamedTuple):
+    """A task's reliability diagram, of the bins that hold images: [B] each.
+
+    predicted: mean probability; observed: share of positives, and its interval's low
+    and high; count: the sum of weights.
+    """
+
+    predicted: np.ndarray
+    observed: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    count: np.ndarray
+
+
+class Side(NamedTuple):
+    """The errors of a task's probabilities, before or after calibration."""
+
+    brier: Interval
+    calibration_error: Interval
+    predicted: Interval
+    reliability: Diagram
+
+
+class TaskCalibration(NamedTuple):
+    """A task's prevalence, and its errors; after: None if nothing was calibrated."""
+
+    prevalence: Interval
+    before: Side
+    after: Side | None
+
+
 def brier(probability, label, weight) -> np.ndarray:
-    """The mean squared error of the probabilities, [T]; NaN for an unknown task.
+    """The mean squared error of the probabilities, [T]; NaN without a known label.
 
     Source: Brier, Monthly Weather Review 78 (1950) 1, for one of two classes: half of
     its eq. 2.
@@ -51,19 +99,19 @@ def brier(probability, label, weight) -> np.ndarray:
 
 
 def reliability(probability, label, weight, *, bins: int = 10) -> Reliability:
-    """Means in bins of equal mass: of as many images each, if all weigh the same.
+    """Means in bins of equal mass: with equal weights, of equally many images.
 
-    Bins of equal width would leave most of a rare finding's images in the first one.
+    With bins of equal width most of a rare finding's images would be in the first one.
     Equal probabilities share a bin, so that some bins may be empty.
 
     Source: Nixon et al., Measuring Calibration in Deep Learning (CVPR workshops 2019)
     for equal mass; edges at quantiles as numpy interpolates them.
     """
     p, y, w = known(probability, label, weight)
-    home = homes(p, w, bins)
+    bin_of = bin_numbers(p, w, bins)
     predicted, observed, total = (
         np.stack(
-            [np.bincount(*part, bins) for part in zip(home.T, (w * x).T, strict=True)]
+            [np.bincount(*part, bins) for part in zip(bin_of.T, (w * x).T, strict=True)]
         )
         for x in (p, y, np.ones_like(p))
     )
@@ -73,8 +121,8 @@ def reliability(probability, label, weight, *, bins: int = 10) -> Reliability:
 def calibration_error(probability, label, weight, *, bins: int = 10) -> np.ndarray:
     """Expected calibration error, [T]: the diagram's mean distance from the diagonal.
 
-    Of a perfect model it isn't 0 but falls with the number of images: compare models
-    on the same images alone. NaN for an unknown task.
+    For a perfect model it isn't 0, but falls with the number of images: compare models
+    only on the same images. NaN without a known label.
 
     Source: Naeini et al. (AAAI 2015), with bins of equal mass.
     """
@@ -103,7 +151,7 @@ def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=np.full_like(whole, np.nan), where=whole > 0)
 
 
-def homes(p: np.ndarray, w: np.ndarray, bins: int) -> np.ndarray:
+def bin_numbers(p: np.ndarray, w: np.ndarray, bins: int) -> np.ndarray:
     """The bin of each image of each task, [N, T] int; 0 of an unknown label.
 
     Args:
@@ -112,11 +160,11 @@ def homes(p: np.ndarray, w: np.ndarray, bins: int) -> np.ndarray:
     """
     if bins < 1:
         raise InputError(f"bins: {bins}; give 1 or more, 10 as a rule")
-    found = np.zeros(p.shape, int)
+    number = np.zeros(p.shape, int)
     for t in range(p.shape[1]):
-        there = w[:, t] > 0
-        found[there, t] = _bins(p[there, t], w[there, t], bins)
-    return found
+        use = w[:, t] > 0
+        number[use, t] = _bins(p[use, t], w[use, t], bins)
+    return number
 
 
 def _bins(p: np.ndarray, mass: np.ndarray, bins: int) -> np.ndarray:
@@ -129,92 +177,61 @@ def _bins(p: np.ndarray, mass: np.ndarray, bins: int) -> np.ndarray:
     return np.searchsorted(edges, below * (1 - 1e-12))[where]  # On an edge: below.
 
 
-UNKNOWN = "no known label"
-
-
-class Trust(NamedTuple):
-    """What `measure` finds of T tasks.
-
-    brier, calibration_error: [T], see calibration.py; predicted, prevalence: [T], the
-    mean probability and the share of positives; mean_brier, mean_calibration_error:
-    [], over the tasks that know a label; observed: [T, B], the share of positives in
-    each bin of `diagram`.
-
-    The calibration error of a sample is too high, and that of a replicate once more, so
-    that its percentiles would lie above the truth. Its intervals are reflected about
-    the estimate, and end at 0. Of a model without any error they still miss the 0 in
-    two of five samples; from an error of 0.05 on they cover it as often as they say.
-
-    Source: the basic bootstrap interval: Davison & Hinkley, Bootstrap Methods (1997),
-    eq. 5.6.
-    """
-
-    brier: Interval
-    calibration_error: Interval
-    predicted: Interval
-    prevalence: Interval
-    mean_brier: Interval
-    mean_calibration_error: Interval
-    observed: Interval
-    diagram: Reliability
-
-
 def summarise(
-    probability, label, weight, patient, *, uncalibrated, **bootstrap
-) -> tuple[dict, list[dict]]:
-    """`measure` before and after calibration, as plain data.
+    probability, label, weight, patient, *, uncalibrated, key: Array, replicates: int
+) -> tuple[dict[str, dict[str, Interval] | None], list[TaskCalibration]]:
+    """`measure` before and after calibration.
 
     Args:
-      probability: [N, T] as they are said.
-      label, weight, patient: see `measure`.
-      uncalibrated: [N, T], as the model said them; None if these are the same.
-      bootstrap: key and replicates.
+      probability: [N, T], after calibration.
+      label, weight, patient, key, replicates: as in `measure`.
+      uncalibrated: [N, T], before; None if there is no calibration.
 
     Returns:
-      The errors' means {before, after}, and for each task {prevalence, before, after},
-      see results.summarise.
+      The errors' means over the tasks, {'before', 'after'}, and each task's numbers.
     """
-    rest = {"label": label, "weight": weight, "patient": patient, **bootstrap}
-    before = measure(probability if uncalibrated is None else uncalibrated, **rest)
-    after = None if uncalibrated is None else measure(probability, **rest)
+    data = {"label": label, "weight": weight, "patient": patient}
+    options = data | {"key": key, "replicates": replicates}
+    before = measure(probability if uncalibrated is None else uncalibrated, **options)
+    after = None if uncalibrated is None else measure(probability, **options)
     sides = {"before": before, "after": after}
-    *of_tasks, of_all = support.count(weight > 0, patient)
-    cell = functools.partial(interval, why=UNKNOWN, replicates=bootstrap["replicates"])
+    *of_tasks, of_all = bootstrap.count(weight > 0, patient)
+
+    def judged(patients: int) -> Callable[[Interval, str], Interval]:
+        behind = {"patients": patients, "replicates": replicates}
+        why = metrics.KINDS["known"]
+        return lambda found, name: bootstrap.interval(found, why, name=name, **behind)
+
     mean = {
-        name: side and _mean(side, functools.partial(cell, patients=of_all))
+        name: side
+        and {
+            error: judged(of_all)(getattr(side, f"mean_{error}"), "")
+            for error in ("brier", "calibration_error")
+        }
         for name, side in sides.items()
     }
     each = []
     for t, patients in enumerate(of_tasks):
-        own = functools.partial(cell, patients=patients)
-        prevalence = own(of_task(before.prevalence, t), kind="prevalence")
-        of_side = {name: side and _side(side, t, own) for name, side in sides.items()}
-        each.append({"prevalence": prevalence, **of_side})
+        judge = judged(patients)
+        prevalence = judge(bootstrap.at(before.prevalence, t), "prevalence")
+        each.append(
+            TaskCalibration(
+                prevalence, *(side and _side(side, t, judge) for side in sides.values())
+            )
+        )
     return mean, each
 
 
-def _mean(trust: Trust, cell: Callable) -> dict:
-    return {
-        "brier": cell(trust.mean_brier),
-        "calibration_error": cell(trust.mean_calibration_error),
-    }
-
-
-def _side(trust: Trust, t: int, cell: Callable) -> dict:
-    """One task's errors and diagram; cell: Interval -> as `cells.interval` has it."""
+def _side(measured: Measured, t: int, judge: Callable) -> Side:
+    """One task's errors and diagram, six decimals of it: enough to draw."""
     names = ("brier", "calibration_error", "predicted")
-    full = trust.diagram.weight[t] > 0
-    diagram = {
-        "predicted": trust.diagram.predicted,
-        "observed": trust.diagram.observed,
-        "low": trust.observed.low,
-        "high": trust.observed.high,
-        "count": trust.diagram.weight,
-    }
-    return {
-        **{name: cell(of_task(getattr(trust, name), t)) for name in names},
-        "reliability": {k: numbers(part[t][full]) for k, part in diagram.items()},
-    }
+    diagram, observed = measured.diagram, measured.observed
+    full = diagram.weight[t] > 0
+    columns = (diagram.predicted, diagram.observed, observed.low, observed.high)
+    return Side(
+        *(judge(bootstrap.at(getattr(measured, name), t), name) for name in names),
+        Diagram(*(np.round(x[t][full], 6) for x in (*columns, diagram.weight))),
+    )
 
 
 def measure(
@@ -227,73 +244,48 @@ def measure(
     replicates: int = 1000,
     level: float = 0.95,
     bins: int = 10,
-) -> Trust:
+) -> Measured:
     """Brier score, calibration error and diagram with intervals clustered by patient.
 
     Args:
-      probability, label, weight: [N, T], see calibration.py.
+      probability, label, weight: [N, T].
       patient: [N] integers.
-      key: of the bootstrap, as intervals.bootstrap's: the same key draws the same
-        patients, where all of them have a known label.
-      replicates: how many.
+      key, replicates: as in bootstrap.resample.
       level: the intervals' nominal coverage.
       bins: B, of equal mass.
     """
     p, y, w = known(probability, label, weight)
-    rows = (w > 0).any(axis=1)
-    _, index = np.unique(np.asarray(patient)[rows], return_inverse=True)
+    rows, index, patients = bootstrap.numbered(w, patient)
     sums = _sums(p[rows], y[rows], w[rows], index, bins)
-    found = _intervals(sums, key, level, replicates=replicates)
-    found = jax.tree.map(np.asarray, found)
+    data = sums, (w > 0).any(axis=0)
+    options = {"key": key, "replicates": replicates}
+    resampled = bootstrap.resample(_measures, data, patients, **options)
+    intervals = bootstrap.percentiles(resampled, level)
     for name in ("calibration_error", "mean_calibration_error"):
-        found[name] = _reflected(found[name])
-    return Trust(**found, diagram=reliability(p, y, w, bins=bins))
+        intervals[name] = bootstrap.reflected(intervals[name])
+    return Measured(**intervals, diagram=reliability(p, y, w, bins=bins))
 
 
 def _sums(p, y, w, patient: np.ndarray, bins: int) -> np.ndarray:
     """[P, T, 1 + 3 B] float32: each patient's squared errors, then of each bin the
     weights, and with these the probabilities and labels."""
     patients, tasks = patient.max() + 1, p.shape[1]
-    place = patient[:, None] * bins + homes(p, w, bins)
-    found = np.zeros((patients, tasks, 1 + 3 * bins), np.float32)
+    place = patient[:, None] * bins + bin_numbers(p, w, bins)
+    sums = np.zeros((patients, tasks, 1 + 3 * bins), np.float32)
     for t in range(tasks):
         error = w[:, t] * (p[:, t] - y[:, t]) ** 2
-        found[:, t, 0] = np.bincount(patient, error, patients)
+        sums[:, t, 0] = np.bincount(patient, error, patients)
         for part, x in enumerate((np.ones_like(p), p, y)):
             cells = np.bincount(place[:, t], w[:, t] * x[:, t], patients * bins)
-            here = slice(1 + part * bins, 1 + (part + 1) * bins)
-            found[:, t, here] = cells.reshape(patients, bins)
-    return found
+            columns = slice(1 + part * bins, 1 + (part + 1) * bins)
+            sums[:, t, columns] = cells.reshape(patients, bins)
+    return sums
 
 
-@functools.partial(jax.jit, static_argnames="replicates")
-def _intervals(sums: Array, key: Array, level: float, *, replicates: int) -> dict:
-    """The compiled part of `measure`."""
-
-    def chunk(numbers):
-        counts = multiplicities(key, numbers, len(sums)).astype(jnp.float32)
-        drawn = jnp.einsum("pr,ptc->rtc", counts, sums, precision="highest")
-        return _measures(drawn, defined)
-
-    total = sums.sum(axis=0)
-    bins = sums.shape[-1] // 3
-    defined = total[:, 1 : 1 + bins].sum(axis=-1) > 0
-    return intervals.percentiles(
-        _measures(total, defined), in_chunks(chunk, replicates), level
-    )
-
-
-def _reflected(found: Interval) -> Interval:
-    """The basic interval of a percentile interval; of a number >= 0."""
-    estimate, low, high, _ = found
-    return found._replace(
-        low=np.clip(2 * estimate - high, 0, estimate),
-        high=np.maximum(2 * estimate - low, estimate),
-    )
-
-
-def _measures(sums: Array, defined: Array) -> dict[str, Array]:
-    """Trust's numbers of sums [..., T, 1 + 3 B]; defined: [T], for the means."""
+def _measures(data: tuple[Array, Array], counts: Array | None) -> dict[str, Array]:
+    """A statistic; data: sums [P, T, 1 + 3 B], and which tasks [T] have known labels."""
+    sums, defined = data
+    sums = bootstrap.reweigh(sums, counts)
     mass, predicted, positive = jnp.split(sums[..., 1:], 3, axis=-1)
     total = mass.sum(axis=-1)
     errors = {

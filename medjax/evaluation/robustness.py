@@ -1,16 +1,19 @@
-"""What corrupted films cost a run: its mean AUROC, and calls that change.
+"""What changed images cost: AUROC that falls, and calls that change.
 
-What goes wrong with a chest film, from hardly to badly: a suite of corruptions.
+`summarise` is of a suite of corruptions, from mild to severe; `compare` of any change,
+such as an augmentation: does it keep the label? A reader would have to say so, and a
+model that has learnt the findings stands in, which reads a thousand images in a second.
+It can't miss what it can't see, so look at the pictures too.
 
-All take and give the same:
+The corruptions all take and give the same:
   key: a key for this image alone; what it draws is the same at every severity, so that
-    a worse one does the same thing harder.
+    a higher severity does the same, but more strongly.
   image: [H, W, C] float32 in [0, 1]; white (1) is dense.
-  value: how badly, in the unit that CORRUPTIONS names.
+  value: the strength, in the unit that CORRUPTIONS names.
   result: same shape, in [0, 1].
 
-A film's grey is taken as the logarithm of the exposure behind the patient, with two
-decades of it (RANGE) from black to white.
+The grey of an X-ray film is taken as the logarithm of the exposure behind the patient,
+with two decades of it (RANGE) from black to white.
 """
 
 import functools
@@ -26,13 +29,109 @@ from chex import Array
 
 from medjax.augment import acquisition, random
 from medjax.errors import InputError
-from medjax.evaluation import areas as replicates
-from medjax.evaluation import bootstrap, metrics
-from medjax.evaluation.bootstrap import Interval
+from medjax.evaluation import bootstrap, discrimination, metrics
+from medjax.evaluation.bootstrap import Interval, Resampled
 from medjax.evaluation.predict import Predictions
 from medjax.geometry import warp
 
-KINDS = ("auroc", "drop", "agreement")
+MEASURES = ("auroc", "drop", "agreement")
+RANGE = math.log(100)
+SEVERITIES = (1, 2, 3, 4, 5)  # 0 is the image as it is.
+STRENGTHS = (0.5, 1.0, 2.0, 4.0)  # Of the config's augmentation, for `compare`.
+
+
+class Severity(NamedTuple):
+    """A corruption at one severity.
+
+    value: its strength, in the corruption's unit.
+    auroc: the mean over the tasks that have one on the clean images.
+    drop: how much lower it is than theirs.
+    agreement: the share of calls that stay.
+    tasks: {name: AUROC}.
+    value and tasks are absent from the mean over the corruptions.
+    """
+
+    severity: int
+    auroc: Interval
+    drop: Interval
+    agreement: Interval
+    value: float | None = None
+    tasks: dict[str, float] | None = None
+
+
+class Severities(NamedTuple):
+    """A corruption; parameter: what its values mean."""
+
+    parameter: str
+    severities: list[Severity]
+
+
+class Robustness(NamedTuple):
+    """What `summarise` says; mean: over the corruptions, at each severity."""
+
+    films: int
+    patients: int
+    replicates: int
+    clean: dict[str, Interval]
+    corruptions: dict[str, Severities]
+    mean: list[Severity]
+
+
+class Change(NamedTuple):
+    """What `compare` says.
+
+    moved: [T], the mean absolute change of the probability, of known labels.
+    flipped: [T], the share of calls that change; NaN without a threshold.
+    drop: an Interval of [T], AUROC of the images as they are minus that of the changed
+      ones, paired; mean_drop: an Interval of []. The intervals are of 95 % for all
+      T + 1 together (Bonferroni): of many findings one falls by chance.
+    """
+
+    moved: np.ndarray
+    flipped: np.ndarray
+    drop: Interval
+    mean_drop: Interval
+
+
+def compare(
+    plain: Predictions,
+    changed: Predictions,
+    *,
+    threshold: np.ndarray,
+    key: Array,
+    replicates: int,
+) -> Change:
+    """How much a change of the images changes a model's predictions.
+
+    Args:
+      plain: of the images as they are.
+      changed: of the same images, in the same order, changed.
+      threshold: [T], from which on a probability is called positive; NaN calls none.
+      key, replicates: of the bootstrap over patients.
+    """
+    known = plain.weight > 0
+    calls = [p.probability >= threshold for p in (plain, changed)]
+    flipped = np.where(np.isnan(threshold), np.nan, calls[0] != calls[1])
+    difference = discrimination.difference(
+        *(plain.probability, changed.probability),
+        *(plain.label, plain.weight, plain.patient),
+        key=key,
+        replicates=replicates,
+        level=1 - 0.05 / (len(threshold) + 1),
+    )
+    return Change(
+        _mean(np.abs(changed.probability - plain.probability), known),
+        _mean(flipped, known),
+        difference["auroc"],
+        difference["mean_auroc"],
+    )
+
+
+def _mean(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """[T] means over the known labels; NaN where there is none."""
+    count = known.sum(axis=0)
+    total = np.where(known, values, 0).sum(axis=0, dtype=np.float64)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def summarise(
@@ -46,166 +145,125 @@ def summarise(
     replicates: int,
     told: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> dict:
-    """Compares what a run says of corrupted films with what it says of the same films.
+    """Compares a run's predictions of corrupted images with those of the clean ones.
 
     Args:
-      clean: of N films as they are.
-      corrupted: {name of corruptions.CORRUPTIONS: [5, N, T] probability}, of the same
-        films in the same order, at each severity.
+      clean: of N images as they are.
+      corrupted: {name of CORRUPTIONS: [5, N, T] probability}, of the same images in
+        the same order, at each severity.
       tasks: T names.
-      exclusive: whether an image has exactly one of them, as a class: its one call is
-        then the likeliest, whatever the thresholds.
-      threshold: [T], frozen; a task of NaN has no calls.
+      exclusive: whether an image has exactly one of them, as a class: it is then
+        called the likeliest, whatever the thresholds.
+      threshold: [T], fixed; a task of NaN has no calls.
       key, replicates: of the bootstrap over patients, the same draws for all.
-      told: [N, T] -> [N, T], the calibration of these probabilities, by which calls
-        are made; they are ranked as they are. None: there is none.
+      told: [N, T] -> [N, T], the calibration of these probabilities, of which calls
+        are made; the AUROC is of the uncalibrated ones. None: there is none.
 
     Returns:
-      films, patients, replicates; clean: {auroc: interval}; corruptions: {name:
-      {parameter, severities: [{severity, value, auroc, drop, agreement: interval,
-      tasks: {T: AUROC}}]}}; mean: [{severity, auroc, drop, agreement}], the mean over
-      the corruptions. auroc is the mean over the tasks that have one on the clean
-      films; drop, how much lower it is than theirs; agreement, the share of calls that
-      stay. An interval is {estimate, low, high, undefined, why}, of 95 %, see
-      cells.interval.
+      `Robustness` as JSON, see bootstrap.as_json.
     """
-    rows = (clean.weight > 0).any(axis=1)  # As in intervals.bootstrap.
-    names, patient = np.unique(clean.patient[rows], return_inverse=True)
+    rows, patient, patients = bootstrap.numbered(clean.weight, clean.patient)
     threshold = np.asarray(threshold, np.float32)
-    told = told or (lambda probability: probability)
-    measure = functools.partial(
-        _measure,
-        clean=told(clean.probability[rows]),
-        label=clean.label[rows],
-        weight=clean.weight[rows],
-        patient=patient.astype(np.int32),
-        threshold=threshold,
-        key=key,
-        exclusive=exclusive,
-        patients=names.size,
-        replicates_=replicates,
-    )
-    before, _ = jax.device_get(
-        measure(clean.probability[rows], told(clean.probability[rows]))
-    )
-    defined = ~np.isnan(before[0])
-    before = np.asarray(metrics.macro(before, defined))
-    found, columns = {}, {}
-    for name, probability in corrupted.items():
-        severities = []
-        for severity, one in zip(SEVERITIES, probability, strict=True):
-            areas, agreement = jax.device_get(measure(one[rows], told(one[rows])))
-            auroc = np.asarray(metrics.macro(areas, defined))
-            column = np.stack([auroc, before - auroc, agreement])
-            columns[name, severity] = column
-            severities.append(
-                {
-                    "severity": severity,
-                    "value": CORRUPTIONS[name].values[severity - 1],
-                    **_intervals(column, names.size),
-                    "tasks": dict(
-                        zip(tasks, map(bootstrap.number, areas[0]), strict=True)
-                    ),
-                }
+    calibrate = told or (lambda probability: probability)
+    reference = calibrate(clean.probability[rows])
+
+    def measure(probability: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """AUROC [1 + R, T] and agreement [1 + R]: whole, then drawn."""
+        called = calibrate(probability)
+        data = probability, called, reference, clean.label[rows], clean.weight[rows]
+        resampled = bootstrap.resample(
+            _areas_and_calls,
+            (*data, patient, threshold),
+            patients,
+            key=key,
+            replicates=replicates,
+            exclusive=exclusive,
+        )
+        both = (np.concatenate([w[None], d]) for w, d in zip(*resampled, strict=True))
+        return tuple(both)
+
+    areas, _ = measure(clean.probability[rows])
+    defined = ~np.isnan(areas[0])
+    before = np.asarray(metrics.macro(areas, defined))
+
+    def intervals(columns: np.ndarray) -> dict[str, Interval]:
+        """Of MEASURES, [3, 1 + R]."""
+        found = bootstrap.percentiles(Resampled(columns[:, 0], columns[:, 1:].T))
+        return {
+            name: bootstrap.interval(
+                bootstrap.at(found, i),
+                "no threshold" if name == "agreement" else "undefined in every task",
+                patients=patients,
+                replicates=replicates,
+                name=name,
             )
-        parameter = CORRUPTIONS[name].parameter
-        found[name] = {"parameter": parameter, "severities": severities}
-    return {
-        "films": len(clean.id),
-        "patients": len(np.unique(clean.patient)),
-        "replicates": replicates,
-        "clean": {"auroc": _interval(before, "auroc", names.size)},
-        "corruptions": found,
-        "mean": [
-            {
-                "severity": severity,
-                **_intervals(
-                    np.mean([columns[n, severity] for n in found], axis=0), names.size
-                ),
-            }
-            for severity in SEVERITIES
-        ],
-    }
+            for i, name in enumerate(MEASURES)
+        }
+
+    columns, corruptions = {}, {}
+    for name, probabilities in corrupted.items():
+        severities = []
+        for severity, probability in zip(SEVERITIES, probabilities, strict=True):
+            areas, agreement = measure(probability[rows])
+            auroc = np.asarray(metrics.macro(areas, defined))
+            columns[name, severity] = np.stack([auroc, before - auroc, agreement])
+            severities.append(
+                Severity(
+                    severity,
+                    **intervals(columns[name, severity]),
+                    value=CORRUPTIONS[name].values[severity - 1],
+                    tasks=dict(zip(tasks, areas[0], strict=True)),
+                )
+            )
+        corruptions[name] = Severities(CORRUPTIONS[name].parameter, severities)
+    means = {s: np.mean([columns[n, s] for n in corrupted], axis=0) for s in SEVERITIES}
+    robustness = Robustness(
+        films=len(clean.id),
+        patients=len(np.unique(clean.patient)),
+        replicates=replicates,
+        clean={"auroc": intervals(np.stack([before] * 3))["auroc"]},
+        corruptions=corruptions,
+        mean=[Severity(s, **intervals(mean)) for s, mean in means.items()],
+    )
+    return bootstrap.as_json(robustness)
 
 
-@functools.partial(jax.jit, static_argnames=("exclusive", "patients", "replicates_"))
-def _measure(
-    score,
-    told,
-    *,
-    clean,
-    label,
-    weight,
-    patient,
-    threshold,
-    key,
-    exclusive,
-    patients,
-    replicates_,
-) -> tuple[Array, Array]:
-    """AUROC [1 + R, T] and agreement [1 + R]: of the films as they are, then drawn."""
+def _areas_and_calls(data: tuple, counts: Array | None, *, exclusive: bool):
+    """A statistic: AUROC [R, T] and agreement of the calls [R]."""
+    score, called, reference, label, weight, patient, threshold = data
     judged = ~jnp.isnan(threshold)
-    same = ((told >= threshold) == (clean >= threshold)) & judged
+    same = ((called >= threshold) == (reference >= threshold)) & judged
     if exclusive:
         judged = jnp.array([True])
-        same = (jnp.argmax(told, axis=1) == jnp.argmax(clean, axis=1))[:, None]
+        same = (called.argmax(axis=1) == reference.argmax(axis=1))[:, None]
     calls = jnp.stack([same.sum(axis=1), jnp.full(len(score), judged.sum())], axis=1)
-    calls = jax.ops.segment_sum(calls.astype(jnp.float32), patient, patients)
-
-    def of(counts):
-        area, _ = replicates.replicate_areas(score, label, weight, patient, counts)
-        weights = counts.T.astype(jnp.float32)
-        stay, all_ = jnp.matmul(weights, calls, precision="highest").T
-        return area, jnp.where(all_ > 0, stay / jnp.maximum(all_, 1), jnp.nan)
-
-    drawn = replicates.in_chunks(
-        lambda numbers: of(replicates.multiplicities(key, numbers, patients)),
-        replicates_,
-    )
-    whole = of(jnp.ones((patients, 1), jnp.uint8))
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts), whole, drawn)
-
-
-def _intervals(column: np.ndarray, patients: int) -> dict[str, dict]:
-    """Of KINDS, [3, 1 + R]."""
-    return {
-        kind: _interval(values, kind, patients)
-        for kind, values in zip(KINDS, column, strict=True)
-    }
-
-
-def _interval(values: np.ndarray, kind: str, patients: int) -> dict:
-    """Of an estimate and R replicates, [1 + R], of so many patients."""
-    low, high = jnp.nanquantile(values[1:], jnp.array([0.025, 0.975]))
-    found = Interval(values[0], low, high, np.isnan(values[1:]).sum())
-    why = "no threshold" if kind == "agreement" else "undefined in every task"
-    behind = {"patients": patients, "replicates": len(values) - 1}
-    return bootstrap.interval(found, why, kind=kind, **behind)
-
-
-RANGE = math.log(100)
-SEVERITIES = (1, 2, 3, 4, 5)  # 0 is the image as it is.
+    calls = calls.astype(jnp.float32)
+    if counts is not None:
+        calls = jax.ops.segment_sum(calls, patient, len(counts))
+    stay, of_all = jnp.moveaxis(bootstrap.reweigh(calls, counts), -1, 0)
+    area, _ = discrimination.areas(score, label, weight, patient, counts)
+    return area, jnp.where(of_all > 0, stay / jnp.maximum(of_all, 1), jnp.nan)
 
 
 def quantum_noise(key: Array, image: Array, value: Array) -> Array:
-    """Photons are counted, and the fewest arrive where the patient is dense.
+    """Poisson noise of the photons, of which fewest arrive where the patient is dense.
 
     Source: Poisson counts of mean `value` x exp(-RANGE x grey), and their logarithm;
     Bushberg et al., The Essential Physics of Medical Imaging, chapter 4.
     """
     mean = value * jnp.exp(-RANGE * image)
     counts = acquisition.poisson(random.uniform(key, image.shape), mean)
-    # Of no photon there is no logarithm; the darkest that is known is below one.
+    # Zero photons have no logarithm: they count as half a photon.
     return jnp.clip(jnp.log(value / jnp.maximum(counts, 0.5)) / RANGE, 0, 1)
 
 
 def electronic_noise(key: Array, image: Array, value: Array) -> Array:
-    """The reading's own Gaussian noise, as strong in the dark as in the light."""
+    """Gaussian noise of the detector's electronics, the same at every exposure."""
     return jnp.clip(image + value / 255 * random.normal(key, image.shape), 0, 1)
 
 
 def blur(key: Array, image: Array, value: Array) -> Array:
-    """A large focus, or a patient who moved: a Gaussian."""
+    """A Gaussian blur, as of a large focal spot or a patient who moved."""
 
     def weights(size: int) -> Array:
         place = jnp.arange(size)
@@ -220,16 +278,18 @@ def blur(key: Array, image: Array, value: Array) -> Array:
 
 
 def exposure(key: Array, image: Array, value: Array) -> Array:
-    """Too much or too little, as the key says: every grey moves by as much."""
+    """Over- or underexposure, at random: every grey level moves by the same amount."""
     sign = jnp.where(jax.random.bernoulli(key), 1.0, -1.0)
     return jnp.clip(image + sign * value * math.log(2) / RANGE, 0, 1)
 
 
 def contrast(key: Array, image: Array, value: Array) -> Array:
-    """Scattered radiation, as without a grid: a veil that greys what is dense.
+    """Scattered radiation, as without a grid, which makes dense parts grey.
 
-    Source: the scatter fraction of all that is detected, here the same everywhere in
-    amount; Bushberg et al., The Essential Physics of Medical Imaging, chapter 7.
+    The value is the scatter's share of all that is detected; its amount is the same
+    everywhere.
+
+    Source: Bushberg et al., The Essential Physics of Medical Imaging, chapter 7.
     """
     primary = jnp.exp(-RANGE * image)
     detected = (1 - value) * primary + value * jnp.mean(primary)
@@ -237,7 +297,7 @@ def contrast(key: Array, image: Array, value: Array) -> Array:
 
 
 def jpeg(key: Array, image: np.ndarray, value: float) -> np.ndarray:
-    """Written as a JPEG file, each channel as grey, and read again: OpenCV's, on the host."""
+    """Written as a JPEG file by OpenCV, each channel as grey, and read again."""
     quality = [cv2.IMWRITE_JPEG_QUALITY, int(value)]
     pixels = np.rint(np.asarray(image) * 255).astype(np.uint8)
     decoded = [
@@ -251,7 +311,7 @@ def jpeg(key: Array, image: np.ndarray, value: float) -> np.ndarray:
 
 
 def rotation(key: Array, image: Array, value: Array) -> Array:
-    """A patient who leans to one side, as the key says; black comes in."""
+    """A patient who leans to either side, at random; the corners become black."""
     sign = jnp.where(jax.random.bernoulli(key), 1.0, -1.0)
     matrix = warp.affine_matrix(
         flip=jnp.array(False),
@@ -263,12 +323,12 @@ def rotation(key: Array, image: Array, value: Array) -> Array:
 
 
 def occlusion(key: Array, image: Array, value: Array) -> Array:
-    """A metal plate, white, somewhere over the film."""
+    """A white metal plate at a random place."""
     return acquisition.cut_out(key, image, size=value / 100, fill=1.0)
 
 
 class Corruption(NamedTuple):
-    """A function of (key, image, value), what the value is, and it at each severity."""
+    """A function of (key, image, value), the value's unit, and one for each severity."""
 
     apply: Callable
     parameter: str
@@ -302,14 +362,14 @@ CORRUPTIONS = {
 
 
 def corrupt(name: str, key: Array, image: Array, id: Array, *, severity: int) -> Array:
-    """Corrupts films, each by a key of its own: in any batch in the same way.
+    """Corrupts images, each by a key of its own, so that the batch doesn't matter.
 
     Args:
       name: of CORRUPTIONS.
       key: of the whole suite.
       image: [B, H, W, C] float in [0, 1].
-      id: [B] int, the films' numbers.
-      severity: 0 to 5; 0 gives the films themselves.
+      id: [B] int, the images' numbers.
+      severity: 0 to 5; 0 gives the images as they are.
 
     Returns:
       [B, H, W, C] float32 in [0, 1].
@@ -331,12 +391,14 @@ def corrupt(name: str, key: Array, image: Array, id: Array, *, severity: int) ->
 
 @functools.partial(jax.jit, static_argnames="function")
 def _each(key, image, id, value, *, function) -> Array:
-    """A loop on a CPU, so that a film's rounding doesn't depend on its batch."""
+    """A loop on a CPU, so that an image's rounding doesn't depend on its batch."""
 
-    def one(pair):
+    def apply(pair):
         image, id = pair
         return function(jax.random.fold_in(key, id), image, value)
 
     return jax.lax.platform_dependent(
-        (image, id), cpu=lambda pairs: jax.lax.map(one, pairs), default=jax.vmap(one)
+        (image, id),
+        cpu=lambda pairs: jax.lax.map(apply, pairs),
+        default=jax.vmap(apply),
     )

@@ -17,7 +17,6 @@ Source: the sum of both variances of a crossed design, Owen, Ann. Appl. Stat. 1 
 Which arm of a sweep is better, if any: differences to one arm, and the best.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -26,8 +25,7 @@ import numpy as np
 from scipy import stats
 
 from medjax.errors import InputError
-from medjax.evaluation import results
-from medjax.evaluation.areas import in_chunks, multiplicities, replicate_areas
+from medjax.evaluation import bootstrap, discrimination, results
 from medjax.evaluation.compare import holm
 
 METRICS = ("auroc", "average_precision", "brier")
@@ -72,11 +70,11 @@ def measure(runs: Runs, *, key: jax.Array, replicates: int) -> dict[str, Values]
     score, label, weight = map(columns, (runs.probability, runs.label, runs.weight))
     label, score = (np.where(weight > 0, x, 0) for x in (label, score))
     names, patient = np.unique(runs.patient, return_inverse=True)
-    areas, lost = _replicates(
-        *(score, label, weight, patient.astype(np.int32), key),
-        patients=len(names),
-        replicates=replicates,
+    data = score, label, weight, patient.astype(np.int32)
+    found = bootstrap.resample(
+        _areas_and_brier, data, len(names), key=key, replicates=replicates
     )
+    areas, lost = found.drawn
     whole = [area(score, label, weight) for area in results.RANKED.values()]
     mass = weight.sum(axis=0, dtype=np.float64)
     with np.errstate(invalid="ignore"):
@@ -88,23 +86,14 @@ def measure(runs: Runs, *, key: jax.Array, replicates: int) -> dict[str, Values]
     return found
 
 
-@functools.partial(jax.jit, static_argnames=("patients", "replicates"))
-def _replicates(score, label, weight, patient, key, *, patients, replicates):
-    """((AUROC, average precision), Brier score) of all columns: [R, K] each."""
-    squares = jnp.stack([weight * (score - label) ** 2, weight])
-    squares = jax.vmap(
-        lambda x: jax.ops.segment_sum(x, patient, num_segments=patients)
-    )(squares)
-
-    def chunk(numbers):
-        counts = multiplicities(key, numbers, patients)
-        areas = replicate_areas(score, label, weight, patient, counts)
-        error, mass = jnp.einsum(  # HIGHEST: accelerators round counts to 8 bits.
-            "pr,cpk->crk", counts.astype(jnp.float32), squares, precision="highest"
-        )
-        return areas, error / mass
-
-    return in_chunks(chunk, replicates)
+def _areas_and_brier(data: tuple, counts):
+    """A statistic: ((AUROC, average precision), Brier score) of all columns [R, K]."""
+    score, label, weight, patient = data
+    squares = jnp.stack([weight * (score - label) ** 2, weight], axis=1)  # [N, 2, K]
+    if counts is not None:
+        squares = jax.ops.segment_sum(squares, patient, num_segments=len(counts))
+    error, mass = jnp.moveaxis(bootstrap.reweigh(squares, counts), -2, 0)
+    return discrimination.areas(score, label, weight, patient, counts), error / mass
 
 
 def _with_mean(whole: np.ndarray, drawn: np.ndarray) -> Values:

@@ -1,10 +1,10 @@
 """How far two masks' surfaces lie apart, in mm.
 
 The surface of a mask passes between its voxels: it is what marching cubes finds in
-every cube of 2 x 2 x 2 neighbours, some of which are inside and some outside. Such a
+every cube of 2 x 2 x 2 neighbours of which some are inside and some outside. Such a
 cube is a surface element: a point, the cube's middle, and the area of its triangles.
-Elements count by their area, so that neither a slanted surface nor a coarse axis
-weighs more than it should. Outside the image is outside the mask.
+Elements are weighted by their area, so that neither a slanted surface nor a coarse
+axis counts too much. Outside the image is outside the mask.
 
 Source: the definition of Nikolov et al., Clinically applicable segmentation of head
 and neck anatomy (J. Med. Internet Res. 23 (2021) e26151), as in their `surface-distance`
@@ -46,21 +46,21 @@ def distances(
       predicted, label: [D, H, W], a mask is where they aren't 0.
       spacing: [3] mm along D, H, W.
     """
-    said, said_area = elements(predicted, spacing)
+    other, other_area = elements(predicted, spacing)
     true, true_area = elements(label, spacing)
-    there, back = KDTree(said).query(true)[0], KDTree(true).query(said)[0]
+    there, back = KDTree(other).query(true)[0], KDTree(true).query(other)[0]
     first, second = np.argsort(there), np.argsort(back)
-    return Distances(there[first], true_area[first], back[second], said_area[second])
+    return Distances(there[first], true_area[first], back[second], other_area[second])
 
 
-def hausdorff(found: Distances, percent: float = 95.0) -> float:
+def hausdorff(apart: Distances, percent: float = 95.0) -> float:
     """The distance within which `percent` of each surface lies from the other, in mm.
 
     The larger one of both directions; percent=100 is the Hausdorff distance. NaN if
     both surfaces are empty.
     """
     reached = []
-    for distance, area in (found[:2], found[2:]):
+    for distance, area in (apart[:2], apart[2:]):
         if distance.size:
             share = np.cumsum(area) / area.sum()
             place = np.searchsorted(share, percent / 100)
@@ -68,29 +68,29 @@ def hausdorff(found: Distances, percent: float = 95.0) -> float:
     return max(reached, default=np.nan)
 
 
-def average(found: Distances) -> float:
+def average(apart: Distances) -> float:
     """The mean distance over the area of both surfaces, in mm; NaN if both are empty.
 
     Source: Heimann et al., IEEE Trans. Med. Imaging 28 (2009) 1251, average symmetric
     surface distance, here weighted by area.
     """
-    area = np.concatenate([found.true_area, found.predicted_area])
-    distance = np.concatenate([found.true, found.predicted])
+    area = np.concatenate([apart.true_area, apart.predicted_area])
+    distance = np.concatenate([apart.true, apart.predicted])
     return float(distance @ area / area.sum()) if area.size else np.nan
 
 
-def dice(found: Distances, tolerance: float) -> float:
+def dice(apart: Distances, tolerance: float) -> float:
     """Normalised surface Dice: the share of both surfaces that lies near the other.
 
     Args:
-      found: the distances.
-      tolerance: how far apart still is the same, in mm.
+      apart: the distances.
+      tolerance: the distance up to which surfaces count as the same, in mm.
 
     Returns:
       In [0, 1]; NaN if both surfaces are empty.
     """
-    area = np.concatenate([found.true_area, found.predicted_area])
-    near = np.concatenate([found.true, found.predicted]) <= tolerance
+    area = np.concatenate([apart.true_area, apart.predicted_area])
+    near = np.concatenate([apart.true, apart.predicted]) <= tolerance
     return float(area[near].sum() / area.sum()) if area.size else np.nan
 
 
@@ -135,11 +135,12 @@ def _cropped(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def triangles() -> np.ndarray:
     """[256, 4, 3]: of each code the triangles' normals, as long as their areas.
 
-    For voxels of 1 mm; what has fewer than four triangles is filled up with zeros.
+    For voxels of 1 mm; a code with fewer than four triangles is padded with zeros.
 
-    Of both sides the one with fewer corners is cut up where a face has two of each
-    across: a surface is closed and the same for a mask and its complement. A loop of
-    edges that isn't flat is spanned by the triangles with the largest area.
+    Where a face has two corners of each side across, the side with fewer corners in
+    the cube is separated: so a surface is closed, and the same for a mask and its
+    complement. A loop of edges that isn't flat is spanned by the triangles with the
+    largest area.
     """
     table = np.zeros((256, 4, 3))
     for code in range(1, 255):

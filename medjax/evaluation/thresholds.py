@@ -1,23 +1,28 @@
-"""The curves of one task, in float64 on the host: to draw, and to choose a point on.
+"""Curves of one task and their bands, and thresholds, chosen on validation alone.
 
-Arguments are as in metrics.py: score [N], label [N] in [0, 1], weight [N] >= 0. A row
-of weight 0 counts for nothing.
+A threshold that is chosen on the images it is evaluated on flatters every rate. So
+`choose` asks which split its predictions are of, and takes one answer only. What it
+returns is fixed in the run's folder before the test split is predicted.
 
-Some two hundred thresholds a task that tell its whole curve, and what each counts.
-
-Where to cut: operating points, chosen on validation and nowhere else.
-
-A threshold that is chosen on the images it is judged on flatters every rate. So
-`choose` asks which split its predictions are of, and takes one answer only; what it
-returns is frozen in the run's folder before the test split is predicted.
+Curves are in float64 on the host. Their arguments are as in metrics.py: score [N],
+label [N] in [0, 1], weight [N] >= 0; a row of weight 0 counts for nothing.
 """
 
 from collections.abc import Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from chex import Array
 
 from medjax.errors import InputError
+from medjax.evaluation import bootstrap
 from medjax.evaluation.predict import Predictions
+
+MOST = 200  # Thresholds a task that a page holds.
+GRID = np.linspace(0, 1, 101)  # Of the bands' false positive rate and recall.
+RULES = ("youden", "sensitivity", "specificity", "cost")
+TIE = 1e-9  # Two points differ by rounding alone below it.
 
 
 def roc(score, label, weight) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -81,18 +86,15 @@ def _share(below: np.ndarray) -> np.ndarray:
     return below / below[-1] if below[-1] > 0 else np.full_like(below, np.nan)
 
 
-MOST = 200
-
-
 def knots(score, label, weight, *, most: int = MOST) -> np.ndarray:
     """Observed scores between which the ROC curve moves by even steps.
 
-    Quantiles of all images would spend themselves on a rare finding's negatives; here
-    sensitivity and false positive rate together change by 2 / (most - 1) from one to
-    the next, more only where that many images have one score.
+    Quantiles of a rare finding's images would be negatives almost all. Here sensitivity
+    and false positive rate together change by 2 / (most - 1) from one knot to the next,
+    and more only where that many images have the same score.
 
     Args:
-      score: [N]; label: [N] in [0, 1]; weight: [N] >= 0, 0 where unknown.
+      score, label, weight: [N].
       most: of them, >= 2.
 
     Returns:
@@ -111,12 +113,12 @@ def knots(score, label, weight, *, most: int = MOST) -> np.ndarray:
 def explorer(
     predictions: Predictions, *, tasks: Sequence[str], threshold, most: int = MOST
 ) -> dict[str, dict[str, list[float]]]:
-    """The confusion matrix at many thresholds, for whoever moves one.
+    """The confusion matrix at many thresholds, for a page on which one can be moved.
 
     Args:
-      predictions: of the split that is judged.
+      predictions: of the split that is evaluated.
       tasks: T names.
-      threshold: [T], the frozen ones, each of which is among its task's; NaN is none.
+      threshold: [T], the fixed ones, each of which is among its task's; NaN is none.
       most: thresholds a task, >= 3.
 
     Returns:
@@ -124,30 +126,134 @@ def explorer(
       threshold; positive is score >= threshold. Tasks without a known label are
       left out.
     """
-    found = {}
+    tables = {}
     for t, task in enumerate(tasks):
-        one = [x[:, t] for x in predictions[2:]]
-        tp, fp, observed = counts(*one)
+        columns = [x[:, t] for x in predictions[2:]]
+        tp, fp, observed = counts(*columns)
         if len(observed) == 1:
             continue
-        chosen = knots(*one, most=most - 1)
-        frozen = np.float64(np.float32(threshold[t]))
-        if not np.isnan(frozen):
-            chosen = np.unique(np.append(chosen, frozen))[::-1]
+        chosen = knots(*columns, most=most - 1)
+        fixed = np.float64(np.float32(threshold[t]))
+        if not np.isnan(fixed):
+            chosen = np.unique(np.append(chosen, fixed))[::-1]
         at = np.searchsorted(-observed, -chosen, side="right") - 1
-        cells = {
-            "tp": tp[at],
-            "fp": fp[at],
-            "fn": tp[-1] - tp[at],
-            "tn": fp[-1] - fp[at],
+        cells = {"tp": tp, "fp": fp, "fn": tp[-1] - tp, "tn": fp[-1] - fp}
+        cells = {name: np.round(cell[at], 6).tolist() for name, cell in cells.items()}
+        tables[task] = {"threshold": chosen.tolist(), **cells}
+    return tables
+
+
+def bands(
+    predictions: Predictions,
+    *,
+    tasks: Sequence[str],
+    key: Array,
+    replicates: int,
+    level: float = 0.95,
+    most: int = MOST,
+) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """Bands about the ROC and precision-recall curves, from the bootstrap over patients.
+
+    Each replicate's curve is read at one grid, and the band is where the middle 95 % of
+    them pass, point by point: it holds for each point, not for the curve as a whole.
+
+    A replicate isn't sorted. Each patient's images are counted once between `knots`,
+    and the counts of all replicates are one product of matrices. So a replicate's ROC
+    curve is straight between two of them; with as many knots as scores it is exact.
+
+    Args:
+      predictions: of the split that is evaluated.
+      tasks: T names.
+      key, replicates: as in bootstrap.resample.
+      level: of the band.
+      most: knots a task.
+
+    Returns:
+      {task: {roc: {fpr, low, high}, precision_recall: {recall, low, high}}}, lists of
+      equal length: sensitivity at each false positive rate, and precision at the
+      highest threshold that reaches each recall (but 0). A task with fewer than
+      bootstrap.LEAST patients of either class is left out.
+    """
+    score, label, weight = (np.asarray(x, np.float32) for x in predictions[2:])
+    label = np.where(weight > 0, label, 0)
+    positive, negative = weight * label, weight * (1 - label)
+    enough = [
+        bootstrap.count(x > 0, predictions.patient)[:-1] >= bootstrap.LEAST
+        for x in (positive, negative)
+    ]
+    columns = np.flatnonzero(np.all(enough, axis=0)).tolist()
+    if not columns:
+        return {}
+    rows, patient, patients = bootstrap.numbered(weight, predictions.patient)
+    score, label, weight, positive, negative = (
+        x[rows][:, columns] for x in (score, label, weight, positive, negative)
+    )
+    place = np.full(score.shape, most, np.int32)  # Unknown: beyond the last.
+    for t in range(len(columns)):
+        known = weight[:, t] > 0
+        cuts = knots(score[:, t], label[:, t], weight[:, t], most=most)
+        place[known, t] = np.searchsorted(-cuts, -score[known, t])
+    data = place.T, positive.T, negative.T, patient, np.ones((patients, 1))
+    options = {"key": key, "replicates": replicates, "most": most}
+    curves = bootstrap.resample(_curves, data, patients, **options)
+    _, low, high, _, _ = bootstrap.percentiles(curves, level)  # [T, 2, G]
+    low, high = (np.round(np.asarray(end, float), 5) for end in (low, high))
+    return {
+        tasks[column]: {
+            "roc": _band("fpr", GRID, low[t, 0], high[t, 0]),
+            "precision_recall": _band(
+                "recall", GRID[1:], low[t, 1, 1:], high[t, 1, 1:]
+            ),
         }
-        cells = {name: np.round(cell, 6).tolist() for name, cell in cells.items()}
-        found[task] = {"threshold": chosen.tolist(), **cells}
-    return found
+        for t, column in enumerate(columns)
+    }
 
 
-RULES = ("youden", "sensitivity", "specificity", "cost")
-TIE = 1e-9  # Two points differ by rounding alone below it.
+def _band(name: str, grid: np.ndarray, low, high) -> dict[str, list[float]]:
+    return {
+        name: np.round(grid, 2).tolist(),
+        "low": low.tolist(),
+        "high": high.tolist(),
+    }
+
+
+def _curves(data: tuple, drawn: Array | None, *, most: int) -> Array:
+    """A statistic: sensitivity and precision along the grid, [R, T, 2, G].
+
+    Args:
+      data: place [T, N] int, the first knot that calls an image positive; its weight as
+        positive and as negative [T, N]; its patient [N]; ones [P, 1].
+      drawn: [P, R].
+    """
+    *tasks, patient, once = data
+    weights = (once if drawn is None else drawn).astype(jnp.float32)
+
+    def task(columns):  # One at a time: of 25,000 patients a table takes 40 MB.
+        place, positive, negative = columns
+        both = jnp.stack([positive, negative], axis=1)
+        table = jnp.zeros((len(weights), most, 2))
+        table = table.at[patient, place].add(both, mode="drop")
+        cells = jnp.einsum("pr,pkc->rkc", weights, table, precision="highest")
+        return jax.vmap(_read)(jnp.cumsum(cells, axis=1))
+
+    curves = jnp.moveaxis(jax.lax.map(task, tuple(tasks)), 1, 0)
+    return curves[0] if drawn is None else curves
+
+
+def _read(counts: Array) -> Array:
+    """Sensitivity and precision of one replicate along the grid, [2, G].
+
+    Args:
+      counts: [K, 2], true and false positives at each knot.
+    """
+    tp, fp = jnp.pad(counts, ((1, 0), (0, 0))).T
+    both = (tp[-1] > 0) & (fp[-1] > 0)
+    grid = jnp.asarray(GRID, jnp.float32)
+    tpr, fpr = tp / jnp.maximum(tp[-1], 1e-30), fp / jnp.maximum(fp[-1], 1e-30)
+    first = jnp.searchsorted(tpr, grid * (1 - 1e-5))
+    precision = tp[first] / jnp.maximum(tp[first] + fp[first], 1e-30)
+    sensitivity = jnp.interp(grid, fpr, tpr)
+    return jnp.where(both, jnp.stack([sensitivity, precision]), jnp.nan)
 
 
 def choose(
@@ -159,14 +265,14 @@ def choose(
 ) -> np.ndarray:
     """The threshold of each task; positive is score >= threshold.
 
-    It is an observed score, or just above the highest where nothing may be called
-    positive. Of points that the rule finds equally good, the one with the larger
-    sensitivity + specificity is taken, and of those the lowest: a missed finding costs
-    more than a second look.
+    It is an observed score, or just above the highest score where no image may be
+    called positive. Among points that are equally good by the rule, it takes the one
+    with the larger sensitivity + specificity, and among these the lowest threshold: a
+    missed finding costs more than a second look.
 
     Args:
       predictions: of the validation split.
-      split: what they are of; anything but 'validation' is refused.
+      split: whose predictions they are; anything but 'validation' is refused.
       rule: 'youden', the largest sensitivity + specificity; 'sensitivity', of at least
         the value, with the largest specificity; 'specificity', the other way round;
         'cost', the least expected cost at the prevalence of the validation split.

@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from medjax.evaluation.masks import components
-from medjax.evaluation.segmentation import METRICS
+from medjax.evaluation.segmentation import METRICS, components
 from medjax.reports.page import ACCENT, INK, SOFT, interval, label, png, render, svg
 
 NAMES = {

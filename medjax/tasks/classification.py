@@ -14,7 +14,7 @@ from medjax.data import images as reading
 from medjax.data import loader
 from medjax.data import prepared as store
 from medjax.errors import InputError
-from medjax.evaluation import bands, novelty, predict, results, subgroups, thresholds
+from medjax.evaluation import novelty, predict, results, subgroups, thresholds
 from medjax.reports import report
 from medjax.tasks import adapt, explain, films, fixed, parts, refit, survey
 from medjax.tasks.task import Finished, Run, Task
@@ -186,7 +186,7 @@ def measure(
     fixed.describe(summary, calibration)
     common = {"tasks": output.names, **parts.bootstrap(config)}
     by = ranked(run, raw)
-    summary["bands"] = bands.bands(calibrated if by is None else raw, **common)
+    summary["bands"] = thresholds.bands(calibrated if by is None else raw, **common)
     summary["explorer"] = thresholds.explorer(
         calibrated, tasks=output.names, threshold=points
     )

@@ -14,7 +14,7 @@ from medjax.config import Config
 from medjax.data import images as reading
 from medjax.data import loader
 from medjax.errors import InputError
-from medjax.evaluation import heatmaps, localisation, predict, results
+from medjax.evaluation import heatmaps, predict, results
 from medjax.reports import images
 from medjax.tasks import adapt, films, parts
 from medjax.tasks.task import Finished
@@ -191,7 +191,7 @@ def localise(
       how: see `explainer`.
 
     Returns:
-      method, stage (None: the image's pixels); localisation.summarise's; and
+      method, stage (None: the image's pixels); heatmaps.localise's; and
       randomisation: {correlation: {layer: see heatmaps.randomisation}, depends: whether
       the heatmaps depend on the model}.
 
@@ -208,8 +208,8 @@ def localise(
         for part in np.split(ids, range(FILMS, len(ids), FILMS))
     ]
     heatmap, places, task, patient = zip(*marked, strict=True)
-    measured = localisation.summarise(
-        localisation.Marked(
+    measured = heatmaps.localise(
+        heatmaps.Marked(
             np.concatenate(heatmap),
             [box for part in places for box in part],
             np.concatenate(task),
@@ -255,7 +255,7 @@ def _marked(
     data: films.Data,
     ids: np.ndarray,
     boxes: pd.DataFrame,
-) -> localisation.Marked:
+) -> heatmaps.Marked:
     """The heatmaps of the marked findings of these images, at the images' size."""
     batches = films.evaluation_batches(config, data.films(ids))
     heatmap = predict.embed(batches, explain)  # [n, T, h, w]
@@ -264,7 +264,7 @@ def _marked(
     places = [_corners(groups, *pair) for pair in pairs]
     chosen = heatmap[np.searchsorted(ids, pairs[:, 0]), pairs[:, 1]]
     patients = data.table.set_index("id")["patient"]
-    return localisation.Marked(
+    return heatmaps.Marked(
         np.asarray(heatmaps.enlarge(chosen, data.output.shape[:2])),
         places,
         pairs[:, 1],

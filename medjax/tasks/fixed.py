@@ -20,9 +20,9 @@ from medjax.cohort import balance
 from medjax.config import Config
 from medjax.errors import InputError
 from medjax.evaluation import calibration as recalibration
-from medjax.evaluation import masks, reliability, thresholds
-from medjax.evaluation.masks import Post
+from medjax.evaluation import reliability, segmentation, thresholds
 from medjax.evaluation.predict import Predictions
+from medjax.evaluation.segmentation import Post
 from medjax.tasks import parts
 from medjax.tasks.films import Data, Output
 from medjax.training import devices
@@ -359,7 +359,7 @@ def settle_posts(
       folder: of the run.
       number: of the checkpoint that is judged.
       regions: K names.
-      cases: () -> the validation volumes, see masks.choose; none of them leaves the
+      cases: () -> the validation volumes, see segmentation.choose; none of them leaves the
         default.
     """
     path = folder / POSTS
@@ -369,7 +369,7 @@ def settle_posts(
     first = next(cases, None)
     posts = [Post()] * len(regions)
     if first is not None:
-        posts = list(masks.choose(itertools.chain([first], cases)))
+        posts = list(segmentation.choose(itertools.chain([first], cases)))
     if devices.first():
         each = dict(zip(regions, [post._asdict() for post in posts], strict=True))
         values = {"checkpoint": number, "regions": each}

@@ -16,9 +16,8 @@ from rich.table import Table
 from medjax.augment import policy
 from medjax.config import Config, as_json
 from medjax.errors import InputError
-from medjax.evaluation import label_audit, robustness
+from medjax.evaluation import bootstrap, robustness
 from medjax.evaluation import predict as inference
-from medjax.evaluation.bootstrap import Interval
 from medjax.evaluation.robustness import CORRUPTIONS, SEVERITIES
 from medjax.reports import augment
 from medjax.reports.page import interval
@@ -94,7 +93,7 @@ def fewer(ids: np.ndarray, films: int) -> np.ndarray:
 def write(results: dict, path: Path) -> Path:
     """Writes .json, and .csv beside it, of `corrupt`; returns the JSON's path."""
     path.write_text(json.dumps(results, indent=1))
-    ends = [f"{k}{end}" for k in robustness.KINDS for end in ("", "_low", "_high")]
+    ends = [f"{k}{end}" for k in robustness.MEASURES for end in ("", "_low", "_high")]
     with path.with_suffix(".csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["corruption", "severity", "parameter", "value", *ends])
@@ -117,7 +116,7 @@ def show(results: dict) -> None:
     table.add_row("0", interval(results["clean"]["auroc"]), "", "")
     for row in results["mean"]:
         table.add_row(
-            str(row["severity"]), *(interval(row[k]) for k in robustness.KINDS)
+            str(row["severity"]), *(interval(row[k]) for k in robustness.MEASURES)
         )
     Console(soft_wrap=True).print(table)
 
@@ -134,7 +133,7 @@ def _changed(name: str, key, batch: dict, severity: int) -> dict:
 
 def _ends(row: dict) -> list:
     return [
-        row[k][end] for k in robustness.KINDS for end in ("estimate", "low", "high")
+        row[k][end] for k in robustness.MEASURES for end in ("estimate", "low", "high")
     ]
 
 
@@ -161,7 +160,7 @@ def audit(run: Finished, data: films.Data, manifest: pd.DataFrame) -> Path:
     example = images[example]
     strips: dict = {op: [example["image"] / 255] for op in config.augment.ops}
     rows: dict[str, list] = {op: [] for op in config.augment.ops}
-    for strength in label_audit.STRENGTHS:
+    for strength in robustness.STRENGTHS:
         for name, op in parts.ops(config, strength=strength).items():
             change = functools.partial(_augmented, op, jax.random.key(config.seed))
             found = inference.predict(
@@ -171,7 +170,7 @@ def audit(run: Finished, data: films.Data, manifest: pd.DataFrame) -> Path:
                 ),
                 run.predict,
             )
-            compared = label_audit.compare(
+            compared = robustness.compare(
                 as_they_are, found, threshold=run.thresholds, **parts.bootstrap(config)
             )
             rows[name].append({"strength": strength, **_row(compared, names)})
@@ -183,7 +182,7 @@ def audit(run: Finished, data: films.Data, manifest: pd.DataFrame) -> Path:
         "images": len(as_they_are.id),
         "patients": len(np.unique(as_they_are.patient)),
         "replicates": config.evaluation.replicates,
-        "strengths": label_audit.STRENGTHS,
+        "strengths": robustness.STRENGTHS,
         "tasks": names,
         "example": str(data.table["image"][int(example["id"])]),
         "ops": {op: _judged(op, config, at) for op, at in rows.items()},
@@ -208,17 +207,17 @@ def _augment(key: jax.Array, flat: dict, *, op: Callable) -> jax.Array:
     ]
 
 
-def _row(compared: dict, tasks: tuple[str, ...]) -> dict:
-    """label_audit.compare's numbers as plain data."""
+def _row(compared: robustness.Change, tasks: tuple[str, ...]) -> dict:
+    """robustness.compare's numbers as plain data."""
     each = {
         task: {
-            "moved": _number(compared["moved"][t]),
-            "flipped": _number(compared["flipped"][t]),
-            "drop": _interval(Interval(*(part[t] for part in compared["drop"]))),
+            "moved": _number(compared.moved[t]),
+            "flipped": _number(compared.flipped[t]),
+            "drop": bootstrap.as_json(bootstrap.at(compared.drop, t)),
         }
         for t, task in enumerate(tasks)
     }
-    return {"mean_drop": _interval(compared["mean_drop"]), "tasks": each}
+    return {"mean_drop": bootstrap.as_json(compared.mean_drop), "tasks": each}
 
 
 def _judged(op: str, config: Config, at: list[dict]) -> dict:
@@ -240,10 +239,6 @@ def _judged(op: str, config: Config, at: list[dict]) -> dict:
     )
     options = as_json(config)["augment"].get(op, {})
     return {"options": options, "sound": not spoilt, "verdict": verdict, "at": at}
-
-
-def _interval(interval: Interval) -> dict:
-    return {name: _number(value) for name, value in interval._asdict().items()}
 
 
 def _number(value) -> float | None:

@@ -15,8 +15,8 @@ from medjax.config import Config
 from medjax.data import fingerprint, nifti, scan, volumes
 from medjax.data.scan import Scan
 from medjax.errors import InputError
-from medjax.evaluation import masks, sliding
 from medjax.evaluation import segmentation as measures
+from medjax.evaluation import sliding
 from medjax.reports import segmentation as report
 from medjax.tasks import films, fixed, parts, scans
 from medjax.tasks.task import Finished, Task
@@ -214,7 +214,7 @@ def measure(
         both = zip(named.items(), predicted, strict=True)
         both = progress.track(both, len(named), description="evaluate")
         for number, ((name, part), answer) in enumerate(both):
-            mask = masks.masks(answer.probability, answer.spacing, run.fixed)
+            mask = measures.masks(answer.probability, answer.spacing, run.fixed)
             measured = measures.measure_regions(
                 *(mask, answer.label, answer.spacing),
                 regions=list(output.regions),
@@ -353,7 +353,7 @@ def write_masks(run: Finished, case: Scan, path: Path) -> None:
       path: how the files' names begin.
     """
     predicted = probability(run.config, run.network, run.state, case.image)
-    mask = masks.masks(predicted, case.spacing, run.fixed)
+    mask = measures.masks(predicted, case.spacing, run.fixed)
     nifti.write_label_map(
         path.with_name(f"{path.name}_label.nii.gz"),
         scan.to_original(mask, case, order=0),

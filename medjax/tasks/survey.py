@@ -9,7 +9,7 @@ import pandas as pd
 from medjax.cohort import balance, describe, split
 from medjax.config import Config
 from medjax.errors import InputError
-from medjax.evaluation import bootstrap
+from medjax.evaluation import discrimination
 from medjax.reports import explore as exploring
 from medjax.tasks import films, parts
 
@@ -65,7 +65,7 @@ def _confounders(config: Config, data: films.Data) -> dict:
     intervals = {}
     for covariate, score in describe.confounders(data.table).items():
         known = ~np.isnan(label) & ~np.isnan(score)[:, None]
-        areas = bootstrap.bootstrap(
+        areas = discrimination.intervals(
             np.repeat(score[:, None], len(names), axis=1),
             np.nan_to_num(label),
             known,

@@ -9,8 +9,7 @@ import pytest
 from sklearn import metrics as oracles
 
 from medjax.errors import InputError
-from medjax.evaluation import areas as replicates
-from medjax.evaluation import bootstrap, metrics
+from medjax.evaluation import bootstrap, discrimination, metrics
 
 KEY = jax.random.key(7)
 MAX_FPR = 0.3
@@ -63,16 +62,16 @@ def literal(metric, draws, score, label, weight, patient):
 
 
 def test_multiplicities_count_the_draws_of_patients():
-    counts = np.asarray(replicates.multiplicities(KEY, jnp.arange(20), 9))
+    counts = np.asarray(bootstrap.multiplicities(KEY, jnp.arange(20), 9))
     assert counts.shape == (9, 20)
     for r, draw in enumerate(drawn(KEY, 9, 20)):
         np.testing.assert_array_equal(counts[:, r], np.bincount(draw, minlength=9))
-    later = replicates.multiplicities(KEY, jnp.arange(15, 20), 9)
+    later = bootstrap.multiplicities(KEY, jnp.arange(15, 20), 9)
     np.testing.assert_array_equal(counts[:, 15:], later)
 
 
 def test_every_patient_is_drawn_alike():
-    counts = np.asarray(replicates.multiplicities(KEY, jnp.arange(4000), 11))
+    counts = np.asarray(bootstrap.multiplicities(KEY, jnp.arange(4000), 11))
     # Binomial(44000, 1/11): mean 4000, standard deviation 60.
     assert np.abs(counts.sum(axis=1, dtype=int) - 4000).max() < 4.5 * 60
     assert counts.var() == pytest.approx(1 - 1 / 11, rel=0.05)
@@ -81,13 +80,11 @@ def test_every_patient_is_drawn_alike():
 def test_replicates_are_scikit_learn_on_the_repeated_rows():
     score, label, weight, patient = cohort()
     names, index = np.unique(patient, return_inverse=True)
-    counts = replicates.multiplicities(KEY, jnp.arange(12), names.size)
+    counts = bootstrap.multiplicities(KEY, jnp.arange(12), names.size)
     threshold = np.float32([0.5, 0.7, 0.6])
-    areas = replicates.replicate_areas(
-        score, label, weight, index, counts, max_fpr=MAX_FPR
-    )
+    areas = discrimination.areas(score, label, weight, index, counts, max_fpr=MAX_FPR)
     found = dict(zip(ORACLES, areas, strict=False))
-    matrix, positives = replicates.replicate_confusion(
+    matrix, positives = discrimination.confusion(
         *(score, label, weight, index, threshold, counts)
     )
     found |= metrics.rates(matrix)
@@ -103,10 +100,10 @@ def test_replicates_are_scikit_learn_on_the_repeated_rows():
 
 
 def test_the_interval_is_the_quantiles_of_its_replicates(monkeypatch):
-    monkeypatch.setattr(replicates, "CHUNK", 16)  # 50 is not a multiple of it.
+    monkeypatch.setattr(bootstrap, "CHUNK", 16)  # 50 is not a multiple of it.
     score, label, weight, patient = cohort()
     threshold = np.float32([0.5, 0.7, 0.6])
-    found = bootstrap.bootstrap(
+    found = discrimination.intervals(
         *(score, label, weight, patient, threshold),
         key=KEY,
         replicates=50,
@@ -148,7 +145,7 @@ def test_undefined_replicates_are_left_out_and_counted():
     label[0, 1], weight[0, 1] = 1.0, 1.0  # One positive: e^-1 of replicates miss it.
     label[:, 2] = 0.0
     threshold = np.float32([0.5, 0.5, np.nan])
-    found = bootstrap.bootstrap(
+    found = discrimination.intervals(
         score, label, weight, patient, threshold, key=KEY, replicates=100
     )
     position = np.unique(patient).searchsorted(patient[0])
@@ -167,7 +164,7 @@ def test_undefined_replicates_are_left_out_and_counted():
 def test_weighted_and_pooled_means_are_those_of_each_replicate():
     score, label, weight, patient = cohort()
     threshold = np.float32([0.5, 0.7, 0.6])
-    found = bootstrap.bootstrap(
+    found = discrimination.intervals(
         score, label, weight, patient, threshold, key=KEY, replicates=40
     )
     names, draws = np.unique(patient), drawn(KEY, 50, 40)
@@ -195,7 +192,7 @@ def test_a_padding_row_is_no_patient():
     threshold = np.full(3, 0.5, np.float32)
     padded = [np.pad(a, ((0, 4), (0, 0))) for a in (score, label, weight)]
     alone, more = (
-        bootstrap.bootstrap(*cohort, threshold, key=KEY, replicates=30)
+        discrimination.intervals(*cohort, threshold, key=KEY, replicates=30)
         for cohort in (
             (score, label, weight, patient),
             (*padded, np.append(patient, [-1, -1, -2, -3])),
@@ -226,7 +223,7 @@ def test_intervals_cover_the_truth_with_patients_and_not_with_images():
     covered, width = [], []
     for unit in (patient, np.arange(patient.size)):
         # All trials as tasks of one call; they share the draws, not the cohort.
-        found = bootstrap.bootstrap(
+        found = discrimination.intervals(
             *(score, label, np.ones_like(score), unit, np.zeros(trials)),
             key=KEY,
             replicates=300,
@@ -262,16 +259,16 @@ def test_bad_input_is_named(field, value, word):
     else:
         arguments[field] = value
     with pytest.raises(InputError, match=word):
-        bootstrap.bootstrap(**arguments, threshold=np.zeros(3), key=KEY)
+        discrimination.intervals(**arguments, threshold=np.zeros(3), key=KEY)
     other = {"other": np.zeros_like(score), "key": KEY}
     with pytest.raises(InputError, match=word):
-        bootstrap.difference(**arguments, **other)
+        discrimination.difference(**arguments, **other)
 
 
 def test_a_difference_is_that_of_two_models_on_the_same_drawn_patients():
     score, label, weight, patient = cohort()
     other = np.random.default_rng(1).random(score.shape).astype(np.float32)
-    found = bootstrap.difference(
+    found = discrimination.difference(
         score, other, label, weight, patient, key=KEY, replicates=200
     )
     draws = drawn(KEY, np.unique(patient).size, 200)
@@ -289,7 +286,7 @@ def test_a_difference_is_that_of_two_models_on_the_same_drawn_patients():
         mean = found[f"mean_{name}"]
         ends = np.quantile(np.mean(values, axis=0), [0.025, 0.975])
         np.testing.assert_allclose([mean.low, mean.high], ends, atol=1e-5)
-    same = bootstrap.difference(score, score, label, weight, patient, key=KEY)
+    same = discrimination.difference(score, score, label, weight, patient, key=KEY)
     assert same["mean_auroc"].low == same["mean_auroc"].high == 0
 
 
@@ -297,7 +294,9 @@ def test_predictive_values_elsewhere_follow_from_the_likelihood_ratios():
     arrays = cohort(images=300)
     threshold, prevalence = np.float32([0.5, 0.7, 0.6]), np.array([0.01, 0.2, 0.5])
     options = {"key": KEY, "replicates": 60}
-    found = bootstrap.bootstrap(*arrays, threshold, prevalence=prevalence, **options)
+    found = discrimination.intervals(
+        *arrays, threshold, prevalence=prevalence, **options
+    )
     odds = prevalence / (1 - prevalence)
     for name, ratio, of in (
         ("ppv_at", "lr_positive", lambda x: odds * x / (1 + odds * x)),
@@ -309,5 +308,5 @@ def test_predictive_values_elsewhere_follow_from_the_likelihood_ratios():
         np.testing.assert_allclose(found[name][0], ends[0], rtol=1e-5)
         np.testing.assert_allclose(found[name][1:3], ends[1:], rtol=2e-3)
     own = found["prevalence"].estimate  # In the data themselves it is the PPV.
-    same = bootstrap.bootstrap(*arrays, threshold, prevalence=own, **options)
+    same = discrimination.intervals(*arrays, threshold, prevalence=own, **options)
     np.testing.assert_allclose(same["ppv_at"][0], same["ppv"][0], rtol=1e-5)

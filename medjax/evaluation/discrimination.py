@@ -1,0 +1,392 @@
+"""How well scores tell positive from negative images, with intervals.
+
+Every metric of metrics.py of several tasks, and the differences between two models.
+"""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from chex import Array
+
+from medjax.errors import InputError
+from medjax.evaluation import bootstrap, metrics
+from medjax.evaluation.bootstrap import Interval, Resampled
+from medjax.evaluation.metrics import METRICS
+
+AREAS = ("auroc", "average_precision")
+# Images swept before their areas join the compensated total: a short float32 sum
+# rounds little, and compensating each image would double the work. UNROLL of them
+# are compiled into one step.
+BLOCK = 64
+UNROLL = 4
+
+
+def intervals(
+    score,
+    label,
+    weight,
+    patient,
+    threshold,
+    *,
+    key: Array,
+    replicates: int = 1000,
+    level: float = 0.95,
+    prevalence=None,
+    max_fpr: float | None = None,
+    ranked=None,
+) -> dict[str, Interval]:
+    """Percentile intervals of every metric, clustered by patient.
+
+    Args:
+      score: [N, T] probability or logit.
+      label: [N, T] in [0, 1]; anything where the weight is 0.
+      weight: [N, T], >= 0; 0 where the label is unknown or the row is padding.
+      patient: [N] integers, the unit that is resampled.
+      threshold: [T], positive is score >= threshold; NaN leaves its task's rates
+        undefined.
+      key, replicates: as in bootstrap.resample.
+      level: the interval's nominal coverage, in (0, 1).
+      prevalence: [T] in (0, 1), adds the predictive values there, 'ppv_at' and
+        'npv_at'; None adds nothing.
+      max_fpr: in (0, 1), adds 'partial_auroc', see metrics.py; None adds nothing.
+      ranked: [N, T], the scores of the areas; None: the score. A calibration that ties
+        scores would change the areas.
+
+    Returns:
+      Intervals of [T] for auroc, average_precision and each of metrics.rates; and
+      Intervals of [] for their averages (see metrics.py) over the tasks in which the
+      estimate is defined: 'mean_' + name unweighted, 'weighted_' + name by each
+      task's positives, and 'micro_' + name, for the rates alone, of all tasks'
+      confusion matrices together. A replicate in which one of the tasks is undefined
+      (and has a weight) is left out of the average's interval and counted: an average
+      over other tasks is another quantity.
+
+    Raises:
+      InputError: numbers without meaning, or fewer than two patients.
+    """
+    score, label, weight = (np.asarray(a, np.float32) for a in (score, label, weight))
+    patient, threshold = np.asarray(patient), np.asarray(threshold, np.float32)
+    ranked = score if ranked is None else np.asarray(ranked, np.float32)
+    chex.assert_rank([score, label, weight, patient, threshold], [2, 2, 2, 1, 1])
+    chex.assert_equal_shape([score, ranked, label, weight])
+    chex.assert_shape([patient, threshold], [score.shape[:1], score.shape[1:]])
+    for each in (score, ranked):
+        _check(each, label, weight, replicates, level)
+    rows, index, patients = bootstrap.numbered(weight, patient)
+    data = *(x[rows] for x in (score, ranked, label, weight)), index, threshold
+    options = {"key": key, "replicates": replicates, "max_fpr": max_fpr}
+    base = bootstrap.resample(_base, data, patients, **options)
+    return bootstrap.percentiles(_every(base, prevalence), level)
+
+
+def _base(data, counts, *, max_fpr: float | None) -> tuple[dict, tuple]:
+    """A statistic: the areas, and the confusion matrix with the positives."""
+    score, ranked, label, weight, patient, threshold = data
+    found = areas(ranked, label, weight, patient, counts, max_fpr=max_fpr)
+    names = (*AREAS, "partial_auroc")
+    found = dict(zip(names, found, strict=False))
+    return found, confusion(score, label, weight, patient, threshold, counts)
+
+
+@jax.jit
+def _every(base: Resampled, prevalence: Array | None) -> Resampled:
+    """Every metric of every task [..., T], and their averages [...]."""
+
+    def of_tasks(found, cells):
+        rates = metrics.rates(cells[0])
+        if prevalence is not None:
+            rates["ppv_at"], rates["npv_at"] = metrics.predictive_values(
+                rates["sensitivity"], rates["specificity"], prevalence
+            )
+        return found | rates
+
+    defined = {name: ~jnp.isnan(x) for name, x in of_tasks(*base.whole).items()}
+
+    def of_all(found, cells):
+        matrix, positives = cells
+        each = of_tasks(found, cells)
+        averages = {}
+        for name, x in each.items():
+            averages[f"mean_{name}"] = metrics.macro(x, defined[name])
+            averages[f"weighted_{name}"] = metrics.weighted(x, positives, defined[name])
+        rates = metrics.rates(metrics.micro(matrix, defined["accuracy"]))
+        return each | averages | {f"micro_{name}": x for name, x in rates.items()}
+
+    return Resampled(of_all(*base.whole), of_all(*base.drawn))
+
+
+def difference(
+    score, other, label, weight, patient, *, key, replicates=1000, level=0.95
+) -> dict[str, Interval]:
+    """Paired intervals of how much higher one model's areas are than another's.
+
+    Both models are judged on the same images, and on the same patients in every
+    replicate: patients that are easy for both models cancel.
+
+    Args:
+      score, other: [N, T], the scores of the two models.
+      label, weight, patient, key, replicates, level: as in `intervals`.
+
+    Returns:
+      'auroc' and 'average_precision', Intervals of [T], and their 'mean_' of [], of
+      score's minus other's. An interval that holds 0 shows no difference.
+
+    Source: Efron & Tibshirani, An Introduction to the Bootstrap (1993), section 8.4.
+    """
+    arrays = [np.asarray(a, np.float32) for a in (score, other, label, weight)]
+    chex.assert_equal_shape(arrays)
+    chex.assert_shape(np.asarray(patient), arrays[0].shape[:1])
+    for each in arrays[:2]:
+        _check(each, *arrays[2:], replicates, level)
+    rows, index, patients = bootstrap.numbered(arrays[3], patient)
+    data = *(a[rows] for a in arrays), index
+    base = bootstrap.resample(
+        _differences, data, patients, key=key, replicates=replicates
+    )
+    defined = {name: ~np.isnan(x) for name, x in base.whole.items()}
+    both = [
+        values | {f"mean_{k}": metrics.macro(v, defined[k]) for k, v in values.items()}
+        for values in base
+    ]
+    return bootstrap.percentiles(Resampled(*both), level)
+
+
+def _differences(data, counts) -> dict[str, Array]:
+    """A statistic: the first model's areas minus the second's."""
+    score, other, *rest = data
+    first, second = (areas(each, *rest, counts) for each in (score, other))
+    return {name: a - b for name, a, b in zip(AREAS, first, second, strict=True)}
+
+
+def class_intervals(
+    probability, label, weight, patient, *, key: Array, replicates: int
+) -> tuple[np.ndarray, dict[str, Interval]]:
+    """The classes' confusion matrix [K, K], and its rates with intervals.
+
+    Args:
+      probability, label, weight: [N, K], as in metrics.class_cells.
+      patient, key, replicates: as in `intervals`.
+    """
+    rows, index, patients = bootstrap.numbered(weight, patient)
+    cells = _class_cells(*(x[rows] for x in (probability, label, weight)))
+    cells = jax.ops.segment_sum(cells, index, patients)  # [P, K, K]
+    matrix = np.asarray(cells.sum(axis=0))
+    data = cells, matrix.sum(axis=1) > 0
+    options = {"key": key, "replicates": replicates}
+    resampled = bootstrap.resample(_class_rates, data, patients, **options)
+    return matrix, bootstrap.percentiles(resampled)
+
+
+_class_cells = jax.jit(metrics.class_cells)
+
+
+def _class_rates(data: tuple, counts: Array | None) -> dict[str, Array]:
+    """A statistic: the rates of classes; data: cells [P, K, K], classes present [K]."""
+    cells, present = data
+    return metrics.class_rates(bootstrap.reweigh(cells, counts), present)
+
+
+def _check(score, label, weight, replicates, level) -> None:
+    """Raises InputError for numbers from which no interval can come."""
+    if not (np.isfinite(weight).all() and (weight >= 0).all()):
+        raise InputError("weight: negative or not finite; give 0 to an unknown label")
+    if np.isnan(score[weight > 0]).any():
+        task = int(np.argmax((np.isnan(score) & (weight > 0)).any(axis=0)))
+        raise InputError(
+            f"score: NaN for a known label of task {task}; look for a run that "
+            "diverged, or give the image weight 0"
+        )
+    known = label[weight > 0]
+    if not ((known >= 0) & (known <= 1)).all():
+        raise InputError("label: outside [0, 1]; give weight 0 to an unknown label")
+    if replicates < 1:
+        raise InputError(f"replicates: {replicates}; give 1 or more, 1000 as a rule")
+    if not 0 < level < 1:
+        raise InputError(f"level: {level} is not between 0 and 1; give 0.95 for 95 %")
+
+
+def patients(score, label, weight, patient, threshold) -> dict[str, np.ndarray]:
+    """How many patients have an image in each metric's denominator.
+
+    Args:
+      score, label, weight, patient, threshold: as in `intervals`.
+
+    Returns:
+      {metric: [T + 1] int}, the last of all labels as if of one task. Without a
+      threshold, rates have none.
+    """
+    known = weight > 0
+    positive = known & (np.where(known, label, 0) > 0)
+    called = known & (score >= threshold)
+    kinds = {
+        "known": known,
+        "positive": positive,
+        "negative": known & (np.where(known, label, 1) < 1),
+        "called": called,
+        "passed": known & ~called,
+        "positive or called": positive | called,
+    }
+    cut = ~np.isnan(threshold)
+    counts = {
+        (kind, of_rates): bootstrap.count(flag & cut if of_rates else flag, patient)
+        for kind, flag in kinds.items()
+        for of_rates in (False, True)
+    }
+    return {
+        name: np.min(
+            [counts[k, metric.kind == "confusion"] for k in metric.counted], axis=0
+        )
+        for name, metric in METRICS.items()
+        if metric.kind in ("ranking", "confusion")
+    }
+
+
+def confusion(
+    score, label, weight, patient, threshold, counts
+) -> tuple[metrics.Confusion, Array]:
+    """The confusion matrix of many reweightings; arguments as in `areas`.
+
+    A patient's cells do not change, so the counts of all replicates are one product.
+
+    Returns:
+      the matrix's cells, and the positives whether or not there is a threshold: [R, T],
+      or [T] where counts is None.
+    """
+    cells = jax.vmap(metrics.cells, in_axes=-1, out_axes=-1)
+    cells = cells(score, label, weight, threshold)
+    positive = jnp.where(weight > 0, label, 0.0) * weight
+    cells = jnp.stack([*cells, positive], axis=1)  # [N, 5, T]
+    if counts is not None:
+        cells = jax.ops.segment_sum(cells, patient, num_segments=len(counts))
+    *matrix, positives = jnp.moveaxis(bootstrap.reweigh(cells, counts), -2, 0)
+    return metrics.Confusion(*matrix), positives
+
+
+def areas(
+    score, label, weight, patient, counts, *, max_fpr: float | None = None
+) -> tuple[Array, ...]:
+    """AUROC and average precision of many reweightings of the same images.
+
+    `metrics.auroc` for each would sort and sum N x T x R numbers in memory. Here
+    every task is sorted once and swept from its highest score down, all tasks and
+    replicates together, which keeps six numbers for each of them.
+
+    Args:
+      score, label, weight: [N, T], as in `intervals`.
+      patient: [N] int, 0 to P - 1.
+      counts: [P, R], how often each replicate counts a patient; None: each once.
+      max_fpr: adds metrics.partial_auroc, which takes half as much time again.
+
+    Returns:
+      AUROC, average precision and, with max_fpr, the partial AUROC, [R, T] float32, to
+      1e-6, or [T] where counts is None; NaN where undefined.
+    """
+    if counts is None:
+        partial = functools.partial(metrics.partial_auroc, max_fpr=max_fpr)
+        each = [metrics.auroc, metrics.average_precision, *[partial] * bool(max_fpr)]
+        return tuple(jax.vmap(f, in_axes=-1)(score, label, weight) for f in each)
+    ranking = jax.vmap(metrics.rank, in_axes=-1, out_axes=-1)(score, label, weight)
+    rows = (patient[ranking.order], ranking.positive, ranking.negative, ranking.end)
+    most = None
+    if max_fpr is not None:
+        negative = jnp.where(weight > 0, 1 - label, 0.0) * weight
+        of_patient = jax.ops.segment_sum(negative, patient, num_segments=len(counts))
+        drawn = counts.astype(jnp.float32)
+        most = max_fpr * jnp.einsum("pt,pr->tr", of_patient, drawn, precision="highest")
+    found = _sweep(_padded(rows), counts, 0, score.shape[0], most)
+    if max_fpr is not None:
+        chance = max_fpr / 2
+        found = (*found[:2], 0.5 * (1 + (found[2] - chance) / (1 - chance)))
+    return tuple(area.T for area in found)
+
+
+def group_areas(
+    score, label, weight, patient, group, counts, *, groups: int
+) -> tuple[Array, Array]:
+    """`areas` of each group of images alone, in the time of one sweep of all images.
+
+    Args:
+      group: [N] int, 0 to G - 1, which group an image is in.
+      groups: G; one of them may be empty.
+      The rest: as in `areas`, counts not None.
+
+    Returns:
+      AUROC and average precision, [R, G, T].
+    """
+
+    def ranked(score, label, weight):  # [N]: group after group, each as by `rank`.
+        ranking = metrics.rank(score, label, weight)
+        by_group = jnp.argsort(group[ranking.order], stable=True)
+        order, score, positive, negative, _ = (x[by_group] for x in ranking)
+        sorted_group = group[order]
+        end = (score[1:] != score[:-1]) | (sorted_group[1:] != sorted_group[:-1])
+        return patient[order], positive, negative, jnp.append(end, True)
+
+    rows = jax.vmap(ranked, in_axes=-1, out_axes=-1)(score, label, weight)
+    rows = _padded(rows)
+    size = jnp.bincount(group, length=groups)
+    of_group = functools.partial(_sweep, rows, counts)
+    found = jax.lax.map(lambda at: of_group(*at), (jnp.cumsum(size) - size, size))
+    return jax.tree.map(lambda area: jnp.moveaxis(area, -1, 0), found)
+
+
+def _padded(rows):
+    """BLOCK more rows at the end, so that a block may begin at any of them."""
+    return jax.tree.map(lambda x: jnp.pad(x, ((0, BLOCK), (0, 0))), rows)
+
+
+def _sweep(rows, counts, first, size, most=None) -> tuple[Array, ...]:
+    """The areas of `size` ranked rows from `first` on, [T, R] each.
+
+    Args:
+      rows: patient, positive, negative, end, [N + BLOCK, T] each.
+      counts: [P, R].
+      most: [T, R], adds the mean sensitivity up to so many false positives; None: no.
+    """
+    total = jnp.zeros((rows[0].shape[1], counts.shape[1]))  # [T, R], as all below
+    kinds = 2 if most is None else 3
+
+    def image(carry, row):
+        tp, fp, last_tp, last_fp, area, precision, *partial = carry
+        who, positive, negative, end = row  # [T] each: every task has its own order
+        count = counts[who].astype(jnp.float32)
+        tp, fp = tp + count * positive[:, None], fp + count * negative[:, None]
+        end = end[:, None]
+        step = (fp - last_fp) * (tp + last_tp)
+        area += jnp.where(end, step, 0.0)
+        # The smallest divisor is a guard against 0 / 0 before the first count.
+        step = (tp - last_tp) * (tp / jnp.maximum(tp + fp, 1e-30))
+        precision += jnp.where(end, step, 0.0)
+        if most is not None:  # Of ties across the limit the part below it counts.
+            inside = jnp.minimum(fp, most) - jnp.minimum(last_fp, most)
+            share = inside / jnp.maximum(fp - last_fp, 1e-30)
+            step = inside * (2 * last_tp + share * (tp - last_tp))
+            partial = [partial[0] + jnp.where(end, step, 0.0)]
+        last_tp, last_fp = jnp.where(end, tp, last_tp), jnp.where(end, fp, last_fp)
+        return (tp, fp, last_tp, last_fp, area, precision, *partial), None
+
+    def block(number, carry):
+        *state, sums, lost = carry
+        start = number * BLOCK
+        who, *parts = (
+            jax.lax.dynamic_slice_in_dim(x, first + start, BLOCK) for x in rows
+        )
+        inside = (start + jnp.arange(BLOCK) < size)[:, None]  # The rest count nothing.
+        parts = [jnp.where(inside, x, jnp.zeros_like(x)) for x in parts]
+        state, _ = jax.lax.scan(
+            image, (*state, *[total] * kinds), (who, *parts), unroll=UNROLL
+        )
+        state, more = state[:4], jnp.stack(state[4:]) - lost
+        after = sums + more
+        return (*state, after, (after - sums) - more)  # Kahan's summation
+
+    start = (*(total,) * 4, *(jnp.stack([total] * kinds),) * 2)
+    carry = jax.lax.fori_loop(0, -(-size // BLOCK), block, start)
+    tp, fp, _, _, (area, precision, *partial), _ = carry
+    both = (tp > 0) & (fp > 0)
+    auroc = jnp.where(both, area / tp / fp / 2, jnp.nan)
+    partial = [jnp.where(both, each / tp / most / 2, jnp.nan) for each in partial]
+    return auroc, jnp.where(tp == 0, jnp.nan, precision / tp), *partial
