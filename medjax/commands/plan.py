@@ -127,7 +127,9 @@ def claim(folder: Path, config: Config, found: list[Run]) -> None:
         raise InputError(f"{folder}: holds a run: give the sweep a folder of its own")
     path = folder / "config.json"
     if path.exists():
-        workdir.refuse_other(folder, json.loads(path.read_text()), plain.as_json(config))
+        workdir.refuse_other(
+            folder, json.loads(path.read_text()), plain.as_json(config)
+        )
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(plain.as_json(config), indent=2))
     rows = [run._asdict() for run in found]

@@ -32,6 +32,11 @@ class Film(NamedTuple):
     spacing: tuple[float, float]
 
 
+def begins(head: bytes) -> bool:
+    """Whether a file that begins with these 132 bytes is DICOM."""
+    return head[128:132] == b"DICM"
+
+
 def check_size(height: int, width: int) -> None:
     """Refuses an image without pixels, or with more than MAX_PIXELS."""
     if height < 1 or width < 1:
@@ -274,7 +279,7 @@ def _files(folder: Path) -> list[Path]:
                 continue
             if path.is_file():
                 with open(path, "rb") as file:
-                    if file.read(132)[128:] == b"DICM":
+                    if begins(file.read(132)):
                         paths.append(path)
     except OSError as error:
         why = f"{folder}: can't be read ({error.strerror})"

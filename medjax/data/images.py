@@ -62,7 +62,7 @@ def read(path: str | os.PathLike, channels: int | None = 1) -> Film:
     try:
         with open(path, "rb") as file:
             head = file.read(132)
-            if head[128:] == b"DICM":
+            if dicom.begins(head):
                 film = dicom.decode(file)
                 return film._replace(pixels=with_channels(film.pixels, channels))
             return Film(decode(head + file.read(), channels), (math.nan, math.nan))
@@ -156,7 +156,7 @@ def _is_image(path: Path) -> bool:
     if not path.is_file():
         return False  # Opening a pipe would wait for ever.
     with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
+        return dicom.begins(file.read(132))
 
 
 def decode(data: bytes, channels: int | None = 1) -> np.ndarray:

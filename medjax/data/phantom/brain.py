@@ -47,7 +47,7 @@ TISSUES = {
     "enhancing": (0.66, 1.32, 0.74, 0.84),
     "vessel": (0.60, 1.50, 0.22, 0.35),
 }
-TUMOUR = {  # (low, high) of uniform draws: mm where not said otherwise.
+TUMOUR = {  # (low, high) of uniform draws, in mm unless noted.
     "presence": (0.0, 1.0),  # compared with the shares of those without
     "uptake": (0.0, 1.0),
     "side": (-1.0, 1.0),  # Its sign counts.

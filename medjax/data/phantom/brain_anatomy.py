@@ -1,9 +1,9 @@
-"""A schematic healthy brain in mm, drawn analytically: what brain.py images.
+"""A schematic healthy brain in mm, drawn analytically; brain.py makes scans of it.
 
 Coordinates are the patient's, in mm from the middle of the volume: z towards the
 head, y towards the back, x towards the left. A gap is the distance in mm to a
-surface, roughly, and positive inside. Every function takes points of any fineness,
-so that a patient looks the same at every resolution.
+surface, roughly, and positive inside. Every function takes points of any spacing, so
+that a patient looks the same at every resolution.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import numpy as np
 
 FIELD_MM = 260.0  # The side of the cube in which smooth noise is defined.
 
-# The patient's build, (low, high) of uniform draws: mm where not said otherwise.
+# The patient's build: (low, high) of uniform draws, in mm unless noted.
 BUILD = {
     "half_width": (60.0, 68.0),
     "half_length": (76.0, 86.0),

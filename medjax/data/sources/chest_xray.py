@@ -303,32 +303,27 @@ def chexpert(
         "official": "official",
         **{task: task for task in CHEXPERT_TASKS},
     }
-    table = tables.select(raw, columns, folder)
+    text = tables.select(raw, columns, folder)
     # 'CheXpert-v1.0-small/train/patient00001/...': the first part is the folder.
-    table["image"] = table["image"].str.replace(r"^CheXpert[^/]*/", "", regex=True)
-    number = table["image"].str.extract(r"patient(\d+)")[0]
-    if number.isna().any():
-        path = table["image"][number.isna()].iloc[0]
+    text["image"] = text["image"].str.replace(r"^CheXpert[^/]*/", "", regex=True)
+    text["patient"] = text["image"].str.extract(r"patient(\d+)")[0]
+    if text["patient"].isna().any():
+        path = text["image"][text["patient"].isna()].iloc[0]
         raise InputError(f"{folder}: Path {path!r} names no patient00000: correct it")
-    table["patient"] = number.astype(int)
+    text["view"] = text["view"].where(text["side"] != "Lateral", "LATERAL")
+    table = tables.metadata(text, folder)
     study = table["image"].str.extract(r"/study(\d+)/")[0]
     table["follow_up"] = study.astype(float) - 1
-    table["sex"] = table["sex"].map({"Male": "M", "Female": "F"}).fillna("")
-    table["age"] = tables.numbers(table, "age", folder)
-    lateral = table.pop("side") == "Lateral"
-    view = tables.only(table["view"], ("PA", "AP"))
-    table["view"] = view.where(~lateral, "LATERAL")
     for task in CHEXPERT_TASKS:
-        text = table[task].str.replace(r"\.0$", "", regex=True)
-        strange = ~text.isin(list(meaning))
+        cells = text[task].str.replace(r"\.0$", "", regex=True)
+        strange = ~cells.isin(list(meaning))
         if strange.any():
             raise InputError(
-                f"{folder}: {task} is {text[strange].iloc[0]!r} for "
+                f"{folder}: {task} is {cells[strange].iloc[0]!r} for "
                 f"{table['image'][strange].iloc[0]}: use 1, 0, -1 or blank"
             )
-        table[task] = text.map(meaning)
+        table[task] = cells.map(meaning)
     table = table[table["view"].isin(list(views))].reset_index(drop=True)
-    table[tables.FROM_FILE] = math.nan
 
     def load(row: dict) -> Item:
         return tables.load(row, folder / row["image"], shape)
