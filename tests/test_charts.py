@@ -1,14 +1,14 @@
 """Curves as paths, and the model card that is written beside them."""
 
 import re
+from html import unescape
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medjax.reports import card, charts
-from medjax.reports import charts as figures
+from medjax.reports import charts, page, report
 
 FRAME = charts.Frame((100.0, 80.0), x=(0, 10), y=(-1, 1), left=20, right=10, top=5)
 
@@ -67,10 +67,39 @@ def test_ticks_are_round(ends, expected):
 
 
 def test_a_journal_of_one_line_or_none_has_no_loss_curve():
-    assert figures.training([], 0) == {}
-    assert figures.training([{"step": 1, "loss": 0.5}], 1) == {}
+    assert charts.training([], 0) == []
+    assert charts.training([{"step": 1, "loss": 0.5}], 1) == []
     lines = [{"step": n, "loss": 0.5, "validation_auroc": None} for n in (1, 2)]
-    assert list(figures.training(lines, 2)) == ["loss"]
+    (only,) = charts.training(lines, 2)
+    assert only["title"] == "Training loss over the steps"
+    lines = [{"step": 3, "validation_auroc": 0.5, "validation_dice": 0.7}]
+    (only,) = charts.training(lines, 3)
+    assert [name for _, name in only["legend"]] == ["AUROC", "Dice", "checkpoint used"]
+
+
+def test_bars_stand_on_their_base():
+    first, second = charts.bars(FRAME, [0, 5], [1, 0.5], 5, [-1, 0]).split("Z")[:2]
+    np.testing.assert_allclose(points(first)[:3], [(20, 44), (20, 24.5), (55, 24.5)])
+    np.testing.assert_allclose(points(second)[1:3], [(55, 14.8), (90, 14.8)], atol=0.1)
+
+
+def test_a_forest_has_a_whisker_a_row_from_the_top_and_all_of_it_in_the_frame():
+    one, other = {"estimate": 0.5, "low": 0.2, "high": 0.6}, {"estimate": -1.0}
+    rows = [
+        charts.Row("a", one, dots=[0.1, 0.9]),
+        charts.Row("b,\nc", other | {"low": -2.0, "high": 0.0}),
+    ]
+    found = charts.forest(rows, title="t", name="x", reference=0)
+    assert [text for _, text in found["y"]] == ["a", "b,\nc"]
+    (_, upper), (_, lower) = found["lines"][1:]
+    frame = found["frame"]
+    y, below = points(upper)[0, 1], points(lower)[0, 1]
+    assert frame.top < y < below < frame.size[1] - frame.bottom
+    x = frame.across([0.2, 0.6])
+    np.testing.assert_allclose(points(upper)[:, 0], x, atol=0.06)
+    right = frame.size[0] - frame.right
+    assert all(frame.left < float(x) < right for _, x, _ in found["points"])
+    assert charts.forest([], title="t", name="x") is None
 
 
 # --------------------------------------------------------------------- the card
@@ -105,12 +134,25 @@ def summary(**changes):
     }
 
 
+def parts(results, **about):
+    """{heading: text} of a card."""
+    about = {"config": {}, "environment": {}, "item": "finding"} | about
+    html = page.render("card.html", results=results, **report.card(results), **about)
+    parts = [part.split("</h3>") for part in html.split("<h3>")[1:]]
+    words = {heading: unescape(re.sub("<[^>]+>", " ", text)) for heading, text in parts}
+    return {heading: " ".join(text.split()) for heading, text in words.items()}
+
+
+def caveats(results):
+    return parts(results)["Caveats and recommendations"]
+
+
 def test_caveats_name_the_findings_that_they_are_about():
-    found = " ".join(card.caveats(summary()))
-    assert "Fewer than 30 positive images: Few (4)." in found
-    assert "wider than 0.1: Few." in found
-    assert "not shown to be above chance: Few." in found
-    assert "Without an AUROC: None (no positive image)." in found
+    found = caveats(summary())
+    assert "Fewer than 30 images are positive for Few (4)." in found
+    assert "The interval of AUROC is wider than 0.1 for Few." in found
+    assert "may be no better than chance for Few." in found
+    assert "AUROC is undefined for None (no positive image)." in found
     assert "Good" not in found
     for missing in ("Calibration", "Differences between groups", "Robustness"):
         assert missing in found
@@ -134,30 +176,34 @@ def test_what_was_measured_is_no_caveat_unless_it_is_bad():
     side = {"predicted": {**area, "estimate": 0.5}}
     sides = {"before": side, "after": None, "prevalence": {**area, "low": 0.4}}
     result["tasks"]["good"]["calibration"] = sides
-    found = " ".join(card.caveats(result))
-    assert "differs between groups of sex: Good." in found and "view" not in found
+    found = caveats(result)
+    assert "differ between groups of sex for Good." in found and "view" not in found
     assert "most under JPEG: by 0.300 (0.050–0.200)" in found
-    assert "prevalence's interval" not in found and "not calibrated" not in found
-    assert "other hospitals" not in found
+    assert "prevalence's interval" not in found and "uncalibrated" not in found
+    assert "Other hospitals" not in found
     side["predicted"]["estimate"] = 0.3
-    assert "outside the prevalence's interval: Good." in " ".join(card.caveats(result))
+    assert "outside the prevalence's interval for Good." in caveats(result)
 
 
 @pytest.mark.parametrize(
     ("change", "said", "unsaid"),
     [
-        ({}, ["other hospitals"], ["too good", "adapted"]),
-        ({"split": "train"}, ["fitted to these images"], ["chosen on these"]),
-        ({"split": "validation"}, ["were chosen on these images"], ["fitted to"]),
+        ({}, ["Other hospitals"], ["too good", "adapted"]),
+        ({"split": "train"}, ["trained on these images"], ["chosen on these"]),
+        (
+            {"split": "validation"},
+            ["were chosen on these images"],
+            ["trained on these"],
+        ),
         (
             {"split": "target", "external": True},
-            ["adapted to other images of these data"],
-            ["other hospitals", "too good"],
+            ["adapted to unlabelled images"],
+            ["Other hospitals", "too good"],
         ),
     ],
 )
 def test_what_the_run_has_seen_of_the_images_is_a_caveat(change, said, unsaid):
-    found = " ".join(card.caveats(summary(**change)))
+    found = caveats(summary(**change))
     assert all(words in found for words in said)
     assert not any(words in found for words in unsaid)
 
@@ -166,25 +212,24 @@ def test_heatmaps_are_in_the_card_and_a_caveat_if_they_explain_nothing():
     pointing = {"estimate": 0.4, "low": 0.3, "high": 0.5, "chance": 0.1}
     where = {"method": "grad_cam", "stage": "stage2", "randomisation": {"depends": 1}}
     where["all"] = {"pairs": 50, "pointing": pointing}
-    numbers = card.card(summary(localisation=where), None, None)
-    numbers = " ".join(numbers["Quantitative analyses"])
+    numbers = parts(summary(localisation=where))["Quantitative analyses"]
     assert "Grad-CAM of stage2" in numbers
-    assert "0.400 (0.300–0.500) of 50, by chance in 0.100" in numbers
-    assert "heatmaps" not in " ".join(card.caveats(summary(localisation=where)))
+    assert "0.400 (0.300–0.500) of 50 cases, by chance in 0.100" in numbers
+    assert "heatmaps" not in caveats(summary(localisation=where))
     where["randomisation"] = {"depends": False}
-    found = " ".join(card.caveats(summary(localisation=where)))
+    found = caveats(summary(localisation=where))
     assert "heatmaps hardly depend" in found
 
 
 def test_an_area_without_an_interval_is_said():
     found = summary()
     found["tasks"]["good"]["metrics"]["auroc"] |= {"low": None, "why": "too few"}
-    found = " ".join(card.caveats(found))
-    assert "Without an interval of the AUROC: Good (too few)." in found
+    found = caveats(found)
+    assert "AUROC has no interval for Good (too few)." in found
 
 
 def test_the_card_has_the_headings_of_its_paper_and_invents_nothing():
-    found = card.card(summary(), None, None)
+    found = parts(summary())
     assert list(found) == [
         "Model details",
         "Intended use",
@@ -196,5 +241,5 @@ def test_the_card_has_the_headings_of_its_paper_and_invents_nothing():
         "Ethical considerations",
         "Caveats and recommendations",
     ]
-    assert found["Training data"] == ["Source: unknown."]
-    assert "lowest Few, 0.600" in " ".join(found["Quantitative analyses"])
+    assert found["Training data"] == "Source: unknown."
+    assert "lowest AUROC is that of Few, 0.600" in found["Quantitative analyses"]

@@ -13,8 +13,9 @@ from PIL import Image
 from medjax.augment.safety import POLICIES
 from medjax.commands import gallery as augment_gallery
 from medjax.errors import InputError
-from medjax.reports import images as page
+from medjax.reports import images as pictures
 
+pytestmark = pytest.mark.usefixtures("unoptimised")
 DRAWS = 2
 RNG = np.random.default_rng(0)
 GREY = (RNG.random((30, 24)) * 200).astype(np.uint8)
@@ -44,7 +45,7 @@ def gallery(images, out, *, modality=None, draws=DRAWS, seed=0):
 def rows_of(path):
     """{(modality, image): [pictures]} of a page."""
     rows = {}
-    for section in path.read_text().split("<h2 ")[1:]:
+    for section in path.read_text().split("<section ")[1:]:
         modality = re.match(r'id="(\w+)"', section)[1]
         found = re.findall(
             r'src="data:image/png;base64,([^"]+)" alt="([^"]+)"', section
@@ -70,7 +71,7 @@ def test_the_page_is_well_formed_and_asks_for_no_other_file(written):
 
 def test_every_policy_has_its_ops_its_ranges_and_its_reasons(written):
     assert list(augment_gallery.SHOWN) == list(POLICIES)
-    sections = written.read_text().split("<h2 ")[1:]
+    sections = written.read_text().split("<section ")[1:]
     assert len(sections) == len(POLICIES)
     for section, policy in zip(sections, POLICIES.values(), strict=True):
         text = " ".join(html.unescape(re.sub("<[^>]+>", " ", section)).split())
@@ -78,7 +79,7 @@ def test_every_policy_has_its_ops_its_ranges_and_its_reasons(written):
             ranges = [f"{name} {value}" for name, value in options.items()]
             assert re.search(op + " " + r"[^,]*, ".join(ranges), text)
         for op, reason in {**policy.caution, **policy.unsafe}.items():
-            how = "refused" if op in policy.unsafe else "off; may be asked for"
+            how = "refused" if op in policy.unsafe else "off, but allowed"
             assert f"{op} {how} {reason}" in text
         reasons = [policy.mirror, policy.upright]
         reasons += [reason for _, reason in policy.limits.values()]
@@ -93,11 +94,11 @@ def test_every_image_is_drawn_by_the_policies_that_take_it(written):
     expected |= {(m, brain) for m in ("ct", "brain_mri", "nuclear")}
     expected |= {("retina", "colour.png")}
     assert rows.keys() == expected
-    for pictures in rows.values():
-        assert len(pictures) == 1 + DRAWS
+    for row in rows.values():
+        assert len(row) == 1 + DRAWS
         for one in range(1 + DRAWS):
             for other in range(one):
-                change = pictures[one].astype(float) - pictures[other]
+                change = row[one].astype(float) - row[other]
                 assert np.abs(change).mean() > 1
 
 
@@ -127,18 +128,23 @@ def test_two_images_have_draws_of_their_own(folder, tmp_path):
 def test_a_volume_is_shown_head_up_in_its_true_proportions_with_its_mask(written):
     name = f"{written.parents[1].name}/brain.nii.gz"
     picture = rows_of(written)["brain_mri", name][0]
-    scale = page.WIDTH / 14  # The longest side: 14 voxels of 1 mm, as 6 of 2 are 12.
+    scale = (
+        augment_gallery.WIDTH / 14
+    )  # The longest side: 14 voxels of 1 mm, as 6 of 2 are 12.
     heights = [round(n * scale) for n in (14, 12, 12)]
-    assert picture.shape[:2] == (sum(heights) + 2 * page.GAP_GALLERY, page.WIDTH)
+    assert picture.shape[:2] == (
+        sum(heights) + 2 * augment_gallery.GAP,
+        augment_gallery.WIDTH,
+    )
     axial = picture[: heights[0]]
-    edge = np.argwhere((axial == page.OUTLINE).all(-1))
+    edge = np.argwhere((axial == pictures.TRUE).all(-1))
     y, x = edge.mean(0) / scale
     # The file's axes are RAS: x = 4 to 6 of 12 is left of the middle of the body's
     # right side, so right in the picture, and y = 8 to 9 of 14 is in front.
     margin = (14 - 12) / 2
     np.testing.assert_allclose((y, x), (14 - 9.0, margin + 12 - 5.5), atol=0.3)
-    coronal = picture[heights[0] + page.GAP_GALLERY :][: heights[1]]
-    y, _ = np.argwhere((coronal == page.OUTLINE).all(-1)).mean(0) / scale
+    coronal = picture[heights[0] + augment_gallery.GAP :][: heights[1]]
+    y, _ = np.argwhere((coronal == pictures.TRUE).all(-1)).mean(0) / scale
     np.testing.assert_allclose(y, 12 - 2 * 3.5, atol=0.3)  # z = 3 of 6, head up.
 
 
@@ -147,7 +153,7 @@ def test_a_large_folder_is_sampled_and_that_is_said(tmp_path):
         Image.fromarray(GREY).save(tmp_path / f"{n:02}.png")
     path = gallery([tmp_path], tmp_path / "a.html", modality="ultrasound", draws=1)
     assert len(rows_of(path)) == augment_gallery.MOST
-    assert "Of the 20 images in" in Page(path.read_text()).text
+    assert "6 of the 20 images in" in Page(path.read_text()).text
 
 
 def test_what_does_not_fit_is_refused_by_name(folder, tmp_path):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from medjax.reports import images
+from medjax.reports import classification, images
 
 SEEN = {"task": "pleural_thickening", "probability": 0.93, "threshold": 0.41}
 
@@ -65,9 +65,9 @@ def test_a_heatmap_of_zeros_colours_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("probability", "threshold", "expected"),
     [
-        (0.93, 0.41, "Mass 0.93, above its operating point 0.41"),
-        (0.3, 0.41, "Mass 0.30, below its operating point 0.41"),
-        (0.41, 0.41, "Mass 0.41, above its operating point 0.41"),
+        (0.93, 0.41, "Mass 0.93, above its threshold 0.41"),
+        (0.3, 0.41, "Mass 0.30, below its threshold 0.41"),
+        (0.41, 0.41, "Mass 0.41, above its threshold 0.41"),
         (0.3, math.nan, "Mass 0.30"),
     ],
 )
@@ -92,7 +92,7 @@ def test_the_table_fits_a_terminal_and_says_what_is_undefined(tmp_path, capsys):
     }
     for depends in (True, False):
         found["randomisation"]["depends"] = depends
-        path = images.write_heatmaps(found, tmp_path / "localisation.json")
+        path = classification.write_localisation(found, tmp_path / "localisation.json")
         printed = capsys.readouterr().out
         assert path.exists()
         assert "Pleural thickening" in printed and "0.50" in printed

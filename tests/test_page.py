@@ -9,7 +9,7 @@ from conftest import Page
 
 from medjax.evaluation import results
 from medjax.evaluation.predict import Predictions
-from medjax.reports import report
+from medjax.reports import classification, page, report
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
 CURVE = [
@@ -64,7 +64,7 @@ def test_the_page_shows_the_numbers_and_why_some_are_missing(written):
     assert "both sides" in read  # The leaky split is said.
     assert "no threshold" in read  # Each empty cell says why,
     assert "(Youden's index)" in read  # and the page how thresholds were chosen.
-    assert "LR+" in read and "All labels as one" in read
+    assert "LR+" in read and "Micro average" in read
 
 
 @pytest.mark.parametrize("split", ["test", "train", "validation"])
@@ -95,7 +95,9 @@ def test_every_number_without_an_interval_says_why(written, tmp_path):
     }
     found["robustness"]["mean"] = [row]
     text = report.write(found, CURVE, tmp_path, "report").read_text()
-    headline = text[text.index('<div class="headline">') : text.index("In brackets")]
+    headline = text[
+        text.index('<div class="headline">') : text.index("The numbers in brackets")
+    ]
     assert "reason 0" in headline and "reason 1" in headline
     for n in range(5):
         assert f'<small class="why">reason {n}</small>' in text, n
@@ -126,16 +128,19 @@ def test_json_and_csv_hold_the_same_numbers(written):
         assert float(rows[kind]["auroc"]) == summary[kind]["auroc"]["estimate"]
 
 
-@pytest.mark.parametrize("cut", ["_write_csv", "render", "card"])
+@pytest.mark.parametrize(
+    ("module", "cut"),
+    [(classification, "write_csv"), (page, "render"), (report.charts, "training")],
+)
 def test_a_report_that_was_cut_off_does_not_count_as_one(
-    written, tmp_path, monkeypatch, cut
+    written, tmp_path, monkeypatch, module, cut
 ):
     about = json.loads((written[1] / "report.json").read_text())
 
     def killed(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(report, cut, killed)
+    monkeypatch.setattr(module, cut, killed)
     with pytest.raises(KeyboardInterrupt):
         report.write(about, CURVE, tmp_path, "report")
     assert not (tmp_path / "report.json").exists()

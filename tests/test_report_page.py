@@ -168,7 +168,7 @@ def report(tmp_path_factory):
         *(whole_summary(), curve, folder, "report"),
         config=config,
         environment=environment,
-        films=gallery(),
+        pictures=gallery(),
     )
     return path, json.loads((folder / "report.json").read_text())
 
@@ -265,7 +265,7 @@ def test_the_explorer_starts_where_the_report_stands(opened, report):
     for task in TASKS[:2]:
         choose(opened, task)
         one = found["tasks"][task]
-        assert at(opened, "at").text == f"{one['threshold']:.4f}, frozen"
+        assert at(opened, "at").text == f"{one['threshold']:.4f}, fixed"
         for name in (*RATES, "lr_positive", "lr_negative"):
             digits = 0.0051 if name.startswith("lr") else 0.00051
             value = one["metrics"][name]["estimate"]
@@ -299,7 +299,7 @@ def test_arrow_keys_move_the_threshold_and_every_number_with_it(opened, report):
         assert now != place
         place = now
     at(opened, "reset").send_keys(Keys.ENTER)
-    assert at(opened, "at").text.endswith(", frozen")
+    assert at(opened, "at").text.endswith(", fixed")
     check(opened, row(found, task, frozen), prevalence)
 
 
@@ -324,7 +324,7 @@ def test_predictive_values_follow_the_prevalence_by_bayes(opened, report):
 def test_a_finding_without_a_positive_image_leaves_its_numbers_empty(opened):
     choose(opened, TASKS[2])
     assert np.isnan(shown(opened, "sensitivity")) and np.isnan(shown(opened, "ppv"))
-    assert "frozen" not in at(opened, "at").text
+    assert "fixed" not in at(opened, "at").text
 
 
 @pytest.mark.parametrize("width", [390, 1400])
@@ -417,7 +417,7 @@ def test_it_prints_with_everything_open(opened):
     pdf = base64.b64decode(printed["data"])
     assert len(re.findall(rb"/Type /Page\b", pdf)) >= 4
     text = text_of(pdf)
-    assert "Wheretheheatmapslie" in text
+    assert "Localisationbyheatmaps" in text
     # Of details that are closed on the screen: the config, and a group's rates.
     for closed in ("config.optim.name", "versions.jax", "Largestdifference"):
         assert closed in text

@@ -13,7 +13,8 @@ from conftest import Page
 
 from medjax.evaluation import segmentation
 from medjax.evaluation.segmentation import Post
-from medjax.reports import segmentation as reports_segmentation
+from medjax.reports import images, report
+from medjax.reports import segmentation as page
 
 SPACING = np.array([4.0, 2.0, 2.0])
 SHAPE = (10, 24, 20)
@@ -46,7 +47,7 @@ def case(number):
     predicted[4:6, 8:12, 7:10, 1] = number in (0, 3)
     image = np.random.default_rng(number).normal(size=SHAPE).astype(np.float32)
     image[:, :2] = 0  # Outside the brain.
-    return reports_segmentation.Case(f"case {number}", image, label, predicted, SPACING)
+    return page.Case(f"case {number}", image, label, predicted, SPACING)
 
 
 def results_of(cases, **about):
@@ -69,16 +70,17 @@ def written(tmp_path_factory):
     results = results_of(cases)
     folder = tmp_path_factory.mktemp("page")
     shown = (cases[n] for n in (1, 2, 3))
-    path = reports_segmentation.write(results, shown, CURVE, folder, "report")
+    path = report.write(results, CURVE, folder, "report", pictures=shown)
     return results, folder, path.read_text()
 
 
 def test_the_page_is_well_formed_and_asks_for_no_other_file(written):
     read = Page(written[2])
     assert read.stack == []
-    # Three planes of both regions of 1 and 3, and of one of 2; two of volumes; training.
-    assert len(read.sources) == 3 * 5 + 2 + 1
-    assert all(source.startswith("data:image/") for source in read.sources)
+    # Three planes of both regions of 1 and 3, and of one of 2; volumes and training.
+    pictures = [source for source in read.sources if not source.startswith("#")]
+    assert len(pictures) == 3 * 5 and written[2].count("<svg") == 2 * 2 + 2
+    assert all(source.startswith("data:image/") for source in pictures)
     assert not re.search(r"https?://|@import|url\(", written[2])
 
 
@@ -95,16 +97,16 @@ def test_the_page_shows_the_numbers_and_the_worst_first(written):
     dice = results["regions"]["whole"]["dice"]
     assert f"{dice['estimate']:.3f}" in read
     assert dice["low"] is None  # Of four patients.
-    order = reports_segmentation.worst_first(results)
+    order = page.worst_first(results)
     assert order[-1] == "case 0"
     means = [
         np.mean([r["dice"] for r in results["rows"] if r["name"] == name])
         for name in order
     ]
     assert means == sorted(means)
-    table = read[read.index("the worst first") : read.index("Pictures")]
+    table = read[read.rindex("the worst first") : read.rindex("Pictures of")]
     assert [table.index(name) for name in order] == sorted(map(table.index, order))
-    pictured = read[read.index("Pictures") : read.index("Volume agreement")]
+    pictured = read[read.rindex("Pictures of") : read.rindex("Agreement of")]
     places = [pictured.index(name) for name in order[:-1]]
     assert places == sorted(places)
 
@@ -115,10 +117,10 @@ def test_the_page_says_what_empty_masks_count_and_how_it_was_made(written):
         "distances are the image's diagonal",
         "every share is 1",
         "of 3 patients",  # Sensitivity is undefined in one of four.
-        "nothing was predicted",
+        "The true mask is empty but the prediction is not",
         "within 1.5 mm",
         "No intervals",
-        "probability 0.4 or more; components of 30 mm³ or more",
+        "probability is 0.4 or more. Components smaller than 30 mm³ are removed",
     ):
         assert words in re.sub(" +", " ", read), words
 
@@ -144,11 +146,11 @@ def test_json_and_csv_hold_the_same_numbers(written):
 def test_a_caveat_stands_at_the_top_and_few_patients_have_no_limits(tmp_path):
     cases = [case(n) for n in range(2)]
     results = results_of(cases, caveat="The same people.")
-    text = reports_segmentation.write(results, [], [], tmp_path, "page").read_text()
+    text = report.write(results, [], tmp_path, "page").read_text()
     read = Page(text).text
     assert read.index("The same people.") < read.index("Regions")
     assert "too few volumes for limits" in re.sub(" +", " ", read)
-    assert "Pictures" not in read and "Training" not in read
+    assert 'id="pictures"' not in text and 'id="training"' not in text
     assert "No intervals" in read
 
 
@@ -156,10 +158,46 @@ def test_one_region_is_not_averaged(tmp_path):
     one = case(0)
     one = one._replace(label=one.label[..., :1], predicted=one.predicted[..., :1])
     results = results_of([one])
-    text = reports_segmentation.write(
-        results, [one], CURVE[:1], tmp_path, "page"
-    ).read_text()
+    path = report.write(results, CURVE[:1], tmp_path, "page", pictures=[one])
+    text = path.read_text()
     assert 'class="mean"' not in text and "of the regions" not in text
+
+
+def test_the_page_has_the_sections_that_every_report_has(tmp_path):
+    value = {"estimate": 0.6, "low": 0.5, "high": 0.7, "why": ""}
+    gap = value | {"between": ["F", "M"], "p": 0.01, "p_holm": 0.02}
+    group = {"volumes": 4, "patients": 4, "mean": {"dice": value}}
+    group["tasks"] = {region: {"metrics": {"dice": value}} for region in REGIONS}
+    groups = {"groups": {"F": group, "M": group}, "tests": 2}
+    groups["gaps"] = {region: {"dice": gap} for region in REGIONS}
+    groups["shown"] = [{"task": "whole", "metric": "dice", **gap}]
+    side = {"volumes": 11, "patients": 7}
+    results = results_of(
+        [case(n) for n in range(2)],
+        split_by="patient",
+        subgroups={"sex": groups},
+        cohort={"sides": {"train": side, "test": side}, "shared": 0},
+    )
+    config = {"loss": {"name": "soft_dice"}, "optim": {"name": "adamw"}, "seed": 3}
+    about = {"config": config, "environment": {"python": "3.12"}}
+    text = report.write(results, CURVE, tmp_path, "page", **about).read_text()
+    assert Page(text).stack == []
+    for name in ("subgroups", "training", "split", "card", "settings"):
+        assert f'<a href="#{name}">' in text and f'<section id="{name}"' in text
+    read = Page(text).text
+    for words in (
+        "Whole: Dice is 0.600 higher in F than in M (p = 0.020).",
+        "Train 11 volumes, 7 patients",
+        "No patient is on two sides.",
+        "Loss: soft_dice; optimiser: adamw; seed: 3.",
+        "11 volumes of 7 patients",
+        "There are only 2 patients",
+        "Metrics differ between groups of sex for Whole.",
+        "config.loss.name soft_dice",
+        "python 3.12",
+    ):
+        assert words in read, words
+    assert json.loads((tmp_path / "page.json").read_text()) == results
 
 
 def colours(url):
@@ -178,8 +216,8 @@ def test_the_three_planes_go_through_the_largest_component_and_up_is_up():
     label[2, 3, 16:19] = True  # Small, and elsewhere.
     label[6:9, 4:8, 3:6] = True
     results = {"regions": {"a": {}}, "rows": [{"name": "n", "region": "a"}]}
-    one = reports_segmentation.Case("n", image, label, predicted, SPACING)
-    (found,) = reports_segmentation._pictures(one, results)
+    one = page.Case("n", image, label, predicted, SPACING)
+    (found,) = page.planes(one, results)
     axial, coronal, sagittal = found["planes"]
     assert [p["slice"] - 1 for p in found["planes"]] == [6, 4, 3]
     assert [p["of"] for p in found["planes"]] == list(SHAPE)
@@ -189,7 +227,7 @@ def test_the_three_planes_go_through_the_largest_component_and_up_is_up():
     # The whole volume is smaller than the field: 48 mm are 400 pixels.
     drawn = colours(axial["picture"])
     assert drawn.shape == (400, round(400 * 40 / 48), 3)
-    rows, columns = np.nonzero(pixels(drawn, reports_segmentation.TRUE))
+    rows, columns = np.nonzero(pixels(drawn, images.TRUE))
     step = 400 / 24  # Pixels a voxel.
     assert abs(rows.min() - 4 * step) < 2 and abs(rows.max() - 8 * step) < 2
     assert abs(columns.min() - 3 * step) < 2 and abs(columns.max() - 6 * step) < 2
@@ -198,13 +236,13 @@ def test_the_three_planes_go_through_the_largest_component_and_up_is_up():
 def test_contours_are_of_the_truth_the_prediction_or_both():
     grey, true, said = np.full((20, 20), 0.5), *np.zeros((2, 20, 20), bool)
     true[4:12, 4:12] = said[4:12, 8:16] = True
-    drawn = reports_segmentation._drawn(grey, true, said, np.array([10.0, 10.0]))
-    left = pixels(drawn[:, :75], reports_segmentation.TRUE)
-    right = pixels(drawn[:, 125:], reports_segmentation.PREDICTED)
+    drawn = images.draw(images.Plane(grey[..., None], (true, said)), 10)
+    left = pixels(drawn[:, :75], images.TRUE)
+    right = pixels(drawn[:, 125:], images.PREDICTED)
     assert left.any() and right.any()
-    assert not pixels(drawn[:, 125:], reports_segmentation.TRUE).any()
-    assert not pixels(drawn[:, :75], reports_segmentation.PREDICTED).any()
-    both = np.argwhere(pixels(drawn, reports_segmentation.BOTH))
+    assert not pixels(drawn[:, 125:], images.TRUE).any()
+    assert not pixels(drawn[:, :75], images.PREDICTED).any()
+    both = np.argwhere(pixels(drawn, images.BOTH))
     assert (both[:, 1] >= 80).all() and (both[:, 1] < 120).all()
     assert {40, 41, 118, 119} <= set(both[:, 0])
 
@@ -212,9 +250,9 @@ def test_contours_are_of_the_truth_the_prediction_or_both():
 def test_a_small_lesion_is_shown_large_and_the_field_stays_inside():
     mask = np.zeros((30, 100, 100), bool)
     mask[1:3, 50:54, 97:99] = True
-    _, box = reports_segmentation._about(mask, np.array([5.0, 2.0, 2.0]))
+    _, box = page._about(mask, np.array([5.0, 2.0, 2.0]))
     assert box[0].start == 0 and box[2].stop == 100
     extent = [(a.stop - a.start) * s for a, s in zip(box, (5, 2, 2), strict=True)]
-    assert extent[1] == reports_segmentation.FIELD
+    assert extent[1] == page.FIELD
     for cut, where in zip(box, np.nonzero(mask), strict=True):
         assert cut.start <= where.min() and where.max() < cut.stop

@@ -11,7 +11,7 @@ from medjax import tasks
 from medjax.cohort import split as splits
 from medjax.config import Config, as_json, read_config
 from medjax.errors import InputError
-from medjax.reports import images
+from medjax.reports import classification, report
 from medjax.tasks import adapt, explain, films, parts, perturb
 from medjax.tasks.task import Finished, Task
 from medjax.training import devices, journal
@@ -70,12 +70,13 @@ def evaluate(
     if "--corrupt" not in task.refused:
         results |= earlier(folder, split, stamps(run, about["source"]))
     name = "report" if split == "test" else f"report-{split}"
-    page = task.write(
-        *(results, pictures, journal.read(folder / "metrics.jsonl"), folder, name),
+    page = report.write(
+        *(results, journal.read(folder / "metrics.jsonl"), folder, name),
         config=as_json(config),
         environment=json.loads((folder / "environment.json").read_text()),
+        pictures=pictures,
     )
-    task.show(results)
+    report.show(results)
     print(f"report: {page}")
     return results
 
@@ -101,7 +102,9 @@ def localise(folder: Path, *, split: str, other: Config | None, **how: Any) -> d
         return explain.localise(run, data, ids, **how)
 
     result = _beside(folder, split, other, "localisation", measure)
-    path = images.write_heatmaps(result, _file(folder, "localisation", split))
+    path = classification.write_localisation(
+        result, _file(folder, "localisation", split)
+    )
     print(f"localisation: {path}")
     return _renewed(folder, split, other, result)
 

@@ -1,9 +1,7 @@
-"""Curves as lines of SVG, which charts.html writes into a page.
+"""Charts as SVG: curves, bands, bars, points and whiskers, drawn by macros.html.
 
-matplotlib takes a tenth of a second a picture, and a report has fifty; and a page's own
-script and style sheet can reach what stands in it as SVG.
-
-The pictures of report.html, of what `report.json` and metrics.jsonl hold.
+SVG is quick to write (a report has fifty charts), the style sheet of the page colours
+it, and a script of the page can move what is in it.
 """
 
 import math
@@ -15,12 +13,15 @@ import numpy as np
 from medjax.reports.page import label
 
 APART = 0.4  # Pixels; points nearer than this to the last one drawn are left out.
+LETTER = 5.5  # Pixels, the mean width of a letter of a tick.
 SQUARE = (206.0, 206.0)
+WIDE = (300.0, 190.0)
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+MARKED = 40  # Points of a curve up to which each is marked.
 
 
 class Frame(NamedTuple):
-    """Where data lie in a picture.
+    """Maps data to pixels.
 
     size: width and height of the picture, pixels.
     x, y: the data's ends along each axis; x runs right, y up.
@@ -36,18 +37,31 @@ class Frame(NamedTuple):
     bottom: float = 36.0
 
     def across(self, x) -> np.ndarray:
-        """Pixels from the left."""
+        """Returns pixels from the left."""
         share = (np.asarray(x, float) - self.x[0]) / (self.x[1] - self.x[0])
         return self.left + share * (self.size[0] - self.left - self.right)
 
     def down(self, y) -> np.ndarray:
-        """Pixels from the top."""
+        """Returns pixels from the top."""
         share = (np.asarray(y, float) - self.y[0]) / (self.y[1] - self.y[0])
         return self.top + (1 - share) * (self.size[1] - self.top - self.bottom)
 
 
+class Row(NamedTuple):
+    """One row of a forest plot.
+
+    name: left of it; interval: estimate, low and high, not None; series: the class of
+    its colour; dots: further values, such as one of each seed.
+    """
+
+    name: str
+    interval: dict
+    series: str = ""
+    dots: Sequence[float] = ()
+
+
 def line(frame: Frame, x: Sequence, y: Sequence, *, steps: bool = False) -> str:
-    """The path through points of data; `steps` goes up or down first, then along."""
+    """Returns the path through points of data; `steps` go up or down first."""
     points = _thinned(frame, x, y)
     if not steps:
         return _path(points)
@@ -56,7 +70,7 @@ def line(frame: Frame, x: Sequence, y: Sequence, *, steps: bool = False) -> str:
 
 
 def area(frame: Frame, x: Sequence, low: Sequence, high: Sequence) -> str:
-    """The closed path between two curves over the same x; None in one ends a part."""
+    """Returns the closed path between two curves; None in one of them leaves a gap."""
     known = [a is not None and b is not None for a, b in zip(low, high, strict=True)]
     parts, start = [], None
     for n, there in enumerate([*known, False]):
@@ -71,6 +85,19 @@ def area(frame: Frame, x: Sequence, low: Sequence, high: Sequence) -> str:
     return "".join(parts)
 
 
+def bars(
+    frame: Frame, start: Sequence, height: Sequence, width: float, base: Sequence = ()
+) -> str:
+    """Returns the path of bars from `start` to `start + width`, all above `base`."""
+    base = base if len(base) else np.zeros(len(height))
+    left, right = frame.across(start), frame.across(np.asarray(start, float) + width)
+    low, high = frame.down(base), frame.down(np.add(base, height))
+    return "".join(
+        f"M{_n(x)} {_n(y)}V{_n(top)}H{_n(end)}V{_n(y)}Z"
+        for x, y, top, end in zip(left, low, high, right, strict=True)
+    )
+
+
 def chart(
     frame: Frame,
     *,
@@ -79,16 +106,18 @@ def chart(
     ticks: tuple[Sequence, Sequence] = (SHARES, SHARES),
     lines: Sequence[tuple[str, str]] = (),
     points: Sequence[tuple[str, float, float]] = (),
+    legend: Sequence[tuple[str, str]] = (),
 ) -> dict:
-    """A picture as charts.html's macro draws it.
+    """Returns a picture as macros.html draws it.
 
     Args:
       frame: of the data.
-      title: what it shows, for who can't see it.
+      title: what it shows, for those who can't see it.
       labels: of x and y.
       ticks: data values on x and on y; or (value, text).
-      lines: (class of the style sheet, path), the first at the bottom.
-      points: (class, x, y) in data.
+      lines: (classes of the style sheet, path), the first at the bottom.
+      points: (classes, x, y) in data.
+      legend: (classes, text).
     """
     return {
         "frame": frame,
@@ -100,6 +129,7 @@ def chart(
         "points": [
             (kind, _n(frame.across(x)), _n(frame.down(y))) for kind, x, y in points
         ],
+        "legend": legend,
         "ends": {
             "left": _n(frame.left),
             "right": _n(frame.size[0] - frame.right),
@@ -111,8 +141,109 @@ def chart(
     }
 
 
+def forest(
+    rows: Sequence[Row], *, title: str, name: str, reference: float | None = None
+) -> dict | None:
+    """Returns a chart of one whisker a row; None without rows.
+
+    Args:
+      rows: from the top; a name may have several lines.
+      title: as in `chart`.
+      name: of the values.
+      reference: a value with a dotted line.
+    """
+    if not rows:
+        return None
+    values = [reference] if reference is not None else []
+    for row in rows:
+        values += [row.interval[end] for end in ("estimate", "low", "high")]
+        values += row.dots
+    low, high = min(values), max(values)
+    room = 0.04 * (high - low) or 0.05
+    longest = max(len(part) for row in rows for part in row.name.split("\n"))
+    tall = 24 if any(row.dots or "\n" in row.name for row in rows) else 17
+    frame = Frame(
+        (400.0, 46.0 + tall * len(rows)),
+        x=(low - room, high + room),
+        y=(len(rows) - 0.5, -0.5),
+        left=16 + LETTER * longest,
+    )
+    lines, points = [], []
+    if reference is not None:
+        lines.append(("chance", line(frame, [reference] * 2, frame.y)))
+    for y, row in enumerate(rows):
+        ends = row.interval["low"], row.interval["high"]
+        lines.append((f"whisker {row.series}", line(frame, ends, [y, y])))
+        points += [("dot", value, y + 0.28) for value in row.dots]
+        points.append((f"point {row.series}", row.interval["estimate"], y))
+    return chart(
+        frame,
+        title=title,
+        labels=(name, ""),
+        ticks=(rounded(*frame.x), [(y, row.name) for y, row in enumerate(rows)]),
+        lines=lines,
+        points=points,
+    )
+
+
+def training(curve: list[dict], checkpoint: int) -> list[dict]:
+    """Returns charts of the loss and of every validation score over the steps.
+
+    Args:
+      curve: the lines of metrics.jsonl.
+      checkpoint: step of the weights that are used.
+    """
+    last = max([row["step"] for row in curve], default=0)
+    names = dict.fromkeys(
+        key for row in curve for key in row if key.startswith("validation_")
+    )
+    series = {
+        name: [(row["step"], row[name]) for row in curve if row.get(name) is not None]
+        for name in ("loss", *names)
+    }
+    loss = series.pop("loss")
+    scores = {
+        label(name.removeprefix("validation_")): row
+        for name, row in series.items()
+        if row
+    }
+    charts = []
+    if len(loss) > 1:
+        values = [value for _, value in loss]
+        ends = min(0.0, *values), max(values)
+        charts.append(_over_steps({"Training loss": loss}, last, ends, None))
+    if scores:
+        values = [value for row in scores.values() for _, value in row]
+        ends = min(0.0, *values), max(1.0, *values)
+        charts.append(_over_steps(scores, last, ends, checkpoint))
+    return charts
+
+
+def _over_steps(series: dict, last: int, ends: tuple, checkpoint: int | None) -> dict:
+    frame = Frame(WIDE, x=(0, max(last, 1)), y=ends, left=46)
+    lines, points, legend = [], [], []
+    if checkpoint is not None:
+        lines.append(("mark", line(frame, [checkpoint] * 2, ends)))
+        legend.append(("mark", "checkpoint used"))
+    for number, (name, row) in enumerate(series.items()):
+        lines.append((f"curve s{number}", line(frame, *zip(*row, strict=True))))
+        legend.insert(number, (f"curve s{number}", name))
+        if len(row) < MARKED:
+            points += [(f"point s{number}", *xy) for xy in row]
+    name = "training loss" if checkpoint is None else "validation score"
+    return chart(
+        frame,
+        title=f"{name.capitalize()} over the steps",
+        labels=("step", name),
+        ticks=(rounded(0, max(last, 1), most=5), rounded(*ends, most=5)),
+        lines=lines,
+        points=points,
+        legend=() if checkpoint is None else legend,
+    )
+
+
 def rounded(low: float, high: float, most: int = 6) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten within [low, high], few of them."""
+    """Returns few multiples of 1, 2 or 5 times a power of ten within [low, high]."""
     span = high - low
     if not span > 0:
         return [low]
@@ -129,7 +260,7 @@ def _tick(tick) -> tuple[float, str]:
 
 
 def _thinned(frame: Frame, x: Sequence, y: Sequence) -> list[tuple[float, float]]:
-    """Pixels of the points, without those that nobody could tell from the last."""
+    """Returns pixels without the points that nobody could tell from the last."""
     kept: list[tuple[float, float]] = []
     every = list(zip(frame.across(x).tolist(), frame.down(y).tolist(), strict=True))
     for point in every:
@@ -145,185 +276,5 @@ def _path(points: list[tuple[float, float]]) -> str:
 
 
 def _n(value) -> str:
-    """A pixel's number, to a tenth."""
+    """Prints pixels to a tenth."""
     return f"{float(value):.1f}".removesuffix(".0")
-
-
-WIDE = (360.0, 220.0)
-DIAGONAL = ([0, 1], [0, 1])
-SEEN = (0.0, 0.005, 0.02, 0.1, 0.25, 0.5, 1.0)  # Ticks of probabilities.
-NEAR = 0.12  # Of an axis: ticks nearer to 0 than this run into its own.
-
-
-def roc(results: dict) -> dict[str, dict]:
-    """{task: chart} of each ROC curve, its band, and the operating point on it."""
-    frame, found = Frame(SQUARE), {}
-    for task, one in results["tasks"].items():
-        fpr, tpr = one["roc"]["fpr"], one["roc"]["tpr"]
-        if None in fpr or None in tpr:
-            continue
-        lines = [("chance", line(frame, *DIAGONAL))]
-        band = results.get("bands", {}).get(task)
-        if band:
-            parts = (band["roc"][name] for name in ("fpr", "low", "high"))
-            lines.append(("band", area(frame, *parts)))
-        at = [one["metrics"][k]["estimate"] for k in ("specificity", "sensitivity")]
-        found[task] = chart(
-            frame,
-            title=f"ROC curve of {label(task)}",
-            labels=("1 − specificity", "sensitivity"),
-            lines=[*lines, ("curve", line(frame, fpr, tpr))],
-            points=[] if None in at else [("point", 1 - at[0], at[1])],
-        )
-    return found
-
-
-def precision_recall(results: dict) -> dict[str, dict]:
-    """{task: chart} of each precision-recall curve, its band and operating point."""
-    frame, found = Frame(SQUARE), {}
-    for task, one in results["tasks"].items():
-        recall, precision = (
-            one["precision_recall"][k] for k in ("recall", "precision")
-        )
-        if not recall or None in recall:
-            continue
-        chance = one["positives"] / (one["positives"] + one["negatives"])
-        lines = [("chance", line(frame, [0, 1], [chance, chance]))]
-        band = results.get("bands", {}).get(task)
-        if band:
-            parts = (band["precision_recall"][k] for k in ("recall", "low", "high"))
-            lines.append(("band", area(frame, *parts)))
-        curve = line(frame, [0, *recall], [precision[0], *precision], steps=True)
-        at = [one["metrics"][k]["estimate"] for k in ("sensitivity", "ppv")]
-        found[task] = chart(
-            frame,
-            title=f"Precision-recall curve of {label(task)}",
-            labels=("sensitivity", "PPV"),
-            lines=[*lines, ("curve", curve)],
-            points=[] if None in at else [("point", *at)],
-        )
-    return found
-
-
-def reliability(results: dict) -> dict[str, dict]:
-    """{task: chart}: how often each probability came true, before and after.
-
-    Along square roots, or a rare finding's probabilities would all lie at 0.
-    """
-    found = {}
-    for task, one in results["tasks"].items():
-        sides = one.get("calibration", {})
-        sides = [sides[k] for k in ("before", "after") if sides.get(k)]
-        sides = [side["reliability"] for side in sides]
-        if not sides or not sides[0]["predicted"]:
-            continue
-        every = [s[k] for s in sides for k in ("predicted", "observed", "high")]
-        top = max(value for part in every for value in part if value is not None)
-        top = math.sqrt(min(1.0, 1.1 * max(top, 0.02)))
-        frame = Frame(SQUARE, x=(0, top), y=(0, top))
-        ticks = [(math.sqrt(v), f"{v:g}") for v in SEEN if v <= top**2]
-        ticks = [tick for tick in ticks if tick[0] == 0 or tick[0] > NEAR * top]
-        lines, points = [("chance", line(frame, [0, top], [0, top]))], []
-        for n, side in enumerate(sides):
-            kind = "" if n == len(sides) - 1 else "-before"
-            xy = np.sqrt(side["predicted"]), np.sqrt(side["observed"])
-            lines += [(f"curve{kind}", line(frame, *xy))]
-            points += [(f"point{kind}", x, y) for x, y in zip(*xy, strict=True)]
-        ends = zip(*(sides[-1][k] for k in ("predicted", "low", "high")), strict=True)
-        ends = [end for end in ends if None not in end and end[1] < end[2]]
-        lines += [
-            ("whisker", line(frame, *np.sqrt([[x, x], [low, high]])))
-            for x, low, high in ends
-        ]
-        found[task] = chart(
-            frame,
-            title=f"Reliability diagram of {label(task)}",
-            labels=("mean predicted probability", "share positive"),
-            ticks=(ticks, ticks),
-            lines=lines,
-            points=points,
-        )
-    return found
-
-
-def robustness(results: dict) -> dict[str, dict]:
-    """{corruption, or 'mean': chart} of the mean AUROC by severity."""
-    whole = results.get("robustness")
-    if not whole:
-        return {}
-    rows = {"mean": whole["mean"]}
-    rows |= {name: one["severities"] for name, one in whole["corruptions"].items()}
-    clean = {"severity": 0, "auroc": whole["clean"]["auroc"]}
-    ends = [one["auroc"] for row in rows.values() for one in (clean, *row)]
-    ends = [v[k] for v in ends for k in ("low", "high", "estimate") if v[k] is not None]
-    if not ends:
-        return {}
-    low = min(0.5, *ends)
-    frame = Frame(SQUARE, x=(0, 5), y=(low, 1))
-    found = {}
-    for name, row in rows.items():
-        row = [one for one in (clean, *row) if one["auroc"]["estimate"] is not None]
-        if not row:
-            continue
-        x, y = zip(*((one["severity"], one["auroc"]["estimate"]) for one in row))
-        ends = [(o["severity"], o["auroc"]["low"], o["auroc"]["high"]) for o in row]
-        ends = [end for end in ends if None not in end]
-        band = [("band", area(frame, *zip(*ends, strict=True)))] if ends else []
-        found[name] = chart(
-            frame,
-            title=f"{label(name)}: mean AUROC at severities 0 to 5",
-            labels=("severity", "mean AUROC"),
-            ticks=(range(6), rounded(low, 1, most=5)),
-            lines=[
-                ("chance", line(frame, [0, 5], [y[0], y[0]])),
-                *band,
-                ("curve", line(frame, x, y)),
-            ],
-            points=[("point", *xy) for xy in zip(x, y, strict=True)],
-        )
-    return found
-
-
-def training(curve: list[dict], checkpoint: int) -> dict[str, dict]:
-    """{'loss', 'validation': chart} over the steps; {} before the first line."""
-    found = {}
-    loss = [(one["step"], one["loss"]) for one in curve if one.get("loss") is not None]
-    last = max([one["step"] for one in curve], default=0)
-    if len(loss) > 1:
-        high = max(value for _, value in loss)
-        low = min(0.0, *(value for _, value in loss))
-        found["loss"] = _over_steps(
-            {"curve": loss}, last, (low, high), "training loss, nats an image"
-        )
-    scores = {}
-    for kind, name in (("curve", "auroc"), ("curve-before", "average_precision")):
-        key = f"validation_{name}"
-        scores[kind] = [(o["step"], o[key]) for o in curve if o.get(key) is not None]
-    scores = {kind: points for kind, points in scores.items() if points}
-    if scores:
-        found["validation"] = _over_steps(
-            scores, last, (0, 1), "validation, mean over tasks", checkpoint
-        )
-    return found
-
-
-def _over_steps(
-    series: dict, last: int, ends, name: str, at: int | None = None
-) -> dict:
-    frame = Frame(WIDE, x=(0, max(last, 1)), y=ends, left=46)
-    lines, points = [], []
-    if at is not None:
-        lines.append(("mark", line(frame, [at, at], list(ends))))
-    for kind, row in series.items():
-        lines.append((kind, line(frame, *zip(*row, strict=True))))
-        if len(row) < 40:
-            points += [(kind.replace("curve", "point"), *xy) for xy in row]
-    y = SHARES if ends == (0, 1) else rounded(*ends, most=5)
-    return chart(
-        frame,
-        title=f"{name.capitalize()}, over the steps",
-        labels=("step", name),
-        ticks=(rounded(0, max(last, 1), most=5), y),
-        lines=lines,
-        points=points,
-    )

@@ -3,21 +3,11 @@
 import json
 from pathlib import Path
 
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from medjax.reports.card import seen
-from medjax.reports.page import (
-    ACCENT,
-    INK,
-    SOFT,
-    interval,
-    label,
-    probability,
-    render,
-    svg,
-)
+from medjax.reports import charts, page
+from medjax.reports.page import interval, label, number, p_value
 
 ALPHA = 0.05
 
@@ -34,17 +24,13 @@ def write(summary: dict, folder: Path) -> Path:
       The page's path.
     """
     (folder / "against.json").write_text(json.dumps(summary, indent=1))
-    html = render(
+    return page.write(
+        folder / "against.html",
         "against.html",
         found=summary,
-        seen=seen(summary["split"]),
         verdicts=_verdicts(summary),
         forest=_forest(summary),
-        probability=probability,
     )
-    path = folder / "against.html"
-    path.write_text(html)
-    return path
 
 
 def show(summary: dict) -> None:
@@ -53,7 +39,7 @@ def show(summary: dict) -> None:
     for heading in ("", "AUROC", "against", "difference", "p (Holm)"):
         table.add_column(heading, justify="left" if not heading else "right")
     for task, found in summary["tasks"].items():
-        table.add_row(label(task), *_cells(found), probability(found["holm"]))
+        table.add_row(label(task), *_cells(found), p_value(found["holm"]))
     table.add_section()
     table.add_row("mean", *_cells({"metrics": summary["mean"]}), "")
     Console(soft_wrap=True).print(table)
@@ -62,8 +48,7 @@ def show(summary: dict) -> None:
 def _cells(found: dict) -> list[str]:
     auroc = found["metrics"]["auroc"]
     both = (auroc[run] for run in ("one", "other"))
-    texts = ["–" if value is None else f"{value:.3f}" for value in both]
-    return [*texts, interval(auroc["difference"])]
+    return [*(number(value, 3) for value in both), interval(auroc["difference"])]
 
 
 def _verdicts(summary: dict) -> list[tuple[str, str]]:
@@ -85,20 +70,14 @@ def _verdicts(summary: dict) -> list[tuple[str, str]]:
     return sentences or [("", "No finding's AUROC differs beyond chance.")]
 
 
-def _forest(summary: dict) -> str:
-    """The differences of the AUROC with their intervals, a line a task."""
-    rows = [(label(k), one["metrics"]) for k, one in summary["tasks"].items()]
-    rows = [*rows, ("Mean", summary["mean"])]
-    rows = [(k, m["auroc"]["difference"]) for k, m in rows]
-    rows = [(name, one) for name, one in rows if one["low"] is not None]
-    figure = Figure(figsize=(7.2, 0.8 + 0.26 * len(rows)), layout="constrained")
-    axes = figure.subplots()
-    axes.axvline(0, color=SOFT, lw=0.8, ls=":")
-    for y, (name, one) in enumerate(rows):
-        colour = INK if name == "Mean" else ACCENT
-        axes.plot([one["low"], one["high"]], [y, y], color=colour, lw=1.6)
-        axes.plot(one["estimate"], y, "o", color=colour, ms=4)
-    axes.set_yticks(range(len(rows)), [name for name, _ in rows])
-    axes.invert_yaxis()
-    axes.set_xlabel("AUROC, A − B", fontsize=8)
-    return svg(figure)
+def _forest(summary: dict) -> dict | None:
+    """Returns a chart of the differences of the AUROC with their intervals."""
+    metrics = {label(task): one["metrics"] for task, one in summary["tasks"].items()}
+    metrics["Mean"] = summary["mean"]
+    rows = [
+        charts.Row(name, row["auroc"]["difference"], "ink" if name == "Mean" else "")
+        for name, row in metrics.items()
+        if row["auroc"]["difference"]["low"] is not None
+    ]
+    title = "Differences of the AUROC with their intervals"
+    return charts.forest(rows, title=title, name="AUROC, A − B", reference=0)

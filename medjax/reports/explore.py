@@ -1,19 +1,21 @@
-"""What the data look like -> one self-contained HTML page, and JSON."""
+"""The pages of `explore`: the data, and what augmentation does to predictions."""
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from medjax.reports.page import ACCENT, SOFT, fit, middle, png, render, svg
+from medjax.reports import charts, page
+from medjax.reports.images import as_bytes, fit, middle, png
 
 MANY = {"pairs": 12, "kinds": 10, "duplicates": 12, "quarantine": 20}  # Rows shown.
 FEW = 10  # Patients with or without a finding, below which intervals mislead.
-SHADES = (ACCENT, "#d98e04", "#7a4fa3", "#4f8f3a", SOFT)  # Of sexes and channels.
+SERIES = ("s0", "s1", "s2", "s3", "s4")  # Colours of channels.
+MOST = 20  # Images of a patient from which on they are counted together.
+STRIP = 160  # Pixels of a picture in a strip.
 BOXES = ("#ffb000", "#35d0ba", "#ff6b6b", "#7aa6ff", "#d48cff", "#9be15d")
 DETAIL = 512  # Pixels, the longer side of the one image in detail.
 SECTIONS = ("weights", "quarantine", "split", "pixels", "confounders", "duplicates")
@@ -28,21 +30,20 @@ def write(
     """Writes NAME.html and NAME.json.
 
     Args:
-      facts: `cohort.explore.describe`'s, and `source`, the data set's name. Each of
-        the others may be missing, and then its section is:
-        sample: `cohort.pixels.sample`'s.
+      facts: `cohort.describe.describe`'s, and `source`, the data set's name. The page
+        has a section for each of these that is there:
+        sample: `cohort.describe.sample`'s.
         confounders: {name: {task: {estimate, low, high}}}, the AUROC of each score of
-          `cohort.explore.confounders`, None where undefined.
-        weights: {scheme: {'positive' and so on: {task: weight}}, or a text: why it
-          can't be}.
-        split: {reached: `cohort.splits.reached` as dicts, verdict: text, sound: bool}.
-        pixels: `cohort.pixels.statistics`'.
+          `cohort.describe.confounders`, None where undefined.
+        weights: {scheme: {'positive' and so on: {task: weight}}, or a text: why there
+          are none}.
+        split: {reached: `cohort.split.reached` as dicts, verdict: text, sound: bool}.
+        pixels: `cohort.describe.statistics`'.
         duplicates: [{id, other, image, other_image, same_patient, split, other_split,
           flipped, distance, correlation}].
         quarantine: [{file, reason}].
       images: {id: [H, W, C] or [D, H, W, C] uint8} of the ids that are `wanted`; one
-        that is missing is left out. A volume shows its middle slice; of other than
-        three channels the first is shown.
+        that is missing is left out. Shown as `images.middle` returns them.
       folder: where to; made if it isn't there.
       name: of the files.
 
@@ -55,33 +56,50 @@ def write(
     facts = dict.fromkeys(SECTIONS) | {"sample": [], "source": ""} | facts
     slices = {id: middle(image) for id, image in images.items()}
     side = 144 if len(slices) <= 60 else 88  # Keeps the page below 3 MB.
-    thumbnails = {id: png(fit(image, side)) for id, image in slices.items()}
-    detail = _detail(facts["sample"], slices)
-    html = render(
+    labels = facts["labels"]
+    return page.write(
+        folder / f"{name}.html",
         "explore.html",
         facts=facts,
         many=MANY,
         few=FEW,
         odd=_not_one_class(facts),
         name=name,
-        thumbnails=thumbnails,
-        detail=detail,
-        rarest=min(
-            facts["labels"], key=lambda task: _commonness(facts["labels"][task])
-        ),
-        scale=max([one["prevalence"]["high"] or 0 for one in facts["labels"].values()]),
-        figures=_figures(facts),
-        links=_links(facts["confounders"] or {}, facts["labels"]),
+        thumbnails={id: png(fit(image, side)) for id, image in slices.items()},
+        detail=_detail(facts["sample"], slices),
+        rarest=min(labels, key=lambda task: _commonness(labels[task])),
+        prevalences=_prevalences(labels),
+        charts=_charts(facts),
+        links=_links(facts["confounders"] or {}, labels),
         sides=_sides(facts),
         duplicates=sorted(facts["duplicates"] or [], key=_harmless),
     )
-    path = folder / f"{name}.html"
-    path.write_text(html)
-    return path
+
+
+def write_audit(audit: dict, strips: dict[str, list[np.ndarray]], folder: Path) -> Path:
+    """Writes augment.html and augment.json: does an augmentation keep the label?
+
+    Args:
+      audit: source, split, images, patients, replicates, strengths, the example's name
+        and ops: {op: {options, verdict: text, sound: bool, at: [{strength, mean_drop:
+        interval, tasks: {task: {moved, flipped, drop: interval}}}]}}.
+      strips: {op: [image as it is, and at each strength]}, float [.., C] in [0, 1].
+      folder: where to.
+
+    Returns:
+      The page's path.
+    """
+    (folder / "augment.json").write_text(json.dumps(audit, indent=1))
+    pictures = {
+        op: [png(as_bytes(fit(middle(i), STRIP, enlarge=True))) for i in images]
+        for op, images in strips.items()
+    }
+    path = folder / "augment.html"
+    return page.write(path, "augment.html", audit=audit, strips=pictures)
 
 
 def wanted(facts: dict[str, Any]) -> list[int]:
-    """The ids of the images that `write` shows if it is given them."""
+    """Returns the ids of the images that `write` shows if it is given them."""
     ids = [one["id"] for one in facts.get("sample", [])]
     for name in ("darkest", "brightest", "flattest"):
         ids += [row[0] for row in (facts.get("pixels") or {}).get(name, [])]
@@ -91,7 +109,7 @@ def wanted(facts: dict[str, Any]) -> list[int]:
 
 
 def direction(covariate: str, value: dict) -> str:
-    """What an AUROC away from 0.5 means in words; '' where 0.5 is in its interval."""
+    """Says what an AUROC away from 0.5 means; '' where 0.5 is in its interval."""
     if value["low"] is None or value["low"] <= 0.5 <= value["high"]:
         return ""
     above = value["estimate"] > 0.5
@@ -105,8 +123,8 @@ def direction(covariate: str, value: dict) -> str:
 def _links(confounders: dict, labels: dict) -> dict[str, dict]:
     """Adds to every AUROC its direction and how strongly its cell is coloured.
 
-    A bootstrap over a handful of patients draws the same ones again and again, and
-    its interval is far too narrow: `few` marks these, and nothing is read from them.
+    A bootstrap over very few patients gives intervals that are far too narrow: `few`
+    marks these, and they get no direction.
     """
     out: dict[str, dict] = {}
     for name, found in confounders.items():
@@ -123,21 +141,32 @@ def _links(confounders: dict, labels: dict) -> dict[str, dict]:
     return out
 
 
+def _prevalences(labels: dict) -> dict | None:
+    """Returns a chart of every finding's prevalence with its interval, in per cent."""
+    ends = ("estimate", "low", "high")
+    rows = [
+        charts.Row(page.label(task), {k: 100 * one["prevalence"][k] for k in ends})
+        for task, one in labels.items()
+        if one["prevalence"]["low"] is not None
+    ]
+    return charts.forest(rows, title="Prevalences", name="prevalence, %")
+
+
 def _commonness(one: dict) -> float:
-    """A finding's prevalence, to compare by; last where nothing is known of it."""
+    """Returns a finding's prevalence to sort by; those without one come last."""
     share = one["prevalence"]["estimate"]
     return math.inf if share is None else share
 
 
 def _not_one_class(facts: dict) -> int:
-    """How many labelled images are of no class, or of several."""
+    """Counts the labelled images of no class, or of several."""
     tally = facts["findings_an_image"]
     pairs = zip(tally["value"], tally["count"], strict=True)
     return sum(count for value, count in pairs if value != 1)
 
 
 def _sides(facts: dict) -> dict[str, dict]:
-    """The rows of `reached` by side, then by task."""
+    """Returns the rows of `reached` by side, then by task."""
     out: dict[str, dict] = {}
     for row in (facts["split"] or {"reached": []})["reached"]:
         out.setdefault(row["split"], {})[row["task"]] = row
@@ -145,15 +174,12 @@ def _sides(facts: dict) -> dict[str, dict]:
 
 
 def _harmless(pair: dict) -> tuple:
-    """Sorts the pairs that matter to the front: on two sides, then of two patients."""
+    """Sorts pairs on two sides to the front, then those of two patients."""
     return pair["split"] == pair["other_split"], pair["same_patient"], pair["distance"]
 
 
-# --------------------------------------------------------------------- figures
-
-
 def _detail(sample: list[dict], slices: dict) -> dict[str, Any] | None:
-    """The one image shown large: one with boxes if there is any, else with findings."""
+    """Returns the image that is shown large: one with boxes, else with findings."""
     shown = [one for one in sample if one["id"] in slices]
     if not shown:
         return None
@@ -172,135 +198,136 @@ def _detail(sample: list[dict], slices: dict) -> dict[str, Any] | None:
         for number, (task, x0, y0, x1, y1) in enumerate(one["boxes"])
     ]
     counts = [np.bincount(c.ravel(), minlength=256) for c in np.moveaxis(image, -1, 0)]
-    metadata = {
-        key: value
-        for key, value in one.items()
-        if key not in ("shows", "positive", "unknown", "boxes")
-    }
+    listed = ("shows", "positive", "unknown", "boxes")
     return {
         "image": one,
-        "metadata": metadata,
+        "metadata": {key: value for key, value in one.items() if key not in listed},
         "boxes": boxes,
         "size": f"{width} x {height}",
         "picture": png(fit(image, DETAIL, enlarge=True)),
-        "histogram": _histograms([c.tolist() for c in counts], range(256)),
+        "histogram": _histogram(counts, np.arange(256), "grey level"),
     }
 
 
-def _figures(facts: dict) -> dict[str, str]:
-    """Every figure by name; '' for what the facts don't allow."""
-    out = dict.fromkeys(("age", "view", "sex"), "") | {
-        "images_a_patient": _bars(
-            facts["images_a_patient"], "images of a patient", "patients"
-        ),
-        "findings_an_image": _bars(
-            facts["findings_an_image"], "findings in an image", "images"
-        ),
+def _charts(facts: dict) -> dict[str, dict]:
+    """Returns every chart that the facts allow, by name."""
+    tallies = {
+        "images_a_patient": ("images of a patient", "patients"),
+        "findings_an_image": ("findings in an image", "images"),
     }
+    drawn = {name: _tally(facts[name], *labels) for name, labels in tallies.items()}
     if facts["age"]["images"]:
-        out["age"] = _ages(facts["age"])
+        drawn["age"] = _ages(facts["age"])
     for name in ("view", "sex"):
         if set(facts[name]) != {"unknown"}:
-            out[name] = _categories(facts[name], name)
+            drawn[name] = _categories(facts[name], name)
     pixels = facts["pixels"]
     if pixels and pixels["images"]:
-        counts = [channel["histogram"] for channel in pixels["before"]]
-        out["before"] = _histograms(counts, range(256))
-        counts = [channel["histogram"] for channel in pixels["after"]]
-        steps = np.arange(len(counts[0])) * pixels["bins"]["width"]
-        out["after"] = _histograms(
-            counts, pixels["bins"]["start"] + steps, "prepared intensity"
+        before, after = (
+            [channel["histogram"] for channel in pixels[side]]
+            for side in ("before", "after")
         )
-        out["each"] = _each(pixels["each"])
-    return out
+        bins = pixels["bins"]
+        levels = bins["start"] + np.arange(len(after[0])) * bins["width"]
+        drawn["before"] = _histogram(before, np.arange(256), "grey level")
+        drawn["after"] = _histogram(after, levels, "prepared intensity")
+        for name, x in (("mean", "mean grey level"), ("std", "standard deviation")):
+            each = pixels["each"][name]
+            bars = (each["start"], each["width"])
+            drawn[name] = _bars(*bars, {"": each["images"]}, (x, "images"))
+    return drawn
 
 
-def _bars(tally: dict, x: str, y: str) -> str:
-    """How many there are of each number; a long tail is one last bar."""
-    values, counts = tally["value"], tally["count"]
-    last = 20
-    if values and values[-1] > last:
-        tail = sum(n for v, n in zip(values, counts, strict=True) if v >= last)
-        kept = [(v, n) for v, n in zip(values, counts, strict=True) if v < last]
-        values, counts = zip(*kept, (last, tail), strict=True)
-    axes, figure = _axes(3.6, 2.3)
-    axes.bar(values, counts, color=ACCENT, width=0.8)
-    if tally["value"] and tally["value"][-1] > last:
-        axes.set_xticks([1, 5, 10, 15, 20], ["1", "5", "10", "15", "20+"])
-    else:
-        axes.set_xlim(min(values, default=0) - 0.9, max(values, default=0) + 0.9)
-        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
-    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
-    axes.set_xlabel(x, fontsize=8)
-    axes.set_ylabel(y, fontsize=8)
-    return svg(figure)
+def _tally(tally: dict, x: str, y: str) -> dict:
+    """Returns how many there are of each number; a long tail is one last bar."""
+    values, counts = list(tally["value"]), list(tally["count"])
+    ticks = None
+    if values and values[-1] > MOST:
+        rest = sum(n for v, n in zip(values, counts, strict=True) if v >= MOST)
+        short = sum(v < MOST for v in values)
+        values, counts = [*values[:short], MOST], [*counts[:short], rest]
+        ticks = [1, *range(5, MOST, 5), (MOST, f"{MOST}+")]
+    start = np.subtract(values, 0.4)
+    return _bars(start, 0.8, {"": counts}, (x, y), ticks)
 
 
-def _ages(age: dict) -> str:
-    axes, figure = _axes(4.4, 2.3)
-    below = np.zeros(len(age["start"]))
-    for (sex, counts), colour in zip(sorted(age["images"].items()), SHADES):
-        axes.bar(range(len(below)), counts, bottom=below, color=colour, label=sex)
-        below += counts
-    names = [f"{a}–{a + 9}" for a in age["start"][:-1]] + [f"{age['start'][-1]}+"]
-    axes.set_xticks(range(len(below)), names, rotation=45, ha="right")
-    axes.set_xlabel("age, years", fontsize=8)
-    axes.set_ylabel("images", fontsize=8)
-    axes.legend(fontsize=7, frameon=False)
-    return svg(figure)
+def _ages(age: dict) -> dict:
+    start = age["start"]
+    last = start[-1]
+    ticks = [*start[:-1:2], (last + 5, f"{last}+")]
+    images = {sex: counts for sex, counts in sorted(age["images"].items())}
+    return _bars(start, 10, images, ("age, years", "images"), ticks)
 
 
-def _categories(counts: dict, name: str) -> str:
-    axes, figure = _axes(3.0, 2.3)
-    bars = axes.bar(list(counts), list(counts.values()), color=ACCENT, width=0.6)
-    axes.bar_label(bars, fmt="{:,.0f}", fontsize=7)
-    axes.set_xlabel(name, fontsize=8)
-    axes.set_ylabel("images", fontsize=8)
-    return svg(figure)
+def _categories(counts: dict, name: str) -> dict:
+    ticks = [
+        (n, f"{text}: {number:,}") for n, (text, number) in enumerate(counts.items())
+    ]
+    start = np.arange(len(counts)) - 0.3
+    return _bars(start, 0.6, {"": list(counts.values())}, (name, "images"), ticks)
 
 
-def _histograms(channels: list, at, x: str = "grey level") -> str:
-    """Shares of the pixels, one line a channel; 0 and 255 can dwarf the rest."""
-    axes, figure = _axes(4.4, 2.3)
-    colours = ("#c0392b", "#3c8d40", "#2a62b8") if len(channels) == 3 else SHADES
-    shares = [100 * np.asarray(c) / max(sum(c), 1) for c in channels]
-    for number, share in enumerate(shares):
-        colour = colours[number % len(colours)]
-        if len(channels) == 1:
-            axes.fill_between(at, share, step="mid", color=colour, alpha=0.25, lw=0)
-        axes.step(at, share, where="mid", color=colour, lw=1, label=f"{number + 1}")
+def _bars(
+    start: Sequence,
+    width: float,
+    series: dict[str, Sequence],
+    labels: tuple[str, str],
+    ticks: Sequence | None = None,
+) -> dict:
+    """Returns bars of width `width` from `start` on, the series on top of each other."""
+    top = max([*np.sum(list(series.values()), axis=0), 1])
+    ends = min(start, default=0), max(start, default=0) + width
+    room = 0.03 * (ends[1] - ends[0])
+    frame = charts.Frame(
+        charts.WIDE, x=(ends[0] - room, ends[1] + room), y=(0, 1.05 * top), left=46
+    )
+    lines, below = [], np.zeros(len(start))
+    for number, counts in enumerate(series.values()):
+        path = charts.bars(frame, start, counts, width, below)
+        lines.append((f"bar s{number}", path))
+        below = below + counts
+    ticks = charts.rounded(*frame.x) if ticks is None else ticks
+    whole = [tick for tick in charts.rounded(0, top) if tick == int(tick)]
+    return charts.chart(
+        frame,
+        title=f"Number of {labels[1]} by {labels[0]}",
+        labels=labels,
+        ticks=([t for t in ticks if isinstance(t, tuple) or t == int(t)], whole),
+        lines=lines,
+        legend=[(kind, name) for (kind, _), name in zip(lines, series) if name],
+    )
+
+
+def _histogram(channels: list, at: np.ndarray, x: str) -> dict:
+    """Returns the pixels' shares, one line a channel; 0 and 255 may be cut off.
+
+    Black background would otherwise dwarf everything else.
+    """
+    shares = [100 * np.asarray(c) / max(np.sum(c), 1) for c in channels]
     inner = max((share[1:-1].max() for share in shares), default=0)
-    axes.set_ylim(0, 1.15 * inner or 1)  # A bar of black background may be cut off.
-    axes.set_xlabel(x, fontsize=8)
-    axes.set_ylabel("% of the pixels", fontsize=8)
-    if len(channels) > 1:
-        axes.legend(title="channel", title_fontsize=7, fontsize=7, frameon=False)
-    return svg(figure)
-
-
-def _each(each: dict) -> str:
-    """Histograms of the images' own mean and deviation."""
-    figure = Figure(figsize=(6.4, 2.3), layout="constrained")
-    for axes, (name, x) in zip(
-        figure.subplots(1, 2),
-        (("mean", "brightness: an image's mean"), ("std", "contrast: its deviation")),
-        strict=True,
-    ):
-        one = each[name]
-        width = one["width"]
-        axes.bar(one["start"], one["images"], width, align="edge", color=ACCENT)
-        axes.set_xlabel(f"{x}, grey levels", fontsize=8)
-        axes.set_ylabel("images", fontsize=8)
-    return svg(figure)
-
-
-def _axes(width: float, height: float):
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure.subplots(), figure
+    top = 1.15 * inner or 1
+    frame = charts.Frame(charts.WIDE, x=(at[0], at[-1]), y=(0, top), left=46)
+    colours = ("red", "green", "blue") if len(channels) == 3 else SERIES
+    lines, legend = [], []
+    for number, share in enumerate(shares):
+        colour, share = colours[number % len(colours)], np.minimum(share, top)
+        if len(channels) == 1:
+            lines.append(("band", charts.area(frame, at, np.zeros(len(at)), share)))
+        else:
+            legend.append((f"curve {colour}", f"channel {number + 1}"))
+        lines.append((f"curve thin {colour}", charts.line(frame, at, share)))
+    return charts.chart(
+        frame,
+        title=f"Histogram of the {x}",
+        labels=(x, "% of the pixels"),
+        ticks=(charts.rounded(*frame.x), charts.rounded(0, top, most=5)),
+        lines=lines,
+        legend=legend,
+    )
 
 
 def _plain(value: Any) -> Any:
-    """The same as JSON's own types; NaN and infinities are None."""
+    """Returns the same in JSON's own types; NaN and infinities are None."""
     if isinstance(value, dict):
         return {str(key): _plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):

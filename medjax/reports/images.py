@@ -1,149 +1,174 @@
-"""A film beside itself under its heatmap, small enough for a page of a hundred.
-
-Images before and after augmentation -> one self-contained HTML page.
-
-Heatmaps on the films that they explain, and the table of where they lie.
-"""
+"""Pictures of films and volumes: scaled, outlined, and under heatmaps."""
 
 import base64
-import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.cm import ScalarMappable
-from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table
+from PIL import Image, ImageDraw, ImageFont
 
-from medjax.reports.page import fit, interval, label, middle, png, render
+from medjax.reports.page import label
 
-SIDE = 176  # Pixels of a film's longer side.
-GAP = 4  # Pixels between the two.
+SIDE = 176  # Pixels of a film's longer side beside its heatmap.
+WIDTH = 460  # Pixels across a film that has a file of its own.
+GAP = 4  # Pixels between two pictures.
 QUALITY = 70  # Of WebP, in percent.
-FRAME = (255, 122, 0)  # Of a box: no colour of the heatmap.
+COLOURS = cv2.COLORMAP_VIRIDIS  # Its lightness rises evenly, for all colour vision.
+OPAQUE = 0.65  # At the heatmap's maximum; where it is 0 the film is as it is.
+BOX = (255, 122, 0)  # No colour of the heatmap.
+# Of masks, told apart with every kind of colour vision. Source: Okabe & Ito (2008).
+TRUE, PREDICTED, BOTH = (230, 159, 0), (86, 180, 233), (255, 255, 255)
+LINE = 2  # Pixels, of a contour.
+
+
+class Plane(NamedTuple):
+    """One plane of a volume, or a film.
+
+    image: [H, W, 1 or 3] in [0, 1].
+    masks: one or two of [H, W] bool, whose contours are drawn.
+    spacing: (y, x) mm.
+    """
+
+    image: np.ndarray
+    masks: tuple[np.ndarray, ...] = ()
+    spacing: tuple[float, float] = (1.0, 1.0)
+
+
+def middle(image: np.ndarray) -> np.ndarray:
+    """Returns what is shown of [H, W, C] or [D, H, W, C]: [H, W, 1 or 3].
+
+    Of a volume it is the middle slice; of other than three channels the first, because
+    the sequences of an MRI are no colours.
+    """
+    if image.ndim == 4:
+        image = image[len(image) // 2]
+    return image if image.shape[-1] in (1, 3) else image[..., :1]
+
+
+def fit(image: np.ndarray, side: int, *, enlarge: bool = False) -> np.ndarray:
+    """Scales [H, W, C] so that its longer side has `side` pixels."""
+    scale = side / max(image.shape[:2])
+    if scale >= 1 and not enlarge:
+        return image
+    height, width = (max(1, round(n * scale)) for n in image.shape[:2])
+    return resize(image, height, width)
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Scales [H, W, C], with averages of the pixels where it gets smaller."""
+    smaller = height < image.shape[0]
+    method = cv2.INTER_AREA if smaller else cv2.INTER_CUBIC
+    return cv2.resize(image, (width, height), interpolation=method).reshape(
+        height, width, -1
+    )
+
+
+def as_bytes(image: np.ndarray) -> np.ndarray:
+    """Returns [0, 1] as uint8."""
+    return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
+
+
+def png(image: np.ndarray) -> str:
+    """Returns [H, W, 1 or 3] uint8, red first, as a data URI."""
+    return _uri(image, "png")
+
+
+def planes(
+    volume: np.ndarray,
+    masks: Sequence[np.ndarray],
+    *,
+    at: Sequence[int],
+    spacing: Sequence[float],
+    box: tuple[slice, ...] = (slice(None),) * 3,
+) -> list[Plane]:
+    """Returns the axial, coronal and sagittal plane of a volume, the head up.
+
+    Args:
+      volume: [D, H, W, C] in [0, 1]; axes S, P, L.
+      masks: one or two of [D, H, W].
+      at: the slice across each axis.
+      spacing: [3] mm.
+      box: the part of each axis that is shown.
+    """
+    found = []
+    for axis in range(3):
+        across = (*box[:axis], at[axis], *box[axis + 1 :])
+        up = slice(None, None, 1 if axis == 0 else -1)
+        layers = [layer[across][up] for layer in (volume, *masks)]
+        size = tuple(np.delete(spacing, axis))
+        found.append(Plane(layers[0], tuple(m != 0 for m in layers[1:]), size))
+    return found
+
+
+def draw(plane: Plane, scale: float | None = None) -> np.ndarray:
+    """Draws a plane with the contours of its masks.
+
+    Args:
+      plane: see Plane.
+      scale: pixels a mm; None keeps the plane's own pixels.
+
+    Returns:
+      [h, w, 1 or 3] uint8. The first mask is in the colour TRUE, the second in
+      PREDICTED, and what they share in BOTH.
+    """
+    image = plane.image.astype(np.float32)
+    if scale is not None:
+        height, width = np.multiply(image.shape[:2], plane.spacing) * scale
+        size = max(1, round(width)), max(1, round(height))
+        image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+    picture = as_bytes(image.reshape(*image.shape[:2], -1))
+    if not plane.masks:
+        return picture
+    picture = _coloured(picture)
+    edges = []
+    for mask in plane.masks:
+        large = cv2.resize(
+            mask.astype(np.uint8),
+            picture.shape[1::-1],
+            interpolation=cv2.INTER_NEAREST,
+        )
+        inner = cv2.erode(large, np.ones((2 * LINE + 1,) * 2, np.uint8))
+        edges.append(large > inner)
+    # A dark seam sets the lines apart from lesions, which are as bright.
+    seam = np.any(edges, axis=0).astype(np.uint8)
+    picture[cv2.dilate(seam, np.ones((3, 3), np.uint8)) > 0] = 0
+    for edge, colour in zip(edges, (TRUE, PREDICTED), strict=False):
+        picture[edge] = colour
+    picture[np.all(edges, axis=0) & (len(edges) > 1)] = BOTH
+    return picture
 
 
 def picture(
     image: np.ndarray, heatmap: np.ndarray, boxes: np.ndarray = ()
 ) -> tuple[str, tuple[int, int]]:
-    """A picture as a data URI, and its width and height in pixels.
+    """Draws a film beside itself under its heatmap, small enough for a long page.
 
     Args:
       image: [H, W, C] or [D, H, W, C] uint8; a volume shows its middle slice.
       heatmap: [h, w] or [d, h, w] >= 0, of the whole image.
       boxes: [n, 2, 2], the lower and the upper corner (y, x) in pixels of the image,
         which are framed on both halves; none for a volume.
+
+    Returns:
+      A data URI, and the picture's width and height in pixels.
     """
     flat = middle(image)
     heatmap = heatmap[len(heatmap) // 2] if heatmap.ndim == 3 else heatmap
-    film = fit(flat, SIDE, enlarge=True).astype(np.float32)
-    film = np.repeat(film, 3 // film.shape[-1], axis=-1)
-    highest = float(heatmap.max())
-    share = np.asarray(heatmap, np.float32) / (highest if highest > 0 else 1)
-    share = cv2.resize(share, film.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-    colour = 255 * colormaps[MAP](share)[..., :3]
-    opaque = OPAQUE * share[..., None]
-    halves = [film, (1 - opaque) * film + opaque * colour]
+    film = _coloured(fit(flat, SIDE, enlarge=True))
+    halves = [film.copy(), _under(film, heatmap)]
     scale = film.shape[0] / flat.shape[0], film.shape[1] / flat.shape[1]
     for half in halves:
         for low, high in boxes:
             corners = (np.rint(np.multiply(end, scale)) for end in (low, high))
             first, last = (tuple(int(n) for n in end[::-1]) for end in corners)
-            cv2.rectangle(half, first, last, FRAME, 1)
-    both = np.full((film.shape[0], 2 * film.shape[1] + GAP, 3), 255, np.float32)
-    both[:, : film.shape[1]], both[:, -film.shape[1] :] = halves
-    pixels = np.clip(np.rint(both), 0, 255).astype(np.uint8)[..., ::-1]
-    _, code = cv2.imencode(".webp", pixels, [cv2.IMWRITE_WEBP_QUALITY, QUALITY])
-    data = "data:image/webp;base64," + base64.b64encode(code.tobytes()).decode()
+            cv2.rectangle(half, first, last, BOX, 1)
+    gap = np.full((film.shape[0], GAP, 3), 255, np.uint8)
+    both = np.concatenate([halves[0], gap, halves[1]], axis=1)
+    data = _uri(both, "webp", [cv2.IMWRITE_WEBP_QUALITY, QUALITY])
     return data, both.shape[1::-1]
-
-
-WIDTH = 224  # Pixels of a plane's longest side in a picture.
-UNITS = {"rotation": "°", "distance": " pixels", "max_sigma": " pixels"}
-GAP_GALLERY = 6  # Pixels between planes.
-OUTLINE = (255, 176, 0)
-
-
-class Plane(NamedTuple):
-    """image: [H, W, 1 or 3] in [0, 1]; mask: [H, W] bool or None; spacing: (y, x) mm."""
-
-    image: np.ndarray
-    mask: np.ndarray | None
-    spacing: tuple[float, float]
-
-
-def write(gallery: dict, path: Path) -> Path:
-    """Writes the page.
-
-    Args:
-      gallery: given (a modality or None), draws, seed, notes and policies: {modality:
-        {called, takes, volumes, ops: [{name, options, what}], off: [{op, refused, why}],
-        rows: [{name, pictures: of `picture`}]}}.
-      path: the file; its folder is made.
-    """
-    pictures = {
-        modality: [
-            {"name": row["name"], "pictures": [png(p) for p in row["pictures"]]}
-            for row in one["rows"]
-        ]
-        for modality, one in gallery["policies"].items()
-    }
-    values = {
-        "gallery": gallery,
-        "pictures": pictures,
-        "volumes": any(one["volumes"] for one in gallery["policies"].values()),
-        "units": UNITS,
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render("gallery.html", **values))
-    return path
-
-
-def picture_gallery(planes: list[Plane]) -> np.ndarray:
-    """Planes one below another, a millimetre as long in each; a single one as it is.
-
-    Returns:
-      [H, W, 1 or 3] uint8, the mask's edge in colour.
-    """
-    if len(planes) == 1:
-        return _drawn(planes[0], 0)
-    longest = max(max(np.multiply(p.image.shape[:2], p.spacing)) for p in planes)
-    parts = [_drawn(plane, WIDTH / longest) for plane in planes]
-    width = max(part.shape[1] for part in parts)
-    spare = [width - part.shape[1] for part in parts]
-    centred = [
-        np.pad(part, ((GAP_GALLERY, 0), (n // 2, n - n // 2), (0, 0)))
-        for part, n in zip(parts, spare, strict=True)
-    ]
-    return np.concatenate(centred)[GAP_GALLERY:]
-
-
-def _drawn(plane: Plane, scale: float) -> np.ndarray:
-    """A plane in bytes, at `scale` pixels a mm; 0 keeps its own pixels."""
-    image, mask = plane.image, plane.mask
-    if scale:
-        height, width = np.multiply(image.shape[:2], plane.spacing) * scale
-        size = (max(1, round(width)), max(1, round(height)))
-        image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
-    image = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
-    image = image.reshape(*image.shape[:2], -1)
-    if mask is None:
-        return image
-    image = np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
-    inside = cv2.resize(mask.astype(np.float32), image.shape[1::-1]) > 0.5
-    edge = cv2.dilate(inside.astype(np.uint8), np.ones((3, 3), np.uint8)) > inside
-    image[edge] = OUTLINE
-    return image
-
-
-MAP = "viridis"  # Its lightness rises evenly, whatever colours the eye tells apart.
-OPAQUE = 0.65  # At the heatmap's maximum; where it is 0 the film is as it is.
-SIDE_HEATMAPS = 800  # Pixels that a film is shown with, at most.
-WIDE = 4.6  # Inches of a film.
 
 
 def overlay(
@@ -156,86 +181,68 @@ def overlay(
     threshold: float,
     spacing: tuple[float, float] = (math.nan, math.nan),
 ) -> None:
-    """Writes a PNG: the film, and beside it the film under the heatmap.
+    """Writes a PNG: the film, the film under the heatmap, and what the colours mean.
 
     Args:
       path: of the PNG.
       pixels: [H, W] or [H, W, 3] in [0, 1].
       heatmap: [h, w] >= 0, of the whole film.
-      task: what it speaks for.
+      task: the finding that the heatmap explains.
       probability: of the task.
-      threshold: the task's operating point; NaN if it has none.
-      spacing: (x, y), mm a pixel, by which a film has its shape; NaN is square.
+      threshold: the task's; NaN if it has none.
+      spacing: (x, y), mm a pixel, which gives the film its shape; NaN is square.
     """
-    film = fit(pixels.reshape(*pixels.shape[:2], -1), SIDE_HEATMAPS)
-    film = np.clip(np.repeat(film, 3 // film.shape[-1], axis=-1), 0, 1)
     stretch = 1.0 if math.isnan(sum(spacing)) else spacing[1] / spacing[0]
-    highest = float(heatmap.max())
-    share = np.asarray(heatmap, np.float32) / (highest if highest > 0 else 1)
-    share = cv2.resize(share, film.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-    colours = colormaps[MAP](share)
-    colours[..., 3] = OPAQUE * share
-    tall = WIDE * stretch * film.shape[0] / film.shape[1]
-    figure = Figure(figsize=(2 * WIDE + 0.9, tall + 0.5), layout="constrained")
-    axes = figure.subplots(1, 2)
-    for one in axes:
-        one.imshow(film, aspect=stretch)
-        one.set_axis_off()
-    axes[1].imshow(colours, aspect=stretch)
-    bar = figure.colorbar(ScalarMappable(cmap=MAP), ax=axes[1], shrink=0.8, pad=0.01)
-    bar.set_label("speaks for it, share of the maximum", fontsize=8)
-    bar.ax.tick_params(labelsize=7, length=2)
+    film = pixels.reshape(*pixels.shape[:2], -1)
+    tall = max(1, round(WIDTH * stretch * film.shape[0] / film.shape[1]))
+    film = _coloured(as_bytes(resize(film.astype(np.float32), tall, WIDTH)))
+    top, bar = 40, 3 * WIDTH // 100
+    canvas = np.full((top + tall + 10, 2 * WIDTH + bar + 90, 3), 255, np.uint8)
+    left = 10 + np.cumsum([0, WIDTH + GAP, WIDTH + 14])
+    high = slice(top, top + tall)
+    canvas[high, left[0] : left[0] + WIDTH] = film
+    canvas[high, left[1] : left[1] + WIDTH] = _under(film, heatmap)
+    ramp = np.repeat(np.linspace(1, 0, tall)[:, None], bar, axis=1)
+    canvas[high, left[2] : left[2] + bar] = _colours(ramp)
+    image = Image.fromarray(canvas)
     text = title(task, probability, threshold)
-    figure.suptitle(text if highest > 0 else f"{text}: nothing speaks for it")
-    figure.savefig(path, dpi=100)
+    text = text if heatmap.max() > 0 else f"{text}; the heatmap is empty"
+    pen, small = ImageDraw.Draw(image), ImageFont.load_default(12)
+    pen.text((left[0], 10), text, "black", ImageFont.load_default(18))
+    for y, anchor, value in ((top, "la", "highest"), (top + tall, "ld", "none")):
+        pen.text((left[2] + bar + 4, y), value, "black", small, anchor=anchor)
+    image.save(path)
 
 
 def title(task: str, probability: float, threshold: float) -> str:
-    """'Mass 0.93, above its operating point 0.41'."""
+    """Returns 'Mass 0.93, above its threshold 0.41'."""
     text = f"{label(task)} {probability:.2f}"
     if math.isnan(threshold):
         return text
     side = "above" if probability >= threshold else "below"
-    return f"{text}, {side} its operating point {threshold:.2f}"
+    return f"{text}, {side} its threshold {threshold:.2f}"
 
 
-def write_heatmaps(found: dict, path: Path) -> Path:
-    """Writes where the heatmaps lie as JSON, and prints it.
-
-    Args:
-      found: `explaining.localise`'s.
-      path: of the JSON, which is returned.
-    """
-    path.write_text(json.dumps(found, indent=1))
-    console = Console(soft_wrap=True)
-    of = f" of {found['stage']}" if found["stage"] else ""
-    for measure, name in (("pointing", "Maximum in a box"), ("iou", "IoU with boxes")):
-        table = Table(title=f"{name}: {found['method']}{of}")
-        table.add_column("")
-        for heading in ("marked", name, "chance", "others"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        for task, one in found["tasks"].items():
-            table.add_row(label(task), *_cells(one, measure))
-        table.add_section()
-        table.add_row("all", *_cells(found["all"], measure))
-        console.print(table)
-    console.print(
-        "chance: the same heatmaps moved at random; others: heatmaps of other patients "
-        "with the finding"
-    )
-    check = found["randomisation"]
-    alike = (f"{k} {_number(v)}" for k, v in check["correlation"].items())
-    console.print("rank correlation with random weights down to:", ", ".join(alike))
-    if not check["depends"]:
-        console.print("note: these heatmaps hardly depend on what the model has learnt")
-    return path
+def _under(film: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
+    """Returns the film [H, W, 3] uint8 under a heatmap [h, w] >= 0."""
+    share = np.asarray(heatmap, np.float32) / max(float(heatmap.max()), 1e-30)
+    share = cv2.resize(share, film.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    opaque = OPAQUE * share[..., None]
+    mixed = (1 - opaque) * film + opaque * _colours(share)
+    return np.rint(mixed).astype(np.uint8)
 
 
-def _cells(one: dict, measure: str) -> list[str]:
-    found = one[measure]
-    references = (_number(found[name]) for name in ("chance", "others"))
-    return [str(one["pairs"]), interval(found, 2), *references]
+def _colours(share: np.ndarray) -> np.ndarray:
+    """Returns [H, W] in [0, 1] as [H, W, 3] uint8, red first."""
+    return cv2.applyColorMap(as_bytes(share), COLOURS)[..., ::-1]
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
+def _coloured(image: np.ndarray) -> np.ndarray:
+    """Returns [H, W, 1 or 3] with three channels, as an array of its own."""
+    return np.repeat(image, 3 // image.shape[-1], axis=-1)
+
+
+def _uri(image: np.ndarray, kind: str, options: Sequence[int] = ()) -> str:
+    _, code = cv2.imencode(f".{kind}", image[..., ::-1], options)
+    data = base64.b64encode(code.tobytes()).decode()
+    return f"data:image/{kind};base64,{data}"

@@ -5,9 +5,8 @@ import functools
 import json
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
-from medjax.reports.page import ACCENT, INK, SOFT, interval, probability, render, svg
+from medjax.reports import charts, page
+from medjax.reports.page import interval, number, p_value
 
 METRICS = ("auroc", "average_precision", "brier")
 ALPHA = 0.05
@@ -27,7 +26,8 @@ def write(found: dict, folder: Path) -> Path:
     (folder / "sweep.json").write_text(json.dumps(found, indent=1))
     _write_csv(found, folder / "sweep.csv")
     compared = found["compared"]
-    html = render(
+    return page.write(
+        folder / "sweep.html",
         "sweep.html",
         found=found,
         compared=compared,
@@ -35,18 +35,12 @@ def write(found: dict, folder: Path) -> Path:
         states=_states(found),
         forest=_forest(compared) if compared else [],
         curves=_curves(found["curves"]),
-        probability=probability,
-        signed=signed,
         duration=duration,
         gib=_gib,
-        digits=_digits,
         shown=_shown,
         seeds=functools.partial(_seeds, found=found),
         alpha=ALPHA,
     )
-    path = folder / "sweep.html"
-    path.write_text(html)
-    return path
 
 
 def show(found: dict) -> None:
@@ -59,8 +53,10 @@ def show(found: dict) -> None:
         gap = gap and gap["mean"]["auroc"]
         text = "baseline"
         if gap:
-            text = f"{signed(gap)}  p {probability(gap['holm'])} after Holm"
-        seeds = f"{_seeds(row, found)} seeds, SD {_digits(auroc['sd'])}"
+            text = (
+                f"{interval(gap, sign=True)}  {p_value(gap['holm'], True)} after Holm"
+            )
+        seeds = f"{_seeds(row, found)} seeds, SD {number(auroc['sd'], 3)}"
         print(f"{arm:{width}}  {interval(auroc)}  {seeds}  {text}")
     print(*(f"failed: {line}" for line in lines), verdict(found)[1], sep="\n")
 
@@ -102,20 +98,10 @@ def _seeds(row: dict, found: dict) -> str:
     return str(number) if number == all_ else f"{number} of {all_}"
 
 
-def signed(gap: dict | None) -> str:
-    """'+0.012 (-0.003 to +0.027)', or a dash where undefined."""
-    if gap is None or gap["estimate"] is None:
-        return "–"
-    text = f"{gap['estimate']:+.3f}"
-    if gap["low"] is None:
-        return text
-    return f"{text} ({gap['low']:+.3f} to {gap['high']:+.3f})"
-
-
 def duration(seconds: float | None) -> str:
-    """'48 s', '12 min 5 s', '3 h 20 min'."""
+    """Prints '48 s', '12 min 5 s' or '3 h 20 min'."""
     if seconds is None:
-        return "–"
+        return page.DASH
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -125,83 +111,72 @@ def duration(seconds: float | None) -> str:
 
 
 def _gib(size: float | None) -> str:
-    return "–" if size is None else f"{size / GIB:.1f} GiB"
-
-
-def _digits(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+    return page.DASH if size is None else f"{size / GIB:.1f} GiB"
 
 
 def _shown(gap: dict | None) -> bool:
-    """Whether a difference is one after Holm."""
-    return bool(gap) and gap["holm"] is not None and gap["holm"] < ALPHA
+    """Tells whether a difference is significant after Holm."""
+    return bool(gap) and gap.get("holm") is not None and gap["holm"] < ALPHA
 
 
 def _states(found: dict) -> dict[str, int]:
-    """How many runs are in each state."""
+    """Counts the runs in each state."""
     states = [run["state"] for run in found["runs"]]
     return {k: states.count(k) for k in ("finished", "unfinished", "failed")}
 
 
-def _forest(compared: dict) -> list[tuple[str, str]]:
-    """(caption, picture): each arm's mean AUROC with its seeds, and its difference."""
-    arms = compared["arms"]
-    means, gaps = _panel(arms), _panel(arms)
-    gaps.gca().axvline(0, color=SOFT, lw=0.8, ls=":")
-    for y, row in enumerate(arms.values()):
-        auroc = row["mean"]["auroc"]
+def _forest(compared: dict) -> list[tuple[str, dict]]:
+    """Returns (caption, chart) of every arm's mean AUROC and of its difference."""
+    means, gaps = [], []
+    for arm, row in compared["arms"].items():
+        name, auroc = arm.replace(",", ",\n"), row["mean"]["auroc"]
         seeds = [x for x in auroc["each"] if x is not None]
-        means.gca().plot(seeds, [y + 0.25] * len(seeds), "o", color=SOFT, ms=3)
-        _whisker(means, y, auroc, ACCENT)
+        if auroc["low"] is not None:
+            means.append(charts.Row(name, auroc, dots=seeds))
         gap = row["difference"] and row["difference"]["mean"]["auroc"]
-        if gap:
-            _whisker(gaps, y, gap, ACCENT if _shown(gap) else INK)
-    means.gca().set_xlabel("mean AUROC", fontsize=8)
-    gaps.gca().set_xlabel(f"AUROC minus that of {compared['baseline']}", fontsize=8)
-    return [
+        if gap and gap["low"] is not None:
+            gaps.append(charts.Row(name, gap, "" if _shown(gap) else "ink"))
+    less = f"AUROC minus that of {compared['baseline']}"
+    drawn = [
         (
-            "The mean over the seeds with its interval by patients; grey: seeds.",
-            svg(means),
+            "Mean over the seeds with its interval by patients; grey: the seeds",
+            charts.forest(means, title="AUROC of every arm", name="mean AUROC"),
         ),
-        ("The difference, by patients and seeds; blue: one after Holm.", svg(gaps)),
+        (
+            "Difference, by patients and seeds; blue: significant after Holm",
+            charts.forest(gaps, title="Differences", name=less, reference=0),
+        ),
     ]
+    return [(caption, chart) for caption, chart in drawn if chart]
 
 
-def _panel(arms: dict) -> Figure:
-    """An empty figure with a line an arm, the first on top."""
-    figure = Figure(figsize=(4.9, 0.9 + 0.36 * len(arms)), layout="constrained")
-    axes = figure.subplots()
-    axes.set_yticks(range(len(arms)), [arm.replace(",", ",\n") for arm in arms])
-    axes.set_ylim(len(arms) - 0.4, -0.6)
-    return figure
-
-
-def _whisker(figure: Figure, y: int, value: dict, colour: str) -> None:
-    if value["low"] is not None:
-        axes = figure.gca()
-        axes.plot([value["low"], value["high"]], [y, y], color=colour, lw=1.6)
-        axes.plot(value["estimate"], y, "o", color=colour, ms=4.5)
-
-
-def _curves(curves: dict) -> list[tuple[str, str]]:
-    """(arm, picture): validation AUROC by step, among the other arms' means."""
+def _curves(curves: dict) -> dict[str, dict]:
+    """Returns {arm: chart} of the validation AUROC by step, the other arms in grey."""
     curves = {arm: curve for arm, curve in curves.items() if curve["step"]}
-    low = min((min(curve["low"]) for curve in curves.values()), default=0)
-    high = max((max(curve["high"]) for curve in curves.values()), default=1)
-    pictures = []
+    low = min((min(curve["low"]) for curve in curves.values()), default=0) - 0.02
+    high = max((max(curve["high"]) for curve in curves.values()), default=1) + 0.02
+    last = max((curve["step"][-1] for curve in curves.values()), default=1)
+    frame = charts.Frame(charts.SQUARE, x=(0, last), y=(low, high))
+    others = [
+        ("faint", charts.line(frame, curve["step"], curve["mean"]))
+        for curve in curves.values()
+    ]
+    drawn = {}
     for arm, curve in curves.items():
-        figure = Figure(figsize=(2.6, 1.9), layout="constrained")
-        axes = figure.subplots()
-        for other in curves.values():
-            axes.plot(other["step"], other["mean"], color=SOFT, lw=0.7)
-        steps, band = curve["step"], (curve["low"], curve["high"])
-        axes.fill_between(steps, *band, color=ACCENT, alpha=0.2, lw=0)
-        axes.plot(steps, curve["mean"], "o-", color=ACCENT, lw=1.5, ms=3)
-        axes.set_ylim(low - 0.02, high + 0.02)
-        axes.set_xlabel("step", fontsize=8)
-        axes.set_ylabel("validation AUROC", fontsize=8)
-        pictures.append((arm, svg(figure)))
-    return pictures
+        step, mean = curve["step"], curve["mean"]
+        drawn[arm] = charts.chart(
+            frame,
+            title=f"Validation AUROC of {arm} by step",
+            labels=("step", "validation AUROC"),
+            ticks=(charts.rounded(*frame.x, most=4), charts.rounded(low, high)),
+            lines=[
+                *others,
+                ("band", charts.area(frame, step, curve["low"], curve["high"])),
+                ("curve", charts.line(frame, step, mean)),
+            ],
+            points=[("point s0", *xy) for xy in zip(step, mean, strict=True)],
+        )
+    return drawn
 
 
 def _write_csv(found: dict, path: Path) -> None:

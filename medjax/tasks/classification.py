@@ -15,7 +15,6 @@ from medjax.data import loader
 from medjax.data import prepared as store
 from medjax.errors import InputError
 from medjax.evaluation import novelty, predict, results, subgroups, thresholds
-from medjax.reports import report
 from medjax.tasks import adapt, explain, films, fixed, parts, refit, survey
 from medjax.tasks.task import Finished, Run, Task
 from medjax.tasks.task import check as check_any
@@ -202,13 +201,6 @@ def measure(
     return summary, pictures
 
 
-def write(
-    results: dict, pictures: dict, curve: list[dict], folder: Path, name: str, **about
-) -> Path:
-    """Writes the report; see reports/report.py."""
-    return report.write(results, curve, folder, name, films=pictures, **about)
-
-
 def record(folder: Path, data: films.Data, ids: np.ndarray) -> None:
     """Writes domain.json: what 2-D training images look like; once.
 
@@ -321,8 +313,6 @@ TASK = Task(
     fixed=read_fixed,
     other=other,
     measure=measure,
-    write=write,
-    show=report.show,
     predict=predict_,
     refused={},
 )

@@ -19,7 +19,7 @@ from medjax.errors import InputError
 from medjax.evaluation import bootstrap, robustness
 from medjax.evaluation import predict as inference
 from medjax.evaluation.robustness import CORRUPTIONS, SEVERITIES
-from medjax.reports import augment
+from medjax.reports import explore
 from medjax.reports.page import interval
 from medjax.tasks import films, parts
 from medjax.tasks.task import Finished
@@ -187,7 +187,7 @@ def audit(run: Finished, data: films.Data, manifest: pd.DataFrame) -> Path:
         "example": str(data.table["image"][int(example["id"])]),
         "ops": {op: _judged(op, config, at) for op, at in rows.items()},
     }
-    return augment.write(summary, strips, run.folder)
+    return explore.write_audit(summary, strips, run.folder)
 
 
 def _augmented(op: Callable, key: jax.Array, batch: dict) -> jax.Array:

@@ -17,7 +17,7 @@ from medjax.data.scan import Scan
 from medjax.errors import InputError
 from medjax.evaluation import segmentation as measures
 from medjax.evaluation import sliding
-from medjax.reports import segmentation as report
+from medjax.reports.segmentation import Case as Pictured
 from medjax.tasks import films, fixed, parts, scans
 from medjax.tasks.task import Finished, Task
 from medjax.tasks.task import check as check_any
@@ -33,7 +33,6 @@ RESAMPLED = (
     "Measured at voxels of {} mm, to which the radiologists' masks were resampled too: "
     "what they lost by it, small regions first, isn't counted."
 )
-SEEN = "The network was trained, or its masks' thresholds chosen, on these volumes."
 NO_EMBEDDING = "masks have no embedding of the whole image to {}"
 NOT_FOR_MASKS = {
     **dict.fromkeys(parts.SYNTHETIC, NO_EMBEDDING.format("interpolate: over-sample")),
@@ -196,7 +195,7 @@ def other(run: Finished, data: scans.Data) -> scans.Data:
 
 def measure(
     run: Finished, data: scans.Data, manifest: pd.DataFrame, split: str
-) -> tuple[dict, list[report.Case]]:
+) -> tuple[dict, list[Pictured]]:
     """Predicts the volumes of a split and measures their masks.
 
     Returns:
@@ -224,7 +223,7 @@ def measure(
             )
             rows += measured
             image = np.asarray(answer.image[..., 0], np.float32)
-            case = report.Case(name, image, answer.label, mask, answer.spacing)
+            case = Pictured(name, image, answer.label, mask, answer.spacing)
             worst.append((np.mean([row["dice"] for row in measured]), number, case))
             worst = sorted(worst)[:PICTURED]  # No more than these stay in memory.
     summary = measures.summarise(rows, **parts.bootstrap(config))
@@ -255,24 +254,10 @@ def caveat(config: Config, split: str) -> str:
     reasons = []
     if split == "test":
         reasons.append(CAVEATS.get(config.data.split, ""))
-    elif split in splits.SPLITS:
-        reasons.append(SEEN)
     spacing = tuple(config.data.spacing)
     if spacing and config.data.source != scans.PHANTOM:  # It is drawn at its spacing.
         reasons.append(RESAMPLED.format(" x ".join(f"{mm:g}" for mm in spacing)))
     return " ".join(filter(None, reasons))
-
-
-def write(
-    results: dict,
-    pictures: list[report.Case],
-    curve: list[dict],
-    folder: Path,
-    name: str,
-    **about,
-) -> Path:
-    """Writes the report; see reports/segmentation.py."""
-    return report.write(results, pictures, curve, folder, name)
 
 
 def predict(
@@ -389,8 +374,6 @@ TASK = Task(
     fixed=read_fixed,
     other=other,
     measure=measure,
-    write=write,
-    show=report.show,
     predict=predict,
     refused={
         "--explain": "a mask shows itself where the finding is",

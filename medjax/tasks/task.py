@@ -111,9 +111,8 @@ class Task(NamedTuple):
       back, or made where they are missing.
     fixed: finished -> Finished, with its choices on validation as they were written.
     other: (finished, data) -> other data, labelled as the run's are.
-    measure: (finished, data, manifest, split) -> (results, pictures) of a split.
-    write: (results, pictures, curve, folder, name, config=, environment=) -> the page.
-    show: results -> None; prints the most important ones.
+    measure: (finished, data, manifest, split) -> (results, pictures) of a split, as report.write takes
+      them.
     predict: (finished, images, out, explain=, **how) -> a line for each unreadable file.
     refused: {capability: why this kind of task can't have it}.
     """
@@ -135,8 +134,6 @@ class Task(NamedTuple):
     fixed: Callable
     other: Callable
     measure: Callable
-    write: Callable
-    show: Callable
     predict: Callable
     refused: dict[str, str]
 
