@@ -313,9 +313,7 @@ def _areas(results: dict) -> dict | None:
         return None
     if results["mean"]["auroc"]["low"] is not None:
         rows.append(charts.Row("Macro average", results["mean"]["auroc"], "ink"))
-    return charts.forest(
-        rows, title="AUROC with its interval", name="AUROC", reference=0.5
-    )
+    return charts.forest(rows, title="AUROC with its interval", name="AUROC")
 
 
 def _explorer(results: dict) -> dict:
