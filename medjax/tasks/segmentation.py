@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from rich.progress import Progress
 
-from medjax.cohort import split as splits
 from medjax.config import Config
 from medjax.data import fingerprint, nifti, scan, volumes
 from medjax.data.scan import Scan
