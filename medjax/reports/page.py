@@ -5,21 +5,12 @@ from pathlib import Path
 
 import jinja2
 
+from medjax.evaluation.metrics import METRICS
+
 DASH = "–"  # Of what is undefined.
-NAMES = {
-    "auroc": "AUROC",
-    "partial_auroc": "Partial AUROC",
-    "ppv": "PPV",
-    "npv": "NPV",
-    "f1": "F1",
-    "lr_positive": "LR+",
-    "lr_negative": "LR−",
+NAMES = {name: metric.label for name, metric in METRICS.items()} | {
     "grad_cam": "Grad-CAM",
     "grad_cam_plus_plus": "Grad-CAM++",
-    "macro_f1": "Macro F1",
-    "weighted_f1": "Weighted F1",
-    "kappa": "Cohen's kappa",
-    "iou": "IoU",
     "hd95": "HD95, mm",
     "asd": "ASD, mm",
     "nsd": "NSD",
