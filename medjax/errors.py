@@ -1,4 +1,4 @@
-"""The one exception that a user can mend."""
+"""The exception for mistakes that a user can correct."""
 
 
 class InputError(ValueError):

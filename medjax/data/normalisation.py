@@ -116,7 +116,7 @@ def percentile(image: Array, mask: Array, p: float, axes: Sequence[int]) -> Arra
     Returns:
       The image's shape with 1 for the axes; with an empty mask, any number.
     """
-    wanted = p / 100 * jnp.sum(mask, axes, keepdims=True)
+    target = p / 100 * jnp.sum(mask, axes, keepdims=True)
     ends = (
         jnp.min(jnp.where(mask, image, jnp.inf), axes, keepdims=True),
         jnp.max(jnp.where(mask, image, -jnp.inf), axes, keepdims=True),
@@ -126,7 +126,7 @@ def percentile(image: Array, mask: Array, p: float, axes: Sequence[int]) -> Arra
         low, high = ends
         middle = low + (high - low) / 2
         below = jnp.sum(mask & (image <= middle), axes, keepdims=True)
-        enough = below >= wanted
+        enough = below >= target
         return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
 
     low, high = jax.lax.fori_loop(0, 24, halve, ends)
@@ -170,8 +170,8 @@ def relative_to_hottest(
     """
     axes = tuple(range(-1 - spatial, -1))
     hottest = percentile(image, image > 0, share, axes)
-    some = jnp.isfinite(hottest) & (hottest > 0)
-    return jnp.where(some, jnp.clip(image / jnp.where(some, hottest, 1), 0, 1), 0)
+    valid = jnp.isfinite(hottest) & (hottest > 0)
+    return jnp.where(valid, jnp.clip(image / jnp.where(valid, hottest, 1), 0, 1), 0)
 
 
 def equalise_tiles(image: Array, *, clip: float = 2.0, tiles: int = 8) -> Array:

@@ -116,7 +116,7 @@ def write(
     """Writes a prepared folder: its table, its quarantine and what `store` adds.
 
     Args:
-      items: one at a time is taken, and let go of before the next one.
+      items: taken one at a time; each is released before the next one.
       folder: to be made.
       columns: of the table.
       store: opens the writer of a folder: (id, item) -> the item's row of the table.
@@ -259,7 +259,7 @@ def prepare(
 
 
 def check_tasks(tasks: Sequence[str]) -> None:
-    """Refuses findings that the table couldn't tell from each other or its own."""
+    """Refuses a finding without a name, or with one that the table already has."""
     twice = first_duplicate(tasks)
     for task in tasks:
         if not task or task == twice or task in COLUMNS:
@@ -360,8 +360,8 @@ def in_parallel(
             yield waiting.popleft().result()
 
 
-# Whether the files that the data were made from are still the same: prepared data are
-# found again by their settings alone, and a corrected label would go unseen.
+# Checks that the source files haven't changed: prepared data are found by their settings
+# alone, so a label that was corrected later would be missed.
 
 TABLES = (".csv", ".txt", ".json", ".gz")  # Files of labels and splits.
 

@@ -221,10 +221,10 @@ def _target(start: Grid, spacing: Sequence[float]) -> Grid:
     """The grid of that spacing with the same centre; `start` if it has the spacing."""
     if len(spacing) == 0:
         return start
-    wanted = np.asarray(spacing, np.float64)
-    if wanted.shape != (3,) or not (np.isfinite(wanted) & (wanted > 0)).all():
+    target = np.asarray(spacing, np.float64)
+    if target.shape != (3,) or not (np.isfinite(target) & (target > 0)).all():
         raise InputError(f"data.spacing={tuple(spacing)}: give three lengths in mm")
-    step = wanted / _spacing(start.affine)
+    step = target / _spacing(start.affine)
     if np.allclose(step, 1, rtol=1e-3):  # A header's float32 is rounded.
         return start
     shape = np.maximum(np.rint(start.shape / step).astype(int), 1)

@@ -332,9 +332,9 @@ def chexpert(
     return tables.source(table, load, tasks=CHEXPERT_TASKS, shape=shape, where=folder)
 
 
-def _choice(name: str, value: str, known: dict[str, float]) -> float:
+def _choice(name: str, value: str, meanings: dict[str, float]) -> float:
     """The meaning of a setting's value, or an error with the choices."""
-    if value not in known:
-        options = ", ".join(map(repr, known))
+    if value not in meanings:
+        options = ", ".join(map(repr, meanings))
         raise InputError(f"data.{name}={value!r}: use {options}")
-    return known[value]
+    return meanings[value]

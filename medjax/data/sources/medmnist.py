@@ -109,19 +109,19 @@ def _labels(
                 "data.task='multilabel'"
             )
         index = label[:, 0]
-        many = int(index.max()) + 1
-        if index.min() < 0 or names and many > len(names):
+        classes = int(index.max()) + 1
+        if index.min() < 0 or names and classes > len(names):
             raise InputError(
                 f"{where}: classes from {index.min()} to {index.max()}, and data.names "
                 f"has {len(names)}: number them from 0 and name every one"
             )
-        return tables.one_hot(index, names or [*map(str, range(many))], where)
-    many = label.shape[1]
-    if names and len(names) != many:
+        return tables.one_hot(index, names or [*map(str, range(classes))], where)
+    count = label.shape[1]
+    if names and len(names) != count:
         raise InputError(
-            f"data.names has {len(names)} names: {where} has {many} findings"
+            f"data.names has {len(names)} names: {where} has {count} findings"
         )
-    names = names or [*map(str, range(many))]
+    names = names or [*map(str, range(count))]
     return tables.findings(label.astype(float), names, images, where)
 
 

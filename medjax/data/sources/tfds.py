@@ -71,11 +71,11 @@ def tfds(
     columns = (patient, view, sex, age, follow_up)
     columns = dict(zip(("patient", *tables.OPTIONAL[:-1]), columns, strict=True))
     columns = {key: feature for key, feature in columns.items() if feature}
-    wanted = list(labels) or [label]
-    _check_names(features, [image, *wanted, *columns.values()], folder)
+    label_features = list(labels) or [label]
+    _check_names(features, [image, *label_features, *columns.values()], folder)
     _check_kinds(features, image, columns.values(), folder)
     splits = _splits(builder, image, folder)
-    tasks, read = _labels(features, wanted, bool(labels), tuple(names), folder)
+    tasks, read = _labels(features, label_features, bool(labels), tuple(names), folder)
     if not patient:
         log.warning(
             "%s: data.patient='', so each image counts as another patient, and a "
@@ -194,10 +194,10 @@ def _check_kinds(
 
 
 def _labels(
-    features: Any, wanted: list[str], scalars: bool, names: tuple, where: Path
+    features: Any, label_features: list[str], scalars: bool, names: tuple, where: Path
 ) -> tuple[tuple[str, ...], Callable[[dict], np.ndarray]]:
     """The T tasks, and a function: example -> [T] float, NaN where unknown."""
-    name = wanted[0]
+    name = label_features[0]
     feature = features[name]
     inner = getattr(feature, "feature", None)
     vector = not scalars and len(feature.shape) == 1
@@ -219,15 +219,15 @@ def _labels(
                 f"findings in {name!r} (None: as many as you name)"
             )
         return names, lambda e: _vector(e[name], length, name, where)
-    for name in wanted:
+    for name in label_features:
         feature = features[name]
         if feature.shape != () or np.dtype(feature.np_dtype).kind not in "biuf":
             raise InputError(
                 f"{where}: the feature {name!r} is {feature}, no label: see data.label "
                 "and data.labels"
             )
-    return tuple(wanted), lambda e: np.array(
-        [_number(features[name], e[name]) for name in wanted]
+    return tuple(label_features), lambda e: np.array(
+        [_number(features[name], e[name]) for name in label_features]
     )
 
 
