@@ -150,7 +150,7 @@ def _beside(
     check_split(config, split, other)
     run = task.finished(folder)
     data, manifest = judged(task, run, own(task, run), split, other)
-    ids = manifest["id"][manifest["split"] == split].to_numpy()
+    ids = films.ids_in(manifest, split)
     stamp = stamps(run, source(config, split, other))[kind]
     return {"split": split, **stamp, **measure(run, data, ids)}
 

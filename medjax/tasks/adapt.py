@@ -38,7 +38,7 @@ class Target(NamedTuple):
     @property
     def ids(self) -> np.ndarray:
         """[N] of the images that training may use, without their labels."""
-        return self.manifest["id"][self.manifest["split"] == "train"].to_numpy()
+        return films.ids_in(self.manifest, "train")
 
 
 def method(config: Config) -> str:

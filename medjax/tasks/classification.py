@@ -86,7 +86,7 @@ def fix(run: Finished, data: films.Data, manifest: pd.DataFrame) -> Finished:
 
     The predictions of the validation split are then written too.
     """
-    ids = manifest["id"][manifest["split"] == "validation"].to_numpy()
+    ids = films.ids_in(manifest, "validation")
     validation = functools.cache(
         lambda: predictions(run.config, run.network, run.state, data.films(ids))
     )
@@ -166,7 +166,7 @@ def measure(
       several processes the first alone has them.
     """
     config, output = run.config, run.output
-    ids = manifest["id"][manifest["split"] == split].to_numpy()
+    ids = films.ids_in(manifest, split)
     raw = predictions(config, run.network, run.state, data.films(ids))
     if not devices.first():  # All predict; one reports.
         return {}, {}

@@ -94,7 +94,7 @@ def draw(run: Finished, explain: Callable, predicted: pd.DataFrame, out: Path) -
     out.mkdir(parents=True, exist_ok=True)
     rows, names = [], collections.Counter()
     with Progress() as progress:
-        for (path, heatmap), said in zip(
+        for (path, heatmap), row in zip(
             progress.track(answers, total=len(predicted), description="explain"),
             probability,
             strict=True,
@@ -102,7 +102,7 @@ def draw(run: Finished, explain: Callable, predicted: pd.DataFrame, out: Path) -
             if isinstance(heatmap, str):  # It could be read a moment ago.
                 raise InputError(heatmap)
             film = reading.read(path, run.output.shape[-1])
-            for t in _seen(said, points, run.output.exclusive):
+            for t in _seen(row, points, run.output.exclusive):
                 name = f"{path.stem}-" + re.sub(r"[^\w-]+", "_", tasks[t])
                 names[name] += 1  # Two folders may hold films of one name.
                 name += f"-{names[name]}.png" if names[name] > 1 else ".png"
@@ -111,11 +111,11 @@ def draw(run: Finished, explain: Callable, predicted: pd.DataFrame, out: Path) -
                     film.pixels,
                     heatmap[t],
                     task=tasks[t],
-                    probability=said[t],
+                    probability=row[t],
                     threshold=points[t],
                     spacing=film.spacing,
                 )
-                rows.append([path, tasks[t], said[t], points[t], name])
+                rows.append([path, tasks[t], row[t], points[t], name])
     columns = ["image", "task", "probability", "threshold", "heatmap"]
     pd.DataFrame(rows, columns=columns).to_csv(out / "index.csv", index=False)
     return len(rows)

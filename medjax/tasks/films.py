@@ -312,6 +312,11 @@ def check_batch(config: Config, shards: int) -> None:
         )
 
 
+def ids_in(manifest: pd.DataFrame, split: str) -> np.ndarray:
+    """[N], the numbers of the images in a split."""
+    return manifest["id"][manifest["split"] == split].to_numpy()
+
+
 def shape(config: Config) -> dict[str, int]:
     """Rows a device (rounded up) and devices of an evaluation batch."""
     devices = jax.local_device_count()

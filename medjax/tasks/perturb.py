@@ -150,7 +150,7 @@ def audit(run: Finished, data: films.Data, manifest: pd.DataFrame) -> Path:
       The page's path.
     """
     config, names = run.config, run.output.names
-    ids = manifest["id"][manifest["split"] == "validation"].to_numpy()
+    ids = films.ids_in(manifest, "validation")
     images = data.films(ids)
     as_they_are = inference.predict(
         films.evaluation_batches(config, images), run.predict
@@ -163,7 +163,7 @@ def audit(run: Finished, data: films.Data, manifest: pd.DataFrame) -> Path:
     for strength in robustness.STRENGTHS:
         for name, op in parts.ops(config, strength=strength).items():
             change = functools.partial(_augmented, op, jax.random.key(config.seed))
-            found = inference.predict(
+            augmented = inference.predict(
                 (
                     {**b, "image": change(b)}
                     for b in films.evaluation_batches(config, images)
@@ -171,11 +171,14 @@ def audit(run: Finished, data: films.Data, manifest: pd.DataFrame) -> Path:
                 run.predict,
             )
             compared = robustness.compare(
-                as_they_are, found, threshold=run.thresholds, **parts.bootstrap(config)
+                as_they_are,
+                augmented,
+                threshold=run.thresholds,
+                **parts.bootstrap(config),
             )
             rows[name].append({"strength": strength, **_row(compared, names)})
-            one = jax.tree.map(lambda x: np.asarray(x)[None, None], example)
-            strips[name].append(np.asarray(change(one))[0, 0])
+            batch = jax.tree.map(lambda x: np.asarray(x)[None, None], example)
+            strips[name].append(np.asarray(change(batch))[0, 0])
     summary = {
         "source": config.data.source,
         "split": "validation",
@@ -222,9 +225,9 @@ def _row(compared: robustness.Change, tasks: tuple[str, ...]) -> dict:
 
 def _judged(op: str, config: Config, at: list[dict]) -> dict:
     """The op's numbers, and whether its label still holds at the config's strength."""
-    own = next(one for one in at if one["strength"] == 1)
+    own = next(row for row in at if row["strength"] == 1)
     spoilt = {"all findings together": own["mean_drop"]}
-    spoilt |= {task: found["drop"] for task, found in own["tasks"].items()}
+    spoilt |= {task: change["drop"] for task, change in own["tasks"].items()}
     spoilt = [
         f"{task} by {drop['estimate']:.3f} ({drop['low']:.3f} to {drop['high']:.3f})"
         for task, drop in spoilt.items()

@@ -153,7 +153,7 @@ def data(config: Config) -> Data:
     prepared = volumes.read_prepared(folder)
     source = Path(config.data.get("folder", "")).expanduser()
     if config.data.source != PHANTOM and source.is_dir():
-        files = (path for one in found(config, source) for path in one.paths())
+        files = (path for files in find(config, source) for path in files.paths())
         digests = store.digest_files(source, files, folder / "seen.json")
         store.check_source(folder, digests)
     left_out = store.left_out(folder)
@@ -226,7 +226,7 @@ def _patients(config: Config, units: str = "z_scores") -> list[volumes.UnreadSca
         return _phantoms(units, **_options(config))
     reading = _reading(config) | ({"spacing": ()} if units == "own" else {})
     return volumes.from_files(
-        found(config, config.data.folder),
+        find(config, config.data.folder),
         regions=_regions(config),
         patient=config.data.get("patient", ""),
         units=units,
@@ -250,7 +250,7 @@ def _prepare(config: Config, folder: Path, options: dict) -> None:
         )
 
 
-def found(config: Config, path: str, *, masks: bool = True) -> list[ScanFiles]:
+def find(config: Config, path: str, *, masks: bool = True) -> list[ScanFiles]:
     """The files of the patients in a folder, laid out as `config.data.source` says.
 
     Raises:
@@ -265,8 +265,8 @@ def found(config: Config, path: str, *, masks: bool = True) -> list[ScanFiles]:
         )
     if source not in SOURCES:
         raise _unknown_source(config)
-    find = SOURCES[source]
-    takes = inspect.signature(find).parameters  # Only one layout has patterns.
+    layout = SOURCES[source]
+    takes = inspect.signature(layout).parameters  # Only one layout has patterns.
     options = {
         name: config.data[name]
         for name in FINDING
@@ -276,13 +276,13 @@ def found(config: Config, path: str, *, masks: bool = True) -> list[ScanFiles]:
         options.pop("mask", None)
     if "files" in options:
         options["files"] = options["files"].to_dict()
-    people = find(Path(path), **options)
-    return people if masks else [one._replace(mask=None) for one in people]
+    people = layout(Path(path), **options)
+    return people if masks else [files._replace(mask=None) for files in people]
 
 
 def to_predict(config: Config, images: list[str]) -> list[volumes.UnreadScan]:
     """Patients' files without their masks, to be read as the run's own were."""
-    wanted = [one for path in images for one in found(config, path, masks=False)]
+    wanted = [files for path in images for files in find(config, path, masks=False)]
     return volumes.from_files(
         wanted,
         regions=expected(config).regions,
@@ -368,8 +368,8 @@ def _phantoms(
     """Synthetic patients, drawn when they are read."""
 
     def read(number: int) -> scan.Scan:
-        one = brain.patient(number, **options)
-        return scan.make_scan(one.image, one.label, one.affine, units=units)
+        patient = brain.patient(number, **options)
+        return scan.make_scan(patient.image, patient.label, patient.affine, units=units)
 
     numbers = range(first_patient, first_patient + patients)
     return [

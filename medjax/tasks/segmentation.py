@@ -155,7 +155,7 @@ def validate(config, network, data: scans.Data, ids, state) -> dict[str, float]:
 
 def fix(run: Finished, data: scans.Data, manifest: pd.DataFrame) -> Finished:
     """Chooses the post-processing of masks on validation, where it is missing."""
-    ids = manifest["id"][manifest["split"] == "validation"].to_numpy()
+    ids = films.ids_in(manifest, "validation")
     ids = ids if run.config.evaluation.choose else ids[:0]
 
     def cases():
@@ -204,7 +204,7 @@ def measure(
     if not devices.first():
         return {}, []
     config, output = run.config, run.output
-    ids = manifest["id"][manifest["split"] == split].to_numpy()
+    ids = films.ids_in(manifest, split)
     named = data.parts(ids)
     predicted = answers(config, run.network, run.state, data, ids)
     rows, worst = [], []

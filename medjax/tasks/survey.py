@@ -83,7 +83,7 @@ def _confounders(config: Config, data: films.Data) -> dict:
 def _weights(config: Config, data: films.Data, manifest: pd.DataFrame) -> dict:
     """{scheme: {part: {task: weight}}} of the training images, or {scheme: error}."""
     names = data.output.names
-    label = data.label(manifest["id"][manifest["split"] == "train"].to_numpy())
+    label = data.label(films.ids_in(manifest, "train"))
     schemes: dict = {}
     for word, scheme in parts.WEIGHTS.items():
         options = {"scheme": scheme, "drop": config.resampling.drop}

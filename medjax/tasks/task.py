@@ -224,7 +224,7 @@ class Task(NamedTuple):
         )
         splits.write(manifest, folder / "splits.csv")
         workdir.write_task(folder, data.output)
-        trains = manifest["id"][manifest["split"] == "train"].to_numpy()
+        trains = films.ids_in(manifest, "train")
         self.record(folder, data, trains)
         if target is not None:
             splits.write(target.manifest, folder / "target.csv")
