@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [  # From the top down.
     ("launch", "configs"),
     ("__init__",),  # The package's own two functions.
-    ("commands", "tasks"),
+    ("commands",),
+    ("tasks",),
     ("reports", "training"),
     ("evaluation",),
     ("augment",),
@@ -22,8 +23,7 @@ FLOORS = [  # From the top down.
 SIDEWAYS = {
     ("data", "geometry"),
     ("data", "cohort"),
-    ("tasks", "commands"),
-    ("commands", "tasks"),
+    ("tasks", "commands"),  # The population; until its command has moved.
 }
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 FILES = [
@@ -81,7 +81,7 @@ def test_there_are_nine_floors_at_most():
     assert len(FLOORS) <= 9
 
 
-@pytest.mark.xfail(reason="the commands still read fields", strict=False)
+@pytest.mark.xfail(reason="the sweep still reads fields", strict=False)
 def test_only_tasks_read_the_fields_of_a_config():
     readers = set()
     for path in (ROOT / "medjax").rglob("*.py"):
@@ -123,3 +123,19 @@ def test_each_of_these_is_in_one_place():
     for path in FILES:
         if re.search(r"^\s*(import|from) flax", path.read_text(), re.MULTILINE):
             assert "models" in path.parts, path
+
+
+def test_the_house_s_readme_names_every_module():
+    text = (ROOT / "medjax/README.md").read_text()
+    rooms = re.split(r"^\*\*(\w+)(?:/| the rooms)\*\*", text, flags=re.MULTILINE)[1:]
+    named = {
+        f"medjax.{room}.{name.replace('/', '.')}".replace(".Beside.", ".")
+        for room, part in zip(rooms[::2], rooms[1::2], strict=True)
+        for name in re.findall(r"^- `([\w/]+)`:", part, flags=re.MULTILINE)
+    }
+    modules = {
+        module
+        for module, path in MODULES.items()
+        if module.startswith("medjax.") and path.name != "__init__.py"
+    }
+    assert named == modules
