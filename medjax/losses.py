@@ -1,22 +1,24 @@
-"""Losses as pure functions, each returning a (total, count) pair.
+"""Losses as pure functions that return (total, count).
 
 Shards know different numbers of labels, so a mean of shard means is wrong: the
-caller sums both parts over every shard and divides once.
+caller sums both parts over all shards and divides once.
 
-All of them take and give the same, so that `compound` can add them:
+All have the same first arguments and results, so that `compound` can add them:
   logits: [B, ..., T], log-odds that each finding (or class of a voxel) is present;
-    [B, T] for images, [B, (D,) H, W, K] for voxels. Any float type; float32 inside,
-    as bfloat16 keeps 8 bits: too few for a long sum.
+    [B, T] for images, [B, (D,) H, W, K] for voxels. Any float type; computed in
+    float32, since bfloat16 has 8 bits, too few for a long sum.
   label: as logits, in [0, 1]; anything, NaN included, where the weight is 0.
   weight: [B, T] or as logits, >= 0; 0 where the label is unknown or the row is
     padding.
-  total: [] float32, weighted and summed over images and tasks; the part of an image
-    and task is the mean over its known voxels (one voxel if there is no space).
-  count: [] float32, the images that know at least one label: the mean over them of
-    the sum over tasks is the loss.
-Other arguments are numbers or arrays, traced ones too. Values and gradients stay
-finite for saturated logits, so probabilities are kept as their logarithms:
-log p = -softplus(-z) and log(1 - p) = -softplus(z).
+  total: [] float32, weighted and summed over images and tasks. An image and task
+    adds the mean over its known voxels (one voxel if there is no space).
+  count: [] float32, the images that know at least one label. So total / count is
+    the mean over images of the sum over tasks.
+Other arguments are numbers or arrays, also traced ones, [] or [T]. Values and
+gradients stay finite for saturated logits, because probabilities are kept as their
+logarithms: log p = -softplus(-z) and log(1 - p) = -softplus(z).
+
+At the end are the losses of domain adaptation, which compare embeddings.
 """
 
 from collections.abc import Callable
@@ -25,26 +27,25 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chex import Array
+from chex import Array, ArrayTree
 
 from medjax.errors import InputError
 
-# What is smaller is taken for 0: the square of its inverse is not a float32.
+# Smaller values count as 0: the square of their inverse is not a float32.
 TINY = 1e-18
+HIDDEN = 100  # Units of the domain classifier, as in the paper's small networks.
 
 
 def weighted_bce(
     logits: Array, label: Array, weight: Array, *, w_pos: Array, w_neg: Array
 ) -> tuple[Array, Array]:
-    """Multi-label cross-entropy with a weight for each class of each task, in nats.
+    """Multi-label cross-entropy with a weight per class, in nats.
 
     -(w_pos y log p + w_neg (1 - y) log(1 - p)), summed over the tasks. With the
     'ratio' weights both classes of a task contribute equally.
 
     Args:
-      logits, label, weight: see above.
-      w_pos: [T], >= 0, the weight of a present finding.
-      w_neg: [T], >= 0, the weight of an absent one.
+      w_pos, w_neg: >= 0, the weights of a present and of an absent finding.
 
     Source: Rajpurkar et al., CheXNet (2017), section 2.
     """
@@ -62,14 +63,13 @@ def focal(
     w_neg: Array,
     gamma: Array,
 ) -> tuple[Array, Array]:
-    """weighted_bce in which a label that is already predicted well counts less.
+    """weighted_bce with less weight for labels that are already predicted well.
 
     -(w_pos y (1 - p)^gamma log p + w_neg (1 - y) p^gamma log(1 - p)).
 
     Args:
-      logits, label, weight, w_pos, w_neg: as in weighted_bce; the paper's alpha and
-        1 - alpha.
-      gamma: [] or [T], >= 0; 0 is weighted_bce, the paper takes 2.
+      w_pos, w_neg: the paper's alpha and 1 - alpha.
+      gamma: >= 0; 0 is weighted_bce, the paper takes 2.
 
     Source: Lin et al., Focal Loss for Dense Object Detection (ICCV 2017), eq. 5.
     """
@@ -94,24 +94,24 @@ def asymmetric(
     gamma_neg: Array,
     clip: Array,
 ) -> tuple[Array, Array]:
-    """Focal loss that forgives easy absent findings more than easy present ones.
+    """Focal loss that reduces easy absent findings more than easy present ones.
 
     -(w_pos y (1 - p)^gamma_pos log p + w_neg (1 - y) q^gamma_neg log(1 - q)), where
-    q = max(p - clip, 0): an absent finding below `clip` costs nothing. The gradient
-    includes the focusing factors', which the authors' code leaves out by default.
+    q = max(p - clip, 0): an absent finding with p < `clip` costs nothing. The gradient
+    includes that of the focusing factors, which the authors' code omits by default.
 
     Args:
-      logits, label, weight, w_pos, w_neg: as in weighted_bce; the paper has w = 1.
-      gamma_pos, gamma_neg: [] or [T], >= 0; the paper takes 0 or 1, and 4.
-      clip: [] or [T], in [0, 1); the paper takes 0.05.
+      w_pos, w_neg: as in weighted_bce; 1 in the paper.
+      gamma_pos, gamma_neg: >= 0; the paper takes 0 or 1, and 4.
+      clip: in [0, 1); the paper takes 0.05.
 
     Source: Ridnik et al., Asymmetric Loss For Multi-Label Classification (ICCV
     2021), section 2.
     """
     z, y, weight = _prepare(logits, label, weight)
     present = jax.nn.softplus(-z) * jnp.exp(-gamma_pos * jax.nn.softplus(z))
-    # log(1 - q) = log(1 - p + clip), of logarithms as 1 - p may round to 0. Where q is
-    # 0 so is its power, whatever gamma_neg.
+    # log(1 - q) = log(1 - p + clip), from logarithms because 1 - p may round to 0.
+    # Where q is 0, so is its power, for any gamma_neg.
     log_rest = jnp.logaddexp(-jax.nn.softplus(z), jnp.log(clip))
     shifted = jnp.maximum(jax.nn.sigmoid(z) - clip, 0)
     absent = -log_rest * _power(shifted, gamma_neg)
@@ -123,15 +123,13 @@ def softmax_cross_entropy(
 ) -> tuple[Array, Array]:
     """Cross-entropy of classes that exclude each other, in nats.
 
-    -sum_k w_k t_k log softmax(z)_k, the target t = (1 - smoothing) y + smoothing / K.
-    The mean is over images, whatever their class: torch's weighted mean divides by
-    the sum of w over the true classes instead.
+    -sum_k w_k t_k log softmax(z)_k, with t = (1 - smoothing) y + smoothing / K. The
+    mean is over images of any class; torch's weighted mean divides by the sum of w
+    over the true classes instead.
 
     Args:
-      logits: [B, ..., K].
-      label: as logits, one-hot or soft; sums to 1 over K.
-      weight: [B, K] or as logits, over K either all positive or all 0; an image or
-        voxel counts by its largest.
+      label: one-hot or soft; sums to 1 over K.
+      weight: over K either all positive or all 0; the largest counts.
       w: [K], >= 0, the weight of each class.
       smoothing: [], in [0, 1).
 
@@ -155,25 +153,24 @@ def auc_margin(
     prevalence: Array,
     margin: Array,
 ) -> tuple[Array, Array]:
-    """AUC-M: a sum over images whose saddle point is a loss over pairs of them.
+    """AUC-M: a sum over images whose saddle point is a loss over pairs of images.
 
     With h = sigmoid(z) and p = prevalence, a known label adds
     (1 - p) y ((h - a)^2 - 2 alpha h) + p (1 - y) ((h - b)^2 + 2 alpha h)
-    + p (1 - p) (2 alpha margin - alpha^2). The model, a and b minimise, alpha >= 0
-    maximises. At the saddle a and b are the mean h of the positives and the
-    negatives, alpha = max(margin + b - a, 0), and the mean over the images is
-    p (1 - p) (var h+ + var h- + alpha^2); where alpha > 0 that is p (1 - p) times the
+    + p (1 - p) (2 alpha margin - alpha^2). The model, a and b minimise it, alpha >= 0
+    maximises it. At the saddle point a and b are the mean h of the positives and of
+    the negatives, alpha = max(margin + b - a, 0), and the mean over the images is
+    p (1 - p) (var h+ + var h- + alpha^2). For alpha > 0 that is p (1 - p) times the
     mean of (margin - (h+ - h-))^2 over all pairs of a positive and a negative.
 
     LibAUC's AUCMLoss (version 'v1') is the same for one task, but takes scores for
-    logits, and unless told `auto=False` puts the batch's share of positives in place
-    of the prevalence, which would make the loss depend on the sharding.
+    logits, and by default uses the batch's prevalence, which would make the loss
+    depend on the sharding.
 
     Args:
-      logits, label, weight: see above.
-      a, b, alpha: [T], learnt with the model; see auc_margin_variables.
-      prevalence: [T], the positives' share of the known training labels.
-      margin: [] or [T], the wanted distance of the two means, in (0, 1].
+      a, b, alpha: [T], learnt with the model, see auc_margin_variables.
+      prevalence: [T], the share of positives among the known training labels.
+      margin: in (0, 1], the wanted distance of the two means.
 
     Source: Yuan et al., Large-scale Robust Deep AUC Maximization (ICCV 2021).
     """
@@ -196,11 +193,10 @@ def soft_dice(
     """One minus the Dice overlap, per image and class; classes may overlap.
 
     1 - (2 sum(p g) + s) / (sum(p^2) + sum(g^2) + s), over the image's known voxels.
-    No prediction where there is no mask costs 0, also with s = 0.
+    An empty prediction of an empty mask costs 0, also with s = 0. If weights differ
+    within an image and class, the loss is multiplied by their mean over known voxels.
 
     Args:
-      logits, label, weight: see above; where weights differ within an image and
-        class, the loss counts by their mean over its known voxels.
       smooth: [], s >= 0, in voxels; 0 is the plain formula.
 
     Source: Milletari et al., V-Net (3DV 2016), section 3; s as in MONAI.
@@ -231,12 +227,11 @@ def tversky(
     (2 sum(p g) + 2 s) / (sum(p) + sum(g) + 2 s).
 
     Args:
-      logits, label, weight: as in soft_dice.
-      alpha, beta: [] or [T], >= 0, the price of a false positive and of a false
-        negative, as Salehi et al. have them; Abraham & Khan swap the letters.
+      alpha, beta: >= 0, the weights of false positives and of false negatives, as in
+        Salehi et al.; Abraham & Khan swap the letters.
       smooth: [], s >= 0, in voxels.
-      gamma: [] or [T], > 0, the exponent; 1 is Tversky's loss. Abraham & Khan write
-        1 / gamma: their 4/3 is 0.75 here.
+      gamma: > 0, the exponent; 1 is Tversky's loss. Abraham & Khan write 1 / gamma:
+        their 4/3 is 0.75 here.
 
     Source: Salehi et al., Tversky Loss Function (MLMI 2017); Abraham & Khan, A Novel
     Focal Tversky Loss Function (ISBI 2019).
@@ -260,11 +255,10 @@ PARTS = {
 def compound(
     logits: Array, label: Array, weight: Array, *, parts: dict[str, dict]
 ) -> tuple[Array, Array]:
-    """A weighted sum of the losses above.
+    """A weighted sum of losses.
 
     Args:
-      logits, label, weight: as all parts want them.
-      parts: {name: {"share": its factor, **the other arguments of that loss}}.
+      parts: {name in PARTS: {"share": its factor, **that loss's other arguments}}.
     """
     if not parts:
         raise InputError(f"loss.parts: empty; give one at least of {', '.join(PARTS)}")
@@ -283,18 +277,15 @@ def compound(
 
 
 def deep(loss: Callable) -> Callable:
-    """A loss of the tuple of logits that a network with deep supervision gives.
+    """The loss for a network with deep supervision, which returns several logits.
 
-    Their losses with the shares 1, 1/2, 1/4, ..., divided by the sum of these. The
-    label of a coarse voxel is the largest among the known ones that it covers: a
-    lesion of few voxels stays, where every second voxel alone could miss it.
-
-    Args:
-      loss: one of the above.
+    The losses have the shares 1, 1/2, 1/4, ..., divided by their sum. The label of a
+    coarse voxel is the largest known one that it covers: this keeps lesions of few
+    voxels, which taking every second voxel could miss.
 
     Returns:
-      (logits, label, weight, **rest) -> (total, count), its logits a tuple, of which
-      the first have the label's resolution, and each axis of the others divides it.
+      A loss whose logits are a tuple: the first at the label's resolution, the others
+      at resolutions that divide it.
 
     Source: Isensee et al., nnU-Net (Nature Methods 2021), for the shares.
     """
@@ -307,7 +298,7 @@ def deep(loss: Callable) -> Callable:
         for share, z in zip(shares / shares.sum(), logits, strict=True):
             part, count = loss(z, *_coarser(label, weight, z.shape), **rest)
             total += share * part
-        return total, count  # A voxel is known wherever one below it is.
+        return total, count  # A coarse voxel is known if one that it covers is.
 
     return summed
 
@@ -343,12 +334,7 @@ def _space(x: Array) -> tuple[int, ...]:
 
 
 def _total(loss: Array, weight: Array) -> tuple[Array, Array]:
-    """The mean over known voxels, summed over images and tasks; and the images.
-
-    Args:
-      loss: [B, ..., T], or what broadcasts to it.
-      weight: [B, ..., T].
-    """
+    """(total, count) of a loss [B, ..., T], or of one that broadcasts to it."""
     known = jnp.sum(weight > 0, axis=_space(weight))  # [B, T]
     part = jnp.sum(weight * loss, axis=_space(weight)) / jnp.maximum(known, 1)
     return jnp.sum(part), jnp.sum(jnp.any(known > 0, axis=1), dtype=jnp.float32)
@@ -360,11 +346,105 @@ def _sum(x: Array, weight: Array) -> Array:
 
 
 def _ratio(part: Array, whole: Array) -> Array:
-    """part / whole, of 0 <= part <= whole; 0 where both are."""
+    """part / whole for 0 <= part <= whole; 0 / 0 is 0."""
     return part / jnp.where(whole > TINY, whole, 1)
 
 
 def _power(base: Array, exponent: Array) -> Array:
-    """base ** exponent, base >= 0; where it is 0, 0 with a gradient of 0."""
-    positive = base > TINY  # Both branches are differentiated: mend the base too.
+    """base ** exponent for base >= 0; at 0 both the value and the gradient are 0."""
+    positive = base > TINY  # JAX differentiates both branches: change the base too.
     return jnp.where(positive, jnp.where(positive, base, 1) ** exponent, 0)
+
+
+# ------------------------------------------------------------- domain adaptation
+#
+# Losses between embeddings [B, F] of labelled source images and unlabelled target
+# images in one batch; `domain` [B] is 0 for source and 1 for target. They use no label.
+
+
+def coral(
+    feature: Array, domain: Array, *, total: Callable[[Array], Array] = lambda x: x
+) -> Array:
+    """The distance between the covariances of two domains.
+
+    |C_S - C_T|^2 / (4 F^2), the squared Frobenius norm, where C_S and C_T are the
+    unbiased covariances [F, F] of the source and target rows.
+
+    Args:
+      feature: [B, F], with at least two rows of each domain.
+      domain: [B].
+      total: sums over all shards, such as a psum: covariances of shards can't be
+        added, but sums over rows can.
+
+    Returns:
+      [] float32, the same on every shard.
+
+    Source: Sun & Saenko, Deep CORAL (ECCV workshops 2016), eq. 1 to 3.
+    """
+    feature = jnp.asarray(feature, jnp.float32)
+
+    def covariance(inside: Array) -> Array:
+        count = total(jnp.sum(inside))
+        mean = total(inside @ feature) / jnp.maximum(count, 1)
+        centred = inside[:, None] * (feature - mean)  # First: sums cancel digits.
+        squares = jnp.matmul(centred.T, centred, precision="highest")
+        return total(squares) / jnp.maximum(count - 1, 1)
+
+    source = (domain == 0).astype(jnp.float32)
+    difference = covariance(source) - covariance(1 - source)
+    return jnp.sum(difference**2) / (4 * feature.shape[1] ** 2)
+
+
+def domain_cross_entropy(
+    params: ArrayTree, feature: Array, domain: Array
+) -> tuple[Array, Array]:
+    """Cross-entropy of the domain classifier, in nats, as (total, count) over rows.
+
+    With `reverse` before it, its gradient trains the classifier to separate the
+    domains, and the embedding to make them equal: domain-adversarial training.
+
+    Args:
+      params: see domain_classifier.
+      feature: [B, F].
+      domain: [B].
+
+    Source: Ganin et al., Domain-Adversarial Training of Neural Networks (JMLR 2016),
+    eq. 9 to 15.
+    """
+    hidden, logit = params["hidden"], params["logit"]
+    x = jax.nn.relu(feature.astype(jnp.float32) @ hidden["kernel"] + hidden["bias"])
+    z = (x @ logit["kernel"] + logit["bias"])[:, 0]
+    loss = jax.nn.softplus(z) - domain * z
+    return jnp.sum(loss), jnp.float32(loss.size)
+
+
+def domain_classifier(key: Array, features: int) -> ArrayTree:
+    """Random parameters: [F] -> HIDDEN rectified units -> one logit of the target."""
+    make = jax.nn.initializers.he_normal()
+    keys = jax.random.split(key)
+    sizes = {"hidden": (features, HIDDEN), "logit": (HIDDEN, 1)}
+    return {
+        name: {"kernel": make(key, size), "bias": jnp.zeros(size[1])}
+        for key, (name, size) in zip(keys, sizes.items(), strict=True)
+    }
+
+
+@jax.custom_vjp
+def reverse(x: Array, strength: Array) -> Array:
+    """x itself; its gradient is multiplied by -strength (Ganin et al., eq. 16, 17)."""
+    return x
+
+
+reverse.defvjp(
+    lambda x, strength: (x, strength),
+    lambda strength, gradient: (-strength * gradient, jnp.zeros_like(strength)),
+)
+
+
+def ramp(progress: Array) -> Array:
+    """The share of the reversal, from 0 to almost 1, after a share of the training.
+
+    2 / (1 + exp(-10 progress)) - 1, so that the classifier learns something before
+    the embedding hides it (Ganin et al., section 5.2.2).
+    """
+    return jnp.tanh(5 * progress)  # The same.

@@ -181,9 +181,9 @@ def test_if_one_process_dies_the_other_ends_with_an_error(one, records, dead):
 
 
 def joined(code, **environment):
-    """A process that calls hosts.join as the code says; waits for its end."""
+    """A process that calls devices.join as the code says; waits for its end."""
     return subprocess.run(
-        [sys.executable, "-c", f"from medjax.training import hosts\n{code}"],
+        [sys.executable, "-c", f"from medjax.training import devices\n{code}"],
         env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""} | environment,
         capture_output=True,
         text=True,
@@ -201,7 +201,7 @@ def free_port():
 @pytest.mark.parametrize("process", [0, 1])
 def test_if_one_process_never_comes_the_other_ends_with_one_line(process):
     done = joined(
-        f"hosts.MEET = 2; hosts.join('localhost:{free_port()}', 2, {process})"
+        f"devices.MEET = 2; devices.join('localhost:{free_port()}', 2, {process})"
     )
     assert done.returncode == 2
     lines = [line for line in done.stderr.splitlines() if line.startswith("error")]
@@ -214,7 +214,7 @@ def test_a_process_that_slurm_starts_alone_on_its_node_has_all_cards(nodes, card
     """JAX alone would give it the first card; of several processes each has its own."""
     done = joined(
         "import jax\n"
-        "hosts.join(None, None, None)\n"
+        "devices.join(None, None, None)\n"
         "print(jax.config.values['jax_cuda_visible_devices'])",
         SLURM_JOB_ID=str(os.getpid()),
         SLURM_STEP_NODELIST="localhost",

@@ -18,12 +18,13 @@ import numpy as np
 import pandas as pd
 from chex import Array, ArrayTree
 
+from medjax import losses
 from medjax.cohort import split as splits
 from medjax.config import Config
 from medjax.data import loader
 from medjax.errors import InputError
 from medjax.tasks import films
-from medjax.training import adaptation, step
+from medjax.training import step
 
 SPLIT = "target"  # What evaluate calls the target's test images.
 BY_LOSS = ("coral", "dann")
@@ -121,12 +122,12 @@ def loss(config: Config) -> Callable | None:
 
     def coral(params: ArrayTree, feature: Array, domain: Array, *, weight, step):
         # Every shard computes the distance of the whole batch: the mean is the same.
-        return weight * adaptation.coral(feature, domain, total=_over_shards), 1.0
+        return weight * losses.coral(feature, domain, total=_over_shards), 1.0
 
     def dann(params: ArrayTree, feature: Array, domain: Array, *, weight, step):
-        strength = weight * adaptation.ramp(step / config.train.steps)
-        feature = adaptation.reverse(feature, strength)
-        return adaptation.domain_cross_entropy(params["domain"], feature, domain)
+        strength = weight * losses.ramp(step / config.train.steps)
+        feature = losses.reverse(feature, strength)
+        return losses.domain_cross_entropy(params["domain"], feature, domain)
 
     return {"coral": coral, "dann": dann}[name]
 
@@ -149,7 +150,7 @@ def variables(config: Config, begin: ArrayTree) -> ArrayTree:
         return begin
     features = begin["params"]["classifier"]["kernel"].shape[0]
     key = jax.random.key(config.seed + 3)
-    domain = adaptation.domain_classifier(key, features)
+    domain = losses.domain_classifier(key, features)
     return {**begin, "params": {**begin["params"], "domain": domain}}
 
 

@@ -369,6 +369,8 @@ def _arguments(
       Whether classes are weighted in it; and the arguments.
     """
     takes = inspect.signature(named(losses, name, "loss.name")).parameters
+    if "logits" not in takes:
+        raise InputError(f"loss.name={name!r}: medjax.losses has no such loss")
     for option in options:
         if option not in takes:
             raise InputError(f"loss.{option}: {name} has no such number: leave it out")

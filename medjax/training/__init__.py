@@ -1,1 +1,1 @@
-"""State, step, checkpoint and loop."""
+"""The training step, its state, the loop around it, and what a run leaves behind."""

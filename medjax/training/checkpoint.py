@@ -1,4 +1,4 @@
-"""Orbax: the state and the position in the data together, the best and the latest."""
+"""Checkpoints: the state and the position in the data; the best and the latest stay."""
 
 import logging
 import math
@@ -16,7 +16,7 @@ log = logging.getLogger("medjax")
 
 
 class Restored(NamedTuple):
-    """A checkpoint as read back: step, state (numpy leaves), position in the data."""
+    """A checkpoint: its step, state (numpy leaves) and position in the data."""
 
     step: int
     state: ArrayTree
@@ -27,9 +27,9 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-      directory: made if absent.
-      keep: how many of the best to keep, by validation score; the latest is always
-        kept too, or the newest work would be the first deleted.
+      directory: created if missing.
+      keep: number of best checkpoints to keep, by validation score. The latest one is
+        kept too: otherwise the newest would be deleted first.
     """
 
     def __init__(self, directory: Path, *, keep: int = 1):
@@ -53,7 +53,7 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """The steps at hand, ascending."""
+        """The steps of all checkpoints, ascending."""
         return sorted(checkpoint.step for checkpoint in self._orbax.checkpoints)
 
     @property
@@ -67,20 +67,20 @@ class Checkpoints:
     def save(
         self, step: int, state: ArrayTree, data: dict, *, score: float | None = None
     ) -> None:
-        """Writes one checkpoint and waits for it; replaces one of the same step.
+        """Writes a checkpoint and waits for it; replaces one of the same step.
 
         Args:
           step: updates done.
           state: any tree of arrays; one replica is written.
           data: the position in the data, plain JSON.
-          score: on validation, more is better; None or NaN: not a candidate for the best.
+          score: on validation, more is better; None or NaN: can't become the best.
         """
         scored = score is not None and math.isfinite(score)
         self._orbax.save_checkpointables(
             step,
             {"state": jax.device_get(state), "data": data},
             metrics={"score": float(score)} if scored else None,
-            force=True,  # Orbax would skip an older step in silence.
+            force=True,  # Orbax would silently skip an older step.
             overwrite=step in self.steps,
         )
 
@@ -88,11 +88,12 @@ class Checkpoints:
         """Reads a checkpoint: the given step, or the latest that can be read.
 
         Args:
-          template: a tree with the structure, shapes and dtypes expected.
-          step: None: the latest; a damaged one is named and the one before it tried.
+          template: a tree with the expected structure, shapes and dtypes.
+          step: None: the latest. If it is damaged, the log names it, and the one
+            before it is read.
 
         Raises:
-          InputError: no checkpoint can be read, or it doesn't fit the template.
+          InputError: no checkpoint can be read, or it doesn't match the template.
         """
         candidates = [step] if step is not None else self.steps[::-1]
         reasons = []
@@ -119,7 +120,7 @@ class Checkpoints:
         return Restored(step, parts["state"], parts["data"])
 
     def _check(self, template: ArrayTree, step: int) -> None:
-        """Compares names, shapes and dtypes: Orbax casts a wrong dtype in silence."""
+        """Compares names, shapes and dtypes: Orbax silently casts a wrong dtype."""
         saved = self._orbax.checkpointables_metadata(step).metadata["state"]
         saved, expected = _leaves(saved), _leaves(template)
         if not saved:
@@ -131,22 +132,21 @@ class Checkpoints:
                 "the config's model is not the one that was trained"
             )
         for name, leaf in expected.items():
-            old = saved[name]
-            if old != leaf:
+            if saved[name] != leaf:
                 raise InputError(
-                    f"{self.directory}/{step}: {name} is {old}, the config's model "
-                    f"has {leaf}: it is not the one that was trained"
+                    f"{self.directory}/{step}: {name} is {saved[name]}, the config's "
+                    f"model has {leaf}: it is not the one that was trained"
                 )
 
 
 def _score(metrics: dict[str, float]) -> float:
-    """The one number saved beside a checkpoint, whatever it was called."""
+    """The validation score, the only metric of a checkpoint."""
     (value,) = metrics.values()
     return value
 
 
 def _leaves(tree: ArrayTree) -> dict[str, str]:
-    """Names each leaf and says its dtype and shape: {'params/conv0': 'float32[3]'}."""
+    """The dtype and shape of each leaf by name: {'params/conv0': 'float32[3]'}."""
     return {
         "/".join(_part(part) for part in path): f"{leaf.dtype}{list(leaf.shape)}"
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
@@ -154,7 +154,7 @@ def _leaves(tree: ArrayTree) -> dict[str, str]:
 
 
 def _part(part) -> str:
-    """A path's part as text; a tuple's index and a field's name both occur."""
+    """A part of a path as text: a field's name, a key or an index."""
     for attribute in ("name", "key", "idx"):
         if hasattr(part, attribute):
             return str(getattr(part, attribute))

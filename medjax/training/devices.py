@@ -1,9 +1,7 @@
-"""What precedes the first step: devices, tracing, and compiling once for all runs.
+"""Devices, hosts, and the compile cache: what precedes the first step.
 
-Several processes that train one run: how they meet, agree and share the work.
-
-Every process runs the same commands on a file system that all of them see. All of them
-compute; process 0 alone writes, and prints.
+Several processes, the hosts, may train one run: all run the same commands on a file
+system that all of them see, all compute, and process 0 alone writes and prints.
 """
 
 import contextlib
@@ -26,35 +24,40 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from medjax.errors import InputError
 
 FOLDER = "~/.cache/medjax/compiled"
-# Of glibc's malloc.h: no maps of their own for large blocks, one heap for all threads,
-# and what is free at its end stays, up to so many bytes.
+# Options of glibc's malloc.h: M_MMAP_MAX 0, M_ARENA_MAX 1, M_TRIM_THRESHOLD 2 GB. Large
+# blocks come from the heap, all threads share it, and it keeps what is freed.
 MALLOC = {-4: 0, -8: 1, -1: 2**31 - 1}
 DEVICES = 8  # At most, of a CPU: each holds the state, and they wait for each other.
+HEARTBEAT = 30  # Seconds of silence after which a process counts as dead.
+MEET = 120  # Seconds that processes wait for each other at the start.
+LONGEST = 24 * 3600  # Seconds that the others wait for one that works alone.
+
+Rows = TypeVar("Rows", bound=tuple)
 
 
 def keep() -> None:
-    """Keeps what this process and the ones that it starts compile, for the next.
+    """Enables the persistent compilation cache, and keeps freed memory.
 
-    In the folder that JAX was given already, by `jax_compilation_cache_dir` or by
-    $JAX_COMPILATION_CACHE_DIR, else in FOLDER. This process also keeps the memory that
-    it frees, for what it does next.
+    The cache is in the folder that JAX already has, from `jax_compilation_cache_dir`
+    or $JAX_COMPILATION_CACHE_DIR, or else in FOLDER. Processes that this one starts
+    share it.
     """
     _keep_memory()
-    given = jax.config.jax_compilation_cache_dir  # The variable too, if set in time.
-    folder = given or os.environ.get("JAX_COMPILATION_CACHE_DIR") or FOLDER
+    configured = jax.config.jax_compilation_cache_dir  # Also from the variable.
+    folder = configured or os.environ.get("JAX_COMPILATION_CACHE_DIR") or FOLDER
     folder = os.path.expanduser(folder)
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder  # A sweep's processes share it.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def _keep_memory() -> None:
-    """Lets glibc hold up to 2 GB of freed memory; elsewhere it does nothing.
+    """Lets glibc keep up to 2 GB of freed memory; without glibc it does nothing.
 
-    On a CPU, XLA frees an update's buffers after it. Given back to the machine, which
-    is what glibc does with large ones, every page must be cleared for the next update:
-    a fifth of the processors' time of the quickstart's.
+    On a CPU, XLA frees its buffers after every update. By default glibc gives large
+    ones back to the kernel, which must clear every page for the next update: a fifth of
+    the quickstart's CPU time.
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):  # No glibc.
         mallopt = ctypes.CDLL(None).mallopt
@@ -63,42 +66,41 @@ def _keep_memory() -> None:
 
 
 def use_cores(*batches: int, most: int = DEVICES) -> None:
-    """Makes a JAX device of each core of a CPU.
+    """Makes each CPU core a JAX device.
 
-    A step has small operations, which several cores share badly: two devices of one
-    core each train the lesions' U-Net 1.3 times as fast as one of two cores, and
-    predict by DenseNet-121 1.5 times. To be called before JAX looks for devices: it
-    changes nothing after that, nor what was set as jax_num_cpu_devices, nor another
-    platform.
+    Several cores don't share the small operations of a step well: two devices of one
+    core each train the lesions' U-Net 1.3 times as fast as one device of two cores, and
+    predict by DenseNet-121 1.5 times as fast. Call it before JAX looks for devices;
+    later it changes nothing. It respects jax_num_cpu_devices and other platforms.
 
     Args:
-      batches: sizes, each of which the devices must be able to share.
-      most: devices.
+      batches: sizes that must be divisible by the number of devices.
+      most: largest number of devices.
     """
     if jax.config.jax_num_cpu_devices > 0:
         return
     devices = max(min(os.cpu_count() or 1, most), 1)
     while any(max(batch, 1) % devices for batch in batches):
         devices -= 1
-    with contextlib.suppress(RuntimeError):  # It has looked.
+    with contextlib.suppress(RuntimeError):  # JAX has its devices.
         jax.config.update("jax_num_cpu_devices", devices)
 
 
 def uncollected(function: Callable) -> Callable:
-    """A compiled function in whose calls Python's garbage collector waits.
+    """A compiled function that is called without Python's garbage collector.
 
-    The first call traces, and makes hundreds of thousands of objects that stay: to
-    look at them again and again took a third of the time for DenseNet-121's step.
+    The first call traces, and makes hundreds of thousands of objects that stay. Scanning
+    them again and again took a third of the time for DenseNet-121's step.
     """
 
     @functools.wraps(function)
     def call(*arguments: Any, **named: Any) -> Any:
-        collects = gc.isenabled()
+        enabled = gc.isenabled()
         gc.disable()
         try:
             return function(*arguments, **named)
         finally:
-            if collects:
+            if enabled:
                 gc.enable()
 
     if hasattr(function, "lower"):
@@ -106,28 +108,21 @@ def uncollected(function: Callable) -> Callable:
     return call
 
 
-HEARTBEAT = 30  # Seconds of silence after which a process counts as dead.
-MEET = 120  # Seconds that processes wait for each other at the start.
-LONGEST = 24 * 3600  # Seconds that the others wait for one that works alone.
-
-Rows = TypeVar("Rows", bound=tuple)
-
-
 def join(coordinator: str | None, processes: int | None, process: int | None) -> None:
-    """Meets the other processes; before anything else that asks for devices.
+    """Connects to the other processes; call it before JAX looks for devices.
 
-    If one of them dies, all others end with an error that says so, HEARTBEAT seconds
-    later at most. If one doesn't come, those that did end after MEET seconds, with the
-    exit code 2: JAX would abort them.
+    If a process dies, all others end with an error about it within HEARTBEAT seconds.
+    If one doesn't come, the others end after MEET seconds with exit code 2; JAX would
+    abort them.
 
     Args:
-      coordinator: 'HOST:PORT' of process 0, a free port there. With None here and
-        below the cluster's environment says (SLURM, TPU pods, Open MPI).
-      processes: how many.
+      coordinator: 'HOST:PORT' of process 0, a free port there. If all three are None,
+        the cluster's environment gives them (SLURM, TPU pods, Open MPI).
+      processes: number of processes.
       process: the number of this one.
 
     Raises:
-      InputError: the three don't fit, or the environment is of no known cluster.
+      InputError: the three contradict each other, or no known cluster is found.
     """
     watch = threading.Timer(MEET, _give_up)
     watch.daemon = True
@@ -138,7 +133,7 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
             processes,
             process,
             _accelerators(),
-            initialization_timeout=2 * MEET,  # Never to come: then it aborts.
+            initialization_timeout=2 * MEET,  # JAX would abort: `watch` is earlier.
             heartbeat_timeout_seconds=HEARTBEAT,
             shutdown_timeout_seconds=LONGEST,
         )
@@ -158,29 +153,28 @@ def _apart(why: str) -> str:
 
 
 def _give_up() -> None:
-    """Ends this process, whose main thread waits in JAX and can't be told."""
+    """Ends this process, whose main thread waits in JAX and can't be interrupted."""
     why = f"not all came within {MEET} seconds"
     print(f"error: {_apart(why)}", file=sys.stderr, flush=True)
     os._exit(2)
 
 
 def _accelerators() -> list[int] | None:
-    """Which of the node's accelerators are this process's: none named is all of them.
+    """This process's accelerators: [] is all of the node, None is JAX's choice.
 
-    Under SLURM JAX gives each process the one of its number on the node. That is right
-    for a process a card; one that is alone on its node has them all.
+    Under SLURM JAX gives each process one card. A process alone on its node needs all.
     """
     tasks, nodes = map(os.environ.get, ("SLURM_NTASKS", "SLURM_STEP_NUM_NODES"))
     return [] if tasks and tasks == nodes else None
 
 
 def _connect() -> None:
-    """Lets all devices find each other now, when all processes are here.
+    """Connects all devices now, while all processes are here.
 
-    CPUs do so at their first sum over the same devices, and give up on one that comes
-    30 seconds later, as a process that compiles beside another may. Later sums wait.
+    CPUs connect in their first sum over the same devices, and give up after 30 seconds,
+    which a process that compiles more slowly than another may exceed. Later sums wait.
     """
-    wait("to connect")  # A sum over the processes; now one over the devices.
+    wait("to connect")  # This sums over the processes; what follows over the devices.
     everywhere = NamedSharding(
         Mesh(jax.devices(), ("device",)), PartitionSpec("device")
     )
@@ -203,14 +197,14 @@ def alone() -> bool:
 
 
 def wait(where: str) -> None:
-    """Goes on when all processes have come here."""
+    """Waits until all processes are here."""
     if not alone():
         multihost_utils.sync_global_devices(where)
 
 
 @contextlib.contextmanager
 def in_turn() -> Iterator[None]:
-    """A block that process 0 goes through before all others: they find what it made."""
+    """A block that process 0 runs before all others, which find its results."""
     if not first():
         wait("for process 0")
     yield
@@ -219,17 +213,18 @@ def in_turn() -> Iterator[None]:
 
 
 def any_of_us(flag: bool) -> bool:
-    """Whether it is so for one process at least; all must ask."""
+    """Whether the flag is set in any process; all processes must call it."""
     if alone():
         return flag
     return bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
 def gather(mine: Rows, total: int) -> Rows:
-    """Puts the processes' parts together again, in their order.
+    """Puts the rows of all processes together, in order.
 
     Args:
-      mine: a NamedTuple of arrays [n, ...], this process's: every P-th row of all, from its own number on.
+      mine: a NamedTuple of arrays [n, ...]: of the P processes' rows, this one has
+        every P-th from its own number on.
       total: N, rows of all processes.
     """
     if alone():

@@ -1,8 +1,8 @@
-"""The classifier fitted on embeddings, with synthetic minorities among them.
+"""Refits the classifier on embeddings, with synthetic minority points among them.
 
-The network below the classifier keeps what it learnt from the images as they are;
-the classifier is a convex problem of few numbers, solved to its end. (Treating the
-imbalance in the classifier alone: Kang et al., ICLR 2020.)
+The layers below the classifier keep their weights. The classifier alone is a small
+convex problem, which is solved to convergence. (Treating imbalance in the classifier
+alone: Kang et al., ICLR 2020.)
 """
 
 from collections.abc import Callable
@@ -27,19 +27,19 @@ def refit(
 ) -> dict[str, Array]:
     """Fits a linear classifier to embeddings and to points between them.
 
-    A synthetic point is (1 - gap) seed + gap neighbour, and the classifier is linear,
-    so its logits are the same mixture of the two images' logits: no synthetic
-    embedding is ever held in memory.
+    A synthetic point is (1 - gap) seed + gap neighbour. The classifier is linear, so a
+    point's logits are the same mixture of the two images' logits, and no synthetic
+    embedding is computed.
 
     Args:
       feature: [N, F] embeddings.
-      label: [N, T] in [0, 1].
+      label: [N, T] in [0, 1]; anything where the weight is 0.
       weight: [N, T], >= 0; 0 where the label is unknown.
-      between: the synthetic points, [T, M], of each task its own.
-      exclusive: whether the tasks are classes of which an image has one (softmax), or
-        findings of which it may have several (sigmoid).
-      decay: half the factor of the squared weights, per standardised feature.
-      iterations: of L-BFGS at most; a few dozen usually suffice.
+      between: the synthetic points of each task, [T, M].
+      exclusive: whether an image has exactly one of the tasks (softmax), or may have
+        several (sigmoid).
+      decay: weight of the sum of squared weights, for standardised features.
+      iterations: of L-BFGS at most; a few dozen are usually enough.
 
     Returns:
       kernel [F, T] and bias [T] of the layer.
@@ -50,7 +50,7 @@ def refit(
     x = (feature - mean) * scale
     y = jnp.where(weight > 0, label, 0.0)
 
-    def bits(logits: Array, target: Array) -> Array:
+    def cross_entropy(logits: Array, target: Array) -> Array:
         return jax.nn.softplus(logits) - target * logits
 
     def objective(layer: dict[str, Array]) -> Array:
@@ -61,16 +61,17 @@ def refit(
             count = jnp.sum(weight * y) + jnp.sum(between.weight)
             gap = gap[..., None]
             mixed = (1 - gap) * z[between.seed] + gap * z[between.neighbour]
-            own = jnp.diagonal(jax.nn.log_softmax(mixed), axis1=0, axis2=2)  # [M, T]
-            total -= jnp.sum(between.weight * own.T)
+            # Task t's points are of class t.
+            points = jnp.diagonal(jax.nn.log_softmax(mixed), axis1=0, axis2=2)  # [M, T]
+            total -= jnp.sum(between.weight * points.T)
         else:
-            total = jnp.sum(weight * bits(z, y), axis=0)  # [T]
+            total = jnp.sum(weight * cross_entropy(z, y), axis=0)  # [T]
             count = jnp.sum(weight, axis=0) + jnp.sum(between.weight, axis=1)
             start = jnp.take_along_axis(z.T, between.seed, axis=1)
             end = jnp.take_along_axis(z.T, between.neighbour, axis=1)
             mixed = (1 - gap) * start + gap * end  # [T, M]
-            points = between.weight * bits(mixed, between.label[:, None])
-            total += jnp.sum(points, axis=1)
+            points = cross_entropy(mixed, between.label[:, None])
+            total += jnp.sum(between.weight * points, axis=1)
         fit = jnp.sum(total / jnp.maximum(count, 1))
         return fit + decay * jnp.sum(layer["kernel"] ** 2)
 
@@ -85,7 +86,7 @@ def refit(
 
 
 def _minimise(objective: Callable, start: dict, iterations: int) -> dict:
-    """L-BFGS until the gradient is small, or for so many iterations."""
+    """Minimises by L-BFGS until the gradient is small, at most `iterations` times."""
     optimizer = optax.lbfgs()
     value_and_grad = optax.value_and_grad_from_state(objective)
 

@@ -1,4 +1,4 @@
-"""What a run writes down as it goes: metrics.jsonl, event files, a progress bar."""
+"""A run's log: metrics.jsonl, TensorBoard events, a progress bar."""
 
 import json
 import math
@@ -24,20 +24,20 @@ from medjax.training import devices
 
 
 class Journal:
-    """Records scalars by step, and what they cost; shows the progress on a terminal.
+    """Records scalars by step with their cost, and shows the progress on a terminal.
 
-    Every line says the seconds since the run began, without those between an
-    interruption and the restart, and the peak of the memory, see `peak_memory`.
+    Every line has the seconds of training so far, without interruptions, and the peak
+    of the memory, see `peak_memory`.
 
     Args:
       workdir: gets metrics.jsonl and TensorBoard's events/.
       steps: of the whole run, for the bar.
-      start: steps done already; later lines of an interrupted run are dropped, since
-        they are about to be computed again.
-      name: of the run among those that train beside it; stands in its lines.
-      bar: whether it shows a bar; of several at once one can.
-      sharing: how many runs train in the same time, of which each has its share.
-      before: seconds that this run cost before, such as its share of a compilation.
+      start: steps done already. Later lines of an interrupted run are dropped, because
+        these steps are computed again.
+      name: distinguishes the run's lines from those of runs trained at the same time.
+      bar: whether to show a bar; only one run at a time can.
+      sharing: number of runs trained at the same time, which share its cost equally.
+      before: seconds that the run cost earlier, such as its share of a compilation.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Journal:
         self._events.close()
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        """Appends one line; a NaN is written as null, for JSON has none."""
+        """Appends one line; NaN becomes null, because JSON has no NaN."""
         passed = (time.perf_counter() - self._began) / self._sharing
         cost = {"seconds": round(self._spent + passed, 3), "memory": peak_memory()}
         scalars = scalars | cost
@@ -102,12 +102,12 @@ class Journal:
         self._progress.update(self._task, completed=step, facts=facts)
 
     def say(self, step: int, facts: str) -> None:
-        """Prints a line that stays, on a terminal and in a log file alike."""
+        """Prints a line that stays, on a terminal and in a log file."""
         self._console.print(f"step {step}/{self._steps}{self._name}  {facts}")
 
 
 def peak_memory() -> int:
-    """Bytes: the fullest accelerator's so far; on a CPU all that the process took."""
+    """Peak bytes of the fullest accelerator, or on a CPU of the whole process."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     peaks = [each.get("peak_bytes_in_use", 0) for each in stats]
     if any(peaks):
@@ -117,7 +117,7 @@ def peak_memory() -> int:
 
 
 def read(path: Path) -> list[dict]:
-    """Reads metrics.jsonl; a line cut off by a crash at its end is left out."""
+    """Reads metrics.jsonl, without a last line that a crash has cut off."""
     if not path.exists():
         return []
     lines = []

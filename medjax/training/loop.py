@@ -1,4 +1,4 @@
-"""Next batch, step, log, evaluate, save: until done, stopped or diverged."""
+"""The training loop: step, log, validate, save; until done, stopped or diverged."""
 
 import contextlib
 import math
@@ -38,29 +38,29 @@ def fit(
 
     Args:
       state: before the first update.
-      workdir: of the run.
+      workdir: the run's folder.
       steps: updates of the whole run.
-      step: compile_step's; its first argument is donated.
+      step: from compile_step; its first argument is donated.
       batches: the training data; its position is saved with the state.
-      evaluate: the validation metrics, the first of which chooses the best checkpoint;
-        none where nobody validates.
+      evaluate: the validation metrics, of which the first chooses the best checkpoint;
+        {} if nobody validates.
       checkpoints: of this run.
       key: the run's key.
       log_every: steps between two lines of metrics.jsonl.
-      evaluate_every: steps between two evaluations, each with a checkpoint.
+      evaluate_every: steps between two validations, each with a checkpoint.
 
     Returns:
       Whether the run is complete: False after SIGTERM, SIGUSR2 or Ctrl-C, with
       everything saved.
 
     Raises:
-      InputError: the loss or the gradient stopped being finite.
+      InputError: the loss or the gradient isn't finite.
     """
     start = 0
     if checkpoints.steps:
-        start, state, data = checkpoints.restore(state)
-        batches.set_state(data)
-    # Values only: the step donates its state, and one buffer can't be given twice.
+        start, state, position = checkpoints.restore(state)
+        batches.set_state(position)
+    # Host copies: the step donates its state, and one buffer can't be donated twice.
     state = jax.device_get(state)
     with Journal(workdir, steps=steps, start=start) as journal, stop_signal() as stop:
         meter = Meter(journal, checkpoints)
@@ -68,27 +68,24 @@ def fit(
             batch = next(batches)
             state, scalars = step(state, batch, key)
             meter.add(number, scalars, rows=batch["id"].size * jax.process_count())
-            asked = stop()  # Once: a signal between two looks would save nothing.
-            # Hosts agree only where they wait anyway, for a word costs a step.
-            pause = number % log_every == 0 or number % evaluate_every == 0
-            asked = devices.any_of_us(asked) if pause else asked and devices.alone()
-            if number % log_every == 0:
+            logs = number % log_every == 0
+            validates = number % evaluate_every == 0
+            stopping = stop()  # Read once: a signal may come at any time.
+            # Hosts agree only at steps where they wait anyway: to ask costs a step.
+            if logs or validates:
+                stopping = devices.any_of_us(stopping)
+            else:
+                stopping = stopping and devices.alone()
+            validates = validates or number == steps
+            if logs or validates or stopping:
                 meter.flush()
-            if number % evaluate_every == 0 or number == steps:
-                meter.flush()
-                judge(
-                    number,
-                    state,
-                    batches.get_state(),
-                    evaluate=evaluate,
-                    journal=journal,
-                    checkpoints=checkpoints,
-                )
+            if validates:
+                position = batches.get_state()
+                judge(number, state, position, evaluate, journal, checkpoints)
                 meter.restart()
-            elif asked:
-                meter.flush()
+            elif stopping:
                 checkpoints.save(number, state, batches.get_state())
-            if asked and number < steps:
+            if stopping and number < steps:
                 journal.say(number, STOPPED)
                 return False
     return True
@@ -98,18 +95,13 @@ def judge(
     number: int,
     state: State,
     position: dict,
-    *,
     evaluate: Callable[[State], dict[str, float]],
     journal: Journal,
     checkpoints: Checkpoints,
 ) -> None:
-    """Validates the state after an update, writes down how good it is, and saves it.
+    """Validates the state after update `number`, records the metrics, and saves it.
 
-    Args:
-      number: of the update.
-      state: after it.
-      position: in the training data.
-      evaluate, journal, checkpoints: the run's, as in `fit`.
+    `position` is the place in the training data; the others are as in `fit`.
     """
     scores = evaluate(state)
     if scores:
@@ -121,14 +113,14 @@ def judge(
 
 
 class Meter:
-    """Gathers the steps' scalars while the device runs ahead; reads them in turn."""
+    """Collects the steps' scalars while the device runs ahead, and reads them later."""
 
     def __init__(self, journal: Journal, checkpoints: Checkpoints):
         self._journal, self._checkpoints = journal, checkpoints
         self.restart()
 
     def restart(self) -> None:
-        """Forgets what it gathered, and the time that passed."""
+        """Forgets the scalars, and starts the clock again."""
         self._unread: list[tuple[int, dict]] = []
         self._rows, self._since = 0, time.perf_counter()
 
@@ -141,7 +133,7 @@ class Meter:
         """Waits for the device, checks every step, and writes one line.
 
         Raises:
-          InputError: the loss or the gradient stopped being finite.
+          InputError: the loss or the gradient isn't finite.
         """
         if not self._unread:
             return
@@ -162,7 +154,7 @@ class Meter:
 
 
 def diverged(number: int, scalars: dict, checkpoints: Checkpoints) -> InputError:
-    """The error of a loss or gradient that is not finite any more."""
+    """The error for a loss or a gradient that isn't finite."""
     what = ", ".join(f"{name} {float(value)}" for name, value in scalars.items())
     last = checkpoints.steps[-1:]
     good = f"the last good checkpoint is step {last[0]}" if last else "none was saved"
@@ -174,19 +166,19 @@ def diverged(number: int, scalars: dict, checkpoints: Checkpoints) -> InputError
 
 @contextlib.contextmanager
 def stop_signal() -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether SIGTERM or Ctrl-C asked for an end.
+    """Yields a function that says whether a signal has asked the run to stop.
 
-    So does SIGUSR2, by which a cluster says that a job will be pre-empted. Outside the
-    main thread, where Python lets nobody listen, nothing asks.
+    The signals are SIGTERM, Ctrl-C, and SIGUSR2, which clusters send before a
+    pre-emption. Only the main thread can listen; in another one, nothing stops.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    asked = []
+    received = []
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
-    old = [signal.signal(each, lambda *_: asked.append(True)) for each in signals]
+    old = [signal.signal(each, lambda *_: received.append(True)) for each in signals]
     try:
-        yield lambda: bool(asked)
+        yield lambda: bool(received)
     finally:
         for each, handler in zip(signals, old, strict=True):
             signal.signal(each, handler)

@@ -1,4 +1,4 @@
-"""Optimisers whose learning rate and weight decay are arrays, not closures."""
+"""Optimisers whose learning rate and weight decay are arguments, not constants."""
 
 from typing import NamedTuple
 
@@ -9,17 +9,17 @@ from chex import Array, ArrayTree
 
 
 class Hyper(NamedTuple):
-    """What may differ between arms of one program; travels in the state.
+    """The numbers that may differ between the runs of one program; part of the state.
 
     learning_rate: [] float32, the peak of the schedule.
     weight_decay: [] float32, decoupled, relative to the learning rate.
-    ema: [] float32, the decay of the averaged weights; 0 follows the weights.
-    dual_rate: [] float32, the rate of what the loss itself learns, see saddle_step.
+    ema: [] float32, the decay of the averaged weights; 0: no averaging.
+    dual_rate: [] float32, the rate of the loss's own variables, see saddle_step.
     loss: keyword arrays of the loss, e.g. w_pos and w_neg [T] or gamma [].
     share: [] float32 by stage, the factor of its learning rate; None: 1 everywhere.
-    start: [] float32 by stage, the updates before its weights move; None: 0 everywhere.
-    adapt: [] float32, the weight of what another domain adds to the loss; None: nothing.
-    augment: keyword arrays of the augmentation; None: it has none.
+    start: [] float32 by stage, the update at which it starts; None: 0 everywhere.
+    adapt: [] float32, the weight of the domain adaptation's loss; None: there is none.
+    augment: keyword arrays of the augmentation; None: there are none.
     """
 
     learning_rate: Array
@@ -51,15 +51,14 @@ def adamw(
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW with a clipped global gradient norm, warm-up and cosine decay.
 
-    `update` takes `learning_rate` and `weight_decay` as extra arguments. Decay
-    spares vectors: biases and normalisation scales have no scale to shrink.
+    `update` takes `learning_rate` and `weight_decay` as extra arguments. Vectors, such
+    as biases and normalisation scales, aren't decayed.
 
     Args:
       steps: length of the schedule, in updates.
       warmup: updates until the peak.
       clip: largest global norm of a gradient.
-      b1: decay of the gradient's mean.
-      b2: decay of its square's mean.
+      b1, b2: decay of the mean of the gradient and of its square.
 
     Source: Loshchilov & Hutter, Decoupled Weight Decay Regularization (ICLR 2019).
     """
@@ -76,16 +75,16 @@ def pesg(
     """Proximal epoch stochastic gradient: the model's side of the AUC-M loss.
 
     w <- w - rate (gradient + proximity (w - reference) + weight_decay w), where the
-    reference is the mean of the previous stage's iterates, and the first weights in
-    the first stage. Arguments of `update`, clipping, schedule and decay are those of
-    `adamw`. `saddle_step` is the side of the loss's own variables.
+    reference is the mean of the previous stage's iterates, or in the first stage the
+    first weights. Arguments of `update`, clipping, schedule and decay are as in
+    `adamw`. `saddle_step` updates the loss's own variables.
 
     LibAUC's PESG starts from a random reference, clips each element, and by default
     averages the gradient over steps.
 
     Args:
       steps, warmup, clip: as in adamw.
-      stage: updates in a stage; the paper restarts after several epochs.
+      stage: updates in a stage; the paper's stages are several epochs.
       proximity: >= 0, the pull towards the reference; 0 is plain gradient descent.
 
     Source: Yuan et al., Large-scale Robust Deep AUC Maximization (ICCV 2021),
@@ -109,13 +108,13 @@ def by_stage(
 ) -> dict[str, ArrayTree]:
     """Scales the change of each stage's weights by its share of the learning rate.
 
-    A stage whose start hasn't come doesn't move, to the bit; its moments do, so that
-    it starts with a settled rate, and so do its batch statistics.
+    A stage before its start doesn't change, to the bit. Its moments are updated, so
+    that it starts with a settled rate, and so are its batch statistics.
 
     Args:
       change: of the weights, by stage.
       step: [], updates done.
-      hyper: its share and start.
+      hyper: its `share` and `start` are used.
 
     Source: Howard & Ruder, ULMFiT (ACL 2018): discriminative rates, and gradual
     unfreezing.
@@ -134,26 +133,26 @@ def by_stage(
 def saddle_step(
     variables: dict[str, Array], gradient: dict[str, Array], *, rate: Array
 ) -> dict[str, Array]:
-    """One step on the variables that a loss learns with the model.
+    """One step on the loss's own variables: 'alpha' >= 0 ascends, the others descend.
 
     Args:
       variables: by name, such as losses.auc_margin_variables; {} stays {}.
       gradient: of the mean loss, as variables.
-      rate: [], of the descent of all and the ascent of 'alpha', which stays >= 0.
+      rate: [].
 
     Source: Yuan et al. (ICCV 2021), algorithm 1. LibAUC ascends along
     2 (margin + b - a - alpha) instead: b - a for the difference of the mean scores,
     and without the factor p (1 - p).
     """
-    moved = {name: value - rate * gradient[name] for name, value in variables.items()}
+    new = {name: value - rate * gradient[name] for name, value in variables.items()}
     if "alpha" in variables:
         ascent = variables["alpha"] + rate * gradient["alpha"]
-        moved["alpha"] = jnp.maximum(ascent, 0)
-    return moved
+        new["alpha"] = jnp.maximum(ascent, 0)
+    return new
 
 
 def _descend(*, steps: int, warmup: int) -> optax.GradientTransformationExtraArgs:
-    """-rate (direction + decay), the end of every chain here."""
+    """The last part of every optimiser: -rate (direction + decay)."""
 
     def update(updates, state, params, *, learning_rate, weight_decay, **_):
         rate = learning_rate * warmup_cosine(state.count, steps=steps, warmup=warmup)
@@ -176,8 +175,8 @@ class Proximal(NamedTuple):
 
     count: [] int32, updates done.
     reference: as params, the mean of the previous stage's iterates.
-    drift: as params, the sum over this stage's iterates of their distance from it,
-      which float32 holds better than the sum of the iterates.
+    drift: as params, the sum over this stage's iterates of their distance from it. It
+      is more precise in float32 than the sum of the iterates.
     """
 
     count: Array
@@ -189,8 +188,8 @@ def _proximal(*, stage: int, proximity: float) -> optax.GradientTransformation:
     """Adds proximity (w - reference) to the gradient."""
 
     def update(updates, state, params):
-        # An update sees the iterate that the one before it made: the last iterate of
-        # a stage is seen at the start of the next. The first weights drift by 0.
+        # An update sees the iterate of the previous update, so the last iterate of a
+        # stage is added at the start of the next. The first weights drift by 0.
         count, reference, drift = state
         drift = jax.tree.map(lambda d, w, r: d + (w - r), drift, params, reference)
         turn = count % stage == 0

@@ -1,4 +1,4 @@
-"""One training step, pure; pmap and shard_map are here and nowhere else."""
+"""The training step and evaluation, pure; the only users of pmap and shard_map."""
 
 import functools
 from collections.abc import Callable
@@ -12,22 +12,22 @@ from chex import Array, ArrayTree
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from medjax.training import devices as compiled
 from medjax.training import optim
+from medjax.training.devices import uncollected
 from medjax.training.optim import Hyper
 
 AXIS, ARMS = "batch", "arms"
 
 
 class State(NamedTuple):
-    """All that an update reads and writes; what a checkpoint holds.
+    """Everything that an update reads and writes, and that a checkpoint holds.
 
     step: [] int32, updates done.
     params: float32 weights.
     batch_stats: running means and variances of the batch normalisation.
     averaged: exponential moving average of params and batch_stats, for evaluation.
-    opt_state: the optimiser's, of the stages that aren't frozen.
-    dual: what the loss itself learns, by name; {} for most losses.
+    opt_state: of the optimiser, for the stages that aren't frozen.
+    dual: the loss's own variables, by name; {} for most losses.
     hyper: rates and class weights, as arrays.
     """
 
@@ -48,7 +48,7 @@ def init_state(
     hyper: Hyper,
     frozen: tuple[str, ...] = (),
 ) -> State:
-    """Makes the state before the first update from a model's variables."""
+    """The state before the first update, from a model's variables."""
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     same = {"params": params, "batch_stats": batch_stats}
     return State(
@@ -76,29 +76,29 @@ def train_step(
 ) -> tuple[State, dict[str, Array]]:
     """One update from one shard's batch, collective over AXIS.
 
-    Runs under pmap, vmap(axis_name=AXIS) and shard_map(check_vma=False), and gives
-    the update of the whole batch whatever the number of shards.
+    Runs under pmap, vmap(axis_name=AXIS) and shard_map(check_vma=False). The update is
+    that of the whole batch, for any number of shards.
 
     Args:
       state: replicated.
       batch: this shard's rows, see data/loader.py.
-      key: the run's key, the same at every step: the batch says the epoch.
-      apply: (variables, image, train=True, mutable=[...]) -> (logits, updates), its
+      key: the run's key, the same at every step: the batch holds the epoch.
+      apply: (variables, image, train=True, mutable=[...]) -> (logits, updates), with
         batch statistics shared over AXIS.
-      augment: (key, batch, **hyper.augment) -> the batch with its image standardised,
-        [B, H, W, C] float32, and with its masks, where it has some, moved as it is.
+      augment: (key, batch, **hyper.augment) -> the batch with augmented images,
+        standardised, [B, (D,) H, W, C] float32, and with masks warped alike.
       loss: (logits, label, weight, **dual, **hyper.loss) -> (total, count).
       optimizer: takes the learning rate and the weight decay as extra arguments.
-      frozen: stages of params that stay what they are, to the bit, with their batch
-        statistics; `apply` doesn't change those either. No gradient is computed for
-        them, and the optimiser doesn't know them.
+      frozen: stages whose params and batch statistics don't change, to the bit; `apply`
+        must not change the statistics either. They have no gradient and no state in
+        the optimiser.
       adapt: (params, embedding [B, F], domain [B], weight=hyper.adapt, step=...) ->
-        (total, count), what is added to the loss because of rows of another domain;
-        the batch then has the field domain. None: nothing is.
+        (total, count), added to the loss for domain adaptation; the batch then has the
+        field domain.
 
     Returns:
-      The new state, and scalars: loss (nats an image), grad_norm, and with `adapt`
-      gap, its part of the loss.
+      The new state, and scalars: loss (nats per image), grad_norm, and with `adapt`
+      gap, the part of the loss that it adds.
     """
     batch = augment(key, batch, **(state.hyper.augment or {}))
     moving = optim.moving(state.params, frozen)
@@ -114,7 +114,7 @@ def train_step(
         total, count = loss(
             logits, batch["label"], batch["weight"], **dual, **state.hyper.loss
         )
-        # The count has no gradient; the sum of these shares is the batch's mean.
+        # The count has no gradient; these shares add up to the batch's mean.
         share = total / jnp.maximum(lax.psum(count, AXIS), 1)
         if adapt is None:
             return share, (updates, {})
@@ -142,18 +142,19 @@ def train_step(
     )
     change = optim.by_stage(change, state.step, state.hyper)
     params = state.params | optax.apply_updates(moving, change)
-    # A young average would remember the random start: (1 + t) / (10 + t) bounds it.
+    # At first a long average would be that of the random start: hence the bound.
     decay = jnp.minimum(state.hyper.ema, (1 + state.step) / (10 + state.step))
     batch_stats = updates.get("batch_stats", {})
     averaged = {}
     for part, new in {"params": params, "batch_stats": batch_stats}.items():
-        old = state.averaged[part]  # decay x + (1 - decay) x may not be x: left out.
-        followed = jax.tree.map(
+        old = state.averaged[part]  # Frozen stages stay: decay x + (1 - decay) x may
+        # round to something else than x.
+        moved = jax.tree.map(
             lambda old, new: decay * old + (1 - decay) * new,
             optim.moving(old, frozen),
             optim.moving(new, frozen),
         )
-        averaged[part] = old | followed
+        averaged[part] = old | moved
     new = State(
         step=state.step + 1,
         params=params,
@@ -181,26 +182,25 @@ def eval_step(
       state: replicated.
       image: [B, H, W, C], this shard's rows as loaded.
       apply: (variables, image, train=False) -> logits [B, T].
-      views: image -> [V, B, H, W, C], standardised: one view, or several whose
-        probabilities are averaged.
+      views: image -> [V, B, H, W, C], standardised; the probabilities of the V views
+        are averaged.
       probability: of logits [..., T]: jax.nn.sigmoid or jax.nn.softmax.
 
     Returns:
       [B, T] float32 in [0, 1].
     """
-    seen = views(image)
-    flat = seen.reshape(-1, *seen.shape[2:])  # [V B, H, W, C]
+    each = views(image)
+    flat = each.reshape(-1, *each.shape[2:])  # [V B, H, W, C]
     logits = apply(state.averaged, flat, train=False).astype(jnp.float32)
-    return probability(logits).reshape(*seen.shape[:2], -1).mean(axis=0)
+    return probability(logits).reshape(*each.shape[:2], -1).mean(axis=0)
 
 
 def embed_step(
     state: State, image: Array, *, apply: Callable, views: Callable
 ) -> Array:
-    """What the averaged model's classifier sees of one shard's rows, [B, F].
+    """The averaged model's embeddings of one shard's rows, the classifier's input [B, F].
 
-    Of several views only the first, the image as it is, is embedded. Arguments as in
-    `eval_step`.
+    Only the first view, the image itself, is embedded. Arguments as in `eval_step`.
     """
     _, sown = apply(
         state.averaged, views(image)[0], train=False, mutable=["intermediates"]
@@ -209,7 +209,7 @@ def embed_step(
 
 
 def compile_step(**parts: Any) -> Callable:
-    """Binds AXIS to the devices; the state goes in and comes out replicated."""
+    """Compiles train_step over all devices; the state is replicated."""
     mapped = jax.pmap(
         functools.partial(train_step, **parts),
         axis_name=AXIS,
@@ -217,21 +217,21 @@ def compile_step(**parts: Any) -> Callable:
         out_axes=None,
         donate_argnums=0,
     )
-    return compiled.uncollected(mapped)
+    return uncollected(mapped)
 
 
 def compile_arms(*, devices: int, **parts: Any) -> Callable:
-    """train_step of many arms at once, (state, batch, key) [A, ...] each.
+    """Compiles train_step for many runs at once, (state, batch, key) [A, ...] each.
 
-    Every device of this host, up to `devices`, has as many arms, which vmap makes one;
-    each arm has the whole of its batch there, so that no arm waits for another.
+    Each of up to `devices` devices of this host has equally many runs, under vmap. A
+    run has its whole batch on one device, so that it doesn't wait for the others.
     """
     step = functools.partial(train_step, **parts)
 
     def on_one_device(*arms: ArrayTree) -> tuple[State, dict[str, Array]]:
         if len(jax.tree.leaves(arms)[0]) > 1:
             return jax.vmap(step)(*arms)
-        # A batch of one product is another operation, which XLA has no library for.
+        # vmap over one run makes batched products, for which XLA has no library.
         alone = step(*jax.tree.map(lambda x: x[0], arms))
         return jax.tree.map(lambda x: x[None], alone)
 
@@ -243,30 +243,30 @@ def compile_arms(*, devices: int, **parts: Any) -> Callable:
         out_specs=places.spec,
         check_vma=False,
     )
-    return compiled.uncollected(jax.jit(mapped, donate_argnums=0))
+    return uncollected(jax.jit(mapped, donate_argnums=0))
 
 
 def by_arm(devices: int) -> NamedSharding:
-    """Where the arms are that compile_arms maps: spread over their first axis."""
-    found = np.array(jax.local_devices()[:devices]).reshape(-1, 1)
-    return NamedSharding(Mesh(found, (ARMS, AXIS)), PartitionSpec(ARMS))
+    """The sharding of compile_arms: the runs' axis over the devices."""
+    grid = np.array(jax.local_devices()[:devices]).reshape(-1, 1)
+    return NamedSharding(Mesh(grid, (ARMS, AXIS)), PartitionSpec(ARMS))
 
 
 def replicated(state: ArrayTree) -> ArrayTree:
-    """The state on every device of this host, as compile_eval's functions take it."""
+    """The state on every device of this host, as compile_eval's functions need it."""
     mesh = Mesh(jax.local_devices(), (AXIS,))
     return jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
 
 
 def on_one_device(state: ArrayTree) -> ArrayTree:
-    """A replicated state's copy on one device, for what all needn't compute."""
+    """A replicated state's copy on one device, for work that one device does."""
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), state)
 
 
 def compile_eval(of_rows: Callable, **parts: Any) -> Callable:
-    """eval_step or embed_step on each device of this host; [D, B, ...] comes out.
+    """Compiles eval_step or embed_step over this host's devices: [D, B, ...] -> same.
 
-    No row needs another, so the hosts needn't take as many steps as each other.
+    Rows are independent, so the hosts may take different numbers of steps.
     """
     mapped = jax.pmap(
         functools.partial(of_rows, **parts),
@@ -275,4 +275,4 @@ def compile_eval(of_rows: Callable, **parts: Any) -> Callable:
         out_axes=0,
         devices=jax.local_devices(),
     )
-    return compiled.uncollected(mapped)
+    return uncollected(mapped)
