@@ -388,7 +388,7 @@ def test_the_targets_labels_have_no_part_in_an_update(home):
 def looked_at(home):
     """The network that can be looked into, and a state before the first update."""
     config = table_config(home, "adabn")
-    task = films.data(config).task
+    task = films.data(config).output
     network = parts.classifier(adapt.whole(config), task)
     return network, parts.initial_state(config, network, task, np.eye(2))
 
