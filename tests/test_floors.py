@@ -94,6 +94,16 @@ def test_only_tasks_read_the_fields_of_a_config():
     assert not readers
 
 
+def test_the_kind_of_task_is_asked_in_the_room_of_tasks_alone():
+    asked = {
+        str(path.relative_to(ROOT / "medjax"))
+        for path in (ROOT / "medjax").rglob("*.py")
+        if re.search(r"\bconfig\.task\b", path.read_text())
+    }
+    # films.py tells findings from classes, within one kind.
+    assert asked <= {"tasks/__init__.py", "tasks/films.py", "commands/sweep.py"}
+
+
 def test_there_is_no_circle():
     done, open_ = set(), []
 

@@ -114,8 +114,10 @@ def test_what_is_no_run_of_segmentation_is_refused_and_the_other_way_round(
         begun(unet_config("imagenet"))
     classifier = left_by(config_of(), tmp_path / "classifier")
     with pytest.raises(
-        InputError, match=r"another kind \(task='multilabel'\).*segmentation"
+        InputError, match=r"another kind of task: give one of segmentation"
     ):
         begun(unet_config(classifier))
-    with pytest.raises(InputError, match="another kind .*give one of classification"):
+    with pytest.raises(
+        InputError, match="another kind of task: give one of classification"
+    ):
         start.settle(config_of(folder), TASK, parts.classifier)

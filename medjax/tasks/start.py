@@ -171,8 +171,7 @@ def of_run(folder: Path, output: Any, network: Callable[..., Network]) -> Start:
     if set(values) != set(output._fields):
         kind = "segmentation" if network is parts.segmenter else "classification"
         raise InputError(
-            f"transfer.init={folder}: a run of another kind (task={config.task!r}): "
-            f"give one of {kind}"
+            f"transfer.init={folder}: a run of another kind of task: give one of {kind}"
         )
     trained = type(output)(**values)
     _, state = restore(config, folder, network(config, trained), trained)

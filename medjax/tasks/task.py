@@ -111,8 +111,8 @@ class Task(NamedTuple):
       back, or made where they are missing.
     fixed: finished -> Finished, with its choices on validation as they were written.
     other: (finished, data) -> other data, labelled as the run's are.
-    measure: (finished, data, manifest, split) -> (results, pictures) of a split, as report.write takes
-      them.
+    measure: (finished, data, manifest, split) -> (results, pictures) of a split, as
+      report.write takes them.
     predict: (finished, images, out, explain=, **how) -> a line for each unreadable file.
     refused: {capability: why this kind of task can't have it}.
     """
