@@ -22,6 +22,7 @@ from medjax.data import loader
 from medjax.errors import InputError
 from medjax.models import layers
 from medjax.tasks import adapt, classification, films, start
+from medjax.tasks import parts as model
 from medjax.training import optim, step
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
@@ -389,8 +390,8 @@ def looked_at(home):
     """The network that can be looked into, and a state before the first update."""
     config = table_config(home, "adabn")
     task = films.data(config).output
-    network = parts.classifier(adapt.whole(config), task)
-    return network, parts.initial_state(config, network, task, np.eye(2))
+    network = model.classifier(adapt.whole(config), task)
+    return network, model.initial_state(config, network, task, np.eye(2))
 
 
 def restate(config, looked_at, target):
@@ -528,12 +529,12 @@ def test_a_network_adapts_and_predicts_with_what_it_learnt(home):
     """One update of a real network, of the batches that training takes."""
     config = table_config(home, "dann")
     source, _, batches = opened(config)
-    network = parts.classifier(config, source.output)
-    state = parts.initial_state(config, network, source.output, np.eye(2))
+    network = model.classifier(config, source.output)
+    state = model.initial_state(config, network, source.output, np.eye(2))
     shape = state.params["domain"]["hidden"]["kernel"].shape
     assert shape == (state.params["classifier"]["kernel"].shape[0], losses.HIDDEN)
     before = jax.device_get(state)
-    compiled = step.compile_step(**parts.step_parts(config, network))
+    compiled = step.compile_step(**model.step_parts(config, network))
     state, scalars = compiled(before, next(batches), jax.random.key(0))
     batches.close()
     np.testing.assert_allclose(scalars["gap"], math.log(2), atol=0.5)
@@ -566,7 +567,7 @@ def test_a_run_reports_the_targets_test_images_with_the_adapted_model(home):
     assert "other hospitals, scanners" not in page
     assert not json.loads((workdir / "report.json").read_text())["external"]
     source = films.data(config)
-    network = parts.classifier(config, source.output)
+    network = model.classifier(config, source.output)
     tested = sides["id"][sides["split"] == "test"].to_numpy()
     images = adapt.target(config, source).data.films(tested)
     told = predicted.set_index("image").loc[held_out["image"], "a"]
