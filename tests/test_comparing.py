@@ -100,7 +100,7 @@ def test_the_page_is_whole_and_says_what_is_better(pair):
     difference = found["tasks"]["Mass"]["metrics"]["average_precision"]["difference"]
     assert f"{difference['estimate']:+.3f}" in read.text
     assert f"{difference['low']:+.3f} to {difference['high']:+.3f}" in read.text
-    assert reports_compare.probability(found["tasks"]["Mass"]["holm"]) in read.text
+    assert reports_compare.p_value(found["tasks"]["Mass"]["holm"]) in read.text
 
 
 def test_a_run_against_itself_shows_nothing(pair):
