@@ -396,7 +396,7 @@ def looked_at(home):
 
 def restate(config, looked_at, target):
     network, state = looked_at
-    prepare = parts.preparation(config)
+    prepare = model.preparation(config)
     return adapt.restated(config, state, target, apply=network.apply, prepare=prepare)
 
 
