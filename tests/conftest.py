@@ -30,6 +30,7 @@ LONG = (
     "test_adaptation",
     "test_populating",
     "test_architectures",
+    "test_losses",
     "test_own_data",
     "test_pretrained",
     "test_report_page",
