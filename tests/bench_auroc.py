@@ -101,7 +101,7 @@ def main() -> None:
     rounds = [(*timed(ours), *peer()) for _ in range(args.rounds)]
     scale = args.replicates / args.loops
     wall, cpu, peer_wall, peer_cpu = map(statistics.median, zip(*rounds, strict=True))
-    test, _ = timed(compare.paired, score, score[::-1], label, weight, patient)
+    test, _ = timed(compare.delong, score, score[::-1], label, weight, patient)
     print(
         json.dumps(
             {

@@ -54,7 +54,7 @@ def population(arms: int, records: Path, steps: int, out: Path) -> None:
     sys.path[:0] = [str(ROOT), str(ROOT / "configs")]
     import quickstart
 
-    from medjax.tasks import population as populating
+    from medjax.commands import population as populating
     from medjax.training import devices
 
     devices.keep()

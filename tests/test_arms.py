@@ -1,5 +1,7 @@
 """Arms of several seeds: against scikit-learn, scipy, brute force and simulations."""
 
+from typing import NamedTuple
+
 import jax
 import numpy as np
 import pytest
@@ -7,13 +9,23 @@ from scipy import stats
 from sklearn import metrics as oracles
 
 from medjax.errors import InputError
-from medjax.evaluation import seeds as arms
-from medjax.evaluation import seeds as repeated
+from medjax.evaluation import seeds
 from medjax.evaluation.bootstrap import multiplicities
 from medjax.evaluation.compare import holm
-from medjax.evaluation.seeds import Runs, Values
+from medjax.evaluation.seeds import Scores
 
 KEY = jax.random.key(0)
+
+
+class Runs(NamedTuple):
+    """The arguments of seeds.measure_predictions."""
+
+    probability: np.ndarray
+    label: np.ndarray
+    weight: np.ndarray
+    patient: np.ndarray
+
+
 DRAWS = 25
 NAMES = ("plain", "ratio", "focal")
 ORACLES = {
@@ -25,20 +37,25 @@ ORACLES = {
 }
 
 
-def made(rng, *, skill, seeds, patients, tasks=2):
+def made(rng, *, skill, number, patients, tasks=2):
     """Arms that see the label as well as their skill allows."""
     films = 2 * patients
     label = (rng.random((films, tasks)) < 0.4).astype(float)
     skill = np.reshape(skill, (-1, 1, 1, 1))
-    score = skill * label + rng.normal(size=(len(skill), seeds, films, tasks))
+    score = skill * label + rng.normal(size=(len(skill), number, films, tasks))
     probability = 1 / (1 + np.exp(-score))
     return Runs(probability, label, np.ones(probability.shape), np.arange(films) // 2)
 
 
 def compare(runs, names=NAMES, replicates=DRAWS, **options):
-    tasks = tuple("abcdef"[: runs.label.shape[1]])
-    return arms.compare(
-        runs, arms=names, tasks=tasks, key=KEY, replicates=replicates, **options
+    scores = seeds.measure_predictions(*runs, key=KEY, replicates=replicates)
+    return seeds.compare(
+        scores,
+        arms=names,
+        tasks=tuple("abcdef"[: runs.label.shape[1]]),
+        primary="auroc",
+        patients=len(np.unique(runs.patient)),
+        **options,
     )
 
 
@@ -62,7 +79,7 @@ def brute(metric, runs, counts):
 def one():
     """Runs that know not every label."""
     rng = np.random.default_rng(0)
-    runs = made(rng, skill=(0.5, 1.0, 1.5), seeds=2, patients=20)
+    runs = made(rng, skill=(0.5, 1.0, 1.5), number=2, patients=20)
     known = rng.random(runs.label.shape) < 0.9
     return runs._replace(weight=runs.weight * known)
 
@@ -72,7 +89,7 @@ def found(one):
     return compare(one)
 
 
-@pytest.mark.parametrize("metric", repeated.METRICS)
+@pytest.mark.parametrize("metric", ORACLES)
 def test_every_number_is_that_of_brute_force(one, found, metric):
     whole = brute(metric, one, np.ones(20))
     counts = np.asarray(multiplicities(KEY, np.arange(DRAWS), 20)).T
@@ -114,7 +131,7 @@ def test_holm_counts_the_arms_for_means_and_arms_by_tasks_for_tasks(found):
         adjusted = holm([each["p"] for each in family])
         assert [each["holm"] for each in family] == pytest.approx(adjusted)
     assert (len(means), len(tasks)) == (2, 4)
-    assert "holm" not in rows[0]["mean"]["brier"]
+    assert rows[0]["mean"]["brier"]["holm"] is None
 
 
 # ---------------------------------------------------- the test of two doubts
@@ -125,45 +142,45 @@ def values(each, spread, replicates=4000):
     each = np.asarray(each, float)[..., None]
     noise = np.random.default_rng(0).normal(size=(replicates, len(each), 1, 1))
     noise = (noise - noise.mean(axis=0)) / noise.std(axis=0, ddof=1)
-    return Values(each, each + spread * noise)
+    return Scores(each, each + spread * noise)
 
 
 def test_without_doubt_about_patients_it_is_a_t_test_over_the_seeds():
     each = np.array([[0.80, 0.83, 0.79, 0.81, 0.85], [0.78, 0.79, 0.79, 0.80, 0.80]])
-    found = repeated.gap(values(each, 0.0), 0, 1, patients=500)[-1]
+    found = seeds.difference(values(each, 0.0), 0, 1, -1, patients=500)
     expected = stats.ttest_1samp(each[0] - each[1], 0)
-    assert found["p"] == pytest.approx(expected.pvalue)
+    assert found.p == pytest.approx(expected.pvalue)
     ends = expected.confidence_interval(0.95)
-    assert (found["low"], found["high"]) == pytest.approx(tuple(ends))
+    assert (found.low, found.high) == pytest.approx(tuple(ends))
 
 
 def test_without_doubt_about_seeds_it_is_that_of_the_bootstrap():
     same = np.full((2, 5), 0.8) + [[0.02], [0.0]]
-    found = repeated.gap(values(same, 0.01), 0, 1, patients=10**6)[-1]
-    error = found["patients"]
-    assert found["sd"] == pytest.approx(0, abs=1e-12)
-    assert found["p"] == pytest.approx(2 * stats.norm.sf(0.02 / error), rel=1e-3)
+    found = seeds.difference(values(same, 0.01), 0, 1, -1, patients=10**6)
+    error = found.patients
+    assert found.sd == pytest.approx(0, abs=1e-12)
+    assert found.p == pytest.approx(2 * stats.norm.sf(0.02 / error), rel=1e-3)
 
 
 def test_both_doubts_add_up():
     each = np.array([[0.80, 0.83, 0.79], [0.78, 0.79, 0.79]])
     one, both = (
-        repeated.gap(values(each, spread), 0, 1, patients=10**6)[-1]
+        seeds.difference(values(each, spread), 0, 1, -1, patients=10**6)
         for spread in (0.0, 0.02)
     )
-    assert both["p"] > one["p"]
-    variance = both["patients"] ** 2 + both["sd"] ** 2 / 3
-    t = both["estimate"] / np.sqrt(variance)
+    assert both.p > one.p
+    variance = both.patients**2 + both.sd**2 / 3
+    t = both.estimate / np.sqrt(variance)
     # Welch's test of a sample of 3 and one of very many has the same freedom.
-    freedom = variance**2 / ((both["sd"] ** 2 / 3) ** 2 / 2)
-    assert both["p"] == pytest.approx(2 * stats.t.sf(t, freedom), rel=1e-4)
+    freedom = variance**2 / ((both.sd**2 / 3) ** 2 / 2)
+    assert both.p == pytest.approx(2 * stats.t.sf(t, freedom), rel=1e-4)
 
 
 def test_a_difference_of_nothing_is_none():
     each = [[0.8, 0.9], [0.8, 0.9]]
-    assert repeated.gap(values(each, 0.0), 0, 1, patients=9)[-1]["p"] == 1
+    assert seeds.difference(values(each, 0.0), 0, 1, -1, patients=9).p == 1
     apart = [[0.75, 0.75], [0.5, 0.5]]
-    assert repeated.gap(values(apart, 0.0), 0, 1, patients=9)[-1]["p"] is None
+    assert seeds.difference(values(apart, 0.0), 0, 1, -1, patients=9).p is None
 
 
 # ---------------------------------------------------- what is missing
@@ -234,12 +251,12 @@ def test_one_patient_is_refused(one):
 
 
 def verdict(each, spread, names=NAMES):
-    return arms.best(values(each, spread), names, patients=10**6)
+    return seeds.best(values(each, spread), names, patients=10**6)._asdict()
 
 
 def test_a_clear_leader_is_named():
-    seeds = np.array([0, 0.001, -0.001, 0.0005])
-    each = 0.8 + seeds + [[0.0], [0.05], [0.01]]
+    offset = np.array([0, 0.001, -0.001, 0.0005])
+    each = 0.8 + offset + [[0.0], [0.05], [0.01]]
     found = verdict(each, 0.002)
     assert (found["arm"], found["second"]) == ("ratio", "focal")
     assert found["p"] < 0.025
@@ -280,12 +297,12 @@ def test_the_leader_has_the_highest_mean_of_the_seeds_that_all_arms_have():
 
 
 def test_an_arm_without_a_result_is_named_beside_the_best():
-    seeds = np.array([0, 0.001, -0.001, 0.0005])
-    found = verdict(0.8 + seeds + [[0.0], [0.05], [np.nan]], 0.002)
+    offset = np.array([0, 0.001, -0.001, 0.0005])
+    found = verdict(0.8 + offset + [[0.0], [0.05], [np.nan]], 0.002)
     assert found["arm"] == "ratio" and "but for focal, without" in found["why"]
 
 
-def named(draws, *, shift=0.0, arms_=2, seeds=5, by_seed=0.0, together=1.0):
+def named(draws, *, shift=0.0, arms_=2, trained=5, by_seed=0.0, together=1.0):
     """The arms named the best in sweeps of a metric that is a mean over 60 patients.
 
     Args:
@@ -297,13 +314,13 @@ def named(draws, *, shift=0.0, arms_=2, seeds=5, by_seed=0.0, together=1.0):
     found = []
     for _ in range(draws):
         x = rng.normal(size=(arms_, 1, 60))
-        x = x + rng.normal(0, by_seed, (arms_, seeds, 1))
-        x = x + rng.normal(0, together, (arms_, seeds, 60))
+        x = x + rng.normal(0, by_seed, (arms_, trained, 1))
+        x = x + rng.normal(0, together, (arms_, trained, 60))
         x[0] += shift
         counts = rng.multinomial(60, np.full(60, 1 / 60), 200)
         drawn = np.einsum("rp,asp->ras", counts, x) / 60
-        value = Values(x.mean(axis=-1)[..., None], drawn[..., None])
-        found.append(arms.best(value, "abcdefg"[:arms_], patients=60)["arm"])
+        value = Scores(x.mean(axis=-1)[..., None], drawn[..., None])
+        found.append(seeds.best(value, "abcdefg"[:arms_], patients=60).arm)
     return found
 
 
@@ -311,7 +328,7 @@ def named(draws, *, shift=0.0, arms_=2, seeds=5, by_seed=0.0, together=1.0):
     "sweep",
     [
         {},
-        {"seeds": 3},
+        {"trained": 3},
         {"by_seed": 0.1},
         {"by_seed": 1.0},
         {"arms_": 2, "together": 0.0},

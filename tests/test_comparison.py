@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from sklearn import metrics as oracles
 
 from medjax.evaluation import compare as comparison
-from medjax.evaluation import compare as delong
 from medjax.evaluation.predict import Predictions
 
 P = st.one_of(st.floats(0, 1), st.just(float("nan")))
@@ -56,7 +55,7 @@ def test_every_number_is_scikit_learns():
     one, other = runs()
     found = compare(one, other)
     assert (found["films"], found["patients"], found["replicates"]) == (90, 45, 100)
-    tested = delong.paired(
+    tested = comparison.delong(
         *(one.probability, other.probability, one.label, one.weight, one.patient)
     )
     averages = {"auroc": oracles.roc_auc_score}

@@ -56,7 +56,7 @@ def clustered_variance(score, label, patient):
 
 def area(score, label, weight, patient):
     """An AUROC and its error: the other model says nothing, whose AUROC is 1/2."""
-    found = compare.paired(score, np.zeros_like(score), label, weight, patient)
+    found = compare.delong(score, np.zeros_like(score), label, weight, patient)
     return found.difference + 0.5, found.error
 
 
@@ -65,7 +65,7 @@ def area(score, label, weight, patient):
 def test_with_one_image_a_patient_it_is_delongs_test(seed, levels):
     score, other, label, weight, patient = cohort(seed, levels=levels)
     alone = area(score, label, weight, patient)
-    both = compare.paired(score, other, label, weight, patient)
+    both = compare.delong(score, other, label, weight, patient)
     for t in range(2):
         task = score[:, t], other[:, t], label[:, t]
         expected = covariance(*task)
@@ -93,12 +93,12 @@ def test_with_several_it_is_obuchowskis(seed, per_patient):
 
 def test_copies_of_a_patients_images_change_nothing():
     score, other, label, weight, patient = cohort(0)
-    once = compare.paired(score, other, label, weight, patient)
+    once = compare.delong(score, other, label, weight, patient)
     task = (np.repeat(x, 5, axis=0) for x in (score, other, label, weight, patient))
-    for found, expected in zip(compare.paired(*task), once, strict=True):
+    for found, expected in zip(compare.delong(*task), once, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-9)
     task = (np.repeat(x, 5, axis=0) for x in (score, other, label))
-    copies = compare.paired(*task, np.ones((200, 2)), np.arange(200))
+    copies = compare.delong(*task, np.ones((200, 2)), np.arange(200))
     assert (copies.error < 0.5 * once.error).all()  # As if there were five times more.
 
 
@@ -110,28 +110,28 @@ def test_a_soft_label_is_a_share_of_both_classes_and_a_weight_a_number_of_images
     quarter, rest = (x[rows].copy() for x in (label, weight))
     quarter[[5, 40, 41, 42]] = [[1], [0], [0], [0]]
     rest[[5, 40, 41, 42]] = 0.25
-    found = compare.paired(score, other, soft, heavy, patient)
-    shares = compare.paired(score[rows], other[rows], quarter, rest, patient[rows])
+    found = compare.delong(score, other, soft, heavy, patient)
+    shares = compare.delong(score[rows], other[rows], quarter, rest, patient[rows])
     for one, two in zip(found, shares, strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-9)
 
 
 def test_an_unknown_label_counts_for_nothing():
     score, other, label, weight, patient = cohort(2)
-    expected = compare.paired(
+    expected = compare.delong(
         *(x[:30] for x in (score, other, label, weight)), patient[:30]
     )
     weight[30:] = 0
     score[30:], label[30:] = np.nan, np.nan
-    found = compare.paired(score, other, label, weight, patient)
+    found = compare.delong(score, other, label, weight, patient)
     np.testing.assert_array_equal(found, expected)
 
 
 def test_equal_rankings_do_not_differ_and_perfect_ones_say_nothing():
     score, _, label, weight, patient = cohort(3)
-    same = compare.paired(score, 3 * score + 1, label, weight, patient)
+    same = compare.delong(score, 3 * score + 1, label, weight, patient)
     assert same.p.tolist() == [1, 1] and same.difference.tolist() == [0, 0]
-    opposite = compare.paired(label, -label, label, weight, patient)
+    opposite = compare.delong(label, -label, label, weight, patient)
     assert opposite.difference.tolist() == [1, 1] and np.isnan(opposite.p).all()
     perfect = area(label, label, weight, patient)
     assert perfect == (pytest.approx(1), pytest.approx(0))
@@ -142,7 +142,7 @@ def test_a_missing_class_or_one_patient_with_it_leaves_nothing_to_say():
     label[:, 0] = 0
     label[:, 1] = np.arange(40) < 4
     patient[:4] = 7  # The only one with a positive image.
-    found = compare.paired(score, other, label, weight, patient)
+    found = compare.delong(score, other, label, weight, patient)
     assert np.isnan(found.difference).tolist() == [True, False]
     assert np.isnan(found.error).all() and np.isnan(found.p).all()
 
@@ -170,7 +170,7 @@ def test_of_equal_models_one_in_twenty_differs():
         noise = rng.normal(size=(2, 80)).repeat(3, axis=1)[:, :, None]
         one, two = score + noise
         for unit, who in (("patient", patient), ("image", np.arange(240))):
-            found = compare.paired(one, two, label, np.ones_like(label), who)
+            found = compare.delong(one, two, label, np.ones_like(label), who)
             small[unit] += (found.p < 0.05).item()
     assert 0.03 <= small["patient"] / trials <= 0.07
     assert small["image"] / trials > 0.15
@@ -181,12 +181,12 @@ def test_a_known_nan_is_refused(field):
     task = dict(zip(("score", "other", "label", "weight", "patient"), cohort(5)))
     task[field][3, 1] = np.nan
     with pytest.raises(InputError, match="NaN"):
-        compare.paired(**task)
+        compare.delong(**task)
 
 
 def test_shapes_that_differ_are_refused():
     score, other, label, weight, patient = cohort(6)
     with pytest.raises(InputError, match="N, T"):
-        compare.paired(score, other[:, :1], label, weight, patient)
+        compare.delong(score, other[:, :1], label, weight, patient)
     with pytest.raises(InputError, match="patient"):
-        compare.paired(score, other, label, weight, patient[:3])
+        compare.delong(score, other, label, weight, patient[:3])

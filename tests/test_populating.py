@@ -11,15 +11,15 @@ import jax
 import pytest
 
 from medjax import config as plain
+from medjax import tasks
+from medjax.commands import population
+from medjax.commands import train as command
 from medjax.errors import InputError
-from medjax.tasks import population
+from medjax.tasks.task import Run
 from medjax.training import journal, loop
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "configs"))
 import quickstart
-
-from medjax.commands import train
-from medjax.tasks import films, parts
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
 
@@ -75,15 +75,13 @@ def together(folder):
 def arm(request, folder, together):
     """A good arm's folder, and that of the same config as a run of its own."""
     alone = folder / f"alone{request.param}"
-    train.train(config_of(folder / "records", **ARMS[request.param]), alone)
+    command.train(config_of(folder / "records", **ARMS[request.param]), alone)
     return folder / str(request.param), alone
 
 
 def state_of(folder):
-    config = plain.read_config(folder)
-    task = films.data(config).output
-    network = parts.classifier(config, task)
-    return parts.restore(config, folder / "checkpoints", network, task)
+    run = tasks.of(plain.read_config(folder)).read(folder)
+    return run.number, run.state
 
 
 def test_an_arm_ends_where_its_run_would(arm):
@@ -110,7 +108,7 @@ def test_an_arm_leaves_the_same_files_and_the_same_report(arm):
 def test_an_arm_s_seconds_hold_its_share_of_the_compilation(folder, monkeypatch):
     """The clock stands still, but for the compiler, who takes a minute."""
     now = [0.0]
-    compiled = population.program.compiled
+    compiled = population.population.compiled
 
     def slow(*arguments, **options):
         now[0] += 60
@@ -119,7 +117,7 @@ def test_an_arm_s_seconds_hold_its_share_of_the_compilation(folder, monkeypatch)
     for module in (population, journal, loop):
         clock = types.SimpleNamespace(perf_counter=lambda: now[0])
         monkeypatch.setattr(module, "time", clock)
-    monkeypatch.setattr(population.program, "compiled", slow)
+    monkeypatch.setattr(population.population, "compiled", slow)
     monkeypatch.setattr(loop.Meter, "flush", lambda self: None)  # It divides by time.
     short = {"train__steps": 1, "train__evaluate_every": 1}
     arms = [config_of(folder / "records", seed=seed, **short) for seed in range(2)]
@@ -138,7 +136,7 @@ def test_an_arm_s_own_mistake_ends_it_alone(folder, together):
 
 
 def test_a_finished_population_is_only_reported_again(folder, together, monkeypatch):
-    monkeypatch.setattr(population.program, "compiled", None)  # Would raise.
+    monkeypatch.setattr(population.population, "compiled", None)  # Would raise.
     configs = [config_of(folder / "records", **arm) for arm in ARMS[:2]]
     before = (folder / "0/metrics.jsonl").read_text()
     (folder / "0/report.json").unlink()
@@ -153,19 +151,17 @@ def test_arms_that_are_not_equally_far_are_trained_apart(tmp_path, monkeypatch):
     begun = []
 
     def begin(config, folder, stack):
-        fit = population.Run(config, folder, *[None] * 10)
-        return population._Begun(fit, None, config.seed % 2, None, None)
+        fit = Run(config, folder, *[None] * 10)
+        return population._Arm(fit, None, config.seed % 2, None, None)
 
     def train(arms):
-        begun.append([arm.fit.config.seed for arm in arms])
+        begun.append([arm.run.config.seed for arm in arms])
         even = arms[0].start == 0
         return [population.Outcome(finished=True) if even else population.STOPPED] * 2
 
     monkeypatch.setattr(population, "_begin", begin)
-    monkeypatch.setattr(population, "_train", train)
-    monkeypatch.setattr(
-        population.commands, "finish", lambda fit: begun.append(fit.folder.name)
-    )
+    monkeypatch.setattr(population, "_fit", train)
+    monkeypatch.setattr(command, "finish", lambda fit: begun.append(fit.folder.name))
     configs = [config_of(tmp_path, seed=seed) for seed in range(4)]
     configs.append(config_of(tmp_path, loss__name="focal", loss__gamma=1.0))
     found = population.train(configs, [tmp_path / str(n) for n in range(5)])
@@ -175,7 +171,7 @@ def test_arms_that_are_not_equally_far_are_trained_apart(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("where", "lost"), [("_begin", [1]), ("_train", [0, 1]), ("_finish", [1])]
+    ("where", "lost"), [("_begin", [1]), ("_fit", [0, 1]), ("_finish", [1])]
 )
 def test_a_bug_ends_its_arms_alone_with_a_traceback(tmp_path, monkeypatch, where, lost):
     """Arms 0 and 1 are one program, 2 and 3 are others' and stand alone."""
@@ -184,11 +180,11 @@ def test_a_bug_ends_its_arms_alone_with_a_traceback(tmp_path, monkeypatch, where
     def begin(config, folder, stack):
         if where == "_begin" and config.seed == 1:
             raise RuntimeError("out of\nmemory")
-        fit = population.Run(config, folder, *[None] * 10)
-        return population._Begun(fit, None, 0, None, None)
+        fit = Run(config, folder, *[None] * 10)
+        return population._Arm(fit, None, 0, None, None)
 
     def train(arms):
-        if where == "_train":
+        if where == "_fit":
             raise RuntimeError("out of\nmemory")
         return [good] * len(arms)
 
@@ -202,9 +198,9 @@ def test_a_bug_ends_its_arms_alone_with_a_traceback(tmp_path, monkeypatch, where
         return True
 
     monkeypatch.setattr(population, "_begin", begin)
-    monkeypatch.setattr(population, "_train", train)
-    monkeypatch.setattr(population.commands, "finish", finish)
-    monkeypatch.setattr(population.commands, "train", run_alone)
+    monkeypatch.setattr(population, "_fit", train)
+    monkeypatch.setattr(command, "finish", finish)
+    monkeypatch.setattr(command, "train", run_alone)
     configs = [config_of(tmp_path, seed=seed) for seed in range(4)]
     configs[2].train.batch, configs[3].train.batch = 16, 4
     found = population.train(configs, [tmp_path / str(n) for n in range(4)])
@@ -282,8 +278,8 @@ def test_strengths_are_free_but_those_that_set_a_shape():
 
 
 def test_runs_without_steps_stand_alone():
-    kinds = {"transfer__mode": "features"}, {"task": "segmentation"}
-    assert groups(*kinds, *kinds) == [[0], [1], [2], [3]]
+    kind = {"transfer__mode": "features"}
+    assert groups(kind, {}, kind, {}) == [[0], [1, 3], [2]]
 
 
 def test_two_arms_in_one_folder_are_refused(tmp_path):

@@ -18,7 +18,8 @@ from launching import ROOT, restored, run, run_here
 import medjax
 from configs import loss_weighting, quickstart
 from medjax import config as plain
-from medjax.commands import executors, plan, sweep
+from medjax.commands import arms as plan
+from medjax.commands import executors, sweep
 from medjax.errors import InputError
 from medjax.tasks import parts
 from medjax.training.population import Outcome
@@ -35,7 +36,6 @@ def as_it_was():
 
 CONFIG = """
 from configs import quickstart
-from medjax.tasks import parts
 
 def get_config():
     c = quickstart.get_config()
@@ -182,9 +182,6 @@ def test_what_is_asked_for_wrongly_is_said(tmp_path, monkeypatch):
         medjax.sweep(config, arms, tmp_path, executor="cloud")
     with pytest.raises(InputError, match="--baseline=x: use one of as configured"):
         medjax.sweep(config, arms, tmp_path, baseline="x")
-    config.task = "segmentation"
-    with pytest.raises(InputError, match="compares classifiers"):
-        medjax.sweep(config, arms, tmp_path)
     for name in ("nodes", "tasks_per_node", "slurm_ntasks_per_node"):
         with pytest.raises(InputError, match=f"--slurm={name}=2: .* is one process"):
             executors.slurm(tmp_path, [], print, cluster="local", **{name: 2})
@@ -210,7 +207,7 @@ def test_what_becomes_of_a_population_is_told_run_by_run(tmp_path, monkeypatch):
         asked.extend(config.seed for config in configs)
         return outcomes[: len(folders)]
 
-    monkeypatch.setattr(executors.populating, "train", train)
+    monkeypatch.setattr(executors.population_, "train", train)
     told = []
     assert not executors.population(tmp_path, runs, told.append)
     assert told == runs[:2] and asked == [0, 1, 2]
@@ -293,9 +290,9 @@ def test_failed_runs_are_tried_again_even_if_they_have_a_report(
         return True
 
     monkeypatch.setattr(executors, executor, execute)
-    monkeypatch.setattr(sweep.populating, "use_cores", cores.append)
-    monkeypatch.setattr(sweep.commands, "prepare", prepared.append)
-    monkeypatch.setattr(sweep.results, "gather", lambda folder, baseline: {})
+    monkeypatch.setattr(sweep.population, "use_cores", cores.append)
+    monkeypatch.setattr(sweep.prepare, "prepare", prepared.append)
+    monkeypatch.setattr(sweep, "gather", lambda folder, baseline: {})
     monkeypatch.setattr(sweep.report, "write", lambda found, folder: folder)
     monkeypatch.setattr(sweep.report, "show", lambda found: None)
     arms = [each.overrides for each in runs]
@@ -399,7 +396,7 @@ def test_a_run_trained_again_from_the_config_it_wrote_down_is_the_same(swept, tm
     """In a process of its own, which has as many devices as the arm's had."""
     arm = swept[0] / "arms" / GOOD
     code = (
-        "import sys, medjax; from medjax.tasks import saved\n"
+        "import sys, medjax; from medjax import config as plain\n"
         "print(medjax.launch(plain.get_config(sys.argv[1]), sys.argv[2])['films'])"
     )
     done = subprocess.run(

@@ -9,7 +9,6 @@ import pytest
 from conftest import Page
 
 from medjax.evaluation import seeds
-from medjax.evaluation.seeds import Runs
 from medjax.reports import sweep
 
 ARMS = ("imbalance=none", "imbalance=<b>", "loss.name=focal,loss.gamma=2.0")
@@ -26,9 +25,12 @@ def compared(skill):
     weight = np.ones(score.shape)
     weight[2, 3] = 0
     patient = np.arange(160) // 2
-    runs = Runs(1 / (1 + np.exp(-score)), label, weight, patient)
-    found = seeds.compare(
-        runs, arms=ARMS, tasks=TASKS, key=jax.random.key(0), replicates=40
+    probability = 1 / (1 + np.exp(-score))
+    scores = seeds.measure_predictions(
+        *(probability, label, weight, patient), key=jax.random.key(0), replicates=40
+    )
+    found = {"films": 160, "patients": 80, "replicates": 40} | seeds.compare(
+        scores, arms=ARMS, tasks=TASKS, primary="auroc", patients=80
     )
     for row in found["arms"].values():
         row["cost"] = {"seconds": 75.0, "memory": 3 * 2**30}
@@ -65,6 +67,7 @@ def found(skill):
     return {
         "source": "phantom",
         "model": "resnet18",
+        "primary": "auroc",
         "repeats": [f"seed={seed}" for seed in range(SEEDS)],
         "runs": rows,
         "curves": dict.fromkeys(ARMS, curve),

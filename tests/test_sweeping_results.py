@@ -8,7 +8,8 @@ import pytest
 
 from configs import quickstart
 from medjax import config as plain
-from medjax.commands import plan, results
+from medjax.commands import arms as plan
+from medjax.commands import sweep as results
 from medjax.reports import sweep as report
 
 TASKS = ("mass", "nodule")

@@ -1,8 +1,9 @@
 """How the runs of a sweep are executed: one after the other, as one program, by SLURM.
 
 Each executor takes the sweep's folder and the runs that aren't finished, and returns
-whether it came to its end: False after SIGTERM or Ctrl-C. What a run came to is in its
-folder.
+whether it came to its end: False after SIGTERM or Ctrl-C. The results of a run are in
+its folder. `python -m medjax.commands.executors SWEEP NAME` is one run in a process of
+its own.
 """
 
 import json
@@ -11,37 +12,40 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from medjax.commands import plan, running
-from medjax.commands.plan import Run
+from medjax.commands import arms
+from medjax.commands import population as population_
+from medjax.commands.arms import Run
 from medjax.errors import InputError
-from medjax.tasks import population as populating
+from medjax.training import devices
 from medjax.training.loop import stop_signal
+from medjax.training.population import Outcome, failed
 
-CODE = Path(__file__).parents[2]  # Where `import medjax` finds it.
+CODE = Path(__file__).parents[2]  # Where `import medjax` finds this medjax.
 POLL = 0.2  # Seconds between two looks at a process.
-# Options of submitit: those that start a job several times, and those of its executor.
+# Options of submitit that start a job several times.
 SEVERAL = (
     *("nodes", "tasks_per_node"),
     *("slurm_nodes", "slurm_tasks_per_node", "slurm_ntasks_per_node"),
 )
-FIRST = ("slurm_max_num_timeout",)
-HOURS = 12  # Of a SLURM job, where nothing else is asked for.
+FIRST = ("slurm_max_num_timeout",)  # Options that submitit's executor is made with.
+HOURS = 12  # The time limit of a SLURM job without timeout_min.
 
 
-def local(sweep: Path, runs: list[Run], say: Callable[[Run], None]) -> bool:
+def local(sweep: Path, runs: list[Run], report: Callable[[Run], None]) -> bool:
     """One after the other, each in a process of its own.
 
-    A process more costs its imports, some seconds. In return a crash ends one run, its
-    memory goes back to the machine, and its peak is its own; what was compiled for one
-    run the next takes from the compilation cache.
+    A process costs the seconds of its imports. In return a crash ends one run, its
+    memory goes back to the machine, and its peak is its own. Compiled programs are
+    shared through the compilation cache.
 
     Args:
-      say: called with every run that came to an end.
+      report: called with every run that came to an end.
     """
     environment = os.environ | {"PYTHONPATH": _path()}
     with stop_signal() as stop:
@@ -53,7 +57,7 @@ def local(sweep: Path, runs: list[Run], say: Callable[[Run], None]) -> bool:
                     [
                         sys.executable,
                         "-m",
-                        "medjax.commands.running",
+                        "medjax.commands.executors",
                         sweep,
                         run.name,
                     ],
@@ -61,7 +65,7 @@ def local(sweep: Path, runs: list[Run], say: Callable[[Run], None]) -> bool:
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    start_new_session=True,  # Ctrl-C is for us: we tell it once.
+                    start_new_session=True,  # Ctrl-C is for us: we pass it on once.
                 )
                 while process.poll() is None and not stop():
                     time.sleep(POLL)
@@ -70,34 +74,34 @@ def local(sweep: Path, runs: list[Run], say: Callable[[Run], None]) -> bool:
             if stop():
                 return False
             if code and not _has_ended(run, sweep):
-                said = (folder / "log.txt").read_text()
-                plan.write_error(folder, _crash(code), said[-4000:])
-            say(run)
+                output = (folder / "log.txt").read_text()
+                arms.write_error(folder, _crash(code), output[-4000:])
+            report(run)
     return True
 
 
-def population(sweep: Path, runs: list[Run], say: Callable[[Run], None]) -> bool:
-    """Runs that differ in numbers alone train in one compiled program, here."""
-    config, _ = plan.read(sweep)
-    configs = [plan.configured(config, run.overrides) for run in runs]
-    folders = [run.folder(sweep) for run in runs]
-    outcomes = populating.train(configs, folders)
-    for run, outcome in zip(runs, outcomes, strict=True):
+def population(sweep: Path, runs: list[Run], report: Callable[[Run], None]) -> bool:
+    """Runs that differ in numbers alone train as one compiled program, here."""
+    config, _ = arms.read(sweep)
+    configs = [arms.configured(config, run.overrides) for run in runs]
+    outcomes = population_.train(configs, [run.folder(sweep) for run in runs])
+    ended = [outcome.finished or outcome.error is not None for outcome in outcomes]
+    for run, outcome, has_ended in zip(runs, outcomes, ended, strict=True):
         (run.folder(sweep) / "error.txt").unlink(missing_ok=True)
         if outcome.error is not None:
-            plan.write_error(run.folder(sweep), outcome.error, outcome.details)
-        if outcome.finished or outcome.error is not None:
-            say(run)
-    return all(outcome.finished or outcome.error is not None for outcome in outcomes)
+            arms.write_error(run.folder(sweep), outcome.error, outcome.details)
+        if has_ended:
+            report(run)
+    return all(ended)
 
 
 def slurm(
-    sweep: Path, runs: list[Run], say: Callable[[Run], None], **options: Any
+    sweep: Path, runs: list[Run], report: Callable[[Run], None], **options: Any
 ) -> bool:
-    """An array of jobs; waits for them.
+    """An array of SLURM jobs; waits for them.
 
-    A job that is pre-empted, or runs into its time limit, saves and is queued again.
-    When this process ends the jobs go on: the same command finds them again.
+    A job that is pre-empted or reaches its time limit saves and is queued again. When
+    this process ends, the jobs go on: the same command finds them again.
 
     Args:
       options: of submitit's executor: slurm_partition, timeout_min, gpus_per_node,
@@ -124,15 +128,13 @@ def slurm(
         )
     folder = sweep / "slurm"
     kind = {"slurm": submitit.SlurmJob, "local": submitit.LocalJob}[cluster]
-    jobs = {}
-    for name, number in _jobs(folder).items():
-        job = kind(folder=folder, job_id=number)
-        if not job.done():
-            jobs[name] = job
-    waiting = [run for run in runs if run.name not in jobs]
+    path = folder / "jobs.json"
+    sent = json.loads(path.read_text()) if path.exists() else {}
+    jobs = {name: kind(folder=folder, job_id=number) for name, number in sent.items()}
+    jobs = {name: job for name, job in jobs.items() if not job.done()}
+    waiting = [run.name for run in runs if run.name not in jobs]
     if waiting:
         defaults = {"name": "medjax", "timeout_min": 60 * HOURS}
-        # These it takes when it is made, all others later.
         first = {name: options.pop(name) for name in FIRST if name in options}
         try:
             executor = submitit.AutoExecutor(folder=folder, cluster=cluster, **first)
@@ -140,22 +142,21 @@ def slurm(
         except (NameError, TypeError, ValueError) as error:
             raise InputError(f"--slurm: {' '.join(str(error).split())}") from None
         with submitit.helpers.environment_variables(PYTHONPATH=_path()):
-            names = [run.name for run in waiting]
-            sent = executor.map_array(
-                Job(), [str(sweep.absolute())] * len(names), names
-            )
-        jobs |= dict(zip(names, sent, strict=True))
-    (folder / "jobs.json").write_text(
-        json.dumps({k: j.job_id for k, j in jobs.items()})
-    )
+            folders = [str(sweep.absolute())] * len(waiting)
+            new = executor.map_array(Job(), folders, waiting)
+        jobs |= dict(zip(waiting, new, strict=True))
+    path.write_text(json.dumps({name: job.job_id for name, job in jobs.items()}))
     print(f"slurm: {len(waiting)} jobs sent, {len(runs) - len(waiting)} on their way")
     left = {run.name: run for run in runs}
     with stop_signal() as stop:
         while left and not stop():
             for name in [name for name in left if jobs[name].done()]:
                 run, job = left.pop(name), jobs[name]
-                _check(run, sweep, job)
-                say(run)
+                if not _has_ended(run, sweep):
+                    line = f"job {job.job_id} ended without a report ({job.state})"
+                    details = f"See {job.paths.stderr}"
+                    arms.write_error(run.folder(sweep), line, details)
+                report(run)
             time.sleep(1.0)
     if left:
         print(f"stopped: {len(left)} jobs go on; the same command waits for them")
@@ -163,37 +164,44 @@ def slurm(
 
 
 class Job:
-    """A run as submitit calls it; queued again where it was stopped."""
+    """A run as submitit calls it; queued again if it is stopped."""
 
     def __call__(self, sweep: str, name: str) -> None:
-        outcome = running.run(Path(sweep), name)
+        outcome = train(Path(sweep), name)
         if not outcome.finished and outcome.error is None:
-            # Training took the signal, to save first: now it is submitit's turn.
+            # Training took the signal, to save first: now submitit gets it.
             signal.raise_signal(signal.SIGUSR2)
 
     def checkpoint(self, *arguments: str) -> Any:
-        """What submitit puts into the queue: the same again, which goes on."""
+        """What submitit puts into the queue: the same call, which resumes the run."""
         return _submitit().helpers.DelayedSubmission(self, *arguments)
 
 
-def _check(run: Run, sweep: Path, job: Any) -> None:
-    """Writes error.txt for a job that ended without a word."""
-    if _has_ended(run, sweep):
-        return
-    line = f"job {job.job_id} ended without a report ({job.state})"
-    plan.write_error(run.folder(sweep), line, f"See {job.paths.stderr}")
+def train(sweep: Path, name: str) -> Outcome:
+    """Trains or resumes one run in this process; an error also goes to error.txt.
+
+    Args:
+      sweep: the folder that `arms.claim` wrote.
+      name: of the run.
+    """
+    from medjax.commands import train as command
+
+    devices.keep()
+    config, runs = arms.read(sweep)
+    (run,) = (each for each in runs if each.name == name)
+    config, folder = arms.configured(config, run.overrides), run.folder(sweep)
+    (folder / "error.txt").unlink(missing_ok=True)  # Of an earlier attempt.
+    try:
+        command.train(config, folder)
+    except Exception as error:  # noqa: BLE001 A bug of one arm must not stop the rest.
+        outcome = failed(error)
+        arms.write_error(folder, outcome.error, outcome.details)
+    return Outcome(arms.is_finished(run, sweep), arms.error(run, sweep))
 
 
 def _has_ended(run: Run, sweep: Path) -> bool:
-    """Whether the run is finished or says what is wrong, however its process ended."""
-    config, _ = plan.read(sweep)
-    config = plan.configured(config, run.overrides)
-    return plan.is_finished(run, sweep, config) or plan.error(run, sweep) is not None
-
-
-def _jobs(folder: Path) -> dict[str, str]:
-    path = folder / "jobs.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    """Whether the run is finished or has an error, however its process ended."""
+    return arms.is_finished(run, sweep) or arms.error(run, sweep) is not None
 
 
 def _submitit() -> Any:
@@ -212,9 +220,27 @@ def _path() -> str:
 
 
 def _crash(code: int) -> str:
-    """What an exit code of a process without a word means."""
+    """What the exit code of a process without a message means."""
     if code == -signal.SIGKILL:
         return "killed: the machine may have run out of memory"
     if code < 0:
         return f"crashed: {signal.Signals(-code).name}"
     return f"ended with exit code {code}: see log.txt"
+
+
+def _end_with_parent() -> None:
+    """Stops this process, as SIGTERM does, when its standard input is closed.
+
+    The sweep holds the other end, so no run outlives the sweep or its crash.
+    """
+
+    def wait() -> None:
+        sys.stdin.read()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+if __name__ == "__main__":
+    _end_with_parent()
+    train(Path(sys.argv[1]), sys.argv[2])

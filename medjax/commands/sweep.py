@@ -1,23 +1,29 @@
-"""The command `sweep`: runs what isn't finished, and writes the page of all."""
+"""The command `sweep`: trains the runs that aren't finished, and compares them all."""
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from medjax.commands import executors, plan, results
-from medjax.commands.plan import Run
-from medjax.commands.prepare import prepare
+import numpy as np
+
+from medjax import config as configs
+from medjax import tasks
+from medjax.commands import arms, executors, population, prepare
+from medjax.commands.arms import Run
 from medjax.config import Config
 from medjax.errors import InputError
+from medjax.evaluation import seeds
 from medjax.reports import sweep as report
-from medjax.tasks import population
+from medjax.tasks import compare, parts
+from medjax.training import journal
 
 EXECUTORS = ("local", "population", "slurm")
 
 
 def sweep(
     config: Config,
-    arms: Iterable[Mapping[str, Any]],
+    overrides: Iterable[Mapping[str, Any]],
     folder: Path,
     *,
     executor: str = "local",
@@ -28,76 +34,232 @@ def sweep(
 
     Args:
       config: what all runs have in common.
-      arms: the overrides of each run, see `plan.runs`.
+      overrides: of each run, see `arms.runs`.
       folder: of the sweep; arms/<name>/ are ordinary runs, and beside them come
-        sweep.html, sweep.json and sweep.csv. The same call goes on where it was:
-        finished runs stay, stopped ones go on, failed ones are tried again.
+        sweep.html, sweep.json and sweep.csv. The same call resumes the sweep: finished
+        runs stay, stopped ones go on, failed ones are tried again.
       executor: 'local', 'population' or 'slurm', see executors.py.
       baseline: the arm that the others are compared with; '': the first.
       slurm: options of submitit's executor.
 
     Returns:
-      What the page says, see `results.gather`.
+      What sweep.json holds, see `gather`.
 
     Raises:
       InputError: a mistake in the overrides or the data, before anything runs.
     """
-    if config.task == "segmentation":
-        raise InputError("task='segmentation': a sweep compares classifiers' AUROC")
     if executor not in EXECUTORS:
         raise InputError(f"--executor={executor}: use one of {', '.join(EXECUTORS)}")
-    runs = plan.runs(config, arms)
+    runs = arms.runs(config, overrides)
     names = list(dict.fromkeys(run.arm for run in runs))
     if baseline and baseline not in names:
         raise InputError(f"--baseline={baseline}: use one of {', '.join(names)}")
-    plan.claim(folder, config, runs)
-    configs = {run.name: plan.configured(config, run.overrides) for run in runs}
+    arms.claim(folder, config, runs)
     left = [
         run
         for run in runs
-        if plan.error(run, folder) is not None
-        or not plan.is_finished(run, folder, configs[run.name])
+        if arms.error(run, folder) is not None or not arms.is_finished(run, folder)
     ]
     done = len(runs) - len(left)
     print(f"sweep: {len(runs)} runs of {len(names)} arms, {done} of them finished")
+    left_configs = [arms.configured(config, run.overrides) for run in left]
     if executor == "population" and left:
-        population.use_cores([configs[run.name] for run in left])
-    _prepare([configs[run.name] for run in left], executor)
-    number = done
+        population.use_cores(left_configs)
+    _prepare(left_configs, executor)
 
     def say(run: Run) -> None:
-        nonlocal number
-        number += 1
-        what = f"failed: {plan.error(run, folder)}"
-        if plan.error(run, folder) is None:
-            finished = plan.is_finished(run, folder, configs[run.name])
-            auroc = results.mean_auroc(run, folder) if finished else None
-            known = "undefined" if auroc is None else f"{auroc:.3f}"
-            what = f"mean AUROC {known}" if finished else "stopped"
-        print(f"{number}/{len(runs)} {run.name}: {what}", flush=True)
+        nonlocal done
+        done += 1
+        print(f"{done}/{len(runs)} {run.name}: {_outcome(run, folder)}", flush=True)
 
     if left:
         options = slurm or {} if executor == "slurm" else {}
-        complete = getattr(executors, executor)(folder, left, say, **options)
-        if not complete:
+        if not getattr(executors, executor)(folder, left, say, **options):
             print("stopped: the same command goes on from here")
-    found = results.gather(folder, baseline=baseline)
-    page = report.write(found, folder)
-    report.show(found)
+    results = gather(folder, baseline=baseline)
+    page = report.write(results, folder)
+    report.show(results)
     print(f"sweep: {page}")
-    return found
+    return results
 
 
-def _prepare(configs: list[Config], executor: str) -> None:
-    """Makes each run's records before there are many who would, all at once.
+def _prepare(left: list[Config], executor: str) -> None:
+    """Makes the records of all runs before several runs would make them at once.
 
-    Runs one after the other, in processes of their own, draw their phantoms themselves:
-    here that would take the accelerator, and hold it while they need it.
+    Runs in processes of their own draw their phantoms themselves: here that would take
+    the accelerator, and hold it while they need it.
     """
     seen = []
-    for config in configs:
-        asked = config.data.to_dict(), config.task
-        drawn = executor == "local" and config.data.source == "phantom"
-        if asked not in seen and not drawn:
-            seen.append(asked)
-            prepare(config)
+    for config in left:
+        records = configs.affecting(config, "records")
+        drawn = executor == "local" and parts.about(config)["source"] == "phantom"
+        if records not in seen and not drawn:
+            seen.append(records)
+            prepare.prepare(config)
+
+
+def _outcome(run: Run, folder: Path) -> str:
+    """One line for the terminal."""
+    if error := arms.error(run, folder):
+        return f"failed: {error}"
+    if not arms.is_finished(run, folder):
+        return "stopped"
+    config, _ = arms.read(folder)
+    how = tasks.of(config).comparison
+    score = _score(run, folder, how.primary)
+    return f"mean {how.label} {'undefined' if score is None else f'{score:.3f}'}"
+
+
+def gather(folder: Path, *, baseline: str = "") -> dict:
+    """All that the page of a sweep shows.
+
+    Args:
+      folder: of the sweep.
+      baseline: the arm that others are compared with; '': the first.
+
+    Returns:
+      source, model, repeats; primary: the metric that is tested; runs: [{name, arm,
+      repeat, state: 'finished', 'failed' or 'unfinished', error, PRIMARY, seconds,
+      memory}]; curves: {arm: {step, mean, low, high}}, the validation scores over the
+      seeds; compared: films, patients, replicates, same_images (whether all seeds were
+      tested on the same) and what seeds.compare returns, with calibration_error and
+      cost of each arm's finished runs; None where no run is finished, or where
+      `incomparable` gives the reason.
+
+    Raises:
+      InputError: no such arm.
+    """
+    config, runs = arms.read(folder)
+    how = tasks.of(config).comparison
+    names = tuple(dict.fromkeys(run.arm for run in runs))
+    repeats = tuple(dict.fromkeys(run.repeat for run in runs))
+    if baseline and baseline not in names:
+        raise InputError(f"--baseline={baseline}: use one of {', '.join(names)}")
+    rows = [_row(run, folder, how.primary) for run in runs]
+    results = {
+        **{name: parts.about(config)[name] for name in ("source", "model")},
+        "primary": how.primary,
+        "repeats": repeats,
+        "runs": rows,
+        "curves": {
+            arm: _curve([r for r in runs if r.arm == arm], folder, how.primary)
+            for arm in names
+        },
+        "compared": None,
+        "incomparable": None,
+    }
+    finished = {
+        (names.index(run.arm), repeats.index(run.repeat)): run
+        for run, row in zip(runs, rows, strict=True)
+        if row["state"] == "finished"
+    }
+    if not finished:
+        return results
+    number = names.index(baseline) if baseline else 0
+    try:
+        compared = _compare(config, folder, finished, names, len(repeats), number)
+    except InputError as error:  # What each run came to is worth a page without it.
+        return results | {"incomparable": str(error)}
+    waiting = sum(row["state"] == "unfinished" for row in rows)
+    if waiting:
+        why = f"{waiting} of {len(rows)} runs are unfinished"
+        compared["best"] |= {"arm": None, "why": why}
+    for arm, row in compared["arms"].items():
+        ended = [r for r in rows if r["arm"] == arm and r["state"] == "finished"]
+        row["cost"] = {
+            kind: _spread(r[kind] for r in ended)["estimate"]
+            for kind in ("seconds", "memory")
+        }
+        reports = [_report(folder / "arms" / r["name"]) for r in ended]
+        row["calibration_error"] = {
+            side: _spread(_calibration_error(each, side) for each in reports)
+            for side in ("before", "after")
+        }
+    return results | {"compared": compared}
+
+
+def _compare(
+    config: Config,
+    folder: Path,
+    finished: dict[tuple[int, int], Run],
+    names: tuple[str, ...],
+    repeats: int,
+    baseline: int,
+) -> dict:
+    """Compares the finished runs, {(arm, repeat): run}."""
+    how, options = tasks.of(config).comparison, parts.bootstrap(config)
+    folders = {at: run.folder(folder) for at, run in finished.items()}
+    kinds = [how] * len(folders)
+    findings, tables = compare.read([*folders.values()], kinds, "test")
+    tables = dict(zip(folders, tables, strict=True))
+    shape = (len(names), repeats)
+    grid = compare.side_by_side(tables, shape, findings, folders, how)
+    patients = len(np.unique(grid.patient))
+    first, *others = tables.values()
+    return {
+        "films": len(grid.truth),
+        "patients": patients,
+        "replicates": options["replicates"],
+        "same_images": all(table.index.equals(first.index) for table in others),
+        **seeds.compare(
+            how.measure(grid, **options),
+            arms=names,
+            tasks=findings,
+            primary=how.primary,
+            patients=patients,
+            baseline=baseline,
+        ),
+    }
+
+
+def _row(run: Run, sweep: Path, metric: str) -> dict:
+    """One run on the page."""
+    error, finished = arms.error(run, sweep), arms.is_finished(run, sweep)
+    lines = journal.read(run.folder(sweep) / "metrics.jsonl")
+    return {
+        "name": run.name,
+        "arm": run.arm,
+        "repeat": run.repeat,
+        "state": "failed" if error else "finished" if finished else "unfinished",
+        "error": error,
+        metric: _score(run, sweep, metric) if finished else None,
+        "seconds": lines[-1].get("seconds") if lines else None,
+        "memory": max((line.get("memory", 0) for line in lines), default=0) or None,
+    }
+
+
+def _curve(runs: list[Run], sweep: Path, metric: str) -> dict:
+    """An arm's validation score by step, over the repeats that reached the step."""
+    values: dict[int, list] = {}
+    for run in runs:
+        for line in journal.read(run.folder(sweep) / "metrics.jsonl"):
+            if line.get(f"validation_{metric}") is not None:
+                values.setdefault(line["step"], []).append(line[f"validation_{metric}"])
+    steps = sorted(values)
+    kinds = {"mean": np.mean, "low": np.min, "high": np.max}
+    curve = {k: [float(of(values[s])) for s in steps] for k, of in kinds.items()}
+    return {"step": steps, **curve}
+
+
+def _report(folder: Path) -> dict:
+    return json.loads((folder / "report.json").read_text())
+
+
+def _score(run: Run, sweep: Path, metric: str) -> float | None:
+    """The mean over the tasks in a finished run's report."""
+    return _report(run.folder(sweep))["mean"][metric]["estimate"]
+
+
+def _calibration_error(report: dict, side: str) -> float | None:
+    """Of the probabilities before or after calibration, if the report has it."""
+    errors = (report.get("calibration") or {}).get("mean", {}).get(side)
+    return errors["calibration_error"]["estimate"] if errors else None
+
+
+def _spread(values) -> dict[str, float | None]:
+    """{estimate, sd}: the mean of the values that aren't None, and their SD."""
+    known = [value for value in values if value is not None]
+    return {
+        "estimate": float(np.mean(known)) if known else None,
+        "sd": float(np.std(known, ddof=1)) if len(known) > 1 else None,
+    }

@@ -1,11 +1,9 @@
-"""Is one model better than another? On the same images, with every doubt counted.
+"""Compare two models on the same images, with intervals and tests clustered by patient.
 
-The AUROC's variance without a resample, and whether two models differ.
-
-DeLong's formulas take every image for independent. Images of one patient aren't, so
-these are Obuchowski's: the components of a patient are added up first. With one image
-a patient they are DeLong's, number for number. A soft label counts as a share of both
-classes, a weight as that many images; everything is float64 on the host.
+DeLong's formulas take every image as independent. Images of one patient aren't, so the
+components of a patient are added up first (Obuchowski). With one image a patient the
+numbers are DeLong's. A soft label counts as a share of both classes, a weight as that
+many images; everything is float64 on the host.
 """
 
 from typing import NamedTuple
@@ -19,12 +17,13 @@ from medjax.errors import InputError
 from medjax.evaluation import bootstrap, discrimination, results
 from medjax.evaluation.predict import Predictions
 
+ROUNDING = 1e-12  # Anything smaller is 0.
+
 
 def holm(p) -> np.ndarray:
-    """p values [T], adjusted so that all T tests together err as often as one.
+    """p values [T], adjusted so that all T tests together err as often as one test.
 
-    A task whose adjusted p is below 0.05 differs, and with 95 % certainty none of the
-    tasks so named doesn't. An undefined p (NaN) stays so, and isn't counted as a test.
+    An undefined p (NaN) stays undefined, and isn't counted as a test.
 
     Source: Holm, Scand. J. Stat. 6 (1979) 65, as adjusted values: the running maximum
     of (T - i) p_(i) over the ascending p_(0), p_(1), ..., at most 1.
@@ -39,47 +38,45 @@ def holm(p) -> np.ndarray:
 
 
 def compare(
-    one: Predictions,
-    other: Predictions,
+    first: Predictions,
+    second: Predictions,
     *,
     tasks: tuple[str, ...],
     key: Array,
     replicates: int,
 ) -> dict:
-    """How much better `one` is, paired by image, with intervals and p values.
+    """How much better the first model is, paired by image.
 
     Args:
-      one, other: of the same images, in the same order, with the same labels.
+      first, second: of the same images, in the same order, with the same labels.
       tasks: T names.
-      key: of the bootstrap.
-      replicates: of the bootstrap, clustered by patient.
+      key, replicates: of the bootstrap, clustered by patient.
 
     Returns:
-      films, patients, replicates; mean: {metric: compared}; tasks: {name: {positives,
-      negatives, p, holm, why, metrics: {metric: compared}}}. The metrics are auroc and
-      average_precision; compared is {one, other, difference: {estimate, low, high,
-      undefined}}; p is delong.paired's of the AUROC. What is undefined is None, and so
-      are interval and p of fewer than support.LEAST patients of either class; why says
-      why the AUROC or its p is.
+      films, patients, replicates; mean: {metric: pair}; tasks: {name: {positives,
+      negatives, p, holm, why, metrics: {metric: pair}}}. The metrics are auroc and
+      average_precision; a pair is {one, other, difference: an Interval}; p is that of
+      `delong`. Undefined numbers are None. Fewer than bootstrap.LEAST patients of
+      either class have neither interval nor p; `why` gives the reason.
     """
-    rest = one.label, one.weight, one.patient
-    scores = one.probability, other.probability
-    found = discrimination.difference(*scores, *rest, key=key, replicates=replicates)
-    nowhere = np.full(len(tasks), np.nan)  # No threshold: areas alone.
-    patients = discrimination.patients(scores[0], *rest, nowhere)["auroc"][:-1]
+    rest = first.label, first.weight, first.patient
+    scores = first.probability, second.probability
+    intervals = discrimination.difference(*scores, *rest, key=key, replicates=replicates)
+    no_threshold = np.full(len(tasks), np.nan)
+    patients = discrimination.patients(scores[0], *rest, no_threshold)["auroc"][:-1]
     few = patients < bootstrap.LEAST
-    p = np.where(few, np.nan, paired(*scores, *rest).p)
+    p = np.where(few, np.nan, delong(*scores, *rest).p)
     adjusted = holm(p)
-    weak = {"low": np.append(few, few.all()), "high": np.append(few, few.all())}
+    hidden = {"low": np.append(few, few.all()), "high": np.append(few, few.all())}
     columns = {
         name: {
-            "one": _with_mean(one, name),
-            "other": _with_mean(other, name),
+            "one": _with_mean(first, name),
+            "other": _with_mean(second, name),
             "difference": {
-                field: np.where(weak.get(field, False), np.nan, np.append(each, mean))
+                field: np.where(hidden.get(field, False), np.nan, np.append(each, mean))
                 for field, each, mean in zip(
                     bootstrap.Interval._fields[:4],
-                    *(found[name][:4], found[f"mean_{name}"][:4]),
+                    *(intervals[name][:4], intervals[f"mean_{name}"][:4]),
                     strict=True,
                 )
             },
@@ -90,11 +87,11 @@ def compare(
     def row(t: int) -> dict:  # -1: the mean.
         return jax.tree.map(lambda column: _number(column[t]), columns)
 
-    positives = np.sum(one.label * one.weight, axis=0, where=one.weight > 0)
-    negatives = one.weight.sum(axis=0) - positives
+    positives = np.sum(first.label * first.weight, axis=0, where=first.weight > 0)
+    negatives = first.weight.sum(axis=0) - positives
     return {
-        "films": len(one.id),
-        "patients": len(np.unique(one.patient)),
+        "films": len(first.id),
+        "patients": len(np.unique(first.patient)),
         "replicates": replicates,
         "mean": row(-1),
         "tasks": {
@@ -112,7 +109,7 @@ def compare(
 
 
 def _with_mean(predictions: Predictions, name: str) -> np.ndarray:
-    """[T + 1], a metric of each task, and its mean over those that have it."""
+    """[T + 1]: a metric of each task, and its mean over the tasks that have it."""
     each = results.RANKED[name](*predictions[2:])
     return np.append(each, results.means(predictions)[name])
 
@@ -123,14 +120,11 @@ def _why(positives: float, negatives: float, p: float, few: bool) -> str:
         return f"no {'negative' if positives else 'positive'} image"
     if few:
         return f"{bootstrap.FEW}, no test"
-    return "nothing varies: no test" if np.isnan(p) else ""
+    return "zero variance: no test" if np.isnan(p) else ""
 
 
 def _number(value) -> float | None:
     return None if np.isnan(value) else float(value)
-
-
-ROUNDING = 1e-12  # What is smaller is 0.
 
 
 class Paired(NamedTuple):
@@ -141,26 +135,33 @@ class Paired(NamedTuple):
     p: np.ndarray
 
 
-def paired(score, other, label, weight, patient) -> Paired:
+def delong(score, other, label, weight, patient) -> Paired:
     """Tests whether two models' AUROCs differ on the same images.
 
     Args:
-      score, other: [N, T], what the two models say; only the order matters.
+      score, other: [N, T], of the two models; only their order matters.
       label: [N, T] in [0, 1].
       weight: [N, T], >= 0; 0 where the label is unknown.
       patient: [N] integers.
 
     Returns:
-      p is 1 where the two order every pair alike, and NaN where they don't but
-      nothing varies; all are NaN where a class is missing, and the error and p where
-      only one patient has it: there is nothing that varies.
+      p is 1 where both models order every pair alike, and NaN where they don't and the
+      variance is 0. All are NaN where a class is missing; error and p are NaN where
+      only one patient has a class, because then there is no variance.
 
     Source: DeLong et al., Biometrics 44 (1988) 837; its components from ranks: Sun &
     Xu, IEEE Signal Process. Lett. 21 (2014) 1389; clusters: Obuchowski, Biometrics 53
     (1997) 567. The difference's variance is that of the components' differences.
     """
-    found = _tasks(score, other, label, weight, patient)
-    difference, error = (np.array(column) for column in zip(*found, strict=True))
+    arrays = [np.asarray(a, np.float64) for a in (score, other, label, weight)]
+    patient = np.asarray(patient)
+    shapes = {a.shape for a in arrays}
+    if len(shapes) > 1 or arrays[0].ndim != 2 or patient.shape != arrays[0].shape[:1]:
+        raise InputError("score, label, weight: give [N, T] each, and patient [N]")
+    columns = [
+        _of_task(*(a[:, t] for a in arrays), patient) for t in range(len(score[0]))
+    ]
+    difference, error = (np.array(column) for column in zip(*columns, strict=True))
     with np.errstate(divide="ignore", invalid="ignore"):
         p = 2 * norm.sf(np.abs(difference) / error)
     same = np.where(np.abs(difference) < ROUNDING, 1.0, np.nan)
@@ -168,16 +169,7 @@ def paired(score, other, label, weight, patient) -> Paired:
     return Paired(difference, error, p)
 
 
-def _tasks(score, other, label, weight, patient) -> list[tuple]:
-    arrays = [np.asarray(a, np.float64) for a in (score, other, label, weight)]
-    patient = np.asarray(patient)
-    shapes = {a.shape for a in arrays}
-    if len(shapes) > 1 or arrays[0].ndim != 2 or patient.shape != arrays[0].shape[:1]:
-        raise InputError("score, label, weight: give [N, T] each, and patient [N]")
-    return [_task(*(a[:, t] for a in arrays), patient) for t in range(len(score[0]))]
-
-
-def _task(score, other, label, weight, patient) -> tuple[float, float]:
+def _of_task(score, other, label, weight, patient) -> tuple[float, float]:
     """The difference of the AUROCs, and its standard error."""
     known = weight > 0
     score, other, label, weight = (a[known] for a in (score, other, label, weight))
@@ -186,23 +178,23 @@ def _task(score, other, label, weight, patient) -> tuple[float, float]:
     positive, negative = weight * label, weight * (1 - label)
     if positive.sum() == 0 or negative.sum() == 0:
         return np.nan, np.nan
-    _, who = np.unique(patient[known], return_inverse=True)
-    people = who.max() + 1
+    _, patient = np.unique(patient[known], return_inverse=True)
+    patients = patient.max() + 1
     areas, sums = [], []
-    for one in (score, other):
+    for each in (score, other):
         # A positive's component: how many negatives it outranks; and the reverse.
-        above, below = _outranked(one, negative), 1 - _outranked(one, positive)
+        above, below = _outranked(each, negative), 1 - _outranked(each, positive)
         area = (positive * above).sum() / positive.sum()
         areas.append(area)
         sums.append(
             [
-                np.bincount(who, mass * (part - area), people) / mass.sum()
+                np.bincount(patient, mass * (part - area), patients) / mass.sum()
                 for mass, part in ((positive, above), (negative, below))
             ]
         )
-    has = [np.bincount(who, mass, people) > 0 for mass in (positive, negative)]
-    apart = [one - two for one, two in zip(*sums, strict=True)]
-    return areas[0] - areas[1], _error(*apart, *has)
+    has = [np.bincount(patient, mass, patients) > 0 for mass in (positive, negative)]
+    differences = [first - second for first, second in zip(*sums, strict=True)]
+    return areas[0] - areas[1], _error(*differences, *has)
 
 
 def _outranked(score: np.ndarray, mass: np.ndarray) -> np.ndarray:
@@ -212,15 +204,15 @@ def _outranked(score: np.ndarray, mass: np.ndarray) -> np.ndarray:
     return ((np.cumsum(each) - each / 2) / mass.sum())[run]
 
 
-def _error(ill, well, has_ill, has_well) -> float:
-    """The standard error, from each patient's sums [P] and who has such an image."""
+def _error(positive, negative, has_positive, has_negative) -> float:
+    """The standard error from each patient's sums [P] over positives and negatives."""
 
     def corrected(product: np.ndarray, patients: int) -> float:
         return product.sum() * patients / (patients - 1)
 
-    several = has_ill.sum(), has_well.sum()
-    if min(several) < 2:
+    number = has_positive.sum(), has_negative.sum()
+    if min(number) < 2:
         return np.nan
-    variance = corrected(ill**2, several[0]) + corrected(well**2, several[1])
-    variance += 2 * corrected(ill * well, len(ill))
+    variance = corrected(positive**2, number[0]) + corrected(negative**2, number[1])
+    variance += 2 * corrected(positive * negative, len(positive))
     return float(np.sqrt(max(variance, 0.0)))

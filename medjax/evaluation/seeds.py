@@ -1,92 +1,151 @@
-"""A metric of runs that were repeated: by other seeds, and on other patients.
+"""Compare the arms of a sweep: each trained by several seeds, tested on the same patients.
 
-An arm was trained by S seeds, and its metric is the mean over them. Two things make it
-uncertain. Other patients would give another number: that is what a bootstrap over
-patients shows, with the same draws for every arm and seed. Another training would too:
-that is the standard deviation over the seeds. Arms are compared seed by seed, on the
-same images, and a difference is tested against both doubts:
+An arm's metric is the mean over its S seeds. Two things make it uncertain. Other
+patients would give another number: a bootstrap over patients shows that, with the same
+draws for every arm and seed. Another training would give another number too: the
+standard deviation (SD) over the seeds shows that. Arms are compared seed by seed on the
+same images, and a difference is tested against both:
 
-    error^2 = patients^2 + sd^2 / S.
+    error^2 = patients^2 + SD^2 / S.
 
-S is small, so the test is a t test with Satterthwaite's degrees of freedom. What a seed
-does to some patients only is in both parts: the test errs on the careful side.
+S is small, so the test is a t test with Satterthwaite's degrees of freedom. An effect of
+a seed on some patients only is in both terms, which makes the test conservative.
 
 Source: the sum of both variances of a crossed design, Owen, Ann. Appl. Stat. 1 (2007)
 386; Satterthwaite, Biometrics Bull. 2 (1946) 110.
-
-Which arm of a sweep is better, if any: differences to one arm, and the best.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from chex import Array
 from scipy import stats
 
 from medjax.errors import InputError
 from medjax.evaluation import bootstrap, discrimination, results
 from medjax.evaluation.compare import holm
 
-METRICS = ("auroc", "average_precision", "brier")
 ALPHA = 0.05
+LEAST = 3  # Seeds without which no arm is called the best.
 
 
-class Runs(NamedTuple):
-    """What A arms of S seeds each say of N images that some of them tested.
+class Scores(NamedTuple):
+    """One metric of A arms by S seeds, for T tasks and, last, for the mean over them.
 
-    probability: [A, S, N, T]; anything where the weight is 0.
-    label: [N, T] in [0, 1]; anything where the weight is 0.
-    weight: [A, S, N, T], >= 0; 0 where a label is unknown, where the image isn't one
-      that this seed was tested on, and where the run isn't there.
-    patient: [N] integers.
+    observed: [A, S, T + 1] on the images as they are; NaN where undefined.
+    drawn: [R, A, S, T + 1] in each replicate of the bootstrap.
     """
 
-    probability: np.ndarray
-    label: np.ndarray
-    weight: np.ndarray
-    patient: np.ndarray
-
-
-class Values(NamedTuple):
-    """One metric: [A, S, T], and of patients drawn anew [R, A, S, T]; NaN: undefined.
-
-    The last T is T + 1: the mean over the tasks comes after them.
-    """
-
-    whole: np.ndarray
+    observed: np.ndarray
     drawn: np.ndarray
 
 
-def measure(runs: Runs, *, key: jax.Array, replicates: int) -> dict[str, Values]:
-    """The METRICS of every run, on the images as they are and in each replicate."""
-    arms, seeds, films, tasks = runs.probability.shape
-    shape = (arms, seeds, tasks)
+class Summary(NamedTuple):
+    """An arm's metric.
 
-    def columns(array):  # [A, S, N, T] -> [N, A S T]
-        array = np.broadcast_to(array, runs.probability.shape)
-        return np.moveaxis(array, 2, 0).reshape(films, -1).astype(np.float32)
+    estimate: the mean over the seeds; low, high: its percentile interval by patients.
+    undefined: replicates in which the metric is undefined.
+    sd: over the seeds; None of one seed.
+    each: the metric of every seed.
+    """
 
-    score, label, weight = map(columns, (runs.probability, runs.label, runs.weight))
-    label, score = (np.where(weight > 0, x, 0) for x in (label, score))
-    names, patient = np.unique(runs.patient, return_inverse=True)
-    data = score, label, weight, patient.astype(np.int32)
-    found = bootstrap.resample(
-        _areas_and_brier, data, len(names), key=key, replicates=replicates
+    estimate: float | None
+    low: float | None
+    high: float | None
+    undefined: int
+    sd: float | None
+    each: list[float | None]
+
+
+class Difference(NamedTuple):
+    """How much higher a metric of one arm is than that of another.
+
+    estimate: the mean difference over the seeds that both arms have.
+    low, high: the 95 % interval that p belongs to.
+    undefined: replicates in which it is undefined.
+    patients: the standard error by patients; sd: over the seeds, None of one seed: the
+      interval and p then say nothing of another training.
+    seeds: how many both arms have.
+    p: two-sided.
+    holm: p, adjusted for its family of tests; None where the metric isn't tested.
+    """
+
+    estimate: float | None
+    low: float | None
+    high: float | None
+    undefined: int
+    patients: float | None
+    sd: float | None
+    seeds: int
+    p: float | None
+    holm: float | None = None
+
+
+class Best(NamedTuple):
+    """The best arm, if the data show one.
+
+    arm: its name, None if no difference is shown; why: the reason, as a clause.
+    leader, second: the arms with the highest means.
+    p: of their difference, adjusted after Holm over all arms but the leader.
+    """
+
+    arm: str | None
+    leader: str | None
+    second: str | None
+    p: float | None
+    why: str
+
+
+def measure_predictions(
+    probability: np.ndarray,
+    label: np.ndarray,
+    weight: np.ndarray,
+    patient: np.ndarray,
+    *,
+    key: Array,
+    replicates: int,
+) -> dict[str, Scores]:
+    """AUROC, average precision and Brier score of every run.
+
+    Args:
+      probability: [A, S, N, T]; anything where the weight is 0.
+      label: [N, T] in [0, 1]; anything where the weight is 0.
+      weight: [A, S, N, T], >= 0; 0 where a label is unknown, where this seed wasn't
+        tested on the image, and where the run is missing.
+      patient: [N] integers.
+    """
+    columns = [_columns(x, probability.shape) for x in (probability, label, weight)]
+    columns = [np.where(columns[2] > 0, x, 0) for x in columns]
+    names, patient = np.unique(patient, return_inverse=True)
+    scores = bootstrap.resample(
+        _areas_and_brier,
+        (*columns, patient.astype(np.int32)),
+        len(names),
+        key=key,
+        replicates=replicates,
     )
-    areas, lost = found.drawn
-    whole = [area(score, label, weight) for area in results.RANKED.values()]
-    mass = weight.sum(axis=0, dtype=np.float64)
+    score, label, weight = columns
     with np.errstate(invalid="ignore"):
-        whole.append((weight * (score - label) ** 2).sum(axis=0) / mass)
-    found = {}
-    for name, one, drawn in zip(METRICS, whole, (*areas, lost), strict=True):
-        drawn = np.asarray(drawn, np.float64).reshape(-1, *shape)
-        found[name] = _with_mean(np.asarray(one, np.float64).reshape(shape), drawn)
-    return found
+        brier = (weight * (score - label) ** 2).sum(axis=0) / weight.sum(
+            axis=0, dtype=np.float64
+        )
+    observed = [area(*columns) for area in results.RANKED.values()] + [brier]
+    shape = (*probability.shape[:2], probability.shape[3])
+    return {
+        name: _with_mean(whole, drawn, shape)
+        for name, whole, drawn in zip(
+            (*results.RANKED, "brier"),
+            observed,
+            (*scores.drawn[0], scores.drawn[1]),
+            strict=True,
+        )
+    }
 
 
-def _areas_and_brier(data: tuple, counts):
+def _areas_and_brier(data: tuple, counts: Array | None):
     """A statistic: ((AUROC, average precision), Brier score) of all columns [R, K]."""
     score, label, weight, patient = data
     squares = jnp.stack([weight * (score - label) ** 2, weight], axis=1)  # [N, 2, K]
@@ -96,97 +155,166 @@ def _areas_and_brier(data: tuple, counts):
     return discrimination.areas(score, label, weight, patient, counts), error / mass
 
 
-def _with_mean(whole: np.ndarray, drawn: np.ndarray) -> Values:
-    """Adds the mean over each run's defined tasks.
+def measure_cases(
+    values: dict[str, np.ndarray], patient: np.ndarray, *, key: Array, replicates: int
+) -> dict[str, Scores]:
+    """The mean over cases of what is measured of each, such as its Dice.
 
-    A replicate in which one of these is undefined has no mean: one over other tasks
-    is another quantity.
+    Args:
+      values: by metric, [A, S, N, T]; NaN where undefined, or not measured.
+      patient: [N] integers.
     """
-    there = ~np.isnan(whole)
+    scores = {}
+    for metric, value in values.items():
+        columns = _columns(value, value.shape)
+        means = bootstrap.means(columns, patient, key=key, replicates=replicates)
+        scores[metric] = _with_mean(*means, (*value.shape[:2], value.shape[3]))
+    return scores
+
+
+def _columns(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """[A, S, N, T] -> [N, A S T] float32; the array is broadcast to the shape."""
+    array = np.moveaxis(np.broadcast_to(array, shape), 2, 0)
+    return array.reshape(len(array), -1).astype(np.float32)
+
+
+def _with_mean(observed, drawn, shape: tuple[int, int, int]) -> Scores:
+    """Columns [A S T] as Scores, with the mean over each run's defined tasks.
+
+    A replicate in which one of these tasks is undefined has no mean: a mean over other
+    tasks is another quantity.
+    """
+    observed = np.asarray(observed, np.float64).reshape(shape)
+    drawn = np.asarray(drawn, np.float64).reshape(-1, *shape)
+    defined = ~np.isnan(observed)
     with np.errstate(invalid="ignore"):
         means = [
-            np.where(there, x, 0).sum(axis=-1, keepdims=True)
-            / there.sum(axis=-1, keepdims=True)
-            for x in (whole, drawn)
+            np.where(defined, x, 0).sum(axis=-1, keepdims=True)
+            / defined.sum(axis=-1, keepdims=True)
+            for x in (observed, drawn)
         ]
-    return Values(
-        np.concatenate([whole, means[0]], axis=-1),
+    return Scores(
+        np.concatenate([observed, means[0]], axis=-1),
         np.concatenate([drawn, means[1]], axis=-1),
     )
 
 
-def spread(value: Values, arm: int) -> list[dict]:
-    """An arm's metric of every task and of their mean.
-
-    Returns:
-      {estimate, low, high, undefined, sd, each}: the mean over the seeds, the
-      bootstrap's percentile interval and how many replicates it lacks, the seeds'
-      standard deviation (None of one seed), and what each seed has.
-    """
-    found = []
-    for t in range(value.whole.shape[-1]):
-        each, drawn = value.whole[arm, :, t], value.drawn[:, arm, :, t]
-        there = ~np.isnan(each)
-        mean, drawn = _means(each, drawn)
-        found.append(
-            {
-                "estimate": number(mean),
-                **_percentiles(drawn),
-                "sd": number(np.std(each[there], ddof=1)) if there.sum() > 1 else None,
-                "each": [number(x) for x in each],
-            }
-        )
-    return found
-
-
-def gap(value: Values, one: int, other: int, *, patients: int) -> list[dict]:
-    """How much higher arm `one` is than `other`, of every task and of their mean.
-
-    Only seeds that both arms have count.
-
-    Returns:
-      {estimate, low, high, undefined, patients, sd, seeds, p}: the mean difference
-      with the 95 % interval that p belongs to; how many replicates are left out;
-      the standard error by patients, the standard deviation over the seeds and their
-      number; p is two-sided. Of one seed the interval and p are about other patients
-      alone, and sd is None.
-    """
-    found = []
-    for t in range(value.whole.shape[-1]):
-        each = value.whole[one, :, t] - value.whole[other, :, t]
-        drawn = value.drawn[:, one, :, t] - value.drawn[:, other, :, t]
-        seeds = int((~np.isnan(each)).sum())
-        mean, drawn = _means(each, drawn)
-        undefined = int(np.isnan(drawn).sum())
-        drawn = drawn[~np.isnan(drawn)]
-        # Drawing P of P patients anew gives (P - 1) / P of the variance.
-        error = np.std(drawn, ddof=1) if len(drawn) > 1 else np.nan
-        error *= np.sqrt(patients / (patients - 1))
-        sd = np.std(each[~np.isnan(each)], ddof=1) if seeds > 1 else np.nan
-        freedom = 1 / (1 / (patients - 1) + 1 / max(len(drawn) - 1, 1))
-        reach, p = _test(mean, error, sd, seeds=seeds, freedom=freedom)
-        found.append(
-            {
-                "estimate": number(mean),
-                "low": number(mean - reach),
-                "high": number(mean + reach),
-                "undefined": undefined,
-                "patients": number(error),
-                "sd": number(sd),
-                "seeds": seeds,
-                "p": number(p),
-            }
-        )
-    return found
-
-
-def _test(
-    mean: float, error: float, sd: float, *, seeds: int, freedom: float
-) -> tuple[float, float]:
-    """Half the interval's width and p of a mean with both doubts.
+def compare(
+    scores: dict[str, Scores],
+    *,
+    arms: tuple[str, ...],
+    tasks: tuple[str, ...],
+    primary: str,
+    patients: int,
+    baseline: int = 0,
+) -> dict:
+    """Every arm's metrics, their differences to the baseline's, and the best arm.
 
     Args:
-      error: by patients, known with this freedom; sd: over the seeds.
+      scores: of A arms, by metric.
+      arms: A names; tasks: T names.
+      primary: the metric whose differences are tested: those of the mean as one family
+        over the arms, those of the tasks as one over arms and tasks.
+      patients: how many were tested.
+      baseline: the arm that the others are compared with.
+
+    Returns:
+      baseline; arms: {arm: {seeds, mean: {metric: Summary}, tasks: {task: {metric:
+      Summary}}, difference: the same of Difference, None for the baseline}}; best: a
+      Best. All as plain data.
+
+    Raises:
+      InputError: fewer than two patients.
+    """
+    if patients < 2:
+        raise InputError(f"{patients} patient(s) were tested: a comparison needs two")
+    others = [a for a in range(len(arms)) if a != baseline]
+    differences = {
+        name: [
+            [difference(metric, a, baseline, t, patients=patients) for a in others]
+            for t in range(len(tasks) + 1)
+        ]
+        for name, metric in scores.items()
+    }
+    *of_tasks, of_mean = differences[primary]
+    adjusted = iter(_adjusted([each for row in of_tasks for each in row]))
+    differences[primary] = [[next(adjusted) for _ in row] for row in of_tasks]
+    differences[primary].append(_adjusted(of_mean))
+    rows = {}
+    for a, arm in enumerate(arms):
+        seeds = ~np.isnan(scores[primary].observed[a, :, -1])
+        summaries = {
+            name: [summarise(metric, a, t) for t in range(len(tasks) + 1)]
+            for name, metric in scores.items()
+        }
+        apart = None
+        if a != baseline:
+            column = others.index(a)
+            apart = {
+                name: [row[column] for row in each]
+                for name, each in differences.items()
+            }
+        rows[arm] = {
+            "seeds": int(seeds.sum()),
+            **_by_task(summaries, tasks),
+            "difference": apart and _by_task(apart, tasks),
+        }
+    return {
+        "baseline": arms[baseline],
+        "arms": rows,
+        "best": best(scores[primary], arms, patients=patients)._asdict(),
+    }
+
+
+def summarise(scores: Scores, arm: int, task: int) -> Summary:
+    """An arm's metric of one task; -1 is the mean over the tasks."""
+    each, drawn = scores.observed[arm, :, task], scores.drawn[:, arm, :, task]
+    defined = each[~np.isnan(each)]
+    mean, drawn = _mean_over_seeds(each, drawn)
+    replicates = drawn[~np.isnan(drawn)]
+    low, high = np.nan, np.nan
+    if replicates.size:
+        low, high = np.quantile(replicates, [ALPHA / 2, 1 - ALPHA / 2])
+    return Summary(
+        *map(_number, (mean, low, high)),
+        undefined=len(drawn) - len(replicates),
+        sd=float(np.std(defined, ddof=1)) if len(defined) > 1 else None,
+        each=[_number(x) for x in each],
+    )
+
+
+def difference(
+    scores: Scores, arm: int, other: int, task: int, *, patients: int
+) -> Difference:
+    """How much higher `arm` is than `other` in one task; -1 is the mean over tasks."""
+    observed, drawn = scores.observed[..., task], scores.drawn[..., task]
+    each = observed[arm] - observed[other]
+    seeds = int((~np.isnan(each)).sum())
+    mean, drawn = _mean_over_seeds(each, drawn[:, arm] - drawn[:, other])
+    replicates = drawn[~np.isnan(drawn)]
+    error = np.std(replicates, ddof=1) if len(replicates) > 1 else np.nan
+    # Drawing P of P patients has (P - 1) / P of the variance.
+    error *= np.sqrt(patients / (patients - 1))
+    sd = np.std(each[~np.isnan(each)], ddof=1) if seeds > 1 else np.nan
+    freedom = 1 / (1 / (patients - 1) + 1 / max(len(replicates) - 1, 1))
+    reach, p = _t_test(mean, error, sd, seeds=seeds, freedom=freedom)
+    return Difference(
+        *map(_number, (mean, mean - reach, mean + reach)),
+        undefined=len(drawn) - len(replicates),
+        patients=_number(error),
+        sd=_number(sd),
+        seeds=seeds,
+        p=_number(p),
+    )
+
+
+def _t_test(
+    mean: float, error: float, sd: float, *, seeds: int, freedom: float
+) -> tuple[float, float]:
+    """Half the width of the interval, and p, of a mean difference.
+
+    Args:
+      error: the standard error by patients, with this freedom; sd: over the seeds.
     """
     by_seed = sd**2 / seeds if seeds > 1 else 0.0
     variance = error**2 + by_seed
@@ -194,173 +322,88 @@ def _test(
         return np.nan, np.nan
     if variance == 0:  # The same numbers, or nothing that varies.
         return 0.0, 1.0 if mean == 0 else np.nan
-    spent = error**4 / freedom + by_seed**2 / max(seeds - 1, 1)
-    freedom = variance**2 / spent
+    freedom = variance**2 / (error**4 / freedom + by_seed**2 / max(seeds - 1, 1))
     root = np.sqrt(variance)
     p = 2 * stats.t.sf(abs(mean) / root, freedom)
     return stats.t.ppf(1 - ALPHA / 2, freedom) * root, p
 
 
-def _means(each: np.ndarray, drawn: np.ndarray) -> tuple[float, np.ndarray]:
-    """Means over the seeds that there are, [S] and [R, S] -> [] and [R].
+def _mean_over_seeds(each: np.ndarray, drawn: np.ndarray) -> tuple[float, np.ndarray]:
+    """[S] and [R, S] -> [] and [R]: means over the seeds that are defined.
 
-    A replicate in which one of these is undefined is NaN.
+    A replicate in which one of these seeds is undefined is NaN.
     """
-    there = ~np.isnan(each)
-    if not there.any():
+    defined = ~np.isnan(each)
+    if not defined.any():
         return np.nan, np.full(len(drawn), np.nan)
-    return each[there].mean(), drawn[:, there].mean(axis=1)
+    return each[defined].mean(), drawn[:, defined].mean(axis=1)
 
 
-def _percentiles(drawn: np.ndarray) -> dict:
-    """low and high of the replicates [R] that are defined, and how many aren't."""
-    known = drawn[~np.isnan(drawn)]
-    low, high = np.nan, np.nan
-    if len(known):
-        low, high = np.quantile(known, [ALPHA / 2, 1 - ALPHA / 2])
-    undefined = len(drawn) - len(known)
-    return {"low": number(low), "high": number(high), "undefined": undefined}
+def best(scores: Scores, arms: tuple[str, ...], *, patients: int) -> Best:
+    """The arm with the highest mean, if the data allow to call it the best.
+
+    The mean is over the seeds that all arms have, because an arm that lacks a hard seed
+    would lead by that alone; an arm without any result takes no part. The leader is the
+    best if there are LEAST seeds and its difference to every other arm has a p below
+    ALPHA / 2 (the same data chose the leader), adjusted after Holm over these A - 1
+    tests, and is larger than its own SD over the seeds, so that one more training would
+    hardly reverse it. Of equal arms one is called the best in at most 5 % of sweeps.
+    """
+    seeds = scores.observed[:, :, -1]
+    defined = ~np.isnan(seeds)
+    has_result = defined.any(axis=1)
+    if has_result.sum() < 2:
+        return Best(None, None, None, None, "fewer than two arms have a result")
+    shared = defined[has_result].all(axis=0)
+    if not shared.any():
+        return Best(None, None, None, None, "no seed has a result of every arm")
+    means = seeds[:, shared].mean(axis=1)
+    leader, *others = [int(a) for a in np.argsort(-means) if has_result[a]]
+    differences = _adjusted(
+        [difference(scores, leader, a, -1, patients=patients) for a in others]
+    )
+    verdict = functools.partial(
+        Best, leader=arms[leader], second=arms[others[0]], p=differences[0].holm
+    )
+    if min(each.seeds for each in differences) < LEAST:
+        why = f"fewer than {LEAST} seeds say nothing about another training"
+        return verdict(None, why=why)
+    for other, each in zip(others, differences, strict=True):
+        if each.holm is None or each.holm >= ALPHA / 2:
+            why = (
+                f"{arms[leader]} leads, and its difference to {arms[other]} may be "
+                "chance"
+            )
+            return verdict(None, why=why)
+        if each.estimate <= each.sd:
+            why = (
+                f"{arms[leader]} leads {arms[other]} by less than one seed differs "
+                "from another"
+            )
+            return verdict(None, why=why)
+    why = "it differs from every other arm beyond other patients and other seeds"
+    if absent := [arm for arm, has in zip(arms, has_result, strict=True) if not has]:
+        why += f", but for {', '.join(absent)}, without a result"
+    return verdict(arms[leader], why=why)
 
 
-def number(value) -> float | None:
+def _adjusted(differences: list[Difference]) -> list[Difference]:
+    """The differences with `holm`, as one family of tests."""
+    p = holm([np.nan if each.p is None else each.p for each in differences])
+    return [
+        each._replace(holm=_number(x)) for each, x in zip(differences, p, strict=True)
+    ]
+
+
+def _by_task(columns: dict[str, list[NamedTuple]], tasks: tuple[str, ...]) -> dict:
+    """{metric: [T + 1]} -> {mean: {metric: ...}, tasks: {task: {metric: ...}}}."""
+
+    def row(t: int) -> dict:
+        return {name: column[t]._asdict() for name, column in columns.items()}
+
+    return {"mean": row(-1), "tasks": {task: row(t) for t, task in enumerate(tasks)}}
+
+
+def _number(value: float) -> float | None:
     """A float, or None where undefined."""
     return None if np.isnan(value) else float(value)
-
-
-LEAST = 3  # Seeds without which no arm is named the best.
-
-
-def compare(
-    runs: Runs,
-    *,
-    arms: tuple[str, ...],
-    tasks: tuple[str, ...],
-    baseline: int = 0,
-    key: jax.Array,
-    replicates: int,
-) -> dict:
-    """Every arm's metrics, their differences to the baseline's, and the best arm.
-
-    Args:
-      runs: of the arms.
-      arms: A names; tasks: T names.
-      baseline: the arm that the others are compared with.
-      key, replicates: of the bootstrap, clustered by patient.
-
-    Returns:
-      films, patients, replicates, baseline; arms: {arm: {seeds, mean: {metric:
-      `spread`}, tasks: {task: {metric: spread}}, difference: None for the baseline,
-      else {mean: {metric: `gap`}, tasks: {task: {metric: gap}}}}}; best: see `best`.
-      Gaps of the AUROC have `holm`: those of the mean adjusted over the arms, those of
-      the tasks over arms and tasks.
-
-    Raises:
-      InputError: fewer than two patients.
-    """
-    people = len(np.unique(runs.patient))
-    if people < 2:
-        raise InputError(f"{people} patient(s) were tested: a comparison needs two")
-    values = measure(runs, key=key, replicates=replicates)
-    found = {
-        "films": len(runs.label),
-        "patients": people,
-        "replicates": replicates,
-        "baseline": arms[baseline],
-        "arms": {},
-    }
-    for a, arm in enumerate(arms):
-        spreads = {name: spread(value, a) for name, value in values.items()}
-        row = {"seeds": _seeds(values, a), **_by_task(spreads, tasks)}
-        row["difference"] = None
-        if a != baseline:
-            gaps = {
-                name: gap(value, a, baseline, patients=people)
-                for name, value in values.items()
-            }
-            row["difference"] = _by_task(gaps, tasks)
-        found["arms"][arm] = row
-    differences = [row["difference"] for row in found["arms"].values()]
-    differences = [each for each in differences if each]
-    _adjust([each["mean"]["auroc"] for each in differences])
-    _adjust(
-        [each["tasks"][task]["auroc"] for each in differences for task in tasks],
-    )
-    found["best"] = best(values["auroc"], arms, patients=people)
-    return found
-
-
-def best(value: Values, arms: tuple[str, ...], *, patients: int) -> dict:
-    """The arm with the highest mean AUROC, if the data allow to call it the best.
-
-    The mean is over the seeds that all arms have, for an arm that lacks a hard seed
-    would lead by that alone; an arm without any result takes no part. The data allow
-    it if there are LEAST seeds, and the leader's difference to every other arm has
-    a p below ALPHA / 2 (for the same data chose the leader), adjusted after Holm over
-    these A - 1 comparisons, and is larger than its own standard deviation over the
-    seeds, so that one more training wouldn't as soon turn it round. Of equal arms that
-    names one in 5 % of the sweeps at most.
-
-    Returns:
-      {arm, leader, second, p, why}: arm is None where no difference is shown; second
-      is the arm nearest to the leader, and p its adjusted one.
-    """
-    seeds = value.whole[:, :, -1]
-    there = ~np.isnan(seeds)
-    known = there.any(axis=1)
-    if known.sum() < 2:
-        return _verdict(None, None, None, None, "fewer than two arms have a result")
-    shared = there[known].all(axis=0)
-    if not shared.any():
-        return _verdict(None, None, None, None, "no seed has a result of every arm")
-    means = seeds[:, shared].mean(axis=1)
-    order = [int(a) for a in np.argsort(-means) if known[a]]
-    leader, others = order[0], order[1:]
-    gaps = [gap(value, leader, other, patients=patients)[-1] for other in others]
-    adjusted = holm([np.nan if one["p"] is None else one["p"] for one in gaps])
-    names = arms[leader], arms[others[0]]
-    second = names[1], number(adjusted[0])
-    if min(one["seeds"] for one in gaps) < LEAST:
-        why = f"fewer than {LEAST} seeds say nothing about another training"
-        return _verdict(None, names[0], *second, why)
-    for other, one, p in zip(others, gaps, adjusted, strict=True):
-        if not p < ALPHA / 2:
-            why = f"{names[0]} leads, and its difference to {arms[other]} may be chance"
-            return _verdict(None, names[0], *second, why)
-        if not one["estimate"] > one["sd"]:
-            why = (
-                f"{names[0]} leads {arms[other]} by less than one seed differs from "
-                "another"
-            )
-            return _verdict(None, names[0], *second, why)
-    why = "it differs from every other arm beyond other patients and other seeds"
-    absent = [arm for arm, one in zip(arms, known, strict=True) if not one]
-    if absent:
-        why += f", but for {', '.join(absent)}, without a result"
-    return _verdict(names[0], names[0], *second, why)
-
-
-def _verdict(arm, leader, second, p, why: str) -> dict:
-    return {"arm": arm, "leader": leader, "second": second, "p": p, "why": why}
-
-
-def _adjust(gaps: list[dict]) -> None:
-    """Adds `holm` to these gaps, one family of tests."""
-    adjusted = holm([np.nan if one["p"] is None else one["p"] for one in gaps])
-    for one, p in zip(gaps, adjusted, strict=True):
-        one["holm"] = number(p)
-
-
-def _by_task(found: dict[str, list[dict]], tasks: tuple[str, ...]) -> dict:
-    """{metric: [T + 1]} -> {mean: {metric: one}, tasks: {task: {metric: one}}}."""
-    return {
-        "mean": {name: each[-1] for name, each in found.items()},
-        "tasks": {
-            task: {name: each[t] for name, each in found.items()}
-            for t, task in enumerate(tasks)
-        },
-    }
-
-
-def _seeds(values: dict[str, Values], arm: int) -> int:
-    """How many seeds have a result."""
-    return int((~np.isnan(values["auroc"].whole[arm, :, -1])).sum())

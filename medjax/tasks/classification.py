@@ -15,7 +15,7 @@ from medjax.data import loader
 from medjax.data import prepared as store
 from medjax.errors import InputError
 from medjax.evaluation import novelty, predict, results, subgroups, thresholds
-from medjax.tasks import adapt, explain, films, fixed, parts, refit, survey
+from medjax.tasks import adapt, compare, explain, films, fixed, parts, refit, survey
 from medjax.tasks.task import Finished, Run, Task
 from medjax.tasks.task import check as check_any
 from medjax.training import devices
@@ -314,5 +314,6 @@ TASK = Task(
     other=other,
     measure=measure,
     predict=predict_,
+    comparison=compare.FINDINGS,
     refused={},
 )

@@ -485,6 +485,11 @@ def check(config: Config, network: Network, output: Any) -> None:
     loss_arguments(config, output, label)
 
 
+def has_steps(config: Config) -> bool:
+    """Whether the network trains step by step; else a head is fitted to embeddings."""
+    return config.transfer.mode != "features"
+
+
 def schedule(config: Config) -> dict[str, Any]:
     """When the loop logs, evaluates and ends, and the key of its random choices."""
     names = ("steps", "log_every", "evaluate_every")
@@ -496,6 +501,11 @@ def bootstrap(config: Config) -> dict[str, Any]:
     """The key and the number of replicates of the intervals."""
     key = jax.random.key(config.seed + 2)
     return {"key": key, "replicates": config.evaluation.replicates}
+
+
+def batch(config: Config) -> int:
+    """Images or patches of a training step, on all devices together."""
+    return config.train.batch
 
 
 def about(config: Config) -> dict[str, Any]:

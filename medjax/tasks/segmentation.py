@@ -17,7 +17,7 @@ from medjax.errors import InputError
 from medjax.evaluation import segmentation as measures
 from medjax.evaluation import sliding
 from medjax.reports.segmentation import Case as Pictured
-from medjax.tasks import films, fixed, parts, scans
+from medjax.tasks import compare, films, fixed, parts, scans
 from medjax.tasks.task import Finished, Task
 from medjax.tasks.task import check as check_any
 from medjax.training import devices, step
@@ -374,6 +374,7 @@ TASK = Task(
     other=other,
     measure=measure,
     predict=predict,
+    comparison=compare.MASKS,
     refused={
         "--explain": "a mask shows itself where the finding is",
         "--localise": "measures heatmaps; the report measures the masks themselves",

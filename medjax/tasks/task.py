@@ -12,7 +12,7 @@ from medjax.cohort import split as splits
 from medjax.config import Config, as_json, read_config
 from medjax.data import prepared
 from medjax.errors import InputError
-from medjax.tasks import adapt, films, parts, start
+from medjax.tasks import adapt, compare, films, parts, start
 from medjax.training import devices, step
 from medjax.training import folder as workdir
 from medjax.training.checkpoint import Checkpoints
@@ -114,6 +114,7 @@ class Task(NamedTuple):
     measure: (finished, data, manifest, split) -> (results, pictures) of a split, as
       report.write takes them.
     predict: (finished, images, out, explain=, **how) -> a line for each unreadable file.
+    comparison: how finished runs are compared, see compare.py.
     refused: {capability: why this kind of task can't have it}.
     """
 
@@ -135,6 +136,7 @@ class Task(NamedTuple):
     other: Callable
     measure: Callable
     predict: Callable
+    comparison: compare.Kind
     refused: dict[str, str]
 
     def refuse(self, capability: str) -> None:
@@ -206,7 +208,7 @@ class Task(NamedTuple):
                 config, network, data, validation, state
             ),
             order=b"%d " % config.seed + ids.tobytes() + others,
-            has_steps=config.transfer.mode != "features",
+            has_steps=parts.has_steps(config),
             target=target,
         )
 

@@ -1,4 +1,4 @@
-"""Which runs a sweep has, what they are called, and how far each of them is."""
+"""The runs of a sweep: their overrides, their names, and how far each of them is."""
 
 import hashlib
 import json
@@ -7,8 +7,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from medjax import config as plain
-from medjax.config import Config
+from medjax.config import (
+    Config,
+    affecting,
+    as_json,
+    flatten,
+    nearest,
+    read_config,
+    tuples,
+)
 from medjax.errors import InputError
 from medjax.training import folder as workdir
 
@@ -16,21 +23,14 @@ from medjax.training import folder as workdir
 REPEATS = ("seed", "split.seed", "split.fold")
 LONGEST = 120  # Characters of a folder's name.
 BASELINE = "as configured"  # The arm that overrides nothing.
-# What decides who is tested, and on what: arms that differ in it can't be compared.
-JUDGED = {
-    "data": (
-        *("source", "folder", "tasks", "patients", "films", "seed"),
-        *("first_patient", "prevalence"),
-    ),
-    "split": ("test", "cut", "folds"),
-}
 
 
 class Run(NamedTuple):
     """One training of a sweep.
 
-    name: of its folder below arms/, of the overrides alone: it stays when others come.
-    arm: what it is but for its seed or fold, and `repeat`, these.
+    name: of its folder below arms/; made of the overrides alone, so that it stays when
+      runs are added.
+    arm: the overrides but the seed and the fold, as text; repeat: seed and fold.
     overrides: of the sweep's config, by dotted field.
     """
 
@@ -48,43 +48,34 @@ def runs(config: Config, sweep: Iterable[Mapping[str, Any]]) -> list[Run]:
     """The runs of a config's `sweep()`, checked before anything runs.
 
     Args:
-      config: what all have in common.
+      config: what all runs have in common.
       sweep: the overrides of each: {'optim.learning_rate': 1e-3, 'seed': 3}. A
         section given as a dict is replaced as a whole.
 
     Raises:
       InputError: a field that the config doesn't have, a value of another type, two
-        runs of the same overrides, arms that would be judged on other images, or no
+        runs of the same overrides, arms that would be tested on other images, or no
         run.
     """
-    found: dict[str, Run] = {}
-    judged: dict[str, tuple[str, dict]] = {}
+    by_name: dict[str, Run] = {}
+    first: dict[str, tuple[str, dict]] = {}
     for overrides in sweep:
-        asked = _judged(configured(config, overrides))
+        tested_on = flatten(affecting(configured(config, overrides), "judged"))
         run = _named(dict(overrides))
-        if run.name in found:
+        if run.name in by_name:
             raise InputError(f"sweep(): {run.name} is there twice: give each a seed")
-        found[run.name] = run
-        name, known = judged.setdefault(run.repeat, (run.name, asked))
-        for field, value in asked.items():
-            if value != known[field]:
+        by_name[run.name] = run
+        name, before = first.setdefault(run.repeat, (run.name, tested_on))
+        for field in tested_on | before:
+            here, there = (json.dumps(x.get(field)) for x in (tested_on, before))
+            if here != there:
                 raise InputError(
-                    f"sweep(): {run.name} has {field}={value}, {name} {known[field]}: "
-                    "they'd be judged on other images; give each a sweep of its own"
+                    f"sweep(): {run.name} has {field}={here}, {name} {there}: they'd be "
+                    "tested on other images; give each a sweep of its own"
                 )
-    if not found:
+    if not by_name:
         raise InputError("sweep(): yields no run: yield a dict of overrides for each")
-    return list(found.values())
-
-
-def _judged(config: Config) -> dict[str, str]:
-    """{dotted field: value} of JUDGED, as text."""
-    asked = plain.as_json(config)
-    return {
-        f"{section}.{name}": json.dumps(asked[section].get(name))
-        for section, names in JUDGED.items()
-        for name in names
-    }
+    return list(by_name.values())
 
 
 def configured(config: Config, overrides: Mapping[str, Any]) -> Config:
@@ -95,14 +86,14 @@ def configured(config: Config, overrides: Mapping[str, Any]) -> Config:
     """
     if not isinstance(overrides, Mapping):
         raise InputError(f"sweep(): yields {overrides!r}: yield a dict of overrides")
-    found = config.copy_and_resolve_references().unlock()
+    changed = config.copy_and_resolve_references().unlock()
     for field, value in overrides.items():
         *above, last = field.split(".")
-        section = found
+        section = changed
         for name in above:
             section = section.get(name) if isinstance(section, Config) else None
         if not isinstance(section, Config) or last not in section:
-            near = plain.nearest(field, found)
+            near = nearest(field, changed)
             raise InputError(
                 f"sweep(): the config has no field {field!r}"
                 + (f". Did you mean {near!r}?" if near else "")
@@ -112,13 +103,13 @@ def configured(config: Config, overrides: Mapping[str, Any]) -> Config:
         except TypeError as error:
             why = str(error).splitlines()[0]
             raise InputError(f"sweep(): {field}={value!r}: {why}") from None
-    return found.lock()
+    return changed.lock()
 
 
-def claim(folder: Path, config: Config, found: list[Run]) -> None:
+def claim(folder: Path, config: Config, planned: list[Run]) -> None:
     """Writes the sweep's config.json and arms.json, or finds the same config there.
 
-    Runs may be added to a sweep, and left out: what each says stays comparable.
+    Runs may be added to a sweep and left out: the others stay comparable.
 
     Raises:
       InputError: the folder holds a sweep of another config, or a run.
@@ -127,12 +118,10 @@ def claim(folder: Path, config: Config, found: list[Run]) -> None:
         raise InputError(f"{folder}: holds a run: give the sweep a folder of its own")
     path = folder / "config.json"
     if path.exists():
-        workdir.refuse_other(
-            folder, json.loads(path.read_text()), plain.as_json(config)
-        )
+        workdir.refuse_other(folder, as_json(read_config(folder)), as_json(config))
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(plain.as_json(config), indent=2))
-    rows = [run._asdict() for run in found]
+    path.write_text(json.dumps(as_json(config), indent=2))
+    rows = [run._asdict() for run in planned]
     (folder / "arms.json").write_text(json.dumps(rows, indent=1))
 
 
@@ -146,31 +135,25 @@ def read(folder: Path) -> tuple[Config, list[Run]]:
     if not path.exists():
         raise InputError(f"{folder}: no arms.json: is this the workdir of a sweep?")
     rows = json.loads(path.read_text())
-    found = [
-        Run(**{**row, "overrides": plain.tuples(row["overrides"])}) for row in rows
-    ]
-    config = json.loads((folder / "config.json").read_text())
-    return plain.of_json(config), found
+    planned = [Run(**{**row, "overrides": tuples(row["overrides"])}) for row in rows]
+    return read_config(folder), planned
 
 
-def is_finished(run: Run, sweep: Path, config: Config) -> bool:
-    """Whether all of the run's reports are written.
-
-    Args:
-      config: of this run.
-    """
-    names = ["report.json", *["report-target.json"] * (config.adapt.name != "none")]
-    return all((run.folder(sweep) / name).exists() for name in names)
+def is_finished(run: Run, sweep: Path) -> bool:
+    """Whether all of the run's reports are written."""
+    folder = run.folder(sweep)
+    names = ["report.json", *["report-target.json"] * (folder / "target.csv").exists()]
+    return all((folder / name).exists() for name in names)
 
 
 def error(run: Run, sweep: Path) -> str | None:
-    """What made the run fail, one line; None if nothing did."""
+    """Why the run failed, one line; None if it didn't."""
     path = run.folder(sweep) / "error.txt"
     return path.read_text().splitlines()[0] if path.exists() else None
 
 
 def write_error(folder: Path, line: str, details: str = "") -> None:
-    """Writes error.txt: one line, then all that is known."""
+    """Writes error.txt: one line, then the details."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "error.txt").write_text(f"{' '.join(line.split())}\n\n{details}".strip())
 
@@ -184,7 +167,7 @@ def _named(overrides: dict[str, Any]) -> Run:
     )
     full = ",".join(part for part in (arm, times) if part) or "default"
     name = re.sub(r"[^\w.,=+-]", "_", full)[:LONGEST]
-    if name != full:  # It says less than the overrides: a digest tells them apart.
+    if name != full:  # Two such names may be equal: a digest tells them apart.
         name = f"{name}-{hashlib.sha256(full.encode()).hexdigest()[:6]}"
     return Run(name, arm or BASELINE, times, overrides)
 

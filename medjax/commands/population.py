@@ -1,0 +1,224 @@
+"""Train runs that differ in numbers alone as one program: begin, fit and finish together.
+
+Each folder gets what `train` leaves there, and an arm learns what it learns in a run of
+its own: its order of the images, its keys, its steps. An arm's own fault, such as a
+mistake in its config or a diverged training, ends that arm alone; what a program can't
+do ends the arms of that program.
+"""
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from medjax import tasks
+from medjax.commands import train as command
+from medjax.config import Config, affecting
+from medjax.data.loader import TrainBatches
+from medjax.errors import InputError
+from medjax.tasks import parts
+from medjax.tasks.task import Run
+from medjax.training import devices, population
+from medjax.training.checkpoint import Checkpoints
+from medjax.training.population import Outcome, failed
+from medjax.training.step import State
+
+STOPPED = Outcome(finished=False)  # And saved.
+
+
+def train(configs: list[Config], folders: list[Path]) -> list[Outcome]:
+    """Trains or resumes arms, and reports their test splits.
+
+    Returns:
+      What became of each arm. After SIGTERM or Ctrl-C the unfinished arms are saved,
+      and the same call resumes them.
+
+    Raises:
+      InputError: two arms have one folder.
+    """
+    if len({folder.absolute() for folder in folders}) != len(configs):
+        raise InputError(
+            f"{len(configs)} arms and {len(set(folders))} folders: give each its own"
+        )
+    outcomes = [STOPPED] * len(configs)
+    for group in groups(configs):
+        arms = [configs[n] for n in group], [folders[n] for n in group]
+        several = len(group) > 1 and jax.process_count() == 1
+        ended = _together(*arms) if several else list(map(_alone, *arms))
+        for number, outcome in zip(group, ended, strict=True):
+            outcomes[number] = outcome
+        if STOPPED in ended:
+            break
+    return outcomes
+
+
+def groups(configs: list[Config]) -> list[list[int]]:
+    """The numbers of the arms that can share one program, in the order of the first.
+
+    An arm without steps, or with a program of its own, is alone.
+    """
+    by_program: dict[Any, list[int]] = {}
+    for number, config in enumerate(configs):
+        program = _program(config) if parts.has_steps(config) else number
+        by_program.setdefault(program, []).append(number)
+    return list(by_program.values())
+
+
+def _program(config: Config) -> str:
+    """All fields that the compiled update depends on, as text."""
+    fields = affecting(config, "program")
+    for name, numbers in parts.strengths(config).items():
+        for number in numbers:
+            fields["augment"][name].pop(number)
+    fields["loss"] = _without_numbers(fields["loss"])
+    return json.dumps(fields, sort_keys=True)
+
+
+def _without_numbers(value: Any) -> Any:
+    """Plain data without its numbers; a list keeps its length, which is a shape."""
+    if isinstance(value, dict):
+        return {name: _without_numbers(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_without_numbers(each) for each in value]
+    return None if isinstance(value, int | float) else value
+
+
+def use_cores(configs: list[Config]) -> None:
+    """Makes a JAX device of each core of a CPU, for an arm each; before JAX begins.
+
+    There are no more devices than arms, and as many as can share the batch of each arm
+    that is trained alone.
+    """
+    devices.use_cores(*map(parts.batch, configs), most=len(configs))
+
+
+def _alone(config: Config, folder: Path) -> Outcome:
+    """Trains an arm as a run of its own."""
+    why = "no other arm shares its program"
+    if not parts.has_steps(config):
+        why = "transfer.mode='features' has no steps"
+    print(f"alone: {folder}: {why}")
+    try:
+        return Outcome(command.train(config, folder))
+    except Exception as error:  # noqa: BLE001 A bug of one arm must not stop the rest.
+        return failed(error)
+
+
+class _Arm(NamedTuple):
+    """A begun run, and how far it is: its updates, and its position in the data."""
+
+    run: Run
+    checkpoints: Checkpoints
+    start: int
+    state: State
+    position: dict | None
+
+
+def _together(configs: list[Config], folders: list[Path]) -> list[Outcome]:
+    """Trains arms of one group: those with the same number of updates, in one program."""
+    outcomes = [STOPPED] * len(configs)
+    arms: dict[int, _Arm] = {}
+    with contextlib.ExitStack() as stack:
+        for number, (config, folder) in enumerate(zip(configs, folders, strict=True)):
+            print(f"arm {number + 1} of {len(configs)}: {folder}")
+            try:
+                arms[number] = _begin(config, folder, stack)
+            except Exception as error:  # noqa: BLE001 As above.
+                outcomes[number] = failed(error)
+        for start in sorted({arm.start for arm in arms.values()}):
+            level = [number for number, arm in arms.items() if arm.start == start]
+            try:
+                ended = _fit([arms[number] for number in level])
+            except Exception as error:  # noqa: BLE001 Of these arms, not of all.
+                ended = [failed(error)] * len(level)
+            for number, outcome in zip(level, ended, strict=True):
+                outcomes[number] = outcome
+            if STOPPED in ended:
+                break
+    for number, arm in arms.items():
+        if outcomes[number].finished:
+            print(f"arm: {arm.run.folder}")
+            try:
+                command.finish(arm.run)
+            except Exception as error:  # noqa: BLE001 As above.
+                outcomes[number] = failed(error)
+    return outcomes
+
+
+def _begin(config: Config, folder: Path, stack: contextlib.ExitStack) -> _Arm:
+    """Begins or resumes a run; its batch stays on one device."""
+    run = tasks.of(config).begin(config, folder, shards=1)
+    run = run._replace(state=jax.device_get(run.state))  # Devices hold few of them.
+    checkpoints = stack.enter_context(run.checkpoints)
+    if not checkpoints.steps:
+        return _Arm(run, checkpoints, 0, run.state, None)
+    return _Arm(run, checkpoints, *checkpoints.restore(run.state))
+
+
+def _fit(arms: list[_Arm]) -> list[Outcome]:
+    """Trains arms with the same number of updates, as many at a time as memory holds."""
+    first, schedule = arms[0], parts.schedule(arms[0].run.config)
+    key = schedule.pop("key")
+    if first.start >= schedule["steps"]:
+        return [Outcome(finished=True)] * len(arms)
+    with _streams(arms[:1]) as (streams, _):
+        batch = {name: rows[0] for name, rows in next(streams[0]).items()}
+    began = time.perf_counter()  # A run alone also counts its compilation as its time.
+    program = population.compiled(
+        first.state, batch, key, arms=len(arms), **first.run.step_parts
+    )
+    before = (time.perf_counter() - began) / len(arms)
+    print(f"population: {program}")
+    outcomes: list[Outcome] = []
+    while len(outcomes) < len(arms):
+        part = arms[len(outcomes) : len(outcomes) + program.arms]
+        with _streams(part) as (streams, numbers):
+            ended = population.fit(
+                list(map(_member, part, numbers)),
+                program=program,
+                streams=streams,
+                start=first.start,
+                before=before,
+                **schedule,
+            )
+        outcomes += ended
+        if STOPPED in ended:
+            outcomes += [STOPPED] * (len(arms) - len(outcomes))
+    return outcomes
+
+
+def _member(arm: _Arm, stream: int) -> population.Arm:
+    run = arm.run
+    return population.Arm(
+        name=run.folder.name,
+        workdir=run.folder,
+        state=arm.state,
+        key=parts.schedule(run.config)["key"],
+        stream=stream,
+        evaluate=run.validate,
+        checkpoints=arm.checkpoints,
+    )
+
+
+@contextlib.contextmanager
+def _streams(arms: list[_Arm]) -> Iterator[tuple[list[TrainBatches], list[int]]]:
+    """The training data of arms, and the number of each arm's stream.
+
+    Arms that see the same images in the same order share a stream.
+    """
+    streams: dict[bytes, TrainBatches] = {}
+    for arm in arms:
+        if arm.run.order not in streams:
+            streams[arm.run.order] = stream = arm.run.batches(on_host=True)
+            if arm.position is not None:
+                stream.set_state(arm.position)
+    orders = [*streams]
+    try:
+        yield [*streams.values()], [orders.index(arm.run.order) for arm in arms]
+    finally:
+        for stream in streams.values():
+            stream.close()

@@ -1,0 +1,312 @@
+"""Compare finished runs on the images that all of them were tested on.
+
+What is read of a run is a table, one row an image: its patient, the truth, and what the
+run made of it. No model is needed. Runs can be compared where the patients and the truth
+are the same for every image.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from medjax.errors import InputError
+from medjax.evaluation import bootstrap, seeds
+from medjax.evaluation import compare as statistics
+from medjax.evaluation.predict import Predictions
+from medjax.training import folder as workdir
+
+
+class Kind(NamedTuple):
+    """How the runs of one kind of task are compared.
+
+    primary: the metric whose differences are tested; label: what it is called.
+    names: task.json -> the T findings or regions.
+    read: (folder, split, names) -> a table with `image`, `patient`, and a column
+      NAME_truth beside others of each finding or region.
+    truth: what a column NAME_truth holds, for messages.
+    columns: the suffixes of the other columns that `measure` needs.
+    pair: (two tables, names, bootstrap) -> what compare.html shows of two runs.
+    measure: (Grid, bootstrap) -> {metric: Scores} of the arms of a sweep.
+    """
+
+    primary: str
+    label: str
+    names: Callable
+    read: Callable
+    truth: str
+    columns: tuple[str, ...]
+    pair: Callable
+    measure: Callable
+
+
+class Grid(NamedTuple):
+    """The tables of A arms by S seeds side by side, on all N images of some seed.
+
+    columns: {column suffix: [A, S, N, T]}, NaN where a run has no such image.
+    truth: [N, T], NaN where unknown; patient: [N].
+    """
+
+    columns: dict[str, np.ndarray]
+    truth: np.ndarray
+    patient: np.ndarray
+
+
+def read(
+    folders: Sequence[Path], kinds: Sequence[Kind], split: str
+) -> tuple[tuple[str, ...], list[pd.DataFrame]]:
+    """The names of the findings or regions, and each run's table, sorted by image.
+
+    Args:
+      folders, kinds: of the runs.
+      split: that all of them were evaluated on.
+
+    Raises:
+      InputError: runs of other kinds or findings, one that wasn't evaluated on the
+        split, or an image that is there twice.
+    """
+    how = kinds[0]
+    names = how.names(workdir.read_task(folders[0]))
+    tables = []
+    for folder, kind in zip(folders, kinds, strict=True):
+        if kind is not how:
+            raise InputError(
+                f"{folder}: a run of another kind of task than {folders[0]}: compare "
+                "runs of the same task"
+            )
+        own = how.names(workdir.read_task(folder))
+        if set(own) != set(names):
+            differ = ", ".join(sorted(set(own) ^ set(names)))
+            raise InputError(
+                f"{folder}: the runs don't have the same findings ({differ}): compare "
+                "runs of the same task"
+            )
+        table = how.read(folder, split, names)
+        twice = table["image"][table["image"].duplicated()]
+        if len(twice):
+            raise InputError(
+                f"{folder}: image {twice.iloc[0]} occurs twice in {split}, and can't be "
+                "paired: give the images of the data names of their own"
+            )
+        tables.append(table.set_index("image").sort_index())
+    return names, tables
+
+
+def check(
+    first: pd.DataFrame,
+    second: pd.DataFrame,
+    names: tuple[str, ...],
+    folders: tuple[Path, Path],
+    how: Kind,
+) -> None:
+    """Refuses two runs that were tested on other images, patients or truth.
+
+    Args:
+      first, second: tables of `read`.
+      folders: of both runs, for the message.
+    """
+    for here, there, run in ((first, second, folders[1]), (second, first, folders[0])):
+        missing = here.index.difference(there.index)
+        if len(missing):
+            raise InputError(
+                f"{run}: its predictions lack {len(missing)} of the images of the other "
+                f"run, such as {missing[0]}: compare runs of the same split"
+            )
+    columns = {"patient": "patient"}
+    columns |= {f"{name}_truth": f"{name} {how.truth}" for name in names}
+    for column, called in columns.items():
+        a, b = first[column].to_numpy(float), second[column].to_numpy(float)
+        differs = ~((a == b) | (np.isnan(a) & np.isnan(b)))
+        if differs.any():
+            at = int(np.argmax(differs))
+            values = ["unknown" if np.isnan(x[at]) else f"{x[at]:g}" for x in (a, b)]
+            raise InputError(
+                f"{folders[1]}: the {called} of {differs.sum()} images is another, such "
+                f"as of {first.index[at]}: {values[1]}, and {values[0]} in "
+                f"{folders[0]}: compare runs of the same data"
+            )
+
+
+def side_by_side(
+    tables: dict[tuple[int, int], pd.DataFrame],
+    shape: tuple[int, int],
+    names: tuple[str, ...],
+    folders: dict[tuple[int, int], Path],
+    how: Kind,
+) -> Grid:
+    """The tables of a sweep's finished runs, {(arm, seed): table}, as one Grid.
+
+    Args:
+      shape: A arms, S seeds.
+
+    Raises:
+      InputError: arms of one seed were tested on other images, or an image has another
+        patient or truth for another seed.
+    """
+    first: dict[int, tuple[int, int]] = {}
+    for at, table in tables.items():
+        before = first.setdefault(at[1], at)
+        check(tables[before], table, names, (folders[before], folders[at]), how)
+    truth = ["patient", *(f"{name}_truth" for name in names)]
+    images = pd.concat([tables[at][truth] for at in first.values()])
+    images = images.groupby(level=0).agg(["min", "max"])
+    lowest, highest = (images.xs(k, axis=1, level=1)[truth] for k in ("min", "max"))
+    if not lowest.equals(highest):
+        image = lowest.index[(lowest != highest).any(axis=1)][0]
+        raise InputError(
+            f"image {image} has another patient or {how.truth} in some runs: compare "
+            "runs of the same data"
+        )
+    columns = {
+        suffix: np.full((*shape, len(images), len(names)), np.nan, np.float32)
+        for suffix in how.columns
+    }
+    for at, table in tables.items():
+        rows = images.index.get_indexer(table.index)
+        for suffix, array in columns.items():
+            array[(*at, rows)] = table[[name + suffix for name in names]]
+    return Grid(
+        columns, lowest[truth[1:]].to_numpy(float), lowest["patient"].to_numpy()
+    )
+
+
+# ------------------------------------------------------------------ findings
+
+
+def _read_findings(folder: Path, split: str, names: tuple[str, ...]) -> pd.DataFrame:
+    """predictions/<split>.csv: T probabilities and T uncalibrated ones, T_raw."""
+    path = folder / "predictions" / f"{split}.csv"
+    if not path.exists():
+        raise InputError(f"{path}: not there: evaluate that run on --split={split}")
+    table = pd.read_csv(
+        path, dtype={"image": str}, keep_default_na=False, na_values=[""]
+    )
+    for name in names:
+        if f"{name}_raw" not in table:
+            table[f"{name}_raw"] = table[name]
+    return table.rename(columns={f"{name}_label": f"{name}_truth" for name in names})
+
+
+def _pair_findings(first, second, names, *, key, replicates) -> dict:
+    """Ranks by the uncalibrated probabilities, as each run's own report does."""
+    truth = first[[f"{name}_truth" for name in names]].to_numpy(np.float32)
+    known = ~np.isnan(truth)
+    both = [
+        Predictions(
+            np.arange(len(table)),
+            table["patient"].to_numpy(),
+            table[[f"{name}_raw" for name in names]].to_numpy(np.float32),
+            np.where(known, truth, 0).astype(np.float32),
+            known.astype(np.float32),
+        )
+        for table in (first, second)
+    ]
+    return statistics.compare(*both, tasks=names, key=key, replicates=replicates)
+
+
+def _measure_findings(grid: Grid, **options) -> dict[str, seeds.Scores]:
+    probability = grid.columns[""]
+    weight = ~np.isnan(grid.truth) & ~np.isnan(probability)
+    return seeds.measure_predictions(
+        np.nan_to_num(probability),
+        np.nan_to_num(grid.truth),
+        weight.astype(np.float32),
+        grid.patient,
+        **options,
+    )
+
+
+# ------------------------------------------------------------------ masks
+
+OF_MASKS = ("dice", "nsd", "lesion_f1")
+
+
+def _read_masks(folder: Path, split: str, names: tuple[str, ...]) -> pd.DataFrame:
+    """The volumes of report.json: OF_MASKS of each region, and its true volume."""
+    path = folder / ("report.json" if split == "test" else f"report-{split}.json")
+    if not path.exists():
+        raise InputError(f"{path}: not there: evaluate that run on --split={split}")
+    volumes: dict[str, dict] = {}
+    for row in json.loads(path.read_text())["rows"]:
+        volume = volumes.setdefault(
+            row["name"], {"image": row["name"], "patient": row["patient"]}
+        )
+        volume[f"{row['region']}_truth"] = row["true_ml"]
+        volume |= {f"{row['region']}_{metric}": row[metric] for metric in OF_MASKS}
+    return pd.DataFrame(volumes.values())
+
+
+def _measure_masks(grid: Grid, **options) -> dict[str, seeds.Scores]:
+    values = {metric: grid.columns[f"_{metric}"] for metric in OF_MASKS}
+    return seeds.measure_cases(values, grid.patient, **options)
+
+
+def _pair_masks(first, second, names, *, key, replicates) -> dict:
+    """Two runs are two arms of one seed."""
+    tables = {(0, 0): first, (1, 0): second}
+    folders = dict.fromkeys(tables, Path())  # Both tables are checked already.
+    grid = side_by_side(tables, (2, 1), names, folders, MASKS)
+    scores = _measure_masks(grid, key=key, replicates=replicates)
+    patients = len(np.unique(grid.patient))
+    few = patients < bootstrap.LEAST
+    both = seeds.compare(
+        scores,
+        arms=("first", "second"),
+        tasks=names,
+        primary=OF_MASKS[0],
+        patients=patients,
+        baseline=1,
+    )["arms"]
+
+    def pair(part: Callable[[dict], dict], metric: str) -> dict:
+        one, other = (part(both[arm])[metric] for arm in ("first", "second"))
+        difference = dict(part(both["first"]["difference"])[metric])
+        if few:
+            difference |= dict.fromkeys(("low", "high", "p", "holm"))
+        numbers = {"one": one["estimate"], "other": other["estimate"]}
+        return {**numbers, "difference": difference}
+
+    def row(name: str, t: int) -> dict:
+        metrics = {m: pair(lambda arm: arm["tasks"][name], m) for m in OF_MASKS}
+        tested = metrics[OF_MASKS[0]]["difference"]
+        return {
+            "positives": float((grid.truth[:, t] > 0).sum()),
+            "negatives": float((grid.truth[:, t] == 0).sum()),
+            "p": tested["p"],
+            "holm": tested["holm"],
+            "why": f"{bootstrap.FEW}, no test" if few else "",
+            "metrics": metrics,
+        }
+
+    return {
+        "films": len(first),
+        "patients": patients,
+        "replicates": replicates,
+        "mean": {m: pair(lambda arm: arm["mean"], m) for m in OF_MASKS},
+        "tasks": {name: row(name, t) for t, name in enumerate(names)},
+    }
+
+
+FINDINGS = Kind(
+    "auroc",
+    "AUROC",
+    lambda task: tuple(task["names"]),
+    _read_findings,
+    "label",
+    ("",),
+    _pair_findings,
+    _measure_findings,
+)
+MASKS = Kind(
+    OF_MASKS[0],
+    "Dice",
+    lambda task: tuple(task["regions"]),
+    _read_masks,
+    "volume",
+    tuple(f"_{metric}" for metric in OF_MASKS),
+    _pair_masks,
+    _measure_masks,
+)
