@@ -61,7 +61,9 @@ def compare(
     """
     rest = first.label, first.weight, first.patient
     scores = first.probability, second.probability
-    intervals = discrimination.difference(*scores, *rest, key=key, replicates=replicates)
+    intervals = discrimination.difference(
+        *scores, *rest, key=key, replicates=replicates
+    )
     no_threshold = np.full(len(tasks), np.nan)
     patients = discrimination.patients(scores[0], *rest, no_threshold)["auroc"][:-1]
     few = patients < bootstrap.LEAST
