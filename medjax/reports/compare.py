@@ -16,8 +16,8 @@ def write(summary: dict, folder: Path) -> Path:
     """Writes against.html and against.json.
 
     Args:
-      summary: `evaluation.comparison.compare`'s, and split, source, runs: two of
-        {folder, model, imbalance}.
+      summary: of evaluation.compare.compare; with split, source, the `primary`
+        metric, which is tested, and runs: two of {folder, model, imbalance}.
       folder: where to.
 
     Returns:
@@ -28,56 +28,60 @@ def write(summary: dict, folder: Path) -> Path:
         folder / "against.html",
         "against.html",
         found=summary,
+        metrics=[*summary["mean"]][:2],
         verdicts=_verdicts(summary),
         forest=_forest(summary),
     )
 
 
 def show(summary: dict) -> None:
-    """Prints the difference of the AUROC of every task, and its p after Holm."""
+    """Prints the difference of the primary metric of every task, and its p after Holm."""
+    metric = summary["primary"]
     table = Table(title=" against ".join(run["folder"] for run in summary["runs"]))
-    for heading in ("", "AUROC", "against", "difference", "p (Holm)"):
+    for heading in ("", label(metric), "against", "difference", "p (Holm)"):
         table.add_column(heading, justify="left" if not heading else "right")
-    for task, found in summary["tasks"].items():
-        table.add_row(label(task), *_cells(found), p_value(found["holm"]))
+    for task, row in summary["tasks"].items():
+        cells = _cells(row["metrics"][metric])
+        table.add_row(label(task), *cells, p_value(row["holm"]))
     table.add_section()
-    table.add_row("mean", *_cells({"metrics": summary["mean"]}), "")
+    table.add_row("mean", *_cells(summary["mean"][metric]), "")
     Console(soft_wrap=True).print(table)
 
 
-def _cells(found: dict) -> list[str]:
-    auroc = found["metrics"]["auroc"]
-    both = (auroc[run] for run in ("one", "other"))
-    return [*(number(value, 3) for value in both), interval(auroc["difference"])]
+def _cells(pair: dict) -> list[str]:
+    both = (number(pair[run], 3) for run in ("one", "other"))
+    return [*both, interval(pair["difference"])]
 
 
 def _verdicts(summary: dict) -> list[tuple[str, str]]:
-    """(good or bad, sentence) on the findings whose AUROC differs after Holm."""
+    """(good or bad, sentence) on the findings that differ after Holm."""
+    metric = summary["primary"]
     sides: dict[str, list] = {"good": [], "bad": []}
     tested = 0
-    for task, found in summary["tasks"].items():
-        tested += found["holm"] is not None
-        if found["holm"] is not None and found["holm"] < ALPHA:
-            better = found["metrics"]["auroc"]["difference"]["estimate"] > 0
+    for task, row in summary["tasks"].items():
+        tested += row["holm"] is not None
+        if row["holm"] is not None and row["holm"] < ALPHA:
+            better = row["metrics"][metric]["difference"]["estimate"] > 0
             sides["good" if better else "bad"].append(label(task))
     sentences = [
-        (side, f"{name} has the higher AUROC for {', '.join(sides[side])}.")
+        (side, f"{name} has the higher {label(metric)} for {', '.join(sides[side])}.")
         for side, name in (("good", "A"), ("bad", "B"))
         if sides[side]
     ]
     if not tested:
         return [("", "No finding could be tested.")]
-    return sentences or [("", "No finding's AUROC differs beyond chance.")]
+    return sentences or [("", f"No finding's {label(metric)} differs beyond chance.")]
 
 
 def _forest(summary: dict) -> dict | None:
-    """Returns a chart of the differences of the AUROC with their intervals."""
-    metrics = {label(task): one["metrics"] for task, one in summary["tasks"].items()}
+    """Returns a chart of the differences of the primary metric with their intervals."""
+    metric = summary["primary"]
+    metrics = {label(task): row["metrics"] for task, row in summary["tasks"].items()}
     metrics["Mean"] = summary["mean"]
     rows = [
-        charts.Row(name, row["auroc"]["difference"], "ink" if name == "Mean" else "")
+        charts.Row(name, row[metric]["difference"], "ink" if name == "Mean" else "")
         for name, row in metrics.items()
-        if row["auroc"]["difference"]["low"] is not None
+        if row[metric]["difference"]["low"] is not None
     ]
-    title = "Differences of the AUROC with their intervals"
-    return charts.forest(rows, title=title, name="AUROC, A − B", reference=0)
+    title = f"Differences of the {label(metric)} with their intervals"
+    return charts.forest(rows, title=title, name=f"{label(metric)}, A − B", reference=0)

@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 
 from medjax.reports import charts, page
-from medjax.reports.page import interval, number, p_value
+from medjax.reports.page import interval, label, number, p_value, within
 
-METRICS = ("auroc", "average_precision", "brier")
 ALPHA = 0.05
 GIB = 2**30
 
@@ -17,7 +16,7 @@ def write(found: dict, folder: Path) -> Path:
     """Writes sweep.html, sweep.json and sweep.csv.
 
     Args:
-      found: `sweeping.results.gather`'s.
+      found: of commands.sweep.gather; `primary` is the metric that is tested.
       folder: where to.
 
     Returns:
@@ -33,8 +32,9 @@ def write(found: dict, folder: Path) -> Path:
         compared=compared,
         verdict=verdict(found),
         states=_states(found),
-        forest=_forest(compared) if compared else [],
-        curves=_curves(found["curves"]),
+        others=_metrics(found)[1:],
+        forest=_forest(compared, found["primary"]) if compared else [],
+        curves=_curves(found["curves"], label(found["primary"])),
         duration=duration,
         gib=_gib,
         shown=_shown,
@@ -44,20 +44,21 @@ def write(found: dict, folder: Path) -> Path:
 
 
 def show(found: dict) -> None:
-    """Prints every arm's mean AUROC and its difference, and the verdict."""
+    """Prints every arm's mean primary metric and its difference, and the verdict."""
+    metric = found["primary"]
     lines = [run["name"] + ": " + run["error"] for run in found["runs"] if run["error"]]
     arms = found["compared"]["arms"] if found["compared"] else {}
     width = max(map(len, arms), default=0)
     for arm, row in arms.items():
-        auroc, gap = row["mean"]["auroc"], row["difference"]
-        gap = gap and gap["mean"]["auroc"]
+        mean, gap = row["mean"][metric], row["difference"]
+        gap = gap and gap["mean"][metric]
         text = "baseline"
         if gap:
             text = (
                 f"{interval(gap, sign=True)}  {p_value(gap['holm'], True)} after Holm"
             )
-        seeds = f"{_seeds(row, found)} seeds, SD {number(auroc['sd'], 3)}"
-        print(f"{arm:{width}}  {interval(auroc)}  {seeds}  {text}")
+        seeds = f"{_seeds(row, found)} seeds, SD {number(mean['sd'], 3)}"
+        print(f"{arm:{width}}  {interval(mean)}  {seeds}  {text}")
     print(*(f"failed: {line}" for line in lines), verdict(found)[1], sep="\n")
 
 
@@ -67,9 +68,11 @@ def verdict(found: dict) -> tuple[str, str]:
         return "bad", f"The runs can't be compared: {found['incomparable']}"
     if not found["compared"]:
         return "", "No run is finished: there is nothing to compare."
-    best, apart = found["compared"]["best"], _apart(found["compared"])
+    best, metric = found["compared"]["best"], found["primary"]
+    apart = _apart(found["compared"], metric)
     if best["arm"] is not None:
-        return "good", f"{best['arm']} has the highest mean AUROC: {best['why']}."
+        named = f"{best['arm']} has the highest mean {within(metric)}"
+        return "good", f"{named}: {best['why']}."
     if apart:
         return "", f"No arm is the best: {best['why']}. After Holm, {apart}."
     if _states(found)["unfinished"]:
@@ -77,12 +80,20 @@ def verdict(found: dict) -> tuple[str, str]:
     return "", f"No difference shown: {best['why']}."
 
 
-def _apart(compared: dict) -> str:
+def _metrics(found: dict) -> list[str]:
+    """The metrics of the comparison, the primary one first."""
+    if not found["compared"]:
+        return [found["primary"]]
+    row = next(iter(found["compared"]["arms"].values()))
+    return sorted(row["mean"], key=lambda metric: metric != found["primary"])
+
+
+def _apart(compared: dict, metric: str) -> str:
     """Which arms differ from the baseline after Holm; '' where none does."""
     gaps = {
-        arm: row["difference"]["mean"]["auroc"]
+        arm: row["difference"]["mean"][metric]
         for arm, row in compared["arms"].items()
-        if row["difference"] and _shown(row["difference"]["mean"]["auroc"])
+        if row["difference"] and _shown(row["difference"]["mean"][metric])
     }
     sides = []
     for side, sign in (("higher than", 1), ("lower than", -1)):
@@ -125,22 +136,25 @@ def _states(found: dict) -> dict[str, int]:
     return {k: states.count(k) for k in ("finished", "unfinished", "failed")}
 
 
-def _forest(compared: dict) -> list[tuple[str, dict]]:
-    """Returns (caption, chart) of every arm's mean AUROC and of its difference."""
+def _forest(compared: dict, metric: str) -> list[tuple[str, dict]]:
+    """Returns (caption, chart) of every arm's mean metric and of its difference."""
     means, gaps = [], []
     for arm, row in compared["arms"].items():
-        name, auroc = arm.replace(",", ",\n"), row["mean"]["auroc"]
-        seeds = [x for x in auroc["each"] if x is not None]
-        if auroc["low"] is not None:
-            means.append(charts.Row(name, auroc, dots=seeds))
-        gap = row["difference"] and row["difference"]["mean"]["auroc"]
+        name, mean = arm.replace(",", ",\n"), row["mean"][metric]
+        seeds = [x for x in mean["each"] if x is not None]
+        if mean["low"] is not None:
+            means.append(charts.Row(name, mean, dots=seeds))
+        gap = row["difference"] and row["difference"]["mean"][metric]
         if gap and gap["low"] is not None:
             gaps.append(charts.Row(name, gap, "" if _shown(gap) else "ink"))
-    less = f"AUROC minus that of {compared['baseline']}"
+    called = label(metric)
+    less = f"{called} minus that of {compared['baseline']}"
     drawn = [
         (
             "Mean over the seeds with its interval by patients; grey: the seeds",
-            charts.forest(means, title="AUROC of every arm", name="mean AUROC"),
+            charts.forest(
+                means, title=f"{called} of every arm", name=f"mean {within(metric)}"
+            ),
         ),
         (
             "Difference, by patients and seeds; blue: significant after Holm",
@@ -150,8 +164,8 @@ def _forest(compared: dict) -> list[tuple[str, dict]]:
     return [(caption, chart) for caption, chart in drawn if chart]
 
 
-def _curves(curves: dict) -> dict[str, dict]:
-    """Returns {arm: chart} of the validation AUROC by step, the other arms in grey."""
+def _curves(curves: dict, called: str) -> dict[str, dict]:
+    """Returns {arm: chart} of the validation metric by step, the other arms in grey."""
     curves = {arm: curve for arm, curve in curves.items() if curve["step"]}
     low = min((min(curve["low"]) for curve in curves.values()), default=0) - 0.02
     high = max((max(curve["high"]) for curve in curves.values()), default=1) + 0.02
@@ -166,8 +180,8 @@ def _curves(curves: dict) -> dict[str, dict]:
         step, mean = curve["step"], curve["mean"]
         drawn[arm] = charts.chart(
             frame,
-            title=f"Validation AUROC of {arm} by step",
-            labels=("step", "validation AUROC"),
+            title=f"Validation {called} of {arm} by step",
+            labels=("step", f"validation {called}"),
             ticks=(charts.rounded(*frame.x, most=4), charts.rounded(low, high)),
             lines=[
                 *others,
@@ -181,7 +195,7 @@ def _curves(curves: dict) -> dict[str, dict]:
 
 def _write_csv(found: dict, path: Path) -> None:
     """One row an arm, task (or their mean) and metric."""
-    own = ("estimate", "low", "high", "sd")
+    own, metrics_of = ("estimate", "low", "high", "sd"), _metrics(found)
     gap = (*own, "patients", "p", "holm")
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -192,7 +206,7 @@ def _write_csv(found: dict, path: Path) -> None:
             parts = {"mean": row["mean"], **row["tasks"]}
             gaps = {"mean": difference["mean"], **difference["tasks"]}
             for task, metrics in parts.items():
-                for metric in METRICS:
+                for metric in metrics_of:
                     other = gaps.get(task, {}).get(metric, {})
                     writer.writerow(
                         [
