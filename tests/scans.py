@@ -6,7 +6,7 @@ import pytest
 from nibabel import orientations
 from scipy import ndimage
 
-from medjax.data.phantom import brain as phantom
+from medjax.data import brain_phantom as phantom
 from medjax.geometry.grid import RAS_TO_LPS
 
 

@@ -6,8 +6,8 @@ import pytest
 from scans import save_phantoms
 from scipy import ndimage
 
+from medjax.data import brain_phantom as brain
 from medjax.data import nifti
-from medjax.data.phantom import brain
 from medjax.errors import InputError
 
 SMALL = {"shape": (40, 48, 40), "spacing": (4.0, 4.2, 4.0)}

@@ -14,8 +14,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from medjax.data import chest_phantom as phantom
 from medjax.data import images, prepared
-from medjax.data.phantom import chest as phantom
 from medjax.data.sources import chest_xray as chest
 from medjax.errors import InputError
 

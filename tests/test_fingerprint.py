@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from medjax.data import brain_phantom as brain
 from medjax.data import fingerprint, nifti
-from medjax.data.phantom import brain
 from medjax.errors import InputError
 
 MS = Path(__file__).parents[2] / "shared/data/ms-lesion-sample"

@@ -10,7 +10,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from medjax.data.phantom import chest
+from medjax.data import chest_phantom as chest
 
 KEY = jax.random.key(7)
 T = len(chest.FINDINGS)

@@ -12,8 +12,8 @@ from scans import brain as head
 
 from configs import base
 from medjax.cohort import split
+from medjax.data import brain_phantom as brain
 from medjax.data import volumes
-from medjax.data.phantom import brain
 from medjax.data.volumes import Prepared
 from medjax.errors import InputError
 from medjax.tasks import scans

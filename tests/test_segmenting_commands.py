@@ -10,8 +10,8 @@ import pytest
 from scans import save_phantoms
 
 from medjax.commands import evaluate, explore, predict, train
+from medjax.data import brain_phantom as brain
 from medjax.data import scan
-from medjax.data.phantom import brain
 from medjax.errors import InputError
 from medjax.tasks import segmentation
 

@@ -14,9 +14,9 @@ from rich.progress import Progress
 
 from medjax.cohort import split as splits
 from medjax.config import Config, effects
+from medjax.data import brain_phantom as brain
 from medjax.data import nifti, scan, volumes
 from medjax.data import prepared as store
-from medjax.data.phantom import brain
 from medjax.data.sources import scans
 from medjax.data.sources.scans import ScanFiles
 from medjax.data.volumes import Prepared

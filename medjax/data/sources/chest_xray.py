@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pandas as pd
 
+from medjax.data import chest_phantom as chest
 from medjax.data import images
-from medjax.data.phantom import chest
 from medjax.data.prepared import Item, Source
 from medjax.data.sources import tables
 from medjax.errors import InputError

@@ -1,1 +1,0 @@
-"""Synthetic films and scans with known truth, drawn analytically."""
