@@ -15,7 +15,7 @@ from medjax.commands import compare as commands_compare
 from medjax.errors import InputError
 from medjax.evaluation import compare as evaluation_compare
 from medjax.evaluation.predict import Predictions
-from medjax.reports import compare as reports_compare
+from medjax.reports import page
 from medjax.training import folder as workdir
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
@@ -94,7 +94,7 @@ def test_the_page_is_whole_and_says_what_is_better(pair):
     difference = found["tasks"]["Mass"]["metrics"]["average_precision"]["difference"]
     assert f"{difference['estimate']:+.3f}" in read.text
     assert f"{difference['low']:+.3f} to {difference['high']:+.3f}" in read.text
-    assert reports_compare.p_value(found["tasks"]["Mass"]["holm"]) in read.text
+    assert page.p_value(found["tasks"]["Mass"]["holm"]) in read.text
 
 
 def test_a_run_against_itself_shows_nothing(pair):

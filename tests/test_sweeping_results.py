@@ -10,7 +10,7 @@ from configs import quickstart
 from medjax import config as plain
 from medjax.commands import arms as plan
 from medjax.commands import sweep as results
-from medjax.reports import sweep as report
+from medjax.reports import compare as report
 
 TASKS = ("mass", "nodule")
 FILMS = 60
@@ -114,9 +114,9 @@ def test_runs_that_cant_be_compared_have_a_page_that_says_why(
     found = results.gather(folder)
     assert found["compared"] is None and why in found["incomparable"]
     assert [run["state"] for run in found["runs"]] == ["finished"] * 4
-    text = report.write(found, folder).read_text()
+    text = report.write_sweep(found, folder).read_text()
     assert "can&#39;t be compared" in text and why in text
-    report.show(found)
+    report.show_sweep(found)
     assert why in capsys.readouterr().out
 
 

@@ -40,7 +40,7 @@ def compare(folder: Path, other: Path, *, split: str = "test") -> Path:
         "primary": how.primary,
         **how.pair(*tables, names, **parts.bootstrap(configs[0])),
     }
-    page = report.write(summary, folder)
-    report.show(summary)
+    page = report.write_pair(summary, folder)
+    report.show_pair(summary)
     print(f"against: {page}")
     return page

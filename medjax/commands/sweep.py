@@ -14,7 +14,7 @@ from medjax.commands.arms import Run
 from medjax.config import Config
 from medjax.errors import InputError
 from medjax.evaluation import seeds
-from medjax.reports import sweep as report
+from medjax.reports import compare as report
 from medjax.tasks import compare, parts
 from medjax.training import journal
 
@@ -77,8 +77,8 @@ def sweep(
         if not getattr(executors, executor)(folder, left, say, **options):
             print("stopped: the same command goes on from here")
     results = gather(folder, baseline=baseline)
-    page = report.write(results, folder)
-    report.show(results)
+    page = report.write_sweep(results, folder)
+    report.show_sweep(results)
     print(f"sweep: {page}")
     return results
 

@@ -1,11 +1,11 @@
 """What is special in the report of a classifier: curves, thresholds, heatmaps."""
 
-import csv
 import json
 import math
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
@@ -26,20 +26,13 @@ COLUMNS = (
     "prevalence",
 )
 RATIOS = ("lr_positive", "lr_negative")  # Beside the confusion matrices.
-MEASURED = (*COLUMNS, *RATIOS)
+COUNTS = ("positives", "negatives", "unknown", "threshold", "tp", "fp", "fn", "tn")
 AVERAGES = {
     "mean": "Macro average",
     "weighted": "Weighted average",
     "micro": "Micro average",
 }
-CALIBRATED = {  # How a calibration method is called in a sentence.
-    "platt": "Platt scaling",
-    "temperature": "temperature scaling",
-    "isotonic": "isotonic regression",
-    "prior": "a shift of the prior",
-}
-FINDING = ("finding", "findings")
-BAND = ("low", "high")
+SHARES = charts.Frame(charts.SQUARE)  # Both axes run from 0 to 1.
 DIAGONAL = ([0, 1], [0, 1])
 PROBABILITIES = (0.0, 0.005, 0.02, 0.1, 0.25, 0.5, 1.0)  # Ticks.
 NEAR = 0.12  # Of an axis: ticks nearer to 0 than this run into its own.
@@ -51,37 +44,32 @@ def sections(results: dict, films: dict | None) -> dict:
     Args:
       results: see report.write.
       films: {task: {kind: [{image, probability, certain, boxes, picture, width,
-        height}]}}, see explaining.gallery; None for no pictures.
+        height}]}}, see tasks.explain.gallery; None for no pictures.
     """
-    tasks = results["tasks"]
     films = films or {}
-    shown = [film for kinds in films.values() for row in kinds.values() for film in row]
-    item, items = ("class", "classes") if "classes" in results else FINDING
+    classes = "classes" in results
+    tasks = results["tasks"].values()
     return {
-        "item": item,
-        "items": items,
+        "item": "class" if classes else "finding",
+        "items": "classes" if classes else "findings",
         "columns": [
-            name
-            for name in COLUMNS
-            if all(name in task["metrics"] for task in tasks.values())
+            name for name in COLUMNS if all(name in task["metrics"] for task in tasks)
         ],
         "averages": AVERAGES,
         "ratios": RATIOS,
-        "calibrated": CALIBRATED,
         "areas": _areas(results),
-        "matrix": _matrix(results),
-        "elsewhere": {
-            name: task["at_prevalence"]
-            for name, task in tasks.items()
-            if task.get("at_prevalence")
-        },
         "roc": roc(results),
         "precision_recall": precision_recall(results),
         "explorer": _explorer(results),
         "reliability": reliability(results),
         "robustness": robustness(results),
         "films": films,
-        "marked": any(film["boxes"] for film in shown),
+        "marked": any(
+            film["boxes"]
+            for kinds in films.values()
+            for row in kinds.values()
+            for film in row
+        ),
     }
 
 
@@ -107,34 +95,28 @@ def show(results: dict) -> None:
 
 def write_csv(results: dict, path: Path) -> None:
     """Writes one row a task, and one of each average."""
-    measured = [n for n in MEASURED if n in results["mean"]]
-    ends = [f"{name}{end}" for name in measured for end in ("", "_low", "_high")]
-    counts = ["positives", "negatives", "unknown", "threshold", "tp", "fp", "fn", "tn"]
+    measured = [name for name in (*COLUMNS, *RATIOS) if name in results["mean"]]
     rows = [
         (name, task | task["confusion"], task["metrics"])
         for name, task in results["tasks"].items()
     ]
     rows += [(kind, {}, results[kind]) for kind in AVERAGES]
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["task", *counts, *ends, "note"])
-        for name, cells, metrics in rows:
-            values = [
-                metrics[metric][end]
-                for metric in measured
-                for end in ("estimate", "low", "high")
-            ]
-            writer.writerow(
-                [name, *(cells.get(k, "") for k in counts), *values]
-                + [cells.get("note", "")]
-            )
+    ends = {"": "estimate", "_low": "low", "_high": "high"}
+    table = [
+        {"task": name}
+        | {k: cells.get(k) for k in COUNTS}
+        | {f"{m}{end}": metrics[m][k] for m in measured for end, k in ends.items()}
+        | {"note": cells.get("note", "")}
+        for name, cells, metrics in rows
+    ]
+    pd.DataFrame(table, dtype=object).to_csv(path, index=False)
 
 
 def write_localisation(results: dict, path: Path) -> Path:
     """Writes as JSON how well heatmaps match the boxes, and prints it.
 
     Args:
-      results: `explaining.localise`'s.
+      results: `tasks.explain.localise`'s.
       path: of the JSON, which is returned.
     """
     path.write_text(json.dumps(results, indent=1))
@@ -172,50 +154,63 @@ def write_localisation(results: dict, path: Path) -> Path:
 
 def roc(results: dict) -> dict[str, dict]:
     """Returns {task: chart} of each ROC curve, its band and its operating point."""
-    frame, pictures = charts.Frame(charts.SQUARE), {}
+    pictures = {}
     for name, task in results["tasks"].items():
         fpr, tpr = task["roc"]["fpr"], task["roc"]["tpr"]
         if None in fpr or None in tpr:
             continue
         at = [task["metrics"][k]["estimate"] for k in ("specificity", "sensitivity")]
-        pictures[name] = charts.chart(
-            frame,
-            title=f"ROC curve of {label(name)}",
-            labels=("1 − specificity", "sensitivity"),
-            lines=[
-                ("chance", charts.line(frame, *DIAGONAL)),
-                *_band(frame, results, name, "roc", "fpr"),
-                ("curve", charts.line(frame, fpr, tpr)),
-            ],
-            points=[] if None in at else [("point", 1 - at[0], at[1])],
+        pictures[name] = _curve(
+            f"ROC curve of {label(name)}",
+            ("1 − specificity", "sensitivity"),
+            chance=DIAGONAL,
+            band=_band(results, name, "roc", "fpr"),
+            curve=charts.line(SHARES, fpr, tpr),
+            point=None if None in at else (1 - at[0], at[1]),
         )
     return pictures
 
 
 def precision_recall(results: dict) -> dict[str, dict]:
     """Returns {task: chart} of each precision-recall curve, as in `roc`."""
-    frame, pictures = charts.Frame(charts.SQUARE), {}
+    pictures = {}
     for name, task in results["tasks"].items():
-        recall, precision = (
-            task["precision_recall"][k] for k in ("recall", "precision")
-        )
+        recall = task["precision_recall"]["recall"]
+        precision = task["precision_recall"]["precision"]
         if not recall or None in recall:
             continue
         prevalence = task["positives"] / (task["positives"] + task["negatives"])
-        curve = [0, *recall], [precision[0], *precision]
         at = [task["metrics"][k]["estimate"] for k in ("sensitivity", "ppv")]
-        pictures[name] = charts.chart(
-            frame,
-            title=f"Precision-recall curve of {label(name)}",
-            labels=("sensitivity", "PPV"),
-            lines=[
-                ("chance", charts.line(frame, [0, 1], [prevalence] * 2)),
-                *_band(frame, results, name, "precision_recall", "recall"),
-                ("curve", charts.line(frame, *curve, steps=True)),
-            ],
-            points=[] if None in at else [("point", *at)],
+        x, y = [0, *recall], [precision[0], *precision]
+        pictures[name] = _curve(
+            f"Precision-recall curve of {label(name)}",
+            ("sensitivity", "PPV"),
+            chance=([0, 1], [prevalence] * 2),
+            band=_band(results, name, "precision_recall", "recall"),
+            curve=charts.line(SHARES, x, y, steps=True),
+            point=None if None in at else at,
         )
     return pictures
+
+
+def _curve(title: str, labels: tuple, *, chance, band, curve: str, point) -> dict:
+    """Returns a chart of shares: chance, the band, the curve, the fixed threshold."""
+    return charts.chart(
+        SHARES,
+        title=title,
+        labels=labels,
+        lines=[("chance", charts.line(SHARES, *chance)), *band, ("curve", curve)],
+        points=[("point", *point)] if point else [],
+    )
+
+
+def _band(results: dict, task: str, kind: str, x: str) -> list[tuple[str, str]]:
+    """Returns the band of a curve, if the results have one."""
+    band = results.get("bands", {}).get(task)
+    if not band:
+        return []
+    edges = (band[kind][name] for name in (x, "low", "high"))
+    return [("band", charts.area(SHARES, *edges))]
 
 
 def reliability(results: dict) -> dict[str, dict]:
@@ -265,7 +260,7 @@ def robustness(results: dict) -> dict[str, dict]:
     if not whole:
         return {}
     rows = {"mean": whole["mean"]}
-    rows |= {name: one["severities"] for name, one in whole["corruptions"].items()}
+    rows |= {name: kind["severities"] for name, kind in whole["corruptions"].items()}
     clean = {"severity": 0, "auroc": whole["clean"]["auroc"]}
     rows = {
         name: [r for r in (clean, *row) if r["auroc"]["estimate"] is not None]
@@ -278,7 +273,7 @@ def robustness(results: dict) -> dict[str, dict]:
         if not row:
             continue
         x, y = [r["severity"] for r in row], [r["auroc"]["estimate"] for r in row]
-        band = charts.area(frame, x, *([r["auroc"][k] for r in row] for k in BAND))
+        ends = ([r["auroc"][end] for r in row] for end in ("low", "high"))
         pictures[name] = charts.chart(
             frame,
             title=f"{label(name)}: mean AUROC at severities 0 to 5",
@@ -286,20 +281,12 @@ def robustness(results: dict) -> dict[str, dict]:
             ticks=(range(6), charts.rounded(low, 1, most=5)),
             lines=[
                 ("chance", charts.line(frame, [0, 5], [y[0], y[0]])),
-                ("band", band),
+                ("band", charts.area(frame, x, *ends)),
                 ("curve", charts.line(frame, x, y)),
             ],
             points=[("point", *xy) for xy in zip(x, y, strict=True)],
         )
     return pictures
-
-
-def _band(frame, results: dict, task: str, kind: str, x: str) -> list[tuple[str, str]]:
-    """Returns the band of a curve, if the results have one."""
-    band = results.get("bands", {}).get(task)
-    if not band:
-        return []
-    return [("band", charts.area(frame, *(band[kind][k] for k in (x, *BAND))))]
 
 
 def _areas(results: dict) -> dict | None:
@@ -330,21 +317,12 @@ def _explorer(results: dict) -> dict:
         tasks[name] = {**counts, "label": label(name), "fixed": fixed}
     if not tasks:
         return {}
-    frame = charts.Frame(charts.SQUARE)
-    chart = charts.chart(
-        frame,
-        title="ROC curve with the chosen threshold on it",
-        labels=("1 − specificity", "sensitivity"),
-        lines=[(kind, charts.line(frame, *DIAGONAL)) for kind in ("chance", "curve")],
-        points=[("point", 0, 0)],
+    chart = _curve(
+        "ROC curve with the chosen threshold on it",
+        ("1 − specificity", "sensitivity"),
+        chance=DIAGONAL,
+        band=[],
+        curve=charts.line(SHARES, *DIAGONAL),
+        point=(0, 0),
     )
     return {"tasks": tasks, "chart": chart}
-
-
-def _matrix(results: dict) -> list[tuple[str, list]]:
-    """Returns (class, [(count, its share of the row)]) of the confusion matrix."""
-    matrix = results["classes"]["matrix"] if "classes" in results else []
-    return [
-        (name, [(n, n / max(sum(row), 1)) for n in row])
-        for name, row in zip(results["tasks"], matrix, strict=False)
-    ]

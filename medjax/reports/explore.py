@@ -27,16 +27,15 @@ def write(
     folder: Path,
     name: str = "explore",
 ) -> Path:
-    """Writes NAME.html and NAME.json.
+    """Writes NAME.html and NAME.json, and returns the page's path.
 
     Args:
-      facts: `cohort.describe.describe`'s, and `source`, the data set's name. The page
-        has a section for each of these that is there:
+      facts: `cohort.describe.describe`'s, and what tasks/survey.py adds. The page has a
+        section for each of SECTIONS and for the sample that is there:
         sample: `cohort.describe.sample`'s.
         confounders: {name: {task: {estimate, low, high}}}, the AUROC of each score of
           `cohort.describe.confounders`, None where undefined.
-        weights: {scheme: {'positive' and so on: {task: weight}}, or a text: why there
-          are none}.
+        weights: {scheme: {part: {task: weight}}, or a text: why there are none}.
         split: {reached: `cohort.split.reached` as dicts, verdict: text, sound: bool}.
         pixels: `cohort.describe.statistics`'.
         duplicates: [{id, other, image, other_image, same_patient, split, other_split,
@@ -46,9 +45,6 @@ def write(
         that is missing is left out. Shown as `images.middle` returns them.
       folder: where to; made if it isn't there.
       name: of the files.
-
-    Returns:
-      The page's path.
     """
     folder.mkdir(parents=True, exist_ok=True)
     facts = _plain(facts)
@@ -63,15 +59,12 @@ def write(
         facts=facts,
         many=MANY,
         few=FEW,
-        odd=_not_one_class(facts),
         name=name,
         thumbnails={id: png(fit(image, side)) for id, image in slices.items()},
         detail=_detail(facts["sample"], slices),
         rarest=min(labels, key=lambda task: _commonness(labels[task])),
-        prevalences=_prevalences(labels),
         charts=_charts(facts),
         links=_links(facts["confounders"] or {}, labels),
-        sides=_sides(facts),
         duplicates=sorted(facts["duplicates"] or [], key=_harmless),
     )
 
@@ -100,7 +93,7 @@ def write_audit(audit: dict, strips: dict[str, list[np.ndarray]], folder: Path) 
 
 def wanted(facts: dict[str, Any]) -> list[int]:
     """Returns the ids of the images that `write` shows if it is given them."""
-    ids = [one["id"] for one in facts.get("sample", [])]
+    ids = [image["id"] for image in facts.get("sample", [])]
     for name in ("darkest", "brightest", "flattest"):
         ids += [row[0] for row in (facts.get("pixels") or {}).get(name, [])]
     pairs = sorted(facts.get("duplicates") or [], key=_harmless)[: MANY["duplicates"]]
@@ -121,56 +114,25 @@ def direction(covariate: str, value: dict) -> str:
 
 
 def _links(confounders: dict, labels: dict) -> dict[str, dict]:
-    """Adds to every AUROC its direction and how strongly its cell is coloured.
+    """Adds to every AUROC its direction, and whether there are too `few` patients.
 
-    A bootstrap over very few patients gives intervals that are far too narrow: `few`
-    marks these, and they get no direction.
+    A bootstrap over very few patients gives intervals that are far too narrow.
     """
-    out: dict[str, dict] = {}
-    for name, found in confounders.items():
-        out[name] = {}
-        for task, value in found.items():
-            fewest = min(labels[task]["patients"], labels[task]["patients_without"])
-            words = direction(name, value) if fewest >= FEW else ""
-            out[name][task] = {
-                **value,
-                "few": fewest < FEW,
-                "direction": words,
-                "strength": min(1.0, 2 * abs(value["estimate"] - 0.5)) if words else 0,
-            }
-    return out
+    links: dict[str, dict] = {}
+    for name, areas in confounders.items():
+        links[name] = {}
+        for task, area in areas.items():
+            sides = labels[task]["patients"], labels[task]["patients_without"]
+            few = min(sides) < FEW
+            words = "" if few else direction(name, area)
+            links[name][task] = area | {"few": few, "direction": words}
+    return links
 
 
-def _prevalences(labels: dict) -> dict | None:
-    """Returns a chart of every finding's prevalence with its interval, in per cent."""
-    ends = ("estimate", "low", "high")
-    rows = [
-        charts.Row(page.label(task), {k: 100 * one["prevalence"][k] for k in ends})
-        for task, one in labels.items()
-        if one["prevalence"]["low"] is not None
-    ]
-    return charts.forest(rows, title="Prevalences", name="prevalence, %")
-
-
-def _commonness(one: dict) -> float:
+def _commonness(label: dict) -> float:
     """Returns a finding's prevalence to sort by; those without one come last."""
-    share = one["prevalence"]["estimate"]
+    share = label["prevalence"]["estimate"]
     return math.inf if share is None else share
-
-
-def _not_one_class(facts: dict) -> int:
-    """Counts the labelled images of no class, or of several."""
-    tally = facts["findings_an_image"]
-    pairs = zip(tally["value"], tally["count"], strict=True)
-    return sum(count for value, count in pairs if value != 1)
-
-
-def _sides(facts: dict) -> dict[str, dict]:
-    """Returns the rows of `reached` by side, then by task."""
-    out: dict[str, dict] = {}
-    for row in (facts["split"] or {"reached": []})["reached"]:
-        out.setdefault(row["split"], {})[row["task"]] = row
-    return out
 
 
 def _harmless(pair: dict) -> tuple:
@@ -180,11 +142,11 @@ def _harmless(pair: dict) -> tuple:
 
 def _detail(sample: list[dict], slices: dict) -> dict[str, Any] | None:
     """Returns the image that is shown large: one with boxes, else with findings."""
-    shown = [one for one in sample if one["id"] in slices]
-    if not shown:
+    sample = [row for row in sample if row["id"] in slices]
+    if not sample:
         return None
-    one = max(shown, key=lambda one: (len(one["boxes"]) > 0, len(one["positive"])))
-    image = slices[one["id"]]
+    row = max(sample, key=lambda row: (len(row["boxes"]) > 0, len(row["positive"])))
+    image = slices[row["id"]]
     height, width = image.shape[:2]
     boxes = [
         {
@@ -195,13 +157,13 @@ def _detail(sample: list[dict], slices: dict) -> dict[str, Any] | None:
             "width": 100 * (x1 - x0) / width,
             "height": 100 * (y1 - y0) / height,
         }
-        for number, (task, x0, y0, x1, y1) in enumerate(one["boxes"])
+        for number, (task, x0, y0, x1, y1) in enumerate(row["boxes"])
     ]
     counts = [np.bincount(c.ravel(), minlength=256) for c in np.moveaxis(image, -1, 0)]
     listed = ("shows", "positive", "unknown", "boxes")
     return {
-        "image": one,
-        "metadata": {key: value for key, value in one.items() if key not in listed},
+        "image": row,
+        "metadata": {key: value for key, value in row.items() if key not in listed},
         "boxes": boxes,
         "size": f"{width} x {height}",
         "picture": png(fit(image, DETAIL, enlarge=True)),
@@ -211,16 +173,35 @@ def _detail(sample: list[dict], slices: dict) -> dict[str, Any] | None:
 
 def _charts(facts: dict) -> dict[str, dict]:
     """Returns every chart that the facts allow, by name."""
-    tallies = {
-        "images_a_patient": ("images of a patient", "patients"),
-        "findings_an_image": ("findings in an image", "images"),
+    ends = ("estimate", "low", "high")
+    prevalences = [
+        charts.Row(page.label(task), {k: 100 * label["prevalence"][k] for k in ends})
+        for task, label in facts["labels"].items()
+        if label["prevalence"]["low"] is not None
+    ]
+    drawn = {
+        "prevalence": charts.forest(
+            prevalences, title="Prevalences", name="prevalence, %"
+        ),
+        "images_a_patient": _tally(
+            facts["images_a_patient"], "images of a patient", "patients"
+        ),
+        "findings_an_image": _tally(
+            facts["findings_an_image"], "findings in an image", "images"
+        ),
     }
-    drawn = {name: _tally(facts[name], *labels) for name, labels in tallies.items()}
-    if facts["age"]["images"]:
-        drawn["age"] = _ages(facts["age"])
+    age = facts["age"]
+    if age["images"]:
+        last = age["start"][-1]
+        ticks = [*age["start"][:-1:2], (last + 5, f"{last}+")]
+        series = dict(sorted(age["images"].items()))
+        drawn["age"] = _bars(age["start"], 10, series, ("age, years", "images"), ticks)
     for name in ("view", "sex"):
-        if set(facts[name]) != {"unknown"}:
-            drawn[name] = _categories(facts[name], name)
+        counts = facts[name]
+        if set(counts) != {"unknown"}:
+            ticks = [(n, f"{k}: {v:,}") for n, (k, v) in enumerate(counts.items())]
+            start, series = np.arange(len(counts)) - 0.3, {"": [*counts.values()]}
+            drawn[name] = _bars(start, 0.6, series, (name, "images"), ticks)
     pixels = facts["pixels"]
     if pixels and pixels["images"]:
         before, after = (
@@ -249,22 +230,6 @@ def _tally(tally: dict, x: str, y: str) -> dict:
         ticks = [1, *range(5, MOST, 5), (MOST, f"{MOST}+")]
     start = np.subtract(values, 0.4)
     return _bars(start, 0.8, {"": counts}, (x, y), ticks)
-
-
-def _ages(age: dict) -> dict:
-    start = age["start"]
-    last = start[-1]
-    ticks = [*start[:-1:2], (last + 5, f"{last}+")]
-    images = {sex: counts for sex, counts in sorted(age["images"].items())}
-    return _bars(start, 10, images, ("age, years", "images"), ticks)
-
-
-def _categories(counts: dict, name: str) -> dict:
-    ticks = [
-        (n, f"{text}: {number:,}") for n, (text, number) in enumerate(counts.items())
-    ]
-    start = np.arange(len(counts)) - 0.3
-    return _bars(start, 0.6, {"": list(counts.values())}, (name, "images"), ticks)
 
 
 def _bars(
@@ -329,9 +294,9 @@ def _histogram(channels: list, at: np.ndarray, x: str) -> dict:
 def _plain(value: Any) -> Any:
     """Returns the same in JSON's own types; NaN and infinities are None."""
     if isinstance(value, dict):
-        return {str(key): _plain(one) for key, one in value.items()}
+        return {str(key): _plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+        return [_plain(each) for each in value]
     if isinstance(value, np.ndarray | np.generic):
         return _plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):

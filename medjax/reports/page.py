@@ -46,7 +46,8 @@ def render(template: str, **values) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    printed = (count, ends, interval, label, number, p_value, percent, span, within)
+    printed = (count, duration, ends, gib, interval, label, number, p_value, percent)
+    printed += (span, within)
     environment.filters |= {function.__name__: function for function in printed}
     environment.globals["contents"] = []  # Each section adds itself as it renders.
     return environment.get_template(template).render(**values)
@@ -112,6 +113,23 @@ def span(value: dict) -> str:
     if value["low"] is None:
         return DASH
     return f"{percent(value['low'])[:-2]}{DASH}{percent(value['high'])}"
+
+
+def duration(seconds: float | None) -> str:
+    """Prints '48 s', '12 min 5 s' or '3 h 20 min'."""
+    if seconds is None:
+        return DASH
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def gib(size: float | None) -> str:
+    """Prints bytes as '1.5 GiB'."""
+    return DASH if size is None else f"{size / 2**30:.1f} GiB"
 
 
 def label(name: str) -> str:

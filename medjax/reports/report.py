@@ -19,7 +19,7 @@ def write(
     environment: dict | None = None,
     pictures=None,
 ) -> Path:
-    """Writes NAME.html, NAME.json and NAME.csv.
+    """Writes NAME.html, NAME.json and NAME.csv, and returns the page's path.
 
     Args:
       results: of `evaluation.results.summarise` or `evaluation.segmentation.summarise`,
@@ -34,16 +34,10 @@ def write(
       config: of the run, as JSON; environment: its environment.json.
       pictures: the films of classification.sections or the cases of
         segmentation.sections.
-
-    Returns:
-      The page's path.
     """
     kind = _kind(results)
     kind.write_csv(results, folder / f"{name}.csv")
-    settings = {
-        "Config": page.flat(config or {}, "config."),
-        "Environment": page.flat(environment or {}),
-    }
+    config, environment = config or {}, environment or {}
     path = page.write(
         folder / f"{name}.html",
         kind.TEMPLATE,
@@ -51,9 +45,12 @@ def write(
         **kind.sections(results, pictures),
         **card(results),
         training=charts.training(curve, results["checkpoint"]),
-        config=config or {},
-        environment=environment or {},
-        settings=settings,
+        config=config,
+        environment=environment,
+        settings={
+            "Config": page.flat(config, "config."),
+            "Environment": page.flat(environment),
+        },
     )
     # The JSON is last, and whole or absent: where it is, a run counts as finished.
     partial = folder / f"{name}.json.partial"
@@ -67,6 +64,11 @@ def show(results: dict) -> None:
     _kind(results).show(results)
 
 
+def _kind(results: dict):
+    """Returns the module with what is special in reports of this kind of task."""
+    return segmentation if "regions" in results else classification
+
+
 def card(results: dict) -> dict:
     """Returns what card.html needs beside the results.
 
@@ -76,25 +78,33 @@ def card(results: dict) -> dict:
       the corruption with the largest drop of the AUROC and that drop, or None.
     """
     main = "dice" if "regions" in results else "auroc"
-    tasks = results.get("regions") or {
+    metrics = results.get("regions") or {
         name: task["metrics"] for name, task in results["tasks"].items()
     }
-    known = [(n, m[main]) for n, m in tasks.items() if m[main]["estimate"] is not None]
+    values = {name: row[main] for name, row in metrics.items()}
+    ranked = [pair for pair in values.items() if pair[1]["estimate"] is not None]
+    robustness = results.get("robustness") or {"corruptions": {}}
+    drops = [
+        (name, row["drop"])
+        for name, corruption in robustness["corruptions"].items()
+        for row in corruption["severities"]
+        if row["severity"] == 5 and (row["drop"]["low"] or 0) > 0
+    ]
     return {
         "main": main,
-        "ranked": sorted(known, key=lambda pair: pair[1]["estimate"]),
-        "weak": _weak({name: m[main] for name, m in tasks.items()}, main, results),
-        "worst": _worst(results.get("robustness") or {}),
+        "ranked": sorted(ranked, key=lambda pair: pair[1]["estimate"]),
+        "weak": _weak(values, page.label(main), results.get("tasks", {})),
+        "worst": max(drops, key=lambda pair: pair[1]["estimate"], default=None),
     }
 
 
-def _weak(values: dict, main: str, results: dict) -> dict[str, list[str]]:
+def _weak(values: dict, main: str, tasks: dict) -> dict[str, list[str]]:
     """Names the findings or regions that are rare, or whose numbers say little."""
-    main, weak = page.label(main), {}
+    weak: dict[str, list[str]] = {}
 
     def add(why: str, name: str, note: str = "") -> None:
-        named = f"{page.label(name)} ({note})" if note else page.label(name)
-        weak.setdefault(f"{why} for", []).append(named)
+        note = f" ({note})" if note else ""
+        weak.setdefault(f"{why} for", []).append(page.label(name) + note)
 
     for name, value in values.items():
         if value["estimate"] is None:
@@ -105,7 +115,7 @@ def _weak(values: dict, main: str, results: dict) -> dict[str, list[str]]:
             add(f"The interval of {main} is wider than {WIDE}", name)
         if main == "AUROC" and value["low"] is not None and value["low"] <= 0.5:
             add("AUROC may be no better than chance", name)
-    for name, task in results.get("tasks", {}).items():
+    for name, task in tasks.items():
         if 0 < task["positives"] < FEW:
             few = page.count(task["positives"])
             add(f"Fewer than {FEW} images are positive", name, few)
@@ -117,19 +127,3 @@ def _weak(values: dict, main: str, results: dict) -> dict[str, list[str]]:
         if not prevalence["low"] <= mean["estimate"] <= prevalence["high"]:
             add("The mean probability is outside the prevalence's interval", name)
     return weak
-
-
-def _worst(robustness: dict) -> tuple[str, dict] | None:
-    """Returns the corruption that lowers the AUROC most at severity 5."""
-    drops = [
-        (name, row["drop"])
-        for name, one in robustness.get("corruptions", {}).items()
-        for row in one["severities"]
-        if row["severity"] == 5 and (row["drop"]["low"] or 0) > 0
-    ]
-    return max(drops, key=lambda pair: pair[1]["estimate"], default=None)
-
-
-def _kind(results: dict):
-    """Returns the module with what is special in reports of this kind of task."""
-    return segmentation if "regions" in results else classification
