@@ -107,7 +107,6 @@ def test_the_interval_is_the_quantiles_of_its_replicates(monkeypatch):
         *(score, label, weight, patient, threshold),
         key=KEY,
         replicates=50,
-        level=0.9,
         max_fpr=MAX_FPR,
     )
     names = {f"{kind}_{name}" for kind in ("mean", "weighted") for name in ORACLES}
@@ -124,7 +123,7 @@ def test_the_interval_is_the_quantiles_of_its_replicates(monkeypatch):
             for t in range(3)
         ]
     )
-    low, high = np.quantile(values, [0.05, 0.95], axis=1)
+    low, high = np.quantile(values, [0.025, 0.975], axis=1)
     np.testing.assert_allclose(found["auroc"].low, low, atol=2e-6)
     np.testing.assert_allclose(found["auroc"].high, high, atol=2e-6)
     expected = [
@@ -134,7 +133,7 @@ def test_the_interval_is_the_quantiles_of_its_replicates(monkeypatch):
     np.testing.assert_allclose(found["auroc"].estimate, expected, atol=1e-6)
     mean = found["mean_auroc"]
     assert mean.estimate == pytest.approx(np.mean(expected), abs=1e-6)
-    ends = np.quantile(values.mean(axis=0), [0.05, 0.95])
+    ends = np.quantile(values.mean(axis=0), [0.025, 0.975])
     assert (mean.low, mean.high) == pytest.approx(tuple(ends), abs=2e-6)
     assert found["auroc"].undefined.tolist() == [0, 0, 0]
 
@@ -243,17 +242,16 @@ def test_intervals_cover_the_truth_with_patients_and_not_with_images():
         ("score", np.nan, "task 1"),
         ("label", 2.0, "label"),
         ("replicates", 0, "replicates"),
-        ("level", 95, "level"),
         ("patient", 0, "two"),
     ],
 )
 def test_bad_input_is_named(field, value, word):
     score, label, weight, patient = cohort(images=20)
     arguments = {"score": score, "label": label, "weight": weight}
-    arguments["patient"] = patient
+    arguments |= {"patient": patient, "replicates": 10}
     if field == "patient":
         arguments["patient"] = np.zeros_like(patient)
-    elif field in arguments:
+    elif field != "replicates":
         weight[3, 1] = 1.0
         arguments[field][3, 1] = value
     else:
@@ -286,7 +284,9 @@ def test_a_difference_is_that_of_two_models_on_the_same_drawn_patients():
         mean = found[f"mean_{name}"]
         ends = np.quantile(np.mean(values, axis=0), [0.025, 0.975])
         np.testing.assert_allclose([mean.low, mean.high], ends, atol=1e-5)
-    same = discrimination.difference(score, score, label, weight, patient, key=KEY)
+    same = discrimination.difference(
+        score, score, label, weight, patient, key=KEY, replicates=100
+    )
     assert same["mean_auroc"].low == same["mean_auroc"].high == 0
 
 

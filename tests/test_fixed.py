@@ -5,6 +5,7 @@ import json
 import math
 from pathlib import Path
 
+import jax
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,7 +14,6 @@ from scipy.special import expit, log_softmax, softmax
 from medjax.cohort import balance
 from medjax.errors import InputError
 from medjax.evaluation import calibration as recalibration
-from medjax.evaluation import reliability
 from medjax.evaluation.predict import Predictions
 from medjax.tasks import films, fixed, parts
 
@@ -181,8 +181,12 @@ def test_prior_brings_the_mean_probability_to_the_prevalence(config, treatment):
     mended = calibrated(found, said)
     np.testing.assert_allclose(mended.mean(axis=0), label.mean(axis=0), rtol=0.03)
     np.testing.assert_allclose(mended, expit(z), atol=1e-4)
-    error = reliability.calibration_error(mended, label, np.ones_like(label))
-    assert (error < 0.01).all()
+    intervals, _ = recalibration.measure(
+        *(mended, label, np.ones_like(label), np.arange(len(label))),
+        key=jax.random.key(0),
+        replicates=1,
+    )
+    assert (intervals["calibration_error"].estimate < 0.01).all()
 
 
 def classes(images=40_000, seed=0):

@@ -148,7 +148,7 @@ def test_integrated_gradients_add_up_to_the_logits(model):
     def logits(x):
         return net.apply(variables, x, train=False)
 
-    found = heatmaps.integrated_gradients(image, logits, baseline, steps=40)
+    found = heatmaps.integrated_gradients(image, logits, baseline, 40)
     total = found.sum(axis=tuple(range(2, found.ndim)))
     expected = logits(image) - logits(baseline)
     assert np.abs(expected).max() > 0.1

@@ -264,7 +264,7 @@ def test_films_of_one_score_are_a_coin_s_in_each_group():
     assert np.isnan(area[:, 3]).all()  # Nobody is in it.
 
 
-def test_metadata_become_groups():
+def test_metadata_become_groups(monkeypatch):
     table = pd.DataFrame(
         {
             "sex": ["F", "", "M", "M", "F"],
@@ -276,7 +276,8 @@ def test_metadata_become_groups():
     assert found["age"].astype(object).fillna("").tolist() == [
         *("0-17", "18-39", "", "75+", "0-17")
     ]
-    other = subgroups.by_metadata(table, ages=(5, 18))["age"]
+    monkeypatch.setattr(subgroups, "AGES", (5, 18))
+    other = subgroups.by_metadata(table)["age"]
     assert list(other.cat.categories) == ["0-4", "5-17", "18+"]  # Not by the alphabet.
     named = subgroups._category(other).categories
     assert list(named) == ["0-4", "5-17", "18+", "unknown"]

@@ -29,6 +29,7 @@ from medjax.evaluation import metrics
 # Replicates computed at once: the counts are the largest array, 5 bytes a patient and
 # replicate.
 CHUNK = 500
+LEVEL = 0.95  # The intervals' nominal coverage.
 LEAST = 10  # Patients in a metric's denominator, for an interval or a test.
 FEW = f"fewer than {LEAST} such patients: no interval"
 MANY = 0.01  # Of the replicates: if more are undefined, the report says so.
@@ -88,6 +89,8 @@ def resample(
       replicates: R; below about 1,000 the ends of an interval are noisy.
       options: static ones of the statistic.
     """
+    if replicates < 1:
+        raise InputError(f"replicates: {replicates}; give 1 or more, 1000 as a rule")
     options = tuple(sorted(options.items()))
     return _resample(statistic, data, key, patients, replicates, options)
 
@@ -153,10 +156,15 @@ def numbered(weight, patient) -> tuple[np.ndarray, np.ndarray, int]:
     return rows, index.astype(np.int32), names.size
 
 
-def reweigh(values: Array, counts: Array | None) -> Array:
-    """Sums over patients, [R, ...] of [P, ...]; [...] where counts is None."""
+def reweigh(values: Array, counts: Array | None, patient: Array | None = None) -> Array:
+    """Sums over patients, [R, ...] of [P, ...]; [...] where counts is None.
+
+    With `patient`, [N] from 0 to P - 1, the values are those of N images.
+    """
     if counts is None:
         return values.sum(axis=0)
+    if patient is not None:
+        values = jax.ops.segment_sum(values, patient, num_segments=len(counts))
     counts = counts.astype(jnp.float32)
     # HIGHEST: an accelerator's default rounds counts to 8 bits.
     return jnp.einsum("pr,p...->r...", counts, values, precision="highest")
@@ -167,8 +175,6 @@ def means(values, patient, *, key: Array, replicates: int) -> Resampled:
 
     Args:
       values: [N, ...].
-      patient: [N] integers.
-      key, replicates: as in `resample`.
     """
     names, index = np.unique(np.asarray(patient), return_inverse=True)
     known = ~np.isnan(values)
@@ -183,12 +189,8 @@ def _ratio(sums: Array, counts: Array | None) -> Array:
     return jnp.where(number > 0, total / jnp.maximum(number, 1), jnp.nan)
 
 
-def percentiles(resampled: Resampled, level: float = 0.95) -> ArrayTree:
+def percentiles(resampled: Resampled, level: float = LEVEL) -> ArrayTree:
     """The statistic's tree of Intervals, from the percentiles of its replicates.
-
-    Args:
-      resampled: of `resample`.
-      level: the interval's nominal coverage, in (0, 1).
 
     Source: Efron, Ann. Stat. 7 (1979) 1, percentile interval; resampling whole
     clusters: Davison & Hinkley, Bootstrap Methods (1997), section 3.8.
@@ -234,7 +236,7 @@ def at(intervals: ArrayTree, index) -> ArrayTree:
 
 
 def interval(
-    found: Interval, why: str, *, patients: int, replicates: int, name: str = ""
+    resampled: Interval, why: str, *, patients: int, replicates: int, name: str = ""
 ) -> Interval:
     """What a report may say of one number: no ends where they would mislead.
 
@@ -243,20 +245,20 @@ def interval(
     the exact one, and anything else none.
 
     Args:
-      found: of one number.
+      resampled: of one number.
       why: the reason if it has no estimate.
       patients: how many are in its denominator.
       replicates: of the bootstrap.
       name: of metrics.METRICS; '' for a mean of several.
     """
-    estimate, low, high, undefined = map(float, found[:4])
-    found = Interval(estimate, low, high, undefined, "")
+    estimate, low, high, undefined = map(float, resampled[:4])
+    judged = Interval(estimate, low, high, undefined, "")
 
     def without(why: str) -> Interval:
-        return found._replace(low=math.nan, high=math.nan, why=why)
+        return judged._replace(low=math.nan, high=math.nan, why=why)
 
     if math.isnan(estimate):
-        return found._replace(why=why)
+        return judged._replace(why=why)
     if patients < LEAST:
         return without(FEW)
     if math.isnan(low):
@@ -265,17 +267,17 @@ def interval(
         metric = metrics.METRICS.get(name)
         if metric and metric.share and estimate in (0, 1):
             low, high = exact(estimate, patients)
-            return found._replace(low=low, high=high)
+            return judged._replace(low=low, high=high)
         perfect = metric and metric.kind == "ranking" and estimate > 1 - ROUNDING
         same = "no pair out of order" if perfect else "the same in every replicate"
         return without(f"{same}: no interval")
     if undefined > MANY * replicates:
         note = f"undefined in {undefined:.0f} of {replicates:,} replicates"
-        return found._replace(why=note)
-    return found
+        return judged._replace(why=note)
+    return judged
 
 
-def exact(share: float, patients: int, level: float = 0.95) -> tuple[float, float]:
+def exact(share: float, patients: int) -> tuple[float, float]:
     """The interval of a share of 0 or 1, which is the same in every replicate.
 
     Patients are the units, as if each had one image: several images of a patient
@@ -284,7 +286,7 @@ def exact(share: float, patients: int, level: float = 0.95) -> tuple[float, floa
     Source: Clopper & Pearson, Biometrika 26 (1934) 404, which has this closed form
     for a share of 0 or 1.
     """
-    end = ((1 - level) / 2) ** (1 / patients)
+    end = ((1 - LEVEL) / 2) ** (1 / patients)
     return (end, 1.0) if share > 0.5 else (0.0, 1 - end)
 
 

@@ -8,7 +8,6 @@ many images; everything is float64 on the host.
 
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from chex import Array
 from scipy.stats import norm
@@ -49,8 +48,6 @@ def compare(
 
     Args:
       first, second: of the same images, in the same order, with the same labels.
-      tasks: T names.
-      key, replicates: of the bootstrap, clustered by patient.
 
     Returns:
       films, patients, replicates; mean: {metric: pair}; tasks: {name: {positives,
@@ -69,45 +66,45 @@ def compare(
     few = patients < bootstrap.LEAST
     p = np.where(few, np.nan, delong(*scores, *rest).p)
     adjusted = holm(p)
-    hidden = {"low": np.append(few, few.all()), "high": np.append(few, few.all())}
-    columns = {
-        name: {
+    hidden = np.append(few, few.all())
+
+    def column(name: str) -> dict:  # [T + 1], the mean last.
+        estimate, low, high, undefined = map(
+            np.append, intervals[name][:4], intervals[f"mean_{name}"][:4]
+        )
+        return {
             "one": _with_mean(first, name),
             "other": _with_mean(second, name),
             "difference": {
-                field: np.where(hidden.get(field, False), np.nan, np.append(each, mean))
-                for field, each, mean in zip(
-                    bootstrap.Interval._fields[:4],
-                    *(intervals[name][:4], intervals[f"mean_{name}"][:4]),
-                    strict=True,
-                )
+                "estimate": estimate,
+                "low": np.where(hidden, np.nan, low),
+                "high": np.where(hidden, np.nan, high),
+                "undefined": undefined.astype(float),
             },
         }
-        for name in discrimination.AREAS
-    }
 
-    def row(t: int) -> dict:  # -1: the mean.
-        return jax.tree.map(lambda column: _number(column[t]), columns)
+    columns = {name: column(name) for name in discrimination.AREAS}
 
     positives = np.sum(first.label * first.weight, axis=0, where=first.weight > 0)
     negatives = first.weight.sum(axis=0) - positives
-    return {
+    summary = {
         "films": len(first.id),
         "patients": len(np.unique(first.patient)),
         "replicates": replicates,
-        "mean": row(-1),
+        "mean": bootstrap.at(columns, -1),
         "tasks": {
             task: {
-                "positives": float(positives[t]),
-                "negatives": float(negatives[t]),
-                "p": _number(p[t]),
-                "holm": _number(adjusted[t]),
+                "positives": positives[t],
+                "negatives": negatives[t],
+                "p": p[t],
+                "holm": adjusted[t],
                 "why": _why(positives[t], negatives[t], p[t], few[t]),
-                "metrics": row(t),
+                "metrics": bootstrap.at(columns, t),
             }
             for t, task in enumerate(tasks)
         },
     }
+    return bootstrap.as_json(summary)
 
 
 def _with_mean(predictions: Predictions, name: str) -> np.ndarray:
@@ -125,10 +122,6 @@ def _why(positives: float, negatives: float, p: float, few: bool) -> str:
     return "zero variance: no test" if np.isnan(p) else ""
 
 
-def _number(value) -> float | None:
-    return None if np.isnan(value) else float(value)
-
-
 class Paired(NamedTuple):
     """[T] each: one AUROC minus the other, its standard error, and a two-sided p."""
 
@@ -142,9 +135,7 @@ def delong(score, other, label, weight, patient) -> Paired:
 
     Args:
       score, other: [N, T], of the two models; only their order matters.
-      label: [N, T] in [0, 1].
-      weight: [N, T], >= 0; 0 where the label is unknown.
-      patient: [N] integers.
+      label, weight: [N, T]; patient: [N]; as in discrimination.intervals.
 
     Returns:
       p is 1 where both models order every pair alike, and NaN where they don't and the

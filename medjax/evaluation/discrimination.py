@@ -32,8 +32,7 @@ def intervals(
     threshold,
     *,
     key: Array,
-    replicates: int = 1000,
-    level: float = 0.95,
+    replicates: int,
     prevalence=None,
     max_fpr: float | None = None,
     ranked=None,
@@ -41,14 +40,10 @@ def intervals(
     """Percentile intervals of every metric, clustered by patient.
 
     Args:
-      score: [N, T] probability or logit.
-      label: [N, T] in [0, 1]; anything where the weight is 0.
-      weight: [N, T], >= 0; 0 where the label is unknown or the row is padding.
+      score, label, weight: [N, T], as in metrics.py.
       patient: [N] integers, the unit that is resampled.
       threshold: [T], positive is score >= threshold; NaN leaves its task's rates
         undefined.
-      key, replicates: as in bootstrap.resample.
-      level: the interval's nominal coverage, in (0, 1).
       prevalence: [T] in (0, 1), adds the predictive values there, 'ppv_at' and
         'npv_at'; None adds nothing.
       max_fpr: in (0, 1), adds 'partial_auroc', see metrics.py; None adds nothing.
@@ -73,41 +68,42 @@ def intervals(
     chex.assert_rank([score, label, weight, patient, threshold], [2, 2, 2, 1, 1])
     chex.assert_equal_shape([score, ranked, label, weight])
     chex.assert_shape([patient, threshold], [score.shape[:1], score.shape[1:]])
-    for each in (score, ranked):
-        _check(each, label, weight, replicates, level)
+    _check(score, ranked, label, weight)
     rows, index, patients = bootstrap.numbered(weight, patient)
     data = *(x[rows] for x in (score, ranked, label, weight)), index, threshold
     options = {"key": key, "replicates": replicates, "max_fpr": max_fpr}
     base = bootstrap.resample(_base, data, patients, **options)
-    return bootstrap.percentiles(_every(base, prevalence), level)
+    return bootstrap.percentiles(_every(base, prevalence))
 
 
 def _base(data, counts, *, max_fpr: float | None) -> tuple[dict, tuple]:
     """A statistic: the areas, and the confusion matrix with the positives."""
     score, ranked, label, weight, patient, threshold = data
-    found = areas(ranked, label, weight, patient, counts, max_fpr=max_fpr)
+    ranking = areas(ranked, label, weight, patient, counts, max_fpr=max_fpr)
     names = (*AREAS, "partial_auroc")
-    found = dict(zip(names, found, strict=False))
-    return found, confusion(score, label, weight, patient, threshold, counts)
+    return (
+        dict(zip(names, ranking, strict=False)),
+        confusion(score, label, weight, patient, threshold, counts),
+    )
 
 
 @jax.jit
 def _every(base: Resampled, prevalence: Array | None) -> Resampled:
     """Every metric of every task [..., T], and their averages [...]."""
 
-    def of_tasks(found, cells):
+    def of_tasks(ranking, cells):
         rates = metrics.rates(cells[0])
         if prevalence is not None:
             rates["ppv_at"], rates["npv_at"] = metrics.predictive_values(
                 rates["sensitivity"], rates["specificity"], prevalence
             )
-        return found | rates
+        return ranking | rates
 
     defined = {name: ~jnp.isnan(x) for name, x in of_tasks(*base.whole).items()}
 
-    def of_all(found, cells):
+    def of_all(ranking, cells):
         matrix, positives = cells
-        each = of_tasks(found, cells)
+        each = of_tasks(ranking, cells)
         averages = {}
         for name, x in each.items():
             averages[f"mean_{name}"] = metrics.macro(x, defined[name])
@@ -119,7 +115,7 @@ def _every(base: Resampled, prevalence: Array | None) -> Resampled:
 
 
 def difference(
-    score, other, label, weight, patient, *, key, replicates=1000, level=0.95
+    score, other, label, weight, patient, *, key, replicates, level=bootstrap.LEVEL
 ) -> dict[str, Interval]:
     """Paired intervals of how much higher one model's areas are than another's.
 
@@ -128,7 +124,8 @@ def difference(
 
     Args:
       score, other: [N, T], the scores of the two models.
-      label, weight, patient, key, replicates, level: as in `intervals`.
+      label, weight, patient: as in `intervals`.
+      level: the intervals' nominal coverage, in (0, 1).
 
     Returns:
       'auroc' and 'average_precision', Intervals of [T], and their 'mean_' of [], of
@@ -139,8 +136,7 @@ def difference(
     arrays = [np.asarray(a, np.float32) for a in (score, other, label, weight)]
     chex.assert_equal_shape(arrays)
     chex.assert_shape(np.asarray(patient), arrays[0].shape[:1])
-    for each in arrays[:2]:
-        _check(each, *arrays[2:], replicates, level)
+    _check(*arrays)
     rows, index, patients = bootstrap.numbered(arrays[3], patient)
     data = *(a[rows] for a in arrays), index
     base = bootstrap.resample(
@@ -166,9 +162,7 @@ def class_intervals(
 ) -> tuple[np.ndarray, dict[str, Interval]]:
     """The classes' confusion matrix [K, K], and its rates with intervals.
 
-    Args:
-      probability, label, weight: [N, K], as in metrics.class_cells.
-      patient, key, replicates: as in `intervals`.
+    Arguments are as in metrics.class_cells and `intervals`.
     """
     rows, index, patients = bootstrap.numbered(weight, patient)
     cells = _class_cells(*(x[rows] for x in (probability, label, weight)))
@@ -189,34 +183,26 @@ def _class_rates(data: tuple, counts: Array | None) -> dict[str, Array]:
     return metrics.class_rates(bootstrap.reweigh(cells, counts), present)
 
 
-def _check(score, label, weight, replicates, level) -> None:
+def _check(score, other, label, weight) -> None:
     """Raises InputError for numbers from which no interval can come."""
     if not (np.isfinite(weight).all() and (weight >= 0).all()):
         raise InputError("weight: negative or not finite; give 0 to an unknown label")
-    if np.isnan(score[weight > 0]).any():
-        task = int(np.argmax((np.isnan(score) & (weight > 0)).any(axis=0)))
+    undefined = ((np.isnan(score) | np.isnan(other)) & (weight > 0)).any(axis=0)
+    if undefined.any():
         raise InputError(
-            f"score: NaN for a known label of task {task}; look for a run that "
-            "diverged, or give the image weight 0"
+            f"score: NaN for a known label of task {int(undefined.argmax())}; look for a "
+            "run that diverged, or give the image weight 0"
         )
     known = label[weight > 0]
     if not ((known >= 0) & (known <= 1)).all():
         raise InputError("label: outside [0, 1]; give weight 0 to an unknown label")
-    if replicates < 1:
-        raise InputError(f"replicates: {replicates}; give 1 or more, 1000 as a rule")
-    if not 0 < level < 1:
-        raise InputError(f"level: {level} is not between 0 and 1; give 0.95 for 95 %")
 
 
 def patients(score, label, weight, patient, threshold) -> dict[str, np.ndarray]:
     """How many patients have an image in each metric's denominator.
 
-    Args:
-      score, label, weight, patient, threshold: as in `intervals`.
-
-    Returns:
-      {metric: [T + 1] int}, the last of all labels as if of one task. Without a
-      threshold, rates have none.
+    Arguments are as in `intervals`. Returns {metric: [T + 1] int}, the last of all
+    labels as if of one task. Without a threshold, rates have none.
     """
     known = weight > 0
     positive = known & (np.where(known, label, 0) > 0)
@@ -250,18 +236,15 @@ def confusion(
     """The confusion matrix of many reweightings; arguments as in `areas`.
 
     A patient's cells do not change, so the counts of all replicates are one product.
-
-    Returns:
-      the matrix's cells, and the positives whether or not there is a threshold: [R, T],
-      or [T] where counts is None.
+    Besides the matrix it returns the positives, with or without a threshold. All are
+    [R, T], or [T] where counts is None.
     """
     cells = jax.vmap(metrics.cells, in_axes=-1, out_axes=-1)
     cells = cells(score, label, weight, threshold)
     positive = jnp.where(weight > 0, label, 0.0) * weight
     cells = jnp.stack([*cells, positive], axis=1)  # [N, 5, T]
-    if counts is not None:
-        cells = jax.ops.segment_sum(cells, patient, num_segments=len(counts))
-    *matrix, positives = jnp.moveaxis(bootstrap.reweigh(cells, counts), -2, 0)
+    cells = bootstrap.reweigh(cells, counts, patient)
+    *matrix, positives = jnp.moveaxis(cells, -2, 0)
     return metrics.Confusion(*matrix), positives
 
 
@@ -296,11 +279,11 @@ def areas(
         of_patient = jax.ops.segment_sum(negative, patient, num_segments=len(counts))
         drawn = counts.astype(jnp.float32)
         most = max_fpr * jnp.einsum("pt,pr->tr", of_patient, drawn, precision="highest")
-    found = _sweep(_padded(rows), counts, 0, score.shape[0], most)
+    auroc, precision, *partial = _sweep(_padded(rows), counts, 0, len(score), most)
     if max_fpr is not None:
         chance = max_fpr / 2
-        found = (*found[:2], 0.5 * (1 + (found[2] - chance) / (1 - chance)))
-    return tuple(area.T for area in found)
+        partial = [0.5 * (1 + (partial[0] - chance) / (1 - chance))]
+    return tuple(area.T for area in (auroc, precision, *partial))
 
 
 def group_areas(
@@ -329,8 +312,8 @@ def group_areas(
     rows = _padded(rows)
     size = jnp.bincount(group, length=groups)
     of_group = functools.partial(_sweep, rows, counts)
-    found = jax.lax.map(lambda at: of_group(*at), (jnp.cumsum(size) - size, size))
-    return jax.tree.map(lambda area: jnp.moveaxis(area, -1, 0), found)
+    both = jax.lax.map(lambda at: of_group(*at), (jnp.cumsum(size) - size, size))
+    return jax.tree.map(lambda area: jnp.moveaxis(area, -1, 0), both)
 
 
 def _padded(rows):

@@ -95,26 +95,17 @@ class Localisation(NamedTuple):
     tasks: dict[str, Pairs]
 
 
-def heatmap_step(
-    state,
-    image: Array,
-    *,
-    apply: Callable,
-    views: Callable,
-    method: str = METHODS[0],
-    stage: int = -1,
-) -> Array:
-    """Heatmaps of one shard's rows, by the averaged model; see `heatmaps`.
+def heatmap_step(state, image: Array, *, views: Callable, **options) -> Array:
+    """Heatmaps of one shard's rows, by the averaged model.
 
     Args:
       state: whose field `averaged` are the variables.
       image: [B, H, W, C], this shard's rows as loaded.
-      apply, method, stage: as in `heatmaps`.
       views: image -> [V, B, H, W, C], standardised; the first, the image as it is, is
         explained.
+      options: of `heatmaps`.
     """
-    image = views(image)[0]
-    return heatmaps(state.averaged, image, apply=apply, method=method, stage=stage)
+    return heatmaps(state.averaged, views(image)[0], **options)
 
 
 def heatmaps(
@@ -145,9 +136,9 @@ def heatmaps(
         return apply(variables, image, train=False)
 
     if method == "integrated_gradients":
-        shares = integrated_gradients(image, logits_of, jnp.zeros_like(image))
+        shares = integrated_gradients(image, logits_of, jnp.zeros_like(image), STEPS)
         return jax.nn.relu(shares.sum(axis=-1))
-    cam = {"grad_cam": grad_cam, "grad_cam_plus_plus": grad_cam_plus_plus}[method]
+    cam = grad_cam if method == "grad_cam" else grad_cam_plus_plus
     _, sown = apply(variables, image, train=False, mutable=["intermediates"])
     stages = sown["intermediates"]["stages"]
     after = range(1, len(stages) + 1)[stage]
@@ -165,8 +156,7 @@ def grad_cam(feature: Array, logits_from: Callable) -> Array:
       feature: [B, ..., c], the stage's output; any number of spatial axes.
       logits_from: feature -> [B, T]; an image's logits depend only on its row.
 
-    Returns:
-      [B, T, ...] float, >= 0.
+    Returns [B, T, ...] float, >= 0.
 
     Source: Selvaraju et al., ICCV 2017, eq. 1 and 2.
     """
@@ -195,7 +185,7 @@ def grad_cam_plus_plus(feature: Array, logits_from: Callable) -> Array:
 
 
 def integrated_gradients(
-    image: Array, logits_of: Callable, baseline: Array, *, steps: int = STEPS
+    image: Array, logits_of: Callable, baseline: Array, steps: int
 ) -> Array:
     """What each pixel adds to each logit on the way from a baseline to the image.
 
@@ -253,9 +243,7 @@ def _weighted(feature: Array, weight: Array) -> Array:
     return jax.nn.relu(jnp.einsum("b...c,btc->bt...", feature, weight))
 
 
-def measure(
-    marked: Marked, *, tolerance: float = TOLERANCE, share: float = SHARE
-) -> np.ndarray:
+def measure(marked: Marked, *, tolerance: float = TOLERANCE) -> np.ndarray:
     """Pointing game and overlap of every pair, and what they are compared with.
 
     If several pixels are the maximum, each of them is pointed at equally often: a
@@ -264,7 +252,6 @@ def measure(
     Args:
       marked: what to measure.
       tolerance: of pointing, a share of the image's longest side.
-      share: of the heatmap's maximum, from which on a pixel belongs to its region.
 
     Returns:
       [N, 8] float, see COLUMNS; `others` is NaN where no other patient has the finding.
@@ -279,7 +266,7 @@ def measure(
     highest = heat.max(axis=tuple(range(1, heat.ndim)), keepdims=True)
     peak = (heat == highest).astype(np.float32)
     peak /= peak.sum(axis=tuple(range(1, heat.ndim)), keepdims=True)
-    region = (heat >= share * highest).astype(np.float32)
+    region = (heat >= SHARE * highest).astype(np.float32)
     columns = {name: np.full(len(heat), np.nan) for name in COLUMNS}
     for n in range(len(heat)):
         overlap = _overlap(_moved(region[n], box[n]), region[n].sum(), box[n].sum())
@@ -293,15 +280,15 @@ def measure(
             x[rows].reshape(len(rows), -1).astype(np.float32)
             for x in (peak, near, region, box)
         )
-        hits = nears @ peaks.T  # [n, n]: the boxes of one, the heatmap of another
         areas = regions.sum(axis=1), boxes.sum(axis=1)[:, None]
-        overlaps = _overlap(boxes @ regions.T, *areas)
         other = marked.patient[rows][:, None] != marked.patient[rows]
-        for name, values in (("pointing_others", hits), ("iou_others", overlaps)):
-            count = other.sum(axis=1)
-            total = (values * other).sum(axis=1)
-            mean = np.where(count > 0, total / np.maximum(count, 1), np.nan)
-            columns[name][rows] = mean
+        with np.errstate(invalid="ignore"):  # 0 / 0: no other patient.
+            for name, values in (  # [n, n]: the boxes of one, the heatmap of another
+                ("pointing_others", nears @ peaks.T),
+                ("iou_others", _overlap(boxes @ regions.T, *areas)),
+            ):
+                mean = (values * other).sum(axis=1) / other.sum(axis=1)
+                columns[name][rows] = mean
     for name in MEASURES:
         columns[f"{name}_gain"] = columns[name] - columns[f"{name}_chance"]
     return np.stack(list(columns.values()), axis=1)
@@ -336,28 +323,23 @@ def localise(
     tasks: Sequence[str],
     key: Array,
     replicates: int,
-    level: float = 0.95,
-    **options: float,
 ) -> dict:
     """Means of `measure` over images, with intervals of a bootstrap over patients.
 
     Args:
       marked: what to measure.
       tasks: names by the numbers of marked.task.
-      key, replicates: of the bootstrap; level: of its intervals.
-      options: of `measure`.
 
     Returns:
       `Localisation` as JSON, see bootstrap.as_json.
     """
     numbers = np.unique(marked.task)
-    chosen = np.stack(
-        [marked.task == marked.task, *(marked.task == t for t in numbers)]
-    )
-    value = measure(marked, **options)[:, None]  # [N, 1, 8]
+    chosen = marked.task == numbers[:, None]
+    chosen = np.concatenate([chosen.any(axis=0, keepdims=True), chosen])
+    value = measure(marked)[:, None]  # [N, 1, 8]
     value = np.where(chosen.T[..., None], value, np.nan)
     resampled = bootstrap.means(value, marked.patient, key=key, replicates=replicates)
-    intervals = bootstrap.percentiles(resampled, level)
+    intervals = bootstrap.percentiles(resampled)
 
     def pairs(k: int) -> Pairs:
         patients = len(np.unique(marked.patient[chosen[k]]))
@@ -385,7 +367,9 @@ def localise(
     of_all, *of_tasks = map(pairs, range(len(chosen)))
     names = [tasks[t] for t in numbers]
     of_tasks = dict(zip(names, of_tasks, strict=True))
-    return bootstrap.as_json(Localisation(replicates, level, of_all, of_tasks))
+    return bootstrap.as_json(
+        Localisation(replicates, bootstrap.LEVEL, of_all, of_tasks)
+    )
 
 
 def _moved(region: np.ndarray, box: np.ndarray) -> np.ndarray:
@@ -412,10 +396,7 @@ def cascade(
     """
     for name in layers:
         variables = {
-            kind: {
-                layer: fresh[kind][layer] if layer == name else part
-                for layer, part in parts.items()
-            }
+            kind: parts | ({name: fresh[kind][name]} if name in parts else {})
             for kind, parts in variables.items()
         }
         yield name, variables
@@ -441,20 +422,17 @@ def randomisation(
     Source: Adebayo et al., NeurIPS 2018, section 3, cascading randomisation.
     """
     trained = np.asarray(explain(variables))
-    return {
-        name: _mean(rank_correlation(trained, np.asarray(explain(changed))))
-        for name, changed in cascade(variables, fresh, layers)
-    }
+    correlations = {}
+    for name, changed in cascade(variables, fresh, layers):
+        values = rank_correlation(trained, np.asarray(explain(changed)))
+        defined = values[~np.isnan(values)]
+        correlations[name] = float(defined.mean()) if defined.size else np.nan
+    return correlations
 
 
-def depends_on_the_model(similarity: dict[str, float], *, limit: float = LIMIT) -> bool:
-    """Whether `randomisation` found heatmaps that random weights change enough.
-
-    Args:
-      similarity: of `randomisation`; the last counts, with random weights everywhere.
-      limit: the correlation from which on heatmaps count as unchanged.
-    """
-    return list(similarity.values())[-1] < limit
+def depends_on_the_model(similarity: dict[str, float]) -> bool:
+    """Whether `randomisation` changed the heatmaps enough: the last layer's counts."""
+    return list(similarity.values())[-1] < LIMIT
 
 
 def rank_correlation(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -475,8 +453,3 @@ def rank_correlation(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     scale = np.sqrt((one**2).sum(axis=-1) * (other**2).sum(axis=-1))
     correlation = both / np.where(scale > 0, scale, 1)
     return np.where((one != 0).any(axis=-1), correlation, np.nan)
-
-
-def _mean(values: np.ndarray) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else float("nan")

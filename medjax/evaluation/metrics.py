@@ -1,8 +1,9 @@
 """Discrimination of one task, and the table of all metrics.
 
-Every function of scores reads one task as vectors over images, [N], and is mapped over
-tasks by the caller (`jax.vmap(auroc, in_axes=-1)` on [N, T]). Three conventions hold in
-all of them:
+Every function of scores reads one task as vectors over images, [N]: score (a
+probability or logit), label in [0, 1] and weight >= 0, where 2 counts an image twice.
+The caller maps it over tasks (`jax.vmap(auroc, in_axes=-1)` on [N, T]). Three
+conventions hold in all of them:
 
 - A row of weight 0 (unknown label, padding) counts for nothing; its score and its
   label may be anything, NaN included.
@@ -61,13 +62,7 @@ class Confusion(NamedTuple):
 
 
 def rank(score: Array, label: Array, weight: Array) -> Ranking:
-    """Sorts one task by descending score.
-
-    Args:
-      score: [N] probability or logit; only its order matters.
-      label: [N] in [0, 1].
-      weight: [N], >= 0.
-    """
+    """Sorts one task by descending score."""
     score, positive, negative = _known(score, label, weight)
     _, order = jax.lax.sort_key_val(-score, jnp.arange(score.size))
     score = score[order]
@@ -78,18 +73,13 @@ def rank(score: Array, label: Array, weight: Array) -> Ranking:
 def auroc(score: Array, label: Array, weight: Array) -> Array:
     """Area under the ROC curve: how often a positive outranks a negative.
 
-    Args:
-      score: [N] probability or logit; only its order matters.
-      label: [N] in [0, 1].
-      weight: [N], >= 0; 2 counts an image twice.
-
     Returns:
       [] float32; a tied pair counts one half; NaN without positives or negatives.
 
     Source: Mann & Whitney, Ann. Math. Stat. 18 (1947); Hanley & McNeil,
     Radiology 143 (1982): the trapezoid over runs of tied scores.
     """
-    tp, fp, end = _cumulative(rank(score, label, weight))
+    tp, fp, end = _cumulative(score, label, weight)
     # Counts are subtracted while they are exact, and divided before they are
     # multiplied: tp * fp passes 2^24, where float32 loses units.
     step = _ratio(fp - _previous(fp, end), fp[-1])
@@ -100,18 +90,13 @@ def auroc(score: Array, label: Array, weight: Array) -> Array:
 def average_precision(score: Array, label: Array, weight: Array) -> Array:
     """Average precision: precision at every threshold, weighted by recall's step.
 
-    Args:
-      score: [N] probability or logit; only its order matters.
-      label: [N] in [0, 1].
-      weight: [N], >= 0.
-
     Returns:
       [] float32, no interpolation; NaN without positives (scikit-learn says 0),
       1 without negatives. Under chance it equals the prevalence, not 1/2.
 
     Source: scikit-learn's `average_precision_score`, sum (R_n - R_n-1) P_n.
     """
-    tp, fp, end = _cumulative(rank(score, label, weight))
+    tp, fp, end = _cumulative(score, label, weight)
     step = _ratio(tp - _previous(tp, end), tp[-1])
     # Leading rows of weight 0 have no precision, and take no step.
     precision = jnp.where(tp + fp > 0, _ratio(tp, tp + fp), 0.0)
@@ -124,7 +109,7 @@ def partial_auroc(
     """AUROC of the thresholds at which the specificity is 1 - max_fpr or more.
 
     Args:
-      score: [N]; label: [N] in [0, 1]; weight: [N], >= 0.
+      score, label, weight: [N].
       max_fpr: in (0, 1]; 1 makes this the AUROC.
 
     Returns:
@@ -133,7 +118,7 @@ def partial_auroc(
     Source: McClish, Med. Decis. Making 9 (1989) 190; as scikit-learn's
     `roc_auc_score(max_fpr=)`, linear between the curve's points.
     """
-    tp, fp, end = _cumulative(rank(score, label, weight))
+    tp, fp, end = _cumulative(score, label, weight)
     before_tp, before_fp = _previous(tp, end), _previous(fp, end)
     most = max_fpr * fp[-1]
     left, right = jnp.minimum(before_fp, most), jnp.minimum(fp, most)
@@ -149,12 +134,8 @@ def partial_auroc(
 def cells(score: Array, label: Array, weight: Array, threshold: Array) -> Confusion:
     """Each image's share in the confusion matrix: four vectors [N].
 
-    Args:
-      score: [N] in the unit of the threshold.
-      label: [N] in [0, 1].
-      weight: [N], >= 0.
-      threshold: [], positive is score >= threshold. NaN (there is none) makes every
-        cell NaN, because it would otherwise call every image negative.
+    Positive is score >= threshold. A threshold of NaN (there is none) makes every cell
+    NaN, because it would otherwise call every image negative.
     """
     score, positive, negative = _known(score, label, weight)
     called = jnp.where(jnp.isnan(threshold), jnp.nan, score >= threshold)
@@ -167,7 +148,7 @@ def cells(score: Array, label: Array, weight: Array, threshold: Array) -> Confus
 
 
 def confusion(score: Array, label: Array, weight: Array, threshold: Array) -> Confusion:
-    """Counts the confusion matrix at one threshold; arguments as in `cells`."""
+    """Counts the confusion matrix at one threshold, see `cells`."""
     return jax.tree.map(jnp.sum, cells(score, label, weight, threshold))
 
 
@@ -216,8 +197,9 @@ def _known(score: Array, label: Array, weight: Array) -> tuple[Array, Array, Arr
     return score, weight * label, weight * (1.0 - label)
 
 
-def _cumulative(ranking: Ranking) -> tuple[Array, Array, Array]:
+def _cumulative(score: Array, label: Array, weight: Array) -> tuple[Array, ...]:
     """Returns tp, fp [N], counted down to each rank, and the ends of runs."""
+    ranking = rank(score, label, weight)
     return _running(ranking.positive), _running(ranking.negative), ranking.end
 
 

@@ -60,7 +60,7 @@ def reference(images: Iterable[np.ndarray], aspect: Sequence[float]) -> dict:
     images = list(images)
     average = np.mean([_thumbnail(image) for image in images], axis=0)
     rows = [
-        {**_greys(image), "likeness": likeness(image, average), "colour": colour(image)}
+        {**greys(image), "likeness": likeness(image, average), "colour": colour(image)}
         for image in images
     ]
     columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
@@ -77,31 +77,21 @@ def reference(images: Iterable[np.ndarray], aspect: Sequence[float]) -> dict:
     }
 
 
-def measure(pixels: np.ndarray, image: np.ndarray, average: np.ndarray) -> dict:
-    """The statistics of one image.
-
-    Args:
-      pixels: [H, W] or [H, W, 3] float in [0, 1], as its file has it.
-      image: [S, S, C] uint8, as the model reads it.
-      average: of the training images, of `reference`.
-    """
-    height, width = pixels.shape[:2]
-    return {
-        **_greys(image),
-        "likeness": likeness(image, average),
-        "colour": colour(pixels),
-        "aspect": math.log(width / height),
-    }
-
-
 def warning(pixels: np.ndarray, image: np.ndarray, known: dict) -> str:
     """Which statistics of an image are unlike the training images'; '' if none is.
 
     Args:
-      pixels, image: as in `measure`.
+      pixels: [H, W] or [H, W, 3] float in [0, 1], as its file has it.
+      image: [S, S, C] uint8, as the model reads it.
       known: of `reference`.
     """
-    values = measure(pixels, image, np.array(known["average"]))
+    height, width = pixels.shape[:2]
+    values = {
+        **greys(image),
+        "likeness": likeness(image, np.array(known["average"])),
+        "colour": colour(pixels),
+        "aspect": math.log(width / height),
+    }
     ends = {name: limits(q, SLACK[name]) for name, q in known["statistics"].items()}
     low, _ = ends["likeness"]
     ends["likeness"] = (low, 1)  # No image is too much alike.
@@ -114,7 +104,6 @@ def warning(pixels: np.ndarray, image: np.ndarray, known: dict) -> str:
             end, side = (low, "below") if value < low else (high, "above")
             shown = np.exp([value, end]) if name == "aspect" else (value, end)
             warnings.append(f"{name} {shown[0]:.2f}, {side} {shown[1]:.2f}")
-    height, width = pixels.shape[:2]
     if min(height, width) < image.shape[0]:
         warnings.append(
             f"{width} x {height} pixels, and the model reads {image.shape[0]}"
@@ -145,7 +134,7 @@ def colour(pixels: np.ndarray) -> float:
     return float(np.mean(some.max(axis=-1) - some.min(axis=-1)) / white)
 
 
-def _greys(image: np.ndarray) -> dict[str, float]:
+def greys(image: np.ndarray) -> dict[str, float]:
     """Statistics of the grey levels of [S, S, C] uint8, all channels together."""
     counts = np.bincount(image.ravel(), minlength=256)
     reached = np.cumsum(counts) / image.size

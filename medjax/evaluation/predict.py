@@ -69,7 +69,7 @@ def predict_files(
     devices: int,
     look: Callable[[Path, np.ndarray, np.ndarray], None] | None = None,
 ) -> Iterator[tuple[Path, np.ndarray | str]]:
-    """Yields every file, in order, with its probabilities or the reason for its lack.
+    """Yields every file, in order, with its probabilities [T], or why it can't be read.
 
     Args:
       paths: image files.
@@ -80,8 +80,6 @@ def predict_files(
       look: called, by several threads, with a file's path, its pixels [H, W] or
         [H, W, 3] in [0, 1], and the image that the model reads, [S, S, C] uint8.
 
-    Yields:
-      path, and [T] float32 or the reason why the file can't be read.
     """
 
     def load(path: Path) -> tuple[Path, np.ndarray | str]:

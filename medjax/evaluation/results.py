@@ -12,15 +12,15 @@ from chex import Array
 
 from medjax.evaluation import (
     bootstrap,
+    calibration,
     discrimination,
     metrics,
-    reliability,
     thresholds,
 )
 from medjax.evaluation.bootstrap import Interval
+from medjax.evaluation.calibration import TaskCalibration
 from medjax.evaluation.metrics import Confusion
 from medjax.evaluation.predict import Predictions
-from medjax.evaluation.reliability import TaskCalibration
 
 RANKED = {
     metric.__name__: jax.jit(jax.vmap(metric, in_axes=1))
@@ -30,7 +30,6 @@ MAX_FPR = 0.1  # The partial AUROC is of specificities of 90 % and more.
 CONFUSION = jax.jit(metrics.confusion)
 AVERAGES = ("mean", "weighted", "micro")
 Metrics = dict[str, Interval]  # By the names of metrics.METRICS.
-Curve = dict[str, np.ndarray]  # The name of an axis and its values.
 
 
 class AtPrevalence(NamedTuple):
@@ -56,19 +55,15 @@ class Task(NamedTuple):
     threshold: float
     note: str
     confusion: Confusion
-    roc: Curve
-    precision_recall: Curve
+    roc: dict[str, np.ndarray]
+    precision_recall: dict[str, np.ndarray]
     metrics: Metrics
     calibration: TaskCalibration
     at_prevalence: AtPrevalence | None = None
 
 
 class Classes(NamedTuple):
-    """All classes together.
-
-    matrix: [K, K] counts, row true, column predicted.
-    rates: of metrics.class_rates.
-    """
+    """All classes together; matrix: [K, K] counts, row true, column predicted."""
 
     matrix: np.ndarray
     rates: Metrics
@@ -123,11 +118,9 @@ def summarise(
 
     Args:
       predictions: of the split that is evaluated.
-      tasks: T names.
       exclusive: whether an image has exactly one of them, as a class; each is then
         evaluated against the rest, and all of them together.
       threshold: [T], chosen on validation; NaN leaves a task's rates empty.
-      key, replicates: of the bootstrap over patients.
       chosen: how the thresholds were, see thresholds.describe.
       uncalibrated: [N, T], the probabilities before calibration; None: there is no
         calibration. Each finding's areas and curves are of these, as a calibration that
@@ -143,7 +136,7 @@ def summarise(
     ranked = score if uncalibrated is None or exclusive else uncalibrated
     data = score, label, weight, predictions.patient, threshold
     options = {"key": key, "replicates": replicates}
-    found = discrimination.intervals(
+    intervals = discrimination.intervals(
         *data, ranked=ranked, prevalence=prevalence, max_fpr=MAX_FPR, **options
     )
     # All labels as one task: the tasks' thresholds don't hold for it.
@@ -154,20 +147,24 @@ def summarise(
         **options,
     )
     ranking = [n for n, metric in metrics.METRICS.items() if metric.kind == "ranking"]
-    found |= {f"micro_{name}": bootstrap.at(pooled[name], 0) for name in ranking}
+    intervals |= {f"micro_{name}": bootstrap.at(pooled[name], 0) for name in ranking}
     patients = discrimination.patients(*data)
-    mean, calibration = reliability.summarise(
+    mean_errors, errors = calibration.summarise(
         score, label, weight, predictions.patient, uncalibrated=uncalibrated, **options
     )
     of_tasks = {
         task: _task(
             *(x[:, t] for x in (score, ranked, label, weight)),
             threshold=threshold[t],
-            found={k: bootstrap.at(v, t) for k, v in found.items() if v.estimate.ndim},
+            intervals={
+                name: bootstrap.at(interval, t)
+                for name, interval in intervals.items()
+                if interval.estimate.ndim
+            },
             patients={name: each[t] for name, each in patients.items()},
             replicates=replicates,
             prevalence=None if prevalence is None else float(prevalence[t]),
-            calibration=calibration[t],
+            calibration=errors[t],
         )
         for t, task in enumerate(tasks)
     }
@@ -176,26 +173,28 @@ def summarise(
         patients=len(np.unique(predictions.patient)),
         replicates=replicates,
         chosen=chosen,
-        **{kind: _averages(found, kind, patients, replicates) for kind in AVERAGES},
+        **{kind: _averages(intervals, kind, patients, replicates) for kind in AVERAGES},
         tasks=of_tasks,
-        calibration={"mean": mean},
+        calibration={"mean": mean_errors},
         classes=_classes(predictions, **options) if exclusive else None,
     )
     return bootstrap.as_json(summary)
 
 
-def _averages(found: Metrics, kind: str, patients: dict, replicates: int) -> Metrics:
+def _averages(
+    intervals: Metrics, kind: str, patients: dict, replicates: int
+) -> Metrics:
     """One kind of average; patients: as of discrimination.patients."""
     averages = {}
     for name, counts in patients.items():
-        if f"{kind}_{name}" not in found or name.endswith("_at"):
+        if f"{kind}_{name}" not in intervals or name.endswith("_at"):
             continue
         *of_tasks, of_all = counts
         if kind != "micro":  # The task with most patients has enough, or none has.
-            of_tasks = counts[:-1][~np.isnan(found[name].estimate)]
+            of_tasks = counts[:-1][~np.isnan(intervals[name].estimate)]
             of_all = of_tasks.max(initial=0)
         average = bootstrap.interval(
-            found[f"{kind}_{name}"],
+            intervals[f"{kind}_{name}"],
             "undefined in every task",
             patients=of_all,
             replicates=replicates,
@@ -210,16 +209,19 @@ def _averages(found: Metrics, kind: str, patients: dict, replicates: int) -> Met
 
 
 def _task(
-    *arrays: np.ndarray,
+    score: np.ndarray,
+    ranked: np.ndarray,
+    label: np.ndarray,
+    weight: np.ndarray,
+    *,
     threshold: float,
-    found: Metrics,
+    intervals: Metrics,
     patients: dict[str, int],
     replicates: int,
     prevalence: float | None,
     calibration: TaskCalibration,
 ) -> Task:
-    """Everything of one task; arrays: score, ranked, label, weight, [N] each."""
-    score, ranked, label, weight = arrays
+    """Everything of one task, of arrays [N]; patients: as of discrimination.patients."""
     positives = float((label * weight).sum(where=weight > 0))
     negatives = float(weight.sum()) - positives
     matrix = Confusion(*map(float, CONFUSION(score, label, weight, threshold)))
@@ -237,7 +239,12 @@ def _task(
         "true negative": matrix.tn,
     }
     cut = not math.isnan(threshold)
-    intervals = {
+    note = metrics.why("auroc", images)
+    if not note and not cut:
+        note = "no threshold: validation lacks a positive or a negative image"
+    if not note and (undefined := int(intervals["auroc"].undefined)):
+        note = f"too few: a class is missing from {undefined} of the replicates"
+    judged = {
         name: bootstrap.interval(
             interval,
             metrics.why(name, images, threshold=cut),
@@ -245,52 +252,35 @@ def _task(
             replicates=replicates,
             name=name,
         )
-        for name, interval in found.items()
+        for name, interval in intervals.items()
     }
-    at = [intervals.pop(name, None) for name in ("ppv_at", "npv_at")]
+    at = [judged.pop(name, None) for name in ("ppv_at", "npv_at")]
     return Task(
         positives,
         negatives,
         int((weight == 0).sum()),
         float(threshold),
-        _note(positives, negatives, cut, int(found["auroc"].undefined)),
+        note,
         matrix,
-        _curve(fpr=fpr[bends], tpr=tpr[bends]),
-        _curve(recall=recall[bends[1:] - 1], precision=precision[bends[1:] - 1]),
-        intervals,
+        # Six decimals: enough to draw.
+        {"fpr": np.round(fpr[bends], 6), "tpr": np.round(tpr[bends], 6)},
+        {
+            "recall": np.round(recall[bends[1:] - 1], 6),
+            "precision": np.round(precision[bends[1:] - 1], 6),
+        },
+        judged,
         calibration,
         None if prevalence is None else AtPrevalence(prevalence, *at),
     )
 
 
-def _curve(**axes: np.ndarray) -> Curve:
-    """Six decimals of each: enough to draw."""
-    return {name: np.round(values, 6) for name, values in axes.items()}
-
-
-def _note(positives: float, negatives: float, cut: bool, undefined: int) -> str:
-    """Why numbers of a task's row are undefined or weak; '' if none is."""
-    if positives == negatives == 0:
-        return "no known label"
-    if positives == 0:
-        return "no positive image"
-    if negatives == 0:
-        return "no negative image"
-    if not cut:
-        return "no threshold: validation lacks a positive or a negative image"
-    if undefined:
-        return f"too few: a class is missing from {undefined} of the replicates"
-    return ""
-
-
 def _classes(predictions: Predictions, *, key: Array, replicates: int) -> Classes:
     """The classes' confusion matrix and its rates, with intervals."""
     data = *predictions[2:], predictions.patient
-    matrix, found = discrimination.class_intervals(
+    matrix, intervals = discrimination.class_intervals(
         *data, key=key, replicates=replicates
     )
-    known = predictions.weight > 0
-    patients = bootstrap.count(known, predictions.patient)[-1]
+    patients = bootstrap.count(predictions.weight > 0, predictions.patient)[-1]
     images = {"known": matrix.sum(), "two classes": 0}
     rates = {
         name: bootstrap.interval(
@@ -300,7 +290,7 @@ def _classes(predictions: Predictions, *, key: Array, replicates: int) -> Classe
             replicates=replicates,
             name=name,
         )
-        for name, interval in found.items()
+        for name, interval in intervals.items()
     }
     return Classes(matrix, rates)
 
@@ -310,10 +300,7 @@ CERTAIN = ("most", "least")
 
 
 class Example(NamedTuple):
-    """An image, as row of the predictions, and why it was chosen for a task.
-
-    task: the task's number; kind: one of KINDS; certain: one of CERTAIN.
-    """
+    """An image, by its row and its task's number; one of KINDS and one of CERTAIN."""
 
     row: int
     task: int

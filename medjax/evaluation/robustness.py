@@ -5,12 +5,11 @@ such as an augmentation: does it keep the label? A reader would have to say so, 
 model that has learnt the findings stands in, which reads a thousand images in a second.
 It can't miss what it can't see, so look at the pictures too.
 
-The corruptions all take and give the same:
-  key: a key for this image alone; what it draws is the same at every severity, so that
-    a higher severity does the same, but more strongly.
+Every corruption is a function (key, image, value) -> image:
+  key: of this image alone; what it draws is the same at every severity, so that a
+    higher severity does the same, but more strongly.
   image: [H, W, C] float32 in [0, 1]; white (1) is dense.
   value: the strength, in the unit that CORRUPTIONS names.
-  result: same shape, in [0, 1].
 
 The grey of an X-ray film is taken as the logarithm of the exposure behind the patient,
 with two decades of it (RANGE) from black to white.
@@ -28,7 +27,6 @@ import numpy as np
 from chex import Array
 
 from medjax.augment import acquisition, random
-from medjax.errors import InputError
 from medjax.evaluation import bootstrap, discrimination, metrics
 from medjax.evaluation.bootstrap import Interval, Resampled
 from medjax.evaluation.predict import Predictions
@@ -36,7 +34,7 @@ from medjax.geometry import warp
 
 MEASURES = ("auroc", "drop", "agreement")
 RANGE = math.log(100)
-SEVERITIES = (1, 2, 3, 4, 5)  # 0 is the image as it is.
+SEVERITIES = (1, 2, 3, 4, 5)
 STRENGTHS = (0.5, 1.0, 2.0, 4.0)  # Of the config's augmentation, for `compare`.
 
 
@@ -59,26 +57,23 @@ class Severity(NamedTuple):
     tasks: dict[str, float] | None = None
 
 
-class Severities(NamedTuple):
-    """A corruption; parameter: what its values mean."""
-
-    parameter: str
-    severities: list[Severity]
-
-
 class Robustness(NamedTuple):
-    """What `summarise` says; mean: over the corruptions, at each severity."""
+    """What `summarise` says.
+
+    corruptions: {name: {parameter: what its values mean, severities: of Severity}}.
+    mean: over the corruptions, at each severity.
+    """
 
     films: int
     patients: int
     replicates: int
     clean: dict[str, Interval]
-    corruptions: dict[str, Severities]
+    corruptions: dict[str, dict]
     mean: list[Severity]
 
 
 class Change(NamedTuple):
-    """What `compare` says.
+    """How much a change of the images changes a model's predictions.
 
     moved: [T], the mean absolute change of the probability, of known labels.
     flipped: [T], the share of calls that change; NaN without a threshold.
@@ -107,7 +102,6 @@ def compare(
       plain: of the images as they are.
       changed: of the same images, in the same order, changed.
       threshold: [T], from which on a probability is called positive; NaN calls none.
-      key, replicates: of the bootstrap over patients.
     """
     known = plain.weight > 0
     calls = [p.probability >= threshold for p in (plain, changed)]
@@ -143,7 +137,7 @@ def summarise(
     threshold: np.ndarray,
     key: Array,
     replicates: int,
-    told: Callable[[np.ndarray], np.ndarray] | None = None,
+    calibrate: Callable[[np.ndarray], np.ndarray],
 ) -> dict:
     """Compares a run's predictions of corrupted images with those of the clean ones.
 
@@ -151,26 +145,28 @@ def summarise(
       clean: of N images as they are.
       corrupted: {name of CORRUPTIONS: [5, N, T] probability}, of the same images in
         the same order, at each severity.
-      tasks: T names.
       exclusive: whether an image has exactly one of them, as a class: it is then
         called the likeliest, whatever the thresholds.
       threshold: [T], fixed; a task of NaN has no calls.
-      key, replicates: of the bootstrap over patients, the same draws for all.
-      told: [N, T] -> [N, T], the calibration of these probabilities, of which calls
-        are made; the AUROC is of the uncalibrated ones. None: there is none.
+      calibrate: [N, T] -> [N, T], of the probabilities, before calls are made; the
+        AUROC is of the uncalibrated ones.
 
     Returns:
       `Robustness` as JSON, see bootstrap.as_json.
     """
     rows, patient, patients = bootstrap.numbered(clean.weight, clean.patient)
     threshold = np.asarray(threshold, np.float32)
-    calibrate = told or (lambda probability: probability)
     reference = calibrate(clean.probability[rows])
 
     def measure(probability: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """AUROC [1 + R, T] and agreement [1 + R]: whole, then drawn."""
-        called = calibrate(probability)
-        data = probability, called, reference, clean.label[rows], clean.weight[rows]
+        data = (
+            probability,
+            calibrate(probability),
+            reference,
+            clean.label[rows],
+            clean.weight[rows],
+        )
         resampled = bootstrap.resample(
             _areas_and_calls,
             (*data, patient, threshold),
@@ -188,10 +184,11 @@ def summarise(
 
     def intervals(columns: np.ndarray) -> dict[str, Interval]:
         """Of MEASURES, [3, 1 + R]."""
-        found = bootstrap.percentiles(Resampled(columns[:, 0], columns[:, 1:].T))
+        resampled = Resampled(columns[:, 0], columns[:, 1:].T)
+        ends = bootstrap.percentiles(resampled)
         return {
             name: bootstrap.interval(
-                bootstrap.at(found, i),
+                bootstrap.at(ends, i),
                 "no threshold" if name == "agreement" else "undefined in every task",
                 patients=patients,
                 replicates=replicates,
@@ -215,7 +212,10 @@ def summarise(
                     tasks=dict(zip(tasks, areas[0], strict=True)),
                 )
             )
-        corruptions[name] = Severities(CORRUPTIONS[name].parameter, severities)
+        corruptions[name] = {
+            "parameter": CORRUPTIONS[name].parameter,
+            "severities": severities,
+        }
     means = {s: np.mean([columns[n, s] for n in corrupted], axis=0) for s in SEVERITIES}
     robustness = Robustness(
         films=len(clean.id),
@@ -237,10 +237,8 @@ def _areas_and_calls(data: tuple, counts: Array | None, *, exclusive: bool):
         judged = jnp.array([True])
         same = (called.argmax(axis=1) == reference.argmax(axis=1))[:, None]
     calls = jnp.stack([same.sum(axis=1), jnp.full(len(score), judged.sum())], axis=1)
-    calls = calls.astype(jnp.float32)
-    if counts is not None:
-        calls = jax.ops.segment_sum(calls, patient, len(counts))
-    stay, of_all = jnp.moveaxis(bootstrap.reweigh(calls, counts), -1, 0)
+    calls = bootstrap.reweigh(calls.astype(jnp.float32), counts, patient)
+    stay, of_all = jnp.moveaxis(calls, -1, 0)
     area, _ = discrimination.areas(score, label, weight, patient, counts)
     return area, jnp.where(of_all > 0, stay / jnp.maximum(of_all, 1), jnp.nan)
 
@@ -369,22 +367,15 @@ def corrupt(name: str, key: Array, image: Array, id: Array, *, severity: int) ->
       key: of the whole suite.
       image: [B, H, W, C] float in [0, 1].
       id: [B] int, the images' numbers.
-      severity: 0 to 5; 0 gives the images as they are.
+      severity: of SEVERITIES.
 
     Returns:
       [B, H, W, C] float32 in [0, 1].
-
-    Raises:
-      InputError: no such severity.
     """
-    if severity not in (0, *SEVERITIES):
-        raise InputError(f"severity={severity}: give 0 to {SEVERITIES[-1]}")
-    if severity == 0:
-        return image
     corruption = CORRUPTIONS[name]
     value = corruption.values[severity - 1]
     if corruption.apply is jpeg:
-        return np.stack([jpeg(key, one, value) for one in image])
+        return np.stack([jpeg(key, pixels, value) for pixels in image])
     key = jax.random.fold_in(key, list(CORRUPTIONS).index(name))
     return _each(key, image, id, float(value), function=corruption.apply)
 

@@ -16,16 +16,16 @@ Source: the sum of both variances of a crossed design, Owen, Ann. Appl. Stat. 1 
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from chex import Array
 from scipy import stats
 
 from medjax.errors import InputError
-from medjax.evaluation import bootstrap, discrimination, results
+from medjax.evaluation import bootstrap, discrimination
 from medjax.evaluation.compare import holm
 
 ALPHA = 0.05
@@ -48,16 +48,16 @@ class Summary(NamedTuple):
 
     estimate: the mean over the seeds; low, high: its percentile interval by patients.
     undefined: replicates in which the metric is undefined.
-    sd: over the seeds; None of one seed.
-    each: the metric of every seed.
+    sd: over the seeds; NaN of one seed.
+    each: [S], the metric of every seed.
     """
 
-    estimate: float | None
-    low: float | None
-    high: float | None
+    estimate: float
+    low: float
+    high: float
     undefined: int
-    sd: float | None
-    each: list[float | None]
+    sd: float
+    each: np.ndarray
 
 
 class Difference(NamedTuple):
@@ -66,22 +66,22 @@ class Difference(NamedTuple):
     estimate: the mean difference over the seeds that both arms have.
     low, high: the 95 % interval that p belongs to.
     undefined: replicates in which it is undefined.
-    patients: the standard error by patients; sd: over the seeds, None of one seed: the
+    patients: the standard error by patients; sd: over the seeds, NaN of one seed: the
       interval and p then say nothing of another training.
     seeds: how many both arms have.
     p: two-sided.
-    holm: p, adjusted for its family of tests; None where the metric isn't tested.
+    holm: p, adjusted for its family of tests; NaN where the metric isn't tested.
     """
 
-    estimate: float | None
-    low: float | None
-    high: float | None
+    estimate: float
+    low: float
+    high: float
     undefined: int
-    patients: float | None
-    sd: float | None
+    patients: float
+    sd: float
     seeds: int
-    p: float | None
-    holm: float | None = None
+    p: float
+    holm: float = np.nan
 
 
 class Best(NamedTuple):
@@ -115,44 +115,28 @@ def measure_predictions(
       label: [N, T] in [0, 1]; anything where the weight is 0.
       weight: [A, S, N, T], >= 0; 0 where a label is unknown, where this seed wasn't
         tested on the image, and where the run is missing.
-      patient: [N] integers.
     """
     columns = [_columns(x, probability.shape) for x in (probability, label, weight)]
     columns = [np.where(columns[2] > 0, x, 0) for x in columns]
     names, patient = np.unique(patient, return_inverse=True)
-    scores = bootstrap.resample(
-        _areas_and_brier,
-        (*columns, patient.astype(np.int32)),
-        len(names),
-        key=key,
-        replicates=replicates,
-    )
-    score, label, weight = columns
-    with np.errstate(invalid="ignore"):
-        brier = (weight * (score - label) ** 2).sum(axis=0) / weight.sum(
-            axis=0, dtype=np.float64
-        )
-    observed = [area(*columns) for area in results.RANKED.values()] + [brier]
+    data = *columns, patient.astype(np.int32)
+    options = {"key": key, "replicates": replicates}
+    scores = bootstrap.resample(_areas_and_brier, data, len(names), **options)
     shape = (*probability.shape[:2], probability.shape[3])
     return {
-        name: _with_mean(whole, drawn, shape)
-        for name, whole, drawn in zip(
-            (*results.RANKED, "brier"),
-            observed,
-            (*scores.drawn[0], scores.drawn[1]),
-            strict=True,
-        )
+        name: _with_mean(whole, scores.drawn[name], shape)
+        for name, whole in scores.whole.items()
     }
 
 
-def _areas_and_brier(data: tuple, counts: Array | None):
-    """A statistic: ((AUROC, average precision), Brier score) of all columns [R, K]."""
+def _areas_and_brier(data: tuple, counts: Array | None) -> dict[str, Array]:
+    """A statistic: AUROC, average precision and Brier score of all columns, [R, K]."""
     score, label, weight, patient = data
     squares = jnp.stack([weight * (score - label) ** 2, weight], axis=1)  # [N, 2, K]
-    if counts is not None:
-        squares = jax.ops.segment_sum(squares, patient, num_segments=len(counts))
-    error, mass = jnp.moveaxis(bootstrap.reweigh(squares, counts), -2, 0)
-    return discrimination.areas(score, label, weight, patient, counts), error / mass
+    squares = bootstrap.reweigh(squares, counts, patient)
+    error, mass = jnp.moveaxis(squares, -2, 0)
+    both = discrimination.areas(score, label, weight, patient, counts)
+    return dict(zip(discrimination.AREAS, both, strict=True)) | {"brier": error / mass}
 
 
 def measure_cases(
@@ -162,7 +146,6 @@ def measure_cases(
 
     Args:
       values: by metric, [A, S, N, T]; NaN where undefined, or not measured.
-      patient: [N] integers.
     """
     scores = {}
     for metric, value in values.items():
@@ -188,15 +171,17 @@ def _with_mean(observed, drawn, shape: tuple[int, int, int]) -> Scores:
     drawn = np.asarray(drawn, np.float64).reshape(-1, *shape)
     defined = ~np.isnan(observed)
     with np.errstate(invalid="ignore"):
-        means = [
-            np.where(defined, x, 0).sum(axis=-1, keepdims=True)
-            / defined.sum(axis=-1, keepdims=True)
-            for x in (observed, drawn)
-        ]
-    return Scores(
-        np.concatenate([observed, means[0]], axis=-1),
-        np.concatenate([drawn, means[1]], axis=-1),
-    )
+        return Scores(
+            *(
+                np.append(
+                    x,
+                    np.where(defined, x, 0).sum(axis=-1, keepdims=True)
+                    / defined.sum(axis=-1, keepdims=True),
+                    axis=-1,
+                )
+                for x in (observed, drawn)
+            )
+        )
 
 
 def compare(
@@ -221,7 +206,7 @@ def compare(
     Returns:
       baseline; arms: {arm: {seeds, mean: {metric: Summary}, tasks: {task: {metric:
       Summary}}, difference: the same of Difference, None for the baseline}}; best: a
-      Best. All as plain data.
+      Best. As JSON, see bootstrap.as_json.
 
     Raises:
       InputError: fewer than two patients.
@@ -229,41 +214,38 @@ def compare(
     if patients < 2:
         raise InputError(f"{patients} patient(s) were tested: a comparison needs two")
     others = [a for a in range(len(arms)) if a != baseline]
+    columns = range(len(tasks) + 1)
     differences = {
-        name: [
-            [difference(metric, a, baseline, t, patients=patients) for a in others]
-            for t in range(len(tasks) + 1)
+        (name, t): [
+            difference(metric, a, baseline, t, patients=patients) for a in others
         ]
         for name, metric in scores.items()
+        for t in columns
     }
-    *of_tasks, of_mean = differences[primary]
-    adjusted = iter(_adjusted([each for row in of_tasks for each in row]))
-    differences[primary] = [[next(adjusted) for _ in row] for row in of_tasks]
-    differences[primary].append(_adjusted(of_mean))
-    rows = {}
-    for a, arm in enumerate(arms):
+    family = [each for t in columns[:-1] for each in differences[primary, t]]
+    adjusted = iter(_adjusted(family))
+    for t in columns[:-1]:
+        differences[primary, t] = [next(adjusted) for _ in others]
+    differences[primary, len(tasks)] = _adjusted(differences[primary, len(tasks)])
+
+    def by_task(of: Callable[[str, int], NamedTuple]) -> dict:
+        *each, mean = [{name: of(name, t) for name in scores} for t in columns]
+        return {"mean": mean, "tasks": dict(zip(tasks, each, strict=True))}
+
+    def row(a: int) -> dict:
         seeds = ~np.isnan(scores[primary].observed[a, :, -1])
-        summaries = {
-            name: [summarise(metric, a, t) for t in range(len(tasks) + 1)]
-            for name, metric in scores.items()
-        }
         apart = None
         if a != baseline:
-            column = others.index(a)
-            apart = {
-                name: [row[column] for row in each]
-                for name, each in differences.items()
-            }
-        rows[arm] = {
-            "seeds": int(seeds.sum()),
-            **_by_task(summaries, tasks),
-            "difference": apart and _by_task(apart, tasks),
-        }
-    return {
+            apart = by_task(lambda name, t: differences[name, t][others.index(a)])
+        means = by_task(lambda name, t: summarise(scores[name], a, t))
+        return {"seeds": int(seeds.sum()), **means, "difference": apart}
+
+    comparison = {
         "baseline": arms[baseline],
-        "arms": rows,
-        "best": best(scores[primary], arms, patients=patients)._asdict(),
+        "arms": {arm: row(a) for a, arm in enumerate(arms)},
+        "best": best(scores[primary], arms, patients=patients),
     }
+    return bootstrap.as_json(comparison)
 
 
 def summarise(scores: Scores, arm: int, task: int) -> Summary:
@@ -276,10 +258,10 @@ def summarise(scores: Scores, arm: int, task: int) -> Summary:
     if replicates.size:
         low, high = np.quantile(replicates, [ALPHA / 2, 1 - ALPHA / 2])
     return Summary(
-        *map(_number, (mean, low, high)),
+        *(mean, low, high),
         undefined=len(drawn) - len(replicates),
-        sd=float(np.std(defined, ddof=1)) if len(defined) > 1 else None,
-        each=[_number(x) for x in each],
+        sd=np.std(defined, ddof=1) if len(defined) > 1 else np.nan,
+        each=each,
     )
 
 
@@ -299,12 +281,12 @@ def difference(
     freedom = 1 / (1 / (patients - 1) + 1 / max(len(replicates) - 1, 1))
     reach, p = _t_test(mean, error, sd, seeds=seeds, freedom=freedom)
     return Difference(
-        *map(_number, (mean, mean - reach, mean + reach)),
+        *(mean, mean - reach, mean + reach),
         undefined=len(drawn) - len(replicates),
-        patients=_number(error),
-        sd=_number(sd),
+        patients=error,
+        sd=sd,
         seeds=seeds,
-        p=_number(p),
+        p=p,
     )
 
 
@@ -313,8 +295,7 @@ def _t_test(
 ) -> tuple[float, float]:
     """Half the width of the interval, and p, of a mean difference.
 
-    Args:
-      error: the standard error by patients, with this freedom; sd: over the seeds.
+    error: the standard error by patients, with this freedom; sd: over the seeds.
     """
     by_seed = sd**2 / seeds if seeds > 1 else 0.0
     variance = error**2 + by_seed
@@ -369,17 +350,12 @@ def best(scores: Scores, arms: tuple[str, ...], *, patients: int) -> Best:
         why = f"fewer than {LEAST} seeds say nothing about another training"
         return verdict(None, why=why)
     for other, each in zip(others, differences, strict=True):
-        if each.holm is None or each.holm >= ALPHA / 2:
-            why = (
-                f"{arms[leader]} leads, and its difference to {arms[other]} may be "
-                "chance"
-            )
+        lead = f"{arms[leader]} leads"
+        if not each.holm < ALPHA / 2:  # Or NaN.
+            why = f"{lead}, and its difference to {arms[other]} may be chance"
             return verdict(None, why=why)
         if each.estimate <= each.sd:
-            why = (
-                f"{arms[leader]} leads {arms[other]} by less than one seed differs "
-                "from another"
-            )
+            why = f"{lead} {arms[other]} by less than one seed differs from another"
             return verdict(None, why=why)
     why = "it differs from every other arm beyond other patients and other seeds"
     if absent := [arm for arm, has in zip(arms, has_result, strict=True) if not has]:
@@ -389,21 +365,5 @@ def best(scores: Scores, arms: tuple[str, ...], *, patients: int) -> Best:
 
 def _adjusted(differences: list[Difference]) -> list[Difference]:
     """The differences with `holm`, as one family of tests."""
-    p = holm([np.nan if each.p is None else each.p for each in differences])
-    return [
-        each._replace(holm=_number(x)) for each, x in zip(differences, p, strict=True)
-    ]
-
-
-def _by_task(columns: dict[str, list[NamedTuple]], tasks: tuple[str, ...]) -> dict:
-    """{metric: [T + 1]} -> {mean: {metric: ...}, tasks: {task: {metric: ...}}}."""
-
-    def row(t: int) -> dict:
-        return {name: column[t]._asdict() for name, column in columns.items()}
-
-    return {"mean": row(-1), "tasks": {task: row(t) for t, task in enumerate(tasks)}}
-
-
-def _number(value: float) -> float | None:
-    """A float, or None where undefined."""
-    return None if np.isnan(value) else float(value)
+    p = holm([each.p for each in differences])
+    return [each._replace(holm=x) for each, x in zip(differences, p, strict=True)]

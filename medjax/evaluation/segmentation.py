@@ -14,18 +14,27 @@ as absent:
   hd95, asd                     0 mm         the image's diagonal, in mm
 
 Undefined is NaN here, and None in a summary, which counts the patients that are left.
+
+The surface of a mask passes between its voxels: it is what marching cubes finds in
+every cube of 2 x 2 x 2 neighbours of which some are inside and some outside. Such a
+cube is a surface element: a point, the cube's middle, and the area of its triangles.
+Elements are weighted by their area, so that neither a slanted surface nor a coarse
+axis counts too much. Outside the image is outside the mask.
 """
 
+import functools
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from chex import Array
 from scipy import ndimage
+from scipy.spatial import KDTree
 
 from medjax.errors import InputError
-from medjax.evaluation import bootstrap, surface
+from medjax.evaluation import bootstrap
 from medjax.evaluation.bootstrap import LEAST
 
 METRICS = (
@@ -46,6 +55,7 @@ METRICS = (
 )
 VOLUMES = METRICS[-2:]
 CONNECTED = np.ones((3, 3, 3))  # Voxels that share a corner are one lesion.
+CORNERS = tuple(itertools.product((0, 1), repeat=3))  # Corner i is bit i of a code.
 SPREAD = 3  # Volumes of which a standard deviation is said.
 
 
@@ -101,9 +111,8 @@ class Summary(NamedTuple):
     """A segmentation report.
 
     note: why intervals lack; '' if they don't.
-    mean: {metric: Mean} of each volume's mean over the regions.
-    regions: {region: {metric: Mean}}.
-    agreement: {region: Agreement} of the volumes in ml.
+    mean: by metric, of each volume's mean over the regions.
+    regions: by region and metric; agreement: by region, of the volumes in ml.
     rows: of `measure_regions`.
     """
 
@@ -134,12 +143,12 @@ def masks(
     regions = []
     for k, post in enumerate(posts):
         component, size = components(probability[..., k] >= post.threshold)
-        keep = kept(size * np.prod(spacing), post)
+        keep = _kept(size * np.prod(spacing), post)
         regions.append(np.append(False, keep)[component])
     return np.stack(regions, axis=-1)
 
 
-def kept(size: np.ndarray, post: Post) -> np.ndarray:
+def _kept(size: np.ndarray, post: Post) -> np.ndarray:
     """Which components stay, [N] bool, of their sizes [N] in mm^3."""
     keep = size >= post.smallest
     if post.largest and size.size:
@@ -149,35 +158,29 @@ def kept(size: np.ndarray, post: Post) -> np.ndarray:
 
 def choose(
     cases: Iterable[tuple[np.ndarray, np.ndarray, Sequence[float]]],
-    *,
-    candidates: Sequence[Post] = CANDIDATES,
 ) -> tuple[Post, ...]:
-    """The post-processing of each region with the highest mean Dice.
+    """The post-processing of each region with the highest mean Dice, of CANDIDATES.
 
     Args:
       cases: probability [D, H, W, K], label [D, H, W, K] and spacing [3] mm of the
         validation volumes, never of those to be evaluated. They are read once.
-      candidates: of equally good ones the first is taken.
-
-    Returns:
-      K of the candidates.
 
     Raises:
       InputError: there is no case.
     """
-    dice = [
+    dices = [
         [
-            _dices(probability[..., k], label[..., k] != 0, spacing, candidates)
+            _dices(probability[..., k], label[..., k] != 0, spacing)
             for k in range(label.shape[-1])
         ]
         for probability, label, spacing in cases
     ]
-    if not dice:
+    if not dices:
         raise InputError(
             "post-processing is chosen on validation volumes, and there is none: "
             "leave it at its default"
         )
-    return tuple(candidates[best] for best in np.mean(dice, axis=0).argmax(axis=1))
+    return tuple(CANDIDATES[best] for best in np.mean(dices, axis=0).argmax(axis=1))
 
 
 def components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -186,17 +189,17 @@ def components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return component, np.bincount(component.ravel(), minlength=count + 1)[1:]
 
 
-def _dices(probability, label, spacing, candidates) -> list[float]:
-    """Each candidate's Dice; a threshold's components are found once."""
+def _dices(probability, label, spacing) -> list[float]:
+    """Each candidate's Dice; a threshold's components are counted once."""
     parts = {}
-    for threshold in {post.threshold for post in candidates}:
+    for threshold in {post.threshold for post in CANDIDATES}:
         component, size = components(probability >= threshold)
         overlap = np.bincount(component[label], minlength=len(size) + 1)[1:]
         parts[threshold] = size, overlap
     values = []
-    for post in candidates:
+    for post in CANDIDATES:
         size, overlap = parts[post.threshold]
-        keep = kept(size * np.prod(spacing), post)
+        keep = _kept(size * np.prod(spacing), post)
         whole = size[keep].sum() + label.sum()
         values.append(2 * overlap[keep].sum() / whole if whole else 1.0)
     return values
@@ -223,23 +226,22 @@ def measure(
       METRICS: shares in [0, 1], hd95 and asd in mm, volumes in ml, lesions counted.
 
     Source: Dice, Ecology 26 (1945) 297; Jaccard (1912) for iou; the lesion-wise rates
-    as in Commowick et al., Sci. Rep. 8 (2018) 13650, with any overlap; for surfaces
-    see surface.py.
+    as in Commowick et al., Sci. Rep. 8 (2018) 13650, with any overlap.
     """
     diagonal = float(np.linalg.norm(np.multiply(label.shape, spacing)))
     predicted, label = _cropped(np.asarray(predicted) != 0, np.asarray(label) != 0)
     overlap = predicted & label
     inside, true, both = (int(mask.sum()) for mask in (predicted, label, overlap))
     component, sizes = components(label)
-    lesions, found = len(sizes), len(np.unique(component[overlap]))
+    lesions, detected = len(sizes), len(np.unique(component[overlap]))
     component, sizes = components(predicted)
     false = len(sizes) - len(np.unique(component[overlap]))
-    apart = surface.distances(predicted, label, spacing)
+    apart = distances(predicted, label, spacing)
     millilitre = float(np.prod(spacing)) / 1000
     counts = {
         "false_positives": float(false),
         "true_lesions": float(lesions),
-        "found_lesions": float(found),
+        "found_lesions": float(detected),
         "true_ml": true * millilitre,
         "predicted_ml": inside * millilitre,
     }
@@ -252,11 +254,11 @@ def measure(
         "sensitivity": both / true if true else np.nan,
         "ppv": both / inside if inside else 0.0,
         # Of an empty mask it is infinite: the diagonal is the largest that may be.
-        "hd95": min(surface.hausdorff(apart), diagonal),
-        "asd": min(surface.average(apart), diagonal),
-        "nsd": surface.dice(apart, tolerance),
-        "lesion_sensitivity": found / lesions if lesions else np.nan,
-        "lesion_f1": 2 * found / (found + lesions + false),
+        "hd95": min(hausdorff(apart), diagonal),
+        "asd": min(average_distance(apart), diagonal),
+        "nsd": surface_dice(apart, tolerance),
+        "lesion_sensitivity": detected / lesions if lesions else np.nan,
+        "lesion_f1": 2 * detected / (detected + lesions + false),
     } | counts
 
 
@@ -298,30 +300,27 @@ def measure_regions(
     ]
 
 
-def summarise(
-    rows: Sequence[Mapping], *, key: Array, replicates: int, level: float = 0.95
-) -> dict:
+def summarise(rows: Sequence[Mapping], *, key: Array, replicates: int) -> dict:
     """Means over volumes, with intervals of a bootstrap over patients.
 
     Args:
       rows: of `measure_regions`, of all volumes.
-      key, replicates: of the bootstrap; level: of its intervals.
 
     Returns:
       A `Summary` as JSON, see bootstrap.as_json.
     """
-    regions = list(dict.fromkeys(row["region"] for row in rows))
-    names = list(dict.fromkeys(row["name"] for row in rows))
+    table = pd.DataFrame(list(rows))
+    names, regions = (list(table[column].unique()) for column in ("name", "region"))
     value = np.full((len(names), len(regions) + 1, len(METRICS)), np.nan)
-    patient = np.array([None] * len(names))
-    for row in rows:
-        volume = names.index(row["name"])
-        patient[volume] = row["patient"]
-        value[volume, regions.index(row["region"])] = [row[m] for m in METRICS]
+    place = [
+        pd.Index(x).get_indexer(table[c])
+        for x, c in ((names, "name"), (regions, "region"))
+    ]
+    value[tuple(place)] = table[list(METRICS)]
+    patient = table.groupby("name", sort=False)["patient"].first().to_numpy()
     value[:, -1] = value[:, :-1].mean(axis=1)
-    patient = np.array(patient.tolist())
     resampled = bootstrap.means(value, patient, key=key, replicates=replicates)
-    intervals = bootstrap.percentiles(resampled, level)
+    intervals = bootstrap.percentiles(resampled)
 
     def mean(k: int, m: int) -> Mean:
         known = ~np.isnan(value[:, k, m])
@@ -340,13 +339,14 @@ def summarise(
         for k in range(len(regions) + 1)
     )
     patients = len(np.unique(patient))
+    note = f"No intervals: they need {LEAST} patients, and there are {patients}."
     volumes = [METRICS.index(metric) for metric in VOLUMES]
     summary = Summary(
         volumes=len(names),
         patients=patients,
         replicates=replicates,
-        level=level,
-        note=_note(patients),
+        level=bootstrap.LEVEL,
+        note="" if patients >= LEAST else note,
         mean=of_all,
         regions=dict(zip(regions, of_regions, strict=True)),
         agreement={
@@ -374,13 +374,172 @@ def agreement(true: np.ndarray, predicted: np.ndarray) -> Agreement:
     return Agreement(bias, bias - limit, bias + limit)
 
 
-def _note(patients: int) -> str:
-    if patients >= LEAST:
-        return ""
-    return f"No intervals: they need {LEAST} patients, and there are {patients}."
-
-
 def _cropped(*both: np.ndarray) -> list[np.ndarray]:
     """Cuts masks to the box that holds them all."""
     box = ndimage.find_objects(np.any(both, axis=0).astype(np.uint8))
     return [mask[box[0]] if box else mask[:1] for mask in both]
+
+
+class Distances(NamedTuple):
+    """From each element of one surface to the nearest of the other, ascending, in mm.
+
+    true, true_area: [N], from the true surface, and the elements' areas in mm^2.
+    predicted, predicted_area: [M], from the predicted one.
+
+    Where the other surface is empty the distance is infinite.
+    """
+
+    true: np.ndarray
+    true_area: np.ndarray
+    predicted: np.ndarray
+    predicted_area: np.ndarray
+
+
+def distances(
+    predicted: np.ndarray, label: np.ndarray, spacing: Sequence[float]
+) -> Distances:
+    """Measures from each surface to the other.
+
+    Args:
+      predicted, label: [D, H, W], a mask is where they aren't 0.
+      spacing: [3] mm along D, H, W.
+
+    Source: the definition of Nikolov et al., Clinically applicable segmentation of head
+    and neck anatomy (J. Med. Internet Res. 23 (2021) e26151), as in their
+    `surface-distance` package, with which all numbers agree.
+    """
+    other, other_area = elements(predicted, spacing)
+    true, true_area = elements(label, spacing)
+    there, back = KDTree(other).query(true)[0], KDTree(true).query(other)[0]
+    first, second = np.argsort(there), np.argsort(back)
+    return Distances(there[first], true_area[first], back[second], other_area[second])
+
+
+def hausdorff(apart: Distances, percent: float = 95.0) -> float:
+    """The distance within which `percent` of each surface lies from the other, in mm.
+
+    The larger one of both directions; percent=100 is the Hausdorff distance. NaN if
+    both surfaces are empty.
+    """
+    reached = []
+    for distance, area in (apart[:2], apart[2:]):
+        if distance.size:
+            share = np.cumsum(area) / area.sum()
+            place = np.searchsorted(share, percent / 100)
+            reached.append(float(distance[min(place, distance.size - 1)]))
+    return max(reached, default=np.nan)
+
+
+def average_distance(apart: Distances) -> float:
+    """The mean distance over the area of both surfaces, in mm; NaN if both are empty.
+
+    Source: Heimann et al., IEEE Trans. Med. Imaging 28 (2009) 1251, average symmetric
+    surface distance, here weighted by area.
+    """
+    area = np.concatenate([apart.true_area, apart.predicted_area])
+    distance = np.concatenate([apart.true, apart.predicted])
+    return float(distance @ area / area.sum()) if area.size else np.nan
+
+
+def surface_dice(apart: Distances, tolerance: float) -> float:
+    """Normalised surface Dice: the share of both surfaces that lies near the other.
+
+    Surfaces up to the tolerance apart, in mm, count as the same. In [0, 1]; NaN if both
+    surfaces are empty.
+    """
+    area = np.concatenate([apart.true_area, apart.predicted_area])
+    near = np.concatenate([apart.true, apart.predicted]) <= tolerance
+    return float(area[near].sum() / area.sum()) if area.size else np.nan
+
+
+def elements(
+    mask: np.ndarray, spacing: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The surface elements of a mask.
+
+    Args:
+      mask: [D, H, W], inside is where it isn't 0.
+      spacing: [3] mm.
+
+    Returns:
+      points: [N, 3] mm, from the middle of the image's first voxel.
+      area: [N] mm^2.
+    """
+    mask, first = _box(np.asarray(mask) != 0)
+    code = np.zeros(np.array(mask.shape) - 1, np.uint8)
+    for bit, corner in enumerate(CORNERS):
+        cut = (slice(c, c + n) for c, n in zip(corner, code.shape, strict=True))
+        code |= mask[tuple(cut)].astype(np.uint8) << bit
+    place = np.argwhere((code > 0) & (code < 255))
+    spacing = np.asarray(spacing, np.float64)
+    # An area's normal along one axis grows with the spacing along the two others.
+    normal = triangles() * (spacing.prod() / spacing)
+    area = np.linalg.norm(normal, axis=-1).sum(axis=-1)
+    return (place + first - 0.5) * spacing, area[code[tuple(place.T)]]
+
+
+def _box(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mask's box with a margin of one voxel, and the box's first voxel."""
+    box = []
+    for axis in range(3):
+        others = tuple(a for a in range(3) if a != axis)
+        inside = np.flatnonzero(mask.any(axis=others))
+        box.append((inside[0], inside[-1] + 1) if inside.size else (0, 0))
+    inner = mask[tuple(slice(*ends) for ends in box)]
+    return np.pad(inner, 1), np.array([first for first, _ in box])
+
+
+@functools.cache
+def triangles() -> np.ndarray:
+    """[256, 4, 3]: of each code the triangles' normals, as long as their areas.
+
+    For voxels of 1 mm; a code with fewer than four triangles is padded with zeros.
+
+    Where a face has two corners of each side across, the side with fewer corners in
+    the cube is separated: so a surface is closed, and the same for a mask and its
+    complement. A loop of edges that isn't flat is spanned by the triangles with the
+    largest area.
+    """
+    table = np.zeros((256, 4, 3))
+    for code in range(1, 255):
+        inside = {corner: code >> bit & 1 for bit, corner in enumerate(CORNERS)}
+        few = 1 if sum(inside.values()) <= 4 else 0
+        fans = [_spanned(loop) for loop in _loops(inside, few)]
+        normals = np.concatenate(fans)
+        table[code, : len(normals)] = normals
+    return table
+
+
+def _loops(inside: dict[tuple, int], few: int) -> list[list[np.ndarray]]:
+    """Closed loops of the middles of the edges that the surface of a cube crosses."""
+    follows: dict[tuple, list] = {}
+    for axis, side in itertools.product(range(3), (0, 1)):
+        ring = [np.insert(uv, axis, side) for uv in ((0, 0), (0, 1), (1, 1), (1, 0))]
+        value = [inside[tuple(corner)] for corner in ring]
+        middle = [tuple((ring[i] + ring[i - 3]) / 2) for i in range(4)]  # i to i + 1
+        crossed = [i for i in range(4) if value[i] != value[i - 3]]
+        if len(crossed) == 4:  # Each of the few corners for itself.
+            pairs = [(i - 1, i) for i in range(4) if value[i] == few]
+        else:
+            pairs = [tuple(crossed)] if crossed else []
+        for a, b in pairs:
+            follows.setdefault(middle[a], []).append(middle[b])
+            follows.setdefault(middle[b], []).append(middle[a])
+    loops = []
+    while follows:
+        loop = [next(iter(follows))]
+        while ahead := [p for p in follows.pop(loop[-1], []) if p in follows]:
+            loop.append(ahead[0])
+        loops.append([np.array(point) for point in loop])
+    return loops
+
+
+def _spanned(loop: list[np.ndarray]) -> np.ndarray:
+    """The normals of the largest fan of triangles, [len(loop) - 2, 3]."""
+    fans = []
+    for turn in range(len(loop)):
+        first, *others = loop[turn:] + loop[:turn]
+        fans.append(
+            [np.cross(a - first, b - first) / 2 for a, b in itertools.pairwise(others)]
+        )
+    return np.array(max(fans, key=lambda fan: np.linalg.norm(fan, axis=-1).sum()))

@@ -115,13 +115,10 @@ def volume_probability(
 def plan(
     space: Sequence[int], window: Sequence[int], overlap: float, views: int
 ) -> Windows:
-    """Spreads windows over a volume; the weights of each voxel sum to 1.
+    """Spreads windows over a volume, each once a view; each voxel's weights sum to 1.
 
-    Args:
-      space: the volume's three sizes, none below the window's.
-      window: its three sizes.
-      overlap: see `volume_probability`.
-      views: number of mirrorings.
+    space: the volume's three sizes, none below the window's; overlap: see
+    `volume_probability`.
     """
     starts, weights = zip(
         *(_axis(n, p, overlap) for n, p in zip(space, window, strict=True)), strict=True

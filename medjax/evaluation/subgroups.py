@@ -23,7 +23,7 @@ from medjax.evaluation.predict import Predictions
 
 METRICS = ("auroc", "sensitivity", "specificity", "ppv", "npv")
 COUNTED = ("positive", "negative", "called", "passed")
-AGES = (18, 40, 60, 75)  # Years.
+AGES = (18, 40, 60, 75)  # Years at which an age group begins; the first one at 0.
 UNKNOWN = "unknown"
 SHOWN = 0.05  # p after Holm, below which a gap is shown.
 
@@ -112,24 +112,15 @@ class Attribute(NamedTuple):
     tests: int
 
 
-def by_metadata(table: pd.DataFrame, *, ages: Sequence[int] = AGES) -> pd.DataFrame:
-    """Sex, age group and view of every image.
+def by_metadata(table: pd.DataFrame) -> pd.DataFrame:
+    """Sex, age group and view of N images; empty where the table doesn't say.
 
     Args:
       table: N rows with the columns of data/prepared.py.
-      ages: years at which an age group begins, ascending; the first one begins at 0.
-
-    Returns:
-      N rows with sex, age and view, empty where the table doesn't say.
     """
-    edges = [0, *ages]
-    names = [f"{low}-{high - 1}" for low, high in itertools.pairwise(edges)]
-    bands = pd.cut(
-        table["age"],
-        [*edges, math.inf],
-        right=False,
-        labels=[*names, f"{edges[-1]}+"],
-    )
+    labels = [f"{low}-{high - 1}" for low, high in itertools.pairwise((0, *AGES))]
+    labels.append(f"{AGES[-1]}+")
+    bands = pd.cut(table["age"], [0, *AGES, math.inf], right=False, labels=labels)
     return pd.DataFrame({"sex": table["sex"], "age": bands, "view": table["view"]})
 
 
@@ -149,9 +140,7 @@ def summarise(
       predictions: N images.
       groups: N rows in their order, a column an attribute, as of `by_metadata`; what
         is empty is UNKNOWN, a group like any other.
-      tasks: T names.
       threshold: [T], fixed, the same for every group; NaN leaves the rates empty.
-      key, replicates: of the bootstrap over patients.
       ranked: [N, T], the scores of the AUROC, as in discrimination.intervals.
 
     Returns:
@@ -172,24 +161,27 @@ def summarise(
         for start, stop in itertools.pairwise(first)
         for pair in itertools.combinations(range(start, stop), 2)
     ]
-    found = differences(measured, np.array(pairs, int).reshape(-1, 2))
+    pairs = np.array(pairs, int).reshape(-1, 2)
+    apart = differences(measured, pairs)
     cut = ~np.isnan(threshold)
     all_groups = _groups(measured, predictions.patient, member, tasks, cut)
     attributes = {}
-    for row, name in enumerate(columns):
-        numbers = range(first[row], first[row + 1])
-        of_attribute = [
-            _Pair(k, names[one], names[other])
-            for k, (one, other) in enumerate(pairs)
-            if one in numbers
+    for name, (start, stop) in zip(columns, itertools.pairwise(first), strict=True):
+        here = (pairs[:, 0] >= start) & (pairs[:, 0] < stop)
+        of_pairs = Differences(*(x[:, here] for x in apart))
+        named = [(names[one], names[other]) for one, other in pairs[here]]
+        gaps = [_gaps(of_pairs, named, t) for t in range(len(tasks) + 1)]
+        shown = [
+            {"task": (*tasks, "mean")[t], "metric": METRICS[m]}
+            | _gap(of_pairs, named, m, k, t)._asdict()
+            for m, k, t in np.argwhere(of_pairs.p_holm < SHOWN)
         ]
-        largest = [_largest(found, of_attribute, t) for t in range(len(tasks) + 1)]
         attributes[name] = Attribute(
-            groups={names[g]: all_groups[g] for g in numbers},
-            gaps=dict(zip(tasks, largest, strict=False)),
-            mean={"auroc": largest[-1]["auroc"]},
-            shown=_shown(found, of_attribute, (*tasks, "mean")),
-            tests=int((~np.isnan(found.p)).sum()),
+            groups={names[g]: all_groups[g] for g in range(start, stop)},
+            gaps=dict(zip(tasks, gaps, strict=False)),
+            mean={"auroc": gaps[-1]["auroc"]},
+            shown=sorted(shown, key=lambda gap: gap["p"]),
+            tests=int((~np.isnan(apart.p)).sum()),
         )
     return bootstrap.as_json(attributes)
 
@@ -272,12 +264,12 @@ def differences(measured: Measured, pairs: np.ndarray) -> Differences:
     variance = np.maximum(np.asarray(jnp.nanvar(drawn, axis=0)), least)
     tested = np.pad(tested, ((0, 0), (0, 0), (0, 1)))
     tested[0, :, -1] = tested[0].any(axis=-1)
-    found = bootstrap.percentiles(Resampled(estimate, drawn))
+    estimate, low, high, *_ = bootstrap.percentiles(Resampled(estimate, drawn))
     spread = np.sqrt(np.where(variance > 0, variance, 1))
     # Zero variance in both groups: p = 1.
     p = np.where(estimate == 0, 1, 2 * ndtr(-np.abs(estimate) / spread))
-    found = [np.where(tested, x, np.nan) for x in (*found[:3], p)]
-    return Differences(*found, holm(found[-1].ravel()).reshape(p.shape))
+    columns = [np.where(tested, x, np.nan) for x in (estimate, low, high, p)]
+    return Differences(*columns, holm(columns[-1].ravel()).reshape(p.shape))
 
 
 def _with_mean(values: np.ndarray, use: np.ndarray) -> np.ndarray:
@@ -339,12 +331,12 @@ def _groups(
         np.concatenate([x, np.asarray(metrics.macro(x, averaged))[..., None]], axis=-1)
         for x in measured[:2]
     )
-    found = bootstrap.percentiles(Resampled(*both))  # [M, G, T + 1]
+    intervals = bootstrap.percentiles(Resampled(*both))  # [M, G, T + 1]
     patients = np.pad(patients, ((0, 0), (0, 0), (0, 1)), constant_values=LEAST)
 
     def interval(m: int, g: int, t: int, why: str) -> Interval:
         return bootstrap.interval(
-            bootstrap.at(found, (m, g, t)),
+            bootstrap.at(intervals, (m, g, t)),
             why,
             patients=patients[m, g, t],
             replicates=len(measured.replicate),
@@ -356,8 +348,8 @@ def _groups(
         positives, negatives = images["positive"], images["negative"]
         images["known"] = positives + negatives
         whys = [metrics.why(name, images, threshold=cut[t]) for name in METRICS]
-        intervals = (interval(m, g, t, why) for m, why in enumerate(whys))
-        of_metrics = dict(zip(METRICS, intervals, strict=True))
+        judged = (interval(m, g, t, why) for m, why in enumerate(whys))
+        of_metrics = dict(zip(METRICS, judged, strict=True))
         return GroupTask(positives, negatives, of_metrics)
 
     def group(g: int) -> Group:
@@ -374,46 +366,25 @@ def _groups(
     return [group(g) for g in range(len(averaged))]
 
 
-class _Pair(NamedTuple):
-    """Two groups of an attribute, and the number of their differences."""
-
-    number: int
-    one: str
-    other: str
-
-
-def _largest(found: Differences, pairs: list[_Pair], t: int) -> dict[str, Gap]:
+def _gaps(apart: Differences, pairs: list[tuple[str, str]], t: int) -> dict[str, Gap]:
     """Of each metric of one task, the largest difference that could be tested."""
-    none = f"no two groups of {LEAST} such patients" if pairs else "one group only"
-    largest = {}
+    why = f"no two groups of {LEAST} such patients" if pairs else "one group only"
+    gaps = {}
     for m, metric in enumerate(METRICS):
-        tested = [pair for pair in pairs if not np.isnan(found.p[m, pair.number, t])]
-        sizes = [abs(found.estimate[m, pair.number, t]) for pair in tested]
-        if tested:
-            largest[metric] = _gap(found, tested[int(np.argmax(sizes))], m, t)
+        tested = np.flatnonzero(~np.isnan(apart.p[m, :, t]))
+        if tested.size:
+            largest = np.abs(apart.estimate[m, tested, t]).argmax()
+            gaps[metric] = _gap(apart, pairs, m, tested[largest], t)
         else:
-            largest[metric] = Gap(*[math.nan] * 3, None, *[math.nan] * 2, why=none)
-    return largest
+            gaps[metric] = Gap(*[math.nan] * 3, None, *[math.nan] * 2, why=why)
+    return gaps
 
 
-def _shown(found: Differences, pairs: list[_Pair], tasks: Sequence[str]) -> list[dict]:
-    """Every difference that is significant, by p."""
-    places = np.argwhere(found.p_holm[:, [pair.number for pair in pairs]] < SHOWN)
-    shown = [
-        {
-            "task": tasks[t],
-            "metric": METRICS[m],
-            **_gap(found, pairs[k], m, t)._asdict(),
-        }
-        for m, k, t in places
-    ]
-    return sorted(shown, key=lambda gap: gap["p"])
-
-
-def _gap(found: Differences, pair: _Pair, m: int, t: int) -> Gap:
+def _gap(
+    apart: Differences, pairs: list[tuple[str, str]], m: int, k: int, t: int
+) -> Gap:
     """One difference, from the higher group to the lower."""
-    estimate, low, high, p, p_holm = (float(x[m, pair.number, t]) for x in found)
+    estimate, low, high, p, p_holm = (float(x[m, k, t]) for x in apart)
     if estimate < 0:
-        between = [pair.other, pair.one]
-        return Gap(-estimate, -high, -low, between, p, p_holm, "")
-    return Gap(estimate, low, high, [pair.one, pair.other], p, p_holm, "")
+        return Gap(-estimate, -high, -low, [*pairs[k]][::-1], p, p_holm, "")
+    return Gap(estimate, low, high, [*pairs[k]], p, p_holm, "")

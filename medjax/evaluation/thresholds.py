@@ -86,20 +86,16 @@ def _share(below: np.ndarray) -> np.ndarray:
     return below / below[-1] if below[-1] > 0 else np.full_like(below, np.nan)
 
 
-def knots(score, label, weight, *, most: int = MOST) -> np.ndarray:
+def knots(score, label, weight, *, most: int) -> np.ndarray:
     """Observed scores between which the ROC curve moves by even steps.
 
     Quantiles of a rare finding's images would be negatives almost all. Here sensitivity
     and false positive rate together change by 2 / (most - 1) from one knot to the next,
     and more only where that many images have the same score.
 
-    Args:
-      score, label, weight: [N].
-      most: of them, >= 2.
-
     Returns:
-      [K] float64 descending, K <= most: all distinct scores if there are no more, and
-      the lowest always; [0] where nothing is known.
+      [K] float64 descending, 2 <= K <= most: all distinct scores if there are no more,
+      and the lowest always; [0] where nothing is known.
     """
     tp, fp, thresholds = counts(score, label, weight)
     if len(thresholds) - 1 <= most:
@@ -111,15 +107,13 @@ def knots(score, label, weight, *, most: int = MOST) -> np.ndarray:
 
 
 def explorer(
-    predictions: Predictions, *, tasks: Sequence[str], threshold, most: int = MOST
+    predictions: Predictions, *, tasks: Sequence[str], threshold
 ) -> dict[str, dict[str, list[float]]]:
     """The confusion matrix at many thresholds, for a page on which one can be moved.
 
     Args:
       predictions: of the split that is evaluated.
-      tasks: T names.
       threshold: [T], the fixed ones, each of which is among its task's; NaN is none.
-      most: thresholds a task, >= 3.
 
     Returns:
       {task: {threshold, tp, fp, fn, tn}}, lists of equal length by descending
@@ -132,7 +126,7 @@ def explorer(
         tp, fp, observed = counts(*columns)
         if len(observed) == 1:
             continue
-        chosen = knots(*columns, most=most - 1)
+        chosen = knots(*columns, most=MOST - 1)
         fixed = np.float64(np.float32(threshold[t]))
         if not np.isnan(fixed):
             chosen = np.unique(np.append(chosen, fixed))[::-1]
@@ -149,7 +143,6 @@ def bands(
     tasks: Sequence[str],
     key: Array,
     replicates: int,
-    level: float = 0.95,
     most: int = MOST,
 ) -> dict[str, dict[str, dict[str, list[float]]]]:
     """Bands about the ROC and precision-recall curves, from the bootstrap over patients.
@@ -162,16 +155,13 @@ def bands(
     curve is straight between two of them; with as many knots as scores it is exact.
 
     Args:
-      predictions: of the split that is evaluated.
-      tasks: T names.
-      key, replicates: as in bootstrap.resample.
-      level: of the band.
+      predictions, tasks: as in `explorer`.
       most: knots a task.
 
     Returns:
       {task: {roc: {fpr, low, high}, precision_recall: {recall, low, high}}}, lists of
       equal length: sensitivity at each false positive rate, and precision at the
-      highest threshold that reaches each recall (but 0). A task with fewer than
+      highest threshold that reaches each recall but 0. A task with fewer than
       bootstrap.LEAST patients of either class is left out.
     """
     score, label, weight = (np.asarray(x, np.float32) for x in predictions[2:])
@@ -196,24 +186,20 @@ def bands(
     data = place.T, positive.T, negative.T, patient, np.ones((patients, 1))
     options = {"key": key, "replicates": replicates, "most": most}
     curves = bootstrap.resample(_curves, data, patients, **options)
-    _, low, high, _, _ = bootstrap.percentiles(curves, level)  # [T, 2, G]
+    _, low, high, _, _ = bootstrap.percentiles(curves)  # [T, 2, G]
     low, high = (np.round(np.asarray(end, float), 5) for end in (low, high))
     return {
         tasks[column]: {
-            "roc": _band("fpr", GRID, low[t, 0], high[t, 0]),
-            "precision_recall": _band(
-                "recall", GRID[1:], low[t, 1, 1:], high[t, 1, 1:]
-            ),
+            curve: {
+                axis: np.round(GRID[first:], 2).tolist(),
+                "low": low[t, number, first:].tolist(),
+                "high": high[t, number, first:].tolist(),
+            }
+            for number, (curve, axis, first) in enumerate(
+                (("roc", "fpr", 0), ("precision_recall", "recall", 1))
+            )
         }
         for t, column in enumerate(columns)
-    }
-
-
-def _band(name: str, grid: np.ndarray, low, high) -> dict[str, list[float]]:
-    return {
-        name: np.round(grid, 2).tolist(),
-        "low": low.tolist(),
-        "high": high.tolist(),
     }
 
 
@@ -272,7 +258,7 @@ def choose(
 
     Args:
       predictions: of the validation split.
-      split: whose predictions they are; anything but 'validation' is refused.
+      split: whose they are; anything but 'validation' is refused.
       rule: 'youden', the largest sensitivity + specificity; 'sensitivity', of at least
         the value, with the largest specificity; 'specificity', the other way round;
         'cost', the least expected cost at the prevalence of the validation split.

@@ -20,7 +20,7 @@ from medjax.cohort import balance
 from medjax.config import Config
 from medjax.errors import InputError
 from medjax.evaluation import calibration as recalibration
-from medjax.evaluation import reliability, segmentation, thresholds
+from medjax.evaluation import segmentation, thresholds
 from medjax.evaluation.predict import Predictions
 from medjax.evaluation.segmentation import Post
 from medjax.tasks import parts
@@ -254,12 +254,12 @@ def _prior(
         trained = shown / shown.sum()
     else:
         up, down = shown[0] * weights["w_pos"], shown[1] * weights["w_neg"]
-        trained = reliability.ratio(up, up + down)
+        trained = recalibration.ratio(up, up + down)
     if parts.treats(config, parts.SYNTHETIC):  # All classes have as many points.
         trained = np.full(
             len(positives), 1 / len(positives) if output.exclusive else 0.5
         )
-    true = reliability.ratio(positives, positives + negatives)
+    true = recalibration.ratio(positives, positives + negatives)
     fits = (true > 0) & (true < 1) & (trained > 0) & (trained < 1)
     shift = recalibration.prior_shift(
         *(np.where(fits, share, 0.5) for share in (trained, true)),

@@ -72,7 +72,7 @@ def corrupt(run: Finished, data: films.Data, ids: np.ndarray, most: int = 0) -> 
         },
         tasks=run.output.names,
         exclusive=run.output.exclusive,
-        told=None if run.output.exclusive else run.fixed.calibrated,
+        calibrate=np.asarray if run.output.exclusive else run.fixed.calibrated,
         threshold=run.thresholds,
         **parts.bootstrap(config),
     )
