@@ -53,13 +53,11 @@ from ml_collections import config_flags
 
 import medjax
 from medjax.commands import (
-    compare,
     convert,
     evaluate,
     explore,
     gallery,
     predict,
-    prepare,
 )
 from medjax.commands.sweep import EXECUTORS
 from medjax.config import Config
@@ -156,7 +154,7 @@ def heatmaps() -> dict[str, str | None]:
 
 
 def run_prepare() -> None:
-    prepare.prepare(config())
+    explore.prepare(config())
 
 
 def run_explore() -> None:
@@ -183,7 +181,7 @@ def run_evaluate() -> None:
                 "--against: goes with --workdir and --split alone; on other data "
                 "evaluate each run by --config and --split=NAME first"
             )
-        compare.compare(workdir(), Path(FLAGS.against), split=FLAGS.split)
+        evaluate.compare(workdir(), Path(FLAGS.against), split=FLAGS.split)
     elif FLAGS.corrupt:
         evaluate.corrupt(workdir(), **options, films=FLAGS.films)
     elif FLAGS.localise:

@@ -303,7 +303,7 @@ def opened(config):
     target = adapt.target(config, source)
     manifest = films.split(config, source)
     ids = manifest["id"][manifest["split"] == "train"].to_numpy()
-    unlabelled = adapt.unlabelled(target)
+    unlabelled = target.unlabelled()
     batches = films.train_batches(config, source.films(ids), unlabelled)
     return source, target, batches
 

@@ -11,7 +11,7 @@ from launching import run_here
 
 from configs import quickstart, quickstart_mri
 from medjax import config as plain
-from medjax.commands import compare as commands_compare
+from medjax.commands import evaluate
 from medjax.errors import InputError
 from medjax.evaluation import compare as evaluation_compare
 from medjax.evaluation.predict import Predictions
@@ -52,7 +52,7 @@ def pair(tmp_path):
 
 
 def test_the_numbers_are_those_of_the_two_files(pair):
-    page = commands_compare.compare(*pair)
+    page = evaluate.compare(*pair)
     assert page == pair[0] / "against.html"
     found = json.loads((pair[0] / "against.json").read_text())
     one, other = films(0.8), films(0.1)
@@ -70,7 +70,7 @@ def test_the_numbers_are_those_of_the_two_files(pair):
 
 
 def test_the_order_of_images_and_of_findings_does_not_matter(pair):
-    commands_compare.compare(*pair)
+    evaluate.compare(*pair)
     first = (pair[0] / "against.json").read_text()
     found, images = films(0.1), [f"film {n}.png" for n in range(80)]
     turn = np.random.default_rng(1).permutation(80)
@@ -78,12 +78,12 @@ def test_the_order_of_images_and_of_findings_does_not_matter(pair):
         *(x[turn] for x in found[:2]), *(x[turn][:, ::-1] for x in found[2:])
     )
     write(pair[1], mixed, names=NAMES[::-1], images=images)
-    commands_compare.compare(*pair)
+    evaluate.compare(*pair)
     assert (pair[0] / "against.json").read_text() == first
 
 
 def test_the_page_is_whole_and_says_what_is_better(pair):
-    text = commands_compare.compare(*pair).read_text()
+    text = evaluate.compare(*pair).read_text()
     read = Page(text)
     assert read.stack == [] and all(s.startswith("#") for s in read.sources)
     assert not re.search(r"https?://|@import|url\(", text)
@@ -98,7 +98,7 @@ def test_the_page_is_whole_and_says_what_is_better(pair):
 
 
 def test_a_run_against_itself_shows_nothing(pair):
-    text = Page(commands_compare.compare(pair[0], pair[0]).read_text()).text
+    text = Page(evaluate.compare(pair[0], pair[0]).read_text()).text
     assert "No finding's AUROC differs beyond chance." in text
 
 
@@ -106,7 +106,7 @@ def test_without_a_test_the_page_says_so(pair):
     for folder, gain in zip(pair, (0.8, 0.1), strict=True):
         found = films(gain)
         write(folder, found._replace(label=0 * found.label))
-    text = Page(commands_compare.compare(*pair).read_text()).text
+    text = Page(evaluate.compare(*pair).read_text()).text
     assert "No finding could be tested." in text
 
 
@@ -124,10 +124,10 @@ def rewrite(folder, found, raw):
 
 
 def test_ties_of_a_calibration_change_no_difference_and_no_p(pair):
-    commands_compare.compare(*pair)
+    evaluate.compare(*pair)
     before = json.loads((pair[0] / "against.json").read_text())
     rewrite(pair[1], films(0.1), films(0.1).probability)
-    commands_compare.compare(*pair)
+    evaluate.compare(*pair)
     assert json.loads((pair[0] / "against.json").read_text()) == before
 
 
@@ -135,13 +135,13 @@ def test_images_that_the_run_has_seen_are_said(pair):
     for split, word in (("train", "trained on these"), ("validation", "chosen")):
         for folder, gain in zip(pair, (0.8, 0.1), strict=True):
             write(folder, films(gain), split=split)
-        text = Page(commands_compare.compare(*pair, split=split).read_text()).text
+        text = Page(evaluate.compare(*pair, split=split).read_text()).text
         assert "too good" in text and word in text
-    assert "too good" not in Page(commands_compare.compare(*pair).read_text()).text
+    assert "too good" not in Page(evaluate.compare(*pair).read_text()).text
 
 
 def test_the_page_s_tables_are_for_everyone(pair):
-    text = commands_compare.compare(*pair).read_text()
+    text = evaluate.compare(*pair).read_text()
     assert len(re.findall(r"<th[ >]", text)) == len(re.findall(r"<th scope=", text))
     for table in re.findall(r'<div class="wide"[^>]*>', text):
         assert 'tabindex="0" role="region" aria-label="' in table
@@ -150,10 +150,10 @@ def test_the_page_s_tables_are_for_everyone(pair):
 
 def test_other_splits_are_compared_too(pair):
     with pytest.raises(InputError, match=r"strangers\.csv: not there: evaluate"):
-        commands_compare.compare(*pair, split="strangers")
+        evaluate.compare(*pair, split="strangers")
     write(pair[0], films(0.8, films=30), split="strangers")
     write(pair[1], films(0.1, films=30), split="strangers")
-    commands_compare.compare(*pair, split="strangers")
+    evaluate.compare(*pair, split="strangers")
     found = json.loads((pair[0] / "against.json").read_text())
     assert (found["split"], found["films"]) == ("strangers", 30)
 
@@ -185,17 +185,17 @@ def test_runs_of_other_films_or_labels_are_refused_by_name(pair, change, words):
     path = pair[1] / "predictions/test.csv"
     change(pd.read_csv(path)).to_csv(path, index=False)
     with pytest.raises(InputError, match=words):
-        commands_compare.compare(*pair)
+        evaluate.compare(*pair)
     assert not (pair[0] / "against.html").exists()
 
 
 def test_other_findings_and_masks_are_refused(pair):
     write(pair[1], films(0.1), names=("Mass", "Nodule", "<b>odd</b>"))
     with pytest.raises(InputError, match="Nodule, Pleural_Thickening"):
-        commands_compare.compare(*pair)
+        evaluate.compare(*pair)
     write(pair[1], films(0.1), config=plain.as_json(quickstart_mri.get_config()))
     with pytest.raises(InputError, match="of the same task"):
-        commands_compare.compare(*pair)
+        evaluate.compare(*pair)
 
 
 def test_the_command_refuses_in_one_line(pair):
@@ -234,7 +234,7 @@ def write_masks(folder, shift):
 def test_masks_are_compared_by_the_mean_dice_of_the_same_volumes(tmp_path):
     folders = tmp_path / "a", tmp_path / "b"
     one, other = map(write_masks, folders, (0.1, 0.0))
-    page = commands_compare.compare(*folders)
+    page = evaluate.compare(*folders)
     found = json.loads((folders[0] / "against.json").read_text())
     apart = one["dice"] - other["dice"]
     core = found["tasks"]["core"]["metrics"]["dice"]
@@ -259,4 +259,4 @@ def test_masks_of_another_truth_are_refused(tmp_path):
     report["rows"][3]["true_ml"] = 99.0
     (folders[1] / "report.json").write_text(json.dumps(report))
     with pytest.raises(InputError, match="core volume of 1 images is another.*v01"):
-        commands_compare.compare(*folders)
+        evaluate.compare(*folders)

@@ -21,7 +21,7 @@ from medjax.errors import InputError
 from medjax.evaluation import calibration as recalibration
 from medjax.evaluation import heatmaps
 from medjax.evaluation import predict as inference
-from medjax.tasks import explain, films, fixed, parts
+from medjax.tasks import classification, explain, films, fixed, parts
 from medjax.training import folder as workdir
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
@@ -59,7 +59,7 @@ def nih(tmp_path_factory):
     )
     config = importlib.import_module("configs.nih_sample").get_config()
     config.data.update(folder=str(folder), records=str(folder / "records"), side=64)
-    config.data.outputs = ("infiltration", "Mass")
+    config.data.tasks = ("infiltration", "Mass")
     return config
 
 
@@ -102,6 +102,7 @@ def run(tmp_path_factory, unoptimised):
     workdir.claim(folder / "run", plain.as_json(c))
     workdir.write_task(folder / "run", data.output)
     split.write(films.split(c, data), folder / "run/splits.csv")
+    classification.record(folder / "run", data, data.table["id"].to_numpy())
     network = parts.classifier(c, data.output)
     state = parts.initial_state(
         *(c, network, data.output, data.label(data.table["id"].to_numpy())),
@@ -157,8 +158,8 @@ def test_other_people_s_films_can_be_localised_too(run):
     assert report["external"] and report["localisation"] == found
     page = (run / "report-strangers.html").read_text()
     assert 'id="films"' in page and page.count("data:image/") > 8  # Its own gallery.
-    assert "other hospitals, scanners and populations are not tested" not in page
-    assert "the images judged on this page are others" in page
+    assert "Other hospitals, scanners and populations were not tested" not in page
+    assert "images evaluated on this page are not in it" in page
 
 
 def test_a_prediction_is_explained_by_pictures(run, tmp_path):
@@ -248,7 +249,7 @@ def test_the_page_shows_where_the_heatmaps_lie(run, tmp_path):
     report = json.loads((run / "report.json").read_text())
     assert report["localisation"] == json.loads(json.dumps(found))
     read = Page((run / "report.html").read_text()).text
-    section = read[read.index("Where the heatmaps lie Grad-CAM") :]
+    section = read[read.index("Localisation by heatmaps") :]
     for measure in ("pointing", "iou"):
         one = found["all"][measure]
         for value in (one["estimate"], one["chance"], one["others"]):

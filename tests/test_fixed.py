@@ -51,7 +51,10 @@ def findings(images=400, seed=0):
 def settle(config, folder, validation, label, number=7):
     data, manifest = study_of(label)
     manifest["split"] = "validation"
-    return fixed.settle(config, folder, number, data, manifest, validation)
+    chosen, raw = fixed.settle(config, folder, number, data, manifest, validation)
+    if raw is None:
+        return chosen, None
+    return chosen, raw._replace(probability=calibrated(chosen.calibration, raw))
 
 
 def calibrated(calibration, said):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scans import save_phantoms
 
+import medjax
 from medjax.commands import evaluate, explore, predict, train
 from medjax.data import brain_phantom as brain
 from medjax.data import scan
@@ -167,7 +168,9 @@ def test_all_patients_train_and_the_page_of_them_is_there_for_the_asking(tmp_pat
     with pytest.raises(InputError, match="nobody is in that split"):
         evaluate.evaluate(tmp_path / "all")
     found = evaluate.evaluate(tmp_path / "all", split="train")
-    assert found["volumes"] == 8 and found["caveat"] == segmentation.SEEN
+    assert found["volumes"] == 8 and found["caveat"] == ""
+    page = (tmp_path / "all" / "report-train.html").read_text()
+    assert "was trained on" in page
     other = small_config(run.parent / "records")
     other.data.update(patients=2, first_patient=50, spacing=(8.0, 9.0, 9.0))
     with pytest.raises(InputError, match="data.spacing is .*the run's"):
@@ -183,6 +186,42 @@ def test_the_best_checkpoint_of_a_run_without_validation_is_refused_at_once(run)
     with pytest.raises(InputError, match="evaluation.checkpoint='best'.*'last'"):
         train.train(config, run.parent / "never")
     assert not (run.parent / "never" / "metrics.jsonl").exists()
+
+
+def test_arms_that_test_on_nobody_are_refused_before_anything_runs(tmp_path):
+    config = small_config(tmp_path / "records")
+    config.evaluation.checkpoint = "last"
+    sides = [{"data.split": "all", "seed": 0}, {"data.split": "all", "seed": 1}]
+    with pytest.raises(InputError, match="seed=0 can't be compared: data.split='all'"):
+        medjax.sweep(config, sides, tmp_path / "sweep")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_sweep_of_masks_trains_its_arms_as_one_program_and_compares_them(
+    run, tmp_path, capsys
+):
+    config = small_config(run.parent / "records")
+    arms = [{"optim.learning_rate": rate} for rate in (0.02, 0.002)]
+    results = medjax.sweep(config, arms, tmp_path, executor="population")
+    assert "2 of 2 arms at a time" in capsys.readouterr().out
+    assert [row["state"] for row in results["runs"]] == ["finished"] * 2
+    assert results["primary"] == "dice" and results["compared"]["patients"] == 2
+    folders = [tmp_path / "arms" / row["name"] for row in results["runs"]]
+    # The first arm is the fixture's run: alone and beside another one it is the same.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3),
+        weights(folders[0]),
+        weights(run),
+    )
+    page = evaluate.compare(*folders)
+    pair = json.loads(page.with_suffix(".json").read_text())
+    assert pair["primary"] == "dice" and set(pair["tasks"]) == set(brain.REGIONS)
+    for number, key in enumerate(("one", "other")):
+        report = json.loads((folders[number] / "report.json").read_text())
+        dice = report["mean"]["dice"]["estimate"]
+        assert pair["mean"]["dice"][key] == pytest.approx(dice, abs=1e-6)
+        assert dice == pytest.approx(results["runs"][number]["dice"])
 
 
 def test_exploring_proposes_what_a_network_could_take(run, tmp_path, capsys):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from medjax import tasks
 from medjax.config import (
     Config,
     affecting,
@@ -54,16 +55,19 @@ def runs(config: Config, sweep: Iterable[Mapping[str, Any]]) -> list[Run]:
 
     Raises:
       InputError: a field that the config doesn't have, a value of another type, two
-        runs of the same overrides, arms that would be tested on other images, or no
-        run.
+        runs of the same overrides, arms that would be tested on other images or on
+        none, or no run.
     """
     by_name: dict[str, Run] = {}
     first: dict[str, tuple[str, dict]] = {}
     for overrides in sweep:
-        tested_on = flatten(affecting(configured(config, overrides), "judged"))
+        changed = configured(config, overrides)
+        tested_on = flatten(affecting(changed, "judged"))
         run = _named(dict(overrides))
         if run.name in by_name:
             raise InputError(f"sweep(): {run.name} is there twice: give each a seed")
+        if reason := tasks.of(changed).untested(changed):
+            raise InputError(f"sweep(): {run.name} can't be compared: {reason}")
         by_name[run.name] = run
         name, before = first.setdefault(run.repeat, (run.name, tested_on))
         for field in tested_on | before:
@@ -159,7 +163,7 @@ def write_error(folder: Path, line: str, details: str = "") -> None:
 
 
 def _named(overrides: dict[str, Any]) -> Run:
-    flat = dict(_flat(overrides))
+    flat = flatten(overrides)
     repeat = {field: flat.pop(field) for field in REPEATS if field in flat}
     arm, times = (
         ",".join(f"{field}={_text(value)}" for field, value in each.items())
@@ -170,15 +174,6 @@ def _named(overrides: dict[str, Any]) -> Run:
     if name != full:  # Two such names may be equal: a digest tells them apart.
         name = f"{name}-{hashlib.sha256(full.encode()).hexdigest()[:6]}"
     return Run(name, arm or BASELINE, times, overrides)
-
-
-def _flat(overrides: Mapping[str, Any], above: str = ""):
-    """(dotted field, value) of nested dicts."""
-    for field, value in overrides.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{above}{field}.")
-        else:
-            yield f"{above}{field}", value
 
 
 def _text(value: Any) -> str:

@@ -1,5 +1,9 @@
-"""The command `evaluate`: a finished run's numbers, on its own data or on others."""
+"""The command `evaluate`: a finished run's numbers, on its own data or on others.
 
+Also --localise, --corrupt and --against.
+"""
+
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +16,9 @@ from medjax.cohort import split as splits
 from medjax.config import Config, as_json, read_config
 from medjax.errors import InputError
 from medjax.reports import classification, report
+from medjax.reports import compare as comparison
 from medjax.tasks import adapt, explain, films, parts, perturb
+from medjax.tasks import compare as pairing
 from medjax.tasks.task import Finished, Task
 from medjax.training import devices, journal
 from medjax.training import folder as workdir
@@ -81,7 +87,9 @@ def evaluate(
     return results
 
 
-def localise(folder: Path, *, split: str, other: Config | None, **how: Any) -> dict:
+def localise(
+    folder: Path, *, split: str, other: Config | None = None, **how: str | None
+) -> dict:
     """Reports where a run's heatmaps lie in images whose findings have boxes.
 
     Args:
@@ -97,69 +105,81 @@ def localise(folder: Path, *, split: str, other: Config | None, **how: Any) -> d
     Raises:
       InputError: no finished run there, or no image with a box.
     """
-
-    def measure(run: Finished, data: films.Data, ids) -> dict:
-        return explain.localise(run, data, ids, **how)
-
-    result = _beside(folder, split, other, "localisation", measure)
-    path = classification.write_localisation(
-        result, _file(folder, "localisation", split)
-    )
-    print(f"localisation: {path}")
-    return _renewed(folder, split, other, result)
+    measure = functools.partial(explain.localise, **how)
+    write = classification.write_localisation
+    return _beside(folder, split, other, "localisation", measure, write)
 
 
 def corrupt(
     folder: Path, *, split: str, other: Config | None = None, films: int = 0
 ) -> dict:
-    """Reports a run's predictions of corrupted images.
+    """Reports a run's predictions of corrupted images, of so many at most (0: all).
 
-    Args:
-      folder: of a finished run.
-      split, other: as in `localise`.
-      films: number of images at most; 0: all.
-
-    Returns:
-      See perturb.corrupt; also written as `robustness.json` and `.csv` (for another
-      split than test `robustness-<split>.*`), and shown on the split's page, if any.
-
-    Raises:
-      InputError: no finished run there, or no image.
+    As `localise`; the files are `robustness.json` and `.csv`, see perturb.corrupt.
     """
-
-    def measure(run: Finished, data: Any, ids) -> dict:
-        return perturb.corrupt(run, data, ids, films)
-
-    result = _beside(folder, split, other, "robustness", measure)
-    path = perturb.write(result, _file(folder, "robustness", split))
-    perturb.show(result)
-    print(f"robustness: {path}")
-    return _renewed(folder, split, other, result)
+    measure = functools.partial(perturb.corrupt, most=films)
+    return _beside(folder, split, other, "robustness", measure, perturb.write)
 
 
 FLAGS = {"localisation": "--localise", "robustness": "--corrupt"}
 
 
 def _beside(
-    folder: Path, split: str, other: Config | None, kind: str, measure: Callable
+    folder: Path,
+    split: str,
+    other: Config | None,
+    kind: str,
+    measure: Callable,
+    write: Callable,
 ) -> dict:
-    """What is measured beside the report, and what its numbers depend on."""
+    """Measures and writes what stands beside the report; renews the split's page."""
     config = read_config(folder)
     task = tasks.of(config)
     task.refuse(FLAGS[kind])
     check_split(config, split, other)
     run = task.finished(folder)
     data, manifest = judged(task, run, own(task, run), split, other)
-    ids = films.ids_in(manifest, split)
     stamp = stamps(run, source(config, split, other))[kind]
-    return {"split": split, **stamp, **measure(run, data, ids)}
-
-
-def _renewed(folder: Path, split: str, other: Config | None, result: dict) -> dict:
-    """Writes the split's page again, if there is one."""
+    measured = measure(run, data, films.ids_in(manifest, split))
+    result = {"split": split, **stamp, **measured}
+    path = _file(folder, kind, split)
+    write(result, path)
+    print(f"{kind}: {path}")
     if _file(folder, "report", split).exists():
         evaluate(folder, split=split, other=other)
     return result
+
+
+def compare(folder: Path, against: Path, *, split: str = "test") -> Path:
+    """Writes against.html and against.json of a run, and returns the page.
+
+    Both runs must have been evaluated on the split. They are paired image by image.
+
+    Raises:
+      InputError: one of them wasn't, or the two differ in their findings, images,
+        patients or truth: then the difference is not the models' alone.
+    """
+    runs = (folder, against)
+    configs = [read_config(run) for run in runs]
+    kinds = [tasks.of(config).comparison for config in configs]
+    names, tables = pairing.read(runs, kinds, split)
+    how, abouts = kinds[0], [parts.about(config) for config in configs]
+    pairing.check(*tables, names, runs, how)
+    rows = [
+        {"folder": str(run), "model": about["model"], "imbalance": about["imbalance"]}
+        for run, about in zip(runs, abouts, strict=True)
+    ]
+    summary = {
+        "split": split,
+        "source": abouts[0]["source"],
+        "runs": rows,
+        "primary": how.primary,
+        **how.pair(*tables, names, **parts.bootstrap(configs[0])),
+    }
+    page = comparison.write_pair(summary, folder)
+    comparison.show_pair(summary)
+    print(f"against: {page}")
+    return page
 
 
 def check_split(config: Config, split: str, other: Config | None) -> None:

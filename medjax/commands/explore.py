@@ -1,11 +1,24 @@
-"""The command `explore`: what data look like, and what a run's augmentations do."""
+"""The commands `prepare` and `explore`: make records, and look at them before training.
+
+With --audit-augment `explore` shows what a finished run's augmentations do.
+"""
 
 from pathlib import Path
+from typing import Any
 
 from medjax import tasks
 from medjax.config import Config, read_config
 from medjax.tasks import perturb
 from medjax.training import folder as workdir
+
+
+def prepare(config: Config) -> Any:
+    """Makes the records of `config.data`, and says what became of the files.
+
+    Raises:
+      InputError: the raw files aren't there, or too many can't be read.
+    """
+    return tasks.of(config).prepare(config)
 
 
 def explore(config: Config, folder: Path) -> Path:

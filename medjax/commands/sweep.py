@@ -9,7 +9,7 @@ import numpy as np
 
 from medjax import config as configs
 from medjax import tasks
-from medjax.commands import arms, executors, population, prepare
+from medjax.commands import arms, executors, population
 from medjax.commands.arms import Run
 from medjax.config import Config
 from medjax.errors import InputError
@@ -95,7 +95,7 @@ def _prepare(left: list[Config], executor: str) -> None:
         drawn = executor == "local" and parts.about(config)["source"] == "phantom"
         if records not in seen and not drawn:
             seen.append(records)
-            prepare.prepare(config)
+            tasks.of(config).prepare(config)
 
 
 def _outcome(run: Run, folder: Path) -> str:

@@ -41,6 +41,10 @@ class Target(NamedTuple):
         """[N] of the images that training may use, without their labels."""
         return films.ids_in(self.manifest, "train")
 
+    def unlabelled(self) -> loader.Unlabelled:
+        """These images, without their labels."""
+        return loader.Unlabelled(self.data.films(self.ids))
+
 
 def method(config: Config) -> str:
     """The value of `config.adapt.name`.
@@ -107,11 +111,6 @@ def splits_of(config: Config) -> tuple[str, ...]:
 def source_of(config: Config, split: str) -> str:
     """Where the images of a split come from."""
     return (config.adapt if split == SPLIT else config).data.source
-
-
-def unlabelled(target: Target) -> loader.Unlabelled:
-    """The target's training images."""
-    return loader.Unlabelled(target.data.films(target.ids))
 
 
 def loss(config: Config) -> Callable | None:

@@ -27,10 +27,11 @@ FILMS = 2000  # Enough for the 0.5th percentile.
 
 def check(config: Config, shards: int) -> None:
     """Refuses a mistake in the config, before its data are read."""
-    fixed.check(config, exclusive=films.is_exclusive(config))
+    exclusive = films.is_exclusive(config)
+    fixed.check(config, exclusive=exclusive)
     adapt.method(config)
     # Of any size: names and shape are known when the data are read.
-    output = films.Output(("", " "), films.is_exclusive(config), (64, 64, 1))
+    output = films.Output(("", " "), exclusive, (64, 64, 1))
     intensity = config.intensity.name  # 'as_pretrained' isn't known yet.
     if intensity == "as_pretrained":
         config = config.copy_and_resolve_references().unlock()
@@ -48,8 +49,7 @@ def data(config: Config) -> films.Data:
 
 def batches(config: Config, data: films.Data, ids, target, *, on_host: bool = False):
     """The training images in the run's order; see films.train_batches."""
-    by_loss = config.adapt.name in adapt.BY_LOSS
-    seen = adapt.unlabelled(target) if by_loss else None
+    seen = target.unlabelled() if config.adapt.name in adapt.BY_LOSS else None
     return films.train_batches(config, data.films(ids), seen, on_host=on_host)
 
 
@@ -86,16 +86,17 @@ def fix(run: Finished, data: films.Data, manifest: pd.DataFrame) -> Finished:
 
     The predictions of the validation split are then written too.
     """
-    ids = films.ids_in(manifest, "validation")
-    validation = functools.cache(
-        lambda: predictions(run.config, run.network, run.state, data.films(ids))
-    )
-    chosen, predicted = fixed.settle(
+
+    def validation() -> predict.Predictions:
+        images = data.films(films.ids_in(manifest, "validation"))
+        return predictions(run.config, run.network, run.state, images)
+
+    chosen, raw = fixed.settle(
         *(run.config, run.folder, run.number, data, manifest), validation=validation
     )
     run = run._replace(fixed=chosen)
-    if predicted is not None:
-        write_predictions(run, data, "validation", validation())
+    if raw is not None:
+        write_predictions(run, data, "validation", raw)
     return run
 
 
@@ -303,6 +304,7 @@ TASK = Task(
     data=data,
     explore=survey.survey,
     split=films.split,
+    untested=lambda config: "",
     audit=films.audit,
     network=parts.classifier,
     batches=batches,

@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,10 +30,9 @@ WHOLE = "integrated_gradients"  # The method that explains by pixels, not by a s
 def explainer(
     run: Finished, *, method: str = heatmaps.METHODS[0], stage: str | None = None
 ) -> functools.partial:
-    """image [D, B, ...] -> heatmaps [D, B, T, h, w] >= 0, the compiled step and state.
+    """image [D, B, ...] -> heatmaps [D, B, T, h, w] >= 0 of the averaged model.
 
     Args:
-      run: whose averaged model is explained.
       method: one of heatmaps.METHODS.
       stage: one of run.network.stages, whose output is weighted; None: the last.
         Integrated gradients take no stage.
@@ -71,19 +71,14 @@ def draw(run: Finished, explain: Callable, predicted: pd.DataFrame, out: Path) -
     """Writes a picture for each finding that a run sees in an image, and index.csv.
 
     A finding is seen if its probability reaches its threshold. For an image without
-    any, and for classes, the likeliest is drawn.
+    any, and for classes, the likeliest is drawn. Returns the number of pictures.
 
     Args:
-      run: that predicted.
       explain: `explainer`'s.
-      predicted: of the images: `image` and a probability a task.
+      predicted: `image` and a probability a task.
       out: folder of the pictures.
-
-    Returns:
-      The number of pictures.
     """
-    tasks = run.output.names
-    points = run.thresholds
+    tasks, points = run.output.names, run.thresholds
     answers = predict.predict_files(
         list(predicted["image"]),
         explain,
@@ -121,7 +116,9 @@ def draw(run: Finished, explain: Callable, predicted: pd.DataFrame, out: Path) -
     return len(rows)
 
 
-def _seen(probability: np.ndarray, points: np.ndarray, exclusive: bool) -> np.ndarray:
+def _seen(
+    probability: np.ndarray, points: np.ndarray, exclusive: bool
+) -> Sequence[int]:
     """The numbers of the tasks that are drawn."""
     above = np.flatnonzero(probability >= points)
     if exclusive or not above.size:
@@ -135,8 +132,6 @@ def gallery(
     """Images that a run classifies correctly and wrongly, each under its heatmap.
 
     Args:
-      run: that predicted.
-      data: of the images.
       predicted: calibrated predictions of the split that is judged.
       each: images of a kind, see results.choose.
 
@@ -185,8 +180,6 @@ def localise(
     """Measures whether heatmaps lie in the boxes, and whether they depend on the model.
 
     Args:
-      run: whose heatmaps.
-      data: whose records hold boxes.
       ids: [N] of the images that may be used.
       how: see `explainer`.
 
@@ -207,17 +200,14 @@ def localise(
         _marked(run.config, explain, data, part, boxes)
         for part in np.split(ids, range(FILMS, len(ids), FILMS))
     ]
-    heatmap, places, task, patient = zip(*marked, strict=True)
-    measured = heatmaps.localise(
-        heatmaps.Marked(
-            np.concatenate(heatmap),
-            [box for part in places for box in part],
-            np.concatenate(task),
-            np.concatenate(patient),
-        ),
-        tasks=data.output.names,
-        **parts.bootstrap(run.config),
+    heatmap, places, *about = zip(*marked, strict=True)
+    marked = heatmaps.Marked(
+        np.concatenate(heatmap),
+        [*itertools.chain(*places)],
+        *map(np.concatenate, about),
     )
+    names, options = data.output.names, parts.bootstrap(run.config)
+    measured = heatmaps.localise(marked, tasks=names, **options)
     some = films.evaluation_batches(run.config, data.films(ids[:RANDOMISED]))
     alike = _randomisation(run, explain, some)
     method, last = how.get("method") or heatmaps.METHODS[0], run.network.stages[-1]
@@ -260,7 +250,7 @@ def _marked(
     batches = films.evaluation_batches(config, data.films(ids))
     heatmap = predict.embed(batches, explain)  # [n, T, h, w]
     groups = boxes[boxes["id"].isin(ids)].groupby(["id", "task"])
-    pairs = np.array(list(groups.groups))
+    pairs = np.array([*groups.groups])
     places = [_corners(groups, *pair) for pair in pairs]
     chosen = heatmap[np.searchsorted(ids, pairs[:, 0]), pairs[:, 1]]
     patients = data.table.set_index("id")["patient"]

@@ -106,13 +106,10 @@ def prevalence(config: Config, tasks: int) -> np.ndarray | None:
 
 
 def check(config: Config, *, exclusive: bool) -> None:
-    """Refuses what couldn't be fitted, before the training.
+    """Refuses an unknown rule or method, or a method that isn't for such a run.
 
     Args:
       exclusive: whether an image has exactly one of the classes.
-
-    Raises:
-      InputError: an unknown rule or method, or a method that isn't for such a run.
     """
     thresholds.check(**operating(config))
     method = config.evaluation.calibration
@@ -142,14 +139,12 @@ def settle(
     """A run's fixed choices; they are made where there are none, or others.
 
     Args:
-      config: of the run.
-      folder: of the run.
+      config, folder, data, manifest: of the run.
       number: of the checkpoint that is judged.
-      data, manifest: of the run.
       validation: () -> the uncalibrated predictions of the validation split.
 
     Returns:
-      The choices, and the calibrated validation predictions if they were made now.
+      The choices; and `validation`'s predictions, if they were made now.
 
     Raises:
       InputError: these are predictions of another split.
@@ -160,23 +155,21 @@ def settle(
         return fixed, None
     if reason:
         print(f"note: {reason}: chosen again on validation")
-    predicted = validation()
+    raw = validation()
     validates = manifest["id"][manifest["split"] == "validation"]
-    if not np.isin(predicted.id, validates).all():
+    if not np.isin(raw.id, validates).all():
         raise InputError(
             "calibration: images that aren't of the validation split; what is chosen on "
             "images that it is judged on flatters the run"
         )
     rule = operating(config)
-    fixed = Fixed(
-        number, {}, **rule, calibration=fit(config, data, manifest, predicted)
-    )
-    predicted = predicted._replace(probability=fixed.calibrated(predicted.probability))
-    points = thresholds.choose(predicted, split="validation", **rule).tolist()
+    fixed = Fixed(number, {}, **rule, calibration=fit(config, data, manifest, raw))
+    calibrated = raw._replace(probability=fixed.calibrated(raw.probability))
+    points = thresholds.choose(calibrated, split="validation", **rule).tolist()
     fixed = fixed._replace(thresholds=dict(zip(data.output.names, points, strict=True)))
     if devices.first():
         write(folder, fixed)
-    return fixed, predicted
+    return fixed, raw
 
 
 def stale(config: Config, fixed: Fixed, number: int) -> str:
@@ -206,12 +199,7 @@ def describe(summary: dict, calibration: Calibration) -> None:
 def fit(
     config: Config, data: Data, manifest: pd.DataFrame, validation: Predictions
 ) -> Calibration:
-    """The calibration by `config.evaluation.calibration`.
-
-    Args:
-      config, data, manifest: of the run.
-      validation: the uncalibrated predictions of the validation split.
-    """
+    """The calibration by `config.evaluation.calibration`; `validation` is uncalibrated."""
     method = config.evaluation.calibration
     if method == "none":
         return NONE
@@ -356,11 +344,10 @@ def settle_posts(
     """A run's post-processing, a Post a region; chosen where there is none yet.
 
     Args:
-      folder: of the run.
       number: of the checkpoint that is judged.
       regions: K names.
-      cases: () -> the validation volumes, see segmentation.choose; none of them leaves the
-        default.
+      cases: () -> the validation volumes, see segmentation.choose; without any the
+        default stays.
     """
     path = folder / POSTS
     if path.exists() and json.loads(path.read_text())["checkpoint"] == number:

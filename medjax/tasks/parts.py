@@ -1,4 +1,7 @@
-"""From a config to its parts: network, loss, augmentation, optimiser, step, state."""
+"""From a config to its parts: network, loss, augmentation, optimiser, step, state.
+
+`output` is what the model says of an image: films.Output or scans.Output.
+"""
 
 import functools
 import inspect
@@ -68,9 +71,6 @@ def classifier(config: Config, output: Any) -> Network:
     """The network of a classification, computing in `config.train.dtype`.
 
     Runs that agree in it share one network, and what was compiled of it.
-
-    Args:
-      output: films.Output.
     """
     return _classifier(json.dumps(affecting(config, "network")), output)
 
@@ -105,11 +105,7 @@ def _classifier(fields: str, output: Any) -> Network:
 
 
 def segmenter(config: Config, output: Any) -> Network:
-    """The network of a segmentation, computing in `config.train.dtype`; see above.
-
-    Args:
-      output: scans.Output.
-    """
+    """The network of a segmentation; as `classifier`."""
     fields = json.dumps(affecting(config, "network"))
     return _segmenter(fields, len(output.sequences), len(output.regions))
 
@@ -277,12 +273,10 @@ def initial_state(
     *,
     variables: ArrayTree | None = None,
 ) -> step.State:
-    """The state before the first update.
+    """The state before the first update, of these variables (None: fresh ones).
 
     Args:
-      output: films.Output or scans.Output.
       label: see `loss_arguments`.
-      variables: of the network, to begin with; None: fresh ones.
     """
     hyper = optim.Hyper(
         learning_rate=config.optim.learning_rate,
@@ -340,7 +334,6 @@ def loss_arguments(config: Config, output: Any, label: np.ndarray) -> dict:
     """The keyword arguments of the loss: the config's numbers and the class weights.
 
     Args:
-      output: films.Output or scans.Output.
       label: [N, T] of the training images, as they are and not as a plan shows them;
         NaN where unknown. Of volumes, the share of the voxels in each region.
 
@@ -363,11 +356,7 @@ def loss_arguments(config: Config, output: Any, label: np.ndarray) -> dict:
 def _arguments(
     config: Config, output: Any, label: np.ndarray, name: str, options: dict
 ) -> tuple[bool, dict]:
-    """loss_arguments of one loss, or of each part of a compound one.
-
-    Returns:
-      Whether classes are weighted in it; and the arguments.
-    """
+    """Whether a loss, or a part of a compound one, weights classes; its arguments."""
     takes = inspect.signature(named(losses, name, "loss.name")).parameters
     if "logits" not in takes:
         raise InputError(f"loss.name={name!r}: medjax.losses has no such loss")
@@ -390,8 +379,7 @@ def _arguments(
     common = {"scheme": scheme, "drop": config.resampling.drop}
     arguments = {}
     if "w_pos" in takes:
-        weights = balance.class_weights(label, tasks=output.names, **common)
-        arguments = weights._asdict()
+        arguments = balance.class_weights(label, tasks=output.names, **common)._asdict()
     elif "w" in takes:
         common["classes"] = output.names
         arguments = {"w": balance.multiclass_weights(label, **common)}
@@ -416,13 +404,10 @@ def treats(config: Config, kind: Any) -> bool:
 
 
 def plan(config: Config, label: np.ndarray) -> balance.Epoch | None:
-    """How often each training image is shown, where `config.imbalance` changes it.
+    """How often each training image is shown; None where each is once an epoch.
 
     Args:
       label: [N, T] of the training images, NaN where unknown.
-
-    Returns:
-      Positions among the N; None where each is shown once an epoch.
     """
     if not treats(config, PLANS):
         return None
@@ -443,31 +428,31 @@ def checkpoints(config: Config, folder: Path) -> Checkpoints:
 def restore(
     config: Config, folder: Path, network: Network, output: Any
 ) -> tuple[int, step.State]:
-    """Reads the checkpoint that `config.evaluation.checkpoint` names, and its step.
+    """The checkpoint that `config.evaluation.checkpoint` names: its step and state."""
 
-    Args:
-      folder: of the checkpoints.
-    """
-    # Only shapes are wanted of this state, so any labels with both classes do.
-    label = np.eye(max(2, len(output.names)))[:, : len(output.names)]
-    shapes = jax.eval_shape(
-        lambda key: initial_state(
-            config, network, output, label, variables=network.init(key)
-        ),
-        jax.random.key(0),
-    )
-    template = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    def begin(key: Array) -> step.State:
+        label, variables = _any_label(output), network.init(key)
+        return initial_state(config, network, output, label, variables=variables)
+
+    template = blank(jax.eval_shape(begin, jax.random.key(0)))
     best = config.evaluation.checkpoint == "best"
     with checkpoints(config, folder) as kept:
         restored = kept.restore(template, step=kept.best if best else None)
     return restored.step, restored.state
 
 
+def _any_label(output: Any) -> np.ndarray:
+    """[N, T] labels with both classes, where only shapes and names matter."""
+    return np.eye(max(2, len(output.names)))[:, : len(output.names)]
+
+
+def blank(shapes: ArrayTree) -> ArrayTree:
+    """Zeros of these shapes, on the host."""
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+
+
 def check(config: Config, network: Network, output: Any) -> None:
     """Refuses what is wrong with any kind of task, before its data are read.
-
-    Args:
-      output: as far as it is known.
 
     Raises:
       InputError: an unknown checkpoint, imbalance, optimiser, loss, op or adaptation,
@@ -481,8 +466,7 @@ def check(config: Config, network: Network, output: Any) -> None:
     caveats(config)
     pace(config, network.stages)
     step_parts(config, network)
-    label = np.eye(max(2, len(output.names)))[:, : len(output.names)]
-    loss_arguments(config, output, label)
+    loss_arguments(config, output, _any_label(output))
 
 
 def has_steps(config: Config) -> bool:

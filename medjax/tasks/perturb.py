@@ -1,6 +1,5 @@
 """A finished run on changed images: corrupted ones, and augmented ones."""
 
-import csv
 import functools
 import json
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from medjax.errors import InputError
 from medjax.evaluation import bootstrap, robustness
 from medjax.evaluation import predict as inference
 from medjax.evaluation.robustness import CORRUPTIONS, SEVERITIES
-from medjax.reports import explore
+from medjax.reports import explore as explore_page
 from medjax.reports.page import interval
 from medjax.tasks import films, parts
 from medjax.tasks.task import Finished
@@ -31,9 +30,7 @@ def corrupt(run: Finished, data: films.Data, ids: np.ndarray, most: int = 0) -> 
     """Measures a run on every corruption of some images, at every severity.
 
     Args:
-      run: whose calibrated predictions and fixed thresholds are judged.
-      data: whose images.
-      ids: [N] of those that may be used.
+      ids: [N] of the images that may be used.
       most: number of them at most, chosen by their ids alone; 0: all.
 
     Returns:
@@ -79,11 +76,7 @@ def corrupt(run: Finished, data: films.Data, ids: np.ndarray, most: int = 0) -> 
 
 
 def fewer(ids: np.ndarray, films: int) -> np.ndarray:
-    """A number of the ids, ascending; a smaller number takes a subset. 0: all.
-
-    Raises:
-      InputError: a negative number.
-    """
+    """A number of the ids, ascending; a smaller number takes a subset. 0: all."""
     if films < 0:
         raise InputError(f"--films={films}: give a number of films, or 0 for all")
     order = np.random.default_rng(0).permutation(np.sort(ids))
@@ -91,23 +84,28 @@ def fewer(ids: np.ndarray, films: int) -> np.ndarray:
 
 
 def write(results: dict, path: Path) -> Path:
-    """Writes .json, and .csv beside it, of `corrupt`; returns the JSON's path."""
+    """Writes .json, and .csv beside it, of `corrupt`, and prints the mean curve.
+
+    Returns:
+      The JSON's path.
+    """
     path.write_text(json.dumps(results, indent=1))
-    ends = [f"{k}{end}" for k in robustness.MEASURES for end in ("", "_low", "_high")]
-    with path.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["corruption", "severity", "parameter", "value", *ends])
-        for name, corruption in results["corruptions"].items():
-            for row in corruption["severities"]:
-                about = [name, row["severity"], corruption["parameter"], row["value"]]
-                writer.writerow([*about, *_ends(row)])
-        for row in results["mean"]:
-            writer.writerow(["mean", row["severity"], "", "", *_ends(row)])
-    return path
-
-
-def show(results: dict) -> None:
-    """Prints the mean curve."""
+    measures = robustness.MEASURES
+    rows = [
+        {"corruption": name, "parameter": corruption["parameter"], **row}
+        for name, corruption in results["corruptions"].items()
+        for row in corruption["severities"]
+    ]
+    rows += [{"corruption": "mean", **row} for row in results["mean"]]
+    for row in rows:
+        for measure in measures:
+            ends = row[measure]
+            row[measure] = ends["estimate"]
+            row |= {f"{measure}_{end}": ends[end] for end in ("low", "high")}
+    columns = [f"{k}{end}" for k in measures for end in ("", "_low", "_high")]
+    columns = ["corruption", "severity", "parameter", "value", *columns]
+    numbers = pd.DataFrame(rows, columns=columns, dtype=object)  # 50 isn't 50.0.
+    numbers.to_csv(path.with_suffix(".csv"), index=False)
     table = Table(
         title=f"{results['films']} images, {len(results['corruptions'])} corruptions"
     )
@@ -115,10 +113,9 @@ def show(results: dict) -> None:
         table.add_column(heading, justify="right")
     table.add_row("0", interval(results["clean"]["auroc"]), "", "")
     for row in results["mean"]:
-        table.add_row(
-            str(row["severity"]), *(interval(row[k]) for k in robustness.MEASURES)
-        )
+        table.add_row(str(row["severity"]), *(interval(row[k]) for k in measures))
     Console(soft_wrap=True).print(table)
+    return path
 
 
 def _changed(name: str, key, batch: dict, severity: int) -> dict:
@@ -131,23 +128,11 @@ def _changed(name: str, key, batch: dict, severity: int) -> dict:
     return {**batch, "image": corrupted.reshape(image.shape)}
 
 
-def _ends(row: dict) -> list:
-    return [
-        row[k][end] for k in robustness.MEASURES for end in ("estimate", "low", "high")
-    ]
-
-
 def audit(run: Finished, data: films.Data, manifest: pd.DataFrame) -> Path:
     """Writes augment.html and augment.json: does an augmentation keep the label?
 
-    On the validation split, because the result may change the config.
-
-    Args:
-      run: whose augmentations are applied to its own images, see `Finished`.
-      data, manifest: of the run.
-
-    Returns:
-      The page's path.
+    On the run's own validation split, because the result may change the config.
+    Returns the page's path.
     """
     config, names = run.config, run.output.names
     ids = films.ids_in(manifest, "validation")
@@ -190,7 +175,7 @@ def audit(run: Finished, data: films.Data, manifest: pd.DataFrame) -> Path:
         "example": str(data.table["image"][int(example["id"])]),
         "ops": {op: _judged(op, config, at) for op, at in rows.items()},
     }
-    return explore.write_audit(summary, strips, run.folder)
+    return explore_page.write_audit(summary, strips, run.folder)
 
 
 def _augmented(op: Callable, key: jax.Array, batch: dict) -> jax.Array:
@@ -214,8 +199,8 @@ def _row(compared: robustness.Change, tasks: tuple[str, ...]) -> dict:
     """robustness.compare's numbers as plain data."""
     each = {
         task: {
-            "moved": _number(compared.moved[t]),
-            "flipped": _number(compared.flipped[t]),
+            "moved": bootstrap.as_json(compared.moved[t]),
+            "flipped": bootstrap.as_json(compared.flipped[t]),
             "drop": bootstrap.as_json(bootstrap.at(compared.drop, t)),
         }
         for t, task in enumerate(tasks)
@@ -242,8 +227,3 @@ def _judged(op: str, config: Config, at: list[dict]) -> dict:
     )
     options = as_json(config)["augment"].get(op, {})
     return {"options": options, "sound": not spoilt, "verdict": verdict, "at": at}
-
-
-def _number(value) -> float | None:
-    value = float(value)
-    return None if np.isnan(value) else value

@@ -313,6 +313,14 @@ def split(config: Config, data: Data) -> pd.DataFrame:
     return films.sampled(config, table, ())
 
 
+def untested(config: Config) -> str:
+    """Why a run of this config tests on nobody; '' where it tests."""
+    way = config.data.split
+    if "test" in SPLITS.get(way, splits.SPLITS):
+        return ""
+    return f"data.split={way!r} leaves nobody to test on: use 'patients'"
+
+
 def audit(config: Config, data: Data, manifest: pd.DataFrame) -> None:
     """Refuses a manifest that leaks or belongs to other data; 'halves' may leak."""
     way = config.data.split

@@ -363,6 +363,7 @@ TASK = Task(
     data=scans.data,
     explore=explore,
     split=scans.split,
+    untested=scans.untested,
     audit=scans.audit,
     network=parts.segmenter,
     batches=batches,

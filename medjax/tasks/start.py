@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from chex import ArrayTree
 
 from medjax.config import Config, as_json, named, read_config
@@ -47,11 +46,7 @@ class Start(NamedTuple):
 
 
 def check(config: Config) -> None:
-    """Refuses weights that aren't there, and 'as_pretrained' without any.
-
-    Raises:
-      InputError: as it says.
-    """
+    """Refuses weights that aren't there, and 'as_pretrained' without any."""
     init = config.transfer.init
     intensity = config.get("intensity", {})
     if not init and intensity.get("name") == "as_pretrained":
@@ -140,7 +135,7 @@ def read(config: Config, output: Any, network: Callable[..., Network]) -> Start:
     """The weights of a run, of a converted folder, of a file, or published ones."""
     init, path = config.transfer.init, Path(config.transfer.init).expanduser()
     if (path / "config.json").exists():
-        return of_run(path, output, network)
+        return _of_run(path, output, network)
     if network is parts.segmenter:
         raise InputError(
             f"transfer.init={init!r}: give the folder of a run of segmentation; other "
@@ -149,11 +144,10 @@ def read(config: Config, output: Any, network: Callable[..., Network]) -> Start:
     if init == "imagenet":
         path = weights.fetch(config.model.name)
     if (path / "card.json").exists():
-        return of_converted(path, output)
+        return _of_converted(path, output)
     if path.is_file():
-        converted = convert(
-            path, config.model.name, channels=output.shape[-1], head=False
-        )
+        channels = output.shape[-1]
+        converted = convert(path, config.model.name, channels=channels, head=False)
         return _start(converted.variables, converted._asdict())
     raise _not_weights(config)
 
@@ -165,7 +159,7 @@ def _not_weights(config: Config) -> InputError:
     )
 
 
-def of_run(folder: Path, output: Any, network: Callable[..., Network]) -> Start:
+def _of_run(folder: Path, output: Any, network: Callable[..., Network]) -> Start:
     """The averaged weights of another run, as it predicts with them."""
     config, values = read_config(folder), workdir.read_task(folder)
     if set(values) != set(output._fields):
@@ -176,13 +170,8 @@ def of_run(folder: Path, output: Any, network: Callable[..., Network]) -> Start:
     trained = type(output)(**values)
     _, state = restore(config, folder, network(config, trained), trained)
     options = as_json(config)
-    return Start(
-        state.averaged,
-        trained.names,
-        options["model"],
-        options.get("intensity", {}),
-        values.get("sequences", ()),
-    )
+    intensity, sequences = options.get("intensity", {}), values.get("sequences", ())
+    return Start(state.averaged, trained.names, options["model"], intensity, sequences)
 
 
 def restore(
@@ -201,11 +190,9 @@ def trained(config: Config) -> str:
 def convert(
     path: Path, name: str, *, channels: int, head: bool
 ) -> pretrained.Converted:
-    """Another framework's weights as the variables of a network.
+    """Another framework's weights as the variables of the network of that name.
 
     Args:
-      path: of the file.
-      name: of the architecture.
       channels: of the images.
       head: whether the file's classifier comes along, if it has one; else a
         classifier of one class stands in its place.
@@ -224,7 +211,7 @@ def convert(
             "shapes don't say so: take timm's efficientnet_b0, torchvision's or Keras'"
         )
     options = dict(table.options)
-    shapes = functools.partial(_shapes, name, options, channels=channels)
+    shapes = functools.partial(_shapes, name, options, channels)
     stages = pretrained.convert(source, shapes(classes=1), model=name, head=False)
     if head and stages.classes:
         target = shapes(classes=stages.classes)
@@ -248,7 +235,7 @@ def write_converted(path: Path, name: str, out: Path, *, channels: int) -> dict:
     return card
 
 
-def of_converted(folder: Path, output: Any) -> Start:
+def _of_converted(folder: Path, output: Any) -> Start:
     """Reads back what `write_converted` wrote."""
     try:
         card = json.loads((folder / "card.json").read_text())
@@ -259,15 +246,10 @@ def of_converted(folder: Path, output: Any) -> Start:
             f"{folder}: converted for {card['channels'][1]} channels, the images have "
             f"{output.shape[-1]}: convert again with --channels={output.shape[-1]}"
         )
-    shapes = _shapes(
-        card["model"],
-        card["options"],
-        channels=output.shape[-1],
-        classes=card["classes"] or 1,
-    )
-    blank = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    channels, classes = output.shape[-1], card["classes"] or 1
+    shapes = _shapes(card["model"], card["options"], channels, classes=classes)
     with Checkpoints(folder) as checkpoints:
-        return _start(checkpoints.restore(blank).state, card)
+        return _start(checkpoints.restore(parts.blank(shapes)).state, card)
 
 
 def _start(variables: ArrayTree, card: dict) -> Start:
@@ -283,7 +265,7 @@ def _start(variables: ArrayTree, card: dict) -> Start:
     )
 
 
-def _shapes(name: str, options: dict, *, channels: int, classes: int) -> ArrayTree:
+def _shapes(name: str, options: dict, channels: int, *, classes: int) -> ArrayTree:
     """The shapes of an architecture's variables, for 2-D images."""
     make = named(architectures, name, "model.name")
     image = jnp.zeros((1, 64, 64, channels))
@@ -292,14 +274,10 @@ def _shapes(name: str, options: dict, *, channels: int, classes: int) -> ArrayTr
 
 
 def refuse_other_shapes(given: ArrayTree, wanted: ArrayTree) -> None:
-    """Refuses weights that aren't the model's, leaf by leaf.
-
-    Raises:
-      InputError: the first that differs.
-    """
+    """Refuses weights that aren't the model's, and names the first leaf that differs."""
     leaves = [
         {jax.tree_util.keystr(path): leaf.shape for path, leaf in flat}
-        for flat, _ in map(jax.tree_util.tree_flatten_with_path, (given, wanted))
+        for flat in map(jax.tree_util.tree_leaves_with_path, (given, wanted))
     ]
     for name in sorted(leaves[0].keys() | leaves[1].keys()):
         theirs, ours = (side.get(name, "nothing") for side in leaves)

@@ -101,6 +101,7 @@ class Task(NamedTuple):
     data: config -> the prepared data; they are made where they are missing.
     explore: (config, data, folder) -> the page or file of what the data look like.
     split: (config, data) -> the manifest, not yet audited.
+    untested: config -> why a run of it tests on nobody; '' where it tests.
     audit: (config, data, manifest) -> None; refuses a manifest that leaks.
     network: (config, output) -> the model with its parts bound.
     batches: (config, data, ids, target, on_host=False) -> the endless training data.
@@ -125,6 +126,7 @@ class Task(NamedTuple):
     data: Callable
     explore: Callable
     split: Callable
+    untested: Callable
     audit: Callable
     network: Callable
     batches: Callable
