@@ -21,7 +21,7 @@ from medjax.commands import train
 from medjax.data import loader
 from medjax.errors import InputError
 from medjax.models import layers
-from medjax.tasks import adapt, classification, films, start
+from medjax.tasks import adapt, classification, films, refit, start
 from medjax.tasks import parts as model
 from medjax.training import optim, step
 
@@ -368,10 +368,10 @@ def test_the_targets_labels_have_no_part_in_an_update(home):
     config = table_config(home, "coral")
     source, target, batches = opened(config)
     batches.close()
-    films = target.data.films(target.ids)
-    assert (Changed(films)[0]["label"] != films[0]["label"]).all()
+    seen = target.data.films(target.ids)
+    assert (Changed(seen)[0]["label"] != seen[0]["label"]).all()
     states = []
-    for labelled in (films, Changed(films)):
+    for labelled in (seen, Changed(seen)):
         batches = films.train_batches(
             config, source.films(np.arange(12)), loader.Unlabelled(labelled)
         )
@@ -397,7 +397,7 @@ def looked_at(home):
 def restate(config, looked_at, target):
     network, state = looked_at
     prepare = model.preparation(config)
-    return adapt.restated(config, state, target, apply=network.apply, prepare=prepare)
+    return refit.restated(config, state, target, apply=network.apply, prepare=prepare)
 
 
 @pytest.mark.parametrize("name", ["coral", "adabn"])
@@ -563,8 +563,8 @@ def test_a_run_reports_the_targets_test_images_with_the_adapted_model(home):
     assert sorted(predicted["image"]) == sorted(held_out["image"])
     assert report["films"] == len(held_out) and report["external"]
     page = (workdir / "report-target.html").read_text()
-    assert "adapted to other images of these data" in page
-    assert "other hospitals, scanners" not in page
+    assert "adapted to unlabelled images of the same data" in page
+    assert "Other hospitals, scanners" not in page
     assert not json.loads((workdir / "report.json").read_text())["external"]
     source = films.data(config)
     network = model.classifier(config, source.output)
@@ -572,6 +572,6 @@ def test_a_run_reports_the_targets_test_images_with_the_adapted_model(home):
     images = adapt.target(config, source).data.films(tested)
     told = predicted.set_index("image").loc[held_out["image"], "a"]
     for folder, same in (("checkpoints", False), (start.ADAPTED, True)):
-        _, state = parts.restore(config, workdir / folder, network, source.output)
+        _, state = model.restore(config, workdir / folder, network, source.output)
         found = classification.predictions(config, network, state, images).probability
         assert np.allclose(found[:, 0], told, atol=1e-5) == same

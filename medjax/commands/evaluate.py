@@ -33,7 +33,6 @@ def evaluate(
     missing.
 
     Args:
-      folder: of the run.
       split: 'test', 'validation', 'train', or 'target': the test images of the data
         that the run was adapted to; None: nothing is reported.
       other: a config whose data are evaluated as a whole instead; `split` then
@@ -93,9 +92,7 @@ def localise(
     """Reports where a run's heatmaps lie in images whose findings have boxes.
 
     Args:
-      folder: of a finished run.
-      split: 'test', 'validation', 'train' or 'target'; with other data, their name.
-      other: a config of images that are judged as a whole instead.
+      split, other: as of `evaluate`.
       how: method and stage of the heatmaps, see explain.explainer.
 
     Returns:
@@ -205,11 +202,7 @@ def judged(
     split: str,
     other: Config | None,
 ) -> tuple[Any, pd.DataFrame]:
-    """The data that are judged, and their manifest, in which `split` is.
-
-    Args:
-      trained: `own`'s.
-    """
+    """The data that are judged, and their manifest; `trained` is `own`'s."""
     data, manifest = trained
     if other is None and split != adapt.SPLIT:
         return data, manifest

@@ -26,6 +26,7 @@ from medjax.training import devices
 from medjax.training.loop import stop_signal
 from medjax.training.population import Outcome, failed
 
+MODULE = "medjax.commands.executors"
 CODE = Path(__file__).parents[2]  # Where `import medjax` finds this medjax.
 POLL = 0.2  # Seconds between two looks at a process.
 # Options of submitit that start a job several times.
@@ -54,13 +55,7 @@ def local(sweep: Path, runs: list[Run], report: Callable[[Run], None]) -> bool:
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / "log.txt").open("a") as log:
                 process = subprocess.Popen(
-                    [
-                        sys.executable,
-                        "-m",
-                        "medjax.commands.executors",
-                        sweep,
-                        run.name,
-                    ],
+                    [sys.executable, "-m", MODULE, sweep, run.name],
                     env=environment,
                     stdin=subprocess.PIPE,
                     stdout=log,

@@ -78,13 +78,9 @@ def gallery(
 
     Args:
       images: files or folders, of films and of NIfTI volumes.
-      out: the page.
+      out: the page, whose path is returned.
       modality: of the images; None shows every policy on the images that it can take.
-      draws: of each policy on each image.
-      seed: of the draws.
-
-    Returns:
-      The page's path.
+      draws: number of them of each policy on each image; seed: of the draws.
 
     Raises:
       InputError: the modality is unknown or takes none of the images, or an image

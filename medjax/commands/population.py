@@ -9,9 +9,9 @@ do ends the arms of that program.
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 
@@ -28,6 +28,15 @@ from medjax.training.population import Outcome, failed
 from medjax.training.step import State
 
 STOPPED = Outcome(finished=False)  # And saved.
+Result = TypeVar("Result")
+
+
+def _attempt(work: Callable[..., Result], *arguments: Any) -> Result | Outcome:
+    """What the work returns, or the outcome of its error: it mustn't stop the rest."""
+    try:
+        return work(*arguments)
+    except Exception as error:  # noqa: BLE001 See above.
+        return failed(error)
 
 
 def train(configs: list[Config], folders: list[Path]) -> list[Outcome]:
@@ -102,10 +111,8 @@ def _alone(config: Config, folder: Path) -> Outcome:
     if not parts.has_steps(config):
         why = "transfer.mode='features' has no steps"
     print(f"alone: {folder}: {why}")
-    try:
-        return Outcome(command.train(config, folder))
-    except Exception as error:  # noqa: BLE001 A bug of one arm must not stop the rest.
-        return failed(error)
+    complete = _attempt(command.train, config, folder)
+    return complete if isinstance(complete, Outcome) else Outcome(complete)
 
 
 class _Arm(NamedTuple):
@@ -125,16 +132,16 @@ def _together(configs: list[Config], folders: list[Path]) -> list[Outcome]:
     with contextlib.ExitStack() as stack:
         for number, (config, folder) in enumerate(zip(configs, folders, strict=True)):
             print(f"arm {number + 1} of {len(configs)}: {folder}")
-            try:
-                arms[number] = _begin(config, folder, stack)
-            except Exception as error:  # noqa: BLE001 As above.
-                outcomes[number] = failed(error)
+            begun = _attempt(_begin, config, folder, stack)
+            if isinstance(begun, Outcome):
+                outcomes[number] = begun
+            else:
+                arms[number] = begun
         for start in sorted({arm.start for arm in arms.values()}):
             level = [number for number, arm in arms.items() if arm.start == start]
-            try:
-                ended = _fit([arms[number] for number in level])
-            except Exception as error:  # noqa: BLE001 Of these arms, not of all.
-                ended = [failed(error)] * len(level)
+            ended = _attempt(_fit, [arms[number] for number in level])
+            if isinstance(ended, Outcome):  # The program's error, of all these arms.
+                ended = [ended] * len(level)
             for number, outcome in zip(level, ended, strict=True):
                 outcomes[number] = outcome
             if STOPPED in ended:
@@ -142,10 +149,7 @@ def _together(configs: list[Config], folders: list[Path]) -> list[Outcome]:
     for number, arm in arms.items():
         if outcomes[number].finished:
             print(f"arm: {arm.run.folder}")
-            try:
-                command.finish(arm.run)
-            except Exception as error:  # noqa: BLE001 As above.
-                outcomes[number] = failed(error)
+            outcomes[number] = _attempt(command.finish, arm.run) or outcomes[number]
     return outcomes
 
 
@@ -173,35 +177,28 @@ def _fit(arms: list[_Arm]) -> list[Outcome]:
     )
     before = (time.perf_counter() - began) / len(arms)
     print(f"population: {program}")
+    schedule |= {"program": program, "start": first.start, "before": before}
     outcomes: list[Outcome] = []
     while len(outcomes) < len(arms):
         part = arms[len(outcomes) : len(outcomes) + program.arms]
         with _streams(part) as (streams, numbers):
-            ended = population.fit(
-                list(map(_member, part, numbers)),
-                program=program,
-                streams=streams,
-                start=first.start,
-                before=before,
-                **schedule,
-            )
+            members = [
+                population.Arm(
+                    name=arm.run.folder.name,
+                    workdir=arm.run.folder,
+                    state=arm.state,
+                    key=parts.schedule(arm.run.config)["key"],
+                    stream=number,
+                    evaluate=arm.run.validate,
+                    checkpoints=arm.checkpoints,
+                )
+                for arm, number in zip(part, numbers, strict=True)
+            ]
+            ended = population.fit(members, streams=streams, **schedule)
         outcomes += ended
         if STOPPED in ended:
             outcomes += [STOPPED] * (len(arms) - len(outcomes))
     return outcomes
-
-
-def _member(arm: _Arm, stream: int) -> population.Arm:
-    run = arm.run
-    return population.Arm(
-        name=run.folder.name,
-        workdir=run.folder,
-        state=arm.state,
-        key=parts.schedule(run.config)["key"],
-        stream=stream,
-        evaluate=run.validate,
-        checkpoints=arm.checkpoints,
-    )
 
 
 @contextlib.contextmanager

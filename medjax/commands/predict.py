@@ -17,7 +17,6 @@ def predict(
     """Writes a run's calibrated probabilities, or its masks, for new files.
 
     Args:
-      folder: of a finished run.
       images: files or folders.
       out: the CSV of a classification; the folder of a segmentation's NIfTI files.
       explain: folder of a classification's heatmaps.

@@ -113,10 +113,6 @@ def _outcome(run: Run, folder: Path) -> str:
 def gather(folder: Path, *, baseline: str = "") -> dict:
     """All that the page of a sweep shows.
 
-    Args:
-      folder: of the sweep.
-      baseline: the arm that others are compared with; '': the first.
-
     Returns:
       source, model, repeats; primary: the metric that is tested; runs: [{name, arm,
       repeat, state: 'finished', 'failed' or 'unfinished', error, PRIMARY, seconds,

@@ -13,10 +13,6 @@ from medjax.training import devices, loop, step
 def train(config: Config, folder: Path) -> bool:
     """Trains, or resumes training, and reports the test split if there is one.
 
-    Args:
-      config: of the run.
-      folder: the run's; holds everything that comes out.
-
     Returns:
       Whether the run is complete: not after SIGTERM, say, with everything saved.
 

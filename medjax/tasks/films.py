@@ -3,7 +3,6 @@
 import hashlib
 import inspect
 import json
-import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,11 +33,7 @@ class Output(NamedTuple):
     shape: tuple[int, ...]
 
     def check_loss(self, name: str) -> None:
-        """Refuses a loss of another kind of label.
-
-        Raises:
-          InputError: it is of classes and these are findings, or the other way round.
-        """
+        """Refuses a loss of classes for findings, and the other way round."""
         if (name == "softmax_cross_entropy") != self.exclusive:
             right = "softmax_cross_entropy" if self.exclusive else "weighted_bce"
             kind = "multiclass" if self.exclusive else "multilabel"
@@ -102,20 +97,15 @@ def data(config: Config) -> Data:
       InputError: an unknown source or task, files that are refused, or tables that
         have changed since the records were made.
     """
-    options = {
-        name: value
-        for name, value in config.data.to_dict().items()
-        if "records" in effects(f"data.{name}") and name != "source"
-    }
+    options = record_options(config)
+    del options["source"]
     if config.data.source not in sources.IMAGES:
         names = ", ".join(map(repr, sources.IMAGES))
         raise InputError(f"data.source={config.data.source!r} is unknown: use {names}")
     make = sources.IMAGES[config.data.source]
     if "task" in inspect.signature(make).parameters:  # What the labels mean.
         options["task"] = config.task
-    text = json.dumps(options, sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    name = f"{config.data.source}-{config.data.side}px-{digest}"
+    name = f"{config.data.source}-{config.data.side}px-{digest(options)}"
     root = Path(config.data.records).expanduser()
     path = prepared.folder(root, name)
     if not prepared.is_prepared(path):
@@ -148,12 +138,20 @@ def data(config: Config) -> Data:
     )
 
 
-def check_classes(table: pd.DataFrame, classes: tuple[str, ...]) -> None:
-    """Refuses an image of several classes, or of none.
+def record_options(config: Config) -> dict[str, Any]:
+    """The fields of `config.data` that change a record."""
+    fields = config.data.to_dict().items()
+    return {k: v for k, v in fields if "records" in effects(f"data.{k}")}
 
-    Raises:
-      InputError: there is one, or there is only one class.
-    """
+
+def digest(options: dict[str, Any]) -> str:
+    """What tells apart records of other options."""
+    text = json.dumps(options, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def check_classes(table: pd.DataFrame, classes: tuple[str, ...]) -> None:
+    """Refuses an image of several classes, or of none, and a single class."""
     label = table[list(classes)].to_numpy(float)
     unknown = np.isnan(label).all(axis=1)
     wrong = ~unknown & ~np.isclose(label.sum(axis=1), 1)  # NaN is wrong too.
@@ -165,31 +163,35 @@ def check_classes(table: pd.DataFrame, classes: tuple[str, ...]) -> None:
         )
 
 
-def split(config: Config, data: Data) -> pd.DataFrame:
-    """Who is in which split, not yet audited."""
-    return sampled(config, data.table, data.output.names)
-
-
-def sampled(
-    config: Config, table: pd.DataFrame, tasks: tuple[str, ...]
+def split(
+    config: Config, data: Any, tasks: tuple[str, ...] | None = None
 ) -> pd.DataFrame:
-    """The split that `config.split` asks for, of images or scans.
+    """The split that `config.split` asks for, of images or scans, not yet audited.
 
     A fold or a split in time comes first, as it is asked for by name; then the
     official lists, where the data have them; else a sample. Of the patients who would
-    train then, `config.split.patients` do. The split has the run's seed, or one of its
-    own, `split.seed`: runs of several seeds are then tested on the same patients.
+    train then, `config.split.patients` do: a larger number keeps the same patients and
+    others, so that learning curves are of nested sets. The split has the run's seed, or
+    one of its own, `split.seed`: runs of several seeds are then tested on the same
+    patients.
+
+    Args:
+      data: Data, or scans.Data.
+      tasks: those of which every side gets its share; None: all.
+
+    Raises:
+      InputError: there aren't so many patients.
     """
-    c = config.split
-    seed = c.get("seed", -1)
-    seed = config.seed if seed < 0 else seed
+    c, table = config.split, data.table
+    tasks = data.output.names if tasks is None else tasks
+    seed = config.seed if c.seed < 0 else c.seed
     options = {"seed": seed, "validation": c.validation}
     options["minority"] = c.get("minority", 0.0)
     listed = {
         name: table["image"][table["official"] == name]
         for name in (splits.SPLITS if "official" in table else ())
     }
-    if c.get("folds", 0):
+    if c.folds:
         manifest = splits.fold(table, tasks, folds=c.folds, fold=c.fold, **options)
     elif c.get("cut", 0):
         manifest = splits.temporal(table, tasks, cut=c.cut, test=c.test, **options)
@@ -205,18 +207,7 @@ def sampled(
         )
     else:
         manifest = splits.split(table, tasks, test=c.test, by=c.by, **options)
-    return _fewer(manifest, c.patients, seed=seed)
-
-
-def _fewer(manifest: pd.DataFrame, patients: int, *, seed: int) -> pd.DataFrame:
-    """Leaves out all but some training patients; 0 keeps all.
-
-    A larger number keeps the same patients and others: learning curves are of nested
-    sets.
-
-    Raises:
-      InputError: there aren't so many.
-    """
+    patients = c.patients
     if patients == 0:
         return manifest
     trains = manifest["split"] == "train"
@@ -251,16 +242,15 @@ def audit(
         None: all.
       needed: the splits that must not be empty.
     """
-    by = by or config.split.by
+    c = config.split
+    by = by or c.by
     splits.audit(
         manifest,
         data.table,
         data.output.names if tasks is None else tasks,
         by=by,
         duplicates=data.pairs(),
-        on_duplicates=(
-            "warn" if by == "image" else config.split.get("duplicates", "refuse")
-        ),
+        on_duplicates="warn" if by == "image" else c.get("duplicates", "refuse"),
         needed=needed,
     )
 
@@ -298,11 +288,7 @@ def train_batches(
 
 
 def check_batch(config: Config, shards: int) -> None:
-    """Refuses a batch that can't be shared.
-
-    Args:
-      shards: devices, times the patches of a volume.
-    """
+    """Refuses a batch that can't be shared by devices times patches of a volume."""
     if config.train.batch < 1 or config.train.batch % shards:
         raise InputError(
             f"train.batch={config.train.batch} can't be shared by {shards} devices"
@@ -320,7 +306,7 @@ def ids_in(manifest: pd.DataFrame, split: str) -> np.ndarray:
 def shape(config: Config) -> dict[str, int]:
     """Rows a device (rounded up) and devices of an evaluation batch."""
     devices = jax.local_device_count()
-    return {"batch": math.ceil(config.evaluation.batch / devices), "devices": devices}
+    return {"batch": -(-config.evaluation.batch // devices), "devices": devices}
 
 
 def evaluation_batches(config: Config, films: loader.Images) -> Iterator[loader.Batch]:

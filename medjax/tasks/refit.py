@@ -12,7 +12,7 @@ import numpy as np
 from chex import Array, ArrayTree
 
 from medjax.cohort import balance, synthetic
-from medjax.config import Config, as_json
+from medjax.config import Config, affecting
 from medjax.data import loader
 from medjax.data.normalisation import unit_range
 from medjax.evaluation import predict
@@ -21,18 +21,15 @@ from medjax.tasks import adapt, films, parts, start
 from medjax.tasks.films import Data, Output
 from medjax.tasks.parts import SYNTHETIC, WEIGHTS, Network, treats
 from medjax.tasks.task import Run
-from medjax.training import head, step
+from medjax.training import folder, head, step
 from medjax.training.step import State
 
 
 def classifier(run: Run, state: State, number: int = 0) -> None:
     """Fits the classifier, to embeddings of the training images and SMOTE's points.
 
-    It becomes a checkpoint of its own.
-
-    Args:
-      state: whose averaged model embeds.
-      number: of updates behind the state.
+    It becomes a checkpoint of its own. `number` counts the updates behind the state,
+    whose averaged model embeds.
     """
     config, data, ids = run.config, run.data, run.ids
     feature = embeddings(config, run.network, state, data)[ids]
@@ -74,14 +71,11 @@ def embeddings(
         part: {stage: leaves for stage, leaves in tree.items() if stage != "classifier"}
         for part, tree in state.averaged.items()
     }
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(below)):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.ascontiguousarray(leaf))
-    values = as_json(config)
-    text = json.dumps([values["intensity"], values["model"], values["train"]["dtype"]])
-    digest.update(text.encode())
-    path = data.path / "embeddings" / f"{digest.hexdigest()[:16]}.npy"
+    options = affecting(config, "network")
+    del options["transfer"], options["evaluation"]  # They change no embedding.
+    text = folder.of_weights(below) + json.dumps(options)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    path = data.path / "embeddings" / f"{digest}.npy"
     if not path.exists():
         images = data.films(data.table["id"].to_numpy())
         feature = predict.embed(

@@ -1,7 +1,6 @@
 """The volumes of a segmentation: prepared arrays, their split, their batches."""
 
 import functools
-import hashlib
 import inspect
 import json
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,7 @@ import pandas as pd
 from rich.progress import Progress
 
 from medjax.cohort import split as splits
-from medjax.config import Config, effects
+from medjax.config import Config
 from medjax.data import brain_phantom as brain
 from medjax.data import nifti, scan, volumes
 from medjax.data import prepared as store
@@ -61,11 +60,7 @@ class Output(NamedTuple):
         return tuple(self.regions)
 
     def check_loss(self, name: str) -> None:
-        """Refuses a loss that isn't of masks.
-
-        Raises:
-          InputError: it isn't.
-        """
+        """Refuses a loss that isn't of masks."""
         if name in NOT_OF_MASKS:
             raise InputError(
                 f"loss.name={name!r}: is not of masks that may overlap: take "
@@ -115,25 +110,19 @@ class Data(NamedTuple):
 
     def images(self, patch: Sequence[int], ids: np.ndarray) -> volumes.Volumes:
         """The training images: whole volumes, of which the device draws patches."""
-        rows = self.table.set_index("id").loc[ids]
-        parts = [
-            volumes.Part(row.volume, row.patient, row.half) for row in rows.itertuples()
-        ]
         # One shape for all of the data: other splits share the compiled step.
         largest = np.maximum(self.table[list(SIZE)].max(), patch)
+        parts = [*self.parts(ids).values()]
         return volumes.Volumes(self.prepared, parts, largest.tolist())
 
     def pairs(self) -> pd.DataFrame:
         """The pairs of volumes whose arrays are equal, by `id` and `other`."""
         digests = json.loads((self.path / volumes.DIGESTS).read_text())
-        seen: dict[str, int] = {}
-        pairs = []
-        for row in self.table[self.table["half"] == "whole"].itertuples():
-            digest = digests[f"{row.volume}.image.npy"]
-            if digest in seen:
-                pairs.append((seen[digest], row.id))
-            seen.setdefault(digest, row.id)
-        return pd.DataFrame(pairs, columns=["id", "other"])
+        rows = self.table[self.table["half"] == "whole"]
+        digest = [digests[f"{volume}.image.npy"] for volume in rows["volume"]]
+        first = rows["id"].groupby(digest).transform("first")
+        pairs = pd.DataFrame({"id": first, "other": rows["id"]})
+        return pairs[pairs["id"] != pairs["other"]]
 
 
 def data(config: Config) -> Data:
@@ -143,10 +132,8 @@ def data(config: Config) -> Data:
       InputError: an unknown source, files that are refused, more of them than may be
         left out, or files that have changed since the volumes were made.
     """
-    options = _options(config)
-    text = json.dumps(options, sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    name = f"{config.data.source}-{digest}"
+    options = films.record_options(config)
+    name = f"{config.data.source}-{films.digest(options)}"
     folder = Path(config.data.records).expanduser() / "volumes" / name
     if not store.is_prepared(folder):
         _prepare(config, folder, options)
@@ -179,28 +166,20 @@ def expected(config: Config) -> Output:
 def _table(config: Config, prepared: Prepared) -> pd.DataFrame:
     """One row a volume, or with data.split='halves' one a half."""
     table = prepared.table.assign(volume=prepared.table["id"], half="whole")
+    voxels = [f"voxels_{name}" for name in prepared.regions]
     if config.data.split == "halves":
-        names = splits.halves(prepared.table)[["id", "image"]].to_dict("records")
-        rows = 2 * table.to_dict("records")
-        halves = [
-            {**row, **name, **_half(row, name["image"].split()[-1], prepared)}
-            for row, name in zip(rows, names, strict=True)
-        ]
-        table = pd.DataFrame(halves)
-    for name in prepared.regions:
-        voxels = table[f"voxels_{name}"]
-        table[name] = (voxels > 0).astype(float).where(voxels.notna())
+        names = splits.halves(prepared.table)
+        table = pd.concat([table, table], ignore_index=True)
+        half = names["image"].str.split().str[-1]
+        table = table.assign(id=names["id"], image=names["image"], half=half)
+        for at, row in table.iterrows():
+            part = volumes.Part(row["volume"], row["patient"], row["half"])
+            _, label = volumes.read(prepared.folder, part)
+            table.loc[at, voxels] = np.sum(label, axis=(0, 1, 2), dtype=np.int64)
+            table.loc[at, "width"] = label.shape[2]
+    known = table[voxels].notna().to_numpy()
+    table[[*prepared.regions]] = (table[voxels] > 0).astype(float).where(known)
     return table
-
-
-def _half(row: dict, half: str, prepared: Prepared) -> dict:
-    """What the row of a half has of its own."""
-    part = volumes.Part(row["volume"], row["patient"], half)
-    _, label = volumes.read(prepared.folder, part)
-    voxels = np.sum(label, axis=(0, 1, 2), dtype=np.int64).tolist()
-    names = [f"voxels_{name}" for name in prepared.regions]
-    counts = dict(zip(names, voxels, strict=True))
-    return {**counts, "half": half, "width": label.shape[2]}
 
 
 def as_stored(config: Config, prepared: Prepared) -> Iterator[scan.Scan]:
@@ -214,16 +193,10 @@ def as_stored(config: Config, prepared: Prepared) -> Iterator[scan.Scan]:
             yield one.read()
 
 
-def _options(config: Config) -> dict:
-    """The fields of `config.data` that change a voxel."""
-    fields = config.data.to_dict().items()
-    return {k: v for k, v in fields if "records" in effects(f"data.{k}")}
-
-
 def _patients(config: Config, units: str = "z_scores") -> list[volumes.UnreadScan]:
     """Everybody of `config.data`, to be read on its grid; in 'own' units on theirs."""
     if config.data.source == PHANTOM:
-        return _phantoms(units, **_options(config))
+        return _phantoms(units, **films.record_options(config))
     reading = _reading(config) | ({"spacing": ()} if units == "own" else {})
     return volumes.from_files(
         find(config, config.data.folder),
@@ -267,15 +240,10 @@ def find(config: Config, path: str, *, masks: bool = True) -> list[ScanFiles]:
         raise _unknown_source(config)
     layout = SOURCES[source]
     takes = inspect.signature(layout).parameters  # Only one layout has patterns.
-    options = {
-        name: config.data[name]
-        for name in FINDING
-        if name in config.data and name in takes
-    }
+    fields = config.data.to_dict()
+    options = {k: fields[k] for k in FINDING if k in fields and k in takes}
     if not masks:
         options.pop("mask", None)
-    if "files" in options:
-        options["files"] = options["files"].to_dict()
     people = layout(Path(path), **options)
     return people if masks else [files._replace(mask=None) for files in people]
 
@@ -310,7 +278,7 @@ def split(config: Config, data: Data) -> pd.DataFrame:
         return splits.halves(data.prepared.table)
     if way == "leave_one_out":
         return splits.leave_one_out(table, config.split.fold)
-    return films.sampled(config, table, ())
+    return films.split(config, data._replace(table=table), tasks=())
 
 
 def untested(config: Config) -> str:
@@ -329,11 +297,7 @@ def audit(config: Config, data: Data, manifest: pd.DataFrame) -> None:
 
 
 def check(config: Config) -> None:
-    """Refuses a source or split that is unknown, before any file is read.
-
-    Raises:
-      InputError: as it says; or a checkpoint that nobody is left to choose.
-    """
+    """Refuses an unknown source or split, or a checkpoint that nobody can choose."""
     if config.data.source not in (PHANTOM, *SOURCES):
         raise _unknown_source(config)
     way = config.data.split
@@ -357,11 +321,11 @@ def _regions(config: Config) -> dict[str, tuple[int, ...]]:
     Raises:
       InputError: a region without values, or regions that no mask can be written of.
     """
-    values = config.data["values"]
+    regions = {}
     for name in config.data.regions:
-        if name not in values:
+        if name not in config.data["values"]:
             raise InputError(f"data.values: has none for the region {name!r}")
-    regions = {name: tuple(values[name]) for name in config.data.regions}
+        regions[name] = tuple(config.data["values"][name])
     nifti.paint(np.zeros(len(regions)), regions)  # Now, and not after training.
     return regions
 
@@ -379,10 +343,7 @@ def _phantoms(
         patient = brain.patient(number, **options)
         return scan.make_scan(patient.image, patient.label, patient.affine, units=units)
 
-    numbers = range(first_patient, first_patient + patients)
     return [
-        volumes.UnreadScan(
-            f"{source}{number:04d}", number, functools.partial(read, number)
-        )
-        for number in numbers
+        volumes.UnreadScan(f"{source}{n:04d}", n, functools.partial(read, n))
+        for n in range(first_patient, first_patient + patients)
     ]

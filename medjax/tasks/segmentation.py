@@ -84,16 +84,15 @@ def explore(config: Config, data: scans.Data, folder: Path) -> Path:
             regions=list(data.output.regions),
         )
     proposal = fingerprint.propose(measured)
-    print(
-        "\n".join(
-            [*fingerprint.describe(measured), *fingerprint.describe_proposal(proposal)]
-        )
-    )
+    print(*fingerprint.describe(measured), sep="\n")
+    print(*fingerprint.describe_proposal(proposal), sep="\n")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "fingerprint.json"
-    both = {"data": measured, "proposal": proposal}
-    both = {name: fingerprint.as_json(part) for name, part in both.items()}
-    path.write_text(json.dumps(both, indent=1))
+    values = {
+        "data": fingerprint.as_json(measured),
+        "proposal": fingerprint.as_json(proposal),
+    }
+    path.write_text(json.dumps(values, indent=1))
     return path
 
 
@@ -205,12 +204,11 @@ def measure(
         return {}, []
     config, output = run.config, run.output
     ids = films.ids_in(manifest, split)
-    named = data.parts(ids)
     predicted = answers(config, run.network, run.state, data, ids)
     rows, worst = [], []
     with Progress() as progress:
-        both = zip(named.items(), predicted, strict=True)
-        both = progress.track(both, len(named), description="evaluate")
+        both = zip(data.parts(ids).items(), predicted, strict=True)
+        both = progress.track(both, len(ids), description="evaluate")
         for number, ((name, part), answer) in enumerate(both):
             mask = measures.masks(answer.probability, answer.spacing, run.fixed)
             measured = measures.measure_regions(
@@ -227,25 +225,21 @@ def measure(
             worst = sorted(worst)[:PICTURED]  # No more than these stay in memory.
     summary = measures.summarise(rows, **parts.bootstrap(config))
     posts = [post._asdict() for post in run.fixed]
-    summary |= {
-        "tolerance": config.evaluation.tolerance,
-        "posts": dict(zip(output.names, posts, strict=True)),
-        "shown": output.sequences[0],
-        "facts": facts(config),
-        "caveat": caveat(config, split),
-    }
-    return summary, [case for *_, case in worst]
-
-
-def facts(config: Config) -> dict[str, str]:
-    """What the page says of the run."""
     size = " x ".join(map(str, config.patch.size))
-    return {
+    facts = {
         "split": config.data.split,
         "patch": size + (", slices as channels" if config.patch.slices else " voxels"),
         "loss": config.loss.name,
         "seed": str(config.seed),
     }
+    summary |= {
+        "tolerance": config.evaluation.tolerance,
+        "posts": dict(zip(output.names, posts, strict=True)),
+        "shown": output.sequences[0],
+        "facts": facts,
+        "caveat": caveat(config, split),
+    }
+    return summary, [case for *_, case in worst]
 
 
 def caveat(config: Config, split: str) -> str:
@@ -270,7 +264,6 @@ def predict(
     """Writes masks and probabilities of patients' files.
 
     Args:
-      run: a finished one.
       images: folders: a patient's, or of patients.
       out: folder that gets `<patient>_label.nii.gz` and `<patient>_prob.nii.gz`, on
         the grid of the patient's first sequence.
@@ -285,7 +278,8 @@ def predict(
     if out.suffix == ".csv":
         raise InputError(f"{run.folder}: the run makes masks: give --out=DIR, a folder")
     people = scans.to_predict(run.config, images)
-    stems = [stem(patient.name) for patient in people]
+    # A name may be a path below the folder.
+    stems = [patient.name.replace("/", "_") for patient in people]
     if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
         raise InputError(
             f"--images: two patients would be written as {twice[0]}_label.nii.gz: "
@@ -294,7 +288,8 @@ def predict(
     out.mkdir(parents=True, exist_ok=True)
     unread = []
     with Progress() as progress:
-        for patient in progress.track(people, description="predict"):
+        both = zip(people, stems, strict=True)
+        for patient, stem in progress.track(both, len(people), description="predict"):
             try:
                 case = patient.read()
             except InputError as error:
@@ -302,7 +297,7 @@ def predict(
                 continue
             if warning := strange(run, case):
                 print(f"warning: {patient.name}: {warning}")
-            write_masks(run, case, out / stem(patient.name))
+            write_masks(run, case, out / stem)
     done = len(people) - len(unread)
     print(f"predictions: {out} ({done} patients, {len(unread)} unreadable)")
     return unread
@@ -321,11 +316,6 @@ def strange(run: Finished, case: Scan) -> str:
         f"voxels of {theirs} mm, and the run learnt from {own}: its masks may be "
         "wrong; train with data.spacing set"
     )
-
-
-def stem(name: str) -> str:
-    """How a patient's files begin; a name may be a path below the folder."""
-    return name.replace("/", "_")
 
 
 def write_masks(run: Finished, case: Scan, path: Path) -> None:
