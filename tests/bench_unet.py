@@ -34,7 +34,7 @@ from bench_step import child, compiled, timed
 
 from medjax import losses
 from medjax.evaluation import sliding
-from medjax.models.unet import unet
+from medjax.models.architectures import unet
 from medjax.training import optim, step
 from medjax.training.devices import keep, use_cores
 

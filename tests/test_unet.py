@@ -11,7 +11,7 @@ import pytest
 from medjax.errors import InputError
 from medjax.models import architectures
 from medjax.models import unet as blocks
-from medjax.models.unet import unet
+from medjax.models.architectures import unet
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
 

@@ -1,27 +1,23 @@
-"""Augmentation ops that change an image's intensities; all have their names here.
+"""Augmentation ops that change an image's intensities; warp.py has those that move it.
 
-Changes of contrast and colour are defined here; noise, blur and the like, which an
-acquisition causes, in acquisition.py. All ops take and return the same:
+All ops, the names in `__all__`, take and return the same:
   key: a key for this image alone.
-  image: [*S, C] float, intensities in [0, 1]; S is (H, W) or (D, H, W).
-  result: same shape, clipped to [0, 1]. With strengths of 0 it is the image.
+  image: [*S, C] float, intensities in [0, 1]; S is (H, W) or (D, H, W), where D is
+    the time of a run of frames.
+  strength, std: >= 0, dimensionless; with 0 the result is the image, to the bit.
+  result: same shape, clipped to [0, 1].
+With `in_plane` a volume's slices or a run's frames are never mixed, and have the same
+box or shift. A static range sets a shape, so it can't be a traced array.
 """
+
+import itertools
+import math
 
 import jax
 import jax.numpy as jnp
 from chex import Array
 
 from medjax.augment import random
-from medjax.augment.acquisition import (
-    bias_field,
-    blur,
-    crop_pad,
-    cut_out,
-    low_resolution,
-    poisson_noise,
-    rician_noise,
-    speckle,
-)
 from medjax.data import normalisation
 from medjax.errors import InputError
 
@@ -43,41 +39,33 @@ __all__ = [
     "speckle",
 ]
 
+# From this mean on, a Poisson's quantile is the normal's corrected one, but for one count
+# in a few of a thousand draws.
+FEW = 10
+DEGREE = 3  # Of the bias field's polynomial.
+
 
 def brightness(key: Array, image: Array, *, strength: float) -> Array:
-    """Adds one random offset, u ~ U(-strength, strength), to every intensity.
-
-    Args:
-      strength: dimensionless; 0 makes this the identity."""
+    """Adds one random offset, u ~ U(-strength, strength), to every intensity."""
     u = jax.random.uniform(key, (), image.dtype, -strength, strength)
     return jnp.clip(image + u, 0, 1)
 
 
 def contrast(key: Array, image: Array, *, strength: float) -> Array:
-    """Scales the distance to the image's mean by 1 + u, u ~ U(-strength, strength).
-
-    Args:
-      strength: dimensionless, below 1; 0 makes this the identity."""
+    """Scales the distance to the image's mean by 1 + u, u ~ U(-strength, strength)."""
     u = jax.random.uniform(key, (), image.dtype, -strength, strength)
     mean = jnp.mean(image)
     return jnp.clip(mean + (1 + u) * (image - mean), 0, 1)
 
 
 def gamma(key: Array, image: Array, *, max_log_gamma: float) -> Array:
-    """Raises every intensity to one random power, exp(u) with u ~ U(-m, m).
-
-    Args:
-      max_log_gamma: m.
-    """
+    """Raises every intensity to one random power, exp(u), u ~ U(-m, m), m the maximum."""
     u = jax.random.uniform(key, (), image.dtype, -max_log_gamma, max_log_gamma)
     return image ** jnp.exp(u)
 
 
 def noise(key: Array, image: Array, *, std: float) -> Array:
-    """Adds independent Gaussian noise to every pixel.
-
-    Args:
-      std: standard deviation; 0 makes this the identity."""
+    """Adds independent Gaussian noise of this standard deviation to every pixel."""
     grain = std * random.normal(key, image.shape)
     return jnp.clip(image + grain.astype(image.dtype), 0, 1)
 
@@ -91,11 +79,11 @@ def colour_jitter(
     pixels stay grey, and no conversion to another colour space is needed.
 
     Args:
-      key: see above.
-      image: [..., 3] float, red, green and blue in [0, 1].
+      image: [..., 3], red, green and blue.
       hue: +- turns, 1 = 360 degrees.
       saturation: the distance from grey is scaled by 1 + u, u ~ U(-this, this).
       brightness: everything is scaled by 1 + u, likewise.
+
     Raises:
       InputError: the image has no colour.
 
@@ -122,9 +110,7 @@ def colour_jitter(
 def equalise(key: Array, image: Array, *, strength: float) -> Array:
     """Mixes in a random share, u ~ U(0, strength), of the equalised image.
 
-    Args:
-      key, image: see above; a volume has one histogram.
-      strength: at most 1.
+    A volume has one histogram. The strength is at most 1.
     """
     share = strength * jax.random.uniform(key)
     return jnp.clip(image + share * (normalisation.equalise(image) - image), 0, 1)
@@ -136,9 +122,9 @@ def clahe(
     """Mixes in a random share, u ~ U(0, strength), of the image equalised by tiles.
 
     Args:
-      key, image: see above; [H, W, C].
+      image: [H, W, C].
       strength: at most 1.
-      clip, tiles: see data/normalisation.py.
+      clip, tiles: as in normalisation.clahe.
 
     Raises:
       InputError: the image is a volume.
@@ -151,3 +137,235 @@ def clahe(
     share = strength * jax.random.uniform(key)
     local = normalisation.clahe(image, clip=clip, tiles=tiles)
     return jnp.clip(image + share * (local - image), 0, 1)
+
+
+# ---------------------------------------- acquisition: noise, blur, bias field, framing
+
+
+def rician_noise(key: Array, image: Array, *, std: float) -> Array:
+    """MRI's noise: the magnitude of a signal with Gaussian noise in both its channels.
+
+    Bright tissue gets Gaussian noise, air a positive floor (std times 1.25).
+
+    Args:
+      std: deviation in each channel.
+
+    Source: Gudbjartsson & Patz, Magn. Reson. Med. 34 (1995) 910.
+    """
+    # Two keys: with one array for both channels XLA's loops are ten times slower.
+    real, imaginary = (
+        std * random.normal(channel, image.shape) for channel in jax.random.split(key)
+    )
+    # The bound changes no value. It leaves one square that can be fused with the sum;
+    # with two, programs might choose differently and round differently.
+    noisy = jnp.sqrt((image + real) ** 2 + jnp.minimum(imaginary**2, 1e30))
+    return jnp.where(std > 0, jnp.clip(noisy, 0, 1), image)
+
+
+def speckle(key: Array, image: Array, *, std: float) -> Array:
+    """Ultrasound's noise: each intensity is multiplied by its own N(1, std^2).
+
+    Args:
+      std: the speckle's contrast, deviation over mean; 1 when fully developed.
+
+    Source: Goodman, J. Opt. Soc. Am. 66 (1976) 1145.
+    """
+    return jnp.clip(image * (1 + std * random.normal(key, image.shape)), 0, 1)
+
+
+def poisson_noise(key: Array, image: Array, *, std: float) -> Array:
+    """Nuclear medicine's noise: an intensity is a number of counts, and counts vary.
+
+    Args:
+      std: relative deviation at intensity 1, which stands for 1 / std^2 counts: 0.1
+        for 100 counts in the hottest pixel. Clipping at 1 lowers the mean of
+        intensities above 1 - std.
+
+    Source: Cherry, Sorenson & Phelps, Physics in Nuclear Medicine, chapter 9.
+    """
+    counts = 1 / jnp.maximum(std, 1e-6) ** 2
+    noisy = poisson(random.uniform(key, image.shape), image * counts) / counts
+    return jnp.where(std > 0, jnp.clip(noisy, 0, 1), image)
+
+
+def blur(
+    key: Array, image: Array, *, max_sigma: float, in_plane: bool = False
+) -> Array:
+    """A Gaussian, mirrored at the edges, of sigma ~ U(0, max_sigma) pixels; static."""
+    radius = int(4 * max_sigma + 0.5)
+    sigma = jnp.maximum(max_sigma * jax.random.uniform(key), 1e-3)
+    tap = {k: jnp.exp(-0.5 * (k / sigma) ** 2) for k in range(-radius, radius + 1)}
+    total = sum(tap.values())
+    for axis in _axes(image, in_plane):
+        image = _weigh(image, axis, {k: value / total for k, value in tap.items()})
+    return jnp.clip(image, 0, 1)
+
+
+def low_resolution(
+    key: Array, image: Array, *, strength: float, in_plane: bool = False
+) -> Array:
+    """Averages into larger pixels, and interpolates them back to the old ones.
+
+    Args:
+      strength: a pixel's side grows by 1 + u, u ~ U(0, strength), on every axis;
+        static.
+    """
+    factor = 1 + strength * jax.random.uniform(key)
+    for axis in _axes(image, in_plane):
+        size = image.shape[axis]
+        image = _weigh(image, axis, coarsening(size, factor, 1 + strength))
+    return jnp.clip(image, 0, 1)
+
+
+def bias_field(key: Array, image: Array, *, strength: float) -> Array:
+    """MRI's bias field: a smooth gain, 1 + a polynomial of degree 3 of the position.
+
+    Each sequence has its own field, because it is acquired at another time.
+
+    Args:
+      strength: below 1; the gain is within 1 +- u, u ~ U(0, strength).
+
+    Source: Van Leemput et al., IEEE Trans. Med. Imaging 18 (1999) 885, for the
+    polynomial; 10 to 40 % are usual: Sled et al., same journal 17 (1998) 87.
+    """
+    k_shape, k_size = jax.random.split(key)
+    sizes, channels = image.shape[:-1], image.shape[-1:]
+    orders = [range(DEGREE + 1)] * len(sizes)
+    kept = jnp.array([0 < sum(o) <= DEGREE for o in itertools.product(*orders)])
+    shape = (DEGREE + 1,) * len(sizes) + channels
+    field = jax.random.uniform(k_shape, shape, minval=-1)
+    field = jnp.where(kept.reshape(*shape[:-1], 1), field, 0)
+    for axis, size in enumerate(sizes):  # Orders become pixels, axis by axis.
+        x = jnp.linspace(-1, 1, size).reshape(-1, *(1,) * (len(sizes) - axis))
+        parts = jnp.split(field, DEGREE + 1, axis)
+        field = parts[-1]
+        for lower in parts[-2::-1]:  # Horner's scheme.
+            field = field * x + lower
+    top = jnp.max(jnp.abs(field), tuple(range(len(sizes))))
+    gain = strength * jax.random.uniform(k_size, channels) / top
+    return jnp.clip(image * (1 + gain * field), 0, 1)
+
+
+def crop_pad(
+    key: Array, image: Array, *, shift: float, in_plane: bool = False
+) -> Array:
+    """Shifts the frame by whole pixels; black comes in.
+
+    For labels of the whole image: a mask doesn't move with it.
+
+    Args:
+      shift: +- share of each side; static.
+    """
+    start, width = [0] * image.ndim, [(0, 0)] * image.ndim
+    axes = _axes(image, in_plane)
+    shares = jax.random.uniform(key, (len(axes),), minval=-1)
+    for axis, share in zip(axes, shares, strict=True):
+        most = shift * image.shape[axis]
+        width[axis] = (math.ceil(most),) * 2
+        start[axis] = math.ceil(most) + jnp.rint(share * most).astype(jnp.int32)
+    return jax.lax.dynamic_slice(jnp.pad(image, width), start, image.shape)
+
+
+def cut_out(
+    key: Array, image: Array, *, size: float, fill: float = 0.0, in_plane: bool = False
+) -> Array:
+    """Fills one box.
+
+    Args:
+      size: the box's sides as a share of the image's; its centre may be anywhere,
+        so the edge may cut it.
+      fill: the box's intensity.
+
+    Source: DeVries & Taylor, Improved Regularization ... with Cutout (2017).
+    """
+    axes = _axes(image, in_plane)
+    centre = jax.random.uniform(key, (len(axes),))
+    inside = jnp.ones((), bool)
+    for axis, middle in zip(axes, centre, strict=True):
+        length = image.shape[axis]
+        distance = jnp.abs((jnp.arange(length) + 0.5) / length - middle)
+        inside &= _along(distance < size / 2, axis, image.ndim)
+    return jnp.where(inside, fill, image)
+
+
+def poisson(u: Array, mean: Array) -> Array:
+    """The Poisson distribution's quantile of u.
+
+    Where the mean is small, summing probabilities is exact and short. Above, the
+    normal's quantile, corrected for skewness, is accurate and needs no loop. A
+    rejection sampler would run as long as the slowest of all pixels.
+
+    Args:
+      u: uniform in (0, 1), of 16 bits: the sum may stop at 28.
+      mean: same shape, >= 0.
+
+    Source: Giles, Algorithm 955, ACM Trans. Math. Softw. 42 (2016) 7, for the large.
+    """
+    few = jnp.minimum(mean, FEW)
+    p = below = jnp.exp(-few)
+    small = jnp.zeros_like(u)
+    for k in range(1, 29):
+        small += u > below
+        p *= few / k
+        below += p
+    z = math.sqrt(2) * jax.lax.erf_inv(2 * u - 1)
+    root = jnp.sqrt(jnp.maximum(mean, FEW))
+    large = root**2 + root * z + (2 + z**2) / 6 - (2 * z + z**3) / (72 * root)
+    return jnp.where(mean < FEW, small, jnp.floor(large))
+
+
+def coarsening(size: int, factor: Array, most: float) -> dict[int, Array]:
+    """Averages `factor` pixels into one large pixel, and interpolates these linearly.
+
+    Args:
+      size: N.
+      factor: [] in [1, most]; 1 gives the identity, as a large pixel lies on the
+        centre one.
+      most: static.
+
+    Returns:
+      Distance -> the weights, for each of the N pixels, of the pixel so far away, [N].
+    """
+    pixel = jnp.arange(size) - (size - 1) // 2
+    place = pixel / factor  # Of each pixel among the large ones.
+    before = jnp.floor(place)
+    share = place - before
+
+    def overlap(large: Array, near: Array) -> Array:
+        low = jnp.maximum((large - 0.5) * factor, near - 0.5)
+        high = jnp.minimum((large + 0.5) * factor, near + 0.5)
+        return jnp.maximum(high - low, 0)
+
+    weight, reach = {}, math.ceil(1.5 * most)
+    for k in range(-reach, reach + 1):
+        near = pixel + k
+        value = (1 - share) * overlap(before, near) + share * overlap(before + 1, near)
+        weight[k] = jnp.where((near >= pixel[0]) & (near <= pixel[-1]), value, 0)
+    total = sum(weight.values())
+    return {k: value / total for k, value in weight.items()}
+
+
+def _weigh(image: Array, axis: int, weight: dict[int, Array]) -> Array:
+    """The weighted sum of neighbours at each distance along an axis.
+
+    One pass over shifted copies. A matrix product is no faster for so few, and its
+    order of summation, and so the last bit, would depend on the batch's size.
+    """
+    size, reach = image.shape[axis], max(weight)
+    width = [(0, 0)] * image.ndim
+    width[axis] = (reach, reach)
+    wide = jnp.pad(image, width, mode="symmetric")
+    return sum(
+        _along(value, axis, image.ndim)
+        * jax.lax.slice_in_dim(wide, reach + k, reach + k + size, axis=axis)
+        for k, value in weight.items()
+    )
+
+
+def _along(x: Array, axis: int, rank: int) -> Array:
+    """[] or [N] with an image's rank, N along the axis."""
+    return x.reshape([-1 if n == axis else 1 for n in range(rank)])
+
+
+def _axes(image: Array, in_plane: bool) -> list[int]:
+    return list(range(image.ndim - 1))[-2 if in_plane else 0 :]

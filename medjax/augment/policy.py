@@ -41,8 +41,6 @@ def augment_batch(
     *,
     ops: Sequence[Op],
     prepare: Callable[[Array], Array],
-    padding: str = "constant",
-    fill: float = 0.0,
 ) -> dict[str, Array]:
     """Applies the ops in their order to every sample of a batch, then prepares it.
 
@@ -50,26 +48,23 @@ def augment_batch(
       key: the run's key.
       batch: image [B, *S, C] uint8 or float, S of 2 or 3 axes, and epoch, id and
         occurrence [B] int32. Optionally also a mask as label [B, *S, K] (a label of
-        another rank isn't moved), a weight for each of its voxels [B, *S, K], points
-        [B, P, n] in pixels, and spacing [B, n] in mm.
-      ops: warp.MOVES, which move image, mask and points, and functions of (key,
+        another rank isn't moved), a weight for each of its voxels [B, *S, K], and
+        spacing [B, n] in mm.
+      ops: warp.MOVES, which move image and mask, and functions of (key,
         image [*S, C]). Consecutive moves are composed into one interpolation. An op's
         key contains its position in ops, so that the strength of one op doesn't change
         the draws of another.
       prepare: the modality's intensity preparation, see data/normalisation.py.
-      padding, fill: what stands outside, see warp.sample; black by default, as on
-        collimated film. The weight is 0 there, because nobody has labelled it.
 
     Returns:
-      The batch with changed image [B, *S, C] float32, as the model takes it, mask and
-      weight by the nearest pixels, and points moved with the image.
+      The batch with changed image [B, *S, C] float32, as the model takes it, and mask
+      and weight by the nearest pixels. Outside it is black, as on collimated film, and
+      the weight is 0, because nobody has labelled it.
     """
     moved = {"image": unit_range(batch["image"])}
     for name in ("label", "weight"):
         if name in batch and batch[name].ndim == batch["image"].ndim:
             moved[name] = batch[name]
-    if "points" in batch:
-        moved["points"] = batch["points"]
     spacing = {"spacing": batch["spacing"]} if "spacing" in batch else {}
     rows = jnp.sum(batch["occurrence"] >= 0)  # B, but XLA doesn't know its value.
     numbers = [batch[name] for name in ("epoch", "id", "occurrence")]
@@ -77,13 +72,13 @@ def augment_batch(
     fold = jax.vmap(jax.random.fold_in, (0, None))
     steps = [(fold(samples, i), op) for i, op in enumerate(ops)]
     steps.append((samples, lambda _, image: prepare(image[None])[0]))
-    for moves, run in itertools.groupby(steps, lambda step: _is_move(step[1])):
-        keys, same = zip(*run, strict=True)
+    for moves, group in itertools.groupby(steps, lambda step: _is_move(step[1])):
+        keys, functions = zip(*group, strict=True)
         if moves:
-            move = functools.partial(_move, same, padding=padding, fill=fill)
+            move = functools.partial(_move, functions)
             moved = _each(rows, move, keys, moved, spacing)
         else:
-            change = functools.partial(_change, same)
+            change = functools.partial(_change, functions)
             moved |= {"image": _each(rows, change, keys, moved["image"])}
     return batch | moved
 
@@ -98,19 +93,15 @@ def _keys(rows: Array, key: Array, *numbers: Array) -> Array:
     return jax.random.wrap_key_data(words, impl=jax.random.key_impl(key))
 
 
-def _move(ops, keys, sample, spacing, *, padding, fill) -> dict[str, Array]:
-    """Moves one sample's image, masks and points by the composed ops."""
+def _move(ops, keys, sample, spacing) -> dict[str, Array]:
+    """Moves one sample's image and masks by the composed ops."""
     motion = warp.still(sample["image"].shape[:-1], **spacing)
     for key, op in zip(keys, ops, strict=True):
         motion = op(key, motion)
-    moved = {"image": warp.move(motion, sample["image"], padding=padding, fill=fill)}
-    if "label" in sample:
-        moved["label"] = warp.move(motion, sample["label"], order=0, padding=padding)
-    if "weight" in sample:
-        moved["weight"] = warp.move(motion, sample["weight"], order=0)
-    if "points" in sample:
-        moved["points"] = warp.move_points(motion, sample["points"])
-    return moved
+    return {
+        name: warp.move(motion, array, order=1 if name == "image" else 0)
+        for name, array in sample.items()
+    }
 
 
 def _change(ops, keys, image) -> Array:

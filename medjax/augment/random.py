@@ -104,14 +104,14 @@ def _threefry(key: Array, a: Array, b: Array) -> tuple[Array, Array]:
 
     Source: Salmon et al., Parallel random numbers: as easy as 1, 2, 3 (SC 2011).
     """
-    words = (key[0], key[1], key[0] ^ key[1] ^ np.uint32(0x1BD11BDA))
-    a, b = a + words[0], b + words[1]
+    schedule = (key[0], key[1], key[0] ^ key[1] ^ np.uint32(0x1BD11BDA))
+    a, b = a + schedule[0], b + schedule[1]
     for turn in range(5):
         for bits in ((13, 15, 26, 6), (17, 29, 16, 24))[turn % 2]:
             a += b
             b = a ^ (b << bits | b >> (32 - bits))
-        a += words[(turn + 1) % 3]
-        b += words[(turn + 2) % 3] + np.uint32(turn + 1)
+        a += schedule[(turn + 1) % 3]
+        b += schedule[(turn + 2) % 3] + np.uint32(turn + 1)
     return a, b
 
 

@@ -26,11 +26,11 @@ import jax.numpy as jnp
 import numpy as np
 from chex import Array
 
-from medjax.augment import acquisition, random
+from medjax.augment import intensity, random
 from medjax.evaluation import bootstrap, discrimination, metrics
 from medjax.evaluation.bootstrap import Interval, Resampled
 from medjax.evaluation.predict import Predictions
-from medjax.geometry import warp
+from medjax.geometry import grid, warp
 
 MEASURES = ("auroc", "drop", "agreement")
 RANGE = math.log(100)
@@ -250,7 +250,7 @@ def quantum_noise(key: Array, image: Array, value: Array) -> Array:
     Bushberg et al., The Essential Physics of Medical Imaging, chapter 4.
     """
     mean = value * jnp.exp(-RANGE * image)
-    counts = acquisition.poisson(random.uniform(key, image.shape), mean)
+    counts = intensity.poisson(random.uniform(key, image.shape), mean)
     # Zero photons have no logarithm: they count as half a photon.
     return jnp.clip(jnp.log(value / jnp.maximum(counts, 0.5)) / RANGE, 0, 1)
 
@@ -317,12 +317,12 @@ def rotation(key: Array, image: Array, value: Array) -> Array:
         zoom=jnp.array(1.0),
         translation=jnp.zeros(2),
     )
-    return jnp.clip(warp.affine(image, matrix), 0, 1)
+    return jnp.clip(grid.affine(image, matrix), 0, 1)
 
 
 def occlusion(key: Array, image: Array, value: Array) -> Array:
     """A white metal plate at a random place."""
-    return acquisition.cut_out(key, image, size=value / 100, fill=1.0)
+    return intensity.cut_out(key, image, size=value / 100, fill=1.0)
 
 
 class Corruption(NamedTuple):

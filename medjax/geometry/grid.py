@@ -1,18 +1,151 @@
-"""Grids of voxels, and the affines that place them in the world.
+"""Reads images between their pixels, and places grids of voxels in the world.
 
 An affine is [4, 4] and maps voxel indices, in the order of the array's axes, to
 millimetres; the world is NIfTI's, RAS.
 """
 
+import math
+from collections.abc import Sequence
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 from chex import Array
+from jax import lax
 
 from medjax.errors import InputError
-from medjax.geometry import warp
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # NIfTI's world -> DICOM's and ITK's.
+
+
+def sample(
+    image: Array,
+    coordinates: Array,
+    *,
+    order: int = 1,
+    padding: str = "constant",
+) -> Array:
+    """Reads an image between its pixels; differentiable in both where order is 1.
+
+    Args:
+      image: [*S, C], S of any number of axes; float where order is 1.
+      coordinates: [..., len(S)], in pixels, 0 is the middle of the first.
+      order: 1 interpolates linearly, 0 takes the nearest pixel (masks).
+      padding: what stands outside. 'constant': 0, blended in over the pixel beyond
+        the edge; 'edge': the pixels of the edge.
+
+    Returns:
+      [..., C], of the image's dtype; a whole coordinate returns that pixel to the bit.
+    """
+    chex.assert_axis_dimension(coordinates, -1, image.ndim - 1)
+    parts = [coordinates[..., axis] for axis in range(image.ndim - 1)]
+    return read(image, parts, order, padding)
+
+
+def affine(
+    image: Array,
+    matrix: Array,
+    *,
+    shape: Sequence[int] | None = None,
+    order: int = 1,
+    padding: str = "constant",
+) -> Array:
+    """Resamples an image at affinely moved points; differentiable in the matrix.
+
+    Args:
+      image: [*S, C], of n axes and channels.
+      matrix: [n, n + 1] output-to-input map in pixels about the two centres:
+        input - its centre = matrix[:, :n] @ (output - its centre) + matrix[:, n].
+      shape: the output's n sizes; None is the image's own.
+      order, padding: as in `sample`.
+
+    Returns:
+      [*shape, C]: the identity, flips and quarter turns return the input's own
+      pixels, to the bit.
+    """
+    space = image.shape[:-1]
+    shape = space if shape is None else tuple(shape)
+    chex.assert_shape(matrix, (len(space), len(shape) + 1))
+    parts = affine_grid(matrix, shape, space)
+    return read(image, parts, order, padding)
+
+
+def affine_grid(
+    matrix: Array, shape: tuple[int, ...], space: tuple[int, ...]
+) -> list[Array]:
+    """Input coordinates of every output point, an array for each axis."""
+    steps = [
+        (jnp.arange(size) - (size - 1) / 2).reshape(
+            [-1] + [1] * (len(shape) - 1 - axis)
+        )
+        for axis, size in enumerate(shape)
+    ]
+    terms = [[row[axis] * along for axis, along in enumerate(steps)] for row in matrix]
+    for row, term, size in zip(matrix, terms, space, strict=True):
+        term[-1] = term[-1] + row[-1] + (size - 1) / 2
+    return [sum(term[1:], term[0]) for term in terms]
+
+
+def read(
+    image: Array, parts: Sequence[Array], order: int = 1, padding: str = "constant"
+) -> Array:
+    """`sample` with an array of coordinates for each axis."""
+    *space, channels = image.shape
+    pixel = (channels,) if channels > 1 else ()  # An axis of size 1 halves the speed.
+    parts = [_inside(x, n, padding) for x, n in zip(parts, space, strict=True)]
+    # A border, one pixel wider at the end, so that every neighbour exists.
+    border = (1, 2) if padding == "constant" else (0, 1)
+    image = jnp.pad(image, [border] * len(space) + [(0, 0)], padding)
+    strides = [math.prod(image.shape[axis + 1 : -1]) for axis in range(len(space))]
+    flat = image.reshape(-1, *pixel)
+    reach = order * sum(strides)
+    low = [jnp.floor(x if order else x + 0.5) for x in parts]
+    first = sum(n.astype(jnp.int32) * s for n, s in zip(low, strides, strict=True))
+    share = [
+        jnp.expand_dims(x - n, [x.ndim] * len(pixel))
+        for x, n in zip(parts, low, strict=True)
+    ]
+
+    def between(axis: int, offset: int) -> Array:
+        if axis == len(space) or order == 0:
+            # A shifted view, not a shifted index: all corners share one address,
+            # which halves the time.
+            return _take(flat[offset : len(flat) - reach + offset], first)
+        a, b = between(axis + 1, offset), between(axis + 1, offset + strides[axis])
+        return a + share[axis] * (b - a)
+
+    values = between(0, 0).reshape(*first.shape, channels)
+    return values.astype(image.dtype)
+
+
+def _inside(x: Array, size: int, padding: str) -> Array:
+    """Moves the coordinates of one axis into the (padded) image."""
+    if padding == "constant":
+        return _clip(x, -1, size) + 1
+    return _clip(x, 0, size - 1)
+
+
+def _clip(x: Array, low: int, high: int) -> Array:
+    """jnp.clip, but NaN becomes low: no index may leave the image."""
+    x = jnp.where(x > low, x, low)
+    return jnp.where(x < high, x, high)
+
+
+def _take(flat: Array, index: Array) -> Array:
+    """flat[index], without a check for negative indices."""
+    pixel = flat.shape[1:]
+    numbers = lax.GatherDimensionNumbers(
+        offset_dims=tuple(range(index.ndim, index.ndim + len(pixel))),
+        collapsed_slice_dims=(0,),
+        start_index_map=(0,),
+    )
+    return lax.gather(
+        flat, index[..., None], numbers, (1, *pixel), mode="promise_in_bounds"
+    )
+
+
+# ------------------------------------------------- grids in the world
 
 
 def resample(
@@ -23,17 +156,15 @@ def resample(
     matrix=None,
     *,
     order: int = 1,
-    fill: float = 0.0,
 ) -> Array:
-    """Resamples an image to another grid.
+    """Resamples an image to another grid; outside the image is 0.
 
     Args:
       moving: [A, B, C] or [A, B, C, N].
       moving_affine, fixed_affine: [4, 4], voxel indices to RAS millimetres.
       fixed_shape: the three sizes of the grid.
       matrix: [4, 4], fixed to moving points; None is the identity.
-      order: 1 interpolates linearly, 0 takes the nearest voxel (masks).
-      fill: the value outside the image.
+      order: as in `sample`.
 
     Returns:
       [*fixed_shape] or [*fixed_shape, N]; float32 if order is 1, of moving's dtype if
@@ -48,7 +179,7 @@ def resample(
     fixed_affine = check_affine("fixed_affine", fixed_affine)
     moving_affine = check_affine("moving_affine", moving_affine)
     voxels = np.linalg.solve(moving_affine, matrix @ fixed_affine)
-    middle = (np.array(fixed_shape) - 1) / 2  # warp's matrices are about the centres.
+    middle = (np.array(fixed_shape) - 1) / 2  # affine's matrix is about the centres.
     voxels[:3, 3] += voxels[:3, :3] @ middle - (np.array(moving.shape[:3]) - 1) / 2
     image = moving if moving.ndim == 4 else moving[..., None]
     image = _resample(
@@ -56,12 +187,11 @@ def resample(
         voxels[:3].astype(np.float32),
         shape=tuple(map(int, fixed_shape)),
         order=order,
-        fill=fill,
     )
     return image if moving.ndim == 4 else image[..., 0]
 
 
-_resample = jax.jit(warp.affine, static_argnames=("shape", "order", "fill"))
+_resample = jax.jit(affine, static_argnames=("shape", "order"))
 
 
 def pool(

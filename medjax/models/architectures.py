@@ -9,4 +9,4 @@ from medjax.models.densenet import (  # noqa: F401
 )
 from medjax.models.efficientnet import efficientnet_b0  # noqa: F401
 from medjax.models.resnet import resnet18, resnet34, resnet50, resnet101  # noqa: F401
-from medjax.models.unet import unet  # noqa: F401
+from medjax.models.unet import UNet as unet  # noqa: F401

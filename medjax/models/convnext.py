@@ -33,12 +33,15 @@ def convnext(
       tasks, dtype, rest: as in densenet.
     """
     del axis_name
-    stages = [partial(Stem, width=widths[0], dtype=dtype)]
-    for i, (number, width) in enumerate(zip(blocks, widths, strict=True)):
-        stage = partial(Stage, depth=number, width=width, first=i == 0, dtype=dtype)
-        stages.append(stage)
+    stages = (
+        partial(Stem, width=widths[0], dtype=dtype),
+        *(
+            partial(Stage, depth=number, width=width, first=i == 0, dtype=dtype)
+            for i, (number, width) in enumerate(zip(blocks, widths, strict=True))
+        ),
+    )
     top = partial(norm, dtype=jnp.float32)
-    return Classifier(stages=tuple(stages), tasks=tasks, top=top, dtype=dtype, **rest)
+    return Classifier(stages, tasks, top=top, dtype=dtype, **rest)
 
 
 class Stem(nn.Module):
@@ -76,15 +79,9 @@ class Stage(nn.Module):
             kernel_init=nn.initializers.truncated_normal(0.02),
         )
         for j in range(1, self.depth + 1):
-            new = layers.conv(
-                self.width,
-                7,
-                space=x.ndim - 2,
-                groups=self.width,
-                use_bias=True,
-                dtype=self.dtype,
-                name=f"block{j}_conv",
-            )(x)
+            options = {"space": x.ndim - 2, "dtype": self.dtype, "use_bias": True}
+            conv = partial(layers.conv, groups=self.width, **options)
+            new = conv(self.width, 7, name=f"block{j}_conv")(x)
             new = norm(dtype=self.dtype, name=f"block{j}_norm")(new)
             new = dense(4 * self.width, name=f"block{j}_widen")(new)
             new = jax.nn.gelu(new, approximate=False)

@@ -335,60 +335,53 @@ def _shifted(x: Array, by: int) -> Array:
 # --------------------------------------------------------------------- max-pooling
 
 
-def max_pool(
-    x: Array, size: int, stride: int, *, padding: int, native: Callable
-) -> Array:
-    """The maximum over cubes, [B, ..., C]; of equal values the first has the gradient.
+def max_pool(x: Array, *, native: Callable) -> Array:
+    """The maximum over cubes of 3 at stride 2, with a border of 1, [B, ..., C].
 
-    For the gradient, XLA searches each window again, one after the other; here each
-    place of the window is compared for the whole image at once. The axes are pooled
-    one after the other, the last one first, so that the first maximum in memory wins,
-    as it does in `native`.
+    Of equal values the first has the gradient. For it, XLA searches each window again,
+    one after the other; here each place of the window is compared for the whole image
+    at once. The axes are pooled one after the other, the last one first, so that the
+    first maximum in memory wins, as it does in `native`.
 
     Args:
-      size, stride, padding: the same along each spatial axis.
       native: the same by XLA's own operation, x -> y.
     """
 
     def by_axes(x: Array) -> Array:
         for axis in range(x.ndim - 2, 0, -1):
-            x = _pool(x, axis, size, stride, padding)
+            x = _pool(x, axis)
         return x
 
     return lax.platform_dependent(x, cpu=by_axes, default=native)
 
 
-def _taps(x: Array, axis: int, size: int, stride: int, padding: int) -> list[Array]:
+def _taps(x: Array, axis: int) -> list[Array]:
     """For each element of a window along the axis, x as that element sees it."""
     pads = [(0, 0)] * x.ndim
-    pads[axis] = (padding, padding)
+    pads[axis] = (1, 1)
+    span = (x.shape[axis] - 1) // 2 * 2 + 1
     x = jnp.pad(x, pads, constant_values=-jnp.inf)
-    span = (x.shape[axis] - size) // stride * stride + 1
-    return [lax.slice_in_dim(x, i, i + span, stride, axis) for i in range(size)]
+    return [lax.slice_in_dim(x, i, i + span, 2, axis) for i in range(3)]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
-def _pool(x: Array, axis: int, size: int, stride: int, padding: int) -> Array:
-    return reduce(jnp.maximum, _taps(x, axis, size, stride, padding))
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _pool(x: Array, axis: int) -> Array:
+    return reduce(jnp.maximum, _taps(x, axis))
 
 
-def _pool_forward(x: Array, *window: int) -> tuple:
-    y = _pool(x, *window)
+def _pool_forward(x: Array, axis: int) -> tuple:
+    y = _pool(x, axis)
     return y, (x, y)
 
 
-def _pool_backward(
-    axis: int, size: int, stride: int, padding: int, kept: tuple, g: Array
-) -> tuple[Array]:
+def _pool_backward(axis: int, kept: tuple, g: Array) -> tuple[Array]:
     x, y = kept
     total, free = jnp.zeros_like(x), True
-    for i, tap in enumerate(_taps(x, axis, size, stride, padding)):
+    for i, tap in enumerate(_taps(x, axis)):
         hit = (tap == y) & free
         free = free & ~hit
-        low = i - padding
-        high = x.shape[axis] - low - (y.shape[axis] - 1) * stride - 1
         pads = [(0, 0, 0)] * x.ndim
-        pads[axis] = (low, high, stride - 1)
+        pads[axis] = (i - 1, x.shape[axis] - i - (y.shape[axis] - 1) * 2, 1)
         total += lax.pad(jnp.where(hit, g, 0), jnp.zeros((), g.dtype), pads)
     return (total,)
 

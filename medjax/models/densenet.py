@@ -43,25 +43,17 @@ def densenet(
       axis_name: the mapped axis over which batch statistics are shared, or None.
       rest: of Classifier.
     """
-    layer = {
-        "conv": partial(layers.conv, dtype=dtype),
-        "norm": partial(
-            layers.BatchNorm, epsilon=epsilon, dtype=dtype, axis_name=axis_name
+    layer = layers.makers(dtype=dtype, axis_name=axis_name, epsilon=epsilon)
+    stage = partial(Stage, growth=growth, bottleneck=bottleneck, **layer)
+    last = len(blocks) - 1
+    stages = (
+        partial(Stem, features=features, kind=stem, **layer),
+        *(
+            partial(stage, depth=number, first=i == 0, last=i == last)
+            for i, number in enumerate(blocks)
         ),
-    }
-    stages = [partial(Stem, features=features, kind=stem, **layer)]
-    for i, number in enumerate(blocks):
-        stage = partial(
-            Stage,
-            depth=number,
-            growth=growth,
-            bottleneck=bottleneck,
-            first=i == 0,
-            last=i == len(blocks) - 1,
-            **layer,
-        )
-        stages.append(stage)
-    return Classifier(stages=tuple(stages), tasks=tasks, dtype=dtype, **rest)
+    )
+    return Classifier(stages, tasks, dtype=dtype, **rest)
 
 
 class Stem(nn.Module):
@@ -87,7 +79,7 @@ class Stem(nn.Module):
         x = self.conv(self.features, size, 2, space=x.ndim - 2, name="conv")(x)
         x = self.norm(train=train, name="norm")(x, relu=True)
         if self.kind == "imagenet":
-            return layers.max_pool(x, 3, 2, padding=1)
+            return layers.max_pool(x)
         return layers.avg_pool(x, 2) if self.kind == "quarter" else x
 
 

@@ -50,27 +50,15 @@ def efficientnet(
         more. The two differ at stride 2 and an even size, and need different weights.
       tasks, epsilon, dtype, axis_name, rest: as in densenet.
     """
-    layer = {
-        "padding": padding,
-        "conv": partial(layers.conv, dtype=dtype),
-        "norm": partial(
-            layers.BatchNorm, epsilon=epsilon, dtype=dtype, axis_name=axis_name
-        ),
-    }
-    stages = [partial(Unit, features=stem, size=3, stride=2, **layer)]
-    for expansion, size, stride, features, depth in table:
-        stage = partial(
-            Stage,
-            expansion=expansion,
-            size=size,
-            stride=stride,
-            features=features,
-            depth=depth,
-            **layer,
-        )
-        stages.append(stage)
-    stages.append(partial(Unit, features=top, size=1, stride=1, **layer))
-    return Classifier(stages=tuple(stages), tasks=tasks, dtype=dtype, **rest)
+    layer = layers.makers(
+        dtype=dtype, axis_name=axis_name, epsilon=epsilon, padding=padding
+    )
+    stages = (
+        partial(Unit, features=stem, size=3, stride=2, **layer),
+        *(partial(Stage, *row, **layer) for row in table),
+        partial(Unit, features=top, size=1, stride=1, **layer),
+    )
+    return Classifier(stages, tasks, dtype=dtype, **rest)
 
 
 class Unit(nn.Module):
@@ -79,20 +67,13 @@ class Unit(nn.Module):
     features: int
     size: int
     stride: int
-    padding: str | None
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        x = self.conv(
-            self.features,
-            self.size,
-            self.stride,
-            space=x.ndim - 2,
-            padding=self.padding,
-            name="conv",
-        )(x)
+        conv = partial(self.conv, space=x.ndim - 2, name="conv")
+        x = conv(self.features, self.size, self.stride)(x)
         return jax.nn.swish(self.norm(train=train, name="norm")(x))
 
 
@@ -110,7 +91,6 @@ class Stage(nn.Module):
     stride: int
     features: int
     depth: int
-    padding: str | None
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
 
@@ -126,14 +106,8 @@ class Stage(nn.Module):
             if self.expansion != 1:
                 new = conv(width, 1, name=f"{block}_expand_conv")(new)
                 new = jax.nn.swish(norm(name=f"{block}_expand_norm")(new))
-            new = conv(
-                width,
-                self.size,
-                stride,
-                padding=self.padding,
-                groups=width,
-                name=f"{block}_depthwise_conv",
-            )(new)
+            depthwise = partial(conv, groups=width, name=f"{block}_depthwise_conv")
+            new = depthwise(width, self.size, stride)(new)
             new = jax.nn.swish(norm(name=f"{block}_depthwise_norm")(new))
             # A quarter of the block's input, not of its width, as in the authors' code.
             squeezed = max(1, x.shape[-1] // 4)

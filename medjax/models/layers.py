@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -51,21 +52,25 @@ def conv(
     )
 
 
-def max_pool(x: Array, size: int, stride: int, *, padding: int = 0) -> Array:
-    """The maximum over cubes of `size`; padding never wins."""
+def max_pool(x: Array) -> Array:
+    """The maximum over cubes of 3 at stride 2; a border of 1 never wins."""
     space = x.ndim - 2
-    native = partial(
-        nn.max_pool,
-        window_shape=(size,) * space,
-        strides=(stride,) * space,
-        padding=((padding, padding),) * space,
-    )
-    return cpu.max_pool(x, size, stride, padding=padding, native=native)
+    window = {"window_shape": (3,) * space, "strides": (2,) * space}
+    native = partial(nn.max_pool, **window, padding=((1, 1),) * space)
+    return cpu.max_pool(x, native=native)
 
 
 def avg_pool(x: Array, size: int) -> Array:
     """The mean over cubes of `size` that don't overlap; a rest is left out."""
     return nn.avg_pool(x, (size,) * (x.ndim - 2), (size,) * (x.ndim - 2))
+
+
+def makers(
+    *, dtype: jnp.dtype, axis_name: str | None, epsilon: float = 1e-5, **options: Any
+) -> dict[str, Callable[..., nn.Module]]:
+    """A network's makers of convolutions, with these options, and of batch norms."""
+    norm = partial(BatchNorm, epsilon=epsilon, dtype=dtype, axis_name=axis_name)
+    return {"conv": partial(conv, dtype=dtype, **options), "norm": norm}
 
 
 # ------------------------------------------------------------- batch normalisation

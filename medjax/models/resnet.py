@@ -38,25 +38,19 @@ def resnet(
       use_bias: of the convolutions.
       tasks, epsilon, dtype, axis_name, rest: as in densenet.
     """
-    layer = {
-        "conv": partial(layers.conv, use_bias=use_bias, dtype=dtype),
-        "norm": partial(
-            layers.BatchNorm, epsilon=epsilon, dtype=dtype, axis_name=axis_name
+    layer = layers.makers(
+        dtype=dtype, axis_name=axis_name, epsilon=epsilon, use_bias=use_bias
+    )
+    stage = partial(Stage, bottleneck=bottleneck, stride_first=stride_first, **layer)
+    stages = (
+        partial(Stem, **layer),
+        *(
+            # The stem's max-pool has halved the grid of the first stage.
+            partial(stage, depth=number, width=64 * 2**i, stride=2 if i else 1)
+            for i, number in enumerate(blocks)
         ),
-    }
-    stages = [partial(Stem, **layer)]
-    for i, number in enumerate(blocks):
-        stage = partial(
-            Stage,
-            depth=number,
-            width=64 * 2**i,
-            stride=1 if i == 0 else 2,  # The stem's max-pool has halved already.
-            bottleneck=bottleneck,
-            stride_first=stride_first,
-            **layer,
-        )
-        stages.append(stage)
-    return Classifier(stages=tuple(stages), tasks=tasks, dtype=dtype, **rest)
+    )
+    return Classifier(stages, tasks, dtype=dtype, **rest)
 
 
 class Stem(nn.Module):
@@ -69,7 +63,7 @@ class Stem(nn.Module):
     def __call__(self, x: Array, train: bool) -> Array:
         x = self.conv(64, 7, 2, space=x.ndim - 2, name="conv")(x)
         x = jax.nn.relu(self.norm(train=train, name="norm")(x))
-        return layers.max_pool(x, 3, 2, padding=1)
+        return layers.max_pool(x)
 
 
 class Stage(nn.Module):

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -14,17 +13,6 @@ from medjax.errors import InputError
 from medjax.models import cpu, layers
 
 Size = int | Sequence[int]
-
-
-def unet(tasks: int, *, axis_name: str | None = None, **options: Any) -> "UNet":
-    """The network of K masks, with the axes of space that its image has.
-
-    Args:
-      tasks: K, the number of masks.
-      axis_name: unused, because each image is normalised by its own statistics.
-      options: attributes of UNet.
-    """
-    return UNet(tasks, **options)
 
 
 class UNet(nn.Module):
@@ -39,7 +27,7 @@ class UNet(nn.Module):
     has the full resolution, and the head is a transposed convolution too.
 
     Attributes:
-      tasks: K.
+      tasks: K, the number of masks.
       widths: channels of each level.
       strides: into each level from the one before, or from the image; a number for
         all axes, or one for each, such as (1, 2, 2) while slices lie further apart than
@@ -55,6 +43,7 @@ class UNet(nn.Module):
         gradient. Nothing else is needed to keep them as they are: instance and group
         norm have no running statistics.
       dtype: of the computation; parameters and logits are float32.
+      axis_name: unused, because each image is normalised by its own statistics.
 
     Source: Ronneberger et al., U-Net (MICCAI 2015); He et al. (CVPR 2016) for the
     blocks; Lee et al., Deeply-Supervised Nets (AISTATS 2015) for `deep`.
@@ -71,6 +60,7 @@ class UNet(nn.Module):
     deep: int = 0
     frozen: int = 0
     dtype: jnp.dtype = jnp.float32
+    axis_name: str | None = None
 
     @property
     def stage_names(self) -> tuple[str, ...]:
@@ -154,12 +144,11 @@ class Down(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        conv = _convs(x, self.dtype)
+        conv = partial(_convs(x, self.dtype), self.features, name="conv")
         if any(n > 1 for n in self.stride):
-            conv = partial(conv, stride=self.stride, padding=0)
-            x = conv(self.features, self.stride, name="conv")(x)
+            x = conv(self.stride, self.stride, padding=0)(x)
         else:
-            x = conv(self.features, self.kernel, name="conv")(x)
+            x = conv(self.kernel)(x)
         x = Norm(self.groups, self.dtype, name="norm")(x, relu=True)
         return _blocks(self, x)
 
@@ -189,10 +178,9 @@ class Up(nn.Module):
 
 
 def _blocks(level: Down | Up, x: Array) -> Array:
+    block = partial(Block, level.features, level.kernel, level.groups, level.dtype)
     for j in range(1, level.blocks + 1):
-        x = Block(
-            level.features, level.kernel, level.groups, level.dtype, name=f"block{j}"
-        )(x)
+        x = block(name=f"block{j}")(x)
     return x
 
 

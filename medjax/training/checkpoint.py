@@ -35,7 +35,7 @@ class Checkpoints:
     def __init__(self, directory: Path, *, keep: int = 1):
         policies = ocp.training.preservation_policies
         best = policies.BestN(
-            get_metric_fn=_score,
+            get_metric_fn=lambda metrics: metrics["score"],
             n=keep,
             keep_checkpoints_without_metrics=False,
         )
@@ -62,7 +62,7 @@ class Checkpoints:
         scored = [c for c in self._orbax.checkpoints if c.metrics]
         if not scored:
             return None
-        return max(scored, key=lambda c: (_score(c.metrics), -c.step)).step
+        return max(scored, key=lambda c: (c.metrics["score"], -c.step)).step
 
     def save(
         self, step: int, state: ArrayTree, data: dict, *, score: float | None = None
@@ -139,23 +139,11 @@ class Checkpoints:
                 )
 
 
-def _score(metrics: dict[str, float]) -> float:
-    """The validation score, the only metric of a checkpoint."""
-    (value,) = metrics.values()
-    return value
-
-
 def _leaves(tree: ArrayTree) -> dict[str, str]:
     """The dtype and shape of each leaf by name: {'params/conv0': 'float32[3]'}."""
     return {
-        "/".join(_part(part) for part in path): f"{leaf.dtype}{list(leaf.shape)}"
-        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+        jax.tree_util.keystr(path, simple=True, separator="/"): (
+            f"{leaf.dtype}{list(leaf.shape)}"
+        )
+        for path, leaf in jax.tree.leaves_with_path(tree)
     }
-
-
-def _part(part) -> str:
-    """A part of a path as text: a field's name, a key or an index."""
-    for attribute in ("name", "key", "idx"):
-        if hasattr(part, attribute):
-            return str(getattr(part, attribute))
-    return str(part)

@@ -228,7 +228,7 @@ def compile_arms(*, devices: int, **parts: Any) -> Callable:
     """
     step = functools.partial(train_step, **parts)
 
-    def on_one_device(*arms: ArrayTree) -> tuple[State, dict[str, Array]]:
+    def per_device(*arms: ArrayTree) -> tuple[State, dict[str, Array]]:
         if len(jax.tree.leaves(arms)[0]) > 1:
             return jax.vmap(step)(*arms)
         # vmap over one run makes batched products, for which XLA has no library.
@@ -237,7 +237,7 @@ def compile_arms(*, devices: int, **parts: Any) -> Callable:
 
     places = by_arm(devices)
     mapped = jax.shard_map(
-        on_one_device,
+        per_device,
         mesh=places.mesh,
         in_specs=places.spec,
         out_specs=places.spec,

@@ -112,7 +112,7 @@ def convert(
     ResNet-18's logits by 0.3 %; ConvNeXt's, whose stem does not pad, by 8e-7.
 
     Args:
-      source: arrays by the names of `weights.read`; not changed.
+      source: arrays by the names of `weights.read`.
       target: {'params', 'batch_stats'} with shapes, as `jax.eval_shape` of the model's
         `init` gives them; the model made with the options of `recognise`.
       model: name of the architecture.
@@ -127,7 +127,9 @@ def convert(
     placed, dropped = _place(source, table)
     classes = len(placed[HEAD[1]].array) if HEAD[1] in placed else 0
     fits = all(p in placed and placed[p].array.shape == wanted[p] for p in HEAD)
-    without = [] if head and fits else _without_head(placed)
+    # A file with half of a classifier is wrong: that half has to have its place.
+    whole = len({path in placed for path in HEAD}) == 1
+    without = [] if (head and fits) or not whole else list(HEAD)
     dropped += [placed.pop(path).name for path in without if path in placed]
     _check_complete(placed, set(wanted).difference(without), table, model)
 
@@ -143,15 +145,10 @@ def convert(
             )
         if not np.isfinite(array).all():
             raise InputError(f"{name}: holds NaN or infinity; get the weights again")
-    zeros = {path: np.zeros(wanted[path]) for path in without}
+    arrays |= {path: np.zeros(wanted[path]) for path in without}
+    arrays = {path: np.array(a, np.float32, order="C") for path, a in arrays.items()}
     return Converted(
-        variables=unflatten_dict(
-            {
-                p: np.array(a, np.float32, order="C")
-                for p, a in (arrays | zeros).items()
-            },
-            sep="/",
-        ),
+        variables=unflatten_dict(arrays, sep="/"),
         model=model,
         framework=table.framework,
         options=dict(table.options),
@@ -218,12 +215,6 @@ def _place(
     return placed, dropped
 
 
-def _without_head(placed: dict[str, Placed]) -> list[str]:
-    """HEAD, or nothing if the file has half of it, which is the file's mistake."""
-    present = [path in placed for path in HEAD]
-    return list(HEAD) if all(present) or not any(present) else []
-
-
 def _check_complete(
     placed: dict[str, Placed], wanted: set[str], table: Table, model: str
 ) -> None:
@@ -239,7 +230,8 @@ def _check_complete(
     ]
     raise InputError(
         f"model={model!r}: expected {kernels[1]} kernels, found a {table.family} of "
-        f"{table.framework} with {kernels[0]} kernels: {', and '.join(parts)}; name the model that the weights are of, made with "
+        f"{table.framework} with {kernels[0]} kernels: {', and '.join(parts)}; name "
+        "the model that the weights are of, made with "
         f"{dict(table.options) or 'no options'}, or get the weights again"
     )
 
@@ -257,10 +249,11 @@ def _constants(source: Mapping[str, np.ndarray]) -> dict[str, tuple[float, ...]]
     In the published EfficientNets its variance holds the deviation. They standardise as
     torchvision does, by one more layer that has no variables.
     """
-    constants = {}
-    for name, array in source.items():
-        if re.fullmatch(r"normalization(?:_\d+)?/(mean|variance)", name):
-            constants[name.rpartition("/")[2]] = np.asarray(array, np.float64).ravel()
+    constants = {
+        name.rpartition("/")[2]: np.asarray(array, np.float64).ravel()
+        for name, array in source.items()
+        if re.fullmatch(r"normalization(?:_\d+)?/(mean|variance)", name)
+    }
     if not constants or np.allclose(
         constants["variance"], Table._field_defaults["std"]
     ):

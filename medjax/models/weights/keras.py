@@ -58,8 +58,11 @@ def read(file, size: int, settings: dict | None = None) -> dict[str, np.ndarray]
       settings: each layer's config by its name, if known.
     """
     with h5py.File(file, "r") as root:
-        # First, because opening a link follows it.
-        if link := root.visititems_links(_elsewhere):
+        # First, because opening a link follows it. The visit stops at the first name.
+        link = root.visititems_links(
+            lambda name, link: None if isinstance(link, h5py.HardLink) else name
+        )
+        if link:
             raise InputError(f"{link} links elsewhere; {REMEDY}")
         group = root.get("model_weights", root)
         if _strings(group, "layer_names"):
@@ -70,11 +73,6 @@ def read(file, size: int, settings: dict | None = None) -> dict[str, np.ndarray]
             raise InputError(f"an HDF5 file, but no weights of Keras; {REMEDY}")
         _check(weights, size)
         return {name: _array(dataset) for name, dataset in weights}
-
-
-def _elsewhere(name: str, link: object) -> str | None:
-    """The name of a link that isn't a hard one; h5py's visit stops at the first."""
-    return None if isinstance(link, h5py.HardLink) else name
 
 
 def _check(weights: list[tuple[str, h5py.Dataset]], size: int) -> None:

@@ -44,6 +44,7 @@ REBUILD = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
 PARAMETER = "torch._utils._rebuild_parameter"
 KNOWN = {*STORAGES, *CONTAINERS, *REBUILD, PARAMETER}
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
 PLAIN = {  # Instructions that push their own argument: a number or a string.
     *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
     *("BINUNICODE", "SHORT_BINUNICODE"),
@@ -120,8 +121,9 @@ def _state_dict(content: object) -> dict[str, Tensor]:
     A checkpoint's other contents (optimiser, epoch) are left out.
     """
     for _ in WRAPPERS:  # A limit, because a dict may contain itself.
-        inner = next((w for w in WRAPPERS if _is_dict(content, w)), None)
-        content = content if inner is None else content[inner]
+        if isinstance(content, dict):
+            inner = [content[w] for w in WRAPPERS if isinstance(content.get(w), dict)]
+            content = inner[0] if inner else content
     if not isinstance(content, dict):
         raise InputError(f"holds a {type(content).__name__}, not a state dict")
     tensors = {}
@@ -136,10 +138,6 @@ def _state_dict(content: object) -> dict[str, Tensor]:
         keys = f"{list(content)[:5]}"[:100]
         raise InputError(f"no tensor among {keys}; save the state dict of a model")
     return tensors
-
-
-def _is_dict(content: object, name: str) -> bool:
-    return isinstance(content, dict) and isinstance(content.get(name), dict)
 
 
 def _arrays(tensors: dict[str, Tensor], entries: dict) -> dict[str, np.ndarray]:
@@ -204,20 +202,14 @@ def load(file: BinaryIO) -> tuple[object, list[Storage]]:
                 stack.append(CONSTANTS[name])
             case name if name in PLAIN:
                 stack.append(argument)
-            case "EMPTY_DICT":
-                stack.append({})
-            case "EMPTY_LIST":
-                stack.append([])
-            case "EMPTY_TUPLE":
-                stack.append(())
+            case name if name in EMPTY:
+                stack.append(EMPTY[name]())
             case "TUPLE":
                 stack.append(tuple(pop()))
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 stack.append(tuple(pop(int(instruction.name[-1]))))
-            case "APPEND":
-                stack[-2].append(stack.pop())
-            case "APPENDS":
-                items = pop()
+            case "APPEND" | "APPENDS":
+                items = pop(1 if instruction.name == "APPEND" else None)
                 stack[-1].extend(items)
             case "SETITEM" | "SETITEMS":
                 items = pop(2 if instruction.name == "SETITEM" else None)
