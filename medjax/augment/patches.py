@@ -56,7 +56,8 @@ def augment(
     )
     label, brain = moved["label"][..., :-1], moved["label"][..., -1:]
     image = moved["image"] * (HIGHEST - LOWEST) + LOWEST
-    seen = (brain > 0) & (_along(moved["presence"], image) > 0)
+    present = moved["presence"].reshape(len(image), *[1] * (image.ndim - 2), -1)
+    seen = (brain > 0) & (present > 0)
     return moved | {
         "image": jnp.where(seen, image, 0),
         "label": label,
@@ -142,11 +143,6 @@ def _stack(
         for z in near
     ]
     return jnp.concatenate(cuts, axis=-1)
-
-
-def _along(channels: Array, image: Array) -> Array:
-    """[P, C] as [P, 1, ..., C], for an image [P, *S, C]."""
-    return channels.reshape(len(image), *[1] * (image.ndim - 2), -1)
 
 
 def corner(

@@ -72,9 +72,13 @@ def augment_batch(
     fold = jax.vmap(jax.random.fold_in, (0, None))
     steps = [(fold(samples, i), op) for i, op in enumerate(ops)]
     steps.append((samples, lambda _, image: prepare(image[None])[0]))
-    for moves, group in itertools.groupby(steps, lambda step: _is_move(step[1])):
+
+    def moves(step: tuple[Array, Op]) -> bool:
+        return getattr(step[1], "func", step[1]) in warp.MOVES.values()
+
+    for moving, group in itertools.groupby(steps, moves):
         keys, functions = zip(*group, strict=True)
-        if moves:
+        if moving:
             move = functools.partial(_move, functions)
             moved = _each(rows, move, keys, moved, spacing)
         else:
@@ -93,7 +97,9 @@ def _keys(rows: Array, key: Array, *numbers: Array) -> Array:
     return jax.random.wrap_key_data(words, impl=jax.random.key_impl(key))
 
 
-def _move(ops, keys, sample, spacing) -> dict[str, Array]:
+def _move(
+    ops: Sequence[Op], keys: Sequence[Array], sample: dict[str, Array], spacing: dict
+) -> dict[str, Array]:
     """Moves one sample's image and masks by the composed ops."""
     motion = warp.still(sample["image"].shape[:-1], **spacing)
     for key, op in zip(keys, ops, strict=True):
@@ -104,7 +110,7 @@ def _move(ops, keys, sample, spacing) -> dict[str, Array]:
     }
 
 
-def _change(ops, keys, image) -> Array:
+def _change(ops: Sequence[Op], keys: Sequence[Array], image: Array) -> Array:
     """Applies ops to one image's intensities."""
     for key, op in zip(keys, ops, strict=True):
         image = op(key, image)
@@ -143,7 +149,3 @@ def _loop(rows: Array, function: Callable, *args: Any) -> Any:
     shapes = jax.eval_shape(jax.vmap(function), *args)
     empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     return lax.fori_loop(0, rows, step, empty)
-
-
-def _is_move(op) -> bool:
-    return getattr(op, "func", op) in warp.MOVES.values()

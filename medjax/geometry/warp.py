@@ -75,12 +75,13 @@ def move(motion: Motion, image: Array, *, order: int = 1) -> Array:
     if motion.in_plane:
         plane = _plane(motion)
         return jax.vmap(lambda piece: move(plane, piece, order=order))(image)
-    matrix = _in_pixels(motion)
+    spacing = jnp.asarray(motion.spacing)
+    # In pixels; exact where the spacing is the same along all axes.
+    matrix = motion.matrix * (jnp.append(spacing, 1.0) / spacing[:, None])
     parts = affine_grid(matrix, motion.shape, motion.shape)
     if motion.control is not None:
         # The matrix is applied to the few control points, not to every displacement.
-        control = motion.control / jnp.asarray(motion.spacing)
-        control = _times(control, matrix[:, :-1].T)
+        control = _times(motion.control / spacing, matrix[:, :-1].T)
         field = on_grid(control, motion.shape, motion.distance)
         parts = [x + u for x, u in zip(parts, field, strict=True)]
     return read(image, parts, order)
@@ -262,7 +263,7 @@ def _weights(position: Array, points: int) -> Array:
 MOVES = {op.__name__: op for op in (random_affine, flip, elastic)}
 
 
-def _then(motion, matrix, in_plane) -> Motion:
+def _then(motion: Motion, matrix: Array, in_plane: bool) -> Motion:
     """The motion, and after it that of a matrix in mm."""
     n = len(motion.shape)
     both = _times(motion.matrix[:, :n], matrix)
@@ -270,7 +271,7 @@ def _then(motion, matrix, in_plane) -> Motion:
     return motion._replace(matrix=both, in_plane=motion.in_plane and in_plane)
 
 
-def _plane(motion) -> Motion:
+def _plane(motion: Motion) -> Motion:
     """The 2-D motion of every slice, of a 3-D motion in the plane."""
     control = motion.control  # The same in all slices, so the first does.
     return Motion(
@@ -283,13 +284,6 @@ def _plane(motion) -> Motion:
     )
 
 
-def _in_pixels(motion) -> Array:
-    """The motion's matrix in pixels; exact where the spacing is the same."""
-    spacing = jnp.asarray(motion.spacing)
-    unit = jnp.append(spacing, 1.0)
-    return motion.matrix * (unit / spacing[:, None])
-
-
-def _times(a, b) -> Array:
+def _times(a: Array, b: Array) -> Array:
     """A product of small matrices in full float32, also on a TPU."""
     return jnp.matmul(a, b, precision="highest")

@@ -259,18 +259,28 @@ def _few_inputs_backward(
     x: Array, kernel: Array, g: Array, strides: tuple, padding: tuple
 ) -> tuple[Array, Array]:
     """Of a network's first layer: the kernel's gradient by the image's columns."""
-    size, outer = kernel.shape[:2], kernel.shape[-1]
-
-    def add(total: Array, pair: tuple) -> tuple[Array, None]:
-        image, gradient = pair
-        pixels = columns(image[None], size, strides, padding)
-        return total + pixels.T @ gradient.reshape(-1, outer), None
-
-    # One image at a time: the columns of a whole batch are large.
-    start = jnp.zeros((kernel.size // outer, outer), g.dtype)
-    d_kernel, _ = lax.scan(add, start, (x, g))
+    d_kernel = _by_chunks(x, g, kernel.shape[:2], strides, padding, chunk=1)
     _, back = jax.vjp(lambda x: _native(x, kernel, strides, padding), x)
     return *back(g), d_kernel.reshape(kernel.shape)
+
+
+def _by_chunks(
+    x: Array, g: Array, size: tuple, strides: tuple, padding: tuple, *, chunk: int
+) -> Array:
+    """The columns of x times g, summed over all places, [size I, O].
+
+    A few images at a time, because the columns of a whole batch are large.
+    """
+
+    def add(total: Array, pair: tuple) -> tuple[Array, None]:
+        images, gradient = pair
+        pixels = columns(images, size, strides, padding)
+        return total + pixels.T @ gradient.reshape(-1, g.shape[-1]), None
+
+    start = jnp.zeros((np.prod(size) * x.shape[-1], g.shape[-1]), jnp.float32)
+    chunks = [a.reshape(-1, chunk, *a.shape[-3:]) for a in (x, g)]
+    total, _ = lax.scan(add, start, tuple(chunks))
+    return total.astype(g.dtype)
 
 
 # ------------------------------------------------------- slices: 3-D convolutions as 2-D
@@ -311,17 +321,8 @@ def _kernel_gradient(x: Array, g: Array, size: tuple[int, ...]) -> Array:
     pads = ((height // 2, height // 2), (width // 2, width // 2))
     divisors = [n for n in range(1, slices + 1) if slices % n == 0]
     chunk = max(n for n in divisors if n == 1 or n * slice_bytes <= CACHE)
-
-    def add(total: Array, pair: tuple) -> tuple[Array, None]:
-        images, gradient = pair
-        pixels = columns(images, (height, width), (1, 1), pads)
-        return total + pixels.T @ gradient.reshape(-1, depth * outer), None
-
-    start = jnp.zeros((height * width * inner, depth * outer), jnp.float32)
-    chunks = [a.reshape(-1, chunk, *a.shape[2:]) for a in (x, near)]
-    total, _ = lax.scan(add, start, tuple(chunks))
-    total = total.astype(g.dtype).reshape(height, width, inner, depth, outer)
-    return jnp.moveaxis(total, 3, 0)
+    total = _by_chunks(x, near, (height, width), (1, 1), pads, chunk=chunk)
+    return jnp.moveaxis(total.reshape(height, width, inner, depth, outer), 3, 0)
 
 
 def _shifted(x: Array, by: int) -> Array:
