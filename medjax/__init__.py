@@ -4,7 +4,7 @@
     from configs import quickstart
 
     report = medjax.launch(quickstart.get_config(), "runs/quickstart")
-    found = medjax.sweep(config, [{"seed": s} for s in range(5)], "runs/seeds")
+    results = medjax.sweep(config, [{"seed": s} for s in range(5)], "runs/seeds")
 
 These are the commands `train` and `sweep` of launch.py, and give the same. Nothing of
 JAX is imported before they are called.
@@ -58,7 +58,7 @@ def sweep(
       config: what all runs have in common.
       arms: the overrides of each: [{"imbalance": "ratio", "seed": 3}, ...].
       workdir: of the sweep; a run's is arms/<its overrides>/ in it.
-      options: executor, baseline and slurm, see medjax/sweeping/sweep.py.
+      options: executor, baseline and slurm, see commands/sweep.py.
 
     Returns:
       What sweep.json says.
