@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench_auroc import FINDINGS, IMAGES, films
 
-from medjax.cohort import split as splits
+from medjax.cohort import manifest as manifests
 from medjax.evaluation import calibration, results, subgroups, thresholds
 from medjax.evaluation import thresholds as operating
 from medjax.evaluation.predict import Predictions
@@ -92,10 +92,10 @@ def main() -> None:
     table_of_all, manifest, pairs = cohort()
     timed(
         "audit",
-        lambda: splits.audit(manifest, table_of_all, TASKS, duplicates=pairs),
+        lambda: manifests.audit(manifest, table_of_all, TASKS, duplicates=pairs),
     )
     accounted = timed(
-        "account", lambda: splits.account(table_of_all, manifest, TASKS, pairs)
+        "account", lambda: manifests.account(table_of_all, manifest, TASKS, pairs)
     )
     validation = found._replace(
         **{name: x[: SIDES["validation"]] for name, x in found._asdict().items()}

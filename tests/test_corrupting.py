@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from medjax import config as plain
-from medjax.cohort import split
+from medjax.cohort import manifest as manifests
 from medjax.commands import evaluate, predict
 from medjax.errors import InputError
 from medjax.evaluation.robustness import CORRUPTIONS
@@ -34,7 +34,7 @@ def run(tmp_path_factory, unoptimised):
     workdir.claim(folder, plain.as_json(c))
     workdir.write_task(folder, data.output)
     manifest = films.split(c, data)
-    split.write(manifest, folder / "splits.csv")
+    manifests.write(manifest, folder / "splits.csv")
     trains = manifest["id"][manifest["split"] == "train"].to_numpy()
     classification.record(folder, data, trains)
     network = parts.classifier(c, data.output)
@@ -122,7 +122,7 @@ def test_predict_warns_of_images_unlike_the_training_films(run, tmp_path, capsys
 
 def test_the_training_films_are_looked_at_once(run):
     known = json.loads((run / classification.DOMAIN).read_text())
-    manifest = split.read(run / "splits.csv")
+    manifest = manifests.read(run / "splits.csv")
     assert known["films"] == (manifest["split"] == "train").sum()
     before = (run / classification.DOMAIN).stat().st_mtime_ns
     classification.record(run, films.data(plain.read_config(run)), np.array([0]))

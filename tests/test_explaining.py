@@ -15,7 +15,7 @@ from scipy.special import expit, logit
 
 from medjax import config as plain
 from medjax import tasks
-from medjax.cohort import split
+from medjax.cohort import manifest as manifests
 from medjax.commands import evaluate, explore, predict
 from medjax.errors import InputError
 from medjax.evaluation import calibration as recalibration
@@ -101,7 +101,7 @@ def run(tmp_path_factory, unoptimised):
     data = films.data(c)
     workdir.claim(folder / "run", plain.as_json(c))
     workdir.write_task(folder / "run", data.output)
-    split.write(films.split(c, data), folder / "run/splits.csv")
+    manifests.write(films.split(c, data), folder / "run/splits.csv")
     classification.record(folder / "run", data, data.table["id"].to_numpy())
     network = parts.classifier(c, data.output)
     state = parts.initial_state(
@@ -132,7 +132,7 @@ def test_localisation_is_reported_of_every_marked_film(run, method, stage, size)
     assert (found["method"], found["stage"]) == (method, stage or "stage2")
     assert (found["checkpoint"], found["source"]) == (1, "phantom")
     one = finished(run)
-    data, manifest = films.data(one.config), split.read(run / "splits.csv")
+    data, manifest = films.data(one.config), manifests.read(run / "splits.csv")
     tested = data.table["id"].isin(manifest["id"][manifest["split"] == "test"])
     for task in data.output.names:
         pairs = data.table[task][tested].sum()
@@ -329,7 +329,7 @@ def test_masks_have_no_heatmaps(monkeypatch):
 
 
 def test_the_sides_of_the_split_are_kept_apart(run):
-    manifest = split.read(run / "splits.csv")
+    manifest = manifests.read(run / "splits.csv")
     found = evaluate.localise(run, split="validation", other=None)
     patients = manifest["patient"][manifest["split"] == "validation"].nunique()
     assert 0 < found["all"]["patients"] <= patients

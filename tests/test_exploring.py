@@ -14,7 +14,7 @@ import pytest
 from conftest import Page
 
 from medjax.cohort import describe
-from medjax.cohort import split as splits
+from medjax.cohort import manifest as manifests
 from medjax.reports import explore as exploring
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -56,7 +56,7 @@ def make(tasks=6, task="multilabel", shape=(24, 20, 1), known=True, images=120):
         }
     )
     image = rng.integers(0, 256, (images, *shape), dtype=np.uint8)
-    split = np.array(splits.SPLITS)[np.arange(images) // 3 % 3]
+    split = np.array(manifests.SPLITS)[np.arange(images) // 3 % 3]
     manifest = table[["id", "image", "patient"]].assign(split=split)
     boxes = {"id": [7, 7], "task": names[0], "x0": [2, 9], "y0": [3, 8]}
     boxes = pd.DataFrame({**boxes, "x1": [9, 19], "y1": [12, 20]})
@@ -81,7 +81,7 @@ def make(tasks=6, task="multilabel", shape=(24, 20, 1), known=True, images=120):
             "balanced": "no positive training image of one finding",
         },
         "split": {
-            "reached": splits.reached(table, manifest, names).to_dict("records"),
+            "reached": manifests.reached(table, manifest, names).to_dict("records"),
             "verdict": "No patient is on two sides.",
             "sound": True,
         },

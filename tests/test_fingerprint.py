@@ -11,7 +11,6 @@ import pytest
 
 from medjax.data import brain_phantom as brain
 from medjax.data import fingerprint, nifti
-from medjax.errors import InputError
 
 MS = Path(__file__).parents[2] / "shared/data/ms-lesion-sample"
 RNG = np.random.default_rng(0)
@@ -121,27 +120,6 @@ def test_what_is_written_is_json_without_nan():
     back = fingerprint.as_json(found)
     assert back["volume"][0] == [None, None]
     np.testing.assert_array_equal(back["box"], found.box)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"image": np.ones((4, 4, 4, 3))}, r"scan 1: has the image \(4, 4, 4, 3\)"),
-        ({"label": np.ones((4, 4, 4, 2))}, r"scan 1: has the label .* \(6, 9, 12, 2\)"),
-        ({"spacing": np.array([1.0, 0, 1])}, "scan 1: has the spacing"),
-        ({"image": np.full((6, 9, 12, 2), np.nan)}, "scan 1: has the intensities"),
-    ],
-)
-def test_a_case_that_does_not_fit_is_named(change, message):
-    cases = [some(1)[0], some(1)[0]]
-    cases[1].__dict__.update(change)
-    with pytest.raises(InputError, match=message):
-        measure(cases)
-
-
-def test_no_case_is_an_error():
-    with pytest.raises(InputError, match="there is none"):
-        measure([])
 
 
 def test_the_proposal_covers_the_phantoms_brain():

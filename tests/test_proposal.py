@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from medjax.data import fingerprint
 from medjax.data.fingerprint import Fingerprint
-from medjax.errors import InputError
 
 SIZES = st.tuples(*[st.integers(1, 400)] * 3)
 SPACINGS = st.tuples(*[st.floats(0.2, 10)] * 3)
@@ -149,9 +148,3 @@ def test_the_lines_name_what_is_proposed():
     assert '--config.data.spacing="(2.5, 2, 2)" --config.patch.size="(80, 64, 64)"' in (
         text
     )
-
-
-def test_a_budget_of_nothing_is_an_error():
-    for wrong in ({"voxels": 1}, {"levels": 0}):
-        with pytest.raises(InputError, match="give 2 voxels or more"):
-            fingerprint.propose(found([8, 8, 8], [1, 1, 1]), **wrong)

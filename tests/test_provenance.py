@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medjax.cohort import split
+from medjax.cohort import manifest as manifests
 from medjax.data import volumes
 from medjax.data.scan import make_scan
 from medjax.errors import InputError
@@ -45,7 +45,7 @@ def run(tmp_path, records):
     folder = tmp_path / "run"
     folder.mkdir()
     provenance.hold(folder, records, manifest())
-    split.write(manifest(), folder / "splits.csv")
+    manifests.write(manifest(), folder / "splits.csv")
     return folder
 
 
@@ -134,13 +134,13 @@ def test_the_data_that_a_run_is_adapted_to_are_held_to_as_well(tmp_path, records
     target = {"target": (other, manifest())}
     provenance.hold(folder, records, manifest(), **target)
     for name in ("splits.csv", "target.csv"):
-        split.write(manifest(), folder / name)
+        manifests.write(manifest(), folder / name)
     provenance.hold(folder, records, manifest(), **target)
     edit(folder / "target.csv")
     provenance.sides(folder)
     with pytest.raises(InputError, match="target.csv: was changed"):
         provenance.sides(folder, "target.csv")
-    split.write(manifest(), folder / "target.csv")
+    manifests.write(manifest(), folder / "target.csv")
     change_a_label(other)
     with pytest.raises(InputError, match=f"the data under {other} changed"):
         provenance.hold(folder, records, manifest(), **target)

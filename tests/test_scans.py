@@ -11,7 +11,7 @@ from scans import ball, save, save_phantoms
 from scans import brain as head
 
 from configs import base
-from medjax.cohort import split
+from medjax.cohort import manifest as manifests
 from medjax.data import brain_phantom as brain
 from medjax.data import volumes
 from medjax.data.volumes import Prepared
@@ -115,7 +115,7 @@ def test_a_sample_of_patients_is_on_each_side_once(config):
     config.data.split = "patients"
     found = scans.split(config, prepared(20))
     assert sorted(found["patient"]) == list(range(100, 120))
-    assert set(found["split"]) == set(split.SPLITS)
+    assert set(found["split"]) == set(manifests.SPLITS)
     assert (found["split"] == "test").sum() == 6
 
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medjax.cohort import manifest as manifests
 from medjax.cohort import split
 from medjax.errors import InputError
 
@@ -93,8 +94,8 @@ def shares(table, manifest, side, tasks=TASKS):
 def test_no_patient_is_on_two_sides_and_every_film_is_there_once(table, seed):
     manifest = split.split(table, TASKS, seed=seed)
     assert max(len(s) for s in sides_of(manifest).values()) == 1
-    assert set(manifest["split"]) == set(split.SPLITS)
-    assert tuple(manifest.columns) == split.COLUMNS
+    assert set(manifest["split"]) == set(manifests.SPLITS)
+    assert tuple(manifest.columns) == manifests.COLUMNS
     for name in ("id", "image", "patient"):
         assert manifest[name].tolist() == table[name].tolist()
 
@@ -126,8 +127,8 @@ def test_many_seeds_keep_patients_whole_and_differ(kind):
         manifest = kind_of_split(kind, table, seed)
         assert manifest["id"].tolist() == table["id"].tolist()
         for sides in sides_of(manifest).values():
-            assert len(sides - {split.UNUSED}) <= 1
-        assert (split.UNUSED in set(manifest["split"])) == (kind == "temporal")
+            assert len(sides - {manifests.UNUSED}) <= 1
+        assert (manifests.UNUSED in set(manifest["split"])) == (kind == "temporal")
         seen.add(tuple(manifest["split"]))
     assert len(seen) == 25
 
@@ -195,7 +196,7 @@ def test_soft_labels_count_from_one_half_on():
     soft = split.split(make_table(np.arange(200), {"t": label}), ("t",), seed=3)
     assert soft["split"].tolist() == hard["split"].tolist()
     table = make_table(np.arange(200), {"t": label})
-    assert split.reached(table, soft, ("t",))["positives"].sum() == 100
+    assert manifests.reached(table, soft, ("t",))["positives"].sum() == 100
 
 
 def test_no_tasks_is_a_plain_random_split():
@@ -210,8 +211,8 @@ def test_by_image_warns_leaks_and_keeps_the_patient(caplog):
     assert manifest["patient"].tolist() == table["patient"].tolist()
     assert abs(films(manifest, "test") - 0.2 * len(table)) <= 1
     with pytest.raises(InputError, match="patient: .* on two sides"):
-        split.audit(manifest)
-    split.audit(manifest, table, by="image")
+        manifests.audit(manifest)
+    manifests.audit(manifest, table, by="image")
 
 
 def test_by_patient_says_nothing_where_every_x_is_reached(caplog):
@@ -255,7 +256,7 @@ def test_a_wrong_table_is_refused():
     with pytest.raises(InputError, match="patient: not integers"):
         split.split(table.astype({"patient": float}), TASKS, seed=0)
     with pytest.raises(InputError, match="id: 1 rows of the table repeat"):
-        split.audit(split.split(table, (), seed=0), table.replace({"id": {1: 0}}))
+        manifests.audit(split.split(table, (), seed=0), table.replace({"id": {1: 0}}))
 
 
 # --------------------------------------------------------------------- folds
@@ -270,7 +271,7 @@ def test_folds_partition_the_patients(table, seed, folds):
     for i in range(folds):
         manifest = split.fold(table, TASKS, seed=seed, folds=folds, fold=i)
         assert all(len(s) == 1 for s in sides_of(manifest).values())
-        assert set(manifest["split"]) == set(split.SPLITS)
+        assert set(manifest["split"]) == set(manifests.SPLITS)
         tested += manifest["patient"][manifest["split"] == "test"].unique().tolist()
     assert sorted(tested) == sorted(table["patient"].unique())
 
@@ -420,7 +421,7 @@ def test_an_own_validation_list_is_taken_as_it_is(tmp_path):
     ):
         for seed in (0, 1):
             manifest = split.official(table, TASKS, seed=seed, **lists)
-            for side, names in zip(split.SPLITS, (rest, own, test)):
+            for side, names in zip(manifests.SPLITS, (rest, own, test)):
                 assert image[manifest["split"] == side].tolist() == names
     with pytest.raises(InputError, match="test: 1 of .* both lists"):
         lists = {"train_val": rest, "test": [*test, own[0]], "validation_list": own}
@@ -445,11 +446,11 @@ def test_the_past_is_learnt_and_the_future_of_others_tested(table, seed, cut, un
         assert str(error).startswith(("cut: ", "follow_up: "))
         return
     sides, number = sides_of(manifest), dict(zip(table["id"], table["follow_up"]))
-    home = {p: (s - {split.UNUSED}) for p, s in sides.items()}
+    home = {p: (s - {manifests.UNUSED}) for p, s in sides.items()}
     assert max(map(len, home.values())) == 1
     for film in manifest.itertuples():
         late, early = number[film.id] >= cut, number[film.id] < cut
-        if film.split == split.UNUSED:  # Nothing that its patient's side could use.
+        if film.split == manifests.UNUSED:  # Nothing that its patient's side could use.
             tested = home[film.patient] == {"test"}
             assert not (late if tested else early)
         else:
@@ -553,7 +554,7 @@ def test_a_patient_who_can_t_be_left_out_is_named(patients, fold):
 def test_halves_are_both_hemispheres_of_every_image():
     table = random_table(patients=5)
     manifest = split.halves(table)
-    assert tuple(manifest.columns) == split.COLUMNS and manifest["id"].is_unique
+    assert tuple(manifest.columns) == manifests.COLUMNS and manifest["id"].is_unique
     names = manifest["image"].str.split(split.HALF, regex=False, expand=True)
     for half, side in (("left", "train"), ("right", "test")):
         here = names[1] == half
@@ -587,14 +588,14 @@ def nih():
 
 
 def findings_of(nih):
-    return [name for name in nih if name not in (*split.COLUMNS, "follow_up")]
+    return [name for name in nih if name not in (*manifests.COLUMNS, "follow_up")]
 
 
 def test_the_whole_of_nih_is_split_by_time_in_time(nih, caplog):
     start = time.perf_counter()
     manifest = split.temporal(nih, findings_of(nih), seed=0, cut=3)
     assert time.perf_counter() - start < 3
-    used = manifest[manifest["split"] != split.UNUSED]
+    used = manifest[manifest["split"] != manifests.UNUSED]
     assert used.groupby("patient")["split"].nunique().max() == 1
     late = nih["follow_up"][used.index] >= 3
     assert (late == (used["split"] == "test")).all()

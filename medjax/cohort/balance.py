@@ -20,7 +20,6 @@ from medjax.errors import InputError
 
 SCHEMES = ("ratio", "balanced", "uniform", "effective")
 BETA = 0.999  # Of 'effective': beyond 1 / (1 - beta) images of a class add little.
-REMEDY = "leave the task out with data.tasks, or set resampling.drop=True"
 # A task gets its copies in this many portions, so that no task gets far ahead of the
 # others, and a hundred thousand copies still take a few hundred steps.
 PORTIONS = 16
@@ -53,18 +52,14 @@ def class_weights(
     """Loss weights for the two classes of each task.
 
     Args:
-      label: [N, T].
       scheme: 'ratio': w_pos = negatives / total and w_neg = positives / total, so
         that both classes contribute equally; 'balanced': total / (2 count), the
         same balance with a mean weight of 1 per image; 'uniform': 1 and 1;
         'effective': 1 / effective number, (1 - BETA) / (1 - BETA^count), the two
         scaled to a sum of 2.
       tasks: T names for the errors; None: their numbers.
-      drop: gives a task with one class alone two weights of 0, instead of the error.
-
-    Raises:
-      InputError: an unknown scheme, no task left, or, for all but 'uniform', a task
-        without a positive or without a negative.
+      drop: gives a task with one class alone two weights of 0, instead of the error
+        that all schemes but 'uniform' raise.
 
     Source: 'effective': Cui, Jia, Lin, Song, Belongie, CVPR 2019, proposition 1.
     """
@@ -120,7 +115,10 @@ def _refuse(missing, what, scheme, drop):
         options = ", ".join(map(repr, SCHEMES))
         raise InputError(f"imbalance={scheme!r} is no class weight: use {options}")
     if missing and scheme != "uniform" and not drop:
-        raise InputError(f"{what} {', '.join(map(str, missing))}: {REMEDY}")
+        raise InputError(
+            f"{what} {', '.join(map(str, missing))}: leave the task out with "
+            "data.tasks, or set resampling.drop=True"
+        )
 
 
 def _weights(counts, scheme):
@@ -189,16 +187,13 @@ def over_sample(label, *, seed, target=0.5, any_positive=False, most=10) -> Epoc
     than a lower target would.
 
     Args:
-      label: [N, T].
-      seed: an integer >= 0.
       target: in (0, 0.5], one for all or [T].
       any_positive: samples for a single task instead, 'any finding is present'. It
         is unknown where no label is positive and one is unknown.
       most: how often an image may appear, >= 1: the network overfits to images that
         are repeated often.
     """
-    tasks = _tasks(label, seed, target, any_positive)
-    copies = np.ones(len(tasks.known), np.int64)
+    tasks, copies = _tasks(label, seed, target, any_positive)
     _add(copies, tasks, tasks.target, most)
     return _epoch(copies, tasks)
 
@@ -210,8 +205,7 @@ def under_sample(label, *, seed, target=0.5, any_positive=False) -> Epoch:
     images of a rarer class stay, so with many tasks a target may be out of reach.
     Arguments as in `over_sample`.
     """
-    tasks = _tasks(label, seed, target, any_positive)
-    copies = np.ones(len(tasks.known), np.int64)
+    tasks, copies = _tasks(label, seed, target, any_positive)
     _remove(copies, tasks)
     return _epoch(copies, tasks)
 
@@ -222,8 +216,7 @@ def both(label, *, seed, target=0.5, any_positive=False, most=10) -> Epoch:
     Half-way is the geometric mean of share and target: from 0.01 to 0.25 it is
     0.05. Arguments as in `over_sample`.
     """
-    tasks = _tasks(label, seed, target, any_positive)
-    copies = np.ones(len(tasks.known), np.int64)
+    tasks, copies = _tasks(label, seed, target, any_positive)
     count, total = tasks.counts(copies)
     half = np.sqrt(count / np.maximum(total, 1) * tasks.target)
     _add(copies, tasks, np.minimum(half, tasks.target), most)
@@ -241,7 +234,6 @@ def repeat_factor(label, *, seed, target) -> Epoch:
     so no task counts as missed.
 
     Args:
-      label, seed: as in `over_sample`.
       target: t in (0, 0.5], one for all or [T].
 
     Source: Gupta, Dollar, Girshick, LVIS, CVPR 2019, repeat factor sampling.
@@ -270,12 +262,11 @@ def is_known(label) -> np.ndarray:
 
 
 class _Tasks(NamedTuple):
-    """What sampling is computed from.
+    """What sampling is computed from: [N, T] bool each, and the targets [T].
 
     rng: draws the order of the images.
-    rarer: [N, T] bool, images of the task's rarer class.
-    known: [N, T] bool, images whose label is known.
-    target: [T].
+    rarer: images of the task's rarer class.
+    known: images whose label is known.
     """
 
     rng: np.random.Generator
@@ -289,6 +280,7 @@ class _Tasks(NamedTuple):
 
 
 def _tasks(label, seed, target, any_positive):
+    """The Tasks, and one copy of each image, [N] int64."""
     known = is_known(label)
     positive = known & (np.asarray(label, float) >= 0.5)
     if any_positive:
@@ -296,7 +288,8 @@ def _tasks(label, seed, target, any_positive):
         known, positive = present | known.all(axis=1, keepdims=True), present
     few = 2 * positive.sum(0) <= known.sum(0)
     rarer, rng = known & (positive == few), stratify.generator(seed)
-    return _Tasks(rng, rarer, known, _target(target, known.shape[1]))
+    tasks = _Tasks(rng, rarer, known, _target(target, known.shape[1]))
+    return tasks, np.ones(len(known), np.int64)
 
 
 def _target(target, tasks):

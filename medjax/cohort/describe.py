@@ -5,7 +5,6 @@ from 0.5 on and unknown where it is NaN. For multi-class data every class has it
 column, and an image is 1 in one of them.
 """
 
-import heapq
 import math
 from collections.abc import Callable, Iterable
 from statistics import NormalDist
@@ -14,14 +13,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from medjax.errors import InputError
-
 CATEGORIES = ("view", "sex")
 UNKNOWN = "unknown"
 OLDEST = 100  # Years; the last bin of ages is open.
 LEVELS = 256  # Grey levels of a stored image.
 PERCENTS = (1, 5, 25, 50, 75, 95, 99)
-EXTREMES = 4  # Number of darkest, brightest and flattest images to name.
 FIRST, LAST, BINS = -5.0, 5.0, 50  # Of the histogram of prepared intensities.
 SPREAD = 40  # Bins of a histogram over images.
 
@@ -35,13 +31,7 @@ def describe(table, tasks, manifest=None, *, task="multilabel") -> dict[str, Any
       manifest: the split, or None.
       task: 'multilabel', or 'multiclass' if an image has one class.
 
-    Raises:
-      InputError: no image, or another `task`.
     """
-    if task not in ("multilabel", "multiclass"):
-        raise InputError(f"task: {task!r}; give 'multilabel' or 'multiclass'")
-    if table.empty:
-        raise InputError("table: no image to describe; prepare the data first")
     tasks = list(tasks)
     label = table[tasks].to_numpy(float)
     labelled = (~np.isnan(label)).any(axis=1)
@@ -104,11 +94,7 @@ def prevalence(label, patient) -> dict[str, float | None]:
 
 
 def together(label, tasks) -> dict[str, list]:
-    """Which findings occur together.
-
-    Args:
-      label: [N, T].
-      tasks: T names.
+    """Which findings occur together, of [N, T] labels and T names.
 
     Returns:
       both: [T, T] images with the finding of the row and that of the column.
@@ -172,27 +158,24 @@ def confounders(table) -> dict[str, np.ndarray]:
     }
 
 
-def sample(table, tasks, *, boxes=None, seed=0, each=2, without=4) -> list[dict]:
-    """Draws images to look at: `each` per finding, the rarest first, and some without.
+def sample(table, tasks, *, boxes) -> list[dict]:
+    """Draws images to look at: two per finding, the rarest first, and four without.
 
     Args:
-      table: N images with the columns of data/prepared.py.
-      tasks: names of the label columns.
-      boxes: columns id, task, x0, y0, x1, y1, or None; images with boxes go first.
-      seed: of the draw.
+      table, tasks: as in `describe`.
+      boxes: columns id, task, x0, y0, x1, y1; images with boxes go first.
 
     Returns:
       One dict per image, all different: the table's metadata; `shows`, the finding
       that it was drawn for ('' for none); `positive`, `unknown`: names; `boxes`:
       [task, x0, y0, x1, y1] in pixels of the prepared image.
     """
-    table = table.sample(frac=1, random_state=seed).reset_index(drop=True)
+    table = table.sample(frac=1, random_state=0).reset_index(drop=True)
     label = table[list(tasks)].to_numpy(float)
     places: dict[int, list] = {}
-    if boxes is not None:
-        columns = ["task", "x0", "y0", "x1", "y1"]
-        for id, *place in zip(boxes["id"], *map(boxes.get, columns), strict=True):
-            places.setdefault(id, []).append(place)
+    columns = ["id", "task", "x0", "y0", "x1", "y1"]
+    for id, *place in boxes[columns].itertuples(index=False):
+        places.setdefault(id, []).append(place)
     boxed = table["id"].isin(places).to_numpy()
     positive = label >= 0.5
     free, drawn = np.ones(len(table), bool), []
@@ -200,7 +183,7 @@ def sample(table, tasks, *, boxes=None, seed=0, each=2, without=4) -> list[dict]
         wanted = (label < 0.5).all(axis=1) if t is None else positive[:, t]
         rows = np.flatnonzero(wanted & free)
         rows = rows[np.argsort(~boxed[rows], kind="stable")]
-        rows = rows[: without if t is None else each]
+        rows = rows[: 4 if t is None else 2]
         free[rows] = False
         drawn += [(row, "" if t is None else tasks[t]) for row in rows]
     metadata = table.drop(columns=list(tasks)).astype(object)
@@ -250,7 +233,8 @@ def statistics(
         for id, pixels, ready in zip(ids.tolist(), image, prepared, strict=True):
             if id < 0:
                 continue
-            histogram = _levels(pixels)
+            channels = pixels.reshape(-1, pixels.shape[-1]).T
+            histogram = np.stack([np.bincount(c, minlength=LEVELS) for c in channels])
             levels = levels + histogram
             _, mean, std = _summary(histogram.sum(axis=0))
             rows.append((id, float(mean), float(std)))
@@ -266,9 +250,9 @@ def statistics(
         "after": _after(np.array(moments), np.array(counts)),
         "bins": {"start": FIRST, "width": (LAST - FIRST) / BINS},
         "each": {"mean": _spread(mean), "std": _spread(std)},
-        "darkest": _first(rows, lambda row: row[1]),
-        "brightest": _first(rows, lambda row: -row[1]),
-        "flattest": _first(rows, lambda row: row[2]),
+        "darkest": _first(rows, mean),
+        "brightest": _first(rows, -mean),
+        "flattest": _first(rows, std),
     }
 
 
@@ -384,12 +368,6 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _levels(image: np.ndarray) -> np.ndarray:
-    """Counts the grey levels of one image, [C, 256] int64."""
-    channels = image.reshape(-1, image.shape[-1]).T
-    return np.stack([np.bincount(pixels, minlength=LEVELS) for pixels in channels])
-
-
 def _summary(histogram: np.ndarray) -> tuple[int, float, float]:
     """Count, mean and deviation of [256] counts, in grey levels."""
     level = np.arange(LEVELS)
@@ -453,5 +431,6 @@ def _spread(values: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _first(rows, key) -> list[list]:
-    return [list(row) for row in heapq.nsmallest(EXTREMES, rows, key)]
+def _first(rows: list[tuple], key: np.ndarray) -> list[list]:
+    """The four rows of the smallest keys."""
+    return [list(rows[i]) for i in np.argsort(key, kind="stable")[:4]]

@@ -126,7 +126,7 @@ def confirm(pairs: pd.DataFrame, pixels: Callable[[int], np.ndarray]) -> pd.Data
     without contrast has none, and no duplicates.
 
     Args:
-      pairs: see `candidates`.
+      pairs: of `candidates`.
       pixels: id -> the image as for `hashes`; called once for each.
 
     Returns:
@@ -161,15 +161,12 @@ def _distance(words, id, other, flip):
 
 
 def _pairs(order, first, size):
-    """Pairs every image with the first MOST images of its bucket.
+    """Pairs (id, other) of an image and each of the first MOST of its bucket.
 
     Args:
       order: [N] images by bucket, ascending within each.
       first, size: [N] where in `order` the bucket of each image begins (or that of
         its mirror image), and how many images it holds.
-
-    Returns:
-      id, other: [P] each, id < other: `id` is in the bucket of `other`.
     """
     count = np.minimum(size, MOST)
     other = np.repeat(np.arange(len(order)), count)

@@ -16,7 +16,6 @@ from medjax.errors import InputError
 SPLITS = ("train", "validation", "test")
 UNUSED = "unused"
 COLUMNS = ("id", "image", "patient", "split")
-SHOWN = 3  # Pairs of duplicates that an error names.
 log = logging.getLogger("medjax")
 
 
@@ -109,7 +108,7 @@ def _check_duplicates(manifest, duplicates, on_duplicates):
         return
     message = (
         f"duplicates: {len(leaks)} pairs of images show the same picture on two "
-        f"sides, e.g. {', '.join(leaks[:SHOWN])}"
+        f"sides, e.g. {', '.join(leaks[:3])}"
     )
     if on_duplicates == "refuse":
         raise InputError(
@@ -123,18 +122,13 @@ def reached(table, manifest, tasks) -> pd.DataFrame:
     """Counts each task's labels on each side.
 
     Args:
-      table: the images with their labels.
-      manifest: M rows, all of them in the table.
-      tasks: names of the table's label columns, T of them.
+      table, manifest, tasks: as in `audit`; the table may hold more images.
 
     Returns:
       [3 T] rows, `task` x `split`, or [4 T] if some images are UNUSED: the side's
       images (`films`) and `patients`; `positives`, `negatives` and `unknown` images;
       `prevalence`, positives over known images; `share`, the side's share of the
       task's positives (NaN if it has none).
-
-    Raises:
-      InputError: a missing column, or an id that isn't in the table.
     """
     check_columns(manifest, COLUMNS, "manifest")
     check_columns(table, ("id", *tasks), "table")
@@ -161,8 +155,7 @@ def account(table, manifest, tasks, duplicates) -> dict:
     """The participant numbers of a report: each side's counts, and what may leak.
 
     Args:
-      table, manifest, tasks: as in `reached`.
-      duplicates: pairs of images that show one picture, by `id` and `other`.
+      table, manifest, tasks, duplicates: as in `audit`.
 
     Returns:
       sides: {split: {films, patients, tasks: {task: {positives, negatives,

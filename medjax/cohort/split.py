@@ -13,8 +13,8 @@ manifest.py). The common arguments are:
   minority: X, in [0, 0.5): the least share of every task's positive images that
     goes to test, and again to validation.
 
-All raise an InputError for a wrong argument or column, and if there are fewer than
-3 patients (2 for leave_one_out).
+All raise an InputError for a wrong argument, column or list, for a side without
+patients, and for fewer than 3 patients (2 for leave_one_out).
 """
 
 import logging
@@ -29,35 +29,15 @@ from medjax.cohort.manifest import (
     COLUMNS,
     SPLITS,
     UNUSED,
-    account,
     audit,
     check_by,
     check_columns,
     reached,
-    read,
     refuse,
     refuse_two_sides,
-    write,
 )
 from medjax.errors import InputError
 
-__all__ = [
-    "COLUMNS",
-    "SPLITS",
-    "UNUSED",
-    "account",
-    "audit",
-    "everyone",
-    "fold",
-    "halves",
-    "leave_one_out",
-    "official",
-    "reached",
-    "read",
-    "split",
-    "temporal",
-    "write",
-]
 HALF = ", half "  # Between a volume's name and the hemisphere, see `halves`.
 log = logging.getLogger("medjax")
 
@@ -130,10 +110,6 @@ def official(
         image that is in no other list is tested. With `validation_list`, whose
         images may be in `train_val` or not, nothing is sampled.
 
-    Raises:
-      InputError: also for a list that can't be read or matches no image, a name of
-        several images, an image in no list, or in `test` and in another one, and a
-        patient on two sides.
     """
     stratify.check_shares(minority, validation=validation)
     unit, cohort = _cohort(table, tasks)
@@ -175,8 +151,6 @@ def temporal(
       test, minority: of the late images and their positives.
       validation, minority: of the early images of patients who aren't tested.
 
-    Raises:
-      InputError: also without a follow_up, or if the cut leaves a side empty.
     """
     stratify.check_shares(minority, test=test)
     stratify.check_shares(minority, validation=validation)  # Of other images.
@@ -261,10 +235,9 @@ def _manifest(table, tasks, side, minority, by="patient", among=None):
 
     Args:
       side: [N] 0 train, 1 validation, 2 test, 3 unused.
-      among: the images, [N] bool, of whose positives test and validation have their
-        shares; None: all.
+      among: split -> the images, [N] bool, of whose positives it has a share; None: all.
     """
-    manifest = table[["id", "image", "patient"]].reset_index(drop=True)
+    manifest = table[list(COLUMNS[:3])].reset_index(drop=True)
     manifest["split"] = np.array([*SPLITS, UNUSED], object)[side]
     audit(manifest, table, by=by)
     for name in ("validation", "test"):

@@ -97,9 +97,6 @@ def sides(
 
     Returns:
       [U] 0 for train, 1 for validation, 2 for test.
-
-    Raises:
-      InputError: test leaves fewer than two patients.
     """
     if np.sum(cohort.images[~tested] > 0) < 2:
         raise InputError(
@@ -117,7 +114,6 @@ def parts(
 
     Args:
       cohort: everyone, at least `folds` patients.
-      rng: draws the order of the patients.
       folds: the number of parts, >= 2.
       minority: X, for every part; at most 1 / folds is reached.
 

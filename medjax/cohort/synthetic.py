@@ -40,13 +40,7 @@ class Synthetic(NamedTuple):
 
 
 def smote(
-    key: Array,
-    feature: Array,
-    label: Array,
-    *,
-    size: int,
-    neighbours: int = 5,
-    wanted: Array | None = None,
+    key: Array, feature: Array, label: Array, *, size, neighbours=5, wanted=None
 ) -> Synthetic:
     """Puts points between each image of the rarer class and its nearest of that class.
 
@@ -56,12 +50,11 @@ def smote(
     fewer than two gets no points.
 
     Args:
-      key: one key.
       feature: [N, F] embeddings; anything where the label is NaN.
       label: [N] in [0, 1], positive from 0.5 on; NaN, which is unknown, is neither a
         seed nor a neighbour.
-      size: M, the largest number of points.
-      neighbours: K, of which each point draws one.
+      size: M, int, the largest number of points.
+      neighbours: K, int, of which each point draws one.
       wanted: [] int, how many points; None: as many as the other class has more. At
         most `size` are made.
 
@@ -71,13 +64,7 @@ def smote(
 
 
 def adasyn(
-    key: Array,
-    feature: Array,
-    label: Array,
-    *,
-    size: int,
-    neighbours: int = 5,
-    wanted: Array | None = None,
+    key: Array, feature: Array, label: Array, *, size, neighbours=5, wanted=None
 ) -> Synthetic:
     """SMOTE with more points where the other class is near.
 
@@ -185,13 +172,7 @@ def _by_difficulty(wanted, order, rarer, other, feature, neighbours):
 
 
 def _between(key, feature, rarer, positive, order, counts, size, neighbours):
-    """Draws a neighbour and a gap for each point.
-
-    Args:
-      rarer: [N] bool, the class that gets points.
-      positive: [] bool, whether it is the positive one.
-      order, counts: [N] seeds, and how many points each starts.
-    """
+    """Draws a neighbour and a gap for each point; `order`: the seeds of `counts`."""
     which, gap = jax.random.split(key)
     starts = jnp.zeros_like(rarer).at[order].set(counts > 0)
     near = nearest(feature, starts, rarer, neighbours=neighbours)

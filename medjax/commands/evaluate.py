@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from medjax import tasks
-from medjax.cohort import split as splits
+from medjax.cohort import manifest as manifests
 from medjax.config import Config, as_json, read_config
 from medjax.errors import InputError
 from medjax.reports import classification, report
@@ -55,7 +55,7 @@ def evaluate(
     run = task.fix(run, data, manifest)
     if split is None:
         return {}
-    cohort = splits.account(data.table, manifest, run.output.names, data.pairs())
+    cohort = manifests.account(data.table, manifest, run.output.names, data.pairs())
     about = parts.about(config) | {
         "split": split,
         "checkpoint": run.number,

@@ -207,11 +207,7 @@ def _spacing(dataset: pydicom.Dataset) -> tuple[float, float]:
 UNEVEN = 0.02  # Tolerance of the distance between slices, as a share of the median.
 TURNED = 1e-3  # Tolerance of a direction's cosine between slices.
 # Elements that are numbers, and how many.
-GEOMETRY = {
-    "PixelSpacing": 2,
-    "ImageOrientationPatient": 6,
-    "ImagePositionPatient": 3,
-}
+GEOMETRY = {"PixelSpacing": 2, "ImageOrientationPatient": 6, "ImagePositionPatient": 3}
 CONVERT = "convert the series to NIfTI, with dcm2niix for example"
 
 
@@ -311,7 +307,8 @@ def _header(path: Path) -> Slice:
     except InputError as error:
         raise InputError(f"{path}: {error}; {CONVERT}") from None
     except Exception as error:  # pydicom raises a dozen types on a damaged file.
-        raise InputError(f"{path}: can't be read ({_why(error)}); {CONVERT}") from error
+        why = " ".join(str(error).split())
+        raise InputError(f"{path}: can't be read ({why}); {CONVERT}") from error
     return position
 
 
@@ -357,12 +354,9 @@ def _pixels(path: Path) -> np.ndarray:
         if pixels.shape != (dataset.Rows, dataset.Columns):
             raise ValueError(f"its pixels are {pixels.shape}")
     except Exception as error:  # As above.
-        why = f"{path}: can't be decoded ({_why(error)})"
+        why = " ".join(str(error).split())
+        why = f"{path}: can't be decoded ({why})"
         raise InputError(f"{why}; export the series again") from error
     if not np.isfinite(pixels).all():
         raise InputError(f"{path}: holds voxels that are no numbers; export it again")
     return pixels
-
-
-def _why(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -16,13 +16,16 @@ import numpy as np
 from scipy import ndimage
 
 from medjax.data.scan import Scan, box
-from medjax.errors import InputError
 
 PERCENTILES = (0.5, 50.0, 99.5)
 SAMPLES = 2000  # Voxels of a scan that enter the percentiles: this bounds the memory.
 ANISOTROPIC = 3.0  # Spacing of the coarse axis over any other's, above which it is.
 SMALLEST = 4  # Voxels an axis must keep in the coarsest level.
 BATCH = 2  # The smallest batch; the size of a patch depends on it.
+# Of a batch at full resolution that fit into the device's memory: nnU-Net's number for
+# a GPU of about 10 GB.
+VOXELS = BATCH * 128**3
+LEVELS = 6  # Of the network, at most.
 SHARE = 0.05  # The largest batch, as a share of the data set's voxels.
 
 
@@ -78,19 +81,14 @@ def measure(
     """Measures each scan, one after the other.
 
     Args:
-      scans: prepared, or in their files' units; image, label and spacing are used.
+      scans: one or more, prepared, or in their files' units.
       sequences, regions: names of the C channels and K regions.
-
-    Raises:
-      InputError: there is no scan, or one with another number of sequences or regions,
-        or with intensities or a spacing that are not finite.
     """
     rows, inside, foreground = [], _Pool(), _Pool()
-    for number, scan in enumerate(scans):
+    for scan in scans:
         image = np.asarray(scan.image)
         spacing = np.asarray(scan.spacing, float)
         label = None if scan.label is None else np.asarray(scan.label) > 0
-        _check(number, image, label, spacing, len(sequences), len(regions))
         filled = image != 0
         mask = filled.any(axis=-1)
         inside.add(image, mask)
@@ -106,8 +104,6 @@ def measure(
         if mask.any():
             sizes = [side.stop - side.start for side in box(mask, np.zeros(3))]
         rows.append((mask.shape, sizes, spacing, present, volume, lesions))
-    if not rows:
-        raise InputError("scans: there is none; give one or more")
     shape, sizes, spacing, present, volume, lesions = map(np.array, zip(*rows))
     return Fingerprint(
         tuple(sequences),
@@ -192,43 +188,12 @@ def by(values: Iterable[float]) -> str:
     return " x ".join(f"{value:.4g}" for value in values)
 
 
-def _check(number, image, label, spacing, sequences, regions) -> None:
-    """Raises InputError for a scan that doesn't match the others."""
-    wrong = None
-    if image.ndim != 4 or image.shape[-1] != sequences:
-        wrong = (
-            f"image {image.shape}; give [D, H, W, {sequences}], a channel a sequence"
-        )
-    elif label is not None and label.shape != (*image.shape[:3], regions):
-        wrong = f"label {label.shape}; give {(*image.shape[:3], regions)}"
-    elif spacing.shape != (3,) or not (np.isfinite(spacing) & (spacing > 0)).all():
-        wrong = f"spacing {spacing}; give three positive numbers of mm"
-    elif not np.isfinite(image).all():
-        wrong = "intensities that are no numbers; correct its files"
-    if wrong:
-        raise InputError(f"scan {number}: has the {wrong}")
-
-
-def propose(
-    data: Fingerprint, *, voxels: int = BATCH * 128**3, levels: int = 6
-) -> Proposal:
-    """Applies the rules to a fingerprint.
-
-    Args:
-      data: of the data set.
-      voxels: of a batch at full resolution that fit into the device's memory.
-        2 x 128^3 is nnU-Net's number for a GPU of about 10 GB.
-      levels: of the network, at most.
-    """
-    if voxels < BATCH or levels < 1:
-        raise InputError(
-            f"voxels={voxels}, levels={levels}: give {BATCH} voxels or more, and 1 "
-            "level or more"
-        )
+def propose(data: Fingerprint, *, voxels: int = VOXELS) -> Proposal:
+    """Applies the rules to a fingerprint; `voxels` is the budget of a batch."""
     spacing = target_spacing(data.spacing)
     shapes = np.maximum(np.rint(data.box * data.spacing / spacing), 1)
     shape = np.maximum(np.floor(np.median(shapes, axis=0)), 1).astype(int)
-    patch, strides = patch_size(shape, spacing, voxels=voxels // BATCH, levels=levels)
+    patch, strides = patch_size(shape, spacing, voxels=voxels // BATCH, levels=LEVELS)
     size = math.prod(patch)
     most = min(voxels, SHARE * float(shapes.prod(axis=1).sum()))
     return Proposal(
@@ -242,17 +207,11 @@ def propose(
 
 
 def target_spacing(spacing: np.ndarray) -> np.ndarray:
-    """The median spacing of the scans, but finer along a coarse axis.
+    """The median [3] of the spacings [N, 3], but finer along a coarse axis.
 
     If the median along one axis is more than ANISOTROPIC times that of the others, it
     would blur scans of thinner slices: the 10th percentile is taken, but nothing finer
     than the other axes.
-
-    Args:
-      spacing: [N, 3] mm.
-
-    Returns:
-      [3] mm.
     """
     target = np.median(spacing, axis=0)
     coarse = int(np.argmax(target))
@@ -271,13 +230,8 @@ def level_strides(
     An axis isn't halved while its spacing is more than twice the finest of those that
     can still be halved, nor where it would have fewer than SMALLEST voxels.
 
-    Args:
-      size: voxels of the patch.
-      spacing: mm.
-      levels: at most.
-
     Returns:
-      A tuple for each level, the first all ones.
+      A tuple for each level, `levels` at most, the first all ones.
     """
     size, spacing = list(size), list(spacing)
     strides = [(1,) * len(size)]
@@ -308,7 +262,7 @@ def patch_size(
       shape: voxels of the median scan.
       spacing: mm.
       voxels: the budget, 1 or more.
-      levels: of the network, at most.
+      levels: see `level_strides`.
 
     Returns:
       The patch: within the shape and the budget, divisible by the total stride, and

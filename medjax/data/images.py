@@ -30,15 +30,9 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 def load(path: str | os.PathLike, shape: tuple[int, ...]) -> tuple[Film, np.ndarray]:
     """Reads a file, and resizes it to the image that a model sees.
 
-    Args:
-      path: the file.
-      shape: (S, S, C) of the image, C = 1 or 3.
-
     Returns:
-      The file's own pixels, grey or in colour, and the image [S, S, C] uint8.
-
-    Raises:
-      InputError: as `read`.
+      The file's own pixels, grey or in colour, and the image [S, S, C] uint8, of
+      `shape`.
     """
     film = read(path, channels=None)
     return film, fit(film.pixels, shape)
@@ -74,12 +68,7 @@ def read(path: str | os.PathLike, channels: int | None = 1) -> Film:
 
 
 def fit(pixels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The image [S, S, C] uint8 of pixels of any size, in grey or colour; as `resize`.
-
-    Args:
-      pixels: [H, W] or [H, W, 3] float32 in [0, 1].
-      shape: (S, S, C), C = 1 or 3, see `with_channels`.
-    """
+    """The image [S, S, C] uint8, C = 1 or 3: `with_channels`, then `resize`."""
     return resize(with_channels(pixels, shape[-1]), shape[0]).reshape(shape)
 
 
@@ -105,20 +94,12 @@ def resize(pixels: np.ndarray, side: int) -> np.ndarray:
 
 
 def image_paths(path: str | os.PathLike) -> list[Path]:
-    """Lists the images to read: the file itself, or all of them under a folder.
+    """Lists the images to read, sorted: the file itself, or all of them under a folder.
 
     In a folder, an image is a file with an image's suffix (SUFFIXES, in any case), or
     one without a suffix (or named by a DICOM UID: its 'suffix' is digits) that begins
     like DICOM. Hidden files and DICOMDIR are skipped; linked folders are followed.
 
-    Args:
-      path: a file, taken whatever its name, or a folder.
-
-    Returns:
-      The paths, sorted.
-
-    Raises:
-      InputError: nothing is there, it can't be read, or the folder has no image.
     """
     path = Path(path)
     try:

@@ -26,6 +26,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pandas as pd
 import tensorflow_datasets as tfds
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -80,11 +81,7 @@ class Images:
 
 
 class Unlabelled:
-    """Images of the target domain, without their labels.
-
-    Args:
-      images: what to draw from.
-    """
+    """Images of the target domain, without their labels."""
 
     def __init__(self, images: Images):
         self._images = images
@@ -102,12 +99,7 @@ class Unlabelled:
 
 def occurrences(ids: np.ndarray) -> np.ndarray:
     """Numbers the copies of each id: [7, 3, 7] -> [0, 0, 1], int32."""
-    seen: collections.Counter = collections.Counter()
-    numbers = np.zeros(len(ids), np.int32)
-    for index, id in enumerate(ids.tolist()):
-        numbers[index] = seen[id]
-        seen[id] += 1
-    return numbers
+    return pd.Series(ids).groupby(ids).cumcount().to_numpy(np.int32)
 
 
 class TrainBatches:

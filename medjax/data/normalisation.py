@@ -105,16 +105,8 @@ def standardise_inside(
 def percentile(image: Array, mask: Array, p: float, axes: Sequence[int]) -> Array:
     """The smallest value that p % of the masked pixels don't exceed, to 24 bits.
 
-    It bisects: sorting a volume takes a hundred times as long.
-
-    Args:
-      image: [..., C] float.
-      mask: [..., 1] bool.
-      p: in [0, 100].
-      axes: over which.
-
-    Returns:
-      The image's shape with 1 for the axes; with an empty mask, any number.
+    It bisects: sorting a volume takes a hundred times as long. Of [..., C] and a mask
+    [..., 1] it keeps the axes with length 1; with an empty mask it is any number.
     """
     target = p / 100 * jnp.sum(mask, axes, keepdims=True)
     ends = (

@@ -49,21 +49,23 @@ import tensorflow_datasets as tfds
 from medjax.cohort import duplicates
 from medjax.errors import InputError
 
-COLUMNS = (
-    "id",
-    "image",
-    "patient",
-    "view",
-    "sex",
-    "age",
-    "width",
-    "height",
-    "spacing_x",
-    "spacing_y",
-    "official",
-    "follow_up",
-)
-TEXT = ("image", "view", "sex", "official")
+# The columns of images and the types of their records; the docstring says what they are.
+KINDS = {
+    "id": np.int32,
+    "image": str,
+    "patient": np.int64,
+    "view": str,
+    "sex": str,
+    "age": np.float32,
+    "width": np.int32,
+    "height": np.int32,
+    "spacing_x": np.float32,
+    "spacing_y": np.float32,
+    "official": str,
+    "follow_up": np.float32,
+}
+COLUMNS = tuple(KINDS)
+TEXT = tuple(name for name, kind in KINDS.items() if kind is str)
 SPLIT = "films"  # The one TFDS split of the records.
 VERSION = tfds.core.Version("1.0.0")
 RECORDS_PER_FILE = 4096
@@ -117,8 +119,7 @@ def write(
 
     Args:
       items: taken one at a time; each is released before the next one.
-      folder: to be made.
-      columns: of the table.
+      folder: to be made, with a table of these columns.
       store: opens the writer of a folder: (id, item) -> the item's row of the table.
       max_quarantined: share of the items that may be left out, in [0, 1].
       progress: called once an item.
@@ -166,7 +167,7 @@ def write(
 
 def is_prepared(folder: Path) -> bool:
     """Whether that folder was prepared."""
-    return (Path(folder) / "table.csv").is_file()
+    return (folder / "table.csv").is_file()
 
 
 def read_table(folder: Path) -> pd.DataFrame:
@@ -203,11 +204,10 @@ def _csv(path: Path, columns: Sequence[str]) -> Iterator[Any]:
 
 def _cell(value: Any) -> Any:
     """A CSV cell: NaN is empty, a whole float has no '.0'."""
-    if isinstance(value, float | np.floating):
-        if math.isnan(value):
-            return ""
-        return f"{value:.9g}"  # What float32, the records' type, can tell apart.
-    return value
+    if not isinstance(value, float | np.floating):
+        return value
+    # 9 digits are what float32, the records' type, can tell apart.
+    return "" if math.isnan(value) else f"{value:.9g}"
 
 
 # Images.
@@ -229,13 +229,9 @@ def prepare(
     """Writes a source's images.
 
     Args:
-      source: what to write.
       records: folder of all prepared data.
       name: of this data set, unique to its source and settings.
       max_quarantined, progress: as in `write`.
-
-    Returns:
-      The prepared folder.
 
     Raises:
       InputError: as `write`, or a finding has a name that the table can't hold.
@@ -287,14 +283,12 @@ def read_hashes(folder: Path) -> np.ndarray:
 @contextlib.contextmanager
 def _records(folder: Path, source: Source, name: str) -> Iterator[Callable]:
     """The writer of images, hashes and boxes, see `write`."""
-    text, real, whole = tfds.features.Text(), np.float32, np.int32
     # TFDS' default encoding widens every pixel to 64 bits on the way: 100 times slower
     # to write, 10 times to read.
     pixels = tfds.features.Tensor(shape=source.shape, dtype=np.uint8, encoding="bytes")
-    kinds = (whole, text, np.int64, text, text, real, whole, whole, real, real)
-    features = dict(zip(COLUMNS, (*kinds, text, real), strict=True))
-    features["pixels"] = pixels
-    features["label"] = tfds.features.Tensor(shape=(len(source.tasks),), dtype=real)
+    label = tfds.features.Tensor(shape=(len(source.tasks),), dtype=np.float32)
+    features = {k: tfds.features.Text() if v is str else v for k, v in KINDS.items()}
+    features |= {"pixels": pixels, "label": label}
     identity = tfds.core.DatasetIdentity(
         name="images",
         config_name=name,
@@ -369,21 +363,15 @@ TABLES = (".csv", ".txt", ".json", ".gz")  # Files of labels and splits.
 def digest_tables(folder: Path) -> dict[str, str]:
     """Name -> digest of the tables in a folder; images are passed over."""
     files = sorted(Path(folder).expanduser().glob("*"))
-    return {
-        path.name: digest(path)
-        for path in files
-        if path.is_file() and path.suffix in TABLES
-    }
+    tables = (path for path in files if path.is_file() and path.suffix in TABLES)
+    return {path.name: digest(path) for path in tables}
 
 
 def digest_files(folder: Path, paths: Iterable[Path], cache: Path) -> dict[str, str]:
-    """Name below the folder -> digest.
+    """Name below the folder -> digest, of files and of all files in folders.
 
-    Args:
-      folder: that all of them lie in.
-      paths: files, and folders, of which all files count.
-      cache: a JSON file of sizes, times and digests, which is kept up to date: a file
-        is read again only where its size or time changed.
+    `cache` is a JSON file of sizes, times and digests, which is kept up to date: a file
+    is read again only where its size or time changed.
     """
     before = json.loads(cache.read_text()) if cache.exists() else {}
     after = {}
@@ -409,15 +397,12 @@ def digest(path: Path) -> str:
 
 
 def check_source(folder: Path, digests: dict[str, str]) -> None:
-    """Writes source.json, or checks that the files are still those that it lists.
+    """Writes source.json, or refuses files that aren't those that it lists.
 
     Args:
       folder: of the prepared data.
       digests: of `digest_tables` or `digest_files`; empty where the files are
         elsewhere, as on a machine that has the prepared data alone.
-
-    Raises:
-      InputError: a file was added, removed or changed.
     """
     path = folder / "source.json"
     if not digests:
@@ -426,9 +411,8 @@ def check_source(folder: Path, digests: dict[str, str]) -> None:
         path.write_text(json.dumps(digests, indent=1))
         return
     before = json.loads(path.read_text())
-    changed = [
-        n for n in sorted({*before, *digests}) if before.get(n) != digests.get(n)
-    ]
+    names = sorted({*before, *digests})
+    changed = [name for name in names if before.get(name) != digests.get(name)]
     if changed:
         name = changed[0]
         change = "has changed" if name in digests else "is gone"

@@ -49,12 +49,9 @@ def read_scan(
     *,
     regions: Mapping[str, Sequence[int]],
     background: Sequence[int] = (0,),
-    spacing: Sequence[float] = (),
     grids: str = "refuse",
     missing: str = "refuse",
-    margin: float = 5.0,
-    clip: tuple[float, float] = (0.1, 99.9),
-    units: str = "z_scores",
+    **options,
 ) -> Scan:
     """Reads, checks and prepares one patient.
 
@@ -64,32 +61,27 @@ def read_scan(
       regions: region -> the mask's values that make it up, in the order of the
         label's channels. BraTS: whole (1, 2, 4), core (1, 4), enhancing (4,).
       background: the mask's other values, which belong to no region.
-      spacing: [3] mm along D, H, W (feet to head, front to back, right to left), or
-        () to keep the file's.
       grids: 'refuse' sequences that lie on different grids, or 'align': register each
         to the first, rigidly, and resample it there.
       missing: 'refuse' a patient without one of the sequences, or 'fill' it with 0.
-      margin, clip, units: see `make_scan`.
+      options: of `make_scan`.
 
     Raises:
       InputError: a file that `nifti.read` or `dicom.read` refuses, a sequence of one
         value, a missing sequence, grids that differ, or a mask of other values.
     """
-    for name, value, known in (
-        ("grids", grids, ("refuse", "align")),
-        ("missing", missing, ("refuse", "fill")),
-    ):
-        if value not in known:
-            options = " or ".join(map(repr, known))
-            raise InputError(f"data.{name}={value!r} is unknown: use {options}")
+    for name, value, other in (("grids", grids, "align"), ("missing", missing, "fill")):
+        if value not in ("refuse", other):
+            choices = f"'refuse' or {other!r}"
+            raise InputError(f"data.{name}={value!r} is unknown: use {choices}")
     present = {name: file for name, file in files.items() if file is not None}
     if not present:
         raise InputError(f"none of the sequences {', '.join(files)} is there")
-    first = next(iter(present.values()))
+    first = next(iter(present.values())).path
     if missing == "refuse" and len(present) < len(files):
         name = next(name for name in files if name not in present)
         raise InputError(
-            f"{first.path.parent}: has no {name}; add it, correct its pattern in "
+            f"{first.parent}: has no {name}; add it, correct its pattern in "
             "data.files, or set data.missing='fill'"
         )
     volumes = _read(present)
@@ -97,8 +89,8 @@ def read_scan(
     image = np.zeros((*reference.voxels.shape, len(files)), np.float32)
     for channel, name in enumerate(files):
         if name in present:
-            aligned = _align(reference, volumes.pop(name), first, present[name], grids)
-            image[..., channel] = aligned
+            volume, path = volumes.pop(name), present[name].path
+            image[..., channel] = _align(reference, volume, first, path, grids)
     label = None
     if mask is not None:
         label = _read_label(Path(mask), reference, first, regions, background)
@@ -108,10 +100,7 @@ def read_scan(
         reference.affine,
         presence=np.array([name in present for name in files], np.float32),
         original=reference.stored,
-        spacing=spacing,
-        margin=margin,
-        clip=clip,
-        units=units,
+        **options,
     )
 
 
@@ -142,7 +131,8 @@ def make_scan(
       affine: [4, 4], indices of D, H, W to RAS millimetres.
       presence: [C], 0 for a channel to leave at 0; None: all are present.
       original: the grid of the file; None is this one.
-      spacing: [3] mm, or () to keep the grid's.
+      spacing: [3] mm along D, H, W (feet to head, front to back, right to left), or
+        () to keep the grid's.
       margin: mm kept around the head; a label outside is never cropped.
       clip: percentiles within the head to which intensities are clipped first: a
         bright vessel must not set the scale. (0, 100) clips nothing.
@@ -297,18 +287,14 @@ def _read(files: Mapping[str, SequenceFile]) -> dict[str, Volume]:
 
 
 def _align(
-    reference: Volume,
-    volume: Volume,
-    first: SequenceFile,
-    file: SequenceFile,
-    grids: str,
+    reference: Volume, volume: Volume, first: Path, path: Path, grids: str
 ) -> np.ndarray:
     """A sequence's voxels on the reference's grid, [D, H, W]."""
     if _same(reference, volume):
         return volume.voxels
     if grids == "refuse":
         remedy = "set data.grids='align', or give files of one grid"
-        raise InputError(_differ(first.path, reference, file.path, volume, remedy))
+        raise _differ(first, reference, path, volume, remedy)
     registered = register.register(
         reference.voxels, reference.affine, volume.voxels, volume.affine
     )
@@ -317,20 +303,19 @@ def _align(
     aligned = resample(stack, volume.affine, target, registered.matrix)[..., 0]
     if aligned.min() == aligned.max():
         raise InputError(
-            f"{file.path}: shows nothing of what {first.path} shows; give sequences of "
-            "one patient"
+            f"{path}: shows nothing of what {first} shows; give sequences of one patient"
         )
     return aligned
 
 
 def _read_label(
-    path: Path, reference: Volume, first: SequenceFile, regions, background
+    path: Path, reference: Volume, first: Path, regions, background
 ) -> np.ndarray:
     """[D, H, W, K] uint8."""
     volume = nifti.read(path)
     if not _same(reference, volume):
-        remedy = f"give the mask on the grid of {first.path.name}"
-        raise InputError(_differ(first.path, reference, path, volume, remedy))
+        remedy = f"give the mask on the grid of {first.name}"
+        raise _differ(first, reference, path, volume, remedy)
     allowed = {*background, *(v for values in regions.values() for v in values)}
     strange = set(np.unique(volume.voxels).tolist()) - allowed
     if strange:
@@ -353,12 +338,12 @@ def _same(a: Volume, b: Volume) -> bool:
     return np.linalg.norm(apart, axis=-1).max() <= SAME * a.spacing.min()
 
 
-def _differ(path_a: Path, a: Volume, path_b: Path, b: Volume, remedy: str) -> str:
+def _differ(path_a: Path, a: Volume, path_b: Path, b: Volume, remedy) -> InputError:
     def lies(volume):
         rows = np.round(volume.affine[:3], 3).tolist()
         return f"shape {volume.voxels.shape}, affine {rows}"
 
-    return (
+    return InputError(
         f"{path_b}: lies on another grid ({lies(b)}) than {path_a} ({lies(a)}); "
         f"{remedy}"
     )

@@ -88,14 +88,9 @@ def from_files(
     """What `prepare` and `predict` read, of files that sources/scans.py found.
 
     Args:
-      files: of each scan.
-      regions: region -> the mask's values.
       labelled: whether a scan without a mask is quarantined.
       patient: see scans.patient_numbers.
-      options: of `scan.read_scan`.
-
-    Raises:
-      InputError: it isn't known which scans show the same patient.
+      regions, options: of `scan.read_scan`.
     """
 
     def read(scan: ScanFiles) -> Scan:
@@ -124,11 +119,8 @@ def prepare(
 
     Args:
       scans: from files or a phantom.
-      folder: to be made.
-      sequences: [C] names of the image's channels.
-      regions: [K] names of the label's channels -> values that a written mask has.
-      options: plain data, written down.
-      max_quarantined, progress: see `prepared.write`.
+      sequences, regions, options: see `Prepared`.
+      folder, max_quarantined, progress: see `prepared.write`.
 
     Raises:
       InputError: as `prepared.write`; no scan, or two of one name.
@@ -212,10 +204,7 @@ def _read(scan: UnreadScan) -> Item:
 
 def _write(item: Item, id: int, folder: Path, sequences, regions) -> dict[str, Any]:
     """Writes one scan's files, and returns its row."""
-    scan, name = item.content, item.row["image"]
-    channels, expected = scan.image.shape[-1], len(sequences)
-    if channels != expected or len(scan.presence) != expected:
-        raise ValueError(f"{name}: {channels} channels for {expected} sequences")
+    scan = item.content
     np.save(folder / f"{id}.image.npy", scan.image.astype(np.float16))
     voxels = [""] * len(regions)
     if scan.label is not None:
@@ -294,14 +283,11 @@ class Volumes:
         self, prepared: Prepared, parts: Sequence[Part], at_least: Sequence[int]
     ):
         self._folder, self.parts = prepared.folder, tuple(parts)
-        scans = {part.id: load(prepared, part.id) for part in self.parts}
-        self._facts = {
-            id: {
-                "spacing": np.asarray(scan.spacing, np.float32),
-                "presence": scan.presence,
-            }
-            for id, scan in scans.items()
-        }
+        self._facts = {}
+        for id in {part.id for part in self.parts}:
+            scan = load(prepared, id)
+            spacing = scan.spacing.astype(np.float32)
+            self._facts[id] = {"spacing": spacing, "presence": scan.presence}
         self.ids = np.array([part.id for part in self.parts], np.int32)
         self._occurrence = loader.occurrences(self.ids)
         shapes = [read(self._folder, part)[0].shape[:3] for part in set(self.parts)]
@@ -350,7 +336,6 @@ def foreground_points(label: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.n
 
     Args:
       label: [D, H, W, K], a region where it isn't 0.
-      seed: of the choice.
 
     Returns:
       points [K, POINTS, 3] int32, with repetition, 0 where there is none; present

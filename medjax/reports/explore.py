@@ -36,7 +36,7 @@ def write(
         confounders: {name: {task: {estimate, low, high}}}, the AUROC of each score of
           `cohort.describe.confounders`, None where undefined.
         weights: {scheme: {part: {task: weight}}, or a text: why there are none}.
-        split: {reached: `cohort.split.reached` as dicts, verdict: text, sound: bool}.
+        split: {reached: `cohort.manifest.reached` as dicts, verdict: text, sound: bool}.
         pixels: `cohort.describe.statistics`'.
         duplicates: [{id, other, image, other_image, same_patient, split, other_split,
           flipped, distance, correlation}].

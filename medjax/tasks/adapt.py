@@ -19,7 +19,7 @@ import pandas as pd
 from chex import Array, ArrayTree
 
 from medjax import losses
-from medjax.cohort import split as splits
+from medjax.cohort import manifest as manifests
 from medjax.config import Config
 from medjax.data import loader
 from medjax.errors import InputError
@@ -105,7 +105,7 @@ def target(config: Config, source: films.Data) -> Target | None:
 
 def splits_of(config: Config) -> tuple[str, ...]:
     """The splits of a run that can be evaluated."""
-    return (*splits.SPLITS, *[SPLIT] * (config.adapt.name != "none"))
+    return (*manifests.SPLITS, *[SPLIT] * (config.adapt.name != "none"))
 
 
 def source_of(config: Config, split: str) -> str:

@@ -14,6 +14,7 @@ import pandas as pd
 from rich.progress import Progress
 
 from medjax.cohort import duplicates
+from medjax.cohort import manifest as manifests
 from medjax.cohort import split as splits
 from medjax.config import Config, effects
 from medjax.data import loader, prepared, sources
@@ -189,7 +190,7 @@ def split(
     options["minority"] = c.get("minority", 0.0)
     listed = {
         name: table["image"][table["official"] == name]
-        for name in (splits.SPLITS if "official" in table else ())
+        for name in (manifests.SPLITS if "official" in table else ())
     }
     if c.folds:
         manifest = splits.fold(table, tasks, folds=c.folds, fold=c.fold, **options)
@@ -219,7 +220,7 @@ def split(
         )
     kept = np.random.default_rng(seed).permutation(names)[:patients]
     left_out = trains & ~manifest["patient"].isin(kept)
-    return manifest.assign(split=manifest["split"].mask(left_out, splits.UNUSED))
+    return manifest.assign(split=manifest["split"].mask(left_out, manifests.UNUSED))
 
 
 def audit(
@@ -229,7 +230,7 @@ def audit(
     *,
     by: str = "",
     tasks: tuple[str, ...] | None = None,
-    needed: tuple[str, ...] = splits.SPLITS,
+    needed: tuple[str, ...] = manifests.SPLITS,
 ) -> None:
     """Refuses a manifest that leaks or belongs to other data.
 
@@ -244,7 +245,7 @@ def audit(
     """
     c = config.split
     by = by or c.by
-    splits.audit(
+    manifests.audit(
         manifest,
         data.table,
         data.output.names if tasks is None else tasks,

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from rich.progress import Progress
 
+from medjax.cohort import manifest as manifests
 from medjax.cohort import split as splits
 from medjax.config import Config
 from medjax.data import brain_phantom as brain
@@ -32,7 +33,7 @@ BRATS = {  # A mask's values in each region.
     "enhancing": (brain.ENHANCING,),
 }
 SPLITS = {  # Values of `data.split`, and which splits they fill.
-    "patients": splits.SPLITS,
+    "patients": manifests.SPLITS,
     "leave_one_out": ("train", "test"),
     "halves": ("train", "test"),
     "all": ("train",),
@@ -284,7 +285,7 @@ def split(config: Config, data: Data) -> pd.DataFrame:
 def untested(config: Config) -> str:
     """Why a run of this config tests on nobody; '' where it tests."""
     way = config.data.split
-    if "test" in SPLITS.get(way, splits.SPLITS):
+    if "test" in SPLITS.get(way, manifests.SPLITS):
         return ""
     return f"data.split={way!r} leaves nobody to test on: use 'patients'"
 

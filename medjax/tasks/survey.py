@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pandas as pd
 
-from medjax.cohort import balance, describe, split
+from medjax.cohort import balance, describe
+from medjax.cohort import manifest as manifests
 from medjax.config import Config
 from medjax.errors import InputError
 from medjax.evaluation import discrimination
@@ -106,7 +107,9 @@ def _weights(config: Config, data: films.Data, manifest: pd.DataFrame) -> dict:
 
 def _verdict(config: Config, data: films.Data, manifest: pd.DataFrame) -> dict:
     """The counts of each split, and whether the audit allows training."""
-    reached = split.reached(data.table, manifest, data.output.names).to_dict("records")
+    reached = manifests.reached(data.table, manifest, data.output.names).to_dict(
+        "records"
+    )
     try:
         films.audit(config, data, manifest)
     except InputError as error:

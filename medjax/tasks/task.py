@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pandas as pd
 
-from medjax.cohort import split as splits
+from medjax.cohort import manifest as manifests
 from medjax.config import Config, as_json, read_config
 from medjax.data import prepared
 from medjax.errors import InputError
@@ -226,12 +226,12 @@ class Task(NamedTuple):
             target=None if target is None else (target.data.path, target.manifest),
             weights=None if weights is None else weights.variables,
         )
-        splits.write(manifest, folder / "splits.csv")
+        manifests.write(manifest, folder / "splits.csv")
         workdir.write_task(folder, data.output)
         trains = films.ids_in(manifest, "train")
         self.record(folder, data, trains)
         if target is not None:
-            splits.write(target.manifest, folder / "target.csv")
+            manifests.write(target.manifest, folder / "target.csv")
             print(f"target: {len(target.ids)} images without their labels")
 
     def read(self, folder: Path) -> Finished:

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from chex import ArrayTree
 
-from medjax.cohort import split
+from medjax.cohort import manifest as manifests
 from medjax.config import flatten
 from medjax.data import volumes
 from medjax.errors import InputError
@@ -228,7 +228,7 @@ def sides(folder: Path, name: str = "splits.csv") -> pd.DataFrame:
     Raises:
       InputError: the file was changed since.
     """
-    manifest = split.read(folder / name)
+    manifest = manifests.read(folder / name)
     path = folder / "provenance.json"
     old = json.loads(path.read_text()) if path.exists() else {}
     if name == "target.csv":

@@ -1,6 +1,5 @@
 """Chest X-ray films: the phantom, NIH ChestX-ray14 and CheXpert."""
 
-import functools
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -46,7 +45,6 @@ CHEXPERT_TASKS = (
     "Fracture",
     "Support Devices",
 )
-VIEWS = ("PA", "AP", "LATERAL", "")
 UNCERTAIN = {"ignore": math.nan, "zeros": 0.0, "ones": 1.0, "soft": 0.7}
 NIH_BOX_SIDE = 1024  # The boxes' coordinates, whatever the size of the files.
 OLDEST = 120  # Years; NIH's table has ages up to 414.
@@ -79,21 +77,17 @@ def phantom(
             f"data.prevalence has {len(prevalence)} numbers: give one for each of "
             + ", ".join(chest.FINDINGS)
         )
-    key = jax.random.key(seed)
-    draw = functools.partial(
-        chest.patients,
-        films=films,
-        side=side,
-        contrast=contrast,
-        prevalence=tuple(prevalence),
-    )
+    options = {"films": films, "side": side, "contrast": contrast}
+    options["prevalence"] = tuple(prevalence)
 
     def items() -> Iterator[Item]:
         numbers = np.arange(first_patient, first_patient + patients)
         for start in range(0, patients, CHUNK):
             chunk = numbers[start : start + CHUNK]
             # The last chunk is padded, so that one shape is compiled.
-            drawn = jax.device_get(draw(key, np.resize(chunk, CHUNK)))
+            padded = np.resize(chunk, CHUNK)
+            drawn = chest.patients(jax.random.key(seed), padded, **options)
+            drawn = jax.device_get(drawn)
             for p, number in enumerate(chunk):
                 for f in range(films):
                     film = {name: values[p, f] for name, values in drawn.items()}
@@ -135,9 +129,6 @@ def nih(*, folder: Path, side: int) -> Source:
     Args:
       folder: of the data set.
       side: S, pixels; films are resized to a square once, here.
-
-    Raises:
-      InputError: no table, a column or a label that isn't ChestX-ray14's, no image.
     """
     folder = tables.existing(folder)
     path = tables.newest(folder, "Data_Entry_2017*.csv*")
@@ -197,9 +188,9 @@ def _nih_age(text: pd.Series) -> pd.Series:
 
 def _nih_official(folder: Path, names: pd.Series) -> np.ndarray:
     """[N] 'train', 'test' or '', by the official lists where there are any."""
-    listed = []
-    for path in (folder / "train_val_list.txt", folder / "test_list.txt"):
-        listed.append(names.isin(path.read_text().split() if path.exists() else []))
+    paths = (folder / "train_val_list.txt", folder / "test_list.txt")
+    lists = [path.read_text().split() if path.exists() else [] for path in paths]
+    listed = [names.isin(lines) for lines in lists]
     both = listed[0] & listed[1]
     if both.any():
         raise InputError(
@@ -275,9 +266,6 @@ def chexpert(
         data set's paper, or 'ignore'.
       views: which films are kept, of 'PA', 'AP', 'LATERAL' and '' (a frontal film
         of unknown view).
-
-    Raises:
-      InputError: no table, a missing column, an unknown policy or label.
     """
     policies = {"zeros": 0.0, "ignore": math.nan}
     meaning = {
@@ -287,7 +275,7 @@ def chexpert(
         "": _choice("blank", blank, policies),
     }
     for view in views:
-        _choice("views", view, dict.fromkeys(VIEWS))
+        _choice("views", view, dict.fromkeys((*tables.VIEWS, "")))
     folder = tables.existing(folder)
     train = tables.read_csv(tables.newest(folder, "train.csv*"))
     raw = train.assign(official="train")

@@ -43,10 +43,6 @@ def medmnist(
       task: 'multiclass': L = 1, the number of the image's one class; 'multilabel':
         0 or 1 for each of L findings.
       names: of the classes or findings; () names them '0', '1' and so on.
-
-    Raises:
-      InputError: a damaged file, a missing or odd array, a label out of range, the
-        wrong number of names.
     """
     if task not in ("multiclass", "multilabel"):
         raise InputError(f"data.task={task!r}: use 'multiclass' or 'multilabel'")

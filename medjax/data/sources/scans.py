@@ -65,10 +65,6 @@ def in_folders(
 
     Returns:
       Sorted by name.
-
-    Raises:
-      InputError: no such folder, no patient in it, a sequence without a pattern, or a
-        pattern that matches two files of one patient.
     """
     path = Path(path).expanduser()
     if not path.is_dir():
@@ -107,10 +103,6 @@ def in_decathlon(
     Returns:
       Sorted by name.
 
-    Raises:
-      InputError: no such file, no image, or a dataset.json that isn't the Decathlon's
-        or has no such sequence.
-
     Source: Antonelli et al., Nature Communications 13 (2022) 4128.
     """
     path = Path(path).expanduser()
@@ -119,7 +111,9 @@ def in_decathlon(
         raise InputError(f"part={part!r} is unknown: use 'training' or 'test'")
     if not path.exists():
         raise InputError(f"{path}: does not exist; give a folder or a NIfTI file")
-    description = next((f for f in _descriptions(path) if f.is_file()), None)
+    above = (path, path.parent, *path.parents[1:2])
+    descriptions = [folder / "dataset.json" for folder in above]
+    description = next((f for f in descriptions if f.is_file()), None)
     channels = _channels(description, sequences)
     if description is not None and description.parent == path:
         pairs = _listed(description, part)
@@ -146,9 +140,6 @@ def patient_numbers(names: Sequence[str], pattern: str) -> list[int]:
         every scan shows another patient. '' means that, too, unless two scans lie in
         one folder.
 
-    Raises:
-      InputError: an invalid pattern, or one that matches no patient; or '' and two
-        scans in one folder, which may be two visits of one patient.
     """
     if not pattern:
         above = [name.rpartition("/")[0] for name in names]
@@ -211,13 +202,6 @@ def _visible(paths) -> list[Path]:
 
 def _stem(path: Path) -> str:
     return path.name.removesuffix(".gz").removesuffix(".nii")
-
-
-def _descriptions(path: Path) -> list[Path]:
-    """Where a dataset.json may lie."""
-    return [
-        folder / "dataset.json" for folder in (path, path.parent, *path.parents[1:2])
-    ]
 
 
 def _channels(description: Path | None, sequences: Sequence[str]) -> dict[str, int]:

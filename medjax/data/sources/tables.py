@@ -1,6 +1,7 @@
 """Images with a table: any CSV file, and what all layouts with a table share.
 
-A table's cells become the columns that prepared.py lists, or one clear error.
+A table's cells become the columns that prepared.py lists, or one clear error; `where`
+is the data set that the error names.
 """
 
 import math
@@ -92,7 +93,6 @@ def source(
       load: makes a row an item.
       tasks: names of the findings or classes.
       shape: of the images.
-      where: the table or its folder, for messages.
       left_out: (file, reason) of files for quarantine that are in no row.
     """
     prepared.check_tasks(tasks)
@@ -140,11 +140,6 @@ def metadata(text: pd.DataFrame, where: object) -> pd.DataFrame:
       text: N rows of text, `image`, `patient` and any of OPTIONAL; blank is unknown.
         Unless all patients are whole numbers from 0, they are numbered in the order of
         their sorted names. A view or sex that prepared.py doesn't list is unknown.
-      where: the data set, for messages.
-
-    Raises:
-      InputError: an image without a patient, an age or follow-up that is no
-        number, or an official split of another name.
     """
     text = text.assign(**{name: "" for name in OPTIONAL if name not in text})
     columns = text.apply(lambda column: column.str.strip()).assign(image=text["image"])
@@ -186,8 +181,7 @@ def findings(
     Args:
       values: [N, T] in [0, 1]; NaN is unknown.
       names: [T], of the findings.
-      images: [N] names, for messages.
-      where: the data set, for messages.
+      images: [N] names, for messages, as `where`.
     """
     strange = ~np.isnan(values) & ~((values >= 0) & (values <= 1))
     if strange.any():
@@ -203,9 +197,7 @@ def one_hot(index: np.ndarray, names: Sequence[str], where: object) -> pd.DataFr
     """A column a class, where an image has exactly one.
 
     Args:
-      index: [N] int, which class an image has; -1 is unknown.
-      names: [K], of the classes.
-      where: the data set, for messages.
+      index: [N] int, which class of the K names an image has; -1 is unknown.
     """
     if len(names) < 2:
         raise InputError(
@@ -260,10 +252,6 @@ def table(
       follow_up: the column of the image's number in the patient's history, from 0.
       official: the column of 'train', 'validation', 'test' or blank.
       channels: 1, grey, or 3, colour.
-
-    Raises:
-      InputError: no such column, an image without a patient, a cell that isn't what
-        its column holds, or a path that leads out of the folder.
     """
     if bool(labels) == bool(classes):
         raise InputError(
@@ -284,9 +272,14 @@ def table(
     columns |= {k: v for k, v in zip(OPTIONAL, optional, strict=True) if v}
     rows = metadata(select(raw, columns, path), path)
     if classes:
-        targets = _classes(raw, classes, path)
+        text = select(raw, {"class": classes}, path)["class"].str.strip()
+        names = sorted(set(text) - {""})
+        targets = one_hot(pd.Index(names).get_indexer(text), names, path)
     else:
-        targets = _labels(raw, labels, rows["image"], path)
+        text = select(raw, {name: name for name in labels}, path)
+        text = text.assign(image=rows["image"])  # For a message about a strange cell.
+        values = [numbers(text, name, path).to_numpy(float) for name in labels]
+        targets = findings(np.stack(values, axis=1), labels, rows["image"], path)
     files = _files(folder, rows["image"], path)
 
     def read(row: dict) -> Item:
@@ -295,23 +288,6 @@ def table(
     shape = (side, side, channels)
     rows = pd.concat([rows, targets], axis=1)
     return source(rows, read, tasks=tuple(targets), shape=shape, where=path)
-
-
-def _labels(
-    raw: pd.DataFrame, labels: Sequence[str], images: pd.Series, where: Path
-) -> pd.DataFrame:
-    """The columns of findings as numbers."""
-    text = select(raw, {name: name for name in labels}, where)
-    text = text.assign(image=images)  # For the message about a strange cell.
-    values = [numbers(text, name, where).to_numpy(float) for name in labels]
-    return findings(np.stack(values, axis=1), labels, images, where)
-
-
-def _classes(raw: pd.DataFrame, column: str, where: Path) -> pd.DataFrame:
-    """The column of class names as a column a class."""
-    text = select(raw, {"class": column}, where)["class"].str.strip()
-    names = sorted(set(text) - {""})
-    return one_hot(pd.Index(names).get_indexer(text), names, where)
 
 
 def _files(folder: Path, images: pd.Series, where: Path) -> dict[str, Path]:

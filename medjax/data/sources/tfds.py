@@ -59,9 +59,6 @@ def tfds(
       view, sex, age, follow_up: see prepared.py; text, a number or a ClassLabel.
       channels: 1, grey, or 3, colour.
 
-    Raises:
-      InputError: no such data set or feature, files of another format, a feature
-        that is no image or label, an example without a patient.
     """
     tables.check_channels(channels)
     folder = _folder(name, Path(data_dir).expanduser())
@@ -84,7 +81,9 @@ def tfds(
         )
     # Two passes: first labels and metadata, later the images, one by one.
     text, values, places = [], [], {}
-    for split, number, example in _examples(splits, folder):
+    for split, number in ((s, n) for s in splits for n in range(len(splits[s]))):
+        with _refusing(folder):
+            example = splits[split][number]
         cell = {key: _text(features[f], example[f]) for key, f in columns.items()}
         unnamed = {"image": f"{split}_{number:06d}", "patient": str(len(text))}
         official = {"official": split if split in tables.OFFICIAL else ""}
@@ -103,17 +102,6 @@ def tfds(
 
     table = pd.concat([table, targets], axis=1)
     return tables.source(table, load, tasks=tasks, shape=shape, where=folder)
-
-
-def _examples(
-    splits: dict[str, Sequence[dict]], folder: Path
-) -> Iterator[tuple[str, int, dict]]:
-    """Every example, with its split and its number in it."""
-    for split, examples in splits.items():
-        for number in range(len(examples)):
-            with _refusing(folder):
-                example = examples[number]
-            yield split, number, example
 
 
 def _folder(name: str, data_dir: Path) -> Path:
