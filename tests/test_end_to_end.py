@@ -254,7 +254,7 @@ def test_imbalance_is_treated_by_one_word(home, finished, treatment):
     workdir = home / treatment
     out, _ = run_here(*train(home, workdir, f"--config.imbalance={treatment}"))
     said = {
-        "over_sample": "the most repeated film appears",
+        "over_sample": "the most repeated image appears",
         "smote": "classifier: fitted to",
     }
     assert said[treatment] in out

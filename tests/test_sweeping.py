@@ -291,10 +291,12 @@ def test_failed_runs_are_tried_again_even_if_they_have_a_report(
 
     monkeypatch.setattr(executors, executor, execute)
     monkeypatch.setattr(sweep.population, "use_cores", cores.append)
-    monkeypatch.setattr(sweep.prepare, "prepare", prepared.append)
+    monkeypatch.setattr(
+        sweep.tasks.Task, "prepare", lambda task, config: prepared.append(config)
+    )
     monkeypatch.setattr(sweep, "gather", lambda folder, baseline: {})
-    monkeypatch.setattr(sweep.report, "write", lambda found, folder: folder)
-    monkeypatch.setattr(sweep.report, "show", lambda found: None)
+    monkeypatch.setattr(sweep.report, "write_sweep", lambda found, folder: folder)
+    monkeypatch.setattr(sweep.report, "show_sweep", lambda found: None)
     arms = [each.overrides for each in runs]
     for _ in range(2):  # Then nothing is left: no executor and no device is asked for.
         medjax.sweep(quickstart.get_config(), arms, tmp_path, executor=executor)
