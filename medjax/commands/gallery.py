@@ -30,28 +30,21 @@ BLACK, WHITE = 0.5, 99.5
 UNITS = {"rotation": "°", "distance": " pixels", "max_sigma": " pixels"}
 
 
-class Shown(NamedTuple):
-    """How the images of a modality are called, and which of TAKES its policy takes."""
-
-    called: str
-    kind: str
-
-
-SHOWN = {
-    "chest_xray": Shown("a chest X-ray", "film"),
-    "mammography": Shown("a mammogram", "film"),
-    "ct": Shown("a CT", "volume"),
-    "brain_mri": Shown("an MRI of the brain", "volume"),
-    "ultrasound": Shown("an ultrasound image", "film"),
-    "nuclear": Shown("a PET or SPECT", "volume"),
-    "fluoroscopy": Shown("a fluoroscopy", "run"),
-    "retina": Shown("a fundus photograph", "colour"),
-}
 TAKES = {
     "film": "2-D images, colour ones as grey",
     "run": "2-D images, each as a series of one frame",
     "colour": "2-D images in colour",
     "volume": "NIfTI volumes",
+}
+KINDS = {  # Which of TAKES the policy of each modality takes.
+    "chest_xray": "film",
+    "mammography": "film",
+    "ct": "volume",
+    "brain_mri": "volume",
+    "ultrasound": "film",
+    "nuclear": "volume",
+    "fluoroscopy": "run",
+    "retina": "colour",
 }
 
 
@@ -74,13 +67,14 @@ class Image(NamedTuple):
 def gallery(
     images: Sequence[str], out: Path, *, modality: str | None, draws: int, seed: int
 ) -> Path:
-    """Writes the page.
+    """Writes the page, and returns its path.
 
     Args:
       images: files or folders, of films and of NIfTI volumes.
-      out: the page, whose path is returned.
+      out: the page.
       modality: of the images; None shows every policy on the images that it can take.
-      draws: number of them of each policy on each image; seed: of the draws.
+      draws: of each policy on each image.
+      seed: of the draws.
 
     Raises:
       InputError: the modality is unknown or takes none of the images, or an image
@@ -89,7 +83,7 @@ def gallery(
     if draws < 1:
         raise InputError(f"--draws={draws}: give 1 or more")
     names = [modality] if modality else list(POLICIES)
-    policies = {name: _describe(name) for name in names}
+    policies = {name: {"ops": _describe(name), "rows": []} for name in names}
     paths, notes = _paths(images)
     loaded, alone = _load(paths)
     notes += [f"{path} is a mask (two values) without its volume." for path in alone]
@@ -98,7 +92,7 @@ def gallery(
     if modality and not _fitting(loaded, modality):
         raise InputError(
             f"--modality={modality}: none of the images fits, as it takes "
-            f"{TAKES[SHOWN[modality].kind]}; give such images or another modality"
+            f"{TAKES[KINDS[modality]]}; give such images or another modality"
         )
     with Progress() as progress:
         for name in progress.track(names, description="gallery"):
@@ -115,7 +109,10 @@ def gallery(
         seed=seed,
         notes=notes,
         policies=policies,
-        volumes=any(one["volumes"] for one in policies.values()),
+        volumes=any(KINDS[name] == "volume" for name in names),
+        safe=POLICIES,
+        kinds=KINDS,
+        takes=TAKES,
         units=UNITS,
     )
 
@@ -127,13 +124,8 @@ def _paths(images: Sequence[str]) -> tuple[list[Path], list[str]]:
         if not path.is_dir():
             paths.append(path)
             continue
-        every = sorted(path.rglob("*"))
-        if any(map(nifti.is_volume, every)):
-            suffixes = data_images.SUFFIXES
-            files = [
-                p for p in every if nifti.is_volume(p) or p.suffix.lower() in suffixes
-            ]
-        else:
+        files = [file for file in sorted(path.rglob("*")) if _is_image(file)]
+        if not any(map(nifti.is_volume, files)):
             files = data_images.image_paths(path)
         if len(files) > MOST:
             notes.append(
@@ -143,6 +135,10 @@ def _paths(images: Sequence[str]) -> tuple[list[Path], list[str]]:
             files = [files[i * len(files) // MOST] for i in range(MOST)]
         paths += files
     return paths, notes
+
+
+def _is_image(path: Path) -> bool:
+    return nifti.is_volume(path) or path.suffix.lower() in data_images.SUFFIXES
 
 
 def _load(paths: Sequence[Path]) -> tuple[list[Image], list[Path]]:
@@ -166,10 +162,9 @@ def _load(paths: Sequence[Path]) -> tuple[list[Image], list[Path]]:
     for path, volume in volumes:
         mask = None
         for other, given in masks:
-            same = given.voxels.shape == volume.voxels.shape and np.allclose(
-                given.affine, volume.affine, atol=0.1
-            )
-            if other.parent == path.parent and same:
+            same = other.parent == path.parent
+            same = same and given.voxels.shape == volume.voxels.shape
+            if same and np.allclose(given.affine, volume.affine, atol=0.1):
                 mask = (given.voxels > given.voxels.min())[..., None]
                 used.add(other)
         name = f"{path.parent.name}/{path.name}"  # The folder tells the patient.
@@ -189,7 +184,7 @@ def _unit(voxels: np.ndarray) -> np.ndarray:
 
 def _fitting(images: list[Image], modality: str) -> list[Image]:
     """Returns the images that a policy takes, with the channels that it takes."""
-    kind, fitting = SHOWN[modality].kind, []
+    kind, fitting = KINDS[modality], []
     for image in images:
         pixels = image.pixels
         if (pixels.ndim == 4) != (kind == "volume"):
@@ -211,7 +206,7 @@ def _drawing(modality: str, seed: int, draws: int) -> Callable[[Image], list[str
     augment = jax.jit(
         functools.partial(policy.augment_batch, ops=ops, prepare=lambda image: image)
     )
-    frames = SHOWN[modality].kind == "run"
+    frames = KINDS[modality] == "run"
 
     def draw(image: Image) -> list[str]:
         pixels = image.pixels[None] if frames else image.pixels
@@ -220,13 +215,12 @@ def _drawing(modality: str, seed: int, draws: int) -> Callable[[Image], list[str
             batch["label"] = image.mask.astype(np.float32)[None]
         if pixels.ndim == 4 and not frames:
             batch["spacing"] = image.spacing.astype(np.float32)[None]
-        draw_one = functools.partial(_picture, image)
-        drawn = [draw_one(image.pixels, image.mask)]
+        drawn = [_picture(image, image.pixels, image.mask)]
         for number in range(draws):  # One by one: volumes are large.
             new = augment(jax.random.key(seed), {**batch, "epoch": _row(number)})
             moved = np.asarray(new["image"])[0]
             mask = np.asarray(new["label"])[0] > 0.5 if "label" in new else None
-            drawn.append(draw_one(moved[0] if frames else moved, mask))
+            drawn.append(_picture(image, moved[0] if frames else moved, mask))
         return drawn
 
     return draw
@@ -260,33 +254,16 @@ def _picture(image: Image, pixels: np.ndarray, mask: np.ndarray | None) -> str:
     return pictures.png(np.concatenate(centred)[GAP:])
 
 
-def _describe(modality: str) -> dict:
-    """Returns a policy's ops, and what it leaves out and why."""
-    ops = safety.default(modality)
-    safe, (called, kind) = POLICIES[modality], SHOWN[modality]
-    off = [(op, False, why) for op, why in safe.caution.items()]
-    if safe.mirror:
-        off.append(("left-right mirror", False, safe.mirror))
-    off += [(op, True, why) for op, why in safe.unsafe.items()]
-    off.append(("upside-down mirror", True, safe.upright))
-    off += [
-        (f"{field.replace('.', ': ')} over {most:g}", True, why)
-        for field, (most, why) in safe.limits.items()
+def _describe(modality: str) -> list[dict]:
+    """Returns a policy's ops, with their options and what they do."""
+    return [
+        {
+            "name": name,
+            "options": options,
+            "what": inspect.getdoc(_function(name)).splitlines()[0],
+        }
+        for name, options in safety.default(modality)
     ]
-    return {
-        "called": called,
-        "takes": TAKES[kind],
-        "volumes": kind == "volume",
-        "ops": [
-            {
-                "name": name,
-                "options": options,
-                "what": inspect.getdoc(_function(name)).splitlines()[0],
-            }
-            for name, options in ops
-        ],
-        "off": off,
-    }
 
 
 def _function(name: str) -> Callable:

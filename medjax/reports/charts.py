@@ -4,6 +4,7 @@ SVG is quick to write (a report has fifty charts), the style sheet of the page c
 it, and a script of the page can move what is in it.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -71,17 +72,14 @@ def line(frame: Frame, x: Sequence, y: Sequence, *, steps: bool = False) -> str:
 
 def area(frame: Frame, x: Sequence, low: Sequence, high: Sequence) -> str:
     """Returns the closed path between two curves; None in one of them leaves a gap."""
-    known = [a is not None and b is not None for a, b in zip(low, high, strict=True)]
-    parts, start = [], None
-    for n, there in enumerate([*known, False]):
-        if there and start is None:
-            start = n
-        if not there and start is not None:
-            part = slice(start, n)
-            up = _thinned(frame, x[part], low[part])
+    parts = []
+    drawn = [None not in ends for ends in zip(low, high, strict=True)]
+    for there, group in itertools.groupby(range(len(drawn)), drawn.__getitem__):
+        if there:
+            indices = list(group)
+            part = slice(indices[0], indices[-1] + 1)
             back = _thinned(frame, x[part], high[part])[::-1]
-            parts.append(_path([*up, *back]) + "Z")
-            start = None
+            parts.append(_path([*_thinned(frame, x[part], low[part]), *back]) + "Z")
     return "".join(parts)
 
 
@@ -193,52 +191,49 @@ def training(curve: list[dict], checkpoint: int) -> list[dict]:
       curve: the lines of metrics.jsonl.
       checkpoint: step of the weights that are used.
     """
+    scores: dict[str, list] = {}
+    for row in curve:
+        for key, value in row.items():
+            if key == "loss" or key.startswith("validation_") and value is not None:
+                name = label(key.removeprefix("validation_"))
+                scores.setdefault(name, []).append((row["step"], value))
     last = max([row["step"] for row in curve], default=0)
-    names = dict.fromkeys(
-        key for row in curve for key in row if key.startswith("validation_")
-    )
-    series = {
-        name: [(row["step"], row[name]) for row in curve if row.get(name) is not None]
-        for name in ("loss", *names)
-    }
-    loss = series.pop("loss")
-    scores = {
-        label(name.removeprefix("validation_")): row
-        for name, row in series.items()
-        if row
-    }
-    charts = []
+    loss, charts = scores.pop("Loss", []), []
     if len(loss) > 1:
-        values = [value for _, value in loss]
-        ends = min(0.0, *values), max(values)
-        charts.append(_over_steps({"Training loss": loss}, last, ends, None))
+        charts.append(_over_steps("Training loss", {"": loss}, last))
     if scores:
-        values = [value for row in scores.values() for _, value in row]
-        ends = min(0.0, *values), max(1.0, *values)
-        charts.append(_over_steps(scores, last, ends, checkpoint))
+        charts.append(_over_steps("Validation score", scores, last, checkpoint))
     return charts
 
 
-def _over_steps(series: dict, last: int, ends: tuple, checkpoint: int | None) -> dict:
-    frame = Frame(WIDE, x=(0, max(last, 1)), y=ends, left=46)
+def _over_steps(
+    title: str, series: dict, last: int, checkpoint: int | None = None
+) -> dict:
+    """Returns a chart of {name: [(step, value)]}; a score's axis reaches 1 at least."""
+    values = [value for row in series.values() for _, value in row]
+    least = [] if checkpoint is None else [1.0]
+    frame = Frame(
+        WIDE, x=(0, max(last, 1)), y=(min(0, *values), max(*values, *least)), left=46
+    )
     lines, points, legend = [], [], []
-    if checkpoint is not None:
-        lines.append(("mark", line(frame, [checkpoint] * 2, ends)))
-        legend.append(("mark", "checkpoint used"))
     for number, (name, row) in enumerate(series.items()):
         lines.append((f"curve s{number}", line(frame, *zip(*row, strict=True))))
-        legend.insert(number, (f"curve s{number}", name))
+        legend.append((f"curve s{number}", name))
         if len(row) < MARKED:
             points += [(f"point s{number}", *xy) for xy in row]
-    name = "training loss" if checkpoint is None else "validation score"
+    if checkpoint is None:
+        legend = []
+    else:
+        lines.insert(0, ("mark", line(frame, [checkpoint] * 2, frame.y)))
+        legend.append(("mark", "checkpoint used"))
     return chart(
         frame,
-        title=f"{name.capitalize()} over the steps",
-        labels=("step", name),
-        ticks=(rounded(0, max(last, 1), most=5), rounded(*ends, most=5)),
+        title=f"{title} over the steps",
+        labels=("step", title.lower()),
+        ticks=(rounded(*frame.x, most=5), rounded(*frame.y, most=5)),
         lines=lines,
         points=points,
-        legend=() if checkpoint is None else legend,
+        legend=legend,
     )
 
 

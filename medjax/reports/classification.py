@@ -9,10 +9,12 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from medjax.evaluation.metrics import METRICS
 from medjax.reports import charts
 from medjax.reports.page import count, interval, label, number
 
 TEMPLATE = "classification.html"
+RATIOS = ("lr_positive", "lr_negative")  # Beside the confusion matrices.
 COLUMNS = (
     "auroc",
     "partial_auroc",
@@ -25,7 +27,11 @@ COLUMNS = (
     "f1",
     "prevalence",
 )
-RATIOS = ("lr_positive", "lr_negative")  # Beside the confusion matrices.
+COLUMNS += tuple(
+    name
+    for name, metric in METRICS.items()
+    if metric.rate and name not in (*COLUMNS, *RATIOS)
+)
 COUNTS = ("positives", "negatives", "unknown", "threshold", "tp", "fp", "fn", "tn")
 AVERAGES = {
     "mean": "Macro average",

@@ -1,11 +1,11 @@
 """What is special in the report of masks: overlap, volumes, pictures of volumes."""
 
-import csv
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
@@ -76,18 +76,14 @@ def show(results: dict) -> None:
 
 def worst_first(results: dict) -> list[str]:
     """Returns the volumes' names, from the lowest mean Dice over the regions."""
-    dice: dict[str, list] = {}
-    for row in results["rows"]:
-        dice.setdefault(row["name"], []).append(row["dice"])
-    return sorted(dice, key=lambda name: np.mean(dice[name]))
+    dice = pd.DataFrame(results["rows"]).groupby("name", sort=False)["dice"].mean()
+    return [*dice.sort_values(kind="stable").index]
 
 
 def write_csv(results: dict, path: Path) -> None:
     """Writes one row a volume and region."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, ("name", "patient", "region", *METRICS))
-        writer.writeheader()
-        writer.writerows(results["rows"])
+    columns = ["name", "patient", "region", *METRICS]
+    pd.DataFrame(results["rows"]).to_csv(path, columns=columns, index=False)
 
 
 def planes(case: Case, results: dict) -> list[dict]:
@@ -127,11 +123,12 @@ def agreement(results: dict) -> list[tuple[str, dict, list[dict]]]:
 
     Source: Bland & Altman, Lancet 327 (1986) 307.
     """
-    found = []
+    pictures = []
     for region, limits in results["agreement"].items():
         rows = [row for row in results["rows"] if row["region"] == region]
-        true = np.array([row["true_ml"] for row in rows])
-        predicted = np.array([row["predicted_ml"] for row in rows])
+        true, predicted = (
+            np.array([row[k] for row in rows]) for k in ("true_ml", "predicted_ml")
+        )
         end = 1.05 * max(true.max(), predicted.max(), 1e-3)
         frame = charts.Frame(charts.SQUARE, x=(0, end), y=(0, end))
         ticks = charts.rounded(0, end, most=5)
@@ -143,15 +140,16 @@ def agreement(results: dict) -> list[tuple[str, dict, list[dict]]]:
             lines=[("chance", charts.line(frame, [0, end], [0, end]))],
             points=[("point s0", *xy) for xy in zip(true, predicted, strict=True)],
         )
-        found.append((region, limits, [against, _differences(region, limits, *rows)]))
-    return found
+        differences = _differences(region, limits, true, predicted)
+        pictures.append((region, limits, [against, differences]))
+    return pictures
 
 
-def _differences(region: str, limits: dict, *rows: dict) -> dict:
-    """Returns the Bland-Altman plot of a region."""
-    true = np.array([row["true_ml"] for row in rows])
-    difference = np.array([row["predicted_ml"] for row in rows]) - true
-    mean = true + difference / 2
+def _differences(
+    region: str, limits: dict, true: np.ndarray, predicted: np.ndarray
+) -> dict:
+    """Returns the Bland-Altman plot of a region, volumes in ml."""
+    difference, mean = predicted - true, (predicted + true) / 2
     levels = [limits[k] for k in ("low", "high") if limits[k] is not None]
     ends = [0, limits["bias"], *levels, *difference]
     room = 0.05 * (max(ends) - min(ends)) or 1e-3
