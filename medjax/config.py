@@ -169,7 +169,7 @@ def read_config(folder: Path) -> Config:
     if not path.exists():
         raise InputError(f"{folder}: no config.json: is this the workdir of a run?")
     values = json.loads(path.read_text())
-    for name in SECTIONS if values.get("task") != "segmentation" else ("data",):
+    for name in SECTIONS:
         if name not in values:
             raise InputError(
                 f"{path}: has no {name!r}: a run of an older medjax; read it with that "
