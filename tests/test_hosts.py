@@ -142,7 +142,12 @@ def test_two_processes_predict_every_film_once_and_in_order(one, two):
         path = Path("predictions") / f"{split}.csv"
         a, b = (pd.read_csv(run / path) for run in (one, two))
         assert a["image"].is_unique and len(a) > 3
-        pd.testing.assert_frame_equal(a, b, rtol=1e-5, atol=1e-5)
+        # A calibration on twelve images makes rounding forty times as large.
+        tasks = [name.removesuffix("_raw") for name in a if name.endswith("_raw")]
+        for columns, limit in ((tasks, 1e-4), (a.columns.difference(tasks), 1e-5)):
+            pd.testing.assert_frame_equal(
+                a[columns], b[columns], rtol=limit, atol=limit
+            )
 
 
 @pytest.mark.slow
