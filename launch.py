@@ -26,7 +26,8 @@ evaluate  reports one split of a finished run (--split=target: the test images o
 predict   new PNG, JPEG or DICOM files -> one probability a finding; with --explain a
           picture of where the evidence lies for each finding that is seen; of patients'
           folders of scans, masks and probabilities as NIfTI files in the folder --out
-convert   weights of torchvision, timm or Keras -> a checkpoint for transfer.init
+convert   weights of torchvision, timm or Keras -> a checkpoint for transfer.init;
+          --source=imagenet takes published ones: of a pip package, or downloaded
 gallery   image files or NIfTI volumes -> a page of what each modality's augmentations
           do to them (--draws of each), and why it leaves others out
 sweep     every run that the config's sweep() asks for, and a page that compares them;
@@ -83,7 +84,9 @@ flags.DEFINE_string(
 flags.DEFINE_bool("audit-augment", False, "explore: the augmentations of a run")
 flags.DEFINE_multi_string("images", [], "a file or a folder; may be repeated")
 flags.DEFINE_string("out", None, "the file to write: predictions.csv or gallery.html")
-flags.DEFINE_string("source", None, "convert: .pth, .safetensors, .h5 or .keras")
+flags.DEFINE_string(
+    "source", None, "convert: .pth, .safetensors, .h5 or .keras; or imagenet"
+)
 flags.DEFINE_string("model", None, "convert: the architecture, such as densenet121")
 flags.DEFINE_integer("channels", 3, "convert: of the images that the model is for")
 flags.DEFINE_string("modality", None, "gallery: of this one; without it, of all")

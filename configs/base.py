@@ -34,7 +34,8 @@ def classification(source: str = "phantom") -> ConfigDict:
     c.intensity = {"name": "standardise_each"}
     c.augment.ops = ("random_affine", "brightness", "contrast")
     # A network of models/architectures.py with its arguments: densenet_small,
-    # densenet121/169/201, resnet18/34/50/101, efficientnet_b0, convnext_tiny.
+    # densenet121/169/201, resnet18/34/50/101, efficientnet_b0, efficientnet_lite0,
+    # convnext_tiny.
     c.model = {"name": "densenet_small", "stem": "half", "pool": "mean_max"}
     c.loss = {"name": "weighted_bce"}  # a loss of losses.py with its arguments
     c.evaluation.update(
@@ -241,7 +242,8 @@ def _shared(source: str) -> ConfigDict:
     }
     c.transfer = {
         # First weights: the workdir of a run, a file of torchvision, timm or Keras,
-        # "imagenet" (downloads torchvision's), or "": random ones.
+        # "imagenet" (of efficientnet_lite0 those of a pip package, the extra [imagenet];
+        # of the others torchvision's, downloaded), or "": random ones.
         "init": "",
         # What trains: "all" layers; the "head", or it alone on "features" computed once;
         # "layerwise": learning rates that fall by `decay` for each stage down; "gradual":

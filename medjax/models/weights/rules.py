@@ -1,4 +1,4 @@
-"""Which weights of torchvision, timm and Keras go where in our networks.
+"""Which weights of other frameworks go where in our networks.
 
 A name of the source is a module and a variable: `layer1.0.conv1` and `weight` in torch,
 `conv1_bn` and `gamma` in Keras. A table's rules map the modules to ours: a regular
@@ -158,6 +158,24 @@ TIMM_EFFICIENTNET: Rules = {
     r"bn2": "stage8/norm",
     r"classifier": "classifier",
 }
+# The package counts the blocks of all stages in one row.
+LITE_BLOCKS = [
+    f"stage{i}/block{j}"
+    for i, blocks in enumerate((1, 2, 2, 3, 3, 4, 1), start=1)
+    for j in range(1, blocks + 1)
+]
+EFFICIENTNET_LITE0: Rules = {
+    r"_conv_stem": "stem/conv",
+    r"_conv_head": "stage8/conv",
+    r"_bn([01])": lambda k: f"{('stem', 'stage8')[k]}/norm",
+    r"_blocks\.(\d|1[0-5])\._(expand_conv|depthwise_conv|project_conv)": (
+        lambda n, part: f"{LITE_BLOCKS[n]}_{part}"
+    ),
+    r"_blocks\.(\d|1[0-5])\._bn([0-2])": (
+        lambda n, k: f"{LITE_BLOCKS[n]}_{NORMS[k]}_norm"
+    ),
+    r"_fc": "classifier",
+}
 CONVNEXT_LAYERS = {
     name: ours
     for ours, names in {
@@ -269,6 +287,16 @@ TABLES = (
     Table("torch", "resnet", TORCH_RESNET, TORCH),
     Table("torchvision", "efficientnet", TORCHVISION_EFFICIENTNET, TORCH),
     Table("timm", "efficientnet", TIMM_EFFICIENTNET, TORCH),
+    Table(
+        "efficientnet-lite-pytorch",
+        "efficientnet",
+        EFFICIENTNET_LITE0,
+        TORCH,
+        {"padding": "SAME", "epsilon": 1e-3},
+        # As in TensorFlow, of which the package has the weights: (pixel - 127) / 128.
+        mean=(127 / 255,) * 3,
+        std=(128 / 255,) * 3,
+    ),
     Table("torchvision", "convnext", TORCHVISION_CONVNEXT, TORCH),
     Table("timm", "convnext", TIMM_CONVNEXT, TORCH),
     Table("keras", "densenet", KERAS_DENSENET, KERAS, {"epsilon": 1.001e-5}),
