@@ -53,13 +53,8 @@ from absl import app, flags
 from ml_collections import config_flags
 
 import medjax
-from medjax.commands import (
-    convert,
-    evaluate,
-    explore,
-    gallery,
-    predict,
-)
+from medjax import tasks
+from medjax.commands import convert, evaluate, explore, gallery, predict
 from medjax.commands.sweep import EXECUTORS
 from medjax.config import Config
 from medjax.errors import InputError
@@ -151,13 +146,8 @@ def slurm() -> dict:
     return options
 
 
-def heatmaps() -> dict[str, str | None]:
-    """How heatmaps are made."""
-    return {"method": FLAGS.method, "stage": FLAGS.stage}
-
-
 def run_prepare() -> None:
-    explore.prepare(config())
+    tasks.of(config()).prepare(config())
 
 
 def run_explore() -> None:
@@ -188,7 +178,9 @@ def run_evaluate() -> None:
     elif FLAGS.corrupt:
         evaluate.corrupt(workdir(), **options, films=FLAGS.films)
     elif FLAGS.localise:
-        evaluate.localise(workdir(), **options, **heatmaps())
+        evaluate.localise(
+            workdir(), **options, method=FLAGS.method, stage=FLAGS.stage
+        )
     else:
         evaluate.evaluate(workdir(), **options)
 
@@ -199,7 +191,8 @@ def run_predict() -> int:
         images=required("images"),
         out=Path(FLAGS.out or "predictions.csv"),
         explain=Path(FLAGS.explain) if FLAGS.explain else None,
-        **heatmaps(),
+        method=FLAGS.method,
+        stage=FLAGS.stage,
     )
     for line in unread:
         print(f"unreadable: {line}", file=sys.stderr)
@@ -247,13 +240,6 @@ COMMANDS = {
 }
 
 
-def run(command: str) -> int:
-    """Calls the command's one function and returns the exit code."""
-    if command not in COMMANDS:
-        raise InputError(f"unknown command {command!r}: see python launch.py --help")
-    return COMMANDS[command]() or 0
-
-
 def main(arguments: list[str]) -> int:
     """Sets up the process, runs one command, turns a user's mistake into one line."""
     absl.logging.set_verbosity(absl.logging.ERROR)  # The libraries chat at INFO.
@@ -273,16 +259,15 @@ def main(arguments: list[str]) -> int:
             if arguments[1:] != ["train"]:
                 raise InputError("--coordinator and --cluster: are only for train")
             devices.join(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
-        if len(arguments) != 2:
+        if len(arguments) != 2 or arguments[1] not in COMMANDS:
             raise InputError(
-                "give one command: prepare, explore, train, evaluate, predict, "
-                "convert, gallery or sweep"
+                f"give one command of {', '.join(COMMANDS)}: see python launch.py --help"
             )
         if arguments[1] in ("evaluate", "predict"):
             devices.use_cores()
         speaks = not together or devices.first()
         with contextlib.nullcontext() if speaks else contextlib.redirect_stdout(None):
-            return run(arguments[1])
+            return COMMANDS[arguments[1]]() or 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2

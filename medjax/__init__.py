@@ -27,10 +27,6 @@ __version__ = "0.2.0"
 def launch(config: Config, workdir: str | os.PathLike) -> dict | None:
     """Trains a run, or goes on with the one in its folder, and reports its test split.
 
-    Args:
-      config: as a file of configs/ gives it.
-      workdir: the run's folder; holds everything that comes out.
-
     Returns:
       What report.json says; None if it was stopped, or has nobody to test on.
 
@@ -60,11 +56,7 @@ def sweep(
       workdir: of the sweep; a run's is arms/<its overrides>/ in it.
       options: executor, baseline and slurm, see commands/sweep.py.
 
-    Returns:
-      What sweep.json says.
-
-    Raises:
-      InputError: a mistake in the overrides or the data, before anything runs.
+    Returns what sweep.json says; raises as `launch`, before anything runs.
     """
     from medjax.commands import sweep as command
     from medjax.training import devices

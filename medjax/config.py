@@ -1,6 +1,5 @@
 """The config: reading one back, and what each of its fields affects."""
 
-import difflib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -82,11 +81,7 @@ def affecting(config: Config, effect: str) -> dict:
 
 
 def named(module: Any, name: str, field: str) -> Callable:
-    """The public function of that name, which a field of the config asked for.
-
-    Raises:
-      InputError: there is none.
-    """
+    """The public function of that name, the value of a field; InputError: none is."""
     function = getattr(module, name, None)
     if name.startswith("_") or not callable(function):
         raise InputError(f"{field}={name!r}: {module.__name__} has none of that name")
@@ -98,13 +93,8 @@ def as_json(config: Config) -> dict:
     return json.loads(config.to_json())
 
 
-def of_json(values: dict) -> Config:
-    """The config that `as_json` wrote: what flags may change are tuples, not lists."""
-    return Config(tuples(values))
-
-
 def tuples(value: Any) -> Any:
-    """Plain data with tuples for its lists."""
+    """Plain data with tuples for its lists: flags may change tuples only."""
     if isinstance(value, dict):
         return {name: tuples(each) for name, each in value.items()}
     return tuple(map(tuples, value)) if isinstance(value, list) else value
@@ -121,17 +111,12 @@ def flatten(values: dict, above: str = "") -> dict[str, Any]:
     return flat
 
 
-def nearest(field: str, config: Config) -> str | None:
-    """The dotted field of a config that is most like this one; None if none is."""
-    near = difflib.get_close_matches(field, [*_fields(config)], n=1)
-    return near[0] if near else None
-
-
-def _fields(config: Config, above: str = "") -> Iterator[str]:
+def fields(config: Config, above: str = "") -> Iterator[str]:
+    """The dotted names of a config's fields and sections."""
     for name, value in config.items():
         yield f"{above}{name}"
         if isinstance(value, Config):
-            yield from _fields(value, f"{above}{name}.")
+            yield from fields(value, f"{above}{name}.")
 
 
 def get_config(path: str) -> Config:
@@ -149,7 +134,7 @@ def get_config(path: str) -> Config:
         raise OSError(f"{path}: not JSON ({error})") from None
     if not isinstance(values, dict) or "data" not in values:
         raise OSError(f"{path}: not the config.json of a run")
-    return of_json(values)
+    return Config(tuples(values))
 
 
 SECTIONS = (
@@ -160,19 +145,14 @@ SECTIONS = (
 
 
 def read_config(folder: Path) -> Config:
-    """The config of a run.
-
-    Raises:
-      InputError: no run is there, or one of an older version.
-    """
+    """The config of a run; InputError: no run is there, or one of an older version."""
     path = folder / "config.json"
     if not path.exists():
         raise InputError(f"{folder}: no config.json: is this the workdir of a run?")
     values = json.loads(path.read_text())
-    for name in SECTIONS:
-        if name not in values:
-            raise InputError(
-                f"{path}: has no {name!r}: a run of an older medjax; read it with that "
-                "version, or train it again"
-            )
-    return of_json(values)
+    if missing := [name for name in SECTIONS if name not in values]:
+        raise InputError(
+            f"{path}: has no {missing[0]!r}: a run of an older medjax; read it with that "
+            "version, or train it again"
+        )
+    return Config(tuples(values))

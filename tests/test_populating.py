@@ -14,7 +14,6 @@ from medjax import config as plain
 from medjax import tasks
 from medjax.commands import population
 from medjax.commands import train as command
-from medjax.errors import InputError
 from medjax.tasks.task import Run
 from medjax.training import journal, loop
 
@@ -280,12 +279,6 @@ def test_strengths_are_free_but_those_that_set_a_shape():
 def test_runs_without_steps_stand_alone():
     kind = {"transfer__mode": "features"}
     assert groups(kind, {}, kind, {}) == [[0], [1, 3], [2]]
-
-
-def test_two_arms_in_one_folder_are_refused(tmp_path):
-    configs = [config_of(tmp_path), config_of(tmp_path, seed=1)]
-    with pytest.raises(InputError, match="2 arms and 1 folders: give each its own"):
-        population.train(configs, [tmp_path] * 2)
 
 
 @pytest.mark.parametrize(

@@ -322,7 +322,7 @@ def test_the_bench_of_transfer_takes_weights_of_others(theirs, tmp_path):
         check=True,
         text=True,
     ).stdout.splitlines()
-    scratch, other = (plain.of_json(json.loads(line)) for line in found)
+    scratch, other = (plain.Config(plain.tuples(json.loads(line))) for line in found)
     task = TASK._replace(shape=(32, 32, 1))
     settled, weights = start.settle(other, task, parts.classifier)
     assert weights is not None and settled.model.name == "resnet18"

@@ -1,7 +1,10 @@
 """The runs of a sweep: their overrides, their names, and how far each of them is."""
 
+import difflib
+import functools
 import hashlib
 import json
+import operator
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,8 +15,8 @@ from medjax.config import (
     Config,
     affecting,
     as_json,
+    fields,
     flatten,
-    nearest,
     read_config,
     tuples,
 )
@@ -48,10 +51,8 @@ class Run(NamedTuple):
 def runs(config: Config, sweep: Iterable[Mapping[str, Any]]) -> list[Run]:
     """The runs of a config's `sweep()`, checked before anything runs.
 
-    Args:
-      config: what all runs have in common.
-      sweep: the overrides of each: {'optim.learning_rate': 1e-3, 'seed': 3}. A
-        section given as a dict is replaced as a whole.
+    `sweep` has the overrides of each: {'optim.learning_rate': 1e-3, 'seed': 3}. A
+    section given as a dict is replaced as a whole.
 
     Raises:
       InputError: a field that the config doesn't have, a value of another type, two
@@ -83,25 +84,20 @@ def runs(config: Config, sweep: Iterable[Mapping[str, Any]]) -> list[Run]:
 
 
 def configured(config: Config, overrides: Mapping[str, Any]) -> Config:
-    """The config of one run.
-
-    Raises:
-      InputError: as `runs`.
-    """
+    """The config of one run; raises as `runs`."""
     if not isinstance(overrides, Mapping):
         raise InputError(f"sweep(): yields {overrides!r}: yield a dict of overrides")
     changed = config.copy_and_resolve_references().unlock()
     for field, value in overrides.items():
-        *above, last = field.split(".")
-        section = changed
-        for name in above:
-            section = section.get(name) if isinstance(section, Config) else None
-        if not isinstance(section, Config) or last not in section:
-            near = nearest(field, changed)
+        names = [*fields(changed)]
+        if field not in names:
+            near = difflib.get_close_matches(field, names, n=1)
             raise InputError(
                 f"sweep(): the config has no field {field!r}"
-                + (f". Did you mean {near!r}?" if near else "")
+                + (f". Did you mean {near[0]!r}?" if near else "")
             )
+        *above, last = field.split(".")
+        section = functools.reduce(operator.getitem, above, changed)
         try:
             section[last] = Config(value) if isinstance(value, Mapping) else value
         except TypeError as error:
@@ -114,9 +110,6 @@ def claim(folder: Path, config: Config, planned: list[Run]) -> None:
     """Writes the sweep's config.json and arms.json, or finds the same config there.
 
     Runs may be added to a sweep and left out: the others stay comparable.
-
-    Raises:
-      InputError: the folder holds a sweep of another config, or a run.
     """
     if (folder / "task.json").exists():
         raise InputError(f"{folder}: holds a run: give the sweep a folder of its own")
@@ -130,11 +123,7 @@ def claim(folder: Path, config: Config, planned: list[Run]) -> None:
 
 
 def read(folder: Path) -> tuple[Config, list[Run]]:
-    """Reads back what `claim` wrote.
-
-    Raises:
-      InputError: no sweep there.
-    """
+    """Reads back what `claim` wrote."""
     path = folder / "arms.json"
     if not path.exists():
         raise InputError(f"{folder}: no arms.json: is this the workdir of a sweep?")
@@ -144,7 +133,7 @@ def read(folder: Path) -> tuple[Config, list[Run]]:
 
 
 def is_finished(run: Run, sweep: Path) -> bool:
-    """Whether all of the run's reports are written."""
+    """Whether all reports of the run are written."""
     folder = run.folder(sweep)
     names = ["report.json", *["report-target.json"] * (folder / "target.csv").exists()]
     return all((folder / name).exists() for name in names)

@@ -7,7 +7,7 @@ from medjax.tasks import start
 
 
 def convert(source: Path, name: str, out: Path, *, channels: int) -> None:
-    """Writes another framework's weights as a checkpoint that transfer.init can name.
+    """Writes a file of weights as a checkpoint that transfer.init can name.
 
     Args:
       source: .safetensors, .h5, .keras, .pth or .pt; 'imagenet': the weights that
@@ -22,7 +22,6 @@ def convert(source: Path, name: str, out: Path, *, channels: int) -> None:
     if source == Path("imagenet"):
         source = weights.fetch(name)
     card = start.write_converted(source, name, out, channels=channels)
+    arrays = f"{sum(card['rules'].values())} arrays"
     left = f", {len(card['dropped'])} left out" if card["dropped"] else ""
-    print(
-        f"converted: {out} ({sum(card['rules'].values())} arrays{left}; see card.json)"
-    )
+    print(f"converted: {out} ({arrays}{left}; see card.json)")

@@ -1,6 +1,6 @@
-"""The command `evaluate`: a finished run's numbers, on its own data or on others.
+"""The command `evaluate`: a run's numbers on its own data or others.
 
-Also --localise, --corrupt and --against.
+--localise and --corrupt measure more of one run, --against compares two.
 """
 
 import functools
@@ -49,23 +49,24 @@ def evaluate(
     config = read_config(folder)
     task = tasks.of(config)
     if split is not None:
-        check_split(config, split, other)
+        _check_split(config, split, other)
     run = task.read(folder)
-    data, manifest = own(task, run)
+    data, manifest = _trained(task, run)
     run = task.fix(run, data, manifest)
     if split is None:
         return {}
-    cohort = manifests.account(data.table, manifest, run.output.names, data.pairs())
     about = parts.about(config) | {
         "split": split,
         "checkpoint": run.number,
         "external": other is not None or split == adapt.SPLIT,
-        "cohort": cohort,
-        "source": source(config, split, other),
+        "cohort": manifests.account(
+            data.table, manifest, run.output.names, data.pairs()
+        ),
+        "source": _source(config, split, other),
     }
     if other is not None:
         about["split_by"] = "other"
-    data, manifest = judged(task, run, (data, manifest), split, other)
+    data, manifest = _judged(task, run, data, manifest, split, other)
     if not (manifest["split"] == split).any():
         raise InputError(f"--split={split}: nobody is in that split of the run")
     results, pictures = task.measure(run, data, manifest, split)
@@ -73,10 +74,12 @@ def evaluate(
         return {}
     results = about | results
     if "--corrupt" not in task.refused:
-        results |= earlier(folder, split, stamps(run, about["source"]))
-    name = "report" if split == "test" else f"report-{split}"
+        results |= _earlier(folder, split, _stamps(run, about["source"]))
     page = report.write(
-        *(results, journal.read(folder / "metrics.jsonl"), folder, name),
+        results,
+        journal.read(folder / "metrics.jsonl"),
+        folder,
+        _file(folder, "report", split).stem,
         config=as_json(config),
         environment=json.loads((folder / "environment.json").read_text()),
         pictures=pictures,
@@ -89,11 +92,7 @@ def evaluate(
 def localise(
     folder: Path, *, split: str, other: Config | None = None, **how: str | None
 ) -> dict:
-    """Reports where a run's heatmaps lie in images whose findings have boxes.
-
-    Args:
-      split, other: as of `evaluate`.
-      how: method and stage of the heatmaps, see explain.explainer.
+    """Reports where a run's heatmaps (by `how`) lie in images whose findings have boxes.
 
     Returns:
       See explain.localise; also written as `localisation.json` (for another split
@@ -121,22 +120,15 @@ def corrupt(
 FLAGS = {"localisation": "--localise", "robustness": "--corrupt"}
 
 
-def _beside(
-    folder: Path,
-    split: str,
-    other: Config | None,
-    kind: str,
-    measure: Callable,
-    write: Callable,
-) -> dict:
+def _beside(folder, split, other, kind: str, measure: Callable, write: Callable) -> dict:
     """Measures and writes what stands beside the report; renews the split's page."""
     config = read_config(folder)
     task = tasks.of(config)
     task.refuse(FLAGS[kind])
-    check_split(config, split, other)
+    _check_split(config, split, other)
     run = task.finished(folder)
-    data, manifest = judged(task, run, own(task, run), split, other)
-    stamp = stamps(run, source(config, split, other))[kind]
+    data, manifest = _judged(task, run, *_trained(task, run), split, other)
+    stamp = _stamps(run, _source(config, split, other))[kind]
     measured = measure(run, data, films.ids_in(manifest, split))
     result = {"split": split, **stamp, **measured}
     path = _file(folder, kind, split)
@@ -160,18 +152,17 @@ def compare(folder: Path, against: Path, *, split: str = "test") -> Path:
     configs = [read_config(run) for run in runs]
     kinds = [tasks.of(config).comparison for config in configs]
     names, tables = pairing.read(runs, kinds, split)
-    how, abouts = kinds[0], [parts.about(config) for config in configs]
-    pairing.check(*tables, names, runs, how)
-    rows = [
-        {"folder": str(run), "model": about["model"], "imbalance": about["imbalance"]}
-        for run, about in zip(runs, abouts, strict=True)
-    ]
+    pairing.check(*tables, names, runs, kinds[0])
+    abouts = [parts.about(config) for config in configs]
     summary = {
         "split": split,
         "source": abouts[0]["source"],
-        "runs": rows,
-        "primary": how.primary,
-        **how.pair(*tables, names, **parts.bootstrap(configs[0])),
+        "runs": [
+            {"folder": str(run), **{k: about[k] for k in ("model", "imbalance")}}
+            for run, about in zip(runs, abouts, strict=True)
+        ],
+        "primary": kinds[0].primary,
+        **kinds[0].pair(*tables, names, **parts.bootstrap(configs[0])),
     }
     page = comparison.write_pair(summary, folder)
     comparison.show_pair(summary)
@@ -179,7 +170,7 @@ def compare(folder: Path, against: Path, *, split: str = "test") -> Path:
     return page
 
 
-def check_split(config: Config, split: str, other: Config | None) -> None:
+def _check_split(config: Config, split: str, other: Config | None) -> None:
     """Refuses a split that isn't there, and its name for other data."""
     names = adapt.splits_of(config)
     if other is None and split not in names:
@@ -188,22 +179,17 @@ def check_split(config: Config, split: str, other: Config | None) -> None:
         raise InputError(f"--split={split}: give the report on other data its own name")
 
 
-def own(task: Task, run: Finished) -> tuple[Any, pd.DataFrame]:
+def _trained(task: Task, run: Finished) -> tuple[Any, pd.DataFrame]:
     """The data of a run, and their split as it was when the run began."""
     data, manifest = task.data(run.config), workdir.sides(run.folder)
     task.audit(run.config, data, manifest)
     return data, manifest
 
 
-def judged(
-    task: Task,
-    run: Finished,
-    trained: tuple[Any, pd.DataFrame],
-    split: str,
-    other: Config | None,
+def _judged(
+    task: Task, run: Finished, data, manifest, split: str, other: Config | None
 ) -> tuple[Any, pd.DataFrame]:
-    """The data that are judged, and their manifest; `trained` is `own`'s."""
-    data, manifest = trained
+    """The data on which a run with these data is judged, and their manifest."""
     if other is None and split != adapt.SPLIT:
         return data, manifest
     target = adapt.target(run.config, data)
@@ -225,14 +211,14 @@ def judged(
     return strangers, strangers.table.assign(split=split)
 
 
-def source(config: Config, split: str, other: Config | None) -> str:
+def _source(config: Config, split: str, other: Config | None) -> str:
     """Where the images of a split come from."""
     if other is not None:
         return parts.about(other)["source"]
     return adapt.source_of(config, split)
 
 
-def stamps(run: Finished, source: str) -> dict[str, dict]:
+def _stamps(run: Finished, source: str) -> dict[str, dict]:
     """{kind: what its numbers depend on}: with other values they are out of date."""
     images = {"checkpoint": run.number, "source": source}
     chosen = {"rule": run.fixed.rule, "value": run.fixed.value}
@@ -240,7 +226,7 @@ def stamps(run: Finished, source: str) -> dict[str, dict]:
     return {"robustness": images | chosen, "localisation": images}
 
 
-def earlier(folder: Path, split: str, stamps: dict[str, dict]) -> dict[str, dict]:
+def _earlier(folder: Path, split: str, stamps: dict[str, dict]) -> dict[str, dict]:
     """{kind: what `corrupt` or `localise` wrote under these stamps}."""
     results = {}
     for kind, stamp in stamps.items():
@@ -254,5 +240,4 @@ def earlier(folder: Path, split: str, stamps: dict[str, dict]) -> dict[str, dict
 
 
 def _file(folder: Path, kind: str, split: str) -> Path:
-    """Path of the JSON of that kind for a split."""
     return folder / f"{kind if split == 'test' else f'{kind}-{split}'}.json"

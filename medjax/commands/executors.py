@@ -1,9 +1,9 @@
 """How the runs of a sweep are executed: one after the other, as one program, by SLURM.
 
-Each executor takes the sweep's folder and the runs that aren't finished, and returns
-whether it came to its end: False after SIGTERM or Ctrl-C. The results of a run are in
-its folder. `python -m medjax.commands.executors SWEEP NAME` is one run in a process of
-its own.
+Each executor takes the sweep's folder, the runs that aren't finished, and a function
+that is called with each run that ended. It returns whether it came to its end: False
+after SIGTERM or Ctrl-C. The results of a run are in its folder.
+`python -m medjax.commands.executors SWEEP NAME` is one run in a process of its own.
 """
 
 import json
@@ -20,14 +20,13 @@ from typing import Any
 
 from medjax.commands import arms
 from medjax.commands import population as population_
+from medjax.commands import train as command
 from medjax.commands.arms import Run
 from medjax.errors import InputError
 from medjax.training import devices
 from medjax.training.loop import stop_signal
 from medjax.training.population import Outcome, failed
 
-MODULE = "medjax.commands.executors"
-CODE = Path(__file__).parents[2]  # Where `import medjax` finds this medjax.
 POLL = 0.2  # Seconds between two looks at a process.
 # Options of submitit that start a job several times.
 SEVERAL = (
@@ -42,11 +41,8 @@ def local(sweep: Path, runs: list[Run], report: Callable[[Run], None]) -> bool:
     """One after the other, each in a process of its own.
 
     A process costs the seconds of its imports. In return a crash ends one run, its
-    memory goes back to the machine, and its peak is its own. Compiled programs are
-    shared through the compilation cache.
-
-    Args:
-      report: called with every run that came to an end.
+    memory goes back to the machine, and its peak is measured alone. Compiled programs
+    are shared through the compilation cache.
     """
     environment = os.environ | {"PYTHONPATH": _path()}
     with stop_signal() as stop:
@@ -55,7 +51,7 @@ def local(sweep: Path, runs: list[Run], report: Callable[[Run], None]) -> bool:
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / "log.txt").open("a") as log:
                 process = subprocess.Popen(
-                    [sys.executable, "-m", MODULE, sweep, run.name],
+                    [sys.executable, "-m", "medjax.commands.executors", sweep, run.name],
                     env=environment,
                     stdin=subprocess.PIPE,
                     stdout=log,
@@ -80,14 +76,16 @@ def population(sweep: Path, runs: list[Run], report: Callable[[Run], None]) -> b
     config, _ = arms.read(sweep)
     configs = [arms.configured(config, run.overrides) for run in runs]
     outcomes = population_.train(configs, [run.folder(sweep) for run in runs])
-    ended = [outcome.finished or outcome.error is not None for outcome in outcomes]
-    for run, outcome, has_ended in zip(runs, outcomes, ended, strict=True):
+    complete = True
+    for run, outcome in zip(runs, outcomes, strict=True):
         (run.folder(sweep) / "error.txt").unlink(missing_ok=True)
         if outcome.error is not None:
             arms.write_error(run.folder(sweep), outcome.error, outcome.details)
-        if has_ended:
-            report(run)
-    return all(ended)
+        elif not outcome.finished:
+            complete = False
+            continue
+        report(run)
+    return complete
 
 
 def slurm(
@@ -98,9 +96,8 @@ def slurm(
     A job that is pre-empted or reaches its time limit saves and is queued again. When
     this process ends, the jobs go on: the same command finds them again.
 
-    Args:
-      options: of submitit's executor: slurm_partition, timeout_min, gpus_per_node,
-        mem_gb, slurm_array_parallelism, ...; cluster='local' runs the jobs here.
+    `options` are submitit's: slurm_partition, timeout_min, gpus_per_node, mem_gb,
+    slurm_array_parallelism, ...; cluster='local' runs the jobs here.
 
     Raises:
       InputError: no submitit, no SLURM, or an option that submitit doesn't know, or
@@ -142,12 +139,13 @@ def slurm(
         jobs |= dict(zip(waiting, new, strict=True))
     path.write_text(json.dumps({name: job.job_id for name, job in jobs.items()}))
     print(f"slurm: {len(waiting)} jobs sent, {len(runs) - len(waiting)} on their way")
-    left = {run.name: run for run in runs}
+    left = list(runs)
     with stop_signal() as stop:
         while left and not stop():
-            for name in [name for name in left if jobs[name].done()]:
-                run, job = left.pop(name), jobs[name]
+            for run in [run for run in left if jobs[run.name].done()]:
+                left.remove(run)
                 if not _has_ended(run, sweep):
+                    job = jobs[run.name]
                     line = f"job {job.job_id} ended without a report ({job.state})"
                     details = f"See {job.paths.stderr}"
                     arms.write_error(run.folder(sweep), line, details)
@@ -173,17 +171,10 @@ class Job:
 
 
 def train(sweep: Path, name: str) -> Outcome:
-    """Trains or resumes one run in this process; an error also goes to error.txt.
-
-    Args:
-      sweep: the folder that `arms.claim` wrote.
-      name: of the run.
-    """
-    from medjax.commands import train as command
-
+    """Trains or resumes one run in this process; an error also goes to error.txt."""
     devices.keep()
     config, runs = arms.read(sweep)
-    (run,) = (each for each in runs if each.name == name)
+    (run,) = (run for run in runs if run.name == name)
     config, folder = arms.configured(config, run.overrides), run.folder(sweep)
     (folder / "error.txt").unlink(missing_ok=True)  # Of an earlier attempt.
     try:
@@ -211,7 +202,8 @@ def _submitit() -> Any:
 
 def _path() -> str:
     """PYTHONPATH for a process that imports this medjax."""
-    return os.pathsep.join([str(CODE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    code = str(Path(__file__).parents[2])
+    return os.pathsep.join([code, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def _crash(code: int) -> str:

@@ -1,4 +1,4 @@
-"""gallery: shows what the augmentation policy of each modality does to real images."""
+"""The command `gallery`: what each modality's augmentation policy does to real images."""
 
 import functools
 import inspect
@@ -71,10 +71,8 @@ def gallery(
 
     Args:
       images: files or folders, of films and of NIfTI volumes.
-      out: the page.
       modality: of the images; None shows every policy on the images that it can take.
-      draws: of each policy on each image.
-      seed: of the draws.
+      draws: of each policy on each image, with this `seed`.
 
     Raises:
       InputError: the modality is unknown or takes none of the images, or an image
@@ -83,7 +81,7 @@ def gallery(
     if draws < 1:
         raise InputError(f"--draws={draws}: give 1 or more")
     names = [modality] if modality else list(POLICIES)
-    policies = {name: {"ops": _describe(name), "rows": []} for name in names}
+    defaults = {name: safety.default(name) for name in names}
     paths, notes = _paths(images)
     loaded, alone = _load(paths)
     notes += [f"{path} is a mask (two values) without its volume." for path in alone]
@@ -94,13 +92,24 @@ def gallery(
             f"--modality={modality}: none of the images fits, as it takes "
             f"{TAKES[KINDS[modality]]}; give such images or another modality"
         )
+    policies = {}
     with Progress() as progress:
-        for name in progress.track(names, description="gallery"):
-            draw = _drawing(name, seed, draws)
-            policies[name]["rows"] = [
-                {"name": image.name, "pictures": draw(image)}
-                for image in _fitting(loaded, name)
-            ]
+        for name, ops in progress.track(defaults.items(), description="gallery"):
+            draw = _drawing(ops, KINDS[name] == "run", seed, draws)
+            policies[name] = {
+                "ops": [
+                    {
+                        "name": op,
+                        "options": options,
+                        "what": inspect.getdoc(_function(op)).splitlines()[0],
+                    }
+                    for op, options in ops
+                ],
+                "rows": [
+                    {"name": image.name, "pictures": draw(image)}
+                    for image in _fitting(loaded, name)
+                ],
+            }
     return page.write(
         out,
         "gallery.html",
@@ -118,14 +127,21 @@ def gallery(
 
 
 def _paths(images: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Returns the files to show, and a note for each folder with more of them."""
+    """The files to show, and a note for each folder with more of them."""
     paths, notes = [], []
     for path in map(Path, images):
         if not path.is_dir():
             paths.append(path)
             continue
-        files = [file for file in sorted(path.rglob("*")) if _is_image(file)]
-        if not any(map(nifti.is_volume, files)):
+        files = sorted(path.rglob("*"))
+        if any(map(nifti.is_volume, files)):
+            suffixes = data_images.SUFFIXES
+            files = [
+                file
+                for file in files
+                if nifti.is_volume(file) or file.suffix.lower() in suffixes
+            ]
+        else:
             files = data_images.image_paths(path)
         if len(files) > MOST:
             notes.append(
@@ -137,12 +153,8 @@ def _paths(images: Sequence[str]) -> tuple[list[Path], list[str]]:
     return paths, notes
 
 
-def _is_image(path: Path) -> bool:
-    return nifti.is_volume(path) or path.suffix.lower() in data_images.SUFFIXES
-
-
 def _load(paths: Sequence[Path]) -> tuple[list[Image], list[Path]]:
-    """Returns the images, and the masks without a volume.
+    """The images, and the masks without a volume.
 
     A volume of two values is the mask of the volumes on its grid in its folder.
     """
@@ -174,7 +186,7 @@ def _load(paths: Sequence[Path]) -> tuple[list[Image], list[Path]]:
 
 
 def _unit(voxels: np.ndarray) -> np.ndarray:
-    """Returns [D, H, W] in any unit as [D, H, W, 1] in [0, 1]."""
+    """[D, H, W] in any unit -> [D, H, W, 1] in [0, 1]."""
     low = np.percentile(voxels, BLACK)
     inside = voxels[voxels > low]
     high = np.percentile(inside, WHITE) if inside.size else low + 1
@@ -183,7 +195,7 @@ def _unit(voxels: np.ndarray) -> np.ndarray:
 
 
 def _fitting(images: list[Image], modality: str) -> list[Image]:
-    """Returns the images that a policy takes, with the channels that it takes."""
+    """The images that a policy takes, with the channels that it takes."""
     kind, fitting = KINDS[modality], []
     for image in images:
         pixels = image.pixels
@@ -197,27 +209,25 @@ def _fitting(images: list[Image], modality: str) -> list[Image]:
     return fitting
 
 
-def _drawing(modality: str, seed: int, draws: int) -> Callable[[Image], list[str]]:
-    """Returns a function of an image: pictures of it and of each draw of the policy."""
-    ops = [
-        functools.partial(_function(name), **options)
-        for name, options in safety.default(modality)
-    ]
+def _drawing(ops: list, frames: bool, seed: int, draws: int) -> Callable:
+    """image -> pictures of it and of each draw of the policy, of `frames` or not."""
+    ops = [functools.partial(_function(name), **options) for name, options in ops]
     augment = jax.jit(
         functools.partial(policy.augment_batch, ops=ops, prepare=lambda image: image)
     )
-    frames = KINDS[modality] == "run"
 
     def draw(image: Image) -> list[str]:
         pixels = image.pixels[None] if frames else image.pixels
-        batch = {"image": pixels[None], "id": _row(image.id), "occurrence": _row(0)}
+        batch = {"image": pixels[None], "id": np.int32([image.id])}
+        batch["occurrence"] = np.int32([0])
         if image.mask is not None:
             batch["label"] = image.mask.astype(np.float32)[None]
         if pixels.ndim == 4 and not frames:
             batch["spacing"] = image.spacing.astype(np.float32)[None]
         drawn = [_picture(image, image.pixels, image.mask)]
         for number in range(draws):  # One by one: volumes are large.
-            new = augment(jax.random.key(seed), {**batch, "epoch": _row(number)})
+            batch["epoch"] = np.int32([number])
+            new = augment(jax.random.key(seed), batch)
             moved = np.asarray(new["image"])[0]
             mask = np.asarray(new["label"])[0] > 0.5 if "label" in new else None
             drawn.append(_picture(image, moved[0] if frames else moved, mask))
@@ -226,14 +236,10 @@ def _drawing(modality: str, seed: int, draws: int) -> Callable[[Image], list[str
     return draw
 
 
-def _row(number: int) -> np.ndarray:
-    return np.array([number], np.int32)
-
-
 def _picture(image: Image, pixels: np.ndarray, mask: np.ndarray | None) -> str:
     """Draws a film itself, or a volume's planes one below another, with the mask.
 
-    The planes are those with most of the image's own mask; without one the middle.
+    The planes are those with most of the unchanged mask; without one the middle.
     """
     if pixels.ndim == 3:
         return pictures.png(pictures.draw(pictures.Plane(pixels)))
@@ -252,18 +258,6 @@ def _picture(image: Image, pixels: np.ndarray, mask: np.ndarray | None) -> str:
         for part, n in zip(parts, spare, strict=True)
     ]
     return pictures.png(np.concatenate(centred)[GAP:])
-
-
-def _describe(modality: str) -> list[dict]:
-    """Returns a policy's ops, with their options and what they do."""
-    return [
-        {
-            "name": name,
-            "options": options,
-            "what": inspect.getdoc(_function(name)).splitlines()[0],
-        }
-        for name, options in safety.default(modality)
-    ]
 
 
 def _function(name: str) -> Callable:

@@ -1,9 +1,8 @@
-"""Train runs that differ in numbers alone as one program: begin, fit and finish together.
+"""Train runs that differ in numbers alone as one program: begin, fit, finish together.
 
-Each folder gets what `train` leaves there, and an arm learns what it learns in a run of
-its own: its order of the images, its keys, its steps. An arm's own fault, such as a
-mistake in its config or a diverged training, ends that arm alone; what a program can't
-do ends the arms of that program.
+Each folder gets what `train` leaves there, and an arm learns as in a run alone: the same
+order of the images, the same keys and steps. A mistake in an arm's config or a diverged
+training ends that arm alone; an error of a program ends all its arms.
 """
 
 import contextlib
@@ -19,7 +18,6 @@ from medjax import tasks
 from medjax.commands import train as command
 from medjax.config import Config, affecting
 from medjax.data.loader import TrainBatches
-from medjax.errors import InputError
 from medjax.tasks import parts
 from medjax.tasks.task import Run
 from medjax.training import devices, population
@@ -35,24 +33,16 @@ def _attempt(work: Callable[..., Result], *arguments: Any) -> Result | Outcome:
     """What the work returns, or the outcome of its error: it mustn't stop the rest."""
     try:
         return work(*arguments)
-    except Exception as error:  # noqa: BLE001 See above.
+    except Exception as error:  # noqa: BLE001 A bug of one arm must not stop the rest.
         return failed(error)
 
 
 def train(configs: list[Config], folders: list[Path]) -> list[Outcome]:
     """Trains or resumes arms, and reports their test splits.
 
-    Returns:
-      What became of each arm. After SIGTERM or Ctrl-C the unfinished arms are saved,
-      and the same call resumes them.
-
-    Raises:
-      InputError: two arms have one folder.
+    Returns what became of each arm. After SIGTERM or Ctrl-C the unfinished arms are
+    saved, and the same call resumes them.
     """
-    if len({folder.absolute() for folder in folders}) != len(configs):
-        raise InputError(
-            f"{len(configs)} arms and {len(set(folders))} folders: give each its own"
-        )
     outcomes = [STOPPED] * len(configs)
     for group in groups(configs):
         arms = [configs[n] for n in group], [folders[n] for n in group]
@@ -66,10 +56,7 @@ def train(configs: list[Config], folders: list[Path]) -> list[Outcome]:
 
 
 def groups(configs: list[Config]) -> list[list[int]]:
-    """The numbers of the arms that can share one program, in the order of the first.
-
-    An arm without steps, or with a program of its own, is alone.
-    """
+    """The numbers of the arms that can share one program; one without steps is alone."""
     by_program: dict[Any, list[int]] = {}
     for number, config in enumerate(configs):
         program = _program(config) if parts.has_steps(config) else number
@@ -97,19 +84,17 @@ def _without_numbers(value: Any) -> Any:
 
 
 def use_cores(configs: list[Config]) -> None:
-    """Makes a JAX device of each core of a CPU, for an arm each; before JAX begins.
+    """Makes JAX devices of a CPU's cores, one an arm at most; before JAX begins.
 
-    There are no more devices than arms, and as many as can share the batch of each arm
-    that is trained alone.
+    As many as can share the batch of each arm that is trained alone.
     """
     devices.use_cores(*map(parts.batch, configs), most=len(configs))
 
 
 def _alone(config: Config, folder: Path) -> Outcome:
     """Trains an arm as a run of its own."""
-    why = "no other arm shares its program"
-    if not parts.has_steps(config):
-        why = "transfer.mode='features' has no steps"
+    steps = parts.has_steps(config)
+    why = "no other arm shares its program" if steps else "it has no steps"
     print(f"alone: {folder}: {why}")
     complete = _attempt(command.train, config, folder)
     return complete if isinstance(complete, Outcome) else Outcome(complete)
@@ -138,8 +123,8 @@ def _together(configs: list[Config], folders: list[Path]) -> list[Outcome]:
             else:
                 arms[number] = begun
         for start in sorted({arm.start for arm in arms.values()}):
-            level = [number for number, arm in arms.items() if arm.start == start]
-            ended = _attempt(_fit, [arms[number] for number in level])
+            level = {number: arm for number, arm in arms.items() if arm.start == start}
+            ended = _attempt(_fit, [*level.values()])
             if isinstance(ended, Outcome):  # The program's error, of all these arms.
                 ended = [ended] * len(level)
             for number, outcome in zip(level, ended, strict=True):
@@ -179,7 +164,7 @@ def _fit(arms: list[_Arm]) -> list[Outcome]:
     print(f"population: {program}")
     schedule |= {"program": program, "start": first.start, "before": before}
     outcomes: list[Outcome] = []
-    while len(outcomes) < len(arms):
+    while len(outcomes) < len(arms) and STOPPED not in outcomes:
         part = arms[len(outcomes) : len(outcomes) + program.arms]
         with _streams(part) as (streams, numbers):
             members = [
@@ -194,16 +179,13 @@ def _fit(arms: list[_Arm]) -> list[Outcome]:
                 )
                 for arm, number in zip(part, numbers, strict=True)
             ]
-            ended = population.fit(members, streams=streams, **schedule)
-        outcomes += ended
-        if STOPPED in ended:
-            outcomes += [STOPPED] * (len(arms) - len(outcomes))
-    return outcomes
+            outcomes += population.fit(members, streams=streams, **schedule)
+    return outcomes + [STOPPED] * (len(arms) - len(outcomes))
 
 
 @contextlib.contextmanager
 def _streams(arms: list[_Arm]) -> Iterator[tuple[list[TrainBatches], list[int]]]:
-    """The training data of arms, and the number of each arm's stream.
+    """The training data of arms, and each arm's number among them.
 
     Arms that see the same images in the same order share a stream.
     """

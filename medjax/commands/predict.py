@@ -20,13 +20,10 @@ def predict(
       images: files or folders.
       out: the CSV of a classification; the folder of a segmentation's NIfTI files.
       explain: folder of a classification's heatmaps.
-      how: method and stage of the heatmaps, see tasks/explain.py.
+      how: method and stage of the heatmaps.
 
     Returns:
       One line for each file or patient that could not be read.
-
-    Raises:
-      InputError: no finished run is there, or no image.
     """
     task = tasks.of(read_config(folder))
     if explain is not None:

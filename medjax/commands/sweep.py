@@ -70,7 +70,8 @@ def sweep(
     def say(run: Run) -> None:
         nonlocal done
         done += 1
-        print(f"{done}/{len(runs)} {run.name}: {_outcome(run, folder)}", flush=True)
+        outcome = _outcome(run, folder, tasks.of(config).comparison)
+        print(f"{done}/{len(runs)} {run.name}: {outcome}", flush=True)
 
     if left:
         options = slurm or {} if executor == "slurm" else {}
@@ -86,8 +87,8 @@ def sweep(
 def _prepare(left: list[Config], executor: str) -> None:
     """Makes the records of all runs before several runs would make them at once.
 
-    Runs in processes of their own draw their phantoms themselves: here that would take
-    the accelerator, and hold it while they need it.
+    But runs in processes of their own draw their phantoms themselves: here that would
+    take the accelerator, and hold it while they need it.
     """
     seen = []
     for config in left:
@@ -98,15 +99,14 @@ def _prepare(left: list[Config], executor: str) -> None:
             tasks.of(config).prepare(config)
 
 
-def _outcome(run: Run, folder: Path) -> str:
+def _outcome(run: Run, folder: Path, how: compare.Kind) -> str:
     """One line for the terminal."""
-    if error := arms.error(run, folder):
-        return f"failed: {error}"
-    if not arms.is_finished(run, folder):
+    row = _row(run, folder, how.primary)
+    if row["state"] == "failed":
+        return f"failed: {row['error']}"
+    if row["state"] == "unfinished":
         return "stopped"
-    config, _ = arms.read(folder)
-    how = tasks.of(config).comparison
-    score = _score(run, folder, how.primary)
+    score = row[how.primary]
     return f"mean {how.label} {'undefined' if score is None else f'{score:.3f}'}"
 
 
@@ -114,23 +114,16 @@ def gather(folder: Path, *, baseline: str = "") -> dict:
     """All that the page of a sweep shows.
 
     Returns:
-      source, model, repeats; primary: the metric that is tested; runs: [{name, arm,
-      repeat, state: 'finished', 'failed' or 'unfinished', error, PRIMARY, seconds,
-      memory}]; curves: {arm: {step, mean, low, high}}, the validation scores over the
-      seeds; compared: films, patients, replicates, same_images (whether all seeds were
-      tested on the same) and what seeds.compare returns, with calibration_error and
-      cost of each arm's finished runs; None where no run is finished, or where
-      `incomparable` gives the reason.
-
-    Raises:
-      InputError: no such arm.
+      source, model, repeats; primary: the metric that is tested; runs: see `_row`;
+      curves: {arm: see `_curve`}; compared: films, patients, replicates, same_images
+      (whether all seeds were tested on the same) and what seeds.compare returns, with
+      calibration_error and cost of each arm's finished runs; None where no run is
+      finished, or where `incomparable` gives the reason.
     """
     config, runs = arms.read(folder)
     how = tasks.of(config).comparison
     names = tuple(dict.fromkeys(run.arm for run in runs))
     repeats = tuple(dict.fromkeys(run.repeat for run in runs))
-    if baseline and baseline not in names:
-        raise InputError(f"--baseline={baseline}: use one of {', '.join(names)}")
     rows = [_row(run, folder, how.primary) for run in runs]
     results = {
         **{name: parts.about(config)[name] for name in ("source", "model")},
@@ -145,7 +138,7 @@ def gather(folder: Path, *, baseline: str = "") -> dict:
         "incomparable": None,
     }
     finished = {
-        (names.index(run.arm), repeats.index(run.repeat)): run
+        (names.index(run.arm), repeats.index(run.repeat)): run.folder(folder)
         for run, row in zip(runs, rows, strict=True)
         if row["state"] == "finished"
     }
@@ -153,7 +146,7 @@ def gather(folder: Path, *, baseline: str = "") -> dict:
         return results
     number = names.index(baseline) if baseline else 0
     try:
-        compared = _compare(config, folder, finished, names, len(repeats), number)
+        compared = _compare(config, finished, names, len(repeats), number)
     except InputError as error:  # What each run came to is worth a page without it.
         return results | {"incomparable": str(error)}
     waiting = sum(row["state"] == "unfinished" for row in rows)
@@ -176,22 +169,20 @@ def gather(folder: Path, *, baseline: str = "") -> dict:
 
 def _compare(
     config: Config,
-    folder: Path,
-    finished: dict[tuple[int, int], Run],
+    folders: dict[tuple[int, int], Path],
     names: tuple[str, ...],
     repeats: int,
     baseline: int,
 ) -> dict:
-    """Compares the finished runs, {(arm, repeat): run}."""
+    """Compares finished runs, {(arm, repeat): folder}."""
     how, options = tasks.of(config).comparison, parts.bootstrap(config)
-    folders = {at: run.folder(folder) for at, run in finished.items()}
     kinds = [how] * len(folders)
     findings, tables = compare.read([*folders.values()], kinds, "test")
+    first, *others = tables
     tables = dict(zip(folders, tables, strict=True))
     shape = (len(names), repeats)
     grid = compare.side_by_side(tables, shape, findings, folders, how)
     patients = len(np.unique(grid.patient))
-    first, *others = tables.values()
     return {
         "films": len(grid.truth),
         "patients": patients,
@@ -209,16 +200,18 @@ def _compare(
 
 
 def _row(run: Run, sweep: Path, metric: str) -> dict:
-    """One run on the page."""
+    """A run on the page: its state, its mean score over the tasks, and its cost."""
     error, finished = arms.error(run, sweep), arms.is_finished(run, sweep)
-    lines = journal.read(run.folder(sweep) / "metrics.jsonl")
+    folder = run.folder(sweep)
+    lines = journal.read(folder / "metrics.jsonl")
+    score = _report(folder)["mean"][metric]["estimate"] if finished else None
     return {
         "name": run.name,
         "arm": run.arm,
         "repeat": run.repeat,
         "state": "failed" if error else "finished" if finished else "unfinished",
         "error": error,
-        metric: _score(run, sweep, metric) if finished else None,
+        metric: score,
         "seconds": lines[-1].get("seconds") if lines else None,
         "memory": max((line.get("memory", 0) for line in lines), default=0) or None,
     }
@@ -241,11 +234,6 @@ def _report(folder: Path) -> dict:
     return json.loads((folder / "report.json").read_text())
 
 
-def _score(run: Run, sweep: Path, metric: str) -> float | None:
-    """The mean over the tasks in a finished run's report."""
-    return _report(run.folder(sweep))["mean"][metric]["estimate"]
-
-
 def _calibration_error(report: dict, side: str) -> float | None:
     """Of the probabilities before or after calibration, if the report has it."""
     errors = (report.get("calibration") or {}).get("mean", {}).get(side)
@@ -253,9 +241,9 @@ def _calibration_error(report: dict, side: str) -> float | None:
 
 
 def _spread(values) -> dict[str, float | None]:
-    """{estimate, sd}: the mean of the values that aren't None, and their SD."""
-    known = [value for value in values if value is not None]
+    """The mean of the values that aren't None, and their SD."""
+    values = [value for value in values if value is not None]
     return {
-        "estimate": float(np.mean(known)) if known else None,
-        "sd": float(np.std(known, ddof=1)) if len(known) > 1 else None,
+        "estimate": float(np.mean(values)) if values else None,
+        "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
     }

@@ -31,7 +31,7 @@ BY_LOSS = ("coral", "dann")
 
 
 class Target(NamedTuple):
-    """The target's images, labelled as the run's are, and their split."""
+    """The target's images, with the findings of the run, and their split."""
 
     data: films.Data
     manifest: pd.DataFrame
@@ -42,16 +42,11 @@ class Target(NamedTuple):
         return films.ids_in(self.manifest, "train")
 
     def unlabelled(self) -> loader.Unlabelled:
-        """These images, without their labels."""
         return loader.Unlabelled(self.data.films(self.ids))
 
 
 def method(config: Config) -> str:
-    """The value of `config.adapt.name`.
-
-    Raises:
-      InputError: it is unknown, or wouldn't change the training.
-    """
+    """The value of `config.adapt.name`; refuses one that would change nothing."""
     name = config.adapt.name
     if name not in ("none", "adabn", *BY_LOSS):
         raise InputError(f"adapt.name={name!r}: use 'none', 'adabn', 'coral' or 'dann'")
@@ -73,7 +68,7 @@ def target(config: Config, source: films.Data) -> Target | None:
 
     Raises:
       InputError: there are none, they lack a finding, have another shape, or are the
-        source's own.
+        source's.
     """
     if method(config) == "none":
         return None
@@ -109,7 +104,6 @@ def splits_of(config: Config) -> tuple[str, ...]:
 
 
 def source_of(config: Config, split: str) -> str:
-    """Where the images of a split come from."""
     return (config.adapt if split == SPLIT else config).data.source
 
 
@@ -140,12 +134,13 @@ def variables(config: Config, begin: ArrayTree) -> ArrayTree:
     Raises:
       InputError: 'adabn' for a network without batch statistics.
     """
-    if method(config) == "adabn" and not begin.get("batch_stats"):
+    name = method(config)
+    if name == "adabn" and not begin.get("batch_stats"):
         raise InputError(
             f"adapt.name='adabn': {config.model.name} has no batch normalisation: use "
             "'coral' or 'dann'"
         )
-    if method(config) != "dann":
+    if name != "dann":
         return begin
     features = begin["params"]["classifier"]["kernel"].shape[0]
     key = jax.random.key(config.seed + 3)

@@ -1,4 +1,4 @@
-"""Findings or classes of images: the functions behind the commands."""
+"""Findings or classes of images: the functions behind the commands, see task.Task."""
 
 import functools
 import json
@@ -26,14 +26,12 @@ FILMS = 2000  # Enough for the 0.5th percentile.
 
 
 def check(config: Config, shards: int) -> None:
-    """Refuses a mistake in the config, before its data are read."""
     exclusive = films.is_exclusive(config)
     fixed.check(config, exclusive=exclusive)
     adapt.method(config)
     # Of any size: names and shape are known when the data are read.
     output = films.Output(("", " "), exclusive, (64, 64, 1))
-    intensity = config.intensity.name  # 'as_pretrained' isn't known yet.
-    if intensity == "as_pretrained":
+    if config.intensity.name == "as_pretrained":  # The weights aren't read yet.
         config = config.copy_and_resolve_references().unlock()
         config.intensity = {"name": "standardise_each"}
     network = parts.classifier(config, output)
@@ -41,14 +39,12 @@ def check(config: Config, shards: int) -> None:
 
 
 def data(config: Config) -> films.Data:
-    """The images of `config.data`; see films.data."""
     prepared = films.data(config)
-    fixed.prevalence(config, len(prepared.output.names))
+    fixed.prevalence(config, len(prepared.output.names))  # Refuses a wrong number.
     return prepared
 
 
 def batches(config: Config, data: films.Data, ids, target, *, on_host: bool = False):
-    """The training images in the run's order; see films.train_batches."""
     seen = target.unlabelled() if config.adapt.name in adapt.BY_LOSS else None
     return films.train_batches(config, data.films(ids), seen, on_host=on_host)
 
@@ -58,18 +54,17 @@ def validate(config, network, data: films.Data, ids, state) -> dict[str, float]:
     return results.means(predictions(config, network, state, data.films(ids)))
 
 
-def predictions(config: Config, network, state, films_) -> predict.Predictions:
+def predictions(config: Config, network, state, images) -> predict.Predictions:
     """The uncalibrated predictions of images, once each; every host predicts a part."""
-    mine = films_.part(jax.process_index(), jax.process_count())
+    mine = images.part(jax.process_index(), jax.process_count())
     predicted = predict.predict(
         films.evaluation_batches(config, mine),
         functools.partial(network.predict, state),
     )
-    return devices.gather(predicted, len(films_))
+    return devices.gather(predicted, len(images))
 
 
 def refit_(run: Run) -> None:
-    """Fits the classifier, or re-estimates batch statistics, where the config asks."""
     config = run.config
     if not run.has_steps:
         refit.classifier(run, run.state)
@@ -82,10 +77,7 @@ def refit_(run: Run) -> None:
 
 
 def fix(run: Finished, data: films.Data, manifest: pd.DataFrame) -> Finished:
-    """Chooses thresholds and calibration on validation, where they are missing.
-
-    The predictions of the validation split are then written too.
-    """
+    """With new choices come new predictions/validation.csv."""
 
     def validation() -> predict.Predictions:
         images = data.films(films.ids_in(manifest, "validation"))
@@ -101,11 +93,6 @@ def fix(run: Finished, data: films.Data, manifest: pd.DataFrame) -> Finished:
 
 
 def read_fixed(run: Finished) -> Finished:
-    """The run with its choices on validation, as they were written.
-
-    Raises:
-      InputError: there are none, or they are of another checkpoint or config.
-    """
     chosen = fixed.read(run.folder)
     if chosen is None:
         raise fixed.unfinished(run.folder)
@@ -117,8 +104,7 @@ def read_fixed(run: Finished) -> Finished:
 def ranked(run: Finished, raw: predict.Predictions) -> np.ndarray | None:
     """[N, T], the uncalibrated probabilities by which findings are ranked.
 
-    None where they are ranked by the calibrated ones: a softmax's calibration mixes
-    the classes.
+    None for classes, which a softmax's calibration mixes, and without a calibration.
     """
     fitted = run.fixed.calibration.fit is not None and not run.output.exclusive
     return raw.probability if fitted else None
@@ -141,11 +127,6 @@ def write_predictions(
 
 
 def other(run: Finished, data: films.Data) -> films.Data:
-    """Other data, labelled as the run's are.
-
-    Raises:
-      InputError: they lack a finding, or have images of another shape.
-    """
     missing = set(run.output.names) - set(store.tasks_of(data.table))
     if missing:
         raise InputError(f"--config: its data know nothing of {', '.join(missing)}")
@@ -160,12 +141,7 @@ def other(run: Finished, data: films.Data) -> films.Data:
 def measure(
     run: Finished, data: films.Data, manifest: pd.DataFrame, split: str
 ) -> tuple[dict, dict]:
-    """Predicts a split, writes its predictions, and measures them.
-
-    Returns:
-      The results, see evaluation/results.py, and the pictures of some images. Of
-      several processes the first alone has them.
-    """
+    """Predicts a split, writes its predictions, and measures them."""
     config, output = run.config, run.output
     ids = films.ids_in(manifest, split)
     raw = predictions(config, run.network, run.state, data.films(ids))
@@ -173,18 +149,17 @@ def measure(
         return {}, {}
     calibrated = write_predictions(run, data, split, raw)
     points, calibration = run.thresholds, run.fixed.calibration
+    common = {"tasks": output.names, **parts.bootstrap(config)}
     summary = results.summarise(
         calibrated,
-        tasks=output.names,
         exclusive=output.exclusive,
         threshold=points,
         chosen=thresholds.describe(**fixed.operating(config)),
         uncalibrated=raw.probability if calibration.fit else None,
         prevalence=fixed.prevalence(config, len(output.names)),
-        **parts.bootstrap(config),
+        **common,
     )
     fixed.describe(summary, calibration)
-    common = {"tasks": output.names, **parts.bootstrap(config)}
     by = ranked(run, raw)
     summary["bands"] = thresholds.bands(calibrated if by is None else raw, **common)
     summary["explorer"] = thresholds.explorer(
@@ -203,12 +178,7 @@ def measure(
 
 
 def record(folder: Path, data: films.Data, ids: np.ndarray) -> None:
-    """Writes domain.json: what 2-D training images look like; once.
-
-    Args:
-      folder: of the run.
-      ids: [N] of those that train.
-    """
+    """Writes domain.json: what 2-D training images look like; once."""
     path = folder / DOMAIN
     if len(data.output.shape) != 3 or path.exists():
         return
@@ -232,19 +202,11 @@ def predict_(
     explain_in: Path | None = None,
     **how: str | None,
 ) -> list[str]:
-    """Writes calibrated probabilities of new images.
+    """Writes a CSV of calibrated probabilities, a row for each image that can be read.
 
-    Args:
-      run: a finished one.
-      images: files or folders.
-      out: CSV: image, then a column a task, in the run's order; where an image has
-        one of several classes, the likeliest comes before them, as `class`. Last,
-        `warning`: how an image is unlike the training images, see novelty.py.
-      explain_in: folder of pictures of the evidence for each finding that is seen.
-      how: method and stage of the heatmaps, see explain.explainer.
-
-    Returns:
-      One line for each file that could not be read; they have no row.
+    Its columns are the image; of classes the likeliest, `class`; a column a task; and
+    `warning`: how an image is unlike the training images, see novelty.py. `explain_in`
+    gets pictures of the evidence for each finding that is seen.
 
     Raises:
       InputError: there is no image, or the run reads volumes.
@@ -262,18 +224,12 @@ def predict_(
     def look(path: Path, pixels: np.ndarray, image: np.ndarray) -> None:
         warnings[path] = novelty.warning(pixels, image, reference)
 
-    answers = predict.predict_files(
-        paths,
-        run.predict,
-        shape=run.output.shape,
-        look=look,
-        **films.shape(run.config),
-    )
+    options = {"shape": run.output.shape, "look": look, **films.shape(run.config)}
+    answers = predict.predict_files(paths, run.predict, **options)
     rows, unread = [], []
     with Progress() as progress:
-        for path, answer in progress.track(
-            answers, total=len(paths), description="predict"
-        ):
+        answers = progress.track(answers, total=len(paths), description="predict")
+        for path, answer in answers:
             if isinstance(answer, str):
                 unread.append(answer)
             else:

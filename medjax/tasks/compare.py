@@ -60,10 +60,6 @@ def read(
 ) -> tuple[tuple[str, ...], list[pd.DataFrame]]:
     """The names of the findings or regions, and each run's table, sorted by image.
 
-    Args:
-      folders, kinds: of the runs.
-      split: that all of them were evaluated on.
-
     Raises:
       InputError: runs of other kinds or findings, one that wasn't evaluated on the
         split, or an image that is there twice.
@@ -77,12 +73,10 @@ def read(
                 f"{folder}: a run of another kind of task than {folders[0]}: compare "
                 "runs of the same task"
             )
-        own = how.names(workdir.read_task(folder))
-        if set(own) != set(names):
-            differ = ", ".join(sorted(set(own) ^ set(names)))
+        if differ := set(names) ^ set(how.names(workdir.read_task(folder))):
             raise InputError(
-                f"{folder}: the runs don't have the same findings ({differ}): compare "
-                "runs of the same task"
+                f"{folder}: the runs don't have the same findings "
+                f"({', '.join(sorted(differ))}): compare runs of the same task"
             )
         table = how.read(folder, split, names)
         twice = table["image"][table["image"].duplicated()]
@@ -102,12 +96,7 @@ def check(
     folders: tuple[Path, Path],
     how: Kind,
 ) -> None:
-    """Refuses two runs that were tested on other images, patients or truth.
-
-    Args:
-      first, second: tables of `read`.
-      folders: of both runs, for the message.
-    """
+    """Refuses two runs that were tested on other images, patients or truth."""
     for here, there, run in ((first, second, folders[1]), (second, first, folders[0])):
         missing = here.index.difference(there.index)
         if len(missing):
@@ -137,10 +126,7 @@ def side_by_side(
     folders: dict[tuple[int, int], Path],
     how: Kind,
 ) -> Grid:
-    """The tables of a sweep's finished runs, {(arm, seed): table}, as one Grid.
-
-    Args:
-      shape: A arms, S seeds.
+    """The tables of a sweep's finished runs, {(arm, seed): table}, as one Grid [A, S].
 
     Raises:
       InputError: arms of one seed were tested on other images, or an image has another
@@ -173,14 +159,18 @@ def side_by_side(
     )
 
 
+def _there(path: Path, split: str) -> Path:
+    if not path.exists():
+        raise InputError(f"{path}: not there: evaluate that run on --split={split}")
+    return path
+
+
 # ------------------------------------------------------------------ findings
 
 
 def _read_findings(folder: Path, split: str, names: tuple[str, ...]) -> pd.DataFrame:
     """predictions/<split>.csv: T probabilities and T uncalibrated ones, T_raw."""
-    path = folder / "predictions" / f"{split}.csv"
-    if not path.exists():
-        raise InputError(f"{path}: not there: evaluate that run on --split={split}")
+    path = _there(folder / "predictions" / f"{split}.csv", split)
     table = pd.read_csv(
         path, dtype={"image": str}, keep_default_na=False, na_values=[""]
     )
@@ -227,15 +217,13 @@ OF_MASKS = ("dice", "nsd", "lesion_f1")
 def _read_masks(folder: Path, split: str, names: tuple[str, ...]) -> pd.DataFrame:
     """The volumes of report.json: OF_MASKS of each region, and its true volume."""
     path = folder / ("report.json" if split == "test" else f"report-{split}.json")
-    if not path.exists():
-        raise InputError(f"{path}: not there: evaluate that run on --split={split}")
+    rows = json.loads(_there(path, split).read_text())["rows"]
     volumes: dict[str, dict] = {}
-    for row in json.loads(path.read_text())["rows"]:
-        volume = volumes.setdefault(
-            row["name"], {"image": row["name"], "patient": row["patient"]}
-        )
-        volume[f"{row['region']}_truth"] = row["true_ml"]
-        volume |= {f"{row['region']}_{metric}": row[metric] for metric in OF_MASKS}
+    for row in rows:
+        name, region = row["name"], row["region"]
+        volume = volumes.setdefault(name, {"image": name, "patient": row["patient"]})
+        volume[f"{region}_truth"] = row["true_ml"]
+        volume |= {f"{region}_{metric}": row[metric] for metric in OF_MASKS}
     return pd.DataFrame(volumes.values())
 
 
@@ -249,11 +237,10 @@ def _pair_masks(first, second, names, *, key, replicates) -> dict:
     tables = {(0, 0): first, (1, 0): second}
     folders = dict.fromkeys(tables, Path())  # Both tables are checked already.
     grid = side_by_side(tables, (2, 1), names, folders, MASKS)
-    scores = _measure_masks(grid, key=key, replicates=replicates)
     patients = len(np.unique(grid.patient))
     few = patients < bootstrap.LEAST
-    both = seeds.compare(
-        scores,
+    arms = seeds.compare(
+        _measure_masks(grid, key=key, replicates=replicates),
         arms=("first", "second"),
         tasks=names,
         primary=OF_MASKS[0],
@@ -261,52 +248,58 @@ def _pair_masks(first, second, names, *, key, replicates) -> dict:
         baseline=1,
     )["arms"]
 
-    def pair(part: Callable[[dict], dict], metric: str) -> dict:
-        one, other = (part(both[arm])[metric] for arm in ("first", "second"))
-        difference = dict(part(both["first"]["difference"])[metric])
-        if few:
-            difference |= dict.fromkeys(("low", "high", "p", "holm"))
-        numbers = {"one": one["estimate"], "other": other["estimate"]}
-        return {**numbers, "difference": difference}
-
-    def row(name: str, t: int) -> dict:
-        metrics = {m: pair(lambda arm: arm["tasks"][name], m) for m in OF_MASKS}
-        tested = metrics[OF_MASKS[0]]["difference"]
+    def pairs(of: Callable[[dict], dict]) -> dict:
+        """{metric: both numbers and their difference} of the mean or of a region."""
+        first, second = of(arms["first"]), of(arms["second"])
+        differences = of(arms["first"]["difference"])
+        untested = dict.fromkeys(("low", "high", "p", "holm")) if few else {}
         return {
-            "positives": float((grid.truth[:, t] > 0).sum()),
-            "negatives": float((grid.truth[:, t] == 0).sum()),
+            metric: {
+                "one": first[metric]["estimate"],
+                "other": second[metric]["estimate"],
+                "difference": differences[metric] | untested,
+            }
+            for metric in OF_MASKS
+        }
+
+    rows = {}
+    for truth, name in zip(grid.truth.T, names, strict=True):
+        metrics = pairs(lambda arm, name=name: arm["tasks"][name])
+        tested = metrics[OF_MASKS[0]]["difference"]
+        rows[name] = {
+            "positives": float((truth > 0).sum()),
+            "negatives": float((truth == 0).sum()),
             "p": tested["p"],
             "holm": tested["holm"],
             "why": f"{bootstrap.FEW}, no test" if few else "",
             "metrics": metrics,
         }
-
     return {
         "films": len(first),
         "patients": patients,
         "replicates": replicates,
-        "mean": {m: pair(lambda arm: arm["mean"], m) for m in OF_MASKS},
-        "tasks": {name: row(name, t) for t, name in enumerate(names)},
+        "mean": pairs(lambda arm: arm["mean"]),
+        "tasks": rows,
     }
 
 
 FINDINGS = Kind(
-    "auroc",
-    "AUROC",
-    lambda task: tuple(task["names"]),
-    _read_findings,
-    "label",
-    ("",),
-    _pair_findings,
-    _measure_findings,
+    primary="auroc",
+    label="AUROC",
+    names=lambda task: tuple(task["names"]),
+    read=_read_findings,
+    truth="label",
+    columns=("",),
+    pair=_pair_findings,
+    measure=_measure_findings,
 )
 MASKS = Kind(
-    OF_MASKS[0],
-    "Dice",
-    lambda task: tuple(task["regions"]),
-    _read_masks,
-    "volume",
-    tuple(f"_{metric}" for metric in OF_MASKS),
-    _pair_masks,
-    _measure_masks,
+    primary=OF_MASKS[0],
+    label="Dice",
+    names=lambda task: tuple(task["regions"]),
+    read=_read_masks,
+    truth="volume",
+    columns=tuple(f"_{metric}" for metric in OF_MASKS),
+    pair=_pair_masks,
+    measure=_measure_masks,
 )

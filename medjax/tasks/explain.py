@@ -15,7 +15,7 @@ from medjax.config import Config
 from medjax.data import images as reading
 from medjax.data import loader
 from medjax.errors import InputError
-from medjax.evaluation import heatmaps, predict, results
+from medjax.evaluation import bootstrap, heatmaps, predict, results
 from medjax.reports import images
 from medjax.tasks import adapt, films, parts
 from medjax.tasks.task import Finished
@@ -32,10 +32,7 @@ def explainer(
 ) -> functools.partial:
     """image [D, B, ...] -> heatmaps [D, B, T, h, w] >= 0 of the averaged model.
 
-    Args:
-      method: one of heatmaps.METHODS.
-      stage: one of run.network.stages, whose output is weighted; None: the last.
-        Integrated gradients take no stage.
+    `stage` is the one of run.network.stages whose output is weighted; None: the last.
 
     Raises:
       InputError: no such method or stage, or a stage for a method that has none.
@@ -47,12 +44,10 @@ def explainer(
             "leave it out, or use --method=grad_cam"
         )
     stage = stage or stages[-1]
-    for flag, value, known in (
-        ("method", method, heatmaps.METHODS),
-        ("stage", stage, stages),
-    ):
-        if value not in known:
-            raise InputError(f"--{flag}={value}: use one of {', '.join(known)}")
+    choices = ("method", method, heatmaps.METHODS), ("stage", stage, stages)
+    for flag, value, names in choices:
+        if value not in names:
+            raise InputError(f"--{flag}={value}: use one of {', '.join(names)}")
     # No gradient passes a frozen stage.
     whole = parts.classifier(adapt.whole(run.config), run.output)
     compiled = _compiled(whole.apply, whole.look, method, stages.index(stage))
@@ -61,7 +56,7 @@ def explainer(
 
 @functools.lru_cache(maxsize=4)
 def _compiled(apply: Callable, look: Callable, method: str, stage: int) -> Callable:
-    """The compiled step; runs that share a network share it."""
+    """Runs that share a network share the compiled step."""
     return step.compile_eval(
         heatmaps.heatmap_step, apply=apply, views=look, method=method, stage=stage
     )
@@ -79,21 +74,15 @@ def draw(run: Finished, explain: Callable, predicted: pd.DataFrame, out: Path) -
       out: folder of the pictures.
     """
     tasks, points = run.output.names, run.thresholds
-    answers = predict.predict_files(
-        list(predicted["image"]),
-        explain,
-        shape=run.output.shape,
-        **films.shape(run.config),
-    )
+    paths, options = list(predicted["image"]), films.shape(run.config)
+    options["shape"] = run.output.shape
     probability = predicted[list(tasks)].to_numpy(float)
     out.mkdir(parents=True, exist_ok=True)
     rows, names = [], collections.Counter()
     with Progress() as progress:
-        for (path, heatmap), row in zip(
-            progress.track(answers, total=len(predicted), description="explain"),
-            probability,
-            strict=True,
-        ):
+        answers = predict.predict_files(paths, explain, **options)
+        answers = progress.track(answers, total=len(paths), description="explain")
+        for (path, heatmap), row in zip(answers, probability, strict=True):
             if isinstance(heatmap, str):  # It could be read a moment ago.
                 raise InputError(heatmap)
             film = reading.read(path, run.output.shape[-1])
@@ -139,7 +128,6 @@ def gallery(
       {task: {kind: [{image, probability, certain, boxes: whether it has some, picture:
       a data URI, width, height}]}}; {} where nothing is to be shown.
     """
-    names = run.output.names
     chosen = results.choose(predicted, run.thresholds, each=each)
     if not chosen:
         return {}
@@ -150,21 +138,20 @@ def gallery(
     heatmap = predict.embed(batches, explainer(run))
     boxes = read_boxes(data, ids).groupby(["id", "task"])
     image = data.table.set_index("id")["image"]
-    shown = {
-        names[example.task]: {kind: [] for kind in results.KINDS} for example in chosen
-    }
-    for example in chosen:
-        id = int(predicted.id[example.row])
-        marks = _corners(boxes, id, example.task)
+    shown: dict[str, dict[str, list]] = {}
+    for row, task, kind, certain in chosen:
+        id = int(predicted.id[row])
+        marks = _corners(boxes, id, task)
         at = np.searchsorted(ids, id)
         picture, (width, height) = images.picture(
-            source[at]["image"], heatmap[at, example.task], marks
+            source[at]["image"], heatmap[at, task], marks
         )
-        shown[names[example.task]][example.kind].append(
+        kinds = shown.setdefault(run.output.names[task], {k: [] for k in results.KINDS})
+        kinds[kind].append(
             {
                 "image": str(image.at[id]),
-                "probability": float(predicted.probability[example.row, example.task]),
-                "certain": example.certain,
+                "probability": float(predicted.probability[row, task]),
+                "certain": certain,
                 "boxes": len(marks) > 0,
                 "picture": picture,
                 "width": width,
@@ -184,12 +171,7 @@ def localise(
       how: see `explainer`.
 
     Returns:
-      method, stage (None: the image's pixels); heatmaps.localise's; and
-      randomisation: {correlation: {layer: see heatmaps.randomisation}, depends: whether
-      the heatmaps depend on the model}.
-
-    Raises:
-      InputError: none of the images has a box of one of the run's findings.
+      What localisation.json holds: heatmaps.localise's, and about the heatmaps.
     """
     explain = explainer(run, **how)
     boxes = read_boxes(data, ids)
@@ -209,15 +191,15 @@ def localise(
     names, options = data.output.names, parts.bootstrap(run.config)
     measured = heatmaps.localise(marked, tasks=names, **options)
     some = films.evaluation_batches(run.config, data.films(ids[:RANDOMISED]))
-    alike = _randomisation(run, explain, some)
+    correlation = _randomisation(run, explain, some)
     method, last = how.get("method") or heatmaps.METHODS[0], run.network.stages[-1]
     return {
         "method": method,
         "stage": how.get("stage") or (None if method == WHOLE else last),
         **measured,
         "randomisation": {
-            "correlation": {k: None if np.isnan(v) else v for k, v in alike.items()},
-            "depends": heatmaps.depends_on_the_model(alike),
+            "correlation": bootstrap.as_json(correlation),
+            "depends": heatmaps.depends_on_the_model(correlation),
         },
     }
 
@@ -232,7 +214,7 @@ def read_boxes(data: films.Data, ids: Sequence[int]) -> pd.DataFrame:
 
 
 def _corners(boxes, id: int, task: int) -> np.ndarray:
-    """[n, 2, 2], the boxes of a task in an image, of `read_boxes` grouped by both."""
+    """[n, 2, 2], the boxes of a task in an image; `boxes` are grouped by both."""
     if (id, task) not in boxes.groups:
         return np.zeros((0, 2, 2))
     group = boxes.get_group((id, task))
@@ -263,14 +245,14 @@ def _marked(
 
 
 def _randomisation(run: Finished, explain: Callable, batches) -> dict[str, float]:
-    """heatmaps.randomisation of the run's averaged model; explained by `explain`."""
-    batches = list(batches)
+    """heatmaps.randomisation of the run's averaged model."""
+    batches, model = list(batches), run.state.averaged
 
     def of(variables):
         state = run.state._replace(averaged=variables)
         return predict.embed(batches, functools.partial(explain.func, state))
 
     layers = ("classifier", "top", *reversed(run.network.stages))
-    known = [layer for layer in layers if layer in run.state.averaged["params"]]
+    layers = [layer for layer in layers if layer in model["params"]]
     fresh = parts.fresh(run.config, run.network)
-    return heatmaps.randomisation(of, run.state.averaged, fresh, known)
+    return heatmaps.randomisation(of, model, fresh, layers)

@@ -66,15 +66,10 @@ class Data(NamedTuple):
         label = self.table.set_index("id").loc[ids, list(self.output.names)]
         return label.to_numpy(float)
 
-    def weighted(self, ids: np.ndarray) -> np.ndarray:
-        """[N, T], what class weights are computed from: the labels."""
-        return self.label(ids)
+    weighted = label  # What class weights are computed from.
 
     def pairs(self) -> pd.DataFrame:
-        """The pairs of records that show one image, see cohort/duplicates.py.
-
-        They are looked for once, and kept beside the records as duplicates.csv.
-        """
+        """The pairs of records that show one image, kept beside the records."""
         path = self.path / "duplicates.csv"
         if not path.exists():
             films = self.films(self.table["id"].to_numpy())
@@ -99,14 +94,14 @@ def data(config: Config) -> Data:
         have changed since the records were made.
     """
     options = record_options(config)
-    del options["source"]
-    if config.data.source not in sources.IMAGES:
+    kind = options.pop("source")
+    if kind not in sources.IMAGES:
         names = ", ".join(map(repr, sources.IMAGES))
-        raise InputError(f"data.source={config.data.source!r} is unknown: use {names}")
-    make = sources.IMAGES[config.data.source]
+        raise InputError(f"data.source={kind!r} is unknown: use {names}")
+    make = sources.IMAGES[kind]
     if "task" in inspect.signature(make).parameters:  # What the labels mean.
         options["task"] = config.task
-    name = f"{config.data.source}-{config.data.side}px-{digest(options)}"
+    name = f"{kind}-{config.data.side}px-{digest(options)}"
     root = Path(config.data.records).expanduser()
     path = prepared.folder(root, name)
     if not prepared.is_prepared(path):
@@ -132,11 +127,10 @@ def data(config: Config) -> Data:
     for name in names:
         if name not in columns:
             raise InputError(f"data.tasks: {name!r} is none of {', '.join(columns)}")
-    if is_exclusive(config):
+    exclusive = is_exclusive(config)
+    if exclusive:
         check_classes(table, names)
-    return Data(
-        path, table, Output(names, is_exclusive(config), prepared.shape_of(path))
-    )
+    return Data(path, table, Output(names, exclusive, prepared.shape_of(path)))
 
 
 def record_options(config: Config) -> dict[str, Any]:
@@ -146,7 +140,7 @@ def record_options(config: Config) -> dict[str, Any]:
 
 
 def digest(options: dict[str, Any]) -> str:
-    """What tells apart records of other options."""
+    """Part of a folder's name: records of other options have another."""
     text = json.dumps(options, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -170,11 +164,10 @@ def split(
     """The split that `config.split` asks for, of images or scans, not yet audited.
 
     A fold or a split in time comes first, as it is asked for by name; then the
-    official lists, where the data have them; else a sample. Of the patients who would
-    train then, `config.split.patients` do: a larger number keeps the same patients and
-    others, so that learning curves are of nested sets. The split has the run's seed, or
-    one of its own, `split.seed`: runs of several seeds are then tested on the same
-    patients.
+    official lists, where the data have them; else a sample. `split.patients` of those
+    who would train do; a larger number keeps the same patients and adds others, so
+    learning curves are of nested sets. With `split.seed`, runs of several seeds are
+    tested on the same patients.
 
     Args:
       data: Data, or scans.Data.
@@ -208,17 +201,16 @@ def split(
         )
     else:
         manifest = splits.split(table, tasks, test=c.test, by=c.by, **options)
-    patients = c.patients
-    if patients == 0:
+    if c.patients == 0:
         return manifest
     trains = manifest["split"] == "train"
     names = np.unique(manifest["patient"][trains])
-    if not 0 < patients <= len(names):
+    if not 0 < c.patients <= len(names):
         raise InputError(
-            f"split.patients={patients}: {len(names)} train in all: give 1 to "
+            f"split.patients={c.patients}: {len(names)} train in all: give 1 to "
             f"{len(names)}, or 0 for all of them"
         )
-    kept = np.random.default_rng(seed).permutation(names)[:patients]
+    kept = np.random.default_rng(seed).permutation(names)[: c.patients]
     left_out = trains & ~manifest["patient"].isin(kept)
     return manifest.assign(split=manifest["split"].mask(left_out, manifests.UNUSED))
 
@@ -239,8 +231,7 @@ def audit(
     Args:
       data: Data, or scans.Data.
       by: 'patient' or 'image'; '': as `config.split` says.
-      tasks: findings, of which the log names those with one class alone in a split;
-        None: all.
+      tasks: the log names those with one class alone in a split; None: all.
       needed: the splits that must not be empty.
     """
     c = config.split
@@ -271,7 +262,7 @@ def train_batches(
       images: films or volumes.
       target: films of another domain; a batch holds as many of them besides.
       each: rows of the batch that one image gives, the patches of a volume.
-      on_host: whether they stay there, [1, B, ...], for others to share.
+      on_host: whether they stay there, [1, B, ...], for several runs to share.
       options: of the loader.
     """
     shards = 1 if on_host else jax.device_count()

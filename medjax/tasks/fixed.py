@@ -1,9 +1,8 @@
 """What is chosen on validation and then fixed: thresholds, calibration, masks' rules.
 
-It is chosen before the test split is seen, and every later command reads it back.
-thresholds.json holds the thresholds and calibration.json the calibration of the
-probabilities that they apply to; postprocessing.json, of a segmentation, how
-probabilities become masks.
+It is chosen before the test split is seen, and every later command reads it back:
+thresholds.json, calibration.json (of the probabilities that the thresholds apply to),
+and of a segmentation postprocessing.json (how probabilities become masks).
 """
 
 import itertools
@@ -24,16 +23,12 @@ from medjax.evaluation import segmentation, thresholds
 from medjax.evaluation.predict import Predictions
 from medjax.evaluation.segmentation import Post
 from medjax.tasks import parts
-from medjax.tasks.films import Data, Output
+from medjax.tasks.films import Data, Output, ids_in
 from medjax.training import devices
 
 METHODS = ("none", "platt", "temperature", "isotonic", "prior")
 SHIFTED = ("weighted_bce", "softmax_cross_entropy")  # Class weights shift their odds.
 NO_OFFSETS = "no image in validation: one temperature for all classes instead"
-KINDS = {
-    kind.__name__: kind
-    for kind in (recalibration.Logistic, recalibration.Isotonic, recalibration.Softmax)
-}
 POSTS = "postprocessing.json"
 
 
@@ -52,6 +47,10 @@ class Calibration(NamedTuple):
     films: int | None
     why: dict[str, str]
 
+    def facts(self) -> dict[str, Any]:
+        """All but the fit, for files and reports."""
+        return {k: v for k, v in self._asdict().items() if k != "fit"}
+
 
 NONE = Calibration("none", None, None, None, {})
 
@@ -62,7 +61,6 @@ class Fixed(NamedTuple):
     checkpoint: its number of updates.
     thresholds: {task: on its calibrated probability}; NaN where there is none.
     rule, value: of the thresholds, see evaluation/thresholds.py.
-    calibration: of the probabilities.
     """
 
     checkpoint: int
@@ -80,11 +78,8 @@ class Fixed(NamedTuple):
 
 def operating(config: Config) -> dict[str, Any]:
     """The rule that chooses a run's thresholds, and its value."""
-    rule = config.evaluation.rule
-    return {
-        "rule": rule,
-        "value": None if rule == "youden" else config.evaluation.value,
-    }
+    rule, value = config.evaluation.rule, config.evaluation.value
+    return {"rule": rule, "value": None if rule == "youden" else value}
 
 
 def prevalence(config: Config, tasks: int) -> np.ndarray | None:
@@ -93,24 +88,20 @@ def prevalence(config: Config, tasks: int) -> np.ndarray | None:
     Raises:
       InputError: not one number, or one a task, between 0 and 1.
     """
-    asked = config.evaluation.prevalence
-    values = np.atleast_1d(np.asarray(asked, float))
+    given = config.evaluation.prevalence
+    values = np.atleast_1d(np.asarray(given, float))
     if not values.size:
         return None
     if values.size not in (1, tasks) or not ((values > 0) & (values < 1)).all():
         raise InputError(
-            f"evaluation.prevalence={asked}: give one number between 0 and 1, or one "
+            f"evaluation.prevalence={given}: give one number between 0 and 1, or one "
             f"for each of the {tasks} tasks"
         )
     return np.broadcast_to(values, tasks)
 
 
 def check(config: Config, *, exclusive: bool) -> None:
-    """Refuses an unknown rule or method, or a method that isn't for such a run.
-
-    Args:
-      exclusive: whether an image has exactly one of the classes.
-    """
+    """Refuses an unknown rule or method, or a method that isn't for such a run."""
     thresholds.check(**operating(config))
     method = config.evaluation.calibration
     field = f"evaluation.calibration={method!r}"
@@ -136,10 +127,9 @@ def settle(
     manifest: pd.DataFrame,
     validation: Callable[[], Predictions],
 ) -> tuple[Fixed, Predictions | None]:
-    """A run's fixed choices; they are made where there are none, or others.
+    """A run's fixed choices; they are made where there are none, or outdated ones.
 
     Args:
-      config, folder, data, manifest: of the run.
       number: of the checkpoint that is judged.
       validation: () -> the uncalibrated predictions of the validation split.
 
@@ -156,8 +146,7 @@ def settle(
     if reason:
         print(f"note: {reason}: chosen again on validation")
     raw = validation()
-    validates = manifest["id"][manifest["split"] == "validation"]
-    if not np.isin(raw.id, validates).all():
+    if not np.isin(raw.id, ids_in(manifest, "validation")).all():
         raise InputError(
             "calibration: images that aren't of the validation split; what is chosen on "
             "images that it is judged on flatters the run"
@@ -176,22 +165,18 @@ def stale(config: Config, fixed: Fixed, number: int) -> str:
     """Why fixed choices aren't those of a config and a checkpoint; '' if they are."""
     if fixed.checkpoint != number:
         return f"thresholds.json is of checkpoint {fixed.checkpoint}, not {number}"
-    asked, was = operating(config), {"rule": fixed.rule, "value": fixed.value}
-    if was != asked:
-        return f"thresholds.json is of {was}, and config.json says {asked}"
-    method = config.evaluation.calibration
-    if fixed.calibration.method != method:
-        return (
-            f"the calibration is {fixed.calibration.method!r}, and config.json says "
-            f"{method!r}"
-        )
+    now, then = operating(config), {"rule": fixed.rule, "value": fixed.value}
+    if then != now:
+        return f"thresholds.json is of {then}, and config.json says {now}"
+    now, then = config.evaluation.calibration, fixed.calibration.method
+    if then != now:
+        return f"the calibration is {then!r}, and config.json says {now!r}"
     return ""
 
 
 def describe(summary: dict, calibration: Calibration) -> None:
     """Adds to results.summarise's how it was calibrated, and where it wasn't and why."""
-    about = {k: v for k, v in calibration._asdict().items() if k != "fit"}
-    summary["calibration"] = about | summary["calibration"]
+    summary["calibration"] = calibration.facts() | summary["calibration"]
     for task, result in summary["tasks"].items():
         result["calibration"]["why"] = calibration.why.get(task, "")
 
@@ -204,23 +189,22 @@ def fit(
     if method == "none":
         return NONE
     if method == "prior":
-        trains = manifest["split"] == "train"
-        label = data.label(manifest["id"][trains].to_numpy())
+        label = data.label(ids_in(manifest, "train"))
         return Calibration(method, *_prior(config, data.output, label))
-    arrays = validation.probability, validation.label, validation.weight
+    _, _, probability, label, weight = validation
     why = {}
     if data.output.exclusive:
-        offsets = method == "platt"
-        positives = (arrays[1] * arrays[2]).sum(axis=0, where=arrays[2] > 0)
-        fitted = recalibration.fit_softmax(*arrays, offsets=offsets and positives.all())
-        if offsets:
+        positives = (label * weight).sum(axis=0, where=weight > 0)
+        offsets = method == "platt" and positives.all()
+        fitted = recalibration.fit_softmax(probability, label, weight, offsets=offsets)
+        if method == "platt":
             missing = np.array(data.output.names)[positives == 0]
             why = dict.fromkeys(missing.tolist(), NO_OFFSETS)
     else:
-        fitted = getattr(recalibration, f"fit_{method}")(*arrays)
+        fitted = getattr(recalibration, f"fit_{method}")(probability, label, weight)
     for t, task in enumerate(data.output.names):
-        if not why.get(task) and not recalibration.moves(fitted, t):
-            why[task] = _reason(arrays[1][:, t], arrays[2][:, t])
+        if task not in why and not recalibration.moves(fitted, t):
+            why[task] = _reason(label[:, t], weight[:, t])
     return Calibration(method, fitted, "validation", len(validation.id), why)
 
 
@@ -229,8 +213,8 @@ def _prior(
 ) -> tuple[recalibration.Fit, str, int, dict[str, str]]:
     """Undoes the change of the prevalence in training by `config.imbalance`.
 
-    Args:
-      label: [N, T] of the training images, NaN where unknown.
+    `label` is of the training images, [N, T], NaN where unknown. Returns Calibration's
+    fields but the method.
     """
     positives, negatives = balance.frequencies(label)
     plan = parts.plan(config, label)
@@ -259,41 +243,39 @@ def _prior(
 
 def _reason(label: np.ndarray, weight: np.ndarray) -> str:
     """Why a task isn't calibrated; vectors [N] of the validation split."""
-    known = label[weight > 0]
-    if not known.size:
+    labels = label[weight > 0]
+    if not labels.size:
         return "no known label in validation"
-    if not known.any():
+    if not labels.any():
         return "no positive image in validation"
-    if known.all():
+    if labels.all():
         return "no negative image in validation"
     return "no fit on validation is finite and rises"
 
 
 def write(folder: Path, fixed: Fixed) -> None:
     """Writes calibration.json and thresholds.json; NaN is written as null."""
-    calibration, tasks = fixed.calibration, list(fixed.thresholds)
-    parts = {} if calibration.fit is None else calibration.fit._asdict()
-    numbers = {
+    fit = fixed.calibration.fit
+    numbers = {} if fit is None else fit._asdict()
+    calibration = {
         "checkpoint": fixed.checkpoint,
-        "method": calibration.method,
-        "fitted_on": calibration.fitted_on,
-        "films": calibration.films,
-        "kind": type(calibration.fit).__name__ if parts else None,
+        **fixed.calibration.facts(),
+        "kind": None if fit is None else type(fit).__name__,
         "tasks": {
-            task: {name: each[t] for name, each in parts.items()}
-            for t, task in enumerate(tasks)
+            task: {name: each[t] for name, each in numbers.items()}
+            for t, task in enumerate(fixed.thresholds)
         },
-        "why": calibration.why,
     }
-    (folder / "calibration.json").write_text(json.dumps(numbers, indent=2))
-    numbers = {
+    (folder / "calibration.json").write_text(json.dumps(calibration, indent=2))
+    points = {k: None if math.isnan(v) else v for k, v in fixed.thresholds.items()}
+    chosen = {
         "checkpoint": fixed.checkpoint,
         "rule": fixed.rule,
         "value": fixed.value,
-        "calibration": calibration.method,
-        "tasks": {k: None if math.isnan(v) else v for k, v in fixed.thresholds.items()},
+        "calibration": fixed.calibration.method,
+        "tasks": points,
     }
-    (folder / "thresholds.json").write_text(json.dumps(numbers, indent=2))
+    (folder / "thresholds.json").write_text(json.dumps(chosen, indent=2))
 
 
 def read(folder: Path) -> Fixed | None:
@@ -306,33 +288,29 @@ def read(folder: Path) -> Fixed | None:
     if not path.exists():
         return None
     values = json.loads(path.read_text())
-    tasks = {k: math.nan if v is None else v for k, v in values["tasks"].items()}
+    points = {k: math.nan if v is None else v for k, v in values.pop("tasks").items()}
     calibration = NONE
-    if values["calibration"] != "none":
-        calibration = _read_calibration(folder, values, list(tasks))
-    return Fixed(
-        values["checkpoint"], tasks, values["rule"], values["value"], calibration
-    )
+    if values["calibration"] != NONE.method:
+        calibration = _read_calibration(folder, values, list(points))
+    return Fixed(**values | {"thresholds": points, "calibration": calibration})
 
 
 def _read_calibration(folder: Path, thresholds: dict, tasks: list) -> Calibration:
     """calibration.json of these thresholds."""
     path = folder / "calibration.json"
     values = json.loads(path.read_text()) if path.exists() else {}
-    asked = thresholds["checkpoint"], thresholds["calibration"]
-    if (values.get("checkpoint"), values.get("method")) != asked:
+    expected = thresholds["checkpoint"], thresholds["calibration"]
+    if (values.get("checkpoint"), values.get("method")) != expected:
         raise InputError(
             f"{path}: not the calibration of the thresholds in thresholds.json: delete "
             "both, and evaluate the run again"
         )
     fit = None
     if values["kind"] is not None:
-        kind = KINDS[values["kind"]]
-        fit = kind(
-            *([values["tasks"][t][name] for t in tasks] for name in kind._fields)
-        )
-    rest = {name: values[name] for name in ("method", "fitted_on", "films", "why")}
-    return Calibration(fit=fit, **rest)
+        kind = getattr(recalibration, values["kind"])
+        numbers = [[values["tasks"][t][name] for t in tasks] for name in kind._fields]
+        fit = kind(*numbers)
+    return Calibration(fit=fit, **{name: values[name] for name in NONE.facts()})
 
 
 def settle_posts(
@@ -358,18 +336,14 @@ def settle_posts(
     if first is not None:
         posts = list(segmentation.choose(itertools.chain([first], cases)))
     if devices.first():
-        each = dict(zip(regions, [post._asdict() for post in posts], strict=True))
+        each = {name: post._asdict() for name, post in zip(regions, posts, strict=True)}
         values = {"checkpoint": number, "regions": each}
         path.write_text(json.dumps(values, indent=2))
     return posts
 
 
 def read_posts(folder: Path, regions: Iterable[str]) -> list[Post]:
-    """What `settle_posts` chose, for each region.
-
-    Raises:
-      InputError: the run isn't finished.
-    """
+    """Reads back what `settle_posts` chose; InputError: the run isn't finished."""
     path = folder / POSTS
     if not path.exists():
         raise unfinished(folder)

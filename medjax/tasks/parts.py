@@ -29,7 +29,6 @@ from medjax.tasks import adapt
 from medjax.training import optim, step
 from medjax.training.checkpoint import Checkpoints
 
-NOT_FOR_THE_OPTIMISER = ("name", "learning_rate", "weight_decay", "ema")
 # Values of `imbalance`: how the loss weights the classes, how often the loader shows
 # an image, or how the classifier is refitted.
 WEIGHTS = {"none": "uniform", **{s: s for s in ("ratio", "balanced", "effective")}}
@@ -50,12 +49,11 @@ class Network(NamedTuple):
 
     init: key -> fresh variables.
     apply: Linen's.
-    stages: their names, from the image on; `frozen`, those of them that stay.
+    stages: their names, from the image on; `frozen`, those that don't train.
     predict: (state, image [D, B, ...]) -> probability [D, B, T]; of a segmentation
       (variables, patches [B, *S, C]) -> [B, *S, K].
-    look: image [B, H, W, C] -> [1, B, H, W, C], as the model sees it; and
-    embed: (state, image [D, B, ...]) -> what the classifier sees, [D, B, F]; both of
-      a classifier alone.
+    look: image [B, H, W, C] -> [1, B, H, W, C], as a classifier sees it.
+    embed: (state, image [D, B, ...]) -> what its last layer sees, [D, B, F].
     """
 
     init: Callable
@@ -68,10 +66,7 @@ class Network(NamedTuple):
 
 
 def classifier(config: Config, output: Any) -> Network:
-    """The network of a classification, computing in `config.train.dtype`.
-
-    Runs that agree in it share one network, and what was compiled of it.
-    """
+    """The network of a classification; equal ones are compiled once."""
     return _classifier(json.dumps(affecting(config, "network")), output)
 
 
@@ -105,7 +100,7 @@ def _classifier(fields: str, output: Any) -> Network:
 
 
 def segmenter(config: Config, output: Any) -> Network:
-    """The network of a segmentation; as `classifier`."""
+    """The network of a segmentation; equal ones are compiled once."""
     fields = json.dumps(affecting(config, "network"))
     return _segmenter(fields, len(output.sequences), len(output.regions))
 
@@ -147,11 +142,7 @@ def _model(config: Config, tasks: int) -> Any:
 
 
 def frozen_stages(config: Config, stages: tuple[str, ...]) -> tuple[str, ...]:
-    """The first stages, as far as `config.transfer.mode` freezes them.
-
-    Raises:
-      InputError: it is neither a mode nor a stage.
-    """
+    """The first stages, as far as `config.transfer.mode` freezes them."""
     mode = config.transfer.mode
     if mode in ("head", "features"):
         return stages
@@ -174,11 +165,7 @@ def preparation(config: Config) -> Callable:
 
 
 def ops(config: Config, *, strength: float = 1.0) -> dict[str, Callable]:
-    """The ops of `config.augment` by name, in their order, with their numbers bound.
-
-    Args:
-      strength: factor of every float among an op's numbers.
-    """
+    """The ops of `config.augment` by name, with their floats times `strength`."""
     bound = {}
     for name in config.augment.ops:
         options = {
@@ -210,9 +197,7 @@ def augmentation(config: Config) -> Callable:
     else:
         change = functools.partial(policy.augment_batch, prepare=preparation(config))
 
-    def apply(
-        key: Array, batch: dict[str, Array], strengths: dict[str, dict[str, Array]]
-    ) -> dict[str, Array]:
+    def apply(key: Array, batch: dict, strengths: dict[str, dict]) -> dict:
         given = [functools.partial(op, **strengths[name]) for name, op in bound.items()]
         return change(key, batch, ops=given)
 
@@ -251,8 +236,8 @@ def step_parts(config: Config, network: Network) -> dict:
 def optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
     """The optimiser of `config.optim`; its rates are arguments of its update."""
     options = config.optim.to_dict()
-    make = named(optim, options["name"], "optim.name")
-    options = {k: v for k, v in options.items() if k not in NOT_FOR_THE_OPTIMISER}
+    make = named(optim, options.pop("name"), "optim.name")
+    options = {k: v for k, v in options.items() if k not in optim.Hyper._fields}
     return make(steps=config.train.steps, **options)
 
 
@@ -273,11 +258,7 @@ def initial_state(
     *,
     variables: ArrayTree | None = None,
 ) -> step.State:
-    """The state before the first update, of these variables (None: fresh ones).
-
-    Args:
-      label: see `loss_arguments`.
-    """
+    """The state before the first update, of these variables (None: fresh ones)."""
     hyper = optim.Hyper(
         learning_rate=config.optim.learning_rate,
         weight_decay=config.optim.weight_decay,
@@ -293,10 +274,8 @@ def initial_state(
         dual = losses.auc_margin_variables(len(output.names))
         if not hyper.dual_rate > 0:
             raise InputError("loss.rate: auc_margin learns too: give 0.1, say")
-    if variables is None:
-        variables = fresh(config, network)
     return step.init_state(
-        adapt.variables(config, variables),
+        adapt.variables(config, variables or fresh(config, network)),
         optimizer=optimizer(config),
         dual=dual,
         hyper=hyper,
@@ -305,12 +284,9 @@ def initial_state(
 
 
 def pace(config: Config, stages: tuple[str, ...]) -> dict[str, dict[str, float]]:
-    """Each stage's share of the learning rate, and the update at which it starts.
+    """Each stage's share of the learning rate, or the update at which it starts.
 
-    The head, which they don't name, has the whole rate from the start.
-
-    Raises:
-      InputError: the first stage would never start, or a number makes no sense.
+    The head, which isn't among them, has the whole rate from the start.
     """
     c = config.transfer
     below = dict(zip(stages, range(len(stages), 0, -1), strict=True))
@@ -334,8 +310,8 @@ def loss_arguments(config: Config, output: Any, label: np.ndarray) -> dict:
     """The keyword arguments of the loss: the config's numbers and the class weights.
 
     Args:
-      label: [N, T] of the training images, as they are and not as a plan shows them;
-        NaN where unknown. Of volumes, the share of the voxels in each region.
+      label: [N, T] of the training images, before any resampling; NaN where unknown.
+        Of volumes, the share of the voxels in each region.
 
     Raises:
       InputError: the loss takes no such number or no weights, or isn't for this task.
@@ -375,40 +351,42 @@ def _arguments(
             parts[part] = {"share": given.get("share", 1.0), **numbers}
         return any(weighted), {"parts": parts}
     output.check_loss(name)
-    scheme = WEIGHTS.get(config.imbalance, "uniform")
-    common = {"scheme": scheme, "drop": config.resampling.drop}
-    arguments = {}
-    if "w_pos" in takes:
-        arguments = balance.class_weights(label, tasks=output.names, **common)._asdict()
-    elif "w" in takes:
-        common["classes"] = output.names
-        arguments = {"w": balance.multiclass_weights(label, **common)}
-    weighted = bool(arguments)
+    weighted = not {"w", "w_pos"}.isdisjoint(takes)
+    arguments = class_weights(config, output, label) if weighted else {}
     if "prevalence" in takes:
         positives, negatives = balance.frequencies(label)
         arguments["prevalence"] = positives / np.maximum(positives + negatives, 1)
     return weighted, arguments | options
 
 
-def treats(config: Config, kind: Any) -> bool:
-    """Whether `config.imbalance` is one of WEIGHTS, PLANS or SYNTHETIC.
+def class_weights(
+    config: Config, output: Any, label: np.ndarray, imbalance: str | None = None
+) -> dict[str, np.ndarray]:
+    """w_pos and w_neg [T] of findings or regions, or w [T] of classes.
 
-    Raises:
-      InputError: it is none of them all.
+    Args:
+      label: [N, T] of the training images, NaN where unknown.
+      imbalance: by this value instead of `config.imbalance`.
     """
-    known = (*WEIGHTS, *PLANS, *SYNTHETIC)
-    if config.imbalance not in known:
-        options = ", ".join(map(repr, known))
+    scheme = WEIGHTS.get(imbalance or config.imbalance, "uniform")
+    options = {"scheme": scheme, "drop": config.resampling.drop}
+    if output.exclusive:
+        w = balance.multiclass_weights(label, classes=output.names, **options)
+        return {"w": w}
+    return balance.class_weights(label, tasks=output.names, **options)._asdict()
+
+
+def treats(config: Config, kind: Any) -> bool:
+    """Whether `config.imbalance` is in `kind`: WEIGHTS, PLANS or SYNTHETIC."""
+    names = (*WEIGHTS, *PLANS, *SYNTHETIC)
+    if config.imbalance not in names:
+        options = ", ".join(map(repr, names))
         raise InputError(f"imbalance={config.imbalance!r} is unknown: use {options}")
     return config.imbalance in kind
 
 
 def plan(config: Config, label: np.ndarray) -> balance.Epoch | None:
-    """How often each training image is shown; None where each is once an epoch.
-
-    Args:
-      label: [N, T] of the training images, NaN where unknown.
-    """
+    """How often each training image is shown; None where each is once an epoch."""
     if not treats(config, PLANS):
         return None
     c = config.resampling
@@ -452,17 +430,10 @@ def blank(shapes: ArrayTree) -> ArrayTree:
 
 
 def check(config: Config, network: Network, output: Any) -> None:
-    """Refuses what is wrong with any kind of task, before its data are read.
-
-    Raises:
-      InputError: an unknown checkpoint, imbalance, optimiser, loss, op or adaptation,
-        or numbers that don't go together.
-    """
-    if config.evaluation.checkpoint not in ("best", "last"):
-        raise InputError(
-            f"evaluation.checkpoint={config.evaluation.checkpoint!r}: use 'best' or "
-            "'last'"
-        )
+    """Refuses unknown names and numbers that don't go together, by making the parts."""
+    kept = config.evaluation.checkpoint
+    if kept not in ("best", "last"):
+        raise InputError(f"evaluation.checkpoint={kept!r}: use 'best' or 'last'")
     caveats(config)
     pace(config, network.stages)
     step_parts(config, network)
@@ -488,7 +459,6 @@ def bootstrap(config: Config) -> dict[str, Any]:
 
 
 def batch(config: Config) -> int:
-    """Images or patches of a training step, on all devices together."""
     return config.train.batch
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from rich.console import Console
@@ -27,7 +28,7 @@ MATTERS = 0.01  # AUROC; a smaller drop at the config's strength changes no conc
 
 
 def corrupt(run: Finished, data: films.Data, ids: np.ndarray, most: int = 0) -> dict:
-    """Measures a run on every corruption of some images, at every severity.
+    """Measures a run on images at every severity of every corruption.
 
     Args:
       ids: [N] of the images that may be used.
@@ -35,9 +36,6 @@ def corrupt(run: Finished, data: films.Data, ids: np.ndarray, most: int = 0) -> 
 
     Returns:
       See robustness.summarise.
-
-    Raises:
-      InputError: there is no image, or they are volumes.
     """
     if len(data.output.shape) != 3:
         raise InputError("--corrupt: corrupts 2-D images, and this run reads volumes")
@@ -46,27 +44,25 @@ def corrupt(run: Finished, data: films.Data, ids: np.ndarray, most: int = 0) -> 
         raise InputError("--corrupt: no film in this split")
     config = run.config
     key = jax.random.key(config.seed + 3)
-    cells = [(name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
-    probability: dict[tuple, list] = {cell: [] for cell in cells}
+    probability: dict[str, list] = {name: [] for name in CORRUPTIONS}
     clean = []
-    batches = films.evaluation_batches(config, data.films(ids))
     # Findings are ranked by uncalibrated probabilities, as in the report.
     predict = run.predict if run.output.exclusive else run.uncalibrated
     with Progress() as progress:
         bar = progress.add_task("corrupt", total=len(ids))
-        for batch in batches:
+        for batch in films.evaluation_batches(config, data.films(ids)):
             clean.append(inference.predict([batch], predict))
-            for name, severity in cells:
-                changed = _changed(name, key, batch, severity)
-                predicted = inference.predict([changed], predict)
-                probability[name, severity].append(predicted.probability)
+            for name, by_batch in probability.items():
+                of_batch = []
+                for severity in SEVERITIES:
+                    change = functools.partial(_corrupt, name, severity, key)
+                    predicted = inference.predict([_changed(batch, change)], predict)
+                    of_batch.append(predicted.probability)
+                by_batch.append(np.stack(of_batch))
             progress.advance(bar, len(clean[-1].id))
     return robustness.summarise(
         inference.Predictions(*map(np.concatenate, zip(*clean, strict=True))),
-        {
-            name: np.stack([np.concatenate(probability[name, s]) for s in SEVERITIES])
-            for name in CORRUPTIONS
-        },
+        {name: np.concatenate(each, axis=1) for name, each in probability.items()},
         tasks=run.output.names,
         exclusive=run.output.exclusive,
         calibrate=np.asarray if run.output.exclusive else run.fixed.calibrated,
@@ -76,7 +72,7 @@ def corrupt(run: Finished, data: films.Data, ids: np.ndarray, most: int = 0) -> 
 
 
 def fewer(ids: np.ndarray, films: int) -> np.ndarray:
-    """A number of the ids, ascending; a smaller number takes a subset. 0: all."""
+    """So many of the ids, ascending; a smaller number takes a subset. 0: all."""
     if films < 0:
         raise InputError(f"--films={films}: give a number of films, or 0 for all")
     order = np.random.default_rng(0).permutation(np.sort(ids))
@@ -84,11 +80,7 @@ def fewer(ids: np.ndarray, films: int) -> np.ndarray:
 
 
 def write(results: dict, path: Path) -> Path:
-    """Writes .json, and .csv beside it, of `corrupt`, and prints the mean curve.
-
-    Returns:
-      The JSON's path.
-    """
+    """Writes .json, and .csv beside it, of `corrupt`, and prints the mean curve."""
     path.write_text(json.dumps(results, indent=1))
     measures = robustness.MEASURES
     rows = [
@@ -106,9 +98,8 @@ def write(results: dict, path: Path) -> Path:
     columns = ["corruption", "severity", "parameter", "value", *columns]
     numbers = pd.DataFrame(rows, columns=columns, dtype=object)  # 50 isn't 50.0.
     numbers.to_csv(path.with_suffix(".csv"), index=False)
-    table = Table(
-        title=f"{results['films']} images, {len(results['corruptions'])} corruptions"
-    )
+    title = f"{results['films']} images, {len(results['corruptions'])} corruptions"
+    table = Table(title=title)
     for heading in ("severity", "mean AUROC", "drop", "calls that stay"):
         table.add_column(heading, justify="right")
     table.add_row("0", interval(results["clean"]["auroc"]), "", "")
@@ -118,57 +109,59 @@ def write(results: dict, path: Path) -> Path:
     return path
 
 
-def _changed(name: str, key, batch: dict, severity: int) -> dict:
-    """The batch with its images [D, B, ...] corrupted, as 8 bits: as records are."""
+def _changed(batch: dict, change: Callable) -> dict:
+    """The batch [D, B, ...] with images changed by (image [B, ...], id [B]) -> image."""
     image = batch["image"]
-    flat = image.reshape(-1, *image.shape[2:]).astype(np.float32) / 255
-    ids = batch["id"].reshape(-1)
-    corrupted = robustness.corrupt(name, key, flat, ids, severity=severity)
-    corrupted = np.rint(np.asarray(corrupted) * 255).astype(np.uint8)
-    return {**batch, "image": corrupted.reshape(image.shape)}
+    flat = image.reshape(-1, *image.shape[2:])
+    changed = np.asarray(change(flat, batch["id"].reshape(-1)))
+    return {**batch, "image": changed.reshape(image.shape)}
+
+
+def _corrupt(name: str, severity: int, key: jax.Array, image, id) -> np.ndarray:
+    """The images corrupted, as 8 bits: as records are."""
+    image = image.astype(np.float32) / 255
+    corrupted = robustness.corrupt(name, key, image, id, severity=severity)
+    return np.rint(np.asarray(corrupted) * 255).astype(np.uint8)
+
+
+@functools.partial(jax.jit, static_argnames="op")
+def _augment(key: jax.Array, image, id, *, op: Callable) -> jax.Array:
+    """The images in [0, 1], changed by one op as in epoch 0."""
+    zeros = jnp.zeros_like(id)
+    batch = {"image": image, "id": id, "epoch": zeros, "occurrence": zeros}
+    changed = policy.augment_batch(key, batch, ops=(op,), prepare=lambda image: image)
+    return changed["image"]
 
 
 def audit(run: Finished, data: films.Data, manifest: pd.DataFrame) -> Path:
     """Writes augment.html and augment.json: does an augmentation keep the label?
 
-    On the run's own validation split, because the result may change the config.
-    Returns the page's path.
+    On the run's validation split, because the result may change the config.
     """
     config, names = run.config, run.output.names
-    ids = films.ids_in(manifest, "validation")
-    images = data.films(ids)
-    as_they_are = inference.predict(
-        films.evaluation_batches(config, images), run.predict
-    )
+    images = data.films(films.ids_in(manifest, "validation"))
+    plain = inference.predict(films.evaluation_batches(config, images), run.predict)
     # The example shows as many findings as any image does.
-    example = int(np.argmax((as_they_are.label * as_they_are.weight).sum(axis=1)))
-    example = images[example]
+    example = images[int(np.argmax((plain.label * plain.weight).sum(axis=1)))]
     strips: dict = {op: [example["image"] / 255] for op in config.augment.ops}
     rows: dict[str, list] = {op: [] for op in config.augment.ops}
+    options = {"threshold": run.thresholds, **parts.bootstrap(config)}
     for strength in robustness.STRENGTHS:
         for name, op in parts.ops(config, strength=strength).items():
-            change = functools.partial(_augmented, op, jax.random.key(config.seed))
+            change = functools.partial(_augment, jax.random.key(config.seed), op=op)
+            batches = films.evaluation_batches(config, images)
             augmented = inference.predict(
-                (
-                    {**b, "image": change(b)}
-                    for b in films.evaluation_batches(config, images)
-                ),
-                run.predict,
+                (_changed(batch, change) for batch in batches), run.predict
             )
-            compared = robustness.compare(
-                as_they_are,
-                augmented,
-                threshold=run.thresholds,
-                **parts.bootstrap(config),
-            )
+            compared = robustness.compare(plain, augmented, **options)
             rows[name].append({"strength": strength, **_row(compared, names)})
-            batch = jax.tree.map(lambda x: np.asarray(x)[None, None], example)
-            strips[name].append(np.asarray(change(batch))[0, 0])
+            image, id = (np.asarray(example[k])[None] for k in ("image", "id"))
+            strips[name].append(np.asarray(change(image, id))[0])
     summary = {
         "source": config.data.source,
         "split": "validation",
-        "images": len(as_they_are.id),
-        "patients": len(np.unique(as_they_are.patient)),
+        "images": len(plain.id),
+        "patients": len(np.unique(plain.patient)),
         "replicates": config.evaluation.replicates,
         "strengths": robustness.STRENGTHS,
         "tasks": names,
@@ -178,44 +171,27 @@ def audit(run: Finished, data: films.Data, manifest: pd.DataFrame) -> Path:
     return explore_page.write_audit(summary, strips, run.folder)
 
 
-def _augmented(op: Callable, key: jax.Array, batch: dict) -> jax.Array:
-    """The batch's images [D, B, ...] in [0, 1], changed by one op as in epoch 0."""
-    devices = batch["image"].shape[0]
-    flat = {k: batch[k].reshape(-1, *batch[k].shape[2:]) for k in ("image", "id")}
-    zeros = np.zeros_like(flat["id"])
-    flat |= {"epoch": zeros, "occurrence": zeros}
-    image = _augment(key, flat, op=op)
-    return image.reshape(devices, -1, *image.shape[1:])
-
-
-@functools.partial(jax.jit, static_argnames="op")
-def _augment(key: jax.Array, flat: dict, *, op: Callable) -> jax.Array:
-    return policy.augment_batch(key, flat, ops=(op,), prepare=lambda image: image)[
-        "image"
-    ]
-
-
 def _row(compared: robustness.Change, tasks: tuple[str, ...]) -> dict:
     """robustness.compare's numbers as plain data."""
     each = {
         task: {
-            "moved": bootstrap.as_json(compared.moved[t]),
-            "flipped": bootstrap.as_json(compared.flipped[t]),
-            "drop": bootstrap.as_json(bootstrap.at(compared.drop, t)),
+            "moved": compared.moved[t],
+            "flipped": compared.flipped[t],
+            "drop": bootstrap.at(compared.drop, t),
         }
         for t, task in enumerate(tasks)
     }
-    return {"mean_drop": bootstrap.as_json(compared.mean_drop), "tasks": each}
+    return bootstrap.as_json({"mean_drop": compared.mean_drop, "tasks": each})
 
 
 def _judged(op: str, config: Config, at: list[dict]) -> dict:
     """The op's numbers, and whether its label still holds at the config's strength."""
-    own = next(row for row in at if row["strength"] == 1)
-    spoilt = {"all findings together": own["mean_drop"]}
-    spoilt |= {task: change["drop"] for task, change in own["tasks"].items()}
+    row = next(row for row in at if row["strength"] == 1)
+    drops = {"all findings together": row["mean_drop"]}
+    drops |= {task: change["drop"] for task, change in row["tasks"].items()}
     spoilt = [
         f"{task} by {drop['estimate']:.3f} ({drop['low']:.3f} to {drop['high']:.3f})"
-        for task, drop in spoilt.items()
+        for task, drop in drops.items()
         if drop["low"] is not None and drop["low"] > 0 and drop["estimate"] > MATTERS
     ]
     verdict = (

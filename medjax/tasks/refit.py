@@ -19,17 +19,16 @@ from medjax.evaluation import predict
 from medjax.models import layers
 from medjax.tasks import adapt, films, parts, start
 from medjax.tasks.films import Data, Output
-from medjax.tasks.parts import SYNTHETIC, WEIGHTS, Network, treats
+from medjax.tasks.parts import SYNTHETIC, Network, treats
 from medjax.tasks.task import Run
 from medjax.training import folder, head, step
 from medjax.training.step import State
 
 
 def classifier(run: Run, state: State, number: int = 0) -> None:
-    """Fits the classifier, to embeddings of the training images and SMOTE's points.
+    """Fits the classifier to the averaged model's embeddings, as a new checkpoint.
 
-    It becomes a checkpoint of its own. `number` counts the updates behind the state,
-    whose averaged model embeds.
+    `number` counts the updates behind the state.
     """
     config, data, ids = run.config, run.data, run.ids
     feature = embeddings(config, run.network, state, data)[ids]
@@ -43,7 +42,7 @@ def classifier(run: Run, state: State, number: int = 0) -> None:
 
 
 def restate(run: Run) -> None:
-    """Gives the trained model the target's batch statistics, as its own checkpoint."""
+    """Gives the trained model the target's batch statistics, as a new checkpoint."""
     config, output = run.config, run.data.output
     where = run.folder / start.trained(config)
     number, state = parts.restore(config, where, run.network, output)
@@ -62,10 +61,10 @@ def restate(run: Run) -> None:
 def embeddings(
     config: Config, network: Network, state: State, data: Data
 ) -> np.ndarray:
-    """[N, F] of all images of the data, by their id, computed once.
+    """[N, F] of all images of the data, by their id.
 
-    They are kept beside the records, under a digest of the weights and the options
-    that they depend on, so that a run with other labels or class weights finds them.
+    They are kept beside the records, under a digest of all that they depend on: a run
+    with other labels or class weights finds them.
     """
     below = {
         part: {stage: leaves for stage, leaves in tree.items() if stage != "classifier"}
@@ -106,27 +105,21 @@ def fitted(
     """
     label = label.astype(np.float32)
     between = _between(config, output, feature, label)
-    weight = np.nan_to_num(_weight(config, output, label))
+    w = parts.class_weights(config, output, label)
+    if output.exclusive:
+        weight = np.sum(label * w["w"], axis=1, keepdims=True)
+    else:
+        weight = label * w["w_pos"] + (1 - label) * w["w_neg"]
+    weight = np.nan_to_num(np.broadcast_to(weight, label.shape))
     fit = jax.jit(functools.partial(head.refit, exclusive=output.exclusive))
     layer = fit(feature, label, weight, between=between)
     return layer, int(between.weight.sum())
 
 
-def _weight(config: Config, output: Output, label: np.ndarray) -> np.ndarray:
-    """[N, T], the weight of each label by `config.imbalance`; NaN where unknown."""
-    scheme = WEIGHTS.get(config.imbalance, "uniform")
-    common = {"scheme": scheme, "drop": config.resampling.drop}
-    if output.exclusive:
-        w = balance.multiclass_weights(label, classes=output.names, **common)
-        return np.broadcast_to(np.sum(label * w, axis=1, keepdims=True), label.shape)
-    w = balance.class_weights(label, tasks=output.names, **common)
-    return label * w.w_pos + (1 - label) * w.w_neg
-
-
 def _between(
     config: Config, output: Output, feature: np.ndarray, label: np.ndarray
 ) -> synthetic.Synthetic:
-    """The synthetic points of `config.imbalance`; one of weight 0 for none."""
+    """The synthetic points of `config.imbalance`, or one of weight 0."""
     tasks = len(output.names)
     if not treats(config, SYNTHETIC):
         none = np.zeros((tasks, 1), np.int32)
@@ -158,15 +151,14 @@ def restated(
 ) -> State:
     """The state whose averaged model has the target's batch statistics.
 
-    Each mean and variance is over all of the target's training images, once each and
-    without augmentation. A layer gets batches that the layers below normalised by their
-    own statistics, as in training. The first layer's statistics don't depend on the
-    batches, and the others hardly do where the batches are large. A batch is a random
-    sample of about `evaluation.batch` images.
+    They are over all of the target's training images, once each, without augmentation.
+    As in training, a layer gets batches that the layers below normalised by the batch's
+    statistics; batches are random samples of about `evaluation.batch` images, large
+    enough that it hardly matters which.
 
     Args:
-      apply: of the network that `whole` asks for.
-      prepare: the modality's intensity preparation, image [B, *S, C] -> standardised.
+      apply: of the network of `adapt.whole`.
+      prepare: `parts.preparation`.
 
     Source: Li et al., Revisiting Batch Normalization for Practical Domain Adaptation
     (2016), algorithm 1.

@@ -55,13 +55,13 @@ class Output(NamedTuple):
     regions: dict[str, tuple[int, ...]]
     spacing: tuple[float, ...] = ()
 
+    exclusive = False  # A voxel may be in several regions.
+
     @property
     def names(self) -> tuple[str, ...]:
-        """K names of the regions."""
         return tuple(self.regions)
 
     def check_loss(self, name: str) -> None:
-        """Refuses a loss that isn't of masks."""
         if name in NOT_OF_MASKS:
             raise InputError(
                 f"loss.name={name!r}: is not of masks that may overlap: take "
@@ -88,11 +88,10 @@ class Data(NamedTuple):
         return label.to_numpy(float)
 
     def weighted(self, ids: np.ndarray) -> np.ndarray:
-        """[N, K], what class weights are computed from.
+        """[N, K], what class weights are computed from; NaN where a volume has no mask.
 
         That is the share of these volumes' voxels in each region, the same for every
-        volume: a weight then compares voxels, whatever the volumes' sizes. NaN where a
-        volume has no mask.
+        volume: a weight then compares voxels, whatever the volumes' sizes.
         """
         rows = self.table.set_index("id").loc[ids]
         voxels = rows[[f"voxels_{name}" for name in self.output.names]].to_numpy(float)
@@ -137,7 +136,18 @@ def data(config: Config) -> Data:
     name = f"{config.data.source}-{films.digest(options)}"
     folder = Path(config.data.records).expanduser() / "volumes" / name
     if not store.is_prepared(folder):
-        _prepare(config, folder, options)
+        output, patients = expected(config), _patients(config)
+        with Progress() as progress:
+            bar = progress.add_task(f"prepare {name}", total=len(patients))
+            volumes.prepare(
+                patients,
+                folder,
+                sequences=output.sequences,
+                regions=output.regions,
+                options=options,
+                max_quarantined=config.data.max_quarantined,
+                progress=lambda: progress.advance(bar),
+            )
     prepared = volumes.read_prepared(folder)
     source = Path(config.data.get("folder", "")).expanduser()
     if config.data.source != PHANTOM and source.is_dir():
@@ -184,14 +194,11 @@ def _table(config: Config, prepared: Prepared) -> pd.DataFrame:
 
 
 def as_stored(config: Config, prepared: Prepared) -> Iterator[scan.Scan]:
-    """The prepared patients once more, on their files' grids and in their files' units.
-
-    They are read one at a time, when they are asked for.
-    """
+    """The prepared patients once more, on their files' grids and in their files' units."""
     ready = set(prepared.table["image"])
-    for one in _patients(config, units="own"):
-        if one.name in ready:
-            yield one.read()
+    for patient in _patients(config, units="own"):
+        if patient.name in ready:
+            yield patient.read()
 
 
 def _patients(config: Config, units: str = "z_scores") -> list[volumes.UnreadScan]:
@@ -208,22 +215,6 @@ def _patients(config: Config, units: str = "z_scores") -> list[volumes.UnreadSca
     )
 
 
-def _prepare(config: Config, folder: Path, options: dict) -> None:
-    """Makes the volumes of `config.data` in that folder."""
-    output, read = expected(config), _patients(config)
-    with Progress() as progress:
-        bar = progress.add_task(f"prepare {folder.name}", total=len(read))
-        volumes.prepare(
-            read,
-            folder,
-            sequences=output.sequences,
-            regions=output.regions,
-            options=options,
-            max_quarantined=config.data.max_quarantined,
-            progress=lambda: progress.advance(bar),
-        )
-
-
 def find(config: Config, path: str, *, masks: bool = True) -> list[ScanFiles]:
     """The files of the patients in a folder, laid out as `config.data.source` says.
 
@@ -232,10 +223,10 @@ def find(config: Config, path: str, *, masks: bool = True) -> list[ScanFiles]:
     """
     source = config.data.source
     if source == PHANTOM:
-        own = {s: f"*_{s}.nii.gz" for s in brain.SEQUENCES}
+        patterns = {s: f"*_{s}.nii.gz" for s in brain.SEQUENCES}
         mask = "*_seg.nii.gz" if masks else ""
         return scans.in_folders(
-            Path(path), sequences=brain.SEQUENCES, files=own, mask=mask
+            Path(path), sequences=brain.SEQUENCES, files=patterns, mask=mask
         )
     if source not in SOURCES:
         raise _unknown_source(config)
@@ -245,8 +236,8 @@ def find(config: Config, path: str, *, masks: bool = True) -> list[ScanFiles]:
     options = {k: fields[k] for k in FINDING if k in fields and k in takes}
     if not masks:
         options.pop("mask", None)
-    people = layout(Path(path), **options)
-    return people if masks else [files._replace(mask=None) for files in people]
+    patients = layout(Path(path), **options)
+    return patients if masks else [files._replace(mask=None) for files in patients]
 
 
 def to_predict(config: Config, images: list[str]) -> list[volumes.UnreadScan]:
@@ -262,15 +253,12 @@ def to_predict(config: Config, images: list[str]) -> list[volumes.UnreadScan]:
 
 
 def split(config: Config, data: Data) -> pd.DataFrame:
-    """Who trains, validates and tests, by `data.split`; not yet audited.
+    """The split that `data.split` asks for, not yet audited.
 
     'patients' samples them as `config.split` says. 'leave_one_out' tests on one
     patient, number `config.split.fold`; 'halves' trains on the left hemispheres and
     tests on the right ones of the same people, which flatters. Both leave nobody to
     validate, and 'all' nobody to test either.
-
-    Raises:
-      InputError: too few patients for it.
     """
     way, table = config.data.split, data.table[["id", "image", "patient"]]
     if way == "all":
@@ -338,8 +326,6 @@ def _reading(config: Config) -> dict:
 def _phantoms(
     units: str, source: str, patients: int, first_patient: int, **options
 ) -> list[volumes.UnreadScan]:
-    """Synthetic patients, drawn when they are read."""
-
     def read(number: int) -> scan.Scan:
         patient = brain.patient(number, **options)
         return scan.make_scan(patient.image, patient.label, patient.affine, units=units)

@@ -1,4 +1,4 @@
-"""Masks of scans: the functions behind the commands."""
+"""Masks of scans: the functions behind the commands, see task.Task."""
 
 import json
 from collections.abc import Iterator
@@ -52,7 +52,6 @@ class Answer(NamedTuple):
 
 
 def check(config: Config, shards: int) -> None:
-    """Refuses a mistake in the config, before its data are read."""
     scans.check(config)
     for field, value in (
         ("transfer.mode", config.transfer.mode),
@@ -88,16 +87,14 @@ def explore(config: Config, data: scans.Data, folder: Path) -> Path:
     print(*fingerprint.describe_proposal(proposal), sep="\n")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "fingerprint.json"
-    values = {
-        "data": fingerprint.as_json(measured),
-        "proposal": fingerprint.as_json(proposal),
-    }
+    values = {"data": measured, "proposal": proposal}
+    values = {name: fingerprint.as_json(value) for name, value in values.items()}
     path.write_text(json.dumps(values, indent=1))
     return path
 
 
 def batches(config: Config, data: scans.Data, ids, target, *, on_host: bool = False):
-    """The training volumes in the run's order; the device draws their patches."""
+    """Whole volumes; the device draws their patches."""
     images = data.images(config.patch.size, ids)
     # Whole volumes are large, and a step is long: one batch ahead is enough.
     options = {"each": config.patch.each, "on_host": on_host, "ahead": 1}
@@ -106,16 +103,16 @@ def batches(config: Config, data: scans.Data, ids, target, *, on_host: bool = Fa
 
 def probability(config: Config, network, state: step.State, image) -> np.ndarray:
     """The averaged model's probability of a volume: [D, H, W, C] -> [D, H, W, K]."""
-    c, size, slices = config.evaluation, tuple(config.patch.size), config.patch.slices
+    size, slices = tuple(config.patch.size), config.patch.slices
     return sliding.volume_probability(
         network.predict,
         state.averaged,
         image,
         patch=size[1:] if slices else size,
         slices=size[0] if slices else 1,
-        overlap=c.overlap,
-        flips=tuple(c.flips),
-        batch=c.batch,
+        overlap=config.evaluation.overlap,
+        flips=tuple(config.evaluation.flips),
+        batch=config.evaluation.batch,
     )
 
 
@@ -140,20 +137,15 @@ def validate(config, network, data: scans.Data, ids, state) -> dict[str, float]:
         return {}
     state = step.on_one_device(state)
     mine = ids[jax.process_index() :: jax.process_count()]
-    dice = [
-        [
-            measures.dice(answer.probability[..., k] >= 0.5, answer.label[..., k] > 0)
-            for k in range(answer.label.shape[-1])
-        ]
-        for answer in answers(config, network, state, data, mine)
-    ]
-    shape = (len(mine), len(data.output.names))
-    own = Dices(np.array(dice, np.float32).reshape(shape))
-    return {"dice": float(np.mean(devices.gather(own, len(ids)).dice))}
+    dice = np.zeros((len(mine), len(data.output.names)), np.float32)
+    for n, answer in enumerate(answers(config, network, state, data, mine)):
+        mask, truth = answer.probability >= 0.5, answer.label > 0
+        for k in range(dice.shape[1]):
+            dice[n, k] = measures.dice(mask[..., k], truth[..., k])
+    return {"dice": float(np.mean(devices.gather(Dices(dice), len(ids)).dice))}
 
 
 def fix(run: Finished, data: scans.Data, manifest: pd.DataFrame) -> Finished:
-    """Chooses the post-processing of masks on validation, where it is missing."""
     ids = films.ids_in(manifest, "validation")
     ids = ids if run.config.evaluation.choose else ids[:0]
 
@@ -167,26 +159,22 @@ def fix(run: Finished, data: scans.Data, manifest: pd.DataFrame) -> Finished:
 
 
 def read_fixed(run: Finished) -> Finished:
-    """The run with its post-processing, as it was written."""
     return run._replace(fixed=fixed.read_posts(run.folder, run.output.names))
 
 
 def other(run: Finished, data: scans.Data) -> scans.Data:
-    """Other volumes that the run's network can read.
-
-    Raises:
-      InputError: they have other sequences or regions, or another spacing.
-    """
     spacing = data.prepared.options.get("spacing"), run.config.data.spacing
-    asked, own = (tuple(mm or ()) for mm in spacing)
-    if asked != own:
-        raise InputError(f"--config: data.spacing is {asked}, the run's {own}: set it")
+    theirs, ours = (tuple(mm or ()) for mm in spacing)
+    if theirs != ours:
+        raise InputError(
+            f"--config: data.spacing is {theirs}, the run's {ours}: set it"
+        )
     for what in ("sequences", "regions"):
-        theirs, own = (tuple(getattr(o, what)) for o in (data.output, run.output))
-        if theirs != own:
+        theirs, ours = (tuple(getattr(o, what)) for o in (data.output, run.output))
+        if theirs != ours:
             raise InputError(
                 f"--config: its {what} are {', '.join(theirs)}, the run's "
-                f"{', '.join(own)}: name the same in data.{what}"
+                f"{', '.join(ours)}: name the same in data.{what}"
             )
     return data
 
@@ -194,12 +182,7 @@ def other(run: Finished, data: scans.Data) -> scans.Data:
 def measure(
     run: Finished, data: scans.Data, manifest: pd.DataFrame, split: str
 ) -> tuple[dict, list[Pictured]]:
-    """Predicts the volumes of a split and measures their masks.
-
-    Returns:
-      The results, see evaluation/segmentation.py, and the worst volumes, for their
-      pictures. Of several processes the first alone works, and has them.
-    """
+    """Predicts a split and measures its masks; the worst volumes get pictures."""
     if not devices.first():
         return {}, []
     config, output = run.config, run.output
@@ -261,16 +244,10 @@ def predict(
     explain_in: Path | None = None,
     **how: str | None,
 ) -> list[str]:
-    """Writes masks and probabilities of patients' files.
+    """Writes masks and probabilities of the patients in some folders.
 
-    Args:
-      images: folders: a patient's, or of patients.
-      out: folder that gets `<patient>_label.nii.gz` and `<patient>_prob.nii.gz`, on
-        the grid of the patient's first sequence.
-      explain_in, how: are for other kinds of task.
-
-    Returns:
-      One line for each patient who could not be read; they have no files.
+    `out` gets `<patient>_label.nii.gz` and `<patient>_prob.nii.gz`, on the grid of the
+    patient's first sequence. `explain_in` and `how` are for other kinds of task.
 
     Raises:
       InputError: there is no patient, or two would have the same files.
@@ -308,37 +285,27 @@ def strange(run: Finished, case: Scan) -> str:
     ratio = np.divide(case.spacing, run.output.spacing)
     if np.max(np.maximum(ratio, 1 / ratio)) <= COARSER:
         return ""
-    theirs, own = (
+    theirs, ours = (
         " x ".join(f"{mm:.3g}" for mm in spacing)
         for spacing in (case.spacing, run.output.spacing)
     )
     return (
-        f"voxels of {theirs} mm, and the run learnt from {own}: its masks may be "
+        f"voxels of {theirs} mm, and the run learnt from {ours}: its masks may be "
         "wrong; train with data.spacing set"
     )
 
 
 def write_masks(run: Finished, case: Scan, path: Path) -> None:
-    """Writes one patient's mask and probability on the grid of the file.
+    """Writes PATH_label.nii.gz and PATH_prob.nii.gz on the grid of the patient's file.
 
     The mask is made on the grid that the model saw: components are counted there.
-
-    Args:
-      path: how the files' names begin.
     """
     predicted = probability(run.config, run.network, run.state, case.image)
     mask = measures.masks(predicted, case.spacing, run.fixed)
-    nifti.write_label_map(
-        path.with_name(f"{path.name}_label.nii.gz"),
-        scan.to_original(mask, case, order=0),
-        case.original,
-        regions=run.output.regions,
-    )
-    nifti.write_probabilities(
-        path.with_name(f"{path.name}_prob.nii.gz"),
-        scan.to_original(predicted, case),
-        case.original,
-    )
+    label, image = (path.with_name(f"{path.name}_{k}.nii.gz") for k in ("label", "prob"))
+    mask = scan.to_original(mask, case, order=0)
+    nifti.write_label_map(label, mask, case.original, regions=run.output.regions)
+    nifti.write_probabilities(image, scan.to_original(predicted, case), case.original)
 
 
 def nothing(*_: object) -> None:

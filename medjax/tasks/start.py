@@ -20,8 +20,7 @@ from medjax.training import folder as workdir
 from medjax.training.checkpoint import Checkpoints
 from medjax.training.step import State
 
-# Folders of the checkpoints whose classifier was refitted, and whose batch statistics
-# were re-estimated.
+# Folders of checkpoints, after a refit of the classifier and of batch statistics.
 REFITTED, ADAPTED = "refitted", "adapted"
 # Options of a model that don't change its weights' meaning; those that only change the
 # classifier's, which starts anew where the findings differ.
@@ -64,44 +63,40 @@ def settle(
     """The config with what its weights bring along, and these.
 
     `intensity.name='as_pretrained'` becomes the normalisation that they expect, and
-    their framework's options, such as another epsilon, become the model's.
-
-    Args:
-      output: what the run's model says: films.Output or scans.Output.
-      network: parts.classifier or parts.segmenter.
+    their framework's options, such as another epsilon, become the model's. `network` is
+    parts.classifier or parts.segmenter.
 
     Raises:
       InputError: the weights can't be read, or are of another network.
     """
     check(config)
-    if not config.transfer.init:
-        if config.transfer.mode not in ("all", "layerwise", "gradual"):
-            mode = config.transfer.mode
+    init, mode = config.transfer.init, config.transfer.mode
+    if not init:
+        if mode not in ("all", "layerwise", "gradual"):
             print(f"note: transfer.mode={mode!r} without transfer.init freezes noise")
         return config, None
-    start = read(config, output, network)
+    start = _read(config, output, network)
     settled = config.copy_and_resolve_references().unlock()
-    asked = as_json(config)  # As the weights' options are: in lists.
+    values = as_json(config)  # As the weights' options are: in lists.
+    model, intensity = values["model"], values.get("intensity", {})
     loose = LOOSE if start.names == output.names else (*LOOSE, *OF_CLASSIFIER)
     for name, value in start.options.items():
         if name in loose:
             continue
-        if asked["model"].get(name, value) != value:
+        if model.get(name, value) != value:
             raise InputError(
-                f"model.{name}={asked['model'][name]!r}: the weights of "
-                f"{config.transfer.init} go with {value!r}: take that, or other weights"
+                f"model.{name}={model[name]!r}: the weights of {init} go with {value!r}: "
+                "take that, or other weights"
             )
-        if name not in asked["model"]:
+        if name not in model:
             settled.model[name] = value
-    if asked.get("intensity", {}).get("name") == "as_pretrained":
+    if intensity.get("name") == "as_pretrained":
         settled.intensity = start.intensity
-    elif asked.get("intensity", {}) != start.intensity:
-        print(f"note: {config.transfer.init} expects intensity={start.intensity}")
+    elif intensity != start.intensity:
+        print(f"note: {init} expects intensity={start.intensity}")
     if start.sequences and start.sequences != output.sequences:
-        print(
-            f"note: {config.transfer.init} was trained on "
-            f"{', '.join(start.sequences)}, not on {', '.join(output.sequences)}"
-        )
+        theirs, ours = ", ".join(start.sequences), ", ".join(output.sequences)
+        print(f"note: {init} was trained on {theirs}, not on {ours}")
     return settled, start
 
 
@@ -118,20 +113,17 @@ def variables(fresh: ArrayTree, start: Start | None, output: Any) -> ArrayTree:
             del given[name]
     if not same:
         head = "classifier" if "classifier" in fresh["params"] else "head"
-        print(f"{head}: starts anew, as the weights are for {_of(start.names)}")
+        names = ", ".join(start.names) or "other classes"
+        print(f"{head}: starts anew, as the weights are for {names}")
     stats = fresh.get("batch_stats", {}) | start.variables.get("batch_stats", {})
     merged = {"params": fresh["params"] | given}
     if "batch_stats" in fresh or stats:
         merged["batch_stats"] = stats
-    refuse_other_shapes(merged, fresh)
+    _refuse_other_shapes(merged, fresh)
     return jax.tree.map(jnp.asarray, merged)
 
 
-def _of(names: tuple[str, ...]) -> str:
-    return ", ".join(names) or "other classes"
-
-
-def read(config: Config, output: Any, network: Callable[..., Network]) -> Start:
+def _read(config: Config, output: Any, network: Callable[..., Network]) -> Start:
     """The weights of a run, of a converted folder, of a file, or published ones."""
     init, path = config.transfer.init, Path(config.transfer.init).expanduser()
     if (path / "config.json").exists():
@@ -177,7 +169,7 @@ def _of_run(folder: Path, output: Any, network: Callable[..., Network]) -> Start
 def restore(
     config: Config, folder: Path, network: Network, output: Any
 ) -> tuple[int, State]:
-    """The checkpoint of a run that is judged and predicts: its step and state."""
+    """The checkpoint with which a run predicts: its step and state."""
     where = ADAPTED if config.adapt.name == "adabn" else trained(config)
     return parts.restore(config, folder / where, network, output)
 
@@ -210,13 +202,11 @@ def convert(
             f"{path}: timm's tf_ networks pad as TensorFlow does, and their names and "
             "shapes don't say so: take timm's efficientnet_b0, torchvision's or Keras'"
         )
-    options = dict(table.options)
-    shapes = functools.partial(_shapes, name, options, channels)
+    shapes = functools.partial(_shapes, name, dict(table.options), channels)
     stages = pretrained.convert(source, shapes(classes=1), model=name, head=False)
-    if head and stages.classes:
-        target = shapes(classes=stages.classes)
-        return pretrained.convert(source, target, model=name)
-    return stages
+    if not head or not stages.classes:
+        return stages
+    return pretrained.convert(source, shapes(classes=stages.classes), model=name)
 
 
 def write_converted(path: Path, name: str, out: Path, *, channels: int) -> dict:
@@ -241,28 +231,26 @@ def _of_converted(folder: Path, output: Any) -> Start:
         card = json.loads((folder / "card.json").read_text())
     except json.JSONDecodeError as error:
         raise InputError(f"{folder}/card.json: {error}: convert again") from None
-    if card["channels"][1] != output.shape[-1]:
+    theirs, channels = card["channels"][1], output.shape[-1]
+    if theirs != channels:
         raise InputError(
-            f"{folder}: converted for {card['channels'][1]} channels, the images have "
-            f"{output.shape[-1]}: convert again with --channels={output.shape[-1]}"
+            f"{folder}: converted for {theirs} channels, the images have {channels}: "
+            f"convert again with --channels={channels}"
         )
-    channels, classes = output.shape[-1], card["classes"] or 1
+    classes = card["classes"] or 1
     shapes = _shapes(card["model"], card["options"], channels, classes=classes)
     with Checkpoints(folder) as checkpoints:
         return _start(checkpoints.restore(parts.blank(shapes)).state, card)
 
 
 def _start(variables: ArrayTree, card: dict) -> Start:
+    """Of converted variables and what their card says of them."""
     params = {k: v for k, v in variables["params"].items() if k != "classifier"}
+    options = {"name": card["model"], **card["options"]}
     intensity = {"name": "standardise_each"}
     if card["standardise"]:
         intensity = {"name": "standardise", **card["standardise"]}
-    return Start(
-        variables={**variables, "params": params},
-        names=(),
-        options={"name": card["model"], **card["options"]},
-        intensity=intensity,
-    )
+    return Start({**variables, "params": params}, (), options, intensity)
 
 
 def _shapes(name: str, options: dict, channels: int, *, classes: int) -> ArrayTree:
@@ -273,14 +261,14 @@ def _shapes(name: str, options: dict, channels: int, *, classes: int) -> ArrayTr
     return jax.eval_shape(lambda: init(jax.random.key(0), image, train=False))
 
 
-def refuse_other_shapes(given: ArrayTree, wanted: ArrayTree) -> None:
+def _refuse_other_shapes(given: ArrayTree, wanted: ArrayTree) -> None:
     """Refuses weights that aren't the model's, and names the first leaf that differs."""
-    leaves = [
-        {jax.tree_util.keystr(path): leaf.shape for path, leaf in flat}
-        for flat in map(jax.tree_util.tree_leaves_with_path, (given, wanted))
-    ]
-    for name in sorted(leaves[0].keys() | leaves[1].keys()):
-        theirs, ours = (side.get(name, "nothing") for side in leaves)
+    given, wanted = (
+        {jax.tree_util.keystr(path): leaf.shape for path, leaf in leaves}
+        for leaves in map(jax.tree_util.tree_leaves_with_path, (given, wanted))
+    )
+    for name in sorted(given.keys() | wanted.keys()):
+        theirs, ours = (shapes.get(name, "nothing") for shapes in (given, wanted))
         if theirs != ours:
             raise InputError(
                 f"transfer.init: {name} is {theirs} in the weights, {ours} in the model: "

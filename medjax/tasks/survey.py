@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pandas as pd
 
-from medjax.cohort import balance, describe
+from medjax.cohort import describe
 from medjax.cohort import manifest as manifests
 from medjax.config import Config
 from medjax.errors import InputError
@@ -16,29 +16,20 @@ from medjax.tasks import films, parts
 
 
 def survey(config: Config, data: films.Data, folder: Path) -> Path:
-    """Writes explore.html and explore.json: the cohort, its pixels and its split.
-
-    Args:
-      config: of the run to come.
-      data: of the config.
-      folder: gets both files; made if absent.
-
-    Returns:
-      The page's path.
-    """
+    """Writes explore.html and explore.json: the cohort, its pixels and its split."""
     table, tasks = data.table, data.output.names
     manifest = films.split(config, data)
     kind = "multiclass" if data.output.exclusive else "multilabel"
     facts = describe.describe(table, tasks, manifest, task=kind)
     everyone = data.films(table["id"].to_numpy())
-    batches = films.evaluation_batches(config, everyone)
+    pixels = (
+        (batch["id"].reshape(-1), batch["image"].reshape(-1, *data.output.shape))
+        for batch in films.evaluation_batches(config, everyone)
+    )
     facts |= {
         "source": config.data.source,
         "sample": describe.sample(table, tasks, boxes=_read(data, "boxes")),
-        "pixels": describe.statistics(
-            ((_flat(b["id"]), _flat(b["image"])) for b in batches),
-            jax.jit(parts.preparation(config)),
-        ),
+        "pixels": describe.statistics(pixels, jax.jit(parts.preparation(config))),
         "confounders": _confounders(config, data),
         "weights": _weights(config, data, manifest),
         "split": _verdict(config, data, manifest),
@@ -48,11 +39,6 @@ def survey(config: Config, data: films.Data, folder: Path) -> Path:
     images = {id: everyone[id]["image"] for id in exploring.wanted(facts)}
     folder.mkdir(parents=True, exist_ok=True)
     return exploring.write(facts, images, folder)
-
-
-def _flat(array: np.ndarray) -> np.ndarray:
-    """[D, B, ...] -> [D B, ...]."""
-    return array.reshape(-1, *array.shape[2:])
 
 
 def _read(data: films.Data, name: str) -> pd.DataFrame:
@@ -83,56 +69,48 @@ def _confounders(config: Config, data: films.Data) -> dict:
 
 def _weights(config: Config, data: films.Data, manifest: pd.DataFrame) -> dict:
     """{scheme: {part: {task: weight}}} of the training images, or {scheme: error}."""
-    names = data.output.names
     label = data.label(films.ids_in(manifest, "train"))
+    called = {"w": "", "w_pos": "positive", "w_neg": "negative"}
     schemes: dict = {}
-    for word, scheme in parts.WEIGHTS.items():
-        options = {"scheme": scheme, "drop": config.resampling.drop}
+    for scheme in parts.WEIGHTS:
         try:
-            if data.output.exclusive:
-                w = balance.multiclass_weights(label, classes=names, **options)
-                weights = {"": w}
-            else:
-                w = balance.class_weights(label, tasks=names, **options)
-                weights = {"positive": w.w_pos, "negative": w.w_neg}
+            weights = parts.class_weights(config, data.output, label, scheme)
         except InputError as error:
-            schemes[word] = str(error)
-        else:
-            schemes[word] = {
-                part: dict(zip(names, w.tolist(), strict=True))
-                for part, w in weights.items()
-            }
+            schemes[scheme] = str(error)
+            continue
+        schemes[scheme] = {
+            called[part]: dict(zip(data.output.names, w.tolist(), strict=True))
+            for part, w in weights.items()
+        }
     return schemes
 
 
 def _verdict(config: Config, data: films.Data, manifest: pd.DataFrame) -> dict:
     """The counts of each split, and whether the audit allows training."""
-    reached = manifests.reached(data.table, manifest, data.output.names).to_dict(
-        "records"
-    )
+    reached = manifests.reached(data.table, manifest, data.output.names)
+    sound, verdict = True, "No patient and no picture is on two sides."
+    if config.split.by == "image":
+        sound = False
+        verdict = "Split by image: patients are on several sides, and results flatter."
     try:
         films.audit(config, data, manifest)
     except InputError as error:
-        return {"reached": reached, "sound": False, "verdict": str(error)}
-    if config.split.by == "image":
-        verdict = "Split by image: patients are on several sides, and results flatter."
-        return {"reached": reached, "sound": False, "verdict": verdict}
-    verdict = "No patient and no picture is on two sides."
-    return {"reached": reached, "sound": True, "verdict": verdict}
+        sound, verdict = False, str(error)
+    return {"reached": reached.to_dict("records"), "sound": sound, "verdict": verdict}
 
 
 def _pairs(data: films.Data, manifest: pd.DataFrame) -> list[dict]:
     """The pairs of images that show one picture, and their splits."""
-    known = manifest.set_index("id")[["image", "patient", "split"]]
-    return [
-        {
-            **pair,
-            "image": known.at[pair["id"], "image"],
-            "other_image": known.at[pair["other"], "image"],
-            "split": known.at[pair["id"], "split"],
-            "other_split": known.at[pair["other"], "split"],
-            "same_patient": known.at[pair["id"], "patient"]
-            == known.at[pair["other"], "patient"],
+    rows = manifest.set_index("id")
+    pairs = []
+    for pair in data.pairs().to_dict("records"):
+        first, second = rows.loc[pair["id"]], rows.loc[pair["other"]]
+        pair |= {
+            "image": first["image"],
+            "other_image": second["image"],
+            "split": first["split"],
+            "other_split": second["split"],
+            "same_patient": bool(first["patient"] == second["patient"]),
         }
-        for pair in data.pairs().to_dict("records")
-    ]
+        pairs.append(pair)
+    return pairs

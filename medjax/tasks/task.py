@@ -21,12 +21,10 @@ from medjax.training.checkpoint import Checkpoints
 class Run(NamedTuple):
     """A run that is ready to be trained.
 
-    config: of the run, with what its first weights brought along.
-    folder: the run's.
+    config: with what the first weights brought along.
     data: films.Data or scans.Data.
     manifest: of the split, one row an image: id, image, patient, split.
     ids: [N] of the training images, as often as an epoch shows them.
-    network: the model, with its parts bound.
     state: before the first update.
     step_parts: keyword arguments of step.train_step.
     batches: (on_host=False) -> the endless training data; on_host keeps the batches
@@ -54,7 +52,6 @@ class Run(NamedTuple):
 
     @property
     def checkpoints(self) -> Checkpoints:
-        """Those of the training."""
         return parts.checkpoints(self.config, self.folder / "checkpoints")
 
 
@@ -94,8 +91,8 @@ class Task(NamedTuple):
 
     unit: what an image is called, in the plural.
     output: films.Output or scans.Output.
-    check: (config, shards) -> None; refuses what can be seen to be wrong before any
-      data are read. shards: devices that share a batch.
+    check: (config, devices that share a batch) -> None; refuses mistakes that can be
+      seen before any data are read.
     share: config -> the rows of a batch, where a training step is faster with one
       device for each core of the CPU; else 0.
     data: config -> the prepared data; they are made where they are missing.
@@ -103,7 +100,7 @@ class Task(NamedTuple):
     split: (config, data) -> the manifest, not yet audited.
     untested: config -> why a run of it tests on nobody; '' where it tests.
     audit: (config, data, manifest) -> None; refuses a manifest that leaks.
-    network: (config, output) -> the model with its parts bound.
+    network: (config, output) -> parts.Network.
     batches: (config, data, ids, target, on_host=False) -> the endless training data.
     validate: (config, network, data, ids, state) -> the scores on validation.
     record: (folder, data, ids) -> None; notes what the training images look like.
@@ -113,9 +110,9 @@ class Task(NamedTuple):
     fixed: finished -> Finished, with its choices on validation as they were written.
     other: (finished, data) -> other data, labelled as the run's are.
     measure: (finished, data, manifest, split) -> (results, pictures) of a split, as
-      report.write takes them.
+      report.write takes them; of several processes the first alone has them.
     predict: (finished, images, out, explain=, **how) -> a line for each unreadable file.
-    comparison: how finished runs are compared, see compare.py.
+    comparison: how finished runs are compared.
     refused: {capability: why this kind of task can't have it}.
     """
 
@@ -142,16 +139,12 @@ class Task(NamedTuple):
     refused: dict[str, str]
 
     def refuse(self, capability: str) -> None:
-        """Refuses what this kind of task can't do.
-
-        Raises:
-          InputError: it can't; the reason is named.
-        """
+        """Raises InputError, with the reason, for what this kind of task can't do."""
         if capability in self.refused:
             raise InputError(f"{capability}: {self.refused[capability]}")
 
     def prepare(self, config: Config) -> Any:
-        """Makes the records of `config.data`, and says what became of the files.
+        """The data of `config.data`, prepared; prints how many could be read.
 
         Raises:
           InputError: the raw files aren't there, or too many can't be read.
@@ -166,8 +159,6 @@ class Task(NamedTuple):
         """Makes and checks all that comes before the first step, and writes it down.
 
         Args:
-          config: of the run.
-          folder: the run's.
           shards: devices that share a batch; 0: all devices.
 
         Raises:
@@ -184,21 +175,18 @@ class Task(NamedTuple):
                 self._write_down(config, folder, data, manifest, target, weights)
         counts = manifest["split"].value_counts().items()
         print(f"{self.unit}: " + ", ".join(f"{n} {split}" for split, n in counts))
-        in_split = manifest.groupby("split")["id"].apply(np.array)
-        ids = in_split["train"]
+        ids = films.ids_in(manifest, "train")
+        validation = films.ids_in(manifest, "validation")
         network = self.network(config, data.output)
+        variables = start.variables(parts.fresh(config, network), weights, data.output)
         state = parts.initial_state(
-            *(config, network, data.output, data.weighted(ids)),
-            variables=start.variables(
-                parts.fresh(config, network), weights, data.output
-            ),
+            config, network, data.output, data.weighted(ids), variables=variables
         )
         plan = parts.plan(config, label := data.label(ids))
         if plan is not None:
             print(plan.describe(data.output.names, label))
             ids = ids[plan.index]
         print(f"model: {_counts(state.params, network.frozen)}")
-        validation = in_split.get("validation", np.zeros(0, int))
         others = b"" if target is None else target.ids.tobytes()
         return Run(
             *(config, folder, data, manifest, ids, network, state),
@@ -228,8 +216,7 @@ class Task(NamedTuple):
         )
         manifests.write(manifest, folder / "splits.csv")
         workdir.write_task(folder, data.output)
-        trains = films.ids_in(manifest, "train")
-        self.record(folder, data, trains)
+        self.record(folder, data, films.ids_in(manifest, "train"))
         if target is not None:
             manifests.write(target.manifest, folder / "target.csv")
             print(f"target: {len(target.ids)} images without their labels")
@@ -250,9 +237,9 @@ class Task(NamedTuple):
         return self.fixed(self.read(folder))
 
 
-def alone(config: Config) -> str:
-    """Why a run can't be shared by several processes; '' where it can."""
-    if config.transfer.mode == "features":
+def _alone(config: Config) -> str:
+    """The field by which several processes can't share a run; '' where they can."""
+    if not parts.has_steps(config):
         return f"transfer.mode={config.transfer.mode!r}"
     if parts.treats(config, parts.SYNTHETIC):
         return f"imbalance={config.imbalance!r}"
@@ -262,28 +249,21 @@ def alone(config: Config) -> str:
 
 
 def check(config: Config, network: parts.Network, output: Any, *, batch: int) -> None:
-    """Refuses what is wrong in any kind of task, before its data are read.
+    """Refuses mistakes in any kind of task's config, before its data are read.
 
     Args:
       output: as far as it is known.
       batch: what `train.batch` must be a multiple of.
-
-    Raises:
-      InputError: a mistake in the config.
     """
     films.check_batch(config, batch)
     start.check(config)
     parts.check(config, network, output)
-    if (reason := alone(config)) and not devices.alone():
+    if (reason := _alone(config)) and not devices.alone():
         raise InputError(f"{reason}: isn't for several processes: start one")
 
 
 def _counts(params: dict, frozen: tuple[str, ...]) -> str:
     """How many parameters there are, and how many of them are frozen."""
-    sizes = {
-        stage: sum(leaf.size for leaf in jax.tree.leaves(leaves))
-        for stage, leaves in params.items()
-    }
-    still = sum(sizes[stage] for stage in frozen)
-    kept = f", {still:,} of them frozen" if still else ""
-    return f"{sum(sizes.values()):,} parameters{kept}"
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    still = sum(leaf.size for s in frozen for leaf in jax.tree.leaves(params[s]))
+    return f"{size:,} parameters" + (f", {still:,} of them frozen" if still else "")
