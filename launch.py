@@ -178,9 +178,7 @@ def run_evaluate() -> None:
     elif FLAGS.corrupt:
         evaluate.corrupt(workdir(), **options, films=FLAGS.films)
     elif FLAGS.localise:
-        evaluate.localise(
-            workdir(), **options, method=FLAGS.method, stage=FLAGS.stage
-        )
+        evaluate.localise(workdir(), **options, method=FLAGS.method, stage=FLAGS.stage)
     else:
         evaluate.evaluate(workdir(), **options)
 

@@ -120,7 +120,9 @@ def corrupt(
 FLAGS = {"localisation": "--localise", "robustness": "--corrupt"}
 
 
-def _beside(folder, split, other, kind: str, measure: Callable, write: Callable) -> dict:
+def _beside(
+    folder, split, other, kind: str, measure: Callable, write: Callable
+) -> dict:
     """Measures and writes what stands beside the report; renews the split's page."""
     config = read_config(folder)
     task = tasks.of(config)

@@ -20,7 +20,7 @@ from typing import Any
 
 from medjax.commands import arms
 from medjax.commands import population as population_
-from medjax.commands import train as command
+from medjax.commands import train as training
 from medjax.commands.arms import Run
 from medjax.errors import InputError
 from medjax.training import devices
@@ -45,13 +45,14 @@ def local(sweep: Path, runs: list[Run], report: Callable[[Run], None]) -> bool:
     are shared through the compilation cache.
     """
     environment = os.environ | {"PYTHONPATH": _path()}
+    command = [sys.executable, "-m", "medjax.commands.executors", sweep]
     with stop_signal() as stop:
         for run in runs:
             folder = run.folder(sweep)
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / "log.txt").open("a") as log:
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "medjax.commands.executors", sweep, run.name],
+                    [*command, run.name],
                     env=environment,
                     stdin=subprocess.PIPE,
                     stdout=log,
@@ -178,7 +179,7 @@ def train(sweep: Path, name: str) -> Outcome:
     config, folder = arms.configured(config, run.overrides), run.folder(sweep)
     (folder / "error.txt").unlink(missing_ok=True)  # Of an earlier attempt.
     try:
-        command.train(config, folder)
+        training.train(config, folder)
     except Exception as error:  # noqa: BLE001 A bug of one arm must not stop the rest.
         outcome = failed(error)
         arms.write_error(folder, outcome.error, outcome.details)

@@ -73,20 +73,11 @@ def classifier(config: Config, output: Any) -> Network:
 @functools.lru_cache(maxsize=4)
 def _classifier(fields: str, output: Any) -> Network:
     config = Config(json.loads(fields))
-    model = _model(config, len(output.names))
-    if not isinstance(model, Classifier):
-        raise InputError(
-            f"model.name={config.model.name!r} makes masks: it is for "
-            "task='segmentation'; take densenet121, say"
-        )
-    frozen = frozen_stages(config, model.stage_names)
-    model = model.clone(frozen=len(frozen))
+    model, frozen = _model(config, len(output.names), masks=False)
     blank = jnp.zeros((1, *output.shape))
     views = functools.partial(normalisation.views, prepare=preparation(config))
-    parts = {
-        "apply": model.apply,
-        "views": functools.partial(views, flip=config.evaluation.flip),
-    }
+    seen = functools.partial(views, flip=config.evaluation.flip)
+    parts = {"apply": model.apply, "views": seen}
     probability = jax.nn.softmax if output.exclusive else jax.nn.sigmoid
     return Network(
         init=lambda key: model.init(key, blank, train=False),
@@ -108,12 +99,7 @@ def segmenter(config: Config, output: Any) -> Network:
 @functools.lru_cache(maxsize=4)
 def _segmenter(fields: str, channels: int, regions: int) -> Network:
     config = Config(json.loads(fields))
-    net = _model(config, regions)
-    if isinstance(net, Classifier):
-        raise InputError(
-            f"model.name={config.model.name!r} makes no masks: take 'unet', or another "
-            "task than 'segmentation'"
-        )
+    net, frozen = _model(config, regions, masks=True)
     size = tuple(config.patch.size)
     if config.patch.slices:
         if size[0] % 2 == 0:
@@ -122,8 +108,6 @@ def _segmenter(fields: str, channels: int, regions: int) -> Network:
                 "an odd one first"
             )
         size, channels = size[1:], size[0] * channels
-    frozen = frozen_stages(config, net.stage_names)
-    net = net.clone(frozen=len(frozen))
 
     def init(key: Array) -> ArrayTree:
         return net.init(key, jnp.zeros((1, *size, channels)), train=False)
@@ -134,14 +118,28 @@ def _segmenter(fields: str, channels: int, regions: int) -> Network:
     return Network(init, net.apply, net.stage_names, frozen, probability)
 
 
-def _model(config: Config, tasks: int) -> Any:
+def _model(config: Config, tasks: int, *, masks: bool) -> tuple[Any, tuple[str, ...]]:
+    """The Linen module of `config.model`, and the names of its frozen stages."""
     options = config.model.to_dict()
-    make = named(architectures, options.pop("name"), "model.name")
+    name = options.pop("name")
+    make = named(architectures, name, "model.name")
     dtype = jnp.dtype(config.train.dtype)
-    return make(tasks=tasks, dtype=dtype, axis_name=step.AXIS, **options)
+    model = make(tasks=tasks, dtype=dtype, axis_name=step.AXIS, **options)
+    if masks and isinstance(model, Classifier):
+        raise InputError(
+            f"model.name={name!r} makes no masks: take 'unet', or another task than "
+            "'segmentation'"
+        )
+    if not masks and not isinstance(model, Classifier):
+        raise InputError(
+            f"model.name={name!r} makes masks: it is for task='segmentation'; take "
+            "densenet121, say"
+        )
+    frozen = _frozen_stages(config, model.stage_names)
+    return model.clone(frozen=len(frozen)), frozen
 
 
-def frozen_stages(config: Config, stages: tuple[str, ...]) -> tuple[str, ...]:
+def _frozen_stages(config: Config, stages: tuple[str, ...]) -> tuple[str, ...]:
     """The first stages, as far as `config.transfer.mode` freezes them."""
     mode = config.transfer.mode
     if mode in ("head", "features"):
@@ -320,7 +318,9 @@ def loss_arguments(config: Config, output: Any, label: np.ndarray) -> dict:
     name = options.pop("name")
     if name == "auc_margin":  # The only loss that learns; see initial_state.
         options.pop("rate", None)
-    weighted, arguments = _arguments(config, output, label, name, options)
+    arguments = _arguments(config, output, label, name, options)
+    parts = [arguments, *arguments.get("parts", {}).values()]
+    weighted = any(part.keys() & {"w", "w_pos"} for part in parts)
     if treats(config, WEIGHTS) and config.imbalance != "none" and not weighted:
         raise InputError(
             f"imbalance={config.imbalance!r} weights classes, and loss.name={name!r} "
@@ -331,8 +331,8 @@ def loss_arguments(config: Config, output: Any, label: np.ndarray) -> dict:
 
 def _arguments(
     config: Config, output: Any, label: np.ndarray, name: str, options: dict
-) -> tuple[bool, dict]:
-    """Whether a loss, or a part of a compound one, weights classes; its arguments."""
+) -> dict:
+    """The arguments of a loss, or of a part of a compound one."""
     takes = inspect.signature(named(losses, name, "loss.name")).parameters
     if "logits" not in takes:
         raise InputError(f"loss.name={name!r}: medjax.losses has no such loss")
@@ -340,23 +340,21 @@ def _arguments(
         if option not in takes:
             raise InputError(f"loss.{option}: {name} has no such number: leave it out")
     if "parts" in takes:
-        parts, weighted = {}, []
-        for part, given in options.get("parts", {}).items():
+        parts = {}
+        for part, numbers in options.get("parts", {}).items():
             output.check_loss(part)
             if part == "auc_margin":
                 raise InputError("loss.parts: auc_margin can only stand alone")
-            numbers = {k: v for k, v in given.items() if k != "share"}
-            weights, numbers = _arguments(config, output, label, part, numbers)
-            weighted.append(weights)
-            parts[part] = {"share": given.get("share", 1.0), **numbers}
-        return any(weighted), {"parts": parts}
+            share = {"share": numbers.pop("share", 1.0)}
+            parts[part] = share | _arguments(config, output, label, part, numbers)
+        return {"parts": parts}
     output.check_loss(name)
-    weighted = not {"w", "w_pos"}.isdisjoint(takes)
+    weighted = takes.keys() & {"w", "w_pos"}
     arguments = class_weights(config, output, label) if weighted else {}
     if "prevalence" in takes:
         positives, negatives = balance.frequencies(label)
         arguments["prevalence"] = positives / np.maximum(positives + negatives, 1)
-    return weighted, arguments | options
+    return arguments | options
 
 
 def class_weights(

@@ -302,10 +302,12 @@ def write_masks(run: Finished, case: Scan, path: Path) -> None:
     """
     predicted = probability(run.config, run.network, run.state, case.image)
     mask = measures.masks(predicted, case.spacing, run.fixed)
-    label, image = (path.with_name(f"{path.name}_{k}.nii.gz") for k in ("label", "prob"))
     mask = scan.to_original(mask, case, order=0)
-    nifti.write_label_map(label, mask, case.original, regions=run.output.regions)
-    nifti.write_probabilities(image, scan.to_original(predicted, case), case.original)
+    predicted = scan.to_original(predicted, case)
+    nifti.write_label_map(
+        Path(f"{path}_label.nii.gz"), mask, case.original, regions=run.output.regions
+    )
+    nifti.write_probabilities(Path(f"{path}_prob.nii.gz"), predicted, case.original)
 
 
 def nothing(*_: object) -> None:
