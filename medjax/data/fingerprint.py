@@ -10,7 +10,7 @@ supplementary note 2.
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -143,19 +143,6 @@ def describe(data: Fingerprint) -> list[str]:
             line += f"{np.median(data.lesions[shown, k]):.3g}"
         lines.append(line)
     return lines
-
-
-def as_json(record: NamedTuple) -> dict[str, Any]:
-    """Plain values for a JSON file; NaN is None."""
-
-    def plain(value):
-        if isinstance(value, np.ndarray):
-            value = value.tolist()
-        if isinstance(value, (list, tuple)):
-            return [plain(item) for item in value]
-        return None if isinstance(value, float) and math.isnan(value) else value
-
-    return {name: plain(value) for name, value in record._asdict().items()}
 
 
 class _Pool:

@@ -14,8 +14,8 @@ from medjax.config import Config
 from medjax.data import fingerprint, nifti, scan, volumes
 from medjax.data.scan import Scan
 from medjax.errors import InputError
+from medjax.evaluation import bootstrap, sliding
 from medjax.evaluation import segmentation as measures
-from medjax.evaluation import sliding
 from medjax.reports.segmentation import Case as Pictured
 from medjax.tasks import compare, films, fixed, parts, scans
 from medjax.tasks.task import Finished, Task
@@ -72,13 +72,10 @@ def explore(config: Config, data: scans.Data, folder: Path) -> Path:
     It describes the scans as they are stored, but for their background: at the spacing
     of `data.spacing` they would only confirm it.
     """
+    stored, total = scans.as_stored(config, data.prepared), len(data.prepared.table)
     with Progress() as progress:
         measured = fingerprint.measure(
-            progress.track(
-                scans.as_stored(config, data.prepared),
-                total=len(data.prepared.table),
-                description="look at the scans",
-            ),
+            progress.track(stored, total=total, description="look at the scans"),
             sequences=data.output.sequences,
             regions=list(data.output.regions),
         )
@@ -87,8 +84,7 @@ def explore(config: Config, data: scans.Data, folder: Path) -> Path:
     print(*fingerprint.describe_proposal(proposal), sep="\n")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "fingerprint.json"
-    values = {"data": measured, "proposal": proposal}
-    values = {name: fingerprint.as_json(value) for name, value in values.items()}
+    values = bootstrap.as_json({"data": measured, "proposal": proposal})
     path.write_text(json.dumps(values, indent=1))
     return path
 
