@@ -5,7 +5,6 @@
 
 import functools
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +101,8 @@ def localise(
       InputError: no finished run there, or no image with a box.
     """
     measure = functools.partial(explain.localise, **how)
-    write = classification.write_localisation
-    return _beside(folder, split, other, "localisation", measure, write)
+    files = "localisation", classification.write_localisation
+    return _beside(folder, split, other, "--localise", measure, *files)
 
 
 def corrupt(
@@ -114,19 +113,15 @@ def corrupt(
     As `localise`; the files are `robustness.json` and `.csv`, see perturb.corrupt.
     """
     measure = functools.partial(perturb.corrupt, most=films)
-    return _beside(folder, split, other, "robustness", measure, perturb.write)
+    files = "robustness", perturb.write
+    return _beside(folder, split, other, "--corrupt", measure, *files)
 
 
-FLAGS = {"localisation": "--localise", "robustness": "--corrupt"}
-
-
-def _beside(
-    folder, split, other, kind: str, measure: Callable, write: Callable
-) -> dict:
+def _beside(folder, split, other, flag, measure, kind, write) -> dict:
     """Measures and writes what stands beside the report; renews the split's page."""
     config = read_config(folder)
     task = tasks.of(config)
-    task.refuse(FLAGS[kind])
+    task.refuse(flag)
     _check_split(config, split, other)
     run = task.finished(folder)
     data, manifest = _judged(task, run, *_trained(task, run), split, other)

@@ -24,8 +24,7 @@ from medjax.errors import InputError
 class Output(NamedTuple):
     """What a classifier says of an image; task.json of a run.
 
-    names: T findings or classes.
-    exclusive: whether an image has exactly one of them.
+    names: T findings, or classes if they are exclusive.
     shape: of the image, (H, W, C) or (D, H, W, C).
     """
 
@@ -36,8 +35,9 @@ class Output(NamedTuple):
     def check_loss(self, name: str) -> None:
         """Refuses a loss of classes for findings, and the other way round."""
         if (name == "softmax_cross_entropy") != self.exclusive:
-            right = "softmax_cross_entropy" if self.exclusive else "weighted_bce"
-            kind = "multiclass" if self.exclusive else "multilabel"
+            right, kind = "weighted_bce", "multilabel"
+            if self.exclusive:
+                right, kind = "softmax_cross_entropy", "multiclass"
             raise InputError(
                 f"loss.name={name!r} is not for task={kind!r}: use {right!r}"
             )
@@ -90,8 +90,7 @@ def data(config: Config) -> Data:
     """The records of `config.data`; they are made where they are missing.
 
     Raises:
-      InputError: an unknown source or task, files that are refused, or tables that
-        have changed since the records were made.
+      InputError: an unknown source, refused files, or changed tables.
     """
     options = record_options(config)
     kind = options.pop("source")
@@ -177,7 +176,6 @@ def split(
       InputError: there aren't so many patients.
     """
     c, table = config.split, data.table
-    tasks = data.output.names if tasks is None else tasks
     seed = config.seed if c.seed < 0 else c.seed
     options = {"seed": seed, "validation": c.validation}
     options["minority"] = c.get("minority", 0.0)
@@ -185,22 +183,22 @@ def split(
         name: table["image"][table["official"] == name]
         for name in (manifests.SPLITS if "official" in table else ())
     }
+    arguments = table, data.output.names if tasks is None else tasks
     if c.folds:
-        manifest = splits.fold(table, tasks, folds=c.folds, fold=c.fold, **options)
+        manifest = splits.fold(*arguments, folds=c.folds, fold=c.fold, **options)
     elif c.get("cut", 0):
-        manifest = splits.temporal(table, tasks, cut=c.cut, test=c.test, **options)
+        manifest = splits.temporal(*arguments, cut=c.cut, test=c.test, **options)
     elif c.by == "patient" and len(listed.get("test", ())):
         validation = listed["validation"]
         manifest = splits.official(
-            table,
-            tasks,
+            *arguments,
             train_val=pd.concat([listed["train"], validation]),
             test=listed["test"],
             validation_list=validation if len(validation) else None,
             **options,
         )
     else:
-        manifest = splits.split(table, tasks, test=c.test, by=c.by, **options)
+        manifest = splits.split(*arguments, test=c.test, by=c.by, **options)
     if c.patients == 0:
         return manifest
     trains = manifest["split"] == "train"
@@ -281,12 +279,13 @@ def train_batches(
 
 def check_batch(config: Config, shards: int) -> None:
     """Refuses a batch that can't be shared by devices times patches of a volume."""
-    if config.train.batch < 1 or config.train.batch % shards:
+    batch = config.train.batch
+    if batch < 1 or batch % shards:
         raise InputError(
-            f"train.batch={config.train.batch} can't be shared by {shards} devices"
+            f"train.batch={batch} can't be shared by {shards} devices"
             if "patch" not in config
-            else f"train.batch={config.train.batch}: give a multiple of {shards}, the "
-            f"patches of a volume (patch.each={config.patch.each}) times the devices"
+            else f"train.batch={batch}: give a multiple of {shards}, the patches of a "
+            f"volume (patch.each={config.patch.each}) times the devices"
         )
 
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -232,27 +232,20 @@ def caveat(config: Config, split: str) -> str:
     return " ".join(filter(None, reasons))
 
 
-def predict(
-    run: Finished,
-    *,
-    images: list[str],
-    out: Path,
-    explain_in: Path | None = None,
-    **how: str | None,
-) -> list[str]:
+def predict(run: Finished, *, images: list[str], out: Path, **_: Any) -> list[str]:
     """Writes masks and probabilities of the patients in some folders.
 
     `out` gets `<patient>_label.nii.gz` and `<patient>_prob.nii.gz`, on the grid of the
-    patient's first sequence. `explain_in` and `how` are for other kinds of task.
+    patient's first sequence.
 
     Raises:
       InputError: there is no patient, or two would have the same files.
     """
     if out.suffix == ".csv":
         raise InputError(f"{run.folder}: the run makes masks: give --out=DIR, a folder")
-    people = scans.to_predict(run.config, images)
+    patients = scans.to_predict(run.config, images)
     # A name may be a path below the folder.
-    stems = [patient.name.replace("/", "_") for patient in people]
+    stems = [patient.name.replace("/", "_") for patient in patients]
     if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
         raise InputError(
             f"--images: two patients would be written as {twice[0]}_label.nii.gz: "
@@ -261,8 +254,8 @@ def predict(
     out.mkdir(parents=True, exist_ok=True)
     unread = []
     with Progress() as progress:
-        both = zip(people, stems, strict=True)
-        for patient, stem in progress.track(both, len(people), description="predict"):
+        both = zip(patients, stems, strict=True)
+        for patient, stem in progress.track(both, len(patients), description="predict"):
             try:
                 case = patient.read()
             except InputError as error:
@@ -271,7 +264,7 @@ def predict(
             if warning := strange(run, case):
                 print(f"warning: {patient.name}: {warning}")
             write_masks(run, case, out / stem)
-    done = len(people) - len(unread)
+    done = len(patients) - len(unread)
     print(f"predictions: {out} ({done} patients, {len(unread)} unreadable)")
     return unread
 

@@ -111,7 +111,8 @@ class Task(NamedTuple):
     other: (finished, data) -> other data, labelled as the run's are.
     measure: (finished, data, manifest, split) -> (results, pictures) of a split, as
       report.write takes them; of several processes the first alone has them.
-    predict: (finished, images, out, explain=, **how) -> a line for each unreadable file.
+    predict: (finished, images=, out=, explain_in=, **how) -> a line for each
+      unreadable file.
     comparison: how finished runs are compared.
     refused: {capability: why this kind of task can't have it}.
     """
