@@ -6,6 +6,7 @@ import itertools
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -50,16 +51,15 @@ def explainer(
             raise InputError(f"--{flag}={value}: use one of {', '.join(names)}")
     # No gradient passes a frozen stage.
     whole = parts.classifier(adapt.whole(run.config), run.output)
-    compiled = _compiled(whole.apply, whole.look, method, stages.index(stage))
+    options = {"method": method, "stage": stages.index(stage)}
+    compiled = _compiled(apply=whole.apply, views=whole.look, **options)
     return functools.partial(compiled, run.state)
 
 
 @functools.lru_cache(maxsize=4)
-def _compiled(apply: Callable, look: Callable, method: str, stage: int) -> Callable:
+def _compiled(**parts: Any) -> Callable:
     """Runs that share a network share the compiled step."""
-    return step.compile_eval(
-        heatmaps.heatmap_step, apply=apply, views=look, method=method, stage=stage
-    )
+    return step.compile_eval(heatmaps.heatmap_step, **parts)
 
 
 def draw(run: Finished, explain: Callable, predicted: pd.DataFrame, out: Path) -> int:
@@ -90,24 +90,20 @@ def draw(run: Finished, explain: Callable, predicted: pd.DataFrame, out: Path) -
                 name = f"{path.stem}-" + re.sub(r"[^\w-]+", "_", tasks[t])
                 names[name] += 1  # Two folders may hold films of one name.
                 name += f"-{names[name]}.png" if names[name] > 1 else ".png"
-                images.overlay(
-                    out / name,
-                    film.pixels,
-                    heatmap[t],
-                    task=tasks[t],
-                    probability=row[t],
-                    threshold=points[t],
-                    spacing=film.spacing,
-                )
-                rows.append([path, tasks[t], row[t], points[t], name])
+                facts = {
+                    "task": tasks[t],
+                    "probability": row[t],
+                    "threshold": points[t],
+                }
+                pixels, spacing = film.pixels, film.spacing
+                images.overlay(out / name, pixels, heatmap[t], spacing=spacing, **facts)
+                rows.append({"image": path, **facts, "heatmap": name})
     columns = ["image", "task", "probability", "threshold", "heatmap"]
     pd.DataFrame(rows, columns=columns).to_csv(out / "index.csv", index=False)
     return len(rows)
 
 
-def _seen(
-    probability: np.ndarray, points: np.ndarray, exclusive: bool
-) -> Sequence[int]:
+def _seen(probability: np.ndarray, points: np.ndarray, exclusive: bool) -> np.ndarray:
     """The numbers of the tasks that are drawn."""
     above = np.flatnonzero(probability >= points)
     if exclusive or not above.size:

@@ -205,14 +205,10 @@ def _patients(config: Config, units: str = "z_scores") -> list[volumes.UnreadSca
     """Everybody of `config.data`, to be read on its grid; in 'own' units on theirs."""
     if config.data.source == PHANTOM:
         return _phantoms(units, **films.record_options(config))
-    reading = _reading(config) | ({"spacing": ()} if units == "own" else {})
-    return volumes.from_files(
-        find(config, config.data.folder),
-        regions=_regions(config),
-        patient=config.data.get("patient", ""),
-        units=units,
-        **reading,
-    )
+    options = {"patient": config.data.get("patient", ""), "units": units}
+    options |= _reading(config) | ({"spacing": ()} if units == "own" else {})
+    files = find(config, config.data.folder)
+    return volumes.from_files(files, regions=_regions(config), **options)
 
 
 def find(config: Config, path: str, *, masks: bool = True) -> list[ScanFiles]:
@@ -221,18 +217,12 @@ def find(config: Config, path: str, *, masks: bool = True) -> list[ScanFiles]:
     Raises:
       InputError: an unknown source, or no patient there.
     """
-    source = config.data.source
-    if source == PHANTOM:
-        patterns = {s: f"*_{s}.nii.gz" for s in brain.SEQUENCES}
-        mask = "*_seg.nii.gz" if masks else ""
-        return scans.in_folders(
-            Path(path), sequences=brain.SEQUENCES, files=patterns, mask=mask
-        )
-    if source not in SOURCES:
-        raise _unknown_source(config)
-    layout = SOURCES[source]
+    _check_source(config)
+    layout, fields = SOURCES.get(config.data.source), config.data.to_dict()
+    if layout is None:  # Files that are laid out as the phantom's would be.
+        layout, fields = scans.in_folders, {"sequences": brain.SEQUENCES}
+        fields["files"] = {s: f"*_{s}.nii.gz" for s in brain.SEQUENCES}
     takes = inspect.signature(layout).parameters  # Only one layout has patterns.
-    fields = config.data.to_dict()
     options = {k: fields[k] for k in FINDING if k in fields and k in takes}
     if not masks:
         options.pop("mask", None)
@@ -242,14 +232,9 @@ def find(config: Config, path: str, *, masks: bool = True) -> list[ScanFiles]:
 
 def to_predict(config: Config, images: list[str]) -> list[volumes.UnreadScan]:
     """Patients' files without their masks, to be read as the run's own were."""
-    wanted = [files for path in images for files in find(config, path, masks=False)]
-    return volumes.from_files(
-        wanted,
-        regions=expected(config).regions,
-        labelled=False,
-        patient="(.*)",
-        **_reading(config),
-    )
+    files = [each for path in images for each in find(config, path, masks=False)]
+    options = {"labelled": False, "patient": "(.*)", **_reading(config)}
+    return volumes.from_files(files, regions=expected(config).regions, **options)
 
 
 def split(config: Config, data: Data) -> pd.DataFrame:
@@ -287,8 +272,7 @@ def audit(config: Config, data: Data, manifest: pd.DataFrame) -> None:
 
 def check(config: Config) -> None:
     """Refuses an unknown source or split, or a checkpoint that nobody can choose."""
-    if config.data.source not in (PHANTOM, *SOURCES):
-        raise _unknown_source(config)
+    _check_source(config)
     way = config.data.split
     if way not in SPLITS:
         raise InputError(f"data.split={way!r}: use {', '.join(map(repr, SPLITS))}")
@@ -299,17 +283,15 @@ def check(config: Config) -> None:
         )
 
 
-def _unknown_source(config: Config) -> InputError:
-    known = ", ".join(map(repr, (PHANTOM, *SOURCES)))
-    return InputError(f"data.source={config.data.source!r} is unknown: use {known}")
+def _check_source(config: Config) -> None:
+    source, names = config.data.source, (PHANTOM, *SOURCES)
+    if source not in names:
+        use = ", ".join(map(repr, names))
+        raise InputError(f"data.source={source!r} is unknown: use {use}")
 
 
 def _regions(config: Config) -> dict[str, tuple[int, ...]]:
-    """Region -> its values, in the order of `config.data.regions`.
-
-    Raises:
-      InputError: a region without values, or regions that no mask can be written of.
-    """
+    """The regions of `config.data.regions` and their values, which a mask can hold."""
     regions = {}
     for name in config.data.regions:
         if name not in config.data["values"]:

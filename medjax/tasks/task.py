@@ -204,7 +204,7 @@ class Task(NamedTuple):
         )
 
     def _write_down(self, config, folder, data, manifest, target, weights) -> None:
-        """Writes down what the run is made of, or finds the same run in its folder."""
+        """Writes down what the run is made of, or checks it where it was begun before."""
         workdir.claim(folder, as_json(config))
         for caveat in parts.caveats(config):
             print(f"note: {caveat}")
