@@ -30,21 +30,15 @@ BASELINE = "as configured"  # The arm that overrides nothing.
 
 
 class Run(NamedTuple):
-    """One training of a sweep.
+    """One training of a sweep."""
 
-    name: of its folder below arms/; made of the overrides alone, so that it stays when
-      runs are added.
-    arm: the overrides but the seed and the fold, as text; repeat: seed and fold.
-    overrides: of the sweep's config, by dotted field.
-    """
-
+    # Of its folder; made of the overrides alone, so that it stays when runs are added.
     name: str
-    arm: str
-    repeat: str
-    overrides: dict[str, Any]
+    arm: str  # The overrides but the seed and the fold, as text.
+    repeat: str  # Seed and fold.
+    overrides: dict[str, Any]  # Of the sweep's config, by dotted field.
 
     def folder(self, sweep: Path) -> Path:
-        """The workdir of this run."""
         return sweep / "arms" / self.name
 
 

@@ -49,19 +49,13 @@ KINDS = {  # Which of TAKES the policy of each modality takes.
 
 
 class Image(NamedTuple):
-    """One image as the ops take it.
+    """One image as the ops take it."""
 
-    id: its number, which gives it random draws of its own.
-    pixels: [H, W, 1 or 3] or [D, H, W, 1] float32 in [0, 1].
-    mask: [D, H, W, 1] bool, or None.
-    spacing: [n] mm of a volume, ones for a film.
-    """
-
-    id: int
+    id: int  # Its number, by which its random draws differ from others'.
     name: str
-    pixels: np.ndarray
-    mask: np.ndarray | None
-    spacing: np.ndarray
+    pixels: np.ndarray  # [H, W, 1 or 3] or [D, H, W, 1] float32 in [0, 1].
+    mask: np.ndarray | None  # [D, H, W, 1] bool.
+    spacing: np.ndarray  # [n] mm of a volume, ones for a film.
 
 
 def gallery(

@@ -21,38 +21,26 @@ from medjax.training import folder as workdir
 
 
 class Kind(NamedTuple):
-    """How the runs of one kind of task are compared.
+    """How the runs of one kind of task are compared."""
 
-    primary: the metric whose differences are tested; label: what it is called.
-    names: task.json -> the T findings or regions.
-    read: (folder, split, names) -> a table with `image`, `patient`, and a column
-      NAME_truth beside others of each finding or region.
-    truth: what a column NAME_truth holds, for messages.
-    columns: the suffixes of the other columns that `measure` needs.
-    pair: (two tables, names, bootstrap) -> what compare.html shows of two runs.
-    measure: (Grid, bootstrap) -> {metric: Scores} of the arms of a sweep.
-    """
-
-    primary: str
-    label: str
-    names: Callable
+    primary: str  # The metric whose differences are tested.
+    label: str  # What it is called.
+    names: Callable  # task.json -> the T findings or regions.
+    # (folder, split, names) -> a table with `image`, `patient`, and a column
+    # NAME_truth beside others of each finding or region.
     read: Callable
-    truth: str
-    columns: tuple[str, ...]
-    pair: Callable
-    measure: Callable
+    truth: str  # What a column NAME_truth holds, for messages.
+    columns: tuple[str, ...]  # Suffixes of the other columns that `measure` needs.
+    pair: Callable  # (two tables, names, bootstrap) -> what the page of two runs shows.
+    measure: Callable  # (Grid, bootstrap) -> {metric: Scores} of the arms of a sweep.
 
 
 class Grid(NamedTuple):
-    """The tables of A arms by S seeds side by side, on all N images of some seed.
+    """The tables of A arms by S seeds side by side, on all N images of some seed."""
 
-    columns: {column suffix: [A, S, N, T]}, NaN where a run has no such image.
-    truth: [N, T], NaN where unknown; patient: [N].
-    """
-
-    columns: dict[str, np.ndarray]
-    truth: np.ndarray
-    patient: np.ndarray
+    columns: dict[str, np.ndarray]  # {suffix: [A, S, N, T]}, NaN without such an image.
+    truth: np.ndarray  # [N, T], NaN where unknown.
+    patient: np.ndarray  # [N].
 
 
 def read(

@@ -22,15 +22,11 @@ from medjax.errors import InputError
 
 
 class Output(NamedTuple):
-    """What a classifier says of an image; task.json of a run.
+    """What a classifier says of an image; task.json of a run."""
 
-    names: T findings, or classes if they are exclusive.
-    shape: of the image, (H, W, C) or (D, H, W, C).
-    """
-
-    names: tuple[str, ...]
-    exclusive: bool
-    shape: tuple[int, ...]
+    names: tuple[str, ...]  # T findings or classes.
+    exclusive: bool  # Whether an image has exactly one of them.
+    shape: tuple[int, ...]  # Of the image, (H, W, C) or (D, H, W, C).
 
     def check_loss(self, name: str) -> None:
         """Refuses a loss of classes for findings, and the other way round."""
@@ -44,14 +40,10 @@ class Output(NamedTuple):
 
 
 class Data(NamedTuple):
-    """Prepared images.
+    """Prepared images."""
 
-    path: folder of their records.
-    table: one row an image, see data/prepared.py.
-    """
-
-    path: Path
-    table: pd.DataFrame
+    path: Path  # Folder of their records.
+    table: pd.DataFrame  # One row an image, see data/prepared.py.
     output: Output
 
     def films(self, ids: np.ndarray) -> loader.Images:

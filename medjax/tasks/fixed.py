@@ -33,19 +33,13 @@ POSTS = "postprocessing.json"
 
 
 class Calibration(NamedTuple):
-    """How a run's probabilities are calibrated.
+    """How a run's probabilities are calibrated."""
 
-    method: as config.evaluation.calibration names it.
-    fit: for the run's tasks; None changes nothing.
-    fitted_on: 'validation', 'train', or None without a fit; films: how many images.
-    why: {task: why it isn't calibrated}.
-    """
-
-    method: str
-    fit: recalibration.Fit | None
-    fitted_on: str | None
-    films: int | None
-    why: dict[str, str]
+    method: str  # As config.evaluation.calibration names it.
+    fit: recalibration.Fit | None  # For the run's tasks; None changes nothing.
+    fitted_on: str | None  # 'validation', 'train', or None without a fit.
+    films: int | None  # How many images.
+    why: dict[str, str]  # {task: why it isn't calibrated}.
 
     def facts(self) -> dict[str, Any]:
         """All but the fit, for files and reports."""
@@ -56,16 +50,11 @@ NONE = Calibration("none", None, None, None, {})
 
 
 class Fixed(NamedTuple):
-    """What is chosen on validation, for one checkpoint of a classification.
+    """What is chosen on validation, for one checkpoint of a classification."""
 
-    checkpoint: its number of updates.
-    thresholds: {task: on its calibrated probability}; NaN where there is none.
-    rule, value: of the thresholds, see evaluation/thresholds.py.
-    """
-
-    checkpoint: int
-    thresholds: dict[str, float]
-    rule: str
+    checkpoint: int  # Its number of updates.
+    thresholds: dict[str, float]  # {task: on its calibrated probability}; NaN for none.
+    rule: str  # Of the thresholds, see evaluation/thresholds.py.
     value: float | None
     calibration: Calibration = NONE
 

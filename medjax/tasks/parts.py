@@ -45,22 +45,17 @@ STATIC = {
 
 
 class Network(NamedTuple):
-    """A model with its parts bound.
+    """A model with its parts bound."""
 
-    init: key -> fresh variables.
-    apply: Linen's.
-    stages: their names, from the image on; `frozen`, those that don't train.
-    predict: (state, image [D, B, ...]) -> probability [D, B, T]; of a segmentation
-      (variables, patches [B, *S, C]) -> [B, *S, K].
-    look: image [B, H, W, C] -> [1, B, H, W, C], as a classifier sees it.
-    embed: (state, image [D, B, ...]) -> what its last layer sees, [D, B, F].
-    """
-
-    init: Callable
-    apply: Callable
-    stages: tuple[str, ...]
-    frozen: tuple[str, ...]
+    init: Callable  # key -> fresh variables.
+    apply: Callable  # Linen's.
+    stages: tuple[str, ...]  # Their names, from the image on.
+    frozen: tuple[str, ...]  # Those that don't train.
+    # (state, image [D, B, ...]) -> probability [D, B, T]; of a segmentation
+    # (variables, patches [B, *S, C]) -> [B, *S, K].
     predict: Callable
+    # Of a classifier: image [B, H, W, C] -> [1, B, H, W, C], as it sees them, and
+    # (state, image [D, B, ...]) -> what its last layer sees, [D, B, F].
     look: Callable | None = None
     embed: Callable | None = None
 

@@ -44,16 +44,11 @@ NOT_OF_MASKS = ("softmax_cross_entropy", "auc_margin")  # One class a row; ranks
 
 
 class Output(NamedTuple):
-    """What a segmentation says of a volume; task.json of a run.
+    """What a segmentation says of a volume; task.json of a run."""
 
-    sequences: C names of an image's channels, in their order.
-    regions: K names of a mask's channels, and their values in a file.
-    spacing: [3] mm along D, H, W, the median volume's.
-    """
-
-    sequences: tuple[str, ...]
-    regions: dict[str, tuple[int, ...]]
-    spacing: tuple[float, ...] = ()
+    sequences: tuple[str, ...]  # C names of an image's channels, in their order.
+    regions: dict[str, tuple[int, ...]]  # K channels of a mask -> values in a file.
+    spacing: tuple[float, ...] = ()  # [3] mm along D, H, W, the median volume's.
 
     exclusive = False  # A voxel may be in several regions.
 

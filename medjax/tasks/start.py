@@ -28,20 +28,13 @@ LOOSE, OF_CLASSIFIER = ("remat", "deep"), ("pool",)
 
 
 class Start(NamedTuple):
-    """Variables to begin with, and what their numbers mean.
-
-    variables: of the stages, and of the head where `names` says what for.
-    names: of the findings or regions that the head is for; () without it.
-    options: that the model has to be made with, its name among them.
-    intensity: the normalisation that the weights expect; {} of volumes.
-    sequences: of the volumes that the weights were trained on; () of images.
-    """
+    """Variables to begin with, and what their numbers mean."""
 
     variables: ArrayTree
-    names: tuple[str, ...]
-    options: dict[str, Any]
-    intensity: dict[str, Any]
-    sequences: tuple[str, ...] = ()
+    names: tuple[str, ...]  # Of the findings or regions of the head; () without one.
+    options: dict[str, Any]  # That the model has to be made with, its name among them.
+    intensity: dict[str, Any]  # The normalisation that they expect; {} of volumes.
+    sequences: tuple[str, ...] = ()  # That they were trained on; () of images.
 
 
 def check(config: Config) -> None:

@@ -19,36 +19,25 @@ from medjax.training.checkpoint import Checkpoints
 
 
 class Run(NamedTuple):
-    """A run that is ready to be trained.
+    """A run that is ready to be trained."""
 
-    config: with what the first weights brought along.
-    data: films.Data or scans.Data.
-    manifest: of the split, one row an image: id, image, patient, split.
-    ids: [N] of the training images, as often as an epoch shows them.
-    state: before the first update.
-    step_parts: keyword arguments of step.train_step.
-    batches: (on_host=False) -> the endless training data; on_host keeps the batches
-      there, [1, B, ...], for several runs to share.
-    validate: state -> the scores, {} where nobody validates; the first one chooses the
-      best checkpoint.
-    order: equal for two runs that see the same images in the same order.
-    has_steps: whether the weights change step by step; else `Task.fix` makes them.
-    target: the unlabelled images of a domain adaptation.
-    """
-
-    config: Config
+    config: Config  # With what the first weights brought along.
     folder: Path
-    data: Any
-    manifest: pd.DataFrame
-    ids: np.ndarray
+    data: Any  # films.Data or scans.Data.
+    manifest: pd.DataFrame  # One row an image: id, image, patient, split.
+    ids: np.ndarray  # [N] of the training images, as often as an epoch shows them.
     network: parts.Network
-    state: step.State
-    step_parts: dict[str, Any]
+    state: step.State  # Before the first update.
+    step_parts: dict[str, Any]  # Keyword arguments of step.train_step.
+    # (on_host=False) -> the endless training data; on_host keeps the batches there,
+    # [1, B, ...], for several runs to share.
     batches: Callable
+    # State -> the scores, {} where nobody validates; the first one chooses the best
+    # checkpoint.
     validate: Callable[[step.State], dict[str, float]]
-    order: bytes
-    has_steps: bool
-    target: adapt.Target | None = None
+    order: bytes  # Equal for two runs that see the same images in the same order.
+    has_steps: bool  # Whether weights change step by step; else Task.refit fits them.
+    target: adapt.Target | None = None  # The unlabelled images of a domain adaptation.
 
     @property
     def checkpoints(self) -> Checkpoints:
@@ -56,21 +45,15 @@ class Run(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """A trained run, as read back from its folder.
-
-    output: what the model says of an image: films.Output or scans.Output.
-    number: updates behind the checkpoint that is judged.
-    state: of that checkpoint.
-    fixed: what was chosen on validation: fixed.Fixed, or a masks.Post a region.
-    """
+    """A trained run, as read back from its folder."""
 
     config: Config
     folder: Path
-    output: Any
+    output: Any  # What the model says of an image: films.Output or scans.Output.
     network: parts.Network
-    number: int
-    state: step.State
-    fixed: Any = None
+    number: int  # Updates behind the checkpoint that is judged.
+    state: step.State  # Of that checkpoint.
+    fixed: Any = None  # By validation: fixed.Fixed, or a segmentation.Post a region.
 
     @property
     def thresholds(self) -> np.ndarray:
@@ -87,57 +70,39 @@ class Finished(NamedTuple):
 
 
 class Task(NamedTuple):
-    """The functions of one kind of task; the commands call nothing else of it.
+    """The functions of one kind of task; the commands call nothing else of it."""
 
-    unit: what an image is called, in the plural.
-    output: films.Output or scans.Output.
-    check: (config, devices that share a batch) -> None; refuses mistakes that can be
-      seen before any data are read.
-    share: config -> the rows of a batch, where a training step is faster with one
-      device for each core of the CPU; else 0.
-    data: config -> the prepared data; they are made where they are missing.
-    explore: (config, data, folder) -> the page or file of what the data look like.
-    split: (config, data) -> the manifest, not yet audited.
-    untested: config -> why a run of it tests on nobody; '' where it tests.
-    audit: (config, data, manifest) -> None; refuses a manifest that leaks.
-    network: (config, output) -> parts.Network.
-    batches: (config, data, ids, target, on_host=False) -> the endless training data.
-    validate: (config, network, data, ids, state) -> the scores on validation.
-    record: (folder, data, ids) -> None; notes what the training images look like.
-    refit: run -> None; what changes the weights after the last update.
-    fix: (finished, data, manifest) -> Finished, with its choices on validation: read
-      back, or made where they are missing.
-    fixed: finished -> Finished, with its choices on validation as they were written.
-    other: (finished, data) -> other data, labelled as the run's are.
-    measure: (finished, data, manifest, split) -> (results, pictures) of a split, as
-      report.write takes them; of several processes the first alone has them.
-    predict: (finished, images=, out=, explain_in=, **how) -> a line for each
-      unreadable file.
-    comparison: how finished runs are compared.
-    refused: {capability: why this kind of task can't have it}.
-    """
-
-    unit: str
-    output: type
+    unit: str  # What an image is called, in the plural.
+    output: type  # films.Output or scans.Output.
+    # (config, devices that share a batch) -> None; refuses mistakes that can be seen
+    # before any data are read.
     check: Callable
+    # config -> the rows of a batch, where a training step is faster with one device
+    # for each core of the CPU; else 0.
     share: Callable
-    data: Callable
-    explore: Callable
-    split: Callable
-    untested: Callable
-    audit: Callable
-    network: Callable
+    data: Callable  # config -> the prepared data; made where they are missing.
+    explore: Callable  # (config, data, folder) -> the page or file about the data.
+    split: Callable  # (config, data) -> the manifest, not yet audited.
+    untested: Callable  # config -> why a run of it tests on nobody; '' where it tests.
+    audit: Callable  # (config, data, manifest) -> None; refuses one that leaks.
+    network: Callable  # (config, output) -> parts.Network.
+    # (config, data, ids, target, on_host=False) -> the endless training data.
     batches: Callable
-    validate: Callable
-    record: Callable
-    refit: Callable
+    validate: Callable  # (config, network, data, ids, state) -> the scores.
+    record: Callable  # (folder, data, ids) -> None; notes what images look like.
+    refit: Callable  # run -> None; what changes the weights after the last update.
+    # (finished, data, manifest) -> Finished, with its choices on validation: read back,
+    # or made where they are missing.
     fix: Callable
-    fixed: Callable
-    other: Callable
+    fixed: Callable  # finished -> Finished, with these choices as they were written.
+    other: Callable  # (finished, data) -> other data, labelled as the run's are.
+    # (finished, data, manifest, split) -> (results, pictures) of a split, as
+    # report.write takes them; of several processes the first alone has them.
     measure: Callable
+    # (finished, images=, out=, explain_in=, **how) -> a line for each unreadable file.
     predict: Callable
     comparison: compare.Kind
-    refused: dict[str, str]
+    refused: dict[str, str]  # {capability: why this kind of task can't have it}.
 
     def refuse(self, capability: str) -> None:
         """Raises InputError, with the reason, for what this kind of task can't do."""
