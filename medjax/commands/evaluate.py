@@ -3,7 +3,6 @@
 --localise and --corrupt measure more of one run, --against compares two.
 """
 
-import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ from medjax import tasks
 from medjax.cohort import manifest as manifests
 from medjax.config import Config, as_json, read_config
 from medjax.errors import InputError
-from medjax.reports import classification, report
+from medjax.reports import report
 from medjax.reports import compare as comparison
+from medjax.reports.classification import write_localisation
 from medjax.tasks import adapt, explain, films, parts, perturb
 from medjax.tasks import compare as pairing
 from medjax.tasks.task import Finished, Task
@@ -61,7 +61,7 @@ def evaluate(
         "cohort": manifests.account(
             data.table, manifest, run.output.names, data.pairs()
         ),
-        "source": _source(config, split, other),
+        "source": adapt.source_of(config, split, other),
     }
     if other is not None:
         about["split_by"] = "other"
@@ -100,9 +100,7 @@ def localise(
     Raises:
       InputError: no finished run there, or no image with a box.
     """
-    measure = functools.partial(explain.localise, **how)
-    files = "localisation", classification.write_localisation
-    return _beside(folder, split, other, "--localise", measure, *files)
+    return _beside(folder, split, other, "--localise", **how)
 
 
 def corrupt(
@@ -112,21 +110,28 @@ def corrupt(
 
     As `localise`; the files are `robustness.json` and `.csv`, see perturb.corrupt.
     """
-    measure = functools.partial(perturb.corrupt, most=films)
-    files = "robustness", perturb.write
-    return _beside(folder, split, other, "--corrupt", measure, *files)
+    return _beside(folder, split, other, "--corrupt", most=films)
 
 
-def _beside(folder, split, other, flag, measure, kind, write) -> dict:
+BESIDE = {  # {flag: how its files are called, how they are measured and written}.
+    "--localise": ("localisation", explain.localise, write_localisation),
+    "--corrupt": ("robustness", perturb.corrupt, perturb.write),
+}
+
+
+def _beside(
+    folder: Path, split: str, other: Config | None, flag: str, **options: Any
+) -> dict:
     """Measures and writes what stands beside the report; renews the split's page."""
+    kind, measure, write = BESIDE[flag]
     config = read_config(folder)
     task = tasks.of(config)
     task.refuse(flag)
     _check_split(config, split, other)
     run = task.finished(folder)
     data, manifest = _judged(task, run, *_trained(task, run), split, other)
-    stamp = _stamps(run, _source(config, split, other))[kind]
-    measured = measure(run, data, films.ids_in(manifest, split))
+    stamp = _stamps(run, adapt.source_of(config, split, other))[kind]
+    measured = measure(run, data, films.ids_in(manifest, split), **options)
     result = {"split": split, **stamp, **measured}
     path = _file(folder, kind, split)
     write(result, path)
@@ -206,13 +211,6 @@ def _judged(
     if shared:
         print(f"note: {shared} patient numbers occur in training too: other people?")
     return strangers, strangers.table.assign(split=split)
-
-
-def _source(config: Config, split: str, other: Config | None) -> str:
-    """Where the images of a split come from."""
-    if other is not None:
-        return parts.about(other)["source"]
-    return adapt.source_of(config, split)
 
 
 def _stamps(run: Finished, source: str) -> dict[str, dict]:

@@ -103,8 +103,9 @@ def splits_of(config: Config) -> tuple[str, ...]:
     return (*manifests.SPLITS, *[SPLIT] * (config.adapt.name != "none"))
 
 
-def source_of(config: Config, split: str) -> str:
-    return (config.adapt if split == SPLIT else config).data.source
+def source_of(config: Config, split: str, other: Config | None) -> str:
+    """Where the images of a split, or of the other config's data, come from."""
+    return (other or (config.adapt if split == SPLIT else config)).data.source
 
 
 def loss(config: Config) -> Callable | None:
