@@ -13,8 +13,8 @@ from medjax import tasks
 from medjax.cohort import manifest as manifests
 from medjax.config import Config, as_json, read_config
 from medjax.errors import InputError
-from medjax.reports import report
 from medjax.reports import compare as comparison
+from medjax.reports import report
 from medjax.reports.classification import write_localisation
 from medjax.tasks import adapt, explain, films, parts, perturb
 from medjax.tasks import compare as pairing
