@@ -261,7 +261,7 @@ def test_the_page_shows_where_the_heatmaps_lie(run, tmp_path):
 
 
 def test_integrated_gradients_have_no_stage(run, monkeypatch):
-    def compiled(*_):  # The method itself takes minutes, and is tested elsewhere.
+    def compiled(**_):  # The method itself takes minutes, and is tested elsewhere.
         return lambda state, image: np.ones((*image.shape[:2], 6, 8, 8))
 
     monkeypatch.setattr(explain, "_compiled", compiled)
