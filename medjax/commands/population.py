@@ -70,17 +70,11 @@ def _program(config: Config) -> str:
     for name, numbers in parts.strengths(config).items():
         for number in numbers:
             fields["augment"][name].pop(number)
-    fields["loss"] = _without_numbers(fields["loss"])
+    # Without numbers, but a list keeps its length, which is a shape.
+    fields["loss"] = jax.tree.map(
+        lambda leaf: None if isinstance(leaf, int | float) else leaf, fields["loss"]
+    )
     return json.dumps(fields, sort_keys=True)
-
-
-def _without_numbers(value: Any) -> Any:
-    """Plain data without its numbers; a list keeps its length, which is a shape."""
-    if isinstance(value, dict):
-        return {name: _without_numbers(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [_without_numbers(each) for each in value]
-    return None if isinstance(value, int | float) else value
 
 
 def use_cores(configs: list[Config]) -> None:

@@ -160,8 +160,13 @@ def gather(folder: Path, *, baseline: str = "") -> dict:
             for kind in ("seconds", "memory")
         }
         reports = [_report(folder / "arms" / r["name"]) for r in ended]
+        errors = [(each.get("calibration") or {}).get("mean", {}) for each in reports]
         row["calibration_error"] = {
-            side: _spread(_calibration_error(each, side) for each in reports)
+            side: _spread(
+                error[side]["calibration_error"]["estimate"]
+                for error in errors
+                if error.get(side)
+            )
             for side in ("before", "after")
         }
     return results | {"compared": compared}
@@ -232,12 +237,6 @@ def _curve(runs: list[Run], sweep: Path, metric: str) -> dict:
 
 def _report(folder: Path) -> dict:
     return json.loads((folder / "report.json").read_text())
-
-
-def _calibration_error(report: dict, side: str) -> float | None:
-    """Of the probabilities before or after calibration, if the report has it."""
-    errors = (report.get("calibration") or {}).get("mean", {}).get(side)
-    return errors["calibration_error"]["estimate"] if errors else None
 
 
 def _spread(values) -> dict[str, float | None]:
