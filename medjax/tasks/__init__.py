@@ -19,6 +19,6 @@ def of(config: Config) -> Task:
       InputError: it is unknown.
     """
     if config.task not in KINDS:
-        known = ", ".join(map(repr, KINDS))
-        raise InputError(f"task={config.task!r}: use one of {known}")
+        kinds = ", ".join(map(repr, KINDS))
+        raise InputError(f"task={config.task!r}: use one of {kinds}")
     return KINDS[config.task]
