@@ -28,6 +28,11 @@ class Output(NamedTuple):
     exclusive: bool  # Whether an image has exactly one of them.
     shape: tuple[int, ...]  # Of the image, (H, W, C) or (D, H, W, C).
 
+    @property
+    def stratified(self) -> tuple[str, ...]:
+        """Those of which every side of a split gets its share."""
+        return self.names
+
     def check_loss(self, name: str) -> None:
         """Refuses a loss of classes for findings, and the other way round."""
         if (name == "softmax_cross_entropy") != self.exclusive:
@@ -149,9 +154,7 @@ def check_classes(table: pd.DataFrame, classes: tuple[str, ...]) -> None:
         )
 
 
-def split(
-    config: Config, data: Any, tasks: tuple[str, ...] | None = None
-) -> pd.DataFrame:
+def split(config: Config, data: Any) -> pd.DataFrame:
     """The split that `config.split` asks for, of images or scans, not yet audited.
 
     A fold or a split in time comes first, as it is asked for by name; then the
@@ -159,10 +162,6 @@ def split(
     who would train do; a larger number keeps the same patients and adds others, so
     learning curves are of nested sets. With `split.seed`, runs of several seeds are
     tested on the same patients.
-
-    Args:
-      data: Data, or scans.Data.
-      tasks: those of which every side gets its share; None: all.
 
     Raises:
       InputError: there aren't so many patients.
@@ -175,7 +174,7 @@ def split(
         name: table["image"][table["official"] == name]
         for name in (manifests.SPLITS if "official" in table else ())
     }
-    arguments = table, data.output.names if tasks is None else tasks
+    arguments = table, data.output.stratified
     if c.folds:
         manifest = splits.fold(*arguments, folds=c.folds, fold=c.fold, **options)
     elif c.get("cut", 0):
@@ -211,7 +210,6 @@ def audit(
     manifest: pd.DataFrame,
     *,
     by: str = "",
-    tasks: tuple[str, ...] | None = None,
     needed: tuple[str, ...] = manifests.SPLITS,
 ) -> None:
     """Refuses a manifest that leaks or belongs to other data.
@@ -221,7 +219,6 @@ def audit(
     Args:
       data: Data, or scans.Data.
       by: 'patient' or 'image'; '': as `config.split` says.
-      tasks: the log names those with one class alone in a split; None: all.
       needed: the splits that must not be empty.
     """
     c = config.split
@@ -229,7 +226,7 @@ def audit(
     manifests.audit(
         manifest,
         data.table,
-        data.output.names if tasks is None else tasks,
+        data.output.stratified,
         by=by,
         duplicates=data.pairs(),
         on_duplicates="warn" if by == "image" else c.get("duplicates", "refuse"),

@@ -51,6 +51,7 @@ class Output(NamedTuple):
     spacing: tuple[float, ...] = ()  # [3] mm along D, H, W, the median volume's.
 
     exclusive = False  # A voxel may be in several regions.
+    stratified = ()  # Splits don't look at regions.
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -247,7 +248,7 @@ def split(config: Config, data: Data) -> pd.DataFrame:
         return splits.halves(data.prepared.table)
     if way == "leave_one_out":
         return splits.leave_one_out(table, config.split.fold)
-    return films.split(config, data._replace(table=table), tasks=())
+    return films.split(config, data._replace(table=table))
 
 
 def untested(config: Config) -> str:
@@ -262,7 +263,7 @@ def audit(config: Config, data: Data, manifest: pd.DataFrame) -> None:
     """Refuses a manifest that leaks or belongs to other data; 'halves' may leak."""
     way = config.data.split
     by = "image" if way == "halves" else ""
-    films.audit(config, data, manifest, by=by, tasks=(), needed=SPLITS[way])
+    films.audit(config, data, manifest, by=by, needed=SPLITS[way])
 
 
 def check(config: Config) -> None:
