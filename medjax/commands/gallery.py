@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from rich.progress import Progress
+from rich.progress import track
 
 from medjax.augment import intensity, policy, safety
 from medjax.augment.safety import POLICIES
@@ -87,23 +87,22 @@ def gallery(
             f"{TAKES[KINDS[modality]]}; give such images or another modality"
         )
     policies = {}
-    with Progress() as progress:
-        for name, ops in progress.track(defaults.items(), description="gallery"):
-            draw = _drawing(ops, KINDS[name] == "run", seed, draws)
-            policies[name] = {
-                "ops": [
-                    {
-                        "name": op,
-                        "options": options,
-                        "what": inspect.getdoc(_function(op)).splitlines()[0],
-                    }
-                    for op, options in ops
-                ],
-                "rows": [
-                    {"name": image.name, "pictures": draw(image)}
-                    for image in _fitting(loaded, name)
-                ],
-            }
+    for name, ops in track(defaults.items(), "gallery"):
+        draw = _drawing(ops, KINDS[name] == "run", seed, draws)
+        policies[name] = {
+            "ops": [
+                {
+                    "name": op,
+                    "options": options,
+                    "what": inspect.getdoc(_function(op)).splitlines()[0],
+                }
+                for op, options in ops
+            ],
+            "rows": [
+                {"name": image.name, "pictures": draw(image)}
+                for image in _fitting(loaded, name)
+            ],
+        }
     return page.write(
         out,
         "gallery.html",

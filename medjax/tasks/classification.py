@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pandas as pd
-from rich.progress import Progress
+from rich.progress import track
 
 from medjax.config import Config
 from medjax.data import images as reading
@@ -227,13 +227,11 @@ def predict_(
     options = {"shape": run.output.shape, "look": look, **films.shape(run.config)}
     answers = predict.predict_files(paths, run.predict, **options)
     rows, unread = [], []
-    with Progress() as progress:
-        answers = progress.track(answers, total=len(paths), description="predict")
-        for path, answer in answers:
-            if isinstance(answer, str):
-                unread.append(answer)
-            else:
-                rows.append([path, *answer])
+    for path, answer in track(answers, "predict", total=len(paths)):
+        if isinstance(answer, str):
+            unread.append(answer)
+        else:
+            rows.append([path, *answer])
     out.parent.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(rows, columns=["image", *names])
     if run.output.exclusive:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich.progress import Progress
+from rich.progress import track
 
 from medjax.config import Config
 from medjax.data import images as reading
@@ -79,25 +79,20 @@ def draw(run: Finished, explain: Callable, predicted: pd.DataFrame, out: Path) -
     probability = predicted[list(tasks)].to_numpy(float)
     out.mkdir(parents=True, exist_ok=True)
     rows, names = [], collections.Counter()
-    with Progress() as progress:
-        answers = predict.predict_files(paths, explain, **options)
-        answers = progress.track(answers, total=len(paths), description="explain")
-        for (path, heatmap), row in zip(answers, probability, strict=True):
-            if isinstance(heatmap, str):  # It could be read a moment ago.
-                raise InputError(heatmap)
-            film = reading.read(path, run.output.shape[-1])
-            for t in _seen(row, points, run.output.exclusive):
-                name = f"{path.stem}-" + re.sub(r"[^\w-]+", "_", tasks[t])
-                names[name] += 1  # Two folders may hold films of one name.
-                name += f"-{names[name]}.png" if names[name] > 1 else ".png"
-                facts = {
-                    "task": tasks[t],
-                    "probability": row[t],
-                    "threshold": points[t],
-                }
-                pixels, spacing = film.pixels, film.spacing
-                images.overlay(out / name, pixels, heatmap[t], spacing=spacing, **facts)
-                rows.append({"image": path, **facts, "heatmap": name})
+    answers = predict.predict_files(paths, explain, **options)
+    answers = track(answers, "explain", total=len(paths))
+    for (path, heatmap), row in zip(answers, probability, strict=True):
+        if isinstance(heatmap, str):  # It could be read a moment ago.
+            raise InputError(heatmap)
+        film = reading.read(path, run.output.shape[-1])
+        for t in _seen(row, points, run.output.exclusive):
+            name = f"{path.stem}-" + re.sub(r"[^\w-]+", "_", tasks[t])
+            names[name] += 1  # Two folders may hold films of one name.
+            name += f"-{names[name]}.png" if names[name] > 1 else ".png"
+            facts = {"task": tasks[t], "probability": row[t], "threshold": points[t]}
+            options = {"spacing": film.spacing, **facts}
+            images.overlay(out / name, film.pixels, heatmap[t], **options)
+            rows.append({"image": path, **facts, "heatmap": name})
     columns = ["image", "task", "probability", "threshold", "heatmap"]
     pd.DataFrame(rows, columns=columns).to_csv(out / "index.csv", index=False)
     return len(rows)

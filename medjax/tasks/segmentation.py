@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import pandas as pd
-from rich.progress import Progress
+from rich.progress import track
 
 from medjax.config import Config
 from medjax.data import fingerprint, nifti, scan, volumes
@@ -73,12 +73,11 @@ def explore(config: Config, data: scans.Data, folder: Path) -> Path:
     of `data.spacing` they would only confirm it.
     """
     stored, total = scans.as_stored(config, data.prepared), len(data.prepared.table)
-    with Progress() as progress:
-        measured = fingerprint.measure(
-            progress.track(stored, total=total, description="look at the scans"),
-            sequences=data.output.sequences,
-            regions=list(data.output.regions),
-        )
+    measured = fingerprint.measure(
+        track(stored, "look at the scans", total=total),
+        sequences=data.output.sequences,
+        regions=list(data.output.regions),
+    )
     proposal = fingerprint.propose(measured)
     print(*fingerprint.describe(measured), sep="\n")
     print(*fingerprint.describe_proposal(proposal), sep="\n")
@@ -185,23 +184,22 @@ def measure(
     ids = films.ids_in(manifest, split)
     predicted = answers(config, run.network, run.state, data, ids)
     rows, worst = [], []
-    with Progress() as progress:
-        both = zip(data.parts(ids).items(), predicted, strict=True)
-        both = progress.track(both, len(ids), description="evaluate")
-        for number, ((name, part), answer) in enumerate(both):
-            mask = measures.masks(answer.probability, answer.spacing, run.fixed)
-            measured = measures.measure_regions(
-                *(mask, answer.label, answer.spacing),
-                regions=list(output.regions),
-                tolerance=config.evaluation.tolerance,
-                name=name,
-                patient=part.patient,
-            )
-            rows += measured
-            image = np.asarray(answer.image[..., 0], np.float32)
-            case = Pictured(name, image, answer.label, mask, answer.spacing)
-            worst.append((np.mean([row["dice"] for row in measured]), number, case))
-            worst = sorted(worst)[:PICTURED]  # No more than these stay in memory.
+    both = zip(data.parts(ids).items(), predicted, strict=True)
+    both = track(both, "evaluate", total=len(ids))
+    for number, ((name, part), answer) in enumerate(both):
+        mask = measures.masks(answer.probability, answer.spacing, run.fixed)
+        measured = measures.measure_regions(
+            *(mask, answer.label, answer.spacing),
+            regions=list(output.regions),
+            tolerance=config.evaluation.tolerance,
+            name=name,
+            patient=part.patient,
+        )
+        rows += measured
+        image = np.asarray(answer.image[..., 0], np.float32)
+        case = Pictured(name, image, answer.label, mask, answer.spacing)
+        worst.append((np.mean([row["dice"] for row in measured]), number, case))
+        worst = sorted(worst)[:PICTURED]  # No more than these stay in memory.
     summary = measures.summarise(rows, **parts.bootstrap(config))
     posts = [post._asdict() for post in run.fixed]
     size = " x ".join(map(str, config.patch.size))
@@ -253,17 +251,16 @@ def predict(run: Finished, *, images: list[str], out: Path, **_: Any) -> list[st
         )
     out.mkdir(parents=True, exist_ok=True)
     unread = []
-    with Progress() as progress:
-        both = zip(patients, stems, strict=True)
-        for patient, stem in progress.track(both, len(patients), description="predict"):
-            try:
-                case = patient.read()
-            except InputError as error:
-                unread.append(str(error))
-                continue
-            if warning := strange(run, case):
-                print(f"warning: {patient.name}: {warning}")
-            write_masks(run, case, out / stem)
+    both = zip(patients, stems, strict=True)
+    for patient, stem in track(both, "predict", total=len(patients)):
+        try:
+            case = patient.read()
+        except InputError as error:
+            unread.append(str(error))
+            continue
+        if warning := strange(run, case):
+            print(f"warning: {patient.name}: {warning}")
+        write_masks(run, case, out / stem)
     done = len(patients) - len(unread)
     print(f"predictions: {out} ({done} patients, {len(unread)} unreadable)")
     return unread
