@@ -219,11 +219,12 @@ def _shared(source: str) -> ConfigDict:
             "rotation": 5.0,  # degrees, to either side
             "zoom": 0.05,  # share
             "translation": 0.05,  # share of the image's sides
+            "in_plane": False,  # Keep every slice of a volume in its place.
         },
         "flip": {"probability": 0.5, "axis": -1},
         # Largest move of a control point in mm (pixels, if there is no spacing), and the
         # distance between control points in pixels.
-        "elastic": {"strength": 4.0, "distance": 32.0},
+        "elastic": {"strength": 4.0, "distance": 32.0, "in_plane": False},
         "brightness": {"strength": 0.1},  # largest offset; intensities are in [0, 1]
         "contrast": {"strength": 0.1},  # largest change of scale, about the mean
         "gamma": {"max_log_gamma": 0.2},

@@ -4,9 +4,9 @@ Shards know different numbers of labels, so a mean of shard means is wrong: the
 caller sums both parts over all shards and divides once.
 
 All have the same first arguments and results, so that `compound` can add them:
-  logits: [B, ..., T], log-odds that each finding (or class of a voxel) is present;
-    [B, T] for images, [B, (D,) H, W, K] for voxels. Any float type; computed in
-    float32, since bfloat16 has 8 bits, too few for a long sum.
+  logits: [B, T] of images or [B, (D,) H, W, T] of voxels, log-odds that each finding
+    or region is present. Any float type; computed in float32, since bfloat16 has 8
+    bits, too few for a long sum.
   label: as logits, in [0, 1]; anything, NaN included, where the weight is 0.
   weight: [B, T] or as logits, >= 0; 0 where the label is unknown or the row is
     padding.
@@ -14,9 +14,9 @@ All have the same first arguments and results, so that `compound` can add them:
     adds the mean over its known voxels (one voxel if there is no space).
   count: [] float32, the images that know at least one label. So total / count is
     the mean over images of the sum over tasks.
-Other arguments are numbers or arrays, also traced ones, [] or [T]. Values and
-gradients stay finite for saturated logits, because probabilities are kept as their
-logarithms: log p = -softplus(-z) and log(1 - p) = -softplus(z).
+Other arguments are [] or [T], and class weights are >= 0. Values and gradients stay
+finite for saturated logits, because probabilities are kept as their logarithms:
+log p = -softplus(-z) and log(1 - p) = -softplus(z).
 
 At the end are the losses of domain adaptation, which compare embeddings.
 """
@@ -44,9 +44,6 @@ def weighted_bce(
     -(w_pos y log p + w_neg (1 - y) log(1 - p)), summed over the tasks. With the
     'ratio' weights both classes of a task contribute equally.
 
-    Args:
-      w_pos, w_neg: >= 0, the weights of a present and of an absent finding.
-
     Source: Rajpurkar et al., CheXNet (2017), section 2.
     """
     z, y, weight = _prepare(logits, label, weight)
@@ -65,22 +62,17 @@ def focal(
 ) -> tuple[Array, Array]:
     """weighted_bce with less weight for labels that are already predicted well.
 
-    -(w_pos y (1 - p)^gamma log p + w_neg (1 - y) p^gamma log(1 - p)).
-
-    Args:
-      w_pos, w_neg: the paper's alpha and 1 - alpha.
-      gamma: >= 0; 0 is weighted_bce, the paper takes 2.
+    -(w_pos y (1 - p)^gamma log p + w_neg (1 - y) p^gamma log(1 - p)), gamma >= 0. The
+    paper takes 2, and calls the class weights alpha and 1 - alpha.
 
     Source: Lin et al., Focal Loss for Dense Object Detection (ICCV 2017), eq. 5.
     """
     z, y, weight = _prepare(logits, label, weight)
     present, absent = jax.nn.softplus(-z), jax.nn.softplus(z)
     # (1 - p)^gamma = exp(gamma log(1 - p)), and log(1 - p) = -absent.
-    present, absent = (
-        present * jnp.exp(-gamma * absent),
-        absent * jnp.exp(-gamma * present),
-    )
-    return _total(w_pos * y * present + w_neg * (1 - y) * absent, weight)
+    positive = w_pos * y * present * jnp.exp(-gamma * absent)
+    negative = w_neg * (1 - y) * absent * jnp.exp(-gamma * present)
+    return _total(positive + negative, weight)
 
 
 def asymmetric(
@@ -97,13 +89,9 @@ def asymmetric(
     """Focal loss that reduces easy absent findings more than easy present ones.
 
     -(w_pos y (1 - p)^gamma_pos log p + w_neg (1 - y) q^gamma_neg log(1 - q)), where
-    q = max(p - clip, 0): an absent finding with p < `clip` costs nothing. The gradient
-    includes that of the focusing factors, which the authors' code omits by default.
-
-    Args:
-      w_pos, w_neg: as in weighted_bce; 1 in the paper.
-      gamma_pos, gamma_neg: >= 0; the paper takes 0 or 1, and 4.
-      clip: in [0, 1); the paper takes 0.05.
+    q = max(p - clip, 0): an absent finding with p < `clip` costs nothing. The paper
+    takes a gamma_pos of 0 or 1, a gamma_neg of 4, a clip of 0.05 and no class weights.
+    The gradient includes that of the focusing factors, which the authors' code omits.
 
     Source: Ridnik et al., Asymmetric Loss For Multi-Label Classification (ICCV
     2021), section 2.
@@ -123,15 +111,9 @@ def softmax_cross_entropy(
 ) -> tuple[Array, Array]:
     """Cross-entropy of classes that exclude each other, in nats.
 
-    -sum_k w_k t_k log softmax(z)_k, with t = (1 - smoothing) y + smoothing / K. The
-    mean is over images of any class; torch's weighted mean divides by the sum of w
-    over the true classes instead.
-
-    Args:
-      label: one-hot or soft; sums to 1 over K.
-      weight: over K either all positive or all 0; the largest counts.
-      w: [K], >= 0, the weight of each class.
-      smoothing: [], in [0, 1).
+    -sum_k w_k t_k log softmax(z)_k, with t = (1 - smoothing) y + smoothing / K. A label
+    sums to 1 over the K classes, and the largest of an image's weights counts. The mean
+    is over images of any class; torch's divides by the sum of w over the true classes.
 
     Source: Szegedy et al., Rethinking the Inception Architecture (CVPR 2016),
     section 7.
@@ -168,8 +150,7 @@ def auc_margin(
     depend on the sharding.
 
     Args:
-      a, b, alpha: [T], learnt with the model, see auc_margin_variables.
-      prevalence: [T], the share of positives among the known training labels.
+      prevalence: share of positives among the known training labels.
       margin: in (0, 1], the wanted distance of the two means.
 
     Source: Yuan et al., Large-scale Robust Deep AUC Maximization (ICCV 2021).
@@ -196,10 +177,7 @@ def soft_dice(
     An empty prediction of an empty mask costs 0, also with s = 0. If weights differ
     within an image and class, the loss is multiplied by their mean over known voxels.
 
-    Args:
-      smooth: [], s >= 0, in voxels; 0 is the plain formula.
-
-    Source: Milletari et al., V-Net (3DV 2016), section 3; s as in MONAI.
+    Source: Milletari et al., V-Net (3DV 2016), section 3; s, `smooth`, as in MONAI.
     """
     z, g, weight = _prepare(logits, label, weight)
     p = jax.nn.sigmoid(z)
@@ -222,19 +200,13 @@ def tversky(
     """(1 - TI)^gamma of the Tversky index TI, per image and class.
 
     TI = (TP + s) / (TP + alpha FP + beta FN + s), with TP = sum(p g),
-    FP = sum(p (1 - g)) and FN = sum((1 - p) g) over the image's known voxels. With
-    alpha = beta = 1/2 it is the Dice overlap of the plain, not squared, sums,
-    (2 sum(p g) + 2 s) / (sum(p) + sum(g) + 2 s).
+    FP = sum(p (1 - g)) and FN = sum((1 - p) g) over the image's known voxels, and s
+    the argument `smooth`. With alpha = beta = 1/2 it is the Dice overlap of the plain,
+    not squared, sums, (2 sum(p g) + 2 s) / (sum(p) + sum(g) + 2 s).
 
-    Args:
-      alpha, beta: >= 0, the weights of false positives and of false negatives, as in
-        Salehi et al.; Abraham & Khan swap the letters.
-      smooth: [], s >= 0, in voxels.
-      gamma: > 0, the exponent; 1 is Tversky's loss. Abraham & Khan write 1 / gamma:
-        their 4/3 is 0.75 here.
-
-    Source: Salehi et al., Tversky Loss Function (MLMI 2017); Abraham & Khan, A Novel
-    Focal Tversky Loss Function (ISBI 2019).
+    Source: Salehi et al., Tversky Loss Function (MLMI 2017). Abraham & Khan, A Novel
+    Focal Tversky Loss Function (ISBI 2019), swap alpha and beta and write 1 / gamma:
+    their 4/3 is 0.75 here.
     """
     z, g, weight = _prepare(logits, label, weight)
     p, absent = jax.nn.sigmoid(z), jax.nn.sigmoid(-z)  # 1 - p would round to 0.
@@ -243,49 +215,30 @@ def tversky(
     return _total(_power(_ratio(missed, size), gamma), weight)
 
 
-PARTS = {
-    loss.__name__: loss
-    for loss in (
-        *(weighted_bce, focal, asymmetric, softmax_cross_entropy),
-        *(auc_margin, soft_dice, tversky),
-    )
-}
-
-
 def compound(
     logits: Array, label: Array, weight: Array, *, parts: dict[str, dict]
 ) -> tuple[Array, Array]:
     """A weighted sum of losses.
 
     Args:
-      parts: {name in PARTS: {"share": its factor, **that loss's other arguments}}.
+      parts: {loss of this module: {"share": its factor, **its other arguments}}.
     """
     if not parts:
-        raise InputError(f"loss.parts: empty; give one at least of {', '.join(PARTS)}")
+        raise InputError("loss.parts: empty; give one loss at least, soft_dice say")
     total = jnp.zeros(())
     for name, arguments in parts.items():
-        if name not in PARTS:
-            raise InputError(
-                f"loss.parts: {name!r} is unknown; use one of {', '.join(PARTS)}"
-            )
-        if "share" not in arguments:
-            raise InputError(f"loss.parts.{name}: has no share; give 1.0, say")
         rest = {key: value for key, value in arguments.items() if key != "share"}
-        part, count = PARTS[name](logits, label, weight, **rest)
+        part, count = globals()[name](logits, label, weight, **rest)
         total += arguments["share"] * part
     return total, count  # All parts count the same images.
 
 
 def deep(loss: Callable) -> Callable:
-    """The loss for a network with deep supervision, which returns several logits.
+    """The loss of a tuple of logits: at the label's resolution, and at coarser ones.
 
     The losses have the shares 1, 1/2, 1/4, ..., divided by their sum. The label of a
     coarse voxel is the largest known one that it covers: this keeps lesions of few
     voxels, which taking every second voxel could miss.
-
-    Returns:
-      A loss whose logits are a tuple: the first at the label's resolution, the others
-      at resolutions that divide it.
 
     Source: Isensee et al., nnU-Net (Nature Methods 2021), for the shares.
     """
@@ -310,10 +263,10 @@ def _coarser(label: Array, weight: Array, shape: tuple) -> tuple[Array, Array]:
         split += [coarse, fine // coarse]
     split.append(label.shape[-1])
     within = tuple(range(2, len(split) - 1, 2))
-    if weight.ndim < label.ndim:
-        return label.reshape(split).max(within), weight
-    label = jnp.where(weight > 0, label, 0)
-    return label.reshape(split).max(within), weight.reshape(split).max(within)
+    if weight.ndim == label.ndim:
+        label = jnp.where(weight > 0, label, 0)
+        weight = weight.reshape(split).max(within)
+    return label.reshape(split).max(within), weight
 
 
 def _prepare(logits, label, weight) -> tuple[Array, Array, Array]:
@@ -365,19 +318,11 @@ def _power(base: Array, exponent: Array) -> Array:
 def coral(
     feature: Array, domain: Array, *, total: Callable[[Array], Array] = lambda x: x
 ) -> Array:
-    """The distance between the covariances of two domains.
+    """The distance between the covariances of two domains, [] float32.
 
     |C_S - C_T|^2 / (4 F^2), the squared Frobenius norm, where C_S and C_T are the
-    unbiased covariances [F, F] of the source and target rows.
-
-    Args:
-      feature: [B, F], with at least two rows of each domain.
-      domain: [B].
-      total: sums over all shards, such as a psum: covariances of shards can't be
-        added, but sums over rows can.
-
-    Returns:
-      [] float32, the same on every shard.
+    unbiased covariances [F, F] of the source and target rows. `total` sums over all
+    shards, such as a psum: covariances can't be added, but sums over rows can.
 
     Source: Sun & Saenko, Deep CORAL (ECCV workshops 2016), eq. 1 to 3.
     """
@@ -398,15 +343,10 @@ def coral(
 def domain_cross_entropy(
     params: ArrayTree, feature: Array, domain: Array
 ) -> tuple[Array, Array]:
-    """Cross-entropy of the domain classifier, in nats, as (total, count) over rows.
+    """Cross-entropy of `domain_classifier`, in nats, as (total, count) over rows.
 
     With `reverse` before it, its gradient trains the classifier to separate the
     domains, and the embedding to make them equal: domain-adversarial training.
-
-    Args:
-      params: see domain_classifier.
-      feature: [B, F].
-      domain: [B].
 
     Source: Ganin et al., Domain-Adversarial Training of Neural Networks (JMLR 2016),
     eq. 9 to 15.

@@ -63,6 +63,4 @@ def test_the_numbers_of_an_op_are_what_it_takes():
     augment = base.classification().augment
     for name in fields(augment) - {"ops", "sided", "allow_unsafe"}:
         op = warp.MOVES.get(name) or getattr(intensity, name)
-        assert takes(op) - {"key", "image", "motion", "in_plane"} == fields(
-            augment[name]
-        )
+        assert takes(op) - {"key", "image", "motion"} == fields(augment[name])

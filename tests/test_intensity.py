@@ -70,7 +70,7 @@ def results(shape):
 
 
 def test_every_op_is_tested_here():
-    assert set(intensity.__all__) == OPS.keys()
+    assert intensity.OPS.keys() == OPS.keys()
     assert all(callable(getattr(intensity, name)) for name in OPS)
 
 
@@ -91,16 +91,6 @@ def test_the_result_is_the_keys_own_in_any_batch(name, shape):
     again = np.stack([one[name][0] for one in alone])
     atol = 1e-7 if name in ONE_ULP else 0
     np.testing.assert_allclose(again, changed[:3], rtol=0, atol=atol)
-
-
-@pytest.mark.parametrize("name", ["blur", "low_resolution", "crop_pad", "cut_out"])
-def test_in_plane_each_slice_is_changed_alike_and_by_itself(name):
-    op = functools.partial(getattr(intensity, name), **OPS[name], in_plane=True)
-    image = sample((4, 12, 11))
-    got = jax.jit(op)(KEYS[3], image)
-    assert not np.array_equal(got, image)
-    alone = jax.jit(jax.vmap(op, in_axes=(None, 0)))(KEYS[3], image)
-    np.testing.assert_allclose(got, alone, atol=1e-6)
 
 
 def test_brightness_is_one_uniform_offset():

@@ -528,7 +528,7 @@ def test_a_rule_of_the_thresholds_has_its_value(config):
 KEY = jax.random.key(4)
 FIXED = {"in_plane": False, "axis": -1, "tiles": 2, "fill": 0.5, "distance": 16.0}
 FULL = {"rotation": 5.0, "probability": 1.0}
-NAMES = sorted([*warp.MOVES, *intensity.__all__])
+NAMES = sorted([*warp.MOVES, *intensity.OPS])
 
 
 def op_config(name, share=1.0):

@@ -113,8 +113,8 @@ def moved(folder, matrix):
     half = (np.array(shape) - 1) / 2
     affine[:3, 3] = (matrix @ middle)[:3] - affine[:3, :3] @ half
     voxels = grid.resample(
-        fixed.voxels, fixed.affine, shape, affine, np.linalg.inv(matrix)
-    )
+        fixed.voxels[..., None], fixed.affine, shape, affine, np.linalg.inv(matrix)
+    )[..., 0]
     files["T1"] = SequenceFile(save(folder / "T1.nii.gz", np.asarray(voxels), affine))
     return files, mask
 

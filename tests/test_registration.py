@@ -203,7 +203,6 @@ def test_a_motion_of_one_millimetre_moves_the_radius_by_one():
 
 
 IMAGE, EYE = np.random.default_rng(0).random((8, 8, 8)), np.eye(4)
-FLAT = np.diag([1.0, 1.0, 0.0, 1.0])
 
 
 @pytest.mark.parametrize(
@@ -214,9 +213,6 @@ FLAT = np.diag([1.0, 1.0, 0.0, 1.0])
         ((IMAGE, EYE, IMAGE[:0], EYE), r"moving: \(0, 8, 8\)"),
         ((IMAGE * 0 + 3, EYE, IMAGE, EYE), "fixed: is 3 everywhere"),
         ((IMAGE, EYE, IMAGE * np.nan, EYE), "moving: holds NaN or infinity"),
-        ((IMAGE, FLAT, IMAGE, EYE), "fixed_affine: can't be inverted"),
-        ((IMAGE, EYE, IMAGE, EYE[:3]), r"moving_affine: \(3, 4\); give a finite"),
-        ((IMAGE, EYE.T + EYE, IMAGE, EYE), "fixed_affine: its last row is"),
     ],
 )
 def test_a_bad_image_is_named(given, match):

@@ -226,7 +226,11 @@ def test_bfloat16_computes_in_half_and_keeps_float32_parameters_and_logits():
         ({"strides": (1, 2, 2)}, (1, 8, 8, 1), "model.strides: 3 of them for 2 levels"),
         ({"blocks": (1,)}, (1, 8, 8, 1), "model.blocks: 1 of them for 2 levels"),
         ({"up_blocks": (1, 1)}, (1, 8, 8, 1), "model.up_blocks: 2 of them for 1"),
-        ({"kernels": ((1, 3, 3),) * 2}, (1, 8, 8, 1), "has 3 numbers, .* 2 axes"),
+        (
+            {"kernels": ((1, 3, 3),) * 2},
+            (1, 8, 8, 1),
+            "model.kernels: 3 of them for 2 axes",
+        ),
         ({"kernels": 2}, (1, 8, 8, 1), "model.kernels: an even size"),
         ({"groups": 3}, (1, 8, 8, 1), "model.groups: 4 channels can't .* by 3"),
         ({"deep": 2}, (1, 8, 8, 1), "model.deep: 2; give 0 to 1"),

@@ -139,7 +139,7 @@ def test_any_points_equal_scipy(data):
     odd = st.integers(-160, 240).map(lambda k: (2 * k + 1) / 32)
     points = data.draw(st.lists(st.tuples(odd, odd, odd), min_size=8, max_size=8))
     options = {"order": order, "padding": padding}
-    got = SAMPLE(image, np.array(points, np.float32), **options)
+    got = SAMPLE(image, np.array(points, np.float32).T, **options)
     expected = scipy_sample(image, np.array(points), **options)
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
@@ -307,19 +307,17 @@ def test_in_the_plane_every_slice_keeps_its_own_pixels_and_moves_alike():
         (warp.flip, {"probability": 1.0, "axis": 1}),
     ]
 
-    def both(motion):
+    def read(motion):
         inside = jnp.ones((*shape, 1))
         image = jnp.concatenate([jnp.array(places(shape)), inside], axis=-1)
-        full = motion._replace(in_plane=False)  # The same, read in 3-D.
-        return [warp.move(m, image) for m in (motion, full)]
+        return warp.move(motion, image)
 
-    image, full = moved(shape, spacing, ops, both)
+    image = moved(shape, spacing, ops, read)
     inside = image[..., 3] == 1
     assert inside.mean() > 0.5
     np.testing.assert_array_equal(image[inside, 0], places(shape)[inside, 0])
     for other in image[1:]:
-        np.testing.assert_array_equal(other[..., 1:], image[0, ..., 1:])
-    np.testing.assert_allclose(full, image, atol=1e-4)
+        np.testing.assert_allclose(other[..., 1:], image[0, ..., 1:], atol=1e-4)
 
 
 def test_ops_are_composed_in_their_order():

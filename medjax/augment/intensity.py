@@ -1,15 +1,14 @@
 """Augmentation ops that change an image's intensities; warp.py has those that move it.
 
-All ops, the names in `__all__`, take and return the same:
+All ops take and return the same:
   key: a key for this image alone.
-  image: [*S, C] float, intensities in [0, 1]; S is (H, W) or (D, H, W), where D is
-    the time of a run of frames.
+  image: [*S, C] float, intensities in [0, 1]; S is (H, W) or (D, H, W).
   strength, std: >= 0, dimensionless; with 0 the result is the image, to the bit.
   result: same shape, clipped to [0, 1].
-With `in_plane` a volume's slices or a run's frames are never mixed, and have the same
-box or shift. A static range sets a shape, so it can't be a traced array.
+A static range sets a shape, so it can't be a traced array.
 """
 
+import inspect
 import itertools
 import math
 
@@ -20,24 +19,6 @@ from chex import Array
 from medjax.augment import random
 from medjax.data import normalisation
 from medjax.errors import InputError
-
-__all__ = [
-    "bias_field",
-    "blur",
-    "brightness",
-    "clahe",
-    "colour_jitter",
-    "contrast",
-    "crop_pad",
-    "cut_out",
-    "equalise",
-    "gamma",
-    "low_resolution",
-    "noise",
-    "poisson_noise",
-    "rician_noise",
-    "speckle",
-]
 
 # From this mean on, a Poisson's quantile is the normal's corrected one, but for one count
 # in a few of a thousand draws.
@@ -79,13 +60,9 @@ def colour_jitter(
     pixels stay grey, and no conversion to another colour space is needed.
 
     Args:
-      image: [..., 3], red, green and blue.
       hue: +- turns, 1 = 360 degrees.
       saturation: the distance from grey is scaled by 1 + u, u ~ U(-this, this).
       brightness: everything is scaled by 1 + u, likewise.
-
-    Raises:
-      InputError: the image has no colour.
 
     Source: Haeberli, Matrix Operations for Image Processing (1993); the rotation
     is Rodrigues' formula.
@@ -121,13 +98,7 @@ def clahe(
 ) -> Array:
     """Mixes in a random share, u ~ U(0, strength), of the image equalised by tiles.
 
-    Args:
-      image: [H, W, C].
-      strength: at most 1.
-      clip, tiles: as in normalisation.clahe.
-
-    Raises:
-      InputError: the image is a volume.
+    The strength is at most 1; clip and tiles are those of normalisation.clahe.
     """
     if image.ndim != 3:
         raise InputError(
@@ -147,9 +118,6 @@ def rician_noise(key: Array, image: Array, *, std: float) -> Array:
 
     Bright tissue gets Gaussian noise, air a positive floor (std times 1.25).
 
-    Args:
-      std: deviation in each channel.
-
     Source: Gudbjartsson & Patz, Magn. Reson. Med. 34 (1995) 910.
     """
     # Two keys: with one array for both channels XLA's loops are ten times slower.
@@ -165,8 +133,7 @@ def rician_noise(key: Array, image: Array, *, std: float) -> Array:
 def speckle(key: Array, image: Array, *, std: float) -> Array:
     """Ultrasound's noise: each intensity is multiplied by its own N(1, std^2).
 
-    Args:
-      std: the speckle's contrast, deviation over mean; 1 when fully developed.
+    The std is the speckle's contrast, deviation over mean; 1 when fully developed.
 
     Source: Goodman, J. Opt. Soc. Am. 66 (1976) 1145.
     """
@@ -176,10 +143,8 @@ def speckle(key: Array, image: Array, *, std: float) -> Array:
 def poisson_noise(key: Array, image: Array, *, std: float) -> Array:
     """Nuclear medicine's noise: an intensity is a number of counts, and counts vary.
 
-    Args:
-      std: relative deviation at intensity 1, which stands for 1 / std^2 counts: 0.1
-        for 100 counts in the hottest pixel. Clipping at 1 lowers the mean of
-        intensities above 1 - std.
+    Intensity 1, of this relative deviation, stands for 1 / std^2 counts: 0.1 for 100
+    counts in the hottest pixel. Clipping lowers the mean of intensities above 1 - std.
 
     Source: Cherry, Sorenson & Phelps, Physics in Nuclear Medicine, chapter 9.
     """
@@ -188,31 +153,24 @@ def poisson_noise(key: Array, image: Array, *, std: float) -> Array:
     return jnp.where(std > 0, jnp.clip(noisy, 0, 1), image)
 
 
-def blur(
-    key: Array, image: Array, *, max_sigma: float, in_plane: bool = False
-) -> Array:
+def blur(key: Array, image: Array, *, max_sigma: float) -> Array:
     """A Gaussian, mirrored at the edges, of sigma ~ U(0, max_sigma) pixels; static."""
     radius = int(4 * max_sigma + 0.5)
     sigma = jnp.maximum(max_sigma * jax.random.uniform(key), 1e-3)
     tap = {k: jnp.exp(-0.5 * (k / sigma) ** 2) for k in range(-radius, radius + 1)}
     total = sum(tap.values())
-    for axis in _axes(image, in_plane):
+    for axis in range(image.ndim - 1):
         image = _weigh(image, axis, {k: value / total for k, value in tap.items()})
     return jnp.clip(image, 0, 1)
 
 
-def low_resolution(
-    key: Array, image: Array, *, strength: float, in_plane: bool = False
-) -> Array:
+def low_resolution(key: Array, image: Array, *, strength: float) -> Array:
     """Averages into larger pixels, and interpolates them back to the old ones.
 
-    Args:
-      strength: a pixel's side grows by 1 + u, u ~ U(0, strength), on every axis;
-        static.
+    A pixel's side grows by 1 + u, u ~ U(0, strength), on every axis; static.
     """
     factor = 1 + strength * jax.random.uniform(key)
-    for axis in _axes(image, in_plane):
-        size = image.shape[axis]
+    for axis, size in enumerate(image.shape[:-1]):
         image = _weigh(image, axis, coarsening(size, factor, 1 + strength))
     return jnp.clip(image, 0, 1)
 
@@ -220,10 +178,8 @@ def low_resolution(
 def bias_field(key: Array, image: Array, *, strength: float) -> Array:
     """MRI's bias field: a smooth gain, 1 + a polynomial of degree 3 of the position.
 
-    Each sequence has its own field, because it is acquired at another time.
-
-    Args:
-      strength: below 1; the gain is within 1 +- u, u ~ U(0, strength).
+    Each sequence has its own field, because it is acquired at another time. The gain
+    is within 1 +- u, u ~ U(0, strength), with a strength below 1.
 
     Source: Van Leemput et al., IEEE Trans. Med. Imaging 18 (1999) 885, for the
     polynomial; 10 to 40 % are usual: Sled et al., same journal 17 (1998) 87.
@@ -246,44 +202,30 @@ def bias_field(key: Array, image: Array, *, strength: float) -> Array:
     return jnp.clip(image * (1 + gain * field), 0, 1)
 
 
-def crop_pad(
-    key: Array, image: Array, *, shift: float, in_plane: bool = False
-) -> Array:
+def crop_pad(key: Array, image: Array, *, shift: float) -> Array:
     """Shifts the frame by whole pixels; black comes in.
 
-    For labels of the whole image: a mask doesn't move with it.
-
-    Args:
-      shift: +- share of each side; static.
+    The shift is +- a share of each side; static. A mask doesn't move with the image.
     """
-    start, width = [0] * image.ndim, [(0, 0)] * image.ndim
-    axes = _axes(image, in_plane)
-    shares = jax.random.uniform(key, (len(axes),), minval=-1)
-    for axis, share in zip(axes, shares, strict=True):
-        most = shift * image.shape[axis]
-        width[axis] = (math.ceil(most),) * 2
-        start[axis] = math.ceil(most) + jnp.rint(share * most).astype(jnp.int32)
-    return jax.lax.dynamic_slice(jnp.pad(image, width), start, image.shape)
+    start, width = [], []
+    shares = jax.random.uniform(key, (image.ndim - 1,), minval=-1)
+    for size, share in zip(image.shape[:-1], shares, strict=True):
+        most = shift * size
+        width.append((math.ceil(most),) * 2)
+        start.append(math.ceil(most) + jnp.rint(share * most).astype(jnp.int32))
+    wide = jnp.pad(image, [*width, (0, 0)])
+    return jax.lax.dynamic_slice(wide, [*start, 0], image.shape)
 
 
-def cut_out(
-    key: Array, image: Array, *, size: float, fill: float = 0.0, in_plane: bool = False
-) -> Array:
-    """Fills one box.
-
-    Args:
-      size: the box's sides as a share of the image's; its centre may be anywhere,
-        so the edge may cut it.
-      fill: the box's intensity.
+def cut_out(key: Array, image: Array, *, size: float, fill: float = 0.0) -> Array:
+    """Fills one box, whose sides are this share of the image's; the edge may cut it.
 
     Source: DeVries & Taylor, Improved Regularization ... with Cutout (2017).
     """
-    axes = _axes(image, in_plane)
-    centre = jax.random.uniform(key, (len(axes),))
+    centre = jax.random.uniform(key, (image.ndim - 1,))
     inside = jnp.ones((), bool)
-    for axis, middle in zip(axes, centre, strict=True):
-        length = image.shape[axis]
-        distance = jnp.abs((jnp.arange(length) + 0.5) / length - middle)
+    for axis, length in enumerate(image.shape[:-1]):
+        distance = jnp.abs((jnp.arange(length) + 0.5) / length - centre[axis])
         inside &= _along(distance < size / 2, axis, image.ndim)
     return jnp.where(inside, fill, image)
 
@@ -295,16 +237,12 @@ def poisson(u: Array, mean: Array) -> Array:
     normal's quantile, corrected for skewness, is accurate and needs no loop. A
     rejection sampler would run as long as the slowest of all pixels.
 
-    Args:
-      u: uniform in (0, 1), of 16 bits: the sum may stop at 28.
-      mean: same shape, >= 0.
-
     Source: Giles, Algorithm 955, ACM Trans. Math. Softw. 42 (2016) 7, for the large.
     """
     few = jnp.minimum(mean, FEW)
     p = below = jnp.exp(-few)
     small = jnp.zeros_like(u)
-    for k in range(1, 29):
+    for k in range(1, 29):  # u has 16 bits, so no quantile of these means is above 28.
         small += u > below
         p *= few / k
         below += p
@@ -317,14 +255,9 @@ def poisson(u: Array, mean: Array) -> Array:
 def coarsening(size: int, factor: Array, most: float) -> dict[int, Array]:
     """Averages `factor` pixels into one large pixel, and interpolates these linearly.
 
-    Args:
-      size: N.
-      factor: [] in [1, most]; 1 gives the identity, as a large pixel lies on the
-        centre one.
-      most: static.
-
-    Returns:
-      Distance -> the weights, for each of the N pixels, of the pixel so far away, [N].
+    Returns, by distance, the weights [size] that each pixel gives to the pixel so far
+    away. A factor, in [1, most], of 1 gives the identity: a large pixel lies on the
+    centre one.
     """
     pixel = jnp.arange(size) - (size - 1) // 2
     place = pixel / factor  # Of each pixel among the large ones.
@@ -367,5 +300,8 @@ def _along(x: Array, axis: int, rank: int) -> Array:
     return x.reshape([-1 if n == axis else 1 for n in range(rank)])
 
 
-def _axes(image: Array, in_plane: bool) -> list[int]:
-    return list(range(image.ndim - 1))[-2 if in_plane else 0 :]
+OPS = {
+    name: op
+    for name, op in globals().copy().items()
+    if inspect.isfunction(op) and "key" in inspect.signature(op).parameters
+}

@@ -28,10 +28,8 @@ def augment(
     """Draws patches of standardised volumes and applies the ops to them.
 
     Args:
-      key: the run's key.
-      batch: of B volumes, see `draw`.
       ops: as in policy.augment_batch. They see LOWEST to HIGHEST as [0, 1].
-      place: see `draw`.
+      place: see `draw`; so are key and batch.
 
     Returns:
       image [P, *S, C] float32, 0 outside the brain and in a missing sequence; label
@@ -81,12 +79,12 @@ def draw(
       batch: of B volumes, see data/volumes.py, and epoch [B] int32.
       size: (d, h, w) of a patch, at most the volumes'; d is odd with `slices`.
       each: n, patches of a volume.
-      foreground: share of the patches that contain a drawn voxel of a region, in the
-        middle half of the patch along each axis. All regions of the volume are equally
-        likely, and all points of a region. The other patches lie anywhere.
+      foreground: share of the patches that contain a voxel of a region, in the middle
+        half of the patch along each axis. All regions of the volume are equally likely,
+        and all points of a region. The other patches lie anywhere.
       slices: a patch is 2-D: one slice and its neighbours, which are channels (slice,
-        sequence) with the sequence changing fastest. The volume's first and last slice
-        are repeated outwards.
+        sequence) with the sequence changing fastest. The first and last slice are
+        repeated outwards.
 
     Returns:
       image [P, d, h, w, C] float32 or [P, h, w, d C], label [P, d, h, w, K] or
@@ -114,12 +112,19 @@ def draw(
     places = jnp.concatenate([volume[:, None], corners], axis=1)
     cut = functools.partial(_cut, batch["label"], labelled)
     drawn["label"] = lax.map(cut, places)
+    cut = functools.partial(_cut, batch["image"], labelled)
     if not slices:
-        cut = functools.partial(_cut, batch["image"], labelled)
         return drawn | {"image": lax.map(cut, places)}
-    stack = functools.partial(_stack, batch["image"], labelled, size[0])
+
+    def stack(args: tuple[Array, Array]) -> Array:
+        """The slices around a place of a volume of this depth, [h, w, d C]."""
+        (volume, middle, *corner), depth = args
+        near = [middle + i - size[0] // 2 for i in range(size[0])]
+        cuts = [cut((volume, jnp.clip(z, 0, depth - 1), *corner))[0] for z in near]
+        return jnp.concatenate(cuts, axis=-1)
+
     return drawn | {
-        "image": lax.map(lambda at: stack(*at), (places, facts[0][:, 0])),
+        "image": lax.map(stack, (places, facts[0][:, 0])),
         "label": drawn["label"][:, 0],
         "presence": jnp.tile(drawn["presence"], (1, size[0])),
         "spacing": drawn["spacing"][:, 1:],
@@ -130,19 +135,6 @@ def _cut(volumes: Array, size: tuple[int, ...], place: Array) -> Array:
     """The box [d, h, w, C] float32 of volumes [B, D, H, W, C] at place [4]."""
     box = (1, *size, volumes.shape[-1])
     return lax.dynamic_slice(volumes, (*place, 0), box)[0].astype(jnp.float32)
-
-
-def _stack(
-    volumes: Array, size: tuple[int, ...], number: int, place: Array, depth: Array
-) -> Array:
-    """`number` slices around a place [4] of a volume of this depth, [h, w, number C]."""
-    volume, middle, *corner = place
-    near = [middle + i - number // 2 for i in range(number)]
-    cuts = [
-        _cut(volumes, size, (volume, jnp.clip(z, 0, depth - 1), *corner))[0]
-        for z in near
-    ]
-    return jnp.concatenate(cuts, axis=-1)
 
 
 def corner(
@@ -160,7 +152,7 @@ def corner(
       points: [K, N, 3], voxels of each region.
       present: [K] bool, which regions have any.
       patch: [3], its size.
-      foreground: the probability that the patch contains one of the points.
+      foreground: probability of a patch about one of the points.
     """
     about, region, point, beside, anywhere = jax.random.split(key, 5)
     room = jnp.maximum(size - patch, 0)

@@ -18,17 +18,11 @@ Op = Callable[[Array, Any], Any]
 
 
 def sample_key(key: Array, epoch: Array, id: Array, occurrence: Array) -> Array:
-    """The key of one image's random choices.
+    """The key of one image's random choices, from the run's key.
 
-    Args:
-      key: the run's key.
-      epoch: [] int32.
-      id: [] int32, the record's index.
-      occurrence: [] int32, which copy of an over-sampled image this is.
-
-    Returns:
-      A key that depends on no batch position, worker, device or clock, so a run
-      replays bit for bit after any interruption.
+    `id` is the record's index, and `occurrence` tells apart the copies of an
+    over-sampled image. The key depends on no batch position, worker, device or clock,
+    so a run replays bit for bit after any interruption.
     """
     for part in (epoch, id, occurrence):
         key = jax.random.fold_in(key, part)
@@ -57,9 +51,9 @@ def augment_batch(
       prepare: the modality's intensity preparation, see data/normalisation.py.
 
     Returns:
-      The batch with changed image [B, *S, C] float32, as the model takes it, and mask
-      and weight by the nearest pixels. Outside it is black, as on collimated film, and
-      the weight is 0, because nobody has labelled it.
+      The batch with image [B, *S, C] float32, as the model takes it, and mask and
+      weight by the nearest pixels. Outside it is black, as on collimated film, and the
+      weight is 0, because nobody has labelled it.
     """
     moved = {"image": unit_range(batch["image"])}
     for name in ("label", "weight"):
@@ -82,7 +76,7 @@ def augment_batch(
             move = functools.partial(_move, functions)
             moved = _each(rows, move, keys, moved, spacing)
         else:
-            change = functools.partial(_change, functions)
+            change = functools.partial(_apply, functions)
             moved |= {"image": _each(rows, change, keys, moved["image"])}
     return batch | moved
 
@@ -101,20 +95,19 @@ def _move(
     ops: Sequence[Op], keys: Sequence[Array], sample: dict[str, Array], spacing: dict
 ) -> dict[str, Array]:
     """Moves one sample's image and masks by the composed ops."""
-    motion = warp.still(sample["image"].shape[:-1], **spacing)
-    for key, op in zip(keys, ops, strict=True):
-        motion = op(key, motion)
+    still = warp.still(sample["image"].shape[:-1], **spacing)
+    motion = _apply(ops, keys, still)
     return {
         name: warp.move(motion, array, order=1 if name == "image" else 0)
         for name, array in sample.items()
     }
 
 
-def _change(ops: Sequence[Op], keys: Sequence[Array], image: Array) -> Array:
-    """Applies ops to one image's intensities."""
+def _apply(ops: Sequence[Op], keys: Sequence[Array], value: Any) -> Any:
+    """Applies ops, one after the other, to an image or a motion."""
     for key, op in zip(keys, ops, strict=True):
-        image = op(key, image)
-    return image
+        value = op(key, value)
+    return value
 
 
 def _each(rows: Array, function: Callable, *args: Any) -> Any:
@@ -124,28 +117,23 @@ def _each(rows: Array, function: Callable, *args: Any) -> Any:
     same compiled code, which rounds alike. Other devices need the whole batch at once.
     XLA runs a loop on one core, so give it a CPU device for each: jax_num_cpu_devices.
     """
-    return lax.platform_dependent(
-        *args,
-        cpu=functools.partial(_loop, rows, function),
-        default=jax.vmap(function),
-    )
+    batched = jax.vmap(function)
 
+    def loop(*args: Any) -> Any:
+        def step(i, results):
+            sample = jax.tree.map(
+                lambda x: lax.dynamic_index_in_dim(x, i, keepdims=False), args
+            )
+            return jax.tree.map(
+                lambda all, new: lax.dynamic_update_index_in_dim(all, new, i, 0),
+                results,
+                function(*sample),
+            )
 
-def _loop(rows: Array, function: Callable, *args: Any) -> Any:
-    """`function` of each sample, one after the other.
+        shapes = jax.eval_shape(batched, *args)
+        empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        # The trip count is dynamic, so XLA can't inline the loop and compute a moved
+        # image again for each op that reads it.
+        return lax.fori_loop(0, rows, step, empty)
 
-    The trip count is dynamic, so XLA can't inline the loop and compute a moved image
-    again for each op that reads it.
-    """
-
-    def step(i, results):
-        sample = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, 0, False), args)
-        return jax.tree.map(
-            lambda all, new: lax.dynamic_update_index_in_dim(all, new, i, 0),
-            results,
-            function(*sample),
-        )
-
-    shapes = jax.eval_shape(jax.vmap(function), *args)
-    empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    return lax.fori_loop(0, rows, step, empty)
+    return lax.platform_dependent(*args, cpu=loop, default=batched)

@@ -23,14 +23,7 @@ SQUARE = (1.08878591, 1.85834677e-02, -6.88725562e-04, 1.02988910e-05)
 
 
 def words(key: Array, shape: tuple[int, ...]) -> Array:
-    """A random word for every entry.
-
-    Args:
-      key: a key for these numbers alone.
-      shape: of at most 2^32 entries.
-
-    Returns:
-      [*shape] uint32.
+    """A random word for each of at most 2^32 entries, [*shape] uint32.
 
     Source: Wellons, Prospecting for Hash Functions (2018), lowbias32. It is applied
     twice, after adding and after xoring a word of the key, so that no key's numbers
@@ -58,8 +51,8 @@ def normal(key: Array, shape: tuple[int, ...]) -> Array:
     """Standard normal: a word's last bit is the sign, its first 24 are the tail.
 
     The values reach 5.5 deviations and are accurate to 0.02 % (near 0, to 0.001), the
-    distribution to 1e-4. Without branches and with a polynomial for the logarithm,
-    because XLA's logarithm and inverse error function take three times as long.
+    distribution to 1e-4. A polynomial stands for the logarithm, because XLA's logarithm
+    and inverse error function take three times as long.
     """
     word = words(key, shape)
     tail = ((word >> 8).astype(jnp.int32).astype(jnp.float32) + 0.5) / 2**24
@@ -125,7 +118,7 @@ def _bits(key: Array, width: int, shape: tuple[int, ...]) -> Array:
     if width > 32 or math.prod(shape) >= 2**32:
         return _STOCK.random_bits(key, width, shape)
     a, b = _threefry_words(key, shape)
-    return (a ^ b).astype(jnp.dtype(f"uint{width}"))
+    return (a ^ b).astype(f"uint{width}")
 
 
 def _split(key: Array, shape: tuple[int, ...]) -> Array:

@@ -58,7 +58,7 @@ CROPPED = "what leaves the frame can be the finding, and a mask does not move wi
 LOCAL = "the same tissue becomes lighter or darker with its surroundings"
 ROUNDED = "noise of few counts; stored values don't follow the counts exactly"
 
-TABLE = {
+POLICIES = {
     "chest_xray": Policy(
         default={
             "random_affine": _affine(rotation=7.0),
@@ -276,14 +276,10 @@ TABLE = {
 }
 
 
-def _with_common(policy: Policy) -> Policy:
-    """Adds the ops of UNSAFE that the policy doesn't have."""
-    ops = policy.default | policy.caution | policy.unsafe
-    common = {op: reason for op, reason in UNSAFE.items() if op not in ops}
-    return policy._replace(unsafe=policy.unsafe | common)
-
-
-POLICIES = {modality: _with_common(policy) for modality, policy in TABLE.items()}
+for policy in POLICIES.values():
+    for op, reason in UNSAFE.items():
+        if op not in policy.default and op not in policy.caution:
+            policy.unsafe.setdefault(op, reason)
 
 
 def default(modality: str) -> tuple[tuple[str, dict[str, Any]], ...]:
@@ -298,16 +294,12 @@ def check(
     sided: bool = False,
     allow_unsafe: bool = False,
 ) -> tuple[str, ...]:
-    """Refuses ops that can change the label.
+    """Refuses ops that can change the label; returns caveats for the report.
 
     Args:
       ops: (name, options) in order; an option that is left out has its default.
-      modality: one of POLICIES.
       sided: the label depends on left and right.
       allow_unsafe: turns the refusals into caveats.
-
-    Returns:
-      Caveats for the report, a sentence each.
 
     Raises:
       InputError: an op that is unsafe or unknown, or an unknown modality.
@@ -360,11 +352,11 @@ def _mirrored(name: str, options: Options) -> str:
 
 def _defaults(name: str) -> dict[str, Any]:
     """An op's default options."""
-    names = sorted({*intensity.__all__, *warp.MOVES})
-    if name not in names:
-        raise InputError(f"augment.ops: {name!r} is no op: use {', '.join(names)}")
-    op = warp.MOVES.get(name) or getattr(intensity, name)
-    parameters = inspect.signature(op).parameters.values()
+    ops = warp.MOVES | intensity.OPS
+    if name not in ops:
+        names = ", ".join(sorted(ops))
+        raise InputError(f"augment.ops: {name!r} is no op: use {names}")
+    parameters = inspect.signature(ops[name]).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 

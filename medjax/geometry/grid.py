@@ -19,30 +19,6 @@ from medjax.errors import InputError
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # NIfTI's world -> DICOM's and ITK's.
 
 
-def sample(
-    image: Array,
-    coordinates: Array,
-    *,
-    order: int = 1,
-    padding: str = "constant",
-) -> Array:
-    """Reads an image between its pixels; differentiable in both where order is 1.
-
-    Args:
-      image: [*S, C], S of any number of axes; float where order is 1.
-      coordinates: [..., len(S)], in pixels, 0 is the middle of the first.
-      order: 1 interpolates linearly, 0 takes the nearest pixel (masks).
-      padding: what stands outside. 'constant': 0, blended in over the pixel beyond
-        the edge; 'edge': the pixels of the edge.
-
-    Returns:
-      [..., C], of the image's dtype; a whole coordinate returns that pixel to the bit.
-    """
-    chex.assert_axis_dimension(coordinates, -1, image.ndim - 1)
-    parts = [coordinates[..., axis] for axis in range(image.ndim - 1)]
-    return read(image, parts, order, padding)
-
-
 def affine(
     image: Array,
     matrix: Array,
@@ -51,24 +27,21 @@ def affine(
     order: int = 1,
     padding: str = "constant",
 ) -> Array:
-    """Resamples an image at affinely moved points; differentiable in the matrix.
+    """`sample` at affinely moved points; differentiable in the matrix.
+
+    The identity, flips and quarter turns return the input's own pixels, to the bit.
 
     Args:
       image: [*S, C], of n axes and channels.
       matrix: [n, n + 1] output-to-input map in pixels about the two centres:
         input - its centre = matrix[:, :n] @ (output - its centre) + matrix[:, n].
       shape: the output's n sizes; None is the image's own.
-      order, padding: as in `sample`.
-
-    Returns:
-      [*shape, C]: the identity, flips and quarter turns return the input's own
-      pixels, to the bit.
     """
     space = image.shape[:-1]
     shape = space if shape is None else tuple(shape)
     chex.assert_shape(matrix, (len(space), len(shape) + 1))
     parts = affine_grid(matrix, shape, space)
-    return read(image, parts, order, padding)
+    return sample(image, parts, order=order, padding=padding)
 
 
 def affine_grid(
@@ -76,9 +49,7 @@ def affine_grid(
 ) -> list[Array]:
     """Input coordinates of every output point, an array for each axis."""
     steps = [
-        (jnp.arange(size) - (size - 1) / 2).reshape(
-            [-1] + [1] * (len(shape) - 1 - axis)
-        )
+        jnp.expand_dims(jnp.arange(size) - (size - 1) / 2, range(1, len(shape) - axis))
         for axis, size in enumerate(shape)
     ]
     terms = [[row[axis] * along for axis, along in enumerate(steps)] for row in matrix]
@@ -87,13 +58,28 @@ def affine_grid(
     return [sum(term[1:], term[0]) for term in terms]
 
 
-def read(
-    image: Array, parts: Sequence[Array], order: int = 1, padding: str = "constant"
+def sample(
+    image: Array,
+    coordinates: Sequence[Array],
+    *,
+    order: int = 1,
+    padding: str = "constant",
 ) -> Array:
-    """`sample` with an array of coordinates for each axis."""
+    """Reads an image between its pixels; differentiable in both where order is 1.
+
+    Args:
+      image: [*S, C], S of any number of axes; float where order is 1.
+      coordinates: an array [...] for each axis, in pixels, 0 is the middle of the first.
+      order: 1 interpolates linearly, 0 takes the nearest pixel (masks).
+      padding: what stands outside. 'constant': 0, blended in over the pixel beyond
+        the edge; 'edge': the pixels of the edge.
+
+    Returns:
+      [..., C], of the image's dtype; a whole coordinate returns that pixel to the bit.
+    """
     *space, channels = image.shape
     pixel = (channels,) if channels > 1 else ()  # An axis of size 1 halves the speed.
-    parts = [_inside(x, n, padding) for x, n in zip(parts, space, strict=True)]
+    parts = [_inside(x, n, padding) for x, n in zip(coordinates, space, strict=True)]
     # A border, one pixel wider at the end, so that every neighbour exists.
     border = (1, 2) if padding == "constant" else (0, 1)
     image = jnp.pad(image, [border] * len(space) + [(0, 0)], padding)
@@ -121,15 +107,9 @@ def read(
 
 def _inside(x: Array, size: int, padding: str) -> Array:
     """Moves the coordinates of one axis into the (padded) image."""
-    if padding == "constant":
-        return _clip(x, -1, size) + 1
-    return _clip(x, 0, size - 1)
-
-
-def _clip(x: Array, low: int, high: int) -> Array:
-    """jnp.clip, but NaN becomes low: no index may leave the image."""
-    x = jnp.where(x > low, x, low)
-    return jnp.where(x < high, x, high)
+    low, high = (-1, size) if padding == "constant" else (0, size - 1)
+    x = jnp.where(x > low, x, low)  # NaN too: no index may leave the image.
+    return jnp.where(x < high, x, high) - low
 
 
 def _take(flat: Array, index: Array) -> Array:
@@ -149,46 +129,25 @@ def _take(flat: Array, index: Array) -> Array:
 
 
 def resample(
-    moving,
-    moving_affine,
-    fixed_shape,
-    fixed_affine,
-    matrix=None,
-    *,
-    order: int = 1,
+    moving, moving_affine, fixed_shape, fixed_affine, matrix=None, *, order: int = 1
 ) -> Array:
-    """Resamples an image to another grid; outside the image is 0.
+    """Resamples an image [A, B, C, N] to another grid, [*fixed_shape, N].
 
-    Args:
-      moving: [A, B, C] or [A, B, C, N].
-      moving_affine, fixed_affine: [4, 4], voxel indices to RAS millimetres.
-      fixed_shape: the three sizes of the grid.
-      matrix: [4, 4], fixed to moving points; None is the identity.
-      order: as in `sample`.
-
-    Returns:
-      [*fixed_shape] or [*fixed_shape, N]; float32 if order is 1, of moving's dtype if
-      it is 0. The same grid returns the same voxels, to the bit.
+    Outside the image is 0. The matrix maps fixed to moving points; None is the
+    identity. With order 1 the result is float32, with 0 of moving's dtype, see
+    `sample`. The same grid returns the same voxels, to the bit.
     """
     moving = jnp.asarray(moving)
-    if moving.ndim not in (3, 4) or 0 in moving.shape:
-        raise InputError(f"moving: {moving.shape}; give [A, B, C] or [A, B, C, N]")
-    if len(fixed_shape) != 3 or min(fixed_shape) < 1:
-        raise InputError(f"fixed_shape: {fixed_shape}; give three sizes, 1 or more")
-    matrix = np.eye(4) if matrix is None else check_affine("matrix", matrix)
-    fixed_affine = check_affine("fixed_affine", fixed_affine)
-    moving_affine = check_affine("moving_affine", moving_affine)
+    matrix = np.eye(4) if matrix is None else matrix
     voxels = np.linalg.solve(moving_affine, matrix @ fixed_affine)
     middle = (np.array(fixed_shape) - 1) / 2  # affine's matrix is about the centres.
     voxels[:3, 3] += voxels[:3, :3] @ middle - (np.array(moving.shape[:3]) - 1) / 2
-    image = moving if moving.ndim == 4 else moving[..., None]
-    image = _resample(
-        image.astype(jnp.float32) if order else image,
+    return _resample(
+        moving.astype(jnp.float32) if order else moving,
         voxels[:3].astype(np.float32),
         shape=tuple(map(int, fixed_shape)),
         order=order,
     )
-    return image if moving.ndim == 4 else image[..., 0]
 
 
 _resample = jax.jit(affine, static_argnames=("shape", "order"))

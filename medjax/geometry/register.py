@@ -20,7 +20,7 @@ import optax
 from chex import Array
 
 from medjax.errors import InputError
-from medjax.geometry.grid import apply, check_affine, pool, sample
+from medjax.geometry.grid import apply, pool, sample
 
 # Of each level: millimetres to which both images are averaged, number of points, and
 # the first step's millimetres.
@@ -41,7 +41,7 @@ class Registration(NamedTuple):
     matrix: [4, 4] float64, fixed to moving points in RAS millimetres.
     start_metric, metric: the similarity before and after, more is better, both at the
       same points of the finest level; 0 where the images hardly overlap.
-    improved: False if nothing better was found; matrix is then the identity.
+    improved: False if nothing is better than the identity, which matrix then is.
     """
 
     matrix: np.ndarray
@@ -72,19 +72,15 @@ class Level(NamedTuple):
 def register(fixed, fixed_affine, moving, moving_affine) -> Registration:
     """Finds the rigid motion that aligns two images, from coarse to fine.
 
-    The coarsest level tries rotations by 15 degrees about every axis, without a shift
-    and with the centres of mass aligned. The ascent starts from the best of them, and
-    the best result goes on to the next level. The same input gives the same matrix.
-
-    Args:
-      fixed, moving: [A, B, C], of any shapes and contrasts.
-      fixed_affine, moving_affine: [4, 4], voxel indices to RAS millimetres.
+    The images are [A, B, C], of any shapes and contrasts. The coarsest level tries
+    rotations by 15 degrees about every axis, without a shift and with the centres of
+    mass aligned. The ascent starts from the best of them, and the best result goes on
+    to the next level. The same input gives the same matrix.
 
     Raises:
-      InputError: an image is constant, not finite or no volume; or a bad affine.
+      InputError: an image is constant, not finite or no volume.
     """
-    fixed, fixed_affine = _check("fixed", fixed, fixed_affine)
-    moving, moving_affine = _check("moving", moving, moving_affine)
+    fixed, moving = _check("fixed", fixed), _check("moving", moving)
     centre, radius = _centre(*pool(fixed, fixed_affine, LEVELS[0][0]))
     matrix = np.eye(4)
     for number, (size, count, rate) in enumerate(LEVELS):
@@ -117,16 +113,10 @@ def register(fixed, fixed_affine, moving, moving_affine) -> Registration:
 def nmi(fixed: Array, moving: Array, weight: Array) -> Array:
     """Normalised mutual information, (H(f) + H(m)) / H(f, m), from 1 to 2.
 
+    Of [P] values in [0, 1] at the same points, with weights >= 0; 0 if all these are 0.
     The joint histogram is smoothed by cubic B-splines along both axes. A value of
     moving falls into the four bins around it, which makes the histogram
     differentiable; a value of fixed is smoothed about the nearest bin.
-
-    Args:
-      fixed, moving: [P] values in [0, 1] at the same points.
-      weight: [P], >= 0.
-
-    Returns:
-      [], 0 where no point has a weight.
 
     Source: Studholme et al., Pattern Recognition 32 (1999) 71; the windows: Mattes et
     al., IEEE Trans. Med. Imaging 22 (2003) 120, eq. 4.
@@ -175,7 +165,7 @@ def _similarity(p: Array, level: Level) -> Array:
     linear, shift = _motion(p, level.radius)
     points = level.points @ linear.T + shift
     voxels = points @ level.base[:3, :3].T + level.base[:3, 3]
-    value = sample(level.moving, voxels, padding="edge")[..., 0]
+    value = sample(level.moving, voxels.T, padding="edge")[..., 0]
     last = jnp.array(level.moving.shape[:3]) - 1.0
     beyond = jnp.maximum(-voxels, voxels - last)  # Voxels past the edge's centres.
     weight = level.weight * jnp.prod(jnp.clip(1 - beyond, 0, 1), axis=-1)
@@ -194,14 +184,9 @@ def _similarities(level: Level, motions: Array) -> Array:
 
 @jax.jit
 def _climb(level: Level, starts: Array, rate: float) -> tuple[Array, Array]:
-    """Adam from each start, with a step that decreases linearly to 0.
+    """Adam from each start [K, 6], with a step that falls linearly from `rate` mm to 0.
 
-    Args:
-      starts: [K, 6].
-      rate: the first step in millimetres.
-
-    Returns:
-      [K, 6] the best motion on the way from each start, and [K] its similarity.
+    Returns the best motion on the way from each start, and its similarity [K].
     """
     adam = optax.scale_by_adam(b1=0.8, b2=0.9)
     slope = jax.value_and_grad(lambda p: _similarity(p, level))
@@ -225,8 +210,7 @@ def _climb(level: Level, starts: Array, rate: float) -> tuple[Array, Array]:
 def _search(level: Level, offset: np.ndarray) -> np.ndarray:
     """The most similar of rotated and centred starts, [CANDIDATES + 1, 6].
 
-    Args:
-      offset: [3] millimetres, from fixed's centre of mass to moving's.
+    `offset` [3] is in millimetres, from fixed's centre of mass to moving's.
     """
     turns = np.array(list(itertools.product((0, -REACH, REACH), repeat=3)))
     trial = np.zeros((2, len(turns), 6), np.float32)
@@ -259,7 +243,7 @@ def _values(image, affine, points) -> tuple[Array, Array]:
     """An image's values at points of the world, and a weight of 0 outside of it."""
     voxels = apply(np.linalg.inv(affine), points)
     inside = ((voxels >= -0.5) & (voxels <= np.array(image.shape) - 0.5)).all(-1)
-    value = _sample(_unit(image)[..., None], voxels.astype(np.float32))[..., 0]
+    value = _sample(_unit(image)[..., None], voxels.T.astype(np.float32))[..., 0]
     return value, inside.astype(np.float32)
 
 
@@ -292,8 +276,8 @@ def _about(centre: np.ndarray, p: Array, radius: float) -> np.ndarray:
     return matrix
 
 
-def _check(name: str, image, affine) -> tuple[np.ndarray, np.ndarray]:
-    """As float32 and float64, or an InputError."""
+def _check(name: str, image) -> np.ndarray:
+    """As float32, or an InputError."""
     image = np.asarray(image, np.float32)
     if image.ndim != 3 or min(image.shape) < 2:
         raise InputError(f"{name}: {image.shape}; give [A, B, C] of 2 voxels or more")
@@ -301,4 +285,4 @@ def _check(name: str, image, affine) -> tuple[np.ndarray, np.ndarray]:
         raise InputError(f"{name}: holds NaN or infinity; set those voxels to 0")
     if image.min() == image.max():
         raise InputError(f"{name}: is {image.flat[0]:g} everywhere; give an image")
-    return image, check_affine(f"{name}_affine", affine)
+    return image

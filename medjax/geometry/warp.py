@@ -4,8 +4,8 @@ Coordinates are pixel centres, (y, x) or (z, y, x). Matrices are about the image
 centre, (size - 1) / 2, so that rotations and flips leave the middle in place, and map
 *output* points to *input* points, as interpolation needs it.
 
-The ops, MOVES, draw and add to a Motion. `move` then reads images and masks at the
-composed map.
+The ops, MOVES, draw by a key for this sample alone and add to a Motion. `move` then
+reads images and masks at the composed map.
 """
 
 import math
@@ -19,7 +19,7 @@ import numpy as np
 from chex import Array
 
 from medjax.errors import InputError
-from medjax.geometry.grid import affine_grid, read
+from medjax.geometry.grid import affine_grid, sample
 
 # x + u(x) is invertible if every |c| is below this share of the distance: 1 / K2 in 2-D
 # and 1 / K3 in 3-D, with K2 = 2.0464 and K3 = 2.4795. Source: Choi & Lee, Injectivity
@@ -39,7 +39,6 @@ class Motion(NamedTuple):
     matrix: [n, n + 1].
     control: [*G, n] mm, of `on_grid`; None for no elastic.
     distance: n distances of the control points, in pixels.
-    in_plane: in 3-D, no op has moved anything across slices.
     """
 
     shape: tuple[int, ...]
@@ -47,34 +46,22 @@ class Motion(NamedTuple):
     matrix: Array
     control: Array | None
     distance: tuple[float, ...]
-    in_plane: bool
 
 
 def still(shape: Sequence[int], spacing: Array | None = None) -> Motion:
-    """The motion that moves nothing.
-
-    Args:
-      shape: [H, W] or [D, H, W].
-      spacing: [n] mm, or None for pixels.
-    """
+    """The motion that moves nothing, of (H, W) or (D, H, W); without spacing, 1 mm."""
     n = len(shape)
     spacing = np.ones(n, np.float32) if spacing is None else spacing
-    return Motion(tuple(shape), spacing, jnp.eye(n, n + 1), None, (), in_plane=n == 3)
+    return Motion(tuple(shape), spacing, jnp.eye(n, n + 1), None, ())
 
 
 def move(motion: Motion, image: Array, *, order: int = 1) -> Array:
     """Reads an image once, at the points of a motion; outside it is 0.
 
-    Args:
-      image: [*motion.shape, C]; a mask with order=0.
-
-    Returns:
-      Same shape. If the motion is in the plane, a slice has only its own pixels.
+    The image is [*motion.shape, C]; a mask needs order=0. If no op has moved anything
+    across slices, a slice has only its own pixels, to the bit.
     """
     chex.assert_shape(image, (*motion.shape, None))
-    if motion.in_plane:
-        plane = _plane(motion)
-        return jax.vmap(lambda piece: move(plane, piece, order=order))(image)
     spacing = jnp.asarray(motion.spacing)
     # In pixels; exact where the spacing is the same along all axes.
     matrix = motion.matrix * (jnp.append(spacing, 1.0) / spacing[:, None])
@@ -84,13 +71,13 @@ def move(motion: Motion, image: Array, *, order: int = 1) -> Array:
         control = _times(motion.control / spacing, matrix[:, :-1].T)
         field = on_grid(control, motion.shape, motion.distance)
         parts = [x + u for x, u in zip(parts, field, strict=True)]
-    return read(image, parts, order)
+    return sample(image, parts, order=order)
 
 
 def affine_matrix(
     *, flip: Array, rotation: Array, zoom: Array, translation: Array
 ) -> Array:
-    """Composes flip, rotation, zoom and translation into one output-to-input map.
+    """The matrix [n, n + 1]: input = matrix[:, :n] @ output + matrix[:, n].
 
     Args:
       flip: [] bool, mirrors left and right, the last axis.
@@ -99,9 +86,6 @@ def affine_matrix(
         and height, applied in this order.
       zoom: [] or [n] > 0; 2 makes everything twice as large.
       translation: [n] by which the content moves, in the unit of the points.
-
-    Returns:
-      [n, n + 1] float32: input = matrix[:, :n] @ output + matrix[:, n].
     """
     n = len(translation)
     planes = [(0, 1)] if n == 2 else [(1, 2), (0, 2), (0, 1)]
@@ -131,8 +115,6 @@ def random_affine(
     """Flips, rotates, zooms and shifts, in millimetres, so that nothing is sheared.
 
     Args:
-      key: a key for this sample alone.
-      motion: the motion before.
       flip: probability of a left-right mirror (of the last axis). It moves the heart
         to the right, so use 0 where the side is the finding.
       rotation: +- degrees; in 3-D one for all planes, or three, see affine_matrix.
@@ -160,7 +142,7 @@ def random_affine(
         zoom=scale,
         translation=shift,
     )
-    return _then(motion, matrix, in_plane)
+    return _then(motion, matrix)
 
 
 def flip(
@@ -173,7 +155,7 @@ def flip(
     sign = jnp.where(jax.random.bernoulli(key, probability), -1.0, 1.0)
     mirror = jnp.where(np.arange(n) == axis % n, sign, 1.0)
     matrix = jnp.eye(n, n + 1) * mirror[:, None]
-    return _then(motion, matrix, in_plane=axis % n > 0)
+    return _then(motion, matrix)
 
 
 def elastic(
@@ -192,8 +174,6 @@ def elastic(
     `distance` pixels apart, from one before the image to at least one behind it.
 
     Args:
-      key: a key for this sample alone.
-      motion: the motion before.
       strength: the control points move by U(-strength, strength) on each axis, in mm
         (pixels, without a spacing), but at most by the share INVERTIBLE of their
         distance, because a larger displacement may fold.
@@ -219,8 +199,7 @@ def elastic(
     control = jax.random.uniform(key, drawn, minval=-1) * jnp.minimum(strength, limit)
     if alike:
         control = jnp.broadcast_to(control * (np.arange(n) > 0), (*count, n))
-    in_plane = motion.in_plane and in_plane
-    return motion._replace(control=control, distance=distance, in_plane=in_plane)
+    return motion._replace(control=control, distance=distance)
 
 
 def control_shape(shape: tuple[int, ...], distance: tuple[float, ...]) -> tuple:
@@ -233,55 +212,31 @@ def control_shape(shape: tuple[int, ...], distance: tuple[float, ...]) -> tuple:
 
 def on_grid(
     control: Array, shape: tuple[int, ...], distance: tuple[float, ...]
-) -> list[Array]:
-    """u at every pixel, by one small matrix product for each axis.
+) -> Array:
+    """u at every pixel, [n, *shape], by one small matrix product for each axis.
 
-    Args:
-      control: [*control_shape, n].
-      shape: n sizes.
-      distance: n distances of the control points, in pixels.
-
-    Returns:
-      n arrays of that shape.
+    Of `control` [*control_shape, n], points at n distances in pixels.
     """
     field = jnp.moveaxis(control, -1, 0)
     for axis, (size, step) in enumerate(zip(shape, distance, strict=True), start=1):
-        weight = _weights(jnp.arange(size) / step, field.shape[axis])
+        points = jnp.arange(field.shape[axis]) - 1
+        t = jnp.abs(jnp.arange(size)[:, None] / step - points)
+        near, far = 2 / 3 - t**2 + t**3 / 2, jnp.maximum(2 - t, 0) ** 3 / 6
+        weight = jnp.where(t < 1, near, far)  # B of the distance to each point.
         field = jnp.tensordot(field, weight, [[axis], [1]], precision="highest")
         field = jnp.moveaxis(field, -1, axis)
-    return list(field)
-
-
-def _weights(position: Array, points: int) -> Array:
-    """B of the distance to each control point, [..., points]."""
-    t = jnp.abs(position[..., None] - (jnp.arange(points) - 1))
-    near = 2 / 3 - t**2 + t**3 / 2
-    far = jnp.maximum(2 - t, 0) ** 3 / 6
-    return jnp.where(t < 1, near, far)
+    return field
 
 
 MOVES = {op.__name__: op for op in (random_affine, flip, elastic)}
 
 
-def _then(motion: Motion, matrix: Array, in_plane: bool) -> Motion:
+def _then(motion: Motion, matrix: Array) -> Motion:
     """The motion, and after it that of a matrix in mm."""
     n = len(motion.shape)
     both = _times(motion.matrix[:, :n], matrix)
     both += jnp.pad(motion.matrix[:, n:], ((0, 0), (n, 0)))
-    return motion._replace(matrix=both, in_plane=motion.in_plane and in_plane)
-
-
-def _plane(motion: Motion) -> Motion:
-    """The 2-D motion of every slice, of a 3-D motion in the plane."""
-    control = motion.control  # The same in all slices, so the first does.
-    return Motion(
-        motion.shape[1:],
-        motion.spacing[1:],
-        motion.matrix[1:, 1:],
-        None if control is None else control[0, ..., 1:],
-        motion.distance[1:],
-        in_plane=False,
-    )
+    return motion._replace(matrix=both)
 
 
 def _times(a: Array, b: Array) -> Array:

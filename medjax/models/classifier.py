@@ -22,7 +22,7 @@ class Classifier(nn.Module):
       pool: 'mean' over the last grid; 'mean_max' concatenates mean and maximum, for
         findings of a few pixels.
       top: maker of a normalisation of the embedding, or None.
-      frozen: so many of the first stages don't train: they get no gradient, and they
+      frozen: number of first stages that don't train: they get no gradient, and they
         normalise by their running statistics, which stay.
       remat: computes each stage again in the backward pass instead of keeping its
         activations: less memory, more time.
@@ -46,18 +46,12 @@ class Classifier(nn.Module):
     def __call__(self, image: Array, *, train: bool, after: int = 0) -> Array:
         """Logits [B, T] float32 of standardised images.
 
-        Args:
-          image: the image, or the output of stage number `after`, [B, h, w, c]: this
-            gives the gradient of the logits by any stage's output.
-          after: the number of stages that `image` has passed.
+        `image` may also be the output [B, h, w, c] of the first `after` stages: this
+        gives the gradient of the logits by any stage's output.
         """
         x = image.astype(self.dtype)
-        for number, (name, make) in enumerate(
-            zip(self.stage_names, self.stages, strict=True)
-        ):
-            if number < after:
-                continue
-            stage = make(name=name)
+        for number in range(after, len(self.stages)):
+            stage = self.stages[number](name=self.stage_names[number])
             training = train and number >= self.frozen
             if self.remat and training:
                 x = nn.remat(lambda stage, x: stage(x, True))(stage, x)

@@ -30,18 +30,14 @@ def convnext(
       blocks: residual blocks in each stage.
       widths: channels of each stage.
       axis_name: unused, because nothing here depends on a batch.
-      tasks, dtype, rest: as in densenet.
+      rest: of Classifier.
     """
     del axis_name
-    stages = (
-        partial(Stem, width=widths[0], dtype=dtype),
-        *(
-            partial(Stage, depth=number, width=width, first=i == 0, dtype=dtype)
-            for i, (number, width) in enumerate(zip(blocks, widths, strict=True))
-        ),
-    )
+    stages = [partial(Stem, width=widths[0], dtype=dtype)]
+    for i, (depth, width) in enumerate(zip(blocks, widths, strict=True)):
+        stages.append(partial(Stage, depth, width, first=i == 0, dtype=dtype))
     top = partial(norm, dtype=jnp.float32)
-    return Classifier(stages, tasks, top=top, dtype=dtype, **rest)
+    return Classifier(tuple(stages), tasks, top=top, dtype=dtype, **rest)
 
 
 class Stem(nn.Module):
@@ -57,11 +53,7 @@ class Stem(nn.Module):
 
 
 class Stage(nn.Module):
-    """Residual blocks, after a convolution of stride 2 in all stages but the first.
-
-    Attributes: as in convnext; `depth`: number of blocks; `first`: whether it is the
-    first stage.
-    """
+    """`depth` residual blocks, after a convolution of stride 2 unless it is the first."""
 
     depth: int
     width: int
@@ -73,22 +65,19 @@ class Stage(nn.Module):
         if not self.first:
             x = norm(dtype=self.dtype, name="down_norm")(x)
             x = patches(self.width, 2, x=x, dtype=self.dtype, name="down_conv")
-        dense = partial(
-            nn.Dense,
-            dtype=self.dtype,
-            kernel_init=nn.initializers.truncated_normal(0.02),
-        )
+        small = nn.initializers.truncated_normal(0.02)
+        dense = partial(nn.Dense, dtype=self.dtype, kernel_init=small)
+        options = {"space": x.ndim - 2, "dtype": self.dtype, "use_bias": True}
+        depthwise = partial(layers.conv, groups=self.width, **options)
         for j in range(1, self.depth + 1):
-            options = {"space": x.ndim - 2, "dtype": self.dtype, "use_bias": True}
-            conv = partial(layers.conv, groups=self.width, **options)
-            new = conv(self.width, 7, name=f"block{j}_conv")(x)
+            new = depthwise(self.width, 7, name=f"block{j}_conv")(x)
             new = norm(dtype=self.dtype, name=f"block{j}_norm")(new)
             new = dense(4 * self.width, name=f"block{j}_widen")(new)
             new = jax.nn.gelu(new, approximate=False)
             new = dense(self.width, name=f"block{j}_narrow")(new)
             # Each block begins near the identity: Touvron et al., CaiT, ICCV 2021.
-            small = nn.initializers.constant(1e-6)
-            scale = self.param(f"block{j}_scale", small, (self.width,))
+            tiny = nn.initializers.constant(1e-6)
+            scale = self.param(f"block{j}_scale", tiny, (self.width,))
             x = x + scale.astype(self.dtype) * new
         return x
 

@@ -11,9 +11,10 @@ DenseNet-121's training step went from 0.32 to 0.81 of PyTorch's speed.
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache, partial, reduce
+from functools import partial, reduce
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,15 +27,7 @@ CACHE = 2**21  # Bytes of columns that stay in the cache until they are multipli
 def convolution(
     x: Array, kernel: Array, strides: Sequence[int], padding: Any, **options: Any
 ) -> Array:
-    """lax.conv_general_dilated as nn.Conv calls it: channels last.
-
-    Args:
-      x: [B, ..., I].
-      kernel: [..., I / groups, O].
-      strides: one for each spatial axis.
-      padding: a pair for each spatial axis, or a name.
-      options: dilations, groups, dimension_numbers, precision.
-    """
+    """lax.conv_general_dilated as nn.Conv calls it: x [B, ..., I], kernel [..., I, O]."""
     pads = padding if isinstance(padding, str) else tuple(map(tuple, padding))
     method = _method(x.shape, kernel.shape, tuple(strides), pads, options)
     if method is None:
@@ -68,7 +61,7 @@ def _method(
     if same and outer < inner:
         return _native, _few_outputs_backward
     if any(n > length for n, length in zip(size, shape[1:3], strict=True)):
-        return _by_columns, _backward_of(_by_columns)
+        return _by_columns, _by_columns_backward
     return (_native, _few_inputs_backward) if inner <= 4 else None
 
 
@@ -76,14 +69,7 @@ def _method(
 # of a platform: JAX would differentiate every choice, which took half of the tracing.
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
 @partial(jax.jit, static_argnums=(2, 3, 4, 5))
-def _convolution(
-    x: Array,
-    kernel: Array,
-    forward: Callable,
-    backward: Callable,
-    strides: tuple,
-    padding: tuple | str,
-) -> Array:
+def _convolution(x, kernel, forward, backward, strides, padding) -> Array:
     """`forward` on the CPU, with its gradient by `backward`; elsewhere XLA's own."""
     window = {"strides": strides, "padding": padding}
     return lax.platform_dependent(
@@ -92,16 +78,12 @@ def _convolution(
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _convolution_backward(
-    forward: Callable,
-    backward: Callable,
-    strides: tuple,
-    padding: tuple | str,
-    operands: tuple,
-    g: Array,
-) -> tuple[Array, Array]:
+def _convolution_backward(forward, backward, strides, padding, operands, g) -> tuple:
     window = {"strides": strides, "padding": padding}
-    native = partial(_backward_of(_native), **window)
+
+    def native(x: Array, kernel: Array, g: Array) -> tuple[Array, Array]:
+        return jax.vjp(partial(_native, **window), x, kernel)[1](g)
+
     return lax.platform_dependent(
         *operands, g, cpu=partial(backward, **window), default=native
     )
@@ -111,18 +93,6 @@ _convolution.defvjp(
     lambda x, kernel, *how: (_convolution(x, kernel, *how), (x, kernel)),
     _convolution_backward,
 )
-
-
-@cache
-def _backward_of(forward: Callable) -> Callable:
-    """The gradients of a convolution as JAX derives them."""
-
-    def backward(
-        x: Array, kernel: Array, g: Array, **window: Any
-    ) -> tuple[Array, Array]:
-        return jax.vjp(partial(forward, **window), x, kernel)[1](g)
-
-    return backward
 
 
 def _native(x: Array, kernel: Array, strides: tuple, padding: tuple | str) -> Array:
@@ -147,9 +117,7 @@ def _by_blocks(x: Array, kernel: Array, **_: Any) -> Array:
     return y.reshape(len(x), *places, outer)
 
 
-def _by_blocks_backward(
-    x: Array, kernel: Array, g: Array, **_: Any
-) -> tuple[Array, Array]:
+def _by_blocks_backward(x: Array, kernel: Array, g: Array, **_: Any) -> tuple:
     *size, _, outer = kernel.shape
     places, g = g.shape[:-1], g.reshape(-1, outer)
     d_x = _from_blocks(g @ kernel.reshape(-1, outer).T, places, size)
@@ -159,12 +127,7 @@ def _by_blocks_backward(
 def grow(x: Array, kernel: Array) -> Array:
     """A transposed convolution whose stride is the kernel's size.
 
-    Args:
-      x: [B, (D,) H, W, I].
-      kernel: [(d,) h, w, I, O].
-
-    Returns:
-      [B, (D d,) H h, W w, O].
+    [B, (D,) H, W, I] and [(d,) h, w, I, O] -> [B, (D d,) H h, W w, O].
     """
     return lax.platform_dependent(x, kernel, cpu=_grow, default=_native_grow)
 
@@ -210,38 +173,32 @@ def columns(x: Array, size: tuple, strides: tuple, padding: tuple) -> Array:
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     ends = np.subtract(x.shape[1:3], size) + 1
     # Slices side by side. XLA computes the indices of a gather for every element.
-    pixels = [  # [B, h, w, C] each
-        lax.slice(
-            x,
-            (0, *corner, 0),
-            (len(x), *(ends + corner), x.shape[-1]),
-            (1, *strides, 1),
-        )
-        for corner in np.ndindex(size)
-    ]
+    pixels = []  # [B, h, w, C] each
+    for corner in np.ndindex(size):
+        stops = (len(x), *(ends + corner), x.shape[-1])
+        pixels.append(lax.slice(x, (0, *corner, 0), stops, (1, *strides, 1)))
     return jnp.concatenate(pixels, axis=-1).reshape(-1, np.prod(size) * x.shape[-1])
 
 
 def _by_columns(x: Array, kernel: Array, strides: tuple, padding: tuple) -> Array:
     """A kernel larger than the image, for which XLA has only slow loops."""
     *size, _, outer = kernel.shape
-    places = [
-        (length + sum(pads) - n) // stride + 1
-        for length, pads, n, stride in zip(
-            x.shape[1:3], padding, size, strides, strict=True
-        )
-    ]
+    room = np.add(x.shape[1:3], np.sum(padding, axis=1)) - size
+    places = room // strides + 1
     pixels = columns(x, tuple(size), strides, padding)
     return (pixels @ kernel.reshape(-1, outer)).reshape(len(x), *places, outer)
+
+
+def _by_columns_backward(x: Array, kernel: Array, g: Array, **window: Any) -> tuple:
+    return jax.vjp(partial(_by_columns, **window), x, kernel)[1](g)
 
 
 def _few_outputs_backward(
     x: Array, kernel: Array, g: Array, strides: tuple, padding: tuple
 ) -> tuple[Array, Array]:
-    """Of an odd kernel at stride 1 that keeps the size and has fewer outputs.
+    """Both gradients by the columns of the output's gradient: fewer than the input's.
 
-    Both gradients are products with the columns of the output's gradient, because
-    these are fewer than the input's.
+    Of an odd kernel at stride 1 that keeps the size.
     """
     *size, inner, outer = kernel.shape
     # A product by the identity, because XLA stores a product's result. Without it, in
@@ -301,9 +258,7 @@ def _by_slices(x: Array, kernel: Array, **_: Any) -> Array:
     return sum(shifted[1:], shifted[0])
 
 
-def _by_slices_backward(
-    x: Array, kernel: Array, g: Array, **_: Any
-) -> tuple[Array, Array]:
+def _by_slices_backward(x: Array, kernel: Array, g: Array, **_: Any) -> tuple:
     flipped = kernel[::-1, ::-1, ::-1].swapaxes(3, 4)
     return _by_slices(g, flipped), _kernel_gradient(x, g, kernel.shape[:3])
 
@@ -336,23 +291,23 @@ def _shifted(x: Array, by: int) -> Array:
 # --------------------------------------------------------------------- max-pooling
 
 
-def max_pool(x: Array, *, native: Callable) -> Array:
-    """The maximum over cubes of 3 at stride 2, with a border of 1, [B, ..., C].
+def max_pool(x: Array) -> Array:
+    """The maximum over cubes of 3 at stride 2, [B, ..., C]; a border of 1 never wins.
 
     Of equal values the first has the gradient. For it, XLA searches each window again,
     one after the other; here each place of the window is compared for the whole image
     at once. The axes are pooled one after the other, the last one first, so that the
-    first maximum in memory wins, as it does in `native`.
-
-    Args:
-      native: the same by XLA's own operation, x -> y.
+    first maximum in memory wins, as it does in XLA's operation.
     """
+    space = x.ndim - 2
+    window = {"window_shape": (3,) * space, "strides": (2,) * space}
 
     def by_axes(x: Array) -> Array:
-        for axis in range(x.ndim - 2, 0, -1):
+        for axis in range(space, 0, -1):
             x = _pool(x, axis)
         return x
 
+    native = partial(nn.max_pool, **window, padding=((1, 1),) * space)
     return lax.platform_dependent(x, cpu=by_axes, default=native)
 
 

@@ -34,61 +34,23 @@ def densenet(
       tasks: T, the number of findings.
       blocks: layers in each dense block.
       growth: channels that each layer adds.
-      bottleneck: a layer begins with a 1 x 1 convolution to so many times `growth`
+      bottleneck: a layer begins with a 1 x 1 convolution to bottleneck x growth
         channels; 0 leaves it out.
-      features: channels of the stem.
-      stem: see Stem.
+      features, stem: the stem's channels, and its kind: see layers.Stem.
       epsilon: of the batch normalisation.
-      dtype: of the computation.
       axis_name: the mapped axis over which batch statistics are shared, or None.
       rest: of Classifier.
     """
     layer = layers.makers(dtype=dtype, axis_name=axis_name, epsilon=epsilon)
-    stage = partial(Stage, growth=growth, bottleneck=bottleneck, **layer)
-    last = len(blocks) - 1
-    stages = (
-        partial(Stem, features=features, kind=stem, **layer),
-        *(
-            partial(stage, depth=number, first=i == 0, last=i == last)
-            for i, number in enumerate(blocks)
-        ),
-    )
-    return Classifier(stages, tasks, dtype=dtype, **rest)
-
-
-class Stem(nn.Module):
-    """[B, H, W, C] -> [B, h, w, features].
-
-    Attributes:
-      features: channels.
-      kind: 'imagenet' is a 7 x 7 convolution of stride 2 and a max-pool of stride
-        2. For images of 64 to 128 pixels: 'half', a 5 x 5 convolution of stride 2;
-        'quarter' adds an average-pool of stride 2.
-    """
-
-    features: int
-    kind: str
-    conv: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module]
-
-    @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
-        if self.kind not in ("imagenet", "half", "quarter"):
-            raise ValueError(f"{self.kind!r}: use 'imagenet', 'half' or 'quarter'")
-        size = 7 if self.kind == "imagenet" else 5
-        x = self.conv(self.features, size, 2, space=x.ndim - 2, name="conv")(x)
-        x = self.norm(train=train, name="norm")(x, relu=True)
-        if self.kind == "imagenet":
-            return layers.max_pool(x)
-        return layers.avg_pool(x, 2) if self.kind == "quarter" else x
+    stages = [partial(layers.Stem, features, stem, **layer)]
+    for i, depth in enumerate(blocks):
+        ends = {"first": i == 0, "last": i == len(blocks) - 1}
+        stages.append(partial(Stage, depth, growth, bottleneck, **ends, **layer))
+    return Classifier(tuple(stages), tasks, dtype=dtype, **rest)
 
 
 class Stage(nn.Module):
-    """A dense block; a transition before all but the first, a norm after the last.
-
-    Attributes: as in densenet; `depth`: layers of this block; `first`, `last`: whether
-    it is the first or the last block.
-    """
+    """A dense block; a transition before all but the first, a norm after the last."""
 
     depth: int
     growth: int

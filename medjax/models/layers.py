@@ -27,13 +27,10 @@ def conv(
     dtype: jnp.dtype,
     name: str,
 ) -> nn.Module:
-    """A convolution [B, ..., I] -> [B, ..., features].
+    """A convolution [B, ..., I] -> [B, ..., features] of `space` axes, 2 or 3.
 
-    Args:
-      size, stride: along every spatial axis, or one number for each.
-      space: number of spatial axes, 2 or 3.
-      padding: None keeps the size at stride 1, (size - 1) // 2 on each side.
-      groups: of the channels; `features` of them is a depthwise convolution.
+    `size` and `stride` are one number, or one for each axis. Without `padding`, the
+    result has the size of the image at stride 1: (size - 1) // 2 on each side.
     """
     size = (size,) * space if isinstance(size, int) else tuple(size)
     if padding is None:
@@ -52,14 +49,6 @@ def conv(
     )
 
 
-def max_pool(x: Array) -> Array:
-    """The maximum over cubes of 3 at stride 2; a border of 1 never wins."""
-    space = x.ndim - 2
-    window = {"window_shape": (3,) * space, "strides": (2,) * space}
-    native = partial(nn.max_pool, **window, padding=((1, 1),) * space)
-    return cpu.max_pool(x, native=native)
-
-
 def avg_pool(x: Array, size: int) -> Array:
     """The mean over cubes of `size` that don't overlap; a rest is left out."""
     return nn.avg_pool(x, (size,) * (x.ndim - 2), (size,) * (x.ndim - 2))
@@ -73,21 +62,41 @@ def makers(
     return {"conv": partial(conv, dtype=dtype, **options), "norm": norm}
 
 
+class Stem(nn.Module):
+    """[B, H, W, C] -> [B, h, w, features].
+
+    The kind 'imagenet' is a 7 x 7 convolution of stride 2 and a max-pool of stride 2.
+    For images of 64 to 128 pixels: 'half', a 5 x 5 convolution of stride 2; 'quarter'
+    adds an average-pool of stride 2.
+    """
+
+    features: int
+    kind: str
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        if self.kind not in ("imagenet", "half", "quarter"):
+            raise ValueError(f"{self.kind!r}: use 'imagenet', 'half' or 'quarter'")
+        size = 7 if self.kind == "imagenet" else 5
+        x = self.conv(self.features, size, 2, space=x.ndim - 2, name="conv")(x)
+        x = self.norm(train=train, name="norm")(x, relu=True)
+        if self.kind == "imagenet":
+            return cpu.max_pool(x)
+        return avg_pool(x, 2) if self.kind == "quarter" else x
+
+
 # ------------------------------------------------------------- batch normalisation
 
 
 class BatchNorm(nn.Module):
     """[B, ..., C], each channel to mean 0 and variance 1, then scaled and shifted.
 
-    Parameters and statistics have nn.BatchNorm's names. The running variance averages
-    the batches' own variances; torch's is larger by n / (n - 1).
-
-    Attributes:
-      train: normalise by the batch's statistics and update the running ones; else
-        normalise by the running ones.
-      dtype: of the result.
-      axis_name: the mapped axis over which batch statistics are shared, or None.
-      epsilon: added to the variance.
+    Training uses the batch's statistics, which are shared over the mapped axis of that
+    name, and updates the running ones; else these are used. Parameters and statistics
+    have nn.BatchNorm's names. The running variance averages the batches' own variances;
+    torch's is larger by n / (n - 1).
     """
 
     train: bool
@@ -122,19 +131,18 @@ class BatchNorm(nn.Module):
 @jax.jit
 def moments(x: Array) -> tuple[Array, Array]:
     """The mean and the variance of each channel, [..., C] -> [C], [C] float32."""
-    return lax.platform_dependent(x, cpu=_two_passes, default=_one_pass)
+    axes = tuple(range(x.ndim - 1))
 
+    def two_passes(x: Array) -> tuple[Array, Array]:
+        mean = jnp.mean(x, axes)
+        return mean, jnp.mean(jnp.square(x - mean), axes)
 
-def _one_pass(x: Array) -> tuple[Array, Array]:
-    x, axes = x.astype(jnp.float32), tuple(range(x.ndim - 1))
-    mean = jnp.mean(x, axes)
-    return mean, jnp.maximum(jnp.mean(jnp.square(x), axes) - jnp.square(mean), 0)
+    def one_pass(x: Array) -> tuple[Array, Array]:
+        mean = jnp.mean(x, axes)
+        return mean, jnp.maximum(jnp.mean(jnp.square(x), axes) - jnp.square(mean), 0)
 
-
-def _two_passes(x: Array) -> tuple[Array, Array]:
-    x, axes = x.astype(jnp.float32), tuple(range(x.ndim - 1))
-    mean = jnp.mean(x, axes)
-    return mean, jnp.mean(jnp.square(x - mean), axes)
+    x = x.astype(jnp.float32)
+    return lax.platform_dependent(x, cpu=two_passes, default=one_pass)
 
 
 def _moments_forward(x: Array) -> tuple:
@@ -161,12 +169,7 @@ moments.defvjp(_moments_forward, _moments_backward)
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 @partial(jax.jit, static_argnums=4)
 def normalise(x: Array, mean: Array, factor: Array, bias: Array, relu: bool) -> Array:
-    """(x - mean) factor + bias, with negative values set to 0 if `relu`.
-
-    Args:
-      x: [..., C], of any float type, which the result has too.
-      mean, factor, bias: [C] float32.
-    """
+    """(x - mean) factor + bias of x [..., C], with negative values set to 0 if `relu`."""
     # Without x - mean, for the same reason as above; so is the backward pass.
     y = x.astype(jnp.float32) * factor + (bias - mean * factor)
     return (jnp.maximum(y, 0) if relu else y).astype(x.dtype)
@@ -195,12 +198,7 @@ def batch_statistics(apply: Callable, variables: ArrayTree, image: Array) -> Arr
     """One batch's own statistics, float32, laid out as the model's batch_stats.
 
     The model runs in training mode, so the layers below normalise by this batch's
-    statistics too.
-
-    Args:
-      apply: Linen's, of a model without remat, which would hide its layers.
-      variables: params and batch_stats; only the names of the latter matter.
-      image: [B, *S, C], standardised.
+    statistics too. It has to be without remat, which would hide its layers.
     """
     statistics = {}
 
@@ -220,13 +218,10 @@ def batch_statistics(apply: Callable, variables: ArrayTree, image: Array) -> Arr
 
 
 def pool_statistics(parts: Iterable[tuple[int, ArrayTree]]) -> ArrayTree:
-    """The statistics of all images from those of their batches, summed in float64.
+    """The statistics of all images from (number of images, statistics) of each batch.
 
     The variance is the mean of the batches' variances plus the variance of their
-    means; each batch is weighted by its number of images.
-
-    Args:
-      parts: (images, statistics) of each batch.
+    means; each batch is weighted by its number of images. Summed in float64.
     """
     sizes, trees = zip(*parts, strict=True)
     share = np.array(sizes, np.float64) / sum(sizes)

@@ -36,41 +36,22 @@ def resnet(
       stride_first: a bottleneck's stride is on its first 1 x 1, as in the paper, and
         not on the 3 x 3, as in torchvision ('V1.5').
       use_bias: of the convolutions.
-      tasks, epsilon, dtype, axis_name, rest: as in densenet.
+      tasks, epsilon, axis_name, rest: as in densenet.
     """
-    layer = layers.makers(
-        dtype=dtype, axis_name=axis_name, epsilon=epsilon, use_bias=use_bias
-    )
-    stage = partial(Stage, bottleneck=bottleneck, stride_first=stride_first, **layer)
-    stages = (
-        partial(Stem, **layer),
-        *(
-            # The stem's max-pool has halved the grid of the first stage.
-            partial(stage, depth=number, width=64 * 2**i, stride=2 if i else 1)
-            for i, number in enumerate(blocks)
-        ),
-    )
-    return Classifier(stages, tasks, dtype=dtype, **rest)
-
-
-class Stem(nn.Module):
-    """[B, H, W, C] -> [B, H/4, W/4, 64]."""
-
-    conv: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module]
-
-    @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
-        x = self.conv(64, 7, 2, space=x.ndim - 2, name="conv")(x)
-        x = jax.nn.relu(self.norm(train=train, name="norm")(x))
-        return layers.max_pool(x)
+    options = {"dtype": dtype, "axis_name": axis_name, "epsilon": epsilon}
+    layer = layers.makers(**options, use_bias=use_bias)
+    block = {"bottleneck": bottleneck, "stride_first": stride_first, **layer}
+    stages = [partial(layers.Stem, 64, "imagenet", **layer)]
+    for i, depth in enumerate(blocks):
+        # The stem's max-pool has halved the grid of the first stage.
+        stages.append(partial(Stage, depth, 64 * 2**i, 2 if i else 1, **block))
+    return Classifier(tuple(stages), tasks, dtype=dtype, **rest)
 
 
 class Stage(nn.Module):
-    """Residual blocks [B, H, W, C] -> [B, h, w, width or 4 width].
+    """`depth` residual blocks, [B, H, W, C] -> [B, h, w, width or 4 width].
 
-    Attributes: as in resnet; `depth`: number of blocks; `width`: channels of a 3 x 3;
-    `stride`: of the first block.
+    `width` is the channels of a 3 x 3, `stride` that of the first block.
     """
 
     depth: int
@@ -91,9 +72,7 @@ class Stage(nn.Module):
             new = x
             for k, (features, size, step) in enumerate(plan, start=1):
                 new = conv(features, size, step, name=f"{block}_conv{k}")(new)
-                new = norm(name=f"{block}_norm{k}")(new)
-                if k < len(plan):
-                    new = jax.nn.relu(new)
+                new = norm(name=f"{block}_norm{k}")(new, relu=k < len(plan))
             if stride != 1 or x.shape[-1] != new.shape[-1]:
                 x = conv(new.shape[-1], 1, stride, name=f"{block}_shortcut_conv")(x)
                 x = norm(name=f"{block}_shortcut_norm")(x)

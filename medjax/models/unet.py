@@ -39,9 +39,8 @@ class UNet(nn.Module):
         each channel by itself.
       attention: whether the skip connections pass a Gate.
       deep: number of coarser levels that give logits too, for the loss.
-      frozen: so many of the first stages, in the order of `stage_names`, get no
-        gradient. Nothing else is needed to keep them as they are: instance and group
-        norm have no running statistics.
+      frozen: number of first stages without a gradient. That keeps them as they are:
+        instance and group norm have no running statistics.
       dtype: of the computation; parameters and logits are float32.
       axis_name: unused, because each image is normalised by its own statistics.
 
@@ -70,28 +69,34 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(self, image: Array, *, train: bool) -> Array | tuple[Array, ...]:
-        """Logits float32 of standardised images.
+        """Logits float32 of standardised images, [B, (D,) H, W, K].
 
-        Returns:
-          [B, (D,) H, W, K]; with `deep` and in training a tuple of these and of those
-          of levels 1, 2, ... at their resolutions.
+        With `deep` and in training a tuple of these and of those of levels 1, 2, ... at
+        their resolutions.
 
         Raises:
           InputError: the image isn't divisible by the strides, or an option has
             another length than the others.
         """
         levels, space = len(self.widths), image.ndim - 2
-        strides = [_per_axis(s, space) for s in _per_level(self, "strides", levels)]
-        kernels = [_per_axis(s, space) for s in _per_level(self, "kernels", levels)]
-        blocks = _per_level(self, "blocks", levels)
-        up_blocks = _per_level(self, "up_blocks", levels - 1)
+        strides = _sizes("strides", self.strides, levels, space)
+        kernels = _sizes("kernels", self.kernels, levels, space)
+        blocks = _each("blocks", self.blocks, levels, "levels")
+        up_blocks = _each(
+            "up_blocks", self.up_blocks, levels - 1, "levels but the last"
+        )
         if any(n % 2 == 0 for kernel in kernels for n in kernel):
             raise InputError(
                 "model.kernels: an even size; odd ones keep the resolution"
             )
         if not 0 <= self.deep < levels:
             raise InputError(f"model.deep: {self.deep}; give 0 to {levels - 1}")
-        _check_size(image.shape[1:-1], np.prod(strides, axis=0))
+        divisor, shape = np.prod(strides, axis=0), np.array(image.shape[1:-1])
+        if np.any(shape % divisor):
+            raise InputError(
+                f"image: {_by(shape)} can't be divided by the network's strides, "
+                f"{_by(divisor)} in all; pad it to {_by(-(-shape // divisor) * divisor)}"
+            )
         common = {"groups": self.groups, "dtype": self.dtype}
         frozen = self.stage_names[: self.frozen]
 
@@ -100,40 +105,23 @@ class UNet(nn.Module):
             return jax.lax.stop_gradient(x) if stage.name in frozen else x
 
         x, kept = image.astype(self.dtype), []
-        for i in range(levels):
-            down = Down(
-                self.widths[i],
-                stride=strides[i],
-                kernel=kernels[i],
-                blocks=blocks[i],
-                name=f"down{i}" if i else "stem",
-                **common,
-            )
-            x = run(down, x)
+        for i, level in enumerate(zip(self.widths, strides, kernels, blocks)):
+            x = run(Down(*level, **common, name=self.stage_names[i]), x)
             kept.append(x)
         heads = self.deep if train or self.is_initializing() else 0
-        coarse = {}
+        coarse = []
         for i in range(levels - 1, 0, -1):
             if i <= heads:
-                coarse[i] = _logits(x, self.tasks, (1,) * space, f"head{i}")
-            up = Up(
-                self.widths[i - 1],
-                stride=strides[i],
-                kernel=kernels[i - 1],
-                blocks=up_blocks[i - 1],
-                attention=self.attention,
-                name=f"up{i}",
-                **common,
-            )
+                coarse.insert(0, _logits(x, self.tasks, (1,) * space, f"head{i}"))
+            level = (self.widths[i - 1], strides[i], kernels[i - 1], up_blocks[i - 1])
+            up = Up(*level, **common, attention=self.attention, name=f"up{i}")
             x = run(up, x, kept[i - 1])
         full = _logits(x, self.tasks, strides[0], "head")
-        if self.deep and train:
-            return full, *(coarse[i] for i in sorted(coarse))
-        return full
+        return (full, *coarse) if self.deep and train else full
 
 
 class Down(nn.Module):
-    """[B, ..., c] -> [B, ... / stride, features]. Attributes: as in UNet."""
+    """[B, ..., c] -> [B, ... / stride, features]."""
 
     features: int
     stride: tuple[int, ...]
@@ -154,18 +142,15 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """[B, ..., c], [B, ... * stride, features] -> [B, ... * stride, features].
-
-    Attributes: as in UNet.
-    """
+    """[B, ..., c], [B, ... * stride, features] -> [B, ... * stride, features]."""
 
     features: int
     stride: tuple[int, ...]
     kernel: tuple[int, ...]
     blocks: int
-    attention: bool
     groups: int
     dtype: jnp.dtype
+    attention: bool
 
     @nn.compact
     def __call__(self, x: Array, across: Array) -> Array:
@@ -194,34 +179,21 @@ def _logits(x: Array, tasks: int, stride: tuple[int, ...], name: str) -> Array:
     return head(x).astype(jnp.float32)
 
 
-def _per_level(model: UNet, field: str, levels: int) -> tuple:
-    value = getattr(model, field)
-    value = (value,) * levels if isinstance(value, int) else tuple(value)
-    if len(value) != levels:
+def _each(field: str, value: Size | Sequence[Size], number: int, of: str) -> tuple:
+    """One value for all levels or axes, or one for each of them."""
+    values = (value,) * number if isinstance(value, int) else tuple(value)
+    if len(values) != number:
         raise InputError(
-            f"model.{field}: {len(value)} of them for {levels} levels; give one for "
-            "each (model.widths has as many as there are levels)"
+            f"model.{field}: {len(values)} of them for {number} {of}; give one for "
+            "each, or one for all (model.widths has as many as there are levels)"
         )
-    return value
+    return values
 
 
-def _per_axis(size: Size, space: int) -> tuple[int, ...]:
-    size = (size,) * space if isinstance(size, int) else tuple(size)
-    if len(size) != space:
-        raise InputError(
-            f"model: {size} has {len(size)} numbers, but the image {space} axes of "
-            "space; give one for each, or one for all"
-        )
-    return size
-
-
-def _check_size(shape: tuple[int, ...], divisor: np.ndarray) -> None:
-    if np.any(shape % divisor):
-        fitting = -(-np.array(shape) // divisor) * divisor
-        raise InputError(
-            f"image: {_by(shape)} can't be divided by the network's strides, "
-            f"{_by(divisor)} in all; pad it to {_by(fitting)}"
-        )
+def _sizes(field: str, value: Size | Sequence[Size], levels: int, space: int) -> list:
+    """For each level a tuple with a size for each axis."""
+    each = _each(field, value, levels, "levels")
+    return [_each(field, size, space, "axes of the image") for size in each]
 
 
 def _by(numbers: Sequence[int]) -> str:
@@ -277,7 +249,6 @@ class Norm(nn.Module):
 
     groups: int
     dtype: jnp.dtype
-    epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, x: Array, *, relu: bool = False) -> Array:
@@ -292,7 +263,7 @@ class Norm(nn.Module):
                     f"{self.groups}; give a divisor of all widths, or 0"
                 )
             mean, variance = _pooled(mean, variance, self.groups)
-        factor = scale * jax.lax.rsqrt(variance + self.epsilon)
+        factor = scale * jax.lax.rsqrt(variance + 1e-5)
         normalise = partial(layers.normalise, relu=relu)
         return jax.vmap(normalise, (0, 0, 0, None))(x, mean, factor, bias)
 
@@ -303,9 +274,8 @@ def _pooled(mean: Array, variance: Array, groups: int) -> tuple[Array, Array]:
     variances = variance.reshape(means.shape)
     centre = jnp.mean(means, -1, keepdims=True)
     spread = jnp.mean(variances + jnp.square(means - centre), -1, keepdims=True)
-    return tuple(
-        jnp.broadcast_to(x, means.shape).reshape(mean.shape) for x in (centre, spread)
-    )
+    size = means.shape[-1]
+    return tuple(jnp.repeat(x[..., 0], size, axis=1) for x in (centre, spread))
 
 
 class Grow(nn.Module):
@@ -321,8 +291,7 @@ class Grow(nn.Module):
         shape = (*self.stride, x.shape[-1], self.features)
         # Each output sees the channels of one input voxel.
         init = nn.initializers.he_normal(batch_axis=range(len(self.stride)))
-        kernel = self.param("kernel", init, shape)
-        y = cpu.grow(x, kernel.astype(self.dtype))
+        y = cpu.grow(x, self.param("kernel", init, shape).astype(self.dtype))
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
             y += bias.astype(self.dtype)

@@ -51,12 +51,7 @@ def read_zip(file: zipfile.ZipFile) -> dict[str, np.ndarray]:
 
 
 def read(file, size: int, settings: dict | None = None) -> dict[str, np.ndarray]:
-    """Reads an HDF5 file.
-
-    Args:
-      size: of the file, in bytes.
-      settings: each layer's config by its name, if known.
-    """
+    """Reads an HDF5 file of `size` bytes; `settings`: each layer's config by its name."""
     with h5py.File(file, "r") as root:
         # First, because opening a link follows it. The visit stops at the first name.
         link = root.visititems_links(

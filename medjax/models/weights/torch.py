@@ -35,14 +35,11 @@ STORAGES = {
     "torch.ByteStorage": "u1",
     "torch.BoolStorage": "?",
 }
-CONTAINERS = {
-    "collections.OrderedDict": dict,
-    "collections.Counter": dict,  # Schedulers keep their milestones in one.
-    "torch.Size": tuple,
-}
-REBUILD = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
-PARAMETER = "torch._utils._rebuild_parameter"
-KNOWN = {*STORAGES, *CONTAINERS, *REBUILD, PARAMETER}
+SIZE, PARAMETER = "torch.Size", "torch._utils._rebuild_parameter"
+TENSORS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
+# Schedulers keep their milestones in a Counter.
+DICTS = ("collections.OrderedDict", "collections.Counter")
+KNOWN = {*STORAGES, *TENSORS, *DICTS, SIZE, PARAMETER}
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
 PLAIN = {  # Instructions that push their own argument: a number or a string.
@@ -167,14 +164,10 @@ def _view(name: str, tensor: Tensor, data: bytes) -> np.ndarray:
 
 
 def load(file: BinaryIO) -> tuple[object, list[Storage]]:
-    """The next pickle of a file.
+    """The next pickle of a file, and its storages as often as it names them.
 
-    Returns:
-      content: containers, numbers, strings, and a Tensor for each tensor.
-      storages: those of its tensors, once for each time that the pickle names them.
-
-    Raises:
-      InputError: a name or an instruction that no state dict needs.
+    It holds containers, numbers, strings, and a Tensor for each tensor. A name or an
+    instruction that no state dict needs is an InputError.
     """
     stack, marks, memo, storages = [], [], {}, []
 
@@ -251,16 +244,17 @@ def _set(target: dict, items) -> None:
 def _call(function: Global, arguments: tuple) -> object:
     if not isinstance(function, Global):
         raise TypeError("called something other than a function")
-    if function.name in REBUILD:
+    if function.name in TENSORS:
         storage, offset, shape, strides, *_ = arguments
         if not isinstance(storage, Storage):
             raise TypeError("a tensor without a storage")
         return Tensor(storage, offset, tuple(shape), tuple(strides))
     if function.name == PARAMETER:
         return arguments[0]
-    kind = CONTAINERS[function.name]
-    if kind is tuple:
+    if function.name == SIZE:
         return tuple(*arguments)
+    if function.name not in DICTS:
+        raise TypeError(f"called {function.name}")
     made = {}
     for items in arguments:  # None, or, from Python 2, one list of pairs.
         _set(made, items.items() if isinstance(items, dict) else items)
