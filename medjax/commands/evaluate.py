@@ -93,12 +93,8 @@ def localise(
 ) -> dict:
     """Reports where a run's heatmaps (by `how`) lie in images whose findings have boxes.
 
-    Returns:
-      See explain.localise; also written as `localisation.json` (for another split
-      than test `localisation-<split>.json`), and shown on the split's page, if any.
-
-    Raises:
-      InputError: no finished run there, or no image with a box.
+    Also written as `localisation.json` (for another split than test
+    `localisation-<split>.json`), and shown on the split's page, if any.
     """
     return _beside(folder, split, other, "--localise", **how)
 
@@ -144,11 +140,8 @@ def _beside(
 def compare(folder: Path, against: Path, *, split: str = "test") -> Path:
     """Writes against.html and against.json of a run, and returns the page.
 
-    Both runs must have been evaluated on the split. They are paired image by image.
-
-    Raises:
-      InputError: one of them wasn't, or the two differ in their findings, images,
-        patients or truth: then the difference is not the models' alone.
+    Both runs must have been evaluated on the split, and agree in findings, images,
+    patients and truth: else the difference is not the models' alone.
     """
     runs = (folder, against)
     configs = [read_config(run) for run in runs]

@@ -99,10 +99,6 @@ def slurm(
 
     `options` are submitit's: slurm_partition, timeout_min, gpus_per_node, mem_gb,
     slurm_array_parallelism, ...; cluster='local' runs the jobs here.
-
-    Raises:
-      InputError: no submitit, no SLURM, or an option that submitit doesn't know, or
-        that asks for several processes a run.
     """
     submitit = _submitit()
     cluster = options.pop("cluster", "slurm")

@@ -13,11 +13,7 @@ KINDS = {
 
 
 def of(config: Config) -> Task:
-    """The kind of task that a config asks for.
-
-    Raises:
-      InputError: it is unknown.
-    """
+    """The kind of task that a config asks for."""
     if config.task not in KINDS:
         kinds = ", ".join(map(repr, KINDS))
         raise InputError(f"task={config.task!r}: use one of {kinds}")

@@ -207,9 +207,6 @@ def predict_(
     Its columns are the image; of classes the likeliest, `class`; a column a task; and
     `warning`: how an image is unlike the training images, see novelty.py. `explain_in`
     gets pictures of the evidence for each finding that is seen.
-
-    Raises:
-      InputError: there is no image, or the run reads volumes.
     """
     names = list(run.output.names)
     if len(run.output.shape) > 3:

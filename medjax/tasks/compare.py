@@ -46,12 +46,7 @@ class Grid(NamedTuple):
 def read(
     folders: Sequence[Path], kinds: Sequence[Kind], split: str
 ) -> tuple[tuple[str, ...], list[pd.DataFrame]]:
-    """The names of the findings or regions, and each run's table, sorted by image.
-
-    Raises:
-      InputError: runs of other kinds or findings, one that wasn't evaluated on the
-        split, or an image that is there twice.
-    """
+    """The names of the findings or regions, and each run's table, sorted by image."""
     how = kinds[0]
     names = how.names(workdir.read_task(folders[0]))
     tables = []

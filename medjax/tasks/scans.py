@@ -208,11 +208,7 @@ def _patients(config: Config, units: str = "z_scores") -> list[volumes.UnreadSca
 
 
 def find(config: Config, path: str, *, masks: bool = True) -> list[ScanFiles]:
-    """The files of the patients in a folder, laid out as `config.data.source` says.
-
-    Raises:
-      InputError: an unknown source, or no patient there.
-    """
+    """The files of the patients in a folder, laid out as `config.data.source` says."""
     _check_source(config)
     layout, fields = SOURCES.get(config.data.source), config.data.to_dict()
     if layout is None:  # Files that are laid out as the phantom's would be.

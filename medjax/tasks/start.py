@@ -58,9 +58,6 @@ def settle(
     `intensity.name='as_pretrained'` becomes the normalisation that they expect, and
     their framework's options, such as another epsilon, become the model's. `network` is
     parts.classifier or parts.segmenter.
-
-    Raises:
-      InputError: the weights can't be read, or are of another network.
     """
     check(config)
     init, mode = config.transfer.init, config.transfer.mode
@@ -203,11 +200,7 @@ def convert(
 
 
 def write_converted(path: Path, name: str, out: Path, *, channels: int) -> dict:
-    """Converts a file of weights into an Orbax checkpoint with card.json beside it.
-
-    Raises:
-      InputError: see convert; nothing is written then.
-    """
+    """Converts a file of weights into an Orbax checkpoint with card.json beside it."""
     if out.is_file() or out.exists() and any(out.iterdir()):
         raise InputError(f"--out={out}: is there and isn't empty: give a new folder")
     converted = convert(path, name, channels=channels, head=True)
