@@ -303,7 +303,7 @@ def opened(config):
     target = adapt.target(config, source)
     manifest = films.split(config, source)
     ids = manifest["id"][manifest["split"] == "train"].to_numpy()
-    unlabelled = target.unlabelled()
+    unlabelled = target.images()
     batches = films.train_batches(config, source.films(ids), unlabelled)
     return source, target, batches
 
@@ -372,9 +372,7 @@ def test_the_targets_labels_have_no_part_in_an_update(home):
     assert (Changed(seen)[0]["label"] != seen[0]["label"]).all()
     states = []
     for labelled in (seen, Changed(seen)):
-        batches = films.train_batches(
-            config, source.films(np.arange(12)), loader.Unlabelled(labelled)
-        )
+        batches = films.train_batches(config, source.films(np.arange(12)), labelled)
         (one,) = take(batches, 1)
         batches.close()
         one["image"] = one["image"][:, ::4, ::4] / np.float32(255)

@@ -265,7 +265,7 @@ GOOD = "00000001_000.png,Mass,0,1,58,M,PA,9,9,1,1\n"
     [
         (GOOD.replace("Mass", "Mass|Cold"), "", "'Cold'"),
         (GOOD.replace(",1,58", ",one,58"), "", "patient of 00000001_000.png is 'one'"),
-        (GOOD.replace(",1,58", ",,58"), "", "has no Patient ID"),
+        (GOOD.replace(",1,58", ",,58"), "", "has no patient"),
         (GOOD.replace("9,9,1,1", "9,9,1,wide"), "", "spacing_y .* is 'wide'"),
         (GOOD.replace("Mass,0,", "Mass,first,"), "", "follow_up .* is 'first'"),
         (GOOD + GOOD, "", "lists 00000001_000.png twice"),

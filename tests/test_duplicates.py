@@ -225,7 +225,7 @@ def test_copies_of_real_films_are_found_and_the_films_are_told_apart():
     if not NIH.exists():
         pytest.skip("nih-sample is not here")
     paths = sorted((NIH / "images").glob("*.png"))
-    films = [np.rint(images.read(p).pixels * 255).astype(np.uint8) for p in paths]
+    films = [np.rint(images.read(p, 1).pixels * 255).astype(np.uint8) for p in paths]
     assert len(films) == 700
     originals = range(0, 700, 20)
     mirrors = list(MIRRORED.values())

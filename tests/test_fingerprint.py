@@ -124,10 +124,9 @@ def test_what_is_written_is_json_without_nan():
 
 
 def test_the_proposal_covers_the_phantoms_brain():
-    cases = (
-        brain.patient(n, seed=0, shape=(32, 40, 32), spacing=(5.0, 5.0, 5.0))
-        for n in range(3)
-    )
+    size = {"shape": (32, 40, 32), "spacing": (5.0, 5.0, 5.0)}
+    people = (brain.patient(n, seed=0, **size) for n in range(3))
+    cases = (case(person.image, person.label, size["spacing"]) for person in people)
     found = measure(cases, brain.SEQUENCES, brain.REGIONS)
     one = fingerprint.propose(found)
     assert one.spacing == (5, 5, 5) and (np.array(one.shape) <= (32, 40, 32)).all()

@@ -41,7 +41,7 @@ def test_a_mask_comes_back_to_its_own_voxels_and_place(tmp_path, axes, tilt):
     back = scan.to_original(case.label, case, order=0)
     assert back.dtype == np.uint8
     path = tmp_path / "written.nii.gz"
-    nifti.write_label_map(path, back, case.original, regions=BRATS)
+    nifti.write(path, nifti.paint(back, BRATS), case.original)
     written, stored = nibabel.load(path), nibabel.load(mask)
     np.testing.assert_array_equal(written.get_fdata(), stored.get_fdata())
     assert written.get_data_dtype() == np.uint8
@@ -68,11 +68,11 @@ def test_a_probability_lies_where_its_voxel_was(tmp_path, axes):
     np.testing.assert_allclose(affine @ (*found, 1), case.affine @ (*at, 1), atol=1e-3)
     np.testing.assert_allclose(back[tuple(found)], (0.25, 0.75), atol=1e-3)
     path = tmp_path / "p.nii.gz"
-    nifti.write_probabilities(path, back, case.original)
+    nifti.write(path, back, case.original)
     written = nibabel.load(path)
     assert written.shape == (*SHAPE, 2) and written.get_data_dtype() == np.float32
     np.testing.assert_array_equal(written.get_fdata(dtype=np.float32), back)
-    nifti.write_probabilities(path, back[..., :1], case.original)
+    nifti.write(path, back[..., :1], case.original)
     assert nibabel.load(path).shape == SHAPE
 
 
@@ -98,7 +98,7 @@ def test_a_sheared_affine_is_written_as_it_is(tmp_path):
     affine = affine_of("RAS", (1.0, 1.2, 2.0))
     affine[0, 2] += 0.4
     path = tmp_path / "a.nii"
-    nifti.write_probabilities(path, np.zeros((*SHAPE, 1)), Grid(SHAPE, affine))
+    nifti.write(path, np.zeros((*SHAPE, 1)), Grid(SHAPE, affine))
     np.testing.assert_allclose(nibabel.load(path).affine, affine, atol=1e-6)
 
 
@@ -129,4 +129,4 @@ def test_regions_that_cannot_be_told_apart_are_refused(regions):
 def test_an_array_of_another_grid_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="not on the grid"):
         grid = Grid((2, 3, 4), np.eye(4))
-        nifti.write_probabilities(tmp_path / "a.nii", np.zeros((4, 3, 2, 1)), grid)
+        nifti.write(tmp_path / "a.nii", np.zeros((4, 3, 2, 1)), grid)

@@ -93,7 +93,7 @@ def test_the_stored_grid_is_the_one_in_the_file(tmp_path):
 def test_a_stack_is_its_volumes_each_turned_alike(tmp_path, name):
     affine, stack = affine_of(TURNS[name]), RNG.integers(0, 99, (5, 7, 4, 3))
     path = save(tmp_path / "a.nii.gz", stack.astype(np.int16), affine)
-    volume = nifti.read_stack(path)
+    volume = nifti.read(path, stack=True)
     assert volume.voxels.flags.c_contiguous and volume.voxels.shape[-1] == 3
     assert volume.stored.shape == (5, 7, 4)
     for channel in range(3):
@@ -101,11 +101,11 @@ def test_a_stack_is_its_volumes_each_turned_alike(tmp_path, name):
         alone = nifti.read(save(tmp_path / "b.nii", part, affine))
         np.testing.assert_array_equal(volume.voxels[..., channel], alone.voxels)
         np.testing.assert_array_equal(volume.affine, alone.affine)
-    one = nifti.read_stack(tmp_path / "b.nii")
+    one = nifti.read(tmp_path / "b.nii", stack=True)
     np.testing.assert_array_equal(one.voxels[..., 0], alone.voxels)
     five = save(tmp_path / "c.nii", np.zeros((5, 7, 4, 3, 2), np.int16), affine)
     with pytest.raises(InputError, match="shape \\(5, 7, 4, 3, 2\\)"):
-        nifti.read_stack(five)
+        nifti.read(five, stack=True)
 
 
 def nan_voxels(path):

@@ -126,7 +126,7 @@ def test_every_file_is_looked_at_as_it_is_stored(tmp_path):
 @pytest.mark.skipif(not launching.NIH.exists(), reason="no ../shared/data/nih-sample")
 def test_on_real_films_alarms_are_rare_and_what_is_wrong_is_found():
     paths = sorted((launching.NIH / "images").glob("*.png"))
-    films = [images.read(path).pixels for path in paths]
+    films = [images.read(path, 1).pixels for path in paths]
     patient = pd.Series([path.name[:8] for path in paths])
     held = patient.isin(patient.drop_duplicates().sample(frac=0.3, random_state=0))
     train = [as_read(one) for one, out in zip(films, held, strict=True) if not out]

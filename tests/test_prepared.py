@@ -276,26 +276,27 @@ def test_is_prepared_only_where_records_are(write, make_items, make_source, tmp_
     assert not prepared.is_prepared(prepared.folder(tmp_path, "y"))
 
 
-def test_in_parallel_keeps_the_order_whichever_is_done_first():
+def test_in_parallel_keeps_the_order_whichever_is_done_first(monkeypatch):
     delays = np.random.default_rng(0).random(40) / 200
 
     def slow(n):
         time.sleep(delays[n])
         return n
 
-    for workers in (1, 3, 8):
-        assert list(prepared.in_parallel(slow, range(40), workers=workers)) == [
-            *range(40)
-        ]
+    for cores in (1, 3, 8):
+        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
+        assert list(prepared.in_parallel(slow, range(40))) == [*range(40)]
 
 
-def test_in_parallel_runs_as_many_at_once_as_it_has_workers():
+def test_in_parallel_runs_as_many_at_once_as_there_are_cores(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
     meeting = threading.Barrier(3, timeout=10)  # Nobody passes it alone.
-    found = prepared.in_parallel(lambda n: meeting.wait() >= 0, range(9), workers=3)
-    assert list(found) == [True] * 9
+    met = prepared.in_parallel(lambda n: meeting.wait() >= 0, range(9))
+    assert list(met) == [True] * 9
 
 
-def test_in_parallel_reads_only_a_little_ahead():
+def test_in_parallel_reads_only_a_little_ahead(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
     taken = 0
 
     def endless():
@@ -304,7 +305,7 @@ def test_in_parallel_reads_only_a_little_ahead():
             taken += 1
             yield taken
 
-    results = prepared.in_parallel(lambda n: n, endless(), workers=2)
+    results = prepared.in_parallel(lambda n: n, endless())
     for n in range(1, 50):
         assert next(results) == n
         assert taken <= n + 8
@@ -315,7 +316,7 @@ def test_in_parallel_hands_on_the_error_of_a_worker():
     def fail(n):
         return 1 / (n - 2)
 
-    results = prepared.in_parallel(fail, range(5), workers=2)
+    results = prepared.in_parallel(fail, range(5))
     assert next(results) == -0.5
     with pytest.raises(ZeroDivisionError):
         list(results)
@@ -335,19 +336,18 @@ def raw_files(tmp_path):
 
 def test_a_table_is_known_by_what_it_says(raw_files):
     table = raw_files / "raw/labels.csv"
-    prepared.check_source(
-        raw_files / "prepared", prepared.digest_tables(raw_files / "raw")
-    )
+
+    def check():
+        raw = raw_files / "raw"
+        prepared.check_source(raw_files / "prepared", raw, prepared.tables_in(raw))
+
+    check()
     os.utime(table, (0, 0))  # Copied again: its contents are the same.
     (raw_files / "raw/film.png").unlink()
-    prepared.check_source(
-        raw_files / "prepared", prepared.digest_tables(raw_files / "raw")
-    )
+    check()
     table.write_text("label5.csv")
     with pytest.raises(InputError, match="labels.csv has changed.*data.records"):
-        prepared.check_source(
-            raw_files / "prepared", prepared.digest_tables(raw_files / "raw")
-        )
+        check()
 
 
 @pytest.mark.parametrize(
@@ -361,30 +361,32 @@ def test_a_table_is_known_by_what_it_says(raw_files):
 def test_a_file_is_known_by_what_it_holds(raw_files, change, error):
     raw = raw_files / "raw"
 
-    def now():
+    def check():
         paths = [p for p in (raw / "film.png", raw / "series") if p.exists()]
-        return prepared.digest_files(raw, paths, raw_files / "prepared/seen.json")
+        prepared.check_source(raw_files / "prepared", raw, paths)
 
-    prepared.check_source(raw_files / "prepared", now())
-    prepared.check_source(raw_files / "prepared", now())
-    prepared.check_source(raw_files / "prepared", {})  # The files are elsewhere.
+    check()
+    check()
+    prepared.check_source(raw_files / "prepared", raw, [])  # The files are elsewhere.
     os.utime(raw / "film.png", (0, 0))  # Copied again.
-    prepared.check_source(raw_files / "prepared", now())
+    check()
     change(raw)
     with pytest.raises(InputError, match=error):
-        prepared.check_source(raw_files / "prepared", now())
+        check()
 
 
 def test_a_file_is_read_again_only_where_its_size_or_time_changed(
     raw_files, monkeypatch
 ):
-    film, seen, read = raw_files / "raw/film.png", raw_files / "seen.json", []
-    digest = prepared.digest
+    film, read, digest = raw_files / "raw/film.png", [], prepared.digest
     monkeypatch.setattr(
         prepared, "digest", lambda path: read.append(path) or digest(path)
     )
-    first, again = (prepared.digest_files(film.parent, [film], seen) for _ in range(2))
-    assert first == again and read == [film]
+    for _ in range(2):
+        prepared.check_source(raw_files / "prepared", film.parent, [film])
+    assert read == [film]
     film.write_text("film.PNG")  # As long.
     os.utime(film, (0, 0))
-    assert prepared.digest_files(film.parent, [film], seen) != first and len(read) == 2
+    with pytest.raises(InputError, match="film.png has changed"):
+        prepared.check_source(raw_files / "prepared", film.parent, [film])
+    assert len(read) == 2

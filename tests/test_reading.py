@@ -42,7 +42,7 @@ def encode(image, kind="PNG", **options) -> bytes:
 def read_bytes(folder, data: bytes, name="film") -> images.Film:
     path = folder / name
     path.write_bytes(data)
-    return images.read(path)
+    return images.read(path, 1)
 
 
 def refusal(folder, data: bytes) -> str:
@@ -320,9 +320,9 @@ def test_threads_read_what_one_thread_reads(tmp_path):
     for kind, data in {**FILES, "dicom": DICOM}.items():
         paths.append(tmp_path / kind)
         paths[-1].write_bytes(data)
-    alone = [images.read(path).pixels for path in paths]
+    alone = [images.read(path, 1).pixels for path in paths]
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(lambda p: images.read(p).pixels, paths * 8))
+        together = list(pool.map(lambda p: images.read(p, 1).pixels, paths * 8))
     for i, pixels in enumerate(together):
         np.testing.assert_array_equal(pixels, alone[i % len(paths)])
 
@@ -332,7 +332,7 @@ def test_real_films_agree_with_pillow():
     for path in images.image_paths(NIH)[:20]:
         with Image.open(path) as image:
             expected = np.asarray(image.convert("L")) / 255
-        np.testing.assert_allclose(images.read(path).pixels, expected, atol=1e-7)
+        np.testing.assert_allclose(images.read(path, 1).pixels, expected, atol=1e-7)
 
 
 # Sizes and folders

@@ -27,10 +27,7 @@ def prepared(tmp_path):
             label[2, 2, 5, 1] = 1
         presence = np.array([1, 1 - id], np.float32)
         affine = np.diag([5.0, 1.0 + id, 1.0, 1.0])
-        spacing = np.diag(affine)[:3]
-        return Scan(
-            image * presence, label, presence, spacing, affine, Grid(shape, affine)
-        )
+        return Scan(image * presence, label, presence, affine, Grid(shape, affine))
 
     people = [
         volumes.UnreadScan(f"p{id}", id, functools.partial(read, id, shape))

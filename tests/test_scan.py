@@ -9,6 +9,7 @@ from medjax.data import scan
 from medjax.data.nifti import Grid
 from medjax.data.scan import make_scan
 from medjax.errors import InputError
+from medjax.geometry import grid
 
 SHAPE = (12, 16, 14)
 AFFINE = affine_of("SPL", (2.0, 1.0, 1.5), tilt=0.2)
@@ -111,7 +112,7 @@ def test_resampling_keeps_the_middle_and_reads_a_linear_field_exactly(spacing):
     image[..., 0] = world(AFFINE, SHAPE) @ (0.3, -0.5, 0.8) + 7
     image[..., 1] = 5.0
     target = scan._target(Grid(SHAPE, AFFINE), spacing)
-    np.testing.assert_allclose(scan._spacing(target.affine), spacing)
+    np.testing.assert_allclose(grid.spacing_of(target.affine), spacing)
     middles = (
         affine[:3, :3] @ ((np.array(shape) - 1) / 2) + affine[:3, 3]
         for shape, affine in (target, (SHAPE, AFFINE))
@@ -183,7 +184,7 @@ def test_the_grids_own_spacing_resamples_nothing():
     image, label = image_of(), ball(SHAPE, 0.2)[..., None]
     kept = make_scan(image, label, AFFINE)
     asked = make_scan(image, label, AFFINE, spacing=(2.0, 1.0001, 1.5))
-    for one, other in zip(kept[:5], asked[:5], strict=True):
+    for one, other in zip(kept[:4], asked[:4], strict=True):
         np.testing.assert_array_equal(one, other)
     assert kept.original.shape == SHAPE
     np.testing.assert_array_equal(kept.original.affine, AFFINE)

@@ -7,17 +7,16 @@ enhancing part, a rim around necrosis.
 
 No sequence shows the tumour alone. Necrosis is as dark on FLAIR as white matter, and
 harmless spots as bright as oedema; vessels are as bright as the rim on T1CE; gains,
-contrasts and bias fields vary. At the default size and seed 0, z-scored in the brain,
-the best threshold of the best sequence has a mean Dice over patients 0 to 19 of 0.56
-for the whole tumour (FLAIR), 0.39 for the core and 0.59 for the enhancing part (T1CE);
-with the best threshold for each patient, 0.62, 0.41 and 0.63. A U-Net of widths 16, 32,
-64 that starts by halving the resolution, trained on patients 0 to 39 for 900 steps of
-one patient (4 minutes of one core), has 0.89, 0.86 and 0.78 on patients 100 to 119.
+contrasts and bias fields vary. At the default size and seed 0, the best threshold of
+the best sequence's z-scores has a mean Dice over patients 0 to 19 of 0.56 for the whole
+tumour (FLAIR), 0.39 for the core and 0.59 for the enhancing part (T1CE). A small U-Net,
+trained on patients 0 to 39 for 4 minutes of one core, has 0.89, 0.86 and 0.78 on
+patients 100 to 119.
 
 Coordinates are the patient's, in mm from the middle of the volume: z towards the
-head, y towards the back, x towards the left. A gap is the distance in mm to a
-surface, roughly, and positive inside. `points` are z, y and x of any spacing, so that a
-patient looks the same at every resolution.
+head, y towards the back, x towards the left. `lines` are z [D], y [H] and x [W], and
+`points` the same for every voxel; at any spacing a patient looks the same. A gap is the
+distance in mm to a surface, roughly, [D, H, W], and positive inside.
 """
 
 import math
@@ -106,18 +105,16 @@ NUCLEI = (  # Deep grey matter: centre and half axes, z, y, x.
 
 
 class Phantom(NamedTuple):
-    """One synthetic patient; axes S, P, L as in `nifti.Volume`.
+    """One synthetic patient; axes as in `nifti.Volume`.
 
-    image: [D, H, W, 4] float32, whole numbers in units of the scanner, at least 1 in
-      the brain and 0 around it: SEQUENCES.
+    image: [D, H, W, 4] float32, SEQUENCES: whole numbers in units of the scanner, at
+      least 1 in the brain and 0 around it.
     label: [D, H, W, 3] uint8, 0 or 1: REGIONS.
-    spacing: [3] mm.
     affine: [4, 4], indices to millimetres, see geometry/grid.py.
     """
 
     image: np.ndarray
     label: np.ndarray
-    spacing: np.ndarray
     affine: np.ndarray
 
 
@@ -130,11 +127,9 @@ def patient(
     without_tumour: float = 0.0,
     without_enhancing: float = 0.15,
 ) -> Phantom:
-    """Draws one patient, independently of all others.
+    """Draws the patient of a number >= 0, independently of all others.
 
     Args:
-      number: the patient's, 0 or more.
-      seed: the data set's.
       shape: D, H, W; 160 x 200 x 160 mm hold the largest brain.
       spacing: mm. Anatomy and tumour are the same at every resolution.
       without_tumour: share of patients with none; their label is 0.
@@ -152,7 +147,10 @@ def patient(
     tumour.enhances = tumour.uptake >= without_enhancing
     scanner = _draw(rng, SCANNER)
     tissues = _tissues(rng, tumour)
-    lines = _axes(shape, spacing)
+    lines = [
+        ((np.arange(n) - (n - 1) / 2) * s).astype(np.float32)
+        for n, s in zip(shape, spacing, strict=True)
+    ]
     points = np.meshgrid(*lines, indexing="ij")
     body, far = _body(rng, lines, points, build, tumour, spacing)
     regions = _regions(rng, lines, body, far, tumour)
@@ -163,7 +161,7 @@ def patient(
     affine = np.zeros((4, 4))
     affine[[2, 1, 0, 3], range(4)] = *(np.array(spacing) * (1, -1, -1)), 1
     affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
-    return Phantom(image, label.astype(np.uint8), np.array(spacing, float), affine)
+    return Phantom(image, label.astype(np.uint8), affine)
 
 
 def _draw(rng, ranges: dict) -> SimpleNamespace:
@@ -201,23 +199,19 @@ def _body(rng, lines, points, build, tumour, spacing):
     strength *= np.clip(head.cerebrum / 25, 0, 1) / np.maximum(far, 1)
     moved = [p - strength * a for p, a in zip(points, away, strict=True)]
     depth = _depth(moved, head.cerebrum, folds, build, spacing)
+    parts, _ = ndimage.label(head.hull > -1)  # Skull-stripping keeps the largest.
+    brain = parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])
     body = SimpleNamespace(
         points=points,
         build=build,
         head=head,
         depth=depth,
-        brain=_largest(head.hull > -1),
+        brain=brain,
         ventricle=_ventricles(moved, build),
         nucleus=_nuclei(moved),
         tumour_side=side * moved[2],
     )
     return body, far
-
-
-def _largest(mask: np.ndarray) -> np.ndarray:
-    """The largest component, as skull-stripping tools return."""
-    parts, _ = ndimage.label(mask)
-    return parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])
 
 
 def _regions(rng, lines, body, far, tumour) -> dict:
@@ -297,43 +291,25 @@ def _fill(gap: np.ndarray, edge: float) -> np.ndarray:
 
 
 def _blend(gap: np.ndarray, other: np.ndarray, width: float) -> np.ndarray:
-    """The larger of two gaps, with the cleft between them rounded over `width` mm."""
+    """The larger gap, with the cleft between the two rounded over `width` mm."""
     near = np.clip(1 - np.abs(gap - other) / width, 0, None)
     return np.maximum(gap, other) + near * near * (width / 4)
 
 
-def _axes(shape: Sequence[int], spacing: Sequence[float]) -> list[np.ndarray]:
-    """z [D], y [H] and x [W] of the voxels' centres, mm from the middle."""
-    return [
-        ((np.arange(n) - (n - 1) / 2) * s).astype(np.float32)
-        for n, s in zip(shape, spacing, strict=True)
-    ]
-
-
-def _noise(
-    rng: np.random.Generator,
-    points: Sequence[np.ndarray],
-    step: float,
-    *,
-    band: bool = False,
-) -> np.ndarray:
+def _noise(rng, lines, step: float, *, band: bool = False) -> np.ndarray:
     """Smooth noise [D, H, W] of mean 0 and deviation 1 with details of `step` mm.
 
     A cubic B-spline over a lattice that is fixed in millimetres: one small matrix
     product an axis, and the same field at every resolution.
-
-    Args:
-      points: z [D], y [H], x [W] mm.
-      band: removes slow waves, so that level sets are about evenly spaced.
     """
     count = int(FIELD_MM / step) + 4
     field = rng.standard_normal((count,) * 3, np.float32)
-    if band:
+    if band:  # Without slow waves, level sets are about evenly spaced.
         slow = field
         for axis in range(3):
             slow = sum(np.roll(slow, k, axis) for k in range(-2, 3)) / 5
         field -= slow
-    for mm in points:  # Each turn takes the first axis and appends the new one.
+    for mm in lines:  # Each turn takes the first axis and appends the new one.
         place = np.clip(mm, -FIELD_MM / 2, FIELD_MM / 2) + FIELD_MM / 2
         t = np.abs(place[:, None] / step + 1 - np.arange(count, dtype=np.float32))
         near = 2 / 3 - t**2 + t**3 / 2
@@ -348,27 +324,15 @@ def _norm(*parts: np.ndarray) -> np.ndarray:
 
 
 def _ellipsoid(points, centre, half, power: float = 2.0) -> np.ndarray:
-    """Gap of a (super)ellipsoid along the ray from its centre.
-
-    Args:
-      points, centre, half: z, y, x each; arrays are broadcast.
-    """
+    """Gap of a (super)ellipsoid along the ray from its centre; its half axes in mm."""
     off = [p - c for p, c in zip(points, centre, strict=True)]
     u = [np.abs(o / h) for o, h in zip(off, half, strict=True)]
-    if power == 2:
-        ratio = _norm(*u)
-    else:
-        ratio = sum(x**power for x in u) ** (1 / power)
+    ratio = _norm(*u) if power == 2 else sum(x**power for x in u) ** (1 / power)
     return _norm(*off) * (1 / np.maximum(ratio, 1e-3) - 1)
 
 
 def _outline(points: Sequence[np.ndarray], build, bumps: np.ndarray) -> SimpleNamespace:
-    """Gaps [D, H, W] of cerebrum, cerebellum and brainstem.
-
-    Args:
-      points: z, y, x, full arrays.
-      bumps: [D, H, W] noise that makes the surface uneven.
-    """
+    """Gaps of cerebrum, cerebellum and brainstem, uneven by the noise `bumps`."""
     z, y, x = points
     wide = build.half_width * (1 + 0.08 * np.clip(y / 60, -1, 1))
     half = (build.half_height, build.half_length, wide)
@@ -425,13 +389,8 @@ def _depth(
 ) -> np.ndarray:
     """How deep [D, H, W] in mm under the nearest CSF: surface, sulcus or fissure.
 
-    Sulci are sheets where the noise `folds` is 0, from the surface to the sulcus'
-    depth. Between two of them is a gyrus.
-
-    Args:
-      points: z, y, x.
-      outside: the cerebrum's gap.
-      folds: [D, H, W] noise, banded.
+    Sulci are sheets where the noise `folds` is 0, from the cerebrum's surface (the gap
+    `outside`) to the sulcus' depth. Between two of them is a gyrus.
     """
     z, y, x = points
     slope = _norm(*np.gradient(folds, *spacing))

@@ -18,6 +18,7 @@ every resolution.
 """
 
 import functools
+import itertools
 from types import SimpleNamespace
 
 import jax
@@ -133,70 +134,58 @@ def patient(
     contrast: float = 1.0,
     prevalence: tuple[float, ...] = PREVALENCE,
 ) -> dict[str, Array]:
-    """Draws all films of one patient.
+    """Draws F films of one patient, numbered by `patient` [].
 
     Disease is chronic: each film shows a patient's finding with the chance PERSISTENCE,
-    and any other finding with the small chance that makes the prevalence among films
-    equal to that among patients. A film's draws depend on (key, patient, film) alone:
-    not on the side, the contrast or the other films.
-
-    Args:
-      key: the data set's key.
-      patient: [] int, the patient's number.
-      films: F, how many films of that patient.
-      side: S, pixels; a pixel measures FIELD_MM / S mm.
-      contrast: how visible the findings are; 0 hides them, labels unchanged.
-      prevalence: [T] chance of each of FINDINGS on a film, in (0, 1).
+    and any other finding with the small chance that makes the prevalence [T] among
+    films equal to that among patients. A film's draws depend on (key, patient, film)
+    alone: not on the side S, the contrast (0 hides the findings) or the other films.
 
     Returns:
-      pixels: [F, S, S, 1] uint8, white is dense.
-      label: [F, T] float32, 1 present, 0 absent.
-      box: [F, T, 4] float32, x0, y0, x1, y1 in pixels from the film's upper left
-        corner; NaN where the finding is absent. With cardiomegaly, the heart's.
-      view, sex: [F] int32, indices into VIEWS and SEXES.
-      age: [F] float32, years.
-      patient: [F] int32.
-      has_necklace, has_pacemaker: [F] bool.
+      pixels [F, S, S, 1] uint8, white is dense; label [F, T] float32, 0 or 1; box
+      [F, T, 4] float32, x0, y0, x1, y1 in pixels from the film's upper left corner, NaN
+      where the finding is absent (of cardiomegaly, the heart's); view and sex [F], of
+      VIEWS and SEXES; age [F] in years; patient, has_necklace and has_pacemaker [F].
     """
     prior = jnp.asarray(prevalence, jnp.float32)
     k_body, k_films = jax.random.split(jax.random.fold_in(key, patient))
-    sizes = BODY | DISEASE, len(FINDINGS), 5 * 9 * 2, 3 * 16
-    body, state, lines, waves = _draw(k_body, *sizes)
+    counts = len(FINDINGS), 5 * 9 * 2, 3 * 16
+    body, state, lines, waves = _draw(k_body, BODY | DISEASE, *counts)
     body.sex = (body.male < 0.5).astype(jnp.int32)
     body.half_width *= jnp.where(body.sex == SEXES.index("F"), 0.95, 1.0)
     body.has_necklace = body.necklace < NECKLACE_FRACTION
     body.has_pacemaker = body.pacemaker < PACEMAKER_FRACTION
     rare = prior * (1 - PERSISTENCE) / (1 - prior)
     chance = jnp.where(state < prior, PERSISTENCE, rare)
-    draw = functools.partial(
-        _film,
-        body=body,
-        lines=lines,
-        waves=waves,
-        side=side,
-        contrast=contrast,
-        chance=chance,
-    )
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(k_films, jnp.arange(films))
-    pixels, label, box, view = jax.vmap(draw)(keys)
-    same = {"sex": body.sex, "age": jnp.round(body.age), "patient": jnp.int32(patient)}
-    same |= {"has_necklace": body.has_necklace, "has_pacemaker": body.has_pacemaker}
-    same = {name: jnp.broadcast_to(value, (films,)) for name, value in same.items()}
-    return {"pixels": pixels, "label": label, "box": box, "view": view, **same}
+
+    def draw(number: Array) -> dict[str, Array]:
+        key = jax.random.fold_in(k_films, number)
+        return {
+            **_film(key, body, lines, waves, chance, side=side, contrast=contrast),
+            "sex": body.sex,
+            "age": jnp.round(body.age),
+            "patient": jnp.int32(patient),
+            "has_necklace": body.has_necklace,
+            "has_pacemaker": body.has_pacemaker,
+        }
+
+    return jax.vmap(draw)(jnp.arange(films))
 
 
 @functools.partial(jax.jit, static_argnames=("films", "side"))
 def patients(key: Array, patients: Array, **settings) -> dict[str, Array]:
     """`patient` for [P] numbers, compiled: every array gains a leading axis P.
 
-    Patients are drawn one after the other, a patient's films together: they fit into
-    the cache of a CPU, and the result doesn't depend on the other patients.
+    One patient after the other: their films fit into a CPU's cache, and don't depend on
+    the other patients.
     """
     return jax.lax.map(lambda number: patient(key, number, **settings), patients)
 
 
-def _spot(body, side: Array, across: Array, down: Array, radius: Array) -> Array:
-    """Returns the centre (x, y) in mm of a disc of that radius within a lung."""
+def _spot(body, name: str, radius: Array) -> Array:
+    """The centre (x, y) in mm of a finding's disc of that radius within a lung."""
+    parts = ("side", "across", "down")
+    side, across, down = (getattr(body, f"{name}_{part}") for part in parts)
     floor = jnp.minimum(body.base_right, body.base_left)
     top, low = body.apex + 18 + radius, floor - 0.7 * radius
     y = top + down * (low - top)
@@ -230,9 +219,8 @@ def _masks(x: Array, y: Array, body, film, chest, rough: Array, edge: float):
     """Masks [S, S] of the findings, by name; ellipses of some; the pleural line."""
     spots, masks = {}, {}
     for name in ("mass", "nodule"):
-        where = [getattr(body, f"{name}_{part}") for part in ("side", "across", "down")]
         radius = getattr(body, f"{name}_diameter") / 2 / film.zoom  # mm on the film
-        centre = _spot(body, *where, radius)
+        centre = _spot(body, name, radius)
         gap = radius - _length(x - centre[0], y - centre[1])
         masks[name] = _fill(gap, 0.5 * edge)
         spots[name] = centre, radius * jnp.eye(2)
@@ -244,22 +232,18 @@ def _masks(x: Array, y: Array, body, film, chest, rough: Array, edge: float):
     masks["pneumothorax"] = same * _fill(thick - chest.depth, edge)
     line = same * _fill(1.5 - jnp.abs(thick - chest.depth), edge)
     line *= jnp.clip(thick / 15, 0, 1)  # It ends where the lung meets the ribs.
-    where = (body.patch_side, body.patch_across, body.patch_down)
-    centre = _spot(body, *where, body.patch_radius)
+    centre = _spot(body, "patch", body.patch_radius)
     u, v = x - centre[0], (y - centre[1]) / body.patch_stretch
     gap = body.patch_radius - _length(u, v) + 7 * rough
     masks["consolidation"] = chest.lung * _fill(gap, 8)
     return masks, spots, line
 
 
-def _film(key: Array, body, lines: Array, waves: Array, *, side, contrast, chance):
-    """One film: pixels [S, S, 1], label [T], box [T, 4] and the view.
+def _film(key: Array, body, lines, waves, chance, *, side, contrast) -> dict:
+    """One film, which shows each finding with that chance [T].
 
-    Args:
-      key: this film's.
-      body: the patient's draws from BODY and DISEASE.
-      lines, waves: the draws of the patient's vessels and lung texture.
-      chance: [T] that this film shows each finding.
+    `body`, `lines` and `waves` are the patient's: draws of BODY and DISEASE, of the
+    vessels and of the lungs' texture.
     """
     k_draw, k_noise = jax.random.split(key)
     film, label, patch = _draw(k_draw, FILM, len(FINDINGS), 3 * 12)
@@ -308,28 +292,21 @@ def _film(key: Array, body, lines: Array, waves: Array, *, side, contrast, chanc
     ]
     box = (jnp.stack(boxes) + FIELD_MM / 2) * (side / FIELD_MM)
     box = jnp.where(label[:, None], jnp.clip(box, 0, side), jnp.nan)
-    pixels = _expose(k_noise, density, film)
-    return pixels[..., None], label.astype(jnp.float32), box, view
+    pixels = _expose(k_noise, density, film)[..., None]
+    label = label.astype(jnp.float32)
+    return {"pixels": pixels, "label": label, "box": box, "view": view}
 
 
-def _draw(key: Array, *ranges: dict | int) -> list:
-    """Uniform draws: by name for a dict of (low, high), else [n] in [0, 1).
+def _draw(key: Array, ranges: dict, *counts: int) -> list:
+    """Uniform draws: by name within (low, high), then [n] in [0, 1) for each count.
 
     All in one call: compiling a random generator takes longer than running it.
     """
-    u = jax.random.uniform(
-        key, (sum(r if isinstance(r, int) else len(r) for r in ranges),)
-    )
-    drawn = []
-    for r in ranges:
-        if isinstance(r, int):
-            drawn.append(u[:r])
-            u = u[r:]
-            continue
-        low, high = jnp.array(tuple(r.values()), jnp.float32).T
-        drawn.append(SimpleNamespace(**dict(zip(r, low + u[: len(r)] * (high - low)))))
-        u = u[len(r) :]
-    return drawn
+    u = jax.random.uniform(key, (len(ranges) + sum(counts),))
+    values, *rest = jnp.split(u, [*itertools.accumulate((len(ranges), *counts[:-1]))])
+    low, high = jnp.array(tuple(ranges.values()), jnp.float32).T
+    named = dict(zip(ranges, low + values * (high - low), strict=True))
+    return [SimpleNamespace(**named), *rest]
 
 
 def _fill(distance: Array, edge: Array) -> Array:
@@ -350,9 +327,8 @@ def _pixels_mm(side: int) -> Array:
 def _texture(draws: Array, film, side: int, *, shortest: float) -> Array:
     """A random field [S, S] of mean 0 and variance 1: plane waves of random heading.
 
-    Waves need no lattice, so the field moves with the patient and is the same at every
-    resolution. By sin(a + b) = sin a cos b + cos a sin b their sum is one matrix
-    product. Wavelengths lie between `shortest` and 3 x `shortest`, mm.
+    It moves with the patient and is the same at every resolution. Wavelengths lie
+    between `shortest` and 3 x `shortest`, mm.
     """
     u = draws.reshape(3, -1, 1)
     k = 2 * jnp.pi / (shortest * 3.0 ** u[0] * film.zoom)
@@ -360,13 +336,14 @@ def _texture(draws: Array, film, side: int, *, shortest: float) -> Array:
     mm = _pixels_mm(side)
     a = k * jnp.cos(heading) * (mm - film.shift_x)
     b = k * jnp.sin(heading) * (mm - film.shift_y) + 2 * jnp.pi * u[2]
+    # sin(a + b) = sin a cos b + cos a sin b: the sum of all waves is a matrix product.
     columns = jnp.concatenate([jnp.sin(a), jnp.cos(a)])
     rows = jnp.concatenate([jnp.cos(b), jnp.sin(b)])
     return jnp.sqrt(2.0 / u.shape[1]) * jnp.matmul(rows.T, columns, precision="highest")
 
 
 def _place(film: SimpleNamespace, side: int) -> tuple[Array, Array, Array, Array]:
-    """Returns every pixel's x and y [S, S] in the patient, and the map to the film."""
+    """Every pixel's x and y [S, S] in the patient, and the map to the film."""
     c, s = jnp.cos(film.rotation), jnp.sin(film.rotation)
     turn = jnp.array([[c, -s], [s, c]]) * film.zoom
     shift = jnp.array([film.shift_x, film.shift_y])
@@ -376,16 +353,14 @@ def _place(film: SimpleNamespace, side: int) -> tuple[Array, Array, Array, Array
 
 
 def _chest(x: Array, y: Array, body, film, edge: float) -> SimpleNamespace:
-    """Outlines of rib cage and lungs, [S, S].
-
-    depth is in mm from the ribs' inside, floor is the y of the diaphragm, lung and
-    belly are in [0, 1], and across is |x| in half widths of the cage.
-    """
+    """Outlines of rib cage and lungs, [S, S]; lung and belly are in [0, 1]."""
     across = jnp.abs(x) / body.half_width
     n = body.squareness
     rise = jnp.maximum(body.widest - y, 0) / (body.widest - body.apex)
+    # mm from the ribs' inside.
     depth = body.half_width * (1 - (across**n + rise**n + 1e-6) ** (1 / n))
     base = jnp.where(x < 0, body.base_right, body.base_left) + film.breath
+    # The y of the diaphragm.
     floor = base + body.dome * jnp.square(jnp.maximum(across - 0.45, 0) / 0.55)
     middle = jnp.abs(x) - 22 - 0.06 * jnp.maximum(y, 0)
     inside = jnp.minimum(jnp.minimum(depth, middle), floor - y)
@@ -414,17 +389,15 @@ def _skeleton(x: Array, y: Array, body, chest, edge: float) -> Array:
     return thin * (body.rib_density * (ribs + 1.3 * collar) + 0.14 * spine)
 
 
-def _side(x: Array, pair: Array) -> Array:
-    """Picks from [..., 2, 1, 1] the right lung's value (x < 0) or the left's."""
-    return jnp.where(x < 0, pair[..., 0, :, :], pair[..., 1, :, :])
-
-
 def _vessels(draws: Array, x: Array, y: Array) -> Array:
     """Density [S, S] of the vessels that fan out of both hila, before masking."""
+
+    def of_lung(pair: Array) -> Array:  # Each lung has its own branches.
+        return jnp.where(x < 0, pair[..., 0, :, :], pair[..., 1, :, :])
+
     tilt, bend, wave, reach, weight = draws.reshape(5, -1, 2, 1, 1)
     heading = jnp.linspace(-1.35, 1.35, len(tilt))[:, None, None, None]
     heading += 0.3 * (tilt - 0.5)
-    of_lung = functools.partial(_side, x)  # Each lung has its own branches.
     c, s = of_lung(jnp.cos(heading)), of_lung(jnp.sin(heading))
     right, down = jnp.abs(x) - 26, y + 8
     along, off = c * right + s * down, c * down - s * right
@@ -438,10 +411,9 @@ def _vessels(draws: Array, x: Array, y: Array) -> Array:
 
 
 def _heart(x: Array, y: Array, body, ratio: Array, view: Array, edge: float):
-    """Returns the heart's mask [S, S], the vessels' above it, and its ellipse.
+    """Masks [S, S] of the heart and of the vessels above it; the heart's ellipse.
 
-    A third of the width lies on the patient's right. An AP film, taken from the
-    front, magnifies the heart.
+    A third of the width lies on the patient's right. An AP film magnifies the heart.
     """
     a = ratio * body.half_width * jnp.where(view == VIEWS.index("AP"), 1.07, 1.0)
     b = 0.72 * a + 8

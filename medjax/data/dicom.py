@@ -1,6 +1,7 @@
 """A DICOM file -> a film in [0, 1], displayed as its header asks for.
 
-And a folder of one DICOM series -> a volume with canonical axes, or one error.
+And a folder of one DICOM series -> a volume with canonical axes. What can't be read is
+refused by one InputError; pydicom raises a dozen types on a damaged file.
 """
 
 import math
@@ -37,6 +38,14 @@ def begins(head: bytes) -> bool:
     return head[128:132] == b"DICM"
 
 
+def is_dicom(path: Path) -> bool:
+    """Whether a file, whatever its name, begins like DICOM."""
+    if path.name.startswith(".") or path.name == "DICOMDIR" or not path.is_file():
+        return False  # Opening a pipe would wait for ever.
+    with path.open("rb") as file:
+        return begins(file.read(132))
+
+
 def check_size(height: int, width: int) -> None:
     """Refuses an image without pixels, or with more than MAX_PIXELS."""
     if height < 1 or width < 1:
@@ -60,9 +69,6 @@ def decode(file: BinaryIO) -> Film:
     else the first VOI window, or else the range that BitsStored allows; MONOCHROME1
     is inverted. The spacing is PixelSpacing, or else ImagerPixelSpacing.
 
-    Args:
-      file: a DICOM file, open for reading; it is read from its beginning.
-
     Raises:
       InputError: the file is truncated, damaged, zero-sized, of more than 200
         megapixels, of several frames, in colour, or in a compression that no
@@ -81,9 +87,12 @@ def decode(file: BinaryIO) -> Film:
         return Film(table[_codes(dataset)], _spacing(dataset))
     except InputError:
         raise
-    except Exception as error:  # pydicom raises a dozen types on a damaged file.
-        why = " ".join(str(error).split())
-        raise damaged(f"can't be decoded ({why})") from error
+    except Exception as error:
+        raise damaged(f"can't be decoded ({_line(error)})") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _check(header: pydicom.Dataset) -> None:
@@ -110,7 +119,7 @@ def _check(header: pydicom.Dataset) -> None:
 
 
 def _codes(dataset: pydicom.Dataset) -> np.ndarray:
-    """Returns the stored bits, [H, W] unsigned, without overlay bits above them."""
+    """The stored bits, [H, W] unsigned, without overlay bits above them."""
     stored = dataset.pixel_array
     if stored.shape != (dataset.Rows, dataset.Columns):
         raise damaged(f"decodes to a shape of {stored.shape}")
@@ -118,7 +127,7 @@ def _codes(dataset: pydicom.Dataset) -> np.ndarray:
 
 
 def _display_table(dataset: pydicom.Dataset) -> np.ndarray:
-    """Returns the displayed value of each code of BitsStored bits, float64 in [0, 1]."""
+    """The displayed value of each code of BitsStored bits, float64 in [0, 1]."""
     bits = dataset.BitsStored
     values = np.arange(1 << bits)
     if dataset.PixelRepresentation == 1:
@@ -146,7 +155,7 @@ def _display_table(dataset: pydicom.Dataset) -> np.ndarray:
 
 
 def _lookup(values, item: pydicom.Dataset, dataset) -> tuple[np.ndarray, float]:
-    """Returns the LUT's entries at these values, and their largest possible value.
+    """The LUT's entries at these values, and their largest possible value.
 
     Source: DICOM PS3.3 C.11.1.1 and C.11.2.1.1.
     """
@@ -183,7 +192,7 @@ def _window(values, center: float, width: float, function: str) -> np.ndarray:
 
 
 def _first(dataset: pydicom.Dataset, name: str, absent: float | None = None):
-    """Returns an element's first value, finite, or `absent` where it has none."""
+    """An element's first value, finite, or `absent` where it has none."""
     value = dataset.get(name)
     if isinstance(value, pydicom.multival.MultiValue):
         value = value[0] if value else None
@@ -195,7 +204,7 @@ def _first(dataset: pydicom.Dataset, name: str, absent: float | None = None):
 
 
 def _spacing(dataset: pydicom.Dataset) -> tuple[float, float]:
-    """Returns (x, y) in mm a pixel; NaN where absent or not a length."""
+    """(x, y) in mm a pixel; NaN where absent or not a length."""
     for name in ("PixelSpacing", "ImagerPixelSpacing"):
         if value := dataset.get(name):
             y, x = (float(v) for v in value)  # DICOM: between rows, then columns.
@@ -212,10 +221,10 @@ CONVERT = "convert the series to NIfTI, with dcm2niix for example"
 
 
 class Slice(NamedTuple):
-    """Where a slice lies, as its header says; the names are DICOM's.
+    """Where a slice lies, in DICOM's names.
 
-    Rows and columns are pixels, the spacing is mm between rows, then columns, and the
-    orientation is the direction of a row and of a column, in LPS.
+    The spacing is mm between rows, then columns, and the orientation is the direction
+    of a row and of a column, in LPS.
     """
 
     SeriesInstanceUID: str
@@ -227,26 +236,26 @@ class Slice(NamedTuple):
 
 
 def read(folder: str | os.PathLike) -> Volume:
-    """Reads a series of single slices, sorted by their position in the patient.
+    """Reads a folder's one series of single slices, sorted by their position.
 
-    The values are the file's after its modality LUT or rescaling. File names and
-    InstanceNumber don't matter.
-
-    Args:
-      folder: of DICOM files of one series; other files are skipped.
-
-    Returns:
-      Its `stored` grid is [columns, rows, slices], as converters to NIfTI write it.
+    The values are the file's after its modality LUT or rescaling. File names,
+    InstanceNumber and files that aren't DICOM don't matter. The `stored` grid is
+    [columns, rows, slices], as converters to NIfTI write it.
 
     Raises:
-      InputError: no DICOM file, fewer than two slices, several series, frames or
-        colours, slices that differ in size, direction or spacing, two slices in one
-        place, a slice that is missing, or a file that can't be decoded.
+      InputError: fewer than two slices, several series, frames or colours, slices that
+        differ in size, direction or spacing, two slices in one place, a slice that is
+        missing, or a file that can't be decoded.
 
     Source: DICOM PS3.3 C.7.6.2.1.1, the image plane.
     """
     folder = Path(folder)
-    slices = {path: _header(path) for path in _files(folder)}
+    try:
+        files = [path for path in sorted(folder.iterdir()) if is_dicom(path)]
+    except OSError as error:
+        why = f"{folder}: can't be read ({error.strerror})"
+        raise InputError(f"{why}; give a folder that you may read") from error
+    slices = {path: _header(path) for path in files}
     if len(slices) < 2:
         raise InputError(
             f"{folder}: holds {len(slices)} DICOM slices; give a series of two or more"
@@ -262,38 +271,20 @@ def read(folder: str | os.PathLike) -> Volume:
     lps[:3, 2], lps[:3, 3] = (end - start) / (len(paths) - 1), start
     affine = grid.check_affine(f"{folder}: its affine", RAS_TO_LPS @ lps)
     voxels = np.stack([_pixels(path).T for path in paths], axis=-1)
-    volume = nifti.canonical(voxels, affine)
-    return volume._replace(voxels=np.ascontiguousarray(volume.voxels))
-
-
-def _files(folder: Path) -> list[Path]:
-    """The files that begin like DICOM."""
-    paths = []
-    try:
-        for path in sorted(folder.iterdir()):
-            if path.name.startswith(".") or path.name == "DICOMDIR":
-                continue
-            if path.is_file():
-                with open(path, "rb") as file:
-                    if begins(file.read(132)):
-                        paths.append(path)
-    except OSError as error:
-        why = f"{folder}: can't be read ({error.strerror})"
-        raise InputError(f"{why}; give a folder that you may read") from error
-    return paths
+    return nifti.canonical(voxels, affine)
 
 
 def _header(path: Path) -> Slice:
     try:
         header = pydicom.dcmread(path, stop_before_pixels=True)
-        several = int(header.get("NumberOfFrames") or 1) > 1
-        colour = header.get("SamplesPerPixel", 1) != 1
+        if int(header.get("NumberOfFrames") or 1) > 1:
+            raise InputError("holds several frames")
+        if header.get("SamplesPerPixel", 1) != 1:
+            raise InputError("holds colours")
         values = {name: header.get(name) for name in Slice._fields}
-        absent = [name for name, value in values.items() if value in (None, "")]
-        if several or colour:
-            raise InputError(f"holds {'several frames' if several else 'colours'}")
-        if absent:
-            raise InputError(f"has no {absent[0]}")
+        for name, value in values.items():
+            if value in (None, ""):
+                raise InputError(f"has no {name}")
         for name, count in GEOMETRY.items():
             values[name] = np.array(values[name], float).reshape(count)
         position = Slice(**values)
@@ -306,9 +297,10 @@ def _header(path: Path) -> Slice:
             raise InputError("has a PixelSpacing that isn't positive")
     except InputError as error:
         raise InputError(f"{path}: {error}; {CONVERT}") from None
-    except Exception as error:  # pydicom raises a dozen types on a damaged file.
-        why = " ".join(str(error).split())
-        raise InputError(f"{path}: can't be read ({why}); {CONVERT}") from error
+    except Exception as error:
+        raise InputError(
+            f"{path}: can't be read ({_line(error)}); {CONVERT}"
+        ) from error
     return position
 
 
@@ -353,9 +345,8 @@ def _pixels(path: Path) -> np.ndarray:
         pixels = apply_modality_lut(dataset.pixel_array, dataset).astype(np.float32)
         if pixels.shape != (dataset.Rows, dataset.Columns):
             raise ValueError(f"its pixels are {pixels.shape}")
-    except Exception as error:  # As above.
-        why = " ".join(str(error).split())
-        why = f"{path}: can't be decoded ({why})"
+    except Exception as error:
+        why = f"{path}: can't be decoded ({_line(error)})"
         raise InputError(f"{why}; export the series again") from error
     if not np.isfinite(pixels).all():
         raise InputError(f"{path}: holds voxels that are no numbers; export it again")

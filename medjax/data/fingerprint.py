@@ -1,8 +1,7 @@
 """Measures a segmentation data set, and proposes a network and a patch size for it.
 
-One scan is in memory at a time; only numbers are kept. The proposal follows from rules,
-not from a trial on the data: they were found on many data sets, and are a starting
-point.
+The proposal follows from rules that were found on many data sets, not from a trial on
+this one: it is a starting point. Sizes and spacings are along D, H, W.
 
 Source: Isensee et al., nnU-Net, Nature Methods 18 (2021) 203, methods and
 supplementary note 2.
@@ -57,7 +56,7 @@ class Fingerprint(NamedTuple):
 
 
 class Proposal(NamedTuple):
-    """A network, patches and batches; sizes along D, H, W.
+    """A network, patches and batches.
 
     spacing: mm to resample to.
     shape: voxels of the median box at that spacing.
@@ -78,12 +77,7 @@ class Proposal(NamedTuple):
 def measure(
     scans: Iterable[Scan], *, sequences: Sequence[str], regions: Sequence[str]
 ) -> Fingerprint:
-    """Measures each scan, one after the other.
-
-    Args:
-      scans: one or more, prepared, or in their files' units.
-      sequences, regions: names of the C channels and K regions.
-    """
+    """Measures one or more scans; one at a time is in memory, and numbers are kept."""
     rows, inside, foreground = [], _Pool(), _Pool()
     for scan in scans:
         image = np.asarray(scan.image)
@@ -104,19 +98,10 @@ def measure(
         if mask.any():
             sizes = [side.stop - side.start for side in box(mask, np.zeros(3))]
         rows.append((mask.shape, sizes, spacing, present, volume, lesions))
-    shape, sizes, spacing, present, volume, lesions = map(np.array, zip(*rows))
-    return Fingerprint(
-        tuple(sequences),
-        tuple(regions),
-        shape,
-        sizes,
-        spacing,
-        present,
-        inside.summary(len(sequences)),
-        foreground.summary(len(sequences)),
-        volume.astype(float),
-        lesions.astype(float),
-    )
+    *facts, volume, lesions = map(np.array, zip(*rows))
+    voxels = [pool.summary(len(sequences)) for pool in (inside, foreground)]
+    measured = (*facts, *voxels, volume.astype(float), lesions.astype(float))
+    return Fingerprint(tuple(sequences), tuple(regions), *measured)
 
 
 def describe(data: Fingerprint) -> list[str]:
@@ -215,45 +200,27 @@ def level_strides(
     """Halves the fine and large axes, level by level, until voxels are about cubes.
 
     An axis isn't halved while its spacing is more than twice the finest of those that
-    can still be halved, nor where it would have fewer than SMALLEST voxels.
-
-    Returns:
-      A tuple for each level, `levels` at most, the first all ones.
+    can still be halved, nor where it would have fewer than SMALLEST voxels. The first
+    of the levels has strides of 1.
     """
-    size, spacing = list(size), list(spacing)
+    size, spacing = np.array(size), np.array(spacing)
     strides = [(1,) * len(size)]
-    while len(strides) < levels:
-        large = [n >= 2 * SMALLEST for n in size]
-        if not any(large):
-            break
-        finest = min(s for s, can in zip(spacing, large, strict=True) if can)
-        stride = tuple(
-            2 if can and s <= 2 * finest * (1 + 1e-6) else 1
-            for s, can in zip(spacing, large, strict=True)
-        )
-        size = [n // k for n, k in zip(size, stride, strict=True)]
-        spacing = [s * k for s, k in zip(spacing, stride, strict=True)]
-        strides.append(stride)
+    while len(strides) < levels and (large := size >= 2 * SMALLEST).any():
+        finest = spacing[large].min()
+        stride = np.where(large & (spacing <= 2 * finest * (1 + 1e-6)), 2, 1)
+        size, spacing = size // stride, spacing * stride
+        strides.append(tuple(stride.tolist()))
     return tuple(strides)
 
 
 def patch_size(
     shape: Sequence[int], spacing: Sequence[float], *, voxels: int, levels: int
 ) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
-    """The largest patch that a budget allows, with the proportions of a shape.
+    """The largest patch that a budget of voxels allows, and the strides of each level.
 
-    It starts with the whole shape and repeatedly shortens the axis that lost the
-    smallest share of its length, by the network's total stride along it.
-
-    Args:
-      shape: voxels of the median scan.
-      spacing: mm.
-      voxels: the budget, 1 or more.
-      levels: see `level_strides`.
-
-    Returns:
-      The patch: within the shape and the budget, divisible by the total stride, and
-      no axis can grow by it. And the strides of each level.
+    It starts with the whole shape (the median scan's) and repeatedly shortens the axis
+    that lost the smallest share of its length, by the network's total stride along it.
+    The patch is divisible by that stride, and no axis can grow by it.
     """
     shape = np.array(shape)
     size = shape.copy()

@@ -1,14 +1,12 @@
 """PNG, JPEG and DICOM files -> an image in [0, 1], or one clear error.
 
-`load` reads a file as the model sees it, for `prepare` and for `predict` alike.
+`prepare` and `predict` alike `read` a file and `fit` it to what the model sees.
 
 The decoders tolerate damage: they return a picture that was cut off half-way as grey
 below the cut, and a model would read the grey. So this module checks the size and what
 they tolerate (a PNG's checksums and end, a JPEG's end, a DICOM's lengths) before a byte
-is decoded. Every function is pure and safe to call from many threads.
-
-The bytes between a JPEG's header and its end have no checksum: damage that leaves both
-in place can't be detected.
+is decoded. Damage between a JPEG's header and its end can't be detected: those bytes
+have no checksum. Every function is safe to call from many threads.
 """
 
 import math
@@ -27,26 +25,11 @@ from medjax.errors import InputError
 SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 
 
-def load(path: str | os.PathLike, shape: tuple[int, ...]) -> tuple[Film, np.ndarray]:
-    """Reads a file, and resizes it to the image that a model sees.
-
-    Returns:
-      The file's own pixels, grey or in colour, and the image [S, S, C] uint8, of
-      `shape`.
-    """
-    film = read(path, channels=None)
-    return film, fit(film.pixels, shape)
-
-
-def read(path: str | os.PathLike, channels: int | None = 1) -> Film:
+def read(path: str | os.PathLike, channels: int | None = None) -> Film:
     """Reads a file; its first bytes, not its name, say which format it is.
 
-    PNG and JPEG are read as `decode` says. Their resolution is a printer's, so the
-    spacing stays NaN. DICOM is read as `dicom.decode` says, with its spacing.
-
-    Args:
-      path: the file.
-      channels: 1 or 3, see `with_channels`; None leaves the file's.
+    See `decode`, `dicom.decode` and, for the channels, `with_channels`. The resolution
+    in a PNG or JPEG is a printer's, so its spacing stays NaN.
 
     Raises:
       InputError: the file is missing, unreadable, empty, truncated, damaged, no
@@ -58,8 +41,9 @@ def read(path: str | os.PathLike, channels: int | None = 1) -> Film:
             head = file.read(132)
             if dicom.begins(head):
                 film = dicom.decode(file)
-                return film._replace(pixels=with_channels(film.pixels, channels))
-            return Film(decode(head + file.read(), channels), (math.nan, math.nan))
+            else:
+                film = Film(decode(head + file.read()), (math.nan, math.nan))
+        return film._replace(pixels=with_channels(film.pixels, channels))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error.__cause__
     except OSError as error:
@@ -73,17 +57,10 @@ def fit(pixels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def resize(pixels: np.ndarray, side: int) -> np.ndarray:
-    """Squeezes an image into a square, as CheXNet does: the aspect ratio isn't kept.
+    """Squeezes [H, W] or [H, W, 3] in [0, 1] into a square of S x S uint8.
 
-    An axis that shrinks is averaged over area, so fine patterns don't alias; one
-    that grows is interpolated linearly.
-
-    Args:
-      pixels: [H, W] or [H, W, 3] float32 in [0, 1].
-      side: S, pixels, at least 1.
-
-    Returns:
-      [S, S] or [S, S, 3] uint8, rounded to the nearest; 255 is 1.
+    As CheXNet does, it doesn't keep the aspect ratio. An axis that shrinks is averaged
+    over area, so fine patterns don't alias; one that grows is interpolated linearly.
     """
     height, width = pixels.shape[:2]
     # cv2 averages only where both axes shrink, hence one call for each direction.
@@ -99,7 +76,6 @@ def image_paths(path: str | os.PathLike) -> list[Path]:
     In a folder, an image is a file with an image's suffix (SUFFIXES, in any case), or
     one without a suffix (or named by a DICOM UID: its 'suffix' is digits) that begins
     like DICOM. Hidden files and DICOMDIR are skipped; linked folders are followed.
-
     """
     path = Path(path)
     try:
@@ -129,29 +105,17 @@ def _throw(error: OSError):
 
 
 def _is_image(path: Path) -> bool:
-    if path.name.startswith(".") or path.name == "DICOMDIR":
-        return False
     suffix = path.suffix.lower()
     if suffix and not suffix[1:].isdigit():
-        return suffix in SUFFIXES
-    if not path.is_file():
-        return False  # Opening a pipe would wait for ever.
-    with path.open("rb") as file:
-        return dicom.begins(file.read(132))
+        return suffix in SUFFIXES and not path.name.startswith(".")
+    return dicom.is_dicom(path)
 
 
-def decode(data: bytes, channels: int | None = 1) -> np.ndarray:
-    """Decodes a PNG (1 to 16 bits) or a JPEG (8 bits).
+def decode(data: bytes) -> np.ndarray:
+    """Decodes a PNG (1 to 16 bits) or a JPEG (8 bits): [H, W] or [H, W, 3] in [0, 1].
 
     The values are divided by the largest of the bit depth, not of the image. Alpha is
     ignored; an EXIF orientation is applied, as every viewer does.
-
-    Args:
-      data: the whole file.
-      channels: 1 or 3, see `with_channels`; None leaves the file's.
-
-    Returns:
-      [H, W] or [H, W, 3] float32 in [0, 1].
     """
     if not data:
         raise damaged("is empty (0 bytes)")
@@ -175,21 +139,14 @@ def decode(data: bytes, channels: int | None = 1) -> np.ndarray:
     white = np.iinfo(pixels.dtype).max
     pixels = pixels.astype(np.float32)
     pixels /= white
-    if pixels.ndim == 3:
-        pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-    return with_channels(pixels, channels)
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB) if pixels.ndim == 3 else pixels
 
 
 def with_channels(pixels: np.ndarray, channels: int | None) -> np.ndarray:
-    """Converts colour to grey, or grey to colour.
+    """Converts [H, W] or [H, W, 3] RGB in [0, 1] to 1 or 3 channels; None keeps both.
 
-    Args:
-      pixels: [H, W] or [H, W, 3] RGB float32 in [0, 1].
-      channels: 1: colour becomes luminance (ITU-R BT.601: 0.299 R + 0.587 G +
-        0.114 B); 3: colour is kept, grey is repeated; None: both are kept.
-
-    Returns:
-      [H, W] or [H, W, 3] float32 in [0, 1].
+    Colour becomes luminance (ITU-R BT.601: 0.299 R + 0.587 G + 0.114 B), and grey is
+    repeated.
     """
     if channels == 1 and pixels.ndim == 3:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
@@ -200,7 +157,7 @@ def with_channels(pixels: np.ndarray, channels: int | None) -> np.ndarray:
 
 
 def _check_png(data: bytes) -> tuple[int, int]:
-    """Returns (height, width) of a PNG whose chunks are all there and undamaged."""
+    """(height, width) of a PNG whose chunks are all there and undamaged."""
     if data[8:16] != b"\x00\x00\x00\x0dIHDR" or len(data) < 33:
         raise damaged("is truncated or damaged: no PNG header")
     width, height = struct.unpack_from(">II", data, 16)
@@ -222,7 +179,7 @@ def _check_png(data: bytes) -> tuple[int, int]:
 
 
 def _check_jpeg(data: bytes) -> tuple[int, int]:
-    """Returns (height, width) of a JPEG that has a header, a scan and its end."""
+    """(height, width) of a JPEG that has a header, a scan and its end."""
     at = data.find(b"\xff", 2)
     while 0 <= at < len(data) - 9:
         marker = data[at + 1]

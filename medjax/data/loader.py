@@ -37,12 +37,10 @@ FIELDS = ("pixels", "label", "patient")  # Of a record, those that are decoded.
 
 
 class Images:
-    """A random-access source of samples: some prepared images, in a given order.
+    """A random-access source of samples: prepared images in the order of `ids` [N].
 
-    Args:
-      folder: of the prepared images, see data/prepared.py.
-      ids: [N] int, the images' numbers; an image may occur several times.
-      columns: [T] int, which of the record's labels are wanted, in which order.
+    An image may occur several times. `columns` [T] are the record's labels that are
+    wanted, in their order.
     """
 
     def __init__(self, folder: Path, ids: Sequence[int], columns: Sequence[int]):
@@ -80,23 +78,6 @@ class Images:
         }
 
 
-class Unlabelled:
-    """Images of the target domain, without their labels."""
-
-    def __init__(self, images: Images):
-        self._images = images
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, index: int) -> Batch:
-        sample = self._images[index]
-        blank = {name: np.zeros_like(sample[name]) for name in ("label", "weight")}
-        # A source image may have the same id, which seeds augmentation: the target's
-        # are -2, -3, ..., as -1 is a padding row's.
-        return {**sample, **blank, "id": np.int32(-2 - sample["id"])}
-
-
 def occurrences(ids: np.ndarray) -> np.ndarray:
     """Numbers the copies of each id: [7, 3, 7] -> [0, 0, 1], int32."""
     return pd.Series(ids).groupby(ids).cumcount().to_numpy(np.int32)
@@ -110,13 +91,11 @@ class TrainBatches:
 
     Args:
       samples: what to draw from: `Images` or `volumes.Volumes`.
-      seed: of the order.
-      batch: B, rows a device.
-      devices: D, devices of this host.
-      threads: reading threads; 0 chooses one a core, at most 16.
+      devices: D, of this host.
+      threads: that read; 0 chooses one a core, at most 16.
       ahead: batches copied to the device in advance.
       target: images of another domain, in an order of their own. Each device then has
-        B rows of them after its B of `samples`, told apart by `domain`.
+        B rows of them, without labels, after its B of `samples`.
       on_host: whether the batches stay in the host's memory.
     """
 
@@ -129,7 +108,7 @@ class TrainBatches:
         devices: int,
         threads: int = 0,
         ahead: int = 2,
-        target: Unlabelled | None = None,
+        target: Images | None = None,
         on_host: bool = False,
     ):
         import grain  # Late: it takes two seconds.
@@ -167,7 +146,7 @@ class TrainBatches:
         return batch
 
     def get_state(self) -> dict:
-        """Returns the position after the last batch handed out, as plain JSON."""
+        """The position after the last batch handed out, as plain JSON."""
         return self._position
 
     def set_state(self, position: dict) -> None:
@@ -196,11 +175,14 @@ def _endless(samples: Sequence, seed: int):
 
 def _side_by_side(pair: tuple[Batch, Batch]) -> Batch:
     """Joins batches [D, B, ...] of source and target to one of [D, 2 B, ...]."""
-    batches = [
-        {**batch, "domain": np.full(batch["id"].shape, domain, np.int32)}
-        for domain, batch in enumerate(pair)
-    ]
-    return jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *batches)
+    source, target = pair
+    source = {**source, "domain": np.zeros_like(source["id"])}
+    blank = {name: np.zeros_like(target[name]) for name in ("label", "weight")}
+    # A source image may have the same id, which seeds augmentation: the target's are
+    # -2, -3, ..., as -1 is a padding row's.
+    blank |= {"id": -2 - target["id"], "domain": np.ones_like(target["id"])}
+    both = source, {**target, **blank}
+    return jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *both)
 
 
 def to_device(batch: Batch) -> dict[str, jax.Array]:
@@ -229,22 +211,15 @@ def evaluation_batches(images: Images, *, batch: int, devices: int) -> Iterator[
             ahead = begin(start + rows)
             names = samples[0].keys() - {"occurrence"}  # Only augmentation needs it.
             stacked = {name: np.stack([s[name] for s in samples]) for name in names}
-            yield split_devices(pad(stacked, rows), devices)
+            yield pad(stacked, batch, devices)
 
 
-def pad(batch: Batch, rows: int) -> Batch:
-    """Fills a batch up to `rows` rows: zeros everywhere, id -1."""
+def pad(rows: Batch, batch: int, devices: int) -> Batch:
+    """[N, ...] -> [D, B, ...]; the rows that are missing are zeros, with the id -1."""
 
     def fill(name: str, array: np.ndarray) -> np.ndarray:
-        empty = np.full((rows - len(array), *array.shape[1:]), -(name == "id"))
-        return np.concatenate([array, empty.astype(array.dtype)])
+        shape = (batch * devices - len(array), *array.shape[1:])
+        empty = np.full(shape, -(name == "id"), array.dtype)
+        return np.concatenate([array, empty]).reshape(devices, batch, *shape[1:])
 
-    return {name: fill(name, array) for name, array in batch.items()}
-
-
-def split_devices(batch: Batch, devices: int) -> Batch:
-    """Reshapes [D B, ...] to [D, B, ...]."""
-    return {
-        name: array.reshape(devices, -1, *array.shape[1:])
-        for name, array in batch.items()
-    }
+    return {name: fill(name, array) for name, array in rows.items()}

@@ -24,7 +24,7 @@ class Grid(NamedTuple):
     """Where voxels lie.
 
     shape: three sizes.
-    affine: [4, 4] float64, indices of voxels to millimetres, see geometry/grid.py.
+    affine: [4, 4] float64, indices of voxels to RAS millimetres.
     """
 
     shape: tuple[int, int, int]
@@ -35,17 +35,20 @@ class Volume(NamedTuple):
     """One volume in radiological orientation.
 
     voxels: [D, H, W] float32 in the file's units. A slice is axial, from the feet
-      up, with the front at the top and the patient's right on the left. `read_stack`
-      has [D, H, W, C].
-    spacing: [3] float64, mm along D, H, W.
-    affine: [4, 4] float64, indices of voxels to millimetres, see geometry/grid.py.
+      up, with the front at the top and the patient's right on the left. A stack is
+      [D, H, W, C].
+    affine: [4, 4] float64, indices of voxels to RAS millimetres.
     stored: the grid of the file, before its axes were turned.
     """
 
     voxels: np.ndarray
-    spacing: np.ndarray
     affine: np.ndarray
     stored: Grid
+
+    @property
+    def spacing(self) -> np.ndarray:
+        """[3] mm along D, H, W."""
+        return grid.spacing_of(self.affine)
 
 
 def is_volume(path: str | os.PathLike) -> bool:
@@ -53,124 +56,17 @@ def is_volume(path: str | os.PathLike) -> bool:
     return str(path).lower().endswith(SUFFIXES)
 
 
-def read(path: str | os.PathLike) -> Volume:
+def read(path: str | os.PathLike, *, stack: bool = False) -> Volume:
     """Reads one volume. The axes are exchanged and turned; no voxel is interpolated.
 
-    Args:
-      path: .nii or .nii.gz, NIfTI-1 or -2, of one volume.
+    A stack may have a fourth axis C of volumes on one grid, as the Decathlon keeps a
+    patient's sequences; C is 1 in a file of three axes.
 
     Raises:
-      InputError: the file is missing, cut off, no NIfTI, not of three axes, in colour
-        or complex, or has voxels that are not finite, a spacing that isn't positive
-        or an affine that can't be inverted.
+      InputError: the file is missing, cut off, no NIfTI, of other axes, in colour or
+        complex, or has voxels that are not finite, a spacing that isn't positive or an
+        affine that can't be inverted.
     """
-    volume = _read(Path(path), stack=False)
-    return volume._replace(voxels=np.ascontiguousarray(volume.voxels[..., 0]))
-
-
-def read_stack(path: str | os.PathLike) -> Volume:
-    """Reads several volumes of one grid, as the Decathlon keeps a patient's sequences.
-
-    Args:
-      path: as `read`'s, of three axes or of four, the last of them the volumes.
-
-    Returns:
-      Its voxels are [D, H, W, C]; C is 1 in a file of three axes.
-
-    Raises:
-      InputError: as `read`, but for the fourth axis.
-    """
-    volume = _read(Path(path), stack=True)
-    return volume._replace(voxels=np.ascontiguousarray(volume.voxels))
-
-
-def canonical(voxels: np.ndarray, affine: np.ndarray) -> Volume:
-    """Turns the axes to those of AXES, whatever their order was.
-
-    Args:
-      voxels: [A, B, C] or [A, B, C, N].
-      affine: [4, 4], indices of A, B, C to RAS millimetres.
-
-    Returns:
-      Its voxels are a view.
-    """
-    shape = voxels.shape[:3]
-    turn = orientations.ornt_transform(
-        orientations.io_orientation(affine), orientations.axcodes2ornt(AXES)
-    )
-    turned = affine @ orientations.inv_ornt_aff(turn, shape)
-    voxels = orientations.apply_orientation(voxels, turn)
-    spacing = np.linalg.norm(turned[:3, :3], axis=0)
-    return Volume(voxels, spacing, turned, Grid(shape, affine))
-
-
-def paint(label: np.ndarray, regions: Mapping[str, Sequence[int]]) -> np.ndarray:
-    """Overlapping regions -> one value a voxel, as in a mask's file.
-
-    The regions are painted in their order, later ones over earlier ones, each with its
-    first value that no later region has. So regions from the outer to the inner return
-    to the values they were made of: whole (1, 2, 4), core (1, 4), enhancing (4,) are
-    painted 2, 1 and 4.
-
-    Args:
-      label: [..., K], 0 or 1.
-      regions: region -> its values.
-
-    Returns:
-      [...] uint8; 0 outside of all regions.
-
-    Raises:
-      InputError: a region has no value of its own, or one beyond 255.
-    """
-    painted = np.zeros(label.shape[:-1], np.uint8)
-    values = list(regions.values())
-    for channel, name in enumerate(regions):
-        later = {value for inner in values[channel + 1 :] for value in inner}
-        free = [value for value in values[channel] if value not in later]
-        if not free or not 0 < free[0] < 256:
-            raise InputError(
-                f"data.regions: {name} {tuple(values[channel])} has no value from 1 to "
-                "255 that a later region doesn't have; order them from outer to inner"
-            )
-        painted[label[..., channel] > 0] = free[0]
-    return painted
-
-
-def write_label_map(
-    path: Path, label: np.ndarray, where: Grid, *, regions: Mapping[str, Sequence[int]]
-) -> None:
-    """Writes regions as one NIfTI file of uint8, painted as by `paint`.
-
-    Args:
-      path: .nii or .nii.gz.
-      label: [A, B, C, K], 0 or 1, on that grid.
-      where: the grid of the file, `scan.original`.
-      regions: region -> its values.
-    """
-    _write(path, paint(label, regions), where)
-
-
-def write_probabilities(path: Path, probability: np.ndarray, where: Grid) -> None:
-    """Writes [A, B, C, K] as NIfTI of float32, of four axes, or of three if K is 1."""
-    probability = np.asarray(probability, np.float32)
-    if probability.shape[-1] == 1:
-        probability = probability[..., 0]
-    _write(path, probability, where)
-
-
-def _write(path: Path, voxels: np.ndarray, where: Grid) -> None:
-    if voxels.shape[:3] != tuple(where.shape):
-        raise ValueError(f"{voxels.shape} is not on the grid of {where.shape}")
-    image = nibabel.Nifti1Image(voxels, where.affine)
-    image.set_sform(where.affine, code="scanner")
-    # A quaternion can't express a shear: viewers then use the sform.
-    image.set_qform(where.affine, code="scanner", strip_shears=True)
-    image.header.set_xyzt_units("mm")
-    nibabel.save(image, path)
-
-
-def _read(path: Path, stack: bool) -> Volume:
-    """As `read_stack`; without `stack` the last axis is 1."""
     try:
         image = nibabel.load(path)
         affine = _affine(image, path, stack)
@@ -184,10 +80,11 @@ def _read(path: Path, stack: bool) -> Volume:
         raise InputError(f"{path}: can't be read ({why}); {REMEDY}") from error
     if wrong := int(np.sum(~np.isfinite(voxels))):
         raise InputError(f"{path}: {wrong} voxels are no numbers; {REMEDY}")
-    return canonical(voxels.reshape(*voxels.shape[:3], -1), affine)
+    channels = (-1,) if stack else ()
+    return canonical(voxels.reshape(*voxels.shape[:3], *channels), affine)
 
 
-def _affine(image: nibabel.Nifti1Image, path: Path, stack: bool) -> np.ndarray:
+def _affine(image: nibabel.Nifti1Image, path: str | os.PathLike, stack: bool):
     """In mm; refuses what nibabel corrects in silence, or reads as something else."""
     if not isinstance(image, nibabel.Nifti1Image):
         raise InputError(f"is {type(image).__name__}, no NIfTI; {REMEDY}")
@@ -207,3 +104,52 @@ def _affine(image: nibabel.Nifti1Image, path: Path, stack: bool) -> np.ndarray:
         raise InputError(f"has lengths in an unknown unit (code {unit}); {REMEDY}")
     scale = np.diag([MM[unit]] * 3 + [1.0])
     return grid.check_affine("its affine", scale @ image.affine)
+
+
+def canonical(voxels: np.ndarray, affine: np.ndarray) -> Volume:
+    """Turns the axes of [A, B, C] or [A, B, C, N] to AXES, whatever their order was."""
+    shape = voxels.shape[:3]
+    turn = orientations.ornt_transform(
+        orientations.io_orientation(affine), orientations.axcodes2ornt(AXES)
+    )
+    turned = affine @ orientations.inv_ornt_aff(turn, shape)
+    voxels = orientations.apply_orientation(voxels, turn)
+    return Volume(np.ascontiguousarray(voxels), turned, Grid(shape, affine))
+
+
+def paint(label: np.ndarray, regions: Mapping[str, Sequence[int]]) -> np.ndarray:
+    """Overlapping regions [..., K] -> one uint8 a voxel [...], as in a mask's file.
+
+    The regions are painted in their order, later ones over earlier ones, each with its
+    first value that no later region has. So regions from the outer to the inner return
+    to the values they were made of: whole (1, 2, 4), core (1, 4), enhancing (4,) are
+    painted 2, 1 and 4.
+
+    Raises:
+      InputError: a region has no value of its own, or one beyond 255.
+    """
+    painted = np.zeros(label.shape[:-1], np.uint8)
+    values = list(regions.values())
+    for channel, name in enumerate(regions):
+        later = {value for inner in values[channel + 1 :] for value in inner}
+        free = [value for value in values[channel] if value not in later]
+        if not free or not 0 < free[0] < 256:
+            raise InputError(
+                f"data.regions: {name} {tuple(values[channel])} has no value from 1 to "
+                "255 that a later region doesn't have; order them from outer to inner"
+            )
+        painted[label[..., channel] > 0] = free[0]
+    return painted
+
+
+def write(path: Path, voxels: np.ndarray, where: Grid) -> None:
+    """Writes [A, B, C] or [A, B, C, K] of that grid as NIfTI; of three axes if K is 1."""
+    if voxels.shape[:3] != tuple(where.shape):
+        raise ValueError(f"{voxels.shape} is not on the grid of {where.shape}")
+    voxels = voxels[..., 0] if voxels.shape[3:] == (1,) else voxels
+    image = nibabel.Nifti1Image(voxels, where.affine)
+    image.set_sform(where.affine, code="scanner")
+    # A quaternion can't express a shear: viewers then use the sform.
+    image.set_qform(where.affine, code="scanner", strip_shears=True)
+    image.header.set_xyzt_units("mm")
+    nibabel.save(image, path)

@@ -9,9 +9,10 @@
   fluoroscopy          standardise_each(spatial=3): all frames of a run alike
   retina               standardise_inside(above=0.04): each colour alone; equalise_tiles
 
-Histogram equalisation works on 256 grey levels, the records' depth, and on each channel
-alone. Counting by scatter and mapping by lookup take 0.5 ms for 224 x 224 pixels on a
-CPU; one-hot products took ten times as long.
+Images are [..., H, W, C] float, or with `spatial` = 3 [..., D, H, W, C], and their
+shape stays. Histogram equalisation works on 256 grey levels, the records' depth, and on
+each channel alone. Counting by scatter and mapping by lookup take 0.5 ms for 224 x 224
+pixels on a CPU; one-hot products took ten times as long.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,9 +36,7 @@ def standardise(
 ) -> Array:
     """Centres and scales intensities in [0, 1] by the data set's mean and deviation.
 
-    Args:
-      image: [..., C] float in [0, 1].
-      mean, std: one number, or one for each channel.
+    These are one number, or one for each channel of [..., C].
     """
     return (image - jnp.asarray(mean)) / jnp.asarray(std)
 
@@ -45,13 +44,8 @@ def standardise(
 def standardise_each(image: Array, *, spatial: int = 2) -> Array:
     """Gives every image mean 0 and deviation 1: undoes its exposure.
 
-    Args:
-      image: [..., H, W, C] float, or [..., D, H, W, C].
-      spatial: 2 for images; 3 normalises all slices of a volume, or all frames of a
-        fluoroscopic run, together, so that their differences stay.
-
-    Returns:
-      Same shape; a constant image is 0 everywhere.
+    With `spatial` = 3, all slices of a volume, or all frames of a fluoroscopic run, are
+    normalised together, so that their differences stay. A constant image becomes 0.
     """
     axes = tuple(range(-1 - spatial, 0))
     centred = image - jnp.mean(image, axes, keepdims=True)
@@ -74,15 +68,9 @@ def standardise_inside(
     the round field, which undoes lamp and pigment. Black around them isn't counted.
 
     Args:
-      image: [..., H, W, C] float, or [..., D, H, W, C]; 0 outside the patient.
       mask: [..., 1] bool, the brain; None takes where any channel is over `above`.
-      above: in the image's units.
       percentiles: of the mask, to which intensities are clipped first: a vessel or a
         rim of fat must not set the scale. (0, 100) clips nothing.
-      spatial: 2 or 3, as in `standardise_each`.
-
-    Returns:
-      Same shape; 0 everywhere if the mask is empty or the channel has one value.
 
     Source: Isensee et al., nnU-Net, Nature Methods 18 (2021) 203, supplement: z-score
     in the brain mask; percentiles: Nyul et al., IEEE TMI 19 (2000) 143.
@@ -128,12 +116,8 @@ def percentile(image: Array, mask: Array, p: float, axes: Sequence[int]) -> Arra
 def log_compress(envelope: Array, *, decibels: float = 60.0) -> Array:
     """Ultrasound: the logarithm of echoes, whose range is far larger than a screen's.
 
-    Args:
-      envelope: [..., H, W, C] >= 0, amplitude of the echoes in any unit.
-      decibels: the range shown below the strongest echo, 20 dB a factor of 10.
-
-    Returns:
-      Same shape, in [0, 1]; 0 everywhere without an echo.
+    The envelope [..., H, W, C] is the echoes' amplitude in any unit. `decibels` below
+    the strongest echo, 20 dB a factor of 10, become [0, 1]; without an echo all is 0.
 
     Source: Szabo, Diagnostic Ultrasound Imaging (2004), chapter 10.
     """
@@ -148,14 +132,8 @@ def relative_to_hottest(
 ) -> Array:
     """SPECT: counts relative to those of the hottest region; they have no other unit.
 
-    Args:
-      image: [..., H, W, C] or [..., D, H, W, C] counts.
-      share: percentile of the pixels with counts that is taken as the hottest: the
-        single hottest pixel is noise.
-      spatial: 2 or 3, as in `standardise_each`.
-
-    Returns:
-      Same shape, in [0, 1]; 0 everywhere without a count.
+    The hottest is a percentile of the pixels with counts, as the single hottest one is
+    noise. The result is in [0, 1], and 0 everywhere without a count.
 
     Source: Holly et al., J. Nucl. Cardiol. 17 (2010) 941: perfusion is read relative
     to the maximum.
@@ -173,29 +151,20 @@ def equalise_tiles(image: Array, *, clip: float = 2.0, tiles: int = 8) -> Array:
 
 
 def views(image: Array, *, prepare: Callable[[Array], Array], flip: bool) -> Array:
-    """Normalised views of loaded images, whose predictions are averaged.
+    """Normalised views [V, B, H, W, C] of images, whose predictions are averaged.
 
-    Args:
-      image: [B, H, W, C] uint8, or float in [0, 1].
-      prepare: a function of this module with its numbers bound.
-      flip: adds the left-right mirror image; only useful if training mirrored too.
-
-    Returns:
-      [V, B, H, W, C] float32, V = 1 or 2.
+    `prepare` is a function of this module with its numbers bound. `flip` adds the
+    left-right mirror image; this only helps if training mirrored too.
     """
     image = prepare(unit_range(image))
     return jnp.stack([image, image[..., ::-1, :]] if flip else [image])
 
 
 def equalise(image: Array) -> Array:
-    """Maps each grey level to the share of pixels that are not brighter.
+    """Maps each grey level of [*S, C] to the share of pixels that are not brighter.
 
-    Args:
-      image: [*S, C] float in [0, 1]; a volume has one histogram.
-
-    Returns:
-      Same shape; the darkest level becomes 0 and the brightest 1; a constant image is
-      unchanged.
+    A volume has one histogram. The darkest level becomes 0 and the brightest 1; a
+    constant image is unchanged.
 
     Source: Gonzalez & Woods, Digital Image Processing, section 3.3; the darkest
     level's pixels are left out, so that black stays black.
@@ -223,9 +192,6 @@ def clahe(image: Array, *, clip: float = 2.0, tiles: int = 8) -> Array:
       clip: highest count of a level, as a multiple of the mean count: the gain in
         contrast is `clip` + 1 at most, and 1 has the weakest effect.
       tiles: on each side; the lower and right edges are mirrored to fill them.
-
-    Returns:
-      Same shape.
 
     Source: Zuiderveld, Graphics Gems IV (1994), section VIII.5.
     """
@@ -264,11 +230,9 @@ def _level(channel: Array) -> Array:
 
 
 def _between(size: int, pitch: int, tiles: int) -> tuple[Array, Array, Array]:
-    """For each pixel the tiles whose centres lie before and after it.
+    """For each pixel the tiles whose centres lie before and after it, and how far it is.
 
-    Returns:
-      before, after: [size] int32, equal outside the outermost centres; share: [size],
-      how far the pixel lies from the one to the other.
+    The tiles are the same outside the outermost centres.
     """
     place = jnp.arange(size) / pitch - 0.5  # Centres on pixels: Zuiderveld's, OpenCV's.
     before = jnp.floor(place)

@@ -6,10 +6,9 @@ A prepared folder appears whole or not at all, and holds
     quarantine.csv  which files were left out, and why
     source.json     digests of the files that the data were made from
 
-Scans add the files that volumes.py lists. Images add ArrayRecord files, which TFDS and
-Grain read at random, hashes.bin (to find near-duplicates) and boxes.csv (the known
-places of findings). The table is all that splitting, weighting and evaluation read. That
-of images has these columns:
+Scans add the files that volumes.py lists. Images add ArrayRecord files, hashes.bin (to
+find near-duplicates) and boxes.csv (the known places of findings). The table is all
+that splitting, weighting and evaluation read. That of images has these columns:
 
     id         int     the image's number, 0 to N - 1
     image      str     the image's name in its data set's own table
@@ -31,10 +30,8 @@ A record holds the same and `pixels`, [H, W, C] or [D, H, W, C] uint8.
 
 import collections
 import contextlib
-import csv
 import hashlib
 import json
-import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -95,8 +92,7 @@ class Source(NamedTuple):
     tasks: names of the findings or classes.
     shape: of every image, (H, W, C) or (D, H, W, C).
     total: how many items, those that will be left out included.
-    items: makes the items one after the other, so that memory doesn't grow with their
-      number.
+    items: makes the items one after the other: not all images fit into memory.
     """
 
     tasks: tuple[str, ...]
@@ -119,7 +115,6 @@ def write(
 
     Args:
       items: taken one at a time; each is released before the next one.
-      folder: to be made, with a table of these columns.
       store: opens the writer of a folder: (id, item) -> the item's row of the table.
       max_quarantined: share of the items that may be left out, in [0, 1].
       progress: called once an item.
@@ -133,33 +128,33 @@ def write(
         raise InputError(f"{folder}: exists; remove it to prepare the data again")
     partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
     partial.mkdir(parents=True)
-    written, reasons = 0, []
+    rows, left_out = [], []
     try:
-        with (
-            _csv(partial / "table.csv", columns) as table,
-            _csv(partial / "quarantine.csv", ["file", "reason"]) as quarantine,
-            store(partial) as add,
-        ):
+        with store(partial) as add:
             for item in items:
                 if item.content is None:
-                    reasons.append(item.reason)
-                    quarantine.writerow([item.row["image"], item.reason])
+                    left_out.append((item.row["image"], item.reason))
                 else:
-                    row = add(written, item)
-                    table.writerow([_cell(row[name]) for name in columns])
-                    written += 1
+                    row = add(len(rows), item)
+                    rows.append([row[name] for name in columns])
                 del item  # The next one is read into its place.
                 progress()
-        share = len(reasons) / max(written + len(reasons), 1)
-        if not written or share > max_quarantined:
+        quarantine = pd.DataFrame(left_out, columns=["file", "reason"])
+        quarantine.to_csv(partial / "quarantine.csv", index=False)
+        total = len(rows) + len(left_out)
+        share = len(left_out) / max(total, 1)
+        if not rows or share > max_quarantined:
             kept = folder.with_name(f"{folder.name}-quarantine.csv")
-            shutil.copyfile(partial / "quarantine.csv", kept)
+            quarantine.to_csv(kept, index=False)
             raise InputError(
-                f"{len(reasons)} of {written + len(reasons)} {unit} can't be used "
+                f"{len(left_out)} of {total} {unit} can't be used "
                 f"({share:.1%}, data.max_quarantined allows {max_quarantined:.1%}); "
-                f"the first: {reasons[0]}; see {kept}, then correct the files or raise "
-                "data.max_quarantined"
+                f"the first: {left_out[0][1]}; see {kept}, then correct the files or "
+                "raise data.max_quarantined"
             )
+        table = pd.DataFrame(rows, columns=list(columns))
+        # 9 digits are what float32, the records' type, can tell apart.
+        table.to_csv(partial / "table.csv", index=False, float_format="%.9g")
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -194,22 +189,6 @@ def first_duplicate(names: Iterable[str]) -> str | None:
     return next((name for name, count in counts.items() if count > 1), None)
 
 
-@contextlib.contextmanager
-def _csv(path: Path, columns: Sequence[str]) -> Iterator[Any]:
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        yield writer
-
-
-def _cell(value: Any) -> Any:
-    """A CSV cell: NaN is empty, a whole float has no '.0'."""
-    if not isinstance(value, float | np.floating):
-        return value
-    # 9 digits are what float32, the records' type, can tell apart.
-    return "" if math.isnan(value) else f"{value:.9g}"
-
-
 # Images.
 
 
@@ -226,15 +205,10 @@ def prepare(
     max_quarantined: float,
     progress: Callable[[], None] = lambda: None,
 ) -> Path:
-    """Writes a source's images.
-
-    Args:
-      records: folder of all prepared data.
-      name: of this data set, unique to its source and settings.
-      max_quarantined, progress: as in `write`.
+    """Writes a source's images into `folder(records, name)`; see `write`.
 
     Raises:
-      InputError: as `write`, or a finding has a name that the table can't hold.
+      InputError: as `write`; no image; a finding's name that the table can't hold.
     """
     if source.total < 1:
         raise InputError(
@@ -306,14 +280,12 @@ def _records(folder: Path, source: Source, name: str) -> Iterator[Callable]:
     )
     writer.initialize_splits([SPLIT])
     waiting: list[dict] = []
-    with (
-        _csv(folder / "boxes.csv", ["id", "task", "x0", "y0", "x1", "y1"]) as boxes,
-        open(folder / "hashes.bin", "wb") as hashes_file,
-    ):
+    boxes: list[tuple] = []
+    with open(folder / "hashes.bin", "wb") as hashes_file:
 
         def add(id: int, item: Item) -> dict[str, Any]:
             pixels, hashes = item.content
-            boxes.writerows((id, *box) for box in item.boxes)
+            boxes.extend((id, *box) for box in item.boxes)
             hashes_file.write(hashes.tobytes())
             row = {"id": id, **item.row}
             record = {name: row[name] for name in COLUMNS}
@@ -327,6 +299,8 @@ def _records(folder: Path, source: Source, name: str) -> Iterator[Callable]:
         yield add
     writer.add_examples({SPLIT: waiting})
     writer.close_all()
+    corners = pd.DataFrame(boxes, columns=["id", "task", "x0", "y0", "x1", "y1"])
+    corners.to_csv(folder / "boxes.csv", index=False)
 
 
 def _with_hashes(item: Item) -> Item:
@@ -336,14 +310,12 @@ def _with_hashes(item: Item) -> Item:
     return item._replace(content=(item.content, duplicates.hashes(item.content)))
 
 
-def in_parallel(
-    function: Callable[[Any], Any], items: Iterable[Any], *, workers: int = 0
-) -> Iterator[Any]:
+def in_parallel(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
     """Maps over threads, in order, with a bounded number of results waiting.
 
     Decoding and resizing release the interpreter's lock, so threads use all cores.
     """
-    workers = workers or os.cpu_count() or 1
+    workers = os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
         waiting: collections.deque = collections.deque()
         for item in items:
@@ -360,18 +332,16 @@ def in_parallel(
 TABLES = (".csv", ".txt", ".json", ".gz")  # Files of labels and splits.
 
 
-def digest_tables(folder: Path) -> dict[str, str]:
-    """Name -> digest of the tables in a folder; images are passed over."""
-    files = sorted(Path(folder).expanduser().glob("*"))
-    tables = (path for path in files if path.is_file() and path.suffix in TABLES)
-    return {path.name: digest(path) for path in tables}
+def tables_in(folder: Path) -> list[Path]:
+    """The tables in a folder; images are passed over."""
+    files = sorted(folder.glob("*"))
+    return [path for path in files if path.is_file() and path.suffix in TABLES]
 
 
-def digest_files(folder: Path, paths: Iterable[Path], cache: Path) -> dict[str, str]:
+def _digests(folder: Path, paths: Iterable[Path], cache: Path) -> dict[str, str]:
     """Name below the folder -> digest, of files and of all files in folders.
 
-    `cache` is a JSON file of sizes, times and digests, which is kept up to date: a file
-    is read again only where its size or time changed.
+    A file is read again only where the cache has another size or time of it.
     """
     before = json.loads(cache.read_text()) if cache.exists() else {}
     after = {}
@@ -396,15 +366,16 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_source(folder: Path, digests: dict[str, str]) -> None:
+def check_source(folder: Path, source: Path, paths: Iterable[Path]) -> None:
     """Writes source.json, or refuses files that aren't those that it lists.
 
     Args:
-      folder: of the prepared data.
-      digests: of `digest_tables` or `digest_files`; empty where the files are
-        elsewhere, as on a machine that has the prepared data alone.
+      folder: of the prepared data; its seen.json caches the digests.
+      source: the folder of `paths`, which may be folders themselves. Without paths, as
+        on a machine that has the prepared data alone, nothing is checked.
     """
     path = folder / "source.json"
+    digests = _digests(source, paths, folder / "seen.json")
     if not digests:
         return
     if not path.exists():

@@ -1,11 +1,11 @@
 """A patient's sequences -> a scan on one grid, ready for a network and for the way back.
 
-`read_scan` reads files, for `prepare` and for `predict` alike: it turns the axes of all
-sequences alike, and registers them to one grid where that is asked for. `make_scan`
-resamples to the spacing that is asked for, crops to the head and makes z-scores. The
-scan keeps its file's grid, to which `to_original` takes a prediction back.
+`read_scan` reads files, for `prepare` and for `predict` alike, and `make_scan` resamples
+them, crops to the head and makes z-scores. The scan keeps its file's grid, to which
+`to_original` takes a prediction back.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +30,6 @@ class Scan(NamedTuple):
       other units were asked for; axes as in `nifti.Volume`.
     label: [D, H, W, K] uint8, 0 or 1; regions may overlap. None if there is no mask.
     presence: [C] float32, 1, or 0 for a sequence that is missing and 0 everywhere.
-    spacing: [3] float64, mm.
     affine: [4, 4] float64, indices of D, H, W to RAS millimetres.
     original: the grid of the first sequence's file, as it is stored there.
     """
@@ -38,9 +37,13 @@ class Scan(NamedTuple):
     image: np.ndarray
     label: np.ndarray | None
     presence: np.ndarray
-    spacing: np.ndarray
     affine: np.ndarray
     original: Grid
+
+    @property
+    def spacing(self) -> np.ndarray:
+        """[3] mm along D, H, W."""
+        return grid.spacing_of(self.affine)
 
 
 def read_scan(
@@ -57,18 +60,18 @@ def read_scan(
 
     Args:
       files: sequence -> its file, in the order of the channels; None is missing.
-      mask: the segmentation, on the grid of the first sequence; None: no label.
+      mask: the segmentation, on the grid of the first sequence.
       regions: region -> the mask's values that make it up, in the order of the
         label's channels. BraTS: whole (1, 2, 4), core (1, 4), enhancing (4,).
       background: the mask's other values, which belong to no region.
-      grids: 'refuse' sequences that lie on different grids, or 'align': register each
-        to the first, rigidly, and resample it there.
+      grids: 'refuse' sequences on different grids, or 'align' each with the first:
+        register it rigidly and resample it.
       missing: 'refuse' a patient without one of the sequences, or 'fill' it with 0.
       options: of `make_scan`.
 
     Raises:
-      InputError: a file that `nifti.read` or `dicom.read` refuses, a sequence of one
-        value, a missing sequence, grids that differ, or a mask of other values.
+      InputError: a file that can't be read, a sequence of one value, a missing
+        sequence, grids that differ, or a mask of other values.
     """
     for name, value, other in (("grids", grids, "align"), ("missing", missing, "fill")):
         if value not in ("refuse", other):
@@ -90,10 +93,17 @@ def read_scan(
     for channel, name in enumerate(files):
         if name in present:
             volume, path = volumes.pop(name), present[name].path
-            image[..., channel] = _align(reference, volume, first, path, grids)
+            if grids == "align":
+                volume = _align(reference, volume, first, path)
+            remedy = "set data.grids='align', or give files of one grid"
+            _check_grid(reference, volume, first, path, remedy)
+            image[..., channel] = volume.voxels
     label = None
     if mask is not None:
-        label = _read_label(Path(mask), reference, first, regions, background)
+        volume = nifti.read(mask)
+        remedy = f"give the mask on the grid of {first.name}"
+        _check_grid(reference, volume, first, mask, remedy)
+        label = _label(mask, volume.voxels, regions, background)
     return make_scan(
         image,
         label,
@@ -102,6 +112,80 @@ def read_scan(
         original=reference.stored,
         **options,
     )
+
+
+def _read(files: Mapping[str, SequenceFile]) -> dict[str, Volume]:
+    """Reads each file once, and refuses constant images."""
+    read_stack = functools.cache(functools.partial(nifti.read, stack=True))
+    volumes = {}
+    for name, (path, channel) in files.items():
+        if channel is None:
+            volume = (dicom if path.is_dir() else nifti).read(path)
+        else:
+            volume = read_stack(path)
+            count = volume.voxels.shape[-1]
+            if channel >= count:
+                raise InputError(
+                    f"{path}: holds {count} volumes, and {name} would be number "
+                    f"{channel + 1}; correct data.sequences"
+                )
+            volume = volume._replace(voxels=volume.voxels[..., channel])
+        if (value := volume.voxels.min()) == volume.voxels.max():
+            raise InputError(f"{path}: {name} is {value:g} everywhere; export it again")
+        volumes[name] = volume
+    return volumes
+
+
+def _same(a: Volume, b: Volume) -> bool:
+    """Whether the voxels of two volumes lie in the same places."""
+    if a.voxels.shape != b.voxels.shape:
+        return False
+    corners = np.indices((2, 2, 2)).reshape(3, -1).T * (np.array(a.voxels.shape) - 1)
+    apart = grid.apply(a.affine, corners) - grid.apply(b.affine, corners)
+    return np.linalg.norm(apart, axis=-1).max() <= SAME * a.spacing.min()
+
+
+def _check_grid(a: Volume, b: Volume, path_a: Path, path_b: Path, remedy: str) -> None:
+    """Refuses a volume on another grid."""
+    if not _same(a, b):
+        of_a, of_b = (
+            f"shape {v.voxels.shape}, affine {np.round(v.affine[:3], 3).tolist()}"
+            for v in (a, b)
+        )
+        raise InputError(
+            f"{path_b}: lies on another grid ({of_b}) than {path_a} ({of_a}); {remedy}"
+        )
+
+
+def _align(reference: Volume, volume: Volume, first: Path, path: Path) -> Volume:
+    """Registers a sequence to the reference, unless it lies on its grid."""
+    if _same(reference, volume):
+        return volume
+    registered = register.register(
+        reference.voxels, reference.affine, volume.voxels, volume.affine
+    )
+    target = Grid(reference.voxels.shape, reference.affine)
+    stack = volume.voxels[..., None]
+    aligned = resample(stack, volume.affine, target, registered.matrix)[..., 0]
+    if aligned.min() == aligned.max():
+        raise InputError(
+            f"{path}: shows nothing of what {first} shows; give sequences of one patient"
+        )
+    return reference._replace(voxels=aligned)
+
+
+def _label(path: Path, voxels: np.ndarray, regions, background) -> np.ndarray:
+    """[D, H, W, K] uint8, of a mask's values."""
+    allowed = {*background, *(v for values in regions.values() for v in values)}
+    strange = set(np.unique(voxels).tolist()) - allowed
+    if strange:
+        names = ", ".join(f"{name} {tuple(values)}" for name, values in regions.items())
+        raise InputError(
+            f"{path}: holds the value {min(strange):g}, which is in no region ({names}) "
+            f"and no background {tuple(background)}; correct data.regions, or the mask"
+        )
+    masks = [np.isin(voxels, values) for values in regions.values()]
+    return np.stack(masks, axis=-1).astype(np.uint8)
 
 
 def make_scan(
@@ -116,7 +200,7 @@ def make_scan(
     clip: tuple[float, float] = (0.1, 99.9),
     units: str = "z_scores",
 ) -> Scan:
-    """Prepares arrays that lie on one grid.
+    """Prepares arrays that lie on one grid; they are as in `Scan`, in any units.
 
     The head is found before resampling, which would blur its edge. The head and the
     regions are interpolated linearly and thresholded at 0.5, so that a region inside
@@ -126,11 +210,8 @@ def make_scan(
     from 1.5 mm, 20 and 45 from 2 mm.
 
     Args:
-      image: [D, H, W, C] in any units.
-      label: [D, H, W, K], 0 or 1, or None.
-      affine: [4, 4], indices of D, H, W to RAS millimetres.
-      presence: [C], 0 for a channel to leave at 0; None: all are present.
-      original: the grid of the file; None is this one.
+      presence: None: all sequences are present.
+      original: None: this grid.
       spacing: [3] mm along D, H, W (feet to head, front to back, right to left), or
         () to keep the grid's.
       margin: mm kept around the head; a label outside is never cropped.
@@ -146,7 +227,7 @@ def make_scan(
     """
     present = np.ones(image.shape[-1]) if presence is None else np.asarray(presence)
     start = Grid(image.shape[:3], np.asarray(affine, np.float64))
-    masks = foreground(image[..., present > 0], _spacing(start.affine))
+    masks = foreground(image[..., present > 0], grid.spacing_of(start.affine))
     masks = masks[..., None]
     if label is not None:
         masks = np.concatenate([masks, label > 0], axis=-1)
@@ -156,7 +237,7 @@ def make_scan(
         masks = np.asarray(grid.resample(masks, start.affine, *target)) >= 0.5
     if not masks[..., 0].any():
         raise InputError("no head is found: the image has one value, or next to none")
-    extent = box(masks.any(axis=-1), margin / _spacing(target.affine))
+    extent = box(masks.any(axis=-1), margin / grid.spacing_of(target.affine))
     moved = target.affine.copy()
     moved[:3, 3] += moved[:3, :3] @ [side.start for side in extent]
     image, masks = image[extent], masks[extent]
@@ -165,29 +246,17 @@ def make_scan(
         image = np.where(head[..., None] & (present > 0), image, 0).astype(np.float32)
     else:
         image = _z_scores(image, head, present, clip)
-    return Scan(
-        image,
-        None if label is None else masks[..., 1:].astype(np.uint8),
-        present.astype(np.float32),
-        _spacing(moved),
-        moved,
-        original or start,
-    )
+    label = None if label is None else masks[..., 1:].astype(np.uint8)
+    return Scan(image, label, present.astype(np.float32), moved, original or start)
 
 
 def resample(
     voxels: np.ndarray, affine: np.ndarray, target: Grid, matrix=None
 ) -> np.ndarray:
-    """Reads an image on another grid, linearly; on a coarser one without aliasing.
+    """Reads [A, B, C, N] on another grid, linearly; on a coarser one without aliasing.
 
-    Args:
-      voxels: [A, B, C, N], of any kind of number.
-      affine: [4, 4], its indices to RAS millimetres.
-      target: the other grid.
-      matrix: [4, 4], points of the target to points of the image; None: identity.
-
-    Returns:
-      [*target.shape, N] float32, 0 outside of the image.
+    `matrix` takes points of the target to points of the image; None is the identity.
+    The result is [*target.shape, N] float32, and 0 outside of the image.
 
     Source: Cardoso et al., MICCAI 2015, 'Scale factor point spread function matching':
     the blur that turns one voxel's half-width into another's.
@@ -203,10 +272,6 @@ def resample(
     return np.asarray(grid.resample(voxels, affine, *target, matrix))
 
 
-def _spacing(affine: np.ndarray) -> np.ndarray:
-    return np.linalg.norm(affine[:3, :3], axis=0)
-
-
 def _target(start: Grid, spacing: Sequence[float]) -> Grid:
     """The grid of that spacing with the same centre; `start` if it has the spacing."""
     if len(spacing) == 0:
@@ -214,7 +279,7 @@ def _target(start: Grid, spacing: Sequence[float]) -> Grid:
     target = np.asarray(spacing, np.float64)
     if target.shape != (3,) or not (np.isfinite(target) & (target > 0)).all():
         raise InputError(f"data.spacing={tuple(spacing)}: give three lengths in mm")
-    step = target / _spacing(start.affine)
+    step = target / grid.spacing_of(start.affine)
     if np.allclose(step, 1, rtol=1e-3):  # A header's float32 is rounded.
         return start
     shape = np.maximum(np.rint(start.shape / step).astype(int), 1)
@@ -243,110 +308,13 @@ def _z_scores(image, brain, present, clip) -> np.ndarray:
 
 
 def to_original(array: np.ndarray, scan: Scan, *, order: int = 1) -> np.ndarray:
-    """Undoes what preparation did to the grid: crop, spacing, turned axes.
+    """Takes [D, H, W, K] to the grid of the scan's file; 0 outside of the box.
 
-    Args:
-      array: [D, H, W, K] on the scan's grid.
-      scan: whose.
-      order: 1 for probabilities, 0 for 0/1 masks.
-
-    Returns:
-      [*scan.original.shape, K], axes as in the file; 0 outside of the box. float32
-      where order is 1, else of array's dtype. Without a resampling, the voxels are
-      copied.
+    It undoes the crop, the spacing and the turned axes. The order is 1 for
+    probabilities (float32), 0 for masks (their own dtype). Without a resampling, the
+    voxels are copied.
     """
-    array = np.asarray(array)
-    kind = array.dtype
-    array = array.astype(np.uint8) if kind == bool else array
-    back = grid.resample(array, scan.affine, *scan.original, order=order)
-    return np.asarray(back).astype(bool if kind == bool and order == 0 else back.dtype)
-
-
-def _read(files: Mapping[str, SequenceFile]) -> dict[str, Volume]:
-    """Reads each file once, and refuses constant images."""
-    stacks = {f.path: None for f in files.values() if f.channel is not None}
-    stacks = {path: nifti.read_stack(path) for path in stacks}
-    volumes = {}
-    for name, (path, channel) in files.items():
-        if channel is None:
-            volume = (dicom if path.is_dir() else nifti).read(path)
-        else:
-            volume = stacks[path]
-            if channel >= volume.voxels.shape[-1]:
-                count = volume.voxels.shape[-1]
-                raise InputError(
-                    f"{path}: holds {count} volumes, and {name} would be number "
-                    f"{channel + 1}; correct data.sequences"
-                )
-            volume = volume._replace(voxels=volume.voxels[..., channel])
-        if volume.voxels.min() == volume.voxels.max():
-            value = volume.voxels.flat[0]
-            raise InputError(f"{path}: {name} is {value:g} everywhere; export it again")
-        volumes[name] = volume
-    return volumes
-
-
-def _align(
-    reference: Volume, volume: Volume, first: Path, path: Path, grids: str
-) -> np.ndarray:
-    """A sequence's voxels on the reference's grid, [D, H, W]."""
-    if _same(reference, volume):
-        return volume.voxels
-    if grids == "refuse":
-        remedy = "set data.grids='align', or give files of one grid"
-        raise _differ(first, reference, path, volume, remedy)
-    registered = register.register(
-        reference.voxels, reference.affine, volume.voxels, volume.affine
-    )
-    target = Grid(reference.voxels.shape, reference.affine)
-    stack = volume.voxels[..., None]
-    aligned = resample(stack, volume.affine, target, registered.matrix)[..., 0]
-    if aligned.min() == aligned.max():
-        raise InputError(
-            f"{path}: shows nothing of what {first} shows; give sequences of one patient"
-        )
-    return aligned
-
-
-def _read_label(
-    path: Path, reference: Volume, first: Path, regions, background
-) -> np.ndarray:
-    """[D, H, W, K] uint8."""
-    volume = nifti.read(path)
-    if not _same(reference, volume):
-        remedy = f"give the mask on the grid of {first.name}"
-        raise _differ(first, reference, path, volume, remedy)
-    allowed = {*background, *(v for values in regions.values() for v in values)}
-    strange = set(np.unique(volume.voxels).tolist()) - allowed
-    if strange:
-        names = ", ".join(f"{name} {tuple(values)}" for name, values in regions.items())
-        raise InputError(
-            f"{path}: holds the value {min(strange):g}, which is in no region ({names}) "
-            f"and no background {tuple(background)}; correct data.regions, or the mask"
-        )
-    return np.stack(
-        [np.isin(volume.voxels, values) for values in regions.values()], axis=-1
-    ).astype(np.uint8)
-
-
-def _same(a: Volume, b: Volume) -> bool:
-    """Whether the voxels of two volumes lie in the same places."""
-    if a.voxels.shape != b.voxels.shape:
-        return False
-    corners = np.indices((2, 2, 2)).reshape(3, -1).T * (np.array(a.voxels.shape) - 1)
-    apart = grid.apply(a.affine, corners) - grid.apply(b.affine, corners)
-    return np.linalg.norm(apart, axis=-1).max() <= SAME * a.spacing.min()
-
-
-def _differ(path_a: Path, a: Volume, path_b: Path, b: Volume, remedy) -> InputError:
-    def lies(volume):
-        rows = np.round(volume.affine[:3], 3).tolist()
-        return f"shape {volume.voxels.shape}, affine {rows}"
-
-    return InputError(
-        f"{path_b}: lies on another grid ({lies(b)}) than {path_a} ({lies(a)}); "
-        f"{remedy}"
-    )
+    return np.asarray(grid.resample(array, scan.affine, *scan.original, order=order))
 
 
 SMOOTH = 2.0  # mm: the image is blurred before Otsu's threshold, against noise.
@@ -359,19 +327,13 @@ ZEROS, SPECKS, EDGE = 0.05, 0.02, 0.03
 
 
 def foreground(image: np.ndarray, spacing: np.ndarray) -> np.ndarray:
-    """Marks the brain of a skull-stripped image, or the whole head of another.
+    """[D, H, W] bool: the brain of a skull-stripped image [D, H, W, C], or the head.
 
     In a stripped image the zeros are the outside, and the rest is one solid body.
     Where noise surrounds the head, the head is marked with skull and scalp: this does
     no skull-stripping. The head is the largest part above Otsu's threshold, closed
     over gaps of dark bone and air, and with the holes of each axial slice filled.
-
-    Args:
-      image: [D, H, W, C], C sequences of one patient on one grid, in any units.
-      spacing: [3] mm.
-
-    Returns:
-      [D, H, W] bool; all False where the image has one value.
+    Where the image has one value, all is False.
 
     Source: Otsu, IEEE Trans. Syst. Man Cybern. 9 (1979) 62.
     """
@@ -384,18 +346,15 @@ def foreground(image: np.ndarray, spacing: np.ndarray) -> np.ndarray:
 
 
 def box(mask: np.ndarray, margin: np.ndarray) -> tuple[slice, slice, slice]:
-    """The smallest box around a mask, wider by a margin, but within the image.
+    """The smallest box around a mask that isn't empty, wider by a margin [3] in voxels.
 
-    Args:
-      mask: [D, H, W] bool, not empty.
-      margin: [3], in voxels; rounded up.
+    It stays within the image.
     """
     sides = []
-    for axis in range(3):
-        inside = np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))
-        more = int(np.ceil(margin[axis]))
-        start = max(int(inside[0]) - more, 0)
-        sides.append(slice(start, min(int(inside[-1]) + 1 + more, mask.shape[axis])))
+    for axis, more in enumerate(np.ceil(margin).astype(int).tolist()):
+        inside = np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))).tolist()
+        start, stop = inside[0] - more, inside[-1] + 1 + more
+        sides.append(slice(max(start, 0), min(stop, mask.shape[axis])))
     return tuple(sides)
 
 

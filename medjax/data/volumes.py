@@ -50,7 +50,6 @@ class UnreadScan(NamedTuple):
     """One scan on its way into the prepared folder.
 
     name: of the patient, or of the scan where a patient has several.
-    patient: the patient's number.
     read: reads the scan; an InputError of it quarantines the scan.
     official: 'train', 'test' or ''.
     """
@@ -87,10 +86,8 @@ def from_files(
 ) -> list[UnreadScan]:
     """What `prepare` and `predict` read, of files that sources/scans.py found.
 
-    Args:
-      labelled: whether a scan without a mask is quarantined.
-      patient: see scans.patient_numbers.
-      regions, options: of `scan.read_scan`.
+    A scan without a mask is quarantined if they are to be labelled. `patient` is a
+    pattern of `patient_numbers`; regions and options are those of `scan.read_scan`.
     """
 
     def read(scan: ScanFiles) -> Scan:
@@ -115,12 +112,7 @@ def prepare(
     max_quarantined: float = 0.0,
     progress: Callable[[], None] = lambda: None,
 ) -> Prepared:
-    """Writes scans as a prepared folder; one scan at a time is in memory.
-
-    Args:
-      scans: from files or a phantom.
-      sequences, regions, options: see `Prepared`.
-      folder, max_quarantined, progress: see `prepared.write`.
+    """Writes scans as a prepared folder; see `Prepared` and `prepared.write`.
 
     Raises:
       InputError: as `prepared.write`; no scan, or two of one name.
@@ -157,11 +149,7 @@ def prepare(
 
 
 def read_prepared(folder: Path) -> Prepared:
-    """Opens a prepared folder.
-
-    Raises:
-      InputError: it holds no prepared scans.
-    """
+    """Opens a prepared folder, or raises an InputError."""
     folder = Path(folder)
     if not (folder / "data.json").is_file():
         raise InputError(f"{folder}: holds no prepared scans; prepare them first")
@@ -177,19 +165,12 @@ def read_prepared(folder: Path) -> Prepared:
 
 def load(prepared: Prepared, id: int) -> Scan:
     """One scan; its arrays are mapped, and read where they are touched."""
-    image, label, where = (
-        prepared.folder / f"{id}.{kind}"
-        for kind in ("image.npy", "label.npy", "grid.json")
-    )
-    grid = json.loads(where.read_text())
-    affine = np.array(grid["affine"])
+    grid = json.loads((prepared.folder / f"{id}.grid.json").read_text())
     row = prepared.table.set_index("id").loc[id]
     return Scan(
-        np.load(image, mmap_mode="r"),
-        np.load(label, mmap_mode="r") if label.exists() else None,
+        *read(prepared.folder, Part(id, row["patient"])),
         row[_has(prepared.sequences)].to_numpy(np.float32),
-        np.linalg.norm(affine[:3, :3], axis=0),
-        affine,
+        np.array(grid["affine"]),
         Grid(tuple(grid["original_shape"]), np.array(grid["original_affine"])),
     )
 
@@ -216,14 +197,9 @@ def _write(item: Item, id: int, folder: Path, sequences, regions) -> dict[str, A
         "original_affine": scan.original.affine.tolist(),
     }
     (folder / f"{id}.grid.json").write_text(json.dumps(where))
-    sizes = (*scan.image.shape[:3], *scan.spacing)
-    return {
-        **item.row,
-        "id": id,
-        **dict(zip(COLUMNS[4:], sizes, strict=True)),
-        **dict(zip(_voxels(regions), voxels, strict=True)),
-        **dict(zip(_has(sequences), scan.presence.astype(int), strict=True)),
-    }
+    names = ("id", *COLUMNS[4:], *_voxels(regions), *_has(sequences))
+    values = (id, *scan.image.shape[:3], *scan.spacing, *voxels, *scan.presence)
+    return item.row | dict(zip(names, values, strict=True))
 
 
 def _voxels(regions: Iterable[str]) -> list[str]:
@@ -241,9 +217,7 @@ class Part(NamedTuple):
     """A volume, or one half of it.
 
     id: the volume's number in the prepared folder.
-    patient: whom it shows.
-    half: 'whole', or 'left' or 'right' of the middle: the patient's, as W grows to
-      the left.
+    half: 'whole', or the patient's 'left' or 'right' (W grows to the left).
     """
 
     id: int
@@ -251,32 +225,31 @@ class Part(NamedTuple):
     half: str = "whole"
 
 
-def read(folder: Path, part: Part) -> tuple[np.ndarray, np.ndarray]:
-    """The image [D, H, W, C] float16 and the mask [D, H, W, K] uint8 of a part.
+def read(folder: Path, part: Part) -> tuple[np.ndarray, np.ndarray | None]:
+    """The image [D, H, W, C] float16 and the mask [D, H, W, K] uint8 or None of a part.
 
     Both are mapped: they stay on the disk until they are touched.
     """
-    names = (f"{part.id}.image.npy", f"{part.id}.label.npy")
-    image, label = (np.load(folder / name, mmap_mode="r") for name in names)
-    middle = image.shape[2] // 2
-    along = {
-        "whole": slice(None),
-        "right": slice(None, middle),
-        "left": slice(middle, None),
-    }[part.half]
-    return image[:, :, along], label[:, :, along]
+
+    def mapped(kind: str) -> np.ndarray | None:
+        path = folder / f"{part.id}.{kind}.npy"
+        if not path.exists():
+            return None
+        array = np.load(path, mmap_mode="r")
+        if part.half == "whole":
+            return array
+        right, left = np.array_split(array, [array.shape[2] // 2], axis=2)
+        return left if part.half == "left" else right
+
+    return mapped("image"), mapped("label")
 
 
 class Volumes:
     """A random-access source of whole volumes, padded to one shape.
 
     The whole volume goes to the device, which draws patches of it by key: on the host
-    they would be one more random choice.
-
-    Args:
-      prepared: the data set.
-      parts: [N], in this order; a part may occur several times.
-      at_least: (d, h, w), the smallest shape: a patch's.
+    they would be one more random choice. A part may occur several times; the shape is
+    at least that of a patch.
     """
 
     def __init__(
@@ -292,7 +265,7 @@ class Volumes:
         self._occurrence = loader.occurrences(self.ids)
         shapes = [read(self._folder, part)[0].shape[:3] for part in set(self.parts)]
         self.shape = tuple(np.max([at_least, *shapes], axis=0).tolist())
-        self._points: dict[Part, tuple[np.ndarray, np.ndarray]] = {}
+        self._points: dict[Part, dict[str, np.ndarray]] = {}
 
     def __len__(self) -> int:
         return len(self.parts)
@@ -306,14 +279,13 @@ class Volumes:
         part = self.parts[index]
         image, label = read(self._folder, part)
         if part not in self._points:
-            self._points[part] = foreground_points(label, seed=part.id)
-        points, present = self._points[part]
+            points, present = foreground_points(label, seed=part.id)
+            self._points[part] = {"points": points, "present": present}
         return {
             "image": self._padded(image),
             "label": self._padded(label),
             "size": np.array(image.shape[:3], np.int32),
-            "points": points,
-            "present": present,
+            **self._points[part],
             **self._facts[part.id],
             "id": self.ids[index],
             "patient": np.int32(part.patient),
@@ -327,15 +299,12 @@ class Volumes:
 
 
 def foreground_points(label: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels of each region, for patches to be drawn about.
+    """Voxels of each region of [D, H, W, K], for patches to be drawn about.
 
     Half of them are drawn from all voxels of the region, all equally likely. For the
     other half a connected component is drawn first, all equally likely, and then one
     of its voxels: otherwise a small lesion beside a large one would hardly ever be
     seen.
-
-    Args:
-      label: [D, H, W, K], a region where it isn't 0.
 
     Returns:
       points [K, POINTS, 3] int32, with repetition, 0 where there is none; present
@@ -343,16 +312,14 @@ def foreground_points(label: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.n
     """
     rng = np.random.default_rng(seed)
     points = np.zeros((label.shape[-1], POINTS, 3), np.int32)
-    present = np.zeros(label.shape[-1], bool)
-    for k in range(label.shape[-1]):
+    present = label.any(axis=(0, 1, 2))
+    for k in np.flatnonzero(present):
         components, number = ndimage.label(label[..., k], np.ones((3, 3, 3)))
         voxels = np.flatnonzero(components)
-        present[k] = number > 0
-        if present[k]:
-            component = components.ravel()[voxels]
-            chance = 1 / np.bincount(component)[component] / number
-            half = POINTS // 2
-            chosen = [rng.choice(voxels, half), rng.choice(voxels, half, p=chance)]
-            indices = np.concatenate(chosen)
-            points[k] = np.stack(np.unravel_index(indices, label.shape[:3]), axis=1)
+        component = components.ravel()[voxels]
+        chance = 1 / np.bincount(component)[component] / number
+        half = POINTS // 2
+        chosen = [rng.choice(voxels, half), rng.choice(voxels, half, p=chance)]
+        indices = np.concatenate(chosen)
+        points[k] = np.stack(np.unravel_index(indices, label.shape[:3]), axis=1)
     return points, present

@@ -84,9 +84,10 @@ def predict_files(
 
     def load(path: Path) -> tuple[Path, np.ndarray | str]:
         try:
-            film, image = images.load(path, shape)
+            film = images.read(path)
         except InputError as error:
             return path, str(error)
+        image = images.fit(film.pixels, shape)
         if look is not None:
             look(path, film.pixels, image)
         return path, image
@@ -94,9 +95,8 @@ def predict_files(
     def finish(loaded: list) -> Iterator[tuple[Path, np.ndarray | str]]:
         read = [pixels for _, pixels in loaded if not isinstance(pixels, str)]
         if read:
-            padded = loader.pad({"image": np.stack(read)}, batch * devices)
-            image = loader.split_devices(padded, devices)["image"]
-            probability = jax.device_get(eval_step(image))
+            padded = loader.pad({"image": np.stack(read)}, batch, devices)
+            probability = jax.device_get(eval_step(padded["image"]))
             rows = iter(probability.reshape(-1, *probability.shape[2:]))
         for path, pixels in loaded:
             yield path, pixels if isinstance(pixels, str) else next(rows)

@@ -157,7 +157,7 @@ def pool(
     image: np.ndarray, affine: np.ndarray, size: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Averages blocks of about `size` millimetres; returns them and their affine."""
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    spacing = spacing_of(affine)
     shape = np.array(image.shape)
     block = np.clip(np.round(size / spacing).astype(int), 1, np.maximum(shape // 8, 1))
     blocks = shape // block  # What is left over at the end is cut off.
@@ -172,6 +172,11 @@ def pool(
 def apply(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
     """[4, 4] and [..., 3] -> [..., 3]."""
     return points @ matrix[:3, :3].T + matrix[:3, 3]
+
+
+def spacing_of(affine: np.ndarray) -> np.ndarray:
+    """[3] mm between voxels along each axis of the indices."""
+    return np.linalg.norm(affine[:3, :3], axis=0)
 
 
 def check_affine(name: str, affine) -> np.ndarray:

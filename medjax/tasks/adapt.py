@@ -41,8 +41,9 @@ class Target(NamedTuple):
         """[N] of the images that training may use, without their labels."""
         return films.ids_in(self.manifest, "train")
 
-    def unlabelled(self) -> loader.Unlabelled:
-        return loader.Unlabelled(self.data.films(self.ids))
+    def images(self) -> loader.Images:
+        """These images; of their batches the loader removes the labels."""
+        return self.data.films(self.ids)
 
 
 def method(config: Config) -> str:

@@ -45,7 +45,7 @@ def data(config: Config) -> films.Data:
 
 
 def batches(config: Config, data: films.Data, ids, target, *, on_host: bool = False):
-    seen = target.unlabelled() if config.adapt.name in adapt.BY_LOSS else None
+    seen = target.images() if config.adapt.name in adapt.BY_LOSS else None
     return films.train_batches(config, data.films(ids), seen, on_host=on_host)
 
 

@@ -111,8 +111,9 @@ def data(config: Config) -> Data:
                 max_quarantined=config.data.max_quarantined,
                 progress=lambda: progress.advance(bar),
             )
-    tables = prepared.digest_tables(options["folder"]) if "folder" in options else {}
-    prepared.check_source(path, tables)
+    if "folder" in options:
+        folder = Path(options["folder"]).expanduser()
+        prepared.check_source(path, folder, prepared.tables_in(folder))
     table = prepared.read_table(path)
     columns = prepared.tasks_of(table)
     names = tuple(config.data.tasks) or columns
@@ -237,7 +238,7 @@ def audit(
 def train_batches(
     config: Config,
     images: Any,
-    target: loader.Unlabelled | None = None,
+    target: loader.Images | None = None,
     *,
     each: int = 1,
     on_host: bool = False,

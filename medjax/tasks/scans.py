@@ -148,8 +148,7 @@ def data(config: Config) -> Data:
     source = Path(config.data.get("folder", "")).expanduser()
     if config.data.source != PHANTOM and source.is_dir():
         files = (path for files in find(config, source) for path in files.paths())
-        digests = store.digest_files(source, files, folder / "seen.json")
-        store.check_source(folder, digests)
+        store.check_source(folder, source, files)
     left_out = store.left_out(folder)
     share = left_out / (left_out + len(prepared.table))
     if share > config.data.max_quarantined:

@@ -288,12 +288,10 @@ def write_masks(run: Finished, case: Scan, path: Path) -> None:
     """
     predicted = probability(run.config, run.network, run.state, case.image)
     mask = measures.masks(predicted, case.spacing, run.fixed)
-    mask = scan.to_original(mask, case, order=0)
+    label = nifti.paint(scan.to_original(mask, case, order=0), run.output.regions)
+    nifti.write(Path(f"{path}_label.nii.gz"), label, case.original)
     predicted = scan.to_original(predicted, case)
-    nifti.write_label_map(
-        Path(f"{path}_label.nii.gz"), mask, case.original, regions=run.output.regions
-    )
-    nifti.write_probabilities(Path(f"{path}_prob.nii.gz"), predicted, case.original)
+    nifti.write(Path(f"{path}_prob.nii.gz"), predicted, case.original)
 
 
 def nothing(*_: object) -> None:

@@ -1,7 +1,8 @@
 """Chest X-ray films: the phantom, NIH ChestX-ray14 and CheXpert."""
 
+import collections
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -61,16 +62,9 @@ def phantom(
     contrast: float = 1.0,
     prevalence: Sequence[float] = chest.PREVALENCE,
 ) -> Source:
-    """Synthetic films with known truth.
+    """Synthetic films with known truth, see `chest.patient`.
 
-    Args:
-      side: S, pixels.
-      patients: how many.
-      films: of each patient.
-      seed: of the whole data set.
-      first_patient: the first patient's number; every number is another patient.
-      contrast: how visible the findings are, see `chest.patient`.
-      prevalence: [T] share of the films that show each finding.
+    Patients are numbered from `first_patient` on: every number is another one.
     """
     if len(prevalence) != len(chest.FINDINGS):
         raise InputError(
@@ -88,20 +82,20 @@ def phantom(
             padded = np.resize(chunk, CHUNK)
             drawn = chest.patients(jax.random.key(seed), padded, **options)
             drawn = jax.device_get(drawn)
-            for p, number in enumerate(chunk):
-                for f in range(films):
-                    film = {name: values[p, f] for name, values in drawn.items()}
-                    yield _phantom_item(film, int(number), f, side)
+            for p, f in np.ndindex(len(chunk), films):
+                film = {name: values[p, f] for name, values in drawn.items()}
+                yield _phantom_item(film, f, side)
 
     return Source(chest.FINDINGS, (side, side, 1), patients * films, items)
 
 
-def _phantom_item(drawn: dict[str, np.ndarray], patient: int, film: int, side: int):
+def _phantom_item(drawn: dict[str, np.ndarray], film: int, side: int) -> Item:
     boxes = [
         (task, *map(float, box))
         for task, box in zip(chest.FINDINGS, drawn["box"], strict=True)
         if not np.isnan(box).any()
     ]
+    patient = int(drawn["patient"])
     row = {
         "image": f"{patient:08d}_{film:03d}",
         "patient": patient,
@@ -125,10 +119,6 @@ def nih(*, folder: Path, side: int) -> Source:
     `images/**.png`, `Data_Entry_2017*.csv` and, where present, `BBox_List_2017.csv`
     (each may be gzipped), `train_val_list.txt` and `test_list.txt`. 'No Finding' is
     the absence of the 14 findings, not a task.
-
-    Args:
-      folder: of the data set.
-      side: S, pixels; films are resized to a square once, here.
     """
     folder = tables.existing(folder)
     path = tables.newest(folder, "Data_Entry_2017*.csv*")
@@ -146,17 +136,12 @@ def nih(*, folder: Path, side: int) -> Source:
         "spacing_x": "OriginalImagePixelSpacing[x",
         "spacing_y": "y]",
     }
-    table = tables.select(tables.read_csv(path), columns, path)
-    for name in ("patient", "follow_up", *tables.FROM_FILE):
-        table[name] = tables.numbers(table, name, path)
-    if table["patient"].isna().any():
-        image = table["image"][table["patient"].isna()].iloc[0]
-        raise InputError(f"{path}: {image} has no Patient ID: correct the table")
-    table["patient"] = table["patient"].astype(int)
-    table["age"] = _nih_age(table["age"])
-    table["sex"] = tables.only(table["sex"], ("F", "M"))
-    table["view"] = tables.only(table["view"], ("PA", "AP"))
-    findings = table.pop("findings").str.split("|")
+    text = tables.select(tables.read_csv(path), columns, path)
+    tables.numbers(text, "patient", path)  # A patient has no name.
+    text["official"] = _nih_official(folder, text["image"])
+    table = tables.metadata(text.drop(columns="age"), path)
+    table["age"] = _nih_age(text["age"])
+    findings = text["findings"].str.split("|")
     strange = set().union(*findings) - {*NIH_TASKS, "No Finding"}
     if strange:
         raise InputError(
@@ -165,17 +150,15 @@ def nih(*, folder: Path, side: int) -> Source:
         )
     for task in NIH_TASKS:
         table[task] = [float(task in names) for names in findings]
-    table["official"] = _nih_official(folder, table["image"])
-    boxes = _nih_boxes(folder, side)
     paths, left_out = _nih_images(folder, set(table["image"]))
-
-    def load(row: dict) -> Item:
-        path = paths.get(row["image"], folder / "images" / row["image"])
-        return tables.load(row, path, shape, boxes.get(row["image"], ()))
-
-    shape = (side, side, 1)
     return tables.source(
-        table, load, tasks=NIH_TASKS, shape=shape, where=path, left_out=left_out
+        table,
+        lambda image: images.read(paths.get(image, folder / "images" / image)),
+        tasks=NIH_TASKS,
+        shape=(side, side, 1),
+        where=path,
+        boxes=_nih_boxes(folder, side),
+        left_out=left_out,
     )
 
 
@@ -239,9 +222,9 @@ def _nih_boxes(folder: Path, side: int) -> dict[str, list[tuple]]:
         raise InputError(f"{path}: {task!r} is none of ChestX-ray14's findings")
     for name in ("x", "y", "w", "h"):
         listed[name] = tables.numbers(listed, name, path) * (side / NIH_BOX_SIDE)
-    boxes: dict[str, list[tuple]] = {}
+    boxes = collections.defaultdict(list)
     for image, task, x, y, w, h in listed.itertuples(index=False):
-        boxes.setdefault(image, []).append((task, x, y, x + w, y + h))
+        boxes[image].append((task, x, y, x + w, y + h))
     return boxes
 
 
@@ -258,28 +241,22 @@ def chexpert(
     The official test split is valid.csv, which radiologists labelled.
 
     Args:
-      folder: of the data set, the one that holds train.csv.
       side: S, pixels.
       uncertain: meaning of a label of -1: 'ignore' (unknown), 'zeros', 'ones', or
         'soft' (0.7: more likely present than absent).
       blank: meaning of a finding that the report doesn't mention: 'zeros', as in the
         data set's paper, or 'ignore'.
-      views: which films are kept, of 'PA', 'AP', 'LATERAL' and '' (a frontal film
-        of unknown view).
+      views: which films are kept; '' is a frontal film of unknown view.
     """
-    policies = {"zeros": 0.0, "ignore": math.nan}
-    meaning = {
-        "1": 1.0,
-        "0": 0.0,
-        "-1": _choice("uncertain", uncertain, UNCERTAIN),
-        "": _choice("blank", blank, policies),
-    }
+    _check_choice("uncertain", uncertain, UNCERTAIN)
+    _check_choice("blank", blank, ("zeros", "ignore"))
     for view in views:
-        _choice("views", view, dict.fromkeys((*tables.VIEWS, "")))
+        _check_choice("views", view, (*tables.VIEWS, ""))
+    meaning = {"1": 1.0, "0": 0.0, "-1": UNCERTAIN[uncertain], "": UNCERTAIN[blank]}
     folder = tables.existing(folder)
     train = tables.read_csv(tables.newest(folder, "train.csv*"))
     raw = train.assign(official="train")
-    if list(folder.glob("valid.csv*")):
+    if [*folder.glob("valid.csv*")]:
         valid = tables.read_csv(tables.newest(folder, "valid.csv*"))
         raw = pd.concat([raw, valid.assign(official="test")], ignore_index=True)
     columns = {
@@ -311,18 +288,16 @@ def chexpert(
                 f"{table['image'][strange].iloc[0]}: use 1, 0, -1 or blank"
             )
         table[task] = cells.map(meaning)
-    table = table[table["view"].isin(list(views))].reset_index(drop=True)
+    return tables.source(
+        table[table["view"].isin(list(views))],
+        lambda image: images.read(folder / image),
+        tasks=CHEXPERT_TASKS,
+        shape=(side, side, 1),
+        where=folder,
+    )
 
-    def load(row: dict) -> Item:
-        return tables.load(row, folder / row["image"], shape)
 
-    shape = (side, side, 1)
-    return tables.source(table, load, tasks=CHEXPERT_TASKS, shape=shape, where=folder)
-
-
-def _choice(name: str, value: str, meanings: dict[str, float]) -> float:
-    """The meaning of a setting's value, or an error with the choices."""
-    if value not in meanings:
-        options = ", ".join(map(repr, meanings))
-        raise InputError(f"data.{name}={value!r}: use {options}")
-    return meanings[value]
+def _check_choice(name: str, value: str, choices: Collection[str]) -> None:
+    """Refuses another value of a setting."""
+    if value not in choices:
+        raise InputError(f"data.{name}={value!r}: use {', '.join(map(repr, choices))}")

@@ -1,12 +1,11 @@
 """A MedMNIST file: small pictures or volumes, their labels and their splits."""
 
-import functools
+import contextlib
 import math
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -47,39 +46,35 @@ def medmnist(
     if task not in ("multiclass", "multilabel"):
         raise InputError(f"data.task={task!r}: use 'multiclass' or 'multilabel'")
     file = Path(file).expanduser()
-    sizes, label = _contents(file)
-    sample = sizes["train"][1:]
+    shapes, label = _contents(file)
+    sample = shapes["train"][1:]
     rows = pd.DataFrame(
         [
             (f"{name}_{n:06d}", split)
             for name, split in SPLITS.items()
-            for n in range(sizes[name][0])
+            for n in range(shapes[name][0])
         ],
         columns=["image", "official"],
     )
-    number = rows.index.astype(str)
-    rows = tables.metadata(rows.assign(patient=number), file)
+    rows = tables.metadata(rows.assign(patient=rows.index.astype(str)), file)
     rows["height"], rows["width"] = sample[:2]  # A volume is a cube.
     targets = _labels(label, task, tuple(names), rows["image"], file)
     rows = pd.concat([rows, targets], axis=1)
     shape = _shape(sample, side, file)
 
+    def item(pair: tuple[dict, np.ndarray]) -> Item:
+        row, pixels = pair
+        if len(shape) == 3:
+            return Item(row, images.fit(pixels.astype(np.float32) / 255, shape))
+        return Item(row, pixels.reshape(shape))
+
     def items() -> Iterator[Item]:
-        make = functools.partial(_item, shape=shape)
         for name, split in SPLITS.items():
             part = rows[rows["official"] == split].to_dict("records")
-            arrays = _arrays(file, f"{name}_images", len(part))
-            yield from prepared.in_parallel(make, zip(part, arrays, strict=True))
+            pairs = zip(part, _arrays(file, f"{name}_images"), strict=True)
+            yield from prepared.in_parallel(item, pairs)
 
     return Source(tuple(targets), shape, len(rows), items)
-
-
-def _item(pair: tuple[dict, np.ndarray], *, shape: tuple[int, ...]) -> Item:
-    """Makes a row and its image [H, W], [H, W, 3] or [D, H, W] an item."""
-    row, pixels = pair
-    if len(shape) == 3:
-        return Item(row, images.fit(pixels.astype(np.float32) / 255, shape))
-    return Item(row, pixels.reshape(shape))
 
 
 def _shape(sample: tuple[int, ...], side: int, where: Path) -> tuple[int, ...]:
@@ -98,69 +93,73 @@ def _labels(
     label: np.ndarray, task: str, names: Sequence[str], images: pd.Series, where: Path
 ) -> pd.DataFrame:
     """[N, L] integers -> a column a class or finding."""
-    if task == "multiclass":
-        if label.shape[1] != 1:
-            raise InputError(
-                f"{where}: {label.shape[1]} labels an image can't be one class: set "
-                "data.task='multilabel'"
-            )
-        index = label[:, 0]
-        classes = int(index.max()) + 1
-        if index.min() < 0 or names and classes > len(names):
-            raise InputError(
-                f"{where}: classes from {index.min()} to {index.max()}, and data.names "
-                f"has {len(names)}: number them from 0 and name every one"
-            )
-        return tables.one_hot(index, names or [*map(str, range(classes))], where)
     count = label.shape[1]
-    if names and len(names) != count:
+    if task == "multilabel":
+        if names and len(names) != count:
+            raise InputError(
+                f"data.names has {len(names)} names: {where} has {count} findings"
+            )
+        names = names or [*map(str, range(count))]
+        return tables.findings(label.astype(float), names, images, where)
+    if count != 1:
         raise InputError(
-            f"data.names has {len(names)} names: {where} has {count} findings"
+            f"{where}: {count} labels an image can't be one class: set "
+            "data.task='multilabel'"
         )
-    names = names or [*map(str, range(count))]
-    return tables.findings(label.astype(float), names, images, where)
+    least, most = label.min(), label.max()
+    if least < 0 or names and most >= len(names):
+        raise InputError(
+            f"{where}: classes from {least} to {most}, and data.names has "
+            f"{len(names)}: number them from 0 and name every one"
+        )
+    names = names or [*map(str, range(most + 1))]
+    return tables.one_hot(label[:, 0], names, where)
 
 
 def _contents(path: Path) -> tuple[dict[str, tuple[int, ...]], np.ndarray]:
-    """Returns the shapes of the three arrays of images, and all labels [N, L]."""
-    sizes, labels = {}, []
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for name in SPLITS:
-                with _open(archive, f"{name}_images", path) as file:
-                    sizes[name], kind = _header(file)
-                _check_images(sizes[name], sizes["train"], kind, name, path)
-                with _open(archive, f"{name}_labels", path) as file:
-                    label = np.lib.format.read_array(file, allow_pickle=False)
-                if label.ndim != 2 or label.dtype.kind not in "iub":
+    """The shapes of the three arrays of images, and all labels [N, L]."""
+    shapes, labels = {}, []
+    with _opened(path) as archive:
+        for name in SPLITS:
+            for key in (f"{name}_images", f"{name}_labels"):
+                if f"{key}.npy" not in archive.namelist():
                     raise InputError(
-                        f"{path}: {name}_labels is {label.dtype} {label.shape}: "
-                        "integers [N, L] are read"
+                        f"{path}: has no array {key!r}: is it a MedMNIST file?"
                     )
-                if len(label) != sizes[name][0]:
-                    raise InputError(
-                        f"{path}: {sizes[name][0]} {name}_images and {len(label)} "
-                        f"{name}_labels: they must be as many"
-                    )
-                labels.append(label.astype(np.int64))
-    except InputError:  # A ValueError too.
-        raise
-    except DAMAGE as error:
-        raise _damaged(path, error) from None
+            with archive.open(f"{name}_images.npy") as file:
+                shape, kind = _header(file)
+            shapes[name] = shape
+            if kind != np.uint8 or len(shape) not in (3, 4) or min(shape[1:]) < 1:
+                raise InputError(
+                    f"{path}: {name}_images is {kind} {shape}: uint8 [N, H, W], "
+                    "[N, H, W, 3] or [N, S, S, S] are read"
+                )
+            if shape[1:] != shapes["train"][1:]:
+                raise InputError(
+                    f"{path}: {name}_images are {shape[1:]} and train_images "
+                    f"{shapes['train'][1:]}: they must be alike"
+                )
+            with archive.open(f"{name}_labels.npy") as file:
+                label = np.lib.format.read_array(file, allow_pickle=False)
+            if label.ndim != 2 or label.dtype.kind not in "iub":
+                raise InputError(
+                    f"{path}: {name}_labels is {label.dtype} {label.shape}: "
+                    "integers [N, L] are read"
+                )
+            if len(label) != shape[0]:
+                raise InputError(
+                    f"{path}: {shape[0]} {name}_images and {len(label)} "
+                    f"{name}_labels: they must be as many"
+                )
+            labels.append(label.astype(np.int64))
     if len({label.shape[1] for label in labels}) > 1:
         raise InputError(f"{path}: the splits have different numbers of labels")
     if not sum(map(len, labels)):
         raise InputError(f"{path}: holds no image: fetch it again")
-    return sizes, np.concatenate(labels)
+    return shapes, np.concatenate(labels)
 
 
-def _open(archive: zipfile.ZipFile, key: str, where: Path) -> BinaryIO:
-    if f"{key}.npy" not in archive.namelist():
-        raise InputError(f"{where}: has no array {key!r}: is it a MedMNIST file?")
-    return archive.open(f"{key}.npy")
-
-
-def _header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
+def _header(file) -> tuple[tuple[int, ...], np.dtype]:
     """Reads the shape and type of an array, and stops before its first number."""
     version = np.lib.format.read_magic(file)
     if version != (1, 0):
@@ -171,32 +170,24 @@ def _header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
     return shape, kind
 
 
-def _check_images(shape, first, kind, name: str, where: Path) -> None:
-    """Refuses images of another shape or type than the train split's."""
-    if kind != np.uint8 or len(shape) not in (3, 4) or min(shape[1:]) < 1:
-        raise InputError(
-            f"{where}: {name}_images is {kind} {shape}: uint8 [N, H, W], [N, H, W, 3] "
-            "or [N, S, S, S] are read"
-        )
-    if shape[1:] != first[1:]:
-        raise InputError(
-            f"{where}: {name}_images are {shape[1:]} and train_images {first[1:]}: "
-            "they must be alike"
-        )
-
-
-def _arrays(path: Path, key: str, number: int) -> Iterator[np.ndarray]:
+def _arrays(path: Path, key: str) -> Iterator[np.ndarray]:
     """Yields an array's images one by one, as they are decompressed."""
+    with _opened(path) as archive, archive.open(f"{key}.npy") as file:
+        (count, *shape), _ = _header(file)
+        for _ in range(count):
+            yield np.frombuffer(file.read(math.prod(shape)), np.uint8).reshape(shape)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    """The file; what is damaged in it becomes one error."""
     try:
-        with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as file:
-            shape, _ = _header(file)
-            for _ in range(number):
-                data = file.read(math.prod(shape[1:]))
-                yield np.frombuffer(data, np.uint8).reshape(shape[1:])
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except InputError:  # A ValueError too.
+        raise
     except DAMAGE as error:
-        raise _damaged(path, error) from None
-
-
-def _damaged(path: Path, error: Exception) -> InputError:
-    why = " ".join(str(error).split()) or "it ends too early"
-    return InputError(f"{path}: can't be read ({why}): fetch the .npz file again")
+        why = " ".join(str(error).split()) or "it ends too early"
+        raise InputError(
+            f"{path}: can't be read ({why}): fetch the .npz file again"
+        ) from None

@@ -14,6 +14,8 @@ from typing import NamedTuple
 from medjax.data import nifti
 from medjax.errors import InputError
 
+PARTS = {"training": "train", "test": "test"}  # Of the Decathlon -> our splits.
+
 
 class SequenceFile(NamedTuple):
     """The file of one sequence of a patient.
@@ -27,11 +29,11 @@ class SequenceFile(NamedTuple):
 
 
 class ScanFiles(NamedTuple):
-    """The files of one scan of a patient.
+    """The files of one scan of a patient; those that are missing are None.
 
     name: the folder's path below the data's folder, or the file's stem.
-    sequences: sequence -> its file, in the order of the channels; None is missing.
-    mask: the segmentation, None is missing.
+    sequences: sequence -> its file, in the order of the channels.
+    mask: the segmentation.
     official: 'train' or 'test' where the data set says so, else ''.
     """
 
@@ -49,22 +51,17 @@ class ScanFiles(NamedTuple):
 def in_folders(
     path: Path, *, sequences: Sequence[str], files: Mapping[str, str], mask: str = ""
 ) -> list[ScanFiles]:
-    """Finds patients by the names of their files.
+    """Finds patients by the names of their files, sorted by name.
 
     A folder in which any of the patterns matches is a patient; other folders are
     searched in turn. So `path` may be a patient's own folder, or a folder of patients
     at any depth.
 
     Args:
-      path: the folder.
-      sequences: their names, in the order of the channels.
       files: sequence -> pattern below the patient's folder, such as 'T1.nii.gz',
         '*_t1ce.nii.gz' or 'anat/*_T1w.nii.gz'; it may match a folder, which is a DICOM
         series.
       mask: the segmentation's pattern; '' for none.
-
-    Returns:
-      Sorted by name.
     """
     path = Path(path).expanduser()
     if not path.is_dir():
@@ -75,13 +72,12 @@ def in_folders(
             raise InputError(f"data.files has no pattern for the sequence {name!r}")
     patterns = {name: files[name] for name in sequences}
     scans = []
-    for folder, paths in _walk(path, patterns):
+    for folder, sequence_files in _walk(path, patterns):
         name = path.resolve().name if folder == path else str(folder.relative_to(path))
         segmentation = _only(folder, mask) if mask else None
-        matched = {s: SequenceFile(p) if p else None for s, p in paths.items()}
-        scans.append(ScanFiles(name, matched, segmentation))
+        scans.append(ScanFiles(name, sequence_files, segmentation))
     if not scans:
-        patterns = ", ".join(repr(p) for p in patterns.values())
+        patterns = ", ".join(map(repr, patterns.values()))
         raise InputError(
             f"{path}: no file in it matches {patterns}; correct data.files"
         )
@@ -91,7 +87,7 @@ def in_folders(
 def in_decathlon(
     path: Path, *, sequences: Sequence[str], part: str = "training"
 ) -> list[ScanFiles]:
-    """Finds patients in the layout of the Medical Segmentation Decathlon.
+    """Finds patients in the layout of the Medical Segmentation Decathlon, by name.
 
     Args:
       path: a task's folder with its dataset.json; or, to predict, a folder of images
@@ -100,14 +96,11 @@ def in_decathlon(
       sequences: names of dataset.json's 'modality', all of them or some.
       part: 'training' (with masks) or 'test', of a task's folder.
 
-    Returns:
-      Sorted by name.
-
     Source: Antonelli et al., Nature Communications 13 (2022) 4128.
     """
     path = Path(path).expanduser()
     _check_sequences(sequences)
-    if part not in ("training", "test"):
+    if part not in PARTS:
         raise InputError(f"part={part!r} is unknown: use 'training' or 'test'")
     if not path.exists():
         raise InputError(f"{path}: does not exist; give a folder or a NIfTI file")
@@ -116,30 +109,29 @@ def in_decathlon(
     description = next((f for f in descriptions if f.is_file()), None)
     channels = _channels(description, sequences)
     if description is not None and description.parent == path:
-        pairs = _listed(description, part)
+        pairs, official = _listed(description, part), PARTS[part]
     else:
-        images = [path] if path.is_file() else sorted(_visible(path.iterdir()))
-        pairs, part = [(p, None) for p in images if nifti.is_volume(p)], ""
+        images = [path] if path.is_file() else _visible(path.iterdir())
+        pairs, official = [(p, None) for p in images if nifti.is_volume(p)], ""
     if not pairs:
-        raise InputError(f"{path}: holds no image (.nii.gz) of the {part or 'folder'}")
-    official = {"training": "train", "test": "test", "": ""}[part]
+        raise InputError(
+            f"{path}: holds no image (.nii.gz) of the {part if official else 'folder'}"
+        )
     scans = []
-    for image, mask in sorted(pairs, key=lambda pair: _stem(pair[0])):
-        files = {name: SequenceFile(image, channels[name]) for name in sequences}
-        scans.append(ScanFiles(_stem(image), files, mask, official))
-    return scans
+    for image, mask in pairs:
+        name = image.name.removesuffix(".gz").removesuffix(".nii")
+        files = {s: SequenceFile(image, channels[s]) for s in sequences}
+        scans.append(ScanFiles(name, files, mask, official))
+    return sorted(scans, key=lambda scan: scan.name)
 
 
 def patient_numbers(names: Sequence[str], pattern: str) -> list[int]:
     """Numbers the patients of scans, in the order of their first scans.
 
-    Args:
-      names: of the scans: paths below the data's folder, or files.
-      pattern: a regular expression, whose first group matches the patient in a name:
-        '(.*?)/' where each patient's folder holds a folder for each visit, '(.*)' where
-        every scan shows another patient. '' means that, too, unless two scans lie in
-        one folder.
-
+    The first group of the pattern, a regular expression, matches the patient in a
+    scan's name: '(.*?)/' where each patient's folder holds a folder for each visit,
+    '(.*)' where every scan shows another patient. '' means that, too, unless two scans
+    lie in one folder.
     """
     if not pattern:
         above = [name.rpartition("/")[0] for name in names]
@@ -167,15 +159,16 @@ def patient_numbers(names: Sequence[str], pattern: str) -> list[int]:
 
 
 def _check_sequences(sequences: Sequence[str]) -> None:
+    """Refuses none, and one that is named twice."""
     if not sequences or len(set(sequences)) < len(sequences):
         raise InputError(f"data.sequences={tuple(sequences)}: name each of them once")
 
 
 def _walk(folder: Path, patterns: Mapping[str, str]) -> Iterator[tuple[Path, dict]]:
-    """Each patient's folder, and sequence -> path or None."""
+    """Each patient's folder, and sequence -> file or None."""
     paths = {name: _only(folder, pattern) for name, pattern in patterns.items()}
     if any(paths.values()):
-        yield folder, paths
+        yield folder, {name: p and SequenceFile(p) for name, p in paths.items()}
         return
     for below in sorted(_visible(folder.iterdir())):
         if below.is_dir():
@@ -200,10 +193,6 @@ def _visible(paths) -> list[Path]:
     return [path for path in paths if not path.name.startswith(".")]
 
 
-def _stem(path: Path) -> str:
-    return path.name.removesuffix(".gz").removesuffix(".nii")
-
-
 def _channels(description: Path | None, sequences: Sequence[str]) -> dict[str, int]:
     """Sequence -> which volume of a file it is."""
     if description is None:
@@ -214,9 +203,9 @@ def _channels(description: Path | None, sequences: Sequence[str]) -> dict[str, i
     channels = {str(name): int(number) for number, name in modality.items()}
     for name in sequences:
         if name not in channels:
-            known = ", ".join(map(repr, channels))
+            names = ", ".join(map(repr, channels))
             raise InputError(
-                f"data.sequences: {description} has no {name!r}, but {known}"
+                f"data.sequences: {description} has no {name!r}, but {names}"
             )
     return channels
 

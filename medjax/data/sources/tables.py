@@ -6,13 +6,14 @@ is the data set that the error names.
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
 
 from medjax.data import images, prepared
+from medjax.data.dicom import Film
 from medjax.data.prepared import Item, Source
 from medjax.errors import InputError
 
@@ -72,32 +73,43 @@ def numbers(table: pd.DataFrame, name: str, where: Path) -> pd.Series:
     return column
 
 
-def only(column: pd.Series, values: Sequence[str]) -> pd.Series:
-    """The column with '' for every other value."""
-    return column.where(column.isin(list(values)), "")
-
-
 def source(
     table: pd.DataFrame,
-    load: Callable[[dict], Item],
+    read: Callable[[str], Film],
     *,
     tasks: tuple[str, ...],
     shape: tuple[int, ...],
     where: Path,
+    boxes: Mapping[str, Sequence[tuple]] = {},
     left_out: Sequence[tuple[str, str]] = (),
 ) -> Source:
-    """The images of a table, in its order.
+    """The images of a table, in its order, resized once.
 
     Args:
-      table: one row an image, with the columns of prepared.py but the id.
-      load: makes a row an item.
+      table: one row an image, with the columns of prepared.py but the id; those of
+        FROM_FILE are taken from the image where they are NaN.
+      read: reads the image of a name; one that raises an InputError is left out.
       tasks: names of the findings or classes.
-      shape: of the images.
+      shape: (S, S, C) of the images, C = 1 or 3.
+      boxes: image -> (finding, x0, y0, x1, y1), in pixels of the S x S image.
       left_out: (file, reason) of files for quarantine that are in no row.
     """
     prepared.check_tasks(tasks)
     if (image := prepared.first_duplicate(table["image"])) is not None:
         raise InputError(f"{where}: the table lists {image} twice: keep one row")
+
+    def load(row: dict) -> Item:
+        try:
+            film = read(row["image"])
+        except InputError as error:
+            return Item(row, None, reason=str(error))
+        height, width = film.pixels.shape[:2]
+        file = dict(zip(FROM_FILE, (width, height, *film.spacing), strict=True))
+        # The table's values count first: the files may be resized copies.
+        file = {k: v if math.isnan(row[k]) else row[k] for k, v in file.items()}
+        file |= {k: int(file[k]) for k in ("width", "height")}
+        image = images.fit(film.pixels, shape)
+        return Item({**row, **file}, image, boxes.get(row["image"], ()))
 
     def items() -> Iterator[Item]:
         cells = table.itertuples(index=False, name=None)
@@ -110,45 +122,21 @@ def source(
     return Source(tuple(tasks), tuple(shape), total, items)
 
 
-def load(
-    row: dict, path: Path, shape: tuple[int, ...], boxes: Sequence[tuple] = ()
-) -> Item:
-    """Reads and resizes one image; one that can't be read is left out with the reason.
-
-    Args:
-      row: of the table; NaN where the file's own value is to be taken.
-      path: of the file.
-      shape: (S, S, C) of the image, C = 1 or 3.
-      boxes: (finding, x0, y0, x1, y1), in pixels of the S x S image.
-    """
-    try:
-        film, image = images.load(path, shape)
-    except InputError as error:
-        return Item(row, None, reason=str(error))
-    height, width = film.pixels.shape[:2]
-    file = dict(zip(FROM_FILE, (width, height, *film.spacing), strict=True))
-    # The table's values count first: the files may be resized copies.
-    file = {k: v if math.isnan(row[k]) else row[k] for k, v in file.items()}
-    file |= {k: int(file[k]) for k in ("width", "height")}
-    return Item({**row, **file}, image, boxes)
-
-
 def metadata(text: pd.DataFrame, where: object) -> pd.DataFrame:
-    """The columns that are no label; FROM_FILE's are NaN.
+    """The columns that are no label, of N rows of text; blank is unknown.
 
-    Args:
-      text: N rows of text, `image`, `patient` and any of OPTIONAL; blank is unknown.
-        Unless all patients are whole numbers from 0, they are numbered in the order of
-        their sorted names. A view or sex that prepared.py doesn't list is unknown.
+    The text has `image`, `patient` and any of OPTIONAL and FROM_FILE. Unless all
+    patients are whole numbers from 0, they are numbered in the order of their sorted
+    names. A view or sex that prepared.py doesn't list is unknown.
     """
-    text = text.assign(**{name: "" for name in OPTIONAL if name not in text})
+    absent = {*OPTIONAL, *FROM_FILE} - {*text}
+    text = text.assign(**dict.fromkeys(absent, ""))
     columns = text.apply(lambda column: column.str.strip()).assign(image=text["image"])
-    table = columns[["image"]].copy()
+    table = columns[["image", "view", "official"]].copy()
+    table.loc[~table["view"].isin(VIEWS), "view"] = ""
     table["patient"] = _patients(columns, where)
-    table["view"] = only(columns["view"], VIEWS)
     table["sex"] = columns["sex"].str.upper().map(SEXES).fillna("")
-    table["official"] = columns["official"]
-    for name in ("age", "follow_up"):
+    for name in ("age", "follow_up", *FROM_FILE):
         table[name] = numbers(columns, name, where)
     strange = ~table["official"].isin(OFFICIAL)
     if strange.any():
@@ -157,7 +145,6 @@ def metadata(text: pd.DataFrame, where: object) -> pd.DataFrame:
             f"{where}: the official split of {image} is {official!r}: use 'train', "
             "'validation', 'test' or blank"
         )
-    table[FROM_FILE] = math.nan
     return table
 
 
@@ -176,12 +163,9 @@ def _patients(table: pd.DataFrame, where: object) -> np.ndarray:
 def findings(
     values: np.ndarray, names: Sequence[str], images: pd.Series, where: object
 ) -> pd.DataFrame:
-    """A column a finding, where an image may have several.
+    """A column a finding, of [N, T] in [0, 1]; NaN is unknown.
 
-    Args:
-      values: [N, T] in [0, 1]; NaN is unknown.
-      names: [T], of the findings.
-      images: [N] names, for messages, as `where`.
+    `images` [N] are their names, for messages.
     """
     strange = ~np.isnan(values) & ~((values >= 0) & (values <= 1))
     if strange.any():
@@ -194,11 +178,7 @@ def findings(
 
 
 def one_hot(index: np.ndarray, names: Sequence[str], where: object) -> pd.DataFrame:
-    """A column a class, where an image has exactly one.
-
-    Args:
-      index: [N] int, which class of the K names an image has; -1 is unknown.
-    """
+    """A column a class, of [N], the number of an image's one class; -1 is unknown."""
     if len(names) < 2:
         raise InputError(
             f"{where}: {len(names)} class(es): a classifier needs two or more"
@@ -232,25 +212,19 @@ def table(
 ) -> Source:
     """A folder of images and a CSV file with one row an image.
 
-    Exactly one of `labels` and `classes` is given. The other settings that name a
-    column, except `image` and `patient`, may be '': then the value is unknown.
+    Exactly one of `labels` and `classes` is given.
 
     Args:
-      folder: of the images.
-      side: S, pixels; images are resized to a square once, here.
+      side: S, pixels.
       table: the CSV file, below the folder or anywhere.
       image: the column of the files' paths below the folder.
-      patient: the column of patients. Whole numbers stay; names are numbered from 0 in
-        their sorted order.
+      patient: the column of patients, see `metadata`.
       labels: columns of 0 (absent), 1 (present), a soft label between or blank
         (unknown); an image may have several findings.
       classes: one column of class names, blank where unknown; an image has exactly
         one. Classes become tasks in the order of their sorted names.
-      view: the column of 'PA', 'AP' or 'LATERAL'.
-      sex: the column of 'F' or 'M', 'female' or 'male'.
-      age: the column of years.
-      follow_up: the column of the image's number in the patient's history, from 0.
-      official: the column of 'train', 'validation', 'test' or blank.
+      view, sex, age, follow_up, official: columns, see prepared.py; '' for none. The
+        sex may be 'female' or 'male', too.
       channels: 1, grey, or 3, colour.
     """
     if bool(labels) == bool(classes):
@@ -267,9 +241,9 @@ def table(
     folder = existing(folder)
     path = folder / Path(table).expanduser()
     raw = read_csv(path)
-    columns = {"image": image, "patient": patient}
-    optional = (view, sex, age, follow_up, official)
-    columns |= {k: v for k, v in zip(OPTIONAL, optional, strict=True) if v}
+    optional = {"view": view, "sex": sex, "age": age, "follow_up": follow_up}
+    optional = {k: v for k, v in (optional | {"official": official}).items() if v}
+    columns = {"image": image, "patient": patient, **optional}
     rows = metadata(select(raw, columns, path), path)
     if classes:
         text = select(raw, {"class": classes}, path)["class"].str.strip()
@@ -281,24 +255,23 @@ def table(
         values = [numbers(text, name, path).to_numpy(float) for name in labels]
         targets = findings(np.stack(values, axis=1), labels, rows["image"], path)
     files = _files(folder, rows["image"], path)
+    return source(
+        pd.concat([rows, targets], axis=1),
+        lambda image: images.read(files[image]),
+        tasks=tuple(targets),
+        shape=(side, side, channels),
+        where=path,
+    )
 
-    def read(row: dict) -> Item:
-        return load(row, files[row["image"]], shape)
 
-    shape = (side, side, channels)
-    rows = pd.concat([rows, targets], axis=1)
-    return source(rows, read, tasks=tuple(targets), shape=shape, where=path)
-
-
-def _files(folder: Path, images: pd.Series, where: Path) -> dict[str, Path]:
+def _files(folder: Path, images: pd.Series, where: Path) -> dict[str, str]:
     """Image -> its file, which must lie below the folder and have one row.
 
     A table is not trusted: a path or a link in it might lead to any file of this
     machine.
     """
     root = os.path.realpath(folder)
-    files: dict[str, Path] = {}
-    named: dict[str, str] = {}
+    files = {}
     for image in images:
         path = PurePosixPath(image)
         plain = "\0" not in image and not path.is_absolute() and ".." not in path.parts
@@ -308,10 +281,8 @@ def _files(folder: Path, images: pd.Series, where: Path) -> dict[str, Path]:
                 f"{where}: the image {image!r} is no file below {folder}: give paths "
                 "within it, without '..' or a link that leads out"
             )
-        if real in named and named[real] != image:
-            raise InputError(
-                f"{where}: {named[real]} and {image} are the same file: keep one row"
-            )
-        named[real] = image
-        files[image] = Path(real)
+        files[image] = real
+    if (twice := prepared.first_duplicate(files.values())) is not None:
+        names = " and ".join(name for name, file in files.items() if file == twice)
+        raise InputError(f"{where}: {names} are the same file: keep one row")
     return files

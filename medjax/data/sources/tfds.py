@@ -13,7 +13,8 @@ import tensorflow_datasets
 from tensorflow_datasets import features as kinds
 
 from medjax.data import images
-from medjax.data.prepared import Item, Source
+from medjax.data.dicom import Film
+from medjax.data.prepared import Source
 from medjax.data.sources import tables
 from medjax.errors import InputError
 
@@ -40,14 +41,12 @@ def tfds(
 
     Neither TensorFlow nor the code that prepared the data set is needed, but its files
     must be array_record: TFRecord files can't be read at random. The splits 'train',
-    'validation' and 'test' are the official ones; others are not official. The settings
-    that name a feature, except `image` and `label`, may be ''.
+    'validation' and 'test' are the official ones; others are not official.
 
     Args:
       name: the data set's folder below data_dir: 'NAME' or 'NAME/CONFIG', with
         '/VERSION' where there are several; or any folder.
-      side: S, pixels; images are resized to a square once, here.
-      data_dir: where TFDS prepares data sets.
+      side: S, pixels.
       image: an Image feature of 8 or 16 bits, or a Tensor [H, W, 1 or 3] of uint8.
       label: a ClassLabel (an image has exactly one class), a Sequence of ClassLabel
         (it has several), numbers from 0 to 1 in a vector or alone; -1 in a
@@ -56,21 +55,19 @@ def tfds(
       names: of a vector's findings; () names them '0', '1' and so on.
       patient: whom an image shows, a number or text. '' counts each image as another
         patient: then the audit can't detect a patient in two splits.
-      view, sex, age, follow_up: see prepared.py; text, a number or a ClassLabel.
+      view, sex, age, follow_up: see prepared.py; text, a number, a ClassLabel, or ''.
       channels: 1, grey, or 3, colour.
-
     """
     tables.check_channels(channels)
     folder = _folder(name, Path(data_dir).expanduser())
     with _refusing(folder):
         builder = tensorflow_datasets.builder_from_directory(folder)
         features = builder.info.features
-    columns = (patient, view, sex, age, follow_up)
-    columns = dict(zip(("patient", *tables.OPTIONAL[:-1]), columns, strict=True))
+    columns = {"patient": patient, "view": view, "sex": sex, "age": age}
+    columns |= {"follow_up": follow_up}
     columns = {key: feature for key, feature in columns.items() if feature}
     label_features = list(labels) or [label]
-    _check_names(features, [image, *label_features, *columns.values()], folder)
-    _check_kinds(features, image, columns.values(), folder)
+    _check(features, image, label_features, [*columns.values()], folder)
     splits = _splits(builder, image, folder)
     tasks, read = _labels(features, label_features, bool(labels), tuple(names), folder)
     if not patient:
@@ -84,24 +81,39 @@ def tfds(
     for split, number in ((s, n) for s in splits for n in range(len(splits[s]))):
         with _refusing(folder):
             example = splits[split][number]
-        cell = {key: _text(features[f], example[f]) for key, f in columns.items()}
-        unnamed = {"image": f"{split}_{number:06d}", "patient": str(len(text))}
-        official = {"official": split if split in tables.OFFICIAL else ""}
-        text.append({**unnamed, **official, **cell})
+        row = {
+            "image": f"{split}_{number:06d}",
+            "patient": str(len(text)),
+            "official": split if split in tables.OFFICIAL else "",
+        }
+        cells = {key: _text(features[f], example[f]) for key, f in columns.items()}
+        text.append(row | cells)
         values.append(read(example))
-        places[unnamed["image"]] = split, number
+        places[row["image"]] = split, number
     if not text:
         raise InputError(f"{folder}: the data set holds no example")
     table = tables.metadata(pd.DataFrame(text), folder)
     targets = tables.findings(np.stack(values), tasks, table["image"], folder)
-    shape = (side, side, channels)
 
-    def load(row: dict) -> Item:
-        split, number = places[row["image"]]
-        return _item(row, splits[split][number][image], shape)
+    def film(name: str) -> Film:
+        split, number = places[name]
+        value = splits[split][number][image]
+        if not isinstance(value, bytes):
+            pixels = value.astype(np.float32) / 255
+            pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+            return Film(pixels, (math.nan, math.nan))
+        try:
+            return Film(images.decode(value), (math.nan, math.nan))
+        except InputError as error:
+            raise InputError(f"{name} {error}") from error
 
-    table = pd.concat([table, targets], axis=1)
-    return tables.source(table, load, tasks=tasks, shape=shape, where=folder)
+    return tables.source(
+        pd.concat([table, targets], axis=1),
+        film,
+        tasks=tasks,
+        shape=(side, side, channels),
+        where=folder,
+    )
 
 
 def _folder(name: str, data_dir: Path) -> Path:
@@ -148,20 +160,16 @@ def _splits(builder: Any, image: str, folder: Path) -> dict[str, Sequence[dict]]
         }
 
 
-def _check_names(features: Any, names: Iterable[str], where: Path) -> None:
-    """Refuses features that the data set doesn't have."""
-    for name in names:
+def _check(
+    features: Any, image: str, labels: list[str], columns: list[str], where: Path
+) -> None:
+    """Refuses features that aren't there, hold no image, or no scalar metadata."""
+    for name in (image, *labels, *columns):
         if name not in features:
             raise InputError(
                 f"{where}: the data set has no feature {name!r}, only "
                 f"{', '.join(sorted(features))}: correct its name in data"
             )
-
-
-def _check_kinds(
-    features: Any, image: str, columns: Iterable[str], where: Path
-) -> None:
-    """Refuses an image feature that holds no image, and metadata that isn't scalar."""
     for name in columns:
         if features[name].shape != ():
             raise InputError(
@@ -187,18 +195,17 @@ def _labels(
     """The T tasks, and a function: example -> [T] float, NaN where unknown."""
     name = label_features[0]
     feature = features[name]
-    inner = getattr(feature, "feature", None)
-    vector = not scalars and len(feature.shape) == 1
-    if names and (not vector or isinstance(inner, kinds.ClassLabel)):
+    element = getattr(feature, "feature", feature)  # Of a Sequence.
+    classes = not scalars and isinstance(element, kinds.ClassLabel)
+    vector = not scalars and not classes and len(feature.shape) == 1
+    if names and not vector:
         raise InputError(
             f"data.names names the findings of a vector, and {name!r} of {where} is "
             f"{feature}: leave it out"
         )
-    if not scalars and isinstance(feature, kinds.ClassLabel):
-        return tuple(feature.names), lambda e: _one_hot([e[name]], feature)
+    if classes:
+        return tuple(element.names), lambda e: _one_hot(e[name], element.num_classes)
     if vector:
-        if isinstance(inner, kinds.ClassLabel):
-            return tuple(inner.names), lambda e: _one_hot(e[name], inner)
         length = feature.shape[0] or len(names)
         names = names or tuple(map(str, range(length)))
         if not length or len(names) != length:
@@ -219,15 +226,16 @@ def _labels(
     )
 
 
-def _one_hot(classes: Iterable[int], feature: Any) -> np.ndarray:
+def _one_hot(classes: int | Iterable[int], count: int) -> np.ndarray:
     """[T] with 1 for each class of an image; NaN if one of them is unknown (-1)."""
-    classes = [int(number) for number in classes]
-    row = np.zeros(feature.num_classes)
-    row[classes] = 1
-    return row if min(classes, default=0) >= 0 else np.full_like(row, math.nan)
+    classes = np.atleast_1d(np.asarray(classes, int))
+    if (classes < 0).any():
+        return np.full(count, math.nan)
+    return np.bincount(classes, minlength=count).clip(max=1).astype(float)
 
 
 def _vector(value: Iterable, length: int, name: str, where: Path) -> np.ndarray:
+    """[T] numbers, the findings of one example."""
     row = np.array(value, float)
     if row.shape != (length,):
         raise InputError(
@@ -251,17 +259,3 @@ def _text(feature: Any, value: Any) -> str:
         return feature.int2str(int(value)) if value >= 0 else ""
     text = str(value)
     return "" if text == "nan" else text
-
-
-def _item(row: dict, value: bytes | np.ndarray, shape: tuple[int, ...]) -> Item:
-    """Decodes and resizes one image; one that can't be decoded is left out."""
-    try:
-        if isinstance(value, bytes):
-            pixels = images.decode(value, channels=None)
-        else:
-            pixels = value.astype(np.float32) / 255
-            pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
-    except InputError as error:
-        return Item(row, None, reason=f"{row['image']} {error}")
-    height, width = pixels.shape[:2]
-    return Item({**row, "height": height, "width": width}, images.fit(pixels, shape))
