@@ -12,6 +12,11 @@ IMAGES, FEATURES, TASKS, POINTS = 200, 6, 3, 50
 DECAY = 1e-2
 
 
+@pytest.fixture(autouse=True)
+def large_decay(monkeypatch):
+    monkeypatch.setattr(head, "DECAY", DECAY)
+
+
 def example():
     """Embeddings, labels, weights, and points of which the last ten are filling."""
     rng = np.random.default_rng(0)
@@ -44,7 +49,7 @@ def oracle(x, y, feature, count):
 
 def test_findings_are_logistic_regressions_on_images_and_points():
     feature, label, weight, between = example()
-    fit = jax.jit(functools.partial(head.refit, exclusive=False, decay=DECAY))
+    fit = jax.jit(functools.partial(head.refit, exclusive=False))
     layer = fit(feature, label, weight, between=between)
     got = feature @ layer["kernel"] + layer["bias"]
     for t in range(TASKS):
@@ -64,7 +69,7 @@ def test_classes_are_one_softmax_on_images_and_points():
     weight[:20] = 0
     label[:20] = np.nan
     between = between._replace(label=np.ones(TASKS))
-    fit = jax.jit(functools.partial(head.refit, exclusive=True, decay=DECAY))
+    fit = jax.jit(functools.partial(head.refit, exclusive=True))
     layer = fit(feature, label, weight, between=between)
     got = jax.nn.softmax(feature @ layer["kernel"] + layer["bias"])
     new = [points(between, feature, t) for t in range(TASKS)]

@@ -146,6 +146,16 @@ class Stub:
         return self
 
 
+def stubbed(monkeypatch, *, devices=1, **options):
+    """A program of eight arms, 20 bytes each."""
+    monkeypatch.setattr(
+        population, "_lowered", lambda one, *sizes: Stub(sizes[0] * sizes[1])
+    )
+    monkeypatch.setattr(jax, "local_device_count", lambda: devices)
+    state = {"weights": np.zeros(5, np.float32)}
+    return population.compiled(state, {}, None, arms=8, **options)
+
+
 @pytest.mark.parametrize(
     ("free", "abreast", "arms", "need"),
     [
@@ -153,6 +163,7 @@ class Stub:
         (499, 7, 7, 450),
         (300, 4, 4, 300),
         (160, 1, 1, 150),
+        (169, 1, 1, 150),
         (170, 1, 2, 170),
         (10, 1, 1, 150),  # Not even one: it is tried.
     ],
@@ -160,14 +171,7 @@ class Stub:
 def test_what_memory_does_not_hold_is_fewer_arms_abreast_and_fewer_at_a_time(
     monkeypatch, free, abreast, arms, need
 ):
-    def lowered(one, devices, abreast, **parts):
-        return Stub(devices * abreast)
-
-    monkeypatch.setattr(population, "_lowered", lowered)
-    monkeypatch.setattr(jax, "local_device_count", lambda: 1)
-    state = {"weights": np.zeros(5, np.float32)}
-    options = {"arms": 8, "abreast": 8, "free": free}
-    made = population.compiled(state, {}, None, **options)
+    made = stubbed(monkeypatch, free=free, abreast=8)
     assert (made.abreast, made.arms, made.need) == (abreast, arms, need)
     said = f"{arms} of 8 arms at a time, in {-(-arms // abreast)} waves of {abreast} on"
     assert str(made).startswith(said)
@@ -179,20 +183,17 @@ def test_what_memory_does_not_hold_is_fewer_arms_abreast_and_fewer_at_a_time(
 
 
 @pytest.mark.parametrize(
-    ("free", "expected"),
-    [
-        (math.inf, 10),
-        (1000, 10),  # All.
-        (100 + 3 * 20, 8),  # The first wave of two, and three more.
-        (100 + 3 * 20 - 1, 6),
-        (100, 2),
-        (10, 2),  # Not even one wave: it is tried.
-    ],
+    ("devices", "abreast", "step"),
+    [(1, 2, 40), (2, 1, 20)],  # Waves of two arms.
 )
-def test_states_beside_the_computed_wave_are_counted(free, expected):
-    common = {"own": 20, "first": 100, "free": free}
-    assert population.holds(10, 2, 1, **common) == expected
-    assert population.holds(10, 1, 2, own=10, first=100, free=free) == expected
+def test_states_beside_the_computed_wave_are_counted(
+    monkeypatch, devices, abreast, step
+):
+    for free, arms in ((200 + step - 1, 2), (200 + 2 * step, 6)):
+        made = stubbed(monkeypatch, devices=devices, abreast=abreast, free=free)
+        assert (made.arms, made.need) == (arms, 200 + (arms // 2 - 1) * step)
+    made = stubbed(monkeypatch, devices=devices, abreast=abreast, free=math.inf)
+    assert made.arms == 8
 
 
 def test_a_device_with_statistics_is_asked_for_its_free_memory(monkeypatch):

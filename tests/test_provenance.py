@@ -161,15 +161,6 @@ def test_the_weights_that_a_run_starts_from_are_held_to(tmp_path, records):
         provenance.hold(folder, records, manifest(), weights=weights)
 
 
-def test_a_run_of_before_this_was_written_down_goes_on(run, records):
-    """Of its weights and of its target nothing is known."""
-    found = {"target": (records, manifest()), "weights": {"bias": np.zeros(3)}}
-    provenance.hold(run, records, manifest(), **found)
-    assert json.loads((run / "provenance.json").read_text()).keys() == {
-        *("data", "split", "target", "weights")
-    }
-
-
 def test_other_voxels_of_the_same_size_are_other_data(tmp_path):
     """The digests are taken when the volumes are written."""
 

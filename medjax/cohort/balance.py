@@ -4,9 +4,12 @@ Both are computed from `label` alone, [N, T] in [0, 1], of the training images (
 or volumes): positive from 0.5 on, NaN where unknown.
 
 A task's rarer class is the one with fewer known images before sampling. Its share
-is its images over the known ones, and `target` is the lowest share wanted. One-hot
-labels of K classes are K tasks, each class against the rest: a target of 1 / K makes
-the classes equally frequent.
+is its images over the known ones, and `target` is the lowest share wanted, in (0, 0.5],
+one for all tasks or [T]. One-hot labels of K classes are K tasks, each class against
+the rest: a target of 1 / K makes the classes equally frequent. `any_positive` samples
+for a single task instead, 'any finding is present', which is unknown where no label is
+positive and one is unknown. `most`, >= 1, is how often an image may appear: the network
+overfits to images that are repeated often.
 """
 
 import math
@@ -64,10 +67,9 @@ def class_weights(
     Source: 'effective': Cui, Jia, Lin, Song, Belongie, CVPR 2019, proposition 1.
     """
     counts = np.stack(frequencies(label), axis=-1)  # [T, 2]
-    names = range(len(counts)) if tasks is None else tasks
     for column, what in enumerate(("positive", "negative")):
-        missing = [n for n, c in zip(names, counts[:, column], strict=True) if c == 0]
-        _refuse(missing, f"no {what} training image for", scheme, drop)
+        what = f"no {what} training image for"
+        _refuse(counts[:, column] == 0, tasks, what, scheme, drop)
     if drop:
         counts[(counts == 0).any(axis=1)] = 0
     weights = _weights(counts, scheme)
@@ -77,7 +79,7 @@ def class_weights(
 def multiclass_weights(
     label, *, scheme: str, classes: Sequence[str] | None = None, drop: bool = False
 ) -> np.ndarray:
-    """Loss weights for classes that exclude each other.
+    """Loss weights for classes that exclude each other, [K] float32.
 
     Args:
       label: [N, K]; a row sums to 1, or is NaN as a whole.
@@ -87,9 +89,6 @@ def multiclass_weights(
       classes: K names for the errors; None: their numbers.
       drop: gives a class without images the weight 0, instead of the error; K is
         then the number of the other classes.
-
-    Returns:
-      [K] float32.
     """
     known = is_known(label)
     rows = np.where(known, label, 0).sum(axis=1)
@@ -100,24 +99,24 @@ def multiclass_weights(
             "or weigh the tasks on their own"
         )
     counts, _ = frequencies(label)
-    names = range(len(counts)) if classes is None else classes
-    missing = [name for name, n in zip(names, counts, strict=True) if n == 0]
-    _refuse(missing, "no training image of class", scheme, drop)
+    _refuse(counts == 0, classes, "no training image of class", scheme, drop)
     kept = (counts > 0) | (not drop)
     weights = np.zeros(len(counts), np.float32)
     weights[kept] = _weights(counts[None, kept], scheme)[0]
     return weights
 
 
-def _refuse(missing, what, scheme, drop):
-    """Raises for an unknown scheme, and for tasks or classes without images."""
+def _refuse(empty, names, what, scheme, drop):
+    """Raises for an unknown scheme, and for tasks or classes without images, [T] bool."""
     if scheme not in SCHEMES:
         options = ", ".join(map(repr, SCHEMES))
         raise InputError(f"imbalance={scheme!r} is no class weight: use {options}")
-    if missing and scheme != "uniform" and not drop:
+    if empty.any() and scheme != "uniform" and not drop:
+        names = range(len(empty)) if names is None else names
+        missing = [str(name) for name, e in zip(names, empty, strict=True) if e]
         raise InputError(
-            f"{what} {', '.join(map(str, missing))}: leave the task out with "
-            "data.tasks, or set resampling.drop=True"
+            f"{what} {', '.join(missing)}: leave the task out with data.tasks, or set "
+            "resampling.drop=True"
         )
 
 
@@ -185,17 +184,10 @@ def over_sample(label, *, seed, target=0.5, any_positive=False, most=10) -> Epoc
     if T findings hardly occur together, not all can exceed 1 / T. A higher target
     brings each finding's images to `most`, and leaves the rarest finding with less
     than a lower target would.
-
-    Args:
-      target: in (0, 0.5], one for all or [T].
-      any_positive: samples for a single task instead, 'any finding is present'. It
-        is unknown where no label is positive and one is unknown.
-      most: how often an image may appear, >= 1: the network overfits to images that
-        are repeated often.
     """
     tasks, copies = _tasks(label, seed, target, any_positive)
     _add(copies, tasks, tasks.target, most)
-    return _epoch(copies, tasks)
+    return Epoch(copies, tasks.missed(copies))
 
 
 def under_sample(label, *, seed, target=0.5, any_positive=False) -> Epoch:
@@ -203,25 +195,23 @@ def under_sample(label, *, seed, target=0.5, any_positive=False) -> Epoch:
 
     Stops when every target is reached, or when no such image is left that helps. All
     images of a rarer class stay, so with many tasks a target may be out of reach.
-    Arguments as in `over_sample`.
     """
     tasks, copies = _tasks(label, seed, target, any_positive)
     _remove(copies, tasks)
-    return _epoch(copies, tasks)
+    return Epoch(copies, tasks.missed(copies))
 
 
 def both(label, *, seed, target=0.5, any_positive=False, most=10) -> Epoch:
     """Over-samples half of the way to the target, then under-samples the rest.
 
-    Half-way is the geometric mean of share and target: from 0.01 to 0.25 it is
-    0.05. Arguments as in `over_sample`.
+    Half-way is the geometric mean of share and target: from 0.01 to 0.25 it is 0.05.
     """
     tasks, copies = _tasks(label, seed, target, any_positive)
     count, total = tasks.counts(copies)
     half = np.sqrt(count / np.maximum(total, 1) * tasks.target)
     _add(copies, tasks, np.minimum(half, tasks.target), most)
     _remove(copies, tasks)
-    return _epoch(copies, tasks)
+    return Epoch(copies, tasks.missed(copies))
 
 
 def repeat_factor(label, *, seed, target) -> Epoch:
@@ -232,9 +222,6 @@ def repeat_factor(label, *, seed, target) -> Epoch:
     fractional part is the probability of one more copy, drawn by the seed. Findings
     more prevalent than the target t aren't repeated; t isn't a share to be reached,
     so no task counts as missed.
-
-    Args:
-      target: t in (0, 0.5], one for all or [T].
 
     Source: Gupta, Dollar, Girshick, LVIS, CVPR 2019, repeat factor sampling.
     """
@@ -262,11 +249,12 @@ def is_known(label) -> np.ndarray:
 
 
 class _Tasks(NamedTuple):
-    """What sampling is computed from: [N, T] bool each, and the targets [T].
+    """What sampling is computed from.
 
     rng: draws the order of the images.
-    rarer: images of the task's rarer class.
-    known: images whose label is known.
+    rarer: [N, T] bool, images of the task's rarer class.
+    known: [N, T] bool, images whose label is known.
+    target: [T].
     """
 
     rng: np.random.Generator
@@ -277,6 +265,10 @@ class _Tasks(NamedTuple):
     def counts(self, copies):
         """Images of the rarer class and known images, [T] float64 each."""
         return copies @ self.rarer.astype(float), copies @ self.known.astype(float)
+
+    def missed(self, copies):
+        """Which tasks are below their target, [T] bool."""
+        return _below(*self.counts(copies), self.target)
 
 
 def _tasks(label, seed, target, any_positive):
@@ -306,13 +298,9 @@ def _share(part, whole):
     return part.sum() / whole.sum() if whole.any() else np.nan
 
 
-def _missed(count, total, target):
+def _below(count, total, target):
     """Which tasks are below their target, or have one class or no known label."""
     return (count == 0) | (count < target * total - 1e-9 * total)  # Rounding: 1e-9.
-
-
-def _epoch(copies, tasks):
-    return Epoch(copies, _missed(*tasks.counts(copies), tasks.target))
 
 
 def _add(copies, tasks, target, most):
@@ -325,7 +313,7 @@ def _add(copies, tasks, target, most):
     images = [order[mine[order]] for mine in tasks.rarer.T]
     count, total = tasks.counts(copies)
     room = (count > 0) & (most > 1)  # [T]: some image may have another copy.
-    while (short := np.flatnonzero(room & _missed(count, total, target))).size:
+    while (short := np.flatnonzero(room & _below(count, total, target))).size:
         ratio = count[short] / total[short] / target[short]
         task = short[np.argmin(ratio)]
         so_far = copies[images[task]]

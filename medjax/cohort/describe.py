@@ -1,8 +1,10 @@
 """Describes a data set: its table, its labels, and the pixels of its images.
 
-The results are plain facts that JSON can hold; undefined is None. A label is positive
-from 0.5 on and unknown where it is NaN. For multi-class data every class has its
-column, and an image is 1 in one of them.
+The results are dicts of plain and NumPy values, NaN where undefined, which
+reports/explore.py writes as JSON. A label is positive from 0.5 on and unknown where it
+is NaN. For multi-class data every class has its column, and an image is 1 in one of
+them. Tables have a row per image and the columns of data/prepared.py; `tasks` names
+T of them, the labels.
 """
 
 import math
@@ -14,7 +16,6 @@ import numpy as np
 import pandas as pd
 
 CATEGORIES = ("view", "sex")
-UNKNOWN = "unknown"
 OLDEST = 100  # Years; the last bin of ages is open.
 LEVELS = 256  # Grey levels of a stored image.
 PERCENTS = (1, 5, 25, 50, 75, 95, 99)
@@ -23,14 +24,9 @@ SPREAD = 40  # Bins of a histogram over images.
 
 
 def describe(table, tasks, manifest=None, *, task="multilabel") -> dict[str, Any]:
-    """Counts everything in the table.
+    """Counts everything in the table, and on each side of the split, if there is one.
 
-    Args:
-      table: N images with the columns of data/prepared.py.
-      tasks: names of the label columns, T of them.
-      manifest: the split, or None.
-      task: 'multilabel', or 'multiclass' if an image has one class.
-
+    `task` is 'multiclass' if an image has exactly one class, else 'multilabel'.
     """
     tasks = list(tasks)
     label = table[tasks].to_numpy(float)
@@ -52,32 +48,26 @@ def describe(table, tasks, manifest=None, *, task="multilabel") -> dict[str, Any
         "together": together(label, tasks) if task == "multilabel" else None,
         "age": _ages(table),
         **{name: _categories(table[name]) for name in CATEGORIES},
-        "by": _by(table, label, tasks),
-        "sizes": _kinds(table, "width", "height"),
-        "spacings": _kinds(table, "spacing_x", "spacing_y"),
+        "by": _by(table, tasks),
+        "sizes": _kinds(table[["width", "height"]]),
+        "spacings": _kinds(table[["spacing_x", "spacing_y"]]),
         "sides": {} if manifest is None else _sides(table, manifest),
     }
 
 
-def prevalence(label, patient) -> dict[str, float | None]:
+def prevalence(label, patient) -> dict[str, float]:
     """The share of positive images and its 95 % interval, clustered by patient.
 
     Images of a patient resemble each other, so Wilson's interval is computed for the
     effective sample size. With one image per patient it is the ordinary interval.
-
-    Args:
-      label: [N] float, positive from 0.5 on, NaN unknown.
-      patient: [N].
-
-    Returns:
-      estimate, low, high; None without a known label.
+    Without a known label of the [N] it is NaN.
 
     Source: Wilson, JASA 22 (1927) 209; the design effect: Kish, Survey Sampling
     (1965); both together: Dean & Pagano, J. Surv. Stat. Methodol. 3 (2015) 484.
     """
     known = ~np.isnan(label)
     if not known.any():
-        return dict.fromkeys(("estimate", "low", "high"))
+        return dict.fromkeys(("estimate", "low", "high"), math.nan)
     positive = label[known] >= 0.5
     _, unit = np.unique(np.asarray(patient)[known], return_inverse=True)
     share = positive.mean()
@@ -90,64 +80,52 @@ def prevalence(label, patient) -> dict[str, float | None]:
     centre = share + z**2 / (2 * size)
     half = z * math.sqrt(share * (1 - share) / size + (z / (2 * size)) ** 2)
     low, high = ((centre + s * half) / (1 + z**2 / size) for s in (-1, 1))
-    return {"estimate": float(share), "low": max(low, 0.0), "high": min(high, 1.0)}
+    return {"estimate": share, "low": max(low, 0.0), "high": min(high, 1.0)}
 
 
-def together(label, tasks) -> dict[str, list]:
+def together(label, tasks) -> dict[str, Any]:
     """Which findings occur together, of [N, T] labels and T names.
 
     Returns:
       both: [T, T] images with the finding of the row and that of the column.
-      share: [T, T], both / images with the row's finding that know the column's; None
-        if there is none.
+      share: [T, T], both / images with the row's finding that know the column's.
       pairs: {first, second, both, expected (if they were independent), surprise},
         by descending surprise: Pearson's residual, (both - expected) / sqrt(expected).
         It is for sorting, not a test.
     """
     known, positive = (~np.isnan(label)).astype(int), (label >= 0.5).astype(int)
     both, first, images = positive.T @ positive, positive.T @ known, known.T @ known
-    pairs = []
-    for i, j in zip(*np.triu_indices(len(tasks), 1), strict=True):
-        if first[i, j] and first[j, i]:
-            expected = first[i, j] * first[j, i] / images[i, j]
-            pairs.append(
-                {
-                    "first": tasks[i],
-                    "second": tasks[j],
-                    "both": int(both[i, j]),
-                    "expected": float(expected),
-                    "surprise": float((both[i, j] - expected) / math.sqrt(expected)),
-                }
-            )
-    return {
-        "both": both.tolist(),
-        "share": [
-            [b / n if n else None for b, n in zip(*row, strict=True)]
-            for row in zip(both.tolist(), first.tolist(), strict=True)
-        ],
-        "pairs": sorted(pairs, key=lambda pair: -pair["surprise"]),
-    }
+    share = np.divide(both, first, where=first > 0, out=np.full(both.shape, np.nan))
+    i, j = np.nonzero(np.triu(first * first.T, 1))
+    expected = first[i, j] * first[j, i] / images[i, j]
+    pairs = pd.DataFrame(
+        {
+            "first": np.array(tasks, object)[i],
+            "second": np.array(tasks, object)[j],
+            "both": both[i, j],
+            "expected": expected,
+            "surprise": (both[i, j] - expected) / np.sqrt(expected),
+        }
+    ).sort_values("surprise", ascending=False, kind="stable")
+    return {"both": both, "share": share, "pairs": pairs.to_dict("records")}
 
 
 def confounders(table) -> dict[str, np.ndarray]:
-    """Scores that may predict a finding without the image, one per image.
+    """Scores that may predict a finding without the image: {name: [N] float}.
 
-    Each score is compared with each finding by its AUROC. A category is 1 for its
-    images and 0 for the others. It isn't encoded by the prevalence among the other
-    patients: every positive image would then rank below the negatives of its category,
-    and a useless category would have an AUROC near 0.
-
-    Returns:
-      {name: [N] float, NaN where unknown}: 'view PA' and so on for every category
-      (of two only the rarer, as the other one mirrors it), 'age', 'image size' (pixels
-      of the original). Scores that are equal for all images are left out.
+    They are 'view PA' and so on for every category (of two only the rarer, as the other
+    one mirrors it), 'age' and 'image size' (pixels of the original), without those that
+    are equal for all images. Each is compared with each finding by its AUROC. A category
+    is 1 for its images and 0 for the others. It isn't encoded by the prevalence among
+    the other patients: every positive image would then rank below the negatives of its
+    category, and a useless category would have an AUROC near 0.
     """
     scores = {}
     for name in CATEGORIES:
         images = _categories(table[name])
         rarest_first = sorted(images, key=lambda category: (images[category], category))
         for category in rarest_first[: 1 if len(images) == 2 else len(images)]:
-            here = table[name].replace("", UNKNOWN) == category
+            here = _named(table[name]) == category
             scores[f"{name} {category}"] = here.to_numpy(float)
     scores["age"] = table["age"].to_numpy(float)
     scores["image size"] = (table["width"] * table["height"]).to_numpy(float)
@@ -161,9 +139,7 @@ def confounders(table) -> dict[str, np.ndarray]:
 def sample(table, tasks, *, boxes) -> list[dict]:
     """Draws images to look at: two per finding, the rarest first, and four without.
 
-    Args:
-      table, tasks: as in `describe`.
-      boxes: columns id, task, x0, y0, x1, y1; images with boxes go first.
+    Images with `boxes`, of columns id, task, x0, y0, x1, y1, go first.
 
     Returns:
       One dict per image, all different: the table's metadata; `shows`, the finding
@@ -172,10 +148,8 @@ def sample(table, tasks, *, boxes) -> list[dict]:
     """
     table = table.sample(frac=1, random_state=0).reset_index(drop=True)
     label = table[list(tasks)].to_numpy(float)
-    places: dict[int, list] = {}
-    columns = ["id", "task", "x0", "y0", "x1", "y1"]
-    for id, *place in boxes[columns].itertuples(index=False):
-        places.setdefault(id, []).append(place)
+    columns = ["task", "x0", "y0", "x1", "y1"]
+    places = {id: rows[columns].values.tolist() for id, rows in boxes.groupby("id")}
     boxed = table["id"].isin(places).to_numpy()
     positive = label >= 0.5
     free, drawn = np.ones(len(table), bool), []
@@ -186,15 +160,14 @@ def sample(table, tasks, *, boxes) -> list[dict]:
         rows = rows[: 4 if t is None else 2]
         free[rows] = False
         drawn += [(row, "" if t is None else tasks[t]) for row in rows]
-    metadata = table.drop(columns=list(tasks)).astype(object)
-    metadata = metadata.where(metadata.notna(), None).to_dict("records")
+    metadata = table.drop(columns=list(tasks)).to_dict("records")
     names = np.array(tasks, object)
     return [
         {
             **metadata[row],
             "shows": shows,
-            "positive": names[positive[row]].tolist(),
-            "unknown": names[np.isnan(label[row])].tolist(),
+            "positive": names[positive[row]],
+            "unknown": names[np.isnan(label[row])],
             "boxes": places.get(metadata[row]["id"], []),
         }
         for row, shows in drawn
@@ -218,9 +191,8 @@ def statistics(
 
     Returns:
       images: their number.
-      before: per channel, in grey levels, see `_before`.
-      after: per channel, of the prepared pixels, see `_after`; bins: {start, width} of
-        its histogram, whose first and last bin are open.
+      before, after: a dict per channel: of grey levels, and of prepared pixels.
+      bins: {start, width} of the latter's histogram, whose ends are open.
       each: {mean, std: a histogram over images of their mean and deviation}.
       darkest, brightest, flattest: [id, mean, std], the most extreme first.
     """
@@ -236,23 +208,25 @@ def statistics(
             channels = pixels.reshape(-1, pixels.shape[-1]).T
             histogram = np.stack([np.bincount(c, minlength=LEVELS) for c in channels])
             levels = levels + histogram
-            _, mean, std = _summary(histogram.sum(axis=0))
-            rows.append((id, float(mean), float(std)))
+            rows.append((id, *_mean_and_deviation(histogram.sum(axis=0))))
             ready = ready.reshape(-1, ready.shape[-1]).T.astype(np.float64)  # [C, P]
             moments.append([f(ready, 1) for f in (np.mean, np.var, np.min, np.max)])
-            counts.append(_bins(ready))
+            place = (ready - FIRST) * (BINS / (LAST - FIRST))
+            place = place.clip(0, BINS - 1).astype(int)
+            counts.append([np.bincount(channel, minlength=BINS) for channel in place])
     if not rows:
         return {"images": 0, "before": [], "after": []}
     _, mean, std = (np.array(column) for column in zip(*rows, strict=True))
+    extremes = {"darkest": mean, "brightest": -mean, "flattest": std}
     return {
         "images": len(rows),
-        "before": [_before(counts) for counts in levels],
+        "before": [_before(histogram) for histogram in levels],
         "after": _after(np.array(moments), np.array(counts)),
         "bins": {"start": FIRST, "width": (LAST - FIRST) / BINS},
         "each": {"mean": _spread(mean), "std": _spread(std)},
-        "darkest": _first(rows, mean),
-        "brightest": _first(rows, -mean),
-        "flattest": _first(rows, std),
+    } | {
+        name: [rows[i] for i in np.argsort(key, kind="stable")[:4]]
+        for name, key in extremes.items()
     }
 
 
@@ -260,10 +234,10 @@ def _label(label: np.ndarray, patient: pd.Series) -> dict[str, Any]:
     """Counts of one label column, [N]; soft: strictly between 0 and 1."""
     positive, negative = label >= 0.5, label < 0.5
     return {
-        "positives": int(positive.sum()),
-        "negatives": int(negative.sum()),
-        "unknown": int(np.isnan(label).sum()),
-        "soft": int(((label > 0) & (label < 1)).sum()),
+        "positives": positive.sum(),
+        "negatives": negative.sum(),
+        "unknown": np.isnan(label).sum(),
+        "soft": ((label > 0) & (label < 1)).sum(),
         "patients": patient[positive].nunique(),
         "patients_without": patient[negative].nunique(),
         "prevalence": prevalence(label, patient),
@@ -273,164 +247,142 @@ def _label(label: np.ndarray, patient: pd.Series) -> dict[str, Any]:
 def _column(column: pd.Series) -> dict[str, Any]:
     """Summarises a column; an empty text counts as null."""
     values = column[column.notna() & (column != "")]
-    number = pd.api.types.is_numeric_dtype(column)
-    whole = number and (values % 1 == 0).all()
-    facts = {
-        "type": ("whole number" if whole else "number") if number else "text",
+    kind, extent = "text", dict.fromkeys(("min", "median", "max"), math.nan)
+    if pd.api.types.is_numeric_dtype(column):
+        kind = "whole number" if (values % 1 == 0).all() else "number"
+        extent = {name: float(getattr(values, name)()) for name in extent}
+    return {
+        "type": kind,
         "nulls": len(column) - len(values),
-        "distinct": int(values.nunique()),
-        "examples": [_plain(value) for value in values.unique()[:3]],
+        "distinct": values.nunique(),
+        "examples": values.unique()[:3].tolist(),
+        **extent,
     }
-    for name in ("min", "median", "max"):
-        seen = number and len(values)
-        facts[name] = float(getattr(values, name)()) if seen else None
-    return facts
 
 
-def _tally(values) -> dict[str, list[int]]:
+def _tally(values) -> dict[str, np.ndarray]:
     value, count = np.unique(values, return_counts=True)
-    return {"value": value.tolist(), "count": count.tolist()}
+    return {"value": value, "count": count}
+
+
+def _named(column: pd.Series) -> pd.Series:
+    return column.replace("", "unknown")
 
 
 def _categories(column: pd.Series) -> dict[str, int]:
     """Images of each category, the most frequent first."""
-    counts = column.replace("", UNKNOWN).value_counts()
-    return {str(name): int(count) for name, count in counts.items()}
+    return _named(column).value_counts().to_dict()
 
 
 def _ages(table) -> dict[str, Any]:
     """Quantiles of the age by percent, and images of each decade by sex."""
     known = table["age"].notna()
-    years, sex = table["age"][known], table["sex"][known].replace("", UNKNOWN)
-    start = list(range(0, OLDEST + 1, 10))
+    years, sex = table["age"][known], _named(table["sex"][known])
+    start = np.arange(0, OLDEST + 1, 10)
     decade = (years.clip(0, OLDEST) // 10).astype(int)
     percents = (0, 5, 25, 50, 75, 95, 100) if known.any() else ()
     return {
-        "quantiles": {str(p): float(np.percentile(years, p)) for p in percents},
+        "quantiles": {p: np.percentile(years, p) for p in percents},
         "start": start,
         "images": {
-            str(name): np.bincount(part, minlength=len(start)).tolist()
+            name: np.bincount(part, minlength=len(start))
             for name, part in decade.groupby(sex)
         },
     }
 
 
-def _by(table, label, tasks) -> dict[str, dict]:
+def _by(table, tasks) -> dict[str, dict]:
     """Each finding's prevalence by view and sex, and the quartiles of the age."""
-    groups: dict[str, dict] = {}
-    for name in CATEGORIES:
-        column = table[name].replace("", UNKNOWN)
-        groups[name] = {
+    groups: dict[str, dict] = {
+        name: {
             category: {
-                task: prevalence(label[rows, t], table["patient"][rows])
-                for t, task in enumerate(tasks)
+                t: prevalence(part[t].to_numpy(float), part["patient"]) for t in tasks
             }
-            for category in _categories(table[name])
-            for rows in [(column == category).to_numpy()]
+            for category, part in table.groupby(_named(table[name]))
         }
-    age = table["age"].to_numpy(float)
+        for name in CATEGORIES
+    }
 
-    def quartiles(rows):
-        rows = rows & ~np.isnan(age)
-        return np.percentile(age[rows], (25, 50, 75)).tolist() if rows.any() else None
+    def quartiles(ages):
+        return np.percentile(ages, (25, 50, 75)) if len(ages) else None
 
+    known = table[table["age"].notna()]
     groups["age"] = {
-        task: {"with": quartiles(y >= 0.5), "without": quartiles(y < 0.5)}
-        for task, y in zip(tasks, label.T, strict=True)
+        task: {
+            "with": quartiles(known["age"][known[task] >= 0.5]),
+            "without": quartiles(known["age"][known[task] < 0.5]),
+        }
+        for task in tasks
     }
     return groups
 
 
-def _kinds(table, first: str, second: str) -> list[list]:
+def _kinds(pairs: pd.DataFrame) -> list[list]:
     """[first, second, images] of every pair of values, the most frequent first."""
-    pairs = table[[first, second]].round(4)
-    kinds = pairs.value_counts(dropna=False)
-    return [[_plain(a), _plain(b), int(n)] for (a, b), n in kinds.items()]
+    kinds = pairs.round(4).value_counts(dropna=False)
+    return [[*pair, images] for pair, images in kinds.items()]
 
 
 def _sides(table, manifest) -> dict[str, dict]:
     """Who is on each side of the split."""
     split = table["id"].map(manifest.set_index("id")["split"])
     return {
-        str(side): {
+        side: {
             "images": len(part),
-            "patients": int(part["patient"].nunique()),
-            "age": _plain(part["age"].median()),
+            "patients": part["patient"].nunique(),
+            "age": part["age"].median(),
             **{name: _categories(part[name]) for name in CATEGORIES},
         }
         for side, part in table.groupby(split)
     }
 
 
-def _plain(value: Any) -> Any:
-    """A numpy scalar as a JSON value; NaN is None."""
-    value = value.item() if isinstance(value, np.generic) else value
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _summary(histogram: np.ndarray) -> tuple[int, float, float]:
-    """Count, mean and deviation of [256] counts, in grey levels."""
+def _mean_and_deviation(histogram: np.ndarray) -> tuple[float, float]:
+    """Of [256] counts, in grey levels."""
     level = np.arange(LEVELS)
     count = histogram.sum()
     mean = histogram @ level / count
-    return count, mean, np.sqrt(histogram @ (level - mean) ** 2 / count)
+    return mean, np.sqrt(histogram @ (level - mean) ** 2 / count)
 
 
 def _before(histogram: np.ndarray) -> dict[str, Any]:
     """One channel's [256] counts, in grey levels."""
-    count, mean, std = _summary(histogram)
-    present = np.flatnonzero(histogram)
-    reached = np.cumsum(histogram)
+    mean, std = _mean_and_deviation(histogram)
+    present, reached = np.flatnonzero(histogram), np.cumsum(histogram)
     return {
-        "histogram": histogram.tolist(),
-        "mean": float(mean),
-        "std": float(std),
-        "min": int(present[0]),
-        "max": int(present[-1]),
+        "histogram": histogram,
+        "mean": mean,
+        "std": std,
+        "min": present[0],
+        "max": present[-1],
         "percentiles": {
-            str(p): int(np.searchsorted(reached, count * p / 100)) for p in PERCENTS
+            p: np.searchsorted(reached, reached[-1] * p / 100) for p in PERCENTS
         },
     }
-
-
-def _bins(ready: np.ndarray) -> np.ndarray:
-    """Counts prepared pixels [C, P] from FIRST to LAST, [C, BINS]."""
-    place = ((ready - FIRST) * (BINS / (LAST - FIRST))).clip(0, BINS - 1).astype(int)
-    return np.stack([np.bincount(channel, minlength=BINS) for channel in place])
 
 
 def _after(moments: np.ndarray, counts: np.ndarray) -> list[dict[str, Any]]:
     """All images' prepared pixels, per channel.
 
-    Args:
-      moments: [N, 4, C], each image's mean, variance, minimum and maximum.
-      counts: [N, C, BINS], each image's histogram.
+    `moments` are each image's mean, variance, minimum and maximum, [N, 4, C], and
+    `counts` its histogram, [N, C, BINS].
     """
     pixels = counts.sum(axis=2)  # [N, C]
     mean, variance, low, high = moments.swapaxes(0, 1)
     centre = np.average(mean, axis=0, weights=pixels)
     # Centred on the mean: a sum of squares would cancel digits.
     spread = np.average(variance + (mean - centre) ** 2, axis=0, weights=pixels)
-    columns = (centre, np.sqrt(spread), low.min(axis=0), high.max(axis=0))
-    return [
-        dict(
-            zip(("mean", "std", "min", "max"), map(float, values), strict=True),
-            histogram=histogram.tolist(),
-        )
-        for *values, histogram in zip(*columns, counts.sum(axis=0), strict=True)
-    ]
+    columns = {
+        "mean": centre,
+        "std": np.sqrt(spread),
+        "min": low.min(axis=0),
+        "max": high.max(axis=0),
+        "histogram": counts.sum(axis=0),
+    }
+    return [{k: v[c] for k, v in columns.items()} for c in range(len(centre))]
 
 
 def _spread(values: np.ndarray) -> dict[str, Any]:
     """A histogram of one number per image."""
     counts, edges = np.histogram(values, SPREAD)
-    return {
-        "start": edges[:-1].tolist(),
-        "width": float(edges[1] - edges[0]),
-        "images": counts.tolist(),
-    }
-
-
-def _first(rows: list[tuple], key: np.ndarray) -> list[list]:
-    """The four rows of the smallest keys."""
-    return [list(rows[i]) for i in np.argsort(key, kind="stable")[:4]]
+    return {"start": edges[:-1], "width": edges[1] - edges[0], "images": counts}

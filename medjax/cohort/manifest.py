@@ -2,8 +2,9 @@
 
 A manifest is a DataFrame with one row per image: `id`, `image`, `patient` and
 `split`, which is one of SPLITS, or UNUSED for an image on no side. A table has at
-least `id`, `image`, `patient` and one float column per task: positive from 0.5 on,
-NaN where unknown. An image is a film or a volume.
+least `id`, `image`, `patient` and one float column per task, the label: positive from
+0.5 on, NaN where unknown. An image is a film or a volume. `duplicates` are the pairs of
+images that show the same picture, by `id` and `other`, see duplicates.py.
 """
 
 import logging
@@ -31,18 +32,17 @@ def audit(
     """Refuses a manifest that leaks, or that doesn't belong to this table.
 
     Args:
-      manifest: M rows with COLUMNS, in any order.
-      table: the N images that it must cover exactly; None: not compared.
-      tasks: label columns of the table. The log names those without a positive or
-        without a negative image on a side, because no ROC curve exists there.
+      manifest: in any order.
+      table: the images that it must cover exactly; None: not compared.
+      tasks: the log names those without a positive or without a negative image on a
+        side, because no ROC curve exists there.
       by: 'image' lets a patient be on two sides (a demonstration of leakage).
-      duplicates: pairs of images that show the same picture, by `id` and `other`,
-        see `duplicates.confirm`; None: not checked.
+      duplicates: None: not checked.
       on_duplicates: 'refuse' a pair on two sides, or 'warn' about it in the log.
       needed: the splits that must not be empty.
 
     Raises:
-      InputError: a missing column, a repeated or unknown id, a missing image, an
+      InputError: a repeated or unknown id, a missing image, an
         unknown split name, an empty split, a patient on two sides (UNUSED is not a
         side), a picture on two sides, or another image or patient than the table's.
     """
@@ -51,7 +51,6 @@ def audit(
         raise InputError(
             f"split.duplicates={on_duplicates!r} is unknown: use 'refuse' or 'warn'"
         )
-    check_columns(manifest, COLUMNS, "manifest")
     ids, side = manifest["id"], manifest["split"]
     refuse(ids.duplicated(), ids, "id", "rows repeat an id", "split again")
     names = (*SPLITS, UNUSED)
@@ -63,16 +62,24 @@ def audit(
     if by == "patient":
         used = side != UNUSED
         refuse_two_sides(manifest["patient"][used], side[used])
-    if duplicates is not None:
-        _check_duplicates(manifest, duplicates, on_duplicates)
     if table is not None:
         _check_table(manifest, table, tasks)
+    if duplicates is not None and (leaks := _leaks(manifest, duplicates)):
+        message = (
+            f"duplicates: {len(leaks)} pairs of images show the same picture on two "
+            f"sides, e.g. {', '.join(leaks[:3])}"
+        )
+        if on_duplicates == "refuse":
+            raise InputError(
+                f"{message}; give both the same patient, remove one, or set "
+                "split.duplicates='warn'"
+            )
+        log.warning("%s", message)
 
 
 def _check_table(manifest, table, tasks):
     """Refuses a manifest of other images; logs tasks with one class on a side."""
     ids = manifest["id"]
-    check_columns(table, (*COLUMNS[:3], *tasks), "table")
     row = _rows(manifest, table)
     missing = ~table["id"].isin(ids)
     what = "images of the table are missing from the manifest"
@@ -89,40 +96,19 @@ def _check_table(manifest, table, tasks):
                 )
 
 
-def _check_duplicates(manifest, duplicates, on_duplicates):
-    """Refuses a picture that is on two of SPLITS, or warns about it."""
-    check_columns(duplicates, ("id", "other"), "duplicates")
-    index = pd.Index(manifest["id"])
-    ends = []  # The name and side of each pair's two images.
-    for name in ("id", "other"):
-        row = index.get_indexer(duplicates[name])
-        what = "are not in the manifest"
-        refuse(row < 0, duplicates[name], "duplicates", what, "search these images")
-        ends.append(manifest[["image", "split"]].to_numpy()[row].tolist())
-    leaks = [
+def _leaks(manifest, duplicates) -> list[str]:
+    """The pairs of one picture on two of SPLITS: 'a.png (train) = b.png (test)'."""
+    rows = manifest.set_index("id")[["image", "split"]]
+    ends = (rows.loc[duplicates[end]].values.tolist() for end in ("id", "other"))
+    return [
         f"{first} ({side}) = {second} ({other_side})"
         for (first, side), (second, other_side) in zip(*ends, strict=True)
         if side != other_side and UNUSED not in (side, other_side)
     ]
-    if not leaks:
-        return
-    message = (
-        f"duplicates: {len(leaks)} pairs of images show the same picture on two "
-        f"sides, e.g. {', '.join(leaks[:3])}"
-    )
-    if on_duplicates == "refuse":
-        raise InputError(
-            f"{message}; give both the same patient, remove one, or set "
-            "split.duplicates='warn'"
-        )
-    log.warning("%s", message)
 
 
 def reached(table, manifest, tasks) -> pd.DataFrame:
-    """Counts each task's labels on each side.
-
-    Args:
-      table, manifest, tasks: as in `audit`; the table may hold more images.
+    """Counts each task's labels on each side; the table may hold more images.
 
     Returns:
       [3 T] rows, `task` x `split`, or [4 T] if some images are UNUSED: the side's
@@ -130,8 +116,6 @@ def reached(table, manifest, tasks) -> pd.DataFrame:
       `prevalence`, positives over known images; `share`, the side's share of the
       task's positives (NaN if it has none).
     """
-    check_columns(manifest, COLUMNS, "manifest")
-    check_columns(table, ("id", *tasks), "table")
     row = _rows(manifest, table)
     names = (*SPLITS, UNUSED) if (manifest["split"] == UNUSED).any() else SPLITS
     sides = {name: (manifest["split"] == name).to_numpy() for name in names}
@@ -154,9 +138,6 @@ def reached(table, manifest, tasks) -> pd.DataFrame:
 def account(table, manifest, tasks, duplicates) -> dict:
     """The participant numbers of a report: each side's counts, and what may leak.
 
-    Args:
-      table, manifest, tasks, duplicates: as in `audit`.
-
     Returns:
       sides: {split: {films, patients, tasks: {task: {positives, negatives,
         unknown}}}}.
@@ -170,13 +151,11 @@ def account(table, manifest, tasks, duplicates) -> dict:
         names = ("positives", "negatives", "unknown")
         side["tasks"][row["task"]] = {name: int(row[name]) for name in names}
     used = manifest[manifest["split"] != UNUSED]
-    split = used.set_index("id")["split"]
-    first, second = (duplicates[end].map(split) for end in ("id", "other"))
     return {
         "sides": sides,
         "shared": int((used.groupby("patient")["split"].nunique() > 1).sum()),
         "pairs": len(duplicates),
-        "leaks": int(((first != second) & first.notna() & second.notna()).sum()),
+        "leaks": len(_leaks(manifest, duplicates)),
     }
 
 
@@ -197,7 +176,8 @@ def read(path) -> pd.DataFrame:
     except (OSError, ValueError) as e:  # pandas' parser raises ValueErrors.
         why = str(e).strip().splitlines()[0]
         raise InputError(f"{path}: not a CSV ({why}); write it again") from None
-    check_columns(text, COLUMNS, str(path))
+    if missing := [name for name in COLUMNS if name not in text]:
+        raise InputError(f"{path}: no column {missing[0]!r}; add it or correct it")
     for name in ("id", "patient"):
         wrong = ~text[name].str.fullmatch(r"-?\d{1,18}")
         refuse(wrong, text[name], f"{path}: {name}", "are no integers", "correct them")
@@ -206,9 +186,7 @@ def read(path) -> pd.DataFrame:
 
 def _rows(manifest, table):
     """The table's row of each row of the manifest, [M]."""
-    ids = table["id"]
-    refuse(ids.duplicated(), ids, "id", "rows of the table repeat one", "renumber")
-    row = pd.Index(ids).get_indexer(manifest["id"])
+    row = pd.Index(table["id"]).get_indexer(manifest["id"])
     what = "ids of the manifest are not in the table"
     refuse(row < 0, manifest["id"], "id", what, "split this table again")
     return row
@@ -233,10 +211,3 @@ def check_by(by):
     """Raises if the unit of the split is unknown."""
     if by not in ("patient", "image"):
         raise InputError(f"by: {by!r} is unknown; give 'patient' or 'image'")
-
-
-def check_columns(frame, columns, what):
-    """Raises for the first of the columns that the frame lacks."""
-    missing = [name for name in columns if name not in frame.columns]
-    if missing:
-        raise InputError(f"{what}: no column {missing[0]!r}; add it or correct it")

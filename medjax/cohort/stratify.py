@@ -5,11 +5,13 @@ neither tables nor files. A side takes one patient at a time: first patients tha
 are positive for the rarest task, then those that a task still needs for its minimum
 share, then others until the side has its number of images.
 
+`share` is the share of the images to take, in (0, 1); `minority`, X, the least share of
+every task's positive images, in [0, 0.5); `rng` draws the order of the patients.
+
 Source: Sechidis, Tsoumakas, Vlahavas, On the Stratification of Multi-Label Data,
 ECML PKDD 2011 (rarest task first), with patients as examples, images as weights.
 """
 
-import numbers
 from typing import NamedTuple
 
 import numpy as np
@@ -60,9 +62,6 @@ def held_out(
 
     Args:
       cohort: everyone, at least 3 patients.
-      rng: draws the order of the patients.
-      share: the share of the images to take, in (0, 1).
-      minority: X, the least share of every task's positive images, in [0, 0.5).
       tested: [U] bool, the patients in test, to sample validation; None: sample test.
       elsewhere: what the patients would add to the sides sampled later, if that
         differs from what they add to this one.
@@ -93,11 +92,7 @@ def sides(
     share: float,
     minority: float,
 ) -> np.ndarray:
-    """Samples validation by `held_out`; all other patients train.
-
-    Returns:
-      [U] 0 for train, 1 for validation, 2 for test.
-    """
+    """Samples validation: [U] 0 for train, 1 for validation, 2 for those tested."""
     if np.sum(cohort.images[~tested] > 0) < 2:
         raise InputError(
             "test: holds all patients but one, or all; choose another seed, more "
@@ -112,10 +107,8 @@ def parts(
 ) -> np.ndarray:
     """Divides the patients into parts with equal numbers of images and positives.
 
-    Args:
-      cohort: everyone, at least `folds` patients.
-      folds: the number of parts, >= 2.
-      minority: X, for every part; at most 1 / folds is reached.
+    There are at least `folds` patients, and 2 folds. X is for every part; at most
+    1 / folds is reached.
 
     Returns:
       [U] the part of each patient, 0 to folds - 1; no part is empty.
@@ -136,7 +129,7 @@ def parts(
 
 def generator(seed: int) -> np.random.Generator:
     """A random generator; refuses a wrong seed."""
-    if not (isinstance(seed, numbers.Integral) and seed >= 0):
+    if seed < 0:
         raise InputError(f"seed: {seed!r} is not an integer from 0 on; give one")
     return np.random.default_rng(seed)
 
@@ -144,12 +137,12 @@ def generator(seed: int) -> np.random.Generator:
 def check_shares(minority: float, **shares: float) -> None:
     """Refuses a share outside (0, 1), shares that leave nobody to train, a wrong X."""
     for name, share in shares.items():
-        if not (isinstance(share, numbers.Real) and 0 < share < 1):
+        if not 0 < share < 1:
             raise InputError(f"{name}: {share!r} is no share; give one in (0, 1)")
     if sum(shares.values()) >= 1:
         text = " + ".join(f"{name} {share:g}" for name, share in shares.items())
         raise InputError(f"{text}: leaves nobody to train on; ask for less")
-    if not (isinstance(minority, numbers.Real) and 0 <= minority < 0.5):
+    if not 0 <= minority < 0.5:
         raise InputError(f"minority: {minority!r} is no share in [0, 0.5); give one")
 
 
@@ -181,12 +174,9 @@ class _Side:
         self.left = later.sum(0)  # [1 + T] patients of `later` who aren't taken.
 
     def fill(self, goal, size, *, keep):
-        """Takes patients; returns them as [U] bool.
+        """Takes patients, [U] bool, for a `goal` of [T] positives and `size` images.
 
-        Args:
-          goal: [T] positive images to aim at.
-          size: images to aim at.
-          keep: [1 + T] patients to leave to the other sides: any, then positive.
+        `keep`, [1 + T], are the patients to leave to the other sides: any, then positive.
         """
         self.keep = keep
         self.reach_goals(goal)
@@ -225,10 +215,9 @@ class _Side:
             self.move(free[positives == best][0])
 
     def hand_back(self):
-        """Drops positive patients of tasks below their floor; see `fill`.
+        """Drops positive patients of tasks below their floor, if there are any.
 
-        Patients with fewer images may then reach the floor in the same space. If every
-        task has its floor, nothing is dropped.
+        Patients with fewer images may then reach the floor in the same space.
         """
         short, floor = self.got < self.floor, self.floor
         self.floor = np.where(short, 0, floor)  # The other tasks keep theirs.

@@ -80,16 +80,12 @@ def adasyn(
 
 
 def nearest(feature: Array, asked: Array, among: Array, *, neighbours: int) -> Array:
-    """Finds each image's nearest others by Euclidean distance.
+    """Finds each image's K nearest others by Euclidean distance, of [N, F] features.
 
     Computed in blocks: the time is proportional to the product of the two numbers of
-    images, and no [N, N] array is ever in memory.
-
-    Args:
-      feature: [N, F]; anything in rows that neither ask nor may be found.
-      asked: [N] bool, the images whose neighbours are wanted.
-      among: [N] bool, the images that may be neighbours; never of themselves.
-      neighbours: K.
+    images, and no [N, N] array is ever in memory. `asked`, [N] bool, are the images
+    whose neighbours are wanted; `among`, [N] bool, those that may be neighbours. The
+    features of others may be anything.
 
     Returns:
       [N, K] int32 rows, nearest first, ties by the lower row; -1 where there are
@@ -135,9 +131,8 @@ def _synthetic(starts, key, feature, label, size, neighbours, wanted):
     """Both methods; `starts` says how many points each seed starts."""
     chex.assert_rank([feature, label], [2, 1])
     chex.assert_equal_shape_prefix([feature, label], 1)
-    for name, value in (("size", size), ("neighbours", neighbours)):
-        if value < 1:
-            raise InputError(f"{name}: {value} is below 1; give 1 or more")
+    if neighbours < 1:
+        raise InputError(f"neighbours: {neighbours} is below 1; give 1 or more")
     present, absent = label >= 0.5, label < 0.5  # NaN is neither.
     positive = jnp.sum(present) <= jnp.sum(absent)
     rarer = jnp.where(positive, present, absent)

@@ -351,8 +351,8 @@ def _proportion(label: str, images: str, rate: Callable, better: int = 1) -> Met
 BOTH = ("positive", "negative")
 METRICS = {
     "auroc": Metric("AUROC", "ranking", BOTH, BOTH),
-    "average_precision": Metric("Average precision", "ranking", ("positive",), BOTH),
     "partial_auroc": Metric("Partial AUROC", "ranking", BOTH, BOTH),
+    "average_precision": Metric("Average precision", "ranking", ("positive",), BOTH),
     "sensitivity": _proportion(
         "Sensitivity", "positive", lambda m: (m.tp, m.tp + m.fn)
     ),
@@ -362,15 +362,15 @@ METRICS = {
     "ppv": _proportion("PPV", "called", lambda m: (m.tp, m.tp + m.fp)),
     "npv": _proportion("NPV", "passed", lambda m: (m.tn, m.tn + m.fn)),
     "accuracy": _proportion("Accuracy", "known", lambda m: (m.tp + m.tn, sum(m))),
-    "prevalence": _proportion(
-        "Prevalence", "known", lambda m: (m.tp + m.fn, sum(m)), 0
-    ),
     "f1": Metric(
         "F1",
         "confusion",
         ("positive or called",),
         ("positive or called",),
         lambda m: (2 * m.tp, 2 * m.tp + m.fp + m.fn),
+    ),
+    "prevalence": _proportion(
+        "Prevalence", "known", lambda m: (m.tp + m.fn, sum(m)), 0
     ),
     "lr_positive": Metric(
         "LR+",

@@ -38,12 +38,12 @@ class Frame(NamedTuple):
     bottom: float = 36.0
 
     def across(self, x) -> np.ndarray:
-        """Returns pixels from the left."""
+        """Pixels from the left."""
         share = (np.asarray(x, float) - self.x[0]) / (self.x[1] - self.x[0])
         return self.left + share * (self.size[0] - self.left - self.right)
 
     def down(self, y) -> np.ndarray:
-        """Returns pixels from the top."""
+        """Pixels from the top."""
         share = (np.asarray(y, float) - self.y[0]) / (self.y[1] - self.y[0])
         return self.top + (1 - share) * (self.size[1] - self.top - self.bottom)
 
@@ -51,8 +51,10 @@ class Frame(NamedTuple):
 class Row(NamedTuple):
     """One row of a forest plot.
 
-    name: left of it; interval: estimate, low and high, not None; series: the class of
-    its colour; dots: further values, such as one of each seed.
+    name: left of it, one line or several.
+    interval: estimate, low and high, not None.
+    series: the class of its colour.
+    dots: further values, such as one of each seed.
     """
 
     name: str
@@ -62,7 +64,7 @@ class Row(NamedTuple):
 
 
 def line(frame: Frame, x: Sequence, y: Sequence, *, steps: bool = False) -> str:
-    """Returns the path through points of data; `steps` go up or down first."""
+    """The path through points of data; `steps` go up or down first."""
     points = _thinned(frame, x, y)
     if not steps:
         return _path(points)
@@ -71,7 +73,7 @@ def line(frame: Frame, x: Sequence, y: Sequence, *, steps: bool = False) -> str:
 
 
 def area(frame: Frame, x: Sequence, low: Sequence, high: Sequence) -> str:
-    """Returns the closed path between two curves; None in one of them leaves a gap."""
+    """The closed path between two curves; None in one of them leaves a gap."""
     parts = []
     drawn = [None not in ends for ends in zip(low, high, strict=True)]
     for there, group in itertools.groupby(range(len(drawn)), drawn.__getitem__):
@@ -84,10 +86,9 @@ def area(frame: Frame, x: Sequence, low: Sequence, high: Sequence) -> str:
 
 
 def bars(
-    frame: Frame, start: Sequence, height: Sequence, width: float, base: Sequence = ()
+    frame: Frame, start: Sequence, height: Sequence, width: float, base: Sequence
 ) -> str:
-    """Returns the path of bars from `start` to `start + width`, all above `base`."""
-    base = base if len(base) else np.zeros(len(height))
+    """The path of bars from `start` to `start + width`, all above `base`."""
     left, right = frame.across(start), frame.across(np.asarray(start, float) + width)
     low, high = frame.down(base), frame.down(np.add(base, height))
     return "".join(
@@ -106,10 +107,9 @@ def chart(
     points: Sequence[tuple[str, float, float]] = (),
     legend: Sequence[tuple[str, str]] = (),
 ) -> dict:
-    """Returns a picture as macros.html draws it.
+    """A picture as macros.html draws it.
 
     Args:
-      frame: of the data.
       title: what it shows, for those who can't see it.
       labels: of x and y.
       ticks: data values on x and on y; or (value, text).
@@ -117,6 +117,9 @@ def chart(
       points: (classes, x, y) in data.
       legend: (classes, text).
     """
+    (x0, x1), (y0, y1) = frame.across(frame.x), frame.down(frame.y)
+    ends = {"left": x0, "right": x1, "top": y1, "bottom": y0}
+    ends |= {"middle": (x0 + x1) / 2, "centre": (y0 + y1) / 2}
     return {
         "frame": frame,
         "title": title,
@@ -128,34 +131,22 @@ def chart(
             (kind, _n(frame.across(x)), _n(frame.down(y))) for kind, x, y in points
         ],
         "legend": legend,
-        "ends": {
-            "left": _n(frame.left),
-            "right": _n(frame.size[0] - frame.right),
-            "top": _n(frame.top),
-            "bottom": _n(frame.size[1] - frame.bottom),
-            "middle": _n((frame.left + frame.size[0] - frame.right) / 2),
-            "centre": _n((frame.top + frame.size[1] - frame.bottom) / 2),
-        },
+        "ends": {name: _n(at) for name, at in ends.items()},
     }
 
 
 def forest(
     rows: Sequence[Row], *, title: str, name: str, reference: float | None = None
 ) -> dict | None:
-    """Returns a chart of one whisker a row; None without rows.
+    """A chart of one whisker a row, from the top; None without rows.
 
-    Args:
-      rows: from the top; a name may have several lines.
-      title: as in `chart`.
-      name: of the values.
-      reference: a value with a dotted line.
+    `name` is of the values; a dotted line marks the `reference`.
     """
     if not rows:
         return None
     values = [reference] if reference is not None else []
     for row in rows:
-        values += [row.interval[end] for end in ("estimate", "low", "high")]
-        values += row.dots
+        values += [*(row.interval[k] for k in ("estimate", "low", "high")), *row.dots]
     low, high = min(values), max(values)
     room = 0.04 * (high - low) or 0.05
     longest = max(len(part) for row in rows for part in row.name.split("\n"))
@@ -185,7 +176,7 @@ def forest(
 
 
 def training(curve: list[dict], checkpoint: int) -> list[dict]:
-    """Returns charts of the loss and of every validation score over the steps.
+    """Charts of the loss and of every validation score over the steps.
 
     Args:
       curve: the lines of metrics.jsonl.
@@ -209,7 +200,7 @@ def training(curve: list[dict], checkpoint: int) -> list[dict]:
 def _over_steps(
     title: str, series: dict, last: int, checkpoint: int | None = None
 ) -> dict:
-    """Returns a chart of {name: [(step, value)]}; a score's axis reaches 1 at least."""
+    """A chart of {name: [(step, value)]}; a score's axis reaches 1 at least."""
     values = [value for row in series.values() for _, value in row]
     least = [] if checkpoint is None else [1.0]
     frame = Frame(
@@ -218,12 +209,10 @@ def _over_steps(
     lines, points, legend = [], [], []
     for number, (name, row) in enumerate(series.items()):
         lines.append((f"curve s{number}", line(frame, *zip(*row, strict=True))))
-        legend.append((f"curve s{number}", name))
         if len(row) < MARKED:
             points += [(f"point s{number}", *xy) for xy in row]
-    if checkpoint is None:
-        legend = []
-    else:
+        legend.append((f"curve s{number}", name))
+    if checkpoint is not None:
         lines.insert(0, ("mark", line(frame, [checkpoint] * 2, frame.y)))
         legend.append(("mark", "checkpoint used"))
     return chart(
@@ -233,12 +222,12 @@ def _over_steps(
         ticks=(rounded(*frame.x, most=5), rounded(*frame.y, most=5)),
         lines=lines,
         points=points,
-        legend=legend,
+        legend=legend if checkpoint is not None else (),
     )
 
 
 def rounded(low: float, high: float, most: int = 6) -> list[float]:
-    """Returns few multiples of 1, 2 or 5 times a power of ten within [low, high]."""
+    """Few multiples of 1, 2 or 5 times a power of ten within [low, high]."""
     span = high - low
     if not span > 0:
         return [low]
@@ -255,7 +244,7 @@ def _tick(tick) -> tuple[float, str]:
 
 
 def _thinned(frame: Frame, x: Sequence, y: Sequence) -> list[tuple[float, float]]:
-    """Returns pixels without the points that nobody could tell from the last."""
+    """Pixels without the points that nobody could tell from the last."""
     kept: list[tuple[float, float]] = []
     every = list(zip(frame.across(x).tolist(), frame.down(y).tolist(), strict=True))
     for point in every:
@@ -271,5 +260,5 @@ def _path(points: list[tuple[float, float]]) -> str:
 
 
 def _n(value) -> str:
-    """Prints pixels to a tenth."""
+    """Pixels to a tenth, as text."""
     return f"{float(value):.1f}".removesuffix(".0")

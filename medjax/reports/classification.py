@@ -7,30 +7,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from rich.console import Console
-from rich.table import Table
 
 from medjax.evaluation.metrics import METRICS
 from medjax.reports import charts
-from medjax.reports.page import count, interval, label, number
+from medjax.reports.page import count, interval, label, number, show_table
 
 TEMPLATE = "classification.html"
 RATIOS = ("lr_positive", "lr_negative")  # Beside the confusion matrices.
-COLUMNS = (
-    "auroc",
-    "partial_auroc",
-    "average_precision",
-    "sensitivity",
-    "specificity",
-    "ppv",
-    "npv",
-    "accuracy",
-    "f1",
-    "prevalence",
-)
-COLUMNS += tuple(
+COLUMNS = tuple(
     name
     for name, metric in METRICS.items()
-    if metric.rate and name not in (*COLUMNS, *RATIOS)
+    if (metric.kind == "ranking" or metric.rate) and name not in RATIOS
 )
 COUNTS = ("positives", "negatives", "unknown", "threshold", "tp", "fp", "fn", "tn")
 AVERAGES = {
@@ -45,16 +32,14 @@ NEAR = 0.12  # Of an axis: ticks nearer to 0 than this run into its own.
 
 
 def sections(results: dict, films: dict | None) -> dict:
-    """Returns what classification.html needs beside the results.
+    """What classification.html needs beside the results, see report.write.
 
-    Args:
-      results: see report.write.
-      films: {task: {kind: [{image, probability, certain, boxes, picture, width,
-        height}]}}, see tasks.explain.gallery; None for no pictures.
+    `films` are those of tasks.explain.gallery, {task: {kind: [{image, probability,
+    certain, boxes, picture, width, height}]}}; None for no pictures.
     """
+    classes, tasks = "classes" in results, results["tasks"].values()
     films = films or {}
-    classes = "classes" in results
-    tasks = results["tasks"].values()
+    drawn = [film for kinds in films.values() for row in kinds.values() for film in row]
     return {
         "item": "class" if classes else "finding",
         "items": "classes" if classes else "findings",
@@ -70,33 +55,31 @@ def sections(results: dict, films: dict | None) -> dict:
         "reliability": reliability(results),
         "robustness": robustness(results),
         "films": films,
-        "marked": any(
-            film["boxes"]
-            for kinds in films.values()
-            for row in kinds.values()
-            for film in row
-        ),
+        "marked": any(film["boxes"] for film in drawn),
     }
 
 
 def show(results: dict) -> None:
     """Prints AUROC and average precision of every task."""
-    table = Table(title=f"{results['films']} images, {results['patients']} patients")
-    for heading in ("", "positives", "AUROC", "Average precision"):
-        table.add_column(heading, justify="left" if not heading else "right")
     rows = {label(name): task for name, task in results["tasks"].items()}
     rows["macro average"] = {"metrics": results["mean"]}
-    for name, row in rows.items():
-        if name == "macro average":
-            table.add_section()
-        metrics = (row["metrics"][k] for k in ("auroc", "average_precision"))
-        positives = count(row["positives"]) if "positives" in row else ""
-        table.add_row(name, positives, *map(interval, metrics))
-    console = Console(soft_wrap=True)
-    console.print(table)
+    show_table(
+        f"{results['films']} images, {results['patients']} patients",
+        ("", "positives", "AUROC", "Average precision"),
+        [
+            (
+                name,
+                count(row["positives"]) if "positives" in row else "",
+                *(interval(row["metrics"][k]) for k in ("auroc", "average_precision")),
+            )
+            for name, row in rows.items()
+        ],
+        summary=True,
+    )
     if "classes" in results:
         for name, value in results["classes"]["rates"].items():
-            console.print(f"{label(name)} {interval(value)}", highlight=False)
+            text = f"{label(name)} {interval(value)}"
+            Console(soft_wrap=True).print(text, highlight=False)
 
 
 def write_csv(results: dict, path: Path) -> None:
@@ -119,35 +102,26 @@ def write_csv(results: dict, path: Path) -> None:
 
 
 def write_localisation(results: dict, path: Path) -> Path:
-    """Writes as JSON how well heatmaps match the boxes, and prints it.
-
-    Args:
-      results: `tasks.explain.localise`'s.
-      path: of the JSON, which is returned.
-    """
+    """Writes tasks.explain.localise's results as JSON, prints them; returns the path."""
     path.write_text(json.dumps(results, indent=1))
-    console = Console(soft_wrap=True)
     of = f" of {results['stage']}" if results["stage"] else ""
-    rows = [(label(name), task) for name, task in results["tasks"].items()]
-    rows.append(("all", results["all"]))
+    rows = {label(name): task for name, task in results["tasks"].items()}
+    rows["all"] = results["all"]
     for measure, name in (("pointing", "Maximum in a box"), ("iou", "IoU with boxes")):
-        table = Table(title=f"{name}: {results['method']}{of}")
-        table.add_column("")
-        for heading in ("marked", name, "chance", "others"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        for task, row in rows:
+        table = []
+        for task, row in rows.items():
             references = (number(row[measure][k], 2) for k in ("chance", "others"))
-            table.add_row(
-                *(task, str(row["pairs"]), interval(row[measure], 2), *references),
-                end_section=row is rows[-2][1],
-            )
-        console.print(table)
+            cells = str(row["pairs"]), interval(row[measure], 2), *references
+            table.append((task, *cells))
+        headings = ("", "marked", name, "chance", "others")
+        show_table(f"{name}: {results['method']}{of}", headings, table, summary=True)
+    check = results["randomisation"]
+    alike = (f"{k} {number(v, 2)}" for k, v in check["correlation"].items())
+    console = Console(soft_wrap=True)
     console.print(
         "chance: the same heatmaps at random places; others: heatmaps of other "
         "patients with the finding"
     )
-    check = results["randomisation"]
-    alike = (f"{k} {number(v, 2)}" for k, v in check["correlation"].items())
     console.print(
         "rank correlation with the heatmaps of random weights, from the last layer "
         "down to:",
@@ -159,7 +133,7 @@ def write_localisation(results: dict, path: Path) -> Path:
 
 
 def roc(results: dict) -> dict[str, dict]:
-    """Returns {task: chart} of each ROC curve, its band and its operating point."""
+    """{task: chart} of each ROC curve, its band and its operating point."""
     pictures = {}
     for name, task in results["tasks"].items():
         fpr, tpr = task["roc"]["fpr"], task["roc"]["tpr"]
@@ -178,11 +152,12 @@ def roc(results: dict) -> dict[str, dict]:
 
 
 def precision_recall(results: dict) -> dict[str, dict]:
-    """Returns {task: chart} of each precision-recall curve, as in `roc`."""
+    """{task: chart} of each precision-recall curve, as in `roc`."""
     pictures = {}
     for name, task in results["tasks"].items():
-        recall = task["precision_recall"]["recall"]
-        precision = task["precision_recall"]["precision"]
+        recall, precision = (
+            task["precision_recall"][k] for k in ("recall", "precision")
+        )
         if not recall or None in recall:
             continue
         prevalence = task["positives"] / (task["positives"] + task["negatives"])
@@ -199,8 +174,8 @@ def precision_recall(results: dict) -> dict[str, dict]:
     return pictures
 
 
-def _curve(title: str, labels: tuple, *, chance, band, curve: str, point) -> dict:
-    """Returns a chart of shares: chance, the band, the curve, the fixed threshold."""
+def _curve(title: str, labels: tuple, *, chance, band=(), curve: str, point) -> dict:
+    """A chart of shares: chance, the band, the curve, the fixed threshold."""
     return charts.chart(
         SHARES,
         title=title,
@@ -211,7 +186,7 @@ def _curve(title: str, labels: tuple, *, chance, band, curve: str, point) -> dic
 
 
 def _band(results: dict, task: str, kind: str, x: str) -> list[tuple[str, str]]:
-    """Returns the band of a curve, if the results have one."""
+    """The band of a curve, if the results have one."""
     band = results.get("bands", {}).get(task)
     if not band:
         return []
@@ -220,7 +195,7 @@ def _band(results: dict, task: str, kind: str, x: str) -> list[tuple[str, str]]:
 
 
 def reliability(results: dict) -> dict[str, dict]:
-    """Returns {task: chart}: how often each probability came true.
+    """{task: chart}: how often each probability came true.
 
     Both axes are square roots, because the probabilities of a rare finding would
     otherwise all lie near 0.
@@ -244,10 +219,10 @@ def reliability(results: dict) -> dict[str, dict]:
             lines.append((f"curve {series}", charts.line(frame, *xy)))
             points += [(f"point {series}", x, y) for x, y in zip(*xy, strict=True)]
         ends = zip(*(sides[-1][k] for k in ("predicted", "low", "high")), strict=True)
-        ends = [end for end in ends if None not in end and end[1] < end[2]]
         lines += [
             ("whisker", charts.line(frame, *np.sqrt([[x, x], [low, high]])))
             for x, low, high in ends
+            if None not in (x, low, high) and low < high
         ]
         pictures[name] = charts.chart(
             frame,
@@ -261,7 +236,7 @@ def reliability(results: dict) -> dict[str, dict]:
 
 
 def robustness(results: dict) -> dict[str, dict]:
-    """Returns {corruption, or 'mean': chart} of the mean AUROC by severity."""
+    """{corruption, or 'mean': chart} of the mean AUROC by severity."""
     whole = results.get("robustness")
     if not whole:
         return {}
@@ -296,7 +271,7 @@ def robustness(results: dict) -> dict[str, dict]:
 
 
 def _areas(results: dict) -> dict | None:
-    """Returns a chart of every AUROC with its interval; None for fewer than two."""
+    """A chart of every AUROC with its interval; None for fewer than two."""
     rows = [
         charts.Row(label(name), task["metrics"]["auroc"])
         for name, task in results["tasks"].items()
@@ -310,7 +285,7 @@ def _areas(results: dict) -> dict | None:
 
 
 def _explorer(results: dict) -> dict:
-    """Returns what the explorer's script reads: {tasks: {T: counts, ...}, chart}.
+    """What the explorer's script reads: {tasks: {T: counts, label, fixed}, chart}.
 
     `fixed` is the index of the fixed threshold among the task's, None if it has none.
     """
@@ -327,7 +302,6 @@ def _explorer(results: dict) -> dict:
         "ROC curve with the chosen threshold on it",
         ("1 − specificity", "sensitivity"),
         chance=DIAGONAL,
-        band=[],
         curve=charts.line(SHARES, *DIAGONAL),
         point=(0, 0),
     )

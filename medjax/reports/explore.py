@@ -27,32 +27,22 @@ def write(
     folder: Path,
     name: str = "explore",
 ) -> Path:
-    """Writes NAME.html and NAME.json, and returns the page's path.
+    """Writes NAME.html and NAME.json to the folder, and returns the page's path.
 
     Args:
       facts: `cohort.describe.describe`'s, and what tasks/survey.py adds. The page has a
-        section for each of SECTIONS and for the sample that is there:
-        sample: `cohort.describe.sample`'s.
-        confounders: {name: {task: {estimate, low, high}}}, the AUROC of each score of
-          `cohort.describe.confounders`, None where undefined.
-        weights: {scheme: {part: {task: weight}}, or a text: why there are none}.
-        split: {reached: `cohort.manifest.reached` as dicts, verdict: text, sound: bool}.
-        pixels: `cohort.describe.statistics`'.
-        duplicates: [{id, other, image, other_image, same_patient, split, other_split,
-          flipped, distance, correlation}].
-        quarantine: [{file, reason}].
+        section for each of SECTIONS, and one for the sample, that is there.
       images: {id: [H, W, C] or [D, H, W, C] uint8} of the ids that are `wanted`; one
         that is missing is left out. Shown as `images.middle` returns them.
-      folder: where to; made if it isn't there.
-      name: of the files.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    facts = _plain(facts)
+    facts = plain(facts)
     (folder / f"{name}.json").write_text(json.dumps(facts, indent=1, allow_nan=False))
     facts = dict.fromkeys(SECTIONS) | {"sample": [], "source": ""} | facts
     slices = {id: middle(image) for id, image in images.items()}
     side = 144 if len(slices) <= 60 else 88  # Keeps the page below 3 MB.
     labels = facts["labels"]
+    shares = {task: one["prevalence"]["estimate"] for task, one in labels.items()}
     return page.write(
         folder / f"{name}.html",
         "explore.html",
@@ -62,7 +52,7 @@ def write(
         name=name,
         thumbnails={id: png(fit(image, side)) for id, image in slices.items()},
         detail=_detail(facts["sample"], slices),
-        rarest=min(labels, key=lambda task: _commonness(labels[task])),
+        rarest=min(shares, key=lambda t: math.inf if shares[t] is None else shares[t]),
         charts=_charts(facts),
         links=_links(facts["confounders"] or {}, labels),
         duplicates=sorted(facts["duplicates"] or [], key=_harmless),
@@ -72,15 +62,8 @@ def write(
 def write_audit(audit: dict, strips: dict[str, list[np.ndarray]], folder: Path) -> Path:
     """Writes augment.html and augment.json: does an augmentation keep the label?
 
-    Args:
-      audit: source, split, images, patients, replicates, strengths, the example's name
-        and ops: {op: {options, verdict: text, sound: bool, at: [{strength, mean_drop:
-        interval, tasks: {task: {moved, flipped, drop: interval}}}]}}.
-      strips: {op: [image as it is, and at each strength]}, float [.., C] in [0, 1].
-      folder: where to.
-
-    Returns:
-      The page's path.
+    The audit is tasks.perturb's. `strips` are pictures of each op, the image as it is
+    and at each strength, float [.., C] in [0, 1]. Returns the page's path.
     """
     (folder / "augment.json").write_text(json.dumps(audit, indent=1))
     pictures = {
@@ -92,7 +75,7 @@ def write_audit(audit: dict, strips: dict[str, list[np.ndarray]], folder: Path) 
 
 
 def wanted(facts: dict[str, Any]) -> list[int]:
-    """Returns the ids of the images that `write` shows if it is given them."""
+    """The ids of the images that `write` shows if it is given them."""
     ids = [image["id"] for image in facts.get("sample", [])]
     for name in ("darkest", "brightest", "flattest"):
         ids += [row[0] for row in (facts.get("pixels") or {}).get(name, [])]
@@ -118,21 +101,21 @@ def _links(confounders: dict, labels: dict) -> dict[str, dict]:
 
     A bootstrap over very few patients gives intervals that are far too narrow.
     """
-    links: dict[str, dict] = {}
-    for name, areas in confounders.items():
-        links[name] = {}
-        for task, area in areas.items():
-            sides = labels[task]["patients"], labels[task]["patients_without"]
-            few = min(sides) < FEW
-            words = "" if few else direction(name, area)
-            links[name][task] = area | {"few": few, "direction": words}
-    return links
-
-
-def _commonness(label: dict) -> float:
-    """Returns a finding's prevalence to sort by; those without one come last."""
-    share = label["prevalence"]["estimate"]
-    return math.inf if share is None else share
+    few = {
+        task: min(label["patients"], label["patients_without"]) < FEW
+        for task, label in labels.items()
+    }
+    return {
+        name: {
+            task: area
+            | {
+                "few": few[task],
+                "direction": "" if few[task] else direction(name, area),
+            }
+            for task, area in areas.items()
+        }
+        for name, areas in confounders.items()
+    }
 
 
 def _harmless(pair: dict) -> tuple:
@@ -141,54 +124,39 @@ def _harmless(pair: dict) -> tuple:
 
 
 def _detail(sample: list[dict], slices: dict) -> dict[str, Any] | None:
-    """Returns the image that is shown large: one with boxes, else with findings."""
+    """The image that is shown large: one with boxes, else with findings."""
     sample = [row for row in sample if row["id"] in slices]
     if not sample:
         return None
     row = max(sample, key=lambda row: (len(row["boxes"]) > 0, len(row["positive"])))
     image = slices[row["id"]]
-    height, width = image.shape[:2]
-    boxes = [
-        {
-            "task": task,
-            "colour": BOXES[number % len(BOXES)],
-            "left": 100 * x0 / width,
-            "top": 100 * y0 / height,
-            "width": 100 * (x1 - x0) / width,
-            "height": 100 * (y1 - y0) / height,
-        }
-        for number, (task, x0, y0, x1, y1) in enumerate(row["boxes"])
-    ]
     counts = [np.bincount(c.ravel(), minlength=256) for c in np.moveaxis(image, -1, 0)]
-    listed = ("shows", "positive", "unknown", "boxes")
     return {
         "image": row,
-        "metadata": {key: value for key, value in row.items() if key not in listed},
-        "boxes": boxes,
-        "size": f"{width} x {height}",
+        "height": image.shape[0],
+        "width": image.shape[1],
+        "colours": BOXES,
         "picture": png(fit(image, DETAIL, enlarge=True)),
         "histogram": _histogram(counts, np.arange(256), "grey level"),
     }
 
 
 def _charts(facts: dict) -> dict[str, dict]:
-    """Returns every chart that the facts allow, by name."""
-    ends = ("estimate", "low", "high")
+    """Every chart that the facts allow, by name."""
     prevalences = [
-        charts.Row(page.label(task), {k: 100 * label["prevalence"][k] for k in ends})
+        charts.Row(
+            page.label(task), {k: 100 * v for k, v in label["prevalence"].items()}
+        )
         for task, label in facts["labels"].items()
         if label["prevalence"]["low"] is not None
     ]
+    images, findings = facts["images_a_patient"], facts["findings_an_image"]
     drawn = {
         "prevalence": charts.forest(
             prevalences, title="Prevalences", name="prevalence, %"
         ),
-        "images_a_patient": _tally(
-            facts["images_a_patient"], "images of a patient", "patients"
-        ),
-        "findings_an_image": _tally(
-            facts["findings_an_image"], "findings in an image", "images"
-        ),
+        "images_a_patient": _tally(images, "images of a patient", "patients"),
+        "findings_an_image": _tally(findings, "findings in an image", "images"),
     }
     age = facts["age"]
     if age["images"]:
@@ -220,7 +188,7 @@ def _charts(facts: dict) -> dict[str, dict]:
 
 
 def _tally(tally: dict, x: str, y: str) -> dict:
-    """Returns how many there are of each number; a long tail is one last bar."""
+    """How many there are of each number; a long tail is one last bar."""
     values, counts = list(tally["value"]), list(tally["count"])
     ticks = None
     if values and values[-1] > MOST:
@@ -239,7 +207,7 @@ def _bars(
     labels: tuple[str, str],
     ticks: Sequence | None = None,
 ) -> dict:
-    """Returns bars of width `width` from `start` on, the series on top of each other."""
+    """Bars of width `width` from `start` on, the series on top of each other."""
     top = max([*np.sum(list(series.values()), axis=0), 1])
     ends = min(start, default=0), max(start, default=0) + width
     room = 0.03 * (ends[1] - ends[0])
@@ -264,7 +232,7 @@ def _bars(
 
 
 def _histogram(channels: list, at: np.ndarray, x: str) -> dict:
-    """Returns the pixels' shares, one line a channel; 0 and 255 may be cut off.
+    """The pixels' shares, one line a channel; 0 and 255 may be cut off.
 
     Black background would otherwise dwarf everything else.
     """
@@ -291,14 +259,14 @@ def _histogram(channels: list, at: np.ndarray, x: str) -> dict:
     )
 
 
-def _plain(value: Any) -> Any:
-    """Returns the same in JSON's own types; NaN and infinities are None."""
+def plain(value: Any) -> Any:
+    """The same in JSON's own types; NaN and infinities are None."""
     if isinstance(value, dict):
-        return {str(key): _plain(each) for key, each in value.items()}
+        return {str(key): plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [plain(each) for each in value]
     if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -38,7 +38,7 @@ class Plane(NamedTuple):
 
 
 def middle(image: np.ndarray) -> np.ndarray:
-    """Returns what is shown of [H, W, C] or [D, H, W, C]: [H, W, 1 or 3].
+    """What is shown of [H, W, C] or [D, H, W, C]: [H, W, 1 or 3].
 
     Of a volume it is the middle slice; of other than three channels the first, because
     the sequences of an MRI are no colours.
@@ -61,18 +61,17 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Scales [H, W, C], with averages of the pixels where it gets smaller."""
     smaller = height < image.shape[0]
     method = cv2.INTER_AREA if smaller else cv2.INTER_CUBIC
-    return cv2.resize(image, (width, height), interpolation=method).reshape(
-        height, width, -1
-    )
+    image = cv2.resize(image, (width, height), interpolation=method)
+    return image.reshape(height, width, -1)
 
 
 def as_bytes(image: np.ndarray) -> np.ndarray:
-    """Returns [0, 1] as uint8."""
+    """[0, 1] as uint8."""
     return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
 
 
 def png(image: np.ndarray) -> str:
-    """Returns [H, W, 1 or 3] uint8, red first, as a data URI."""
+    """[H, W, 1 or 3] uint8, red first, as a data URI."""
     return _uri(image, "png")
 
 
@@ -84,7 +83,7 @@ def planes(
     spacing: Sequence[float],
     box: tuple[slice, ...] = (slice(None),) * 3,
 ) -> list[Plane]:
-    """Returns the axial, coronal and sagittal plane of a volume, the head up.
+    """The axial, coronal and sagittal plane of a volume, the head up.
 
     Args:
       volume: [D, H, W, C] in [0, 1]; axes S, P, L.
@@ -93,26 +92,21 @@ def planes(
       spacing: [3] mm.
       box: the part of each axis that is shown.
     """
-    found = []
+    planes = []
     for axis in range(3):
         across = (*box[:axis], at[axis], *box[axis + 1 :])
         up = slice(None, None, 1 if axis == 0 else -1)
-        layers = [layer[across][up] for layer in (volume, *masks)]
+        image, *layers = [layer[across][up] for layer in (volume, *masks)]
         size = tuple(np.delete(spacing, axis))
-        found.append(Plane(layers[0], tuple(m != 0 for m in layers[1:]), size))
-    return found
+        planes.append(Plane(image, tuple(layer != 0 for layer in layers), size))
+    return planes
 
 
 def draw(plane: Plane, scale: float | None = None) -> np.ndarray:
-    """Draws a plane with the contours of its masks.
+    """Draws a plane with the contours of its masks, [h, w, 1 or 3] uint8.
 
-    Args:
-      plane: see Plane.
-      scale: pixels a mm; None keeps the plane's own pixels.
-
-    Returns:
-      [h, w, 1 or 3] uint8. The first mask is in the colour TRUE, the second in
-      PREDICTED, and what they share in BOTH.
+    The first mask is in the colour TRUE, the second in PREDICTED, and what they share
+    in BOTH. `scale` is in pixels a mm; None keeps the plane's own pixels.
     """
     image = plane.image.astype(np.float32)
     if scale is not None:
@@ -125,11 +119,8 @@ def draw(plane: Plane, scale: float | None = None) -> np.ndarray:
     picture = _coloured(picture)
     edges = []
     for mask in plane.masks:
-        large = cv2.resize(
-            mask.astype(np.uint8),
-            picture.shape[1::-1],
-            interpolation=cv2.INTER_NEAREST,
-        )
+        size = picture.shape[1::-1]
+        large = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
         inner = cv2.erode(large, np.ones((2 * LINE + 1,) * 2, np.uint8))
         edges.append(large > inner)
     # A dark seam sets the lines apart from lesions, which are as bright.
@@ -159,11 +150,10 @@ def picture(
     heatmap = heatmap[len(heatmap) // 2] if heatmap.ndim == 3 else heatmap
     film = _coloured(fit(flat, SIDE, enlarge=True))
     halves = [film.copy(), _under(film, heatmap)]
-    scale = film.shape[0] / flat.shape[0], film.shape[1] / flat.shape[1]
+    scale = np.divide(film.shape[:2], flat.shape[:2])
     for half in halves:
-        for low, high in boxes:
-            corners = (np.rint(np.multiply(end, scale)) for end in (low, high))
-            first, last = (tuple(int(n) for n in end[::-1]) for end in corners)
+        for corners in boxes:
+            first, last = np.rint(corners * scale).astype(int)[:, ::-1].tolist()
             cv2.rectangle(half, first, last, BOX, 1)
     gap = np.full((film.shape[0], GAP, 3), 255, np.uint8)
     both = np.concatenate([halves[0], gap, halves[1]], axis=1)
@@ -184,12 +174,10 @@ def overlay(
     """Writes a PNG: the film, the film under the heatmap, and what the colours mean.
 
     Args:
-      path: of the PNG.
       pixels: [H, W] or [H, W, 3] in [0, 1].
       heatmap: [h, w] >= 0, of the whole film.
       task: the finding that the heatmap explains.
-      probability: of the task.
-      threshold: the task's; NaN if it has none.
+      probability, threshold: of the task; the threshold is NaN if it has none.
       spacing: (x, y), mm a pixel, which gives the film its shape; NaN is square.
     """
     stretch = 1.0 if math.isnan(sum(spacing)) else spacing[1] / spacing[0]
@@ -199,11 +187,9 @@ def overlay(
     top, bar = 40, 3 * WIDTH // 100
     canvas = np.full((top + tall + 10, 2 * WIDTH + bar + 90, 3), 255, np.uint8)
     left = 10 + np.cumsum([0, WIDTH + GAP, WIDTH + 14])
-    high = slice(top, top + tall)
-    canvas[high, left[0] : left[0] + WIDTH] = film
-    canvas[high, left[1] : left[1] + WIDTH] = _under(film, heatmap)
-    ramp = np.repeat(np.linspace(1, 0, tall)[:, None], bar, axis=1)
-    canvas[high, left[2] : left[2] + bar] = _colours(ramp)
+    ramp = _colours(np.repeat(np.linspace(1, 0, tall)[:, None], bar, axis=1))
+    for x, part in zip(left, (film, _under(film, heatmap), ramp), strict=True):
+        canvas[top : top + tall, x : x + part.shape[1]] = part
     image = Image.fromarray(canvas)
     text = title(task, probability, threshold)
     text = text if heatmap.max() > 0 else f"{text}; the heatmap is empty"
@@ -215,7 +201,7 @@ def overlay(
 
 
 def title(task: str, probability: float, threshold: float) -> str:
-    """Returns 'Mass 0.93, above its threshold 0.41'."""
+    """'Mass 0.93, above its threshold 0.41'."""
     text = f"{label(task)} {probability:.2f}"
     if math.isnan(threshold):
         return text
@@ -224,7 +210,7 @@ def title(task: str, probability: float, threshold: float) -> str:
 
 
 def _under(film: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
-    """Returns the film [H, W, 3] uint8 under a heatmap [h, w] >= 0."""
+    """The film [H, W, 3] uint8 under a heatmap [h, w] >= 0."""
     share = np.asarray(heatmap, np.float32) / max(float(heatmap.max()), 1e-30)
     share = cv2.resize(share, film.shape[1::-1], interpolation=cv2.INTER_LINEAR)
     opaque = OPAQUE * share[..., None]
@@ -233,12 +219,12 @@ def _under(film: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
 
 
 def _colours(share: np.ndarray) -> np.ndarray:
-    """Returns [H, W] in [0, 1] as [H, W, 3] uint8, red first."""
+    """[H, W] in [0, 1] as [H, W, 3] uint8, red first."""
     return cv2.applyColorMap(as_bytes(share), COLOURS)[..., ::-1]
 
 
 def _coloured(image: np.ndarray) -> np.ndarray:
-    """Returns [H, W, 1 or 3] with three channels, as an array of its own."""
+    """[H, W, 1 or 3] with three channels, as an array of its own."""
     return np.repeat(image, 3 // image.shape[-1], axis=-1)
 
 

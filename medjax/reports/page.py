@@ -1,10 +1,14 @@
 """The frame of every page, and the one way in which numbers are printed."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
+from rich.console import Console
+from rich.table import Table
 
+from medjax.config import flatten
 from medjax.evaluation.metrics import METRICS
 
 DASH = "–"  # Of what is undefined.
@@ -53,13 +57,28 @@ def render(template: str, **values) -> str:
     return environment.get_template(template).render(**values)
 
 
+def show_table(
+    title: str,
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    summary: bool = False,
+    caption: str = "",
+) -> None:
+    """Prints a table of texts; with `summary` a line is above the last row."""
+    table = Table(title=title, caption=caption or None)
+    for place, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if place else "left")
+    for place, row in enumerate(rows, 2):
+        table.add_row(*row, end_section=summary and place == len(rows))
+    Console(soft_wrap=True).print(table)
+
+
 def number(value: float | None, digits: int | None = None, sign: bool = False) -> str:
     """Prints a number, or a dash where it is undefined.
 
-    Args:
-      value: the number.
-      digits: after the point; None prints four significant digits, or a whole number.
-      sign: whether a plus is printed.
+    `digits` are after the point; None prints four significant digits, or a whole
+    number. With `sign` a plus is printed.
     """
     if value is None:
         return DASH
@@ -133,7 +152,7 @@ def gib(size: float | None) -> str:
 
 
 def label(name: str) -> str:
-    """Returns the printed name of a metric or a finding."""
+    """The printed name of a metric or a finding."""
     if name in NAMES:
         return NAMES[name]
     name = name.replace("_", " ")
@@ -141,17 +160,13 @@ def label(name: str) -> str:
 
 
 def within(name: str) -> str:
-    """Returns a name as it is printed inside a sentence."""
+    """A name as it is printed inside a sentence."""
     return NAMES.get(name, label(name).lower())
 
 
 def flat(values: dict, prefix: str = "") -> dict[str, str]:
     """Flattens nested dicts to {dotted name: text}."""
-    rows: dict[str, str] = {}
-    for name, value in values.items():
-        if isinstance(value, dict) and value:
-            rows |= flat(value, f"{prefix}{name}.")
-        else:
-            text = value if isinstance(value, str) and value else json.dumps(value)
-            rows[prefix + name] = text
-    return rows
+    return {
+        name: value if isinstance(value, str) and value else json.dumps(value)
+        for name, value in flatten(values, prefix).items()
+    }

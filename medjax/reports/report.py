@@ -26,11 +26,10 @@ def write(
         with split, source, model, split_by, steps and checkpoint. The page has a
         section for each of these keys that is there: cohort (cohort/describe.py),
         subgroups; of a classifier also bands, explorer, calibration, robustness,
-        localisation; of masks posts and shown, see segmentation.py. external: whether
-        the images are of other data than the training's.
+        localisation. Of masks also tolerance, in mm; posts, {region: the rule from
+        probabilities to masks}; shown, the name of the sequence in the pictures.
+        external: whether the images are of other data than the training's.
       curve: the lines of metrics.jsonl.
-      folder: where to.
-      name: of the files.
       config: of the run, as JSON; environment: its environment.json.
       pictures: the films of classification.sections or the cases of
         segmentation.sections.
@@ -65,12 +64,12 @@ def show(results: dict) -> None:
 
 
 def _kind(results: dict):
-    """Returns the module with what is special in reports of this kind of task."""
+    """The module with what is special in reports of this kind of task."""
     return segmentation if "regions" in results else classification
 
 
 def card(results: dict) -> dict:
-    """Returns what card.html needs beside the results.
+    """What card.html needs beside the results.
 
     Returns:
       main: the metric that matters most; ranked: [(task or region, its value)] from the
@@ -83,10 +82,10 @@ def card(results: dict) -> dict:
     }
     values = {name: row[main] for name, row in metrics.items()}
     ranked = [pair for pair in values.items() if pair[1]["estimate"] is not None]
-    robustness = results.get("robustness") or {"corruptions": {}}
+    corruptions = (results.get("robustness") or {}).get("corruptions", {})
     drops = [
         (name, row["drop"])
-        for name, corruption in robustness["corruptions"].items()
+        for name, corruption in corruptions.items()
         for row in corruption["severities"]
         if row["severity"] == 5 and (row["drop"]["low"] or 0) > 0
     ]

@@ -6,12 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
-from rich.table import Table
 
 from medjax.evaluation.segmentation import METRICS, components
 from medjax.reports import charts, images
-from medjax.reports.page import interval, label
+from medjax.reports.page import interval, label, show_table
 
 TEMPLATE = "segmentation.html"
 AVERAGED = METRICS[: METRICS.index("true_lesions")]
@@ -37,13 +35,10 @@ class Case(NamedTuple):
 
 
 def sections(results: dict, cases: Iterable[Case] | None) -> dict:
-    """Returns what segmentation.html needs beside the results.
+    """What segmentation.html needs beside the results, see report.write.
 
-    Args:
-      results: see report.write; also tolerance, in mm; posts, {region: the fields of
-        evaluation.masks.Post}; shown, the name of the sequence in the pictures.
-      cases: those to be pictured, such as the first of `worst_first`. They are taken
-        one by one.
+    The cases are those to be pictured, such as the first of `worst_first`. They are
+    taken one by one.
     """
     order = worst_first(results)
     pictures = {case.name: planes(case, results) for case in cases or ()}
@@ -60,22 +55,23 @@ def sections(results: dict, cases: Iterable[Case] | None) -> dict:
 
 def show(results: dict) -> None:
     """Prints Dice, HD95 and the lesion-wise F1 of every region."""
-    headings = ("dice", "hd95", "lesion_f1")
-    title = f"{results['volumes']} volumes, {results['patients']} patients"
-    table = Table(title=title, caption=results["note"] or None)
-    table.add_column("")
-    for metric in headings:
-        table.add_column(label(metric), justify="right")
-    rows = dict(results["regions"])
-    if len(rows) > 1:
-        rows["mean"] = results["mean"]
-    for region, metrics in rows.items():
-        table.add_row(label(region), *(interval(metrics[m]) for m in headings))
-    Console(soft_wrap=True).print(table)
+    metrics = ("dice", "hd95", "lesion_f1")
+    regions = dict(results["regions"])
+    if len(regions) > 1:
+        regions["mean"] = results["mean"]
+    show_table(
+        f"{results['volumes']} volumes, {results['patients']} patients",
+        ("", *map(label, metrics)),
+        [
+            (label(r), *(interval(row[m]) for m in metrics))
+            for r, row in regions.items()
+        ],
+        caption=results["note"],
+    )
 
 
 def worst_first(results: dict) -> list[str]:
-    """Returns the volumes' names, from the lowest mean Dice over the regions."""
+    """The volumes' names, from the lowest mean Dice over the regions."""
     dice = pd.DataFrame(results["rows"]).groupby("name", sort=False)["dice"].mean()
     return [*dice.sort_values(kind="stable").index]
 
@@ -91,6 +87,7 @@ def planes(case: Case, results: dict) -> list[dict]:
     low, high = _window(case.image)
     grey = np.where(case.image == 0, low, case.image)
     grey = ((grey - low) / (high - low))[..., None]
+    rows = {(row["name"], row["region"]): row for row in results["rows"]}
     shown = []
     for k, region in enumerate(results["regions"]):
         masks = case.label[..., k] != 0, case.predicted[..., k] != 0
@@ -100,11 +97,7 @@ def planes(case: Case, results: dict) -> list[dict]:
         lengths = [part.stop - part.start for part in box]
         scale = SIDE / max(np.multiply(lengths, case.spacing))
         drawn = images.planes(grey, masks, at=at, spacing=case.spacing, box=box)
-        row = next(
-            row
-            for row in results["rows"]
-            if (row["name"], row["region"]) == (case.name, region)
-        )
+        row = rows[case.name, region]
         pictures = [
             {
                 "plane": name,
@@ -119,7 +112,7 @@ def planes(case: Case, results: dict) -> list[dict]:
 
 
 def agreement(results: dict) -> list[tuple[str, dict, list[dict]]]:
-    """Returns (region, limits of agreement, charts) of true and predicted volumes.
+    """(region, limits of agreement, charts) of true and predicted volumes.
 
     Source: Bland & Altman, Lancet 327 (1986) 307.
     """
@@ -148,7 +141,7 @@ def agreement(results: dict) -> list[tuple[str, dict, list[dict]]]:
 def _differences(
     region: str, limits: dict, true: np.ndarray, predicted: np.ndarray
 ) -> dict:
-    """Returns the Bland-Altman plot of a region, volumes in ml."""
+    """The Bland-Altman plot of a region, volumes in ml."""
     difference, mean = predicted - true, (predicted + true) / 2
     levels = [limits[k] for k in ("low", "high") if limits[k] is not None]
     ends = [0, limits["bias"], *levels, *difference]
@@ -171,7 +164,7 @@ def _differences(
 
 
 def _window(image: np.ndarray) -> tuple[float, float]:
-    """Returns black and white: the brain's lowest and highest half percent."""
+    """Black and white: the brain's lowest and highest half percent."""
     inside = image[image != 0]
     if not inside.size:
         return 0.0, 1.0
@@ -180,10 +173,9 @@ def _window(image: np.ndarray) -> tuple[float, float]:
 
 
 def _about(mask: np.ndarray, spacing: np.ndarray) -> tuple[list[int], tuple]:
-    """Finds where to look at a mask's largest component.
+    """Where to look at a mask's largest component.
 
-    Returns:
-      The slice across each axis with most of it, and the box that is shown, [3].
+    The slice across each axis with most of it, and the box that is shown, [3].
     """
     component, size = components(mask)
     largest = component == np.argmax(size) + 1

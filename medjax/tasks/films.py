@@ -171,24 +171,13 @@ def split(config: Config, data: Any) -> pd.DataFrame:
     seed = config.seed if c.seed < 0 else c.seed
     options = {"seed": seed, "validation": c.validation}
     options["minority"] = c.get("minority", 0.0)
-    listed = {
-        name: table["image"][table["official"] == name]
-        for name in (manifests.SPLITS if "official" in table else ())
-    }
     arguments = table, data.output.stratified
     if c.folds:
         manifest = splits.fold(*arguments, folds=c.folds, fold=c.fold, **options)
     elif c.get("cut", 0):
         manifest = splits.temporal(*arguments, cut=c.cut, test=c.test, **options)
-    elif c.by == "patient" and len(listed.get("test", ())):
-        validation = listed["validation"]
-        manifest = splits.official(
-            *arguments,
-            train_val=pd.concat([listed["train"], validation]),
-            test=listed["test"],
-            validation_list=validation if len(validation) else None,
-            **options,
-        )
+    elif c.by == "patient" and "test" in set(table.get("official", ())):
+        manifest = splits.official(*arguments, **options)
     else:
         manifest = splits.split(*arguments, test=c.test, by=c.by, **options)
     if c.patients == 0:

@@ -9,9 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from medjax.augment import policy
 from medjax.config import Config, as_json
@@ -20,7 +18,7 @@ from medjax.evaluation import bootstrap, robustness
 from medjax.evaluation import predict as inference
 from medjax.evaluation.robustness import CORRUPTIONS, SEVERITIES
 from medjax.reports import explore as explore_page
-from medjax.reports.page import interval
+from medjax.reports.page import interval, show_table
 from medjax.tasks import films, parts
 from medjax.tasks.task import Finished
 
@@ -98,14 +96,12 @@ def write(results: dict, path: Path) -> Path:
     columns = ["corruption", "severity", "parameter", "value", *columns]
     numbers = pd.DataFrame(rows, columns=columns, dtype=object)  # 50 isn't 50.0.
     numbers.to_csv(path.with_suffix(".csv"), index=False)
-    title = f"{results['films']} images, {len(results['corruptions'])} corruptions"
-    table = Table(title=title)
-    for heading in ("severity", "mean AUROC", "drop", "calls that stay"):
-        table.add_column(heading, justify="right")
-    table.add_row("0", interval(results["clean"]["auroc"]), "", "")
+    table = [("0", interval(results["clean"]["auroc"]), "", "")]
     for row in results["mean"]:
-        table.add_row(str(row["severity"]), *(interval(row[k]) for k in measures))
-    Console(soft_wrap=True).print(table)
+        table.append((str(row["severity"]), *(interval(row[k]) for k in measures)))
+    title = f"{results['films']} images, {len(results['corruptions'])} corruptions"
+    headings = ("severity", "mean AUROC", "drop", "calls that stay")
+    show_table(title, headings, table)
     return path
 
 

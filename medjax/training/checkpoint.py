@@ -24,12 +24,10 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one run.
+    """The checkpoints of one run, in a directory that is created if missing.
 
-    Args:
-      directory: created if missing.
-      keep: number of best checkpoints to keep, by validation score. The latest one is
-        kept too: otherwise the newest would be deleted first.
+    The `keep` best by validation score stay, and the latest one: otherwise the newest
+    would be deleted first.
     """
 
     def __init__(self, directory: Path, *, keep: int = 1):
@@ -69,11 +67,9 @@ class Checkpoints:
     ) -> None:
         """Writes a checkpoint and waits for it; replaces one of the same step.
 
-        Args:
-          step: updates done.
-          state: any tree of arrays; one replica is written.
-          data: the position in the data, plain JSON.
-          score: on validation, more is better; None or NaN: can't become the best.
+        One replica of the state is written. `data`, the position in the data, is plain
+        JSON. `score` is on validation, more is better; without a finite one, the
+        checkpoint can't become the best.
         """
         scored = score is not None and math.isfinite(score)
         self._orbax.save_checkpointables(
@@ -85,19 +81,16 @@ class Checkpoints:
         )
 
     def restore(self, template: ArrayTree, *, step: int | None = None) -> Restored:
-        """Reads a checkpoint: the given step, or the latest that can be read.
+        """Reads the checkpoint of the step, or the latest that can be read.
 
-        Args:
-          template: a tree with the expected structure, shapes and dtypes.
-          step: None: the latest. If it is damaged, the log names it, and the one
-            before it is read.
+        The log names damaged ones. The template is a tree with the expected structure,
+        shapes and dtypes.
 
         Raises:
           InputError: no checkpoint can be read, or it doesn't match the template.
         """
-        candidates = [step] if step is not None else self.steps[::-1]
         reasons = []
-        for candidate in candidates:
+        for candidate in self.steps[::-1] if step is None else [step]:
             try:
                 return self._read(template, candidate)
             except InputError:
@@ -112,15 +105,8 @@ class Checkpoints:
         )
 
     def _read(self, template: ArrayTree, step: int) -> Restored:
+        """Reads a step; compares dtypes, too, because Orbax silently casts them."""
         template = jax.tree.map(np.asarray, jax.device_get(template))
-        self._check(template, step)
-        parts = self._orbax.load_checkpointables(
-            step, {"state": template, "data": None}
-        )
-        return Restored(step, parts["state"], parts["data"])
-
-    def _check(self, template: ArrayTree, step: int) -> None:
-        """Compares names, shapes and dtypes: Orbax silently casts a wrong dtype."""
         saved = self._orbax.checkpointables_metadata(step).metadata["state"]
         saved, expected = _leaves(saved), _leaves(template)
         if not saved:
@@ -137,6 +123,10 @@ class Checkpoints:
                     f"{self.directory}/{step}: {name} is {saved[name]}, the config's "
                     f"model has {leaf}: it is not the one that was trained"
                 )
+        parts = self._orbax.load_checkpointables(
+            step, {"state": template, "data": None}
+        )
+        return Restored(step, parts["state"], parts["data"])
 
 
 def _leaves(tree: ArrayTree) -> dict[str, str]:

@@ -36,24 +36,11 @@ Rows = TypeVar("Rows", bound=tuple)
 
 
 def keep() -> None:
-    """Enables the persistent compilation cache, and keeps freed memory.
+    """Enables the persistent compilation cache, and keeps up to 2 GB of freed memory.
 
     The cache is in the folder that JAX already has, from `jax_compilation_cache_dir`
     or $JAX_COMPILATION_CACHE_DIR, or else in FOLDER. Processes that this one starts
     share it.
-    """
-    _keep_memory()
-    configured = jax.config.jax_compilation_cache_dir  # Also from the variable.
-    folder = configured or os.environ.get("JAX_COMPILATION_CACHE_DIR") or FOLDER
-    folder = os.path.expanduser(folder)
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-
-
-def _keep_memory() -> None:
-    """Lets glibc keep up to 2 GB of freed memory; without glibc it does nothing.
 
     On a CPU, XLA frees its buffers after every update. By default glibc gives large
     ones back to the kernel, which must clear every page for the next update: a fifth of
@@ -63,19 +50,22 @@ def _keep_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         for option, value in MALLOC.items():
             mallopt(option, value)
+    configured = jax.config.jax_compilation_cache_dir  # Also from the variable.
+    folder = configured or os.environ.get("JAX_COMPILATION_CACHE_DIR") or FOLDER
+    folder = os.path.expanduser(folder)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def use_cores(*batches: int, most: int = DEVICES) -> None:
-    """Makes each CPU core a JAX device.
+    """Makes each CPU core a JAX device, at most `most`, as many as divide all batches.
 
     Several cores don't share the small operations of a step well: two devices of one
     core each train the lesions' U-Net 1.3 times as fast as one device of two cores, and
     predict by DenseNet-121 1.5 times as fast. Call it before JAX looks for devices;
     later it changes nothing. It respects jax_num_cpu_devices and other platforms.
-
-    Args:
-      batches: sizes that must be divisible by the number of devices.
-      most: largest number of devices.
     """
     if jax.config.jax_num_cpu_devices > 0:
         return
@@ -118,8 +108,7 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
     Args:
       coordinator: 'HOST:PORT' of process 0, a free port there. If all three are None,
         the cluster's environment gives them (SLURM, TPU pods, Open MPI).
-      processes: number of processes.
-      process: the number of this one.
+      processes, process: their number, and that of this one.
 
     Raises:
       InputError: the three contradict each other, or no known cluster is found.
@@ -127,12 +116,14 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
     watch = threading.Timer(MEET, _give_up)
     watch.daemon = True
     watch.start()
+    # Under SLURM JAX gives each process one card. A process alone on its node needs all.
+    tasks, nodes = map(os.environ.get, ("SLURM_NTASKS", "SLURM_STEP_NUM_NODES"))
     try:
         jax.distributed.initialize(
             coordinator,
             processes,
             process,
-            _accelerators(),
+            [] if tasks and tasks == nodes else None,  # [] is all, None JAX's choice.
             initialization_timeout=2 * MEET,  # JAX would abort: `watch` is earlier.
             heartbeat_timeout_seconds=HEARTBEAT,
             shutdown_timeout_seconds=LONGEST,
@@ -159,15 +150,6 @@ def _give_up() -> None:
     os._exit(2)
 
 
-def _accelerators() -> list[int] | None:
-    """This process's accelerators: [] is all of the node, None is JAX's choice.
-
-    Under SLURM JAX gives each process one card. A process alone on its node needs all.
-    """
-    tasks, nodes = map(os.environ.get, ("SLURM_NTASKS", "SLURM_STEP_NUM_NODES"))
-    return [] if tasks and tasks == nodes else None
-
-
 def _connect() -> None:
     """Connects all devices now, while all processes are here.
 
@@ -175,14 +157,14 @@ def _connect() -> None:
     which a process that compiles more slowly than another may exceed. Later sums wait.
     """
     wait("to connect")  # This sums over the processes; what follows over the devices.
-    everywhere = NamedSharding(
-        Mesh(jax.devices(), ("device",)), PartitionSpec("device")
-    )
+    mesh = Mesh(jax.devices(), ("device",))
     count = jax.device_count()
     ones = jax.make_array_from_callback(
-        (count,), everywhere, lambda part: np.ones(count, np.int32)[part]
+        (count,),
+        NamedSharding(mesh, PartitionSpec("device")),
+        lambda part: np.ones(count, np.int32)[part],
     )
-    together = NamedSharding(everywhere.mesh, PartitionSpec())
+    together = NamedSharding(mesh, PartitionSpec())
     jax.block_until_ready(jax.jit(jnp.sum, out_shardings=together)(ones))
 
 
@@ -220,12 +202,10 @@ def any_of_us(flag: bool) -> bool:
 
 
 def gather(mine: Rows, total: int) -> Rows:
-    """Puts the rows of all processes together, in order.
+    """Puts the `total` rows of all processes together, in order.
 
-    Args:
-      mine: a NamedTuple of arrays [n, ...]: of the P processes' rows, this one has
-        every P-th from its own number on.
-      total: N, rows of all processes.
+    `mine` is a NamedTuple of arrays [n, ...]: of the P processes' rows, this one has
+    every P-th from its own number on.
     """
     if alone():
         return mine

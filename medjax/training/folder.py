@@ -25,6 +25,7 @@ from medjax.evaluation.predict import Predictions
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 SHOWN = 3  # Differing fields in an error message.
+RECORDS = ("*.array_record*", "*.npy")  # Of images, and of volumes.
 
 
 def claim(folder: Path, config: dict) -> None:
@@ -42,11 +43,7 @@ def claim(folder: Path, config: dict) -> None:
 
 
 def refuse_other(folder: Path, old: dict, config: dict) -> None:
-    """Refuses another config than the one in the folder.
-
-    Raises:
-      InputError: it differs; the first fields that do are named.
-    """
+    """Raises if the folder's config is another, and names the first fields that are."""
     old, new = flatten(old), flatten(config)
     # As text: NaN doesn't equal itself.
     apart = [
@@ -93,13 +90,9 @@ def _write_environment(path: Path) -> None:
 
 def _git(*arguments: str) -> str:
     """git's answer in this file's folder; '' without git, or outside a checkout."""
+    command = ["git", "-C", os.fspath(Path(__file__).parent), *arguments]
     try:
-        done = subprocess.run(
-            ["git", "-C", os.fspath(Path(__file__).parent), *arguments],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return ""
     return done.stdout.strip()
@@ -127,32 +120,28 @@ def write_predictions(
     path: Path,
     tasks: tuple[str, ...],
     image: pd.Series,
-    found: Predictions,
+    predictions: Predictions,
     raw: np.ndarray | None = None,
 ) -> None:
     """Writes predictions/<split>.csv: image, patient, and two or three columns a task.
 
+    An unknown label is left empty.
+
     Args:
-      path: of the CSV.
-      tasks: T names.
       image: names by id.
-      found: probabilities and labels; an unknown label is left empty.
       raw: [N, T], the probabilities before calibration, by which a finding's images
-        are ranked: a column T_raw each; None: they are ranked by `found`'s.
+        are ranked: a column T_raw each; None: they are ranked by those predicted.
     """
     path.parent.mkdir(exist_ok=True)
-    names = image[found.id].to_numpy()
-    columns = {"image": names, "patient": found.patient}
-    known = np.where(found.weight > 0, found.label, np.nan)
+    names = image[predictions.id].to_numpy()
+    columns = {"image": names, "patient": predictions.patient}
+    known = np.where(predictions.weight > 0, predictions.label, np.nan)
     for t, task in enumerate(tasks):
-        columns[task] = found.probability[:, t]
+        columns[task] = predictions.probability[:, t]
         columns[f"{task}_label"] = known[:, t]
         if raw is not None:
             columns[f"{task}_raw"] = raw[:, t]
     pd.DataFrame(columns).to_csv(path, index=False)
-
-
-RECORDS = ("*.array_record*", "*.npy")  # Of images, and of volumes.
 
 
 def hold(
@@ -166,39 +155,40 @@ def hold(
     """Writes provenance.json of a run, or checks that the run is made of the same.
 
     Args:
-      folder: the run's; its splits.csv and target.csv, if any, hold its splits.
       records: the folder of the prepared data.
-      manifest: of the split now.
-      target: records and manifest of the data that the run is adapted to, if any.
+      manifest: of the split now; the folder's splits.csv, if any, holds the old one.
+      target: records and manifest of the data that the run is adapted to, with the old
+        one in target.csv.
       weights: the first weights, if they are given.
 
     Raises:
       InputError: a run that was begun with other data, another split or other weights,
         or whose splits.csv or target.csv were changed.
     """
-    path = folder / "provenance.json"
-    old = json.loads(path.read_text()) if path.exists() else {}
-    found = _held(folder, old, records, manifest, "splits.csv")
+    old = _provenance(folder)
+    now = _checked(folder, old, records, manifest, "splits.csv")
     if target is not None:
-        found["target"] = _held(folder, old.get("target", {}), *target, "target.csv")
+        now["target"] = _checked(folder, old.get("target"), *target, "target.csv")
     if weights is not None:
-        found["weights"] = of_weights(weights)
-        if old.get("weights", found["weights"]) != found["weights"]:
+        now["weights"] = of_weights(weights)
+        if old and old["weights"] != now["weights"]:
             raise InputError(
                 f"{folder}: the weights of transfer.init changed since the run began: "
                 "use another --workdir, or bring the old weights back"
             )
-    path.write_text(json.dumps(found, indent=2))
+    (folder / "provenance.json").write_text(json.dumps(now, indent=2))
 
 
-def _held(
-    folder: Path, old: dict, records: Path, manifest: pd.DataFrame, name: str
+def _provenance(folder: Path) -> dict:
+    """The folder's provenance.json; {} before the run begins."""
+    path = folder / "provenance.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _checked(
+    folder: Path, old: dict | None, records: Path, manifest: pd.DataFrame, name: str
 ) -> dict:
-    """{data, split} now, which must equal the old ones, if there are any.
-
-    Args:
-      name: of the manifest's file.
-    """
+    """{data, split} now, which must equal the old ones, if any; `name`: of the split."""
     now = {"data": of_data(records), "split": of_split(manifest)}
     if not old:
         return now
@@ -221,16 +211,13 @@ def _held(
 def sides(folder: Path, name: str = "splits.csv") -> pd.DataFrame:
     """The split of a run, as it was written when the run began.
 
-    Args:
-      folder: of the run.
-      name: of the file; target.csv: of the data that the run is adapted to.
+    `name` is of the file; target.csv: of the data that the run is adapted to.
 
     Raises:
       InputError: the file was changed since.
     """
     manifest = manifests.read(folder / name)
-    path = folder / "provenance.json"
-    old = json.loads(path.read_text()) if path.exists() else {}
+    old = _provenance(folder)
     if name == "target.csv":
         old = old.get("target", {})
     if "split" in old and of_split(manifest) != old["split"]:
@@ -276,8 +263,7 @@ def of_split(manifest: pd.DataFrame) -> dict:
     """The number of images in each split, and a digest of the manifest."""
     rows = manifest.sort_values("id")
     text = rows[["id", "patient", "split"]].to_csv(index=False, lineterminator="\n")
-    counts = manifest["split"].value_counts().sort_index()
-    counts = {name: int(n) for name, n in counts.items()}
+    counts = manifest["split"].value_counts().sort_index().to_dict()
     return {**counts, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
@@ -291,11 +277,11 @@ def _apart(old: dict, new: dict) -> str:
 def _moved(old: pd.DataFrame, new: pd.DataFrame) -> str:
     """The number of images that changed splits, and the first of them."""
     both = old.merge(new, on="id", how="outer", suffixes=("_old", "_new"))
+    both = both.fillna({"split_old": "absent", "split_new": "absent"})
     moved = both[both["split_old"] != both["split_new"]]
     if moved.empty:
         return "other patients"
     first = moved.iloc[0]
-    sides = (first[f"split_{which}"] for which in ("old", "new"))
-    was, now = ("absent" if pd.isna(side) else side for side in sides)
-    image = first["image_old"] if was != "absent" else first["image_new"]
+    was, now = first["split_old"], first["split_new"]
+    image = first["image_new" if was == "absent" else "image_old"]
     return f"{len(moved)} images are in another split, such as {image}: {was} then, {now} now"

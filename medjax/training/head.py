@@ -14,6 +14,9 @@ from chex import Array
 
 from medjax.cohort.synthetic import Synthetic
 
+DECAY = 1e-3  # Weight of the sum of squared weights, for standardised features.
+ITERATIONS = 200  # Of L-BFGS at most; a few dozen are usually enough.
+
 
 def refit(
     feature: Array,
@@ -22,14 +25,11 @@ def refit(
     *,
     between: Synthetic,
     exclusive: bool,
-    decay: float = 1e-3,
-    iterations: int = 200,
 ) -> dict[str, Array]:
     """Fits a linear classifier to embeddings and to points between them.
 
-    A synthetic point is (1 - gap) seed + gap neighbour. The classifier is linear, so a
-    point's logits are the same mixture of the two images' logits, and no synthetic
-    embedding is computed.
+    The classifier is linear, so a synthetic point's logits are the same mixture of two
+    images' logits as the point is of them, and no synthetic embedding is computed.
 
     Args:
       feature: [N, F] embeddings.
@@ -38,8 +38,6 @@ def refit(
       between: the synthetic points of each task, [T, M].
       exclusive: whether an image has exactly one of the tasks (softmax), or may have
         several (sigmoid).
-      decay: weight of the sum of squared weights, for standardised features.
-      iterations: of L-BFGS at most; a few dozen are usually enough.
 
     Returns:
       kernel [F, T] and bias [T] of the layer.
@@ -73,29 +71,25 @@ def refit(
             points = cross_entropy(mixed, between.label[:, None])
             total += jnp.sum(between.weight * points, axis=1)
         fit = jnp.sum(total / jnp.maximum(count, 1))
-        return fit + decay * jnp.sum(layer["kernel"] ** 2)
+        return fit + DECAY * jnp.sum(layer["kernel"] ** 2)
 
-    tasks = label.shape[1]
-    start = {
-        "kernel": jnp.zeros((feature.shape[1], tasks)),
-        "bias": jnp.zeros(tasks),
-    }
-    layer = _minimise(objective, start, iterations)
+    shape = feature.shape[1], label.shape[1]
+    layer = _minimise(
+        objective, {"kernel": jnp.zeros(shape), "bias": jnp.zeros(shape[1])}
+    )
     kernel = layer["kernel"] * scale[:, None]
     return {"kernel": kernel, "bias": layer["bias"] - mean @ kernel}
 
 
-def _minimise(objective: Callable, start: dict, iterations: int) -> dict:
-    """Minimises by L-BFGS until the gradient is small, at most `iterations` times."""
+def _minimise(objective: Callable, start: dict) -> dict:
+    """Minimises by L-BFGS until the gradient is small, at most ITERATIONS times."""
     optimizer = optax.lbfgs()
     value_and_grad = optax.value_and_grad_from_state(objective)
 
     def unfinished(carry):
-        _, state = carry
-        count = optax.tree.get(state, "count")
-        gradient = optax.tree.get(state, "grad")
+        count, gradient = (optax.tree.get(carry[1], k) for k in ("count", "grad"))
         large = optax.tree.norm(gradient) > 1e-5
-        return (count == 0) | ((count < iterations) & large)
+        return (count == 0) | ((count < ITERATIONS) & large)
 
     def iterate(carry):
         params, state = carry

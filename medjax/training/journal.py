@@ -31,11 +31,10 @@ class Journal:
 
     Args:
       workdir: gets metrics.jsonl and TensorBoard's events/.
-      steps: of the whole run, for the bar.
       start: steps done already. Later lines of an interrupted run are dropped, because
         these steps are computed again.
       name: distinguishes the run's lines from those of runs trained at the same time.
-      bar: whether to show a bar; only one run at a time can.
+      bar: shows a bar; only one run at a time can.
       sharing: number of runs trained at the same time, which share its cost equally.
       before: seconds that the run cost earlier, such as its share of a compilation.
     """

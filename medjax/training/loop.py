@@ -38,15 +38,11 @@ def fit(
 
     Args:
       state: before the first update.
-      workdir: the run's folder.
-      steps: updates of the whole run.
       step: from compile_step; its first argument is donated.
       batches: the training data; its position is saved with the state.
       evaluate: the validation metrics, of which the first chooses the best checkpoint;
         {} if nobody validates.
-      checkpoints: of this run.
-      key: the run's key.
-      log_every: steps between two lines of metrics.jsonl.
+      log_every: steps between two lines of the workdir's metrics.jsonl.
       evaluate_every: steps between two validations, each with a checkpoint.
 
     Returns:
@@ -140,7 +136,7 @@ class Meter:
         values = [(number, jax.device_get(scalars)) for number, scalars in self._unread]
         for number, scalars in values:
             if not all(math.isfinite(value) for value in scalars.values()):
-                raise diverged(number, scalars, self._checkpoints)
+                self._refuse(number, scalars)
         seconds = time.perf_counter() - self._since
         number, last = values[-1]
         line = {name: float(value) for name, value in last.items()}
@@ -152,16 +148,16 @@ class Meter:
         self._journal.show(number, f"{rate}  loss {line['loss']:.4f}")
         self.restart()
 
-
-def diverged(number: int, scalars: dict, checkpoints: Checkpoints) -> InputError:
-    """The error for a loss or a gradient that isn't finite."""
-    what = ", ".join(f"{name} {float(value)}" for name, value in scalars.items())
-    last = checkpoints.steps[-1:]
-    good = f"the last good checkpoint is step {last[0]}" if last else "none was saved"
-    return InputError(
-        f"step {number}: {what}: training diverged; {good} "
-        f"({checkpoints.directory}): lower optim.learning_rate or optim.clip"
-    )
+    def _refuse(self, number: int, scalars: dict) -> None:
+        what = ", ".join(f"{name} {float(value)}" for name, value in scalars.items())
+        last = self._checkpoints.steps[-1:]
+        good = (
+            f"the last good checkpoint is step {last[0]}" if last else "none was saved"
+        )
+        raise InputError(
+            f"step {number}: {what}: training diverged; {good} "
+            f"({self._checkpoints.directory}): lower optim.learning_rate or optim.clip"
+        )
 
 
 @contextlib.contextmanager

@@ -76,14 +76,13 @@ def pesg(
 
     w <- w - rate (gradient + proximity (w - reference) + weight_decay w), where the
     reference is the mean of the previous stage's iterates, or in the first stage the
-    first weights. Arguments of `update`, clipping, schedule and decay are as in
-    `adamw`. `saddle_step` updates the loss's own variables.
+    first weights. Clipping, schedule, decay and `update` are as in `adamw`;
+    `saddle_step` updates the loss's own variables.
 
     LibAUC's PESG starts from a random reference, clips each element, and by default
     averages the gradient over steps.
 
     Args:
-      steps, warmup, clip: as in adamw.
       stage: updates in a stage; the paper's stages are several epochs.
       proximity: >= 0, the pull towards the reference; 0 is plain gradient descent.
 
@@ -109,17 +108,12 @@ def by_stage(
     """Scales the change of each stage's weights by its share of the learning rate.
 
     A stage before its start doesn't change, to the bit. Its moments are updated, so
-    that it starts with a settled rate, and so are its batch statistics.
-
-    Args:
-      change: of the weights, by stage.
-      step: [], updates done.
-      hyper: its `share` and `start` are used.
+    that it starts with a settled rate, and so are its batch statistics. `step` counts
+    the updates done; of `hyper`, `share` and `start` are used.
 
     Source: Howard & Ruder, ULMFiT (ACL 2018): discriminative rates, and gradual
     unfreezing.
     """
-
     if hyper.share is None and hyper.start is None:
         return change
     share, start = hyper.share or {}, hyper.start or {}
@@ -135,10 +129,8 @@ def saddle_step(
 ) -> dict[str, Array]:
     """One step on the loss's own variables: 'alpha' >= 0 ascends, the others descend.
 
-    Args:
-      variables: by name, such as losses.auc_margin_variables; {} stays {}.
-      gradient: of the mean loss, as variables.
-      rate: [].
+    `variables` are by name, such as losses.auc_margin_variables, and `gradient` is that
+    of the mean loss by them.
 
     Source: Yuan et al. (ICCV 2021), algorithm 1. LibAUC ascends along
     2 (margin + b - a - alpha) instead: b - a for the difference of the mean scores,

@@ -1,6 +1,8 @@
 """The step of many arms, compiled for as many of them at once as memory holds.
 
-Many runs at once: those whose states differ in arrays alone share one program.
+Runs whose states differ in arrays alone share one program. Each device computes a few
+of them at a time; these arms are a wave. The states of further waves stay on the
+devices as well, as far as there is memory.
 """
 
 import contextlib
@@ -23,6 +25,7 @@ from medjax.training.journal import Journal
 from medjax.training.step import State
 
 HEADROOM = 0.1  # Share of an accelerator's memory.
+AHEAD = 2  # Updates that the host may be ahead of the devices.
 
 
 class Program(NamedTuple):
@@ -30,9 +33,8 @@ class Program(NamedTuple):
 
     step: (state, batch, key) [A, ...] -> (state, scalars) [A, ...].
     devices: over which the arms are spread.
-    abreast: arms on each of them at once; a wave of arms is devices x abreast.
-    arms: whose states stay on the devices, wave after wave; no more are trained at a
-      time.
+    abreast: arms on each of them at once.
+    arms: whose states stay on the devices; no more are trained at a time.
     of: arms that there are; they are trained in parts of `arms`, one after the other.
     need: bytes of each device's memory for that.
     free: those that nobody used before; inf: unknown.
@@ -84,8 +86,7 @@ def compiled(
     of a core alone, 0.59 s an arm by vmap, and 0.99 s in a loop over the arms.
 
     Args:
-      state, batch, key: of an arm, [B, ...] rows; the others' have the same shapes.
-      arms: how many.
+      state, batch, key: of one arm, [B, ...] rows; the others' have the same shapes.
       abreast: arms on a device at most; None: one on a CPU, else all.
       free: bytes of each device's memory; None: as `free_memory` finds.
       parts: of step.train_step.
@@ -93,49 +94,30 @@ def compiled(
     devices = min(arms, jax.local_device_count())
     free = free_memory() if free is None else free
     if abreast is None:
-        alone = jax.default_backend() == "cpu"
-        abreast = 1 if alone else math.ceil(arms / devices)
-    one = (state, batch, key)
-    own = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        on_cpu = jax.default_backend() == "cpu"
+        abreast = 1 if on_cpu else math.ceil(arms / devices)
+    per_arm = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     while True:
-        program = _lowered(one, devices, abreast, **parts).compile()
+        program = _lowered((state, batch, key), devices, abreast, **parts).compile()
         first = _bytes(program.memory_analysis())
         if first <= free or abreast == 1:
             break
         abreast = max(1, min(abreast - 1, int(abreast * free / first)))
-    number = holds(arms, devices, abreast, own=own, first=first, free=free)
-    later = math.ceil(number / (devices * abreast)) - 1
-    need = first + later * abreast * own
+    # One wave is tried, whether it fits or not. States of more waves stay beside it.
+    more = math.floor(min(max(free - first, 0) / (per_arm * abreast), arms))
+    number = min(arms, devices * abreast * (1 + more))
+    waves = math.ceil(number / (devices * abreast))
+    need = first + (waves - 1) * abreast * per_arm
     return Program(program, devices, abreast, number, arms, need, free)
 
 
-def _lowered(one: tuple, devices: int, abreast: int, **parts: Any):
-    """The step of so many arms, before it is compiled; `one` has an arm's arguments."""
+def _lowered(arm: tuple, devices: int, abreast: int, **parts: Any):
+    """The step of so many arms, before it is compiled; `arm` has one's arguments."""
     places, arms = step.by_arm(devices), devices * abreast
     shapes = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((arms, *x.shape), x.dtype, sharding=places), one
+        lambda x: jax.ShapeDtypeStruct((arms, *x.shape), x.dtype, sharding=places), arm
     )
     return step.compile_arms(devices=devices, **parts).lower(*shapes)
-
-
-def holds(
-    arms: int, devices: int, abreast: int, *, own: float, first: float, free: float
-) -> int:
-    """How many arms' states stay in memory beside the wave that is computed.
-
-    At least one wave's, whether it fits or not: less can't be tried.
-
-    Args:
-      arms: all of them.
-      devices, abreast: of a wave.
-      own: bytes of an arm's state.
-      first: bytes of each device for a wave alone.
-      free: bytes of each device.
-    """
-    if math.isinf(free):
-        return arms
-    waves = 1 + max(0, math.floor((free - first) / (own * abreast)))
-    return min(arms, waves * devices * abreast)
 
 
 def free_memory() -> float:
@@ -144,37 +126,30 @@ def free_memory() -> float:
     Of an accelerator a tenth is left free: for the arms' predictions, and for the gaps
     between arrays, of which the compiler's sum knows nothing.
     """
-    found = jax.local_devices()[0].memory_stats()
-    if found and "bytes_limit" in found:
-        return (1 - HEADROOM) * found["bytes_limit"] - found["bytes_in_use"]
-    known = Path("/proc/meminfo")
-    if jax.default_backend() != "cpu" or not known.exists():
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return (1 - HEADROOM) * stats["bytes_limit"] - stats["bytes_in_use"]
+    meminfo = Path("/proc/meminfo")
+    if jax.default_backend() != "cpu" or not meminfo.exists():
         return math.inf
-    lines = (line.split() for line in known.read_text().splitlines())
+    lines = (line.split() for line in meminfo.read_text().splitlines())
     (available,) = (int(line[1]) for line in lines if line[0] == "MemAvailable:")
     return available * 1024 / jax.local_device_count()
 
 
-def _bytes(found) -> int:
+def _bytes(memory) -> int:
     """What a compiled program needs; donated arguments are its results as well."""
     sizes = ("argument", "output", "temp")
-    total = sum(getattr(found, f"{name}_size_in_bytes") for name in sizes)
-    return total - found.alias_size_in_bytes
-
-
-AHEAD = 2  # Updates that the host may be ahead of the devices.
+    total = sum(getattr(memory, f"{name}_size_in_bytes") for name in sizes)
+    return total - memory.alias_size_in_bytes
 
 
 class Arm(NamedTuple):
     """One run of a population.
 
-    name: what its lines are told by.
-    workdir: of the run.
     state: after the update from which on it is trained.
-    key: of the run.
     stream: number of the training data among the population's.
     evaluate: the validation metrics of a state, as for loop.fit.
-    checkpoints: of the run.
     """
 
     name: str
@@ -189,7 +164,7 @@ class Arm(NamedTuple):
 class Outcome(NamedTuple):
     """What became of an arm: finished, failed with an error, or stopped and saved.
 
-    details: all that is known of the error where it is no mistake of the user's.
+    details: the traceback of an error that is no mistake of the user's.
     """
 
     finished: bool
@@ -216,21 +191,16 @@ def fit(
     evaluate_every: int,
     before: float = 0.0,
 ) -> list[Outcome]:
-    """Trains arms to the last step, each as loop.fit would train it.
+    """Trains arms, at most `program.arms`, to the last step, each as loop.fit would.
 
     An arm that diverges is given up; the others don't notice. After SIGTERM or Ctrl-C
     all others are saved.
 
     Args:
-      arms: of the program, no more than it may have at a time.
-      program: see `compiled`.
       streams: training data on the host, [1, B, ...] batches, see Arm.
       start: updates behind every arm's state.
       steps, log_every, evaluate_every: as for loop.fit.
       before: seconds that each arm cost before, its share of the compilation.
-
-    Returns:
-      What became of each arm.
     """
     waves, at = _Waves(arms, program), start
     journal = {"steps": steps, "start": start, "before": before}
@@ -244,20 +214,20 @@ def fit(
             batches = [next(stream) for stream in streams]
             waves.step(batches)
             at += 1
-            asked = stop()  # Once: a signal between two looks would save nothing.
-            judged = at % evaluate_every == 0 or at == steps
-            if judged or asked or at % log_every == 0:
+            stopping = stop()  # Once: a signal between two looks would save nothing.
+            validates = at % evaluate_every == 0 or at == steps
+            if validates or stopping or at % log_every == 0:
                 rows = batches[0]["id"].size
                 for run, scalars in zip(runs, waves.scalars(), strict=True):
                     run.attempt(at, run.log, scalars, rows)
-            if judged or asked:
+            if validates or stopping:
                 positions = [stream.get_state() for stream in streams]
                 for run, state in zip(runs, waves.states(), strict=True):
-                    save = run.judge if judged else run.save
+                    save = run.judge if validates else run.arm.checkpoints.save
                     run.attempt(at, save, state, positions[run.arm.stream])
                 for run in runs:
                     run.meter.restart()
-            if asked and at < steps:
+            if stopping and at < steps:
                 for run in runs:
                     run.attempt(at, run.journal.say, loop.STOPPED)
                 break
@@ -267,15 +237,10 @@ def fit(
 class _Run:
     """An arm that is being trained, and what is written down of it."""
 
-    def __init__(
-        self,
-        arm: Arm,
-        stack: contextlib.ExitStack,
-        **shown: Any,
-    ):
+    def __init__(self, arm: Arm, stack: contextlib.ExitStack, **options: Any):
         self.arm = arm
         self.failure: Outcome | None = None
-        journal = Journal(arm.workdir, name=arm.name, **shown)
+        journal = Journal(arm.workdir, name=arm.name, **options)
         self.journal = stack.enter_context(journal)
         self.meter = loop.Meter(journal, arm.checkpoints)
 
@@ -297,18 +262,8 @@ class _Run:
 
     def judge(self, at: int, state: State, position: dict) -> None:
         """Validates and saves the state."""
-        loop.judge(
-            at,
-            step.replicated(state),
-            position,
-            evaluate=self.arm.evaluate,
-            journal=self.journal,
-            checkpoints=self.arm.checkpoints,
-        )
-
-    def save(self, at: int, state: State, position: dict) -> None:
-        """Saves the state."""
-        self.arm.checkpoints.save(at, state, position)
+        state, arm = step.replicated(state), self.arm
+        loop.judge(at, state, position, arm.evaluate, self.journal, arm.checkpoints)
 
 
 class _Waves:
@@ -336,8 +291,8 @@ class _Waves:
         for number, (wave, key) in enumerate(zip(self._waves, self._keys, strict=True)):
             batch = _stacked([batches[arm.stream] for arm in wave])  # [A, 1, B, ...]
             batch = self._put(jax.tree.map(lambda x: x[:, 0], batch))
-            self._states[number], found = self._step(self._states[number], batch, key)
-            scalars.append(found)
+            self._states[number], values = self._step(self._states[number], batch, key)
+            scalars.append(values)
         self._unread.append(scalars)
         if len(self._unread) > AHEAD:
             jax.block_until_ready(self._unread[-AHEAD - 1])
@@ -357,12 +312,12 @@ class _Waves:
 
     def _split(self, waves: Sequence[ArrayTree]) -> list[ArrayTree]:
         """[A, ...] of each wave as the tree of each arm."""
-        found = [
+        trees = [
             jax.tree.map(lambda x: x[i], wave)  # noqa: B023 Called at once.
             for wave in map(jax.device_get, waves)
             for i in range(len(self._waves[0]))
         ]
-        return found[: self._number]
+        return trees[: self._number]
 
 
 def _stacked(trees: Sequence[ArrayTree]) -> ArrayTree:

@@ -119,13 +119,8 @@ def train_step(
         if adapt is None:
             return share, (updates, {})
         embedding = updates["intermediates"]["embedding"][0]
-        total, count = adapt(
-            params,
-            embedding,
-            batch["domain"],
-            weight=state.hyper.adapt,
-            step=state.step,
-        )
+        options = {"weight": state.hyper.adapt, "step": state.step}
+        total, count = adapt(params, embedding, batch["domain"], **options)
         gap = total / lax.psum(count, AXIS)
         return share + gap, (updates, {"gap": gap})
 
@@ -142,9 +137,9 @@ def train_step(
     )
     change = optim.by_stage(change, state.step, state.hyper)
     params = state.params | optax.apply_updates(moving, change)
+    batch_stats = updates.get("batch_stats", {})
     # At first a long average would be that of the random start: hence the bound.
     decay = jnp.minimum(state.hyper.ema, (1 + state.step) / (10 + state.step))
-    batch_stats = updates.get("batch_stats", {})
     averaged = {}
     for part, new in {"params": params, "batch_stats": batch_stats}.items():
         old = state.averaged[part]  # Frozen stages stay: decay x + (1 - decay) x may
@@ -176,18 +171,14 @@ def eval_step(
     views: Callable,
     probability: Callable,
 ) -> Array:
-    """Probabilities of one shard's rows, by the averaged model.
+    """Probabilities [B, T] float32 of one shard's rows, by the averaged model.
 
     Args:
-      state: replicated.
       image: [B, H, W, C], this shard's rows as loaded.
       apply: (variables, image, train=False) -> logits [B, T].
       views: image -> [V, B, H, W, C], standardised; the probabilities of the V views
         are averaged.
       probability: of logits [..., T]: jax.nn.sigmoid or jax.nn.softmax.
-
-    Returns:
-      [B, T] float32 in [0, 1].
     """
     each = views(image)
     flat = each.reshape(-1, *each.shape[2:])  # [V B, H, W, C]
