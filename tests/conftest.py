@@ -13,6 +13,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # Also for workers and proces
     atexit.register(shutil.rmtree, compiled, ignore_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+# Tests compile much and compute little: this halves the time of both.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import jax
 import numpy as np
@@ -61,16 +63,16 @@ def forgotten():
 
 
 @pytest.fixture(scope="module")
-def unoptimised():
-    """For files that compile much and compute little: halves the time of both.
+def optimised():
+    """For files that compute more than they compile, or that test compiled code.
 
     It also holds in the processes that they start.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        jax.config.update("jax_disable_most_optimizations", True)
-        yield
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
         jax.config.update("jax_disable_most_optimizations", False)
+        yield
+        jax.config.update("jax_disable_most_optimizations", True)
 
 
 def _item(n: int, tasks: tuple[str, ...], shape: tuple[int, ...]) -> Item:

@@ -25,7 +25,6 @@ from medjax.tasks import adapt, classification, films, refit, start
 from medjax.tasks import parts as model
 from medjax.training import optim, step
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
 ROWS, FEATURES = 16, 5
 DOMAIN = np.tile([0, 0, 1, 1, 1, 0, 1, 1], 2).astype(np.int32)
 RNG = np.random.default_rng(0)
@@ -192,7 +191,12 @@ def sharded(whole, shards):
 
 @pytest.mark.parametrize("name", adapt.BY_LOSS)
 @pytest.mark.parametrize(
-    ("way", "shards"), [(by_vmap, 8), (by_pmap, 4), (by_shard_map, 4)]
+    ("way", "shards"),
+    [
+        (by_vmap, 8),
+        pytest.param(by_pmap, 4, marks=pytest.mark.slow),
+        pytest.param(by_shard_map, 4, marks=pytest.mark.slow),
+    ],
 )
 def test_an_update_does_not_depend_on_the_number_of_shards(name, way, shards):
     whole = by_vmap(name, begin(name), batch(), 1)
@@ -547,6 +551,7 @@ def test_a_network_adapts_and_predicts_with_what_it_learnt(home):
     assert "domain" not in found["params"]
 
 
+@pytest.mark.slow
 def test_a_run_reports_the_targets_test_images_with_the_adapted_model(home):
     config, workdir = table_config(home, "adabn"), home / "run"
     config.transfer.mode = "features"  # Only the classifier is fitted: quicker.

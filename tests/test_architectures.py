@@ -8,7 +8,6 @@ import pytest
 
 from medjax.models import architectures, convnext, densenet, efficientnet, resnet
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
 SMALL = {
     "basic": partial(resnet.resnet, blocks=(1, 1), bottleneck=False),
     "bottleneck": partial(resnet.resnet, blocks=(1, 1), bottleneck=True),
@@ -137,7 +136,14 @@ def test_bfloat16_computes_in_half_and_keeps_float32_parameters(name):
     np.testing.assert_allclose(got, expected, atol=0.05 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("name", ["densenet", "bottleneck", "efficientnet"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "densenet",
+        pytest.param("bottleneck", marks=pytest.mark.slow),
+        pytest.param("efficientnet", marks=pytest.mark.slow),
+    ],
+)
 def test_computing_stages_again_changes_nothing(name):
     """Logits, statistics and gradients are equal; less is kept for the gradients."""
     make = {**SMALL, "densenet": partial(densenet.densenet, blocks=(1, 1))}[name]

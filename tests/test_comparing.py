@@ -18,7 +18,6 @@ from medjax.evaluation.predict import Predictions
 from medjax.reports import page
 from medjax.training import folder as workdir
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
 NAMES = ("Mass", "Pleural_Thickening", "<b>odd</b>")
 CONFIG = plain.as_json(quickstart.get_config()) | {"seed": 3}
 CONFIG["evaluation"]["replicates"] = 60

@@ -16,11 +16,9 @@ from medjax.evaluation.robustness import CORRUPTIONS
 from medjax.tasks import classification, films, fixed, parts
 from medjax.training import folder as workdir
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
-
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, unoptimised):
+def run(tmp_path_factory):
     """A run that has learnt nothing: what is asked here is not how well it does."""
     folder = tmp_path_factory.mktemp("corrupting")
     c = importlib.import_module("configs.quickstart").get_config()

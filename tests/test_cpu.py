@@ -10,7 +10,6 @@ from jax import lax
 
 from medjax.models import cpu, layers
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
 NUMBERS = {2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
 
 

@@ -14,8 +14,6 @@ import pandas as pd
 import pytest
 from launching import SMALL, films_of, run, run_here, start
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
-
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
@@ -30,7 +28,7 @@ def train(home, workdir, *more):
 @pytest.fixture(scope="module")
 def finished(home):
     workdir = home / "whole"
-    out, _ = run(*train(home, workdir))
+    out, _ = run_here(*train(home, workdir))
     return workdir, out
 
 
@@ -113,7 +111,9 @@ def interrupted(arguments, log, lines, by):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_stopped_and_then_killed_ends_with_the_same_bits(home, finished):
+def test_a_run_that_is_stopped_and_then_killed_ends_with_the_same_bits(home):
+    whole = home / "alone"
+    run(*train(home, whole))
     workdir = home / "stopped"
     log = workdir / "metrics.jsonl"
     process, out, err = interrupted(train(home, workdir), log, 1, signal.SIGTERM)
@@ -125,7 +125,7 @@ def test_a_run_that_is_stopped_and_then_killed_ends_with_the_same_bits(home, fin
     assert process.returncode == -signal.SIGKILL
     assert not (workdir / "report.html").exists()
     run(*train(home, workdir))
-    same(final_state(workdir), final_state(finished[0]))
+    same(final_state(workdir), final_state(whole))
     lines = [
         json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()
     ]
@@ -133,9 +133,10 @@ def test_a_run_that_is_stopped_and_then_killed_ends_with_the_same_bits(home, fin
     assert scores == [5, 10, 12]
     names = ("report.json", "predictions/test.csv", "splits.csv", "thresholds.json")
     for name in names:
-        assert (workdir / name).read_text() == (finished[0] / name).read_text()
+        assert (workdir / name).read_text() == (whole / name).read_text()
 
 
+@pytest.mark.slow
 def test_two_devices_learn_what_one_does(home, finished):
     workdir = home / "two"
     run_here(*train(home, workdir), devices=2)
@@ -175,15 +176,21 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, said):
     assert err.strip().count("\n") == 0
 
 
+@pytest.mark.slow
 def test_a_mistake_ends_the_process_in_the_same_way():
     _, err = run("dance", code=2)
     assert "dance" in err and err.strip().count("\n") == 0
 
 
-def test_evaluate_reports_another_split_and_other_people(home, finished):
+def test_evaluate_reports_another_split(finished):
     workdir, _ = finished
     run_here("evaluate", f"--workdir={workdir}", "--split=validation")
     assert (workdir / "report-validation.html").exists()
+
+
+@pytest.mark.slow
+def test_evaluate_reports_other_people(home, finished):
+    workdir, _ = finished
     records = f"--config.data.records={home / 'records'}"
     strangers = "--config.data.first_patient=5000"
     out, _ = run_here(
@@ -249,7 +256,9 @@ def test_predict_gives_the_probabilities_of_the_evaluation(home, finished, tmp_p
         np.testing.assert_allclose(got, expected.loc[name, tasks].to_list(), atol=1e-4)
 
 
-@pytest.mark.parametrize("treatment", ["over_sample", "smote"])
+@pytest.mark.parametrize(
+    "treatment", ["smote", pytest.param("over_sample", marks=pytest.mark.slow)]
+)
 def test_imbalance_is_treated_by_one_word(home, finished, treatment):
     workdir = home / treatment
     out, _ = run_here(*train(home, workdir, f"--config.imbalance={treatment}"))

@@ -24,8 +24,6 @@ from medjax.evaluation import predict as inference
 from medjax.tasks import classification, explain, films, fixed, parts
 from medjax.training import folder as workdir
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
-
 BOXED = {  # In pixels of 1024 x 1024, as NIH's list has them: x, y, w, h.
     "00000000_000.png": [],
     "00000001_000.png": [("Mass", 128, 512, 256, 128)],
@@ -89,7 +87,7 @@ def finished(folder):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, unoptimised):
+def run(tmp_path_factory):
     """A run that has learnt nothing: what is asked here is not where it looks."""
     folder = tmp_path_factory.mktemp("explaining")
     c = importlib.import_module("configs.quickstart").get_config()

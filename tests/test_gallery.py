@@ -15,7 +15,6 @@ from medjax.commands import gallery as augment_gallery
 from medjax.errors import InputError
 from medjax.reports import images as pictures
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
 DRAWS = 2
 RNG = np.random.default_rng(0)
 GREY = (RNG.random((30, 24)) * 200).astype(np.uint8)

@@ -1,3 +1,4 @@
+import functools
 import itertools
 
 import jax
@@ -8,8 +9,6 @@ from scipy import ndimage
 
 from medjax.evaluation import heatmaps
 from medjax.models.densenet import densenet
-
-pytestmark = pytest.mark.usefixtures("unoptimised")
 
 
 def feature_of(rng, *shape):
@@ -127,7 +126,7 @@ def test_integrated_gradients_of_a_cubic_are_its_terms():
 
 
 @pytest.fixture(scope="module", params=[2, 3], ids=["2-D", "3-D"])
-def model(request, unoptimised):
+def model(request):
     """A small network of four stages, its variables and two images."""
     net = densenet(
         tasks=3, blocks=(1, 1, 1), growth=4, bottleneck=0, features=4, stem="half"
@@ -135,20 +134,28 @@ def model(request, unoptimised):
     key = jax.random.key(0)
     size = {2: 16, 3: 8}[request.param]
     image = jax.random.normal(key, (2, *(size,) * request.param, 1))
-    variables = net.init(key, image, train=False)
+    variables = jax.jit(functools.partial(net.init, train=False))(key, image)
     # A trained classifier has a bias, and statistics that aren't 0 and 1.
     shake = lambda x: x + 0.3 * jax.random.uniform(key, x.shape)
     return net, jax.tree.map(shake, variables), image
+
+
+def with_stages(net, variables, image):
+    """The logits, and what the network has sown."""
+    apply = functools.partial(net.apply, train=False, mutable=["intermediates"])
+    return jax.jit(apply)(variables, image)
 
 
 def test_integrated_gradients_add_up_to_the_logits(model):
     net, variables, image = model
     baseline = 0.1 * jnp.ones_like(image)
 
+    @jax.jit
     def logits(x):
         return net.apply(variables, x, train=False)
 
-    found = heatmaps.integrated_gradients(image, logits, baseline, 40)
+    integrate = jax.jit(heatmaps.integrated_gradients, static_argnums=(1, 3))
+    found = integrate(image, logits, baseline, 40)
     total = found.sum(axis=tuple(range(2, found.ndim)))
     expected = logits(image) - logits(baseline)
     assert np.abs(expected).max() > 0.1
@@ -157,8 +164,10 @@ def test_integrated_gradients_add_up_to_the_logits(model):
 
 def test_the_last_stage_s_heatmap_is_its_feature_times_the_classifier(model):
     net, variables, image = model
-    found = heatmaps.heatmaps(variables, image, apply=net.apply)
-    _, sown = net.apply(variables, image, train=False, mutable=["intermediates"])
+    found = jax.jit(functools.partial(heatmaps.heatmaps, apply=net.apply))(
+        variables, image
+    )
+    _, sown = with_stages(net, variables, image)
     feature = np.asarray(sown["intermediates"]["stages"][-1], np.float64)
     weight = np.asarray(variables["params"]["classifier"]["kernel"], np.float64)
     pixels = np.prod(feature.shape[1:-1])
@@ -184,18 +193,18 @@ def test_an_image_s_heatmaps_are_its_own(model, method):
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_every_stage_s_heatmap_has_its_gradient(model, stage):
     net, variables, image = model
-    found = heatmaps.heatmaps(variables, image, apply=net.apply, stage=stage)
-    _, sown = net.apply(variables, image, train=False, mutable=["intermediates"])
+    explain = functools.partial(heatmaps.heatmaps, apply=net.apply, stage=stage)
+    found = jax.jit(explain)(variables, image)
+    told, sown = with_stages(net, variables, image)
     stages = sown["intermediates"]["stages"]
 
+    @jax.jit
     def logits(x):  # through the stages above, by their own numbers
         return net.apply(variables, x, train=False, after=len(stages[: stage + 1]))
 
     feature = stages[stage]
-    np.testing.assert_allclose(
-        logits(feature), net.apply(variables, image, train=False), atol=1e-5
-    )
-    jacobian = jax.jacobian(logits)(feature)  # [B, T, B, h, w, c]
+    np.testing.assert_allclose(logits(feature), told, atol=1e-5)
+    jacobian = jax.jit(jax.jacobian(logits))(feature)  # [B, T, B, h, w, c]
     for b in range(2):
         own = np.asarray(jacobian)[b, :, b]  # [T, h, w, c]
         weight = own.mean(axis=tuple(range(1, own.ndim - 1)))

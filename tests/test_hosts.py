@@ -24,8 +24,6 @@ from medjax.evaluation.predict import Predictions
 from medjax.tasks import classification
 from medjax.training import devices
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
-
 ROOT = Path(__file__).parents[1]
 DEVICES = 4
 # Of a parameter: a thousandth of one update. Zero it can't be: another number of

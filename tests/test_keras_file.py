@@ -16,7 +16,6 @@ from medjax.models.weights import read
 FORMATS = ("m.h5", "m.weights.h5", "m.keras")
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.usefixtures("unoptimised"),
 ]
 
 

@@ -11,7 +11,6 @@ from jax import lax
 
 from medjax.models import cpu, layers
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
 SPACE = {1: "H", 2: "HW", 3: "DHW"}
 
 

@@ -15,6 +15,8 @@ from sklearn import metrics as sklearn_metrics
 from medjax.evaluation import metrics
 
 ROWS = 40  # One shape for every example: one compilation.
+AUROC, PRECISION = jax.jit(metrics.auroc), jax.jit(metrics.average_precision)
+CONFUSION, RATE = jax.jit(metrics.confusion), jax.jit(metrics.rates)
 RANKED = jax.jit(lambda *task: (metrics.auroc(*task), metrics.average_precision(*task)))
 PARTIAL = jax.jit(metrics.partial_auroc, static_argnames="max_fpr")
 RATES = jax.jit(lambda *task: metrics.rates(metrics.confusion(*task)))
@@ -72,7 +74,7 @@ def test_the_rates_are_those_of_scikit_learn(task, threshold):
     tn, fp, fn, tp = sklearn_metrics.confusion_matrix(
         label, called, sample_weight=weight, labels=[0, 1]
     ).ravel()
-    assert metrics.confusion(*task, threshold) == pytest.approx((tp, fp, fn, tn))
+    assert CONFUSION(*task, threshold) == pytest.approx((tp, fp, fn, tn))
     found = RATES(*task, threshold)
     named = {
         "sensitivity": sklearn_metrics.recall_score(
@@ -100,7 +102,7 @@ def test_the_rates_are_those_of_scikit_learn(task, threshold):
 @settings(max_examples=50, deadline=None)
 @given(st.tuples(*[st.integers(1, 10_000)] * 4))
 def test_accuracy_and_the_predictive_values_follow_from_bayes(counts):
-    rate = metrics.rates(metrics.Confusion(*map(jnp.float32, counts)))
+    rate = RATE(metrics.Confusion(*map(np.float32, counts)))
     rate = {name: float(value) for name, value in rate.items()}
     hit = rate["sensitivity"] * rate["prevalence"]
     pass_ = rate["specificity"] * (1 - rate["prevalence"])
@@ -128,7 +130,7 @@ def test_predictive_values_are_those_of_a_population_with_that_prevalence(
 
 
 def test_predictive_values_are_the_rates_at_the_prevalence_of_the_images():
-    rate = metrics.rates(metrics.Confusion(*map(jnp.float32, (30, 20, 10, 140))))
+    rate = RATE(metrics.Confusion(*map(np.float32, (30, 20, 10, 140))))
     found = metrics.predictive_values(
         rate["sensitivity"], rate["specificity"], rate["prevalence"]
     )
@@ -141,7 +143,7 @@ def test_predictive_values_are_the_rates_at_the_prevalence_of_the_images():
 @given(st.tuples(*[st.integers(0, 20)] * 4))
 def test_the_likelihood_ratios_are_what_a_call_does_to_the_odds(counts):
     tp, fp, fn, tn = counts
-    rate = metrics.rates(metrics.Confusion(*map(jnp.float32, counts)))
+    rate = RATE(metrics.Confusion(*map(np.float32, counts)))
     cases = {"lr_positive": (tp, fp), "lr_negative": (fn, tn)}
     for name, (ill, well) in cases.items():
         if well == 0 or tp + fn == 0:
@@ -177,7 +179,7 @@ def test_a_large_test_set_loses_no_digits():
         assert auroc == pytest.approx(expected, abs=1e-6)
         expected = oracle(sklearn_metrics.average_precision_score, *task)
         assert precision == pytest.approx(expected, abs=1e-6)
-    tp, _, fn, _ = metrics.confusion(score, label, np.ones(images), 0.5)
+    tp, _, fn, _ = CONFUSION(score, label, np.ones(images), 0.5)
     assert (tp, tp + fn) == ((label * (score >= 0.5)).sum(), label.sum())
 
 
@@ -185,11 +187,11 @@ def test_a_large_test_set_loses_no_digits():
 def test_a_task_of_one_class_has_no_auroc_and_no_threshold(missing):
     score = np.linspace(0, 1, 6, dtype=np.float32)
     label, weight = np.full(6, 1 - missing, np.float32), np.ones(6, np.float32)
-    assert np.isnan(metrics.auroc(score, label, weight))
-    assert np.isnan(metrics.partial_auroc(score, label, weight, max_fpr=0.1))
-    precision = metrics.average_precision(score, label, weight)
+    assert np.isnan(AUROC(score, label, weight))
+    assert np.isnan(PARTIAL(score, label, weight, max_fpr=0.1))
+    precision = PRECISION(score, label, weight)
     assert precision == (1.0 if missing == 0.0 else pytest.approx(np.nan, nan_ok=True))
-    rate = metrics.rates(metrics.confusion(score, label, weight, 0.5))
+    rate = RATE(CONFUSION(score, label, weight, 0.5))
     assert np.isnan(rate["sensitivity" if missing else "specificity"])
     assert np.isnan(rate["lr_positive"]) and np.isnan(rate["lr_negative"])
     assert rate["accuracy"] == 0.5
@@ -198,9 +200,9 @@ def test_a_task_of_one_class_has_no_auroc_and_no_threshold(missing):
 def test_constant_scores_are_chance():
     score, weight = np.full(8, 0.3, np.float32), np.ones(8, np.float32)
     label = np.float32([1, 0, 0, 0, 1, 0, 0, 0])
-    assert metrics.auroc(score, label, weight) == 0.5
-    assert metrics.average_precision(score, label, weight) == 0.25
-    partial = metrics.partial_auroc(score, label, weight, max_fpr=0.2)
+    assert AUROC(score, label, weight) == 0.5
+    assert PRECISION(score, label, weight) == 0.25
+    partial = PARTIAL(score, label, weight, max_fpr=0.2)
     assert partial == pytest.approx(0.5, abs=1e-6)
 
 
@@ -208,10 +210,10 @@ def test_no_known_label_is_undefined_everywhere():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         nothing = np.zeros(5, np.float32)
-        assert np.isnan(metrics.auroc(nothing, nothing, nothing))
-        assert np.isnan(metrics.average_precision(nothing, nothing, nothing))
-        assert np.isnan(metrics.partial_auroc(*[nothing] * 3, max_fpr=0.1))
-        rate = metrics.rates(metrics.confusion(nothing, nothing, nothing, 0.5))
+        assert np.isnan(AUROC(nothing, nothing, nothing))
+        assert np.isnan(PRECISION(nothing, nothing, nothing))
+        assert np.isnan(PARTIAL(*[nothing] * 3, max_fpr=0.1))
+        rate = RATE(CONFUSION(nothing, nothing, nothing, 0.5))
         assert all(np.isnan(value) for value in rate.values())
 
 
@@ -224,33 +226,33 @@ def test_what_has_no_weight_may_be_anything():
         np.append(weight, [0, 0, 0]).astype(np.float32),
     ]
     task = score, label, weight
-    assert metrics.auroc(*more) == metrics.auroc(*task) == 0.75
-    assert metrics.average_precision(*more) == metrics.average_precision(*task)
-    assert metrics.confusion(*more, 0.35) == metrics.confusion(*task, 0.35)
-    partial = functools.partial(metrics.partial_auroc, max_fpr=0.5)
+    assert AUROC(*more) == AUROC(*task) == 0.75
+    assert PRECISION(*more) == PRECISION(*task)
+    assert CONFUSION(*more, 0.35) == CONFUSION(*task, 0.35)
+    partial = functools.partial(PARTIAL, max_fpr=0.5)
     assert partial(*more) == partial(*task)
 
 
 def test_a_known_nan_is_never_taken_for_a_low_score():
     score, label = np.float32([0.1, np.nan, 0.8]), np.float32([0, 0, 1])
     task = score, label, np.ones(3, np.float32)
-    assert np.isnan(metrics.auroc(*task))
-    assert np.isnan(metrics.average_precision(*task))
-    assert np.isnan(metrics.partial_auroc(*task, max_fpr=0.1))
-    assert np.isnan(metrics.confusion(*task, 0.5)).any()
+    assert np.isnan(AUROC(*task))
+    assert np.isnan(PRECISION(*task))
+    assert np.isnan(PARTIAL(*task, max_fpr=0.1))
+    assert np.isnan(CONFUSION(*task, 0.5)).any()
 
 
 def test_a_missing_threshold_calls_nothing_negative():
     task = np.float32([0.1, 0.8]), np.float32([0, 1]), np.ones(2, np.float32)
-    assert np.isnan(metrics.confusion(*task, np.nan)).all()
+    assert np.isnan(CONFUSION(*task, np.nan)).all()
 
 
 def test_a_soft_label_is_a_share_of_both_classes():
     score, label = np.float32([0.9, 0.5, 0.1]), np.float32([1.0, 0.25, 0.0])
     split = np.float32([0.9, 0.5, 0.5, 0.1]), np.float32([1, 1, 0, 0])
     task, shares = (score, label, np.ones(3)), (*split, np.float32([1, 0.25, 0.75, 1]))
-    assert metrics.auroc(*task) == metrics.auroc(*shares)
-    assert metrics.confusion(*task, 0.5) == metrics.confusion(*shares, 0.5)
+    assert AUROC(*task) == AUROC(*shares)
+    assert CONFUSION(*task, 0.5) == CONFUSION(*shares, 0.5)
 
 
 def test_tasks_are_mapped_by_the_caller():
@@ -312,8 +314,8 @@ def test_the_means_of_the_rates_are_those_of_scikit_learn(seed):
     score, label, weight = cohort(seed)
     known = np.ones(3, bool)
     matrix = CONFUSIONS(score, label, weight, 0.5)
-    each = metrics.rates(matrix)
-    pooled = metrics.rates(metrics.micro(matrix, known))
+    each = RATE(matrix)
+    pooled = RATE(metrics.micro(matrix, known))
     for name, oracle in AVERAGED_RATES.items():
         found = {
             "macro": metrics.macro(each[name], known),

@@ -9,8 +9,6 @@ import pytest
 from launching import NIH, SMALL, films_of, run_here
 from sklearn import metrics as oracle
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
-
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
@@ -43,12 +41,23 @@ def shapes(home):
     return folder, table
 
 
+CLASSES = """
+from configs import table
+
+def get_config():
+    c = table.get_config()
+    c.model.update(blocks=(1, 1), growth=8, features=8)
+    return c
+"""
+
+
 def test_a_users_own_classes_need_no_code(home, shapes, tmp_path):
     folder, table = shapes
     workdir = home / "classes"
+    (tmp_path / "classes.py").write_text(CLASSES)
     out, _ = run_here(
         "train",
-        "--config=configs/table.py",
+        f"--config={tmp_path / 'classes.py'}",
         f"--workdir={workdir}",
         f"--config.data.folder={folder}",
         f"--config.data.records={home / 'records'}",
@@ -98,6 +107,7 @@ from configs import medmnist
 def get_config():
     c = medmnist.get_config()
     c.model.update(blocks=(1, 1), growth=4, features=4)
+    c.augment.ops = ("brightness",)
     return c
 """
 RECIPE = """

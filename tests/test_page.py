@@ -11,7 +11,6 @@ from medjax.evaluation import results
 from medjax.evaluation.predict import Predictions
 from medjax.reports import classification, page, report
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
 CURVE = [
     {"step": 10, "loss": 0.5, "grad_norm": 1.0},
     {"step": 10, "validation_auroc": 0.6, "validation_average_precision": None},

@@ -15,7 +15,6 @@ from medjax.tasks import parts, segmentation
 from medjax.tasks.scans import Data, Output
 from medjax.training import step
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
 CONFIGS = [
     path.stem
     for path in sorted((Path(__file__).parents[1] / "configs").glob("*.py"))

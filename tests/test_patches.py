@@ -47,6 +47,12 @@ def draw(batch, **options):
     return jax.tree.map(np.asarray, jax.jit(cut)(KEY, batch))
 
 
+def augment(batch, **options):
+    """Compiled as a whole: op by op takes minutes."""
+    run = functools.partial(patches.augment, **options)
+    return jax.tree.map(np.asarray, jax.jit(run)(KEY, batch))
+
+
 def test_a_patch_is_a_box_of_its_own_volume():
     batch = volumes()
     found = draw(batch)
@@ -155,13 +161,13 @@ def test_without_ops_the_patch_is_what_was_stored_and_the_mask_is_moved_with_it(
     z = jnp.where(batch["image"] % 3 == 0, 0, (batch["image"] % 11) - 3)
     batch |= {"image": jnp.where(z[..., :1] == 0, 0, z)}
     options = {"size": (4, 6, 4), "each": 3, "foreground": 0.5, "slices": False}
-    plain = patches.draw(KEY, batch, **options)
-    got = patches.augment(KEY, batch, ops=(), **options)
+    plain = draw(batch, **options)
+    got = augment(batch, ops=(), **options)
     np.testing.assert_allclose(got["image"], plain["image"], atol=2e-6)
     np.testing.assert_array_equal(got["label"], plain["label"])
     assert (got["weight"] == 1).all() and got["weight"].shape == got["label"].shape
     flip = functools.partial(warp.flip, axis=-1, probability=1.0)
-    got = patches.augment(KEY, batch, ops=(flip,), **options)
+    got = augment(batch, ops=(flip,), **options)
     np.testing.assert_allclose(got["image"], plain["image"][..., ::-1, :], atol=2e-5)
     np.testing.assert_array_equal(got["label"], plain["label"][..., ::-1, :])
 
@@ -176,9 +182,9 @@ def test_outside_the_brain_nothing_appears():
         functools.partial(intensity.gamma, max_log_gamma=0.3),
     )
     options = {"size": (8, 8, 8), "each": 2, "foreground": 0.0, "slices": False}
-    plain = patches.draw(KEY, batch, **options)["image"]
-    got = patches.augment(KEY, batch, ops=ops, **options)["image"]
-    np.testing.assert_array_equal(np.asarray(got == 0), np.asarray(plain == 0))
+    plain = draw(batch, **options)["image"]
+    got = augment(batch, ops=ops, **options)["image"]
+    np.testing.assert_array_equal(got == 0, plain == 0)
     assert np.std(got[plain != 0]) > 0.1
 
 
@@ -194,7 +200,7 @@ def test_a_sequence_that_is_missing_stays_zero():
     )
     for slices in (False, True):
         options = {"size": (3, 8, 8), "each": 2, "foreground": 0.0, "slices": slices}
-        got = np.asarray(patches.augment(KEY, batch, ops=ops, **options)["image"])
+        got = augment(batch, ops=ops, **options)["image"]
         second = got[..., 1::2]
         assert not second[:2].any() and second[2:].all() and got[..., ::2].all()
 
@@ -215,7 +221,7 @@ def test_a_turn_is_one_of_millimetres():
         warp.random_affine, flip=0.0, rotation=90.0, zoom=0.0, translation=0.0
     )
     options = {"size": SHAPE, "each": 8, "foreground": 0.0, "slices": False}
-    got = np.asarray(patches.augment(KEY, batch, ops=(turn,), **options)["image"])
+    got = augment(batch, ops=(turn,), **options)["image"]
     inside = away < 16  # Where no turn brings in what is outside the patch.
     for image in got:
         np.testing.assert_allclose(image[inside], sphere[inside], atol=0.1)
@@ -228,7 +234,7 @@ def test_a_turned_brain_has_no_dark_rim():
     batch |= {"image": jnp.where(brain[None, ..., None], 1.0, 0 * batch["image"])}
     turn = functools.partial(warp.random_affine, rotation=30.0)
     options = {"size": SHAPE, "each": 8, "foreground": 0.0, "slices": False}
-    got = np.asarray(patches.augment(KEY, batch, ops=(turn,), **options)["image"])
+    got = augment(batch, ops=(turn,), **options)["image"]
     assert got.min() >= -1e-5 and got.max() > 0.99
 
 
@@ -238,5 +244,5 @@ def test_many_patches_of_one_volume_compile():
     op = functools.partial(intensity.gamma, max_log_gamma=0.1)
     batch = volumes(1)
     batch |= {"image": batch["image"] / 1000}  # Below what is clipped.
-    got = patches.augment(KEY, batch, ops=(op,), **options)["image"]
-    assert len(np.unique(np.asarray(got[:, 0, 0, 0]))) > 16
+    got = augment(batch, ops=(op,), **options)["image"]
+    assert len(np.unique(got[:, 0, 0, 0])) > 16

@@ -151,6 +151,7 @@ def test_the_same_patients_at_another_resolution():
     assert difference < 8, difference  # of 255: noise and edges
 
 
+@pytest.mark.slow
 def test_logistic_regression_on_small_films_stays_under_080():
     drawn = draw(np.arange(1400), side=64)
     small = drawn["pixels"].reshape(2800, 32, 2, 32, 2).mean((2, 4)).reshape(2800, -1)

@@ -28,6 +28,10 @@ def augment(key, batch, **options):
     return policy.augment_batch(key, batch, **options)["image"]
 
 
+def compiled(batch, ops, prepare=lambda x: x):
+    return jax.jit(functools.partial(augment, ops=ops, prepare=prepare))(KEY, batch)
+
+
 AUGMENT = functools.partial(augment, ops=OPS, prepare=lambda x: x)
 ALL = functools.partial(
     policy.augment_batch,
@@ -107,29 +111,28 @@ def test_ops_are_applied_in_their_order_each_with_its_own_key():
     def add(key, image):
         return image + 1
 
-    apply = functools.partial(augment, prepare=lambda x: x)
     image = np.asarray(batch([1])["image"], np.float32) / 255
     np.testing.assert_allclose(
-        apply(KEY, batch([1]), ops=[double, add]), image * 2 + 1, rtol=1e-6
+        compiled(batch([1]), [double, add]), image * 2 + 1, rtol=1e-6
     )
     np.testing.assert_allclose(
-        apply(KEY, batch([1]), ops=[add, double]), (image + 1) * 2, rtol=1e-6
+        compiled(batch([1]), [add, double]), (image + 1) * 2, rtol=1e-6
     )
     noise = functools.partial(intensity.noise, std=0.1)
-    grey = {**batch([1]), "image": jnp.full((1, 16, 16, 1), 0.5)}
-    once, twice = apply(KEY, grey, ops=[noise]), apply(KEY, grey, ops=[noise, noise])
+    grey = {**batch([1]), "image": np.full((1, 16, 16, 1), 0.5, np.float32)}
+    once, twice = compiled(grey, [noise]), compiled(grey, [noise, noise])
     second = np.asarray(twice - once)
     correlation = np.corrcoef(second.ravel(), np.asarray(once).ravel())[0, 1]
     assert abs(correlation) < 0.3
 
 
 def test_an_op_s_draw_does_not_change_with_another_op_s_strength():
-    grey = {**batch([1]), "image": jnp.full((1, 16, 16, 1), 0.5)}
+    grey = {**batch([1]), "image": np.full((1, 16, 16, 1), 0.5, np.float32)}
     noise = functools.partial(intensity.noise, std=0.02)
 
     def run(strength):
         ops = [functools.partial(intensity.brightness, strength=strength), noise]
-        return np.asarray(augment(KEY, grey, ops=ops, prepare=lambda x: x))
+        return np.asarray(compiled(grey, ops))
 
     plain, brighter = run(0.0), run(0.2)
     assert abs((brighter - plain).mean()) > 0.02
@@ -183,13 +186,13 @@ def test_outside_of_the_picture_is_black_and_weighs_nothing():
     assert (got["label"][0][outside] == 0).all()
     # A label and a weight that are no mask stay, and so does a batch without ops.
     film = batch([3])
-    got = run(KEY, film)
+    got = jax.jit(run)(KEY, film)
     for name in ("label", "weight", "id"):
         np.testing.assert_array_equal(got[name], film[name])
 
 
 def test_without_ops_it_only_prepares():
-    got = augment(KEY, batch([2]), ops=[], prepare=lambda x: (x - 0.5) / 0.25)
+    got = compiled(batch([2]), [], prepare=lambda x: (x - 0.5) / 0.25)
     expected = (np.asarray(batch([2])["image"], np.float64) / 255 - 0.5) / 0.25
     np.testing.assert_allclose(got, expected, atol=1e-6)
 

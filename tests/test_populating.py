@@ -20,8 +20,6 @@ from medjax.training import journal, loop
 sys.path.insert(0, str(Path(__file__).parents[1] / "configs"))
 import quickstart
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
-
 
 def config_of(records, **changes):
     """The quickstart in small; changes of 'section__field'."""
@@ -70,7 +68,7 @@ def together(folder):
     return population.train(configs, folders)
 
 
-@pytest.fixture(scope="module", params=[1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[1, 0])
 def arm(request, folder, together):
     """A good arm's folder, and that of the same config as a run of its own."""
     alone = folder / f"alone{request.param}"
@@ -83,12 +81,14 @@ def state_of(folder):
     return run.number, run.state
 
 
+@pytest.mark.slow
 def test_an_arm_ends_where_its_run_would(arm):
     (number, state), (own_number, own) = map(state_of, arm)
     assert number == own_number
     chex.assert_trees_all_close(state, own, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_arm_leaves_the_same_files_and_the_same_report(arm):
     files = [
         {str(path.relative_to(each)) for path in each.rglob("*") if path.is_file()}
@@ -104,6 +104,7 @@ def test_an_arm_leaves_the_same_files_and_the_same_report(arm):
     assert abs(means[0] - means[1]) <= 0.005
 
 
+@pytest.mark.slow
 def test_an_arm_s_seconds_hold_its_share_of_the_compilation(folder, monkeypatch):
     """The clock stands still, but for the compiler, who takes a minute."""
     now = [0.0]

@@ -16,8 +16,6 @@ from medjax.models import architectures, weights
 from medjax.models.weights import convert
 from medjax.tasks import start
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
-
 TORCH = oracles.MODELS
 KERAS = {
     "densenet121": "DenseNet121",
@@ -265,7 +263,7 @@ def keras_reads(model, images):
 @pytest.mark.parametrize(
     ("model", "train"),
     [
-        ("efficientnet_b0", False),
+        slow("efficientnet_b0", False),
         slow("resnet50", False),
         slow("densenet121", False),
         slow("convnext_tiny", False),
@@ -304,7 +302,8 @@ def stem(source, channels, images):
     mean, std = (np.array(found.standardise[name]) for name in ("mean", "std"))
     images = ((images - mean) / std).astype(np.float32)
     stem = {kind: leaves["stem"] for kind, leaves in found.variables.items()}
-    return np.asarray(made.stages[0]().apply(stem, images, False))
+    apply = functools.partial(made.stages[0]().apply, train=False)
+    return np.asarray(jax.jit(apply)(stem, images))
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 7])

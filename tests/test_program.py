@@ -16,7 +16,6 @@ from medjax.data import normalisation
 from medjax.models.densenet import densenet
 from medjax.training import optim, population, step
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
 TASKS, ROWS, ARMS, STEPS = 3, 8, 4, 50
 OPTIMIZER = optim.adamw(steps=100, warmup=5, clip=1.0)
 MODEL = densenet(
@@ -114,7 +113,9 @@ def compiled(arms, *, devices, monkeypatch, **options):
     return population.compiled(*one, arms=ARMS, **options, **PARTS)
 
 
-@pytest.mark.parametrize(("devices", "abreast"), [(1, 2), (4, 1)])
+@pytest.mark.parametrize(
+    ("devices", "abreast"), [(1, 2), pytest.param(4, 1, marks=pytest.mark.slow)]
+)
 def test_after_fifty_updates_each_arm_is_what_it_is_alone(
     arms, separate, monkeypatch, devices, abreast
 ):

@@ -13,7 +13,6 @@ from medjax.errors import InputError
 from medjax.evaluation import bootstrap, calibration
 from medjax.evaluation.bootstrap import multiplicities
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
 KEY = jax.random.key(0)
 
 

@@ -20,7 +20,6 @@ webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
 pytestmark = [
-    pytest.mark.usefixtures("unoptimised"),
     pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium, its driver"),
 ]
 TASKS = ("mass", "Pleural_<i>Thickening", "never_seen")

@@ -8,8 +8,6 @@ from medjax.evaluation import bootstrap, discrimination, results
 from medjax.evaluation.bootstrap import interval
 from medjax.evaluation.predict import Predictions
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
-
 RNG = np.random.default_rng(0)
 
 
@@ -17,6 +15,7 @@ def predictions(n=120, tasks=3):
     label = (RNG.random((n, tasks)) < 0.3).astype(np.float32)
     score = (0.3 * label + 0.7 * RNG.random((n, tasks))).astype(np.float32)
     weight = (RNG.random((n, tasks)) < 0.9).astype(np.float32)
+    weight[:, 0] = 1  # No image is left out: all cohorts have one shape.
     patient = np.repeat(np.arange(n // 2), 2)
     return Predictions(np.arange(n), patient, score, label, weight)
 
@@ -99,7 +98,7 @@ def test_the_means_of_all_labels_are_scikit_learns():
 
 
 def test_the_curves_are_thin_and_whole():
-    found = predictions(n=600)
+    found = predictions()
     got = summary(found, np.full(3, 0.5, np.float32))
     for t, task in enumerate("abc"):
         label, score = known(found, t)
@@ -177,7 +176,7 @@ def test_classes_are_judged_together_too():
     accuracy = got["rates"]["accuracy"]
     np.testing.assert_allclose(accuracy["estimate"], (true == said).mean(), rtol=1e-6)
     assert accuracy["low"] < accuracy["estimate"] < accuracy["high"]
-    assert "classes" not in summary(found, np.full(3, 0.5))
+    assert "classes" not in summary(predictions(), np.full(3, 0.5))
 
 
 def test_calibration_is_reported_before_and_after():
@@ -233,7 +232,7 @@ def cells_of(found, **options):
         exclusive=False,
         threshold=np.full(1, 0.5),
         key=jax.random.key(0),
-        replicates=200,
+        replicates=100,
         **options,
     )
     return got["tasks"]["a"]["metrics"], got
@@ -302,15 +301,15 @@ def test_undefined_replicates_are_said_of_every_metric():
     score = np.where(label, np.arange(60) % 2, np.arange(60) == 59) * 0.5 + 0.25
     metrics, _ = cells_of(found_by(label, score))
     cell = metrics["lr_positive"]  # A third of the replicates lacks the one alarm.
-    assert 40 < cell["undefined"] < 110
-    assert cell["why"] == f"undefined in {cell['undefined']:.0f} of 200 replicates"
+    assert 20 < cell["undefined"] < 55
+    assert cell["why"] == f"undefined in {cell['undefined']:.0f} of 100 replicates"
     assert metrics["specificity"]["why"] == ""
 
 
 def test_areas_and_curves_are_of_what_the_model_said_and_rates_of_what_is_told():
     rng = np.random.default_rng(3)
-    label = (rng.random(300) < 0.4).astype(np.float32)
-    raw = np.float32(0.4 * label + 0.6 * rng.random(300))
+    label = (rng.random(60) < 0.4).astype(np.float32)
+    raw = np.float32(0.4 * label + 0.6 * rng.random(60))
     tied = np.float32(np.floor(raw * 4) / 4)  # As isotonic regression ties.
     found = found_by(label, tied)
     metrics, got = cells_of(found, uncalibrated=raw[:, None])
@@ -332,6 +331,7 @@ def test_areas_and_curves_are_of_what_the_model_said_and_rates_of_what_is_told()
     assert pooled == pytest.approx(oracle.roc_auc_score(label, tied), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_sensitivity_of_30_positives_is_covered_as_often_as_it_says():
     trials, truth = 400, 0.95
     rng = np.random.default_rng(0)

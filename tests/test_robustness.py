@@ -17,8 +17,6 @@ from medjax.evaluation.predict import Predictions
 from medjax.evaluation.robustness import CORRUPTIONS, RANGE, SEVERITIES
 from medjax.tasks import perturb
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
-
 KEY = jax.random.key(5)
 TASKS = ("mass", "nodule", "never")
 THRESHOLD = np.array([0.5, np.nan, 0.6])
@@ -42,7 +40,7 @@ def cohort():
 
 
 @pytest.fixture(scope="module")
-def found(cohort, unoptimised):
+def found(cohort):
     return robustness.summarise(
         *cohort,
         tasks=TASKS,

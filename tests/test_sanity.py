@@ -7,7 +7,6 @@ from scipy import ndimage, stats
 
 from medjax.evaluation import heatmaps
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
 LAYERS = ("classifier", "second", "first")  # From the last to the first.
 SIDE = 12
 
@@ -88,7 +87,7 @@ def films(seed, number):
 
 
 @pytest.fixture(scope="module")
-def trained(unoptimised):
+def trained():
     optimizer = optax.adam(0.01)
 
     def loss(variables, image, label):

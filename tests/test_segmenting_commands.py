@@ -16,7 +16,6 @@ from medjax.data import scan
 from medjax.errors import InputError
 from medjax.tasks import segmentation
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
 SMALL = {"seed": 3, "shape": (18, 22, 18), "spacing": (9.0, 9.0, 9.0)}
 
 
@@ -33,7 +32,7 @@ def small_config(records):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, unoptimised):
+def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("segmentation")
     train.train(small_config(folder / "records"), folder / "run")
     return folder / "run"
@@ -158,6 +157,7 @@ def test_the_same_command_goes_on_and_another_config_is_refused(run):
         train.train(config, run)
 
 
+@pytest.mark.slow
 def test_all_patients_train_and_the_page_of_them_is_there_for_the_asking(tmp_path, run):
     config = small_config(run.parent / "records")
     config.data.split = "all"

@@ -21,7 +21,6 @@ from medjax.training import folder as provenance
 from medjax.training import folder as workdir
 from medjax.training.checkpoint import Checkpoints
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
 TASK = films.Output(("a", "b", "c"), False, (16, 16, 1))
 LABEL = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1.0]])
 LEAVES = jax.tree_util.tree_leaves_with_path
@@ -311,6 +310,7 @@ for arm in ("scratch", "all"):
 """
 
 
+@pytest.mark.slow
 def test_the_bench_of_transfer_takes_weights_of_others(theirs, tmp_path):
     """Its configs, made in a process of its own, as it has flags of its own."""
     path, _ = theirs

@@ -13,7 +13,6 @@ from medjax.tasks.scans import Output
 from medjax.training import folder as workdir
 from medjax.training.checkpoint import Checkpoints
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
 SEQUENCES, REGIONS = ("flair", "t1"), {"whole": (1, 2), "core": (1,)}
 OUTPUT = Output(SEQUENCES, REGIONS, (1.0, 1.0, 1.0))
 OTHER = OUTPUT._replace(regions={"lesion": (1,)})

@@ -14,7 +14,6 @@ from medjax.data import normalisation
 from medjax.models.densenet import densenet
 from medjax.training import optim, step
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
 TASKS, ROWS = 3, 8
 KEY = jax.random.key(7)
 # Adam divides by the gradient's size, noise in small ones included: plain descent.
@@ -106,7 +105,13 @@ def whole():
 
 @pytest.mark.parametrize(
     ("way", "shards"),
-    [(by_vmap, 2), (by_vmap, 4), (by_vmap, 8), (by_pmap, 4), (by_shard_map, 4)],
+    [
+        (by_vmap, 2),
+        pytest.param(by_vmap, 4, marks=pytest.mark.slow),
+        pytest.param(by_vmap, 8, marks=pytest.mark.slow),
+        (by_pmap, 4),
+        (by_shard_map, 4),
+    ],
 )
 def test_an_update_does_not_depend_on_the_number_of_shards(whole, way, shards):
     state, scalars = way(new_state(), shards)
@@ -191,7 +196,7 @@ def test_the_classifier_maps_the_embedding_of_the_first_view_to_the_logits():
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("shards", [1, 2, 4])
+@pytest.mark.parametrize("shards", [1, pytest.param(2, marks=pytest.mark.slow), 4])
 def test_what_the_loss_learns_descends_and_alpha_ascends(shards):
     """The saddle's variables see the whole batch's gradient on every shard."""
     hyper = {"prevalence": jnp.full(TASKS, 0.3), "margin": 1.0}

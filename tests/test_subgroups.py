@@ -11,8 +11,6 @@ from medjax.evaluation import subgroups
 from medjax.evaluation.discrimination import group_areas
 from medjax.evaluation.predict import Predictions
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
-
 KEY = jax.random.key(3)
 THRESHOLD = np.float32([0.6, 0.7])
 TASKS = ("mass", "nodule")
@@ -54,7 +52,7 @@ def summarise(predictions, groups, replicates=40, threshold=THRESHOLD):
 
 
 @pytest.fixture(scope="module")
-def found(unoptimised):
+def found():
     return summarise(*cohort())
 
 

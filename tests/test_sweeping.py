@@ -24,8 +24,6 @@ from medjax.errors import InputError
 from medjax.tasks import parts
 from medjax.training.population import Outcome
 
-pytestmark = pytest.mark.usefixtures("unoptimised")
-
 
 @pytest.fixture(autouse=True, scope="module")
 def as_it_was():
