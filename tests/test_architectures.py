@@ -28,6 +28,12 @@ SMALL = {
 }
 
 
+def quick(*names):
+    """The small networks as parameters; the others than these are slow."""
+    slow = pytest.mark.slow
+    return [n if n in names else pytest.param(n, marks=slow) for n in SMALL]
+
+
 def shapes(model, *shape):
     image = jax.ShapeDtypeStruct(shape, jnp.float32)
     return jax.eval_shape(partial(model.init, train=False), jax.random.key(0), image)
@@ -83,7 +89,7 @@ def applied(model, variables, image, **how):
     return jax.jit(functools.partial(model.apply, train=False, **how))(variables, image)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", quick("basic"))
 def test_a_volume_turned_with_its_kernels_says_the_same(name):
     """No axis of a volume is treated otherwise than another."""
     model = SMALL[name](2)
@@ -100,7 +106,7 @@ def test_a_volume_turned_with_its_kernels_says_the_same(name):
     np.testing.assert_allclose(got, again, rtol=1e-4, atol=1e-4 * np.abs(got).max())
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", quick("efficientnet", "convnext"))
 def test_a_flat_volume_says_what_its_slice_does(name):
     """A kernel with weights in one slice alone sees each slice as an image."""
     model = SMALL[name](2)
@@ -122,7 +128,7 @@ def test_a_flat_volume_says_what_its_slice_does(name):
     )
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", quick("basic", "convnext"))
 def test_bfloat16_computes_in_half_and_keeps_float32_parameters(name):
     image = np.random.default_rng(0).random((2, 32, 32, 1), np.float32)
     half, full = SMALL[name](2, dtype=jnp.bfloat16), SMALL[name](2)

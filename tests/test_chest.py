@@ -19,6 +19,8 @@ from medjax.data import images, prepared
 from medjax.data.sources import chest_xray as chest
 from medjax.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 SAMPLE = Path(__file__).parents[2] / "shared/data/nih-sample"
 SIDE = 16
 RNG = np.random.default_rng(0)

@@ -182,6 +182,7 @@ def test_a_mistake_ends_the_process_in_the_same_way():
     assert "dance" in err and err.strip().count("\n") == 0
 
 
+@pytest.mark.slow
 def test_evaluate_reports_another_split(finished):
     workdir, _ = finished
     run_here("evaluate", f"--workdir={workdir}", "--split=validation")

@@ -120,7 +120,7 @@ def run(tmp_path_factory):
     ("method", "stage", "size"),
     [
         ("grad_cam", None, 8),
-        ("grad_cam_plus_plus", "stem", 16),
+        pytest.param("grad_cam_plus_plus", "stem", 16, marks=pytest.mark.slow),
     ],
 )
 def test_localisation_is_reported_of_every_marked_film(run, method, stage, size):

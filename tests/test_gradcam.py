@@ -125,7 +125,11 @@ def test_integrated_gradients_of_a_cubic_are_its_terms():
     np.testing.assert_allclose(found.reshape(2, 2, 12), expected, rtol=2e-6)
 
 
-@pytest.fixture(scope="module", params=[2, 3], ids=["2-D", "3-D"])
+@pytest.fixture(
+    scope="module",
+    params=[2, pytest.param(3, marks=pytest.mark.slow)],
+    ids=["2-D", "3-D"],
+)
 def model(request):
     """A small network of four stages, its variables and two images."""
     net = densenet(

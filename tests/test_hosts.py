@@ -201,7 +201,7 @@ def free_port():
         return free.getsockname()[1]
 
 
-@pytest.mark.parametrize("process", [0, 1])
+@pytest.mark.parametrize("process", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_if_one_process_never_comes_the_other_ends_with_one_line(process):
     done = joined(
         f"devices.MEET = 2; devices.join('localhost:{free_port()}', 2, {process})"

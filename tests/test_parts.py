@@ -20,6 +20,8 @@ from medjax.geometry import warp
 from medjax.tasks import films, fixed, parts, refit
 from medjax.training import step
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 CONFIGS = [
     path
     for path in sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -548,7 +550,13 @@ def batch():
     return {"image": image, **numbers}
 
 
-@pytest.mark.parametrize("name", NAMES)
+QUICK = ("blur", "brightness", "elastic", "random_affine")  # Of each way to be written.
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in NAMES],
+)
 def test_arrays_do_what_the_config_s_numbers_do(name):
     config = op_config(name)
     traced = jax.jit(parts.augmentation(config))

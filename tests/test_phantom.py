@@ -12,6 +12,8 @@ from sklearn.metrics import roc_auc_score
 
 from medjax.data import chest_phantom as chest
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 KEY = jax.random.key(7)
 T = len(chest.FINDINGS)
 

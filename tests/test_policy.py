@@ -72,7 +72,7 @@ def assert_same(got, expected, name):
     np.testing.assert_array_equal(got, expected, name)
 
 
-@pytest.mark.parametrize("rows", [[5], [9, 1, 5]])
+@pytest.mark.parametrize("rows", [[9, 1, 5], pytest.param([5], marks=pytest.mark.slow)])
 def test_a_sample_is_the_same_to_the_bit_in_any_batch_at_any_position(many, rows):
     given, expected = many
     few = jax.jit(ALL)(KEY, jax.tree.map(lambda x: x[np.array(rows)], given))

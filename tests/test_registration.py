@@ -14,6 +14,8 @@ from scipy.spatial.transform import Rotation
 from medjax.errors import InputError
 from medjax.geometry import grid, register
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 RAW = Path(__file__).parents[2] / "shared/data/ms-raw-sample/patient01"
 
 

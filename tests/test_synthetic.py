@@ -10,6 +10,8 @@ from sklearn.neighbors import NearestNeighbors
 from medjax.cohort import synthetic
 from medjax.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 KEY = jax.random.key(3)
 FILMS, WIDTH, SIZE = 240, 6, 300
 METHODS = (synthetic.smote, synthetic.adasyn)
@@ -141,7 +143,9 @@ def test_adasyn_without_a_neighbour_of_the_other_class_is_even():
     assert np.ptp(counts) <= 1
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(synthetic.smote, marks=pytest.mark.slow), synthetic.adasyn]
+)
 def test_tasks_abreast_get_what_each_gets_alone(method):
     feature = np.random.default_rng(0).normal(size=(FILMS, WIDTH)).astype(np.float32)
     shares, unknown = (0.02, 0.3, 0.9, 0.0), (0.0, 0.5, 0.2, 0.3)

@@ -77,7 +77,9 @@ def test_the_configs_name_finds_it():
 
 
 @pytest.mark.parametrize(
-    ("strides", "attention"), [((1, 2), True), ((2, 2), False)], ids=str
+    ("strides", "attention"),
+    [((1, 2), True), pytest.param((2, 2), False, marks=pytest.mark.slow)],
+    ids=str,
 )
 def test_a_volume_turned_with_its_kernels_is_segmented_the_same(strides, attention):
     model = small(strides=strides, attention=attention)
