@@ -9,6 +9,7 @@ from medjax.augment import intensity, policy, random
 from medjax.data import normalisation
 from medjax.geometry import warp
 
+pytestmark = pytest.mark.usefixtures("optimised")
 FILM = (16, 15, 1)
 VOLUME = (6, 14, 12, 2)
 MOVES = [
