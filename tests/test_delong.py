@@ -8,7 +8,6 @@ from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 from test_bootstrap import simulate
 
-from medjax.errors import InputError
 from medjax.evaluation import compare
 
 
@@ -174,19 +173,3 @@ def test_of_equal_models_one_in_twenty_differs():
             small[unit] += (found.p < 0.05).item()
     assert 0.03 <= small["patient"] / trials <= 0.07
     assert small["image"] / trials > 0.15
-
-
-@pytest.mark.parametrize("field", ["score", "other"])
-def test_a_known_nan_is_refused(field):
-    task = dict(zip(("score", "other", "label", "weight", "patient"), cohort(5)))
-    task[field][3, 1] = np.nan
-    with pytest.raises(InputError, match="NaN"):
-        compare.delong(**task)
-
-
-def test_shapes_that_differ_are_refused():
-    score, other, label, weight, patient = cohort(6)
-    with pytest.raises(InputError, match="N, T"):
-        compare.delong(score, other[:, :1], label, weight, patient)
-    with pytest.raises(InputError, match="patient"):
-        compare.delong(score, other, label, weight, patient[:3])

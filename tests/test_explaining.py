@@ -73,7 +73,7 @@ def test_a_heatmap_that_is_the_film_fills_the_boxes_drawn_in_it(nih):
     marked = explain._marked(nih, itself, data, np.unique(boxes["id"]), boxes)
     assert sorted(map(len, marked.boxes)) == [1, 1, 2]
     assert sorted(marked.task) == [0, 1, 1] and len(set(marked.patient)) == 3
-    found = heatmaps.measure(marked, tolerance=0)
+    found = heatmaps.measure(marked)
     for name, value in (("pointing", 1), ("iou", 1)):
         column = found[:, heatmaps.COLUMNS.index(name)]
         np.testing.assert_allclose(column, value, atol=1e-6)

@@ -57,31 +57,35 @@ def test_a_sliver_between_two_middles_is_one_pixel():
     assert np.argwhere(found).tolist() == [[4, 4]]  # Clipped to the image.
 
 
-def test_pointing_and_overlap_of_a_drawn_example():
+def test_pointing_and_overlap_of_a_drawn_example(monkeypatch):
+    monkeypatch.setattr(heatmaps, "TOLERANCE", 0)
     heatmap = np.zeros((8, 10))
     heatmap[2:4, 3:7] = 0.5  # 8 pixels of at least half the maximum
     heatmap[3, 6] = 1.0
     heatmap[7, 0] = 0.4
     box = [[2, 5], [5, 9]]  # rows 2 to 4, columns 5 to 8: 12 pixels, 4 shared
-    found = heatmaps.measure(marked([heatmap], [[box]]), tolerance=0)
+    found = heatmaps.measure(marked([heatmap], [[box]]))
     assert column(found, "pointing") == 1
     assert column(found, "pointing_chance") == pytest.approx(12 / 80)
     assert column(found, "iou") == pytest.approx(4 / 16)
     outside = [[0, 7], [2, 9]]  # one row and one column away from the maximum
     for tolerance, hit in ((0, 0), (0.04, 0), (0.2, 1)):  # shares of 10 pixels
-        found = heatmaps.measure(marked([heatmap], [[outside]]), tolerance=tolerance)
+        monkeypatch.setattr(heatmaps, "TOLERANCE", tolerance)
+        found = heatmaps.measure(marked([heatmap], [[outside]]))
         assert column(found, "pointing") == hit
         assert column(found, "iou") == 0
-    both = heatmaps.measure(marked([heatmap], [[outside, box]]), tolerance=0)
+    monkeypatch.setattr(heatmaps, "TOLERANCE", 0)
+    both = heatmaps.measure(marked([heatmap], [[outside, box]]))
     assert column(both, "pointing") == 1 and column(both, "iou") == 4 / 20
 
 
 @pytest.mark.parametrize("shape", [(6, 7), (3, 4, 5)])
-def test_chance_is_the_mean_over_every_place(shape):
+def test_chance_is_the_mean_over_every_place(shape, monkeypatch):
+    monkeypatch.setattr(heatmaps, "TOLERANCE", 0.1)
     rng = np.random.default_rng(0)
     heatmap = rng.random((3, *shape)) ** 2
     boxes = [random_boxes(rng, shape, 2) for _ in range(3)]
-    found = heatmaps.measure(marked(heatmap, boxes), tolerance=0.1)
+    found = heatmaps.measure(marked(heatmap, boxes))
     axes = tuple(range(len(shape)))
     for n in range(3):
         box = heatmaps.inside(boxes[n], shape)

@@ -125,8 +125,7 @@ def test_any_few_images_have_a_diagram_that_keeps_the_sums(images, bins, seed):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda p, y, w: (p[:, :1], y, w), r"give \[N, T\] each"),
-        (lambda p, y, w: (p + 1, y, w), "probability: outside"),
+        (lambda p, y, w: (np.full_like(p, np.nan), y, w), "score: NaN"),
         (lambda p, y, w: (p, np.full_like(y, np.nan), w), "label: outside"),
         (lambda p, y, w: (p, y, -w), "weight: negative"),
     ],
@@ -157,16 +156,14 @@ def test_every_estimate_and_replicate_is_that_of_the_images_drawn():
     p, y, w, who = p[rows], y[rows], w[rows], who[rows]
     _, index = np.unique(who, return_inverse=True)
     counts = np.asarray(multiplicities(KEY, np.arange(60), index.max() + 1))
-    edges = calibration.bin_numbers(*(np.where(w > 0, x, 0) for x in (p, w)), 10)
     for t in range(2):
         known = w[:, t] > 0
+        bins = calibration.bin_numbers(p[:, t], w[:, t], 10)
         rates, errors = [], []
         for count in counts.T:
             at = np.repeat(np.flatnonzero(known), count[index[known]])
             rates.append(brier_score_loss(y[at, t], p[at, t]))
-            apart = [
-                abs((p[at, t] - y[at, t])[edges[at, t] == b].sum()) for b in range(10)
-            ]
+            apart = [abs((p[at, t] - y[at, t])[bins[at] == b].sum()) for b in range(10)]
             errors.append(sum(apart) / len(at))
         low, high = np.quantile(rates, [0.025, 0.975])
         estimate = brier_score_loss(y[known, t], p[known, t])

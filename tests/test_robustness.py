@@ -310,7 +310,7 @@ def test_a_plate_is_white_of_its_size_and_hides_no_other_pixel():
         assert max(len(rows), len(columns)) <= 13 and len(rows) > 0
 
 
-OPTIONS = {"key": jax.random.key(0), "replicates": 200}
+OPTIONS = {"tasks": ("a", "b"), "key": jax.random.key(0), "replicates": 200}
 
 
 def predictions(seed=0, images=120):
@@ -325,8 +325,9 @@ def predictions(seed=0, images=120):
 def test_images_that_are_not_changed_move_nothing():
     plain = predictions()
     found = robustness.compare(plain, plain, threshold=np.full(2, 0.5), **OPTIONS)
-    assert (found.moved == 0).all() and (found.flipped == 0).all()
-    assert found.mean_drop.low == found.mean_drop.high == 0
+    for one in found["tasks"].values():
+        assert one["moved"] == one["flipped"] == 0
+    assert found["mean_drop"]["low"] == found["mean_drop"]["high"] == 0
 
 
 def test_the_numbers_are_those_of_a_loop_over_known_labels():
@@ -335,18 +336,18 @@ def test_the_numbers_are_those_of_a_loop_over_known_labels():
     changed = plain._replace(probability=(plain.probability + noise).astype(np.float32))
     threshold = np.array([0.5, np.nan])
     found = robustness.compare(plain, changed, threshold=threshold, **OPTIONS)
-    for t in range(2):
+    for t, one in enumerate(found["tasks"].values()):
         known = plain.weight[:, t] > 0
         before, after = (p.probability[known, t] for p in (plain, changed))
         label = plain.label[known, t]
-        assert found.moved[t] == pytest.approx(np.abs(after - before).mean())
+        assert one["moved"] == pytest.approx(np.abs(after - before).mean())
         drop = roc_auc_score(label, before) - roc_auc_score(label, after)
-        assert found.drop.estimate[t] == pytest.approx(drop, abs=1e-6)
-        assert found.drop.low[t] < drop < found.drop.high[t]
+        assert one["drop"]["estimate"] == pytest.approx(drop, abs=1e-6)
+        assert one["drop"]["low"] < drop < one["drop"]["high"]
         if t == 0:
             flipped = np.mean((before >= 0.5) != (after >= 0.5))
-            assert found.flipped[t] == pytest.approx(flipped)
-    assert np.isnan(found.flipped[1])  # No threshold, no call.
+            assert one["flipped"] == pytest.approx(flipped)
+    assert found["tasks"]["b"]["flipped"] is None  # No threshold, no call.
 
 
 def test_the_intervals_hold_for_all_findings_together():
@@ -359,11 +360,14 @@ def test_the_intervals_hold_for_all_findings_together():
     scores = 0.3 * label + rng.random((2, *label.shape), np.float32)
     plain, changed = (plain._replace(probability=score) for score in scores)
     options = {"key": jax.random.key(0), "replicates": 2000}
-    found = robustness.compare(plain, changed, threshold=np.zeros(19), **options)
+    found = robustness.compare(
+        plain, changed, tasks=range(19), threshold=np.zeros(19), **options
+    )
     alone = discrimination.difference(
         *scores, label, plain.weight, plain.patient, **options
     )
-    wide = found.drop.high - found.drop.low
+    drops = [one["drop"] for one in found["tasks"].values()]
+    wide = np.array([drop["high"] - drop["low"] for drop in drops])
     narrow = alone["auroc"].high - alone["auroc"].low
     # Of a normal: the quantiles of 0.05 / 20 and of 0.05, two-sided.
     np.testing.assert_allclose(np.mean(wide / narrow), 3.02 / 1.96, rtol=0.1)
@@ -378,6 +382,6 @@ def test_an_op_that_erases_the_finding_is_told_from_a_harmless_one():
         robustness.compare(plain, other, threshold=np.full(2, 0.5), **OPTIONS)
         for other in (erased, harmless)
     ]
-    assert found[0].mean_drop.low > 0.2
-    assert found[1].mean_drop.low == found[1].mean_drop.high == 0
-    assert (found[1].moved > 0).all()
+    assert found[0]["mean_drop"]["low"] > 0.2
+    assert found[1]["mean_drop"]["low"] == found[1]["mean_drop"]["high"] == 0
+    assert all(one["moved"] > 0 for one in found[1]["tasks"].values())

@@ -35,9 +35,15 @@ def test_the_cascade_goes_from_the_top_down_and_leaves_the_rest():
         "batch_stats": {name: {"mean": np.zeros(1)} for name in names[1:]},
     }
     fresh = jax.tree.map(np.ones_like, trained)
-    seen = list(heatmaps.cascade(trained, fresh, names))
-    assert [name for name, _ in seen] == list(names)
-    for n, (_, variables) in enumerate(seen):
+    seen = []
+
+    def explain(variables):
+        seen.append(variables)
+        return np.arange(6.0).reshape(1, 1, 2, 3)
+
+    found = heatmaps.randomisation(explain, trained, fresh, names)
+    assert list(found["correlation"]) == list(names)
+    for n, variables in enumerate(seen[1:]):
         assert jax.tree.structure(variables) == jax.tree.structure(trained)
         for kind, parts in variables.items():
             for name, part in parts.items():
@@ -119,11 +125,11 @@ def test_heatmaps_of_a_trained_model_do_not_survive_random_weights(trained, meth
         )
     )
     found = heatmaps.randomisation(explain, trained, fresh(1), LAYERS)
-    assert list(found) == list(LAYERS)
-    assert heatmaps.depends_on_the_model(found)
+    assert list(found["correlation"]) == list(LAYERS)
+    assert found["depends"]
     unchanged = heatmaps.randomisation(explain, trained, trained, LAYERS)
-    assert all(value == pytest.approx(1) for value in unchanged.values())
-    assert not heatmaps.depends_on_the_model(unchanged)
+    assert all(x == pytest.approx(1) for x in unchanged["correlation"].values())
+    assert not unchanged["depends"]
 
 
 def test_an_edge_detector_is_found_out(trained):
@@ -131,17 +137,24 @@ def test_an_edge_detector_is_found_out(trained):
     edges = np.abs(ndimage.sobel(np.asarray(image)[..., 0], axis=1))
     edges = np.stack([edges, edges], axis=1)  # [B, T, H, W], whatever the weights.
     found = heatmaps.randomisation(lambda _: edges, trained, fresh(1), LAYERS)
-    assert found["first"] == pytest.approx(1)
-    assert not heatmaps.depends_on_the_model(found)
+    assert found["correlation"]["first"] == pytest.approx(1)
+    assert not found["depends"]
 
 
 def test_maps_that_say_nothing_from_the_start_have_no_similarity(trained):
     flat = np.zeros((2, 2, 3, 3))
     found = heatmaps.randomisation(lambda _: flat, trained, fresh(1), LAYERS)
-    assert np.isnan(list(found.values())).all()
-    assert not heatmaps.depends_on_the_model(found)
+    assert np.isnan(list(found["correlation"].values())).all()
+    assert not found["depends"]
 
 
 def test_what_counts_is_how_alike_they_are_when_every_layer_is_random():
-    assert heatmaps.depends_on_the_model({"classifier": 0.9, "first": 0.1})
-    assert not heatmaps.depends_on_the_model({"classifier": 0.1, "first": 0.9})
+    one = np.arange(6.0).reshape(1, 1, 2, 3)
+    variables = {"params": {"classifier": 0, "first": 0}}
+    for last, depends in ((-one, True), (one, False)):
+        maps = iter((one, -last, last))
+        found = heatmaps.randomisation(
+            lambda _, maps=maps: next(maps),
+            *(variables, variables, ("classifier", "first")),
+        )
+        assert found["depends"] == depends

@@ -53,13 +53,12 @@ def case(number):
 def results_of(cases, **about):
     rows = []
     for number, one in enumerate(cases):
-        rows += segmentation.measure_regions(
-            *(one.predicted, one.label, SPACING),
-            regions=REGIONS[: one.label.shape[-1]],
-            tolerance=1.5,
-            name=one.name,
-            patient=number,
-        )
+        for k in range(one.label.shape[-1]):
+            both = one.predicted[..., k], one.label[..., k]
+            rows.append(
+                {"name": one.name, "patient": number, "region": REGIONS[k]}
+                | segmentation.measure(*both, SPACING, tolerance=1.5)
+            )
     found = segmentation.summarise(rows, key=jax.random.key(0), replicates=50)
     return {**ABOUT, **found, **about}
 

@@ -82,10 +82,9 @@ def resample(
         often each replicate counts each patient. Where counts is None every patient
         counts once, and the tree is of [...]. A function of a module: a new closure
         at every call would be compiled anew.
-      data: the statistic's arrays.
       patients: P.
-      key: one key; replicate r draws with fold_in(key, r), so the same patients for
-        every statistic.
+      key: replicate r draws with fold_in(key, r), so the same patients for every
+        statistic.
       replicates: R; below about 1,000 the ends of an interval are noisy.
       options: static ones of the statistic.
     """
@@ -110,16 +109,10 @@ def _resample(statistic, data, key, patients, replicates, options) -> Resampled:
 
 
 def multiplicities(key: Array, replicate: Array, patients: int) -> Array:
-    """How often each replicate draws each patient, P draws with replacement from P.
+    """[P, R] uint8: how often each replicate draws each patient, P draws from P.
 
-    Args:
-      key: one key.
-      replicate: [R] int, the replicates' numbers: each has a key of its own, so
-        that it draws the same in any chunk.
-      patients: P.
-
-    Returns:
-      [P, R] uint8. The chance of more than 255 draws of a patient is nil (P^-255).
+    A replicate's number, of [R], gives its key, so that it draws the same in any chunk.
+    The chance of more than 255 draws of a patient is nil (P^-255).
     """
 
     def draw(number):
@@ -171,11 +164,7 @@ def reweigh(values: Array, counts: Array | None, patient: Array | None = None) -
 
 
 def means(values, patient, *, key: Array, replicates: int) -> Resampled:
-    """Resamples the mean of each column over the rows in which it isn't NaN.
-
-    Args:
-      values: [N, ...].
-    """
+    """Resamples each column's mean over the rows of [N, ...] in which it isn't NaN."""
     names, index = np.unique(np.asarray(patient), return_inverse=True)
     known = ~np.isnan(values)
     sums = np.zeros((2, len(names), *values.shape[1:]))
@@ -242,14 +231,18 @@ def interval(
 
     With fewer than LEAST patients there is no interval. Where nothing varies between
     the replicates the bootstrap's interval would have no width: a share of 0 or 1 gets
-    the exact one, and anything else none.
+    the exact one, and anything else none. Patients are the units of the exact one, as
+    if each had one image: several images of a patient that agree would else seem to
+    know more.
 
     Args:
-      resampled: of one number.
       why: the reason if it has no estimate.
       patients: how many are in its denominator.
       replicates: of the bootstrap.
       name: of metrics.METRICS; '' for a mean of several.
+
+    Source: Clopper & Pearson, Biometrika 26 (1934) 404, which has a closed form for a
+    share of 0 or 1.
     """
     estimate, low, high, undefined = map(float, resampled[:4])
     judged = Interval(estimate, low, high, undefined, "")
@@ -266,7 +259,8 @@ def interval(
     if high - low < ROUNDING:
         metric = metrics.METRICS.get(name)
         if metric and metric.share and estimate in (0, 1):
-            low, high = exact(estimate, patients)
+            end = ((1 - LEVEL) / 2) ** (1 / patients)
+            low, high = (end, 1.0) if estimate == 1 else (0.0, 1 - end)
             return judged._replace(low=low, high=high)
         perfect = metric and metric.kind == "ranking" and estimate > 1 - ROUNDING
         same = "no pair out of order" if perfect else "the same in every replicate"
@@ -275,19 +269,6 @@ def interval(
         note = f"undefined in {undefined:.0f} of {replicates:,} replicates"
         return judged._replace(why=note)
     return judged
-
-
-def exact(share: float, patients: int) -> tuple[float, float]:
-    """The interval of a share of 0 or 1, which is the same in every replicate.
-
-    Patients are the units, as if each had one image: several images of a patient
-    that agree would else seem to know more.
-
-    Source: Clopper & Pearson, Biometrika 26 (1934) 404, which has this closed form
-    for a share of 0 or 1.
-    """
-    end = ((1 - LEVEL) / 2) ** (1 / patients)
-    return (end, 1.0) if share > 0.5 else (0.0, 1 - end)
 
 
 def count(flag: np.ndarray, patient: np.ndarray) -> np.ndarray:

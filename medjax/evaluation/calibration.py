@@ -13,17 +13,17 @@ alone: `fit._asdict()` goes into JSON and comes back by `Logistic(**...)`,
 probabilities.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+import chex
 import jax.numpy as jnp
 import numpy as np
 from chex import Array
 from scipy.optimize import brentq, isotonic_regression, minimize
 from scipy.special import expit, log_softmax, logit, softmax
 
-from medjax.errors import InputError
-from medjax.evaluation import bootstrap, metrics
+from medjax.evaluation import bootstrap, discrimination, metrics
 from medjax.evaluation.bootstrap import Interval
 
 BINS = 10
@@ -70,8 +70,7 @@ def summarise(
     """`measure` before and after calibration.
 
     Args:
-      probability: [N, T], after calibration.
-      label, weight, patient: as in `measure`.
+      probability: after calibration.
       uncalibrated: [N, T], before; None if there is no calibration.
 
     Returns:
@@ -128,9 +127,6 @@ def measure(
     model without any error they still miss the 0 in two of five samples; from an error
     of 0.05 on they cover it as often as they say.
 
-    Args:
-      probability, label, weight: [N, T].
-
     Returns:
       The diagram, and Intervals: brier, calibration_error, predicted (the mean
       probability) and prevalence, [T]; mean_brier and mean_calibration_error, [], over
@@ -157,17 +153,11 @@ def measure(
 
 def checked(probability, label, weight) -> list[np.ndarray]:
     """Checks [N, T] each; float64, with 0 where the weight is 0."""
-    arrays = [np.asarray(x, float) for x in (probability, label, weight)]
-    p, y, w = arrays
-    if p.ndim != 2 or not p.shape == y.shape == w.shape:
-        shapes = ", ".join(str(x.shape) for x in arrays)
-        raise InputError(f"probability, label, weight: {shapes}; give [N, T] each")
-    if not (np.isfinite(w) & (w >= 0)).all():
-        raise InputError("weight: negative or not finite; give 0 to an unknown label")
-    for name, x in (("probability", p), ("label", y)):
-        if not ((x >= 0) & (x <= 1))[w > 0].all():
-            raise InputError(f"{name}: outside [0, 1] where the weight isn't 0")
-    return [np.where(w > 0, x, 0.0) for x in arrays]
+    p, y, w = (np.asarray(x, float) for x in (probability, label, weight))
+    chex.assert_rank(p, 2)
+    chex.assert_equal_shape([p, y, w])
+    discrimination.check(p, y, w)
+    return [np.where(w > 0, x, 0.0) for x in (p, y, w)]
 
 
 def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
@@ -178,53 +168,47 @@ def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 def bin_sums(p, y, w, patient: np.ndarray, bins: int) -> np.ndarray:
     """Each patient's squared errors, and the sums over the images of each bin.
 
+    Bins have equal mass: with equal weights, equally many images. With bins of equal
+    width most of a rare finding's images would be in the first one. Equal probabilities
+    share a bin, so that some bins may be empty.
+
     Args:
-      p, y, w: [N, T] as `checked` returns them.
+      p, y, w: as `checked` returns them.
       patient: [N] int, 0 to P - 1.
-      bins: B.
 
     Returns:
       [P, T, 1 + 3 B] float64: the squared errors, then of each bin the weights, and
       with these the probabilities and labels.
+
+    Source: Nixon et al., Measuring Calibration in Deep Learning (CVPR workshops 2019)
+    for equal mass; edges at quantiles as numpy interpolates them.
     """
     patients, tasks = patient.max() + 1, p.shape[1]
-    place = patient[:, None] * bins + bin_numbers(p, w, bins)
     sums = np.zeros((patients, tasks, 1 + 3 * bins))
     for t in range(tasks):
         error = w[:, t] * (p[:, t] - y[:, t]) ** 2
         sums[:, t, 0] = np.bincount(patient, error, patients)
+        place = patient * bins + bin_numbers(p[:, t], w[:, t], bins)
         for part, x in enumerate((np.ones_like(p), p, y)):
-            cells = np.bincount(place[:, t], w[:, t] * x[:, t], patients * bins)
+            cells = np.bincount(place, w[:, t] * x[:, t], patients * bins)
             columns = slice(1 + part * bins, 1 + (part + 1) * bins)
             sums[:, t, columns] = cells.reshape(patients, bins)
     return sums
 
 
 def bin_numbers(p: np.ndarray, w: np.ndarray, bins: int) -> np.ndarray:
-    """The bin of each image of each task, [N, T] int; 0 of an unknown label.
-
-    Bins have equal mass: with equal weights, equally many images. With bins of equal
-    width most of a rare finding's images would be in the first one. Equal probabilities
-    share a bin, so that some bins may be empty.
-
-    Source: Nixon et al., Measuring Calibration in Deep Learning (CVPR workshops 2019)
-    for equal mass; edges at quantiles as numpy interpolates them.
-    """
-    number = np.zeros(p.shape, int)
-    for t in range(p.shape[1]):
-        labelled = w[:, t] > 0
-        number[labelled, t] = _bins(p[labelled, t], w[labelled, t], bins)
-    return number
-
-
-def _bins(p: np.ndarray, mass: np.ndarray, bins: int) -> np.ndarray:
-    """Each image's bin [N], by the mass below it; equal probabilities share theirs."""
-    values, where = np.unique(p, return_inverse=True)
+    """The bin of each image [N] of a task, by the mass below it; 0 if it is unknown."""
+    known = w > 0
+    values, where = np.unique(p[known], return_inverse=True)
+    mass = w[known]
     each = np.bincount(where, mass, len(values))
     below = np.cumsum(each) - each
     last = mass.sum() * (1 - 1 / max(len(mass), 1))  # Below the last image.
     edges = np.arange(1, bins) * last / bins
-    return np.searchsorted(edges, below * (1 - 1e-12))[where]  # On an edge: below.
+    number = np.zeros(len(p), int)
+    # An image on an edge is in the bin below.
+    number[known] = np.searchsorted(edges, below * (1 - 1e-12))[where]
+    return number
 
 
 def _measures(data: tuple[Array, Array], counts: Array | None) -> dict[str, Array]:
@@ -302,9 +286,7 @@ def fit_platt(probability, label, weight) -> Logistic:
 
     Source: Platt, Probabilistic Outputs for Support Vector Machines (1999).
     """
-    fits = _each(_platt, *checked(probability, label, weight))
-    slope, intercept = zip(*fits, strict=True)
-    return Logistic(slope, intercept)
+    return Logistic(*_each(_platt, probability, label, weight))
 
 
 def fit_isotonic(probability, label, weight) -> Isotonic:
@@ -315,9 +297,13 @@ def fit_isotonic(probability, label, weight) -> Isotonic:
 
     Source: Zadrozny & Elkan, Transforming Classifier Scores (KDD 2002), section 3.
     """
-    fits = _each(_isotonic, *checked(probability, label, weight))
-    knots, calibrated = zip(*fits, strict=True)
-    return Isotonic(knots, calibrated)
+    return Isotonic(*_each(_isotonic, probability, label, weight))
+
+
+def _each(fit: Callable, probability, label, weight) -> Iterable[tuple]:
+    """What `fit` returns for the known images of each task: its parts, T of each."""
+    tasks = zip(*(x.T for x in checked(probability, label, weight)), strict=True)
+    return zip(*(fit(p[w > 0], y[w > 0], w[w > 0]) for p, y, w in tasks), strict=True)
 
 
 def fit_softmax(probability, label, weight, *, offsets: bool) -> Softmax:
@@ -329,7 +315,6 @@ def fit_softmax(probability, label, weight, *, offsets: bool) -> Softmax:
     Args:
       probability, label: [N, K], rows sum to 1.
       weight: [N, K]; an image counts as its largest one, 0 where it is unknown.
-      offsets: whether to fit intercepts.
 
     Source: Guo et al. (ICML 2017), sec. 4.2; with intercepts: Alexandari et al.,
     Maximum Likelihood with Bias-Corrected Calibration (ICML 2020), section 3.
@@ -361,7 +346,9 @@ def fit_softmax(probability, label, weight, *, offsets: bool) -> Softmax:
     return Softmax((slope,) * p.shape[1], tuple(intercept))
 
 
-def prior_shift(trained, true, *, exclusive: bool = False) -> Logistic | Softmax:
+def prior_shift(
+    trained: np.ndarray, true: np.ndarray, *, exclusive: bool = False
+) -> Logistic | Softmax:
     """Corrects probabilities from the prevalence seen in training to the true one.
 
     With loss weights or over-sampling a model learns another prevalence: its odds are
@@ -376,12 +363,6 @@ def prior_shift(trained, true, *, exclusive: bool = False) -> Logistic | Softmax
     Source: Saerens et al., Neural Computation 14 (2002) 21, section 2; King & Zeng,
     Political Analysis 9 (2001) 137, for the log-odds.
     """
-    trained, true = np.broadcast_arrays(
-        *(np.atleast_1d(np.asarray(x, float)) for x in (trained, true))
-    )
-    for name, value in (("trained", trained), ("true", true)):
-        if not ((value > 0) & (value < 1)).all():
-            raise InputError(f"{name}: {value}; give prevalences between 0 and 1")
     kind, scale = (Softmax, np.log) if exclusive else (Logistic, logit)
     shift = scale(true) - scale(trained)
     return kind((1.0,) * len(shift), tuple(shift.tolist()))
@@ -395,20 +376,15 @@ def calibrate(fit: Fit | None, probability) -> np.ndarray:
     p = np.asarray(probability, float)
     if fit is None:
         return p
-    if len(fit[0]) != p.shape[1]:
-        raise InputError(
-            f"fit: of {len(fit[0])} tasks, and the probabilities of {p.shape[1]}; fit "
-            "on predictions of the same tasks"
-        )
-    if not isinstance(fit, Isotonic):
-        slope, intercept = map(np.array, fit)
-        identity = (slope == 1) & (intercept == 0)  # Without clipping.
+    if isinstance(fit, Isotonic):
+        tasks = zip(p.T, *fit, strict=True)
+        columns = [np.interp(x, *knots) if len(knots[0]) else x for x, *knots in tasks]
+        return np.stack(columns, axis=1)
+    slope, intercept = map(np.array, fit)
+    identity = (slope == 1) & (intercept == 0)  # Without clipping.
     if isinstance(fit, Logistic):
         return np.where(identity, p, expit(slope * _log_odds(p) + intercept))
-    if isinstance(fit, Softmax):
-        return p if identity.all() else softmax(slope * _log(p) + intercept, axis=1)
-    tasks = zip(p.T, *fit, strict=True)
-    return np.stack([np.interp(x, *k) if len(k[0]) else x for x, *k in tasks], axis=1)
+    return p if identity.all() else softmax(slope * _log(p) + intercept, axis=1)
 
 
 def moves(fit: Fit, task: int) -> bool:
@@ -422,8 +398,11 @@ def moves(fit: Fit, task: int) -> bool:
 def _platt(p: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[float, float]:
     """Newton's method with halved steps: the loss is convex."""
     z = _log_odds(p)
-    if _separated(z, y):
+    positive, negative = z[y > 0], z[y < 1]
+    if not positive.size or not negative.size:
         return 1.0, 0.0
+    if positive.min() >= negative.max() or positive.max() <= negative.min():
+        return 1.0, 0.0  # A threshold separates the two.
     x = np.stack([z, np.ones_like(z)])
     w = w / w.sum()
 
@@ -453,20 +432,6 @@ def _isotonic(p: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[tuple, tuple
     rising = isotonic_regression(np.bincount(where, w * y) / mass, weights=mass).x
     ends = np.diff(rising, prepend=-1) + np.diff(rising, append=2) > 0
     return tuple(values[ends].tolist()), tuple(rising[ends].tolist())
-
-
-def _separated(z: np.ndarray, y: np.ndarray) -> bool:
-    """Whether one class is missing, or a threshold on z separates the two."""
-    positive, negative = z[y > 0], z[y < 1]
-    if not len(positive) or not len(negative):
-        return True
-    return positive.min() >= negative.max() or positive.max() <= negative.min()
-
-
-def _each(fit: Callable, p: np.ndarray, y: np.ndarray, w: np.ndarray) -> list:
-    """A fit to the known images of each task."""
-    tasks = zip(p.T, y.T, w.T, strict=True)
-    return [fit(*(x[w > 0] for x in (p, y, w))) for p, y, w in tasks]
 
 
 def _log_odds(p: np.ndarray) -> np.ndarray:

@@ -12,7 +12,6 @@ import numpy as np
 from chex import Array
 from scipy.stats import norm
 
-from medjax.errors import InputError
 from medjax.evaluation import bootstrap, discrimination, results
 from medjax.evaluation.predict import Predictions
 
@@ -46,8 +45,7 @@ def compare(
 ) -> dict:
     """How much better the first model is, paired by image.
 
-    Args:
-      first, second: of the same images, in the same order, with the same labels.
+    Both are of the same images in the same order, with the same labels.
 
     Returns:
       films, patients, replicates; mean: {metric: pair}; tasks: {name: {positives,
@@ -84,7 +82,6 @@ def compare(
         }
 
     columns = {name: column(name) for name in discrimination.AREAS}
-
     positives = np.sum(first.label * first.weight, axis=0, where=first.weight > 0)
     negatives = first.weight.sum(axis=0) - positives
     summary = {
@@ -133,41 +130,32 @@ class Paired(NamedTuple):
 def delong(score, other, label, weight, patient) -> Paired:
     """Tests whether two models' AUROCs differ on the same images.
 
+    p is 1 where both models order every pair alike, and NaN where they don't and the
+    variance is 0. All are NaN where a class is missing; error and p are NaN where only
+    one patient has a class, because then there is no variance.
+
     Args:
       score, other: [N, T], of the two models; only their order matters.
-      label, weight: [N, T]; patient: [N]; as in discrimination.intervals.
-
-    Returns:
-      p is 1 where both models order every pair alike, and NaN where they don't and the
-      variance is 0. All are NaN where a class is missing; error and p are NaN where
-      only one patient has a class, because then there is no variance.
+      label, weight: [N, T]; patient: [N]; as in discrimination.difference.
 
     Source: DeLong et al., Biometrics 44 (1988) 837; its components from ranks: Sun &
     Xu, IEEE Signal Process. Lett. 21 (2014) 1389; clusters: Obuchowski, Biometrics 53
     (1997) 567. The difference's variance is that of the components' differences.
     """
     arrays = [np.asarray(a, np.float64) for a in (score, other, label, weight)]
-    patient = np.asarray(patient)
-    shapes = {a.shape for a in arrays}
-    if len(shapes) > 1 or arrays[0].ndim != 2 or patient.shape != arrays[0].shape[:1]:
-        raise InputError("score, label, weight: give [N, T] each, and patient [N]")
-    columns = [
-        _of_task(*(a[:, t] for a in arrays), patient) for t in range(len(score[0]))
-    ]
-    difference, error = (np.array(column) for column in zip(*columns, strict=True))
+    columns = zip(*(a.T for a in arrays), strict=True)
+    tasks = [_of_task(*each, patient) for each in columns]
+    difference, error = map(np.array, zip(*tasks, strict=True))
     with np.errstate(divide="ignore", invalid="ignore"):
         p = 2 * norm.sf(np.abs(difference) / error)
     same = np.where(np.abs(difference) < ROUNDING, 1.0, np.nan)
-    p = np.where(error < ROUNDING, same, p)
-    return Paired(difference, error, p)
+    return Paired(difference, error, np.where(error < ROUNDING, same, p))
 
 
 def _of_task(score, other, label, weight, patient) -> tuple[float, float]:
-    """The difference of the AUROCs, and its standard error."""
+    """The difference of the AUROCs, and its standard error; vectors [N]."""
     known = weight > 0
     score, other, label, weight = (a[known] for a in (score, other, label, weight))
-    if np.isnan(score).any() or np.isnan(other).any():
-        raise InputError("score: NaN where the weight isn't 0; mute it by 0")
     positive, negative = weight * label, weight * (1 - label)
     if positive.sum() == 0 or negative.sum() == 0:
         return np.nan, np.nan

@@ -1,6 +1,10 @@
 """How well scores tell positive from negative images, with intervals.
 
 Every metric of metrics.py of several tasks, and the differences between two models.
+
+Scores, label and weight are [N, T], as in metrics.py; positive is score >= threshold,
+[T], and NaN leaves its task's rates undefined. A statistic's counts are [P, R], how
+often each replicate counts each patient, and its patient is [N] int, 0 to P - 1.
 """
 
 import functools
@@ -40,10 +44,6 @@ def intervals(
     """Percentile intervals of every metric, clustered by patient.
 
     Args:
-      score, label, weight: [N, T], as in metrics.py.
-      patient: [N] integers, the unit that is resampled.
-      threshold: [T], positive is score >= threshold; NaN leaves its task's rates
-        undefined.
       prevalence: [T] in (0, 1), adds the predictive values there, 'ppv_at' and
         'npv_at'; None adds nothing.
       max_fpr: in (0, 1), adds 'partial_auroc', see metrics.py; None adds nothing.
@@ -68,7 +68,8 @@ def intervals(
     chex.assert_rank([score, label, weight, patient, threshold], [2, 2, 2, 1, 1])
     chex.assert_equal_shape([score, ranked, label, weight])
     chex.assert_shape([patient, threshold], [score.shape[:1], score.shape[1:]])
-    _check(score, ranked, label, weight)
+    for each in (score, ranked):
+        check(each, label, weight)
     rows, index, patients = bootstrap.numbered(weight, patient)
     data = *(x[rows] for x in (score, ranked, label, weight)), index, threshold
     options = {"key": key, "replicates": replicates, "max_fpr": max_fpr}
@@ -122,22 +123,19 @@ def difference(
     Both models are judged on the same images, and on the same patients in every
     replicate: patients that are easy for both models cancel.
 
-    Args:
-      score, other: [N, T], the scores of the two models.
-      label, weight, patient: as in `intervals`.
-      level: the intervals' nominal coverage, in (0, 1).
-
     Returns:
-      'auroc' and 'average_precision', Intervals of [T], and their 'mean_' of [], of
-      score's minus other's. An interval that holds 0 shows no difference.
+      'auroc' and 'average_precision', Intervals of [T] of the nominal coverage `level`,
+      and their 'mean_' of [], of score's minus other's. An interval that holds 0 shows
+      no difference.
 
     Source: Efron & Tibshirani, An Introduction to the Bootstrap (1993), section 8.4.
     """
     arrays = [np.asarray(a, np.float32) for a in (score, other, label, weight)]
     chex.assert_equal_shape(arrays)
     chex.assert_shape(np.asarray(patient), arrays[0].shape[:1])
-    _check(*arrays)
-    rows, index, patients = bootstrap.numbered(arrays[3], patient)
+    for each in arrays[:2]:
+        check(each, *arrays[2:])
+    rows, index, patients = bootstrap.numbered(weight, patient)
     data = *(a[rows] for a in arrays), index
     base = bootstrap.resample(
         _differences, data, patients, key=key, replicates=replicates
@@ -162,7 +160,7 @@ def class_intervals(
 ) -> tuple[np.ndarray, dict[str, Interval]]:
     """The classes' confusion matrix [K, K], and its rates with intervals.
 
-    Arguments are as in metrics.class_cells and `intervals`.
+    Arguments are as in metrics.class_cells.
     """
     rows, index, patients = bootstrap.numbered(weight, patient)
     cells = _class_cells(*(x[rows] for x in (probability, label, weight)))
@@ -183,11 +181,11 @@ def _class_rates(data: tuple, counts: Array | None) -> dict[str, Array]:
     return metrics.class_rates(bootstrap.reweigh(cells, counts), present)
 
 
-def _check(score, other, label, weight) -> None:
+def check(score, label, weight) -> None:
     """Raises InputError for numbers from which no interval can come."""
     if not (np.isfinite(weight).all() and (weight >= 0).all()):
         raise InputError("weight: negative or not finite; give 0 to an unknown label")
-    undefined = ((np.isnan(score) | np.isnan(other)) & (weight > 0)).any(axis=0)
+    undefined = (np.isnan(score) & (weight > 0)).any(axis=0)
     if undefined.any():
         raise InputError(
             f"score: NaN for a known label of task {int(undefined.argmax())}; look for a "
@@ -201,8 +199,8 @@ def _check(score, other, label, weight) -> None:
 def patients(score, label, weight, patient, threshold) -> dict[str, np.ndarray]:
     """How many patients have an image in each metric's denominator.
 
-    Arguments are as in `intervals`. Returns {metric: [T + 1] int}, the last of all
-    labels as if of one task. Without a threshold, rates have none.
+    Returns {metric: [T + 1] int}, the last of all labels as if of one task. Without a
+    threshold, rates have none.
     """
     known = weight > 0
     positive = known & (np.where(known, label, 0) > 0)
@@ -233,11 +231,10 @@ def patients(score, label, weight, patient, threshold) -> dict[str, np.ndarray]:
 def confusion(
     score, label, weight, patient, threshold, counts
 ) -> tuple[metrics.Confusion, Array]:
-    """The confusion matrix of many reweightings; arguments as in `areas`.
+    """The confusion matrix of many reweightings, and the positives.
 
     A patient's cells do not change, so the counts of all replicates are one product.
-    Besides the matrix it returns the positives, with or without a threshold. All are
-    [R, T], or [T] where counts is None.
+    The positives don't need a threshold. All are [R, T], or [T] where counts is None.
     """
     cells = jax.vmap(metrics.cells, in_axes=-1, out_axes=-1)
     cells = cells(score, label, weight, threshold)
@@ -255,13 +252,8 @@ def areas(
 
     `metrics.auroc` for each would sort and sum N x T x R numbers in memory. Here
     every task is sorted once and swept from its highest score down, all tasks and
-    replicates together, which keeps six numbers for each of them.
-
-    Args:
-      score, label, weight: [N, T], as in `intervals`.
-      patient: [N] int, 0 to P - 1.
-      counts: [P, R], how often each replicate counts a patient; None: each once.
-      max_fpr: adds metrics.partial_auroc, which takes half as much time again.
+    replicates together, which keeps six numbers for each of them. max_fpr adds
+    metrics.partial_auroc, which takes half as much time again.
 
     Returns:
       AUROC, average precision and, with max_fpr, the partial AUROC, [R, T] float32, to
@@ -291,13 +283,8 @@ def group_areas(
 ) -> tuple[Array, Array]:
     """`areas` of each group of images alone, in the time of one sweep of all images.
 
-    Args:
-      group: [N] int, 0 to G - 1, which group an image is in.
-      groups: G; one of them may be empty.
-      The rest: as in `areas`, counts not None.
-
-    Returns:
-      AUROC and average precision, [R, G, T].
+    The group of each image is [N] int, 0 to G - 1; a group may be empty, and counts
+    isn't None. Returns AUROC and average precision, [R, G, T].
     """
 
     def ranked(score, label, weight):  # [N]: group after group, each as by `rank`.

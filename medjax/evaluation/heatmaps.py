@@ -21,9 +21,12 @@ middle. So each stands beside two baselines that need no understanding of the im
 pictures look like explanations and know nothing of the model. So the layers get random
 weights, one after the other from the classifier down, and the heatmaps are compared with
 the trained model's: what stays alike explains the image, not the model.
+
+Images are [B, H, W, C] or [B, D, H, W, C], `...` stands for their spatial axes or those
+of a stage, and `logits_of` maps a batch to [B, T], each image for itself.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -36,10 +39,10 @@ from medjax.evaluation import bootstrap
 from medjax.evaluation.bootstrap import Interval
 
 METHODS = ("grad_cam", "grad_cam_plus_plus", "integrated_gradients")
-STEPS = 32  # Of integrated_gradients.
+STEPS = 32  # Of the sum that stands for the integral of integrated_gradients.
 LIMIT = 0.5  # A rank correlation from which on heatmaps count as alike.
-# Of the image's side: so far from its box the maximum still hits. Source: Zhang et al.,
-# IJCV 126 (2018) 1084: 15 pixels; their images have about 500.
+# Of the image's longest side: so far from its box the maximum still hits. Source: Zhang
+# et al., IJCV 126 (2018) 1084: 15 pixels; their images have about 500.
 TOLERANCE = 0.03
 SHARE = 0.5  # Of the maximum, from which on a pixel belongs to the heatmap's region.
 MEASURES = ("pointing", "iou")
@@ -96,14 +99,10 @@ class Localisation(NamedTuple):
 
 
 def heatmap_step(state, image: Array, *, views: Callable, **options) -> Array:
-    """Heatmaps of one shard's rows, by the averaged model.
+    """`heatmaps` of one shard's rows, by the averaged model.
 
-    Args:
-      state: whose field `averaged` are the variables.
-      image: [B, H, W, C], this shard's rows as loaded.
-      views: image -> [V, B, H, W, C], standardised; the first, the image as it is, is
-        explained.
-      options: of `heatmaps`.
+    views: image as loaded -> [V, B, ..., C], standardised; the first, the image as it
+    is, is explained.
     """
     return heatmaps(state.averaged, views(image)[0], **options)
 
@@ -120,63 +119,52 @@ def heatmaps(
 
     Args:
       variables: of the model.
-      image: [B, H, W, C] or [B, D, H, W, C], standardised.
+      image: standardised. The baseline of integrated_gradients is 0, the mean grey; it
+        shows the positive part of its channels' sum.
       apply: a Classifier's, see models/classifier.py.
-      method: one of METHODS. The baseline of integrated_gradients is 0, the mean grey
-        of a standardised image; it shows the positive part of its channels' sum.
+      method: one of METHODS.
       stage: whose output grad_cam and grad_cam_plus_plus weight; -1 is the last. An
         earlier one is finer, but its pixels depend on less of the image.
 
     Returns:
-      [B, T, h, w] or [B, T, d, h, w] float32, >= 0, on the grid of that stage (of the
-      image for integrated_gradients).
+      [B, T, ...] float32, >= 0, on the grid of that stage (of the image for
+      integrated_gradients).
     """
-
-    def logits_of(image):
-        return apply(variables, image, train=False)
-
     if method == "integrated_gradients":
-        shares = integrated_gradients(image, logits_of, jnp.zeros_like(image), STEPS)
+        shares = integrated_gradients(
+            image, lambda image: apply(variables, image, train=False)
+        )
         return jax.nn.relu(shares.sum(axis=-1))
     cam = grad_cam if method == "grad_cam" else grad_cam_plus_plus
     _, sown = apply(variables, image, train=False, mutable=["intermediates"])
     stages = sown["intermediates"]["stages"]
     after = range(1, len(stages) + 1)[stage]
+    return cam(
+        stages[stage],
+        lambda feature: apply(variables, feature, train=False, after=after),
+    )
 
-    def logits_from(feature):
-        return apply(variables, feature, train=False, after=after)
 
-    return cam(stages[stage], logits_from)
-
-
-def grad_cam(feature: Array, logits_from: Callable) -> Array:
-    """The positive part of a stage's channels, weighted by the mean gradient.
-
-    Args:
-      feature: [B, ..., c], the stage's output; any number of spatial axes.
-      logits_from: feature -> [B, T]; an image's logits depend only on its row.
-
-    Returns [B, T, ...] float, >= 0.
+def grad_cam(feature: Array, logits_of: Callable) -> Array:
+    """[B, T, ...] >= 0: a stage's channels [B, ..., c], weighted by the mean gradient.
 
     Source: Selvaraju et al., ICCV 2017, eq. 1 and 2.
     """
-    gradient = _gradients(logits_from, feature)
+    gradient = _gradients(logits_of, feature)
     weight = gradient.mean(axis=tuple(range(2, gradient.ndim - 1)))  # [B, T, c]
     return _weighted(feature, weight)
 
 
-def grad_cam_plus_plus(feature: Array, logits_from: Callable) -> Array:
+def grad_cam_plus_plus(feature: Array, logits_of: Callable) -> Array:
     """Grad-CAM that weights the gradient by how much each pixel alone raises the score.
 
     The score is exp(logit), as in the paper, whose derivatives are powers of the
     logit's; the factor exp(logit) of the whole map is left out. The paper's features
     are those after a ReLU; a channel with a negative sum counts as 0.
 
-    Args, Returns: as for `grad_cam`.
-
     Source: Chattopadhay et al., WACV 2018, eq. 5 and 19.
     """
-    rising = jax.nn.relu(_gradients(logits_from, feature))
+    rising = jax.nn.relu(_gradients(logits_of, feature))
     space = tuple(range(2, rising.ndim - 1))
     total = jax.nn.relu(feature[:, None].sum(axis=space, keepdims=True))
     # alpha = g^2 / (2 g^2 + total g^3), where g^2 cancels; only g > 0 counts.
@@ -184,43 +172,28 @@ def grad_cam_plus_plus(feature: Array, logits_from: Callable) -> Array:
     return _weighted(feature, weight)
 
 
-def integrated_gradients(
-    image: Array, logits_of: Callable, baseline: Array, steps: int
-) -> Array:
-    """What each pixel adds to each logit on the way from a baseline to the image.
+def integrated_gradients(image: Array, logits_of: Callable) -> Array:
+    """What each pixel adds to each logit on the way from an image of zeros to this one.
 
-    Over the pixels they add up to logit(image) - logit(baseline), up to the error of
-    the sum that stands for the integral.
-
-    Args:
-      image: [B, ..., C].
-      logits_of: images -> [B, T].
-      baseline: of the image's shape, an image that shows nothing.
-      steps: of the sum, each taken at its middle.
-
-    Returns:
-      [B, T, ..., C] float; negative where a pixel speaks against the task.
+    [B, T, ..., C], negative where a pixel speaks against the task. Over the pixels they
+    add up to logit(image) - logit(0), up to the error of the sum that stands for the
+    integral: STEPS terms, each taken at its middle.
 
     Source: Sundararajan et al., ICML 2017, eq. 1 and 3.
     """
-    way = image - baseline
 
     def add(total, share):
-        return total + _gradients(logits_of, baseline + share * way), None
+        return total + _gradients(logits_of, share * image), None
 
-    shares = (jnp.arange(steps, dtype=image.dtype) + 0.5) / steps
+    shares = (jnp.arange(STEPS, dtype=image.dtype) + 0.5) / STEPS
     shape = jax.eval_shape(lambda x: _gradients(logits_of, x), image)
     total, _ = jax.lax.scan(add, jnp.zeros(shape.shape, shape.dtype), shares)
-    return way[:, None] * total / steps
+    return image[:, None] * total / STEPS
 
 
 def enlarge(heatmap: Array, shape: Sequence[int]) -> Array:
-    """Linear interpolation to the grid of an image with the same edges.
-
-    Args:
-      heatmap: [..., h, w] or [..., d, h, w].
-      shape: (H, W) or (D, H, W).
-    """
+    """Linear interpolation of [..., h, w] or [..., d, h, w] to another grid with the
+    same edges; shape: (H, W) or (D, H, W)."""
     shape = (*heatmap.shape[: -len(shape)], *shape)
     return jax.image.resize(heatmap, shape, "linear", antialias=False)
 
@@ -243,15 +216,11 @@ def _weighted(feature: Array, weight: Array) -> Array:
     return jax.nn.relu(jnp.einsum("b...c,btc->bt...", feature, weight))
 
 
-def measure(marked: Marked, *, tolerance: float = TOLERANCE) -> np.ndarray:
+def measure(marked: Marked) -> np.ndarray:
     """Pointing game and overlap of every pair, and what they are compared with.
 
     If several pixels are the maximum, each of them is pointed at equally often: a
     constant heatmap hits as often as chance does.
-
-    Args:
-      marked: what to measure.
-      tolerance: of pointing, a share of the image's longest side.
 
     Returns:
       [N, 8] float, see COLUMNS; `others` is NaN where no other patient has the finding.
@@ -259,21 +228,26 @@ def measure(marked: Marked, *, tolerance: float = TOLERANCE) -> np.ndarray:
     Source: pointing game: Zhang et al., IJCV 126 (2018) 1084, section 4.2.
     """
     heat = np.asarray(marked.heatmap)
-    shape = heat.shape[1:]
-    margin = tolerance * max(shape)
+    shape, space = heat.shape[1:], tuple(range(1, heat.ndim))
+    margin = TOLERANCE * max(shape)
     near = np.stack([inside(boxes, shape, margin=margin) for boxes in marked.boxes])
     box = np.stack([inside(boxes, shape) for boxes in marked.boxes])
-    highest = heat.max(axis=tuple(range(1, heat.ndim)), keepdims=True)
+    highest = heat.max(axis=space, keepdims=True)
     peak = (heat == highest).astype(np.float32)
-    peak /= peak.sum(axis=tuple(range(1, heat.ndim)), keepdims=True)
+    peak /= peak.sum(axis=space, keepdims=True)
     region = (heat >= SHARE * highest).astype(np.float32)
-    columns = {name: np.full(len(heat), np.nan) for name in COLUMNS}
-    for n in range(len(heat)):
-        overlap = _overlap(_moved(region[n], box[n]), region[n].sum(), box[n].sum())
-        columns["pointing"][n] = (peak[n] * near[n]).sum()
-        columns["pointing_chance"][n] = near[n].mean()
-        columns["iou"][n] = overlap.flat[0]
-        columns["iou_chance"][n] = overlap.mean()
+    overlaps = [
+        _overlap(_moved(here, there), here.sum(), there.sum())
+        for here, there in zip(region, box, strict=True)
+    ]
+    columns = {
+        "pointing": (peak * near).sum(axis=space),
+        "pointing_chance": near.mean(axis=space),
+        "pointing_others": np.full(len(heat), np.nan),
+        "iou": np.array([each.flat[0] for each in overlaps]),
+        "iou_chance": np.array([each.mean() for each in overlaps]),
+        "iou_others": np.full(len(heat), np.nan),
+    }
     for task in np.unique(marked.task):
         rows = np.flatnonzero(marked.task == task)
         peaks, nears, regions, boxes = (
@@ -291,7 +265,7 @@ def measure(marked: Marked, *, tolerance: float = TOLERANCE) -> np.ndarray:
                 columns[name][rows] = mean
     for name in MEASURES:
         columns[f"{name}_gain"] = columns[name] - columns[f"{name}_chance"]
-    return np.stack(list(columns.values()), axis=1)
+    return np.stack([columns[name] for name in COLUMNS], axis=1)
 
 
 def inside(
@@ -318,24 +292,16 @@ def inside(
 
 
 def localise(
-    marked: Marked,
-    *,
-    tasks: Sequence[str],
-    key: Array,
-    replicates: int,
+    marked: Marked, *, tasks: Sequence[str], key: Array, replicates: int
 ) -> dict:
     """Means of `measure` over images, with intervals of a bootstrap over patients.
 
-    Args:
-      marked: what to measure.
-      tasks: names by the numbers of marked.task.
-
-    Returns:
-      `Localisation` as JSON, see bootstrap.as_json.
+    Returns a `Localisation` as JSON, see bootstrap.as_json.
     """
     numbers = np.unique(marked.task)
-    chosen = marked.task == numbers[:, None]
-    chosen = np.concatenate([chosen.any(axis=0, keepdims=True), chosen])
+    chosen = np.stack(
+        [np.full(len(marked.task), True), *(marked.task == numbers[:, None])]
+    )
     value = measure(marked)[:, None]  # [N, 1, 8]
     value = np.where(chosen.T[..., None], value, np.nan)
     resampled = bootstrap.means(value, marked.patient, key=key, replicates=replicates)
@@ -364,19 +330,16 @@ def localise(
         }
         return Pairs(int(chosen[k].sum()), patients, **measures)
 
-    of_all, *of_tasks = map(pairs, range(len(chosen)))
-    names = [tasks[t] for t in numbers]
-    of_tasks = dict(zip(names, of_tasks, strict=True))
-    return bootstrap.as_json(
-        Localisation(replicates, bootstrap.LEVEL, of_all, of_tasks)
-    )
+    of_tasks = {tasks[t]: pairs(k) for k, t in enumerate(numbers, start=1)}
+    localisation = Localisation(replicates, bootstrap.LEVEL, pairs(0), of_tasks)
+    return bootstrap.as_json(localisation)
 
 
 def _moved(region: np.ndarray, box: np.ndarray) -> np.ndarray:
     """How many pixels two masks share for every shift of one, first without a shift."""
-    one, other = np.fft.rfftn(region), np.fft.rfftn(box)
+    spectrum = np.fft.rfftn(region) * np.conj(np.fft.rfftn(box))
     axes = tuple(range(region.ndim))
-    return np.rint(np.fft.irfftn(one * np.conj(other), region.shape, axes))
+    return np.rint(np.fft.irfftn(spectrum, region.shape, axes))
 
 
 def _overlap(shared: np.ndarray, region: np.ndarray, box: np.ndarray) -> np.ndarray:
@@ -384,72 +347,52 @@ def _overlap(shared: np.ndarray, region: np.ndarray, box: np.ndarray) -> np.ndar
     return shared / (region + box - shared)
 
 
-def cascade(
-    variables: ArrayTree, fresh: ArrayTree, layers: Sequence[str]
-) -> Iterator[tuple[str, ArrayTree]]:
-    """Yields each layer's name and the variables with it and those above it random.
-
-    Args:
-      variables: the trained ones: collections, 'params' among them, of layers.
-      fresh: random ones, the same tree.
-      layers: names, from the last to the first; a collection may lack some.
-    """
-    for name in layers:
-        variables = {
-            kind: parts | ({name: fresh[kind][name]} if name in parts else {})
-            for kind, parts in variables.items()
-        }
-        yield name, variables
-
-
 def randomisation(
     explain: Callable[[ArrayTree], Array],
     variables: ArrayTree,
     fresh: ArrayTree,
     layers: Sequence[str],
-) -> dict[str, float]:
+) -> dict:
     """How alike heatmaps stay while the layers become random from the top down.
 
     Args:
       explain: variables -> heatmaps [B, T, ...].
-      variables, fresh, layers: as in `cascade`.
+      variables: the trained ones: collections, 'params' among them, of layers.
+      fresh: random ones, the same tree.
+      layers: names, from the last to the first; a collection may lack some.
 
     Returns:
-      {layer: the mean rank correlation over images and tasks} after it and all
-      above it are random: 1 is unchanged, about 0 unrelated; NaN if every heatmap of
-      the trained model is constant.
+      correlation: {layer: the mean rank correlation over images and tasks} after it
+      and all above it are random: 1 is unchanged, about 0 unrelated; NaN if every
+      heatmap of the trained model is constant. depends: whether the heatmaps depend on
+      the model, by the last layer's.
 
     Source: Adebayo et al., NeurIPS 2018, section 3, cascading randomisation.
     """
     trained = np.asarray(explain(variables))
-    correlations = {}
-    for name, changed in cascade(variables, fresh, layers):
-        values = rank_correlation(trained, np.asarray(explain(changed)))
+    correlation = {}
+    for name in layers:
+        variables = {
+            kind: parts | ({name: fresh[kind][name]} if name in parts else {})
+            for kind, parts in variables.items()
+        }
+        values = rank_correlation(trained, np.asarray(explain(variables)))
         defined = values[~np.isnan(values)]
-        correlations[name] = float(defined.mean()) if defined.size else np.nan
-    return correlations
+        correlation[name] = float(defined.mean()) if defined.size else np.nan
+    return {"correlation": correlation, "depends": correlation[layers[-1]] < LIMIT}
 
 
-def depends_on_the_model(similarity: dict[str, float]) -> bool:
-    """Whether `randomisation` changed the heatmaps enough: the last layer's counts."""
-    return list(similarity.values())[-1] < LIMIT
+def rank_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Spearman's correlation [B, T] of heatmaps [B, T, ...], pixel by pixel.
 
-
-def rank_correlation(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Spearman's correlation of heatmaps, pixel by pixel.
-
-    Args:
-      one, other: [B, T, ...].
-
-    Returns:
-      [B, T]; NaN where `one` is constant; 0 where only `other` is, as a heatmap that
-      says nothing resembles no other.
+    NaN where the first is constant; 0 where only the second is, as a heatmap that says
+    nothing resembles no other.
     """
-    one, other = (
-        stats.rankdata(x.reshape(*x.shape[:2], -1), axis=-1) for x in (one, other)
+    first, second = (
+        stats.rankdata(x.reshape(*x.shape[:2], -1), axis=-1) for x in (first, second)
     )
-    one, other = (x - x.mean(axis=-1, keepdims=True) for x in (one, other))
-    both = (one * other).sum(axis=-1)
-    scale = np.sqrt((one**2).sum(axis=-1) * (other**2).sum(axis=-1))
-    correlation = both / np.where(scale > 0, scale, 1)
-    return np.where((one != 0).any(axis=-1), correlation, np.nan)
+    first, second = (x - x.mean(axis=-1, keepdims=True) for x in (first, second))
+    product = (first * second).sum(axis=-1)
+    scale = np.sqrt((first**2).sum(axis=-1) * (second**2).sum(axis=-1))
+    correlation = product / np.where(scale > 0, scale, 1)
+    return np.where((first != 0).any(axis=-1), correlation, np.nan)

@@ -71,10 +71,9 @@ def rank(score: Array, label: Array, weight: Array) -> Ranking:
 
 
 def auroc(score: Array, label: Array, weight: Array) -> Array:
-    """Area under the ROC curve: how often a positive outranks a negative.
+    """[]: area under the ROC curve, how often a positive outranks a negative.
 
-    Returns:
-      [] float32; a tied pair counts one half; NaN without positives or negatives.
+    A tied pair counts one half. NaN without positives or negatives.
 
     Source: Mann & Whitney, Ann. Math. Stat. 18 (1947); Hanley & McNeil,
     Radiology 143 (1982): the trapezoid over runs of tied scores.
@@ -88,11 +87,10 @@ def auroc(score: Array, label: Array, weight: Array) -> Array:
 
 
 def average_precision(score: Array, label: Array, weight: Array) -> Array:
-    """Average precision: precision at every threshold, weighted by recall's step.
+    """[]: average precision, precision at every threshold, weighted by recall's step.
 
-    Returns:
-      [] float32, no interpolation; NaN without positives (scikit-learn says 0),
-      1 without negatives. Under chance it equals the prevalence, not 1/2.
+    No interpolation. NaN without positives (scikit-learn says 0), 1 without negatives.
+    Under chance it equals the prevalence, not 1/2.
 
     Source: scikit-learn's `average_precision_score`, sum (R_n - R_n-1) P_n.
     """
@@ -106,14 +104,9 @@ def average_precision(score: Array, label: Array, weight: Array) -> Array:
 def partial_auroc(
     score: Array, label: Array, weight: Array, *, max_fpr: float
 ) -> Array:
-    """AUROC of the thresholds at which the specificity is 1 - max_fpr or more.
+    """[]: AUROC of the thresholds at which the specificity is 1 - max_fpr or more.
 
-    Args:
-      score, label, weight: [N].
-      max_fpr: in (0, 1]; 1 makes this the AUROC.
-
-    Returns:
-      [] float32, standardised: 1/2 is chance, 1 perfect, whatever max_fpr is.
+    Standardised: 1/2 is chance, 1 perfect, whatever max_fpr in (0, 1] is.
 
     Source: McClish, Med. Decis. Making 9 (1989) 190; as scikit-learn's
     `roc_auc_score(max_fpr=)`, linear between the curve's points.
@@ -186,7 +179,7 @@ def predictive_values(
 
 
 def _known(score: Array, label: Array, weight: Array) -> tuple[Array, Array, Array]:
-    """Returns score, weight as positive, weight as negative; 0 where unknown."""
+    """Score, weight as positive, weight as negative; 0 where unknown."""
     chex.assert_rank([score, label, weight], 1)
     chex.assert_equal_shape([score, label, weight])
     weight = jnp.asarray(weight, jnp.float32)
@@ -198,20 +191,20 @@ def _known(score: Array, label: Array, weight: Array) -> tuple[Array, Array, Arr
 
 
 def _cumulative(score: Array, label: Array, weight: Array) -> tuple[Array, ...]:
-    """Returns tp, fp [N], counted down to each rank, and the ends of runs."""
+    """tp and fp [N], counted down to each rank, and the ends of runs."""
     ranking = rank(score, label, weight)
     return _running(ranking.positive), _running(ranking.negative), ranking.end
 
 
 def _previous(curve: Array, end: Array) -> Array:
-    """Returns [N]: the curve's value at the last end above each rank, or 0."""
+    """[N]: the curve's value at the last end above each rank, or 0."""
     last = jax.lax.cummax(jnp.where(end, jnp.arange(end.size), -1))
     last = jnp.append(-1, last[:-1])
     return jnp.where(last < 0, 0.0, curve[last])
 
 
 def _running(terms: Array) -> Array:
-    """Returns [N], the running sum of [N], in rows of about sqrt(N).
+    """The running sum of [N], in rows of about sqrt(N).
 
     XLA adds one by one on a CPU. Whole counts are exact either way; with fractions,
     such as soft labels, a million images would cost an area its fourth digit.
@@ -224,7 +217,7 @@ def _running(terms: Array) -> Array:
 
 
 def _ratio(numerator: Array, denominator: Array) -> Array:
-    """Returns the quotient, and NaN where there is nothing to divide by."""
+    """The quotient, and NaN where there is nothing to divide by."""
     empty = denominator == 0
     return jnp.where(empty, jnp.nan, numerator / jnp.where(empty, 1.0, denominator))
 
@@ -250,15 +243,12 @@ def micro(matrix: Confusion, defined: Array) -> Confusion:
 
 
 def class_cells(probability: Array, label: Array, weight: Array) -> Array:
-    """Each image's place in the classes' confusion matrix, [N, K, K].
+    """Each image's place in the classes' confusion matrix, [N, true, predicted].
 
     Args:
       probability: [N, K]; the likeliest class is predicted, the first of tied ones.
       label: [N, K] one-hot, or shares of classes that sum to 1.
       weight: [N, K]; an image counts as its largest one, 0 where it is unknown.
-
-    Returns:
-      Rows are the true class, columns the predicted one.
     """
     predicted = jax.nn.one_hot(jnp.argmax(probability, axis=1), probability.shape[1])
     known = jnp.max(weight, axis=1)

@@ -1,5 +1,6 @@
 """Predictions of every example exactly once, on all devices."""
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -30,10 +31,9 @@ def predict(
 ) -> Predictions:
     """Runs a model over evaluation batches and removes their padding.
 
-    Args:
-      batches: host batches [D, B, ...]; padding rows have the id -1.
-      eval_step: image [D, B, H, W, C] -> probabilities [D, B, T], e.g.
-        `compile_eval`'s, with the state bound.
+    batches: of the host, [D, B, ...]; padding rows have the id -1.
+    eval_step: image [D, B, H, W, C] -> probabilities [D, B, T], such as
+      `compile_eval`'s, with the state bound.
     """
     rows = list(_rows(batches, eval_step, "probability"))
     columns = ([row[name] for row in rows] for name in Predictions._fields)
@@ -71,15 +71,10 @@ def predict_files(
 ) -> Iterator[tuple[Path, np.ndarray | str]]:
     """Yields every file, in order, with its probabilities [T], or why it can't be read.
 
-    Args:
-      paths: image files.
-      eval_step: as for `predict`.
-      shape: (S, S, C) of the images that the model was trained on.
-      batch: B, rows a device.
-      devices: D.
-      look: called, by several threads, with a file's path, its pixels [H, W] or
-        [H, W, 3] in [0, 1], and the image that the model reads, [S, S, C] uint8.
-
+    shape: (S, S, C) of the images that the model was trained on.
+    batch: rows a device.
+    look: called, by several threads, with a file's path, its pixels [H, W] or [H, W, 3]
+      in [0, 1], and the image that the model reads, [S, S, C] uint8.
     """
 
     def load(path: Path) -> tuple[Path, np.ndarray | str]:
@@ -92,7 +87,8 @@ def predict_files(
             look(path, film.pixels, image)
         return path, image
 
-    def finish(loaded: list) -> Iterator[tuple[Path, np.ndarray | str]]:
+    answers = prepared.in_parallel(load, paths)
+    while loaded := list(itertools.islice(answers, batch * devices)):
         read = [pixels for _, pixels in loaded if not isinstance(pixels, str)]
         if read:
             padded = loader.pad({"image": np.stack(read)}, batch, devices)
@@ -100,11 +96,3 @@ def predict_files(
             rows = iter(probability.reshape(-1, *probability.shape[2:]))
         for path, pixels in loaded:
             yield path, pixels if isinstance(pixels, str) else next(rows)
-
-    waiting = []
-    for loaded in prepared.in_parallel(load, paths):
-        waiting.append(loaded)
-        if len(waiting) == batch * devices:
-            yield from finish(waiting)
-            waiting = []
-    yield from finish(waiting)

@@ -3,7 +3,9 @@
 And which images to show: those that the model is most and least certain of.
 """
 
+import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -128,14 +130,14 @@ def summarise(
         and the micro averages are of the calibrated probabilities.
       prevalence: [T], adds the predictive values there.
 
-    Returns:
-      A `Summary` as JSON, see bootstrap.as_json.
+    Returns a `Summary` as JSON, see bootstrap.as_json.
     """
     score, label, weight = predictions[2:]
     threshold = np.asarray(threshold, np.float32)
     ranked = score if uncalibrated is None or exclusive else uncalibrated
     data = score, label, weight, predictions.patient, threshold
     options = {"key": key, "replicates": replicates}
+    judge = functools.partial(bootstrap.interval, replicates=replicates)
     intervals = discrimination.intervals(
         *data, ranked=ranked, prevalence=prevalence, max_fpr=MAX_FPR, **options
     )
@@ -152,8 +154,9 @@ def summarise(
     mean_errors, errors = calibration.summarise(
         score, label, weight, predictions.patient, uncalibrated=uncalibrated, **options
     )
-    of_tasks = {
-        task: _task(
+    of_tasks = {}
+    for t, task in enumerate(tasks):
+        of_tasks[task] = _task(
             *(x[:, t] for x in (score, ranked, label, weight)),
             threshold=threshold[t],
             intervals={
@@ -162,46 +165,40 @@ def summarise(
                 if interval.estimate.ndim
             },
             patients={name: each[t] for name, each in patients.items()},
-            replicates=replicates,
             prevalence=None if prevalence is None else float(prevalence[t]),
             calibration=errors[t],
+            judge=judge,
         )
-        for t, task in enumerate(tasks)
-    }
     summary = Summary(
         films=len(predictions.id),
         patients=len(np.unique(predictions.patient)),
         replicates=replicates,
         chosen=chosen,
-        **{kind: _averages(intervals, kind, patients, replicates) for kind in AVERAGES},
+        **{kind: _averages(intervals, kind, patients, judge) for kind in AVERAGES},
         tasks=of_tasks,
         calibration={"mean": mean_errors},
-        classes=_classes(predictions, **options) if exclusive else None,
+        classes=_classes(predictions, judge, **options) if exclusive else None,
     )
     return bootstrap.as_json(summary)
 
 
 def _averages(
-    intervals: Metrics, kind: str, patients: dict, replicates: int
+    intervals: Metrics, kind: str, patients: dict, judge: Callable
 ) -> Metrics:
     """One kind of average; patients: as of discrimination.patients."""
     averages = {}
     for name, counts in patients.items():
         if f"{kind}_{name}" not in intervals or name.endswith("_at"):
             continue
-        *of_tasks, of_all = counts
-        if kind != "micro":  # The task with most patients has enough, or none has.
-            of_tasks = counts[:-1][~np.isnan(intervals[name].estimate)]
-            of_all = of_tasks.max(initial=0)
-        average = bootstrap.interval(
-            intervals[f"{kind}_{name}"],
-            "undefined in every task",
-            patients=of_all,
-            replicates=replicates,
-            name=name if kind == "micro" else "",
-        )
-        few = np.count_nonzero(np.less(of_tasks, bootstrap.LEAST))
-        if kind != "micro" and few and not (math.isnan(average.low) or average.why):
+        average, why = intervals[f"{kind}_{name}"], "undefined in every task"
+        if kind == "micro":
+            averages[name] = judge(average, why, patients=counts[-1], name=name)
+            continue
+        of_tasks = counts[:-1][~np.isnan(intervals[name].estimate)]
+        # The task with most patients has enough, or none has.
+        average = judge(average, why, patients=of_tasks.max(initial=0))
+        few = np.count_nonzero(of_tasks < bootstrap.LEAST)
+        if few and not (math.isnan(average.low) or average.why):
             why = f"{few} of {len(of_tasks)} have few patients"
             average = average._replace(why=why)
         averages[name] = average
@@ -217,17 +214,14 @@ def _task(
     threshold: float,
     intervals: Metrics,
     patients: dict[str, int],
-    replicates: int,
     prevalence: float | None,
     calibration: TaskCalibration,
+    judge: Callable,
 ) -> Task:
     """Everything of one task, of arrays [N]; patients: as of discrimination.patients."""
     positives = float((label * weight).sum(where=weight > 0))
     negatives = float(weight.sum()) - positives
     matrix = Confusion(*map(float, CONFUSION(score, label, weight, threshold)))
-    fpr, tpr, _ = thresholds.roc(ranked, label, weight)
-    bends = thresholds.corners(fpr, tpr)
-    precision, recall, _ = thresholds.precision_recall(ranked, label, weight)
     images = {
         "known": positives + negatives,
         "positive": positives,
@@ -244,37 +238,37 @@ def _task(
         note = "no threshold: validation lacks a positive or a negative image"
     if not note and (undefined := int(intervals["auroc"].undefined)):
         note = f"too few: a class is missing from {undefined} of the replicates"
-    judged = {
-        name: bootstrap.interval(
-            interval,
-            metrics.why(name, images, threshold=cut),
-            patients=patients[name],
-            replicates=replicates,
-            name=name,
-        )
-        for name, interval in intervals.items()
-    }
+    judged = {}
+    for name, interval in intervals.items():
+        why = metrics.why(name, images, threshold=cut)
+        judged[name] = judge(interval, why, patients=patients[name], name=name)
     at = [judged.pop(name, None) for name in ("ppv_at", "npv_at")]
+    fpr, tpr, _ = thresholds.roc(ranked, label, weight)
+    precision, recall, _ = thresholds.precision_recall(ranked, label, weight)
+    bends = thresholds.corners(fpr, tpr)
+    below = bends[1:] - 1  # Without the point at the threshold inf.
     return Task(
         positives,
         negatives,
-        int((weight == 0).sum()),
-        float(threshold),
-        note,
-        matrix,
+        unknown=int((weight == 0).sum()),
+        threshold=float(threshold),
+        note=note,
+        confusion=matrix,
         # Six decimals: enough to draw.
-        {"fpr": np.round(fpr[bends], 6), "tpr": np.round(tpr[bends], 6)},
-        {
-            "recall": np.round(recall[bends[1:] - 1], 6),
-            "precision": np.round(precision[bends[1:] - 1], 6),
+        roc={"fpr": np.round(fpr[bends], 6), "tpr": np.round(tpr[bends], 6)},
+        precision_recall={
+            "recall": np.round(recall[below], 6),
+            "precision": np.round(precision[below], 6),
         },
-        judged,
-        calibration,
-        None if prevalence is None else AtPrevalence(prevalence, *at),
+        metrics=judged,
+        calibration=calibration,
+        at_prevalence=None if prevalence is None else AtPrevalence(prevalence, *at),
     )
 
 
-def _classes(predictions: Predictions, *, key: Array, replicates: int) -> Classes:
+def _classes(
+    predictions: Predictions, judge: Callable, *, key: Array, replicates: int
+) -> Classes:
     """The classes' confusion matrix and its rates, with intervals."""
     data = *predictions[2:], predictions.patient
     matrix, intervals = discrimination.class_intervals(
@@ -283,13 +277,7 @@ def _classes(predictions: Predictions, *, key: Array, replicates: int) -> Classe
     patients = bootstrap.count(predictions.weight > 0, predictions.patient)[-1]
     images = {"known": matrix.sum(), "two classes": 0}
     rates = {
-        name: bootstrap.interval(
-            interval,
-            metrics.why(name, images),
-            patients=patients,
-            replicates=replicates,
-            name=name,
-        )
+        name: judge(interval, metrics.why(name, images), patients=patients, name=name)
         for name, interval in intervals.items()
     }
     return Classes(matrix, rates)
@@ -315,7 +303,6 @@ def choose(predictions: Predictions, threshold, *, each: int) -> list[Example]:
     at random: of equal probabilities the lower id comes first.
 
     Args:
-      predictions: of the split that is evaluated.
       threshold: [T]; a task whose threshold is NaN has no kinds, and no images.
       each: images of a kind; ceil(each / 2) of them are certain ones.
 

@@ -16,6 +16,7 @@ with two decades of it (RANGE) from black to white.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -41,12 +42,11 @@ STRENGTHS = (0.5, 1.0, 2.0, 4.0)  # Of the config's augmentation, for `compare`.
 class Severity(NamedTuple):
     """A corruption at one severity.
 
-    value: its strength, in the corruption's unit.
     auroc: the mean over the tasks that have one on the clean images.
     drop: how much lower it is than theirs.
     agreement: the share of calls that stay.
-    tasks: {name: AUROC}.
-    value and tasks are absent from the mean over the corruptions.
+    value: its strength, in the corruption's unit; tasks: {name: AUROC}. Both are absent
+      from the mean over the corruptions.
     """
 
     severity: int
@@ -72,40 +72,32 @@ class Robustness(NamedTuple):
     mean: list[Severity]
 
 
-class Change(NamedTuple):
-    """How much a change of the images changes a model's predictions.
-
-    moved: [T], the mean absolute change of the probability, of known labels.
-    flipped: [T], the share of calls that change; NaN without a threshold.
-    drop: an Interval of [T], AUROC of the images as they are minus that of the changed
-      ones, paired; mean_drop: an Interval of []. The intervals are of 95 % for all
-      T + 1 together (Bonferroni): of many findings one falls by chance.
-    """
-
-    moved: np.ndarray
-    flipped: np.ndarray
-    drop: Interval
-    mean_drop: Interval
-
-
 def compare(
     plain: Predictions,
     changed: Predictions,
     *,
+    tasks: tuple[str, ...],
     threshold: np.ndarray,
     key: Array,
     replicates: int,
-) -> Change:
-    """How much a change of the images changes a model's predictions.
+) -> dict:
+    """How much predictions of changed images differ from those of the images as they are.
 
-    Args:
-      plain: of the images as they are.
-      changed: of the same images, in the same order, changed.
-      threshold: [T], from which on a probability is called positive; NaN calls none.
+    Both are of the same images in the same order. A probability of the threshold [T] or
+    more is called positive; NaN calls none.
+
+    Returns:
+      mean_drop, an Interval as JSON, of the mean AUROC, and tasks: {name: moved, the mean
+      absolute change of the probability, of known labels; flipped, the share of calls
+      that change, None without a threshold; drop}. A drop is the AUROC of the images as
+      they are minus that of the changed ones, paired. The intervals are of 95 % for all
+      T + 1 together (Bonferroni): of many findings one falls by chance.
     """
     known = plain.weight > 0
     calls = [p.probability >= threshold for p in (plain, changed)]
     flipped = np.where(np.isnan(threshold), np.nan, calls[0] != calls[1])
+    moved = _mean(np.abs(changed.probability - plain.probability), known)
+    flipped = _mean(flipped, known)
     difference = discrimination.difference(
         *(plain.probability, changed.probability),
         *(plain.label, plain.weight, plain.patient),
@@ -113,12 +105,15 @@ def compare(
         replicates=replicates,
         level=1 - 0.05 / (len(threshold) + 1),
     )
-    return Change(
-        _mean(np.abs(changed.probability - plain.probability), known),
-        _mean(flipped, known),
-        difference["auroc"],
-        difference["mean_auroc"],
-    )
+    of_tasks = {
+        task: {
+            "moved": moved[t],
+            "flipped": flipped[t],
+            "drop": bootstrap.at(difference["auroc"], t),
+        }
+        for t, task in enumerate(tasks)
+    }
+    return bootstrap.as_json({"mean_drop": difference["mean_auroc"], "tasks": of_tasks})
 
 
 def _mean(values: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -151,79 +146,64 @@ def summarise(
       calibrate: [N, T] -> [N, T], of the probabilities, before calls are made; the
         AUROC is of the uncalibrated ones.
 
-    Returns:
-      `Robustness` as JSON, see bootstrap.as_json.
+    Returns a `Robustness` as JSON, see bootstrap.as_json.
     """
     rows, patient, patients = bootstrap.numbered(clean.weight, clean.patient)
-    threshold = np.asarray(threshold, np.float32)
+    labels = clean.label[rows], clean.weight[rows]
     reference = calibrate(clean.probability[rows])
+    threshold = np.asarray(threshold, np.float32)
+    options = {"key": key, "replicates": replicates, "exclusive": exclusive}
+    areas, agreement = [], []  # Whole, then drawn: [1 + R, T] and [1 + R].
+    for probability in (clean.probability, *itertools.chain(*corrupted.values())):
+        score = probability[rows]
+        data = score, calibrate(score), reference, *labels, patient, threshold
+        whole, drawn = bootstrap.resample(_areas_and_calls, data, patients, **options)
+        areas.append(np.concatenate([whole[0][None], drawn[0]]))
+        agreement.append(np.append(whole[1], drawn[1]))
+    defined = ~np.isnan(areas[0][0])
+    auroc = np.stack([metrics.macro(each, defined) for each in areas])
+    values = np.stack([auroc, auroc[0] - auroc, agreement], axis=1)  # [n, 3, 1 + R]
+    by_severity = values[1:].reshape(-1, len(SEVERITIES), *values.shape[1:])
+    values = np.concatenate([values, by_severity.mean(axis=0)])
+    ends = bootstrap.percentiles(
+        Resampled(values[..., 0], np.moveaxis(values[..., 1:], -1, 0))
+    )
 
-    def measure(probability: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """AUROC [1 + R, T] and agreement [1 + R]: whole, then drawn."""
-        data = (
-            probability,
-            calibrate(probability),
-            reference,
-            clean.label[rows],
-            clean.weight[rows],
-        )
-        resampled = bootstrap.resample(
-            _areas_and_calls,
-            (*data, patient, threshold),
-            patients,
-            key=key,
+    def interval(n: int, name: str) -> Interval:
+        return bootstrap.interval(
+            bootstrap.at(ends, (n, MEASURES.index(name))),
+            "no threshold" if name == "agreement" else "undefined in every task",
+            patients=patients,
             replicates=replicates,
-            exclusive=exclusive,
+            name=name,
         )
-        both = (np.concatenate([w[None], d]) for w, d in zip(*resampled, strict=True))
-        return tuple(both)
 
-    areas, _ = measure(clean.probability[rows])
-    defined = ~np.isnan(areas[0])
-    before = np.asarray(metrics.macro(areas, defined))
+    def at_severities(first: int) -> list[Severity]:
+        return [
+            Severity(severity, **{name: interval(n, name) for name in MEASURES})
+            for n, severity in enumerate(SEVERITIES, start=first)
+        ]
 
-    def intervals(columns: np.ndarray) -> dict[str, Interval]:
-        """Of MEASURES, [3, 1 + R]."""
-        resampled = Resampled(columns[:, 0], columns[:, 1:].T)
-        ends = bootstrap.percentiles(resampled)
-        return {
-            name: bootstrap.interval(
-                bootstrap.at(ends, i),
-                "no threshold" if name == "agreement" else "undefined in every task",
-                patients=patients,
-                replicates=replicates,
-                name=name,
+    corruptions = {}
+    for c, name in enumerate(corrupted):
+        first, corruption = 1 + c * len(SEVERITIES), CORRUPTIONS[name]
+        severities = [
+            row._replace(value=value, tasks=dict(zip(tasks, each[0], strict=True)))
+            for row, value, each in zip(
+                at_severities(first), corruption.values, areas[first:], strict=False
             )
-            for i, name in enumerate(MEASURES)
-        }
-
-    columns, corruptions = {}, {}
-    for name, probabilities in corrupted.items():
-        severities = []
-        for severity, probability in zip(SEVERITIES, probabilities, strict=True):
-            areas, agreement = measure(probability[rows])
-            auroc = np.asarray(metrics.macro(areas, defined))
-            columns[name, severity] = np.stack([auroc, before - auroc, agreement])
-            severities.append(
-                Severity(
-                    severity,
-                    **intervals(columns[name, severity]),
-                    value=CORRUPTIONS[name].values[severity - 1],
-                    tasks=dict(zip(tasks, areas[0], strict=True)),
-                )
-            )
+        ]
         corruptions[name] = {
-            "parameter": CORRUPTIONS[name].parameter,
+            "parameter": corruption.parameter,
             "severities": severities,
         }
-    means = {s: np.mean([columns[n, s] for n in corrupted], axis=0) for s in SEVERITIES}
     robustness = Robustness(
         films=len(clean.id),
         patients=len(np.unique(clean.patient)),
         replicates=replicates,
-        clean={"auroc": intervals(np.stack([before] * 3))["auroc"]},
+        clean={"auroc": interval(0, "auroc")},
         corruptions=corruptions,
-        mean=[Severity(s, **intervals(mean)) for s, mean in means.items()],
+        mean=at_severities(len(areas)),
     )
     return bootstrap.as_json(robustness)
 
@@ -360,17 +340,10 @@ CORRUPTIONS = {
 
 
 def corrupt(name: str, key: Array, image: Array, id: Array, *, severity: int) -> Array:
-    """Corrupts images, each by a key of its own, so that the batch doesn't matter.
+    """Corrupts images [B, H, W, C] in [0, 1] by one of CORRUPTIONS.
 
-    Args:
-      name: of CORRUPTIONS.
-      key: of the whole suite.
-      image: [B, H, W, C] float in [0, 1].
-      id: [B] int, the images' numbers.
-      severity: of SEVERITIES.
-
-    Returns:
-      [B, H, W, C] float32 in [0, 1].
+    Each image has a key of its own, from the suite's and its id [B], so that the batch
+    doesn't matter.
     """
     corruption = CORRUPTIONS[name]
     value = corruption.values[severity - 1]

@@ -111,10 +111,11 @@ def measure_predictions(
     """AUROC, average precision and Brier score of every run.
 
     Args:
-      probability: [A, S, N, T]; anything where the weight is 0.
-      label: [N, T] in [0, 1]; anything where the weight is 0.
+      probability: [A, S, N, T].
+      label: [N, T] in [0, 1].
       weight: [A, S, N, T], >= 0; 0 where a label is unknown, where this seed wasn't
-        tested on the image, and where the run is missing.
+        tested on the image, and where the run is missing. Probability and label may be
+        anything there.
     """
     columns = [_columns(x, probability.shape) for x in (probability, label, weight)]
     columns = [np.where(columns[2] > 0, x, 0) for x in columns]
@@ -122,9 +123,8 @@ def measure_predictions(
     data = *columns, patient.astype(np.int32)
     options = {"key": key, "replicates": replicates}
     scores = bootstrap.resample(_areas_and_brier, data, len(names), **options)
-    shape = (*probability.shape[:2], probability.shape[3])
     return {
-        name: _with_mean(whole, scores.drawn[name], shape)
+        name: _with_mean(whole, scores.drawn[name], probability.shape)
         for name, whole in scores.whole.items()
     }
 
@@ -142,16 +142,12 @@ def _areas_and_brier(data: tuple, counts: Array | None) -> dict[str, Array]:
 def measure_cases(
     values: dict[str, np.ndarray], patient: np.ndarray, *, key: Array, replicates: int
 ) -> dict[str, Scores]:
-    """The mean over cases of what is measured of each, such as its Dice.
-
-    Args:
-      values: by metric, [A, S, N, T]; NaN where undefined, or not measured.
-    """
+    """The mean over cases of each metric, [A, S, N, T]; NaN where undefined."""
     scores = {}
     for metric, value in values.items():
         columns = _columns(value, value.shape)
         means = bootstrap.means(columns, patient, key=key, replicates=replicates)
-        scores[metric] = _with_mean(*means, (*value.shape[:2], value.shape[3]))
+        scores[metric] = _with_mean(*means, value.shape)
     return scores
 
 
@@ -161,27 +157,24 @@ def _columns(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return array.reshape(len(array), -1).astype(np.float32)
 
 
-def _with_mean(observed, drawn, shape: tuple[int, int, int]) -> Scores:
-    """Columns [A S T] as Scores, with the mean over each run's defined tasks.
+def _with_mean(observed, drawn, shape: tuple[int, ...]) -> Scores:
+    """Columns [A S T] of values [A, S, N, T] as Scores, with the mean over each run's
+    defined tasks.
 
     A replicate in which one of these tasks is undefined has no mean: a mean over other
     tasks is another quantity.
     """
-    observed = np.asarray(observed, np.float64).reshape(shape)
-    drawn = np.asarray(drawn, np.float64).reshape(-1, *shape)
+    arms, seeds, _, tasks = shape
+    observed = np.asarray(observed, np.float64).reshape(arms, seeds, tasks)
+    drawn = np.asarray(drawn, np.float64).reshape(-1, arms, seeds, tasks)
     defined = ~np.isnan(observed)
-    with np.errstate(invalid="ignore"):
-        return Scores(
-            *(
-                np.append(
-                    x,
-                    np.where(defined, x, 0).sum(axis=-1, keepdims=True)
-                    / defined.sum(axis=-1, keepdims=True),
-                    axis=-1,
-                )
-                for x in (observed, drawn)
-            )
-        )
+    number = defined.sum(axis=-1, keepdims=True)
+    both = []
+    for x in (observed, drawn):
+        total = np.where(defined, x, 0).sum(axis=-1, keepdims=True)
+        with np.errstate(invalid="ignore"):  # 0 / 0: no task is defined.
+            both.append(np.append(x, total / number, axis=-1))
+    return Scores(*both)
 
 
 def compare(
@@ -216,17 +209,20 @@ def compare(
     others = [a for a in range(len(arms)) if a != baseline]
     columns = range(len(tasks) + 1)
     differences = {
-        (name, t): [
-            difference(metric, a, baseline, t, patients=patients) for a in others
+        name: [
+            [difference(metric, a, baseline, t, patients=patients) for t in columns]
+            for a in others
         ]
         for name, metric in scores.items()
-        for t in columns
     }
-    family = [each for t in columns[:-1] for each in differences[primary, t]]
-    adjusted = iter(_adjusted(family))
-    for t in columns[:-1]:
-        differences[primary, t] = [next(adjusted) for _ in others]
-    differences[primary, len(tasks)] = _adjusted(differences[primary, len(tasks)])
+    tested = differences[primary]
+    p = np.reshape([[each.p for each in row] for row in tested], (-1, len(columns)))
+    of_tasks = holm(p[:, :-1].ravel()).reshape(p[:, :-1].shape)
+    adjusted = np.column_stack([of_tasks, holm(p[:, -1])])
+    differences[primary] = [
+        [each._replace(holm=x) for each, x in zip(*both, strict=True)]
+        for both in zip(tested, adjusted, strict=True)
+    ]
 
     def by_task(of: Callable[[str, int], NamedTuple]) -> dict:
         *each, mean = [{name: of(name, t) for name in scores} for t in columns]
@@ -236,7 +232,7 @@ def compare(
         seeds = ~np.isnan(scores[primary].observed[a, :, -1])
         apart = None
         if a != baseline:
-            apart = by_task(lambda name, t: differences[name, t][others.index(a)])
+            apart = by_task(lambda name, t: differences[name][others.index(a)][t])
         means = by_task(lambda name, t: summarise(scores[name], a, t))
         return {"seeds": int(seeds.sum()), **means, "difference": apart}
 
@@ -251,18 +247,11 @@ def compare(
 def summarise(scores: Scores, arm: int, task: int) -> Summary:
     """An arm's metric of one task; -1 is the mean over the tasks."""
     each, drawn = scores.observed[arm, :, task], scores.drawn[:, arm, :, task]
-    defined = each[~np.isnan(each)]
-    mean, drawn = _mean_over_seeds(each, drawn)
-    replicates = drawn[~np.isnan(drawn)]
+    mean, sd, replicates, undefined = _over_seeds(each, drawn)
     low, high = np.nan, np.nan
     if replicates.size:
         low, high = np.quantile(replicates, [ALPHA / 2, 1 - ALPHA / 2])
-    return Summary(
-        *(mean, low, high),
-        undefined=len(drawn) - len(replicates),
-        sd=np.std(defined, ddof=1) if len(defined) > 1 else np.nan,
-        each=each,
-    )
+    return Summary(mean, low, high, undefined, sd, each)
 
 
 def difference(
@@ -272,17 +261,15 @@ def difference(
     observed, drawn = scores.observed[..., task], scores.drawn[..., task]
     each = observed[arm] - observed[other]
     seeds = int((~np.isnan(each)).sum())
-    mean, drawn = _mean_over_seeds(each, drawn[:, arm] - drawn[:, other])
-    replicates = drawn[~np.isnan(drawn)]
+    drawn = drawn[:, arm] - drawn[:, other]
+    mean, sd, replicates, undefined = _over_seeds(each, drawn)
     error = np.std(replicates, ddof=1) if len(replicates) > 1 else np.nan
     # Drawing P of P patients has (P - 1) / P of the variance.
     error *= np.sqrt(patients / (patients - 1))
-    sd = np.std(each[~np.isnan(each)], ddof=1) if seeds > 1 else np.nan
     freedom = 1 / (1 / (patients - 1) + 1 / max(len(replicates) - 1, 1))
     reach, p = _t_test(mean, error, sd, seeds=seeds, freedom=freedom)
     return Difference(
-        *(mean, mean - reach, mean + reach),
-        undefined=len(drawn) - len(replicates),
+        *(mean, mean - reach, mean + reach, undefined),
         patients=error,
         sd=sd,
         seeds=seeds,
@@ -309,15 +296,18 @@ def _t_test(
     return stats.t.ppf(1 - ALPHA / 2, freedom) * root, p
 
 
-def _mean_over_seeds(each: np.ndarray, drawn: np.ndarray) -> tuple[float, np.ndarray]:
-    """[S] and [R, S] -> [] and [R]: means over the seeds that are defined.
-
-    A replicate in which one of these seeds is undefined is NaN.
-    """
+def _over_seeds(
+    each: np.ndarray, drawn: np.ndarray
+) -> tuple[float, float, np.ndarray, int]:
+    """Over the seeds that are defined, of [S] and [R, S]: mean, SD, and the means of the
+    replicates in which all of these are defined; and how many replicates are not."""
     defined = ~np.isnan(each)
     if not defined.any():
-        return np.nan, np.full(len(drawn), np.nan)
-    return each[defined].mean(), drawn[:, defined].mean(axis=1)
+        return np.nan, np.nan, np.zeros(0), len(drawn)
+    sd = np.std(each[defined], ddof=1) if defined.sum() > 1 else np.nan
+    means = drawn[:, defined].mean(axis=1)
+    means = means[~np.isnan(means)]
+    return each[defined].mean(), sd, means, len(drawn) - len(means)
 
 
 def best(scores: Scores, arms: tuple[str, ...], *, patients: int) -> Best:
@@ -340,18 +330,17 @@ def best(scores: Scores, arms: tuple[str, ...], *, patients: int) -> Best:
         return Best(None, None, None, None, "no seed has a result of every arm")
     means = seeds[:, shared].mean(axis=1)
     leader, *others = [int(a) for a in np.argsort(-means) if has_result[a]]
-    differences = _adjusted(
-        [difference(scores, leader, a, -1, patients=patients) for a in others]
-    )
+    differences = [difference(scores, leader, a, -1, patients=patients) for a in others]
+    adjusted = holm([each.p for each in differences])
     verdict = functools.partial(
-        Best, leader=arms[leader], second=arms[others[0]], p=differences[0].holm
+        Best, leader=arms[leader], second=arms[others[0]], p=adjusted[0]
     )
     if min(each.seeds for each in differences) < LEAST:
         why = f"fewer than {LEAST} seeds say nothing about another training"
         return verdict(None, why=why)
-    for other, each in zip(others, differences, strict=True):
+    for other, each, p in zip(others, differences, adjusted, strict=True):
         lead = f"{arms[leader]} leads"
-        if not each.holm < ALPHA / 2:  # Or NaN.
+        if not p < ALPHA / 2:  # Or NaN.
             why = f"{lead}, and its difference to {arms[other]} may be chance"
             return verdict(None, why=why)
         if each.estimate <= each.sd:
@@ -361,9 +350,3 @@ def best(scores: Scores, arms: tuple[str, ...], *, patients: int) -> Best:
     if absent := [arm for arm, has in zip(arms, has_result, strict=True) if not has]:
         why += f", but for {', '.join(absent)}, without a result"
     return verdict(arms[leader], why=why)
-
-
-def _adjusted(differences: list[Difference]) -> list[Difference]:
-    """The differences with `holm`, as one family of tests."""
-    p = holm([each.p for each in differences])
-    return [each._replace(holm=x) for each, x in zip(differences, p, strict=True)]

@@ -20,6 +20,8 @@ every cube of 2 x 2 x 2 neighbours of which some are inside and some outside. Su
 cube is a surface element: a point, the cube's middle, and the area of its triangles.
 Elements are weighted by their area, so that neither a slanted surface nor a coarse
 axis counts too much. Outside the image is outside the mask.
+
+`spacing` is [3] mm along D, H, W. A mask [D, H, W] is where an array isn't 0.
 """
 
 import functools
@@ -33,30 +35,28 @@ from chex import Array
 from scipy import ndimage
 from scipy.spatial import KDTree
 
-from medjax.errors import InputError
 from medjax.evaluation import bootstrap
 from medjax.evaluation.bootstrap import LEAST
 
-METRICS = (
-    "dice",
-    "iou",
-    "sensitivity",
-    "ppv",
-    "hd95",
-    "asd",
-    "nsd",
-    "lesion_sensitivity",
-    "lesion_f1",
-    "false_positives",
-    "true_lesions",
-    "found_lesions",
-    "true_ml",
-    "predicted_ml",
-)
-VOLUMES = METRICS[-2:]
+PERFECT = {  # Of a volume where nothing is true and nothing predicted.
+    "dice": 1.0,
+    "iou": 1.0,
+    "sensitivity": 1.0,
+    "ppv": 1.0,
+    "hd95": 0.0,
+    "asd": 0.0,
+    "nsd": 1.0,
+    "lesion_sensitivity": 1.0,
+    "lesion_f1": 1.0,
+    "false_positives": 0.0,
+    "true_lesions": 0.0,
+    "found_lesions": 0.0,
+    "true_ml": 0.0,
+    "predicted_ml": 0.0,
+}
+METRICS = tuple(PERFECT)
 CONNECTED = np.ones((3, 3, 3))  # Voxels that share a corner are one lesion.
 CORNERS = tuple(itertools.product((0, 1), repeat=3))  # Corner i is bit i of a code.
-SPREAD = 3  # Volumes of which a standard deviation is said.
 
 
 class Post(NamedTuple):
@@ -72,21 +72,19 @@ class Post(NamedTuple):
     smallest: float = 0.0
 
 
-THRESHOLDS = (0.5, 0.3, 0.4, 0.6, 0.7)
 CANDIDATES = tuple(  # The default first: it wins a tie.
     Post(threshold, largest, smallest)
     for threshold, (largest, smallest) in itertools.product(
-        THRESHOLDS, [(False, size) for size in (0, 3, 10, 30, 100, 300)] + [(True, 0)]
+        (0.5, 0.3, 0.4, 0.6, 0.7),
+        [(False, size) for size in (0, 3, 10, 30, 100, 300)] + [(True, 0)],
     )
 )
 
 
 class Mean(NamedTuple):
-    """A metric's mean over volumes and its interval.
+    """A metric's mean and median over volumes; the rest is as of bootstrap.Interval.
 
-    median: over volumes.
     patients: for whom the metric is defined.
-    undefined, why: as of bootstrap.Interval.
     """
 
     estimate: float
@@ -113,7 +111,7 @@ class Summary(NamedTuple):
     note: why intervals lack; '' if they don't.
     mean: by metric, of each volume's mean over the regions.
     regions: by region and metric; agreement: by region, of the volumes in ml.
-    rows: of `measure_regions`.
+    rows: by volume and region: name, patient, region and the METRICS.
     """
 
     volumes: int
@@ -130,16 +128,7 @@ class Summary(NamedTuple):
 def masks(
     probability: np.ndarray, spacing: Sequence[float], posts: Sequence[Post]
 ) -> np.ndarray:
-    """Makes masks from probabilities.
-
-    Args:
-      probability: [D, H, W, K].
-      spacing: [3] mm.
-      posts: K, one a region.
-
-    Returns:
-      [D, H, W, K] bool.
-    """
+    """[D, H, W, K] bool masks of K regions, from [D, H, W, K] and K posts."""
     regions = []
     for k, post in enumerate(posts):
         component, size = components(probability[..., k] >= post.threshold)
@@ -156,17 +145,19 @@ def _kept(size: np.ndarray, post: Post) -> np.ndarray:
     return keep
 
 
+def components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers the components from 1, [D, H, W]; and their sizes in voxels, [N]."""
+    component, count = ndimage.label(mask, CONNECTED)
+    return component, np.bincount(component.ravel(), minlength=count + 1)[1:]
+
+
 def choose(
     cases: Iterable[tuple[np.ndarray, np.ndarray, Sequence[float]]],
-) -> tuple[Post, ...]:
+) -> list[Post]:
     """The post-processing of each region with the highest mean Dice, of CANDIDATES.
 
-    Args:
-      cases: probability [D, H, W, K], label [D, H, W, K] and spacing [3] mm of the
-        validation volumes, never of those to be evaluated. They are read once.
-
-    Raises:
-      InputError: there is no case.
+    cases: probability [D, H, W, K], label [D, H, W, K] and spacing of the validation
+      volumes, never of those to be evaluated. They are read once. None of them gives [].
     """
     dices = [
         [
@@ -176,17 +167,8 @@ def choose(
         for probability, label, spacing in cases
     ]
     if not dices:
-        raise InputError(
-            "post-processing is chosen on validation volumes, and there is none: "
-            "leave it at its default"
-        )
-    return tuple(CANDIDATES[best] for best in np.mean(dices, axis=0).argmax(axis=1))
-
-
-def components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers the components from 1, [D, H, W]; and their sizes in voxels, [N]."""
-    component, count = ndimage.label(mask, CONNECTED)
-    return component, np.bincount(component.ravel(), minlength=count + 1)[1:]
+        return []
+    return [CANDIDATES[best] for best in np.mean(dices, axis=0).argmax(axis=1)]
 
 
 def _dices(probability, label, spacing) -> list[float]:
@@ -215,12 +197,8 @@ def measure(
     """Compares one region's masks of one volume.
 
     A lesion is a connected component, by faces, edges or corners. It is found if one
-    of its voxels is predicted; a false positive has no true voxel.
-
-    Args:
-      predicted, label: [D, H, W], inside where they aren't 0.
-      spacing: [3] mm.
-      tolerance: of the normalised surface Dice, in mm.
+    of its voxels is predicted; a false positive has no true voxel. The tolerance of the
+    normalised surface Dice is in mm.
 
     Returns:
       METRICS: shares in [0, 1], hd95 and asd in mm, volumes in ml, lesions counted.
@@ -228,8 +206,12 @@ def measure(
     Source: Dice, Ecology 26 (1945) 297; Jaccard (1912) for iou; the lesion-wise rates
     as in Commowick et al., Sci. Rep. 8 (2018) 13650, with any overlap.
     """
+    predicted, label = np.asarray(predicted) != 0, np.asarray(label) != 0
+    box = _box(predicted | label)
+    if box is None:
+        return dict(PERFECT)
     diagonal = float(np.linalg.norm(np.multiply(label.shape, spacing)))
-    predicted, label = _cropped(np.asarray(predicted) != 0, np.asarray(label) != 0)
+    predicted, label = predicted[box], label[box]
     overlap = predicted & label
     inside, true, both = (int(mask.sum()) for mask in (predicted, label, overlap))
     component, sizes = components(label)
@@ -238,16 +220,6 @@ def measure(
     false = len(sizes) - len(np.unique(component[overlap]))
     apart = distances(predicted, label, spacing)
     millilitre = float(np.prod(spacing)) / 1000
-    counts = {
-        "false_positives": float(false),
-        "true_lesions": float(lesions),
-        "found_lesions": float(detected),
-        "true_ml": true * millilitre,
-        "predicted_ml": inside * millilitre,
-    }
-    if not inside and not true:
-        shares = dict.fromkeys(METRICS[: METRICS.index("false_positives")], 1.0)
-        return shares | {"hd95": 0.0, "asd": 0.0} | counts
     return {
         "dice": dice(predicted, label),
         "iou": both / (inside + true - both),
@@ -259,99 +231,67 @@ def measure(
         "nsd": surface_dice(apart, tolerance),
         "lesion_sensitivity": detected / lesions if lesions else np.nan,
         "lesion_f1": 2 * detected / (detected + lesions + false),
-    } | counts
+        "false_positives": float(false),
+        "true_lesions": float(lesions),
+        "found_lesions": float(detected),
+        "true_ml": true * millilitre,
+        "predicted_ml": inside * millilitre,
+    }
 
 
 def dice(predicted: np.ndarray, label: np.ndarray) -> float:
-    """The Dice overlap of two masks of bool; 1 of two empty ones.
-
-    Source: Dice, Ecology 26 (1945) 297.
-    """
+    """The Dice overlap of two masks of bool; 1 of two empty ones."""
     whole = int(predicted.sum()) + int(label.sum())
     return 2 * int((predicted & label).sum()) / whole if whole else 1.0
-
-
-def measure_regions(
-    predicted: np.ndarray,
-    label: np.ndarray,
-    spacing: Sequence[float],
-    *,
-    regions: Sequence[str],
-    tolerance: float,
-    **about: str | int,
-) -> list[dict]:
-    """`measure` of every region of a volume.
-
-    Args:
-      predicted, label: [D, H, W, K].
-      regions: K names.
-      about: name, of the volume, and patient, whom it shows.
-
-    Returns:
-      K rows: about, region and the METRICS.
-    """
-    return [
-        {
-            **about,
-            "region": region,
-            **measure(predicted[..., k], label[..., k], spacing, tolerance=tolerance),
-        }
-        for k, region in enumerate(regions)
-    ]
 
 
 def summarise(rows: Sequence[Mapping], *, key: Array, replicates: int) -> dict:
     """Means over volumes, with intervals of a bootstrap over patients.
 
-    Args:
-      rows: of `measure_regions`, of all volumes.
+    rows: see Summary, one volume's after another's, of the same regions.
 
-    Returns:
-      A `Summary` as JSON, see bootstrap.as_json.
+    Returns a `Summary` as JSON, see bootstrap.as_json.
     """
     table = pd.DataFrame(list(rows))
-    names, regions = (list(table[column].unique()) for column in ("name", "region"))
-    value = np.full((len(names), len(regions) + 1, len(METRICS)), np.nan)
-    place = [
-        pd.Index(x).get_indexer(table[c])
-        for x, c in ((names, "name"), (regions, "region"))
-    ]
-    value[tuple(place)] = table[list(METRICS)]
-    patient = table.groupby("name", sort=False)["patient"].first().to_numpy()
-    value[:, -1] = value[:, :-1].mean(axis=1)
-    resampled = bootstrap.means(value, patient, key=key, replicates=replicates)
+    regions = list(table["region"].unique())
+    patient = table["patient"].to_numpy()[:: len(regions)]
+    value = table[list(METRICS)].to_numpy(float)
+    value = value.reshape(len(patient), len(regions), len(METRICS))
+    means = value.mean(axis=1, keepdims=True)
+    resampled = bootstrap.means(
+        np.concatenate([value, means], axis=1), patient, key=key, replicates=replicates
+    )
     intervals = bootstrap.percentiles(resampled)
 
-    def mean(k: int, m: int) -> Mean:
-        known = ~np.isnan(value[:, k, m])
-        patients = len(np.unique(patient[known]))
-        interval = bootstrap.interval(
-            bootstrap.at(intervals, (k, m)),
-            "undefined in every volume",
-            patients=patients,
-            replicates=replicates,
-        )
-        median = float(np.median(value[known, k, m])) if known.any() else np.nan
-        return Mean(median=median, patients=patients, **interval._asdict())
+    def mean(values: np.ndarray, k: int) -> dict[str, Mean]:
+        """Of each metric; values: [volumes, metrics]; k: their number in intervals."""
+        means = {}
+        for m, metric in enumerate(METRICS):
+            defined = ~np.isnan(values[:, m])
+            patients = len(np.unique(patient[defined]))
+            interval = bootstrap.interval(
+                bootstrap.at(intervals, (k, m)),
+                "undefined in every volume",
+                patients=patients,
+                replicates=replicates,
+            )
+            median = float(np.median(values[defined, m])) if patients else np.nan
+            means[metric] = Mean(median=median, patients=patients, **interval._asdict())
+        return means
 
-    *of_regions, of_all = (
-        {metric: mean(k, m) for m, metric in enumerate(METRICS)}
-        for k in range(len(regions) + 1)
-    )
     patients = len(np.unique(patient))
     note = f"No intervals: they need {LEAST} patients, and there are {patients}."
-    volumes = [METRICS.index(metric) for metric in VOLUMES]
+    volumes = value[..., [METRICS.index(name) for name in ("true_ml", "predicted_ml")]]
     summary = Summary(
-        volumes=len(names),
+        volumes=len(patient),
         patients=patients,
         replicates=replicates,
         level=bootstrap.LEVEL,
         note="" if patients >= LEAST else note,
-        mean=of_all,
-        regions=dict(zip(regions, of_regions, strict=True)),
+        mean=mean(means[:, 0], len(regions)),
+        regions={region: mean(value[:, k], k) for k, region in enumerate(regions)},
         agreement={
-            region: agreement(*value[:, k, volumes].T)
-            for k, region in enumerate(regions)
+            region: agreement(*volumes[:, k].T) for k, region in enumerate(regions)
         },
         rows=[dict(row) for row in rows],
     )
@@ -359,34 +299,24 @@ def summarise(rows: Sequence[Mapping], *, key: Array, replicates: int) -> dict:
 
 
 def agreement(true: np.ndarray, predicted: np.ndarray) -> Agreement:
-    """How much larger predictions are; no limits for fewer than three volumes.
-
-    Args:
-      true, predicted: [N], of any one unit.
+    """How much larger predictions [N] are; no limits for fewer than three volumes.
 
     Source: Bland & Altman, Lancet 327 (1986) 307.
     """
     difference = np.subtract(predicted, true)
     bias = float(difference.mean())
-    if difference.size < SPREAD:
+    if difference.size < 3:
         return Agreement(bias, np.nan, np.nan)
     limit = 1.96 * float(difference.std(ddof=1))
     return Agreement(bias, bias - limit, bias + limit)
 
 
-def _cropped(*both: np.ndarray) -> list[np.ndarray]:
-    """Cuts masks to the box that holds them all."""
-    box = ndimage.find_objects(np.any(both, axis=0).astype(np.uint8))
-    return [mask[box[0]] if box else mask[:1] for mask in both]
-
-
 class Distances(NamedTuple):
-    """From each element of one surface to the nearest of the other, ascending, in mm.
+    """From each element of one surface to the nearest of the other, ascending, in mm;
+    infinite where the other surface is empty.
 
     true, true_area: [N], from the true surface, and the elements' areas in mm^2.
     predicted, predicted_area: [M], from the predicted one.
-
-    Where the other surface is empty the distance is infinite.
     """
 
     true: np.ndarray
@@ -398,11 +328,7 @@ class Distances(NamedTuple):
 def distances(
     predicted: np.ndarray, label: np.ndarray, spacing: Sequence[float]
 ) -> Distances:
-    """Measures from each surface to the other.
-
-    Args:
-      predicted, label: [D, H, W], a mask is where they aren't 0.
-      spacing: [3] mm along D, H, W.
+    """Measures from each mask's surface to the other's.
 
     Source: the definition of Nikolov et al., Clinically applicable segmentation of head
     and neck anatomy (J. Med. Internet Res. 23 (2021) e26151), as in their
@@ -436,8 +362,7 @@ def average_distance(apart: Distances) -> float:
     Source: Heimann et al., IEEE Trans. Med. Imaging 28 (2009) 1251, average symmetric
     surface distance, here weighted by area.
     """
-    area = np.concatenate([apart.true_area, apart.predicted_area])
-    distance = np.concatenate([apart.true, apart.predicted])
+    distance, area = (np.concatenate(both) for both in (apart[::2], apart[1::2]))
     return float(distance @ area / area.sum()) if area.size else np.nan
 
 
@@ -447,8 +372,8 @@ def surface_dice(apart: Distances, tolerance: float) -> float:
     Surfaces up to the tolerance apart, in mm, count as the same. In [0, 1]; NaN if both
     surfaces are empty.
     """
-    area = np.concatenate([apart.true_area, apart.predicted_area])
-    near = np.concatenate([apart.true, apart.predicted]) <= tolerance
+    distance, area = (np.concatenate(both) for both in (apart[::2], apart[1::2]))
+    near = distance <= tolerance
     return float(area[near].sum() / area.sum()) if area.size else np.nan
 
 
@@ -457,15 +382,15 @@ def elements(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The surface elements of a mask.
 
-    Args:
-      mask: [D, H, W], inside is where it isn't 0.
-      spacing: [3] mm.
-
     Returns:
       points: [N, 3] mm, from the middle of the image's first voxel.
       area: [N] mm^2.
     """
-    mask, first = _box(np.asarray(mask) != 0)
+    mask = np.asarray(mask) != 0
+    box = _box(mask)
+    if box is None:
+        return np.zeros((0, 3)), np.zeros(0)
+    mask = np.pad(mask[box], 1)
     code = np.zeros(np.array(mask.shape) - 1, np.uint8)
     for bit, corner in enumerate(CORNERS):
         cut = (slice(c, c + n) for c, n in zip(corner, code.shape, strict=True))
@@ -475,18 +400,13 @@ def elements(
     # An area's normal along one axis grows with the spacing along the two others.
     normal = triangles() * (spacing.prod() / spacing)
     area = np.linalg.norm(normal, axis=-1).sum(axis=-1)
+    first = [side.start for side in box]
     return (place + first - 0.5) * spacing, area[code[tuple(place.T)]]
 
 
-def _box(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The mask's box with a margin of one voxel, and the box's first voxel."""
-    box = []
-    for axis in range(3):
-        others = tuple(a for a in range(3) if a != axis)
-        inside = np.flatnonzero(mask.any(axis=others))
-        box.append((inside[0], inside[-1] + 1) if inside.size else (0, 0))
-    inner = mask[tuple(slice(*ends) for ends in box)]
-    return np.pad(inner, 1), np.array([first for first, _ in box])
+def _box(mask: np.ndarray) -> tuple[slice, ...] | None:
+    """The smallest box that holds a mask of bool; None if it is empty."""
+    return next(iter(ndimage.find_objects(mask.astype(np.uint8))), None)
 
 
 @functools.cache
@@ -504,8 +424,7 @@ def triangles() -> np.ndarray:
     for code in range(1, 255):
         inside = {corner: code >> bit & 1 for bit, corner in enumerate(CORNERS)}
         few = 1 if sum(inside.values()) <= 4 else 0
-        fans = [_spanned(loop) for loop in _loops(inside, few)]
-        normals = np.concatenate(fans)
+        normals = np.concatenate([_spanned(loop) for loop in _loops(inside, few)])
         table[code, : len(normals)] = normals
     return table
 

@@ -35,13 +35,6 @@ class Windows(NamedTuple):
     view: np.ndarray
 
 
-def mirrorings(flips: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    """The axes along which each view is mirrored: all subsets of flips, () first."""
-    axes = sorted(set(flips))
-    subsets = (itertools.combinations(axes, n) for n in range(len(axes) + 1))
-    return tuple(itertools.chain.from_iterable(subsets))
-
-
 def volume_probability(
     probability: Callable[[ArrayTree, Array], Array],
     variables: ArrayTree,
@@ -54,7 +47,7 @@ def volume_probability(
     slices: int = 1,
     bucket: int = 64,
 ) -> np.ndarray:
-    """Runs a model over a whole volume, window by window.
+    """Runs a model over a whole volume, window by window: [D, H, W, K] float32.
 
     Volumes whose sizes round up to the same multiples of `bucket` share a compiled
     program. The number of windows is its argument, so padding adds no windows.
@@ -62,7 +55,6 @@ def volume_probability(
     Args:
       probability: (variables, [B, *patch, channels]) -> [B, *patch, K]. Use the same
         function for every volume, because each function is compiled.
-      variables: the model's, any tree of arrays.
       image: [D, H, W, C]; padded with 0 if it is smaller than the patch.
       patch: three sizes in voxels for a 3-D model; two for a model of axial slices,
         which gets [B, h, w, slices * C].
@@ -74,10 +66,7 @@ def volume_probability(
       slices: the number of neighbouring slices that a model of slices sees, odd: its
         channels are the lowest slice's C, then the next one's, and its result is the
         middle slice's. The volume's first and last slice are repeated outwards.
-      bucket: volumes are padded to a multiple of it, in voxels.
-
-    Returns:
-      [D, H, W, K] float32.
+      bucket: in voxels.
 
     Raises:
       InputError: an impossible option.
@@ -90,15 +79,21 @@ def volume_probability(
     window = (1, *patch) if planar else tuple(patch)
     space = np.maximum(image.shape[:3], window)
     room = -(-space // bucket) * bucket
-    views = mirrorings(flips)
+    axes = sorted(set(flips))
+    views = tuple(  # All subsets of the axes, none first.
+        subset
+        for n in range(len(axes) + 1)
+        for subset in itertools.combinations(axes, n)
+    )
     windows = plan(space, window, overlap, len(views))
     capacity = len(plan(room, window, overlap, len(views)).start)
     count = len(windows.start)
     padding = -(-capacity // batch) * batch - count
+    before = (space - image.shape[:3]) // 2
     total = _blend(
         probability,
         variables,
-        _padded(image, room, before := (space - image.shape[:3]) // 2, slices),
+        _padded(image, room, before, slices),
         jax.tree.map(
             lambda x: np.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)), windows
         ),
@@ -117,8 +112,7 @@ def plan(
 ) -> Windows:
     """Spreads windows over a volume, each once a view; each voxel's weights sum to 1.
 
-    space: the volume's three sizes, none below the window's; overlap: see
-    `volume_probability`.
+    space: the volume's three sizes, none below the window's.
     """
     starts, weights = zip(
         *(_axis(n, p, overlap) for n, p in zip(space, window, strict=True)), strict=True
@@ -153,16 +147,10 @@ def _axis(size: int, window: int, overlap: float) -> tuple[np.ndarray, np.ndarra
 def _blend(
     probability, variables, image, windows, steps, *, views, batch, slices, planar
 ) -> Array:
-    """Sums the model's weighted results, `batch` windows a step, in float32.
+    """[D, H, W, K] float32: the sum of the model's weighted results.
 
-    Args:
-      image: [D + slices - 1, H, W, C].
-      windows: padded to the largest number of this program; the first steps * batch
-        are read.
-      steps: [] int32.
-
-    Returns:
-      [D, H, W, K].
+    Of the windows, padded to the largest number of this program, the first
+    steps * batch are read. The image is [D + slices - 1, H, W, C].
     """
     written = [weight.shape[1] for weight in windows.weight]
     seen = (written[0] + slices - 1, *written[1:], image.shape[-1])

@@ -113,11 +113,8 @@ class Attribute(NamedTuple):
 
 
 def by_metadata(table: pd.DataFrame) -> pd.DataFrame:
-    """Sex, age group and view of N images; empty where the table doesn't say.
-
-    Args:
-      table: N rows with the columns of data/prepared.py.
-    """
+    """Sex, age group and view of images, from a table with the columns of
+    data/prepared.py; empty where it doesn't say."""
     labels = [f"{low}-{high - 1}" for low, high in itertools.pairwise((0, *AGES))]
     labels.append(f"{AGES[-1]}+")
     bands = pd.cut(table["age"], [0, *AGES, math.inf], right=False, labels=labels)
@@ -137,9 +134,8 @@ def summarise(
     """Every group's metrics with intervals, and the differences between groups.
 
     Args:
-      predictions: N images.
-      groups: N rows in their order, a column an attribute, as of `by_metadata`; what
-        is empty is UNKNOWN, a group like any other.
+      groups: a row an image, in the order of the predictions, a column an attribute, as
+        of `by_metadata`; what is empty is UNKNOWN, a group like any other.
       threshold: [T], fixed, the same for every group; NaN leaves the rates empty.
       ranked: [N, T], the scores of the AUROC, as in discrimination.intervals.
 
@@ -243,22 +239,19 @@ def _by_group(data: tuple, counts: Array | None, *, groups: int) -> Array:
 
 
 def differences(measured: Measured, pairs: np.ndarray) -> Differences:
-    """Compares groups two by two.
+    """Compares groups two by two, the first minus the second of K pairs [K, 2].
 
-    The test's standard error is the bootstrap's, and at least that of
-    `least_variance`: if all ten patients of a group were called right, the bootstrap's
-    would be 0.
-
-    Args:
-      measured: of G groups; a patient may be in several.
-      pairs: [K, 2] numbers of groups, the first minus the second.
+    A patient may be in several groups. The test's standard error is the bootstrap's, and
+    at least that of `least_variance`: if all ten patients of a group were called right,
+    the bootstrap's would be 0.
     """
-    one, other = pairs.T
+    first, second = pairs.T
     enough = denominators(measured.patients) >= LEAST
     estimate, drawn = (
-        x[..., one, :] - x[..., other, :] for x in (measured.value, measured.replicate)
+        x[..., first, :] - x[..., second, :]
+        for x in (measured.value, measured.replicate)
     )
-    tested = enough[:, one] & enough[:, other] & ~np.isnan(estimate)
+    tested = enough[:, first] & enough[:, second] & ~np.isnan(estimate)
     least = np.pad(least_variance(measured, pairs), ((0, 0), (0, 0), (0, 1)))
     estimate, drawn = (_with_mean(x, tested[0]) for x in (estimate, drawn))
     variance = np.maximum(np.asarray(jnp.nanvar(drawn, axis=0)), least)
@@ -284,13 +277,8 @@ def _with_mean(values: np.ndarray, use: np.ndarray) -> np.ndarray:
 
 
 def least_variance(measured: Measured, pairs: np.ndarray) -> np.ndarray:
-    """The variance of differences if the groups were alike and images independent.
-
-    Args:
-      measured, pairs: as in `differences`.
-
-    Returns:
-      [M, K, T].
+    """[M, K, T]: the variance of `differences` if the groups were alike and images
+    independent.
 
     Source: of rates, Pearson's chi-squared test: that of both groups' common rate; of
     AUROC, Hanley & McNeil, Radiology 143 (1982) 29, eq. 1, likewise at their common
@@ -302,8 +290,9 @@ def least_variance(measured: Measured, pairs: np.ndarray) -> np.ndarray:
     variance = common * (1 - common) * (1 / sizes).sum(axis=1)
     a = common[0]
     m, n = np.maximum(measured.images[:2], 1)[:, pairs.T]
-    one, two = a / (2 - a) - a**2, 2 * a**2 / (1 + a) - a**2
-    area = (a * (1 - a) + (m - 1) * one + (n - 1) * two) / (m * n)
+    of_positives, of_negatives = a / (2 - a) - a**2, 2 * a**2 / (1 + a) - a**2
+    area = a * (1 - a) + (m - 1) * of_positives + (n - 1) * of_negatives
+    area = area / (m * n)
     variance[0] = area.sum(axis=0)
     return variance
 
@@ -345,12 +334,12 @@ def _groups(
 
     def task(g: int, t: int) -> GroupTask:
         images = dict(zip(COUNTED, measured.images[:, g, t].tolist(), strict=True))
-        positives, negatives = images["positive"], images["negative"]
-        images["known"] = positives + negatives
-        whys = [metrics.why(name, images, threshold=cut[t]) for name in METRICS]
-        judged = (interval(m, g, t, why) for m, why in enumerate(whys))
-        of_metrics = dict(zip(METRICS, judged, strict=True))
-        return GroupTask(positives, negatives, of_metrics)
+        images["known"] = images["positive"] + images["negative"]
+        judged = {
+            name: interval(m, g, t, metrics.why(name, images, threshold=cut[t]))
+            for m, name in enumerate(METRICS)
+        }
+        return GroupTask(images["positive"], images["negative"], judged)
 
     def group(g: int) -> Group:
         inside = (member == g).any(axis=0)

@@ -26,27 +26,24 @@ TIE = 1e-9  # Two points differ by rounding alone below it.
 
 
 def roc(score, label, weight) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Every point of the ROC curve.
+    """The ROC curve, as scikit-learn's `roc_curve(drop_intermediate=False)`.
 
     Returns:
-      fpr, tpr: [K + 1] float64, from (0, 0) to (1, 1); NaN for a missing class.
+      fpr, tpr: [K + 1], from (0, 0) to (1, 1); NaN for a missing class.
       thresholds: [K + 1], inf and then the K distinct scores, descending.
-
-    Source: as scikit-learn's `roc_curve(drop_intermediate=False)`.
     """
     tp, fp, thresholds = counts(score, label, weight)
     return _share(fp), _share(tp), thresholds
 
 
 def precision_recall(score, label, weight) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Every point of the precision-recall curve.
+    """The precision-recall curve, as scikit-learn's `precision_recall_curve`.
+
+    Its last point, precision 1 at recall 0, is no threshold's and is left out.
 
     Returns:
-      precision, recall: [K] float64, recall rising; recall is NaN without positives.
+      precision, recall: [K], recall rising; recall is NaN without positives.
       thresholds: [K], the distinct scores, descending.
-
-    Source: as scikit-learn's `precision_recall_curve`, whose last point, precision 1
-    at recall 0, is no threshold's and is left out.
     """
     tp, fp, thresholds = counts(score, label, weight)
     return tp[1:] / (tp[1:] + fp[1:]), _share(tp)[1:], thresholds[1:]
@@ -87,15 +84,13 @@ def _share(below: np.ndarray) -> np.ndarray:
 
 
 def knots(score, label, weight, *, most: int) -> np.ndarray:
-    """Observed scores between which the ROC curve moves by even steps.
+    """[K <= most], descending: scores between which the ROC curve moves by even steps.
 
     Quantiles of a rare finding's images would be negatives almost all. Here sensitivity
     and false positive rate together change by 2 / (most - 1) from one knot to the next,
-    and more only where that many images have the same score.
-
-    Returns:
-      [K] float64 descending, 2 <= K <= most: all distinct scores if there are no more,
-      and the lowest always; [0] where nothing is known.
+    and more only where that many images have the same score. If there are no more than
+    `most` distinct scores it is all of them, and always the lowest; [0] where nothing is
+    known.
     """
     tp, fp, thresholds = counts(score, label, weight)
     if len(thresholds) - 1 <= most:
@@ -111,9 +106,7 @@ def explorer(
 ) -> dict[str, dict[str, list[float]]]:
     """The confusion matrix at many thresholds, for a page on which one can be moved.
 
-    Args:
-      predictions: of the split that is evaluated.
-      threshold: [T], the fixed ones, each of which is among its task's; NaN is none.
+    Each task's fixed threshold, of [T], is among them; NaN is none.
 
     Returns:
       {task: {threshold, tp, fp, fn, tn}}, lists of equal length by descending
@@ -138,12 +131,7 @@ def explorer(
 
 
 def bands(
-    predictions: Predictions,
-    *,
-    tasks: Sequence[str],
-    key: Array,
-    replicates: int,
-    most: int = MOST,
+    predictions: Predictions, *, tasks: Sequence[str], key: Array, replicates: int
 ) -> dict[str, dict[str, dict[str, list[float]]]]:
     """Bands about the ROC and precision-recall curves, from the bootstrap over patients.
 
@@ -153,10 +141,6 @@ def bands(
     A replicate isn't sorted. Each patient's images are counted once between `knots`,
     and the counts of all replicates are one product of matrices. So a replicate's ROC
     curve is straight between two of them; with as many knots as scores it is exact.
-
-    Args:
-      predictions, tasks: as in `explorer`.
-      most: knots a task.
 
     Returns:
       {task: {roc: {fpr, low, high}, precision_recall: {recall, low, high}}}, lists of
@@ -178,13 +162,13 @@ def bands(
     score, label, weight, positive, negative = (
         x[rows][:, columns] for x in (score, label, weight, positive, negative)
     )
-    place = np.full(score.shape, most, np.int32)  # Unknown: beyond the last.
+    place = np.full(score.shape, MOST, np.int32)  # Unknown: beyond the last.
     for t in range(len(columns)):
         known = weight[:, t] > 0
-        cuts = knots(score[:, t], label[:, t], weight[:, t], most=most)
+        cuts = knots(score[:, t], label[:, t], weight[:, t], most=MOST)
         place[known, t] = np.searchsorted(-cuts, -score[known, t])
     data = place.T, positive.T, negative.T, patient, np.ones((patients, 1))
-    options = {"key": key, "replicates": replicates, "most": most}
+    options = {"key": key, "replicates": replicates, "most": MOST}
     curves = bootstrap.resample(_curves, data, patients, **options)
     _, low, high, _, _ = bootstrap.percentiles(curves)  # [T, 2, G]
     low, high = (np.round(np.asarray(end, float), 5) for end in (low, high))
@@ -206,10 +190,8 @@ def bands(
 def _curves(data: tuple, drawn: Array | None, *, most: int) -> Array:
     """A statistic: sensitivity and precision along the grid, [R, T, 2, G].
 
-    Args:
-      data: place [T, N] int, the first knot that calls an image positive; its weight as
-        positive and as negative [T, N]; its patient [N]; ones [P, 1].
-      drawn: [P, R].
+    data: place [T, N] int, the first knot that calls an image positive; its weight as
+    positive and as negative [T, N]; its patient [N]; ones [P, 1].
     """
     *tasks, patient, once = data
     weights = (once if drawn is None else drawn).astype(jnp.float32)
@@ -227,10 +209,9 @@ def _curves(data: tuple, drawn: Array | None, *, most: int) -> Array:
 
 
 def _read(counts: Array) -> Array:
-    """Sensitivity and precision of one replicate along the grid, [2, G].
+    """Sensitivity and precision [2, G] of one replicate along the grid.
 
-    Args:
-      counts: [K, 2], true and false positives at each knot.
+    counts: [K, 2], true and false positives at each knot.
     """
     tp, fp = jnp.pad(counts, ((1, 0), (0, 0))).T
     both = (tp[-1] > 0) & (fp[-1] > 0)
@@ -257,8 +238,7 @@ def choose(
     missed finding costs more than a second look.
 
     Args:
-      predictions: of the validation split.
-      split: whose they are; anything but 'validation' is refused.
+      split: whose the predictions are; anything but 'validation' is refused.
       rule: 'youden', the largest sensitivity + specificity; 'sensitivity', of at least
         the value, with the largest specificity; 'specificity', the other way round;
         'cost', the least expected cost at the prevalence of the validation split.
@@ -289,11 +269,10 @@ def check(rule: str, value: float | None) -> None:
     if rule not in RULES:
         raise InputError(f"operating rule {rule!r}: use one of {', '.join(RULES)}")
     if rule == "youden":
-        if value is not None:
-            raise InputError(f"operating value {value}: Youden's index takes none")
-    elif value is None:
+        return
+    if value is None:
         raise InputError(f"operating rule {rule!r}: needs a value")
-    elif not 0 < value < (np.inf if rule == "cost" else 1 + TIE):
+    if not 0 < value < (np.inf if rule == "cost" else 1 + TIE):
         bound = "above 0" if rule == "cost" else "in (0, 1]"
         raise InputError(f"operating value {value}: of {rule!r} it is {bound}")
 

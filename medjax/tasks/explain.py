@@ -182,16 +182,13 @@ def localise(
     names, options = data.output.names, parts.bootstrap(run.config)
     measured = heatmaps.localise(marked, tasks=names, **options)
     some = films.evaluation_batches(run.config, data.films(ids[:RANDOMISED]))
-    correlation = _randomisation(run, explain, some)
+    randomised = _randomisation(run, explain, some)
     method, last = how.get("method") or heatmaps.METHODS[0], run.network.stages[-1]
     return {
         "method": method,
         "stage": how.get("stage") or (None if method == WHOLE else last),
         **measured,
-        "randomisation": {
-            "correlation": bootstrap.as_json(correlation),
-            "depends": heatmaps.depends_on_the_model(correlation),
-        },
+        "randomisation": bootstrap.as_json(randomised),
     }
 
 
@@ -235,7 +232,7 @@ def _marked(
     )
 
 
-def _randomisation(run: Finished, explain: Callable, batches) -> dict[str, float]:
+def _randomisation(run: Finished, explain: Callable, batches) -> dict:
     """heatmaps.randomisation of the run's averaged model."""
     batches, model = list(batches), run.state.averaged
 

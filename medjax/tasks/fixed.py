@@ -5,7 +5,6 @@ thresholds.json, calibration.json (of the probabilities that the thresholds appl
 and of a segmentation postprocessing.json (how probabilities become masks).
 """
 
-import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -319,11 +318,7 @@ def settle_posts(
     path = folder / POSTS
     if path.exists() and json.loads(path.read_text())["checkpoint"] == number:
         return read_posts(folder, regions)
-    cases = iter(cases())
-    first = next(cases, None)
-    posts = [Post()] * len(regions)
-    if first is not None:
-        posts = list(segmentation.choose(itertools.chain([first], cases)))
+    posts = segmentation.choose(cases()) or [Post()] * len(regions)
     if devices.first():
         each = {name: post._asdict() for name, post in zip(regions, posts, strict=True)}
         values = {"checkpoint": number, "regions": each}

@@ -14,8 +14,8 @@ from rich.progress import Progress
 from medjax.augment import policy
 from medjax.config import Config, as_json
 from medjax.errors import InputError
-from medjax.evaluation import bootstrap, robustness
 from medjax.evaluation import predict as inference
+from medjax.evaluation import robustness
 from medjax.evaluation.robustness import CORRUPTIONS, SEVERITIES
 from medjax.reports import explore as explore_page
 from medjax.reports.page import interval, show_table
@@ -141,7 +141,7 @@ def audit(run: Finished, data: films.Data, manifest: pd.DataFrame) -> Path:
     example = images[int(np.argmax((plain.label * plain.weight).sum(axis=1)))]
     strips: dict = {op: [example["image"] / 255] for op in config.augment.ops}
     rows: dict[str, list] = {op: [] for op in config.augment.ops}
-    options = {"threshold": run.thresholds, **parts.bootstrap(config)}
+    options = {"tasks": names, "threshold": run.thresholds, **parts.bootstrap(config)}
     for strength in robustness.STRENGTHS:
         for name, op in parts.ops(config, strength=strength).items():
             change = functools.partial(_augment, jax.random.key(config.seed), op=op)
@@ -150,7 +150,7 @@ def audit(run: Finished, data: films.Data, manifest: pd.DataFrame) -> Path:
                 (_changed(batch, change) for batch in batches), run.predict
             )
             compared = robustness.compare(plain, augmented, **options)
-            rows[name].append({"strength": strength, **_row(compared, names)})
+            rows[name].append({"strength": strength, **compared})
             image, id = (np.asarray(example[k])[None] for k in ("image", "id"))
             strips[name].append(np.asarray(change(image, id))[0])
     summary = {
@@ -165,19 +165,6 @@ def audit(run: Finished, data: films.Data, manifest: pd.DataFrame) -> Path:
         "ops": {op: _judged(op, config, at) for op, at in rows.items()},
     }
     return explore_page.write_audit(summary, strips, run.folder)
-
-
-def _row(compared: robustness.Change, tasks: tuple[str, ...]) -> dict:
-    """robustness.compare's numbers as plain data."""
-    each = {
-        task: {
-            "moved": compared.moved[t],
-            "flipped": compared.flipped[t],
-            "drop": bootstrap.at(compared.drop, t),
-        }
-        for t, task in enumerate(tasks)
-    }
-    return bootstrap.as_json({"mean_drop": compared.mean_drop, "tasks": each})
 
 
 def _judged(op: str, config: Config, at: list[dict]) -> dict:

@@ -188,13 +188,14 @@ def measure(
     both = track(both, "evaluate", total=len(ids))
     for number, ((name, part), answer) in enumerate(both):
         mask = measures.masks(answer.probability, answer.spacing, run.fixed)
-        measured = measures.measure_regions(
-            *(mask, answer.label, answer.spacing),
-            regions=list(output.regions),
-            tolerance=config.evaluation.tolerance,
-            name=name,
-            patient=part.patient,
-        )
+        measured = [
+            {"name": name, "patient": part.patient, "region": region}
+            | measures.measure(
+                *(mask[..., k], answer.label[..., k], answer.spacing),
+                tolerance=config.evaluation.tolerance,
+            )
+            for k, region in enumerate(output.regions)
+        ]
         rows += measured
         image = np.asarray(answer.image[..., 0], np.float32)
         case = Pictured(name, image, answer.label, mask, answer.spacing)
