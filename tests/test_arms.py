@@ -10,9 +10,8 @@ from sklearn import metrics as oracles
 
 from medjax.errors import InputError
 from medjax.evaluation import seeds
-from medjax.evaluation.bootstrap import multiplicities
+from medjax.evaluation.bootstrap import Resampled, multiplicities
 from medjax.evaluation.compare import holm
-from medjax.evaluation.seeds import Scores
 
 KEY = jax.random.key(0)
 
@@ -142,7 +141,7 @@ def values(each, spread, replicates=4000):
     each = np.asarray(each, float)[..., None]
     noise = np.random.default_rng(0).normal(size=(replicates, len(each), 1, 1))
     noise = (noise - noise.mean(axis=0)) / noise.std(axis=0, ddof=1)
-    return Scores(each, each + spread * noise)
+    return Resampled(each, each + spread * noise)
 
 
 def test_without_doubt_about_patients_it_is_a_t_test_over_the_seeds():
@@ -319,7 +318,7 @@ def named(draws, *, shift=0.0, arms_=2, trained=5, by_seed=0.0, together=1.0):
         x[0] += shift
         counts = rng.multinomial(60, np.full(60, 1 / 60), 200)
         drawn = np.einsum("rp,asp->ras", counts, x) / 60
-        value = Scores(x.mean(axis=-1)[..., None], drawn[..., None])
+        value = Resampled(x.mean(axis=-1)[..., None], drawn[..., None])
         found.append(seeds.best(value, "abcdefg"[:arms_], patients=60).arm)
     return found
 

@@ -11,6 +11,9 @@ same images, and a difference is tested against both:
 S is small, so the test is a t test with Satterthwaite's degrees of freedom. An effect of
 a seed on some patients only is in both terms, which makes the test conservative.
 
+Scores are a Resampled of one metric, [A, S, T + 1]: of A arms, S seeds, T tasks and, last,
+the mean over them. NaN where undefined.
+
 Source: the sum of both variances of a crossed design, Owen, Ann. Appl. Stat. 1 (2007)
 386; Satterthwaite, Biometrics Bull. 2 (1946) 110.
 """
@@ -26,21 +29,11 @@ from scipy import stats
 
 from medjax.errors import InputError
 from medjax.evaluation import bootstrap, discrimination
+from medjax.evaluation.bootstrap import Resampled
 from medjax.evaluation.compare import holm
 
 ALPHA = 0.05
 LEAST = 3  # Seeds without which no arm is called the best.
-
-
-class Scores(NamedTuple):
-    """One metric of A arms by S seeds, for T tasks and, last, for the mean over them.
-
-    observed: [A, S, T + 1] on the images as they are; NaN where undefined.
-    drawn: [R, A, S, T + 1] in each replicate of the bootstrap.
-    """
-
-    observed: np.ndarray
-    drawn: np.ndarray
 
 
 class Summary(NamedTuple):
@@ -107,7 +100,7 @@ def measure_predictions(
     *,
     key: Array,
     replicates: int,
-) -> dict[str, Scores]:
+) -> dict[str, Resampled]:
     """AUROC, average precision and Brier score of every run.
 
     Args:
@@ -117,14 +110,21 @@ def measure_predictions(
         tested on the image, and where the run is missing. Probability and label may be
         anything there.
     """
-    columns = [_columns(x, probability.shape) for x in (probability, label, weight)]
-    columns = [np.where(columns[2] > 0, x, 0) for x in columns]
+    arms, seeds, images, tasks = probability.shape
+    columns = [  # [N, A S T]
+        np.moveaxis(np.broadcast_to(x, probability.shape), 2, 0).reshape(images, -1)
+        for x in (probability, label, weight)
+    ]
+    columns = [np.where(columns[2] > 0, x, 0).astype(np.float32) for x in columns]
     names, patient = np.unique(patient, return_inverse=True)
     data = *columns, patient.astype(np.int32)
     options = {"key": key, "replicates": replicates}
     scores = bootstrap.resample(_areas_and_brier, data, len(names), **options)
     return {
-        name: _with_mean(whole, scores.drawn[name], probability.shape)
+        name: _with_mean(
+            whole.reshape(arms, seeds, tasks),
+            scores.drawn[name].reshape(-1, arms, seeds, tasks),
+        )
         for name, whole in scores.whole.items()
     }
 
@@ -141,44 +141,35 @@ def _areas_and_brier(data: tuple, counts: Array | None) -> dict[str, Array]:
 
 def measure_cases(
     values: dict[str, np.ndarray], patient: np.ndarray, *, key: Array, replicates: int
-) -> dict[str, Scores]:
+) -> dict[str, Resampled]:
     """The mean over cases of each metric, [A, S, N, T]; NaN where undefined."""
     scores = {}
     for metric, value in values.items():
-        columns = _columns(value, value.shape)
-        means = bootstrap.means(columns, patient, key=key, replicates=replicates)
-        scores[metric] = _with_mean(*means, value.shape)
+        value = np.moveaxis(value, 2, 0).astype(np.float32)  # [N, A, S, T]
+        means = bootstrap.means(value, patient, key=key, replicates=replicates)
+        scores[metric] = _with_mean(*means)
     return scores
 
 
-def _columns(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """[A, S, N, T] -> [N, A S T] float32; the array is broadcast to the shape."""
-    array = np.moveaxis(np.broadcast_to(array, shape), 2, 0)
-    return array.reshape(len(array), -1).astype(np.float32)
-
-
-def _with_mean(observed, drawn, shape: tuple[int, ...]) -> Scores:
-    """Columns [A S T] of values [A, S, N, T] as Scores, with the mean over each run's
-    defined tasks.
+def _with_mean(whole, drawn) -> Resampled:
+    """[A, S, T] and [R, A, S, T] with the mean over each run's defined tasks.
 
     A replicate in which one of these tasks is undefined has no mean: a mean over other
     tasks is another quantity.
     """
-    arms, seeds, _, tasks = shape
-    observed = np.asarray(observed, np.float64).reshape(arms, seeds, tasks)
-    drawn = np.asarray(drawn, np.float64).reshape(-1, arms, seeds, tasks)
-    defined = ~np.isnan(observed)
+    whole, drawn = np.asarray(whole, np.float64), np.asarray(drawn, np.float64)
+    defined = ~np.isnan(whole)
     number = defined.sum(axis=-1, keepdims=True)
     both = []
-    for x in (observed, drawn):
+    for x in (whole, drawn):
         total = np.where(defined, x, 0).sum(axis=-1, keepdims=True)
         with np.errstate(invalid="ignore"):  # 0 / 0: no task is defined.
             both.append(np.append(x, total / number, axis=-1))
-    return Scores(*both)
+    return Resampled(*both)
 
 
 def compare(
-    scores: dict[str, Scores],
+    scores: dict[str, Resampled],
     *,
     arms: tuple[str, ...],
     tasks: tuple[str, ...],
@@ -229,7 +220,7 @@ def compare(
         return {"mean": mean, "tasks": dict(zip(tasks, each, strict=True))}
 
     def row(a: int) -> dict:
-        seeds = ~np.isnan(scores[primary].observed[a, :, -1])
+        seeds = ~np.isnan(scores[primary].whole[a, :, -1])
         apart = None
         if a != baseline:
             apart = by_task(lambda name, t: differences[name][others.index(a)][t])
@@ -244,9 +235,9 @@ def compare(
     return bootstrap.as_json(comparison)
 
 
-def summarise(scores: Scores, arm: int, task: int) -> Summary:
+def summarise(scores: Resampled, arm: int, task: int) -> Summary:
     """An arm's metric of one task; -1 is the mean over the tasks."""
-    each, drawn = scores.observed[arm, :, task], scores.drawn[:, arm, :, task]
+    each, drawn = scores.whole[arm, :, task], scores.drawn[:, arm, :, task]
     mean, sd, replicates, undefined = _over_seeds(each, drawn)
     low, high = np.nan, np.nan
     if replicates.size:
@@ -255,11 +246,11 @@ def summarise(scores: Scores, arm: int, task: int) -> Summary:
 
 
 def difference(
-    scores: Scores, arm: int, other: int, task: int, *, patients: int
+    scores: Resampled, arm: int, other: int, task: int, *, patients: int
 ) -> Difference:
     """How much higher `arm` is than `other` in one task; -1 is the mean over tasks."""
-    observed, drawn = scores.observed[..., task], scores.drawn[..., task]
-    each = observed[arm] - observed[other]
+    whole, drawn = scores.whole[..., task], scores.drawn[..., task]
+    each = whole[arm] - whole[other]
     seeds = int((~np.isnan(each)).sum())
     drawn = drawn[:, arm] - drawn[:, other]
     mean, sd, replicates, undefined = _over_seeds(each, drawn)
@@ -310,7 +301,7 @@ def _over_seeds(
     return each[defined].mean(), sd, means, len(drawn) - len(means)
 
 
-def best(scores: Scores, arms: tuple[str, ...], *, patients: int) -> Best:
+def best(scores: Resampled, arms: tuple[str, ...], *, patients: int) -> Best:
     """The arm with the highest mean, if the data allow to call it the best.
 
     The mean is over the seeds that all arms have, because an arm that lacks a hard seed
@@ -320,7 +311,7 @@ def best(scores: Scores, arms: tuple[str, ...], *, patients: int) -> Best:
     tests, and is larger than its own SD over the seeds, so that one more training would
     hardly reverse it. Of equal arms one is called the best in at most 5 % of sweeps.
     """
-    seeds = scores.observed[:, :, -1]
+    seeds = scores.whole[:, :, -1]
     defined = ~np.isnan(seeds)
     has_result = defined.any(axis=1)
     if has_result.sum() < 2:

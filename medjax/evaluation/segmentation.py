@@ -413,51 +413,44 @@ def _box(mask: np.ndarray) -> tuple[slice, ...] | None:
 def triangles() -> np.ndarray:
     """[256, 4, 3]: of each code the triangles' normals, as long as their areas.
 
-    For voxels of 1 mm; a code with fewer than four triangles is padded with zeros.
-
-    Where a face has two corners of each side across, the side with fewer corners in
-    the cube is separated: so a surface is closed, and the same for a mask and its
-    complement. A loop of edges that isn't flat is spanned by the triangles with the
-    largest area.
+    For voxels of 1 mm; a code with fewer than four triangles is padded with zeros. The
+    side with fewer corners is cut off, each group of corners that edges connect for
+    itself: so a surface is closed, and the same for a mask and its complement.
     """
     table = np.zeros((256, 4, 3))
     for code in range(1, 255):
-        inside = {corner: code >> bit & 1 for bit, corner in enumerate(CORNERS)}
-        few = 1 if sum(inside.values()) <= 4 else 0
-        normals = np.concatenate([_spanned(loop) for loop in _loops(inside, few)])
+        few = np.array([code >> bit & 1 for bit in range(8)]).reshape(2, 2, 2)
+        if few.sum() > 4:
+            few = 1 - few
+        group, count = ndimage.label(few)
+        normals = np.concatenate([_cut(group == n) for n in range(1, count + 1)])
         table[code, : len(normals)] = normals
     return table
 
 
-def _loops(inside: dict[tuple, int], few: int) -> list[list[np.ndarray]]:
-    """Closed loops of the middles of the edges that the surface of a cube crosses."""
-    follows: dict[tuple, list] = {}
-    for axis, side in itertools.product(range(3), (0, 1)):
-        ring = [np.insert(uv, axis, side) for uv in ((0, 0), (0, 1), (1, 1), (1, 0))]
-        value = [inside[tuple(corner)] for corner in ring]
-        middle = [tuple((ring[i] + ring[i - 3]) / 2) for i in range(4)]  # i to i + 1
-        crossed = [i for i in range(4) if value[i] != value[i - 3]]
-        if len(crossed) == 4:  # Each of the few corners for itself.
-            pairs = [(i - 1, i) for i in range(4) if value[i] == few]
-        else:
-            pairs = [tuple(crossed)] if crossed else []
-        for a, b in pairs:
-            follows.setdefault(middle[a], []).append(middle[b])
-            follows.setdefault(middle[b], []).append(middle[a])
-    loops = []
-    while follows:
-        loop = [next(iter(follows))]
-        while ahead := [p for p in follows.pop(loop[-1], []) if p in follows]:
-            loop.append(ahead[0])
-        loops.append([np.array(point) for point in loop])
-    return loops
+def _cut(corners: np.ndarray) -> np.ndarray:
+    """The polygon that cuts corners [2, 2, 2] off a cube, as its triangles' normals.
 
-
-def _spanned(loop: list[np.ndarray]) -> np.ndarray:
-    """The normals of the largest fan of triangles, [len(loop) - 2, 3]."""
+    It passes through the middles of the edges that lead away. One that isn't flat is
+    spanned by the fan of triangles with the largest area.
+    """
+    edges = np.array(
+        [
+            (corner, end)
+            for corner in np.argwhere(corners)
+            for end in CORNERS
+            if np.abs(corner - end).sum() == 1 and not corners[end]
+        ]
+    )
+    away = (edges[:, 1] - edges[:, 0]).sum(axis=0)
+    middle = edges.mean(axis=1)
+    spoke = middle - middle.mean(axis=0)
+    x = np.cross(away, spoke[0])
+    y = np.cross(away, x) / np.linalg.norm(away)
+    ring = middle[np.argsort(np.arctan2(spoke @ y, spoke @ x))]
     fans = []
-    for turn in range(len(loop)):
-        first, *others = loop[turn:] + loop[:turn]
+    for turn in range(len(ring)):
+        first, *others = np.roll(ring, turn, axis=0)
         fans.append(
             [np.cross(a - first, b - first) / 2 for a, b in itertools.pairwise(others)]
         )

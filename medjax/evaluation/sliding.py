@@ -119,12 +119,10 @@ def plan(
     )
     counts = [len(start) for start in starts]
     *index, view = np.indices((*counts, views), np.int32).reshape(4, -1)
+    weights = weights[0] / np.float32(views), *weights[1:]
     return Windows(
         np.stack([start[i] for start, i in zip(starts, index, strict=True)], axis=1),
-        (
-            weights[0][index[0]] / np.float32(views),
-            *(weight[i] for weight, i in zip(weights[1:], index[1:], strict=True)),
-        ),
+        tuple(weight[i] for weight, i in zip(weights, index, strict=True)),
         view,
     )
 
@@ -193,12 +191,11 @@ def _blend(
 def _padded(image, room, before, slices) -> np.ndarray:
     """float32 [room[0] + slices - 1, room[1], room[2], C], the image after `before`."""
     half = slices // 2
+    around = [
+        (b, r - b - n) for b, r, n in zip(before, room, image.shape, strict=False)
+    ]
     image = np.pad(image, [(half, half), (0, 0), (0, 0), (0, 0)], mode="edge")
-    padded = np.zeros((room[0] + 2 * half, *room[1:], image.shape[-1]), np.float32)
-    padded[
-        tuple(slice(a, a + n) for a, n in zip(before, image.shape, strict=False))
-    ] = image
-    return padded
+    return np.pad(image.astype(np.float32), [*around, (0, 0)])
 
 
 def _check(patch, overlap, flips, batch, slices) -> None:

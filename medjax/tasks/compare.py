@@ -16,6 +16,7 @@ import pandas as pd
 from medjax.errors import InputError
 from medjax.evaluation import bootstrap, seeds
 from medjax.evaluation import compare as statistics
+from medjax.evaluation.bootstrap import Resampled
 from medjax.evaluation.predict import Predictions
 from medjax.training import folder as workdir
 
@@ -32,7 +33,7 @@ class Kind(NamedTuple):
     truth: str  # What a column NAME_truth holds, for messages.
     columns: tuple[str, ...]  # Suffixes of the other columns that `measure` needs.
     pair: Callable  # (two tables, names, bootstrap) -> what the page of two runs shows.
-    measure: Callable  # (Grid, bootstrap) -> {metric: Scores} of the arms of a sweep.
+    measure: Callable  # (Grid, bootstrap) -> {metric: scores} of the arms of a sweep.
 
 
 class Grid(NamedTuple):
@@ -180,7 +181,7 @@ def _pair_findings(first, second, names, *, key, replicates) -> dict:
     return statistics.compare(*both, tasks=names, key=key, replicates=replicates)
 
 
-def _measure_findings(grid: Grid, **options) -> dict[str, seeds.Scores]:
+def _measure_findings(grid: Grid, **options) -> dict[str, Resampled]:
     probability = grid.columns[""]
     weight = ~np.isnan(grid.truth) & ~np.isnan(probability)
     return seeds.measure_predictions(
@@ -210,7 +211,7 @@ def _read_masks(folder: Path, split: str, names: tuple[str, ...]) -> pd.DataFram
     return pd.DataFrame(volumes.values())
 
 
-def _measure_masks(grid: Grid, **options) -> dict[str, seeds.Scores]:
+def _measure_masks(grid: Grid, **options) -> dict[str, Resampled]:
     values = {metric: grid.columns[f"_{metric}"] for metric in OF_MASKS}
     return seeds.measure_cases(values, grid.patient, **options)
 
