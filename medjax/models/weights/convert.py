@@ -161,7 +161,8 @@ def card(converted: Converted, path: Path) -> dict:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     facts = {"file": path.name, "sha256": digest, **converted._asdict()}
     del facts["variables"]
-    return facts
+    lists = {"channels": list(converted.channels), "dropped": list(converted.dropped)}
+    return facts | lists
 
 
 def _meets(name: str, table: Table) -> Iterator[tuple[str, str, Leaf | None]]:
