@@ -58,6 +58,32 @@ def test_a_convolution_and_its_gradients_are_the_native_ones(shape, size, featur
     assert_same(with_gradients(ours, draw(*shape), kernel), expected)
 
 
+@pytest.mark.parametrize("padding", ["SAME", "VALID", "both"])
+@pytest.mark.parametrize(
+    ("shape", "size", "strides"),
+    [
+        ((2, 6, 9, 3), (3, 5), (1, 1)),
+        ((2, 6, 9, 3), (5, 3), (2, 2)),
+        ((1, 5, 6, 7, 2), (3, 3, 3), (1, 2, 2)),
+    ],
+)
+def test_a_depthwise_convolution_and_its_gradients_are_the_native_ones(
+    shape, size, strides, padding
+):
+    if padding == "both":
+        padding = [(n // 2, n // 2) for n in size]
+    how = {"feature_group_count": shape[-1]}
+    ours, native = (
+        functools.partial(function, **how)
+        for function in convolutions(strides, padding, len(size))
+    )
+    kernel = draw(*size, 1, shape[-1])
+    expected = with_gradients(native, draw(*shape), kernel)
+    assert_same(with_gradients(ours, draw(*shape), kernel), expected)
+    here, _ = texts(ours, draw(*shape), kernel)
+    assert "stablehlo.convolution" not in here
+
+
 def test_a_kernel_gradient_in_many_chunks_is_that_in_one(monkeypatch):
     ours, native = convolutions((1,) * 3, [(1, 1)] * 3, 3)
     x, kernel = draw(2, 6, 4, 4, 3), draw(3, 3, 3, 3, 4)

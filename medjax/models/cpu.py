@@ -7,7 +7,8 @@ chooses when the program is lowered, and only the chosen operation is compiled.
 
 Measured on 2 cores: 3-D convolutions ran at 6 to 36 GFLOP/s, and at 42 to 102 as
 2-D convolutions of the slices. A kernel larger than the image ran at 1 GFLOP/s.
-DenseNet-121's training step went from 0.32 to 0.81 of PyTorch's speed.
+DenseNet-121's training step went from 0.32 to 0.81 of PyTorch's speed. A depthwise
+convolution takes a tenth of the time, forward and backward.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +29,10 @@ def convolution(
     x: Array, kernel: Array, strides: Sequence[int], padding: Any, **options: Any
 ) -> Array:
     """lax.conv_general_dilated as nn.Conv calls it: x [B, ..., I], kernel [..., I, O]."""
-    pads = padding if isinstance(padding, str) else tuple(map(tuple, padding))
+    pads = padding
+    if isinstance(padding, str):
+        pads = lax.padtype_to_pads(x.shape[1:-1], kernel.shape[:-2], strides, padding)
+    pads = tuple(map(tuple, pads))
     method = _method(x.shape, kernel.shape, tuple(strides), pads, options)
     if method is None:
         return lax.conv_general_dilated(x, kernel, strides, padding, **options)
@@ -36,23 +40,21 @@ def convolution(
 
 
 def _method(
-    shape: tuple, kernel: tuple, strides: tuple, padding: tuple | str, options: dict
+    shape: tuple, kernel: tuple, strides: tuple, padding: tuple, options: dict
 ) -> tuple[Callable, Callable] | None:
     """The convolution and its gradients on the CPU, or None where XLA's are best."""
     *size, inner, outer = kernel
     dilations = (options.get("lhs_dilation"), options.get("rhs_dilation"))
-    if options.get("feature_group_count", 1) != 1 or any(
-        set(d or [1]) != {1} for d in dilations
-    ):
+    if any(set(d or [1]) != {1} for d in dilations):
         return None
-    named, unit = isinstance(padding, str), set(strides) == {1}
-    unpadded = set(size) == {1} if named else not np.any(padding)
+    groups = options.get("feature_group_count", 1)
+    if groups != 1:
+        depthwise = groups == shape[-1] == outer
+        return (_by_channels, _by_channels_backward) if depthwise else None
     fits = not any(n % k for n, k in zip(shape[1:-1], size, strict=True))
-    if strides == tuple(size) and unpadded and fits:
+    if strides == tuple(size) and not np.any(padding) and fits:
         return _by_blocks, _by_blocks_backward
-    if named:
-        return None
-    same = unit and padding == tuple((n // 2, n // 2) for n in size)
+    same = set(strides) == {1} and padding == tuple((n // 2, n // 2) for n in size)
     same &= all(n % 2 for n in size)
     if len(shape) == 5:
         return (_by_slices, _by_slices_backward) if same else None
@@ -95,9 +97,14 @@ _convolution.defvjp(
 )
 
 
-def _native(x: Array, kernel: Array, strides: tuple, padding: tuple | str) -> Array:
+def _native(x: Array, kernel: Array, strides: tuple, padding: tuple) -> Array:
     return lax.conv_general_dilated(
-        x, kernel, strides, padding, dimension_numbers=_dimensions(x)
+        x,
+        kernel,
+        strides,
+        padding,
+        dimension_numbers=_dimensions(x),
+        feature_group_count=x.shape[-1] // kernel.shape[-2],
     )
 
 
@@ -170,14 +177,19 @@ def _from_blocks(blocks: Array, places: Sequence[int], size: Sequence[int]) -> A
 
 def columns(x: Array, size: tuple, strides: tuple, padding: tuple) -> Array:
     """The pixels under the kernel at each place, [B, H, W, C] -> [B h w, size C]."""
+    pixels = _views(x, size, strides, padding)
+    return jnp.concatenate(pixels, axis=-1).reshape(-1, np.prod(size) * x.shape[-1])
+
+
+def _views(x: Array, size: tuple, strides: tuple, padding: tuple) -> list[Array]:
+    """The image as each element of the kernel sees it, each [B, ..., C]."""
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    ends = np.subtract(x.shape[1:3], size) + 1
-    # Slices side by side. XLA computes the indices of a gather for every element.
-    pixels = []  # [B, h, w, C] each
+    ends = np.subtract(x.shape[1:-1], size) + 1
+    views = []  # Slices: XLA computes the indices of a gather for every element.
     for corner in np.ndindex(size):
         stops = (len(x), *(ends + corner), x.shape[-1])
-        pixels.append(lax.slice(x, (0, *corner, 0), stops, (1, *strides, 1)))
-    return jnp.concatenate(pixels, axis=-1).reshape(-1, np.prod(size) * x.shape[-1])
+        views.append(lax.slice(x, (0, *corner, 0), stops, (1, *strides, 1)))
+    return views
 
 
 def _by_columns(x: Array, kernel: Array, strides: tuple, padding: tuple) -> Array:
@@ -238,6 +250,35 @@ def _by_chunks(
     chunks = [a.reshape(-1, chunk, *a.shape[-3:]) for a in (x, g)]
     total, _ = lax.scan(add, start, tuple(chunks))
     return total.astype(g.dtype)
+
+
+# ---------------------------------------------------- channels: depthwise convolutions
+
+
+def _by_channels(x: Array, kernel: Array, strides: tuple, padding: tuple) -> Array:
+    """Each channel has a kernel of its own: a sum over its elements, in one loop."""
+    views = _views(x, kernel.shape[:-2], strides, padding)
+    weights = kernel.reshape(-1, kernel.shape[-1])
+    return reduce(jnp.add, map(jnp.multiply, views, weights))
+
+
+def _by_channels_backward(
+    x: Array, kernel: Array, g: Array, strides: tuple, padding: tuple
+) -> tuple[Array, Array]:
+    size = kernel.shape[:-2]
+    views = _views(x, size, strides, padding)
+    d_kernel = jnp.stack([jnp.sum(view * g, range(g.ndim - 1)) for view in views])
+    # The image's gradient: g, spread by the strides, under the flipped kernel.
+    spread = [
+        (n - 1 - before, length + before - 1 - stride * (places - 1), stride - 1)
+        for n, (before, _), length, places, stride in zip(
+            size, padding, x.shape[1:-1], g.shape[1:-1], strides, strict=True
+        )
+    ]
+    g = lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), *spread, (0, 0, 0)))
+    flipped = jnp.flip(kernel, range(len(size)))
+    d_x = _by_channels(g, flipped, (1,) * len(size), ((0, 0),) * len(size))
+    return d_x, d_kernel.reshape(kernel.shape)
 
 
 # ------------------------------------------------------- slices: 3-D convolutions as 2-D
