@@ -258,8 +258,10 @@ def main(arguments: list[str]) -> int:
                 raise InputError("--coordinator and --cluster: are only for train")
             devices.join(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
         if len(arguments) != 2 or arguments[1] not in COMMANDS:
+            *others, last = COMMANDS
             raise InputError(
-                f"give one command of {', '.join(COMMANDS)}: see python launch.py --help"
+                f"{' '.join(arguments[1:])!r}: give one command: {', '.join(others)} or "
+                f"{last}"
             )
         if arguments[1] in ("evaluate", "predict"):
             devices.use_cores()

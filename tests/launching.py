@@ -23,7 +23,6 @@ def process(*arguments):
     return {
         "args": [sys.executable, "launch.py", *map(str, arguments)],
         "cwd": ROOT,
-        "env": dict(os.environ, XLA_FLAGS=""),
         "stdout": subprocess.PIPE,
         "stderr": subprocess.PIPE,
         "text": True,

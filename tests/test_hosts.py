@@ -187,7 +187,7 @@ def joined(code, **environment):
     """A process that calls devices.join as the code says; waits for its end."""
     return subprocess.run(
         [sys.executable, "-c", f"from medjax.training import devices\n{code}"],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""} | environment,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
         capture_output=True,
         text=True,
         timeout=60,

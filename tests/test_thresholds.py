@@ -319,10 +319,13 @@ def test_fewer_than_ten_patients_of_a_class_have_no_band(films):
     for most, shown in ((9, ["a"]), (10, ["a", "b"])):
         keep = np.isin(films.patient, patients[:most])
         rare[:, 1] = np.where(keep, films.label[:, 1], 0 * films.label[:, 1])
-        found = films._replace(label=rare)
-        how = {"key": KEY, "replicates": REPLICATES, "most": 240}
-        found = thresholds.bands(found, tasks=("a", "b", "c"), **how)
-        assert list(found) == shown
+        bands = thresholds.bands(
+            films._replace(label=rare),
+            tasks=("a", "b", "c"),
+            key=KEY,
+            replicates=REPLICATES,
+        )
+        assert list(bands) == shown
 
 
 def test_with_all_scores_a_band_is_that_of_sorted_replicates(films, monkeypatch):

@@ -193,13 +193,14 @@ def test_frozen_stages_have_no_gradient_and_change_no_logits(frozen):
 
     free, all_gradients = gradient(0)
     value, gradients = gradient(frozen)
-    assert value == free
+    same = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-4)
+    same(value, free)
     for name, leaves in gradients["params"].items():
         still = name in names[:frozen]
         for leaf in jax.tree.leaves(leaves):
             assert np.any(leaf != 0) != still, name
     head = all_gradients["params"]["head"]
-    jax.tree.map(np.testing.assert_array_equal, gradients["params"]["head"], head)
+    jax.tree.map(same, gradients["params"]["head"], head)
 
 
 def test_bfloat16_computes_in_half_and_keeps_float32_parameters_and_logits():

@@ -8,5 +8,11 @@ from medjax.models.densenet import (  # noqa: F401
     densenet_small,
 )
 from medjax.models.efficientnet import efficientnet_b0, efficientnet_lite0  # noqa: F401
-from medjax.models.resnet import resnet18, resnet34, resnet50, resnet101  # noqa: F401
+from medjax.models.resnet import (  # noqa: F401
+    resnet18,
+    resnet34,
+    resnet50,
+    resnet101,
+    resnet_small,
+)
 from medjax.models.unet import UNet as unet  # noqa: F401

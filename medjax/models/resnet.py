@@ -18,6 +18,8 @@ def resnet(
     *,
     blocks: Sequence[int],
     bottleneck: bool,
+    width: int = 64,
+    stem: str = "imagenet",
     stride_first: bool = False,
     use_bias: bool = False,
     epsilon: float = 1e-5,
@@ -33,6 +35,8 @@ def resnet(
       blocks: residual blocks in each stage.
       bottleneck: a block is 1 x 1, 3 x 3 and 1 x 1 convolutions, to four times as many
         channels, instead of two 3 x 3.
+      width: channels of the stem and of the first stage's 3 x 3.
+      stem: see layers.Stem.
       stride_first: a bottleneck's stride is on its first 1 x 1, as in the paper, and
         not on the 3 x 3, as in torchvision ('V1.5').
       use_bias: of the convolutions.
@@ -41,10 +45,10 @@ def resnet(
     options = {"dtype": dtype, "axis_name": axis_name, "epsilon": epsilon}
     layer = layers.makers(**options, use_bias=use_bias)
     block = {"bottleneck": bottleneck, "stride_first": stride_first, **layer}
-    stages = [partial(layers.Stem, 64, "imagenet", **layer)]
+    stages = [partial(layers.Stem, width, stem, **layer)]
     for i, depth in enumerate(blocks):
-        # The stem's max-pool has halved the grid of the first stage.
-        stages.append(partial(Stage, depth, 64 * 2**i, 2 if i else 1, **block))
+        # The stem has halved the grid of the first stage.
+        stages.append(partial(Stage, depth, width * 2**i, 2 if i else 1, **block))
     return Classifier(tuple(stages), tasks, dtype=dtype, **rest)
 
 
@@ -91,3 +95,5 @@ resnet18 = partial(resnet, blocks=(2, 2, 2, 2), bottleneck=False)
 resnet34 = partial(resnet, blocks=(3, 4, 6, 3), bottleneck=False)
 resnet50 = partial(resnet, blocks=(3, 4, 6, 3), bottleneck=True)
 resnet101 = partial(resnet, blocks=(3, 4, 23, 3), bottleneck=True)
+# For some hundred images of 64 to 160 pixels: 0.7 million weights.
+resnet_small = partial(resnet, blocks=(1, 1, 1, 1), bottleneck=False, width=24)
