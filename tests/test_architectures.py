@@ -106,6 +106,7 @@ def test_a_volume_turned_with_its_kernels_says_the_same(name):
     np.testing.assert_allclose(got, again, rtol=1e-4, atol=1e-4 * np.abs(got).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", quick("efficientnet", "convnext"))
 def test_a_flat_volume_says_what_its_slice_does(name):
     """A kernel with weights in one slice alone sees each slice as an image."""

@@ -50,6 +50,7 @@ def run(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_corrupted_films_are_reported_and_the_page_renewed(run, capsys):
     (run / "report.json").write_text("{}")  # As if it had been evaluated.
     found = evaluate.corrupt(run, split="test", films=9)

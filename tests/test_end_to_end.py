@@ -209,6 +209,7 @@ def test_evaluate_reports_other_people(home, finished):
     assert predicted["patient"].min() == 5000
 
 
+@pytest.mark.slow
 def test_the_augmentations_of_a_run_are_audited(finished):
     workdir, _ = finished
     out, _ = run_here("explore", "--audit-augment", f"--workdir={workdir}")
@@ -257,9 +258,8 @@ def test_predict_gives_the_probabilities_of_the_evaluation(home, finished, tmp_p
         np.testing.assert_allclose(got, expected.loc[name, tasks].to_list(), atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "treatment", ["smote", pytest.param("over_sample", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("treatment", ["smote", "over_sample"])
 def test_imbalance_is_treated_by_one_word(home, finished, treatment):
     workdir = home / treatment
     out, _ = run_here(*train(home, workdir, f"--config.imbalance={treatment}"))

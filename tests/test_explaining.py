@@ -146,6 +146,7 @@ def test_localisation_is_reported_of_every_marked_film(run, method, stage, size)
     assert inference.embed(batches, explainer).shape == (3, 6, size, size)
 
 
+@pytest.mark.slow
 def test_other_people_s_films_can_be_localised_too(run):
     other = plain.read_config(run)
     other.data.update(patients=8, first_patient=500)
@@ -236,6 +237,7 @@ def test_what_is_seen_is_drawn_or_else_the_likeliest(probability, exclusive, exp
     assert found.tolist() == expected
 
 
+@pytest.mark.slow
 def test_the_page_shows_where_the_heatmaps_lie(run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     run = tmp_path / "run"

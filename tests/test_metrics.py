@@ -167,6 +167,7 @@ def test_the_partial_area_is_that_of_scikit_learn(task, max_fpr):
     assert PARTIAL(*task, max_fpr=max_fpr) == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_large_test_set_loses_no_digits():
     images = 1_000_000
     rng = np.random.default_rng(0)

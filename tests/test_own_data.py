@@ -120,6 +120,7 @@ def get_config():
 """
 
 
+@pytest.mark.slow
 def test_volumes_with_official_splits_train_and_are_judged(home, tmp_path):
     (tmp_path / "volumes.py").write_text(VOLUMES)
     rng = np.random.default_rng(0)

@@ -62,7 +62,11 @@ def batch(ids, epoch=0, occurrence=0, shape=FILM):
     return found
 
 
-@pytest.fixture(scope="module", params=[FILM, VOLUME], ids=["film", "volume"])
+@pytest.fixture(
+    scope="module",
+    params=[FILM, pytest.param(VOLUME, marks=pytest.mark.slow)],
+    ids=["film", "volume"],
+)
 def many(request):
     """64 samples and what comes of them."""
     given = batch(range(64), shape=request.param)

@@ -113,6 +113,7 @@ def compiled(arms, *, devices, monkeypatch, **options):
     return population.compiled(*one, arms=ARMS, **options, **PARTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("devices", "abreast"), [(1, 2), pytest.param(4, 1, marks=pytest.mark.slow)]
 )

@@ -99,6 +99,7 @@ def degrees(found, truth):
     return np.degrees(turn.magnitude())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))]
 )

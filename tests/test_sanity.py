@@ -115,6 +115,7 @@ def trained():
     return variables
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", heatmaps.METHODS)
 def test_heatmaps_of_a_trained_model_do_not_survive_random_weights(trained, method):
     # Each step of the integrated gradients costs as much as a whole Grad-CAM.

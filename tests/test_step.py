@@ -196,7 +196,8 @@ def test_the_classifier_maps_the_embedding_of_the_first_view_to_the_logits():
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("shards", [1, pytest.param(2, marks=pytest.mark.slow), 4])
+@pytest.mark.slow
+@pytest.mark.parametrize("shards", [1, 2, 4])
 def test_what_the_loss_learns_descends_and_alpha_ascends(shards):
     """The saddle's variables see the whole batch's gradient on every shard."""
     hyper = {"prevalence": jnp.full(TASKS, 0.3), "margin": 1.0}

@@ -100,6 +100,7 @@ def test_smote_fills_up_to_the_other_class_evenly():
     assert set(counts) == {len(seeds) // len(counts), len(seeds) // len(counts) + 1}
 
 
+@pytest.mark.slow
 def test_smotes_remainder_goes_to_every_seed_alike():
     feature, label = cohort(4)
     minority = np.flatnonzero(label == 1)
@@ -143,6 +144,7 @@ def test_adasyn_without_a_neighbour_of_the_other_class_is_even():
     assert np.ptp(counts) <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method", [pytest.param(synthetic.smote, marks=pytest.mark.slow), synthetic.adasyn]
 )
