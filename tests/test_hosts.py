@@ -55,6 +55,7 @@ def start(folder, processes, records, **fields):
     environment = {
         **os.environ,
         "JAX_NUM_CPU_DEVICES": str(DEVICES // processes),
+        "XLA_FLAGS": "",  # Two programs are compared, to a rounding.
         "PYTHONPATH": str(ROOT),
     }
     started = []

@@ -85,7 +85,8 @@ def state_of(folder):
 def test_an_arm_ends_where_its_run_would(arm):
     (number, state), (own_number, own) = map(state_of, arm)
     assert number == own_number
-    chex.assert_trees_all_close(state, own, rtol=1e-4, atol=1e-4)
+    # AdamW moves a weight whose gradient is a rounding as far as any other.
+    chex.assert_trees_all_close(state, own, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.slow
