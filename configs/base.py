@@ -27,7 +27,6 @@ def classification(source: str = "phantom") -> ConfigDict:
     c.split.update(
         minority=0.1,  # least share of a finding's positives in test and validation
         cut=0,  # n: train on follow-ups below n, test other patients from n on; 0: off
-        duplicates="refuse",  # one image in two splits; or "warn"
     )
     # How images are standardised, on the device: a function of data/normalisation.py with its
     # arguments, or "as_pretrained": as the weights of transfer.init expect it.
@@ -113,7 +112,9 @@ _COLUMNS = {"view": "", "sex": "", "age": "", "follow_up": ""}  # "": there is n
 _SCANS = {
     "folder": "my_scans",  # It holds a folder for each patient.
     "sequences": ("FLAIR", "T1", "T1POST", "T2"),  # order of the channels
-    "patient": "",  # pattern whose group is the patient: "(.*?)/" for folders of visits
+    # Pattern whose group is the patient in a scan's name: "(.*?)/" for folders of visits;
+    # "": the subject of BIDS or BraTS, else each scan is of another patient.
+    "patient": "",
     "regions": ("lesion",),  # They may overlap.
     "values": {"lesion": (1,)},  # of the mask, in each region
     "background": (0,),  # other values of the mask
@@ -151,7 +152,7 @@ _DATA = {
         "labels": (),  # columns of findings: ("mass", "nodule")
         "classes": "",  # instead of labels, the one column of class names
         **_COLUMNS,
-        "official": "",  # column of "train", "validation", "test"
+        "official": "",  # column of "train", "validation", "test", for every image
         "channels": 1,  # 3 keeps colour
     },
     "medmnist": {
@@ -209,6 +210,7 @@ def _shared(source: str) -> ConfigDict:
         "fold": 0,
         "patients": 0,  # train on this many patients; 0: on all
         "seed": -1,  # of the split alone; -1: the run's seed
+        "duplicates": "refuse",  # one image in two splits; or "warn"
     }
     c.augment = {
         "ops": (),  # in their order; each has its numbers below

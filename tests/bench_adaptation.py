@@ -67,9 +67,7 @@ def _predict(config, folder: Path, path: Path) -> None:
     tested = target.manifest["id"][target.manifest["split"] == "test"].to_numpy()
     images = target.data.films(tested)
     found = classification.predictions(config, network, state, images)
-    workdir.write_predictions(
-        path, data.output.names, target.data.table["image"], found
-    )
+    workdir.write_predictions(path, data.output.names, target.data.table, found)
 
 
 def columns(found: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -129,11 +129,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(args.out or scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        names = table_of_all["image"]
         csv = folder / "predictions/test.csv"
         timed(
             "predictions",
-            lambda: workdir.write_predictions(csv, TASKS, names, found, raw),
+            lambda: workdir.write_predictions(csv, TASKS, table_of_all, found, raw),
         )
         path = timed(
             "page", lambda: report.write({**about, **summary}, CURVE, folder, "report")

@@ -101,6 +101,6 @@ def films_of(records):
 
     return [
         film
-        for path in (records / "images").glob("phantom-*/1.0.0")
+        for path in (records / "images").glob("phantom-*/1.*")
         for film in tfds.builder_from_directory(str(path)).as_data_source("films")
     ]

@@ -41,7 +41,9 @@ def write(folder, found, *, names=NAMES, config=CONFIG, split="test", images=Non
     (folder / "task.json").write_text(json.dumps({"names": names}))
     images = images or [f"film {n}.png" for n in range(len(found.id))]
     path = folder / f"predictions/{split}.csv"
-    workdir.write_predictions(path, names, pd.Series(images), found)
+    patient = found.patient[np.argsort(found.id)]
+    table = pd.DataFrame({"image": images, "patient": patient})
+    workdir.write_predictions(path, names, table, found)
     return folder
 
 
@@ -113,10 +115,10 @@ def rewrite(folder, found, raw):
     """The same run, whose probabilities are now calibrated into four values."""
     tied = np.floor(2 * found.probability) / 2
     path = folder / "predictions/test.csv"
-    images = pd.Series([f"film {n}.png" for n in range(len(found.id))])
-    workdir.write_predictions(
-        path, NAMES, images, found._replace(probability=tied), raw
-    )
+    images = [f"film {n}.png" for n in range(len(found.id))]
+    table = pd.DataFrame({"image": images, "patient": found.patient})
+    found = found._replace(probability=tied)
+    workdir.write_predictions(path, NAMES, table, found, raw)
     config = json.loads((folder / "config.json").read_text())
     config["evaluation"]["calibration"] = "isotonic"
     (folder / "config.json").write_text(json.dumps(config))

@@ -1,12 +1,13 @@
 """Duplicates: planted copies are found, other films are not, against all pairs."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import fft
+from scipy import fft, ndimage
 
 from medjax.cohort import duplicates
 from medjax.data import images
@@ -239,3 +240,72 @@ def test_copies_of_real_films_are_found_and_the_films_are_told_apart():
     assert found["flipped"].tolist() == [
         list(MIRRORED)[n % 4] for n in range(len(copies))
     ]
+
+
+# ------------------------------------------------------------------- volumes
+
+
+def body(seed, shape=(40, 48, 36)):
+    """[D, H, W, 2]: smooth tissue of another person in a ball of one size."""
+    rng = np.random.default_rng(seed)
+    tissue = [ndimage.gaussian_filter(rng.normal(0, 1, shape), 2.5) for _ in range(2)]
+    index = np.moveaxis(np.indices(shape), 0, -1)
+    inside = np.sum(((index + 0.5) / shape - 0.5) ** 2, axis=-1) < 0.42**2
+    return np.where(inside[..., None], np.stack(tissue, axis=-1) / 0.05, 0)
+
+
+def resampled(factor):
+    return lambda image: ndimage.zoom(image, (*factor, 1), order=1)
+
+
+VOLUME_COPIES = {
+    "the same": lambda image: image,
+    "mirrored left to right": lambda image: image[:, :, ::-1],
+    "mirrored twice": lambda image: image[::-1, ::-1],
+    "saved as float16": lambda image: image.astype(np.float16),
+    "rounded to 30 levels": lambda image: np.rint(image * 5) / 5,
+    "another window": lambda image: 3.7 * image,
+    "a wider margin": lambda image: np.pad(image, ((5, 1), (0, 3), (2, 2), (0, 0))),
+    "a narrower margin": lambda image: image[2:-3, 3:-2, 1:-2],
+    "finer voxels": resampled((1.5, 1.3, 2)),
+    "coarser slices": resampled((0.5, 1, 1)),
+    "one sequence alone": lambda image: image * [1, 0],
+}
+
+
+@pytest.mark.parametrize("copy", VOLUME_COPIES)
+def test_a_copy_of_a_volume_is_found_and_nothing_else(copy):
+    volumes = [body(seed) for seed in range(12)]
+    volumes.append(VOLUME_COPIES[copy](volumes[5]))
+    found = duplicates.alike(np.stack([duplicates.thumbnail(v) for v in volumes]))
+    assert found[["id", "other"]].values.tolist() == [[5, 12]]
+
+
+def test_a_thumbnail_holds_the_means_of_its_cells():
+    """Of a box of 32 voxels a side, whose cells REACH makes as large as voxels can be."""
+    image = np.random.default_rng(0).normal(3, 1, (32, 32, 32, 1))
+    deviation = np.sqrt((32**2 - 1) / 12 + 1 / 12)
+    edges = 16 + deviation * np.linspace(-2, 2, 17)
+    cells = image[..., 0]
+    at = np.clip(np.rint(20 * edges).astype(int), 0, 640)
+    for axis in range(3):
+        fine = cells.repeat(20, axis)
+        sums = [fine.take(range(*ends), axis).sum(axis) for ends in pairwise(at)]
+        cells = np.stack(sums, axis)
+    got = duplicates.thumbnail(image)[0].astype(float)
+    assert np.corrcoef(got.ravel(), cells.ravel())[0, 1] > 0.999
+    assert got.sum() == pytest.approx(0, abs=0.05)
+    assert np.sum(got**2) == pytest.approx(1, abs=1e-3)
+
+
+def test_an_empty_volume_is_nobody_s_copy():
+    thumbnails = np.stack([duplicates.thumbnail(np.zeros((4, 5, 6, 2)))] * 2)
+    assert duplicates.alike(thumbnails).empty
+
+
+def test_all_volumes_are_compared_in_blocks(monkeypatch):
+    thumbnails = np.stack([duplicates.thumbnail(body(n % 4)) for n in range(7)])
+    whole = duplicates.alike(thumbnails)
+    monkeypatch.setattr(duplicates, "ROWS", 3)
+    pd.testing.assert_frame_equal(duplicates.alike(thumbnails), whole)
+    assert whole[["id", "other"]].values.tolist() == [[0, 4], [1, 5], [2, 6]]

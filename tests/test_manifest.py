@@ -294,7 +294,7 @@ def test_a_manifest_comes_back_as_it_was_written(tmp_path):
         ("", "not a CSV .*No columns"),
         ("id,image,patient\n0,a,1\n", "no column 'split'"),
         ("id,image,patient,split\nx,a,1,test\n", "id: 1 are no integers, e.g. 'x'"),
-        ("id,image,patient,split\n0,a,,test\n", "patient: 1 are no integers, e.g. ''"),
+        ("id,image,patient,split\n0,a,,test\n", "patient: 1 are empty, e.g. 'a'"),
         ("id,image,patient,split\n0,a,1,test\n0,a,1,test,9,9\n", "not a CSV"),
     ],
 )

@@ -12,6 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 from sklearn.linear_model import LogisticRegression
 
+from configs import base
 from medjax import config as plain
 from medjax import losses
 from medjax.augment import intensity
@@ -170,6 +171,33 @@ def test_the_official_lists_win_over_sampling(config):
     assert on(audited(config, data(official=official)), "test") == [*range(10)]
     config.split.folds = 3  # Cross-validation is asked for by name.
     assert on(audited(config, data(official=official)), "test") != [*range(10)]
+
+
+def test_an_official_column_that_can_t_be_used_is_refused(config, caplog):
+    official = data(official=["validation"] * 10 + ["train"] * 50)
+    with caplog.at_level("WARNING", logger="medjax"):
+        films.split(config, official)
+    assert "no test images" in caplog.text
+    config.data = base.data("table")
+    config.data.official = "part"
+    with pytest.raises(
+        InputError, match=r"data\.official='part': no image says 'test'"
+    ):
+        films.split(config, official)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"split.folds": 3, "split.cut": 1}, "split.folds=3 and split.cut=1"),
+        ({"split.by": "image", "split.folds": 3}, "split.folds=3 and split.by='image'"),
+        ({"split.fold": 1}, "split.fold=1: is of no use without split.folds"),
+    ],
+)
+def test_settings_of_a_split_that_exclude_each_other(config, changes, message):
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(InputError, match=message):
+        films.check_split(config)
 
 
 def test_an_official_validation_list_is_used_as_it_is(config):

@@ -78,7 +78,8 @@ def test_every_record_holds_its_item_in_the_order_of_the_source(
         np.testing.assert_array_equal(
             record["label"], np.float32([item.row[task] for task in "abc"])
         )
-        for name in ("patient", "width", "height"):
+        assert record["patient"].decode() == str(item.row["patient"])
+        for name in ("width", "height"):
             assert record[name] == item.row[name]
         for name in ("image", "view", "sex", "official"):
             assert record[name].decode() == item.row[name]

@@ -40,7 +40,7 @@ def prepared(tmp_path):
 
 
 def test_a_volume_stands_at_the_origin_of_the_common_shape(prepared):
-    source = volumes.Volumes(prepared, [Part(0, 10), Part(1, 11)], LEAST)
+    source = volumes.Volumes(prepared, [Part(0), Part(1)], LEAST)
     assert source.shape == (6, 7, 9)
     for index, shape in enumerate(SHAPES):
         sample = source[index]
@@ -51,11 +51,10 @@ def test_a_volume_stands_at_the_origin_of_the_common_shape(prepared):
         rest[:d, :h, :w] = 0
         assert not rest.any()
         assert tuple(sample["size"]) == shape
-        assert sample["patient"] == 10 + index
 
 
 def test_a_volume_says_its_spacing_and_which_sequences_it_has(prepared):
-    source = volumes.Volumes(prepared, [Part(1, 11), Part(0, 10)], LEAST)
+    source = volumes.Volumes(prepared, [Part(1), Part(0)], LEAST)
     np.testing.assert_allclose(source[0]["spacing"], [5, 2, 1])
     np.testing.assert_allclose(source[1]["spacing"], [5, 1, 1])
     np.testing.assert_array_equal(source[0]["presence"], [1, 0])
@@ -64,14 +63,14 @@ def test_a_volume_says_its_spacing_and_which_sequences_it_has(prepared):
 
 def test_the_halves_are_the_whole(prepared):
     folder = prepared.folder
-    whole = volumes.read(folder, Part(0, 0))
-    right, left = (volumes.read(folder, Part(0, 0, half)) for half in ("right", "left"))
+    whole = volumes.read(folder, Part(0))
+    right, left = (volumes.read(folder, Part(0, half)) for half in ("right", "left"))
     for both, a, b in zip(whole, right, left, strict=True):
         np.testing.assert_array_equal(np.concatenate([a, b], axis=2), both)
 
 
 def test_points_are_of_their_region_and_reach_all_of_it(prepared):
-    source = volumes.Volumes(prepared, [Part(0, 0), Part(1, 1), Part(0, 0)], LEAST)
+    source = volumes.Volumes(prepared, [Part(0), Part(1), Part(0)], LEAST)
     for index in (0, 1):
         sample = source[index]
         for k in range(2):

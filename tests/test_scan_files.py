@@ -201,29 +201,19 @@ def test_the_patients_of_the_sample_are_found():
     assert all(file.path.exists() for file in found[1].sequences.values())
 
 
-@pytest.mark.parametrize(
-    ("names", "pattern", "expected"),
-    [
-        (["P2", "P1"], "", [0, 1]),
-        (["a/x", "b/x"], "", [0, 1]),
-        (["s1/v1", "s1/v2", "s2/v1"], "(.*?)/", [0, 0, 1]),
-        (["siteA/1", "siteA/2"], "(.*)", [0, 1]),
-        (["sub-07_ses-1", "sub-09_ses-1", "sub-07_ses-2"], r"sub-(\d+)", [0, 1, 0]),
-    ],
-)
-def test_volumes_of_one_patient_have_one_number(names, pattern, expected):
-    assert scans.patient_numbers(names, pattern) == expected
+def test_a_link_to_a_folder_above_leads_in_no_circle(tmp_path):
+    brats(tmp_path, "A/P1", "A/P2")
+    (tmp_path / "A/up").symlink_to(tmp_path)
+    (tmp_path / "A/here").symlink_to(tmp_path / "A", target_is_directory=True)
+    assert [scan.name for scan in find(tmp_path)] == ["A/P1", "A/P2"]
 
 
-@pytest.mark.parametrize(
-    ("pattern", "error"),
-    [
-        ("", "s1: holds several volumes.*data.patient"),
-        ("v(", r"data.patient='v\(': "),
-        ("s1", "finds no patient in 's1/v1'"),
-        ("s1/(.*)", "finds no patient in 's2/v1'"),
-    ],
-)
-def test_nobody_guesses_who_a_volume_shows(pattern, error):
-    with pytest.raises(InputError, match=error):
-        scans.patient_numbers(["s1/v1", "s1/v2", "s2/v1"], pattern)
+def test_a_patient_s_folder_is_read_once_under_its_own_name(tmp_path, caplog):
+    brats(tmp_path, "data/P2", "elsewhere/P3")
+    (tmp_path / "data/P1").symlink_to(tmp_path / "data/P2")
+    (tmp_path / "data/P3").symlink_to(tmp_path / "elsewhere/P3")
+    (tmp_path / "data/P4").symlink_to(tmp_path / "elsewhere/P3")
+    with caplog.at_level("WARNING", logger="medjax"):
+        assert [scan.name for scan in find(tmp_path / "data")] == ["P2", "P3"]
+    for name in ("P1", "P4"):
+        assert f"{name}: is a link to a patient" in caplog.text

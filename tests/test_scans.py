@@ -56,9 +56,7 @@ def test_the_phantom_is_prepared_once_and_as_its_own_numbers_say(config):
     config.data.first_patient = 1
     others = scans.data(config)
     assert others.path != found.path
-    same = [
-        volumes.read(f.path, volumes.Part(i, 0)) for f, i in ((found, 1), (others, 0))
-    ]
+    same = [volumes.read(f.path, volumes.Part(i)) for f, i in ((found, 1), (others, 0))]
     for a, b in zip(*same, strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -220,3 +218,25 @@ def test_the_decathlons_layout_is_a_word(own, tmp_path):
     (root / "labelsTr/x.nii.gz").write_bytes(b"no mask is read to predict")
     (one,) = scans.to_predict(own, [str(root)])
     assert one.read().label is None
+
+
+@pytest.mark.parametrize("copy", ["the same", "mirrored", "as float"])
+def test_one_scan_under_two_names_is_refused_on_two_sides(own, tmp_path, copy):
+    shutil.rmtree(tmp_path / "raw")
+    voxels = [head((20, 20, 20), seed).astype(np.int16) for seed in range(6)]
+    change = {"mirrored": lambda v: v[::-1], "as float": lambda v: v.astype("f4")}
+    voxels += [change.get(copy, np.copy)(v) for v in voxels]
+    for n, image in enumerate(voxels):
+        save(tmp_path / f"raw/{'ab'[n // 6]}{n % 6}/T1.nii.gz", image)
+        mask = ball((20, 20, 20), 0.2).astype(np.uint8)
+        save(tmp_path / f"raw/{'ab'[n // 6]}{n % 6}/seg.nii.gz", mask)
+    own.data.patient, own.data.split = "", "patients"
+    data = scans.data(own)
+    names = data.table["image"]
+    pairs = [(names[p.id], names[p.other]) for p in data.pairs().itertuples()]
+    assert pairs == [(f"a{n}", f"b{n}") for n in range(6)]
+    manifest = scans.split(own, data)
+    with pytest.raises(InputError, match=r"show the same picture .* b\d .*'warn'"):
+        scans.audit(own, data, manifest)
+    own.split.duplicates = "warn"
+    scans.audit(own, data, manifest)

@@ -108,18 +108,20 @@ def test_one_column_of_classes_becomes_a_task_a_class(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("who", "numbers"),
+    ("who", "ids"),
     [
-        (["7", "12", "007", "0"], [7, 12, 7, 0]),
-        (["zoe", "12", "zoe ", "adam"], [2, 0, 2, 1]),
-        (["1.5", "2", "2", "3"], [0, 1, 1, 2]),
-        (["-1", "2", "2", "3"], [0, 1, 1, 2]),
-        (["3000000000", "2", "2", "3"], [2, 0, 0, 1]),  # Beyond a batch's int32.
+        (["7", "12", "7 ", "0"], [7, 12, 7, 0]),
+        (["7.0", "12.0", "7", "0"], [7, 12, 7, 0]),  # As spreadsheets write them.
+        (["007", "012", "007", "000"], ["007", "012", "007", "000"]),
+        (["zoe", "12", "zoe ", "adam"], ["zoe", "12", "zoe", "adam"]),
+        (["1.5", "2", "2", "3"], ["1.5", "2", "2", "3"]),
+        (["-1", "2", "2", "3"], ["-1", "2", "2", "3"]),
+        (["3000000000", "2", "2", "3"], [3_000_000_000, 2, 2, 3]),
     ],
 )
-def test_patients_keep_their_numbers_or_get_some(tmp_path, who, numbers):
+def test_patients_keep_their_own_ids(tmp_path, who, ids):
     write(tmp_path, who=who)
-    assert [item.row["patient"] for item in items(source(tmp_path))] == numbers
+    assert [item.row["patient"] for item in items(source(tmp_path))] == ids
 
 
 def test_the_table_may_lie_elsewhere(tmp_path):
@@ -142,6 +144,13 @@ def test_the_table_may_lie_elsewhere(tmp_path):
         ({}, {"channels": 2}, "data.channels=2: use 1"),
         ({}, {"table": "none.csv"}, "none.csv: is no CSV"),
         ({"who": ["1", "", "2", "3"]}, {}, "two.jpg has no patient"),
+        ({"who": ["7", "8", "007", "9"]}, {}, "patients: '7' and '007' differ in"),
+        ({"who": ["P7", "8", "p7", "9"]}, {}, "patients: 'P7' and 'p7' differ in"),
+        (
+            {"kind": ["Ant", "ant", "bee", ""]},
+            {"classes": "kind", "labels": ()},
+            "classes: 'Ant' and 'ant' differ in",
+        ),
         ({"edema": ["2", "", "1", "0"]}, {}, "edema of a/one.png is 2, not from 0"),
         ({"edema": ["-1", "", "1", "0"]}, {}, "edema of a/one.png is -1, not from 0"),
         ({"edema": ["inf", "", "1", "0"]}, {}, "edema of a/one.png is inf"),

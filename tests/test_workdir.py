@@ -70,22 +70,23 @@ def test_a_folder_without_a_run_is_said(tmp_path):
 def test_predictions_name_their_image_and_leave_unknown_labels_empty(tmp_path):
     found = Predictions(
         id=np.array([2, 0]),
-        patient=np.array([7, 5]),
+        patient=np.array([1, 0]),
         probability=np.array([[0.1, 0.2], [0.3, 0.4]], np.float32),
         label=np.array([[1, 0], [0, 0]], np.float32),
         weight=np.array([[1, 0], [1, 1]], np.float32),
     )
-    image = pd.Series(["x.png", "y.png", "z.png"])
+    table = pd.DataFrame({"image": ["x.png", "y.png", "z.png"]})
+    table["patient"] = ["007", "P8", "Zoë"]
     path = tmp_path / "predictions" / "test.csv"
-    folder.write_predictions(path, ("a", "b"), image, found)
-    read = pd.read_csv(path)
+    folder.write_predictions(path, ("a", "b"), table, found)
+    read = pd.read_csv(path, dtype={"patient": str})
     assert read["image"].tolist() == ["z.png", "x.png"]
-    assert read["patient"].tolist() == [7, 5]
+    assert read["patient"].tolist() == ["Zoë", "007"]
     np.testing.assert_allclose(read[["a", "b"]], found.probability)
     assert read["a_label"].tolist() == [1, 0]
     assert np.isnan(read["b_label"][0]) and read["b_label"][1] == 0
     assert "a_raw" not in read
-    folder.write_predictions(path, ("a", "b"), image, found, raw=found.probability / 2)
+    folder.write_predictions(path, ("a", "b"), table, found, raw=found.probability / 2)
     read = pd.read_csv(path)
     np.testing.assert_allclose(read[["a_raw", "b_raw"]], found.probability / 2)
     np.testing.assert_allclose(read[["a", "b"]], found.probability)

@@ -1,6 +1,6 @@
-"""Finds images that occur twice in the data: renamed, re-encoded or mirrored.
+"""Finds images that occur twice in the data: renamed, re-encoded, mirrored or resampled.
 
-Three steps, each on the output of the one before: a hash of every image, the pairs
+Films take three steps, each on the output of the one before: a hash of every image, the pairs
 whose hashes are close, and a comparison of the pixels of these pairs, because chest
 films resemble each other.
 
@@ -21,8 +21,20 @@ Measured on 700 films of 480 patients of ChestX-ray14, 256 x 256:
 Mirrored copies are as close as the others, and mirrored films of two patients aren't
 closer than others (64 bits). Phantom films are simpler: two may differ in 22 bits only,
 but correlate by at most 0.961 (two patients) or 0.981 (one).
+
+Volumes take one: each is shrunk to a thumbnail, and all thumbnails are compared. Measured
+as the highest correlation of any sequence, copies are the same, mirrored, cropped or
+padded (1.00), or have voxels of 1 to 3 mm (0.98 to 1.00):
+
+                                               copies    two volumes
+                                               at least  at most
+    2 brains with 4 sequences, 1 mm              0.99      0.43
+    16 brain phantoms                            0.98      0.73
+    130 crops of 35 x 51 x 35 voxels around
+    a hippocampus (copies: of 17 x 25 x 17)      0.90      0.85
 """
 
+import itertools
 from collections.abc import Callable
 
 import chex
@@ -45,6 +57,10 @@ FLIPS = {
 KEY_BITS = 20  # A pair that differs in LIMIT bits has equal keys in 13 % of the rounds,
 ROUNDS = 64  # so in none of the rounds with a probability of 1.5e-4.
 MOST = 16  # Images of a bucket with which each of its images is compared.
+CELLS = 16  # Of a volume's thumbnail, along each axis,
+REACH = 2.0  # which reaches so many standard deviations to either side.
+ALIKE = 0.92  # Correlation of two volumes' thumbnails.
+ROWS = 256  # Volumes that are compared with all others at once.
 
 
 def hashes(pixels: np.ndarray) -> np.ndarray:
@@ -168,3 +184,64 @@ def _correlation(a, b):
     a, b = a - a.mean(), b - b.mean()
     scale = np.sqrt(np.sum(a**2) * np.sum(b**2))
     return np.sum(a * b) / scale if scale else 0.0
+
+
+# Volumes.
+
+
+def thumbnail(image: np.ndarray) -> np.ndarray:
+    """Shrinks a volume [D, H, W, C], 0 outside of the head, to [C, S, S, S] float16.
+
+    The cells are laid about the head's centre, and scaled by its extent along each
+    axis: so the voxels' size and a margin around the head don't matter, and a mirrored
+    volume has the mirrored thumbnail. Each sequence has mean 0 and norm 1, or is 0.
+    """
+    head = np.any(image != 0, axis=-1)
+    if not head.any():
+        return np.zeros((image.shape[-1], *[CELLS] * 3), np.float16)
+    cells = np.asarray(image, np.float32)
+    for axis in range(3):
+        share = _cells(head.sum(axis=tuple({0, 1, 2} - {axis})))
+        cells = np.moveaxis(np.tensordot(share, cells, (1, axis)), 0, axis)
+    cells = np.moveaxis(cells, -1, 0)
+    cells = cells - cells.mean(axis=(1, 2, 3), keepdims=True)
+    norm = np.sqrt(np.sum(cells**2, axis=(1, 2, 3), keepdims=True))
+    return np.divide(cells, norm, np.zeros_like(cells), where=norm > 0).astype("f2")
+
+
+def _cells(mass: np.ndarray) -> np.ndarray:
+    """[S, n] float32: how much of each cell every slice of an axis covers.
+
+    mass: [n], the head's voxels in each slice.
+    """
+    start, mass = np.arange(len(mass)), mass / mass.sum()
+    centre = np.sum(mass * (start + 0.5))
+    # A slice has an extent of its own: 1 / 12 is its variance.
+    deviation = np.sqrt(np.sum(mass * (start + 0.5 - centre) ** 2) + 1 / 12)
+    edges = centre + deviation * np.linspace(-REACH, REACH, CELLS + 1)[:, None]
+    covered = np.minimum(edges[1:], start + 1) - np.maximum(edges[:-1], start)
+    return (np.maximum(covered, 0) / np.diff(edges, axis=0)).astype(np.float32)
+
+
+def alike(thumbnails: np.ndarray) -> pd.DataFrame:
+    """Finds the pairs of volumes of which any sequence is the same image, or mirrored.
+
+    `thumbnails` are [N, C, S, S, S]. A row per pair: `id` < `other`, 0 to N - 1, and
+    the highest `correlation`, ALIKE or more.
+    """
+    count = len(thumbnails)
+    all_cells = np.moveaxis(thumbnails.astype(np.float32), 1, 0)  # [C, N, S, S, S]
+    flips = [a for n in range(4) for a in itertools.combinations((-3, -2, -1), n)]
+    pairs = []
+    for start in range(0, count, ROWS):
+        best = np.zeros((len(range(start, count)[:ROWS]), count), np.float32)
+        for cells, axes in itertools.product(all_cells, flips):
+            rows = np.flip(cells[start : start + ROWS], axes).reshape(len(best), -1)
+            np.maximum(best, rows @ cells.reshape(count, -1).T, out=best)
+        other, id = np.nonzero(best >= ALIKE)
+        pairs.append(np.stack([id, other + start, best[other, id]], axis=1))
+    pairs = pd.DataFrame(
+        np.concatenate(pairs), columns=["id", "other", "correlation"]
+    ).astype({"id": int, "other": int})
+    pairs = pairs[pairs["id"] < pairs["other"]]
+    return pairs.sort_values(["id", "other"], ignore_index=True)

@@ -12,6 +12,7 @@ import logging
 import numpy as np
 import pandas as pd
 
+from medjax.cohort import identity
 from medjax.errors import InputError
 
 SPLITS = ("train", "validation", "test")
@@ -168,8 +169,8 @@ def read(path) -> pd.DataFrame:
     """Reads a manifest that `write` wrote; `audit` checks its content.
 
     Raises:
-      InputError: no such file, not a CSV, a missing column, or an id or a patient
-        that isn't an integer.
+      InputError: no such file, not a CSV, a missing column, an id that isn't an
+        integer, or an image without a patient.
     """
     try:
         text = pd.read_csv(path, dtype=str, keep_default_na=False)
@@ -178,10 +179,12 @@ def read(path) -> pd.DataFrame:
         raise InputError(f"{path}: not a CSV ({why}); write it again") from None
     if missing := [name for name in COLUMNS if name not in text]:
         raise InputError(f"{path}: no column {missing[0]!r}; add it or correct it")
-    for name in ("id", "patient"):
-        wrong = ~text[name].str.fullmatch(r"-?\d{1,18}")
-        refuse(wrong, text[name], f"{path}: {name}", "are no integers", "correct them")
-    return text[list(COLUMNS)].astype({"id": np.int64, "patient": np.int64})
+    wrong = ~text["id"].str.fullmatch(r"-?\d{1,18}")
+    refuse(wrong, text["id"], f"{path}: id", "are no integers", "correct them")
+    nobody = text["patient"] == ""
+    refuse(nobody, text["image"], f"{path}: patient", "are empty", "fill them in")
+    manifest = text[list(COLUMNS)].astype({"id": np.int64})
+    return manifest.assign(patient=identity.column(text["patient"]))
 
 
 def _rows(manifest, table):

@@ -149,7 +149,7 @@ def temporal(
 def leave_one_out(table, fold) -> pd.DataFrame:
     """Tests on one patient, trains on all others and validates on nobody.
 
-    `fold` is the patient's number, in the order of `table["patient"]`.
+    `fold` is the patient's place among the sorted ids, from 0.
     """
     patients = np.unique(table["patient"])
     if len(patients) < 2 or not 0 <= fold < len(patients):

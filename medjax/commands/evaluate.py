@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from medjax import tasks
+from medjax.cohort import identity
 from medjax.cohort import manifest as manifests
 from medjax.config import Config, as_json, read_config
 from medjax.errors import InputError
@@ -199,10 +200,12 @@ def _judged(
             f"note: {len(target.ids)} of these images were seen without labels: "
             f"--split={adapt.SPLIT} is about others"
         )
-    trains = set(manifest["patient"][manifest["split"] == "train"])
-    shared = len(trains & set(strangers.table["patient"]))
-    if shared:
-        print(f"note: {shared} patient numbers occur in training too: other people?")
+    trains = manifest["patient"][manifest["split"] == "train"]
+    if shared := identity.shared(strangers.table["patient"], trains):
+        print(
+            f"note: {len(shared)} patient ids occur in training too, such as "
+            f"{shared[0]!r}: make sure that these are other people"
+        )
     return strangers, strangers.table.assign(split=split)
 
 

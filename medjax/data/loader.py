@@ -8,7 +8,8 @@ holds, with D devices of B rows each:
                                 the step makes it float32 in [0, 1]
     label      [D, B, T]        float32, 0 where unknown
     weight     [D, B, T]        float32, >= 0; 0 = unknown label or padding row
-    id, patient, epoch, occurrence  [D, B] int32; id is -1 in a padding row
+    id, patient, epoch, occurrence  [D, B] int32; id is -1 in a padding row; patient is
+                                the rank of the patient's id among all
     domain     [D, B] int32, only where unlabelled target images stand beside the
                source's (config.adapt): 0 source, 1 target; a target image's id is
                -2 minus its number
@@ -30,10 +31,10 @@ import pandas as pd
 import tensorflow_datasets as tfds
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from medjax.data.prepared import SPLIT
+from medjax.data.prepared import SPLIT, patient_codes
 
 Batch = dict[str, np.ndarray]
-FIELDS = ("pixels", "label", "patient")  # Of a record, those that are decoded.
+FIELDS = ("pixels", "label")  # Of a record, those that are decoded.
 
 
 class Images:
@@ -51,6 +52,7 @@ class Images:
         fields = {name: builder.info.features[name] for name in FIELDS}
         self._decode = tfds.features.FeaturesDict(fields).deserialize_example_np
         self.ids = np.asarray(ids, np.int32)
+        self._patients = patient_codes(folder)
         self._columns = np.asarray(columns)
         self._occurrence = occurrences(self.ids)
 
@@ -73,7 +75,7 @@ class Images:
             "label": np.where(known, label, 0).astype(np.float32),
             "weight": known.astype(np.float32),
             "id": self.ids[index],
-            "patient": np.int32(record["patient"]),
+            "patient": self._patients[self.ids[index]],
             "occurrence": self._occurrence[index],
         }
 

@@ -12,7 +12,8 @@ that splitting, weighting and evaluation read. That of images has these columns:
 
     id         int     the image's number, 0 to N - 1
     image      str     the image's name in its data set's own table
-    patient    int     whom the image shows: the unit of every split and interval
+    patient    int or str, the user's own id of whom the image shows: the unit of
+                       every split and interval
     view       str     'PA', 'AP', 'LATERAL' or '' (unknown)
     sex        str     'F', 'M' or ''
     age        float   years; NaN where unknown
@@ -43,14 +44,14 @@ import numpy as np
 import pandas as pd
 import tensorflow_datasets as tfds
 
-from medjax.cohort import duplicates
+from medjax.cohort import duplicates, identity
 from medjax.errors import InputError
 
 # The columns of images and the types of their records; the docstring says what they are.
 KINDS = {
     "id": np.int32,
     "image": str,
-    "patient": np.int64,
+    "patient": str,
     "view": str,
     "sex": str,
     "age": np.float32,
@@ -64,7 +65,7 @@ KINDS = {
 COLUMNS = tuple(KINDS)
 TEXT = tuple(name for name, kind in KINDS.items() if kind is str)
 SPLIT = "films"  # The one TFDS split of the records.
-VERSION = tfds.core.Version("1.0.0")
+VERSION = tfds.core.Version("1.1.0")  # 1.1.0: patients as text.
 RECORDS_PER_FILE = 4096
 BUFFERED = 64  # Images: TFDS rewrites its metadata at every call that adds records.
 
@@ -175,7 +176,15 @@ def read_table(folder: Path) -> pd.DataFrame:
     )
     text = [name for name in TEXT if name in table]
     table[text] = table[text].fillna("")
-    return table
+    return table.assign(patient=identity.column(table["patient"]))
+
+
+def patient_codes(folder: Path) -> np.ndarray:
+    """[N] int32: the rank of each image's patient among the sorted ids."""
+    patients = pd.read_csv(
+        folder / "table.csv", usecols=["patient"], dtype=str, keep_default_na=False
+    )["patient"]
+    return pd.factorize(identity.column(patients), sort=True)[0].astype(np.int32)
 
 
 def left_out(folder: Path) -> int:
@@ -289,6 +298,7 @@ def _records(folder: Path, source: Source, name: str) -> Iterator[Callable]:
             hashes_file.write(hashes.tobytes())
             row = {"id": id, **item.row}
             record = {name: row[name] for name in COLUMNS}
+            record["patient"] = str(row["patient"])
             label = np.array([row[task] for task in source.tasks], np.float32)
             waiting.append(record | {"pixels": pixels, "label": label})
             if len(waiting) == BUFFERED:

@@ -7,6 +7,7 @@ Beside the files that prepared.py lists, the folder holds
     0.grid.json   the affine, and the grid of the scan's own file
     data.json     sequences, regions with their values, and the options
     digests.json  digests of the arrays' files
+    thumbnails.npy  [N, C, S, S, S] float16, see cohort/duplicates.py
 
 The arrays are plain .npy, so a loader maps them and reads only the part it needs.
 """
@@ -22,18 +23,19 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
+from medjax.cohort import duplicates, identity
 from medjax.data import loader, prepared
 from medjax.data.nifti import Grid
 from medjax.data.prepared import Item
 from medjax.data.scan import Scan, read_scan
-from medjax.data.sources.scans import ScanFiles, patient_numbers
+from medjax.data.sources.scans import ScanFiles
 from medjax.errors import InputError
 
 # Then voxels_<region>, blank without a mask, and has_<sequence>, 1 or 0.
 COLUMNS = (
     "id",  # int, the number in the files' names.
     "image",  # str, the patient's folder or file.
-    "patient",  # int, the unit of every split and interval.
+    "patient",  # int or str, the unit of every split and interval.
     "official",  # 'train', 'test' or ''.
     "depth",  # int, voxels, as are the next two.
     "height",
@@ -43,6 +45,7 @@ COLUMNS = (
     "spacing_w",
 )
 DIGESTS = "digests.json"
+THUMBNAILS = "thumbnails.npy"
 POINTS = 1024  # Of each region and volume: patches are drawn about them.
 
 
@@ -55,7 +58,7 @@ class UnreadScan(NamedTuple):
     """
 
     name: str
-    patient: int
+    patient: int | str
     read: Callable[[], Scan]
     official: str = ""
 
@@ -81,13 +84,14 @@ def from_files(
     *,
     regions: Mapping[str, Sequence[int]],
     labelled: bool = True,
-    patient: str = "",
+    patient: str | None = None,
     **options,
 ) -> list[UnreadScan]:
     """What `prepare` and `predict` read, of files that sources/scans.py found.
 
     A scan without a mask is quarantined if they are to be labelled. `patient` is a
-    pattern of `patient_numbers`; regions and options are those of `scan.read_scan`.
+    pattern of `identity.patients`, or None where nobody needs to know whom a scan shows;
+    regions and options are those of `scan.read_scan`.
     """
 
     def read(scan: ScanFiles) -> Scan:
@@ -95,10 +99,12 @@ def from_files(
             raise InputError(f"{scan.name}: has no mask; add it, or correct data.mask")
         return read_scan(scan.sequences, scan.mask, regions=regions, **options)
 
-    numbers = patient_numbers([scan.name for scan in files], patient)
+    patients = [scan.name for scan in files]
+    if patient is not None:
+        patients = identity.patients(patients, patient)
     return [
-        UnreadScan(scan.name, number, functools.partial(read, scan), scan.official)
-        for number, scan in zip(numbers, files, strict=True)
+        UnreadScan(scan.name, patient, functools.partial(read, scan), scan.official)
+        for patient, scan in zip(patients, files, strict=True)
     ]
 
 
@@ -131,7 +137,14 @@ def prepare(
             "options": dict(options),
         }
         (partial / "data.json").write_text(json.dumps(about, indent=1))
-        yield lambda id, item: _write(item, id, partial, sequences, regions)
+        thumbnails: list[np.ndarray] = []
+
+        def add(id: int, item: Item) -> dict[str, Any]:
+            thumbnails.append(duplicates.thumbnail(item.content.image))
+            return _write(item, id, partial, sequences, regions)
+
+        yield add
+        np.save(partial / THUMBNAILS, np.array(thumbnails))
         files = sorted(partial.glob("*.npy"))
         digests = {path.name: prepared.digest(path) for path in files}
         (partial / DIGESTS).write_text(json.dumps(digests, indent=1))
@@ -168,7 +181,7 @@ def load(prepared: Prepared, id: int) -> Scan:
     grid = json.loads((prepared.folder / f"{id}.grid.json").read_text())
     row = prepared.table.set_index("id").loc[id]
     return Scan(
-        *read(prepared.folder, Part(id, row["patient"])),
+        *read(prepared.folder, Part(id)),
         row[_has(prepared.sequences)].to_numpy(np.float32),
         np.array(grid["affine"]),
         Grid(tuple(grid["original_shape"]), np.array(grid["original_affine"])),
@@ -221,7 +234,6 @@ class Part(NamedTuple):
     """
 
     id: int
-    patient: int
     half: str = "whole"
 
 
@@ -274,7 +286,7 @@ class Volumes:
         """image [D, H, W, C] float16, 0 where there is none; label [D, H, W, K] uint8;
         size [3] int32 of the volume in it; points [K, POINTS, 3] int32, voxels of each
         region with repetition; present [K] bool, whether it has any; spacing [3] mm;
-        presence [C] float32, 0 for a sequence that is missing; id, patient, occurrence.
+        presence [C] float32, 0 for a sequence that is missing; id, occurrence.
         """
         part = self.parts[index]
         image, label = read(self._folder, part)
@@ -288,7 +300,6 @@ class Volumes:
             **self._points[part],
             **self._facts[part.id],
             "id": self.ids[index],
-            "patient": np.int32(part.patient),
             "occurrence": self._occurrence[index],
         }
 

@@ -119,7 +119,7 @@ def write_predictions(
         workdir.write_predictions(
             run.folder / "predictions" / f"{split}.csv",
             run.output.names,
-            data.table["image"],
+            data.table,
             calibrated,
             ranked(run, raw),
         )

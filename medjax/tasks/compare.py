@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from medjax.cohort import identity
 from medjax.errors import InputError
 from medjax.evaluation import bootstrap, seeds
 from medjax.evaluation import compare as statistics
@@ -91,11 +92,14 @@ def check(
     columns = {"patient": "patient"}
     columns |= {f"{name}_truth": f"{name} {how.truth}" for name in names}
     for column, called in columns.items():
-        a, b = first[column].to_numpy(float), second[column].to_numpy(float)
-        differs = ~((a == b) | (np.isnan(a) & np.isnan(b)))
+        a, b = first[column].to_numpy(), second[column].to_numpy()
+        differs = ~((a == b) | (pd.isna(a) & pd.isna(b)))
         if differs.any():
             at = int(np.argmax(differs))
-            values = ["unknown" if np.isnan(x[at]) else f"{x[at]:g}" for x in (a, b)]
+            values = [
+                "unknown" if pd.isna(x) else x if isinstance(x, str) else f"{x:g}"
+                for x in (a[at], b[at])
+            ]
             raise InputError(
                 f"{folders[1]}: the {called} of {differs.sum()} images is another, such "
                 f"as of {first.index[at]}: {values[1]}, and {values[0]} in "
@@ -138,9 +142,8 @@ def side_by_side(
         rows = images.index.get_indexer(table.index)
         for suffix, array in columns.items():
             array[(*at, rows)] = table[[name + suffix for name in names]]
-    return Grid(
-        columns, lowest[truth[1:]].to_numpy(float), lowest["patient"].to_numpy()
-    )
+    patient = identity.column(lowest["patient"]).to_numpy()
+    return Grid(columns, lowest[truth[1:]].to_numpy(float), patient)
 
 
 def _there(path: Path, split: str) -> Path:
@@ -155,9 +158,8 @@ def _there(path: Path, split: str) -> Path:
 def _read_findings(folder: Path, split: str, names: tuple[str, ...]) -> pd.DataFrame:
     """predictions/<split>.csv: T probabilities and T uncalibrated ones, T_raw."""
     path = _there(folder / "predictions" / f"{split}.csv", split)
-    table = pd.read_csv(
-        path, dtype={"image": str}, keep_default_na=False, na_values=[""]
-    )
+    text = {"image": str, "patient": str}
+    table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
     for name in names:
         if f"{name}_raw" not in table:
             table[f"{name}_raw"] = table[name]
@@ -168,10 +170,11 @@ def _pair_findings(first, second, names, *, key, replicates) -> dict:
     """Ranks by the uncalibrated probabilities, as each run's own report does."""
     truth = first[[f"{name}_truth" for name in names]].to_numpy(np.float32)
     known = ~np.isnan(truth)
+    patient = pd.factorize(identity.column(first["patient"]), sort=True)[0]
     both = [
         Predictions(
             np.arange(len(table)),
-            table["patient"].to_numpy(),
+            patient,
             table[[f"{name}_raw" for name in names]].to_numpy(np.float32),
             np.where(known, truth, 0).astype(np.float32),
             known.astype(np.float32),
@@ -205,7 +208,8 @@ def _read_masks(folder: Path, split: str, names: tuple[str, ...]) -> pd.DataFram
     volumes: dict[str, dict] = {}
     for row in rows:
         name, region = row["name"], row["region"]
-        volume = volumes.setdefault(name, {"image": name, "patient": row["patient"]})
+        who = {"image": name, "patient": str(row["patient"])}
+        volume = volumes.setdefault(name, who)
         volume[f"{region}_truth"] = row["true_ml"]
         volume |= {f"{region}_{metric}": row[metric] for metric in OF_MASKS}
     return pd.DataFrame(volumes.values())

@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import json
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ from medjax.cohort import split as splits
 from medjax.config import Config, effects
 from medjax.data import loader, prepared, sources
 from medjax.errors import InputError
+
+log = logging.getLogger("medjax")
 
 
 class Output(NamedTuple):
@@ -159,15 +162,24 @@ def split(config: Config, data: Any) -> pd.DataFrame:
     """The split that `config.split` asks for, of images or scans, not yet audited.
 
     A fold or a split in time comes first, as it is asked for by name; then the
-    official lists, where the data have them; else a sample. `split.patients` of those
-    who would train do; a larger number keeps the same patients and adds others, so
-    learning curves are of nested sets. With `split.seed`, runs of several seeds are
+    official lists, where the data have a test list; else a sample. `split.patients` of
+    those who would train do; a larger number keeps the same patients and adds others,
+    so learning curves are of nested sets. With `split.seed`, runs of several seeds are
     tested on the same patients.
 
     Raises:
-      InputError: there aren't so many patients.
+      InputError: there aren't so many patients, or an official column has no test.
     """
     c, table = config.split, data.table
+    official = set(table.get("official", ())) - {""}
+    if "test" not in official:
+        if column := config.data.get("official", ""):
+            raise InputError(
+                f"data.official={column!r}: no image says 'test', so the column can't be "
+                "used: name some, or set data.official='' to sample all splits"
+            )
+        if "validation" in official:
+            log.warning("the data's own split has no test images, and isn't used")
     seed = config.seed if c.seed < 0 else c.seed
     options = {"seed": seed, "validation": c.validation}
     options["minority"] = c.get("minority", 0.0)
@@ -176,7 +188,7 @@ def split(config: Config, data: Any) -> pd.DataFrame:
         manifest = splits.fold(*arguments, folds=c.folds, fold=c.fold, **options)
     elif c.get("cut", 0):
         manifest = splits.temporal(*arguments, cut=c.cut, test=c.test, **options)
-    elif c.by == "patient" and "test" in set(table.get("official", ())):
+    elif c.by == "patient" and "test" in official:
         manifest = splits.official(*arguments, **options)
     else:
         manifest = splits.split(*arguments, test=c.test, by=c.by, **options)
@@ -266,6 +278,26 @@ def check_batch(config: Config, shards: int) -> None:
             else f"train.batch={batch}: give a multiple of {shards}, the patches of a "
             f"volume (patch.each={config.patch.each}) times the devices"
         )
+
+
+def check_split(config: Config) -> None:
+    """Refuses settings of a split that another one would leave unused."""
+    c, data = config.split, config.data
+    way = data.get("split", "patients")
+    ways = {
+        "data.split": way * (way != "patients"),
+        "data.official": data.get("official", ""),
+        "split.folds": c.folds,
+        "split.cut": c.get("cut", 0),
+        "split.by": c.by * (c.by != "patient"),
+    }
+    chosen = [f"{name}={value!r}" for name, value in ways.items() if value]
+    if len(chosen) > 1:
+        raise InputError(f"{' and '.join(chosen)} are two ways to split: choose one")
+    if c.fold and not c.folds and way != "leave_one_out":
+        raise InputError(f"split.fold={c.fold}: is of no use without split.folds")
+    if c.patients and way != "patients":
+        raise InputError(f"split.patients={c.patients}: is of no use with {chosen[0]}")
 
 
 def ids_in(manifest: pd.DataFrame, split: str) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +10,7 @@ import numpy as np
 import pandas as pd
 from rich.progress import Progress
 
+from medjax.cohort import duplicates
 from medjax.cohort import manifest as manifests
 from medjax.cohort import split as splits
 from medjax.config import Config
@@ -100,8 +100,7 @@ class Data(NamedTuple):
         """These volumes, or halves, by their names."""
         rows = self.table.set_index("id").loc[ids]
         return {
-            row.image: volumes.Part(row.volume, row.patient, row.half)
-            for row in rows.itertuples()
+            row.image: volumes.Part(row.volume, row.half) for row in rows.itertuples()
         }
 
     def images(self, patch: Sequence[int], ids: np.ndarray) -> volumes.Volumes:
@@ -112,13 +111,19 @@ class Data(NamedTuple):
         return volumes.Volumes(self.prepared, parts, largest.tolist())
 
     def pairs(self) -> pd.DataFrame:
-        """The pairs of volumes whose arrays are equal, by `id` and `other`."""
-        digests = json.loads((self.path / volumes.DIGESTS).read_text())
-        rows = self.table[self.table["half"] == "whole"]
-        digest = [digests[f"{volume}.image.npy"] for volume in rows["volume"]]
-        first = rows["id"].groupby(digest).transform("first")
-        pairs = pd.DataFrame({"id": first, "other": rows["id"]})
-        return pairs[pairs["id"] != pairs["other"]]
+        """The pairs of volumes that show one image, by `id` and `other`.
+
+        Halves have none: each volume is on both sides.
+        """
+        if (self.table["half"] != "whole").any():
+            return pd.DataFrame(columns=["id", "other"], dtype=int)
+        path = self.path / volumes.THUMBNAILS
+        if not path.exists():
+            raise InputError(
+                f"{self.path}: was prepared by an older medjax, which didn't look for "
+                "copies: remove it to prepare the data again"
+            )
+        return duplicates.alike(np.load(path))
 
 
 def data(config: Config) -> Data:
@@ -179,7 +184,7 @@ def _table(config: Config, prepared: Prepared) -> pd.DataFrame:
         half = names["image"].str.split().str[-1]
         table = table.assign(id=names["id"], image=names["image"], half=half)
         for at, row in table.iterrows():
-            part = volumes.Part(row["volume"], row["patient"], row["half"])
+            part = volumes.Part(row["volume"], row["half"])
             _, label = volumes.read(prepared.folder, part)
             table.loc[at, voxels] = np.sum(label, axis=(0, 1, 2), dtype=np.int64)
             table.loc[at, "width"] = label.shape[2]
@@ -224,7 +229,7 @@ def find(config: Config, path: str, *, masks: bool = True) -> list[ScanFiles]:
 def to_predict(config: Config, images: list[str]) -> list[volumes.UnreadScan]:
     """Patients' files without their masks, to be read as the run's own were."""
     files = [each for path in images for each in find(config, path, masks=False)]
-    options = {"labelled": False, "patient": "(.*)", **_reading(config)}
+    options = {"labelled": False, **_reading(config)}
     return volumes.from_files(files, regions=expected(config).regions, **options)
 
 

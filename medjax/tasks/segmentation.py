@@ -67,7 +67,7 @@ def check(config: Config, shards: int) -> None:
 
 
 def explore(config: Config, data: scans.Data, folder: Path) -> Path:
-    """Writes fingerprint.json of `config.data`, prints it and what it proposes.
+    """Writes fingerprint.json of `config.data`, prints it, copies, and what it proposes.
 
     It describes the scans as they are stored, but for their background: at the spacing
     of `data.spacing` they would only confirm it.
@@ -81,9 +81,14 @@ def explore(config: Config, data: scans.Data, folder: Path) -> Path:
     proposal = fingerprint.propose(measured)
     print(*fingerprint.describe(measured), sep="\n")
     print(*fingerprint.describe_proposal(proposal), sep="\n")
+    names, pairs = data.table["image"], data.pairs()[["id", "other"]].to_numpy()
+    copies = [[names[id] for id in pair] for pair in pairs]
+    for first, second in copies:
+        print(f"copies: {first} and {second} show the same image")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "fingerprint.json"
-    values = bootstrap.as_json({"data": measured, "proposal": proposal})
+    values = {"data": measured, "proposal": proposal, "copies": copies}
+    values = bootstrap.as_json(values)
     path.write_text(json.dumps(values, indent=1))
     return path
 
@@ -183,13 +188,14 @@ def measure(
     config, output = run.config, run.output
     ids = films.ids_in(manifest, split)
     predicted = answers(config, run.network, run.state, data, ids)
+    patients = dict(zip(data.table["image"], data.table["patient"].tolist()))
     rows, worst = [], []
-    both = zip(data.parts(ids).items(), predicted, strict=True)
+    both = zip(data.parts(ids), predicted, strict=True)
     both = track(both, "evaluate", total=len(ids))
-    for number, ((name, part), answer) in enumerate(both):
+    for number, (name, answer) in enumerate(both):
         mask = measures.masks(answer.probability, answer.spacing, run.fixed)
         measured = [
-            {"name": name, "patient": part.patient, "region": region}
+            {"name": name, "patient": patients[name], "region": region}
             | measures.measure(
                 *(mask[..., k], answer.label[..., k], answer.spacing),
                 tolerance=config.evaluation.tolerance,

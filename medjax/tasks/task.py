@@ -222,6 +222,7 @@ def check(config: Config, network: parts.Network, output: Any, *, batch: int) ->
       batch: what `train.batch` must be a multiple of.
     """
     films.check_batch(config, batch)
+    films.check_split(config)
     start.check(config)
     parts.check(config, network, output)
     if (reason := _alone(config)) and not devices.alone():

@@ -19,7 +19,7 @@ from chex import ArrayTree
 
 from medjax.cohort import manifest as manifests
 from medjax.config import flatten
-from medjax.data import volumes
+from medjax.data import prepared, volumes
 from medjax.errors import InputError
 from medjax.evaluation.predict import Predictions
 
@@ -119,7 +119,7 @@ def read_task(folder: Path) -> dict:
 def write_predictions(
     path: Path,
     tasks: tuple[str, ...],
-    image: pd.Series,
+    table: pd.DataFrame,
     predictions: Predictions,
     raw: np.ndarray | None = None,
 ) -> None:
@@ -128,13 +128,13 @@ def write_predictions(
     An unknown label is left empty.
 
     Args:
-      image: names by id.
+      table: has the columns `image` and `patient`, a row for each id.
       raw: [N, T], the probabilities before calibration, by which a finding's images
         are ranked: a column T_raw each; None: they are ranked by those predicted.
     """
     path.parent.mkdir(exist_ok=True)
-    names = image[predictions.id].to_numpy()
-    columns = {"image": names, "patient": predictions.patient}
+    rows = table[["image", "patient"]].iloc[predictions.id]
+    columns = {name: rows[name].to_numpy() for name in rows}
     known = np.where(predictions.weight > 0, predictions.label, np.nan)
     for t, task in enumerate(tasks):
         columns[task] = predictions.probability[:, t]
@@ -240,7 +240,7 @@ def of_data(records: Path) -> dict:
     for name in ("table.csv", "hashes.bin", volumes.DIGESTS):
         if (records / name).exists():
             digest.update((records / name).read_bytes())
-    table = pd.read_csv(records / "table.csv", usecols=["patient"])
+    table = prepared.read_table(records)
     return {
         "images": len(table),
         "patients": int(table["patient"].nunique()),

@@ -172,6 +172,11 @@ def _nih_age(text: pd.Series) -> pd.Series:
 def _nih_official(folder: Path, names: pd.Series) -> np.ndarray:
     """[N] 'train', 'test' or '', by the official lists where there are any."""
     paths = (folder / "train_val_list.txt", folder / "test_list.txt")
+    if paths[0].exists() != paths[1].exists():
+        raise InputError(
+            f"{folder}: has one of train_val_list.txt and test_list.txt: add the other, "
+            "or remove it to sample all splits"
+        )
     lists = [path.read_text().split() if path.exists() else [] for path in paths]
     listed = [names.isin(lines) for lines in lists]
     both = listed[0] & listed[1]
@@ -271,7 +276,7 @@ def chexpert(
     text = tables.select(raw, columns, folder)
     # 'CheXpert-v1.0-small/train/patient00001/...': the first part is the folder.
     text["image"] = text["image"].str.replace(r"^CheXpert[^/]*/", "", regex=True)
-    text["patient"] = text["image"].str.extract(r"patient(\d+)")[0]
+    text["patient"] = text["image"].str.extract(r"(patient\d+)")[0]
     if text["patient"].isna().any():
         path = text["image"][text["patient"].isna()].iloc[0]
         raise InputError(f"{folder}: Path {path!r} names no patient00000: correct it")

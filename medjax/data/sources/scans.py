@@ -6,7 +6,7 @@ those that macOS leaves ('._T1.nii.gz').
 """
 
 import json
-import re
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +14,7 @@ from typing import NamedTuple
 from medjax.data import nifti
 from medjax.errors import InputError
 
+log = logging.getLogger("medjax")
 PARTS = {"training": "train", "test": "test"}  # Of the Decathlon -> our splits.
 
 
@@ -72,7 +73,8 @@ def in_folders(
             raise InputError(f"data.files has no pattern for the sequence {name!r}")
     patterns = {name: files[name] for name in sequences}
     scans = []
-    for folder, sequence_files in _walk(path, patterns):
+    folders = _without_links(path, dict(_walk(path, patterns)))
+    for folder, sequence_files in folders.items():
         name = path.resolve().name if folder == path else str(folder.relative_to(path))
         segmentation = _only(folder, mask) if mask else None
         scans.append(ScanFiles(name, sequence_files, segmentation))
@@ -125,54 +127,42 @@ def in_decathlon(
     return sorted(scans, key=lambda scan: scan.name)
 
 
-def patient_numbers(names: Sequence[str], pattern: str) -> list[int]:
-    """Numbers the patients of scans, in the order of their first scans.
-
-    The first group of the pattern, a regular expression, matches the patient in a
-    scan's name: '(.*?)/' where each patient's folder holds a folder for each visit,
-    '(.*)' where every scan shows another patient. '' means that, too, unless two scans
-    lie in one folder.
-    """
-    if not pattern:
-        above = [name.rpartition("/")[0] for name in names]
-        shared = next((a for a in above if a and above.count(a) > 1), None)
-        if shared is not None:
-            raise InputError(
-                f"{shared}: holds several volumes, and a split must not divide those of "
-                "one patient: say which part of a name is the patient, data.patient="
-                "'(.*?)/' for the first folder, or '(.*)' if each is another patient"
-            )
-        pattern = "(.*)"
-    patients: dict[str, int] = {}
-    numbers = []
-    for name in names:
-        try:
-            match = re.search(pattern, name)
-        except re.error as error:
-            raise InputError(f"data.patient={pattern!r}: {error}") from None
-        if not match or not match.groups() or not match[1]:
-            raise InputError(
-                f"data.patient={pattern!r}: its first group finds no patient in {name!r}"
-            )
-        numbers.append(patients.setdefault(match[1], len(patients)))
-    return numbers
-
-
 def _check_sequences(sequences: Sequence[str]) -> None:
     """Refuses none, and one that is named twice."""
     if not sequences or len(set(sequences)) < len(sequences):
         raise InputError(f"data.sequences={tuple(sequences)}: name each of them once")
 
 
-def _walk(folder: Path, patterns: Mapping[str, str]) -> Iterator[tuple[Path, dict]]:
-    """Each patient's folder, and sequence -> file or None."""
+def _walk(
+    folder: Path, patterns: Mapping[str, str], above: tuple[Path, ...] = ()
+) -> Iterator[tuple[Path, dict]]:
+    """Each patient's folder, and sequence -> file or None.
+
+    A link to a folder above, which would lead in a circle, isn't followed; `above` are
+    the real folders on the way.
+    """
     paths = {name: _only(folder, pattern) for name, pattern in patterns.items()}
     if any(paths.values()):
         yield folder, {name: p and SequenceFile(p) for name, p in paths.items()}
         return
+    above = (*above, folder.resolve())
     for below in sorted(_visible(folder.iterdir())):
-        if below.is_dir():
-            yield from _walk(below, patterns)
+        if below.is_dir() and not any(
+            real.is_relative_to(below.resolve()) for real in above
+        ):
+            yield from _walk(below, patterns, above)
+
+
+def _without_links(root: Path, folders: dict[Path, dict]) -> dict[Path, dict]:
+    """Each real folder once, under its own name where it lies below the root."""
+    places: dict[Path, Path] = {}
+    for folder in folders:
+        real = folder.resolve()
+        if root.resolve() / folder.relative_to(root) == real or real not in places:
+            places[real] = folder
+    for folder in set(folders) - set(places.values()):
+        log.warning("%s: is a link to a patient that is read already", folder)
+    return {folder: folders[folder] for folder in sorted(places.values())}
 
 
 def _only(folder: Path, pattern: str) -> Path | None:

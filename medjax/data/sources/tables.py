@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 
+from medjax.cohort import identity
 from medjax.data import images, prepared
 from medjax.data.dicom import Film
 from medjax.data.prepared import Item, Source
@@ -22,7 +23,6 @@ VIEWS = ("PA", "AP", "LATERAL")
 SEXES = {"F": "F", "FEMALE": "F", "M": "M", "MALE": "M"}
 OFFICIAL = ("train", "validation", "test", "")
 OPTIONAL = ("view", "sex", "age", "follow_up", "official")
-LARGEST = 2**31 - 1  # A batch holds patients as int32.
 
 
 def existing(folder: Path) -> Path:
@@ -125,9 +125,9 @@ def source(
 def metadata(text: pd.DataFrame, where: object) -> pd.DataFrame:
     """The columns that are no label, of N rows of text; blank is unknown.
 
-    The text has `image`, `patient` and any of OPTIONAL and FROM_FILE. Unless all
-    patients are whole numbers from 0, they are numbered in the order of their sorted
-    names. A view or sex that prepared.py doesn't list is unknown.
+    The text has `image`, `patient` and any of OPTIONAL and FROM_FILE. Patients are
+    integers where all of them are printed so, else text. A view or sex that prepared.py
+    doesn't list is unknown.
     """
     absent = {*OPTIONAL, *FROM_FILE} - {*text}
     text = text.assign(**dict.fromkeys(absent, ""))
@@ -148,16 +148,16 @@ def metadata(text: pd.DataFrame, where: object) -> pd.DataFrame:
     return table
 
 
-def _patients(table: pd.DataFrame, where: object) -> np.ndarray:
-    """[N] int: the patients' own numbers, or their ranks among the sorted names."""
+def _patients(table: pd.DataFrame, where: object) -> pd.Series:
+    """[N] the patients' own ids, text or integers."""
     names = table["patient"]
     if (names == "").any():
         image = table["image"][names == ""].iloc[0]
         raise InputError(f"{where}: {image} has no patient: correct the table")
-    number = pd.to_numeric(names, errors="coerce")
-    if ((number % 1 == 0) & number.between(0, LARGEST)).all():
-        return number.to_numpy(int)
-    return np.unique(names.to_numpy(str), return_inverse=True)[1]
+    if names.str.fullmatch(r"\d+(\.0+)?").all():  # Spreadsheets write 7 as 7.0.
+        names = names.str.replace(r"\.0+$", "", regex=True)
+    identity.refuse_spellings(names, f"{where}: patients")
+    return identity.column(names)
 
 
 def findings(
@@ -248,6 +248,7 @@ def table(
     if classes:
         text = select(raw, {"class": classes}, path)["class"].str.strip()
         names = sorted(set(text) - {""})
+        identity.refuse_spellings(names, f"{path}: classes")
         targets = one_hot(pd.Index(names).get_indexer(text), names, path)
     else:
         text = select(raw, {name: name for name in labels}, path)

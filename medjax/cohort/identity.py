@@ -1,0 +1,134 @@
+"""Who is one person: the user's own ids, and subjects in the names of files.
+
+Ids stay as the user wrote them. Two that differ in case, spaces, Unicode form, leading
+zeros or session alone are refused: they may be one person, on two sides of a split.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+
+from medjax.errors import InputError
+
+NUMBER = r"0|[1-9]\d{0,17}"  # Written as an integer is printed.
+ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
+# The subject in a name of BIDS (sub-01/ses-1/anat) or of BraTS, whose last three digits
+# are the session (BraTS-GLI-00000-001).
+SUBJECT = re.compile(
+    r"(?:^|/)(sub-[^/_]+|BraTS-[A-Z]+-\d+(?=-\d{3}(?!\d)))", re.IGNORECASE
+)
+# What tells apart the scans of one person: P01_2, P01_v2, P01_ses-2, P01_20190304,
+# P01-baseline. Longer numbers are people's: TCGA-02-0006.
+SESSION = re.compile(
+    r"[-_. ](?:[a-z]{1,9}\d+[a-z]?|(?:[a-z]{1,9}[-_ ])?\d{1,3}"
+    r"|(?:19|20)\d\d-?\d\d-?\d\d|baseline|follow-?up|pre|post)$",
+    re.IGNORECASE,
+)
+
+
+def column(text: pd.Series) -> pd.Series:
+    """Ids as integers where all of them are printed so, else as text."""
+    return text.astype("int64") if text.str.fullmatch(NUMBER).all() else text
+
+
+def refuse_spellings(ids: Iterable[str], what: str) -> None:
+    """Raises if two ids are the same but for their spelling; `what` names the field."""
+    first: dict[str, tuple[str, str]] = {}
+    for id in dict.fromkeys(map(str, ids)):
+        spelt = _folded(id)
+        other, before = first.setdefault(ZEROS.sub("", spelt), (id, spelt))
+        # Of equal length, the zeros are inner digits of two codes: a01b2 and a1b02.
+        if other != id and (before == spelt or len(before) != len(spelt)):
+            raise InputError(
+                f"{what}: {other!r} and {id!r} differ in case, spaces, leading zeros or "
+                "session alone: give one person one id, or rename one of two people"
+            )
+
+
+def shared(ids: Iterable, others: Iterable) -> list[str]:
+    """The ids, as text, that occur among the others in any spelling."""
+    keys = {ZEROS.sub("", _folded(str(id))) for id in others}
+    texts = sorted(set(map(str, ids)))
+    return [text for text in texts if ZEROS.sub("", _folded(text)) in keys]
+
+
+def _folded(id: str) -> str:
+    """An id without its session, in the spelling that is compared."""
+    if match := SUBJECT.search(id):
+        id = id[: match.end()]
+    return " ".join(unicodedata.normalize("NFKC", id).casefold().split())
+
+
+def patients(names: Sequence[str], pattern: str) -> list[str]:
+    """Whom each scan shows, by its name: a path below the data's folder.
+
+    The first group of the pattern, a regular expression, matches the patient:
+    '(.*?)/' where each patient's folder holds a folder for each visit, '(.*)' where
+    every scan shows another patient. With '' the patient is the subject of names of BIDS
+    or BraTS, and else each scan shows another patient.
+
+    Raises:
+      InputError: a pattern that doesn't match; with '', names in which one patient may
+        have several scans; two spellings of one id.
+    """
+    found = [_match(pattern, name) for name in names] if pattern else _subjects(names)
+    refuse_spellings(found, "patients by data.patient")
+    return found
+
+
+def _match(pattern: str, name: str) -> str:
+    try:
+        match = re.search(pattern, name)
+    except re.error as error:
+        raise InputError(f"data.patient={pattern!r}: {error}") from None
+    if not match or not match.groups() or not match[1]:
+        raise InputError(
+            f"data.patient={pattern!r}: its first group finds no patient in {name!r}"
+        )
+    return match[1]
+
+
+def _subjects(names: Sequence[str]) -> list[str]:
+    """The subjects of BIDS and BraTS, and other names as they are."""
+    ask = (
+        "and a split must not divide the scans of one patient: say which part of a name "
+        "is the patient, data.patient='(.*?)/' for the first folder, '(.*)_' for what "
+        "precedes the last _, or '(.*)' if each scan shows another patient"
+    )
+    subjects, places, others = [], {}, []
+    for name in names:
+        if match := SUBJECT.search(name):
+            subjects.append(match[1])
+            place = name[: match.end()]
+            if (other := places.setdefault(match[1], place)) != place:
+                raise InputError(f"{other} and {place}: may be one patient, {ask}")
+        else:
+            subjects.append(name)
+            others.append(name)
+    above = pd.Series(
+        [part for name in others for part in _folders(name)], dtype=object
+    )
+    for folder in above[above.duplicated()]:
+        raise InputError(f"{folder}: holds several volumes, {ask}")
+    stems = pd.Series([_stem(name) for name in others], dtype=object)
+    # One stem of all names is the data set's, such as BraTS2021_00000.
+    if stems.nunique() > 1 and stems.duplicated().any():
+        first, second = (
+            others[n] for n in stems.index[stems.duplicated(keep=False)][:2]
+        )
+        raise InputError(f"{first} and {second}: may be one patient, {ask}")
+    return subjects
+
+
+def _folders(name: str) -> list[str]:
+    """'a/b/c' -> ['a', 'a/b'], all folders above."""
+    parts = name.split("/")
+    return ["/".join(parts[:n]) for n in range(1, len(parts))]
+
+
+def _stem(name: str) -> str:
+    """A name without its session, if what is left has a number of its own."""
+    stem = SESSION.sub("", name)
+    return stem if re.search(r"\d", stem.rpartition("/")[2]) else name
