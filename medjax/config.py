@@ -1,5 +1,7 @@
 """The config: reading one back, and what each of its fields affects."""
 
+import functools
+import inspect
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -80,12 +82,32 @@ def affecting(config: Config, effect: str) -> dict:
     return part(as_json(config), "")
 
 
-def named(module: Any, name: str, field: str) -> Callable:
-    """The public function of that name, the value of a field; InputError: none is."""
+def named(module: Any, name: str, field: str, *first: str, **arguments) -> Callable:
+    """The public function or network of that name, the value of a field.
+
+    Args:
+      first: names of its first parameters, which its callers give.
+      arguments: are bound to it.
+
+    Raises:
+      InputError: there is none of that name, or it takes other arguments.
+    """
     function = getattr(module, name, None)
-    if name.startswith("_") or not callable(function):
+    whole = getattr(function, "func", function)  # Of a partial.
+    ours = str(getattr(whole, "__module__", "")).startswith("medjax.")
+    kind = inspect.isfunction(whole) or hasattr(whole, "init")
+    if name.startswith("_") or not ours or not kind:
         raise InputError(f"{field}={name!r}: {module.__name__} has none of that name")
-    return function
+    if not (first or arguments):
+        return function
+    signature = inspect.signature(function)
+    if tuple(signature.parameters)[: len(first)] != first:
+        raise InputError(f"{field}={name!r}: is another kind of function")
+    try:
+        signature.bind(*first, **arguments)
+    except TypeError as error:
+        raise InputError(f"{field}={name!r}: {error}") from None
+    return functools.partial(function, **arguments)
 
 
 def as_json(config: Config) -> dict:

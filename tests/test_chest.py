@@ -213,6 +213,20 @@ def test_gzipped_tables_read_the_same(nih):
         np.testing.assert_equal(a._asdict(), b._asdict())
 
 
+def test_a_backup_is_never_read_in_place_of_the_table(nih):
+    table = nih / "Data_Entry_2017_v2020.csv"
+    expected = items(chest.nih(folder=nih, side=SIDE))
+    for end in (".bak", "~", ".orig"):
+        (nih / f"{table.name}{end}").write_text("old")
+    for a, b in zip(expected, items(chest.nih(folder=nih, side=SIDE)), strict=True):
+        np.testing.assert_equal(a._asdict(), b._asdict())
+    for other in ("Data_Entry_2017_old.csv", f"{table.name}.gz"):
+        (nih / other).write_text("old")
+        with pytest.raises(InputError, match="keep one of them"):
+            chest.nih(folder=nih, side=SIDE)
+        (nih / other).unlink()
+
+
 def test_boxes_are_optional(tmp_path):
     write_nih(tmp_path, boxes="")
     assert not any(i.boxes for i in items(chest.nih(folder=tmp_path, side=SIDE)))

@@ -1,7 +1,9 @@
 """Every DICOM is written here by pydicom and expected by the standard's formulas."""
 
 import io
+import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -11,9 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
-from pydicom.pixels import apply_modality_lut, apply_windowing
+from pydicom.pixels import apply_modality_lut, apply_voi_lut, apply_windowing
 
-from medjax.data import dicom
+from medjax.data import dicom, images
 from medjax.data.dicom import Film
 from medjax.errors import InputError
 
@@ -223,6 +225,114 @@ def test_lookup_tables_are_followed():
     np.testing.assert_allclose(read(negative).pixels, expected, atol=1e-7)
     short = write(STORED, BitsStored=12, VOILUTSequence=lut([3000, 0, 10], table[:9]))
     assert "LUT" in refusal(short)
+
+
+BIG = "1.2.840.10008.1.2.2"
+
+
+def test_big_endian_words_are_read_as_such():
+    window = {"BitsStored": 12, "WindowCenter": 2000, "WindowWidth": 3000}
+    table = np.arange(4096)[::-1]
+    for elements in (window, {"VOILUTSequence": lut([4096, 0, 12], table)}):
+        little = read(write(STORED, **elements)).pixels
+        if "VOILUTSequence" in elements:
+            swapped = table.astype(">u2").tobytes()
+            elements["VOILUTSequence"][0]["LUTData"].value = swapped
+        big = write(STORED.astype(">u2"), syntax=BIG, **elements)
+        np.testing.assert_array_equal(read(big).pixels, little)
+
+
+def test_values_that_need_more_bits_than_the_header_says_dont_wrap():
+    deep = STORED * np.uint16(4)  # 14 bits.
+    out = io.BytesIO()
+    Image.fromarray(deep).save(out, "JPEG2000", irreversible=False, no_jp2=True)
+    about = {"syntax": "1.2.840.10008.1.2.4.90", "data": encapsulate([out.getvalue()])}
+    film = read(write(deep, BitsStored=12, **about))
+    np.testing.assert_allclose(film.pixels, deep / (2**14 - 1), atol=1e-7)
+    window = {"WindowCenter": 9000, "WindowWidth": 6000}
+    film = read(write(deep, BitsStored=12, **window, **about))
+    expected = by_the_standard(deep.astype(float), 9000, 6000, "LINEAR")
+    np.testing.assert_allclose(film.pixels, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("said", [8, 10, 12, 16])
+def test_a_lut_has_the_bits_that_its_entries_use(said):
+    table = np.round(4095 * (np.arange(4096) / 4095) ** 1.2)
+    for sequence in ("VOILUTSequence", "ModalityLUTSequence"):
+        data = write(STORED, BitsStored=12, **{sequence: lut([4096, 0, said], table)})
+        np.testing.assert_allclose(read(data).pixels, table[STORED] / 4095, atol=1e-7)
+
+
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.1", BIG])
+def test_a_word_may_hold_two_entries_of_8_bits(syntax):
+    table = RNG.integers(0, 256, 4095, dtype=np.uint8)
+    words = np.append(table, np.uint8(0)).view("<u2")
+    kind = ">u2" if syntax == BIG else "<u2"
+    for sequence in ("VOILUTSequence", "ModalityLUTSequence"):
+        packed = lut([4095, 0, 8], [])
+        packed[0]["LUTData"].value = words.astype(kind).tobytes()
+        stored = STORED.astype(kind)
+        elements = {"syntax": syntax, sequence: packed}
+        film = read(write(stored, BitsStored=12, **elements))
+        expected = table[np.minimum(STORED, 4094)] / 255
+        np.testing.assert_allclose(film.pixels, expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
+def test_padding_is_black(kind):
+    about = {"BitsStored": 12, "PhotometricInterpretation": kind}
+    plain = read(write(STORED, **about)).pixels
+    for ends in ((4000, None), (0, None), (3900, 4095), (500, 100)):
+        limits = {"PixelPaddingValue": ends[0], "PixelPaddingRangeLimit": ends[1]}
+        low, high = sorted((ends[0], ends[0] if ends[1] is None else ends[1]))
+        inside = (STORED >= low) & (STORED <= high)
+        pixels = read(write(STORED, **limits, **about)).pixels
+        np.testing.assert_array_equal(pixels, np.where(inside, 0, plain))
+
+
+def test_pydicoms_own_files_are_shown_as_pydicom_shows_them():
+    folder = Path(pydicom.__file__).parent / "data/test_files"
+    compared, refused = [], []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                pixels = images.read(path).pixels
+            except InputError as error:
+                refused.append(f"{path.name}: {error}")
+                continue
+            file = pydicom.dcmread(path, force=True)
+            theirs = apply_voi_lut(apply_modality_lut(file.pixel_array, file), file)
+        low = -(1 << file.BitsStored - 1) if file.PixelRepresentation else 0
+        ends = np.array([low, low + (1 << file.BitsStored) - 1], float)
+        low, high = ends * file.get("RescaleSlope", 1) + file.get("RescaleIntercept", 0)
+        expected = np.clip((theirs - low) / (high - low), 0, 1)
+        if file.PhotometricInterpretation == "MONOCHROME1":
+            expected = 1 - expected
+        if "PixelPaddingValue" in file:
+            expected[file.pixel_array == file.PixelPaddingValue] = 0
+        np.testing.assert_allclose(pixels, expected, atol=1e-6, err_msg=path.name)
+        compared.append(path.name)
+    assert len(compared) >= 12, refused
+    reasons = "frames|not a grey|PixelData|install|not a PNG|bits|decoded|holds no"
+    assert not [line for line in refused if not re.search(reasons, line)]
+
+
+def test_a_film_without_preamble_or_meta_information_is_read(tmp_path):
+    for name in ("window", "implicit"):
+        whole = FILES[name]
+        expected = read(whole).pixels
+        meta = 132 + 12 + int.from_bytes(whole[140:144], "little")
+        for start in (132, meta):
+            (tmp_path / "film").write_bytes(whole[start:])
+            film = images.read(tmp_path / "film")
+            np.testing.assert_array_equal(film.pixels, expected)
+
+
+def test_a_decoder_that_cant_do_a_file_is_no_damage():
+    folder = Path(pydicom.__file__).parent / "data/test_files"
+    text = refusal((folder / "JPEG-lossy.dcm").read_bytes())
+    assert "12-bit" in text and "pip install" in text and "again" not in text
 
 
 def test_spacing_is_x_then_y():

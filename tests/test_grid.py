@@ -111,3 +111,13 @@ def test_averaged_blocks_stay_where_they_were():
 def test_a_bad_affine_is_named(affine, match):
     with pytest.raises(InputError, match=match):
         grid.check_affine("moving", affine)
+
+
+def test_the_product_of_the_spacing_is_a_voxels_volume():
+    np.testing.assert_allclose(grid.spacing_of(OBLIQUE), (1, 1.25, 4))
+    tilted = np.diag([4.0, 2, 2, 1])  # Slices, rows, columns.
+    tilted[1, 0] = 4 * np.tan(np.radians(25))
+    for affine in (tilted, OBLIQUE @ tilted):
+        volume = abs(np.linalg.det(affine[:3, :3]))
+        np.testing.assert_allclose(grid.spacing_of(affine).prod(), volume)
+    np.testing.assert_allclose(grid.spacing_of(tilted), (4, 2, 2))

@@ -177,6 +177,67 @@ def test_a_cut_off_gzip_file_is_refused(tmp_path):
             nifti.read(path)
 
 
+def test_gzips_checksum_is_read(tmp_path):
+    path = save(tmp_path / "a.nii.gz")
+    data = bytearray(path.read_bytes())
+    data[-8] ^= 1  # Of the checksum, which stands behind the last voxel.
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="CRC"):
+        nifti.read(path)
+
+
+def shifted(sform, qform, codes=(1, 1)):
+    """A header of two affines."""
+    image = nibabel.Nifti1Image(VOXELS, None)
+    image.set_qform(qform, code=codes[1])
+    image.set_sform(sform, code=codes[0])
+    return image
+
+
+PLACE = affine_of(TURNS["LPS"])
+MOVED = PLACE + np.pad(np.array([[12.0], [-8], [6]]), ((0, 1), (3, 0)))
+TWO = {
+    "agree": (shifted(PLACE, PLACE), ""),
+    "qform alone": (shifted(PLACE, PLACE, (0, 1)), ""),
+    "sform alone": (shifted(PLACE, PLACE, (4, 0)), ""),
+    "template": (shifted(PLACE, PLACE, (4, 1)), ""),
+    "moved": (shifted(MOVED, PLACE, (2, 1)), "sform and qform lie up to 15.6 apart"),
+    "no code": (shifted(PLACE, PLACE, (0, 0)), "codes are 0"),
+}
+
+
+@pytest.mark.parametrize("name", TWO)
+def test_a_mask_lies_on_its_image_whatever_transform_a_program_takes(
+    tmp_path, name, caplog
+):
+    image, doubt = TWO[name]
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    volume = nifti.read(tmp_path / "a.nii.gz")
+    assert doubt in caplog.text and bool(doubt) == bool(caplog.text)
+    mask = np.zeros((*VOXELS.shape, 2), np.float32)
+    nifti.write(tmp_path / "b.nii.gz", mask, volume.stored, volume.header)
+    written = nibabel.load(tmp_path / "b.nii.gz")
+    assert written.header.get_zooms()[:3] == image.header.get_zooms()[:3]
+    for get in ("get_sform", "get_qform"):
+        theirs, code = getattr(image.header, get)(coded=True)
+        ours, same = getattr(written.header, get)(coded=True)
+        assert code == same
+        np.testing.assert_array_equal(ours, theirs)
+    nifti.write(tmp_path / "c.nii.gz", mask[..., :1], volume.stored, volume.header)
+    one, other = (sitk.ReadImage(str(tmp_path / f"{n}.nii.gz")) for n in "ac")
+    for index in ((0, 0, 0), (4, 6, 3)):
+        at = (each.TransformIndexToPhysicalPoint(index) for each in (one, other))
+        np.testing.assert_array_equal(*at)
+
+
+def test_a_pixdim_that_contradicts_the_affine_is_warned_of(tmp_path, caplog):
+    image = nibabel.Nifti1Image(VOXELS, PLACE)
+    image.header["pixdim"][1:4] = 1, 1, 1
+    nibabel.save(image, tmp_path / "a.nii")
+    nifti.read(tmp_path / "a.nii")
+    assert "pixdim says voxels of 1 x 1 x 1, its affine 0.7 x 1.1 x 3" in caplog.text
+
+
 def test_another_format_is_refused_by_its_name(tmp_path):
     image = nibabel.MGHImage(VOXELS.astype(np.float32), np.eye(4))
     nibabel.save(image, tmp_path / "a.mgz")

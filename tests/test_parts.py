@@ -152,18 +152,32 @@ def test_a_strength_multiplies_the_ops_numbers(config):
     assert numbers == {"flip": 1.0, "rotation": 10.0, "zoom": 0.1, "translation": 0.1}
 
 
-@pytest.mark.parametrize("section", ["model", "data", "optim"])
-def test_a_misspelt_key_raises(config, tmp_path, section):
+@pytest.mark.parametrize("section", ["model", "intensity", "optim"])
+def test_a_misspelt_key_raises(config, section):
     with config.unlocked():
         config[section]["colour"] = 3
-    config.data.records = str(tmp_path)
-    with pytest.raises(TypeError, match="colour"):
-        if section == "data":
-            films.data(config)
-        else:
-            step.compile_step(
-                **parts.step_parts(config, parts.classifier(config, FINDINGS))
-            )
+    with pytest.raises(InputError, match=f"^{section}.name=.*colour"):
+        parts.step_parts(config, parts.classifier(config, FINDINGS))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("optim.name", name) for name in ("Hyper", "warmup_cosine", "jax")),
+        *(("intensity.name", name) for name in ("views", "Array")),
+        *(("augment.ops", (name,)) for name in ("poisson", "InputError")),
+        *(("loss.name", name) for name in ("deep", "InputError", "coral")),
+        *(("model.name", name) for name in ("jax", "nothing")),
+        *(("train.dtype", kind) for kind in ("float16", "float64", "strange")),
+        *((f"train.{name}", 0) for name in ("steps", "log_every", "keep")),
+        *((f"evaluation.{name}", 0) for name in ("batch", "replicates")),
+    ],
+)
+def test_a_value_that_no_run_can_have_is_refused_by_its_field(config, field, value):
+    section, name = field.split(".")
+    config[section][name] = value
+    with pytest.raises(InputError, match=field):
+        parts.check(config, parts.classifier(config, FINDINGS), FINDINGS)
 
 
 def test_the_official_lists_win_over_sampling(config):

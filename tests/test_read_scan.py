@@ -198,6 +198,19 @@ def test_an_image_that_is_none_is_refused_by_its_name(tmp_path, why):
     assert text.startswith(f"{path}: ") and why in text and "\n" not in text
 
 
+@pytest.mark.parametrize("kind", [np.int16, np.uint8])
+def test_a_mask_of_scaled_integers_is_one_of_whole_numbers(tmp_path, kind):
+    files, mask = patient(tmp_path)
+    values = np.zeros(SHAPE)
+    values[9, 11, :8:2] = 1, 2, 4, 4
+    header = nibabel.Nifti1Image(values.astype(kind), AFFINE).header
+    nibabel.save(nibabel.Nifti1Image(values, AFFINE, header), mask)
+    assert 1 not in nibabel.load(mask).get_fdata()
+    options = {"regions": {"one": (1,), "four": (4,)}, "background": (0, 2)}
+    case = scan.read_scan(files, mask, margin=100.0, **options)
+    assert case.label.sum(axis=(0, 1, 2)).tolist() == [1, 2]
+
+
 @pytest.mark.parametrize("value", [3, 0.5, -1])
 def test_a_mask_of_unknown_values_is_refused(tmp_path, value):
     files, _ = patient(tmp_path)

@@ -329,7 +329,7 @@ def test_threads_read_what_one_thread_reads(tmp_path):
 
 @pytest.mark.skipif(not NIH.exists(), reason="the NIH sample is not here")
 def test_real_films_agree_with_pillow():
-    for path in images.image_paths(NIH)[:20]:
+    for path in images.image_paths(NIH)[0][:20]:
         with Image.open(path) as image:
             expected = np.asarray(image.convert("L")) / 255
         np.testing.assert_allclose(images.read(path, 1).pixels, expected, atol=1e-7)
@@ -376,6 +376,13 @@ def test_resize_takes_each_colour_by_itself(side):
     np.testing.assert_array_equal(found, np.stack(apart, axis=2))
 
 
+def test_twelve_bits_in_sixteen_are_dim(tmp_path):
+    deep = RNG.integers(0, 4096, (7, 9)).astype(np.uint16)
+    assert images.is_dim(read_bytes(tmp_path, encode(deep)).pixels)
+    assert not images.is_dim(read_bytes(tmp_path, encode(deep * 16)).pixels)
+    assert not images.is_dim(read_bytes(tmp_path, FILES["png"]).pixels)
+
+
 def test_resize_does_not_alias_and_keeps_what_needs_no_resizing():
     stripes = np.tile(np.array([0, 1], np.float32), (64, 32))
     assert np.unique(images.resize(stripes, 16)).tolist() == [128]
@@ -390,18 +397,30 @@ def test_film_paths_finds_every_film_and_nothing_else(tmp_path):
     below = tmp_path / "b" / "series"
     below.mkdir(parents=True)
     films = ["a.png", "c.JPG", "b/x.jpeg", "b/series/1.2.840.7", "b/series/IM1"]
-    films += ["b/y.dcm", "z.DICOM"]
-    others = ["table.csv", "README", "1.2.3", "._a.png", "DICOMDIR", "scan.tiff"]
-    for name in films:
+    films += ["b/y.dcm", "z.DICOM", "CXR_2023.05.01_frontal", "slice.ima"]
+    others = ["1.2.3", "README", "table.csv"]
+    hidden = ["._a.png", "DICOMDIR", ".trash/a.png"]
+    (tmp_path / ".trash").mkdir()
+    for name in films + hidden:
         (tmp_path / name).write_bytes(DICOM)
-    for name in others[:3] + others[5:]:
+    for name in others:
         (tmp_path / name).write_bytes(b"not a film")
-    for name in others[3:5]:
-        (tmp_path / name).write_bytes(DICOM)
+    for kind in (
+        "TIFF",
+        "BMP",
+        "WEBP",
+        "GIF",
+        "JPEG2000",
+    ):  # Refused when they are read.
+        films.append(f"b/{kind}.x")
+        (tmp_path / films[-1]).write_bytes(encode(GREY, kind))
     os.mkfifo(tmp_path / "pipe")
     (below / "up").symlink_to(tmp_path)
-    assert images.image_paths(tmp_path) == sorted(tmp_path / name for name in films)
-    assert images.image_paths(str(tmp_path / "table.csv")) == [tmp_path / "table.csv"]
+    paths, left_out = images.image_paths(tmp_path)
+    assert paths == sorted(tmp_path / name for name in films)
+    assert left_out == [tmp_path / name for name in others]
+    table = tmp_path / "table.csv"
+    assert images.image_paths(str(table)) == ([table], [])
 
 
 def test_film_paths_follows_a_linked_folder(tmp_path):
@@ -409,8 +428,8 @@ def test_film_paths_follows_a_linked_folder(tmp_path):
     (tmp_path / "disk" / "a.png").write_bytes(FILES["png"])
     (tmp_path / "study").mkdir()
     (tmp_path / "study" / "images").symlink_to(tmp_path / "disk")
-    found = images.image_paths(tmp_path / "study")
-    assert found == [tmp_path / "study" / "images" / "a.png"]
+    paths, _ = images.image_paths(tmp_path / "study")
+    assert paths == [tmp_path / "study" / "images" / "a.png"]
 
 
 def test_film_paths_names_what_is_missing(tmp_path):

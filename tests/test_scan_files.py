@@ -85,6 +85,14 @@ def test_files_that_macos_leaves_are_no_files(tmp_path):
     assert one.sequences["t1"].path.name == "P1_t1.nii.gz"
 
 
+def test_volumes_that_no_pattern_matches_are_named(tmp_path, caplog):
+    brats(tmp_path, "P1")
+    touch(tmp_path / "P2/other.nii.gz", tmp_path / "notes/readme.txt")
+    assert [scan.name for scan in find(tmp_path)] == ["P1"]
+    assert f"{tmp_path / 'P2'}: left out" in caplog.text
+    assert len(caplog.records) == 1
+
+
 def test_a_pattern_that_matches_two_files_names_both(tmp_path):
     brats(tmp_path, "P1")
     touch(tmp_path / "P1/again_t1.nii.gz")
@@ -146,6 +154,19 @@ def test_the_decathlons_training_part_is_what_its_table_lists(tmp_path):
     assert tuple(found[0].sequences) == ("T2w", "FLAIR")
     assert os.path.samefile(found[0].mask, root / "labelsTr/BRATS_001.nii.gz")
     assert found[0].official == "train"
+
+
+def test_a_name_of_two_channels_is_refused(tmp_path):
+    root = decathlon(tmp_path, {"0": "MRI", "1": "MRI"})
+    with pytest.raises(InputError, match="has a name twice"):
+        scans.in_decathlon(root, sequences=("MRI",))
+
+
+def test_files_that_are_no_volumes_are_named(tmp_path, caplog):
+    folder = decathlon(tmp_path) / "imagesTs"
+    touch(folder / "BRATS_10.mha")
+    assert len(scans.in_decathlon(folder, sequences=("T2w",))) == 1
+    assert "left out, no NIfTI: BRATS_10.mha" in caplog.text
 
 
 def test_the_decathlons_test_part_a_folder_and_a_file_have_no_masks(tmp_path):

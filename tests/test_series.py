@@ -131,6 +131,21 @@ def test_what_is_no_slice_is_passed_over(tmp_path):
     np.testing.assert_array_equal(dicom.read(folder).voxels, expected)
 
 
+def test_slices_without_a_preamble_belong_to_the_series(tmp_path):
+    folder = write(tmp_path)
+    expected = dicom.read(folder).voxels
+    for name in ("003.dcm", "004.dcm"):
+        (folder / name).write_bytes((folder / name).read_bytes()[132:])
+    np.testing.assert_array_equal(dicom.read(folder).voxels, expected)
+
+
+def test_other_files_are_named(tmp_path, caplog):
+    folder = write(tmp_path)
+    (folder / "readme.txt").write_text("T1")
+    dicom.read(folder)
+    assert "readme.txt" in caplog.text
+
+
 def missing(folder):
     (folder / "002.dcm").unlink()
 
@@ -154,6 +169,22 @@ def several(folder):
     change(path, NumberOfFrames=2)
 
 
+def foreign(folder):
+    (folder / "005.dcm").write_bytes(b"\0" * 200)
+
+
+def deeper(folder):
+    (folder / "S1").mkdir()
+    for path in folder.glob("*.dcm"):
+        path.rename(folder / "S1" / path.name)
+
+
+def unzipped(folder):
+    for path in folder.glob("*.dcm"):
+        path.unlink()
+    (folder / "t1.nii.gz").touch()
+
+
 def small(folder):
     pixels = VOXELS[3, :3, :3].tobytes()
     change(folder / "003.dcm", Rows=3, Columns=3, PixelData=pixels)
@@ -165,6 +196,9 @@ SPOILT = {
     "holds 1 DICOM slices": alone,
     "003.dcm: can't be decoded": cut,
     "003.dcm: holds several frames": several,
+    "005.dcm: is no DICOM": foreign,
+    "holds 0 DICOM slices, but S1 in it: correct data.files": deeper,
+    "holds 0 DICOM slices, but t1.nii.gz in it: correct data.files": unzipped,
     "003.dcm: has the Rows 3, and 000.dcm has 7": small,
     "001.dcm: has the SeriesInstanceUID 1.2.3": lambda folder: change(
         folder / "001.dcm", SeriesInstanceUID="1.2.3"

@@ -211,6 +211,58 @@ def test_no_link_leads_out_of_the_folder(tmp_path):
     assert len(items(source(tmp_path / "linked"))) == 4
 
 
+FORMS = {
+    "separated by ';'": lambda text: text.replace(",", ";").encode(),
+    "separated by '\\t'": lambda text: text.replace(",", "\t").encode(),
+    "isn't UTF-8: save it as": lambda text: text.encode("utf-16"),
+    "UTF-8: save": lambda text: text.encode("utf-16-le"),
+    "UTF-8": lambda text: text.replace("cat", "fl\xe4che").encode("cp1252"),
+    "more fields than its header": lambda text: "\n".join(
+        line + "," * (n > 0) for n, line in enumerate(text.splitlines())
+    ).encode(),
+    "is cut off in its last row": lambda text: text.strip()[:-9].encode(),
+}
+
+
+@pytest.mark.parametrize("why", FORMS)
+def test_a_table_of_another_form_is_refused_with_its_form(tmp_path, why):
+    write(tmp_path)
+    path = tmp_path / "labels.csv"
+    path.write_bytes(FORMS[why](path.read_text()))
+    with pytest.raises(InputError) as caught:
+        source(tmp_path)
+    text = str(caught.value)
+    assert text.startswith(f"{path}: ") and why in text and "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        (".png", "", "but one.png is"),
+        ("one", "ONE", "but one.png is"),
+        ("/", "\\", "\\"),
+    ],
+)
+def test_paths_that_are_spelt_otherwise_are_refused_at_once(tmp_path, old, new, why):
+    write(tmp_path)
+    path = tmp_path / "labels.csv"
+    table = pd.read_csv(path, dtype=str).head(1)
+    table["file"] = table["file"].str.replace(old, new)
+    table.to_csv(path, index=False)
+    with pytest.raises(InputError, match="no image of the table is there") as caught:
+        source(tmp_path)
+    assert why in str(caught.value)
+
+
+def test_images_of_few_levels_are_counted(tmp_path, caplog):
+    write(tmp_path)
+    Image.fromarray(RNG.integers(0, 4096, (9, 9)).astype(np.uint16)).save(
+        tmp_path / "a/one.png"
+    )
+    items(source(tmp_path))
+    assert "1 images keep fewer than 32 of 256 levels of grey, a/one.png" in caplog.text
+
+
 def test_an_empty_table_leaves_nothing_to_prepare(tmp_path):
     write(tmp_path, **{name: [] for name in COLUMNS})
     found = source(tmp_path)

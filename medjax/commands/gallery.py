@@ -14,6 +14,7 @@ from medjax.augment import intensity, policy, safety
 from medjax.augment.safety import POLICIES
 from medjax.data import images as data_images
 from medjax.data import nifti
+from medjax.data.dicom import is_visible
 from medjax.errors import InputError
 from medjax.geometry import warp
 from medjax.reports import images as pictures
@@ -126,7 +127,7 @@ def _paths(images: Sequence[str]) -> tuple[list[Path], list[str]]:
         if not path.is_dir():
             paths.append(path)
             continue
-        files = sorted(path.rglob("*"))
+        files = sorted(filter(is_visible, path.rglob("*")))
         if any(map(nifti.is_volume, files)):
             suffixes = data_images.SUFFIXES
             files = [
@@ -135,7 +136,7 @@ def _paths(images: Sequence[str]) -> tuple[list[Path], list[str]]:
                 if nifti.is_volume(file) or file.suffix.lower() in suffixes
             ]
         else:
-            files = data_images.image_paths(path)
+            files, _ = data_images.image_paths(path)
         if len(files) > MOST:
             notes.append(
                 f"{MOST} of the {len(files)} images in {path} are shown, evenly spaced."

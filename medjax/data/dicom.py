@@ -4,14 +4,17 @@ And a folder of one DICOM series -> a volume with canonical axes. What can't be 
 refused by one InputError; pydicom raises a dozen types on a damaged file.
 """
 
+import logging
 import math
 import os
+import re
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import pydicom
-from pydicom.pixels import apply_modality_lut, get_decoder
+from pydicom import uid
+from pydicom.pixels import get_decoder, pixel_array
 
 from medjax.data import nifti
 from medjax.data.nifti import Volume
@@ -20,6 +23,16 @@ from medjax.geometry import grid
 from medjax.geometry.grid import RAS_TO_LPS
 
 MAX_PIXELS = 200_000_000
+# The first element of a file without a preamble: group 2 or 8, then a VR or a length.
+BARE = re.compile(
+    rb"([\x02\x08]\0.\0|\0[\x02\x08]\0.)([A-Z]{2}|..\0\0|\0\0..)", re.DOTALL
+)
+NATIVE = {  # (implicit VR, little endian) -> the syntax of a file that names none.
+    (True, True): uid.ImplicitVRLittleEndian,
+    (False, True): uid.ExplicitVRLittleEndian,
+    (False, False): uid.ExplicitVRBigEndian,
+}
+log = logging.getLogger("medjax")
 
 
 class Film(NamedTuple):
@@ -34,14 +47,19 @@ class Film(NamedTuple):
 
 
 def begins(head: bytes) -> bool:
-    """Whether a file that begins with these 132 bytes is DICOM."""
-    return head[128:132] == b"DICM"
+    """Whether a file that begins with these 132 bytes is DICOM; some lack a preamble."""
+    return head[128:132] == b"DICM" or BARE.match(head) is not None
+
+
+def is_visible(path: Path) -> bool:
+    """Whether a path is a file, neither hidden nor an index; a pipe would block."""
+    return not path.name.startswith(".") and path.name != "DICOMDIR" and path.is_file()
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file, whatever its name, begins like DICOM."""
-    if path.name.startswith(".") or path.name == "DICOMDIR" or not path.is_file():
-        return False  # Opening a pipe would wait for ever.
+    """Whether a visible file, whatever its name, begins like DICOM."""
+    if not is_visible(path):
+        return False
     with path.open("rb") as file:
         return begins(file.read(132))
 
@@ -67,7 +85,9 @@ def decode(file: BinaryIO) -> Film:
 
     The stored values go through the modality LUT or rescaling, then the VOI LUT, or
     else the first VOI window, or else the range that BitsStored allows; MONOCHROME1
-    is inverted. The spacing is PixelSpacing, or else ImagerPixelSpacing.
+    is inverted, and padding is black. Values that need more bits than the header says
+    have them, and a LUT has as many as it uses. The spacing is PixelSpacing, or else
+    ImagerPixelSpacing.
 
     Raises:
       InputError: the file is truncated, damaged, zero-sized, of more than 200
@@ -77,14 +97,16 @@ def decode(file: BinaryIO) -> Film:
     try:
         file.seek(0)
         # The header alone first: a cine of gigabytes is refused before it is read.
-        _check(pydicom.dcmread(file, stop_before_pixels=True))
+        _check(_open(file, stop_before_pixels=True))
         file.seek(0)
-        dataset = pydicom.dcmread(file)
+        dataset = _open(file)
         if not dataset.get("PixelData"):
             raise damaged("holds no PixelData: it is truncated or no image")
+        stored = _stored(dataset)
         with np.errstate(over="raise", divide="raise", invalid="raise"):
-            table = _display_table(dataset).astype(np.float32)
-        return Film(table[_codes(dataset)], _spacing(dataset))
+            first, table = _display_table(dataset, stored)
+            table = table.astype(np.float32)
+        return Film(table[stored.astype(np.int32) - first], _spacing(dataset))
     except InputError:
         raise
     except Exception as error:
@@ -93,6 +115,14 @@ def decode(file: BinaryIO) -> Film:
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())
+
+
+def _open(file: BinaryIO | Path, **options) -> pydicom.Dataset:
+    """A file's dataset, also without a preamble or meta information."""
+    dataset = pydicom.dcmread(file, force=True, **options)
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        dataset.file_meta.TransferSyntaxUID = NATIVE[dataset.original_encoding]
+    return dataset
 
 
 def _check(header: pydicom.Dataset) -> None:
@@ -109,53 +139,94 @@ def _check(header: pydicom.Dataset) -> None:
             f"stores {stored} of {allocated} bits up to bit {header.HighBit}, where 1 "
             "to 16 from bit 0 are read; export it with 16 bits"
         )
+    _check_decoder(header)
+
+
+def _check_decoder(header: pydicom.Dataset, why: str = "") -> None:
+    """Refuses a compression that isn't decoded; `why` the decoders here can't do it."""
     syntax = header.file_meta.TransferSyntaxUID
-    if not (decoder := get_decoder(syntax)).is_available:
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        raise InputError(
+            f"is compressed as {syntax.name!r}, which isn't read; export it uncompressed"
+        ) from None
+    if why or not decoder.is_available:
         plugins = ", or ".join(decoder.missing_dependencies)
         raise InputError(
-            f"is compressed as {syntax.name!r}; install a plug-in that decodes it "
+            f"is compressed as {syntax.name!r}{why}; install a plug-in that decodes it "
             f"({plugins}): pip install 'pylibjpeg[all]'"
         )
 
 
-def _codes(dataset: pydicom.Dataset) -> np.ndarray:
-    """The stored bits, [H, W] unsigned, without overlay bits above them."""
-    stored = dataset.pixel_array
+def _stored(dataset: pydicom.Dataset) -> np.ndarray:
+    """[H, W], the stored values as pydicom decodes them, without unused bits.
+
+    A JPEG has none: it may hold more bits than the header says.
+    """
+    _check_decoder(dataset)
+    syntax = dataset.file_meta.TransferSyntaxUID
+    jpeg = syntax.is_encapsulated and syntax != uid.RLELossless
+    unused = not jpeg or dataset.PixelRepresentation == 1
+    try:
+        stored = pixel_array(dataset, correct_unused_bits=unused)
+    except RuntimeError as error:
+        if "does not support" in str(error):
+            _check_decoder(dataset, f", and it can't be decoded ({_line(error)})")
+        raise
     if stored.shape != (dataset.Rows, dataset.Columns):
         raise damaged(f"decodes to a shape of {stored.shape}")
-    return stored.view(f"u{stored.itemsize}") & ((1 << dataset.BitsStored) - 1)
+    return stored
 
 
-def _display_table(dataset: pydicom.Dataset) -> np.ndarray:
-    """The displayed value of each code of BitsStored bits, float64 in [0, 1]."""
-    bits = dataset.BitsStored
-    values = np.arange(1 << bits)
-    if dataset.PixelRepresentation == 1:
-        values -= values >> (bits - 1) << bits  # Two's complement.
-    if modality := dataset.get("ModalityLUTSequence"):
-        values, high = _lookup(values, modality[0], dataset)
-        low = 0.0
-    else:
-        values = values * _first(dataset, "RescaleSlope", 1.0)
-        values += _first(dataset, "RescaleIntercept", 0.0)
-        low, high = values.min(), values.max()
-        if low == high:
-            raise damaged("has a RescaleSlope of 0")
+def _display_table(
+    dataset: pydicom.Dataset, stored: np.ndarray
+) -> tuple[int, np.ndarray]:
+    """The lowest stored value, and the displayed values from it on, in [0, 1]."""
+    signed = dataset.PixelRepresentation == 1
+    ends = (int(stored.min()), int(stored.max()))
+    needed = max(v.bit_length() if v >= 0 else (~v).bit_length() for v in ends)
+    bits = max(dataset.BitsStored, needed + signed)
+    if bits > 16:
+        raise InputError(f"holds values of {bits} bits; export it with 16 bits")
+    first = -(1 << bits - 1) if signed else 0
+    codes = np.arange(first, first + (1 << bits))
+    values, white = _rescaled(codes, dataset)
     center, width = _first(dataset, "WindowCenter"), _first(dataset, "WindowWidth")
     if voi := dataset.get("VOILUTSequence"):
-        values, high = _lookup(values, voi[0], dataset)
-        shown = values / high
+        values, white = _lookup(values, voi[0], dataset)
+        shown = values / white
     elif center is not None and width is not None:
         function = dataset.get("VOILUTFunction") or "LINEAR"
         shown = _window(values, center, width, function.upper())
     else:
+        low, high = (0.0, white) if white else (values.min(), values.max())
+        if low == high:
+            raise damaged("has a RescaleSlope of 0")
         shown = (values - low) / (high - low)
     shown = np.clip(shown, 0, 1)
-    return 1 - shown if dataset.PhotometricInterpretation == "MONOCHROME1" else shown
+    if dataset.PhotometricInterpretation == "MONOCHROME1":
+        shown = 1 - shown
+    if (padding := dataset.get("PixelPaddingValue")) is not None:
+        limit = dataset.get("PixelPaddingRangeLimit")
+        ends = sorted((padding, padding if limit is None else limit))
+        shown[(codes >= ends[0]) & (codes <= ends[1])] = 0
+    return first, shown
+
+
+def _rescaled(values: np.ndarray, dataset) -> tuple[np.ndarray, float | None]:
+    """Stored values in the file's units, and the white of its modality LUT."""
+    if modality := dataset.get("ModalityLUTSequence"):
+        return _lookup(values, modality[0], dataset)
+    slope = _first(dataset, "RescaleSlope", 1.0)
+    return values * slope + _first(dataset, "RescaleIntercept", 0.0), None
 
 
 def _lookup(values, item: pydicom.Dataset, dataset) -> tuple[np.ndarray, float]:
-    """The LUT's entries at these values, and their largest possible value.
+    """The LUT's entries at these values, and the largest value of the entries' bits.
+
+    Many descriptors say 16 bits where the entries use 12, which would be shown almost
+    black: the bits in use count. A word holds one entry, or two of 8 bits.
 
     Source: DICOM PS3.3 C.11.1.1 and C.11.2.1.1.
     """
@@ -164,11 +235,14 @@ def _lookup(values, item: pydicom.Dataset, dataset) -> tuple[np.ndarray, float]:
     table = item.LUTData
     if isinstance(table, bytes):
         table = np.frombuffer(table, "<u2" if dataset.original_encoding[1] else ">u2")
-    table = np.asarray(table, np.float64)
+    table = np.asarray(table).astype("<u2")
+    if bits == 8 and table.size < entries:
+        table = table.view(np.uint8)
     if table.size < entries or not 8 <= bits <= 16:
         raise damaged(f"has a LUT of {table.size} entries of {bits} bits for {entries}")
+    table = table[:entries].astype(np.float64)
     index = np.clip(np.rint(values) - first, 0, entries - 1).astype(int)
-    return table[index], 2.0**bits - 1
+    return table[index], 2.0 ** max(8, int(table.max()).bit_length()) - 1
 
 
 def _window(values, center: float, width: float, function: str) -> np.ndarray:
@@ -238,28 +312,39 @@ class Slice(NamedTuple):
 def read(folder: str | os.PathLike) -> Volume:
     """Reads a folder's one series of single slices, sorted by their position.
 
-    The values are the file's after its modality LUT or rescaling. File names,
-    InstanceNumber and files that aren't DICOM don't matter. The `stored` grid is
-    [columns, rows, slices], as converters to NIfTI write it.
+    The values are the file's after its modality LUT or rescaling. File names and
+    InstanceNumber don't matter. Hidden files and a DICOMDIR are skipped; other files
+    that aren't DICOM are named in a warning. The `stored` grid is [columns, rows,
+    slices], as converters to NIfTI write it.
 
     Raises:
       InputError: fewer than two slices, several series, frames or colours, slices that
         differ in size, direction or spacing, two slices in one place, a slice that is
-        missing, or a file that can't be decoded.
+        missing, a file that has a slice's suffix and is none, or that can't be decoded.
 
     Source: DICOM PS3.3 C.7.6.2.1.1, the image plane.
     """
     folder = Path(folder)
     try:
-        files = [path for path in sorted(folder.iterdir()) if is_dicom(path)]
+        files = [path for path in sorted(folder.iterdir()) if is_visible(path)]
+        slices = {path: _header(path) for path in files if is_dicom(path)}
     except OSError as error:
         why = f"{folder}: can't be read ({error.strerror})"
         raise InputError(f"{why}; give a folder that you may read") from error
-    slices = {path: _header(path) for path in files}
     if len(slices) < 2:
         raise InputError(
-            f"{folder}: holds {len(slices)} DICOM slices; give a series of two or more"
+            f"{folder}: holds {len(slices)} DICOM slices{_below(folder)}; give a series "
+            "of two or more"
         )
+    suffixes = {path.suffix for path in slices} - {""}
+    others = [path for path in files if path not in slices]
+    for path in others:
+        if path.suffix in suffixes:
+            raise InputError(
+                f"{path}: is no DICOM, as others here are; export it again"
+            )
+    if others:
+        log.warning("%s: no DICOM: %s", folder, ", ".join(p.name for p in others))
     _check_alike(slices)
     paths = _sorted(folder, slices)
     first, last = slices[paths[0]], slices[paths[-1]]
@@ -274,9 +359,18 @@ def read(folder: str | os.PathLike) -> Volume:
     return nifti.canonical(voxels, affine)
 
 
+def _below(folder: Path) -> str:
+    """What a folder without a series holds further down; '' for nothing."""
+    for path in sorted(folder.rglob("*")):
+        place = path if nifti.is_volume(path) else path.parent
+        if place != folder and is_visible(path) and (place == path or is_dicom(path)):
+            return f", but {place.relative_to(folder)} in it: correct data.files"
+    return ""
+
+
 def _header(path: Path) -> Slice:
     try:
-        header = pydicom.dcmread(path, stop_before_pixels=True)
+        header = _open(path, stop_before_pixels=True)
         if int(header.get("NumberOfFrames") or 1) > 1:
             raise InputError("holds several frames")
         if header.get("SamplesPerPixel", 1) != 1:
@@ -341,10 +435,10 @@ def _sorted(folder: Path, slices: dict[Path, Slice]) -> list[Path]:
 def _pixels(path: Path) -> np.ndarray:
     """[rows, columns] float32 in the file's units."""
     try:
-        dataset = pydicom.dcmread(path)
-        pixels = apply_modality_lut(dataset.pixel_array, dataset).astype(np.float32)
-        if pixels.shape != (dataset.Rows, dataset.Columns):
-            raise ValueError(f"its pixels are {pixels.shape}")
+        dataset = _open(path)
+        pixels = _rescaled(_stored(dataset), dataset)[0].astype(np.float32)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     except Exception as error:
         why = f"{path}: can't be decoded ({_line(error)})"
         raise InputError(f"{why}; export the series again") from error

@@ -11,6 +11,7 @@ have no checksum. Every function is safe to call from many threads.
 
 import math
 import os
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -23,6 +24,13 @@ from medjax.data.dicom import Film, check_size, damaged
 from medjax.errors import InputError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
+# How pictures begin, also of formats that are refused: a folder's are never passed over.
+PICTURE = re.compile(
+    rb"\x89PNG|\xff\xd8\xff|II[*+]\0|MM\0[*+]|BM....\0\0\0\0|GIF8|RIFF....WEBP|8BPS"
+    rb"|\0\0\0\x0cjP  |\xffO\xffQ|....ftyp(avif|heic|mif1)",
+    re.DOTALL,
+)
+DIM = 32  # Of 256 levels of grey, a film that has fewer is warned of.
 
 
 def read(path: str | os.PathLike, channels: int | None = None) -> Film:
@@ -70,34 +78,40 @@ def resize(pixels: np.ndarray, side: int) -> np.ndarray:
     return np.rint(np.clip(square, 0, 1) * 255).astype(np.uint8)
 
 
-def image_paths(path: str | os.PathLike) -> list[Path]:
-    """Lists the images to read, sorted: the file itself, or all of them under a folder.
+def is_dim(pixels: np.ndarray) -> bool:
+    """Whether 8 bits keep few levels of an image in [0, 1]: of 12 bits in 16, say."""
+    return np.ptp(pixels) * 255 < DIM
 
-    In a folder, an image is a file with an image's suffix (SUFFIXES, in any case), or
-    one without a suffix (or named by a DICOM UID: its 'suffix' is digits) that begins
-    like DICOM. Hidden files and DICOMDIR are skipped; linked folders are followed.
+
+def image_paths(path: str | os.PathLike) -> tuple[list[Path], list[Path]]:
+    """Lists the images to read, and the other files beside them, sorted.
+
+    The images are the file itself, or in a folder and below it all files that are named
+    (SUFFIXES, in any case) or begin like an image; `read` refuses those of other
+    formats. Hidden files and folders and DICOMDIR are skipped, links are followed.
     """
     path = Path(path)
     try:
         if path.is_file():
-            return [path]
+            return [path], []
         if not path.is_dir():
             raise InputError(f"{path}: does not exist; give a file or a folder")
-        paths, seen = [], set()
+        files, seen = [], set()
         for folder, below, names in os.walk(path, onerror=_throw, followlinks=True):
-            below.sort()
+            below[:] = sorted(name for name in below if not name.startswith("."))
             if (real := os.path.realpath(folder)) in seen:
                 below.clear()  # A link back up would never end.
                 continue
             seen.add(real)
-            paths += [p for name in names if _is_image(p := Path(folder, name))]
+            files += [p for n in names if dicom.is_visible(p := Path(folder, n))]
+        paths = sorted(file for file in files if _is_image(file))
     except OSError as error:
         why = f"{error.filename}: can't be read ({error.strerror})"
         raise InputError(f"{why}; correct its permissions") from error
     if not paths:
         kinds = ", ".join(SUFFIXES)
         raise InputError(f"{path}: holds no image; give a folder with files in {kinds}")
-    return sorted(paths)
+    return paths, sorted({*files} - {*paths})
 
 
 def _throw(error: OSError):
@@ -105,10 +119,11 @@ def _throw(error: OSError):
 
 
 def _is_image(path: Path) -> bool:
-    suffix = path.suffix.lower()
-    if suffix and not suffix[1:].isdigit():
-        return suffix in SUFFIXES and not path.name.startswith(".")
-    return dicom.is_dicom(path)
+    if path.suffix.lower() in SUFFIXES:
+        return True
+    with path.open("rb") as file:
+        head = file.read(132)
+    return dicom.begins(head) or PICTURE.match(head) is not None
 
 
 def decode(data: bytes) -> np.ndarray:

@@ -1,5 +1,6 @@
 """NIfTI files -> a volume with canonical axes, or one clear error; and masks -> files."""
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,13 @@ MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # By the header's code; 0 is unknown
 # nibabel logs the headers that it corrects; here they are refused, or sound.
 nibabel.imageglobals.logger.setLevel("CRITICAL")
 REMEDY = "export it again as NIfTI (.nii or .nii.gz)"
+SAME = 0.1  # Tolerance of two equal grids: how far corners may lie apart, in voxels.
+PLACED = (  # What a header says of where voxels lie.
+    *("pixdim", "xyzt_units", "qform_code", "sform_code"),
+    *("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+    *("srow_x", "srow_y", "srow_z"),
+)
+log = logging.getLogger("medjax")
 
 
 class Grid(NamedTuple):
@@ -39,11 +47,13 @@ class Volume(NamedTuple):
       [D, H, W, C].
     affine: [4, 4] float64, indices of voxels to RAS millimetres.
     stored: the grid of the file, before its axes were turned.
+    header: the file's; None where it isn't NIfTI.
     """
 
     voxels: np.ndarray
     affine: np.ndarray
     stored: Grid
+    header: nibabel.Nifti1Header | None = None
 
     @property
     def spacing(self) -> np.ndarray:
@@ -60,16 +70,22 @@ def read(path: str | os.PathLike, *, stack: bool = False) -> Volume:
     """Reads one volume. The axes are exchanged and turned; no voxel is interpolated.
 
     A stack may have a fourth axis C of volumes on one grid, as the Decathlon keeps a
-    patient's sequences; C is 1 in a file of three axes.
+    patient's sequences; C is 1 in a file of three axes. A header that contradicts
+    itself is warned of.
 
     Raises:
-      InputError: the file is missing, cut off, no NIfTI, of other axes, in colour or
-        complex, or has voxels that are not finite, a spacing that isn't positive or an
-        affine that can't be inverted.
+      InputError: the file is missing, cut off, damaged, no NIfTI, of other axes, in
+        colour or complex, or has voxels that are not finite, a spacing that isn't
+        positive or an affine that can't be inverted.
     """
     try:
+        with nibabel.openers.ImageOpener(path) as file:
+            while file.read(1 << 24):  # To its end: there stands gzip's checksum.
+                pass
         image = nibabel.load(path)
         affine = _affine(image, path, stack)
+        if doubt := _doubt(image):
+            log.warning("%s: %s", path, doubt)
         voxels = image.get_fdata(dtype=np.float32, caching="unchanged")
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
@@ -81,7 +97,8 @@ def read(path: str | os.PathLike, *, stack: bool = False) -> Volume:
     if wrong := int(np.sum(~np.isfinite(voxels))):
         raise InputError(f"{path}: {wrong} voxels are no numbers; {REMEDY}")
     channels = (-1,) if stack else ()
-    return canonical(voxels.reshape(*voxels.shape[:3], *channels), affine)
+    volume = canonical(voxels.reshape(*voxels.shape[:3], *channels), affine)
+    return volume._replace(header=image.header)
 
 
 def _affine(image: nibabel.Nifti1Image, path: str | os.PathLike, stack: bool):
@@ -104,6 +121,47 @@ def _affine(image: nibabel.Nifti1Image, path: str | os.PathLike, stack: bool):
         raise InputError(f"has lengths in an unknown unit (code {unit}); {REMEDY}")
     scale = np.diag([MM[unit]] * 3 + [1.0])
     return grid.check_affine("its affine", scale @ image.affine)
+
+
+def _doubt(image: nibabel.Nifti1Image) -> str:
+    """How a header contradicts the affine that counts here; '' if it doesn't.
+
+    The sform counts before the qform; other programs choose otherwise.
+    """
+    header, affine = image.header, image.affine
+    if not header["sform_code"] and not header["qform_code"]:
+        return (
+            "its sform and qform codes are 0, so nothing says where left is: programs "
+            "differ; set them"
+        )
+    sizes, lengths = header["pixdim"][1:4], nibabel.affines.voxel_sizes(affine)
+    if not np.allclose(sizes, lengths, rtol=0.01):
+        return (
+            f"its pixdim says voxels of {_by(sizes)}, its affine {_by(lengths)}: the "
+            "affine counts; correct one of them"
+        )
+    if header["sform_code"] and header["qform_code"]:
+        try:
+            qform = header.get_qform()
+        except ValueError:
+            return "its qform is no rotation, so the sform counts; correct it"
+        apart = corners(image.shape[:3], affine, qform).max()
+        if apart > SAME * lengths.min():
+            return (
+                f"its sform and qform lie up to {apart:.3g} apart: the sform counts "
+                "here, and the qform in some programs; correct one of them"
+            )
+    return ""
+
+
+def _by(sizes: np.ndarray) -> str:
+    return " x ".join(f"{size:.4g}" for size in sizes)
+
+
+def corners(shape: Sequence[int], a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """[8], how far the corners of a grid lie apart by two affines."""
+    index = np.indices((2, 2, 2)).reshape(3, -1).T * (np.array(shape) - 1)
+    return np.linalg.norm(grid.apply(a, index) - grid.apply(b, index), axis=-1)
 
 
 def canonical(voxels: np.ndarray, affine: np.ndarray) -> Volume:
@@ -142,14 +200,27 @@ def paint(label: np.ndarray, regions: Mapping[str, Sequence[int]]) -> np.ndarray
     return painted
 
 
-def write(path: Path, voxels: np.ndarray, where: Grid) -> None:
-    """Writes [A, B, C] or [A, B, C, K] of that grid as NIfTI; of three axes if K is 1."""
+def write(
+    path: Path,
+    voxels: np.ndarray,
+    where: Grid,
+    header: nibabel.Nifti1Header | None = None,
+) -> None:
+    """Writes [A, B, C] or [A, B, C, K] of that grid as NIfTI; of three axes if K is 1.
+
+    What a source's header says of the place is kept: any program puts both in one place.
+    """
     if voxels.shape[:3] != tuple(where.shape):
         raise ValueError(f"{voxels.shape} is not on the grid of {where.shape}")
     voxels = voxels[..., 0] if voxels.shape[3:] == (1,) else voxels
-    image = nibabel.Nifti1Image(voxels, where.affine)
-    image.set_sform(where.affine, code="scanner")
-    # A quaternion can't express a shear: viewers then use the sform.
-    image.set_qform(where.affine, code="scanner", strip_shears=True)
-    image.header.set_xyzt_units("mm")
+    if header is None:
+        image = nibabel.Nifti1Image(voxels, where.affine)
+        image.set_sform(where.affine, code="scanner")
+        # A quaternion can't express a shear: viewers then use the sform.
+        image.set_qform(where.affine, code="scanner", strip_shears=True)
+        image.header.set_xyzt_units("mm")
+    else:
+        image = nibabel.Nifti1Image(voxels, None)
+        for name in PLACED:
+            image.header[name] = header[name]
     nibabel.save(image, path)

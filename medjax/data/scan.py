@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cv2
+import nibabel
 import numpy as np
 from scipy import ndimage
 
@@ -20,7 +21,7 @@ from medjax.data.sources.scans import SequenceFile
 from medjax.errors import InputError
 from medjax.geometry import grid, register
 
-SAME = 0.1  # Tolerance of two equal grids: how far corners may lie apart, in voxels.
+NEAR = 0.05  # A mask's value is rounded to a whole number that is as near.
 
 
 class Scan(NamedTuple):
@@ -32,6 +33,7 @@ class Scan(NamedTuple):
     presence: [C] float32, 1, or 0 for a sequence that is missing and 0 everywhere.
     affine: [4, 4] float64, indices of D, H, W to RAS millimetres.
     original: the grid of the first sequence's file, as it is stored there.
+    header: that file's, if it is NIfTI.
     """
 
     image: np.ndarray
@@ -39,6 +41,7 @@ class Scan(NamedTuple):
     presence: np.ndarray
     affine: np.ndarray
     original: Grid
+    header: nibabel.Nifti1Header | None = None
 
     @property
     def spacing(self) -> np.ndarray:
@@ -104,7 +107,7 @@ def read_scan(
         remedy = f"give the mask on the grid of {first.name}"
         _check_grid(reference, volume, first, mask, remedy)
         label = _label(mask, volume.voxels, regions, background)
-    return make_scan(
+    prepared = make_scan(
         image,
         label,
         reference.affine,
@@ -112,6 +115,7 @@ def read_scan(
         original=reference.stored,
         **options,
     )
+    return prepared._replace(header=reference.header)
 
 
 def _read(files: Mapping[str, SequenceFile]) -> dict[str, Volume]:
@@ -140,9 +144,8 @@ def _same(a: Volume, b: Volume) -> bool:
     """Whether the voxels of two volumes lie in the same places."""
     if a.voxels.shape != b.voxels.shape:
         return False
-    corners = np.indices((2, 2, 2)).reshape(3, -1).T * (np.array(a.voxels.shape) - 1)
-    apart = grid.apply(a.affine, corners) - grid.apply(b.affine, corners)
-    return np.linalg.norm(apart, axis=-1).max() <= SAME * a.spacing.min()
+    apart = nifti.corners(a.voxels.shape, a.affine, b.affine)
+    return apart.max() <= nifti.SAME * a.spacing.min()
 
 
 def _check_grid(a: Volume, b: Volume, path_a: Path, path_b: Path, remedy: str) -> None:
@@ -175,13 +178,15 @@ def _align(reference: Volume, volume: Volume, first: Path, path: Path) -> Volume
 
 
 def _label(path: Path, voxels: np.ndarray, regions, background) -> np.ndarray:
-    """[D, H, W, K] uint8, of a mask's values."""
+    """[D, H, W, K] uint8, of a mask's values; scaled integers come back as 0.99999."""
+    whole = np.rint(voxels)
+    voxels = np.where(np.abs(voxels - whole) <= NEAR, whole, voxels)
     allowed = {*background, *(v for values in regions.values() for v in values)}
     strange = set(np.unique(voxels).tolist()) - allowed
     if strange:
         names = ", ".join(f"{name} {tuple(values)}" for name, values in regions.items())
         raise InputError(
-            f"{path}: holds the value {min(strange):g}, which is in no region ({names}) "
+            f"{path}: holds the value {min(strange):.6g}, which is in no region ({names}) "
             f"and no background {tuple(background)}; correct data.regions, or the mask"
         )
     masks = [np.isin(voxels, values) for values in regions.values()]

@@ -175,8 +175,14 @@ def apply(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def spacing_of(affine: np.ndarray) -> np.ndarray:
-    """[3] mm between voxels along each axis of the indices."""
-    return np.linalg.norm(affine[:3, :3], axis=0)
+    """[3] mm between voxels along each axis of the indices.
+
+    Of sheared axes, as of a tilted gantry, the first lie apart along their normal: the
+    product is a voxel's volume.
+    """
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    upright = np.abs(np.diag(np.linalg.qr(affine[:3, 2::-1])[1]))[::-1]
+    return np.where(np.isclose(upright, lengths, rtol=1e-6), lengths, upright)
 
 
 def check_affine(name: str, affine) -> np.ndarray:

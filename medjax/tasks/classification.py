@@ -23,6 +23,7 @@ from medjax.training import folder as workdir
 
 DOMAIN = "domain.json"  # What a run's training images look like.
 FILMS = 2000  # Enough for the 0.5th percentile.
+NAMED = 10  # Files that a line names.
 
 
 def check(config: Config, shards: int) -> None:
@@ -214,7 +215,9 @@ def predict_(
             f"{run.folder}: the run reads volumes; predict reads 2-D images"
         )
     explainer = explain.explainer(run, **how)  # Before hours of predictions.
-    paths = [path for image in images for path in reading.image_paths(image)]
+    listed = [reading.image_paths(image) for image in images]
+    paths = [path for found, _ in listed for path in found]
+    others = [path.name for _, left_out in listed for path in left_out]
     reference = json.loads((run.folder / DOMAIN).read_text())
     warnings: dict[Path, str] = {}
 
@@ -237,6 +240,9 @@ def predict_(
     table["warning"] = [warnings.get(path, "") for path in table["image"]]
     table.to_csv(out, index=False)
     print(f"predictions: {out} ({len(rows)} images, {len(unread)} unreadable files)")
+    if others:
+        names = ", ".join(others[:NAMED]) + (", ..." if others[NAMED:] else "")
+        print(f"left out: {len(others)} files that are no images ({names})")
     print(
         f"warnings: {sum(map(bool, warnings.values()))} of {len(warnings)} images look "
         "unlike the training images (see the column warning)"

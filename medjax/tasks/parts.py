@@ -34,6 +34,10 @@ from medjax.training.checkpoint import Checkpoints
 WEIGHTS = {"none": "uniform", **{s: s for s in ("ratio", "balanced", "effective")}}
 PLANS = ("over_sample", "under_sample", "both", "repeat_factor")
 SYNTHETIC = ("smote", "adasyn")
+COUNTS = {  # Fields that are 1 or more.
+    "train": ("steps", "log_every", "evaluate_every", "keep"),
+    "evaluation": ("batch", "replicates"),
+}
 # An op's numbers that set a shape, or are checked when the op is traced.
 STATIC = {
     "blur": ("max_sigma",),
@@ -117,9 +121,16 @@ def _model(config: Config, tasks: int, *, masks: bool) -> tuple[Any, tuple[str, 
     """The Linen module of `config.model`, and the names of its frozen stages."""
     options = config.model.to_dict()
     name = options.pop("name")
-    make = named(architectures, name, "model.name")
-    dtype = jnp.dtype(config.train.dtype)
-    model = make(tasks=tasks, dtype=dtype, axis_name=step.AXIS, **options)
+    if config.train.dtype not in ("float32", "bfloat16"):
+        raise InputError(
+            f"train.dtype={config.train.dtype!r}: use 'float32' or 'bfloat16'; float16 "
+            "would need a scaled loss"
+        )
+    options |= {"dtype": jnp.dtype(config.train.dtype), "axis_name": step.AXIS}
+    try:
+        model = named(architectures, name, "model.name", tasks=tasks, **options)()
+    except TypeError as error:  # Networks pass their options on.
+        raise InputError(f"model.name={name!r}: {error}") from None
     if masks and isinstance(model, Classifier):
         raise InputError(
             f"model.name={name!r} makes no masks: take 'unet', or another task than "
@@ -152,9 +163,8 @@ def _frozen_stages(config: Config, stages: tuple[str, ...]) -> tuple[str, ...]:
 def preparation(config: Config) -> Callable:
     """The modality's intensity normalisation, with its numbers bound."""
     options = config.intensity.to_dict()
-    return functools.partial(
-        named(normalisation, options.pop("name"), "intensity.name"), **options
-    )
+    name = options.pop("name")
+    return named(normalisation, name, "intensity.name", "image", **options)
 
 
 def ops(config: Config, *, strength: float = 1.0) -> dict[str, Callable]:
@@ -165,8 +175,12 @@ def ops(config: Config, *, strength: float = 1.0) -> dict[str, Callable]:
             option: value * strength if isinstance(value, float) else value
             for option, value in config.augment.get(name, {}).items()
         }
-        op = warp.MOVES.get(name) or named(intensity, name, "augment.ops")
-        bound[name] = functools.partial(op, **options)
+        if name in warp.MOVES:
+            bound[name] = functools.partial(warp.MOVES[name], **options)
+        else:
+            bound[name] = named(
+                intensity, name, "augment.ops", "key", "image", **options
+            )
     return bound
 
 
@@ -228,10 +242,10 @@ def step_parts(config: Config, network: Network) -> dict:
 
 def optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
     """The optimiser of `config.optim`; its rates are arguments of its update."""
-    options = config.optim.to_dict()
-    make = named(optim, options.pop("name"), "optim.name")
+    options = config.optim.to_dict() | {"steps": config.train.steps}
+    name = options.pop("name")
     options = {k: v for k, v in options.items() if k not in optim.Hyper._fields}
-    return make(steps=config.train.steps, **options)
+    return named(optim, name, "optim.name", **options)()
 
 
 def fresh(config: Config, network: Network) -> ArrayTree:
@@ -427,6 +441,12 @@ def check(config: Config, network: Network, output: Any) -> None:
     kept = config.evaluation.checkpoint
     if kept not in ("best", "last"):
         raise InputError(f"evaluation.checkpoint={kept!r}: use 'best' or 'last'")
+    for section, names in COUNTS.items():
+        for name in names:
+            if config[section][name] < 1:
+                raise InputError(
+                    f"{section}.{name}={config[section][name]}: give 1 or more"
+                )
     caveats(config)
     pace(config, network.stages)
     step_parts(config, network)

@@ -296,9 +296,9 @@ def write_masks(run: Finished, case: Scan, path: Path) -> None:
     predicted = probability(run.config, run.network, run.state, case.image)
     mask = measures.masks(predicted, case.spacing, run.fixed)
     label = nifti.paint(scan.to_original(mask, case, order=0), run.output.regions)
-    nifti.write(Path(f"{path}_label.nii.gz"), label, case.original)
+    nifti.write(Path(f"{path}_label.nii.gz"), label, case.original, case.header)
     predicted = scan.to_original(predicted, case)
-    nifti.write(Path(f"{path}_prob.nii.gz"), predicted, case.original)
+    nifti.write(Path(f"{path}_prob.nii.gz"), predicted, case.original, case.header)
 
 
 def nothing(*_: object) -> None:

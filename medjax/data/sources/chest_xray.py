@@ -116,12 +116,12 @@ def _phantom_item(drawn: dict[str, np.ndarray], film: int, side: int) -> Item:
 def nih(*, folder: Path, side: int) -> Source:
     """A folder in the layout of NIH ChestX-ray14.
 
-    `images/**.png`, `Data_Entry_2017*.csv` and, where present, `BBox_List_2017.csv`
+    `images/**.png`, one `Data_Entry_2017*.csv` and, where present, `BBox_List_2017.csv`
     (each may be gzipped), `train_val_list.txt` and `test_list.txt`. 'No Finding' is
     the absence of the 14 findings, not a task.
     """
     folder = tables.existing(folder)
-    path = tables.newest(folder, "Data_Entry_2017*.csv*")
+    path = tables.only(folder, "Data_Entry_2017*.csv")
     columns = {
         "image": "Image Index",
         "findings": "Finding Labels",
@@ -191,7 +191,7 @@ def _nih_official(folder: Path, names: pd.Series) -> np.ndarray:
 def _nih_images(folder: Path, listed: set[str]) -> tuple[dict[str, Path], list[tuple]]:
     """Image name -> file, and (file, reason) of the files that are left out."""
     paths, left_out = {}, []
-    for path in images.image_paths(folder):
+    for path in images.image_paths(folder)[0]:
         file = path.relative_to(folder)
         if not file.parts[0].startswith("images"):  # images/, or images_001/ and on.
             continue
@@ -208,9 +208,9 @@ def _nih_images(folder: Path, listed: set[str]) -> tuple[dict[str, Path], list[t
 
 def _nih_boxes(folder: Path, side: int) -> dict[str, list[tuple]]:
     """Image name -> boxes in pixels of the S x S film; empty without a list."""
-    if not list(folder.glob("BBox_List_2017.csv*")):
+    path = tables.only(folder, "BBox_List_2017.csv", needed=False)
+    if path is None:
         return {}
-    path = tables.newest(folder, "BBox_List_2017.csv*")
     columns = {
         "image": "Image Index",
         "task": "Finding Label",
@@ -259,11 +259,10 @@ def chexpert(
         _check_choice("views", view, (*tables.VIEWS, ""))
     meaning = {"1": 1.0, "0": 0.0, "-1": UNCERTAIN[uncertain], "": UNCERTAIN[blank]}
     folder = tables.existing(folder)
-    train = tables.read_csv(tables.newest(folder, "train.csv*"))
-    raw = train.assign(official="train")
-    if [*folder.glob("valid.csv*")]:
-        valid = tables.read_csv(tables.newest(folder, "valid.csv*"))
-        raw = pd.concat([raw, valid.assign(official="test")], ignore_index=True)
+    raw = tables.read_csv(tables.only(folder, "train.csv")).assign(official="train")
+    if path := tables.only(folder, "valid.csv", needed=False):
+        valid = tables.read_csv(path).assign(official="test")
+        raw = pd.concat([raw, valid], ignore_index=True)
     columns = {
         "image": "Path",
         "sex": "Sex",

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from medjax.data import nifti
+from medjax.data import dicom, nifti
 from medjax.errors import InputError
 
-log = logging.getLogger("medjax")
 PARTS = {"training": "train", "test": "test"}  # Of the Decathlon -> our splits.
+log = logging.getLogger("medjax")
 
 
 class SequenceFile(NamedTuple):
@@ -56,7 +56,7 @@ def in_folders(
 
     A folder in which any of the patterns matches is a patient; other folders are
     searched in turn. So `path` may be a patient's own folder, or a folder of patients
-    at any depth.
+    at any depth. One with volumes that no pattern matches is warned of.
 
     Args:
       files: sequence -> pattern below the patient's folder, such as 'T1.nii.gz',
@@ -115,6 +115,8 @@ def in_decathlon(
     else:
         images = [path] if path.is_file() else _visible(path.iterdir())
         pairs, official = [(p, None) for p in images if nifti.is_volume(p)], ""
+        if others := sorted(p.name for p in images if not nifti.is_volume(p)):
+            log.warning("%s: left out, no NIfTI: %s", path, ", ".join(others))
     if not pairs:
         raise InputError(
             f"{path}: holds no image (.nii.gz) of the {part if official else 'folder'}"
@@ -146,7 +148,10 @@ def _walk(
         yield folder, {name: p and SequenceFile(p) for name, p in paths.items()}
         return
     above = (*above, folder.resolve())
-    for below in sorted(_visible(folder.iterdir())):
+    inside = sorted(_visible(folder.iterdir()))
+    if any(nifti.is_volume(path) or dicom.is_dicom(path) for path in inside):
+        log.warning("%s: left out, no pattern of data.files matches in it", folder)
+    for below in inside:
         if below.is_dir() and not any(
             real.is_relative_to(below.resolve()) for real in above
         ):
@@ -191,6 +196,8 @@ def _channels(description: Path | None, sequences: Sequence[str]) -> dict[str, i
     if not isinstance(modality, dict) or not all(n.isdigit() for n in modality):
         raise InputError(f"{description}: its 'modality' is no table of sequences")
     channels = {str(name): int(number) for number, name in modality.items()}
+    if len(channels) < len(modality):
+        raise InputError(f"{description}: its 'modality' has a name twice; rename one")
     for name in sequences:
         if name not in channels:
             names = ", ".join(map(repr, channels))

@@ -4,8 +4,12 @@ A table's cells become the columns that prepared.py lists, or one clear error; `
 is the data set that the error names.
 """
 
+import collections
+import gzip
+import logging
 import math
 import os
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -23,6 +27,7 @@ VIEWS = ("PA", "AP", "LATERAL")
 SEXES = {"F": "F", "FEMALE": "F", "M": "M", "MALE": "M"}
 OFFICIAL = ("train", "validation", "test", "")
 OPTIONAL = ("view", "sex", "age", "follow_up", "official")
+log = logging.getLogger("medjax")
 
 
 def existing(folder: Path) -> Path:
@@ -33,21 +38,46 @@ def existing(folder: Path) -> Path:
     return folder
 
 
-def newest(folder: Path, pattern: str) -> Path:
-    """The newest table of that name: the last in alphabetical order."""
-    paths = sorted(folder.glob(pattern))
-    if not paths:
+def only(folder: Path, pattern: str, *, needed: bool = True) -> Path | None:
+    """The one table of that name, or gzipped; a backup has another suffix."""
+    paths = [*sorted(folder.glob(pattern)), *sorted(folder.glob(f"{pattern}.gz"))]
+    if len(paths) > 1:
+        raise InputError(
+            f"{folder}: holds {paths[0].name} and {paths[1].name}: keep one of them"
+        )
+    if needed and not paths:
         raise InputError(f"{folder}: no {pattern}: is this the data set's folder?")
-    return paths[-1]
+    return paths[0] if paths else None
 
 
 def read_csv(path: Path) -> pd.DataFrame:
     """Every cell as text; a blank one is ''."""
+    opened = gzip.open if Path(path).suffix == ".gz" else open
     try:
-        return pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        with opened(path, "rt", encoding="utf-8") as file:
+            (last,) = collections.deque(file, 1)
+        if any("\0" in name for name in table):
+            raise UnicodeError
+    except UnicodeError:
+        raise InputError(f"{path}: isn't UTF-8: save it as 'CSV UTF-8'") from None
+    except (OSError, EOFError, zlib.error, ValueError) as error:
         why = str(error).splitlines()[0]
-        raise InputError(f"{path}: is no CSV ({why}): fetch it again") from None
+        raise InputError(f"{path}: is no CSV ({why}): correct it") from None
+    if len(table.columns) == 1:
+        for sign in (";", "\t", "|"):
+            if sign in table.columns[0]:
+                raise InputError(
+                    f"{path}: its fields are separated by {sign!r}: save it with commas"
+                )
+    if not isinstance(table.index, pd.RangeIndex):
+        raise InputError(
+            f"{path}: its rows have more fields than its header: remove the commas at "
+            "their ends, or name every column"
+        )
+    if not last.endswith("\n") and last.count(",") < len(table.columns) - 1:
+        raise InputError(f"{path}: is cut off in its last row: complete it")
+    return table
 
 
 def select(table: pd.DataFrame, columns: dict[str, str], where: Path) -> pd.DataFrame:
@@ -56,7 +86,7 @@ def select(table: pd.DataFrame, columns: dict[str, str], where: Path) -> pd.Data
     if missing:
         raise InputError(
             f"{where}: the table has no column {missing[0]!r}, only "
-            f"{', '.join(table)}: fetch it again, or correct the name"
+            f"{', '.join(table)}: correct the name"
         )
     return pd.DataFrame({new: table[old] for new, old in columns.items()})
 
@@ -68,7 +98,8 @@ def numbers(table: pd.DataFrame, name: str, where: Path) -> pd.Series:
     if strange.any():
         text, image = table.loc[strange, [name, "image"]].iloc[0]
         raise InputError(
-            f"{where}: the {name} of {image} is {text!r}, no number: correct the table"
+            f"{where}: the {name} of {image} is {text!r}, no number: correct it, or "
+            "leave it blank where unknown"
         )
     return column
 
@@ -97,12 +128,15 @@ def source(
     prepared.check_tasks(tasks)
     if (image := prepared.first_duplicate(table["image"])) is not None:
         raise InputError(f"{where}: the table lists {image} twice: keep one row")
+    dim: list[str] = []
 
     def load(row: dict) -> Item:
         try:
             film = read(row["image"])
         except InputError as error:
             return Item(row, None, reason=str(error))
+        if images.is_dim(film.pixels):
+            dim.append(row["image"])
         height, width = film.pixels.shape[:2]
         file = dict(zip(FROM_FILE, (width, height, *film.spacing), strict=True))
         # The table's values count first: the files may be resized copies.
@@ -115,6 +149,12 @@ def source(
         cells = table.itertuples(index=False, name=None)
         rows = (dict(zip(table.columns, row, strict=True)) for row in cells)
         yield from prepared.in_parallel(load, rows)
+        if dim:
+            log.warning(
+                "%s: %d images keep fewer than %d of 256 levels of grey, %s for one: "
+                "stretch them to their range (of 12 bits in 16, say) before",
+                *(where, len(dim), images.DIM, min(dim)),
+            )
         for file, reason in left_out:
             yield Item({"image": file}, None, reason=reason)
 
@@ -286,4 +326,13 @@ def _files(folder: Path, images: pd.Series, where: Path) -> dict[str, str]:
     if (twice := prepared.first_duplicate(files.values())) is not None:
         names = " and ".join(name for name, file in files.items() if file == twice)
         raise InputError(f"{where}: {names} are the same file: keep one row")
+    if files and not any(map(os.path.exists, files.values())):
+        path = folder / next(iter(files))
+        near = (p for p in path.parent.glob("*") if p.stem.lower() == path.stem.lower())
+        hint = f", but {p.name} is" if (p := next(near, None)) else ""
+        hint = ", as its path is written with \\" if "\\" in path.name else hint
+        raise InputError(
+            f"{where}: no image of the table is there: {path} isn't{hint}: correct its "
+            f"paths, or data.folder"
+        )
     return files
