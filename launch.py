@@ -241,6 +241,8 @@ COMMANDS = {
 def main(arguments: list[str]) -> int:
     """Sets up the process, runs one command, turns a user's mistake into one line."""
     absl.logging.set_verbosity(absl.logging.ERROR)  # The libraries chat at INFO.
+    if hasattr(sys.stdout, "reconfigure"):  # Names of files may not be UTF-8.
+        sys.stdout.reconfigure(errors="backslashreplace")
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     logging.getLogger("medjax").addHandler(handler)

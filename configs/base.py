@@ -214,7 +214,7 @@ def _shared(source: str) -> ConfigDict:
     }
     c.augment = {
         "ops": (),  # in their order; each has its numbers below
-        "sided": False,  # whether a label depends on left and right
+        "sided": False,  # whether a label depends on left and right: no mirror images
         "allow_unsafe": False,
         "random_affine": {
             "flip": 0.0,  # probability of a left-right mirror image

@@ -110,7 +110,11 @@ def main() -> None:
     summary = timed(
         "summary",
         lambda: results.summarise(
-            found, exclusive=False, uncalibrated=raw, **common, **draws
+            found._replace(log_odds=raw),
+            exclusive=False,
+            uncalibrated=raw,
+            **common,
+            **draws,
         ),
     )
     groups = subgroups.by_metadata(table)

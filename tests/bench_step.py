@@ -108,7 +108,7 @@ def ours(images: int, dtype: str) -> dict[str, float]:
         step.eval_step,
         apply=densenet121(TASKS, dtype=jnp.dtype(dtype)).apply,
         views=lambda image: augment(key, {"image": image})["image"][None],
-        probability=jax.nn.sigmoid,
+        exclusive=False,
     )
     device = jax.local_devices()[0].memory_stats() or {}
     peak = device.get("peak_bytes_in_use")

@@ -47,7 +47,9 @@ def made(rng, *, skill, number, patients, tasks=2):
 
 
 def compare(runs, names=NAMES, replicates=DRAWS, **options):
-    scores = seeds.measure_predictions(*runs, key=KEY, replicates=replicates)
+    scores = seeds.measure_predictions(
+        *runs, ranking=runs.probability, key=KEY, replicates=replicates
+    )
     return seeds.compare(
         scores,
         arms=names,

@@ -76,7 +76,7 @@ def test_the_order_of_images_and_of_findings_does_not_matter(pair):
     found, images = films(0.1), [f"film {n}.png" for n in range(80)]
     turn = np.random.default_rng(1).permutation(80)
     mixed = Predictions(
-        *(x[turn] for x in found[:2]), *(x[turn][:, ::-1] for x in found[2:])
+        *(x[turn] for x in found[:2]), *(x[turn][:, ::-1] for x in found[2:5])
     )
     write(pair[1], mixed, names=NAMES[::-1], images=images)
     evaluate.compare(*pair)
@@ -127,7 +127,8 @@ def rewrite(folder, found, raw):
 def test_ties_of_a_calibration_change_no_difference_and_no_p(pair):
     evaluate.compare(*pair)
     before = json.loads((pair[0] / "against.json").read_text())
-    rewrite(pair[1], films(0.1), films(0.1).probability)
+    said = films(0.1)
+    rewrite(pair[1], said._replace(log_odds=said.probability), said.probability)
     evaluate.compare(*pair)
     assert json.loads((pair[0] / "against.json").read_text()) == before
 

@@ -72,7 +72,7 @@ def test_what_is_fitted_on_validation_is_fixed_and_read_back(config, tmp_path, m
     z, label = findings()
     said = predicted(expit(2 * z + 1), label)
     chosen, now = settle(config, tmp_path, lambda: said, label)
-    fit = getattr(recalibration, f"fit_{method}")(*said[2:])
+    fit = getattr(recalibration, f"fit_{method}")(*said[2:5])
     expected = recalibration.calibrate(fit, said.probability).astype(np.float32)
     np.testing.assert_array_equal(now.probability, expected)
     assert (chosen.rule, chosen.value, chosen.checkpoint) == ("sensitivity", 0.8, 7)

@@ -16,7 +16,7 @@ FLOORS = [  # From the top down.
     ("evaluation",),
     ("augment",),
     ("data", "models", "cohort", "geometry", "losses", "config"),
-    ("errors",),
+    ("errors", "files"),
 ]
 SIDEWAYS = {("data", "geometry"), ("data", "cohort")}
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

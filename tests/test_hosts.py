@@ -143,6 +143,7 @@ def test_two_processes_predict_every_film_once_and_in_order(one, two):
         assert a["image"].is_unique and len(a) > 3
         # A calibration on twelve images makes rounding forty times as large.
         tasks = [name.removesuffix("_raw") for name in a if name.endswith("_raw")]
+        tasks += [f"{name}_log_odds" for name in tasks]
         for columns, limit in ((tasks, 1e-4), (a.columns.difference(tasks), 1e-5)):
             pd.testing.assert_frame_equal(
                 a[columns], b[columns], rtol=limit, atol=limit
@@ -265,14 +266,14 @@ class Fleet:
         fill = lambda x: np.concatenate(
             [x, np.full((most - len(x), *x.shape[1:]), 7, x.dtype)]
         )
-        return [np.stack([fill(part[i]) for part in self.parts]) for i in range(5)]
+        return [np.stack([fill(part[i]) for part in self.parts]) for i in range(6)]
 
 
 @given(st.integers(1, 5), st.integers(1, 40))
 def test_parts_come_together_in_their_order(processes, total):
     rng = np.random.default_rng(total)
     whole = Predictions(
-        np.arange(total), rng.integers(0, 9, total), *rng.random((3, total, 2))
+        np.arange(total), rng.integers(0, 9, total), *rng.random((4, total, 2))
     )
     parts = [Predictions(*(x[p::processes] for x in whole)) for p in range(processes)]
     fleet = Fleet(parts)

@@ -44,7 +44,7 @@ def stream(path):
     opened = []
 
     def open_stream(ids=range(N), seed=0, batch=2, devices=1, **options):
-        films = loader.Images(path, ids, range(len(TASKS)))
+        films = loader.Images(path, ids, label_of(ids))
         batches = loader.TrainBatches(
             films, seed=seed, batch=batch, devices=devices, **options
         )
@@ -54,6 +54,13 @@ def stream(path):
     yield open_stream
     for batches in opened:
         batches.close()
+
+
+def label_of(ids, columns=(0, 1, 2)):
+    """[N, T] of these images, with some unknown."""
+    label = np.random.default_rng(0).integers(0, 2, (N, len(TASKS))).astype(float)
+    label[::3, 1] = np.nan
+    return label[np.ix_(ids, columns)]
 
 
 def take(batches, n):
@@ -121,11 +128,10 @@ def test_every_row_holds_its_own_film(stream, items):
         item = items[n]
         np.testing.assert_array_equal(image, item.content)
         assert patient == item.row["patient"] - 100  # The rank among all.
-        for t, task in enumerate(TASKS):
-            known = not np.isnan(item.row[task])
-            assert weight[t] == known
-            assert label[t] == (np.float32(item.row[task]) if known else 0)
-    assert (rows(batches, "weight") == 0).any()  # Or the items test nothing.
+        wanted = label_of([n])[0]
+        np.testing.assert_array_equal(weight, ~np.isnan(wanted))
+        np.testing.assert_array_equal(label, np.nan_to_num(wanted))
+    assert (rows(batches, "weight") == 0).any()  # Or the labels test nothing.
 
 
 @pytest.mark.parametrize(("batch", "devices"), [(1, 1), (2, 1), (3, 2), (7, 1)])
@@ -213,10 +219,10 @@ def test_occurrences_count_what_came_before(ids):
 
 
 @pytest.mark.parametrize("columns", [[0, 1, 2], [2, 0], [1]])
-def test_labels_are_the_wanted_columns_in_their_order(path, items, columns):
-    films = loader.Images(path, range(N), columns)
+def test_labels_are_the_wanted_columns_in_their_order(path, columns):
+    films = loader.Images(path, range(N), label_of(range(N), columns))
     for n in range(N):
-        wanted = np.float32([items[n].row[TASKS[c]] for c in columns])
+        wanted = label_of([n], columns)[0]
         known = ~np.isnan(wanted)
         np.testing.assert_array_equal(films[n]["weight"], known)
         np.testing.assert_array_equal(films[n]["label"][known], wanted[known])
@@ -289,7 +295,7 @@ def test_evaluation_sees_every_film_once_and_pads_with_nothing(
     ids = list(range(N))[::-1][:films]
     found = list(
         loader.evaluation_batches(
-            loader.Images(path, ids, range(3)), batch=batch, devices=devices
+            loader.Images(path, ids, label_of(ids)), batch=batch, devices=devices
         )
     )
     assert len(found) == -(-films // (batch * devices))
@@ -307,7 +313,7 @@ def test_evaluation_sees_every_film_once_and_pads_with_nothing(
     ):
         np.testing.assert_array_equal(image, items[n].content)
         assert patient == items[n].row["patient"] - 100
-    known = [[not np.isnan(items[n].row[task]) for task in TASKS] for n in ids]
+    known = ~np.isnan(label_of(ids))
     np.testing.assert_array_equal(rows(found, "weight")[:films], known)
 
 
@@ -318,7 +324,7 @@ def test_images_of_any_shape_are_batched(make_items, make_source, tmp_path, shap
         make_source(items), records=tmp_path, name="x", max_quarantined=0.0
     )
     ids = [2, 0, 2, 4]  # With a copy, as over-sampling makes it.
-    films = loader.Images(path, ids, range(3))
+    films = loader.Images(path, ids, label_of(ids))
     train = loader.TrainBatches(films, seed=0, batch=2, devices=2)
     (shown,) = take(train, 1)
     train.close()
@@ -336,5 +342,5 @@ def test_images_of_any_shape_are_batched(make_items, make_source, tmp_path, shap
 
 
 def test_no_films_make_no_evaluation_batch(path):
-    films = loader.Images(path, [], range(3))
+    films = loader.Images(path, [], label_of([]))
     assert not list(loader.evaluation_batches(films, batch=2, devices=1))

@@ -118,12 +118,39 @@ def test_each_region_is_painted_with_the_value_that_is_its_own():
         {"enhancing": (4,), "whole": (1, 2, 4)},
         {"core": (1,), "again": (1,)},
         {"none": (0,)},
-        {"large": (300,)},
+        {"large": (70_000,)},
     ],
 )
 def test_regions_that_cannot_be_told_apart_are_refused(regions):
-    with pytest.raises(InputError, match="has no value from 1 to 255"):
+    with pytest.raises(InputError, match="has no value from 1 to 65535"):
         nifti.paint(np.ones((2, len(regions))), regions)
+
+
+@pytest.mark.parametrize(
+    "regions",
+    [
+        {"tooth": (1, 3), "pulp": (2, 3)},
+        {"left": (1, 9), "right": (2, 9), "both": (9, 8)},
+    ],
+)
+def test_regions_that_a_label_map_would_lose_are_refused(regions):
+    with pytest.raises(InputError, match="data.values: [389] is in .* and .*disjoint"):
+        nifti.check_regions(regions)
+
+
+def test_regions_that_a_label_map_holds_come_back(tmp_path):
+    rng = np.random.default_rng(0)
+    for regions in (BRATS, {"a": (1001, 7), "b": (1002,), "c": (3,)}):
+        nifti.check_regions(regions)
+        values = np.array([0, *{v for inside in regions.values() for v in inside}])
+        values = values[rng.integers(0, len(values), SHAPE)]
+        label = np.stack([np.isin(values, v) for v in regions.values()], axis=-1)
+        path = tmp_path / "label.nii.gz"
+        nifti.write(path, nifti.paint(label, regions), Grid(SHAPE, np.eye(4)))
+        written = np.asarray(nibabel.load(path).dataobj)
+        again = [np.isin(written, v) for v in regions.values()]
+        np.testing.assert_array_equal(np.stack(again, axis=-1), label)
+    assert [p.name for p in tmp_path.iterdir()] == ["label.nii.gz"]
 
 
 def test_an_array_of_another_grid_is_not_written(tmp_path):

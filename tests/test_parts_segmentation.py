@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from configs import base
 from medjax import losses
 from medjax.errors import InputError
-from medjax.tasks import parts, segmentation
+from medjax.tasks import parts, scans, segmentation
 from medjax.tasks.scans import Data, Output
 from medjax.training import step
 
@@ -185,6 +186,9 @@ def test_a_mode_freezes_levels_from_the_image_on(config, mode, frozen):
         ("data.split", "random", "data.split='random': use"),
         ("data.split", "all", "evaluation.checkpoint='best'.*'last'"),
         ("transfer.init", "nowhere", "nowhere.*give 'imagenet'"),
+        ("evaluation.flips", (3,), "flips=.3,.: the axes are"),
+        ("evaluation.overlap", 1.0, "overlap=1.0"),
+        ("evaluation.replicates", 0, "evaluation.replicates=0: give 1"),
     ],
 )
 def test_a_mistake_is_refused_before_any_data_are_read(config, field, value, said):
@@ -193,3 +197,34 @@ def test_a_mistake_is_refused_before_any_data_are_read(config, field, value, sai
     config.update_from_flattened_dict({field: value})
     with pytest.raises(InputError, match=said):
         segmentation.check(config, 4)
+
+
+def test_what_depends_on_the_side_is_mirrored_nowhere(config):
+    config.modality = ""
+    config.augment.ops = ("random_affine",)
+    config.augment.sided = True
+    network, named = parts.segmenter(config, output(4, 1)), output(4, 1)
+    for flip, flips, said in (
+        (0.5, (), "augment.random_affine"),
+        (0.0, (0, 2), r"evaluation.flips=\(0, 2\)"),
+    ):
+        config.augment.random_affine.flip, config.evaluation.flips = flip, flips
+        with pytest.raises(InputError, match=f"{said}: mirrors left and right"):
+            parts.check(config, network, named)
+    config.evaluation.flips = (0, 1)
+    parts.check(config, network, named)
+
+
+def test_names_of_sides_are_warned_of(config):
+    names = ("hippocampus_L", "left_kidney", "Bright")
+    assert "'left_kidney' names a side" in parts.sides(config, names)
+    assert parts.sides(config, names[::2]) == ""
+    config.augment.sided = True
+    assert parts.sides(config, names) == ""
+
+
+def test_a_region_is_not_called_as_a_column_of_the_table_is():
+    c = base.segmentation("folders")
+    c.data.regions, c.data["values"] = ("patient",), {"patient": (1,)}
+    with pytest.raises(InputError, match="'patient' is a column"):
+        scans.expected(c)

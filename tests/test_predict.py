@@ -22,7 +22,9 @@ def test_every_real_row_comes_out_once_in_order_without_the_padding():
     real = [4, 2, 7, 5, 9]
     np.testing.assert_array_equal(found.id, real)
     np.testing.assert_array_equal(found.patient, np.multiply(real, 10))
-    np.testing.assert_array_equal(found.probability, np.outer(real, [1, 0.5]))
+    odds = np.outer(real, [1, 0.5])
+    np.testing.assert_array_equal(found.ranking, odds)
+    np.testing.assert_allclose(found.probability, 1 / (1 + np.exp(-odds)), atol=1e-6)
     np.testing.assert_array_equal(found.label[:, 1], np.add(real, 1))
 
 

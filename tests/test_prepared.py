@@ -1,6 +1,7 @@
 """Records: what goes in comes out, in order; what can't go in is written down."""
 
 import csv
+import json
 import math
 import os
 import threading
@@ -335,40 +336,29 @@ def raw_files(tmp_path):
     return tmp_path
 
 
-def test_a_table_is_known_by_what_it_says(raw_files):
-    table = raw_files / "raw/labels.csv"
-
-    def check():
-        raw = raw_files / "raw"
-        prepared.check_source(raw_files / "prepared", raw, prepared.tables_in(raw))
-
-    check()
-    os.utime(table, (0, 0))  # Copied again: its contents are the same.
-    (raw_files / "raw/film.png").unlink()
-    check()
-    table.write_text("label5.csv")
-    with pytest.raises(InputError, match="labels.csv has changed.*data.records"):
-        check()
-
-
 @pytest.mark.parametrize(
     ("change", "error"),
     [
         (lambda raw: (raw / "series/2.dcm").write_text("x"), "series/2.dcm is new"),
         (lambda raw: (raw / "film.png").write_text("film.PNG"), "film.png has changed"),
         (lambda raw: (raw / "film.png").unlink(), "film.png is gone"),
+        (lambda raw: (raw / "labels.csv").write_text("x"), "labels.csv has changed"),
     ],
 )
 def test_a_file_is_known_by_what_it_holds(raw_files, change, error):
     raw = raw_files / "raw"
 
+    files = {name: raw / name for name in ("film.png", "series", "labels.csv")}
+    kept = raw_files / "prepared"
+    made_of = prepared.digests(files, kept / "seen.json")
+    (kept / "source.json").write_text(json.dumps(made_of))
+
     def check():
-        paths = [p for p in (raw / "film.png", raw / "series") if p.exists()]
-        prepared.check_source(raw_files / "prepared", raw, paths)
+        prepared.check_source(kept, files)
 
     check()
-    check()
-    prepared.check_source(raw_files / "prepared", raw, [])  # The files are elsewhere.
+    prepared.check_source(kept, {})  # The files are on another machine,
+    prepared.check_source(kept, {"labels.csv": files["labels.csv"]})  # the films are.
     os.utime(raw / "film.png", (0, 0))  # Copied again.
     check()
     change(raw)
@@ -383,11 +373,10 @@ def test_a_file_is_read_again_only_where_its_size_or_time_changed(
     monkeypatch.setattr(
         prepared, "digest", lambda path: read.append(path) or digest(path)
     )
-    for _ in range(2):
-        prepared.check_source(raw_files / "prepared", film.parent, [film])
-    assert read == [film]
-    film.write_text("film.PNG")  # As long.
-    os.utime(film, (0, 0))
-    with pytest.raises(InputError, match="film.png has changed"):
-        prepared.check_source(raw_files / "prepared", film.parent, [film])
+    cache, before = raw_files / "seen.json", film.stat()
+    old = [prepared.digests({"film.png": film}, cache) for _ in range(2)]
+    assert read == [film] and old[0] == old[1]
+    film.write_text("film.PNG")  # As long, and by its time as old.
+    os.utime(film, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert prepared.digests({"film.png": film}, cache) != old[0]
     assert len(read) == 2

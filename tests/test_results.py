@@ -312,7 +312,7 @@ def test_areas_and_curves_are_of_what_the_model_said_and_rates_of_what_is_told()
     raw = np.float32(0.4 * label + 0.6 * rng.random(60))
     tied = np.float32(np.floor(raw * 4) / 4)  # As isotonic regression ties.
     found = found_by(label, tied)
-    metrics, got = cells_of(found, uncalibrated=raw[:, None])
+    metrics, got = cells_of(found._replace(log_odds=raw[:, None]))
     expected, _ = cells_of(found_by(label, raw))
     assert oracle.roc_auc_score(label, tied) < oracle.roc_auc_score(label, raw) - 0.01
     for name, area in (

@@ -300,9 +300,8 @@ def test_the_auroc_is_of_what_it_is_said_to_be_ranked_by():
     tied = predictions._replace(
         probability=np.floor(2 * predictions.probability).astype("f4") / 2
     )
-    options = {"tasks": TASKS, "threshold": THRESHOLD, "key": KEY, "replicates": 40}
-    found, ranked = summarise(predictions, groups), predictions.probability
-    mended = subgroups.summarise(tied, groups, ranked=ranked, **options)
+    found = summarise(predictions, groups)
+    mended = summarise(tied._replace(log_odds=predictions.probability), groups)
     plain = summarise(tied, groups)
     for group, part in mended["sex"]["groups"].items():
         one, raw, own = (

@@ -27,7 +27,10 @@ def compared(skill):
     patient = np.arange(160) // 2
     probability = 1 / (1 + np.exp(-score))
     scores = seeds.measure_predictions(
-        *(probability, label, weight, patient), key=jax.random.key(0), replicates=40
+        *(probability, label, weight, patient),
+        ranking=score,
+        key=jax.random.key(0),
+        replicates=40,
     )
     found = {"films": 160, "patients": 80, "replicates": 40} | seeds.compare(
         scores, arms=ARMS, tasks=TASKS, primary="auroc", patients=80

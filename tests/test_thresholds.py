@@ -298,7 +298,7 @@ def brute_force(films, t):
     rows = films.weight.any(axis=1)
     names, index = np.unique(films.patient[rows], return_inverse=True)
     drawn = np.asarray(multiplicities(KEY, np.arange(REPLICATES), len(names)))
-    score, label, weight = (x[rows][:, t] for x in films[2:])
+    score, label, weight = (x[rows][:, t] for x in films[2:5])
     tprs, precisions = [], []
     for count in drawn.T:
         w = weight * count[index]

@@ -341,6 +341,11 @@ def _reasons(
         yield f"{name}.in_plane=False", policy.frames
 
 
+def mirrors(name: str, options: Options) -> bool:
+    """Whether an op mirrors left and right; other options have their defaults."""
+    return _mirrored(name, _defaults(name) | dict(options)) == "sides"
+
+
 def _mirrored(name: str, options: Options) -> str:
     """'sides' for left and right, 'upright' for another axis, '' for none."""
     if name == "random_affine" and options["flip"] > 0:

@@ -14,6 +14,7 @@ import pandas as pd
 
 from medjax.cohort import identity
 from medjax.errors import InputError
+from medjax.files import write_table
 
 SPLITS = ("train", "validation", "test")
 UNUSED = "unused"
@@ -162,7 +163,7 @@ def account(table, manifest, tasks, duplicates) -> dict:
 
 def write(manifest, path) -> None:
     """Writes the manifest as CSV: COLUMNS, one row per image, in its order."""
-    manifest.to_csv(path, columns=list(COLUMNS), index=False, lineterminator="\n")
+    write_table(path, manifest[list(COLUMNS)])
 
 
 def read(path) -> pd.DataFrame:

@@ -21,6 +21,7 @@ from medjax.config import (
     tuples,
 )
 from medjax.errors import InputError
+from medjax.files import write_text
 from medjax.training import folder as workdir
 
 # What tells the repetitions of one arm apart.
@@ -111,9 +112,9 @@ def claim(folder: Path, config: Config, planned: list[Run]) -> None:
     if path.exists():
         workdir.refuse_other(folder, as_json(read_config(folder)), as_json(config))
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(as_json(config), indent=2))
+    write_text(path, json.dumps(as_json(config), indent=2))
     rows = [run._asdict() for run in planned]
-    (folder / "arms.json").write_text(json.dumps(rows, indent=1))
+    write_text(folder / "arms.json", json.dumps(rows, indent=1))
 
 
 def read(folder: Path) -> tuple[Config, list[Run]]:
@@ -142,7 +143,7 @@ def error(run: Run, sweep: Path) -> str | None:
 def write_error(folder: Path, line: str, details: str = "") -> None:
     """Writes error.txt: one line, then the details."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "error.txt").write_text(f"{' '.join(line.split())}\n\n{details}".strip())
+    write_text(folder / "error.txt", f"{' '.join(line.split())}\n\n{details}".strip())
 
 
 def _named(overrides: dict[str, Any]) -> Run:

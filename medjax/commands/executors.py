@@ -23,6 +23,7 @@ from medjax.commands import population as population_
 from medjax.commands import train as training
 from medjax.commands.arms import Run
 from medjax.errors import InputError
+from medjax.files import write_text
 from medjax.training import devices
 from medjax.training.loop import stop_signal
 from medjax.training.population import Outcome, failed
@@ -134,7 +135,7 @@ def slurm(
             folders = [str(sweep.absolute())] * len(waiting)
             new = executor.map_array(Job(), folders, waiting)
         jobs |= dict(zip(waiting, new, strict=True))
-    path.write_text(json.dumps({name: job.job_id for name, job in jobs.items()}))
+    write_text(path, json.dumps({name: job.job_id for name, job in jobs.items()}))
     print(f"slurm: {len(waiting)} jobs sent, {len(runs) - len(waiting)} on their way")
     left = list(runs)
     with stop_signal() as stop:

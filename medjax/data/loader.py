@@ -34,17 +34,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from medjax.data.prepared import SPLIT, patient_codes
 
 Batch = dict[str, np.ndarray]
-FIELDS = ("pixels", "label")  # Of a record, those that are decoded.
+FIELDS = ("pixels",)  # Of a record, those that are decoded.
 
 
 class Images:
     """A random-access source of samples: prepared images in the order of `ids` [N].
 
-    An image may occur several times. `columns` [T] are the record's labels that are
-    wanted, in their order.
+    An image may occur several times. `label` is [N, T], NaN where unknown.
     """
 
-    def __init__(self, folder: Path, ids: Sequence[int], columns: Sequence[int]):
+    def __init__(self, folder: Path, ids: Sequence[int], label: np.ndarray):
         builder = tfds.builder_from_directory(os.fspath(folder))
         raw = tfds.decode.DeserializeMethod.RAW_BYTES
         self._source = builder.as_data_source(SPLIT, deserialize_method=raw)
@@ -53,7 +52,7 @@ class Images:
         self._decode = tfds.features.FeaturesDict(fields).deserialize_example_np
         self.ids = np.asarray(ids, np.int32)
         self._patients = patient_codes(folder)
-        self._columns = np.asarray(columns)
+        self._label = np.asarray(label, np.float32)
         self._occurrence = occurrences(self.ids)
 
     def __len__(self) -> int:
@@ -63,16 +62,17 @@ class Images:
         """Every `of`-th image from `number` on."""
         part = copy.copy(self)
         part.ids = self.ids[number::of]
+        part._label = self._label[number::of]
         part._occurrence = self._occurrence[number::of]
         return part
 
     def __getitem__(self, index: int) -> Batch:
         record = self._decode(self._source[int(self.ids[index])])
-        label = record["label"][self._columns]
+        label = self._label[index]
         known = ~np.isnan(label)
         return {
             "image": record["pixels"],
-            "label": np.where(known, label, 0).astype(np.float32),
+            "label": np.where(known, label, 0),
             "weight": known.astype(np.float32),
             "id": self.ids[index],
             "patient": self._patients[self.ids[index]],

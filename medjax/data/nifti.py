@@ -175,8 +175,23 @@ def canonical(voxels: np.ndarray, affine: np.ndarray) -> Volume:
     return Volume(np.ascontiguousarray(voxels), turned, Grid(shape, affine))
 
 
+def check_regions(regions: Mapping[str, Sequence[int]]) -> None:
+    """Refuses regions that a file of one value a voxel can't hold, see `paint`."""
+    values = sorted({value for inside in regions.values() for value in inside})
+    member = np.array([[v in inside for inside in regions.values()] for v in values])
+    painted = paint(member, regions)
+    for value, before, after in zip(values, member, painted, strict=True):
+        if (before != member[values.index(after)]).any():
+            names = [name for name, there in zip(regions, before, strict=True) if there]
+            raise InputError(
+                f"data.values: {value} is in {' and '.join(names)}, and would be written "
+                f"as {after}, which isn't: let regions lie apart or one inside the other, "
+                "from outer to inner, or make them disjoint"
+            )
+
+
 def paint(label: np.ndarray, regions: Mapping[str, Sequence[int]]) -> np.ndarray:
-    """Overlapping regions [..., K] -> one uint8 a voxel [...], as in a mask's file.
+    """Overlapping regions [..., K] -> one value a voxel [...], as in a mask's file.
 
     The regions are painted in their order, later ones over earlier ones, each with its
     first value that no later region has. So regions from the outer to the inner return
@@ -184,17 +199,18 @@ def paint(label: np.ndarray, regions: Mapping[str, Sequence[int]]) -> np.ndarray
     painted 2, 1 and 4.
 
     Raises:
-      InputError: a region has no value of its own, or one beyond 255.
+      InputError: a region has no value of its own, or one beyond 65535.
     """
-    painted = np.zeros(label.shape[:-1], np.uint8)
     values = list(regions.values())
+    largest = max((max(inside, default=0) for inside in values), default=0)
+    painted = np.zeros(label.shape[:-1], np.uint8 if largest < 256 else np.uint16)
     for channel, name in enumerate(regions):
         later = {value for inner in values[channel + 1 :] for value in inner}
         free = [value for value in values[channel] if value not in later]
-        if not free or not 0 < free[0] < 256:
+        if not free or not 0 < free[0] < 65536:
             raise InputError(
                 f"data.regions: {name} {tuple(values[channel])} has no value from 1 to "
-                "255 that a later region doesn't have; order them from outer to inner"
+                "65535 that a later region doesn't have; order them from outer to inner"
             )
         painted[label[..., channel] > 0] = free[0]
     return painted
@@ -223,4 +239,6 @@ def write(
         image = nibabel.Nifti1Image(voxels, None)
         for name in PLACED:
             image.header[name] = header[name]
-    nibabel.save(image, path)
+    partial = path.with_name(f".{os.getpid()}.{path.name}")  # Whole or not at all.
+    nibabel.save(image, partial)
+    partial.replace(path)

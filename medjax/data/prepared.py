@@ -35,7 +35,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,6 +46,7 @@ import tensorflow_datasets as tfds
 
 from medjax.cohort import duplicates, identity
 from medjax.errors import InputError
+from medjax.files import escaped, write_table, write_text
 
 # The columns of images and the types of their records; the docstring says what they are.
 KINDS = {
@@ -106,6 +107,7 @@ def write(
     items: Iterable[Item],
     folder: Path,
     *,
+    files: Mapping[str, Path],
     columns: Sequence[str],
     store: Callable[[Path], contextlib.AbstractContextManager],
     max_quarantined: float,
@@ -116,6 +118,7 @@ def write(
 
     Args:
       items: taken one at a time; each is released before the next one.
+      files: what the items are made of, see `check_source`.
       store: opens the writer of a folder: (id, item) -> the item's row of the table.
       max_quarantined: share of the items that may be left out, in [0, 1].
       progress: called once an item.
@@ -131,22 +134,24 @@ def write(
     partial.mkdir(parents=True)
     rows, left_out = [], []
     try:
+        made_of = digests(files, partial / "seen.json")
+        write_text(partial / "source.json", json.dumps(made_of, indent=1))
         with store(partial) as add:
             for item in items:
                 if item.content is None:
-                    left_out.append((item.row["image"], item.reason))
+                    left_out.append((escaped(item.row["image"]), escaped(item.reason)))
                 else:
                     row = add(len(rows), item)
                     rows.append([row[name] for name in columns])
                 del item  # The next one is read into its place.
                 progress()
         quarantine = pd.DataFrame(left_out, columns=["file", "reason"])
-        quarantine.to_csv(partial / "quarantine.csv", index=False)
+        write_table(partial / "quarantine.csv", quarantine)
         total = len(rows) + len(left_out)
         share = len(left_out) / max(total, 1)
         if not rows or share > max_quarantined:
             kept = folder.with_name(f"{folder.name}-quarantine.csv")
-            quarantine.to_csv(kept, index=False)
+            write_table(kept, quarantine)
             raise InputError(
                 f"{len(left_out)} of {total} {unit} can't be used "
                 f"({share:.1%}, data.max_quarantined allows {max_quarantined:.1%}); "
@@ -155,7 +160,7 @@ def write(
             )
         table = pd.DataFrame(rows, columns=list(columns))
         # 9 digits are what float32, the records' type, can tell apart.
-        table.to_csv(partial / "table.csv", index=False, float_format="%.9g")
+        write_table(partial / "table.csv", table, float_format="%.9g")
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -212,6 +217,7 @@ def prepare(
     records: Path,
     name: str,
     max_quarantined: float,
+    files: Mapping[str, Path] = {},
     progress: Callable[[], None] = lambda: None,
 ) -> Path:
     """Writes a source's images into `folder(records, name)`; see `write`.
@@ -228,6 +234,7 @@ def prepare(
     write(
         in_parallel(_with_hashes, source.items()),
         path,
+        files=files,
         columns=COLUMNS + source.tasks,
         store=lambda partial: _records(partial, source, name),
         max_quarantined=max_quarantined,
@@ -310,7 +317,7 @@ def _records(folder: Path, source: Source, name: str) -> Iterator[Callable]:
     writer.add_examples({SPLIT: waiting})
     writer.close_all()
     corners = pd.DataFrame(boxes, columns=["id", "task", "x0", "y0", "x1", "y1"])
-    corners.to_csv(folder / "boxes.csv", index=False)
+    write_table(folder / "boxes.csv", corners)
 
 
 def _with_hashes(item: Item) -> Item:
@@ -337,66 +344,76 @@ def in_parallel(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterato
 
 
 # Checks that the source files haven't changed: prepared data are found by their settings
-# alone, so a label that was corrected later would be missed.
+# alone, so a label or a picture that was corrected later would be missed.
 
-TABLES = (".csv", ".txt", ".json", ".gz")  # Files of labels and splits.
-
-
-def tables_in(folder: Path) -> list[Path]:
-    """The tables in a folder; images are passed over."""
-    files = sorted(folder.glob("*"))
-    return [path for path in files if path.is_file() and path.suffix in TABLES]
+TABLES = (".csv", ".csv.gz", ".txt", ".json")  # Files of labels and splits.
 
 
-def _digests(folder: Path, paths: Iterable[Path], cache: Path) -> dict[str, str]:
-    """Name below the folder -> digest, of files and of all files in folders.
+def digests(files: Mapping[str, Path], cache: Path) -> dict[str, str]:
+    """Name -> digest of the files that exist; of a folder, each file below it.
 
     A file is read again only where the cache has another size or time of it.
     """
+    stamps, paths = {}, {}
+    for name, path in _flat(files):
+        # ValueError: a table may hold a name that none can have.
+        with contextlib.suppress(OSError, ValueError):
+            stat = os.stat(path)
+            stamps[name] = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+            paths[name] = path
     before = json.loads(cache.read_text()) if cache.exists() else {}
-    after = {}
-    for path in paths:
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.is_file():
-                stat = file.stat()
-                stamp = [stat.st_size, stat.st_mtime_ns]
-                name = str(file.relative_to(folder))
-                *old_stamp, old = before.get(name, [""])
-                after[name] = [*stamp, old if stamp == old_stamp else digest(file)]
+    same = {k for k, stamp in stamps.items() if before.get(k, [""])[:-1] == stamp}
+    values = {name: before[name][-1] for name in same}
+    changed = [name for name in stamps if name not in same]
+    read = in_parallel(lambda name: digest(paths[name]), changed)
+    values |= zip(changed, read, strict=True)
+    after = {name: [*stamp, values[name]] for name, stamp in stamps.items()}
     if after != before:
-        partial = cache.with_name(f"{cache.name}.partial-{os.getpid()}")
-        partial.write_text(json.dumps(after, indent=1))
-        partial.rename(cache)
-    return {name: value for name, (*_, value) in after.items()}
+        with contextlib.suppress(OSError):  # The records may be read-only.
+            write_text(cache, json.dumps(after))
+    return {name: values[name] for name in stamps}
+
+
+def _flat(files: Mapping[str, Path]) -> Iterator[tuple[str, str | Path]]:
+    """Each file, and instead of a folder the files below it."""
+    for name, path in files.items():
+        if not os.path.isdir(path):
+            yield name, path
+            continue
+        for folder, below, names in os.walk(path):
+            below.sort()
+            for file in sorted(names):
+                whole = os.path.join(folder, file)
+                yield f"{name}/{os.path.relpath(whole, path)}", whole
 
 
 def digest(path: Path) -> str:
-    """The SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """The SHA-256 of a file's bytes; '' if it can't be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
 
 
-def check_source(folder: Path, source: Path, paths: Iterable[Path]) -> None:
-    """Writes source.json, or refuses files that aren't those that it lists.
+def check_source(folder: Path, files: Mapping[str, Path]) -> None:
+    """Refuses files that aren't those of source.json, from which the data were made.
 
     Args:
       folder: of the prepared data; its seen.json caches the digests.
-      source: the folder of `paths`, which may be folders themselves. Without paths, as
-        on a machine that has the prepared data alone, nothing is checked.
+      files: by the names of source.json. Without files, as on a machine that has the
+        prepared data alone, nothing is checked; of tables without their pictures only
+        the tables are.
     """
+    now = digests(files, folder / "seen.json")
     path = folder / "source.json"
-    digests = _digests(source, paths, folder / "seen.json")
-    if not digests:
-        return
-    if not path.exists():
-        path.write_text(json.dumps(digests, indent=1))
-        return
-    before = json.loads(path.read_text())
-    names = sorted({*before, *digests})
-    changed = [name for name in names if before.get(name) != digests.get(name)]
+    before = json.loads(path.read_text()) if path.exists() else {}
+    changed = [name for name in now if now[name] != before.get(name)]
+    if not all(name.lower().endswith(TABLES) for name in now):
+        changed += [name for name in before if name not in now]
     if changed:
         name = changed[0]
-        change = "has changed" if name in digests else "is gone"
+        change = "has changed" if name in now else "is gone"
         change = change if name in before else "is new"
         more = f", and {len(changed) - 1} files more" if changed[1:] else ""
         raise InputError(

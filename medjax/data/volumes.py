@@ -30,6 +30,7 @@ from medjax.data.prepared import Item
 from medjax.data.scan import Scan, read_scan
 from medjax.data.sources.scans import ScanFiles
 from medjax.errors import InputError
+from medjax.files import escaped, write_text
 
 # Then voxels_<region>, blank without a mask, and has_<sequence>, 1 or 0.
 COLUMNS = (
@@ -103,7 +104,9 @@ def from_files(
     if patient is not None:
         patients = identity.patients(patients, patient)
     return [
-        UnreadScan(scan.name, patient, functools.partial(read, scan), scan.official)
+        UnreadScan(
+            escaped(scan.name), patient, functools.partial(read, scan), scan.official
+        )
         for patient, scan in zip(patients, files, strict=True)
     ]
 
@@ -116,6 +119,7 @@ def prepare(
     regions: Mapping[str, Sequence[int]],
     options: Mapping[str, Any],
     max_quarantined: float = 0.0,
+    files: Mapping[str, Path] = {},
     progress: Callable[[], None] = lambda: None,
 ) -> Prepared:
     """Writes scans as a prepared folder; see `Prepared` and `prepared.write`.
@@ -136,7 +140,7 @@ def prepare(
             "regions": {name: list(values) for name, values in regions.items()},
             "options": dict(options),
         }
-        (partial / "data.json").write_text(json.dumps(about, indent=1))
+        write_text(partial / "data.json", json.dumps(about, indent=1))
         thumbnails: list[np.ndarray] = []
 
         def add(id: int, item: Item) -> dict[str, Any]:
@@ -147,11 +151,12 @@ def prepare(
         np.save(partial / THUMBNAILS, np.array(thumbnails))
         files = sorted(partial.glob("*.npy"))
         digests = {path.name: prepared.digest(path) for path in files}
-        (partial / DIGESTS).write_text(json.dumps(digests, indent=1))
+        write_text(partial / DIGESTS, json.dumps(digests, indent=1))
 
     prepared.write(
         map(_read, scans),
         folder,
+        files=files,
         columns=(*COLUMNS, *_voxels(regions), *_has(sequences)),
         store=store,
         max_quarantined=max_quarantined,
@@ -209,7 +214,7 @@ def _write(item: Item, id: int, folder: Path, sequences, regions) -> dict[str, A
         "original_shape": list(map(int, scan.original.shape)),
         "original_affine": scan.original.affine.tolist(),
     }
-    (folder / f"{id}.grid.json").write_text(json.dumps(where))
+    write_text(folder / f"{id}.grid.json", json.dumps(where))
     names = ("id", *COLUMNS[4:], *_voxels(regions), *_has(sequences))
     values = (id, *scan.image.shape[:3], *scan.spacing, *voxels, *scan.presence)
     return item.row | dict(zip(names, values, strict=True))

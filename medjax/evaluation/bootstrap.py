@@ -137,15 +137,12 @@ def numbered(weight, patient) -> tuple[np.ndarray, np.ndarray, int]:
       rows: [N] bool; index: int32, the patient of each of these rows; P.
 
     Raises:
-      InputError: fewer than two patients have a known label.
+      InputError: no patient has a known label.
     """
     rows = (np.asarray(weight) > 0).any(axis=1)
     names, index = np.unique(np.asarray(patient)[rows], return_inverse=True)
-    if names.size < 2:
-        raise InputError(
-            f"patient: {names.size} patient(s) with a known label, and an interval "
-            "needs at least two; evaluate more patients"
-        )
+    if not names.size:
+        raise InputError("patient: none has a known label: evaluate others")
     return rows, index.astype(np.int32), names.size
 
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from chex import Array
 from scipy.optimize import brentq, isotonic_regression, minimize
-from scipy.special import expit, log_softmax, logit, softmax
+from scipy.special import expit, log_expit, log_softmax, logit, logsumexp, softmax
 
 from medjax.evaluation import bootstrap, discrimination, metrics
 from medjax.evaluation.bootstrap import Interval
@@ -385,6 +385,19 @@ def calibrate(fit: Fit | None, probability) -> np.ndarray:
     if isinstance(fit, Logistic):
         return np.where(identity, p, expit(slope * _log_odds(p) + intercept))
     return p if identity.all() else softmax(slope * _log(p) + intercept, axis=1)
+
+
+def ranking(fit: Fit | None, log_odds):
+    """The log-odds [N, T] by which calibrated predictions are ranked.
+
+    Those of a finding stay as they are: its calibration rises, but may tie images.
+    """
+    if log_odds is None or not isinstance(fit, Softmax):
+        return log_odds
+    slope, intercept = map(np.array, fit)
+    z = slope * log_expit(np.asarray(log_odds, float)) + intercept
+    others = [logsumexp(np.delete(z, k, axis=1), axis=1) for k in range(z.shape[1])]
+    return (z - np.stack(others, axis=1)).astype(np.float32)
 
 
 def moves(fit: Fit, task: int) -> bool:

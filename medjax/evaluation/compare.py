@@ -55,7 +55,7 @@ def compare(
       either class have neither interval nor p; `why` gives the reason.
     """
     rest = first.label, first.weight, first.patient
-    scores = first.probability, second.probability
+    scores = first.ranking, second.ranking
     intervals = discrimination.difference(
         *scores, *rest, key=key, replicates=replicates
     )
@@ -106,7 +106,7 @@ def compare(
 
 def _with_mean(predictions: Predictions, name: str) -> np.ndarray:
     """[T + 1]: a metric of each task, and its mean over the tasks that have it."""
-    each = results.RANKED[name](*predictions[2:])
+    each = results.RANKED[name](predictions.ranking, *predictions[3:5])
     return np.append(each, results.means(predictions)[name])
 
 

@@ -60,7 +60,7 @@ def intervals(
       over other tasks is another quantity.
 
     Raises:
-      InputError: numbers without meaning, or fewer than two patients.
+      InputError: numbers without meaning, or no patient with a known label.
     """
     score, label, weight = (np.asarray(a, np.float32) for a in (score, label, weight))
     patient, threshold = np.asarray(patient), np.asarray(threshold, np.float32)

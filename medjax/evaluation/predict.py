@@ -7,9 +7,12 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from scipy.special import expit
 
 from medjax.data import images, loader, prepared
 from medjax.errors import InputError
+
+COLUMNS = ("id", "patient", "label", "weight", "log_odds")
 
 
 class Predictions(NamedTuple):
@@ -17,6 +20,8 @@ class Predictions(NamedTuple):
 
     id, patient: [N] int32.
     probability, label, weight: [N, T] float32; weight 0 where the label is unknown.
+    log_odds: [N, T] float32. Images are ranked by them: among probabilities near 1
+      float32 has ties. None: by the probability.
     """
 
     id: np.ndarray
@@ -24,6 +29,12 @@ class Predictions(NamedTuple):
     probability: np.ndarray
     label: np.ndarray
     weight: np.ndarray
+    log_odds: np.ndarray | None = None
+
+    @property
+    def ranking(self) -> np.ndarray:
+        """[N, T], the scores by which images are ranked."""
+        return self.probability if self.log_odds is None else self.log_odds
 
 
 def predict(
@@ -32,12 +43,12 @@ def predict(
     """Runs a model over evaluation batches and removes their padding.
 
     batches: of the host, [D, B, ...]; padding rows have the id -1.
-    eval_step: image [D, B, H, W, C] -> probabilities [D, B, T], such as
+    eval_step: image [D, B, H, W, C] -> log-odds [D, B, T], such as
       `compile_eval`'s, with the state bound.
     """
-    rows = list(_rows(batches, eval_step, "probability"))
-    columns = ([row[name] for row in rows] for name in Predictions._fields)
-    return Predictions(*map(np.concatenate, columns))
+    rows = list(_rows(batches, eval_step, "log_odds"))
+    columns = {name: np.concatenate([row[name] for row in rows]) for name in COLUMNS}
+    return Predictions(probability=expit(columns["log_odds"]), **columns)
 
 
 def embed(batches: Iterable[dict[str, np.ndarray]], embed_step: Callable) -> np.ndarray:

@@ -31,6 +31,7 @@ RANKED = {
 MAX_FPR = 0.1  # The partial AUROC is of specificities of 90 % and more.
 CONFUSION = jax.jit(metrics.confusion)
 AVERAGES = ("mean", "weighted", "micro")
+SATURATED = 10  # Log-odds beyond which float32 probabilities are few.
 Metrics = dict[str, Interval]  # By the names of metrics.METRICS.
 
 
@@ -98,7 +99,7 @@ def means(predictions: Predictions) -> dict[str, float]:
     """Mean AUROC and average precision over the tasks that have both classes."""
     averages = {}
     for name, metric in RANKED.items():
-        values = np.asarray(metric(*predictions[2:]))
+        values = np.asarray(metric(predictions.ranking, *predictions[3:5]))
         defined = ~np.isnan(values)
         averages[name] = float(values[defined].mean()) if defined.any() else math.nan
     return averages
@@ -119,22 +120,21 @@ def summarise(
     """Every metric of every task with its interval.
 
     Args:
-      predictions: of the split that is evaluated.
+      predictions: of the split that is evaluated. Each task's areas and curves are of
+        `Predictions.ranking`; the micro averages are of the probabilities.
       exclusive: whether an image has exactly one of them, as a class; each is then
         evaluated against the rest, and all of them together.
       threshold: [T], chosen on validation; NaN leaves a task's rates empty.
       chosen: how the thresholds were, see thresholds.describe.
       uncalibrated: [N, T], the probabilities before calibration; None: there is no
-        calibration. Each finding's areas and curves are of these, as a calibration that
-        ties scores would change them. Those of classes, whose order a softmax changes,
-        and the micro averages are of the calibrated probabilities.
+        calibration.
       prevalence: [T], adds the predictive values there.
 
     Returns a `Summary` as JSON, see bootstrap.as_json.
     """
-    score, label, weight = predictions[2:]
+    score, label, weight = predictions[2:5]
     threshold = np.asarray(threshold, np.float32)
-    ranked = score if uncalibrated is None or exclusive else uncalibrated
+    ranked = predictions.ranking
     data = score, label, weight, predictions.patient, threshold
     options = {"key": key, "replicates": replicates}
     judge = functools.partial(bootstrap.interval, replicates=replicates)
@@ -145,6 +145,7 @@ def summarise(
     pooled = discrimination.intervals(
         *(x.reshape(-1, 1) for x in (score, label, weight)),
         *(predictions.patient.repeat(len(tasks)), np.full(1, np.nan)),
+        ranked=_pooled(score, ranked),
         max_fpr=MAX_FPR,
         **options,
     )
@@ -180,6 +181,20 @@ def summarise(
         classes=_classes(predictions, judge, **options) if exclusive else None,
     )
     return bootstrap.as_json(summary)
+
+
+def _pooled(score: np.ndarray, ranked: np.ndarray) -> np.ndarray:
+    """[N T, 1]: the order of all labels by probability.
+
+    Where float32 rounds probabilities to 0 or 1, the log-odds tell them apart.
+    """
+    extreme = np.where(np.abs(ranked) > SATURATED, ranked, 0)
+    keys = np.stack([extreme.ravel(), score.ravel()])
+    order = np.lexsort(keys)
+    place = np.empty(order.size)
+    new = (np.diff(keys[:, order]) != 0).any(axis=0)
+    place[order] = np.cumsum(np.append(0, new))
+    return place[:, None]
 
 
 def _averages(
@@ -270,7 +285,7 @@ def _classes(
     predictions: Predictions, judge: Callable, *, key: Array, replicates: int
 ) -> Classes:
     """The classes' confusion matrix and its rates, with intervals."""
-    data = *predictions[2:], predictions.patient
+    data = *predictions[2:5], predictions.patient
     matrix, intervals = discrimination.class_intervals(
         *data, key=key, replicates=replicates
     )
@@ -313,7 +328,7 @@ def choose(predictions: Predictions, threshold, *, each: int) -> list[Example]:
     for t, point in enumerate(np.asarray(threshold, np.float32)):
         if np.isnan(point):
             continue
-        score, label, weight = (x[:, t] for x in predictions[2:])
+        score, label, weight = (x[:, t] for x in predictions[2:5])
         called, positive = score >= point, label >= 0.5
         for kind in KINDS:
             of_kind = (called == kind.endswith("positive")) & (weight > 0)

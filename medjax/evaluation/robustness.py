@@ -99,7 +99,7 @@ def compare(
     moved = _mean(np.abs(changed.probability - plain.probability), known)
     flipped = _mean(flipped, known)
     difference = discrimination.difference(
-        *(plain.probability, changed.probability),
+        *(plain.ranking, changed.ranking),
         *(plain.label, plain.weight, plain.patient),
         key=key,
         replicates=replicates,
@@ -138,24 +138,23 @@ def summarise(
 
     Args:
       clean: of N images as they are.
-      corrupted: {name of CORRUPTIONS: [5, N, T] probability}, of the same images in
-        the same order, at each severity.
+      corrupted: {name of CORRUPTIONS: [5, N, T] ranking}, of the same images in the
+        same order, at each severity.
       exclusive: whether an image has exactly one of them, as a class: it is then
         called the likeliest, whatever the thresholds.
       threshold: [T], fixed; a task of NaN has no calls.
-      calibrate: [N, T] -> [N, T], of the probabilities, before calls are made; the
-        AUROC is of the uncalibrated ones.
+      calibrate: ranking [N, T] -> the probabilities [N, T] by which calls are made.
 
     Returns a `Robustness` as JSON, see bootstrap.as_json.
     """
     rows, patient, patients = bootstrap.numbered(clean.weight, clean.patient)
     labels = clean.label[rows], clean.weight[rows]
-    reference = calibrate(clean.probability[rows])
+    reference = calibrate(clean.ranking[rows])
     threshold = np.asarray(threshold, np.float32)
     options = {"key": key, "replicates": replicates, "exclusive": exclusive}
     areas, agreement = [], []  # Whole, then drawn: [1 + R, T] and [1 + R].
-    for probability in (clean.probability, *itertools.chain(*corrupted.values())):
-        score = probability[rows]
+    for ranking in (clean.ranking, *itertools.chain(*corrupted.values())):
+        score = ranking[rows]
         data = score, calibrate(score), reference, *labels, patient, threshold
         whole, drawn = bootstrap.resample(_areas_and_calls, data, patients, **options)
         areas.append(np.concatenate([whole[0][None], drawn[0]]))

@@ -98,6 +98,7 @@ def measure_predictions(
     weight: np.ndarray,
     patient: np.ndarray,
     *,
+    ranking: np.ndarray,
     key: Array,
     replicates: int,
 ) -> dict[str, Resampled]:
@@ -106,6 +107,7 @@ def measure_predictions(
     Args:
       probability: [A, S, N, T].
       label: [N, T] in [0, 1].
+      ranking: [A, S, N, T], the scores by which images are ranked.
       weight: [A, S, N, T], >= 0; 0 where a label is unknown, where this seed wasn't
         tested on the image, and where the run is missing. Probability and label may be
         anything there.
@@ -113,9 +115,9 @@ def measure_predictions(
     arms, seeds, images, tasks = probability.shape
     columns = [  # [N, A S T]
         np.moveaxis(np.broadcast_to(x, probability.shape), 2, 0).reshape(images, -1)
-        for x in (probability, label, weight)
+        for x in (probability, ranking, label, weight)
     ]
-    columns = [np.where(columns[2] > 0, x, 0).astype(np.float32) for x in columns]
+    columns = [np.where(columns[3] > 0, x, 0).astype(np.float32) for x in columns]
     names, patient = np.unique(patient, return_inverse=True)
     data = *columns, patient.astype(np.int32)
     options = {"key": key, "replicates": replicates}
@@ -131,11 +133,11 @@ def measure_predictions(
 
 def _areas_and_brier(data: tuple, counts: Array | None) -> dict[str, Array]:
     """A statistic: AUROC, average precision and Brier score of all columns, [R, K]."""
-    score, label, weight, patient = data
+    score, ranking, label, weight, patient = data
     squares = jnp.stack([weight * (score - label) ** 2, weight], axis=1)  # [N, 2, K]
     squares = bootstrap.reweigh(squares, counts, patient)
     error, mass = jnp.moveaxis(squares, -2, 0)
-    both = discrimination.areas(score, label, weight, patient, counts)
+    both = discrimination.areas(ranking, label, weight, patient, counts)
     return dict(zip(discrimination.AREAS, both, strict=True)) | {"brier": error / mass}
 
 

@@ -74,7 +74,7 @@ def volume_probability(
     Source: Isensee et al., nnU-Net, Nature Methods 18 (2021) 203: Gaussian weights and
     windows that overlap by half; sigma and the spacing of the windows as in its code.
     """
-    _check(patch, overlap, flips, batch, slices)
+    check(patch, overlap, flips, batch, slices)
     planar = len(patch) == 2
     window = (1, *patch) if planar else tuple(patch)
     space = np.maximum(image.shape[:3], window)
@@ -198,7 +198,7 @@ def _padded(image, room, before, slices) -> np.ndarray:
     return np.pad(image.astype(np.float32), [*around, (0, 0)])
 
 
-def _check(patch, overlap, flips, batch, slices) -> None:
+def check(patch, overlap, flips, batch, slices) -> None:
     """Raises InputError for options that would fail inside jit or be ignored."""
     if len(patch) not in (2, 3) or min(patch) < 1:
         raise InputError(f"patch={patch}: give 2 or 3 sizes in voxels")

@@ -129,7 +129,6 @@ def summarise(
     threshold: np.ndarray,
     key: Array,
     replicates: int,
-    ranked: np.ndarray | None = None,
 ) -> dict:
     """Every group's metrics with intervals, and the differences between groups.
 
@@ -137,7 +136,6 @@ def summarise(
       groups: a row an image, in the order of the predictions, a column an attribute, as
         of `by_metadata`; what is empty is UNKNOWN, a group like any other.
       threshold: [T], fixed, the same for every group; NaN leaves the rates empty.
-      ranked: [N, T], the scores of the AUROC, as in discrimination.intervals.
 
     Returns:
       {attribute: `Attribute`} as JSON, see bootstrap.as_json.
@@ -149,9 +147,8 @@ def summarise(
         [c.codes + start for c, start in zip(columns.values(), first, strict=False)]
     )
     names = [group for column in columns.values() for group in column.categories]
-    ranked = predictions.probability if ranked is None else ranked
     options = {"groups": len(names), "key": key, "replicates": replicates}
-    measured = _measure(predictions, ranked, member, threshold, **options)
+    measured = _measure(predictions, member, threshold, **options)
     pairs = [
         pair
         for start, stop in itertools.pairwise(first)
@@ -191,14 +188,14 @@ def _category(column: pd.Series) -> pd.Categorical:
 
 
 def _measure(
-    predictions, ranked, member, threshold, *, groups: int, key: Array, replicates: int
+    predictions, member, threshold, *, groups: int, key: Array, replicates: int
 ) -> Measured:
     """All groups' metrics; member: [A, N], the group an attribute puts each image in."""
     rows, patient, patients = bootstrap.numbered(
         predictions.weight, predictions.patient
     )
-    score, label, weight = (np.asarray(x, np.float32)[rows] for x in predictions[2:])
-    ranked = np.asarray(ranked, np.float32)[rows]
+    score, label, weight = (np.asarray(x, np.float32)[rows] for x in predictions[2:5])
+    ranked = np.asarray(predictions.ranking, np.float32)[rows]
     member = member[:, rows].astype(np.int32)
     data = score, ranked, label, weight, patient, threshold, member
     options = {"key": key, "replicates": replicates, "groups": groups}

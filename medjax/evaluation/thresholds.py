@@ -115,7 +115,7 @@ def explorer(
     """
     tables = {}
     for t, task in enumerate(tasks):
-        columns = [x[:, t] for x in predictions[2:]]
+        columns = [x[:, t] for x in predictions[2:5]]
         tp, fp, observed = counts(*columns)
         if len(observed) == 1:
             continue
@@ -148,7 +148,8 @@ def bands(
       highest threshold that reaches each recall but 0. A task with fewer than
       bootstrap.LEAST patients of either class is left out.
     """
-    score, label, weight = (np.asarray(x, np.float32) for x in predictions[2:])
+    columns = predictions.ranking, *predictions[3:5]
+    score, label, weight = (np.asarray(x, np.float32) for x in columns)
     label = np.where(weight > 0, label, 0)
     positive, negative = weight * label, weight * (1 - label)
     enough = [
@@ -260,7 +261,7 @@ def choose(
             "images that it is judged on, it flatters every rate"
         )
     check(rule, value)
-    tasks = zip(*(x.T for x in predictions[2:]), strict=True)
+    tasks = zip(*(x.T for x in predictions[2:5]), strict=True)
     return np.array([_point(*task, rule, value) for task in tasks], np.float32)
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 from rich.console import Console
 
 from medjax.evaluation.metrics import METRICS
+from medjax.files import write_table, write_text
 from medjax.reports import charts
 from medjax.reports.page import count, interval, label, number, show_table
 
@@ -98,12 +99,12 @@ def write_csv(results: dict, path: Path) -> None:
         | {"note": cells.get("note", "")}
         for name, cells, metrics in rows
     ]
-    pd.DataFrame(table, dtype=object).to_csv(path, index=False)
+    write_table(path, pd.DataFrame(table, dtype=object))
 
 
 def write_localisation(results: dict, path: Path) -> Path:
     """Writes tasks.explain.localise's results as JSON, prints them; returns the path."""
-    path.write_text(json.dumps(results, indent=1))
+    write_text(path, json.dumps(results, indent=1))
     of = f" of {results['stage']}" if results["stage"] else ""
     rows = {label(name): task for name, task in results["tasks"].items()}
     rows["all"] = results["all"]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from medjax.files import write_table, write_text
 from medjax.reports import charts, page
 from medjax.reports.page import interval, label, number, p_value, show_table, within
 
@@ -19,7 +20,7 @@ def write_pair(results: dict, folder: Path) -> Path:
     The results are of evaluation.compare, of findings or of masks; with split, source,
     the `primary` metric, which is tested, and runs: two of {folder, model, imbalance}.
     """
-    (folder / "against.json").write_text(json.dumps(results, indent=1))
+    write_text(folder / "against.json", json.dumps(results, indent=1))
     metric = results["primary"]
     rows = {label(task): row["metrics"] for task, row in results["tasks"].items()}
     forest = [
@@ -93,7 +94,7 @@ def write_sweep(results: dict, folder: Path) -> Path:
 
     The results are of commands.sweep.gather; `primary` is the metric that is tested.
     """
-    (folder / "sweep.json").write_text(json.dumps(results, indent=1))
+    write_text(folder / "sweep.json", json.dumps(results, indent=1))
     compared, metric = results["compared"], results["primary"]
     baseline = compared["arms"][compared["baseline"]] if compared else {"mean": []}
     metrics = sorted(baseline["mean"], key=lambda name: name != metric)
@@ -229,4 +230,4 @@ def _write_csv(arms: dict, metrics: list[str], path: Path) -> None:
         ]
     between = [f"difference_{k}" for k in DIFFERENCE]
     columns = ["arm", "task", "metric", "seeds", *ESTIMATE, *between]
-    pd.DataFrame(rows, columns=columns, dtype=object).to_csv(path, index=False)
+    write_table(path, pd.DataFrame(rows, columns=columns, dtype=object))

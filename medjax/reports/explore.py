@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from medjax.files import write_text
 from medjax.reports import charts, page
 from medjax.reports.images import as_bytes, fit, middle, png
 
@@ -37,7 +38,7 @@ def write(
     """
     folder.mkdir(parents=True, exist_ok=True)
     facts = plain(facts)
-    (folder / f"{name}.json").write_text(json.dumps(facts, indent=1, allow_nan=False))
+    write_text(folder / f"{name}.json", json.dumps(facts, indent=1, allow_nan=False))
     facts = dict.fromkeys(SECTIONS) | {"sample": [], "source": ""} | facts
     slices = {id: middle(image) for id, image in images.items()}
     side = 144 if len(slices) <= 60 else 88  # Keeps the page below 3 MB.
@@ -65,7 +66,7 @@ def write_audit(audit: dict, strips: dict[str, list[np.ndarray]], folder: Path) 
     The audit is tasks.perturb's. `strips` are pictures of each op, the image as it is
     and at each strength, float [.., C] in [0, 1]. Returns the page's path.
     """
-    (folder / "augment.json").write_text(json.dumps(audit, indent=1))
+    write_text(folder / "augment.json", json.dumps(audit, indent=1))
     pictures = {
         op: [png(as_bytes(fit(middle(i), STRIP, enlarge=True))) for i in images]
         for op, images in strips.items()

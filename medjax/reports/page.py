@@ -10,6 +10,7 @@ from rich.table import Table
 
 from medjax.config import flatten
 from medjax.evaluation.metrics import METRICS
+from medjax.files import write_text
 
 DASH = "–"  # Of what is undefined.
 NAMES = {name: metric.label for name, metric in METRICS.items()} | {
@@ -33,7 +34,7 @@ NAMES = {name: metric.label for name, metric in METRICS.items()} | {
 def write(path: Path, template: str, **values) -> Path:
     """Writes a page, whose folder is made if it is absent; see `render`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render(template, **values))
+    write_text(path, render(template, **values))
     return path
 
 

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from medjax.files import write_text
 from medjax.reports import charts, classification, page, segmentation
 
 FEW = 30  # Positive images below which the numbers of a finding are weak.
@@ -51,10 +52,8 @@ def write(
             "Environment": page.flat(environment),
         },
     )
-    # The JSON is last, and whole or absent: where it is, a run counts as finished.
-    partial = folder / f"{name}.json.partial"
-    partial.write_text(json.dumps(results, indent=1))
-    partial.replace(folder / f"{name}.json")
+    # The JSON is last: where it is, a run counts as finished.
+    write_text(folder / f"{name}.json", json.dumps(results, indent=1))
     return path
 
 

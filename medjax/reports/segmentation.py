@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from medjax.evaluation.segmentation import METRICS, components
+from medjax.files import write_table
 from medjax.reports import charts, images
 from medjax.reports.page import interval, label, show_table
 
@@ -79,7 +80,7 @@ def worst_first(results: dict) -> list[str]:
 def write_csv(results: dict, path: Path) -> None:
     """Writes one row a volume and region."""
     columns = ["name", "patient", "region", *METRICS]
-    pd.DataFrame(results["rows"]).to_csv(path, columns=columns, index=False)
+    write_table(path, pd.DataFrame(results["rows"]), columns=columns)
 
 
 def planes(case: Case, results: dict) -> list[dict]:

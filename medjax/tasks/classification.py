@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 from pathlib import Path
 
 import jax
@@ -15,6 +16,7 @@ from medjax.data import loader
 from medjax.data import prepared as store
 from medjax.errors import InputError
 from medjax.evaluation import novelty, predict, results, subgroups, thresholds
+from medjax.files import write_table, write_text
 from medjax.tasks import adapt, compare, explain, films, fixed, parts, refit, survey
 from medjax.tasks.task import Finished, Run, Task
 from medjax.tasks.task import check as check_any
@@ -102,8 +104,8 @@ def read_fixed(run: Finished) -> Finished:
     return run._replace(fixed=chosen)
 
 
-def ranked(run: Finished, raw: predict.Predictions) -> np.ndarray | None:
-    """[N, T], the uncalibrated probabilities by which findings are ranked.
+def uncalibrated(run: Finished, raw: predict.Predictions) -> np.ndarray | None:
+    """[N, T], the probabilities of findings before calibration.
 
     None for classes, which a softmax's calibration mixes, and without a calibration.
     """
@@ -115,28 +117,49 @@ def write_predictions(
     run: Finished, data: films.Data, split: str, raw: predict.Predictions
 ) -> predict.Predictions:
     """Writes predictions/<split>.csv; returns the calibrated predictions."""
-    calibrated = raw._replace(probability=run.fixed.calibrated(raw.probability))
+    calibrated = run.fixed.apply(raw)
     if devices.first():
         workdir.write_predictions(
             run.folder / "predictions" / f"{split}.csv",
             run.output.names,
             data.table,
             calibrated,
-            ranked(run, raw),
+            uncalibrated(run, raw),
         )
     return calibrated
 
 
 def other(run: Finished, data: films.Data) -> films.Data:
-    missing = set(run.output.names) - set(store.tasks_of(data.table))
-    if missing:
-        raise InputError(f"--config: its data know nothing of {', '.join(missing)}")
+    names, table = list(run.output.names), data.table
+    present = [name for name in names if name in store.tasks_of(table)]
+    missing = sorted({*names} - {*present})
+    if missing and not (run.output.exclusive and present):
+        raise InputError(
+            f"--config: its data know nothing of {', '.join(missing)}, which the run "
+            f"predicts: name its {'classes' if run.output.exclusive else 'findings'} as "
+            "the run does, or add a column for each, blank where unknown"
+        )
     if data.output.shape != run.output.shape:
         raise InputError(
             f"--config: its images are {data.output.shape}, the run's "
             f"{run.output.shape}: set data.side to the run's"
         )
-    return data._replace(output=run.output)
+    if run.output.exclusive and not data.output.exclusive:
+        raise InputError("--config: its images have findings, the run's have classes")
+    if run.output.exclusive:
+        label = table[present]
+        # No image shows a class that these data don't have.
+        absent = label[present[0]].mask(label[present[0]].notna(), 0.0)
+        table = table.assign(**dict.fromkeys(missing, absent))
+        # Another class is no negative of the run's: these images have no label here.
+        others = label.notna().all(axis=1) & ~np.isclose(label.sum(axis=1), 1)
+        table = table[~others]
+        if others.any():
+            print(
+                f"note: {others.sum()} of {len(others)} images are of classes that the run "
+                "doesn't know: they are left out"
+            )
+    return data._replace(table=table, output=run.output)
 
 
 def measure(
@@ -145,10 +168,16 @@ def measure(
     """Predicts a split, writes its predictions, and measures them."""
     config, output = run.config, run.output
     ids = films.ids_in(manifest, split)
+    if np.isnan(data.label(ids)).all():
+        raise InputError(f"--split={split}: no image of it has a known label")
     raw = predictions(config, run.network, run.state, data.films(ids))
     if not devices.first():  # All predict; one reports.
         return {}, {}
     calibrated = write_predictions(run, data, split, raw)
+    known = (raw.weight > 0).any(axis=1)
+    if not known.all():
+        print(f"note: {(~known).sum()} of {len(known)} images have no label: left out")
+        calibrated, raw = (type(raw)(*(x[known] for x in p)) for p in (calibrated, raw))
     points, calibration = run.thresholds, run.fixed.calibration
     common = {"tasks": output.names, **parts.bootstrap(config)}
     summary = results.summarise(
@@ -161,14 +190,13 @@ def measure(
         **common,
     )
     fixed.describe(summary, calibration)
-    by = ranked(run, raw)
-    summary["bands"] = thresholds.bands(calibrated if by is None else raw, **common)
+    summary["bands"] = thresholds.bands(calibrated, **common)
     summary["explorer"] = thresholds.explorer(
         calibrated, tasks=output.names, threshold=points
     )
     groups = subgroups.by_metadata(data.table.set_index("id").loc[calibrated.id])
     summary["subgroups"] = subgroups.summarise(
-        calibrated, groups, threshold=points, ranked=by, **common
+        calibrated, groups, threshold=points, **common
     )
     pictures, each = {}, config.evaluation.gallery
     if each and devices.alone():
@@ -192,7 +220,7 @@ def record(folder: Path, data: films.Data, ids: np.ndarray) -> None:
     )
     table = data.table.set_index("id").loc[ids]
     reference = novelty.reference(images, table["width"] / table["height"])
-    path.write_text(json.dumps(reference, indent=1))
+    write_text(path, json.dumps(reference, indent=1))
 
 
 def predict_(
@@ -210,6 +238,9 @@ def predict_(
     gets pictures of the evidence for each finding that is seen.
     """
     names = list(run.output.names)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.is_dir() or not os.access(out.parent, os.W_OK):
+        raise InputError(f"--out={out}: can't be written: give a new file.csv")
     if len(run.output.shape) > 3:
         raise InputError(
             f"{run.folder}: the run reads volumes; predict reads 2-D images"
@@ -232,13 +263,12 @@ def predict_(
             unread.append(answer)
         else:
             rows.append([path, *answer])
-    out.parent.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(rows, columns=["image", *names])
     if run.output.exclusive:
         likeliest = table[names].idxmax(axis=1) if rows else []
         table.insert(1, "class", likeliest)
     table["warning"] = [warnings.get(path, "") for path in table["image"]]
-    table.to_csv(out, index=False)
+    write_table(out, table)
     print(f"predictions: {out} ({len(rows)} images, {len(unread)} unreadable files)")
     if others:
         names = ", ".join(others[:NAMED]) + (", ..." if others[NAMED:] else "")

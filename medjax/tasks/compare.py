@@ -156,18 +156,17 @@ def _there(path: Path, split: str) -> Path:
 
 
 def _read_findings(folder: Path, split: str, names: tuple[str, ...]) -> pd.DataFrame:
-    """predictions/<split>.csv: T probabilities and T uncalibrated ones, T_raw."""
+    """predictions/<split>.csv: T probabilities, and T_log_odds, which rank."""
     path = _there(folder / "predictions" / f"{split}.csv", split)
     text = {"image": str, "patient": str}
     table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
-    for name in names:
-        if f"{name}_raw" not in table:
-            table[f"{name}_raw"] = table[name]
+    if missing := [f"{n}_log_odds" for n in names if f"{n}_log_odds" not in table]:
+        raise InputError(f"{path}: has no {missing[0]}: evaluate that run again")
     return table.rename(columns={f"{name}_label": f"{name}_truth" for name in names})
 
 
 def _pair_findings(first, second, names, *, key, replicates) -> dict:
-    """Ranks by the uncalibrated probabilities, as each run's own report does."""
+    """Ranks by the log-odds, as each run's own report does."""
     truth = first[[f"{name}_truth" for name in names]].to_numpy(np.float32)
     known = ~np.isnan(truth)
     patient = pd.factorize(identity.column(first["patient"]), sort=True)[0]
@@ -175,7 +174,7 @@ def _pair_findings(first, second, names, *, key, replicates) -> dict:
         Predictions(
             np.arange(len(table)),
             patient,
-            table[[f"{name}_raw" for name in names]].to_numpy(np.float32),
+            table[[f"{name}_log_odds" for name in names]].to_numpy(np.float32),
             np.where(known, truth, 0).astype(np.float32),
             known.astype(np.float32),
         )
@@ -185,13 +184,14 @@ def _pair_findings(first, second, names, *, key, replicates) -> dict:
 
 
 def _measure_findings(grid: Grid, **options) -> dict[str, Resampled]:
-    probability = grid.columns[""]
+    probability, ranking = (grid.columns[suffix] for suffix in FINDINGS.columns)
     weight = ~np.isnan(grid.truth) & ~np.isnan(probability)
     return seeds.measure_predictions(
         np.nan_to_num(probability),
         np.nan_to_num(grid.truth),
         weight.astype(np.float32),
         grid.patient,
+        ranking=ranking,
         **options,
     )
 
@@ -277,7 +277,7 @@ FINDINGS = Kind(
     names=lambda task: tuple(task["names"]),
     read=_read_findings,
     truth="label",
-    columns=("",),
+    columns=("", "_log_odds"),
     pair=_pair_findings,
     measure=_measure_findings,
 )

@@ -17,6 +17,7 @@ from medjax.data import images as reading
 from medjax.data import loader
 from medjax.errors import InputError
 from medjax.evaluation import bootstrap, heatmaps, predict, results
+from medjax.files import escaped, write_table
 from medjax.reports import images
 from medjax.tasks import adapt, films, parts
 from medjax.tasks.task import Finished
@@ -86,7 +87,7 @@ def draw(run: Finished, explain: Callable, predicted: pd.DataFrame, out: Path) -
             raise InputError(heatmap)
         film = reading.read(path, run.output.shape[-1])
         for t in _seen(row, points, run.output.exclusive):
-            name = f"{path.stem}-" + re.sub(r"[^\w-]+", "_", tasks[t])
+            name = f"{escaped(path.stem)}-" + re.sub(r"[^\w-]+", "_", tasks[t])
             names[name] += 1  # Two folders may hold films of one name.
             name += f"-{names[name]}.png" if names[name] > 1 else ".png"
             facts = {"task": tasks[t], "probability": row[t], "threshold": points[t]}
@@ -94,7 +95,7 @@ def draw(run: Finished, explain: Callable, predicted: pd.DataFrame, out: Path) -
             images.overlay(out / name, film.pixels, heatmap[t], **options)
             rows.append({"image": path, **facts, "heatmap": name})
     columns = ["image", "task", "probability", "threshold", "heatmap"]
-    pd.DataFrame(rows, columns=columns).to_csv(out / "index.csv", index=False)
+    write_table(out / "index.csv", pd.DataFrame(rows, columns=columns))
     return len(rows)
 
 

@@ -1,11 +1,11 @@
 """The images of a classification: their records, their split, their batches."""
 
+import collections
 import hashlib
 import inspect
 import json
 import logging
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,8 @@ from medjax.cohort import split as splits
 from medjax.config import Config, effects
 from medjax.data import loader, prepared, sources
 from medjax.errors import InputError
+from medjax.files import write_table
+from medjax.training import folder as workdir
 
 log = logging.getLogger("medjax")
 
@@ -56,10 +58,7 @@ class Data(NamedTuple):
 
     def films(self, ids: np.ndarray) -> loader.Images:
         """The images of these numbers, in this order."""
-        columns = prepared.tasks_of(self.table)
-        return loader.Images(
-            self.path, ids, [columns.index(name) for name in self.output.names]
-        )
+        return loader.Images(self.path, ids, self.label(ids))
 
     def label(self, ids: np.ndarray) -> np.ndarray:
         """[N, T] labels of these images, NaN where unknown."""
@@ -75,9 +74,7 @@ class Data(NamedTuple):
             films = self.films(self.table["id"].to_numpy())
             pairs = duplicates.candidates(prepared.read_hashes(self.path))
             pairs = duplicates.confirm(pairs, lambda id: films[id]["image"])
-            unfinished = path.with_suffix(f".{os.getpid()}")
-            pairs.to_csv(unfinished, index=False)
-            unfinished.rename(path)  # Two runs may look at the same time.
+            write_table(path, pairs)
         return pd.read_csv(path, keep_default_na=False)
 
 
@@ -103,7 +100,10 @@ def data(config: Config) -> Data:
     name = f"{kind}-{config.data.side}px-{digest(options)}"
     root = Path(config.data.records).expanduser()
     path = prepared.folder(root, name)
-    if not prepared.is_prepared(path):
+    files_of = sources.FILES[kind]
+    if prepared.is_prepared(path):
+        prepared.check_source(path, files_of(**options))
+    else:
         source = make(**options)
         with Progress() as progress:
             bar = progress.add_task(f"prepare {name}", total=source.total)
@@ -112,11 +112,9 @@ def data(config: Config) -> Data:
                 records=root,
                 name=name,
                 max_quarantined=config.data.max_quarantined,
+                files=files_of(**options),
                 progress=lambda: progress.advance(bar),
             )
-    if "folder" in options:
-        folder = Path(options["folder"]).expanduser()
-        prepared.check_source(path, folder, prepared.tables_in(folder))
     table = prepared.read_table(path)
     columns = prepared.tasks_of(table)
     names = tuple(config.data.tasks) or columns
@@ -127,6 +125,7 @@ def data(config: Config) -> Data:
     for name in names:
         if name not in columns:
             raise InputError(f"data.tasks: {name!r} is none of {', '.join(columns)}")
+    check_names(names)
     exclusive = is_exclusive(config)
     if exclusive:
         check_classes(table, names)
@@ -143,6 +142,18 @@ def digest(options: dict[str, Any]) -> str:
     """Part of a folder's name: records of other options have another."""
     text = json.dumps(options, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuses findings whose columns in a table of predictions would be others'."""
+    columns = collections.Counter(["image", "patient", "class", "warning"])
+    for name in names:
+        columns.update([name, *(name + suffix for suffix in workdir.SUFFIXES)])
+    if twice := [column for column, count in columns.items() if count > 1]:
+        raise InputError(
+            f"the data has a finding or class whose column {twice[0]!r} in the "
+            "predictions would be there twice: rename it"
+        )
 
 
 def check_classes(table: pd.DataFrame, classes: tuple[str, ...]) -> None:
@@ -234,6 +245,16 @@ def audit(
         on_duplicates="warn" if by == "image" else c.get("duplicates", "refuse"),
         needed=needed,
     )
+
+
+def check_labels(data: Any, manifest: pd.DataFrame) -> None:
+    """Refuses a side without a known label: nothing could be learnt or measured."""
+    for side in manifests.SPLITS:
+        ids = ids_in(manifest, side)
+        if len(ids) and np.isnan(data.label(ids)).all():
+            raise InputError(
+                f"split: no label of {side} is known: add some, or patients"
+            )
 
 
 def train_batches(

@@ -21,6 +21,7 @@ from medjax.evaluation import calibration as recalibration
 from medjax.evaluation import segmentation, thresholds
 from medjax.evaluation.predict import Predictions
 from medjax.evaluation.segmentation import Post
+from medjax.files import write_text
 from medjax.tasks import parts
 from medjax.tasks.films import Data, Output, ids_in
 from medjax.training import devices
@@ -56,6 +57,13 @@ class Fixed(NamedTuple):
     rule: str  # Of the thresholds, see evaluation/thresholds.py.
     value: float | None
     calibration: Calibration = NONE
+
+    def apply(self, raw: Predictions) -> Predictions:
+        """The calibrated predictions."""
+        return raw._replace(
+            probability=self.calibrated(raw.probability),
+            log_odds=recalibration.ranking(self.calibration.fit, raw.log_odds),
+        )
 
     def calibrated(self, probability: np.ndarray) -> np.ndarray:
         """[..., T] -> [..., T] float32."""
@@ -141,8 +149,7 @@ def settle(
         )
     rule = operating(config)
     fixed = Fixed(number, {}, **rule, calibration=fit(config, data, manifest, raw))
-    calibrated = raw._replace(probability=fixed.calibrated(raw.probability))
-    points = thresholds.choose(calibrated, split="validation", **rule).tolist()
+    points = thresholds.choose(fixed.apply(raw), split="validation", **rule).tolist()
     fixed = fixed._replace(thresholds=dict(zip(data.output.names, points, strict=True)))
     if devices.first():
         write(folder, fixed)
@@ -179,7 +186,7 @@ def fit(
     if method == "prior":
         label = data.label(ids_in(manifest, "train"))
         return Calibration(method, *_prior(config, data.output, label))
-    _, _, probability, label, weight = validation
+    probability, label, weight = validation[2:5]
     why = {}
     if data.output.exclusive:
         positives = (label * weight).sum(axis=0, where=weight > 0)
@@ -254,7 +261,7 @@ def write(folder: Path, fixed: Fixed) -> None:
             for t, task in enumerate(fixed.thresholds)
         },
     }
-    (folder / "calibration.json").write_text(json.dumps(calibration, indent=2))
+    write_text(folder / "calibration.json", json.dumps(calibration, indent=2))
     points = {k: None if math.isnan(v) else v for k, v in fixed.thresholds.items()}
     chosen = {
         "checkpoint": fixed.checkpoint,
@@ -263,7 +270,7 @@ def write(folder: Path, fixed: Fixed) -> None:
         "calibration": fixed.calibration.method,
         "tasks": points,
     }
-    (folder / "thresholds.json").write_text(json.dumps(chosen, indent=2))
+    write_text(folder / "thresholds.json", json.dumps(chosen, indent=2))
 
 
 def read(folder: Path) -> Fixed | None:
@@ -322,7 +329,7 @@ def settle_posts(
     if devices.first():
         each = {name: post._asdict() for name, post in zip(regions, posts, strict=True)}
         values = {"checkpoint": number, "regions": each}
-        path.write_text(json.dumps(values, indent=2))
+        write_text(path, json.dumps(values, indent=2))
     return posts
 
 

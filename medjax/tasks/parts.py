@@ -6,7 +6,8 @@
 import functools
 import inspect
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +49,9 @@ STATIC = {
 }
 
 
+SIDE = re.compile(r"(?<![a-z])(left|right)(?![a-z])", re.IGNORECASE)
+
+
 class Network(NamedTuple):
     """A model with its parts bound."""
 
@@ -55,8 +59,8 @@ class Network(NamedTuple):
     apply: Callable  # Linen's.
     stages: tuple[str, ...]  # Their names, from the image on.
     frozen: tuple[str, ...]  # Those that don't train.
-    # (state, image [D, B, ...]) -> probability [D, B, T]; of a segmentation
-    # (variables, patches [B, *S, C]) -> [B, *S, K].
+    # (state, image [D, B, ...]) -> log-odds [D, B, T]; of a segmentation
+    # (variables, patches [B, *S, C]) -> probability [B, *S, K].
     predict: Callable
     # Of a classifier: image [B, H, W, C] -> [1, B, H, W, C], as it sees them, and
     # (state, image [D, B, ...]) -> what its last layer sees, [D, B, F].
@@ -77,13 +81,12 @@ def _classifier(fields: str, output: Any) -> Network:
     views = functools.partial(normalisation.views, prepare=preparation(config))
     seen = functools.partial(views, flip=config.evaluation.flip)
     parts = {"apply": model.apply, "views": seen}
-    probability = jax.nn.softmax if output.exclusive else jax.nn.sigmoid
     return Network(
         init=lambda key: model.init(key, blank, train=False),
         apply=model.apply,
         stages=model.stage_names,
         frozen=frozen,
-        predict=step.compile_eval(step.eval_step, probability=probability, **parts),
+        predict=step.compile_eval(step.eval_step, exclusive=output.exclusive, **parts),
         look=functools.partial(views, flip=False),
         embed=step.compile_eval(step.embed_step, **parts),
     )
@@ -447,10 +450,44 @@ def check(config: Config, network: Network, output: Any) -> None:
                 raise InputError(
                     f"{section}.{name}={config[section][name]}: give 1 or more"
                 )
+    _check_sides(config)
     caveats(config)
     pace(config, network.stages)
     step_parts(config, network)
     loss_arguments(config, output, _any_label(output))
+
+
+def _check_sides(config: Config) -> None:
+    """Refuses mirror images where a label depends on left and right."""
+    if not config.augment.sided:
+        return
+    c = config.evaluation
+    mirrored = [
+        f"augment.{name}"
+        for name in config.augment.ops
+        if safety.mirrors(name, config.augment.get(name, {}))
+    ]
+    mirrored *= not config.augment.allow_unsafe
+    if c.get("flip", False) or 2 in c.get("flips", ()):
+        mirrored.append(
+            "evaluation.flip" if "flip" in c else f"evaluation.flips={c.flips}"
+        )
+    if mirrored:
+        raise InputError(
+            f"{mirrored[0]}: mirrors left and right, and by augment.sided=True a label "
+            "depends on them: switch it off"
+        )
+
+
+def sides(config: Config, names: Sequence[str]) -> str:
+    """A warning of findings or regions named after a side; '' for none."""
+    named_so = [name for name in names if SIDE.search(name)]
+    if config.augment.sided or not named_so:
+        return ""
+    return (
+        f"{named_so[0]!r} names a side: set augment.sided=True, and left and right are "
+        "mixed up neither by augmentation nor by evaluation.flip or .flips"
+    )
 
 
 def has_steps(config: Config) -> bool:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from rich.progress import Progress
+from scipy.special import expit
 
 from medjax.augment import policy
 from medjax.config import Config, as_json
@@ -17,6 +18,7 @@ from medjax.errors import InputError
 from medjax.evaluation import predict as inference
 from medjax.evaluation import robustness
 from medjax.evaluation.robustness import CORRUPTIONS, SEVERITIES
+from medjax.files import write_table, write_text
 from medjax.reports import explore as explore_page
 from medjax.reports.page import interval, show_table
 from medjax.tasks import films, parts
@@ -42,28 +44,30 @@ def corrupt(run: Finished, data: films.Data, ids: np.ndarray, most: int = 0) -> 
         raise InputError("--corrupt: no film in this split")
     config = run.config
     key = jax.random.key(config.seed + 3)
-    probability: dict[str, list] = {name: [] for name in CORRUPTIONS}
+    ranking: dict[str, list] = {name: [] for name in CORRUPTIONS}
     clean = []
-    # Findings are ranked by uncalibrated probabilities, as in the report.
-    predict = run.predict if run.output.exclusive else run.uncalibrated
+    apply, exclusive = run.fixed.apply, run.output.exclusive
     with Progress() as progress:
         bar = progress.add_task("corrupt", total=len(ids))
         for batch in films.evaluation_batches(config, data.films(ids)):
-            clean.append(inference.predict([batch], predict))
-            for name, by_batch in probability.items():
+            clean.append(apply(inference.predict([batch], run.log_odds)))
+            for name, by_batch in ranking.items():
                 of_batch = []
                 for severity in SEVERITIES:
                     change = functools.partial(_corrupt, name, severity, key)
-                    predicted = inference.predict([_changed(batch, change)], predict)
-                    of_batch.append(predicted.probability)
+                    predicted = inference.predict(
+                        [_changed(batch, change)], run.log_odds
+                    )
+                    of_batch.append(apply(predicted).ranking)
                 by_batch.append(np.stack(of_batch))
             progress.advance(bar, len(clean[-1].id))
     return robustness.summarise(
         inference.Predictions(*map(np.concatenate, zip(*clean, strict=True))),
-        {name: np.concatenate(each, axis=1) for name, each in probability.items()},
+        {name: np.concatenate(each, axis=1) for name, each in ranking.items()},
         tasks=run.output.names,
-        exclusive=run.output.exclusive,
-        calibrate=np.asarray if run.output.exclusive else run.fixed.calibrated,
+        exclusive=exclusive,
+        # Of classes the log-odds are calibrated already.
+        calibrate=lambda z: expit(z) if exclusive else run.fixed.calibrated(expit(z)),
         threshold=run.thresholds,
         **parts.bootstrap(config),
     )
@@ -79,7 +83,7 @@ def fewer(ids: np.ndarray, films: int) -> np.ndarray:
 
 def write(results: dict, path: Path) -> Path:
     """Writes .json, and .csv beside it, of `corrupt`, and prints the mean curve."""
-    path.write_text(json.dumps(results, indent=1))
+    write_text(path, json.dumps(results, indent=1))
     measures = robustness.MEASURES
     rows = [
         {"corruption": name, "parameter": corruption["parameter"], **row}
@@ -95,7 +99,7 @@ def write(results: dict, path: Path) -> Path:
     columns = [f"{k}{end}" for k in measures for end in ("", "_low", "_high")]
     columns = ["corruption", "severity", "parameter", "value", *columns]
     numbers = pd.DataFrame(rows, columns=columns, dtype=object)  # 50 isn't 50.0.
-    numbers.to_csv(path.with_suffix(".csv"), index=False)
+    write_table(path.with_suffix(".csv"), numbers)
     table = [("0", interval(results["clean"]["auroc"]), "", "")]
     for row in results["mean"]:
         table.append((str(row["severity"]), *(interval(row[k]) for k in measures)))
@@ -136,7 +140,8 @@ def audit(run: Finished, data: films.Data, manifest: pd.DataFrame) -> Path:
     """
     config, names = run.config, run.output.names
     images = data.films(films.ids_in(manifest, "validation"))
-    plain = inference.predict(films.evaluation_batches(config, images), run.predict)
+    plain = inference.predict(films.evaluation_batches(config, images), run.log_odds)
+    plain = run.fixed.apply(plain)
     # The example shows as many findings as any image does.
     example = images[int(np.argmax((plain.label * plain.weight).sum(axis=1)))]
     strips: dict = {op: [example["image"] / 255] for op in config.augment.ops}
@@ -147,8 +152,9 @@ def audit(run: Finished, data: films.Data, manifest: pd.DataFrame) -> Path:
             change = functools.partial(_augment, jax.random.key(config.seed), op=op)
             batches = films.evaluation_batches(config, images)
             augmented = inference.predict(
-                (_changed(batch, change) for batch in batches), run.predict
+                (_changed(batch, change) for batch in batches), run.log_odds
             )
+            augmented = run.fixed.apply(augmented)
             compared = robustness.compare(plain, augmented, **options)
             rows[name].append({"strength": strength, **compared})
             image, id = (np.asarray(example[k])[None] for k in ("image", "id"))

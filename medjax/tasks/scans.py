@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -136,7 +137,9 @@ def data(config: Config) -> Data:
     options = films.record_options(config)
     name = f"{config.data.source}-{films.digest(options)}"
     folder = Path(config.data.records).expanduser() / "volumes" / name
-    if not store.is_prepared(folder):
+    if store.is_prepared(folder):
+        store.check_source(folder, _files(config))
+    else:
         output, patients = expected(config), _patients(config)
         with Progress() as progress:
             bar = progress.add_task(f"prepare {name}", total=len(patients))
@@ -147,13 +150,10 @@ def data(config: Config) -> Data:
                 regions=output.regions,
                 options=options,
                 max_quarantined=config.data.max_quarantined,
+                files=_files(config),
                 progress=lambda: progress.advance(bar),
             )
     prepared = volumes.read_prepared(folder)
-    source = Path(config.data.get("folder", "")).expanduser()
-    if config.data.source != PHANTOM and source.is_dir():
-        files = (path for files in find(config, source) for path in files.paths())
-        store.check_source(folder, source, files)
     left_out = store.left_out(folder)
     share = left_out / (left_out + len(prepared.table))
     if share > config.data.max_quarantined:
@@ -165,6 +165,16 @@ def data(config: Config) -> Data:
     spacing = tuple(prepared.table[list(SPACING)].median().tolist())
     output = Output(prepared.sequences, prepared.regions, spacing)
     return Data(folder, _table(config, prepared), output, prepared)
+
+
+def _files(config: Config) -> dict[str, Path]:
+    """The files of all patients by their paths below the folder; {} if it isn't there."""
+    source = Path(config.data.get("folder", "")).expanduser()
+    if config.data.source == PHANTOM or not source.is_dir():
+        return {}
+    paths = [path for files in find(config, source) for path in files.paths()]
+    paths += source.glob("dataset.json")  # It says which channel is which sequence.
+    return {os.path.relpath(path, source): path for path in paths}
 
 
 def expected(config: Config) -> Output:
@@ -293,7 +303,9 @@ def _regions(config: Config) -> dict[str, tuple[int, ...]]:
         if name not in config.data["values"]:
             raise InputError(f"data.values: has none for the region {name!r}")
         regions[name] = tuple(config.data["values"][name])
-    nifti.paint(np.zeros(len(regions)), regions)  # Now, and not after training.
+    if taken := {*volumes.COLUMNS, "volume", "half"} & {*regions}:
+        raise InputError(f"data.regions: {min(taken)!r} is a column of ours: rename it")
+    nifti.check_regions(regions)  # Now, and not after training.
     return regions
 
 

@@ -16,6 +16,7 @@ from medjax.data.scan import Scan
 from medjax.errors import InputError
 from medjax.evaluation import bootstrap, sliding
 from medjax.evaluation import segmentation as measures
+from medjax.files import write_text
 from medjax.reports.segmentation import Case as Pictured
 from medjax.tasks import compare, films, fixed, parts, scans
 from medjax.tasks.task import Finished, Task
@@ -62,6 +63,7 @@ def check(config: Config, shards: int) -> None:
             raise InputError(f"{field}={value!r}: {NOT_FOR_MASKS[value]}")
     output = scans.expected(config)
     network = parts.segmenter(config, output)
+    sliding.check(**_windows(config))
     jax.eval_shape(network.init, jax.random.key(0))  # Does the patch fit the network?
     check_any(config, network, output, batch=shards * config.patch.each)
 
@@ -89,7 +91,7 @@ def explore(config: Config, data: scans.Data, folder: Path) -> Path:
     path = folder / "fingerprint.json"
     values = {"data": measured, "proposal": proposal, "copies": copies}
     values = bootstrap.as_json(values)
-    path.write_text(json.dumps(values, indent=1))
+    write_text(path, json.dumps(values, indent=1))
     return path
 
 
@@ -103,17 +105,21 @@ def batches(config: Config, data: scans.Data, ids, target, *, on_host: bool = Fa
 
 def probability(config: Config, network, state: step.State, image) -> np.ndarray:
     """The averaged model's probability of a volume: [D, H, W, C] -> [D, H, W, K]."""
-    size, slices = tuple(config.patch.size), config.patch.slices
     return sliding.volume_probability(
-        network.predict,
-        state.averaged,
-        image,
-        patch=size[1:] if slices else size,
-        slices=size[0] if slices else 1,
-        overlap=config.evaluation.overlap,
-        flips=tuple(config.evaluation.flips),
-        batch=config.evaluation.batch,
+        network.predict, state.averaged, image, **_windows(config)
     )
+
+
+def _windows(config: Config) -> dict[str, Any]:
+    """The windows of a volume: how they lie, and how they are predicted."""
+    size, slices = tuple(config.patch.size), config.patch.slices
+    return {
+        "patch": size[1:] if slices else size,
+        "slices": size[0] if slices else 1,
+        "overlap": config.evaluation.overlap,
+        "flips": tuple(config.evaluation.flips),
+        "batch": config.evaluation.batch,
+    }
 
 
 def answers(config: Config, network, state, data: scans.Data, ids) -> Iterator[Answer]:

@@ -12,6 +12,7 @@ from chex import ArrayTree
 
 from medjax.config import Config, as_json, named, read_config
 from medjax.errors import InputError
+from medjax.files import write_text
 from medjax.models import architectures, weights
 from medjax.models.weights import convert as pretrained
 from medjax.tasks import parts
@@ -207,7 +208,7 @@ def write_converted(path: Path, name: str, out: Path, *, channels: int) -> dict:
     card = pretrained.card(converted, path)
     with Checkpoints(out) as checkpoints:
         checkpoints.save(0, converted.variables, card)
-    (out / "card.json").write_text(json.dumps(card, indent=2))
+    write_text(out / "card.json", json.dumps(card, indent=2))
     return card
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import pandas as pd
+from scipy.special import expit
 
 from medjax.cohort import manifest as manifests
 from medjax.config import Config, as_json, read_config
@@ -62,10 +63,10 @@ class Finished(NamedTuple):
 
     def predict(self, image: np.ndarray) -> np.ndarray:
         """A classification's [D, B, ...] -> calibrated probability [D, B, T]."""
-        return self.fixed.calibrated(self.uncalibrated(image))
+        return self.fixed.calibrated(expit(self.log_odds(image)))
 
-    def uncalibrated(self, image: np.ndarray) -> np.ndarray:
-        """A classification's [D, B, ...] -> the network's probability [D, B, T]."""
+    def log_odds(self, image: np.ndarray) -> np.ndarray:
+        """A classification's [D, B, ...] -> the network's log-odds [D, B, T]."""
         return jax.device_get(self.network.predict(self.state, image))
 
 
@@ -136,6 +137,7 @@ class Task(NamedTuple):
             config, weights = start.settle(config, data.output, self.network)
             manifest = self.split(config, data)
             self.audit(config, data, manifest)
+            films.check_labels(data, manifest)
             target = adapt.target(config, data)
             if devices.first():
                 self._write_down(config, folder, data, manifest, target, weights)
@@ -171,8 +173,9 @@ class Task(NamedTuple):
     def _write_down(self, config, folder, data, manifest, target, weights) -> None:
         """Writes down what the run is made of, or checks it where it was begun before."""
         workdir.claim(folder, as_json(config))
-        for caveat in parts.caveats(config):
-            print(f"note: {caveat}")
+        notes = *parts.caveats(config), parts.sides(config, data.output.names)
+        for note in filter(None, notes):
+            print(f"note: {note}")
         if config.explore and not list(folder.glob("explore.*")):
             print(f"explored: {self.explore(config, data, folder)}")
         workdir.hold(

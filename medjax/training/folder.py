@@ -22,10 +22,12 @@ from medjax.config import flatten
 from medjax.data import prepared, volumes
 from medjax.errors import InputError
 from medjax.evaluation.predict import Predictions
+from medjax.files import write_table, write_text
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 SHOWN = 3  # Differing fields in an error message.
 RECORDS = ("*.array_record*", "*.npy")  # Of images, and of volumes.
+SUFFIXES = ("_label", "_log_odds", "_raw")  # Of a task's columns in predictions.
 
 
 def claim(folder: Path, config: dict) -> None:
@@ -38,7 +40,7 @@ def claim(folder: Path, config: dict) -> None:
     path = folder / "config.json"
     if path.exists():
         refuse_other(folder, json.loads(path.read_text()), config)
-    path.write_text(json.dumps(config, indent=2))
+    write_text(path, json.dumps(config, indent=2))
     _write_environment(folder / "environment.json")
 
 
@@ -85,7 +87,7 @@ def _write_environment(path: Path) -> None:
         before = old.pop("before", [])
         if old != now:
             before.append(old)
-    path.write_text(json.dumps(now | {"before": before}, indent=2))
+    write_text(path, json.dumps(now | {"before": before}, indent=2))
 
 
 def _git(*arguments: str) -> str:
@@ -100,7 +102,7 @@ def _git(*arguments: str) -> str:
 
 def write_task(folder: Path, output: tuple) -> None:
     """Writes task.json: what the model says, films.Output or scans.Output."""
-    (folder / "task.json").write_text(json.dumps(output._asdict(), indent=2))
+    write_text(folder / "task.json", json.dumps(output._asdict(), indent=2))
 
 
 def read_task(folder: Path) -> dict:
@@ -123,25 +125,25 @@ def write_predictions(
     predictions: Predictions,
     raw: np.ndarray | None = None,
 ) -> None:
-    """Writes predictions/<split>.csv: image, patient, and two or three columns a task.
+    """Writes predictions/<split>.csv: image, patient, and three or four columns a task.
 
     An unknown label is left empty.
 
     Args:
-      table: has the columns `image` and `patient`, a row for each id.
-      raw: [N, T], the probabilities before calibration, by which a finding's images
-        are ranked: a column T_raw each; None: they are ranked by those predicted.
+      table: has the columns `image` and `patient`, a row for each id, its index.
+      raw: [N, T], the probabilities before calibration: a column T_raw each.
     """
     path.parent.mkdir(exist_ok=True)
-    rows = table[["image", "patient"]].iloc[predictions.id]
+    rows = table[["image", "patient"]].loc[predictions.id]
     columns = {name: rows[name].to_numpy() for name in rows}
     known = np.where(predictions.weight > 0, predictions.label, np.nan)
     for t, task in enumerate(tasks):
         columns[task] = predictions.probability[:, t]
         columns[f"{task}_label"] = known[:, t]
+        columns[f"{task}_log_odds"] = predictions.ranking[:, t]
         if raw is not None:
             columns[f"{task}_raw"] = raw[:, t]
-    pd.DataFrame(columns).to_csv(path, index=False)
+    write_table(path, pd.DataFrame(columns))
 
 
 def hold(
@@ -176,7 +178,7 @@ def hold(
                 f"{folder}: the weights of transfer.init changed since the run began: "
                 "use another --workdir, or bring the old weights back"
             )
-    (folder / "provenance.json").write_text(json.dumps(now, indent=2))
+    write_text(folder / "provenance.json", json.dumps(now, indent=2))
 
 
 def _provenance(folder: Path) -> dict:

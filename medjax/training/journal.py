@@ -20,6 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from medjax.files import write_text
 from medjax.training import devices
 
 
@@ -54,7 +55,8 @@ class Journal:
 
         self._path = workdir / "metrics.jsonl" if devices.first() else Path(os.devnull)
         kept = [line for line in read(self._path) if line["step"] <= start]
-        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        if devices.first():
+            write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         self._spent = before + (kept[-1].get("seconds", 0.0) if kept else 0.0)
         self._began, self._sharing = time.perf_counter(), sharing
         self._events = SummaryWriter(

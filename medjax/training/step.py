@@ -169,21 +169,35 @@ def eval_step(
     *,
     apply: Callable,
     views: Callable,
-    probability: Callable,
+    exclusive: bool,
 ) -> Array:
-    """Probabilities [B, T] float32 of one shard's rows, by the averaged model.
+    """Log-odds [B, T] float32 of one shard's rows, by the averaged model.
+
+    Not probabilities: float32 has none between 1 - 6e-8 and 1, and would tie images
+    that the model tells apart.
 
     Args:
       image: [B, H, W, C], this shard's rows as loaded.
       apply: (variables, image, train=False) -> logits [B, T].
       views: image -> [V, B, H, W, C], standardised; the probabilities of the V views
         are averaged.
-      probability: of logits [..., T]: jax.nn.sigmoid or jax.nn.softmax.
+      exclusive: whether the T are classes, one of which each image has.
     """
     each = views(image)
     flat = each.reshape(-1, *each.shape[2:])  # [V B, H, W, C]
     logits = apply(state.averaged, flat, train=False).astype(jnp.float32)
-    return probability(logits).reshape(*each.shape[:2], -1).mean(axis=0)
+    if exclusive:  # log p - log (1 - p) of a softmax.
+        others = jnp.where(
+            jnp.eye(logits.shape[-1], dtype=bool), -jnp.inf, logits[:, None]
+        )
+        logits -= jax.nn.logsumexp(others, axis=-1)
+    logits = logits.reshape(*each.shape[:2], -1)
+    if len(logits) == 1:
+        return logits[0]
+    present, absent = (
+        jax.nn.logsumexp(jax.nn.log_sigmoid(z), axis=0) for z in (logits, -logits)
+    )
+    return present - absent
 
 
 def embed_step(

@@ -15,3 +15,13 @@ IMAGES = {
     "table": tables.table,
     "tfds": tfds.tfds,
 }
+# The files that each layout reads, by name, of the same options. Files that don't exist
+# may be among them; there is none where the data aren't on this machine.
+FILES = {
+    "chexpert": chest_xray.chexpert_files,
+    "medmnist": medmnist.files,
+    "nih": chest_xray.nih_files,
+    "phantom": lambda **_: {},
+    "table": tables.files,
+    "tfds": tfds.files,
+}

@@ -1,7 +1,9 @@
 """Chest X-ray films: the phantom, NIH ChestX-ray14 and CheXpert."""
 
 import collections
+import contextlib
 import math
+import os
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
@@ -162,6 +164,31 @@ def nih(*, folder: Path, side: int) -> Source:
     )
 
 
+def nih_files(*, folder: Path, **_) -> dict[str, Path]:
+    """The tables and all images, see `sources.FILES`."""
+    folder = Path(folder).expanduser()
+    files = _tables(
+        folder, "Data_Entry_2017*.csv*", "BBox_List_2017.csv*", "*_list.txt"
+    )
+    with contextlib.suppress(InputError):  # There are no images.
+        files |= {str(file): path for file, path in _nih_paths(folder)}
+    return files
+
+
+def _tables(folder: Path, *patterns: str) -> dict[str, Path]:
+    """The files in a folder that match, by name."""
+    paths = (path for pattern in patterns for path in sorted(folder.glob(pattern)))
+    return {path.name: path for path in paths}
+
+
+def _nih_paths(folder: Path) -> Iterator[tuple[Path, Path]]:
+    """The images of a folder: the path below it, and the path."""
+    for path in images.image_paths(folder)[0]:
+        file = path.relative_to(folder)
+        if file.parts[0].startswith("images"):  # images/, or images_001/ and on.
+            yield file, path
+
+
 def _nih_age(text: pd.Series) -> pd.Series:
     """Years; the first release of the table says '058Y', '011M' and '003D'."""
     parts = text.str.extract(r"(\d+)\s*([YMD]?)")
@@ -191,10 +218,7 @@ def _nih_official(folder: Path, names: pd.Series) -> np.ndarray:
 def _nih_images(folder: Path, listed: set[str]) -> tuple[dict[str, Path], list[tuple]]:
     """Image name -> file, and (file, reason) of the files that are left out."""
     paths, left_out = {}, []
-    for path in images.image_paths(folder)[0]:
-        file = path.relative_to(folder)
-        if not file.parts[0].startswith("images"):  # images/, or images_001/ and on.
-            continue
+    for file, path in _nih_paths(folder):
         if path.name not in listed:
             left_out.append((str(file), "the table has no row for it"))
         elif path.name in paths:
@@ -273,8 +297,7 @@ def chexpert(
         **{task: task for task in CHEXPERT_TASKS},
     }
     text = tables.select(raw, columns, folder)
-    # 'CheXpert-v1.0-small/train/patient00001/...': the first part is the folder.
-    text["image"] = text["image"].str.replace(r"^CheXpert[^/]*/", "", regex=True)
+    text["image"] = _below_folder(text["image"])
     text["patient"] = text["image"].str.extract(r"(patient\d+)")[0]
     if text["patient"].isna().any():
         path = text["image"][text["patient"].isna()].iloc[0]
@@ -299,6 +322,22 @@ def chexpert(
         shape=(side, side, 1),
         where=folder,
     )
+
+
+def chexpert_files(*, folder: Path, **_) -> dict[str, Path]:
+    """The tables and the films that they list, see `sources.FILES`."""
+    folder = Path(folder).expanduser()
+    files = _tables(folder, "train.csv*", "valid.csv*")
+    for path in [*files.values()]:
+        table = tables.select(tables.read_csv(path), {"image": "Path"}, path)
+        names = _below_folder(table["image"])
+        files |= {name: os.path.join(folder, name) for name in names}
+    return files
+
+
+def _below_folder(paths: pd.Series) -> pd.Series:
+    """'CheXpert-v1.0-small/train/patient00001/...' without the first part."""
+    return paths.str.replace(r"^CheXpert[^/]*/", "", regex=True)
 
 
 def _check_choice(name: str, value: str, choices: Collection[str]) -> None:

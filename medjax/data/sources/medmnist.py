@@ -77,6 +77,11 @@ def medmnist(
     return Source(tuple(targets), shape, len(rows), items)
 
 
+def files(*, file: Path, **_) -> dict[str, Path]:
+    """The one file, see `sources.FILES`."""
+    return {Path(file).name: Path(file).expanduser()}
+
+
 def _shape(sample: tuple[int, ...], side: int, where: Path) -> tuple[int, ...]:
     """The shape of the records, of one image's shape in the file."""
     if len(sample) == 2 or sample[-1] == 3:

@@ -305,6 +305,16 @@ def table(
     )
 
 
+def files(*, folder: Path, table: str, image: str, **_) -> dict[str, Path]:
+    """The table and the images that it lists, see `sources.FILES`."""
+    folder = Path(folder).expanduser()
+    path = folder / Path(table).expanduser()
+    if not path.is_file():
+        return {}
+    names = select(read_csv(path), {"image": image}, path)["image"]
+    return {table: path} | {name: os.path.join(folder, name) for name in names}
+
+
 def _files(folder: Path, images: pd.Series, where: Path) -> dict[str, str]:
     """Image -> its file, which must lie below the folder and have one row.
 

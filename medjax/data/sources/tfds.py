@@ -116,6 +116,14 @@ def tfds(
     )
 
 
+def files(*, name: str, data_dir: str, **_) -> dict[str, Path]:
+    """The folder of the data set, see `sources.FILES`."""
+    try:
+        return {name: _folder(name, Path(data_dir).expanduser())}
+    except InputError:
+        return {}
+
+
 def _folder(name: str, data_dir: Path) -> Path:
     """The one prepared data set below data_dir / name."""
     folder = data_dir / Path(name).expanduser()

@@ -1,0 +1,87 @@
+"""Labels that a run doesn't know, and findings whose names it can't write."""
+
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+
+from medjax.errors import InputError
+from medjax.evaluation import results
+from medjax.evaluation.predict import Predictions
+from medjax.tasks import classification, films
+
+SHAPE = (8, 8, 1)
+NAN = [np.nan] * 3
+
+
+def data_of(names, label, *, exclusive=True):
+    n = np.arange(len(label))
+    table = pd.DataFrame({"id": n, "image": [f"{i}.png" for i in n], "patient": n})
+    table = pd.concat([table, pd.DataFrame(label, columns=names)], axis=1)
+    return films.Data(None, table, films.Output(names, exclusive, SHAPE))
+
+
+def run_of(*names, exclusive=True):
+    return SimpleNamespace(output=films.Output(names, exclusive, SHAPE))
+
+
+def test_images_of_a_class_that_the_run_does_not_know_are_left_out(capsys):
+    label = [[1, 0, 0], [0, 0, 1], [0, 1, 0], NAN, [0, 0, 1]]
+    data = classification.other(
+        run_of("bar", "blob", "normal"), data_of(("bar", "other", "normal"), label)
+    )
+    assert "1 of 5 images are of classes that the run doesn't know" in (
+        capsys.readouterr().out
+    )
+    assert data.table["id"].tolist() == [0, 1, 3, 4]
+    expected = [[1, 0, 0], [0, 0, 1], NAN, [0, 0, 1]]  # No image shows a blob.
+    np.testing.assert_array_equal(data.label(np.array([0, 1, 3, 4])), expected)
+
+
+def test_data_without_any_of_the_classes_or_of_a_finding_are_refused():
+    data = data_of(("a", "b"), [[1, 0], [0, 1]])
+    with pytest.raises(InputError, match="know nothing of c, d.*name its classes"):
+        classification.other(run_of("c", "d"), data)
+    data = data_of(("a", "b"), [[1, 0], [0, 1]], exclusive=False)
+    with pytest.raises(InputError, match="know nothing of c.*add a column"):
+        classification.other(run_of("a", "c", exclusive=False), data)
+    with pytest.raises(InputError, match="its images have findings"):
+        classification.other(run_of("a", "b"), data)
+
+
+@pytest.mark.parametrize(
+    "names", [("class", "x"), ("warning",), ("a", "a_label"), ("b", "b_log_odds")]
+)
+def test_a_finding_whose_column_would_be_there_twice_is_refused(names):
+    films.check_names(("classes", "label", "a", "b_"))
+    with pytest.raises(InputError, match="would be there twice"):
+        films.check_names(names)
+
+
+def test_a_side_without_a_known_label_is_refused():
+    data = data_of(("a", "b"), [[1, 0], [np.nan] * 2, [0, np.nan]], exclusive=False)
+    manifest = data.table.assign(split=["train", "test", "validation"])
+    with pytest.raises(InputError, match="no label of test is known"):
+        films.check_labels(data, manifest)
+    films.check_labels(data, manifest.assign(split=["train", "train", "test"]))
+
+
+def test_one_patient_has_numbers_and_no_interval():
+    rng = np.random.default_rng(0)
+    label = np.float32(np.arange(20) % 2)[:, None]
+    score = np.float32(rng.random((20, 1)))
+    one = Predictions(np.arange(20), np.full(20, 7), score, label, label * 0 + 1)
+    got = results.summarise(
+        one,
+        tasks=("a",),
+        exclusive=False,
+        threshold=[0.5],
+        key=jax.random.key(0),
+        replicates=5,
+    )
+    cell = got["tasks"]["a"]["metrics"]["auroc"]
+    above = (score[label == 1][:, None] > score[label == 0]).mean()
+    assert cell["estimate"] == pytest.approx(above) and cell["low"] is None
+    assert got["patients"] == 1 and "fewer than" in cell["why"]
