@@ -249,16 +249,13 @@ def test_intervals_cover_the_truth_with_patients_and_not_with_images():
         ("score", np.nan, "task 1"),
         ("label", 2.0, "label"),
         ("replicates", 0, "replicates"),
-        ("patient", 0, "two"),
     ],
 )
 def test_bad_input_is_named(field, value, word):
     score, label, weight, patient = cohort(images=20)
     arguments = {"score": score, "label": label, "weight": weight}
     arguments |= {"patient": patient, "replicates": 10}
-    if field == "patient":
-        arguments["patient"] = np.zeros_like(patient)
-    elif field != "replicates":
+    if field != "replicates":
         weight[3, 1] = 1.0
         arguments[field][3, 1] = value
     else:
