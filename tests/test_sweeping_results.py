@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import logit
 
 from configs import quickstart
 from medjax import config as plain
@@ -23,6 +24,7 @@ def finish(folder, number, *, films=range(FILMS), label_seed=0):
     table = {"image": [f"{n}.png" for n in films], "patient": np.array(films) // 2}
     for t, task in enumerate(TASKS):
         table[task] = score[list(films), t]
+        table[f"{task}_log_odds"] = logit(table[task])
         table[f"{task}_label"] = label[list(films), t]
     (folder / "predictions").mkdir(parents=True)
     pd.DataFrame(table).to_csv(folder / "predictions/test.csv", index=False)
