@@ -261,10 +261,8 @@ def main(arguments: list[str]) -> int:
             devices.join(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
         if len(arguments) != 2 or arguments[1] not in COMMANDS:
             *others, last = COMMANDS
-            raise InputError(
-                f"{' '.join(arguments[1:])!r}: give one command: {', '.join(others)} or "
-                f"{last}"
-            )
+            given = f"{' '.join(arguments[1:])!r}: " if arguments[1:] else ""
+            raise InputError(f"{given}give one command: {', '.join(others)} or {last}")
         if arguments[1] in ("evaluate", "predict"):
             devices.use_cores()
         speaks = not together or devices.first()

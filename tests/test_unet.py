@@ -193,7 +193,7 @@ def test_frozen_stages_have_no_gradient_and_change_no_logits(frozen):
 
     free, all_gradients = gradient(0)
     value, gradients = gradient(frozen)
-    same = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-4)
+    same = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
     same(value, free)
     for name, leaves in gradients["params"].items():
         still = name in names[:frozen]

@@ -1,4 +1,4 @@
-"""Who is one person: the user's own ids, and subjects in the names of files.
+"""Which ids are of one person: the user's own ids, and subjects in names of files.
 
 Ids stay as the user wrote them. Two that differ in case, spaces, Unicode form, leading
 zeros or session alone are refused: they may be one person, on two sides of a split.
@@ -62,20 +62,20 @@ def _folded(id: str) -> str:
 
 
 def patients(names: Sequence[str], pattern: str) -> list[str]:
-    """Whom each scan shows, by its name: a path below the data's folder.
+    """The patient of each scan, from the scan's name, a path below the data's folder.
 
     The first group of the pattern, a regular expression, matches the patient:
     '(.*?)/' where each patient's folder holds a folder for each visit, '(.*)' where
-    every scan shows another patient. With '' the patient is the subject of names of BIDS
-    or BraTS, and else each scan shows another patient.
+    every scan shows another patient. With '' the patient is the subject in names of BIDS
+    or BraTS; under other names every scan shows another patient.
 
     Raises:
       InputError: a pattern that doesn't match; with '', names in which one patient may
         have several scans; two spellings of one id.
     """
-    found = [_match(pattern, name) for name in names] if pattern else _subjects(names)
-    refuse_spellings(found, "patients by data.patient")
-    return found
+    ids = [_match(pattern, name) for name in names] if pattern else _subjects(names)
+    refuse_spellings(ids, "patients by data.patient")
+    return ids
 
 
 def _match(pattern: str, name: str) -> str:

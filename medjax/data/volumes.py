@@ -149,8 +149,8 @@ def prepare(
 
         yield add
         np.save(partial / THUMBNAILS, np.array(thumbnails))
-        files = sorted(partial.glob("*.npy"))
-        digests = {path.name: prepared.digest(path) for path in files}
+        arrays = sorted(partial.glob("*.npy"))
+        digests = {path.name: prepared.digest(path) for path in arrays}
         write_text(partial / DIGESTS, json.dumps(digests, indent=1))
 
     prepared.write(

@@ -167,18 +167,16 @@ def nih(*, folder: Path, side: int) -> Source:
 def nih_files(*, folder: Path, **_) -> dict[str, Path]:
     """The tables and all images, see `sources.FILES`."""
     folder = Path(folder).expanduser()
-    files = _tables(
-        folder, "Data_Entry_2017*.csv*", "BBox_List_2017.csv*", "*_list.txt"
-    )
+    files = _tables(folder, "Data_Entry_2017*.csv", "BBox_List_2017.csv", "*_list.txt")
     with contextlib.suppress(InputError):  # There are no images.
         files |= {str(file): path for file, path in _nih_paths(folder)}
     return files
 
 
 def _tables(folder: Path, *patterns: str) -> dict[str, Path]:
-    """The files in a folder that match, by name."""
-    paths = (path for pattern in patterns for path in sorted(folder.glob(pattern)))
-    return {path.name: path for path in paths}
+    """The files of a folder that match, gzipped or not, by name; no backups."""
+    ends = [pattern + end for pattern in patterns for end in ("", ".gz")]
+    return {path.name: path for end in ends for path in sorted(folder.glob(end))}
 
 
 def _nih_paths(folder: Path) -> Iterator[tuple[Path, Path]]:
@@ -327,7 +325,7 @@ def chexpert(
 def chexpert_files(*, folder: Path, **_) -> dict[str, Path]:
     """The tables and the films that they list, see `sources.FILES`."""
     folder = Path(folder).expanduser()
-    files = _tables(folder, "train.csv*", "valid.csv*")
+    files = _tables(folder, "train.csv", "valid.csv")
     for path in [*files.values()]:
         table = tables.select(tables.read_csv(path), {"image": "Path"}, path)
         names = _below_folder(table["image"])
