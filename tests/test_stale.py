@@ -11,6 +11,7 @@ import pytest
 
 from configs import base
 from medjax.data import prepared, sources
+from medjax.data.sources import chest_xray
 from medjax.errors import InputError
 from medjax.tasks import films, scans
 
@@ -143,3 +144,10 @@ def test_a_list_of_sequences_counts(tmp_path):
     (tmp_path / "dataset.json").write_text(text)
     names = {"dataset.json", "imagesTr/a.nii.gz", "labelsTr/a.nii.gz"}
     assert set(scans._files(c)) == names
+
+
+def test_a_backup_of_a_table_is_no_file_of_the_data(tmp_path):
+    for name in ("train.csv", "train.csv.bak", "valid.csv.gz.old"):
+        (tmp_path / name).write_text("Path\nCheXpert-small/train/a.jpg\n")
+    files = chest_xray.chexpert_files(folder=tmp_path)
+    assert list(files) == ["train.csv", "train/a.jpg"]

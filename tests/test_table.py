@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from medjax.data import images, prepared, sources
+from medjax.data.sources import tables
 from medjax.errors import InputError
 
 SIDE = 8
@@ -268,3 +269,12 @@ def test_an_empty_table_leaves_nothing_to_prepare(tmp_path):
     found = source(tmp_path)
     with pytest.raises(InputError, match="no image"):
         prepared.prepare(found, records=tmp_path, name="x", max_quarantined=0.0)
+
+
+def test_a_quoted_cell_may_end_the_table_with_a_line_break_inside(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text('image,patient,note\na.png,1,"two\nlines"')
+    assert tables.read_csv(path)["note"].to_list() == ["two\nlines"]
+    path.write_text("image,patient,note\na.png,1")
+    with pytest.raises(InputError, match="cut off in its last row"):
+        tables.read_csv(path)
