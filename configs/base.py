@@ -200,6 +200,9 @@ def _shared(source: str) -> ConfigDict:
     """What both kinds of task have."""
     c = ConfigDict()
     c.seed = 0
+    # Networks that begin with other weights, and whose probabilities are averaged. They
+    # train side by side, in as many times the time.
+    c.ensemble = 1
     c.modality = ""  # Refuse what isn't safe for it: "chest_xray", ...; "": no check.
     c.data = data(source)
     c.split = {

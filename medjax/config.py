@@ -36,6 +36,7 @@ EFFECTS: dict[str, tuple[str, ...]] = {
         ),
         ("records", "judged", "program"),
     ),
+    "ensemble": ("network", "program"),
     "evaluation": (),
     "evaluation.flip": ("network",),
     "evaluation.tolerance": ("judged",),

@@ -56,10 +56,14 @@ def train(configs: list[Config], folders: list[Path]) -> list[Outcome]:
 
 
 def groups(configs: list[Config]) -> list[list[int]]:
-    """The numbers of the arms that can share one program; one without steps is alone."""
+    """The numbers of the arms that can share one program.
+
+    One without steps is alone, and so is an ensemble.
+    """
     by_program: dict[Any, list[int]] = {}
     for number, config in enumerate(configs):
-        program = _program(config) if parts.has_steps(config) else number
+        shares = parts.has_steps(config) and config.ensemble == 1
+        program = _program(config) if shares else number
         by_program.setdefault(program, []).append(number)
     return list(by_program.values())
 
@@ -87,8 +91,11 @@ def use_cores(configs: list[Config]) -> None:
 
 def _alone(config: Config, folder: Path) -> Outcome:
     """Trains an arm as a run of its own."""
-    steps = parts.has_steps(config)
-    why = "no other arm shares its program" if steps else "it has no steps"
+    why = "no other arm shares its program"
+    if not parts.has_steps(config):
+        why = "it has no steps"
+    elif config.ensemble > 1:
+        why = "it is an ensemble"
     print(f"alone: {folder}: {why}")
     complete = _attempt(command.train, config, folder)
     return complete if isinstance(complete, Outcome) else Outcome(complete)

@@ -38,7 +38,7 @@ def fit(run: Run) -> bool:
         complete = loop.fit(
             run.state,
             workdir=run.folder,
-            step=step.compile_step(**run.step_parts),
+            step=step.of_members(step.compile_step(**run.step_parts)),
             batches=batches,
             evaluate=run.validate,
             checkpoints=checkpoints,

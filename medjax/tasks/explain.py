@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pandas as pd
+from chex import Array
 from rich.progress import track
 
 from medjax.config import Config
@@ -34,6 +36,8 @@ def explainer(
 ) -> functools.partial:
     """image [D, B, ...] -> heatmaps [D, B, T, h, w] >= 0 of the averaged model.
 
+    Of an ensemble, the mean of its members'.
+
     `stage` is the one of run.network.stages whose output is weighted; None: the last.
 
     Raises:
@@ -54,7 +58,12 @@ def explainer(
     whole = parts.classifier(adapt.whole(run.config), run.output)
     options = {"method": method, "stage": stages.index(stage)}
     compiled = _compiled(apply=whole.apply, views=whole.look, **options)
-    return functools.partial(compiled, run.state)
+    return functools.partial(_mean, compiled, run.state)
+
+
+def _mean(compiled: Callable, state: step.Trained, image: Array) -> np.ndarray:
+    each = [jax.device_get(compiled(one, image)) for one in step.members(state)]
+    return sum(each) / len(each)
 
 
 @functools.lru_cache(maxsize=4)
@@ -234,12 +243,13 @@ def _marked(
 
 
 def _randomisation(run: Finished, explain: Callable, batches) -> dict:
-    """heatmaps.randomisation of the run's averaged model."""
-    batches, model = list(batches), run.state.averaged
+    """heatmaps.randomisation of the run's averaged model, or of its first member's."""
+    batches, state = list(batches), step.members(run.state)[0]
+    model, (compiled, _) = state.averaged, explain.args
 
     def of(variables):
-        state = run.state._replace(averaged=variables)
-        return predict.embed(batches, functools.partial(explain.func, state))
+        changed = state._replace(averaged=variables)
+        return predict.embed(batches, functools.partial(compiled, changed))
 
     layers = ("classifier", "top", *reversed(run.network.stages))
     layers = [layer for layer in layers if layer in model["params"]]

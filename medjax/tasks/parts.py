@@ -81,12 +81,13 @@ def _classifier(fields: str, output: Any) -> Network:
     views = functools.partial(normalisation.views, prepare=preparation(config))
     seen = functools.partial(views, flip=config.evaluation.flip)
     parts = {"apply": model.apply, "views": seen}
+    log_odds = step.compile_eval(step.eval_step, exclusive=output.exclusive, **parts)
     return Network(
         init=lambda key: model.init(key, blank, train=False),
         apply=model.apply,
         stages=model.stage_names,
         frozen=frozen,
-        predict=step.compile_eval(step.eval_step, exclusive=output.exclusive, **parts),
+        predict=step.mean_of_members(log_odds),
         look=functools.partial(views, flip=False),
         embed=step.compile_eval(step.embed_step, **parts),
     )
@@ -251,13 +252,14 @@ def optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
     return named(optim, name, "optim.name", **options)()
 
 
-def fresh(config: Config, network: Network) -> ArrayTree:
-    """Random variables of the network, by `config.seed`."""
+def fresh(config: Config, network: Network, member: int = 0) -> ArrayTree:
+    """Random variables of the network, by `config.seed` and the member of an ensemble."""
     # What runs once needn't run fast: it compiles in a fifth of the time.
     options = {"xla_backend_optimization_level": 0}
     on_cpu = jax.default_backend() == "cpu"
     init = jax.jit(network.init, compiler_options=options if on_cpu else None)
-    return init(jax.random.key(config.seed))
+    key = jax.random.key(config.seed)
+    return init(jax.random.fold_in(key, member) if member else key)
 
 
 def initial_state(
@@ -291,6 +293,11 @@ def initial_state(
         hyper=hyper,
         frozen=network.frozen,
     )
+
+
+def ensemble(states: Sequence[step.State]) -> step.Trained:
+    """The members as a run keeps them: one alone is its state."""
+    return states[0] if len(states) == 1 else tuple(states)
 
 
 def pace(config: Config, stages: tuple[str, ...]) -> dict[str, dict[str, float]]:
@@ -420,7 +427,8 @@ def restore(
 
     def begin(key: Array) -> step.State:
         label, variables = _any_label(output), network.init(key)
-        return initial_state(config, network, output, label, variables=variables)
+        state = initial_state(config, network, output, label, variables=variables)
+        return ensemble([state] * config.ensemble)
 
     template = blank(jax.eval_shape(begin, jax.random.key(0)))
     best = config.evaluation.checkpoint == "best"
@@ -450,11 +458,29 @@ def check(config: Config, network: Network, output: Any) -> None:
                 raise InputError(
                     f"{section}.{name}={config[section][name]}: give 1 or more"
                 )
+    _check_ensemble(config)
     _check_sides(config)
     caveats(config)
     pace(config, network.stages)
     step_parts(config, network)
     loss_arguments(config, output, _any_label(output))
+
+
+def _check_ensemble(config: Config) -> None:
+    """Refuses an ensemble of what begins or ends the same in all members."""
+    if config.ensemble < 1:
+        raise InputError(f"ensemble={config.ensemble}: give 1 or more")
+    alone = {
+        "transfer.mode": config.transfer.mode if not has_steps(config) else "",
+        "imbalance": config.imbalance if treats(config, SYNTHETIC) else "",
+        "adapt.name": config.adapt.name.replace("none", ""),
+    }
+    for field, value in alone.items():
+        if value and config.ensemble > 1:
+            raise InputError(
+                f"{field}={value!r} with ensemble={config.ensemble}: it changes one "
+                "network: set ensemble=1"
+            )
 
 
 def _check_sides(config: Config) -> None:

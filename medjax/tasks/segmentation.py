@@ -103,11 +103,14 @@ def batches(config: Config, data: scans.Data, ids, target, *, on_host: bool = Fa
     return films.train_batches(config, images, **options)
 
 
-def probability(config: Config, network, state: step.State, image) -> np.ndarray:
-    """The averaged model's probability of a volume: [D, H, W, C] -> [D, H, W, K]."""
-    return sliding.volume_probability(
-        network.predict, state.averaged, image, **_windows(config)
+def probability(config: Config, network, state: step.Trained, image) -> np.ndarray:
+    """The members' mean probability of a volume: [D, H, W, C] -> [D, H, W, K]."""
+    windows, members = _windows(config), step.members(state)
+    each = (
+        sliding.volume_probability(network.predict, one.averaged, image, **windows)
+        for one in members
     )
+    return sum(each) / len(members)
 
 
 def _windows(config: Config) -> dict[str, Any]:

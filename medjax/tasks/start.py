@@ -19,7 +19,7 @@ from medjax.tasks import parts
 from medjax.tasks.parts import SYNTHETIC, Network, treats
 from medjax.training import folder as workdir
 from medjax.training.checkpoint import Checkpoints
-from medjax.training.step import State
+from medjax.training.step import Trained, members
 
 # Folders of checkpoints, after a refit of the classifier and of batch statistics.
 REFITTED, ADAPTED = "refitted", "adapted"
@@ -154,12 +154,13 @@ def _of_run(folder: Path, output: Any, network: Callable[..., Network]) -> Start
     _, state = restore(config, folder, network(config, trained), trained)
     options = as_json(config)
     intensity, sequences = options.get("intensity", {}), values.get("sequences", ())
-    return Start(state.averaged, trained.names, options["model"], intensity, sequences)
+    first = members(state)[0]  # Of an ensemble.
+    return Start(first.averaged, trained.names, options["model"], intensity, sequences)
 
 
 def restore(
     config: Config, folder: Path, network: Network, output: Any
-) -> tuple[int, State]:
+) -> tuple[int, Trained]:
     """The checkpoint with which a run predicts: its step and state."""
     where = ADAPTED if config.adapt.name == "adabn" else trained(config)
     return parts.restore(config, folder / where, network, output)

@@ -28,14 +28,14 @@ class Run(NamedTuple):
     manifest: pd.DataFrame  # One row an image: id, image, patient, split.
     ids: np.ndarray  # [N] of the training images, as often as an epoch shows them.
     network: parts.Network
-    state: step.State  # Before the first update.
+    state: step.Trained  # Before the first update.
     step_parts: dict[str, Any]  # Keyword arguments of step.train_step.
     # (on_host=False) -> the endless training data; on_host keeps the batches there,
     # [1, B, ...], for several runs to share.
     batches: Callable
     # State -> the scores, {} where nobody validates; the first one chooses the best
     # checkpoint.
-    validate: Callable[[step.State], dict[str, float]]
+    validate: Callable[[step.Trained], dict[str, float]]
     order: bytes  # Equal for two runs that see the same images in the same order.
     has_steps: bool  # Whether weights change step by step; else Task.refit fits them.
     target: adapt.Target | None = None  # The unlabelled images of a domain adaptation.
@@ -53,7 +53,7 @@ class Finished(NamedTuple):
     output: Any  # What the model says of an image: films.Output or scans.Output.
     network: parts.Network
     number: int  # Updates behind the checkpoint that is judged.
-    state: step.State  # Of that checkpoint.
+    state: step.Trained  # Of that checkpoint.
     fixed: Any = None  # By validation: fixed.Fixed, or a segmentation.Post a region.
 
     @property
@@ -146,15 +146,22 @@ class Task(NamedTuple):
         ids = films.ids_in(manifest, "train")
         validation = films.ids_in(manifest, "validation")
         network = self.network(config, data.output)
-        variables = start.variables(parts.fresh(config, network), weights, data.output)
-        state = parts.initial_state(
-            config, network, data.output, data.weighted(ids), variables=variables
+        state = parts.ensemble(
+            [
+                parts.initial_state(
+                    *(config, network, data.output, data.weighted(ids)),
+                    variables=start.variables(
+                        parts.fresh(config, network, member), weights, data.output
+                    ),
+                )
+                for member in range(config.ensemble)
+            ]
         )
         plan = parts.plan(config, label := data.label(ids))
         if plan is not None:
             print(plan.describe(data.output.names, label))
             ids = ids[plan.index]
-        print(f"model: {_counts(state.params, network.frozen)}")
+        print(f"model: {_counts(state, network.frozen)}")
         others = b"" if target is None else target.ids.tobytes()
         return Run(
             *(config, folder, data, manifest, ids, network, state),
@@ -232,8 +239,12 @@ def check(config: Config, network: parts.Network, output: Any, *, batch: int) ->
         raise InputError(f"{reason}: isn't for several processes: start one")
 
 
-def _counts(params: dict, frozen: tuple[str, ...]) -> str:
-    """How many parameters there are, and how many of them are frozen."""
+def _counts(state: step.Trained, frozen: tuple[str, ...]) -> str:
+    """How many members and parameters there are, and how many of them are frozen."""
+    number, params = len(step.members(state)), step.members(state)[0].params
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     still = sum(leaf.size for s in frozen for leaf in jax.tree.leaves(params[s]))
-    return f"{size:,} parameters" + (f", {still:,} of them frozen" if still else "")
+    times = f"{number} members of " if number > 1 else ""
+    return f"{times}{size:,} parameters" + (
+        f", {still:,} of them frozen" if still else ""
+    )

@@ -40,6 +40,14 @@ class State(NamedTuple):
     hyper: Hyper
 
 
+Trained = State | tuple[State, ...]  # One network, or the members of an ensemble.
+
+
+def members(state: Trained) -> tuple[State, ...]:
+    """The networks whose probabilities are averaged; most runs have one."""
+    return (state,) if isinstance(state, State) else tuple(state)
+
+
 def init_state(
     variables: ArrayTree,
     *,
@@ -163,6 +171,44 @@ def train_step(
     return new, scalars | lax.psum(gap, AXIS)
 
 
+def of_members(update: Callable) -> Callable:
+    """The update of an ensemble: each member sees the same images, by a key of its own.
+
+    One after the other, by one program: vmap over members makes grouped convolutions.
+    """
+
+    def step(state: Trained, batch: dict, key: Array) -> tuple[Trained, dict]:
+        if isinstance(state, State):
+            return update(state, batch, key)
+        keys = jax.random.split(key, len(state))
+        done = [update(one, batch, k) for one, k in zip(state, keys, strict=True)]
+        states, scalars = zip(*done, strict=True)
+        mean = jax.tree.map(lambda *values: sum(values) / len(values), *scalars)
+        return states, mean
+
+    return step
+
+
+def mean_of_members(predict: Callable) -> Callable:
+    """(state, ...) -> log-odds of the members' mean probability, on the host."""
+
+    def mean(state: Trained, *rest: Any) -> Array | np.ndarray:
+        each = [predict(one, *rest) for one in members(state)]
+        if len(each) == 1:
+            return each[0]
+        return np.asarray(log_odds_of_mean(jnp.stack(jax.device_get(each))))
+
+    return mean
+
+
+def log_odds_of_mean(log_odds: Array) -> Array:
+    """[V, ...] -> [...], of the mean probability of V views or members."""
+    present, absent = (
+        jax.nn.logsumexp(jax.nn.log_sigmoid(z), axis=0) for z in (log_odds, -log_odds)
+    )
+    return present - absent
+
+
 def eval_step(
     state: State,
     image: Array,
@@ -192,12 +238,7 @@ def eval_step(
         )
         logits -= jax.nn.logsumexp(others, axis=-1)
     logits = logits.reshape(*each.shape[:2], -1)
-    if len(logits) == 1:
-        return logits[0]
-    present, absent = (
-        jax.nn.logsumexp(jax.nn.log_sigmoid(z), axis=0) for z in (logits, -logits)
-    )
-    return present - absent
+    return logits[0] if len(logits) == 1 else log_odds_of_mean(logits)
 
 
 def embed_step(

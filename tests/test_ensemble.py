@@ -1,0 +1,133 @@
+"""An ensemble is one run: its members differ, and their probabilities are averaged."""
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+import small
+from launching import SMALL, run_here
+
+from configs import base
+from medjax import tasks
+from medjax.commands import population
+from medjax.tasks import films, parts, segmentation
+from medjax.training import step
+from medjax.training.checkpoint import Checkpoints
+
+
+def train(home, workdir, *more, code=0):
+    records = f"--config.data.records={home / 'records'}"
+    fields = ("--config.ensemble=2", "--config.train.keep=3", records)
+    return run_here("train", f"--workdir={workdir}", *SMALL, *fields, *more, code=code)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("ensemble")
+
+
+@pytest.fixture(scope="module")
+def folder(home) -> Path:
+    out, _ = train(home, home / "run")
+    assert "2 members of" in out
+    return home / "run"
+
+
+def last(folder):
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        number = checkpoints.steps[-1]
+        saved = checkpoints._orbax.load_checkpointables(number, {"state": None})
+    return number, saved["state"]
+
+
+def test_the_prediction_is_the_mean_probability_of_members_that_differ(folder):
+    run = tasks.KINDS["multilabel"].finished(folder)
+    data = films.data(run.config)
+    written = pd.read_csv(folder / "predictions/test.csv").sort_values("image")
+    table = data.table[data.table["image"].isin(written["image"])]
+    pixels = np.stack(
+        [data.films(table["id"].to_numpy())[i]["image"] for i in range(len(table))]
+    )
+    image = run.network.look(pixels)[0]
+    each = [
+        np.asarray(run.network.apply(member.averaged, view, train=False), np.float64)
+        for member in step.members(run.state)
+        for view in (image, image[:, :, ::-1])
+    ]
+    assert len(each) == 4 and np.abs(each[0] - each[2]).max() > 0.01
+    mean = np.mean([1 / (1 + np.exp(-z)) for z in each], axis=0)
+    order = np.argsort(table["image"].to_numpy())
+    columns = [f"{name}_raw" for name in run.output.names]
+    np.testing.assert_allclose(written[columns], mean[order], atol=2e-5)
+
+
+def test_an_interrupted_ensemble_ends_with_the_same_bits(home, folder):
+    shutil.copytree(folder, home / "again")
+    number, whole = last(folder)
+    shutil.rmtree(home / "again/checkpoints" / str(number))
+    assert last(home / "again")[0] < number
+    train(home, home / "again")
+    resumed = last(home / "again")
+    assert resumed[0] == number
+    jax.tree.map(np.testing.assert_array_equal, resumed[1], whole)
+
+
+def test_members_see_the_same_images_by_keys_of_their_own():
+    def update(state, batch, key):
+        drawn = jax.random.uniform(key)
+        return state._replace(step=state.step + 1, params=drawn), {"loss": drawn}
+
+    start = step.State(*[np.float32(0)] * len(step.State._fields))
+    (first, second), scalars = step.of_members(update)(
+        (start, start), {}, jax.random.key(3)
+    )
+    assert first.step == second.step == 1
+    assert first.params != second.params
+    assert scalars["loss"] == (first.params + second.params) / 2
+    alone, _ = step.of_members(update)(start, {}, jax.random.key(3))
+    assert alone.params == jax.random.uniform(jax.random.key(3))
+
+
+@pytest.mark.parametrize(
+    ("field", "reason"),
+    [("imbalance=smote", "imbalance='smote'"), ("ensemble=0", "give 1 or more")],
+)
+def test_what_changes_one_network_is_refused(home, field, reason):
+    _, error = train(home, home / "refused", f"--config.{field}", code=2)
+    assert reason in error and not (home / "refused").exists()
+
+
+def test_members_have_first_weights_of_their_own(folder):
+    run = tasks.KINDS["multilabel"].finished(folder)
+    first, again, second = (parts.fresh(run.config, run.network, n) for n in (0, 0, 1))
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    kernel = first["params"]["classifier"]["kernel"]
+    assert np.abs(kernel - second["params"]["classifier"]["kernel"]).max() > 0.01
+
+
+def test_masks_are_of_the_mean_probability_too():
+    config = base.segmentation("brain_phantom")
+    config.patch.size = (8, 8, 8)
+    blank = step.State(*[None] * len(step.State._fields))
+    states = tuple(
+        blank._replace(averaged={"p": np.float32(p)}) for p in (0.1, 0.3, 0.8)
+    )
+
+    def predict(variables, image):
+        return jnp.full((*image.shape[:-1], 2), variables["p"])
+
+    network = SimpleNamespace(predict=predict)
+    image = np.ones((8, 8, 8, 1), np.float32)
+    mean = segmentation.probability(config, network, states, image)
+    np.testing.assert_allclose(mean, np.full((8, 8, 8, 2), 0.4), rtol=1e-6)
+
+
+def test_ensembles_of_a_population_are_trained_one_after_the_other():
+    several, alone = small.get_config(), small.get_config()
+    several.ensemble = 2
+    assert population.groups([several, several, alone, alone]) == [[0], [1], [2, 3]]
