@@ -12,11 +12,6 @@ IMAGES, FEATURES, TASKS, POINTS = 200, 6, 3, 50
 DECAY = 1e-2
 
 
-@pytest.fixture(autouse=True)
-def large_decay(monkeypatch):
-    monkeypatch.setattr(head, "DECAY", DECAY)
-
-
 def example():
     """Embeddings, labels, weights, and points of which the last ten are filling."""
     rng = np.random.default_rng(0)
@@ -49,7 +44,7 @@ def oracle(x, y, feature, count):
 
 def test_findings_are_logistic_regressions_on_images_and_points():
     feature, label, weight, between = example()
-    fit = jax.jit(functools.partial(head.refit, exclusive=False))
+    fit = jax.jit(functools.partial(head.refit, exclusive=False, decay=DECAY))
     layer = fit(feature, label, weight, between=between)
     got = feature @ layer["kernel"] + layer["bias"]
     for t in range(TASKS):
@@ -69,7 +64,7 @@ def test_classes_are_one_softmax_on_images_and_points():
     weight[:20] = 0
     label[:20] = np.nan
     between = between._replace(label=np.ones(TASKS))
-    fit = jax.jit(functools.partial(head.refit, exclusive=True))
+    fit = jax.jit(functools.partial(head.refit, exclusive=True, decay=DECAY))
     layer = fit(feature, label, weight, between=between)
     got = jax.nn.softmax(feature @ layer["kernel"] + layer["bias"])
     new = [points(between, feature, t) for t in range(TASKS)]
@@ -84,7 +79,7 @@ def test_a_feature_that_never_changes_gets_no_weight(exclusive):
     feature, label, weight, between = example()
     feature[:, 2] = 7.0
     label = np.eye(TASKS, dtype=np.float32)[label[:, 0].astype(int)]
-    fit = jax.jit(functools.partial(head.refit, exclusive=exclusive))
+    fit = jax.jit(functools.partial(head.refit, exclusive=exclusive, decay=DECAY))
     layer = fit(feature, label, weight, between=between)
     assert (np.asarray(layer["kernel"][2]) == 0).all()
     assert np.isfinite(layer["bias"]).all()

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from medjax.errors import InputError
 
@@ -37,6 +38,12 @@ class Synthetic(NamedTuple):
     gap: Array
     weight: Array
     label: Array
+
+
+def none(tasks: int) -> Synthetic:
+    """No points, of each task."""
+    rows, gap = np.zeros((tasks, 1), np.int32), np.zeros((tasks, 1), np.float32)
+    return Synthetic(rows, rows, gap, gap, gap[:, 0])
 
 
 def smote(

@@ -62,8 +62,7 @@ def groups(configs: list[Config]) -> list[list[int]]:
     """
     by_program: dict[Any, list[int]] = {}
     for number, config in enumerate(configs):
-        shares = parts.has_steps(config) and config.ensemble == 1
-        program = _program(config) if shares else number
+        program = number if parts.apart(config) else _program(config)
         by_program.setdefault(program, []).append(number)
     return list(by_program.values())
 
@@ -91,11 +90,7 @@ def use_cores(configs: list[Config]) -> None:
 
 def _alone(config: Config, folder: Path) -> Outcome:
     """Trains an arm as a run of its own."""
-    why = "no other arm shares its program"
-    if not parts.has_steps(config):
-        why = "it has no steps"
-    elif config.ensemble > 1:
-        why = "it is an ensemble"
+    why = parts.apart(config) or "no other arm shares its program"
     print(f"alone: {folder}: {why}")
     complete = _attempt(command.train, config, folder)
     return complete if isinstance(complete, Outcome) else Outcome(complete)

@@ -19,7 +19,10 @@ MOST = 20  # Images of a patient from which on they are counted together.
 STRIP = 160  # Pixels of a picture in a strip.
 BOXES = ("#ffb000", "#35d0ba", "#ff6b6b", "#7aa6ff", "#d48cff", "#9be15d")
 DETAIL = 512  # Pixels, the longer side of the one image in detail.
-SECTIONS = ("weights", "quarantine", "split", "pixels", "confounders", "duplicates")
+SECTIONS = (
+    *("weights", "quarantine", "split", "pixels", "confounders", "floor"),
+    "duplicates",
+)
 
 
 def write(

@@ -521,6 +521,13 @@ def has_steps(config: Config) -> bool:
     return config.transfer.mode != "features"
 
 
+def apart(config: Config) -> str:
+    """Why a run can't share a program with others; '' where it can."""
+    if not has_steps(config):
+        return "it has no steps"
+    return "it is an ensemble" if config.ensemble > 1 else ""
+
+
 def schedule(config: Config) -> dict[str, Any]:
     """When the loop logs, evaluates and ends, and the key of its random choices."""
     names = ("steps", "log_every", "evaluate_every")

@@ -122,8 +122,7 @@ def _between(
     """The synthetic points of `config.imbalance`, or one of weight 0."""
     tasks = len(output.names)
     if not treats(config, SYNTHETIC):
-        none = np.zeros((tasks, 1), np.int32)
-        return synthetic.Synthetic(none, none, none * 0.0, none * 0.0, none[:, 0] * 0.0)
+        return synthetic.none(tasks)
     positives, negatives = balance.frequencies(label)
     # A class is filled up to the largest class, a finding to those without it.
     wanted = positives.max() - positives

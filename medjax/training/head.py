@@ -14,7 +14,7 @@ from chex import Array
 
 from medjax.cohort.synthetic import Synthetic
 
-DECAY = 1e-3  # Weight of the sum of squared weights, for standardised features.
+DECAY = 1e-3
 ITERATIONS = 200  # Of L-BFGS at most; a few dozen are usually enough.
 
 
@@ -25,6 +25,7 @@ def refit(
     *,
     between: Synthetic,
     exclusive: bool,
+    decay: float = DECAY,
 ) -> dict[str, Array]:
     """Fits a linear classifier to embeddings and to points between them.
 
@@ -38,6 +39,7 @@ def refit(
       between: the synthetic points of each task, [T, M].
       exclusive: whether an image has exactly one of the tasks (softmax), or may have
         several (sigmoid).
+      decay: of the sum of squared weights, for standardised features.
 
     Returns:
       kernel [F, T] and bias [T] of the layer.
@@ -71,7 +73,7 @@ def refit(
             points = cross_entropy(mixed, between.label[:, None])
             total += jnp.sum(between.weight * points, axis=1)
         fit = jnp.sum(total / jnp.maximum(count, 1))
-        return fit + DECAY * jnp.sum(layer["kernel"] ** 2)
+        return fit + decay * jnp.sum(layer["kernel"] ** 2)
 
     shape = feature.shape[1], label.shape[1]
     layer = _minimise(
