@@ -19,7 +19,9 @@ train     trains, or goes on with the run that the workdir holds; reports the te
           --process=K, or --cluster under SLURM or on a TPU pod
 evaluate  reports one split of a finished run (--split=target: the test images of the
           data that it was adapted to); with --config, all films of that config's data
-          instead, as an external test; with --localise whether the heatmaps lie in the
+          instead, as an external test, which refuses images that the run has seen:
+          by patient id, but with --other-hospital, and by picture; --allow-overlap
+          reports them under a warning. With --localise whether the heatmaps lie in the
           boxes of films that have some, and depend on what was learnt; with --corrupt
           what noise, blur and the like cost it (of --films=N at most); with --against
           what two runs said of the same images: differences, intervals and p values
@@ -66,6 +68,12 @@ config_flags.DEFINE_config_file("config", None, "a file of configs/")
 flags.DEFINE_string("workdir", None, "folder of the run")
 flags.DEFINE_string(
     "split", "test", "evaluate: train, validation, test or target; or a name"
+)
+flags.DEFINE_bool(
+    "other-hospital", False, "evaluate --config: equal patient ids are other people's"
+)
+flags.DEFINE_bool(
+    "allow-overlap", False, "evaluate --config: report images that the run has seen"
 )
 flags.DEFINE_string("against", None, "evaluate: folder of the run to compare with")
 flags.DEFINE_bool("localise", False, "evaluate: the heatmaps, by the films' boxes")
@@ -163,7 +171,10 @@ def run_train() -> None:
 
 def run_evaluate() -> None:
     other = config() if FLAGS.config else None
-    options = {"split": FLAGS.split, "other": other}
+    claim = evaluate.Claim(FLAGS["other-hospital"].value, FLAGS["allow-overlap"].value)
+    if any(claim) and other is None:
+        raise InputError("--other-hospital and --allow-overlap: only go with --config")
+    options = {"split": FLAGS.split, "other": other, "claim": claim}
     if FLAGS.corrupt and FLAGS.localise:
         raise InputError("--corrupt: goes without --localise: one at a time")
     if FLAGS.films and not FLAGS.corrupt:

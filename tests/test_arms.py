@@ -124,6 +124,18 @@ def test_every_number_is_that_of_brute_force(one, found, metric):
             assert cell["seeds"] == 2 and cell["low"] < each.mean() < cell["high"]
 
 
+def test_of_nine_patients_nothing_has_an_interval_or_a_test():
+    found = compare(
+        made(np.random.default_rng(1), skill=(0, 2, 1), number=3, patients=9)
+    )
+    for arm in found["arms"].values():
+        assert arm["mean"]["auroc"]["low"] is arm["mean"]["auroc"]["high"] is None
+    gap = found["arms"][NAMES[1]]["difference"]["mean"]["auroc"]
+    assert gap["estimate"] > 0.1
+    assert all(gap[name] is None for name in ("low", "high", "p", "holm"))
+    assert found["best"]["arm"] is None
+
+
 def test_holm_counts_the_arms_for_means_and_arms_by_tasks_for_tasks(found):
     rows = [found["arms"][arm]["difference"] for arm in NAMES[1:]]
     means = [row["mean"]["auroc"] for row in rows]
@@ -179,9 +191,9 @@ def test_both_doubts_add_up():
 
 def test_a_difference_of_nothing_is_none():
     each = [[0.8, 0.9], [0.8, 0.9]]
-    assert seeds.difference(values(each, 0.0), 0, 1, -1, patients=9).p == 1
+    assert seeds.difference(values(each, 0.0), 0, 1, -1, patients=10).p == 1
     apart = [[0.75, 0.75], [0.5, 0.5]]
-    assert np.isnan(seeds.difference(values(apart, 0.0), 0, 1, -1, patients=9).p)
+    assert np.isnan(seeds.difference(values(apart, 0.0), 0, 1, -1, patients=10).p)
 
 
 # ---------------------------------------------------- what is missing

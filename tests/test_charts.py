@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medjax.reports import charts, page, report
+from medjax.reports import charts, classification, page, report
 
 FRAME = charts.Frame((100.0, 80.0), x=(0, 10), y=(-1, 1), left=20, right=10, top=5)
 
@@ -102,6 +102,24 @@ def test_a_forest_has_a_whisker_a_row_from_the_top_and_all_of_it_in_the_frame():
     assert charts.forest([], title="t", name="x") is None
 
 
+def test_bars_under_a_reliability_diagram_count_the_images():
+    rng = np.random.default_rng(0)
+    score = np.sort(rng.beta(1, 6, 150))[::-1]
+    label = rng.random(150) < score
+    counts = {"threshold": score.tolist(), "tp": np.cumsum(label).tolist()}
+    counts["fp"] = np.cumsum(~label).tolist()
+    frame = charts.Frame(charts.SQUARE, x=(0, 0.8), y=(0, 0.8))
+    path = classification._spread(frame, counts)
+    tall = [
+        float(foot) - float(top)
+        for foot, top in re.findall(r"M\S+ (\S+?)V(\S+?)H", path)
+    ]
+    edges = np.linspace(0, 0.8, 21) ** 2
+    edges[-1] = 1
+    images, _ = np.histogram(score, edges)
+    np.testing.assert_allclose(tall / np.max(tall), images / images.max(), atol=0.02)
+
+
 # --------------------------------------------------------------------- the card
 
 
@@ -144,7 +162,8 @@ def parts(results, **about):
 
 
 def caveats(results):
-    return parts(results)["Caveats and recommendations"]
+    html = page.render("caveats.html", results=results, **report.card(results))
+    return " ".join(unescape(re.sub("<[^>]+>", " ", html)).split())
 
 
 def test_caveats_name_the_findings_that_they_are_about():
@@ -188,17 +207,11 @@ def test_what_was_measured_is_no_caveat_unless_it_is_bad():
 @pytest.mark.parametrize(
     ("change", "said", "unsaid"),
     [
-        ({}, ["Other hospitals"], ["too good", "adapted"]),
-        ({"split": "train"}, ["trained on these images"], ["chosen on these"]),
-        (
-            {"split": "validation"},
-            ["were chosen on these images"],
-            ["trained on these"],
-        ),
+        ({}, ["Other hospitals"], ["adapted"]),
         (
             {"split": "target", "external": True},
             ["adapted to unlabelled images"],
-            ["Other hospitals", "too good"],
+            ["Other hospitals"],
         ),
     ],
 )

@@ -189,22 +189,58 @@ def test_evaluate_reports_another_split(finished):
     assert (workdir / "report-validation.html").exists()
 
 
+def external(home, workdir, split, *more):
+    records = f"--config.data.records={home / 'records'}"
+    return [
+        "evaluate",
+        f"--workdir={workdir}",
+        f"--split={split}",
+        *SMALL,
+        records,
+        *more,
+    ]
+
+
+def test_the_run_s_own_images_are_no_external_test(home, finished):
+    workdir, _ = finished
+    _, err = run_here(*external(home, workdir, "again"), code=2)
+    assert "were seen in training or validation" in err and "--allow-overlap" in err
+    assert err.count("\n") == 1
+    assert not (workdir / "report-again.html").exists()
+    _, err = run_here("evaluate", f"--workdir={workdir}", "--other-hospital", code=2)
+    assert "only go with --config" in err
+
+
+@pytest.mark.slow
+def test_an_overlap_that_is_allowed_is_on_the_page(home, finished):
+    workdir, _ = finished
+    half = "--config.data.first_patient=60"  # 60 of its 120 patients are the run's.
+    command = external(home, workdir, "half", half, "--allow-overlap")
+    out, _ = run_here(*command)
+    assert "the results are too good" in out
+    report = json.loads((workdir / "report-half.json").read_text())
+    sides = pd.read_csv(workdir / "splits.csv")
+    seen = sides[sides["split"].isin(("train", "validation"))]
+    number = (seen["patient"] >= 60).sum()
+    assert report["overlap"]["images"] == report["overlap"]["pictures"] == number
+    page = (workdir / "report-half.html").read_text()
+    assert "are no external test" in page and "No patient is on two sides" not in page
+
+
 @pytest.mark.slow
 def test_evaluate_reports_other_people(home, finished):
     workdir, _ = finished
-    records = f"--config.data.records={home / 'records'}"
     strangers = "--config.data.first_patient=5000"
-    out, _ = run_here(
-        "evaluate",
-        f"--workdir={workdir}",
-        "--split=strangers",
-        *SMALL,
-        records,
-        strangers,
-    )
-    assert "occur in training" not in out
+    out, _ = run_here(*external(home, workdir, "strangers", strangers))
+    assert "were seen in training" not in out
     report = json.loads((workdir / "report-strangers.json").read_text())
-    assert report["films"] == 240
+    assert report["films"] == 240 and report["overlap"]["images"] == 0
+    own = json.loads((workdir / "report.json").read_text())["mean"]["auroc"]
+    beside = report["internal"]["mean"]["auroc"]
+    assert beside["internal"]["estimate"] == own["estimate"]
+    apart = report["mean"]["auroc"]["estimate"] - own["estimate"]
+    assert beside["difference"]["estimate"] == pytest.approx(apart)
+    assert 'id="internal"' in (workdir / "report-strangers.html").read_text()
     predicted = pd.read_csv(workdir / "predictions/strangers.csv")
     assert predicted["patient"].min() == 5000
 

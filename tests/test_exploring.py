@@ -23,7 +23,10 @@ FINDINGS[0] = "<b>mass</b>"
 # Written into the page's copy: what a person would see of it.
 PROBE = """<script>addEventListener("load", () => {
   document.querySelectorAll("details").forEach(d => d.open = true);
+  dispatchEvent(new Event("resize"));
   document.body.dataset.probe = JSON.stringify({
+    hints: [...document.querySelectorAll(".wide")].map(
+      w => [w.scrollWidth > w.clientWidth, !w.previousElementSibling.hidden]),
     images: [...document.images].map(i => [i.naturalWidth, i.clientWidth]),
     scroll: document.documentElement.scrollWidth, inner: innerWidth})})</script>"""
 
@@ -110,7 +113,7 @@ def test_the_page_is_well_formed_and_asks_for_no_other_file(written):
     assert page.stack == []
     assert len(page.sources) > 20
     assert all(s.startswith(("data:image/", "#")) for s in page.sources)
-    assert not re.search(r"https?://|@import|url\(|<script", written[2])
+    assert not re.search(r"https?://|@import|url\(|<script [a-z]", written[2])
 
 
 def test_the_page_says_what_the_facts_say(written):
@@ -119,8 +122,8 @@ def test_the_page_says_what_the_facts_say(written):
     labels = facts["labels"]["Finding_1"]
     share = labels["prevalence"]
     for number in (
-        f"Finding 1 {labels['positives']} {labels['negatives']} {labels['unknown']}",
-        f"{100 * share['estimate']:.1f} % {100 * share['low']:.1f}–",
+        f"Finding 1 {100 * share['estimate']:.1f} % {100 * share['low']:.1f}–",
+        f"{labels['positives']} {labels['patients']} {labels['negatives']}",
         "No patient is on two sides.",
         "0.62 (0.55–0.70) more in view",
         "no positive training image of one finding",
@@ -188,6 +191,24 @@ def test_too_few_patients_are_not_read_as_a_link(tmp_path):
     assert ["more in" in row for row in rows] == [True, False]
 
 
+def test_there_is_no_chart_of_one_bar_and_no_empty_bin(tmp_path):
+    facts, _ = make()
+    facts["sex"] = {"F": 120}
+    facts["age"]["images"] = {"F": np.array([0, 0, 0, 0, 7, 9, 0, 0, 0, 0, 0])}
+    drawn = exploring._charts(exploring.plain(facts))
+    assert drawn["images_a_patient"] is None and "sex" not in drawn
+    assert [text for _, text in drawn["age"]["x"]] == ["40", "50"]
+    page = Page(exploring.write(facts, {}, tmp_path).read_text()).text
+    for words in ("Images per patient: 3, of all", "Sex of all images: F."):
+        assert words in page
+    facts["age"]["images"] = {"F": np.array([0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0])}
+    assert "age" not in exploring._charts(exploring.plain(facts))
+    few, many = (
+        describe._spread(np.random.default_rng(0).random(n)) for n in (9, 9999)
+    )
+    assert (len(few["images"]), len(many["images"])) == (3, describe.SPREAD)
+
+
 def test_a_class_is_called_one(tmp_path):
     facts, images = make(task="multiclass")
     page = Page(exploring.write(facts, images, tmp_path).read_text()).text
@@ -249,6 +270,7 @@ def test_a_browser_shows_every_figure_at_any_width(frames, tmp_path):
         assert seen["inner"] == width
         assert seen["scroll"] <= width, f"{name} scrolls sideways at {width} pixels"
         assert len(seen["images"]) > 5
+        assert all(wider == said for wider, said in seen["hints"]), name
         for natural, shown in seen["images"]:
             assert natural > 0 and 0 < shown <= width, name
 

@@ -98,11 +98,16 @@ def test_every_number_without_an_interval_says_why(written, tmp_path):
         text.index('<div class="headline">') : text.index("The numbers in brackets")
     ]
     assert "reason 0" in headline and "reason 1" in headline
-    for n in range(5):
-        assert f'<small class="why">reason {n}</small>' in text, n
+    for n in range(5):  # Once below each table, however many cells have it.
+        assert text.count(f"<li>reason {n}</li>") == 1, n
     confusion = text[text.index('id="confusion"') :]
+    notes = re.search(r'<ol class="notes">(.*?)</ol>', confusion, re.DOTALL).group(1)
+    reasons = re.findall("<li>(.*?)</li>", notes)
+    assert len(set(reasons)) == len(reasons)
     row = re.search(r"mass&lt;/b&gt;</th>(.*?)</tr>", confusion, re.DOTALL).group(1)
-    assert row.count("no threshold") + row.count("no positive image") >= 5
+    numbers = [int(n) - 1 for n in re.findall(r"–<sup>(\d+)</sup>", row)]
+    assert len(numbers) >= 5
+    assert {reasons[n] for n in numbers} & {"no threshold", "no positive image"}
 
 
 def test_a_finding_cannot_inject_markup(written):

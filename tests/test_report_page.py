@@ -151,7 +151,13 @@ def gallery():
     image, heat = rng.integers(0, 256, (40, 30, 1), np.uint8), rng.random((4, 3))
     picture, (width, height) = images.picture(image, heat, [[(5, 5), (20, 25)]])
     film = {"image": f"{'long' * 20}.png", "probability": 0.5, "certain": "most"}
-    film |= {"boxes": True, "picture": picture, "width": width, "height": height}
+    film |= {
+        "boxes": True,
+        "empty": False,
+        "picture": picture,
+        "width": width,
+        "height": height,
+    }
     return {task: {"true_positive": [film] * 2, "false_negative": []} for task in TASKS}
 
 
@@ -344,7 +350,7 @@ def test_the_page_fits_its_window_and_every_picture_is_drawn(opened, width):
     opened.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     assert seen["outside"] == []
     assert seen["inner"] == width and seen["scroll"] <= width
-    assert len(seen["drawn"]) == 6 and all(seen["drawn"])
+    assert len(seen["drawn"]) == 7 and all(seen["drawn"])
     # ROC, PR and explorer; reliability; robustness and its mean; training.
     assert len(seen["charts"]) == 2 + 2 + 1 + 3 + 4 + 2
     assert all(0 < chart <= width for chart in seen["charts"])

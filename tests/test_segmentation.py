@@ -10,19 +10,17 @@ import pytest
 import SimpleITK
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import ndimage
+from scipy import ndimage, stats
 from sklearn import metrics as oracle
 
-from medjax.evaluation import bootstrap, segmentation
+from medjax.evaluation import bootstrap, segmentation, surface
 from medjax.evaluation.segmentation import Post
 
 SPACING = (3.0, 0.5, 1.0)
 SHAPE = (6, 9, 8)
 DIAGONAL = math.sqrt(18**2 + 4.5**2 + 8**2)
-SHARES = (
-    *("dice", "iou", "sensitivity", "ppv", "nsd"),
-    *("lesion_sensitivity", "lesion_f1"),
-)
+RATES = ("sensitivity", "lesion_sensitivity", "ppv")  # Undefined of nothing.
+SHARES = ("dice", "iou", "nsd", "lesion_dice", "lesion_f1", *RATES)
 
 
 def blob(seed, share=0.8):
@@ -54,11 +52,11 @@ def test_distances_are_those_of_the_surfaces():
     predicted, label = blob(1), blob(2, 0.7)
     found, apart = (
         measure(predicted, label),
-        segmentation.distances(predicted, label, SPACING),
+        surface.distances(predicted, label, SPACING),
     )
-    np.testing.assert_allclose(found["hd95"], segmentation.hausdorff(apart))
-    np.testing.assert_allclose(found["asd"], segmentation.average_distance(apart))
-    np.testing.assert_allclose(found["nsd"], segmentation.surface_dice(apart, 1.5))
+    np.testing.assert_allclose(found["hd95"], surface.hausdorff(apart))
+    np.testing.assert_allclose(found["asd"], surface.average_distance(apart))
+    np.testing.assert_allclose(found["nsd"], surface.surface_dice(apart, 1.5))
 
 
 def parts(mask):
@@ -67,19 +65,137 @@ def parts(mask):
     return [found == n for n in range(1, found.max() + 1)]
 
 
+def best_pairs(iou):
+    """Every way to pair rows with columns: the pairs of the highest total IoU."""
+    rows, columns = iou.shape
+    if rows > columns:
+        return best_pairs(iou.T)
+    ways = itertools.permutations(range(columns), rows)
+    totals = {way: iou[range(rows), way].sum() for way in ways}
+    best = max(totals, key=totals.get)
+    return int((iou[range(rows), best] > 0).sum())
+
+
 @settings(deadline=None, max_examples=20)
-@given(st.integers(0, 10**6), st.floats(0.7, 0.99), st.floats(0.7, 0.99))
-def test_lesions_are_found_as_simpleitk_separates_them(seed, share, other):
-    predicted, label = blob(seed, share), blob(seed + 1, other)
+@given(st.integers(0, 10**6), st.floats(0.9, 0.99), st.floats(0.9, 0.99))
+def test_lesions_are_found_by_the_best_of_all_pairings(seed, share, other):
+    label = blob(seed, other)
+    predicted = blob(seed + 1, share) ^ (label & blob(seed + 2, 0.5))
+    true, said = parts(label)[:5], parts(predicted)[:5]
+    label, predicted = (
+        np.any([np.zeros(SHAPE, bool), *lesions], axis=0) for lesions in (true, said)
+    )
     found = measure(predicted, label)
-    hit = sum((lesion & predicted).any() for lesion in parts(label))
-    false = sum(not (lesion & label).any() for lesion in parts(predicted))
-    missed = len(parts(label)) - hit
+    iou = np.array([[(a & b).sum() / (a | b).sum() for b in said] for a in true])
+    iou = np.where(iou < 0.1, 0, iou).reshape(len(true), len(said))
+    hit = best_pairs(iou) if iou.size else 0
+    missed, false = len(true) - hit, len(said) - hit
     assert found["true_lesions"] == hit + missed
     assert found["found_lesions"] == hit
     assert found["false_positives"] == false
-    np.testing.assert_allclose(found["lesion_sensitivity"], hit / (hit + missed))
-    np.testing.assert_allclose(found["lesion_f1"], 2 * hit / (2 * hit + missed + false))
+    sensitivity = hit / (hit + missed) if true else math.nan
+    np.testing.assert_allclose(found["lesion_sensitivity"], sensitivity)
+    if true or said:
+        f1 = 2 * hit / (2 * hit + missed + false)
+        np.testing.assert_allclose(found["lesion_f1"], f1)
+
+
+def test_one_blob_finds_one_lesion_at_most():
+    label = np.zeros((20, 20, 20), bool)
+    for at in itertools.product((3, 14), repeat=3):
+        label[tuple(slice(a, a + 3) for a in at)] = True
+    found = measure(np.ones_like(label), label)
+    assert found["true_lesions"] == 8 and found["found_lesions"] == 0
+    blob = label.copy()
+    blob[3:6, 3:17, 3:17] = True  # A slab through four of them; the others as they are.
+    found = measure(blob, label)
+    assert (found["found_lesions"], found["false_positives"]) == (4, 1)
+    blob = label.copy()
+    blob[3:6, 3:6, 3:17] = True  # A bar through two: its IoU with either is 27 / 126.
+    found = measure(blob, label)
+    assert (found["found_lesions"], found["false_positives"]) == (7, 0)
+    assert measure(label, label)["found_lesions"] == 8
+
+
+def dilated(voxels):
+    """Three steps by faces and edges."""
+    steps = [s for s in itertools.product((-1, 0, 1), repeat=3) if np.abs(s).sum() < 3]
+    for _ in range(3):
+        voxels = {tuple(np.add(v, s).tolist()) for v in voxels for s in steps}
+    return voxels
+
+
+def groups(voxels):
+    """Sets of voxels that touch by faces, edges or corners."""
+    left, found = set(voxels), []
+    while left:
+        group, new = set(), [left.pop()]
+        while new:
+            group.add(voxel := new.pop())
+            near = {v for v in left if np.abs(np.subtract(v, voxel)).max() == 1}
+            left -= near
+            new += near
+        found.append(group)
+    return found
+
+
+def brats(predicted, label):
+    """Lesion-wise Dice and HD95 of sets of voxels of 1 mm, as BraTS 2023 has them."""
+    worst = math.sqrt(3 * 14**2)
+
+    def mask(voxels):
+        found = np.zeros((14, 14, 14), bool)
+        found[tuple(np.array([*voxels], int).reshape(-1, 3).T)] = True
+        return found
+
+    predicted, label = ({*map(tuple, np.argwhere(m))} for m in (predicted, label))
+    components, touched, dices, away = groups(predicted), [], [], []
+    for extent in groups(dilated(label)):
+        true = label & extent
+        touching = [c for c in components if c & extent]
+        touched += touching
+        other = set().union(*touching)
+        dices.append(2 * len(true & other) / (len(true) + len(other)))
+        apart = surface.distances(mask(other), mask(true), (1, 1, 1))
+        away.append(min(surface.hausdorff(apart), worst))
+    false = sum(c not in touched for c in components)
+    count = len(dices) + false
+    return sum(dices) / count, (sum(away) + false * worst) / count
+
+
+def few_lesions(rng, count):
+    mask = np.zeros((14, 14, 14), bool)
+    for corner in rng.integers(0, 11, (count, 3)):
+        mask[tuple(slice(c, c + rng.integers(1, 4)) for c in corner)] = True
+    return mask
+
+
+@pytest.mark.parametrize("seed", [0, 1, 4])
+def test_lesions_are_scored_as_brats_2023_scores_them(seed):
+    rng = np.random.default_rng(seed)
+    label = few_lesions(rng, 3)
+    predicted = np.roll(label, 1, seed % 3) & (rng.random(label.shape) < 0.9)
+    predicted |= few_lesions(rng, seed % 3)
+    found = segmentation.measure(predicted, label, (1, 1, 1), tolerance=1)
+    expected = brats(predicted, label)
+    both = found["lesion_dice"], found["lesion_hd95"]
+    np.testing.assert_allclose(both, expected, rtol=1e-9)
+
+
+def test_lesions_nearer_than_two_dilations_are_one_in_millimetres():
+    label = np.zeros((9, 3, 30), bool)
+    label[4, 1, 5] = label[4, 1, 12] = True  # 7 steps: dilations by 3 touch.
+    predicted = label.copy()
+    predicted[4, 1, 12] = False
+    for step, dice in ((1.0, 2 / 3), (1.3, 0.5), (4.0, 0.5)):
+        found = segmentation.measure(predicted, label, (1, 1, step), tolerance=1)
+        assert found["lesion_dice"] == pytest.approx(dice), step
+    # Lesions are 7 steps of 0.5 mm apart; four slices of 5 mm aren't near.
+    found = segmentation.measure(predicted, label, (5, 1, 0.5), tolerance=1)
+    assert found["lesion_dice"] == pytest.approx(2 / 3)
+    label[0, 1, 5] = True
+    found = segmentation.measure(predicted, label, (5, 1, 0.5), tolerance=1)
+    assert found["lesion_dice"] == pytest.approx(1 / 3)
 
 
 def test_voxels_that_share_a_corner_are_one_lesion():
@@ -97,15 +213,18 @@ def test_equal_masks_are_worth_everything():
 def test_nothing_said_of_nothing_is_right():
     empty = np.zeros(SHAPE)
     found = measure(empty, empty)
-    assert all(found[name] == 1 for name in SHARES)
+    assert all(math.isnan(found[name]) for name in RATES)
+    assert all(found[name] == 1 for name in set(SHARES) - set(RATES))
     assert all(found[name] == 0 for name in set(segmentation.METRICS) - set(SHARES))
 
 
 def test_a_missed_structure_is_the_worst_not_absent():
     found = measure(np.zeros(SHAPE), blob(4))
     assert all(found[name] == 0 for name in SHARES)
-    np.testing.assert_allclose([found["hd95"], found["asd"]], DIAGONAL)
+    far = [found[name] for name in ("hd95", "asd", "lesion_hd95")]
+    np.testing.assert_allclose(far, DIAGONAL)
     assert found["true_lesions"] > 0 == found["found_lesions"]
+    assert math.isnan(found["false_alarm"])
 
 
 def test_a_false_alarm_is_wrong_but_misses_nothing():
@@ -113,8 +232,10 @@ def test_a_false_alarm_is_wrong_but_misses_nothing():
     undefined = {"sensitivity", "lesion_sensitivity"}
     assert all(found[name] == 0 for name in set(SHARES) - undefined)
     assert all(math.isnan(found[name]) for name in undefined)
-    np.testing.assert_allclose([found["hd95"], found["asd"]], DIAGONAL)
+    far = [found[name] for name in ("hd95", "asd", "lesion_hd95")]
+    np.testing.assert_allclose(far, DIAGONAL)
     assert found["false_positives"] == len(parts(blob(4)))
+    assert found["false_alarm"] == 1
 
 
 def test_every_case_has_every_metric():
@@ -145,25 +266,69 @@ def test_intervals_resample_patients_with_all_their_volumes():
     counts = np.asarray(counts)
     for metric in ("dice", "hd95", "sensitivity"):
         value = {(r["name"], r["region"]): r[metric] for r in rows}
-        both = [
-            np.mean([value[f"v{n}", r] for r in ("whole", "core")]) for n in range(13)
-        ]
-        whole = [value[f"v{n}", "whole"] for n in range(13)]
+        both = np.array(
+            [[value[f"v{n}", r] for r in ("whole", "core")] for n in range(13)]
+        )
+        # Ten patients: the normal quantile that Student's is, with 9 / 10 the variance.
+        reach = stats.t.ppf(0.975, 9) * math.sqrt(10 / 9)
+        ends = stats.norm.cdf([-reach, reach])
         for one, summary in (
-            (np.array(whole), found["regions"]["whole"][metric]),
-            (np.array(both), found["mean"][metric]),
+            (both[:, :1], found["regions"]["whole"][metric]),
+            (both, found["mean"][metric]),
         ):
             means = []
             for r in range(replicates):
-                drawn = np.repeat(one, counts[np.arange(13) % 10, r])
-                means.append(np.nanmean(drawn))
-            expected = [np.nanmean(one), *np.quantile(means, [0.025, 0.975])]
+                drawn = np.repeat(one, counts[np.arange(13) % 10, r], axis=0)
+                means.append(np.nanmean(drawn, axis=0).mean())
+            estimate = np.nanmean(one, axis=0).mean()
+            expected = [estimate, *np.quantile(means, ends)]
             got = [summary[name] for name in ("estimate", "low", "high")]
             np.testing.assert_allclose(got, expected, rtol=1e-6)
-            np.testing.assert_allclose(summary["median"], np.nanmedian(one))
+            known = one[~np.isnan(one).all(axis=1)]
+            median = np.median(np.nanmean(known, axis=1))
+            np.testing.assert_allclose(summary["median"], median)
             assert summary["patients"] == 10
     assert found["volumes"] == 13 and found["patients"] == 10
     assert found["note"] == ""
+
+
+def test_empty_scans_have_a_false_alarm_rate_and_no_sensitivity():
+    rows = make_rows(24, 24)
+    empty = measure(np.zeros(SHAPE), np.zeros(SHAPE))
+    alarm = measure(blob(1), np.zeros(SHAPE))
+    core = [row for row in rows if row["region"] == "core"]
+    for n, row in enumerate(core[:12]):
+        row |= alarm if n < 3 else empty
+    key = jax.random.key(0)
+    found = segmentation.summarise(rows, key=key, replicates=200)["regions"]
+    assert found["core"]["false_alarm"]["estimate"] == pytest.approx(3 / 12)
+    assert found["core"]["false_alarm"]["patients"] == 12
+    assert found["core"]["sensitivity"]["estimate"] == 0  # Nothing was said of a core.
+    assert found["core"]["sensitivity"]["patients"] == 12
+    assert found["whole"]["false_alarm"]["estimate"] is None
+    for row in core[:3]:
+        row |= empty
+    found = segmentation.summarise(rows, key=key, replicates=200)
+    both = found["regions"]["core"]["false_alarm"], found["mean"]["false_alarm"]
+    for rate in both:  # None of twelve: Clopper and Pearson.
+        assert (rate["estimate"], rate["low"]) == (0, 0)
+        assert rate["high"] == pytest.approx(1 - 0.025 ** (1 / 12))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("patients", [10, 20, 50])
+def test_intervals_of_a_mean_dice_cover_it(patients):
+    """95 % of them; percentiles that aren't expanded cover 89 % at ten patients."""
+    rng, truth, hits = np.random.default_rng(patients), 0.8, []
+    for n in range(400):
+        dice = rng.beta(8, 2, (patients, 1))
+        drawn = bootstrap.means(
+            dice, np.arange(patients), key=jax.random.key(n), replicates=1000
+        )
+        level = bootstrap.expanded(patients)
+        _, low, high, *_ = bootstrap.percentiles(drawn, level)
+        hits.append(low[0] <= truth <= high[0])
+    assert 0.91 < np.mean(hits) < 0.98
 
 
 def test_nine_patients_have_means_and_no_interval():

@@ -114,8 +114,11 @@ def test_the_page_says_what_empty_masks_count_and_how_it_was_made(written):
     read = Page(written[2]).text
     for words in (
         "distances are the image's diagonal",
-        "every share is 1",
-        "of 3 patients",  # Sensitivity is undefined in one of four.
+        "lesion F1 are 1",
+        "of 2 patients",  # Sensitivity is undefined in two of four.
+        "of 3 patients",  # PPV in one.
+        "an IoU of at least 0.1",
+        "dilated by 3 mm",
         "The true mask is empty but the prediction is not",
         "within 1.5 mm",
         "No intervals",
@@ -164,34 +167,33 @@ def test_one_region_is_not_averaged(tmp_path):
 
 def test_the_page_has_the_sections_that_every_report_has(tmp_path):
     value = {"estimate": 0.6, "low": 0.5, "high": 0.7, "why": ""}
-    gap = value | {"between": ["F", "M"], "p": 0.01, "p_holm": 0.02}
-    group = {"volumes": 4, "patients": 4, "mean": {"dice": value}}
-    group["tasks"] = {region: {"metrics": {"dice": value}} for region in REGIONS}
-    groups = {"groups": {"F": group, "M": group}, "tests": 2}
-    groups["gaps"] = {region: {"dice": gap} for region in REGIONS}
-    groups["shown"] = [{"task": "whole", "metric": "dice", **gap}]
-    side = {"volumes": 11, "patients": 7}
+    gap = {"estimate": 0.2, "low": -0.1, "high": 0.5, "between": ["F", "M"]}
+    dice = dict.fromkeys(("mean", *REGIONS), value)
+    group = {"volumes": 4, "patients": 4, "dice": dice}
+    groups = {"groups": {"F": group, "M": group}, "gap": gap}
+    side = {"films": 11, "patients": 7, "tasks": {}, "sex": {"F": 3, "M": 4}}
     results = results_of(
         [case(n) for n in range(2)],
         split_by="patient",
-        subgroups={"sex": groups},
+        groups={"sex": groups},
         cohort={"sides": {"train": side, "test": side}, "shared": 0},
     )
     config = {"loss": {"name": "soft_dice"}, "optim": {"name": "adamw"}, "seed": 3}
     about = {"config": config, "environment": {"python": "3.12"}}
     text = report.write(results, CURVE, tmp_path, "page", **about).read_text()
     assert Page(text).stack == []
-    for name in ("subgroups", "training", "split", "card", "settings"):
+    for name in ("groups", "training", "split", "card", "settings"):
         assert f'<a href="#{name}">' in text and f'<section id="{name}"' in text
     read = Page(text).text
     for words in (
-        "Whole: Dice is 0.600 higher in F than in M (p = 0.020).",
+        "the mean Dice is 0.200 (-0.100 to 0.500): F over M.",
+        "A difference of up to 0.500 is not ruled out.",
         "Train 11 volumes, 7 patients",
         "No patient is on two sides.",
         "Loss: soft_dice; optimiser: adamw; seed: 3.",
         "11 volumes of 7 patients",
         "There are only 2 patients",
-        "Metrics differ between groups of sex for Whole.",
+        "Subgroups were evaluated by sex.",
         "config.loss.name soft_dice",
         "python 3.12",
     ):

@@ -20,7 +20,7 @@ OLDEST = 100  # Years; the last bin of ages is open.
 LEVELS = 256  # Grey levels of a stored image.
 PERCENTS = (1, 5, 25, 50, 75, 95, 99)
 FIRST, LAST, BINS = -5.0, 5.0, 50  # Of the histogram of prepared intensities.
-SPREAD = 40  # Bins of a histogram over images.
+SPREAD = 40  # Bins of a histogram over images, at most.
 
 
 def describe(table, tasks, manifest=None, *, task="multilabel") -> dict[str, Any]:
@@ -383,6 +383,7 @@ def _after(moments: np.ndarray, counts: np.ndarray) -> list[dict[str, Any]]:
 
 
 def _spread(values: np.ndarray) -> dict[str, Any]:
-    """A histogram of one number per image."""
-    counts, edges = np.histogram(values, SPREAD)
+    """A histogram of one number per image; of few images it has few bins."""
+    bins = int(np.clip(np.sqrt(len(values)), 1, SPREAD))
+    counts, edges = np.histogram(values, bins)
     return {"start": edges[:-1], "width": edges[1] - edges[0], "images": counts}

@@ -148,6 +148,11 @@ def confirm(pairs: pd.DataFrame, pixels: Callable[[int], np.ndarray]) -> pd.Data
     return best.sort_values(["id", "other"], ignore_index=True)
 
 
+def across(pairs: pd.DataFrame, count: int) -> pd.DataFrame:
+    """The pairs of one of the first `count` images, `id`, and a later one, `other`."""
+    return pairs[(pairs["id"] < count) & (pairs["other"] >= count)]
+
+
 def _shrink(pixels):
     """Shrinks an image to [64, 64] uint8: grey, one slice, averaged over area."""
     chex.assert_type(pixels, np.uint8)

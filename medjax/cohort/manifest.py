@@ -138,26 +138,83 @@ def reached(table, manifest, tasks) -> pd.DataFrame:
 
 
 def account(table, manifest, tasks, duplicates) -> dict:
-    """The participant numbers of a report: each side's counts, and what may leak.
+    """The participant numbers of a report: who is on each side, and what may leak.
 
     Returns:
-      sides: {split: {films, patients, tasks: {task: {positives, negatives,
-        unknown}}}}.
+      sides: {split: `side`}.
       shared: patients on two sides.
       pairs: duplicates; leaks: those on two sides.
     """
-    sides: dict = {}
-    for row in reached(table, manifest, tasks).to_dict("records"):
-        counts = {name: int(row[name]) for name in ("films", "patients")}
-        side = sides.setdefault(row["split"], {**counts, "tasks": {}})
-        names = ("positives", "negatives", "unknown")
-        side["tasks"][row["task"]] = {name: int(row[name]) for name in names}
-    used = manifest[manifest["split"] != UNUSED]
+    split = manifest["split"].to_numpy()
+    images = table.iloc[_rows(manifest, table)]
+    used = manifest[split != UNUSED]
+    names = (*SPLITS, UNUSED) if UNUSED in split else SPLITS
     return {
-        "sides": sides,
+        "sides": {name: side(images[split == name], tasks) for name in names},
         "shared": int((used.groupby("patient")["split"].nunique() > 1).sum()),
         "pairs": len(duplicates),
         "leaks": len(_leaks(manifest, duplicates)),
+    }
+
+
+def side(images, tasks) -> dict:
+    """Who the images of one side show.
+
+    Returns:
+      films, patients: counts. tasks: {task: {positives, negatives, unknown}}.
+      age: {median, low, high (quartiles), unknown} of the patients; sex: {value:
+      patients}; view: {value: images}. Each is left out where no image has it. A
+      patient's age and sex are those of the first image.
+    """
+    people = images.drop_duplicates("patient")
+    counts = {}
+    for task in tasks:
+        label = images[task].to_numpy(float)
+        flags = label >= 0.5, label < 0.5, np.isnan(label)
+        numbers = (int(flag.sum()) for flag in flags)
+        names = ("positives", "negatives", "unknown")
+        counts[task] = dict(zip(names, numbers, strict=True))
+    facts = {"films": len(images), "patients": len(people), "tasks": counts}
+    if "age" in people and people["age"].notna().any():
+        ends = people["age"].quantile([0.5, 0.25, 0.75]).tolist()
+        facts["age"] = dict(zip(("median", "low", "high"), ends, strict=True))
+        facts["age"]["unknown"] = int(people["age"].isna().sum())
+    for name, rows in (("sex", people), ("view", images)):
+        if name in rows and (rows[name] != "").any():
+            values = rows[name].replace("", "unknown").value_counts()
+            facts[name] = values.to_dict()
+    return facts
+
+
+def overlap(table, seen, copies, *, other_hospital: bool) -> dict:
+    """Which images of other data a run has seen: the leakage audit of an external test.
+
+    Args:
+      table: the other images.
+      seen: the rows of the run's manifest whose images trained or validated.
+      copies: pairs that show one picture, `id` of seen and `other` of the table.
+      other_hospital: equal ids are of other people; only pictures are compared.
+
+    Returns:
+      ids: those of the table's images that were seen; patients: ids that occur in both,
+      in any spelling; pictures: how many images show a seen picture; examples; also
+      other_hospital.
+    """
+    both = [] if other_hospital else identity.shared(table["patient"], seen["patient"])
+    known = table["patient"].astype(str).isin(both)
+    copied = table["id"].isin(copies["other"])
+    names = table.set_index("id")["image"]
+    rows = seen.set_index("id")
+    pairs = [
+        f"{names[other]} = {rows['image'][id]} ({rows['split'][id]})"
+        for id, other in copies[["id", "other"]].head(3).to_numpy()
+    ]
+    return {
+        "ids": table["id"][known | copied].tolist(),
+        "patients": both,
+        "pictures": int(copied.sum()),
+        "examples": [*(f"patient {id!r}" for id in both[:3]), *pairs],
+        "other_hospital": other_hospital,
     }
 
 

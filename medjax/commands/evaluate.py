@@ -5,15 +5,17 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from medjax import tasks
-from medjax.cohort import identity
 from medjax.cohort import manifest as manifests
 from medjax.config import Config, as_json, read_config
+from medjax.data import prepared
 from medjax.errors import InputError
+from medjax.evaluation import external
+from medjax.files import write_table
 from medjax.reports import compare as comparison
 from medjax.reports import report
 from medjax.reports.classification import write_localisation
@@ -24,8 +26,22 @@ from medjax.training import devices, journal
 from medjax.training import folder as workdir
 
 
+class Claim(NamedTuple):
+    """What a user says of other data, see manifests.overlap."""
+
+    other_hospital: bool = False  # So equal patient ids are of other people.
+    allow_overlap: bool = False  # Reported under a warning instead of refused.
+
+
+UNCLAIMED = Claim()
+
+
 def evaluate(
-    folder: Path, *, split: str | None = "test", other: Config | None = None
+    folder: Path,
+    *,
+    split: str | None = "test",
+    other: Config | None = None,
+    claim: Claim = UNCLAIMED,
 ) -> dict:
     """Reports a run on one of its splits, or on all images of other data.
 
@@ -44,7 +60,8 @@ def evaluate(
       alone has and writes them; the others get {}.
 
     Raises:
-      InputError: no run there, no such split, or nobody in it.
+      InputError: no run there, no such split, nobody in it, or other data that the
+        run has seen.
     """
     config = read_config(folder)
     task = tasks.of(config)
@@ -66,13 +83,19 @@ def evaluate(
     }
     if other is not None:
         about["split_by"] = "other"
-    data, manifest = _judged(task, run, data, manifest, split, other)
-    if not (manifest["split"] == split).any():
+    data, manifest, overlap = _judged(task, run, data, manifest, split, other, claim)
+    judged = manifest["id"][manifest["split"] == split]
+    if judged.empty:
         raise InputError(f"--split={split}: nobody is in that split of the run")
+    images = data.table[data.table["id"].isin(judged)]
+    about["cohort"] |= {"flow": _flow(data)}
+    about["cohort"]["sides"][split] = manifests.side(images, run.output.names)
     results, pictures = task.measure(run, data, manifest, split)
     if not devices.first():
         return {}
     results = about | results
+    if about["external"]:
+        results |= {"overlap": overlap} | _internal(folder, results)
     if "--corrupt" not in task.refused:
         results |= _earlier(folder, split, _stamps(run, about["source"]))
     page = report.write(
@@ -89,25 +112,56 @@ def evaluate(
     return results
 
 
+def _flow(data: Any) -> dict:
+    """How many files there were, and what became of them; see the page's Participants."""
+    left_out, table = prepared.left_out(data.path), prepared.read_table(data.path)
+    return {
+        "files": len(table) + left_out,
+        "left_out": left_out,
+        "images": len(table),
+        "patients": table["patient"].nunique(),
+    }
+
+
+def _internal(folder: Path, results: dict) -> dict:
+    """External results beside the run's own test, if that was reported."""
+    path = folder / "report.json"
+    internal = json.loads(path.read_text()) if path.exists() else {}
+    if not internal or not external.comparable(internal, results):
+        print(f"note: {path} isn't of this model: evaluate it to see both side by side")
+        return {}
+    return {"internal": external.beside(internal, results)}
+
+
 def localise(
-    folder: Path, *, split: str, other: Config | None = None, **how: str | None
+    folder: Path,
+    *,
+    split: str,
+    other: Config | None = None,
+    claim: Claim = UNCLAIMED,
+    **how: str | None,
 ) -> dict:
     """Reports where a run's heatmaps (by `how`) lie in images whose findings have boxes.
 
     Also written as `localisation.json` (for another split than test
     `localisation-<split>.json`), and shown on the split's page, if any.
     """
-    return _beside(folder, split, other, "--localise", **how)
+    return _beside(folder, split, other, claim, "--localise", **how)
 
 
 def corrupt(
-    folder: Path, *, split: str, other: Config | None = None, films: int = 0
+    folder: Path,
+    *,
+    split: str,
+    other: Config | None = None,
+    claim: Claim = UNCLAIMED,
+    films: int = 0,
 ) -> dict:
     """Reports a run's predictions of corrupted images, of so many at most (0: all).
 
     As `localise`; the files are `robustness.json` and `.csv`, see perturb.corrupt.
     """
-    return _beside(folder, split, other, "--corrupt", most=films)
+    return _beside(folder, split, other, claim, "--corrupt", most=films)
 
 
 BESIDE = {  # {flag: how its files are called, how they are measured and written}.
@@ -117,7 +171,12 @@ BESIDE = {  # {flag: how its files are called, how they are measured and written
 
 
 def _beside(
-    folder: Path, split: str, other: Config | None, flag: str, **options: Any
+    folder: Path,
+    split: str,
+    other: Config | None,
+    claim: Claim,
+    flag: str,
+    **options: Any,
 ) -> dict:
     """Measures and writes what stands beside the report; renews the split's page."""
     kind, measure, write = BESIDE[flag]
@@ -126,7 +185,8 @@ def _beside(
     task.refuse(flag)
     _check_split(config, split, other)
     run = task.finished(folder)
-    data, manifest = _judged(task, run, *_trained(task, run), split, other)
+    trained = _trained(task, run)
+    data, manifest, _ = _judged(task, run, *trained, split, other, claim)
     stamp = _stamps(run, adapt.source_of(config, split, other))[kind]
     measured = measure(run, data, films.ids_in(manifest, split), **options)
     result = {"split": split, **stamp, **measured}
@@ -134,7 +194,7 @@ def _beside(
     write(result, path)
     print(f"{kind}: {path}")
     if _file(folder, "report", split).exists():
-        evaluate(folder, split=split, other=other)
+        evaluate(folder, split=split, other=other, claim=claim)
     return result
 
 
@@ -183,30 +243,70 @@ def _trained(task: Task, run: Finished) -> tuple[Any, pd.DataFrame]:
 
 
 def _judged(
-    task: Task, run: Finished, data, manifest, split: str, other: Config | None
-) -> tuple[Any, pd.DataFrame]:
-    """The data on which a run with these data is judged, and their manifest."""
+    task: Task,
+    run: Finished,
+    data: Any,
+    manifest: pd.DataFrame,
+    split: str,
+    other: Config | None,
+    claim: Claim,
+) -> tuple[Any, pd.DataFrame, dict]:
+    """The data on which a run with these data is judged, their manifest, and of other
+    data what the run has seen of them."""
     if other is None and split != adapt.SPLIT:
-        return data, manifest
+        return data, manifest, {}
     target = adapt.target(run.config, data)
     if other is None:
-        manifest = workdir.sides(run.folder, "target.csv")
-        task.audit(run.config, target.data, manifest)
-        tested = manifest[manifest["split"] == "test"]
-        return target.data, tested.assign(split=split)
-    strangers = task.other(run, tasks.of(other).data(other))
-    if target is not None and target.data.path == strangers.path:
-        print(
-            f"note: {len(target.ids)} of these images were seen without labels: "
-            f"--split={adapt.SPLIT} is about others"
-        )
-    trains = manifest["patient"][manifest["split"] == "train"]
-    if shared := identity.shared(strangers.table["patient"], trains):
-        print(
-            f"note: {len(shared)} patient ids occur in training too, such as "
-            f"{shared[0]!r}: make sure that these are other people"
-        )
-    return strangers, strangers.table.assign(split=split)
+        sides = workdir.sides(run.folder, "target.csv")
+        task.audit(run.config, target.data, sides)
+        judged = target.data, sides[sides["split"] == "test"].assign(split=split)
+        claim = Claim(True, True)  # adapt.data says so, and the training is done.
+    else:
+        strangers = task.other(run, tasks.of(other).data(other))
+        judged = strangers, strangers.table.assign(split=split)
+        if target is not None and target.data.path == strangers.path:
+            print(
+                f"note: {len(target.ids)} of these images were seen without labels: "
+                f"--split={adapt.SPLIT} is about others"
+            )
+    return *judged, _overlap(run, data, manifest, *judged, claim)
+
+
+def _overlap(
+    run: Finished,
+    data: Any,
+    manifest: pd.DataFrame,
+    others: Any,
+    judged: pd.DataFrame,
+    claim: Claim,
+) -> dict:
+    """What the report says of images that the run has seen; refuses them by default."""
+    seen = manifest[manifest["split"].isin(("train", "validation"))]
+    copies = data.copies(seen["id"].to_numpy(), others, judged["id"].to_numpy())
+    overlap = manifests.overlap(
+        judged, seen, copies, other_hospital=claim.other_hospital
+    )
+    ids = overlap.pop("ids")
+    overlap = {"images": len(ids), **overlap, "patients": len(overlap["patients"])}
+    if not ids:
+        return overlap
+    what = (
+        f"{len(ids)} of {len(judged)} images were seen in training or validation "
+        f"({overlap['patients']} patient ids, {overlap['pictures']} pictures), e.g. "
+        + ", ".join(overlap["examples"])
+    )
+    if claim.allow_overlap:
+        print(f"warning: {what}: the results are too good")
+        return overlap
+    split = judged["split"].iloc[0]
+    path = run.folder / f"overlap-{split}.csv"
+    write_table(path, judged[judged["id"].isin(ids)][["image", "patient"]])
+    people = "equal ids are other people's (--other-hospital), or "
+    raise InputError(
+        f"--config: {what}: leave out those in {path}, or say that "
+        f"{people * (overlap['patients'] > 0)}they may be reported under a warning "
+        "(--allow-overlap)"
+    )
 
 
 def _stamps(run: Finished, source: str) -> dict[str, dict]:

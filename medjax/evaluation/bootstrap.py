@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from chex import Array, ArrayTree
+from scipy import stats
 
 from medjax.errors import InputError
 from medjax.evaluation import metrics
@@ -173,6 +174,22 @@ def means(values, patient, *, key: Array, replicates: int) -> Resampled:
 def _ratio(sums: Array, counts: Array | None) -> Array:
     total, number = (reweigh(x, counts) for x in sums)
     return jnp.where(number > 0, total / jnp.maximum(number, 1), jnp.nan)
+
+
+def expanded(patients: int) -> float:
+    """The percentiles' level that covers LEVEL of a mean over so few patients.
+
+    Drawing P of P patients has (P - 1) / P of the variance, and P is small enough for
+    Student's quantiles instead of the normal ones.
+
+    Source: Hesterberg, What teachers should know about the bootstrap, Am. Stat. 69
+    (2015) 371: the expanded percentile interval.
+    """
+    if patients < 2:
+        return LEVEL
+    reach = stats.t.ppf((1 + LEVEL) / 2, patients - 1)
+    reach *= math.sqrt(patients / (patients - 1))
+    return float(1 - 2 * stats.norm.sf(reach))
 
 
 def percentiles(resampled: Resampled, level: float = LEVEL) -> ArrayTree:

@@ -39,7 +39,8 @@ LEAST = 3  # Seeds without which no arm is called the best.
 class Summary(NamedTuple):
     """An arm's metric.
 
-    estimate: the mean over the seeds; low, high: its percentile interval by patients.
+    estimate: the mean over the seeds; low, high: its percentile interval by patients,
+      NaN of fewer than bootstrap.LEAST, as are those of a Difference and its p.
     undefined: replicates in which the metric is undefined.
     sd: over the seeds; NaN of one seed.
     each: [S], the metric of every seed.
@@ -226,7 +227,9 @@ def compare(
         apart = None
         if a != baseline:
             apart = by_task(lambda name, t: differences[name][others.index(a)][t])
-        means = by_task(lambda name, t: summarise(scores[name], a, t))
+        means = by_task(
+            lambda name, t: summarise(scores[name], a, t, patients=patients)
+        )
         return {"seeds": int(seeds.sum()), **means, "difference": apart}
 
     comparison = {
@@ -237,12 +240,12 @@ def compare(
     return bootstrap.as_json(comparison)
 
 
-def summarise(scores: Resampled, arm: int, task: int) -> Summary:
+def summarise(scores: Resampled, arm: int, task: int, *, patients: int) -> Summary:
     """An arm's metric of one task; -1 is the mean over the tasks."""
     each, drawn = scores.whole[arm, :, task], scores.drawn[:, arm, :, task]
     mean, sd, replicates, undefined = _over_seeds(each, drawn)
     low, high = np.nan, np.nan
-    if replicates.size:
+    if replicates.size and patients >= bootstrap.LEAST:
         low, high = np.quantile(replicates, [ALPHA / 2, 1 - ALPHA / 2])
     return Summary(mean, low, high, undefined, sd, each)
 
@@ -259,6 +262,8 @@ def difference(
     error = np.std(replicates, ddof=1) if len(replicates) > 1 else np.nan
     # Drawing P of P patients has (P - 1) / P of the variance.
     error *= np.sqrt(patients / (patients - 1))
+    if patients < bootstrap.LEAST:  # No interval, and no test.
+        error = np.nan
     freedom = 1 / (1 / (patients - 1) + 1 / max(len(replicates) - 1, 1))
     reach, p = _t_test(mean, error, sd, seeds=seeds, freedom=freedom)
     return Difference(

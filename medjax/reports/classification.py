@@ -10,7 +10,7 @@ from rich.console import Console
 
 from medjax.evaluation.metrics import METRICS
 from medjax.files import write_table, write_text
-from medjax.reports import charts
+from medjax.reports import charts, images
 from medjax.reports.page import count, interval, label, number, show_table
 
 TEMPLATE = "classification.html"
@@ -29,6 +29,8 @@ AVERAGES = {
 SHARES = charts.Frame(charts.SQUARE)  # Both axes run from 0 to 1.
 DIAGONAL = ([0, 1], [0, 1])
 PROBABILITIES = (0.0, 0.005, 0.02, 0.1, 0.25, 0.5, 1.0)  # Ticks.
+SPREAD = 20  # Bars under a reliability diagram,
+FOOT = 0.2  # and the part of its height that they take.
 NEAR = 0.12  # Of an axis: ticks nearer to 0 than this run into its own.
 
 
@@ -56,6 +58,7 @@ def sections(results: dict, films: dict | None) -> dict:
         "reliability": reliability(results),
         "robustness": robustness(results),
         "films": films,
+        "ramp": images.ramp() if films else "",
         "marked": any(film["boxes"] for film in drawn),
     }
 
@@ -214,6 +217,8 @@ def reliability(results: dict) -> dict[str, dict]:
         ticks = [(math.sqrt(v), f"{v:g}") for v in PROBABILITIES if v <= top**2]
         ticks = [tick for tick in ticks if tick[0] == 0 or tick[0] > NEAR * top]
         lines, points = [("chance", charts.line(frame, [0, top], [0, top]))], []
+        if counts := results.get("explorer", {}).get(name):
+            lines.insert(0, ("bar pale", _spread(frame, counts)))
         for side in sides:
             series = "s0" if side is sides[-1] else "s1"
             xy = np.sqrt(side["predicted"]), np.sqrt(side["observed"])
@@ -234,6 +239,21 @@ def reliability(results: dict) -> dict[str, dict]:
             points=points,
         )
     return pictures
+
+
+def _spread(frame: charts.Frame, counts: dict) -> str:
+    """Bars at the foot of a reliability diagram: how many images have a probability.
+
+    `counts` are the explorer's of one task. The last bar holds all above the frame.
+    """
+    edges = np.linspace(0, frame.x[1], SPREAD + 1)
+    threshold = np.array(counts["threshold"])[::-1]
+    called = np.add(counts["tp"], counts["fp"])[::-1]
+    above = np.append(called, 0)[np.searchsorted(threshold, edges**2)]
+    above[-1] = 0
+    images = -np.diff(above)
+    height = FOOT * frame.y[1] * images / max(images.max(), 1)
+    return charts.bars(frame, edges[:-1], height, edges[1], np.zeros(SPREAD))
 
 
 def robustness(results: dict) -> dict[str, dict]:

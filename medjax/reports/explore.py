@@ -163,14 +163,16 @@ def _charts(facts: dict) -> dict[str, dict]:
         "findings_an_image": _tally(findings, "findings in an image", "images"),
     }
     age = facts["age"]
-    if age["images"]:
-        last = age["start"][-1]
-        ticks = [*age["start"][:-1:2], (last + 5, f"{last}+")]
-        series = dict(sorted(age["images"].items()))
-        drawn["age"] = _bars(age["start"], 10, series, ("age, years", "images"), ticks)
+    decades = np.flatnonzero(np.sum([*age["images"].values()], axis=0))
+    if len(decades) > 1:
+        inside = slice(decades[0], decades[-1] + 1)
+        start, last = age["start"][inside], age["start"][-1]
+        ticks = [(last + 5, f"{last}+") if at == last else at for at in start]
+        series = {k: n[inside] for k, n in sorted(age["images"].items())}
+        drawn["age"] = _bars(start, 10, series, ("age, years", "images"), ticks)
     for name in ("view", "sex"):
         counts = facts[name]
-        if set(counts) != {"unknown"}:
+        if len(counts) > 1:
             ticks = [(n, f"{k}: {v:,}") for n, (k, v) in enumerate(counts.items())]
             start, series = np.arange(len(counts)) - 0.3, {"": [*counts.values()]}
             drawn[name] = _bars(start, 0.6, series, (name, "images"), ticks)
@@ -182,8 +184,12 @@ def _charts(facts: dict) -> dict[str, dict]:
         )
         bins = pixels["bins"]
         levels = bins["start"] + np.arange(len(after[0])) * bins["width"]
+        full = np.flatnonzero(np.sum(after, axis=0))
+        inside = slice(max(full[0] - 1, 0), full[-1] + 2)
         drawn["before"] = _histogram(before, np.arange(256), "grey level")
-        drawn["after"] = _histogram(after, levels, "prepared intensity")
+        drawn["after"] = _histogram(
+            [channel[inside] for channel in after], levels[inside], "prepared intensity"
+        )
         for name, x in (("mean", "mean grey level"), ("std", "standard deviation")):
             each = pixels["each"][name]
             bars = (each["start"], each["width"])
@@ -191,9 +197,11 @@ def _charts(facts: dict) -> dict[str, dict]:
     return drawn
 
 
-def _tally(tally: dict, x: str, y: str) -> dict:
-    """How many there are of each number; a long tail is one last bar."""
+def _tally(tally: dict, x: str, y: str) -> dict | None:
+    """How many there are of each number; a long tail is one last bar. None of one bar."""
     values, counts = list(tally["value"]), list(tally["count"])
+    if len(values) < 2:
+        return None
     ticks = None
     if values and values[-1] > MOST:
         rest = sum(n for v, n in zip(values, counts, strict=True) if v >= MOST)

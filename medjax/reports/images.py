@@ -161,6 +161,11 @@ def picture(
     return data, both.shape[1::-1]
 
 
+def ramp() -> str:
+    """A data URI of the colours of heatmaps, from nothing to the maximum."""
+    return _uri(_colours(np.linspace(0, 1, 120)[None].repeat(10, axis=0)), "png")
+
+
 def overlay(
     path: Path,
     pixels: np.ndarray,

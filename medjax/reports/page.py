@@ -19,7 +19,10 @@ NAMES = {name: metric.label for name, metric in METRICS.items()} | {
     "hd95": "HD95, mm",
     "asd": "ASD, mm",
     "nsd": "NSD",
+    "lesion_dice": "Lesion Dice",
+    "lesion_hd95": "Lesion HD95, mm",
     "lesion_f1": "Lesion F1",
+    "false_alarm": "False alarms",
     "false_positives": "False lesions",
     "true_ml": "True, ml",
     "predicted_ml": "Predicted, ml",
@@ -55,6 +58,7 @@ def render(template: str, **values) -> str:
     printed += (span, within)
     environment.filters |= {function.__name__: function for function in printed}
     environment.globals["contents"] = []  # Each section adds itself as it renders.
+    environment.globals["notes"] = []  # Of the table that is being rendered.
     return environment.get_template(template).render(**values)
 
 

@@ -6,6 +6,16 @@ from pathlib import Path
 from medjax.files import write_text
 from medjax.reports import charts, classification, page, segmentation
 
+SHIFTS = {  # Of an external test.
+    "prevalence": "Prevalence",
+    "predicted": "Mean probability",
+    "calibration_in_the_large": "Calibration in the large",
+    "calibration_slope": "Calibration slope",
+    "calibration_intercept": "Calibration intercept",
+    "brier": "Brier score",
+    "true_ml": "True volume, ml",
+    "volume_bias": "Predicted minus true, ml",
+}
 FEW = 30  # Positive images below which the numbers of a finding are weak.
 WIDE = 0.1  # Width of an interval from which on it is called wide.
 
@@ -44,6 +54,7 @@ def write(
         results=results,
         **kind.sections(results, pictures),
         **card(results),
+        shifts=SHIFTS,
         training=charts.training(curve, results["checkpoint"]),
         config=config,
         environment=environment,

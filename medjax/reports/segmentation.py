@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from medjax.evaluation.segmentation import METRICS, components
+from medjax.evaluation.lesions import OVERLAP, REACH, components
+from medjax.evaluation.segmentation import METRICS
 from medjax.files import write_table
 from medjax.reports import charts, images
 from medjax.reports.page import interval, label, show_table
@@ -47,6 +48,8 @@ def sections(results: dict, cases: Iterable[Case] | None) -> dict:
     return {
         "item": "region",
         "averaged": AVERAGED,
+        "overlap_least": OVERLAP,
+        "reach": REACH,
         "rows": sorted(results["rows"], key=lambda row: order.index(row["name"])),
         "pictures": [(name, pictures[name]) for name in order if name in pictures],
         "keys": [f"#{bytes(colour).hex()}" for colour in colours],
@@ -55,8 +58,8 @@ def sections(results: dict, cases: Iterable[Case] | None) -> dict:
 
 
 def show(results: dict) -> None:
-    """Prints Dice, HD95 and the lesion-wise F1 of every region."""
-    metrics = ("dice", "hd95", "lesion_f1")
+    """Prints the overlap and the distance of every region, whole and lesion-wise."""
+    metrics = ("dice", "hd95", "lesion_dice", "lesion_hd95")
     regions = dict(results["regions"])
     if len(regions) > 1:
         regions["mean"] = results["mean"]

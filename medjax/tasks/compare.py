@@ -240,12 +240,11 @@ def _pair_masks(first, second, names, *, key, replicates) -> dict:
         """{metric: both numbers and their difference} of the mean or of a region."""
         first, second = of(arms["first"]), of(arms["second"])
         differences = of(arms["first"]["difference"])
-        untested = dict.fromkeys(("low", "high", "p", "holm")) if few else {}
         return {
             metric: {
                 "one": first[metric]["estimate"],
                 "other": second[metric]["estimate"],
-                "difference": differences[metric] | untested,
+                "difference": differences[metric],
             }
             for metric in OF_MASKS
         }

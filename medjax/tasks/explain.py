@@ -126,8 +126,8 @@ def gallery(
       each: images of a kind, see results.choose.
 
     Returns:
-      {task: {kind: [{image, probability, certain, boxes: whether it has some, picture:
-      a data URI, width, height}]}}; {} where nothing is to be shown.
+      {task: {kind: [{image, probability, certain, boxes: whether it has some, empty:
+      whether its heatmap is 0, picture: a data URI, width, height}]}}; {} where nothing is to be shown.
     """
     chosen = results.choose(predicted, run.thresholds, each=each)
     if not chosen:
@@ -154,6 +154,7 @@ def gallery(
                 "probability": float(predicted.probability[row, task]),
                 "certain": certain,
                 "boxes": len(marks) > 0,
+                "empty": not heatmap[at, task].max() > 0,
                 "picture": picture,
                 "width": width,
                 "height": height,

@@ -77,6 +77,20 @@ class Data(NamedTuple):
             write_table(path, pairs)
         return pd.read_csv(path, keep_default_na=False)
 
+    def copies(self, ids: np.ndarray, other: "Data", others: np.ndarray):
+        """The pairs that show one picture: `id` of these images, `other` of those."""
+        here, there, count = self.films(ids), other.films(others), len(ids)
+        hashes = [
+            prepared.read_hashes(data.path)[rows]
+            for data, rows in ((self, ids), (other, others))
+        ]
+        pairs = duplicates.candidates(np.concatenate(hashes))
+        pairs = duplicates.confirm(
+            duplicates.across(pairs, count),
+            lambda n: (here[n] if n < count else there[n - count])["image"],
+        )
+        return pairs.assign(id=ids[pairs["id"]], other=others[pairs["other"] - count])
+
 
 def is_exclusive(config: Config) -> bool:
     """Whether an image has exactly one of the classes."""

@@ -71,7 +71,7 @@ class Data(NamedTuple):
 
     path: folder of their arrays.
     table: one row a volume or half, see data/volumes.py; also its `volume` (the number
-      of its files), `half`, and a column a region: 1 where it has any, NaN unknown.
+      of its files), `half`, `sex`, `age` (see sources/scans.participants) and a column a region: 1 where it has any, NaN unknown.
     """
 
     path: Path
@@ -118,13 +118,26 @@ class Data(NamedTuple):
         """
         if (self.table["half"] != "whole").any():
             return pd.DataFrame(columns=["id", "other"], dtype=int)
+        return duplicates.alike(self._thumbnails(self.table["id"].to_numpy()))
+
+    def copies(self, ids: np.ndarray, other: "Data", others: np.ndarray):
+        """The pairs that show one image: `id` of these volumes, `other` of those."""
+        thumbnails = self._thumbnails(ids), other._thumbnails(others)
+        pairs = duplicates.alike(np.concatenate(thumbnails))
+        pairs = duplicates.across(pairs, len(ids))
+        return pairs.assign(
+            id=ids[pairs["id"]], other=others[pairs["other"] - len(ids)]
+        )
+
+    def _thumbnails(self, ids: np.ndarray) -> np.ndarray:
+        """[N, C, S, S, S]; halves have that of the whole volume."""
         path = self.path / volumes.THUMBNAILS
         if not path.exists():
             raise InputError(
                 f"{self.path}: was prepared by an older medjax, which didn't look for "
                 "copies: remove it to prepare the data again"
             )
-        return duplicates.alike(np.load(path))
+        return np.load(path)[self.table.set_index("id").loc[ids, "volume"]]
 
 
 def data(config: Config) -> Data:
@@ -198,6 +211,12 @@ def _table(config: Config, prepared: Prepared) -> pd.DataFrame:
             _, label = volumes.read(prepared.folder, part)
             table.loc[at, voxels] = np.sum(label, axis=(0, 1, 2), dtype=np.int64)
             table.loc[at, "width"] = label.shape[2]
+    people = scans.participants(config.data.get("folder", ""))
+    ids = table["patient"].astype(str).str.removeprefix("sub-")
+    table["sex"], table["age"] = (
+        ids.map(people["sex"]).fillna(""),
+        ids.map(people["age"]),
+    )
     known = table[voxels].notna().to_numpy()
     table[[*prepared.regions]] = (table[voxels] > 0).astype(float).where(known)
     return table
@@ -303,7 +322,7 @@ def _regions(config: Config) -> dict[str, tuple[int, ...]]:
         if name not in config.data["values"]:
             raise InputError(f"data.values: has none for the region {name!r}")
         regions[name] = tuple(config.data["values"][name])
-    if taken := {*volumes.COLUMNS, "volume", "half"} & {*regions}:
+    if taken := {*volumes.COLUMNS, "volume", "half", "sex", "age"} & {*regions}:
         raise InputError(f"data.regions: {min(taken)!r} is a column of ours: rename it")
     nifti.check_regions(regions)  # Now, and not after training.
     return regions

@@ -14,7 +14,7 @@ from medjax.config import Config
 from medjax.data import fingerprint, nifti, scan, volumes
 from medjax.data.scan import Scan
 from medjax.errors import InputError
-from medjax.evaluation import bootstrap, sliding
+from medjax.evaluation import bootstrap, sliding, subgroups, volume_groups
 from medjax.evaluation import segmentation as measures
 from medjax.files import write_text
 from medjax.reports.segmentation import Case as Pictured
@@ -217,6 +217,9 @@ def measure(
         worst.append((np.mean([row["dice"] for row in measured]), number, case))
         worst = sorted(worst)[:PICTURED]  # No more than these stay in memory.
     summary = measures.summarise(rows, **parts.bootstrap(config))
+    summary["groups"] = volume_groups.summarise(
+        rows, groups(data.table, rows), **parts.bootstrap(config)
+    )
     posts = [post._asdict() for post in run.fixed]
     size = " x ".join(map(str, config.patch.size))
     facts = {
@@ -233,6 +236,18 @@ def measure(
         "caveat": caveat(config, split),
     }
     return summary, [case for *_, case in worst]
+
+
+def groups(table: pd.DataFrame, rows: list[dict]) -> pd.DataFrame:
+    """{attribute: category} of each volume, by its name, where volumes differ in it."""
+    table = table.set_index("image").loc[list(dict.fromkeys(r["name"] for r in rows))]
+    columns = subgroups.by_metadata(table.assign(view="")).drop(columns="view")
+    columns["size"] = volume_groups.by_size(rows)
+    has = [name for name in table if name.startswith("has_")]
+    complete = table[has].all(axis=1)
+    columns["sequences"] = np.where(complete, "complete", "some missing")
+    columns = columns.mask(columns.astype(object) == "")
+    return columns.loc[:, columns.nunique() > 1]
 
 
 def caveat(config: Config, split: str) -> str:

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
+
 from medjax.data import dicom, nifti
 from medjax.errors import InputError
 
@@ -226,3 +228,23 @@ def _json(path: Path) -> dict:
     if not isinstance(read, dict):
         raise InputError(f"{path}: is no dataset.json of the Decathlon")
     return read
+
+
+def participants(path: str) -> pd.DataFrame:
+    """Sex ('F', 'M' or '') and age by patient, of the folder's participants.tsv (BIDS).
+
+    The index are ids without the prefix 'sub-'. Without such a file there are no rows.
+    """
+    file = Path(path).expanduser() / "participants.tsv"
+    if not path or not file.is_file():
+        return pd.DataFrame({"sex": [], "age": []}, pd.Index([], dtype=object))
+    table = pd.read_csv(file, sep="\t", dtype=str, keep_default_na=False)
+    table.columns = table.columns.str.lower()
+    if "participant_id" not in table:
+        raise InputError(f"{file}: has no column participant_id: add it, or remove it")
+    ids = table["participant_id"].str.removeprefix("sub-")
+    table = table[~ids.duplicated()].set_index(ids[~ids.duplicated()])
+    blank = pd.Series("", table.index)
+    sex = table.get("sex", blank).str[:1].str.upper()
+    age = pd.to_numeric(table.get("age", blank), errors="coerce")
+    return pd.DataFrame({"sex": sex.where(sex.isin(("F", "M")), ""), "age": age})

@@ -1,0 +1,147 @@
+"""Are masks as good for women as for men, for small lesions as for large ones?
+
+The Dice of each group of volumes, and how far groups are apart. One bootstrap over
+patients serves all groups, as in subgroups.py. Nothing is tested: each attribute has the
+largest difference between two of its groups, with its interval.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pandas as pd
+from chex import Array
+from scipy import stats
+
+from medjax.evaluation import bootstrap
+from medjax.evaluation.bootstrap import LEAST, Interval, Resampled
+
+SIZES = ("small", "medium", "large")  # Thirds of the volumes, by the first region.
+MEAN = "mean"
+
+
+class Group(NamedTuple):
+    """One group; dice: by region, and MEAN, of each volume's mean over the regions."""
+
+    volumes: int
+    patients: int
+    dice: dict[str, Interval]
+
+
+class Gap(NamedTuple):
+    """How much higher the mean Dice of one group is than that of another.
+
+    low, high: by Student's t, of the bootstrap's standard error and the freedom of the
+      smaller group, corrected for the pairs that were compared (Bonferroni).
+    between: the groups, the better one first; None if no two have LEAST patients.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    between: list[str] | None
+
+
+class Attribute(NamedTuple):
+    """The groups of one attribute, and the largest difference between two of them."""
+
+    groups: dict[str, Group]
+    gap: Gap
+
+
+def by_size(rows: Sequence[Mapping]) -> pd.Series:
+    """{volume: the third that its true first region is in, or 'empty'}."""
+    first = rows[0]["region"]
+    true = pd.Series({r["name"]: r["true_ml"] for r in rows if r["region"] == first})
+    some = true[true > 0]
+    ends = some.quantile([1 / 3, 2 / 3]).tolist() if len(some) else [0, 0]
+    ranges = (f"below {ends[0]:.3g} ml", f"to {ends[1]:.3g} ml", "above")
+    names = [f"{size}, {text}" for size, text in zip(SIZES, ranges, strict=True)]
+    place = np.searchsorted(ends, true, side="right")
+    groups = pd.Categorical.from_codes(place, names).add_categories("empty")
+    return pd.Series(groups, true.index).where(true > 0, "empty")
+
+
+def summarise(
+    rows: Sequence[Mapping], groups: pd.DataFrame, *, key: Array, replicates: int
+) -> dict:
+    """Every group's Dice with intervals, and the largest differences.
+
+    Args:
+      rows: see segmentation.Summary.
+      groups: a row a volume, by its name; a column an attribute, of categories. A
+        volume without a category is in no group.
+
+    Returns:
+      {attribute: `Attribute`} as JSON, see bootstrap.as_json.
+    """
+    table = pd.DataFrame(list(rows))
+    dice = table.pivot(index="name", columns="region", values="dice")
+    regions = list(table["region"].unique())
+    dice = dice[regions].assign(**{MEAN: dice.mean(axis=1)})
+    patient = table.groupby("name")["patient"].first().loc[dice.index].to_numpy()
+    columns = {
+        name: groups[name].loc[dice.index].astype("category").cat for name in groups
+    }
+    members = {
+        (name, group): (column.codes == n).to_numpy()
+        for name, column in columns.items()
+        for n, group in enumerate(column.categories)
+        if (column.codes == n).any()
+    }
+    if not members:
+        return {}
+    inside = np.stack([*members.values()], axis=1)[..., None]  # [V, G, 1]
+    values = np.where(inside, dice.to_numpy(float)[:, None], np.nan)
+    drawn = bootstrap.means(values, patient, key=key, replicates=replicates)
+    drawn = Resampled(*jax.device_get(tuple(drawn)))
+    people = [len(np.unique(patient[member])) for member in members.values()]
+
+    def group(g: int) -> Group:
+        level = bootstrap.expanded(people[g])
+        intervals = bootstrap.percentiles(drawn, level)
+        judged = {
+            region: bootstrap.interval(
+                bootstrap.at(intervals, (g, k)),
+                "no volume",
+                patients=people[g],
+                replicates=replicates,
+            )
+            for k, region in enumerate(dice.columns)
+        }
+        return Group(int(inside[:, g].sum()), people[g], judged)
+
+    attributes = {}
+    for name in columns:
+        here = [g for g, (attribute, _) in enumerate(members) if attribute == name]
+        attributes[name] = Attribute(
+            {str(list(members)[g][1]): group(g) for g in here},
+            _gap(drawn, people, here, [str(group) for _, group in members]),
+        )
+    return bootstrap.as_json(attributes)
+
+
+def _gap(drawn: Resampled, people: list[int], here: list[int], names: list[str]) -> Gap:
+    """The largest difference of the mean Dice, of groups with LEAST patients."""
+    pairs = [
+        pair
+        for pair in itertools.combinations(here, 2)
+        if min(people[g] for g in pair) >= LEAST
+    ]
+    if not pairs:
+        return Gap(*[math.nan] * 3, None)
+    first, second = np.transpose(pairs)
+    apart, replicates = (x[..., first, -1] - x[..., second, -1] for x in drawn)
+    largest = int(np.abs(apart).argmax())
+    one, other = pairs[largest]
+    estimate, n = float(apart[largest]), min(people[one], people[other])
+    missed = (1 - bootstrap.LEVEL) / len(pairs)  # 5 % for all pairs together.
+    error = np.nanstd(replicates[:, largest]) * math.sqrt(n / (n - 1))
+    reach = float(stats.t.ppf(1 - missed / 2, n - 1) * error)
+    if estimate < 0:
+        estimate, one, other = -estimate, other, one
+    ends = estimate - reach, estimate + reach
+    return Gap(estimate, *ends, [names[one], names[other]])

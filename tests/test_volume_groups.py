@@ -1,0 +1,106 @@
+"""Groups of volumes against sums by hand, and against intervals of each group alone."""
+
+import math
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from medjax.data.sources import scans
+from medjax.errors import InputError
+from medjax.evaluation import bootstrap, volume_groups
+from medjax.evaluation.bootstrap import multiplicities
+from medjax.tasks import segmentation
+
+OPTIONS = {"key": jax.random.key(1), "replicates": 80}
+
+
+def rows_of(volumes=36, patients=24):
+    """Women, the even patients, are segmented better; one volume in six is empty."""
+    rng = np.random.default_rng(0)
+    return [
+        {
+            "name": f"v{n}",
+            "patient": n % patients,
+            "region": region,
+            "dice": float(rng.uniform(0.6, 0.8) + 0.1 * (n % 2 == 0)),
+            "true_ml": 0.0 if n % 6 == 5 else float(n + 1),
+        }
+        for n in range(volumes)
+        for region in ("whole", "core")
+    ]
+
+
+def test_the_numbers_are_those_of_each_group_s_patients():
+    rows = rows_of()
+    names = [f"v{n}" for n in range(36)]
+    sex = pd.Series(["F" if n % 2 == 0 else "M" for n in range(36)], names)
+    found = volume_groups.summarise(rows, pd.DataFrame({"sex": sex}), **OPTIONS)["sex"]
+    dice = np.array([r["dice"] for r in rows]).reshape(36, 2)
+    dice = np.column_stack([dice, dice.mean(axis=1)])  # whole, core, mean
+    counts = np.asarray(multiplicities(OPTIONS["key"], np.arange(80), 24))
+    times, means = counts[np.arange(36) % 24], {}
+    for group, first in (("F", 0), ("M", 1)):
+        inside = np.arange(36) % 2 == first
+        one = found["groups"][group]
+        assert (one["volumes"], one["patients"]) == (18, 12)
+        weight = times * inside[:, None]  # [V, R]
+        drawn = np.einsum("vr,vk->rk", weight, dice) / weight.sum(axis=0)[:, None]
+        means[group] = dice[inside, 2].mean(), drawn[:, 2]
+        reach = stats.t.ppf(0.975, 11) * math.sqrt(12 / 11)
+        ends = stats.norm.cdf([-reach, reach])
+        for k, region in enumerate(("whole", "core", "mean")):
+            got = [one["dice"][region][name] for name in ("estimate", "low", "high")]
+            expected = [dice[inside, k].mean(), *np.quantile(drawn[:, k], ends)]
+            np.testing.assert_allclose(got, expected, rtol=1e-5)
+    gap = found["gap"]
+    apart = means["F"][0] - means["M"][0]
+    reach = stats.t.ppf(0.975, 11) * np.std(means["F"][1] - means["M"][1])
+    reach *= math.sqrt(12 / 11)
+    assert gap["between"] == ["F", "M"]
+    got = [gap[name] for name in ("estimate", "low", "high")]
+    np.testing.assert_allclose(got, [apart, apart - reach, apart + reach], rtol=1e-4)
+
+
+def test_small_groups_are_neither_compared_nor_given_intervals():
+    rows = rows_of(18, 18)
+    names = [f"v{n}" for n in range(18)]
+    sex = pd.Series(["F" if n < 9 else "M" for n in range(18)], names)
+    found = volume_groups.summarise(rows, pd.DataFrame({"sex": sex}), **OPTIONS)["sex"]
+    assert found["gap"]["between"] is found["gap"]["estimate"] is None
+    group = found["groups"]["F"]["dice"]["mean"]
+    assert (group["low"], group["why"]) == (None, bootstrap.FEW)
+
+
+def test_thirds_are_of_the_volumes_with_the_region():
+    sizes = volume_groups.by_size(rows_of())
+    counts = sizes.str.split(",").str[0].value_counts()
+    assert counts.to_dict() == {"small": 10, "medium": 10, "large": 10, "empty": 6}
+    assert sizes["v5"] == "empty" and sizes["v0"].startswith("small, below")
+    assert sizes["v34"].startswith("large")
+
+
+def test_sex_and_age_are_read_from_bids(tmp_path):
+    assert scans.participants("").empty and scans.participants(str(tmp_path)).empty
+    file = tmp_path / "participants.tsv"
+    file.write_text("participant_id\tsex\tage\nsub-01\tfemale\t61\nsub-02\tn/a\tn/a\n")
+    found = scans.participants(str(tmp_path))
+    assert list(found.index) == ["01", "02"] and list(found["sex"]) == ["F", ""]
+    assert found["age"].iloc[0] == 61 and math.isnan(found["age"].iloc[1])
+    file.write_text("id\tsex\n1\tF\n")
+    with pytest.raises(InputError, match="has no column participant_id"):
+        scans.participants(str(tmp_path))
+
+
+def test_groups_are_of_what_the_volumes_differ_in():
+    rows = rows_of(12, 12)
+    table = pd.DataFrame({"image": [f"v{n}" for n in range(12)], "has_T1": 1})
+    table = table.assign(has_T2=[0.0] + [1.0] * 11, sex=["F", "M", ""] * 4, age=50.0)
+    found = segmentation.groups(table, rows)
+    assert list(found) == ["sex", "size", "sequences"]  # All are of one age.
+    assert found["sex"].isna().sum() == 4
+    assert (found["sequences"] == "some missing").sum() == 1
+    one = segmentation.groups(table[1:2], rows[2:4])  # Alone, it differs in nothing.
+    assert volume_groups.summarise(rows[2:4], one, **OPTIONS) == {}
