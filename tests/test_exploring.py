@@ -69,6 +69,10 @@ def make(tasks=6, task="multilabel", shape=(24, 20, 1), known=True, images=120):
         **describe.describe(table, names, manifest, task=task),
         "source": "phantom",
         "sample": describe.sample(table, names, boxes=boxes),
+        "floor": {
+            name: {"estimate": 0.7, "low": 0.65, "high": 0.76}
+            for name in (*names, "mean")
+        },
         "confounders": {
             name: {
                 t: {"estimate": 0.625, "low": 0.55 - 0.1 * (n % 2), "high": 0.7}
