@@ -239,6 +239,10 @@ def test_an_area_without_an_interval_is_said():
     found["tasks"]["good"]["metrics"]["auroc"] |= {"low": None, "why": "too few"}
     found = caveats(found)
     assert "AUROC has no interval for Good (too few)." in found
+    found = summary()
+    for name in ("good", "few"):
+        found["tasks"][name]["metrics"]["auroc"] |= {"low": None, "why": "too few"}
+    assert "AUROC has no interval for Good, Few (too few)." in caveats(found)
 
 
 def test_the_card_has_the_headings_of_its_paper_and_invents_nothing():

@@ -109,11 +109,11 @@ def card(results: dict) -> dict:
 
 def _weak(values: dict, main: str, tasks: dict) -> dict[str, list[str]]:
     """Names the findings or regions that are rare, or whose numbers say little."""
-    weak: dict[str, list[str]] = {}
+    weak: dict[str, dict[str, list[str]]] = {}
 
     def add(why: str, name: str, note: str = "") -> None:
-        note = f" ({note})" if note else ""
-        weak.setdefault(f"{why} for", []).append(page.label(name) + note)
+        notes = weak.setdefault(f"{why} for", {})
+        notes.setdefault(f" ({note})" if note else "", []).append(page.label(name))
 
     for name, value in values.items():
         if value["estimate"] is None:
@@ -135,4 +135,7 @@ def _weak(values: dict, main: str, tasks: dict) -> dict[str, list[str]]:
             continue
         if not prevalence["low"] <= mean["estimate"] <= prevalence["high"]:
             add("The mean probability is outside the prevalence's interval", name)
-    return weak
+    return {
+        why: [", ".join(names) + note for note, names in notes.items()]
+        for why, notes in weak.items()
+    }

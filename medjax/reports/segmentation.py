@@ -47,7 +47,11 @@ def sections(results: dict, cases: Iterable[Case] | None) -> dict:
     colours = (images.TRUE, images.PREDICTED, images.BOTH)
     return {
         "item": "region",
-        "averaged": AVERAGED,
+        "averaged": [
+            name
+            for name in AVERAGED
+            if any(r[name]["estimate"] is not None for r in results["regions"].values())
+        ],
         "overlap_least": OVERLAP,
         "reach": REACH,
         "rows": sorted(results["rows"], key=lambda row: order.index(row["name"])),
