@@ -29,7 +29,7 @@ TREATMENTS = (
 
 def get_config(data: str = "phantom") -> ConfigDict:
     if data == "nih_sample":
-        c = nih_sample.get_config()
+        c = nih_sample.get_config("small")
         c.split.folds = SEEDS
         c.split.seed = 0
         c.evaluation.gallery = 0

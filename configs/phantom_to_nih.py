@@ -16,7 +16,7 @@ from configs import base, nih_sample
 
 
 def get_config() -> ConfigDict:
-    c = nih_sample.get_config()
+    c = nih_sample.get_config("small")
     # The target; records, max_quarantined and tasks are the source's.
     target = {"source": "nih", "side": c.data.side, "folder": c.data.folder}
     c.adapt = {"name": "none", "weight": 0.01, "data": target}

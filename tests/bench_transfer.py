@@ -55,7 +55,7 @@ flags.DEFINE_string("cost", "", "a config, nih_densenet121 say: its step by mode
 
 def base() -> ConfigDict:
     """nih_sample's config, reporting in little."""
-    c = nih_sample.get_config()
+    c = nih_sample.get_config("small")
     if FLAGS.model:
         with c.unlocked():
             c.model = {"name": FLAGS.model}

@@ -329,7 +329,7 @@ def test_the_bench_of_transfer_takes_weights_of_others(theirs, tmp_path):
     assert settled.intensity.name == "standardise"
     settled, weights = start.settle(scratch, task, parts.classifier)
     assert weights is None and settled.model == other.model
-    assert settled.intensity.name == nih_sample.get_config().intensity.name
+    assert settled.intensity.name == nih_sample.get_config("small").intensity.name
 
 
 def test_frozen_noise_is_said(capsys):
