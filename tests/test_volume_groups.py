@@ -40,28 +40,33 @@ def test_the_numbers_are_those_of_each_group_s_patients():
     found = volume_groups.summarise(rows, pd.DataFrame({"sex": sex}), **OPTIONS)["sex"]
     dice = np.array([r["dice"] for r in rows]).reshape(36, 2)
     dice = np.column_stack([dice, dice.mean(axis=1)])  # whole, core, mean
-    counts = np.asarray(multiplicities(OPTIONS["key"], np.arange(80), 24))
-    times, means = counts[np.arange(36) % 24], {}
+    counts = np.asarray(multiplicities(OPTIONS["key"], np.arange(80), 24)).T
+    moves = {}
     for group, first in (("F", 0), ("M", 1)):
         inside = np.arange(36) % 2 == first
         one = found["groups"][group]
         assert (one["volumes"], one["patients"]) == (18, 12)
-        weight = times * inside[:, None]  # [V, R]
-        drawn = np.einsum("vr,vk->rk", weight, dice) / weight.sum(axis=0)[:, None]
-        means[group] = dice[inside, 2].mean(), drawn[:, 2]
-        reach = stats.t.ppf(0.975, 11) * math.sqrt(12 / 11)
-        ends = stats.norm.cdf([-reach, reach])
+        means = dice[inside].mean(axis=0)
+        each = np.where(inside[:, None], dice - means, 0) / 18
         for k, region in enumerate(("whole", "core", "mean")):
+            move = np.bincount(np.arange(36) % 24, each[:, k])
+            moves[group] = means[k], move
+            t = [np.repeat(move, c) for c in counts]
+            t = [x.sum() / np.std(x) / np.sqrt(24) for x in t]
+            error = np.sqrt((move**2).sum())
+            low, high = np.quantile(t, [0.025, 0.975])
+            most = 2 * stats.t.ppf(0.975, 11) * math.sqrt(12 / 11)
+            assert -most < low < high < most
             got = [one["dice"][region][name] for name in ("estimate", "low", "high")]
-            expected = [dice[inside, k].mean(), *np.quantile(drawn[:, k], ends)]
-            np.testing.assert_allclose(got, expected, rtol=1e-5)
+            expected = [means[k], means[k] - high * error, means[k] - low * error]
+            np.testing.assert_allclose(got, expected, rtol=1e-4)
     gap = found["gap"]
-    apart = means["F"][0] - means["M"][0]
-    reach = stats.t.ppf(0.975, 11) * np.std(means["F"][1] - means["M"][1])
-    reach *= math.sqrt(12 / 11)
+    apart = moves["F"][0] - moves["M"][0]
+    error = np.sqrt(((moves["F"][1] - moves["M"][1]) ** 2).sum())
+    reach = stats.t.ppf(0.975, 11) * error * math.sqrt(12 / 11)
     assert gap["between"] == ["F", "M"]
     got = [gap[name] for name in ("estimate", "low", "high")]
-    np.testing.assert_allclose(got, [apart, apart - reach, apart + reach], rtol=1e-4)
+    np.testing.assert_allclose(got, [apart, apart - reach, apart + reach], rtol=1e-6)
 
 
 def test_small_groups_are_neither_compared_nor_given_intervals():

@@ -6,6 +6,7 @@ and an image counts as often as its patient was drawn. No image is copied: a rep
 is a vector of counts, one for each patient.
 
   resample      computes a statistic of the patients as they are and of every replicate
+  studentised   intervals of means of skewed numbers
   percentiles   the ends of its intervals; `reflected` for a number that is biased
   interval      the rules for what a report may say: too few patients, rates of 0 or 1
 
@@ -176,20 +177,63 @@ def _ratio(sums: Array, counts: Array | None) -> Array:
     return jnp.where(number > 0, total / jnp.maximum(number, 1), jnp.nan)
 
 
-def expanded(patients: int) -> float:
-    """The percentiles' level that covers LEVEL of a mean over so few patients.
+class Linear(NamedTuple):
+    """Statistics that are sums over patients, or near it.
 
-    Drawing P of P patients has (P - 1) / P of the variance, and P is small enough for
-    Student's quantiles instead of the normal ones.
-
-    Source: Hesterberg, What teachers should know about the bootstrap, Am. Stat. 69
-    (2015) 371: the expanded percentile interval.
+    estimate: [...].
+    influence: [P, ...], how far each patient moves it from a common mean; sums to 0.
+    patients: [...], who take part.
     """
-    if patients < 2:
-        return LEVEL
-    reach = stats.t.ppf((1 + LEVEL) / 2, patients - 1)
-    reach *= math.sqrt(patients / (patients - 1))
-    return float(1 - 2 * stats.norm.sf(reach))
+
+    estimate: np.ndarray
+    influence: np.ndarray
+    patients: np.ndarray
+
+
+def linear_means(values, patient) -> Linear:
+    """Each column's mean over the rows of [N, ...] in which it isn't NaN."""
+    names, index = np.unique(np.asarray(patient), return_inverse=True)
+    known = ~np.isnan(values)
+    total, number = np.zeros((2, len(names), *values.shape[1:]))
+    np.add.at(total, index, np.where(known, values, 0))
+    np.add.at(number, index, known)
+    rows = number.sum(axis=0)
+    mean = total.sum(axis=0) / np.maximum(rows, 1)
+    influence = (total - mean * number) / np.maximum(rows, 1)
+    patients = (number > 0).sum(axis=0)
+    return Linear(np.where(rows > 0, mean, np.nan), influence, patients)
+
+
+def studentised(linear: Linear, *, key: Array, replicates: int) -> Interval:
+    """The bootstrap-t interval: for means of skewed numbers, such as distances.
+
+    In units of its own standard error a replicate is as far from the estimate as that is
+    from the truth. Of few patients the quantiles of that are noisy: they end at twice
+    Student's.
+
+    Source: Efron & Tibshirani, An Introduction to the Bootstrap (1993), section 12.5.
+    """
+    error = np.sqrt((linear.influence**2).sum(axis=0))
+    scaled = linear.influence / np.where(error > 0, error, 1)
+    drawn = resample(
+        _student, scaled.astype(np.float32), len(scaled), key=key, replicates=replicates
+    )
+    _, low, high, _, _ = percentiles(drawn)
+    n = np.maximum(linear.patients, 2)
+    most = 2 * stats.t.ppf((1 + LEVEL) / 2, n - 1) * np.sqrt(n / (n - 1))
+    ends = (
+        np.where(error > 0, linear.estimate - t * error, linear.estimate)
+        for t in (np.minimum(high, most), np.maximum(low, -most))
+    )
+    return Interval(linear.estimate, *ends, np.zeros(error.shape))
+
+
+def _student(influence: Array, counts: Array | None) -> Array:
+    """A statistic: the t of each replicate; NaN where all drawn patients are alike."""
+    moved, square = (reweigh(x, counts) for x in (influence, influence**2))
+    variance = square - moved**2 / len(influence)
+    alike = variance <= ROUNDING
+    return jnp.where(alike, jnp.nan, moved / jnp.sqrt(jnp.where(alike, 1, variance)))
 
 
 def percentiles(resampled: Resampled, level: float = LEVEL) -> ArrayTree:

@@ -29,8 +29,9 @@ import numpy as np
 import pandas as pd
 from chex import Array
 
+from medjax.cohort.describe import prevalence
 from medjax.evaluation import bootstrap, lesions, surface
-from medjax.evaluation.bootstrap import LEAST, Resampled
+from medjax.evaluation.bootstrap import LEAST, Interval, Linear
 from medjax.evaluation.lesions import components, dice
 
 PERFECT = {  # Of a volume where nothing is true and nothing predicted.
@@ -53,6 +54,10 @@ PERFECT = {  # Of a volume where nothing is true and nothing predicted.
     "predicted_ml": 0.0,
 }
 METRICS = tuple(PERFECT)
+SHARES = (  # In [0, 1].
+    *("dice", "lesion_dice", "iou", "sensitivity", "ppv", "nsd", "lesion_f1"),
+    *("lesion_sensitivity", "false_alarm"),
+)
 
 
 class Post(NamedTuple):
@@ -247,32 +252,26 @@ def summarise(rows: Sequence[Mapping], *, key: Array, replicates: int) -> dict:
     patient = table["patient"].to_numpy()[:: len(regions)]
     value = table[list(METRICS)].to_numpy(float)
     value = value.reshape(len(patient), len(regions), len(METRICS))
-    defined = ~np.isnan(value)
-    known = np.zeros(defined.shape[1:], int)  # Patients of each region and metric.
-    for name in np.unique(patient):
-        known += defined[patient == name].any(axis=0)
-    options = {"key": key, "replicates": replicates}
-    resampled = bootstrap.means(value, patient, **options)
-    resampled = Resampled(*(_with_mean(x, known > 0) for x in resampled))
-    fewest = np.where(known > 0, known, len(patient)).min(axis=0) * known.any(axis=0)
-    known = np.concatenate([known, fewest[None]])
-    intervals = {
-        n: bootstrap.percentiles(resampled, bootstrap.expanded(n))
-        for n in np.unique(known).tolist()
-    }
+    linear = _with_mean(bootstrap.linear_means(value, patient))
+    intervals = bootstrap.studentised(linear, key=key, replicates=replicates)
+    largest = np.where([name in SHARES for name in METRICS], 1, np.inf)
+    intervals = intervals._replace(
+        low=np.maximum(intervals.low, 0), high=np.minimum(intervals.high, largest)
+    )
 
     def mean(values: np.ndarray, k: int) -> dict[str, Mean]:
         """Of each metric; values: [volumes, metrics]; k: their number in intervals."""
         means = {}
         for m, metric in enumerate(METRICS):
-            patients = int(known[k, m])
+            patients = int(linear.patients[k, m])
+            interval = bootstrap.at(intervals, (k, m))
+            if metric == "false_alarm" and patients and k < len(regions):
+                interval = Interval(**prevalence(values[:, m], patient), undefined=0)
             interval = bootstrap.interval(
-                bootstrap.at(intervals[patients], (k, m)),
+                interval,
                 "undefined in every volume",
                 patients=patients,
                 replicates=replicates,
-                # A false alarm is what a scan's specificity lacks: a rate as this is.
-                name="specificity" if metric == "false_alarm" else "",
             )
             column = values[~np.isnan(values[:, m]), m]
             median = float(np.median(column)) if column.size else np.nan
@@ -288,7 +287,7 @@ def summarise(rows: Sequence[Mapping], *, key: Array, replicates: int) -> dict:
         replicates=replicates,
         level=bootstrap.LEVEL,
         note="" if patients >= LEAST else note,
-        mean=mean(_over_regions(value, defined), len(regions)),
+        mean=mean(_over_regions(value), len(regions)),
         regions={region: mean(value[:, k], k) for k, region in enumerate(regions)},
         agreement={
             region: agreement(*volumes[:, k].T) for k, region in enumerate(regions)
@@ -298,17 +297,24 @@ def summarise(rows: Sequence[Mapping], *, key: Array, replicates: int) -> dict:
     return bootstrap.as_json(summary)
 
 
-def _with_mean(values: Array, use: np.ndarray) -> np.ndarray:
-    """[..., K + 1, M]: adds the mean over the K regions that `use` [K, M] has."""
-    values = np.asarray(values)
-    mean = _over_regions(values, use)[..., None, :]
-    return np.concatenate([values, mean], axis=-2)
+def _with_mean(linear: Linear) -> Linear:
+    """[K + 1, M]: adds the mean over the K regions in which a metric is defined."""
+    use = linear.patients > 0
+    influence = np.where(use, linear.influence, np.nan)
+    fewest = np.where(use, linear.patients, np.iinfo(int).max).min(axis=0)
+    return Linear(
+        np.append(linear.estimate, _over_regions(linear.estimate)[None], axis=0),
+        np.append(
+            linear.influence, np.nan_to_num(_over_regions(influence))[:, None], axis=1
+        ),
+        np.append(linear.patients, np.where(use.any(axis=0), fewest, 0)[None], axis=0),
+    )
 
 
-def _over_regions(values: np.ndarray, use: np.ndarray) -> np.ndarray:
-    """[..., M] of [..., K, M]: the mean over the regions to be used; NaN of none."""
-    use = np.broadcast_to(use, values.shape)
-    total, count = np.where(use, values, 0).sum(axis=-2), use.sum(axis=-2)
+def _over_regions(values: np.ndarray) -> np.ndarray:
+    """[..., M] of [..., K, M]: the mean over the regions where it isn't NaN."""
+    known = ~np.isnan(values)
+    total, count = np.where(known, values, 0).sum(axis=-2), known.sum(axis=-2)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 

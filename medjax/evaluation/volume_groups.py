@@ -1,7 +1,6 @@
 """Are masks as good for women as for men, for small lesions as for large ones?
 
-The Dice of each group of volumes, and how far groups are apart. One bootstrap over
-patients serves all groups, as in subgroups.py. Nothing is tested: each attribute has the
+The Dice of each group of volumes, and how far groups are apart. Nothing is tested: each attribute has the
 largest difference between two of its groups, with its interval.
 """
 
@@ -10,14 +9,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 import pandas as pd
 from chex import Array
 from scipy import stats
 
 from medjax.evaluation import bootstrap
-from medjax.evaluation.bootstrap import LEAST, Interval, Resampled
+from medjax.evaluation.bootstrap import LEAST, Interval, Linear
 
 SIZES = ("small", "medium", "large")  # Thirds of the volumes, by the first region.
 MEAN = "mean"
@@ -34,8 +32,8 @@ class Group(NamedTuple):
 class Gap(NamedTuple):
     """How much higher the mean Dice of one group is than that of another.
 
-    low, high: by Student's t, of the bootstrap's standard error and the freedom of the
-      smaller group, corrected for the pairs that were compared (Bonferroni).
+    low, high: by Student's t with the freedom of the smaller group, clustered by
+      patient and corrected for the pairs that were compared (Bonferroni).
     between: the groups, the better one first; None if no two have LEAST patients.
     """
 
@@ -96,13 +94,14 @@ def summarise(
         return {}
     inside = np.stack([*members.values()], axis=1)[..., None]  # [V, G, 1]
     values = np.where(inside, dice.to_numpy(float)[:, None], np.nan)
-    drawn = bootstrap.means(values, patient, key=key, replicates=replicates)
-    drawn = Resampled(*jax.device_get(tuple(drawn)))
-    people = [len(np.unique(patient[member])) for member in members.values()]
+    linear = bootstrap.linear_means(values, patient)  # [G, K + 1]
+    intervals = bootstrap.studentised(linear, key=key, replicates=replicates)
+    intervals = intervals._replace(
+        low=np.maximum(intervals.low, 0), high=np.minimum(intervals.high, 1)
+    )
+    people = linear.patients[:, -1].tolist()
 
     def group(g: int) -> Group:
-        level = bootstrap.expanded(people[g])
-        intervals = bootstrap.percentiles(drawn, level)
         judged = {
             region: bootstrap.interval(
                 bootstrap.at(intervals, (g, k)),
@@ -119,13 +118,14 @@ def summarise(
         here = [g for g, (attribute, _) in enumerate(members) if attribute == name]
         attributes[name] = Attribute(
             {str(list(members)[g][1]): group(g) for g in here},
-            _gap(drawn, people, here, [str(group) for _, group in members]),
+            _gap(linear, here, [str(group) for _, group in members]),
         )
     return bootstrap.as_json(attributes)
 
 
-def _gap(drawn: Resampled, people: list[int], here: list[int], names: list[str]) -> Gap:
+def _gap(linear: Linear, here: list[int], names: list[str]) -> Gap:
     """The largest difference of the mean Dice, of groups with LEAST patients."""
+    mean, influence, people = (x[..., -1] for x in linear)
     pairs = [
         pair
         for pair in itertools.combinations(here, 2)
@@ -133,15 +133,12 @@ def _gap(drawn: Resampled, people: list[int], here: list[int], names: list[str])
     ]
     if not pairs:
         return Gap(*[math.nan] * 3, None)
-    first, second = np.transpose(pairs)
-    apart, replicates = (x[..., first, -1] - x[..., second, -1] for x in drawn)
-    largest = int(np.abs(apart).argmax())
-    one, other = pairs[largest]
-    estimate, n = float(apart[largest]), min(people[one], people[other])
+    one, other = max(pairs, key=lambda pair: abs(mean[pair[0]] - mean[pair[1]]))
+    if mean[one] < mean[other]:
+        one, other = other, one
+    estimate, n = mean[one] - mean[other], min(people[one], people[other])
     missed = (1 - bootstrap.LEVEL) / len(pairs)  # 5 % for all pairs together.
-    error = np.nanstd(replicates[:, largest]) * math.sqrt(n / (n - 1))
-    reach = float(stats.t.ppf(1 - missed / 2, n - 1) * error)
-    if estimate < 0:
-        estimate, one, other = -estimate, other, one
-    ends = estimate - reach, estimate + reach
-    return Gap(estimate, *ends, [names[one], names[other]])
+    error = math.sqrt(((influence[:, one] - influence[:, other]) ** 2).sum())
+    reach = stats.t.ppf(1 - missed / 2, n - 1) * error * math.sqrt(n / (n - 1))
+    ends = float(estimate - reach), float(estimate + reach)
+    return Gap(float(estimate), *ends, [names[one], names[other]])
