@@ -100,7 +100,7 @@ def test_equal_ids_are_the_same_people_but_of_another_hospital(opened, tmp_path)
     with pytest.raises(InputError, match=r"1 of \d+ images .*1 patient ids, 0 pict"):
         audited(opened, others, tmp_path)
     found = audited(opened, others, tmp_path, Claim(other_hospital=True))
-    assert found["images"] == 0 and found["other_hospital"]
+    assert found["images"] == found["tested"] == 0 and found["other_hospital"]
 
 
 def test_what_is_allowed_is_counted_and_said(opened, tmp_path, capsys):
@@ -116,10 +116,10 @@ def test_what_is_allowed_is_counted_and_said(opened, tmp_path, capsys):
 def test_unused_images_and_those_of_the_test_were_not_seen():
     table = pd.DataFrame({"id": range(4), "image": list("abcd"), "patient": range(4)})
     manifest = table.assign(split=["train", "validation", "test", "unused"])
-    manifest = manifest[manifest["split"].isin(("train", "validation"))]
     copies = pd.DataFrame({"id": [1], "other": [3]})
     found = manifests.overlap(table, manifest, copies, other_hospital=False)
     assert found["ids"] == [0, 1, 3] and found["patients"] == ["0", "1"]
+    assert found["tested"] == 1  # c, which is in the run's own test.
     assert found["pictures"] == 1 and "d = b (validation)" in found["examples"]
 
 

@@ -186,34 +186,43 @@ def side(images, tasks) -> dict:
     return facts
 
 
-def overlap(table, seen, copies, *, other_hospital: bool) -> dict:
+def overlap(table, manifest, copies, *, other_hospital: bool) -> dict:
     """Which images of other data a run has seen: the leakage audit of an external test.
 
     Args:
-      table: the other images.
-      seen: the rows of the run's manifest whose images trained or validated.
-      copies: pairs that show one picture, `id` of seen and `other` of the table.
+      table: the other images; manifest: the run's.
+      copies: pairs that show one picture, `id` of the manifest and `other` of the table.
       other_hospital: equal ids are of other people; only pictures are compared.
 
     Returns:
-      ids: those of the table's images that were seen; patients: ids that occur in both,
-      in any spelling; pictures: how many images show a seen picture; examples; also
-      other_hospital.
+      ids: those of the table's images that were seen in training or validation;
+      patients: ids that occur in both, in any spelling; pictures: how many images show
+      a seen picture; examples; tested: how many other images the run's own test has
+      too; also other_hospital.
     """
-    both = [] if other_hospital else identity.shared(table["patient"], seen["patient"])
-    known = table["patient"].astype(str).isin(both)
-    copied = table["id"].isin(copies["other"])
-    names = table.set_index("id")["image"]
-    rows = seen.set_index("id")
-    pairs = [
-        f"{names[other]} = {rows['image'][id]} ({rows['split'][id]})"
-        for id, other in copies[["id", "other"]].head(3).to_numpy()
+    names, rows = table.set_index("id")["image"], manifest.set_index("id")
+    copies = copies.assign(split=rows["split"].loc[copies["id"]].to_numpy())
+
+    def found(splits: tuple[str, ...]) -> tuple[list[str], pd.Series, pd.DataFrame]:
+        """Patient ids, and flags of images by patient or picture; pairs of pictures."""
+        people = manifest["patient"][manifest["split"].isin(splits)]
+        both = [] if other_hospital else identity.shared(table["patient"], people)
+        pairs = copies[copies["split"].isin(splits)]
+        known = table["patient"].astype(str).isin(both)
+        return both, known | table["id"].isin(pairs["other"]), pairs
+
+    both, seen, pairs = found(("train", "validation"))
+    _, tested, _ = found(("test",))
+    shown = [
+        f"{names[pair.other]} = {rows['image'][pair.id]} ({pair.split})"
+        for pair in pairs.head(3).itertuples()
     ]
     return {
-        "ids": table["id"][known | copied].tolist(),
+        "ids": table["id"][seen].tolist(),
         "patients": both,
-        "pictures": int(copied.sum()),
-        "examples": [*(f"patient {id!r}" for id in both[:3]), *pairs],
+        "pictures": int(table["id"].isin(pairs["other"]).sum()),
+        "tested": int((tested & ~seen).sum()),
+        "examples": [*(f"patient {id!r}" for id in both[:3]), *shown],
         "other_hospital": other_hospital,
     }
 

@@ -281,10 +281,10 @@ def _overlap(
     claim: Claim,
 ) -> dict:
     """What the report says of images that the run has seen; refuses them by default."""
-    seen = manifest[manifest["split"].isin(("train", "validation"))]
-    copies = data.copies(seen["id"].to_numpy(), others, judged["id"].to_numpy())
+    used = manifest[manifest["split"] != manifests.UNUSED]
+    copies = data.copies(used["id"].to_numpy(), others, judged["id"].to_numpy())
     overlap = manifests.overlap(
-        judged, seen, copies, other_hospital=claim.other_hospital
+        judged, used, copies, other_hospital=claim.other_hospital
     )
     ids = overlap.pop("ids")
     overlap = {"images": len(ids), **overlap, "patients": len(overlap["patients"])}
