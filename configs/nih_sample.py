@@ -43,7 +43,7 @@ def get_config(network: str = "") -> ConfigDict:
     if network:
         raise ValueError(f"{network!r}: give small or nothing after the colon")
     c.data.side = 128
-    c.augment.random_affine.update(flip=0.5, rotation=10.0)
+    c.augment.random_affine.update(flip=0.5, rotation=10.0, zoom=0.1)
     # Of all films alike: how bright a film is says who was too ill to stand.
     c.intensity = {"name": "standardise", "mean": 0.5, "std": 0.25}
     c.model = {"name": "resnet_small", "stem": "quarter"}
