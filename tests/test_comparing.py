@@ -158,6 +158,11 @@ def test_other_splits_are_compared_too(pair):
     evaluate.compare(*pair, split="strangers")
     found = json.loads((pair[0] / "against.json").read_text())
     assert (found["split"], found["films"]) == ("strangers", 30)
+    report = pair[1] / "report-strangers.json"
+    report.write_text(json.dumps({"overlap": {"images": 12}}))
+    page = evaluate.compare(*pair, split="strangers").read_text()
+    assert "12 of these images were seen by" in page
+    report.unlink()
 
 
 @pytest.mark.parametrize(

@@ -214,7 +214,8 @@ def compare(folder: Path, against: Path, *, split: str = "test") -> Path:
         "split": split,
         "source": abouts[0]["source"],
         "runs": [
-            {"folder": str(run), **{k: about[k] for k in ("model", "imbalance")}}
+            {"folder": str(run), "seen": _seen(run, split)}
+            | {k: about[k] for k in ("model", "imbalance")}
             for run, about in zip(runs, abouts, strict=True)
         ],
         "primary": kinds[0].primary,
@@ -224,6 +225,13 @@ def compare(folder: Path, against: Path, *, split: str = "test") -> Path:
     comparison.show_pair(summary)
     print(f"against: {page}")
     return page
+
+
+def _seen(folder: Path, split: str) -> int:
+    """How many images of a reported external split that run has trained or validated on."""
+    path = _file(folder, "report", split)
+    written = json.loads(path.read_text()) if path.exists() else {}
+    return written.get("overlap", {}).get("images", 0)
 
 
 def _check_split(config: Config, split: str, other: Config | None) -> None:
