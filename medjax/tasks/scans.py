@@ -213,10 +213,8 @@ def _table(config: Config, prepared: Prepared) -> pd.DataFrame:
             table.loc[at, "width"] = label.shape[2]
     people = scans.participants(config.data.get("folder", ""))
     ids = table["patient"].astype(str).str.removeprefix("sub-")
-    table["sex"], table["age"] = (
-        ids.map(people["sex"]).fillna(""),
-        ids.map(people["age"]),
-    )
+    table["sex"] = [people["sex"].get(id, "") for id in ids]
+    table["age"] = [people["age"].get(id, np.nan) for id in ids]
     known = table[voxels].notna().to_numpy()
     table[[*prepared.regions]] = (table[voxels] > 0).astype(float).where(known)
     return table
