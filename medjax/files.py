@@ -1,19 +1,82 @@
-"""Writes files that are there whole or not at all."""
+"""Writes files that are there whole or not at all, and keeps two processes apart."""
 
+import contextlib
+import errno
+import fcntl
+import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+
+from medjax.errors import InputError
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file in UTF-8; bytes of a file's name that aren't UTF-8 are escaped."""
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
     try:
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-        partial.replace(path)
+        with naming(path):
+            partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+            partial.replace(path)
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+def read_json(path: Path) -> Any:
+    """What `write_text` wrote as JSON.
+
+    Raises:
+      InputError: the file is gone or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        why = "is gone"
+    except ValueError as error:
+        why = f"is damaged ({error})"
+    raise InputError(f"{path}: {why}: bring it back, or make its folder again")
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Lets an OSError name this path if it names none, as where the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if " requested and " in str(error):  # NumPy: so many bytes, 0 written.
+            error.errno = errno.ENOSPC
+        error.filename = error.filename or os.fspath(path)
+        raise
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keeps other processes out of a folder, which is made; ends with this process.
+
+    Raises:
+      InputError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{folder}: another process is at work in it: wait for it, or use "
+                "another --workdir"
+            ) from None
+        except OSError:
+            pass  # A file system without locks.
+        yield
+    finally:
+        os.close(lock)
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # If it is still empty.
 
 
 def escaped(text: str) -> str:

@@ -135,17 +135,56 @@ def test_aligning_reads_the_moving_image_where_the_registration_says(
     """The registration, tested elsewhere, is replaced by the truth."""
     matrix = affine_of("RAS", tilt=0.15, origin=(4, -7, 3))
     files, mask = moved(tmp_path, matrix)
-    truth = registration.Registration(matrix, 0.0, 1.0, improved=True)
+    truth = registration.Registration(matrix, 1.0, 1.2, 0.6, improved=True)
     monkeypatch.setattr(registration, "register", lambda *args: truth)
     case = scan.read_scan(files, mask, regions=LESION, grids="align")
     inner = case.label[..., 0] > 0
     one, other = case.image[inner, 0], case.image[inner, 1]
     assert np.corrcoef(one, other)[0, 1] > 0.9
-    away = registration.Registration(np.diag([1, 1, 1, 1.0]), 0.0, 0.0, improved=False)
+    away = registration.Registration(np.eye(4), 1.0, 1.2, 0.6, improved=False)
     away.matrix[:3, 3] = 500
     monkeypatch.setattr(registration, "register", lambda *args: away)
     with pytest.raises(InputError, match="T1.nii.gz: shows nothing of what"):
         scan.read_scan(files, mask, regions=LESION, grids="align")
+
+
+@pytest.mark.parametrize("beside", [0.83, 0.95, np.nan])
+def test_a_sequence_that_fits_nowhere_better_is_refused(tmp_path, monkeypatch, beside):
+    files, mask = moved(tmp_path, np.eye(4))
+    result = registration.Registration(np.eye(4), 1.09, 1.12, beside, improved=True)
+    monkeypatch.setattr(registration, "register", lambda *args: result)
+    with pytest.raises(InputError, match=r"T1.nii.gz: is of another person.*1\.090 be"):
+        scan.read_scan(files, mask, regions=LESION, grids="align")
+    good = result._replace(beside=0.7)
+    monkeypatch.setattr(registration, "register", lambda *args: good)
+    case = scan.read_scan(files, mask, regions=LESION, grids="align")
+    assert case.alignments == (("T1", 1.09, 1.12, 0.7),)
+
+
+def test_a_mask_where_the_image_is_0_is_refused(tmp_path, caplog):
+    files, _ = patient(tmp_path)
+    tissue = ball(SHAPE)
+    inside = np.argwhere(ball(SHAPE, 0.3))
+    for hidden, why in ((3, ""), (40, "40 of 240 voxels of lesion lie where the im")):
+        voxels = np.zeros(SHAPE, np.uint8)
+        voxels[tuple(inside[: 500 if hidden == 3 else 200].T)] = 1
+        voxels[tuple(np.argwhere(~tissue)[:hidden].T)] = 1
+        mask = save(tmp_path / "lesion.nii.gz", voxels, AFFINE)
+        if why:
+            with pytest.raises(InputError, match=f"lesion.nii.gz: {why}"):
+                scan.read_scan(files, mask, regions=LESION)
+        else:
+            scan.read_scan(files, mask, regions=LESION)
+            assert "3 of 503 voxels of lesion" in caplog.text
+
+
+def test_own_units_are_the_files_where_the_background_is_no_0(tmp_path):
+    voxels = brain(SHAPE) - 1024
+    files = {"T1": SequenceFile(save(tmp_path / "T1.nii.gz", voxels, AFFINE))}
+    case = scan.read_scan(files, regions={}, units="own", margin=100.0)
+    stored = nifti.read(files["T1"].path).voxels
+    expected = np.where(stored == -1024, 0, stored)
+    np.testing.assert_allclose(case.image[..., 0], expected, atol=1e-3)
 
 
 def test_sequences_of_one_grid_are_not_registered(tmp_path, monkeypatch):
@@ -202,7 +241,7 @@ def test_an_image_that_is_none_is_refused_by_its_name(tmp_path, why):
 def test_a_mask_of_scaled_integers_is_one_of_whole_numbers(tmp_path, kind):
     files, mask = patient(tmp_path)
     values = np.zeros(SHAPE)
-    values[9, 11, :8:2] = 1, 2, 4, 4
+    values[9, 11, 4:11:2] = 1, 2, 4, 4
     header = nibabel.Nifti1Image(values.astype(kind), AFFINE).header
     nibabel.save(nibabel.Nifti1Image(values, AFFINE, header), mask)
     assert 1 not in nibabel.load(mask).get_fdata()

@@ -11,6 +11,9 @@ from scans import itk_matrix
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from medjax.data import brain_phantom as phantom
+from medjax.data import nifti
+from medjax.data import scan as scan_file
 from medjax.errors import InputError
 from medjax.geometry import grid, register
 
@@ -172,6 +175,47 @@ def test_real_sequences_come_within_a_millimetre_of_their_reference(sequence):
     assert distance(np.eye(4), truth, points) > 5
     assert distance(found.matrix, truth, points) < 1
     assert found.improved
+
+
+def mirrored(image, affine):
+    """The image on the same grid, seen in a mirror across the first axis."""
+    affine = affine @ np.diag([-1.0, 1, 1, 1])
+    affine[:3, 3] -= affine[:3, 0] * (image.shape[0] - 1)
+    return image, affine
+
+
+@pytest.mark.slow
+def test_only_a_patients_own_sequences_fit_sharply():
+    """At the threshold that refuses a sequence, of the phantom's FLAIR and others."""
+    patients = [
+        phantom.patient(n, seed=0, shape=(64, 80, 64), spacing=(2.5, 2.5, 2.5))
+        for n in range(3)
+    ]
+    motion = moved(3, about=np.zeros(3), degrees=8.0, millimetres=8.0)
+    for a, b in ((0, 1), (1, 2)):
+        fixed = patients[a].image[..., 0], patients[a].affine
+        for channel in (1, 3):
+            own, other = (patients[n].image[..., channel] for n in (a, b))
+            affine = motion @ patients[a].affine
+            beside = [
+                register.register(*fixed, *moving).beside
+                for moving in ((own, affine), mirrored(own, affine), (other, affine))
+            ]
+            assert beside[0] < scan_file.FLAT - 0.05
+            assert min(beside[1:]) > scan_file.FLAT + 0.02
+
+
+@pytest.mark.slow
+def test_a_real_study_fits_sharply_and_its_mirror_image_does_not():
+    if not RAW.exists():
+        pytest.skip("needs shared/data/ms-raw-sample")
+    fixed, moving = (
+        (volume.voxels, volume.affine)
+        for volume in (nifti.read(RAW / f"study1_{s}.nii.gz") for s in ("FLAIR", "T1W"))
+    )
+    assert register.register(*fixed, *moving).beside < scan_file.FLAT
+    other_side = mirrored(moving[0].transpose(2, 1, 0), moving[1][:, [2, 1, 0, 3]])
+    assert register.register(*fixed, *other_side).beside > scan_file.FLAT
 
 
 def test_the_gradient_of_a_motion_is_that_of_finite_differences():

@@ -15,6 +15,7 @@ from medjax.augment.safety import POLICIES
 from medjax.data import images as data_images
 from medjax.data import nifti
 from medjax.data.dicom import is_visible
+from medjax.data.foreground import on_zero
 from medjax.errors import InputError
 from medjax.geometry import warp
 from medjax.reports import images as pictures
@@ -174,7 +175,7 @@ def _load(paths: Sequence[Path]) -> tuple[list[Image], list[Path]]:
                 mask = (given.voxels > given.voxels.min())[..., None]
                 used.add(other)
         name = f"{path.parent.name}/{path.name}"  # The folder tells the patient.
-        unit = _unit(volume.voxels)
+        unit = _unit(on_zero(volume.voxels)[0])
         images.append(Image(len(images), name, unit, mask, volume.spacing))
     return images, [path for path, _ in masks if path not in used]
 

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from medjax.data.scan import Scan, box
+from medjax.data.foreground import box
+from medjax.data.scan import Scan
 
 PERCENTILES = (0.5, 50.0, 99.5)
 SAMPLES = 2000  # Voxels of a scan that enter the percentiles: this bounds the memory.

@@ -6,22 +6,37 @@ them, crops to the head and makes z-scores. The scan keeps its file's grid, to w
 """
 
 import functools
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import nibabel
 import numpy as np
 from scipy import ndimage
 
 from medjax.data import dicom, nifti
+from medjax.data.foreground import box, foreground, on_zero
 from medjax.data.nifti import Grid, Volume
 from medjax.data.sources.scans import SequenceFile
 from medjax.errors import InputError
 from medjax.geometry import grid, register
 
 NEAR = 0.05  # A mask's value is rounded to a whole number that is as near.
+HIDDEN = 0.01  # Largest share of a region's voxels where the image is 0.
+# What is left of the similarity beside the alignment: 0.56 to 0.80 of sequences of one
+# person, 0.83 to 0.96 of a mirror image or of another person.
+FLAT = 0.82
+log = logging.getLogger("medjax")
+
+
+class Alignment(NamedTuple):
+    """How a sequence was aligned with the first; see `register.Registration`."""
+
+    sequence: str
+    before: float
+    after: float
+    beside: float
 
 
 class Scan(NamedTuple):
@@ -34,6 +49,7 @@ class Scan(NamedTuple):
     affine: [4, 4] float64, indices of D, H, W to RAS millimetres.
     original: the grid of the first sequence's file, as it is stored there.
     header: that file's, if it is NIfTI.
+    alignments: of the sequences that weren't on the first one's grid.
     """
 
     image: np.ndarray
@@ -42,6 +58,7 @@ class Scan(NamedTuple):
     affine: np.ndarray
     original: Grid
     header: nibabel.Nifti1Header | None = None
+    alignments: tuple[Alignment, ...] = ()
 
     @property
     def spacing(self) -> np.ndarray:
@@ -74,7 +91,8 @@ def read_scan(
 
     Raises:
       InputError: a file that can't be read, a sequence of one value, a missing
-        sequence, grids that differ, or a mask of other values.
+        sequence, grids that differ, sequences of two people, a mask of other values, or
+        a region where the image is 0.
     """
     for name, value, other in (("grids", grids, "align"), ("missing", missing, "fill")):
         if value not in ("refuse", other):
@@ -90,14 +108,16 @@ def read_scan(
             f"{first.parent}: has no {name}; add it, correct its pattern in "
             "data.files, or set data.missing='fill'"
         )
-    volumes = _read(present)
+    volumes, floors = _read(present)
     reference = next(iter(volumes.values()))
+    alignments = []
     image = np.zeros((*reference.voxels.shape, len(files)), np.float32)
     for channel, name in enumerate(files):
         if name in present:
             volume, path = volumes.pop(name), present[name].path
-            if grids == "align":
-                volume = _align(reference, volume, first, path)
+            if grids == "align" and not _same(reference, volume):
+                volume, registered = _align(reference, volume, first, path)
+                alignments.append(Alignment(name, *registered[1:4]))
             remedy = "set data.grids='align', or give files of one grid"
             _check_grid(reference, volume, first, path, remedy)
             image[..., channel] = volume.voxels
@@ -115,13 +135,19 @@ def read_scan(
         original=reference.stored,
         **options,
     )
-    return prepared._replace(header=reference.header)
+    if mask is not None:
+        _check_shown(mask, prepared, regions)
+    if options.get("units") == "own":
+        back = np.array([floors.get(name, 0) for name in files], np.float32)
+        image = np.where(prepared.image != 0, prepared.image + back, 0)
+        prepared = prepared._replace(image=image)
+    return prepared._replace(header=reference.header, alignments=tuple(alignments))
 
 
-def _read(files: Mapping[str, SequenceFile]) -> dict[str, Volume]:
-    """Reads each file once, and refuses constant images."""
+def _read(files: Mapping[str, SequenceFile]) -> tuple[dict, dict]:
+    """Reads each file once, and refuses constant images; see `foreground.on_zero`."""
     read_stack = functools.cache(functools.partial(nifti.read, stack=True))
-    volumes = {}
+    volumes, floors = {}, {}
     for name, (path, channel) in files.items():
         if channel is None:
             volume = (dicom if path.is_dir() else nifti).read(path)
@@ -136,8 +162,9 @@ def _read(files: Mapping[str, SequenceFile]) -> dict[str, Volume]:
             volume = volume._replace(voxels=volume.voxels[..., channel])
         if (value := volume.voxels.min()) == volume.voxels.max():
             raise InputError(f"{path}: {name} is {value:g} everywhere; export it again")
-        volumes[name] = volume
-    return volumes
+        voxels, floors[name] = on_zero(volume.voxels)
+        volumes[name] = volume._replace(voxels=voxels)
+    return volumes, floors
 
 
 def _same(a: Volume, b: Volume) -> bool:
@@ -160,13 +187,25 @@ def _check_grid(a: Volume, b: Volume, path_a: Path, path_b: Path, remedy: str) -
         )
 
 
-def _align(reference: Volume, volume: Volume, first: Path, path: Path) -> Volume:
-    """Registers a sequence to the reference, unless it lies on its grid."""
-    if _same(reference, volume):
-        return volume
+def _align(
+    reference: Volume, volume: Volume, first: Path, path: Path
+) -> tuple[Volume, register.Registration]:
+    """Registers a sequence to the reference, and refuses what doesn't show the same."""
     registered = register.register(
         reference.voxels, reference.affine, volume.voxels, volume.affine
     )
+    _, before, after, beside, _ = registered
+    verdict = (
+        f"similarity with {first} {before:.3f} before the alignment, {after:.3f} after "
+        f"it, of which {beside:.0%} is left beside it"
+    )
+    if not beside <= FLAT:
+        raise InputError(
+            f"{path}: is of another person, a mirror image, or shows too little: "
+            f"{verdict}, and {FLAT:.0%} is allowed; give the patient's own sequence, or "
+            "align it by another program and save it on the first one's grid"
+        )
+    log.info("%s: %s", path, verdict)
     target = Grid(reference.voxels.shape, reference.affine)
     stack = volume.voxels[..., None]
     aligned = resample(stack, volume.affine, target, registered.matrix)[..., 0]
@@ -174,7 +213,22 @@ def _align(reference: Volume, volume: Volume, first: Path, path: Path) -> Volume
         raise InputError(
             f"{path}: shows nothing of what {first} shows; give sequences of one patient"
         )
-    return reference._replace(voxels=aligned)
+    return reference._replace(voxels=aligned), registered
+
+
+def _check_shown(path: Path, scan: Scan, regions: Mapping[str, Sequence[int]]) -> None:
+    """Refuses a mask much of which lies where the image is 0, outside of the head."""
+    dark = ~scan.image.any(axis=-1)
+    for name, region in zip(regions, np.moveaxis(scan.label, -1, 0), strict=True):
+        hidden, total = np.sum(region[dark]), np.sum(region)
+        text = f"{path}: {hidden} of {total} voxels of {name} lie where the image is 0"
+        if hidden > HIDDEN * total:
+            raise InputError(
+                f"{text}, outside of what was taken for the head; correct the mask, or "
+                "set the voxels around the body to 0 in the images, and no others"
+            )
+        if hidden:
+            log.warning("%s", text)
 
 
 def _label(path: Path, voxels: np.ndarray, regions, background) -> np.ndarray:
@@ -320,92 +374,3 @@ def to_original(array: np.ndarray, scan: Scan, *, order: int = 1) -> np.ndarray:
     voxels are copied.
     """
     return np.asarray(grid.resample(array, scan.affine, *scan.original, order=order))
-
-
-SMOOTH = 2.0  # mm: the image is blurred before Otsu's threshold, against noise.
-CLOSED = 10.0  # mm: gaps of up to twice that between bright parts are closed.
-# A skull-stripped image has at least a share ZEROS of zeros around the brain; holes and
-# specks are at most a share SPECKS of the brain; and its edge has at least a share EDGE
-# of the brightness of bright tissue. A head whose air the scanner masked fails the
-# last: measured, 0.01 against 0.05 to 0.6.
-ZEROS, SPECKS, EDGE = 0.05, 0.02, 0.03
-
-
-def foreground(image: np.ndarray, spacing: np.ndarray) -> np.ndarray:
-    """[D, H, W] bool: the brain of a skull-stripped image [D, H, W, C], or the head.
-
-    In a stripped image the zeros are the outside, and the rest is one solid body.
-    Where noise surrounds the head, the head is marked with skull and scalp: this does
-    no skull-stripping. The head is the largest part above Otsu's threshold, closed
-    over gaps of dark bone and air, and with the holes of each axial slice filled.
-    Where the image has one value, all is False.
-
-    Source: Otsu, IEEE Trans. Syst. Man Cybern. 9 (1979) 62.
-    """
-    grey, nonzero = _grey(image), np.any(image != 0, axis=-1)
-    body = ndimage.binary_fill_holes(_largest(nonzero))
-    if _is_stripped(grey, nonzero, body):
-        return body
-    head = _largest(_closed(_above_otsu(grey, spacing), spacing))
-    return np.stack([ndimage.binary_fill_holes(axial) for axial in head])
-
-
-def box(mask: np.ndarray, margin: np.ndarray) -> tuple[slice, slice, slice]:
-    """The smallest box around a mask that isn't empty, wider by a margin [3] in voxels.
-
-    It stays within the image.
-    """
-    sides = []
-    for axis, more in enumerate(np.ceil(margin).astype(int).tolist()):
-        inside = np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))).tolist()
-        start, stop = inside[0] - more, inside[-1] + 1 + more
-        sides.append(slice(max(start, 0), min(stop, mask.shape[axis])))
-    return tuple(sides)
-
-
-def _is_stripped(grey: np.ndarray, nonzero: np.ndarray, body: np.ndarray) -> bool:
-    """Whether the nonzero voxels are a brain: one solid body that ends in tissue."""
-    if not 0 < np.mean(nonzero) < 1 - ZEROS:
-        return False
-    if np.sum(body ^ nonzero) > SPECKS * nonzero.sum():
-        return False
-    edge = nonzero & ~ndimage.binary_erosion(nonzero, border_value=1)
-    return np.median(grey[edge]) > EDGE * np.percentile(grey[nonzero], 90)
-
-
-def _grey(image: np.ndarray) -> np.ndarray:
-    """[D, H, W] in [0, 1]: the mean of the sequences, each scaled to that range."""
-    grey = np.zeros(image.shape[:3], np.float32)
-    for sequence in np.moveaxis(image, -1, 0):
-        low, high = np.percentile(sequence, (0.5, 99.5)).astype(np.float32)
-        if high > low:
-            grey += np.clip((sequence - low) / (high - low), 0, 1)
-    return grey / image.shape[-1]
-
-
-def _above_otsu(grey: np.ndarray, spacing: np.ndarray) -> np.ndarray:
-    """[D, H, W] bool, of the blurred image."""
-    # Without the root, the threshold divides bright tissue from dark, not from air.
-    smooth = np.sqrt(ndimage.gaussian_filter(grey, SMOOTH / np.asarray(spacing)))
-    levels = np.rint(255 * smooth / max(smooth.max(), 1e-9)).astype(np.uint8)
-    kind = cv2.THRESH_BINARY | cv2.THRESH_OTSU
-    _, above = cv2.threshold(levels.reshape(len(levels), -1), 0, 1, kind)
-    return above.reshape(levels.shape).astype(bool)
-
-
-def _closed(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
-    """Dilates by a ball, and erodes by the same; the image's faces aren't eroded."""
-    if not mask.any():
-        return mask
-    wide = ndimage.distance_transform_edt(~mask, spacing) <= CLOSED
-    if wide.all():
-        return wide
-    return ndimage.distance_transform_edt(wide, spacing) > CLOSED
-
-
-def _largest(mask: np.ndarray) -> np.ndarray:
-    """The largest component; voxels are connected by their faces."""
-    parts, _ = ndimage.label(mask)
-    sizes = np.bincount(parts.ravel())
-    sizes[0] = 0
-    return (parts == sizes.argmax()) & mask

@@ -7,6 +7,7 @@ Beside the files that prepared.py lists, the folder holds
     0.grid.json   the affine, and the grid of the scan's own file
     data.json     sequences, regions with their values, and the options
     digests.json  digests of the arrays' files
+    alignments.csv  how each sequence was aligned that had another grid, see scan.py
     thumbnails.npy  [N, C, S, S, S] float16, see cohort/duplicates.py
 
 The arrays are plain .npy, so a loader maps them and reads only the part it needs.
@@ -27,10 +28,10 @@ from medjax.cohort import duplicates, identity
 from medjax.data import loader, prepared
 from medjax.data.nifti import Grid
 from medjax.data.prepared import Item
-from medjax.data.scan import Scan, read_scan
+from medjax.data.scan import Alignment, Scan, read_scan
 from medjax.data.sources.scans import ScanFiles
 from medjax.errors import InputError
-from medjax.files import escaped, write_text
+from medjax.files import escaped, read_json, write_table, write_text
 
 # Then voxels_<region>, blank without a mask, and has_<sequence>, 1 or 0.
 COLUMNS = (
@@ -142,13 +143,19 @@ def prepare(
         }
         write_text(partial / "data.json", json.dumps(about, indent=1))
         thumbnails: list[np.ndarray] = []
+        alignments: list[tuple] = []
 
         def add(id: int, item: Item) -> dict[str, Any]:
-            thumbnails.append(duplicates.thumbnail(item.content.image))
+            scan = item.content
+            thumbnails.append(duplicates.thumbnail(scan.image))
+            alignments.extend((item.row["image"], *row) for row in scan.alignments)
             return _write(item, id, partial, sequences, regions)
 
         yield add
         np.save(partial / THUMBNAILS, np.array(thumbnails))
+        columns = ["image", *Alignment._fields]
+        aligned = pd.DataFrame(alignments, columns=columns)
+        write_table(partial / "alignments.csv", aligned, float_format="%.4f")
         arrays = sorted(partial.glob("*.npy"))
         digests = {path.name: prepared.digest(path) for path in arrays}
         write_text(partial / DIGESTS, json.dumps(digests, indent=1))
@@ -171,7 +178,7 @@ def read_prepared(folder: Path) -> Prepared:
     folder = Path(folder)
     if not (folder / "data.json").is_file():
         raise InputError(f"{folder}: holds no prepared scans; prepare them first")
-    about = json.loads((folder / "data.json").read_text())
+    about = read_json(folder / "data.json")
     return Prepared(
         folder,
         prepared.read_table(folder),
@@ -183,7 +190,7 @@ def read_prepared(folder: Path) -> Prepared:
 
 def load(prepared: Prepared, id: int) -> Scan:
     """One scan; its arrays are mapped, and read where they are touched."""
-    grid = json.loads((prepared.folder / f"{id}.grid.json").read_text())
+    grid = read_json(prepared.folder / f"{id}.grid.json")
     row = prepared.table.set_index("id").loc[id]
     return Scan(
         *read(prepared.folder, Part(id)),

@@ -20,7 +20,7 @@ import optax
 from chex import Array
 
 from medjax.errors import InputError
-from medjax.geometry.grid import apply, pool, sample
+from medjax.geometry.grid import apply, pool, sample, spacing_of
 
 # Of each level: millimetres to which both images are averaged, number of points, and
 # the first step's millimetres.
@@ -28,6 +28,8 @@ LEVELS = ((8.0, 8192, 2.0), (4.0, 16384, 0.5), (1.0, 65536, 0.25))
 STEPS = 40
 REACH = np.radians(15.0)  # Rotations that are tried about each axis, both ways.
 CANDIDATES = 6
+# mm, or the thickest slice: there the similarity of what is aligned is much lower.
+BESIDE = 4.0
 # With fewer of the fixed points inside the moving image the similarity is 0: two images
 # that overlap in three voxels agree perfectly.
 OVERLAP = 0.1
@@ -41,12 +43,16 @@ class Registration(NamedTuple):
     matrix: [4, 4] float64, fixed to moving points in RAS millimetres.
     start_metric, metric: the similarity before and after, more is better, both at the
       same points of the finest level; 0 where the images hardly overlap.
+    beside: the mean similarity at BESIDE from the alignment, along the world's axes and
+      both ways, as a share of `metric`, both less their minimum of 1. Structures that
+      are the same lie on each other nowhere else; NaN where the images hardly overlap.
     improved: False if nothing is better than the identity, which matrix then is.
     """
 
     matrix: np.ndarray
     start_metric: float
     metric: float
+    beside: float
     improved: bool
 
 
@@ -102,9 +108,16 @@ def register(fixed, fixed_affine, moving, moving_affine) -> Registration:
     start = level._replace(base=_base(affine, np.eye(4), centre))
     before = float(_similarities(start, np.zeros((1, 6), np.float32))[0])
     after = float(values[best])
-    if after <= before:
-        return Registration(np.eye(4), before, before, improved=False)
-    return Registration(matrix, before, after, improved=True)
+    improved = after > before
+    if not improved:
+        matrix, after = np.eye(4), before
+    end = level._replace(base=_base(affine, matrix, centre))
+    aside = np.zeros((6, 6), np.float32)
+    slices = [spacing_of(a).max() for a in (fixed_affine, moving_affine)]
+    aside[:, 3:] = max(BESIDE, *slices) * np.concatenate([np.eye(3), -np.eye(3)])
+    around = np.maximum(_similarities(end, aside) - 1, 0).mean()
+    beside = float(around / (after - 1)) if after > 1 else np.nan
+    return Registration(matrix, before, after, beside, improved)
 
 
 # --------------------------------------------------------------------- similarity
