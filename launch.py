@@ -42,6 +42,7 @@ a run is a config too: train --config=DIR/config.json --workdir=NEW trains it ag
 
 import ast
 import contextlib
+import errno
 import inspect
 import logging
 import os
@@ -55,6 +56,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 import medjax
+from configs import base
 from medjax import tasks
 from medjax.commands import convert, evaluate, explore, gallery, predict
 from medjax.commands.sweep import EXECUTORS
@@ -115,8 +117,11 @@ def required(name: str):
 
 
 def workdir() -> Path:
-    """The folder of the run."""
-    return Path(required("workdir"))
+    """The folder of the run, which may not be there yet."""
+    path = Path(required("workdir"))
+    if path.exists() and not path.is_dir():
+        raise InputError(f"--workdir={path}: is a file: give a folder")
+    return path
 
 
 def config() -> Config:
@@ -127,6 +132,10 @@ def config() -> Config:
     except OSError as error:
         why = " ".join(str(error.__cause__ or error).split())
         raise InputError(f"--config: {why}") from None
+    try:
+        base.check(value)
+    except ValueError as error:
+        raise InputError(f"--config: {error}") from None
     return value
 
 
@@ -166,7 +175,7 @@ def run_explore() -> None:
 
 
 def run_train() -> None:
-    medjax.launch(config(), required("workdir"))
+    medjax.launch(config(), workdir())
 
 
 def run_evaluate() -> None:
@@ -228,7 +237,7 @@ def run_sweep() -> int:
     result = medjax.sweep(
         config(),
         arms(),
-        required("workdir"),
+        workdir(),
         executor=FLAGS.executor,
         baseline=FLAGS.baseline,
         slurm=slurm(),
@@ -257,6 +266,7 @@ def main(arguments: list[str]) -> int:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     logging.getLogger("medjax").addHandler(handler)
+    logging.getLogger("medjax").setLevel(logging.INFO)
     logging.getLogger("medjax").propagate = False
     devices.keep()
     together = FLAGS.cluster or FLAGS.coordinator is not None
@@ -282,7 +292,10 @@ def main(arguments: list[str]) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
-    except Exception:
+    except Exception as error:
+        if (why := refusal(error)) and not together:
+            print(f"error: {why}", file=sys.stderr)
+            return 2
         if not together:
             raise
         traceback.print_exc()
@@ -298,6 +311,41 @@ def main(arguments: list[str]) -> int:
     return code
 
 
+# What an operating system refuses, and the remedy.
+SYSTEM = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EFBIG: "use another file system",
+    errno.EROFS: "choose a folder that can be written",
+    errno.EACCES: "change its permissions, or choose another place",
+    errno.EPERM: "change its permissions, or choose another place",
+    errno.ENOTDIR: "a part of this path is a file: choose another place",
+    errno.EISDIR: "it is a folder: name a file",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EIO: "the disk or the network is at fault",
+}
+
+
+def refusal(error: BaseException) -> str:
+    """Which file the operating system refused and why; '' for any other error.
+
+    Libraries wrap its errors in their own, and some keep nothing but their text.
+    """
+    chain = []
+    while error is not None:
+        chain.append(error)
+        context = None if error.__suppress_context__ else error.__context__
+        error = error.__cause__ or context
+    for error in chain:
+        for number, remedy in SYSTEM.items():
+            cause = os.strerror(number)
+            if getattr(error, "errno", None) == number or cause in str(error):
+                file = getattr(error, "filename", None)
+                text = f"{file}: {cause}" if file else " ".join(str(error).split())
+                return f"{text}: {remedy}, and give the same command again"
+    return ""
+
+
 def saved_config(argument: str) -> str:
     """--config=RUN/config.json, as ml_collections takes it: it only loads Python."""
     name, equals, value = argument.partition("=")
@@ -309,6 +357,10 @@ def saved_config(argument: str) -> str:
 def parse(arguments: list[str]) -> list[str]:
     """Reads the flags; an unknown field of the config is an error."""
     arguments = sys.argv = [saved_config(argument) for argument in arguments]
+    given = {argument.lstrip("-") for argument in arguments[1:]}
+    if given & {"h", "help", "helpfull", "helpshort"}:
+        print(__doc__)
+        sys.exit(0)
     try:
         return FLAGS(arguments)
     except (AttributeError, KeyError) as error:  # 'optm' Did you mean "optim" ...?

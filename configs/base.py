@@ -196,6 +196,33 @@ _DATA = {
 }
 
 
+def check(config: ConfigDict) -> None:
+    """Raises ValueError for a field that is missing, or of another type, as in JSON."""
+    values = config.to_dict()
+    data = values.get("data")
+    source = data.get("source") if isinstance(data, dict) else None
+    if source not in _DATA:
+        raise ValueError(f"data.source={source!r} is unknown: use {', '.join(_DATA)}")
+    make = segmentation if values.get("task") == "segmentation" else classification
+    _compare(make(source).to_dict(), values)
+
+
+def _compare(expected: dict, given: dict, above: str = "") -> None:
+    for name, default in expected.items():
+        if above + name in (*OPEN, "data.files", "data.values"):
+            continue  # Their names are the user's.
+        if name not in given:
+            raise ValueError(f"has no field {above}{name}: add it, see configs/base.py")
+        value = given[name]
+        if isinstance(default, float) and type(value) is int:
+            continue
+        if type(value) is not type(default):
+            kind = type(default).__name__
+            raise ValueError(f"{above}{name}={value!r}: give a value of type {kind}")
+        if isinstance(default, dict):
+            _compare(default, value, f"{above}{name}.")
+
+
 def _shared(source: str) -> ConfigDict:
     """What both kinds of task have."""
     c = ConfigDict()

@@ -59,7 +59,9 @@ def sweep(
     Returns what sweep.json says; raises as `launch`, before anything runs.
     """
     from medjax.commands import sweep as command
+    from medjax.files import held
     from medjax.training import devices
 
     devices.keep()
-    return command.sweep(config, arms, Path(workdir), **options)
+    with held(Path(workdir)):
+        return command.sweep(config, arms, Path(workdir), **options)

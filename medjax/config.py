@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from medjax.errors import InputError
+from medjax.files import read_json
 
 Config = ConfigDict
 
@@ -172,7 +173,7 @@ def read_config(folder: Path) -> Config:
     path = folder / "config.json"
     if not path.exists():
         raise InputError(f"{folder}: no config.json: is this the workdir of a run?")
-    values = json.loads(path.read_text())
+    values = read_json(path)
     if missing := [name for name in SECTIONS if name not in values]:
         raise InputError(
             f"{path}: has no {missing[0]!r}: a run of an older medjax; read it with that "

@@ -18,7 +18,8 @@ FLOORS = [  # From the top down.
     ("data", "models", "cohort", "geometry", "losses", "config"),
     ("errors", "files"),
 ]
-SIDEWAYS = {("data", "geometry"), ("data", "cohort")}
+SIDEWAYS = {("data", "geometry"), ("data", "cohort"), ("files", "errors")}
+SIDEWAYS |= {("launch", "configs")}
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 FILES = [
     *(ROOT / "medjax").rglob("*.py"),

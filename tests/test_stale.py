@@ -135,15 +135,19 @@ def test_every_file_that_a_layout_reads_counts(tmp_path, make, count):
     assert not digests()
 
 
-def test_a_list_of_sequences_counts(tmp_path):
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_list_of_sequences_counts(tmp_path, monkeypatch, absolute):
+    """Its files have the same names where it gives whole paths."""
+    monkeypatch.chdir(tmp_path.parent)
     c = base.segmentation("decathlon")
-    c.data.update(folder=str(tmp_path), sequences=("FLAIR",))
+    c.data.update(folder=tmp_path.name, sequences=("FLAIR",))
     (tmp_path / "imagesTr").mkdir()
-    listed = [{"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}]
+    above = f"{tmp_path}/" if absolute else ""
+    names = {"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}
+    listed = [{kind: above + name for kind, name in names.items()}]
     text = json.dumps({"modality": {"0": "FLAIR"}, "training": listed})
     (tmp_path / "dataset.json").write_text(text)
-    names = {"dataset.json", "imagesTr/a.nii.gz", "labelsTr/a.nii.gz"}
-    assert set(scans._files(c)) == names
+    assert set(scans._files(c)) == {"dataset.json", *names.values()}
 
 
 def test_a_backup_of_a_table_is_no_file_of_the_data(tmp_path):

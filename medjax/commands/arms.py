@@ -21,7 +21,7 @@ from medjax.config import (
     tuples,
 )
 from medjax.errors import InputError
-from medjax.files import write_text
+from medjax.files import read_json, write_text
 from medjax.training import folder as workdir
 
 # What tells the repetitions of one arm apart.
@@ -122,7 +122,7 @@ def read(folder: Path) -> tuple[Config, list[Run]]:
     path = folder / "arms.json"
     if not path.exists():
         raise InputError(f"{folder}: no arms.json: is this the workdir of a sweep?")
-    rows = json.loads(path.read_text())
+    rows = read_json(path)
     planned = [Run(**{**row, "overrides": tuples(row["overrides"])}) for row in rows]
     return read_config(folder), planned
 

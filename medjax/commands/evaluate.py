@@ -3,7 +3,6 @@
 --localise and --corrupt measure more of one run, --against compares two.
 """
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ from medjax.config import Config, as_json, read_config
 from medjax.data import prepared
 from medjax.errors import InputError
 from medjax.evaluation import external
-from medjax.files import write_table
+from medjax.files import read_json, write_table
 from medjax.reports import compare as comparison
 from medjax.reports import report
 from medjax.reports.classification import write_localisation
@@ -104,7 +103,7 @@ def evaluate(
         folder,
         _file(folder, "report", split).stem,
         config=as_json(config),
-        environment=json.loads((folder / "environment.json").read_text()),
+        environment=read_json(folder / "environment.json"),
         pictures=pictures,
     )
     report.show(results)
@@ -126,7 +125,7 @@ def _flow(data: Any) -> dict:
 def _internal(folder: Path, results: dict) -> dict:
     """External results beside the run's own test, if that was reported."""
     path = folder / "report.json"
-    internal = json.loads(path.read_text()) if path.exists() else {}
+    internal = read_json(path) if path.exists() else {}
     if not internal or not external.comparable(internal, results):
         print(f"note: {path} isn't of this model: evaluate it to see both side by side")
         return {}
@@ -230,7 +229,7 @@ def compare(folder: Path, against: Path, *, split: str = "test") -> Path:
 def _seen(folder: Path, split: str) -> int:
     """How many images of a reported external split that run has trained or validated on."""
     path = _file(folder, "report", split)
-    written = json.loads(path.read_text()) if path.exists() else {}
+    written = read_json(path) if path.exists() else {}
     return written.get("overlap", {}).get("images", 0)
 
 
@@ -330,7 +329,7 @@ def _earlier(folder: Path, split: str, stamps: dict[str, dict]) -> dict[str, dic
     results = {}
     for kind, stamp in stamps.items():
         path = _file(folder, kind, split)
-        written = json.loads(path.read_text()) if path.exists() else {}
+        written = read_json(path) if path.exists() else {}
         if stamp.items() <= written.items():
             results[kind] = written
         elif written:

@@ -1,6 +1,5 @@
 """The command `sweep`: trains the runs that aren't finished, and compares them all."""
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from medjax.commands.arms import Run
 from medjax.config import Config
 from medjax.errors import InputError
 from medjax.evaluation import seeds
+from medjax.files import read_json
 from medjax.reports import compare as report
 from medjax.tasks import compare, parts
 from medjax.training import journal
@@ -236,7 +236,7 @@ def _curve(runs: list[Run], sweep: Path, metric: str) -> dict:
 
 
 def _report(folder: Path) -> dict:
-    return json.loads((folder / "report.json").read_text())
+    return read_json(folder / "report.json")
 
 
 def _spread(values) -> dict[str, float | None]:

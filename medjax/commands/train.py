@@ -1,10 +1,12 @@
 """The command `train`: begin, fit, fix, evaluate."""
 
+import contextlib
 from pathlib import Path
 
 from medjax import tasks
 from medjax.commands.evaluate import evaluate
 from medjax.config import Config
+from medjax.files import held
 from medjax.tasks import adapt, parts
 from medjax.tasks.task import Run
 from medjax.training import devices, loop, step
@@ -24,11 +26,12 @@ def train(config: Config, folder: Path) -> bool:
         # A classifier's update is as fast on one device that has all cores, and XLA
         # compiles it faster: DenseNet-121's in 16 instead of 24 s.
         devices.use_cores(rows)
-    run = task.begin(config, folder)
-    if run.has_steps and not fit(run):
-        return False
-    finish(run)
-    return True
+    with held(folder) if devices.first() else contextlib.nullcontext():
+        run = task.begin(config, folder)
+        if run.has_steps and not fit(run):
+            return False
+        finish(run)
+        return True
 
 
 def fit(run: Run) -> bool:

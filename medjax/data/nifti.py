@@ -11,6 +11,7 @@ import numpy as np
 from nibabel import orientations
 
 from medjax.errors import InputError
+from medjax.files import naming
 from medjax.geometry import grid
 
 SUFFIXES = (".nii", ".nii.gz")
@@ -240,5 +241,9 @@ def write(
         for name in PLACED:
             image.header[name] = header[name]
     partial = path.with_name(f".{os.getpid()}.{path.name}")  # Whole or not at all.
-    nibabel.save(image, partial)
-    partial.replace(path)
+    try:
+        with naming(path):
+            nibabel.save(image, partial)
+            partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -31,8 +31,10 @@ A record holds the same and `pixels`, [H, W, C] or [D, H, W, C] uint8.
 
 import collections
 import contextlib
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -46,7 +48,7 @@ import tensorflow_datasets as tfds
 
 from medjax.cohort import duplicates, identity
 from medjax.errors import InputError
-from medjax.files import escaped, write_table, write_text
+from medjax.files import escaped, naming, read_json, write_table, write_text
 
 # The columns of images and the types of their records; the docstring says what they are.
 KINDS = {
@@ -68,6 +70,7 @@ TEXT = tuple(name for name, kind in KINDS.items() if kind is str)
 SPLIT = "films"  # The one TFDS split of the records.
 VERSION = tfds.core.Version("1.1.0")  # 1.1.0: patients as text.
 RECORDS_PER_FILE = 4096
+log = logging.getLogger("medjax")
 BUFFERED = 64  # Images: TFDS rewrites its metadata at every call that adds records.
 
 
@@ -130,10 +133,10 @@ def write(
     """
     if folder.exists():
         raise InputError(f"{folder}: exists; remove it to prepare the data again")
-    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
-    partial.mkdir(parents=True)
-    rows, left_out = [], []
-    try:
+    with _partial(folder) as partial, naming(folder):
+        if partial is None:
+            return
+        rows, left_out = [], []
         made_of = digests(files, partial / "seen.json")
         write_text(partial / "source.json", json.dumps(made_of, indent=1))
         with store(partial) as add:
@@ -162,8 +165,40 @@ def write(
         # 9 digits are what float32, the records' type, can tell apart.
         write_table(partial / "table.csv", table, float_format="%.9g")
         partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _partial(folder: Path) -> Iterator[Path | None]:
+    """An empty folder to be renamed; None if another process made `folder` meanwhile.
+
+    A lock ends with its process: what lies in a folder without one was left behind.
+    """
+    partial = folder.with_name(f"{folder.name}.partial")
+    while not folder.exists():
+        partial.mkdir(parents=True, exist_ok=True)
+        lock = os.open(partial, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.warning("another process prepares %s: waiting for it", folder)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            except OSError:
+                pass  # A file system without locks.
+            # Meanwhile the other one may have renamed or removed it.
+            here = partial.exists() and os.path.samestat(os.fstat(lock), partial.stat())
+            if not here:
+                continue
+            for path in partial.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            try:
+                yield partial
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+            return
+        finally:
+            os.close(lock)
+    yield None
 
 
 def is_prepared(folder: Path) -> bool:
@@ -407,7 +442,7 @@ def check_source(folder: Path, files: Mapping[str, Path]) -> None:
     """
     now = digests(files, folder / "seen.json")
     path = folder / "source.json"
-    before = json.loads(path.read_text()) if path.exists() else {}
+    before = read_json(path) if path.exists() else {}
     changed = [name for name in now if now[name] != before.get(name)]
     if not all(name.lower().endswith(TABLES) for name in now):
         changed += [name for name in before if name not in now]

@@ -16,7 +16,7 @@ from medjax.data import loader
 from medjax.data import prepared as store
 from medjax.errors import InputError
 from medjax.evaluation import novelty, predict, results, subgroups, thresholds
-from medjax.files import write_table, write_text
+from medjax.files import read_json, write_table, write_text
 from medjax.tasks import adapt, compare, explain, films, fixed, parts, refit, survey
 from medjax.tasks.task import Finished, Run, Task
 from medjax.tasks.task import check as check_any
@@ -249,7 +249,7 @@ def predict_(
     listed = [reading.image_paths(image) for image in images]
     paths = [path for found, _ in listed for path in found]
     others = [path.name for _, left_out in listed for path in left_out]
-    reference = json.loads((run.folder / DOMAIN).read_text())
+    reference = read_json(run.folder / DOMAIN)
     warnings: dict[Path, str] = {}
 
     def look(path: Path, pixels: np.ndarray, image: np.ndarray) -> None:

@@ -5,7 +5,6 @@ run made of it. No model is needed. Runs can be compared where the patients and 
 are the same for every image.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +18,7 @@ from medjax.evaluation import bootstrap, seeds
 from medjax.evaluation import compare as statistics
 from medjax.evaluation.bootstrap import Resampled
 from medjax.evaluation.predict import Predictions
+from medjax.files import read_json
 from medjax.training import folder as workdir
 
 
@@ -204,7 +204,7 @@ OF_MASKS = ("dice", "nsd", "lesion_f1")
 def _read_masks(folder: Path, split: str, names: tuple[str, ...]) -> pd.DataFrame:
     """The volumes of report.json: OF_MASKS of each region, and its true volume."""
     path = folder / ("report.json" if split == "test" else f"report-{split}.json")
-    rows = json.loads(_there(path, split).read_text())["rows"]
+    rows = read_json(_there(path, split))["rows"]
     volumes: dict[str, dict] = {}
     for row in rows:
         name, region = row["name"], row["region"]

@@ -21,7 +21,7 @@ from medjax.evaluation import calibration as recalibration
 from medjax.evaluation import segmentation, thresholds
 from medjax.evaluation.predict import Predictions
 from medjax.evaluation.segmentation import Post
-from medjax.files import write_text
+from medjax.files import read_json, write_text
 from medjax.tasks import parts
 from medjax.tasks.films import Data, Output, ids_in
 from medjax.training import devices
@@ -282,7 +282,7 @@ def read(folder: Path) -> Fixed | None:
     path = folder / "thresholds.json"
     if not path.exists():
         return None
-    values = json.loads(path.read_text())
+    values = read_json(path)
     points = {k: math.nan if v is None else v for k, v in values.pop("tasks").items()}
     calibration = NONE
     if values["calibration"] != NONE.method:
@@ -293,7 +293,7 @@ def read(folder: Path) -> Fixed | None:
 def _read_calibration(folder: Path, thresholds: dict, tasks: list) -> Calibration:
     """calibration.json of these thresholds."""
     path = folder / "calibration.json"
-    values = json.loads(path.read_text()) if path.exists() else {}
+    values = read_json(path) if path.exists() else {}
     expected = thresholds["checkpoint"], thresholds["calibration"]
     if (values.get("checkpoint"), values.get("method")) != expected:
         raise InputError(
@@ -323,7 +323,7 @@ def settle_posts(
         default stays.
     """
     path = folder / POSTS
-    if path.exists() and json.loads(path.read_text())["checkpoint"] == number:
+    if path.exists() and read_json(path)["checkpoint"] == number:
         return read_posts(folder, regions)
     posts = segmentation.choose(cases()) or [Post()] * len(regions)
     if devices.first():
@@ -338,7 +338,7 @@ def read_posts(folder: Path, regions: Iterable[str]) -> list[Post]:
     path = folder / POSTS
     if not path.exists():
         raise unfinished(folder)
-    each = json.loads(path.read_text())["regions"]
+    each = read_json(path)["regions"]
     return [Post(**each[region]) for region in regions]
 
 

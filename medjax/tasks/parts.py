@@ -35,9 +35,33 @@ from medjax.training.checkpoint import Checkpoints
 WEIGHTS = {"none": "uniform", **{s: s for s in ("ratio", "balanced", "effective")}}
 PLANS = ("over_sample", "under_sample", "both", "repeat_factor")
 SYNTHETIC = ("smote", "adasyn")
-COUNTS = {  # Fields that are 1 or more.
-    "train": ("steps", "log_every", "evaluate_every", "keep"),
-    "evaluation": ("batch", "replicates"),
+INF = float("inf")
+RANGES = {  # What a field's number has to be.
+    "1 or more": (
+        lambda value: 1 <= value < INF,
+        *("train.steps", "train.log_every", "train.evaluate_every", "train.keep"),
+        *("evaluation.batch", "evaluation.replicates", "data.side", "patch.each"),
+        *("transfer.every", "resampling.most", "resampling.neighbours"),
+    ),
+    "0 or more": (
+        lambda value: 0 <= value < INF,
+        *("train.threads", "optim.weight_decay", "optim.warmup", "data.margin"),
+        *("split.folds", "split.fold", "split.patients", "split.cut"),
+        *("evaluation.gallery", "evaluation.tolerance"),
+    ),
+    "more than 0": (
+        lambda value: 0 < value < INF,
+        *("optim.learning_rate", "optim.clip"),
+    ),
+    "0 to 1": (
+        lambda value: 0 <= value <= 1,
+        *("data.max_quarantined", "patch.foreground", "transfer.decay"),
+    ),
+    "0 to less than 1": (
+        lambda value: 0 <= value < 1,
+        *("optim.ema", "split.test", "split.validation"),
+    ),
+    "0 to less than 0.5": (lambda value: 0 <= value < 0.5, "split.minority"),
 }
 # An op's numbers that set a shape, or are checked when the op is traced.
 STATIC = {
@@ -452,12 +476,7 @@ def check(config: Config, network: Network, output: Any) -> None:
     kept = config.evaluation.checkpoint
     if kept not in ("best", "last"):
         raise InputError(f"evaluation.checkpoint={kept!r}: use 'best' or 'last'")
-    for section, names in COUNTS.items():
-        for name in names:
-            if config[section][name] < 1:
-                raise InputError(
-                    f"{section}.{name}={config[section][name]}: give 1 or more"
-                )
+    _check_ranges(config)
     _check_ensemble(config)
     _check_sides(config)
     caveats(config)
@@ -481,6 +500,27 @@ def _check_ensemble(config: Config) -> None:
                 f"{field}={value!r} with ensemble={config.ensemble}: it changes one "
                 "network: set ensemble=1"
             )
+
+
+def _check_ranges(config: Config) -> None:
+    """Refuses numbers out of RANGES, and an op's negative ones and shares above 1."""
+    for words, (holds, *fields) in RANGES.items():
+        for field in fields:
+            section, name = field.split(".")
+            value = config.get(section, {}).get(name)
+            if value is not None and not holds(value):
+                raise InputError(f"{field}={value}: give {words}")
+    test, validation = config.split.test, config.split.validation
+    if test + validation >= 1:
+        raise InputError(
+            f"split.test={test} and split.validation={validation}: leave nobody to "
+            "train on: give less"
+        )
+    for op in config.augment.ops:
+        for name, value in config.augment.get(op, {}).items():
+            words = "0 to 1" if name in ("flip", "probability") else "0 or more"
+            if isinstance(value, float) and not RANGES[words][0](value):
+                raise InputError(f"augment.{op}.{name}={value}: give {words}")
 
 
 def _check_sides(config: Config) -> None:

@@ -203,9 +203,9 @@ def convert(
 
 def write_converted(path: Path, name: str, out: Path, *, channels: int) -> dict:
     """Converts a file of weights into an Orbax checkpoint with card.json beside it."""
+    converted = convert(path, name, channels=channels, head=True)
     if out.is_file() or out.exists() and any(out.iterdir()):
         raise InputError(f"--out={out}: is there and isn't empty: give a new folder")
-    converted = convert(path, name, channels=channels, head=True)
     card = pretrained.card(converted, path)
     with Checkpoints(out) as checkpoints:
         checkpoints.save(0, converted.variables, card)

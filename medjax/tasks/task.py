@@ -179,6 +179,7 @@ class Task(NamedTuple):
 
     def _write_down(self, config, folder, data, manifest, target, weights) -> None:
         """Writes down what the run is made of, or checks it where it was begun before."""
+        workdir.forget_unbegun(folder)
         workdir.claim(folder, as_json(config))
         notes = *parts.caveats(config), parts.sides(config, data.output.names)
         for note in filter(None, notes):

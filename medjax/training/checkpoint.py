@@ -11,6 +11,7 @@ from chex import ArrayTree
 from orbax.checkpoint import v1 as ocp
 
 from medjax.errors import InputError
+from medjax.files import naming
 
 log = logging.getLogger("medjax")
 
@@ -72,13 +73,14 @@ class Checkpoints:
         checkpoint can't become the best.
         """
         scored = score is not None and math.isfinite(score)
-        self._orbax.save_checkpointables(
-            step,
-            {"state": jax.device_get(state), "data": data},
-            metrics={"score": float(score)} if scored else None,
-            force=True,  # Orbax would silently skip an older step.
-            overwrite=step in self.steps,
-        )
+        with naming(self.directory):
+            self._orbax.save_checkpointables(
+                step,
+                {"state": jax.device_get(state), "data": data},
+                metrics={"score": float(score)} if scored else None,
+                force=True,  # Orbax would silently skip an older step.
+                overwrite=step in self.steps,
+            )
 
     def restore(self, template: ArrayTree, *, step: int | None = None) -> Restored:
         """Reads the checkpoint of the step, or the latest that can be read.

@@ -22,12 +22,28 @@ from medjax.config import flatten
 from medjax.data import prepared, volumes
 from medjax.errors import InputError
 from medjax.evaluation.predict import Predictions
-from medjax.files import write_table, write_text
+from medjax.files import read_json, write_table, write_text
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 SHOWN = 3  # Differing fields in an error message.
 RECORDS = ("*.array_record*", "*.npy")  # Of images, and of volumes.
 SUFFIXES = ("_label", "_log_odds", "_raw")  # Of a task's columns in predictions.
+
+
+BEGUN = ("metrics.jsonl", "checkpoints", "report.json")  # Of a run that began to learn.
+NOTES = ("config.json", "provenance.json", "splits.csv", "target.csv", "task.json")
+NOTES += (
+    "domain.json",
+    "explore.html",
+    "explore.json",
+)  # What precedes the first step.
+
+
+def forget_unbegun(folder: Path) -> None:
+    """Removes the notes of a run that was refused or killed before its first step."""
+    if not any((folder / name).exists() for name in BEGUN):
+        for name in NOTES:
+            (folder / name).unlink(missing_ok=True)
 
 
 def claim(folder: Path, config: dict) -> None:
@@ -39,7 +55,7 @@ def claim(folder: Path, config: dict) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.json"
     if path.exists():
-        refuse_other(folder, json.loads(path.read_text()), config)
+        refuse_other(folder, read_json(path), config)
     write_text(path, json.dumps(config, indent=2))
     _write_environment(folder / "environment.json")
 
@@ -83,7 +99,7 @@ def _write_environment(path: Path) -> None:
     """Writes environment.json; earlier environments of the run stay under `before`."""
     now, before = environment(), []
     if path.exists():
-        old = json.loads(path.read_text())
+        old = read_json(path)
         before = old.pop("before", [])
         if old != now:
             before.append(old)
@@ -114,7 +130,7 @@ def read_task(folder: Path) -> dict:
     path = folder / "task.json"
     if not path.exists():
         raise InputError(f"{folder}: no task.json: train the run first")
-    task = json.loads(path.read_text())
+    task = read_json(path)
     return {k: tuple(v) if isinstance(v, list) else v for k, v in task.items()}
 
 
@@ -184,7 +200,7 @@ def hold(
 def _provenance(folder: Path) -> dict:
     """The folder's provenance.json; {} before the run begins."""
     path = folder / "provenance.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 
 def _checked(

@@ -20,7 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from medjax.files import write_text
+from medjax.files import naming, write_text
 from medjax.training import devices
 
 
@@ -93,7 +93,7 @@ class Journal:
         cost = {"seconds": round(self._spent + passed, 3), "memory": peak_memory()}
         scalars = scalars | cost
         finite = {k: None if math.isnan(v) else v for k, v in scalars.items()}
-        with self._path.open("a") as file:
+        with naming(self._path), self._path.open("a") as file:
             file.write(json.dumps({"step": step, **finite}) + "\n")
         for name, value in scalars.items():
             self._events.add_scalar(name, value, step)

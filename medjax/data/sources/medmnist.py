@@ -1,6 +1,7 @@
 """A MedMNIST file: small pictures or volumes, their labels and their splits."""
 
 import contextlib
+import logging
 import math
 import zipfile
 import zlib
@@ -19,6 +20,7 @@ SPLITS = {"train": "train", "val": "validation", "test": "test"}
 # Errors of the decoders; RuntimeError means an encrypted file.
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError)
 DAMAGE += (MemoryError, RuntimeError)
+log = logging.getLogger("medjax")
 
 
 def medmnist(
@@ -55,6 +57,11 @@ def medmnist(
             for n in range(shapes[name][0])
         ],
         columns=["image", "official"],
+    )
+    log.warning(
+        "%s: names no patients, so each image counts as another patient, and a patient "
+        "in two splits can't be detected",
+        file,
     )
     rows = tables.metadata(rows.assign(patient=rows.index.astype(str)), file)
     rows["height"], rows["width"] = sample[:2]  # A volume is a cube.

@@ -1,0 +1,196 @@
+"""What a command says where the user, or the machine, stands in its way."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from launching import ROOT, SMALL, run_here
+
+import launch
+from configs import quickstart, quickstart_mri
+from medjax.data import prepared
+from medjax.errors import InputError
+from medjax.files import held, naming, write_text
+from medjax.tasks import parts
+from medjax.training import folder
+
+OUT_OF_RANGE = [
+    ("split.test", 1.0, "0 to less than 1"),
+    ("split.test", -0.1, "0 to less than 1"),
+    ("split.validation", float("nan"), "0 to less than 1"),
+    ("split.minority", 0.5, "0 to less than 0.5"),
+    ("split.patients", -1, "0 or more"),
+    ("optim.ema", 1.0, "0 to less than 1"),
+    ("optim.ema", 1.5, "0 to less than 1"),
+    ("optim.warmup", -1, "0 or more"),
+    ("optim.learning_rate", float("inf"), "more than 0"),
+    ("optim.clip", 0.0, "more than 0"),
+    ("train.steps", 0, "1 or more"),
+    ("train.threads", -1, "0 or more"),
+    ("data.max_quarantined", 1.01, "0 to 1"),
+    ("resampling.most", 0, "1 or more"),
+    ("augment.random_affine.flip", 1.5, "0 to 1"),
+    ("augment.brightness.strength", -0.1, "0 or more"),
+]
+
+
+@pytest.mark.parametrize("field, value, words", OUT_OF_RANGE)
+def test_a_number_out_of_its_range_is_refused_by_its_field(field, value, words):
+    config = quickstart.get_config()
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(InputError, match=f"^{field}={value}: give {words}$"):
+        parts._check_ranges(config)
+
+
+@pytest.mark.parametrize("recipe", [quickstart, quickstart_mri])
+def test_numbers_at_the_end_of_a_range_are_taken(recipe):
+    config = recipe.get_config()
+    config.optim.update(ema=0.0, warmup=0, weight_decay=0.0)
+    config.split.update(test=0.0, validation=0.0)
+    config.data.max_quarantined = 1.0
+    parts._check_ranges(config)
+    config.split.update(test=0.6, validation=0.4)
+    with pytest.raises(InputError, match="leave nobody to train on"):
+        parts._check_ranges(config)
+
+
+@pytest.mark.parametrize(
+    "change, why",
+    [
+        (lambda c: c["optim"].pop("warmup"), "has no field optim.warmup"),
+        (lambda c: c.pop("transfer"), "has no field transfer"),
+        (lambda c: c["train"].update(steps="9"), "train.steps='9': give a value of ty"),
+        (lambda c: c["train"].update(steps=None), "train.steps=None: give a value"),
+        (lambda c: c.update(augment=[1]), "augment=(1,): give a value of type dict"),
+        (lambda c: c.update(data=3), "data.source=None is unknown"),
+    ],
+)
+def test_a_config_in_json_that_lacks_a_field_is_refused_by_it(tmp_path, change, why):
+    values = json.loads(quickstart.get_config().to_json())
+    change(values)
+    (tmp_path / "c.json").write_text(json.dumps(values))
+    _, errors = run_here("prepare", f"--config={tmp_path / 'c.json'}", code=2)
+    assert f"error: --config: {why}" in errors and errors.count("\n") == 1
+
+
+def test_help_is_no_error():
+    for flag in ("--help", "-h"):
+        out, _ = run_here(flag)
+        assert "python launch.py prepare" in out
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_a_workdir_that_is_a_file_is_refused(tmp_path, command):
+    path = tmp_path / "notes.txt"
+    path.write_text("mine")
+    _, errors = run_here(command, *SMALL, f"--workdir={path}", code=2)
+    assert f"--workdir={path}: is a file" in errors
+    below = path / "run"
+    if command == "train":
+        _, errors = run_here(command, *SMALL, f"--workdir={below}", code=2)
+        assert f"{below}: Not a directory" in errors
+    assert path.read_text() == "mine"
+
+
+def test_a_run_that_was_refused_before_its_first_step_may_be_corrected(tmp_path):
+    wrong, right = {"seed": 0, "model": {"name": "a"}}, {"seed": 1}
+    folder.claim(tmp_path, wrong)
+    write_text(tmp_path / "splits.csv", "id\n1\n")
+    write_text(tmp_path / "mine.txt", "kept")
+    folder.forget_unbegun(tmp_path)
+    folder.claim(tmp_path, right)
+    assert not (tmp_path / "splits.csv").exists()
+    assert (tmp_path / "mine.txt").exists()
+    write_text(tmp_path / "metrics.jsonl", "")
+    folder.forget_unbegun(tmp_path)
+    with pytest.raises(InputError, match="holds a run whose config.seed is 1, not 0"):
+        folder.claim(tmp_path, wrong)
+
+
+def test_a_second_process_is_kept_out_until_the_first_one_ends(tmp_path):
+    run = tmp_path / "run"
+    code = (
+        "import sys, time; from pathlib import Path; from medjax.files import held\n"
+        f"with held(Path({str(run)!r})): print('in', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=-1) as first:
+        assert first.stdout.readline() == b"in\n"
+        match = "run: another process is at work in it"
+        with pytest.raises(InputError, match=match), held(run):
+            pass
+        first.kill()
+    with held(run):
+        write_text(run / "a", "")
+    assert run.exists()
+    with held(tmp_path / "refused"):
+        pass
+    assert not (tmp_path / "refused").exists()
+
+
+def source_of(count, hold, begun):
+    """A source of images; notes that it begins, and waits before its last one."""
+
+    def items():
+        begun.append(count)
+        for n in range(count):
+            if n == count - 1:
+                hold.wait(20)
+            row = dict.fromkeys(prepared.COLUMNS[1:], "") | {
+                "image": f"{n}",
+                "patient": n,
+            }
+            row |= dict.fromkeys(("age", "spacing_x", "spacing_y", "follow_up"), np.nan)
+            row |= {"width": 4, "height": 4, "a": 1.0}
+            yield prepared.Item(row, np.full((4, 4, 1), 9 * n, np.uint8))
+
+    return prepared.Source(("a",), (4, 4, 1), count, items)
+
+
+def test_two_that_prepare_the_same_data_wait_for_each_other(tmp_path):
+    hold, folders, begun = threading.Event(), [], []
+    left = prepared.folder(tmp_path, "x").with_name(f"{prepared.VERSION}.partial")
+    left.mkdir(parents=True)
+    (left / "torn.csv").write_text("of a process that was killed")
+
+    def prepare():
+        options = {"records": tmp_path, "name": "x", "max_quarantined": 0.0}
+        folders.append(prepared.prepare(source_of(3, hold, begun), **options))
+
+    both = [threading.Thread(target=prepare) for _ in range(2)]
+    both[0].start()
+    while not begun:
+        time.sleep(0.01)
+    both[1].start()
+    time.sleep(0.2)
+    hold.set()
+    for thread in both:
+        thread.join()
+    assert len(begun) == 1
+    assert folders == [prepared.folder(tmp_path, "x")] * 2
+    assert len(prepared.read_table(folders[0])) == 3
+    assert {path.name for path in folders[0].parent.iterdir()} == {folders[0].name}
+    assert not (folders[0] / "torn.csv").exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_what_the_system_refuses_is_one_line_with_the_file(tmp_path, number):
+    path = tmp_path / "predictions.csv"
+    try:
+        with naming(path):
+            raise OSError(number, os.strerror(number))
+    except OSError as error:
+        wrapped = ValueError("a library's own error")
+        wrapped.__cause__ = error
+    for error in (wrapped, wrapped.__cause__):
+        text = launch.refusal(error)
+        assert text.startswith(f"{path}: {os.strerror(number)}: ") and "\n" not in text
+    as_text = RuntimeError(f"INTERNAL: writing /x/0/d\n failed: {os.strerror(number)}")
+    assert launch.refusal(as_text).startswith("INTERNAL: writing /x/0/d failed: ")
+    assert launch.refusal(KeyError("loss")) == ""
+    assert launch.refusal(FileNotFoundError(errno.ENOENT, "No such file", "a")) == ""
