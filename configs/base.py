@@ -49,6 +49,7 @@ def classification(source: str = "phantom") -> ConfigDict:
         # "isotonic"; "prior" undoes the effect of `imbalance`; or "none".
         calibration="platt",
         prevalence=(),  # also report PPV and NPV there: one share, or one a finding
+        ordered=False,  # Classes are grades, in this order: adds their weighted kappa.
         gallery=2,  # images of each kind of call on the page; 0: none
     )
     return _locked(c)

@@ -9,7 +9,7 @@ from scipy import stats
 from sklearn import metrics as oracles
 
 from medjax.errors import InputError
-from medjax.evaluation import seeds
+from medjax.evaluation import bootstrap, seeds
 from medjax.evaluation.bootstrap import Resampled, multiplicities
 from medjax.evaluation.compare import holm
 
@@ -134,6 +134,31 @@ def test_of_nine_patients_nothing_has_an_interval_or_a_test():
     assert gap["estimate"] > 0.1
     assert all(gap[name] is None for name in ("low", "high", "p", "holm"))
     assert found["best"]["arm"] is None
+
+
+def test_ties_of_calibrated_probabilities_rank_nothing_and_areas_have_their_intervals():
+    rng = np.random.default_rng(3)
+    runs = made(rng, skill=(3.0, 1.0, 0.5), number=2, patients=20)
+    tied = np.floor(4 * runs.probability) / 4
+    both = [
+        seeds.measure_predictions(
+            *runs._replace(probability=p),
+            ranking=runs.probability,
+            key=KEY,
+            replicates=DRAWS,
+        )
+        for p in (runs.probability, tied)
+    ]
+    np.testing.assert_array_equal(*(scores["auroc"].whole for scores in both))
+    assert (both[0]["brier"].whole != both[1]["brier"].whole).any()
+    # The mean over the seeds is an area, with the interval of one.
+    scores, rarer = both[0]["auroc"], np.array([9, 8])
+    found = seeds.summarise(scores, 0, rarer, patients=20)
+    whole, drawn = (x.mean(axis=-2) for x in (scores.whole[0], scores.drawn[:, 0]))
+    areas = bootstrap.wilson(Resampled(whole[:2], drawn[:, :2]), rarer)
+    assert [each.low for each in found[:2]] == pytest.approx(areas.low)
+    assert [each.high for each in found[:2]] == pytest.approx(areas.high)
+    assert max(areas.low.min(), found[2].low) < found[2].estimate < found[2].high < 1
 
 
 def test_holm_counts_the_arms_for_means_and_arms_by_tasks_for_tasks(found):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn import metrics as oracles
 
 from medjax.errors import InputError
@@ -115,7 +116,31 @@ def test_replicates_are_scikit_learn_on_the_repeated_rows():
             np.testing.assert_allclose(found[name][:, t], expected, atol=1e-6)
 
 
-def test_the_interval_is_the_quantiles_of_its_replicates():
+def wilson(estimate, replicates, k=None):
+    """Wilson's interval by its quadratic, for the size with the replicates' variance.
+
+    Of an area log n is the mean of that size's and of 2 k's, with weights k and 16.
+    """
+    n = estimate * (1 - estimate) / np.var(replicates, ddof=1)
+    if k is not None:
+        n = np.exp(np.average(np.log([n, 2 * k]), weights=[k, 16]))
+    # (p - estimate)^2 = z^2 p (1 - p) / n
+    z2 = stats.norm.ppf(0.975) ** 2 / n
+    roots = np.roots([1 + z2, -2 * estimate - z2, estimate**2])
+    return sorted(roots.real)
+
+
+def mean_ends(values, estimates, ends, share):
+    """The ends of a mean, by the correlations of its parts' replicates, see Zou (2007)."""
+    r = np.corrcoef(values)
+    mean = np.average(estimates, weights=share)
+    reach = [share / sum(share) * np.abs(estimates - end) for end in np.transpose(ends)]
+    return mean - np.sqrt(reach[0] @ r @ reach[0]), mean + np.sqrt(
+        reach[1] @ r @ reach[1]
+    )
+
+
+def test_the_interval_is_wilsons_with_the_replicates_variance():
     score, label, weight, patient = cohort()
     threshold = np.float32([0.5, 0.7, 0.6])
     found = intervals(score, label, weight, patient, threshold)
@@ -133,19 +158,62 @@ def test_the_interval_is_the_quantiles_of_its_replicates():
             for t in range(3)
         ]
     )
-    low, high = np.quantile(values, [0.025, 0.975], axis=1)
-    np.testing.assert_allclose(found["auroc"].low, low, atol=2e-6)
-    np.testing.assert_allclose(found["auroc"].high, high, atol=2e-6)
     expected = [
         oracles.roc_auc_score(label[:, t], score[:, t], sample_weight=weight[:, t])
         for t in range(3)
     ]
+    rarer = [
+        min(len(set(patient[(weight[:, t] > 0) & (label[:, t] == y)])) for y in (0, 1))
+        for t in range(3)
+    ]
+    ends = list(map(wilson, expected, values, rarer))
+    np.testing.assert_allclose(found["auroc"].low, [e[0] for e in ends], atol=1e-5)
+    np.testing.assert_allclose(found["auroc"].high, [e[1] for e in ends], atol=1e-5)
     np.testing.assert_allclose(found["auroc"].estimate, expected, atol=1e-6)
     mean = found["mean_auroc"]
     assert mean.estimate == pytest.approx(np.mean(expected), abs=1e-6)
-    ends = np.quantile(values.mean(axis=0), [0.025, 0.975])
-    assert (mean.low, mean.high) == pytest.approx(tuple(ends), abs=2e-6)
+    ends = mean_ends(values, np.array(expected), ends, np.ones(3))
+    assert (mean.low, mean.high) == pytest.approx(ends, abs=1e-5)
     assert found["auroc"].undefined.tolist() == [0, 0, 0]
+    # F1 isn't a share of images: percentiles.
+    values = literal(
+        functools.partial(ORACLES["f1"], threshold[0]),
+        *(draws, score[:, 0], label[:, 0], weight[:, 0], patient),
+    )
+    low, high = np.quantile(values, [0.025, 0.975])
+    got = found["f1"].low[0], found["f1"].high[0]
+    assert got == pytest.approx((low, high), abs=2e-6)
+
+
+@pytest.mark.parametrize("k", [10, 30])
+def test_an_area_near_one_has_a_width_and_ends_below_one(k):
+    """Also where no pair is out of order: then of 2 k."""
+    rng = np.random.default_rng(0)
+    near = 1 - 10.0 ** -rng.integers(2, 6, 50)
+    drawn = np.clip(near + 0.1 * (1 - near) * rng.normal(size=(300, 50)), 0, 1)
+    found = bootstrap.wilson(bootstrap.Resampled(near, drawn), np.full(50, k))
+    assert (found.low < near - 1e-6).all() and (found.high < 1).all()
+    assert (near < found.high).all()
+    whole = bootstrap.Resampled(np.ones(1), np.ones((300, 1)))
+    found = bootstrap.wilson(whole, np.array([k]))
+    z2 = stats.norm.ppf(0.975) ** 2
+    assert (found.low[0], found.high[0]) == pytest.approx((2 * k / (2 * k + z2), 1))
+
+
+def test_a_ratio_s_interval_holds_it_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    hits = rng.binomial([[40], [60]], [[0.9], [0.2]], (2, 4000))
+    hits = hits[:, (hits[1] > 0)]
+    ends = []
+    for n, x in zip((40, 60), hits):
+        p, z2 = x / n, stats.norm.ppf(0.975) ** 2 / n
+        middle, reach = p + z2 / 2, np.sqrt(z2 * (p * (1 - p) + z2 / 4))
+        both = (middle - reach) / (1 + z2), (middle + reach) / (1 + z2)
+        ends.append(bootstrap.Interval(p, *both, 0))
+    low, high = bootstrap.ratio(*ends)
+    held = (low <= 0.9 / 0.2) & (0.9 / 0.2 <= high)
+    assert 0.93 < held.mean() < 0.97
+    assert (low <= ends[0].estimate / ends[1].estimate + 1e-9).all()
 
 
 def test_undefined_replicates_are_left_out_and_counted():
@@ -186,10 +254,11 @@ def test_weighted_and_pooled_means_are_those_of_each_replicate():
         expected.append((np.average(areas, weights=share), pooled))
     expected = np.array(expected)
     for column, name in enumerate(("weighted_auroc", "micro_ppv")):
-        estimate, values = expected[0, column], expected[1:, column]
+        estimate = expected[0, column]
         assert found[name].estimate == pytest.approx(estimate, abs=1e-6)
-        ends = np.quantile(values, [0.025, 0.975])
-        assert (found[name].low, found[name].high) == pytest.approx(ends, abs=2e-6)
+    ends = wilson(expected[0, 1], expected[1:, 1])
+    found = found["micro_ppv"]
+    assert (found.low, found.high) == pytest.approx(ends, abs=2e-6)
 
 
 def test_a_padding_row_is_no_patient():
@@ -282,12 +351,13 @@ def test_a_difference_is_that_of_two_models_on_the_same_drawn_patients():
                 literal(oracle, draws, each[:, t], *rest) for each in (score, other)
             )
             values.append(one - two)
-            ends = np.quantile(one - two, [0.025, 0.975])
-            got = [found[name].low[t], found[name].high[t]]
+            reach = stats.norm.ppf(0.975) * np.std(one - two, ddof=1)
+            got = found[name].estimate[t] + np.array([-reach, reach])
+            ends = [found[name].low[t], found[name].high[t]]
             np.testing.assert_allclose(got, ends, atol=1e-5)
         mean = found[f"mean_{name}"]
-        ends = np.quantile(np.mean(values, axis=0), [0.025, 0.975])
-        np.testing.assert_allclose([mean.low, mean.high], ends, atol=1e-5)
+        reach = stats.norm.ppf(0.975) * np.std(np.mean(values, axis=0), ddof=1)
+        assert (mean.high - mean.low) / 2 == pytest.approx(reach, abs=1e-5)
     same = discrimination.difference(
         score, score, label, weight, patient, key=KEY, replicates=REPLICATES
     )

@@ -12,7 +12,7 @@ from scipy.special import expit, logit, softmax, xlog1py, xlogy
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
-from medjax.evaluation import calibration
+from medjax.evaluation import calibration, reliability
 
 FITS = (
     calibration.fit_temperature,
@@ -73,6 +73,20 @@ def test_isotonic_regression_is_that_of_scikit_learn(decimals):
         assert len(fit.probability[t]) < known.sum() / 4
 
 
+def test_few_images_get_platt_scaling_and_no_certainty():
+    p, y, w = predictions(images=70)
+    fit = calibration.fit_isotonic(p, y, w)
+    platt = calibration.fit_platt(p, y, w)
+    found = calibration.calibrate(fit, p)
+    np.testing.assert_array_equal(found, calibration.calibrate(platt, p))
+    assert ((found > 0) & (found < 1)).all()
+    for rarer in (calibration.RISING - 1, calibration.RISING):
+        y = np.zeros((400, 2))
+        y[:rarer, 0], y[rarer:, 1] = 1, 1
+        few = calibration.few(y, np.ones_like(y))
+        assert few.tolist() == [rarer < calibration.RISING] * 2
+
+
 def test_no_other_temperature_has_a_lower_loss():
     p, y, w = predictions()
     fit = calibration.fit_temperature(p, y, w)
@@ -102,8 +116,8 @@ def test_a_known_distortion_is_found_again():
 def errors(p, y, w):
     """Brier score and calibration error, [T] each; every image is a patient's only."""
     options = {"key": jax.random.key(0), "replicates": 1}
-    intervals, _ = calibration.measure(p, y, w, np.arange(len(p)), **options)
-    return {name: intervals[name].estimate for name in calibration.ERRORS}
+    intervals, _ = reliability.measure(p, y, w, np.arange(len(p)), **options)
+    return {name: intervals[name].estimate for name in reliability.ERRORS}
 
 
 @pytest.mark.parametrize("fit", FITS)
@@ -137,11 +151,8 @@ def test_a_task_that_cannot_be_fitted_keeps_its_probabilities(fit):
     p, y, w = predictions(images=50)
     y[:, 0] = 0  # One class;
     w[:, 1] = 0  # no label;
-    y[:, 2] = p[:, 2] > 0.5  # no error: isotonic regression has an optimum there.
-    found = calibration.calibrate(fit(p, y, w), p)
-    kept = y[:, 2:] if fit is calibration.fit_isotonic else p[:, 2:]
-    expected = np.concatenate([p[:, :2], kept], axis=1)
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    y[:, 2] = p[:, 2] > 0.5  # no error.
+    np.testing.assert_allclose(calibration.calibrate(fit(p, y, w), p), p, atol=1e-6)
 
 
 def test_without_errors_there_is_no_temperature():

@@ -184,10 +184,12 @@ def test_what_was_measured_is_no_caveat_unless_it_is_bad():
         name: {"severities": [{"severity": 5, "drop": {**drop, "estimate": d}}]}
         for name, d in (("blur", 0.1), ("jpeg", 0.3))
     }
-    gap = {"task": "good", "metric": "auroc"}
+    gap = {"estimate": 0.149, "low": 0.044, "high": 0.245}
+    untested = {"p_holm": None}
+    sex = {"p_holm": 0.01, "mean": {"auroc": gap}}
     result = summary(
         calibration={"method": "platt"},
-        subgroups={"sex": {"shown": [gap]}, "view": {"shown": []}},
+        subgroups={"sex": sex, "view": sex | {"p_holm": 0.2}, "age": sex | untested},
         robustness={"corruptions": rows},
         split_by="other",
         external=True,
@@ -196,7 +198,10 @@ def test_what_was_measured_is_no_caveat_unless_it_is_bad():
     sides = {"before": side, "after": None, "prevalence": {**area, "low": 0.4}}
     result["tasks"]["good"]["calibration"] = sides
     found = caveats(result)
-    assert "differ between groups of sex for Good." in found and "view" not in found
+    gap = "the largest gap is 0.149 (0.044–0.245)."
+    assert f"The mean AUROC differs between groups of sex: {gap}" in found
+    assert f"between groups of view is not ruled out: {gap}" in found
+    assert "groups of age" not in found
     assert "most under JPEG: by 0.300 (0.050–0.200)" in found
     assert "prevalence's interval" not in found and "uncalibrated" not in found
     assert "Other hospitals" not in found

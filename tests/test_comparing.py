@@ -89,6 +89,7 @@ def test_the_page_is_whole_and_says_what_is_better(pair):
     assert read.stack == [] and all(s.startswith("#") for s in read.sources)
     assert not re.search(r"https?://|@import|url\(", text)
     assert "<b>odd</b>" not in text
+    assert "A has the higher mean AUROC: A − B is +" in read.text
     assert "A has the higher AUROC for Mass" in read.text
     assert "no positive image" in read.text
     found = json.loads((pair[0] / "against.json").read_text())
@@ -100,7 +101,8 @@ def test_the_page_is_whole_and_says_what_is_better(pair):
 
 def test_a_run_against_itself_shows_nothing(pair):
     text = Page(evaluate.compare(pair[0], pair[0]).read_text()).text
-    assert "No finding's AUROC differs beyond chance." in text
+    assert "The mean AUROC may be the same: A − B is +0.000 (" in text
+    assert "a difference of the AUROC is not ruled out for any of them" in text
 
 
 def test_without_a_test_the_page_says_so(pair):
@@ -108,6 +110,7 @@ def test_without_a_test_the_page_says_so(pair):
         found = films(gain)
         write(folder, found._replace(label=0 * found.label))
     text = Page(evaluate.compare(*pair).read_text()).text
+    assert "The mean AUROC could not be tested." in text
     assert "No finding could be tested." in text
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from sklearn import metrics as oracles
 
 from medjax.evaluation import compare as comparison
@@ -110,9 +111,60 @@ def test_a_task_without_a_class_is_empty_and_says_why():
     assert mean == pytest.approx(np.mean(both), abs=1e-6)
 
 
+def test_the_mean_is_tested_with_the_error_of_leaving_patients_out():
+    one, other = runs()
+
+    def difference(rows):
+        areas = []
+        for t in range(3):
+            known = rows & (one.weight[:, t] > 0)
+            areas.append(
+                [
+                    oracles.roc_auc_score(
+                        run.label[known, t], run.probability[known, t]
+                    )
+                    for run in (one, other)
+                ]
+            )
+        return np.subtract(*np.mean(areas, axis=0))
+
+    found = compare(one, other)
+    patients = np.unique(one.patient)
+    left_out = [difference(one.patient != patient) for patient in patients]
+    n = len(patients)
+    error = np.std(left_out) * np.sqrt(n - 1)  # The jackknife.
+    gap = found["mean"]["auroc"]["difference"]
+    got = (gap["high"] - gap["low"]) / 2 / stats.norm.ppf(0.975)
+    assert got == pytest.approx(error, rel=0.25)  # Of 100 replicates.
+    p = 2 * stats.norm.sf(abs(gap["estimate"]) / got)
+    assert found["p"] == pytest.approx(p, rel=1e-6)
+
+
+def test_a_small_difference_of_all_findings_is_found_by_the_mean_alone():
+    rng = np.random.default_rng(0)
+    label = (rng.random((400, 12)) < 0.3).astype(np.float32)
+    noise = rng.normal(size=(2, 400, 12))
+    score = [label + noise[0], 0.8 * label + noise[0] + 0.3 * noise[1]]
+    one, other = (
+        Predictions(
+            np.arange(400), np.arange(400), x.astype("f4"), label, np.ones_like(label)
+        )
+        for x in score
+    )
+    found = comparison.compare(
+        *(one, other),
+        tasks=tuple("abcdefghijkl"),
+        key=jax.random.key(0),
+        replicates=200,
+    )
+    assert found["p"] < 1e-6
+    assert all(row["holm"] > found["p"] for row in found["tasks"].values())
+
+
 def test_a_model_does_not_differ_from_itself():
     one, _ = runs()
     found = compare(one, one)
+    assert found["p"] == 1
     for row in found["tasks"].values():
         assert row["p"] == row["holm"] == 1
         assert row["metrics"]["auroc"]["difference"]["high"] == 0

@@ -283,7 +283,8 @@ def test_predict_gives_the_probabilities_of_the_evaluation(home, finished, tmp_p
     with out.open() as file:
         rows = list(csv.DictReader(file))
     tasks = list(json.loads((workdir / "thresholds.json").read_text())["tasks"])
-    assert list(rows[0]) == ["image", *tasks, "warning"]
+    columns = [f"{task}{end}" for task in tasks for end in ("", "_threshold", "_call")]
+    assert list(rows[0]) == ["image", *columns, "warning"]
     assert all(row["warning"] == "" for row in rows)
     assert [row["image"] for row in rows] == [
         str(folder / f"{n}.png") for n in sorted(names)
@@ -292,6 +293,9 @@ def test_predict_gives_the_probabilities_of_the_evaluation(home, finished, tmp_p
         name = Path(row["image"]).stem
         got = [float(row[task]) for task in tasks]
         np.testing.assert_allclose(got, expected.loc[name, tasks].to_list(), atol=1e-4)
+        for task, probability in zip(tasks, got):
+            called = probability >= float(row[f"{task}_threshold"])
+            assert int(row[f"{task}_call"]) == called
 
 
 @pytest.mark.slow

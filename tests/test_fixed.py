@@ -14,6 +14,7 @@ from scipy.special import expit, log_softmax, softmax
 from medjax.cohort import balance
 from medjax.errors import InputError
 from medjax.evaluation import calibration as recalibration
+from medjax.evaluation import reliability, thresholds
 from medjax.evaluation.predict import Predictions
 from medjax.tasks import films, fixed, parts
 
@@ -77,9 +78,16 @@ def test_what_is_fitted_on_validation_is_fixed_and_read_back(config, tmp_path, m
     np.testing.assert_array_equal(now.probability, expected)
     assert (chosen.rule, chosen.value, chosen.checkpoint) == ("sensitivity", 0.8, 7)
     assert chosen.calibration.fitted_on == "validation"
-    assert (chosen.calibration.films, chosen.calibration.why) == (400, {})
+    few = ["mass"] if method == "isotonic" else []  # 36 positives: Platt scaling.
+    assert chosen.calibration.films == 400 and list(chosen.calibration.why) == few
     again, now = settle(config, tmp_path, refuse, label)
     assert now is None and again.thresholds == chosen.thresholds
+    assert (again.points, again.positives) == (chosen.points, chosen.positives)
+    assert list(again.positives.values()) == label.sum(axis=0).tolist()
+    for (rule, value), points in zip(thresholds.POINTS, again.points.values()):
+        options = {"split": "validation", "rule": rule, "value": value}
+        reached = thresholds.choose(said._replace(probability=expected), **options)
+        assert list(points.values()) == reached.tolist()
     found = again.calibrated(said.probability)
     np.testing.assert_array_equal(found, expected)
 
@@ -184,7 +192,7 @@ def test_prior_brings_the_mean_probability_to_the_prevalence(config, treatment):
     mended = calibrated(found, said)
     np.testing.assert_allclose(mended.mean(axis=0), label.mean(axis=0), rtol=0.03)
     np.testing.assert_allclose(mended, expit(z), atol=1e-4)
-    intervals, _ = recalibration.measure(
+    intervals, _ = reliability.measure(
         *(mended, label, np.ones_like(label), np.arange(len(label))),
         key=jax.random.key(0),
         replicates=1,
@@ -260,7 +268,9 @@ def test_what_could_not_be_fitted_is_refused_before_the_training(config, fields,
 FITS = (
     recalibration.Logistic((0.7, 1.0), (-0.3, 0.0)),
     recalibration.Softmax((0.7, 0.7), (-0.3, 0.3)),
-    recalibration.Isotonic(((0.1, 0.5, 0.9), ()), ((0.0, 0.2, 1.0), ())),
+    recalibration.Isotonic(
+        ((0.1, 0.5, 0.9), ()), ((0.0, 0.2, 1.0), ()), (1.0, 0.7), (0.0, -0.3)
+    ),
     None,
 )
 
@@ -269,12 +279,16 @@ FITS = (
 def test_what_is_fixed_comes_back(tmp_path, fit):
     assert fixed.read(tmp_path) is None
     calibration = fixed.Calibration("platt", fit, "validation", 70, {"a": "too few"})
-    given = fixed.Fixed(40, {"b": 0.25, "a": math.nan}, "cost", 3.0, calibration)
+    points = {"sensitivity 0.9": {"b": 0.1, "a": 0.2}}
+    chosen = {"b": 0.25, "a": math.nan}
+    behind = {"b": 8.0, "a": 0.0}
+    given = fixed.Fixed(40, chosen, "cost", 3.0, calibration, behind, points)
     fixed.write(tmp_path, given)
     found = fixed.read(tmp_path)
     assert list(found.thresholds) == ["b", "a"]
     assert found.thresholds["b"] == 0.25 and math.isnan(found.thresholds["a"])
-    assert found._replace(thresholds={}, calibration=None) == (40, {}, "cost", 3, None)
+    rest = (40, {}, "cost", 3, None, behind, points)
+    assert found._replace(thresholds={}, calibration=None) == rest
     p = [[0.2, 0.7], [0.0, 1.0]]
     assert type(found.calibration.fit) is type(fit)
     expected, got = (

@@ -182,3 +182,32 @@ def test_classes_are_shown_with_who_is_taken_for_whom(tmp_path, capsys):
     assert f"Accuracy {accuracy:.3f}" in text
     report.show(summary)
     assert f"Accuracy {accuracy:.3f}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [
+        (0.981, 0.99996, "0.981–>0.999"),
+        (0.692, 1.0, "0.692–1"),  # The exact end of a share, which isn't rounded.
+        (0.0002, 0.1, "<0.001–0.100"),
+        (0.0, 0.1, "0–0.100"),
+        (0.9993, 0.9994, "0.999–0.999"),
+        (-0.0002, 0.1, "-0.000 to 0.100"),
+        (1.2, 3.4, "1.200–3.400"),
+    ],
+)
+def test_rounding_makes_no_end_of_an_interval_0_or_1(low, high, text):
+    assert page.ends({"low": low, "high": high}) == text
+
+
+def test_choices_on_few_validation_images_are_warned_of(written, tmp_path):
+    found = json.loads((written[1] / "report.json").read_text())
+    for number, task in zip((29.0, None), found["tasks"].values()):
+        task["validation_positives"] = number
+    text = report.write(found, CURVE, tmp_path, "report").read_text()
+    warning = "chosen with fewer than 30 positive images in validation"
+    assert text.count(warning) >= 1
+    first = Page(text).text
+    first = first[first.index(warning) :][:120]
+    names = [page.label(task) for task in found["tasks"]]
+    assert f"{names[0]} 29." in first and names[1] not in first

@@ -1,16 +1,20 @@
-"""scikit-learn is the oracle; weights and unknown labels follow from it."""
+"""Oracles: scikit-learn, SciPy's optimiser and exact intervals, and simulated truths."""
+
+import functools
 
 import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import expit
+from scipy import stats
+from scipy.optimize import minimize
+from scipy.special import expit, logit
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss
 
 from medjax.errors import InputError
-from medjax.evaluation import bootstrap, calibration
+from medjax.evaluation import bootstrap, calibration, reliability
 from medjax.evaluation.bootstrap import multiplicities
 
 KEY = jax.random.key(0)
@@ -29,16 +33,16 @@ def images_of(seed=0, images=1003, tasks=3, decimals=9):
 def diagram_of(p, y, w, bins=10):
     """The bins' mean probability, share of positives and weight, [T, B] each."""
     arrays = calibration.checked(p, y, w)
-    sums = calibration.bin_sums(*arrays, np.zeros(len(p), int), bins)[0]
-    mass, predicted, positive = np.split(sums[:, 1:], 3, axis=-1)
+    sums = reliability.bin_sums(*arrays, np.zeros(len(p), int), bins)
+    mass, predicted, positive = sums[:, 0]
     return *(calibration.ratio(x, mass) for x in (predicted, positive)), mass
 
 
 def estimates(p, y, w):
     """Brier score and calibration error, [T] each; every image is a patient's only."""
     options = {"key": KEY, "replicates": 1}
-    intervals, _ = calibration.measure(p, y, w, np.arange(len(p)), **options)
-    return [intervals[name].estimate for name in calibration.ERRORS]
+    intervals, _ = reliability.measure(p, y, w, np.arange(len(p)), **options)
+    return [intervals[name].estimate for name in reliability.ERRORS]
 
 
 def test_the_brier_score_is_that_of_scikit_learn():
@@ -83,14 +87,30 @@ def test_an_image_on_an_edge_is_in_the_lower_bin_whatever_the_rounding():
         np.testing.assert_allclose(mass[0] / weight, [2] + [1] * 9)
 
 
-def test_the_error_of_twenty_images_by_hand():
-    # Ten bins of two images each: the first one has 0.5 of positives, the others all.
-    p = np.repeat(np.linspace(0.05, 0.95, 10), 2)[:, None]
-    y = np.ones_like(p)
-    y[0] = 0
-    apart = [0.45, *(0.85 - 0.1 * np.arange(9))]
-    _, error = estimates(p, y, np.ones_like(p))
-    np.testing.assert_allclose(error, [np.mean(apart)], rtol=1e-6)
+def test_the_squared_error_is_that_of_all_pairs_of_patients():
+    # The mean of the products of two patients' gaps: no gap is multiplied by itself.
+    rng = np.random.default_rng(0)
+    gap = rng.normal(1.5, 1, (9, 1, 2))
+    products = np.einsum("pb,qb->pqb", gap[:, 0], gap[:, 0])
+    pairs = products[~np.eye(9, dtype=bool)].mean(axis=0)
+    error, _, _ = reliability.debiased(gap, np.ones_like(gap))
+    assert error == pytest.approx(np.sqrt(pairs.mean()))
+    assert reliability.debiased(gap - gap.mean(axis=0), np.ones_like(gap))[0] == 0
+
+
+def test_the_error_of_a_right_model_is_not_above_0_and_its_interval_covers_0():
+    rng = np.random.default_rng(1)
+    p = expit(rng.normal(-1, 1, (70, 400)))  # 400 studies of 70 patients.
+    y = (rng.random(p.shape) < p).astype(float)
+    sums = reliability.bin_sums(p, y, np.ones_like(p), np.arange(70), 3)
+    mass, predicted, positive = sums
+    ends = [
+        reliability.debiased((positive - predicted)[:, [t]], mass[:, [t]])
+        for t in range(400)
+    ]
+    estimate, low, _ = np.transpose(ends)
+    assert np.median(estimate) < 0.02 and (estimate == 0).mean() > 0.4
+    assert (low == 0).mean() > 0.93
 
 
 def test_a_calibrated_model_has_an_error_near_zero_and_a_shifted_one_its_shift():
@@ -98,7 +118,7 @@ def test_a_calibrated_model_has_an_error_near_zero_and_a_shifted_one_its_shift()
     p = rng.uniform(0.1, 0.7, (200_000, 1))
     y = (rng.random(p.shape) < p).astype(float)
     one = np.ones_like(p)
-    assert estimates(p, y, one)[1][0] < 0.01
+    assert estimates(p, y, one)[1][0] < 0.005
     np.testing.assert_allclose(estimates(p + 0.2, y, one)[1], 0.2, atol=0.005)
 
 
@@ -147,83 +167,106 @@ def predictions(patients=40, tasks=3, seed=0):
     return expit(z), label, weight, who
 
 
-def test_every_estimate_and_replicate_is_that_of_the_images_drawn():
+def test_the_averages_are_those_of_the_images_drawn():
     p, y, w, who = predictions()
     w[:, 2] = 0  # No label at all.
     w[:6] = 0  # Two patients without a label, who are never drawn.
-    found, diagram = calibration.measure(p, y, w, who, key=KEY, replicates=60)
+    found, _ = reliability.measure(p, y, w, who, key=KEY, replicates=60)
     rows = (w > 0).any(axis=1)
     p, y, w, who = p[rows], y[rows], w[rows], who[rows]
     _, index = np.unique(who, return_inverse=True)
     counts = np.asarray(multiplicities(KEY, np.arange(60), index.max() + 1))
     for t in range(2):
         known = w[:, t] > 0
-        bins = calibration.bin_numbers(p[:, t], w[:, t], 10)
-        rates, errors = [], []
+        rates = []
         for count in counts.T:
             at = np.repeat(np.flatnonzero(known), count[index[known]])
             rates.append(brier_score_loss(y[at, t], p[at, t]))
-            apart = [abs((p[at, t] - y[at, t])[bins[at] == b].sum()) for b in range(10)]
-            errors.append(sum(apart) / len(at))
-        low, high = np.quantile(rates, [0.025, 0.975])
         estimate = brier_score_loss(y[known, t], p[known, t])
-        expected = estimate, low, high, 0
-        np.testing.assert_allclose(
-            [x[t] for x in found["brier"][:4]], expected, rtol=1e-5
-        )
-        estimate = estimates(p, y, w)[1][t]
-        low, high = 2 * estimate - np.quantile(errors, [0.975, 0.025])
-        expected = estimate, np.clip(low, 0, estimate), max(high, estimate), 0
-        got = [x[t] for x in found["calibration_error"][:4]]
+        n = estimate * (1 - estimate) / np.var(rates, ddof=1)
+        z2 = stats.norm.ppf(0.975) ** 2 / n  # Wilson, as the roots of a quadratic.
+        ends = np.roots([1 + z2, -2 * estimate - z2, estimate**2])
+        expected = estimate, *sorted(ends.real)
+        got = [x[t] for x in found["brier"][:3]]
         np.testing.assert_allclose(got, expected, rtol=1e-4)
-        np.testing.assert_allclose(found["prevalence"].estimate[t], y[known, t].mean())
-        np.testing.assert_allclose(found["predicted"].estimate[t], p[known, t].mean())
-    for interval in (found[name] for name in (*calibration.ERRORS, "predicted")):
-        assert np.isnan([interval.estimate[2], interval.low[2]]).all()
-        assert interval.undefined[2] == 60
-    for name in calibration.ERRORS:
-        mean = found[f"mean_{name}"].estimate
-        np.testing.assert_allclose(mean, found[name].estimate[:2].mean())
-    np.testing.assert_allclose(
-        found["observed"].estimate[:2], diagram.observed[:2], rtol=1e-6
-    )
-
-
-def test_intervals_cover_the_truth_where_those_over_images_do_not():
-    rng = np.random.default_rng(2)
-    tasks = 200  # Each a study of its own, of the same 300 patients.
-    who = np.repeat(np.arange(300), 3)
-    chance = expit(rng.normal(-1, 1.2, (300, tasks)))
-    label = (rng.random(chance.shape) < chance).astype(float)  # Of all a patient's.
-    p, y = (x.repeat(3, axis=0) for x in (chance**0.5, label))
-    big = expit(rng.normal(-1, 1.2, 400_000))[:, None]
-    one = np.ones_like(big)
-    true = {
-        "brier": (big * (1 - big**0.5) ** 2 + (1 - big) * big).mean(),
-        "calibration_error": estimates(big**0.5, big, one)[1][0],
-    }
-    options = {"key": KEY, "replicates": 200}
-    clustered, _ = calibration.measure(p, y, np.ones_like(p), who, **options)
-    images, _ = calibration.measure(p, y, np.ones_like(p), np.arange(900), **options)
-    for name, truth in true.items():
-        held, not_held = (
-            ((x.low <= truth) & (truth <= x.high)).mean()
-            for x in (clustered[name], images[name])
+        np.testing.assert_allclose(
+            found["prevalence"].estimate[t], y[known, t].mean(), rtol=1e-6
         )
-        assert 0.86 < held < 0.99
-        assert not_held < 0.8
+        np.testing.assert_allclose(
+            found["predicted"].estimate[t], p[known, t].mean(), rtol=1e-6
+        )
+    for interval in (found[name] for name in reliability.MEASURES):
+        assert np.isnan([interval.estimate[2], interval.low[2]]).all()
+    mean = found["mean_brier"].estimate
+    np.testing.assert_allclose(mean, found["brier"].estimate[:2].mean(), rtol=1e-6)
+    squares = found["calibration_error"].estimate[:2] ** 2
+    if (squares > 0).all():
+        mean = found["mean_calibration_error"].estimate
+        np.testing.assert_allclose(mean**2, squares.mean())
 
 
-def test_the_interval_of_a_calibrated_model_may_end_at_no_error():
-    rng = np.random.default_rng(3)
-    p = expit(rng.normal(-1, 1, (300, 40)))
-    y = (rng.random(p.shape) < p).astype(float)
-    intervals, _ = calibration.measure(
-        p, y, np.ones_like(p), np.arange(300), key=KEY, replicates=100
-    )
-    found = intervals["calibration_error"]
-    assert (found.low == 0).mean() > 0.4
-    assert (found.low <= found.estimate).all() and (found.estimate <= found.high).all()
+def test_a_bins_interval_is_the_exact_one_of_its_patients():
+    share, number = np.array([0, 0.25, 1, np.nan]), np.array([8, 8, 5, 0])
+    low, high = reliability.exact(share, number)
+    for n, hits in enumerate((0, 2, 5)):
+        ends = stats.binomtest(hits, int(number[n])).proportion_ci(0.95, "exact")
+        assert (low[n], high[n]) == pytest.approx(tuple(ends))
+    assert np.isnan([low[3], high[3]]).all()
+
+
+def test_slope_and_intercept_are_the_likeliest_and_their_errors_those_of_clusters():
+    p, y, w, who = predictions(patients=200)
+    found, _ = reliability.measure(p, y, w, who, key=KEY, replicates=2)
+    for t in range(3):
+        known = w[:, t] > 0
+        z, yes, patient = logit(p[known, t]), y[known, t], who[known]
+        for names, x, offset in (
+            (reliability.COX[:2], np.stack([z, np.ones_like(z)]), 0),
+            (reliability.COX[2:], np.ones((1, len(z))), z),
+        ):
+
+            def loss(fit, x=x, offset=offset, yes=yes):
+                eta = fit @ x + offset
+                return (np.logaddexp(0, eta) - yes * eta).sum()
+
+            best = minimize(loss, np.zeros(len(x)), tol=1e-12).x
+            # Leaving each patient out moves the fit by about its influence.
+            moves = []
+            for one in np.unique(patient):
+                keep = patient != one
+                rest = minimize(
+                    functools.partial(
+                        loss,
+                        x=x[:, keep],
+                        yes=yes[keep],
+                        offset=offset if np.ndim(offset) == 0 else offset[keep],
+                    ),
+                    best,
+                ).x
+                moves.append(rest - best)
+            jackknife = np.sqrt((np.array(moves) ** 2).sum(axis=0))
+            people = min(len(set(patient[yes == k])) for k in (0, 1))
+            reach = stats.t.ppf(0.975, people - 1)
+            for k, name in enumerate(names):
+                estimate, low, high = (x[t] for x in found[name][:3])
+                assert estimate == pytest.approx(best[k], abs=1e-4)
+                error = (high - low) / 2 / reach
+                assert error == pytest.approx(jackknife[k], rel=0.1)
+                assert (low + high) / 2 == pytest.approx(estimate)
+
+
+def test_separated_classes_have_no_slope_and_one_class_has_no_number():
+    p = np.linspace(0.1, 0.9, 30)[:, None].repeat(2, axis=1)
+    y = (p > 0.5).astype(float)
+    y[:, 1] = 0
+    options = {"uncalibrated": None, "key": KEY, "replicates": 3}
+    _, tasks = reliability.summarise(p, y, np.ones_like(p), np.arange(30), **options)
+    first, second = (task.before for task in tasks)
+    assert first.calibration_slope.why == "a threshold separates the classes"
+    assert np.isnan(first.calibration_intercept.estimate)
+    assert np.isfinite(first.calibration_in_the_large.low)
+    for name in reliability.COX:
+        assert getattr(second, name).why == "no positive image"
 
 
 def test_before_and_after_stand_side_by_side():
@@ -231,17 +274,17 @@ def test_before_and_after_stand_side_by_side():
     w[:, 2] = 0
     options = {"key": KEY, "replicates": 20}
     mean, each = bootstrap.as_json(
-        calibration.summarise(p, y, w, who, uncalibrated=None, **options)
+        reliability.summarise(p, y, w, who, uncalibrated=None, **options)
     )
     assert mean["after"] is None and each[0]["after"] is None
     better, both = bootstrap.as_json(
-        calibration.summarise(p**0.5, y, w, who, uncalibrated=p, **options)
+        reliability.summarise(p**0.5, y, w, who, uncalibrated=p, **options)
     )
     assert better["before"] == mean["before"] and both[1]["before"] == each[1]["before"]
     assert better["after"]["brier"] != mean["before"]["brier"]
     side = both[0]["after"]
     diagram = side["reliability"]
-    assert {len(column) for column in diagram.values()} == {10}
+    assert {len(column) for column in diagram.values()} == {3}  # 40 patients.
     assert sum(diagram["count"]) == (w[:, 0] > 0).sum()
     assert diagram["predicted"] == sorted(diagram["predicted"])
     assert all(

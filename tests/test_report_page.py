@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from medjax.evaluation import bootstrap, results, thresholds
+from medjax.evaluation import bootstrap, decisions, reliability, results, thresholds
 from medjax.evaluation.predict import Predictions
 from medjax.reports import images
 from medjax.reports import report as page
@@ -64,7 +64,7 @@ def side(shift):
     value = {"estimate": 0.1 + shift, "low": 0.05, "high": 0.2, "why": ""}
     diagram = {"predicted": [0.1, 0.3], "observed": [0.2, 0.3 + shift]}
     diagram |= {"low": [0.1, 0.2], "high": [0.3, None], "count": [50, 50]}
-    names = ("brier", "calibration_error", "predicted")
+    names = reliability.MEASURES
     return {**dict.fromkeys(names, value), "reliability": diagram}
 
 
@@ -80,11 +80,15 @@ def whole_summary():
     found = predictions()
     common = {"tasks": TASKS, "threshold": POINTS}
     draws = {"key": jax.random.key(0), "replicates": 40}
-    summary = results.summarise(found, exclusive=False, **common, **draws)
+    points = {thresholds.name("sensitivity", 0.9): POINTS / 2}
+    points |= {thresholds.name("specificity", 0.9): POINTS}
+    summary = results.summarise(
+        found, exclusive=False, operating=points, **common, **draws
+    )
     value = {"estimate": 0.8, "low": 0.7, "high": 0.9, "undefined": 0, "why": ""}
     empty = dict.fromkeys(("estimate", "low", "high"), None) | {"why": "too few"}
-    gap = value | {"between": ["F", "M"], "p": 0.001, "p_holm": 0.01}
-    no_gap = empty | {"between": None, "p": None, "p_holm": None}
+    gap = value | {"between": ["F", "M"], "p": 0.001}
+    no_gap = empty | {"between": None, "p": None}
     metrics = dict.fromkeys(("auroc", *RATES[:4]), value)
     tasks = {
         task: {"positives": 3.0, "negatives": 7.0, "metrics": metrics} for task in TASKS
@@ -94,8 +98,13 @@ def whole_summary():
     groups = {
         "groups": {"F": group, "M": group, "unknown": group},
         "gaps": dict.fromkeys(TASKS, cells | {"npv": no_gap}),
-        "shown": [{"task": TASKS[1], "metric": "auroc", **gap}],
-        "tests": 30,
+        "averaged": TASKS[:2],
+        "mean": {"auroc": gap},
+        "clearest": gap,
+        "p_holm": 0.01,
+        "tests": 2,
+        "explored": 30,
+        "apart": [{"task": TASKS[1], "metric": "auroc", **gap}],
     }
     rows = [
         {"severity": n, "value": 10.0 * n, "auroc": value, "drop": value}
@@ -118,6 +127,7 @@ def whole_summary():
             "after": side(0.01),
             "why": "",
         }
+        summary["tasks"][task]["validation_positives"] = 8.0
     errors = {"brier": value, "calibration_error": value}
     known = {t: {"positives": 5, "negatives": 9, "unknown": 0} for t in TASKS}
     known = {"films": 14, "patients": 9, "tasks": known}
@@ -129,8 +139,9 @@ def whole_summary():
         "checkpoint": 20,
         "steps": 20,
         "bands": thresholds.bands(found, tasks=TASKS, **draws),
+        "decisions": decisions.curves(found, tasks=TASKS, **draws),
         "explorer": thresholds.explorer(found, **common),
-        "subgroups": {"sex": groups, "age": groups | {"shown": []}},
+        "subgroups": {"sex": groups, "age": groups | {"p_holm": 0.2}},
         "robustness": robustness,
         "calibration": {"method": "platt", "fitted_on": "validation", "films": 50}
         | {"why": {}, "mean": {"before": errors, "after": errors}},

@@ -5,7 +5,6 @@ from scipy.stats import binomtest
 from sklearn import metrics as oracle
 
 from medjax.evaluation import bootstrap, discrimination, results
-from medjax.evaluation.bootstrap import interval
 from medjax.evaluation.predict import Predictions
 
 RNG = np.random.default_rng(0)
@@ -94,7 +93,9 @@ def test_the_means_of_all_labels_are_scikit_learns():
             interval = got[kind][name]
             np.testing.assert_allclose(interval["estimate"], value, atol=1e-6)
             assert interval["low"] < value < interval["high"]
-    assert got["mean"].keys() == got["weighted"].keys() == got["micro"].keys()
+    assert got["mean"].keys() == got["weighted"].keys()
+    ratios = {"lr_positive", "lr_negative"}  # Have no mean that says something.
+    assert got["mean"].keys() == got["micro"].keys() - ratios
 
 
 def test_the_curves_are_thin_and_whole():
@@ -256,7 +257,7 @@ def test_fewer_than_ten_patients_have_no_interval():
     assert known["low"] < known["estimate"] < known["high"]
 
 
-def test_a_rate_of_one_has_the_exact_interval_and_an_area_of_one_has_none():
+def test_a_rate_of_one_has_the_exact_interval_and_an_area_of_one_a_width():
     label = np.repeat([1, 0], [40, 50])
     patient = np.append(np.arange(40) // 2, 100 + np.arange(50))
     metrics, got = cells_of(found_by(label, 0.25 + 0.5 * label, patient))
@@ -272,12 +273,14 @@ def test_a_rate_of_one_has_the_exact_interval_and_an_area_of_one_has_none():
         assert got["micro"][name] == cell
     for name in ("auroc", "average_precision", "partial_auroc"):
         cell = metrics[name]
-        assert (cell["estimate"], cell["low"]) == (pytest.approx(1), None)
-        assert cell["why"] == "no pair out of order: no interval"
-    for name in ("f1", "lr_negative"):
-        assert (
-            metrics[name]["low"] is None and "every replicate" in metrics[name]["why"]
-        )
+        z2 = 1.959964**2  # Wilson's, of twice the 20 patients of the rarer class.
+        expected = pytest.approx((1, 40 / (40 + z2), 1))
+        assert (cell["estimate"], cell["low"], cell["high"]) == expected
+        assert cell["why"] == ""
+    cell = metrics["f1"]
+    assert cell["low"] is None and "every replicate" in cell["why"]
+    cell = metrics["lr_negative"]
+    assert cell["estimate"] == cell["low"] == 0 < cell["high"] < 0.3
     metrics, _ = cells_of(found_by(label, 0.2 + 0.1 * label, patient))
     low, high = binomtest(0, 20).proportion_ci(0.95, "exact")
     cell = metrics["sensitivity"]
@@ -331,6 +334,34 @@ def test_areas_and_curves_are_of_what_the_model_said_and_rates_of_what_is_told()
     assert pooled == pytest.approx(oracle.roc_auc_score(label, tied), abs=1e-6)
 
 
+def test_operating_points_are_thresholds_of_validation_and_rates_of_these_images():
+    found = predictions()
+    found.label[:, 2] = 0
+    points = {"sensitivity 0.9": [0.3, 0.35, 0.4], "specificity 0.95": [0.7, 0.6, 0.5]}
+    got = results.summarise(
+        found,
+        tasks=tuple("abc"),
+        exclusive=False,
+        threshold=np.full(3, 0.5),
+        operating={name: np.array(each) for name, each in points.items()},
+        key=jax.random.key(0),
+        replicates=100,
+    )
+    for t, task in enumerate("abc"):
+        label, score = known(found, t)
+        for name, each in points.items():
+            at = got["tasks"][task]["operating"][name]
+            assert at["threshold"] == pytest.approx(each[t])
+            rate = np.mean(score[label == 0] < each[t])
+            assert at["specificity"]["estimate"] == pytest.approx(rate, abs=1e-6)
+            assert at["specificity"]["low"] < rate < at["specificity"]["high"]
+            if task == "c":
+                assert at["sensitivity"]["why"] == "no positive image"
+                continue
+            rate = oracle.recall_score(label, score >= each[t])
+            assert at["sensitivity"]["estimate"] == pytest.approx(rate, abs=1e-6)
+
+
 @pytest.mark.slow
 def test_a_sensitivity_of_30_positives_is_covered_as_often_as_it_says():
     trials, truth = 400, 0.95
@@ -339,18 +370,9 @@ def test_a_sensitivity_of_30_positives_is_covered_as_often_as_it_says():
     score = np.float32(rng.random(label.shape) < truth)
     data = score, label, np.ones_like(label), np.arange(42), np.full(trials, 0.5)
     found = discrimination.intervals(*data, key=jax.random.key(1), replicates=300)
-    found, patients = (
-        found["sensitivity"],
-        discrimination.patients(*data)["sensitivity"],
-    )
-    covered = []
-    for t in range(trials):
-        behind = {"patients": patients[t], "replicates": 300}
-        cell = interval(bootstrap.at(found, t), "", name="sensitivity", **behind)
-        covered.append(cell.low <= truth <= cell.high)
-    assert np.mean(covered) >= 0.95
-    # The percentiles alone say 1.000 (1.000-1.000) wherever all 30 are found.
-    assert np.mean((found.low <= truth) & (truth <= found.high)) < 0.85
+    found = found["sensitivity"]
+    assert np.mean((found.low <= truth) & (truth <= found.high)) >= 0.93
+    assert (found.low < found.high).all()
 
 
 def films(n=60):
@@ -384,3 +406,24 @@ def test_the_surest_and_least_sure_of_each_kind_are_taken(each):
             assert most == ranked[: -(-each // 2)]
             assert least == ranked[::-1][: len(least)]
             assert len(least) == min(each // 2, len(rows) - len(most))
+
+
+def test_a_mean_of_rates_counts_the_doubt_about_a_rate_of_one():
+    """The first task misses nothing on 20 patients, the second half."""
+    label = np.zeros((60, 2), np.float32)
+    label[:20] = 1
+    score = 0.25 + 0.5 * label
+    score[:10, 1] = 0.25
+    found = Predictions(
+        *(np.arange(60), np.arange(60), score, label, np.ones_like(label))
+    )
+    got = summary(found, np.full(2, 0.5, np.float32))
+    first, second = (
+        got["tasks"][task]["metrics"]["sensitivity"] for task in ("a", "b")
+    )
+    mean = got["mean"]["sensitivity"]
+    below = [one["estimate"] - one["low"] for one in (first, second)]
+    # Apart: a rate that doesn't vary has no correlation.
+    expected = np.sqrt(np.sum(np.square(below))) / 2
+    assert mean["estimate"] - mean["low"] == pytest.approx(expected, abs=1e-6)
+    assert first["estimate"] == 1 and below[0] > 0.1

@@ -78,11 +78,25 @@ def test_each_number_is_scikit_learn_s_and_its_interval_a_literal_bootstrap(
     before = np.array([mean_area(clean, clean.probability, d) for d in drawn])
 
     def check(interval, values):
+        """By the deviation of the replicates; a share's interval is Wilson's."""
         np.testing.assert_allclose(interval["estimate"], values[0], atol=1e-6)
-        ends = np.quantile(values[1:], [0.025, 0.975])
-        np.testing.assert_allclose([interval["low"], interval["high"]], ends, atol=3e-6)
+        reach = 1.959964 * np.std(values[1:], ddof=1)
+        ends = [values[0] - reach, values[0] + reach]
+        if interval in shares:
+            z2 = reach**2 / (values[0] * (1 - values[0]))
+            ends = np.roots([1 + z2, -2 * values[0] - z2, values[0] ** 2])
+        got = [interval["low"], interval["high"]]
+        np.testing.assert_allclose(got, sorted(np.real(ends)), atol=1e-5)
 
-    check(found["clean"]["auroc"], before)
+    def check_area(interval, values):
+        """Its area draws n towards 2 k: wider or narrower, but about as wide."""
+        np.testing.assert_allclose(interval["estimate"], values[0], atol=1e-6)
+        assert interval["low"] < values[0] < interval["high"]
+        width = (interval["high"] - interval["low"]) / np.std(values[1:], ddof=1)
+        assert 0.5 < width / (2 * 1.96) < 2
+
+    shares: list = []
+    check_area(found["clean"]["auroc"], before)
     together = []
     for name in said:
         row = found["corruptions"][name]["severities"][3]
@@ -90,13 +104,15 @@ def test_each_number_is_scikit_learn_s_and_its_interval_a_literal_bootstrap(
         score = said[name][3]
         after = np.array([mean_area(clean, score, d) for d in drawn])
         together.append(after)
-        check(row["auroc"], after)
+        check_area(row["auroc"], after)
         check(row["drop"], before - after)
+        shares.append(row["agreement"])
         check(row["agreement"], np.array([stay(clean, score, d) for d in drawn]))
         area = roc_auc_score(clean.label[rows, 1], score[rows, 1])
         assert row["tasks"]["nodule"] == pytest.approx(area, abs=1e-6)
         assert row["tasks"]["never"] is None
     check(found["mean"][3]["drop"], before - np.mean(together, axis=0))
+    check_area(found["mean"][3]["auroc"], np.mean(together, axis=0))
 
 
 def test_a_corruption_that_changes_nothing_costs_nothing(found):

@@ -383,13 +383,32 @@ def test_twenty_patients_have_intervals_that_hold_the_mean():
 
 def test_limits_of_agreement_are_two_deviations_about_the_bias():
     true = np.array([10.0, 20, 30, 44])
-    found = segmentation.agreement(true, true + [1, 2, 3, 6])
+    found = segmentation.agreement(true, true + [1, 2, 3, 6], np.arange(4))
     deviation = math.sqrt((4 + 1 + 0 + 9) / 3)
     assert found.bias == 3
     np.testing.assert_allclose(found.low, 3 - 1.96 * deviation)
     np.testing.assert_allclose(found.high, 3 + 1.96 * deviation)
-    few = segmentation.agreement(true[:2], true[:2] + 1)
+    few = segmentation.agreement(true[:2], true[:2] + 1, np.arange(2))
     assert few.bias == 1 and np.isnan(few[1:]).all()
+
+
+def test_limits_of_agreement_hold_for_a_new_patient_of_several_volumes():
+    """The variances within and between patients are 1 and 4: together 5."""
+    rng = np.random.default_rng(0)
+    volumes = rng.integers(1, 6, 3000)
+    patient = np.repeat(np.arange(3000), volumes)
+    difference = rng.normal(0, 2, 3000)[patient] + rng.normal(0, 1, len(patient))
+    zero = np.zeros(len(patient))
+    found = segmentation.agreement(zero, difference, patient)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * np.sqrt(5), rel=0.02)
+    # Of few patients with many volumes, where volumes as units are too sure.
+    ratios = []
+    for _ in range(400):
+        patient = np.repeat(np.arange(6), [1, 1, 1, 1, 1, 25])
+        difference = rng.normal(0, 2, 6)[patient] + rng.normal(0, 1, 30)
+        found = segmentation.agreement(np.zeros(30), difference, patient)
+        ratios.append(((found.high - found.low) / 2 / 1.96) ** 2 / 5)
+    assert np.mean(ratios) == pytest.approx(1, abs=0.12)
 
 
 @pytest.mark.parametrize("region", ["whole", "core"])

@@ -104,3 +104,13 @@ def test_a_task_comes_back_as_it_was_written(tmp_path):
     assert Said(**folder.read_task(tmp_path)) == task
     with pytest.raises(InputError, match="task.json"):
         folder.read_task(tmp_path / "elsewhere")
+
+
+def test_each_probability_has_its_threshold_and_call_beside_it():
+    table = pd.DataFrame({"image": ["x", "y"], "a": [0.4, 0.39999], "b": [0.9, 0.1]})
+    found = folder.with_calls(table, ("a", "b"), np.array([0.4, np.nan]))
+    columns = ["image", "a", "a_threshold", "a_call", "b", "b_threshold", "b_call"]
+    assert list(found) == columns
+    assert found["a_call"].tolist() == [1, 0]
+    assert found["a_threshold"].tolist() == [np.float32(0.4)] * 2
+    assert found[["b_threshold", "b_call"]].isna().all(axis=None)

@@ -6,8 +6,9 @@ and an image counts as often as its patient was drawn. No image is copied: a rep
 is a vector of counts, one for each patient.
 
   resample      computes a statistic of the patients as they are and of every replicate
+  wilson        the intervals of shares and areas; `of_mean` those of their means
+  normal        those of differences; `percentiles` those of everything else
   studentised   intervals of means of skewed numbers
-  percentiles   the ends of its intervals; `reflected` for a number that is biased
   interval      the rules for what a report may say: too few patients, rates of 0 or 1
 
 Most statistics are sums over patients: see `reweigh` and `means`. The AUROC of all
@@ -35,6 +36,8 @@ LEVEL = 0.95  # The intervals' nominal coverage.
 LEAST = 10  # Patients in a metric's denominator, for an interval or a test.
 FEW = f"fewer than {LEAST} such patients: no interval"
 MANY = 0.01  # Of the replicates: if more are undefined, the report says so.
+PRIOR = 16  # Patients: the weight of an area's expected variance, see `wilson`.
+LARGEST = 1e9  # Effective sample size.
 ROUNDING = 1e-6  # Of float32: ends that are nearer to each other are equal.
 
 
@@ -265,19 +268,139 @@ def _percentiles(ends: np.ndarray, estimate: np.ndarray, drawn: np.ndarray) -> I
     return Interval(estimate, *quantiles, len(drawn) - defined)
 
 
-def reflected(interval: Interval) -> Interval:
-    """The basic interval of a percentile interval: of an estimate >= 0 that is biased.
+def normal(resampled: Resampled, level: float = LEVEL) -> ArrayTree:
+    """The statistic's tree of Intervals, +-z standard deviations of its replicates.
 
-    The percentiles are reflected about the estimate and end at 0: a bias that the
-    sample adds once, its replicates add once more.
-
-    Source: Davison & Hinkley, Bootstrap Methods (1997), eq. 5.6.
+    For differences: they are near normal, and a level of 99.7 % needs no quantile that
+    1,000 replicates don't have.
     """
-    estimate, low, high = interval[:3]
-    return interval._replace(
-        low=np.clip(2 * estimate - high, 0, estimate),
-        high=np.maximum(2 * estimate - low, estimate),
+    reach = stats.norm.ppf((1 + level) / 2)
+
+    def interval(estimate: np.ndarray, drawn: np.ndarray) -> Interval:
+        width = reach * deviation(drawn)
+        undefined = np.isnan(drawn).sum(axis=0)
+        return Interval(estimate, estimate - width, estimate + width, undefined)
+
+    return jax.tree.map(interval, *jax.device_get(tuple(resampled)))
+
+
+def deviation(drawn: np.ndarray) -> np.ndarray:
+    """The standard deviation of the defined replicates of [R, ...]; NaN for none."""
+    defined = ~np.isnan(drawn)
+    number = np.maximum(defined.sum(axis=0), 1)
+    drawn = np.where(defined, drawn, 0).astype(np.float64)
+    square = np.where(defined, (drawn - drawn.sum(axis=0) / number) ** 2, 0)
+    enough = np.where(number > 1, number - 1, np.nan)
+    return np.sqrt(square.sum(axis=0) / enough)
+
+
+def wilson(resampled: Resampled, rarer: np.ndarray | None = None) -> ArrayTree:
+    """Intervals of shares and of areas under curves, clustered by patient.
+
+    Wilson's interval of a share A, for the effective sample size n that the replicates'
+    variance stands for: n = A (1 - A) / variance. Percentiles are too narrow near 0 and
+    1. A share of 0 or 1 has no variance, and gets no width here, see `interval`.
+
+    Of an area near 1 with few positives the variance itself is hardly known. The fewer
+    the patients k of the rarer class are, the more n is drawn towards 2 k, which
+    exponential scores near 1 have (Hanley & McNeil): log n is the mean of both with
+    weights k and PRIOR. An area of 0 or 1 has n = 2 k.
+
+    Args:
+      rarer: [...], of areas, the patients with an image of the rarer class.
+
+    Source: Wilson, J. Am. Stat. Assoc. 22 (1927) 209; Hanley & McNeil, Radiology 143
+    (1982) 29; score intervals of an area: Newcombe, Stat. Med. 25 (2006) 559. Coverage:
+    tests/README.md.
+    """
+
+    def ends(whole: np.ndarray, drawn: np.ndarray) -> Interval:
+        estimate, variance = np.asarray(whole, np.float64), deviation(drawn) ** 2
+        spread = estimate * (1 - estimate)
+        extreme = spread < ROUNDING
+        n = np.where(extreme, LARGEST, spread / np.maximum(variance, 1 / LARGEST))
+        if rarer is not None:
+            k = np.maximum(rarer, 1)
+            share = np.where(extreme, 0, k / (k + PRIOR))
+            n = n**share * (2 * k) ** (1 - share)
+        z2 = stats.norm.ppf((1 + LEVEL) / 2) ** 2 / n
+        middle = (estimate + z2 / 2) / (1 + z2)
+        reach = np.sqrt(z2 * (np.maximum(spread, 0) + z2 / 4)) / (1 + z2)
+        low, high = (np.clip(end, 0, 1) for end in (middle - reach, middle + reach))
+        low = np.where(np.isnan(variance), np.nan, np.minimum(low, estimate))
+        high = np.where(np.isnan(variance), np.nan, np.maximum(high, estimate))
+        return Interval(whole, low, high, np.isnan(drawn).sum(axis=0))
+
+    return jax.tree.map(ends, *jax.device_get(tuple(resampled)))
+
+
+def exact(shares: Interval, patients) -> Interval:
+    """The intervals, with the exact one for a share of 0 or 1 that has no width.
+
+    Source: Clopper & Pearson, Biometrika 26 (1934) 404, which has a closed form there.
+    """
+    estimate, low, high = shares[:3]
+    end = ((1 - LEVEL) / 2) ** (1 / np.maximum(patients, 1))
+    same = high - low < ROUNDING
+    return shares._replace(
+        low=np.where(same & (estimate == 1), end, low),
+        high=np.where(same & (estimate == 0), 1 - end, high),
     )
+
+
+def ratio(above: Interval, below: Interval) -> tuple[np.ndarray, np.ndarray]:
+    """The ends of the interval of a ratio of two independent shares.
+
+    Source: Donner & Zou, Stat. Methods Med. Res. 21 (2012) 347, eq. 9 (MOVER).
+    """
+    (a, a_low, a_high), (b, b_low, b_high) = (
+        [np.asarray(x, np.float64) for x in interval[:3]] for interval in (above, below)
+    )
+
+    def end(sign: int, a_end: np.ndarray, b_end: np.ndarray) -> np.ndarray:
+        both = a_end * b_end * (2 * a - a_end) * (2 * b - b_end)
+        root = np.sqrt(np.maximum((a * b) ** 2 - both, 0))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return (a * b + sign * root) / (b_end * (2 * b - b_end))
+
+    return end(-1, a_low, b_high), end(1, a_high, b_low)
+
+
+def of_mean(
+    intervals: Interval, drawn: np.ndarray, share: np.ndarray
+) -> tuple[float, float]:
+    """The ends of the interval of a mean of what has intervals of `wilson`.
+
+    The distances from the estimates to their own ends are added as correlated errors
+    are, so that a mean of one has its interval.
+
+    Args:
+      intervals: [T].
+      drawn: [R, T], the replicates, whose correlations count; those in which one of the
+        T is undefined are left out.
+      share: [T], the weights; 0 leaves one out.
+
+    Source: Zou & Donner, Stat. Med. 27 (2008) 1693 (MOVER); correlated: Zou, Psychol.
+    Methods 12 (2007) 399.
+    """
+    use = share > 0
+    drawn = drawn[:, use]
+    drawn = drawn[~np.isnan(drawn).any(axis=1)].astype(np.float64)
+    if not use.any() or len(drawn) < 2:
+        return np.nan, np.nan
+    apart = drawn - drawn.mean(axis=0)
+    length = np.linalg.norm(apart, axis=0)
+    unit = apart / np.where(length > 0, length, 1)
+    correlation = unit.T @ unit
+    np.fill_diagonal(correlation, 1)  # Also of what doesn't vary.
+    estimate, low, high = (np.asarray(x, float)[use] for x in intervals[:3])
+    share = share[use] / share[use].sum()
+    mean = share @ estimate
+    below, above = (
+        np.sqrt(reach @ correlation @ reach)
+        for reach in (share * (estimate - low), share * (high - estimate))
+    )
+    return mean - below, mean + above
 
 
 def at(intervals: ArrayTree, index) -> ArrayTree:
@@ -301,9 +424,6 @@ def interval(
       patients: how many are in its denominator.
       replicates: of the bootstrap.
       name: of metrics.METRICS; '' for a mean of several.
-
-    Source: Clopper & Pearson, Biometrika 26 (1934) 404, which has a closed form for a
-    share of 0 or 1.
     """
     estimate, low, high, undefined = map(float, resampled[:4])
     judged = Interval(estimate, low, high, undefined, "")
@@ -320,12 +440,8 @@ def interval(
     if high - low < ROUNDING:
         metric = metrics.METRICS.get(name)
         if metric and metric.share and estimate in (0, 1):
-            end = ((1 - LEVEL) / 2) ** (1 / patients)
-            low, high = (end, 1.0) if estimate == 1 else (0.0, 1 - end)
-            return judged._replace(low=low, high=high)
-        perfect = metric and metric.kind == "ranking" and estimate > 1 - ROUNDING
-        same = "no pair out of order" if perfect else "the same in every replicate"
-        return without(f"{same}: no interval")
+            return exact(judged, patients)
+        return without("the same in every replicate: no interval")
     if undefined > MANY * replicates:
         note = f"undefined in {undefined:.0f} of {replicates:,} replicates"
         return judged._replace(why=note)

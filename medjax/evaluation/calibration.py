@@ -1,154 +1,28 @@
-"""Calibration: whether 20 % means that two in ten have the finding, and how to reach it.
+"""Calibration: how to make 20 % mean that two in ten have the finding.
 
 Arrays are [N, T], images and tasks, and go into float64. A weight of 0 is an unknown
 label: it counts nothing, and its label and probability may be anything.
-
-`measure` puts the images into bins once, as they are. A patient's share in every sum is
-then fixed, and all replicates of a bootstrap are one product.
 
 The fits (temperature, Platt scaling, isotonic regression, prior shift) are made on
 validation predictions and applied to those of the test split. A fit holds numbers
 alone: `fit._asdict()` goes into JSON and comes back by `Logistic(**...)`,
 `Isotonic(**...)` or `Softmax(**...)`. A task that can't be fitted keeps its
-probabilities.
+probabilities. reliability.py measures what they are worth.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import chex
-import jax.numpy as jnp
 import numpy as np
-from chex import Array
 from scipy.optimize import brentq, isotonic_regression, minimize
 from scipy.special import expit, log_expit, log_softmax, logit, logsumexp, softmax
 
-from medjax.evaluation import bootstrap, discrimination, metrics
-from medjax.evaluation.bootstrap import Interval
+from medjax.evaluation import discrimination
 
-BINS = 10
-ERRORS = ("brier", "calibration_error")
 SMALLEST = 1e-7  # Probabilities are clipped to it: so log-odds are finite.
 FLATTEST, STEEPEST = 1e-3, 1e3  # Bounds of the inverse of a temperature.
-
-
-class Diagram(NamedTuple):
-    """A reliability diagram: [T, B], NaN in a bin without an image; or of one task, [B].
-
-    predicted: mean probability of the bin's images.
-    observed: the share of them that are positive, and its interval's low and high.
-    count: their sum of weights.
-    """
-
-    predicted: np.ndarray
-    observed: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    count: np.ndarray
-
-
-class Side(NamedTuple):
-    """The errors of a task's probabilities, before or after calibration."""
-
-    brier: Interval
-    calibration_error: Interval
-    predicted: Interval
-    reliability: Diagram
-
-
-class TaskCalibration(NamedTuple):
-    """A task's prevalence, and its errors; after: None if nothing was calibrated."""
-
-    prevalence: Interval
-    before: Side
-    after: Side | None
-
-
-def summarise(
-    probability, label, weight, patient, *, uncalibrated, key: Array, replicates: int
-) -> tuple[dict[str, dict[str, Interval] | None], list[TaskCalibration]]:
-    """`measure` before and after calibration.
-
-    Args:
-      probability: after calibration.
-      uncalibrated: [N, T], before; None if there is no calibration.
-
-    Returns:
-      The errors' means over the tasks, {'before', 'after'}, and each task's numbers.
-    """
-    data = label, weight, patient
-    options = {"key": key, "replicates": replicates}
-    before = measure(
-        probability if uncalibrated is None else uncalibrated, *data, **options
-    )
-    after = None if uncalibrated is None else measure(probability, *data, **options)
-    sides = {"before": before, "after": after}
-    *of_tasks, of_all = bootstrap.count(weight > 0, patient)
-
-    def judged(interval: Interval, patients: int, name: str = "") -> Interval:
-        behind = {"patients": patients, "replicates": replicates, "name": name}
-        return bootstrap.interval(interval, metrics.KINDS["known"], **behind)
-
-    def of_task(side: tuple[dict, Diagram], t: int) -> Side:
-        intervals, diagram = side
-        full = diagram.count[t] > 0
-        return Side(
-            *(
-                judged(bootstrap.at(intervals[name], t), of_tasks[t], name)
-                for name in (*ERRORS, "predicted")
-            ),
-            # Six decimals: enough to draw.
-            Diagram(*(np.round(column[t][full], 6) for column in diagram)),
-        )
-
-    mean = {
-        name: side and {e: judged(side[0][f"mean_{e}"], of_all) for e in ERRORS}
-        for name, side in sides.items()
-    }
-    prevalence = before[0]["prevalence"]
-    return mean, [
-        TaskCalibration(
-            judged(bootstrap.at(prevalence, t), patients, "prevalence"),
-            *(side and of_task(side, t) for side in sides.values()),
-        )
-        for t, patients in enumerate(of_tasks)
-    ]
-
-
-def measure(
-    probability, label, weight, patient, *, key: Array, replicates: int
-) -> tuple[dict[str, Interval], Diagram]:
-    """Brier score, calibration error and diagram with intervals clustered by patient.
-
-    The calibration error is the diagram's mean distance from the diagonal. For a perfect
-    model it isn't 0, but falls with the number of images: compare models only on the same
-    images. That of a sample is too high, and that of a replicate once more, so that
-    percentiles would lie above the truth: its intervals are the reflected ones. For a
-    model without any error they still miss the 0 in two of five samples; from an error
-    of 0.05 on they cover it as often as they say.
-
-    Returns:
-      The diagram, and Intervals: brier, calibration_error, predicted (the mean
-      probability) and prevalence, [T]; mean_brier and mean_calibration_error, [], over
-      the tasks with a known label; observed, [T, B]. NaN without a known label.
-
-    Source: Brier, Monthly Weather Review 78 (1950) 1, for one of two classes: half of
-    its eq. 2; the calibration error: Naeini et al. (AAAI 2015), with bins of equal mass.
-    """
-    p, y, w = checked(probability, label, weight)
-    rows, index, patients = bootstrap.numbered(w, patient)
-    sums = bin_sums(p[rows], y[rows], w[rows], index, BINS)
-    data = sums.astype(np.float32), (w > 0).any(axis=0)
-    options = {"key": key, "replicates": replicates}
-    resampled = bootstrap.resample(_measures, data, patients, **options)
-    intervals = bootstrap.percentiles(resampled)
-    for name in ("calibration_error", "mean_calibration_error"):
-        intervals[name] = bootstrap.reflected(intervals[name])
-    mass, predicted, positive = np.split(sums.sum(axis=0)[:, 1:], 3, axis=-1)
-    _, low, high, *_ = intervals["observed"]
-    return intervals, Diagram(
-        ratio(predicted, mass), ratio(positive, mass), low, high, mass
-    )
+RISING = 100  # Images of either class, below which isotonic regression overfits.
 
 
 def checked(probability, label, weight) -> list[np.ndarray]:
@@ -165,71 +39,6 @@ def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=np.full_like(whole, np.nan), where=whole > 0)
 
 
-def bin_sums(p, y, w, patient: np.ndarray, bins: int) -> np.ndarray:
-    """Each patient's squared errors, and the sums over the images of each bin.
-
-    Bins have equal mass: with equal weights, equally many images. With bins of equal
-    width most of a rare finding's images would be in the first one. Equal probabilities
-    share a bin, so that some bins may be empty.
-
-    Args:
-      p, y, w: as `checked` returns them.
-      patient: [N] int, 0 to P - 1.
-
-    Returns:
-      [P, T, 1 + 3 B] float64: the squared errors, then of each bin the weights, and
-      with these the probabilities and labels.
-
-    Source: Nixon et al., Measuring Calibration in Deep Learning (CVPR workshops 2019)
-    for equal mass; edges at quantiles as numpy interpolates them.
-    """
-    patients, tasks = patient.max() + 1, p.shape[1]
-    sums = np.zeros((patients, tasks, 1 + 3 * bins))
-    for t in range(tasks):
-        error = w[:, t] * (p[:, t] - y[:, t]) ** 2
-        sums[:, t, 0] = np.bincount(patient, error, patients)
-        place = patient * bins + bin_numbers(p[:, t], w[:, t], bins)
-        for part, x in enumerate((np.ones_like(p), p, y)):
-            cells = np.bincount(place, w[:, t] * x[:, t], patients * bins)
-            columns = slice(1 + part * bins, 1 + (part + 1) * bins)
-            sums[:, t, columns] = cells.reshape(patients, bins)
-    return sums
-
-
-def bin_numbers(p: np.ndarray, w: np.ndarray, bins: int) -> np.ndarray:
-    """The bin of each image [N] of a task, by the mass below it; 0 if it is unknown."""
-    known = w > 0
-    values, where = np.unique(p[known], return_inverse=True)
-    mass = w[known]
-    each = np.bincount(where, mass, len(values))
-    below = np.cumsum(each) - each
-    last = mass.sum() * (1 - 1 / max(len(mass), 1))  # Below the last image.
-    edges = np.arange(1, bins) * last / bins
-    number = np.zeros(len(p), int)
-    # An image on an edge is in the bin below.
-    number[known] = np.searchsorted(edges, below * (1 - 1e-12))[where]
-    return number
-
-
-def _measures(data: tuple[Array, Array], counts: Array | None) -> dict[str, Array]:
-    """A statistic; data: sums [P, T, 1 + 3 B], and which tasks [T] have known labels."""
-    sums, defined = data
-    sums = bootstrap.reweigh(sums, counts)
-    mass, predicted, positive = jnp.split(sums[..., 1:], 3, axis=-1)
-    total = mass.sum(axis=-1)
-    errors = {
-        "brier": sums[..., 0] / total,  # NaN without a label: 0 / 0.
-        "calibration_error": jnp.abs(predicted - positive).sum(axis=-1) / total,
-    }
-    return {
-        **errors,
-        "predicted": predicted.sum(axis=-1) / total,
-        "prevalence": positive.sum(axis=-1) / total,
-        **{f"mean_{k}": metrics.macro(v, defined) for k, v in errors.items()},
-        "observed": positive / mass,
-    }
-
-
 class Logistic(NamedTuple):
     """log-odds -> slope * log-odds + intercept; T numbers each."""
 
@@ -240,11 +49,14 @@ class Logistic(NamedTuple):
 class Isotonic(NamedTuple):
     """A rising function of the probability for each of T tasks, linear between knots.
 
-    probability, calibrated: T sequences; both are empty where a task wasn't fitted.
+    probability, calibrated: T sequences; both are empty where there are too few images.
+    slope, intercept: T numbers, those of Logistic, which applies there.
     """
 
     probability: Sequence[Sequence[float]]
     calibrated: Sequence[Sequence[float]]
+    slope: Sequence[float]
+    intercept: Sequence[float]
 
 
 class Softmax(NamedTuple):
@@ -266,7 +78,7 @@ def fit_temperature(probability, label, weight) -> Logistic:
     Source: Guo et al., On Calibration of Modern Neural Networks (ICML 2017), sec. 4.2.
     """
     p, y, w = checked(probability, label, weight)
-    z = _log_odds(p)
+    z = log_odds(p)
 
     def slope_of_loss(slope: float) -> float:
         return float((w * (expit(slope * z) - y) * z).sum())
@@ -292,12 +104,21 @@ def fit_platt(probability, label, weight) -> Logistic:
 def fit_isotonic(probability, label, weight) -> Isotonic:
     """For each task the rising function with the smallest squared error.
 
-    It fits any shape, and so needs more images: a thousand, say. It makes ties. A task
-    with one class stays as it is.
+    It fits any shape, and so needs more images: with fewer than RISING of either class it
+    turns many probabilities into 0 or 1, and the task gets Platt scaling instead. It makes
+    ties.
 
     Source: Zadrozny & Elkan, Transforming Classifier Scores (KDD 2002), section 3.
     """
     return Isotonic(*_each(_isotonic, probability, label, weight))
+
+
+def few(label: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """[T]: which tasks have fewer than RISING images of either class, [N, T]."""
+    known = weight > 0
+    positives = np.sum(label * weight, axis=0, where=known)
+    negatives = np.sum((1 - label) * weight, axis=0, where=known)
+    return np.minimum(positives, negatives) < RISING
 
 
 def _each(fit: Callable, probability, label, weight) -> Iterable[tuple]:
@@ -377,13 +198,14 @@ def calibrate(fit: Fit | None, probability) -> np.ndarray:
     if fit is None:
         return p
     if isinstance(fit, Isotonic):
-        tasks = zip(p.T, *fit, strict=True)
-        columns = [np.interp(x, *knots) if len(knots[0]) else x for x, *knots in tasks]
+        scaled = calibrate(Logistic(fit.slope, fit.intercept), p)
+        tasks = zip(p.T, scaled.T, fit.probability, fit.calibrated, strict=True)
+        columns = [np.interp(x, *knots) if knots[0] else y for x, y, *knots in tasks]
         return np.stack(columns, axis=1)
     slope, intercept = map(np.array, fit)
     identity = (slope == 1) & (intercept == 0)  # Without clipping.
     if isinstance(fit, Logistic):
-        return np.where(identity, p, expit(slope * _log_odds(p) + intercept))
+        return np.where(identity, p, expit(slope * log_odds(p) + intercept))
     return p if identity.all() else softmax(slope * _log(p) + intercept, axis=1)
 
 
@@ -402,52 +224,66 @@ def ranking(fit: Fit | None, log_odds):
 
 def moves(fit: Fit, task: int) -> bool:
     """Whether a fit changes the probabilities of a task, by its number."""
-    first, second = (part[task] for part in fit)
-    if isinstance(fit, Isotonic):
-        return len(first) > 0
-    return (first, second) != (1.0, 0.0)
+    if isinstance(fit, Isotonic) and fit.probability[task]:
+        return True
+    return (fit.slope[task], fit.intercept[task]) != (1.0, 0.0)
 
 
 def _platt(p: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[float, float]:
-    """Newton's method with halved steps: the loss is convex."""
-    z = _log_odds(p)
+    z = log_odds(p)
+    if not separable(z, y):
+        slope, intercept = logistic(np.stack([z, np.ones_like(z)]), y, w)
+        if slope > 0:
+            return float(slope), float(intercept)
+    return 1.0, 0.0
+
+
+def separable(z: np.ndarray, y: np.ndarray) -> bool:
+    """Whether a threshold separates the classes, or one is missing: there is no fit."""
     positive, negative = z[y > 0], z[y < 1]
     if not positive.size or not negative.size:
-        return 1.0, 0.0
-    if positive.min() >= negative.max() or positive.max() <= negative.min():
-        return 1.0, 0.0  # A threshold separates the two.
-    x = np.stack([z, np.ones_like(z)])
+        return True
+    return positive.min() >= negative.max() or positive.max() <= negative.min()
+
+
+def logistic(x: np.ndarray, y: np.ndarray, w: np.ndarray, offset=0.0) -> np.ndarray:
+    """[K], the logistic regression of y [N] on x [K, N], the offset having slope 1.
+
+    Newton's method with halved steps: the loss is convex.
+    """
     w = w / w.sum()
 
     def loss(fit):
-        return (w * (np.logaddexp(0, fit @ x) - y * (fit @ x))).sum()
+        return (w * (np.logaddexp(0, fit @ x + offset) - y * (fit @ x))).sum()
 
-    fit = np.zeros(2)
+    fit = np.zeros(len(x))
     for _ in range(100):
-        q = expit(fit @ x)
+        q = expit(fit @ x + offset)
         gradient = x @ (w * (q - y))
         hessian = (x * (w * q * (1 - q))) @ x.T
-        hessian += (1e-13 * np.trace(hessian) + 1e-300) * np.eye(2)  # For the singular.
+        # For the singular.
+        hessian += (1e-13 * np.trace(hessian) + 1e-300) * np.eye(len(x))
         step = np.linalg.solve(hessian, gradient)
         while loss(fit - step) > loss(fit) + 1e-15 and np.abs(step).max() > 1e-12:
             step = step / 2
         fit = fit - step
         if np.abs(step).max() < 1e-10:
             break
-    return (float(fit[0]), float(fit[1])) if fit[0] > 0 else (1.0, 0.0)
+    return fit
 
 
-def _isotonic(p: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[tuple, tuple]:
-    if not (y > 0).any() or not (y < 1).any():
-        return (), ()
+def _isotonic(p: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple:
+    if few(y[:, None], w[:, None])[0]:
+        return (), (), *_platt(p, y, w)
     values, where = np.unique(p, return_inverse=True)
     mass = np.bincount(where, w)
     rising = isotonic_regression(np.bincount(where, w * y) / mass, weights=mass).x
     ends = np.diff(rising, prepend=-1) + np.diff(rising, append=2) > 0
-    return tuple(values[ends].tolist()), tuple(rising[ends].tolist())
+    return tuple(values[ends].tolist()), tuple(rising[ends].tolist()), 1.0, 0.0
 
 
-def _log_odds(p: np.ndarray) -> np.ndarray:
+def log_odds(p: np.ndarray) -> np.ndarray:
+    """Of probabilities that are clipped, so that it is finite."""
     return logit(np.clip(p, SMALLEST, 1 - SMALLEST))
 
 

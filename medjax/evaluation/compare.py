@@ -13,6 +13,7 @@ from chex import Array
 from scipy.stats import norm
 
 from medjax.evaluation import bootstrap, discrimination, results
+from medjax.evaluation.bootstrap import Interval
 from medjax.evaluation.predict import Predictions
 
 ROUNDING = 1e-12  # Anything smaller is 0.
@@ -48,11 +49,12 @@ def compare(
     Both are of the same images in the same order, with the same labels.
 
     Returns:
-      films, patients, replicates; mean: {metric: pair}; tasks: {name: {positives,
-      negatives, p, holm, why, metrics: {metric: pair}}}. The metrics are auroc and
-      average_precision; a pair is {one, other, difference: an Interval}; p is that of
-      `delong`. Undefined numbers are None. Fewer than bootstrap.LEAST patients of
-      either class have neither interval nor p; `why` gives the reason.
+      films, patients, replicates; mean: {metric: pair}, and p, that of the difference of
+      the mean AUROC: the primary test; tasks: {name: {positives, negatives, p, holm,
+      why, metrics: {metric: pair}}}. The metrics are auroc and average_precision; a pair
+      is {one, other, difference: an Interval}; a task's p is that of `delong`. Undefined
+      numbers are None. Fewer than bootstrap.LEAST patients of either class have neither
+      interval nor p; `why` gives the reason.
     """
     rest = first.label, first.weight, first.patient
     scores = first.ranking, second.ranking
@@ -89,6 +91,7 @@ def compare(
         "patients": len(np.unique(first.patient)),
         "replicates": replicates,
         "mean": bootstrap.at(columns, -1),
+        "p": normal_p(intervals["mean_auroc"]) if not hidden[-1] else np.nan,
         "tasks": {
             task: {
                 "positives": positives[t],
@@ -102,6 +105,15 @@ def compare(
         },
     }
     return bootstrap.as_json(summary)
+
+
+def normal_p(difference: Interval) -> float:
+    """The two-sided p that an interval of bootstrap.normal belongs to."""
+    estimate, low, high = map(float, difference[:3])
+    if estimate == 0:
+        return 1.0
+    error = (high - low) / 2 / norm.isf((1 - bootstrap.LEVEL) / 2)
+    return 2 * norm.sf(abs(estimate) / error) if error > 0 else np.nan
 
 
 def _with_mean(predictions: Predictions, name: str) -> np.ndarray:

@@ -41,7 +41,10 @@ def intervals(
     max_fpr: float | None = None,
     ranked=None,
 ) -> dict[str, Interval]:
-    """Percentile intervals of every metric, clustered by patient.
+    """Intervals of every metric, clustered by patient.
+
+    Those of shares and areas are of bootstrap.wilson and of_mean, the others are
+    percentiles.
 
     Args:
       prevalence: [T] in (0, 1), adds the predictive values there, 'ppv_at' and
@@ -70,11 +73,92 @@ def intervals(
     chex.assert_shape([patient, threshold], [score.shape[:1], score.shape[1:]])
     for each in (score, ranked):
         check(each, label, weight)
-    rows, index, patients = bootstrap.numbered(weight, patient)
+    rows, index, number = bootstrap.numbered(weight, patient)
     data = *(x[rows] for x in (score, ranked, label, weight)), index, threshold
     options = {"key": key, "replicates": replicates, "max_fpr": max_fpr}
-    base = bootstrap.resample(_base, data, patients, **options)
-    return bootstrap.percentiles(_every(base, prevalence))
+    base = bootstrap.resample(_base, data, number, **options)
+    resampled = jax.device_get(_every(base, prevalence))
+    results = bootstrap.percentiles(resampled)
+    counts = patients(*(x[rows] for x in (score, label, weight)), index, threshold)
+    positives = np.asarray(base.whole[1][1])
+    for name, metric in METRICS.items():
+        if name not in results or not (metric.share or metric.kind == "ranking"):
+            continue
+        whole, drawn = resampled.whole[name], resampled.drawn[name]
+        of_tasks, k = Resampled(whole, drawn), counts[name][:-1]
+        if metric.kind == "ranking":
+            results[name] = bootstrap.wilson(of_tasks, k)
+        else:
+            results[name] = bootstrap.exact(bootstrap.wilson(of_tasks), k)
+        defined = ~np.isnan(whole)
+        for kind, share in (("mean", defined), ("weighted", defined * positives)):
+            low, high = bootstrap.of_mean(results[name], drawn, share)
+            mean = f"{kind}_{name}"
+            results[mean] = results[mean]._replace(low=low, high=high)
+        micro = f"micro_{name}"
+        if micro in results:
+            both = (part[micro] for part in resampled)
+            results[micro] = bootstrap.wilson(Resampled(*both))
+    for prefix in ("", "micro_"):
+        _likelihood_ratios(results, prefix)
+    if prevalence is not None:
+        odds = prevalence / (1 - prevalence)
+        low, high = (odds * end for end in results["lr_positive"][1:3])
+        ends = {"low": low / (1 + low), "high": high / (1 + high)}
+        results["ppv_at"] = results["ppv_at"]._replace(**ends)
+        low, high = (odds * end for end in results["lr_negative"][1:3])
+        ends = {"low": 1 / (1 + high), "high": 1 / (1 + low)}
+        results["npv_at"] = results["npv_at"]._replace(**ends)
+    return results
+
+
+def _likelihood_ratios(results: dict[str, Interval], prefix: str) -> None:
+    """Gives the ratios' intervals those of sensitivity and specificity (MOVER)."""
+    rates = [results[prefix + name] for name in ("sensitivity", "specificity")]
+    others = [
+        rate._replace(estimate=1 - rate.estimate, low=1 - rate.high, high=1 - rate.low)
+        for rate in rates
+    ]
+    for name, both in (
+        ("lr_positive", (rates[0], others[1])),
+        ("lr_negative", (others[0], rates[1])),
+    ):
+        interval = results[prefix + name]
+        low, high = (
+            np.where(np.isnan(interval.estimate), np.nan, end)
+            for end in bootstrap.ratio(*both)
+        )
+        results[prefix + name] = interval._replace(low=low, high=high)
+
+
+def rarer_patients(label, weight, patient) -> np.ndarray:
+    """[T]: the patients, of integers [N], with an image of the rarer class."""
+    no_threshold = np.full(label.shape[1], np.nan)
+    return patients(label, label, weight, patient, no_threshold)["auroc"][:-1]
+
+
+def at_thresholds(
+    score, label, weight, patient, threshold, *, key: Array, replicates: int
+) -> dict[str, Interval]:
+    """Sensitivity and specificity at K thresholds of every task, [K, T].
+
+    Their intervals are those of bootstrap.wilson. The arguments are as in `intervals`.
+    """
+    rows, index, patients = bootstrap.numbered(weight, patient)
+    wide = (np.tile(x[rows], len(threshold)) for x in (score, label, weight))
+    data = *wide, index, np.ravel(threshold)
+    options = {"key": key, "replicates": replicates}
+    resampled = bootstrap.resample(_two_rates, data, patients, **options)
+    return {
+        name: Interval(*(np.reshape(x, np.shape(threshold)) for x in interval[:4]))
+        for name, interval in bootstrap.wilson(resampled).items()
+    }
+
+
+def _two_rates(data, counts) -> dict[str, Array]:
+    """A statistic: sensitivity and specificity [R, K T]."""
+    rates = metrics.rates(confusion(*data, counts)[0])
+    return {name: rates[name] for name in ("sensitivity", "specificity")}
 
 
 def _base(data, counts, *, max_fpr: float | None) -> tuple[dict, tuple]:
@@ -120,6 +204,8 @@ def difference(
 ) -> dict[str, Interval]:
     """Paired intervals of how much higher one model's areas are than another's.
 
+    They are those of bootstrap.normal.
+
     Both models are judged on the same images, and on the same patients in every
     replicate: patients that are easy for both models cancel.
 
@@ -145,7 +231,7 @@ def difference(
         values | {f"mean_{k}": metrics.macro(v, defined[k]) for k, v in values.items()}
         for values in base
     ]
-    return bootstrap.percentiles(Resampled(*both), level)
+    return bootstrap.normal(Resampled(*both), level)
 
 
 def _differences(data, counts) -> dict[str, Array]:
@@ -169,7 +255,9 @@ def class_intervals(
     data = cells, matrix.sum(axis=1) > 0
     options = {"key": key, "replicates": replicates}
     resampled = bootstrap.resample(_class_rates, data, patients, **options)
-    return matrix, bootstrap.percentiles(resampled)
+    intervals = bootstrap.percentiles(resampled)
+    shares = [{k: v for k, v in x.items() if "kappa" not in k} for x in resampled]
+    return matrix, intervals | bootstrap.wilson(Resampled(*shares))
 
 
 _class_cells = jax.jit(metrics.class_cells)

@@ -305,14 +305,15 @@ def localise(
     value = measure(marked)[:, None]  # [N, 1, 8]
     value = np.where(chosen.T[..., None], value, np.nan)
     resampled = bootstrap.means(value, marked.patient, key=key, replicates=replicates)
-    intervals = bootstrap.percentiles(resampled)
+    intervals, gains = bootstrap.wilson(resampled), bootstrap.normal(resampled)
 
     def pairs(k: int) -> Pairs:
         patients = len(np.unique(marked.patient[chosen[k]]))
 
         def interval(name: str) -> Interval:
+            kind = gains if name.endswith("_gain") else intervals
             return bootstrap.interval(
-                bootstrap.at(intervals, (k, COLUMNS.index(name))),
+                bootstrap.at(kind, (k, COLUMNS.index(name))),
                 "no other patient",
                 patients=patients,
                 replicates=replicates,

@@ -264,14 +264,15 @@ def class_rates(matrix: Array, present: Array | None = None) -> dict[str, Array]
     balanced_accuracy is the mean sensitivity and macro_f1 the mean F1, over the classes
     that are `present`; weighted_f1 weights F1 by prevalence. kappa is the agreement
     beyond that of two independent readers with these margins; NaN where these must
-    agree. All are NaN without an image.
+    agree. weighted_kappa, of classes in the order of grades, counts a disagreement by the
+    square of its distance. All are NaN without an image.
 
     Args:
       matrix: row true, column predicted.
       present: [K], the classes that the means are over; a mean is NaN where one of
         them has no image. None: the classes that have an image.
 
-    Source: Cohen, Educ. Psychol. Meas. 20 (1960) 37; scikit-learn's names, but its
+    Source: Cohen, Educ. Psychol. Meas. 20 (1960) 37, and Psychol. Bull. 70 (1968) 213; scikit-learn's names, but its
     macro F1 counts a class that is predicted and never true as 0; here it is left out.
     """
     total = matrix.sum((-2, -1))
@@ -287,13 +288,20 @@ def class_rates(matrix: Array, present: Array | None = None) -> dict[str, Array]
     # Margins are divided before they are multiplied: a product passes 2^24.
     prevalence = true / total[..., None]
     share = jnp.sum(right, -1) / total
-    chance = jnp.sum(prevalence * predicted / total[..., None], -1)
+    called = predicted / total[..., None]
+    chance = jnp.sum(prevalence * called, -1)
+    grade = jnp.arange(matrix.shape[-1])
+    distance = jnp.square(grade[:, None] - grade)
+    apart = jnp.sum(distance * matrix, (-2, -1)) / total
+    together = prevalence[..., :, None] * called[..., None, :]
+    by_chance = jnp.sum(distance * together, (-2, -1))
     return {
         "accuracy": share,
         "balanced_accuracy": mean(right / jnp.where(seen, true, 1)),
         "macro_f1": mean(f1),
         "weighted_f1": jnp.sum(prevalence * f1, -1),
         "kappa": jnp.where(chance < 1, (share - chance) / (1 - chance), jnp.nan),
+        "weighted_kappa": 1 - _ratio(apart, by_chance),
     }
 
 
@@ -384,8 +392,20 @@ METRICS = {
     "macro_f1": Metric("Macro F1", "classes"),
     "weighted_f1": Metric("Weighted F1", "classes"),
     "kappa": Metric("Cohen's kappa", "classes", ("known", "two classes")),
+    "weighted_kappa": Metric(
+        "Quadratic-weighted kappa", "classes", ("known", "two classes")
+    ),
     "brier": Metric("Brier score", "probabilities", better=-1),
     "calibration_error": Metric("Calibration error", "probabilities", better=-1),
+    "calibration_slope": Metric(
+        "Calibration slope", "probabilities", BOTH, BOTH, better=0
+    ),
+    "calibration_intercept": Metric(
+        "Calibration intercept", "probabilities", BOTH, BOTH, better=0
+    ),
+    "calibration_in_the_large": Metric(
+        "Calibration-in-the-large", "probabilities", BOTH, BOTH, better=0
+    ),
     "predicted": Metric("Mean probability", "probabilities", better=0),
     "agreement": Metric("Calls that stay", "predictions", share=True),
     "pointing": Metric("Pointing game", "heatmaps", share=True),

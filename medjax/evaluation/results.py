@@ -14,15 +14,15 @@ from chex import Array
 
 from medjax.evaluation import (
     bootstrap,
-    calibration,
     discrimination,
     metrics,
+    reliability,
     thresholds,
 )
 from medjax.evaluation.bootstrap import Interval
-from medjax.evaluation.calibration import TaskCalibration
 from medjax.evaluation.metrics import Confusion
 from medjax.evaluation.predict import Predictions
+from medjax.evaluation.reliability import TaskCalibration
 
 RANKED = {
     metric.__name__: jax.jit(jax.vmap(metric, in_axes=1))
@@ -43,12 +43,21 @@ class AtPrevalence(NamedTuple):
     npv: Interval
 
 
+class OperatingPoint(NamedTuple):
+    """A threshold that was chosen for a rate, and the rates there."""
+
+    threshold: float
+    sensitivity: Interval
+    specificity: Interval
+
+
 class Task(NamedTuple):
     """One task.
 
     positives, negatives: sums of weights; unknown: images without a label.
     threshold: NaN if there is none.
     note: why some numbers are undefined or weak; '' if none is.
+    operating: by thresholds.name.
     roc: fpr and tpr; precision_recall: recall and precision; where they bend.
     """
 
@@ -63,6 +72,7 @@ class Task(NamedTuple):
     metrics: Metrics
     calibration: TaskCalibration
     at_prevalence: AtPrevalence | None = None
+    operating: dict[str, OperatingPoint] | None = None
 
 
 class Classes(NamedTuple):
@@ -116,6 +126,8 @@ def summarise(
     chosen: str = "Youden's index",
     uncalibrated: np.ndarray | None = None,
     prevalence: np.ndarray | None = None,
+    operating: dict[str, np.ndarray] | None = None,
+    ordered: bool = False,
 ) -> dict:
     """Every metric of every task with its interval.
 
@@ -129,6 +141,8 @@ def summarise(
       uncalibrated: [N, T], the probabilities before calibration; None: there is no
         calibration.
       prevalence: [T], adds the predictive values there.
+      operating: {name: [T]}, thresholds of operating points, chosen on validation.
+      ordered: whether the classes are grades, in this order: adds their weighted kappa.
 
     Returns a `Summary` as JSON, see bootstrap.as_json.
     """
@@ -152,7 +166,7 @@ def summarise(
     ranking = [n for n, metric in metrics.METRICS.items() if metric.kind == "ranking"]
     intervals |= {f"micro_{name}": bootstrap.at(pooled[name], 0) for name in ranking}
     patients = discrimination.patients(*data)
-    mean_errors, errors = calibration.summarise(
+    mean_errors, errors = reliability.summarise(
         score, label, weight, predictions.patient, uncalibrated=uncalibrated, **options
     )
     of_tasks = {}
@@ -170,6 +184,10 @@ def summarise(
             calibration=errors[t],
             judge=judge,
         )
+    if operating:
+        of_tasks = _with_points(
+            of_tasks, data[:4], operating, patients, judge, **options
+        )
     summary = Summary(
         films=len(predictions.id),
         patients=len(np.unique(predictions.patient)),
@@ -178,7 +196,7 @@ def summarise(
         **{kind: _averages(intervals, kind, patients, judge) for kind in AVERAGES},
         tasks=of_tasks,
         calibration={"mean": mean_errors},
-        classes=_classes(predictions, judge, **options) if exclusive else None,
+        classes=_classes(predictions, judge, ordered, **options) if exclusive else None,
     )
     return bootstrap.as_json(summary)
 
@@ -205,6 +223,8 @@ def _averages(
     for name, counts in patients.items():
         if f"{kind}_{name}" not in intervals or name.endswith("_at"):
             continue
+        if name.startswith("lr_") and kind != "micro":
+            continue  # Means of ratios mislead: 0.1 and 10 aren't 5 in the mean.
         average, why = intervals[f"{kind}_{name}"], "undefined in every task"
         if kind == "micro":
             averages[name] = judge(average, why, patients=counts[-1], name=name)
@@ -281,14 +301,54 @@ def _task(
     )
 
 
+def _with_points(
+    tasks: dict[str, Task],
+    data: tuple,
+    operating: dict[str, np.ndarray],
+    patients: dict[str, np.ndarray],
+    judge: Callable,
+    **options,
+) -> dict[str, Task]:
+    """The tasks with their operating points."""
+    threshold = np.stack(list(operating.values()))
+    rates = discrimination.at_thresholds(*data, threshold, **options)
+
+    def rate(task: Task, name: str, k: int, t: int) -> Interval:
+        images = {"known": task.positives + task.negatives}
+        images |= {"positive": task.positives, "negative": task.negatives}
+        why = metrics.why(name, images, threshold=not np.isnan(threshold[k, t]))
+        interval = bootstrap.at(rates[name], (k, t))
+        return judge(interval, why, patients=patients[name][t], name=name)
+
+    return {
+        name: task._replace(
+            operating={
+                point: OperatingPoint(
+                    float(threshold[k, t]),
+                    *(rate(task, n, k, t) for n in ("sensitivity", "specificity")),
+                )
+                for k, point in enumerate(operating)
+            }
+        )
+        for t, (name, task) in enumerate(tasks.items())
+    }
+
+
 def _classes(
-    predictions: Predictions, judge: Callable, *, key: Array, replicates: int
+    predictions: Predictions,
+    judge: Callable,
+    ordered: bool,
+    *,
+    key: Array,
+    replicates: int,
 ) -> Classes:
     """The classes' confusion matrix and its rates, with intervals."""
     data = *predictions[2:5], predictions.patient
     matrix, intervals = discrimination.class_intervals(
         *data, key=key, replicates=replicates
     )
+    if not ordered:
+        del intervals["weighted_kappa"]
     patients = bootstrap.count(predictions.weight > 0, predictions.patient)[-1]
     images = {"known": matrix.sum(), "two classes": 0}
     rates = {

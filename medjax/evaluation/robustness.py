@@ -147,30 +147,40 @@ def summarise(
 
     Returns a `Robustness` as JSON, see bootstrap.as_json.
     """
-    rows, patient, patients = bootstrap.numbered(clean.weight, clean.patient)
-    labels = clean.label[rows], clean.weight[rows]
-    reference = calibrate(clean.ranking[rows])
+    known, patient, patients = bootstrap.numbered(clean.weight, clean.patient)
+    labels = clean.label[known], clean.weight[known]
+    reference = calibrate(clean.ranking[known])
     threshold = np.asarray(threshold, np.float32)
     options = {"key": key, "replicates": replicates, "exclusive": exclusive}
     areas, agreement = [], []  # Whole, then drawn: [1 + R, T] and [1 + R].
     for ranking in (clean.ranking, *itertools.chain(*corrupted.values())):
-        score = ranking[rows]
+        score = ranking[known]
         data = score, calibrate(score), reference, *labels, patient, threshold
         whole, drawn = bootstrap.resample(_areas_and_calls, data, patients, **options)
         areas.append(np.concatenate([whole[0][None], drawn[0]]))
         agreement.append(np.append(whole[1], drawn[1]))
+    every = len(SEVERITIES)
+    rows = [[each] for each in areas]
+    rows += [areas[1 + severity :: every] for severity in range(every)]
     defined = ~np.isnan(areas[0][0])
-    auroc = np.stack([metrics.macro(each, defined) for each in areas])
-    values = np.stack([auroc, auroc[0] - auroc, agreement], axis=1)  # [n, 3, 1 + R]
-    by_severity = values[1:].reshape(-1, len(SEVERITIES), *values.shape[1:])
-    values = np.concatenate([values, by_severity.mean(axis=0)])
-    ends = bootstrap.percentiles(
-        Resampled(values[..., 0], np.moveaxis(values[..., 1:], -1, 0))
+    rarer = discrimination.rarer_patients(*labels, patient)[defined]
+    auroc, low, high = (
+        np.stack(part)
+        for part in zip(*(_mean_area(row, defined, rarer) for row in rows), strict=True)
     )
+    agreement += [
+        np.mean(agreement[1 + severity :: every], axis=0) for severity in range(every)
+    ]
+    agreement, drop = np.stack(agreement), auroc[0] - auroc
+    intervals = {
+        "auroc": Interval(auroc[:, 0], low, high, np.isnan(auroc[:, 1:]).sum(axis=1)),
+        "drop": bootstrap.normal(Resampled(drop[:, 0], drop[:, 1:].T)),
+        "agreement": bootstrap.wilson(Resampled(agreement[:, 0], agreement[:, 1:].T)),
+    }
 
     def interval(n: int, name: str) -> Interval:
         return bootstrap.interval(
-            bootstrap.at(ends, (n, MEASURES.index(name))),
+            bootstrap.at(intervals[name], n),
             "no threshold" if name == "agreement" else "undefined in every task",
             patients=patients,
             replicates=replicates,
@@ -205,6 +215,16 @@ def summarise(
         mean=at_severities(len(areas)),
     )
     return bootstrap.as_json(robustness)
+
+
+def _mean_area(runs: list, defined: np.ndarray, rarer: np.ndarray) -> tuple:
+    """The mean AUROC of [1 + R, T] each, [1 + R], whole and drawn; and its ends."""
+    columns = np.concatenate([areas[:, defined] for areas in runs], axis=1)
+    each = bootstrap.wilson(
+        Resampled(columns[0], columns[1:]), np.tile(rarer, len(runs))
+    )
+    ends = bootstrap.of_mean(each, columns[1:], np.ones(len(columns.T)))
+    return np.asarray(metrics.macro(columns, True)), *ends
 
 
 def _areas_and_calls(data: tuple, counts: Array | None, *, exclusive: bool):

@@ -39,8 +39,9 @@ LEAST = 3  # Seeds without which no arm is called the best.
 class Summary(NamedTuple):
     """An arm's metric.
 
-    estimate: the mean over the seeds; low, high: its percentile interval by patients,
-      NaN of fewer than bootstrap.LEAST, as are those of a Difference and its p.
+    estimate: the mean over the seeds; low, high: its interval by patients, of areas those
+      of bootstrap.wilson and of_mean, else percentiles; NaN of fewer than
+      bootstrap.LEAST, as are those of a Difference and its p.
     undefined: replicates in which the metric is undefined.
     sd: over the seeds; NaN of one seed.
     each: [S], the metric of every seed.
@@ -178,6 +179,7 @@ def compare(
     tasks: tuple[str, ...],
     primary: str,
     patients: int,
+    rarer: np.ndarray | None = None,
     baseline: int = 0,
 ) -> dict:
     """Every arm's metrics, their differences to the baseline's, and the best arm.
@@ -188,6 +190,7 @@ def compare(
       primary: the metric whose differences are tested: those of the mean as one family
         over the arms, those of the tasks as one over arms and tasks.
       patients: how many were tested.
+      rarer: [T], those with an image of the rarer class, for areas.
       baseline: the arm that the others are compared with.
 
     Returns:
@@ -218,6 +221,17 @@ def compare(
         for both in zip(tested, adjusted, strict=True)
     ]
 
+    summaries = {
+        name: [
+            summarise(
+                *(metric, a, rarer if name in discrimination.AREAS else None),
+                patients=patients,
+            )
+            for a in range(len(arms))
+        ]
+        for name, metric in scores.items()
+    }
+
     def by_task(of: Callable[[str, int], NamedTuple]) -> dict:
         *each, mean = [{name: of(name, t) for name in scores} for t in columns]
         return {"mean": mean, "tasks": dict(zip(tasks, each, strict=True))}
@@ -227,9 +241,7 @@ def compare(
         apart = None
         if a != baseline:
             apart = by_task(lambda name, t: differences[name][others.index(a)][t])
-        means = by_task(
-            lambda name, t: summarise(scores[name], a, t, patients=patients)
-        )
+        means = by_task(lambda name, t: summaries[name][a][t])
         return {"seeds": int(seeds.sum()), **means, "difference": apart}
 
     comparison = {
@@ -240,14 +252,29 @@ def compare(
     return bootstrap.as_json(comparison)
 
 
-def summarise(scores: Resampled, arm: int, task: int, *, patients: int) -> Summary:
-    """An arm's metric of one task; -1 is the mean over the tasks."""
-    each, drawn = scores.whole[arm, :, task], scores.drawn[:, arm, :, task]
-    mean, sd, replicates, undefined = _over_seeds(each, drawn)
-    low, high = np.nan, np.nan
-    if replicates.size and patients >= bootstrap.LEAST:
-        low, high = np.quantile(replicates, [ALPHA / 2, 1 - ALPHA / 2])
-    return Summary(mean, low, high, undefined, sd, each)
+def summarise(
+    scores: Resampled, arm: int, rarer: np.ndarray | None = None, *, patients: int
+) -> list[Summary]:
+    """An arm's metric of each task, and last of their mean; rarer: as in `compare`."""
+    columns = zip(scores.whole[arm].T, np.moveaxis(scores.drawn[:, arm], 2, 0))
+    summaries, drawn = [], []
+    for each, replicates in columns:  # [S] and [R, S].
+        mean, sd, means, undefined = _over_seeds(each, replicates)
+        low, high = np.nan, np.nan
+        if not np.isnan(means).all():
+            low, high = np.nanquantile(means, [ALPHA / 2, 1 - ALPHA / 2])
+        summaries.append(Summary(mean, low, high, undefined, sd, each))
+        drawn.append(means)
+    if patients < bootstrap.LEAST:
+        return [each._replace(low=np.nan, high=np.nan) for each in summaries]
+    if rarer is None:
+        return summaries
+    estimate = np.array([each.estimate for each in summaries])
+    drawn = np.stack(drawn, axis=1)[:, :-1]
+    areas = bootstrap.wilson(Resampled(estimate[:-1], drawn), rarer)
+    ends = bootstrap.of_mean(areas, drawn, ~np.isnan(estimate[:-1]))
+    low, high = (np.append(*both) for both in zip(areas[1:3], ends, strict=True))
+    return [each._replace(low=low[t], high=high[t]) for t, each in enumerate(summaries)]
 
 
 def difference(
@@ -259,12 +286,13 @@ def difference(
     seeds = int((~np.isnan(each)).sum())
     drawn = drawn[:, arm] - drawn[:, other]
     mean, sd, replicates, undefined = _over_seeds(each, drawn)
-    error = np.std(replicates, ddof=1) if len(replicates) > 1 else np.nan
+    error = float(bootstrap.deviation(replicates))
     # Drawing P of P patients has (P - 1) / P of the variance.
     error *= np.sqrt(patients / (patients - 1))
     if patients < bootstrap.LEAST:  # No interval, and no test.
         error = np.nan
-    freedom = 1 / (1 / (patients - 1) + 1 / max(len(replicates) - 1, 1))
+    defined = len(replicates) - undefined
+    freedom = 1 / (1 / (patients - 1) + 1 / max(defined - 1, 1))
     reach, p = _t_test(mean, error, sd, seeds=seeds, freedom=freedom)
     return Difference(
         *(mean, mean - reach, mean + reach, undefined),
@@ -297,15 +325,14 @@ def _t_test(
 def _over_seeds(
     each: np.ndarray, drawn: np.ndarray
 ) -> tuple[float, float, np.ndarray, int]:
-    """Over the seeds that are defined, of [S] and [R, S]: mean, SD, and the means of the
-    replicates in which all of these are defined; and how many replicates are not."""
+    """Over the seeds that are defined, of [S] and [R, S]: mean, SD, and the replicates'
+    means [R], NaN where one of these is undefined; and how many of them are."""
     defined = ~np.isnan(each)
     if not defined.any():
-        return np.nan, np.nan, np.zeros(0), len(drawn)
+        return np.nan, np.nan, np.full(len(drawn), np.nan), len(drawn)
     sd = np.std(each[defined], ddof=1) if defined.sum() > 1 else np.nan
     means = drawn[:, defined].mean(axis=1)
-    means = means[~np.isnan(means)]
-    return each[defined].mean(), sd, means, len(drawn) - len(means)
+    return each[defined].mean(), sd, means, int(np.isnan(means).sum())
 
 
 def best(scores: Resampled, arms: tuple[str, ...], *, patients: int) -> Best:

@@ -290,7 +290,8 @@ def summarise(rows: Sequence[Mapping], *, key: Array, replicates: int) -> dict:
         mean=mean(_over_regions(value), len(regions)),
         regions={region: mean(value[:, k], k) for k, region in enumerate(regions)},
         agreement={
-            region: agreement(*volumes[:, k].T) for k, region in enumerate(regions)
+            region: agreement(*volumes[:, k].T, patient)
+            for k, region in enumerate(regions)
         },
         rows=[dict(row) for row in rows],
     )
@@ -318,14 +319,28 @@ def _over_regions(values: np.ndarray) -> np.ndarray:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def agreement(true: np.ndarray, predicted: np.ndarray) -> Agreement:
-    """How much larger predictions [N] are; no limits for fewer than three volumes.
+def agreement(
+    true: np.ndarray, predicted: np.ndarray, patient: np.ndarray
+) -> Agreement:
+    """How much larger predictions [N] are; no limits for fewer than three patients.
 
-    Source: Bland & Altman, Lancet 327 (1986) 307.
+    The differences of a patient's volumes resemble each other: the limits are of one
+    volume of a new patient, whose variance is that between patients and that within.
+
+    Source: Bland & Altman, Lancet 327 (1986) 307; several volumes of a patient: their
+    J. Biopharm. Stat. 17 (2007) 571, section 3.
     """
-    difference = np.subtract(predicted, true)
+    difference = np.subtract(predicted, true).astype(float)
     bias = float(difference.mean())
-    if difference.size < 3:
+    _, who = np.unique(patient, return_inverse=True)
+    volumes = np.bincount(who)
+    patients, number = len(volumes), len(difference)
+    if patients < 3:
         return Agreement(bias, np.nan, np.nan)
-    limit = 1.96 * float(difference.std(ddof=1))
+    means = np.bincount(who, difference) / volumes
+    within = ((difference - means[who]) ** 2).sum() / max(number - patients, 1)
+    between = (volumes * (means - bias) ** 2).sum() / (patients - 1)
+    each = (number - (volumes**2).sum() / number) / (patients - 1)
+    variance = max(between - within, 0) / each + within
+    limit = 1.96 * float(np.sqrt(variance))
     return Agreement(bias, bias - limit, bias + limit)

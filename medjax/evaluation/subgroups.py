@@ -1,5 +1,8 @@
 """Does a model serve women as men, old as young? Metrics by group, and their gaps.
 
+Each attribute has one test, of the mean AUROC over the findings that all compared groups
+have. All other differences are exploratory: of many intervals some miss 0 by chance.
+
 One bootstrap over patients serves all groups: a patient with images in two of them is
 drawn in both, and patients that are easy for both groups cancel in the gap.
 """
@@ -14,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from chex import Array
-from scipy.special import ndtr
+from scipy.special import ndtr, ndtri
 
 from medjax.evaluation import bootstrap, discrimination, metrics
 from medjax.evaluation.bootstrap import LEAST, Interval, Resampled
@@ -25,7 +28,6 @@ METRICS = ("auroc", "sensitivity", "specificity", "ppv", "npv")
 COUNTED = ("positive", "negative", "called", "passed")
 AGES = (18, 40, 60, 75)  # Years at which an age group begins; the first one at 0.
 UNKNOWN = "unknown"
-SHOWN = 0.05  # p after Holm, below which a gap is shown.
 
 
 class Measured(NamedTuple):
@@ -49,15 +51,26 @@ class Differences(NamedTuple):
     group is too small, or a metric undefined.
 
     estimate: on the images as they are.
-    low, high: the percentile interval of 95 %, of this pair alone.
-    p: of no difference, of this pair alone; p_holm: of all that are here together.
+    low, high: the interval of 95 % that p belongs to.
+    p: of no difference. That of a task is of this pair alone; that of the mean, and its
+      interval, are corrected for the pairs of the attribute (Bonferroni).
     """
 
     estimate: np.ndarray
     low: np.ndarray
     high: np.ndarray
     p: np.ndarray
-    p_holm: np.ndarray
+
+
+class Compared(NamedTuple):
+    """What the groups of one attribute are compared by.
+
+    groups: [G], those with at least half as many measured tasks as another group.
+    tasks: [T], those that are measured in all these groups: their means are over these.
+    """
+
+    groups: np.ndarray
+    tasks: np.ndarray
 
 
 class GroupTask(NamedTuple):
@@ -69,21 +82,19 @@ class GroupTask(NamedTuple):
 
 
 class Group(NamedTuple):
-    """One group; mean: the macro average of the AUROC over the tasks with enough
-    patients, `averaged` in number."""
+    """One group; mean: the macro average of the AUROC over Attribute.averaged."""
 
     films: int
     patients: int
     tasks: dict[str, GroupTask]
     mean: dict[str, Interval]
-    averaged: int
 
 
 class Gap(NamedTuple):
-    """The largest difference between two groups with LEAST patients.
+    """A difference between two groups with LEAST patients.
 
+    estimate, low, high, p: see Differences.
     between: the names of the groups, the one with the higher value first.
-    p: of this difference alone; p_holm: adjusted for all differences tested.
     why: why there is none; '' if there is.
     """
 
@@ -92,24 +103,30 @@ class Gap(NamedTuple):
     high: float
     between: list[str] | None
     p: float
-    p_holm: float
     why: str
 
 
 class Attribute(NamedTuple):
     """The groups of one attribute, sex say.
 
-    gaps: {task: {metric: gap}}; mean: the gap of the mean AUROC.
-    shown: all pairs whose p_holm is below SHOWN, {task, metric} and the gap, by p.
-    tests: how many differences were tested, of all attributes together, for which
-      p_holm is adjusted: in 95 of 100 reports no gap is shown that is none.
+    averaged: the tasks of the mean AUROC, those that all compared groups have.
+    mean: the largest gap of the mean AUROC; clearest: that with the smallest p.
+    p_holm: this p, adjusted for the attributes that were tested, `tests` in number: the
+      only test of the attribute.
+    gaps: {task: {metric: the largest gap}}, exploratory.
+    explored: how many differences of tasks were looked at.
+    apart: those whose own intervals miss 0, {task, metric} and the gap, by p.
     """
 
     groups: dict[str, Group]
-    gaps: dict[str, dict[str, Gap]]
+    averaged: list[str]
     mean: dict[str, Gap]
-    shown: list[dict]
+    clearest: Gap
+    p_holm: float
     tests: int
+    gaps: dict[str, dict[str, Gap]]
+    explored: int
+    apart: list[dict]
 
 
 def by_metadata(table: pd.DataFrame) -> pd.DataFrame:
@@ -155,28 +172,70 @@ def summarise(
         for pair in itertools.combinations(range(start, stop), 2)
     ]
     pairs = np.array(pairs, int).reshape(-1, 2)
-    apart = differences(measured, pairs)
+    sides = [*itertools.pairwise(first)]
+    compared = [_compared(measured, *side) for side in sides]
+    apart = differences(measured, pairs, *_shared(pairs, compared))
     cut = ~np.isnan(threshold)
-    all_groups = _groups(measured, predictions.patient, member, tasks, cut)
+    all_groups = _groups(measured, predictions.patient, member, tasks, cut, compared)
     attributes = {}
-    for name, (start, stop) in zip(columns, itertools.pairwise(first), strict=True):
+    for name, (start, stop), by in zip(columns, sides, compared, strict=True):
         here = (pairs[:, 0] >= start) & (pairs[:, 0] < stop)
         of_pairs = Differences(*(x[:, here] for x in apart))
         named = [(names[one], names[other]) for one, other in pairs[here]]
-        gaps = [_gaps(of_pairs, named, t) for t in range(len(tasks) + 1)]
-        shown = [
-            {"task": (*tasks, "mean")[t], "metric": METRICS[m]}
+        *gaps, mean = [_gaps(of_pairs, named, t) for t in range(len(tasks) + 1)]
+        of_tasks = of_pairs.p[..., :-1]
+        missing = [
+            {"task": tasks[t], "metric": METRICS[m]}
             | _gap(of_pairs, named, m, k, t)._asdict()
-            for m, k, t in np.argwhere(of_pairs.p_holm < SHOWN)
+            for m, k, t in np.argwhere(of_tasks < 0.05)
         ]
         attributes[name] = Attribute(
             groups={names[g]: all_groups[g] for g in range(start, stop)},
-            gaps=dict(zip(tasks, gaps, strict=False)),
-            mean={"auroc": gaps[-1]["auroc"]},
-            shown=sorted(shown, key=lambda gap: gap["p"]),
-            tests=int((~np.isnan(apart.p)).sum()),
+            averaged=[task for task, use in zip(tasks, by.tasks, strict=True) if use],
+            mean={"auroc": mean["auroc"]},
+            clearest=_clearest(of_pairs, named, mean["auroc"]),
+            p_holm=math.nan,
+            tests=0,
+            gaps=dict(zip(tasks, gaps, strict=True)),
+            explored=int((~np.isnan(of_tasks)).sum()),
+            apart=sorted(missing, key=lambda gap: gap["p"]),
         )
-    return bootstrap.as_json(attributes)
+    adjusted = holm([each.clearest.p for each in attributes.values()])
+    tests = int((~np.isnan(adjusted)).sum())
+    return bootstrap.as_json(
+        {
+            name: each._replace(p_holm=p, tests=tests)
+            for (name, each), p in zip(attributes.items(), adjusted, strict=True)
+        }
+    )
+
+
+def _compared(measured: Measured, start: int, stop: int) -> Compared:
+    """The groups from `start` to `stop` that can be compared, and by which tasks.
+
+    A small group with one finding alone would else leave one to the others too.
+    """
+    has = _has_area(measured)
+    number = np.zeros(len(has), int)
+    number[start:stop] = has[start:stop].sum(axis=1)
+    groups = (number > 0) & (2 * number >= number.max())
+    return Compared(groups, has[groups].all(axis=0) & groups.any())
+
+
+def _has_area(measured: Measured) -> np.ndarray:
+    """[G, T]: which AUROCs are of LEAST patients of either class."""
+    enough = denominators(measured.patients)[0] >= LEAST
+    return enough & ~np.isnan(measured.value[0])
+
+
+def _shared(pairs: np.ndarray, compared: list[Compared]) -> tuple:
+    """The tasks of each pair's mean [K, T], and the pairs of its attribute [K]."""
+    use = np.zeros((len(pairs), len(compared[0].tasks)), bool)
+    family = np.ones(len(pairs))
+    for by in compared:
+        both = by.groups[pairs].all(axis=1)
+        use[both], family[both] = by.tasks, both.sum()
+    return use, family
 
 
 def _category(column: pd.Series) -> pd.Categorical:
@@ -235,12 +294,18 @@ def _by_group(data: tuple, counts: Array | None, *, groups: int) -> Array:
     return values[0] if counts is None else values
 
 
-def differences(measured: Measured, pairs: np.ndarray) -> Differences:
+def differences(
+    measured: Measured, pairs: np.ndarray, use: np.ndarray, family: np.ndarray
+) -> Differences:
     """Compares groups two by two, the first minus the second of K pairs [K, 2].
 
-    A patient may be in several groups. The test's standard error is the bootstrap's, and
-    at least that of `least_variance`: if all ten patients of a group were called right,
-    the bootstrap's would be 0.
+    A patient may be in several groups. The standard error is the bootstrap's, and at
+    least that of `least_variance`: if all ten patients of a group were called right, the
+    bootstrap's would be 0.
+
+    Args:
+      use: [K, T], the tasks of the mean.
+      family: [K], the number of pairs that its test is corrected for.
     """
     first, second = pairs.T
     enough = denominators(measured.patients) >= LEAST
@@ -249,17 +314,22 @@ def differences(measured: Measured, pairs: np.ndarray) -> Differences:
         for x in (measured.value, measured.replicate)
     )
     tested = enough[:, first] & enough[:, second] & ~np.isnan(estimate)
-    least = np.pad(least_variance(measured, pairs), ((0, 0), (0, 0), (0, 1)))
-    estimate, drawn = (_with_mean(x, tested[0]) for x in (estimate, drawn))
-    variance = np.maximum(np.asarray(jnp.nanvar(drawn, axis=0)), least)
     tested = np.pad(tested, ((0, 0), (0, 0), (0, 1)))
-    tested[0, :, -1] = tested[0].any(axis=-1)
-    estimate, low, high, *_ = bootstrap.percentiles(Resampled(estimate, drawn))
+    tested[0, :, -1] = use.any(axis=-1)
+    least = least_variance(measured, pairs)
+    number = np.maximum(use.sum(axis=-1), 1)
+    of_mean = np.zeros((*least.shape[:-1], 1))  # As if the tasks were independent.
+    of_mean[0, :, 0] = np.where(use, least[0], 0).sum(axis=-1) / number**2
+    least = np.concatenate([least, of_mean], axis=-1)
+    estimate, drawn = (_with_mean(x, use) for x in (estimate, drawn))
+    variance = np.maximum(bootstrap.deviation(drawn) ** 2, least)
     spread = np.sqrt(np.where(variance > 0, variance, 1))
+    family = np.column_stack([np.ones(use.shape), family])
     # Zero variance in both groups: p = 1.
     p = np.where(estimate == 0, 1, 2 * ndtr(-np.abs(estimate) / spread))
-    columns = [np.where(tested, x, np.nan) for x in (estimate, low, high, p)]
-    return Differences(*columns, holm(columns[-1].ravel()).reshape(p.shape))
+    reach = ndtri(1 - (1 - bootstrap.LEVEL) / 2 / family) * np.sqrt(variance)
+    columns = estimate, estimate - reach, estimate + reach, np.minimum(family * p, 1)
+    return Differences(*(np.where(tested, x, np.nan) for x in columns))
 
 
 def _with_mean(values: np.ndarray, use: np.ndarray) -> np.ndarray:
@@ -309,15 +379,24 @@ def _groups(
     member: np.ndarray,
     tasks: Sequence[str],
     cut: np.ndarray,
+    compared: list[Compared],
 ) -> list[Group]:
     """The groups' parts of the report; cut: [T], whether a task has a threshold."""
     patients = denominators(measured.patients)
-    averaged = (patients[0] >= LEAST) & ~np.isnan(measured.value[0])
-    both = (
+    averaged = np.any([by.groups[:, None] & by.tasks for by in compared], axis=0)
+    both = [
         np.concatenate([x, np.asarray(metrics.macro(x, averaged))[..., None]], axis=-1)
         for x in measured[:2]
+    ]
+    intervals = bootstrap.wilson(Resampled(*both))  # [M, G, T + 1]
+    areas = bootstrap.wilson(
+        Resampled(measured.value[0], measured.replicate[:, 0]), patients[0]
     )
-    intervals = bootstrap.percentiles(Resampled(*both))  # [M, G, T + 1]
+    for g, share in enumerate(averaged):
+        drawn = measured.replicate[:, 0, g]
+        mean = bootstrap.of_mean(bootstrap.at(areas, g), drawn, share)
+        intervals.low[0, g] = np.append(areas.low[g], mean[0])
+        intervals.high[0, g] = np.append(areas.high[g], mean[1])
     patients = np.pad(patients, ((0, 0), (0, 0), (0, 1)), constant_values=LEAST)
 
     def interval(m: int, g: int, t: int, why: str) -> Interval:
@@ -340,13 +419,14 @@ def _groups(
 
     def group(g: int) -> Group:
         inside = (member == g).any(axis=0)
-        none = f"no task with {LEAST} patients of either class"
+        none = f"no task with {LEAST} patients of either class in all groups"
+        if not any(by.groups[g] for by in compared):
+            none = f"{LEAST} patients of either class in too few tasks: not compared"
         return Group(
             films=int(inside.sum()),
             patients=np.unique(patient[inside]).size,
             tasks={name: task(g, t) for t, name in enumerate(tasks)},
             mean={"auroc": interval(0, g, len(tasks), none)},
-            averaged=int(averaged[g].sum()),
         )
 
     return [group(g) for g in range(len(averaged))]
@@ -362,15 +442,23 @@ def _gaps(apart: Differences, pairs: list[tuple[str, str]], t: int) -> dict[str,
             largest = np.abs(apart.estimate[m, tested, t]).argmax()
             gaps[metric] = _gap(apart, pairs, m, tested[largest], t)
         else:
-            gaps[metric] = Gap(*[math.nan] * 3, None, *[math.nan] * 2, why=why)
+            gaps[metric] = Gap(*[math.nan] * 3, None, math.nan, why=why)
     return gaps
+
+
+def _clearest(apart: Differences, pairs: list[tuple[str, str]], largest: Gap) -> Gap:
+    """The difference of the mean AUROC with the smallest p."""
+    p = apart.p[0, :, -1]
+    if largest.why:
+        return largest
+    return _gap(apart, pairs, 0, int(np.nanargmin(p)), -1)
 
 
 def _gap(
     apart: Differences, pairs: list[tuple[str, str]], m: int, k: int, t: int
 ) -> Gap:
     """One difference, from the higher group to the lower."""
-    estimate, low, high, p, p_holm = (float(x[m, k, t]) for x in apart)
+    estimate, low, high, p = (float(x[m, k, t]) for x in apart)
     if estimate < 0:
-        return Gap(-estimate, -high, -low, [*pairs[k]][::-1], p, p_holm, "")
-    return Gap(estimate, low, high, [*pairs[k]], p, p_holm, "")
+        return Gap(-estimate, -high, -low, [*pairs[k]][::-1], p, "")
+    return Gap(estimate, low, high, [*pairs[k]], p, "")

@@ -22,6 +22,9 @@ from medjax.evaluation.predict import Predictions
 MOST = 200  # Thresholds a task that a page holds.
 GRID = np.linspace(0, 1, 101)  # Of the bands' false positive rate and recall.
 RULES = ("youden", "sensitivity", "specificity", "cost")
+POINTS = tuple(
+    (rule, value) for rule in ("specificity", "sensitivity") for value in (0.9, 0.95)
+)  # Operating points that every report has.
 TIE = 1e-9  # Two points differ by rounding alone below it.
 
 
@@ -285,6 +288,19 @@ def describe(rule: str, value: float | None) -> str:
     if rule == "cost":
         return f"a false negative costs {value:g} times a false positive"
     return f"{rule} of {value:g} or more"
+
+
+def operating(predictions: Predictions, *, split: str) -> dict[str, np.ndarray]:
+    """{as `name` says it: the thresholds [T]} of POINTS, see `choose`."""
+    return {
+        name(rule, value): choose(predictions, split=split, rule=rule, value=value)
+        for rule, value in POINTS
+    }
+
+
+def name(rule: str, value: float) -> str:
+    """An operating point's name in files: 'specificity 0.9'."""
+    return f"{rule} {value:g}"
 
 
 def _point(score, label, weight, rule: str, value: float | None) -> np.float32:

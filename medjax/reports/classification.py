@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
+from medjax.evaluation import reliability as reliability_of
 from medjax.evaluation.metrics import METRICS
 from medjax.files import write_table, write_text
 from medjax.reports import charts, images
-from medjax.reports.page import count, interval, label, number, show_table
+from medjax.reports.page import count, interval, label, number, percent, show_table
 
 TEMPLATE = "classification.html"
 RATIOS = ("lr_positive", "lr_negative")  # Beside the confusion matrices.
@@ -31,6 +32,7 @@ DIAGONAL = ([0, 1], [0, 1])
 PROBABILITIES = (0.0, 0.005, 0.02, 0.1, 0.25, 0.5, 1.0)  # Ticks.
 SPREAD = 20  # Bars under a reliability diagram,
 FOOT = 0.2  # and the part of its height that they take.
+FEW = 30  # Positive images: with fewer, a finding's numbers and thresholds are weak.
 NEAR = 0.12  # Of an axis: ticks nearer to 0 than this run into its own.
 
 
@@ -51,10 +53,13 @@ def sections(results: dict, films: dict | None) -> dict:
         ],
         "averages": AVERAGES,
         "ratios": RATIOS,
+        "measures": reliability_of.MEASURES,
+        "few_is": FEW,
         "areas": _areas(results),
         "roc": roc(results),
         "precision_recall": precision_recall(results),
         "explorer": _explorer(results),
+        "decisions": decisions(results),
         "reliability": reliability(results),
         "robustness": robustness(results),
         "films": films,
@@ -88,7 +93,7 @@ def show(results: dict) -> None:
 
 def write_csv(results: dict, path: Path) -> None:
     """Writes one row a task, and one of each average."""
-    measured = [name for name in (*COLUMNS, *RATIOS) if name in results["mean"]]
+    measured = [name for name in (*COLUMNS, *RATIOS) if name in results["micro"]]
     rows = [
         (name, task | task["confusion"], task["metrics"])
         for name, task in results["tasks"].items()
@@ -98,7 +103,11 @@ def write_csv(results: dict, path: Path) -> None:
     table = [
         {"task": name}
         | {k: cells.get(k) for k in COUNTS}
-        | {f"{m}{end}": metrics[m][k] for m in measured for end, k in ends.items()}
+        | {
+            f"{m}{end}": metrics.get(m, {}).get(k)
+            for m in measured
+            for end, k in ends.items()
+        }
         | {"note": cells.get("note", "")}
         for name, cells, metrics in rows
     ]
@@ -196,6 +205,34 @@ def _band(results: dict, task: str, kind: str, x: str) -> list[tuple[str, str]]:
         return []
     edges = (band[kind][name] for name in (x, "low", "high"))
     return [("band", charts.area(SHARES, *edges))]
+
+
+def decisions(results: dict) -> dict[str, dict]:
+    """{task: chart} of each decision curve; `better`: the thresholds at which the model is
+    better than treating all and none, '' for none."""
+    pictures = {}
+    for name, curve in results.get("decisions", {}).items():
+        x, top = curve["threshold"], max([1e-3, *curve["high"], *curve["all"]])
+        low = -0.15 * top
+        frame = charts.Frame(charts.SQUARE, x=(0, x[-1]), y=(low, 1.05 * top))
+        ends = (np.clip(curve[end], low, None).tolist() for end in ("low", "high"))
+        model, everybody = (np.clip(curve[k], low, None) for k in ("model", "all"))
+        above = [t for t, gain in zip(x, curve["gain_low"], strict=True) if gain > 0]
+        pictures[name] = charts.chart(
+            frame,
+            title=f"Decision curve of {label(name)}",
+            labels=("probability from which on is treated", "net benefit"),
+            ticks=(charts.rounded(0, x[-1], most=5), charts.rounded(low, top, most=5)),
+            lines=[
+                ("chance", charts.line(frame, frame.x, [0, 0])),
+                ("band", charts.area(frame, x, *ends)),
+                ("curve s1", charts.line(frame, x, everybody)),
+                ("curve s0", charts.line(frame, x, model)),
+            ],
+        )
+        better = f"{percent(above[0])} to {percent(above[-1])}" if above else ""
+        pictures[name]["better"] = better
+    return pictures
 
 
 def reliability(results: dict) -> dict[str, dict]:

@@ -44,37 +44,56 @@ def write_pair(results: dict, folder: Path) -> Path:
 
 
 def show_pair(results: dict) -> None:
-    """Prints the difference of the primary metric of every task, and its p after Holm."""
+    """Prints the difference of the primary metric of every task, and its p after Holm,
+    and that of the mean, which is tested alone."""
     metric = results["primary"]
     tasks = [
         (label(task), row["metrics"], p_value(row["holm"]))
         for task, row in results["tasks"].items()
     ]
     rows = []
-    for name, metrics, p in (*tasks, ("mean", results["mean"], "")):
+    mean = "mean", results["mean"], p_value(results["p"])
+    for name, metrics, p in (*tasks, mean):
         pair = metrics[metric]
         both = (number(pair[run], 3) for run in ("one", "other"))
         rows.append((name, *both, interval(pair["difference"]), p))
     title = " against ".join(run["folder"] for run in results["runs"])
-    headings = ("", label(metric), "against", "difference", "p (Holm)")
+    headings = ("", label(metric), "against", "difference", "p")
     show_table(title, headings, rows, summary=True)
 
 
 def _verdicts(results: dict) -> list[tuple[str, str]]:
-    """(good or bad, sentence) on the tasks that differ after Holm."""
+    """(good or bad, sentence) on the mean, and on the tasks that differ after Holm."""
     metric = results["primary"]
     gaps = {
         label(task): row["metrics"][metric]["difference"] | {"holm": row["holm"]}
         for task, row in results["tasks"].items()
     }
-    if all(gap["holm"] is None for gap in gaps.values()):
-        return [("", "No finding could be tested.")]
-    sentences = [
+    sentences = [_of_mean(results)]
+    sentences += [
         (side, f"{run} has the higher {label(metric)} for {', '.join(names)}.")
         for side, run, names in zip(("good", "bad"), "AB", _differing(gaps))
         if names
     ]
-    return sentences or [("", f"No finding's {label(metric)} differs beyond chance.")]
+    if all(gap["holm"] is None for gap in gaps.values()):
+        sentences.append(("", "No finding could be tested."))
+    elif len(sentences) == 1:
+        why = f"a difference of the {label(metric)} is not ruled out for any of them"
+        sentences.append(("", f"Of the findings alone none is significant; {why}."))
+    return sentences
+
+
+def _of_mean(results: dict) -> tuple[str, str]:
+    """(good or bad, sentence) on the primary test, that of the mean."""
+    name = f"mean {within(results['primary'])}"
+    gap, p = results["mean"][results["primary"]]["difference"], results["p"]
+    if p is None:
+        return "", f"The {name} could not be tested."
+    numbers = f"{interval(gap, sign=True)}, {p_value(p, named=True)}"
+    if p < ALPHA:
+        side, run = ("good", "A") if gap["estimate"] > 0 else ("bad", "B")
+        return side, f"{run} has the higher {name}: A − B is {numbers}."
+    return "", f"The {name} may be the same: A − B is {numbers}."
 
 
 def _differing(gaps: dict[str, dict]) -> tuple[list[str], list[str]]:

@@ -108,9 +108,23 @@ def interval(value: dict, digits: int = 3, sign: bool = False) -> str:
 
 
 def ends(value: dict, digits: int = 3, sign: bool = False) -> str:
-    """Prints '0.894–0.931', or '-0.020 to 0.010': a dash would look like a minus."""
+    """Prints '0.894–0.931', '0.981–>0.999', or '-0.020 to 0.010': a dash would look like
+    a minus."""
     to = " to " if sign or value["low"] < 0 else DASH
-    return to.join(number(value[end], digits, sign) for end in ("low", "high"))
+    return to.join(_end(value[end], digits, sign) for end in ("low", "high"))
+
+
+def _end(value: float, digits: int, sign: bool) -> str:
+    """An end of an interval: rounding never makes it 0 or 1, the ends of a share."""
+    text = number(value, digits, sign)
+    if abs(value) in (0, 1):
+        return f"{value:g}"
+    least, whole = f"{10**-digits:.{digits}f}", f"{1:.{digits}f}"
+    if not sign and text == whole and value < 1:
+        return f">{1 - 10**-digits:.{digits}f}"
+    if not sign and value > 0 and float(text) == 0:
+        return f"<{least}"
+    return text
 
 
 def p_value(p: float | None, named: bool = False) -> str:

@@ -16,7 +16,6 @@ SHIFTS = {  # Of an external test.
     "true_ml": "True volume, ml",
     "volume_bias": "Predicted minus true, ml",
 }
-FEW = 30  # Positive images below which the numbers of a finding are weak.
 WIDE = 0.1  # Width of an interval from which on it is called wide.
 
 
@@ -125,9 +124,9 @@ def _weak(values: dict, main: str, tasks: dict) -> dict[str, list[str]]:
         if main == "AUROC" and value["low"] is not None and value["low"] <= 0.5:
             add("AUROC may be no better than chance", name)
     for name, task in tasks.items():
-        if 0 < task["positives"] < FEW:
+        if 0 < task["positives"] < classification.FEW:
             few = page.count(task["positives"])
-            add(f"Fewer than {FEW} images are positive", name, few)
+            add(f"Fewer than {classification.FEW} images are positive", name, few)
         calibration = task.get("calibration") or {}
         side = calibration.get("after") or calibration.get("before") or {}
         mean, prevalence = side.get("predicted"), calibration.get("prevalence")

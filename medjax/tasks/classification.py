@@ -15,7 +15,14 @@ from medjax.data import images as reading
 from medjax.data import loader
 from medjax.data import prepared as store
 from medjax.errors import InputError
-from medjax.evaluation import novelty, predict, results, subgroups, thresholds
+from medjax.evaluation import (
+    decisions,
+    novelty,
+    predict,
+    results,
+    subgroups,
+    thresholds,
+)
 from medjax.files import read_json, write_table, write_text
 from medjax.tasks import adapt, compare, explain, films, fixed, parts, refit, survey
 from medjax.tasks.task import Finished, Run, Task
@@ -125,6 +132,7 @@ def write_predictions(
             data.table,
             calibrated,
             uncalibrated(run, raw),
+            threshold=None if run.output.exclusive else run.thresholds,
         )
     return calibrated
 
@@ -187,9 +195,15 @@ def measure(
         chosen=thresholds.describe(**fixed.operating(config)),
         uncalibrated=raw.probability if calibration.fit else None,
         prevalence=fixed.prevalence(config, len(output.names)),
+        operating={
+            name: np.array([each[task] for task in output.names], np.float32)
+            for name, each in (run.fixed.points or {}).items()
+        },
+        ordered=config.evaluation.get("ordered", False),
         **common,
     )
-    fixed.describe(summary, calibration)
+    fixed.describe(summary, run.fixed)
+    summary["decisions"] = decisions.curves(calibrated, **common)
     summary["bands"] = thresholds.bands(calibrated, **common)
     summary["explorer"] = thresholds.explorer(
         calibrated, tasks=output.names, threshold=points
@@ -233,9 +247,10 @@ def predict_(
 ) -> list[str]:
     """Writes a CSV of calibrated probabilities, a row for each image that can be read.
 
-    Its columns are the image; of classes the likeliest, `class`; a column a task; and
-    `warning`: how an image is unlike the training images, see novelty.py. `explain_in`
-    gets pictures of the evidence for each finding that is seen.
+    Its columns are the image; of classes the likeliest, `class`; a column a task; of
+    findings also T_threshold and T_call, 1 from the fixed threshold on; and `warning`: how
+    an image is unlike the training images, see novelty.py. `explain_in` gets pictures of
+    the evidence for each finding that is seen.
     """
     names = list(run.output.names)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -267,6 +282,8 @@ def predict_(
     if run.output.exclusive:
         likeliest = table[names].idxmax(axis=1) if rows else []
         table.insert(1, "class", likeliest)
+    else:
+        table = workdir.with_calls(table, names, run.thresholds)
     table["warning"] = [warnings.get(path, "") for path in table["image"]]
     write_table(out, table)
     print(f"predictions: {out} ({len(rows)} images, {len(unread)} unreadable files)")

@@ -261,11 +261,13 @@ def _pair_masks(first, second, names, *, key, replicates) -> dict:
             "why": f"{bootstrap.FEW}, no test" if few else "",
             "metrics": metrics,
         }
+    mean = pairs(lambda arm: arm["mean"])
     return {
         "films": len(first),
         "patients": patients,
         "replicates": replicates,
-        "mean": pairs(lambda arm: arm["mean"]),
+        "mean": mean,
+        "p": mean[OF_MASKS[0]]["difference"]["p"],
         "tasks": rows,
     }
 

@@ -28,6 +28,7 @@ from medjax.training import devices
 
 METHODS = ("none", "platt", "temperature", "isotonic", "prior")
 SHIFTED = ("weighted_bce", "softmax_cross_entropy")  # Class weights shift their odds.
+TOO_FEW = f"fewer than {recalibration.RISING} images of a class: Platt scaling instead"
 NO_OFFSETS = "no image in validation: one temperature for all classes instead"
 POSTS = "postprocessing.json"
 
@@ -57,6 +58,8 @@ class Fixed(NamedTuple):
     rule: str  # Of the thresholds, see evaluation/thresholds.py.
     value: float | None
     calibration: Calibration = NONE
+    positives: dict[str, float] | None = None  # {task: positive images in validation}.
+    points: dict[str, dict[str, float]] | None = None  # See thresholds.operating.
 
     def apply(self, raw: Predictions) -> Predictions:
         """The calibrated predictions."""
@@ -137,6 +140,8 @@ def settle(
     """
     fixed = read(folder)
     reason = fixed and stale(config, fixed, number)
+    if fixed and not fixed.points:
+        reason = "thresholds.json has no operating points"
     if fixed and not reason:
         return fixed, None
     if reason:
@@ -149,8 +154,17 @@ def settle(
         )
     rule = operating(config)
     fixed = Fixed(number, {}, **rule, calibration=fit(config, data, manifest, raw))
-    points = thresholds.choose(fixed.apply(raw), split="validation", **rule).tolist()
-    fixed = fixed._replace(thresholds=dict(zip(data.output.names, points, strict=True)))
+    calibrated = fixed.apply(raw)
+
+    def named(values: np.ndarray) -> dict[str, float]:
+        return dict(zip(data.output.names, values.tolist(), strict=True))
+
+    points = thresholds.operating(calibrated, split="validation")
+    fixed = fixed._replace(
+        thresholds=named(thresholds.choose(calibrated, split="validation", **rule)),
+        positives=named(np.sum(raw.label * raw.weight, axis=0, where=raw.weight > 0)),
+        points={point: named(values) for point, values in points.items()},
+    )
     if devices.first():
         write(folder, fixed)
     return fixed, raw
@@ -169,11 +183,13 @@ def stale(config: Config, fixed: Fixed, number: int) -> str:
     return ""
 
 
-def describe(summary: dict, calibration: Calibration) -> None:
-    """Adds to results.summarise's how it was calibrated, and where it wasn't and why."""
-    summary["calibration"] = calibration.facts() | summary["calibration"]
+def describe(summary: dict, fixed: Fixed) -> None:
+    """Adds to results.summarise's how it was calibrated, where it wasn't and why, and on
+    how many positive images of validation this and the thresholds depend."""
+    summary["calibration"] = fixed.calibration.facts() | summary["calibration"]
     for task, result in summary["tasks"].items():
-        result["calibration"]["why"] = calibration.why.get(task, "")
+        result["calibration"]["why"] = fixed.calibration.why.get(task, "")
+        result["validation_positives"] = (fixed.positives or {}).get(task)
 
 
 def fit(
@@ -197,8 +213,11 @@ def fit(
             why = dict.fromkeys(missing.tolist(), NO_OFFSETS)
     else:
         fitted = getattr(recalibration, f"fit_{method}")(probability, label, weight)
+        if method == "isotonic":
+            few = np.array(data.output.names)[recalibration.few(label, weight)]
+            why = dict.fromkeys(few.tolist(), TOO_FEW)
     for t, task in enumerate(data.output.names):
-        if task not in why and not recalibration.moves(fitted, t):
+        if not recalibration.moves(fitted, t):
             why[task] = _reason(label[:, t], weight[:, t])
     return Calibration(method, fitted, "validation", len(validation.id), why)
 
@@ -262,13 +281,18 @@ def write(folder: Path, fixed: Fixed) -> None:
         },
     }
     write_text(folder / "calibration.json", json.dumps(calibration, indent=2))
-    points = {k: None if math.isnan(v) else v for k, v in fixed.thresholds.items()}
+
+    def finite(values: dict[str, float]) -> dict[str, float | None]:
+        return {k: None if math.isnan(v) else v for k, v in values.items()}
+
     chosen = {
         "checkpoint": fixed.checkpoint,
         "rule": fixed.rule,
         "value": fixed.value,
         "calibration": fixed.calibration.method,
-        "tasks": points,
+        "positives": fixed.positives,
+        "tasks": finite(fixed.thresholds),
+        "points": {name: finite(each) for name, each in (fixed.points or {}).items()},
     }
     write_text(folder / "thresholds.json", json.dumps(chosen, indent=2))
 
@@ -283,11 +307,17 @@ def read(folder: Path) -> Fixed | None:
     if not path.exists():
         return None
     values = read_json(path)
-    points = {k: math.nan if v is None else v for k, v in values.pop("tasks").items()}
+
+    def numbers(values: dict[str, float | None]) -> dict[str, float]:
+        return {k: math.nan if v is None else v for k, v in values.items()}
+
+    chosen = numbers(values.pop("tasks"))
+    points = {k: numbers(v) for k, v in values.pop("points", {}).items()} or None
     calibration = NONE
     if values["calibration"] != NONE.method:
-        calibration = _read_calibration(folder, values, list(points))
-    return Fixed(**values | {"thresholds": points, "calibration": calibration})
+        calibration = _read_calibration(folder, values, list(chosen))
+    values |= {"thresholds": chosen, "points": points, "calibration": calibration}
+    return Fixed(**values)
 
 
 def _read_calibration(folder: Path, thresholds: dict, tasks: list) -> Calibration:
@@ -303,7 +333,11 @@ def _read_calibration(folder: Path, thresholds: dict, tasks: list) -> Calibratio
     fit = None
     if values["kind"] is not None:
         kind = getattr(recalibration, values["kind"])
-        numbers = [[values["tasks"][t][name] for t in tasks] for name in kind._fields]
+        # An isotonic fit of an older run has knots alone.
+        numbers = [
+            [values["tasks"][t].get(name, float(name == "slope")) for t in tasks]
+            for name in kind._fields
+        ]
         fit = kind(*numbers)
     return Calibration(fit=fit, **{name: values[name] for name in NONE.facts()})
 

@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -27,7 +28,8 @@ from medjax.files import read_json, write_table, write_text
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 SHOWN = 3  # Differing fields in an error message.
 RECORDS = ("*.array_record*", "*.npy")  # Of images, and of volumes.
-SUFFIXES = ("_label", "_log_odds", "_raw")  # Of a task's columns in predictions.
+# Of a task's columns in predictions.
+SUFFIXES = ("_label", "_log_odds", "_raw", "_threshold", "_call")
 
 
 BEGUN = ("metrics.jsonl", "checkpoints", "report.json")  # Of a run that began to learn.
@@ -140,14 +142,16 @@ def write_predictions(
     table: pd.DataFrame,
     predictions: Predictions,
     raw: np.ndarray | None = None,
+    threshold: np.ndarray | None = None,
 ) -> None:
-    """Writes predictions/<split>.csv: image, patient, and three or four columns a task.
+    """Writes predictions/<split>.csv: image, patient, and three to six columns a task.
 
     An unknown label is left empty.
 
     Args:
       table: has the columns `image` and `patient`, a row for each id, its index.
       raw: [N, T], the probabilities before calibration: a column T_raw each.
+      threshold: [T], see `with_calls`.
     """
     path.parent.mkdir(exist_ok=True)
     rows = table[["image", "patient"]].loc[predictions.id]
@@ -159,7 +163,28 @@ def write_predictions(
         columns[f"{task}_log_odds"] = predictions.ranking[:, t]
         if raw is not None:
             columns[f"{task}_raw"] = raw[:, t]
-    write_table(path, pd.DataFrame(columns))
+    written = pd.DataFrame(columns)
+    if threshold is not None:
+        written = with_calls(written, tasks, threshold)
+    write_table(path, written)
+
+
+def with_calls(
+    table: pd.DataFrame, tasks: Sequence[str], threshold: np.ndarray
+) -> pd.DataFrame:
+    """The table with T_threshold and T_call beside each probability T.
+
+    The call is 1 from the threshold on, else 0; both are empty without a threshold.
+    """
+    columns = {}
+    for name in table:
+        columns[name] = table[name]
+        if name in tasks:
+            point = np.float32(threshold[tasks.index(name)])
+            call = (table[name].astype(np.float32) >= point).astype("Int64")
+            columns[f"{name}_threshold"] = point
+            columns[f"{name}_call"] = pd.NA if np.isnan(point) else call
+    return pd.DataFrame(columns, index=table.index)
 
 
 def hold(
