@@ -60,6 +60,7 @@ def held(folder: Path) -> Iterator[None]:
     Raises:
       InputError: another process holds it.
     """
+    ours = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder, os.O_RDONLY)
     try:
@@ -75,8 +76,9 @@ def held(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
-        with contextlib.suppress(OSError):
-            folder.rmdir()  # If it is still empty.
+        if ours:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # If it is still empty.
 
 
 def escaped(text: str) -> str:

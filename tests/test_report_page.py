@@ -362,8 +362,8 @@ def test_the_page_fits_its_window_and_every_picture_is_drawn(opened, width):
     assert seen["outside"] == []
     assert seen["inner"] == width and seen["scroll"] <= width
     assert len(seen["drawn"]) == 7 and all(seen["drawn"])
-    # ROC, PR and explorer; reliability; robustness and its mean; training.
-    assert len(seen["charts"]) == 2 + 2 + 1 + 3 + 4 + 2
+    # ROC, PR, decisions and explorer; reliability; robustness and its mean; training.
+    assert len(seen["charts"]) == 2 + 2 + 1 + 1 + 3 + 4 + 2
     assert all(0 < chart <= width for chart in seen["charts"])
 
 

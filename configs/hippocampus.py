@@ -1,0 +1,27 @@
+"""The anterior and the posterior hippocampus on brain MRI, by a 3-D U-Net.
+
+    python launch.py train --config=configs/hippocampus.py --workdir=runs/hippocampus
+
+`data.folder` is task 4 of the Medical Segmentation Decathlon. Cross-validate with
+--config.split.folds=5 --config.split.fold=K.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config() -> ConfigDict:
+    c = base.segmentation("decathlon")
+    c.ensemble = 2
+    c.modality = "brain_mri"
+    c.data.folder = "../shared/data/hippocampus"
+    c.data.sequences = ("MRI",)
+    c.data.regions = ("anterior", "posterior")
+    c.data.values = {"anterior": (1,), "posterior": (2,)}
+    c.patch.size = (32, 48, 32)
+    c.patch.each = 1
+    c.optim.update(learning_rate=4e-3, warmup=100, ema=0.995)
+    c.train.update(steps=1500, batch=4, evaluate_every=500)
+    c.evaluation.checkpoint = "last"
+    return c
