@@ -163,7 +163,7 @@ def test_a_task_that_validation_cannot_calibrate_stays_and_says_why(config, tmp_
         "calibration": {"mean": {}},
         "tasks": {task: {"calibration": {}} for task in TASKS},
     }
-    fixed.describe(summary, chosen.calibration)
+    fixed.describe(summary, chosen)
     assert summary["calibration"]["method"] == "platt"
     assert summary["tasks"]["mass"]["calibration"]["why"].startswith("no fit")
 
