@@ -313,7 +313,9 @@ def home(tmp_path_factory):
     return home
 
 
-GOOD, BAD, LAST = (f"optim.learning_rate={x},seed=0" for x in ("0.001", "1e+38", "0.01"))
+GOOD, BAD, LAST = (
+    f"optim.learning_rate={x},seed=0" for x in ("0.001", "1e+38", "0.01")
+)
 
 
 def interrupt(log):
