@@ -211,3 +211,9 @@ def test_choices_on_few_validation_images_are_warned_of(written, tmp_path):
     first = first[first.index(warning) :][:120]
     names = [page.label(task) for task in found["tasks"]]
     assert f"{names[0]} 29." in first and names[1] not in first
+
+
+def test_ends_of_thousands_are_printed_with_their_commas():
+    likelihood_ratio = {"low": 2.5, "high": 2804.707}
+    assert page.ends(likelihood_ratio) == "2.500–2,804.707"
+    assert page.ends({"low": 0.0001, "high": 0.99999}) == "<0.001–>0.999"

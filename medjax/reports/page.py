@@ -122,7 +122,7 @@ def _end(value: float, digits: int, sign: bool) -> str:
     least, whole = f"{10**-digits:.{digits}f}", f"{1:.{digits}f}"
     if not sign and text == whole and value < 1:
         return f">{1 - 10**-digits:.{digits}f}"
-    if not sign and value > 0 and float(text) == 0:
+    if not sign and value > 0 and text == f"{0:.{digits}f}":
         return f"<{least}"
     return text
 
