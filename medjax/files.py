@@ -53,6 +53,21 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
+def lock(folder: Path) -> tuple[int, bool]:
+    """Locks a folder until its handle is closed; the handle, and whether it worked.
+
+    A lock ends with its process. On a file system without locks it always works.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return handle, False
+    except OSError:
+        pass
+    return handle, True
+
+
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Keeps other processes out of a folder, which is made; ends with this process.
@@ -62,20 +77,16 @@ def held(folder: Path) -> Iterator[None]:
     """
     ours = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder, os.O_RDONLY)
+    handle, alone = lock(folder)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not alone:
             raise InputError(
                 f"{folder}: another process is at work in it: wait for it, or use "
                 "another --workdir"
-            ) from None
-        except OSError:
-            pass  # A file system without locks.
+            )
         yield
     finally:
-        os.close(lock)
+        os.close(handle)
         if ours:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # If it is still empty.

@@ -113,6 +113,17 @@ def test_a_run_that_was_refused_before_its_first_step_may_be_corrected(tmp_path)
         folder.claim(tmp_path, wrong)
 
 
+def test_a_folder_that_holds_no_run_keeps_its_files(tmp_path):
+    for name in ("config.json", "splits.csv", "explore.html"):
+        write_text(tmp_path / name, "mine")
+    assert not folder.forget_unbegun(tmp_path)
+    assert len([*tmp_path.iterdir()]) == 3
+    (tmp_path / "config.json").unlink()
+    folder.claim(tmp_path, {"seed": 0})
+    assert folder.forget_unbegun(tmp_path)
+    assert (tmp_path / "explore.html").read_text() == "mine"
+
+
 def test_a_second_process_is_kept_out_until_the_first_one_ends(tmp_path):
     run = tmp_path / "run"
     code = (

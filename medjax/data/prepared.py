@@ -48,7 +48,7 @@ import tensorflow_datasets as tfds
 
 from medjax.cohort import duplicates, identity
 from medjax.errors import InputError
-from medjax.files import escaped, naming, read_json, write_table, write_text
+from medjax.files import escaped, lock, naming, read_json, write_table, write_text
 
 # The columns of images and the types of their records; the docstring says what they are.
 KINDS = {
@@ -171,22 +171,20 @@ def write(
 def _partial(folder: Path) -> Iterator[Path | None]:
     """An empty folder to be renamed; None if another process made `folder` meanwhile.
 
-    A lock ends with its process: what lies in a folder without one was left behind.
+    What lies in a folder without a lock was left behind.
     """
     partial = folder.with_name(f"{folder.name}.partial")
     while not folder.exists():
         partial.mkdir(parents=True, exist_ok=True)
-        lock = os.open(partial, os.O_RDONLY)
+        handle, alone = lock(partial)
         try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not alone:
                 log.warning("another process prepares %s: waiting for it", folder)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            except OSError:
-                pass  # A file system without locks.
+                fcntl.flock(handle, fcntl.LOCK_EX)
             # Meanwhile the other one may have renamed or removed it.
-            here = partial.exists() and os.path.samestat(os.fstat(lock), partial.stat())
+            here = partial.exists() and os.path.samestat(
+                os.fstat(handle), partial.stat()
+            )
             if not here:
                 continue
             for path in partial.iterdir():
@@ -197,7 +195,7 @@ def _partial(folder: Path) -> Iterator[Path | None]:
                 shutil.rmtree(partial, ignore_errors=True)
             return
         finally:
-            os.close(lock)
+            os.close(handle)
     yield None
 
 

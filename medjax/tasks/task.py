@@ -179,12 +179,12 @@ class Task(NamedTuple):
 
     def _write_down(self, config, folder, data, manifest, target, weights) -> None:
         """Writes down what the run is made of, or checks it where it was begun before."""
-        workdir.forget_unbegun(folder)
+        anew = workdir.forget_unbegun(folder)
         workdir.claim(folder, as_json(config))
         notes = *parts.caveats(config), parts.sides(config, data.output.names)
         for note in filter(None, notes):
             print(f"note: {note}")
-        if config.explore and not list(folder.glob("explore.*")):
+        if config.explore and (anew or not list(folder.glob("explore.*"))):
             print(f"explored: {self.explore(config, data, folder)}")
         workdir.hold(
             *(folder, data.path, manifest),

@@ -30,22 +30,25 @@ SHOWN = 3  # Differing fields in an error message.
 RECORDS = ("*.array_record*", "*.npy")  # Of images, and of volumes.
 # Of a task's columns in predictions.
 SUFFIXES = ("_label", "_log_odds", "_raw", "_threshold", "_call")
-
-
 BEGUN = ("metrics.jsonl", "checkpoints", "report.json")  # Of a run that began to learn.
-NOTES = ("config.json", "provenance.json", "splits.csv", "target.csv", "task.json")
-NOTES += (
+NOTES = (  # What precedes the first step.
+    *("config.json", "provenance.json", "splits.csv", "target.csv", "task.json"),
     "domain.json",
-    "explore.html",
-    "explore.json",
-)  # What precedes the first step.
+)
 
 
-def forget_unbegun(folder: Path) -> None:
-    """Removes the notes of a run that was refused or killed before its first step."""
-    if not any((folder / name).exists() for name in BEGUN):
-        for name in NOTES:
-            (folder / name).unlink(missing_ok=True)
+def forget_unbegun(folder: Path) -> bool:
+    """Removes the notes of a run that was refused or killed before its first step.
+
+    Returns whether there was one. Other folders stay as they are: only a run has an
+    environment.json, and a page of `explore` may be older than the run.
+    """
+    begun = any((folder / name).exists() for name in BEGUN)
+    if begun or not (folder / "environment.json").exists():
+        return False
+    for name in NOTES:
+        (folder / name).unlink(missing_ok=True)
+    return True
 
 
 def claim(folder: Path, config: dict) -> None:
