@@ -37,7 +37,6 @@ EFFECTS: dict[str, tuple[str, ...]] = {
         ),
         ("records", "judged", "program"),
     ),
-    "ensemble": ("network", "program"),
     "evaluation": (),
     "evaluation.flip": ("network",),
     "evaluation.tolerance": ("judged",),

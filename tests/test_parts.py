@@ -18,7 +18,7 @@ from medjax import losses
 from medjax.augment import intensity
 from medjax.errors import InputError
 from medjax.geometry import warp
-from medjax.tasks import films, fixed, parts, refit
+from medjax.tasks import films, fixed, parts, refit, start
 from medjax.training import step
 
 pytestmark = pytest.mark.usefixtures("optimised")
@@ -88,6 +88,9 @@ def shapes(config, network, task):
 def test_every_config_names_parts_that_exist_and_fit(path):
     config = config_of(path.stem)
     task = films.Output(("a", "b", "c"), config.task == "multiclass", (64, 64, 1))
+    if config.intensity.name == "as_pretrained":
+        config, weights = start.settle(config, task, parts.classifier)
+        assert weights is not None and config.intensity.name == "standardise"
     network = parts.classifier(config, task)
     state = shapes(config, network, task)
     assert state.params["classifier"]["kernel"].shape[1] == 3

@@ -331,7 +331,7 @@ def test_empty_scans_have_a_false_alarm_rate_and_no_sensitivity():
     ("patients", "least"), [(10, (0.91, 0.83)), (20, (0.91, 0.88)), (50, (0.92, 0.9))]
 )
 def test_intervals_of_means_cover_them(patients, least):
-    """Of Dice, and of distances with a long tail, whose percentiles cover 82 to 91 %."""
+    """Of Dice, and of distances with a long tail."""
     rng = np.random.default_rng(patients)
     truth, hits = np.array([0.8, math.exp(0.5)]), []
     for n in range(400):
