@@ -78,6 +78,7 @@ def run_here(*arguments, code=0, devices=1):
 
     line = ["launch.py", *map(str, arguments)]
     out, err = io.StringIO(), io.StringIO()
+    seen = jax.local_devices()[:devices]
     with (
         restored(),
         contextlib.chdir(ROOT),
@@ -86,6 +87,7 @@ def run_here(*arguments, code=0, devices=1):
         mock.patch.object(sys, "argv", line),
         mock.patch.object(jax, "device_count", lambda: devices),
         mock.patch.object(jax, "local_device_count", lambda: devices),
+        mock.patch.object(jax, "local_devices", lambda: seen),
     ):
         try:
             found = launch.main(launch.parse(line))

@@ -3,7 +3,10 @@
 What is compared bit by bit runs in processes of its own, the rest in this one.
 """
 
+import collections
+import contextlib
 import csv
+import itertools
 import json
 import signal
 import time
@@ -13,6 +16,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from launching import SMALL, films_of, run, run_here, start
+
+from medjax.tasks import parts
+from medjax.training import loop, step
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +140,31 @@ def test_a_run_that_is_stopped_and_then_killed_ends_with_the_same_bits(home):
     names = ("report.json", "predictions/test.csv", "splits.csv", "thresholds.json")
     for name in names:
         assert (workdir / name).read_text() == (whole / name).read_text()
+
+
+def test_a_run_compiles_one_step_and_one_evaluation(home, monkeypatch):
+    traced = collections.Counter()  # Programs of the compile cache are traced too.
+
+    def count(name, function):
+        def counted(*arguments, **options):
+            traced[name] += 1
+            return function(*arguments, **options)
+
+        monkeypatch.setattr(step, name, counted)
+
+    count("train_step", step.train_step)
+    count("eval_step", step.eval_step)
+    parts._classifier.cache_clear()  # Of earlier tests.
+    arguments, updates = train(home, home / "counted"), itertools.count(1)
+    with monkeypatch.context() as patch:
+        stop = contextlib.nullcontext(lambda: next(updates) == 7)
+        patch.setattr(loop, "stop_signal", lambda: stop)
+        assert loop.STOPPED in run_here(*arguments)[0]
+    assert traced == {"train_step": 1, "eval_step": 1}
+    assert "report: " in run_here(*arguments)[0]
+    assert traced == {"train_step": 2, "eval_step": 1}  # Once in each process.
+    run_here("evaluate", f"--workdir={home / 'counted'}", "--split=train")
+    assert traced == {"train_step": 2, "eval_step": 1}
 
 
 @pytest.mark.slow

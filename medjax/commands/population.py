@@ -137,7 +137,6 @@ def _together(configs: list[Config], folders: list[Path]) -> list[Outcome]:
 def _begin(config: Config, folder: Path, stack: contextlib.ExitStack) -> _Arm:
     """Begins or resumes a run; its batch stays on one device."""
     run = tasks.of(config).begin(config, folder, shards=1)
-    run = run._replace(state=jax.device_get(run.state))  # Devices hold few of them.
     checkpoints = stack.enter_context(run.checkpoints)
     if not checkpoints.steps:
         return _Arm(run, checkpoints, 0, run.state, None)

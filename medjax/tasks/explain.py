@@ -249,7 +249,7 @@ def _randomisation(run: Finished, explain: Callable, batches) -> dict:
     model, (compiled, _) = state.averaged, explain.args
 
     def of(variables):
-        changed = state._replace(averaged=variables)
+        changed = state._replace(averaged=step.replicated(variables))
         return predict.embed(batches, functools.partial(compiled, changed))
 
     layers = ("classifier", "top", *reversed(run.network.stages))

@@ -79,7 +79,7 @@ def embeddings(
         images = data.films(data.table["id"].to_numpy())
         feature = predict.embed(
             films.evaluation_batches(config, images),
-            functools.partial(network.embed, state),
+            functools.partial(network.embed, step.replicated(state)),
         )
         path.parent.mkdir(exist_ok=True)
         unfinished = path.with_suffix(f".{os.getpid()}.npy")
@@ -167,6 +167,7 @@ def restated(
         return layers.batch_statistics(apply, model, prepare(unit_range(image)))
 
     of_shards = jax.jit(jax.vmap(of_batch, (None, 0), axis_name=step.AXIS))
+    model = jax.device_put(state.averaged)  # Once, and not with each batch.
     order = np.random.default_rng(config.seed).permutation(target.ids)
     batches = []
     # Batches of equal size, or one image less: padding would be in the mean.
@@ -174,7 +175,7 @@ def restated(
         (batch,) = loader.evaluation_batches(
             target.data.films(ids), batch=len(ids), devices=1
         )
-        shards = jax.device_get(of_shards(state.averaged, batch["image"]))
+        shards = jax.device_get(of_shards(model, batch["image"]))
         batches.append((len(ids), jax.tree.map(lambda leaf: leaf[0], shards)))
     stats = jax.tree.map(jnp.asarray, layers.pool_statistics(batches))
     return state._replace(averaged={**state.averaged, "batch_stats": stats})

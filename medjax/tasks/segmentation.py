@@ -1,5 +1,6 @@
 """Masks of scans: the functions behind the commands, see task.Task."""
 
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,9 +107,9 @@ def batches(config: Config, data: scans.Data, ids, target, *, on_host: bool = Fa
 def probability(config: Config, network, state: step.Trained, image) -> np.ndarray:
     """The members' mean probability of a volume: [D, H, W, C] -> [D, H, W, K]."""
     windows, members = _windows(config), step.members(state)
+    predict = functools.partial(sliding.volume_probability, network.predict)
     each = (
-        sliding.volume_probability(network.predict, one.averaged, image, **windows)
-        for one in members
+        predict(step.on_one_device(one.averaged), image, **windows) for one in members
     )
     return sum(each) / len(members)
 
@@ -144,7 +145,6 @@ def validate(config, network, data: scans.Data, ids, state) -> dict[str, float]:
     """Mean Dice over volumes and regions; every host predicts a part of the volumes."""
     if not len(ids):
         return {}
-    state = step.on_one_device(state)
     mine = ids[jax.process_index() :: jax.process_count()]
     dice = np.zeros((len(mine), len(data.output.names)), np.float32)
     for n, answer in enumerate(answers(config, network, state, data, mine)):

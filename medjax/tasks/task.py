@@ -1,5 +1,6 @@
 """What a kind of task is: the functions that the commands need of it, and its runs."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +29,7 @@ class Run(NamedTuple):
     manifest: pd.DataFrame  # One row an image: id, image, patient, split.
     ids: np.ndarray  # [N] of the training images, as often as an epoch shows them.
     network: parts.Network
-    state: step.Trained  # Before the first update.
+    state: step.Trained  # Before the first update, on the host.
     step_parts: dict[str, Any]  # Keyword arguments of step.train_step.
     # (on_host=False) -> the endless training data; on_host keeps the batches there,
     # [1, B, ...], for several runs to share.
@@ -146,16 +147,13 @@ class Task(NamedTuple):
         ids = films.ids_in(manifest, "train")
         validation = films.ids_in(manifest, "validation")
         network = self.network(config, data.output)
+        begin = functools.partial(
+            parts.initial_state, config, network, data.output, data.weighted(ids)
+        )
+        fresh = (parts.fresh(config, network, n) for n in range(config.ensemble))
+        variables = (start.variables(each, weights, data.output) for each in fresh)
         state = parts.ensemble(
-            [
-                parts.initial_state(
-                    *(config, network, data.output, data.weighted(ids)),
-                    variables=start.variables(
-                        parts.fresh(config, network, member), weights, data.output
-                    ),
-                )
-                for member in range(config.ensemble)
-            ]
+            [jax.device_get(begin(variables=each)) for each in variables]
         )
         plan = parts.plan(config, label := data.label(ids))
         if plan is not None:
@@ -207,7 +205,9 @@ class Task(NamedTuple):
         config, output = read_config(folder), self.output(**workdir.read_task(folder))
         network = self.network(config, output)
         number, state = start.restore(config, folder, network, output)
-        return Finished(config, folder, output, network, number, state)
+        return Finished(
+            *(config, folder, output, network, number), step.replicated(state)
+        )
 
     def finished(self, folder: Path) -> Finished:
         """Reads a finished run back, with what was chosen on validation."""

@@ -16,7 +16,7 @@ from medjax.errors import InputError
 from medjax.training import devices
 from medjax.training.checkpoint import Checkpoints
 from medjax.training.journal import Journal
-from medjax.training.step import State
+from medjax.training.step import State, replicated
 
 STOPPED = "stopped: saved, the same command goes on from here"
 
@@ -56,8 +56,8 @@ def fit(
     if checkpoints.steps:
         start, state, position = checkpoints.restore(state)
         batches.set_state(position)
-    # Host copies: the step donates its state, and one buffer can't be donated twice.
-    state = jax.device_get(state)
+    # Placed as the step returns it: a state on the host would compile a second program.
+    state = replicated(jax.device_get(state))
     with Journal(workdir, steps=steps, start=start) as journal, stop_signal() as stop:
         meter = Meter(journal, checkpoints)
         for number in range(start + 1, steps + 1):
