@@ -181,10 +181,10 @@ def run_train() -> None:
 
 def run_evaluate() -> None:
     other = config() if FLAGS.config else None
-    claim = evaluate.Claim(FLAGS["other-hospital"].value, FLAGS["allow-overlap"].value)
-    if any(claim) and other is None:
+    seen = FLAGS["other-hospital"].value, FLAGS["allow-overlap"].value
+    if any(seen) and other is None:
         raise InputError("--other-hospital and --allow-overlap: only go with --config")
-    options = {"split": FLAGS.split, "other": other, "claim": claim}
+    images = evaluate.Images(FLAGS.split, other, *seen)
     if FLAGS.corrupt and FLAGS.localise:
         raise InputError("--corrupt: goes without --localise: one at a time")
     if FLAGS.films and not FLAGS.corrupt:
@@ -197,11 +197,12 @@ def run_evaluate() -> None:
             )
         evaluate.compare(workdir(), Path(FLAGS.against), split=FLAGS.split)
     elif FLAGS.corrupt:
-        evaluate.corrupt(workdir(), **options, films=FLAGS.films)
+        evaluate.beside("--corrupt", workdir(), images, most=FLAGS.films)
     elif FLAGS.localise:
-        evaluate.localise(workdir(), **options, method=FLAGS.method, stage=FLAGS.stage)
+        how = {"method": FLAGS.method, "stage": FLAGS.stage}
+        evaluate.beside("--localise", workdir(), images, **how)
     else:
-        evaluate.evaluate(workdir(), **options)
+        evaluate.evaluate(workdir(), images)
 
 
 def run_predict() -> int:

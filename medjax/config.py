@@ -163,7 +163,7 @@ def get_config(path: str) -> Config:
 SECTIONS = (
     *("seed", "explore", "modality", "task", "data", "split", "augment", "model"),
     *("transfer", "adapt", "loss", "imbalance", "resampling", "optim", "train"),
-    "evaluation",
+    *("ensemble", "evaluation"),
 )
 
 

@@ -170,6 +170,7 @@ def test_a_run_compiles_one_step_and_one_evaluation(home, monkeypatch):
 @pytest.mark.slow
 def test_two_devices_learn_what_one_does(home, finished):
     workdir = home / "two"
+    parts._classifier.cache_clear()  # It is compiled for one device.
     run_here(*train(home, workdir), devices=2)
     one, two = final_state(finished[0])[1], final_state(workdir)[1]
     assert one["data"]["next_index"] == two["data"]["next_index"]
@@ -178,6 +179,13 @@ def test_two_devices_learn_what_one_does(home, finished):
         assert (a["image"] == b["image"]).all()
         # The sums' order differs, and twelve steps of Adam amplify it.
         np.testing.assert_allclose(a["mass"], b["mass"], atol=0.02)
+
+
+def test_a_refused_run_leaves_nothing_behind(home, finished):
+    wrong = ["--config.loss.name=auc_margin", "--config.imbalance=none"]
+    _, errors = run_here(*train(home, home / "refused", *wrong), code=2)
+    assert "loss.rate: auc_margin learns too" in errors
+    assert not (home / "refused").exists()
 
 
 def test_another_config_in_the_same_workdir_is_refused(home, finished):

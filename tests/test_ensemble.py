@@ -115,7 +115,7 @@ def test_masks_are_of_the_mean_probability_too():
     config.patch.size = (8, 8, 8)
     blank = step.State(*[None] * len(step.State._fields))
     states = tuple(
-        blank._replace(averaged={"p": np.float32(p)}) for p in (0.1, 0.3, 0.8)
+        blank._replace(averaged={"p": jnp.float32(p)}) for p in (0.1, 0.3, 0.8)
     )
 
     def predict(variables, image):

@@ -17,6 +17,7 @@ from medjax import config as plain
 from medjax import tasks
 from medjax.cohort import manifest as manifests
 from medjax.commands import evaluate, explore, predict
+from medjax.commands.evaluate import Images
 from medjax.errors import InputError
 from medjax.evaluation import calibration as recalibration
 from medjax.evaluation import heatmaps
@@ -124,7 +125,9 @@ def run(tmp_path_factory):
     ],
 )
 def test_localisation_is_reported_of_every_marked_film(run, method, stage, size):
-    found = evaluate.localise(run, split="test", other=None, method=method, stage=stage)
+    found = evaluate.beside(
+        "--localise", run, Images(split="test"), method=method, stage=stage
+    )
     written = json.loads((run / "localisation.json").read_text())
     assert found == written
     assert (found["method"], found["stage"]) == (method, stage or "stage2")
@@ -150,10 +153,12 @@ def test_localisation_is_reported_of_every_marked_film(run, method, stage, size)
 def test_other_people_s_films_can_be_localised_too(run):
     other = plain.read_config(run)
     other.data.update(patients=8, first_patient=500)
-    found = evaluate.localise(run, split="strangers", other=other, method="grad_cam")
+    found = evaluate.beside(
+        "--localise", run, Images(split="strangers", other=other), method="grad_cam"
+    )
     assert (run / "localisation-strangers.json").exists()
     assert found["all"]["patients"] <= 8
-    report = evaluate.evaluate(run, split="strangers", other=other)
+    report = evaluate.evaluate(run, Images(split="strangers", other=other))
     assert report["external"] and report["localisation"] == found
     page = (run / "report-strangers.html").read_text()
     assert 'id="films"' in page and page.count("data:image/") > 8  # Its own gallery.
@@ -245,7 +250,7 @@ def test_the_page_shows_where_the_heatmaps_lie(run, tmp_path):
     config["evaluation"]["gallery"] = 0
     (run / "config.json").write_text(json.dumps(config))
     (run / "report.json").write_text("{}")  # As if it had been evaluated.
-    found = evaluate.localise(run, split="test", other=None, method="grad_cam")
+    found = evaluate.beside("--localise", run, Images(split="test"), method="grad_cam")
     report = json.loads((run / "report.json").read_text())
     assert report["localisation"] == json.loads(json.dumps(found))
     read = Page((run / "report.html").read_text()).text
@@ -265,8 +270,8 @@ def test_integrated_gradients_have_no_stage(run, monkeypatch):
         return lambda state, image: np.ones((*image.shape[:2], 6, 8, 8))
 
     monkeypatch.setattr(explain, "_compiled", compiled)
-    how = {"split": "validation", "other": None, "method": "integrated_gradients"}
-    found = evaluate.localise(run, **how)
+    how = {"method": "integrated_gradients"}
+    found = evaluate.beside("--localise", run, Images(split="validation"), **how)
     assert (found["method"], found["stage"]) == ("integrated_gradients", None)
     with pytest.raises(InputError, match="--stage=stem.*no stage"):
         explain.explainer(finished(run), method="integrated_gradients", stage="stem")
@@ -309,9 +314,11 @@ def test_a_frozen_network_is_explained_as_any_other(run):
 
 def test_a_split_that_is_not_there_is_named(run):
     with pytest.raises(InputError, match="--split=tset"):
-        evaluate.localise(run, split="tset", other=None)
+        evaluate.beside("--localise", run, Images(split="tset"))
     with pytest.raises(InputError, match="its own name"):
-        evaluate.localise(run, split="test", other=plain.read_config(run))
+        evaluate.beside(
+            "--localise", run, Images(split="test", other=plain.read_config(run))
+        )
 
 
 def test_masks_have_no_heatmaps(monkeypatch):
@@ -321,15 +328,15 @@ def test_masks_have_no_heatmaps(monkeypatch):
     with pytest.raises(InputError, match="--explain"):
         predict.predict("run", images=[], out=None, explain="maps")
     with pytest.raises(InputError, match="--localise: .*the masks themselves"):
-        evaluate.localise("run", split="test", other=None)
+        evaluate.beside("--localise", "run", Images(split="test"))
     with pytest.raises(InputError, match="--corrupt"):
-        evaluate.corrupt("run", split="test")
+        evaluate.beside("--corrupt", "run", Images(split="test"))
     with pytest.raises(InputError, match="--audit-augment"):
         explore.audit_augment("run")
 
 
 def test_the_sides_of_the_split_are_kept_apart(run):
     manifest = manifests.read(run / "splits.csv")
-    found = evaluate.localise(run, split="validation", other=None)
+    found = evaluate.beside("--localise", run, Images(split="validation"))
     patients = manifest["patient"][manifest["split"] == "validation"].nunique()
     assert 0 < found["all"]["patients"] <= patients

@@ -15,6 +15,7 @@ from conftest import Page
 
 from medjax.cohort import describe
 from medjax.cohort import manifest as manifests
+from medjax.evaluation.bootstrap import as_json
 from medjax.reports import explore as exploring
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -167,8 +168,6 @@ def test_only_the_wanted_images_are_shown(written, tmp_path):
     fewer = {id: images[id] for id in ids[1:]}
     fewer = exploring.write(facts, fewer, tmp_path).read_text()
     assert fewer.count("data:image/png") < asked.count("data:image/png")
-    extra = ("sample", "pixels", "duplicates")
-    assert exploring.wanted({k: v for k, v in facts.items() if k not in extra}) == []
 
 
 def test_directions_are_words():
@@ -199,14 +198,14 @@ def test_there_is_no_chart_of_one_bar_and_no_empty_bin(tmp_path):
     facts, _ = make()
     facts["sex"] = {"F": 120}
     facts["age"]["images"] = {"F": np.array([0, 0, 0, 0, 7, 9, 0, 0, 0, 0, 0])}
-    drawn = exploring._charts(exploring.plain(facts))
+    drawn = exploring._charts(as_json(facts))
     assert drawn["images_a_patient"] is None and "sex" not in drawn
     assert [text for _, text in drawn["age"]["x"]] == ["40", "50"]
     page = Page(exploring.write(facts, {}, tmp_path).read_text()).text
     for words in ("Images per patient: 3, of all", "Sex of all images: F."):
         assert words in page
     facts["age"]["images"] = {"F": np.array([0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0])}
-    assert "age" not in exploring._charts(exploring.plain(facts))
+    assert "age" not in exploring._charts(as_json(facts))
     few, many = (
         describe._spread(np.random.default_rng(0).random(n)) for n in (9, 9999)
     )
@@ -221,16 +220,6 @@ def test_a_class_is_called_one(tmp_path):
     facts["findings_an_image"] = {"value": [0, 1, 2], "count": [4, 110, 6]}
     page = Page(exploring.write(facts, images, tmp_path).read_text()).text
     assert "10 images are of no class or of several" in page
-
-
-def test_only_what_describe_says_is_a_page_too(tmp_path):
-    facts, _ = make(known=False)
-    extra = ("sample", "split", "pixels", "weights", "duplicates", "quarantine")
-    facts = {k: v for k, v in facts.items() if k not in (*extra, "confounders")}
-    page = Page(exploring.write(facts, {}, tmp_path).read_text())
-    for word in ("Split", "Class weights", "Duplicates", "Age", "guess", "detail"):
-        assert word not in page.text, word
-    assert "Columns of the table" in page.text
 
 
 # -------------------------------------------------------------------- a browser

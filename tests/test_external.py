@@ -12,7 +12,7 @@ from scipy import stats
 
 from medjax.cohort import manifest as manifests
 from medjax.commands import evaluate
-from medjax.commands.evaluate import Claim
+from medjax.commands.evaluate import Images
 from medjax.errors import InputError
 from medjax.evaluation import external
 from medjax.reports import report
@@ -40,11 +40,11 @@ def opened(request, tmp_path_factory):
     return read
 
 
-def audited(opened, others, folder, claim=evaluate.UNCLAIMED):
+def audited(opened, others, folder, images=evaluate.TEST):
     data, manifest = opened()
     judged = others.table.assign(split="abroad")
     run = SimpleNamespace(folder=folder)
-    return evaluate._overlap(run, data, manifest, others, judged, claim)
+    return evaluate._overlap(run, data, manifest, others, judged, images)
 
 
 def seen(opened):
@@ -80,11 +80,11 @@ def test_a_run_s_own_images_are_refused_in_one_line_and_listed(opened, tmp_path)
 
 def test_pictures_are_told_whoever_they_are_of(opened, tmp_path):
     used, _ = seen(opened)
-    for claim in (evaluate.UNCLAIMED, Claim(other_hospital=True)):
+    for images in (Images(), Images(other_hospital=True)):
         with pytest.raises(
             InputError, match=rf"\(0 patient ids, {len(used)} pict"
         ) as e:
-            audited(opened, renamed(opened()[0]), tmp_path, claim)
+            audited(opened, renamed(opened()[0]), tmp_path, images)
         assert "--other-hospital" not in str(e.value)
         assert f"{used['image'].iloc[0]} (" in str(e.value) or "=" in str(e.value)
 
@@ -99,14 +99,14 @@ def test_equal_ids_are_the_same_people_but_of_another_hospital(opened, tmp_path)
     others = others._replace(table=others.table.assign(patient=ids))
     with pytest.raises(InputError, match=r"1 of \d+ images .*1 patient ids, 0 pict"):
         audited(opened, others, tmp_path)
-    found = audited(opened, others, tmp_path, Claim(other_hospital=True))
+    found = audited(opened, others, tmp_path, Images(other_hospital=True))
     assert found["images"] == found["tested"] == 0 and found["other_hospital"]
 
 
 def test_what_is_allowed_is_counted_and_said(opened, tmp_path, capsys):
     used, _ = seen(opened)
-    claim = Claim(allow_overlap=True)
-    found = audited(opened, opened()[0], tmp_path, claim)
+    images = Images(allow_overlap=True)
+    found = audited(opened, opened()[0], tmp_path, images)
     assert found["images"] == found["pictures"] == len(used)
     assert found["patients"] == used["patient"].nunique()
     assert f"warning: {len(used)} of" in capsys.readouterr().out

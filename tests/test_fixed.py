@@ -16,7 +16,7 @@ from medjax.errors import InputError
 from medjax.evaluation import calibration as recalibration
 from medjax.evaluation import reliability, thresholds
 from medjax.evaluation.predict import Predictions
-from medjax.tasks import films, fixed, parts
+from medjax.tasks import films, fixed, imbalance
 
 TASKS = ("mass", "nodule", "effusion")
 
@@ -176,7 +176,7 @@ def test_prior_brings_the_mean_probability_to_the_prevalence(config, treatment):
     # What such a training makes of the odds, if the model is calibrated to it.
     if treatment == "over_sample":
         config.resampling.target = 0.25
-        plan = parts.plan(config, trains)
+        plan = imbalance.plan(config, trains)
         shown = trains[plan.index].mean(axis=0)
         odds = shown / (1 - shown) * (1 / trains.mean(axis=0) - 1)
         assert odds.max() > 2

@@ -266,7 +266,7 @@ class Fleet:
         fill = lambda x: np.concatenate(
             [x, np.full((most - len(x), *x.shape[1:]), 7, x.dtype)]
         )
-        return [np.stack([fill(part[i]) for part in self.parts]) for i in range(6)]
+        return jax.tree.map(lambda *x: np.stack([*map(fill, x)]), *self.parts)
 
 
 @given(st.integers(1, 5), st.integers(1, 40))

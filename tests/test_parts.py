@@ -18,7 +18,7 @@ from medjax import losses
 from medjax.augment import intensity
 from medjax.errors import InputError
 from medjax.geometry import warp
-from medjax.tasks import films, fixed, parts, refit, start
+from medjax.tasks import check, films, fixed, imbalance, parts, refit, start
 from medjax.training import step
 
 pytestmark = pytest.mark.usefixtures("optimised")
@@ -180,7 +180,7 @@ def test_a_value_that_no_run_can_have_is_refused_by_its_field(config, field, val
     section, name = field.split(".")
     config[section][name] = value
     with pytest.raises(InputError, match=field):
-        parts.check(config, parts.classifier(config, FINDINGS), FINDINGS)
+        check.check(config, parts.classifier(config, FINDINGS), FINDINGS, batch=1)
 
 
 def test_the_official_lists_win_over_sampling(config):
@@ -214,7 +214,7 @@ def test_an_official_column_that_can_t_be_used_is_refused(config, caplog):
 def test_settings_of_a_split_that_exclude_each_other(config, changes, message):
     config.update_from_flattened_dict(changes)
     with pytest.raises(InputError, match=message):
-        films.check_split(config)
+        check.check_split(config)
 
 
 def test_an_official_validation_list_is_used_as_it_is(config):
@@ -322,7 +322,7 @@ def test_an_image_has_one_class(config):
 )
 def test_one_word_weighs_the_classes(config, treatment, w_pos, w_neg):
     config.imbalance = treatment
-    found = parts.loss_arguments(config, FINDINGS, LABEL)
+    found = imbalance.loss_arguments(config, FINDINGS, LABEL)
     np.testing.assert_allclose(found["w_pos"][1], w_pos, rtol=1e-6)
     np.testing.assert_allclose(found["w_neg"][1], w_neg, rtol=1e-6)
 
@@ -332,22 +332,22 @@ def test_one_word_plans_what_the_loader_shows(config):
     label = np.repeat(LABEL, 10, axis=0)[:, 1:]
     for treatment in ("none", "ratio", "smote"):
         config.imbalance = treatment
-        assert parts.plan(config, label) is None
+        assert imbalance.plan(config, label) is None
     shown = {}
-    for treatment in parts.PLANS:
+    for treatment in imbalance.PLANS:
         config.imbalance = treatment
-        shown[treatment] = len(parts.plan(config, label).index)
+        shown[treatment] = len(imbalance.plan(config, label).index)
     assert shown["under_sample"] < shown["both"] <= shown["over_sample"]
     assert shown["over_sample"] > len(label) < shown["repeat_factor"]
     config.imbalance = "oversample"
     with pytest.raises(InputError, match="imbalance='oversample'.*over_sample"):
-        parts.plan(config, label)
+        imbalance.plan(config, label)
 
 
 def test_classes_are_weighed_by_how_many_they_are(config):
     config.loss = {"name": "softmax_cross_entropy", "smoothing": 0.1}
     config.imbalance = "balanced"
-    found = parts.loss_arguments(config, EXCLUSIVE, LABEL)
+    found = imbalance.loss_arguments(config, EXCLUSIVE, LABEL)
     np.testing.assert_allclose(found["w"], [4 / 6, 4 / 3, 4 / 3], rtol=1e-6)
     np.testing.assert_allclose(found["smoothing"], 0.1, rtol=1e-6)
 
@@ -358,7 +358,7 @@ def test_a_loss_gets_its_numbers_as_arrays_and_a_compound_those_of_its_parts(con
         "parts": {"weighted_bce": {"share": 0.5}, "focal": {"gamma": 2.0}},
     }
     config.imbalance = "ratio"
-    found = parts.loss_arguments(config, FINDINGS, LABEL)
+    found = imbalance.loss_arguments(config, FINDINGS, LABEL)
     logits, weight = np.zeros_like(LABEL), np.ones_like(LABEL)
     total, _ = losses.compound(logits, LABEL, weight, **found)
     w = {k: found["parts"]["focal"][k] for k in ("w_pos", "w_neg")}
@@ -376,12 +376,12 @@ def test_what_a_loss_learns_starts_with_the_state(config):
         name: (3,) for name in ("a", "b", "alpha")
     }
     assert "rate" not in state.hyper.loss
-    prevalence = parts.loss_arguments(config, FINDINGS, LABEL)["prevalence"]
+    prevalence = imbalance.loss_arguments(config, FINDINGS, LABEL)["prevalence"]
     np.testing.assert_allclose(prevalence, [0.5, 0.25, 0.25])
 
 
 @pytest.mark.parametrize(
-    ("loss", "imbalance", "task", "said"),
+    ("loss", "scheme", "task", "said"),
     [
         ({"name": "weighted_bce"}, "none", EXCLUSIVE, "use 'softmax_cross_entropy'"),
         (
@@ -395,10 +395,10 @@ def test_what_a_loss_learns_starts_with_the_state(config):
         ({"name": "auc_margin", "margin": 1.0}, "ratio", FINDINGS, "takes no weights"),
     ],
 )
-def test_a_loss_that_does_not_fit_is_refused(config, loss, imbalance, task, said):
-    config.loss, config.imbalance = loss, imbalance
+def test_a_loss_that_does_not_fit_is_refused(config, loss, scheme, task, said):
+    config.loss, config.imbalance = loss, scheme
     with pytest.raises(InputError, match=said):
-        parts.loss_arguments(config, task, LABEL)
+        imbalance.loss_arguments(config, task, LABEL)
 
 
 def test_a_loss_that_learns_is_refused_without_a_rate(config):
@@ -460,7 +460,7 @@ def test_a_fitted_head_weighs_the_classes_as_asked(config):
 def test_repeated_images_count_so_often_in_a_fitted_head(config):
     feature, label = embedded()
     config.imbalance = "over_sample"
-    rows = parts.plan(config, label).index
+    rows = imbalance.plan(config, label).index
     times = np.bincount(rows, minlength=len(label)).astype(float)
     assert times.max() > 1
     layer, _ = refit.fitted(config, FINDINGS, feature[rows], label[rows])
@@ -472,9 +472,9 @@ def test_repeated_images_count_so_often_in_a_fitted_head(config):
 
 
 def test_a_batch_that_devices_cannot_share_is_refused(config):
-    config.train.batch = 6  # conftest.py forces four devices.
+    config.train.batch = 6
     with pytest.raises(InputError, match=r"train\.batch=6.*4 devices"):
-        films.train_batches(config, None)
+        check.check(config, parts.classifier(config, FINDINGS), FINDINGS, batch=4)
 
 
 def test_a_config_survives_its_json(config):
@@ -529,7 +529,7 @@ def test_the_deeper_a_stage_the_less_of_the_rate_it_has(config):
 def test_a_pace_that_makes_no_sense_is_refused(config, mode, name, value):
     config.transfer.update({"mode": mode, name: value})
     with pytest.raises(InputError, match=rf"transfer\.{name}={value}: give"):
-        hyper_of(config)
+        check.check_ranges(config)
 
 
 def test_the_deeper_a_stage_the_later_it_starts(config):

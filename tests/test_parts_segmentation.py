@@ -12,7 +12,7 @@ import pytest
 from configs import base
 from medjax import losses
 from medjax.errors import InputError
-from medjax.tasks import parts, scans, segmentation
+from medjax.tasks import check, imbalance, parts, scans, segmentation
 from medjax.tasks.scans import Data, Output
 from medjax.training import step
 
@@ -51,7 +51,7 @@ def shapes(config, network, output):
 
 
 def loss_arguments(config, label=((0.5, 0.5, 0.5),)):
-    return parts.loss_arguments(config, output(4, 3), np.array(label))
+    return imbalance.loss_arguments(config, output(4, 3), np.array(label))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -155,7 +155,7 @@ def test_class_weights_are_of_the_regions_voxels(config):
     np.testing.assert_allclose(label[:, 0], [0.2, 0.2])
     assert np.isnan(label[0, 1]) and label[1, 1] == 0
     label[:, 1] = 0.5
-    found = parts.loss_arguments(config, volumes.output, label)["parts"]
+    found = imbalance.loss_arguments(config, volumes.output, label)["parts"]
     found = found["weighted_bce"]
     np.testing.assert_allclose(found["w_pos"], [150 / (2 * 30), 1], rtol=1e-5)
     np.testing.assert_allclose(found["w_neg"], [150 / (2 * 120), 1], rtol=1e-5)
@@ -210,17 +210,17 @@ def test_what_depends_on_the_side_is_mirrored_nowhere(config):
     ):
         config.augment.random_affine.flip, config.evaluation.flips = flip, flips
         with pytest.raises(InputError, match=f"{said}: mirrors left and right"):
-            parts.check(config, network, named)
+            check.check(config, network, named, batch=1)
     config.evaluation.flips = (0, 1)
-    parts.check(config, network, named)
+    check.check(config, network, named, batch=1)
 
 
 def test_names_of_sides_are_warned_of(config):
     names = ("hippocampus_L", "left_kidney", "Bright")
-    assert "'left_kidney' names a side" in parts.sides(config, names)
-    assert parts.sides(config, names[::2]) == ""
+    assert "'left_kidney' names a side" in check.sides(config, names)
+    assert check.sides(config, names[::2]) == ""
     config.augment.sided = True
-    assert parts.sides(config, names) == ""
+    assert check.sides(config, names) == ""
 
 
 def test_a_region_is_not_called_as_a_column_of_the_table_is():

@@ -17,7 +17,7 @@ from configs import quickstart, quickstart_mri
 from medjax.data import prepared
 from medjax.errors import InputError
 from medjax.files import held, naming, write_text
-from medjax.tasks import parts
+from medjax.tasks import check
 from medjax.training import folder
 
 OUT_OF_RANGE = [
@@ -45,7 +45,7 @@ def test_a_number_out_of_its_range_is_refused_by_its_field(field, value, words):
     config = quickstart.get_config()
     config.update_from_flattened_dict({field: value})
     with pytest.raises(InputError, match=f"^{field}={value}: give {words}$"):
-        parts._check_ranges(config)
+        check.check_ranges(config)
 
 
 @pytest.mark.parametrize("recipe", [quickstart, quickstart_mri])
@@ -54,10 +54,10 @@ def test_numbers_at_the_end_of_a_range_are_taken(recipe):
     config.optim.update(ema=0.0, warmup=0, weight_decay=0.0)
     config.split.update(test=0.0, validation=0.0)
     config.data.max_quarantined = 1.0
-    parts._check_ranges(config)
+    check.check_ranges(config)
     config.split.update(test=0.6, validation=0.4)
     with pytest.raises(InputError, match="leave nobody to train on"):
-        parts._check_ranges(config)
+        check.check_ranges(config)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from medjax import config as plain
 from medjax.commands import arms as plan
 from medjax.commands import executors, sweep
 from medjax.errors import InputError
-from medjax.tasks import parts
+from medjax.tasks import imbalance
 from medjax.training.population import Outcome
 
 
@@ -151,7 +151,7 @@ def test_the_loss_weighting_has_seven_arms_of_five_seeds(data):
     for arm in arms:
         assert len({each.repeat for each in runs if each.arm == arm}) == 5
     for one in runs:
-        parts.treats(plan.configured(config, one.overrides), ())
+        imbalance.treats(plan.configured(config, one.overrides), ())
 
 
 def test_the_saved_config_of_a_run_is_a_config(tmp_path):

@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 from scans import affine_of, ball, brain, save
 
-from medjax.data import prepared as store
 from medjax.data import scan, volumes
 from medjax.data.scan import make_scan
 from medjax.data.sources import scans
@@ -131,10 +130,14 @@ def test_what_cannot_be_prepared_is_refused(tmp_path):
         prepare([patient_of(0, "P"), patient_of(1, "P")], tmp_path / "a")
     with pytest.raises(InputError, match="holds no prepared scans"):
         volumes.read_prepared(tmp_path)
-    prepare([patient_of(0)], tmp_path / "a")
+    (tmp_path / "other").mkdir()
     with pytest.raises(InputError, match="exists"):
-        prepare([patient_of(0)], tmp_path / "a")
-    assert store.is_prepared(tmp_path / "a")
+        prepare([patient_of(0)], tmp_path / "other")
+    prepare([patient_of(0)], tmp_path / "a")
+    table = (tmp_path / "a/table.csv").read_text()
+    # Another process made it, after this one had looked.
+    prepare([patient_of(1)], tmp_path / "a")
+    assert (tmp_path / "a/table.csv").read_text() == table
 
 
 def test_files_are_prepared_as_read_case_reads_them(tmp_path):

@@ -25,47 +25,51 @@ from medjax.training import devices, journal
 from medjax.training import folder as workdir
 
 
-class Claim(NamedTuple):
-    """What a user says of other data, see manifests.overlap."""
+class Images(NamedTuple):
+    """The images that a run is judged on.
 
-    other_hospital: bool = False  # So equal patient ids are of other people.
-    allow_overlap: bool = False  # Reported under a warning instead of refused.
+    split: 'test', 'validation', 'train', or 'target': the test images of the data that
+      the run was adapted to; None: nothing is reported.
+    other: a config whose data are evaluated as a whole instead; `split` then only
+      names the report.
+    other_hospital: equal patient ids are of other people, see manifests.overlap.
+    allow_overlap: images that the run has seen are reported under a warning.
+    """
+
+    split: str | None = "test"
+    other: Config | None = None
+    other_hospital: bool = False
+    allow_overlap: bool = False
+
+    def check(self, config: Config) -> None:
+        """Refuses a split that isn't there, and its name for other data."""
+        names, split = adapt.splits_of(config), self.split
+        if self.other is None and split not in names:
+            raise InputError(f"--split={split}: use one of {', '.join(names)}")
+        if self.other is not None and (split in names or not split.isidentifier()):
+            raise InputError(
+                f"--split={split}: give the report on other data its own name"
+            )
 
 
-UNCLAIMED = Claim()
+TEST = Images()
 
 
-def evaluate(
-    folder: Path,
-    *,
-    split: str | None = "test",
-    other: Config | None = None,
-    claim: Claim = UNCLAIMED,
-) -> dict:
+def evaluate(folder: Path, images: Images = TEST) -> dict:
     """Reports a run on one of its splits, or on all images of other data.
 
     What is fixed on validation, thresholds or the like, is chosen first where it is
     missing.
 
-    Args:
-      split: 'test', 'validation', 'train', or 'target': the test images of the data
-        that the run was adapted to; None: nothing is reported.
-      other: a config whose data are evaluated as a whole instead; `split` then
-        only names the report.
-
     Returns:
       The results, also written as `report.*` (for another split than test
       `report-<split>.*`) and `predictions/<split>.csv`. Of several processes the first
       alone has and writes them; the others get {}.
-
-    Raises:
-      InputError: no run there, no such split, nobody in it, or other data that the
-        run has seen.
     """
-    config = read_config(folder)
+    config, (split, other, *_) = read_config(folder), images
     task = tasks.of(config)
     if split is not None:
-        _check_split(config, split, other)
+        images.check(config)
     run = task.read(folder)
     data, manifest = _trained(task, run)
     run = task.fix(run, data, manifest)
@@ -82,13 +86,13 @@ def evaluate(
     }
     if other is not None:
         about["split_by"] = "other"
-    data, manifest, overlap = _judged(task, run, data, manifest, split, other, claim)
+    data, manifest, overlap = _judged(task, run, data, manifest, images)
     judged = manifest["id"][manifest["split"] == split]
     if judged.empty:
         raise InputError(f"--split={split}: nobody is in that split of the run")
-    images = data.table[data.table["id"].isin(judged)]
+    rows = data.table[data.table["id"].isin(judged)]
     about["cohort"] |= {"flow": _flow(data)}
-    about["cohort"]["sides"][split] = manifests.side(images, run.output.names)
+    about["cohort"]["sides"][split] = manifests.side(rows, run.output.names)
     results, pictures = task.measure(run, data, manifest, split)
     if not devices.first():
         return {}
@@ -124,43 +128,11 @@ def _flow(data: Any) -> dict:
 
 def _internal(folder: Path, results: dict) -> dict:
     """External results beside the run's own test, if that was reported."""
-    path = folder / "report.json"
-    internal = read_json(path) if path.exists() else {}
+    path, internal = _written(folder, "report", "test")
     if not internal or not external.comparable(internal, results):
         print(f"note: {path} isn't of this model: evaluate it to see both side by side")
         return {}
     return {"internal": external.beside(internal, results)}
-
-
-def localise(
-    folder: Path,
-    *,
-    split: str,
-    other: Config | None = None,
-    claim: Claim = UNCLAIMED,
-    **how: str | None,
-) -> dict:
-    """Reports where a run's heatmaps (by `how`) lie in images whose findings have boxes.
-
-    Also written as `localisation.json` (for another split than test
-    `localisation-<split>.json`), and shown on the split's page, if any.
-    """
-    return _beside(folder, split, other, claim, "--localise", **how)
-
-
-def corrupt(
-    folder: Path,
-    *,
-    split: str,
-    other: Config | None = None,
-    claim: Claim = UNCLAIMED,
-    films: int = 0,
-) -> dict:
-    """Reports a run's predictions of corrupted images, of so many at most (0: all).
-
-    As `localise`; the files are `robustness.json` and `.csv`, see perturb.corrupt.
-    """
-    return _beside(folder, split, other, claim, "--corrupt", most=films)
 
 
 BESIDE = {  # {flag: how its files are called, how they are measured and written}.
@@ -169,23 +141,22 @@ BESIDE = {  # {flag: how its files are called, how they are measured and written
 }
 
 
-def _beside(
-    folder: Path,
-    split: str,
-    other: Config | None,
-    claim: Claim,
-    flag: str,
-    **options: Any,
-) -> dict:
-    """Measures and writes what stands beside the report; renews the split's page."""
+def beside(flag: str, folder: Path, images: Images = TEST, **options: Any) -> dict:
+    """Measures and writes what stands beside the report; renews the split's page.
+
+    --localise: where the heatmaps lie in images whose findings have boxes, as
+    localisation.json; --corrupt: predictions of corrupted images, as robustness.json
+    and .csv (of another split than test `localisation-<split>.json`). The options are
+    those of explain.localise and perturb.corrupt.
+    """
     kind, measure, write = BESIDE[flag]
     config = read_config(folder)
     task = tasks.of(config)
     task.refuse(flag)
-    _check_split(config, split, other)
+    images.check(config)
+    split, other, *_ = images
     run = task.finished(folder)
-    trained = _trained(task, run)
-    data, manifest, _ = _judged(task, run, *trained, split, other, claim)
+    data, manifest, _ = _judged(task, run, *_trained(task, run), images)
     stamp = _stamps(run, adapt.source_of(config, split, other))[kind]
     measured = measure(run, data, films.ids_in(manifest, split), **options)
     result = {"split": split, **stamp, **measured}
@@ -193,7 +164,7 @@ def _beside(
     write(result, path)
     print(f"{kind}: {path}")
     if _file(folder, "report", split).exists():
-        evaluate(folder, split=split, other=other, claim=claim)
+        evaluate(folder, images)
     return result
 
 
@@ -228,18 +199,8 @@ def compare(folder: Path, against: Path, *, split: str = "test") -> Path:
 
 def _seen(folder: Path, split: str) -> int:
     """How many images of a reported external split that run has trained or validated on."""
-    path = _file(folder, "report", split)
-    written = read_json(path) if path.exists() else {}
+    _, written = _written(folder, "report", split)
     return written.get("overlap", {}).get("images", 0)
-
-
-def _check_split(config: Config, split: str, other: Config | None) -> None:
-    """Refuses a split that isn't there, and its name for other data."""
-    names = adapt.splits_of(config)
-    if other is None and split not in names:
-        raise InputError(f"--split={split}: use one of {', '.join(names)}")
-    if other is not None and (split in names or not split.isidentifier()):
-        raise InputError(f"--split={split}: give the report on other data its own name")
 
 
 def _trained(task: Task, run: Finished) -> tuple[Any, pd.DataFrame]:
@@ -254,12 +215,11 @@ def _judged(
     run: Finished,
     data: Any,
     manifest: pd.DataFrame,
-    split: str,
-    other: Config | None,
-    claim: Claim,
+    images: Images,
 ) -> tuple[Any, pd.DataFrame, dict]:
     """The data on which a run with these data is judged, their manifest, and of other
     data what the run has seen of them."""
+    split, other, *_ = images
     if other is None and split != adapt.SPLIT:
         return data, manifest, {}
     target = adapt.target(run.config, data)
@@ -267,7 +227,8 @@ def _judged(
         sides = workdir.sides(run.folder, "target.csv")
         task.audit(run.config, target.data, sides)
         judged = target.data, sides[sides["split"] == "test"].assign(split=split)
-        claim = Claim(True, True)  # adapt.data says so, and the training is done.
+        # adapt.data says so, and the training is done.
+        images = images._replace(other_hospital=True, allow_overlap=True)
     else:
         strangers = task.other(run, tasks.of(other).data(other))
         judged = strangers, strangers.table.assign(split=split)
@@ -276,7 +237,7 @@ def _judged(
                 f"note: {len(target.ids)} of these images were seen without labels: "
                 f"--split={adapt.SPLIT} is about others"
             )
-    return *judged, _overlap(run, data, manifest, *judged, claim)
+    return *judged, _overlap(run, data, manifest, *judged, images)
 
 
 def _overlap(
@@ -285,13 +246,13 @@ def _overlap(
     manifest: pd.DataFrame,
     others: Any,
     judged: pd.DataFrame,
-    claim: Claim,
+    images: Images,
 ) -> dict:
     """What the report says of images that the run has seen; refuses them by default."""
     used = manifest[manifest["split"] != manifests.UNUSED]
     copies = data.copies(used["id"].to_numpy(), others, judged["id"].to_numpy())
     overlap = manifests.overlap(
-        judged, used, copies, other_hospital=claim.other_hospital
+        judged, used, copies, other_hospital=images.other_hospital
     )
     ids = overlap.pop("ids")
     overlap = {"images": len(ids), **overlap, "patients": len(overlap["patients"])}
@@ -302,7 +263,7 @@ def _overlap(
         f"({overlap['patients']} patient ids, {overlap['pictures']} pictures), e.g. "
         + ", ".join(overlap["examples"])
     )
-    if claim.allow_overlap:
+    if images.allow_overlap:
         print(f"warning: {what}: the results are too good")
         return overlap
     split = judged["split"].iloc[0]
@@ -328,8 +289,7 @@ def _earlier(folder: Path, split: str, stamps: dict[str, dict]) -> dict[str, dic
     """{kind: what `corrupt` or `localise` wrote under these stamps}."""
     results = {}
     for kind, stamp in stamps.items():
-        path = _file(folder, kind, split)
-        written = read_json(path) if path.exists() else {}
+        path, written = _written(folder, kind, split)
         if stamp.items() <= written.items():
             results[kind] = written
         elif written:
@@ -339,3 +299,9 @@ def _earlier(folder: Path, split: str, stamps: dict[str, dict]) -> dict[str, dic
 
 def _file(folder: Path, kind: str, split: str) -> Path:
     return folder / f"{kind if split == 'test' else f'{kind}-{split}'}.json"
+
+
+def _written(folder: Path, kind: str, split: str) -> tuple[Path, dict]:
+    """The file of that kind, and what an earlier command wrote into it, if any."""
+    path = _file(folder, kind, split)
+    return path, read_json(path) if path.exists() else {}

@@ -65,14 +65,9 @@ def gallery(
 ) -> Path:
     """Writes the page, and returns its path.
 
-    Args:
-      images: files or folders, of films and of NIfTI volumes.
-      modality: of the images; None shows every policy on the images that it can take.
-      draws: of each policy on each image, with this `seed`.
-
-    Raises:
-      InputError: the modality is unknown or takes none of the images, or an image
-        can't be read.
+    `images` are files or folders, of films and of NIfTI volumes; without their
+    `modality`, every policy is shown on the images that it can take. Of each policy on
+    each image there are so many `draws`.
     """
     if draws < 1:
         raise InputError(f"--draws={draws}: give 1 or more")

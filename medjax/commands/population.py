@@ -56,10 +56,7 @@ def train(configs: list[Config], folders: list[Path]) -> list[Outcome]:
 
 
 def groups(configs: list[Config]) -> list[list[int]]:
-    """The numbers of the arms that can share one program.
-
-    One without steps is alone, and so is an ensemble.
-    """
+    """The numbers of the arms that can share one program."""
     by_program: dict[Any, list[int]] = {}
     for number, config in enumerate(configs):
         program = number if parts.apart(config) else _program(config)

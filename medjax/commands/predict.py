@@ -19,8 +19,7 @@ def predict(
     Args:
       images: files or folders.
       out: the CSV of a classification; the folder of a segmentation's NIfTI files.
-      explain: folder of a classification's heatmaps.
-      how: method and stage of the heatmaps.
+      explain: folder of a classification's heatmaps, of this method and stage (`how`).
 
     Returns:
       One line for each file or patient that could not be read.

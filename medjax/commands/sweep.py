@@ -15,6 +15,7 @@ from medjax.errors import InputError
 from medjax.evaluation import discrimination, seeds
 from medjax.files import read_json
 from medjax.reports import compare as report
+from medjax.reports import page
 from medjax.tasks import compare, parts
 from medjax.training import journal
 
@@ -42,11 +43,7 @@ def sweep(
       baseline: the arm that the others are compared with; '': the first.
       slurm: options of submitit's executor.
 
-    Returns:
-      What sweep.json holds, see `gather`.
-
-    Raises:
-      InputError: a mistake in the overrides or the data, before anything runs.
+    Returns what sweep.json holds, see `gather`.
     """
     if executor not in EXECUTORS:
         raise InputError(f"--executor={executor}: use one of {', '.join(EXECUTORS)}")
@@ -78,9 +75,9 @@ def sweep(
         if not getattr(executors, executor)(folder, left, say, **options):
             print("stopped: the same command goes on from here")
     results = gather(folder, baseline=baseline)
-    page = report.write_sweep(results, folder)
+    path = report.write_sweep(results, folder)
     report.show_sweep(results)
-    print(f"sweep: {page}")
+    print(f"sweep: {path}")
     return results
 
 
@@ -107,7 +104,8 @@ def _outcome(run: Run, folder: Path, how: compare.Kind) -> str:
     if row["state"] == "unfinished":
         return "stopped"
     score = row[how.primary]
-    return f"mean {how.label} {'undefined' if score is None else f'{score:.3f}'}"
+    text = "undefined" if score is None else f"{score:.3f}"
+    return f"mean {page.label(how.primary)} {text}"
 
 
 def gather(folder: Path, *, baseline: str = "") -> dict:
@@ -115,10 +113,9 @@ def gather(folder: Path, *, baseline: str = "") -> dict:
 
     Returns:
       source, model, repeats; primary: the metric that is tested; runs: see `_row`;
-      curves: {arm: see `_curve`}; compared: films, patients, replicates, same_images
-      (whether all seeds were tested on the same) and what seeds.compare returns, with
-      calibration_error and cost of each arm's finished runs; None where no run is
-      finished, or where `incomparable` gives the reason.
+      curves: {arm: see `_curve`}; compared: see `_compare`, with calibration_error and
+      cost of each arm's finished runs; None where no run is finished, or where
+      `incomparable` gives the reason.
     """
     config, runs = arms.read(folder)
     how = tasks.of(config).comparison
@@ -159,7 +156,9 @@ def gather(folder: Path, *, baseline: str = "") -> dict:
             kind: _spread(r[kind] for r in ended)["estimate"]
             for kind in ("seconds", "memory")
         }
-        reports = [_report(folder / "arms" / r["name"]) for r in ended]
+        reports = [
+            read_json(folder / "arms" / r["name"] / "report.json") for r in ended
+        ]
         errors = [(each.get("calibration") or {}).get("mean", {}) for each in reports]
         row["calibration_error"] = {
             side: _spread(
@@ -179,7 +178,11 @@ def _compare(
     repeats: int,
     baseline: int,
 ) -> dict:
-    """Compares finished runs, {(arm, repeat): folder}."""
+    """Compares finished runs, {(arm, repeat): folder}.
+
+    Returns films, patients, replicates, same_images (whether all seeds were tested on
+    the same) and what seeds.compare returns.
+    """
     how, options = tasks.of(config).comparison, parts.bootstrap(config)
     kinds = [how] * len(folders)
     findings, tables = compare.read([*folders.values()], kinds, "test")
@@ -212,14 +215,14 @@ def _row(run: Run, sweep: Path, metric: str) -> dict:
     error, finished = arms.error(run, sweep), arms.is_finished(run, sweep)
     folder = run.folder(sweep)
     lines = journal.read(folder / "metrics.jsonl")
-    score = _report(folder)["mean"][metric]["estimate"] if finished else None
+    mean = read_json(folder / "report.json")["mean"] if finished else {}
     return {
         "name": run.name,
         "arm": run.arm,
         "repeat": run.repeat,
         "state": "failed" if error else "finished" if finished else "unfinished",
         "error": error,
-        metric: score,
+        metric: mean[metric]["estimate"] if finished else None,
         "seconds": lines[-1].get("seconds") if lines else None,
         "memory": max((line.get("memory", 0) for line in lines), default=0) or None,
     }
@@ -236,10 +239,6 @@ def _curve(runs: list[Run], sweep: Path, metric: str) -> dict:
     kinds = {"mean": np.mean, "low": np.min, "high": np.max}
     curve = {k: [float(of(values[s])) for s in steps] for k, of in kinds.items()}
     return {"step": steps, **curve}
-
-
-def _report(folder: Path) -> dict:
-    return read_json(folder / "report.json")
 
 
 def _spread(values) -> dict[str, float | None]:

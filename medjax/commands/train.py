@@ -4,7 +4,7 @@ import contextlib
 from pathlib import Path
 
 from medjax import tasks
-from medjax.commands.evaluate import evaluate
+from medjax.commands.evaluate import Images, evaluate
 from medjax.config import Config
 from medjax.files import held
 from medjax.tasks import adapt, parts
@@ -15,11 +15,7 @@ from medjax.training import devices, loop, step
 def train(config: Config, folder: Path) -> bool:
     """Trains, or resumes training, and reports the test split if there is one.
 
-    Returns:
-      Whether the run is complete: not after SIGTERM, say, with everything saved.
-
-    Raises:
-      InputError: a mistake in the config or the data, or a diverged training.
+    Returns whether the run is complete: not after SIGTERM, say, with everything saved.
     """
     task = tasks.of(config)
     if rows := task.share(config):
@@ -57,8 +53,8 @@ def finish(run: Run) -> None:
     if (run.manifest["split"] == "test").any():
         evaluate(run.folder)
     else:
-        evaluate(run.folder, split=None)
+        evaluate(run.folder, Images(None))
         print("trained: nobody was left to test on; predict reads other patients")
     if run.target is not None:
-        evaluate(run.folder, split=adapt.SPLIT)
+        evaluate(run.folder, Images(adapt.SPLIT))
     devices.wait("for the report")

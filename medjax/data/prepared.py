@@ -131,7 +131,7 @@ def write(
       InputError: the folder exists, nothing can be used, or too many items are left
         out. The list of those is then kept outside of the folder.
     """
-    if folder.exists():
+    if folder.exists() and not is_prepared(folder):
         raise InputError(f"{folder}: exists; remove it to prepare the data again")
     with _partial(folder) as partial, naming(folder):
         if partial is None:

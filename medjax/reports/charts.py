@@ -51,10 +51,8 @@ class Frame(NamedTuple):
 class Row(NamedTuple):
     """One row of a forest plot.
 
-    name: left of it, one line or several.
-    interval: estimate, low and high, not None.
-    series: the class of its colour.
-    dots: further values, such as one of each seed.
+    The name has one line or several, the interval no None; `series` is the class of its
+    colour, and `dots` are further values, such as one of each seed.
     """
 
     name: str
@@ -178,9 +176,7 @@ def forest(
 def training(curve: list[dict], checkpoint: int) -> list[dict]:
     """Charts of the loss and of every validation score over the steps.
 
-    Args:
-      curve: the lines of metrics.jsonl.
-      checkpoint: step of the weights that are used.
+    `curve` has the lines of metrics.jsonl; `checkpoint` is the step whose weights count.
     """
     scores: dict[str, list] = {}
     for row in curve:

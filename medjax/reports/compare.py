@@ -109,10 +109,7 @@ def _significant(gap: dict) -> bool:
 
 
 def write_sweep(results: dict, folder: Path) -> Path:
-    """Writes sweep.html, sweep.json and sweep.csv, and returns the page's path.
-
-    The results are of commands.sweep.gather; `primary` is the metric that is tested.
-    """
+    """Writes sweep.html, sweep.json and sweep.csv of what sweep.gather returns."""
     write_text(folder / "sweep.json", json.dumps(results, indent=1))
     compared, metric = results["compared"], results["primary"]
     baseline = compared["arms"][compared["baseline"]] if compared else {"mean": []}

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from medjax.evaluation.bootstrap import as_json
 from medjax.files import write_text
 from medjax.reports import charts, page
 from medjax.reports.images import as_bytes, fit, middle, png
@@ -19,10 +20,6 @@ MOST = 20  # Images of a patient from which on they are counted together.
 STRIP = 160  # Pixels of a picture in a strip.
 BOXES = ("#ffb000", "#35d0ba", "#ff6b6b", "#7aa6ff", "#d48cff", "#9be15d")
 DETAIL = 512  # Pixels, the longer side of the one image in detail.
-SECTIONS = (
-    *("weights", "quarantine", "split", "pixels", "confounders", "floor"),
-    "duplicates",
-)
 
 
 def write(
@@ -34,15 +31,14 @@ def write(
     """Writes NAME.html and NAME.json to the folder, and returns the page's path.
 
     Args:
-      facts: `cohort.describe.describe`'s, and what tasks/survey.py adds. The page has a
-        section for each of SECTIONS, and one for the sample, that is there.
+      facts: `cohort.describe.describe`'s, and what tasks/survey.py adds.
       images: {id: [H, W, C] or [D, H, W, C] uint8} of the ids that are `wanted`; one
-        that is missing is left out. Shown as `images.middle` returns them.
+        that is missing is left out.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    facts = plain(facts)
-    write_text(folder / f"{name}.json", json.dumps(facts, indent=1, allow_nan=False))
-    facts = dict.fromkeys(SECTIONS) | {"sample": [], "source": ""} | facts
+    text = json.dumps(as_json(facts), indent=1)
+    write_text(folder / f"{name}.json", text)
+    facts = json.loads(text)  # The page shows what is written.
     slices = {id: middle(image) for id, image in images.items()}
     side = 144 if len(slices) <= 60 else 88  # Keeps the page below 3 MB.
     labels = facts["labels"]
@@ -58,8 +54,8 @@ def write(
         detail=_detail(facts["sample"], slices),
         rarest=min(shares, key=lambda t: math.inf if shares[t] is None else shares[t]),
         charts=_charts(facts),
-        links=_links(facts["confounders"] or {}, labels),
-        duplicates=sorted(facts["duplicates"] or [], key=_harmless),
+        links=_links(facts["confounders"], labels),
+        duplicates=sorted(facts["duplicates"], key=_harmless),
     )
 
 
@@ -67,7 +63,7 @@ def write_audit(audit: dict, strips: dict[str, list[np.ndarray]], folder: Path) 
     """Writes augment.html and augment.json: does an augmentation keep the label?
 
     The audit is tasks.perturb's. `strips` are pictures of each op, the image as it is
-    and at each strength, float [.., C] in [0, 1]. Returns the page's path.
+    and at each strength, float [.., C] in [0, 1].
     """
     write_text(folder / "augment.json", json.dumps(audit, indent=1))
     pictures = {
@@ -80,10 +76,10 @@ def write_audit(audit: dict, strips: dict[str, list[np.ndarray]], folder: Path) 
 
 def wanted(facts: dict[str, Any]) -> list[int]:
     """The ids of the images that `write` shows if it is given them."""
-    ids = [image["id"] for image in facts.get("sample", [])]
+    ids = [image["id"] for image in facts["sample"]]
     for name in ("darkest", "brightest", "flattest"):
-        ids += [row[0] for row in (facts.get("pixels") or {}).get(name, [])]
-    pairs = sorted(facts.get("duplicates") or [], key=_harmless)[: MANY["duplicates"]]
+        ids += [row[0] for row in facts["pixels"].get(name, [])]
+    pairs = sorted(facts["duplicates"], key=_harmless)[: MANY["duplicates"]]
     ids += [pair[end] for pair in pairs for end in ("id", "other")]
     return list(dict.fromkeys(ids))
 
@@ -101,10 +97,7 @@ def direction(covariate: str, value: dict) -> str:
 
 
 def _links(confounders: dict, labels: dict) -> dict[str, dict]:
-    """Adds to every AUROC its direction, and whether there are too `few` patients.
-
-    A bootstrap over very few patients gives intervals that are far too narrow.
-    """
+    """Adds to every AUROC its direction, and whether there are too `few` patients."""
     few = {
         task: min(label["patients"], label["patients_without"]) < FEW
         for task, label in labels.items()
@@ -177,7 +170,7 @@ def _charts(facts: dict) -> dict[str, dict]:
             start, series = np.arange(len(counts)) - 0.3, {"": [*counts.values()]}
             drawn[name] = _bars(start, 0.6, series, (name, "images"), ticks)
     pixels = facts["pixels"]
-    if pixels and pixels["images"]:
+    if pixels["images"]:
         before, after = (
             [channel["histogram"] for channel in pixels[side]]
             for side in ("before", "after")
@@ -269,16 +262,3 @@ def _histogram(channels: list, at: np.ndarray, x: str) -> dict:
         lines=lines,
         legend=legend,
     )
-
-
-def plain(value: Any) -> Any:
-    """The same in JSON's own types; NaN and infinities are None."""
-    if isinstance(value, dict):
-        return {str(key): plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
-    if isinstance(value, np.ndarray | np.generic):
-        return plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

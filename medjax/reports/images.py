@@ -143,8 +143,7 @@ def picture(
       boxes: [n, 2, 2], the lower and the upper corner (y, x) in pixels of the image,
         which are framed on both halves; none for a volume.
 
-    Returns:
-      A data URI, and the picture's width and height in pixels.
+    Returns a data URI, and the picture's width and height in pixels.
     """
     flat = middle(image)
     heatmap = heatmap[len(heatmap) // 2] if heatmap.ndim == 3 else heatmap
@@ -181,8 +180,7 @@ def overlay(
     Args:
       pixels: [H, W] or [H, W, 3] in [0, 1].
       heatmap: [h, w] >= 0, of the whole film.
-      task: the finding that the heatmap explains.
-      probability, threshold: of the task; the threshold is NaN if it has none.
+      task: the finding, with its `probability` and `threshold`, NaN if it has none.
       spacing: (x, y), mm a pixel, which gives the film its shape; NaN is square.
     """
     stretch = 1.0 if math.isnan(sum(spacing)) else spacing[1] / spacing[0]

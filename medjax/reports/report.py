@@ -33,12 +33,8 @@ def write(
 
     Args:
       results: of `evaluation.results.summarise` or `evaluation.segmentation.summarise`,
-        with split, source, model, split_by, steps and checkpoint. The page has a
-        section for each of these keys that is there: cohort (cohort/describe.py),
-        subgroups; of a classifier also bands, explorer, calibration, robustness,
-        localisation. Of masks also tolerance, in mm; posts, {region: the rule from
-        probabilities to masks}; shown, the name of the sequence in the pictures.
-        external: whether the images are of other data than the training's.
+        with what commands.evaluate and Task.measure add. The page has a section for
+        each part of them that is there.
       curve: the lines of metrics.jsonl.
       config: of the run, as JSON; environment: its environment.json.
       pictures: the films of classification.sections or the cases of
@@ -80,10 +76,9 @@ def _kind(results: dict):
 def card(results: dict) -> dict:
     """What card.html needs beside the results.
 
-    Returns:
-      main: the metric that matters most; ranked: [(task or region, its value)] from the
-      lowest; weak: {start of a sentence: [names]} about numbers that say little; worst:
-      the corruption with the largest drop of the AUROC and that drop, or None.
+    main: the metric that matters most; ranked: [(task or region, its value)] from the
+    lowest; weak: {start of a sentence: [names]} about numbers that say little; worst:
+    the corruption with the largest drop of the AUROC and that drop, or None.
     """
     main = "dice" if "regions" in results else "auroc"
     metrics = results.get("regions") or {

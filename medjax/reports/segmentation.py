@@ -37,11 +37,7 @@ class Case(NamedTuple):
 
 
 def sections(results: dict, cases: Iterable[Case] | None) -> dict:
-    """What segmentation.html needs beside the results, see report.write.
-
-    The cases are those to be pictured, such as the first of `worst_first`. They are
-    taken one by one.
-    """
+    """What segmentation.html needs beside the results; the cases are pictured."""
     order = worst_first(results)
     pictures = {case.name: planes(case, results) for case in cases or ()}
     colours = (images.TRUE, images.PREDICTED, images.BOTH)

@@ -24,9 +24,19 @@ from medjax.evaluation import (
     thresholds,
 )
 from medjax.files import read_json, write_table, write_text
-from medjax.tasks import adapt, compare, explain, films, fixed, parts, refit, survey
+from medjax.tasks import (
+    adapt,
+    compare,
+    explain,
+    films,
+    fixed,
+    imbalance,
+    parts,
+    refit,
+    survey,
+)
+from medjax.tasks.check import check as check_any
 from medjax.tasks.task import Finished, Run, Task
-from medjax.tasks.task import check as check_any
 from medjax.training import devices
 from medjax.training import folder as workdir
 
@@ -36,6 +46,7 @@ NAMED = 10  # Files that a line names.
 
 
 def check(config: Config, shards: int) -> None:
+    """Refuses mistakes that can be seen before the images are read."""
     exclusive = films.is_exclusive(config)
     fixed.check(config, exclusive=exclusive)
     adapt.method(config)
@@ -49,12 +60,14 @@ def check(config: Config, shards: int) -> None:
 
 
 def data(config: Config) -> films.Data:
+    """The prepared images; refuses a prevalence for another number of tasks."""
     prepared = films.data(config)
     fixed.prevalence(config, len(prepared.output.names))  # Refuses a wrong number.
     return prepared
 
 
 def batches(config: Config, data: films.Data, ids, target, *, on_host: bool = False):
+    """The endless training data, with the target's images where the loss adapts."""
     seen = target.images() if config.adapt.name in adapt.BY_LOSS else None
     return films.train_batches(config, data.films(ids), seen, on_host=on_host)
 
@@ -75,10 +88,11 @@ def predictions(config: Config, network, state, images) -> predict.Predictions:
 
 
 def refit_(run: Run) -> None:
+    """Fits the classifier, or re-estimates batch statistics, as the config asks."""
     config = run.config
     if not run.has_steps:
         refit.classifier(run, run.state)
-    elif parts.treats(config, parts.SYNTHETIC):
+    elif imbalance.treats(config, imbalance.SYNTHETIC):
         where = run.folder / "checkpoints"
         number, state = parts.restore(config, where, run.network, run.data.output)
         refit.classifier(run, state, number)
@@ -103,6 +117,7 @@ def fix(run: Finished, data: films.Data, manifest: pd.DataFrame) -> Finished:
 
 
 def read_fixed(run: Finished) -> Finished:
+    """The run with its thresholds and calibration, which must be up to date."""
     chosen = fixed.read(run.folder)
     if chosen is None:
         raise fixed.unfinished(run.folder)
@@ -138,6 +153,7 @@ def write_predictions(
 
 
 def other(run: Finished, data: films.Data) -> films.Data:
+    """Other data under the run's names; refuses data that it can't be judged on."""
     names, table = list(run.output.names), data.table
     present = [name for name in names if name in store.tasks_of(table)]
     missing = sorted({*names} - {*present})

@@ -26,7 +26,6 @@ class Kind(NamedTuple):
     """How the runs of one kind of task are compared."""
 
     primary: str  # The metric whose differences are tested.
-    label: str  # What it is called.
     names: Callable  # task.json -> the T findings or regions.
     # (folder, split, names) -> a table with `image`, `patient`, and a column
     # NAME_truth beside others of each finding or region.
@@ -116,9 +115,8 @@ def side_by_side(
 ) -> Grid:
     """The tables of a sweep's finished runs, {(arm, seed): table}, as one Grid [A, S].
 
-    Raises:
-      InputError: arms of one seed were tested on other images, or an image has another
-        patient or truth for another seed.
+    Refuses arms of one seed that were tested on other images, and an image that has
+    another patient or truth for another seed.
     """
     first: dict[int, tuple[int, int]] = {}
     for at, table in tables.items():
@@ -274,7 +272,6 @@ def _pair_masks(first, second, names, *, key, replicates) -> dict:
 
 FINDINGS = Kind(
     primary="auroc",
-    label="AUROC",
     names=lambda task: tuple(task["names"]),
     read=_read_findings,
     truth="label",
@@ -284,7 +281,6 @@ FINDINGS = Kind(
 )
 MASKS = Kind(
     primary=OF_MASKS[0],
-    label="Dice",
     names=lambda task: tuple(task["regions"]),
     read=_read_masks,
     truth="volume",

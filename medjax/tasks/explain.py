@@ -36,12 +36,8 @@ def explainer(
 ) -> functools.partial:
     """image [D, B, ...] -> heatmaps [D, B, T, h, w] >= 0 of the averaged model.
 
-    Of an ensemble, the mean of its members'.
-
-    `stage` is the one of run.network.stages whose output is weighted; None: the last.
-
-    Raises:
-      InputError: no such method or stage, or a stage for a method that has none.
+    Of an ensemble, the mean of its members'. `stage` is the one of run.network.stages
+    whose output is weighted; None: the last.
     """
     stages = run.network.stages
     if method == WHOLE and stage is not None:
@@ -75,13 +71,9 @@ def _compiled(**parts: Any) -> Callable:
 def draw(run: Finished, explain: Callable, predicted: pd.DataFrame, out: Path) -> int:
     """Writes a picture for each finding that a run sees in an image, and index.csv.
 
-    A finding is seen if its probability reaches its threshold. For an image without
-    any, and for classes, the likeliest is drawn. Returns the number of pictures.
-
-    Args:
-      explain: `explainer`'s.
-      predicted: `image` and a probability a task.
-      out: folder of the pictures.
+    A finding is seen if its probability (`predicted`, beside the `image`) reaches its
+    threshold. For an image without any, and for classes, the likeliest is drawn.
+    `explain` is `explainer`'s. Returns the number of pictures.
     """
     tasks, points = run.output.names, run.thresholds
     paths, options = list(predicted["image"]), films.shape(run.config)
@@ -127,7 +119,7 @@ def gallery(
 
     Returns:
       {task: {kind: [{image, probability, certain, boxes: whether it has some, empty:
-      whether its heatmap is 0, picture: a data URI, width, height}]}}; {} where nothing is to be shown.
+      whether its heatmap is 0, picture: a data URI, width, height}]}}.
     """
     chosen = results.choose(predicted, run.thresholds, each=each)
     if not chosen:
@@ -168,12 +160,8 @@ def localise(
 ) -> dict:
     """Measures whether heatmaps lie in the boxes, and whether they depend on the model.
 
-    Args:
-      ids: [N] of the images that may be used.
-      how: see `explainer`.
-
-    Returns:
-      What localisation.json holds: heatmaps.localise's, and about the heatmaps.
+    The images `ids` [N] may be used; `how`: see `explainer`. Returns what
+    localisation.json holds: heatmaps.localise's, and about the heatmaps.
     """
     explain = explainer(run, **how)
     boxes = read_boxes(data, ids)

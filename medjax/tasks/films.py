@@ -98,11 +98,7 @@ def is_exclusive(config: Config) -> bool:
 
 
 def data(config: Config) -> Data:
-    """The records of `config.data`; they are made where they are missing.
-
-    Raises:
-      InputError: an unknown source, refused files, or changed tables.
-    """
+    """The records of `config.data`; they are made where they are missing."""
     options = record_options(config)
     kind = options.pop("source")
     if kind not in sources.IMAGES:
@@ -191,9 +187,6 @@ def split(config: Config, data: Any) -> pd.DataFrame:
     those who would train do; a larger number keeps the same patients and adds others,
     so learning curves are of nested sets. With `split.seed`, runs of several seeds are
     tested on the same patients.
-
-    Raises:
-      InputError: there aren't so many patients, or an official column has no test.
     """
     c, table = config.split, data.table
     official = set(table.get("official", ())) - {""}
@@ -239,14 +232,10 @@ def audit(
     by: str = "",
     needed: tuple[str, ...] = manifests.SPLITS,
 ) -> None:
-    """Refuses a manifest that leaks or belongs to other data.
+    """Refuses a manifest that leaks or belongs to other data, see manifests.audit.
 
-    A split by image leaks on purpose: pairs of one image are only warned of then.
-
-    Args:
-      data: Data, or scans.Data.
-      by: 'patient' or 'image'; '': as `config.split` says.
-      needed: the splits that must not be empty.
+    A split `by` image (without it: as `config.split` says) leaks on purpose: pairs of
+    one image are only warned of then. The splits that are `needed` must not be empty.
     """
     c = config.split
     by = by or c.by
@@ -290,7 +279,6 @@ def train_batches(
       options: of the loader.
     """
     shards = 1 if on_host else jax.device_count()
-    check_batch(config, shards * each)
     return loader.TrainBatches(
         images,
         seed=config.seed,
@@ -301,38 +289,6 @@ def train_batches(
         on_host=on_host,
         **options,
     )
-
-
-def check_batch(config: Config, shards: int) -> None:
-    """Refuses a batch that can't be shared by devices times patches of a volume."""
-    batch = config.train.batch
-    if batch < 1 or batch % shards:
-        raise InputError(
-            f"train.batch={batch} can't be shared by {shards} devices"
-            if "patch" not in config
-            else f"train.batch={batch}: give a multiple of {shards}, the patches of a "
-            f"volume (patch.each={config.patch.each}) times the devices"
-        )
-
-
-def check_split(config: Config) -> None:
-    """Refuses settings of a split that another one would leave unused."""
-    c, data = config.split, config.data
-    way = data.get("split", "patients")
-    ways = {
-        "data.split": way * (way != "patients"),
-        "data.official": data.get("official", ""),
-        "split.folds": c.folds,
-        "split.cut": c.get("cut", 0),
-        "split.by": c.by * (c.by != "patient"),
-    }
-    chosen = [f"{name}={value!r}" for name, value in ways.items() if value]
-    if len(chosen) > 1:
-        raise InputError(f"{' and '.join(chosen)} are two ways to split: choose one")
-    if c.fold and not c.folds and way != "leave_one_out":
-        raise InputError(f"split.fold={c.fold}: is of no use without split.folds")
-    if c.patients and way != "patients":
-        raise InputError(f"split.patients={c.patients}: is of no use with {chosen[0]}")
 
 
 def ids_in(manifest: pd.DataFrame, split: str) -> np.ndarray:

@@ -19,10 +19,11 @@ from medjax.config import Config
 from medjax.errors import InputError
 from medjax.evaluation import calibration as recalibration
 from medjax.evaluation import segmentation, thresholds
+from medjax.evaluation.bootstrap import as_json
 from medjax.evaluation.predict import Predictions
 from medjax.evaluation.segmentation import Post
 from medjax.files import read_json, write_text
-from medjax.tasks import parts
+from medjax.tasks import imbalance
 from medjax.tasks.films import Data, Output, ids_in
 from medjax.training import devices
 
@@ -82,11 +83,7 @@ def operating(config: Config) -> dict[str, Any]:
 
 
 def prevalence(config: Config, tasks: int) -> np.ndarray | None:
-    """[T], where the predictive values are asked for; None: as in the data alone.
-
-    Raises:
-      InputError: not one number, or one a task, between 0 and 1.
-    """
+    """[T], where the predictive values are asked for; None: as in the data alone."""
     given = config.evaluation.prevalence
     values = np.atleast_1d(np.asarray(given, float))
     if not values.size:
@@ -134,14 +131,9 @@ def settle(
 
     Returns:
       The choices; and `validation`'s predictions, if they were made now.
-
-    Raises:
-      InputError: these are predictions of another split.
     """
     fixed = read(folder)
     reason = fixed and stale(config, fixed, number)
-    if fixed and not fixed.points:
-        reason = "thresholds.json has no operating points"
     if fixed and not reason:
         return fixed, None
     if reason:
@@ -227,13 +219,12 @@ def _prior(
 ) -> tuple[recalibration.Fit, str, int, dict[str, str]]:
     """Undoes the change of the prevalence in training by `config.imbalance`.
 
-    `label` is of the training images, [N, T], NaN where unknown. Returns Calibration's
-    fields but the method.
+    `label` [N, T] is of the training images. Returns Calibration's other fields.
     """
     positives, negatives = balance.frequencies(label)
-    plan = parts.plan(config, label)
+    plan = imbalance.plan(config, label)
     shown = balance.frequencies(label if plan is None else label[plan.index])
-    weights = parts.loss_arguments(config, output, label)
+    weights = imbalance.loss_arguments(config, output, label)
     if output.exclusive:
         negatives = positives.sum() - positives
         shown = shown[0] * weights["w"]
@@ -241,7 +232,9 @@ def _prior(
     else:
         up, down = shown[0] * weights["w_pos"], shown[1] * weights["w_neg"]
         trained = recalibration.ratio(up, up + down)
-    if parts.treats(config, parts.SYNTHETIC):  # All classes have as many points.
+    if imbalance.treats(
+        config, imbalance.SYNTHETIC
+    ):  # All classes have as many points.
         trained = np.full(
             len(positives), 1 / len(positives) if output.exclusive else 0.5
         )
@@ -282,19 +275,9 @@ def write(folder: Path, fixed: Fixed) -> None:
     }
     write_text(folder / "calibration.json", json.dumps(calibration, indent=2))
 
-    def finite(values: dict[str, float]) -> dict[str, float | None]:
-        return {k: None if math.isnan(v) else v for k, v in values.items()}
-
-    chosen = {
-        "checkpoint": fixed.checkpoint,
-        "rule": fixed.rule,
-        "value": fixed.value,
-        "calibration": fixed.calibration.method,
-        "positives": fixed.positives,
-        "tasks": finite(fixed.thresholds),
-        "points": {name: finite(each) for name, each in (fixed.points or {}).items()},
-    }
-    write_text(folder / "thresholds.json", json.dumps(chosen, indent=2))
+    chosen = fixed._asdict() | {"calibration": fixed.calibration.method}
+    chosen["tasks"] = chosen.pop("thresholds")
+    write_text(folder / "thresholds.json", json.dumps(as_json(chosen), indent=2))
 
 
 def read(folder: Path) -> Fixed | None:
@@ -311,13 +294,12 @@ def read(folder: Path) -> Fixed | None:
     def numbers(values: dict[str, float | None]) -> dict[str, float]:
         return {k: math.nan if v is None else v for k, v in values.items()}
 
-    chosen = numbers(values.pop("tasks"))
-    points = {k: numbers(v) for k, v in values.pop("points", {}).items()} or None
+    chosen = values["thresholds"] = numbers(values.pop("tasks"))
+    values["points"] = {k: numbers(v) for k, v in (values["points"] or {}).items()}
     calibration = NONE
     if values["calibration"] != NONE.method:
         calibration = _read_calibration(folder, values, list(chosen))
-    values |= {"thresholds": chosen, "points": points, "calibration": calibration}
-    return Fixed(**values)
+    return Fixed(**values | {"calibration": calibration})
 
 
 def _read_calibration(folder: Path, thresholds: dict, tasks: list) -> Calibration:
@@ -333,12 +315,7 @@ def _read_calibration(folder: Path, thresholds: dict, tasks: list) -> Calibratio
     fit = None
     if values["kind"] is not None:
         kind = getattr(recalibration, values["kind"])
-        # An isotonic fit of an older run has knots alone.
-        numbers = [
-            [values["tasks"][t].get(name, float(name == "slope")) for t in tasks]
-            for name in kind._fields
-        ]
-        fit = kind(*numbers)
+        fit = kind(*([values["tasks"][t][k] for t in tasks] for k in kind._fields))
     return Calibration(fit=fit, **{name: values[name] for name in NONE.facts()})
 
 
@@ -348,13 +325,10 @@ def settle_posts(
     regions: Sequence[str],
     cases: Callable[[], Iterable[tuple[np.ndarray, np.ndarray, Sequence[float]]]],
 ) -> list[Post]:
-    """A run's post-processing, a Post a region; chosen where there is none yet.
+    """A run's post-processing, a Post a region; chosen where there is none.
 
-    Args:
-      number: of the checkpoint that is judged.
-      regions: K names.
-      cases: () -> the validation volumes, see segmentation.choose; without any the
-        default stays.
+    `number` is of the checkpoint that is judged; `cases`: () -> the validation volumes,
+    see segmentation.choose; without any the default stays.
     """
     path = folder / POSTS
     if path.exists() and read_json(path)["checkpoint"] == number:

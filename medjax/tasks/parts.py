@@ -4,9 +4,7 @@
 """
 
 import functools
-import inspect
 import json
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,50 +17,16 @@ from chex import Array, ArrayTree
 
 from medjax import losses
 from medjax.augment import intensity, patches, policy, safety
-from medjax.cohort import balance
 from medjax.config import Config, affecting, named
 from medjax.data import normalisation
 from medjax.errors import InputError
 from medjax.geometry import warp
 from medjax.models import architectures
 from medjax.models.classifier import Classifier
-from medjax.tasks import adapt
+from medjax.tasks import adapt, imbalance
 from medjax.training import optim, step
 from medjax.training.checkpoint import Checkpoints
 
-# Values of `imbalance`: how the loss weights the classes, how often the loader shows
-# an image, or how the classifier is refitted.
-WEIGHTS = {"none": "uniform", **{s: s for s in ("ratio", "balanced", "effective")}}
-PLANS = ("over_sample", "under_sample", "both", "repeat_factor")
-SYNTHETIC = ("smote", "adasyn")
-INF = float("inf")
-RANGES = {  # What a field's number has to be.
-    "1 or more": (
-        lambda value: 1 <= value < INF,
-        *("train.steps", "train.log_every", "train.evaluate_every", "train.keep"),
-        *("evaluation.batch", "evaluation.replicates", "data.side", "patch.each"),
-        *("transfer.every", "resampling.most", "resampling.neighbours"),
-    ),
-    "0 or more": (
-        lambda value: 0 <= value < INF,
-        *("train.threads", "optim.weight_decay", "optim.warmup", "data.margin"),
-        *("split.folds", "split.fold", "split.patients", "split.cut"),
-        *("evaluation.gallery", "evaluation.tolerance"),
-    ),
-    "more than 0": (
-        lambda value: 0 < value < INF,
-        *("optim.learning_rate", "optim.clip"),
-    ),
-    "0 to 1": (
-        lambda value: 0 <= value <= 1,
-        *("data.max_quarantined", "patch.foreground", "transfer.decay"),
-    ),
-    "0 to less than 1": (
-        lambda value: 0 <= value < 1,
-        *("optim.ema", "split.test", "split.validation"),
-    ),
-    "0 to less than 0.5": (lambda value: 0 <= value < 0.5, "split.minority"),
-}
 # An op's numbers that set a shape, or are checked when the op is traced.
 STATIC = {
     "blur": ("max_sigma",),
@@ -71,9 +35,6 @@ STATIC = {
     "elastic": ("strength", "distance"),
     "low_resolution": ("strength",),
 }
-
-
-SIDE = re.compile(r"(?<![a-z])(left|right)(?![a-z])", re.IGNORECASE)
 
 
 class Network(NamedTuple):
@@ -300,7 +261,7 @@ def initial_state(
         weight_decay=config.optim.weight_decay,
         ema=config.optim.ema,
         dual_rate=config.loss.get("rate", 0.0),
-        loss=loss_arguments(config, output, label),
+        loss=imbalance.loss_arguments(config, output, label),
         adapt=config.adapt.get("weight", 1.0) if adapt.loss(config) else None,
         augment={"strengths": strengths(config)},
         **pace(config, network.stages),
@@ -332,12 +293,8 @@ def pace(config: Config, stages: tuple[str, ...]) -> dict[str, dict[str, float]]
     c = config.transfer
     below = dict(zip(stages, range(len(stages), 0, -1), strict=True))
     if c.mode == "layerwise":
-        if not 0 < c.decay <= 1:
-            raise InputError(f"transfer.decay={c.decay}: give a share, 0.75 say")
         return {"share": {stage: c.decay**depth for stage, depth in below.items()}}
     if c.mode == "gradual":
-        if c.every < 1:
-            raise InputError(f"transfer.every={c.every}: give a number of updates")
         if len(stages) * c.every >= config.train.steps:
             raise InputError(
                 f"transfer.every={c.every}: the stem would start at step "
@@ -345,98 +302,6 @@ def pace(config: Config, stages: tuple[str, ...]) -> dict[str, dict[str, float]]
             )
         return {"start": {stage: c.every * depth for stage, depth in below.items()}}
     return {}
-
-
-def loss_arguments(config: Config, output: Any, label: np.ndarray) -> dict:
-    """The keyword arguments of the loss: the config's numbers and the class weights.
-
-    Args:
-      label: [N, T] of the training images, before any resampling; NaN where unknown.
-        Of volumes, the share of the voxels in each region.
-
-    Raises:
-      InputError: the loss takes no such number or no weights, or isn't for this task.
-    """
-    options = config.loss.to_dict()
-    name = options.pop("name")
-    if name == "auc_margin":  # The only loss that learns; see initial_state.
-        options.pop("rate", None)
-    arguments = _arguments(config, output, label, name, options)
-    parts = [arguments, *arguments.get("parts", {}).values()]
-    weighted = any(part.keys() & {"w", "w_pos"} for part in parts)
-    if treats(config, WEIGHTS) and config.imbalance != "none" and not weighted:
-        raise InputError(
-            f"imbalance={config.imbalance!r} weights classes, and loss.name={name!r} "
-            "takes no weights: set imbalance='none' or another loss"
-        )
-    return arguments
-
-
-def _arguments(
-    config: Config, output: Any, label: np.ndarray, name: str, options: dict
-) -> dict:
-    """The arguments of a loss, or of a part of a compound one."""
-    takes = inspect.signature(named(losses, name, "loss.name")).parameters
-    if "logits" not in takes:
-        raise InputError(f"loss.name={name!r}: medjax.losses has no such loss")
-    for option in options:
-        if option not in takes:
-            raise InputError(f"loss.{option}: {name} has no such number: leave it out")
-    if "parts" in takes:
-        parts = {}
-        for part, numbers in options.get("parts", {}).items():
-            output.check_loss(part)
-            if part == "auc_margin":
-                raise InputError("loss.parts: auc_margin can only stand alone")
-            share = {"share": numbers.pop("share", 1.0)}
-            parts[part] = share | _arguments(config, output, label, part, numbers)
-        return {"parts": parts}
-    output.check_loss(name)
-    weighted = takes.keys() & {"w", "w_pos"}
-    arguments = class_weights(config, output, label) if weighted else {}
-    if "prevalence" in takes:
-        positives, negatives = balance.frequencies(label)
-        arguments["prevalence"] = positives / np.maximum(positives + negatives, 1)
-    return arguments | options
-
-
-def class_weights(
-    config: Config, output: Any, label: np.ndarray, imbalance: str | None = None
-) -> dict[str, np.ndarray]:
-    """w_pos and w_neg [T] of findings or regions, or w [T] of classes.
-
-    Args:
-      label: [N, T] of the training images, NaN where unknown.
-      imbalance: by this value instead of `config.imbalance`.
-    """
-    scheme = WEIGHTS.get(imbalance or config.imbalance, "uniform")
-    options = {"scheme": scheme, "drop": config.resampling.drop}
-    if output.exclusive:
-        w = balance.multiclass_weights(label, classes=output.names, **options)
-        return {"w": w}
-    return balance.class_weights(label, tasks=output.names, **options)._asdict()
-
-
-def treats(config: Config, kind: Any) -> bool:
-    """Whether `config.imbalance` is in `kind`: WEIGHTS, PLANS or SYNTHETIC."""
-    names = (*WEIGHTS, *PLANS, *SYNTHETIC)
-    if config.imbalance not in names:
-        options = ", ".join(map(repr, names))
-        raise InputError(f"imbalance={config.imbalance!r} is unknown: use {options}")
-    return config.imbalance in kind
-
-
-def plan(config: Config, label: np.ndarray) -> balance.Epoch | None:
-    """How often each training image is shown; None where each is once an epoch."""
-    if not treats(config, PLANS):
-        return None
-    c = config.resampling
-    options = {"seed": config.seed, "target": c.target}
-    if config.imbalance != "repeat_factor":
-        options["any_positive"] = c.any_positive
-    if config.imbalance in ("over_sample", "both"):
-        options["most"] = c.most
-    return getattr(balance, config.imbalance)(label, **options)
 
 
 def checkpoints(config: Config, folder: Path) -> Checkpoints:
@@ -450,7 +315,7 @@ def restore(
     """The checkpoint that `config.evaluation.checkpoint` names: its step and state."""
 
     def begin(key: Array) -> step.State:
-        label, variables = _any_label(output), network.init(key)
+        label, variables = imbalance.any_label(output), network.init(key)
         state = initial_state(config, network, output, label, variables=variables)
         return ensemble([state] * config.ensemble)
 
@@ -461,99 +326,9 @@ def restore(
     return restored.step, restored.state
 
 
-def _any_label(output: Any) -> np.ndarray:
-    """[N, T] labels with both classes, where only shapes and names matter."""
-    return np.eye(max(2, len(output.names)))[:, : len(output.names)]
-
-
 def blank(shapes: ArrayTree) -> ArrayTree:
     """Zeros of these shapes, on the host."""
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-
-
-def check(config: Config, network: Network, output: Any) -> None:
-    """Refuses unknown names and numbers that don't go together, by making the parts."""
-    kept = config.evaluation.checkpoint
-    if kept not in ("best", "last"):
-        raise InputError(f"evaluation.checkpoint={kept!r}: use 'best' or 'last'")
-    _check_ranges(config)
-    _check_ensemble(config)
-    _check_sides(config)
-    caveats(config)
-    pace(config, network.stages)
-    step_parts(config, network)
-    loss_arguments(config, output, _any_label(output))
-
-
-def _check_ensemble(config: Config) -> None:
-    """Refuses an ensemble of what begins or ends the same in all members."""
-    if config.ensemble < 1:
-        raise InputError(f"ensemble={config.ensemble}: give 1 or more")
-    alone = {
-        "transfer.mode": config.transfer.mode if not has_steps(config) else "",
-        "imbalance": config.imbalance if treats(config, SYNTHETIC) else "",
-        "adapt.name": config.adapt.name.replace("none", ""),
-    }
-    for field, value in alone.items():
-        if value and config.ensemble > 1:
-            raise InputError(
-                f"{field}={value!r} with ensemble={config.ensemble}: it changes one "
-                "network: set ensemble=1"
-            )
-
-
-def _check_ranges(config: Config) -> None:
-    """Refuses numbers out of RANGES, and an op's negative ones and shares above 1."""
-    for words, (holds, *fields) in RANGES.items():
-        for field in fields:
-            section, name = field.split(".")
-            value = config.get(section, {}).get(name)
-            if value is not None and not holds(value):
-                raise InputError(f"{field}={value}: give {words}")
-    test, validation = config.split.test, config.split.validation
-    if test + validation >= 1:
-        raise InputError(
-            f"split.test={test} and split.validation={validation}: leave nobody to "
-            "train on: give less"
-        )
-    for op in config.augment.ops:
-        for name, value in config.augment.get(op, {}).items():
-            words = "0 to 1" if name in ("flip", "probability") else "0 or more"
-            if isinstance(value, float) and not RANGES[words][0](value):
-                raise InputError(f"augment.{op}.{name}={value}: give {words}")
-
-
-def _check_sides(config: Config) -> None:
-    """Refuses mirror images where a label depends on left and right."""
-    if not config.augment.sided:
-        return
-    c = config.evaluation
-    mirrored = [
-        f"augment.{name}"
-        for name in config.augment.ops
-        if safety.mirrors(name, config.augment.get(name, {}))
-    ]
-    mirrored *= not config.augment.allow_unsafe
-    if c.get("flip", False) or 2 in c.get("flips", ()):
-        mirrored.append(
-            "evaluation.flip" if "flip" in c else f"evaluation.flips={c.flips}"
-        )
-    if mirrored:
-        raise InputError(
-            f"{mirrored[0]}: mirrors left and right, and by augment.sided=True a label "
-            "depends on them: switch it off"
-        )
-
-
-def sides(config: Config, names: Sequence[str]) -> str:
-    """A warning of findings or regions named after a side; '' for none."""
-    named_so = [name for name in names if SIDE.search(name)]
-    if config.augment.sided or not named_so:
-        return ""
-    return (
-        f"{named_so[0]!r} names a side: set augment.sided=True, and left and right are "
-        "mixed up neither by augmentation nor by evaluation.flip or .flips"
-    )
 
 
 def has_steps(config: Config) -> bool:

@@ -30,12 +30,8 @@ MATTERS = 0.01  # AUROC; a smaller drop at the config's strength changes no conc
 def corrupt(run: Finished, data: films.Data, ids: np.ndarray, most: int = 0) -> dict:
     """Measures a run on images at every severity of every corruption.
 
-    Args:
-      ids: [N] of the images that may be used.
-      most: number of them at most, chosen by their ids alone; 0: all.
-
-    Returns:
-      See robustness.summarise.
+    `most` of the images `ids` at most, chosen by their ids alone; 0: all. Returns
+    robustness.summarise's.
     """
     if len(data.output.shape) != 3:
         raise InputError("--corrupt: corrupts 2-D images, and this run reads volumes")

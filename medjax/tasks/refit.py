@@ -17,9 +17,10 @@ from medjax.data import loader
 from medjax.data.normalisation import unit_range
 from medjax.evaluation import predict
 from medjax.models import layers
-from medjax.tasks import adapt, films, parts, start
+from medjax.tasks import adapt, films, imbalance, parts, start
 from medjax.tasks.films import Data, Output
-from medjax.tasks.parts import SYNTHETIC, Network, treats
+from medjax.tasks.imbalance import SYNTHETIC, treats
+from medjax.tasks.parts import Network
 from medjax.tasks.task import Run
 from medjax.training import folder, head, step
 from medjax.training.step import State
@@ -63,8 +64,7 @@ def embeddings(
 ) -> np.ndarray:
     """[N, F] of all images of the data, by their id.
 
-    They are kept beside the records, under a digest of all that they depend on: a run
-    with other labels or class weights finds them.
+    They are kept beside the records, under a digest of all that they depend on.
     """
     below = {
         part: {stage: leaves for stage, leaves in tree.items() if stage != "classifier"}
@@ -105,7 +105,7 @@ def fitted(
     """
     label = label.astype(np.float32)
     between = _between(config, output, feature, label)
-    w = parts.class_weights(config, output, label)
+    w = imbalance.class_weights(config, output, label)
     if output.exclusive:
         weight = np.sum(label * w["w"], axis=1, keepdims=True)
     else:
@@ -153,11 +153,7 @@ def restated(
     They are over all of the target's training images, once each, without augmentation.
     As in training, a layer gets batches that the layers below normalised by the batch's
     statistics; batches are random samples of about `evaluation.batch` images, large
-    enough that it hardly matters which.
-
-    Args:
-      apply: of the network of `adapt.whole`.
-      prepare: `parts.preparation`.
+    enough that it hardly matters which. `apply` is of the network of `adapt.whole`.
 
     Source: Li et al., Revisiting Batch Normalization for Practical Domain Adaptation
     (2016), algorithm 1.

@@ -69,9 +69,9 @@ class Output(NamedTuple):
 class Data(NamedTuple):
     """Prepared volumes, or halves of them.
 
-    path: folder of their arrays.
     table: one row a volume or half, see data/volumes.py; also its `volume` (the number
-      of its files), `half`, `sex`, `age` (see sources/scans.participants) and a column a region: 1 where it has any, NaN unknown.
+      of its files), `half`, `sex`, `age` (see sources/scans.participants) and a column
+      a region: 1 where it has any, NaN unknown.
     """
 
     path: Path
@@ -87,8 +87,8 @@ class Data(NamedTuple):
     def weighted(self, ids: np.ndarray) -> np.ndarray:
         """[N, K], what class weights are computed from; NaN where a volume has no mask.
 
-        That is the share of these volumes' voxels in each region, the same for every
-        volume: a weight then compares voxels, whatever the volumes' sizes.
+        The share of all these volumes' voxels in each region: a weight then compares
+        voxels, whatever the volumes' sizes.
         """
         rows = self.table.set_index("id").loc[ids]
         voxels = rows[[f"voxels_{name}" for name in self.output.names]].to_numpy(float)
@@ -112,10 +112,7 @@ class Data(NamedTuple):
         return volumes.Volumes(self.prepared, parts, largest.tolist())
 
     def pairs(self) -> pd.DataFrame:
-        """The pairs of volumes that show one image, by `id` and `other`.
-
-        Halves have none: each volume is on both sides.
-        """
+        """Pairs of volumes that show one image, `id` and `other`; halves have none."""
         if (self.table["half"] != "whole").any():
             return pd.DataFrame(columns=["id", "other"], dtype=int)
         return duplicates.alike(self._thumbnails(self.table["id"].to_numpy()))
@@ -141,12 +138,7 @@ class Data(NamedTuple):
 
 
 def data(config: Config) -> Data:
-    """The prepared volumes of `config.data`; they are made where they are missing.
-
-    Raises:
-      InputError: an unknown source, files that are refused, more of them than may be
-        left out, or files that have changed since the volumes were made.
-    """
+    """The prepared volumes of `config.data`; they are made where they are missing."""
     options = films.record_options(config)
     name = f"{config.data.source}-{films.digest(options)}"
     folder = Path(config.data.records).expanduser() / "volumes" / name

@@ -19,9 +19,9 @@ from medjax.evaluation import bootstrap, sliding, subgroups, volume_groups
 from medjax.evaluation import segmentation as measures
 from medjax.files import write_text
 from medjax.reports.segmentation import Case as Pictured
-from medjax.tasks import compare, films, fixed, parts, scans
+from medjax.tasks import compare, films, fixed, imbalance, parts, scans
+from medjax.tasks.check import check as check_any
 from medjax.tasks.task import Finished, Task
-from medjax.tasks.task import check as check_any
 from medjax.training import devices, step
 
 PICTURED = 12  # Volumes with pictures on the page, the worst.
@@ -36,7 +36,9 @@ RESAMPLED = (
 )
 NO_EMBEDDING = "masks have no embedding of the whole image to {}"
 NOT_FOR_MASKS = {
-    **dict.fromkeys(parts.SYNTHETIC, NO_EMBEDDING.format("interpolate: over-sample")),
+    **dict.fromkeys(
+        imbalance.SYNTHETIC, NO_EMBEDDING.format("interpolate: over-sample")
+    ),
     "features": NO_EMBEDDING.format("fit a classifier to: use transfer.mode='head'"),
     "coral": NO_EMBEDDING.format("compare"),
     "dann": NO_EMBEDDING.format("compare"),
@@ -54,6 +56,7 @@ class Answer(NamedTuple):
 
 
 def check(config: Config, shards: int) -> None:
+    """Refuses mistakes that can be seen before the scans are read."""
     scans.check(config)
     for field, value in (
         ("transfer.mode", config.transfer.mode),
@@ -135,12 +138,6 @@ def answers(config: Config, network, state, data: scans.Data, ids) -> Iterator[A
         yield Answer(image, predicted, np.asarray(label), spacing)
 
 
-class Dices(NamedTuple):
-    """[N, K], of N volumes and K regions."""
-
-    dice: np.ndarray
-
-
 def validate(config, network, data: scans.Data, ids, state) -> dict[str, float]:
     """Mean Dice over volumes and regions; every host predicts a part of the volumes."""
     if not len(ids):
@@ -151,10 +148,11 @@ def validate(config, network, data: scans.Data, ids, state) -> dict[str, float]:
         mask, truth = answer.probability >= 0.5, answer.label > 0
         for k in range(dice.shape[1]):
             dice[n, k] = measures.dice(mask[..., k], truth[..., k])
-    return {"dice": float(np.mean(devices.gather(Dices(dice), len(ids)).dice))}
+    return {"dice": float(np.mean(devices.gather(dice, len(ids))))}
 
 
 def fix(run: Finished, data: scans.Data, manifest: pd.DataFrame) -> Finished:
+    """The run with its post-processing, chosen on validation where it is missing."""
     ids = films.ids_in(manifest, "validation")
     ids = ids if run.config.evaluation.choose else ids[:0]
 
@@ -168,10 +166,12 @@ def fix(run: Finished, data: scans.Data, manifest: pd.DataFrame) -> Finished:
 
 
 def read_fixed(run: Finished) -> Finished:
+    """The run with its post-processing as it was chosen."""
     return run._replace(fixed=fixed.read_posts(run.folder, run.output.names))
 
 
 def other(run: Finished, data: scans.Data) -> scans.Data:
+    """Other data; refuses voxels, sequences or regions that aren't the run's."""
     spacing = data.prepared.options.get("spacing"), run.config.data.spacing
     theirs, ours = (tuple(mm or ()) for mm in spacing)
     if theirs != ours:
@@ -266,9 +266,6 @@ def predict(run: Finished, *, images: list[str], out: Path, **_: Any) -> list[st
 
     `out` gets `<patient>_label.nii.gz` and `<patient>_prob.nii.gz`, on the grid of the
     patient's first sequence.
-
-    Raises:
-      InputError: there is no patient, or two would have the same files.
     """
     if out.suffix == ".csv":
         raise InputError(f"{run.folder}: the run makes masks: give --out=DIR, a folder")

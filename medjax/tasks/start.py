@@ -16,7 +16,8 @@ from medjax.files import write_text
 from medjax.models import architectures, weights
 from medjax.models.weights import convert as pretrained
 from medjax.tasks import parts
-from medjax.tasks.parts import SYNTHETIC, Network, treats
+from medjax.tasks.imbalance import SYNTHETIC, treats
+from medjax.tasks.parts import Network
 from medjax.training import folder as workdir
 from medjax.training.checkpoint import Checkpoints
 from medjax.training.step import Trained, members
@@ -180,10 +181,6 @@ def convert(
       channels: of the images.
       head: whether the file's classifier comes along, if it has one; else a
         classifier of one class stands in its place.
-
-    Raises:
-      InputError: see weights.read and pretrained.convert; or, by the name of the file
-        or of its folder, an EfficientNet that timm took over from TensorFlow.
     """
     source = weights.read(path)
     table = pretrained.recognise(source, model=name)

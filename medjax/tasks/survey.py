@@ -14,7 +14,7 @@ from medjax.errors import InputError
 from medjax.evaluation import discrimination
 from medjax.reports import explore as exploring
 from medjax.reports.images import middle, resize
-from medjax.tasks import films, parts
+from medjax.tasks import films, imbalance, parts
 from medjax.training import head
 
 FOLDS = 5
@@ -64,14 +64,9 @@ def _confounders(config: Config, data: films.Data) -> dict:
     intervals = {}
     for covariate, score in describe.confounders(data.table).items():
         known = ~np.isnan(label) & ~np.isnan(score)[:, None]
-        areas = discrimination.intervals(
-            np.repeat(score[:, None], len(names), axis=1),
-            np.nan_to_num(label),
-            known,
-            data.table["patient"],
-            np.full(len(names), np.nan),
-            **parts.bootstrap(config),
-        )["auroc"]
+        scores = np.repeat(score[:, None], len(names), axis=1)
+        patient = data.table["patient"]
+        areas = _intervals(config, scores, label, known, patient)["auroc"]
         intervals[covariate] = {
             name: {"estimate": e, "low": low, "high": high}
             for name, e, low, high in zip(names, *areas[:3], strict=True)
@@ -85,8 +80,7 @@ def floor(config: Config, data: films.Data, manifest: pd.DataFrame) -> dict:
     It is cross-validated by patient. A network that isn't better has learnt nothing
     that needs a network. Of a volume, the middle slice counts.
 
-    Returns:
-      {task: interval of the AUROC, and 'mean': that of their mean}.
+    Returns {task: interval of the AUROC, and 'mean': that of their mean}.
     """
     rows = manifest["id"][manifest["split"] != "test"].to_numpy()
     rng = np.random.default_rng(config.seed)
@@ -115,13 +109,19 @@ def floor(config: Config, data: films.Data, manifest: pd.DataFrame) -> dict:
         layer = fit(pixels, np.nan_to_num(label), known * ~out[:, None])
         # Without the bias, which is low where the held-out fold has many positives.
         score[out] = (pixels[out] - pixels.mean(axis=0)) @ layer["kernel"]
-    areas = discrimination.intervals(
-        *(score, np.nan_to_num(label), known, patient, np.full(len(names), np.nan)),
-        **parts.bootstrap(config),
-    )
+    areas = _intervals(config, score, label, known, patient)
     each = zip((*names, "mean"), _with_mean(areas), strict=True)
     ends = ("estimate", "low", "high")
     return {name: dict(zip(ends, area.tolist(), strict=True)) for name, area in each}
+
+
+def _intervals(config: Config, score, label, known, patient) -> dict:
+    """discrimination.intervals of scores [N, T], without thresholds."""
+    thresholds = np.full(score.shape[1], np.nan)
+    return discrimination.intervals(
+        *(score, np.nan_to_num(label), known, patient, thresholds),
+        **parts.bootstrap(config),
+    )
 
 
 def _with_mean(areas: dict) -> np.ndarray:
@@ -135,9 +135,9 @@ def _weights(config: Config, data: films.Data, manifest: pd.DataFrame) -> dict:
     label = data.label(films.ids_in(manifest, "train"))
     called = {"w": "", "w_pos": "positive", "w_neg": "negative"}
     schemes: dict = {}
-    for scheme in parts.WEIGHTS:
+    for scheme in imbalance.WEIGHTS:
         try:
-            weights = parts.class_weights(config, data.output, label, scheme)
+            weights = imbalance.class_weights(config, data.output, label, scheme)
         except InputError as error:
             schemes[scheme] = str(error)
             continue

@@ -14,7 +14,7 @@ from medjax.cohort import manifest as manifests
 from medjax.config import Config, as_json, read_config
 from medjax.data import prepared
 from medjax.errors import InputError
-from medjax.tasks import adapt, compare, films, parts, start
+from medjax.tasks import adapt, check, compare, films, imbalance, parts, start
 from medjax.training import devices, step
 from medjax.training import folder as workdir
 from medjax.training.checkpoint import Checkpoints
@@ -112,11 +112,7 @@ class Task(NamedTuple):
             raise InputError(f"{capability}: {self.refused[capability]}")
 
     def prepare(self, config: Config) -> Any:
-        """The data of `config.data`, prepared; prints how many could be read.
-
-        Raises:
-          InputError: the raw files aren't there, or too many can't be read.
-        """
+        """The data of `config.data`, prepared; prints how many could be read."""
         data = self.data(config)
         left_out = prepared.left_out(data.path)
         count = f"{len(data.table)} {self.unit}, {left_out} quarantined"
@@ -126,11 +122,7 @@ class Task(NamedTuple):
     def begin(self, config: Config, folder: Path, *, shards: int = 0) -> Run:
         """Makes and checks all that comes before the first step, and writes it down.
 
-        Args:
-          shards: devices that share a batch; 0: all devices.
-
-        Raises:
-          InputError: a mistake in the config or the data.
+        `shards` devices share a batch; 0: all devices.
         """
         self.check(config, shards or jax.device_count())
         with devices.in_turn():
@@ -140,8 +132,6 @@ class Task(NamedTuple):
             self.audit(config, data, manifest)
             films.check_labels(data, manifest)
             target = adapt.target(config, data)
-            if devices.first():
-                self._write_down(config, folder, data, manifest, target, weights)
         counts = manifest["split"].value_counts().items()
         print(f"{self.unit}: " + ", ".join(f"{n} {split}" for split, n in counts))
         ids = films.ids_in(manifest, "train")
@@ -155,11 +145,14 @@ class Task(NamedTuple):
         state = parts.ensemble(
             [jax.device_get(begin(variables=each)) for each in variables]
         )
-        plan = parts.plan(config, label := data.label(ids))
+        plan = imbalance.plan(config, label := data.label(ids))
         if plan is not None:
             print(plan.describe(data.output.names, label))
             ids = ids[plan.index]
         print(f"model: {_counts(state, network.frozen)}")
+        with devices.in_turn():  # Last: a refused run leaves nothing behind.
+            if devices.first():
+                self._write_down(config, folder, data, manifest, target, weights)
         others = b"" if target is None else target.ids.tobytes()
         return Run(
             *(config, folder, data, manifest, ids, network, state),
@@ -179,7 +172,7 @@ class Task(NamedTuple):
         """Writes down what the run is made of, or checks it where it was begun before."""
         anew = workdir.forget_unbegun(folder)
         workdir.claim(folder, as_json(config))
-        notes = *parts.caveats(config), parts.sides(config, data.output.names)
+        notes = *parts.caveats(config), check.sides(config, data.output.names)
         for note in filter(None, notes):
             print(f"note: {note}")
         if config.explore and (anew or not list(folder.glob("explore.*"))):
@@ -197,11 +190,7 @@ class Task(NamedTuple):
             print(f"target: {len(target.ids)} images without their labels")
 
     def read(self, folder: Path) -> Finished:
-        """Reads a run back that has a checkpoint; `fixed` is still None.
-
-        Raises:
-          InputError: no run is there, or it hasn't been trained.
-        """
+        """Reads a run back that has a checkpoint; `fixed` is still None."""
         config, output = read_config(folder), self.output(**workdir.read_task(folder))
         network = self.network(config, output)
         number, state = start.restore(config, folder, network, output)
@@ -212,32 +201,6 @@ class Task(NamedTuple):
     def finished(self, folder: Path) -> Finished:
         """Reads a finished run back, with what was chosen on validation."""
         return self.fixed(self.read(folder))
-
-
-def _alone(config: Config) -> str:
-    """The field by which several processes can't share a run; '' where they can."""
-    if not parts.has_steps(config):
-        return f"transfer.mode={config.transfer.mode!r}"
-    if parts.treats(config, parts.SYNTHETIC):
-        return f"imbalance={config.imbalance!r}"
-    if config.adapt.name != "none":
-        return f"adapt.name={config.adapt.name!r}"
-    return ""
-
-
-def check(config: Config, network: parts.Network, output: Any, *, batch: int) -> None:
-    """Refuses mistakes in any kind of task's config, before its data are read.
-
-    Args:
-      output: as far as it is known.
-      batch: what `train.batch` must be a multiple of.
-    """
-    films.check_batch(config, batch)
-    films.check_split(config)
-    start.check(config)
-    parts.check(config, network, output)
-    if (reason := _alone(config)) and not devices.alone():
-        raise InputError(f"{reason}: isn't for several processes: start one")
 
 
 def _counts(state: step.Trained, frozen: tuple[str, ...]) -> str:

@@ -13,11 +13,12 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from chex import ArrayTree
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -31,8 +32,6 @@ DEVICES = 8  # At most, of a CPU: each holds the state, and they wait for each o
 HEARTBEAT = 30  # Seconds of silence after which a process counts as dead.
 MEET = 120  # Seconds that processes wait for each other at the start.
 LONGEST = 24 * 3600  # Seconds that the others wait for one that works alone.
-
-Rows = TypeVar("Rows", bound=tuple)
 
 
 def keep() -> None:
@@ -109,9 +108,6 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
       coordinator: 'HOST:PORT' of process 0, a free port there. If all three are None,
         the cluster's environment gives them (SLURM, TPU pods, Open MPI).
       processes, process: their number, and that of this one.
-
-    Raises:
-      InputError: the three contradict each other, or no known cluster is found.
     """
     watch = threading.Timer(MEET, _give_up)
     watch.daemon = True
@@ -201,17 +197,22 @@ def any_of_us(flag: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
-def gather(mine: Rows, total: int) -> Rows:
+def gather(mine: ArrayTree, total: int) -> ArrayTree:
     """Puts the `total` rows of all processes together, in order.
 
-    `mine` is a NamedTuple of arrays [n, ...]: of the P processes' rows, this one has
-    every P-th from its own number on.
+    Of the P processes' rows, this one has every P-th from its own number on.
     """
     if alone():
         return mine
     most = math.ceil(total / jax.process_count())
-    fill = [np.zeros((most - len(x), *x.shape[1:]), x.dtype) for x in mine]
-    filled = [np.concatenate(pair) for pair in zip(mine, fill, strict=True)]
-    parts = multihost_utils.process_allgather(filled)  # [P, most, ...]
-    whole = [np.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])[:total] for x in parts]
-    return type(mine)(*whole)
+
+    def fill(x: np.ndarray) -> np.ndarray:
+        blank = np.zeros((most - len(x), *x.shape[1:]), x.dtype)
+        return np.concatenate([x, blank])
+
+    parts = multihost_utils.process_allgather(
+        jax.tree.map(fill, mine)
+    )  # [P, most, ...]
+    return jax.tree.map(
+        lambda x: np.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])[:total], parts
+    )

@@ -37,8 +37,7 @@ def refit(
       label: [N, T] in [0, 1]; anything where the weight is 0.
       weight: [N, T], >= 0; 0 where the label is unknown.
       between: the synthetic points of each task, [T, M].
-      exclusive: whether an image has exactly one of the tasks (softmax), or may have
-        several (sigmoid).
+      exclusive: whether an image has exactly one of the tasks (softmax).
       decay: of the sum of squared weights, for standardised features.
 
     Returns:

@@ -48,9 +48,6 @@ def fit(
     Returns:
       Whether the run is complete: False after SIGTERM, SIGUSR2 or Ctrl-C, with
       everything saved.
-
-    Raises:
-      InputError: the loss or the gradient isn't finite.
     """
     start = 0
     if checkpoints.steps:
@@ -126,11 +123,7 @@ class Meter:
         self._rows += rows
 
     def flush(self) -> None:
-        """Waits for the device, checks every step, and writes one line.
-
-        Raises:
-          InputError: the loss or the gradient isn't finite.
-        """
+        """Waits for the device, checks every step, and writes one line."""
         if not self._unread:
             return
         values = [(number, jax.device_get(scalars)) for number, scalars in self._unread]

@@ -29,9 +29,8 @@ AHEAD = 2  # Updates that the host may be ahead of the devices.
 
 
 class Program(NamedTuple):
-    """A compiled step of some arms.
+    """A compiled step of some arms, (state, batch, key) [A, ...] -> (state, scalars).
 
-    step: (state, batch, key) [A, ...] -> (state, scalars) [A, ...].
     devices: over which the arms are spread.
     abreast: arms on each of them at once.
     arms: whose states stay on the devices; no more are trained at a time.
@@ -55,16 +54,10 @@ class Program(NamedTuple):
 
     def __str__(self) -> str:
         free = "unknown" if math.isinf(self.free) else f"{self.free / 1e9:.1f} GB"
-        parts, waves = math.ceil(self.of / self.arms), math.ceil(self.arms / self.wave)
-        fits = "fits" if parts == 1 else f"doesn't fit, split into {parts} parts"
-        if math.isinf(self.free):
-            fits = "taken to fit"
-        if self.need > self.free:  # Less than one wave can't be tried.
-            fits += ", and may be more than there is"
+        waves = math.ceil(self.arms / self.wave)
         return (
             f"{self.arms} of {self.of} arms at a time, in {waves} waves of {self.wave} "
-            f"on {self.devices} devices: {self.need / 1e9:.2f} GB on each, free: {free}: "
-            f"{fits}"
+            f"on {self.devices} devices: {self.need / 1e9:.2f} GB on each, free: {free}"
         )
 
 
@@ -199,7 +192,6 @@ def fit(
     Args:
       streams: training data on the host, [1, B, ...] batches, see Arm.
       start: updates behind every arm's state.
-      steps, log_every, evaluate_every: as for loop.fit.
       before: seconds that each arm cost before, its share of the compilation.
     """
     waves, at = _Waves(arms, program), start

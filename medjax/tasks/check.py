@@ -1,0 +1,166 @@
+"""Mistakes in a config of any kind of task: refused before its data are read."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from medjax.augment import safety
+from medjax.config import Config, flatten
+from medjax.errors import InputError
+from medjax.tasks import imbalance, parts, start
+from medjax.training import devices
+
+INF = float("inf")
+RANGES = {  # What a field's number has to be.
+    "1 or more": (
+        lambda value: 1 <= value < INF,
+        *("train.steps", "train.log_every", "train.evaluate_every", "train.keep"),
+        *("evaluation.batch", "evaluation.replicates", "data.side", "patch.each"),
+        *("transfer.every", "resampling.most", "resampling.neighbours", "ensemble"),
+    ),
+    "0 or more": (
+        lambda value: 0 <= value < INF,
+        *("train.threads", "optim.weight_decay", "optim.warmup", "data.margin"),
+        *("split.folds", "split.fold", "split.patients", "split.cut"),
+        *("evaluation.gallery", "evaluation.tolerance"),
+    ),
+    "more than 0": (
+        lambda value: 0 < value < INF,
+        *("optim.learning_rate", "optim.clip"),
+    ),
+    "more than 0, at most 1": (lambda value: 0 < value <= 1, "transfer.decay"),
+    "0 to 1": (
+        lambda value: 0 <= value <= 1,
+        *("data.max_quarantined", "patch.foreground"),
+    ),
+    "0 to less than 1": (
+        lambda value: 0 <= value < 1,
+        *("optim.ema", "split.test", "split.validation"),
+    ),
+    "0 to less than 0.5": (lambda value: 0 <= value < 0.5, "split.minority"),
+}
+SIDE = re.compile(r"(?<![a-z])(left|right)(?![a-z])", re.IGNORECASE)
+
+
+def check(config: Config, network: parts.Network, output: Any, *, batch: int) -> None:
+    """Refuses unknown names and numbers that don't go together, by making the parts.
+
+    Args:
+      output: as far as it is known.
+      batch: what `train.batch` must be a multiple of.
+    """
+    _check_batch(config, batch)
+    check_split(config)
+    start.check(config)
+    if (kept := config.evaluation.checkpoint) not in ("best", "last"):
+        raise InputError(f"evaluation.checkpoint={kept!r}: use 'best' or 'last'")
+    check_ranges(config)
+    whole = _whole_fit(config)
+    if whole and config.ensemble > 1:
+        raise InputError(
+            f"{whole} with ensemble={config.ensemble}: it changes one network: set "
+            "ensemble=1"
+        )
+    if whole and not devices.alone():
+        raise InputError(f"{whole}: isn't for several processes: start one")
+    _check_sides(config)
+    parts.caveats(config)
+    parts.pace(config, network.stages)
+    parts.step_parts(config, network)
+    imbalance.loss_arguments(config, output, imbalance.any_label(output))
+
+
+def _whole_fit(config: Config) -> str:
+    """The field by which one network changes by all images at once; '' for none."""
+    if not parts.has_steps(config):
+        return f"transfer.mode={config.transfer.mode!r}"
+    if imbalance.treats(config, imbalance.SYNTHETIC):
+        return f"imbalance={config.imbalance!r}"
+    if config.adapt.name != "none":
+        return f"adapt.name={config.adapt.name!r}"
+    return ""
+
+
+def check_ranges(config: Config) -> None:
+    """Refuses numbers out of RANGES, and an op's negative ones and shares above 1."""
+    values = flatten(config.to_dict())
+    for words, (holds, *fields) in RANGES.items():
+        for field in fields:
+            if field in values and not holds(values[field]):
+                raise InputError(f"{field}={values[field]}: give {words}")
+    test, validation = config.split.test, config.split.validation
+    if test + validation >= 1:
+        raise InputError(
+            f"split.test={test} and split.validation={validation}: leave nobody to "
+            "train on: give less"
+        )
+    for op in config.augment.ops:
+        for name, value in config.augment.get(op, {}).items():
+            words = "0 to 1" if name in ("flip", "probability") else "0 or more"
+            if isinstance(value, float) and not RANGES[words][0](value):
+                raise InputError(f"augment.{op}.{name}={value}: give {words}")
+
+
+def _check_sides(config: Config) -> None:
+    """Refuses mirror images where a label depends on left and right."""
+    if not config.augment.sided:
+        return
+    c = config.evaluation
+    mirrored = [
+        f"augment.{name}"
+        for name in config.augment.ops
+        if safety.mirrors(name, config.augment.get(name, {}))
+    ]
+    mirrored *= not config.augment.allow_unsafe
+    if c.get("flip", False) or 2 in c.get("flips", ()):
+        mirrored.append(
+            "evaluation.flip" if "flip" in c else f"evaluation.flips={c.flips}"
+        )
+    if mirrored:
+        raise InputError(
+            f"{mirrored[0]}: mirrors left and right, and by augment.sided=True a label "
+            "depends on them: switch it off"
+        )
+
+
+def sides(config: Config, names: Sequence[str]) -> str:
+    """A warning of findings or regions named after a side; '' for none."""
+    named_so = [name for name in names if SIDE.search(name)]
+    if config.augment.sided or not named_so:
+        return ""
+    return (
+        f"{named_so[0]!r} names a side: set augment.sided=True, and left and right are "
+        "mixed up neither by augmentation nor by evaluation.flip or .flips"
+    )
+
+
+def _check_batch(config: Config, shards: int) -> None:
+    """Refuses a batch that can't be shared by devices times patches of a volume."""
+    batch = config.train.batch
+    if batch < 1 or batch % shards:
+        raise InputError(
+            f"train.batch={batch} can't be shared by {shards} devices"
+            if "patch" not in config
+            else f"train.batch={batch}: give a multiple of {shards}, the patches of a "
+            f"volume (patch.each={config.patch.each}) times the devices"
+        )
+
+
+def check_split(config: Config) -> None:
+    """Refuses settings of a split that another one would leave unused."""
+    c, data = config.split, config.data
+    way = data.get("split", "patients")
+    ways = {
+        "data.split": way * (way != "patients"),
+        "data.official": data.get("official", ""),
+        "split.folds": c.folds,
+        "split.cut": c.get("cut", 0),
+        "split.by": c.by * (c.by != "patient"),
+    }
+    chosen = [f"{name}={value!r}" for name, value in ways.items() if value]
+    if len(chosen) > 1:
+        raise InputError(f"{' and '.join(chosen)} are two ways to split: choose one")
+    if c.fold and not c.folds and way != "leave_one_out":
+        raise InputError(f"split.fold={c.fold}: is of no use without split.folds")
+    if c.patients and way != "patients":
+        raise InputError(f"split.patients={c.patients}: is of no use with {chosen[0]}")
