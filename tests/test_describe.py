@@ -10,9 +10,14 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from medjax.cohort import describe
-from medjax.reports.explore import plain
+from medjax.evaluation.bootstrap import as_json
 
 TASKS = ("mass", "effusion", "nodule")
+
+
+def as_written(facts):
+    """What the page's JSON has of them."""
+    return json.loads(json.dumps(as_json(facts)))
 
 
 def make_table(images=300, patients=120, tasks=TASKS, seed=0):
@@ -51,7 +56,7 @@ def table():
 
 @pytest.fixture(scope="module")
 def facts(table):
-    return plain(describe.describe(table, TASKS, make_manifest(table)))
+    return as_written(describe.describe(table, TASKS, make_manifest(table)))
 
 
 def test_labels_are_counted_as_a_loop_counts_them(table, facts):
@@ -135,7 +140,7 @@ def test_findings_together_are_those_of_a_double_loop(table, facts):
 
 def test_a_finding_that_never_occurs_has_no_shares():
     label = np.array([[1.0, 0.0], [0.0, 0.0]])
-    found = plain(describe.together(label, ("a", "b")))
+    found = as_written(describe.together(label, ("a", "b")))
     assert found["share"] == [[1.0, 0.0], [None, None]]
     assert found["pairs"] == []
 
@@ -202,7 +207,7 @@ def test_classes_are_not_compared_in_pairs():
     table = make_table().drop(columns=list(TASKS))
     which = np.arange(len(table)) % 3
     table = table.assign(**{t: (which == n) * 1.0 for n, t in enumerate(TASKS)})
-    facts = plain(describe.describe(table, TASKS, task="multiclass"))
+    facts = as_written(describe.describe(table, TASKS, task="multiclass"))
     assert facts["together"] is None
     assert facts["findings_an_image"] == {"value": [1], "count": [300]}
     assert facts["sides"] == {}
@@ -245,7 +250,7 @@ def test_the_sample_shows_every_finding_and_nothing_twice(table):
         [(int(table["id"][table["mass"] >= 0.5].iloc[5]), "mass", 1.0, 2.0, 3.0, 4.5)],
         columns=["id", "task", "x0", "y0", "x1", "y1"],
     )
-    drawn = plain(describe.sample(table, TASKS, boxes=boxes))
+    drawn = as_written(describe.sample(table, TASKS, boxes=boxes))
     ids = [one["id"] for one in drawn]
     assert len(set(ids)) == len(ids)
     by_id = table.set_index("id")
@@ -260,14 +265,14 @@ def test_the_sample_shows_every_finding_and_nothing_twice(table):
     assert boxes["id"][0] in ids
     assert [one["boxes"] for one in drawn if one["boxes"]] == [[["mass", 1, 2, 3, 4.5]]]
     json.dumps(drawn, allow_nan=False)
-    assert drawn == plain(describe.sample(table, TASKS, boxes=boxes))
+    assert drawn == as_written(describe.sample(table, TASKS, boxes=boxes))
 
 
 # ----------------------------------------------------------------------- pixels
 
 
 def statistics(batches, prepare):
-    return plain(describe.statistics(batches, prepare))
+    return as_written(describe.statistics(batches, prepare))
 
 
 def batches_of(image, sizes):

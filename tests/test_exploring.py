@@ -154,6 +154,14 @@ def test_the_json_holds_all_the_facts(written):
     assert read.keys() == facts.keys()
 
 
+def test_an_infinite_number_is_null_in_the_json(tmp_path):
+    facts, _ = make()
+    facts["pixels"]["before"][0]["deviation_of_nothing"] = np.inf
+    text = exploring.write(facts, {}, tmp_path).with_suffix(".json").read_text()
+    read = json.loads(text, parse_constant=pytest.fail)
+    assert read["pixels"]["before"][0]["deviation_of_nothing"] is None
+
+
 def test_pairs_that_leak_come_first(written):
     text = written[2][written[2].index('<section id="duplicates"') :]
     assert text.index("train and test") < text.index("both train")

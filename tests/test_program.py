@@ -177,7 +177,11 @@ def test_what_memory_does_not_hold_is_fewer_arms_abreast_and_fewer_at_a_time(
     assert (made.abreast, made.arms, made.need) == (abreast, arms, need)
     said = f"{arms} of 8 arms at a time, in {-(-arms // abreast)} waves of {abreast} on"
     assert str(made).startswith(said)
-    assert str(made._replace(free=math.inf)).endswith(" GB on each, free: unknown")
+    parts = -(-8 // arms)
+    fits = "fits" if parts == 1 else f"doesn't fit, split into {parts} parts"
+    fits += ", and may be more than there is" if need > free else ""
+    assert str(made).endswith(f": {fits}")
+    assert str(made._replace(free=math.inf)).endswith("free: unknown: taken to fit")
 
 
 @pytest.mark.parametrize(

@@ -47,8 +47,12 @@ def runs(config: Config, sweep: Iterable[Mapping[str, Any]]) -> list[Run]:
     """The runs of a config's `sweep()`, checked before anything runs.
 
     `sweep` has the overrides of each: {'optim.learning_rate': 1e-3, 'seed': 3}. A
-    section given as a dict is replaced as a whole. Refused are unknown fields, values
-    of another type, equal runs, and arms tested on other images or on none.
+    section given as a dict is replaced as a whole.
+
+    Raises:
+      InputError: a field that the config doesn't have, a value of another type, two
+        runs of the same overrides, arms that would be tested on other images or on
+        none, or no run.
     """
     by_name: dict[str, Run] = {}
     first: dict[str, tuple[str, dict]] = {}
@@ -75,7 +79,7 @@ def runs(config: Config, sweep: Iterable[Mapping[str, Any]]) -> list[Run]:
 
 
 def configured(config: Config, overrides: Mapping[str, Any]) -> Config:
-    """The config of one run."""
+    """The config of one run; raises as `runs`."""
     if not isinstance(overrides, Mapping):
         raise InputError(f"sweep(): yields {overrides!r}: yield a dict of overrides")
     changed = config.copy_and_resolve_references().unlock()

@@ -15,6 +15,9 @@ def convert(source: Path, name: str, out: Path, *, channels: int) -> None:
       name: of the architecture, as in model.name.
       out: a new folder.
       channels: of the images that the model is for.
+
+    Raises:
+      InputError: the file is damaged, hostile or of another network.
     """
     if source == Path("imagenet"):
         source = weights.fetch(name)

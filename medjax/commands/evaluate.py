@@ -65,6 +65,10 @@ def evaluate(folder: Path, images: Images = TEST) -> dict:
       The results, also written as `report.*` (for another split than test
       `report-<split>.*`) and `predictions/<split>.csv`. Of several processes the first
       alone has and writes them; the others get {}.
+
+    Raises:
+      InputError: no run there, no such split, nobody in it, or other data that the
+        run has seen.
     """
     config, (split, other, *_) = read_config(folder), images
     task = tasks.of(config)

@@ -68,6 +68,10 @@ def gallery(
     `images` are files or folders, of films and of NIfTI volumes; without their
     `modality`, every policy is shown on the images that it can take. Of each policy on
     each image there are so many `draws`.
+
+    Raises:
+      InputError: the modality is unknown or takes none of the images, or an image
+        can't be read.
     """
     if draws < 1:
         raise InputError(f"--draws={draws}: give 1 or more")

@@ -44,6 +44,9 @@ def sweep(
       slurm: options of submitit's executor.
 
     Returns what sweep.json holds, see `gather`.
+
+    Raises:
+      InputError: a mistake in the overrides or the data, before anything runs.
     """
     if executor not in EXECUTORS:
         raise InputError(f"--executor={executor}: use one of {', '.join(EXECUTORS)}")

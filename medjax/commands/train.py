@@ -16,6 +16,9 @@ def train(config: Config, folder: Path) -> bool:
     """Trains, or resumes training, and reports the test split if there is one.
 
     Returns whether the run is complete: not after SIGTERM, say, with everything saved.
+
+    Raises:
+      InputError: a mistake in the config or the data, or a diverged training.
     """
     task = tasks.of(config)
     if rows := task.share(config):

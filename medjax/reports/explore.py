@@ -36,9 +36,9 @@ def write(
         that is missing is left out.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(as_json(facts), indent=1)
-    write_text(folder / f"{name}.json", text)
-    facts = json.loads(text)  # The page shows what is written.
+    # The page shows what is written; JSON has no infinity either.
+    facts = json.loads(json.dumps(as_json(facts)), parse_constant=lambda _: None)
+    write_text(folder / f"{name}.json", json.dumps(facts, indent=1))
     slices = {id: middle(image) for id, image in images.items()}
     side = 144 if len(slices) <= 60 else 88  # Keeps the page below 3 MB.
     labels = facts["labels"]

@@ -65,7 +65,12 @@ def method(config: Config) -> str:
 
 
 def target(config: Config, source: films.Data) -> Target | None:
-    """The images of `config.adapt.data`, split as the source is; None without them."""
+    """The images of `config.adapt.data`, split as the source is; None without them.
+
+    Raises:
+      InputError: there are none, they lack a finding, have another shape, or are the
+        source's.
+    """
     if method(config) == "none":
         return None
     fields = config.adapt.get("data", {})

@@ -115,8 +115,9 @@ def side_by_side(
 ) -> Grid:
     """The tables of a sweep's finished runs, {(arm, seed): table}, as one Grid [A, S].
 
-    Refuses arms of one seed that were tested on other images, and an image that has
-    another patient or truth for another seed.
+    Raises:
+      InputError: arms of one seed were tested on other images, or an image has another
+        patient or truth for another seed.
     """
     first: dict[int, tuple[int, int]] = {}
     for at, table in tables.items():

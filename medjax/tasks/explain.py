@@ -38,6 +38,9 @@ def explainer(
 
     Of an ensemble, the mean of its members'. `stage` is the one of run.network.stages
     whose output is weighted; None: the last.
+
+    Raises:
+      InputError: no such method or stage, or a stage for a method that has none.
     """
     stages = run.network.stages
     if method == WHOLE and stage is not None:

@@ -98,7 +98,11 @@ def is_exclusive(config: Config) -> bool:
 
 
 def data(config: Config) -> Data:
-    """The records of `config.data`; they are made where they are missing."""
+    """The records of `config.data`; they are made where they are missing.
+
+    Raises:
+      InputError: an unknown source, refused files, or changed tables.
+    """
     options = record_options(config)
     kind = options.pop("source")
     if kind not in sources.IMAGES:
@@ -187,6 +191,9 @@ def split(config: Config, data: Any) -> pd.DataFrame:
     those who would train do; a larger number keeps the same patients and adds others,
     so learning curves are of nested sets. With `split.seed`, runs of several seeds are
     tested on the same patients.
+
+    Raises:
+      InputError: there aren't so many patients, or an official column has no test.
     """
     c, table = config.split, data.table
     official = set(table.get("official", ())) - {""}

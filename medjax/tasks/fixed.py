@@ -83,7 +83,11 @@ def operating(config: Config) -> dict[str, Any]:
 
 
 def prevalence(config: Config, tasks: int) -> np.ndarray | None:
-    """[T], where the predictive values are asked for; None: as in the data alone."""
+    """[T], where the predictive values are asked for; None: as in the data alone.
+
+    Raises:
+      InputError: not one number, or one a task, between 0 and 1.
+    """
     given = config.evaluation.prevalence
     values = np.atleast_1d(np.asarray(given, float))
     if not values.size:
@@ -131,6 +135,9 @@ def settle(
 
     Returns:
       The choices; and `validation`'s predictions, if they were made now.
+
+    Raises:
+      InputError: these are predictions of another split.
     """
     fixed = read(folder)
     reason = fixed and stale(config, fixed, number)
@@ -232,9 +239,8 @@ def _prior(
     else:
         up, down = shown[0] * weights["w_pos"], shown[1] * weights["w_neg"]
         trained = recalibration.ratio(up, up + down)
-    if imbalance.treats(
-        config, imbalance.SYNTHETIC
-    ):  # All classes have as many points.
+    synthetic = imbalance.treats(config, imbalance.SYNTHETIC)
+    if synthetic:  # All classes have as many points.
         trained = np.full(
             len(positives), 1 / len(positives) if output.exclusive else 0.5
         )

@@ -22,6 +22,9 @@ def loss_arguments(config: Config, output: Any, label: np.ndarray) -> dict:
 
     `label` [N, T] is of the training images, before any resampling; NaN where unknown.
     Of volumes, it is the share of the voxels in each region.
+
+    Raises:
+      InputError: the loss takes no such number or no weights, or isn't for this task.
     """
     options = config.loss.to_dict()
     name = options.pop("name")

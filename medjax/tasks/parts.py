@@ -357,6 +357,7 @@ def bootstrap(config: Config) -> dict[str, Any]:
 
 
 def batch(config: Config) -> int:
+    """Images or patches of a step, on all devices together."""
     return config.train.batch
 
 

@@ -138,7 +138,12 @@ class Data(NamedTuple):
 
 
 def data(config: Config) -> Data:
-    """The prepared volumes of `config.data`; they are made where they are missing."""
+    """The prepared volumes of `config.data`; they are made where they are missing.
+
+    Raises:
+      InputError: an unknown source, files that are refused, more of them than may be
+        left out, or files that have changed since the volumes were made.
+    """
     options = films.record_options(config)
     name = f"{config.data.source}-{films.digest(options)}"
     folder = Path(config.data.records).expanduser() / "volumes" / name

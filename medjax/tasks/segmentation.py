@@ -266,6 +266,9 @@ def predict(run: Finished, *, images: list[str], out: Path, **_: Any) -> list[st
 
     `out` gets `<patient>_label.nii.gz` and `<patient>_prob.nii.gz`, on the grid of the
     patient's first sequence.
+
+    Raises:
+      InputError: there is no patient, or two would have the same files.
     """
     if out.suffix == ".csv":
         raise InputError(f"{run.folder}: the run makes masks: give --out=DIR, a folder")

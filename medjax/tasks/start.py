@@ -181,6 +181,10 @@ def convert(
       channels: of the images.
       head: whether the file's classifier comes along, if it has one; else a
         classifier of one class stands in its place.
+
+    Raises:
+      InputError: see weights.read and pretrained.convert; or, by the name of the file
+        or of its folder, an EfficientNet that timm took over from TensorFlow.
     """
     source = weights.read(path)
     table = pretrained.recognise(source, model=name)

@@ -112,7 +112,11 @@ class Task(NamedTuple):
             raise InputError(f"{capability}: {self.refused[capability]}")
 
     def prepare(self, config: Config) -> Any:
-        """The data of `config.data`, prepared; prints how many could be read."""
+        """The data of `config.data`, prepared; prints how many could be read.
+
+        Raises:
+          InputError: the raw files aren't there, or too many can't be read.
+        """
         data = self.data(config)
         left_out = prepared.left_out(data.path)
         count = f"{len(data.table)} {self.unit}, {left_out} quarantined"
@@ -123,6 +127,9 @@ class Task(NamedTuple):
         """Makes and checks all that comes before the first step, and writes it down.
 
         `shards` devices share a batch; 0: all devices.
+
+        Raises:
+          InputError: a mistake in the config or the data.
         """
         self.check(config, shards or jax.device_count())
         with devices.in_turn():
@@ -190,7 +197,11 @@ class Task(NamedTuple):
             print(f"target: {len(target.ids)} images without their labels")
 
     def read(self, folder: Path) -> Finished:
-        """Reads a run back that has a checkpoint; `fixed` is still None."""
+        """Reads a run back that has a checkpoint; `fixed` is still None.
+
+        Raises:
+          InputError: no run is there, or it hasn't been trained.
+        """
         config, output = read_config(folder), self.output(**workdir.read_task(folder))
         network = self.network(config, output)
         number, state = start.restore(config, folder, network, output)

@@ -87,6 +87,9 @@ class Checkpoints:
 
         The log names damaged ones. The template is a tree with the expected structure,
         shapes and dtypes.
+
+        Raises:
+          InputError: no checkpoint can be read, or it doesn't match the template.
         """
         reasons = []
         for candidate in self.steps[::-1] if step is None else [step]:

@@ -108,6 +108,9 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
       coordinator: 'HOST:PORT' of process 0, a free port there. If all three are None,
         the cluster's environment gives them (SLURM, TPU pods, Open MPI).
       processes, process: their number, and that of this one.
+
+    Raises:
+      InputError: the three contradict each other, or no known cluster is found.
     """
     watch = threading.Timer(MEET, _give_up)
     watch.daemon = True
@@ -210,9 +213,8 @@ def gather(mine: ArrayTree, total: int) -> ArrayTree:
         blank = np.zeros((most - len(x), *x.shape[1:]), x.dtype)
         return np.concatenate([x, blank])
 
-    parts = multihost_utils.process_allgather(
-        jax.tree.map(fill, mine)
-    )  # [P, most, ...]
+    # [P, most, ...]
+    parts = multihost_utils.process_allgather(jax.tree.map(fill, mine))
     return jax.tree.map(
         lambda x: np.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])[:total], parts
     )

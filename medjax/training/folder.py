@@ -52,7 +52,11 @@ def forget_unbegun(folder: Path) -> bool:
 
 
 def claim(folder: Path, config: dict) -> None:
-    """Writes config.json and environment.json; refuses a folder of another config."""
+    """Writes config.json and environment.json, or checks that the config is the same.
+
+    Raises:
+      InputError: the folder holds a run of another config.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.json"
     if path.exists():
@@ -123,7 +127,11 @@ def write_task(folder: Path, output: tuple) -> None:
 
 
 def read_task(folder: Path) -> dict:
-    """Reads task.json back."""
+    """Reads task.json back.
+
+    Raises:
+      InputError: the folder's training hasn't begun.
+    """
     path = folder / "task.json"
     if not path.exists():
         raise InputError(f"{folder}: no task.json: train the run first")
@@ -197,6 +205,10 @@ def hold(
       manifest: of the split now; the folder's splits.csv, if any, holds the old one.
       target: the same of the data that the run is adapted to, with target.csv.
       weights: the first weights, if they are given.
+
+    Raises:
+      InputError: a run that was begun with other data, another split or other weights,
+        or whose splits.csv or target.csv were changed.
     """
     old = _provenance(folder)
     now = _checked(folder, old, records, manifest, "splits.csv")
@@ -245,6 +257,9 @@ def sides(folder: Path, name: str = "splits.csv") -> pd.DataFrame:
     """The split of a run, as it was written when the run began.
 
     `name` is of the file; target.csv: of the data that the run is adapted to.
+
+    Raises:
+      InputError: the file was changed since.
     """
     manifest = manifests.read(folder / name)
     old = _provenance(folder)

@@ -48,6 +48,9 @@ def fit(
     Returns:
       Whether the run is complete: False after SIGTERM, SIGUSR2 or Ctrl-C, with
       everything saved.
+
+    Raises:
+      InputError: the loss or the gradient isn't finite.
     """
     start = 0
     if checkpoints.steps:
@@ -123,7 +126,11 @@ class Meter:
         self._rows += rows
 
     def flush(self) -> None:
-        """Waits for the device, checks every step, and writes one line."""
+        """Waits for the device, checks every step, and writes one line.
+
+        Raises:
+          InputError: the loss or the gradient isn't finite.
+        """
         if not self._unread:
             return
         values = [(number, jax.device_get(scalars)) for number, scalars in self._unread]

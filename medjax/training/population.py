@@ -54,10 +54,16 @@ class Program(NamedTuple):
 
     def __str__(self) -> str:
         free = "unknown" if math.isinf(self.free) else f"{self.free / 1e9:.1f} GB"
-        waves = math.ceil(self.arms / self.wave)
+        parts, waves = math.ceil(self.of / self.arms), math.ceil(self.arms / self.wave)
+        fits = "fits" if parts == 1 else f"doesn't fit, split into {parts} parts"
+        if math.isinf(self.free):
+            fits = "taken to fit"
+        if self.need > self.free:  # Less than one wave can't be tried.
+            fits += ", and may be more than there is"
         return (
             f"{self.arms} of {self.of} arms at a time, in {waves} waves of {self.wave} "
-            f"on {self.devices} devices: {self.need / 1e9:.2f} GB on each, free: {free}"
+            f"on {self.devices} devices: {self.need / 1e9:.2f} GB on each, free: {free}: "
+            f"{fits}"
         )
 
 
