@@ -9,7 +9,6 @@ from medjax.augment import intensity, policy, random
 from medjax.data import normalisation
 from medjax.geometry import warp
 
-pytestmark = pytest.mark.usefixtures("optimised")
 FILM = (16, 15, 1)
 VOLUME = (6, 14, 12, 2)
 MOVES = [
@@ -60,39 +59,6 @@ def batch(ids, epoch=0, occurrence=0, shape=FILM):
         found["weight"] = np.ones_like(found["label"])
         found["spacing"] = np.tile(np.float32([3, 1, 1]), (len(ids), 1))
     return found
-
-
-@pytest.fixture(
-    scope="module",
-    params=[FILM, pytest.param(VOLUME, marks=pytest.mark.slow)],
-    ids=["film", "volume"],
-)
-def many(request):
-    """64 samples and what comes of them."""
-    given = batch(range(64), shape=request.param)
-    return given, jax.jit(ALL)(KEY, given)
-
-
-def assert_same(got, expected, name):
-    np.testing.assert_array_equal(got, expected, name)
-
-
-@pytest.mark.parametrize("rows", [[9, 1, 5], pytest.param([5], marks=pytest.mark.slow)])
-def test_a_sample_is_the_same_to_the_bit_in_any_batch_at_any_position(many, rows):
-    given, expected = many
-    few = jax.jit(ALL)(KEY, jax.tree.map(lambda x: x[np.array(rows)], given))
-    assert np.abs(expected["image"][5] - given["image"][5] / 255).max() > 0.1
-    for name, value in few.items():
-        assert_same(value, expected[name][np.array(rows)], name)
-
-
-def test_on_four_devices_it_is_the_same_to_the_bit_as_on_one(many):
-    given, expected = many
-    split = jax.tree.map(lambda x: x.reshape(4, 16, *x.shape[1:]), given)
-    four = jax.pmap(ALL, in_axes=(None, 0))(KEY, split)
-    for name, value in four.items():
-        value = value.reshape(expected[name].shape)
-        assert_same(value, expected[name], name)
 
 
 def test_epoch_occurrence_id_and_seed_each_change_it():
@@ -216,3 +182,35 @@ def test_a_fused_key_draws_jax_random_s_own_numbers():
         np.testing.assert_array_equal(got, expected)
     other = jax.random.key(0, impl="rbg")
     assert random.fused(other) is other
+
+
+# Last: from here on programs are optimised.
+
+
+@pytest.fixture(
+    scope="module",
+    params=[FILM, pytest.param(VOLUME, marks=pytest.mark.slow)],
+    ids=["film", "volume"],
+)
+def many(request, optimised):
+    """64 samples and what comes of them."""
+    given = batch(range(64), shape=request.param)
+    return given, jax.jit(ALL)(KEY, given)
+
+
+@pytest.mark.parametrize("rows", [[9, 1, 5], pytest.param([5], marks=pytest.mark.slow)])
+def test_a_sample_is_the_same_to_the_bit_in_any_batch_at_any_position(many, rows):
+    given, expected = many
+    few = jax.jit(ALL)(KEY, jax.tree.map(lambda x: x[np.array(rows)], given))
+    assert np.abs(expected["image"][5] - given["image"][5] / 255).max() > 0.1
+    for name, value in few.items():
+        np.testing.assert_array_equal(value, expected[name][np.array(rows)], name)
+
+
+def test_on_four_devices_it_is_the_same_to_the_bit_as_on_one(many):
+    given, expected = many
+    split = jax.tree.map(lambda x: x.reshape(4, 16, *x.shape[1:]), given)
+    four = jax.pmap(ALL, in_axes=(None, 0))(KEY, split)
+    for name, value in four.items():
+        value = value.reshape(expected[name].shape)
+        np.testing.assert_array_equal(value, expected[name], name)
