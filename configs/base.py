@@ -46,7 +46,8 @@ def classification(source: str = "phantom") -> ConfigDict:
         rule="youden",
         value=0.9,
         # Calibration of the probabilities, fitted on validation: "platt", "temperature",
-        # "isotonic"; "prior" undoes the effect of `imbalance`; or "none".
+        # "isotonic"; "prior" undoes the effect of `imbalance`; "adjust" makes classes
+        # equally frequent; or "none".
         calibration="platt",
         prevalence=(),  # also report PPV and NPV there: one share, or one a finding
         ordered=False,  # Classes are grades, in this order: adds their weighted kappa.
@@ -296,14 +297,18 @@ def _shared(source: str) -> ConfigDict:
     }
     # What is done about rare findings. Class weights of the loss: "ratio", "balanced",
     # "effective". Resampling of the images: "over_sample", "under_sample", "both",
-    # "repeat_factor". A classifier refitted with synthetic embeddings: "smote",
-    # "adasyn". Or "none".
+    # "repeat_factor". A classifier refitted after training: with synthetic embeddings,
+    # "smote" or "adasyn"; with balanced classes, "decoupled". Or "none".
     c.imbalance = "none"
     c.resampling = {
         "target": 0.2,  # least share of a finding's rarer class; repeat_factor: its t
         "any_positive": False,  # Take "any finding" as the one task.
         "most": 10,  # copies of an image
         "neighbours": 5,  # of a synthetic embedding
+        # decoupled, of classes: the classifier isn't refitted, but each class's weights
+        # are divided by their norm to this power; 0: refit
+        "tau": 0.0,
+        "defer": 0,  # step from which class weights count: before it, all weigh 1
         "drop": False,  # Weight a finding of only one class by 0, instead of refusing it.
     }
     c.optim = {

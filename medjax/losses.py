@@ -33,6 +33,8 @@ from medjax.errors import InputError
 
 # Smaller values count as 0: the square of their inverse is not a float32.
 TINY = 1e-18
+# Losses of classes that exclude each other. The others are of findings, or of masks.
+SOFTMAX = ("softmax_cross_entropy", "balanced_softmax", "ldam_softmax")
 HIDDEN = 100  # Units of the domain classifier, as in the paper's small networks.
 
 
@@ -48,6 +50,36 @@ def weighted_bce(
     """
     z, y, weight = _prepare(logits, label, weight)
     present, absent = jax.nn.softplus(-z), jax.nn.softplus(z)
+    return _total(w_pos * y * present + w_neg * (1 - y) * absent, weight)
+
+
+def ldam(
+    logits: Array,
+    label: Array,
+    weight: Array,
+    *,
+    w_pos: Array,
+    w_neg: Array,
+    prevalence: Array,
+    margin: Array,
+) -> tuple[Array, Array]:
+    """weighted_bce with margins: the rarer class has to be right by more log-odds.
+
+    -(w_pos y log sigmoid(z - m_pos) + w_neg (1 - y) log sigmoid(-z - m_neg)). A finding
+    is two classes: `margin` is that of its rarer one, and margins are as n^(-1/4) of
+    the n training images, so that of p positives m_pos = margin (min(p, 1 - p) / p)^(1/4).
+
+    The paper divides embedding and weights by their norms, and multiplies logits by
+    30: its margin of 0.5 is one of 15 in log-odds. Here there are no norms, and a
+    margin of 1 to 3 is large. Class weights may begin later: see resampling.defer.
+
+    Source: Cao et al., Learning Imbalanced Datasets with LDAM Loss (NeurIPS 2019),
+    section 3.2; of two classes, section 3.1.
+    """
+    z, y, weight = _prepare(logits, label, weight)
+    shares = jnp.stack([prevalence, 1 - prevalence])
+    m_pos, m_neg = _margins(shares, margin)
+    present, absent = jax.nn.softplus(m_pos - z), jax.nn.softplus(m_neg + z)
     return _total(w_pos * y * present + w_neg * (1 - y) * absent, weight)
 
 
@@ -122,6 +154,50 @@ def softmax_cross_entropy(
     target = (1 - smoothing) * y + smoothing / y.shape[-1]
     loss = -jnp.sum(w * target * jax.nn.log_softmax(z), axis=-1, keepdims=True)
     return _total(loss, jnp.max(weight, axis=-1, keepdims=True))
+
+
+def balanced_softmax(
+    logits: Array,
+    label: Array,
+    weight: Array,
+    *,
+    w: Array,
+    prevalence: Array,
+    tau: Array,
+) -> tuple[Array, Array]:
+    """softmax_cross_entropy of logits + tau log(prevalence): logit adjustment.
+
+    At prediction the logits stay as they are. With tau = 1, the balanced softmax, they
+    are then those of classes that are equally frequent. (The offsets of Platt scaling
+    bring the prevalence back: calibrate by temperature.) `prevalence` [K] is each class's
+    share of the training images.
+
+    There is none of findings, whose sigmoid would be shifted by a constant: the
+    classifier's bias takes it back, and no rank changes.
+
+    Source: Menon et al., Long-tail Learning via Logit Adjustment (ICLR 2021), eq. 10;
+    tau = 1: Ren et al., Balanced Meta-Softmax (NeurIPS 2020), section 3.1.
+    """
+    prior = tau * jnp.log(jnp.maximum(prevalence, TINY))
+    return softmax_cross_entropy(logits + prior, label, weight, w=w)
+
+
+def ldam_softmax(
+    logits: Array,
+    label: Array,
+    weight: Array,
+    *,
+    w: Array,
+    prevalence: Array,
+    margin: Array,
+) -> tuple[Array, Array]:
+    """softmax_cross_entropy of logits - y m: the true class has a margin.
+
+    m_k = margin (min(p) / p_k)^(1/4) for the classes' shares p of the training images.
+    Otherwise as `ldam`.
+    """
+    z, y, weight = _prepare(logits, label, weight)
+    return softmax_cross_entropy(z - y * _margins(prevalence, margin), y, weight, w=w)
 
 
 def auc_margin(
@@ -279,6 +355,13 @@ def _prepare(logits, label, weight) -> tuple[Array, Array, Array]:
     chex.assert_equal_shape([logits, weight])
     label = jnp.where(weight > 0, label, 0)  # First: NaN * 0 is NaN.
     return tuple(jnp.asarray(x, jnp.float32) for x in (logits, label, weight))
+
+
+def _margins(share: Array, margin: Array) -> Array:
+    """margin (least / share)^(1/4), by the classes' shares [C, ...]; of none it is 0."""
+    shown = share > 0
+    least = jnp.min(jnp.where(shown, share, 1), axis=0)
+    return margin * jnp.where(shown, least / jnp.where(shown, share, 1), 0) ** 0.25
 
 
 def _space(x: Array) -> tuple[int, ...]:

@@ -338,13 +338,14 @@ def test_predict_gives_the_probabilities_of_the_evaluation(home, finished, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("treatment", ["smote", "over_sample"])
+@pytest.mark.parametrize("treatment", ["smote", "over_sample", "decoupled"])
 def test_imbalance_is_treated_by_one_word(home, finished, treatment):
     workdir = home / treatment
     out, _ = run_here(*train(home, workdir, f"--config.imbalance={treatment}"))
     said = {
         "over_sample": "the most repeated image appears",
         "smote": "classifier: fitted to",
+        "decoupled": "classifier: fitted to",
     }
     assert said[treatment] in out
     same_split = (finished[0] / "splits.csv").read_text()

@@ -220,6 +220,22 @@ def test_prior_undoes_the_weights_of_classes_too(config):
     np.testing.assert_allclose(mended.mean(axis=0), label.mean(axis=0), rtol=0.03)
 
 
+@pytest.mark.parametrize("imbalance", ["none", "balanced"])
+def test_adjusted_classes_are_as_if_they_were_equally_frequent(config, imbalance):
+    config.evaluation.calibration, config.imbalance = "adjust", imbalance
+    config.task, config.loss.name = "multiclass", "softmax_cross_entropy"
+    z, label = classes()
+    trains = label[: len(label) * 3 // 4]
+    w = balance.multiclass_weights(
+        trains, scheme="uniform" if imbalance == "none" else imbalance
+    )
+    found = predicted(softmax(z + np.log(w), axis=1), label)
+    fit = fixed.fit(config, *study_of(label, exclusive=True), found)
+    expected = np.exp(z) / trains.mean(axis=0)  # Menon et al., eq. 9, normalised.
+    expected /= expected.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(calibrated(fit, found), expected, atol=1e-4)
+
+
 @pytest.mark.parametrize("method", ["platt", "temperature"])
 def test_classes_share_a_temperature_and_sum_to_one(config, method):
     config.evaluation.calibration, config.task = method, "multiclass"
@@ -253,6 +269,7 @@ def test_classes_share_a_temperature_and_sum_to_one(config, method):
             {"evaluation.calibration": "prior", "loss.name": "focal"},
             r"loss\.name='focal' bends",
         ),
+        ({"evaluation.calibration": "adjust"}, "equally frequent"),
         ({"evaluation.rule": "youdn"}, "operating rule"),
     ],
 )

@@ -74,6 +74,17 @@ def test_classes_are_one_softmax_on_images_and_points():
     np.testing.assert_allclose(got, model.predict_proba(scale(feature)), atol=1e-3)
 
 
+def test_normalised_weights_have_norms_to_the_power_one_minus_tau():
+    kernel = np.random.default_rng(0).normal(size=(5, 3)) * [1, 10, 0]
+    layer = {"kernel": kernel.astype(np.float32), "bias": np.ones(3)}
+    norms = np.sqrt((kernel**2).sum(axis=0))
+    for tau in (0.0, 0.5, 1.0):
+        got = head.normalised(layer, tau=tau)
+        expected = kernel * [norms[0] ** -tau, norms[1] ** -tau, 0]
+        np.testing.assert_allclose(got["kernel"], expected, rtol=1e-5)
+        assert not got["bias"].any()
+
+
 @pytest.mark.parametrize("exclusive", [False, True])
 def test_a_feature_that_never_changes_gets_no_weight(exclusive):
     feature, label, weight, between = example()

@@ -29,6 +29,18 @@ ARGUMENTS = {
         {"w": [0.2, 1.0, 3.0], "smoothing": 0.1},
         {"w": [0.0, 1.0, 1.0], "smoothing": 0.0},
     ),
+    "balanced_softmax": (
+        {"w": [0.2, 1.0, 3.0], "prevalence": [0.05, 0.15, 0.8], "tau": 1.0},
+        {"w": [1.0, 1.0, 1.0], "prevalence": [0.0, 0.5, 0.5], "tau": 0.0},
+    ),
+    "ldam": (
+        {**PER_TASK, "prevalence": [0.01, 0.5, 0.9], "margin": 2.0},
+        {**PER_TASK, "prevalence": [0.0, 1.0, 0.3], "margin": 0.5},
+    ),
+    "ldam_softmax": (
+        {"w": [0.2, 1.0, 3.0], "prevalence": [0.01, 0.19, 0.8], "margin": 2.0},
+        {"w": [1.0, 1.0, 1.0], "prevalence": [0.0, 0.5, 0.5], "margin": 1.0},
+    ),
     "auc_margin": (
         {**SADDLE, "prevalence": [0.1, 0.5, 0.9], "margin": 1.0},
         {**SADDLE, "prevalence": [0.0, 1.0, 0.5], "margin": 0.0},
@@ -95,6 +107,20 @@ def asymmetric(z, y, w_pos, w_neg, gamma_pos, gamma_neg, clip):
     return present - w_neg * (1 - y) * q**gamma_neg * np.log(rest)
 
 
+def ldam(z, y, w_pos, w_neg, prevalence, margin):
+    absent, present = margins(np.array([1 - prevalence, prevalence]), margin)
+    positive = w_pos * y * log_p(z - present)
+    return -positive - w_neg * (1 - y) * log_p(-z - absent)
+
+
+def margins(prevalence, margin):
+    """By the counts of 1000 images, as the authors' code has them."""
+    some = prevalence > 0
+    m = np.zeros(len(prevalence))
+    m[some] = 1 / np.sqrt(np.sqrt(1000 * prevalence[some]))
+    return m * (margin / m.max())
+
+
 def auc_margin(z, y, a, b, alpha, prevalence, margin):
     """LibAUC's AUCMLoss 'v1' of one image, its mean over the batch taken apart."""
     h, p, positive, negative = sigmoid(z), prevalence, y, 1 - y
@@ -126,7 +152,22 @@ def softmax_part(z, y, w, smoothing):
     return -(w * target * (z - np.logaddexp.reduce(z))).sum()
 
 
+def balanced(z, y, w, prevalence, tau):
+    """Ren et al.'s n_k exp(z_k) / sum_j n_j exp(z_j); with tau, n^tau."""
+    return softmax_part(z + tau * np.log(np.maximum(prevalence, 1e-18)), y, w, 0)
+
+
+def ldam_classes(z, y, w, prevalence, margin):
+    return softmax_part(z - y * margins(prevalence, margin), y, w, 0)
+
+
+OF_CLASSES = {
+    "softmax_cross_entropy": softmax_part,
+    "balanced_softmax": balanced,
+    "ldam_softmax": ldam_classes,
+}
 FORMULAS = {
+    "ldam": ldam,
     "weighted_bce": bce,
     "focal": focal,
     "asymmetric": asymmetric,
@@ -148,10 +189,10 @@ def reference(name, logits, label, weight, case):
     total, count = 0.0, 0
     for z, y, w in zip(logits, label, weight, strict=True):  # [V, T]
         count += bool((w > 0).any())
-        if name == "softmax_cross_entropy":
+        if name in OF_CLASSES:
             known = w.max(axis=1) > 0
             parts = [
-                w[v].max() * softmax_part(z[v], y[v], case["w"], case["smoothing"][0])
+                w[v].max() * OF_CLASSES[name](z[v], y[v], **case)
                 for v in np.flatnonzero(known)
             ]
             total += np.mean(parts) if parts else 0.0
@@ -174,7 +215,7 @@ def batch(name, seed=0, images=4, space=(), voxelwise=False):
     shape = (images, *space, T)
     logits, label = rng.normal(0, 2, shape), rng.random(shape)
     weight = rng.choice([0.0, 1, 2], shape if voxelwise else (images, T))
-    if name == "softmax_cross_entropy":
+    if name in OF_CLASSES:
         label /= label.sum(axis=-1, keepdims=True)
         weight = np.broadcast_to(weight[..., :1], weight.shape).copy()
     weight[0] = 0
@@ -203,7 +244,7 @@ def test_it_is_the_formula_in_float64(name, case, data):
     weight = data.draw(
         hnp.arrays(np.float32, known, elements=st.sampled_from([0, 1, 2]))
     )
-    if name == "softmax_cross_entropy":
+    if name in OF_CLASSES:
         label = (label + 0.1) / (label + 0.1).sum(axis=-1, keepdims=True)
         weight = (weight[..., :1] > 0) * (weight + 1)
     got = compute(name, logits, label, weight, case)
@@ -230,7 +271,7 @@ def test_the_gradient_is_that_of_finite_differences(name, case):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_saturated_logits_and_unknown_labels_stay_finite(name, case, dtype):
     logits, label, weight = batch(name, space=(2, 2), voxelwise=True)
-    label = label.round() if name != "softmax_cross_entropy" else label
+    label = label.round() if name not in OF_CLASSES else label
     label[2] *= 0  # Of one image all masks are empty.
     assert np.isnan(label).any()
     for extreme in (-1e4, -100, -25, 0, 100, 1e4):

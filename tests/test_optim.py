@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -203,3 +204,21 @@ def test_a_stages_change_is_scaled_by_its_share_once_it_has_started():
             for name, value in PARAMS.items():
                 expected = np.float32(factor) * np.asarray(value)
                 np.testing.assert_array_equal(got[stage][name], expected)
+
+
+def test_class_weights_are_one_until_they_begin():
+    part = {
+        "w_pos": jnp.array([2.0, 0.0]),
+        "w_neg": jnp.array([0.3, 0.0]),
+        "gamma": 2.0,
+    }
+    hyper = optim.Hyper(
+        1.0, 0.0, 0.0, 0.0, {"w": jnp.array([3.0]), "parts": {"a": part}}
+    )
+    chex.assert_trees_all_equal(optim.loss_arguments(hyper, jnp.int32(0)), hyper.loss)
+    for step, weights in ((3, ([1, 0], [1, 0], [1])), (4, ([2, 0], [0.3, 0], [3]))):
+        got = optim.loss_arguments(hyper._replace(defer=4.0), jnp.int32(step))
+        a = got["parts"]["a"]  # The second task is dropped: it stays so.
+        for value, expected in zip((a["w_pos"], a["w_neg"], got["w"]), weights):
+            np.testing.assert_array_equal(value, np.float32(expected))
+        assert a["gamma"] == 2.0

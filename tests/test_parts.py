@@ -16,6 +16,7 @@ from configs import base
 from medjax import config as plain
 from medjax import losses
 from medjax.augment import intensity
+from medjax.config import effects
 from medjax.errors import InputError
 from medjax.geometry import warp
 from medjax.tasks import check, films, fixed, imbalance, parts, refit, start
@@ -316,6 +317,7 @@ def test_an_image_has_one_class(config):
         ("none", 1, 1),
         ("over_sample", 1, 1),
         ("smote", 1, 1),
+        ("decoupled", 1, 1),
         ("ratio", 0.75, 0.25),
         ("balanced", 2, 4 / 6),
     ],
@@ -393,12 +395,27 @@ def test_what_a_loss_learns_starts_with_the_state(config):
         ({"name": "weighted_bce", "gamma": 2.0}, "none", FINDINGS, "loss.gamma"),
         ({"name": "weighted_bce", "rate": 0.1}, "none", FINDINGS, "loss.rate"),
         ({"name": "auc_margin", "margin": 1.0}, "ratio", FINDINGS, "takes no weights"),
+        ({"name": "balanced_softmax", "tau": 1.0}, "none", FINDINGS, "'weighted_bce'"),
+        ({"name": "ldam", "margin": 1.0}, "none", EXCLUSIVE, "'softmax_cross_entropy'"),
     ],
 )
 def test_a_loss_that_does_not_fit_is_refused(config, loss, scheme, task, said):
     config.loss, config.imbalance = loss, scheme
     with pytest.raises(InputError, match=said):
         imbalance.loss_arguments(config, task, LABEL)
+
+
+def test_deferred_weights_are_an_array_of_the_state_and_need_weights(config):
+    config.resampling.defer, config.loss = 600, {"name": "ldam", "margin": 2.0}
+    for scheme, steps in (("none", 1000), ("smote", 1000), ("effective", 600)):
+        config.imbalance, config.train.steps = scheme, steps
+        with pytest.raises(InputError, match=r"resampling\.defer=600"):
+            imbalance.loss_arguments(config, FINDINGS, LABEL)
+    config.train.steps = 1000
+    state = shapes(config, parts.classifier(config, FINDINGS), FINDINGS)
+    assert state.hyper.defer.shape == () and state.hyper.defer.dtype == "float32"
+    assert state.hyper.loss["prevalence"].shape == (3,)
+    assert "program" not in effects("resampling.defer")  # Arms may differ in it.
 
 
 def test_a_loss_that_learns_is_refused_without_a_rate(config):
@@ -443,9 +460,10 @@ def embedded():
     return feature, (score > np.array([*cut])).astype(float)
 
 
-def test_a_fitted_head_weighs_the_classes_as_asked(config):
+@pytest.mark.parametrize("scheme", ["balanced", "decoupled"])
+def test_a_fitted_head_weighs_the_classes_as_asked(config, scheme):
     feature, label = embedded()
-    config.imbalance = "balanced"
+    config.imbalance = scheme
     layer, points = refit.fitted(config, FINDINGS, feature, label)
     w_pos, w_neg = (len(label) / (2 * n) for n in (label.sum(0), (1 - label).sum(0)))
     weight = np.where(label == 1, w_pos, w_neg)
@@ -455,6 +473,31 @@ def test_a_fitted_head_weighs_the_classes_as_asked(config):
     got = feature @ layer["kernel"] + layer["bias"]
     np.testing.assert_allclose(got, expected, atol=3e-3)
     assert points == 0
+
+
+@pytest.mark.parametrize(
+    ("scheme", "output", "mode"),
+    [
+        ("decoupled", FINDINGS, "all"),
+        ("balanced", EXCLUSIVE, "all"),
+        ("decoupled", EXCLUSIVE, "features"),
+    ],
+)
+def test_norms_are_of_a_trained_classifier_of_classes(config, scheme, output, mode):
+    if output.exclusive:
+        config.loss = {"name": "softmax_cross_entropy"}
+    config.imbalance, config.resampling.tau = scheme, 1.0
+    config.transfer.mode = mode
+    with pytest.raises(InputError, match=r"resampling\.tau=1"):
+        check.check(config, parts.classifier(config, output), output, batch=1)
+    config.update_from_flattened_dict(
+        {
+            "imbalance": "decoupled",
+            "transfer.mode": "all",
+            "loss.name": "softmax_cross_entropy",
+        }
+    )
+    check.check(config, parts.classifier(config, EXCLUSIVE), EXCLUSIVE, batch=1)
 
 
 def test_repeated_images_count_so_often_in_a_fitted_head(config):

@@ -21,6 +21,7 @@ RANGES = {  # What a field's number has to be.
     "0 or more": (
         lambda value: 0 <= value < INF,
         *("train.threads", "optim.weight_decay", "optim.warmup", "data.margin"),
+        *("resampling.defer", "resampling.tau"),
         *("split.folds", "split.fold", "split.patients", "split.cut"),
         *("evaluation.gallery", "evaluation.tolerance"),
     ),
@@ -67,6 +68,13 @@ def check(config: Config, network: parts.Network, output: Any, *, batch: int) ->
     parts.caveats(config)
     parts.pace(config, network.stages)
     parts.step_parts(config, network)
+    if (tau := config.resampling.tau) and not (
+        config.imbalance == "decoupled" and output.exclusive and parts.has_steps(config)
+    ):
+        raise InputError(
+            f"resampling.tau={tau}: divides weights of a trained classifier of classes, "
+            "with imbalance='decoupled'; of a finding alone it would change no rank"
+        )
     imbalance.loss_arguments(config, output, imbalance.any_label(output))
 
 
@@ -74,7 +82,7 @@ def _whole_fit(config: Config) -> str:
     """The field by which one network changes by all images at once; '' for none."""
     if not parts.has_steps(config):
         return f"transfer.mode={config.transfer.mode!r}"
-    if imbalance.treats(config, imbalance.SYNTHETIC):
+    if imbalance.treats(config, imbalance.REFITS):
         return f"imbalance={config.imbalance!r}"
     if config.adapt.name != "none":
         return f"adapt.name={config.adapt.name!r}"

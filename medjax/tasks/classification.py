@@ -92,7 +92,7 @@ def refit_(run: Run) -> None:
     config = run.config
     if not run.has_steps:
         refit.classifier(run, run.state)
-    elif imbalance.treats(config, imbalance.SYNTHETIC):
+    elif imbalance.treats(config, imbalance.REFITS):
         where = run.folder / "checkpoints"
         number, state = parts.restore(config, where, run.network, run.data.output)
         refit.classifier(run, state, number)

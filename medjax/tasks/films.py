@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from rich.progress import Progress
 
+from medjax import losses
 from medjax.cohort import duplicates
 from medjax.cohort import manifest as manifests
 from medjax.cohort import split as splits
@@ -40,7 +41,7 @@ class Output(NamedTuple):
 
     def check_loss(self, name: str) -> None:
         """Refuses a loss of classes for findings, and the other way round."""
-        if (name == "softmax_cross_entropy") != self.exclusive:
+        if (name in losses.SOFTMAX) != self.exclusive:
             right, kind = "weighted_bce", "multilabel"
             if self.exclusive:
                 right, kind = "softmax_cross_entropy", "multiclass"

@@ -27,7 +27,7 @@ from medjax.tasks import imbalance
 from medjax.tasks.films import Data, Output, ids_in
 from medjax.training import devices
 
-METHODS = ("none", "platt", "temperature", "isotonic", "prior")
+METHODS = ("none", "platt", "temperature", "isotonic", "prior", "adjust")
 SHIFTED = ("weighted_bce", "softmax_cross_entropy")  # Class weights shift their odds.
 TOO_FEW = f"fewer than {recalibration.RISING} images of a class: Platt scaling instead"
 NO_OFFSETS = "no image in validation: one temperature for all classes instead"
@@ -112,11 +112,18 @@ def check(config: Config, *, exclusive: bool) -> None:
             f"{field}: rises for each finding on its own, and classes sum to 1: use "
             "'platt' or 'temperature'"
         )
-    if method == "prior" and config.loss.name not in SHIFTED:
+    if method == "adjust" and not exclusive:
+        raise InputError(
+            f"{field}: makes classes equally frequent; a finding's images are all "
+            "shifted alike, and its threshold moves with them: use 'platt'"
+        )
+    if method in ("prior", "adjust") and config.loss.name not in SHIFTED:
         raise InputError(
             f"{field}: undoes the class weights of a cross-entropy, and loss.name="
             f"{config.loss.name!r} bends probabilities in other ways: use 'platt'"
         )
+    if method in ("prior", "adjust") and config.resampling.tau:
+        raise InputError(f"{field}: doesn't know what resampling.tau did: use 'platt'")
 
 
 def settle(
@@ -198,7 +205,7 @@ def fit(
     method = config.evaluation.calibration
     if method == "none":
         return NONE
-    if method == "prior":
+    if method in ("prior", "adjust"):
         label = data.label(ids_in(manifest, "train"))
         return Calibration(method, *_prior(config, data.output, label))
     probability, label, weight = validation[2:5]
@@ -226,6 +233,9 @@ def _prior(
 ) -> tuple[recalibration.Fit, str, int, dict[str, str]]:
     """Undoes the change of the prevalence in training by `config.imbalance`.
 
+    Or by "adjust" makes all classes equally frequent: post hoc logit adjustment with
+    tau = 1, Menon et al. (ICLR 2021), eq. 9.
+
     `label` [N, T] is of the training images. Returns Calibration's other fields.
     """
     positives, negatives = balance.frequencies(label)
@@ -239,12 +249,13 @@ def _prior(
     else:
         up, down = shown[0] * weights["w_pos"], shown[1] * weights["w_neg"]
         trained = recalibration.ratio(up, up + down)
-    synthetic = imbalance.treats(config, imbalance.SYNTHETIC)
-    if synthetic:  # All classes have as many points.
+    if imbalance.treats(config, imbalance.REFITS):  # All classes have as many points.
         trained = np.full(
             len(positives), 1 / len(positives) if output.exclusive else 0.5
         )
     true = recalibration.ratio(positives, positives + negatives)
+    if config.evaluation.calibration == "adjust":
+        true = (trained > 0) / np.sum(trained > 0)
     fits = (true > 0) & (true < 1) & (trained > 0) & (trained < 1)
     shift = recalibration.prior_shift(
         *(np.where(fits, share, 0.5) for share in (trained, true)),

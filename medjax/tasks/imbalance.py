@@ -15,6 +15,7 @@ from medjax.errors import InputError
 WEIGHTS = {"none": "uniform", **{s: s for s in ("ratio", "balanced", "effective")}}
 PLANS = ("over_sample", "under_sample", "both", "repeat_factor")
 SYNTHETIC = ("smote", "adasyn")
+REFITS = (*SYNTHETIC, "decoupled")
 
 
 def loss_arguments(config: Config, output: Any, label: np.ndarray) -> dict:
@@ -37,6 +38,13 @@ def loss_arguments(config: Config, output: Any, label: np.ndarray) -> dict:
         raise InputError(
             f"imbalance={config.imbalance!r} weights classes, and loss.name={name!r} "
             "takes no weights: set imbalance='none' or another loss"
+        )
+    if (defer := config.resampling.defer) and (
+        defer >= config.train.steps or config.imbalance not in [*WEIGHTS][1:]
+    ):
+        raise InputError(
+            f"resampling.defer={defer}: no class weights begin there: give fewer than "
+            f"train.steps={config.train.steps}, and imbalance='effective', say"
         )
     return arguments
 
@@ -86,8 +94,8 @@ def class_weights(
 
 
 def treats(config: Config, kind: Any) -> bool:
-    """Whether `config.imbalance` is in `kind`: WEIGHTS, PLANS or SYNTHETIC."""
-    names = (*WEIGHTS, *PLANS, *SYNTHETIC)
+    """Whether `config.imbalance` is in `kind`: WEIGHTS, PLANS or REFITS."""
+    names = (*WEIGHTS, *PLANS, *REFITS)
     if config.imbalance not in names:
         options = ", ".join(map(repr, names))
         raise InputError(f"imbalance={config.imbalance!r} is unknown: use {options}")

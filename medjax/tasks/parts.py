@@ -264,6 +264,7 @@ def initial_state(
         loss=imbalance.loss_arguments(config, output, label),
         adapt=config.adapt.get("weight", 1.0) if adapt.loss(config) else None,
         augment={"strengths": strengths(config)},
+        defer=config.resampling.defer,
         **pace(config, network.stages),
     )
     dual = {}

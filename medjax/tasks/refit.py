@@ -32,14 +32,19 @@ def classifier(run: Run, state: State, number: int = 0) -> None:
     `number` counts the updates behind the state.
     """
     config, data, ids = run.config, run.data, run.ids
-    feature = embeddings(config, run.network, state, data)[ids]
-    layer, points = fitted(config, data.output, feature, data.label(ids))
+    if tau := config.resampling.tau:
+        layer = head.normalised(state.averaged["params"]["classifier"], tau=tau)
+        how = f"divided by its norms to the power {tau:g}"
+    else:
+        feature = embeddings(config, run.network, state, data)[ids]
+        layer, points = fitted(config, data.output, feature, data.label(ids))
+        between = f" and {points} between them" if points else ""
+        how = f"fitted to {len(ids)} images{between}"
     params = {**state.averaged["params"], "classifier": layer}
     state = state._replace(averaged={**state.averaged, "params": params})
     with parts.checkpoints(config, run.folder / start.trained(config)) as checkpoints:
         checkpoints.save(number, state, {"images": len(ids)})
-    between = f" and {points} between them" if points else ""
-    print(f"classifier: fitted to {len(ids)} images{between}")
+    print(f"classifier: {how}")
 
 
 def restate(run: Run) -> None:
@@ -94,7 +99,9 @@ def fitted(
     """The classifier fitted to embeddings, as `config.imbalance` asks for it.
 
     Classes are weighted, or synthetic points between embeddings are added. (Where
-    images are resampled, the caller has repeated their rows.)
+    images are resampled, the caller has repeated their rows.) 'decoupled' weights a
+    class by the inverse of its images: in the limit of a convex problem, that is the
+    class-balanced sampling of cRT (Kang et al., ICLR 2020, section 4).
 
     Args:
       feature: [N, F], of the training images.
@@ -105,7 +112,8 @@ def fitted(
     """
     label = label.astype(np.float32)
     between = _between(config, output, feature, label)
-    w = imbalance.class_weights(config, output, label)
+    scheme = "balanced" if config.imbalance == "decoupled" else None
+    w = imbalance.class_weights(config, output, label, scheme)
     if output.exclusive:
         weight = np.sum(label * w["w"], axis=1, keepdims=True)
     else:

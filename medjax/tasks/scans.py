@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from rich.progress import Progress
 
+from medjax import losses
 from medjax.cohort import duplicates
 from medjax.cohort import manifest as manifests
 from medjax.cohort import split as splits
@@ -41,7 +42,7 @@ SPLITS = {  # Values of `data.split`, and which splits they fill.
 }
 SIZE = ("depth", "height", "width")
 SPACING = ("spacing_d", "spacing_h", "spacing_w")
-NOT_OF_MASKS = ("softmax_cross_entropy", "auc_margin")  # One class a row; ranks.
+NOT_OF_MASKS = (*losses.SOFTMAX, "auc_margin")  # One class a row; ranks.
 
 
 class Output(NamedTuple):

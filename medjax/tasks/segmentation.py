@@ -37,7 +37,7 @@ RESAMPLED = (
 NO_EMBEDDING = "masks have no embedding of the whole image to {}"
 NOT_FOR_MASKS = {
     **dict.fromkeys(
-        imbalance.SYNTHETIC, NO_EMBEDDING.format("interpolate: over-sample")
+        imbalance.REFITS, NO_EMBEDDING.format("refit a classifier: over-sample")
     ),
     "features": NO_EMBEDDING.format("fit a classifier to: use transfer.mode='head'"),
     "coral": NO_EMBEDDING.format("compare"),

@@ -16,7 +16,7 @@ from medjax.files import write_text
 from medjax.models import architectures, weights
 from medjax.models.weights import convert as pretrained
 from medjax.tasks import parts
-from medjax.tasks.imbalance import SYNTHETIC, treats
+from medjax.tasks.imbalance import REFITS, treats
 from medjax.tasks.parts import Network
 from medjax.training import folder as workdir
 from medjax.training.checkpoint import Checkpoints
@@ -169,7 +169,7 @@ def restore(
 
 def trained(config: Config) -> str:
     """The folder of the checkpoint that training ends with."""
-    return REFITTED if treats(config, SYNTHETIC) else "checkpoints"
+    return REFITTED if treats(config, REFITS) else "checkpoints"
 
 
 def convert(

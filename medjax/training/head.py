@@ -82,6 +82,18 @@ def refit(
     return {"kernel": kernel, "bias": layer["bias"] - mean @ kernel}
 
 
+def normalised(layer: dict[str, Array], *, tau: float) -> dict[str, Array]:
+    """Each class's weights w_k / |w_k|^tau, and no bias.
+
+    Frequent classes have larger norms. With tau = 1 all classes have the same.
+
+    Source: Kang et al. (ICLR 2020), section 4, tau-normalised classifier.
+    """
+    norm = jnp.linalg.norm(layer["kernel"], axis=0)
+    kernel = layer["kernel"] / jnp.where(norm > 0, norm, 1) ** tau
+    return {"kernel": kernel, "bias": jnp.zeros_like(layer["bias"])}
+
+
 def _minimise(objective: Callable, start: dict) -> dict:
     """Minimises by L-BFGS until the gradient is small, at most ITERATIONS times."""
     optimizer = optax.lbfgs()

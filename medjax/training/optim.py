@@ -20,6 +20,7 @@ class Hyper(NamedTuple):
     start: [] float32 by stage, the update at which it starts; None: 0 everywhere.
     adapt: [] float32, the weight of the domain adaptation's loss; None: there is none.
     augment: keyword arrays of the augmentation; None: there are none.
+    defer: [] float32, the update from which the loss weights the classes.
     """
 
     learning_rate: Array
@@ -31,6 +32,21 @@ class Hyper(NamedTuple):
     start: dict[str, Array] | None = None
     adapt: Array | None = None
     augment: dict[str, ArrayTree] | None = None
+    defer: Array | float = 0.0
+
+
+def loss_arguments(hyper: Hyper, step: Array) -> dict[str, ArrayTree]:
+    """`hyper.loss` at a step: class weights are 1, or 0 as before, until `hyper.defer`.
+
+    Source: Cao et al. (NeurIPS 2019), algorithm 1, deferred re-weighting.
+    """
+
+    def at_step(path: tuple, value: Array) -> Array:
+        if path[-1].key not in ("w", "w_pos", "w_neg"):
+            return value
+        return jnp.where(step < hyper.defer, jnp.sign(value), value)
+
+    return jax.tree_util.tree_map_with_path(at_step, hyper.loss)
 
 
 def warmup_cosine(step: Array, *, steps: int, warmup: int) -> Array:

@@ -95,7 +95,7 @@ def train_step(
         batch statistics shared over AXIS.
       augment: (key, batch, **hyper.augment) -> the batch with augmented images,
         standardised, [B, (D,) H, W, C] float32, and with masks warped alike.
-      loss: (logits, label, weight, **dual, **hyper.loss) -> (total, count).
+      loss: (logits, label, weight, **dual, **optim.loss_arguments) -> (total, count).
       optimizer: takes the learning rate and the weight decay as extra arguments.
       frozen: stages whose params and batch statistics don't change, to the bit; `apply`
         must not change the statistics either. They have no gradient and no state in
@@ -110,6 +110,7 @@ def train_step(
     """
     batch = augment(key, batch, **(state.hyper.augment or {}))
     moving = optim.moving(state.params, frozen)
+    arguments = optim.loss_arguments(state.hyper, state.step)
 
     def shard_loss(moving: ArrayTree, dual: dict) -> tuple[Array, tuple]:
         params = state.params | moving
@@ -120,7 +121,7 @@ def train_step(
             mutable=["batch_stats", *["intermediates"] * (adapt is not None)],
         )
         total, count = loss(
-            logits, batch["label"], batch["weight"], **dual, **state.hyper.loss
+            logits, batch["label"], batch["weight"], **dual, **arguments
         )
         # The count has no gradient; these shares add up to the batch's mean.
         share = total / jnp.maximum(lax.psum(count, AXIS), 1)
