@@ -49,6 +49,9 @@ def classification(source: str = "phantom") -> ConfigDict:
         # "isotonic"; "prior" undoes the effect of `imbalance`; "adjust" makes classes
         # equally frequent; or "none".
         calibration="platt",
+        # Conformal answers in the predictions, present, absent or uncertain, of which this
+        # share may be wrong, among the present and the absent alike; 0: none.
+        error_rate=0.0,
         prevalence=(),  # also report PPV and NPV there: one share, or one a finding
         ordered=False,  # Classes are grades, in this order: adds their weighted kappa.
         gallery=2,  # images of each kind of call on the page; 0: none

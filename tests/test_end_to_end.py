@@ -28,7 +28,8 @@ def home(tmp_path_factory):
 
 def train(home, workdir, *more):
     records = f"--config.data.records={home / 'records'}"
-    return ["train", f"--workdir={workdir}", *SMALL, records, *more]
+    answers = "--config.evaluation.error_rate=0.3"
+    return ["train", f"--workdir={workdir}", *SMALL, records, answers, *more]
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +104,24 @@ def test_the_report_is_that_of_the_predictions(finished):
             assert abs(found["metrics"]["auroc"]["estimate"] - expected) < 1e-5
     assert mended
     assert f"{task}_raw" in pd.read_csv(workdir / "predictions/validation.csv")
+
+
+def test_answers_are_those_of_the_limits_that_validation_gave(finished):
+    workdir, _ = finished
+    limits = json.loads((workdir / "thresholds.json").read_text())["limits"]
+    predicted = pd.read_csv(workdir / "predictions/test.csv")
+    report = json.loads((workdir / "report.json").read_text())["conformal"]
+    assert report["needed"] == 3 and len(report["questions"]) == 6
+    for t, task in enumerate(report["questions"]):
+        p = predicted[task].to_numpy(np.float32).astype(float)
+        absent, present = (
+            np.full(len(p), True) if limit is None else score <= limit
+            for limit, score in zip(limits["by_class"][0][t], (p, 1 - p), strict=True)
+        )
+        word = np.where(present, "present", "absent").astype(object)
+        word[absent == present] = "uncertain"
+        assert (predicted[f"{task}_answer"] == word).all()
+    assert "Answers and doubt" in (workdir / "report.html").read_text()
 
 
 def interrupted(arguments, log, lines, by):
@@ -323,6 +342,7 @@ def test_predict_gives_the_probabilities_of_the_evaluation(home, finished, tmp_p
         rows = list(csv.DictReader(file))
     tasks = list(json.loads((workdir / "thresholds.json").read_text())["tasks"])
     columns = [f"{task}{end}" for task in tasks for end in ("", "_threshold", "_call")]
+    columns += [f"{task}_answer" for task in tasks]
     assert list(rows[0]) == ["image", *columns, "warning"]
     assert all(row["warning"] == "" for row in rows)
     assert [row["image"] for row in rows] == [
@@ -335,6 +355,7 @@ def test_predict_gives_the_probabilities_of_the_evaluation(home, finished, tmp_p
         for task, probability in zip(tasks, got):
             called = probability >= float(row[f"{task}_threshold"])
             assert int(row[f"{task}_call"]) == called
+            assert row[f"{task}_answer"] == expected.loc[name, f"{task}_answer"]
 
 
 @pytest.mark.slow

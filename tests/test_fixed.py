@@ -304,7 +304,7 @@ def test_what_is_fixed_comes_back(tmp_path, fit):
     found = fixed.read(tmp_path)
     assert list(found.thresholds) == ["b", "a"]
     assert found.thresholds["b"] == 0.25 and math.isnan(found.thresholds["a"])
-    rest = (40, {}, "cost", 3, None, behind, points)
+    rest = (40, {}, "cost", 3, None, behind, points, None)
     assert found._replace(thresholds={}, calibration=None) == rest
     p = [[0.2, 0.7], [0.0, 1.0]]
     assert type(found.calibration.fit) is type(fit)

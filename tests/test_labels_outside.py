@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from configs import base
 from medjax.errors import InputError
 from medjax.evaluation import results
 from medjax.evaluation.predict import Predictions
@@ -66,6 +67,25 @@ def test_a_side_without_a_known_label_is_refused():
     with pytest.raises(InputError, match="no label of test is known"):
         films.check_labels(data, manifest)
     films.check_labels(data, manifest.assign(split=["train", "train", "test"]))
+
+
+@pytest.mark.parametrize(
+    ("exclusive", "few"), [(False, "2 have a absent"), (True, "2 have b")]
+)
+def test_an_error_rate_without_its_patients_is_refused_before_training(exclusive, few):
+    """By 0.25 three patients are needed; patients 0 and 1 have b, and they alone no a."""
+    b = np.r_[np.ones(4), np.zeros(8), np.ones(4)]
+    data = data_of(("a", "b"), np.stack([1 - b, b], axis=1), exclusive=exclusive)
+    split = ["validation"] * 12 + ["train"] * 4
+    manifest = data.table.assign(patient=data.table["id"] // 2, split=split)
+    config = base.classification()
+    for error in (0.0, 1 / 3):
+        config.evaluation.error_rate = error
+        films.check_answers(config, data, manifest)
+    config.evaluation.error_rate = 0.25
+    with pytest.raises(InputError, match=f"needs 3 validation .* {few}:"):
+        films.check_answers(config, data, manifest)
+    films.check_answers(base.segmentation(), data, manifest)  # Masks have no answers.
 
 
 def test_one_patient_has_numbers_and_no_interval():

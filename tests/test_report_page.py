@@ -11,7 +11,14 @@ import jax
 import numpy as np
 import pytest
 
-from medjax.evaluation import bootstrap, decisions, reliability, results, thresholds
+from medjax.evaluation import (
+    bootstrap,
+    conformal,
+    decisions,
+    reliability,
+    results,
+    thresholds,
+)
 from medjax.evaluation.predict import Predictions
 from medjax.reports import images
 from medjax.reports import report as page
@@ -140,6 +147,7 @@ def whole_summary():
         "steps": 20,
         "bands": thresholds.bands(found, tasks=TASKS, **draws),
         "decisions": decisions.curves(found, tasks=TASKS, **draws),
+        "conformal": answers(found, **draws),
         "explorer": thresholds.explorer(found, **common),
         "subgroups": {"sex": groups, "age": groups | {"p_holm": 0.2}},
         "robustness": robustness,
@@ -155,6 +163,12 @@ def whole_summary():
         "cohort": {"sides": dict.fromkeys(("train", "validation", "test"), known)}
         | {"shared": 0, "pairs": 2, "leaks": 0},
     }
+
+
+def answers(found, **draws):
+    options = {"tasks": TASKS, "exclusive": False, **draws}
+    limits = conformal.fit(found, exclusive=False, error=0.1)
+    return conformal.summarise(found, limits, **options)
 
 
 def gallery():
@@ -362,8 +376,8 @@ def test_the_page_fits_its_window_and_every_picture_is_drawn(opened, width):
     assert seen["outside"] == []
     assert seen["inner"] == width and seen["scroll"] <= width
     assert len(seen["drawn"]) == 7 and all(seen["drawn"])
-    # ROC, PR, decisions and explorer; reliability; robustness and its mean; training.
-    assert len(seen["charts"]) == 2 + 2 + 1 + 1 + 3 + 4 + 2
+    # ROC, PR, answers, decisions, explorer; reliability; robustness and mean; training.
+    assert len(seen["charts"]) == 2 + 2 + 3 + 1 + 1 + 3 + 4 + 2
     assert all(0 < chart <= width for chart in seen["charts"])
 
 

@@ -60,6 +60,7 @@ def sections(results: dict, films: dict | None) -> dict:
         "precision_recall": precision_recall(results),
         "explorer": _explorer(results),
         "decisions": decisions(results),
+        "risk": risk(results),
         "reliability": reliability(results),
         "robustness": robustness(results),
         "films": films,
@@ -205,6 +206,23 @@ def _band(results: dict, task: str, kind: str, x: str) -> list[tuple[str, str]]:
         return []
     edges = (band[kind][name] for name in (x, "low", "high"))
     return [("band", charts.area(SHARES, *edges))]
+
+
+def risk(results: dict) -> dict[str, dict]:
+    """{question: chart}: the error of conformal answers by the share left to a human."""
+    pictures = {}
+    for name, question in results.get("conformal", {}).get("questions", {}).items():
+        x, y = ([row[k] for row in question["curve"]] for k in ("human", "wrong"))
+        frame = charts.Frame(charts.SQUARE, x=(0, 1), y=(0, max(0.05, *y)))
+        pictures[name] = charts.chart(
+            frame,
+            title=f"Risk and coverage of {label(name)}",
+            labels=("share of images for a human", "error of the other answers"),
+            ticks=(charts.rounded(0, 1, most=5), charts.rounded(0, frame.y[1], most=5)),
+            lines=[("curve", charts.line(frame, x, y))],
+            points=[("point", *xy) for xy in zip(x, y, strict=True)],
+        )
+    return pictures
 
 
 def decisions(results: dict) -> dict[str, dict]:

@@ -38,7 +38,10 @@ RANGES = {  # What a field's number has to be.
         lambda value: 0 <= value < 1,
         *("optim.ema", "split.test", "split.validation"),
     ),
-    "0 to less than 0.5": (lambda value: 0 <= value < 0.5, "split.minority"),
+    "0 to less than 0.5": (
+        lambda value: 0 <= value < 0.5,
+        *("split.minority", "evaluation.error_rate"),
+    ),
 }
 SIDE = re.compile(r"(?<![a-z])(left|right)(?![a-z])", re.IGNORECASE)
 

@@ -16,6 +16,7 @@ from medjax.data import loader
 from medjax.data import prepared as store
 from medjax.errors import InputError
 from medjax.evaluation import (
+    conformal,
     decisions,
     novelty,
     predict,
@@ -148,8 +149,18 @@ def write_predictions(
             calibrated,
             uncalibrated(run, raw),
             threshold=None if run.output.exclusive else run.thresholds,
+            more=answers(run, calibrated.probability),
         )
     return calibrated
+
+
+def answers(run: Finished, probability: np.ndarray) -> dict[str, np.ndarray]:
+    """The columns of conformal.columns; none without an error rate."""
+    if run.fixed.limits is None:
+        return {}
+    return conformal.columns(
+        run.fixed.limits, probability, run.output.names, run.output.exclusive
+    )
 
 
 def other(run: Finished, data: films.Data) -> films.Data:
@@ -219,6 +230,10 @@ def measure(
         **common,
     )
     fixed.describe(summary, run.fixed)
+    if run.fixed.limits is not None:
+        summary["conformal"] = conformal.summarise(
+            calibrated, run.fixed.limits, exclusive=output.exclusive, **common
+        )
     summary["decisions"] = decisions.curves(calibrated, **common)
     summary["bands"] = thresholds.bands(calibrated, **common)
     summary["explorer"] = thresholds.explorer(
@@ -264,9 +279,10 @@ def predict_(
     """Writes a CSV of calibrated probabilities, a row for each image that can be read.
 
     Its columns are the image; of classes the likeliest, `class`; a column a task; of
-    findings also T_threshold and T_call, 1 from the fixed threshold on; and `warning`: how
-    an image is unlike the training images, see novelty.py. `explain_in` gets pictures of
-    the evidence for each finding that is seen.
+    findings also T_threshold and T_call, 1 from the fixed threshold on; with an error
+    rate the columns of conformal.columns; and `warning`: how an image is unlike the
+    training images, see novelty.py. `explain_in` gets pictures of the evidence for each
+    finding that is seen.
     """
     names = list(run.output.names)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -295,11 +311,13 @@ def predict_(
         else:
             rows.append([path, *answer])
     table = pd.DataFrame(rows, columns=["image", *names])
+    probability = table[names].to_numpy(np.float32)
     if run.output.exclusive:
         likeliest = table[names].idxmax(axis=1) if rows else []
         table.insert(1, "class", likeliest)
     else:
         table = workdir.with_calls(table, names, run.thresholds)
+    table = table.assign(**answers(run, probability))
     table["warning"] = [warnings.get(path, "") for path in table["image"]]
     write_table(out, table)
     print(f"predictions: {out} ({len(rows)} images, {len(unread)} unreadable files)")

@@ -21,6 +21,7 @@ from medjax.cohort import split as splits
 from medjax.config import Config, effects
 from medjax.data import loader, prepared, sources
 from medjax.errors import InputError
+from medjax.evaluation import conformal
 from medjax.files import write_table
 from medjax.training import folder as workdir
 
@@ -161,7 +162,7 @@ def digest(options: dict[str, Any]) -> str:
 
 def check_names(names: Sequence[str]) -> None:
     """Refuses findings whose columns in a table of predictions would be others'."""
-    columns = collections.Counter(["image", "patient", "class", "warning"])
+    columns = collections.Counter(["image", "patient", "class", "plausible", "warning"])
     for name in names:
         columns.update([name, *(name + suffix for suffix in workdir.SUFFIXES)])
     if twice := [column for column, count in columns.items() if count > 1]:
@@ -266,6 +267,26 @@ def check_labels(data: Any, manifest: pd.DataFrame) -> None:
             raise InputError(
                 f"split: no label of {side} is known: add some, or patients"
             )
+
+
+def check_answers(config: Config, data: Any, manifest: pd.DataFrame) -> None:
+    """Refuses an error rate that needs more validation patients with an answer."""
+    if not (error := config.evaluation.get("error_rate", 0.0)):  # Masks have none.
+        return
+    rows = manifest[manifest["split"] == "validation"]
+    label = data.label(rows["id"].to_numpy())
+    names, exclusive = data.output.names, data.output.exclusive
+    right = conformal.answers(label, ~np.isnan(label), exclusive)
+    choices = names if exclusive else conformal.ANSWERS
+    number = conformal.patients(right, rows["patient"].to_numpy(), len(choices))
+    if number.min() < (needed := conformal.needed(error)):
+        q, a = np.unravel_index(number.argmin(), number.shape)
+        answer = choices[a] if exclusive else f"{names[q]} {choices[a]}"
+        raise InputError(
+            f"evaluation.error_rate={error:g} needs {needed} validation patients with "
+            f"each answer, and {number.min()} have {answer}: give a larger rate, more "
+            "patients in validation, or leave this out of data.tasks"
+        )
 
 
 def train_batches(

@@ -18,7 +18,7 @@ from medjax.cohort import balance
 from medjax.config import Config
 from medjax.errors import InputError
 from medjax.evaluation import calibration as recalibration
-from medjax.evaluation import segmentation, thresholds
+from medjax.evaluation import conformal, segmentation, thresholds
 from medjax.evaluation.bootstrap import as_json
 from medjax.evaluation.predict import Predictions
 from medjax.evaluation.segmentation import Post
@@ -61,6 +61,7 @@ class Fixed(NamedTuple):
     calibration: Calibration = NONE
     positives: dict[str, float] | None = None  # {task: positive images in validation}.
     points: dict[str, dict[str, float]] | None = None  # See thresholds.operating.
+    limits: conformal.Limits | None = None  # Of config.evaluation.error_rate, if any.
 
     def apply(self, raw: Predictions) -> Predictions:
         """The calibrated predictions."""
@@ -171,6 +172,9 @@ def settle(
         positives=named(np.sum(raw.label * raw.weight, axis=0, where=raw.weight > 0)),
         points={point: named(values) for point, values in points.items()},
     )
+    if error := config.evaluation.error_rate:
+        options = {"exclusive": data.output.exclusive, "error": error}
+        fixed = fixed._replace(limits=conformal.fit(calibrated, **options))
     if devices.first():
         write(folder, fixed)
     return fixed, raw
@@ -183,6 +187,9 @@ def stale(config: Config, fixed: Fixed, number: int) -> str:
     now, then = operating(config), {"rule": fixed.rule, "value": fixed.value}
     if then != now:
         return f"thresholds.json is of {then}, and config.json says {now}"
+    then = 0.0 if fixed.limits is None else fixed.limits.error[0]
+    if then != (now := config.evaluation.error_rate):
+        return f"the error rate of answers is {then:g}, and config.json says {now:g}"
     now, then = config.evaluation.calibration, fixed.calibration.method
     if then != now:
         return f"the calibration is {then!r}, and config.json says {now!r}"
@@ -294,6 +301,7 @@ def write(folder: Path, fixed: Fixed) -> None:
 
     chosen = fixed._asdict() | {"calibration": fixed.calibration.method}
     chosen["tasks"] = chosen.pop("thresholds")
+    chosen["limits"] = fixed.limits and fixed.limits.as_json()
     write_text(folder / "thresholds.json", json.dumps(as_json(chosen), indent=2))
 
 
@@ -313,6 +321,8 @@ def read(folder: Path) -> Fixed | None:
 
     chosen = values["thresholds"] = numbers(values.pop("tasks"))
     values["points"] = {k: numbers(v) for k, v in (values["points"] or {}).items()}
+    if limits := values.get("limits"):
+        values["limits"] = conformal.Limits.read(limits)
     calibration = NONE
     if values["calibration"] != NONE.method:
         calibration = _read_calibration(folder, values, list(chosen))

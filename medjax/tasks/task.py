@@ -138,6 +138,7 @@ class Task(NamedTuple):
             manifest = self.split(config, data)
             self.audit(config, data, manifest)
             films.check_labels(data, manifest)
+            films.check_answers(config, data, manifest)
             target = adapt.target(config, data)
         counts = manifest["split"].value_counts().items()
         print(f"{self.unit}: " + ", ".join(f"{n} {split}" for split, n in counts))

@@ -29,7 +29,7 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 SHOWN = 3  # Differing fields in an error message.
 RECORDS = ("*.array_record*", "*.npy")  # Of images, and of volumes.
 # Of a task's columns in predictions.
-SUFFIXES = ("_label", "_log_odds", "_raw", "_threshold", "_call")
+SUFFIXES = ("_label", "_log_odds", "_raw", "_threshold", "_call", "_answer")
 BEGUN = ("metrics.jsonl", "checkpoints", "report.json")  # Of a run that began to learn.
 NOTES = (  # What precedes the first step.
     *("config.json", "provenance.json", "splits.csv", "target.csv", "task.json"),
@@ -146,6 +146,7 @@ def write_predictions(
     predictions: Predictions,
     raw: np.ndarray | None = None,
     threshold: np.ndarray | None = None,
+    more: dict[str, np.ndarray] | None = None,
 ) -> None:
     """Writes predictions/<split>.csv: image, patient, and three to six columns a task.
 
@@ -155,6 +156,7 @@ def write_predictions(
       table: has the columns `image` and `patient`, a row for each id, its index.
       raw: [N, T], the probabilities before calibration: a column T_raw each.
       threshold: [T], see `with_calls`.
+      more: columns [N] beside these.
     """
     path.parent.mkdir(exist_ok=True)
     rows = table[["image", "patient"]].loc[predictions.id]
@@ -169,7 +171,7 @@ def write_predictions(
     written = pd.DataFrame(columns)
     if threshold is not None:
         written = with_calls(written, tasks, threshold)
-    write_table(path, written)
+    write_table(path, written.assign(**(more or {})))
 
 
 def with_calls(
