@@ -87,6 +87,9 @@ def segmentation(source: str = "brain_phantom") -> ConfigDict:
         "name": "compound",
         "parts": {"soft_dice": {"share": 1.0, "smooth": 1.0}, "weighted_bce": {}},
     }
+    # What class weights count: "voxels" in and outside a region, or "patients" with and
+    # without it.
+    c.resampling.update(count="voxels")
     c.optim.learning_rate = 3e-3
     c.train.update(steps=800, batch=4, evaluate_every=200)
     c.evaluation.update(

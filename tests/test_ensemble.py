@@ -1,20 +1,25 @@
 """An ensemble is one run: its members differ, and their probabilities are averaged."""
 
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
 import small
-from launching import SMALL, run_here
+from launching import SMALL, films_of, run_here
+from sklearn.metrics import roc_auc_score
 
 from configs import base
 from medjax import tasks
 from medjax.commands import population
+from medjax.evaluation import compare
+from medjax.evaluation.predict import Predictions
 from medjax.tasks import films, parts, segmentation
 from medjax.training import step
 from medjax.training.checkpoint import Checkpoints
@@ -64,6 +69,62 @@ def test_the_prediction_is_the_mean_probability_of_members_that_differ(folder):
     order = np.argsort(table["image"].to_numpy())
     columns = [f"{name}_raw" for name in run.output.names]
     np.testing.assert_allclose(written[columns], mean[order], atol=2e-5)
+    members = [
+        run.fixed.calibrated(np.mean([1 / (1 + np.exp(-z)) for z in pair], axis=0))
+        for pair in (each[:2], each[2:])
+    ]
+    columns = [f"{name}_spread" for name in run.output.names]
+    spread = np.abs(members[0] - members[1])[order] / 2
+    np.testing.assert_allclose(written[columns], spread, atol=2e-5)
+    gain = json.loads((folder / "report.json").read_text())["ensemble"]
+    assert gain["members"] == 2
+    label = written[[f"{name}_label" for name in run.output.names]].to_numpy()
+    areas = [
+        np.mean([roc_auc_score(y, p) for y, p in zip(label.T, of[order].T)])
+        for of in (mean, *members)
+    ]
+    assert gain["auroc"]["one"] == pytest.approx(areas[0], abs=1e-4)
+    assert gain["auroc"]["other"] == pytest.approx(np.mean(areas[1:]), abs=1e-4)
+    difference = gain["auroc"]["difference"]["estimate"]
+    assert difference == pytest.approx(areas[0] - np.mean(areas[1:]), abs=1e-4)
+
+
+def test_predict_shows_how_far_the_members_are_apart(home, folder, tmp_path):
+    written = pd.read_csv(folder / "predictions/test.csv").set_index("image")
+    film = next(
+        f for f in films_of(home / "records") if f["image"].decode() in written.index
+    )
+    cv2.imwrite(str(tmp_path / "a.png"), film["pixels"])
+    out = tmp_path / "p.csv"
+    run_here("predict", f"--workdir={folder}", f"--images={tmp_path}", f"--out={out}")
+    row, expected = pd.read_csv(out).iloc[0], written.loc[film["image"].decode()]
+    columns = [c for c in written if c.endswith("_spread")]
+    columns += [c.removesuffix("_spread") for c in columns]
+    np.testing.assert_allclose(
+        *(x[columns].astype(float) for x in (row, expected)), atol=1e-4
+    )
+
+
+def test_the_gain_is_over_the_mean_of_the_members():
+    rng = np.random.default_rng(0)
+    label = (rng.random((120, 2)) < 0.4).astype(np.float32)
+    z = [(label + rng.normal(0, 1.5, label.shape)).astype(np.float32) for _ in range(3)]
+    one = Predictions(
+        np.arange(120), np.arange(120) // 2, z[0], label, label * 0 + 1, z[0]
+    )
+    members = [one._replace(probability=x, log_odds=x) for x in z]
+    mean = one._replace(probability=sum(z) / 3, log_odds=sum(z) / 3)
+    key, tasks = jax.random.key(0), ("a", "b")
+    got = compare.gain(mean, members, key=key, replicates=200)["auroc"]
+    apart = [
+        compare.compare(mean, m, tasks=tasks, key=key, replicates=200)["mean"]["auroc"]
+        for m in members
+    ]
+    estimates = [pair["difference"]["estimate"] for pair in apart]
+    assert got["difference"]["estimate"] == pytest.approx(np.mean(estimates), abs=1e-6)
+    # The mean over members is known better than the gain over one of them.
+    widths = [p["difference"]["high"] - p["difference"]["low"] for p in apart]
+    assert 0 < got["difference"]["high"] - got["difference"]["low"] < max(widths)
 
 
 def test_an_interrupted_ensemble_ends_with_the_same_bits(home, folder):

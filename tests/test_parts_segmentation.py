@@ -161,6 +161,18 @@ def test_class_weights_are_of_the_regions_voxels(config):
     np.testing.assert_allclose(found["w_neg"], [150 / (2 * 120), 1], rtol=1e-5)
 
 
+def test_class_weights_may_be_of_the_patients_with_a_region(config):
+    config.imbalance, config.resampling.count = "ratio", "patients"
+    rows = {"id": range(4), "a": [1, 0, 0, 0], "b": [0, 1, 1, np.nan]}
+    regions = {"a": (1,), "b": (2,)}
+    volumes = Data(None, pd.DataFrame(rows), Output(("t1",), regions), None)
+    label = imbalance.counted(config, volumes, np.arange(4))
+    found = imbalance.loss_arguments(config, volumes.output, label)["parts"]
+    found = found["weighted_bce"]
+    np.testing.assert_allclose(found["w_pos"], [3 / 4, 1 / 3], rtol=1e-6)
+    np.testing.assert_allclose(found["w_neg"], [1 / 4, 2 / 3], rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("mode", "frozen"), [("stem", 1), ("down1", 2), ("up1", 3), ("head", 3)]
 )
@@ -175,6 +187,8 @@ def test_a_mode_freezes_levels_from_the_image_on(config, mode, frozen):
     ("field", "value", "said"),
     [
         ("imbalance", "smote", "no embedding .* over-sample"),
+        ("imbalance", "decoupled", "no embedding .* over-sample"),
+        ("resampling.count", "voxel", "use 'voxels' or 'patients'"),
         ("transfer.mode", "features", "transfer.mode='head'"),
         ("transfer.mode", "stage1", "freeze up to one of stem, down1"),
         ("adapt.name", "adabn", "without batch statistics"),

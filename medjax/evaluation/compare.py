@@ -6,6 +6,7 @@ numbers are DeLong's. A soft label counts as a share of both classes, a weight a
 many images; everything is float64 on the host.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -105,6 +106,29 @@ def compare(
         },
     }
     return bootstrap.as_json(summary)
+
+
+def gain(mean: Predictions, members: Sequence[Predictions], **options) -> dict:
+    """An ensemble against a single member on average: `compare`'s mean, and members.
+
+    The findings of all members are compared as if they were those of one model, so
+    that the mean over them is the mean over members too, with its interval.
+    """
+    number = len(members)
+    both = mean._replace(
+        **{
+            name: np.tile(getattr(mean, name), (1, number))
+            for name in ("probability", "label", "weight", "log_odds")
+        }
+    )
+    alone = both._replace(
+        **{
+            name: np.concatenate([getattr(m, name) for m in members], axis=1)
+            for name in ("probability", "log_odds")
+        }
+    )
+    tasks = tuple(map(str, range(both.label.shape[1])))
+    return {"members": number} | compare(both, alone, tasks=tasks, **options)["mean"]
 
 
 def normal_p(difference: Interval) -> float:

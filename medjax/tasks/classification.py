@@ -3,18 +3,21 @@
 import functools
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 import pandas as pd
 from rich.progress import track
+from scipy.special import expit
 
 from medjax.config import Config
 from medjax.data import images as reading
 from medjax.data import loader
 from medjax.data import prepared as store
 from medjax.errors import InputError
+from medjax.evaluation import compare as statistics
 from medjax.evaluation import (
     conformal,
     decisions,
@@ -38,7 +41,7 @@ from medjax.tasks import (
 )
 from medjax.tasks.check import check as check_any
 from medjax.tasks.task import Finished, Run, Task
-from medjax.training import devices
+from medjax.training import devices, step
 from medjax.training import folder as workdir
 
 DOMAIN = "domain.json"  # What a run's training images look like.
@@ -137,7 +140,11 @@ def uncalibrated(run: Finished, raw: predict.Predictions) -> np.ndarray | None:
 
 
 def write_predictions(
-    run: Finished, data: films.Data, split: str, raw: predict.Predictions
+    run: Finished,
+    data: films.Data,
+    split: str,
+    raw: predict.Predictions,
+    members: Sequence[predict.Predictions] = (),
 ) -> predict.Predictions:
     """Writes predictions/<split>.csv; returns the calibrated predictions."""
     calibrated = run.fixed.apply(raw)
@@ -149,9 +156,29 @@ def write_predictions(
             calibrated,
             uncalibrated(run, raw),
             threshold=None if run.output.exclusive else run.thresholds,
-            more=answers(run, calibrated.probability),
+            more=answers(run, calibrated.probability)
+            | spread(run, [member.probability for member in members]),
         )
     return calibrated
+
+
+def spread(run: Finished, members: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """The columns T_spread: the standard deviation of the members' calibrated
+    probabilities [N, T]; none of a single network."""
+    if len(members) < 2:
+        return {}
+    deviation = np.std([run.fixed.calibrated(p) for p in members], axis=0)
+    return {
+        f"{task}_spread": deviation[:, t] for t, task in enumerate(run.output.names)
+    }
+
+
+def _mean(members: Sequence[predict.Predictions]) -> predict.Predictions:
+    """The predictions of the members' mean probability."""
+    if len(members) == 1:
+        return members[0]
+    z = np.asarray(step.log_odds_of_mean(np.stack([m.log_odds for m in members])))
+    return members[0]._replace(probability=expit(z), log_odds=z)
 
 
 def answers(run: Finished, probability: np.ndarray) -> dict[str, np.ndarray]:
@@ -205,14 +232,20 @@ def measure(
     ids = films.ids_in(manifest, split)
     if np.isnan(data.label(ids)).all():
         raise InputError(f"--split={split}: no image of it has a known label")
-    raw = predictions(config, run.network, run.state, data.films(ids))
+    members = [
+        predictions(config, run.network, state, data.films(ids))
+        for state in step.members(run.state)
+    ]
     if not devices.first():  # All predict; one reports.
         return {}, {}
-    calibrated = write_predictions(run, data, split, raw)
+    raw = _mean(members)
+    calibrated = write_predictions(run, data, split, raw, members)
     known = (raw.weight > 0).any(axis=1)
     if not known.all():
         print(f"note: {(~known).sum()} of {len(known)} images have no label: left out")
-        calibrated, raw = (type(raw)(*(x[known] for x in p)) for p in (calibrated, raw))
+        calibrated, raw, *members = (
+            type(raw)(*(x[known] for x in p)) for p in (calibrated, raw, *members)
+        )
     points, calibration = run.thresholds, run.fixed.calibration
     common = {"tasks": output.names, **parts.bootstrap(config)}
     summary = results.summarise(
@@ -234,6 +267,8 @@ def measure(
         summary["conformal"] = conformal.summarise(
             calibrated, run.fixed.limits, exclusive=output.exclusive, **common
         )
+    if len(members) > 1:
+        summary["ensemble"] = statistics.gain(raw, members, **parts.bootstrap(config))
     summary["decisions"] = decisions.curves(calibrated, **common)
     summary["bands"] = thresholds.bands(calibrated, **common)
     summary["explorer"] = thresholds.explorer(
@@ -279,10 +314,10 @@ def predict_(
     """Writes a CSV of calibrated probabilities, a row for each image that can be read.
 
     Its columns are the image; of classes the likeliest, `class`; a column a task; of
-    findings also T_threshold and T_call, 1 from the fixed threshold on; with an error
-    rate the columns of conformal.columns; and `warning`: how an image is unlike the
-    training images, see novelty.py. `explain_in` gets pictures of the evidence for each
-    finding that is seen.
+    findings also T_threshold and T_call, 1 from the fixed threshold on; those of
+    conformal.columns and `spread`; and `warning`: how an image is unlike the training
+    images, see novelty.py. `explain_in` gets pictures of the evidence for each finding
+    that is seen.
     """
     names = list(run.output.names)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -303,24 +338,34 @@ def predict_(
         warnings[path] = novelty.warning(pixels, image, reference)
 
     options = {"shape": run.output.shape, "look": look, **films.shape(run.config)}
-    answers = predict.predict_files(paths, run.predict, **options)
-    rows, unread = [], []
-    for path, answer in track(answers, "predict", total=len(paths)):
+    states = step.members(run.state)
+
+    def members(image: np.ndarray) -> np.ndarray:  # -> [D, B, M, T]
+        each = [jax.device_get(run.network.predict(one, image)) for one in states]
+        return expit(np.stack(each, axis=2))
+
+    predicted = predict.predict_files(paths, members, **options)
+    read, rows, unread = [], [np.zeros((0, len(states), len(names)), np.float32)], []
+    for path, answer in track(predicted, "predict", total=len(paths)):
         if isinstance(answer, str):
             unread.append(answer)
         else:
-            rows.append([path, *answer])
-    table = pd.DataFrame(rows, columns=["image", *names])
-    probability = table[names].to_numpy(np.float32)
+            read.append(path)
+            rows.append(answer[None])
+    each = np.concatenate(rows)
+    probability = run.fixed.calibrated(each.mean(axis=1))
+    table = pd.DataFrame(probability, columns=names)
+    table.insert(0, "image", read)
     if run.output.exclusive:
-        likeliest = table[names].idxmax(axis=1) if rows else []
+        likeliest = table[names].idxmax(axis=1) if read else []
         table.insert(1, "class", likeliest)
     else:
         table = workdir.with_calls(table, names, run.thresholds)
-    table = table.assign(**answers(run, probability))
+    more = answers(run, probability) | spread(run, each.swapaxes(0, 1))
+    table = table.assign(**more)
     table["warning"] = [warnings.get(path, "") for path in table["image"]]
     write_table(out, table)
-    print(f"predictions: {out} ({len(rows)} images, {len(unread)} unreadable files)")
+    print(f"predictions: {out} ({len(read)} images, {len(unread)} unreadable files)")
     if others:
         names = ", ".join(others[:NAMED]) + (", ..." if others[NAMED:] else "")
         print(f"left out: {len(others)} files that are no images ({names})")

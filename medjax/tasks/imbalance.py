@@ -77,6 +77,12 @@ def _arguments(
     return arguments | options
 
 
+def counted(config: Config, data: Any, ids: np.ndarray) -> np.ndarray:
+    """[N, T], what class weights are computed from: labels, or masks' share of voxels."""
+    patients = config.resampling.get("count", "") == "patients"
+    return data.label(ids) if patients else data.weighted(ids)
+
+
 def class_weights(
     config: Config, output: Any, label: np.ndarray, imbalance: str | None = None
 ) -> dict[str, np.ndarray]:

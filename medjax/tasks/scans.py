@@ -294,6 +294,8 @@ def audit(config: Config, data: Data, manifest: pd.DataFrame) -> None:
 def check(config: Config) -> None:
     """Refuses an unknown source or split, or a checkpoint that nobody can choose."""
     _check_source(config)
+    if (count := config.resampling.count) not in ("voxels", "patients"):
+        raise InputError(f"resampling.count={count!r}: use 'voxels' or 'patients'")
     way = config.data.split
     if way not in SPLITS:
         raise InputError(f"data.split={way!r}: use {', '.join(map(repr, SPLITS))}")

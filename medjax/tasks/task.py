@@ -145,8 +145,9 @@ class Task(NamedTuple):
         ids = films.ids_in(manifest, "train")
         validation = films.ids_in(manifest, "validation")
         network = self.network(config, data.output)
+        counted = imbalance.counted(config, data, ids)
         begin = functools.partial(
-            parts.initial_state, config, network, data.output, data.weighted(ids)
+            parts.initial_state, config, network, data.output, counted
         )
         fresh = (parts.fresh(config, network, n) for n in range(config.ensemble))
         variables = (start.variables(each, weights, data.output) for each in fresh)

@@ -29,7 +29,7 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 SHOWN = 3  # Differing fields in an error message.
 RECORDS = ("*.array_record*", "*.npy")  # Of images, and of volumes.
 # Of a task's columns in predictions.
-SUFFIXES = ("_label", "_log_odds", "_raw", "_threshold", "_call", "_answer")
+SUFFIXES = ("_label", "_log_odds", "_raw", "_threshold", "_call", "_answer", "_spread")
 BEGUN = ("metrics.jsonl", "checkpoints", "report.json")  # Of a run that began to learn.
 NOTES = (  # What precedes the first step.
     *("config.json", "provenance.json", "splits.csv", "target.csv", "task.json"),
