@@ -16,12 +16,12 @@ from conftest import Page
 from launching import ROOT, restored, run, run_here
 
 import medjax
-from configs import loss_weighting, quickstart
+from configs import long_tail, loss_weighting, quickstart
 from medjax import config as plain
 from medjax.commands import arms as plan
 from medjax.commands import executors, sweep
 from medjax.errors import InputError
-from medjax.tasks import imbalance
+from medjax.tasks import classification, imbalance
 from medjax.training.population import Outcome
 
 
@@ -152,6 +152,35 @@ def test_the_loss_weighting_has_seven_arms_of_five_seeds(data):
         assert len({each.repeat for each in runs if each.arm == arm}) == 5
     for one in runs:
         imbalance.treats(plan.configured(config, one.overrides), ())
+
+
+@pytest.mark.parametrize(("data", "arms"), [("phantom", 14), ("pneumonia", 9)])
+def test_the_treatments_of_a_long_tail_are_all_allowed(data, arms):
+    config = long_tail.get_config(data)
+    runs = plan.runs(config, long_tail.sweep(data))
+    assert len(runs) == 5 * arms and len({each.arm for each in runs}) == arms
+    for each in runs[:arms]:
+        classification.check(plan.configured(config, each.overrides), 1)
+
+
+@pytest.mark.parametrize("ratio", [10, 50])
+def test_a_tail_is_cut_from_training_alone_by_whole_patients(ratio):
+    rng = np.random.default_rng(0)
+    patient = np.repeat(np.arange(3000), rng.integers(1, 4, 3000))
+    films = pd.DataFrame({"image": np.arange(len(patient)), "patient": patient})
+    films["cause"] = rng.choice(long_tail.TAIL, 3000)[patient]
+    got = long_tail.cut(films, ratio)
+    assert (got.groupby("patient")["split"].nunique() == 1).all()
+    sizes = films.groupby("patient").size()
+    assert (got.groupby("patient").size() == sizes[got["patient"].unique()]).all()
+    assert (got["split"] == "test").sum() == pytest.approx(0.35 * len(films), rel=0.05)
+    for side, share in (("train", 0.5), ("validation", 0.15)):
+        number = got[got["split"] == side]["cause"].value_counts()
+        head, *others = (number[cause] for cause in long_tail.TAIL)
+        assert head == pytest.approx(share * len(films) / 3, rel=0.1)
+        for k, films_of in enumerate(others, start=1):
+            most = head * ratio ** (-k / 2)
+            assert most - 3 < films_of <= most  # Patients have 1 to 3 films.
 
 
 def test_the_saved_config_of_a_run_is_a_config(tmp_path):

@@ -1,0 +1,130 @@
+"""Which treatment helps the tail? A sweep over treatments of rare findings, or classes.
+
+    python launch.py sweep --config=configs/long_tail.py --workdir=runs/tail
+
+Synthetic chest films, with findings from 20 % to 0.1 %. All seeds share one split: half
+of the patients are tested, so that the rarest finding has ten positive films.
+
+    python -m configs.long_tail ../shared/data/pneumonia/films.csv 50 > runs/tail50.csv
+    python launch.py sweep --config=configs/long_tail.py:pneumonia --workdir=runs/tail50 \
+        --config.data.table=$PWD/runs/tail50.csv
+
+Films of children, of three classes. The first command splits the patients, and leaves
+out so many of training and validation that there virus is 50 times as rare as bacteria,
+and normal lies between. Nobody is left out of the test.
+"""
+
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+from ml_collections import ConfigDict
+
+from configs import base, quickstart
+
+SEEDS = 5
+TAIL = ("bacteria", "normal", "virus")  # From the head on.
+SHARES = {"train": 0.5, "validation": 0.15, "test": 0.35}  # of the patients
+DEFERRED = {"imbalance": "effective", "resampling.defer": 600}
+WORDS = (
+    *("none", "ratio", "balanced", "effective"),
+    *("over_sample", "repeat_factor", "smote", "decoupled"),
+)
+LDAM = {"name": "ldam", "margin": 2.0}
+ASYMMETRIC = {"name": "asymmetric", "clip": 0.05, "gamma_pos": 0.0, "gamma_neg": 4.0}
+FINDINGS = (
+    *({"imbalance": word} for word in WORDS),
+    DEFERRED,
+    {"loss": {"name": "focal", "gamma": 2.0}},
+    {"loss": {"name": "focal", "gamma": 2.0}, "imbalance": "effective"},
+    {"loss": ASYMMETRIC},
+    {"loss": LDAM},
+    {"loss": LDAM, **DEFERRED},
+)
+DEFERRED_CLASSES = {"imbalance": "balanced", "resampling.defer": 200}
+LDAM_CLASSES = {"name": "ldam_softmax", "margin": 2.0}
+CLASSES = (
+    {"imbalance": "none"},
+    {"evaluation.calibration": "adjust"},
+    {"imbalance": "balanced"},
+    {"imbalance": "over_sample", "resampling.target": 0.3, "resampling.most": 50},
+    {"imbalance": "decoupled"},
+    {"imbalance": "decoupled", "resampling.tau": 1.0},
+    {"loss": {"name": "balanced_softmax", "tau": 1.0}},
+    DEFERRED_CLASSES,
+    {"loss": LDAM_CLASSES, **DEFERRED_CLASSES},
+)
+
+
+def get_config(data: str = "phantom") -> ConfigDict:
+    if data == "pneumonia":
+        return _pneumonia()
+    if data != "phantom":
+        raise ValueError(f"{data!r}: give phantom or pneumonia after the colon")
+    c = quickstart.get_config()
+    c.explore = False
+    c.imbalance = "none"
+    c.data.patients = 20_000
+    c.data.films = 1
+    c.data.side = 48
+    c.data.prevalence = (0.003, 0.08, 0.20, 0.001, 0.03, 0.01)
+    c.split.test = 0.5
+    c.split.seed = 0
+    c.train.update(steps=800, batch=64, evaluate_every=200)
+    c.evaluation.gallery = 0
+    return c
+
+
+def _pneumonia() -> ConfigDict:
+    c = base.classification("table")
+    c.explore = False
+    c.modality = "chest_xray"
+    c.task = "multiclass"
+    c.loss = {"name": "softmax_cross_entropy"}
+    c.data.folder = "../shared/data/pneumonia"
+    c.data.classes, c.data.official = "cause", "split"
+    c.data.side = 48
+    c.model = {"name": "densenet_small", "stem": "quarter", "pool": "mean_max"}
+    c.augment.random_affine.update(flip=0.5, rotation=10.0, zoom=0.1)
+    c.train.update(steps=300, batch=32, evaluate_every=100)
+    # A temperature keeps the prior that a treatment has changed; Platt scaling undoes it.
+    c.evaluation.update(calibration="temperature", flip=True, gallery=0)
+    c.evaluation.checkpoint = "last"  # A few films of the tail can't rank checkpoints.
+    return c
+
+
+def sweep(data: str = "phantom") -> Iterator[dict]:
+    for seed in range(SEEDS):
+        for treatment in FINDINGS if data == "phantom" else CLASSES:
+            yield {**treatment, "seed": seed}
+
+
+def cut(films: pd.DataFrame, ratio: float) -> pd.DataFrame:
+    """The films with a column `split`, but those that the tail leaves out.
+
+    Patients are split at random by SHARES. In training and validation, class k of TAIL
+    keeps its first patients, as many as have at most ratio^(-k / 2) of the films that
+    class 0 has there.
+    """
+    patients = np.random.default_rng(0).permutation(films["patient"].unique())
+    ends = np.cumsum([*SHARES.values()])[:-1] * len(patients)
+    sides = np.split(patients, ends.astype(int))
+    split = {name: side for side, names in zip(SHARES, sides) for name in names}
+    films = films.assign(split=films["patient"].map(split))
+    order = pd.Series(np.arange(len(patients)), patients)
+    films = films.iloc[np.argsort(films["patient"].map(order), kind="stable")]
+    keep = films["split"] == "test"
+    for side in ("train", "validation"):
+        most = ((films["split"] == side) & (films["cause"] == TAIL[0])).sum()
+        for k, cause in enumerate(TAIL):
+            rows = films[(films["split"] == side) & (films["cause"] == cause)]
+            last = rows.groupby("patient", sort=False).size().cumsum()
+            kept = last.index[last <= most * ratio ** (-k / 2)]
+            keep |= films["patient"].isin(kept)
+    return films[keep].sort_index()
+
+
+if __name__ == "__main__":
+    path, ratio = sys.argv[1:]
+    cut(pd.read_csv(path, dtype=str), float(ratio)).to_csv(sys.stdout, index=False)
