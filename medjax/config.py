@@ -160,10 +160,10 @@ def get_config(path: str) -> Config:
     return Config(tuples(values))
 
 
-SECTIONS = (
+FIELDS = (  # That every run has; the last ones are the newest.
     *("seed", "explore", "modality", "task", "data", "split", "augment", "model"),
     *("transfer", "adapt", "loss", "imbalance", "resampling", "optim", "train"),
-    *("ensemble", "evaluation"),
+    *("evaluation", "ensemble", "resampling.defer"),
 )
 
 
@@ -173,7 +173,8 @@ def read_config(folder: Path) -> Config:
     if not path.exists():
         raise InputError(f"{folder}: no config.json: is this the workdir of a run?")
     values = read_json(path)
-    if missing := [name for name in SECTIONS if name not in values]:
+    named = {*fields(Config(values))}
+    if missing := [name for name in FIELDS if name not in named]:
         raise InputError(
             f"{path}: has no {missing[0]!r}: a run of an older medjax; read it with that "
             "version, or train it again"

@@ -188,6 +188,39 @@ def test_masks_are_of_the_mean_probability_too():
     np.testing.assert_allclose(mean, np.full((8, 8, 8, 2), 0.4), rtol=1e-6)
 
 
+def test_the_gain_of_masks_is_the_mean_of_paired_differences():
+    rng = np.random.default_rng(0)
+    rows, expected = [], []
+    for volume in range(24):
+        label = rng.random((4, 4, 4, 2)) < 0.4
+        mask, *alone = (label ^ (rng.random(label.shape) < p) for p in (0.1, 0.2, 0.3))
+        for k in range(2):
+            dices = [
+                2 * (a & b)[..., k].sum() / (a[..., k].sum() + b[..., k].sum())
+                for a, b in [
+                    (mask, label),
+                    *((m, o) for o in (label, mask) for m in alone),
+                ]
+            ]
+            found = compare.of_members(
+                mask[..., k], label[..., k], [m[..., k] for m in alone]
+            )
+            assert found["member_dice"] == pytest.approx(np.mean(dices[1:3]))
+            assert found["disagreement"] == pytest.approx(1 - np.mean(dices[3:]))
+            rows.append(
+                {"name": str(volume), "patient": volume // 2, "dice": dices[0], **found}
+            )
+            expected.append(dices[0] - np.mean(dices[1:3]))
+    gain = compare.gain_of_masks(rows, key=jax.random.key(0), replicates=200)["dice"]
+    difference = gain["difference"]
+    assert difference["estimate"] == pytest.approx(np.mean(expected), abs=1e-6)
+    assert gain["one"] - gain["other"] == pytest.approx(np.mean(expected), abs=1e-6)
+    error = np.std(np.reshape(expected, (12, 4)).mean(1)) / np.sqrt(12)
+    reach = (difference["high"] - difference["low"]) / 2
+    assert 1.5 * error < reach < 4 * error
+    assert compare.of_members(mask, label, []) == {}
+
+
 def test_ensembles_of_a_population_are_trained_one_after_the_other():
     several, alone = small.get_config(), small.get_config()
     several.ensemble = 2

@@ -588,12 +588,13 @@ def test_a_run_of_an_older_medjax_is_named(config, tmp_path):
     found = plain.as_json(config)
     (tmp_path / "config.json").write_text(json.dumps(found))
     assert plain.read_config(tmp_path).transfer.mode == "all"
-    del found["transfer"]
-    (tmp_path / "config.json").write_text(json.dumps(found))
-    with pytest.raises(
-        InputError, match="config.json: has no 'transfer': a run of an older"
-    ):
-        plain.read_config(tmp_path)
+    del found["resampling"]["defer"]
+    for name in ("resampling.defer", "transfer"):
+        found.pop(name, None)
+        (tmp_path / "config.json").write_text(json.dumps(found))
+        message = f"config.json: has no '{name}': a run of an older"
+        with pytest.raises(InputError, match=message):
+            plain.read_config(tmp_path)
 
 
 def test_predictive_values_are_wanted_at_one_prevalence_or_at_one_a_task(config):

@@ -6,14 +6,15 @@ numbers are DeLong's. A soft label counts as a share of both classes, a weight a
 many images; everything is float64 on the host.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from chex import Array
 from scipy.stats import norm
 
-from medjax.evaluation import bootstrap, discrimination, results
+from medjax.evaluation import bootstrap, discrimination, lesions, results
 from medjax.evaluation.bootstrap import Interval
 from medjax.evaluation.predict import Predictions
 
@@ -129,6 +130,40 @@ def gain(mean: Predictions, members: Sequence[Predictions], **options) -> dict:
     )
     tasks = tuple(map(str, range(both.label.shape[1])))
     return {"members": number} | compare(both, alone, tasks=tasks, **options)["mean"]
+
+
+def of_members(
+    mask: np.ndarray, label: np.ndarray, members: Sequence[np.ndarray]
+) -> dict[str, float]:
+    """One region of an ensemble's volume: its members' mean Dice, and how far they are
+    apart, 1 minus their mean Dice with its mask; {} without members."""
+    if not members:
+        return {}
+    truth, same = (
+        float(np.mean([lesions.dice(m != 0, other != 0) for m in members]))
+        for other in (label, mask)
+    )
+    return {"member_dice": truth, "disagreement": 1 - same}
+
+
+def gain_of_masks(rows: Sequence[Mapping], *, key: Array, replicates: int) -> dict:
+    """How much higher an ensemble's Dice is than that of a member on average.
+
+    rows: by volume and region: name, patient, dice, and those of `of_members`.
+    """
+    table = pd.DataFrame(list(rows)).assign(gain=lambda t: t["dice"] - t["member_dice"])
+    volumes = table.groupby("name", sort=False)
+    mean = volumes[["dice", "member_dice", "gain"]].mean()
+    linear = bootstrap.linear_means(
+        mean["gain"].to_numpy(), volumes["patient"].first().to_numpy()
+    )
+    difference = bootstrap.studentised(linear, key=key, replicates=replicates)
+    difference = bootstrap.interval(
+        difference, "", patients=int(linear.patients), replicates=replicates
+    )
+    one, other = (float(mean[name].mean()) for name in ("dice", "member_dice"))
+    pair = {"one": one, "other": other, "difference": difference}
+    return bootstrap.as_json({"dice": pair})
 
 
 def normal_p(difference: Interval) -> float:

@@ -1,4 +1,4 @@
-"""Conformal prediction: the answers that can't be ruled out, at a chosen error rate
+"""Conformal prediction: the answers that can't be ruled out, at a chosen error rate.
 
 A finding is a question with the answers absent and present; classes are the answers of
 one question. An answer stays where its score is at most a limit, a quantile of the

@@ -82,8 +82,10 @@ def worst_first(results: dict) -> list[str]:
 
 def write_csv(results: dict, path: Path) -> None:
     """Writes one row a volume and region."""
-    columns = ["name", "patient", "region", *METRICS]
-    write_table(path, pd.DataFrame(results["rows"]), columns=columns)
+    table = pd.DataFrame(results["rows"])
+    members = [name for name in ("member_dice", "disagreement") if name in table]
+    columns = ["name", "patient", "region", *METRICS, *members]
+    write_table(path, table, columns=columns)
 
 
 def planes(case: Case, results: dict) -> list[dict]:

@@ -1,8 +1,7 @@
 """Masks of scans: the functions behind the commands, see task.Task."""
 
-import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from medjax.data import fingerprint, nifti, scan, volumes
 from medjax.data.scan import Scan
 from medjax.errors import InputError
 from medjax.evaluation import bootstrap, sliding, subgroups, volume_groups
+from medjax.evaluation import compare as statistics
 from medjax.evaluation import segmentation as measures
 from medjax.files import write_text
 from medjax.reports.segmentation import Case as Pictured
@@ -47,12 +47,16 @@ NOT_FOR_MASKS = {
 
 
 class Answer(NamedTuple):
-    """A volume and its prediction: all [D, H, W, ...], and the spacing [3] in mm."""
+    """A volume and its prediction: all [D, H, W, ...], and the spacing [3] in mm.
+
+    members: the probabilities of an ensemble's networks; () of a single one.
+    """
 
     image: np.ndarray
     probability: np.ndarray
     label: np.ndarray
     spacing: np.ndarray
+    members: Sequence[np.ndarray] = ()
 
 
 def check(config: Config, shards: int) -> None:
@@ -109,12 +113,15 @@ def batches(config: Config, data: scans.Data, ids, target, *, on_host: bool = Fa
 
 def probability(config: Config, network, state: step.Trained, image) -> np.ndarray:
     """The members' mean probability of a volume: [D, H, W, C] -> [D, H, W, K]."""
-    windows, members = _windows(config), step.members(state)
-    predict = functools.partial(sliding.volume_probability, network.predict)
-    each = (
-        predict(step.on_one_device(one.averaged), image, **windows) for one in members
-    )
-    return sum(each) / len(members)
+    return sum(_each(config, network, state, image)) / len(step.members(state))
+
+
+def _each(config: Config, network, state: step.Trained, image) -> Iterator[np.ndarray]:
+    """Each member's probability of a volume."""
+    windows = _windows(config)
+    for one in step.members(state):
+        variables = step.on_one_device(one.averaged)
+        yield sliding.volume_probability(network.predict, variables, image, **windows)
 
 
 def _windows(config: Config) -> dict[str, Any]:
@@ -134,8 +141,9 @@ def answers(config: Config, network, state, data: scans.Data, ids) -> Iterator[A
     for part in data.parts(ids).values():
         image, label = volumes.read(data.path, part)
         spacing = volumes.load(data.prepared, part.id).spacing
-        predicted = probability(config, network, state, image)
-        yield Answer(image, predicted, np.asarray(label), spacing)
+        each = [*_each(config, network, state, image)]
+        predicted, members = sum(each) / len(each), each if len(each) > 1 else ()
+        yield Answer(image, predicted, np.asarray(label), spacing, members)
 
 
 def validate(config, network, data: scans.Data, ids, state) -> dict[str, float]:
@@ -202,12 +210,18 @@ def measure(
     both = zip(data.parts(ids), predicted, strict=True)
     both = track(both, "evaluate", total=len(ids))
     for number, (name, answer) in enumerate(both):
-        mask = measures.masks(answer.probability, answer.spacing, run.fixed)
+        mask, *alone = (
+            measures.masks(p, answer.spacing, run.fixed)
+            for p in (answer.probability, *answer.members)
+        )
         measured = [
             {"name": name, "patient": patients[name], "region": region}
             | measures.measure(
                 *(mask[..., k], answer.label[..., k], answer.spacing),
                 tolerance=config.evaluation.tolerance,
+            )
+            | statistics.of_members(
+                *(mask[..., k], answer.label[..., k]), [m[..., k] for m in alone]
             )
             for k, region in enumerate(output.regions)
         ]
@@ -220,6 +234,9 @@ def measure(
     summary["groups"] = volume_groups.summarise(
         rows, groups(data.table, rows), **parts.bootstrap(config)
     )
+    if len(step.members(run.state)) > 1:
+        gain = statistics.gain_of_masks(rows, **parts.bootstrap(config))
+        summary["ensemble"] = {"members": len(step.members(run.state)), **gain}
     posts = [post._asdict() for post in run.fixed]
     size = " x ".join(map(str, config.patch.size))
     facts = {
