@@ -93,6 +93,20 @@ def test_a_damaged_step_is_named_and_the_one_before_it_taken(tmp_path, caplog):
     assert "checkpoint 2 can't be read" in caplog.text
 
 
+def test_a_damaged_score_is_named_or_lowest(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(7, pair(7), HERE, score=0.5)
+    file = tmp_path / "7/metrics/metrics"
+    for damaged in (b'{"score": ', b"\xff"):
+        file.write_bytes(damaged)
+        with pytest.raises(InputError, match="the score of a checkpoint"):
+            Checkpoints(tmp_path)
+    file.write_text('{"scope": 0.5}')
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(8, pair(8), HERE, score=-2.0)
+        assert checkpoints.best == 8
+
+
 def test_nothing_readable_is_one_clear_error(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         with pytest.raises(InputError, match="there is none"):

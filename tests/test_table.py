@@ -218,10 +218,17 @@ FORMS = {
     "isn't UTF-8: save it as": lambda text: text.encode("utf-16"),
     "UTF-8: save": lambda text: text.encode("utf-16-le"),
     "UTF-8": lambda text: text.replace("cat", "fl\xe4che").encode("cp1252"),
-    "more fields than its header": lambda text: "\n".join(
+    "has 11 fields, the header 10": lambda text: "\n".join(
         line + "," * (n > 0) for n, line in enumerate(text.splitlines())
     ).encode(),
-    "is cut off in its last row": lambda text: text.strip()[:-9].encode(),
+    "the header 10: correct that row": lambda text: text.strip()[:-9].encode(),
+    "ends in line 3 has 9 fields": lambda text: "\n".join(
+        line.partition(",")[2] if n == 2 else line
+        for n, line in enumerate(text.splitlines())
+    ).encode(),
+    "has two columns 'part'": lambda text: text.replace("visit", "part").encode(),
+    "is no CSV (unexpected end": lambda text: text.replace("\n", '\n"', 1).encode(),
+    "is no CSV (it is empty)": lambda text: b"",
 }
 
 
@@ -276,5 +283,5 @@ def test_a_quoted_cell_may_end_the_table_with_a_line_break_inside(tmp_path):
     path.write_text('image,patient,note\na.png,1,"two\nlines"')
     assert tables.read_csv(path)["note"].to_list() == ["two\nlines"]
     path.write_text("image,patient,note\na.png,1")
-    with pytest.raises(InputError, match="cut off in its last row"):
+    with pytest.raises(InputError, match="ends in line 2 has 2 fields, the header 3"):
         tables.read_csv(path)

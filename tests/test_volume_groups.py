@@ -94,6 +94,9 @@ def test_sex_and_age_are_read_from_bids(tmp_path):
     found = scans.participants(str(tmp_path))
     assert list(found.index) == ["01", "02"] and list(found["sex"]) == ["F", ""]
     assert found["age"].iloc[0] == 61 and math.isnan(found["age"].iloc[1])
+    file.write_text("participant_id\tsex\tage\nsub-01\tF\t61\nsub-02\t44\n")
+    with pytest.raises(InputError, match="ends in line 3 has 2 fields, the header 3"):
+        scans.participants(str(tmp_path))
     file.write_text("id\tsex\n1\tF\n")
     with pytest.raises(InputError, match="has no column participant_id"):
         scans.participants(str(tmp_path))

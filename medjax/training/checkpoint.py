@@ -29,20 +29,29 @@ class Checkpoints:
 
     The `keep` best by validation score stay, and the latest one: otherwise the newest
     would be deleted first.
+
+    Raises:
+      InputError: the score of a checkpoint is damaged.
     """
 
     def __init__(self, directory: Path, *, keep: int = 1):
         policies = ocp.training.preservation_policies
         best = policies.BestN(
-            get_metric_fn=lambda metrics: metrics["score"],
+            get_metric_fn=_score,
             n=keep,
             keep_checkpoints_without_metrics=False,
         )
         policy = policies.AnyPreservationPolicy([policies.LatestN(1), best])
         self.directory = Path(directory).absolute()  # Orbax takes no relative path.
-        self._orbax = ocp.training.Checkpointer(
-            self.directory, preservation_policy=policy, cleanup_tmp_directories=True
-        )
+        try:
+            self._orbax = ocp.training.Checkpointer(
+                self.directory, preservation_policy=policy, cleanup_tmp_directories=True
+            )
+        except ValueError as error:  # Orbax reads the scores of all steps.
+            raise InputError(
+                f"{self.directory}: the score of a checkpoint, STEP/metrics/metrics, is "
+                f"damaged ({error}): remove that STEP, or train again in a new workdir"
+            ) from None
 
     def __enter__(self) -> Self:
         return self
@@ -61,7 +70,7 @@ class Checkpoints:
         scored = [c for c in self._orbax.checkpoints if c.metrics]
         if not scored:
             return None
-        return max(scored, key=lambda c: (c.metrics["score"], -c.step)).step
+        return max(scored, key=lambda c: (_score(c.metrics), -c.step)).step
 
     def save(
         self, step: int, state: ArrayTree, data: dict, *, score: float | None = None
@@ -129,6 +138,11 @@ class Checkpoints:
             step, {"state": template, "data": None}
         )
         return Restored(step, parts["state"], parts["data"])
+
+
+def _score(metrics: dict) -> float:
+    """A damaged file may hold JSON without it."""
+    return metrics.get("score", -math.inf)
 
 
 def _leaves(tree: ArrayTree) -> dict[str, str]:

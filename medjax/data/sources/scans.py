@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from medjax.data import dicom, nifti
+from medjax.data.sources import tables
 from medjax.errors import InputError
 
 PARTS = {"training": "train", "test": "test"}  # Of the Decathlon -> our splits.
@@ -238,7 +239,7 @@ def participants(path: str) -> pd.DataFrame:
     file = Path(path).expanduser() / "participants.tsv"
     if not path or not file.is_file():
         return pd.DataFrame({"sex": [], "age": []}, pd.Index([], dtype=object))
-    table = pd.read_csv(file, sep="\t", dtype=str, keep_default_na=False)
+    table = tables.read_csv(file, "\t")
     table.columns = table.columns.str.lower()
     if "participant_id" not in table:
         raise InputError(f"{file}: has no column participant_id: add it, or remove it")

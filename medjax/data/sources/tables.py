@@ -4,7 +4,7 @@ A table's cells become the columns that prepared.py lists, or one clear error; `
 is the data set that the error names.
 """
 
-import collections
+import csv
 import gzip
 import logging
 import math
@@ -50,36 +50,44 @@ def only(folder: Path, pattern: str, *, needed: bool = True) -> Path | None:
     return paths[0] if paths else None
 
 
-def read_csv(path: Path) -> pd.DataFrame:
-    """Every cell as text; a blank one is ''."""
+def read_csv(path: Path, separator: str = ",") -> pd.DataFrame:
+    """Every cell as text; a blank one is ''. Rows are as long as the header."""
     opened = gzip.open if Path(path).suffix == ".gz" else open
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-        with opened(path, "rt", encoding="utf-8") as file:
-            (last,) = collections.deque(file, 1)
-        if any("\0" in name for name in table):
+        with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, delimiter=separator, strict=True)
+            rows = [(reader.line_num, row) for row in reader if row]
+        if not rows:
+            raise csv.Error("it is empty")
+        if any("\0" in name for name in rows[0][1]):
             raise UnicodeError
     except UnicodeError:
         raise InputError(f"{path}: isn't UTF-8: save it as 'CSV UTF-8'") from None
-    except (OSError, EOFError, zlib.error, ValueError) as error:
+    except (OSError, EOFError, zlib.error, csv.Error) as error:
         why = str(error).splitlines()[0]
         raise InputError(f"{path}: is no CSV ({why}): correct it") from None
-    if len(table.columns) == 1:
-        for sign in (";", "\t", "|"):
-            if sign in table.columns[0]:
+    _, header = rows.pop(0)
+    if len(header) == 1:
+        for sign in ",;\t|":
+            if sign in header[0] and sign != separator:
                 raise InputError(
-                    f"{path}: its fields are separated by {sign!r}: save it with commas"
+                    f"{path}: its fields are separated by {sign!r}: separate them by "
+                    f"{separator!r}"
                 )
-    if not isinstance(table.index, pd.RangeIndex):
-        raise InputError(
-            f"{path}: its rows have more fields than its header: remove the commas at "
-            "their ends, or name every column"
-        )
-    # A quoted cell may hold line breaks, and its last line fewer commas.
-    short = last.count(",") < len(table.columns) - 1 and '"' not in last
-    if short and not last.endswith("\n"):
-        raise InputError(f"{path}: is cut off in its last row: complete it")
-    return table
+    names = [*header]
+    while len(names) > 1 and not names[-1]:  # Commas at the ends of all lines.
+        names.pop()
+    if len({*names}) < len(names):
+        name = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"{path}: has two columns {name!r}: rename or remove one")
+    for line, row in rows:
+        if not len(names) <= len(row) <= len(header):
+            raise InputError(
+                f"{path}: the row that ends in line {line} has {len(row)} fields, the "
+                f"header {len(names)}: correct that row, or the header"
+            )
+    cells = [row[: len(names)] for _, row in rows]
+    return pd.DataFrame(cells, columns=names, dtype=str)
 
 
 def select(table: pd.DataFrame, columns: dict[str, str], where: Path) -> pd.DataFrame:
