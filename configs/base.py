@@ -265,9 +265,12 @@ def _shared(source: str) -> ConfigDict:
         # Largest move of a control point in mm (pixels, if there is no spacing), and the
         # distance between control points in pixels.
         "elastic": {"strength": 4.0, "distance": 32.0, "in_plane": False},
-        "brightness": {"strength": 0.1},  # largest offset; intensities are in [0, 1]
-        "contrast": {"strength": 0.1},  # largest change of scale, about the mean
-        "gamma": {"max_log_gamma": 0.2},
+        # Largest offset, of intensities in [0, 1]. With `by_channel`, here and below, each
+        # channel changes alone, as the sequences of MRI do between scanners.
+        "brightness": {"strength": 0.1, "by_channel": False},
+        # Largest change of scale, about the mean.
+        "contrast": {"strength": 0.1, "by_channel": False},
+        "gamma": {"max_log_gamma": 0.2, "by_channel": False},
         "noise": {"std": 0.02},
         "rician_noise": {"std": 0.02},
         "speckle": {"std": 0.1},

@@ -58,11 +58,14 @@ CASES = {  # name: ops, the peer's command, what it counts.
 }
 
 
-def batch(name: str) -> dict[str, jax.Array]:
-    """The peers' images, spread over the devices: 64 films, or 2 volumes of 4
-    channels with a mask."""
+def batch(name: str, films=(64, 224), volumes=(2, 96)) -> dict[str, jax.Array]:
+    """The peers' images, spread over the devices: so many films of so many pixels a
+    side, or volumes of 4 channels with a mask."""
     rng = np.random.default_rng(0)
-    shape = (64, 224, 224, 1) if name.startswith("2-D") else (2, 96, 96, 96, 4)
+    count, side = films if name.startswith("2-D") else volumes
+    shape = (count, side, side, 1)
+    if not name.startswith("2-D"):
+        shape = (count, side, side, side, 4)
     given = {"image": rng.random(shape, np.float32)}
     if len(shape) == 5:
         mask = rng.random((*shape[:-1], 1)) > 0.9
@@ -100,6 +103,14 @@ def compiled(name, given) -> tuple[float, Callable]:
     return time.perf_counter() - start, part(run, key, given)
 
 
+def copying(given) -> tuple[int, float]:
+    """The bytes that a pass must move, in and out once, and the seconds of a copy."""
+    pixels = {field: given[field] for field in MOVED if field in given}
+    copy = jax.pmap(lambda pixels: jax.tree.map(lambda x: x + 1, pixels))
+    moved = 2 * sum(value.nbytes for value in pixels.values())
+    return moved, seconds(part(copy, pixels))
+
+
 def peer_rate(python, folder, command, unit) -> float:
     """What a peer's script says that it does a second."""
     done = subprocess.run(
@@ -134,10 +145,8 @@ def main():
                 peer.append(peer_rate(args.peer_python, args.peers, command, unit))
             here.append(count / seconds(run))
         ratio = np.median(np.divide(here, peer)) if peer else np.nan
-        pixels = {field: given[field] for field in MOVED if field in given}
-        moved = 2 * sum(value.nbytes for value in pixels.values())
-        copy = jax.pmap(lambda pixels: jax.tree.map(lambda x: x + 1, pixels))
-        share = seconds(part(copy, pixels)) * np.median(here) / count
+        moved, copied = copying(given)
+        share = copied * np.median(here) / count
         print(f"{name:14}{took:10.1f}{np.median(here):10.1f}", end="")
         print(f"{np.median(peer) if peer else np.nan:10.1f}{ratio:8.2f}", end="")
         print(f"{moved / 1e6:11.1f}{share:11.1%}", flush=True)

@@ -30,7 +30,7 @@ import numpy as np
 
 from medjax import losses
 from medjax.data import normalisation
-from medjax.models.densenet import densenet121
+from medjax.models import architectures
 from medjax.training import optim, step
 from medjax.training.devices import keep, use_cores
 
@@ -65,18 +65,21 @@ def compiled(lowered) -> tuple[jax.stages.Compiled, float]:
     return lowered.compile(), time.perf_counter() - start
 
 
-def ours(images: int, dtype: str) -> dict[str, float]:
+def ours(
+    images: int, dtype: str, *, network: str = "densenet121", side: int = SIDE
+) -> dict[str, float]:
     """One process's numbers."""
-    model = densenet121(TASKS, axis_name=step.AXIS, dtype=jnp.dtype(dtype))
+    make = functools.partial(getattr(architectures, network), TASKS)
+    model = make(axis_name=step.AXIS, dtype=jnp.dtype(dtype))
     optimizer = optim.adamw(steps=1000, warmup=10, clip=1.0)
     init = jax.jit(functools.partial(model.init, train=False))
-    variables = init(jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 3)))
+    variables = init(jax.random.key(0), jnp.zeros((1, side, side, 3)))
     weights = {"w_pos": jnp.ones(TASKS), "w_neg": jnp.ones(TASKS)}
     hyper = optim.Hyper(1e-4, 1e-5, 0.99, 0.1, weights)
     state = step.init_state(variables, optimizer=optimizer, dual={}, hyper=hyper)
     rng = np.random.default_rng(0)
     batch = {
-        "image": rng.integers(0, 256, (1, images, SIDE, SIDE, 3), np.uint8),
+        "image": rng.integers(0, 256, (1, images, side, side, 3), np.uint8),
         "label": rng.integers(0, 2, (1, images, TASKS)).astype(np.float32),
         "weight": np.ones((1, images, TASKS), np.float32),
     }
@@ -99,6 +102,9 @@ def ours(images: int, dtype: str) -> dict[str, float]:
         return scalars
 
     took, worked = timed(train)
+    start = time.perf_counter()
+    train()
+    issued = time.perf_counter() - start
     image = jax.device_get(batch["image"])
     devices = jax.local_device_count()
     image = jnp.reshape(image, (devices, -1, *image.shape[2:]))
@@ -106,22 +112,27 @@ def ours(images: int, dtype: str) -> dict[str, float]:
     state = step.replicated(jax.device_get(state))
     predict = step.compile_eval(
         step.eval_step,
-        apply=densenet121(TASKS, dtype=jnp.dtype(dtype)).apply,
+        apply=make(dtype=jnp.dtype(dtype)).apply,
         views=lambda image: augment(key, {"image": image})["image"][None],
         exclusive=False,
     )
-    device = jax.local_devices()[0].memory_stats() or {}
-    peak = device.get("peak_bytes_in_use")
-    if peak is None:
-        peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "train": images / took,
         "infer": images / timed(lambda: predict(state, image))[0],
         "trace_s": traced,
         "compile_s": compiling,
         "cpu_s": worked,
-        "peak_GB": peak / 1e9,
+        "issue_s": issued,
+        "tflops": update.cost_analysis().get("flops", np.nan) / took / 1e12,
+        "peak_GB": peak_memory() / 1e9,
     }
+
+
+def peak_memory() -> int:
+    """Bytes: of an accelerator's memory, or of this process's."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    used = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return stats.get("peak_bytes_in_use", used)
 
 
 def child(command, **rest) -> dict[str, float]:

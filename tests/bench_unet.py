@@ -30,7 +30,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from bench_step import child, compiled, timed
+from bench_step import child, compiled, peak_memory, timed
 
 from medjax import losses
 from medjax.evaluation import sliding
@@ -47,14 +47,16 @@ OPTIONS = (
 )
 
 
-def ours(options: dict, dtype: str) -> dict[str, float]:
+def ours(
+    options: dict, dtype: str, *, patches: int = PATCHES, side: int = SIDE
+) -> dict[str, float]:
     """One process's numbers."""
     model = unet(MASKS, dtype=jnp.dtype(dtype), **options)
     optimizer = optim.adamw(steps=1000, warmup=10, clip=1.0)
     init = jax.jit(functools.partial(model.init, train=False))
     rng = np.random.default_rng(0)
-    space = (SIDE,) * 3
-    shape = (devices := jax.local_device_count(), PATCHES // devices)
+    space = (side,) * 3
+    shape = (devices := jax.local_device_count(), patches // devices)
     image = rng.random((*shape, *space, SEQUENCES), np.float32)
     batch = {
         "image": image,
@@ -87,12 +89,14 @@ def ours(options: dict, dtype: str) -> dict[str, float]:
     infer = jax.pmap(functools.partial(model.apply, train=False), in_axes=(None, 0))
     averaged = step.replicated(jax.device_get(state.averaged))
     return {
-        "train": PATCHES / took,
-        "infer": PATCHES / timed(lambda: infer(averaged, batch["image"]))[0],
+        "train": patches / took,
+        "infer": patches / timed(lambda: infer(averaged, batch["image"]))[0],
         "step_s": took,
         "cpu_s": worked,
         "trace_s": traced,
         "compile_s": compiling,
+        "tflops": update.cost_analysis().get("flops", np.nan) / took / 1e12,
+        "peak_GB": peak_memory() / 1e9,
         "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
     }
 

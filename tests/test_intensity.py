@@ -122,6 +122,34 @@ def test_gamma_is_one_power_and_keeps_black_and_white():
     assert 0.28 < float(np.abs(np.log(power)).max()) <= 0.3 + 1e-4
 
 
+BY_CHANNEL = {  # What each channel must keep of its own, whatever was drawn.
+    "brightness": ("strength", 0.2, lambda new, old: new - old),
+    "contrast": (
+        "strength",
+        0.2,
+        lambda new, old: (
+            (new - new.mean((1, 2), keepdims=True))
+            / (old - old.mean((0, 1), keepdims=True))
+        ),
+    ),
+    "gamma": ("max_log_gamma", 0.3, lambda new, old: np.log(new) / np.log(old)),
+}
+
+
+@pytest.mark.parametrize("name", BY_CHANNEL)
+def test_by_channel_each_channel_changes_alone(name):
+    option, limit, drawn = BY_CHANNEL[name]
+    image = np.concatenate([IMAGE, 0.4 + IMAGE / 4], axis=-1)
+    op = getattr(intensity, name)
+    got = with_keys(op, image, **{option: limit}, by_channel=True)
+    number = drawn(got.astype(np.float64), image.astype(np.float64))
+    np.testing.assert_allclose(number.std(axis=(1, 2)), 0, atol=1e-3)
+    one, other = number.mean(axis=(1, 2)).T
+    assert abs(np.corrcoef(one, other)[0, 1]) < 0.15
+    together = drawn(with_keys(op, image, **{option: limit}), image)
+    assert name == "contrast" or together.std(axis=(1, 2, 3)).max() < 1e-3
+
+
 def test_noise_has_its_deviation_and_differs_between_pixels():
     change = with_keys(intensity.noise, std=0.05) - IMAGE
     assert abs(float(change.std()) - 0.05) < 1e-3

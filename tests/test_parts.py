@@ -618,7 +618,14 @@ def test_a_rule_of_the_thresholds_has_its_value(config):
 # ------------------------------------------------------------------ augmentation
 
 KEY = jax.random.key(4)
-FIXED = {"in_plane": False, "axis": -1, "tiles": 2, "fill": 0.5, "distance": 16.0}
+FIXED = {
+    "in_plane": False,
+    "by_channel": False,
+    "axis": -1,
+    "tiles": 2,
+    "fill": 0.5,
+    "distance": 16.0,
+}
 FULL = {"rotation": 5.0, "probability": 1.0}
 NAMES = sorted([*warp.MOVES, *intensity.OPS])
 

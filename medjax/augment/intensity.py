@@ -26,23 +26,39 @@ FEW = 10
 DEGREE = 3  # Of the bias field's polynomial.
 
 
-def brightness(key: Array, image: Array, *, strength: float) -> Array:
-    """Adds one random offset, u ~ U(-strength, strength), to every intensity."""
-    u = jax.random.uniform(key, (), image.dtype, -strength, strength)
+def brightness(
+    key: Array, image: Array, *, strength: float, by_channel: bool = False
+) -> Array:
+    """Adds one random offset, u ~ U(-strength, strength), to every intensity.
+
+    With `by_channel` each channel has its own offset, as sequences of MRI that were
+    acquired one after the other; the same holds for contrast and gamma.
+    """
+    u = _draw(key, image, strength, by_channel)
     return jnp.clip(image + u, 0, 1)
 
 
-def contrast(key: Array, image: Array, *, strength: float) -> Array:
-    """Scales the distance to the image's mean by 1 + u, u ~ U(-strength, strength)."""
-    u = jax.random.uniform(key, (), image.dtype, -strength, strength)
-    mean = jnp.mean(image)
+def contrast(
+    key: Array, image: Array, *, strength: float, by_channel: bool = False
+) -> Array:
+    """Scales the distance to the mean by 1 + u, u ~ U(-strength, strength)."""
+    u = _draw(key, image, strength, by_channel)
+    mean = jnp.mean(image, tuple(range(image.ndim - 1)) if by_channel else None)
     return jnp.clip(mean + (1 + u) * (image - mean), 0, 1)
 
 
-def gamma(key: Array, image: Array, *, max_log_gamma: float) -> Array:
+def gamma(
+    key: Array, image: Array, *, max_log_gamma: float, by_channel: bool = False
+) -> Array:
     """Raises every intensity to one random power, exp(u), u ~ U(-m, m), m the maximum."""
-    u = jax.random.uniform(key, (), image.dtype, -max_log_gamma, max_log_gamma)
+    u = _draw(key, image, max_log_gamma, by_channel)
     return image ** jnp.exp(u)
+
+
+def _draw(key: Array, image: Array, limit: float, by_channel: bool) -> Array:
+    """u ~ U(-limit, limit): one number for an image [*S, C], or one a channel, [C]."""
+    shape = image.shape[-1:] if by_channel else ()
+    return jax.random.uniform(key, shape, image.dtype, -limit, limit)
 
 
 def noise(key: Array, image: Array, *, std: float) -> Array:
@@ -303,5 +319,7 @@ def _along(x: Array, axis: int, rank: int) -> Array:
 OPS = {
     name: op
     for name, op in globals().copy().items()
-    if inspect.isfunction(op) and "key" in inspect.signature(op).parameters
+    if inspect.isfunction(op)
+    and not name.startswith("_")
+    and "key" in inspect.signature(op).parameters
 }
