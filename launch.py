@@ -102,6 +102,7 @@ flags.DEFINE_string("baseline", "", "sweep: the arm to compare with; '': the fir
 flags.DEFINE_multi_string(
     "slurm", [], "sweep: NAME=VALUE of submitit, slurm_partition=gpu say; repeatable"
 )
+flags.DEFINE_string("profile", None, "train: folder for a trace of ten steps")
 flags.DEFINE_string("coordinator", None, "train: HOST:PORT of process 0, of several")
 flags.DEFINE_integer("processes", None, "train: how many processes train the one run")
 flags.DEFINE_integer("process", None, "train: the number of this one, from 0 on")
@@ -176,7 +177,7 @@ def run_explore() -> None:
 
 
 def run_train() -> None:
-    medjax.launch(config(), workdir())
+    medjax.launch(config(), workdir(), profile=FLAGS.profile)
 
 
 def run_evaluate() -> None:

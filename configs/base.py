@@ -321,7 +321,7 @@ def _shared(source: str) -> ConfigDict:
         "drop": False,  # Weight a finding of only one class by 0, instead of refusing it.
     }
     c.optim = {
-        "name": "adamw",
+        "name": "adamw",  # or sgd, lamb, pesg
         "learning_rate": 4e-3,  # peak, of a cosine schedule
         "weight_decay": 1e-2,
         "warmup": 50,  # steps
@@ -331,10 +331,14 @@ def _shared(source: str) -> ConfigDict:
     c.train = {
         "steps": 1000,
         "batch": 64,  # images or patches of a step, on all devices together
+        # Parts of a batch that a device computes one after the other, where the whole
+        # doesn't fit its memory. Batch normalisation sees each part alone.
+        "accumulate": 1,
         "dtype": "float32",  # of the computation; or "bfloat16"
         "threads": 0,  # that read; 0: one a core
         "log_every": 10,  # steps
         "evaluate_every": 250,  # steps
+        "save_minutes": 30.0,  # A checkpoint also after so many; 0: never.
         "keep": 1,  # how many of the best checkpoints; the latest stays too
     }
     c.evaluation = {

@@ -24,8 +24,12 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 
-def launch(config: Config, workdir: str | os.PathLike) -> dict | None:
+def launch(
+    config: Config, workdir: str | os.PathLike, *, profile: str | None = None
+) -> dict | None:
     """Trains a run, or goes on with the one in its folder, and reports its test split.
+
+    `profile` is a folder for a trace of ten steps.
 
     Returns:
       What report.json says; None if it was stopped, or has nobody to test on.
@@ -37,7 +41,7 @@ def launch(config: Config, workdir: str | os.PathLike) -> dict | None:
     from medjax.training import devices
 
     devices.keep()
-    train(config, Path(workdir))
+    train(config, Path(workdir), profile=profile)
     report = Path(workdir) / "report.json"
     return json.loads(report.read_text()) if report.exists() else None
 

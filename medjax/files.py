@@ -5,6 +5,7 @@ import errno
 import fcntl
 import json
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,14 @@ import pandas as pd
 from medjax.errors import InputError
 
 
+def unfinished(path: Path) -> Path:
+    """A name beside a path for what isn't whole yet, which no other process has."""
+    return path.with_name(f".{uuid.uuid4().hex[:12]}.{path.name}")
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a file in UTF-8; bytes of a file's name that aren't UTF-8 are escaped."""
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    partial = unfinished(path)
     try:
         with naming(path):
             partial.write_text(text, encoding="utf-8", errors="backslashreplace")

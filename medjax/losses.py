@@ -413,7 +413,8 @@ def coral(
 
     def covariance(inside: Array) -> Array:
         count = total(jnp.sum(inside))
-        mean = total(inside @ feature) / jnp.maximum(count, 1)
+        rows = jnp.matmul(inside, feature, precision="highest")
+        mean = total(rows) / jnp.maximum(count, 1)
         centred = inside[:, None] * (feature - mean)  # First: sums cancel digits.
         squares = jnp.matmul(centred.T, centred, precision="highest")
         return total(squares) / jnp.maximum(count - 1, 1)

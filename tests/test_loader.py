@@ -192,13 +192,12 @@ def test_a_position_does_not_change_after_it_was_taken(stream):
 
 @pytest.mark.parametrize("hosts", [2, 3])
 def test_hosts_share_the_one_order(stream, monkeypatch, hosts):
-    whole = take(stream(batch=1), 4 * N)
+    whole, each = take(stream(batch=1, on_host=True), 4 * N), 4 * N // hosts
     monkeypatch.setattr(jax, "process_count", lambda: hosts)
     for host in range(hosts):
         monkeypatch.setattr(jax, "process_index", lambda host=host: host)
-        same(
-            take(stream(batch=1), 4 * N // hosts), whole[host::hosts][: 4 * N // hosts]
-        )
+        mine = take(stream(batch=1, on_host=True), each)
+        same(mine, whole[host::hosts][:each])
 
 
 def test_copies_of_a_film_are_told_apart(stream):

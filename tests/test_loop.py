@@ -39,11 +39,15 @@ def fit(
     steps=10,
     seen=None,
     evaluate_every=4,
+    save_minutes=0.0,
+    saved=None,
 ):
     """A run whose state is a hash of every batch it has seen, in order."""
 
     def step(state, batch, key):
         number = int(batch["id"][0, 0])
+        if saved is not None:
+            saved.append(checkpoints.steps[-1:])
         if seen is not None:
             seen.append(number)
         if number == stop_at:
@@ -64,6 +68,7 @@ def fit(
             key=jax.random.key(0),
             log_every=2,
             evaluate_every=evaluate_every,
+            save_minutes=save_minutes,
         )
         last = checkpoints.restore({"hash": jnp.ones((), jnp.int32)})
     return complete, last
@@ -94,6 +99,17 @@ def test_a_stopped_run_ends_as_an_uninterrupted_one(tmp_path, stop_at):
         for d in ("whole", "parts")
     ]
     assert scores[0] == scores[1]
+
+
+@pytest.mark.parametrize(
+    ("minutes", "expected"),
+    [(0.0, [0, 0, 0, 0, 4, 4, 4, 4, 8, 8]), (1e-9, [0, 0, 2, 2, 4, 4, 6, 6, 8, 8])],
+)
+def test_a_checkpoint_is_saved_by_minutes_at_logged_steps(tmp_path, minutes, expected):
+    saved = []
+    _, last = fit(tmp_path, save_minutes=minutes, saved=saved)
+    assert [max(steps, default=0) for steps in saved] == expected
+    assert last.step == 10
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path):

@@ -39,6 +39,33 @@ def test_it_is_optax_own_adamw(clip):
             jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), a, b)
 
 
+WEIGHTS_ALONE = {"mask": lambda p: {"w": True, "b": False}}
+OTHERS = {
+    "sgd": lambda rate: optax.chain(
+        optax.trace(0.9, nesterov=True),
+        optax.add_decayed_weights(0.1, **WEIGHTS_ALONE),
+        optax.scale_by_learning_rate(rate),
+    ),
+    "lamb": lambda rate: optax.lamb(rate, weight_decay=0.1, **WEIGHTS_ALONE),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_others_are_optax_own_too(name):
+    schedule = optax.warmup_cosine_decay_schedule(3e-2 / 4, 3e-2, 3, 10)
+    oracle = optax.chain(optax.clip_by_global_norm(0.5), OTHERS[name](schedule))
+    ours = getattr(optim, name)(steps=10, warmup=4, clip=0.5)
+    rates = {"learning_rate": 3e-2, "weight_decay": 0.1}
+    grads = list(gradients(4))  # The schedules differ in where the cosine begins.
+    a, state = PARAMS, oracle.init(PARAMS)
+    got = descend(ours, grads, **rates)
+    for i, grad in enumerate(grads):
+        step, state = oracle.update(grad, state, a)
+        a = optax.apply_updates(a, step)
+        for array, expected in a.items():
+            np.testing.assert_allclose(got[array][i], expected, rtol=1e-5)
+
+
 def test_the_schedule_rises_to_one_and_falls_to_zero():
     rate = np.array([optim.warmup_cosine(i, steps=100, warmup=10) for i in range(101)])
     np.testing.assert_allclose(rate[:10], np.arange(1, 11) / 10, rtol=1e-6)

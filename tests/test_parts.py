@@ -96,7 +96,7 @@ def test_every_config_names_parts_that_exist_and_fit(path):
     state = shapes(config, network, task)
     assert state.params["classifier"]["kernel"].shape[1] == 3
     step.compile_step(**parts.step_parts(config, network))
-    names = {"key", "steps", "log_every", "evaluate_every"}
+    names = {"key", "steps", "log_every", "evaluate_every", "save_minutes"}
     assert set(parts.schedule(config)) == names
     assert config.train.steps % config.train.evaluate_every == 0
     assert str(path.relative_to(path.parents[1])) in path.read_text()  # Its command.

@@ -119,6 +119,35 @@ def test_an_update_does_not_depend_on_the_number_of_shards(whole, way, shards):
     chex.assert_trees_all_close(state, whole[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("accumulate", [2, 8])
+def test_gradients_of_a_batchs_parts_add_up_to_the_batchs(accumulate):
+    """With a network that doesn't normalise by the batch: a linear one."""
+
+    def apply(variables, image, *, train, mutable):
+        counted = {"seen": variables["batch_stats"]["seen"] + len(image)}
+        flat = image.reshape(len(image), -1)
+        return flat @ variables["params"]["head"]["w"], {"batch_stats": counted}
+
+    w = np.random.default_rng(3).normal(size=(256, TASKS)).astype(np.float32)
+    variables = {"params": {"head": {"w": w}}, "batch_stats": {"seen": 0.0}}
+    hyper = new_state().hyper._replace(loss={}, dual_rate=0.1)
+    dual = losses.auc_margin_variables(TASKS)
+    p = np.full(TASKS, 0.3, np.float32)
+    hyper = hyper._replace(loss={"prevalence": p, "margin": 1.0})
+    state = step.init_state(variables, optimizer=OPTIMIZER, dual=dual, hyper=hyper)
+    program = {**PARTS, "apply": apply, "loss": losses.auc_margin}
+
+    def updated(accumulate):
+        update = functools.partial(step.train_step, **program, accumulate=accumulate)
+        mapped = jax.vmap(update, (None, 0, None), axis_name=step.AXIS)
+        return jax.tree.map(lambda x: x[0], jax.jit(mapped)(state, batch(1), KEY))
+
+    whole, parts = updated(1), updated(accumulate)
+    assert parts[0].batch_stats["seen"] == ROWS
+    chex.assert_trees_all_close(parts, whole, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(whole[0].dual["alpha"], dual["alpha"])
+
+
 def test_the_loss_is_the_weighted_mean_over_images_that_know_a_label(whole):
     one = batch(1)
     image = PARTS["augment"](KEY, jax.tree.map(lambda x: x[0], one))["image"]
@@ -360,3 +389,15 @@ def test_a_stage_moves_from_its_start_on_and_its_statistics_at_once(by_descent):
                 assert all(same), (number, stage)
             elif not part.startswith("averaged"):
                 assert not all(same), (number, part, stage)
+
+
+@pytest.mark.parametrize(("calls", "traced"), [(3, 0), (8, 1), (20, 1)])
+def test_ten_steps_are_traced_or_those_that_come(tmp_path, calls, traced):
+    with step.profiled(jax.jit(lambda x: x + 1), str(tmp_path)) as update:
+        x = jnp.zeros(())
+        for _ in range(calls):
+            x = update(x)
+        files = list(tmp_path.rglob("perfetto_trace.json.gz"))
+        assert len(files) == (calls >= step.PROFILED[-1])
+    assert x == calls
+    assert len(list(tmp_path.rglob("perfetto_trace.json.gz"))) == traced

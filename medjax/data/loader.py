@@ -20,6 +20,7 @@ scans holds, volumes.Volumes says.
 
 import collections
 import copy
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -188,10 +189,15 @@ def _side_by_side(pair: tuple[Batch, Batch]) -> Batch:
 
 
 def to_device(batch: Batch) -> dict[str, jax.Array]:
-    """Starts the copy of a [D, B, ...] batch, one part of it to each local device."""
-    devices = jax.local_devices()[: len(next(iter(batch.values())))]
-    sharding = NamedSharding(Mesh(devices, ("batch",)), PartitionSpec("batch"))
-    return jax.device_put(batch, sharding)
+    """Starts the copy of a [D, B, ...] batch, one part of it to each local device.
+
+    The batches of several hosts become one, with all of their devices.
+    """
+    number = len(next(iter(batch.values()))) * jax.process_count()
+    mesh = Mesh(jax.devices()[:number], ("batch",))
+    place = NamedSharding(mesh, PartitionSpec("batch"))
+    put = functools.partial(jax.make_array_from_process_local_data, place)
+    return jax.tree.map(put, batch)
 
 
 def evaluation_batches(images: Images, *, batch: int, devices: int) -> Iterator[Batch]:

@@ -11,7 +11,7 @@ import numpy as np
 from nibabel import orientations
 
 from medjax.errors import InputError
-from medjax.files import naming
+from medjax.files import naming, unfinished
 from medjax.geometry import grid
 
 SUFFIXES = (".nii", ".nii.gz")
@@ -240,7 +240,7 @@ def write(
         image = nibabel.Nifti1Image(voxels, None)
         for name in PLACED:
             image.header[name] = header[name]
-    partial = path.with_name(f".{os.getpid()}.{path.name}")  # Whole or not at all.
+    partial = unfinished(path)  # Whole or not at all.
     try:
         with naming(path):
             nibabel.save(image, partial)

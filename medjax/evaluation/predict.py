@@ -1,5 +1,6 @@
 """Predictions of every example exactly once, on all devices."""
 
+import collections
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -61,14 +62,24 @@ def _rows(
     batches: Iterable[dict[str, np.ndarray]], function: Callable, name: str
 ) -> Iterator[dict[str, np.ndarray]]:
     """Adds a function of the image; removes the axis of devices and the padding."""
-    for batch in batches:
-        batch = {**batch, name: jax.device_get(function(batch["image"]))}
+    begun = ({**batch, name: function(batch["image"])} for batch in batches)
+    for batch in _one_behind(begun):
         real = batch["id"].reshape(-1) >= 0
         yield {
-            field: array.reshape(-1, *array.shape[2:])[real]
+            field: jax.device_get(array).reshape(-1, *array.shape[2:])[real]
             for field, array in batch.items()
             if field != "image"
         }
+
+
+def _one_behind(items: Iterable) -> Iterator:
+    """The items, each when the next one is begun: the devices needn't wait."""
+    begun = collections.deque()
+    for item in items:
+        begun.append(item)
+        if len(begun) > 1:
+            yield begun.popleft()
+    yield from begun
 
 
 def predict_files(

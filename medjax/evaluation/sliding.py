@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from chex import Array, ArrayTree
 from jax import lax
+from jax.sharding import Mesh, PartitionSpec
 
 from medjax.errors import InputError
 
@@ -87,17 +88,14 @@ def volume_probability(
     )
     windows = plan(space, window, overlap, len(views))
     capacity = len(plan(room, window, overlap, len(views)).start)
-    count = len(windows.start)
-    padding = -(-capacity // batch) * batch - count
+    at_once = batch * jax.local_device_count()
     before = (space - image.shape[:3]) // 2
     total = _blend(
         probability,
         variables,
         _padded(image, room, before, slices),
-        jax.tree.map(
-            lambda x: np.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)), windows
-        ),
-        -(-count // batch),
+        jax.tree.map(lambda x: _dealt(x, capacity, batch), windows),
+        -(-len(windows.start) // at_once),
         views=views,
         batch=batch,
         slices=slices,
@@ -139,17 +137,46 @@ def _axis(size: int, window: int, overlap: float) -> tuple[np.ndarray, np.ndarra
     return start, weight.astype(np.float32)
 
 
+def _dealt(x: np.ndarray, capacity: int, batch: int) -> np.ndarray:
+    """[N, ...] -> [capacity or more, ...], in equal parts, one for each local device.
+
+    Batches are dealt to the devices in turn, so that all have equally many, to one;
+    the places without a window hold zeros, and are last in each part.
+    """
+    devices = jax.local_device_count()
+    room = -(-capacity // (batch * devices)) * batch * devices
+    x = np.pad(x, [(0, room - len(x))] + [(0, 0)] * (x.ndim - 1))
+    hands = x.reshape(-1, devices, batch, *x.shape[1:]).swapaxes(0, 1)
+    return hands.reshape(x.shape)
+
+
 @functools.partial(
     jax.jit, static_argnames=("probability", "views", "batch", "slices", "planar")
 )
-def _blend(
-    probability, variables, image, windows, steps, *, views, batch, slices, planar
-) -> Array:
+def _blend(probability, variables, image, windows, steps, **options) -> Array:
     """[D, H, W, K] float32: the sum of the model's weighted results.
 
-    Of the windows, padded to the largest number of this program, the first
-    steps * batch are read. The image is [D + slices - 1, H, W, C].
+    Of each device's windows the first steps * batch are read. The image is
+    [D + slices - 1, H, W, C].
     """
+
+    def of_device(*arguments):
+        return lax.psum(_blended(probability, *arguments, **options), "device")
+
+    each, together = PartitionSpec("device"), PartitionSpec()
+    return jax.shard_map(
+        of_device,
+        mesh=Mesh(jax.local_devices(), ("device",)),
+        in_specs=(together, together, each, together),
+        out_specs=together,
+        check_vma=False,
+    )(variables, image, windows, steps)
+
+
+def _blended(
+    probability, variables, image, windows, steps, *, views, batch, slices, planar
+) -> Array:
+    """What `_blend` says, of one device's windows."""
     written = [weight.shape[1] for weight in windows.weight]
     seen = (written[0] + slices - 1, *written[1:], image.shape[-1])
 

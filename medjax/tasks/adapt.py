@@ -56,6 +56,10 @@ def method(config: Config) -> str:
             f"adapt.name={name!r} moves the embedding, and transfer.mode="
             f"{config.transfer.mode!r} keeps it: use 'adabn' or another mode"
         )
+    if name in BY_LOSS and config.train.accumulate > 1:
+        raise InputError(
+            f"adapt.name={name!r}: compares the whole batch: set train.accumulate=1"
+        )
     if name in BY_LOSS and not config.adapt.get("weight", 1.0) > 0:
         raise InputError(
             f"adapt.weight={config.adapt.weight}: give a number above 0, or "

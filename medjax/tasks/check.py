@@ -15,13 +15,14 @@ RANGES = {  # What a field's number has to be.
     "1 or more": (
         lambda value: 1 <= value < INF,
         *("train.steps", "train.log_every", "train.evaluate_every", "train.keep"),
+        "train.accumulate",
         *("evaluation.batch", "evaluation.replicates", "data.side", "patch.each"),
         *("transfer.every", "resampling.most", "resampling.neighbours", "ensemble"),
     ),
     "0 or more": (
         lambda value: 0 <= value < INF,
         *("train.threads", "optim.weight_decay", "optim.warmup", "data.margin"),
-        *("resampling.defer", "resampling.tau"),
+        *("resampling.defer", "resampling.tau", "train.save_minutes"),
         *("split.folds", "split.fold", "split.patients", "split.cut"),
         *("evaluation.gallery", "evaluation.tolerance"),
     ),
@@ -154,6 +155,12 @@ def _check_batch(config: Config, shards: int) -> None:
             if "patch" not in config
             else f"train.batch={batch}: give a multiple of {shards}, the patches of a "
             f"volume (patch.each={config.patch.each}) times the devices"
+        )
+    parts = config.train.accumulate
+    if batch % (shards * parts):
+        raise InputError(
+            f"train.accumulate={parts}: {batch // shards} of train.batch={batch} are "
+            "together, which aren't so many equal parts"
         )
 
 

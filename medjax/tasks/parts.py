@@ -226,6 +226,7 @@ def step_parts(config: Config, network: Network) -> dict:
         "optimizer": optimizer(config),
         "frozen": network.frozen,
         "adapt": adapt.loss(config),
+        "accumulate": config.train.accumulate,
     }
 
 
@@ -346,7 +347,7 @@ def apart(config: Config) -> str:
 
 def schedule(config: Config) -> dict[str, Any]:
     """When the loop logs, evaluates and ends, and the key of its random choices."""
-    names = ("steps", "log_every", "evaluate_every")
+    names = ("steps", "log_every", "evaluate_every", "save_minutes")
     key = jax.random.key(config.seed + 1)
     return {"key": key, **{name: config.train[name] for name in names}}
 

@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Callable
 
 import jax
@@ -16,6 +15,7 @@ from medjax.config import Config, affecting
 from medjax.data import loader
 from medjax.data.normalisation import unit_range
 from medjax.evaluation import predict
+from medjax.files import unfinished
 from medjax.models import layers
 from medjax.tasks import adapt, films, imbalance, parts, start
 from medjax.tasks.films import Data, Output
@@ -87,9 +87,9 @@ def embeddings(
             functools.partial(network.embed, step.replicated(state)),
         )
         path.parent.mkdir(exist_ok=True)
-        unfinished = path.with_suffix(f".{os.getpid()}.npy")
-        np.save(unfinished, feature)
-        unfinished.rename(path)  # Two runs may compute the same.
+        partial = unfinished(path)
+        np.save(partial, feature)
+        partial.rename(path)  # Two runs may compute the same.
     return np.load(path, mmap_mode="r")
 
 

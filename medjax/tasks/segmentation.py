@@ -120,8 +120,9 @@ def _each(config: Config, network, state: step.Trained, image) -> Iterator[np.nd
     """Each member's probability of a volume."""
     windows = _windows(config)
     for one in step.members(state):
-        variables = step.on_one_device(one.averaged)
-        yield sliding.volume_probability(network.predict, variables, image, **windows)
+        yield sliding.volume_probability(
+            network.predict, one.averaged, image, **windows
+        )
 
 
 def _windows(config: Config) -> dict[str, Any]:

@@ -8,11 +8,13 @@ import contextlib
 import ctypes
 import functools
 import gc
+import glob
 import math
 import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,6 +27,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from medjax.errors import InputError
 
 FOLDER = "~/.cache/medjax/compiled"
+CACHED = 10 * 2**30  # Bytes of compiled programs that stay.
+# Where Linux shows GPUs of NVIDIA and AMD, and TPUs, before JAX looks for them.
+ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/accel*", "/dev/vfio/[0-9]*")
 # Options of glibc's malloc.h: M_MMAP_MAX 0, M_ARENA_MAX 1, M_TRIM_THRESHOLD 2 GB. Large
 # blocks come from the heap, all threads share it, and it keeps what is freed.
 MALLOC = {-4: 0, -8: 1, -1: 2**31 - 1}
@@ -38,24 +43,40 @@ def keep() -> None:
     """Enables the persistent compilation cache, and keeps up to 2 GB of freed memory.
 
     The cache is in the folder that JAX already has, from `jax_compilation_cache_dir`
-    or $JAX_COMPILATION_CACHE_DIR, or else in FOLDER. Processes that this one starts
-    share it.
+    or $JAX_COMPILATION_CACHE_DIR, or else in FOLDER, and loses its oldest programs where
+    it exceeds CACHED. Processes that this one starts share it.
 
     On a CPU, XLA frees its buffers after every update. By default glibc gives large
     ones back to the kernel, which must clear every page for the next update: a fifth of
-    the quickstart's CPU time.
+    the quickstart's CPU time. A host with an accelerator keeps glibc's ways.
     """
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # No glibc.
-        mallopt = ctypes.CDLL(None).mallopt
-        for option, value in MALLOC.items():
-            mallopt(option, value)
+    if not any(glob.glob(pattern) for pattern in ACCELERATORS):
+        with contextlib.suppress(AttributeError, OSError, TypeError):  # No glibc.
+            mallopt = ctypes.CDLL(None).mallopt
+            for option, value in MALLOC.items():
+                mallopt(option, value)
     configured = jax.config.jax_compilation_cache_dir  # Also from the variable.
     folder = configured or os.environ.get("JAX_COMPILATION_CACHE_DIR") or FOLDER
     folder = os.path.expanduser(folder)
+    _prune(Path(folder))
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def _prune(folder: Path) -> None:
+    """Deletes the files that were read longest ago, down to CACHED bytes in all."""
+    if not folder.is_dir():
+        return
+    with contextlib.suppress(OSError):  # Another process prunes it, or owns it.
+        files = [entry for entry in os.scandir(folder) if entry.is_file()]
+        excess = sum(file.stat().st_size for file in files) - CACHED
+        for file in sorted(files, key=lambda file: file.stat().st_atime):
+            if excess <= 0:
+                return
+            excess -= file.stat().st_size
+            os.unlink(file)
 
 
 def use_cores(*batches: int, most: int = DEVICES) -> None:

@@ -18,6 +18,7 @@ DECAY = 1e-3
 ITERATIONS = 200  # Of L-BFGS at most; a few dozen are usually enough.
 
 
+@jax.default_matmul_precision("highest")  # An accelerator would round products.
 def refit(
     feature: Array,
     label: Array,

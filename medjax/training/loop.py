@@ -16,8 +16,11 @@ from medjax.errors import InputError
 from medjax.training import devices
 from medjax.training.checkpoint import Checkpoints
 from medjax.training.journal import Journal
-from medjax.training.step import State, replicated
+from medjax.training.step import State, everywhere, replicated
 
+# Steps that the host may issue before the devices have done the first of them. More
+# would only hold more batches in memory, and collectives of CPU devices may deadlock.
+AHEAD = 2
 STOPPED = "stopped: saved, the same command goes on from here"
 
 
@@ -33,6 +36,7 @@ def fit(
     key: Array,
     log_every: int,
     evaluate_every: int,
+    save_minutes: float,
 ) -> bool:
     """Trains from the latest checkpoint, or from the start, to the last step.
 
@@ -44,6 +48,7 @@ def fit(
         {} if nobody validates.
       log_every: steps between two lines of the workdir's metrics.jsonl.
       evaluate_every: steps between two validations, each with a checkpoint.
+      save_minutes: after which a logged step has a checkpoint too; 0: never.
 
     Returns:
       Whether the run is complete: False after SIGTERM, SIGUSR2 or Ctrl-C, with
@@ -57,17 +62,18 @@ def fit(
         start, state, position = checkpoints.restore(state)
         batches.set_state(position)
     # Placed as the step returns it: a state on the host would compile a second program.
-    state = replicated(jax.device_get(state))
+    state = everywhere(state)
     with Journal(workdir, steps=steps, start=start) as journal, stop_signal() as stop:
-        meter = Meter(journal, checkpoints)
+        meter, due = Meter(journal, checkpoints), Timer(save_minutes)
         for number in range(start + 1, steps + 1):
             batch = next(batches)
             state, scalars = step(state, batch, key)
-            meter.add(number, scalars, rows=batch["id"].size * jax.process_count())
+            meter.add(number, scalars, rows=batch["id"].size)
             logs = number % log_every == 0
             validates = number % evaluate_every == 0
             stopping = stop()  # Read once: a signal may come at any time.
             # Hosts agree only at steps where they wait anyway: to ask costs a step.
+            saves = (logs or validates) and devices.any_of_us(due())
             if logs or validates:
                 stopping = devices.any_of_us(stopping)
             else:
@@ -79,8 +85,10 @@ def fit(
                 position = batches.get_state()
                 judge(number, state, position, evaluate, journal, checkpoints)
                 meter.restart()
-            elif stopping:
+            elif stopping or saves:
                 checkpoints.save(number, state, batches.get_state())
+            if validates or saves:
+                due.restart()
             if stopping and number < steps:
                 journal.say(number, STOPPED)
                 return False
@@ -99,13 +107,27 @@ def judge(
 
     `position` is the place in the training data; the others are as in `fit`.
     """
-    scores = evaluate(state)
+    scores = evaluate(replicated(state))
     if scores:
         journal.write(number, {f"validation_{k}": v for k, v in scores.items()})
     facts = [f"validation {k} {v:.4f}" for k, v in scores.items()]
     journal.say(number, "  ".join(facts) or "saved")
     score = next(iter(scores.values()), None)
     checkpoints.save(number, state, position, score=score)
+
+
+class Timer:
+    """Says whether so many minutes have passed; with 0 it never does."""
+
+    def __init__(self, minutes: float):
+        self._seconds = 60 * minutes or math.inf
+        self.restart()
+
+    def restart(self) -> None:
+        self._start = time.monotonic()
+
+    def __call__(self) -> bool:
+        return time.monotonic() - self._start >= self._seconds
 
 
 class Meter:
@@ -121,8 +143,10 @@ class Meter:
         self._rows, self._since = 0, time.perf_counter()
 
     def add(self, number: int, scalars: dict[str, Array], *, rows: int) -> None:
-        """Takes one step's scalars without waiting for them."""
+        """Takes one step's scalars; waits only for those of AHEAD steps before."""
         self._unread.append((number, scalars))
+        if len(self._unread) > AHEAD:
+            jax.block_until_ready(self._unread[-AHEAD - 1])
         self._rows += rows
 
     def flush(self) -> None:

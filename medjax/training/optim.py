@@ -81,6 +81,42 @@ def adamw(
     return optax.chain(
         optax.clip_by_global_norm(clip),
         optax.scale_by_adam(b1, b2),
+        _decay(),
+        _descend(steps=steps, warmup=warmup),
+    )
+
+
+def sgd(
+    *, steps: int, warmup: int, clip: float, momentum: float = 0.9
+) -> optax.GradientTransformationExtraArgs:
+    """Stochastic gradient descent with Nesterov's momentum; otherwise as `adamw`.
+
+    Source: Sutskever et al., On the importance of initialization and momentum in deep
+    learning (ICML 2013), as optax.trace.
+    """
+    return optax.chain(
+        optax.clip_by_global_norm(clip),
+        optax.trace(momentum, nesterov=True),
+        _decay(),
+        _descend(steps=steps, warmup=warmup),
+    )
+
+
+def lamb(
+    *, steps: int, warmup: int, clip: float, b1: float = 0.9, b2: float = 0.999
+) -> optax.GradientTransformationExtraArgs:
+    """Adam whose change of each array is as long as the array, for large batches.
+
+    Arguments and `update` as in `adamw`.
+
+    Source: You et al., Large Batch Optimization for Deep Learning (ICLR 2020),
+    algorithm 2, with optax's epsilon.
+    """
+    return optax.chain(
+        optax.clip_by_global_norm(clip),
+        optax.scale_by_adam(b1, b2, eps=1e-6),
+        _decay(),
+        optax.scale_by_trust_ratio(),
         _descend(steps=steps, warmup=warmup),
     )
 
@@ -109,6 +145,7 @@ def pesg(
     return optax.chain(
         optax.clip_by_global_norm(clip),
         _proximal(stage=stage, proximity=proximity),
+        _decay(),
         _descend(steps=steps, warmup=warmup),
     )
 
@@ -159,17 +196,24 @@ def saddle_step(
     return new
 
 
+def _decay() -> optax.GradientTransformationExtraArgs:
+    """Adds weight_decay w to the direction of all weights but vectors."""
+
+    def update(updates, state, params, *, weight_decay, **_):
+        def decayed(direction: Array, param: Array) -> Array:
+            return direction + weight_decay * param if param.ndim > 1 else direction
+
+        return jax.tree.map(decayed, updates, params), state
+
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+
+
 def _descend(*, steps: int, warmup: int) -> optax.GradientTransformationExtraArgs:
-    """The last part of every optimiser: -rate (direction + decay)."""
+    """The last part of every optimiser: -rate x direction."""
 
-    def update(updates, state, params, *, learning_rate, weight_decay, **_):
+    def update(updates, state, params=None, *, learning_rate, **_):
         rate = learning_rate * warmup_cosine(state.count, steps=steps, warmup=warmup)
-
-        def descend(direction: Array, param: Array) -> Array:
-            decay = weight_decay * param if param.ndim > 1 else 0.0
-            return -rate * (direction + decay)
-
-        updates = jax.tree.map(descend, updates, params)
+        updates = jax.tree.map(lambda direction: -rate * direction, updates)
         return updates, optax.ScaleByScheduleState(state.count + 1)
 
     def init(_):

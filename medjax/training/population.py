@@ -25,7 +25,6 @@ from medjax.training.journal import Journal
 from medjax.training.step import State
 
 HEADROOM = 0.1  # Share of an accelerator's memory.
-AHEAD = 2  # Updates that the host may be ahead of the devices.
 
 
 class Program(NamedTuple):
@@ -188,6 +187,7 @@ def fit(
     steps: int,
     log_every: int,
     evaluate_every: int,
+    save_minutes: float,
     before: float = 0.0,
 ) -> list[Outcome]:
     """Trains arms, at most `program.arms`, to the last step, each as loop.fit would.
@@ -200,7 +200,7 @@ def fit(
       start: updates behind every arm's state.
       before: seconds that each arm cost before, its share of the compilation.
     """
-    waves, at = _Waves(arms, program), start
+    waves, at, due = _Waves(arms, program), start, loop.Timer(save_minutes)
     journal = {"steps": steps, "start": start, "before": before}
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(loop.stop_signal())
@@ -214,11 +214,14 @@ def fit(
             at += 1
             stopping = stop()  # Once: a signal between two looks would save nothing.
             validates = at % evaluate_every == 0 or at == steps
-            if validates or stopping or at % log_every == 0:
+            logs = validates or stopping or at % log_every == 0
+            saves = validates or stopping or (logs and due())
+            if logs:
                 rows = batches[0]["id"].size
                 for run, scalars in zip(runs, waves.scalars(), strict=True):
                     run.attempt(at, run.log, scalars, rows)
-            if validates or stopping:
+            if saves:
+                due.restart()
                 positions = [stream.get_state() for stream in streams]
                 for run, state in zip(runs, waves.states(), strict=True):
                     save = run.judge if validates else run.arm.checkpoints.save
@@ -292,8 +295,8 @@ class _Waves:
             self._states[number], values = self._step(self._states[number], batch, key)
             scalars.append(values)
         self._unread.append(scalars)
-        if len(self._unread) > AHEAD:
-            jax.block_until_ready(self._unread[-AHEAD - 1])
+        if len(self._unread) > loop.AHEAD:
+            jax.block_until_ready(self._unread[-loop.AHEAD - 1])
 
     def scalars(self) -> list[list[dict]]:
         """Each arm's scalars of the updates since they were read last."""

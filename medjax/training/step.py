@@ -1,7 +1,9 @@
-"""The training step and evaluation, pure; the only users of pmap and shard_map."""
+"""The training step and evaluation, pure; the only user of pmap."""
 
+import contextlib
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +19,8 @@ from medjax.training.devices import uncollected
 from medjax.training.optim import Hyper
 
 AXIS, ARMS = "batch", "arms"
+PROFILED = range(4, 14)
+TOGETHER = PartitionSpec()  # Whole, on every device.
 
 
 class State(NamedTuple):
@@ -81,6 +85,7 @@ def train_step(
     optimizer: optax.GradientTransformationExtraArgs,
     frozen: tuple[str, ...] = (),
     adapt: Callable | None = None,
+    accumulate: int = 1,
 ) -> tuple[State, dict[str, Array]]:
     """One update from one shard's batch, collective over AXIS.
 
@@ -103,39 +108,23 @@ def train_step(
       adapt: (params, embedding [B, F], domain [B], weight=hyper.adapt, step=...) ->
         (total, count), added to the loss for domain adaptation; the batch then has the
         field domain.
+      accumulate: parts of the rows, which go through the network one after the other;
+        their gradients are added up. Batch normalisation sees each part alone; all else
+        is as with the rows at once. Without `adapt`.
 
     Returns:
       The new state, and scalars: loss (nats per image), grad_norm, and with `adapt`
       gap, the part of the loss that it adds.
     """
-    batch = augment(key, batch, **(state.hyper.augment or {}))
     moving = optim.moving(state.params, frozen)
-    arguments = optim.loss_arguments(state.hyper, state.step)
-
-    def shard_loss(moving: ArrayTree, dual: dict) -> tuple[Array, tuple]:
-        params = state.params | moving
-        logits, updates = apply(
-            {"params": params, "batch_stats": state.batch_stats},
-            batch["image"],
-            train=True,
-            mutable=["batch_stats", *["intermediates"] * (adapt is not None)],
-        )
-        total, count = loss(
-            logits, batch["label"], batch["weight"], **dual, **arguments
-        )
-        # The count has no gradient; these shares add up to the batch's mean.
-        share = total / jnp.maximum(lax.psum(count, AXIS), 1)
-        if adapt is None:
-            return share, (updates, {})
-        embedding = updates["intermediates"]["embedding"][0]
-        options = {"weight": state.hyper.adapt, "step": state.step}
-        total, count = adapt(params, embedding, batch["domain"], **options)
-        gap = total / lax.psum(count, AXIS)
-        return share + gap, (updates, {"gap": gap})
-
-    descend = jax.value_and_grad(shard_loss, argnums=(0, 1), has_aux=True)
-    (value, (updates, gap)), grads = descend(moving, state.dual)
-    value, (grads, dual_grads) = lax.psum((value, grads), AXIS)
+    (value, gap), (grads, dual_grads), batch_stats = _gradient(
+        *(state, batch, key, moving),
+        apply=apply,
+        augment=augment,
+        loss=loss,
+        adapt=adapt,
+        accumulate=accumulate,
+    )
 
     change, opt_state = optimizer.update(
         grads,
@@ -146,7 +135,6 @@ def train_step(
     )
     change = optim.by_stage(change, state.step, state.hyper)
     params = state.params | optax.apply_updates(moving, change)
-    batch_stats = updates.get("batch_stats", {})
     # At first a long average would be that of the random start: hence the bound.
     decay = jnp.minimum(state.hyper.ema, (1 + state.step) / (10 + state.step))
     averaged = {}
@@ -169,7 +157,78 @@ def train_step(
         hyper=state.hyper,
     )
     scalars = {"loss": value, "grad_norm": optax.tree.norm(grads)}
-    return new, scalars | lax.psum(gap, AXIS)
+    return new, scalars | gap
+
+
+def _gradient(
+    state: State,
+    batch: dict[str, Array],
+    key: Array,
+    moving: ArrayTree,
+    *,
+    apply: Callable,
+    augment: Callable,
+    loss: Callable,
+    adapt: Callable | None,
+    accumulate: int,
+) -> tuple[tuple, tuple[ArrayTree, dict], ArrayTree]:
+    """Of the whole batch's mean loss, by `moving` weights and the loss's variables.
+
+    Arguments as of `train_step`. Returns (loss, {"gap": gap} or {}), both gradients,
+    and the new batch statistics.
+    """
+    arguments = optim.loss_arguments(state.hyper, state.step)
+
+    def shard_loss(
+        moving: ArrayTree, dual: dict, batch_stats: ArrayTree, batch: dict
+    ) -> tuple[Array, tuple]:
+        batch = augment(key, batch, **(state.hyper.augment or {}))
+        params = state.params | moving
+        logits, updates = apply(
+            {"params": params, "batch_stats": batch_stats},
+            batch["image"],
+            train=True,
+            mutable=["batch_stats", *["intermediates"] * (adapt is not None)],
+        )
+        total, count = loss(
+            logits, batch["label"], batch["weight"], **dual, **arguments
+        )
+        # The count has no gradient; these shares add up to the batch's mean.
+        count = lax.psum(count, AXIS)
+        share = total / jnp.maximum(count, 1)
+        batch_stats = updates.get("batch_stats", {})
+        if adapt is None:
+            return share, (batch_stats, count, {})
+        embedding = updates["intermediates"]["embedding"][0]
+        options = {"weight": state.hyper.adapt, "step": state.step}
+        total, rows = adapt(params, embedding, batch["domain"], **options)
+        gap = total / lax.psum(rows, AXIS)
+        return share + gap, (batch_stats, count, {"gap": gap})
+
+    descend = jax.value_and_grad(shard_loss, argnums=(0, 1), has_aux=True)
+
+    def add(sums: tuple, part: dict) -> tuple[tuple, None]:
+        (value, aux), grads = descend(moving, state.dual, sums[0], part)
+        batch_stats, count, _ = aux
+        new = jax.tree.map(lambda x: count * x, (jnp.ones(()), value, grads))
+        return (batch_stats, optax.tree.add(sums[1], new)), None
+
+    if accumulate == 1:
+        (value, aux), grads = descend(moving, state.dual, state.batch_stats, batch)
+        batch_stats, _, gap = aux
+    else:
+        parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
+        zeros = (
+            jnp.zeros(()),
+            jnp.zeros(()),
+            optax.tree.zeros_like((moving, state.dual)),
+        )
+        (batch_stats, sums), _ = lax.scan(add, (state.batch_stats, zeros), parts)
+        count, value, grads = sums
+        value, grads = optax.tree.scale(1 / jnp.maximum(count, 1), (value, grads))
+        gap = {}
+    value, gap, grads = lax.psum((value, gap, grads), AXIS)
+    return (value, gap), grads, batch_stats
 
 
 def of_members(update: Callable) -> Callable:
@@ -256,15 +315,54 @@ def embed_step(
 
 
 def compile_step(**parts: Any) -> Callable:
-    """Compiles train_step over all devices; the state is replicated."""
-    mapped = jax.pmap(
-        functools.partial(train_step, **parts),
-        axis_name=AXIS,
-        in_axes=(None, 0, None),
-        out_axes=None,
-        donate_argnums=0,
+    """Compiles train_step over all devices of all hosts: (state, batch, key).
+
+    state: as `everywhere` places it; it is donated.
+    batch: [D, B, ...], as loader.to_device places it.
+
+    One host maps by pmap. Several would wrap every leaf of the state in Python at each
+    step, and the devices would wait for that: they have one array for all hosts.
+    """
+    step = functools.partial(train_step, **parts)
+    if jax.process_count() == 1:
+        axes = {"in_axes": (None, 0, None), "out_axes": None}
+        mapped = jax.pmap(step, axis_name=AXIS, donate_argnums=0, **axes)
+        return uncollected(mapped)
+
+    def per_device(state: State, batch: dict, key: Array) -> tuple[State, dict]:
+        return step(state, jax.tree.map(lambda x: x[0], batch), key)
+
+    mapped = jax.shard_map(
+        per_device,
+        mesh=Mesh(jax.devices(), (AXIS,)),
+        in_specs=(TOGETHER, PartitionSpec(AXIS), TOGETHER),
+        out_specs=TOGETHER,
+        check_vma=False,
     )
-    return uncollected(mapped)
+    return uncollected(jax.jit(mapped, donate_argnums=0))
+
+
+@contextlib.contextmanager
+def profiled(step: Callable, folder: str) -> Iterator[Callable]:
+    """The step, with a trace of some calls in the folder, for TensorBoard or Perfetto.
+
+    Traced are the calls PROFILED, or those of them that come, behind the calls that
+    compile and fill the pipeline.
+    """
+    calls, trace = itertools.count(1), contextlib.ExitStack()
+
+    def call(*arguments: Any) -> Any:
+        number = next(calls)
+        if number == PROFILED[0]:
+            trace.enter_context(jax.profiler.trace(folder, create_perfetto_trace=True))
+        done = step(*arguments)
+        if number == PROFILED[-1]:
+            jax.block_until_ready(done)
+            trace.close()
+        return done
+
+    with trace:
+        yield call
 
 
 def compile_arms(*, devices: int, **parts: Any) -> Callable:
@@ -299,15 +397,27 @@ def by_arm(devices: int) -> NamedSharding:
     return NamedSharding(Mesh(grid, (ARMS, AXIS)), PartitionSpec(ARMS))
 
 
+def everywhere(state: ArrayTree) -> ArrayTree:
+    """A state, equal on all hosts, on every device of all of them: for compile_step."""
+    place = NamedSharding(Mesh(jax.devices(), (AXIS,)), TOGETHER)
+    put = functools.partial(jax.make_array_from_process_local_data, place)
+    return jax.tree.map(put, jax.device_get(state))
+
+
 def replicated(state: ArrayTree) -> ArrayTree:
-    """The state on every device of this host, as compile_eval's functions need it."""
-    mesh = Mesh(jax.local_devices(), (AXIS,))
-    return jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+    """The state on every device of this host, as compile_eval's functions need it.
 
+    A state that is on the devices of all hosts isn't copied.
+    """
+    place = NamedSharding(Mesh(jax.local_devices(), (AXIS,)), TOGETHER)
 
-def on_one_device(state: ArrayTree) -> ArrayTree:
-    """A replicated state's copy on one device, for work that one device does."""
-    return jax.tree.map(lambda leaf: leaf.addressable_data(0), state)
+    def put(leaf: Any) -> Array:
+        if getattr(leaf, "is_fully_addressable", True):
+            return jax.device_put(leaf, place)
+        mine = [shard.data for shard in leaf.addressable_shards]
+        return jax.make_array_from_single_device_arrays(leaf.shape, place, mine)
+
+    return jax.tree.map(put, state)
 
 
 def compile_eval(of_rows: Callable, **parts: Any) -> Callable:
