@@ -22,12 +22,9 @@ def train(config: Config, folder: Path, *, profile: str | None = None) -> bool:
       InputError: a mistake in the config or the data, or a diverged training.
     """
     task = tasks.of(config)
-    if profile and not (
-        parts.has_steps(config) and config.train.steps >= step.PROFILED[-1]
-    ):
-        raise InputError(
-            f"--profile: there are fewer than {step.PROFILED[-1]} steps to trace"
-        )
+    steps = parts.schedule(config)["steps"] if parts.has_steps(config) else 0
+    if profile and steps < (last := step.PROFILED[-1]):
+        raise InputError(f"--profile: needs {last} steps or more, there are {steps}")
     if rows := task.share(config):
         # A classifier's update is as fast on one device that has all cores, and XLA
         # compiles it faster: DenseNet-121's in 16 instead of 24 s.
