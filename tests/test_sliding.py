@@ -167,14 +167,16 @@ def test_sizes_of_one_bucket_share_a_program_and_others_do_not():
 def compiled(overlap, batch=1, probability=same):
     space = (32, 32, 32)
     windows = sliding.plan(space, (8, 8, 8), overlap, 1)
+    count = len(windows.start)
+    dealt = jax.tree.map(lambda x: sliding._dealt(x, count, batch), windows)
     program = sliding._blend.lower(
-        *(probability, None, np.zeros((*space, 2), np.float32), windows, 1),
+        *(probability, None, np.zeros((*space, 2), np.float32), dealt, 1),
         views=((),),
         batch=batch,
         slices=1,
         planar=False,
     ).compile()
-    return len(windows.start), program.memory_analysis()
+    return count, program.memory_analysis()
 
 
 def test_memory_does_not_grow_with_the_number_of_windows():
