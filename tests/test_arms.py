@@ -33,6 +33,9 @@ ORACLES = {
     "brier": lambda y, p, sample_weight=None: oracles.brier_score_loss(
         y, p, sample_weight=sample_weight
     ),
+    "balanced_accuracy": lambda y, p, sample_weight=None: (
+        oracles.balanced_accuracy_score(y, p >= 0.5, sample_weight=sample_weight)
+    ),
 }
 
 
@@ -48,7 +51,11 @@ def made(rng, *, skill, number, patients, tasks=2):
 
 def compare(runs, names=NAMES, replicates=DRAWS, **options):
     scores = seeds.measure_predictions(
-        *runs, ranking=runs.probability, key=KEY, replicates=replicates
+        *runs,
+        ranking=runs.probability,
+        call=runs.probability >= 0.5,
+        key=KEY,
+        replicates=replicates,
     )
     return seeds.compare(
         scores,
@@ -144,6 +151,7 @@ def test_ties_of_calibrated_probabilities_rank_nothing_and_areas_have_their_inte
         seeds.measure_predictions(
             *runs._replace(probability=p),
             ranking=runs.probability,
+            call=p >= 0.5,
             key=KEY,
             replicates=DRAWS,
         )

@@ -38,7 +38,7 @@ def films(gain, *, films=80):
 def write(folder, found, *, names=NAMES, config=CONFIG, split="test", images=None):
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "task.json").write_text(json.dumps({"names": names}))
+    (folder / "task.json").write_text(json.dumps({"names": names, "exclusive": False}))
     images = images or [f"film {n}.png" for n in range(len(found.id))]
     path = folder / f"predictions/{split}.csv"
     patient = found.patient[np.argsort(found.id)]

@@ -29,6 +29,7 @@ def compared(skill):
     scores = seeds.measure_predictions(
         *(probability, label, weight, patient),
         ranking=score,
+        call=probability >= 0.5,
         key=jax.random.key(0),
         replicates=40,
     )
@@ -161,7 +162,7 @@ def test_csv_and_json_hold_the_same(equal, tmp_path):
     assert json.loads((tmp_path / "sweep.json").read_text()) == equal
     with (tmp_path / "sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == len(ARMS) * 3 * 3
+    assert len(rows) == len(ARMS) * 3 * 4
     for row in rows:
         own = equal["compared"]["arms"][row["arm"]]
         part = own["mean"] if row["task"] == "mean" else own["tasks"][row["task"]]

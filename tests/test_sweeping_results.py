@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.special import logit
+from sklearn.metrics import balanced_accuracy_score
 
 from configs import quickstart
 from medjax import config as plain
@@ -26,6 +27,7 @@ def finish(folder, number, *, films=range(FILMS), label_seed=0):
         table[task] = score[list(films), t]
         table[f"{task}_log_odds"] = logit(table[task])
         table[f"{task}_label"] = label[list(films), t]
+        table[f"{task}_call"] = table[task] >= 0.5
     (folder / "predictions").mkdir(parents=True)
     pd.DataFrame(table).to_csv(folder / "predictions/test.csv", index=False)
     task = {"names": TASKS, "exclusive": False, "shape": (8, 8, 1)}
@@ -120,6 +122,23 @@ def test_runs_that_cant_be_compared_have_a_page_that_says_why(
     assert "can&#39;t be compared" in text and why in text
     report.show_sweep(found)
     assert why in capsys.readouterr().out
+
+
+def test_of_classes_the_likeliest_is_called_and_sensitivities_are_averaged(sweep):
+    folder, runs = sweep(*GRID[:1])
+    finish(runs[0], 0)
+    table = pd.read_csv(path := runs[0] / "predictions/test.csv")
+    table["nodule_label"] = 1 - table["mass_label"]
+    table.drop(columns=["mass_call", "nodule_call"]).to_csv(path, index=False)
+    task = {"names": TASKS, "exclusive": True, "shape": (8, 8, 1)}
+    (runs[0] / "task.json").write_text(json.dumps(task))
+    (row,) = results.gather(folder)["compared"]["arms"].values()
+    called = table["nodule"] > table["mass"]
+    expected = balanced_accuracy_score(table["nodule_label"], called)
+    assert row["mean"]["balanced_accuracy"]["estimate"] == pytest.approx(expected)
+    expected = called[table["nodule_label"] == 1].mean()
+    got = row["tasks"]["nodule"]["balanced_accuracy"]["estimate"]
+    assert got == pytest.approx(expected)
 
 
 def test_the_same_files_give_the_same_json(sweep):

@@ -101,15 +101,19 @@ def measure_predictions(
     patient: np.ndarray,
     *,
     ranking: np.ndarray,
+    call: np.ndarray,
     key: Array,
     replicates: int,
 ) -> dict[str, Resampled]:
-    """AUROC, average precision and Brier score of every run.
+    """AUROC, average precision, Brier score and balanced accuracy of every run.
 
     Args:
       probability: [A, S, N, T].
       label: [N, T] in [0, 1].
       ranking: [A, S, N, T], the scores by which images are ranked.
+      call: [A, S, N, T], 1 where the run says that the finding is present, else 0. Of a
+        class it is NaN in the images of others: the balanced accuracy of all classes is
+        the mean of their sensitivities.
       weight: [A, S, N, T], >= 0; 0 where a label is unknown, where this seed wasn't
         tested on the image, and where the run is missing. Probability and label may be
         anything there.
@@ -117,13 +121,13 @@ def measure_predictions(
     arms, seeds, images, tasks = probability.shape
     columns = [  # [N, A S T]
         np.moveaxis(np.broadcast_to(x, probability.shape), 2, 0).reshape(images, -1)
-        for x in (probability, ranking, label, weight)
+        for x in (probability, ranking, label, call, weight)
     ]
-    columns = [np.where(columns[3] > 0, x, 0).astype(np.float32) for x in columns]
+    columns = [np.where(columns[-1] > 0, x, 0).astype(np.float32) for x in columns]
     names, patient = np.unique(patient, return_inverse=True)
     data = *columns, patient.astype(np.int32)
     options = {"key": key, "replicates": replicates}
-    scores = bootstrap.resample(_areas_and_brier, data, len(names), **options)
+    scores = bootstrap.resample(_scores, data, len(names), **options)
     return {
         name: _with_mean(
             whole.reshape(arms, seeds, tasks),
@@ -133,14 +137,24 @@ def measure_predictions(
     }
 
 
-def _areas_and_brier(data: tuple, counts: Array | None) -> dict[str, Array]:
-    """A statistic: AUROC, average precision and Brier score of all columns, [R, K]."""
-    score, ranking, label, weight, patient = data
-    squares = jnp.stack([weight * (score - label) ** 2, weight], axis=1)  # [N, 2, K]
-    squares = bootstrap.reweigh(squares, counts, patient)
-    error, mass = jnp.moveaxis(squares, -2, 0)
+def _scores(data: tuple, counts: Array | None) -> dict[str, Array]:
+    """A statistic: `measure_predictions`' metrics of all columns, [R, K]."""
+    score, ranking, label, call, weight, patient = data
+    absent = jnp.isnan(call)
+    positive, negative = weight * label, weight * (1 - label)
+    sums = [weight * (score - label) ** 2, weight]
+    for mass, right in ((positive, call), (negative, 1 - call)):
+        sums += [jnp.where(absent, 0, mass * right), jnp.where(absent, 0, mass)]
+    sums = bootstrap.reweigh(jnp.stack(sums, axis=1), counts, patient)  # [N, 6, K]
+    error, mass, *rates = jnp.moveaxis(sums, -2, 0)
+    sensitivity, specificity = rates[0] / rates[1], rates[2] / rates[3]
     both = discrimination.areas(ranking, label, weight, patient, counts)
-    return dict(zip(discrimination.AREAS, both, strict=True)) | {"brier": error / mass}
+    return dict(zip(discrimination.AREAS, both, strict=True)) | {
+        "brier": error / mass,
+        "balanced_accuracy": jnp.where(
+            absent.any(axis=0), sensitivity, (sensitivity + specificity) / 2
+        ),
+    }
 
 
 def measure_cases(

@@ -155,13 +155,22 @@ def _there(path: Path, split: str) -> Path:
 
 
 def _read_findings(folder: Path, split: str, names: tuple[str, ...]) -> pd.DataFrame:
-    """predictions/<split>.csv: T probabilities, and T_log_odds, which rank."""
+    """predictions/<split>.csv: T probabilities, T_log_odds, which rank, and T_call.
+
+    Of classes the likeliest is called; in images of other classes T_call is NaN.
+    """
     path = _there(folder / "predictions" / f"{split}.csv", split)
     text = {"image": str, "patient": str}
     table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
     if missing := [f"{n}_log_odds" for n in names if f"{n}_log_odds" not in table]:
         raise InputError(f"{path}: has no {missing[0]}: evaluate that run again")
-    return table.rename(columns={f"{name}_label": f"{name}_truth" for name in names})
+    table = table.rename(columns={f"{name}_label": f"{name}_truth" for name in names})
+    if workdir.read_task(folder)["exclusive"]:
+        highest = table[[*names]].max(axis=1)
+        for name in names:
+            called = (table[name] == highest).astype(float)
+            table[f"{name}_call"] = called.where(table[f"{name}_truth"] > 0)
+    return table
 
 
 def _pair_findings(first, second, names, *, key, replicates) -> dict:
@@ -183,7 +192,7 @@ def _pair_findings(first, second, names, *, key, replicates) -> dict:
 
 
 def _measure_findings(grid: Grid, **options) -> dict[str, Resampled]:
-    probability, ranking = (grid.columns[suffix] for suffix in FINDINGS.columns)
+    probability, ranking, call = (grid.columns[suffix] for suffix in FINDINGS.columns)
     weight = ~np.isnan(grid.truth) & ~np.isnan(probability)
     return seeds.measure_predictions(
         np.nan_to_num(probability),
@@ -191,6 +200,7 @@ def _measure_findings(grid: Grid, **options) -> dict[str, Resampled]:
         weight.astype(np.float32),
         grid.patient,
         ranking=ranking,
+        call=call,
         **options,
     )
 
@@ -276,7 +286,7 @@ FINDINGS = Kind(
     names=lambda task: tuple(task["names"]),
     read=_read_findings,
     truth="label",
-    columns=("", "_log_odds"),
+    columns=("", "_log_odds", "_call"),
     pair=_pair_findings,
     measure=_measure_findings,
 )
