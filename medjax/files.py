@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import uuid
@@ -45,6 +46,15 @@ def read_json(path: Path) -> Any:
     except ValueError as error:
         why = f"is damaged ({error})"
     raise InputError(f"{path}: {why}: bring it back, or make its folder again")
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file's bytes; '' if it can't be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ from imblearn.over_sampling import ADASYN, SMOTE
 from sklearn.neighbors import NearestNeighbors
 
 from medjax.cohort import synthetic
-from medjax.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("optimised")
 
@@ -36,6 +35,12 @@ def brute_force(feature, asked, among, neighbours):
         near = sorted(others, key=lambda j: (np.sum((x[i] - x[j]) ** 2), j))
         out[i, : len(near[:neighbours])] = near[:neighbours]
     return out
+
+
+def points(method, feature, label, *, key=KEY, size=SIZE):
+    """As many as the other class has more images."""
+    wanted = abs(int(np.sum(label >= 0.5)) - int(np.sum(label < 0.5)))
+    return method(key, feature, label, size=size, wanted=wanted)
 
 
 def real(made):
@@ -76,7 +81,7 @@ def test_neighbours_are_those_of_scikit_learn():
 @pytest.mark.parametrize("share", [0.15, 0.85])
 def test_every_point_lies_between_a_film_and_one_of_its_nearest(method, share):
     feature, label = cohort(2, share)
-    made = method(KEY, feature, label, size=SIZE)
+    made = points(method, feature, label)
     rarer = int(share < 0.5)
     assert made.label == rarer
     minority = label == rarer
@@ -94,7 +99,7 @@ def test_smote_fills_up_to_the_other_class_evenly():
     feature, label = cohort(3)
     here = ~np.isnan(label)
     _, label_after = SMOTE(random_state=0).fit_resample(feature[here], label[here])
-    seeds, *_ = real(synthetic.smote(KEY, feature, label, size=SIZE))
+    seeds, *_ = real(points(synthetic.smote, feature, label))
     assert len(seeds) == len(label_after) - here.sum()
     counts = np.bincount(seeds, minlength=FILMS)[label == 1]
     assert set(counts) == {len(seeds) // len(counts), len(seeds) // len(counts) + 1}
@@ -128,7 +133,7 @@ def test_adasyn_starts_as_many_points_at_each_film_as_imbalanced_learn(seed):
     after, _ = ADASYN(random_state=NoGap(0)).fit_resample(feature[here], label[here])
     start = after[here.sum() :]
     expected = [np.sum((start == x).all(axis=1)) for x in feature]
-    seeds, *_ = real(synthetic.adasyn(KEY, feature, label, size=SIZE))
+    seeds, *_ = real(points(synthetic.adasyn, feature, label))
     np.testing.assert_array_equal(np.bincount(seeds, minlength=FILMS), expected)
     assert len(seeds) == len(start) > 50 and len(set(expected)) > 2
 
@@ -138,7 +143,7 @@ def test_adasyn_without_a_neighbour_of_the_other_class_is_even():
     feature = feature + 1e3 * label[:, None]
     with pytest.raises(RuntimeError, match="Not any neigbours"):
         ADASYN().fit_resample(feature, label)
-    seeds, *_ = real(synthetic.adasyn(KEY, feature, label, size=SIZE))
+    seeds, *_ = real(points(synthetic.adasyn, feature, label))
     assert len(seeds) == np.sum(label == 0) - np.sum(label == 1)
     counts = np.bincount(seeds, minlength=FILMS)[label == 1]
     assert np.ptp(counts) <= 1
@@ -172,7 +177,7 @@ def test_tasks_abreast_get_what_each_gets_alone(method):
 def test_few_films_use_the_neighbours_that_they_have(method, films):
     feature, _ = cohort(6, unknown=0)
     label = np.arange(FILMS) < films
-    made = method(KEY, feature, label.astype(np.float32), size=48)
+    made = points(method, feature, label.astype(np.float32), size=48)
     seeds, neighbours, _ = real(made)
     if films < 2:  # Nothing is between one film and itself.
         assert not len(seeds)
@@ -184,15 +189,9 @@ def test_few_films_use_the_neighbours_that_they_have(method, films):
 @pytest.mark.parametrize("method", METHODS)
 def test_the_key_alone_decides(method):
     feature, label = cohort(7)
-    make = functools.partial(method, size=SIZE)
     first, second, other = (
-        make(key, feature, label) for key in (KEY, KEY, jax.random.key(4))
+        points(method, feature, label, key=key) for key in (KEY, KEY, jax.random.key(4))
     )
     jax.tree.map(np.testing.assert_array_equal, first, second)
     assert not np.array_equal(first.gap, other.gap)
     assert not np.array_equal(first.seed, other.seed)
-
-
-def test_no_neighbours_to_draw_from_is_an_error():
-    with pytest.raises(InputError, match="^neighbours: 0"):
-        synthetic.smote(KEY, *cohort(9), size=3, neighbours=0)

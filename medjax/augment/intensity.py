@@ -126,9 +126,6 @@ def clahe(
     return jnp.clip(image + share * (local - image), 0, 1)
 
 
-# ---------------------------------------- acquisition: noise, blur, bias field, framing
-
-
 def rician_noise(key: Array, image: Array, *, std: float) -> Array:
     """MRI's noise: the magnitude of a signal with Gaussian noise in both its channels.
 
@@ -269,11 +266,10 @@ def poisson(u: Array, mean: Array) -> Array:
 
 
 def coarsening(size: int, factor: Array, most: float) -> dict[int, Array]:
-    """Averages `factor` pixels into one large pixel, and interpolates these linearly.
+    """Averages `factor` (1 to `most`) pixels into one, and interpolates these linearly.
 
     Returns, by distance, the weights [size] that each pixel gives to the pixel so far
-    away. A factor, in [1, most], of 1 gives the identity: a large pixel lies on the
-    centre one.
+    away; with a factor of 1 they are the identity.
     """
     pixel = jnp.arange(size) - (size - 1) // 2
     place = pixel / factor  # Of each pixel among the large ones.
@@ -297,8 +293,8 @@ def coarsening(size: int, factor: Array, most: float) -> dict[int, Array]:
 def _weigh(image: Array, axis: int, weight: dict[int, Array]) -> Array:
     """The weighted sum of neighbours at each distance along an axis.
 
-    One pass over shifted copies. A matrix product is no faster for so few, and its
-    order of summation, and so the last bit, would depend on the batch's size.
+    A matrix product's order of summation, and so the last bit, would depend on the
+    batch's size.
     """
     size, reach = image.shape[axis], max(weight)
     width = [(0, 0)] * image.ndim

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from chex import Array
 from jax import lax
 
-from medjax.augment import random
 from medjax.data.normalisation import unit_range
 from medjax.geometry import warp
 
@@ -62,7 +61,7 @@ def augment_batch(
     spacing = {"spacing": batch["spacing"]} if "spacing" in batch else {}
     rows = jnp.sum(batch["occurrence"] >= 0)  # B, but XLA doesn't know its value.
     numbers = [batch[name] for name in ("epoch", "id", "occurrence")]
-    samples = _keys(rows, random.fused(key), *numbers)
+    samples = jax.vmap(sample_key, (None, 0, 0, 0))(key, *numbers)
     fold = jax.vmap(jax.random.fold_in, (0, None))
     steps = [(fold(samples, i), op) for i, op in enumerate(ops)]
     steps.append((samples, lambda _, image: prepare(image[None])[0]))
@@ -79,16 +78,6 @@ def augment_batch(
             change = functools.partial(_apply, functions)
             moved |= {"image": _each(rows, change, keys, moved["image"])}
     return batch | moved
-
-
-def _keys(rows: Array, key: Array, *numbers: Array) -> Array:
-    """sample_key of every sample, [B].
-
-    In the loop of `_each`: many patches of one volume have the same numbers, and XLA's
-    simplifier doesn't terminate over the rounds of their keys.
-    """
-    words = _each(rows, lambda *n: jax.random.key_data(sample_key(key, *n)), *numbers)
-    return jax.random.wrap_key_data(words, impl=jax.random.key_impl(key))
 
 
 def _move(

@@ -3,13 +3,11 @@
 For noise, jax.random's numbers cost more than everything else done to a pixel. Here a
 key gives two random words, and a hash of them and of the pixel's index is the pixel's
 number. It depends on the key and the index alone, and the loop that uses it draws it.
-`fused` keeps jax.random's own numbers and draws them in the loop as well.
 """
 
 import math
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 import numpy as np
 from chex import Array
@@ -30,15 +28,11 @@ def words(key: Array, shape: tuple[int, ...]) -> Array:
     are another's shifted.
     """
     first, second = jax.random.bits(key, (2,))
-    return _mixed(_mixed(_numbered(jnp.full(shape, first))) ^ second)
-
-
-def _numbered(start: Array) -> Array:
-    """Adds to each entry its number in the array."""
-    for axis in range(start.ndim):
-        step = np.uint32(math.prod(start.shape[axis + 1 :]))
-        start += step * lax.broadcasted_iota(jnp.uint32, start.shape, axis)
-    return start
+    word = jnp.full(shape, first)
+    for axis in range(len(shape)):  # Adds to each entry its number in the array.
+        step = np.uint32(math.prod(shape[axis + 1 :]))
+        word += step * lax.broadcasted_iota(jnp.uint32, shape, axis)
+    return _mixed(_mixed(word) ^ second)
 
 
 def uniform(key: Array, shape: tuple[int, ...]) -> Array:
@@ -76,67 +70,3 @@ def _polynomial(coefficients: tuple[float, ...], x: Array) -> Array:
     for lower in coefficients[-2::-1]:
         value = value * x + lower
     return value
-
-
-# -------------------------------------------------- jax.random's numbers, in the loop
-
-
-def fused(key: Array) -> Array:
-    """The same key, whose bits are drawn in the loop that uses them.
-
-    jax.random gives the same numbers for both keys. On a CPU it draws those of its own
-    keys by a loop over the rounds with all words in memory, three times as slow.
-    """
-    if jax.random.key_impl(key) != "threefry2x32":
-        return key
-    return jax.random.wrap_key_data(jax.random.key_data(key), impl=_FUSED)
-
-
-def _threefry(key: Array, a: Array, b: Array) -> tuple[Array, Array]:
-    """Threefry-2x32 of 20 rounds: two words for two words.
-
-    Source: Salmon et al., Parallel random numbers: as easy as 1, 2, 3 (SC 2011).
-    """
-    schedule = (key[0], key[1], key[0] ^ key[1] ^ np.uint32(0x1BD11BDA))
-    a, b = a + schedule[0], b + schedule[1]
-    for turn in range(5):
-        for bits in ((13, 15, 26, 6), (17, 29, 16, 24))[turn % 2]:
-            a += b
-            b = a ^ (b << bits | b >> (32 - bits))
-        a += schedule[(turn + 1) % 3]
-        b += schedule[(turn + 2) % 3] + np.uint32(turn + 1)
-    return a, b
-
-
-def _threefry_words(key: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
-    """Two words for the number of each entry."""
-    zeros = jnp.zeros(shape, jnp.uint32)
-    return _threefry(key, zeros, _numbered(zeros))
-
-
-def _bits(key: Array, width: int, shape: tuple[int, ...]) -> Array:
-    if width > 32 or math.prod(shape) >= 2**32:
-        return _STOCK.random_bits(key, width, shape)
-    a, b = _threefry_words(key, shape)
-    return (a ^ b).astype(f"uint{width}")
-
-
-def _split(key: Array, shape: tuple[int, ...]) -> Array:
-    return jnp.stack(_threefry_words(key, shape), axis=-1)
-
-
-def _fold_in(key: Array, data: Array) -> Array:
-    data = jnp.asarray(data, jnp.uint32)
-    return jnp.stack(_threefry(key, jnp.zeros_like(data), data))
-
-
-_STOCK = jax.extend.random.threefry_prng_impl
-_FUSED = jax.extend.random.define_prng_impl(
-    key_shape=_STOCK.key_shape,
-    seed=_STOCK.seed,
-    split=_split,
-    fold_in=_fold_in,
-    random_bits=_bits,
-    name="fused_threefry2x32",
-    tag="fused",
-)

@@ -24,23 +24,16 @@ Options = Mapping[str, Any]
 
 
 class Policy(NamedTuple):
-    """What may be done to one modality's images.
+    """What may be done to one modality's images."""
 
-    default: op -> its options, in order.
-    caution, unsafe: op -> one sentence. 'flip' is in none: see mirror, upright.
-    mirror: what a left-right mirror image does; '' if both sides are alike.
-    upright: what a mirror image of another axis does.
-    limits: 'op.option' -> highest safe value, and why.
-    frames: why ops must treat all slices or frames alike; '' if they need not.
-    """
-
-    default: dict[str, dict[str, Any]]
+    default: dict[str, dict[str, Any]]  # Op -> its options, in order.
+    # Op -> one sentence. 'flip' is in none: see mirror, upright.
     caution: dict[str, str]
     unsafe: dict[str, str]
-    mirror: str
-    upright: str
-    limits: dict[str, tuple[float, str]]
-    frames: str = ""
+    mirror: str  # What a left-right mirror image does; '' if both sides are alike.
+    upright: str  # What a mirror image of another axis does.
+    limits: dict[str, tuple[float, str]]  # 'op.option' -> highest safe value, and why.
+    frames: str = ""  # Why ops must treat all slices or frames alike, if they must.
 
 
 def _affine(flip=0.0, rotation=5.0, zoom=0.1, translation=0.05, **more) -> dict:

@@ -8,8 +8,7 @@ is its images over the known ones, and `target` is the lowest share wanted, in (
 one for all tasks or [T]. One-hot labels of K classes are K tasks, each class against
 the rest: a target of 1 / K makes the classes equally frequent. `any_positive` samples
 for a single task instead, 'any finding is present', which is unknown where no label is
-positive and one is unknown. `most`, >= 1, is how often an image may appear: the network
-overfits to images that are repeated often.
+positive and one is unknown. `most`, >= 1, is how often an image may appear.
 """
 
 import math
@@ -21,7 +20,6 @@ import numpy as np
 from medjax.cohort import stratify
 from medjax.errors import InputError
 
-SCHEMES = ("ratio", "balanced", "uniform", "effective")
 BETA = 0.999  # Of 'effective': beyond 1 / (1 - beta) images of a class add little.
 # A task gets its copies in this many portions, so that no task gets far ahead of the
 # others, and a hundred thousand copies still take a few hundred steps.
@@ -40,9 +38,8 @@ def frequencies(label) -> tuple[np.ndarray, np.ndarray]:
 
     A soft label counts as that share of a positive, an unknown one not at all.
     """
-    known = is_known(label)
-    label = np.where(known, np.asarray(label, np.float64), 0)
-    return label.sum(axis=0), np.sum(known * (1 - label), axis=0)
+    label = np.asarray(label, np.float64)
+    return np.nansum(label, axis=0), np.nansum(1 - label, axis=0)
 
 
 def class_weights(
@@ -67,13 +64,12 @@ def class_weights(
     Source: 'effective': Cui, Jia, Lin, Song, Belongie, CVPR 2019, proposition 1.
     """
     counts = np.stack(frequencies(label), axis=-1)  # [T, 2]
-    for column, what in enumerate(("positive", "negative")):
-        what = f"no {what} training image for"
-        _refuse(counts[:, column] == 0, tasks, what, scheme, drop)
     if drop:
         counts[(counts == 0).any(axis=1)] = 0
-    weights = _weights(counts, scheme)
-    return ClassWeights(*weights.T.astype(np.float32))
+    elif scheme != "uniform":
+        for column, what in enumerate(("positive", "negative")):
+            _refuse(counts[:, column] == 0, tasks, f"no {what} training image for")
+    return ClassWeights(*_weights(counts, scheme).T.astype(np.float32))
 
 
 def multiclass_weights(
@@ -90,30 +86,19 @@ def multiclass_weights(
       drop: gives a class without images the weight 0, instead of the error; K is
         then the number of the other classes.
     """
-    known = is_known(label)
-    rows = np.where(known, label, 0).sum(axis=1)
-    whole = known.all(axis=1) & np.isclose(rows, 1)
-    if wrong := np.sum(known.any(axis=1) & ~whole):
-        raise InputError(
-            f"label: {wrong} images have not exactly one class; give one-hot labels, "
-            "or weigh the tasks on their own"
-        )
     counts, _ = frequencies(label)
-    _refuse(counts == 0, classes, "no training image of class", scheme, drop)
+    if not drop and scheme != "uniform":
+        _refuse(counts == 0, classes, "no training image of class")
     kept = (counts > 0) | (not drop)
     weights = np.zeros(len(counts), np.float32)
     weights[kept] = _weights(counts[None, kept], scheme)[0]
     return weights
 
 
-def _refuse(empty, names, what, scheme, drop):
-    """Raises for an unknown scheme, and for tasks or classes without images, [T] bool."""
-    if scheme not in SCHEMES:
-        options = ", ".join(map(repr, SCHEMES))
-        raise InputError(f"imbalance={scheme!r} is no class weight: use {options}")
-    if empty.any() and scheme != "uniform" and not drop:
-        names = range(len(empty)) if names is None else names
-        missing = [str(name) for name, e in zip(names, empty, strict=True) if e]
+def _refuse(empty, names, what):
+    """Raises for tasks or classes without images, [T] bool."""
+    names = range(len(empty)) if names is None else names
+    if missing := [str(name) for name, e in zip(names, empty, strict=True) if e]:
         raise InputError(
             f"{what} {', '.join(missing)}: leave the task out with data.tasks, or set "
             "resampling.drop=True"
@@ -139,13 +124,10 @@ def _weights(counts, scheme):
 
 
 class Epoch(NamedTuple):
-    """How often an epoch shows each training image.
+    """How often an epoch shows each training image."""
 
-    copies: [N] int64; 0 where the image is left out.
-    missed: [T] bool, the tasks whose target was out of reach; [1] for `any_positive`.
-    """
-
-    copies: np.ndarray
+    copies: np.ndarray  # [N] int64; 0 where the image is left out.
+    # [T] bool, the tasks whose target was out of reach; [1] for `any_positive`.
     missed: np.ndarray
 
     @property
@@ -158,8 +140,7 @@ class Epoch(NamedTuple):
 
     def describe(self, tasks: Sequence[str], label) -> str:
         """One line about how sampling changes the images: T names, [N, T] labels."""
-        known, copies = is_known(label), self.copies
-        positive = known & (np.asarray(label, float) >= 0.5)
+        known, positive, copies = ~np.isnan(label), label >= 0.5, self.copies
         changes = [
             f"{task} {_share(p, k):.4f} -> {_share(p * copies, k * copies):.4f}"
             for task, p, k in zip(tasks, positive.T, known.T, strict=True)
@@ -181,9 +162,7 @@ def over_sample(label, *, seed, target=0.5, any_positive=False, most=10) -> Epoc
     its rarer-class images, the least repeated first and ties by the seed. This repeats
     until every task reaches its target or its images all appear `most` times. A copy
     counts for every task of the image, so it may help one task and set another back:
-    if T findings hardly occur together, not all can exceed 1 / T. A higher target
-    brings each finding's images to `most`, and leaves the rarest finding with less
-    than a lower target would.
+    if T findings hardly occur together, not all can exceed 1 / T.
     """
     tasks, copies = _tasks(label, seed, target, any_positive)
     _add(copies, tasks, tasks.target, most)
@@ -219,14 +198,12 @@ def repeat_factor(label, *, seed, target) -> Epoch:
 
     A finding's factor is max(1, sqrt(t / f)), f its prevalence among the known
     labels. An image's factor is the largest of its findings', 1 if it has none. The
-    fractional part is the probability of one more copy, drawn by the seed. Findings
-    more prevalent than the target t aren't repeated; t isn't a share to be reached,
-    so no task counts as missed.
+    fractional part is the probability of one more copy, drawn by the seed. The target
+    t isn't a share to be reached, so no task counts as missed.
 
     Source: Gupta, Dollar, Girshick, LVIS, CVPR 2019, repeat factor sampling.
     """
-    known = is_known(label)
-    positive = known & (np.asarray(label, float) >= 0.5)
+    known, positive = ~np.isnan(label), label >= 0.5
     prevalence = positive.sum(0) / np.maximum(known.sum(0), 1)
     target = _target(target, known.shape[1])
     # A finding without positives has a huge factor, which no image takes.
@@ -237,30 +214,13 @@ def repeat_factor(label, *, seed, target) -> Epoch:
     return Epoch(copies, np.zeros(known.shape[1], bool))
 
 
-def is_known(label) -> np.ndarray:
-    """Which labels are known, [N, T] bool; refuses wrong ones."""
-    label = np.asarray(label, float)
-    if label.ndim != 2 or not len(label):
-        raise InputError(f"label: shape {label.shape}; give [images, tasks], 1 or more")
-    known = ~np.isnan(label)
-    if not ((label[known] >= 0) & (label[known] <= 1)).all():
-        raise InputError("label: outside [0, 1]; give NaN to an uncertain label")
-    return known
-
-
 class _Tasks(NamedTuple):
-    """What sampling is computed from.
+    """What sampling is computed from."""
 
-    rng: draws the order of the images.
-    rarer: [N, T] bool, images of the task's rarer class.
-    known: [N, T] bool, images whose label is known.
-    target: [T].
-    """
-
-    rng: np.random.Generator
-    rarer: np.ndarray
-    known: np.ndarray
-    target: np.ndarray
+    rng: np.random.Generator  # Draws the order of the images.
+    rarer: np.ndarray  # [N, T] bool, images of the task's rarer class.
+    known: np.ndarray  # [N, T] bool, images whose label is known.
+    target: np.ndarray  # [T]
 
     def counts(self, copies):
         """Images of the rarer class and known images, [T] float64 each."""
@@ -273,8 +233,7 @@ class _Tasks(NamedTuple):
 
 def _tasks(label, seed, target, any_positive):
     """The Tasks, and one copy of each image, [N] int64."""
-    known = is_known(label)
-    positive = known & (np.asarray(label, float) >= 0.5)
+    known, positive = ~np.isnan(label), label >= 0.5
     if any_positive:
         present = positive.any(axis=1, keepdims=True)
         known, positive = present | known.all(axis=1, keepdims=True), present
@@ -305,10 +264,6 @@ def _below(count, total, target):
 
 def _add(copies, tasks, target, most):
     """Adds copies to [N] in place; every step adds one or closes a task."""
-    if not most >= 1:
-        raise InputError(
-            f"most: {most!r} is below 1; give the copies an image may have"
-        )
     order = tasks.rng.permutation(len(copies))
     images = [order[mine[order]] for mine in tasks.rarer.T]
     count, total = tasks.counts(copies)

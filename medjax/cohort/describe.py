@@ -113,12 +113,9 @@ def together(label, tasks) -> dict[str, Any]:
 def confounders(table) -> dict[str, np.ndarray]:
     """Scores that may predict a finding without the image: {name: [N] float}.
 
-    They are 'view PA' and so on for every category (of two only the rarer, as the other
-    one mirrors it), 'age' and 'image size' (pixels of the original), without those that
-    are equal for all images. Each is compared with each finding by its AUROC. A category
-    is 1 for its images and 0 for the others. It isn't encoded by the prevalence among
-    the other patients: every positive image would then rank below the negatives of its
-    category, and a useless category would have an AUROC near 0.
+    They are 'view PA' and so on for every category (1 for its images, 0 for the others;
+    of two only the rarer, as the other one mirrors it), 'age' and 'image size' (pixels
+    of the original), without those that are equal for all images.
     """
     scores = {}
     for name in CATEGORIES:
@@ -180,12 +177,9 @@ def statistics(
 ) -> dict[str, Any]:
     """Reads every image once, and summarises its pixels before and after preparation.
 
-    Grey levels are whole numbers, so a histogram of 256 bins gives the mean, the
-    deviation and the percentiles exactly.
-
     Args:
       batches: (id [B], image [B, H, W, C] or [B, D, H, W, C] uint8); a row with a
-        negative id is padding. Batches may differ in size.
+        negative id is padding.
       prepare: [B, ...] float32 in [0, 1] -> the same shape, as training sees it
         before augmentation.
 
@@ -362,10 +356,9 @@ def _before(histogram: np.ndarray) -> dict[str, Any]:
 
 
 def _after(moments: np.ndarray, counts: np.ndarray) -> list[dict[str, Any]]:
-    """All images' prepared pixels, per channel.
+    """Per channel, of each image's mean, variance, minimum and maximum, [N, 4, C].
 
-    `moments` are each image's mean, variance, minimum and maximum, [N, 4, C], and
-    `counts` its histogram, [N, C, BINS].
+    `counts` are its histogram, [N, C, BINS].
     """
     pixels = counts.sum(axis=2)  # [N, C]
     mean, variance, low, high = moments.swapaxes(0, 1)

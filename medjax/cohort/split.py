@@ -5,16 +5,12 @@ Where there are too few patients, a task's only positive patient is in test, the
 second trains, the third validates, and a warning names the tasks below `minority`.
 
 Each way returns a manifest, not yet audited, [N] rows in the table's order (see
-manifest.py). The common arguments are:
+manifest.py). Wrong arguments and too few patients are an InputError. Common arguments:
   table: N images in any order: a patient's side doesn't depend on it.
   tasks: names of the table's label columns; () for a plain random split.
-  seed: an integer >= 0.
   test, validation: shares of the images, in (0, 1), together below 1.
   minority: X, in [0, 0.5): the least share of every task's positive images that
     goes to test, and again to validation.
-
-All raise an InputError for a wrong argument, for a side without patients,
-and for fewer than 3 patients (2 for leave_one_out).
 """
 
 import logging
@@ -102,19 +98,12 @@ def official(table, tasks, *, seed, validation=0.1, minority=0.1) -> pd.DataFram
 def temporal(
     table, tasks, *, seed, cut, test=0.2, validation=0.1, minority=0.1
 ) -> pd.DataFrame:
-    """Trains on early images, and tests on late images of other patients.
+    """Trains on early images (a follow_up below `cut`), tests on others' late images.
 
     Test's patients are sampled as in `split` among those with a late image, and
     validation's among the others with an early image; the shares are of these late and
     early images. Test keeps the late images of its patients; train and validation keep
-    the early ones of theirs. All others are UNUSED, and counted in the log: early
-    images of tested patients, late ones of the others, and those without a follow-up
-    number.
-
-    Args:
-      table: has the column `follow_up`, the image's number in its patient's
-        history: 0 first, NaN unknown.
-      cut: images with a follow_up below it are early, the others late.
+    the early ones of theirs. All others are UNUSED, and counted in the log.
     """
     stratify.check_shares(minority, test=test)
     stratify.check_shares(minority, validation=validation)  # Of other images.

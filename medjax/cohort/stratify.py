@@ -20,25 +20,19 @@ from medjax.errors import InputError
 
 
 class Cohort(NamedTuple):
-    """What each of U patients adds to the side that takes it.
+    """What each of U patients adds to the side that takes it."""
 
-    images: [U] number of images; a patient without any is never taken.
-    positives: [U, T] positive images among them.
-    """
-
-    images: np.ndarray
-    positives: np.ndarray
+    images: np.ndarray  # [U] number of images; a patient without any is never taken.
+    positives: np.ndarray  # [U, T] positive images among them.
 
 
 def gather(
     unit: np.ndarray, positive: list[np.ndarray], among: np.ndarray | None = None
 ) -> Cohort:
-    """Counts the images and positives of each patient.
+    """Counts the images and positives of each patient, among all or [N] bool images.
 
-    Args:
-      unit: [N] each image's patient; every number from 0 to U - 1 occurs.
-      positive: T times [N] bool, the images with the finding.
-      among: [N] bool, the images to count; None: all.
+    `unit` is [N] each image's patient, where every number from 0 to U - 1 occurs, and
+    `positive` T times [N] bool, the images with the finding.
     """
     among = np.ones(len(unit), bool) if among is None else among
     patients = unit.max() + 1

@@ -13,8 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medjax.errors import InputError
-
 Array = jax.Array
 
 # Distances are computed in blocks: images that ask, and images that may be neighbours.
@@ -25,19 +23,13 @@ SPARE = 16
 
 
 class Synthetic(NamedTuple):
-    """M synthetic points of one task, (1 - gap) seed + gap neighbour.
+    """M synthetic points of one task, (1 - gap) seed + gap neighbour."""
 
-    seed, neighbour: [M] int32, the rows that a point lies between; 0 in padding.
-    gap: [M] float32 in [0, 1).
-    weight: [M] float32, 1 for a point, 0 for padding; the points come first.
-    label: [] float32, the class of all points: 1, or 0 where negatives are rarer.
-    """
-
-    seed: Array
+    seed: Array  # [M] int32, as `neighbour` a row that a point lies between.
     neighbour: Array
-    gap: Array
-    weight: Array
-    label: Array
+    gap: Array  # [M] float32 in [0, 1).
+    weight: Array  # [M] float32, 1 for a point, 0 for padding; the points come first.
+    label: Array  # [] float32, the class of all points: 0 where negatives are rarer.
 
 
 def none(tasks: int) -> Synthetic:
@@ -47,7 +39,7 @@ def none(tasks: int) -> Synthetic:
 
 
 def smote(
-    key: Array, feature: Array, label: Array, *, size, neighbours=5, wanted=None
+    key: Array, feature: Array, label: Array, *, size, wanted, neighbours=5
 ) -> Synthetic:
     """Puts points between each image of the rarer class and its nearest of that class.
 
@@ -61,9 +53,8 @@ def smote(
       label: [N] in [0, 1], positive from 0.5 on; NaN, which is unknown, is neither a
         seed nor a neighbour.
       size: M, int, the largest number of points.
-      neighbours: K, int, of which each point draws one.
-      wanted: [] int, how many points; None: as many as the other class has more. At
-        most `size` are made.
+      wanted: [] int, how many points; at most `size` are made.
+      neighbours: K, int >= 1, of which each point draws one.
 
     Source: Chawla, Bowyer, Hall, Kegelmeyer, SMOTE, JAIR 16 (2002), section 4.2.
     """
@@ -71,7 +62,7 @@ def smote(
 
 
 def adasyn(
-    key: Array, feature: Array, label: Array, *, size, neighbours=5, wanted=None
+    key: Array, feature: Array, label: Array, *, size, wanted, neighbours=5
 ) -> Synthetic:
     """SMOTE with more points where the other class is near.
 
@@ -138,14 +129,10 @@ def _synthetic(starts, key, feature, label, size, neighbours, wanted):
     """Both methods; `starts` says how many points each seed starts."""
     chex.assert_rank([feature, label], [2, 1])
     chex.assert_equal_shape_prefix([feature, label], 1)
-    if neighbours < 1:
-        raise InputError(f"neighbours: {neighbours} is below 1; give 1 or more")
     present, absent = label >= 0.5, label < 0.5  # NaN is neither.
     positive = jnp.sum(present) <= jnp.sum(absent)
     rarer = jnp.where(positive, present, absent)
     other = jnp.where(positive, absent, present)
-    if wanted is None:
-        wanted = jnp.sum(other) - jnp.sum(rarer)
     wanted = jnp.clip(wanted, 0, size).astype(jnp.int32)
     shuffle, draw = jax.random.split(key)
     random = jax.random.uniform(shuffle, rarer.shape)

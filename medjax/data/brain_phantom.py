@@ -7,11 +7,7 @@ enhancing part, a rim around necrosis.
 
 No sequence shows the tumour alone. Necrosis is as dark on FLAIR as white matter, and
 harmless spots as bright as oedema; vessels are as bright as the rim on T1CE; gains,
-contrasts and bias fields vary. At the default size and seed 0, the best threshold of
-the best sequence's z-scores has a mean Dice over patients 0 to 19 of 0.56 for the whole
-tumour (FLAIR), 0.39 for the core and 0.59 for the enhancing part (T1CE). A small U-Net,
-trained on patients 0 to 39 for 4 minutes of one core, has 0.89, 0.86 and 0.78 on
-patients 100 to 119.
+contrasts and bias fields vary.
 
 Coordinates are the patient's, in mm from the middle of the volume: z towards the
 head, y towards the back, x towards the left. `lines` are z [D], y [H] and x [W], and
@@ -105,17 +101,12 @@ NUCLEI = (  # Deep grey matter: centre and half axes, z, y, x.
 
 
 class Phantom(NamedTuple):
-    """One synthetic patient; axes as in `nifti.Volume`.
+    """One synthetic patient; axes as in `nifti.Volume`."""
 
-    image: [D, H, W, 4] float32, SEQUENCES: whole numbers in units of the scanner, at
-      least 1 in the brain and 0 around it.
-    label: [D, H, W, 3] uint8, 0 or 1: REGIONS.
-    affine: [4, 4], indices to millimetres, see geometry/grid.py.
-    """
-
+    # [D, H, W, 4] float32, SEQUENCES: whole numbers, 1 or more in the brain, else 0.
     image: np.ndarray
-    label: np.ndarray
-    affine: np.ndarray
+    label: np.ndarray  # [D, H, W, 3] uint8, 0 or 1: REGIONS.
+    affine: np.ndarray  # [4, 4], indices to millimetres, see geometry/grid.py.
 
 
 def patient(

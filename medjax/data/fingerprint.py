@@ -30,49 +30,31 @@ SHARE = 0.05  # The largest batch, as a share of the data set's voxels.
 
 
 class Fingerprint(NamedTuple):
-    """N scans with C sequences and K regions.
-
-    sequences, regions: their names.
-    shape: [N, 3] voxels.
-    box: [N, 3] voxels of the smallest box around all nonzero voxels.
-    spacing: [N, 3] mm.
-    present: [N, C] whether the sequence has a nonzero voxel.
-    inside: [C, 5] mean, standard deviation and PERCENTILES of the voxels that are
-      nonzero in any sequence, over all scans; NaN if there are none.
-    foreground: [C, 5] the same within the regions.
-    volume: [N, K] ml of each region; NaN in a scan without a label.
-    lesions: [N, K] components connected by faces, edges or corners; NaN likewise.
-    """
+    """N scans with C sequences and K regions."""
 
     sequences: tuple[str, ...]
     regions: tuple[str, ...]
-    shape: np.ndarray
-    box: np.ndarray
-    spacing: np.ndarray
-    present: np.ndarray
+    shape: np.ndarray  # [N, 3] voxels.
+    box: np.ndarray  # [N, 3] voxels of the smallest box around all nonzero voxels.
+    spacing: np.ndarray  # [N, 3] mm.
+    present: np.ndarray  # [N, C] whether the sequence has a nonzero voxel.
+    # [C, 5] mean, standard deviation and PERCENTILES of the voxels that are nonzero in
+    # any sequence, over all scans; NaN if there are none. Then those in the regions.
     inside: np.ndarray
     foreground: np.ndarray
-    volume: np.ndarray
-    lesions: np.ndarray
+    volume: np.ndarray  # [N, K] ml of each region; NaN in a scan without a label.
+    lesions: np.ndarray  # [N, K] components, by faces, edges or corners; NaN likewise.
 
 
 class Proposal(NamedTuple):
-    """A network, patches and batches.
+    """A network, patches and batches."""
 
-    spacing: mm to resample to.
-    shape: voxels of the median box at that spacing.
-    patch: voxels.
-    batch: patches.
-    strides: of each level, from the one before; the first level's are 1.
-    kernels: of each level's convolutions.
-    """
-
-    spacing: tuple[float, ...]
-    shape: tuple[int, ...]
-    patch: tuple[int, ...]
-    batch: int
-    strides: tuple[tuple[int, ...], ...]
-    kernels: tuple[tuple[int, ...], ...]
+    spacing: tuple[float, ...]  # mm to resample to.
+    shape: tuple[int, ...]  # Voxels of the median box at that spacing.
+    patch: tuple[int, ...]  # Voxels.
+    batch: int  # Patches.
+    strides: tuple[tuple[int, ...], ...]  # Of each level; the first level's are 1.
+    kernels: tuple[tuple[int, ...], ...]  # Of each level's convolutions.
 
 
 def measure(

@@ -8,8 +8,8 @@ holds, with D devices of B rows each:
                                 the step makes it float32 in [0, 1]
     label      [D, B, T]        float32, 0 where unknown
     weight     [D, B, T]        float32, >= 0; 0 = unknown label or padding row
-    id, patient, epoch, occurrence  [D, B] int32; id is -1 in a padding row; patient is
-                                the rank of the patient's id among all
+    id, patient, epoch, occurrence  [D, B] int32; id is -1 in a padding row, patient the
+                                rank of the patient's id
     domain     [D, B] int32, only where unlabelled target images stand beside the
                source's (config.adapt): 0 source, 1 target; a target image's id is
                -2 minus its number
@@ -35,7 +35,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from medjax.data.prepared import SPLIT, patient_codes
 
 Batch = dict[str, np.ndarray]
-FIELDS = ("pixels",)  # Of a record, those that are decoded.
 
 
 class Images:
@@ -49,8 +48,8 @@ class Images:
         raw = tfds.decode.DeserializeMethod.RAW_BYTES
         self._source = builder.as_data_source(SPLIT, deserialize_method=raw)
         # Decoding a record's other fields too took longer than all the rest.
-        fields = {name: builder.info.features[name] for name in FIELDS}
-        self._decode = tfds.features.FeaturesDict(fields).deserialize_example_np
+        pixels = {"pixels": builder.info.features["pixels"]}
+        self._decode = tfds.features.FeaturesDict(pixels).deserialize_example_np
         self.ids = np.asarray(ids, np.int32)
         self._patients = patient_codes(folder)
         self._label = np.asarray(label, np.float32)

@@ -30,31 +30,23 @@ log = logging.getLogger("medjax")
 
 
 class Grid(NamedTuple):
-    """Where voxels lie.
-
-    shape: three sizes.
-    affine: [4, 4] float64, indices of voxels to RAS millimetres.
-    """
+    """Where voxels lie."""
 
     shape: tuple[int, int, int]
-    affine: np.ndarray
+    affine: np.ndarray  # [4, 4] float64, indices of voxels to RAS millimetres.
 
 
 class Volume(NamedTuple):
     """One volume in radiological orientation.
 
-    voxels: [D, H, W] float32 in the file's units. A slice is axial, from the feet
-      up, with the front at the top and the patient's right on the left. A stack is
-      [D, H, W, C].
-    affine: [4, 4] float64, indices of voxels to RAS millimetres.
-    stored: the grid of the file, before its axes were turned.
-    header: the file's; None where it isn't NIfTI.
+    A slice is axial, from the feet up, with the front at the top and the patient's
+    right on the left.
     """
 
-    voxels: np.ndarray
-    affine: np.ndarray
-    stored: Grid
-    header: nibabel.Nifti1Header | None = None
+    voxels: np.ndarray  # [D, H, W] float32 in the file's units; a stack [D, H, W, C].
+    affine: np.ndarray  # [4, 4] float64, indices of voxels to RAS millimetres.
+    stored: Grid  # Of the file, before its axes were turned.
+    header: nibabel.Nifti1Header | None = None  # The file's, if it is NIfTI.
 
     @property
     def spacing(self) -> np.ndarray:
@@ -72,12 +64,7 @@ def read(path: str | os.PathLike, *, stack: bool = False) -> Volume:
 
     A stack may have a fourth axis C of volumes on one grid, as the Decathlon keeps a
     patient's sequences; C is 1 in a file of three axes. A header that contradicts
-    itself is warned of.
-
-    Raises:
-      InputError: the file is missing, cut off, damaged, no NIfTI, of other axes, in
-        colour or complex, or has voxels that are not finite, a spacing that isn't
-        positive or an affine that can't be inverted.
+    itself is warned of, and what can't be read is an InputError that names the file.
     """
     try:
         with nibabel.openers.ImageOpener(path) as file:
@@ -197,10 +184,7 @@ def paint(label: np.ndarray, regions: Mapping[str, Sequence[int]]) -> np.ndarray
     The regions are painted in their order, later ones over earlier ones, each with its
     first value that no later region has. So regions from the outer to the inner return
     to the values they were made of: whole (1, 2, 4), core (1, 4), enhancing (4,) are
-    painted 2, 1 and 4.
-
-    Raises:
-      InputError: a region has no value of its own, or one beyond 65535.
+    painted 2, 1 and 4. A region without a value of its own is an InputError.
     """
     values = list(regions.values())
     largest = max((max(inside, default=0) for inside in values), default=0)

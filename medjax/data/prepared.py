@@ -8,31 +8,14 @@ A prepared folder appears whole or not at all, and holds
 
 Scans add the files that volumes.py lists. Images add ArrayRecord files, hashes.bin (to
 find near-duplicates) and boxes.csv (the known places of findings). The table is all
-that splitting, weighting and evaluation read. That of images has these columns:
-
-    id         int     the image's number, 0 to N - 1
-    image      str     the image's name in its data set's own table
-    patient    int or str, the user's own id of whom the image shows: the unit of
-                       every split and interval
-    view       str     'PA', 'AP', 'LATERAL' or '' (unknown)
-    sex        str     'F', 'M' or ''
-    age        float   years; NaN where unknown
-    width, height      int, pixels of the original
-    spacing_x, spacing_y  float, mm a pixel of the original; NaN where unknown
-    official   str     'train', 'validation' or 'test' where the data set says so,
-                       else ''
-    follow_up  float   the image's number in the patient's history, 0 first; NaN
-                       where unknown
-    <task>     float   one column a finding or class: 1 present, 0 absent, NaN
-                       unknown (between 0 and 1: a soft label)
-
-A record holds the same and `pixels`, [H, W, C] or [D, H, W, C] uint8.
+that splitting, weighting and evaluation read. That of images has the columns KINDS, and
+one a finding or class: 1 present, 0 absent, between them a soft label, NaN unknown. A
+record holds the same and `pixels`, [H, W, C] or [D, H, W, C] uint8.
 """
 
 import collections
 import contextlib
 import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -48,22 +31,30 @@ import tensorflow_datasets as tfds
 
 from medjax.cohort import duplicates, identity
 from medjax.errors import InputError
-from medjax.files import escaped, lock, naming, read_json, write_table, write_text
+from medjax.files import (
+    digest,
+    escaped,
+    lock,
+    naming,
+    read_json,
+    write_table,
+    write_text,
+)
 
-# The columns of images and the types of their records; the docstring says what they are.
+# The columns of images and the types of their records; unknown is '' or NaN.
 KINDS = {
-    "id": np.int32,
-    "image": str,
-    "patient": str,
-    "view": str,
-    "sex": str,
-    "age": np.float32,
-    "width": np.int32,
+    "id": np.int32,  # The image's number, 0 to N - 1.
+    "image": str,  # Its name in its data set's own table.
+    "patient": str,  # Whom it shows, the unit of every split; in the table also int.
+    "view": str,  # 'PA', 'AP' or 'LATERAL'.
+    "sex": str,  # 'F' or 'M'.
+    "age": np.float32,  # Years.
+    "width": np.int32,  # Pixels of the original, as is the height.
     "height": np.int32,
-    "spacing_x": np.float32,
+    "spacing_x": np.float32,  # mm a pixel of the original, as is the next one.
     "spacing_y": np.float32,
-    "official": str,
-    "follow_up": np.float32,
+    "official": str,  # 'train', 'validation' or 'test' where the data set says so.
+    "follow_up": np.float32,  # Its number in the patient's history, 0 first.
 }
 COLUMNS = tuple(KINDS)
 TEXT = tuple(name for name, kind in KINDS.items() if kind is str)
@@ -75,34 +66,22 @@ BUFFERED = 64  # Images: TFDS rewrites its metadata at every call that adds reco
 
 
 class Item(NamedTuple):
-    """One image or scan on its way into the store, or the reason why it is left out.
+    """One image or scan on its way into the store, or the reason why it is left out."""
 
-    row: the table's columns but the id; NaN labels are unknown. 'image' is enough for
-      an item that is left out.
-    content: what the store's writer takes: an image is uint8 of the source's shape.
-      None leaves the item out.
-    boxes: (finding, x0, y0, x1, y1), in pixels of the image.
-    reason: why the item is left out.
-    """
-
-    row: dict[str, Any]
+    row: dict[str, Any]  # The table's columns but the id; or 'image', if left out.
+    # An image is uint8 of the source's shape, a scan scan.Scan; None leaves it out.
     content: Any
-    boxes: Sequence[tuple] = ()
-    reason: str = ""
+    boxes: Sequence[tuple] = ()  # (finding, x0, y0, x1, y1), in pixels of the image.
+    reason: str = ""  # Why the item is left out.
 
 
 class Source(NamedTuple):
-    """Where images come from.
+    """Where images come from."""
 
-    tasks: names of the findings or classes.
-    shape: of every image, (H, W, C) or (D, H, W, C).
-    total: how many items, those that will be left out included.
-    items: makes the items one after the other: not all images fit into memory.
-    """
-
-    tasks: tuple[str, ...]
-    shape: tuple[int, ...]
-    total: int
+    tasks: tuple[str, ...]  # Names of the findings or classes.
+    shape: tuple[int, ...]  # Of every image, (H, W, C) or (D, H, W, C).
+    total: int  # How many items, those that will be left out included.
+    # Makes the items one after the other: not all images fit into memory.
     items: Callable[[], Iterable[Item]]
 
 
@@ -120,12 +99,11 @@ def write(
     """Writes a prepared folder: its table, its quarantine and what `store` adds.
 
     Args:
-      items: taken one at a time; each is released before the next one.
       files: what the items are made of, see `check_source`.
       store: opens the writer of a folder: (id, item) -> the item's row of the table.
       max_quarantined: share of the items that may be left out, in [0, 1].
       progress: called once an item.
-      unit: what an item is, for the message.
+      unit: what an item is, in the plural.
 
     Raises:
       InputError: the folder exists, nothing can be used, or too many items are left
@@ -200,7 +178,6 @@ def _partial(folder: Path) -> Iterator[Path | None]:
 
 
 def is_prepared(folder: Path) -> bool:
-    """Whether that folder was prepared."""
     return (folder / "table.csv").is_file()
 
 
@@ -420,23 +397,12 @@ def _flat(files: Mapping[str, Path]) -> Iterator[tuple[str, str | Path]]:
                 yield f"{name}/{os.path.relpath(whole, path)}", whole
 
 
-def digest(path: Path) -> str:
-    """The SHA-256 of a file's bytes; '' if it can't be read."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return ""
-
-
 def check_source(folder: Path, files: Mapping[str, Path]) -> None:
     """Refuses files that aren't those of source.json, from which the data were made.
 
-    Args:
-      folder: of the prepared data; its seen.json caches the digests.
-      files: by the names of source.json. Without files, as on a machine that has the
-        prepared data alone, nothing is checked; of tables without their pictures only
-        the tables are.
+    The folder's seen.json caches digests. Without files, as on a machine that has the
+    prepared data alone, nothing is checked; of tables without their pictures only the
+    tables are.
     """
     now = digests(files, folder / "seen.json")
     path = folder / "source.json"

@@ -40,25 +40,16 @@ class Alignment(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """One patient's scan, prepared.
+    """One patient's scan, prepared; axes as in `nifti.Volume`."""
 
-    image: [D, H, W, C] float32, z-scores inside the brain and 0 outside, unless
-      other units were asked for; axes as in `nifti.Volume`.
-    label: [D, H, W, K] uint8, 0 or 1; regions may overlap. None if there is no mask.
-    presence: [C] float32, 1, or 0 for a sequence that is missing and 0 everywhere.
-    affine: [4, 4] float64, indices of D, H, W to RAS millimetres.
-    original: the grid of the first sequence's file, as it is stored there.
-    header: that file's, if it is NIfTI.
-    alignments: of the sequences that weren't on the first one's grid.
-    """
-
+    # [D, H, W, C] float32: z-scores inside the brain and 0 outside, or other units.
     image: np.ndarray
-    label: np.ndarray | None
-    presence: np.ndarray
-    affine: np.ndarray
-    original: Grid
-    header: nibabel.Nifti1Header | None = None
-    alignments: tuple[Alignment, ...] = ()
+    label: np.ndarray | None  # [D, H, W, K] uint8, 0 or 1; regions may overlap.
+    presence: np.ndarray  # [C] float32, 1, or 0 for a missing sequence, 0 everywhere.
+    affine: np.ndarray  # [4, 4] float64, indices of D, H, W to RAS millimetres.
+    original: Grid  # Of the first sequence's file, as it is stored there.
+    header: nibabel.Nifti1Header | None = None  # That file's, if it is NIfTI.
+    alignments: tuple[Alignment, ...] = ()  # Of sequences on another grid.
 
     @property
     def spacing(self) -> np.ndarray:
@@ -76,7 +67,7 @@ def read_scan(
     missing: str = "refuse",
     **options,
 ) -> Scan:
-    """Reads, checks and prepares one patient.
+    """Reads, checks and prepares one patient; what is wrong is an InputError.
 
     Args:
       files: sequence -> its file, in the order of the channels; None is missing.
@@ -88,11 +79,6 @@ def read_scan(
         register it rigidly and resample it.
       missing: 'refuse' a patient without one of the sequences, or 'fill' it with 0.
       options: of `make_scan`.
-
-    Raises:
-      InputError: a file that can't be read, a sequence of one value, a missing
-        sequence, grids that differ, sequences of two people, a mask of other values, or
-        a region where the image is 0.
     """
     for name, value, other in (("grids", grids, "align"), ("missing", missing, "fill")):
         if value not in ("refuse", other):
@@ -263,10 +249,8 @@ def make_scan(
 
     The head is found before resampling, which would blur its edge. The head and the
     regions are interpolated linearly and thresholded at 0.5, so that a region inside
-    another stays inside. Compared with nearest neighbours and with blurred masks, this
-    returned nearest to the original; still, a coarser grid loses small lesions. Of 49
-    and 140 lesions of two patients with multiple sclerosis at 1 mm, 38 and 98 returned
-    from 1.5 mm, 20 and 45 from 2 mm.
+    another stays inside. A coarser grid loses small lesions: of 49 and 140 lesions of
+    two patients with multiple sclerosis at 1 mm, 38 and 98 returned from 1.5 mm.
 
     Args:
       presence: None: all sequences are present.
@@ -369,8 +353,6 @@ def _z_scores(image, brain, present, clip) -> np.ndarray:
 def to_original(array: np.ndarray, scan: Scan, *, order: int = 1) -> np.ndarray:
     """Takes [D, H, W, K] to the grid of the scan's file; 0 outside of the box.
 
-    It undoes the crop, the spacing and the turned axes. The order is 1 for
-    probabilities (float32), 0 for masks (their own dtype). Without a resampling, the
-    voxels are copied.
+    The order is 1 for probabilities (float32), 0 for masks (their own dtype).
     """
     return np.asarray(grid.resample(array, scan.affine, *scan.original, order=order))

@@ -31,7 +31,7 @@ from medjax.data.prepared import Item
 from medjax.data.scan import Alignment, Scan, read_scan
 from medjax.data.sources.scans import ScanFiles
 from medjax.errors import InputError
-from medjax.files import escaped, read_json, write_table, write_text
+from medjax.files import digest, escaped, read_json, write_table, write_text
 
 # Then voxels_<region>, blank without a mask, and has_<sequence>, 1 or 0.
 COLUMNS = (
@@ -52,33 +52,24 @@ POINTS = 1024  # Of each region and volume: patches are drawn about them.
 
 
 class UnreadScan(NamedTuple):
-    """One scan on its way into the prepared folder.
+    """One scan on its way into the prepared folder."""
 
-    name: of the patient, or of the scan where a patient has several.
-    read: reads the scan; an InputError of it quarantines the scan.
-    official: 'train', 'test' or ''.
-    """
-
-    name: str
+    name: str  # Of the patient, or of the scan where a patient has several.
     patient: int | str
-    read: Callable[[], Scan]
-    official: str = ""
+    read: Callable[[], Scan]  # An InputError of it quarantines the scan.
+    official: str = ""  # 'train' or 'test'.
 
 
 class Prepared(NamedTuple):
-    """A prepared folder of scans.
-
-    table: COLUMNS, voxels_<region> and has_<sequence>.
-    sequences: [C] names of the image's channels.
-    regions: [K] names of the label's channels -> their values in a mask's file.
-    options: what the data was prepared with.
-    """
+    """A prepared folder of scans."""
 
     folder: Path
-    table: pd.DataFrame
-    sequences: tuple[str, ...]
-    regions: dict[str, tuple[int, ...]]
-    options: dict[str, Any]
+    table: pd.DataFrame  # COLUMNS, voxels_<region> and has_<sequence>.
+    sequences: tuple[str, ...]  # [C] names of the image's channels.
+    regions: dict[
+        str, tuple[int, ...]
+    ]  # [K] channels of the label -> values in a file.
+    options: dict[str, Any]  # What the data was prepared with.
 
 
 def from_files(
@@ -92,8 +83,7 @@ def from_files(
     """What `prepare` and `predict` read, of files that sources/scans.py found.
 
     A scan without a mask is quarantined if they are to be labelled. `patient` is a
-    pattern of `identity.patients`, or None where nobody needs to know whom a scan shows;
-    regions and options are those of `scan.read_scan`.
+    pattern of `identity.patients`, or None where nobody asks whom a scan shows.
     """
 
     def read(scan: ScanFiles) -> Scan:
@@ -157,7 +147,7 @@ def prepare(
         aligned = pd.DataFrame(alignments, columns=columns)
         write_table(partial / "alignments.csv", aligned, float_format="%.4f")
         arrays = sorted(partial.glob("*.npy"))
-        digests = {path.name: prepared.digest(path) for path in arrays}
+        digests = {path.name: digest(path) for path in arrays}
         write_text(partial / DIGESTS, json.dumps(digests, indent=1))
 
     prepared.write(
@@ -239,21 +229,14 @@ def _has(sequences: Iterable[str]) -> list[str]:
 
 
 class Part(NamedTuple):
-    """A volume, or one half of it.
+    """A volume, or one half of it."""
 
-    id: the volume's number in the prepared folder.
-    half: 'whole', or the patient's 'left' or 'right' (W grows to the left).
-    """
-
-    id: int
-    half: str = "whole"
+    id: int  # The volume's number in the prepared folder.
+    half: str = "whole"  # Or the patient's 'left' or 'right'; W grows to the left.
 
 
 def read(folder: Path, part: Part) -> tuple[np.ndarray, np.ndarray | None]:
-    """The image [D, H, W, C] float16 and the mask [D, H, W, K] uint8 or None of a part.
-
-    Both are mapped: they stay on the disk until they are touched.
-    """
+    """A part's image [D, H, W, C] float16 and mask [D, H, W, K] uint8 or None, mapped."""
 
     def mapped(kind: str) -> np.ndarray | None:
         path = folder / f"{part.id}.{kind}.npy"
@@ -271,9 +254,8 @@ def read(folder: Path, part: Part) -> tuple[np.ndarray, np.ndarray | None]:
 class Volumes:
     """A random-access source of whole volumes, padded to one shape.
 
-    The whole volume goes to the device, which draws patches of it by key: on the host
-    they would be one more random choice. A part may occur several times; the shape is
-    at least that of a patch.
+    The whole volume goes to the device, which draws patches of it by key. A part may
+    occur several times; the shape is `at_least` that of a patch.
     """
 
     def __init__(

@@ -125,17 +125,13 @@ def _take(flat: Array, index: Array) -> Array:
     )
 
 
-# ------------------------------------------------- grids in the world
-
-
 def resample(
     moving, moving_affine, fixed_shape, fixed_affine, matrix=None, *, order: int = 1
 ) -> Array:
-    """Resamples an image [A, B, C, N] to another grid, [*fixed_shape, N].
+    """Resamples an image [A, B, C, N] to another grid, [*fixed_shape, N]; 0 outside.
 
-    Outside the image is 0. The matrix maps fixed to moving points; None is the
-    identity. With order 1 the result is float32, with 0 of moving's dtype, see
-    `sample`. The same grid returns the same voxels, to the bit.
+    The matrix maps fixed to moving points; None is the identity. With order 1 the
+    result is float32, with 0 of moving's dtype. The same grid returns the same voxels.
     """
     moving = jnp.asarray(moving)
     matrix = np.eye(4) if matrix is None else matrix

@@ -40,39 +40,28 @@ TINY = 1e-9
 class Registration(NamedTuple):
     """How to align two images, and whether that is better than their headers.
 
-    matrix: [4, 4] float64, fixed to moving points in RAS millimetres.
-    start_metric, metric: the similarity before and after, more is better, both at the
-      same points of the finest level; 0 where the images hardly overlap.
-    beside: the mean similarity at BESIDE from the alignment, along the world's axes and
-      both ways, as a share of `metric`, both less their minimum of 1. Structures that
-      are the same lie on each other nowhere else; NaN where the images hardly overlap.
-    improved: False if nothing is better than the identity, which matrix then is.
+    The similarities are of the finest level's points; 0 where the images hardly overlap.
     """
 
-    matrix: np.ndarray
-    start_metric: float
-    metric: float
+    matrix: np.ndarray  # [4, 4] float64, fixed to moving points in RAS millimetres.
+    start_metric: float  # The similarity before; more is better.
+    metric: float  # The similarity after.
+    # The mean similarity at BESIDE from the alignment, along the world's axes and both
+    # ways, as a share of `metric`, both less their minimum of 1. Structures that are the
+    # same lie on each other nowhere else; NaN where the images hardly overlap.
     beside: float
-    improved: bool
+    improved: bool  # False if nothing is better than the identity, the matrix then.
 
 
 class Level(NamedTuple):
-    """The input of the similarity at one resolution.
+    """The input of the similarity at one resolution."""
 
-    points: [P, 3] millimetres from the centre of the fixed image.
-    fixed: [P] in [0, 1], its values there.
-    weight: [P], 0 outside of it.
-    moving: [A, B, C, 1] in [0, 1].
-    base: [4, 4], from points to voxels of moving, before any motion.
-    radius: [] millimetres; a rotation by 1 / radius moves a point there by 1 mm.
-    """
-
-    points: Array
-    fixed: Array
-    weight: Array
-    moving: Array
-    base: Array
-    radius: Array
+    points: Array  # [P, 3] millimetres from the centre of the fixed image.
+    fixed: Array  # [P] in [0, 1], its values there.
+    weight: Array  # [P], 0 outside of it.
+    moving: Array  # [A, B, C, 1] in [0, 1].
+    base: Array  # [4, 4], from points to voxels of moving, before any motion.
+    radius: Array  # [] mm; a rotation by 1 / radius moves a point there by 1 mm.
 
 
 def register(fixed, fixed_affine, moving, moving_affine) -> Registration:

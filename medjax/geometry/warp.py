@@ -33,19 +33,13 @@ class Motion(NamedTuple):
 
     An output point x, in mm about the centre, comes from matrix @ (x + u(x)). The
     control points of u lie on the *output's* grid, whatever the order of the ops.
-
-    shape: n sizes.
-    spacing: [n] mm; 1 is a pixel.
-    matrix: [n, n + 1].
-    control: [*G, n] mm, of `on_grid`; None for no elastic.
-    distance: n distances of the control points, in pixels.
     """
 
-    shape: tuple[int, ...]
-    spacing: Array
-    matrix: Array
-    control: Array | None
-    distance: tuple[float, ...]
+    shape: tuple[int, ...]  # n sizes.
+    spacing: Array  # [n] mm; 1 is a pixel.
+    matrix: Array  # [n, n + 1].
+    control: Array | None  # [*G, n] mm, of `on_grid`; None for no elastic.
+    distance: tuple[float, ...]  # n distances of the control points, in pixels.
 
 
 def still(shape: Sequence[int], spacing: Array | None = None) -> Motion:

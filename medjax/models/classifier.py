@@ -14,28 +14,19 @@ class Classifier(nn.Module):
     The parameters lie under the names of the stages and 'classifier'. Sown as
     intermediates: 'stages', each stage's output, and 'embedding', the classifier's
     input [B, F].
-
-    Attributes:
-      stages: makers of the stages, (name=...) -> module; each maps [B, ..., c] to
-        [B, ..., c'], by (x, train).
-      tasks: T, the number of findings.
-      pool: 'mean' over the last grid; 'mean_max' concatenates mean and maximum, for
-        findings of a few pixels.
-      top: maker of a normalisation of the embedding, or None.
-      frozen: number of first stages that don't train: they get no gradient, and they
-        normalise by their running statistics, which stay.
-      remat: computes each stage again in the backward pass instead of keeping its
-        activations: less memory, more time.
-      dtype: of the computation; parameters and statistics stay float32.
     """
 
+    # Makers, (name=...) -> module; a stage maps [B, ..., c] to [B, ..., c'], by (x, train).
     stages: Sequence[Callable[..., nn.Module]]
-    tasks: int
+    tasks: int  # T, the number of findings.
+    # 'mean' over the last grid, or 'mean_max': mean and maximum, for small findings.
     pool: str = "mean"
-    top: Callable[..., nn.Module] | None = None
+    top: Callable[..., nn.Module] | None = None  # Makes a norm of the embedding.
+    # Number of first stages that don't train: they get no gradient, and they normalise
+    # by their running statistics, which stay.
     frozen: int = 0
-    remat: bool = False
-    dtype: jnp.dtype = jnp.float32
+    remat: bool = False  # Less memory, more time: the backward pass recomputes stages.
+    dtype: jnp.dtype = jnp.float32  # Of the computation; parameters stay float32.
 
     @property
     def stage_names(self) -> tuple[str, ...]:

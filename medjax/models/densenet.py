@@ -28,8 +28,6 @@ def densenet(
 ) -> Classifier:
     """A stem and a stage for each dense block, which begins with the transition.
 
-    In a volume every kernel and every stride has the same size along the depth.
-
     Args:
       tasks: T, the number of findings.
       blocks: layers in each dense block.
@@ -37,7 +35,6 @@ def densenet(
       bottleneck: a layer begins with a 1 x 1 convolution to bottleneck x growth
         channels; 0 leaves it out.
       features, stem: the stem's channels, and its kind: see layers.Stem.
-      epsilon: of the batch normalisation.
       axis_name: the mapped axis over which batch statistics are shared, or None.
       rest: of Classifier.
     """

@@ -67,10 +67,7 @@ def efficientnet(
 
 
 class Unit(nn.Module):
-    """A convolution, its normalisation and its activation, [B, H, W, C] -> [B, h, w, F].
-
-    Attributes: `features`: F; the others as in efficientnet.
-    """
+    """A convolution, its norm and its activation, [B, H, W, C] -> [B, h, w, features]."""
 
     features: int
     size: int
@@ -91,9 +88,6 @@ class Stage(nn.Module):
 
     A block widens by 1 x 1, filters each channel alone, weights the channels by their
     means over the grid (squeeze and excitation, Hu et al., CVPR 2018) and narrows.
-
-    Attributes: as in B0 and efficientnet; `depth`: number of blocks; `squeeze`: whether
-      the channels are weighted.
     """
 
     expansion: int

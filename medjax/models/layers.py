@@ -87,9 +87,6 @@ class Stem(nn.Module):
         return avg_pool(x, 2) if self.kind == "quarter" else x
 
 
-# ------------------------------------------------------------- batch normalisation
-
-
 class BatchNorm(nn.Module):
     """[B, ..., C], each channel to mean 0 and variance 1, then scaled and shifted.
 

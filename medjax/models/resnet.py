@@ -53,10 +53,7 @@ def resnet(
 
 
 class Stage(nn.Module):
-    """`depth` residual blocks, [B, H, W, C] -> [B, h, w, width or 4 width].
-
-    `width` is the channels of a 3 x 3, `stride` that of the first block.
-    """
+    """`depth` residual blocks, [B, H, W, C] -> [B, h, w, width or 4 width]."""
 
     depth: int
     width: int

@@ -26,40 +26,24 @@ class UNet(nn.Module):
     transposed ones: products of matrices. If the first stride isn't 1, no activation
     has the full resolution, and the head is a transposed convolution too.
 
-    Attributes:
-      tasks: K, the number of masks.
-      widths: channels of each level.
-      strides: into each level from the one before, or from the image; a number for
-        all axes, or one for each, such as (1, 2, 2) while slices lie further apart than
-        pixels.
-      kernels: odd sizes of each level's convolutions, given as strides are; or a number.
-      blocks: residual blocks of each level on the way down; or a number.
-      up_blocks: the same on the way up, where the last level has none.
-      groups: number of groups of channels that are normalised together; 0 normalises
-        each channel by itself.
-      attention: whether the skip connections pass a Gate.
-      deep: number of coarser levels that give logits too, for the loss.
-      frozen: number of first stages without a gradient. That keeps them as they are:
-        instance and group norm have no running statistics.
-      dtype: of the computation; parameters and logits are float32.
-      axis_name: unused, because each image is normalised by its own statistics.
-
     Source: Ronneberger et al., U-Net (MICCAI 2015); He et al. (CVPR 2016) for the
     blocks; Lee et al., Deeply-Supervised Nets (AISTATS 2015) for `deep`.
     """
 
-    tasks: int
-    widths: Sequence[int] = (16, 32, 64, 128)
+    tasks: int  # K, the number of masks.
+    widths: Sequence[int] = (16, 32, 64, 128)  # Channels of each level.
+    # Into each level from the one before, or from the image; a number for all axes, or
+    # one for each, such as (1, 2, 2) while slices lie further apart than pixels.
     strides: Sequence[Size] = (1, 2, 2, 2)
-    kernels: int | Sequence[Size] = 3
-    blocks: int | Sequence[int] = 1
-    up_blocks: int | Sequence[int] = 1
-    groups: int = 0
-    attention: bool = False
-    deep: int = 0
-    frozen: int = 0
-    dtype: jnp.dtype = jnp.float32
-    axis_name: str | None = None
+    kernels: int | Sequence[Size] = 3  # Odd sizes of each level's convolutions.
+    blocks: int | Sequence[int] = 1  # Residual blocks of each level on the way down.
+    up_blocks: int | Sequence[int] = 1  # The same on the way up; the last has none.
+    groups: int = 0  # Of channels that are normalised together; 0: each by itself.
+    attention: bool = False  # Whether the skip connections pass a Gate.
+    deep: int = 0  # Number of coarser levels that give logits too, for the loss.
+    frozen: int = 0  # Number of first stages without a gradient, so they stay.
+    dtype: jnp.dtype = jnp.float32  # Of the computation; parameters are float32.
+    axis_name: str | None = None  # Unused: an image has statistics of its own.
 
     @property
     def stage_names(self) -> tuple[str, ...]:
@@ -73,10 +57,6 @@ class UNet(nn.Module):
 
         With `deep` and in training a tuple of these and of those of levels 1, 2, ... at
         their resolutions.
-
-        Raises:
-          InputError: the image isn't divisible by the strides, or an option has
-            another length than the others.
         """
         levels, space = len(self.widths), image.ndim - 2
         strides = _sizes("strides", self.strides, levels, space)

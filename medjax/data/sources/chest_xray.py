@@ -64,17 +64,13 @@ def phantom(
     contrast: float = 1.0,
     prevalence: Sequence[float] = chest.PREVALENCE,
 ) -> Source:
-    """Synthetic films with known truth, see `chest.patient`.
-
-    Patients are numbered from `first_patient` on: every number is another one.
-    """
+    """Synthetic films with known truth, see `chest.patient`."""
     if len(prevalence) != len(chest.FINDINGS):
         raise InputError(
             f"data.prevalence has {len(prevalence)} numbers: give one for each of "
             + ", ".join(chest.FINDINGS)
         )
-    options = {"films": films, "side": side, "contrast": contrast}
-    options["prevalence"] = tuple(prevalence)
+    options = {"contrast": contrast, "prevalence": tuple(prevalence)}
 
     def items() -> Iterator[Item]:
         numbers = np.arange(first_patient, first_patient + patients)
@@ -82,7 +78,8 @@ def phantom(
             chunk = numbers[start : start + CHUNK]
             # The last chunk is padded, so that one shape is compiled.
             padded = np.resize(chunk, CHUNK)
-            drawn = chest.patients(jax.random.key(seed), padded, **options)
+            key = jax.random.key(seed)
+            drawn = chest.patients(key, padded, films=films, side=side, **options)
             drawn = jax.device_get(drawn)
             for p, f in np.ndindex(len(chunk), films):
                 film = {name: values[p, f] for name, values in drawn.items()}

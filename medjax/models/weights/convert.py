@@ -1,6 +1,5 @@
 """Converts the weights of other frameworks to our networks' variables."""
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,6 +10,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from medjax.errors import InputError
+from medjax.files import digest
 from medjax.models.weights.rules import TABLES, Leaf, Table, kind
 
 STEM = "params/stem/conv/kernel"
@@ -18,31 +18,20 @@ HEAD = ("params/classifier/kernel", "params/classifier/bias")
 
 
 class Converted(NamedTuple):
-    """Our variables, and what their reader has to know.
+    """Our variables, and what their reader has to know."""
 
-    Attributes:
-      variables: {'params', 'batch_stats'} of float32 arrays.
-      model, framework: names of the architecture, and of what wrote the weights.
-      options: those that the maker of the architecture needs.
-      standardise: {'mean', 'std'} of images in [0, 1], each a number or a list of one
-        number a colour; None where the source had other than 3 channels.
-      channels: of the source's images, and of ours.
-      classes: of the source, 0 if it has no classifier.
-      head: 'source', or 'zeros', which give every finding a probability of 0.5.
-      rules: number of leaves that each rule placed.
-      dropped: the source's names that were left out on purpose.
-    """
-
-    variables: dict
+    variables: dict  # {'params', 'batch_stats'} of float32 arrays.
     model: str
-    framework: str
-    options: dict
+    framework: str  # What wrote the weights.
+    options: dict  # Those that the maker of the architecture needs.
+    # {'mean', 'std'} of images in [0, 1], each a number or a list of one number a colour;
+    # None where the source had other than 3 channels.
     standardise: dict | None
-    channels: tuple[int, int]
-    classes: int
-    head: str
-    rules: dict[str, int]
-    dropped: tuple[str, ...]
+    channels: tuple[int, int]  # Of the source's images, and of ours.
+    classes: int  # Of the source, 0 if it has no classifier.
+    head: str  # 'source', or 'zeros', which give every finding a probability of 0.5.
+    rules: dict[str, int]  # Number of leaves that each rule placed.
+    dropped: tuple[str, ...]  # The source's names that were left out on purpose.
 
 
 class Placed(NamedTuple):
@@ -111,10 +100,6 @@ def convert(
       target: {'params', 'batch_stats'} with shapes, as `jax.eval_shape` of the model's
         `init` gives them; the model made with the options of `recognise`.
       head: whether to keep the source's classifier, if it has the target's shape.
-
-    Raises:
-      InputError: a name without a place or with two, a leaf that nothing fills, a
-        wrong shape, NaN or infinity.
     """
     table = recognise(source, model=model)
     wanted = {path: leaf.shape for path, leaf in flatten_dict(target, sep="/").items()}
@@ -157,9 +142,7 @@ def convert(
 
 def card(converted: Converted, path: Path) -> dict:
     """The facts about converted weights and their file, for JSON."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    facts = {"file": path.name, "sha256": digest, **converted._asdict()}
+    facts = {"file": path.name, "sha256": digest(path), **converted._asdict()}
     del facts["variables"]
     lists = {"channels": list(converted.channels), "dropped": list(converted.dropped)}
     return facts | lists

@@ -27,24 +27,16 @@ Variables = Mapping[str, Leaf | None]  # None is left out on purpose.
 
 
 class Table(NamedTuple):
-    """How a framework names a family of networks.
-
-    Attributes:
-      framework: its name.
-      family: the models' names up to the number.
-      rules: each name of the source meets exactly one.
-      variables: of each kind of module.
-      options: of our model's maker, where this framework's layers are not torchvision's.
-      bgr: the first convolution takes blue, green, red.
-      mean, std: of red, green, blue: they standardise images in [0, 1].
-    """
+    """How a framework names a family of networks."""
 
     framework: str
-    family: str
-    rules: Rules
-    variables: Mapping[str, Variables]
+    family: str  # The models' names up to the number.
+    rules: Rules  # Each name of the source meets exactly one.
+    variables: Mapping[str, Variables]  # Of each kind of module.
+    # Of our model's maker, where this framework's layers are not torchvision's.
     options: Mapping = {}
-    bgr: bool = False
+    bgr: bool = False  # The first convolution takes blue, green, red.
+    # Of red, green, blue: they standardise images in [0, 1].
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
