@@ -143,10 +143,11 @@ _DATA = {
         "contrast": 1.0,  # visibility of the findings
         "prevalence": (0.06, 0.12, 0.20, 0.01, 0.08, 0.05),  # share of the films
     },
-    "nih": {"folder": "nih", "side": 224},
+    "nih": {"folder": "nih", "side": 224, "bits": 8},
     "chexpert": {
         "folder": "CheXpert",
         "side": 224,
+        "bits": 8,
         "uncertain": "ignore",  # labels of -1; or "zeros", "ones", "soft" (0.7)
         "blank": "zeros",  # findings that aren't mentioned; or "ignore"
         "views": ("PA", "AP"),  # films to keep; also "LATERAL", ""
@@ -154,6 +155,7 @@ _DATA = {
     "table": {
         "folder": "my_data",
         "side": 128,
+        "bits": 8,  # of a pixel; 16 keep the levels of 12-bit DICOM and 16-bit PNG
         "table": "labels.csv",  # a row for each image; then names of its columns
         "image": "image",
         "patient": "patient",
@@ -172,6 +174,7 @@ _DATA = {
         "name": "colorectal_histology",
         "data_dir": "~/tensorflow_datasets",
         "side": 64,
+        "bits": 8,
         "image": "image",  # names of features, from here on
         "label": "label",
         "labels": (),  # several features of 0 and 1, instead of `label`

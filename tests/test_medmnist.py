@@ -60,7 +60,7 @@ def test_every_kind_of_image_comes_back_through_the_records(
     path = prepared.prepare(
         source, records=tmp_path / "records", name="x", max_quarantined=0.0
     )
-    assert prepared.shape_of(path) == shape
+    assert prepared.pixels_of(path) == (shape, 8)
     stored = list(tfds.builder_from_directory(path).as_data_source("films"))
     for record, image in zip(stored, images_of(found), strict=True):
         np.testing.assert_array_equal(record["pixels"], image.reshape(shape))

@@ -112,6 +112,7 @@ def test_every_file_is_looked_at_as_it_is_stored(tmp_path):
         sorted(tmp_path.glob("*.png")),
         lambda image: image.mean(axis=(2, 3)) / 255,
         shape=(8, 8, 1),
+        bits=8,
         batch=2,
         devices=1,
         look=lambda path, pixels, image: seen.update({path.name: (pixels, image)}),

@@ -56,7 +56,7 @@ def test_files_keep_their_order_and_bad_ones_their_reason(
         calls.append(image)
         return image.mean(axis=(2, 3))
 
-    options = {"shape": shape, "batch": batch, "devices": devices}
+    options = {"shape": shape, "bits": 8, "batch": batch, "devices": devices}
     found = list(predict.predict_files(paths, brightness, **options))
     assert [path for path, _ in found] == paths
     for path, value in found:
@@ -70,5 +70,5 @@ def test_files_keep_their_order_and_bad_ones_their_reason(
 
 
 def test_no_file_gives_no_row():
-    options = {"shape": (8, 8, 1), "batch": 2, "devices": 1}
+    options = {"shape": (8, 8, 1), "bits": 8, "batch": 2, "devices": 1}
     assert list(predict.predict_files([], None, **options)) == []

@@ -65,7 +65,7 @@ def test_a_folder_becomes_records_equal_to_what_was_written(tmp_path):
         max_quarantined=0.25,
     )
     table = prepared.read_table(path)
-    assert prepared.shape_of(path) == (SIDE, SIDE, 1)
+    assert prepared.pixels_of(path) == ((SIDE, SIDE, 1), 8)
     assert list(table["image"]) == ["a/one.png", "two.jpg", "three.png"]
     assert list(table["patient"]) == [7, 12, 7]
     assert list(table["view"]) == ["PA", "", "LATERAL"]
@@ -268,7 +268,9 @@ def test_images_of_few_levels_are_counted(tmp_path, caplog):
         tmp_path / "a/one.png"
     )
     items(source(tmp_path))
-    assert "1 images keep fewer than 32 of 256 levels of grey, a/one.png" in caplog.text
+    assert (
+        "1 images keep fewer than 32 levels of grey in 8 bits, a/one.png" in caplog.text
+    )
 
 
 def test_an_empty_table_leaves_nothing_to_prepare(tmp_path):

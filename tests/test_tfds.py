@@ -132,7 +132,7 @@ def test_a_data_set_becomes_records_equal_to_what_was_written(data_dir, tmp_path
     source = read(data_dir, follow_up="number", channels=3, **settings)
     assert source.tasks == ("edema", "mass")
     path = prepared.prepare(source, records=tmp_path, name="x", max_quarantined=0.0)
-    assert prepared.shape_of(path) == (SIDE, SIDE, 3)
+    assert prepared.pixels_of(path) == ((SIDE, SIDE, 3), 8)
     found = prepared.read_table(path).sort_values("follow_up")
     stored = tensorflow_datasets.builder_from_directory(path).as_data_source("films")
     for n, id in enumerate(found["id"]):

@@ -17,7 +17,7 @@ import pandas as pd
 
 CATEGORIES = ("view", "sex")
 OLDEST = 100  # Years; the last bin of ages is open.
-LEVELS = 256  # Grey levels of a stored image.
+LEVELS = 256  # Grey levels that are counted.
 PERCENTS = (1, 5, 25, 50, 75, 95, 99)
 FIRST, LAST, BINS = -5.0, 5.0, 50  # Of the histogram of prepared intensities.
 SPREAD = 40  # Bins of a histogram over images, at most.
@@ -178,8 +178,8 @@ def statistics(
     """Reads every image once, and summarises its pixels before and after preparation.
 
     Args:
-      batches: (id [B], image [B, H, W, C] or [B, D, H, W, C] uint8); a row with a
-        negative id is padding.
+      batches: (id [B], image [B, H, W, C] or [B, D, H, W, C] uint8 or uint16); a row
+        with a negative id is padding.
       prepare: [B, ...] float32 in [0, 1] -> the same shape, as training sees it
         before augmentation.
 
@@ -194,9 +194,11 @@ def statistics(
     rows: list[tuple[int, float, float]] = []
     moments, counts = [], []
     for ids, image in batches:
-        prepared = np.asarray(prepare(image.astype(np.float32) / 255))
+        image = image.astype(np.float32) / np.iinfo(image.dtype).max
+        prepared = np.asarray(prepare(image))
+        grey = np.rint(image * (LEVELS - 1)).astype(np.uint8)
         # One image at a time stays in the cache: twice as fast.
-        for id, pixels, ready in zip(ids.tolist(), image, prepared, strict=True):
+        for id, pixels, ready in zip(ids.tolist(), grey, prepared, strict=True):
             if id < 0:
                 continue
             channels = pixels.reshape(-1, pixels.shape[-1]).T

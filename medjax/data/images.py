@@ -30,7 +30,7 @@ PICTURE = re.compile(
     rb"|\0\0\0\x0cjP  |\xffO\xffQ|....ftyp(avif|heic|mif1)",
     re.DOTALL,
 )
-DIM = 32  # Of 256 levels of grey, a film that has fewer is warned of.
+DIM = 32  # Levels of grey; a film that keeps fewer is warned of.
 
 
 def read(path: str | os.PathLike, channels: int | None = None) -> Film:
@@ -55,13 +55,13 @@ def read(path: str | os.PathLike, channels: int | None = None) -> Film:
         raise InputError(f"{why}; give an existing file that you may read") from error
 
 
-def fit(pixels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The image [S, S, C] uint8, C = 1 or 3: `with_channels`, then `resize`."""
-    return resize(with_channels(pixels, shape[-1]), shape[0]).reshape(shape)
+def fit(pixels: np.ndarray, shape: tuple[int, ...], bits: int = 8) -> np.ndarray:
+    """The image [S, S, C], C = 1 or 3: `with_channels`, then `resize`."""
+    return resize(with_channels(pixels, shape[-1]), shape[0], bits).reshape(shape)
 
 
-def resize(pixels: np.ndarray, side: int) -> np.ndarray:
-    """Squeezes [H, W] or [H, W, 3] in [0, 1] into a square of S x S uint8.
+def resize(pixels: np.ndarray, side: int, bits: int = 8) -> np.ndarray:
+    """Squeezes [H, W] or [H, W, 3] in [0, 1] into a square of S x S uint8 or uint16.
 
     As CheXNet does, it doesn't keep the aspect ratio. An axis that shrinks is averaged
     over area, so fine patterns don't alias; one that grows is interpolated linearly.
@@ -71,12 +71,17 @@ def resize(pixels: np.ndarray, side: int) -> np.ndarray:
     small = (min(width, side), min(height, side))
     square = cv2.resize(pixels, small, interpolation=cv2.INTER_AREA)
     square = cv2.resize(square, (side, side), interpolation=cv2.INTER_LINEAR)
-    return np.rint(np.clip(square, 0, 1) * 255).astype(np.uint8)
+    return np.rint(np.clip(square, 0, 1) * (2**bits - 1)).astype(f"uint{bits}")
 
 
-def is_dim(pixels: np.ndarray) -> bool:
-    """Whether 8 bits keep few levels of an image in [0, 1]: of 12 bits in 16, say."""
-    return np.ptp(pixels) * 255 < DIM
+def eight_bits(image: np.ndarray) -> np.ndarray:
+    """The pixels of a record as uint8, to be drawn, described and compared."""
+    return image if image.dtype == np.uint8 else np.rint(image / 257).astype(np.uint8)
+
+
+def is_dim(pixels: np.ndarray, bits: int = 8) -> bool:
+    """Whether so many bits keep few levels of an image in [0, 1]: 8, of 12 in 16, say."""
+    return np.ptp(pixels) * (2**bits - 1) < DIM
 
 
 def image_paths(path: str | os.PathLike) -> tuple[list[Path], list[Path]]:

@@ -4,8 +4,8 @@ The order follows from (seed, index) alone and the only state is a counter, so a
 replays exactly with any number of reading threads. A batch (host: numpy, device: jax)
 holds, with D devices of B rows each:
 
-    image      [D, B, H, W, C]  uint8, or [D, B, D', H, W, C] of volumes; on the device
-                                the step makes it float32 in [0, 1]
+    image      [D, B, H, W, C]  uint8 or uint16, or [D, B, D', H, W, C] of volumes; on
+                                the device the step makes it float32 in [0, 1]
     label      [D, B, T]        float32, 0 where unknown
     weight     [D, B, T]        float32, >= 0; 0 = unknown label or padding row
     id, patient, epoch, occurrence  [D, B] int32; id is -1 in a padding row, patient the
@@ -32,6 +32,7 @@ import pandas as pd
 import tensorflow_datasets as tfds
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from medjax.data.images import eight_bits
 from medjax.data.prepared import SPLIT, patient_codes
 
 Batch = dict[str, np.ndarray]
@@ -78,6 +79,10 @@ class Images:
             "patient": self._patients[self.ids[index]],
             "occurrence": self._occurrence[index],
         }
+
+    def picture(self, index: int) -> np.ndarray:
+        """The image [H, W, C] or [D, H, W, C] as uint8, to be drawn or compared."""
+        return eight_bits(self[index]["image"])
 
 
 def occurrences(ids: np.ndarray) -> np.ndarray:

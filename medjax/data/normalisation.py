@@ -23,9 +23,9 @@ LEVELS = 256
 
 
 def unit_range(image: Array) -> Array:
-    """Scales uint8 to float32 in [0, 1]; floats are returned unchanged."""
-    if image.dtype == jnp.uint8:
-        return image.astype(jnp.float32) / 255
+    """Scales uint8 and uint16 to float32 in [0, 1]; floats are returned unchanged."""
+    if jnp.issubdtype(image.dtype, jnp.unsignedinteger):
+        return image.astype(jnp.float32) / jnp.iinfo(image.dtype).max
     return image
 
 

@@ -10,7 +10,7 @@ Scans add the files that volumes.py lists. Images add ArrayRecord files, hashes.
 find near-duplicates) and boxes.csv (the known places of findings). The table is all
 that splitting, weighting and evaluation read. That of images has the columns KINDS, and
 one a finding or class: 1 present, 0 absent, between them a soft label, NaN unknown. A
-record holds the same and `pixels`, [H, W, C] or [D, H, W, C] uint8.
+record holds the same and `pixels`, [H, W, C] or [D, H, W, C] uint8 or uint16.
 """
 
 import collections
@@ -30,6 +30,7 @@ import pandas as pd
 import tensorflow_datasets as tfds
 
 from medjax.cohort import duplicates, identity
+from medjax.data import images
 from medjax.errors import InputError
 from medjax.files import (
     digest,
@@ -69,7 +70,7 @@ class Item(NamedTuple):
     """One image or scan on its way into the store, or the reason why it is left out."""
 
     row: dict[str, Any]  # The table's columns but the id; or 'image', if left out.
-    # An image is uint8 of the source's shape, a scan scan.Scan; None leaves it out.
+    # Pixels of the source's shape and bits, or scan.Scan; None leaves the item out.
     content: Any
     boxes: Sequence[tuple] = ()  # (finding, x0, y0, x1, y1), in pixels of the image.
     reason: str = ""  # Why the item is left out.
@@ -83,6 +84,7 @@ class Source(NamedTuple):
     total: int  # How many items, those that will be left out included.
     # Makes the items one after the other: not all images fit into memory.
     items: Callable[[], Iterable[Item]]
+    bits: int = 8  # Of a pixel; or 16.
 
 
 def write(
@@ -270,9 +272,10 @@ def tasks_of(table: pd.DataFrame) -> tuple[str, ...]:
     return tuple(name for name in table.columns if name not in COLUMNS)
 
 
-def shape_of(folder: Path) -> tuple[int, ...]:
-    """The shape of prepared images, (H, W, C) or (D, H, W, C)."""
-    return tfds.builder_from_directory(folder).info.features["pixels"].shape
+def pixels_of(folder: Path) -> tuple[tuple[int, ...], int]:
+    """The shape of prepared images, (H, W, C) or (D, H, W, C), and a pixel's bits."""
+    pixels = tfds.builder_from_directory(folder).info.features["pixels"]
+    return pixels.shape, 8 * np.dtype(pixels.np_dtype).itemsize
 
 
 def read_hashes(folder: Path) -> np.ndarray:
@@ -285,7 +288,8 @@ def _records(folder: Path, source: Source, name: str) -> Iterator[Callable]:
     """The writer of images, hashes and boxes, see `write`."""
     # TFDS' default encoding widens every pixel to 64 bits on the way: 100 times slower
     # to write, 10 times to read.
-    pixels = tfds.features.Tensor(shape=source.shape, dtype=np.uint8, encoding="bytes")
+    kind = np.dtype(f"uint{source.bits}")
+    pixels = tfds.features.Tensor(shape=source.shape, dtype=kind, encoding="bytes")
     label = tfds.features.Tensor(shape=(len(source.tasks),), dtype=np.float32)
     features = {k: tfds.features.Text() if v is str else v for k, v in KINDS.items()}
     features |= {"pixels": pixels, "label": label}
@@ -334,7 +338,8 @@ def _with_hashes(item: Item) -> Item:
     """The content becomes (pixels, hashes [4, 32] uint8)."""
     if item.content is None:
         return item
-    return item._replace(content=(item.content, duplicates.hashes(item.content)))
+    hashes = duplicates.hashes(images.eight_bits(item.content))
+    return item._replace(content=(item.content, hashes))
 
 
 def in_parallel(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:

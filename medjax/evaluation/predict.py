@@ -87,16 +87,17 @@ def predict_files(
     eval_step: Callable,
     *,
     shape: tuple[int, ...],
+    bits: int,
     batch: int,
     devices: int,
     look: Callable[[Path, np.ndarray, np.ndarray], None] | None = None,
 ) -> Iterator[tuple[Path, np.ndarray | str]]:
     """Yields every file, in order, with its probabilities [T], or why it can't be read.
 
-    shape: (S, S, C) of the images that the model was trained on.
+    shape, bits: (S, S, C) of the images that the model was trained on, and of a pixel.
     batch: rows a device.
     look: called, by several threads, with a file's path, its pixels [H, W] or [H, W, 3]
-      in [0, 1], and the image that the model reads, [S, S, C] uint8.
+      in [0, 1], and the image that the model reads, [S, S, C] uint8 or uint16.
     """
 
     def load(path: Path) -> tuple[Path, np.ndarray | str]:
@@ -104,7 +105,7 @@ def predict_files(
             film = images.read(path)
         except InputError as error:
             return path, str(error)
-        image = images.fit(film.pixels, shape)
+        image = images.fit(film.pixels, shape, bits)
         if look is not None:
             look(path, film.pixels, image)
         return path, image

@@ -91,10 +91,11 @@ def target(config: Config, source: films.Data) -> Target | None:
         data = films.data(other)
     except InputError as error:
         raise InputError(f"adapt.data: {error}") from None
-    if data.output.shape != source.output.shape:
+    ours, theirs = ((o.shape, o.bits) for o in (source.output, data.output))
+    if theirs != ours:
         raise InputError(
-            f"adapt.data: its images are {data.output.shape}, the source's "
-            f"{source.output.shape}: set adapt.data.side to the source's"
+            "adapt.data: its images are {} of {} bits, the source's {} of {}: set "
+            "adapt.data.side and .bits to the source's".format(*theirs, *ours)
         )
     if data.path == source.path:
         raise InputError("adapt.data: the same images as data: give another set")

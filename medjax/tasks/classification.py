@@ -296,7 +296,9 @@ def record(folder: Path, data: films.Data, ids: np.ndarray) -> None:
         ids = np.sort(np.random.default_rng(0).choice(ids, FILMS, replace=False))
     batches = loader.evaluation_batches(data.films(ids), batch=256, devices=1)
     images = (
-        image for batch in batches for image in batch["image"][0][batch["id"][0] >= 0]
+        reading.eight_bits(image)
+        for batch in batches
+        for image in batch["image"][0][batch["id"][0] >= 0]
     )
     table = data.table.set_index("id").loc[ids]
     reference = novelty.reference(images, table["width"] / table["height"])
@@ -335,9 +337,10 @@ def predict_(
     warnings: dict[Path, str] = {}
 
     def look(path: Path, pixels: np.ndarray, image: np.ndarray) -> None:
-        warnings[path] = novelty.warning(pixels, image, reference)
+        warnings[path] = novelty.warning(pixels, reading.eight_bits(image), reference)
 
-    options = {"shape": run.output.shape, "look": look, **films.shape(run.config)}
+    options = {"shape": run.output.shape, "bits": run.output.bits, "look": look}
+    options |= films.shape(run.config)
     states = step.members(run.state)
 
     def members(image: np.ndarray) -> np.ndarray:  # -> [D, B, M, T]

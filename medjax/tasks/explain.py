@@ -80,7 +80,7 @@ def draw(run: Finished, explain: Callable, predicted: pd.DataFrame, out: Path) -
     """
     tasks, points = run.output.names, run.thresholds
     paths, options = list(predicted["image"]), films.shape(run.config)
-    options["shape"] = run.output.shape
+    options |= {"shape": run.output.shape, "bits": run.output.bits}
     probability = predicted[list(tasks)].to_numpy(float)
     out.mkdir(parents=True, exist_ok=True)
     rows, names = [], collections.Counter()
@@ -140,7 +140,7 @@ def gallery(
         marks = _corners(boxes, id, task)
         at = np.searchsorted(ids, id)
         picture, (width, height) = images.picture(
-            source[at]["image"], heatmap[at, task], marks
+            source.picture(at), heatmap[at, task], marks
         )
         kinds = shown.setdefault(run.output.names[task], {k: [] for k in results.KINDS})
         kinds[kind].append(

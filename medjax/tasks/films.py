@@ -34,6 +34,7 @@ class Output(NamedTuple):
     names: tuple[str, ...]  # T findings or classes.
     exclusive: bool  # Whether an image has exactly one of them.
     shape: tuple[int, ...]  # Of the image, (H, W, C) or (D, H, W, C).
+    bits: int = 8  # Of a pixel, or 16.
 
     @property
     def stratified(self) -> tuple[str, ...]:
@@ -75,7 +76,7 @@ class Data(NamedTuple):
         if not path.exists():
             films = self.films(self.table["id"].to_numpy())
             pairs = duplicates.candidates(prepared.read_hashes(self.path))
-            pairs = duplicates.confirm(pairs, lambda id: films[id]["image"])
+            pairs = duplicates.confirm(pairs, films.picture)
             write_table(path, pairs)
         return pd.read_csv(path, keep_default_na=False)
 
@@ -89,7 +90,7 @@ class Data(NamedTuple):
         pairs = duplicates.candidates(np.concatenate(hashes))
         pairs = duplicates.confirm(
             duplicates.across(pairs, count),
-            lambda n: (here[n] if n < count else there[n - count])["image"],
+            lambda n: here.picture(n) if n < count else there.picture(n - count),
         )
         return pairs.assign(id=ids[pairs["id"]], other=others[pairs["other"] - count])
 
@@ -145,7 +146,7 @@ def data(config: Config) -> Data:
     exclusive = is_exclusive(config)
     if exclusive:
         check_classes(table, names)
-    return Data(path, table, Output(names, exclusive, prepared.shape_of(path)))
+    return Data(path, table, Output(names, exclusive, *prepared.pixels_of(path)))
 
 
 def record_options(config: Config) -> dict[str, Any]:

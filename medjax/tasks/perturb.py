@@ -14,6 +14,7 @@ from scipy.special import expit
 
 from medjax.augment import policy
 from medjax.config import Config, as_json
+from medjax.data.normalisation import unit_range
 from medjax.errors import InputError
 from medjax.evaluation import predict as inference
 from medjax.evaluation import robustness
@@ -114,10 +115,11 @@ def _changed(batch: dict, change: Callable) -> dict:
 
 
 def _corrupt(name: str, severity: int, key: jax.Array, image, id) -> np.ndarray:
-    """The images corrupted, as 8 bits: as records are."""
-    image = image.astype(np.float32) / 255
-    corrupted = robustness.corrupt(name, key, image, id, severity=severity)
-    return np.rint(np.asarray(corrupted) * 255).astype(np.uint8)
+    """The images corrupted, in as many bits as the records have."""
+    unit = unit_range(image)
+    corrupted = robustness.corrupt(name, key, unit, id, severity=severity)
+    white = np.iinfo(image.dtype).max
+    return np.rint(np.asarray(corrupted) * white).astype(image.dtype)
 
 
 @functools.partial(jax.jit, static_argnames="op")
@@ -140,7 +142,7 @@ def audit(run: Finished, data: films.Data, manifest: pd.DataFrame) -> Path:
     plain = run.fixed.apply(plain)
     # The example shows as many findings as any image does.
     example = images[int(np.argmax((plain.label * plain.weight).sum(axis=1)))]
-    strips: dict = {op: [example["image"] / 255] for op in config.augment.ops}
+    strips: dict = {op: [unit_range(example["image"])] for op in config.augment.ops}
     rows: dict[str, list] = {op: [] for op in config.augment.ops}
     options = {"tasks": names, "threshold": run.thresholds, **parts.bootstrap(config)}
     for strength in robustness.STRENGTHS:

@@ -48,7 +48,7 @@ def survey(config: Config, data: films.Data, folder: Path) -> Path:
         "floor: logistic regression on 32 x 32 pixels has a mean AUROC of "
         f"{mean['estimate']:.3f} ({mean['low']:.3f} to {mean['high']:.3f})"
     )
-    images = {id: everyone[id]["image"] for id in exploring.wanted(facts)}
+    images = {id: everyone.picture(id) for id in exploring.wanted(facts)}
     folder.mkdir(parents=True, exist_ok=True)
     return exploring.write(facts, images, folder)
 
@@ -87,7 +87,7 @@ def floor(config: Config, data: films.Data, manifest: pd.DataFrame) -> dict:
     ids = np.sort(rng.permutation(rows)[:FLOOR_IMAGES])
     images = data.films(ids)
     pixels = np.stack(
-        [resize(middle(images[i]["image"]), 32, 32).ravel() for i in range(len(ids))]
+        [resize(middle(images.picture(i)), 32, 32).ravel() for i in range(len(ids))]
     ).astype(np.float32)
     label, names = data.label(ids), data.output.names
     patient, people = pd.factorize(data.table["patient"].iloc[ids])

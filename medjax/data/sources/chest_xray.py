@@ -112,7 +112,7 @@ def _phantom_item(drawn: dict[str, np.ndarray], film: int, side: int) -> Item:
     return Item(row, drawn["pixels"], boxes)
 
 
-def nih(*, folder: Path, side: int) -> Source:
+def nih(*, folder: Path, side: int, bits: int = 8) -> Source:
     """A folder in the layout of NIH ChestX-ray14.
 
     `images/**.png`, one `Data_Entry_2017*.csv` and, where present, `BBox_List_2017.csv`
@@ -156,6 +156,7 @@ def nih(*, folder: Path, side: int) -> Source:
         tasks=NIH_TASKS,
         shape=(side, side, 1),
         where=path,
+        bits=bits,
         boxes=_nih_boxes(folder, side),
         left_out=left_out,
     )
@@ -259,6 +260,7 @@ def chexpert(
     uncertain: str = "ignore",
     blank: str = "zeros",
     views: Sequence[str] = ("PA", "AP"),
+    bits: int = 8,
 ) -> Source:
     """A folder in the layout of CheXpert: `train.csv`, `valid.csv`, `Path` below it.
 
@@ -271,6 +273,7 @@ def chexpert(
       blank: meaning of a finding that the report doesn't mention: 'zeros', as in the
         data set's paper, or 'ignore'.
       views: which films are kept; '' is a frontal film of unknown view.
+      bits: as in `tables.table`.
     """
     _check_choice("uncertain", uncertain, UNCERTAIN)
     _check_choice("blank", blank, ("zeros", "ignore"))
@@ -316,6 +319,7 @@ def chexpert(
         tasks=CHEXPERT_TASKS,
         shape=(side, side, 1),
         where=folder,
+        bits=bits,
     )
 
 

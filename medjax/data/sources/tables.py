@@ -121,6 +121,7 @@ def source(
     tasks: tuple[str, ...],
     shape: tuple[int, ...],
     where: Path,
+    bits: int,
     boxes: Mapping[str, Sequence[tuple]] = {},
     left_out: Sequence[tuple[str, str]] = (),
 ) -> Source:
@@ -131,10 +132,12 @@ def source(
         FROM_FILE are taken from the image where they are NaN.
       read: reads the image of a name; one that raises an InputError is left out.
       tasks: names of the findings or classes.
-      shape: (S, S, C) of the images, C = 1 or 3.
+      shape, bits: of the records, (S, S, C) with C = 1 or 3, and 8 or 16.
       boxes: image -> (finding, x0, y0, x1, y1), in pixels of the S x S image.
       left_out: (file, reason) of files for quarantine that are in no row.
     """
+    if bits not in (8, 16):
+        raise InputError(f"data.bits={bits}: use 8 or 16")
     prepared.check_tasks(tasks)
     if (image := prepared.first_duplicate(table["image"])) is not None:
         raise InputError(f"{where}: the table lists {image} twice: keep one row")
@@ -145,14 +148,14 @@ def source(
             film = read(row["image"])
         except InputError as error:
             return Item(row, None, reason=str(error))
-        if images.is_dim(film.pixels):
+        if images.is_dim(film.pixels, bits):
             dim.append(row["image"])
         height, width = film.pixels.shape[:2]
         file = dict(zip(FROM_FILE, (width, height, *film.spacing), strict=True))
         # The table's values count first: the files may be resized copies.
         file = {k: v if math.isnan(row[k]) else row[k] for k, v in file.items()}
         file |= {k: int(file[k]) for k in ("width", "height")}
-        image = images.fit(film.pixels, shape)
+        image = images.fit(film.pixels, shape, bits)
         return Item({**row, **file}, image, boxes.get(row["image"], ()))
 
     def items() -> Iterator[Item]:
@@ -161,15 +164,15 @@ def source(
         yield from prepared.in_parallel(load, rows)
         if dim:
             log.warning(
-                "%s: %d images keep fewer than %d of 256 levels of grey, %s for one: "
-                "stretch them to their range (of 12 bits in 16, say) before",
-                *(where, len(dim), images.DIM, min(dim)),
+                "%s: %d images keep fewer than %d levels of grey in %d bits, %s for one: "
+                "set data.bits=16, or stretch them to their range before",
+                *(where, len(dim), images.DIM, bits, min(dim)),
             )
         for file, reason in left_out:
             yield Item({"image": file}, None, reason=reason)
 
     total = len(table) and len(table) + len(left_out)
-    return Source(tuple(tasks), tuple(shape), total, items)
+    return Source(tuple(tasks), tuple(shape), total, items, bits)
 
 
 def metadata(text: pd.DataFrame, where: object) -> pd.DataFrame:
@@ -259,6 +262,7 @@ def table(
     follow_up: str = "",
     official: str = "",
     channels: int = 1,
+    bits: int = 8,
 ) -> Source:
     """A folder of images and a CSV file with one row an image.
 
@@ -276,6 +280,7 @@ def table(
       view, sex, age, follow_up, official: columns, see prepared.py; '' for none. The
         sex may be 'female' or 'male', too.
       channels: 1, grey, or 3, colour.
+      bits: of a pixel of the records, 8 or 16.
     """
     if bool(labels) == bool(classes):
         raise InputError(
@@ -312,6 +317,7 @@ def table(
         tasks=tuple(targets),
         shape=(side, side, channels),
         where=path,
+        bits=bits,
     )
 
 

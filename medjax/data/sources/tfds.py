@@ -36,6 +36,7 @@ def tfds(
     age: str = "",
     follow_up: str = "",
     channels: int = 1,
+    bits: int = 8,
 ) -> Source:
     """A prepared TFDS data set whose examples hold an image and labels.
 
@@ -56,7 +57,7 @@ def tfds(
       patient: whom an image shows, a number or text. '' counts each image as another
         patient: then the audit can't detect a patient in two splits.
       view, sex, age, follow_up: see prepared.py; text, a number, a ClassLabel, or ''.
-      channels: 1, grey, or 3, colour.
+      channels, bits: as in `tables.table`.
     """
     tables.check_channels(channels)
     folder = _folder(name, Path(data_dir).expanduser())
@@ -113,6 +114,7 @@ def tfds(
         tasks=tasks,
         shape=(side, side, channels),
         where=folder,
+        bits=bits,
     )
 
 
