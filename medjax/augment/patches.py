@@ -27,9 +27,8 @@ def augment(
 ) -> dict[str, Array]:
     """Draws patches of standardised volumes and applies the ops to them.
 
-    Args:
-      ops: as in policy.augment_batch. They see LOWEST to HIGHEST as [0, 1].
-      place: see `draw`; so are key and batch.
+    The ops, as in policy.augment_batch, see LOWEST to HIGHEST as [0, 1]; the other
+    arguments are those of `draw`.
 
     Returns:
       image [P, *S, C] float32, 0 outside the brain and in a missing sequence; label
@@ -145,14 +144,11 @@ def corner(
     patch: Array,
     foreground: float,
 ) -> Array:
-    """The first voxel of a patch of one volume, [3] int32.
+    """The first voxel of a `patch`, [3] its size, of one volume, [3] int32.
 
-    Args:
-      size: [3] of the volume; if it is smaller than the patch, the patch begins at 0.
-      points: [K, N, 3], voxels of each region.
-      present: [K] bool, which regions have any.
-      patch: [3], its size.
-      foreground: probability of a patch about one of the points.
+    `points` [K, N, 3] are voxels of each region, `present` [K] bool tells which regions
+    have any, and `foreground` is the probability of a patch about a point. A volume
+    that is smaller than the patch begins where the patch does.
     """
     about, region, point, beside, anywhere = jax.random.split(key, 5)
     room = jnp.maximum(size - patch, 0)

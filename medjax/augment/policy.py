@@ -19,9 +19,8 @@ Op = Callable[[Array, Any], Any]
 def sample_key(key: Array, epoch: Array, id: Array, occurrence: Array) -> Array:
     """The key of one image's random choices, from the run's key.
 
-    `id` is the record's index, and `occurrence` tells apart the copies of an
-    over-sampled image. The key depends on no batch position, worker, device or clock,
-    so a run replays bit for bit after any interruption.
+    `occurrence` tells apart the copies of an over-sampled image. No batch position,
+    worker, device or clock is in it, so a run replays bit for bit.
     """
     for part in (epoch, id, occurrence):
         key = jax.random.fold_in(key, part)

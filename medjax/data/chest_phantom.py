@@ -176,8 +176,7 @@ def patient(
 def patients(key: Array, patients: Array, **settings) -> dict[str, Array]:
     """`patient` for [P] numbers, compiled: every array gains a leading axis P.
 
-    One patient after the other: their films fit into a CPU's cache, and don't depend on
-    the other patients.
+    One patient after the other: their films fit into a CPU's cache.
     """
     return jax.lax.map(lambda number: patient(key, number, **settings), patients)
 

@@ -109,8 +109,7 @@ def random_affine(
     """Flips, rotates, zooms and shifts, in millimetres, so that nothing is sheared.
 
     Args:
-      flip: probability of a left-right mirror (of the last axis). It moves the heart
-        to the right, so use 0 where the side is the finding.
+      flip: probability of a left-right mirror (of the last axis).
       rotation: +- degrees; in 3-D one for all planes, or three, see affine_matrix.
       zoom: the zoom is between 1 - zoom and 1 + zoom, uniform on the log scale.
       translation: +- share of the sample's size on each axis.
@@ -163,9 +162,8 @@ def elastic(
     """Bends the sample smoothly and without folding it.
 
     u(x) = sum over the control points g of c_g times the product over the axes of
-    B(x / distance - (g - 1)), with B the cubic B-spline: u has two continuous
-    derivatives and no entry larger than the largest c. The control points are
-    `distance` pixels apart, from one before the image to at least one behind it.
+    B(x / distance - (g - 1)), with B the cubic B-spline. The control points reach from
+    one before the image to at least one behind it.
 
     Args:
       strength: the control points move by U(-strength, strength) on each axis, in mm

@@ -48,7 +48,8 @@ class Stem(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        x = patches(self.width, 4, x=x, dtype=self.dtype, name="conv")
+        patches = {"padding": 0, "use_bias": True, "dtype": self.dtype}
+        x = layers.conv(x, self.width, 4, 4, **patches, name="conv")
         return norm(dtype=self.dtype, name="norm")(x)
 
 
@@ -62,15 +63,16 @@ class Stage(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
+        conv = partial(layers.conv, features=self.width, use_bias=True)
         if not self.first:
             x = norm(dtype=self.dtype, name="down_norm")(x)
-            x = patches(self.width, 2, x=x, dtype=self.dtype, name="down_conv")
+            halving = {"size": 2, "stride": 2, "padding": 0, "dtype": self.dtype}
+            x = conv(x, **halving, name="down_conv")
         small = nn.initializers.truncated_normal(0.02)
         dense = partial(nn.Dense, dtype=self.dtype, kernel_init=small)
-        options = {"space": x.ndim - 2, "dtype": self.dtype, "use_bias": True}
-        depthwise = partial(layers.conv, groups=self.width, **options)
+        depthwise = partial(conv, size=7, groups=self.width, dtype=self.dtype)
         for j in range(1, self.depth + 1):
-            new = depthwise(self.width, 7, name=f"block{j}_conv")(x)
+            new = depthwise(x, name=f"block{j}_conv")
             new = norm(dtype=self.dtype, name=f"block{j}_norm")(new)
             new = dense(4 * self.width, name=f"block{j}_widen")(new)
             new = jax.nn.gelu(new, approximate=False)
@@ -85,12 +87,6 @@ class Stage(nn.Module):
 def norm(*, dtype: jnp.dtype, name: str) -> nn.LayerNorm:
     """Normalisation of each pixel over its channels."""
     return nn.LayerNorm(epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name)
-
-
-def patches(width: int, size: int, *, x: Array, dtype: jnp.dtype, name: str) -> Array:
-    """Patches that don't overlap, [B, H, W, C] -> [B, H/size, W/size, width]."""
-    options = {"space": x.ndim - 2, "padding": 0, "use_bias": True, "dtype": dtype}
-    return layers.conv(width, size, size, **options, name=name)(x)
 
 
 convnext_tiny = partial(convnext, blocks=(3, 3, 9, 3), widths=(96, 192, 384, 768))

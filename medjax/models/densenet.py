@@ -54,17 +54,16 @@ class Stage(nn.Module):
     bottleneck: int
     first: bool
     last: bool
-    conv: Callable[..., nn.Module]
+    conv: Callable[..., Array]
     norm: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        conv = partial(self.conv, space=x.ndim - 2)
         norm = partial(self.norm, train=train)
         if not self.first:
             # Both are linear, so pooling may come first: a quarter of the work.
             x = layers.avg_pool(norm(name="transition_norm")(x, relu=True), 2)
-            x = conv(x.shape[-1] // 2, 1, name="transition_conv")(x)
+            x = self.conv(x, x.shape[-1] // 2, 1, name="transition_conv")
         if not train:
             room = [(0, 0)] * (x.ndim - 1) + [(0, self.depth * self.growth)]
             wide = jnp.pad(x, room)
@@ -72,9 +71,9 @@ class Stage(nn.Module):
             new = norm(name=f"layer{j}_norm1")(x, relu=True)
             if self.bottleneck:
                 width = self.bottleneck * self.growth
-                new = conv(width, 1, name=f"layer{j}_conv1")(new)
+                new = self.conv(new, width, 1, name=f"layer{j}_conv1")
                 new = norm(name=f"layer{j}_norm2")(new, relu=True)
-            new = conv(self.growth, 3, name=f"layer{j}_conv2")(new)
+            new = self.conv(new, self.growth, 3, name=f"layer{j}_conv2")
             if train:
                 x = jnp.concatenate([x, new], axis=-1)  # [B, h, w, c + growth]
                 continue

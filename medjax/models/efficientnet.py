@@ -72,14 +72,13 @@ class Unit(nn.Module):
     features: int
     size: int
     stride: int
-    conv: Callable[..., nn.Module]
+    conv: Callable[..., Array]
     norm: Callable[..., nn.Module]
     activation: Callable[[Array], Array]
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        conv = partial(self.conv, space=x.ndim - 2, name="conv")
-        x = conv(self.features, self.size, self.stride)(x)
+        x = self.conv(x, self.features, self.size, self.stride, name="conv")
         return self.activation(self.norm(train=train, name="norm")(x))
 
 
@@ -96,34 +95,33 @@ class Stage(nn.Module):
     features: int
     depth: int
     squeeze: bool
-    conv: Callable[..., nn.Module]
+    conv: Callable[..., Array]
     norm: Callable[..., nn.Module]
     activation: Callable[[Array], Array]
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        conv = partial(self.conv, space=x.ndim - 2)
-        norm = partial(self.norm, train=train)
+        conv, norm = self.conv, partial(self.norm, train=train)
         axes = tuple(range(1, x.ndim - 1))
         for j in range(1, self.depth + 1):
             block, stride = f"block{j}", self.stride if j == 1 else 1
             width = self.expansion * x.shape[-1]
             new = x
             if self.expansion != 1:
-                new = conv(width, 1, name=f"{block}_expand_conv")(new)
+                new = conv(new, width, 1, name=f"{block}_expand_conv")
                 new = self.activation(norm(name=f"{block}_expand_norm")(new))
             depthwise = partial(conv, groups=width, name=f"{block}_depthwise_conv")
-            new = depthwise(width, self.size, stride)(new)
+            new = depthwise(new, width, self.size, stride)
             new = self.activation(norm(name=f"{block}_depthwise_norm")(new))
             if self.squeeze:
                 # A quarter of the block's input, not of its width, as the authors do.
                 squeezed = max(1, x.shape[-1] // 4)
-                narrow = conv(squeezed, 1, use_bias=True, name=f"{block}_squeeze")
-                widen = conv(width, 1, use_bias=True, name=f"{block}_excite")
+                one = partial(conv, size=1, use_bias=True)
                 weight = jnp.mean(new, axes, keepdims=True)  # [B, 1, 1, width]
-                weight = widen(self.activation(narrow(weight)))
+                weight = one(weight, squeezed, name=f"{block}_squeeze")
+                weight = one(self.activation(weight), width, name=f"{block}_excite")
                 new = jax.nn.sigmoid(weight) * new
-            new = conv(self.features, 1, name=f"{block}_project_conv")(new)
+            new = conv(new, self.features, 1, name=f"{block}_project_conv")
             new = norm(name=f"{block}_project_norm")(new)
             x = x + new if new.shape == x.shape else new
         return x

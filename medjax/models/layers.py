@@ -16,26 +16,26 @@ from medjax.models import cpu
 
 
 def conv(
+    x: Array,
     features: int,
     size: int | Sequence[int],
     stride: int | Sequence[int] = 1,
     *,
-    space: int,
     padding: int | str | Sequence[tuple[int, int]] | None = None,
     groups: int = 1,
     use_bias: bool = False,
     dtype: jnp.dtype,
     name: str,
-) -> nn.Module:
-    """A convolution [B, ..., I] -> [B, ..., features] of `space` axes, 2 or 3.
+) -> Array:
+    """A convolution of the calling module, [B, ..., I] -> [B, ..., features].
 
     `size` and `stride` are one number, or one for each axis. Without `padding`, the
     result has the size of the image at stride 1: (size - 1) // 2 on each side.
     """
-    size = (size,) * space if isinstance(size, int) else tuple(size)
+    size = (size,) * (x.ndim - 2) if isinstance(size, int) else tuple(size)
     if padding is None:
         padding = [((n - 1) // 2,) * 2 for n in size]
-    return nn.Conv(
+    convolution = nn.Conv(
         features,
         size,
         stride,
@@ -47,6 +47,7 @@ def conv(
         conv_general_dilated=cpu.convolution,
         name=name,
     )
+    return convolution(x)
 
 
 def avg_pool(x: Array, size: int) -> Array:
@@ -56,8 +57,8 @@ def avg_pool(x: Array, size: int) -> Array:
 
 def makers(
     *, dtype: jnp.dtype, axis_name: str | None, epsilon: float = 1e-5, **options: Any
-) -> dict[str, Callable[..., nn.Module]]:
-    """A network's makers of convolutions, with these options, and of batch norms."""
+) -> dict[str, Callable]:
+    """A network's convolution, with these options, and its maker of batch norms."""
     norm = partial(BatchNorm, epsilon=epsilon, dtype=dtype, axis_name=axis_name)
     return {"conv": partial(conv, dtype=dtype, **options), "norm": norm}
 
@@ -72,7 +73,7 @@ class Stem(nn.Module):
 
     features: int
     kind: str
-    conv: Callable[..., nn.Module]
+    conv: Callable[..., Array]
     norm: Callable[..., nn.Module]
 
     @nn.compact
@@ -80,7 +81,7 @@ class Stem(nn.Module):
         if self.kind not in ("imagenet", "half", "quarter"):
             raise ValueError(f"{self.kind!r}: use 'imagenet', 'half' or 'quarter'")
         size = 7 if self.kind == "imagenet" else 5
-        x = self.conv(self.features, size, 2, space=x.ndim - 2, name="conv")(x)
+        x = self.conv(x, self.features, size, 2, name="conv")
         x = self.norm(train=train, name="norm")(x, relu=True)
         if self.kind == "imagenet":
             return cpu.max_pool(x)

@@ -60,22 +60,22 @@ class Stage(nn.Module):
     stride: int
     bottleneck: bool
     stride_first: bool
-    conv: Callable[..., nn.Module]
+    conv: Callable[..., Array]
     norm: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        conv = partial(self.conv, space=x.ndim - 2)
+        conv = self.conv
         norm = partial(self.norm, train=train)
         for j in range(1, self.depth + 1):
             block, stride = f"block{j}", self.stride if j == 1 else 1
             plan = self._plan(stride)
             new = x
             for k, (features, size, step) in enumerate(plan, start=1):
-                new = conv(features, size, step, name=f"{block}_conv{k}")(new)
+                new = conv(new, features, size, step, name=f"{block}_conv{k}")
                 new = norm(name=f"{block}_norm{k}")(new, relu=k < len(plan))
             if stride != 1 or x.shape[-1] != new.shape[-1]:
-                x = conv(new.shape[-1], 1, stride, name=f"{block}_shortcut_conv")(x)
+                x = conv(x, new.shape[-1], 1, stride, name=f"{block}_shortcut_conv")
                 x = norm(name=f"{block}_shortcut_norm")(x)
             x = jax.nn.relu(x + new)
         return x

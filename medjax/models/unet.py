@@ -112,11 +112,11 @@ class Down(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        conv = partial(_convs(x, self.dtype), self.features, name="conv")
+        conv = partial(layers.conv, dtype=self.dtype, name="conv")
         if any(n > 1 for n in self.stride):
-            x = conv(self.stride, self.stride, padding=0)(x)
+            x = conv(x, self.features, self.stride, self.stride, padding=0)
         else:
-            x = conv(self.kernel)(x)
+            x = conv(x, self.features, self.kernel)
         x = Norm(self.groups, self.dtype, name="norm")(x, relu=True)
         return _blocks(self, x)
 
@@ -147,11 +147,6 @@ def _blocks(level: Down | Up, x: Array) -> Array:
     for j in range(1, level.blocks + 1):
         x = block(name=f"block{j}")(x)
     return x
-
-
-def _convs(x: Array, dtype: jnp.dtype) -> partial:
-    """The maker of convolutions of x."""
-    return partial(layers.conv, space=x.ndim - 2, dtype=dtype)
 
 
 def _logits(x: Array, tasks: int, stride: tuple[int, ...], name: str) -> Array:
@@ -190,13 +185,13 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        conv = partial(_convs(x, self.dtype), self.features)
-        new = conv(self.kernel, name="conv1")(x)
+        conv = partial(layers.conv, features=self.features, dtype=self.dtype)
+        new = conv(x, size=self.kernel, name="conv1")
         new = Norm(self.groups, self.dtype, name="norm1")(new, relu=True)
-        new = conv(self.kernel, name="conv2")(new)
+        new = conv(new, size=self.kernel, name="conv2")
         new = Norm(self.groups, self.dtype, name="norm2")(new)
         if x.shape[-1] != self.features:
-            x = conv(1, name="shortcut")(x)
+            x = conv(x, size=1, name="shortcut")
         return jax.nn.relu(x + new)
 
 
@@ -214,10 +209,10 @@ class Gate(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, g: Array) -> Array:
-        conv, inner = _convs(x, self.dtype), x.shape[-1]
-        both = conv(inner, 1, name="across")(x) + conv(inner, 1, name="coarse")(g)
+        conv, inner = partial(layers.conv, size=1, dtype=self.dtype), x.shape[-1]
+        both = conv(x, inner, name="across") + conv(g, inner, name="coarse")
         both = Norm(self.groups, self.dtype, name="norm")(both, relu=True)
-        return x * nn.sigmoid(conv(1, 1, use_bias=True, name="weight")(both))
+        return x * nn.sigmoid(conv(both, 1, use_bias=True, name="weight"))
 
 
 class Norm(nn.Module):

@@ -47,7 +47,6 @@ def tfds(
     Args:
       name: the data set's folder below data_dir: 'NAME' or 'NAME/CONFIG', with
         '/VERSION' where there are several; or any folder.
-      side: S, pixels.
       image: an Image feature of 8 or 16 bits, or a Tensor [H, W, 1 or 3] of uint8.
       label: a ClassLabel (an image has exactly one class), a Sequence of ClassLabel
         (it has several), numbers from 0 to 1 in a vector or alone; -1 in a
@@ -57,7 +56,7 @@ def tfds(
       patient: whom an image shows, a number or text. '' counts each image as another
         patient: then the audit can't detect a patient in two splits.
       view, sex, age, follow_up: see prepared.py; text, a number, a ClassLabel, or ''.
-      channels, bits: as in `tables.table`.
+      side, channels, bits: as in `tables.table`.
     """
     tables.check_channels(channels)
     folder = _folder(name, Path(data_dir).expanduser())
