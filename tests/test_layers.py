@@ -206,14 +206,12 @@ class Small(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        how = {"space": 2, "dtype": jnp.float32}
+        conv = functools.partial(layers.conv, dtype=jnp.float32)
         norm = layers.BatchNorm(
             train=False, dtype=jnp.float32, axis_name=None, name="norm"
         )
-        x = layers.conv(6, 5, 2, **how, name="first")(x)
-        x = cpu.max_pool(norm(x, relu=True))
-        x = layers.conv(8, 1, **how, name="wide")(x)
-        return layers.conv(2, 3, **how, name="few")(x)
+        x = cpu.max_pool(norm(conv(x, 6, 5, 2, name="first"), relu=True))
+        return conv(conv(x, 8, 1, name="wide"), 2, 3, name="few")
 
 
 def test_mapping_and_computing_again_change_nothing():

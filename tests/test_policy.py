@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medjax.augment import intensity, policy, random
+from medjax.augment import intensity, policy
 from medjax.data import normalisation
 from medjax.geometry import warp
 
@@ -166,22 +166,6 @@ def test_without_ops_it_only_prepares():
     got = compiled(batch([2]), [], prepare=lambda x: (x - 0.5) / 0.25)
     expected = (np.asarray(batch([2])["image"], np.float64) / 255 - 0.5) / 0.25
     np.testing.assert_allclose(got, expected, atol=1e-6)
-
-
-def test_a_fused_key_draws_jax_random_s_own_numbers():
-    @jax.jit
-    def draws(key):
-        return (
-            *[jax.random.normal(key, shape) for shape in ((), (4, 3, 5))],
-            *[jax.random.bits(key, (7,), kind) for kind in (jnp.uint8, jnp.uint16)],
-            jax.random.key_data(jax.random.fold_in(key, 2**31 + 5)),
-            jax.random.key_data(jax.random.split(key, (2, 3))),
-        )
-
-    for got, expected in zip(draws(random.fused(KEY)), draws(KEY), strict=True):
-        np.testing.assert_array_equal(got, expected)
-    other = jax.random.key(0, impl="rbg")
-    assert random.fused(other) is other
 
 
 # Last: from here on programs are optimised.

@@ -23,7 +23,7 @@ def example(image, label):
         table=table,
         output=SimpleNamespace(names=NAMES, exclusive=False),
         label=lambda ids: label[ids],
-        films=lambda ids: [{"image": image[id]} for id in ids],
+        films=lambda ids: SimpleNamespace(picture=lambda n: image[ids[n]]),
     )
     split = np.where(patient % 4 == 3, "test", "train")
     config = base.classification("table")

@@ -113,9 +113,12 @@ def together(label, tasks) -> dict[str, Any]:
 def confounders(table) -> dict[str, np.ndarray]:
     """Scores that may predict a finding without the image: {name: [N] float}.
 
-    They are 'view PA' and so on for every category (1 for its images, 0 for the others;
-    of two only the rarer, as the other one mirrors it), 'age' and 'image size' (pixels
-    of the original), without those that are equal for all images.
+    They are 'view PA' and so on for every category (of two only the rarer, as the other
+    one mirrors it), 'age' and 'image size' (pixels of the original), without those that
+    are equal for all images. Each is compared with each finding by its AUROC. A category
+    is 1 for its images and 0 for the others. It isn't encoded by the prevalence among
+    the other patients: every positive image would then rank below the negatives of its
+    category, and a useless category would have an AUROC near 0.
     """
     scores = {}
     for name in CATEGORIES:

@@ -33,8 +33,6 @@ def audit(
 ) -> None:
     """Refuses a manifest that leaks, or that doesn't belong to this table.
 
-    UNUSED is not a side. All refusals are InputErrors.
-
     Args:
       manifest: in any order.
       table: the images that it must cover exactly; None: not compared.
@@ -44,6 +42,11 @@ def audit(
       duplicates: None: not checked.
       on_duplicates: 'refuse' a pair on two sides, or 'warn' about it in the log.
       needed: the splits that must not be empty.
+
+    Raises:
+      InputError: a repeated or unknown id, a missing image, an
+        unknown split name, an empty split, a patient on two sides (UNUSED is not a
+        side), a picture on two sides, or another image or patient than the table's.
     """
     check_by(by)
     if on_duplicates not in ("refuse", "warn"):
@@ -230,7 +233,12 @@ def write(manifest, path) -> None:
 
 
 def read(path) -> pd.DataFrame:
-    """Reads a manifest that `write` wrote, or raises; `audit` checks its content."""
+    """Reads a manifest that `write` wrote; `audit` checks its content.
+
+    Raises:
+      InputError: no such file, not a CSV, a missing column, an id that isn't an
+        integer, or an image without a patient.
+    """
     try:
         text = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as e:  # pandas' parser raises ValueErrors.

@@ -87,8 +87,12 @@ def decode(file: BinaryIO) -> Film:
     else the first VOI window, or else the range that BitsStored allows; MONOCHROME1
     is inverted, and padding is black. Values that need more bits than the header says
     have them, and a LUT has as many as it uses. The spacing is PixelSpacing, or else
-    ImagerPixelSpacing. What can't be read is an InputError, to which the caller adds
-    the file's name.
+    ImagerPixelSpacing.
+
+    Raises:
+      InputError: the file is truncated, damaged, zero-sized, of more than 200
+        megapixels, of several frames, in colour, or in a compression that no
+        installed decoder reads. The caller adds the file's name.
     """
     try:
         file.seek(0)
@@ -310,8 +314,9 @@ def read(folder: str | os.PathLike) -> Volume:
     slices], as converters to NIfTI write it.
 
     Raises:
-      InputError: what is there isn't one series of parallel, evenly spaced slices, or
-        can't be decoded.
+      InputError: fewer than two slices, several series, frames or colours, slices that
+        differ in size, direction or spacing, two slices in one place, a slice that is
+        missing, a file that has a slice's suffix and is none, or that can't be decoded.
 
     Source: DICOM PS3.3 C.7.6.2.1.1, the image plane.
     """

@@ -37,8 +37,12 @@ def read(path: str | os.PathLike, channels: int | None = None) -> Film:
     """Reads a file; its first bytes, not its name, say which format it is.
 
     See `decode`, `dicom.decode` and, for the channels, `with_channels`. The resolution
-    in a PNG or JPEG is a printer's, so its spacing stays NaN. What can't be read is an
-    InputError that names the file.
+    in a PNG or JPEG is a printer's, so its spacing stays NaN.
+
+    Raises:
+      InputError: the file is missing, unreadable, empty, truncated, damaged, no
+        image of these formats, zero-sized, of more than 200 megapixels, or a
+        DICOM of several frames, in colour, or that no installed decoder reads.
     """
     try:
         with open(path, "rb") as file:

@@ -64,7 +64,12 @@ def read(path: str | os.PathLike, *, stack: bool = False) -> Volume:
 
     A stack may have a fourth axis C of volumes on one grid, as the Decathlon keeps a
     patient's sequences; C is 1 in a file of three axes. A header that contradicts
-    itself is warned of, and what can't be read is an InputError that names the file.
+    itself is warned of.
+
+    Raises:
+      InputError: the file is missing, cut off, damaged, no NIfTI, of other axes, in
+        colour or complex, or has voxels that are not finite, a spacing that isn't
+        positive or an affine that can't be inverted.
     """
     try:
         with nibabel.openers.ImageOpener(path) as file:
@@ -184,7 +189,10 @@ def paint(label: np.ndarray, regions: Mapping[str, Sequence[int]]) -> np.ndarray
     The regions are painted in their order, later ones over earlier ones, each with its
     first value that no later region has. So regions from the outer to the inner return
     to the values they were made of: whole (1, 2, 4), core (1, 4), enhancing (4,) are
-    painted 2, 1 and 4. A region without a value of its own is an InputError.
+    painted 2, 1 and 4.
+
+    Raises:
+      InputError: a region has no value of its own, or one beyond 65535.
     """
     values = list(regions.values())
     largest = max((max(inside, default=0) for inside in values), default=0)

@@ -180,6 +180,7 @@ def _partial(folder: Path) -> Iterator[Path | None]:
 
 
 def is_prepared(folder: Path) -> bool:
+    """Whether that folder was prepared."""
     return (folder / "table.csv").is_file()
 
 

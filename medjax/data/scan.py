@@ -67,7 +67,7 @@ def read_scan(
     missing: str = "refuse",
     **options,
 ) -> Scan:
-    """Reads, checks and prepares one patient; what is wrong is an InputError.
+    """Reads, checks and prepares one patient.
 
     Args:
       files: sequence -> its file, in the order of the channels; None is missing.
@@ -79,6 +79,11 @@ def read_scan(
         register it rigidly and resample it.
       missing: 'refuse' a patient without one of the sequences, or 'fill' it with 0.
       options: of `make_scan`.
+
+    Raises:
+      InputError: a file that can't be read, a sequence of one value, a missing
+        sequence, grids that differ, sequences of two people, a mask of other values, or
+        a region where the image is 0.
     """
     for name, value, other in (("grids", grids, "align"), ("missing", missing, "fill")):
         if value not in ("refuse", other):

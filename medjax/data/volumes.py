@@ -66,9 +66,8 @@ class Prepared(NamedTuple):
     folder: Path
     table: pd.DataFrame  # COLUMNS, voxels_<region> and has_<sequence>.
     sequences: tuple[str, ...]  # [C] names of the image's channels.
-    regions: dict[
-        str, tuple[int, ...]
-    ]  # [K] channels of the label -> values in a file.
+    # [K] names of the label's channels -> their values in a mask's file.
+    regions: dict[str, tuple[int, ...]]
     options: dict[str, Any]  # What the data was prepared with.
 
 

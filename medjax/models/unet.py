@@ -57,6 +57,10 @@ class UNet(nn.Module):
 
         With `deep` and in training a tuple of these and of those of levels 1, 2, ... at
         their resolutions.
+
+        Raises:
+          InputError: the image isn't divisible by the strides, or an option has
+            another length than the others.
         """
         levels, space = len(self.widths), image.ndim - 2
         strides = _sizes("strides", self.strides, levels, space)

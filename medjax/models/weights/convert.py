@@ -100,6 +100,10 @@ def convert(
       target: {'params', 'batch_stats'} with shapes, as `jax.eval_shape` of the model's
         `init` gives them; the model made with the options of `recognise`.
       head: whether to keep the source's classifier, if it has the target's shape.
+
+    Raises:
+      InputError: a name without a place or with two, a leaf that nothing fills, a
+        wrong shape, NaN or infinity.
     """
     table = recognise(source, model=model)
     wanted = {path: leaf.shape for path, leaf in flatten_dict(target, sep="/").items()}
