@@ -181,7 +181,7 @@ def test_what_was_left_out_is_counted_again(own, tmp_path):
     own.data.max_quarantined = 0.5
     assert len(scans.data(own).table) == 3
     own.data.max_quarantined = 0.0
-    with pytest.raises(InputError, match=r"25.0% of the patients were left out"):
+    with pytest.raises(InputError, match=r"25.0% of the files were left out"):
         scans.data(own)
 
 

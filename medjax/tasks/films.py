@@ -1,11 +1,12 @@
 """The images of a classification: their records, their split, their batches."""
 
 import collections
+import functools
 import hashlib
 import inspect
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,21 +118,13 @@ def data(config: Config) -> Data:
     name = f"{kind}-{config.data.side}px-{digest(options)}"
     root = Path(config.data.records).expanduser()
     path = prepared.folder(root, name)
-    files_of = sources.FILES[kind]
-    if prepared.is_prepared(path):
-        prepared.check_source(path, files_of(**options))
-    else:
+
+    def begin() -> tuple[int, Callable]:
         source = make(**options)
-        with Progress() as progress:
-            bar = progress.add_task(f"prepare {name}", total=source.total)
-            prepared.prepare(
-                source,
-                records=root,
-                name=name,
-                max_quarantined=config.data.max_quarantined,
-                files=files_of(**options),
-                progress=lambda: progress.advance(bar),
-            )
+        write = functools.partial(prepared.prepare, source, records=root, name=name)
+        return source.total, write
+
+    ready(config, path, sources.FILES[kind](**options), begin)
     table = prepared.read_table(path)
     columns = prepared.tasks_of(table)
     names = tuple(config.data.tasks) or columns
@@ -147,6 +140,35 @@ def data(config: Config) -> Data:
     if exclusive:
         check_classes(table, names)
     return Data(path, table, Output(names, exclusive, *prepared.pixels_of(path)))
+
+
+def ready(
+    config: Config, folder: Path, files: dict[str, Path], begin: Callable
+) -> None:
+    """Prepares the data of a config in this folder, unless they are there.
+
+    Args:
+      files: what they are made of, see prepared.check_source.
+      begin: () -> (how many items there are, the function that writes them).
+
+    Raises:
+      InputError: the files can't be used or have changed, or too many were left out.
+    """
+    limit = config.data.max_quarantined
+    if not prepared.is_prepared(folder):
+        total, write = begin()
+        with Progress() as progress:
+            bar = progress.add_task(f"prepare {config.data.source}", total=total)
+            step = functools.partial(progress.advance, bar)
+            write(files=files, max_quarantined=limit, progress=step)
+    prepared.check_source(folder, files)
+    left_out = prepared.left_out(folder)
+    share = left_out / (left_out + len(prepared.read_table(folder)))
+    if share > limit:
+        raise InputError(
+            f"{folder}: {share:.1%} of the files were left out, and "
+            f"data.max_quarantined allows {limit:.1%}: see its quarantine.csv"
+        )
 
 
 def record_options(config: Config) -> dict[str, Any]:

@@ -3,13 +3,12 @@
 import functools
 import inspect
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from rich.progress import Progress
 
 from medjax import losses
 from medjax.cohort import duplicates
@@ -18,7 +17,6 @@ from medjax.cohort import split as splits
 from medjax.config import Config
 from medjax.data import brain_phantom as brain
 from medjax.data import nifti, scan, volumes
-from medjax.data import prepared as store
 from medjax.data.sources import scans
 from medjax.data.sources.scans import ScanFiles
 from medjax.data.volumes import Prepared
@@ -148,31 +146,15 @@ def data(config: Config) -> Data:
     options = films.record_options(config)
     name = f"{config.data.source}-{films.digest(options)}"
     folder = Path(config.data.records).expanduser() / "volumes" / name
-    if store.is_prepared(folder):
-        store.check_source(folder, _files(config))
-    else:
+
+    def begin() -> tuple[int, Callable]:
         output, patients = expected(config), _patients(config)
-        with Progress() as progress:
-            bar = progress.add_task(f"prepare {name}", total=len(patients))
-            volumes.prepare(
-                patients,
-                folder,
-                sequences=output.sequences,
-                regions=output.regions,
-                options=options,
-                max_quarantined=config.data.max_quarantined,
-                files=_files(config),
-                progress=lambda: progress.advance(bar),
-            )
+        names = {"sequences": output.sequences, "regions": output.regions}
+        write = functools.partial(volumes.prepare, patients, folder, **names)
+        return len(patients), functools.partial(write, options=options)
+
+    films.ready(config, folder, _files(config), begin)
     prepared = volumes.read_prepared(folder)
-    left_out = store.left_out(folder)
-    share = left_out / (left_out + len(prepared.table))
-    if share > config.data.max_quarantined:
-        raise InputError(
-            f"{folder}: {share:.1%} of the patients were left out, and "
-            f"data.max_quarantined allows {config.data.max_quarantined:.1%}: see its "
-            "quarantine.csv"
-        )
     spacing = tuple(prepared.table[list(SPACING)].median().tolist())
     output = Output(prepared.sequences, prepared.regions, spacing)
     return Data(folder, _table(config, prepared), output, prepared)
