@@ -153,7 +153,7 @@ def test_arms_that_are_not_equally_far_are_trained_apart(tmp_path, monkeypatch):
 
     def begin(config, folder, stack):
         fit = Run(config, folder, *[None] * 10)
-        return population._Arm(fit, None, config.seed % 2, None, None)
+        return population.Arm(fit, None, None, config.seed % 2, None)
 
     def train(arms):
         begun.append([arm.run.config.seed for arm in arms])
@@ -182,7 +182,7 @@ def test_a_bug_ends_its_arms_alone_with_a_traceback(tmp_path, monkeypatch, where
         if where == "_begin" and config.seed == 1:
             raise RuntimeError("out of\nmemory")
         fit = Run(config, folder, *[None] * 10)
-        return population._Arm(fit, None, 0, None, None)
+        return population.Arm(fit, None, None, 0, None)
 
     def train(arms):
         if where == "_fit":

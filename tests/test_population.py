@@ -2,6 +2,7 @@ import json
 import os
 import re
 import signal
+import types
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +87,7 @@ def together(
             os.kill(os.getpid(), signal.SIGTERM)
         return jax.vmap(update)(*arguments)
 
-    streams = [Counter(1 + stream) for stream in range(-(-number // 2))]
+    streams = {n: Counter(1 + n) for n in range(-(-number // 2))}
     arms = []
     for arm in range(number):
         workdir = folder / f"arm{arm}"
@@ -96,21 +97,15 @@ def together(
         if start:
             _, state, position = checkpoints.restore(state)
             streams[arm // 2].set_state(position)
-        arms.append(
-            population.Arm(
-                f"arm{arm}",
-                workdir,
-                state,
-                jax.random.key(arm),
-                arm // 2,
-                (judges or {}).get(arm, evaluate),
-                checkpoints,
-            )
+        run = types.SimpleNamespace(
+            folder=workdir,
+            order=arm // 2,
+            validate=(judges or {}).get(arm, evaluate),
         )
+        key = jax.random.key(arm)
+        arms.append(population.Arm(run, key, checkpoints, start, state))
     program = Program(step, devices, 1, number, number, 0, 0)
-    found = population.fit(
-        arms, program=program, streams=streams, start=start, **COMMON
-    )
+    found = population.fit(arms, program=program, streams=streams, **COMMON)
     saved = [arm.checkpoints for arm in arms if arm.checkpoints.steps]
     ends = [each.restore(state_of(0)) for each in saved]
     for arm in arms:

@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jax
 
@@ -19,11 +19,8 @@ from medjax.commands import train as command
 from medjax.config import Config, affecting
 from medjax.data.loader import TrainBatches
 from medjax.tasks import parts
-from medjax.tasks.task import Run
 from medjax.training import devices, population
-from medjax.training.checkpoint import Checkpoints
-from medjax.training.population import Outcome, failed
-from medjax.training.step import State
+from medjax.training.population import Arm, Outcome, failed
 
 STOPPED = Outcome(finished=False)  # And saved.
 Result = TypeVar("Result")
@@ -93,20 +90,10 @@ def _alone(config: Config, folder: Path) -> Outcome:
     return complete if isinstance(complete, Outcome) else Outcome(complete)
 
 
-class _Arm(NamedTuple):
-    """A begun run, and how far it is: its updates, and its position in the data."""
-
-    run: Run
-    checkpoints: Checkpoints
-    start: int
-    state: State
-    position: dict | None
-
-
 def _together(configs: list[Config], folders: list[Path]) -> list[Outcome]:
     """Trains arms of one group: those with the same number of updates, in one program."""
     outcomes = [STOPPED] * len(configs)
-    arms: dict[int, _Arm] = {}
+    arms: dict[int, Arm] = {}
     with contextlib.ExitStack() as stack:
         for number, (config, folder) in enumerate(zip(configs, folders, strict=True)):
             print(f"arm {number + 1} of {len(configs)}: {folder}")
@@ -131,65 +118,52 @@ def _together(configs: list[Config], folders: list[Path]) -> list[Outcome]:
     return outcomes
 
 
-def _begin(config: Config, folder: Path, stack: contextlib.ExitStack) -> _Arm:
+def _begin(config: Config, folder: Path, stack: contextlib.ExitStack) -> Arm:
     """Begins or resumes a run; its batch stays on one device."""
     run = tasks.of(config).begin(config, folder, shards=1)
     checkpoints = stack.enter_context(run.checkpoints)
+    common = run, parts.schedule(run.config)["key"], checkpoints
     if not checkpoints.steps:
-        return _Arm(run, checkpoints, 0, run.state, None)
-    return _Arm(run, checkpoints, *checkpoints.restore(run.state))
+        return Arm(*common, 0, run.state)
+    return Arm(*common, *checkpoints.restore(run.state))
 
 
-def _fit(arms: list[_Arm]) -> list[Outcome]:
+def _fit(arms: list[Arm]) -> list[Outcome]:
     """Trains arms with the same number of updates, as many at a time as memory holds."""
     first, schedule = arms[0], parts.schedule(arms[0].run.config)
-    key = schedule.pop("key")
+    del schedule["key"]
     if first.start >= schedule["steps"]:
         return [Outcome(finished=True)] * len(arms)
-    with _streams(arms[:1]) as (streams, _):
-        batch = {name: rows[0] for name, rows in next(streams[0]).items()}
+    with _streams(arms[:1]) as streams:
+        batch = next(streams[first.run.order])
+    batch = {name: rows[0] for name, rows in batch.items()}
     began = time.perf_counter()  # A run alone also counts its compilation as its time.
     program = population.compiled(
-        first.state, batch, key, arms=len(arms), **first.run.step_parts
+        first.state, batch, first.key, arms=len(arms), **first.run.step_parts
     )
-    before = (time.perf_counter() - began) / len(arms)
+    schedule["before"] = (time.perf_counter() - began) / len(arms)
     print(f"population: {program}")
-    schedule |= {"program": program, "start": first.start, "before": before}
     outcomes: list[Outcome] = []
     while len(outcomes) < len(arms) and STOPPED not in outcomes:
         part = arms[len(outcomes) : len(outcomes) + program.arms]
-        with _streams(part) as (streams, numbers):
-            members = [
-                population.Arm(
-                    name=arm.run.folder.name,
-                    workdir=arm.run.folder,
-                    state=arm.state,
-                    key=parts.schedule(arm.run.config)["key"],
-                    stream=number,
-                    evaluate=arm.run.validate,
-                    checkpoints=arm.checkpoints,
-                )
-                for arm, number in zip(part, numbers, strict=True)
-            ]
-            outcomes += population.fit(members, streams=streams, **schedule)
+        with _streams(part) as streams:
+            outcomes += population.fit(
+                part, program=program, streams=streams, **schedule
+            )
     return outcomes + [STOPPED] * (len(arms) - len(outcomes))
 
 
 @contextlib.contextmanager
-def _streams(arms: list[_Arm]) -> Iterator[tuple[list[TrainBatches], list[int]]]:
-    """The training data of arms, and each arm's number among them.
-
-    Arms that see the same images in the same order share a stream.
-    """
+def _streams(arms: list[Arm]) -> Iterator[dict[bytes, TrainBatches]]:
+    """The training data of arms, by the runs' order: equal ones share a stream."""
     streams: dict[bytes, TrainBatches] = {}
     for arm in arms:
         if arm.run.order not in streams:
             streams[arm.run.order] = stream = arm.run.batches(on_host=True)
             if arm.position is not None:
                 stream.set_state(arm.position)
-    orders = [*streams]
     try:
-        yield [*streams.values()], [orders.index(arm.run.order) for arm in arms]
+        yield streams
     finally:
         for stream in streams.values():
             stream.close()

@@ -143,20 +143,14 @@ def _bytes(memory) -> int:
 
 
 class Arm(NamedTuple):
-    """One run of a population.
+    """A begun run, and how far it is."""
 
-    state: after the update from which on it is trained.
-    stream: number of the training data among the population's.
-    evaluate: the validation metrics of a state, as for loop.fit.
-    """
-
-    name: str
-    workdir: Path
-    state: State
+    run: Any  # tasks.task.Run.
     key: Array
-    stream: int
-    evaluate: Callable[[State], dict[str, float]]
     checkpoints: Checkpoints
+    start: int  # Updates behind the state.
+    state: State
+    position: dict | None = None  # In the training data; None before the first update.
 
 
 class Outcome(NamedTuple):
@@ -182,26 +176,25 @@ def fit(
     arms: Sequence[Arm],
     *,
     program: Program,
-    streams: Sequence[TrainBatches],
-    start: int,
+    streams: dict[bytes, TrainBatches],
     steps: int,
     log_every: int,
     evaluate_every: int,
     save_minutes: float,
     before: float = 0.0,
 ) -> list[Outcome]:
-    """Trains arms, at most `program.arms`, to the last step, each as loop.fit would.
+    """Trains at most `program.arms` to the last step, each as loop.fit would.
 
     An arm that diverges is given up; the others don't notice. After SIGTERM or Ctrl-C
     all others are saved.
 
     Args:
-      streams: training data on the host, [1, B, ...] batches, see Arm.
-      start: updates behind every arm's state.
+      arms: with the same number of updates behind them.
+      streams: training data on the host, [1, B, ...] batches, by the runs' order.
       before: seconds that each arm cost before, its share of the compilation.
     """
-    waves, at, due = _Waves(arms, program), start, loop.Timer(save_minutes)
-    journal = {"steps": steps, "start": start, "before": before}
+    waves, at, due = _Waves(arms, program), arms[0].start, loop.Timer(save_minutes)
+    journal = {"steps": steps, "start": at, "before": before}
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(loop.stop_signal())
         runs = [
@@ -209,7 +202,7 @@ def fit(
             for number, arm in enumerate(arms)
         ]
         while at < steps and any(run.failure is None for run in runs):
-            batches = [next(stream) for stream in streams]
+            batches = {order: next(stream) for order, stream in streams.items()}
             waves.step(batches)
             at += 1
             stopping = stop()  # Once: a signal between two looks would save nothing.
@@ -217,15 +210,15 @@ def fit(
             logs = validates or stopping or at % log_every == 0
             saves = validates or stopping or (logs and due())
             if logs:
-                rows = batches[0]["id"].size
+                rows = batches[arms[0].run.order]["id"].size
                 for run, scalars in zip(runs, waves.scalars(), strict=True):
                     run.attempt(at, run.log, scalars, rows)
             if saves:
                 due.restart()
-                positions = [stream.get_state() for stream in streams]
+                positions = {k: stream.get_state() for k, stream in streams.items()}
                 for run, state in zip(runs, waves.states(), strict=True):
                     save = run.judge if validates else run.arm.checkpoints.save
-                    run.attempt(at, save, state, positions[run.arm.stream])
+                    run.attempt(at, save, state, positions[run.arm.run.order])
                 for run in runs:
                     run.meter.restart()
             if stopping and at < steps:
@@ -241,7 +234,7 @@ class _Run:
     def __init__(self, arm: Arm, stack: contextlib.ExitStack, **options: Any):
         self.arm = arm
         self.failure: Outcome | None = None
-        journal = Journal(arm.workdir, name=arm.name, **options)
+        journal = Journal(arm.run.folder, name=arm.run.folder.name, **options)
         self.journal = stack.enter_context(journal)
         self.meter = loop.Meter(journal, arm.checkpoints)
 
@@ -263,8 +256,8 @@ class _Run:
 
     def judge(self, at: int, state: State, position: dict) -> None:
         """Validates and saves the state."""
-        state, arm = step.replicated(state), self.arm
-        loop.judge(at, state, position, arm.evaluate, self.journal, arm.checkpoints)
+        state, validate = step.replicated(state), self.arm.run.validate
+        loop.judge(at, state, position, validate, self.journal, self.arm.checkpoints)
 
 
 class _Waves:
@@ -286,11 +279,11 @@ class _Waves:
         ]
         self._unread: list[list[dict]] = []
 
-    def step(self, batches: Sequence[Batch]) -> None:
+    def step(self, batches: dict[bytes, Batch]) -> None:
         """One update of every arm, by a [1, B, ...] batch of each stream."""
         scalars = []
         for number, (wave, key) in enumerate(zip(self._waves, self._keys, strict=True)):
-            batch = _stacked([batches[arm.stream] for arm in wave])  # [A, 1, B, ...]
+            batch = _stacked([batches[arm.run.order] for arm in wave])  # [A, 1, B, ...]
             batch = self._put(jax.tree.map(lambda x: x[:, 0], batch))
             self._states[number], values = self._step(self._states[number], batch, key)
             scalars.append(values)
