@@ -343,10 +343,6 @@ def write_masks(run: Finished, case: Scan, path: Path) -> None:
     nifti.write(Path(f"{path}_prob.nii.gz"), predicted, case.original, case.header)
 
 
-def nothing(*_: object) -> None:
-    """No image is recorded, and no weight changes after the last update."""
-
-
 TASK = Task(
     unit="volumes",
     output=scans.Output,
@@ -360,8 +356,6 @@ TASK = Task(
     network=parts.segmenter,
     batches=batches,
     validate=validate,
-    record=nothing,
-    refit=nothing,
     fix=fix,
     fixed=read_fixed,
     other=other,

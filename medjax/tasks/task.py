@@ -91,8 +91,6 @@ class Task(NamedTuple):
     # (config, data, ids, target, on_host=False) -> the endless training data.
     batches: Callable
     validate: Callable  # (config, network, data, ids, state) -> the scores.
-    record: Callable  # (folder, data, ids) -> None; notes what images look like.
-    refit: Callable  # run -> None; what changes the weights after the last update.
     # (finished, data, manifest) -> Finished, with its choices on validation: read back,
     # or made where they are missing.
     fix: Callable
@@ -105,6 +103,10 @@ class Task(NamedTuple):
     predict: Callable
     comparison: compare.Kind
     refused: dict[str, str]  # {capability: why this kind of task can't have it}.
+    # (folder, data, ids) -> None; notes what images look like.
+    record: Callable = lambda *_: None
+    # run -> None; what changes the weights after the last update.
+    refit: Callable = lambda _: None
 
     def refuse(self, capability: str) -> None:
         """Raises InputError, with the reason, for what this kind of task can't do."""
