@@ -159,24 +159,8 @@ def summarise(
         whole, drawn = bootstrap.resample(_areas_and_calls, data, patients, **options)
         areas.append(np.concatenate([whole[0][None], drawn[0]]))
         agreement.append(np.append(whole[1], drawn[1]))
-    every = len(SEVERITIES)
-    rows = [[each] for each in areas]
-    rows += [areas[1 + severity :: every] for severity in range(every)]
-    defined = ~np.isnan(areas[0][0])
-    rarer = discrimination.rarer_patients(*labels, patient)[defined]
-    auroc, low, high = (
-        np.stack(part)
-        for part in zip(*(_mean_area(row, defined, rarer) for row in rows), strict=True)
-    )
-    agreement += [
-        np.mean(agreement[1 + severity :: every], axis=0) for severity in range(every)
-    ]
-    agreement, drop = np.stack(agreement), auroc[0] - auroc
-    intervals = {
-        "auroc": Interval(auroc[:, 0], low, high, np.isnan(auroc[:, 1:]).sum(axis=1)),
-        "drop": bootstrap.normal(Resampled(drop[:, 0], drop[:, 1:].T)),
-        "agreement": bootstrap.wilson(Resampled(agreement[:, 0], agreement[:, 1:].T)),
-    }
+    rarer = discrimination.rarer_patients(*labels, patient)
+    intervals = _intervals(areas, agreement, rarer)
 
     def interval(n: int, name: str) -> Interval:
         return bootstrap.interval(
@@ -215,6 +199,32 @@ def summarise(
         mean=at_severities(len(areas)),
     )
     return bootstrap.as_json(robustness)
+
+
+def _intervals(
+    areas: list[np.ndarray], agreement: list[np.ndarray], rarer: np.ndarray
+) -> dict[str, Interval]:
+    """Of each of MEASURES: the clean images, each corruption at each severity, and the
+    means over the corruptions at each severity.
+
+    Args:
+      areas: [1 + R, T] each, whole and drawn, of all but the means.
+      agreement: [1 + R] each, likewise.
+      rarer: [T], patients of each task's rarer class.
+    """
+    every = len(SEVERITIES)
+    rows = [[each] for each in areas]
+    rows += [areas[1 + severity :: every] for severity in range(every)]
+    defined = ~np.isnan(areas[0][0])
+    ends = [_mean_area(row, defined, rarer[defined]) for row in rows]
+    auroc, low, high = (np.stack(part) for part in zip(*ends, strict=True))
+    means = [np.mean(agreement[1 + n :: every], axis=0) for n in range(every)]
+    agreement, drop = np.stack([*agreement, *means]), auroc[0] - auroc
+    return {
+        "auroc": Interval(auroc[:, 0], low, high, np.isnan(auroc[:, 1:]).sum(axis=1)),
+        "drop": bootstrap.normal(Resampled(drop[:, 0], drop[:, 1:].T)),
+        "agreement": bootstrap.wilson(Resampled(agreement[:, 0], agreement[:, 1:].T)),
+    }
 
 
 def _mean_area(runs: list, defined: np.ndarray, rarer: np.ndarray) -> tuple:

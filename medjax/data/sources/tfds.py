@@ -64,8 +64,7 @@ def tfds(
         builder = tensorflow_datasets.builder_from_directory(folder)
         features = builder.info.features
     columns = {"patient": patient, "view": view, "sex": sex, "age": age}
-    columns |= {"follow_up": follow_up}
-    columns = {key: feature for key, feature in columns.items() if feature}
+    columns = {k: v for k, v in {**columns, "follow_up": follow_up}.items() if v}
     label_features = list(labels) or [label]
     _check(features, image, label_features, [*columns.values()], folder)
     splits = _splits(builder, image, folder)
@@ -77,7 +76,7 @@ def tfds(
             folder,
         )
     # Two passes: first labels and metadata, later the images, one by one.
-    text, values, places = [], [], {}
+    text, values = [], []
     for split, number in ((s, n) for s in splits for n in range(len(splits[s]))):
         with _refusing(folder):
             example = splits[split][number]
@@ -89,23 +88,14 @@ def tfds(
         cells = {key: _text(features[f], example[f]) for key, f in columns.items()}
         text.append(row | cells)
         values.append(read(example))
-        places[row["image"]] = split, number
     if not text:
         raise InputError(f"{folder}: the data set holds no example")
     table = tables.metadata(pd.DataFrame(text), folder)
     targets = tables.findings(np.stack(values), tasks, table["image"], folder)
 
     def film(name: str) -> Film:
-        split, number = places[name]
-        value = splits[split][number][image]
-        if not isinstance(value, bytes):
-            pixels = value.astype(np.float32) / 255
-            pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
-            return Film(pixels, (math.nan, math.nan))
-        try:
-            return Film(images.decode(value), (math.nan, math.nan))
-        except InputError as error:
-            raise InputError(f"{name} {error}") from error
+        split, _, number = name.rpartition("_")
+        return _film(name, splits[split][int(number)][image])
 
     return tables.source(
         pd.concat([table, targets], axis=1),
@@ -115,6 +105,19 @@ def tfds(
         where=folder,
         bits=bits,
     )
+
+
+def _film(name: str, value: bytes | np.ndarray) -> Film:
+    """The image of a file's bytes, or of pixels [H, W, 1 or 3] uint8."""
+    if isinstance(value, bytes):
+        try:
+            pixels = images.decode(value)
+        except InputError as error:
+            raise InputError(f"{name} {error}") from error
+    else:
+        pixels = value.astype(np.float32) / 255
+        pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+    return Film(pixels, (math.nan, math.nan))
 
 
 def files(*, name: str, data_dir: str, **_) -> dict[str, Path]:
