@@ -73,6 +73,13 @@ def test_the_table_is_checked_where_the_pictures_are_elsewhere(config, tmp_path)
     films.data(config)
 
 
+def test_what_was_left_out_of_kept_films_is_counted_again(config):
+    assert len(films.data(config).table) == 2
+    config.data.max_quarantined = 0.4  # Two of four were left out.
+    with pytest.raises(InputError, match=r"50.0% of the files were left out.*40.0%"):
+        films.data(config)
+
+
 def test_other_labels_in_a_file_of_arrays_are_seen(tmp_path):
     c = base.classification("medmnist")
     c.task = "multiclass"
