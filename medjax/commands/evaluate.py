@@ -26,20 +26,15 @@ from medjax.training import folder as workdir
 
 
 class Images(NamedTuple):
-    """The images that a run is judged on.
+    """The images that a run is judged on."""
 
-    split: 'test', 'validation', 'train', or 'target': the test images of the data that
-      the run was adapted to; None: nothing is reported.
-    other: a config whose data are evaluated as a whole instead; `split` then only
-      names the report.
-    other_hospital: equal patient ids are of other people, see manifests.overlap.
-    allow_overlap: images that the run has seen are reported under a warning.
-    """
-
+    # 'test', 'validation', 'train', or 'target': the test images of the data that the
+    # run was adapted to; None: nothing is reported.
     split: str | None = "test"
+    # Its data are evaluated as a whole instead; `split` then only names the report.
     other: Config | None = None
-    other_hospital: bool = False
-    allow_overlap: bool = False
+    other_hospital: bool = False  # Equal patient ids are of others: manifests.overlap.
+    allow_overlap: bool = False  # Images that the run has seen are reported, warned of.
 
     def check(self, config: Config) -> None:
         """Refuses a split that isn't there, and its name for other data."""

@@ -36,14 +36,11 @@ log = logging.getLogger("medjax")
 
 
 class Film(NamedTuple):
-    """One film or picture as its file holds it, at its full size.
+    """One film or picture as its file holds it, at its full size."""
 
-    pixels: [H, W] float32 in [0, 1], or [H, W, 3] RGB; in a film white (1) is dense.
-    spacing: (x, y), mm a pixel; NaN where the file doesn't say.
-    """
-
+    # [H, W] float32 in [0, 1], or [H, W, 3] RGB; in a film white (1) is dense.
     pixels: np.ndarray
-    spacing: tuple[float, float]
+    spacing: tuple[float, float]  # (x, y), mm a pixel; NaN where the file doesn't say.
 
 
 def begins(head: bytes) -> bool:

@@ -42,33 +42,25 @@ ROUNDING = 1e-6  # Of float32: ends that are nearer to each other are equal.
 
 
 class Interval(NamedTuple):
-    """An estimate and its interval: numbers, or arrays of one shape.
+    """An estimate and its interval: numbers, or arrays of one shape."""
 
-    estimate: on the images as they are; NaN where undefined.
-    low, high: NaN where there is no interval.
-    undefined: how many replicates were left out because the metric is undefined
-      in them (no positive was drawn, say). Many of them mean that the interval
-      is conditional on the others, and that the data are too few.
-    why: why there is no estimate or no interval, or how many replicates it leaves out;
-      '' if there is nothing to say, None before `interval` has judged it.
-    """
-
-    estimate: Array | float
-    low: Array | float
+    estimate: Array | float  # On the images as they are; NaN where undefined.
+    low: Array | float  # As `high` NaN where there is no interval.
     high: Array | float
+    # How many replicates were left out because the metric is undefined in them (no
+    # positive was drawn, say). Many of them mean that the interval is conditional on
+    # the others, and that the data are too few.
     undefined: Array | float
+    # Why there is no estimate or no interval, or how many replicates it leaves out; ''
+    # if there is nothing to say, None before `interval` has judged it.
     why: str | None = None
 
 
 class Resampled(NamedTuple):
-    """A statistic, a tree of arrays or dict of them; NaN where undefined.
+    """A statistic, a tree of arrays or dict of them; NaN where undefined."""
 
-    whole: [...], of the patients as they are.
-    drawn: [R, ...], of each replicate.
-    """
-
-    whole: ArrayTree
-    drawn: ArrayTree
+    whole: ArrayTree  # [...], of the patients as they are.
+    drawn: ArrayTree  # [R, ...], of each replicate.
 
 
 def resample(
@@ -181,16 +173,12 @@ def _ratio(sums: Array, counts: Array | None) -> Array:
 
 
 class Linear(NamedTuple):
-    """Statistics that are sums over patients, or near it.
+    """Statistics that are sums over patients, or near it."""
 
-    estimate: [...].
-    influence: [P, ...], how far each patient moves it from a common mean; sums to 0.
-    patients: [...], who take part.
-    """
-
-    estimate: np.ndarray
+    estimate: np.ndarray  # [...].
+    # [P, ...], how far each patient moves it from a common mean; sums to 0.
     influence: np.ndarray
-    patients: np.ndarray
+    patients: np.ndarray  # [...], who take part.
 
 
 def linear_means(values, patient) -> Linear:

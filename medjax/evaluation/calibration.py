@@ -47,15 +47,12 @@ class Logistic(NamedTuple):
 
 
 class Isotonic(NamedTuple):
-    """A rising function of the probability for each of T tasks, linear between knots.
+    """A rising function of the probability of T tasks each, linear between knots."""
 
-    probability, calibrated: T sequences; both are empty where there are too few images.
-    slope, intercept: T numbers, those of Logistic, which applies there.
-    """
-
+    # T sequences, as `calibrated`; both are empty where there are too few images.
     probability: Sequence[Sequence[float]]
     calibrated: Sequence[Sequence[float]]
-    slope: Sequence[float]
+    slope: Sequence[float]  # T numbers, as `intercept`: of Logistic, applied there.
     intercept: Sequence[float]
 
 

@@ -24,20 +24,14 @@ WIDE = 5
 
 
 class Curve(NamedTuple):
-    """The net benefit of one task at each threshold, [G].
+    """The net benefit of one task at each threshold, [G]."""
 
-    threshold: probabilities from which on is treated.
-    model, low, high: the model's, and its pointwise 95 % interval.
-    all: of treating all.
-    gain, gain_low, gain_high: the model's minus the better one of treating all or none.
-    """
-
-    threshold: np.ndarray
-    model: np.ndarray
+    threshold: np.ndarray  # Probabilities from which on is treated.
+    model: np.ndarray  # The model's, and its pointwise 95 % interval.
     low: np.ndarray
     high: np.ndarray
-    all: np.ndarray
-    gain: np.ndarray
+    all: np.ndarray  # Of treating all.
+    gain: np.ndarray  # The model's minus the better one of treating all or none.
     gain_low: np.ndarray
     gain_high: np.ndarray
 

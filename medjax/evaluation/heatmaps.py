@@ -51,20 +51,15 @@ COLUMNS = tuple(measure + level for measure in MEASURES for level in LEVELS)
 
 
 class Marked(NamedTuple):
-    """N pairs of an image and a finding that is marked in it.
+    """N pairs of an image and a finding that is marked in it."""
 
-    heatmap: [N, H, W] or [N, D, H, W], >= 0, of the finding in the image.
-    boxes: of each pair one or more boxes, [n, 2, 2] or [n, 2, 3]: the lower and the
-      upper corner, in pixels of the heatmap from its first corner, in the order of its
-      axes; pixel i reaches from i to i + 1.
-    task: [N] int, the finding.
-    patient: [N] int.
-    """
-
-    heatmap: np.ndarray
+    heatmap: np.ndarray  # [N, H, W] or [N, D, H, W], >= 0, of the finding in the image.
+    # Of each pair one or more boxes, [n, 2, 2] or [n, 2, 3]: the lower and the upper
+    # corner, in pixels of the heatmap from its first corner, in the order of its axes;
+    # pixel i reaches from i to i + 1.
     boxes: Sequence[np.ndarray]
-    task: np.ndarray
-    patient: np.ndarray
+    task: np.ndarray  # [N] int, the finding.
+    patient: np.ndarray  # [N] int.
 
 
 class Measure(NamedTuple):

@@ -36,19 +36,14 @@ Array = jax.Array
 
 
 class Ranking(NamedTuple):
-    """The images of one task from the highest score to the lowest, all [N].
+    """The images of one task from the highest score to the lowest, all [N]."""
 
-    order: int32, where the image of this rank was before.
-    score: float32, -inf where the weight is 0.
-    positive, negative: float32, the image's weight as either class.
-    end: bool, whether this is the last of a run of equal scores. A threshold can
-      only be put there, so only there are the curves read: ties get their due.
-    """
-
-    order: Array
-    score: Array
-    positive: Array
+    order: Array  # int32, where the image of this rank was before.
+    score: Array  # float32, -inf where the weight is 0.
+    positive: Array  # float32, as `negative` the image's weight as this class.
     negative: Array
+    # bool, whether this is the last of a run of equal scores. A threshold can only be
+    # put there, so only there are the curves read: ties get their due.
     end: Array
 
 
@@ -321,25 +316,19 @@ KINDS = {
 
 
 class Metric(NamedTuple):
-    """A row of the table of metrics: to add a rate, add a row.
+    """A row of the table of metrics: to add a rate, add a row."""
 
-    label: the name on pages.
-    kind: what it is computed from: 'ranking', 'confusion', 'classes',
-      'probabilities', or pairs of 'predictions' or 'heatmaps'.
-    divisors: the KINDS of images without which it is undefined.
-    counted: the KINDS of images whose patients an interval needs, the fewest deciding.
-    rate: of a Confusion, numerator and denominator; None: it has its own function.
-    share: whether it is a proportion: at 0 or 1 its interval is the exact one.
-    better: 1 where higher is better, -1 where lower is, 0 where neither is.
-    """
-
-    label: str
+    label: str  # The name on pages.
+    # What it is computed from: 'ranking', 'confusion', 'classes', 'probabilities', or
+    # pairs of 'predictions' or 'heatmaps'.
     kind: str
-    divisors: tuple[str, ...] = ("known",)
+    divisors: tuple[str, ...] = ("known",)  # KINDS without which it is undefined.
+    # The KINDS of images whose patients an interval needs, the fewest deciding.
     counted: tuple[str, ...] = ("known",)
+    # Of a Confusion, numerator and denominator; None: it has its own function.
     rate: Callable[[Confusion], tuple[Array, Array]] | None = None
-    share: bool = False
-    better: int = 1
+    share: bool = False  # Whether, as of a proportion, its interval at 0 or 1 is exact.
+    better: int = 1  # 1 where higher is better, -1 where lower is, 0 where neither is.
 
 
 def _proportion(label: str, images: str, rate: Callable, better: int = 1) -> Metric:

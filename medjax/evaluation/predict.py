@@ -17,19 +17,15 @@ COLUMNS = ("id", "patient", "label", "weight", "log_odds")
 
 
 class Predictions(NamedTuple):
-    """A model's predictions of N images, in the order they were read.
+    """A model's predictions of N images, in the order they were read."""
 
-    id, patient: [N] int32.
-    probability, label, weight: [N, T] float32; weight 0 where the label is unknown.
-    log_odds: [N, T] float32. Images are ranked by them: among probabilities near 1
-      float32 has ties. None: by the probability.
-    """
-
-    id: np.ndarray
+    id: np.ndarray  # [N] int32, as `patient`.
     patient: np.ndarray
-    probability: np.ndarray
+    probability: np.ndarray  # [N, T] float32, as `label` and `weight`.
     label: np.ndarray
-    weight: np.ndarray
+    weight: np.ndarray  # 0 where the label is unknown.
+    # [N, T] float32. Images are ranked by them: among probabilities near 1 float32 has
+    # ties. None: by the probability.
     log_odds: np.ndarray | None = None
 
     @property

@@ -30,19 +30,15 @@ MEASURES = (*COX, *ERRORS, "predicted")
 
 
 class Diagram(NamedTuple):
-    """A reliability diagram: [T, B], NaN in a bin without an image; or of one task, [B].
+    """A reliability diagram: [T, B], NaN in a bin without images; of one task [B]."""
 
-    predicted: mean probability of the bin's images.
-    observed: the share of them that are positive, and its exact interval's low and high,
-      as if each patient had one image in the bin.
-    count: their sum of weights.
-    """
-
-    predicted: np.ndarray
+    predicted: np.ndarray  # Mean probability of the bin's images.
+    # The share of them that are positive, and its exact interval, as if each patient
+    # had one image in the bin.
     observed: np.ndarray
     low: np.ndarray
     high: np.ndarray
-    count: np.ndarray
+    count: np.ndarray  # Their sum of weights.
 
 
 class Side(NamedTuple):

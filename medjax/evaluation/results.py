@@ -52,27 +52,20 @@ class OperatingPoint(NamedTuple):
 
 
 class Task(NamedTuple):
-    """One task.
+    """One task."""
 
-    positives, negatives: sums of weights; unknown: images without a label.
-    threshold: NaN if there is none.
-    note: why some numbers are undefined or weak; '' if none is.
-    operating: by thresholds.name.
-    roc: fpr and tpr; precision_recall: recall and precision; where they bend.
-    """
-
-    positives: float
+    positives: float  # Sums of weights, as `negatives`.
     negatives: float
-    unknown: int
-    threshold: float
-    note: str
+    unknown: int  # Images without a label.
+    threshold: float  # NaN if there is none.
+    note: str  # Why some numbers are undefined or weak; '' if none is.
     confusion: Confusion
-    roc: dict[str, np.ndarray]
-    precision_recall: dict[str, np.ndarray]
+    roc: dict[str, np.ndarray]  # fpr and tpr where the curve bends.
+    precision_recall: dict[str, np.ndarray]  # recall and precision, likewise.
     metrics: Metrics
     calibration: TaskCalibration
     at_prevalence: AtPrevalence | None = None
-    operating: dict[str, OperatingPoint] | None = None
+    operating: dict[str, OperatingPoint] | None = None  # By thresholds.name.
 
 
 class Classes(NamedTuple):
@@ -83,26 +76,18 @@ class Classes(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """A classification report.
+    """A classification report."""
 
-    films, patients: how many there are; replicates: of the bootstrap.
-    chosen: how the thresholds were, see thresholds.describe.
-    mean, weighted, micro: the macro, weighted and micro averages, see metrics.py.
-    tasks: by name.
-    calibration: 'mean', the calibration errors' means over the tasks.
-    classes: of exclusive tasks.
-    """
-
-    films: int
+    films: int  # How many there are.
     patients: int
-    replicates: int
-    chosen: str
-    mean: Metrics
+    replicates: int  # Of the bootstrap.
+    chosen: str  # How the thresholds were, see thresholds.describe.
+    mean: Metrics  # The macro, weighted and micro averages, see metrics.py.
     weighted: Metrics
     micro: Metrics
-    tasks: dict[str, Task]
-    calibration: dict[str, dict]
-    classes: Classes | None = None
+    tasks: dict[str, Task]  # By name.
+    calibration: dict[str, dict]  # 'mean': over the tasks, of the calibration errors.
+    classes: Classes | None = None  # Of exclusive tasks.
 
 
 def means(predictions: Predictions) -> dict[str, float]:

@@ -40,36 +40,28 @@ STRENGTHS = (0.5, 1.0, 2.0, 4.0)  # Of the config's augmentation, for `compare`.
 
 
 class Severity(NamedTuple):
-    """A corruption at one severity.
-
-    auroc: the mean over the tasks that have one on the clean images.
-    drop: how much lower it is than theirs.
-    agreement: the share of calls that stay.
-    value: its strength, in the corruption's unit; tasks: {name: AUROC}. Both are absent
-      from the mean over the corruptions.
-    """
+    """A corruption at one severity."""
 
     severity: int
-    auroc: Interval
-    drop: Interval
-    agreement: Interval
+    auroc: Interval  # The mean over the tasks that have one on the clean images.
+    drop: Interval  # How much lower it is than theirs.
+    agreement: Interval  # The share of calls that stay.
+    # Its strength, in the corruption's unit, and {name of a task: AUROC}. Both are
+    # absent from the mean over the corruptions.
     value: float | None = None
     tasks: dict[str, float] | None = None
 
 
 class Robustness(NamedTuple):
-    """What `summarise` says.
-
-    corruptions: {name: {parameter: what its values mean, severities: of Severity}}.
-    mean: over the corruptions, at each severity.
-    """
+    """What `summarise` says."""
 
     films: int
     patients: int
     replicates: int
     clean: dict[str, Interval]
+    # {name: {parameter: what its values mean, severities: of Severity}}.
     corruptions: dict[str, dict]
-    mean: list[Severity]
+    mean: list[Severity]  # Over the corruptions, at each severity.
 
 
 def compare(

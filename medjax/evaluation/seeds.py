@@ -37,61 +37,42 @@ LEAST = 3  # Seeds without which no arm is called the best.
 
 
 class Summary(NamedTuple):
-    """An arm's metric.
+    """An arm's metric."""
 
-    estimate: the mean over the seeds; low, high: its interval by patients, of areas those
-      of bootstrap.wilson and of_mean, else percentiles; NaN of fewer than
-      bootstrap.LEAST, as are those of a Difference and its p.
-    undefined: replicates in which the metric is undefined.
-    sd: over the seeds; NaN of one seed.
-    each: [S], the metric of every seed.
-    """
-
-    estimate: float
+    estimate: float  # The mean over the seeds.
+    # Its interval by patients, of areas those of bootstrap.wilson and of_mean, else
+    # percentiles; NaN of fewer than bootstrap.LEAST, as a Difference's are and its p.
     low: float
     high: float
-    undefined: int
-    sd: float
-    each: np.ndarray
+    undefined: int  # Replicates in which the metric is undefined.
+    sd: float  # Over the seeds; NaN of one seed.
+    each: np.ndarray  # [S], the metric of every seed.
 
 
 class Difference(NamedTuple):
-    """How much higher a metric of one arm is than that of another.
+    """How much higher a metric of one arm is than that of another."""
 
-    estimate: the mean difference over the seeds that both arms have.
-    low, high: the 95 % interval that p belongs to.
-    undefined: replicates in which it is undefined.
-    patients: the standard error by patients; sd: over the seeds, NaN of one seed: the
-      interval and p then say nothing of another training.
-    seeds: how many both arms have.
-    p: two-sided.
-    holm: p, adjusted for its family of tests; NaN where the metric isn't tested.
-    """
-
-    estimate: float
-    low: float
+    estimate: float  # The mean difference over the seeds that both arms have.
+    low: float  # The 95 % interval that p belongs to.
     high: float
-    undefined: int
-    patients: float
+    undefined: int  # Replicates in which it is undefined.
+    patients: float  # The standard error by patients.
+    # Over the seeds, NaN of one seed: the interval and p then say nothing of another
+    # training.
     sd: float
-    seeds: int
-    p: float
-    holm: float = np.nan
+    seeds: int  # How many both arms have.
+    p: float  # Two-sided.
+    holm: float = np.nan  # Adjusted p, for its family of tests; NaN: isn't tested.
 
 
 class Best(NamedTuple):
-    """The best arm, if the data show one.
+    """The best arm, if the data show one."""
 
-    arm: its name, None if no difference is shown; why: the reason, as a clause.
-    leader, second: the arms with the highest means.
-    p: of their difference, adjusted after Holm over all arms but the leader.
-    """
-
-    arm: str | None
-    leader: str | None
+    arm: str | None  # Its name, None if no difference is shown.
+    leader: str | None  # As `second` one of the arms with the highest means.
     second: str | None
-    p: float | None
-    why: str
+    p: float | None  # Of their difference, after Holm over all arms but the leader.
+    why: str  # The reason, as a clause.
 
 
 def measure_predictions(

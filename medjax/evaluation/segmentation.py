@@ -61,16 +61,11 @@ SHARES = (  # In [0, 1].
 
 
 class Post(NamedTuple):
-    """How a probability map becomes a mask; the default is a threshold alone.
+    """How a probability map becomes a mask; the default is a threshold alone."""
 
-    threshold: a voxel with this probability or more is inside.
-    largest: whether only the largest component stays.
-    smallest: components below it are removed, in mm^3.
-    """
-
-    threshold: float = 0.5
-    largest: bool = False
-    smallest: float = 0.0
+    threshold: float = 0.5  # A voxel with this probability or more is inside.
+    largest: bool = False  # Whether only the largest component stays.
+    smallest: float = 0.0  # Components below it are removed, in mm^3.
 
 
 CANDIDATES = tuple(  # The default first: it wins a tie.
@@ -83,16 +78,13 @@ CANDIDATES = tuple(  # The default first: it wins a tie.
 
 
 class Mean(NamedTuple):
-    """A metric's mean and median over volumes; the rest is as of bootstrap.Interval.
-
-    patients: for whom the metric is defined.
-    """
+    """A metric's mean and median over volumes; the rest is as of bootstrap.Interval."""
 
     estimate: float
     low: float
     high: float
     median: float
-    patients: int
+    patients: int  # For whom the metric is defined.
     undefined: float
     why: str
 
@@ -107,25 +99,19 @@ class Agreement(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """A segmentation report.
-
-    note: why intervals lack; '' if they don't.
-    mean: by metric, the mean of the regions in which it is defined; its median is of
-      each volume's mean over its regions, and its patients those of the region with
-      fewest.
-    regions: by region and metric; agreement: by region, of the volumes in ml.
-    rows: by volume and region: name, patient, region and the METRICS.
-    """
+    """A segmentation report."""
 
     volumes: int
     patients: int
     replicates: int
     level: float
-    note: str
+    note: str  # Why intervals lack; '' if they don't.
+    # By metric, the mean of the regions in which it is defined; its median is of each
+    # volume's mean over its regions, and its patients those of the region with fewest.
     mean: dict[str, Mean]
-    regions: dict[str, dict[str, Mean]]
-    agreement: dict[str, Agreement]
-    rows: list[dict]
+    regions: dict[str, dict[str, Mean]]  # By region and metric.
+    agreement: dict[str, Agreement]  # By region, of the volumes in ml.
+    rows: list[dict]  # By volume and region: name, patient, region and the METRICS.
 
 
 def masks(

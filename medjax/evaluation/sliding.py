@@ -24,16 +24,11 @@ SIGMA = 1 / 8  # The Gaussian's, in patch sizes.
 
 
 class Windows(NamedTuple):
-    """The windows in the order of reading; each occurs once for each view.
+    """The windows in the order of reading; each occurs once for each view."""
 
-    start: [N, 3] int32, the first voxel.
-    weight: three of [N, size], the voxels' weights along D, H and W.
-    view: [N] int32, number of the mirroring.
-    """
-
-    start: np.ndarray
-    weight: tuple[np.ndarray, ...]
-    view: np.ndarray
+    start: np.ndarray  # [N, 3] int32, the first voxel.
+    weight: tuple[np.ndarray, ...]  # Three of [N, size], the voxels' along D, H and W.
+    view: np.ndarray  # [N] int32, number of the mirroring.
 
 
 def volume_probability(

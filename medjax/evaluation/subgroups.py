@@ -31,16 +31,11 @@ UNKNOWN = "unknown"
 
 
 class Measured(NamedTuple):
-    """G groups' metrics of T tasks; M stands for METRICS.
+    """G groups' metrics of T tasks; M stands for METRICS."""
 
-    value: [M, G, T], NaN where undefined.
-    replicate: [R, M, G, T], of the same draws of patients for all.
-    images, patients: [4, G, T], how many are COUNTED.
-    """
-
-    value: np.ndarray
-    replicate: np.ndarray
-    images: np.ndarray
+    value: np.ndarray  # [M, G, T], NaN where undefined.
+    replicate: np.ndarray  # [R, M, G, T], of the same draws of patients for all.
+    images: np.ndarray  # [4, G, T], as `patients` how many are COUNTED.
     patients: np.ndarray
 
 
@@ -49,27 +44,22 @@ class Differences(NamedTuple):
 
     The last column is the mean over the tasks, of auroc alone. All are NaN where a
     group is too small, or a metric undefined.
-
-    estimate: on the images as they are.
-    low, high: the interval of 95 % that p belongs to.
-    p: of no difference. That of a task is of this pair alone; that of the mean, and its
-      interval, are corrected for the pairs of the attribute (Bonferroni).
     """
 
-    estimate: np.ndarray
-    low: np.ndarray
+    estimate: np.ndarray  # On the images as they are.
+    low: np.ndarray  # The interval of 95 % that p belongs to.
     high: np.ndarray
+    # Of no difference. That of a task is of this pair alone; that of the mean, and its
+    # interval, are corrected for the pairs of the attribute (Bonferroni).
     p: np.ndarray
 
 
 class Compared(NamedTuple):
-    """What the groups of one attribute are compared by.
+    """What the groups of one attribute are compared by."""
 
-    groups: [G], those with at least half as many measured tasks as another group.
-    tasks: [T], those that are measured in all these groups: their means are over these.
-    """
-
+    # [G], those with at least half as many measured tasks as another group.
     groups: np.ndarray
+    # [T], those that are measured in all these groups: their means are over these.
     tasks: np.ndarray
 
 
@@ -91,41 +81,30 @@ class Group(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """A difference between two groups with LEAST patients.
-
-    estimate, low, high, p: see Differences.
-    between: the names of the groups, the one with the higher value first.
-    why: why there is none; '' if there is.
-    """
+    """A difference between two groups with LEAST patients, see Differences."""
 
     estimate: float
     low: float
     high: float
-    between: list[str] | None
+    between: list[str] | None  # The groups, the one with the higher value first.
     p: float
-    why: str
+    why: str  # Why there is none; '' if there is.
 
 
 class Attribute(NamedTuple):
-    """The groups of one attribute, sex say.
-
-    averaged: the tasks of the mean AUROC, those that all compared groups have.
-    mean: the largest gap of the mean AUROC; clearest: that with the smallest p.
-    p_holm: this p, adjusted for the attributes that were tested, `tests` in number: the
-      only test of the attribute.
-    gaps: {task: {metric: the largest gap}}, exploratory.
-    explored: how many differences of tasks were looked at.
-    apart: those whose own intervals miss 0, {task, metric} and the gap, by p.
-    """
+    """The groups of one attribute, sex say."""
 
     groups: dict[str, Group]
-    averaged: list[str]
-    mean: dict[str, Gap]
-    clearest: Gap
+    averaged: list[str]  # Tasks of the mean AUROC, those that all compared groups have.
+    mean: dict[str, Gap]  # The largest gap of the mean AUROC.
+    clearest: Gap  # That with the smallest p.
+    # This p, adjusted for the attributes that were tested, `tests` in number: the only
+    # test of the attribute.
     p_holm: float
     tests: int
-    gaps: dict[str, dict[str, Gap]]
-    explored: int
+    gaps: dict[str, dict[str, Gap]]  # {task: {metric: the largest gap}}, exploratory.
+    explored: int  # How many differences of tasks were looked at.
+    # Those whose own intervals miss 0, {task, metric} and the gap, by p.
     apart: list[dict]
 
 

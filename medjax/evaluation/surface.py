@@ -23,15 +23,11 @@ CORNERS = tuple(itertools.product((0, 1), repeat=3))  # Corner i is bit i of a c
 
 class Distances(NamedTuple):
     """From each element of one surface to the nearest of the other, ascending, in mm;
-    infinite where the other surface is empty.
+    infinite where the other surface is empty."""
 
-    true, true_area: [N], from the true surface, and the elements' areas in mm^2.
-    predicted, predicted_area: [M], from the predicted one.
-    """
-
-    true: np.ndarray
-    true_area: np.ndarray
-    predicted: np.ndarray
+    true: np.ndarray  # [N], from the true surface.
+    true_area: np.ndarray  # [N], the elements' areas in mm^2.
+    predicted: np.ndarray  # [M], from the predicted surface, and its areas.
     predicted_area: np.ndarray
 
 

@@ -30,16 +30,14 @@ class Group(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """How much higher the mean Dice of one group is than that of another.
-
-    low, high: by Student's t with the freedom of the smaller group, clustered by
-      patient and corrected for the pairs that were compared (Bonferroni).
-    between: the groups, the better one first; None if no two have LEAST patients.
-    """
+    """How much higher the mean Dice of one group is than that of another."""
 
     estimate: float
+    # By Student's t with the freedom of the smaller group, clustered by patient and
+    # corrected for the pairs that were compared (Bonferroni).
     low: float
     high: float
+    # The groups, the better one first; None if no two have LEAST patients.
     between: list[str] | None
 
 

@@ -22,17 +22,12 @@ MARKED = 40  # Points of a curve up to which each is marked.
 
 
 class Frame(NamedTuple):
-    """Maps data to pixels.
+    """Maps data to pixels."""
 
-    size: width and height of the picture, pixels.
-    x, y: the data's ends along each axis; x runs right, y up.
-    left, right, top, bottom: pixels left free.
-    """
-
-    size: tuple[float, float]
-    x: tuple[float, float] = (0.0, 1.0)
+    size: tuple[float, float]  # Width and height of the picture, pixels.
+    x: tuple[float, float] = (0.0, 1.0)  # The data's ends; x runs right, y up.
     y: tuple[float, float] = (0.0, 1.0)
-    left: float = 38.0
+    left: float = 38.0  # Pixels left free, as on the other sides.
     right: float = 8.0
     top: float = 8.0
     bottom: float = 36.0

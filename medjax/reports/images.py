@@ -25,16 +25,11 @@ LINE = 2  # Pixels, of a contour.
 
 
 class Plane(NamedTuple):
-    """One plane of a volume, or a film.
+    """One plane of a volume, or a film."""
 
-    image: [H, W, 1 or 3] in [0, 1].
-    masks: one or two of [H, W] bool, whose contours are drawn.
-    spacing: (y, x) mm.
-    """
-
-    image: np.ndarray
-    masks: tuple[np.ndarray, ...] = ()
-    spacing: tuple[float, float] = (1.0, 1.0)
+    image: np.ndarray  # [H, W, 1 or 3] in [0, 1].
+    masks: tuple[np.ndarray, ...] = ()  # One or two of [H, W] bool, drawn as contours.
+    spacing: tuple[float, float] = (1.0, 1.0)  # (y, x) mm.
 
 
 def middle(image: np.ndarray) -> np.ndarray:

@@ -21,19 +21,13 @@ NAMES = ("axial", "coronal", "sagittal")  # Of the planes across D, H and W.
 
 
 class Case(NamedTuple):
-    """A volume to be pictured.
+    """A volume to be pictured."""
 
-    name: as in the rows of the results.
-    image: [D, H, W], one sequence, 0 outside the brain; axes S, P, L.
-    label, predicted: [D, H, W, K], inside where they aren't 0.
-    spacing: [3] mm.
-    """
-
-    name: str
-    image: np.ndarray
-    label: np.ndarray
+    name: str  # As in the rows of the results.
+    image: np.ndarray  # [D, H, W], one sequence, 0 outside the brain; axes S, P, L.
+    label: np.ndarray  # [D, H, W, K], inside where it isn't 0; so is `predicted`.
     predicted: np.ndarray
-    spacing: np.ndarray
+    spacing: np.ndarray  # [3] mm.
 
 
 def sections(results: dict, cases: Iterable[Case] | None) -> dict:

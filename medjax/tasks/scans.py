@@ -66,14 +66,12 @@ class Output(NamedTuple):
 
 
 class Data(NamedTuple):
-    """Prepared volumes, or halves of them.
-
-    table: one row a volume or half, see data/volumes.py; also its `volume` (the number
-      of its files), `half`, `sex`, `age` (see sources/scans.participants) and a column
-      a region: 1 where it has any, NaN unknown.
-    """
+    """Prepared volumes, or halves of them."""
 
     path: Path
+    # One row a volume or half, see data/volumes.py; also its `volume` (the number of
+    # its files), `half`, `sex`, `age` (see sources/scans.participants) and a column a
+    # region: 1 where it has any, NaN unknown.
     table: pd.DataFrame
     output: Output
     prepared: Prepared

@@ -9,30 +9,20 @@ from chex import Array, ArrayTree
 
 
 class Hyper(NamedTuple):
-    """The numbers that may differ between the runs of one program; part of the state.
+    """The numbers that may differ between runs of one program; part of the state."""
 
-    learning_rate: [] float32, the peak of the schedule.
-    weight_decay: [] float32, decoupled, relative to the learning rate.
-    ema: [] float32, the decay of the averaged weights; 0: no averaging.
-    dual_rate: [] float32, the rate of the loss's own variables, see saddle_step.
-    loss: keyword arrays of the loss, e.g. w_pos and w_neg [T] or gamma [].
-    share: [] float32 by stage, the factor of its learning rate; None: 1 everywhere.
-    start: [] float32 by stage, the update at which it starts; None: 0 everywhere.
-    adapt: [] float32, the weight of the domain adaptation's loss; None: there is none.
-    augment: keyword arrays of the augmentation; None: there are none.
-    defer: [] float32, the update from which the loss weights the classes.
-    """
-
-    learning_rate: Array
-    weight_decay: Array
-    ema: Array
-    dual_rate: Array
-    loss: dict[str, Array]
+    learning_rate: Array  # [] float32, the peak of the schedule.
+    weight_decay: Array  # [] float32, decoupled, relative to the learning rate.
+    ema: Array  # [] float32, the decay of the averaged weights; 0: no averaging.
+    dual_rate: Array  # [] float32, of the loss's own variables, see saddle_step.
+    loss: dict[str, Array]  # Of the loss, by keyword: w_pos and w_neg [T], gamma [].
+    # [] float32 by stage: the factor of its learning rate, None: 1 everywhere; and the
+    # update at which it starts, None: 0 everywhere.
     share: dict[str, Array] | None = None
     start: dict[str, Array] | None = None
-    adapt: Array | None = None
-    augment: dict[str, ArrayTree] | None = None
-    defer: Array | float = 0.0
+    adapt: Array | None = None  # [] float32, the weight of an adaptation's loss.
+    augment: dict[str, ArrayTree] | None = None  # Of the augmentation, by keyword.
+    defer: Array | float = 0.0  # [] float32, from which update on classes are weighted.
 
 
 def loss_arguments(hyper: Hyper, step: Array) -> dict[str, ArrayTree]:
@@ -223,16 +213,12 @@ def _descend(*, steps: int, warmup: int) -> optax.GradientTransformationExtraArg
 
 
 class Proximal(NamedTuple):
-    """The state of `_proximal`.
+    """The state of `_proximal`."""
 
-    count: [] int32, updates done.
-    reference: as params, the mean of the previous stage's iterates.
-    drift: as params, the sum over this stage's iterates of their distance from it. It
-      is more precise in float32 than the sum of the iterates.
-    """
-
-    count: Array
-    reference: ArrayTree
+    count: Array  # [] int32, updates done.
+    reference: ArrayTree  # As params, the mean of the previous stage's iterates.
+    # As params, the sum over this stage's iterates of their distance from it. It is
+    # more precise in float32 than the sum of the iterates.
     drift: ArrayTree
 
 

@@ -28,23 +28,15 @@ HEADROOM = 0.1  # Share of an accelerator's memory.
 
 
 class Program(NamedTuple):
-    """A compiled step of some arms, (state, batch, key) [A, ...] -> (state, scalars).
-
-    devices: over which the arms are spread.
-    abreast: arms on each of them at once.
-    arms: whose states stay on the devices; no more are trained at a time.
-    of: arms that there are; they are trained in parts of `arms`, one after the other.
-    need: bytes of each device's memory for that.
-    free: those that nobody used before; inf: unknown.
-    """
+    """A compiled step of arms, (state, batch, key) [A, ...] -> (state, scalars)."""
 
     step: Callable
-    devices: int
-    abreast: int
-    arms: int
-    of: int
-    need: float
-    free: float
+    devices: int  # Over which the arms are spread.
+    abreast: int  # Arms on each of them at once.
+    arms: int  # Whose states stay on the devices; no more are trained at a time.
+    of: int  # Arms that there are, trained in parts of `arms`, one after the other.
+    need: float  # Bytes of each device's memory for that.
+    free: float  # Those that nobody used before; inf: unknown.
 
     @property
     def wave(self) -> int:
@@ -154,14 +146,11 @@ class Arm(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of an arm: finished, failed with an error, or stopped and saved.
-
-    details: the traceback of an error that is no mistake of the user's.
-    """
+    """What became of an arm: finished, failed with an error, or stopped and saved."""
 
     finished: bool
     error: str | None = None
-    details: str = ""
+    details: str = ""  # The traceback of an error that is no mistake of the user's.
 
 
 def failed(error: Exception) -> Outcome:

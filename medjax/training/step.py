@@ -24,24 +24,15 @@ TOGETHER = PartitionSpec()  # Whole, on every device.
 
 
 class State(NamedTuple):
-    """Everything that an update reads and writes, and that a checkpoint holds.
+    """Everything that an update reads and writes, and that a checkpoint holds."""
 
-    step: [] int32, updates done.
-    params: float32 weights.
-    batch_stats: running means and variances of the batch normalisation.
-    averaged: exponential moving average of params and batch_stats, for evaluation.
-    opt_state: of the optimiser, for the stages that aren't frozen.
-    dual: the loss's own variables, by name; {} for most losses.
-    hyper: rates and class weights, as arrays.
-    """
-
-    step: Array
-    params: ArrayTree
-    batch_stats: ArrayTree
-    averaged: ArrayTree
-    opt_state: ArrayTree
-    dual: dict[str, Array]
-    hyper: Hyper
+    step: Array  # [] int32, updates done.
+    params: ArrayTree  # float32 weights.
+    batch_stats: ArrayTree  # Running means and variances of the batch normalisation.
+    averaged: ArrayTree  # Exponential moving average of both, for evaluation.
+    opt_state: ArrayTree  # Of the optimiser, for the stages that aren't frozen.
+    dual: dict[str, Array]  # The loss's own variables, by name; {} for most losses.
+    hyper: Hyper  # Rates and class weights, as arrays.
 
 
 Trained = State | tuple[State, ...]  # One network, or the members of an ensemble.
