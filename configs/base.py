@@ -82,6 +82,7 @@ def segmentation(source: str = "brain_phantom") -> ConfigDict:
         "groups": 0,  # channels normalised together; 0: instance normalisation
         "attention": False,  # gates on the skip connections
         "deep": 0,  # number of coarser levels that have a loss too
+        "remat": False,  # Compute levels again for the gradient: slower, less memory.
     }
     c.loss = {
         "name": "compound",

@@ -41,6 +41,7 @@ class UNet(nn.Module):
     groups: int = 0  # Of channels that are normalised together; 0: each by itself.
     attention: bool = False  # Whether the skip connections pass a Gate.
     deep: int = 0  # Number of coarser levels that give logits too, for the loss.
+    remat: bool = False  # Compute a level again for its gradient: slower, less memory.
     frozen: int = 0  # Number of first stages without a gradient, so they stay.
     dtype: jnp.dtype = jnp.float32  # Of the computation; parameters are float32.
     axis_name: str | None = None  # Unused: an image has statistics of its own.
@@ -81,6 +82,7 @@ class UNet(nn.Module):
                 f"image: {_by(shape)} can't be divided by the network's strides, "
                 f"{_by(divisor)} in all; pad it to {_by(-(-shape // divisor) * divisor)}"
             )
+        down, up = (nn.remat(Down), nn.remat(Up)) if self.remat else (Down, Up)
         common = {"groups": self.groups, "dtype": self.dtype}
         frozen = self.stage_names[: self.frozen]
 
@@ -90,7 +92,7 @@ class UNet(nn.Module):
 
         x, kept = image.astype(self.dtype), []
         for i, level in enumerate(zip(self.widths, strides, kernels, blocks)):
-            x = run(Down(*level, **common, name=self.stage_names[i]), x)
+            x = run(down(*level, **common, name=self.stage_names[i]), x)
             kept.append(x)
         heads = self.deep if train or self.is_initializing() else 0
         coarse = []
@@ -98,8 +100,8 @@ class UNet(nn.Module):
             if i <= heads:
                 coarse.insert(0, _logits(x, self.tasks, (1,) * space, f"head{i}"))
             level = (self.widths[i - 1], strides[i], kernels[i - 1], up_blocks[i - 1])
-            up = Up(*level, **common, attention=self.attention, name=f"up{i}")
-            x = run(up, x, kept[i - 1])
+            stage = up(*level, **common, attention=self.attention, name=f"up{i}")
+            x = run(stage, x, kept[i - 1])
         full = _logits(x, self.tasks, strides[0], "head")
         return (full, *coarse) if self.deep and train else full
 
