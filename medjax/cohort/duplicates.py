@@ -31,7 +31,10 @@ ROUNDS = 64  # so in none of the rounds with a probability of 1.5e-4.
 MOST = 16  # Images of a bucket with which each of its images is compared.
 CELLS = 16  # Of a volume's thumbnail, along each axis,
 REACH = 2.0  # which reaches so many standard deviations to either side.
-ALIKE = 0.92  # Correlation of two volumes' thumbnails.
+# In median absolute deviations from the median. Darker voxels may be a rim, and brighter
+# ones, lesions or vessels, would outweigh all tissue.
+DARK, BRIGHT = 2.0, 3.0
+ALIKE = 0.88  # Correlation of two volumes' thumbnails.
 ROWS = 256  # Volumes that are compared with all others at once.
 
 
@@ -167,27 +170,37 @@ def _correlation(a, b):
 def thumbnail(image: np.ndarray) -> np.ndarray:
     """Shrinks a volume [D, H, W, C], 0 outside of the head, to [C, S, S, S] float16.
 
-    The cells are laid about the head's centre, and scaled by its extent along each
-    axis: so the voxels' size and a margin around the head don't matter, and a mirrored
-    volume has the mirrored thumbnail. Each sequence has mean 0 and norm 1, or is 0.
+    The cells are laid about the body's centre, and scaled by its extent along each
+    axis: so the voxels' size and a margin around the body don't matter, and a mirrored
+    volume has the mirrored thumbnail. The body is what isn't dark, because resampling
+    leaves dark voxels at the head's rim. Each sequence has mean 0 and norm 1, or is 0.
     """
-    head = np.any(image != 0, axis=-1)
-    if not head.any():
-        return np.zeros((image.shape[-1], *[CELLS] * 3), np.float16)
-    cells = np.asarray(image, np.float32)
+    return np.stack([_thumbnail(values) for values in np.moveaxis(image, -1, 0)])
+
+
+def _thumbnail(image: np.ndarray) -> np.ndarray:
+    """The same of one sequence."""
+    inside = image != 0
+    if not inside.any():
+        return np.zeros([CELLS] * 3, np.float16)
+    image = np.asarray(image, np.float32)
+    middle = np.median(image[inside])
+    spread = np.median(np.abs(image[inside] - middle))
+    body = inside & (image >= middle - DARK * spread)
+    cells = np.minimum(image, middle + BRIGHT * spread)
+    cells = np.where(body, cells - cells[body].mean(), 0)
     for axis in range(3):
-        share = _cells(head.sum(axis=tuple({0, 1, 2} - {axis})))
+        share = _cells(body.sum(axis=tuple({0, 1, 2} - {axis})))
         cells = np.moveaxis(np.tensordot(share, cells, (1, axis)), 0, axis)
-    cells = np.moveaxis(cells, -1, 0)
-    cells = cells - cells.mean(axis=(1, 2, 3), keepdims=True)
-    norm = np.sqrt(np.sum(cells**2, axis=(1, 2, 3), keepdims=True))
-    return np.divide(cells, norm, np.zeros_like(cells), where=norm > 0).astype("f2")
+    cells -= cells.mean()
+    norm = np.linalg.norm(cells)
+    return (cells / norm if norm > 0 else cells).astype(np.float16)
 
 
 def _cells(mass: np.ndarray) -> np.ndarray:
     """[S, n] float32: how much of each cell every slice of an axis covers.
 
-    mass: [n], the head's voxels in each slice.
+    mass: [n], the body's voxels in each slice.
     """
     start, mass = np.arange(len(mass)), mass / mass.sum()
     centre = np.sum(mass * (start + 0.5))
