@@ -293,6 +293,10 @@ def _shared(source: str) -> ConfigDict:
         # "imagenet" (of efficientnet_lite0 those of a pip package, the extra [imagenet];
         # of the others torchvision's, downloaded), or "": random ones.
         "init": "",
+        # Test images that the run of these weights has trained or validated on: "refuse";
+        # "other_hospital": equal patient ids are other people's, equal pictures are still
+        # refused; or "allow" them, under a warning on the page.
+        "overlap": "refuse",
         # What trains: "all" layers; the "head", or it alone on "features" computed once;
         # "layerwise": learning rates that fall by `decay` for each stage down; "gradual":
         # a further stage `every` so many steps; or the last frozen stage: "stem",

@@ -163,7 +163,7 @@ def get_config(path: str) -> Config:
 FIELDS = (  # That every run has; the last ones are the newest.
     *("seed", "explore", "modality", "task", "data", "split", "augment", "model"),
     *("transfer", "adapt", "loss", "imbalance", "resampling", "optim", "train"),
-    *("evaluation", "ensemble", "resampling.defer"),
+    *("evaluation", "ensemble", "resampling.defer", "transfer.overlap"),
 )
 
 

@@ -87,6 +87,8 @@ def configured(arm: str, patients: int, steps: int, fold: int) -> ConfigDict:
     c.transfer.every = steps // 10
     if arm != "scratch":
         c.transfer.update(init=FLAGS.init or pretrained(), mode=arm)
+        if not FLAGS.init:  # A phantom's patient 7 isn't the hospital's.
+            c.transfer.overlap = "other_hospital"
         # From scratch and for the phantom's run it is the config's own.
         if FLAGS.init and not (Path(FLAGS.init) / "config.json").exists():
             with c.unlocked():

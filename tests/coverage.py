@@ -1,15 +1,19 @@
 """How often each kind of interval on a report's page holds the truth, by simulation.
 
-    python tests/coverage.py --studies=60
+    python tests/coverage.py --studies=100
 
 A study has five findings whose truth is known. Labels and scores of a patient's images
 resemble each other, and so do the scores of one image; the model's log-odds are 1.3 times
 the right ones. Of numbers that need ten patients of either class only those are counted
-that have them, as on the page. The output is the table of tests/README.md.
+that have them, as on the page, and none of a cohort in which a tenth has not: what is
+left would be chosen by its prevalence. Curves are of one finding a study. The output is
+the table of tests/README.md, of as many studies in each cohort.
 """
 
 import argparse
 import collections
+import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -27,19 +31,25 @@ from medjax.evaluation import (
     reliability,
     subgroups,
     thresholds,
+    volume_groups,
 )
 from medjax.evaluation.predict import Predictions
 
 FINDINGS = 5
-STEEP, SHIFT = (
-    1.3,
-    0.2,
-)  # Log-odds of the model: STEEP times the right ones, plus SHIFT.
-OPTIONS = {"key": jax.random.key(0), "replicates": 500}
-SETTINGS = [  # Patients, images of each, prevalence, AUROC.
-    (*cohort, area)
-    for area in (0.97, 0.8)
-    for cohort in ((100, 1, 0.15), (300, 3, 0.1), (100, 3, 0.15), (50, 1, 0.3))
+# The log-odds of the model are STEEP times the right ones, plus SHIFT.
+STEEP, SHIFT = 1.3, 0.2
+OF_CLASSES = ("balanced_accuracy", "macro_f1")  # Means of the rates of classes.
+OPTIONS = {"key": jax.random.key(0), "replicates": 300}
+COHORTS = [  # Patients, images of each, prevalence, AUROC.
+    (50, 1, 0.3, 0.9),
+    (50, 3, 0.15, 0.75),
+    (100, 1, 0.15, 0.97),
+    (100, 1, 0.3, 0.75),
+    (100, 3, 0.3, 0.97),
+    (300, 1, 0.05, 0.97),
+    (300, 1, 0.15, 0.75),
+    (300, 3, 0.05, 0.75),
+    (300, 3, 0.15, 0.9),
 ]
 
 
@@ -115,6 +125,14 @@ def truths(prevalence, area, bins: int) -> dict[str, float]:
     }
 
 
+def precision_recall(prevalence, d) -> tuple[np.ndarray, np.ndarray]:
+    """Recall, rising, and precision of the scores of a study of infinite size."""
+    t = np.linspace(9 + d, -9, 20_001)
+    recall = stats.norm.sf(t - d)
+    hit, alarm = prevalence * recall, (1 - prevalence) * stats.norm.sf(t)
+    return recall, hit / (hit + alarm)
+
+
 def net_benefit(threshold, prevalence, area):
     d = np.sqrt(2) * stats.norm.ppf(area)
     z = (logit(threshold) - SHIFT) / STEEP  # The right log-odds there.
@@ -124,7 +142,22 @@ def net_benefit(threshold, prevalence, area):
     return hit - alarm * threshold / (1 - threshold)
 
 
-def run(setting, studies: int) -> dict[str, np.ndarray]:
+def holds(low, value, high) -> np.ndarray:
+    """Whether an interval holds the truth; NaN if there is none."""
+    return np.where(np.isnan(low), np.nan, (low <= value) & (value <= high))
+
+
+def counted(tally: dict[str, list[float]]) -> dict[str, list[int]]:
+    """The kinds of interval that nine in ten studies have."""
+    kinds = {kind: np.array(held) for kind, held in tally.items()}
+    return {
+        kind: held[~np.isnan(held)].astype(int).tolist()
+        for kind, held in kinds.items()
+        if np.isnan(held).mean() <= 0.1
+    }
+
+
+def run(setting, studies: int) -> dict[str, list[float]]:
     """{kind of interval: whether each one holds the truth}."""
     patients, images, prevalence, area = setting
     rng = np.random.default_rng([patients, images, round(1000 * area)])
@@ -146,9 +179,8 @@ def run(setting, studies: int) -> dict[str, np.ndarray]:
     tally = collections.defaultdict(list)
 
     def note(kind: str, interval, value: float, use=True) -> None:
-        low, high = (np.asarray(end)[use] for end in interval[1:3])
-        held = (low <= value) & (value <= high)
-        tally[kind] += np.ravel(held)[~np.isnan(np.ravel(low))].tolist()
+        low, high = (np.where(use, np.asarray(x, float), np.nan) for x in interval[1:3])
+        tally[kind] += np.ravel(holds(low, value, high)).tolist()
 
     def measured(found: Predictions) -> dict:
         threshold = np.full(found.label.shape[1], cut)
@@ -171,14 +203,26 @@ def run(setting, studies: int) -> dict[str, np.ndarray]:
     )
     note("difference of the AUROC", difference["auroc"], 0, enough)
     names = tuple(map(str, range(FINDINGS * studies)))
-    sensitivity = stats.norm.sf(stats.norm.isf(0.1) - d)
-    for curve in thresholds.bands(first, tasks=names, **OPTIONS).values():
-        roc = [curve["roc"][end][10] for end in ("fpr", "low", "high")]
-        note("ROC band at a specificity of 0.9", roc, sensitivity)
-    for curve in decisions.curves(first, tasks=names, **OPTIONS).values():
-        k = len(curve["threshold"]) // 3
-        value = net_benefit(curve["threshold"][k], prevalence, area)
-        note("net benefit", [0, curve["low"][k], curve["high"][k]], value)
+    single = first._replace(
+        **{
+            name: getattr(first, name)[:, ::FINDINGS]
+            for name in ("probability", "label", "weight", "log_odds")
+        }
+    )
+    d_cut = stats.norm.isf(0.1)
+    precision = np.interp(0.5, *precision_recall(prevalence, d))
+    for curve in thresholds.bands(single, tasks=names, **OPTIONS).values():
+        for kind, band, at, value in (
+            ("ROC curve, specificity 0.9", "roc", 10, stats.norm.sf(d_cut - d)),
+            ("PR curve, recall 0.5", "precision_recall", 49, precision),
+        ):
+            ends = [curve[band][end][at] for end in ("low", "high")]
+            note(kind, [0, *ends], value)
+    for curve in decisions.curves(single, tasks=names, **OPTIONS).values():
+        for kind, k in (("low", 5), ("high", 30)):
+            value = net_benefit(curve["threshold"][k], prevalence, area)
+            interval = [0, curve["low"][k], curve["high"][k]]
+            note(f"net benefit, {kind} threshold", interval, value)
     half = np.where(np.arange(patients) % 2, "odd", "even").repeat(images)
     for start in range(0, FINDINGS * studies, FINDINGS):
         here = slice(start, start + FINDINGS)
@@ -186,16 +230,16 @@ def run(setting, studies: int) -> dict[str, np.ndarray]:
             Predictions(p.id, patient, *(x[:, here] for x in p[2:]))
             for p in (first, second)
         )
-        if not enough[here].all():
-            continue
+        all_ = enough[here].all()
         means = measured(one)
         for name in ("auroc", "average_precision", "sensitivity"):
-            note(f"mean {name}", means[f"mean_{name}"], truth[name])
+            note(f"mean {name}", means[f"mean_{name}"], truth[name], all_)
         risks, _ = reliability.measure(*one[2:5], patient, **OPTIONS)
         for name in reliability.ERRORS:
-            note(f"mean {name}", risks[f"mean_{name}"], truth[name])
+            note(f"mean {name}", risks[f"mean_{name}"], truth[name], all_)
         gap = compare.compare(one, other, tasks=names[here], **OPTIONS)["mean"]["auroc"]
-        note("difference of the mean AUROC", [*gap["difference"].values()][:3], 0)
+        ends = [gap["difference"][end] for end in ("low", "high")]
+        note("difference of the mean AUROC", [0, *ends], 0, all_)
         groups = subgroups.summarise(
             *(one, pd.DataFrame({"half": half})),
             tasks=names[here],
@@ -207,18 +251,17 @@ def run(setting, studies: int) -> dict[str, np.ndarray]:
             *(("AUROC", gaps["auroc"]) for gaps in groups["gaps"].values()),
             *(("sensitivity", gaps["sensitivity"]) for gaps in groups["gaps"].values()),
         ):
-            if gap["low"] is not None:
-                note(f"gap of the {kind}", [0, gap["low"], gap["high"]], 0)
-    return {kind: np.array(held) for kind, held in tally.items()}
+            note(f"gap of the {kind}", [0, gap["low"], gap["high"]], 0)
+    return tally
 
 
-def kappas(patients: int, trials: int) -> dict[str, list[bool]]:
-    """Of four grades, whose scores are off by a normal error."""
+def kappas(patients: int, trials: int) -> dict[str, list[float]]:
+    """Of four grades, whose scores are off by a normal error; rates and both kappas."""
 
     def grades(rng, number):
         latent = rng.normal(size=number)
         both = latent, latent + 0.7 * rng.normal(size=number)
-        return [np.searchsorted([0.2, 0.9, 1.5], x) for x in both]
+        return [np.searchsorted([-0.3, 0.4, 1], x) for x in both]
 
     many = np.zeros((4, 4), np.float32)
     np.add.at(many, tuple(grades(np.random.default_rng(1), 1_000_000)), 1)
@@ -229,34 +272,83 @@ def kappas(patients: int, trials: int) -> dict[str, list[bool]]:
         data = probability, label, np.ones_like(label), np.arange(patients)
         _, found = discrimination.class_intervals(*data, **OPTIONS)
         for name, interval in found.items():
-            held = interval.low <= truth[name] <= interval.high
-            tally[f"{name}, four classes"].append(bool(held))
+            few = label.sum(axis=0).min() < bootstrap.LEAST
+            low = np.nan if few and name in OF_CLASSES else interval.low
+            held = holds(low, truth[name], interval.high)
+            tally[f"{name}, four classes"].append(float(held))
+    return tally
+
+
+def dices(patients: int, trials: int) -> dict[str, list[float]]:
+    """Means of a skewed Dice, a tenth of them 0, of one to three volumes a patient; and
+    the gap between two groups."""
+    tally = collections.defaultdict(list)
+    for trial in range(trials):
+        rng = np.random.default_rng([patients, trial])
+        patient = np.repeat(np.arange(patients), rng.integers(1, 4, patients))
+        person = rng.normal(size=patients)[patient]
+        uniform = stats.norm.cdf(
+            np.sqrt(0.5) * (person + rng.normal(size=len(patient)))
+        )
+        dice = np.where(uniform < 0.1, 0, stats.beta.ppf((uniform - 0.1) / 0.9, 8, 2))
+        names = [f"v{n}" for n in range(len(patient))]
+        rows = [
+            {"name": name, "patient": who, "region": "a", "dice": value, "true_ml": 1.0}
+            for name, who, value in zip(names, patient, dice)
+        ]
+        half = pd.DataFrame({"half": np.where(patient % 2, "odd", "even")}, names)
+        found = volume_groups.summarise(rows, half, **OPTIONS)["half"]
+        for group in found["groups"].values():
+            mean = group["dice"]["a"]
+            if mean["low"] is not None:
+                held = mean["low"] <= 0.9 * 0.8 <= mean["high"]
+                tally["mean Dice of a half"].append(held)
+        if found["gap"]["low"] is not None:
+            tally["gap of the mean Dice"].append(found["gap"]["low"] <= 0)
     return tally
 
 
 def table(columns: dict[str, dict]) -> str:
-    """Markdown: a row a kind of interval, a column a setting, in percent."""
+    """Markdown: a row a kind of interval, a column a number of patients; in percent, the
+    lowest and the highest of the cohorts that have 50 or more of them."""
+    sizes = dict.fromkeys(name.split()[0] for name in columns)
     kinds = dict.fromkeys(kind for column in columns.values() for kind in column)
-    lines = [f"| % that hold the truth | {' | '.join(columns)} |"]
-    lines.append("|---" * (len(columns) + 1) + "|")
+    lines = [f"| % that hold the truth, patients: | {' | '.join(sizes)} |"]
+    lines.append("|---" * (len(sizes) + 1) + "|")
     for kind in kinds:
         cells = []
-        for column in columns.values():
-            held = column.get(kind, [])
-            cells.append(f"{100 * np.mean(held):.1f}" if len(held) >= 20 else "")
+        for size in sizes:
+            held = [c.get(kind, []) for n, c in columns.items() if n.split()[0] == size]
+            shares = [round(100 * np.mean(x)) for x in held if len(x) >= 50]
+            ends = sorted({min(shares), max(shares)}) if shares else []
+            cells.append("–".join(map(str, ends)))
         lines.append(f"| {kind.replace('_', ' ')} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--studies", type=int, default=60)
-    studies = parser.parse_args().studies
-    columns = {}
-    for patients, images, prevalence, area in SETTINGS:
-        name = f"{patients} patients x {images}, {prevalence:.0%}, AUROC {area}"
-        columns[name] = run((patients, images, prevalence, area), studies)
-        print(table({name: columns[name]}), flush=True)
+    parser.add_argument("--studies", type=int, default=100)
+    parser.add_argument("--keep", type=Path, help="file of the results, to go on with")
+    flags = parser.parse_args()
+    kept = flags.keep and flags.keep.exists()
+    columns = json.loads(flags.keep.read_text()) if kept else {}
+    jobs = {
+        f"{n} x {images}, {prevalence:.0%}, {area}": (
+            run,
+            (n, images, prevalence, area),
+        )
+        for n, images, prevalence, area in COHORTS
+    }
+    for n in (50, 100, 300):
+        jobs[f"{n} of grades"], jobs[f"{n} with masks"] = (kappas, n), (dices, n)
+    for name, (job, setting) in jobs.items():
+        if name in columns:
+            continue
+        many = 1 if job is run else 5
+        tally = job(setting, many * flags.studies)
+        columns[name] = counted(tally)
+        print(name, table({name: columns[name]}), sep="\n", flush=True)
+        if flags.keep:
+            flags.keep.write_text(json.dumps(columns))
     print(table(columns))
-    sizes = (50, 100, 300)
-    print(table({f"{n} patients": kappas(n, 4 * studies) for n in sizes}))

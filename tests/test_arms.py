@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 from sklearn import metrics as oracles
+from test_bootstrap import mean_ends, wilson
 
 from medjax.errors import InputError
 from medjax.evaluation import bootstrap, seeds
@@ -108,13 +109,15 @@ def test_every_number_is_that_of_brute_force(one, found, metric):
     for a, arm in enumerate(NAMES):
         row = found["arms"][arm]
         cells = [row["tasks"]["a"], row["tasks"]["b"], row["mean"]]
+        estimates, many = whole[a].mean(axis=0), drawn[:, a].mean(axis=1)
+        ends = [wilson(estimates[t], many[:, t]) for t in range(2)]
+        ends.append(mean_ends(many[:, :2].T, estimates[:2], ends, np.ones(2)))
         for t, cell in enumerate(cells):
             cell = cell[metric]
             assert cell["each"] == pytest.approx(whole[a, :, t], abs=1e-5)
             assert cell["estimate"] == pytest.approx(whole[a, :, t].mean(), abs=1e-5)
             assert cell["sd"] == pytest.approx(np.std(whole[a, :, t], ddof=1), abs=1e-5)
-            ends = np.quantile(drawn[:, a, :, t].mean(axis=1), [0.025, 0.975])
-            assert [cell["low"], cell["high"]] == pytest.approx(ends, abs=1e-5)
+            assert [cell["low"], cell["high"]] == pytest.approx(ends[t], abs=1e-5)
         if a == 0:
             assert row["difference"] is None
             continue

@@ -163,9 +163,12 @@ def test_other_splits_are_compared_too(pair):
     assert (found["split"], found["films"]) == ("strangers", 30)
     report = pair[1] / "report-strangers.json"
     report.write_text(json.dumps({"overlap": {"images": 12}}))
+    own = pair[0] / "report-strangers.json"
+    own.write_text(json.dumps({"source": "chexpert"}))
     page = evaluate.compare(*pair, split="strangers").read_text()
-    assert "12 of these images were seen by" in page
+    assert "12 of these images were seen by" in page and "chexpert ·" in page
     report.unlink()
+    own.unlink()
 
 
 @pytest.mark.parametrize(

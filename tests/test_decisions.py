@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from test_bootstrap import wilson
 
 from medjax.evaluation import decisions
 from medjax.evaluation.predict import Predictions
@@ -49,26 +50,45 @@ def test_the_net_benefit_is_that_of_its_definition(curves):
 
 
 def test_bands_are_those_of_a_bootstrap_of_whole_patients(curves):
+    """Of net benefit = a - odds b: from Wilson's interval of both shares, see Zou (2007)."""
     found, k = predictions(), 20
     threshold = curves["a"]["threshold"][k]
-    values = []
-    for r in range(50):
-        bits = jax.random.bits(jax.random.fold_in(KEY, r), (120,))
-        drawn = np.asarray(bits % 120)
+    odds, shares = threshold / (1 - threshold), []
+    for r in range(-1, 50):
+        bits = jax.random.bits(jax.random.fold_in(KEY, max(r, 0)), (120,))
+        drawn = np.asarray(bits % 120) if r >= 0 else np.arange(120)
         rows = np.concatenate([2 * drawn, 2 * drawn + 1])
         rows = rows[found.weight[rows, 0] > 0]
-        label, score = found.label[rows, 0], found.probability[rows, 0]
-        values.append(
-            [benefit(label, score >= cut, threshold) for cut in (threshold, 0)]
+        positive, called = (
+            found.label[rows, 0] == 1,
+            found.probability[rows, 0] >= threshold,
         )
-    model, everybody = np.transpose(values)
-    for name, drawn, ends in (
-        ("model", model, ("low", "high")),
-        ("gain", model - np.maximum(everybody, 0), ("gain_low", "gain_high")),
-    ):
-        reach = 1.959964 * np.std(drawn, ddof=1)
-        got = [curves["a"][end][k] - curves["a"][name][k] for end in ends]
-        assert got == pytest.approx([-reach, reach], abs=2e-5)
+        pairs = positive & called, ~positive & called, positive & ~called
+        shares.append([np.mean(x) for x in (*pairs, ~positive & ~called)])
+    whole, *drawn = np.array(shares)
+    parts = [wilson(x, column) for x, column in zip(whole, np.transpose(drawn))]
+
+    def ends(plus, minus):  # The interval of the share `plus` - odds times `minus`.
+        r = np.corrcoef(np.transpose(drawn)[[plus, minus]])[0, 1]
+        weights = [1, odds] if plus == 0 else [odds, 1]
+        reach = [
+            [
+                w * abs(whole[p] - parts[p][side])
+                for w, p, side in zip(weights, (plus, minus), sides)
+            ]
+            for sides in ((0, 1), (1, 0))
+        ]
+        value = weights[0] * whole[plus] - weights[1] * whole[minus]
+        width = [np.sqrt(a**2 + b**2 - 2 * r * a * b) for a, b in reach]
+        return value - width[0], value + width[1]
+
+    over_none, over_all = ends(0, 1), ends(3, 2)
+    curve = curves["a"]
+    assert (curve["low"][k], curve["high"][k]) == pytest.approx(over_none, abs=2e-5)
+    gain = np.minimum(over_none, over_all)
+    assert (curve["gain_low"][k], curve["gain_high"][k]) == pytest.approx(
+        gain, abs=2e-5
+    )
 
 
 def test_a_right_model_is_better_than_all_and_none_and_a_useless_one_is_not():

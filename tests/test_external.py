@@ -1,7 +1,7 @@
 """Other data are external only if the run has seen no patient and no picture of them."""
 
 import importlib
-from types import SimpleNamespace
+import json
 
 import numpy as np
 import pandas as pd
@@ -11,12 +11,12 @@ from conftest import Page
 from scipy import stats
 
 from medjax.cohort import manifest as manifests
-from medjax.commands import evaluate
-from medjax.commands.evaluate import Images
+from medjax.config import as_json
 from medjax.errors import InputError
 from medjax.evaluation import external
 from medjax.reports import report
-from medjax.tasks import films, scans
+from medjax.tasks import films, scans, seen
+from medjax.tasks.seen import Claim
 
 FILMS = {"patients": 12, "side": 64, "seed": 3}
 VOLUMES = {"patients": 8, "seed": 3, "shape": (16, 20, 16), "spacing": (10.0,) * 3}
@@ -40,14 +40,13 @@ def opened(request, tmp_path_factory):
     return read
 
 
-def audited(opened, others, folder, images=evaluate.TEST):
-    data, manifest = opened()
+def audited(opened, others, folder, claim=seen.UNCLAIMED):
+    runs = [seen.Seer(folder, *opened())]
     judged = others.table.assign(split="abroad")
-    run = SimpleNamespace(folder=folder)
-    return evaluate._overlap(run, data, manifest, others, judged, images)
+    return seen.audit_other(runs, others, judged, claim, folder / "overlap-abroad.csv")
 
 
-def seen(opened):
+def used_and_tested(opened):
     """The images of the run that train or validate, and those that test."""
     data, manifest = opened()
     table = data.table.set_index("id")
@@ -64,7 +63,7 @@ def renamed(data):
 
 
 def test_a_run_s_own_images_are_refused_in_one_line_and_listed(opened, tmp_path):
-    used, _ = seen(opened)
+    used, _ = used_and_tested(opened)
     with pytest.raises(InputError) as error:
         audited(opened, opened()[0], tmp_path)
     message = str(error.value)
@@ -79,12 +78,12 @@ def test_a_run_s_own_images_are_refused_in_one_line_and_listed(opened, tmp_path)
 
 
 def test_pictures_are_told_whoever_they_are_of(opened, tmp_path):
-    used, _ = seen(opened)
-    for images in (Images(), Images(other_hospital=True)):
+    used, _ = used_and_tested(opened)
+    for claim in (seen.UNCLAIMED, Claim(other_hospital=True)):
         with pytest.raises(
             InputError, match=rf"\(0 patient ids, {len(used)} pict"
         ) as e:
-            audited(opened, renamed(opened()[0]), tmp_path, images)
+            audited(opened, renamed(opened()[0]), tmp_path, claim)
         assert "--other-hospital" not in str(e.value)
         assert f"{used['image'].iloc[0]} (" in str(e.value) or "=" in str(e.value)
 
@@ -92,25 +91,94 @@ def test_pictures_are_told_whoever_they_are_of(opened, tmp_path):
 def test_equal_ids_are_the_same_people_but_of_another_hospital(opened, tmp_path):
     others, _ = opened(500)
     assert audited(opened, others, tmp_path)["images"] == 0
-    used, tested = seen(opened)
+    used, tested = used_and_tested(opened)
     # In another spelling, and of one image that only tests.
     ids = [f"00{used['patient'].iloc[0]}", str(tested["patient"].iloc[0])]
     ids += [f"x{n}" for n in range(len(others.table) - 2)]
     others = others._replace(table=others.table.assign(patient=ids))
     with pytest.raises(InputError, match=r"1 of \d+ images .*1 patient ids, 0 pict"):
         audited(opened, others, tmp_path)
-    found = audited(opened, others, tmp_path, Images(other_hospital=True))
+    found = audited(opened, others, tmp_path, Claim(other_hospital=True))
     assert found["images"] == found["tested"] == 0 and found["other_hospital"]
 
 
 def test_what_is_allowed_is_counted_and_said(opened, tmp_path, capsys):
-    used, _ = seen(opened)
-    images = Images(allow_overlap=True)
-    found = audited(opened, opened()[0], tmp_path, images)
+    used, _ = used_and_tested(opened)
+    claim = Claim(allow_overlap=True)
+    found = audited(opened, opened()[0], tmp_path, claim)
     assert found["images"] == found["pictures"] == len(used)
     assert found["patients"] == used["patient"].nunique()
     assert f"warning: {len(used)} of" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def begun(opened, tmp_path):
+    """(change of the first run's splits, transfer.overlap) -> the audit of the second's
+    test, whose weights are of a third run with the first one's weights."""
+    data, manifest = opened()
+
+    def audit(splits, overlap="refuse", read=lambda config: data):
+        config = importlib.import_module("configs.quickstart").get_config()
+        for name in ("first", "third"):
+            (tmp_path / name).mkdir()
+            text = json.dumps(as_json(config))
+            (tmp_path / name / "config.json").write_text(text)
+            split = manifest["split"].replace(splits if name == "first" else {})
+            manifests.write(
+                manifest.assign(split=split), tmp_path / name / "splits.csv"
+            )
+            config.transfer.init = str(tmp_path / name)
+        config.transfer.overlap = overlap
+        return seen.audit_test(config, read, data, manifest)
+
+    return audit
+
+
+SWAPPED = {"test": "train", "train": "test"}
+
+
+def test_a_run_that_begins_with_weights_of_the_same_split_is_fine(begun, opened):
+    _, tested = used_and_tested(opened)
+    found = begun({})
+    assert found["images"] == 0 and found["tested"] == len(tested)
+
+
+def test_a_test_that_the_first_weights_were_trained_on_is_refused(begun, opened):
+    """Also where two runs are between, and where that run's data are gone."""
+    _, tested = used_and_tested(opened)
+    n = len(tested)
+    with pytest.raises(InputError, match=rf"{n} of {n} images .*first .*'allow'"):
+        begun(SWAPPED)
+
+
+def test_patients_are_compared_where_the_data_of_the_first_run_are_gone(
+    begun, opened, capsys
+):
+    def gone(config):
+        raise InputError("data.folder: nothing there")
+
+    _, tested = used_and_tested(opened)
+    with pytest.raises(
+        InputError, match=rf"{tested['patient'].nunique()} .*ids, 0 pic"
+    ):
+        begun(SWAPPED, read=gone)
+    assert "note: only patient ids" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("overlap", "patients"), [("allow", True), ("other", False)])
+def test_an_overlap_with_the_first_run_s_training_is_allowed_or_disputed(
+    begun, opened, overlap, patients
+):
+    _, tested = used_and_tested(opened)
+    if overlap == "other":  # Equal ids of other people; the pictures are equal too.
+        with pytest.raises(InputError, match=rf"0 patient ids, {len(tested)} pictures"):
+            begun(SWAPPED, "other_hospital")
+        return
+    found = begun(SWAPPED, "allow")
+    assert found["images"] == found["pictures"] == len(tested)
+    assert found["patients"] == tested["patient"].nunique()
+    assert found["run"].endswith("first")
 
 
 def test_unused_images_and_those_of_the_test_were_not_seen():
@@ -165,6 +233,16 @@ def test_both_results_their_difference_and_what_shifted_are_there():
     assert list(shift) == ["prevalence", "predicted", "brier"]
     np.testing.assert_allclose(shift["prevalence"]["difference"]["estimate"], 0.3)
     assert "auroc" in found["mean"] and "sensitivity" not in found["mean"]
+
+
+def test_the_difference_of_two_skewed_shares_has_newcombe_s_interval():
+    """His example (Stat. Med. 17 (1998) 873, method 10): 9 of 10 against 3 of 10."""
+    both = []
+    for hits in (3, 9):
+        ends = stats.binomtest(hits, 10).proportion_ci(method="wilson")
+        both.append({"estimate": hits / 10, "low": ends.low, "high": ends.high})
+    apart = external.difference(*both)
+    assert (apart["low"], apart["high"]) == pytest.approx((0.1705, 0.8090), abs=1e-4)
 
 
 def test_means_over_other_findings_are_not_compared():

@@ -302,7 +302,6 @@ def test_the_means_of_the_areas_are_those_of_scikit_learn(seed):
         flat = [x.reshape(-1, 1) for x in (score, label, weight)]
         found = {
             "macro": metrics.macro(each, known),
-            "weighted": metrics.weighted(each, label.sum(0), known),
             "micro": metric(*flat)[0],
         }
         for average, value in found.items():
@@ -321,7 +320,6 @@ def test_the_means_of_the_rates_are_those_of_scikit_learn(seed):
     for name, oracle in AVERAGED_RATES.items():
         found = {
             "macro": metrics.macro(each[name], known),
-            "weighted": metrics.weighted(each[name], label.sum(0), known),
             "micro": pooled[name],
         }
         for average, value in found.items():
@@ -333,26 +331,12 @@ def test_the_means_of_the_rates_are_those_of_scikit_learn(seed):
 
 def test_undefined_tasks_are_left_out():
     value = np.float32([0.5, np.nan, 0.8])
-    known, positives = ~np.isnan(value), np.float32([1, 9, 3])
+    known = ~np.isnan(value)
     assert metrics.macro(value, known) == pytest.approx(0.65)
-    assert metrics.weighted(value, positives, known) == pytest.approx(2.9 / 4)
     cells = metrics.Confusion(*np.float32([[1, np.nan, 2]] * 4))
     assert metrics.micro(cells, known).tp == 3
-
-
-def test_a_replicate_that_lacks_a_tasks_value_has_no_mean():
-    values = np.float32([[0.5, 0.8], [np.nan, 0.8]])
-    known, positives = np.ones(2, bool), np.float32([[1, 3], [1, 3]])
-    for mean in (
-        metrics.macro(values, known),
-        metrics.weighted(values, positives, known),
-    ):
-        assert np.isnan(mean).tolist() == [False, True]
-
-
-def test_no_defined_task_has_no_mean():
-    value, none = np.full(2, np.nan, np.float32), np.zeros(2, bool)
-    assert np.isnan(metrics.macro(value, none))
-    assert np.isnan(metrics.weighted(value, np.ones(2, np.float32), none))
-    nobody = metrics.weighted(np.float32([0.5, 0.5]), np.zeros(2), ~none)
-    assert np.isnan(nobody)
+    # A mean over other tasks is another quantity.
+    replicates = np.float32([[0.5, 0.8], [np.nan, 0.8]])
+    means = metrics.macro(replicates, np.ones(2, bool))
+    assert np.isnan(means).tolist() == [False, True]
+    assert np.isnan(metrics.macro(value, np.zeros(3, bool)))

@@ -93,6 +93,16 @@ def test_intervals_widen_as_a_bootstrap_of_patients_does():
     low, high = found["accuracy"].low, found["accuracy"].high
     np.testing.assert_allclose(found["accuracy"].estimate, share, rtol=1e-6)
     assert (high - low) / 2 == pytest.approx(half, rel=0.2) and low < share < high
+    called = score.argmax(1)
+    for name, weights in (("kappa", None), ("weighted_kappa", "quadratic")):
+        expected = oracle.cohen_kappa_score(label.argmax(1), called, weights=weights)
+        kappa = found[name]
+        assert kappa.estimate == pytest.approx(expected, abs=1e-6)
+        assert kappa.low < expected < kappa.high
+    # Chance changes little between replicates: kappa's error is accuracy's, scaled.
+    spread = (found["kappa"].high - found["kappa"].low) / (high - low)
+    scale = (1 - found["kappa"].estimate) / (1 - share)
+    assert spread == pytest.approx(scale, rel=0.1)
 
 
 def test_a_replicate_without_a_rare_class_is_undefined_not_better():

@@ -98,6 +98,20 @@ def test_the_squared_error_is_that_of_all_pairs_of_patients():
     assert reliability.debiased(gap - gap.mean(axis=0), np.ones_like(gap))[0] == 0
 
 
+@pytest.mark.parametrize("error", [0.0, 0.04, 0.15])
+def test_the_calibration_error_s_interval_holds_it_as_often_as_it_says(error):
+    """120 patients in 6 bins, whose findings are that much more frequent than said."""
+    rng, held = np.random.default_rng(0), []
+    mass = np.repeat(np.eye(6), 20, axis=0)[:, None]
+    said = np.linspace(0.1, 0.7, 6)
+    for _ in range(300):
+        label = rng.random(mass.shape) < said + error
+        estimate, low, high = reliability.debiased(mass * (label - said), mass)
+        assert low <= estimate <= high and low < high
+        held.append(low <= error <= high)
+    assert 0.93 <= np.mean(held) <= 0.98
+
+
 def test_the_error_of_a_right_model_is_not_above_0_and_its_interval_covers_0():
     rng = np.random.default_rng(1)
     p = expit(rng.normal(-1, 1, (70, 400)))  # 400 studies of 70 patients.

@@ -20,7 +20,7 @@ from medjax.evaluation import (
     thresholds,
 )
 from medjax.evaluation.predict import Predictions
-from medjax.reports import images
+from medjax.reports import classification, images
 from medjax.reports import report as page
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
@@ -379,6 +379,12 @@ def test_the_page_fits_its_window_and_every_picture_is_drawn(opened, width):
     # ROC, PR, answers, decisions, explorer; reliability; robustness and mean; training.
     assert len(seen["charts"]) == 2 + 2 + 3 + 1 + 1 + 3 + 4 + 2
     assert all(0 < chart <= width for chart in seen["charts"])
+
+
+def test_where_a_model_is_better_is_said_without_the_gaps():
+    found = classification._ranges([0.1, 0.2, 0.3, 0.4], [True, True, False, True])
+    assert found == "10.0 % to 20.0 %, 40.0 %"
+    assert classification._ranges([0.1, 0.2], [False, False]) == ""
 
 
 def test_everyone_can_read_it(opened):

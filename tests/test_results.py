@@ -273,8 +273,10 @@ def test_a_rate_of_one_has_the_exact_interval_and_an_area_of_one_a_width():
         assert got["micro"][name] == cell
     for name in ("auroc", "average_precision", "partial_auroc"):
         cell = metrics[name]
-        z2 = 1.959964**2  # Wilson's, of twice the 20 patients of the rarer class.
-        expected = pytest.approx((1, 40 / (40 + z2), 1))
+        z2 = 1.959964**2
+        # Wilson's, of twice or once the 20 patients of the rarer class.
+        n = 20 if name == "average_precision" else 40
+        expected = pytest.approx((1, n / (n + z2), 1))
         assert (cell["estimate"], cell["low"], cell["high"]) == expected
         assert cell["why"] == ""
     cell = metrics["f1"]
@@ -427,3 +429,16 @@ def test_a_mean_of_rates_counts_the_doubt_about_a_rate_of_one():
     expected = np.sqrt(np.sum(np.square(below))) / 2
     assert mean["estimate"] - mean["low"] == pytest.approx(expected, abs=1e-6)
     assert first["estimate"] == 1 and below[0] > 0.1
+
+
+@pytest.mark.parametrize(("rare", "enough"), [(9, False), (10, True)])
+def test_a_mean_over_classes_needs_ten_patients_of_the_rarest(rare, enough):
+    found = predictions()
+    true = np.where(found.patient < rare, 2, found.patient % 2)
+    label, weight = np.eye(3, dtype=np.float32)[true], np.ones((120, 3), np.float32)
+    found = found._replace(label=label, weight=weight)
+    rates = summary(found, np.full(3, 0.5), exclusive=True)["classes"]["rates"]
+    for name in ("balanced_accuracy", "macro_f1"):
+        assert (rates[name]["low"] is not None) == enough
+        assert (rates[name]["why"] == bootstrap.FEW) != enough
+    assert rates["accuracy"]["low"] is not None is not rates["kappa"]["low"]

@@ -469,6 +469,7 @@ def test_a_run_that_began_with_another_is_found_again(tmp_path):
     transfer = ["init=" + str(tmp_path / "first"), "mode=gradual", "every=2"]
     transfer = [f"--config.transfer.{option}" for option in transfer]
     transfer += ["--config.intensity.name=as_pretrained"]
+    transfer += ["--config.transfer.overlap=allow"]  # Another finding's split.
     train("first", "--config.train.steps=4", "--config.data.tasks=('mass',)")
     assert "classifier: starts anew" in train("second", *transfer)
     left = final_state(tmp_path / "second")

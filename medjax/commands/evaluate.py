@@ -14,11 +14,11 @@ from medjax.config import Config, as_json, read_config
 from medjax.data import prepared
 from medjax.errors import InputError
 from medjax.evaluation import external
-from medjax.files import read_json, write_table
+from medjax.files import read_json
 from medjax.reports import compare as comparison
 from medjax.reports import report
 from medjax.reports.classification import write_localisation
-from medjax.tasks import adapt, explain, films, parts, perturb
+from medjax.tasks import adapt, explain, films, parts, perturb, seen
 from medjax.tasks import compare as pairing
 from medjax.tasks.task import Finished, Task
 from medjax.training import devices, journal
@@ -96,8 +96,10 @@ def evaluate(folder: Path, images: Images = TEST) -> dict:
     if not devices.first():
         return {}
     results = about | results
+    if overlap:
+        results |= {"overlap": overlap}
     if about["external"]:
-        results |= {"overlap": overlap} | _internal(folder, results)
+        results |= _internal(folder, results)
     if "--corrupt" not in task.refused:
         results |= _earlier(folder, split, _stamps(run, about["source"]))
     page = report.write(
@@ -179,13 +181,18 @@ def compare(folder: Path, against: Path, *, split: str = "test") -> Path:
     names, tables = pairing.read(runs, kinds, split)
     pairing.check(*tables, names, runs, kinds[0])
     abouts = [parts.about(config) for config in configs]
+    written = [_written(run, "report", split)[1] for run in runs]
     summary = {
         "split": split,
-        "source": abouts[0]["source"],
+        # Of another split than the run's own the report alone says it.
+        "source": written[0].get("source", abouts[0]["source"]),
         "runs": [
-            {"folder": str(run), "seen": _seen(run, split)}
-            | {k: about[k] for k in ("model", "imbalance")}
-            for run, about in zip(runs, abouts, strict=True)
+            {
+                "folder": str(run),
+                "seen": report.get("overlap", {}).get("images", 0),
+                **{k: about[k] for k in ("model", "imbalance")},
+            }
+            for run, report, about in zip(runs, written, abouts, strict=True)
         ],
         "primary": kinds[0].primary,
         **kinds[0].pair(*tables, names, **parts.bootstrap(configs[0])),
@@ -194,12 +201,6 @@ def compare(folder: Path, against: Path, *, split: str = "test") -> Path:
     comparison.show_pair(summary)
     print(f"against: {page}")
     return page
-
-
-def _seen(folder: Path, split: str) -> int:
-    """How many images of a reported external split that run has trained or validated on."""
-    _, written = _written(folder, "report", split)
-    return written.get("overlap", {}).get("images", 0)
 
 
 def _trained(task: Task, run: Finished) -> tuple[Any, pd.DataFrame]:
@@ -216,11 +217,14 @@ def _judged(
     manifest: pd.DataFrame,
     images: Images,
 ) -> tuple[Any, pd.DataFrame, dict]:
-    """The data on which a run with these data is judged, their manifest, and of other
-    data what the run has seen of them."""
+    """The data on which a run with these data is judged, their manifest, and what the
+    run has seen of them, or the run of its first weights."""
     split, other, *_ = images
     if other is None and split != adapt.SPLIT:
-        return data, manifest, {}
+        overlap = {}
+        if split == "test":
+            overlap = seen.audit_test(run.config, task.data, data, manifest)
+        return data, manifest, overlap
     target = adapt.target(run.config, data)
     if other is None:
         sides = workdir.sides(run.folder, "target.csv")
@@ -236,44 +240,11 @@ def _judged(
                 f"note: {len(target.ids)} of these images were seen without labels: "
                 f"--split={adapt.SPLIT} is about others"
             )
-    return *judged, _overlap(run, data, manifest, *judged, images)
-
-
-def _overlap(
-    run: Finished,
-    data: Any,
-    manifest: pd.DataFrame,
-    others: Any,
-    judged: pd.DataFrame,
-    images: Images,
-) -> dict:
-    """What the report says of images that the run has seen; refuses them by default."""
-    used = manifest[manifest["split"] != manifests.UNUSED]
-    copies = data.copies(used["id"].to_numpy(), others, judged["id"].to_numpy())
-    overlap = manifests.overlap(
-        judged, used, copies, other_hospital=images.other_hospital
-    )
-    ids = overlap.pop("ids")
-    overlap = {"images": len(ids), **overlap, "patients": len(overlap["patients"])}
-    if not ids:
-        return overlap
-    what = (
-        f"{len(ids)} of {len(judged)} images were seen in training or validation "
-        f"({overlap['patients']} patient ids, {overlap['pictures']} pictures), e.g. "
-        + ", ".join(overlap["examples"])
-    )
-    if images.allow_overlap:
-        print(f"warning: {what}: the results are too good")
-        return overlap
-    split = judged["split"].iloc[0]
+    seers = [seen.Seer(run.folder, data, manifest)]
+    seers += seen.ancestors(run.config, task.data)
+    claim = seen.Claim(images.other_hospital, images.allow_overlap)
     path = run.folder / f"overlap-{split}.csv"
-    write_table(path, judged[judged["id"].isin(ids)][["image", "patient"]])
-    people = "equal ids are other people's (--other-hospital), or "
-    raise InputError(
-        f"--config: {what}: leave out those in {path}, or say that "
-        f"{people * (overlap['patients'] > 0)}they may be reported under a warning "
-        "(--allow-overlap)"
-    )
+    return *judged, seen.audit_other(seers, *judged, claim, path)
 
 
 def _stamps(run: Finished, source: str) -> dict[str, dict]:

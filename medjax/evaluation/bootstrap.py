@@ -6,10 +6,13 @@ and an image counts as often as its patient was drawn. No image is copied: a rep
 is a vector of counts, one for each patient.
 
   resample      computes a statistic of the patients as they are and of every replicate
-  wilson        the intervals of shares and areas; `of_mean` those of their means
-  normal        those of differences; `percentiles` those of everything else
+  wilson        the intervals of numbers in [0, 1]: shares, areas, F1, a mean Dice
+  combined      those of their means and differences; `ratio` those of their ratios
+  normal        those of differences between models or groups
   studentised   intervals of means of skewed numbers
   interval      the rules for what a report may say: too few patients, rates of 0 or 1
+
+How often each kind holds the truth: tests/README.md.
 
 Most statistics are sums over patients: see `reweigh` and `means`. The AUROC of all
 replicates is in discrimination.py.
@@ -17,6 +20,7 @@ replicates is in discrimination.py.
 
 import functools
 import math
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -36,7 +40,7 @@ LEVEL = 0.95  # The intervals' nominal coverage.
 LEAST = 10  # Patients in a metric's denominator, for an interval or a test.
 FEW = f"fewer than {LEAST} such patients: no interval"
 MANY = 0.01  # Of the replicates: if more are undefined, the report says so.
-PRIOR = 16  # Patients: the weight of an area's expected variance, see `wilson`.
+PRIOR = 1.5  # The weight of an area's expected variance, see `wilson`.
 LARGEST = 1e9  # Effective sample size.
 ROUNDING = 1e-6  # Of float32: ends that are nearer to each other are equal.
 
@@ -209,7 +213,10 @@ def studentised(linear: Linear, *, key: Array, replicates: int) -> Interval:
     drawn = resample(
         _student, scaled.astype(np.float32), len(scaled), key=key, replicates=replicates
     )
-    _, low, high, _, _ = percentiles(drawn)
+    with warnings.catch_warnings(action="ignore"):  # Where nothing varies.
+        low, high = np.nanquantile(
+            drawn.drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0
+        )
     n = np.maximum(linear.patients, 2)
     most = 2 * stats.t.ppf((1 + LEVEL) / 2, n - 1) * np.sqrt(n / (n - 1))
     ends = (
@@ -225,35 +232,6 @@ def _student(influence: Array, counts: Array | None) -> Array:
     variance = square - moved**2 / len(influence)
     alike = variance <= ROUNDING
     return jnp.where(alike, jnp.nan, moved / jnp.sqrt(jnp.where(alike, 1, variance)))
-
-
-def percentiles(resampled: Resampled, level: float = LEVEL) -> ArrayTree:
-    """The statistic's tree of Intervals, from the percentiles of its replicates.
-
-    Source: Efron, Ann. Stat. 7 (1979) 1, percentile interval; resampling whole
-    clusters: Davison & Hinkley, Bootstrap Methods (1997), section 3.8.
-    """
-    whole, drawn = jax.device_get(tuple(resampled))
-    ends = np.array([(1 - level) / 2, (1 + level) / 2], np.float32)
-    return jax.tree.map(functools.partial(_percentiles, ends), whole, drawn)
-
-
-def _percentiles(ends: np.ndarray, estimate: np.ndarray, drawn: np.ndarray) -> Interval:
-    """Linear quantiles [2] of the defined replicates [R, ...].
-
-    By NumPy: to compile it took longer than everything else in a report's intervals.
-    """
-    ordered = np.sort(drawn, axis=0)  # NaN comes last.
-    defined = len(drawn) - np.isnan(drawn).sum(axis=0)
-    place = np.multiply.outer(ends, np.maximum(defined - 1, 0).astype(np.float32))
-    below = np.floor(place)
-    low, high = (
-        np.take_along_axis(ordered, at.astype(int), axis=0)
-        for at in (below, np.ceil(place))
-    )
-    share = place - below
-    quantiles = np.where(defined > 0, low * (1 - share) + high * share, np.nan)
-    return Interval(estimate, *quantiles, len(drawn) - defined)
 
 
 def normal(resampled: Resampled, level: float = LEVEL) -> ArrayTree:
@@ -282,24 +260,27 @@ def deviation(drawn: np.ndarray) -> np.ndarray:
     return np.sqrt(square.sum(axis=0) / enough)
 
 
-def wilson(resampled: Resampled, rarer: np.ndarray | None = None) -> ArrayTree:
-    """Intervals of shares and of areas under curves, clustered by patient.
+def wilson(
+    resampled: Resampled, rarer: np.ndarray | None = None, worth: float = 2
+) -> ArrayTree:
+    """Intervals of numbers in [0, 1], clustered by patient.
 
     Wilson's interval of a share A, for the effective sample size n that the replicates'
     variance stands for: n = A (1 - A) / variance. Percentiles are too narrow near 0 and
     1. A share of 0 or 1 has no variance, and gets no width here, see `interval`.
 
     Of an area near 1 with few positives the variance itself is hardly known. The fewer
-    the patients k of the rarer class are, the more n is drawn towards 2 k, which
-    exponential scores near 1 have (Hanley & McNeil): log n is the mean of both with
-    weights k and PRIOR. An area of 0 or 1 has n = 2 k.
+    the patients k of the rarer class are, the more n is drawn towards `worth` times k:
+    log n is the mean of both with weights sqrt(k) and PRIOR. An area of 0 or 1 has that n.
 
     Args:
       rarer: [...], of areas, the patients with an image of the rarer class.
+      worth: 2 of an area under the ROC curve, as exponential scores near 1 have (Hanley &
+        McNeil), 1 of an average precision (Boyd).
 
     Source: Wilson, J. Am. Stat. Assoc. 22 (1927) 209; Hanley & McNeil, Radiology 143
-    (1982) 29; score intervals of an area: Newcombe, Stat. Med. 25 (2006) 559. Coverage:
-    tests/README.md.
+    (1982) 29; score intervals of an area: Newcombe, Stat. Med. 25 (2006) 559; Boyd et
+    al., ECML PKDD (2013), LNCS 8190, 451, section 3.
     """
 
     def ends(whole: np.ndarray, drawn: np.ndarray) -> Interval:
@@ -309,8 +290,8 @@ def wilson(resampled: Resampled, rarer: np.ndarray | None = None) -> ArrayTree:
         n = np.where(extreme, LARGEST, spread / np.maximum(variance, 1 / LARGEST))
         if rarer is not None:
             k = np.maximum(rarer, 1)
-            share = np.where(extreme, 0, k / (k + PRIOR))
-            n = n**share * (2 * k) ** (1 - share)
+            share = np.where(extreme, 0, np.sqrt(k) / (np.sqrt(k) + PRIOR))
+            n = n**share * (worth * k) ** (1 - share)
         z2 = stats.norm.ppf((1 + LEVEL) / 2) ** 2 / n
         middle = (estimate + z2 / 2) / (1 + z2)
         reach = np.sqrt(z2 * (np.maximum(spread, 0) + z2 / 4)) / (1 + z2)
@@ -323,16 +304,19 @@ def wilson(resampled: Resampled, rarer: np.ndarray | None = None) -> ArrayTree:
 
 
 def exact(shares: Interval, patients) -> Interval:
-    """The intervals, with the exact one for a share of 0 or 1 that has no width.
+    """The intervals, but the exact one of 0 or 1 for a share less than half a patient off.
+
+    Its variance says nothing there, and is 0 at the end itself.
 
     Source: Clopper & Pearson, Biometrika 26 (1934) 404, which has a closed form there.
     """
     estimate, low, high = shares[:3]
-    end = ((1 - LEVEL) / 2) ** (1 / np.maximum(patients, 1))
-    same = high - low < ROUNDING
+    number = np.maximum(patients, 1)
+    end, off = ((1 - LEVEL) / 2) ** (1 / number), 0.5 / number
+    none, all_ = estimate < off, estimate > 1 - off
     return shares._replace(
-        low=np.where(same & (estimate == 1), end, low),
-        high=np.where(same & (estimate == 0), 1 - end, high),
+        low=np.where(all_, end, np.where(none, 0, low)),
+        high=np.where(none, 1 - end, np.where(all_, 1, high)),
     )
 
 
@@ -354,41 +338,55 @@ def ratio(above: Interval, below: Interval) -> tuple[np.ndarray, np.ndarray]:
     return end(-1, a_low, b_high), end(1, a_high, b_low)
 
 
-def of_mean(
-    intervals: Interval, drawn: np.ndarray, share: np.ndarray
-) -> tuple[float, float]:
-    """The ends of the interval of a mean of what has intervals of `wilson`.
+def combined(
+    intervals: Interval, drawn: np.ndarray, factors: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A sum of numbers that have intervals of `wilson`, times factors; and its ends.
 
     The distances from the estimates to their own ends are added as correlated errors
-    are, so that a mean of one has its interval.
+    are, so that the sum of one number has its interval.
 
     Args:
-      intervals: [T].
-      drawn: [R, T], the replicates, whose correlations count; those in which one of the
-        T is undefined are left out.
-      share: [T], the weights; 0 leaves one out.
+      intervals, factors: [T, ...]; the sum is over T.
+      drawn: [R, T, ...], the replicates, whose correlations count; those in which one
+        of the T is undefined are left out.
 
     Source: Zou & Donner, Stat. Med. 27 (2008) 1693 (MOVER); correlated: Zou, Psychol.
     Methods 12 (2007) 399.
     """
-    use = share > 0
-    drawn = drawn[:, use]
-    drawn = drawn[~np.isnan(drawn).any(axis=1)].astype(np.float64)
-    if not use.any() or len(drawn) < 2:
-        return np.nan, np.nan
-    apart = drawn - drawn.mean(axis=0)
+    drawn = np.asarray(drawn, np.float64)
+    whole = ~np.isnan(drawn).any(axis=1, keepdims=True)
+    number = whole.sum(axis=0)
+    mean = np.where(whole, drawn, 0).sum(axis=0) / np.maximum(number, 1)
+    apart = np.where(whole, drawn - mean, 0)
+    estimate, low, high = (np.asarray(x, float) for x in intervals[:3])
+    total = (factors * estimate).sum(axis=0)
+    enough = np.where(number[0] > 1, 1, np.nan)
     length = np.linalg.norm(apart, axis=0)
     unit = apart / np.where(length > 0, length, 1)
-    correlation = unit.T @ unit
-    np.fill_diagonal(correlation, 1)  # Also of what doesn't vary.
-    estimate, low, high = (np.asarray(x, float)[use] for x in intervals[:3])
-    share = share[use] / share[use].sum()
-    mean = share @ estimate
+    correlation = np.einsum("rt...,ru...->tu...", unit, unit)
+    diagonal = np.arange(len(factors))
+    correlation[diagonal, diagonal] = 1  # Also of what doesn't vary.
+    down, up = factors * (estimate - low), factors * (high - estimate)
     below, above = (
-        np.sqrt(reach @ correlation @ reach)
-        for reach in (share * (estimate - low), share * (high - estimate))
+        np.sqrt(np.maximum(np.einsum("t...,tu...,u...->...", x, correlation, x), 0.0))
+        for x in (np.where(factors > 0, down, up), np.where(factors > 0, up, down))
     )
-    return mean - below, mean + above
+    return total, total - enough * below, total + enough * above
+
+
+def mean_of(intervals: Interval, drawn: np.ndarray, weights: np.ndarray) -> Interval:
+    """The weighted mean of numbers [T] that have intervals of `wilson`, see `combined`.
+
+    A number without a weight takes no part. A replicate in which a part of the mean is
+    undefined is left out and counted.
+    """
+    use = np.flatnonzero(weights > 0)
+    if not use.size:
+        return Interval(*np.full(3, np.nan), len(drawn))
+    drawn, share = np.asarray(drawn)[:, use], weights[use] / weights[use].sum()
+    missing = np.isnan(drawn).any(axis=1).sum()
+    return Interval(*combined(at(intervals, use), drawn, share), missing)
 
 
 def at(intervals: ArrayTree, index) -> ArrayTree:

@@ -11,11 +11,11 @@ Source: Vickers & Elkin, Med. Decis. Making 26 (2006) 565.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from chex import Array
 
 from medjax.evaluation import bootstrap
+from medjax.evaluation.bootstrap import Resampled
 from medjax.evaluation.predict import Predictions
 
 POINTS = 60  # Thresholds of a curve.
@@ -41,8 +41,9 @@ def curves(
 ) -> dict[str, dict]:
     """{task: `Curve` as JSON} of the (calibrated) probabilities.
 
-    The intervals are of bootstrap.normal, over patients. A task with fewer than
-    bootstrap.LEAST patients of either class is left out.
+    Their intervals are those of bootstrap.combined, of the shares of true and false
+    positives. A gain over both treating all and none is as uncertain as the less certain
+    of them. A task with fewer than bootstrap.LEAST patients of either class is left out.
     """
     rows, patient, patients = bootstrap.numbered(
         predictions.weight, predictions.patient
@@ -66,15 +67,15 @@ def curves(
             np.add.at(table, (patient, part, place), mass[:, t])
         # [P, 2, G]: each patient's true and false positives at each threshold.
         called = np.cumsum(table[..., ::-1], axis=-1)[..., ::-1][..., 1:]
-        data = *(x.astype(np.float32) for x in (called, table.sum(axis=-1))), threshold
-        benefit = bootstrap.resample(
-            _benefit, data, patients, key=key, replicates=replicates
+        of_all = table.sum(axis=-1)
+        sums = np.concatenate([called, of_all[..., None] - called], axis=1)
+        sums = sums.astype(np.float32)
+        results[tasks[t]] = _curve(
+            bootstrap.resample(_shares, sums, patients, key=key, replicates=replicates),
+            threshold,
+            share,
+            (of_all > 0).any(axis=1).sum(),
         )
-        model, all_, gain = (
-            bootstrap.at(bootstrap.normal(benefit), n) for n in range(3)
-        )
-        columns = *model[:3], all_.estimate, *gain[:3]
-        results[tasks[t]] = Curve(threshold, *(np.asarray(x, float) for x in columns))
     return bootstrap.as_json(
         {
             task: Curve(*(np.round(column, 6) for column in curve))
@@ -83,15 +84,29 @@ def curves(
     )
 
 
-def _benefit(data: tuple, counts: Array | None) -> Array:
-    """A statistic: the net benefit of the model and of treating all, and the gain,
-    [R, 3, G]; data: called [P, 2, G], of all [P, 2], the thresholds [G]."""
-    called, of_all, threshold = data
-    called = bootstrap.reweigh(called, counts)  # [R, 2, G]
-    of_all = bootstrap.reweigh(of_all, counts)[..., None]
-    odds = threshold / (1 - threshold)
-    both = jnp.stack([called, jnp.broadcast_to(of_all, called.shape)], axis=-3)
-    both = both / of_all.sum(axis=-2, keepdims=True)[..., None, :, :]
-    benefit = both[..., 0, :] - odds * both[..., 1, :]  # [R, 2, G]
-    gain = benefit[..., 0, :] - jnp.maximum(benefit[..., 1, :], 0)
-    return jnp.concatenate([benefit, gain[..., None, :]], axis=-2)
+def _shares(sums: Array, counts: Array | None) -> Array:
+    """A statistic: the shares of all images that are true and false positives, false
+    and true negatives, [R, 4, G]; sums: [P, 4, G]."""
+    cells = bootstrap.reweigh(sums, counts)
+    return cells / cells.sum(axis=-2, keepdims=True)
+
+
+def _curve(
+    shares: Resampled, threshold: np.ndarray, prevalence: float, patients: int
+) -> Curve:
+    """The curve of one task from the resampled shares [4, G] of as many patients."""
+    intervals = bootstrap.exact(bootstrap.wilson(shares), patients)
+    odds = threshold.astype(float) / (1 - threshold)
+    factors = np.stack([np.ones_like(odds), -odds])
+    # True and false positives count against treating none; false and true negatives,
+    # the other way round, against treating all.
+    over_none, over_all = (
+        np.stack(
+            bootstrap.combined(
+                bootstrap.at(intervals, part), shares.drawn[:, part], sign * factors
+            )
+        )
+        for part, sign in ((slice(0, 2), 1), (slice(2, 4), -1))
+    )
+    everybody = prevalence - odds * (1 - prevalence)
+    return Curve(threshold, *over_none, everybody, *np.minimum(over_none, over_all))

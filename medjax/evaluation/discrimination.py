@@ -21,6 +21,8 @@ from medjax.evaluation.bootstrap import Interval, Resampled
 from medjax.evaluation.metrics import METRICS
 
 AREAS = ("auroc", "average_precision")
+WORTH = {"average_precision": 1}  # See bootstrap.wilson.
+RATIOS = ("lr_positive", "lr_negative")
 # Images swept before their areas join the compensated total: a short float32 sum
 # rounds little, and compensating each image would double the work. UNROLL of them
 # are compiled into one step.
@@ -43,8 +45,7 @@ def intervals(
 ) -> dict[str, Interval]:
     """Intervals of every metric, clustered by patient.
 
-    Those of shares and areas are of bootstrap.wilson and of_mean, the others are
-    percentiles.
+    They are those of bootstrap.wilson, combined and ratio.
 
     Args:
       prevalence: [T] in (0, 1), adds the predictive values there, 'ppv_at' and
@@ -57,8 +58,9 @@ def intervals(
       Intervals of [T] for auroc, average_precision and each of metrics.rates; and
       Intervals of [] for their averages (see metrics.py) over the tasks in which the
       estimate is defined: 'mean_' + name unweighted, 'weighted_' + name by each
-      task's positives, and 'micro_' + name, for the rates alone, of all tasks'
-      confusion matrices together. A replicate in which one of the tasks is undefined
+      task's positives (neither of likelihood ratios: 0.1 and 10 aren't 5 in the mean),
+      and 'micro_' + name, for the rates alone, of all tasks' confusion matrices
+      together. A replicate in which one of the tasks is undefined
       (and has a weight) is left out of the average's interval and counted: an average
       over other tasks is another quantity.
 
@@ -78,27 +80,23 @@ def intervals(
     options = {"key": key, "replicates": replicates, "max_fpr": max_fpr}
     base = bootstrap.resample(_base, data, number, **options)
     resampled = jax.device_get(_every(base, prevalence))
-    results = bootstrap.percentiles(resampled)
     counts = patients(*(x[rows] for x in (score, label, weight)), index, threshold)
-    positives = np.asarray(base.whole[1][1])
-    for name, metric in METRICS.items():
-        if name not in results or not (metric.share or metric.kind == "ranking"):
+    positives, results = np.asarray(base.whole[1][1]), {}
+    for full_name, whole in resampled.whole.items():
+        name, drawn = full_name.removeprefix("micro_"), resampled.drawn[full_name]
+        area, pooled = METRICS[name].kind == "ranking", full_name != name
+        k = counts[name][-1] if pooled else counts[name][:-1]
+        resampled_metric = Resampled(whole, drawn)
+        rarer = k if area else None
+        interval = bootstrap.wilson(resampled_metric, rarer, WORTH.get(name, 2))
+        if METRICS[name].share:
+            interval = bootstrap.exact(interval, k)
+        results[full_name] = interval
+        if pooled or name in RATIOS:
             continue
-        whole, drawn = resampled.whole[name], resampled.drawn[name]
-        of_tasks, k = Resampled(whole, drawn), counts[name][:-1]
-        if metric.kind == "ranking":
-            results[name] = bootstrap.wilson(of_tasks, k)
-        else:
-            results[name] = bootstrap.exact(bootstrap.wilson(of_tasks), k)
         defined = ~np.isnan(whole)
-        for kind, share in (("mean", defined), ("weighted", defined * positives)):
-            low, high = bootstrap.of_mean(results[name], drawn, share)
-            mean = f"{kind}_{name}"
-            results[mean] = results[mean]._replace(low=low, high=high)
-        micro = f"micro_{name}"
-        if micro in results:
-            both = (part[micro] for part in resampled)
-            results[micro] = bootstrap.wilson(Resampled(*both))
+        for kind, weights in (("mean", defined), ("weighted", defined * positives)):
+            results[f"{kind}_{name}"] = bootstrap.mean_of(interval, drawn, weights)
     for prefix in ("", "micro_"):
         _likelihood_ratios(results, prefix)
     if prevalence is not None:
@@ -119,10 +117,8 @@ def _likelihood_ratios(results: dict[str, Interval], prefix: str) -> None:
         rate._replace(estimate=1 - rate.estimate, low=1 - rate.high, high=1 - rate.low)
         for rate in rates
     ]
-    for name, both in (
-        ("lr_positive", (rates[0], others[1])),
-        ("lr_negative", (others[0], rates[1])),
-    ):
+    pairs = (rates[0], others[1]), (others[0], rates[1])
+    for name, both in zip(RATIOS, pairs, strict=True):
         interval = results[prefix + name]
         low, high = (
             np.where(np.isnan(interval.estimate), np.nan, end)
@@ -174,29 +170,19 @@ def _base(data, counts, *, max_fpr: float | None) -> tuple[dict, tuple]:
 
 @jax.jit
 def _every(base: Resampled, prevalence: Array | None) -> Resampled:
-    """Every metric of every task [..., T], and their averages [...]."""
+    """Every metric of every task [..., T], and 'micro_' those of all as one [...]."""
+    judged = ~jnp.isnan(base.whole[1][0].tp)
 
     def of_tasks(ranking, cells):
         rates = metrics.rates(cells[0])
+        pooled = metrics.rates(metrics.micro(cells[0], judged))
         if prevalence is not None:
             rates["ppv_at"], rates["npv_at"] = metrics.predictive_values(
                 rates["sensitivity"], rates["specificity"], prevalence
             )
-        return ranking | rates
+        return ranking | rates | {f"micro_{name}": x for name, x in pooled.items()}
 
-    defined = {name: ~jnp.isnan(x) for name, x in of_tasks(*base.whole).items()}
-
-    def of_all(ranking, cells):
-        matrix, positives = cells
-        each = of_tasks(ranking, cells)
-        averages = {}
-        for name, x in each.items():
-            averages[f"mean_{name}"] = metrics.macro(x, defined[name])
-            averages[f"weighted_{name}"] = metrics.weighted(x, positives, defined[name])
-        rates = metrics.rates(metrics.micro(matrix, defined["accuracy"]))
-        return each | averages | {f"micro_{name}": x for name, x in rates.items()}
-
-    return Resampled(of_all(*base.whole), of_all(*base.drawn))
+    return Resampled(of_tasks(*base.whole), of_tasks(*base.drawn))
 
 
 def difference(
@@ -255,9 +241,15 @@ def class_intervals(
     data = cells, matrix.sum(axis=1) > 0
     options = {"key": key, "replicates": replicates}
     resampled = bootstrap.resample(_class_rates, data, patients, **options)
-    intervals = bootstrap.percentiles(resampled)
-    shares = [{k: v for k, v in x.items() if "kappa" not in k} for x in resampled]
-    return matrix, intervals | bootstrap.wilson(Resampled(*shares))
+    in_unit = (  # Kappas are from -1 to 1.
+        {name: (1 + x) / 2 if "kappa" in name else x for name, x in rates.items()}
+        for rates in resampled
+    )
+    intervals = bootstrap.wilson(Resampled(*in_unit))
+    for name in ("kappa", "weighted_kappa"):
+        *numbers, undefined, why = intervals[name]
+        intervals[name] = Interval(*(2 * x - 1 for x in numbers), undefined, why)
+    return matrix, intervals
 
 
 _class_cells = jax.jit(metrics.class_cells)

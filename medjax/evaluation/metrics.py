@@ -222,16 +222,6 @@ def macro(value: Array, defined: Array) -> Array:
     return jnp.mean(value, axis=-1, where=defined)
 
 
-def weighted(value: Array, positives: Array, defined: Array) -> Array:
-    """[...], the mean of [..., T] weighted by each task's positives [..., T]."""
-    share = jnp.where(defined, positives, 0.0)
-    total = share.sum(axis=-1)
-    # A task without positives takes no part, however undefined its value is.
-    value = jnp.where(share > 0, value, 0.0)
-    mean = (value * share).sum(axis=-1) / jnp.where(total > 0, total, 1.0)
-    return jnp.where(total > 0, mean, jnp.nan)
-
-
 def micro(matrix: Confusion, defined: Array) -> Confusion:
     """The confusion matrix of all tasks together: cells [..., T] -> [...]."""
     return jax.tree.map(lambda cell: cell.sum(axis=-1, where=defined), matrix)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 from chex import Array
-from scipy import stats
+from scipy import optimize, stats
 from scipy.special import expit
 
 from medjax.evaluation import bootstrap, calibration, metrics
@@ -170,12 +170,7 @@ def _averages(p, y, w, patient, patients: int, **options) -> dict[str, Interval]
     intervals = bootstrap.wilson(means)  # [3, T]
     each = {name: bootstrap.at(intervals, n) for n, name in enumerate(names)}
     brier, drawn = means.whole[0], np.asarray(means.drawn[:, 0])
-    known = ~np.isnan(brier)
-    each["mean_brier"] = Interval(
-        metrics.macro(brier, known),
-        *bootstrap.of_mean(each["brier"], drawn, known),
-        np.isnan(drawn[:, known]).any(axis=1).sum(),
-    )
+    each["mean_brier"] = bootstrap.mean_of(each["brier"], drawn, ~np.isnan(brier))
     return each
 
 
@@ -228,9 +223,11 @@ def debiased(gap: np.ndarray, mass: np.ndarray) -> tuple[float, float, float]:
       gap: [P, T, B], each patient's sum of labels minus probabilities in each bin.
       mass: [P, T, B], of weights. Tasks count alike.
 
+    The ends are the errors with which so small or so large a square has a chance of
+    2.5 %, if the gaps are normal: it is then near a multiple of a noncentral chi-squared.
+
     Source: Kumar et al., Verified Uncertainty Calibration (NeurIPS 2019), section 4, for
-    clusters; the variance of a normal vector's quadratic form, and at least that of a
-    vector of mean 0.
+    clusters; Satterthwaite, Biometrics Bull. 2 (1946) 110, for the multiple.
     """
     with np.errstate(invalid="ignore"):
         share = mass.sum(axis=0) / mass.sum(axis=(0, 2))[:, None] / mass.shape[1]
@@ -244,14 +241,26 @@ def debiased(gap: np.ndarray, mass: np.ndarray) -> tuple[float, float, float]:
     mean = gap.sum(axis=0) / total
     apart = (gap - mass * mean) / total * np.sqrt(people / (people - 1))
     covariance = apart.T @ apart
-    square = share @ mean**2 - share @ np.diag(covariance)
-    noise = 2 * share @ covariance**2 @ share
-    signal = 4 * (share * mean) @ covariance @ (share * mean)
-    reach = stats.norm.ppf((1 + bootstrap.LEVEL) / 2)
-    reach *= np.sqrt(max(signal - noise, noise))
-    return tuple(
-        float(np.sqrt(max(x, 0.0))) for x in (square, square - reach, square + reach)
-    )
+    square, noise = share @ mean**2, share @ np.diag(covariance)
+    estimate = float(np.sqrt(max(square - noise, 0.0)))
+    if noise <= 0:  # Nothing varies.
+        return estimate, estimate, estimate
+    scale = share @ covariance**2 @ share / noise
+    freedom = noise / scale
+
+    def chance(noncentrality: float) -> float:
+        return stats.ncx2.cdf(square / scale, freedom, noncentrality)
+
+    def error(tail: float) -> float:  # With which so small a square has this chance.
+        if chance(0) <= tail:
+            return 0.0
+        most = square / scale + 20 * np.sqrt(freedom + 2 * square / scale)
+        root = optimize.brentq(lambda x: chance(x) - tail, 0, most)
+        return float(np.sqrt(scale * root))
+
+    missed = (1 - bootstrap.LEVEL) / 2
+    # A square below nearly all that no error would give must not end at 0.
+    return estimate, error(1 - missed), error(min(missed, chance(0) / 2))
 
 
 def exact(share: np.ndarray, number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

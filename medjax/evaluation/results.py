@@ -334,10 +334,19 @@ def _classes(
     )
     if not ordered:
         del intervals["weighted_kappa"]
-    patients = bootstrap.count(predictions.weight > 0, predictions.patient)[-1]
+    has = (predictions.weight > 0) & (predictions.label > 0)
+    *of_classes, patients = bootstrap.count(has, predictions.patient)
+    # A mean over the classes is as uncertain as that of the rarest class.
+    rarest = min(n for n, images in zip(of_classes, matrix.sum(axis=1)) if images)
+    fewer = {"balanced_accuracy": rarest, "macro_f1": rarest}
     images = {"known": matrix.sum(), "two classes": 0}
     rates = {
-        name: judge(interval, metrics.why(name, images), patients=patients, name=name)
+        name: judge(
+            interval,
+            metrics.why(name, images),
+            patients=fewer.get(name, patients),
+            name=name,
+        )
         for name, interval in intervals.items()
     }
     return Classes(matrix, rates)

@@ -225,8 +225,8 @@ def _mean_area(runs: list, defined: np.ndarray, rarer: np.ndarray) -> tuple:
     each = bootstrap.wilson(
         Resampled(columns[0], columns[1:]), np.tile(rarer, len(runs))
     )
-    ends = bootstrap.of_mean(each, columns[1:], np.ones(len(columns.T)))
-    return np.asarray(metrics.macro(columns, True)), *ends
+    mean = bootstrap.mean_of(each, columns[1:], np.ones(len(columns.T)))
+    return np.asarray(metrics.macro(columns, True)), mean.low, mean.high
 
 
 def _areas_and_calls(data: tuple, counts: Array | None, *, exclusive: bool):

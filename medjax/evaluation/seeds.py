@@ -40,8 +40,8 @@ class Summary(NamedTuple):
     """An arm's metric."""
 
     estimate: float  # The mean over the seeds.
-    # Its interval by patients, of areas those of bootstrap.wilson and of_mean, else
-    # percentiles; NaN of fewer than bootstrap.LEAST, as a Difference's are and its p.
+    # Its interval by patients, of bootstrap.wilson and mean_of; NaN of fewer than
+    # bootstrap.LEAST, as a Difference's are and its p.
     low: float
     high: float
     undefined: int  # Replicates in which the metric is undefined.
@@ -221,6 +221,7 @@ def compare(
             summarise(
                 *(metric, a, rarer if name in discrimination.AREAS else None),
                 patients=patients,
+                worth=discrimination.WORTH.get(name, 2),
             )
             for a in range(len(arms))
         ]
@@ -248,28 +249,28 @@ def compare(
 
 
 def summarise(
-    scores: Resampled, arm: int, rarer: np.ndarray | None = None, *, patients: int
+    scores: Resampled,
+    arm: int,
+    rarer: np.ndarray | None = None,
+    *,
+    patients: int,
+    worth: float = 2,
 ) -> list[Summary]:
-    """An arm's metric of each task, and last of their mean; rarer: as in `compare`."""
+    """An arm's metric of each task, and last of their mean.
+
+    rarer: as in `compare`; worth: see bootstrap.wilson.
+    """
     columns = zip(scores.whole[arm].T, np.moveaxis(scores.drawn[:, arm], 2, 0))
-    summaries, drawn = [], []
-    for each, replicates in columns:  # [S] and [R, S].
-        mean, sd, means, undefined = _over_seeds(each, replicates)
-        low, high = np.nan, np.nan
-        if not np.isnan(means).all():
-            low, high = np.nanquantile(means, [ALPHA / 2, 1 - ALPHA / 2])
-        summaries.append(Summary(mean, low, high, undefined, sd, each))
-        drawn.append(means)
+    numbers = [(*_over_seeds(*column), column[0]) for column in columns]
+    estimate, sd, drawn, undefined, each = zip(*numbers, strict=True)
+    estimate, drawn = np.array(estimate[:-1]), np.stack(drawn[:-1], axis=1)
+    tasks = bootstrap.wilson(Resampled(estimate, drawn), rarer, worth)
+    mean = bootstrap.mean_of(tasks, drawn, ~np.isnan(estimate))
+    ends = [np.append(*both) for both in zip(tasks[:3], mean[:3], strict=True)]
     if patients < bootstrap.LEAST:
-        return [each._replace(low=np.nan, high=np.nan) for each in summaries]
-    if rarer is None:
-        return summaries
-    estimate = np.array([each.estimate for each in summaries])
-    drawn = np.stack(drawn, axis=1)[:, :-1]
-    areas = bootstrap.wilson(Resampled(estimate[:-1], drawn), rarer)
-    ends = bootstrap.of_mean(areas, drawn, ~np.isnan(estimate[:-1]))
-    low, high = (np.append(*both) for both in zip(areas[1:3], ends, strict=True))
-    return [each._replace(low=low[t], high=high[t]) for t, each in enumerate(summaries)]
+        ends[1:] = np.full((2, len(sd)), np.nan)
+    columns = zip(*ends, undefined, sd, each, strict=True)
+    return [Summary(*column) for column in columns]
 
 
 def difference(

@@ -273,74 +273,59 @@ def _by_group(data: tuple, counts: Array | None, *, groups: int) -> Array:
     return values[0] if counts is None else values
 
 
+def intervals(measured: Measured) -> Interval:
+    """[M, G, T] of each group alone, of bootstrap.wilson and exact."""
+    patients = denominators(measured.patients)
+    area, rates = (
+        Resampled(measured.value[part], measured.replicate[:, part])
+        for part in (slice(0, 1), slice(1, None))
+    )
+    both = (
+        bootstrap.wilson(area, patients[:1]),
+        bootstrap.exact(bootstrap.wilson(rates), patients[1:]),
+    )
+    return Interval(
+        *(np.concatenate(x) for x in zip(*(y[:4] for y in both), strict=True))
+    )
+
+
 def differences(
     measured: Measured, pairs: np.ndarray, use: np.ndarray, family: np.ndarray
 ) -> Differences:
     """Compares groups two by two, the first minus the second of K pairs [K, 2].
 
-    A patient may be in several groups. The standard error is the bootstrap's, and at
-    least that of `least_variance`: if all ten patients of a group were called right, the
-    bootstrap's would be 0.
+    A patient may be in several groups. The intervals are those of bootstrap.combined, and
+    p is that of the standard error that the end next to 0 stands for.
 
     Args:
       use: [K, T], the tasks of the mean.
       family: [K], the number of pairs that its test is corrected for.
     """
-    first, second = pairs.T
-    enough = denominators(measured.patients) >= LEAST
-    estimate, drawn = (
-        x[..., first, :] - x[..., second, :]
-        for x in (measured.value, measured.replicate)
-    )
-    tested = enough[:, first] & enough[:, second] & ~np.isnan(estimate)
-    tested = np.pad(tested, ((0, 0), (0, 0), (0, 1)))
-    tested[0, :, -1] = use.any(axis=-1)
-    least = least_variance(measured, pairs)
-    number = np.maximum(use.sum(axis=-1), 1)
-    of_mean = np.zeros((*least.shape[:-1], 1))  # As if the tasks were independent.
-    of_mean[0, :, 0] = np.where(use, least[0], 0).sum(axis=-1) / number**2
-    least = np.concatenate([least, of_mean], axis=-1)
-    estimate, drawn = (_with_mean(x, use) for x in (estimate, drawn))
-    variance = np.maximum(bootstrap.deviation(drawn) ** 2, least)
-    spread = np.sqrt(np.where(variance > 0, variance, 1))
+    each, factors = intervals(measured), np.array([1.0, -1.0])
+    sides = Interval(
+        *(np.moveaxis(x[:, pairs], 2, 0) for x in each[:4])
+    )  # [2, M, K, T]
+    drawn = np.moveaxis(measured.replicate[:, :, pairs], 3, 1)  # [R, 2, M, K, T]
+    of_tasks = bootstrap.combined(sides, drawn, factors[:, None, None, None])
+    numbers = np.pad(of_tasks, ((0, 0), (0, 0), (0, 0), (0, 1)), constant_values=np.nan)
+    for k in np.flatnonzero(use.any(axis=1)):
+        wide = [x[:, 0, k][:, use[k]].ravel() for x in sides[:4]]
+        draws = drawn[:, :, 0, k][:, :, use[k]].reshape(len(drawn), -1)
+        share = np.repeat(factors, use[k].sum()) / use[k].sum()
+        numbers[:, 0, k, -1] = bootstrap.combined(Interval(*wide), draws, share)
+    estimate, low, high = numbers
+    enough = denominators(measured.patients)[:, pairs].min(axis=2) >= LEAST
+    tested = np.pad(enough, ((0, 0), (0, 0), (0, 1)), constant_values=True)
+    reach = ndtri((1 + bootstrap.LEVEL) / 2)
+    towards_0 = np.where(estimate > 0, estimate - low, high - estimate)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = 2 * ndtr(-np.abs(estimate) / towards_0 * reach)
+    p = np.where(estimate == 0, 1, p)
     family = np.column_stack([np.ones(use.shape), family])
-    # Zero variance in both groups: p = 1.
-    p = np.where(estimate == 0, 1, 2 * ndtr(-np.abs(estimate) / spread))
-    reach = ndtri(1 - (1 - bootstrap.LEVEL) / 2 / family) * np.sqrt(variance)
-    columns = estimate, estimate - reach, estimate + reach, np.minimum(family * p, 1)
-    return Differences(*(np.where(tested, x, np.nan) for x in columns))
-
-
-def _with_mean(values: np.ndarray, use: np.ndarray) -> np.ndarray:
-    """[..., M, G, T + 1]: adds the AUROC's mean over the tasks that `use` [G, T] has.
-
-    The other metrics have none, but NaN; the mean of no task is 0.
-    """
-    total = np.where(use, values[..., 0, :, :], 0).sum(axis=-1)
-    means = np.full(values.shape[:-1], np.nan, values.dtype)
-    means[..., 0, :] = total / np.maximum(use.sum(axis=-1), 1)
-    return np.concatenate([values, means[..., None]], axis=-1)
-
-
-def least_variance(measured: Measured, pairs: np.ndarray) -> np.ndarray:
-    """[M, K, T]: the variance of `differences` if the groups were alike and images
-    independent.
-
-    Source: of rates, Pearson's chi-squared test: that of both groups' common rate; of
-    AUROC, Hanley & McNeil, Radiology 143 (1982) 29, eq. 1, likewise at their common
-    AUROC.
-    """
-    sizes = np.maximum(denominators(measured.images), 1)[:, pairs.T]  # [M, 2, K, T]
-    value = measured.value[:, pairs.T]
-    common = (value * sizes).sum(axis=1) / sizes.sum(axis=1)
-    variance = common * (1 - common) * (1 / sizes).sum(axis=1)
-    a = common[0]
-    m, n = np.maximum(measured.images[:2], 1)[:, pairs.T]
-    of_positives, of_negatives = a / (2 - a) - a**2, 2 * a**2 / (1 + a) - a**2
-    area = a * (1 - a) + (m - 1) * of_positives + (n - 1) * of_negatives
-    area = area / (m * n)
-    variance[0] = area.sum(axis=0)
-    return variance
+    wider = ndtri(1 - (1 - bootstrap.LEVEL) / 2 / family) / reach
+    low, high = (estimate + wider * (end - estimate) for end in (low, high))
+    columns = estimate, low, high, np.minimum(family * p, 1)
+    return Differences(*(np.where(tested & ~np.isnan(low), x, np.nan) for x in columns))
 
 
 def denominators(counts: np.ndarray) -> np.ndarray:
@@ -361,31 +346,24 @@ def _groups(
     compared: list[Compared],
 ) -> list[Group]:
     """The groups' parts of the report; cut: [T], whether a task has a threshold."""
-    patients = denominators(measured.patients)
+    patients, each = denominators(measured.patients), intervals(measured)
     averaged = np.any([by.groups[:, None] & by.tasks for by in compared], axis=0)
-    both = [
-        np.concatenate([x, np.asarray(metrics.macro(x, averaged))[..., None]], axis=-1)
-        for x in measured[:2]
-    ]
-    intervals = bootstrap.wilson(Resampled(*both))  # [M, G, T + 1]
-    areas = bootstrap.wilson(
-        Resampled(measured.value[0], measured.replicate[:, 0]), patients[0]
-    )
-    for g, share in enumerate(averaged):
-        drawn = measured.replicate[:, 0, g]
-        mean = bootstrap.of_mean(bootstrap.at(areas, g), drawn, share)
-        intervals.low[0, g] = np.append(areas.low[g], mean[0])
-        intervals.high[0, g] = np.append(areas.high[g], mean[1])
-    patients = np.pad(patients, ((0, 0), (0, 0), (0, 1)), constant_values=LEAST)
 
     def interval(m: int, g: int, t: int, why: str) -> Interval:
         return bootstrap.interval(
-            bootstrap.at(intervals, (m, g, t)),
+            bootstrap.at(each, (m, g, t)),
             why,
             patients=patients[m, g, t],
             replicates=len(measured.replicate),
             name=METRICS[m],
         )
+
+    def mean(g: int, why: str) -> Interval:
+        drawn = measured.replicate[:, 0, g]
+        area = bootstrap.mean_of(bootstrap.at(each, (0, g)), drawn, averaged[g])
+        # All tasks of the mean have enough patients.
+        number = len(measured.replicate)
+        return bootstrap.interval(area, why, patients=LEAST, replicates=number)
 
     def task(g: int, t: int) -> GroupTask:
         images = dict(zip(COUNTED, measured.images[:, g, t].tolist(), strict=True))
@@ -405,7 +383,7 @@ def _groups(
             films=int(inside.sum()),
             patients=np.unique(patient[inside]).size,
             tasks={name: task(g, t) for t, name in enumerate(tasks)},
-            mean={"auroc": interval(0, g, len(tasks), none)},
+            mean={"auroc": mean(g, none)},
         )
 
     return [group(g) for g in range(len(averaged))]

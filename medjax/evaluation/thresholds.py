@@ -138,8 +138,8 @@ def bands(
 ) -> dict[str, dict[str, dict[str, list[float]]]]:
     """Bands about the ROC and precision-recall curves, from the bootstrap over patients.
 
-    Each replicate's curve is read at one grid, and the band is where the middle 95 % of
-    them pass, point by point: it holds for each point, not for the curve as a whole.
+    Each replicate's curve is read at one grid, and the band has the intervals of
+    bootstrap.wilson there: it holds for each point, not for the curve as a whole.
 
     A replicate isn't sorted. Each patient's images are counted once between `knots`,
     and the counts of all replicates are one product of matrices. So a replicate's ROC
@@ -155,11 +155,10 @@ def bands(
     score, label, weight = (np.asarray(x, np.float32) for x in columns)
     label = np.where(weight > 0, label, 0)
     positive, negative = weight * label, weight * (1 - label)
-    enough = [
-        bootstrap.count(x > 0, predictions.patient)[:-1] >= bootstrap.LEAST
-        for x in (positive, negative)
+    people = [
+        bootstrap.count(x > 0, predictions.patient)[:-1] for x in (positive, negative)
     ]
-    columns = np.flatnonzero(np.all(enough, axis=0)).tolist()
+    columns = np.flatnonzero(np.min(people, axis=0) >= bootstrap.LEAST).tolist()
     if not columns:
         return {}
     rows, patient, patients = bootstrap.numbered(weight, predictions.patient)
@@ -174,7 +173,9 @@ def bands(
     data = place.T, positive.T, negative.T, patient, np.ones((patients, 1))
     options = {"key": key, "replicates": replicates, "most": MOST}
     curves = bootstrap.resample(_curves, data, patients, **options)
-    _, low, high, _, _ = bootstrap.percentiles(curves)  # [T, 2, G]
+    # Patients behind a sensitivity of 1, and at least behind a precision of 1.
+    ones = np.multiply.outer(people[0][columns], [np.ones_like(GRID), GRID])
+    _, low, high, _, _ = bootstrap.exact(bootstrap.wilson(curves), ones)  # [T, 2, G]
     low, high = (np.round(np.asarray(end, float), 5) for end in (low, high))
     return {
         tasks[column]: {

@@ -1,5 +1,6 @@
 """What is special in the report of a classifier: curves, thresholds, heatmaps."""
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -235,7 +236,6 @@ def decisions(results: dict) -> dict[str, dict]:
         frame = charts.Frame(charts.SQUARE, x=(0, x[-1]), y=(low, 1.05 * top))
         ends = (np.clip(curve[end], low, None).tolist() for end in ("low", "high"))
         model, everybody = (np.clip(curve[k], low, None) for k in ("model", "all"))
-        above = [t for t, gain in zip(x, curve["gain_low"], strict=True) if gain > 0]
         pictures[name] = charts.chart(
             frame,
             title=f"Decision curve of {label(name)}",
@@ -248,9 +248,16 @@ def decisions(results: dict) -> dict[str, dict]:
                 ("curve s0", charts.line(frame, x, model)),
             ],
         )
-        better = f"{percent(above[0])} to {percent(above[-1])}" if above else ""
-        pictures[name]["better"] = better
+        pictures[name]["better"] = _ranges(x, [low > 0 for low in curve["gain_low"]])
     return pictures
+
+
+def _ranges(x: list[float], flags: list[bool]) -> str:
+    """Where neighbours have the flag: '2.0 % to 5.0 %, 8.0 %'."""
+    runs = itertools.groupby(zip(x, flags, strict=True), key=lambda pair: pair[1])
+    ends = [[t for t, _ in run] for flag, run in runs if flag]
+    spans = [dict.fromkeys(map(percent, (run[0], run[-1]))) for run in ends]
+    return ", ".join(map(" to ".join, spans))
 
 
 def reliability(results: dict) -> dict[str, dict]:

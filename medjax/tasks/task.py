@@ -14,7 +14,7 @@ from medjax.cohort import manifest as manifests
 from medjax.config import Config, as_json, read_config
 from medjax.data import prepared
 from medjax.errors import InputError
-from medjax.tasks import adapt, check, compare, films, imbalance, parts, start
+from medjax.tasks import adapt, check, compare, films, imbalance, parts, seen, start
 from medjax.training import devices, step
 from medjax.training import folder as workdir
 from medjax.training.checkpoint import Checkpoints
@@ -141,6 +141,7 @@ class Task(NamedTuple):
             self.audit(config, data, manifest)
             films.check_labels(data, manifest)
             films.check_answers(config, data, manifest)
+            seen.audit_test(config, self.data, data, manifest)
             target = adapt.target(config, data)
         counts = manifest["split"].value_counts().items()
         print(f"{self.unit}: " + ", ".join(f"{n} {split}" for split, n in counts))
