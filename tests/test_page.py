@@ -37,7 +37,8 @@ def written(tmp_path_factory):
     about = {"split": "test", "source": "phantom", "model": "m", "split_by": "image"}
     about |= {"checkpoint": 20, "steps": 20}
     folder = tmp_path_factory.mktemp("page")
-    path = report.write({**about, **summary}, CURVE, folder, "report")
+    for _ in range(2):  # The second page has nothing of the first.
+        path = report.write({**about, **summary}, CURVE, folder, "report")
     return summary, folder, path.read_text()
 
 
@@ -48,6 +49,8 @@ def test_the_page_is_well_formed_and_asks_for_no_other_file(written):
     assert written[2].count("<svg") == 2 + 2 + 2
     anchors = [source[1:] for source in read.sources if source.startswith("#")]
     assert len(anchors) == len(read.sources) > 5
+    listed = re.findall(r'<li><a href="#(.+?)"', written[2].split("</nav>")[0])
+    assert len(listed) == len(set(listed)) > 2
     assert all(written[2].count(f'id="{anchor}"') == 1 for anchor in anchors)
     assert not re.search(r"https?://|@import|url\(", written[2])
 

@@ -22,8 +22,6 @@ from medjax.geometry import warp
 from medjax.tasks import check, films, fixed, imbalance, parts, refit, start
 from medjax.training import step
 
-pytestmark = pytest.mark.usefixtures("optimised")
-
 CONFIGS = [
     path
     for path in sorted((Path(__file__).parents[1] / "configs").glob("*.py"))

@@ -13,8 +13,6 @@ from medjax.training import loop, population
 from medjax.training.checkpoint import Checkpoints
 from medjax.training.population import Outcome, Program
 
-pytestmark = pytest.mark.usefixtures("optimised")
-
 STEPS = 10
 
 

@@ -9,8 +9,6 @@ from sklearn.neighbors import NearestNeighbors
 
 from medjax.cohort import synthetic
 
-pytestmark = pytest.mark.usefixtures("optimised")
-
 KEY = jax.random.key(3)
 FILMS, WIDTH, SIZE = 240, 6, 300
 METHODS = (synthetic.smote, synthetic.adasyn)

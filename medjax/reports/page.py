@@ -1,5 +1,6 @@
 """The frame of every page, and the one way in which numbers are printed."""
 
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,6 +48,15 @@ def render(template: str, **values) -> str:
     base.html has the frame: title, contents, and `settings`, {heading: {name: text}},
     at the end. Values are escaped, so that a name can't inject markup.
     """
+    environment = _environment()
+    for name in ("contents", "notes"):  # Each page begins without the last one's.
+        environment.globals[name].clear()
+    return environment.get_template(template).render(**values)
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    """The templates, which a process compiles once: that takes seconds."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("medjax.reports", "."),
         autoescape=True,
@@ -59,7 +69,7 @@ def render(template: str, **values) -> str:
     environment.filters |= {function.__name__: function for function in printed}
     environment.globals["contents"] = []  # Each section adds itself as it renders.
     environment.globals["notes"] = []  # Of the table that is being rendered.
-    return environment.get_template(template).render(**values)
+    return environment
 
 
 def show_table(
