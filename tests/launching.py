@@ -88,6 +88,7 @@ def run_here(*arguments, code=0, devices=1):
         mock.patch.object(jax, "device_count", lambda: devices),
         mock.patch.object(jax, "local_device_count", lambda: devices),
         mock.patch.object(jax, "local_devices", lambda: seen),
+        mock.patch.object(jax, "devices", lambda: seen),
     ):
         try:
             found = launch.main(launch.parse(line))
