@@ -1,9 +1,15 @@
 """A short campaign; tests/README.md has the figures of a long one."""
 
+import io
+
 import campaign
 import numpy as np
 import pytest
-from damaged import mutated, same
+from damaged import mutated, picture, same
+from PIL import Image
+
+from medjax.data import images
+from medjax.errors import InputError
 
 
 @pytest.mark.slow
@@ -28,3 +34,14 @@ def test_what_is_read_twice_is_compared():
     assert not same(values, values + 0.1, 0.01)
     assert same([b"a", "b"], [b"a", "b"], 0.0)
     assert not same([["1"]], [["2"]], 0.0)
+
+
+def test_a_jpeg_is_refused_where_pillow_refuses_it():
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        data = mutated(picture(rng, "JPEG"), rng)
+        try:
+            Image.open(io.BytesIO(data)).load()
+        except Exception:  # noqa: BLE001
+            with pytest.raises(InputError):
+                images.decode(data)

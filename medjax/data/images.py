@@ -9,6 +9,7 @@ is decoded. Damage between a JPEG's header and its end can't be detected: those 
 have no checksum. Every function is safe to call from many threads.
 """
 
+import io
 import math
 import os
 import re
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from medjax.data import dicom
 from medjax.data.dicom import Film, check_size, damaged
@@ -199,7 +201,7 @@ def _check_png(data: bytes) -> tuple[int, int]:
 
 
 def _check_jpeg(data: bytes) -> tuple[int, int]:
-    """(height, width) of a JPEG that has a header, a scan and its end."""
+    """(height, width) of a JPEG that has a header, a scan and its end, and decodes."""
     at = data.find(b"\xff", 2)
     while 0 <= at < len(data) - 9:
         marker = data[at + 1]
@@ -223,4 +225,10 @@ def _check_jpeg(data: bytes) -> tuple[int, int]:
     # end, and a file cut in its scan, or padded with zeros after the cut, has none.
     if data.rfind(b"\xff\xd9") <= data.rfind(b"\xff\xda"):
         raise damaged("is truncated: its end is missing")
+    if height * width <= Image.MAX_IMAGE_PIXELS:  # cv2 fills in what it can't decode.
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                image.load()
+        except OSError as error:
+            raise damaged(f"is damaged ({error})") from None
     return height, width
