@@ -27,6 +27,7 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench_auroc import FINDINGS, IMAGES, films
+from small import RUN
 
 from medjax.cohort import manifest as manifests
 from medjax.evaluation import calibration, results, subgroups, thresholds
@@ -139,7 +140,8 @@ def main() -> None:
             lambda: workdir.write_predictions(csv, TASKS, table_of_all, found, raw),
         )
         path = timed(
-            "page", lambda: report.write({**about, **summary}, CURVE, folder, "report")
+            "page",
+            lambda: report.write({**about, **summary}, CURVE, folder, "report", **RUN),
         )
         size = path.stat().st_size / 2**20
     parts = {k: {n: round(s, 2) for n, s in v.items()} for k, v in spent.items()}

@@ -1,6 +1,7 @@
 """The quickstart, small enough for a test: `--config=tests/small.py`."""
 
 from configs import quickstart
+from medjax.config import as_json
 
 
 def get_config():
@@ -13,3 +14,14 @@ def get_config():
     c.train.update(steps=12, batch=8, evaluate_every=5, log_every=2)
     c.evaluation.update(replicates=20, gallery=0)
     return c
+
+
+RUN = {  # What report.write is told of a run besides its results.
+    "config": as_json(get_config()),
+    "environment": {
+        "python": "3.11.9",
+        "revision": None,
+        "dirty": None,
+        "versions": {"jax": "0.10.2"},
+    },
+}

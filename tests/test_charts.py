@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small import RUN
 
 from medjax.reports import charts, classification, page, report
 
@@ -152,10 +153,10 @@ def summary(**changes):
     }
 
 
-def parts(results, **about):
+def parts(results):
     """{heading: text} of a card."""
-    about = {"config": {}, "environment": {}, "item": "finding"} | about
-    html = page.render("card.html", results=results, **report.card(results), **about)
+    about = {**RUN, **report.card(results), "item": "finding"}
+    html = page.render("card.html", results=results, **about)
     parts = [part.split("</h3>") for part in html.split("<h3>")[1:]]
     words = {heading: unescape(re.sub("<[^>]+>", " ", text)) for heading, text in parts}
     return {heading: " ".join(text.split()) for heading, text in words.items()}
@@ -263,5 +264,5 @@ def test_the_card_has_the_headings_of_its_paper_and_invents_nothing():
         "Ethical considerations",
         "Caveats and recommendations",
     ]
-    assert found["Training data"] == "Source: unknown."
+    assert found["Training data"] == "Source: phantom."
     assert "lowest AUROC is that of Few, 0.600" in found["Quantitative analyses"]

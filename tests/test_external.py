@@ -9,6 +9,7 @@ import pytest
 import test_segmenting as masks
 from conftest import Page
 from scipy import stats
+from small import RUN
 
 from medjax.cohort import manifest as manifests
 from medjax.config import as_json
@@ -336,7 +337,7 @@ def test_an_external_page_says_what_was_compared(tmp_path, change, words, never)
     cases = [masks.case(n) for n in range(2)]
     about = {"split": "abroad", "external": True, "split_by": "other"}
     results = masks.results_of(cases, cohort=cohort, **about, **change)
-    text = report.write(results, [], tmp_path, "report-abroad").read_text()
+    text = report.write(results, [], tmp_path, "report-abroad", **RUN).read_text()
     read = Page(text).text
     audit = read[read.index("These checks are repeated") : read.index("Model details")]
     assert words in audit and never not in audit

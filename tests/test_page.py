@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import Page
+from small import RUN
 
 from medjax.evaluation import results
 from medjax.evaluation.predict import Predictions
@@ -38,7 +39,7 @@ def written(tmp_path_factory):
     about |= {"checkpoint": 20, "steps": 20}
     folder = tmp_path_factory.mktemp("page")
     for _ in range(2):  # The second page has nothing of the first.
-        path = report.write({**about, **summary}, CURVE, folder, "report")
+        path = report.write({**about, **summary}, CURVE, folder, "report", **RUN)
     return summary, folder, path.read_text()
 
 
@@ -73,7 +74,7 @@ def test_the_page_shows_the_numbers_and_why_some_are_missing(written):
 def test_a_split_that_the_run_has_seen_is_said_in_red(written, tmp_path, split):
     found = json.loads((written[1] / "report.json").read_text())
     found |= {"split": split, "split_by": "patient"}
-    text = report.write(found, CURVE, tmp_path, "report").read_text()
+    text = report.write(found, CURVE, tmp_path, "report", **RUN).read_text()
     verdicts = re.findall(r'<p class="verdict bad">(.*?)</p>', text)
     assert [v for v in verdicts if "too good" in v] == (
         [] if split == "test" else verdicts
@@ -96,7 +97,7 @@ def test_every_number_without_an_interval_says_why(written, tmp_path):
         "blur": {"parameter": "pixels", "severities": [row]}
     }
     found["robustness"]["mean"] = [row]
-    text = report.write(found, CURVE, tmp_path, "report").read_text()
+    text = report.write(found, CURVE, tmp_path, "report", **RUN).read_text()
     headline = text[
         text.index('<div class="headline">') : text.index("The numbers in brackets")
     ]
@@ -149,14 +150,14 @@ def test_a_report_that_was_cut_off_does_not_count_as_one(
 
     monkeypatch.setattr(module, cut, killed)
     with pytest.raises(KeyboardInterrupt):
-        report.write(about, CURVE, tmp_path, "report")
+        report.write(about, CURVE, tmp_path, "report", **RUN)
     assert not (tmp_path / "report.json").exists()
     assert {f.suffix for f in written[1].iterdir()} == {".json", ".csv", ".html"}
 
 
 def test_a_run_without_a_curve_has_a_page_too(written, tmp_path):
     about = json.loads((written[1] / "report.json").read_text())
-    text = report.write(about, [], tmp_path, "report").read_text()
+    text = report.write(about, [], tmp_path, "report", **RUN).read_text()
     assert 'id="training"' not in text
 
 
@@ -175,7 +176,7 @@ def test_classes_are_shown_with_who_is_taken_for_whom(tmp_path, capsys):
     )
     about = {"split": "test", "source": "table", "model": "m", "split_by": "patient"}
     about |= {"checkpoint": 20, "steps": 20}
-    path = report.write({**about, **summary}, CURVE, tmp_path, "report")
+    path = report.write({**about, **summary}, CURVE, tmp_path, "report", **RUN)
     html = path.read_text()
     text = " ".join(Page(html).text.split())
     for row in summary["classes"]["matrix"]:
@@ -207,7 +208,7 @@ def test_choices_on_few_validation_images_are_warned_of(written, tmp_path):
     found = json.loads((written[1] / "report.json").read_text())
     for number, task in zip((29.0, None), found["tasks"].values()):
         task["validation_positives"] = number
-    text = report.write(found, CURVE, tmp_path, "report").read_text()
+    text = report.write(found, CURVE, tmp_path, "report", **RUN).read_text()
     warning = "chosen with fewer than 30 positive images in validation"
     assert text.count(warning) >= 1
     first = Page(text).text

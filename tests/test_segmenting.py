@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import Page
+from small import RUN
 
 from medjax.evaluation import segmentation
 from medjax.evaluation.segmentation import Post
@@ -69,7 +70,7 @@ def written(tmp_path_factory):
     results = results_of(cases)
     folder = tmp_path_factory.mktemp("page")
     shown = (cases[n] for n in (1, 2, 3))
-    path = report.write(results, CURVE, folder, "report", pictures=shown)
+    path = report.write(results, CURVE, folder, "report", pictures=shown, **RUN)
     return results, folder, path.read_text()
 
 
@@ -148,7 +149,7 @@ def test_json_and_csv_hold_the_same_numbers(written):
 def test_a_caveat_stands_at_the_top_and_few_patients_have_no_limits(tmp_path):
     cases = [case(n) for n in range(2)]
     results = results_of(cases, caveat="The same people.")
-    text = report.write(results, [], tmp_path, "page").read_text()
+    text = report.write(results, [], tmp_path, "page", **RUN).read_text()
     read = Page(text).text
     assert read.index("The same people.") < read.index("Regions")
     assert "too few volumes for limits" in re.sub(" +", " ", read)
@@ -160,7 +161,7 @@ def test_one_region_is_not_averaged(tmp_path):
     one = case(0)
     one = one._replace(label=one.label[..., :1], predicted=one.predicted[..., :1])
     results = results_of([one])
-    path = report.write(results, CURVE[:1], tmp_path, "page", pictures=[one])
+    path = report.write(results, CURVE[:1], tmp_path, "page", pictures=[one], **RUN)
     text = path.read_text()
     assert 'class="mean"' not in text and "of the regions" not in text
 
@@ -178,9 +179,7 @@ def test_the_page_has_the_sections_that_every_report_has(tmp_path):
         groups={"sex": groups},
         cohort={"sides": {"train": side, "test": side}, "shared": 0},
     )
-    config = {"loss": {"name": "soft_dice"}, "optim": {"name": "adamw"}, "seed": 3}
-    about = {"config": config, "environment": {"python": "3.12"}}
-    text = report.write(results, CURVE, tmp_path, "page", **about).read_text()
+    text = report.write(results, CURVE, tmp_path, "page", **RUN).read_text()
     assert Page(text).stack == []
     for name in ("groups", "training", "split", "card", "settings"):
         assert f'<a href="#{name}">' in text and f'<section id="{name}"' in text
@@ -190,12 +189,12 @@ def test_the_page_has_the_sections_that_every_report_has(tmp_path):
         "A difference of up to 0.500 is not ruled out.",
         "Train 11 volumes, 7 patients",
         "No patient is on two sides.",
-        "Loss: soft_dice; optimiser: adamw; seed: 3.",
+        "Loss: weighted_bce; optimiser: adamw; imbalance: balanced; seed: 0.",
         "11 volumes of 7 patients",
         "There are only 2 patients",
         "Subgroups were evaluated by sex.",
-        "config.loss.name soft_dice",
-        "python 3.12",
+        "config.loss.name weighted_bce",
+        "python 3.11.9",
     ):
         assert words in read, words
     assert json.loads((tmp_path / "page.json").read_text()) == results

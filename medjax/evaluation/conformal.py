@@ -34,18 +34,13 @@ ANSWERS = ("absent", "present")
 
 
 class Limits(NamedTuple):
-    """The largest scores of Q questions' A answers that stay, at R error rates.
+    """The largest scores of Q questions' A answers that stay, at R error rates."""
 
-    error: [R]; the first is the chosen one.
-    by_class: [R, Q, A]; inf, so that the answer always stays, of too few patients.
-    marginal: [R, Q].
-    patients: [Q, A], who have that right answer in validation.
-    """
-
-    error: np.ndarray
+    error: np.ndarray  # [R]; the first is the chosen one.
+    # [R, Q, A]; inf, so that the answer always stays, of too few patients.
     by_class: np.ndarray
-    marginal: np.ndarray
-    patients: np.ndarray
+    marginal: np.ndarray  # [R, Q].
+    patients: np.ndarray  # [Q, A], who have that right answer in validation.
 
     def as_json(self) -> dict[str, list]:
         """With None for inf."""

@@ -35,6 +35,7 @@ def densenet(
       bottleneck: a layer begins with a 1 x 1 convolution to bottleneck x growth
         channels; 0 leaves it out.
       features, stem: the stem's channels, and its kind: see layers.Stem.
+      epsilon: of the batch normalisation.
       axis_name: the mapped axis over which batch statistics are shared, or None.
       rest: of Classifier.
     """

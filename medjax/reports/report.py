@@ -25,8 +25,8 @@ def write(
     folder: Path,
     name: str,
     *,
-    config: dict | None = None,
-    environment: dict | None = None,
+    config: dict,
+    environment: dict,
     pictures=None,
 ) -> Path:
     """Writes NAME.html, NAME.json and NAME.csv, and returns the page's path.
@@ -42,7 +42,6 @@ def write(
     """
     kind = _kind(results)
     kind.write_csv(results, folder / f"{name}.csv")
-    config, environment = config or {}, environment or {}
     path = page.write(
         folder / f"{name}.html",
         kind.TEMPLATE,

@@ -47,16 +47,15 @@ NOT_FOR_MASKS = {
 
 
 class Answer(NamedTuple):
-    """A volume and its prediction: all [D, H, W, ...], and the spacing [3] in mm.
-
-    members: the probabilities of an ensemble's networks; () of a single one.
-    """
+    """A volume and its prediction: all [D, H, W, ...], and the spacing [3] in mm."""
 
     image: np.ndarray
     probability: np.ndarray
     label: np.ndarray
     spacing: np.ndarray
-    members: Sequence[np.ndarray] = ()
+    members: Sequence[
+        np.ndarray
+    ] = ()  # An ensemble's probabilities; () of a single one.
 
 
 def check(config: Config, shards: int) -> None:
