@@ -116,8 +116,8 @@ def test_an_arm_s_seconds_hold_its_share_of_the_compilation(folder, monkeypatch)
         return compiled(*arguments, **options)
 
     for module in (population, journal, loop):
-        clock = types.SimpleNamespace(perf_counter=lambda: now[0])
-        monkeypatch.setattr(module, "time", clock)
+        clock = dict.fromkeys(("perf_counter", "monotonic"), lambda: now[0])
+        monkeypatch.setattr(module, "time", types.SimpleNamespace(**clock))
     monkeypatch.setattr(population.population, "compiled", slow)
     monkeypatch.setattr(loop.Meter, "flush", lambda self: None)  # It divides by time.
     short = {"train__steps": 1, "train__evaluate_every": 1}

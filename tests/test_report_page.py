@@ -10,6 +10,7 @@ import zlib
 import jax
 import numpy as np
 import pytest
+from small import RUN
 
 from medjax.evaluation import (
     bootstrap,
@@ -191,9 +192,9 @@ def report(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     curve = [{"step": n, "loss": 1 / n} for n in range(1, 20)]
     curve += [{"step": n, "validation_auroc": 0.5 + n / 50} for n in (5, 10)]
-    config = {"optim": {"name": "adamw", "rate": 1e-3}, "ops": ["a", "b"], "x": ""}
+    config = RUN["config"] | {"ops": ["a", "b"], "x": ""}
     config["transfer"] = {"init": f"/{'a_very_long_path' * 5}"}
-    environment = {"python": "3.11", "versions": {"jax": "1"}, "revision": "0f" * 20}
+    environment = RUN["environment"] | {"revision": "0f" * 20}
     path = page.write(
         *(whole_summary(), curve, folder, "report"),
         config=config,
