@@ -127,11 +127,12 @@ def test_the_gain_is_over_the_mean_of_the_members():
     assert 0 < got["difference"]["high"] - got["difference"]["low"] < max(widths)
 
 
-def test_an_interrupted_ensemble_ends_with_the_same_bits(home, folder):
+def test_an_interrupted_ensemble_ends_with_the_same_bits(home, folder, monkeypatch):
     shutil.copytree(folder, home / "again")
     number, whole = last(folder)
     shutil.rmtree(home / "again/checkpoints" / str(number))
     assert last(home / "again")[0] < number
+    monkeypatch.setattr("medjax.commands.train.finish", lambda run: None)
     train(home, home / "again")
     resumed = last(home / "again")
     assert resumed[0] == number
