@@ -138,13 +138,16 @@ def test_a_batch_keeps_the_budget(cases, voxels):
 
 
 def test_the_lines_name_what_is_proposed():
-    text = "\n".join(
-        fingerprint.describe_proposal(
-            fingerprint.propose(found([80, 64, 64], [2.5, 2, 2]))
-        )
-    )
+    proposal = fingerprint.propose(found([80, 64, 64], [2.5, 2, 2]))
+    text = "\n".join(fingerprint.describe_proposal(proposal, (8, 16, 16)))
     assert "2.5 x 2 x 2 mm" in text and "patch 80 x 64 x 64" in text
     assert "5 levels with strides 1x1x1 2x2x2" in text
     assert '--config.data.spacing="(2.5, 2, 2)" --config.patch.size="(80, 64, 64)"' in (
         text
     )
+
+
+def test_the_flags_fit_the_strides_of_the_network():
+    proposal = fingerprint.propose(found([20, 27, 6], [1, 1, 1]))
+    *_, flags = fingerprint.describe_proposal(proposal, (8, 8, 8))
+    assert proposal.patch == (20, 24, 6) and 'patch.size="(16, 24, 8)"' in flags

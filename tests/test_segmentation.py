@@ -15,7 +15,9 @@ from sklearn import metrics as oracle
 
 from medjax.evaluation import bootstrap, segmentation, surface
 from medjax.evaluation.segmentation import Post
+from medjax.tasks.scans import Output
 
+TOGETHER = np.zeros((2, 2), bool)  # Regions that may overlap.
 SPACING = (3.0, 0.5, 1.0)
 SHAPE = (6, 9, 8)
 DIAGONAL = math.sqrt(18**2 + 4.5**2 + 8**2)
@@ -455,7 +457,7 @@ def brute(probability, post):
 )
 def test_components_stay_as_simpleitk_counts_them(seed, post):
     probability = smooth(seed)
-    found = segmentation.masks(probability, VOXEL, [post])
+    found = segmentation.masks(probability, VOXEL, [post], TOGETHER)
     assert found.shape == probability.shape and found.dtype == bool
     expected = brute(probability[..., 0], post)
     if post.largest:  # Of equally large ones, one.
@@ -469,13 +471,27 @@ def test_components_stay_as_simpleitk_counts_them(seed, post):
 def test_by_default_only_the_threshold_counts_and_it_is_inside():
     probability = np.zeros((3, 4, 4, 2))
     probability[0, 0, 0, 0], probability[2, 2, 2, 0] = 0.5, 0.9
-    found = segmentation.masks(probability, VOXEL, [Post()] * 2)
+    found = segmentation.masks(probability, VOXEL, [Post()] * 2, TOGETHER)
     np.testing.assert_array_equal(found, probability >= 0.5)
+
+
+def test_a_voxel_of_two_organs_is_the_likelier_one_s():
+    """Liver, the vessels in it, and the spleen: a row of voxels, by hand."""
+    liver, vessel, spleen = [0.95, 0.9, 0.51, 0.6, 0.4], [0, 0.7, 0, 0, 0], [0.55, 0.51]
+    probability = np.zeros((1, 1, 5, 3), np.float32)
+    probability[0, 0, :, 0], probability[0, 0, :, 1] = liver, vessel
+    probability[0, 0, :, 2] = [*spleen, 0.6, 0.6, 0.8]
+    apart = Output((), {"liver": (1, 2), "vessel": (2,), "spleen": (3,)}).apart
+    found = segmentation.masks(probability, VOXEL, [Post()] * 3, apart)[0, 0]
+    assert found[:, 0].tolist() == [True, True, False, True, False]  # A tie: the first.
+    assert found[:, 1].tolist() == [False, True, False, False, False]
+    assert found[:, 2].tolist() == [False, False, True, False, True]
 
 
 def test_regions_have_each_their_own():
     probability = np.stack([smooth(1)[..., 0]] * 2, axis=-1)
-    found = segmentation.masks(probability, VOXEL, [Post(0.6), Post(0.6, largest=True)])
+    posts = [Post(0.6), Post(0.6, largest=True)]
+    found = segmentation.masks(probability, VOXEL, posts, TOGETHER)
     assert found[..., 1].sum() < found[..., 0].sum()
 
 
@@ -494,7 +510,8 @@ def test_what_is_chosen_has_the_highest_mean_dice_of_the_masks_it_makes(monkeypa
     def dice(k, post):
         scores = []
         for probability, label, spacing in cases:
-            said = segmentation.masks(probability[..., [k]], spacing, [post])[..., 0]
+            lone = probability[..., [k]]
+            said = segmentation.masks(lone, spacing, [post], TOGETHER)[..., 0]
             true = label[..., k]
             scores.append(2 * (said & true).sum() / (said.sum() + true.sum()))
         return np.mean(scores)
@@ -521,7 +538,7 @@ def test_small_false_alarms_are_worth_removing():
     [chosen] = segmentation.choose([(probability, label, VOXEL)])
     assert chosen.smallest > 3 or chosen.largest
     np.testing.assert_array_equal(
-        segmentation.masks(probability, VOXEL, [chosen]), label
+        segmentation.masks(probability, VOXEL, [chosen], TOGETHER), label
     )
 
 

@@ -237,9 +237,10 @@ def kernel_sizes(
     return tuple(map(tuple, wide.tolist()))
 
 
-def describe_proposal(proposal: Proposal) -> list[str]:
-    """Lines for the terminal."""
+def describe_proposal(proposal: Proposal, stride: Sequence[int]) -> list[str]:
+    """Lines for the terminal; the flags fit a network with this stride in all, [3]."""
     spacing, shape, patch, batch, strides, _ = proposal
+    fitting = [max(size // step, 1) * step for size, step in zip(patch, stride)]
     levels = " ".join("x".join(map(str, stride)) for stride in strides)
     return [
         f"resample to {by(spacing)} mm: the median scan has {by(shape)} voxels",
@@ -247,7 +248,7 @@ def describe_proposal(proposal: Proposal) -> list[str]:
         f"{len(strides)} levels with strides {levels}",
         (
             f"flags: --config.data.spacing={_flag(spacing)} "
-            f"--config.patch.size={_flag(patch)} --config.train.batch={batch}"
+            f"--config.patch.size={_flag(fitting)} --config.train.batch={batch}"
         ),
     ]
 

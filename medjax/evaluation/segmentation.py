@@ -115,12 +115,26 @@ class Summary(NamedTuple):
 
 
 def masks(
-    probability: np.ndarray, spacing: Sequence[float], posts: Sequence[Post]
+    probability: np.ndarray,
+    spacing: Sequence[float],
+    posts: Sequence[Post],
+    apart: np.ndarray,
 ) -> np.ndarray:
-    """[D, H, W, K] bool masks of K regions, from [D, H, W, K] and K posts."""
+    """[D, H, W, K] bool masks of K regions, from [D, H, W, K] and K posts.
+
+    `apart` is [K, K] bool: regions in which no voxel lies together, such as two organs.
+    Of those that reach their thresholds, a voxel gets the likeliest, or the first.
+    """
+    limits = np.array([post.threshold for post in posts], probability.dtype)
+    reached = probability >= limits
     regions = []
     for k, post in enumerate(posts):
-        component, size = components(probability[..., k] >= post.threshold)
+        beaten = np.zeros(reached.shape[:-1], bool)
+        for other in np.flatnonzero(apart[k]):
+            beats = np.greater_equal if other < k else np.greater
+            likelier = beats(probability[..., other], probability[..., k])
+            beaten |= reached[..., other] & likelier
+        component, size = components(reached[..., k] & ~beaten)
         keep = _kept(size * np.prod(spacing), post)
         regions.append(np.append(False, keep)[component])
     return np.stack(regions, axis=-1)

@@ -57,6 +57,12 @@ class Output(NamedTuple):
     def names(self) -> tuple[str, ...]:
         return tuple(self.regions)
 
+    @property
+    def apart(self) -> np.ndarray:
+        """[K, K] bool: the regions that have no value in common."""
+        values = [set(inside) for inside in self.regions.values()]
+        return np.array([[a.isdisjoint(b) for b in values] for a in values])
+
     def check_loss(self, name: str) -> None:
         if name in NOT_OF_MASKS:
             raise InputError(

@@ -89,7 +89,10 @@ def explore(config: Config, data: scans.Data, folder: Path) -> Path:
     )
     proposal = fingerprint.propose(measured)
     print(*fingerprint.describe(measured), sep="\n")
-    print(*fingerprint.describe_proposal(proposal), sep="\n")
+    axes = 2 if config.patch.slices else 3
+    strides = [np.broadcast_to(stride, axes) for stride in config.model.strides]
+    stride = [1] * (3 - axes) + np.prod(strides, axis=0).tolist()
+    print(*fingerprint.describe_proposal(proposal, stride), sep="\n")
     names, pairs = data.table["image"], data.pairs()[["id", "other"]].to_numpy()
     copies = [[names[id] for id in pair] for pair in pairs]
     for first, second in copies:
@@ -211,7 +214,7 @@ def measure(
     both = track(both, "evaluate", total=len(ids))
     for number, (name, answer) in enumerate(both):
         mask, *alone = (
-            measures.masks(p, answer.spacing, run.fixed)
+            measures.masks(p, answer.spacing, run.fixed, output.apart)
             for p in (answer.probability, *answer.members)
         )
         measured = [
@@ -335,7 +338,7 @@ def write_masks(run: Finished, case: Scan, path: Path) -> None:
     The mask is made on the grid that the model saw: components are counted there.
     """
     predicted = probability(run.config, run.network, run.state, case.image)
-    mask = measures.masks(predicted, case.spacing, run.fixed)
+    mask = measures.masks(predicted, case.spacing, run.fixed, run.output.apart)
     label = nifti.paint(scan.to_original(mask, case, order=0), run.output.regions)
     nifti.write(Path(f"{path}_label.nii.gz"), label, case.original, case.header)
     predicted = scan.to_original(predicted, case)
