@@ -81,7 +81,7 @@ def read_csv(path: Path, separator: str = ",") -> pd.DataFrame:
         name = next(name for name in names if names.count(name) > 1)
         raise InputError(f"{path}: has two columns {name!r}: rename or remove one")
     for line, row in rows:
-        if not len(names) <= len(row) <= len(header):
+        if not len(names) <= len(row) <= len(header) or any(row[len(names) :]):
             raise InputError(
                 f"{path}: the row that ends in line {line} has {len(row)} fields, the "
                 f"header {len(names)}: correct that row, or the header"
