@@ -8,7 +8,6 @@ import shutil
 import tempfile
 from html.parser import HTMLParser
 from importlib.metadata import version
-from pathlib import Path
 
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # Also for workers and processes.
     compiled = tempfile.mkdtemp(prefix="medjax-compiled-")
@@ -64,15 +63,13 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True, scope="module")
 def forgotten():
-    """Drops the compiled programs after a file, if there are many.
+    """Drops the compiled programs after each file.
 
     A process may map 65,530 regions of memory on Linux. The programs of all files need
     more, and then the process ends with a segmentation fault.
     """
     yield
-    maps = Path("/proc/self/maps")
-    if maps.exists() and maps.read_text().count("\n") > 20_000:
-        jax.clear_caches()
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +81,8 @@ def optimised():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
         jax.config.update("jax_disable_most_optimizations", False)
-        jax.clear_caches()
         yield
         jax.config.update("jax_disable_most_optimizations", True)
-        jax.clear_caches()
 
 
 def _item(n: int, tasks: tuple[str, ...], shape: tuple[int, ...]) -> Item:
