@@ -391,7 +391,7 @@ def test_an_interrupted_sweep_goes_on_and_a_failed_arm_stops_no_other(swept):
     good = next(each for each in found["runs"] if each["name"] == GOOD)
     assert good["seconds"] > 0 and good["memory"] > 1e8
     rows = pd.read_csv(folder / "sweep.csv")
-    assert len(rows) == 3 * 7 * 3  # Arms, findings and their mean, metrics.
+    assert len(rows) == 3 * 7 * 4  # Arms, findings and their mean, metrics.
 
 
 @pytest.mark.slow
