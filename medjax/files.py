@@ -17,7 +17,7 @@ from medjax.errors import InputError
 
 
 def unfinished(path: Path) -> Path:
-    """A name beside a path for what isn't whole yet, which no other process has."""
+    """A name beside the path for a file that isn't whole yet; nobody else uses it."""
     return path.with_name(f".{uuid.uuid4().hex[:12]}.{path.name}")
 
 

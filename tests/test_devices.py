@@ -50,11 +50,12 @@ def test_a_folder_of_the_users_stays(nothing_asked, monkeypatch, tmp_path):
 def test_the_programs_read_longest_ago_go_first(nothing_asked, monkeypatch, tmp_path):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(devices, "CACHED", 250)
-    for name, read in (("new", 30), ("oldest", 10), ("old", 20)):
+    reads = {"new-cache": 30, "oldest-cache": 10, "old-cache": 20, "thesis.tex": 5}
+    for name, read in reads.items():
         (tmp_path / name).write_bytes(bytes(100))
         os.utime(tmp_path / name, (read, 99 - read))
     devices.keep()
-    assert {path.name for path in tmp_path.iterdir()} == {"new", "old"}
+    assert {path.name for path in tmp_path.iterdir()} == reads.keys() - {"oldest-cache"}
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def opened(request, tmp_path_factory):
 
 
 def audited(opened, others, folder, claim=seen.UNCLAIMED):
-    runs = [seen.Seer(folder, *opened())]
+    runs = [seen.Trained(folder, *opened())]
     judged = others.table.assign(split="abroad")
     return seen.audit_other(runs, others, judged, claim, folder / "overlap-abroad.csv")
 

@@ -240,11 +240,11 @@ def _judged(
                 f"note: {len(target.ids)} of these images were seen without labels: "
                 f"--split={adapt.SPLIT} is about others"
             )
-    seers = [seen.Seer(run.folder, data, manifest)]
-    seers += seen.ancestors(run.config, task.data)
+    runs = [seen.Trained(run.folder, data, manifest)]
+    runs += seen.ancestors(run.config, task.data)
     claim = seen.Claim(images.other_hospital, images.allow_overlap)
     path = run.folder / f"overlap-{split}.csv"
-    return *judged, seen.audit_other(seers, *judged, claim, path)
+    return *judged, seen.audit_other(runs, *judged, claim, path)
 
 
 def _stamps(run: Finished, source: str) -> dict[str, dict]:

@@ -16,15 +16,17 @@ from medjax.training import devices, loop, step
 def train(config: Config, folder: Path, *, profile: str | None = None) -> bool:
     """Trains, or resumes training, and reports the test split if there is one.
 
-    `profile` is a folder for a trace of ten steps. Returns whether the run is complete: not after SIGTERM, say, with everything saved.
+    `profile` is a folder for a trace of ten steps. Returns whether the run is complete:
+    not after SIGTERM, say, with everything saved.
 
     Raises:
       InputError: a mistake in the config or the data, or a diverged training.
     """
     task = tasks.of(config)
-    steps = parts.schedule(config)["steps"] if parts.has_steps(config) else 0
-    if profile and steps < (last := step.PROFILED[-1]):
-        raise InputError(f"--profile: needs {last} steps or more, there are {steps}")
+    if profile:
+        steps = parts.schedule(config)["steps"] if parts.has_steps(config) else 0
+        if steps < (last := step.PROFILED[-1]):
+            raise InputError(f"--profile: needs {last} steps, and there are {steps}")
     if rows := task.share(config):
         # A classifier's update is as fast on one device that has all cores, and XLA
         # compiles it faster: DenseNet-121's in 16 instead of 24 s.

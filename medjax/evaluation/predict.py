@@ -69,7 +69,7 @@ def _rows(
 
 
 def _one_behind(items: Iterable) -> Iterator:
-    """The items, each when the next one is begun: the devices needn't wait."""
+    """Yields each item when the next one is begun, so that the devices needn't wait."""
     begun = collections.deque()
     for item in items:
         begun.append(item)

@@ -29,8 +29,8 @@ CLAIMS = {  # Of transfer.overlap.
 }
 
 
-class Seer(NamedTuple):
-    """A run that has seen images."""
+class Trained(NamedTuple):
+    """A run, and the images that it has seen."""
 
     folder: Path
     data: Any  # films.Data or scans.Data; None: gone.
@@ -45,7 +45,7 @@ def claim_of(config: Config) -> Claim:
     return CLAIMS[value]
 
 
-def ancestors(config: Config, read: Callable) -> Iterator[Seer]:
+def ancestors(config: Config, read: Callable) -> Iterator[Trained]:
     """The run whose weights a run begins with, the run that this one began with, ...
 
     read: config -> the data. Where they are gone, only patient ids can be compared.
@@ -60,7 +60,7 @@ def ancestors(config: Config, read: Callable) -> Iterator[Seer]:
         except InputError as error:
             print(f"note: only patient ids were compared with {folder}: {error}")
             data = None
-        yield Seer(folder, data, manifest)
+        yield Trained(folder, data, manifest)
 
 
 def audit_test(
@@ -68,18 +68,18 @@ def audit_test(
 ) -> dict:
     """What the runs whose weights a run begins with have seen of its test: as `audit`."""
     tests = manifest[manifest["split"] == "test"]
-    seers = [*ancestors(config, read)]
-    if not seers or tests.empty:
+    runs = [*ancestors(config, read)]
+    if not runs or tests.empty:
         return {}
     remedy = (
         "give these patients to training, or set transfer.overlap='other_hospital' if "
         "equal ids are other people's, or 'allow' to report them under a warning"
     )
-    return audit(seers, data, tests, claim_of(config), lambda _: remedy)
+    return audit(runs, data, tests, claim_of(config), lambda _: remedy)
 
 
 def audit_other(
-    seers: Iterable[Seer], data: Any, judged: pd.DataFrame, claim: Claim, path: Path
+    runs: Iterable[Trained], data: Any, judged: pd.DataFrame, claim: Claim, path: Path
 ) -> dict:
     """What runs have seen of other data: as `audit`; refused images are listed in `path`."""
 
@@ -93,11 +93,11 @@ def audit_other(
             "(--allow-overlap)"
         )
 
-    return audit(seers, data, judged, claim, remedy)
+    return audit(runs, data, judged, claim, remedy)
 
 
 def audit(
-    seers: Iterable[Seer],
+    runs: Iterable[Trained],
     data: Any,
     judged: pd.DataFrame,
     claim: Claim,
@@ -115,7 +115,7 @@ def audit(
       InputError: an overlap that isn't allowed.
     """
     overlaps = []
-    for folder, theirs, manifest in seers:
+    for folder, theirs, manifest in runs:
         used = manifest[manifest["split"] != manifests.UNUSED]
         copies = pd.DataFrame({"id": [], "other": []}, dtype=np.int64)
         if theirs is not None:

@@ -53,9 +53,7 @@ class Answer(NamedTuple):
     probability: np.ndarray
     label: np.ndarray
     spacing: np.ndarray
-    members: Sequence[
-        np.ndarray
-    ] = ()  # An ensemble's probabilities; () of a single one.
+    members: Sequence[np.ndarray] = ()  # Of an ensemble, each one's probability.
 
 
 def check(config: Config, shards: int) -> None:

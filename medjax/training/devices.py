@@ -66,11 +66,14 @@ def keep() -> None:
 
 
 def _prune(folder: Path) -> None:
-    """Deletes the files that were read longest ago, down to CACHED bytes in all."""
+    """Deletes the programs that were read longest ago, down to CACHED bytes in all.
+
+    Other files of the folder, which the user may have named, stay.
+    """
     if not folder.is_dir():
         return
     with contextlib.suppress(OSError):  # Another process prunes it, or owns it.
-        files = [entry for entry in os.scandir(folder) if entry.is_file()]
+        files = [entry for entry in os.scandir(folder) if entry.name.endswith("-cache")]
         excess = sum(file.stat().st_size for file in files) - CACHED
         for file in sorted(files, key=lambda file: file.stat().st_atime):
             if excess <= 0:

@@ -335,10 +335,10 @@ def compile_step(**parts: Any) -> Callable:
 
 @contextlib.contextmanager
 def profiled(step: Callable, folder: str) -> Iterator[Callable]:
-    """The step, with a trace of some calls in the folder, for TensorBoard or Perfetto.
+    """Yields the step; the folder gets a trace for TensorBoard or Perfetto.
 
-    Traced are the calls PROFILED, or those of them that come, behind the calls that
-    compile and fill the pipeline.
+    The trace begins after the calls that compile and fill the pipeline. It holds the
+    calls PROFILED, or those of them that come.
     """
     calls, trace = itertools.count(1), contextlib.ExitStack()
 
@@ -389,7 +389,7 @@ def by_arm(devices: int) -> NamedSharding:
 
 
 def everywhere(state: ArrayTree) -> ArrayTree:
-    """A state, equal on all hosts, on every device of all of them: for compile_step."""
+    """Places a state, which is equal on all hosts, on all devices, for compile_step."""
     place = NamedSharding(Mesh(jax.devices(), (AXIS,)), TOGETHER)
     put = functools.partial(jax.make_array_from_process_local_data, place)
     return jax.tree.map(put, jax.device_get(state))
