@@ -63,6 +63,7 @@ from medjax.commands.sweep import EXECUTORS
 from medjax.config import Config
 from medjax.errors import InputError
 from medjax.evaluation.heatmaps import METHODS
+from medjax.files import on_disk
 from medjax.training import devices
 
 FLAGS = flags.FLAGS
@@ -107,6 +108,7 @@ flags.DEFINE_string("coordinator", None, "train: HOST:PORT of process 0, of seve
 flags.DEFINE_integer("processes", None, "train: how many processes train the one run")
 flags.DEFINE_integer("process", None, "train: the number of this one, from 0 on")
 flags.DEFINE_bool("cluster", False, "train: meet those that SLURM or a TPU pod started")
+PATHS = ("against", "explain", "images", "out", "profile", "source", "workdir")
 
 
 def required(name: str):
@@ -287,6 +289,10 @@ def main(arguments: list[str]) -> int:
             *others, last = COMMANDS
             given = f"{' '.join(arguments[1:])!r}: " if arguments[1:] else ""
             raise InputError(f"{given}give one command: {', '.join(others)} or {last}")
+        for name in PATHS:
+            value = FLAGS[name].value or ()
+            for path in [value] if isinstance(value, str) else value:
+                on_disk(f"--{name}", path)
         if arguments[1] in ("evaluate", "predict"):
             devices.use_cores()
         speaks = not together or devices.first()

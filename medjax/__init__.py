@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,11 +37,13 @@ def launch(
       InputError: a mistake in the config or the data, or a diverged training.
     """
     from medjax.commands.train import train
+    from medjax.files import on_disk
     from medjax.training import devices
 
     devices.keep()
-    train(config, Path(workdir), profile=profile)
-    report = Path(workdir) / "report.json"
+    folder = on_disk("workdir", workdir)
+    train(config, folder, profile=profile)
+    report = folder / "report.json"
     return json.loads(report.read_text()) if report.exists() else None
 
 
@@ -63,9 +64,10 @@ def sweep(
     Returns what sweep.json says; raises as `launch`, before anything runs.
     """
     from medjax.commands import sweep as command
-    from medjax.files import held
+    from medjax.files import held, on_disk
     from medjax.training import devices
 
     devices.keep()
-    with held(Path(workdir)):
-        return command.sweep(config, arms, Path(workdir), **options)
+    folder = on_disk("workdir", workdir)
+    with held(folder):
+        return command.sweep(config, arms, folder, **options)

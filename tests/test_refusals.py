@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 
+import launching
 import numpy as np
 import pytest
 from launching import ROOT, SMALL, run_here
@@ -96,6 +97,21 @@ def test_a_workdir_that_is_a_file_is_refused(tmp_path, command):
         _, errors = run_here(command, *SMALL, f"--workdir={below}", code=2)
         assert f"{below}: Not a directory" in errors
     assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        *("--workdir=gs://b/run", "--config.data.records=s3://b/records"),
+        *("--config.transfer.init=az://b/run", "--profile=gs://b/trace"),
+    ],
+)
+def test_the_address_of_a_bucket_makes_no_local_folder(tmp_path, monkeypatch, flag):
+    monkeypatch.setattr(launching, "ROOT", tmp_path)
+    config = f"--config={ROOT / 'tests/small.py'}"
+    _, errors = run_here("train", config, "--workdir=run", flag, code=2)
+    assert f"error: {flag.removeprefix('--')}: is no folder" in errors.replace("--", "")
+    assert errors.count("\n") == 1 and not any(tmp_path.iterdir())
 
 
 def test_a_run_that_was_refused_before_its_first_step_may_be_corrected(tmp_path):

@@ -1,7 +1,8 @@
 """Kinds of task: everything that differs between them, behind one interface."""
 
-from medjax.config import Config
+from medjax.config import Config, flatten
 from medjax.errors import InputError
+from medjax.files import on_disk
 from medjax.tasks import classification, segmentation
 from medjax.tasks.task import Task
 
@@ -13,7 +14,14 @@ KINDS = {
 
 
 def of(config: Config) -> Task:
-    """The kind of task that a config asks for."""
+    """The kind of task that a config asks for.
+
+    Raises:
+      InputError: there is none, or a field holds the address of a bucket.
+    """
+    for field, value in flatten(config.to_dict()).items():
+        if isinstance(value, str):
+            on_disk(f"config.{field}", value)
     if config.task not in KINDS:
         kinds = ", ".join(map(repr, KINDS))
         raise InputError(f"task={config.task!r}: use one of {kinds}")
