@@ -34,7 +34,8 @@ def classification(source: str = "phantom") -> ConfigDict:
     c.augment.ops = ("random_affine", "brightness", "contrast")
     # A network of models/architectures.py with its arguments: densenet_small,
     # densenet121/169/201, resnet_small, resnet18/34/50/101, efficientnet_b0,
-    # efficientnet_lite0, convnext_tiny.
+    # efficientnet_lite0, convnext_tiny. All have a dropout of the last layer's input; the
+    # last three have stochastic_depth.
     c.model = {"name": "densenet_small", "stem": "half", "pool": "mean_max"}
     c.loss = {"name": "weighted_bce"}  # a loss of losses.py with its arguments
     c.evaluation.update(

@@ -179,6 +179,37 @@ def test_computing_stages_again_changes_nothing(name):
         np.testing.assert_allclose(a, b, rtol=0, atol=atol)
 
 
+@pytest.mark.parametrize("name", ["efficientnet", "convnext"])
+def test_training_leaves_a_block_out_or_weighs_it_more(name):
+    """One block of two may go, half of the time: an image has one of two outputs."""
+    table = {"table": ((2, 3, 1, 8, 2),)}
+    sizes = table if name == "efficientnet" else {"blocks": (2,), "widths": (8,)}
+    model = SMALL[name](2, **sizes, stochastic_depth=0.5)
+    image = np.random.default_rng(0).random((64, 8, 8, 1), np.float32)
+    variables = filled(model, image)
+
+    @jax.jit
+    def stage(params, keys=None):
+        how = {"train": True, "mutable": ["batch_stats", "intermediates"]}
+        given = variables | {"params": params}
+        _, updates = model.apply(given, image, keys=keys, **how)
+        return updates["intermediates"]["stages"][1]
+
+    last = {"efficientnet": "block2_project_norm", "convnext": "block2_scale"}[name]
+    stages = variables["params"]["stage1"]
+    nothing = jax.tree.map(np.zeros_like, {last: stages[last]})
+    without = stage(variables["params"] | {"stage1": stages | nothing})
+    twice = without + 2 * (stage(variables["params"]) - without)
+    got = stage(variables["params"], jax.random.split(jax.random.key(0), len(image)))
+
+    def equal(expected):
+        near = np.isclose(got, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+        return near.reshape(len(image), -1).all(axis=1)
+
+    assert np.array_equal(equal(without), ~equal(twice))
+    assert 20 <= equal(without).sum() <= 44  # of 64, binomial: 3 standard deviations
+
+
 @pytest.mark.parametrize("name", ["bottleneck", "efficientnet"])
 def test_shards_share_their_batch_statistics(name):
     image = np.random.default_rng(0).random((4, 32, 32, 1), np.float32)

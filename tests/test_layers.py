@@ -112,6 +112,19 @@ def test_the_first_maximum_has_the_gradient(shape, ties):
     assert_same(cpu.max_pool, native, x)
 
 
+def test_dropped_values_are_a_share_of_an_image_s_own():
+    """The rest is weighted so that the mean stays; order and neighbours don't matter."""
+    x, keys = normal(3, 4, 5000), jax.random.split(jax.random.key(1), 4)
+    got = layers.drop(x, keys, 0.2, whole=False)
+    gone = got == 0
+    np.testing.assert_allclose(gone.mean(axis=1), 0.2, atol=0.025)
+    np.testing.assert_allclose(got, np.where(gone, 0, x / 0.8), rtol=1e-6)
+    turned = layers.drop(x[::-1], keys[::-1], 0.2, whole=False)
+    np.testing.assert_array_equal(turned[::-1], got)
+    assert not np.array_equal(gone[0], gone[1])
+    assert layers.drop(x, None, 0.2, whole=False) is x
+
+
 def norms(train=True, dtype=jnp.float32, axis_name=None):
     """Ours and Linen's, each (x, scale, bias) -> (relu(y), new statistics)."""
     linen = nn.BatchNorm(

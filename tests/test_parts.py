@@ -163,6 +163,29 @@ def test_a_misspelt_key_raises(config, section):
 
 
 @pytest.mark.parametrize(
+    ("network", "option"),
+    [
+        ("densenet_small", {"dropout": 1.0}),
+        ("densenet_small", {"pool": "max"}),
+        ("densenet_small", {"stochastic_depth": 0.1}),
+        ("convnext_tiny", {"stochastic_depth": -0.1}),
+    ],
+)
+def test_an_option_that_a_network_can_t_have_is_refused(config, network, option):
+    config.model = {"name": network, **option}
+    with pytest.raises(InputError, match=f"^model.name.*{next(iter(option))}"):
+        parts.classifier(config, FINDINGS)
+
+
+def test_a_network_that_drops_values_gets_keys(config):
+    config.model = {"name": "densenet_small", "dropout": 0.5}
+    network = parts.classifier(config, FINDINGS)
+    assert parts.step_parts(config, network)["random"]
+    config.model = {"name": "densenet_small"}
+    assert not parts.step_parts(config, parts.classifier(config, FINDINGS))["random"]
+
+
+@pytest.mark.parametrize(
     ("field", "value"),
     [
         *(("optim.name", name) for name in ("Hyper", "warmup_cosine", "jax")),

@@ -11,6 +11,7 @@ from jax.sharding import Mesh, PartitionSpec
 from medjax import losses
 from medjax.augment import intensity, policy
 from medjax.data import normalisation
+from medjax.models import layers
 from medjax.models.densenet import densenet
 from medjax.training import optim, step
 
@@ -146,6 +147,32 @@ def test_gradients_of_a_batchs_parts_add_up_to_the_batchs(accumulate):
     assert parts[0].batch_stats["seen"] == ROWS
     chex.assert_trees_all_close(parts, whole, rtol=1e-5, atol=1e-6)
     assert not np.allclose(whole[0].dual["alpha"], dual["alpha"])
+
+
+def test_what_an_image_drops_depends_on_its_own_key_alone():
+    """The update is the same for any number of shards and parts of the batch."""
+
+    def apply(variables, image, *, train, mutable, keys):
+        flat = layers.drop(image.reshape(len(image), -1), keys, 0.5, whole=False)
+        return flat @ variables["params"]["head"]["w"], {}
+
+    w = np.random.default_rng(3).normal(size=(256, TASKS)).astype(np.float32)
+    variables = {"params": {"head": {"w": w}}}
+    state = step.init_state(
+        variables, optimizer=OPTIMIZER, dual={}, hyper=new_state().hyper
+    )
+    program = {**PARTS, "apply": apply, "random": True}
+
+    def updated(shards, accumulate=1, key=KEY):
+        update = functools.partial(step.train_step, **program, accumulate=accumulate)
+        mapped = jax.vmap(update, (None, 0, None), axis_name=step.AXIS)
+        done, _ = jax.jit(mapped)(state, batch(shards), key)
+        return done.params["head"]["w"][0]
+
+    whole = updated(1)
+    np.testing.assert_allclose(updated(4), whole, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(updated(2, accumulate=2), whole, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(updated(1, key=jax.random.key(8)), whole, atol=1e-4)
 
 
 def test_the_loss_is_the_weighted_mean_over_images_that_know_a_label(whole):

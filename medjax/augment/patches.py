@@ -98,9 +98,7 @@ def draw(
     drawn["occurrence"] = drawn["occurrence"] * each + number
     # XLA's simplifier doesn't terminate over the repeated numbers of a single volume.
     drawn = lax.optimization_barrier(drawn)
-    sample_keys = jax.vmap(policy.sample_key, (None, 0, 0, 0))
-    keys = sample_keys(key, drawn["epoch"], drawn["id"], drawn["occurrence"])
-    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, PLACE)
+    keys = policy.sample_keys(key, drawn, PLACE)
     volume = jnp.arange(len(number)) // each
     facts = [batch[name][volume] for name in ("size", "points", "present")]
     labelled = (1, *size[1:]) if slices else tuple(size)

@@ -27,6 +27,13 @@ def sample_key(key: Array, epoch: Array, id: Array, occurrence: Array) -> Array:
     return key
 
 
+def sample_keys(key: Array, batch: dict[str, Array], use: int) -> Array:
+    """The keys [B] of a batch's images for one use: keys of other uses don't depend."""
+    numbers = [batch[name] for name in ("epoch", "id", "occurrence")]
+    keys = jax.vmap(sample_key, (None, 0, 0, 0))(key, *numbers)
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, use)
+
+
 def augment_batch(
     key: Array,
     batch: dict[str, Array],
@@ -59,11 +66,8 @@ def augment_batch(
             moved[name] = batch[name]
     spacing = {"spacing": batch["spacing"]} if "spacing" in batch else {}
     rows = jnp.sum(batch["occurrence"] >= 0)  # B, but XLA doesn't know its value.
-    numbers = [batch[name] for name in ("epoch", "id", "occurrence")]
-    samples = jax.vmap(sample_key, (None, 0, 0, 0))(key, *numbers)
-    fold = jax.vmap(jax.random.fold_in, (0, None))
-    steps = [(fold(samples, i), op) for i, op in enumerate(ops)]
-    steps.append((samples, lambda _, image: prepare(image[None])[0]))
+    steps = [(sample_keys(key, batch, i), op) for i, op in enumerate(ops)]
+    steps.append((batch["id"], lambda _, image: prepare(image[None])[0]))
 
     def moves(step: tuple[Array, Op]) -> bool:
         return getattr(step[1], "func", step[1]) in warp.MOVES.values()

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from chex import Array
 
+from medjax.models import layers
+
 
 class Classifier(nn.Module):
     """Image [B, H, W, C] or [B, D, H, W, C] -> logits [B, T].
@@ -22,11 +24,21 @@ class Classifier(nn.Module):
     # 'mean' over the last grid, or 'mean_max': mean and maximum, for small findings.
     pool: str = "mean"
     top: Callable[..., nn.Module] | None = None  # Makes a norm of the embedding.
+    dropout: float = 0.0  # Share of the embedding's values that training sets to 0.
+    random: bool = False  # Stages drop blocks: in training they also take keys [B].
     # Number of first stages that don't train: they get no gradient, and they normalise
     # by their running statistics, which stay.
     frozen: int = 0
     remat: bool = False  # Less memory, more time: the backward pass recomputes stages.
     dtype: jnp.dtype = jnp.float32  # Of the computation; parameters stay float32.
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for an unknown `pool` and a `dropout` outside [0, 1)."""
+        if self.pool not in ("mean", "mean_max"):
+            raise ValueError(f"pool={self.pool!r}: use 'mean' or 'mean_max'")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout}: give a share from 0 to below 1")
+        super().__post_init__()
 
     @property
     def stage_names(self) -> tuple[str, ...]:
@@ -34,20 +46,24 @@ class Classifier(nn.Module):
         return ("stem", *(f"stage{i}" for i in range(1, len(self.stages))))
 
     @nn.compact
-    def __call__(self, image: Array, *, train: bool, after: int = 0) -> Array:
+    def __call__(
+        self, image: Array, *, train: bool, after: int = 0, keys: Array | None = None
+    ) -> Array:
         """Logits [B, T] float32 of standardised images.
 
         `image` may also be the output [B, h, w, c] of the first `after` stages: this
-        gives the gradient of the logits by any stage's output.
+        gives the gradient of the logits by any stage's output. With `keys` [B] each
+        image draws what is dropped; without, nothing is.
         """
         x = image.astype(self.dtype)
         for number in range(after, len(self.stages)):
             stage = self.stages[number](name=self.stage_names[number])
             training = train and number >= self.frozen
+            draws = (layers.fold(keys, number),) if self.random and training else ()
             if self.remat and training:
-                x = nn.remat(lambda stage, x: stage(x, True))(stage, x)
+                x = nn.remat(_train)(stage, x, *draws)
             else:
-                x = stage(x, training)
+                x = stage(x, training, *draws)
             if number + 1 == self.frozen:
                 x = jax.lax.stop_gradient(x)
             self.sow("intermediates", "stages", x)
@@ -55,14 +71,17 @@ class Classifier(nn.Module):
         x = x.astype(jnp.float32)
         if self.pool == "mean":
             x = jnp.mean(x, axes)  # [B, c]
-        elif self.pool == "mean_max":
-            x = jnp.concatenate([jnp.mean(x, axes), maximum(x)], axis=1)
         else:
-            raise ValueError(f"{self.pool!r}: use 'mean' or 'mean_max'")
+            x = jnp.concatenate([jnp.mean(x, axes), maximum(x)], axis=1)
         if self.top is not None:
             x = self.top(name="top")(x)
         self.sow("intermediates", "embedding", x)
+        x = layers.drop(x, keys if train else None, self.dropout, whole=False)
         return nn.Dense(self.tasks, name="classifier")(x)
+
+
+def _train(stage: nn.Module, x: Array, *draws: Array | None) -> Array:
+    return stage(x, True, *draws)
 
 
 def maximum(x: Array) -> Array:

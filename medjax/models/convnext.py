@@ -18,26 +18,30 @@ def convnext(
     *,
     blocks: Sequence[int],
     widths: Sequence[int],
+    stochastic_depth: float = 0.0,
     dtype: jnp.dtype = jnp.float32,
     axis_name: str | None = None,
     **rest: Any,
 ) -> Classifier:
     """A stem and a stage for each width, which begins by halving the grid.
 
-    Without stochastic depth, which would need a key in the step.
+    The paper trains the tiny one with a stochastic depth of 0.1.
 
     Args:
       blocks: residual blocks in each stage.
       widths: channels of each stage.
+      stochastic_depth: see layers.depth_rates.
       axis_name: unused, because nothing here depends on a batch.
       rest: of Classifier.
     """
     del axis_name
     stages = [partial(Stem, width=widths[0], dtype=dtype)]
-    for i, (depth, width) in enumerate(zip(blocks, widths, strict=True)):
-        stages.append(partial(Stage, depth, width, first=i == 0, dtype=dtype))
+    rates = layers.depth_rates(stochastic_depth, blocks)
+    for i, (of_blocks, width) in enumerate(zip(rates, widths, strict=True)):
+        stages.append(partial(Stage, of_blocks, width, first=i == 0, dtype=dtype))
+    options = {"random": stochastic_depth > 0, "dtype": dtype, **rest}
     top = partial(norm, dtype=jnp.float32)
-    return Classifier(tuple(stages), tasks, top=top, dtype=dtype, **rest)
+    return Classifier(tuple(stages), tasks, top=top, **options)
 
 
 class Stem(nn.Module):
@@ -47,22 +51,23 @@ class Stem(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Array, train: bool, keys: Array | None = None) -> Array:
+        del keys
         patches = {"padding": 0, "use_bias": True, "dtype": self.dtype}
         x = layers.conv(x, self.width, 4, 4, **patches, name="conv")
         return norm(dtype=self.dtype, name="norm")(x)
 
 
 class Stage(nn.Module):
-    """`depth` residual blocks, after a convolution of stride 2 unless it is the first."""
+    """Residual blocks, after a convolution of stride 2 unless it is the first stage."""
 
-    depth: int
+    rates: Sequence[float]  # Of each block: how often training leaves it out.
     width: int
     first: bool
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Array, train: bool, keys: Array | None = None) -> Array:
         conv = partial(layers.conv, features=self.width, use_bias=True)
         if not self.first:
             x = norm(dtype=self.dtype, name="down_norm")(x)
@@ -71,7 +76,7 @@ class Stage(nn.Module):
         small = nn.initializers.truncated_normal(0.02)
         dense = partial(nn.Dense, dtype=self.dtype, kernel_init=small)
         depthwise = partial(conv, size=7, groups=self.width, dtype=self.dtype)
-        for j in range(1, self.depth + 1):
+        for j, rate in enumerate(self.rates, start=1):
             new = depthwise(x, name=f"block{j}_conv")
             new = norm(dtype=self.dtype, name=f"block{j}_norm")(new)
             new = dense(4 * self.width, name=f"block{j}_widen")(new)
@@ -80,7 +85,8 @@ class Stage(nn.Module):
             # Each block begins near the identity: Touvron et al., CaiT, ICCV 2021.
             tiny = nn.initializers.constant(1e-6)
             scale = self.param(f"block{j}_scale", tiny, (self.width,))
-            x = x + scale.astype(self.dtype) * new
+            new = scale.astype(self.dtype) * new
+            x = x + layers.drop(new, layers.fold(keys, j), rate, whole=True)
         return x
 
 

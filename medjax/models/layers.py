@@ -1,5 +1,6 @@
 """Convolution, normalisation and pooling, as every network here uses them."""
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -48,6 +49,41 @@ def conv(
         name=name,
     )
     return convolution(x)
+
+
+def drop(x: Array, keys: Array | None, rate: float, *, whole: bool) -> Array:
+    """Sets values of x [B, ..., C] to 0 at this rate, and divides the others by 1 - rate.
+
+    An image's values by its own key, of keys [B]; all of them together if `whole`, else
+    each alone. Without keys x stays.
+    """
+    if keys is None or rate == 0:
+        return x
+    shape = (1,) * (x.ndim - 1) if whole else x.shape[1:]
+    stays = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, shape))(keys)
+    return jnp.where(stays, x / (1 - rate), 0)
+
+
+def depth_rates(last: float, blocks: Sequence[int]) -> list[tuple[float, ...]]:
+    """How often training leaves out each block of each stage: stochastic depth.
+
+    Huang et al., ECCV 2016. The rates rise linearly from 0 in the first block to `last`
+    in the last, as in ConvNeXt's published training.
+
+    Raises:
+      ValueError: `last` lies outside [0, 1).
+    """
+    if not 0 <= last < 1:
+        raise ValueError(f"stochastic_depth={last}: give a share from 0 to below 1")
+    rates = iter(np.linspace(0, last, sum(blocks)).tolist())
+    return [tuple(itertools.islice(rates, number)) for number in blocks]
+
+
+def fold(keys: Array | None, number: int) -> Array | None:
+    """Keys [B] for one place of a network."""
+    if keys is None:
+        return None
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
 
 
 def avg_pool(x: Array, size: int) -> Array:

@@ -44,6 +44,7 @@ class Network(NamedTuple):
     apply: Callable  # Linen's.
     stages: tuple[str, ...]  # Their names, from the image on.
     frozen: tuple[str, ...]  # Those that don't train.
+    random: bool  # Whether training draws values or blocks to drop.
     # (state, image [D, B, ...]) -> log-odds [D, B, T]; of a segmentation
     # (variables, patches [B, *S, C]) -> probability [B, *S, K].
     predict: Callable
@@ -72,6 +73,7 @@ def _classifier(fields: str, output: Any) -> Network:
         apply=model.apply,
         stages=model.stage_names,
         frozen=frozen,
+        random=model.random or model.dropout > 0,
         predict=step.mean_of_members(log_odds),
         look=functools.partial(views, flip=False),
         embed=step.compile_eval(step.embed_step, **parts),
@@ -103,7 +105,7 @@ def _segmenter(fields: str, channels: int, regions: int) -> Network:
     def probability(variables: ArrayTree, image: Array) -> Array:
         return jax.nn.sigmoid(net.apply(variables, image, train=False))
 
-    return Network(init, net.apply, net.stage_names, frozen, probability)
+    return Network(init, net.apply, net.stage_names, frozen, False, probability)
 
 
 def _model(config: Config, tasks: int, *, masks: bool) -> tuple[Any, tuple[str, ...]]:
@@ -118,7 +120,7 @@ def _model(config: Config, tasks: int, *, masks: bool) -> tuple[Any, tuple[str, 
     options |= {"dtype": jnp.dtype(config.train.dtype), "axis_name": step.AXIS}
     try:
         model = named(architectures, name, "model.name", tasks=tasks, **options)()
-    except TypeError as error:  # Networks pass their options on.
+    except (TypeError, ValueError) as error:  # Networks pass their options on.
         raise InputError(f"model.name={name!r}: {error}") from None
     if masks and isinstance(model, Classifier):
         raise InputError(
@@ -225,6 +227,7 @@ def step_parts(config: Config, network: Network) -> dict:
         "loss": losses.deep(loss) if config.model.get("deep", 0) else loss,
         "optimizer": optimizer(config),
         "frozen": network.frozen,
+        "random": network.random,
         "adapt": adapt.loss(config),
         "accumulate": config.train.accumulate,
     }

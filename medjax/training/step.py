@@ -14,12 +14,14 @@ from chex import Array, ArrayTree
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from medjax.augment import policy
 from medjax.training import optim
 from medjax.training.devices import uncollected
 from medjax.training.optim import Hyper
 
 AXIS, ARMS = "batch", "arms"
 PROFILED = range(4, 14)
+NETWORK = 2**31 - 2  # Folded into an image's key, as the number of no augmentation op.
 TOGETHER = PartitionSpec()  # Whole, on every device.
 
 
@@ -77,6 +79,7 @@ def train_step(
     frozen: tuple[str, ...] = (),
     adapt: Callable | None = None,
     accumulate: int = 1,
+    random: bool = False,
 ) -> tuple[State, dict[str, Array]]:
     """One update from one shard's batch, collective over AXIS.
 
@@ -102,6 +105,8 @@ def train_step(
       accumulate: parts of the rows, which go through the network one after the other;
         their gradients are added up. Batch normalisation sees each part alone; all else
         is as with the rows at once. Without `adapt`.
+      random: the network drops values or blocks, drawn by an argument `keys` [B] of
+        `apply`: a key for each image, as for its augmentation.
 
     Returns:
       The new state, and scalars: loss (nats per image), grad_norm, and with `adapt`
@@ -115,6 +120,7 @@ def train_step(
         loss=loss,
         adapt=adapt,
         accumulate=accumulate,
+        random=random,
     )
 
     change, opt_state = optimizer.update(
@@ -162,6 +168,7 @@ def _gradient(
     loss: Callable,
     adapt: Callable | None,
     accumulate: int,
+    random: bool,
 ) -> tuple[tuple, tuple[ArrayTree, dict], ArrayTree]:
     """Of the whole batch's mean loss, by `moving` weights and the loss's variables.
 
@@ -175,11 +182,13 @@ def _gradient(
     ) -> tuple[Array, tuple]:
         batch = augment(key, batch, **(state.hyper.augment or {}))
         params = state.params | moving
+        draws = {"keys": policy.sample_keys(key, batch, NETWORK)} if random else {}
         logits, updates = apply(
             {"params": params, "batch_stats": batch_stats},
             batch["image"],
             train=True,
             mutable=["batch_stats", *["intermediates"] * (adapt is not None)],
+            **draws,
         )
         total, count = loss(
             logits, batch["label"], batch["weight"], **dual, **arguments
