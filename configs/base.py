@@ -77,7 +77,7 @@ def segmentation(source: str = "brain_phantom") -> ConfigDict:
         "name": "unet",
         "widths": (16, 32, 64),  # channels of each level
         "strides": (2, 2, 2),  # into each level; the first: from the image
-        "kernels": 3,
+        "kernels": (3,),  # of each level; or one for all
         "blocks": 1,  # residual blocks of a level on the way down
         "up_blocks": 1,  # the same on the way up
         "groups": 0,  # channels normalised together; 0: instance normalisation
@@ -131,8 +131,11 @@ _SCANS = {
     "spacing": (),  # mm along D, H, W; (): as in the files
     "grids": "refuse",  # sequences on different grids; or "align": register them
     "missing": "refuse",  # a missing sequence; or "fill" with zeros
-    "margin": 5.0,  # mm kept around the head
-    "clip": (0.1, 99.9),  # percentiles within the head
+    # What isn't background: the "head"; the "body", all large parts, such as two legs;
+    # "nonzero", all but the constant around it; or "none" is.
+    "foreground": "body",
+    "margin": 5.0,  # mm kept around the foreground
+    "clip": (0.1, 99.9),  # percentiles within the foreground
     "split": "patients",  # or "leave_one_out", "halves" of the brain, "all"
 }
 _DATA = {

@@ -18,7 +18,9 @@ RNG = np.random.default_rng(0)
 
 
 def case(image, label=None, spacing=(1.0, 1.0, 1.0)):
-    return SimpleNamespace(image=image, label=label, spacing=np.array(spacing))
+    return SimpleNamespace(
+        foreground="body", image=image, label=label, spacing=np.array(spacing)
+    )
 
 
 def some(number=4, channels=2, regions=2):

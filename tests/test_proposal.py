@@ -1,14 +1,22 @@
 """Proposals by hand, those that nnU-Net publishes, and the properties of any."""
 
 import math
+import shlex
+import sys
+from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
+from absl import flags
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ml_collections import config_flags
 
+from medjax.config import flatten
 from medjax.data import fingerprint
 from medjax.data.fingerprint import Fingerprint
+from medjax.tasks import segmentation
 
 SIZES = st.tuples(*[st.integers(1, 400)] * 3)
 SPACINGS = st.tuples(*[st.floats(0.2, 10)] * 3)
@@ -139,15 +147,48 @@ def test_a_batch_keeps_the_budget(cases, voxels):
 
 def test_the_lines_name_what_is_proposed():
     proposal = fingerprint.propose(found([80, 64, 64], [2.5, 2, 2]))
-    text = "\n".join(fingerprint.describe_proposal(proposal, (8, 16, 16)))
+    text = "\n".join(fingerprint.describe_proposal(proposal, {"model.widths": (16,)}))
     assert "2.5 x 2 x 2 mm" in text and "patch 80 x 64 x 64" in text
-    assert "5 levels with strides 1x1x1 2x2x2" in text
-    assert '--config.data.spacing="(2.5, 2, 2)" --config.patch.size="(80, 64, 64)"' in (
-        text
-    )
+    assert "5 levels with strides 1x1x1 2x2x2" in text and "foreground body" in text
 
 
-def test_the_flags_fit_the_strides_of_the_network():
-    proposal = fingerprint.propose(found([20, 27, 6], [1, 1, 1]))
-    *_, flags = fingerprint.describe_proposal(proposal, (8, 8, 8))
-    assert proposal.patch == (20, 24, 6) and 'patch.size="(16, 24, 8)"' in flags
+@pytest.mark.parametrize(
+    ("config", "changes"),
+    [
+        ("quickstart_mri", {}),
+        ("ms_lesions_unet3d", {}),
+        ("hippocampus", {"model.deep": 2}),
+        ("ms_lesions_unet3d", {"patch.slices": True}),
+    ],
+)
+@pytest.mark.parametrize(
+    "data",
+    [
+        found([20, 27, 9], [1, 1, 1]),
+        found([24, 80, 64], [5, 0.7, 0.7]),
+        found([40, 40, 40], [2.5, 2, 2])._replace(kind="nonzero"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:the load_module")  # Of ml_collections.
+def test_its_flags_run_as_they_are(config, changes, data):
+    proposal = fingerprint.propose(data, voxels=2 * 32**3)
+    path = Path(__file__).parents[1] / f"configs/{config}.py"
+
+    def read(*arguments):
+        values = flags.FlagValues()
+        config_flags.DEFINE_config_file("config", flag_values=values)
+        options = [f"--config.{name}={value}" for name, value in changes.items()]
+        argv = ["launch.py", f"--config={path}", *options, *arguments]
+        with patch.object(sys, "argv", argv):
+            values(argv)
+        return values.config
+
+    settings = flatten(read().to_dict())
+    text = " ".join(fingerprint.flags(proposal, settings))
+    config = read(*shlex.split(text))
+    segmentation.check(config, 1)
+    assert config.patch.size == proposal.patch and not config.patch.slices
+    assert config.model.strides == proposal.strides
+    assert config.model.kernels == proposal.kernels
+    if "foreground" in config.data:
+        assert config.data.foreground == data.kind

@@ -194,5 +194,5 @@ def test_impossible_spacings_and_empty_images_are_refused():
     for spacing in ((1.0,), (1.0, 0.0, 1.0), (1.0, np.nan, 1.0), (1.0, -1.0, 1.0)):
         with pytest.raises(InputError, match="data.spacing"):
             make_scan(image_of(), None, AFFINE, spacing=spacing)
-    with pytest.raises(InputError, match="no head"):
+    with pytest.raises(InputError, match="foreground=.body. is empty"):
         make_scan(np.zeros((*SHAPE, 1)), None, AFFINE)

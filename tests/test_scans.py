@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from scans import ball, save, save_phantoms
+from scans import affine_of, ball, save, save_phantoms
 from scans import brain as head
 
 from configs import base
@@ -195,6 +195,49 @@ def test_scans_as_they_are_stored_are_not_what_was_made_of_them(own, tmp_path):
         np.testing.assert_array_equal(case.spacing, [1.0, 1.0, 1.0])
         values = case.image[case.image != 0]
         np.testing.assert_array_equal(np.sort(values), np.sort(VALUES[VALUES != 0]))
+
+
+def save_legs(folder):
+    """Two thighs with a muscle that is labelled in one of them, of one patient each."""
+    x, y = np.indices((48, 24, 10))[:2] - np.array([23.5, 11.5])[:, None, None, None]
+    affine = affine_of(spacing=(5.0, 5.0, 5.0))
+    for number in range(2):
+        left, right = (np.hypot(x - side, y) < 8 - (side > 0) for side in (-14, 14))
+        image = np.where(left | right, 100, 1) + np.random.default_rng(number).integers(
+            0, 5, x.shape
+        )
+        mask = np.hypot(x - 14, y) < 3
+        save(folder / f"P{number}/T1.nii.gz", image.astype(np.int16), affine)
+        save(folder / f"P{number}/seg.nii.gz", mask.astype(np.uint8), affine)
+
+
+def test_a_label_in_the_second_leg_keeps_its_image_or_is_an_error(own, tmp_path):
+    save_legs(tmp_path / "legs")
+    own.data.folder, own.data.patient = str(tmp_path / "legs"), ""
+    found = scans.data(own)
+    for part in found.parts(found.table["id"].to_numpy()).values():
+        image, label = volumes.read(found.path, part)
+        assert label.sum() == 320 and (image[label[..., 0] > 0] != 0).all()
+    own.data.foreground = "head"
+    with pytest.raises(InputError, match="P0/seg.nii.gz: 320 of 320 voxels.*'body'"):
+        scans.data(own)
+    own.data.foreground = "legs"
+    with pytest.raises(InputError, match="data.foreground='legs' is unknown"):
+        scans.data(own)
+
+
+def test_explored_scans_have_the_smallest_foreground_that_holds_the_labels(
+    own, tmp_path
+):
+    own.modality = "brain_mri"
+    found = scans.data(own)
+    kinds = {case.foreground for case in scans.as_stored(own, found.prepared)}
+    assert kinds == {"head"}
+    save_legs(tmp_path / "legs")
+    own.data.folder, own.data.patient = str(tmp_path / "legs"), ""
+    found = scans.data(own)
+    stored = scans.as_stored(own, found.prepared)
+    assert [case.foreground for case in stored] == ["body", "body"]
 
 
 def test_regions_that_no_mask_can_hold_are_refused_before_training(own):

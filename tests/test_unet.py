@@ -250,7 +250,7 @@ def test_bfloat16_computes_in_half_and_keeps_float32_parameters_and_logits():
         ),
         ({"strides": ((1, 2, 2), (2, 2, 2))}, (1, 3, 8, 8, 1), "2 x 4 x 4"),
         ({"strides": (1, 2, 2)}, (1, 8, 8, 1), "model.strides: 3 of them for 2 levels"),
-        ({"blocks": (1,)}, (1, 8, 8, 1), "model.blocks: 1 of them for 2 levels"),
+        ({"blocks": (1, 1, 1)}, (1, 8, 8, 1), "model.blocks: 3 of them for 2 levels"),
         ({"up_blocks": (1, 1)}, (1, 8, 8, 1), "model.up_blocks: 2 of them for 1"),
         (
             {"kernels": ((1, 3, 3),) * 2},

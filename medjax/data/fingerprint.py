@@ -8,8 +8,9 @@ supplementary note 2.
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -26,6 +27,7 @@ BATCH = 2  # The smallest batch; the size of a patch depends on it.
 # a GPU of about 10 GB.
 VOXELS = BATCH * 128**3
 LEVELS = 6  # Of the network, at most.
+WIDEST = 320  # Channels of a level, at most.
 SHARE = 0.05  # The largest batch, as a share of the data set's voxels.
 
 
@@ -44,6 +46,7 @@ class Fingerprint(NamedTuple):
     foreground: np.ndarray
     volume: np.ndarray  # [N, K] ml of each region; NaN in a scan without a label.
     lesions: np.ndarray  # [N, K] components, by faces, edges or corners; NaN likewise.
+    kind: str = "body"  # Of foreground that holds all labels, see foreground.KINDS.
 
 
 class Proposal(NamedTuple):
@@ -55,6 +58,7 @@ class Proposal(NamedTuple):
     batch: int  # Patches.
     strides: tuple[tuple[int, ...], ...]  # Of each level; the first level's are 1.
     kernels: tuple[tuple[int, ...], ...]  # Of each level's convolutions.
+    foreground: str  # One of foreground.KINDS.
 
 
 def measure(
@@ -84,7 +88,7 @@ def measure(
     *facts, volume, lesions = map(np.array, zip(*rows))
     voxels = [pool.summary(len(sequences)) for pool in (inside, foreground)]
     measured = (*facts, *voxels, volume.astype(float), lesions.astype(float))
-    return Fingerprint(tuple(sequences), tuple(regions), *measured)
+    return Fingerprint(tuple(sequences), tuple(regions), *measured, scan.foreground)
 
 
 def describe(data: Fingerprint) -> list[str]:
@@ -158,6 +162,7 @@ def propose(data: Fingerprint, *, voxels: int = VOXELS) -> Proposal:
         max(BATCH, int(most // size)),
         strides,
         kernel_sizes(spacing, strides, patch),
+        data.kind,
     )
 
 
@@ -237,22 +242,42 @@ def kernel_sizes(
     return tuple(map(tuple, wide.tolist()))
 
 
-def describe_proposal(proposal: Proposal, stride: Sequence[int]) -> list[str]:
-    """Lines for the terminal; the flags fit a network with this stride in all, [3]."""
-    spacing, shape, patch, batch, strides, _ = proposal
-    fitting = [max(size // step, 1) * step for size, step in zip(patch, stride)]
+def describe_proposal(proposal: Proposal, settings: Mapping[str, Any]) -> list[str]:
+    """Lines for the terminal; the last has the flags that make it of these settings.
+
+    settings: the config's fields, dotted; what it doesn't have is no flag.
+    """
+    spacing, shape, patch, batch, strides, _, kind = proposal
     levels = " ".join("x".join(map(str, stride)) for stride in strides)
     return [
+        f"foreground {kind}: the smallest that holds all labels",
         f"resample to {by(spacing)} mm: the median scan has {by(shape)} voxels",
         f"patch {by(patch)} voxels, batch {batch}",
         f"{len(strides)} levels with strides {levels}",
-        (
-            f"flags: --config.data.spacing={_flag(spacing)} "
-            f"--config.patch.size={_flag(fitting)} --config.train.batch={batch}"
-        ),
+        "flags: " + " ".join(flags(proposal, settings)),
     ]
 
 
-def _flag(values: Sequence[float]) -> str:
-    """A tuple quoted for a shell."""
-    return f'"({", ".join(f"{value:.4g}" for value in values)})"'
+def flags(proposal: Proposal, settings: Mapping[str, Any]) -> list[str]:
+    """The proposal as flags, quoted for a shell; see `describe_proposal`."""
+    levels, width = len(proposal.strides), settings["model.widths"][0]
+    values = {
+        "data.foreground": proposal.foreground,
+        "data.spacing": tuple(float(f"{mm:.4g}") for mm in proposal.spacing),
+        "patch.size": proposal.patch,
+        "patch.slices": False,
+        "train.batch": proposal.batch,
+        "model.strides": proposal.strides,
+        "model.kernels": proposal.kernels,
+        "model.widths": tuple(min(width * 2**n, WIDEST) for n in range(levels)),
+        "model.deep": min(settings.get("model.deep", 0), levels - 1),
+    }
+    for name, number in {"model.blocks": levels, "model.up_blocks": levels - 1}.items():
+        blocks = settings.get(name, 1)
+        if not isinstance(blocks, int):
+            values[name] = (*blocks, *blocks[-1:] * number)[:number]
+    return [
+        f"--config.{name}={shlex.quote(str(value))}"
+        for name, value in values.items()
+        if name in settings and value != settings[name]
+    ]

@@ -1,9 +1,18 @@
-"""What of a scan is background: air, padding, or what was cut away around a brain."""
+"""What of a scan is background: air, padding, or what was cut away around a brain.
+
+`data.foreground` names one of KINDS, what stays:
+
+  head     the largest part that is brighter than air
+  body     all large parts, such as two legs; of a head it is the same
+  nonzero  all but the constant that surrounds the image, whatever its value
+  none     everything
+"""
 
 import cv2
 import numpy as np
 from scipy import ndimage
 
+KINDS = ("head", "body", "nonzero", "none")
 CORNERS = 5  # Of the eight; so many have one value where the border is constant.
 ROUNDING = 1e-5  # Of a constant that was interpolated, as a share of the image's range.
 # As shares of the rest's range above its darkest: three quarters of what touches padding
@@ -11,20 +20,27 @@ ROUNDING = 1e-5  # Of a constant that was interpolated, as a share of the image'
 AIR, NEAR = 0.1, 0.05
 
 
-def on_zero(voxels: np.ndarray) -> tuple[np.ndarray, float]:
+def on_zero(voxels: np.ndarray, kind: str = "body") -> tuple[np.ndarray, float]:
     """Makes the background 0, whatever the constant is that surrounds [D, H, W].
 
     Every other place then asks one thing: whether a voxel is 0. Around a stripped brain
     the constant may be -1024 after a rescaling, or -0.6 after a z-score. Around air it
     is padding, such as CT's -3024, and becomes air. Without a constant, an image with
     negative values starts at its darkest. One without, and with 0 around it, is kept.
+    Of the kind 'nonzero' all but the constant is above 0, and of 'none' all is.
 
     Returns:
       The intensities, float32, and what was subtracted from those inside the border.
     """
     value, border = _border(voxels)
+    border &= kind != "none"
     rest = voxels[~border]
-    if rest.size == 0 or (value in (None, 0) and rest.min() >= 0):
+    if rest.size == 0:
+        return voxels, 0.0
+    if kind in ("nonzero", "none"):
+        floor = rest.min() - np.ptp(voxels)
+        return np.where(border, 0, voxels - floor), float(floor)
+    if value in (None, 0) and rest.min() >= 0:
         return voxels, 0.0
     low, high = np.percentile(rest, (0.5, 99.5))
     if value is None:
@@ -55,6 +71,7 @@ def _border(voxels: np.ndarray) -> tuple[float | None, np.ndarray]:
     return float(value), outer[parts]
 
 
+LARGE = 0.05  # Parts of the body are large from this share of the largest on.
 SMOOTH = 2.0  # mm: the image is blurred before Otsu's threshold, against noise.
 CLOSED = 10.0  # mm: gaps of up to twice that between bright parts are closed.
 # A skull-stripped image has at least a share ZEROS of zeros around the brain; holes and
@@ -67,26 +84,32 @@ ZEROS, SPECKS, EDGE = 0.05, 0.02, 0.03
 INSIDE = 0.3
 
 
-def foreground(image: np.ndarray, spacing: np.ndarray) -> np.ndarray:
-    """[D, H, W] bool: the brain of a skull-stripped image [D, H, W, C], or the head.
+def inside(image: np.ndarray, spacing: np.ndarray, kind: str = "body") -> np.ndarray:
+    """[D, H, W] bool: the foreground of an image [D, H, W, C], one of KINDS.
 
-    In a stripped image the zeros are the outside, and the rest is one solid body.
+    In a skull-stripped image the zeros are the outside, and the rest is one solid body.
     Where noise surrounds the head, the head is marked with skull and scalp: this does
     no skull-stripping. The head is the largest part above Otsu's threshold, closed
     over gaps of dark bone and air, and with the holes of each axial slice filled. If it
     goes on beyond every face, all is True: a crop has dark tissue and no air. Where the
-    image has one value, all is False.
+    image has one value, all is False. A 'body' has all its large parts.
 
     Source: Otsu, IEEE Trans. Syst. Man Cybern. 9 (1979) 62.
     """
-    grey, nonzero = _grey(image), np.any(image != 0, axis=-1)
-    body = ndimage.binary_fill_holes(_largest(nonzero))
+    if kind == "none":
+        return np.ones(image.shape[:3], bool)
+    nonzero = np.any(image != 0, axis=-1)
+    if kind == "nonzero":
+        return ndimage.binary_fill_holes(nonzero)
+    share = 1.0 if kind == "head" else LARGE
+    grey = _grey(image)
+    body = ndimage.binary_fill_holes(_large(nonzero, share))
     if _is_stripped(grey, nonzero, body):
         return body
-    head = _largest(_closed(_above_otsu(grey, spacing), spacing))
-    head = np.stack([ndimage.binary_fill_holes(axial) for axial in head])
-    faces = [np.take(head, end, axis).mean() for axis in range(3) for end in (0, -1)]
-    return head | (min(faces) > INSIDE)
+    body = _large(_closed(_above_otsu(grey, spacing), spacing), share)
+    body = np.stack([ndimage.binary_fill_holes(axial) for axial in body])
+    faces = [np.take(body, end, axis).mean() for axis in range(3) for end in (0, -1)]
+    return body | (min(faces) > INSIDE)
 
 
 def box(mask: np.ndarray, margin: np.ndarray) -> tuple[slice, slice, slice]:
@@ -142,9 +165,9 @@ def _closed(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     return ndimage.distance_transform_edt(wide, spacing) > CLOSED
 
 
-def _largest(mask: np.ndarray) -> np.ndarray:
-    """The largest component; voxels are connected by their faces."""
+def _large(mask: np.ndarray, share: float) -> np.ndarray:
+    """The components of this share of the largest or more, connected by their faces."""
     parts, _ = ndimage.label(mask)
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0
-    return (parts == sizes.argmax()) & mask
+    return (sizes >= max(share * sizes.max(), 1))[parts]

@@ -1,7 +1,7 @@
 """A patient's sequences -> a scan on one grid, ready for a network and for the way back.
 
 `read_scan` reads files, for `prepare` and for `predict` alike, and `make_scan` resamples
-them, crops to the head and makes z-scores. The scan keeps its file's grid, to which
+them, crops to the body and makes z-scores. The scan keeps its file's grid, to which
 `to_original` takes a prediction back.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 from scipy import ndimage
 
 from medjax.data import dicom, nifti
-from medjax.data.foreground import box, foreground, on_zero
+from medjax.data.foreground import box, inside, on_zero
 from medjax.data.nifti import Grid, Volume
 from medjax.data.sources.scans import SequenceFile
 from medjax.errors import InputError
@@ -27,6 +27,12 @@ HIDDEN = 0.01  # Largest share of a region's voxels where the image is 0.
 # What is left of the similarity beside the alignment: 0.56 to 0.80 of sequences of one
 # person, 0.83 to 0.96 of a mirror image or of another person.
 FLAT = 0.82
+REMEDIES = {  # For a label that lies outside of the foreground.
+    "head": "'body', which keeps all large parts, or 'none'",
+    "body": "'nonzero', where one value surrounds the body, or 'none'",
+    "nonzero": "'none'",
+    "none": "'body'",  # A sequence is resampled, and ends before the mask does.
+}
 log = logging.getLogger("medjax")
 
 
@@ -50,6 +56,7 @@ class Scan(NamedTuple):
     original: Grid  # Of the first sequence's file, as it is stored there.
     header: nibabel.Nifti1Header | None = None  # That file's, if it is NIfTI.
     alignments: tuple[Alignment, ...] = ()  # Of sequences on another grid.
+    foreground: str = "body"  # What isn't background, see foreground.KINDS.
 
     @property
     def spacing(self) -> np.ndarray:
@@ -65,6 +72,7 @@ def read_scan(
     background: Sequence[int] = (0,),
     grids: str = "refuse",
     missing: str = "refuse",
+    foreground: str = "body",
     **options,
 ) -> Scan:
     """Reads, checks and prepares one patient.
@@ -78,6 +86,7 @@ def read_scan(
       grids: 'refuse' sequences on different grids, or 'align' each with the first:
         register it rigidly and resample it.
       missing: 'refuse' a patient without one of the sequences, or 'fill' it with 0.
+      foreground: what stays of the image, one of `foreground.KINDS`.
       options: of `make_scan`.
 
     Raises:
@@ -99,7 +108,7 @@ def read_scan(
             f"{first.parent}: has no {name}; add it, correct its pattern in "
             "data.files, or set data.missing='fill'"
         )
-    volumes, floors = _read(present)
+    volumes, floors = _read(present, foreground)
     reference = next(iter(volumes.values()))
     alignments = []
     image = np.zeros((*reference.voxels.shape, len(files)), np.float32)
@@ -124,10 +133,11 @@ def read_scan(
         reference.affine,
         presence=np.array([name in present for name in files], np.float32),
         original=reference.stored,
+        foreground=foreground,
         **options,
     )
     if mask is not None:
-        _check_shown(mask, prepared, regions)
+        _check_shown(mask, prepared, regions, foreground)
     if options.get("units") == "own":
         back = np.array([floors.get(name, 0) for name in files], np.float32)
         image = np.where(prepared.image != 0, prepared.image + back, 0)
@@ -135,7 +145,7 @@ def read_scan(
     return prepared._replace(header=reference.header, alignments=tuple(alignments))
 
 
-def _read(files: Mapping[str, SequenceFile]) -> tuple[dict, dict]:
+def _read(files: Mapping[str, SequenceFile], foreground: str) -> tuple[dict, dict]:
     """Reads each file once, and refuses constant images; see `foreground.on_zero`."""
     read_stack = functools.cache(functools.partial(nifti.read, stack=True))
     volumes, floors = {}, {}
@@ -153,7 +163,7 @@ def _read(files: Mapping[str, SequenceFile]) -> tuple[dict, dict]:
             volume = volume._replace(voxels=volume.voxels[..., channel])
         if (value := volume.voxels.min()) == volume.voxels.max():
             raise InputError(f"{path}: {name} is {value:g} everywhere; export it again")
-        voxels, floors[name] = on_zero(volume.voxels)
+        voxels, floors[name] = on_zero(volume.voxels, foreground)
         volumes[name] = volume._replace(voxels=voxels)
     return volumes, floors
 
@@ -207,16 +217,18 @@ def _align(
     return reference._replace(voxels=aligned), registered
 
 
-def _check_shown(path: Path, scan: Scan, regions: Mapping[str, Sequence[int]]) -> None:
-    """Refuses a mask much of which lies where the image is 0, outside of the head."""
+def _check_shown(
+    path: Path, scan: Scan, regions: Mapping[str, Sequence[int]], foreground: str
+) -> None:
+    """Refuses a mask much of which lies outside of the foreground."""
     dark = ~scan.image.any(axis=-1)
     for name, region in zip(regions, np.moveaxis(scan.label, -1, 0), strict=True):
         hidden, total = np.sum(region[dark]), np.sum(region)
         text = f"{path}: {hidden} of {total} voxels of {name} lie where the image is 0"
         if hidden > HIDDEN * total:
             raise InputError(
-                f"{text}, outside of what was taken for the head; correct the mask, or "
-                "set the voxels around the body to 0 in the images, and no others"
+                f"{text}, outside of data.foreground={foreground!r}; correct the mask, "
+                f"or set data.foreground={REMEDIES[foreground]}"
             )
         if hidden:
             log.warning("%s", text)
@@ -247,12 +259,13 @@ def make_scan(
     original: Grid | None = None,
     spacing: Sequence[float] = (),
     margin: float = 5.0,
+    foreground: str = "body",
     clip: tuple[float, float] = (0.1, 99.9),
     units: str = "z_scores",
 ) -> Scan:
     """Prepares arrays that lie on one grid; they are as in `Scan`, in any units.
 
-    The head is found before resampling, which would blur its edge. The head and the
+    The foreground is found before resampling, which would blur its edge. It and the
     regions are interpolated linearly and thresholded at 0.5, so that a region inside
     another stays inside. A coarser grid loses small lesions: of 49 and 140 lesions of
     two patients with multiple sclerosis at 1 mm, 38 and 98 returned from 1.5 mm.
@@ -262,21 +275,22 @@ def make_scan(
       original: None: this grid.
       spacing: [3] mm along D, H, W (feet to head, front to back, right to left), or
         () to keep the grid's.
-      margin: mm kept around the head; a label outside is never cropped.
-      clip: percentiles within the head to which intensities are clipped first: a
+      margin: mm kept around the foreground; a label outside is never cropped.
+      foreground: as in `read_scan`.
+      clip: percentiles within the foreground to which intensities are clipped first: a
         bright vessel must not set the scale. (0, 100) clips nothing.
       units: of the scan's image, 'z_scores', or 'own': those of `image`, not clipped.
 
     Raises:
-      InputError: a spacing that isn't three positive numbers, or no head.
+      InputError: a spacing that isn't three positive numbers, or no foreground.
 
     Source: Isensee et al., nnU-Net, Nature Methods 18 (2021) 203, supplement: z-scores
     inside the brain's mask, and crops to it.
     """
     present = np.ones(image.shape[-1]) if presence is None else np.asarray(presence)
     start = Grid(image.shape[:3], np.asarray(affine, np.float64))
-    masks = foreground(image[..., present > 0], grid.spacing_of(start.affine))
-    masks = masks[..., None]
+    spacings = grid.spacing_of(start.affine)
+    masks = inside(image[..., present > 0], spacings, foreground)[..., None]
     if label is not None:
         masks = np.concatenate([masks, label > 0], axis=-1)
     target = _target(start, spacing)
@@ -284,18 +298,23 @@ def make_scan(
         image = resample(image, start.affine, target)
         masks = np.asarray(grid.resample(masks, start.affine, *target)) >= 0.5
     if not masks[..., 0].any():
-        raise InputError("no head is found: the image has one value, or next to none")
+        raise InputError(
+            f"data.foreground={foreground!r} is empty: the image has one value, or "
+            "next to none"
+        )
     extent = box(masks.any(axis=-1), margin / grid.spacing_of(target.affine))
     moved = target.affine.copy()
     moved[:3, 3] += moved[:3, :3] @ [side.start for side in extent]
     image, masks = image[extent], masks[extent]
-    head = masks[..., 0]
+    body = masks[..., 0]
     if units == "own":
-        image = np.where(head[..., None] & (present > 0), image, 0).astype(np.float32)
+        image = np.where(body[..., None] & (present > 0), image, 0).astype(np.float32)
     else:
-        image = _z_scores(image, head, present, clip)
+        image = _z_scores(image, body, present, clip)
     label = None if label is None else masks[..., 1:].astype(np.uint8)
-    return Scan(image, label, present.astype(np.float32), moved, original or start)
+    present = present.astype(np.float32)
+    scan = Scan(image, label, present, moved, original or start)
+    return scan._replace(foreground=foreground)
 
 
 def resample(

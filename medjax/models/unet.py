@@ -162,7 +162,8 @@ def _logits(x: Array, tasks: int, stride: tuple[int, ...], name: str) -> Array:
 
 def _each(field: str, value: Size | Sequence[Size], number: int, of: str) -> tuple:
     """One value for all levels or axes, or one for each of them."""
-    values = (value,) * number if isinstance(value, int) else tuple(value)
+    values = (value,) if isinstance(value, int) else tuple(value)
+    values *= number if len(values) == 1 else 1
     if len(values) != number:
         raise InputError(
             f"model.{field}: {len(values)} of them for {number} {of}; give one for "

@@ -5,7 +5,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ from medjax.cohort import manifest as manifests
 from medjax.cohort import split as splits
 from medjax.config import Config
 from medjax.data import brain_phantom as brain
-from medjax.data import nifti, scan, volumes
+from medjax.data import foreground, nifti, scan, volumes
 from medjax.data.sources import scans
 from medjax.data.sources.scans import ScanFiles
 from medjax.data.volumes import Prepared
@@ -25,7 +25,10 @@ from medjax.tasks import films
 
 SOURCES = {"folders": scans.in_folders, "decathlon": scans.in_decathlon}
 FINDING = ("sequences", "files", "mask", "part")  # What SOURCES take.
-READING = ("background", "spacing", "grids", "missing", "margin", "clip")
+READING = (
+    *("background", "spacing", "grids", "missing", "foreground", "margin", "clip"),
+)
+ALIKE = {"spacing": (), "foreground": "body"}  # In other data as in the run's own.
 PHANTOM = "brain_phantom"
 BRATS = {  # A mask's values in each region.
     "whole": (brain.NECROSIS, brain.OEDEMA, brain.ENHANCING),
@@ -205,19 +208,32 @@ def _table(config: Config, prepared: Prepared) -> pd.DataFrame:
 
 
 def as_stored(config: Config, prepared: Prepared) -> Iterator[scan.Scan]:
-    """The prepared patients once more, on their files' grids and in their files' units."""
-    ready = set(prepared.table["image"])
-    for patient in _patients(config, units="own"):
-        if patient.name in ready:
-            yield patient.read()
+    """The prepared patients once more, on their files' grids and in their files' units.
+
+    The foreground is the smallest of KINDS that holds the labels of all up to this
+    patient; a head is looked for in brain MRI alone.
+    """
+    kinds = foreground.KINDS[config.modality != "brain_mri" :]
+    own = {"units": "own", "spacing": ()}
+    patients = (_patients(config, foreground=kind, **own) for kind in kinds)
+    ready, first = set(prepared.table["image"]), 0
+    for ways in zip(*patients, strict=True):
+        while ways[0].name in ready:
+            try:
+                yield ways[first].read()
+                break
+            except InputError:  # It hides a label: all was read before.
+                first += 1
+                if first == len(kinds):
+                    raise
 
 
-def _patients(config: Config, units: str = "z_scores") -> list[volumes.UnreadScan]:
-    """Everybody of `config.data`, to be read on its grid; in 'own' units on theirs."""
+def _patients(config: Config, **how: Any) -> list[volumes.UnreadScan]:
+    """Everybody of `config.data`, to be read as it says, but for `how`."""
     if config.data.source == PHANTOM:
-        return _phantoms(units, **films.record_options(config))
-    options = {"patient": config.data.get("patient", ""), "units": units}
-    options |= _reading(config) | ({"spacing": ()} if units == "own" else {})
+        how.pop("spacing", None)  # It is drawn so.
+        return _phantoms(how, **films.record_options(config))
+    options = {"patient": config.data.get("patient", "")} | _reading(config) | how
     files = find(config, config.data.folder)
     return volumes.from_files(files, regions=_regions(config), **options)
 
@@ -293,10 +309,11 @@ def check(config: Config) -> None:
 
 
 def _check_source(config: Config) -> None:
-    source, names = config.data.source, (PHANTOM, *SOURCES)
-    if source not in names:
-        use = ", ".join(map(repr, names))
-        raise InputError(f"data.source={source!r} is unknown: use {use}")
+    choices = {"source": (PHANTOM, *SOURCES), "foreground": foreground.KINDS}
+    for field, names in choices.items():
+        if (value := config.data.get(field, names[0])) not in names:
+            use = ", ".join(map(repr, names))
+            raise InputError(f"data.{field}={value!r} is unknown: use {use}")
 
 
 def _regions(config: Config) -> dict[str, tuple[int, ...]]:
@@ -317,11 +334,11 @@ def _reading(config: Config) -> dict:
 
 
 def _phantoms(
-    units: str, source: str, patients: int, first_patient: int, **options
+    how: dict[str, Any], source: str, patients: int, first_patient: int, **options
 ) -> list[volumes.UnreadScan]:
     def read(number: int) -> scan.Scan:
         patient = brain.patient(number, **options)
-        return scan.make_scan(patient.image, patient.label, patient.affine, units=units)
+        return scan.make_scan(patient.image, patient.label, patient.affine, **how)
 
     return [
         volumes.UnreadScan(f"{source}{n:04d}", n, functools.partial(read, n))

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from rich.progress import track
 
-from medjax.config import Config
+from medjax.config import Config, flatten, tuples
 from medjax.data import fingerprint, nifti, scan, volumes
 from medjax.data.scan import Scan
 from medjax.errors import InputError
@@ -86,11 +86,12 @@ def explore(config: Config, data: scans.Data, folder: Path) -> Path:
         regions=list(data.output.regions),
     )
     proposal = fingerprint.propose(measured)
+    together = config.patch.each * jax.device_count() * config.train.accumulate
+    batch = max(proposal.batch // together, 1) * together
+    proposal = proposal._replace(batch=batch)
     print(*fingerprint.describe(measured), sep="\n")
-    axes = 2 if config.patch.slices else 3
-    strides = [np.broadcast_to(stride, axes) for stride in config.model.strides]
-    stride = [1] * (3 - axes) + np.prod(strides, axis=0).tolist()
-    print(*fingerprint.describe_proposal(proposal, stride), sep="\n")
+    settings = flatten(config.to_dict())
+    print(*fingerprint.describe_proposal(proposal, settings), sep="\n")
     names, pairs = data.table["image"], data.pairs()[["id", "other"]].to_numpy()
     copies = [[names[id] for id in pair] for pair in pairs]
     for first, second in copies:
@@ -180,13 +181,16 @@ def read_fixed(run: Finished) -> Finished:
 
 
 def other(run: Finished, data: scans.Data) -> scans.Data:
-    """Other data; refuses voxels, sequences or regions that aren't the run's."""
-    spacing = data.prepared.options.get("spacing"), run.config.data.spacing
-    theirs, ours = (tuple(mm or ()) for mm in spacing)
-    if theirs != ours:
-        raise InputError(
-            f"--config: data.spacing is {theirs}, the run's {ours}: set it"
+    """Other data; refuses what is prepared in another way, sequences or regions."""
+    for name, default in scans.ALIKE.items():
+        theirs, ours = (
+            tuples(options.get(name, default)) or default
+            for options in (data.prepared.options, run.config.data.to_dict())
         )
+        if theirs != ours:
+            raise InputError(
+                f"--config: data.{name} is {theirs!r}, the run's {ours!r}: set it"
+            )
     for what in ("sequences", "regions"):
         theirs, ours = (tuple(getattr(o, what)) for o in (data.output, run.output))
         if theirs != ours:
