@@ -173,7 +173,7 @@ def our_csv(path):
 
 def their_csv(path):
     with open(path, newline="", encoding="utf-8") as file:
-        return [row for row in csv.reader(file, strict=True) if row]
+        return [row for row in csv.reader(file, strict=True) if any(row)]
 
 
 def our_config(path):

@@ -93,8 +93,8 @@ def test_8_bits_keep_few_of_12_in_16_and_say_so(tmp_path, caplog):
     films, path = prepare(tmp_path)
     assert prepared.pixels_of(path)[1] == 8
     np.testing.assert_array_equal(np.unique(films[1]["image"]), range(17))
-    assert "1 images keep fewer than 32 levels of grey in 8 bits, b.dcm" in caplog.text
-    assert "data.bits=16" in caplog.text
+    assert "1 images keep fewer than 32 levels of grey in 8 bits: set" in caplog.text
+    assert "data.bits=16" in caplog.text and "(b.dcm for one)" in caplog.text
 
 
 def test_what_draws_and_compares_sees_the_same_of_both(tmp_path):
@@ -112,6 +112,8 @@ def test_what_draws_and_compares_sees_the_same_of_both(tmp_path):
     np.testing.assert_array_equal(*counts)
     for n in (0, 1):
         np.testing.assert_array_equal(deep.picture(n), plain.picture(n))
+    # But for the film of 12 bits in 16, of which 8 keep 17 levels.
+    assert "1 images keep fewer" in facts[0]["dim"] and facts[1]["dim"] == ""
 
 
 def test_other_numbers_of_bits_are_refused(tmp_path):

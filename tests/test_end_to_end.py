@@ -332,6 +332,7 @@ def test_predict_gives_the_probabilities_of_the_evaluation(home, finished, tmp_p
         if name in expected.index and len(names) < 9:
             names.append(name)
             cv2.imwrite(str(folder / f"{name}.png"), film["pixels"])
+    cv2.imwrite(str(folder / "dim.png"), films[0]["pixels"] // 16)
     (folder / "broken.png").write_bytes(b"no image")
     out = tmp_path / "out" / "p.csv"
     _, err = run_here(
@@ -339,7 +340,8 @@ def test_predict_gives_the_probabilities_of_the_evaluation(home, finished, tmp_p
     )
     assert "broken.png" in err
     with out.open() as file:
-        rows = list(csv.DictReader(file))
+        *rows, dim = csv.DictReader(file)
+    assert "fewer than 32 levels of grey" in dim["warning"]
     tasks = list(json.loads((workdir / "thresholds.json").read_text())["tasks"])
     columns = [f"{task}{end}" for task in tasks for end in ("", "_threshold", "_call")]
     columns += [f"{task}_answer" for task in tasks]

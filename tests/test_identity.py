@@ -34,6 +34,12 @@ def test_ids_are_integers_only_where_nothing_of_them_is_lost(text, ids):
         ("STRASSE 1", "Stra\u00dfe 1"),
         ("sub-01_ses-1", "sub-01_ses-2"),
         ("BraTS-GLI-00000-000", "BraTS-GLI-00000-001"),
+        ("7.0", "7"),
+        ("P-7", "P7"),
+        ("P_07", "P 7"),
+        ("2019_001", "2019-1"),
+        ("P7", "P7\u200b"),
+        ("'7", "7"),
     ],
 )
 def test_two_spellings_of_one_id_are_refused(first, second):
@@ -50,6 +56,8 @@ def test_two_spellings_of_one_id_are_refused(first, second):
         ["P7", "P77"],
         ["a01b2", "a1b02"],  # Inner digits of codes of one length.
         ["1 11", "11 1"],
+        ["1-11", "11-1", "111"],
+        ["7.5", "7", "75"],
         [7, 8, 7],
     ],
 )
@@ -83,6 +91,12 @@ def test_ids_are_shared_by_what_they_say():
         (["BraTS2021_00000", "BraTS2021_00002"], "", ["BraTS2021_00000", "BraTS2021_00002"]),
         (["Brats18_2013_10_1", "Brats18_2013_11_1"], "", ["Brats18_2013_10_1", "Brats18_2013_11_1"]),
         (["case_1", "case_2"], "", ["case_1", "case_2"]),
+        (
+            ["Brats18_CBICA_AAB_1", "Brats18_2013_10_1", "Brats18_2013_11_1"],
+            "",
+            ["Brats18_CBICA_AAB_1", "Brats18_2013_10_1", "Brats18_2013_11_1"],
+        ),
+        (["P1_T1w", "P2_T1w", "P11_T1w"], "", ["P1_T1w", "P2_T1w", "P11_T1w"]),
         (["TCGA-02-06", "TCGA-02-07"], "", ["TCGA-02-06", "TCGA-02-07"]),
         (["002_S_0413", "002_S_0559", "005_S_0221"], "", ["002_S_0413", "002_S_0559", "005_S_0221"]),
     ],
@@ -102,6 +116,12 @@ def test_the_scans_of_a_patient_have_one_id(names, pattern, expected):
         (["P1_20190304", "P1_20200101", "P2_20190304"], "", "may be one patient"),
         (["P1_ses-1", "P1_ses-2", "P2_ses-1"], "", "may be one patient"),
         (["P1", "P1_v2", "P2"], "", "P1 and P1_v2: may be one patient"),
+        (["P1_12m", "P1_24m", "P2_12m"], "", "may be one patient"),
+        (["P1_left", "P1_right", "P2_left"], "", "may be one patient"),
+        (["P1_L", "P1_R", "P2_L"], "", "may be one patient"),
+        (["P1", "P1 (2)", "P2"], "", "may be one patient"),
+        (["P1a", "P1b", "P2a"], "", "may be one patient"),
+        (["P1_ses-1_T1w", "P1_ses-2_T1w", "P2_ses-1_T1w"], "", "may be one patient"),
         (["a/sub-01/anat", "b/sub-01/anat"], "", "a/sub-01 and b/sub-01: may be one"),
         (["sub-01/ses-1", "sub-01/ses-2"], "(.*)", "differ in .* session"),
         (["sub-01/anat", "sub-1/anat"], "", "'sub-01' and 'sub-1' differ in"),

@@ -140,7 +140,24 @@ def cut(path):
     path.write_bytes(path.read_bytes()[:-50])
 
 
+def longer(path):
+    """A file of four slices whose header says two."""
+    save(path)
+    data = bytearray(path.read_bytes())
+    data[46] = 2
+    path.write_bytes(data)
+
+
+def header_alone(path):
+    image = nibabel.Nifti1Pair(np.zeros((2, 3, 4), np.uint8), np.eye(4))
+    nibabel.save(image, path.with_suffix(".img"))
+    path.with_suffix(".hdr").rename(path)
+
+
 SPOILT = {
+    "holds 140 bytes after the 5 x 7 x 2 voxels of its header": longer,
+    "is a header without its voxels": header_alone,
+    "is zipped, and its name": lambda path: path.write_bytes(gzip.compress(b"no")),
     "can't be inverted": singular,
     "2 voxels are no numbers": nan_voxels,
     "shape (5, 7, 4, 2)": lambda path: save(path, np.stack([VOXELS] * 2, -1)),
@@ -175,6 +192,9 @@ def test_a_cut_off_gzip_file_is_refused(tmp_path):
         path.write_bytes(data)
         with pytest.raises(InputError, match="can't be read"):
             nifti.read(path)
+    path.write_bytes(b"not zipped")
+    with pytest.raises(InputError, match="is not zipped, and its name"):
+        nifti.read(path)
 
 
 def test_gzips_checksum_is_read(tmp_path):
@@ -236,6 +256,20 @@ def test_a_pixdim_that_contradicts_the_affine_is_warned_of(tmp_path, caplog):
     nibabel.save(image, tmp_path / "a.nii")
     nifti.read(tmp_path / "a.nii")
     assert "pixdim says voxels of 1 x 1 x 1, its affine 0.7 x 1.1 x 3" in caplog.text
+
+
+@pytest.mark.parametrize("slope", [0.0, np.nan, 1.0])
+def test_an_intercept_that_does_not_count_is_warned_of(tmp_path, caplog, slope):
+    path = save(tmp_path / "a.nii")
+    data = bytearray(path.read_bytes())
+    data[112:120] = np.array([slope, -1024], "<f4").tobytes()
+    path.write_bytes(data)
+    added = -1024 if slope == 1 else 0
+    np.testing.assert_array_equal(
+        np.sort(nifti.read(path).voxels, None), np.sort(VOXELS, None) + added
+    )
+    told = f"scl_slope is {slope:g}, so its scl_inter -1024 isn't added"
+    assert (told in caplog.text) == (slope != 1)
 
 
 def test_another_format_is_refused_by_its_name(tmp_path):

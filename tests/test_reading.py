@@ -376,13 +376,6 @@ def test_resize_takes_each_colour_by_itself(side):
     np.testing.assert_array_equal(found, np.stack(apart, axis=2))
 
 
-def test_twelve_bits_in_sixteen_are_dim(tmp_path):
-    deep = RNG.integers(0, 4096, (7, 9)).astype(np.uint16)
-    assert images.is_dim(read_bytes(tmp_path, encode(deep)).pixels)
-    assert not images.is_dim(read_bytes(tmp_path, encode(deep * 16)).pixels)
-    assert not images.is_dim(read_bytes(tmp_path, FILES["png"]).pixels)
-
-
 def test_resize_does_not_alias_and_keeps_what_needs_no_resizing():
     stripes = np.tile(np.array([0, 1], np.float32), (64, 32))
     assert np.unique(images.resize(stripes, 16)).tolist() == [128]

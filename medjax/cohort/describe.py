@@ -21,6 +21,7 @@ LEVELS = 256  # Grey levels that are counted.
 PERCENTS = (1, 5, 25, 50, 75, 95, 99)
 FIRST, LAST, BINS = -5.0, 5.0, 50  # Of the histogram of prepared intensities.
 SPREAD = 40  # Bins of a histogram over images, at most.
+DIM = 32  # Grey levels; an image that spans fewer is warned of.
 
 
 def describe(table, tasks, manifest=None, *, task="multilabel") -> dict[str, Any]:
@@ -174,6 +175,22 @@ def sample(table, tasks, *, boxes) -> list[dict]:
     ]
 
 
+def is_dim(image: np.ndarray) -> bool:
+    """Whether an image uses few of its type's levels: 12 bits kept in 8 of 16, say."""
+    return bool(np.ptp(image) < DIM)
+
+
+def dim(count: int, bits: int) -> str:
+    """The warning of so many dim images, whose pixels have so many bits; '' of none."""
+    if not count:
+        return ""
+    deeper = "set data.bits=16, or " if bits == 8 else ""
+    return (
+        f"{count} images keep fewer than {DIM} levels of grey in {bits} bits: {deeper}"
+        "stretch them to their range before"
+    )
+
+
 def statistics(
     batches: Iterable[tuple[np.ndarray, np.ndarray]],
     prepare: Callable[[np.ndarray], Any],
@@ -191,12 +208,16 @@ def statistics(
       before, after: a dict per channel: of grey levels, and of prepared pixels.
       bins: {start, width} of the latter's histogram, whose ends are open.
       each: {mean, std: a histogram over images of their mean and deviation}.
+      dim: a warning of images that are, or ''.
       darkest, brightest, flattest: [id, mean, std], the most extreme first.
     """
     levels: Any = 0
+    dark, bits = 0, 8
     rows: list[tuple[int, float, float]] = []
     moments, counts = [], []
     for ids, image in batches:
+        dark += sum(map(is_dim, image[ids >= 0]))
+        bits = 8 * image.itemsize
         image = image.astype(np.float32) / np.iinfo(image.dtype).max
         prepared = np.asarray(prepare(image))
         grey = np.rint(image * (LEVELS - 1)).astype(np.uint8)
@@ -219,6 +240,7 @@ def statistics(
     extremes = {"darkest": mean, "brightest": -mean, "flattest": std}
     return {
         "images": len(rows),
+        "dim": dim(dark, bits),
         "before": [_before(histogram) for histogram in levels],
         "after": _after(np.array(moments), np.array(counts)),
         "bins": {"start": FIRST, "width": (LAST - FIRST) / BINS},

@@ -1,9 +1,11 @@
 """Which ids are of one person: the user's own ids, and subjects in names of files.
 
-Ids stay as the user wrote them. Two that differ in case, spaces, Unicode form, leading
-zeros or session alone are refused: they may be one person, on two sides of a split.
+Ids stay as the user wrote them. Two that differ in case, signs, Unicode form, leading
+zeros, decimals or session alone are refused: they may be one person, on two sides of a
+split.
 """
 
+import os
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -19,11 +21,12 @@ ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
 SUBJECT = re.compile(
     r"(?:^|/)(sub-[^/_]+|BraTS-[A-Z]+-\d+(?=-\d{3}(?!\d)))", re.IGNORECASE
 )
-# What tells apart the scans of one person: P01_2, P01_v2, P01_ses-2, P01_20190304,
-# P01-baseline. Longer numbers are people's: TCGA-02-0006.
+# What tells apart the scans of one person: P01_2, P01_v2, P01_ses-2, P01_12m, P01_left,
+# P01b, P01 (2), P01_20190304, P01-baseline. Longer numbers are people's: TCGA-02-0006.
 SESSION = re.compile(
-    r"[-_. ](?:[a-z]{1,9}\d+[a-z]?|(?:[a-z]{1,9}[-_ ])?\d{1,3}"
-    r"|(?:19|20)\d\d-?\d\d-?\d\d|baseline|follow-?up|pre|post)$",
+    r"(?:[-_. ](?:[a-z]{1,9}\d+[a-z]?|(?:[a-z]{1,9}[-_ ])?\d{1,3}[a-z]{0,6}|\(\d+\)"
+    r"|(?:19|20)\d\d-?\d\d-?\d\d|baseline|follow-?up|pre|post|copy|left|right|[a-z])"
+    r"|(?<=\d)[a-z])$",
     re.IGNORECASE,
 )
 
@@ -42,8 +45,9 @@ def refuse_spellings(ids: Iterable[str], what: str) -> None:
         # Of equal length, the zeros are inner digits of two codes: a01b2 and a1b02.
         if other != id and (before == spelt or len(before) != len(spelt)):
             raise InputError(
-                f"{what}: {other!r} and {id!r} differ in case, spaces, leading zeros or "
-                "session alone: give one person one id, or rename one of two people"
+                f"{what}: {other!r} and {id!r} differ in case, signs, leading zeros, "
+                "decimals or session alone: give one person one id, or rename one of two "
+                "people"
             )
 
 
@@ -58,7 +62,11 @@ def _folded(id: str) -> str:
     """An id without its session, in the spelling that is compared."""
     if match := SUBJECT.search(id):
         id = id[: match.end()]
-    return " ".join(unicodedata.normalize("NFKC", id).casefold().split())
+    id = unicodedata.normalize("NFKC", id).casefold()
+    shown = "".join(c for c in id if unicodedata.category(c) != "Cf").strip("' \t")
+    # 7.0 is 7; P-7, P_7 and P 7 are P7; 2019_1 is 2019-1.
+    whole = re.sub(r"^(\d+)\.0+$", r"\1", shown)
+    return re.sub(r"(?<=[^\W\d_])-(?=\d)", "", re.sub(r"[\s_-]+", "-", whole))
 
 
 def patients(names: Sequence[str], pattern: str) -> list[str]:
@@ -112,7 +120,11 @@ def _subjects(names: Sequence[str]) -> list[str]:
     )
     for folder in above[above.duplicated()]:
         raise InputError(f"{folder}: holds several volumes, {ask}")
-    stems = pd.Series([_stem(name) for name in others], dtype=object)
+    ending = os.path.commonprefix([name[::-1] for name in others])[::-1]
+    # What all names end in, such as _T1w, says nothing; one number may be a session's.
+    same = re.search(r"[-_. ].*[a-z].*|$", ending, re.IGNORECASE)[0]
+    names = [name.removesuffix(same) for name in others] if others[1:] else others
+    stems = pd.Series(map(_stem, names), dtype=object)
     # One stem of all names is the data set's, such as BraTS2021_00000.
     if stems.nunique() > 1 and stems.duplicated().any():
         first, second = (

@@ -32,7 +32,6 @@ PICTURE = re.compile(
     rb"|\0\0\0\x0cjP  |\xffO\xffQ|....ftyp(avif|heic|mif1)",
     re.DOTALL,
 )
-DIM = 32  # Levels of grey; a film that keeps fewer is warned of.
 
 
 def read(path: str | os.PathLike, channels: int | None = None) -> Film:
@@ -83,11 +82,6 @@ def resize(pixels: np.ndarray, side: int, bits: int = 8) -> np.ndarray:
 def eight_bits(image: np.ndarray) -> np.ndarray:
     """The pixels of a record as uint8, to be drawn, described and compared."""
     return image if image.dtype == np.uint8 else np.rint(image / 257).astype(np.uint8)
-
-
-def is_dim(pixels: np.ndarray, bits: int = 8) -> bool:
-    """Whether so many bits keep few levels of an image in [0, 1]: 8, of 12 in 16, say."""
-    return np.ptp(pixels) * (2**bits - 1) < DIM
 
 
 def image_paths(path: str | os.PathLike) -> tuple[list[Path], list[Path]]:

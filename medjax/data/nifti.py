@@ -1,6 +1,7 @@
 """NIfTI files -> a volume with canonical axes, or one clear error; and masks -> files."""
 
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -68,16 +69,20 @@ def read(path: str | os.PathLike, *, stack: bool = False) -> Volume:
 
     Raises:
       InputError: the file is missing, cut off, damaged, no NIfTI, of other axes, in
-        colour or complex, or has voxels that are not finite, a spacing that isn't
-        positive or an affine that can't be inverted.
+        colour or complex, holds more slices than its header says, or has voxels that
+        are not finite, a spacing that isn't positive or an affine that can't be
+        inverted.
     """
     try:
-        with nibabel.openers.ImageOpener(path) as file:
-            while file.read(1 << 24):  # To its end: there stands gzip's checksum.
-                pass
+        head, size = _whole(Path(path))
         image = nibabel.load(path)
-        affine = _affine(image, path, stack)
-        if doubt := _doubt(image):
+        if not isinstance(image, nibabel.Nifti1Image):
+            raise InputError(f"is {type(image).__name__}, no NIfTI; {REMEDY}")
+        kind = type(image).header_class  # Of nibabel.load it is corrected.
+        header = kind(head[: kind.sizeof_hdr], check=False)
+        affine = _affine(image, header, stack)
+        _check_end(image, header, size)
+        if doubt := _doubt(image, header):
             log.warning("%s: %s", path, doubt)
         voxels = image.get_fdata(dtype=np.float32, caching="unchanged")
     except InputError as error:
@@ -94,18 +99,42 @@ def read(path: str | os.PathLike, *, stack: bool = False) -> Volume:
     return volume._replace(header=image.header)
 
 
-def _affine(image: nibabel.Nifti1Image, path: str | os.PathLike, stack: bool):
+def _whole(path: Path) -> tuple[bytes, int]:
+    """A file's first KB, unzipped, and its size; reads all of it."""
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+    if is_volume(path) and zipped != (path.suffix.lower() == ".gz"):
+        state = "zipped" if zipped else "not zipped"
+        raise InputError(f"is {state}, and its name says otherwise; rename it")
+    with nibabel.openers.ImageOpener(path) as file:
+        head = file.read(1 << 10)
+        size = len(head)
+        while part := file.read(1 << 24):  # To its end: there stands gzip's checksum.
+            size += len(part)
+    return head, size
+
+
+def _check_end(image: nibabel.Nifti1Image, header, size: int) -> None:
+    """Refuses a file without its voxels, or with more slices than its header says."""
+    if header["magic"] in (b"ni1", b"ni2"):
+        raise InputError(f"is a header without its voxels (.hdr); {REMEDY}")
+    voxel, shape = image.get_data_dtype().itemsize, image.shape
+    more = size - image.dataobj.offset - voxel * math.prod(shape)
+    if more >= voxel * shape[0] * shape[1]:
+        raise InputError(
+            f"holds {more} bytes after the {' x '.join(map(str, shape))} voxels of its "
+            f"header: there are more slices than it says; {REMEDY}"
+        )
+
+
+def _affine(image: nibabel.Nifti1Image, header: nibabel.Nifti1Header, stack: bool):
     """In mm; refuses what nibabel corrects in silence, or reads as something else."""
-    if not isinstance(image, nibabel.Nifti1Image):
-        raise InputError(f"is {type(image).__name__}, no NIfTI; {REMEDY}")
     shape, kind = image.shape, image.get_data_dtype()
     more = [n for n in shape[3:] if n > 1]
     if len(shape) < 3 or 0 in shape or len(more) > stack:
         raise InputError(f"has the shape {shape}; give one volume of three axes")
     if kind.kind not in "iuf":
         raise InputError(f"has voxels of {kind}; give real numbers")
-    with nibabel.openers.ImageOpener(path) as file:  # nibabel.load corrects it.
-        header = type(image).header_class.from_fileobj(file, check=False)
     spacing = header["pixdim"][1:4]
     if not (np.isfinite(spacing) & (spacing > 0)).all():
         raise InputError(f"has a spacing of {spacing} mm; give positive ones: {REMEDY}")
@@ -116,12 +145,17 @@ def _affine(image: nibabel.Nifti1Image, path: str | os.PathLike, stack: bool):
     return grid.check_affine("its affine", scale @ image.affine)
 
 
-def _doubt(image: nibabel.Nifti1Image) -> str:
-    """How a header contradicts the affine that counts here; '' if it doesn't.
+def _doubt(image: nibabel.Nifti1Image, header: nibabel.Nifti1Header) -> str:
+    """How a header contradicts what counts here; '' if it doesn't.
 
     The sform counts before the qform; other programs choose otherwise.
     """
-    header, affine = image.header, image.affine
+    affine, scale, added = image.affine, header["scl_slope"], header["scl_inter"]
+    if not (np.isfinite(scale) and scale) and np.nan_to_num(added):
+        return (
+            f"its scl_slope is {scale:g}, so its scl_inter {added:g} isn't added: other "
+            "programs add it; correct one of them"
+        )
     if not header["sform_code"] and not header["qform_code"]:
         return (
             "its sform and qform codes are 0, so nothing says where left is: programs "

@@ -12,6 +12,7 @@ import pandas as pd
 from rich.progress import track
 from scipy.special import expit
 
+from medjax.cohort import describe
 from medjax.config import Config
 from medjax.data import images as reading
 from medjax.data import loader
@@ -337,7 +338,9 @@ def predict_(
     warnings: dict[Path, str] = {}
 
     def look(path: Path, pixels: np.ndarray, image: np.ndarray) -> None:
-        warnings[path] = novelty.warning(pixels, reading.eight_bits(image), reference)
+        unlike = novelty.warning(pixels, reading.eight_bits(image), reference)
+        dim = f"fewer than {describe.DIM} levels of grey" * describe.is_dim(image)
+        warnings[path] = "; ".join(filter(None, (unlike, dim)))
 
     options = {"shape": run.output.shape, "bits": run.output.bits, "look": look}
     options |= films.shape(run.config)

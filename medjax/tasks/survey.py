@@ -43,6 +43,8 @@ def survey(config: Config, data: films.Data, folder: Path) -> Path:
         "duplicates": _pairs(data, manifest),
         "quarantine": _read(data, "quarantine").to_dict("records"),
     }
+    if warning := facts["pixels"]["dim"]:
+        print(f"warning: {warning}")
     mean = facts["floor"]["mean"]
     print(
         "floor: logistic regression on 32 x 32 pixels has a mean AUROC of "

@@ -50,7 +50,6 @@ CHEXPERT_TASKS = (
 )
 UNCERTAIN = {"ignore": math.nan, "zeros": 0.0, "ones": 1.0, "soft": 0.7}
 NIH_BOX_SIDE = 1024  # The boxes' coordinates, whatever the size of the files.
-OLDEST = 120  # Years; NIH's table has ages up to 414.
 CHUNK = 32  # Phantoms drawn in one call: enough for all cores, little memory.
 
 
@@ -189,7 +188,7 @@ def _nih_age(text: pd.Series) -> pd.Series:
     """Years; the first release of the table says '058Y', '011M' and '003D'."""
     parts = text.str.extract(r"(\d+)\s*([YMD]?)")
     years = pd.to_numeric(parts[0]) / parts[1].map({"M": 12.0, "D": 365.25}).fillna(1.0)
-    return years.where(years <= OLDEST)
+    return years.where(years <= tables.OLDEST)  # There are ages up to 414.
 
 
 def _nih_official(folder: Path, names: pd.Series) -> np.ndarray:

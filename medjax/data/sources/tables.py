@@ -23,10 +23,14 @@ from medjax.data.prepared import Item, Source
 from medjax.errors import InputError
 
 FROM_FILE = ["width", "height", "spacing_x", "spacing_y"]  # Where the table is blank.
-VIEWS = ("PA", "AP", "LATERAL")
+VIEWS = {"PA": "PA", "AP": "AP", "LATERAL": "LATERAL"}
 SEXES = {"F": "F", "FEMALE": "F", "M": "M", "MALE": "M"}
 OFFICIAL = ("train", "validation", "test", "")
 OPTIONAL = ("view", "sex", "age", "follow_up", "official")
+OLDEST = 120  # Years.
+MISSING = ("nan", "na", "n/a", "#n/a", "<na>", "null")  # As programs write a blank.
+NOBODY = (*MISSING, "none", "unknown", "-", "?", "#ref!", "#value!")
+ROUNDED = r"\d(\.\d+)?[eE]\+\d+"
 log = logging.getLogger("medjax")
 
 
@@ -56,7 +60,7 @@ def read_csv(path: Path, separator: str = ",") -> pd.DataFrame:
     try:
         with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, delimiter=separator, strict=True)
-            rows = [(reader.line_num, row) for row in reader if row]
+            rows = [(reader.line_num, row) for row in reader if any(row)]
         if not rows:
             raise csv.Error("it is empty")
         if any("\0" in name for name in rows[0][1]):
@@ -141,15 +145,12 @@ def source(
     prepared.check_tasks(tasks)
     if (image := prepared.first_duplicate(table["image"])) is not None:
         raise InputError(f"{where}: the table lists {image} twice: keep one row")
-    dim: list[str] = []
 
     def load(row: dict) -> Item:
         try:
             film = read(row["image"])
         except InputError as error:
             return Item(row, None, reason=str(error))
-        if images.is_dim(film.pixels, bits):
-            dim.append(row["image"])
         height, width = film.pixels.shape[:2]
         file = dict(zip(FROM_FILE, (width, height, *film.spacing), strict=True))
         # The table's values count first: the files may be resized copies.
@@ -162,12 +163,6 @@ def source(
         cells = table.itertuples(index=False, name=None)
         rows = (dict(zip(table.columns, row, strict=True)) for row in cells)
         yield from prepared.in_parallel(load, rows)
-        if dim:
-            log.warning(
-                "%s: %d images keep fewer than %d levels of grey in %d bits, %s for one: "
-                "set data.bits=16, or stretch them to their range before",
-                *(where, len(dim), images.DIM, bits, min(dim)),
-            )
         for file, reason in left_out:
             yield Item({"image": file}, None, reason=reason)
 
@@ -185,12 +180,19 @@ def metadata(text: pd.DataFrame, where: object) -> pd.DataFrame:
     absent = {*OPTIONAL, *FROM_FILE} - {*text}
     text = text.assign(**dict.fromkeys(absent, ""))
     columns = text.apply(lambda column: column.str.strip()).assign(image=text["image"])
-    table = columns[["image", "view", "official"]].copy()
-    table.loc[~table["view"].isin(VIEWS), "view"] = ""
+    table = columns[["image", "official"]].copy()
     table["patient"] = _patients(columns, where)
-    table["sex"] = columns["sex"].str.upper().map(SEXES).fillna("")
+    table["view"] = _meaning(columns["view"], VIEWS, where)
+    table["sex"] = _meaning(columns["sex"], SEXES, where)
     for name in ("age", "follow_up", *FROM_FILE):
         table[name] = numbers(columns, name, where)
+    strange = ~table["age"].between(0, OLDEST) & table["age"].notna()
+    if strange.any():
+        image, age = table.loc[strange, ["image", "age"]].iloc[0]
+        raise InputError(
+            f"{where}: the age of {image} is {age:g}, not from 0 to {OLDEST} years: "
+            "correct it, or leave it blank where unknown"
+        )
     strange = ~table["official"].isin(OFFICIAL)
     if strange.any():
         image, official = table.loc[strange, ["image", "official"]].iloc[0]
@@ -201,12 +203,31 @@ def metadata(text: pd.DataFrame, where: object) -> pd.DataFrame:
     return table
 
 
+def _meaning(cells: pd.Series, meanings: dict[str, str], where: object) -> pd.Series:
+    """[N], what each cell means, in any case; '' for others, which a warning counts."""
+    values = cells.str.upper().map(meanings).fillna("")
+    strange = cells[(values == "") & (cells != "")]
+    if len(strange):
+        log.warning(
+            "%s: the %s of %d images counts as unknown: %r, say, is none of %s",
+            *(where, cells.name, len(strange), strange.iloc[0], ", ".join(meanings)),
+        )
+    return values
+
+
 def _patients(table: pd.DataFrame, where: object) -> pd.Series:
     """[N] the patients' own ids, text or integers."""
     names = table["patient"]
     if (names == "").any():
         image = table["image"][names == ""].iloc[0]
         raise InputError(f"{where}: {image} has no patient: correct the table")
+    wrong = names[names.str.casefold().isin(NOBODY) | names.str.fullmatch(ROUNDED)]
+    if len(wrong):
+        image = table["image"][wrong.index[0]]
+        raise InputError(
+            f"{where}: the patient of {image} is {wrong.iloc[0]!r}, which may be several "
+            "people, as a missing or rounded id is: give each person an id"
+        )
     if names.str.fullmatch(r"\d+(\.0+)?").all():  # Spreadsheets write 7 as 7.0.
         names = names.str.replace(r"\.0+$", "", regex=True)
     identity.refuse_spellings(names, f"{where}: patients")
@@ -303,6 +324,11 @@ def table(
     if classes:
         text = select(raw, {"class": classes}, path)["class"].str.strip()
         names = sorted(set(text) - {""})
+        if missing := [name for name in names if name.casefold() in MISSING]:
+            raise InputError(
+                f"{path}: {classes} is {missing[0]!r} in some rows: leave it blank where "
+                "it is unknown, or rename the class"
+            )
         identity.refuse_spellings(names, f"{path}: classes")
         targets = one_hot(pd.Index(names).get_indexer(text), names, path)
     else:
