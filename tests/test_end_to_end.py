@@ -345,6 +345,8 @@ def test_predict_gives_the_probabilities_of_the_evaluation(home, finished, tmp_p
     tasks = list(json.loads((workdir / "thresholds.json").read_text())["tasks"])
     columns = [f"{task}{end}" for task in tasks for end in ("", "_threshold", "_call")]
     columns += [f"{task}_answer" for task in tasks]
+    ranks = [f"{task}_log_odds" for task in tasks]
+    columns += ranks
     assert list(rows[0]) == ["image", *columns, "warning"]
     assert all(row["warning"] == "" for row in rows)
     assert [row["image"] for row in rows] == [
@@ -354,6 +356,10 @@ def test_predict_gives_the_probabilities_of_the_evaluation(home, finished, tmp_p
         name = Path(row["image"]).stem
         got = [float(row[task]) for task in tasks]
         np.testing.assert_allclose(got, expected.loc[name, tasks].to_list(), atol=1e-4)
+        log_odds = [float(row[rank]) for rank in ranks]
+        np.testing.assert_allclose(
+            log_odds, expected.loc[name, ranks].to_list(), atol=1e-3
+        )
         for task, probability in zip(tasks, got):
             called = probability >= float(row[f"{task}_threshold"])
             assert int(row[f"{task}_call"]) == called

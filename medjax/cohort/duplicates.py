@@ -1,6 +1,6 @@
 """Finds images that occur twice in the data: renamed, re-encoded, mirrored or resampled.
 
-Films take three steps, each on the output of the one before: a hash of every image, the pairs
+Films are also found turned by right angles, or inverted, black for white. They take three steps, each on the output of the one before: a hash of every image, the pairs
 whose hashes are close, and a comparison of the pixels of these pairs, because chest
 films resemble each other. Volumes take one: each is shrunk to a thumbnail, and all
 thumbnails are compared. tests/README.md says how far apart copies and others are.
@@ -25,6 +25,13 @@ FLIPS = {
     "left-right": (slice(None), slice(None, None, -1)),
     "up-down": (slice(None, None, -1), slice(None)),
     "both": (slice(None, None, -1), slice(None, None, -1)),
+}
+# How a copy may be shown: flipped, transposed after that, inverted.
+VIEWS = {
+    " ".join(filter(None, (flip, "transposed" * turned, "inverted" * inverted))): (
+        *(flip, turned, inverted),
+    )
+    for inverted, turned, flip in itertools.product((0, 1), (0, 1), FLIPS)
 }
 KEY_BITS = 20  # A pair that differs in LIMIT bits has equal keys in 13 % of the rounds,
 ROUNDS = 64  # so in none of the rounds with a probability of 1.5e-4.
@@ -55,7 +62,9 @@ def hashes(pixels: np.ndarray) -> np.ndarray:
 
 
 def candidates(hashes: np.ndarray) -> pd.DataFrame:
-    """Finds the pairs whose hashes differ in at most LIMIT bits: 112,120 films in 4 s.
+    """Finds the pairs whose hashes differ in at most LIMIT bits: 112,120 films in 17 s.
+
+    A transposed image has the transposed hash, an inverted one the complement.
 
     Each round samples KEY_BITS of the bits and compares the images that agree in all
     of them. Of a bucket with more than MOST such images (blank ones, say), only the
@@ -65,8 +74,8 @@ def candidates(hashes: np.ndarray) -> pd.DataFrame:
       hashes: [N, 4, 32] uint8, see `hashes`, in the order of the ids.
 
     Returns:
-      A row per pair and flip, by id: `id` < `other`, 0 to N - 1; `flipped`, one of
-      FLIPS, how to mirror `other` to get `id`; `distance` in bits. A pair that differs
+      A row per pair and view, by id: `id` < `other`, 0 to N - 1; `flipped`, one of
+      VIEWS, how to show `other` to get `id`; `distance` in bits. A pair that differs
       in LIMIT bits is missed with a probability of 1.5e-4, a closer one with less
       (2e-6 at 20 bits). The result is deterministic.
 
@@ -74,48 +83,51 @@ def candidates(hashes: np.ndarray) -> pd.DataFrame:
     sampled bits.
     """
     chex.assert_shape(hashes, (None, len(FLIPS), BITS // 8))
-    words = np.ascontiguousarray(hashes).view(np.uint64)  # [N, 4, 4]
-    columns = np.ascontiguousarray(hashes.transpose(2, 1, 0))  # [32, 4, N]
+    bits = np.unpackbits(hashes, axis=2).reshape(*hashes.shape[:2], 16, 16)
+    turned = np.packbits(bits.swapaxes(2, 3).reshape(*hashes.shape[:2], BITS), axis=2)
+    hashes = np.concatenate([hashes, turned, ~hashes, ~turned], axis=1)
+    words = np.ascontiguousarray(hashes).view(np.uint64)  # [N, V, 4]
+    columns = np.ascontiguousarray(hashes.transpose(2, 1, 0))  # [32, V, N]
     rng = np.random.default_rng(0)
-    shape = (len(hashes), len(hashes), len(FLIPS))
+    shape = (len(hashes), len(hashes), len(VIEWS))
     places = np.zeros(0, np.int64)  # Flat indices into this shape.
     for _ in range(ROUNDS):
-        keys = np.zeros(columns.shape[1:], np.int32)  # [4, N]
+        keys = np.zeros(columns.shape[1:], np.int32)  # [V, N]
         for bit in rng.choice(BITS, KEY_BITS, replace=False).tolist():
             keys = keys << 1 | columns[bit // 8] >> bit % 8 & 1
         order = np.argsort(keys[0], kind="stable")
         size = np.bincount(keys[0], minlength=2**KEY_BITS)
         first = np.concatenate([[0], np.cumsum(size)])
         new = []
-        for flip, key in enumerate(keys):
+        for view, key in enumerate(keys):
             id, other = _pairs(order, first[key], size[key])
-            near = _distance(words, id, other, flip) <= LIMIT
-            new.append(np.ravel_multi_index((id[near], other[near], flip), shape))
+            near = _distance(words, id, other, view) <= LIMIT
+            new.append(np.ravel_multi_index((id[near], other[near], view), shape))
         places = np.union1d(places, np.concatenate(new))
-    id, other, flip = np.unravel_index(places, shape)
+    id, other, view = np.unravel_index(places, shape)
     columns = {
         "id": id,
         "other": other,
-        "flipped": np.array(list(FLIPS))[flip],
-        "distance": _distance(words, id, other, flip).astype(int),
+        "flipped": np.array(list(VIEWS))[view],
+        "distance": _distance(words, id, other, view).astype(int),
     }
     return pd.DataFrame(columns)
 
 
 def confirm(pairs: pd.DataFrame, pixels: Callable[[int], np.ndarray]) -> pd.DataFrame:
-    """Keeps the pairs whose pixels correlate by LEAST or more without the flip.
+    """Keeps the pairs whose pixels correlate by LEAST or more in the same view.
 
     The correlation, at 64 x 64 pixels, ignores brightness and contrast. An image
     without contrast has none, and no duplicates. `pixels` gives the image of an id, as
     for `hashes`, and is called once for each.
 
     Returns:
-      `pairs` with `correlation`, one row per pair: the flip that correlates best.
+      `pairs` with `correlation`, one row per pair: the view that correlates best.
     """
     ids = np.unique(pairs[["id", "other"]])
     small = {i: _shrink(pixels(i)) for i in ids.tolist()}
-    flips = zip(pairs["id"], pairs["other"], pairs["flipped"])
-    values = [_correlation(small[i], small[j][FLIPS[flip]]) for i, j, flip in flips]
+    views = zip(pairs["id"], pairs["other"], pairs["flipped"])
+    values = [_correlation(small[i], _shown(small[j], name)) for i, j, name in views]
     pairs = pairs.assign(correlation=np.array(values, float))
     pairs = pairs[pairs["correlation"] >= LEAST]
     best = pairs.sort_values("correlation", ascending=False, kind="stable")
@@ -141,8 +153,16 @@ def _shrink(pixels):
     return np.rint(small).astype(np.uint8)
 
 
-def _distance(words, id, other, flip):
-    return np.bitwise_count(words[id, 0] ^ words[other, flip]).sum(1)
+def _shown(image: np.ndarray, name: str) -> np.ndarray:
+    """An image [S, S] uint8 in one of VIEWS."""
+    flip, turned, inverted = VIEWS[name]
+    image = image[FLIPS[flip]]
+    image = image.T if turned else image
+    return 255 - image if inverted else image
+
+
+def _distance(words, id, other, view):
+    return np.bitwise_count(words[id, 0] ^ words[other, view]).sum(1)
 
 
 def _pairs(order, first, size):

@@ -318,9 +318,10 @@ def predict_(
 
     Its columns are the image; of classes the likeliest, `class`; a column a task; of
     findings also T_threshold and T_call, 1 from the fixed threshold on; those of
-    conformal.columns and `spread`; and `warning`: how an image is unlike the training
-    images, see novelty.py. `explain_in` gets pictures of the evidence for each finding
-    that is seen.
+    conformal.columns and `spread`; T_log_odds, by which images are ranked (float32 has
+    ties at 1); and `warning`: how an image is unlike the training images, see
+    novelty.py. `explain_in` gets pictures of the evidence for each finding that is
+    seen.
     """
     names = list(run.output.names)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -346,9 +347,9 @@ def predict_(
     options |= films.shape(run.config)
     states = step.members(run.state)
 
-    def members(image: np.ndarray) -> np.ndarray:  # -> [D, B, M, T]
+    def members(image: np.ndarray) -> np.ndarray:  # -> log-odds [D, B, M, T]
         each = [jax.device_get(run.network.predict(one, image)) for one in states]
-        return expit(np.stack(each, axis=2))
+        return np.stack(each, axis=2)
 
     predicted = predict.predict_files(paths, members, **options)
     read, rows, unread = [], [np.zeros((0, len(states), len(names)), np.float32)], []
@@ -358,8 +359,11 @@ def predict_(
         else:
             read.append(path)
             rows.append(answer[None])
-    each = np.concatenate(rows)
+    log_odds = np.concatenate(rows)
+    each = expit(log_odds)
     probability = run.fixed.calibrated(each.mean(axis=1))
+    mean = np.asarray(step.log_odds_of_mean(log_odds.swapaxes(0, 1)))
+    ranking = zip(names, run.fixed.ranking(mean).T, strict=True)
     table = pd.DataFrame(probability, columns=names)
     table.insert(0, "image", read)
     if run.output.exclusive:
@@ -368,6 +372,7 @@ def predict_(
     else:
         table = workdir.with_calls(table, names, run.thresholds)
     more = answers(run, probability) | spread(run, each.swapaxes(0, 1))
+    more |= {f"{name}_log_odds": z for name, z in ranking}
     table = table.assign(**more)
     table["warning"] = [warnings.get(path, "") for path in table["image"]]
     write_table(out, table)

@@ -67,8 +67,12 @@ class Fixed(NamedTuple):
         """The calibrated predictions."""
         return raw._replace(
             probability=self.calibrated(raw.probability),
-            log_odds=recalibration.ranking(self.calibration.fit, raw.log_odds),
+            log_odds=self.ranking(raw.log_odds),
         )
+
+    def ranking(self, log_odds: np.ndarray | None) -> np.ndarray | None:
+        """[N, T], by which calibrated predictions are ranked, see calibration.ranking."""
+        return recalibration.ranking(self.calibration.fit, log_odds)
 
     def calibrated(self, probability: np.ndarray) -> np.ndarray:
         """[..., T] -> [..., T] float32."""
