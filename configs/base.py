@@ -41,6 +41,7 @@ def classification(source: str = "phantom") -> ConfigDict:
     c.evaluation.update(
         batch=128,  # images
         flip=False,  # Average the predictions of an image and its mirror image.
+        copies=0,  # augmented copies of an image, by augment.ops, to average over as well
         # Thresholds, chosen on validation: "youden", "cost", "sensitivity" or
         # "specificity". `value` is the sensitivity or specificity to reach; for "cost" it
         # is what a missed finding costs, in false alarms.

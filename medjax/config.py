@@ -38,7 +38,7 @@ EFFECTS: dict[str, tuple[str, ...]] = {
         ("records", "judged", "program"),
     ),
     "evaluation": (),
-    "evaluation.flip": ("network",),
+    **dict.fromkeys(("evaluation.copies", "evaluation.flip"), ("network",)),
     "evaluation.tolerance": ("judged",),
     "explore": (),
     "imbalance": (),

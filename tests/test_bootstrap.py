@@ -286,6 +286,25 @@ def test_weighted_and_pooled_means_are_those_of_each_replicate():
     assert (found.low, found.high) == pytest.approx(ends, abs=2e-6)
 
 
+def test_a_mean_s_ends_move_against_the_bias_that_the_replicates_show():
+    rng = np.random.default_rng(0)
+    estimate = np.array([0.5, 0.7, np.nan])
+    drawn = estimate + [0.02, 0.04, np.nan] + rng.normal(0, 0.01, (400, 3))
+    drawn[5, 0] = np.nan
+    each = bootstrap.wilson(bootstrap.Resampled(estimate, drawn))
+    weights = np.array([3.0, 1.0, 0.0])
+    plain, moved = (
+        bootstrap.mean_of(each, drawn, weights, biased) for biased in (False, True)
+    )
+    whole = np.delete(drawn, 5, axis=0)[:, :2]
+    bias = np.average(whole.mean(axis=0) - estimate[:2], weights=[3, 1])
+    assert moved.estimate == plain.estimate == pytest.approx(0.55)
+    assert moved.low == pytest.approx(plain.low - bias)
+    # The upper end would lie below the estimate.
+    assert plain.high - bias < 0.55 and moved.high == pytest.approx(0.55)
+    assert moved.undefined == plain.undefined == 1
+
+
 def test_a_padding_row_is_no_patient():
     score, label, weight, patient = cohort()
     threshold = np.full(3, 0.5, np.float32)

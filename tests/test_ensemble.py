@@ -127,6 +127,27 @@ def test_the_gain_is_over_the_mean_of_the_members():
     assert 0 < got["difference"]["high"] - got["difference"]["low"] < max(widths)
 
 
+@pytest.mark.slow
+def test_copies_are_averaged_and_their_gain_is_reported(folder, tmp_path):
+    """Over the same run's predictions without copies, which another run has."""
+    shutil.copytree(folder, tmp_path / "run")
+    config = json.loads((folder / "config.json").read_text())
+    config["evaluation"]["copies"] = 2
+    (tmp_path / "run/config.json").write_text(json.dumps(config))
+    run_here("evaluate", f"--workdir={tmp_path / 'run'}")
+    report, before = (
+        json.loads((place / "report.json").read_text())
+        for place in (tmp_path / "run", folder)
+    )
+    gain = report["copies"]["auroc"]
+    assert gain["other"] == pytest.approx(before["ensemble"]["auroc"]["one"], abs=1e-5)
+    assert gain["one"] == pytest.approx(report["ensemble"]["auroc"]["one"], abs=1e-5)
+    assert gain["one"] != pytest.approx(gain["other"], abs=1e-5)
+    assert (
+        "augmented copies of each image" in (tmp_path / "run/report.html").read_text()
+    )
+
+
 def test_an_interrupted_ensemble_ends_with_the_same_bits(home, folder, monkeypatch):
     shutil.copytree(folder, home / "again")
     number, whole = last(folder)

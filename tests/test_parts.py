@@ -700,3 +700,22 @@ def test_a_number_that_sets_a_shape_is_no_array():
         numbers = op_config(name).augment[name]
         left = {n for n, v in numbers.items() if isinstance(v, float)} - set(given)
         assert bool(left) == (name in static)
+
+
+def test_copies_of_an_image_are_augmented_alike_in_every_batch():
+    c = op_config("brightness")
+    c.evaluation = ConfigDict({"flip": True, "copies": 3})
+    views = jax.jit(parts.views(c))
+    image = batch()["image"]
+    got, reversed = views(image), views(image[::-1])
+    np.testing.assert_allclose(got[0], image / np.float32(255), atol=1e-6)
+    np.testing.assert_allclose(got[1], got[0][:, :, ::-1])
+    np.testing.assert_allclose(reversed[:, ::-1], got, atol=1e-6)
+    # Brightness adds one number: the same to every image, another in each copy.
+    inside = (image > 110) & (image < 150)
+    added = [(copy - got[0])[inside] for copy in got[2:]]
+    assert all(np.ptp(values) < 1e-5 for values in added)
+    assert len({round(float(values[0]), 3) for values in added}) == 3
+    c.augment.ops = ()
+    with pytest.raises(InputError, match="evaluation.copies=3.*augment.ops"):
+        parts.views(c)

@@ -146,7 +146,9 @@ def equalise_tiles(image: Array, *, clip: float = 2.0, tiles: int = 8) -> Array:
     return each(image.reshape(-1, *image.shape[-3:])).reshape(image.shape)
 
 
-def views(image: Array, *, prepare: Callable[[Array], Array], flip: bool) -> Array:
+def views(
+    image: Array, *, prepare: Callable[[Array], Array], flip: bool = False
+) -> Array:
     """Normalised views [V, B, H, W, C] of images, whose predictions are averaged.
 
     `prepare` is a function of this module with its numbers bound. `flip` adds the

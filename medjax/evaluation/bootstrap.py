@@ -375,18 +375,28 @@ def combined(
     return total, total - enough * below, total + enough * above
 
 
-def mean_of(intervals: Interval, drawn: np.ndarray, weights: np.ndarray) -> Interval:
+def mean_of(
+    intervals: Interval, drawn: np.ndarray, weights: np.ndarray, biased: bool = False
+) -> Interval:
     """The weighted mean of numbers [T] that have intervals of `wilson`, see `combined`.
 
     A number without a weight takes no part. A replicate in which a part of the mean is
-    undefined is left out and counted.
+    undefined is left out and counted. With `biased` the ends, not the estimate, are
+    moved against the bias: as far as the replicates' mean is from the estimate.
+
+    Source of the bias: Efron & Tibshirani (1993), section 10.2.
     """
     use = np.flatnonzero(weights > 0)
     if not use.size:
         return Interval(*np.full(3, np.nan), len(drawn))
     drawn, share = np.asarray(drawn)[:, use], weights[use] / weights[use].sum()
-    missing = np.isnan(drawn).any(axis=1).sum()
-    return Interval(*combined(at(intervals, use), drawn, share), missing)
+    missing = np.isnan(drawn).any(axis=1)
+    mean, *ends = combined(at(intervals, use), drawn, share)
+    if biased and not missing.all():
+        bias = (drawn[~missing] @ share).mean() - mean
+        low, high = (np.clip(end - bias, 0, 1) for end in ends)
+        ends = np.minimum(low, mean), np.maximum(high, mean)
+    return Interval(mean, *ends, missing.sum())
 
 
 def at(intervals: ArrayTree, index) -> ArrayTree:

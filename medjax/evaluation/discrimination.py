@@ -22,6 +22,9 @@ from medjax.evaluation.metrics import METRICS
 
 AREAS = ("auroc", "average_precision")
 WORTH = {"average_precision": 1}  # See bootstrap.wilson.
+# Too high of few positives. Of one finding this is small beside the interval; a mean over
+# findings is as high, and its interval narrower.
+BIASED = ("average_precision",)
 RATIOS = ("lr_positive", "lr_negative")
 # Images swept before their areas join the compensated total: a short float32 sum
 # rounds little, and compensating each image would double the work. UNROLL of them
@@ -96,7 +99,8 @@ def intervals(
             continue
         defined = ~np.isnan(whole)
         for kind, weights in (("mean", defined), ("weighted", defined * positives)):
-            results[f"{kind}_{name}"] = bootstrap.mean_of(interval, drawn, weights)
+            mean = bootstrap.mean_of(interval, drawn, weights, name in BIASED)
+            results[f"{kind}_{name}"] = mean
     for prefix in ("", "micro_"):
         _likelihood_ratios(results, prefix)
     if prevalence is not None:

@@ -24,7 +24,7 @@ RANGES = {  # What a field's number has to be.
         *("train.threads", "optim.weight_decay", "optim.warmup", "data.margin"),
         *("resampling.defer", "resampling.tau", "train.save_minutes"),
         *("split.folds", "split.fold", "split.patients", "split.cut"),
-        *("evaluation.gallery", "evaluation.tolerance"),
+        *("evaluation.gallery", "evaluation.tolerance", "evaluation.copies"),
     ),
     "more than 0": (
         lambda value: 0 < value < INF,

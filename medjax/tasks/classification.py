@@ -182,6 +182,16 @@ def _mean(members: Sequence[predict.Predictions]) -> predict.Predictions:
     return members[0]._replace(probability=expit(z), log_odds=z)
 
 
+def _without_copies(run: Finished, data: films.Data, ids) -> predict.Predictions | None:
+    """The predictions without evaluation.copies, where there are some."""
+    config = run.config.copy_and_resolve_references()
+    if not config.evaluation.copies:
+        return None
+    config.evaluation.copies = 0
+    network = parts.classifier(config, run.output)
+    return predictions(config, network, run.state, data.films(ids))
+
+
 def answers(run: Finished, probability: np.ndarray) -> dict[str, np.ndarray]:
     """The columns of conformal.columns; none without an error rate."""
     if run.fixed.limits is None:
@@ -237,6 +247,7 @@ def measure(
         predictions(config, run.network, state, data.films(ids))
         for state in step.members(run.state)
     ]
+    single = _without_copies(run, data, ids)
     if not devices.first():  # All predict; one reports.
         return {}, {}
     raw = _mean(members)
@@ -244,8 +255,8 @@ def measure(
     known = (raw.weight > 0).any(axis=1)
     if not known.all():
         print(f"note: {(~known).sum()} of {len(known)} images have no label: left out")
-        calibrated, raw, *members = (
-            type(raw)(*(x[known] for x in p)) for p in (calibrated, raw, *members)
+        calibrated, raw, members, single = jax.tree.map(
+            lambda x: x[known], (calibrated, raw, members, single)
         )
     points, calibration = run.thresholds, run.fixed.calibration
     common = {"tasks": output.names, **parts.bootstrap(config)}
@@ -270,6 +281,8 @@ def measure(
         )
     if len(members) > 1:
         summary["ensemble"] = statistics.gain(raw, members, **parts.bootstrap(config))
+    if single is not None:
+        summary["copies"] = statistics.gain(raw, [single], **parts.bootstrap(config))
     summary["decisions"] = decisions.curves(calibrated, **common)
     summary["bands"] = thresholds.bands(calibrated, **common)
     summary["explorer"] = thresholds.explorer(

@@ -17,7 +17,7 @@ from chex import Array, ArrayTree
 
 from medjax import losses
 from medjax.augment import intensity, patches, policy, safety
-from medjax.config import Config, affecting, named
+from medjax.config import Config, affecting, as_json, named
 from medjax.data import normalisation
 from medjax.errors import InputError
 from medjax.geometry import warp
@@ -56,7 +56,10 @@ class Network(NamedTuple):
 
 def classifier(config: Config, output: Any) -> Network:
     """The network of a classification; equal ones are compiled once."""
-    return _classifier(json.dumps(affecting(config, "network")), output)
+    fields = affecting(config, "network")
+    if config.evaluation.copies:
+        fields["augment"] = as_json(config)["augment"]
+    return _classifier(json.dumps(fields), output)
 
 
 @functools.lru_cache(maxsize=4)
@@ -64,9 +67,7 @@ def _classifier(fields: str, output: Any) -> Network:
     config = Config(json.loads(fields))
     model, frozen = _model(config, len(output.names), masks=False)
     blank = jnp.zeros((1, *output.shape))
-    views = functools.partial(normalisation.views, prepare=preparation(config))
-    seen = functools.partial(views, flip=config.evaluation.flip)
-    parts = {"apply": model.apply, "views": seen}
+    parts = {"apply": model.apply, "views": views(config)}
     log_odds = step.compile_eval(step.eval_step, exclusive=output.exclusive, **parts)
     return Network(
         init=lambda key: model.init(key, blank, train=False),
@@ -75,9 +76,35 @@ def _classifier(fields: str, output: Any) -> Network:
         frozen=frozen,
         random=model.random or model.dropout > 0,
         predict=step.mean_of_members(log_odds),
-        look=functools.partial(views, flip=False),
+        look=functools.partial(normalisation.views, prepare=preparation(config)),
         embed=step.compile_eval(step.embed_step, **parts),
     )
+
+
+def views(config: Config) -> Callable:
+    """image [B, H, W, C] -> [V, B, H, W, C]: the image first, its mirror image, copies.
+
+    The copies of all images are augmented by the same draws, so that no prediction
+    depends on the batch that the image is in.
+    """
+    options = {"prepare": preparation(config), "flip": config.evaluation.flip}
+    whole = functools.partial(normalisation.views, **options)
+    number = config.evaluation.copies
+    if not number:
+        return whole
+    if not config.augment.ops:
+        raise InputError(f"evaluation.copies={number}: name ops in augment.ops")
+    augment, numbers = augmentation(config), strengths(config)
+
+    def with_copies(image: Array) -> Array:
+        rows = number * len(image)
+        batch = {"image": jnp.tile(image, (number, *[1] * (image.ndim - 1)))}
+        batch |= dict.fromkeys(("id", "epoch"), jnp.zeros(rows, jnp.int32))
+        batch["occurrence"] = jnp.repeat(jnp.arange(number), len(image))
+        copies = augment(jax.random.key(0), batch, numbers)["image"]
+        return jnp.concatenate([whole(image), copies.reshape(number, *image.shape)])
+
+    return with_copies
 
 
 def segmenter(config: Config, output: Any) -> Network:
