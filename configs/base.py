@@ -126,7 +126,10 @@ _SCANS = {
     # Pattern whose group is the patient in a scan's name: "(.*?)/" for folders of visits;
     # "": the subject of BIDS or BraTS, else each scan is of another patient.
     "patient": "",
-    "regions": ("lesion",),  # They may overlap.
+    "regions": ("lesion",),
+    # Whether regions exclude each other: one softmax with the background, and a voxel gets
+    # the likeliest. Else each has a sigmoid, and they may overlap.
+    "exclusive": False,
     "values": {"lesion": (1,)},  # of the mask, in each region
     "background": (0,),  # other values of the mask
     "spacing": (),  # mm along D, H, W; (): as in the files
@@ -136,7 +139,12 @@ _SCANS = {
     # "nonzero", all but the constant around it; or "none" is.
     "foreground": "body",
     "margin": 5.0,  # mm kept around the foreground
-    "clip": (0.1, 99.9),  # percentiles within the foreground
+    # Of intensities: "z_scores" of each scan's foreground; "hounsfield", clipped and scaled
+    # by the regions' voxels of the training patients; or "suv". One for all sequences, or
+    # one each; (): hounsfield of modality ct, suv of nuclear, else z_scores.
+    "units": (),
+    "clip": (0.1, 99.9),  # z_scores: percentiles within the foreground
+    "windows": (),  # hounsfield: ((centre, width), ...), a channel each, instead
     "split": "patients",  # or "leave_one_out", "halves" of the brain, "all"
 }
 _DATA = {

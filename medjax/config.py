@@ -26,7 +26,7 @@ EFFECTS: dict[str, tuple[str, ...]] = {
     "adapt.weight": (),
     "data": ("records", "program"),
     "data.max_quarantined": ("program",),
-    "data.records": ("program",),
+    **dict.fromkeys(("data.records", "data.windows", "data.exclusive"), ("program",)),
     **dict.fromkeys(("data.split", "data.tasks"), ("judged", "program")),
     **dict.fromkeys(
         (

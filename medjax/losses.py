@@ -28,12 +28,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from chex import Array, ArrayTree
+from jax import lax
 
 from medjax.errors import InputError
 
 # Smaller values count as 0: the square of their inverse is not a float32.
 TINY = 1e-18
-# Losses of classes that exclude each other. The others are of findings, or of masks.
+# Losses of classes that exclude each other. The others are of findings, or of regions.
 SOFTMAX = ("softmax_cross_entropy", "balanced_softmax", "ldam_softmax")
 HIDDEN = 100  # Units of the domain classifier, as in the paper's small networks.
 
@@ -299,14 +300,62 @@ def compound(
     Args:
       parts: {loss of this module: {"share": its factor, **its other arguments}}.
     """
+    return _compound(logits, label, weight, parts, lambda loss: loss)
+
+
+def _compound(logits, label, weight, parts, of: Callable) -> tuple[Array, Array]:
     if not parts:
         raise InputError("loss.parts: empty; give one loss at least, soft_dice say")
     total = jnp.zeros(())
     for name, arguments in parts.items():
         rest = {key: value for key, value in arguments.items() if key != "share"}
-        part, count = globals()[name](logits, label, weight, **rest)
+        part, count = of(globals()[name])(logits, label, weight, **rest)
         total += arguments["share"] * part
     return total, count  # All parts count the same images.
+
+
+def exclusive(loss: Callable) -> Callable:
+    """The loss of regions that exclude each other, by their K logits.
+
+    The background excludes them too: it is a class whose logit is 0. A loss of SOFTMAX
+    sees K + 1 classes, the background last. Any other sees each region's log-odds
+    against all other classes: their sigmoid is the softmax.
+    """
+
+    def summed(
+        logits: Array, label: Array, weight: Array, **rest: Array
+    ) -> tuple[Array, Array]:
+        if loss is compound:
+            return _compound(logits, label, weight, rest["parts"], exclusive)
+        if loss.__name__ not in SOFTMAX:
+            return loss(against_others(logits), label, weight, **rest)
+        z, y, weight = _prepare(logits, label, weight)
+        known = jnp.max(weight, axis=-1, keepdims=True)
+        inside = jnp.sum(y, axis=-1, keepdims=True)
+        y = jnp.append(y, jnp.maximum(1 - inside, 0), axis=-1)
+        y /= jnp.maximum(inside, 1)  # Coarse voxels may cover several regions.
+        weight = jnp.broadcast_to(known, y.shape)
+        return loss(with_background(z), y, weight, **rest)
+
+    return summed
+
+
+def with_background(logits: Array) -> Array:
+    """[..., K] of regions -> [..., K + 1] float32, the background's logit last."""
+    z = jnp.asarray(logits, jnp.float32)
+    return jnp.append(z, jnp.zeros_like(z[..., :1]), axis=-1)
+
+
+def against_others(logits: Array) -> Array:
+    """[..., K] -> each region's log-odds against all others and the background."""
+    z = with_background(logits)
+    # Not by 1 - p, which float32 rounds to 0: sums of those before and of those after.
+    last = z.ndim - 1
+    before = lax.cumlogsumexp(jnp.roll(z, 1, axis=-1), axis=last)[..., :-1]
+    after = lax.cumlogsumexp(z[..., 1:-1], axis=last, reverse=True)
+    none = jnp.full_like(z[..., :1], -jnp.inf)
+    after = jnp.concatenate([after, none], axis=-1)
+    return z[..., :-1] - jnp.logaddexp(before, after)
 
 
 def deep(loss: Callable) -> Callable:

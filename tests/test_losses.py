@@ -603,6 +603,71 @@ def test_a_patch_without_foreground_has_a_finite_loss_that_quiets_it(logit):
     assert np.all(gradient > 0) or logit < 0
 
 
+# --------------------------------------------------- regions that exclude each other
+
+
+def organs(regions, extreme=1.0):
+    """Logits [2, 3, 4, 2, K], their masks, which exclude each other, and weights."""
+    rng = np.random.default_rng(regions)
+    logits = extreme * rng.normal(size=(2, 3, 4, 2, regions))
+    value = rng.integers(0, regions + 1, logits.shape[:-1])
+    label = value[..., None] == np.arange(regions)
+    return logits.astype(np.float32), label.astype(np.float32), np.ones((2, regions))
+
+
+@pytest.mark.parametrize("regions", [1, 2, 5])
+@pytest.mark.parametrize("extreme", [1.0, 40.0])
+def test_masks_that_exclude_each_other_have_torch_s_cross_entropy(regions, extreme):
+    torch = pytest.importorskip("torch")
+    logits, label, weight = organs(regions, extreme)
+    w = np.linspace(0.5, 2, regions + 1, dtype=np.float32)  # The background's last.
+    loss = losses.exclusive(losses.softmax_cross_entropy)
+    total = jax.jit(lambda z: loss(z, label, weight, w=w)[0])
+    z = torch.tensor(np.append(logits, 0 * logits[..., :1], -1), requires_grad=True)
+    true = np.append(label, 1 - label.sum(-1, keepdims=True), -1).argmax(-1)
+    expected = torch.nn.functional.cross_entropy(
+        z.moveaxis(-1, 1), torch.tensor(true), torch.tensor(w), reduction="sum"
+    )
+    voxels = label[0, ..., 0].size
+    np.testing.assert_allclose(total(logits), expected.item() / voxels, rtol=1e-5)
+    expected.backward()
+    got, slopes = jax.grad(total)(logits), z.grad.numpy()[..., :-1] / voxels
+    np.testing.assert_allclose(got, slopes, atol=1e-6)
+
+
+@pytest.mark.parametrize("regions", [1, 2, 5])
+def test_other_losses_see_the_softmax_of_masks_that_exclude_each_other(regions):
+    logits, label, weight = organs(regions)
+    z = np.append(logits, 0 * logits[..., :1], -1).astype(float)
+    p = (np.exp(z) / np.exp(z).sum(-1, keepdims=True))[..., :-1]
+    space = (1, 2, 3)
+    overlap, size = (p * label).sum(space), (p**2 + label**2).sum(space)
+    dice = np.sum(1 - (2 * overlap + 1) / (size + 1))
+    entropy = -(label * np.log(p) + (1 - label) * np.log(1 - p)).mean(space).sum()
+    ones = {"w_pos": np.ones(regions), "w_neg": np.ones(regions)}
+    parts = {
+        "soft_dice": {"share": 1.0, "smooth": 1.0},
+        "weighted_bce": {"share": 0.5, **ones},
+    }
+    loss = losses.exclusive(losses.compound)
+    got, count = jax.jit(lambda z: loss(z, label, weight, parts=parts))(logits)
+    np.testing.assert_allclose(got, dice + 0.5 * entropy, rtol=1e-5)
+    assert count == 2
+    far, _, _ = organs(regions, 1e4)
+    slopes = jax.grad(lambda z: loss(z, label, weight, parts=parts)[0])(far)
+    assert np.isfinite(slopes).all()
+
+
+def test_a_coarse_voxel_of_two_regions_is_half_of_each():
+    logits = (np.zeros((1, 2, 2, 2)), np.float32([[[[3.0, 1.0]]]]))
+    label = np.zeros((1, 2, 2, 2))
+    label[0, 0, 0, 0] = label[0, 1, 1, 1] = 1
+    loss = losses.exclusive(losses.softmax_cross_entropy)
+    got, _ = losses.deep(loss)(logits, label, np.ones((1, 2)), w=np.ones(3))
+    coarse = np.log(np.exp([3.0, 1.0, 0.0]).sum()) - 2.0
+    np.testing.assert_allclose(got, 2 / 3 * np.log(3) + coarse / 3, rtol=1e-6)
+
+
 def test_every_public_loss_is_a_part_and_is_tested_above():
     public = {
         name

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import special
 
 from configs import base
 from medjax import losses
@@ -137,6 +138,81 @@ def test_a_loss_that_isn_t_of_masks_is_refused(config, name):
         config.loss = {"name": "compound", "parts": {name: {}}}
     with pytest.raises(InputError, match=f"{name}': is not of masks"):
         loss_arguments(config)
+
+
+@pytest.fixture
+def organs():
+    """A config of two organs that exclude each other, and its output."""
+    c = base.segmentation("folders")
+    c.data.regions, c.data["values"] = (
+        ("liver", "spleen"),
+        {"liver": (1, 4), "spleen": (2,)},
+    )
+    c.data.exclusive, c.evaluation.flips = True, ()
+    c.patch.size, c.model.widths, c.model.strides = (8, 8, 8), (2, 4), (1, 2)
+    return c, scans.expected(c)
+
+
+def test_exclusive_regions_have_the_probabilities_of_a_softmax(organs):
+    config, output = organs
+    network = parts.segmenter(config, output)
+    states = [
+        parts.initial_state(
+            config, network, output, np.eye(3)[:, :2], variables=variables
+        )
+        for variables in map(network.init, jax.random.split(jax.random.key(1)))
+    ]
+    image = np.random.default_rng(0).normal(size=(8, 8, 8, 4)).astype(np.float32)
+    found = segmentation.probability(config, network, tuple(states), image)
+    expected = 0
+    for state in states:
+        logits = network.apply(state.averaged, image[None], train=False)[0]
+        logits = np.append(logits, 0 * logits[..., :1], axis=-1)
+        expected += special.softmax(logits, axis=-1)[..., :2] / 2
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    other = parts.segmenter(config, output._replace(exclusive=False))
+    assert other is not network
+
+
+def test_the_loss_of_exclusive_regions_weights_the_background_too(organs):
+    config, output = organs
+    config.imbalance = "balanced"
+    with config.unlocked():
+        config.loss = {
+            "name": "compound",
+            "parts": {"softmax_cross_entropy": {}, "weighted_bce": {}},
+        }
+    found = imbalance.loss_arguments(config, output, np.array([[0.1, 0.2]] * 2))[
+        "parts"
+    ]
+    shares = np.array([0.1, 0.2, 0.7])
+    np.testing.assert_allclose(
+        found["softmax_cross_entropy"]["w"], 1 / (3 * shares), rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        found["weighted_bce"]["w_pos"], 1 / (2 * shares[:2]), rtol=1e-6
+    )
+    segmentation.check(config, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"values": {"liver": (1, 2), "spleen": (2,)}},
+            "2 is in data.background too, or",
+        ),
+        ({"background": (0, 4)}, "4 is in data.background too"),
+        ({"values": {"liver": (1,), "spleen": ()}}, "spleen .* has no value"),
+    ],
+)
+def test_values_that_no_exclusive_map_can_hold_are_refused(organs, changes, message):
+    config, _ = organs
+    for name, value in changes.items():
+        with config.unlocked():
+            config.data[name] = value
+    with pytest.raises(InputError, match=message):
+        segmentation.check(config, 1)
 
 
 def test_an_even_number_of_slices_is_refused(config):

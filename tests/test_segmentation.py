@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy import ndimage, stats
 from sklearn import metrics as oracle
 
+from medjax.data import nifti
 from medjax.evaluation import bootstrap, segmentation, surface
 from medjax.evaluation.segmentation import Post
 from medjax.tasks.scans import Output
@@ -486,6 +487,20 @@ def test_a_voxel_of_two_organs_is_the_likelier_one_s():
     assert found[:, 0].tolist() == [True, True, False, True, False]  # A tie: the first.
     assert found[:, 1].tolist() == [False, True, False, False, False]
     assert found[:, 2].tolist() == [False, False, True, False, True]
+
+
+def test_regions_that_exclude_each_other_are_called_by_the_largest_of_a_softmax():
+    rng = np.random.default_rng(0)
+    whole = rng.dirichlet([0.5] * 4, (5, 6, 7))  # The background is the last.
+    whole[0, 0, 0] = 0.4, 0.35, 0.1, 0.15  # None is above a half.
+    called = segmentation.likeliest(whole[..., :-1].astype(np.float32))
+    rest = np.arange(3)
+    np.testing.assert_array_equal(called, whole.argmax(-1)[..., None] == rest)
+    values = {name: (n,) for n, name in enumerate("abc", start=2)}
+    output = Output((), values, exclusive=True)
+    found = segmentation.masks(called, VOXEL, [Post()] * 3, output.apart)
+    painted = nifti.paint(found, values)
+    np.testing.assert_array_equal(painted, np.array([2, 3, 4, 0])[whole.argmax(-1)])
 
 
 def test_regions_have_each_their_own():

@@ -19,7 +19,7 @@ from medjax.data.foreground import box
 from medjax.data.scan import Scan
 
 PERCENTILES = (0.5, 50.0, 99.5)
-SAMPLES = 2000  # Voxels of a scan that enter the percentiles: this bounds the memory.
+SAMPLES = 10_000  # Voxels of a scan that enter the percentiles: this bounds the memory.
 ANISOTROPIC = 3.0  # Spacing of the coarse axis over any other's, above which it is.
 SMALLEST = 4  # Voxels an axis must keep in the coarsest level.
 BATCH = 2  # The smallest batch; the size of a patch depends on it.
@@ -65,7 +65,7 @@ def measure(
     scans: Iterable[Scan], *, sequences: Sequence[str], regions: Sequence[str]
 ) -> Fingerprint:
     """Measures one or more scans; one at a time is in memory, and numbers are kept."""
-    rows, inside, foreground = [], _Pool(), _Pool()
+    rows, inside, foreground = [], Pool(), Pool()
     for scan in scans:
         image = np.asarray(scan.image)
         spacing = np.asarray(scan.spacing, float)
@@ -117,7 +117,7 @@ def describe(data: Fingerprint) -> list[str]:
     return lines
 
 
-class _Pool:
+class Pool:
     """Moments of all voxels and a bounded sample of them, scan by scan."""
 
     def __init__(self):
@@ -133,6 +133,7 @@ class _Pool:
             self.samples.append(values[at].astype(np.float32))
 
     def summary(self, channels: int) -> np.ndarray:
+        """[C, 5], see Fingerprint.inside."""
         if not self.moments:
             return np.full((channels, 2 + len(PERCENTILES)), np.nan)
         count, mean, variance = np.array(self.moments).swapaxes(0, 1)

@@ -16,6 +16,7 @@ import numpy as np
 from scipy import ndimage
 
 from medjax.data import dicom, nifti
+from medjax.data import units as measures
 from medjax.data.foreground import box, inside, on_zero
 from medjax.data.nifti import Grid, Volume
 from medjax.data.sources.scans import SequenceFile
@@ -48,7 +49,7 @@ class Alignment(NamedTuple):
 class Scan(NamedTuple):
     """One patient's scan, prepared; axes as in `nifti.Volume`."""
 
-    # [D, H, W, C] float32: z-scores inside the brain and 0 outside, or other units.
+    # [D, H, W, C] float32: z-scores or other units, and 0 outside of the foreground.
     image: np.ndarray
     label: np.ndarray | None  # [D, H, W, K] uint8, 0 or 1; regions may overlap.
     presence: np.ndarray  # [C] float32, 1, or 0 for a missing sequence, 0 everywhere.
@@ -73,6 +74,7 @@ def read_scan(
     grids: str = "refuse",
     missing: str = "refuse",
     foreground: str = "body",
+    units: str | Sequence[str] = "z_scores",
     **options,
 ) -> Scan:
     """Reads, checks and prepares one patient.
@@ -87,11 +89,12 @@ def read_scan(
         register it rigidly and resample it.
       missing: 'refuse' a patient without one of the sequences, or 'fill' it with 0.
       foreground: what stays of the image, one of `foreground.KINDS`.
+      units: of the scan's image, see `make_scan`.
       options: of `make_scan`.
 
     Raises:
-      InputError: a file that can't be read, a sequence of one value, a missing
-        sequence, grids that differ, sequences of two people, a mask of other values, or
+      InputError: a file that can't be read, a sequence of one value or of another unit,
+        a missing sequence, grids that differ, sequences of two people, a mask of other values, or
         a region where the image is 0.
     """
     for name, value, other in (("grids", grids, "align"), ("missing", missing, "fill")):
@@ -108,7 +111,8 @@ def read_scan(
             f"{first.parent}: has no {name}; add it, correct its pattern in "
             "data.files, or set data.missing='fill'"
         )
-    volumes, floors = _read(present, foreground)
+    units = (units,) * len(files) if isinstance(units, str) else units
+    volumes, floors = _read(present, foreground, dict(zip(files, units, strict=True)))
     reference = next(iter(volumes.values()))
     alignments = []
     image = np.zeros((*reference.voxels.shape, len(files)), np.float32)
@@ -134,18 +138,18 @@ def read_scan(
         presence=np.array([name in present for name in files], np.float32),
         original=reference.stored,
         foreground=foreground,
+        units=units,
+        floors=[floors.get(name, 0) for name in files],
         **options,
     )
     if mask is not None:
         _check_shown(mask, prepared, regions, foreground)
-    if options.get("units") == "own":
-        back = np.array([floors.get(name, 0) for name in files], np.float32)
-        image = np.where(prepared.image != 0, prepared.image + back, 0)
-        prepared = prepared._replace(image=image)
     return prepared._replace(header=reference.header, alignments=tuple(alignments))
 
 
-def _read(files: Mapping[str, SequenceFile], foreground: str) -> tuple[dict, dict]:
+def _read(
+    files: Mapping[str, SequenceFile], foreground: str, units: Mapping[str, str]
+) -> tuple[dict, dict]:
     """Reads each file once, and refuses constant images; see `foreground.on_zero`."""
     read_stack = functools.cache(functools.partial(nifti.read, stack=True))
     volumes, floors = {}, {}
@@ -163,7 +167,11 @@ def _read(files: Mapping[str, SequenceFile], foreground: str) -> tuple[dict, dic
             volume = volume._replace(voxels=volume.voxels[..., channel])
         if (value := volume.voxels.min()) == volume.voxels.max():
             raise InputError(f"{path}: {name} is {value:g} everywhere; export it again")
-        voxels, floors[name] = on_zero(volume.voxels, foreground)
+        try:
+            voxels = measures.checked(volume.voxels, units[name])
+        except InputError as error:
+            raise InputError(f"{path}: {name} {error}") from None
+        voxels, floors[name] = on_zero(voxels, foreground)
         volumes[name] = volume._replace(voxels=voxels)
     return volumes, floors
 
@@ -261,7 +269,8 @@ def make_scan(
     margin: float = 5.0,
     foreground: str = "body",
     clip: tuple[float, float] = (0.1, 99.9),
-    units: str = "z_scores",
+    units: str | Sequence[str] = "z_scores",
+    floors: float | Sequence[float] = 0.0,
 ) -> Scan:
     """Prepares arrays that lie on one grid; they are as in `Scan`, in any units.
 
@@ -279,7 +288,9 @@ def make_scan(
       foreground: as in `read_scan`.
       clip: percentiles within the foreground to which intensities are clipped first: a
         bright vessel must not set the scale. (0, 100) clips nothing.
-      units: of the scan's image, 'z_scores', or 'own': those of `image`, not clipped.
+      units: of the scan's image, 'z_scores', or the image's own, which aren't clipped:
+        'hounsfield', 'suv' or 'own'; of all channels, or [C].
+      floors: what was subtracted from each channel, and is added to its own units.
 
     Raises:
       InputError: a spacing that isn't three positive numbers, or no foreground.
@@ -307,10 +318,12 @@ def make_scan(
     moved[:3, 3] += moved[:3, :3] @ [side.start for side in extent]
     image, masks = image[extent], masks[extent]
     body = masks[..., 0]
-    if units == "own":
-        image = np.where(body[..., None] & (present > 0), image, 0).astype(np.float32)
-    else:
-        image = _z_scores(image, body, present, clip)
+    scored = np.broadcast_to(np.asarray(units) == "z_scores", present.shape)
+    own = image + np.float32(floors)
+    own[own == 0] = measures.NOT_0  # 0 is background.
+    own = np.where(body[..., None] & (present > 0), own, 0).astype(np.float32)
+    scores = _z_scores(image, body, present * scored, clip)
+    image = np.where(scored, scores, own)
     label = None if label is None else masks[..., 1:].astype(np.uint8)
     present = present.astype(np.float32)
     scan = Scan(image, label, present, moved, original or start)

@@ -2,7 +2,7 @@
 
 Beside the files that prepared.py lists, the folder holds
 
-    0.image.npy   [D, H, W, C] float16, z-scores
+    0.image.npy   [D, H, W, C] float16, z-scores, or Hounsfield units or SUV
     0.label.npy   [D, H, W, K] uint8; absent for a scan without a mask
     0.grid.json   the affine, and the grid of the scan's own file
     data.json     sequences, regions with their values, and the options
@@ -30,6 +30,7 @@ from medjax.data.nifti import Grid
 from medjax.data.prepared import Item
 from medjax.data.scan import Alignment, Scan, read_scan
 from medjax.data.sources.scans import ScanFiles
+from medjax.data.units import Channel, normalise
 from medjax.errors import InputError
 from medjax.files import digest, escaped, read_json, write_table, write_text
 
@@ -254,18 +255,27 @@ class Volumes:
     """A random-access source of whole volumes, padded to one shape.
 
     The whole volume goes to the device, which draws patches of it by key. A part may
-    occur several times; the shape is `at_least` that of a patch.
+    occur several times; the shape is `at_least` that of a patch. The C `channels` are
+    made of the sequences, see units.normalise.
     """
 
     def __init__(
-        self, prepared: Prepared, parts: Sequence[Part], at_least: Sequence[int]
+        self,
+        prepared: Prepared,
+        parts: Sequence[Part],
+        at_least: Sequence[int],
+        channels: Sequence[Channel] = (),
     ):
+        self._channels = channels
         self._folder, self.parts = prepared.folder, tuple(parts)
         self._facts = {}
         for id in {part.id for part in self.parts}:
             scan = load(prepared, id)
             spacing = scan.spacing.astype(np.float32)
-            self._facts[id] = {"spacing": spacing, "presence": scan.presence}
+            presence = scan.presence
+            if channels:
+                presence = presence[[channel[0] for channel in channels]]
+            self._facts[id] = {"spacing": spacing, "presence": presence}
         self.ids = np.array([part.id for part in self.parts], np.int32)
         self._occurrence = loader.occurrences(self.ids)
         shapes = [read(self._folder, part)[0].shape[:3] for part in set(self.parts)]
@@ -283,6 +293,7 @@ class Volumes:
         """
         part = self.parts[index]
         image, label = read(self._folder, part)
+        image = normalise(image, self._channels)
         if part not in self._points:
             points, present = foreground_points(label, seed=part.id)
             self._points[part] = {"points": points, "present": present}

@@ -114,6 +114,20 @@ class Summary(NamedTuple):
     rows: list[dict]  # By volume and region: name, patient, region and the METRICS.
 
 
+def likeliest(probability: np.ndarray) -> np.ndarray:
+    """1 where a region of [..., K] is likelier than all others and the background, else 0.
+
+    Of regions that exclude each other. The rest of the probability is the background's;
+    of equally likely regions it is the first.
+    """
+    best = np.argmax(probability, axis=-1, keepdims=True)
+    rest = 1 - probability.sum(axis=-1, keepdims=True)
+    called = np.zeros_like(probability)
+    inside = np.take_along_axis(probability, best, -1) > rest
+    np.put_along_axis(called, best, inside.astype(called.dtype), -1)
+    return called
+
+
 def masks(
     probability: np.ndarray,
     spacing: Sequence[float],

@@ -42,6 +42,10 @@ class Output(NamedTuple):
         """Those of which every side of a split gets its share."""
         return self.names
 
+    def classes(self, label: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
+        """Names and labels [N, T] of a softmax."""
+        return self.names, label
+
     def check_loss(self, name: str) -> None:
         """Refuses a loss of classes for findings, and the other way round."""
         if (name in losses.SOFTMAX) != self.exclusive:

@@ -69,8 +69,11 @@ def _arguments(
             parts[part] = share | _arguments(config, output, label, part, numbers)
         return {"parts": parts}
     output.check_loss(name)
+    names = output.names
+    if name in losses.SOFTMAX:
+        names, label = output.classes(label)
     weighted = takes.keys() & {"w", "w_pos"}
-    arguments = class_weights(config, output, label) if weighted else {}
+    arguments = _class_weights(config, names, label, "w" in takes) if weighted else {}
     if "prevalence" in takes:
         positives, negatives = balance.frequencies(label)
         arguments["prevalence"] = positives / np.maximum(positives + negatives, 1)
@@ -91,12 +94,16 @@ def class_weights(
     `label` [N, T] is of the training images; `imbalance` is taken instead of the
     config's, if given.
     """
+    scheme = imbalance or config.imbalance
+    return _class_weights(config, output.names, label, output.exclusive, scheme)
+
+
+def _class_weights(config, names, label, exclusive, imbalance=None) -> dict:
     scheme = WEIGHTS.get(imbalance or config.imbalance, "uniform")
     options = {"scheme": scheme, "drop": config.resampling.drop}
-    if output.exclusive:
-        w = balance.multiclass_weights(label, classes=output.names, **options)
-        return {"w": w}
-    return balance.class_weights(label, tasks=output.names, **options)._asdict()
+    if exclusive:
+        return {"w": balance.multiclass_weights(label, classes=names, **options)}
+    return balance.class_weights(label, tasks=names, **options)._asdict()
 
 
 def treats(config: Config, kind: Any) -> bool:
@@ -123,4 +130,4 @@ def plan(config: Config, label: np.ndarray) -> balance.Epoch | None:
 
 def any_label(output: Any) -> np.ndarray:
     """[N, T] labels with both classes, where only shapes and names matter."""
-    return np.eye(max(2, len(output.names)))[:, : len(output.names)]
+    return np.eye(len(output.names) + 1)[:, :-1]

@@ -110,11 +110,11 @@ def views(config: Config) -> Callable:
 def segmenter(config: Config, output: Any) -> Network:
     """The network of a segmentation; equal ones are compiled once."""
     fields = json.dumps(affecting(config, "network"))
-    return _segmenter(fields, len(output.sequences), len(output.regions))
+    return _segmenter(fields, output.inputs, len(output.regions), output.exclusive)
 
 
 @functools.lru_cache(maxsize=4)
-def _segmenter(fields: str, channels: int, regions: int) -> Network:
+def _segmenter(fields: str, channels: int, regions: int, exclusive: bool) -> Network:
     config = Config(json.loads(fields))
     net, frozen = _model(config, regions, masks=True)
     size = tuple(config.patch.size)
@@ -130,7 +130,10 @@ def _segmenter(fields: str, channels: int, regions: int) -> Network:
         return net.init(key, jnp.zeros((1, *size, channels)), train=False)
 
     def probability(variables: ArrayTree, image: Array) -> Array:
-        return jax.nn.sigmoid(net.apply(variables, image, train=False))
+        logits = net.apply(variables, image, train=False)
+        if exclusive:
+            return jax.nn.softmax(losses.with_background(logits))[..., :-1]
+        return jax.nn.sigmoid(logits)
 
     return Network(init, net.apply, net.stage_names, frozen, False, probability)
 
@@ -248,6 +251,8 @@ def caveats(config: Config) -> tuple[str, ...]:
 def step_parts(config: Config, network: Network) -> dict:
     """What `step.train_step` is bound to."""
     loss = named(losses, config.loss.name, "loss.name")
+    if config.data.get("exclusive", False):
+        loss = losses.exclusive(loss)
     return {
         "apply": network.apply,
         "augment": augmentation(config),

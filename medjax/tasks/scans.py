@@ -16,9 +16,11 @@ from medjax.cohort import manifest as manifests
 from medjax.cohort import split as splits
 from medjax.config import Config
 from medjax.data import brain_phantom as brain
-from medjax.data import foreground, nifti, scan, volumes
+from medjax.data import foreground, nifti, scan, units, volumes
+from medjax.data.fingerprint import Pool
 from medjax.data.sources import scans
 from medjax.data.sources.scans import ScanFiles
+from medjax.data.units import Channel
 from medjax.data.volumes import Prepared
 from medjax.errors import InputError
 from medjax.tasks import films
@@ -43,7 +45,6 @@ SPLITS = {  # Values of `data.split`, and which splits they fill.
 }
 SIZE = ("depth", "height", "width")
 SPACING = ("spacing_d", "spacing_h", "spacing_w")
-NOT_OF_MASKS = (*losses.SOFTMAX, "auc_margin")  # One class a row; ranks.
 
 
 class Output(NamedTuple):
@@ -52,8 +53,10 @@ class Output(NamedTuple):
     sequences: tuple[str, ...]  # C names of an image's channels, in their order.
     regions: dict[str, tuple[int, ...]]  # K channels of a mask -> values in a file.
     spacing: tuple[float, ...] = ()  # [3] mm along D, H, W, the median volume's.
+    units: tuple[str, ...] = ()  # [C] of the sequences; () if all are z-scores.
+    channels: tuple[Channel, ...] = ()  # The network's; () if all are z-scores.
+    exclusive: bool = False  # Whether a voxel is in one region at most: softmax.
 
-    exclusive = False  # A voxel may be in several regions.
     stratified = ()  # Splits don't look at regions.
 
     @property
@@ -61,16 +64,27 @@ class Output(NamedTuple):
         return tuple(self.regions)
 
     @property
+    def inputs(self) -> int:
+        """The number of channels that the network sees."""
+        return len(self.channels or self.sequences)
+
+    @property
     def apart(self) -> np.ndarray:
         """[K, K] bool: the regions that have no value in common."""
         values = [set(inside) for inside in self.regions.values()]
         return np.array([[a.isdisjoint(b) for b in values] for a in values])
 
+    def classes(self, label: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
+        """Names and labels [N, K + 1] of a softmax, which has the background too."""
+        rest = np.maximum(1 - np.sum(label, axis=1, keepdims=True), 0)
+        return (*self.names, "background"), np.append(label, rest, axis=1)
+
     def check_loss(self, name: str) -> None:
-        if name in NOT_OF_MASKS:
+        if name == "auc_margin" or (name in losses.SOFTMAX and not self.exclusive):
             raise InputError(
                 f"loss.name={name!r}: is not of masks that may overlap: take "
-                "'soft_dice', 'tversky', 'weighted_bce', 'focal' or a 'compound' of them"
+                "'soft_dice', 'tversky', 'weighted_bce', 'focal' or a 'compound' of "
+                "them; of regions that exclude each other set data.exclusive=True"
             )
 
 
@@ -115,7 +129,8 @@ class Data(NamedTuple):
         # One shape for all of the data: other splits share the compiled step.
         largest = np.maximum(self.table[list(SIZE)].max(), patch)
         parts = [*self.parts(ids).values()]
-        return volumes.Volumes(self.prepared, parts, largest.tolist())
+        channels = self.output.channels
+        return volumes.Volumes(self.prepared, parts, largest.tolist(), channels)
 
     def pairs(self) -> pd.DataFrame:
         """Pairs of volumes that show one image, `id` and `other`; halves have none."""
@@ -151,6 +166,8 @@ def data(config: Config) -> Data:
         left out, or files that have changed since the volumes were made.
     """
     options = films.record_options(config)
+    if "units" in options:
+        options["units"] = units_of(config)
     name = f"{config.data.source}-{films.digest(options)}"
     folder = Path(config.data.records).expanduser() / "volumes" / name
 
@@ -163,8 +180,35 @@ def data(config: Config) -> Data:
     films.ready(config, folder, _files(config), begin)
     prepared = volumes.read_prepared(folder)
     spacing = tuple(prepared.table[list(SPACING)].median().tolist())
-    output = Output(prepared.sequences, prepared.regions, spacing)
+    output = expected(config)._replace(spacing=spacing)
     return Data(folder, _table(config, prepared), output, prepared)
+
+
+def scaled(config: Config, data: Data, ids: np.ndarray) -> Data:
+    """The data with their CT as these training volumes scale it, see units.scaled.
+
+    Its numbers are of the voxels of all regions, or of the whole foreground where there
+    are none, or all are alike.
+    """
+    channels = list(data.output.channels)
+    for n, channel in enumerate(channels):
+        if data.output.units[channel.sequence] != "hounsfield" or config.data.windows:
+            continue
+        for labelled in (True, False):
+            pool = Pool()
+            for part in data.parts(ids).values():
+                image, label = volumes.read(data.path, part)
+                image = np.asarray(image[..., [channel.sequence]], np.float32)
+                mask = image[..., 0] != 0
+                if labelled:
+                    mask &= False if label is None else label.any(axis=-1)
+                pool.add(image, mask)
+            ((mean, deviation, low, _, high),) = pool.summary(1)
+            if deviation > 0:
+                numbers = mean, deviation, low, high
+                channels[n] = units.scaled(channel, numbers)
+                break
+    return data._replace(output=data.output._replace(channels=tuple(channels)))
 
 
 def _files(config: Config) -> dict[str, Path]:
@@ -181,7 +225,42 @@ def expected(config: Config) -> Output:
     """What a run of this config says, as far as its data needn't be read for it."""
     if config.data.source == PHANTOM:
         return Output(brain.SEQUENCES, BRATS)
-    return Output(tuple(config.data.sequences), _regions(config))
+    values, windows = units_of(config), config.data.get("windows", ())
+    return Output(
+        tuple(config.data.sequences),
+        _regions(config),
+        units=values,
+        channels=units.channels(values, windows),
+        exclusive=config.data.get("exclusive", False),
+    )
+
+
+def units_of(config: Config) -> tuple[str, ...]:
+    """The unit of each sequence, by `data.units` or the modality; () if all are z-scores.
+
+    Raises:
+      InputError: an unknown one, as many as there are no sequences, or windows of none.
+    """
+    count, given = len(config.data.sequences), tuple(config.data.get("units", ()))
+    given = given or (units.OF_MODALITY.get(config.modality, "z_scores"),)
+    if unknown := [unit for unit in given if unit not in units.UNITS]:
+        use = ", ".join(map(repr, units.UNITS))
+        raise InputError(f"data.units={unknown[0]!r} is unknown: use {use}")
+    if len(given) not in (1, count):
+        raise InputError(
+            f"data.units={given}: give one for all of data.sequences, or {count}"
+        )
+    windows = config.data.get("windows", ())
+    if windows and "hounsfield" not in given:
+        raise InputError(f"data.windows={windows}: are of CT: set data.units to it")
+    for window in windows:
+        if np.shape(window) != (2,) or not window[1] > 0:
+            raise InputError(
+                f"data.windows: {window!r} is no window: give ((centre, width), ...) in "
+                "Hounsfield units, ((40, 400),) say"
+            )
+    given *= count if len(given) == 1 else 1
+    return given if {*given} - {"z_scores"} else ()
 
 
 def _table(config: Config, prepared: Prepared) -> pd.DataFrame:
@@ -325,12 +404,23 @@ def _regions(config: Config) -> dict[str, tuple[int, ...]]:
         regions[name] = tuple(config.data["values"][name])
     if taken := {*volumes.COLUMNS, "volume", "half", "sex", "age"} & {*regions}:
         raise InputError(f"data.regions: {min(taken)!r} is a column of ours: rename it")
+    given = [value for values in regions.values() for value in {*values}]
+    exclusive = config.data.get("exclusive", False)
+    shared = {value for value in given if exclusive and given.count(value) > 1}
+    if twice := shared | {*given} & {*config.data.background}:
+        raise InputError(
+            f"data.values: {min(twice)} is in data.background too, or in two regions "
+            "that data.exclusive keeps apart: give it one place"
+        )
     nifti.check_regions(regions)  # Now, and not after training.
     return regions
 
 
 def _reading(config: Config) -> dict:
-    return {name: config.data[name] for name in READING if name in config.data}
+    reading = {name: config.data[name] for name in READING if name in config.data}
+    if "sequences" in config.data:
+        reading["units"] = units_of(config) or "z_scores"
+    return reading
 
 
 def _phantoms(

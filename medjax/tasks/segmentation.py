@@ -13,6 +13,7 @@ from rich.progress import track
 from medjax.config import Config, flatten, tuples
 from medjax.data import fingerprint, nifti, scan, volumes
 from medjax.data.scan import Scan
+from medjax.data.units import normalise
 from medjax.errors import InputError
 from medjax.evaluation import bootstrap, sliding, subgroups, volume_groups
 from medjax.evaluation import compare as statistics
@@ -47,7 +48,10 @@ NOT_FOR_MASKS = {
 
 
 class Answer(NamedTuple):
-    """A volume and its prediction: all [D, H, W, ...], and the spacing [3] in mm."""
+    """A volume and its prediction: all [D, H, W, ...], and the spacing [3] in mm.
+
+    Of regions that exclude each other, probabilities are 1 for the likeliest, else 0.
+    """
 
     image: np.ndarray
     probability: np.ndarray
@@ -112,14 +116,19 @@ def batches(config: Config, data: scans.Data, ids, target, *, on_host: bool = Fa
     return films.train_batches(config, images, **options)
 
 
-def probability(config: Config, network, state: step.Trained, image) -> np.ndarray:
+def probability(
+    config: Config, network, state: step.Trained, image, channels=()
+) -> np.ndarray:
     """The members' mean probability of a volume: [D, H, W, C] -> [D, H, W, K]."""
-    return sum(_each(config, network, state, image)) / len(step.members(state))
+    each = _each(config, network, state, image, channels)
+    return sum(each) / len(step.members(state))
 
 
-def _each(config: Config, network, state: step.Trained, image) -> Iterator[np.ndarray]:
-    """Each member's probability of a volume."""
-    windows = _windows(config)
+def _each(
+    config: Config, network, state: step.Trained, image, channels
+) -> Iterator[np.ndarray]:
+    """Each member's probability of a volume, as it was prepared."""
+    windows, image = _windows(config), normalise(image, channels)
     for one in step.members(state):
         yield sliding.volume_probability(
             network.predict, one.averaged, image, **windows
@@ -143,8 +152,10 @@ def answers(config: Config, network, state, data: scans.Data, ids) -> Iterator[A
     for part in data.parts(ids).values():
         image, label = volumes.read(data.path, part)
         spacing = volumes.load(data.prepared, part.id).spacing
-        each = [*_each(config, network, state, image)]
+        each = [*_each(config, network, state, image, data.output.channels)]
         predicted, members = sum(each) / len(each), each if len(each) > 1 else ()
+        if data.output.exclusive:
+            predicted, *members = map(measures.likeliest, (predicted, *members))
         yield Answer(image, predicted, np.asarray(label), spacing, members)
 
 
@@ -163,6 +174,7 @@ def validate(config, network, data: scans.Data, ids, state) -> dict[str, float]:
 
 def fix(run: Finished, data: scans.Data, manifest: pd.DataFrame) -> Finished:
     """The run with its post-processing, chosen on validation where it is missing."""
+    data = data._replace(output=run.output)
     ids = films.ids_in(manifest, "validation")
     ids = ids if run.config.evaluation.choose else ids[:0]
 
@@ -191,12 +203,12 @@ def other(run: Finished, data: scans.Data) -> scans.Data:
             raise InputError(
                 f"--config: data.{name} is {theirs!r}, the run's {ours!r}: set it"
             )
-    for what in ("sequences", "regions"):
+    for what in ("sequences", "units", "regions"):
         theirs, ours = (tuple(getattr(o, what)) for o in (data.output, run.output))
         if theirs != ours:
             raise InputError(
-                f"--config: its {what} are {', '.join(theirs)}, the run's "
-                f"{', '.join(ours)}: name the same in data.{what}"
+                f"--config: its {what} are {', '.join(theirs) or 'z_scores'}, the "
+                f"run's {', '.join(ours) or 'z_scores'}: name the same in data.{what}"
             )
     return data
 
@@ -208,7 +220,7 @@ def measure(
     if not devices.first():
         return {}, []
     config, output = run.config, run.output
-    ids = films.ids_in(manifest, split)
+    data, ids = data._replace(output=output), films.ids_in(manifest, split)
     predicted = answers(config, run.network, run.state, data, ids)
     patients = dict(zip(data.table["image"], data.table["patient"].tolist()))
     rows, worst = [], []
@@ -339,8 +351,10 @@ def write_masks(run: Finished, case: Scan, path: Path) -> None:
 
     The mask is made on the grid that the model saw: components are counted there.
     """
-    predicted = probability(run.config, run.network, run.state, case.image)
-    mask = measures.masks(predicted, case.spacing, run.fixed, run.output.apart)
+    channels = run.output.channels
+    predicted = probability(run.config, run.network, run.state, case.image, channels)
+    called = measures.likeliest(predicted) if run.output.exclusive else predicted
+    mask = measures.masks(called, case.spacing, run.fixed, run.output.apart)
     label = nifti.paint(scan.to_original(mask, case, order=0), run.output.regions)
     nifti.write(Path(f"{path}_label.nii.gz"), label, case.original, case.header)
     predicted = scan.to_original(predicted, case)
@@ -354,6 +368,7 @@ TASK = Task(
     share=lambda config: config.train.batch // config.patch.each,
     data=scans.data,
     explore=explore,
+    scaled=scans.scaled,
     split=scans.split,
     untested=scans.untested,
     audit=scans.audit,

@@ -105,6 +105,8 @@ class Task(NamedTuple):
     refused: dict[str, str]  # {capability: why this kind of task can't have it}.
     # (folder, data, ids) -> None; notes what images look like.
     record: Callable = lambda *_: None
+    # (config, data, ids) -> the data, with what these training images fix of them.
+    scaled: Callable = lambda config, data, ids: data
     # run -> None; what changes the weights after the last update.
     refit: Callable = lambda _: None
 
@@ -147,6 +149,7 @@ class Task(NamedTuple):
         print(f"{self.unit}: " + ", ".join(f"{n} {split}" for split, n in counts))
         ids = films.ids_in(manifest, "train")
         validation = films.ids_in(manifest, "validation")
+        data = self.scaled(config, data, ids)
         network = self.network(config, data.output)
         counted = imbalance.counted(config, data, ids)
         begin = functools.partial(

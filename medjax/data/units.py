@@ -1,0 +1,103 @@
+"""Units of scans' intensities: how stored ones become the channels of a network.
+
+`data.units` names one of UNITS for all sequences, or one for each:
+
+  z_scores    MRI, whose intensities have no unit: of each scan's own foreground
+  hounsfield  CT: clipped and scaled alike for all, by numbers of the training patients
+              or by the windows that a reader would choose
+  suv         PET: as it is, up to HOTTEST, in steps of STEP; no scan's own scale hides it
+
+Prepared z-scores are ready; Hounsfield units and SUV are prepared as they are, so that
+the numbers can be those of a run's training patients, and are fixed with it.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from medjax.errors import InputError
+
+UNITS = ("z_scores", "hounsfield", "suv")
+OF_MODALITY = {"ct": "hounsfield", "nuclear": "suv"}  # Others: z-scores.
+AIR = -1024.0  # HU; what is below pads a scanner's field of view.
+OFFSET = 300.0  # If no value is negative, percentile 95 above which it isn't HU.
+HOTTEST, STEP = 40.0, 5.0  # SUV.
+STRANGE = 50.0  # Mean above which an image isn't SUV, whose mean in a body is about 1.
+LARGEST = 65504.0  # Of float16, in which scans are prepared: clips nothing.
+NOT_0 = 1e-4  # Instead of 0, which is background, in HU, SUV or deviations.
+
+
+class Channel(NamedTuple):
+    """What a network sees of a sequence: (clip(x, low, high) - centre) / scale."""
+
+    sequence: int  # Its number in the prepared image.
+    low: float
+    high: float
+    centre: float
+    scale: float
+
+
+def channels(
+    units: Sequence[str], windows: Sequence[tuple[float, float]]
+) -> tuple[Channel, ...]:
+    """The channels of sequences in these units, one each; () if all are z-scores.
+
+    windows: (centre, width) in HU; each makes a channel of each CT, from -1 to 1.
+      Without any, CT waits for `scaled`.
+    """
+    made = []
+    for n, unit in enumerate(units):
+        if unit == "hounsfield" and windows:
+            made += [
+                Channel(n, centre - width / 2, centre + width / 2, centre, width / 2)
+                for centre, width in windows
+            ]
+        elif unit == "suv":
+            made.append(Channel(n, 0.0, HOTTEST, 0.0, STEP))
+        else:
+            made.append(Channel(n, -LARGEST, LARGEST, 0.0, 1.0))
+    return tuple(made) if {*units} - {"z_scores"} else ()
+
+
+def scaled(channel: Channel, values: Sequence[float]) -> Channel:
+    """A CT's channel by mean, deviation and two percentiles of the training patients.
+
+    Source: Isensee et al., nnU-Net, Nature Methods 18 (2021) 203, methods: clipped to
+    the percentiles 0.5 and 99.5 of the training foreground, then its mean and deviation.
+    """
+    mean, deviation, low, high = map(float, values)
+    return channel._replace(low=low, high=high, centre=mean, scale=deviation)
+
+
+def normalise(image: np.ndarray, channels: Sequence[Channel]) -> np.ndarray:
+    """Prepared [..., sequences] -> [..., channels]; background, 0, stays 0."""
+    if not channels:
+        return image
+    seen = []
+    for n, low, high, centre, scale in channels:
+        stored = image[..., n].astype(np.float32)
+        values = (np.clip(stored, low, high) - centre) / np.float32(scale)
+        seen.append(np.where(stored == 0, 0, np.where(values == 0, NOT_0, values)))
+    return np.stack(seen, axis=-1).astype(image.dtype)
+
+
+def checked(voxels: np.ndarray, unit: str) -> np.ndarray:
+    """[D, H, W] of a file in this unit, padding of CT as air.
+
+    Raises:
+      InputError: the values can't have the unit.
+    """
+    if unit == "hounsfield":
+        if voxels.min() >= 0 and np.percentile(voxels, 95) > OFFSET:
+            raise InputError(
+                "has no negative value, so it isn't in Hounsfield units, where air is "
+                "-1000; export it with its rescale intercept, or set data.units"
+            )
+        return np.maximum(voxels, np.float32(AIR))
+    if unit == "suv" and (mean := voxels.mean()) > STRANGE:
+        raise InputError(
+            f"has a mean of {mean:.4g}, so it isn't SUV, whose mean in a body is 1; divide "
+            "it by dose and weight, or set data.units='z_scores'"
+        )
+    return voxels
