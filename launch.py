@@ -6,7 +6,7 @@
   python launch.py evaluate --workdir=DIR [--split=test] [--localise] [--against=DIR]
                             [--corrupt]
   python launch.py predict  --workdir=DIR --images=FILE_OR_DIR --out=CSV [--explain=DIR]
-  python launch.py convert  --source=FILE --model=NAME --out=DIR [--channels=3]
+  python launch.py convert  --source=FILE [--model=NAME --out=DIR] [--channels=3]
   python launch.py gallery  --images=FILE_OR_DIR --out=HTML [--modality=NAME]
   python launch.py sweep    --config=configs/X.py --workdir=DIR [--executor=NAME]
 
@@ -29,7 +29,8 @@ predict   new PNG, JPEG or DICOM files -> one probability a finding; with --expl
           picture of where the evidence lies for each finding that is seen; of patients'
           folders of scans, masks and probabilities as NIfTI files in the folder --out
 convert   weights of torchvision, timm or Keras -> a checkpoint for transfer.init;
-          --source=imagenet takes published ones: of a pip package, or downloaded
+          --source=imagenet takes published ones: of a pip package, or downloaded;
+          without --model it lists what the file holds, and which networks it fits
 gallery   image files or NIfTI volumes -> a page of what each modality's augmentations
           do to them (--draws of each), and why it leaves others out
 sweep     every run that the config's sweep() asks for, and a page that compares them;
@@ -62,7 +63,7 @@ from medjax.commands import convert, evaluate, explore, gallery, predict
 from medjax.commands.sweep import EXECUTORS
 from medjax.config import Config
 from medjax.errors import InputError
-from medjax.evaluation.heatmaps import METHODS
+from medjax.evaluation.heatmaps import METHODS, ROLLOUT
 from medjax.files import on_disk
 from medjax.training import devices
 
@@ -83,7 +84,7 @@ flags.DEFINE_bool("localise", False, "evaluate: the heatmaps, by the films' boxe
 flags.DEFINE_bool("corrupt", False, "evaluate: on corrupted films")
 flags.DEFINE_integer("films", 0, "evaluate --corrupt: so many at most; 0: all")
 flags.DEFINE_string("explain", None, "predict: folder of the heatmaps")
-flags.DEFINE_enum("method", "grad_cam", METHODS, "of the heatmaps")
+flags.DEFINE_enum("method", "grad_cam", [*METHODS, ROLLOUT], "of the heatmaps")
 flags.DEFINE_string(
     "stage", None, "of the heatmaps: whose output; without it, the last"
 )
@@ -223,8 +224,12 @@ def run_predict() -> int:
 
 
 def run_convert() -> None:
-    source, out = Path(required("source")), Path(required("out"))
-    convert.convert(source, required("model"), out, channels=FLAGS.channels)
+    source = Path(required("source"))
+    if FLAGS.model or FLAGS.out:
+        out = Path(required("out"))
+        convert.convert(source, required("model"), out, channels=FLAGS.channels)
+    else:
+        convert.describe(source)
 
 
 def run_gallery() -> None:

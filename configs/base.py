@@ -34,8 +34,8 @@ def classification(source: str = "phantom") -> ConfigDict:
     c.augment.ops = ("random_affine", "brightness", "contrast")
     # A network of models/architectures.py with its arguments: densenet_small,
     # densenet121/169/201, resnet_small, resnet18/34/50/101, efficientnet_b0,
-    # efficientnet_lite0, convnext_tiny. All have a dropout of the last layer's input; the
-    # last three have stochastic_depth.
+    # efficientnet_lite0, convnext_tiny, vit_small, vit_base. All have a dropout of the last
+    # layer's input; the last five have stochastic_depth.
     c.model = {"name": "densenet_small", "stem": "half", "pool": "mean_max"}
     c.loss = {"name": "weighted_bce"}  # a loss of losses.py with its arguments
     c.evaluation.update(
@@ -166,6 +166,21 @@ _DATA = {
         "blank": "zeros",  # findings that aren't mentioned; or "ignore"
         "views": ("PA", "AP"),  # films to keep; also "LATERAL", ""
     },
+    "mimic_cxr": {
+        "folder": "mimic-cxr-jpg",
+        "side": 224,
+        "bits": 8,
+        "labels": "chexpert",  # whose labels; or "negbio"
+        "uncertain": "ignore",  # as in chexpert, from here on
+        "blank": "zeros",
+        "views": ("PA", "AP"),
+    },
+    "vindr_cxr": {
+        "folder": "vindr-cxr",
+        "side": 224,
+        "bits": 8,
+        "readers": "majority",  # that see a finding; or "any" of them
+    },
     "table": {
         "folder": "my_data",
         "side": 128,
@@ -218,6 +233,17 @@ _DATA = {
         "mask": "lesion.nii.gz",
     },
     "decathlon": {**_SCANS, "part": "training"},  # or "test"
+    "brats": {  # since 2023
+        **_SCANS,
+        "sequences": ("t2f", "t1n", "t1c", "t2w"),
+        "regions": ("whole", "core", "enhancing"),
+        "values": {"whole": (1, 2, 3), "core": (1, 3), "enhancing": (3,)},
+    },
+    "bids": {
+        **_SCANS,
+        "sequences": ("FLAIR", "T1w"),  # ends of files' names
+        "mask": "dseg",  # the same, in the session's folder or in derivatives/
+    },
 }
 
 

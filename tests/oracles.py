@@ -1,6 +1,6 @@
 """The state dicts of torch's networks, filled by name, and what they answer.
 
-`python tests/oracles.py`, with torch, torchvision and efficientnet-lite-pytorch, writes
+`python tests/oracles.py`, with torch, torchvision, timm and efficientnet-lite-pytorch, writes
 oracles.json for machines that have none of them: their numbers of evaluation and of one
 step of training, and the classes that published weights see in photographs.
 """
@@ -14,9 +14,10 @@ import numpy as np
 CLASSES = 3
 RECORDED = Path(__file__).with_name("oracles.json")
 MODELS = ("densenet121", "resnet18", "resnet50", "efficientnet_b0", "convnext_tiny")
-MODELS += ("efficientnet_lite0",)
+MODELS += ("efficientnet_lite0", "vit_small")
 # Of each model its oracle, where it isn't torchvision.
-LIBRARIES = {"efficientnet_lite0": "efficientnet_lite_pytorch"}
+LIBRARIES = {"efficientnet_lite0": "efficientnet_lite_pytorch", "vit_small": "timm"}
+TIMM = {"vit_small": "vit_small_patch16_224"}  # Where its name is another.
 # Of each model some normalisations: the oracle's name, and ours.
 NORMS = {
     "densenet121": {
@@ -68,7 +69,7 @@ def _values(name, shape):
         if leaf == "kernel" and shape[-1] == 1:  # Keras' depthwise, [h, w, C, 1].
             inputs = np.prod(shape[:2])
         values = rng.standard_normal(shape) * np.sqrt(2 / inputs)
-    elif leaf in ("bias", "beta", "running_mean", "moving_mean"):
+    elif leaf in ("bias", "beta", "running_mean", "moving_mean", "pos_embed"):
         values = 0.1 * rng.standard_normal(shape)
     else:
         values = rng.uniform(0.5, 1.5, shape)
@@ -185,6 +186,19 @@ def convnext():
     return found | affine("classifier.0", c) | affine("classifier.2", CLASSES, c)
 
 
+def vit(width=384, depth=12, patch=16, grid=14):
+    found = {"cls_token": (1, 1, width), "pos_embed": (1, 1 + grid**2, width)}
+    found |= conv("patch_embed.proj", width, 3, patch, bias=True)
+    for i in range(depth):
+        block = f"blocks.{i}"
+        found |= affine(f"{block}.norm1", width) | affine(f"{block}.norm2", width)
+        found |= affine(f"{block}.attn.qkv", 3 * width, width)
+        found |= affine(f"{block}.attn.proj", width, width)
+        found |= affine(f"{block}.mlp.fc1", 4 * width, width)
+        found |= affine(f"{block}.mlp.fc2", width, 4 * width)
+    return found | affine("norm", width) | affine("head", CLASSES, width)
+
+
 def shapes(model):
     """The state dict of the oracle's model, shapes by name."""
     return {
@@ -194,6 +208,7 @@ def shapes(model):
         "efficientnet_b0": efficientnet,
         "efficientnet_lite0": efficientnet_lite,
         "convnext_tiny": convnext,
+        "vit_small": vit,
     }[model]()
 
 
@@ -216,6 +231,9 @@ def built(model, library=None, *, classes=CLASSES):
     if library == "timm":
         import timm
 
+        if model in TIMM:
+            options = {"num_classes": classes, "dynamic_img_size": True}
+            return timm.create_model(TIMM[model], **options)
         return timm.create_model(model, num_classes=classes)
     import torchvision
 
@@ -240,7 +258,9 @@ def torch_answers(model, images, *, train=False, library=None):
     kept = []
 
     def keep(module, inputs, output):
-        kept.append(output.detach().numpy().transpose(0, 2, 3, 1).copy())
+        values = output.detach().numpy()
+        values = np.moveaxis(values, 1, -1) if values.ndim == 4 else values
+        kept.append(values.copy())  # The next layer may change it in place.
 
     def count(module, inputs, output):
         seen.append(inputs[0].numel() // inputs[0].shape[1])
@@ -268,6 +288,8 @@ def _stages(network, model):
     if model == "efficientnet_lite0":  # One module activates the stem and the top.
         ends = (0, 2, 4, 7, 10, 14, 15)
         return [network._swish, *(network._blocks[i] for i in ends)]
+    if model.startswith("vit"):
+        return [network.norm_pre, *network.blocks]
     wanted = (0, 1, 3, 5, 7) if model.startswith("convnext") else range(9)
     return [network.features[i] for i in wanted]
 

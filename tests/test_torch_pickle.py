@@ -61,6 +61,13 @@ class Raw(NamedTuple):
     code: bytes
 
 
+class Instance(NamedTuple):
+    """An object of a class, by its attributes."""
+
+    made: Name | Persistent
+    attributes: dict
+
+
 def pickled(value):
     """The instructions that push a value, in the protocol 2 that torch writes."""
     match value:
@@ -73,6 +80,8 @@ def pickled(value):
             return pickled(function) + pickled(arguments) + b"R"
         case Persistent(id):
             return pickled(id) + b"Q"
+        case Instance(made, attributes):
+            return pickled(made) + b")\x81" + pickled(attributes) + b"b"
         case tuple():
             return b"(" + b"".join(map(pickled, value)) + b"t"
         case list():
@@ -170,6 +179,38 @@ def legacy(content, keys, *arrays, little=True):
     return data
 
 
+NET = Name("nets.Net")
+
+
+def module(modules=None, *, made=NET, **parameters):
+    parts = {"_parameters": parameters, "_buffers": {}, "_modules": modules or {}}
+    return Instance(made, {"training": True, **parts})
+
+
+def test_a_module_of_a_class_with_its_source(put):
+    """As torch before 1.6 saved it, with the source code of the class."""
+    made = Persistent(("module", NET, "nets.py", "import os; os.abort()"))
+    inner = module(made=made, w=ONE_OF_7, bias=None)
+    content = {"state_dict": module({"a": inner, "b": None}, v=ONE_OF_7)}
+    check_equal(read(put(legacy(content, ["7"], X))), {"v": X, "a.w": X})
+
+
+def test_modules_that_hold_each_other_are_refused(put):
+    """A circle, and 40 modules that hold the next one twice: 2 ** 40 names."""
+    start = b"cnets\nNet\n)\x81q\x00"
+    parts = b"X\x0b\x00\x00\x00_parameters}X\x08\x00\x00\x00_buffers}"
+    child = b"X\x08\x00\x00\x00_modules}(X\x01\x00\x00\x00ah\x00"
+    circle = start + b"}(" + parts + child + b"uub"
+    both = pickled(module(w=ONE)) + b"q\x01"
+    for _ in range(40):
+        twice = b"X\x08\x00\x00\x00_modules}(X\x01\x00\x00\x00ah\x01"
+        twice += b"X\x01\x00\x00\x00bh\x01uub"
+        both += b"cnets\nNet\n)\x81}(" + parts + twice + b"q\x01"
+    for code in (circle, both):
+        with pytest.raises(InputError, match="its modules don't end"):
+            read(put(weights(Raw(code))))
+
+
 @few
 @given(
     count=st.integers(0, 30),
@@ -236,8 +277,36 @@ HOSTILE = {
     "dtype": (Name("torch.float32"), "'torch.float32'"),
     "attribute of what is known": (Name("torch.Size.__init__"), "torch.Size.__init__"),
     "new object": (Raw(b"ctorch\nSize\n)\x81"), "NEWOBJ"),
+    "instance of a function": (Raw(b"cos\nsystem\n)\x81"), "holds a 'os.system'"),
+    "attribute by name": (
+        module(w=ONE, x=Call(Name("builtins.getattr"), (Name("os"), "system"))),
+        "'builtins.getattr'",
+    ),
+    "call in a module": (
+        module({"a": Call(Name("os.system"), ("touch trap",))}, w=ONE),
+        "'os.system'",
+    ),
+    "call by copyreg": (
+        module(w=Call(Name("copyreg.__newobj__"), (Name("os.system"), "ls"))),
+        "'copyreg.__newobj__'",
+    ),
+    "class that is called": (
+        module({"a": Call(NET, ())}, w=ONE),
+        "'nets.Net'",
+    ),
+    "partial that is called": (
+        module(w=Call(Call(Name("functools.partial"), (Name("os.system"),)), ("ls",))),
+        "damaged",
+    ),
+    "module without parts": (Instance(NET, {"w": ONE}), "no module"),
+    "module without weights": (module(w=None), "no tensor"),
+    "parts of another type": (Instance(Name("a.B"), {"_modules": [ONE]}), "no module"),
+    "source of a class that is none": (
+        Persistent(("module", "x", "", "")),
+        "a str, not",
+    ),
     "instance": (Raw(b"(ios\nsystem\n"), "INST"),
-    "object": (Raw(b"(cos\nsystem\no"), "'os.system'"),
+    "object": (Raw(b"(cos\nsystem\no"), "instruction OBJ"),
     "extension": (Raw(b"\x82\x01"), "EXT1"),
     "bytes by name": (Raw(b"V__class__\n"), "UNICODE"),
     "state of a function": (Raw(b"ctorch\nSize\n}b"), "damaged"),

@@ -1,9 +1,14 @@
-"""The command `convert`: weights of torchvision, timm or Keras -> a checkpoint."""
+"""The command `convert`: weights of torchvision, timm or Keras -> a checkpoint"""
 
 from pathlib import Path
 
+import numpy as np
+
 from medjax.models import weights
+from medjax.models.weights.convert import nearest, other
 from medjax.tasks import start
+
+SHOWN = 4  # Names of arrays in a line.
 
 
 def convert(source: Path, name: str, out: Path, *, channels: int) -> None:
@@ -25,3 +30,49 @@ def convert(source: Path, name: str, out: Path, *, channels: int) -> None:
     arrays = f"{sum(card['rules'].values())} arrays"
     left = f", {len(card['dropped'])} left out" if card["dropped"] else ""
     print(f"converted: {out} ({arrays}{left}; see card.json)")
+    if card["findings"]:
+        print(f"its outputs are torchxrayvision's: {', '.join(card['findings'])}")
+
+
+def describe(source: Path) -> None:
+    """Prints what a file of weights holds, and which networks it fits.
+
+    Raises:
+      InputError: the file is damaged or hostile.
+    """
+    arrays = weights.read(source)
+    table = nearest(arrays, source)
+    names = {name: _printable(name) for name in arrays}
+    width = max(map(len, names.values()))
+    for name, array in arrays.items():
+        shape = " x ".join(map(str, array.shape)) or "number"
+        print(f"{names[name]:{width}}  {shape:20}  {array.dtype}")
+    framework = "keras" if all("/" in name for name in arrays) else "torch"
+    kind = f"a {table.family} of {table.framework}" if table else framework
+    numbers = sum(np.size(array) for array in arrays.values())
+    print(f"{source}: {kind}, {len(arrays)} arrays of {numbers:,} numbers")
+    if table is None:
+        kind = other(arrays)
+        why = f"it is {kind}" if kind else "its names are others"
+        print(f"fits no network of medjax: {why}")
+        return
+    misfits = start.fits(arrays, table)
+    models = [model for model, misfit in misfits.items() if not any(misfit)]
+    for model in models:
+        command = f"convert --source={source} --model={model} --out=DIR"
+        print(f"fits {model}: python launch.py {command}")
+    if not models:
+        model, (missing, surplus) = next(iter(misfits.items()))
+        texts = {"it lacks": missing, "has no place for": surplus}
+        texts = [f"{text} {_some(part)}" for text, part in texts.items() if part]
+        print(f"nearest to {model}: {', and '.join(texts)}")
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(map(_printable, names[:SHOWN]))
+    return shown + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def _printable(name: str) -> str:
+    """Of an untrusted file: without what a terminal would obey."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in name)[:200]

@@ -3,6 +3,8 @@
   grad_cam                 a stage's channels, weighted by the logit's mean gradient
   grad_cam_plus_plus       the same, weighted so that small and repeated findings count
   integrated_gradients     each pixel's share of the logit: as fine as the image, and noisy
+  attention_rollout        of a ViT alone: which patches its attention leads to, the same
+                           for every finding
 
 The logit is explained, not the probability: a sigmoid's gradient vanishes where it is
 near 0 or 1. A heatmap says where the model looked, not where the disease is, so two
@@ -26,6 +28,7 @@ Images are [B, H, W, C] or [B, D, H, W, C], `...` stands for their spatial axes 
 of a stage, and `logits_of` maps a batch to [B, T], each image for itself.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -39,6 +42,7 @@ from medjax.evaluation import bootstrap
 from medjax.evaluation.bootstrap import Interval
 
 METHODS = ("grad_cam", "grad_cam_plus_plus", "integrated_gradients")
+ROLLOUT = "attention_rollout"
 STEPS = 32  # Of the sum that stands for the integral of integrated_gradients.
 LIMIT = 0.5  # A rank correlation from which on heatmaps count as alike.
 # Of the image's longest side: so far from its box the maximum still hits. Source: Zhang
@@ -109,6 +113,7 @@ def heatmaps(
     apply: Callable,
     method: str = METHODS[0],
     stage: int = -1,
+    token: bool = False,
 ) -> Array:
     """The heatmap of each image and task.
 
@@ -117,13 +122,14 @@ def heatmaps(
       image: standardised. The baseline of integrated_gradients is 0, the mean grey; it
         shows the positive part of its channels' sum.
       apply: a Classifier's, see models/classifier.py.
-      method: one of METHODS.
+      method: one of METHODS, or of a ViT ROLLOUT.
+      token: whether a ViT's classifier reads its class token, not its patches.
       stage: whose output grad_cam and grad_cam_plus_plus weight; -1 is the last. An
         earlier one is finer, but its pixels depend on less of the image.
 
     Returns:
-      [B, T, ...] float32, >= 0, on the grid of that stage (of the image for
-      integrated_gradients).
+      [B, T, ...] float32, >= 0, on the grid of that stage (of the patches of a ViT, of
+      the image for integrated_gradients).
     """
     if method == "integrated_gradients":
         shares = integrated_gradients(
@@ -131,13 +137,48 @@ def heatmaps(
         )
         return jax.nn.relu(shares.sum(axis=-1))
     cam = grad_cam if method == "grad_cam" else grad_cam_plus_plus
-    _, sown = apply(variables, image, train=False, mutable=["intermediates"])
-    stages = sown["intermediates"]["stages"]
-    after = range(1, len(stages) + 1)[stage]
-    return cam(
-        stages[stage],
-        lambda feature: apply(variables, feature, train=False, after=after),
-    )
+    logits, sown = apply(variables, image, train=False, mutable=["intermediates"])
+    sown = sown["intermediates"]
+    stages, after = sown["stages"], range(1, len(sown["stages"]) + 1)[stage]
+    feature, others, grid = stages[stage], None, ()
+    if feature.ndim == 3:  # Tokens, the patches' last.
+        *grid, _ = sown["stem"]["position"][0].shape
+        others, feature = jnp.split(feature, [feature.shape[1] - math.prod(grid)], 1)
+    if method == ROLLOUT:
+        blocks = [sown[f"stage{i}"] for i in range(1, len(stages))]
+        attention = [block["attention"][0] for block in blocks]
+        shares = rollout(attention, others.shape[1], token=token)
+        shape = (len(image), logits.shape[1], *grid)
+        return jnp.broadcast_to(shares.reshape(len(image), 1, *grid), shape)
+
+    def logits_of(feature: Array) -> Array:
+        if others is not None:
+            patches = feature.reshape(len(feature), -1, feature.shape[-1])
+            feature = jnp.concatenate([others, patches], axis=1)
+        return apply(variables, feature, train=False, after=after)
+
+    if others is not None:
+        feature = feature.reshape(len(feature), *grid, -1)
+    return cam(feature, logits_of)
+
+
+def rollout(attention: Sequence[Array], others: int, *, token: bool) -> Array:
+    """What the last block's tokens take from each patch at the first, [B, patches].
+
+    Args:
+      attention: [B, heads, N, N] of each block, from the image on; rows sum to 1.
+      others: the number of tokens before the patches.
+      token: of the first token; else of the mean patch.
+
+    Source: Abnar & Zuidema, ACL 2020, eq. 1: heads are averaged, and the branch around
+    the attention counts as much as it.
+    """
+    total = jnp.eye(attention[0].shape[-1])
+    for block in attention:
+        step = (block.mean(axis=1) + jnp.eye(block.shape[-1])) / 2
+        total = step @ total
+    rows = total[:, 0] if token else total[:, others:].mean(axis=1)
+    return rows[:, others:]
 
 
 def grad_cam(feature: Array, logits_of: Callable) -> Array:

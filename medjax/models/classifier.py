@@ -13,6 +13,9 @@ from medjax.models import layers
 class Classifier(nn.Module):
     """Image [B, H, W, C] or [B, D, H, W, C] -> logits [B, T].
 
+    Between its stages are grids [B, ..., c], or tokens [B, N, c] of which the first
+    `tokens` have no place in the image.
+
     The parameters lie under the names of the stages and 'classifier'. Sown as
     intermediates: 'stages', each stage's output, and 'embedding', the classifier's
     input [B, F].
@@ -21,8 +24,10 @@ class Classifier(nn.Module):
     # Makers, (name=...) -> module; a stage maps [B, ..., c] to [B, ..., c'], by (x, train).
     stages: Sequence[Callable[..., nn.Module]]
     tasks: int  # T, the number of findings.
-    # 'mean' over the last grid, or 'mean_max': mean and maximum, for small findings.
+    # 'mean' over the last grid, 'mean_max': mean and maximum, for small findings; or
+    # 'token': the first one.
     pool: str = "mean"
+    tokens: int = 0
     top: Callable[..., nn.Module] | None = None  # Makes a norm of the embedding.
     dropout: float = 0.0  # Share of the embedding's values that training sets to 0.
     random: bool = False  # Stages drop blocks: in training they also take keys [B].
@@ -34,8 +39,10 @@ class Classifier(nn.Module):
 
     def __post_init__(self) -> None:
         """Raises ValueError for an unknown `pool` and a `dropout` outside [0, 1)."""
-        if self.pool not in ("mean", "mean_max"):
-            raise ValueError(f"pool={self.pool!r}: use 'mean' or 'mean_max'")
+        pools = ("mean", "mean_max", "token")[: 3 if self.tokens else 2]
+        if self.pool not in pools:
+            names = " or ".join(map(repr, pools))
+            raise ValueError(f"pool={self.pool!r}: use {names}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout}: give a share from 0 to below 1")
         super().__post_init__()
@@ -69,10 +76,13 @@ class Classifier(nn.Module):
             self.sow("intermediates", "stages", x)
         axes = tuple(range(1, x.ndim - 1))
         x = x.astype(jnp.float32)
-        if self.pool == "mean":
-            x = jnp.mean(x, axes)  # [B, c]
+        placed = x[:, self.tokens :]
+        if self.pool == "token":
+            x = x[:, 0]
+        elif self.pool == "mean":
+            x = jnp.mean(placed, axes)  # [B, c]
         else:
-            x = jnp.concatenate([jnp.mean(x, axes), maximum(x)], axis=1)
+            x = jnp.concatenate([jnp.mean(placed, axes), maximum(placed)], axis=1)
         if self.top is not None:
             x = self.top(name="top")(x)
         self.sow("intermediates", "embedding", x)

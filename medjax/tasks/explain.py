@@ -28,7 +28,8 @@ from medjax.training import step
 FILMS = 256  # Images whose heatmaps are in memory at once.
 TOGETHER = 8  # Images of a gallery in a batch: its size compiles one program.
 RANDOMISED = 32  # Images of the randomisation check.
-WHOLE = "integrated_gradients"  # The method that explains by pixels, not by a stage.
+# Methods that explain by pixels or by all stages, not by one.
+WITHOUT_STAGE = ("integrated_gradients", heatmaps.ROLLOUT)
 
 
 def explainer(
@@ -36,28 +37,37 @@ def explainer(
 ) -> functools.partial:
     """image [D, B, ...] -> heatmaps [D, B, T, h, w] >= 0 of the averaged model.
 
-    Of an ensemble, the mean of its members'. `stage` is the one of run.network.stages
-    whose output is weighted; None: the last.
+    Of an ensemble, the mean of its members'. `stage` is the one of `stages(run)` whose
+    output is weighted; None: the last.
 
     Raises:
       InputError: no such method or stage, or a stage for a method that has none.
     """
-    stages = run.network.stages
-    if method == WHOLE and stage is not None:
+    methods = heatmaps.METHODS + (heatmaps.ROLLOUT,) * run.network.attention
+    if method in WITHOUT_STAGE and stage is not None:
         raise InputError(
-            f"--stage={stage}: {WHOLE} explain by the image's pixels and take no stage: "
-            "leave it out, or use --method=grad_cam"
+            f"--stage={stage}: {method} explains by the whole network and takes no "
+            "stage: leave it out, or use --method=grad_cam"
         )
-    stage = stage or stages[-1]
-    choices = ("method", method, heatmaps.METHODS), ("stage", stage, stages)
+    stage = stage or stages(run)[-1]
+    choices = ("method", method, methods), ("stage", stage, stages(run))
     for flag, value, names in choices:
         if value not in names:
             raise InputError(f"--{flag}={value}: use one of {', '.join(names)}")
     # No gradient passes a frozen stage.
     whole = parts.classifier(adapt.whole(run.config), run.output)
-    options = {"method": method, "stage": stages.index(stage)}
+    options = {"method": method, "stage": run.network.stages.index(stage)}
+    options["token"] = run.network.token
     compiled = _compiled(apply=whole.apply, views=whole.look, **options)
     return functools.partial(_mean, compiled, run.state)
+
+
+def stages(run: Finished) -> tuple[str, ...]:
+    """Those whose output has a place in the image and leads to the logits.
+
+    A ViT whose class token is read has no gradient by its last block's patches.
+    """
+    return run.network.stages[: -1 if run.network.token else None]
 
 
 def _mean(compiled: Callable, state: step.Trained, image: Array) -> np.ndarray:
@@ -185,10 +195,10 @@ def localise(
     measured = heatmaps.localise(marked, tasks=names, **options)
     some = films.evaluation_batches(run.config, data.films(ids[:RANDOMISED]))
     randomised = _randomisation(run, explain, some)
-    method, last = how.get("method") or heatmaps.METHODS[0], run.network.stages[-1]
+    method, last = how.get("method") or heatmaps.METHODS[0], stages(run)[-1]
     return {
         "method": method,
-        "stage": how.get("stage") or (None if method == WHOLE else last),
+        "stage": how.get("stage") or (None if method in WITHOUT_STAGE else last),
         **measured,
         "randomisation": bootstrap.as_json(randomised),
     }

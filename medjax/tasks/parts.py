@@ -52,6 +52,8 @@ class Network(NamedTuple):
     # (state, image [D, B, ...]) -> what its last layer sees, [D, B, F].
     look: Callable | None = None
     embed: Callable | None = None
+    attention: bool = False  # Whether it is a ViT; whether its class token is read.
+    token: bool = False
 
 
 def classifier(config: Config, output: Any) -> Network:
@@ -78,6 +80,8 @@ def _classifier(fields: str, output: Any) -> Network:
         predict=step.mean_of_members(log_odds),
         look=functools.partial(normalisation.views, prepare=preparation(config)),
         embed=step.compile_eval(step.embed_step, **parts),
+        attention=model.tokens > 0,
+        token=model.pool == "token",
     )
 
 

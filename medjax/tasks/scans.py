@@ -25,7 +25,12 @@ from medjax.data.volumes import Prepared
 from medjax.errors import InputError
 from medjax.tasks import films
 
-SOURCES = {"folders": scans.in_folders, "decathlon": scans.in_decathlon}
+SOURCES = {
+    "folders": scans.in_folders,
+    "decathlon": scans.in_decathlon,
+    "brats": scans.in_brats,
+    "bids": scans.in_bids,
+}
 FINDING = ("sequences", "files", "mask", "part")  # What SOURCES take.
 READING = (
     *("background", "spacing", "grids", "missing", "foreground", "margin", "clip"),

@@ -1,6 +1,5 @@
 """First weights of a run, `config.transfer.init`: of another run, or of a file."""
 
-import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from chex import ArrayTree
 
 from medjax.config import Config, as_json, named, read_config
@@ -131,8 +131,8 @@ def _read(config: Config, output: Any, network: Callable[..., Network]) -> Start
         return _of_converted(path, output)
     if path.is_file():
         channels = output.shape[-1]
-        converted = convert(path, config.model.name, channels=channels, head=False)
-        return _start(converted.variables, converted._asdict())
+        converted = convert(path, config.model.name, channels=channels)
+        return _start(converted.variables, converted._asdict(), output)
     raise _not_weights(config)
 
 
@@ -172,22 +172,18 @@ def trained(config: Config) -> str:
     return REFITTED if treats(config, REFITS) else "checkpoints"
 
 
-def convert(
-    path: Path, name: str, *, channels: int, head: bool
-) -> pretrained.Converted:
+def convert(path: Path, name: str, *, channels: int) -> pretrained.Converted:
     """Another framework's weights as the variables of the network of that name.
 
-    Args:
-      channels: of the images.
-      head: whether the file's classifier comes along, if it has one; else a
-        classifier of one class stands in its place.
+    `channels` are those of the images. Where the file has no classifier, one of one
+    class stands in its place.
 
     Raises:
       InputError: see weights.read and pretrained.convert; or, by the name of the file
         or of its folder, an EfficientNet that timm took over from TensorFlow.
     """
     source = weights.read(path)
-    table = pretrained.recognise(source, model=name)
+    table = pretrained.recognise(source, model=name, file=path)
     place = path.absolute()
     tensorflows = "tf_" in place.name or "tf_efficientnet" in str(place.parent)
     if table.framework == "timm" and table.family == "efficientnet" and tensorflows:
@@ -195,16 +191,32 @@ def convert(
             f"{path}: timm's tf_ networks pad as TensorFlow does, and their names and "
             "shapes don't say so: take timm's efficientnet_b0, torchvision's or Keras'"
         )
-    shapes = functools.partial(_shapes, name, dict(table.options), channels)
-    stages = pretrained.convert(source, shapes(classes=1), model=name, head=False)
-    if not head or not stages.classes:
-        return stages
-    return pretrained.convert(source, shapes(classes=stages.classes), model=name)
+    bias = pretrained.held(source, table, pretrained.HEAD[1])
+    classes = 1 if bias is None else bias.size
+    target = _shapes(name, dict(table.options), channels, classes=classes)
+    return pretrained.convert(source, target, model=name, file=path)
+
+
+def fits(
+    source: dict[str, np.ndarray], table: pretrained.Table
+) -> dict[str, pretrained.Misfit]:
+    """What keeps weights from each network of their table's family, least first."""
+    names = [name for name in vars(architectures) if name.startswith(table.family)]
+    stem = pretrained.held(source, table, pretrained.STEM)
+    channels = 3 if stem is None or stem.ndim < 2 else stem.shape[-2]
+    shapes = {
+        name: _shapes(name, dict(table.options), channels, classes=1) for name in names
+    }
+    misfits = {
+        name: pretrained.compare(source, target, table)
+        for name, target in shapes.items()
+    }
+    return dict(sorted(misfits.items(), key=lambda item: sum(map(len, item[1]))))
 
 
 def write_converted(path: Path, name: str, out: Path, *, channels: int) -> dict:
     """Converts a file of weights into an Orbax checkpoint with card.json beside it."""
-    converted = convert(path, name, channels=channels, head=True)
+    converted = convert(path, name, channels=channels)
     if out.is_file() or out.exists() and any(out.iterdir()):
         raise InputError(f"--out={out}: is there and isn't empty: give a new folder")
     card = pretrained.card(converted, path)
@@ -229,17 +241,26 @@ def _of_converted(folder: Path, output: Any) -> Start:
     classes = card["classes"] or 1
     shapes = _shapes(card["model"], card["options"], channels, classes=classes)
     with Checkpoints(folder) as checkpoints:
-        return _start(checkpoints.restore(parts.blank(shapes)).state, card)
+        return _start(checkpoints.restore(parts.blank(shapes)).state, card, output)
 
 
-def _start(variables: ArrayTree, card: dict) -> Start:
-    """Of converted variables and what their card says of them."""
-    params = {k: v for k, v in variables["params"].items() if k != "classifier"}
+def _start(variables: ArrayTree, card: dict, output: Any) -> Start:
+    """Of converted variables and what their card says of them.
+
+    The classifier comes along if it has an output for each of the run's findings.
+    """
+    params, names = dict(variables["params"]), tuple(card.get("findings", ()))
     options = {"name": card["model"], **card["options"]}
+    head = params.pop("classifier", None)
+    if not output.exclusive and set(output.names) <= set(names):
+        columns = [names.index(name) for name in output.names]
+        params["classifier"] = jax.tree.map(lambda leaf: leaf[..., columns], head)
+        names, options["pool"] = output.names, "mean"
+        print(f"classifier: the file's outputs for {', '.join(names)}")
     intensity = {"name": "standardise_each"}
     if card["standardise"]:
         intensity = {"name": "standardise", **card["standardise"]}
-    return Start({**variables, "params": params}, (), options, intensity)
+    return Start({**variables, "params": params}, names, options, intensity)
 
 
 def _shapes(name: str, options: dict, channels: int, *, classes: int) -> ArrayTree:

@@ -4,24 +4,35 @@ Image layouts return a `prepared.Source`; those of scans return `scans.ScanFiles
 an InputError for a setting or a file that does not fit the layout.
 """
 
-from medjax.data.sources import chest_xray, medmnist, tables, tfds
+from medjax.data.sources import (
+    chest_xray,
+    medmnist,
+    mimic_cxr,
+    tables,
+    tfds,
+    vindr_cxr,
+)
 
 # What `data.source` may name where images are classified.
 IMAGES = {
     "chexpert": chest_xray.chexpert,
     "medmnist": medmnist.medmnist,
+    "mimic_cxr": mimic_cxr.mimic_cxr,
     "nih": chest_xray.nih,
     "phantom": chest_xray.phantom,
     "table": tables.table,
     "tfds": tfds.tfds,
+    "vindr_cxr": vindr_cxr.vindr_cxr,
 }
 # The files that each layout reads, by name, of the same options. Files that don't exist
 # may be among them; there is none where the data aren't on this machine.
 FILES = {
     "chexpert": chest_xray.chexpert_files,
     "medmnist": medmnist.files,
+    "mimic_cxr": mimic_cxr.files,
     "nih": chest_xray.nih_files,
     "phantom": lambda **_: {},
     "table": tables.files,
     "tfds": tfds.files,
+    "vindr_cxr": vindr_cxr.files,
 }

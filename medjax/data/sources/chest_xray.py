@@ -49,7 +49,7 @@ CHEXPERT_TASKS = (
     "Support Devices",
 )
 UNCERTAIN = {"ignore": math.nan, "zeros": 0.0, "ones": 1.0, "soft": 0.7}
-NIH_BOX_SIDE = 1024  # The boxes' coordinates, whatever the size of the files.
+NIH_BOX_FRAME = (1024, 1024)  # Of the boxes, whatever the size of the files.
 CHUNK = 32  # Phantoms drawn in one call: enough for all cores, little memory.
 
 
@@ -156,7 +156,8 @@ def nih(*, folder: Path, side: int, bits: int = 8) -> Source:
         shape=(side, side, 1),
         where=path,
         bits=bits,
-        boxes=_nih_boxes(folder, side),
+        boxes=_nih_boxes(folder),
+        frame=NIH_BOX_FRAME,
         left_out=left_out,
     )
 
@@ -225,8 +226,8 @@ def _nih_images(folder: Path, listed: set[str]) -> tuple[dict[str, Path], list[t
     return paths, left_out
 
 
-def _nih_boxes(folder: Path, side: int) -> dict[str, list[tuple]]:
-    """Image name -> boxes in pixels of the S x S film; empty without a list."""
+def _nih_boxes(folder: Path) -> dict[str, list[tuple]]:
+    """Image name -> boxes in pixels of NIH_BOX_FRAME; empty without a list."""
     path = tables.only(folder, "BBox_List_2017.csv", needed=False)
     if path is None:
         return {}
@@ -245,7 +246,7 @@ def _nih_boxes(folder: Path, side: int) -> dict[str, list[tuple]]:
         task = listed["task"][strange].iloc[0]
         raise InputError(f"{path}: {task!r} is none of ChestX-ray14's findings")
     for name in ("x", "y", "w", "h"):
-        listed[name] = tables.numbers(listed, name, path) * (side / NIH_BOX_SIDE)
+        listed[name] = tables.numbers(listed, name, path)
     boxes = collections.defaultdict(list)
     for image, task, x, y, w, h in listed.itertuples(index=False):
         boxes[image].append((task, x, y, x + w, y + h))
@@ -274,11 +275,7 @@ def chexpert(
       views: which films are kept; '' is a frontal film of unknown view.
       bits: as in `tables.table`.
     """
-    _check_choice("uncertain", uncertain, UNCERTAIN)
-    _check_choice("blank", blank, ("zeros", "ignore"))
-    for view in views:
-        _check_choice("views", view, (*tables.VIEWS, ""))
-    meaning = {"1": 1.0, "0": 0.0, "-1": UNCERTAIN[uncertain], "": UNCERTAIN[blank]}
+    check_views(views)
     folder = tables.existing(folder)
     raw = tables.read_csv(tables.only(folder, "train.csv")).assign(official="train")
     if path := tables.only(folder, "valid.csv", needed=False):
@@ -303,15 +300,10 @@ def chexpert(
     table = tables.metadata(text, folder)
     study = table["image"].str.extract(r"/study(\d+)/")[0]
     table["follow_up"] = study.astype(float) - 1
-    for task in CHEXPERT_TASKS:
-        cells = text[task].str.replace(r"\.0$", "", regex=True)
-        strange = ~cells.isin(list(meaning))
-        if strange.any():
-            raise InputError(
-                f"{folder}: {task} is {cells[strange].iloc[0]!r} for "
-                f"{table['image'][strange].iloc[0]}: use 1, 0, -1 or blank"
-            )
-        table[task] = cells.map(meaning)
+    labels = chexpert_labels(
+        text, table["image"], uncertain=uncertain, blank=blank, where=folder
+    )
+    table = pd.concat([table, labels], axis=1)
     return tables.source(
         table[table["view"].isin(list(views))],
         lambda image: images.read(folder / image),
@@ -320,6 +312,38 @@ def chexpert(
         where=folder,
         bits=bits,
     )
+
+
+def chexpert_labels(
+    text: pd.DataFrame, images: pd.Series, *, uncertain: str, blank: str, where: Path
+) -> pd.DataFrame:
+    """The findings of CheXpert's labeller as numbers, NaN where unknown.
+
+    Args:
+      text: [N, T] cells of the columns CHEXPERT_TASKS: 1, 0, -1 or blank.
+      images: [N] names, for messages.
+      uncertain, blank: as in `chexpert`.
+    """
+    _check_choice("uncertain", uncertain, UNCERTAIN)
+    _check_choice("blank", blank, ("zeros", "ignore"))
+    meaning = {"1": 1.0, "0": 0.0, "-1": UNCERTAIN[uncertain], "": UNCERTAIN[blank]}
+    labels = {}
+    for task in CHEXPERT_TASKS:
+        cells = text[task].str.replace(r"\.0$", "", regex=True)
+        strange = ~cells.isin(list(meaning))
+        if strange.any():
+            raise InputError(
+                f"{where}: {task} is {cells[strange].iloc[0]!r} for "
+                f"{images[strange].iloc[0]}: use 1, 0, -1 or blank"
+            )
+        labels[task] = cells.map(meaning)
+    return pd.DataFrame(labels)
+
+
+def check_views(views: Sequence[str]) -> None:
+    """Refuses a view that no table of ours has."""
+    for view in views:
+        _check_choice("views", view, (*tables.VIEWS, ""))
 
 
 def chexpert_files(*, folder: Path, **_) -> dict[str, Path]:

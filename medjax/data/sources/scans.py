@@ -1,12 +1,15 @@
-"""Which files belong to which patient: folders of patients, and the Decathlon's layout.
+"""Which files belong to which patient: folders of patients, BraTS, BIDS, the Decathlon.
 
 A patient is a folder in which a sequence's pattern matches a file, or in the Medical
-Segmentation Decathlon one file of several sequences. Hidden files are ignored, also
-those that macOS leaves ('._T1.nii.gz').
+Segmentation Decathlon one file of several sequences; files of BraTS and BIDS say whose
+they are by their names. Hidden files are ignored, also those that macOS leaves
+('._T1.nii.gz').
 """
 
+import collections
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +20,8 @@ from medjax.data import dicom, nifti
 from medjax.data.sources import tables
 from medjax.errors import InputError
 
+# The scan (subject and time point) and the sequence in a file's name, since 2023.
+BRATS = re.compile(r"(BraTS-\w+-\d+-\d{3})-(\w+)\.nii(?:\.gz)?", re.IGNORECASE)
 PARTS = {"training": "train", "test": "test"}  # Of the Decathlon -> our splits.
 log = logging.getLogger("medjax")
 
@@ -57,9 +62,7 @@ def in_folders(
         series.
       mask: the segmentation's pattern; '' for none.
     """
-    path = Path(path).expanduser()
-    if not path.is_dir():
-        raise InputError(f"{path}: is no folder; give one of a patient or of patients")
+    path = _existing(path)
     _check_sequences(sequences)
     for name in sequences:
         if not files.get(name):
@@ -120,6 +123,108 @@ def in_decathlon(
         files = {s: SequenceFile(image, channels[s]) for s in sequences}
         scans.append(ScanFiles(name, files, mask, official))
     return sorted(scans, key=lambda scan: scan.name)
+
+
+def in_brats(path: Path, *, sequences: Sequence[str]) -> list[ScanFiles]:
+    """Finds the scans of a BraTS challenge since 2023, by name.
+
+    `BraTS-GLI-00000-001-t1c.nii.gz` is the sequence t1c of the time point 001 of the
+    subject BraTS-GLI-00000, whose scans are one patient's; `seg` is the mask. The files
+    lie in a folder for each scan, or in one.
+    """
+    path = _existing(path)
+    _check_sequences(sequences)
+    scans = collections.defaultdict(dict)
+    for file in sorted(_below(path)):
+        if match := BRATS.fullmatch(file.name):
+            name, part = match.groups()
+            if part in scans[name]:
+                raise InputError(f"{scans[name][part]} and {file}: keep one of them")
+            scans[name][part] = file
+    if not scans:
+        raise InputError(f"{path}: no file in it is named as BraTS-GLI-00000-000-t1c")
+    there = {part for parts in scans.values() for part in parts}
+    for name in sequences:
+        if name not in there:
+            names = ", ".join(map(repr, sorted(there - {"seg"})))
+            raise InputError(f"data.sequences: no file of {path} is {name!r}: {names}")
+    return [
+        _scan(name, parts, sequences, "seg") for name, parts in sorted(scans.items())
+    ]
+
+
+def in_bids(path: Path, *, sequences: Sequence[str], mask: str = "") -> list[ScanFiles]:
+    """Finds the sessions of a BIDS data set, `sub-01/ses-1` or `sub-01`, by name.
+
+    Args:
+      path: the data set's folder, or to predict that of a subject or a session.
+      sequences: ends of files' names before `.nii.gz`: 'T1w', or 'ce-gd_T1w'.
+      mask: the same of the segmentation, such as 'dseg' or 'label-lesion_mask', in the
+        session's folder or in one of the data set's derivatives; '' for none.
+
+    Source: Gorgolewski et al., Scientific Data 3 (2016) 160044.
+    """
+    path = _existing(path).absolute()
+    _check_sequences(sequences)
+    above = [
+        folder for folder in (path, *path.parents) if folder.name.startswith("sub-")
+    ]
+    root = above[0].parent if above else path
+    subjects = above[:1] or [f for f in sorted(root.glob("sub-*")) if f.is_dir()]
+    scans = []
+    for subject in subjects:
+        sessions = [f for f in sorted(subject.glob("ses-*")) if f.is_dir()] or [subject]
+        for session in [path] if path.name.startswith("ses-") else sessions:
+            name = str(session.relative_to(root))
+            places = [session, *sorted(root.glob(f"derivatives/*/{name}"))]
+            files = {s: _ending(places[:1], name, s) for s in sequences}
+            if not any(files.values()):
+                log.warning("%s: left out, no file of data.sequences in it", session)
+                continue
+            files |= {mask: _ending(places, name, mask)} if mask else {}
+            scans.append(_scan(name, files, sequences, mask))
+    if not scans:
+        names = ", ".join(f"'sub-*_{name}.nii.gz'" for name in sequences)
+        raise InputError(f"{path}: no file in it is {names}; correct data.sequences")
+    return scans
+
+
+def _scan(
+    name: str, files: Mapping[str, Path | None], sequences: Sequence[str], mask: str
+) -> ScanFiles:
+    paths = {sequence: files.get(sequence) for sequence in sequences}
+    found = {name: path and SequenceFile(path) for name, path in paths.items()}
+    return ScanFiles(name, found, files.get(mask))
+
+
+def _ending(folders: Sequence[Path], scan: str, end: str) -> Path | None:
+    """The one volume in a scan's folders whose name ends so.
+
+    Of several that one whose name is the scan's and the end alone.
+    """
+    paths = [path for folder in folders for path in sorted(_below(folder))]
+    ends = tuple(f"_{end}{suffix}" for suffix in (".nii", ".nii.gz"))
+    paths = [path for path in paths if path.name.endswith(ends)]
+    whole = tuple(scan.replace("/", "_") + tail for tail in ends)
+    paths = [path for path in paths if path.name in whole] or paths
+    if len(paths) > 1:
+        raise InputError(
+            f"{paths[0]} and {paths[1]}: both end in {end}; name a longer end in "
+            "data.sequences or data.mask that only one of them has"
+        )
+    return paths[0] if paths else None
+
+
+def _below(folder: Path) -> list[Path]:
+    """The visible volumes in a folder and below it."""
+    return [path for path in _visible(folder.rglob("*.nii*")) if path.is_file()]
+
+
+def _existing(path: Path) -> Path:
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        raise InputError(f"{path}: is no folder; give one of a patient or of patients")
+    return path
 
 
 def _check_sequences(sequences: Sequence[str]) -> None:

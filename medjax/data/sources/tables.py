@@ -127,6 +127,7 @@ def source(
     where: Path,
     bits: int,
     boxes: Mapping[str, Sequence[tuple]] = {},
+    frame: tuple[int, int] | None = None,
     left_out: Sequence[tuple[str, str]] = (),
 ) -> Source:
     """The images of a table, in its order, resized once.
@@ -137,7 +138,8 @@ def source(
       read: reads the image of a name; one that raises an InputError is left out.
       tasks: names of the findings or classes.
       shape, bits: of the records, (S, S, C) with C = 1 or 3, and 8 or 16.
-      boxes: image -> (finding, x0, y0, x1, y1), in pixels of the S x S image.
+      boxes: image -> (finding, x0, y0, x1, y1), in pixels of `frame`.
+      frame: width and height; None: those of each image's file.
       left_out: (file, reason) of files for quarantine that are in no row.
     """
     if bits not in (8, 16):
@@ -157,7 +159,12 @@ def source(
         file = {k: v if math.isnan(row[k]) else row[k] for k, v in file.items()}
         file |= {k: int(file[k]) for k in ("width", "height")}
         image = images.fit(film.pixels, shape, bits)
-        return Item({**row, **file}, image, boxes.get(row["image"], ()))
+        scale = np.tile(np.divide(shape[0], frame or (width, height)), 2)
+        marks = [
+            (task, *(scale * box).tolist())
+            for task, *box in boxes.get(row["image"], ())
+        ]
+        return Item({**row, **file}, image, marks)
 
     def items() -> Iterator[Item]:
         cells = table.itertuples(index=False, name=None)

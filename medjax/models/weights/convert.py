@@ -11,10 +11,21 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from medjax.errors import InputError
 from medjax.files import digest
-from medjax.models.weights.rules import TABLES, Leaf, Table, kind
+from medjax.models.weights.rules import OTHERS, TABLES, Leaf, Table, kind
 
 STEM = "params/stem/conv/kernel"
 HEAD = ("params/classifier/kernel", "params/classifier/bias")
+# The outputs of torchxrayvision's DenseNets in their order; a file that was trained on
+# fewer findings has untrained outputs among them. Its images are grey, from -1024 to
+# 1024. Source: Cohen et al., MIDL 2022; default_pathologies in its datasets.py and
+# normalize in its utils.py, github.com/mlmed/torchxrayvision.
+PATHOLOGIES = (
+    *("Atelectasis", "Consolidation", "Infiltration", "Pneumothorax", "Edema"),
+    *("Emphysema", "Fibrosis", "Effusion", "Pneumonia", "Pleural_Thickening"),
+    *("Cardiomegaly", "Nodule", "Mass", "Hernia", "Lung Lesion", "Fracture"),
+    *("Lung Opacity", "Enlarged Cardiomediastinum"),
+)
+XRAY = {"mean": (0.5,), "std": (1 / 2048,)}
 
 
 class Converted(NamedTuple):
@@ -25,10 +36,11 @@ class Converted(NamedTuple):
     framework: str  # What wrote the weights.
     options: dict  # Those that the maker of the architecture needs.
     # {'mean', 'std'} of images in [0, 1], each a number or a list of one number a colour;
-    # None where the source had other than 3 channels.
+    # None where nobody says what the source's images were.
     standardise: dict | None
     channels: tuple[int, int]  # Of the source's images, and of ours.
     classes: int  # Of the source, 0 if it has no classifier.
+    findings: tuple[str, ...]  # What these are, where the source is known to say so.
     head: str  # 'source', or 'zeros', which give every finding a probability of 0.5.
     rules: dict[str, int]  # Number of leaves that each rule placed.
     dropped: tuple[str, ...]  # The source's names that were left out on purpose.
@@ -42,7 +54,9 @@ class Placed(NamedTuple):
     rule: str
 
 
-def recognise(source: Mapping[str, np.ndarray], *, model: str) -> Table:
+def recognise(
+    source: Mapping[str, np.ndarray], *, model: str, file: Path | str = ""
+) -> Table:
     """The table of the framework that wrote these weights of a model.
 
     The model has to be made with its `options`: without them the same weights give
@@ -53,21 +67,27 @@ def recognise(source: Mapping[str, np.ndarray], *, model: str) -> Table:
     if not tables:
         families = ", ".join(sorted({table.family for table in TABLES}))
         raise InputError(f"model={model!r}: weights are converted for {families}")
-
-    def share(table: Table) -> float:
-        return sum(any(_meets(name, table)) for name in source) / len(source)
-
-    best = max(TABLES, key=share)
-    if best.family == family and share(best) > 0.5:
+    best = nearest(source, file)
+    if best is not None and best.family == family:
         return best
-    names = "unknown names"
-    if share(best) > 0.5:
+    kind = other(source)
+    names = f"{kind}, which medjax doesn't have" if kind else "unknown names"
+    if best is not None:
         names = f"the names of a {best.family} of {best.framework}"
-    frameworks = " or ".join(table.framework for table in tables)
+    frameworks = " or ".join(dict.fromkeys(table.framework for table in tables))
     raise InputError(
         f"model={model!r}: expected the names of a {family} of {frameworks}, found "
         f"{names} ({_some(source)}); name the model that the weights are of"
     )
+
+
+def other(source: Mapping[str, np.ndarray]) -> str:
+    """What weights are of that meet no table; '' where their names don't say so."""
+    modules = [re.split(r"[./](?=[^./]*$)", name)[0] for name in source]
+    for name, pattern in OTHERS.items():
+        if sum(bool(re.fullmatch(pattern, m)) for m in modules) > len(modules) / 10:
+            return name
+    return ""
 
 
 def convert(
@@ -76,6 +96,7 @@ def convert(
     *,
     model: str,
     head: bool = True,
+    file: Path | str = "",
 ) -> Converted:
     """The variables of a network from another framework's weights for it.
 
@@ -83,8 +104,8 @@ def convert(
     filled once, by an array of its shape. Only the classifier may be missing, or have
     other classes: it is then zeros (Kolesnikov et al., BiT, ECCV 2020).
 
-    For images with other than 3 channels the stem is changed so that it responds to n
-    equal channels as the source's stem does to that image in grey:
+    For images of other channels than the source's 3 (or 1) the stem is changed so that
+    it responds to n equal channels as the source's stem does to that image in grey:
     - Colours and channels are paired in turn until all are paired: of 4 channels, red
       has the first and the last. A colour's kernel is divided by the number of its
       channels; a channel's kernel is the sum over its colours.
@@ -100,13 +121,15 @@ def convert(
       target: {'params', 'batch_stats'} with shapes, as `jax.eval_shape` of the model's
         `init` gives them; the model made with the options of `recognise`.
       head: whether to keep the source's classifier, if it has the target's shape.
+      file: where the source lies; RadImageNet's files of Keras say what they are by
+        their name or their folder's alone.
 
     Raises:
       InputError: a name without a place or with two, a leaf that nothing fills, a
         wrong shape, NaN or infinity.
     """
-    table = recognise(source, model=model)
-    wanted = {path: leaf.shape for path, leaf in flatten_dict(target, sep="/").items()}
+    table = recognise(source, model=model, file=file)
+    wanted, (source, _) = _shapes(target), table.prepare(source)
     placed, dropped = _place(source, table)
     classes = len(placed[HEAD[1]].array) if HEAD[1] in placed else 0
     fits = all(p in placed and placed[p].array.shape == wanted[p] for p in HEAD)
@@ -118,7 +141,10 @@ def convert(
 
     arrays = {path: entry.array.astype(np.float64) for path, entry in placed.items()}
     channels = (0, *arrays[STEM].shape)[-2], wanted[STEM][-2]
-    arrays, standardise = _for_channels(arrays, channels, table, _constants(source))
+    xray = (table.framework, table.family, channels[0]) == ("torch", "densenet", 1)
+    findings = PATHOLOGIES if xray and classes == len(PATHOLOGIES) else ()
+    constants = XRAY if findings else _constants(source)
+    arrays, standardise = _for_channels(arrays, channels, table, constants)
     for path, array in arrays.items():
         name = placed[path].name
         if array.shape != wanted[path]:
@@ -138,18 +164,85 @@ def convert(
         standardise=standardise,
         channels=channels,
         classes=classes,
+        findings=findings,
         head="zeros" if without else "source",
         rules=dict(Counter(entry.rule for entry in placed.values())),
         dropped=tuple(dropped),
     )
 
 
+def _shapes(target: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {path: leaf.shape for path, leaf in flatten_dict(target, sep="/").items()}
+
+
+def nearest(source: Mapping[str, np.ndarray], file: Path | str = "") -> Table | None:
+    """The table whose rules most names meet, with all options that the model needs.
+
+    None if these names are half of them or fewer.
+    """
+
+    place = "/".join(Path(file).absolute().parts[-2:]) if file else ""
+
+    def share(table: Table) -> float:
+        return sum(any(_meets(name, table)) for name in source) / len(source)
+
+    def rank(table: Table) -> tuple[float, bool]:
+        return share(table), bool(table.file)
+
+    best = max((t for t in TABLES if re.search(t.file, place)), key=rank)
+    if share(best) <= 0.5:
+        return None
+    return best._replace(options={**best.options, **best.prepare(source)[1]})
+
+
+def held(
+    source: Mapping[str, np.ndarray], table: Table, path: str
+) -> np.ndarray | None:
+    """The array that a source has for our path, or None."""
+    for name, array in source.items():
+        for _, module, leaf in _meets(name, table):
+            if leaf is not None and f"{leaf.collection}/{module}{leaf.suffix}" == path:
+                return leaf.transform(np.asarray(array))
+    return None
+
+
+class Misfit(NamedTuple):
+    """What keeps weights from a network; nothing, where both are empty."""
+
+    missing: list[str]  # Paths of the network that nothing fills.
+    surplus: list[str]  # Names without a place, or of another shape than it.
+
+
+def compare(
+    source: Mapping[str, np.ndarray], target: Mapping[str, Any], table: Table
+) -> Misfit:
+    """How weights differ from a network, of images of as many channels.
+
+    `target` is as in `convert`; the classifier may have any number of classes.
+    """
+    wanted, filled, surplus = _shapes(target), set(), []
+    for name, array in table.prepare(source)[0].items():
+        matches = [(path, leaf) for _, path, leaf in _meets(name, table)]
+        if len(matches) != 1:
+            surplus.append(name)
+            continue
+        [(module, leaf)] = matches
+        if leaf is None:  # Left out on purpose.
+            continue
+        path = f"{leaf.collection}/{module}{leaf.suffix}"
+        fits = path in HEAD or leaf.transform(array).shape == wanted.get(path)
+        if path in filled or not fits:
+            surplus.append(name)
+        filled.add(path)
+    return Misfit(sorted(set(wanted) - filled - {*HEAD}), surplus)
+
+
 def card(converted: Converted, path: Path) -> dict:
     """The facts about converted weights and their file, for JSON."""
     facts = {"file": path.name, "sha256": digest(path), **converted._asdict()}
     del facts["variables"]
-    lists = {"channels": list(converted.channels), "dropped": list(converted.dropped)}
-    return facts | lists
+    names = ("channels", "findings", "dropped")
+    return facts | {name: list(facts[name]) for name in names}
 
 
 def _meets(name: str, table: Table) -> Iterator[tuple[str, str, Leaf | None]]:
@@ -250,18 +343,23 @@ def _for_channels(
 
     `channels` are the source's and the target's; `constants` replace the table's.
     """
-    if channels[0] != 3:
+    colours, number = channels
+    if colours not in (1, 3):
         return arrays, None
-    kernel = arrays[STEM][..., ::-1, :] if table.bgr else arrays[STEM]
-    standardise = {"mean": table.mean, "std": table.std} | constants
-    if channels[1] == 3:
+    standardise = {"mean": table.mean, "std": table.std} if colours == 3 else {}
+    standardise |= constants
+    kernel = arrays[STEM][..., ::-1, :] if table.bgr and colours == 3 else arrays[STEM]
+    if number == colours == 3:
         listed = {name: list(numbers) for name, numbers in standardise.items()}
         return arrays | {STEM: kernel}, listed
-    mean, std = (np.array(standardise[name]) for name in ("mean", "std"))
+    mean, std = (
+        np.array(standardise.get(name, [default]))
+        for name, default in (("mean", 0.0), ("std", 1.0))
+    )
     grey_mean, grey_std = mean.mean(), std.mean()
-    pairs = np.zeros((3, channels[1]))
+    pairs = np.zeros((colours, number))
     for i in range(max(pairs.shape)):
-        pairs[i % 3, i % channels[1]] = 1
+        pairs[i % colours, i % number] = 1
     pairs *= grey_std / std[:, None] / pairs.sum(1, keepdims=True)
     changed = {STEM: np.einsum("...co,cn->...no", kernel, pairs)}
     # The colours' own means would have added this to each of the stem's channels.
@@ -271,4 +369,5 @@ def _for_channels(
         changed[bias] = arrays[bias] + offset
     else:
         changed[average] = arrays[average] - offset
-    return arrays | changed, {"mean": float(grey_mean), "std": float(grey_std)}
+    grey = {"mean": float(grey_mean), "std": float(grey_std)}
+    return arrays | changed, grey if standardise else None

@@ -7,11 +7,14 @@ numbers as int. What our module is, a convolution or a norm, its name says, and 
 the framework it tells where each variable goes.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
+
+from medjax.errors import InputError
 
 
 class Leaf(NamedTuple):
@@ -22,8 +25,14 @@ class Leaf(NamedTuple):
     transform: Callable[[np.ndarray], np.ndarray] = np.asarray
 
 
+Arrays = Mapping[str, np.ndarray]
 Rules = Mapping[str, str | Callable[..., str]]
 Variables = Mapping[str, Leaf | None]  # None is left out on purpose.
+
+
+def as_they_are(source: Arrays) -> tuple[Arrays, Mapping]:
+    """Arrays that need no preparation."""
+    return source, {}
 
 
 class Table(NamedTuple):
@@ -35,6 +44,9 @@ class Table(NamedTuple):
     variables: Mapping[str, Variables]  # Of each kind of module.
     # Of our model's maker, where this framework's layers are not torchvision's.
     options: Mapping = {}
+    # The arrays -> those that the rules are for, and further options that they ask for.
+    prepare: Callable[[Arrays], tuple[Arrays, Mapping]] = as_they_are
+    file: str = ""  # A pattern of the file's folder and name, where names are shared.
     bgr: bool = False  # The first convolution takes blue, green, red.
     # Of red, green, blue: they standardise images in [0, 1].
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -47,6 +59,8 @@ def kind(path: str) -> str:
         return "left out"
     if re.search(r"norm\d?$|^top$", path):
         return "norm"
+    if re.search(r"^stem$|/scale\d$", path):
+        return "learnt"
     if re.search(r"block\d+$", path):
         return "block"
     return "depthwise" if path.endswith("depthwise_conv") else "linear"
@@ -75,6 +89,14 @@ TORCH = {
     "norm": {"weight": SCALE, "bias": BIAS, "running_mean": MEAN, "running_var": VAR}
     | {"num_batches_tracked": None},
     "block": {"layer_scale": BLOCK_SCALE, "gamma": BLOCK_SCALE},
+    "learnt": {
+        "cls_token": Leaf("params", "/tokens"),
+        "pos_embed": Leaf("params", "/position"),
+        "gamma": Leaf("params", ""),
+        # What stands for the patches that a pretext task hides.
+        **dict.fromkeys(("mask_token", "decoder_pos_embed")),
+    },
+    "left out": dict.fromkeys(("weight", "bias", "weight_g", "weight_v")),
 }
 PARTS = ("expand", "depthwise", "excitation", "project")
 NORMS = ("expand", "depthwise", "project")
@@ -113,6 +135,21 @@ TORCH_RESNET: Rules = {
         lambda i, j, k: f"stage{i}/block{j + 1}_shortcut_{PAIR[k]}"
     ),
     r"fc": "classifier",
+}
+# Children of torchvision's networks by number, in a module called backbone.
+RADIMAGENET_DENSENET: Rules = {
+    rule.replace("features", r"backbone\.0"): path
+    for rule, path in TORCH_DENSENET.items()
+    if "features" in rule
+}
+RADIMAGENET_RESNET: Rules = {
+    r"backbone\.([01])": lambda k: f"stem/{PAIR[k]}",
+    r"backbone\.([4-7])\.(\d+)\.(conv|bn)(\d)": (
+        lambda i, j, part, k: f"stage{i - 3}/block{j + 1}_{OURS[part]}{k}"
+    ),
+    r"backbone\.([4-7])\.(\d+)\.downsample\.([01])": (
+        lambda i, j, k: f"stage{i - 3}/block{j + 1}_shortcut_{PAIR[k]}"
+    ),
 }
 TORCHVISION_EFFICIENTNET: Rules = {
     r"features\.0\.([01])": lambda k: f"stem/{PAIR[k]}",
@@ -205,6 +242,62 @@ TIMM_CONVNEXT: Rules = {
     r"head\.fc": "classifier",
 }
 
+VIT: Rules = {
+    r"(?:backbone)?": "stem",
+    r"(?:backbone\.)?patch_embed\.proj": "stem/conv",
+    r"(?:backbone\.)?blocks\.(\d+)\.(norm[12])": lambda i, part: f"stage{i + 1}/{part}",
+    r"(?:backbone\.)?blocks\.(\d+)\.attn\.(qkv|proj)": (
+        lambda i, part: f"stage{i + 1}/{'qkv' if part == 'qkv' else 'project'}"
+    ),
+    r"(?:backbone\.)?blocks\.(\d+)\.mlp\.fc([12])": (
+        lambda i, k: f"stage{i + 1}/{('widen', 'narrow')[k - 1]}"
+    ),
+    r"(?:backbone\.)?blocks\.(\d+)\.ls([12])": lambda i, k: f"stage{i + 1}/scale{k}",
+}
+TIMM_VIT: Rules = {**VIT, r"norm": "top", r"head": "classifier"}
+MAE_CLASSIFIER: Rules = {**VIT, r"fc_norm": "top", r"head": "classifier"}
+# What only the pretext task needs is left out.
+PRETRAINED_VIT: Rules = {
+    **VIT,
+    r"(?:backbone\.)?norm": "top",
+    r"decoder_(?:embed|norm|pred|blocks\.\d+\.\S+)": "",
+    r"(?:dino_|ibot_)?head\.(?:mlp\.\d+|last_layer)": "",
+}
+
+
+def prepare_vit(source: Arrays) -> tuple[Arrays, Mapping]:
+    """One array of the class token and registers, and positions on a square grid.
+
+    A position of the class token is added to it (Darcet et al., ICLR 2024, have none of
+    their registers). Without these arrays nothing changes: they will be missed.
+    """
+    names = {name.rpartition(".")[2]: name for name in source if "blocks" not in name}
+    learnt = ("cls_token", "reg_token", "register_tokens", "pos_embed")
+    parts = {name: source[names[name]] for name in learnt if name in names}
+    ends = {part.shape[-1:] if part.ndim == 3 else () for part in parts.values()}
+    if not {"cls_token", "pos_embed"} <= parts.keys() or len(ends) > 1 or () in ends:
+        return source, {}
+    parts = {name: part.reshape(-1, part.shape[-1]) for name, part in parts.items()}
+    position = parts.pop("pos_embed")
+    tokens = np.concatenate([*parts.values()]).astype(np.float32)
+    side = math.isqrt(len(position))
+    placed = len(position) - side**2  # Tokens that have a position.
+    if placed > len(tokens) or not side:
+        raise InputError(
+            f"{names['pos_embed']}: {len(position)} positions are no square grid beside "
+            f"{len(tokens)} tokens; take the weights of square images"
+        )
+    tokens[:placed] += position[:placed]
+    arrays = {k: v for k, v in source.items() if k not in map(names.get, parts)}
+    arrays[names["cls_token"]] = tokens
+    arrays[names["pos_embed"]] = position[placed:].reshape(side, side, -1)
+    options = {"grid": side, "registers": len(tokens) - 1}
+    for name in source:
+        if name.endswith("patch_embed.proj.weight") and source[name].ndim == 4:
+            options["patch"] = min(max(source[name].shape[-1], 1), 64)
+    return arrays, options | {"layer_scale": any(".ls1." in name for name in source)}
+
+
 # ------------------------------------------------------------------ keras.applications
 
 KERAS = {
@@ -274,9 +367,28 @@ KERAS_CONVNEXT: Rules = {
     r"\w+_head_dense": "classifier",
 }
 
+# Families that medjax doesn't have, by the names that their modules have.
+OTHERS = {
+    "an Inception of Keras": r"(conv2d|batch_normalization)(_\d+)?",
+    "an Inception of torch": (
+        r"(backbone\.\d+|Conv2d_\w+|Mixed_\w+)(\.branch\w+)?\.(conv|bn)"
+    ),
+    "a Swin transformer": r".*(layers|features)\.\d+\.(blocks\.)?\d+\.attn\.(qkv|proj)",
+}
+CAFFE = (123.68 / 255, 116.779 / 255, 103.939 / 255)  # As in Caffe, blue is first.
+KERAS_OPTIONS = {"stride_first": True, "use_bias": True, "epsilon": 1.001e-5}
+# Mei et al., Radiology: AI 2022; github.com/BMEII-AI/RadImageNet. The scripts for Keras
+# (acl/acl_train.py) centre images as Caffe does and then divide them by 255, those for
+# torch (pytorch_example.ipynb) take cv2's blue, green and red to (x - 127.5) 2 / 255.
+RADIMAGENET_KERAS = {"bgr": True, "mean": CAFFE, "std": (1.0,) * 3}
+RADIMAGENET_KERAS |= {"file": r"(?i)radimagenet|(^|/)rin[-_]"}
+RADIMAGENET_TORCH = {"bgr": True, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+
 TABLES = (
     Table("torch", "densenet", TORCH_DENSENET, TORCH),
     Table("torch", "resnet", TORCH_RESNET, TORCH),
+    Table("RadImageNet", "densenet", RADIMAGENET_DENSENET, TORCH, **RADIMAGENET_TORCH),
+    Table("RadImageNet", "resnet", RADIMAGENET_RESNET, TORCH, **RADIMAGENET_TORCH),
     Table("torchvision", "efficientnet", TORCHVISION_EFFICIENTNET, TORCH),
     Table("timm", "efficientnet", TIMM_EFFICIENTNET, TORCH),
     Table(
@@ -291,17 +403,42 @@ TABLES = (
     ),
     Table("torchvision", "convnext", TORCHVISION_CONVNEXT, TORCH),
     Table("timm", "convnext", TIMM_CONVNEXT, TORCH),
+    # A file doesn't say how images were standardised. Those without a classifier are
+    # taken for DINO's or MAE's, others for what timm publishes.
+    Table("DINO or MAE", "vit", PRETRAINED_VIT, TORCH, prepare=prepare_vit),
+    Table(
+        "timm",
+        "vit",
+        TIMM_VIT,
+        TORCH,
+        prepare=prepare_vit,
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+    ),
+    Table("MAE", "vit", MAE_CLASSIFIER, TORCH, {"pool": "mean"}, prepare_vit),
     Table("keras", "densenet", KERAS_DENSENET, KERAS, {"epsilon": 1.001e-5}),
+    Table(
+        "RadImageNet",
+        "densenet",
+        KERAS_DENSENET,
+        KERAS,
+        {"epsilon": 1.001e-5},
+        **RADIMAGENET_KERAS,
+    ),
     Table(
         "keras",
         "resnet",
         KERAS_RESNET,
         KERAS,
-        {"stride_first": True, "use_bias": True, "epsilon": 1.001e-5},
-        # As in Caffe: images in [0, 255], blue first, only centred.
+        KERAS_OPTIONS,
+        # Images in [0, 255] are only centred.
         bgr=True,
-        mean=(123.68 / 255, 116.779 / 255, 103.939 / 255),
+        mean=CAFFE,
         std=(1 / 255, 1 / 255, 1 / 255),
+    ),
+    Table(
+        *("RadImageNet", "resnet", KERAS_RESNET, KERAS, KERAS_OPTIONS),
+        **RADIMAGENET_KERAS,
     ),
     Table(
         "keras",

@@ -1,17 +1,20 @@
-"""Reads PyTorch's two file formats without torch, and the state dict in them.
+"""Reads PyTorch's two file formats without torch, and the weights in them.
 
-The pickle is read as data by an interpreter of the few instructions that torch writes.
+The weights are a state dict, or those of a whole pickled module. The pickle is read as
+data by an interpreter of the few instructions that torch writes.
 `pickle.Unpickler` with `find_class` and `persistent_load` would be shorter, but isn't
 safe enough. Its containers can't be restricted: hashing a deeply nested tuple that is a
 dict's key overflows C's stack and ends the process. One instruction of 5 bytes makes
 its memo take gigabytes. BUILD sets attributes of whatever `find_class` returned. Here
-names get a meaning of our own: a storage is a dtype and a key, a tensor a view of it.
+names get a meaning of our own: a storage is a dtype and a key, a tensor a view of it,
+an object the name of its class and its attributes. Nothing is imported or called.
 """
 
 import io
 import math
 import pickletools
 import zipfile
+from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 import ml_dtypes
@@ -22,7 +25,7 @@ from medjax.errors import InputError
 
 # The format before torch 1.6 begins with this number as a pickle of its own.
 MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "teacher")
 STORAGES = {
     "torch.DoubleStorage": "<f8",
     "torch.FloatStorage": "<f4",
@@ -35,18 +38,34 @@ STORAGES = {
     "torch.ByteStorage": "u1",
     "torch.BoolStorage": "?",
 }
-SIZE, PARAMETER = "torch.Size", "torch._utils._rebuild_parameter"
+SIZE = "torch.Size"
+PARAMETERS = tuple(
+    f"torch._utils._rebuild_parameter{end}" for end in ("", "_with_state")
+)
 TENSORS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
 # Schedulers keep their milestones in a Counter.
 DICTS = ("collections.OrderedDict", "collections.Counter")
-KNOWN = {*STORAGES, *TENSORS, *DICTS, SIZE, PARAMETER}
+SETS = ("builtins.set", "__builtin__.set")
+KNOWN = {*STORAGES, *TENSORS, *DICTS, *SETS, SIZE, *PARAMETERS}
+# What the attributes of a module are made by, besides its weights: left out.
+OTHERS = {
+    *("torch.device", "functools.partial", "_codecs.encode", "numpy.dtype"),
+    *("builtins.frozenset", "__builtin__.frozenset"),
+    *(f"numpy.{c}.multiarray.{n}" for c in ("core", "_core") for n in ("scalar",)),
+    *(f"numpy.{c}.multiarray._reconstruct" for c in ("core", "_core")),
+}
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+# A set is read as a list.
 EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
-PLAIN = {  # Instructions that push their own argument: a number or a string.
+EMPTY |= {"EMPTY_SET": list}
+PLAIN = {  # Instructions that push their own argument: a number, a string or bytes.
     *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
     *("BINUNICODE", "SHORT_BINUNICODE"),
     *("BINSTRING", "SHORT_BINSTRING"),  # Python 2's.
+    *("BINBYTES", "SHORT_BINBYTES"),
 }
+# Modules of a hostile file may hold each other. Characters of a name; names in all.
+LONGEST, MOST = 1000, 100_000
 RESAVE = (
     "nothing of it was run; in PyTorch, save the state dict alone: "
     "torch.save(model.state_dict(), path)"
@@ -54,9 +73,17 @@ RESAVE = (
 
 
 class Global(NamedTuple):
-    """A name from KNOWN, which is never looked up."""
+    """The name of a class or a function, which is never looked up."""
 
     name: str
+
+
+class Object:
+    """An instance of a class: the class's name, and attributes by name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.attributes = {}
 
 
 class Storage(NamedTuple):
@@ -119,10 +146,15 @@ def _state_dict(content: object) -> dict[str, Tensor]:
     """
     for _ in WRAPPERS:  # A limit, because a dict may contain itself.
         if isinstance(content, dict):
-            inner = [content[w] for w in WRAPPERS if isinstance(content.get(w), dict)]
+            inner = [content.get(wrapper) for wrapper in WRAPPERS]
+            inner = [value for value in inner if isinstance(value, dict | Object)]
             content = inner[0] if inner else content
+    if isinstance(content, Object):
+        content = dict(_of_module(content))
     if not isinstance(content, dict):
-        raise InputError(f"holds a {type(content).__name__}, not a state dict")
+        kind = type(content).__name__
+        kind = repr(content.name) if isinstance(content, Global) else f"a {kind}"
+        raise InputError(f"holds {kind:.100}, not a state dict; {RESAVE}")
     tensors = {}
     for name, value in content.items():
         if not isinstance(value, Tensor):
@@ -135,6 +167,28 @@ def _state_dict(content: object) -> dict[str, Tensor]:
         keys = f"{list(content)[:5]}"[:100]
         raise InputError(f"no tensor among {keys}; save the state dict of a model")
     return tensors
+
+
+def _of_module(module: Object) -> Iterator[tuple[str, Tensor]]:
+    """The parameters and buffers of a torch.nn.Module, named as in its state dict."""
+    names, waiting, size = ("_parameters", "_buffers", "_modules"), [("", module)], 0
+    while waiting:
+        prefix, module = waiting.pop()
+        parts = [module.attributes.get(name) for name in names]
+        if not all(isinstance(part, dict) for part in parts):
+            raise InputError(f"holds a {module.name!r:.100}, no module; {RESAVE}")
+        size += 1 + sum(map(len, parts))
+        if size > MOST or len(prefix) > LONGEST:
+            raise InputError(f"its modules don't end, as {prefix:.50}...; {RESAVE}")
+        parameters, buffers, modules = parts
+        hidden = module.attributes.get("_non_persistent_buffers_set") or ()
+        hidden = {name for name in hidden if isinstance(name, str)}
+        buffers = {k: v for k, v in buffers.items() if k not in hidden}
+        for name, value in (parameters | buffers).items():
+            if isinstance(value, Tensor):
+                yield f"{prefix}{name}", value
+        children = [(k, v) for k, v in modules.items() if isinstance(v, Object)]
+        waiting += [(f"{prefix}{name}.", child) for name, child in reversed(children)]
 
 
 def _arrays(tensors: dict[str, Tensor], entries: dict) -> dict[str, np.ndarray]:
@@ -166,8 +220,9 @@ def _view(name: str, tensor: Tensor, data: bytes) -> np.ndarray:
 def load(file: BinaryIO) -> tuple[object, list[Storage]]:
     """The next pickle of a file, and its storages as often as it names them.
 
-    It holds containers, numbers, strings, and a Tensor for each tensor. A name or an
-    instruction that no state dict needs is an InputError.
+    It holds containers, numbers, strings, a Tensor for each tensor and an Object for
+    each instance of a class. A function or an instruction that neither a state dict nor
+    a module needs is an InputError.
     """
     stack, marks, memo, storages = [], [], {}, []
 
@@ -201,34 +256,47 @@ def load(file: BinaryIO) -> tuple[object, list[Storage]]:
                 stack.append(tuple(pop()))
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 stack.append(tuple(pop(int(instruction.name[-1]))))
-            case "APPEND" | "APPENDS":
+            case "APPEND" | "APPENDS" | "ADDITEMS":
                 items = pop(1 if instruction.name == "APPEND" else None)
                 stack[-1].extend(items)
             case "SETITEM" | "SETITEMS":
                 items = pop(2 if instruction.name == "SETITEM" else None)
                 _set(stack[-1], zip(items[::2], items[1::2], strict=True))
             case "GLOBAL":
-                stack.append(_global(argument.replace(" ", ".", 1)))
+                stack.append(Global(argument.replace(" ", ".", 1)))
             case "STACK_GLOBAL":
-                stack.append(_global(".".join(pop(2))))
+                stack.append(Global(".".join(pop(2))))
+            case "NEWOBJ":
+                made, _ = pop(2)
+                stack.append(_instance(made))
             case "REDUCE":
                 function, arguments = pop(2)
                 stack.append(_call(function, arguments))
             case "BINPERSID":
-                storages.append(_storage(*stack.pop()))
-                stack.append(storages[-1])
+                word, *parts = stack.pop()
+                if word == "module":  # A class; the older format adds its source code.
+                    stack.append(parts[0])
+                else:
+                    storages.append(_storage(word, *parts))
+                    stack.append(storages[-1])
             case "BUILD":
-                pop(1)  # Versions of modules, which torch sets on the state dict.
-                _set(stack[-1], ())
+                [state] = pop(1)
+                if not isinstance(stack[-1], Object):
+                    # Versions of modules, which torch sets on the state dict.
+                    _set(stack[-1], ())
+                elif isinstance(state, dict):
+                    _set(stack[-1].attributes, state.items())
             case name:
                 raise InputError(f"its pickle has the instruction {name}; {RESAVE}")
     raise EOFError("the pickle has no end")
 
 
-def _global(name: str) -> Global:
-    if name not in KNOWN:
-        raise InputError(f"its pickle asks for {name!r:.100}, no weights; {RESAVE}")
-    return Global(name)
+def _instance(made: Global) -> Object:
+    if not isinstance(made, Global):
+        raise TypeError("an instance of something other than a class")
+    if made.name in KNOWN:
+        raise InputError(f"its pickle has a NEWOBJ of {made.name}; {RESAVE}")
+    return Object(made.name)
 
 
 def _set(target: dict, items) -> None:
@@ -244,13 +312,20 @@ def _set(target: dict, items) -> None:
 def _call(function: Global, arguments: tuple) -> object:
     if not isinstance(function, Global):
         raise TypeError("called something other than a function")
+    if function.name in OTHERS:
+        return Object(function.name)
+    if function.name not in KNOWN:
+        name = f"{function.name!r:.100}"
+        raise InputError(f"its pickle asks for {name}, no weights; {RESAVE}")
     if function.name in TENSORS:
         storage, offset, shape, strides, *_ = arguments
         if not isinstance(storage, Storage):
             raise TypeError("a tensor without a storage")
         return Tensor(storage, offset, tuple(shape), tuple(strides))
-    if function.name == PARAMETER:
+    if function.name in PARAMETERS:
         return arguments[0]
+    if function.name in SETS:
+        return arguments[0] if arguments else []
     if function.name == SIZE:
         return tuple(*arguments)
     if function.name not in DICTS:
