@@ -128,6 +128,14 @@ def test_the_page_says_what_empty_masks_count_and_how_it_was_made(written):
         assert words in re.sub(" +", " ", read), words
 
 
+def test_the_page_of_exclusive_regions_names_no_threshold(tmp_path):
+    results = results_of([case(0)], exclusive=True)
+    path = report.write(results, [], tmp_path, "page", **RUN)
+    text = " ".join(Page(path.read_text()).text.split())
+    assert "neither another region nor the background is likelier." in text
+    assert "its probability is" not in text
+
+
 def test_names_cannot_inject_markup(written):
     assert "<b>core</b>" not in written[2] and "<voxels>" not in written[2]
     assert "&lt;b&gt;core&lt;/b&gt;" in written[2]

@@ -109,6 +109,10 @@ def test_the_scale_is_fixed_with_the_run_and_used_on_other_data(config, tmp_path
     )
     inside = tuple(map(slice, expected.shape[:3]))
     np.testing.assert_allclose(predicted[inside], expected, atol=0.01)
+    others = config.copy_and_resolve_references()
+    others.data.foreground = "none"
+    with pytest.raises(InputError, match="data.foreground is 'none', the run's 'body'"):
+        segmentation.other(finished, scans.data(others))
     config.data.units = ("z_scores",)
     with pytest.raises(
         InputError, match="its units are z_scores, the run's hounsfield"

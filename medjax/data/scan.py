@@ -319,11 +319,13 @@ def make_scan(
     image, masks = image[extent], masks[extent]
     body = masks[..., 0]
     scored = np.broadcast_to(np.asarray(units) == "z_scores", present.shape)
-    own = image + np.float32(floors)
-    own[own == 0] = measures.NOT_0  # 0 is background.
-    own = np.where(body[..., None] & (present > 0), own, 0).astype(np.float32)
     scores = _z_scores(image, body, present * scored, clip)
-    image = np.where(scored, scores, own)
+    if not scored.all():
+        own = image + np.asarray(floors, np.float32)
+        own[own == 0] = measures.NOT_0  # 0 is background.
+        own = np.where(body[..., None] & (present > 0), own, 0).astype(np.float32)
+        scores = np.where(scored, scores, own)
+    image = scores
     label = None if label is None else masks[..., 1:].astype(np.uint8)
     present = present.astype(np.float32)
     scan = Scan(image, label, present, moved, original or start)

@@ -61,12 +61,12 @@ def channels(
 
 
 def scaled(channel: Channel, values: Sequence[float]) -> Channel:
-    """A CT's channel by mean, deviation and two percentiles of the training patients.
+    """A CT's channel, by the mean, deviation and percentiles of fingerprint.Fingerprint.
 
     Source: Isensee et al., nnU-Net, Nature Methods 18 (2021) 203, methods: clipped to
     the percentiles 0.5 and 99.5 of the training foreground, then its mean and deviation.
     """
-    mean, deviation, low, high = map(float, values)
+    mean, deviation, low, _, high = map(float, values)
     return channel._replace(low=low, high=high, centre=mean, scale=deviation)
 
 

@@ -197,23 +197,25 @@ def scaled(config: Config, data: Data, ids: np.ndarray) -> Data:
     """
     channels = list(data.output.channels)
     for n, channel in enumerate(channels):
-        if data.output.units[channel.sequence] != "hounsfield" or config.data.windows:
-            continue
-        for labelled in (True, False):
-            pool = Pool()
-            for part in data.parts(ids).values():
-                image, label = volumes.read(data.path, part)
-                image = np.asarray(image[..., [channel.sequence]], np.float32)
-                mask = image[..., 0] != 0
-                if labelled:
-                    mask &= False if label is None else label.any(axis=-1)
-                pool.add(image, mask)
-            ((mean, deviation, low, _, high),) = pool.summary(1)
-            if deviation > 0:
-                numbers = mean, deviation, low, high
-                channels[n] = units.scaled(channel, numbers)
-                break
+        kind = data.output.units[channel.sequence]
+        if kind == "hounsfield" and not config.data.windows:
+            both = (_values(data, ids, channel.sequence, at) for at in (True, False))
+            scaled = (units.scaled(channel, v) for v in both if v[1] > 0)
+            channels[n] = next(scaled, channel)
     return data._replace(output=data.output._replace(channels=tuple(channels)))
+
+
+def _values(data: Data, ids, sequence: int, labelled: bool) -> np.ndarray:
+    """A sequence's mean, deviation and percentiles, over the regions or all of it."""
+    pool = Pool()
+    for part in data.parts(ids).values():
+        image, label = volumes.read(data.path, part)
+        image = np.asarray(image[..., [sequence]], np.float32)
+        mask = image[..., 0] != 0
+        if labelled:
+            mask &= False if label is None else label.any(axis=-1)
+        pool.add(image, mask)
+    return pool.summary(1)[0]
 
 
 def _files(config: Config) -> dict[str, Path]:

@@ -262,9 +262,14 @@ def measure(
         "loss": config.loss.name,
         "seed": str(config.seed),
     }
+    if "hounsfield" in output.units and not config.data.windows:
+        each = zip(output.sequences, output.units, output.channels, strict=True)
+        for name, unit, (_, low, high, *_) in each:
+            facts[name] = f"{low:.4g} to {high:.4g}" if unit == "hounsfield" else unit
     summary |= {
         "tolerance": config.evaluation.tolerance,
         "posts": dict(zip(output.names, posts, strict=True)),
+        "exclusive": output.exclusive,
         "shown": output.sequences[0],
         "facts": facts,
         "caveat": caveat(config, split),
