@@ -299,19 +299,18 @@ def as_stored(config: Config, prepared: Prepared) -> Iterator[scan.Scan]:
     The foreground is the smallest of KINDS that holds the labels of all up to this
     patient; a head is looked for in brain MRI alone.
     """
-    kinds = foreground.KINDS[config.modality != "brain_mri" :]
-    own = {"units": "own", "spacing": ()}
-    patients = (_patients(config, foreground=kind, **own) for kind in kinds)
-    ready, first = set(prepared.table["image"]), 0
-    for ways in zip(*patients, strict=True):
-        while ways[0].name in ready:
+    kinds = list(foreground.KINDS[config.modality != "brain_mri" :])
+    own, ready = {"units": "own", "spacing": ()}, set(prepared.table["image"])
+    patients = _patients(config, foreground=kinds.pop(0), **own)
+    for n, name in enumerate([patient.name for patient in patients]):
+        while name in ready:
             try:
-                yield ways[first].read()
+                yield patients[n].read()
                 break
             except InputError:  # It hides a label: all was read before.
-                first += 1
-                if first == len(kinds):
+                if not kinds:
                     raise
+                patients = _patients(config, foreground=kinds.pop(0), **own)
 
 
 def _patients(config: Config, **how: Any) -> list[volumes.UnreadScan]:
