@@ -2,6 +2,7 @@
 
 import importlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -172,6 +173,24 @@ def test_exclusive_regions_have_the_probabilities_of_a_softmax(organs):
     np.testing.assert_allclose(found, expected, atol=1e-5)
     other = parts.segmenter(config, output._replace(exclusive=False))
     assert other is not network
+
+
+def test_masks_of_exclusive_regions_are_of_the_likeliest(config, tmp_path):
+    config.data.update(patients=1, shape=(12, 12, 12), spacing=(14.0, 14.0, 14.0))
+    config.data.records = str(tmp_path)
+    data = scans.data(config)
+    data = data._replace(output=data.output._replace(exclusive=True))
+    blank = step.State(*[None] * len(step.State._fields))
+    members = ((0.1, 0.35, 0.3), (0.5, 0.3, 0.1))  # The mean is 0.3, 0.325, 0.2.
+    states = tuple(blank._replace(averaged=np.float32(p)) for p in members)
+
+    def predict(p, image):
+        return jnp.broadcast_to(p, (*image.shape[:-1], 3))
+
+    network = SimpleNamespace(predict=predict)
+    answer = next(segmentation.answers(config, network, states, data, [0]))
+    for found, k in ((answer.probability, 1), *zip(answer.members, (1, 0))):
+        np.testing.assert_array_equal(found, np.broadcast_to(np.eye(3)[k], found.shape))
 
 
 def test_the_loss_of_exclusive_regions_weights_the_background_too(organs):
