@@ -196,7 +196,7 @@ def test_a_module_of_a_class_with_its_source(put):
 
 
 def test_modules_that_hold_each_other_are_refused(put):
-    """A circle, and 40 modules that hold the next one twice: 2 ** 40 names."""
+    """A circle, 40 modules that hold the next one twice: 2 ** 40 names, a long name."""
     start = b"cnets\nNet\n)\x81q\x00"
     parts = b"X\x0b\x00\x00\x00_parameters}X\x08\x00\x00\x00_buffers}"
     child = b"X\x08\x00\x00\x00_modules}(X\x01\x00\x00\x00ah\x00"
@@ -206,7 +206,8 @@ def test_modules_that_hold_each_other_are_refused(put):
         twice = b"X\x08\x00\x00\x00_modules}(X\x01\x00\x00\x00ah\x01"
         twice += b"X\x01\x00\x00\x00bh\x01uub"
         both += b"cnets\nNet\n)\x81}(" + parts + twice + b"q\x01"
-    for code in (circle, both):
+    long = pickled(module(**{"w" * 2000: ONE}))
+    for code in (circle, both, long):
         with pytest.raises(InputError, match="its modules don't end"):
             read(put(weights(Raw(code))))
 

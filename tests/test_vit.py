@@ -1,6 +1,7 @@
 """The vision transformer, against its formulas in float64; timm's is in test_pretrained."""
 
 import functools
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -9,10 +10,12 @@ import pytest
 from PIL import Image
 from scipy import special
 
+from configs import quickstart
 from medjax.errors import InputError
 from medjax.evaluation import heatmaps
 from medjax.models import vit
 from medjax.models.weights import convert
+from medjax.tasks import explain, films, parts
 
 TINY = {"width": 8, "heads": 2, "depth": 2, "patch": 4, "grid": 3}
 IMAGE = np.random.default_rng(0).standard_normal((2, 12, 20, 3)).astype(np.float32)
@@ -286,3 +289,31 @@ def test_one_grey_channel_sums_the_stem_over_the_colours(timms):
 def test_arrays_that_do_not_fit_are_refused(timms, name, array):
     with pytest.raises(InputError, match=r"pos_embed|tokens|conv|proj|blocks|position"):
         converted({**timms, name: array.astype(np.float32)})
+
+
+# --------------------------------------------------------------------- in a run's parts
+
+
+def run_of(**model):
+    """What `explainer` needs of a run."""
+    config = quickstart.get_config().unlock()
+    config.model = model
+    task = films.Output(("a", "b"), False, (12, 20, 1))
+    network = parts.classifier(config, task)
+    return SimpleNamespace(config=config, output=task, network=network, state=None)
+
+
+def test_stages_without_a_gradient_by_patches_are_refused():
+    run = run_of(name="vit_small", **TINY)
+    assert run.network.stages == ("stem", "stage1", "stage2")
+    assert explain.stages(run) == ("stem", "stage1")
+    with pytest.raises(InputError, match="--stage=stage2: use one of stem, stage1$"):
+        explain.explainer(run, stage="stage2")
+    assert explain.explainer(run, method=heatmaps.ROLLOUT)
+    with pytest.raises(InputError, match=f"--stage=stem: {heatmaps.ROLLOUT} explains"):
+        explain.explainer(run, method=heatmaps.ROLLOUT, stage="stem")
+    mean = run_of(name="vit_small", **TINY, pool="mean")
+    assert explain.stages(mean) == mean.network.stages
+    other = run_of(name="densenet_small", blocks=(1, 1))
+    with pytest.raises(InputError, match=f"--method={heatmaps.ROLLOUT}: use one of"):
+        explain.explainer(other, method=heatmaps.ROLLOUT)

@@ -11,6 +11,7 @@ an object the name of its class and its attributes. Nothing is imported or calle
 """
 
 import io
+import itertools
 import math
 import pickletools
 import zipfile
@@ -172,23 +173,28 @@ def _state_dict(content: object) -> dict[str, Tensor]:
 def _of_module(module: Object) -> Iterator[tuple[str, Tensor]]:
     """The parameters and buffers of a torch.nn.Module, named as in its state dict."""
     names, waiting, size = ("_parameters", "_buffers", "_modules"), [("", module)], 0
+    endless = InputError(f"its modules don't end, or their names; {RESAVE}")
     while waiting:
         prefix, module = waiting.pop()
         parts = [module.attributes.get(name) for name in names]
         if not all(isinstance(part, dict) for part in parts):
             raise InputError(f"holds a {module.name!r:.100}, no module; {RESAVE}")
-        size += 1 + sum(map(len, parts))
-        if size > MOST or len(prefix) > LONGEST:
-            raise InputError(f"its modules don't end, as {prefix:.50}...; {RESAVE}")
-        parameters, buffers, modules = parts
         hidden = module.attributes.get("_non_persistent_buffers_set") or ()
+        size += 1 + sum(map(len, [*parts, hidden]))
+        if size > MOST:
+            raise endless
         hidden = {name for name in hidden if isinstance(name, str)}
-        buffers = {k: v for k, v in buffers.items() if k not in hidden}
-        for name, value in (parameters | buffers).items():
+        parts[1] = {k: v for k, v in parts[1].items() if k not in hidden}
+        children = []
+        for name, value in itertools.chain(*(part.items() for part in parts)):
+            path = f"{prefix}{name}"
+            if len(path) > LONGEST:
+                raise endless
             if isinstance(value, Tensor):
-                yield f"{prefix}{name}", value
-        children = [(k, v) for k, v in modules.items() if isinstance(v, Object)]
-        waiting += [(f"{prefix}{name}.", child) for name, child in reversed(children)]
+                yield path, value
+            elif isinstance(value, Object):
+                children.append((f"{path}.", value))
+        waiting += reversed(children)
 
 
 def _arrays(tensors: dict[str, Tensor], entries: dict) -> dict[str, np.ndarray]:
