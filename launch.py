@@ -7,6 +7,7 @@
                             [--corrupt]
   python launch.py predict  --workdir=DIR --images=FILE_OR_DIR --out=CSV [--explain=DIR]
   python launch.py convert  --source=FILE [--model=NAME --out=DIR] [--channels=3]
+  python launch.py export   --workdir=DIR --out=DIR
   python launch.py gallery  --images=FILE_OR_DIR --out=HTML [--modality=NAME]
   python launch.py sweep    --config=configs/X.py --workdir=DIR [--executor=NAME]
 
@@ -28,6 +29,8 @@ evaluate  reports one split of a finished run (--split=target: the test images o
 predict   new PNG, JPEG or DICOM files -> one probability a finding; with --explain a
           picture of where the evidence lies for each finding that is seen; of patients'
           folders of scans, masks and probabilities as NIfTI files in the folder --out
+export    a finished run as a folder that jax and numpy alone can run: StableHLO for
+          cpu, cuda and tpu, weights, predict.py and a model card; for transfer.init
 convert   weights of torchvision, timm or Keras -> a checkpoint for transfer.init;
           --source=imagenet takes published ones: of a pip package, or downloaded;
           without --model it lists what the file holds, and which networks it fits
@@ -59,7 +62,7 @@ from ml_collections import config_flags
 import medjax
 from configs import base
 from medjax import tasks
-from medjax.commands import convert, evaluate, explore, gallery, predict
+from medjax.commands import convert, evaluate, explore, export, gallery, predict
 from medjax.commands.sweep import EXECUTORS
 from medjax.config import Config
 from medjax.errors import InputError
@@ -90,7 +93,7 @@ flags.DEFINE_string(
 )
 flags.DEFINE_bool("audit-augment", False, "explore: the augmentations of a run")
 flags.DEFINE_multi_string("images", [], "a file or a folder; may be repeated")
-flags.DEFINE_string("out", None, "the file to write: predictions.csv or gallery.html")
+flags.DEFINE_string("out", None, "the file or folder to write")
 flags.DEFINE_string(
     "source", None, "convert: .pth, .safetensors, .h5 or .keras; or imagenet"
 )
@@ -223,6 +226,10 @@ def run_predict() -> int:
     return 3 if unread else 0
 
 
+def run_export() -> None:
+    export.export(workdir(), Path(required("out")))
+
+
 def run_convert() -> None:
     source = Path(required("source"))
     if FLAGS.model or FLAGS.out:
@@ -262,6 +269,7 @@ COMMANDS = {
     "train": run_train,
     "evaluate": run_evaluate,
     "predict": run_predict,
+    "export": run_export,
     "convert": run_convert,
     "gallery": run_gallery,
     "sweep": run_sweep,

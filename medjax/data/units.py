@@ -12,7 +12,7 @@ the numbers can be those of a run's training patients, and are fixed with it.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -70,16 +70,21 @@ def scaled(channel: Channel, values: Sequence[float]) -> Channel:
     return channel._replace(low=low, high=high, centre=mean, scale=deviation)
 
 
-def normalise(image: np.ndarray, channels: Sequence[Channel]) -> np.ndarray:
-    """Prepared [..., sequences] -> [..., channels]; background, 0, stays 0."""
+def normalise(
+    image: np.ndarray, channels: Sequence[Channel], xp: Any = np
+) -> np.ndarray:
+    """Prepared [..., sequences] -> [..., channels]; background, 0, stays 0.
+
+    xp: NumPy, or jax.numpy.
+    """
     if not channels:
         return image
     seen = []
     for n, low, high, centre, scale in channels:
         stored = image[..., n].astype(np.float32)
-        values = (np.clip(stored, low, high) - centre) / np.float32(scale)
-        seen.append(np.where(stored == 0, 0, np.where(values == 0, NOT_0, values)))
-    return np.stack(seen, axis=-1).astype(image.dtype)
+        values = (xp.clip(stored, low, high) - centre) / np.float32(scale)
+        seen.append(xp.where(stored == 0, 0, xp.where(values == 0, NOT_0, values)))
+    return xp.stack(seen, axis=-1).astype(image.dtype)
 
 
 def checked(voxels: np.ndarray, unit: str) -> np.ndarray:

@@ -11,12 +11,13 @@ probabilities. reliability.py measures what they are worth.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import numpy as np
+from scipy import special as special_functions
 from scipy.optimize import brentq, isotonic_regression, minimize
-from scipy.special import expit, log_expit, log_softmax, logit, logsumexp, softmax
+from scipy.special import expit, log_expit, log_softmax, logit, logsumexp
 
 from medjax.evaluation import discrimination
 
@@ -186,24 +187,34 @@ def prior_shift(
     return kind((1.0,) * len(shift), tuple(shift.tolist()))
 
 
-def calibrate(fit: Fit | None, probability) -> np.ndarray:
+def calibrate(
+    fit: Fit | None, probability, xp: Any = np, special: Any = special_functions
+) -> np.ndarray:
     """The calibrated probabilities, [N, T] float64.
 
     fit: of T tasks; None leaves all as they are.
+    xp, special: NumPy and scipy.special; with JAX's, which it may be traced with, the
+      result is float32.
     """
-    p = np.asarray(probability, float)
+    p = xp.asarray(probability, float)
     if fit is None:
         return p
     if isinstance(fit, Isotonic):
-        scaled = calibrate(Logistic(fit.slope, fit.intercept), p)
+        scaled = calibrate(Logistic(fit.slope, fit.intercept), p, xp, special)
         tasks = zip(p.T, scaled.T, fit.probability, fit.calibrated, strict=True)
-        columns = [np.interp(x, *knots) if knots[0] else y for x, y, *knots in tasks]
-        return np.stack(columns, axis=1)
+        columns = [
+            xp.interp(x, *map(xp.asarray, knots)) if knots[0] else y
+            for x, y, *knots in tasks
+        ]
+        return xp.stack(columns, axis=1)
     slope, intercept = map(np.array, fit)
     identity = (slope == 1) & (intercept == 0)  # Without clipping.
     if isinstance(fit, Logistic):
-        return np.where(identity, p, expit(slope * log_odds(p) + intercept))
-    return p if identity.all() else softmax(slope * _log(p) + intercept, axis=1)
+        z = slope * log_odds(p, special) + intercept
+        return xp.where(identity, p, special.expit(z))
+    z = slope * _log(p, xp) + intercept
+    odds = xp.exp(z - z.max(axis=1, keepdims=True))
+    return p if identity.all() else odds / odds.sum(axis=1, keepdims=True)
 
 
 def ranking(fit: Fit | None, log_odds):
@@ -279,10 +290,10 @@ def _isotonic(p: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple:
     return tuple(values[ends].tolist()), tuple(rising[ends].tolist()), 1.0, 0.0
 
 
-def log_odds(p: np.ndarray) -> np.ndarray:
-    """Of probabilities that are clipped, so that it is finite."""
-    return logit(np.clip(p, SMALLEST, 1 - SMALLEST))
+def log_odds(p: np.ndarray, special: Any = special_functions) -> np.ndarray:
+    """Clipped where the probability is SMALLEST and 1 - SMALLEST, so that it is finite."""
+    return special.logit(p).clip(logit(SMALLEST), logit(1 - SMALLEST))
 
 
-def _log(p: np.ndarray) -> np.ndarray:
-    return np.log(np.maximum(p, SMALLEST))
+def _log(p: np.ndarray, xp: Any = np) -> np.ndarray:
+    return xp.log(xp.maximum(p, SMALLEST))

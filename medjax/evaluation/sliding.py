@@ -75,12 +75,7 @@ def volume_probability(
     window = (1, *patch) if planar else tuple(patch)
     space = np.maximum(image.shape[:3], window)
     room = -(-space // bucket) * bucket
-    axes = sorted(set(flips))
-    views = tuple(  # All subsets of the axes, none first.
-        subset
-        for n in range(len(axes) + 1)
-        for subset in itertools.combinations(axes, n)
-    )
+    views = mirrorings(flips)
     windows = plan(space, window, overlap, len(views))
     capacity = len(plan(room, window, overlap, len(views)).start)
     at_once = batch * jax.local_device_count()
@@ -98,6 +93,13 @@ def volume_probability(
     )
     inside = zip(before, image.shape[:3], strict=True)
     return np.asarray(total)[tuple(slice(a, a + n) for a, n in inside)].copy()
+
+
+def mirrorings(flips: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """All subsets of the axes, none first."""
+    axes = sorted(set(flips))
+    sizes = range(len(axes) + 1)
+    return tuple(subset for n in sizes for subset in itertools.combinations(axes, n))
 
 
 def plan(

@@ -100,7 +100,7 @@ def maximum(x: Array) -> Array:
     XLA may compute x again for the gradient and round it differently. With jnp.max no
     element then equals the maximum, and the gradient is 0 / 0. An index is exact.
     """
-    x = x.reshape(len(x), -1, x.shape[-1])
+    x = x.reshape(x.shape[0], -1, x.shape[-1])
     first = jnp.argmax(x, axis=1, keepdims=True)
     place = jax.lax.broadcasted_iota(first.dtype, x.shape, 1)
     return jnp.sum(jnp.where(place == first, x, 0), axis=1)

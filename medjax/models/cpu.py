@@ -117,7 +117,7 @@ def _by_blocks(x: Array, kernel: Array, **_: Any) -> Array:
     *size, _, outer = kernel.shape
     places = [n // k for n, k in zip(x.shape[1:-1], size, strict=True)]
     y = _to_blocks(x, size) @ kernel.reshape(-1, outer)
-    return y.reshape(len(x), *places, outer)
+    return y.reshape(x.shape[0], *places, outer)
 
 
 def _by_blocks_backward(x: Array, kernel: Array, g: Array, **_: Any) -> tuple:
@@ -153,7 +153,7 @@ def _to_blocks(x: Array, size: Sequence[int]) -> Array:
     """[B, H h, W w, C] -> [B H W, h w C]: the voxels of each block side by side."""
     space = len(size)
     pairs = [(n // k, k) for n, k in zip(x.shape[1:-1], size, strict=True)]
-    x = x.reshape(len(x), *(n for pair in pairs for n in pair), x.shape[-1])
+    x = x.reshape(x.shape[0], *(n for pair in pairs for n in pair), x.shape[-1])
     order = [0, *range(1, 2 * space, 2), *range(2, 2 * space + 1, 2), 2 * space + 1]
     # Two axes: with more of them the gradient's product transposes its operands.
     return x.transpose(order).reshape(-1, np.prod(size) * x.shape[-1])
@@ -183,7 +183,7 @@ def _views(x: Array, size: tuple, strides: tuple, padding: tuple) -> list[Array]
     ends = np.subtract(x.shape[1:-1], size) + 1
     views = []  # Slices: XLA computes the indices of a gather for every element.
     for corner in np.ndindex(size):
-        stops = (len(x), *(ends + corner), x.shape[-1])
+        stops = (x.shape[0], *(ends + corner), x.shape[-1])
         views.append(lax.slice(x, (0, *corner, 0), stops, (1, *strides, 1)))
     return views
 
@@ -194,7 +194,7 @@ def _by_columns(x: Array, kernel: Array, strides: tuple, padding: tuple) -> Arra
     room = np.add(x.shape[1:3], np.sum(padding, axis=1)) - size
     places = room // strides + 1
     pixels = columns(x, tuple(size), strides, padding)
-    return (pixels @ kernel.reshape(-1, outer)).reshape(len(x), *places, outer)
+    return (pixels @ kernel.reshape(-1, outer)).reshape(x.shape[0], *places, outer)
 
 
 def _by_columns_backward(x: Array, kernel: Array, g: Array, **window: Any) -> tuple:

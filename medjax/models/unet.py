@@ -252,7 +252,7 @@ class Norm(nn.Module):
 
 def _pooled(mean: Array, variance: Array, groups: int) -> tuple[Array, Array]:
     """Each channel gets its group's mean and variance, [B, C]."""
-    means = mean.reshape(len(mean), groups, -1)
+    means = mean.reshape(mean.shape[0], groups, -1)
     variances = variance.reshape(means.shape)
     centre = jnp.mean(means, -1, keepdims=True)
     spread = jnp.mean(variances + jnp.square(means - centre), -1, keepdims=True)

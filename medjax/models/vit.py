@@ -87,8 +87,10 @@ class Stem(nn.Module):
             position = jax.image.resize(position, x.shape[1:], "cubic")
         self.sow("intermediates", "position", position)
         x = x + position.astype(self.dtype)
-        x = x.reshape(len(x), -1, self.width)
-        tokens = jnp.broadcast_to(tokens.astype(self.dtype), (len(x), *tokens.shape))
+        x = x.reshape(x.shape[0], -1, self.width)
+        tokens = jnp.broadcast_to(
+            tokens.astype(self.dtype), (x.shape[0], *tokens.shape)
+        )
         return jnp.concatenate([tokens, x], axis=1)
 
 

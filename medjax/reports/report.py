@@ -62,6 +62,28 @@ def write(
     return path
 
 
+def exported(
+    results: dict | None, facts: dict, *, config: dict, environment: dict
+) -> str:
+    """The README.md of an exported run, with its model card; see `write`.
+
+    results: None for a run that nobody was left to test.
+    facts: of task.json.
+    """
+    init = config["transfer"]["init"]
+    transfer = config["transfer"] | {"init": Path(init).name}  # No path of a machine.
+    item = "class" if facts["exclusive"] else "finding"
+    return page.render(
+        "exported.md",
+        results=results,
+        facts=facts,
+        config=config | {"transfer": transfer},
+        environment=environment,
+        item="region" if "sequences" in facts else item,
+        **(card(results) if results else {}),
+    )
+
+
 def show(results: dict) -> None:
     """Prints the main numbers of a report."""
     _kind(results).show(results)

@@ -33,6 +33,7 @@ from medjax.tasks import (
     adapt,
     compare,
     explain,
+    exported,
     films,
     fixed,
     imbalance,
@@ -423,6 +424,7 @@ TASK = Task(
     other=other,
     measure=measure,
     predict=predict_,
+    program=exported.of_images,
     comparison=compare.FINDINGS,
     refused={},
 )

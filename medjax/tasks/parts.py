@@ -54,6 +54,8 @@ class Network(NamedTuple):
     embed: Callable | None = None
     attention: bool = False  # Whether it is a ViT; whether its class token is read.
     token: bool = False
+    # Of a classifier: (state, image [B, H, W, C]) -> log-odds [B, T], not compiled.
+    rows: Callable | None = None
 
 
 def classifier(config: Config, output: Any) -> Network:
@@ -70,18 +72,19 @@ def _classifier(fields: str, output: Any) -> Network:
     model, frozen = _model(config, len(output.names), masks=False)
     blank = jnp.zeros((1, *output.shape))
     parts = {"apply": model.apply, "views": views(config)}
-    log_odds = step.compile_eval(step.eval_step, exclusive=output.exclusive, **parts)
+    rows = functools.partial(step.eval_step, exclusive=output.exclusive, **parts)
     return Network(
         init=lambda key: model.init(key, blank, train=False),
         apply=model.apply,
         stages=model.stage_names,
         frozen=frozen,
         random=model.random or model.dropout > 0,
-        predict=step.mean_of_members(log_odds),
+        predict=step.mean_of_members(step.compile_eval(rows)),
         look=functools.partial(normalisation.views, prepare=preparation(config)),
         embed=step.compile_eval(step.embed_step, **parts),
         attention=model.tokens > 0,
         token=model.pool == "token",
+        rows=rows,
     )
 
 

@@ -20,7 +20,7 @@ from medjax.evaluation import compare as statistics
 from medjax.evaluation import segmentation as measures
 from medjax.files import write_text
 from medjax.reports.segmentation import Case as Pictured
-from medjax.tasks import compare, films, fixed, imbalance, parts, scans
+from medjax.tasks import compare, exported, films, fixed, imbalance, parts, scans
 from medjax.tasks.check import check as check_any
 from medjax.tasks.task import Finished, Task
 from medjax.training import devices, step
@@ -385,6 +385,7 @@ TASK = Task(
     other=other,
     measure=measure,
     predict=predict,
+    program=lambda run: exported.of_volumes(run, **_windows(run.config)),
     comparison=compare.MASKS,
     refused={
         "--explain": "a mask shows itself where the finding is",

@@ -120,10 +120,12 @@ def _read(config: Config, output: Any, network: Callable[..., Network]) -> Start
     init, path = config.transfer.init, Path(config.transfer.init).expanduser()
     if (path / "config.json").exists():
         return _of_run(path, output, network)
+    if (path / "task.json").exists():
+        return _of_exported(path, output)
     if network is parts.segmenter:
         raise InputError(
-            f"transfer.init={init!r}: give the folder of a run of segmentation; other "
-            "files hold classifiers"
+            f"transfer.init={init!r}: give the folder of a run of segmentation, or an "
+            "exported one; other files hold classifiers"
         )
     if init == "imagenet":
         path = weights.fetch(config.model.name)
@@ -139,24 +141,43 @@ def _read(config: Config, output: Any, network: Callable[..., Network]) -> Start
 def _not_weights(config: Config) -> InputError:
     return InputError(
         f"transfer.init={config.transfer.init!r}: give 'imagenet', a file of weights, "
-        "the folder of a run, or one that convert made"
+        "the folder of a run, or one that convert or export made"
     )
 
 
 def _of_run(folder: Path, output: Any, network: Callable[..., Network]) -> Start:
     """The averaged weights of another run, as it predicts with them."""
     config, values = read_config(folder), workdir.read_task(folder)
-    if set(values) != set(output._fields):
-        kind = "segmentation" if network is parts.segmenter else "classification"
-        raise InputError(
-            f"transfer.init={folder}: a run of another kind of task: give one of {kind}"
-        )
+    _check_kind(folder, values, output)
     trained = type(output)(**values)
     _, state = restore(config, folder, network(config, trained), trained)
     options = as_json(config)
     intensity, sequences = options.get("intensity", {}), values.get("sequences", ())
     first = members(state)[0]  # Of an ensemble.
     return Start(first.averaged, trained.names, options["model"], intensity, sequences)
+
+
+def _check_kind(folder: Path, values: dict, output: Any) -> None:
+    """Refuses the task.json of another kind of task."""
+    if not {*output._fields} <= {*values}:
+        kind = "classification" if "shape" in output._fields else "segmentation"
+        raise InputError(
+            f"transfer.init={folder}: a run of another kind of task: give one of {kind}"
+        )
+
+
+def _of_exported(folder: Path, output: Any) -> Start:
+    """Reads back what the command `export` wrote."""
+    values = workdir.read_task(folder)
+    _check_kind(folder, values, output)
+    arrays = weights.read(folder / "weights.safetensors")
+    print(
+        f"note: {folder} doesn't say whom it was trained on: see that no patient of "
+        "this run's test is among them"
+    )
+    variables, sequences = weights.nested(arrays)[0], values.get("sequences", ())
+    names, model = tuple(values["names"]), values["model"]
+    return Start(variables, names, model, values["intensity"], sequences)
 
 
 def restore(

@@ -101,6 +101,7 @@ class Task(NamedTuple):
     measure: Callable
     # (finished, images=, out=, explain_in=, **how) -> a line for each unreadable file.
     predict: Callable
+    program: Callable  # finished -> exported.Program.
     comparison: compare.Kind
     refused: dict[str, str]  # {capability: why this kind of task can't have it}.
     # (folder, data, ids) -> None; notes what images look like.

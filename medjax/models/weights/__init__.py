@@ -10,14 +10,16 @@ import fcntl
 import importlib.metadata
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
 import requests
-import safetensors
+import safetensors.numpy
+from chex import ArrayTree
+from flax.traverse_util import flatten_dict, unflatten_dict
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
 from medjax.errors import InputError
@@ -119,6 +121,28 @@ def _read_safetensors(data: bytes) -> dict[str, np.ndarray]:
         dtype = np.dtype(SAFETENSORS[tensor["dtype"]])
         arrays[name] = np.ndarray(tensor["shape"], dtype, tensor["data"])
     return arrays
+
+
+def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes a safetensors file."""
+    path.write_bytes(safetensors.numpy.save(dict(arrays)))
+
+
+def flat(members: Sequence[ArrayTree]) -> dict[str, np.ndarray]:
+    """A network's variables by name, params/stem/conv/kernel; of several each with
+    member0/, member1/, ... before it."""
+    tree = members[0]
+    if len(members) > 1:
+        tree = {f"member{m}": variables for m, variables in enumerate(members)}
+    return flatten_dict(tree, sep="/")
+
+
+def nested(arrays: Mapping[str, np.ndarray]) -> list[ArrayTree]:
+    """The variables of each network, of which `flat` made these names."""
+    tree = unflatten_dict(arrays, sep="/")
+    return (
+        [tree] if "params" in tree else [tree[f"member{m}"] for m in range(len(tree))]
+    )
 
 
 # ------------------------------------------------------------- packages and downloads

@@ -1,0 +1,153 @@
+"""A finished run as a function of weights and prepared pixels, for others to run."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from chex import Array
+
+from medjax.config import Config, as_json
+from medjax.data import units
+from medjax.errors import InputError
+from medjax.evaluation import calibration, sliding
+from medjax.models import weights
+from medjax.tasks import scans
+from medjax.training import step
+
+FILM = (
+    "Grey values or colours are scaled to [0, 1] by their format (DICOM as its header "
+    "asks for display), squeezed into the square (an axis that shrinks is averaged over "
+    "area, one that grows is interpolated linearly), multiplied by greys - 1 and rounded."
+)
+VOXELS = "The volume's greys, at the size of `image`."
+SCAN = (
+    "The patient's sequences, in the order of `sequences`, are put on one grid with the "
+    "axes D, H, W to the head, the back and the left, in their units (z-scores where none "
+    "are named), by these settings; `prepare` writes such volumes to its records."
+)
+
+
+class Program(NamedTuple):
+    """What of a run others can run, and what they have to know of it."""
+
+    answer: Callable  # (weights by name, image [B, ...]) -> the arrays `outputs`.
+    image: tuple[tuple[int, ...], str]  # The shape of one, and its dtype.
+    outputs: tuple[tuple[tuple[int, ...], str], ...]  # The same of each array.
+    weights: dict[str, np.ndarray]  # See weights.flat.
+    facts: dict[str, Any]  # For task.json.
+
+
+def of_images(run: Any) -> Program:
+    """Calibrated probabilities [B, T] of prepared images, and calls [B, T].
+
+    A call is 1 from the threshold on, 0 below it, and -1 where there is none; of
+    classes it is 1 for the likeliest.
+
+    Raises:
+      InputError: the run averages augmented copies, whose number is the batch's.
+    """
+    if copies := run.config.evaluation.copies:
+        raise InputError(
+            f"{run.folder}: evaluation.copies={copies}: augmented copies can't be "
+            "exported: train with evaluation.copies=0; evaluation.flip can be"
+        )
+    output, states = run.output, step.members(run.state)
+    fit, thresholds = run.fixed.calibration.fit, run.thresholds.astype(np.float32)
+    count = len(output.names)
+
+    def answer(arrays: dict[str, Array], image: Array) -> tuple[Array, Array]:
+        variables = zip(states, weights.nested(arrays), strict=True)
+        each = [
+            run.network.rows(state._replace(averaged=averaged), image)
+            for state, averaged in variables
+        ]
+        z = each[0] if len(each) == 1 else step.log_odds_of_mean(jnp.stack(each))
+        p = 1 / (1 + jnp.exp(-z))  # Rounded as on the host, from whose log-odds,
+        p = calibration.calibrate(
+            fit, p, jnp, jax.scipy.special
+        )  # clipped, it goes on.
+        if output.exclusive:
+            call = jax.nn.one_hot(jnp.argmax(p, axis=1), count, dtype=jnp.int32)
+        else:
+            call = jnp.where(np.isnan(thresholds), -1, p >= thresholds)
+        return p, call.astype(jnp.int32)
+
+    facts = {
+        "kind": "classification",
+        **output._asdict(),
+        "greys": 2**output.bits,
+        "thresholds": dict(zip(output.names, run.thresholds.tolist(), strict=True)),
+        "calibration": run.fixed.calibration.method,
+        "flip": run.config.evaluation.flip,
+        "preparation": {"steps": FILM if len(output.shape) == 3 else VOXELS},
+    }
+    return Program(
+        answer=answer,
+        image=(output.shape, f"uint{output.bits}"),
+        outputs=(((count,), "float32"), ((count,), "int32")),
+        **_common(run, facts),
+    )
+
+
+def of_volumes(run: Any, *, patch, slices, overlap, flips, **_) -> Program:
+    """Probabilities of one window of a volume: predict.py blends those of all windows.
+
+    [B, d, h, w, C] float32 -> [B, d, h, w, K]; of a model of slices [B, 1, h, w, K].
+    The windows are as in sliding.volume_probability.
+    """
+    planar, regions = len(patch) == 2, run.output.names
+    seen, written = ((slices, *patch), (1, *patch)) if planar else (patch, patch)
+
+    def answer(arrays: dict[str, Array], image: Array) -> tuple[Array]:
+        image = units.normalise(image, run.output.channels, jnp)
+        each = []
+        for variables in weights.nested(arrays):
+            for view in sliding.mirrorings(flips):
+                axes = [1 + axis for axis in view]
+                x = jnp.flip(image, axes)
+                if planar:
+                    x = jnp.moveaxis(x, 1, 3).reshape(*image.shape[:1], *patch, -1)
+                y = run.network.predict(variables, x)
+                each.append(jnp.flip(y[:, None] if planar else y, axes))
+        return (sum(each) / len(each),)
+
+    facts = {
+        "kind": "segmentation",
+        **run.output._asdict(),
+        "names": regions,
+        "window": {"reads": seen, "answers": written, "overlap": overlap},
+        "flips": flips,
+        "masks": {
+            region: post._asdict()
+            for region, post in zip(regions, run.fixed, strict=True)
+        },
+        "preparation": {"steps": SCAN} | _fields(run.config, "data", scans.READING),
+    }
+    return Program(
+        answer=answer,
+        image=((*seen, len(run.output.sequences)), "float32"),
+        outputs=(((*written, len(regions)), "float32"),),
+        **_common(run, facts),
+    )
+
+
+def _common(run: Any, facts: dict[str, Any]) -> dict[str, Any]:
+    """The weights, and the facts with what transfer.init needs to know of them."""
+    states = jax.device_get(step.members(run.state))
+    values = as_json(run.config)
+    facts |= {
+        "members": len(states),
+        "model": values["model"],
+        "intensity": values.get("intensity", {}),
+    }
+    return {
+        "weights": weights.flat([state.averaged for state in states]),
+        "facts": facts,
+    }
+
+
+def _fields(config: Config, section: str, names: tuple[str, ...]) -> dict[str, Any]:
+    """These fields of a section of the config, where it has them."""
+    return {name: config[section][name] for name in names if name in config[section]}

@@ -1,0 +1,291 @@
+"""The command `export`: what others run gives what the run itself predicts."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+import small
+from launching import SMALL, run_here
+
+from configs import quickstart_mri
+from medjax.commands import export
+from medjax.config import read_config
+from medjax.data import loader
+from medjax.data.units import Channel
+from medjax.errors import InputError
+from medjax.evaluation import calibration
+from medjax.evaluation.segmentation import Post
+from medjax.models import cpu
+from medjax.tasks import (
+    exported,
+    films,
+    fixed,
+    imbalance,
+    parts,
+    scans,
+    segmentation,
+    start,
+)
+from medjax.tasks.task import Finished
+from medjax.training import step
+
+NAMES = ("a", "b", "c")
+LOGISTIC = calibration.Logistic((0.7, 1.0, 1.3), (0.4, 0.0, -2.0))
+ALONE = (
+    "import runpy, sys; sys.path.append(sys.argv[1]); sys.argv = sys.argv[2:]; "
+    "runpy.run_path(sys.argv[0], run_name='__main__')"
+)
+OURS = ("jax", "jaxlib", "numpy", "scipy", "ml_dtypes", "opt_einsum")  # jax's own, too.
+
+
+def run_alone(script, *arguments, cwd):
+    """Runs a script where only jax, numpy and what these need can be imported."""
+    site, alone = Path(np.__file__).parents[1], cwd / "site"
+    alone.mkdir()
+    for path in site.iterdir():
+        if re.split(r"[-.]", path.name)[0] in OURS:
+            (alone / path.name).symlink_to(path)
+    command = [sys.executable, "-I", "-S", "-c", ALONE, alone, script, *arguments]
+    env = {k: v for k, v in os.environ.items() if k.startswith(("JAX_COMP", "JAX_PER"))}
+    options = {"cwd": cwd, "env": env, "capture_output": True, "text": True}
+    done = subprocess.run([*map(str, command)], check=False, **options)
+    assert done.returncode == 0, done.stderr
+
+
+def state_of(config, network, output, *, steepness=1.0):
+    """Random members, whose classifier has larger weights."""
+
+    def member(number):
+        variables = parts.fresh(config, network, number)
+        params = variables["params"]
+        if "classifier" in params:
+            params["classifier"]["kernel"] *= steepness
+        label = imbalance.any_label(output)
+        return parts.initial_state(config, network, output, label, variables=variables)
+
+    return step.replicated(parts.ensemble([member(m) for m in range(config.ensemble)]))
+
+
+def classifier(fit=None, *, exclusive=False, bits=8, steepness=1.0, **fields):
+    """A run that was never trained, but whose choices were made."""
+    config = small.get_config()
+    config.update_from_flattened_dict(fields)
+    output = films.Output(NAMES, exclusive, (32, 32, 1), bits)
+    network = parts.classifier(config, output)
+    state = state_of(config, network, output, steepness=steepness)
+    method = fixed.NONE._replace(fit=fit)
+    thresholds = dict(zip(NAMES, (0.3, float("nan"), 0.5), strict=True))
+    chosen = fixed.Fixed(0, thresholds, "youden", None, method)
+    return Finished(config, Path(), output, network, 0, state, chosen)
+
+
+def images(count, bits=8):
+    draws = np.random.default_rng(0)
+    return draws.integers(2**bits, size=(count, 32, 32, 1), dtype=f"uint{bits}")
+
+
+@pytest.mark.parametrize(
+    "fit, options",
+    [
+        (None, {"bits": 16, "steepness": 100.0}),
+        (LOGISTIC, {"ensemble": 2, "evaluation.flip": True}),
+        (LOGISTIC, {"steepness": 100.0}),
+        (
+            calibration.Isotonic(
+                ((0.1, 0.4, 0.6), (), (0.2, 0.8)),
+                ((0.0, 0.5, 1.0), (), (0.3, 0.3)),
+                *((1.0, 0.5, 1.0), (0.0, 0.1, 0.0)),
+            ),
+            {},
+        ),
+        (
+            calibration.Softmax((0.5,) * 3, (0.1, -2.0, 0.3)),
+            {
+                "exclusive": True,
+                "steepness": 10.0,
+                "loss.name": "softmax_cross_entropy",
+            },
+        ),
+    ],
+)
+def test_the_module_gives_the_run_s_calibrated_probabilities_and_calls(fit, options):
+    run, bits = classifier(fit, **options), options.get("bits", 8)
+    program = exported.of_images(run)
+    module = export.lowered(program, "cpu")
+    for count in (1, 7):
+        pixels = images(count, bits)
+        expected = run.predict(pixels[None])[0]
+        probability, call = map(np.asarray, module.call(program.weights, pixels))
+        np.testing.assert_allclose(probability, expected, rtol=0, atol=1e-6)
+        if run.output.exclusive:
+            called = np.eye(3, dtype=int)[expected.argmax(axis=1)]
+        else:
+            called = np.stack(
+                [expected[:, 0] >= 0.3, -np.ones(count), expected[:, 2] >= 0.5], axis=1
+            )
+        np.testing.assert_array_equal(call, called)
+
+
+def ops(module):
+    """How often each operation occurs, but for calls and for constants of platforms."""
+    names = re.findall(r"= stablehlo\.(\w+)", module.mlir_module())
+    plain = {"constant", "case", "add", "subtract", "multiply", "maximum"}
+    return pd.Series(names)[lambda s: ~s.isin(plain)].value_counts().to_dict()
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_other_platforms_get_their_own_operations(platform, monkeypatch):
+    program = exported.of_images(classifier(**{"model.stem": "imagenet"}))
+    module = export.lowered(program, platform)
+    assert module.platforms == (platform,)
+    calls = set(re.findall(r"custom_call @(\w+)", module.mlir_module()))
+    assert calls <= {"shape_assertion"}
+    host = ops(export.lowered(program, "cpu"))
+    jax.clear_caches()
+    monkeypatch.setattr(cpu, "_method", lambda *_: None)  # XLA's own everywhere.
+    native = ops(export.lowered(program, platform))
+    jax.clear_caches()
+    assert ops(module) == native != host
+
+
+def masks_run(**fields):
+    config = quickstart_mri.get_config()
+    config.model.update(widths=(4, 8), strides=(1, 2))
+    config.update_from_flattened_dict(fields)
+    output = scans.Output(("A", "B"), {"x": (1,), "y": (2,)}, (1.0, 1.0, 1.0))
+    if config.patch.slices:
+        channels = Channel(0, -0.5, 1.0, 0.2, 0.7), Channel(1, -9.0, 9.0, 0.0, 1.0)
+        given = ("hounsfield", "z_scores")
+        output = output._replace(units=given, channels=channels, exclusive=True)
+    network = parts.segmenter(config, output)
+    state = state_of(config, network, output)
+    return Finished(config, Path(), output, network, 0, state, [Post()] * 2)
+
+
+@pytest.mark.parametrize(
+    "fields, shape",
+    [
+        pytest.param(
+            {
+                "patch.size": (8, 8, 8),
+                "ensemble": 2,
+                "evaluation.flips": (0, 2),
+                "evaluation.overlap": 0.3,
+            },
+            (6, 12, 17),
+            marks=pytest.mark.slow,
+        ),
+        (
+            {"patch.size": (3, 8, 8), "patch.slices": True, "evaluation.flips": (2,)},
+            (4, 7, 13),
+        ),
+    ],
+)
+def test_a_volume_s_windows_are_blended_as_the_run_does(fields, shape, tmp_path):
+    run = masks_run(**fields)
+    volume = np.random.default_rng(1).normal(size=(*shape, 2)).astype(np.float32)
+    volume[:2] = 0
+    expected = segmentation.probability(
+        run.config, run.network, run.state, volume, run.output.channels
+    )
+    export.write(segmentation.TASK.program(run), tmp_path)
+    np.save(tmp_path / "volume.npy", volume)
+    run_alone("predict.py", "volume.npy", "out.npy", cwd=tmp_path)
+    probability = np.load(tmp_path / "out.npy")
+    assert probability.shape == expected.shape
+    np.testing.assert_allclose(probability, expected, rtol=0, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folders of a small run and of what was exported of it."""
+    at = tmp_path_factory.mktemp("export")
+    flags = ("ensemble=2", "evaluation.flip=True", "evaluation.calibration=platt")
+    flags = [f"--config.{flag}" for flag in (*flags, "train.steps=3")]
+    flags += [f"--config.data.records={at / 'records'}", f"--workdir={at / 'run'}"]
+    run_here("train", *SMALL, *flags)
+    run_here("export", f"--workdir={at / 'run'}", f"--out={at / 'out'}")
+    return at / "run", at / "out"
+
+
+def test_predict_py_alone_gives_the_run_s_predictions(trained, tmp_path):
+    run, out = trained
+    expected = pd.read_csv(run / "predictions/test.csv")
+    data = films.data(read_config(run))
+    ids = data.table.set_index("image").loc[expected["image"], "id"].to_numpy()
+    batches = loader.evaluation_batches(data.films(ids), batch=len(ids), devices=1)
+    np.save(tmp_path / "images.npy", next(iter(batches))["image"][0])
+    run_alone(out / "predict.py", "images.npy", "out.csv", cwd=tmp_path)
+    table = pd.read_csv(tmp_path / "out.csv")
+    names = list(data.output.names)
+    assert list(table) == [*names, *(f"{name}_call" for name in names)]
+    np.testing.assert_allclose(table[names], expected[names], rtol=0, atol=1e-6)
+    for name in names:
+        call = expected[f"{name}_call"].fillna(-1)
+        np.testing.assert_array_equal(table[f"{name}_call"], call)
+
+
+def test_the_folder_says_what_was_measured_and_names_no_machine(trained):
+    run, out = trained
+    assert {path.name for path in out.iterdir()} == {
+        *("model.cpu.stablehlo", "model.cuda.stablehlo", "model.tpu.stablehlo"),
+        *("weights.safetensors", "task.json", "predict.py", "README.md"),
+    }
+    for path in out.iterdir():
+        content = path.read_bytes()
+        for place in (run.parent, Path(export.__file__).parents[2], Path.home()):
+            assert str(place).encode() not in content, path
+        assert b"medjax/" not in content or path.suffix == ".md", path
+    results = json.loads((run / "report.json").read_text())
+    card = (out / "README.md").read_text()
+    for task in results["tasks"].values():
+        assert f"| {task['metrics']['auroc']['estimate']:.3f}" in card
+    task = json.loads((out / "task.json").read_text())
+    chosen = json.loads((run / "thresholds.json").read_text())["tasks"]
+    assert task["thresholds"] == chosen
+    assert (task["shape"], task["greys"], task["members"]) == ([32, 32, 1], 256, 2)
+
+
+def test_a_training_begins_with_the_exported_weights(trained):
+    run, out = trained
+    config = small.get_config()
+    config.transfer.init = str(out)
+    output = films.Output(**json.loads((run / "task.json").read_text()))
+    output = output._replace(names=tuple(output.names), shape=tuple(output.shape))
+    config, weights = start.settle(config, output, parts.classifier)
+    network = parts.classifier(config, output)
+    variables = start.variables(parts.fresh(config, network), weights, output)
+    theirs = read_config(run)
+    _, state = start.restore(theirs, run, parts.classifier(theirs, output), output)
+    pixels = images(3) / np.float32(255)
+    logits = [
+        network.apply(each, pixels, train=False)
+        for each in (variables, step.members(state)[0].averaged)
+    ]
+    np.testing.assert_array_equal(*logits)
+    with pytest.raises(InputError, match="another kind of task: give one of segment"):
+        start.settle(config, scans.Output(("T1",), {"x": (1,)}), parts.segmenter)
+
+
+def test_a_folder_that_isn_t_empty_and_an_unfinished_run_are_refused(trained, tmp_path):
+    run, out = trained
+    _, errors = run_here("export", f"--workdir={run}", f"--out={out}", code=2)
+    assert "isn't empty" in errors
+    _, errors = run_here("export", f"--workdir={tmp_path}", "--out=x", code=2)
+    assert "no config.json" in errors
+
+
+def test_augmented_copies_are_refused():
+    config = small.get_config()
+    config.evaluation.copies = 2
+    run = SimpleNamespace(config=config, folder=Path("runs/a"))
+    with pytest.raises(InputError, match="evaluation.copies=2: augmented copies can't"):
+        exported.of_images(run)
