@@ -3,7 +3,8 @@
     python launch.py train --config=configs/hippocampus.py --workdir=runs/hippocampus
 
 `data.folder` is task 4 of the Medical Segmentation Decathlon. Cross-validate with
---config.split.folds=5 --config.split.fold=K.
+--config.split.folds=5 --config.split.fold=K. The numbers 2k - 1 and 2k seem to be two
+sides of one person (see tests/README.md), whom the split may divide.
 """
 
 from ml_collections import ConfigDict

@@ -287,9 +287,9 @@ def sweep():
     yield {{"seed": 0}}
     yield {{"seed": 1}}
 """
-# What holds times: sweep.json sums up its arms' reports, which are compared.
+# What holds times or tells of the stop: sweep.json sums up its arms' reports.
 LOOSE = ("checkpoints", "events", "metrics.jsonl", "environment.json")
-LOOSE += ("sweep.html", "sweep.json")
+LOOSE += ("sweep.html", "sweep.json", "log.txt")
 
 
 @functools.cache

@@ -10,10 +10,11 @@ import pytest
 from scipy import fft, ndimage
 
 from medjax.cohort import duplicates
-from medjax.data import images
+from medjax.data import images, nifti
 from medjax.data.scan import make_scan
 
-NIH = Path(__file__).parents[1].parent / "shared/data/nih-sample"
+SHARED = Path(__file__).parents[1].parent / "shared/data"
+NIH, HIPPOCAMPUS = SHARED / "nih-sample", SHARED / "hippocampus/imagesTr"
 MIRRORED = {
     "": lambda p: p,
     "left-right": np.fliplr,
@@ -336,6 +337,17 @@ def test_a_thumbnail_holds_the_means_of_its_cells():
     assert np.corrcoef(got.ravel(), cells.ravel())[0, 1] > 0.995
     assert got.sum() == pytest.approx(0, abs=0.05)
     assert np.sum(got**2) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.skipif(not HIPPOCAMPUS.exists(), reason="needs shared/data/hippocampus")
+def test_crops_of_one_organ_are_told_apart_and_their_copies_found():
+    """169 and 170 are the most alike of 202: two sides of one person, it seems."""
+    paths = sorted(HIPPOCAMPUS.glob("*.nii.gz"))[:30]
+    paths += [HIPPOCAMPUS / f"hippocampus_{n}.nii.gz" for n in (169, 170)]
+    crops = [nifti.read(path).voxels[..., None] for path in paths]
+    zooms = [(0.8, 0.8, 0.8, 1), (1.25, 1.25, 1.25, 1), (1 / 3, 1, 1, 1)]
+    crops += [ndimage.zoom(crops[n], zooms[n % 3], order=n % 2) for n in range(6)]
+    assert prepared_copies(crops) == [[n, 32 + n] for n in range(6)]
 
 
 def test_an_empty_volume_is_nobody_s_copy():

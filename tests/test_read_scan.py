@@ -148,17 +148,41 @@ def test_aligning_reads_the_moving_image_where_the_registration_says(
         scan.read_scan(files, mask, regions=LESION, grids="align")
 
 
-@pytest.mark.parametrize("beside", [0.83, 0.95, np.nan])
-def test_a_sequence_that_fits_nowhere_better_is_refused(tmp_path, monkeypatch, beside):
+@pytest.mark.parametrize(
+    ("beside", "mirrored", "good"),
+    [
+        (0.69, None, True),
+        (0.71, 1.11, True),
+        (0.87, 1.11, True),
+        (0.71, 1.119, False),
+        (0.71, 1.13, False),
+        (0.89, None, False),
+        (np.nan, None, False),
+    ],
+)
+def test_a_sequence_that_fits_nowhere_better_is_refused(
+    tmp_path, monkeypatch, beside, mirrored, good
+):
+    """Or not much better than its mirror image, where that isn't clear."""
     files, mask = moved(tmp_path, np.eye(4))
     result = registration.Registration(np.eye(4), 1.09, 1.12, beside, improved=True)
-    monkeypatch.setattr(registration, "register", lambda *args: result)
-    with pytest.raises(InputError, match=r"T1.nii.gz: is of another person.*1\.090 be"):
-        scan.read_scan(files, mask, regions=LESION, grids="align")
-    good = result._replace(beside=0.7)
-    monkeypatch.setattr(registration, "register", lambda *args: good)
-    case = scan.read_scan(files, mask, regions=LESION, grids="align")
-    assert case.alignments == (("T1", 1.09, 1.12, 0.7),)
+    results, voxels = [result, result._replace(metric=mirrored)], []
+
+    def register(fixed, fixed_affine, moving, affine):
+        voxels.append(moving)
+        return results[len(voxels) - 1]
+
+    monkeypatch.setattr(registration, "register", register)
+    if good:
+        case = scan.read_scan(files, mask, regions=LESION, grids="align")
+        expected = ("T1", 1.09, 1.12, beside, mirrored or np.nan)
+        assert repr(case.alignments) == repr((scan.Alignment(*expected),))
+    else:
+        with pytest.raises(InputError, match=r"T1.nii.gz: is of another.*1\.090 be"):
+            scan.read_scan(files, mask, regions=LESION, grids="align")
+    assert len(voxels) == 1 + (mirrored is not None)
+    if mirrored:
+        np.testing.assert_array_equal(voxels[1], voxels[0][:, :, ::-1])
 
 
 def test_a_mask_where_the_image_is_0_is_refused(tmp_path, caplog):

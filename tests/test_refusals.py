@@ -14,11 +14,11 @@ import pytest
 from launching import ROOT, SMALL, run_here
 
 import launch
-from configs import quickstart, quickstart_mri
+from configs import ms_lesions_unet3d, quickstart, quickstart_mri
 from medjax.data import prepared
 from medjax.errors import InputError
 from medjax.files import held, naming, write_text
-from medjax.tasks import check
+from medjax.tasks import check, segmentation
 from medjax.training import folder
 
 OUT_OF_RANGE = [
@@ -38,6 +38,7 @@ OUT_OF_RANGE = [
     ("resampling.most", 0, "1 or more"),
     ("augment.random_affine.flip", 1.5, "0 to 1"),
     ("augment.brightness.strength", -0.1, "0 or more"),
+    ("data.side", 100_000, "1 to 10,000"),
 ]
 
 
@@ -59,6 +60,36 @@ def test_numbers_at_the_end_of_a_range_are_taken(recipe):
     config.split.update(test=0.6, validation=0.4)
     with pytest.raises(InputError, match="leave nobody to train on"):
         check.check_ranges(config)
+
+
+@pytest.mark.parametrize(
+    "field, value, why",
+    [
+        ("train.accumulate", 0, "train.accumulate=0: give 1 or more"),
+        ("patch.each", 0, "patch.each=0: give 1 or more"),
+        ("data.records", "", "data.records='': name the folder"),
+        ("augment.ops", ("gamma", "gamma"), "name each op once"),
+        ("data.sequences", (), r"data.sequences=\(\): name one or more"),
+        ("data.regions", (), r"data.regions=\(\): name one or more"),
+        ("data.clip", (99.0, 1.0), "data.clip=.*two percentiles"),
+        ("data.clip", (1.0,), "data.clip=.*two percentiles"),
+        ("data.clip", (0.0, 101.0), "data.clip=.*two percentiles"),
+        ("data.clip", (float("nan"), 1.0), "data.clip=.*two percentiles"),
+        ("data.spacing", (1.0, 1.0), "data.spacing=.*three lengths"),
+        ("data.spacing", (0.0, 1.0, 1.0), "data.spacing=.*three lengths"),
+        ("model.widths", (0, 8, 8, 8), "model.widths=.*numbers from 1 on"),
+        ("patch.size", (16, 16), "patch.size=.*three sizes"),
+        ("model.strides", (1, 0, 2), "model.strides=.*numbers from 1 on"),
+    ],
+)
+def test_a_value_that_no_run_can_have_is_refused_before_data_are_read(
+    field, value, why
+):
+    config = ms_lesions_unet3d.get_config()
+    config.data.folder = "nowhere"
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(InputError, match=why):
+        segmentation.check(config, 1)
 
 
 @pytest.mark.parametrize(

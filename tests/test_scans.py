@@ -4,6 +4,7 @@ import importlib
 import json
 import shutil
 
+import nibabel
 import numpy as np
 import pandas as pd
 import pytest
@@ -195,6 +196,27 @@ def test_scans_as_they_are_stored_are_not_what_was_made_of_them(own, tmp_path):
         np.testing.assert_array_equal(case.spacing, [1.0, 1.0, 1.0])
         values = case.image[case.image != 0]
         np.testing.assert_array_equal(np.sort(values), np.sort(VALUES[VALUES != 0]))
+
+
+def test_scaled_labels_are_whole_numbers_wherever_they_are_read(own, tmp_path):
+    """nibabel scales floats into a header's int16, and 1 comes back as 0.99998."""
+    ring = 2 * ball((20, 20, 20), 0.3) - ball((20, 20, 20), 0.2)
+    for number, path in enumerate(sorted((tmp_path / "raw").rglob("seg.nii.gz"))):
+        image = nibabel.Nifti1Image(ring.astype(np.float64), affine_of())
+        image.set_data_dtype((np.int16, np.uint8, np.float32)[number % 3])
+        if number == 2:
+            image = nibabel.Nifti1Image(np.float32(ring * 0.999), affine_of())
+        nibabel.save(image, path)
+    stored = [nibabel.load(p).get_fdata() for p in (tmp_path / "raw").rglob("seg*")]
+    assert sum(bool((values % 1).any()) for values in stored) == 4
+    own.data.regions = ("whole", "core")
+    own.data["values"] = {"whole": (1, 2), "core": (1,)}
+    counts = [np.sum(ring > 0), np.sum(ring == 1)]
+    found = scans.data(own)  # Of training, validation, test and external data.
+    voxels = found.table[["voxels_whole", "voxels_core"]]
+    np.testing.assert_array_equal(voxels, [counts] * 4)
+    for case in scans.as_stored(own, found.prepared):  # Of explore.
+        np.testing.assert_array_equal(case.label.sum(axis=(0, 1, 2)), counts)
 
 
 def save_legs(folder):

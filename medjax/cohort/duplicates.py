@@ -15,6 +15,7 @@ import imagehash
 import numpy as np
 import pandas as pd
 from PIL import Image
+from scipy import ndimage
 
 SIDE = 64  # Pixels: what the hash reads, and what is correlated.
 BITS = 256
@@ -41,7 +42,8 @@ REACH = 2.0  # which reaches so many standard deviations to either side.
 # In median absolute deviations from the median. Darker voxels may be a rim, and brighter
 # ones, lesions or vessels, would outweigh all tissue.
 DARK, BRIGHT = 2.0, 3.0
-ALIKE = 0.88  # Correlation of two volumes' thumbnails.
+DETAIL = 1.0  # Cells: what is finer than such a blur counts once more.
+ALIKE = 0.81  # Mean correlation of two volumes' thumbnails, and of their details.
 ROWS = 256  # Volumes that are compared with all others at once.
 
 
@@ -235,10 +237,17 @@ def alike(thumbnails: np.ndarray) -> pd.DataFrame:
     """Finds the pairs of volumes of which any sequence is the same image, or mirrored.
 
     `thumbnails` are [N, C, S, S, S]. A row per pair: `id` < `other`, 0 to N - 1, and
-    the highest `correlation`, ALIKE or more.
+    the highest `correlation`, ALIKE or more: the mean of the thumbnails' and of their
+    details', as people resemble each other in outline.
     """
     count = len(thumbnails)
-    all_cells = np.moveaxis(thumbnails.astype(np.float32), 1, 0)  # [C, N, S, S, S]
+    whole = thumbnails.astype(np.float32)
+    blur = ndimage.gaussian_filter(whole, (0, 0, *[DETAIL] * 3))
+    parts = np.stack([whole, whole - blur], axis=2)
+    parts -= parts.mean(axis=(3, 4, 5), keepdims=True)
+    norm = np.sqrt(2 * np.sum(parts**2, axis=(3, 4, 5), keepdims=True))
+    parts = np.divide(parts, norm, where=norm > 0, out=np.zeros_like(parts))
+    all_cells = np.moveaxis(parts, 1, 0)  # [C, N, 2, S, S, S]
     flips = [a for n in range(4) for a in itertools.combinations((-3, -2, -1), n)]
     pairs = []
     for start in range(0, count, ROWS):

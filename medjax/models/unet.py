@@ -64,6 +64,7 @@ class UNet(nn.Module):
             another length than the others.
         """
         levels, space = len(self.widths), image.ndim - 2
+        _each("widths", self.widths, levels, "levels")
         strides = _sizes("strides", self.strides, levels, space)
         kernels = _sizes("kernels", self.kernels, levels, space)
         blocks = _each("blocks", self.blocks, levels, "levels")
@@ -169,6 +170,8 @@ def _each(field: str, value: Size | Sequence[Size], number: int, of: str) -> tup
             f"model.{field}: {len(values)} of them for {number} {of}; give one for "
             "each, or one for all (model.widths has as many as there are levels)"
         )
+    if "blocks" not in field and any(isinstance(v, int) and v < 1 for v in values):
+        raise InputError(f"model.{field}={value}: give numbers from 1 on")
     return values
 
 

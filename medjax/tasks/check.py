@@ -16,9 +16,10 @@ RANGES = {  # What a field's number has to be.
         lambda value: 1 <= value < INF,
         *("train.steps", "train.log_every", "train.evaluate_every", "train.keep"),
         "train.accumulate",
-        *("evaluation.batch", "evaluation.replicates", "data.side", "patch.each"),
+        *("evaluation.batch", "evaluation.replicates", "patch.each"),
         *("transfer.every", "resampling.most", "resampling.neighbours", "ensemble"),
     ),
+    "1 to 10,000": (lambda value: 1 <= value <= 10_000, "data.side"),
     "0 or more": (
         lambda value: 0 <= value < INF,
         *("train.threads", "optim.weight_decay", "optim.warmup", "data.margin"),
@@ -54,12 +55,12 @@ def check(config: Config, network: parts.Network, output: Any, *, batch: int) ->
       output: as far as it is known.
       batch: what `train.batch` must be a multiple of.
     """
+    check_ranges(config)
     _check_batch(config, batch)
     check_split(config)
     start.check(config)
     if (kept := config.evaluation.checkpoint) not in ("best", "last"):
         raise InputError(f"evaluation.checkpoint={kept!r}: use 'best' or 'last'")
-    check_ranges(config)
     whole = _whole_fit(config)
     if whole and config.ensemble > 1:
         raise InputError(
@@ -106,6 +107,10 @@ def check_ranges(config: Config) -> None:
             f"split.test={test} and split.validation={validation}: leave nobody to "
             "train on: give less"
         )
+    if not config.data.records:
+        raise InputError("data.records='': name the folder of the prepared data")
+    if len({*config.augment.ops}) < len(config.augment.ops):
+        raise InputError(f"augment.ops={config.augment.ops}: name each op once")
     for op in config.augment.ops:
         for name, value in config.augment.get(op, {}).items():
             words = "0 to 1" if name in ("flip", "probability") else "0 or more"

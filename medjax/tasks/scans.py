@@ -232,6 +232,9 @@ def expected(config: Config) -> Output:
     """What a run of this config says, as far as its data needn't be read for it."""
     if config.data.source == PHANTOM:
         return Output(brain.SEQUENCES, BRATS)
+    for field in ("sequences", "regions"):
+        if not config.data[field]:
+            raise InputError(f"data.{field}=(): name one or more")
     values, windows = units_of(config), config.data.get("windows", ())
     return Output(
         tuple(config.data.sequences),
@@ -381,6 +384,11 @@ def audit(config: Config, data: Data, manifest: pd.DataFrame) -> None:
 def check(config: Config) -> None:
     """Refuses an unknown source or split, or a checkpoint that nobody can choose."""
     _check_source(config)
+    clip, spacing = config.data.get("clip", (0, 100)), config.data.get("spacing", ())
+    if len(clip) != 2 or not 0 <= clip[0] < clip[1] <= 100:
+        raise InputError(f"data.clip={clip}: give two percentiles, the lower one first")
+    if len(spacing) not in (0, 3) or not all(0 < mm < np.inf for mm in spacing):
+        raise InputError(f"data.spacing={spacing}: give three lengths in mm, or ()")
     if (count := config.resampling.count) not in ("voxels", "patients"):
         raise InputError(f"resampling.count={count!r}: use 'voxels' or 'patients'")
     way = config.data.split

@@ -70,6 +70,8 @@ def check(config: Config, shards: int) -> None:
     ):
         if value in NOT_FOR_MASKS:
             raise InputError(f"{field}={value!r}: {NOT_FOR_MASKS[value]}")
+    if len(size := config.patch.size) != 3:
+        raise InputError(f"patch.size={size}: give three sizes, along D, H and W")
     output = scans.expected(config)
     network = parts.segmenter(config, output)
     sliding.check(**_windows(config))

@@ -36,10 +36,10 @@ log = logging.getLogger("medjax")
 
 def existing(folder: Path) -> Path:
     """The folder, or an error that names the config's field."""
-    folder = Path(folder).expanduser()
-    if not folder.is_dir():
+    path = Path(folder).expanduser()
+    if not os.fspath(folder) or not path.is_dir():
         raise InputError(f"data.folder={str(folder)!r} is no folder: set data.folder")
-    return folder
+    return path
 
 
 def only(folder: Path, pattern: str, *, needed: bool = True) -> Path | None:

@@ -1,0 +1,84 @@
+"""Whether an aligned sequence is the patient's own: the scores behind scan.FLAT and OWN.
+
+    python tests/bench_alignment.py ../shared/data [slice thickness, mm ...]
+
+Aligns the T2 and T1 of each person, thick slices after a known motion, with the FLAIR of
+each, and prints what is left of the similarity beside the alignment, of the sequence and
+of its mirror image, and how many times as similar the sequence is as that.
+"""
+
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from medjax.data import brain_phantom
+from medjax.geometry import register
+
+NAMES = {"FLAIR": "FLAIR", "T1": "T1W", "T2": "T2W"}  # Ours -> of the raw study.
+PHANTOM = {name: brain_phantom.SEQUENCES.index(name.lower()) for name in NAMES}
+
+
+def load(path):
+    image = nibabel.as_closest_canonical(nibabel.load(path))
+    return np.asarray(image.dataobj, np.float32), image.affine
+
+
+def phantom(number):
+    drawn = brain_phantom.patient(number, seed=0, shape=(64, 80, 64), spacing=[2.5] * 3)
+    back = nibabel.Nifti1Image(drawn.image, drawn.affine)
+    image = nibabel.as_closest_canonical(back)
+    return {
+        n: (image.get_fdata(dtype=np.float32)[..., c], image.affine)
+        for n, c in PHANTOM.items()
+    }
+
+
+def thicker(voxels, affine, millimetres):
+    """Averages neighbours until voxels are that large along each axis, or larger."""
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    k = np.maximum(np.rint(np.array(millimetres) / spacing).astype(int), 1)
+    whole = voxels[tuple(slice(0, n // q * q) for n, q in zip(voxels.shape, k))]
+    shape = np.stack([np.array(whole.shape) // k, k], axis=1).ravel()
+    scaled = affine @ np.diag([*k, 1.0])
+    scaled[:3, 3] = affine[:3, 3] + affine[:3, :3] @ (k - 1) / 2
+    return whole.reshape(shape).mean((1, 3, 5)), scaled
+
+
+def main(folder, thickness):
+    people = {f"phantom {n}": phantom(n) for n in range(2)}
+    for name in ("patient07", "patient19"):
+        files = folder / "ms-lesion-sample" / name
+        people[name] = {n: load(files / f"{n}.nii.gz") for n in NAMES}
+    files = folder / "ms-raw-sample/patient01"
+    people["raw"] = {n: load(files / f"study1_{m}.nii.gz") for n, m in NAMES.items()}
+    motion = np.eye(4)
+    motion[:3, :3] = Rotation.from_euler("y", 8, degrees=True).as_matrix()
+    motion[:3, 3] = 5, -4, 6
+    for millimetres in thickness:
+        for who, own in people.items():
+            fixed = thicker(*own["FLAIR"], (2, 2, 2))
+            for other, theirs in people.items():
+                if who.startswith("phantom") != other.startswith("phantom"):
+                    continue
+                for name in ("T2", "T1"):
+                    voxels, affine = thicker(*theirs[name], (2, 2, millimetres))
+                    both = [
+                        register.register(*fixed, v, motion @ affine)
+                        for v in (voxels, voxels[::-1])
+                    ]
+                    times = (both[0].metric - 1) / (both[1].metric - 1)
+                    print(
+                        f"{who}, {name} of {other}, {millimetres:g} mm: beside "
+                        f"{both[0].beside:.3f}, mirrored {both[1].beside:.3f}, "
+                        f"{times:.3f} times as similar",
+                        flush=True,
+                    )
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    main(Path(sys.argv[1]), [float(mm) for mm in sys.argv[2:]] or [6.0])
