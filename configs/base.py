@@ -55,7 +55,7 @@ def classification(source: str = "phantom") -> ConfigDict:
         # share may be wrong, among the present and the absent alike; 0: none.
         error_rate=0.0,
         prevalence=(),  # also report PPV and NPV there: one share, or one a finding
-        ordered=False,  # Classes are grades, in this order: adds their weighted kappa.
+        ordered=False,  # Classes are grades, in data.tasks' order: adds their weighted kappa.
         gallery=2,  # images of each kind of call on the page; 0: none
     )
     return _locked(c)

@@ -77,6 +77,24 @@ def test_a_half_written_step_is_ignored_and_cleared_away(tmp_path):
         assert checkpoints.restore(pair(0)).step == 2
 
 
+def test_a_deletion_that_is_killed_leaves_no_step_in_part(tmp_path, monkeypatch):
+    def killed(folder):
+        next(path for path in folder.rglob("*") if path.is_file()).unlink()
+        raise KeyboardInterrupt
+
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, pair(1), HERE, score=0.5)
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "rmtree", killed)
+            with pytest.raises(KeyboardInterrupt):
+                checkpoints.save(2, pair(2), HERE, score=0.6)
+    assert len([*tmp_path.iterdir()]) == 2  # One of them in part.
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps == [2] and checkpoints.best == 2
+        assert checkpoints.restore(pair(0)).step == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["2"]
+
+
 # Orbax doesn't close its event loop where a read fails.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_step_is_named_and_the_one_before_it_taken(tmp_path, caplog):

@@ -14,11 +14,11 @@ import pytest
 from launching import ROOT, SMALL, run_here
 
 import launch
-from configs import ms_lesions_unet3d, quickstart, quickstart_mri
+from configs import ms_lesions_unet3d, quickstart, quickstart_mri, table
 from medjax.data import prepared
 from medjax.errors import InputError
 from medjax.files import held, naming, write_text
-from medjax.tasks import check, segmentation
+from medjax.tasks import check, classification, segmentation
 from medjax.training import folder
 
 OUT_OF_RANGE = [
@@ -90,6 +90,26 @@ def test_a_value_that_no_run_can_have_is_refused_before_data_are_read(
     config.update_from_flattened_dict({field: value})
     with pytest.raises(InputError, match=why):
         segmentation.check(config, 1)
+
+
+@pytest.mark.parametrize(
+    "task, tasks, good",
+    [
+        ("multilabel", ("none", "mild", "severe"), False),
+        ("multiclass", (), False),  # They would be sorted: mild, none, severe.
+        ("multiclass", ("none", "mild", "severe"), True),
+    ],
+)
+def test_grades_are_ordered_by_the_user(task, tasks, good):
+    config = table.get_config()
+    config.task, config.data.tasks, config.evaluation.ordered = task, tasks, True
+    if task == "multiclass":
+        config.update(imbalance="none", loss={"name": "softmax_cross_entropy"})
+    if good:
+        classification.check(config, 1)
+    else:
+        with pytest.raises(InputError, match="evaluation.ordered=True: is of classes"):
+            classification.check(config, 1)
 
 
 @pytest.mark.parametrize(

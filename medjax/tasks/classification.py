@@ -55,6 +55,14 @@ def check(config: Config, shards: int) -> None:
     """Refuses mistakes that can be seen before the images are read."""
     exclusive = films.is_exclusive(config)
     fixed.check(config, exclusive=exclusive)
+    c = config.data
+    if config.evaluation.ordered and not (
+        exclusive and (c.tasks or c.source != "table")
+    ):
+        raise InputError(
+            "evaluation.ordered=True: is of classes (task='multiclass'), and a table's are "
+            "sorted by name: name the grades in their order in data.tasks"
+        )
     adapt.method(config)
     # Of any size: names and shape are known when the data are read.
     output = films.Output(("", " "), exclusive, (64, 64, 1))

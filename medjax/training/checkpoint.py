@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shutil
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -11,7 +12,7 @@ from chex import ArrayTree
 from orbax.checkpoint import v1 as ocp
 
 from medjax.errors import InputError
-from medjax.files import naming
+from medjax.files import naming, unfinished
 
 log = logging.getLogger("medjax")
 
@@ -28,24 +29,20 @@ class Checkpoints:
     """The checkpoints of one run, in a directory that is created if missing.
 
     The `keep` best by validation score stay, and the latest one: otherwise the newest
-    would be deleted first.
+    would be deleted first. Without any score the `keep` before the latest stay.
 
     Raises:
       InputError: the score of a checkpoint is damaged.
     """
 
     def __init__(self, directory: Path, *, keep: int = 1):
-        policies = ocp.training.preservation_policies
-        best = policies.BestN(
-            get_metric_fn=_score,
-            n=keep,
-            keep_checkpoints_without_metrics=False,
-        )
-        policy = policies.AnyPreservationPolicy([policies.LatestN(1), best])
+        self._keep = keep
         self.directory = Path(directory).absolute()  # Orbax takes no relative path.
+        for left in self.directory.glob(".*"):  # A deletion that was killed.
+            shutil.rmtree(left, ignore_errors=True)
         try:
             self._orbax = ocp.training.Checkpointer(
-                self.directory, preservation_policy=policy, cleanup_tmp_directories=True
+                self.directory, cleanup_tmp_directories=True
             )
         except ValueError as error:  # Orbax reads the scores of all steps.
             raise InputError(
@@ -67,10 +64,14 @@ class Checkpoints:
     @property
     def best(self) -> int | None:
         """The step with the highest validation score; None before the first."""
+        return next(iter(self._by_score()), None)
+
+    def _by_score(self) -> list[int]:
+        """The steps that have a score, the best first; of equal ones the first."""
         scored = [c for c in self._orbax.checkpoints if c.metrics]
-        if not scored:
-            return None
-        return max(scored, key=lambda c: (_score(c.metrics), -c.step)).step
+        return [
+            c.step for c in sorted(scored, key=lambda c: (-_score(c.metrics), c.step))
+        ]
 
     def save(
         self, step: int, state: ArrayTree, data: dict, *, score: float | None = None
@@ -90,6 +91,22 @@ class Checkpoints:
                 force=True,  # Orbax would silently skip an older step.
                 overwrite=step in self.steps,
             )
+            self._prune()
+
+    def _prune(self) -> None:
+        """Deletes the steps that don't stay.
+
+        Each is renamed first: of a deletion that is killed no step is left in part.
+        """
+        *earlier, _ = self.steps
+        best = self._by_score() or earlier[::-1]
+        if not (gone := {*earlier} - {*best[: self._keep]}):
+            return
+        if jax.process_index() == 0:
+            for step in gone:
+                path = self.directory / str(step)
+                shutil.rmtree(path.rename(unfinished(path)))
+        self._orbax.reload()
 
     def restore(self, template: ArrayTree, *, step: int | None = None) -> Restored:
         """Reads the checkpoint of the step, or the latest that can be read.
