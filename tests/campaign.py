@@ -177,12 +177,15 @@ UNITS = {
             "spelling": ("P{:02d}", "p{}"),
             "session": ("sub-{:02d}_ses-1", "sub-{:02d}_ses-2"),
             "official list": ("P{:02d}", "P{:02d}"),
+            "decimals": ("{}", "{}.0"),
         },
         copies={
             "copy": np.copy,
             "mirrored": lambda image: image[:, ::-1].copy(),
             "re-encoded": recompressed,
             "resized": lambda image: cv2.resize(image, (77, 77), interpolation=3),
+            "turned": lambda image: np.rot90(image).copy(),
+            "inverted": lambda image: 255 - image,
         },
     ),
     "scans": Unit(
@@ -195,6 +198,7 @@ UNITS = {
             "session": ("sub-{:02d}/ses-1/anat", "sub-{:02d}/ses-2/anat"),
             "BraTS": ("BraTS-GLI-{:05d}-000", "BraTS-GLI-{:05d}-001"),
             "visit": ("P{:02d}_1", "P{:02d}_2"),
+            "side": ("P{:02d}_left", "P{:02d}_right"),
             "spelling": ("P{:02d}", "p{}"),
         },
         copies={
@@ -457,7 +461,7 @@ def parse(arguments: list[str] | None = None) -> Options:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--parts", default=",".join(SHARES))
     parser.add_argument("--forms", default="", help="of files; without it all of them")
-    parser.add_argument("--planted", type=int, default=25, help="of four kinds of leak")
+    parser.add_argument("--planted", type=int, default=25, help="leaks of four tables")
     parser.add_argument("--keep", type=Path, default=Path("campaign-faults"))
     return parser.parse_args(arguments)
 
