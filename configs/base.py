@@ -32,10 +32,14 @@ def classification(source: str = "phantom") -> ConfigDict:
     # arguments, or "as_pretrained": as the weights of transfer.init expect it.
     c.intensity = {"name": "standardise_each"}
     c.augment.ops = ("random_affine", "brightness", "contrast")
+    if source in ("volumes", "liver_phantom"):
+        c.intensity = {"name": "z_scores"}
+        c.augment.ops = ("random_affine", "bias_field", "contrast", "gamma")
     # A network of models/architectures.py with its arguments: densenet_small,
-    # densenet121/169/201, resnet_small, resnet18/34/50/101, efficientnet_b0,
+    # densenet121/169/201, resnet_small, resnet18/34/50/101, unet_encoder, efficientnet_b0,
     # efficientnet_lite0, convnext_tiny, vit_small, vit_base. All have a dropout of the last
-    # layer's input; the last five have stochastic_depth.
+    # layer's input; the last five have stochastic_depth. Volumes make them 3-D, but the
+    # last two are of images.
     c.model = {"name": "densenet_small", "stem": "half", "pool": "mean_max"}
     c.loss = {"name": "weighted_bce"}  # a loss of losses.py with its arguments
     c.evaluation.update(
@@ -120,6 +124,25 @@ def data(source: str) -> ConfigDict:
 
 
 _COLUMNS = {"view": "", "sex": "", "age": "", "follow_up": ""}  # "": there is none
+_TABLE = {
+    "folder": "my_data",
+    "table": "labels.csv",  # a row for each image; then names of its columns
+    "image": "image",
+    "patient": "patient",
+    "labels": (),  # columns of findings: ("mass", "nodule")
+    "classes": "",  # instead of labels, the one column of class names
+    **_COLUMNS,
+    "official": "",  # column of "train", "validation", "test", for every image
+}
+_READING = {
+    "grids": "refuse",  # sequences on different grids; or "align": register them
+    "missing": "refuse",  # a missing sequence; or "fill" with zeros
+    # What isn't background: the "head"; the "body", all large parts, such as two legs;
+    # "nonzero", all but the constant around it; or "none" is.
+    "foreground": "body",
+    "margin": 5.0,  # mm kept around the foreground
+    "clip": (0.1, 99.9),  # z_scores: percentiles within the foreground
+}
 _SCANS = {
     "folder": "my_scans",  # It holds a folder for each patient.
     "sequences": ("FLAIR", "T1", "T1POST", "T2"),  # order of the channels
@@ -133,17 +156,11 @@ _SCANS = {
     "values": {"lesion": (1,)},  # of the mask, in each region
     "background": (0,),  # other values of the mask
     "spacing": (),  # mm along D, H, W; (): as in the files
-    "grids": "refuse",  # sequences on different grids; or "align": register them
-    "missing": "refuse",  # a missing sequence; or "fill" with zeros
-    # What isn't background: the "head"; the "body", all large parts, such as two legs;
-    # "nonzero", all but the constant around it; or "none" is.
-    "foreground": "body",
-    "margin": 5.0,  # mm kept around the foreground
+    **_READING,
     # Of intensities: "z_scores" of each scan's foreground; "hounsfield", clipped and scaled
     # by the regions' voxels of the training patients; or "suv". One for all sequences, or
     # one each; (): hounsfield of modality ct, suv of nuclear, else z_scores.
     "units": (),
-    "clip": (0.1, 99.9),  # z_scores: percentiles within the foreground
     "windows": (),  # hounsfield: ((centre, width), ...), a channel each, instead
     "split": "patients",  # or "leave_one_out", "halves" of the brain, "all"
 }
@@ -182,17 +199,27 @@ _DATA = {
         "readers": "majority",  # that see a finding; or "any" of them
     },
     "table": {
-        "folder": "my_data",
+        **_TABLE,
         "side": 128,
         "bits": 8,  # of a pixel; 16 keep the levels of 12-bit DICOM and 16-bit PNG
-        "table": "labels.csv",  # a row for each image; then names of its columns
-        "image": "image",
-        "patient": "patient",
-        "labels": (),  # columns of findings: ("mass", "nodule")
-        "classes": "",  # instead of labels, the one column of class names
-        **_COLUMNS,
-        "official": "",  # column of "train", "validation", "test", for every image
         "channels": 1,  # 3 keeps colour
+    },
+    "volumes": {  # a table of NIfTI files or DICOM series
+        **_TABLE,
+        "sequences": ("MRI",),  # order of the channels
+        # Pattern of each sequence below the folder that a row names; {}: a row names a
+        # file, whose volumes are the sequences, or the folder of a DICOM series.
+        "files": {},
+        "shape": (64, 64, 64),  # voxels along D, H, W; the rest is cropped or padded
+        "spacing": (2.0, 2.0, 2.0),  # mm along D, H, W
+        **_READING,
+    },
+    "liver_phantom": {  # synthetic liver MRI
+        "patients": 800,
+        "first_patient": 0,  # Other numbers are other people.
+        "seed": 0,
+        "shape": (24, 24, 24),  # voxels along D, H, W
+        "spacing": (2.5, 2.5, 2.5),
     },
     "medmnist": {
         "file": "dermamnist.npz",

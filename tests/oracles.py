@@ -5,6 +5,7 @@ oracles.json for machines that have none of them: their numbers of evaluation an
 step of training, and the classes that published weights see in photographs.
 """
 
+import functools
 import json
 import zlib
 from pathlib import Path
@@ -48,6 +49,13 @@ NORMS = {
 }
 
 
+VOLUMES = {"blocks": (2, 2, 2, 2), "growth": 8, "features": 8}
+
+
+def volume():
+    return np.random.RandomState(1).standard_normal((2, 32, 40, 32, 3)).astype("f4")
+
+
 def image(batch=2, side=64):
     values = np.random.RandomState(0).standard_normal((batch, side, side, 3))
     return values.astype(np.float32)
@@ -79,8 +87,8 @@ def _values(name, shape):
 # --------------------------------------------------------- torchvision's names, shapes
 
 
-def conv(name, outputs, inputs, size, *, bias=False):
-    names = {f"{name}.weight": (outputs, inputs, size, size)}
+def conv(name, outputs, inputs, size, *, bias=False, space=2):
+    names = {f"{name}.weight": (outputs, inputs, *(size,) * space)}
     return names | ({f"{name}.bias": (outputs,)} if bias else {})
 
 
@@ -93,14 +101,17 @@ def norm(name, features):
     return affine(name, features) | statistics | {f"{name}.num_batches_tracked": ()}
 
 
-def densenet(*blocks):
-    found, c = conv("features.conv0", 64, 3, 7) | norm("features.norm0", 64), 64
+def densenet(*blocks, growth=32, features=64, space=2):
+    conv = functools.partial(globals()["conv"], space=space)
+    found, c = conv("features.conv0", features, 3, 7), features
+    found |= norm("features.norm0", c)
     for i, number in enumerate(blocks, start=1):
         for j in range(1, number + 1):
             layer = f"features.denseblock{i}.denselayer{j}"
-            found |= norm(f"{layer}.norm1", c) | conv(f"{layer}.conv1", 128, c, 1)
-            found |= norm(f"{layer}.norm2", 128) | conv(f"{layer}.conv2", 32, 128, 3)
-            c += 32
+            w = 4 * growth
+            found |= norm(f"{layer}.norm1", c) | conv(f"{layer}.conv1", w, c, 1)
+            found |= norm(f"{layer}.norm2", w) | conv(f"{layer}.conv2", growth, w, 3)
+            c += growth
         if i < len(blocks):
             between = f"features.transition{i}"
             found |= norm(f"{between}.norm", c) | conv(f"{between}.conv", c // 2, c, 1)
@@ -294,6 +305,33 @@ def _stages(network, model):
     return [network.features[i] for i in wanted]
 
 
+def of_volumes():
+    """The logits of torchvision's DenseNet whose layers have a third axis."""
+    import torch
+    import torchvision
+
+    network = torchvision.models.DenseNet(
+        VOLUMES["growth"], VOLUMES["blocks"], VOLUMES["features"], num_classes=CLASSES
+    )
+    for name, module in [*network.named_modules()]:
+        kind = type(module).__name__
+        if kind in ("Conv2d", "BatchNorm2d", "MaxPool2d", "AvgPool2d"):
+            names = ("in_channels", "out_channels", "kernel_size", "stride", "padding")
+            names = (*names, "bias") if kind == "Conv2d" else ("num_features",)
+            names = ("kernel_size", "stride", "padding") if "Pool" in kind else names
+            options = {name: getattr(module, name) for name in names}
+            options = {k: v[0] if type(v) is tuple else v for k, v in options.items()}
+            deep = getattr(torch.nn, kind.replace("2d", "3d"))(**options)
+            above, _, last = name.rpartition(".")
+            setattr(network.get_submodule(above), last, deep)
+    given = filled({name: tuple(v.shape) for name, v in network.state_dict().items()})
+    network.load_state_dict({name: torch.tensor(v) for name, v in given.items()})
+    with torch.no_grad():
+        x = torch.tensor(volume().transpose(0, 4, 1, 2, 3))
+        features = torch.relu(network.eval().features(x)).mean((2, 3, 4))
+        return network.classifier(features).numpy()
+
+
 def summary(values):
     """Mean, deviation, the first entry and the last one."""
     some = (values.mean(), values.std(), values.flat[0], values.flat[-1])
@@ -306,6 +344,8 @@ def record():
         found[model] = {"evaluation": _recorded(model, image())}
         if model in NORMS:
             found[model]["training"] = _recorded(model, image(batch=8), train=True)
+    logits = of_volumes()
+    found["volumes"] = [[float(f"{x:.7g}") for x in row] for row in logits]
     found["photographs"] = _seen()
     return found
 

@@ -64,7 +64,10 @@ def test_12_bits_keep_their_levels_from_the_file_to_the_network(tmp_path, caplog
     assert not caplog.records
 
     seen = []
-    options = {"shape": (SIDE, SIDE, 1), "batch": 2, "devices": 1, "bits": 16}
+    options = {"batch": 2, "devices": 1}
+    options["load"] = lambda path: images.fit(
+        images.read(path).pixels, (SIDE, SIDE, 1), 16
+    )
     files = [tmp_path / "a.dcm", tmp_path / "b.dcm"]
 
     def step(image):

@@ -58,6 +58,25 @@ def test_a_convolution_and_its_gradients_are_the_native_ones(shape, size, featur
     assert_same(with_gradients(ours, draw(*shape), kernel), expected)
 
 
+@pytest.mark.parametrize(
+    ("shape", "size", "strides", "features"),
+    [
+        ((2, 8, 7, 6, 1), (5, 5, 5), (2, 2, 2), 6),  # a stem
+        ((1, 9, 8, 7, 3), (3, 3, 3), (1, 2, 2), 2),  # slices far apart
+        ((2, 5, 4, 5, 4), (1, 1, 1), (2, 2, 2), 3),
+        ((1, 9, 7, 8, 2), (7, 3, 1), (3, 2, 2), 3),
+    ],
+)
+def test_a_strided_convolution_of_volumes_is_the_native_one(
+    shape, size, strides, features
+):
+    padding = [(n // 2, n // 2) for n in size]
+    ours, native = convolutions(strides, padding, 3)
+    kernel = draw(*size, shape[-1], features)
+    expected = with_gradients(native, draw(*shape), kernel)
+    assert_same(with_gradients(ours, draw(*shape), kernel), expected)
+
+
 @pytest.mark.parametrize("padding", ["SAME", "VALID", "both"])
 @pytest.mark.parametrize(
     ("shape", "size", "strides"),

@@ -9,7 +9,7 @@ import pytest
 from sklearn.datasets import load_sample_images
 
 from medjax.data import images
-from medjax.evaluation import novelty, predict
+from medjax.evaluation import novelty
 
 SIDE = 32
 
@@ -99,29 +99,6 @@ def test_colour_pictures_are_at_home_among_colour_pictures():
     assert novelty.warning(one, as_read(one, 3), known) == ""
     grey = one.mean(axis=-1)
     assert "colour" in novelty.warning(grey, as_read(grey, 3), known)
-
-
-def test_every_file_is_looked_at_as_it_is_stored(tmp_path):
-    photo = np.zeros((40, 60, 3), np.uint8)
-    photo[..., 2] = 255  # Red, as OpenCV writes it.
-    cv2.imwrite(str(tmp_path / "a.png"), photo)
-    cv2.imwrite(str(tmp_path / "b.png"), photo[..., 0])
-    (tmp_path / "c.png").write_bytes(b"no image")
-    seen = {}
-    answers = predict.predict_files(
-        sorted(tmp_path.glob("*.png")),
-        lambda image: image.mean(axis=(2, 3)) / 255,
-        shape=(8, 8, 1),
-        bits=8,
-        batch=2,
-        devices=1,
-        look=lambda path, pixels, image: seen.update({path.name: (pixels, image)}),
-    )
-    answers = {path.name: found for path, found in answers}
-    assert seen.keys() == {"a.png", "b.png"} and isinstance(answers["c.png"], str)
-    assert seen["a.png"][0].shape == (40, 60, 3) and seen["b.png"][0].shape == (40, 60)
-    assert seen["a.png"][1].shape == (8, 8, 1)
-    assert answers["a.png"] == pytest.approx(0.299, abs=2e-3)  # Luminance of red.
 
 
 @pytest.mark.skipif(not launching.NIH.exists(), reason="no ../shared/data/nih-sample")

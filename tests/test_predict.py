@@ -56,7 +56,10 @@ def test_files_keep_their_order_and_bad_ones_their_reason(
         calls.append(image)
         return image.mean(axis=(2, 3))
 
-    options = {"shape": shape, "bits": 8, "batch": batch, "devices": devices}
+    def load(path):
+        return images.fit(images.read(path).pixels, shape)
+
+    options = {"load": load, "batch": batch, "devices": devices}
     found = list(predict.predict_files(paths, brightness, **options))
     assert [path for path, _ in found] == paths
     for path, value in found:
@@ -70,5 +73,5 @@ def test_files_keep_their_order_and_bad_ones_their_reason(
 
 
 def test_no_file_gives_no_row():
-    options = {"shape": (8, 8, 1), "bits": 8, "batch": 2, "devices": 1}
+    options = {"load": None, "batch": 2, "devices": 1}
     assert list(predict.predict_files([], None, **options)) == []

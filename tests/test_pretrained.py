@@ -12,7 +12,7 @@ import oracles
 import pytest
 
 from medjax.errors import InputError
-from medjax.models import architectures, weights
+from medjax.models import architectures, densenet, weights
 from medjax.models.weights import convert
 from medjax.tasks import start
 
@@ -90,6 +90,19 @@ def test_it_answers_what_its_oracle_was_seen_to(model):
     made, found = converted(oracles.filled(oracles.shapes(model)), model)
     logits, stages, _ = answers(made, found.variables, oracles.image())
     assert_as_recorded(recorded(model, "evaluation"), logits, stages)
+
+
+def test_a_network_of_volumes_answers_what_torch_was_seen_to():
+    """torchvision's DenseNet with Conv3d and its like, in float32."""
+    options = dict(oracles.VOLUMES)
+    blocks, image = options.pop("blocks"), oracles.volume()
+    source = oracles.filled(oracles.densenet(*blocks, **options, space=3))
+    made = densenet.densenet(oracles.CLASSES, blocks=blocks, **options)
+    init = functools.partial(made.init, train=False)
+    target = jax.eval_shape(init, jax.random.key(0), image)
+    found = convert.convert(source, target, model="densenet121")
+    logits, _, _ = answers(made, found.variables, image)
+    assert_close(logits, json.loads(oracles.RECORDED.read_text())["volumes"], to=1e-5)
 
 
 @pytest.mark.parametrize(

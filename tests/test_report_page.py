@@ -179,6 +179,7 @@ def gallery():
     film = {"image": f"{'long' * 20}.png", "probability": 0.5, "certain": "most"}
     film |= {
         "boxes": True,
+        "planes": False,
         "empty": False,
         "picture": picture,
         "width": width,

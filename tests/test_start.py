@@ -145,7 +145,6 @@ def test_what_weights_know_nothing_of_may_be_another(tmp_path):
             r"\['stage1'\].* \(16,\) in the weights, \(8,\) in",
         ),
         ({}, (16, 16, 3), r"\['params'\]\['stem'\]\['conv'\]\['kernel'\]"),
-        ({}, (16, 16, 16, 1), r"\(3, 3, 16, 4\) in the weights, \(3, 3, 3, 16, 4\)"),
         (
             {"bottleneck": 2},
             (16, 16, 1),

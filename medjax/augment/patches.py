@@ -1,4 +1,4 @@
-"""Draws patches of volumes by key, a share of them in the foreground, and augments."""
+"""Augments volumes: patches of them, drawn by key, and whole ones."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -10,11 +10,8 @@ from chex import Array
 from jax import lax
 
 from medjax.augment import policy
+from medjax.data.normalisation import HIGHEST, LOWEST, unit_range
 
-# The ops take intensities in [0, 1], with 0 for air, because they apply gains and powers.
-# These standardised intensities become 0 and 1: 4 deviations below the brain's mean there
-# is about no signal.
-LOWEST, HIGHEST = -4.0, 8.0
 PLACE = 2**31 - 1  # Folded into the key instead of an op's number; no op has it.
 
 
@@ -27,8 +24,8 @@ def augment(
 ) -> dict[str, Array]:
     """Draws patches of standardised volumes and applies the ops to them.
 
-    The ops, as in policy.augment_batch, see LOWEST to HIGHEST as [0, 1]; the other
-    arguments are those of `draw`.
+    The ops, as in policy.augment_batch, see LOWEST to HIGHEST as [0, 1], because they
+    apply gains and powers; the other arguments are those of `draw`.
 
     Returns:
       image [P, *S, C] float32, 0 outside the brain and in a missing sequence; label
@@ -60,6 +57,41 @@ def augment(
         "label": label,
         "weight": jnp.broadcast_to(moved["weight"], label.shape),
     }
+
+
+def whole(
+    key: Array,
+    batch: dict[str, Array],
+    *,
+    ops: Sequence[Callable],
+    prepare: Callable[[Array], Array],
+    spacing: Sequence[float],
+) -> dict[str, Array]:
+    """Applies the ops to whole volumes as they are stored, 0 outside of the body.
+
+    Args:
+      batch: image [B, D, H, W, C] uint16, and what policy.augment_batch needs.
+      spacing: [3] mm, of all volumes.
+      ops, prepare: as there.
+    """
+    stored = unit_range(batch["image"])
+    body = jnp.any(stored > 0, axis=-1, keepdims=True)  # Moves with the image.
+    present = jnp.any(stored > 0, axis=(1, 2, 3), keepdims=True)
+    air = -LOWEST / (HIGHEST - LOWEST)  # Grey, as in patches.
+    moved = policy.augment_batch(
+        key,
+        batch
+        | {
+            "image": jnp.where(stored > 0, stored, air),
+            "label": body.astype(jnp.float32),
+            "spacing": jnp.tile(jnp.asarray(spacing), (len(stored), 1)),
+        },
+        ops=ops,
+        prepare=lambda image: image,
+    )
+    image = jnp.maximum(moved["image"], 1e-6)  # In the body nothing is exactly 0.
+    image = jnp.where((moved["label"] > 0) & present, image, 0)
+    return batch | {"image": prepare(image)}
 
 
 def draw(

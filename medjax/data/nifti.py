@@ -30,6 +30,13 @@ PLACED = (  # What a header says of where voxels lie.
 log = logging.getLogger("medjax")
 
 
+class SequenceFile(NamedTuple):
+    """The file of one sequence of a patient."""
+
+    path: Path  # A NIfTI file, or a folder of one DICOM series.
+    channel: int | None = None  # Which volume of a file of four axes.
+
+
 class Grid(NamedTuple):
     """Where voxels lie."""
 

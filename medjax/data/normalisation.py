@@ -4,6 +4,7 @@
 
   X-ray, mammography   standardise, standardise_each
   MRI                  standardise_inside(spatial=3), each sequence alone
+  data.source=volumes  z_scores: as their preparation has standardised them
   ultrasound           log_compress (of an envelope), standardise_inside
   PET, SPECT           relative_to_hottest
   fluoroscopy          standardise_each(spatial=3): all frames of a run alike
@@ -20,6 +21,9 @@ import jax.numpy as jnp
 from chex import Array
 
 LEVELS = 256
+# z-scores that a stored volume's 0 and 1 stand for: 4 deviations below the body's mean
+# there is about no signal.
+LOWEST, HIGHEST = -4.0, 8.0
 
 
 def unit_range(image: Array) -> Array:
@@ -37,6 +41,14 @@ def standardise(
     These are one number, or one for each channel of [..., C].
     """
     return (image - jnp.asarray(mean)) / jnp.asarray(std)
+
+
+def z_scores(image: Array) -> Array:
+    """Volumes in [0, 1], as they are stored, back to z-scores of LOWEST to HIGHEST.
+
+    Exactly 0 stays 0: it is outside of the body, or of a missing sequence.
+    """
+    return jnp.where(image > 0, image * (HIGHEST - LOWEST) + LOWEST, 0)
 
 
 def standardise_each(image: Array, *, spatial: int = 2) -> Array:

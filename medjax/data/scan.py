@@ -18,8 +18,7 @@ from scipy import ndimage
 from medjax.data import dicom, nifti
 from medjax.data import units as measures
 from medjax.data.foreground import box, inside, on_zero
-from medjax.data.nifti import Grid, Volume
-from medjax.data.sources.scans import SequenceFile
+from medjax.data.nifti import Grid, SequenceFile, Volume
 from medjax.errors import InputError
 from medjax.geometry import grid, register
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from scipy.special import expit
 
-from medjax.data import images, loader, prepared
+from medjax.data import loader, prepared
 from medjax.errors import InputError
 
 COLUMNS = ("id", "patient", "label", "weight", "log_odds")
@@ -82,31 +82,24 @@ def predict_files(
     paths: list[Path],
     eval_step: Callable,
     *,
-    shape: tuple[int, ...],
-    bits: int,
+    load: Callable[[Path], np.ndarray],
     batch: int,
     devices: int,
-    look: Callable[[Path, np.ndarray, np.ndarray], None] | None = None,
 ) -> Iterator[tuple[Path, np.ndarray | str]]:
     """Yields every file, in order, with its probabilities [T], or why it can't be read.
 
-    shape, bits: (S, S, C) of the images that the model was trained on, and of a pixel.
+    load: called by several threads: a file -> the image that the model reads, or an
+      InputError.
     batch: rows a device.
-    look: called, by several threads, with a file's path, its pixels [H, W] or [H, W, 3]
-      in [0, 1], and the image that the model reads, [S, S, C] uint8 or uint16.
     """
 
-    def load(path: Path) -> tuple[Path, np.ndarray | str]:
+    def loaded_or_why(path: Path) -> tuple[Path, np.ndarray | str]:
         try:
-            film = images.read(path)
+            return path, load(path)
         except InputError as error:
             return path, str(error)
-        image = images.fit(film.pixels, shape, bits)
-        if look is not None:
-            look(path, film.pixels, image)
-        return path, image
 
-    answers = prepared.in_parallel(load, paths)
+    answers = prepared.in_parallel(loaded_or_why, paths)
     while loaded := list(itertools.islice(answers, batch * devices)):
         read = [pixels for _, pixels in loaded if not isinstance(pixels, str)]
         if read:

@@ -16,4 +16,5 @@ from medjax.models.resnet import (  # noqa: F401
     resnet_small,
 )
 from medjax.models.unet import UNet as unet  # noqa: F401
+from medjax.models.unet import unet_encoder  # noqa: F401
 from medjax.models.vit import vit_base, vit_small  # noqa: F401

@@ -50,10 +50,13 @@ def _method(
     fits = not any(n % k for n, k in zip(shape[1:-1], size, strict=True))
     if strides == tuple(size) and not np.any(padding) and fits:
         return _by_blocks, _by_blocks_backward
-    same = set(strides) == {1} and padding == tuple((n // 2, n // 2) for n in size)
-    same &= all(n % 2 for n in size)
+    centred = padding == tuple((n // 2, n // 2) for n in size)
+    centred &= all(n % 2 for n in size)
+    same = centred and set(strides) == {1}
     if len(shape) == 5:
-        return (_by_slices, _by_slices_backward) if same else None
+        if same:
+            return _by_slices, _by_slices_backward
+        return (_by_strides, _by_strides_backward) if centred else None
     if len(shape) != 4:
         return None
     if same and outer < inner:
@@ -289,7 +292,7 @@ def _by_slices(x: Array, kernel: Array, **_: Any) -> Array:
     depth, *size, inner, outer = kernel.shape
     flat = jnp.moveaxis(kernel, 0, 3).reshape(*size, inner, depth * outer)
     padding = tuple((n // 2, n // 2) for n in size)
-    parts = _native(x.reshape(-1, *x.shape[2:]), flat, (1, 1), padding)
+    parts = _native(x.reshape(len(x) * x.shape[1], *x.shape[2:]), flat, (1, 1), padding)
     parts = parts.reshape(*x.shape[:-1], depth, outer)
     shifted = [_shifted(parts[..., i, :], i - depth // 2) for i in range(depth)]
     return sum(shifted[1:], shifted[0])
@@ -298,6 +301,35 @@ def _by_slices(x: Array, kernel: Array, **_: Any) -> Array:
 def _by_slices_backward(x: Array, kernel: Array, g: Array, **_: Any) -> tuple:
     flipped = kernel[::-1, ::-1, ::-1].swapaxes(3, 4)
     return _by_slices(g, flipped), _kernel_gradient(x, g, kernel.shape[:3])
+
+
+def _by_strides(x: Array, kernel: Array, **window: Any) -> Array:
+    """An odd kernel of larger strides: of the image's blocks, the stride is 1."""
+    return _by_slices(*_as_blocks(x, kernel, **window))
+
+
+def _by_strides_backward(x: Array, kernel: Array, g: Array, **window: Any) -> tuple:
+    operands, back = jax.vjp(partial(_as_blocks, **window), x, kernel)
+    return back(_by_slices_backward(*operands, g))
+
+
+def _as_blocks(
+    x: Array, kernel: Array, strides: tuple, **_: Any
+) -> tuple[Array, Array]:
+    """The voxels of each block as channels, and the kernel that sees whole blocks."""
+    size, outer, end = kernel.shape[:-2], kernel.shape[-1], (0, 0)
+    rest = [(0, -n % stride) for n, stride in zip(x.shape[1:-1], strides)]
+    x = jnp.pad(x, [end, *rest, end])
+    places = [n // stride for n, stride in zip(x.shape[1:-1], strides)]
+    blocks = [-(-(n // 2) // stride) for n, stride in zip(size, strides)]  # Beside one.
+    before = [m * stride - n // 2 for m, stride, n in zip(blocks, strides, size)]
+    pads = [(n, n + stride - 1) for n, stride in zip(before, strides)]
+    kernel = _to_blocks(
+        jnp.moveaxis(jnp.pad(kernel, [*pads, end, end]), -1, 0), strides
+    )
+    kernel = kernel.reshape(outer, *(2 * m + 1 for m in blocks), -1)
+    x = _to_blocks(x, strides).reshape(len(x), *places, -1)
+    return x, jnp.moveaxis(kernel, 0, -1)
 
 
 def _kernel_gradient(x: Array, g: Array, size: tuple[int, ...]) -> Array:

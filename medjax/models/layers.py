@@ -86,6 +86,16 @@ def fold(keys: Array | None, number: int) -> Array | None:
     return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
 
 
+def inflate(kernel: Array, depth: int) -> Array:
+    """The kernel [depth, h, w, I, O] of volumes, from [h, w, I, O] of images.
+
+    It answers what is constant along the depth as the image's kernel does.
+
+    Source: Carreira & Zisserman, Quo Vadis, Action Recognition? (CVPR 2017), section 2.
+    """
+    return jnp.broadcast_to(kernel / depth, (depth, *kernel.shape))
+
+
 def avg_pool(x: Array, size: int) -> Array:
     """The mean over cubes of `size` that don't overlap; a rest is left out."""
     return nn.avg_pool(x, (size,) * (x.ndim - 2), (size,) * (x.ndim - 2))

@@ -1,7 +1,8 @@
-"""A residual U-Net for images and volumes, from one definition."""
+"""A residual U-Net for images and volumes, and its encoder as a classifier."""
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,6 +12,7 @@ from chex import Array
 
 from medjax.errors import InputError
 from medjax.models import cpu, layers
+from medjax.models.classifier import Classifier
 
 Size = int | Sequence[int]
 
@@ -107,21 +109,48 @@ class UNet(nn.Module):
         return (full, *coarse) if self.deep and train else full
 
 
+def unet_encoder(
+    tasks: int,
+    *,
+    widths: Sequence[int] = (16, 32, 64, 128),
+    strides: Sequence[Size] = (1, 2, 2, 2),
+    kernels: int | Sequence[Size] = 3,
+    blocks: int | Sequence[int] = 1,
+    groups: int = 0,
+    dtype: jnp.dtype = jnp.float32,
+    axis_name: str | None = None,
+    **rest: Any,
+) -> Classifier:
+    """A UNet's way down, with its options, and a classifier of its coarsest level.
+
+    Its stages 'stem', 'stage1', ... are the U-Net's 'stem', 'down1', ...; `axis_name`
+    is unused, and the rest are Classifier's.
+    """
+    options = {"strides": strides, "kernels": kernels, "blocks": blocks}
+    each = [_each(name, n, len(widths), "levels") for name, n in options.items()]
+    stages = [
+        partial(Down, *level, groups=groups, dtype=dtype)
+        for level in zip(widths, *each, strict=True)
+    ]
+    return Classifier(tuple(stages), tasks, dtype=dtype, **rest)
+
+
 class Down(nn.Module):
-    """[B, ..., c] -> [B, ... / stride, features]."""
+    """[B, ..., c] -> [B, ... / stride, features]; in training as in evaluation."""
 
     features: int
-    stride: tuple[int, ...]
-    kernel: tuple[int, ...]
+    stride: Size
+    kernel: Size
     blocks: int
     groups: int
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, train: bool = False) -> Array:
         conv = partial(layers.conv, dtype=self.dtype, name="conv")
-        if any(n > 1 for n in self.stride):
-            x = conv(x, self.features, self.stride, self.stride, padding=0)
+        stride = _each("strides", self.stride, x.ndim - 2, "axes of the image")
+        if any(n > 1 for n in stride):
+            x = conv(x, self.features, stride, stride, padding=0)
         else:
             x = conv(x, self.features, self.kernel)
         x = Norm(self.groups, self.dtype, name="norm")(x, relu=True)

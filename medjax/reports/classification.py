@@ -41,7 +41,7 @@ def sections(results: dict, films: dict | None) -> dict:
     """What classification.html needs beside the results, see report.write.
 
     `films` are those of tasks.explain.gallery, {task: {kind: [{image, probability,
-    certain, boxes, picture, width, height}]}}; None for no pictures.
+    certain, boxes, planes, picture, width, height}]}}; None for no pictures.
     """
     classes, tasks = "classes" in results, results["tasks"].values()
     films = films or {}
@@ -67,6 +67,7 @@ def sections(results: dict, films: dict | None) -> dict:
         "films": films,
         "ramp": images.ramp() if films else "",
         "marked": any(film["boxes"] for film in drawn),
+        "planes": any(film["planes"] for film in drawn),
     }
 
 

@@ -97,6 +97,44 @@ def planes(
     return planes
 
 
+def through(
+    volume: np.ndarray, heatmap: np.ndarray, spacing: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The three planes of a volume through its heatmap's maximum in the body.
+
+    Args:
+      volume: [D, H, W, C] uint8, 0 outside of the body; of other than three channels
+        the first is shown, because the sequences of an MRI are no colours.
+      heatmap: [D, H, W] >= 0.
+      spacing: [3] mm.
+
+    Returns the planes below each other, [h, w, 1 or 3] uint8 with stretched contrast, and
+    their heatmap [h, w].
+    """
+    inside = heatmap * volume.any(axis=-1)
+    at = np.unravel_index(np.argmax(inside), inside.shape)
+    if not inside.max() > 0:
+        at = [n // 2 for n in inside.shape]
+    grey = volume if volume.shape[-1] == 3 else volume[..., :1]
+    low, high = np.percentile(grey[grey > 0], (1, 99.5)) if grey.any() else (0, 1)
+    grey = np.clip((grey - low) / max(high - low, 1), 0, 1)
+    both = np.concatenate([grey, heatmap[..., None]], axis=-1).astype(np.float32)
+    parts = planes(both, (), at=at, spacing=spacing)
+    step = min(spacing)
+    sizes = [
+        [max(1, round(n * mm / step)) for n, mm in zip(part.image.shape, part.spacing)]
+        for part in parts
+    ]
+    wide = max(width for _, width in sizes)
+    rows = []
+    for part, (height, width) in zip(parts, sizes, strict=True):
+        large = cv2.resize(part.image, (width, height), interpolation=cv2.INTER_LINEAR)
+        left = (wide - width) // 2
+        rows.append(np.pad(large, ((0, 1), (left, wide - width - left), (0, 0))))
+    whole = np.concatenate(rows)
+    return as_bytes(whole[..., :-1]), whole[..., -1]
+
+
 def draw(plane: Plane, scale: float | None = None) -> np.ndarray:
     """Draws a plane with the contours of its masks, [h, w, 1 or 3] uint8.
 
@@ -128,23 +166,22 @@ def draw(plane: Plane, scale: float | None = None) -> np.ndarray:
 
 
 def picture(
-    image: np.ndarray, heatmap: np.ndarray, boxes: np.ndarray = ()
+    image: np.ndarray, heatmap: np.ndarray, boxes: np.ndarray = (), *, side: int = SIDE
 ) -> tuple[str, tuple[int, int]]:
     """Draws a film beside itself under its heatmap, small enough for a long page.
 
     Args:
-      image: [H, W, C] or [D, H, W, C] uint8; a volume shows its middle slice.
-      heatmap: [h, w] or [d, h, w] >= 0, of the whole image.
+      image: [H, W, C] uint8.
+      heatmap: [h, w] >= 0, of the whole image.
       boxes: [n, 2, 2], the lower and the upper corner (y, x) in pixels of the image,
-        which are framed on both halves; none for a volume.
+        which are framed on both halves.
+      side: pixels of the film's longer side.
 
     Returns a data URI, and the picture's width and height in pixels.
     """
-    flat = middle(image)
-    heatmap = heatmap[len(heatmap) // 2] if heatmap.ndim == 3 else heatmap
-    film = _coloured(fit(flat, SIDE, enlarge=True))
+    film = _coloured(fit(image, side, enlarge=True))
     halves = [film.copy(), _under(film, heatmap)]
-    scale = np.divide(film.shape[:2], flat.shape[:2])
+    scale = np.divide(film.shape[:2], image.shape[:2])
     for half in halves:
         for corners in boxes:
             first, last = np.rint(corners * scale).astype(int)[:, ::-1].tolist()

@@ -64,12 +64,13 @@ def check(config: Config, shards: int) -> None:
             "sorted by name: name the grades in their order in data.tasks"
         )
     adapt.method(config)
-    # Of any size: names and shape are known when the data are read.
-    output = films.Output(("", " "), exclusive, (64, 64, 1))
+    output = films.expected(config)
     if config.intensity.name == "as_pretrained":  # The weights aren't read yet.
         config = config.copy_and_resolve_references().unlock()
         config.intensity = {"name": "standardise_each"}
     network = parts.classifier(config, output)
+    if output.spacing:
+        parts.check_grid(network, output)
     check_any(config, network, output, batch=shards)
 
 
@@ -221,11 +222,14 @@ def other(run: Finished, data: films.Data) -> films.Data:
             f"predicts: name its {'classes' if run.output.exclusive else 'findings'} as "
             "the run does, or add a column for each, blank where unknown"
         )
-    if data.output.shape != run.output.shape:
-        raise InputError(
-            f"--config: its images are {data.output.shape}, the run's "
-            f"{run.output.shape}: set data.side to the run's"
-        )
+    for what in ("shape", "spacing", "sequences"):
+        theirs, ours = (getattr(output, what) for output in (data.output, run.output))
+        if theirs != ours:
+            field = "side" if what == "shape" and not ours[3:] else what
+            raise InputError(
+                f"--config: the {what} of its images is {theirs}, the run's {ours}: set "
+                f"data.{field} to the run's"
+            )
     if run.output.exclusive and not data.output.exclusive:
         raise InputError("--config: its images have findings, the run's have classes")
     if run.output.exclusive:
@@ -349,31 +353,35 @@ def predict_(
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.is_dir() or not os.access(out.parent, os.W_OK):
         raise InputError(f"--out={out}: can't be written: give a new file.csv")
-    if len(run.output.shape) > 3:
+    if len(run.output.shape) > 3 and not run.output.spacing:
         raise InputError(
-            f"{run.folder}: the run reads volumes; predict reads 2-D images"
+            f"{run.folder}: the run reads volumes of a MedMNIST file, and predict others"
         )
     explainer = explain.explainer(run, **how)  # Before hours of predictions.
-    listed = [reading.image_paths(image) for image in images]
+    listed = [films.find(run.config, image) for image in images]
     paths = [path for found, _ in listed for path in found]
     others = [path.name for _, left_out in listed for path in left_out]
-    reference = read_json(run.folder / DOMAIN)
+    volumes = len(run.output.shape) > 3
+    reference = None if volumes else read_json(run.folder / DOMAIN)
     warnings: dict[Path, str] = {}
 
-    def look(path: Path, pixels: np.ndarray, image: np.ndarray) -> None:
-        unlike = novelty.warning(pixels, reading.eight_bits(image), reference)
-        dim = f"fewer than {describe.DIM} levels of grey" * describe.is_dim(image)
-        warnings[path] = "; ".join(filter(None, (unlike, dim)))
+    def load(path: Path) -> np.ndarray:
+        image, film = films.read(run.config, run.output, path)
+        if reference is not None:
+            small = reading.eight_bits(image)
+            unlike = novelty.warning(film.pixels, small, reference)
+            dim = f"fewer than {describe.DIM} levels of grey" * describe.is_dim(image)
+            warnings[path] = "; ".join(filter(None, (unlike, dim)))
+        return image
 
-    options = {"shape": run.output.shape, "bits": run.output.bits, "look": look}
-    options |= films.shape(run.config)
     states = step.members(run.state)
 
     def members(image: np.ndarray) -> np.ndarray:  # -> log-odds [D, B, M, T]
         each = [jax.device_get(run.network.predict(one, image)) for one in states]
         return np.stack(each, axis=2)
 
-    predicted = predict.predict_files(paths, members, **options)
+    options = films.shape(run.config)
+    predicted = predict.predict_files(paths, members, load=load, **options)
     read, rows, unread = [], [np.zeros((0, len(states), len(names)), np.float32)], []
     for path, answer in track(predicted, "predict", total=len(paths)):
         if isinstance(answer, str):
@@ -402,10 +410,11 @@ def predict_(
     if others:
         names = ", ".join(others[:NAMED]) + (", ..." if others[NAMED:] else "")
         print(f"left out: {len(others)} files that are no images ({names})")
-    print(
-        f"warnings: {sum(map(bool, warnings.values()))} of {len(warnings)} images look "
-        "unlike the training images (see the column warning)"
-    )
+    if reference is not None:
+        print(
+            f"warnings: {sum(map(bool, warnings.values()))} of {len(warnings)} images "
+            "look unlike the training images (see the column warning)"
+        )
     if explain_in is not None:
         number = explain.draw(run, explainer, table, explain_in)
         print(f"heatmaps: {explain_in} ({number} pictures)")

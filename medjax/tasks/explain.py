@@ -90,27 +90,39 @@ def draw(run: Finished, explain: Callable, predicted: pd.DataFrame, out: Path) -
     """
     tasks, points = run.output.names, run.thresholds
     paths, options = list(predicted["image"]), films.shape(run.config)
-    options |= {"shape": run.output.shape, "bits": run.output.bits}
     probability = predicted[list(tasks)].to_numpy(float)
     out.mkdir(parents=True, exist_ok=True)
     rows, names = [], collections.Counter()
+    read = functools.partial(films.read, run.config, run.output)
+    options["load"] = lambda path: read(path)[0]
     answers = predict.predict_files(paths, explain, **options)
     answers = track(answers, "explain", total=len(paths))
     for (path, heatmap), row in zip(answers, probability, strict=True):
         if isinstance(heatmap, str):  # It could be read a moment ago.
             raise InputError(heatmap)
-        film = reading.read(path, run.output.shape[-1])
+        record, film = read(path)
         for t in _seen(row, points, run.output.exclusive):
             name = f"{escaped(path.stem)}-" + re.sub(r"[^\w-]+", "_", tasks[t])
             names[name] += 1  # Two folders may hold films of one name.
             name += f"-{names[name]}.png" if names[name] > 1 else ".png"
             facts = {"task": tasks[t], "probability": row[t], "threshold": points[t]}
-            options = {"spacing": film.spacing, **facts}
-            images.overlay(out / name, film.pixels, heatmap[t], **options)
+            if len(run.output.shape) == 3:
+                pixels = reading.with_channels(film.pixels, run.output.shape[-1])
+                options = {"spacing": film.spacing, **facts}
+                images.overlay(out / name, pixels, heatmap[t], **options)
+            else:
+                planes = _planes(run.output, reading.eight_bits(record), heatmap[t])
+                images.overlay(out / name, planes[0] / 255, planes[1], **facts)
             rows.append({"image": path, **facts, "heatmap": name})
     columns = ["image", "task", "probability", "threshold", "heatmap"]
     write_table(out / "index.csv", pd.DataFrame(rows, columns=columns))
     return len(rows)
+
+
+def _planes(output: films.Output, image: np.ndarray, heatmap: np.ndarray) -> tuple:
+    """images.through of a volume [D, H, W, C] uint8 and its heatmap [d, h, w]."""
+    heatmap = np.asarray(heatmaps.enlarge(heatmap, image.shape[:-1]))
+    return images.through(image, heatmap, output.spacing or (1.0, 1.0, 1.0))
 
 
 def _seen(probability: np.ndarray, points: np.ndarray, exclusive: bool) -> np.ndarray:
@@ -131,8 +143,9 @@ def gallery(
       each: images of a kind, see results.choose.
 
     Returns:
-      {task: {kind: [{image, probability, certain, boxes: whether it has some, empty:
-      whether its heatmap is 0, picture: a data URI, width, height}]}}.
+      {task: {kind: [{image, probability, certain, boxes: whether it has some, planes:
+      whether it is a volume's, empty: whether its heatmap is 0, picture: a data URI,
+      width, height}]}}.
     """
     chosen = results.choose(predicted, run.thresholds, each=each)
     if not chosen:
@@ -149,9 +162,10 @@ def gallery(
         id = int(predicted.id[row])
         marks = _corners(boxes, id, task)
         at = np.searchsorted(ids, id)
-        picture, (width, height) = images.picture(
-            source.picture(at), heatmap[at, task], marks
-        )
+        pair, side = (source.picture(at), heatmap[at, task]), images.SIDE
+        if len(run.output.shape) == 4:
+            pair, side = _planes(run.output, *pair), 3 * side
+        picture, (width, height) = images.picture(*pair, marks, side=side)
         kinds = shown.setdefault(run.output.names[task], {k: [] for k in results.KINDS})
         kinds[kind].append(
             {
@@ -159,6 +173,7 @@ def gallery(
                 "probability": float(predicted.probability[row, task]),
                 "certain": certain,
                 "boxes": len(marks) > 0,
+                "planes": len(run.output.shape) == 4,
                 "empty": not heatmap[at, task].max() > 0,
                 "picture": picture,
                 "width": width,

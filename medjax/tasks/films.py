@@ -20,7 +20,11 @@ from medjax.cohort import duplicates
 from medjax.cohort import manifest as manifests
 from medjax.cohort import split as splits
 from medjax.config import Config, effects
-from medjax.data import loader, prepared, sources
+from medjax.data import foreground, images, loader, prepared, sources
+from medjax.data.dicom import Film
+from medjax.data.normalisation import unit_range, z_scores
+from medjax.data.scan import Scan
+from medjax.data.sources import scans, volumes
 from medjax.errors import InputError
 from medjax.evaluation import conformal
 from medjax.files import write_table
@@ -36,6 +40,8 @@ class Output(NamedTuple):
     exclusive: bool  # Whether an image has exactly one of them.
     shape: tuple[int, ...]  # Of the image, (H, W, C) or (D, H, W, C).
     bits: int = 8  # Of a pixel, or 16.
+    spacing: tuple[float, ...] = ()  # [3] mm along D, H, W of volumes that have one.
+    sequences: tuple[str, ...] = ()  # [C] names of their channels.
 
     @property
     def stratified(self) -> tuple[str, ...]:
@@ -79,25 +85,32 @@ class Data(NamedTuple):
         """The pairs of records that show one image, kept beside the records."""
         path = self.path / "duplicates.csv"
         if not path.exists():
-            films = self.films(self.table["id"].to_numpy())
-            pairs = duplicates.candidates(prepared.read_hashes(self.path))
-            pairs = duplicates.confirm(pairs, films.picture)
-            write_table(path, pairs)
+            write_table(path, _pairs((self, self.table["id"].to_numpy())))
         return pd.read_csv(path, keep_default_na=False)
 
     def copies(self, ids: np.ndarray, other: "Data", others: np.ndarray):
         """The pairs that show one picture: `id` of these images, `other` of those."""
-        here, there, count = self.films(ids), other.films(others), len(ids)
-        hashes = [
-            prepared.read_hashes(data.path)[rows]
-            for data, rows in ((self, ids), (other, others))
-        ]
-        pairs = duplicates.candidates(np.concatenate(hashes))
-        pairs = duplicates.confirm(
-            duplicates.across(pairs, count),
-            lambda n: here.picture(n) if n < count else there.picture(n - count),
-        )
-        return pairs.assign(id=ids[pairs["id"]], other=others[pairs["other"] - count])
+        pairs = _pairs((self, ids), (other, others))
+        at = pairs["other"] - len(ids)
+        return pairs.assign(id=ids[pairs["id"]], other=others[at])
+
+
+def _pairs(*parts: tuple[Data, np.ndarray]) -> pd.DataFrame:
+    """Pairs that show one image, numbered through the ids of one part, or across two."""
+    films = [data.films(ids) for data, ids in parts]
+    places = [(part, n) for part in films for n in range(len(part))]
+
+    def across(pairs: pd.DataFrame) -> pd.DataFrame:
+        return duplicates.across(pairs, len(films[0])) if len(parts) > 1 else pairs
+
+    kinds = {(data.output.spacing != (), data.output.sequences) for data, _ in parts}
+    if len(kinds) == 1 and parts[0][0].output.spacing:
+        scores = (z_scores(unit_range(part[n]["image"])) for part, n in places)
+        thumbnails = [duplicates.thumbnail(np.asarray(volume)) for volume in scores]
+        return across(duplicates.alike(np.stack(thumbnails)))
+    hashes = [prepared.read_hashes(data.path)[ids] for data, ids in parts]
+    pairs = across(duplicates.candidates(np.concatenate(hashes)))
+    return duplicates.confirm(pairs, lambda n: places[n][0].picture(places[n][1]))
 
 
 def is_exclusive(config: Config) -> bool:
@@ -119,7 +132,8 @@ def data(config: Config) -> Data:
     make = sources.IMAGES[kind]
     if "task" in inspect.signature(make).parameters:  # What the labels mean.
         options["task"] = config.task
-    name = f"{kind}-{config.data.side}px-{digest(options)}"
+    side = f"{config.data.side}px-" if "side" in config.data else ""
+    name = f"{kind}-{side}{digest(options)}"
     root = Path(config.data.records).expanduser()
     path = prepared.folder(root, name)
 
@@ -143,7 +157,49 @@ def data(config: Config) -> Data:
     exclusive = is_exclusive(config)
     if exclusive:
         check_classes(table, names)
-    return Data(path, table, Output(names, exclusive, *prepared.pixels_of(path)))
+    output = expected(config)._replace(names=names)
+    shape, bits = prepared.pixels_of(path)
+    return Data(path, table, output._replace(shape=shape, bits=bits))
+
+
+def expected(config: Config) -> Output:
+    """What a run of this config says, as far as its data needn't be read for it."""
+    c = config.data
+    spacing, sequences = tuple(c.get("spacing", ())), tuple(c.get("sequences", ()))
+    shape = (64, 64, 1)  # Any.
+    if spacing:
+        shape = tuple(c.shape)
+        for field, values in (("shape", shape), ("spacing", spacing)):
+            if len(values) != 3 or not all(0 < n < np.inf for n in values):
+                raise InputError(f"data.{field}={values}: give three positive numbers")
+        shape = (*shape, max(len(sequences), 1))
+        if (kind := c.get("foreground", "body")) not in foreground.KINDS:
+            names = ", ".join(map(repr, foreground.KINDS))
+            raise InputError(f"data.foreground={kind!r} is unknown: use {names}")
+    return Output(("", " "), is_exclusive(config), shape, 8, spacing, sequences)
+
+
+def find(config: Config, path: str) -> tuple[list[Path], list[Path]]:
+    """The images in a file or a folder, and the other files beside them, sorted."""
+    if not config.data.get("spacing", ()):
+        return images.image_paths(path)
+    return scans.volumes_in(path, **_layout(config)), []
+
+
+def _layout(config: Config) -> dict[str, Any]:
+    """How `sources.scans` finds a volume's files; a phantom's would be one file each."""
+    data = config.data.to_dict()
+    return {"sequences": data.get("sequences", ("",)), "files": data.get("files", {})}
+
+
+def read(config: Config, output: Output, path: Path) -> tuple[np.ndarray, Film | Scan]:
+    """An image as the network sees it, and what was read of its file."""
+    if not output.spacing:
+        film = images.read(path)
+        return images.fit(film.pixels, output.shape, output.bits), film
+    options = {k: v for k, v in config.data.items() if k in volumes.READING}
+    case = volumes.read(path, **_layout(config), **options)
+    return volumes.record(case, output.shape[:-1]), case
 
 
 def ready(

@@ -63,6 +63,7 @@ def classifier(config: Config, output: Any) -> Network:
     fields = affecting(config, "network")
     if config.evaluation.copies:
         fields["augment"] = as_json(config)["augment"]
+        fields["data"] = {"spacing": output.spacing}
     return _classifier(json.dumps(fields), output)
 
 
@@ -112,6 +113,22 @@ def views(config: Config) -> Callable:
         return jnp.concatenate([whole(image), copies.reshape(number, *image.shape)])
 
     return with_copies
+
+
+def check_grid(network: Network, output: Any) -> None:
+    """Refuses images of which the last stage leaves nothing."""
+    blank = jnp.zeros((1, *output.shape))
+
+    def stages(key: Array) -> list[Array]:
+        how = {"train": False, "mutable": ["intermediates"]}
+        return network.apply(network.init(key), blank, **how)[1]["intermediates"]
+
+    last = jax.eval_shape(stages, jax.random.key(0))["stages"][-1]
+    if 0 in last.shape:
+        raise InputError(
+            f"data.shape={output.shape[:-1]}: is too small for this network, whose last "
+            f"stage would have {last.shape[1:-1]} voxels: give more, or another model"
+        )
 
 
 def segmenter(config: Config, output: Any) -> Network:
@@ -229,6 +246,9 @@ def augmentation(config: Config) -> Callable:
     bound = ops(config)
     if "patch" in config:
         change = functools.partial(patches.augment, **config.patch.to_dict())
+    elif spacing := config.get("data", {}).get("spacing", ()):
+        options = {"prepare": preparation(config), "spacing": spacing}
+        change = functools.partial(patches.whole, **options)
     else:
         change = functools.partial(policy.augment_batch, prepare=preparation(config))
 

@@ -12,7 +12,7 @@ import pandas as pd
 from rich.progress import Progress
 from scipy.special import expit
 
-from medjax.augment import policy
+from medjax.augment import patches, policy
 from medjax.config import Config, as_json
 from medjax.data.normalisation import unit_range
 from medjax.errors import InputError
@@ -122,13 +122,15 @@ def _corrupt(name: str, severity: int, key: jax.Array, image, id) -> np.ndarray:
     return np.rint(np.asarray(corrupted) * white).astype(image.dtype)
 
 
-@functools.partial(jax.jit, static_argnames="op")
-def _augment(key: jax.Array, image, id, *, op: Callable) -> jax.Array:
-    """The images in [0, 1], changed by one op as in epoch 0."""
+@functools.partial(jax.jit, static_argnames=("op", "spacing"))
+def _augment(key, image, id, *, op: Callable, spacing: tuple) -> jax.Array:
+    """The images in [0, 1], changed by one op as in epoch 0; volumes have a spacing."""
     zeros = jnp.zeros_like(id)
     batch = {"image": image, "id": id, "epoch": zeros, "occurrence": zeros}
-    changed = policy.augment_batch(key, batch, ops=(op,), prepare=lambda image: image)
-    return changed["image"]
+    augment, how = policy.augment_batch, {"prepare": lambda image: image}
+    if spacing:
+        augment, how = patches.whole, how | {"spacing": spacing}
+    return augment(key, batch, ops=(op,), **how)["image"]
 
 
 def audit(run: Finished, data: films.Data, manifest: pd.DataFrame) -> Path:
@@ -147,7 +149,8 @@ def audit(run: Finished, data: films.Data, manifest: pd.DataFrame) -> Path:
     options = {"tasks": names, "threshold": run.thresholds, **parts.bootstrap(config)}
     for strength in robustness.STRENGTHS:
         for name, op in parts.ops(config, strength=strength).items():
-            change = functools.partial(_augment, jax.random.key(config.seed), op=op)
+            key, how = jax.random.key(config.seed), {"spacing": run.output.spacing}
+            change = functools.partial(_augment, key, op=op, **how)
             batches = films.evaluation_batches(config, images)
             augmented = inference.predict(
                 (_changed(batch, change) for batch in batches), run.log_odds

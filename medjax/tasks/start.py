@@ -13,9 +13,9 @@ from chex import ArrayTree
 from medjax.config import Config, as_json, named, read_config
 from medjax.errors import InputError
 from medjax.files import write_text
-from medjax.models import architectures, weights
+from medjax.models import architectures, layers, weights
 from medjax.models.weights import convert as pretrained
-from medjax.tasks import parts
+from medjax.tasks import parts, scans
 from medjax.tasks.imbalance import REFITS, treats
 from medjax.tasks.parts import Network
 from medjax.training import folder as workdir
@@ -27,6 +27,9 @@ REFITTED, ADAPTED = "refitted", "adapted"
 # Options of a model that don't change its weights' meaning; those that only change the
 # classifier's, which starts anew where the findings differ.
 LOOSE, OF_CLASSIFIER = ("remat", "deep"), ("pool",)
+# A U-Net's encoder as a classifier, and its options.
+ENCODER = "unet_encoder"
+OF_ENCODER = ("widths", "strides", "kernels", "blocks", "groups")
 
 
 class Start(NamedTuple):
@@ -108,18 +111,28 @@ def variables(fresh: ArrayTree, start: Start | None, output: Any) -> ArrayTree:
         names = ", ".join(start.names) or "other classes"
         print(f"{head}: starts anew, as the weights are for {names}")
     stats = fresh.get("batch_stats", {}) | start.variables.get("batch_stats", {})
-    merged = {"params": fresh["params"] | given}
+    merged = {"params": _inflated(fresh["params"] | given, fresh["params"])}
     if "batch_stats" in fresh or stats:
         merged["batch_stats"] = stats
     _refuse_other_shapes(merged, fresh)
     return jax.tree.map(jnp.asarray, merged)
 
 
+def _inflated(given: ArrayTree, fresh: ArrayTree) -> ArrayTree:
+    """The kernels of images, where the model has kernels of volumes, inflated."""
+    if isinstance(given, dict):
+        return {
+            k: _inflated(v, fresh[k]) if k in fresh else v for k, v in given.items()
+        }
+    flat = np.ndim(given) == 4 and np.ndim(fresh) == 5
+    return layers.inflate(given, len(fresh)) if flat else given
+
+
 def _read(config: Config, output: Any, network: Callable[..., Network]) -> Start:
     """The weights of a run, of a converted folder, of a file, or published ones."""
     init, path = config.transfer.init, Path(config.transfer.init).expanduser()
     if (path / "config.json").exists():
-        return _of_run(path, output, network)
+        return _of_run(path, output, network, config.model.name)
     if (path / "task.json").exists():
         return _of_exported(path, output)
     if network is parts.segmenter:
@@ -145,22 +158,41 @@ def _not_weights(config: Config) -> InputError:
     )
 
 
-def _of_run(folder: Path, output: Any, network: Callable[..., Network]) -> Start:
-    """The averaged weights of another run, as it predicts with them."""
+def _of_run(
+    folder: Path, output: Any, network: Callable[..., Network], model: str
+) -> Start:
+    """The averaged weights of another run, as it predicts with them.
+
+    The encoder of a segmentation may begin the `model` of a classification.
+    """
     config, values = read_config(folder), workdir.read_task(folder)
+    if encodes := model == ENCODER and "regions" in values:
+        output, network = scans.Output({}, {}), parts.segmenter
     _check_kind(folder, values, output)
     trained = type(output)(**values)
     _, state = restore(config, folder, network(config, trained), trained)
     options = as_json(config)
     intensity, sequences = options.get("intensity", {}), values.get("sequences", ())
-    first = members(state)[0]  # Of an ensemble.
-    return Start(first.averaged, trained.names, options["model"], intensity, sequences)
+    variables, model = members(state)[0].averaged, options["model"]  # Of an ensemble.
+    if not encodes:
+        return Start(variables, trained.names, model, intensity, sequences)
+    params = {
+        name.replace("down", "stage"): stage
+        for name, stage in variables["params"].items()
+        if name == "stem" or name.startswith("down")
+    }
+    if trained.units:
+        print(f"note: {folder} was trained on {', '.join(trained.units)}")
+    model = {"name": ENCODER} | {name: model[name] for name in OF_ENCODER}
+    return Start({"params": params}, (), model, {"name": "z_scores"}, sequences)
 
 
 def _check_kind(folder: Path, values: dict, output: Any) -> None:
     """Refuses the task.json of another kind of task."""
-    if not {*output._fields} <= {*values}:
-        kind = "classification" if "shape" in output._fields else "segmentation"
+    if ("regions" in values) != hasattr(output, "regions"):
+        kind = f"classification, or set model.name={ENCODER!r}"
+        if hasattr(output, "regions"):
+            kind = "segmentation"
         raise InputError(
             f"transfer.init={folder}: a run of another kind of task: give one of {kind}"
         )

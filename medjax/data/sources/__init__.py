@@ -11,11 +11,13 @@ from medjax.data.sources import (
     tables,
     tfds,
     vindr_cxr,
+    volumes,
 )
 
 # What `data.source` may name where images are classified.
 IMAGES = {
     "chexpert": chest_xray.chexpert,
+    "liver_phantom": volumes.phantom,
     "medmnist": medmnist.medmnist,
     "mimic_cxr": mimic_cxr.mimic_cxr,
     "nih": chest_xray.nih,
@@ -23,11 +25,13 @@ IMAGES = {
     "table": tables.table,
     "tfds": tfds.tfds,
     "vindr_cxr": vindr_cxr.vindr_cxr,
+    "volumes": volumes.volumes,
 }
 # The files that each layout reads, by name, of the same options. Files that don't exist
 # may be among them; there is none where the data aren't on this machine.
 FILES = {
     "chexpert": chest_xray.chexpert_files,
+    "liver_phantom": lambda **_: {},
     "medmnist": medmnist.files,
     "mimic_cxr": mimic_cxr.files,
     "nih": chest_xray.nih_files,
@@ -35,4 +39,5 @@ FILES = {
     "table": tables.files,
     "tfds": tfds.files,
     "vindr_cxr": vindr_cxr.files,
+    "volumes": tables.files,
 }

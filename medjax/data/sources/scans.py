@@ -17,6 +17,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from medjax.data import dicom, nifti
+from medjax.data.nifti import SequenceFile
 from medjax.data.sources import tables
 from medjax.errors import InputError
 
@@ -24,13 +25,6 @@ from medjax.errors import InputError
 BRATS = re.compile(r"(BraTS-\w+-\d+-\d{3})-(\w+)\.nii(?:\.gz)?", re.IGNORECASE)
 PARTS = {"training": "train", "test": "test"}  # Of the Decathlon -> our splits.
 log = logging.getLogger("medjax")
-
-
-class SequenceFile(NamedTuple):
-    """The file of one sequence of a patient."""
-
-    path: Path  # A NIfTI file, or a folder of one DICOM series.
-    channel: int | None = None  # Which volume of a file of four axes.
 
 
 class ScanFiles(NamedTuple):
@@ -63,12 +57,7 @@ def in_folders(
       mask: the segmentation's pattern; '' for none.
     """
     path = _existing(path)
-    _check_sequences(sequences)
-    for name in sequences:
-        if not files.get(name):
-            raise InputError(f"data.files has no pattern for the sequence {name!r}")
-    patterns = {name: files[name] for name in sequences}
-    scans = []
+    scans, patterns = [], _patterns(sequences, files)
     folders = _without_links(path, dict(_walk(path, patterns)))
     for folder, sequence_files in folders.items():
         name = path.resolve().name if folder == path else str(folder.relative_to(path))
@@ -80,6 +69,50 @@ def in_folders(
             f"{path}: no file in it matches {patterns}; correct data.files"
         )
     return scans
+
+
+def of_row(
+    path: Path, *, sequences: Sequence[str], files: Mapping[str, str]
+) -> dict[str, SequenceFile | None]:
+    """The files of one scan; those that are missing are None.
+
+    With `files`, see `in_folders`, the path is the folder in which they match. Without,
+    it is a NIfTI file whose volumes are the sequences, or the folder of a DICOM series.
+    """
+    if files:
+        if not path.is_dir():
+            raise InputError(f"{path}: is no folder, in which data.files could match")
+        matches = ((s, _only(path, p)) for s, p in _patterns(sequences, files).items())
+        return {name: match and SequenceFile(match) for name, match in matches}
+    _check_sequences(sequences)
+    if len(sequences) == 1:  # A file of several volumes is refused.
+        return {sequences[0]: SequenceFile(path)}
+    if path.is_dir():
+        raise InputError(
+            f"{path}: is a folder, and data.sequences has {len(sequences)}: give each a "
+            "pattern in data.files"
+        )
+    return {name: SequenceFile(path, n) for n, name in enumerate(sequences)}
+
+
+def volumes_in(
+    path: Path, *, sequences: Sequence[str], files: Mapping[str, str]
+) -> list[Path]:
+    """All that `of_row` reads in a folder, at any depth, or the path itself."""
+    path = Path(path).expanduser()
+    if files and path.is_dir():
+        return [folder for folder, _ in _walk(path, _patterns(sequences, files))]
+    if not path.is_dir():
+        return [path]
+    inside = sorted(_visible(path.iterdir()))
+    if any(map(dicom.is_dicom, inside)):
+        return [path]
+    return [
+        volume
+        for below in inside
+        if nifti.is_volume(below) or below.is_dir() and not below.is_symlink()
+        for volume in volumes_in(below, sequences=sequences, files=files)
+    ]
 
 
 def in_decathlon(
@@ -231,6 +264,15 @@ def _check_sequences(sequences: Sequence[str]) -> None:
     """Refuses none, and one that is named twice."""
     if not sequences or len(set(sequences)) < len(sequences):
         raise InputError(f"data.sequences={tuple(sequences)}: name each of them once")
+
+
+def _patterns(sequences: Sequence[str], files: Mapping[str, str]) -> dict[str, str]:
+    """The pattern of each sequence, in their order."""
+    _check_sequences(sequences)
+    for name in sequences:
+        if not files.get(name):
+            raise InputError(f"data.files has no pattern for the sequence {name!r}")
+    return {name: files[name] for name in sequences}
 
 
 def _walk(

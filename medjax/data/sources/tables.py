@@ -130,46 +130,74 @@ def source(
     frame: tuple[int, int] | None = None,
     left_out: Sequence[tuple[str, str]] = (),
 ) -> Source:
-    """The images of a table, in its order, resized once.
+    """The images of a table, resized once; see `from_rows`.
+
+    Args:
+      read: reads the image of a name; one that raises an InputError is left out.
+      shape, bits: of the records, (S, S, C) with C = 1 or 3, and 8 or 16.
+    """
+    if bits not in (8, 16):
+        raise InputError(f"data.bits={bits}: use 8 or 16")
+
+    def load(image: str) -> tuple[np.ndarray, tuple]:
+        film = read(image)
+        height, width = film.pixels.shape[:2]
+        fitted = images.fit(film.pixels, shape, bits)
+        return fitted, (width, height, *film.spacing)
+
+    options = {"shape": shape, "bits": bits, "boxes": boxes, "left_out": left_out}
+    return from_rows(table, load, tasks=tasks, where=where, frame=frame, **options)
+
+
+def from_rows(
+    table: pd.DataFrame,
+    load: Callable[[str], tuple[np.ndarray, tuple]],
+    *,
+    tasks: tuple[str, ...],
+    shape: tuple[int, ...],
+    where: Path,
+    bits: int,
+    boxes: Mapping[str, Sequence[tuple]] = {},
+    frame: tuple[int, int] | None = None,
+    left_out: Sequence[tuple[str, str]] = (),
+) -> Source:
+    """The images of a table, in its order.
 
     Args:
       table: one row an image, with the columns of prepared.py but the id; those of
         FROM_FILE are taken from the image where they are NaN.
-      read: reads the image of a name; one that raises an InputError is left out.
+      load: a name -> its record, and the values of FROM_FILE; one that raises an
+        InputError is left out.
       tasks: names of the findings or classes.
-      shape, bits: of the records, (S, S, C) with C = 1 or 3, and 8 or 16.
+      shape, bits: of the records.
       boxes: image -> (finding, x0, y0, x1, y1), in pixels of `frame`.
       frame: width and height; None: those of each image's file.
       left_out: (file, reason) of files for quarantine that are in no row.
     """
-    if bits not in (8, 16):
-        raise InputError(f"data.bits={bits}: use 8 or 16")
     prepared.check_tasks(tasks)
     if (image := prepared.first_duplicate(table["image"])) is not None:
         raise InputError(f"{where}: the table lists {image} twice: keep one row")
 
-    def load(row: dict) -> Item:
+    def item(row: dict) -> Item:
         try:
-            film = read(row["image"])
+            content, from_file = load(row["image"])
         except InputError as error:
             return Item(row, None, reason=str(error))
-        height, width = film.pixels.shape[:2]
-        file = dict(zip(FROM_FILE, (width, height, *film.spacing), strict=True))
+        file = dict(zip(FROM_FILE, from_file, strict=True))
         # The table's values count first: the files may be resized copies.
         file = {k: v if math.isnan(row[k]) else row[k] for k, v in file.items()}
         file |= {k: int(file[k]) for k in ("width", "height")}
-        image = images.fit(film.pixels, shape, bits)
-        scale = np.tile(np.divide(shape[0], frame or (width, height)), 2)
+        scale = np.tile(np.divide(shape[0], frame or from_file[:2]), 2)
         marks = [
             (task, *(scale * box).tolist())
             for task, *box in boxes.get(row["image"], ())
         ]
-        return Item({**row, **file}, image, marks)
+        return Item({**row, **file}, content, marks)
 
     def items() -> Iterator[Item]:
         cells = table.itertuples(index=False, name=None)
         rows = (dict(zip(table.columns, row, strict=True)) for row in cells)
-        yield from prepared.in_parallel(load, rows)
+        yield from prepared.in_parallel(item, rows)
         for file, reason in left_out:
             yield Item({"image": file}, None, reason=reason)
 
@@ -294,39 +322,60 @@ def table(
 ) -> Source:
     """A folder of images and a CSV file with one row an image.
 
+    Args:
+      side: S, pixels.
+      channels: 1, grey, or 3, colour.
+      bits: of a pixel of the records, 8 or 16.
+      the others: see `listed`.
+    """
+    check_channels(channels)
+    columns = {"view": view, "sex": sex, "age": age, "follow_up": follow_up}
+    columns |= {"image": image, "patient": patient, "official": official}
+    rows, names, files, path = listed(folder, table, labels, classes, columns)
+    return source(
+        rows,
+        lambda image: images.read(files[image]),
+        tasks=names,
+        shape=(side, side, channels),
+        where=path,
+        bits=bits,
+    )
+
+
+def listed(
+    folder: Path,
+    table: str,
+    labels: Sequence[str],
+    classes: str,
+    columns: Mapping[str, str],
+) -> tuple[pd.DataFrame, tuple[str, ...], dict[str, str], Path]:
+    """Reads a table of images: its rows, tasks, image -> its file, and the table's path.
+
     Exactly one of `labels` and `classes` is given.
 
     Args:
-      side: S, pixels.
       table: the CSV file, below the folder or anywhere.
-      image: the column of the files' paths below the folder.
-      patient: the column of patients, see `metadata`.
       labels: columns of 0 (absent), 1 (present), a soft label between or blank
         (unknown); an image may have several findings.
       classes: one column of class names, blank where unknown; an image has exactly
         one. Classes become tasks in the order of their sorted names.
-      view, sex, age, follow_up, official: columns, see prepared.py; '' for none. The
-        sex may be 'female' or 'male', too.
-      channels: 1, grey, or 3, colour.
-      bits: of a pixel of the records, 8 or 16.
+      columns: our names of prepared.py -> theirs, '' for none. `image` is the column of
+        the paths below the folder; the sex may be 'female' or 'male', too.
     """
     if bool(labels) == bool(classes):
         raise InputError(
             "data.labels and data.classes: give one of them, the columns of findings "
             "or the column of an image's one class"
         )
-    if not patient:
+    if not columns["patient"]:
         raise InputError(
             "data.patient='': name the column of patients; without it the same patient "
             "may be in training and test"
         )
-    check_channels(channels)
     folder = existing(folder)
     path = folder / Path(table).expanduser()
     raw = read_csv(path)
-    optional = {"view": view, "sex": sex, "age": age, "follow_up": follow_up}
-    optional = {k: v for k, v in (optional | {"official": official}).items() if v}
-    columns = {"image": image, "patient": patient, **optional}
+    columns = {"image": columns["image"]} | {k: v for k, v in columns.items() if v}
     rows = metadata(select(raw, columns, path), path)
     if classes:
         text = select(raw, {"class": classes}, path)["class"].str.strip()
@@ -344,14 +393,7 @@ def table(
         values = [numbers(text, name, path).to_numpy(float) for name in labels]
         targets = findings(np.stack(values, axis=1), labels, rows["image"], path)
     files = _files(folder, rows["image"], path)
-    return source(
-        pd.concat([rows, targets], axis=1),
-        lambda image: images.read(files[image]),
-        tasks=tuple(targets),
-        shape=(side, side, channels),
-        where=path,
-        bits=bits,
-    )
+    return pd.concat([rows, targets], axis=1), tuple(targets), files, path
 
 
 def files(*, folder: Path, table: str, image: str, **_) -> dict[str, Path]:

@@ -1,0 +1,142 @@
+"""Volumes with a table: NIfTI files or DICOM series, one or several sequences a row.
+
+They are prepared as scans to be segmented are, cropped or padded to one shape about the
+body's middle, and stored in 16 bits: 0 outside of the body, and z-scores as
+normalisation.z_scores reads them.
+"""
+
+import functools
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from medjax.data import liver_phantom as liver
+from medjax.data import scan
+from medjax.data.normalisation import HIGHEST, LOWEST
+from medjax.data.prepared import Item, Source
+from medjax.data.scan import Scan
+from medjax.data.sources import scans, tables
+
+BITS = 16
+READING = (
+    "spacing",
+    "grids",
+    "missing",
+    "foreground",
+    "margin",
+    "clip",
+)  # Of scan.read_scan.
+log = logging.getLogger("medjax")
+
+
+def volumes(
+    *,
+    folder: Path,
+    table: str,
+    image: str,
+    patient: str,
+    labels: Sequence[str],
+    classes: str,
+    view: str,
+    sex: str,
+    age: str,
+    follow_up: str,
+    official: str,
+    sequences: Sequence[str],
+    files: Mapping[str, str],
+    shape: Sequence[int],
+    spacing: Sequence[float],
+    grids: str,
+    missing: str,
+    foreground: str,
+    margin: float,
+    clip: tuple[float, float],
+) -> Source:
+    """A folder of volumes and a CSV file with one row a volume, see `tables.listed`.
+
+    Args:
+      sequences, files: see `scans.of_row`.
+      shape: D, H, W of the records.
+      spacing: mm along D, H, W; it and the others: see scan.read_scan.
+    """
+    columns = {"view": view, "sex": sex, "age": age, "follow_up": follow_up}
+    columns |= {"image": image, "patient": patient, "official": official}
+    rows, names, paths, where = tables.listed(folder, table, labels, classes, columns)
+    how = {"sequences": sequences, "files": files, "spacing": spacing, "grids": grids}
+    how |= {"missing": missing, "margin": margin, "clip": clip}
+    how |= {"foreground": foreground}
+    cut: list[str] = []
+
+    def load(name: str) -> tuple[np.ndarray, tuple]:
+        case = read(paths[name], **how)
+        _, height, width = case.image.shape[:3]
+        if any(np.greater(case.image.shape[:3], shape)):
+            cut.append(name)
+        return record(case, shape), (width, height, *case.spacing[:0:-1].tolist())
+
+    whole, options = (*shape, len(sequences)), {"where": where, "bits": BITS}
+    made = tables.from_rows(rows, load, tasks=names, shape=whole, **options)
+
+    def items() -> Iterator[Item]:
+        yield from made.items()
+        if cut:
+            log.warning(
+                "%s: %d volumes are larger than data.shape, %s for one: their edges are "
+                "cut off; give a larger shape or data.spacing, unless the rest shows all "
+                "that counts",
+                *(where, len(cut), min(cut)),
+            )
+
+    return made._replace(items=items)
+
+
+def phantom(
+    *,
+    patients: int,
+    first_patient: int,
+    seed: int,
+    shape: Sequence[int],
+    spacing: Sequence[float],
+) -> Source:
+    """Synthetic livers with or without a lesion, see liver_phantom.py."""
+
+    def items() -> Iterator[Item]:
+        for number in range(first_patient, first_patient + patients):
+            drawn = liver.patient(number, seed=seed, shape=shape, spacing=spacing)
+            case = scan.make_scan(drawn.image, None, drawn.affine)
+            row = {"image": f"liver{number:05d}", "patient": number}
+            row |= dict.fromkeys(("view", "sex", "official"), "")
+            row |= dict.fromkeys(("age", "follow_up"), np.nan)
+            row |= {"width": shape[2], "height": shape[1]}
+            row |= {"spacing_x": spacing[2], "spacing_y": spacing[1]}
+            yield Item({**row, liver.FINDING: float(drawn.lesion)}, record(case, shape))
+
+    return Source((liver.FINDING,), (*shape, 1), patients, items, BITS)
+
+
+def read(path: Path, *, sequences, files, **options) -> Scan:
+    """Reads and prepares one volume, which a row of a table or a user names."""
+    case = scans.of_row(Path(path), sequences=sequences, files=files)
+    return scan.read_scan(case, regions={}, **options)
+
+
+def record(case: Scan, shape: Sequence[int]) -> np.ndarray:
+    """A scan as it is stored, [*shape, C] uint16."""
+    image = functools.reduce(_centred, enumerate(shape), case.image)
+    unit = (image - LOWEST) / (HIGHEST - LOWEST)
+    levels = np.clip(np.rint(unit * (2**BITS - 1)), 1, 2**BITS - 1)
+    return np.where(image != 0, levels, 0).astype(np.uint16)
+
+
+def _centred(image: np.ndarray, axis: tuple[int, int]) -> np.ndarray:
+    """Crops or pads one axis, (its number, its size) on both sides alike."""
+    number, size = axis
+    more = size - image.shape[number]
+    before = abs(more) // 2
+    if more <= 0:
+        return image.take(range(before, before + size), number)
+    pads = [(0, 0)] * image.ndim
+    pads[number] = (before, more - before)
+    return np.pad(image, pads)

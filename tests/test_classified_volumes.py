@@ -1,0 +1,359 @@
+"""Volumes that are classified: from files to records, to the network and to the page."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import nibabel
+import numpy as np
+import pandas as pd
+import pytest
+from launching import run_here
+from nibabel import orientations
+from scans import affine_of, brain, save
+
+from medjax.augment import intensity, patches
+from medjax.data import liver_phantom, prepared, sources
+from medjax.data import scan as scanning
+from medjax.data.normalisation import unit_range, z_scores
+from medjax.data.sources import scans, volumes
+from medjax.errors import InputError
+from medjax.geometry import warp
+from medjax.reports import images
+from medjax.tasks import films
+from medjax.tasks.films import Output
+
+SHAPE = (12, 14, 10)
+OPTIONS = {
+    **dict.fromkeys(("view", "sex", "age", "follow_up", "official"), ""),
+    "table": "labels.csv",
+    "image": "image",
+    "patient": "patient",
+    "labels": ("tumour", "bleed"),
+    "classes": "",
+    "files": {},
+    "sequences": ("T1",),
+    "shape": SHAPE,
+    "spacing": (1.0, 1.0, 1.0),
+    "grids": "refuse",
+    "foreground": "body",
+    "missing": "refuse",
+    "margin": 5.0,
+    "clip": (0.1, 99.9),
+}
+
+
+def source(folder, rows, **options):
+    pd.DataFrame(rows).to_csv(folder / "labels.csv", index=False)
+    return sources.IMAGES["volumes"](**{**OPTIONS, "folder": folder, **options})
+
+
+def rows(*images, **columns):
+    n = len(images)
+    labels = {"tumour": [1, 0, ""][:n] + [0] * (n - 3), "bleed": [0.5] * n}
+    return {"image": images, "patient": [f"p{i}" for i in range(n)], **labels} | columns
+
+
+def scores(record):
+    return np.asarray(z_scores(unit_range(jnp.asarray(record))))
+
+
+def centred(image, shape):
+    """An oracle: cut or zero-padded by index arithmetic alone."""
+    out = np.zeros((*shape, image.shape[-1]), image.dtype)
+    inner, outer = [], []
+    for have, want in zip(image.shape, shape, strict=False):
+        cut, pad = max(have - want, 0) // 2, max(want - have, 0) // 2
+        inner.append(slice(cut, cut + min(have, want)))
+        outer.append(slice(pad, pad + min(have, want)))
+    out[tuple(outer)] = image[tuple(inner)]
+    return out
+
+
+@pytest.mark.parametrize("shape", [(8, 20, 13), (15, 9, 16)])
+def test_a_record_holds_z_scores_about_the_middle(shape):
+    image = np.random.default_rng(0).normal(0, 1.5, (11, 14, 12, 2)).astype(np.float32)
+    image[:3] = 0
+    image[4, 4, 4] = 30, -30
+    case = scanning.Scan(image, None, np.ones(2), np.eye(4), None)
+    record = volumes.record(case, shape)
+    assert record.dtype == np.uint16 and record.shape == (*shape, 2)
+    expected = np.clip(centred(image, shape), -4, 8)
+    np.testing.assert_allclose(scores(record), expected, atol=12 / 65535)
+    np.testing.assert_array_equal(scores(record) == 0, centred(image, shape) == 0)
+
+
+def test_files_become_what_segmentation_sees_however_they_are_turned(tmp_path):
+    """The same voxels, stored along other axes and as a stack, are one record."""
+    head = brain((18, 20, 16))
+    save(tmp_path / "a.nii.gz", head)
+    turn = orientations.axcodes2ornt("LPS"), orientations.axcodes2ornt("RAS")
+    turned = nibabel.Nifti1Image(head, affine_of()).as_reoriented(
+        orientations.ornt_transform(turn[1], turn[0])
+    )
+    nibabel.save(turned, tmp_path / "b.nii")
+    (tmp_path / "c.nii").write_bytes(b"no volume")
+    made = source(tmp_path, rows("a.nii.gz", "b.nii", "c.nii"))
+    a, b, c = made.items()
+    assert made.tasks == ("tumour", "bleed") and made.shape == (*SHAPE, 1)
+    assert a.row["tumour"] == 1 and b.row["tumour"] == 0 and a.row["bleed"] == 0.5
+    assert c.content is None and "c.nii" in c.reason
+    np.testing.assert_array_equal(a.content, b.content)
+    (patient,) = scans.in_decathlon(tmp_path / "a.nii.gz", sequences=("T1",))
+    case = scanning.read_scan(patient.sequences, regions={}, spacing=(1, 1, 1))
+    expected = np.clip(centred(case.image, SHAPE), -4, 8)
+    np.testing.assert_allclose(scores(a.content), expected, atol=12 / 65535)
+
+
+def test_several_sequences_are_patterns_below_the_row_s_folder(tmp_path, caplog):
+    for n in range(2):
+        save(tmp_path / f"s{n}/x_t1.nii.gz", brain((18, 20, 16), n))
+    save(tmp_path / "s0/x_flair.nii.gz", brain((18, 20, 16), 7))
+    files = {"FLAIR": "*_flair.nii.gz", "T1": "*_t1.nii.gz"}
+    options = {"sequences": ("FLAIR", "T1"), "files": files}
+    both, alone = source(tmp_path, rows("s0", "s1"), **options).items()
+    assert both.content.shape == (*SHAPE, 2) and "FLAIR" in alone.reason
+    assert "larger than data.shape, s0 for one" in caplog.text
+    _, filled = source(tmp_path, rows("s0", "s1"), **options, missing="fill").items()
+    assert not filled.content[..., 0].any() and filled.content[..., 1].any()
+    found = scans.volumes_in(tmp_path, sequences=("FLAIR", "T1"), files=files)
+    assert found == [tmp_path / "s0", tmp_path / "s1"]
+    single = scans.volumes_in(tmp_path, sequences=("T1",), files={})
+    assert len(single) == 3
+    with pytest.raises(InputError, match="no pattern for the sequence 'T2'"):
+        scans.of_row(tmp_path, sequences=("T2",), files=files)
+    with pytest.raises(InputError, match="give each a pattern in data.files"):
+        scans.of_row(tmp_path / "s0", sequences=("FLAIR", "T1"), files={})
+
+
+def test_classes_are_exclusive(tmp_path):
+    save(tmp_path / "a.nii", brain((18, 20, 16)))
+    options = {"labels": (), "classes": "side"}
+    table = rows("a.nii", "b.nii", side=["left", "right"])
+    made = source(tmp_path, table, **options)
+    first, _ = made.items()
+    assert made.tasks == ("left", "right")
+    assert (first.row["left"], first.row["right"]) == (1, 0)
+
+
+def batch_of(records):
+    n = len(records)
+    numbers = dict.fromkeys(("epoch", "occurrence"), jnp.zeros(n, jnp.int32))
+    batch = {"image": jnp.asarray(records), "id": jnp.arange(n), **numbers}
+    return batch | {"label": jnp.ones((n, 2)), "weight": jnp.ones((n, 2))}
+
+
+def augmented(records, *ops, spacing=(1.0, 1.0, 1.0)):
+    function = jax.jit(
+        lambda batch: patches.whole(
+            jax.random.key(0), batch, ops=ops, prepare=z_scores, spacing=spacing
+        )
+    )
+    return function(batch_of(records))
+
+
+@pytest.fixture(scope="module")
+def records():
+    image = np.stack([brain((12, 14, 10), n) for n in range(2)], axis=-1)
+    case = scanning.make_scan(image, None, np.eye(4))
+    other = case._replace(image=case.image * (1, 0))
+    return np.stack([volumes.record(each, SHAPE) for each in (case, other)])
+
+
+def test_without_ops_a_volume_is_as_it_is_predicted(records):
+    batch = augmented(records)
+    np.testing.assert_allclose(batch["image"], scores(records), atol=1e-5)
+    assert batch["label"].shape == batch["weight"].shape == (2, 2)
+
+
+def test_ops_leave_the_outside_and_a_missing_sequence_at_0(records):
+    brighter = lambda key, image: intensity.gamma(key, image, max_log_gamma=0.5)
+    image = augmented(records, brighter)["image"]
+    np.testing.assert_array_equal(image == 0, records == 0)
+    assert np.abs(image - scores(records)).max() > 0.1
+
+
+def test_a_move_is_in_millimetres_and_brings_in_nothing(records):
+    """A turn by 90 degrees of voxels that are twice as high as wide isn't one of them."""
+
+    def turn(key, motion):
+        matrix = warp.affine_matrix(
+            flip=False,
+            rotation=jnp.array([jnp.pi / 2, 0, 0]),
+            zoom=1.0,
+            translation=jnp.zeros(3),
+        )
+        return warp._then(motion, matrix)
+
+    turn.func = warp.random_affine
+    square = records[..., 2:12, :, :]
+    moved = augmented(square, turn)["image"]
+    expected = np.rot90(scores(square), 1, (2, 3))
+    alike = [
+        np.allclose(moved, np.rot90(expected, k, (2, 3)), atol=1e-2) for k in (0, 2)
+    ]
+    assert any(alike)
+    tall = augmented(square, turn, spacing=(1.0, 2.0, 1.0))["image"]
+    # 10 rows of 2 mm lie on 10 columns of 1 mm: half of them.
+    inside = np.asarray(tall[0].any(axis=(0, 2, 3)))
+    assert inside.sum() <= 6
+
+
+def test_a_phantom_s_slice_says_nothing_and_its_shape_does():
+    """The middle slices' mean brightness doesn't tell; a mask of the lesion's shape would."""
+    size = {"shape": (24, 24, 24), "spacing": (2.5, 2.5, 2.5)}
+    drawn = [liver_phantom.patient(n, seed=0, **size) for n in range(80)]
+    lesion = np.array([each.lesion for each in drawn])
+    assert 25 < lesion.sum() < 55
+    middle = np.array([np.mean(each.image[12] > 140) for each in drawn])
+    ranks = pd.Series(middle).rank()
+    positives, n = lesion.sum(), len(lesion)
+    area = (ranks[lesion].sum() - positives * (positives + 1) / 2) / (
+        positives * (n - positives)
+    )
+    assert 0.3 < area < 0.7
+    again = liver_phantom.patient(3, seed=0, **size)
+    np.testing.assert_array_equal(again.image, drawn[3].image)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with 40 livers and their table."""
+    folder = tmp_path_factory.mktemp("volumes")
+    listed = []
+    for n in range(40):
+        drawn = liver_phantom.patient(
+            n, seed=1, shape=(14, 16, 12), spacing=(4.0, 4.0, 4.0)
+        )
+        name = f"in/liver{n:02d}.nii.gz"
+        # Axes L, P, S in the file.
+        voxels, affine = drawn.image[..., 0].T, drawn.affine[:, [2, 1, 0, 3]]
+        save(folder / name, voxels, affine)
+        listed.append((name.split("/")[1], f"p{n}", int(drawn.lesion)))
+    table = pd.DataFrame(listed, columns=["image", "patient", "lesion"])
+    table.to_csv(folder / "in/labels.csv", index=False)
+    return folder
+
+
+def flags(home, workdir, *more):
+    values = {
+        "data": f"{home / 'records'}",
+    }
+    return [
+        f"--workdir={workdir}",
+        "--config=tests/small_volumes.py",
+        f"--config.data.records={values['data']}",
+        f"--config.data.folder={home / 'in'}",
+        *more,
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(home):
+    workdir = home / "run"
+    out, _ = run_here("train", *flags(home, workdir))
+    return workdir, out
+
+
+def test_a_run_is_trained_evaluated_and_reported(finished):
+    workdir, out = finished
+    assert "40 images, 0 quarantined" in out and (workdir / "report.html").exists()
+    task = json.loads((workdir / "task.json").read_text())
+    assert task["shape"] == [16, 16, 12, 1] and task["spacing"] == [4, 4, 4]
+    results = json.loads((workdir / "report.json").read_text())
+    assert "lesion" in results["tasks"]
+
+
+def test_predict_says_of_a_file_what_evaluate_says_of_its_record(home, finished):
+    workdir, _ = finished
+    tested = pd.read_csv(workdir / "predictions/test.csv").set_index("image")
+    chosen = home / "chosen"
+    chosen.mkdir()
+    for name in tested.index[:3]:
+        (chosen / name).write_bytes((home / "in" / name).read_bytes())
+    (chosen / "broken.nii.gz").write_bytes(b"no")
+    out = home / "new.csv"
+    run_here(
+        "predict",
+        *(f"--workdir={workdir}", f"--images={chosen}", f"--out={out}"),
+        f"--explain={home / 'heat'}",
+        code=3,
+    )
+    new = pd.read_csv(out)
+    assert len(new) == 3
+    for image, value in zip(new["image"], new["lesion"], strict=True):
+        expected = tested.loc[image.rsplit("/", 1)[1], "lesion"]
+        assert value == pytest.approx(expected, abs=2e-6)
+    drawn = pd.read_csv(home / "heat/index.csv")
+    assert len(drawn) == 3
+    assert all((home / "heat" / name).exists() for name in drawn["heatmap"])
+
+
+def test_other_data_need_the_run_s_voxels(home, finished):
+    workdir, _ = finished
+    other = [flag for flag in flags(home, workdir) if "workdir" not in flag]
+    more = "--config.data.spacing=(4.0,4.0,5.0)"
+    _, err = run_here(
+        "evaluate", f"--workdir={workdir}", "--split=others", *other, more, code=2
+    )
+    assert "set data.spacing to the run's" in err
+
+
+def test_a_copy_is_found_though_it_is_resampled_and_mirrored(tmp_path):
+    """The leakage audit of films: here by thumbnails of the whole volume."""
+    images = [brain((26, 28, 24), n) for n in range(5)]
+    names = [f"{n}.nii.gz" for n in range(6)]
+    for name, image in zip(names, images, strict=False):
+        save(tmp_path / name, image)
+    # Number 2 once more, mirrored, under another name and patient.
+    save(tmp_path / names[5], images[2][::-1])
+    options = {"shape": (28, 30, 26), "files": {}}
+    made = source(tmp_path, rows(*names), **options)
+    path = prepared.prepare(made, records=tmp_path, name="x", max_quarantined=0)
+    output = Output(made.tasks, False, made.shape, 16, (1.0, 1.0, 1.0), ("T1",))
+    data = films.Data(path, prepared.read_table(path), output)
+    pairs = data.pairs()
+    assert pairs[["id", "other"]].values.tolist() == [[2, 5]]
+    ids = np.arange(3), np.arange(3, 6)
+    across = data.copies(ids[0], data, ids[1])
+    assert across[["id", "other"]].values.tolist() == [[2, 5]]
+
+
+@pytest.mark.parametrize(
+    "field, value, words",
+    [
+        ("shape", (16, 16), "data.shape=.*three positive"),
+        ("spacing", (1.0, 0.0, 1.0), "data.spacing=.*three positive"),
+        ("shape", (4, 4, 1), "data.shape=.*too small for this network"),
+    ],
+)
+def test_mistakes_are_refused_before_a_file_is_read(field, value, words):
+    import small_volumes
+
+    from medjax.tasks import classification
+
+    config = small_volumes.get_config()
+    config.data[field] = value
+    with pytest.raises(InputError, match=words):
+        classification.check(config, 1)
+
+
+def test_planes_go_through_the_heatmap_s_maximum_in_the_body():
+    rng = np.random.default_rng(0)
+    volume = rng.integers(1, 255, (6, 8, 10, 2), np.uint8)
+    volume[:, 0] = 0
+    heatmap = np.zeros((6, 8, 10))
+    heatmap[2, 5, 7], heatmap[2, 0, 3] = 1, 9  # The larger one is outside.
+    picture, heat = images.through(volume, heatmap, (2.0, 1.0, 1.0))
+    grey = volume[..., 0].astype(float)
+    low, high = np.percentile(grey[grey > 0], (1, 99.5))
+    grey = np.clip((grey - low) / (high - low), 0, 1)
+    # Axial 8 x 10, coronal 6 x 10 and sagittal 6 x 8 voxels, the head up, a row between.
+    assert picture.shape == (8 + 1 + 12 + 1 + 12 + 1, 10, 1) and heat.shape == (35, 10)
+    np.testing.assert_allclose(picture[:8, :, 0], np.rint(grey[2] * 255), atol=1)
+    assert heat[:8].max() == 9 and heat[5, 7] == 1
+    coronal = grey[::-1, 5]
+    np.testing.assert_allclose(picture[9, :, 0], np.rint(coronal[0] * 255), atol=1)
+    sagittal = grey[::-1, :, 7]
+    np.testing.assert_allclose(picture[22, 1:9, 0], np.rint(sagittal[0] * 255), atol=1)
+    assert not picture[22:, 0].any() and not picture[[8, 21, 34]].any()
