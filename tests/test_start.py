@@ -302,6 +302,16 @@ def test_a_file_is_listed_with_the_network_that_it_fits(
     assert "keras, 1 arrays of 1 numbers" in kind and "its names are others" in none
 
 
+def test_convert_without_a_model_only_lists(theirs, monkeypatch):
+    path, _ = theirs
+    one = SimpleNamespace(resnet18=architectures.resnet18)
+    monkeypatch.setattr(start, "architectures", one)
+    out, _ = run_here("convert", f"--source={path}")
+    assert f"fits resnet18: python launch.py convert --source={path}" in out
+    _, err = run_here("convert", f"--source={path}", "--out=new", code=2)
+    assert "--model is missing" in err
+
+
 @pytest.fixture(scope="module")
 def xray(tmp_path_factory):
     """A DenseNet as torchxrayvision's: one grey channel and 18 outputs."""
@@ -314,9 +324,10 @@ def xray(tmp_path_factory):
     return path, arrays
 
 
-def test_the_outputs_of_torchxrayvision_are_findings_with_names(xray):
+def test_the_outputs_of_torchxrayvision_are_findings_with_names(xray, monkeypatch):
     """Each finding of a run has its output; the images are those of its paper."""
     path, arrays = xray
+    monkeypatch.setattr(start, "convert", functools.cache(start.convert))
     config = resnet_config(path)
     config.model = {"name": "densenet121"}
     names = ("Hernia", "Enlarged Cardiomediastinum", "Atelectasis")
