@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from medjax.errors import InputError
-from medjax.training import loop
+from medjax.training import journal, loop
 from medjax.training.checkpoint import Checkpoints
 
 
@@ -94,11 +94,14 @@ def test_a_stopped_run_ends_as_an_uninterrupted_one(tmp_path, stop_at):
     assert parts.step == whole.step == 10
     assert parts.data == whole.data == {"position": 10}
     np.testing.assert_array_equal(parts.state["hash"], whole.state["hash"])
-    scores = [
-        [(x["step"], x["validation_auroc"]) for x in lines(tmp_path / d) if len(x) == 2]
-        for d in ("whole", "parts")
+    rows = [
+        [
+            {name: line.get(name) for name in ("step", "loss", "validation_auroc")}
+            for line in journal.read(tmp_path / folder / "metrics.jsonl")
+        ]
+        for folder in ("whole", "parts")
     ]
-    assert scores[0] == scores[1]
+    assert rows[0] == rows[1] and len(rows[0]) == 8
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,9 @@ class Journal:
         from tensorboardX import SummaryWriter  # Late: it is slow to import.
 
         self._path = workdir / "metrics.jsonl" if devices.first() else Path(os.devnull)
-        kept = [line for line in read(self._path) if line["step"] <= start]
+        kept = [line for line in _lines(self._path) if line["step"] <= start]
+        # A line that a stop cut short: the next one goes on with it, see loop.Meter.
+        self.begun = kept[-1] if kept and "window_steps" in kept[-1] else {}
         if devices.first():
             write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         self._spent = before + (kept[-1].get("seconds", 0.0) if kept else 0.0)
@@ -118,7 +120,14 @@ def peak_memory() -> int:
 
 
 def read(path: Path) -> list[dict]:
-    """Reads metrics.jsonl, without a last line that a crash has cut off."""
+    """Reads metrics.jsonl, without lines that a later one goes on with."""
+    lines = _lines(path)
+    whole = [line for line in lines[:-1] if "window_steps" not in line]
+    return whole + lines[-1:]
+
+
+def _lines(path: Path) -> list[dict]:
+    """The lines of a file, without a last one that a crash has cut off."""
     if not path.exists():
         return []
     lines = []

@@ -80,7 +80,7 @@ def fit(
                 stopping = stopping and devices.alone()
             validates = validates or number == steps
             if logs or validates or stopping:
-                meter.flush()
+                meter.flush(in_part=not (logs or validates))
             if validates:
                 position = batches.get_state()
                 judge(number, state, position, evaluate, journal, checkpoints)
@@ -136,10 +136,13 @@ class Meter:
     def __init__(self, journal: Journal, checkpoints: Checkpoints):
         self._journal, self._checkpoints = journal, checkpoints
         self.restart()
+        self._loss = journal.begun.get("window_loss", 0.0)
+        self._steps = journal.begun.get("window_steps", 0)
 
     def restart(self) -> None:
         """Forgets the scalars, and starts the clock again."""
         self._unread: list[tuple[int, dict]] = []
+        self._loss, self._steps = 0.0, 0  # Of the line, read by an earlier process.
         self._rows, self._since = 0, time.perf_counter()
 
     def add(self, number: int, scalars: dict[str, Array], *, rows: int) -> None:
@@ -149,8 +152,10 @@ class Meter:
             jax.block_until_ready(self._unread[-AHEAD - 1])
         self._rows += rows
 
-    def flush(self) -> None:
+    def flush(self, *, in_part: bool = False) -> None:
         """Waits for the device, checks every step, and writes one line.
+
+        A line in part is of a run that stops; when resumed, it goes on with the line.
 
         Raises:
           InputError: the loss or the gradient isn't finite.
@@ -164,7 +169,11 @@ class Meter:
         seconds = time.perf_counter() - self._since
         number, last = values[-1]
         line = {name: float(value) for name, value in last.items()}
-        line["loss"] = sum(float(each["loss"]) for _, each in values) / len(values)
+        loss = sum((float(each["loss"]) for _, each in values), self._loss)
+        count = self._steps + len(values)
+        line["loss"] = loss / count
+        if in_part:
+            line |= {"window_loss": loss, "window_steps": count}
         line["images_per_second"] = self._rows / seconds
         line["steps_per_second"] = len(values) / seconds
         self._journal.write(number, line)
