@@ -1,9 +1,10 @@
 """Finds images that occur twice in the data: renamed, re-encoded, mirrored or resampled.
 
-Films are also found turned by right angles, or inverted, black for white. They take three steps, each on the output of the one before: a hash of every image, the pairs
-whose hashes are close, and a comparison of the pixels of these pairs, because chest
-films resemble each other. Volumes take one: each is shrunk to a thumbnail, and all
-thumbnails are compared. tests/README.md says how far apart copies and others are.
+Films are also found turned by right angles, or inverted, black for white. They take three
+steps, each on the output of the one before: a hash of every image, the pairs whose hashes
+are close, and a comparison of the pixels of these pairs, because chest films resemble each
+other. Volumes take one: each is shrunk to a thumbnail, and all thumbnails are compared.
+tests/README.md says how far apart copies and others are.
 """
 
 import itertools
