@@ -61,13 +61,12 @@ from ml_collections import config_flags
 
 import medjax
 from configs import base
-from medjax import tasks
+from medjax import buckets, tasks
 from medjax.commands import convert, evaluate, explore, export, gallery, predict
 from medjax.commands.sweep import EXECUTORS
 from medjax.config import Config
 from medjax.errors import InputError
 from medjax.evaluation.heatmaps import METHODS, ROLLOUT
-from medjax.files import on_disk
 from medjax.training import devices
 
 FLAGS = flags.FLAGS
@@ -112,7 +111,8 @@ flags.DEFINE_string("coordinator", None, "train: HOST:PORT of process 0, of seve
 flags.DEFINE_integer("processes", None, "train: how many processes train the one run")
 flags.DEFINE_integer("process", None, "train: the number of this one, from 0 on")
 flags.DEFINE_bool("cluster", False, "train: meet those that SLURM or a TPU pod started")
-PATHS = ("against", "explain", "images", "out", "profile", "source", "workdir")
+ON_DISK = ("against", "explain", "images", "out", "profile", "source")
+OPEN = contextlib.ExitStack()  # A run's folder in a bucket, until the command ends.
 
 
 def required(name: str):
@@ -124,8 +124,8 @@ def required(name: str):
 
 
 def workdir() -> Path:
-    """The folder of the run, which may not be there yet."""
-    path = Path(required("workdir"))
+    """The folder of the run, which may not be there yet; of a bucket its local copy."""
+    path = OPEN.enter_context(buckets.opened(required("workdir")))
     if path.exists() and not path.is_dir():
         raise InputError(f"--workdir={path}: is a file: give a folder")
     return path
@@ -251,6 +251,7 @@ def run_gallery() -> None:
 
 
 def run_sweep() -> int:
+    buckets.on_disk("--workdir", required("workdir"))  # An arm may be a process.
     result = medjax.sweep(
         config(),
         arms(),
@@ -302,14 +303,15 @@ def main(arguments: list[str]) -> int:
             *others, last = COMMANDS
             given = f"{' '.join(arguments[1:])!r}: " if arguments[1:] else ""
             raise InputError(f"{given}give one command: {', '.join(others)} or {last}")
-        for name in PATHS:
+        for name in ON_DISK:
             value = FLAGS[name].value or ()
             for path in [value] if isinstance(value, str) else value:
-                on_disk(f"--{name}", path)
+                buckets.on_disk(f"--{name}", path)
         if arguments[1] in ("evaluate", "predict"):
             devices.use_cores()
         speaks = not together or devices.first()
-        with contextlib.nullcontext() if speaks else contextlib.redirect_stdout(None):
+        quiet = contextlib.nullcontext() if speaks else contextlib.redirect_stdout(None)
+        with quiet, OPEN:
             return COMMANDS[arguments[1]]() or 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

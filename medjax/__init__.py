@@ -36,15 +36,15 @@ def launch(
     Raises:
       InputError: a mistake in the config or the data, or a diverged training.
     """
+    from medjax import buckets
     from medjax.commands.train import train
-    from medjax.files import on_disk
     from medjax.training import devices
 
     devices.keep()
-    folder = on_disk("workdir", workdir)
-    train(config, folder, profile=profile)
-    report = folder / "report.json"
-    return json.loads(report.read_text()) if report.exists() else None
+    with buckets.opened(workdir) as folder:
+        train(config, folder, profile=profile)
+        report = folder / "report.json"
+        return json.loads(report.read_text()) if report.exists() else None
 
 
 def sweep(
@@ -63,8 +63,9 @@ def sweep(
 
     Returns what sweep.json says; raises as `launch`, before anything runs.
     """
+    from medjax.buckets import on_disk
     from medjax.commands import sweep as command
-    from medjax.files import held, on_disk
+    from medjax.files import held
     from medjax.training import devices
 
     devices.keep()

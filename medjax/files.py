@@ -6,7 +6,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,20 +14,6 @@ from typing import Any
 import pandas as pd
 
 from medjax.errors import InputError
-
-
-def on_disk(name: str, path: str | os.PathLike) -> Path:
-    """The path that a flag or a field of that name gives.
-
-    Raises:
-      InputError: an address such as gs://..., of which pathlib makes a folder `gs:`.
-    """
-    if re.match(r"\w[\w+.-]*://", text := os.fspath(path)):
-        raise InputError(
-            f"{name}={text}: is no folder or file on a disk: mount the bucket, and give "
-            "the path below its mount"
-        )
-    return Path(path)
 
 
 def unfinished(path: Path) -> Path:

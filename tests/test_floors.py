@@ -15,7 +15,7 @@ FLOORS = [  # From the top down.
     ("reports", "training"),
     ("evaluation",),
     ("augment",),
-    ("data", "models", "cohort", "geometry", "losses", "config"),
+    ("data", "models", "cohort", "geometry", "losses", "config", "buckets"),
     ("errors", "files"),
 ]
 SIDEWAYS = {("data", "geometry"), ("data", "cohort"), ("files", "errors")}

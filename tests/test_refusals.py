@@ -153,8 +153,8 @@ def test_a_workdir_that_is_a_file_is_refused(tmp_path, command):
 @pytest.mark.parametrize(
     "flag",
     [
-        *("--workdir=gs://b/run", "--config.data.records=s3://b/records"),
-        *("--config.transfer.init=az://b/run", "--profile=gs://b/trace"),
+        *("--images=gs://b/films", "--config.data.records=s3://b/records"),
+        *("--against=az://b/run", "--profile=gs://b/trace"),
     ],
 )
 def test_the_address_of_a_bucket_makes_no_local_folder(tmp_path, monkeypatch, flag):

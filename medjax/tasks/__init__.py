@@ -1,8 +1,8 @@
 """Kinds of task: everything that differs between them, behind one interface."""
 
+from medjax.buckets import on_disk
 from medjax.config import Config, flatten
 from medjax.errors import InputError
-from medjax.files import on_disk
 from medjax.tasks import classification, segmentation
 from medjax.tasks.task import Task
 
@@ -17,10 +17,11 @@ def of(config: Config) -> Task:
     """The kind of task that a config asks for.
 
     Raises:
-      InputError: there is none, or a field holds the address of a bucket.
+      InputError: there is none, or another field than transfer.init holds the address
+        of a bucket: records are on a disk.
     """
     for field, value in flatten(config.to_dict()).items():
-        if isinstance(value, str):
+        if isinstance(value, str) and field != "transfer.init":
             on_disk(f"config.{field}", value)
     if config.task not in KINDS:
         kinds = ", ".join(map(repr, KINDS))

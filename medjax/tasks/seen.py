@@ -11,6 +11,7 @@ from medjax.cohort import manifest as manifests
 from medjax.config import Config, read_config
 from medjax.errors import InputError
 from medjax.files import write_table
+from medjax.tasks import start
 from medjax.training import folder as workdir
 
 
@@ -51,7 +52,7 @@ def ancestors(config: Config, read: Callable) -> Iterator[Trained]:
     read: config -> the data. Where they are gone, only patient ids can be compared.
     """
     while init := config.transfer.init:
-        folder = Path(init).expanduser()
+        folder = start.place(init)
         if not (folder / "config.json").exists():
             return
         config, manifest = read_config(folder), workdir.sides(folder)

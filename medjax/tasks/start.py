@@ -1,5 +1,6 @@
 """First weights of a run, `config.transfer.init`: of another run, or of a file."""
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from chex import ArrayTree
 
+from medjax import buckets
 from medjax.config import Config, as_json, named, read_config
 from medjax.errors import InputError
 from medjax.files import write_text
@@ -51,8 +53,14 @@ def check(config: Config) -> None:
             "intensity.name='as_pretrained' without weights: set transfer.init, or "
             "another intensity.name"
         )
-    if init and init != "imagenet" and not Path(init).expanduser().exists():
+    if init and init != "imagenet" and not place(init).exists():
         raise _not_weights(config)
+
+
+@functools.cache
+def place(init: str) -> Path:
+    """Where first weights lie; those of a bucket are fetched, once."""
+    return buckets.fetch(init) if buckets.is_address(init) else Path(init).expanduser()
 
 
 def settle(
@@ -130,7 +138,7 @@ def _inflated(given: ArrayTree, fresh: ArrayTree) -> ArrayTree:
 
 def _read(config: Config, output: Any, network: Callable[..., Network]) -> Start:
     """The weights of a run, of a converted folder, of a file, or published ones."""
-    init, path = config.transfer.init, Path(config.transfer.init).expanduser()
+    init, path = config.transfer.init, place(config.transfer.init)
     if (path / "config.json").exists():
         return _of_run(path, output, network, config.model.name)
     if (path / "task.json").exists():

@@ -20,6 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from medjax import buckets
 from medjax.files import naming, write_text
 from medjax.training import devices
 
@@ -53,6 +54,7 @@ class Journal:
     ):
         from tensorboardX import SummaryWriter  # Late: it is slow to import.
 
+        self._workdir = workdir
         self._path = workdir / "metrics.jsonl" if devices.first() else Path(os.devnull)
         kept = [line for line in _lines(self._path) if line["step"] <= start]
         # A line that a stop cut short: the next one goes on with it, see loop.Meter.
@@ -99,6 +101,11 @@ class Journal:
             file.write(json.dumps({"step": step, **finite}) + "\n")
         for name, value in scalars.items():
             self._events.add_scalar(name, value, step)
+
+    def store(self) -> None:
+        """Stores the run's folder in its bucket, if it is in one."""
+        self._events.flush()
+        buckets.store(self._workdir)
 
     def show(self, step: int, facts: str) -> None:
         """Moves the bar."""

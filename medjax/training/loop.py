@@ -87,8 +87,9 @@ def fit(
                 meter.restart()
             elif stopping or saves:
                 checkpoints.save(number, state, batches.get_state())
-            if validates or saves:
+            if validates or saves or stopping:
                 due.restart()
+                journal.store()
             if stopping and number < steps:
                 journal.say(number, STOPPED)
                 return False
