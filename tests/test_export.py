@@ -35,7 +35,7 @@ from medjax.tasks import (
     start,
 )
 from medjax.tasks.task import Finished
-from medjax.training import step
+from medjax.training import folder, step
 
 NAMES = ("a", "b", "c")
 LOGISTIC = calibration.Logistic((0.7, 1.0, 1.3), (0.4, 0.0, -2.0))
@@ -74,11 +74,14 @@ def state_of(config, network, output, *, steepness=1.0):
     return step.replicated(parts.ensemble([member(m) for m in range(config.ensemble)]))
 
 
-def classifier(fit=None, *, exclusive=False, bits=8, steepness=1.0, **fields):
+def classifier(fit=None, *, exclusive=False, bits=8, steepness=1.0, depth=0, **fields):
     """A run that was never trained, but whose choices were made."""
     config = small.get_config()
     config.update_from_flattened_dict(fields)
     output = films.Output(NAMES, exclusive, (32, 32, 1), bits)
+    if depth:
+        config.unlock().intensity = {"name": "z_scores"}
+        output = output._replace(shape=(depth, 32, 32, 1), spacing=(2.0, 1.0, 1.0))
     network = parts.classifier(config, output)
     state = state_of(config, network, output, steepness=steepness)
     method = fixed.NONE._replace(fit=fit)
@@ -87,9 +90,9 @@ def classifier(fit=None, *, exclusive=False, bits=8, steepness=1.0, **fields):
     return Finished(config, Path(), output, network, 0, state, chosen)
 
 
-def images(count, bits=8):
+def images(count, bits=8, shape=(32, 32, 1)):
     draws = np.random.default_rng(0)
-    return draws.integers(2**bits, size=(count, 32, 32, 1), dtype=f"uint{bits}")
+    return draws.integers(2**bits, size=(count, *shape), dtype=f"uint{bits}")
 
 
 @pytest.mark.parametrize(
@@ -98,6 +101,7 @@ def images(count, bits=8):
         (None, {"bits": 16, "steepness": 100.0}),
         (LOGISTIC, {"ensemble": 2, "evaluation.flip": True}),
         (LOGISTIC, {"steepness": 100.0}),
+        (LOGISTIC, {"bits": 16, "depth": 12}),
         (
             calibration.Isotonic(
                 ((0.1, 0.4, 0.6), (), (0.2, 0.8)),
@@ -121,7 +125,7 @@ def test_the_module_gives_the_run_s_calibrated_probabilities_and_calls(fit, opti
     program = exported.of_images(run)
     module = export.lowered(program, "cpu")
     for count in (1, 7):
-        pixels = images(count, bits)
+        pixels = images(count, bits, run.output.shape)
         expected = run.predict(pixels[None])[0]
         probability, call = map(np.asarray, module.call(program.weights, pixels))
         np.testing.assert_allclose(probability, expected, rtol=0, atol=1e-6)
@@ -258,8 +262,7 @@ def test_a_training_begins_with_the_exported_weights(trained):
     run, out = trained
     config = small.get_config()
     config.transfer.init = str(out)
-    output = films.Output(**json.loads((run / "task.json").read_text()))
-    output = output._replace(names=tuple(output.names), shape=tuple(output.shape))
+    output = films.Output(**folder.read_task(run))
     config, weights = start.settle(config, output, parts.classifier)
     network = parts.classifier(config, output)
     variables = start.variables(parts.fresh(config, network), weights, output)

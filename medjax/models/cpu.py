@@ -292,7 +292,9 @@ def _by_slices(x: Array, kernel: Array, **_: Any) -> Array:
     depth, *size, inner, outer = kernel.shape
     flat = jnp.moveaxis(kernel, 0, 3).reshape(*size, inner, depth * outer)
     padding = tuple((n // 2, n // 2) for n in size)
-    parts = _native(x.reshape(len(x) * x.shape[1], *x.shape[2:]), flat, (1, 1), padding)
+    parts = _native(
+        x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), flat, (1, 1), padding
+    )
     parts = parts.reshape(*x.shape[:-1], depth, outer)
     shifted = [_shifted(parts[..., i, :], i - depth // 2) for i in range(depth)]
     return sum(shifted[1:], shifted[0])
@@ -328,7 +330,7 @@ def _as_blocks(
         jnp.moveaxis(jnp.pad(kernel, [*pads, end, end]), -1, 0), strides
     )
     kernel = kernel.reshape(outer, *(2 * m + 1 for m in blocks), -1)
-    x = _to_blocks(x, strides).reshape(len(x), *places, -1)
+    x = _to_blocks(x, strides).reshape(x.shape[0], *places, -1)
     return x, jnp.moveaxis(kernel, 0, -1)
 
 
@@ -340,7 +342,7 @@ def _kernel_gradient(x: Array, g: Array, size: tuple[int, ...]) -> Array:
     depth, height, width = size
     near = [_shifted(g, depth // 2 - i) for i in range(depth)]
     near = jnp.concatenate(near, axis=-1)
-    slices = len(x) * x.shape[1]
+    slices = x.shape[0] * x.shape[1]
     slice_bytes = height * width * x[0, 0].size * x.dtype.itemsize
     pads = ((height // 2, height // 2), (width // 2, width // 2))
     divisors = [n for n in range(1, slices + 1) if slices % n == 0]

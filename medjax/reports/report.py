@@ -79,7 +79,7 @@ def exported(
         facts=facts,
         config=config | {"transfer": transfer},
         environment=environment,
-        item="region" if "sequences" in facts else item,
+        item="region" if facts["kind"] == "segmentation" else item,
         **(card(results) if results else {}),
     )
 

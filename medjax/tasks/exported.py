@@ -10,6 +10,8 @@ from chex import Array
 
 from medjax.config import Config, as_json
 from medjax.data import units
+from medjax.data.normalisation import HIGHEST, LOWEST
+from medjax.data.sources import volumes
 from medjax.errors import InputError
 from medjax.evaluation import calibration, sliding
 from medjax.models import weights
@@ -21,7 +23,14 @@ FILM = (
     "asks for display), squeezed into the square (an axis that shrinks is averaged over "
     "area, one that grows is interpolated linearly), multiplied by greys - 1 and rounded."
 )
-VOXELS = "The volume's greys, at the size of `image`."
+VOXELS = "The volume's greys, of its size in the file."
+VOLUME = (
+    "The patient's sequences, in their order, are put on one grid with the axes D, H, W "
+    "to the head, the back and the left, made z-scores of the body, and cropped or padded "
+    "to the shape about its middle, by these settings. What isn't body is 0, and a "
+    f"z-score is (z - {LOWEST:g}) / {HIGHEST - LOWEST:g} times greys - 1, rounded, at "
+    "least 1."
+)
 SCAN = (
     "The patient's sequences, in the order of `sequences`, are put on one grid with the "
     "axes D, H, W to the head, the back and the left, in their units (z-scores where none "
@@ -81,7 +90,7 @@ def of_images(run: Any) -> Program:
         "thresholds": dict(zip(output.names, run.thresholds.tolist(), strict=True)),
         "calibration": run.fixed.calibration.method,
         "flip": run.config.evaluation.flip,
-        "preparation": {"steps": FILM if len(output.shape) == 3 else VOXELS},
+        "preparation": _preparation(run),
     }
     return Program(
         answer=answer,
@@ -89,6 +98,13 @@ def of_images(run: Any) -> Program:
         outputs=(((count,), "float32"), ((count,), "int32")),
         **_common(run, facts),
     )
+
+
+def _preparation(run: Any) -> dict[str, Any]:
+    """How images are made of files."""
+    if run.output.spacing:
+        return {"steps": VOLUME} | _fields(run.config, "data", volumes.READING)
+    return {"steps": FILM if len(run.output.shape) == 3 else VOXELS}
 
 
 def of_volumes(run: Any, *, patch, slices, overlap, flips, **_) -> Program:
