@@ -141,7 +141,13 @@ _READING = {
     # "nonzero", all but the constant around it; or "none" is.
     "foreground": "body",
     "margin": 5.0,  # mm kept around the foreground
+    # Of intensities: "z_scores" of each scan's foreground; "hounsfield", clipped and scaled
+    # by the regions' voxels of the training patients; or "suv". One for all sequences, or
+    # one each; (): hounsfield of modality ct, suv of nuclear, else z_scores.
+    "units": (),
     "clip": (0.1, 99.9),  # z_scores: percentiles within the foreground
+    # hounsfield: ((centre, width), ...), a channel each, instead; to classify, always
+    "windows": (),
 }
 _SCANS = {
     "folder": "my_scans",  # It holds a folder for each patient.
@@ -157,11 +163,6 @@ _SCANS = {
     "background": (0,),  # other values of the mask
     "spacing": (),  # mm along D, H, W; (): as in the files
     **_READING,
-    # Of intensities: "z_scores" of each scan's foreground; "hounsfield", clipped and scaled
-    # by the regions' voxels of the training patients; or "suv". One for all sequences, or
-    # one each; (): hounsfield of modality ct, suv of nuclear, else z_scores.
-    "units": (),
-    "windows": (),  # hounsfield: ((centre, width), ...), a channel each, instead
     "split": "patients",  # or "leave_one_out", "halves" of the brain, "all"
 }
 _DATA = {

@@ -37,6 +37,8 @@ OPTIONS = {
     "spacing": (1.0, 1.0, 1.0),
     "grids": "refuse",
     "foreground": "body",
+    "units": (),
+    "windows": (),
     "missing": "refuse",
     "margin": 5.0,
     "clip": (0.1, 99.9),
@@ -357,3 +359,53 @@ def test_planes_go_through_the_heatmap_s_maximum_in_the_body():
     sagittal = grey[::-1, :, 7]
     np.testing.assert_allclose(picture[22, 1:9, 0], np.rint(sagittal[0] * 255), atol=1)
     assert not picture[22:, 0].any() and not picture[[8, 21, 34]].any()
+
+
+def test_ct_is_seen_through_windows_and_pet_as_suv(tmp_path):
+    """The channels of the records against the formula in float64."""
+    rng = np.random.default_rng(0)
+    ct = rng.uniform(-900, 900, SHAPE).astype(np.float32)
+    save(tmp_path / "a/ct.nii.gz", ct.T)
+    pet = rng.uniform(0.1, 12, SHAPE).astype(np.float32)
+    save(tmp_path / "a/pet.nii.gz", pet.T)
+    options = {
+        "sequences": ("CT", "PET"),
+        "foreground": "none",
+        "margin": 0.0,
+        "files": {"CT": "ct*", "PET": "pet*"},
+        "units": ("hounsfield", "suv"),
+        "windows": ((40.0, 400.0), (-600.0, 1500.0)),
+    }
+    (item,) = source(tmp_path, rows("a"), **options).items()
+    assert item.content.shape == (*SHAPE, 3)
+    seen = scores(item.content)
+    # The files' axes are R, A, S, a volume's S, P, L.
+    turned = [each[:, ::-1, ::-1].astype(float) for each in (ct, pet)]
+    expected = [
+        (np.clip(turned[0], -160, 240) - 40) / 200,
+        (np.clip(turned[0], -1350, 150) + 600) / 750,
+        turned[1] / 5,
+    ]
+    np.testing.assert_allclose(seen, np.stack(expected, axis=-1), atol=4e-4)
+
+
+def test_ct_without_windows_is_refused(tmp_path):
+    import small_volumes
+
+    config = small_volumes.get_config()
+    config.modality = "ct"
+    with pytest.raises(InputError, match="data.windows=.*name some"):
+        films.expected(config)
+    config.data.windows = ((40, 400), (-600, 1500))
+    assert films.expected(config).shape == (16, 16, 12, 2)
+    # Other windows are other records.
+    ct = np.random.default_rng(0).uniform(-900, 900, (12, 16, 16)).astype(np.float32)
+    save(tmp_path / "a.nii.gz", ct)
+    table = {"image": ["a.nii.gz"], "patient": ["p"], "lesion": [1]}
+    pd.DataFrame(table).to_csv(tmp_path / "labels.csv", index=False)
+    config.data.update(folder=str(tmp_path), records=str(tmp_path / "records"))
+    two = films.data(config)
+    config.data.windows = ((40, 400),)
+    one = films.data(config)
+    assert two.path != one.path
+    assert (two.output.shape[-1], one.output.shape[-1]) == (2, 1)

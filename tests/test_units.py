@@ -11,7 +11,7 @@ from scans import affine_of, save
 from medjax.data import scan, units, volumes
 from medjax.data.sources.scans import SequenceFile
 from medjax.errors import InputError
-from medjax.tasks import scans, segmentation
+from medjax.tasks import films, scans, segmentation
 from medjax.training import folder as workdir
 from medjax.training import step
 
@@ -214,4 +214,4 @@ def test_units_follow_the_modality_and_windows_prepare_nothing_anew(config):
     segmentation.check(config, 1)
     for modality, expected in (("brain_mri", ()), ("nuclear", ("suv",))):
         config.modality, config.data.windows = modality, ()
-        assert scans.units_of(config) == expected
+        assert films.units_of(config) == expected

@@ -26,10 +26,10 @@ FILM = (
 VOXELS = "The volume's greys, of its size in the file."
 VOLUME = (
     "The patient's sequences, in their order, are put on one grid with the axes D, H, W "
-    "to the head, the back and the left, made z-scores of the body, and cropped or padded "
-    "to the shape about its middle, by these settings. What isn't body is 0, and a "
-    f"z-score is (z - {LOWEST:g}) / {HIGHEST - LOWEST:g} times greys - 1, rounded, at "
-    "least 1."
+    "to the head, the back and the left, made z-scores of the body (or, in other units, "
+    "seen through the windows), and cropped or padded to the shape about its middle, by "
+    "these settings. What isn't body is 0, and a z-score is "
+    f"(z - {LOWEST:g}) / {HIGHEST - LOWEST:g} times greys - 1, rounded, at least 1."
 )
 SCAN = (
     "The patient's sequences, in the order of `sequences`, are put on one grid with the "
@@ -103,7 +103,9 @@ def of_images(run: Any) -> Program:
 def _preparation(run: Any) -> dict[str, Any]:
     """How images are made of files."""
     if run.output.spacing:
-        return {"steps": VOLUME} | _fields(run.config, "data", volumes.READING)
+        return {"steps": VOLUME} | _fields(
+            run.config, "data", ("units", *volumes.READING)
+        )
     return {"steps": FILM if len(run.output.shape) == 3 else VOXELS}
 
 

@@ -20,7 +20,7 @@ from medjax.cohort import duplicates
 from medjax.cohort import manifest as manifests
 from medjax.cohort import split as splits
 from medjax.config import Config, effects
-from medjax.data import foreground, images, loader, prepared, sources
+from medjax.data import foreground, images, loader, prepared, sources, units
 from medjax.data.dicom import Film
 from medjax.data.normalisation import unit_range, z_scores
 from medjax.data.scan import Scan
@@ -125,6 +125,8 @@ def data(config: Config) -> Data:
       InputError: an unknown source, refused files, or changed tables.
     """
     options = record_options(config)
+    if "units" in options:
+        options |= {"units": units_of(config), "windows": config.data.windows}
     kind = options.pop("source")
     if kind not in sources.IMAGES:
         names = ", ".join(map(repr, sources.IMAGES))
@@ -172,11 +174,46 @@ def expected(config: Config) -> Output:
         for field, values in (("shape", shape), ("spacing", spacing)):
             if len(values) != 3 or not all(0 < n < np.inf for n in values):
                 raise InputError(f"data.{field}={values}: give three positive numbers")
-        shape = (*shape, max(len(sequences), 1))
+        of_channel, windows = units_of(config), c.get("windows", ())
+        if "hounsfield" in of_channel and not windows:
+            raise InputError(
+                "data.windows=(): whole CT volumes are seen through windows: name some in "
+                "Hounsfield units, ((40, 400),) say, or set data.units='z_scores'"
+            )
+        channels = units.channels(of_channel, windows) or sequences or ("",)
+        shape = (*shape, len(channels))
         if (kind := c.get("foreground", "body")) not in foreground.KINDS:
             names = ", ".join(map(repr, foreground.KINDS))
             raise InputError(f"data.foreground={kind!r} is unknown: use {names}")
     return Output(("", " "), is_exclusive(config), shape, 8, spacing, sequences)
+
+
+def units_of(config: Config) -> tuple[str, ...]:
+    """The unit of each sequence, by `data.units` or the modality; () if all are z-scores.
+
+    Raises:
+      InputError: an unknown one, as many as there are no sequences, or windows of none.
+    """
+    count, given = len(config.data.get("sequences", " ")), config.data.get("units", ())
+    given = tuple(given) or (units.OF_MODALITY.get(config.modality, "z_scores"),)
+    if unknown := [unit for unit in given if unit not in units.UNITS]:
+        use = ", ".join(map(repr, units.UNITS))
+        raise InputError(f"data.units={unknown[0]!r} is unknown: use {use}")
+    if len(given) not in (1, count):
+        raise InputError(
+            f"data.units={given}: give one for all of data.sequences, or {count}"
+        )
+    windows = config.data.get("windows", ())
+    if windows and "hounsfield" not in given:
+        raise InputError(f"data.windows={windows}: are of CT: set data.units to it")
+    for window in windows:
+        if np.shape(window) != (2,) or not window[1] > 0:
+            raise InputError(
+                f"data.windows: {window!r} is no window: give ((centre, width), ...) in "
+                "Hounsfield units, ((40, 400),) say"
+            )
+    given *= count if len(given) == 1 else 1
+    return given if {*given} - {"z_scores"} else ()
 
 
 def find(config: Config, path: str) -> tuple[list[Path], list[Path]]:
@@ -198,6 +235,7 @@ def read(config: Config, output: Output, path: Path) -> tuple[np.ndarray, Film |
         film = images.read(path)
         return images.fit(film.pixels, output.shape, output.bits), film
     options = {k: v for k, v in config.data.items() if k in volumes.READING}
+    options["units"] = units_of(config)
     case = volumes.read(path, **_layout(config), **options)
     return volumes.record(case, output.shape[:-1]), case
 

@@ -172,7 +172,7 @@ def data(config: Config) -> Data:
     """
     options = films.record_options(config)
     if "units" in options:
-        options["units"] = units_of(config)
+        options["units"] = films.units_of(config)
     name = f"{config.data.source}-{films.digest(options)}"
     folder = Path(config.data.records).expanduser() / "volumes" / name
 
@@ -235,7 +235,7 @@ def expected(config: Config) -> Output:
     for field in ("sequences", "regions"):
         if not config.data[field]:
             raise InputError(f"data.{field}=(): name one or more")
-    values, windows = units_of(config), config.data.get("windows", ())
+    values, windows = films.units_of(config), config.data.get("windows", ())
     return Output(
         tuple(config.data.sequences),
         _regions(config),
@@ -243,34 +243,6 @@ def expected(config: Config) -> Output:
         channels=units.channels(values, windows),
         exclusive=config.data.get("exclusive", False),
     )
-
-
-def units_of(config: Config) -> tuple[str, ...]:
-    """The unit of each sequence, by `data.units` or the modality; () if all are z-scores.
-
-    Raises:
-      InputError: an unknown one, as many as there are no sequences, or windows of none.
-    """
-    count, given = len(config.data.sequences), tuple(config.data.get("units", ()))
-    given = given or (units.OF_MODALITY.get(config.modality, "z_scores"),)
-    if unknown := [unit for unit in given if unit not in units.UNITS]:
-        use = ", ".join(map(repr, units.UNITS))
-        raise InputError(f"data.units={unknown[0]!r} is unknown: use {use}")
-    if len(given) not in (1, count):
-        raise InputError(
-            f"data.units={given}: give one for all of data.sequences, or {count}"
-        )
-    windows = config.data.get("windows", ())
-    if windows and "hounsfield" not in given:
-        raise InputError(f"data.windows={windows}: are of CT: set data.units to it")
-    for window in windows:
-        if np.shape(window) != (2,) or not window[1] > 0:
-            raise InputError(
-                f"data.windows: {window!r} is no window: give ((centre, width), ...) in "
-                "Hounsfield units, ((40, 400),) say"
-            )
-    given *= count if len(given) == 1 else 1
-    return given if {*given} - {"z_scores"} else ()
 
 
 def _table(config: Config, prepared: Prepared) -> pd.DataFrame:
@@ -433,7 +405,7 @@ def _regions(config: Config) -> dict[str, tuple[int, ...]]:
 def _reading(config: Config) -> dict:
     reading = {name: config.data[name] for name in READING if name in config.data}
     if "sequences" in config.data:
-        reading["units"] = units_of(config) or "z_scores"
+        reading["units"] = films.units_of(config) or "z_scores"
     return reading
 
 

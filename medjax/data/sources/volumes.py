@@ -14,20 +14,15 @@ import numpy as np
 
 from medjax.data import liver_phantom as liver
 from medjax.data import scan
+from medjax.data import units as measures
 from medjax.data.normalisation import HIGHEST, LOWEST
 from medjax.data.prepared import Item, Source
 from medjax.data.scan import Scan
 from medjax.data.sources import scans, tables
 
 BITS = 16
-READING = (
-    "spacing",
-    "grids",
-    "missing",
-    "foreground",
-    "margin",
-    "clip",
-)  # Of scan.read_scan.
+# Of `read`, but for the units.
+READING = ("spacing", "grids", "missing", "foreground", "margin", "clip", "windows")
 log = logging.getLogger("medjax")
 
 
@@ -52,7 +47,9 @@ def volumes(
     missing: str,
     foreground: str,
     margin: float,
+    units: Sequence[str],
     clip: tuple[float, float],
+    windows: Sequence[tuple[float, float]],
 ) -> Source:
     """A folder of volumes and a CSV file with one row a volume, see `tables.listed`.
 
@@ -60,13 +57,14 @@ def volumes(
       sequences, files: see `scans.of_row`.
       shape: D, H, W of the records.
       spacing: mm along D, H, W; it and the others: see scan.read_scan.
+      units, windows: see units.channels, which make the records' channels.
     """
     columns = {"view": view, "sex": sex, "age": age, "follow_up": follow_up}
     columns |= {"image": image, "patient": patient, "official": official}
     rows, names, paths, where = tables.listed(folder, table, labels, classes, columns)
     how = {"sequences": sequences, "files": files, "spacing": spacing, "grids": grids}
     how |= {"missing": missing, "margin": margin, "clip": clip}
-    how |= {"foreground": foreground}
+    how |= {"foreground": foreground, "units": units, "windows": windows}
     cut: list[str] = []
 
     def load(name: str) -> tuple[np.ndarray, tuple]:
@@ -76,7 +74,8 @@ def volumes(
             cut.append(name)
         return record(case, shape), (width, height, *case.spacing[:0:-1].tolist())
 
-    whole, options = (*shape, len(sequences)), {"where": where, "bits": BITS}
+    channels = measures.channels(units, windows) or sequences
+    whole, options = (*shape, len(channels)), {"where": where, "bits": BITS}
     made = tables.from_rows(rows, load, tasks=names, shape=whole, **options)
 
     def items() -> Iterator[Item]:
@@ -116,10 +115,12 @@ def phantom(
     return Source((liver.FINDING,), (*shape, 1), patients, items, BITS)
 
 
-def read(path: Path, *, sequences, files, **options) -> Scan:
-    """Reads and prepares one volume, which a row of a table or a user names."""
-    case = scans.of_row(Path(path), sequences=sequences, files=files)
-    return scan.read_scan(case, regions={}, **options)
+def read(path: Path, *, sequences, files, units=(), windows=(), **options) -> Scan:
+    """Reads one volume, which a row of a table or a user names, as the network sees it."""
+    found = scans.of_row(Path(path), sequences=sequences, files=files)
+    case = scan.read_scan(found, regions={}, units=units or "z_scores", **options)
+    channels = measures.channels(units, windows)
+    return case._replace(image=measures.normalise(case.image, channels))
 
 
 def record(case: Scan, shape: Sequence[int]) -> np.ndarray:
