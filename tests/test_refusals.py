@@ -14,7 +14,7 @@ import pytest
 from launching import ROOT, SMALL, run_here
 
 import launch
-from configs import ms_lesions_unet3d, quickstart, quickstart_mri, table
+from configs import base, ms_lesions_unet3d, quickstart, quickstart_mri
 from medjax.data import prepared
 from medjax.errors import InputError
 from medjax.files import held, naming, write_text
@@ -100,8 +100,9 @@ def test_a_value_that_no_run_can_have_is_refused_before_data_are_read(
         ("multiclass", ("none", "mild", "severe"), True),
     ],
 )
-def test_grades_are_ordered_by_the_user(task, tasks, good):
-    config = table.get_config()
+@pytest.mark.parametrize("source", ["table", "volumes"])
+def test_grades_are_ordered_by_the_user(source, task, tasks, good):
+    config = base.classification(source)
     config.task, config.data.tasks, config.evaluation.ordered = task, tasks, True
     if task == "multiclass":
         config.update(imbalance="none", loss={"name": "softmax_cross_entropy"})

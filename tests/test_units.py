@@ -196,6 +196,7 @@ def test_values_that_are_no_hounsfield_units_are_refused(tmp_path):
         ),
         ({"data.windows": (40, 400)}, "data.windows: 40 is no window"),
         ({"data.windows": ((40, 0),)}, r"data.windows: \(40, 0\) is no window"),
+        ({"data.clip": (1, 99)}, r"data.clip=\(1, 99\): is of z-scores"),
     ],
 )
 def test_units_that_can_t_be_used_are_refused_at_once(config, changes, message):

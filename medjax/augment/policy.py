@@ -28,7 +28,7 @@ def sample_key(key: Array, epoch: Array, id: Array, occurrence: Array) -> Array:
 
 
 def sample_keys(key: Array, batch: dict[str, Array], use: int) -> Array:
-    """The keys [B] of a batch's images for one use: keys of other uses don't depend."""
+    """The keys [B] of a batch's images for one use, independent of those of others."""
     numbers = [batch[name] for name in ("epoch", "id", "occurrence")]
     keys = jax.vmap(sample_key, (None, 0, 0, 0))(key, *numbers)
     return jax.vmap(jax.random.fold_in, (0, None))(keys, use)

@@ -279,7 +279,7 @@ def make_scan(
     spacing: Sequence[float] = (),
     margin: float = 5.0,
     foreground: str = "body",
-    clip: tuple[float, float] = (0.1, 99.9),
+    clip: tuple[float, float] = measures.CLIP,
     units: str | Sequence[str] = "z_scores",
     floors: float | Sequence[float] = 0.0,
 ) -> Scan:

@@ -20,6 +20,7 @@ from medjax.errors import InputError
 
 UNITS = ("z_scores", "hounsfield", "suv")
 OF_MODALITY = {"ct": "hounsfield", "nuclear": "suv"}  # Others: z-scores.
+CLIP = (0.1, 99.9)  # Percentiles of z-scores, where nothing else is said.
 AIR = -1024.0  # HU; what is below pads a scanner's field of view.
 OFFSET = 300.0  # If no value is negative, percentile 95 above which it isn't HU.
 HOTTEST, STEP = 40.0, 5.0  # SUV.

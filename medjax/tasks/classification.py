@@ -57,7 +57,7 @@ def check(config: Config, shards: int) -> None:
     fixed.check(config, exclusive=exclusive)
     c = config.data
     if config.evaluation.ordered and not (
-        exclusive and (c.tasks or c.source != "table")
+        exclusive and (c.tasks or "classes" not in c)
     ):
         raise InputError(
             "evaluation.ordered=True: is of classes (task='multiclass'), and a table's are "
@@ -355,7 +355,8 @@ def predict_(
         raise InputError(f"--out={out}: can't be written: give a new file.csv")
     if len(run.output.shape) > 3 and not run.output.spacing:
         raise InputError(
-            f"{run.folder}: the run reads volumes of a MedMNIST file, and predict others"
+            f"{run.folder}: the run was trained on the volumes of a MedMNIST file, and "
+            "predict reads NIfTI files and DICOM series: train with data.source=volumes"
         )
     explainer = explain.explainer(run, **how)  # Before hours of predictions.
     listed = [films.find(run.config, image) for image in images]

@@ -73,10 +73,9 @@ def of_images(run: Any) -> Program:
             for state, averaged in variables
         ]
         z = each[0] if len(each) == 1 else step.log_odds_of_mean(jnp.stack(each))
-        p = 1 / (1 + jnp.exp(-z))  # Rounded as on the host, from whose log-odds,
-        p = calibration.calibrate(
-            fit, p, jnp, jax.scipy.special
-        )  # clipped, it goes on.
+        # As on the host, calibration begins with the rounded and clipped probability.
+        p = 1 / (1 + jnp.exp(-z))
+        p = calibration.calibrate(fit, p, jnp, jax.scipy.special)
         if output.exclusive:
             call = jax.nn.one_hot(jnp.argmax(p, axis=1), count, dtype=jnp.int32)
         else:
@@ -103,9 +102,8 @@ def of_images(run: Any) -> Program:
 def _preparation(run: Any) -> dict[str, Any]:
     """How images are made of files."""
     if run.output.spacing:
-        return {"steps": VOLUME} | _fields(
-            run.config, "data", ("units", *volumes.READING)
-        )
+        names = ("units", *volumes.READING)
+        return {"steps": VOLUME} | _fields(run.config, "data", names)
     return {"steps": FILM if len(run.output.shape) == 3 else VOXELS}
 
 

@@ -192,7 +192,8 @@ def units_of(config: Config) -> tuple[str, ...]:
     """The unit of each sequence, by `data.units` or the modality; () if all are z-scores.
 
     Raises:
-      InputError: an unknown one, as many as there are no sequences, or windows of none.
+      InputError: an unknown unit, another number of them than of sequences, or windows
+        or a clip that no sequence uses.
     """
     count, given = len(config.data.get("sequences", " ")), config.data.get("units", ())
     given = tuple(given) or (units.OF_MODALITY.get(config.modality, "z_scores"),)
@@ -212,6 +213,12 @@ def units_of(config: Config) -> tuple[str, ...]:
                 f"data.windows: {window!r} is no window: give ((centre, width), ...) in "
                 "Hounsfield units, ((40, 400),) say"
             )
+    clip = tuple(config.data.get("clip", units.CLIP))
+    if "z_scores" not in given and clip != units.CLIP:
+        raise InputError(
+            f"data.clip={clip}: is of z-scores, and data.units={given} has none: leave it "
+            f"at {units.CLIP}"
+        )
     given *= count if len(given) == 1 else 1
     return given if {*given} - {"z_scores"} else ()
 

@@ -32,9 +32,7 @@ SOURCES = {
     "bids": scans.in_bids,
 }
 FINDING = ("sequences", "files", "mask", "part")  # What SOURCES take.
-READING = (
-    *("background", "spacing", "grids", "missing", "foreground", "margin", "clip"),
-)
+READING = ("background", "spacing", "grids", "missing", "foreground", "margin", "clip")
 ALIKE = {"spacing": (), "foreground": "body"}  # In other data as in the run's own.
 PHANTOM = "brain_phantom"
 BRATS = {  # A mask's values in each region.

@@ -12,6 +12,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -122,19 +123,16 @@ def source(
     table: pd.DataFrame,
     read: Callable[[str], Film],
     *,
-    tasks: tuple[str, ...],
     shape: tuple[int, ...],
-    where: Path,
     bits: int,
-    boxes: Mapping[str, Sequence[tuple]] = {},
-    frame: tuple[int, int] | None = None,
-    left_out: Sequence[tuple[str, str]] = (),
+    **rest: Any,
 ) -> Source:
-    """The images of a table, resized once; see `from_rows`.
+    """The images of a table, resized once.
 
     Args:
       read: reads the image of a name; one that raises an InputError is left out.
       shape, bits: of the records, (S, S, C) with C = 1 or 3, and 8 or 16.
+      table, rest: see `from_rows`.
     """
     if bits not in (8, 16):
         raise InputError(f"data.bits={bits}: use 8 or 16")
@@ -145,8 +143,7 @@ def source(
         fitted = images.fit(film.pixels, shape, bits)
         return fitted, (width, height, *film.spacing)
 
-    options = {"shape": shape, "bits": bits, "boxes": boxes, "left_out": left_out}
-    return from_rows(table, load, tasks=tasks, where=where, frame=frame, **options)
+    return from_rows(table, load, shape=shape, bits=bits, **rest)
 
 
 def from_rows(
