@@ -153,7 +153,8 @@ _SCANS = {
     "folder": "my_scans",  # It holds a folder for each patient.
     "sequences": ("FLAIR", "T1", "T1POST", "T2"),  # order of the channels
     # Pattern whose group is the patient in a scan's name: "(.*?)/" for folders of visits;
-    # "": the subject of BIDS or BraTS, else each scan is of another patient.
+    # "": the subject of BIDS or BraTS, else each scan is of another patient. Or a table,
+    # "people.csv", of the columns scan and patient, below the folder or anywhere.
     "patient": "",
     "regions": ("lesion",),
     # Whether regions exclude each other: one softmax with the background, and a voxel gets

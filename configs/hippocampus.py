@@ -4,8 +4,14 @@
 
 `data.folder` is task 4 of the Medical Segmentation Decathlon. Cross-validate with
 --config.split.folds=5 --config.split.fold=K. The numbers 2k - 1 and 2k seem to be two
-sides of one person (see tests/README.md), whom the split may divide.
+sides of one person (see tests/README.md), so hippocampus.csv, which is of the command
+
+    python -m configs.hippocampus > configs/hippocampus.csv
+
+counts them as one patient.
 """
+
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -17,6 +23,7 @@ def get_config() -> ConfigDict:
     c.ensemble = 2
     c.modality = "brain_mri"
     c.data.folder = "../shared/data/hippocampus"
+    c.data.patient = str(Path(__file__).resolve().with_suffix(".csv"))
     c.data.sequences = ("MRI",)
     c.data.regions = ("anterior", "posterior")
     c.data.values = {"anterior": (1,), "posterior": (2,)}
@@ -26,3 +33,9 @@ def get_config() -> ConfigDict:
     c.train.update(steps=1500, batch=4, evaluate_every=500)
     c.evaluation.checkpoint = "last"
     return c
+
+
+if __name__ == "__main__":
+    print("scan,patient")
+    for number in range(1, 395):
+        print(f"hippocampus_{number:03d},{(number + 1) // 2}")

@@ -15,6 +15,7 @@ from configs import base
 from medjax.cohort import manifest as manifests
 from medjax.data import brain_phantom as brain
 from medjax.data import volumes
+from medjax.data.sources import scans as sources
 from medjax.data.volumes import Prepared
 from medjax.errors import InputError
 from medjax.tasks import scans
@@ -159,6 +160,57 @@ def test_the_visits_of_a_patient_stay_on_one_side(own):
     own.data.patient = ""
     with pytest.raises(InputError, match="data.patient"):
         scans.data(own)
+
+
+def test_a_table_may_say_whom_each_scan_shows(own, tmp_path):
+    """A/1 and B/2 are one person, 7: no pattern could say so."""
+    table = tmp_path / "raw/people.csv"
+    rows = ["scan,patient", "A/1,7.0", "A/2,8", "B/1,9", "B/2,7", "elsewhere,10"]
+    table.write_text("\n".join(rows))
+    own.data.patient, own.data.split = "people.csv", "leave_one_out"
+    patients = scans.data(own).table.set_index("image")["patient"]
+    assert patients.to_dict() == {"A/1": 7, "A/2": 8, "B/1": 9, "B/2": 7}
+    own.split.duplicates = "warn"  # All of them show one picture.
+    manifest = scans.split(own, scans.data(own))
+    assert manifest["split"].eq("test").tolist() == [True, False, False, True]
+    scans.audit(own, scans.data(own), manifest)
+    manifest.loc[0, "split"] = "train"
+    with pytest.raises(InputError, match="7"):
+        scans.audit(own, scans.data(own), manifest)
+    table.write_text("\n".join([*rows[:4], "B/2,11"]))
+    with pytest.raises(InputError, match="people.csv has changed since"):
+        scans.data(own)
+    table.unlink()
+    with pytest.raises(InputError, match="people.csv is gone since"):
+        scans.data(own)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("scan,patient\nA/1,1\nA/2,1\nB/1,2", "no row of 1 of the 4 scans.*'B/2'"),
+        ("scan,patient\nA/1,1\nA/2,1\nA/1,2", "the scan 'A/1' twice"),
+        ("scan,who\nA/1,1", "no column 'patient', only scan, who"),
+        ("scan,patient\nA/1,p7\nA/2,P7\nB/1,1\nB/2,2", "'p7' and 'P7' differ in"),
+        ("scan,patient\nA/1,\nA/2,1\nB/1,1\nB/2,2", "A/1 has no patient"),
+        (None, "people.csv: .*No such file"),
+    ],
+)
+def test_a_table_of_patients_is_read_as_strictly_as_others(
+    own, tmp_path, rows, message
+):
+    own.data.patient = str(tmp_path / "people.csv")
+    if rows:
+        (tmp_path / "people.csv").write_text(rows)
+    with pytest.raises(InputError, match=message):
+        scans.data(own)
+
+
+def test_both_sides_of_a_hippocampus_are_of_one_patient(tmp_path):
+    data = importlib.import_module("configs.hippocampus").get_config().data
+    names = [f"hippocampus_{n:03d}" for n in (1, 2, 3, 4, 393, 394)]
+    patients = sources.patients(names, data.patient, tmp_path)
+    assert patients == [1, 1, 2, 2, 197, 197]
 
 
 def test_files_that_changed_since_are_not_passed_over(own, tmp_path):

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
-from medjax.cohort import duplicates, identity
+from medjax.cohort import duplicates
 from medjax.data import loader, prepared
 from medjax.data.nifti import Grid
 from medjax.data.prepared import Item
@@ -77,13 +77,13 @@ def from_files(
     *,
     regions: Mapping[str, Sequence[int]],
     labelled: bool = True,
-    patient: str | None = None,
+    patients: Sequence[int | str] = (),
     **options,
 ) -> list[UnreadScan]:
     """What `prepare` and `predict` read, of files that sources/scans.py found.
 
-    A scan without a mask is quarantined if they are to be labelled. `patient` is a
-    pattern of `identity.patients`, or None where nobody asks whom a scan shows.
+    A scan without a mask is quarantined if they are to be labelled. Without `patients`,
+    whom each scan shows, a patient has the scan's name.
     """
 
     def read(scan: ScanFiles) -> Scan:
@@ -91,9 +91,7 @@ def from_files(
             raise InputError(f"{scan.name}: has no mask; add it, or correct data.mask")
         return read_scan(scan.sequences, scan.mask, regions=regions, **options)
 
-    patients = [scan.name for scan in files]
-    if patient is not None:
-        patients = identity.patients(patients, patient)
+    patients = patients or [scan.name for scan in files]
     return [
         UnreadScan(
             escaped(scan.name), patient, functools.partial(read, scan), scan.official

@@ -223,6 +223,8 @@ def _files(config: Config) -> dict[str, Path]:
         return {}
     paths = [path for files in find(config, source) for path in files.paths()]
     paths += source.glob("dataset.json")  # It says which channel is which sequence.
+    if table := scans.patient_table(config.data.get("patient", ""), source):
+        paths.append(table)
     return {os.path.relpath(path, source): path for path in paths}
 
 
@@ -291,8 +293,10 @@ def _patients(config: Config, **how: Any) -> list[volumes.UnreadScan]:
     if config.data.source == PHANTOM:
         how.pop("spacing", None)  # It is drawn so.
         return _phantoms(how, **films.record_options(config))
-    options = {"patient": config.data.get("patient", "")} | _reading(config) | how
     files = find(config, config.data.folder)
+    where = config.data.get("patient", ""), config.data.folder
+    people = scans.patients([scan.name for scan in files], *where)
+    options = {"patients": people, **_reading(config), **how}
     return volumes.from_files(files, regions=_regions(config), **options)
 
 

@@ -16,10 +16,12 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from medjax.data import dicom, nifti
+from medjax.cohort import identity
+from medjax.data import dicom, nifti, prepared
 from medjax.data.nifti import SequenceFile
 from medjax.data.sources import tables
 from medjax.errors import InputError
+from medjax.files import escaped
 
 # The scan (subject and time point) and the sequence in a file's name, since 2023.
 BRATS = re.compile(r"(BraTS-\w+-\d+-\d{3})-(\w+)\.nii(?:\.gz)?", re.IGNORECASE)
@@ -366,6 +368,36 @@ def _json(path: Path) -> dict:
     if not isinstance(read, dict):
         raise InputError(f"{path}: is no dataset.json of the Decathlon")
     return read
+
+
+def patient_table(patient: str, folder: Path) -> Path | None:
+    """The CSV table that `data.patient` names, below the data's folder or anywhere."""
+    if not patient.endswith(".csv"):
+        return None
+    return Path(folder).expanduser() / Path(patient).expanduser()
+
+
+def patients(names: Sequence[str], patient: str, folder: Path) -> list[int | str]:
+    """The patient of each scan, by a pattern (`identity.patients`) or a table.
+
+    Args:
+      names: of the scans; the table has one row of each, and maybe of others.
+      patient: the pattern, or the name of a CSV table of the columns `scan` and
+        `patient`.
+    """
+    if not (path := patient_table(patient, folder)):
+        return identity.patients(names, patient)
+    columns = {"image": "scan", "patient": "patient"}
+    rows = tables.metadata(tables.select(tables.read_csv(path), columns, path), path)
+    if (twice := prepared.first_duplicate(rows["image"])) is not None:
+        raise InputError(f"{path}: lists the scan {twice!r} twice: keep one row")
+    people = dict(zip(rows["image"], rows["patient"]))
+    if missing := [name for name in map(escaped, names) if name not in people]:
+        raise InputError(
+            f"{path}: has no row of {len(missing)} of the {len(names)} scans, such as "
+            f"{missing[0]!r}: add who it shows"
+        )
+    return [people[escaped(name)] for name in names]
 
 
 def participants(path: str) -> pd.DataFrame:
