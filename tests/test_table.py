@@ -131,10 +131,10 @@ def test_a_view_or_sex_that_has_no_meaning_is_unknown_and_counted(tmp_path, capl
     rows = [item.row for item in items(source(tmp_path, **ALL))]
     assert [row["view"] for row in rows] == ["PA", "LATERAL", "", ""]
     assert [row["sex"] for row in rows] == ["", "M", "", "F"]
-    assert "the view of 1 images counts as unknown: 'oblique', say, is none of PA" in (
+    assert "the view of 1 rows counts as unknown: 'oblique', say, is none of PA" in (
         caplog.text
     )
-    assert "the sex of 1 images counts as unknown: 'w', say" in caplog.text
+    assert "the sex of 1 rows counts as unknown: 'w', say" in caplog.text
 
 
 def test_lines_without_any_cell_are_passed_over(tmp_path):

@@ -259,10 +259,8 @@ def _table(config: Config, prepared: Prepared) -> pd.DataFrame:
             _, label = volumes.read(prepared.folder, part)
             table.loc[at, voxels] = np.sum(label, axis=(0, 1, 2), dtype=np.int64)
             table.loc[at, "width"] = label.shape[2]
-    people = scans.participants(config.data.get("folder", ""))
-    ids = table["patient"].astype(str).str.removeprefix("sub-")
-    table["sex"] = [people["sex"].get(id, "") for id in ids]
-    table["age"] = [people["age"].get(id, np.nan) for id in ids]
+    people = scans.participants(config.data.get("folder", ""), table["patient"])
+    table = pd.concat([table, people], axis=1)
     known = table[voxels].notna().to_numpy()
     table[[*prepared.regions]] = (table[voxels] > 0).astype(float).where(known)
     return table

@@ -400,21 +400,31 @@ def patients(names: Sequence[str], patient: str, folder: Path) -> list[int | str
     return [people[escaped(name)] for name in names]
 
 
-def participants(path: str) -> pd.DataFrame:
-    """Sex ('F', 'M' or '') and age by patient, of the folder's participants.tsv (BIDS).
+def participants(folder: str, patients: Sequence[int | str]) -> pd.DataFrame:
+    """[N] sex ('F', 'M' or '') and age of patients, by participants.tsv (BIDS).
 
-    The index are ids without the prefix 'sub-'. Without such a file there are no rows.
+    The file may lie in the data's folder; it is of these patients, with the prefix
+    'sub-' or without it, or a warning says of whom it has no row.
     """
-    file = Path(path).expanduser() / "participants.tsv"
-    if not path or not file.is_file():
-        return pd.DataFrame({"sex": [], "age": []}, pd.Index([], dtype=object))
-    table = tables.read_csv(file, "\t")
-    table.columns = table.columns.str.lower()
-    if "participant_id" not in table:
-        raise InputError(f"{file}: has no column participant_id: add it, or remove it")
-    ids = table["participant_id"].str.removeprefix("sub-")
-    table = table[~ids.duplicated()].set_index(ids[~ids.duplicated()])
-    blank = pd.Series("", table.index)
-    sex = table.get("sex", blank).str[:1].str.upper()
-    age = pd.to_numeric(table.get("age", blank), errors="coerce")
-    return pd.DataFrame({"sex": sex.where(sex.isin(("F", "M")), ""), "age": age})
+    ids = pd.Series(patients, dtype=object).astype(str).str.removeprefix("sub-")
+    file = Path(folder).expanduser() / "participants.tsv"
+    people = pd.DataFrame({"sex": "", "age": ""}, index=pd.Index([], dtype=object))
+    if folder and file.is_file():
+        table = tables.read_csv(file, "\t")
+        table.columns = table.columns.str.lower()
+        if "participant_id" not in table:
+            raise InputError(
+                f"{file}: has no column participant_id: add it, or remove it"
+            )
+        names = table["participant_id"].str.removeprefix("sub-")
+        people = table[~names.duplicated()].set_index(names[~names.duplicated()])
+        people = people.reindex(columns=["sex", "age"], fill_value="")
+        people["sex"] = tables.meaning(people["sex"], tables.SEXES, file)
+        if lacking := sorted({*ids} - {*people.index}):
+            log.warning(
+                "%s: has no row of %d of the %d patients, such as %r; it has rows of %s",
+                *(file, len(lacking), ids.nunique(), lacking[0]),
+                ", ".join(map(repr, people.index[:3])) or "nobody",
+            )
+    people["age"] = pd.to_numeric(people["age"], errors="coerce")
+    return people.reindex(ids).fillna({"sex": ""}).reset_index(drop=True)

@@ -214,8 +214,8 @@ def metadata(text: pd.DataFrame, where: object) -> pd.DataFrame:
     columns = text.apply(lambda column: column.str.strip()).assign(image=text["image"])
     table = columns[["image", "official"]].copy()
     table["patient"] = _patients(columns, where)
-    table["view"] = _meaning(columns["view"], VIEWS, where)
-    table["sex"] = _meaning(columns["sex"], SEXES, where)
+    table["view"] = meaning(columns["view"], VIEWS, where)
+    table["sex"] = meaning(columns["sex"], SEXES, where)
     for name in ("age", "follow_up", *FROM_FILE):
         table[name] = numbers(columns, name, where)
     strange = ~table["age"].between(0, OLDEST) & table["age"].notna()
@@ -235,13 +235,13 @@ def metadata(text: pd.DataFrame, where: object) -> pd.DataFrame:
     return table
 
 
-def _meaning(cells: pd.Series, meanings: dict[str, str], where: object) -> pd.Series:
+def meaning(cells: pd.Series, meanings: dict[str, str], where: object) -> pd.Series:
     """[N], what each cell means, in any case; '' for others, which a warning counts."""
     values = cells.str.upper().map(meanings).fillna("")
-    strange = cells[(values == "") & (cells != "")]
+    strange = cells[(values == "") & ~cells.str.lower().isin(("", *MISSING))]
     if len(strange):
         log.warning(
-            "%s: the %s of %d images counts as unknown: %r, say, is none of %s",
+            "%s: the %s of %d rows counts as unknown: %r, say, is none of %s",
             *(where, cells.name, len(strange), strange.iloc[0], ", ".join(meanings)),
         )
     return values
