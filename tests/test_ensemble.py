@@ -90,7 +90,7 @@ def test_the_prediction_is_the_mean_probability_of_members_that_differ(folder):
 
 
 def test_predict_shows_how_far_the_members_are_apart(home, folder, tmp_path):
-    written = pd.read_csv(folder / "predictions/test.csv").set_index("image")
+    written = pd.read_csv(folder / "predictions/validation.csv").set_index("image")
     film = next(
         f for f in films_of(home / "records") if f["image"].decode() in written.index
     )

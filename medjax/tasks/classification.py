@@ -117,17 +117,18 @@ def refit_(run: Run) -> None:
 
 def fix(run: Finished, data: films.Data, manifest: pd.DataFrame) -> Finished:
     """With new choices come new predictions/validation.csv."""
+    members: list[predict.Predictions] = []
 
     def validation() -> predict.Predictions:
-        images = data.films(films.ids_in(manifest, "validation"))
-        return predictions(run.config, run.network, run.state, images)
+        members.extend(_members(run, data, films.ids_in(manifest, "validation")))
+        return _mean(members)
 
     chosen, raw = fixed.settle(
         *(run.config, run.folder, run.number, data, manifest), validation=validation
     )
     run = run._replace(fixed=chosen)
     if raw is not None:
-        write_predictions(run, data, "validation", raw)
+        write_predictions(run, data, "validation", raw, members)
     return run
 
 
@@ -155,7 +156,7 @@ def write_predictions(
     data: films.Data,
     split: str,
     raw: predict.Predictions,
-    members: Sequence[predict.Predictions] = (),
+    members: Sequence[predict.Predictions],
 ) -> predict.Predictions:
     """Writes predictions/<split>.csv; returns the calibrated predictions."""
     calibrated = run.fixed.apply(raw)
@@ -182,6 +183,14 @@ def spread(run: Finished, members: Sequence[np.ndarray]) -> dict[str, np.ndarray
     return {
         f"{task}_spread": deviation[:, t] for t, task in enumerate(run.output.names)
     }
+
+
+def _members(run: Finished, data: films.Data, ids) -> list[predict.Predictions]:
+    """The uncalibrated predictions of each network."""
+    return [
+        predictions(run.config, run.network, state, data.films(ids))
+        for state in step.members(run.state)
+    ]
 
 
 def _mean(members: Sequence[predict.Predictions]) -> predict.Predictions:
@@ -256,10 +265,7 @@ def measure(
     ids = films.ids_in(manifest, split)
     if np.isnan(data.label(ids)).all():
         raise InputError(f"--split={split}: no image of it has a known label")
-    members = [
-        predictions(config, run.network, state, data.films(ids))
-        for state in step.members(run.state)
-    ]
+    members = _members(run, data, ids)
     single = _without_copies(run, data, ids)
     if not devices.first():  # All predict; one reports.
         return {}, {}
