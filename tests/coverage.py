@@ -7,12 +7,14 @@ resemble each other, and so do the scores of one image; the model's log-odds are
 the right ones. Of numbers that need ten patients of either class only those are counted
 that have them, as on the page, and none of a cohort in which a tenth has not: what is
 left would be chosen by its prevalence. Curves are of one finding a study. The output is
-the table of tests/README.md, of as many studies in each cohort.
+the tables of tests/README.md, of as many studies in each cohort, five times as many of
+grades and masks.
 """
 
 import argparse
 import collections
 import json
+import math
 from pathlib import Path
 
 import jax
@@ -29,6 +31,7 @@ from medjax.evaluation import (
     discrimination,
     metrics,
     reliability,
+    segmentation,
     subgroups,
     thresholds,
     volume_groups,
@@ -279,25 +282,45 @@ def kappas(patients: int, trials: int) -> dict[str, list[float]]:
     return tally
 
 
-def dices(patients: int, trials: int) -> dict[str, list[float]]:
-    """Means of a skewed Dice, a tenth of them 0, of one to three volumes a patient; and
-    the gap between two groups."""
+def masks(patients: int, trials: int) -> dict[str, list[float]]:
+    """Means over one to three volumes a patient, and the gap between two groups: of a
+    skewed Dice, a tenth of them 0; of lesions, of which one in 20 volumes misses half;
+    of false ones, a Poisson number; of log-normal distances."""
     tally = collections.defaultdict(list)
+    truth = {
+        "dice": 0.9 * 0.8,
+        "lesion_sensitivity": 1 - 0.05 / 2,
+        "false_positives": 0.1,
+        "hd95": math.exp(0.5),
+    }
     for trial in range(trials):
         rng = np.random.default_rng([patients, trial])
         patient = np.repeat(np.arange(patients), rng.integers(1, 4, patients))
-        person = rng.normal(size=patients)[patient]
-        uniform = stats.norm.cdf(
-            np.sqrt(0.5) * (person + rng.normal(size=len(patient)))
-        )
-        dice = np.where(uniform < 0.1, 0, stats.beta.ppf((uniform - 0.1) / 0.9, 8, 2))
+        person = rng.normal(size=(4, patients))[:, patient]
+        normal = np.sqrt(0.5) * (person + rng.normal(size=(4, len(patient))))
+        uniform = stats.norm.cdf(normal)
+        values = {
+            "dice": np.where(
+                uniform[0] < 0.1, 0, stats.beta.ppf((uniform[0] - 0.1) / 0.9, 8, 2)
+            ),
+            "lesion_sensitivity": np.where(uniform[1] < 0.05, 0.5, 1.0),
+            "false_positives": stats.poisson.ppf(uniform[2], 0.1),
+            "hd95": np.exp(normal[3]),
+        }
         names = [f"v{n}" for n in range(len(patient))]
+        table = pd.DataFrame(values | {"name": names, "patient": patient})
         rows = [
-            {"name": name, "patient": who, "region": "a", "dice": value, "true_ml": 1.0}
-            for name, who, value in zip(names, patient, dice)
+            segmentation.PERFECT | {"region": "a", "true_ml": 1.0} | row
+            for row in table.to_dict("records")
         ]
+        found = segmentation.summarise(rows, **OPTIONS)["regions"]["a"]
+        for metric, value in truth.items():
+            mean = found[metric]
+            if mean["low"] is not None:
+                held = mean["low"] <= value <= mean["high"]
+                tally[f"mean of masks: {metric}"].append(held)
         half = pd.DataFrame({"half": np.where(patient % 2, "odd", "even")}, names)
-        found = volume_groups.summarise(rows, half, **OPTIONS)["half"]
+        found = volume_groups.summarise(rows, half)["half"]
         for group in found["groups"].values():
             mean = group["dice"]["a"]
             if mean["low"] is not None:
@@ -340,8 +363,8 @@ if __name__ == "__main__":
         )
         for n, images, prevalence, area in COHORTS
     }
-    for n in (50, 100, 300):
-        jobs[f"{n} of grades"], jobs[f"{n} with masks"] = (kappas, n), (dices, n)
+    jobs |= {f"{n} of grades": (kappas, n) for n in (50, 100, 300)}
+    jobs |= {f"{n} with masks": (masks, n) for n in (10, 20, 50, 100)}
     for name, (job, setting) in jobs.items():
         if name in columns:
             continue
@@ -351,4 +374,5 @@ if __name__ == "__main__":
         print(name, table({name: columns[name]}), sep="\n", flush=True)
         if flags.keep:
             flags.keep.write_text(json.dumps(columns))
-    print(table(columns))
+    for with_masks in (False, True):
+        print(table({n: c for n, c in columns.items() if ("masks" in n) == with_masks}))

@@ -2,7 +2,6 @@
 
 import math
 
-import jax
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,10 +10,7 @@ from scipy import stats
 from medjax.data.sources import scans
 from medjax.errors import InputError
 from medjax.evaluation import bootstrap, volume_groups
-from medjax.evaluation.bootstrap import multiplicities
 from medjax.tasks import segmentation
-
-OPTIONS = {"key": jax.random.key(1), "replicates": 80}
 
 
 def rows_of(volumes=36, patients=24):
@@ -37,10 +33,9 @@ def test_the_numbers_are_those_of_each_group_s_patients():
     rows = rows_of()
     names = [f"v{n}" for n in range(36)]
     sex = pd.Series(["F" if n % 2 == 0 else "M" for n in range(36)], names)
-    found = volume_groups.summarise(rows, pd.DataFrame({"sex": sex}), **OPTIONS)["sex"]
+    found = volume_groups.summarise(rows, pd.DataFrame({"sex": sex}))["sex"]
     dice = np.array([r["dice"] for r in rows]).reshape(36, 2)
     dice = np.column_stack([dice, dice.mean(axis=1)])  # whole, core, mean
-    counts = np.asarray(multiplicities(OPTIONS["key"], np.arange(80), 24)).T
     moves = {}
     for group, first in (("F", 0), ("M", 1)):
         inside = np.arange(36) % 2 == first
@@ -51,15 +46,14 @@ def test_the_numbers_are_those_of_each_group_s_patients():
         for k, region in enumerate(("whole", "core", "mean")):
             move = np.bincount(np.arange(36) % 24, each[:, k])
             moves[group] = means[k], move
-            t = [np.repeat(move, c) for c in counts]
-            t = [x.sum() / np.std(x) / np.sqrt(24) for x in t]
-            error = np.sqrt((move**2).sum())
-            low, high = np.quantile(t, [0.025, 0.975])
-            most = 2 * stats.t.ppf(0.975, 11) * math.sqrt(12 / 11)
-            assert -most < low < high < most
+            t = stats.t.ppf(0.975, 11) * math.sqrt(12 / 11)
+            spread = means[k] * (1 - means[k])  # Wilson's, of n volumes:
+            n = spread / (move**2).sum() / t**2
+            reach = np.sqrt(spread / n + 1 / (4 * n**2)) / (1 + 1 / n)
+            middle = (means[k] + 0.5 / n) / (1 + 1 / n)
             got = [one["dice"][region][name] for name in ("estimate", "low", "high")]
-            expected = [means[k], means[k] - high * error, means[k] - low * error]
-            np.testing.assert_allclose(got, expected, rtol=1e-4)
+            expected = [means[k], middle - reach, middle + reach]
+            np.testing.assert_allclose(got, expected, rtol=1e-6)
     gap = found["gap"]
     apart = moves["F"][0] - moves["M"][0]
     error = np.sqrt(((moves["F"][1] - moves["M"][1]) ** 2).sum())
@@ -73,7 +67,7 @@ def test_small_groups_are_neither_compared_nor_given_intervals():
     rows = rows_of(18, 18)
     names = [f"v{n}" for n in range(18)]
     sex = pd.Series(["F" if n < 9 else "M" for n in range(18)], names)
-    found = volume_groups.summarise(rows, pd.DataFrame({"sex": sex}), **OPTIONS)["sex"]
+    found = volume_groups.summarise(rows, pd.DataFrame({"sex": sex}))["sex"]
     assert found["gap"]["between"] is found["gap"]["estimate"] is None
     group = found["groups"]["F"]["dice"]["mean"]
     assert (group["low"], group["why"]) == (None, bootstrap.FEW)
@@ -121,4 +115,4 @@ def test_groups_are_of_what_the_volumes_differ_in():
     assert found["sex"].isna().sum() == 4
     assert (found["sequences"] == "some missing").sum() == 1
     one = segmentation.groups(table[1:2], rows[2:4])  # Alone, it differs in nothing.
-    assert volume_groups.summarise(rows[2:4], one, **OPTIONS) == {}
+    assert volume_groups.summarise(rows[2:4], one) == {}

@@ -6,10 +6,9 @@ and an image counts as often as its patient was drawn. No image is copied: a rep
 is a vector of counts, one for each patient.
 
   resample      computes a statistic of the patients as they are and of every replicate
-  wilson        the intervals of numbers in [0, 1]: shares, areas, F1, a mean Dice
+  wilson        the intervals of numbers in [0, 1]: shares, areas, F1
   combined      those of their means and differences; `ratio` those of their ratios
   normal        those of differences between models or groups
-  studentised   intervals of means of skewed numbers
   interval      the rules for what a report may say: too few patients, rates of 0 or 1
 
 How often each kind holds the truth: tests/README.md.
@@ -20,7 +19,6 @@ replicates is in discrimination.py.
 
 import functools
 import math
-import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -176,64 +174,6 @@ def _ratio(sums: Array, counts: Array | None) -> Array:
     return jnp.where(number > 0, total / jnp.maximum(number, 1), jnp.nan)
 
 
-class Linear(NamedTuple):
-    """Statistics that are sums over patients, or near it."""
-
-    estimate: np.ndarray  # [...].
-    # [P, ...], how far each patient moves it from a common mean; sums to 0.
-    influence: np.ndarray
-    patients: np.ndarray  # [...], who take part.
-
-
-def linear_means(values, patient) -> Linear:
-    """Each column's mean over the rows of [N, ...] in which it isn't NaN."""
-    names, index = np.unique(np.asarray(patient), return_inverse=True)
-    known = ~np.isnan(values)
-    total, number = np.zeros((2, len(names), *values.shape[1:]))
-    np.add.at(total, index, np.where(known, values, 0))
-    np.add.at(number, index, known)
-    rows = number.sum(axis=0)
-    mean = total.sum(axis=0) / np.maximum(rows, 1)
-    influence = (total - mean * number) / np.maximum(rows, 1)
-    patients = (number > 0).sum(axis=0)
-    return Linear(np.where(rows > 0, mean, np.nan), influence, patients)
-
-
-def studentised(linear: Linear, *, key: Array, replicates: int) -> Interval:
-    """The bootstrap-t interval: for means of skewed numbers, such as distances.
-
-    In units of its own standard error a replicate is as far from the estimate as that is
-    from the truth. Of few patients the quantiles of that are noisy: they end at twice
-    Student's.
-
-    Source: Efron & Tibshirani, An Introduction to the Bootstrap (1993), section 12.5.
-    """
-    error = np.sqrt((linear.influence**2).sum(axis=0))
-    scaled = linear.influence / np.where(error > 0, error, 1)
-    drawn = resample(
-        _student, scaled.astype(np.float32), len(scaled), key=key, replicates=replicates
-    )
-    with warnings.catch_warnings(action="ignore"):  # Where nothing varies.
-        low, high = np.nanquantile(
-            drawn.drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0
-        )
-    n = np.maximum(linear.patients, 2)
-    most = 2 * stats.t.ppf((1 + LEVEL) / 2, n - 1) * np.sqrt(n / (n - 1))
-    ends = (
-        np.where(error > 0, linear.estimate - t * error, linear.estimate)
-        for t in (np.minimum(high, most), np.maximum(low, -most))
-    )
-    return Interval(linear.estimate, *ends, np.zeros(error.shape))
-
-
-def _student(influence: Array, counts: Array | None) -> Array:
-    """A statistic: the t of each replicate; NaN where all drawn patients are alike."""
-    moved, square = (reweigh(x, counts) for x in (influence, influence**2))
-    variance = square - moved**2 / len(influence)
-    alike = variance <= ROUNDING
-    return jnp.where(alike, jnp.nan, moved / jnp.sqrt(jnp.where(alike, 1, variance)))
-
-
 def normal(resampled: Resampled, level: float = LEVEL) -> ArrayTree:
     """The statistic's tree of Intervals, +-z standard deviations of its replicates.
 
@@ -292,15 +232,20 @@ def wilson(
             k = np.maximum(rarer, 1)
             share = np.where(extreme, 0, np.sqrt(k) / (np.sqrt(k) + PRIOR))
             n = n**share * (worth * k) ** (1 - share)
-        z2 = stats.norm.ppf((1 + LEVEL) / 2) ** 2 / n
-        middle = (estimate + z2 / 2) / (1 + z2)
-        reach = np.sqrt(z2 * (np.maximum(spread, 0) + z2 / 4)) / (1 + z2)
-        low, high = (np.clip(end, 0, 1) for end in (middle - reach, middle + reach))
-        low = np.where(np.isnan(variance), np.nan, np.minimum(low, estimate))
-        high = np.where(np.isnan(variance), np.nan, np.maximum(high, estimate))
+        low, high = score(estimate, stats.norm.ppf((1 + LEVEL) / 2) ** 2 / n)
+        low, high = (np.where(np.isnan(variance), np.nan, end) for end in (low, high))
         return Interval(whole, low, high, np.isnan(drawn).sum(axis=0))
 
     return jax.tree.map(ends, *jax.device_get(tuple(resampled)))
+
+
+def score(share: np.ndarray, z2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The ends of Wilson's interval; z2: z^2 / n, of the effective sample size n."""
+    spread = np.maximum(share * (1 - share), 0)
+    middle = (share + z2 / 2) / (1 + z2)
+    reach = np.sqrt(z2 * (spread + z2 / 4)) / (1 + z2)
+    low, high = (np.clip(end, 0, 1) for end in (middle - reach, middle + reach))
+    return np.minimum(low, share), np.maximum(high, share)
 
 
 def exact(shares: Interval, patients) -> Interval:
@@ -405,7 +350,7 @@ def at(intervals: ArrayTree, index) -> ArrayTree:
 
 
 def interval(
-    resampled: Interval, why: str, *, patients: int, replicates: int, name: str = ""
+    resampled: Interval, why: str, *, patients: int, replicates: int = 0, name: str = ""
 ) -> Interval:
     """What a report may say of one number: no ends where they would mislead.
 
@@ -418,7 +363,7 @@ def interval(
     Args:
       why: the reason if it has no estimate.
       patients: how many are in its denominator.
-      replicates: of the bootstrap.
+      replicates: of the bootstrap; 0 of an interval that has none.
       name: of metrics.METRICS; '' for a mean of several.
     """
     estimate, low, high, undefined = map(float, resampled[:4])

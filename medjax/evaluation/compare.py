@@ -14,7 +14,7 @@ import pandas as pd
 from chex import Array
 from scipy.stats import norm
 
-from medjax.evaluation import bootstrap, discrimination, lesions, results
+from medjax.evaluation import bootstrap, discrimination, lesions, means, results
 from medjax.evaluation.bootstrap import Interval
 from medjax.evaluation.predict import Predictions
 
@@ -154,10 +154,10 @@ def gain_of_masks(rows: Sequence[Mapping], *, key: Array, replicates: int) -> di
     table = pd.DataFrame(list(rows)).assign(gain=lambda t: t["dice"] - t["member_dice"])
     volumes = table.groupby("name", sort=False)
     mean = volumes[["dice", "member_dice", "gain"]].mean()
-    linear = bootstrap.linear_means(
+    linear = means.over_rows(
         mean["gain"].to_numpy(), volumes["patient"].first().to_numpy()
     )
-    difference = bootstrap.studentised(linear, key=key, replicates=replicates)
+    difference = means.studentised(linear, key=key, replicates=replicates)
     difference = bootstrap.interval(
         difference, "", patients=int(linear.patients), replicates=replicates
     )

@@ -29,10 +29,10 @@ import numpy as np
 import pandas as pd
 from chex import Array
 
-from medjax.cohort.describe import prevalence
-from medjax.evaluation import bootstrap, lesions, surface
-from medjax.evaluation.bootstrap import LEAST, Interval, Linear
+from medjax.evaluation import bootstrap, lesions, means, surface
+from medjax.evaluation.bootstrap import LEAST, Interval
 from medjax.evaluation.lesions import components, dice
+from medjax.evaluation.means import Linear
 
 PERFECT = {  # Of a volume where nothing is true and nothing predicted.
     "dice": 1.0,
@@ -58,6 +58,7 @@ SHARES = (  # In [0, 1].
     *("dice", "lesion_dice", "iou", "sensitivity", "ppv", "nsd", "lesion_f1"),
     *("lesion_sensitivity", "false_alarm"),
 )
+COUNTS = ("false_positives", "true_lesions", "found_lesions")
 
 
 class Post(NamedTuple):
@@ -255,7 +256,7 @@ def measure(
 
 
 def summarise(rows: Sequence[Mapping], *, key: Array, replicates: int) -> dict:
-    """Means over volumes, with intervals of a bootstrap over patients.
+    """Means over volumes, with intervals by patient, see means.py.
 
     rows: see Summary, one volume's after another's, of the same regions.
 
@@ -266,31 +267,25 @@ def summarise(rows: Sequence[Mapping], *, key: Array, replicates: int) -> dict:
     patient = table["patient"].to_numpy()[:: len(regions)]
     value = table[list(METRICS)].to_numpy(float)
     value = value.reshape(len(patient), len(regions), len(METRICS))
-    linear = _with_mean(bootstrap.linear_means(value, patient))
-    intervals = bootstrap.studentised(linear, key=key, replicates=replicates)
-    largest = np.where([name in SHARES for name in METRICS], 1, np.inf)
-    intervals = intervals._replace(
-        low=np.maximum(intervals.low, 0), high=np.minimum(intervals.high, largest)
-    )
+    linear = _with_mean(means.over_rows(value, patient))
+    intervals = _intervals(linear, key=key, replicates=replicates)
 
     def mean(values: np.ndarray, k: int) -> dict[str, Mean]:
         """Of each metric; values: [volumes, metrics]; k: their number in intervals."""
-        means = {}
+        by_metric = {}
         for m, metric in enumerate(METRICS):
             patients = int(linear.patients[k, m])
-            interval = bootstrap.at(intervals, (k, m))
-            if metric == "false_alarm" and patients and k < len(regions):
-                interval = Interval(**prevalence(values[:, m], patient), undefined=0)
             interval = bootstrap.interval(
-                interval,
+                bootstrap.at(intervals, (k, m)),
                 "undefined in every volume",
                 patients=patients,
                 replicates=replicates,
             )
             column = values[~np.isnan(values[:, m]), m]
             median = float(np.median(column)) if column.size else np.nan
-            means[metric] = Mean(median=median, patients=patients, **interval._asdict())
-        return means
+            mean = Mean(median=median, patients=patients, **interval._asdict())
+            by_metric[metric] = mean
+        return by_metric
 
     patients = len(np.unique(patient))
     note = f"No intervals: they need {LEAST} patients, and there are {patients}."
@@ -310,6 +305,18 @@ def summarise(rows: Sequence[Mapping], *, key: Array, replicates: int) -> dict:
         rows=[dict(row) for row in rows],
     )
     return bootstrap.as_json(summary)
+
+
+def _intervals(linear: Linear, *, key: Array, replicates: int) -> Interval:
+    """[K + 1, M], each metric's by its kind."""
+    distances = means.studentised(linear, key=key, replicates=replicates)
+    distances = distances._replace(low=np.maximum(distances.low, 0))
+    share, count = np.isin(METRICS, SHARES), np.isin(METRICS, COUNTS)
+    kinds = zip(
+        *(x[:4] for x in (means.shares(linear), means.counts(linear), distances)),
+        strict=True,
+    )
+    return Interval(*(np.select([share, count], x[:2], x[2]) for x in kinds))
 
 
 def _with_mean(linear: Linear) -> Linear:

@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from chex import Array
 from scipy import stats
 
-from medjax.evaluation import bootstrap
-from medjax.evaluation.bootstrap import LEAST, Interval, Linear
+from medjax.evaluation import bootstrap, means
+from medjax.evaluation.bootstrap import LEAST, Interval
+from medjax.evaluation.means import Linear
 
 SIZES = ("small", "medium", "large")  # Thirds of the volumes, by the first region.
 MEAN = "mean"
@@ -61,9 +61,7 @@ def by_size(rows: Sequence[Mapping]) -> pd.Series:
     return pd.Series(groups, true.index).where(true > 0, "empty")
 
 
-def summarise(
-    rows: Sequence[Mapping], groups: pd.DataFrame, *, key: Array, replicates: int
-) -> dict:
+def summarise(rows: Sequence[Mapping], groups: pd.DataFrame) -> dict:
     """Every group's Dice with intervals, and the largest differences.
 
     Args:
@@ -92,11 +90,8 @@ def summarise(
         return {}
     inside = np.stack([*members.values()], axis=1)[..., None]  # [V, G, 1]
     values = np.where(inside, dice.to_numpy(float)[:, None], np.nan)
-    linear = bootstrap.linear_means(values, patient)  # [G, K + 1]
-    intervals = bootstrap.studentised(linear, key=key, replicates=replicates)
-    intervals = intervals._replace(
-        low=np.maximum(intervals.low, 0), high=np.minimum(intervals.high, 1)
-    )
+    linear = means.over_rows(values, patient)  # [G, K + 1]
+    intervals = means.shares(linear)
     people = linear.patients[:, -1].tolist()
 
     def group(g: int) -> Group:
@@ -105,7 +100,6 @@ def summarise(
                 bootstrap.at(intervals, (g, k)),
                 "no volume",
                 patients=people[g],
-                replicates=replicates,
             )
             for k, region in enumerate(dice.columns)
         }

@@ -250,9 +250,7 @@ def measure(
         worst.append((np.mean([row["dice"] for row in measured]), number, case))
         worst = sorted(worst)[:PICTURED]  # No more than these stay in memory.
     summary = measures.summarise(rows, **parts.bootstrap(config))
-    summary["groups"] = volume_groups.summarise(
-        rows, groups(data.table, rows), **parts.bootstrap(config)
-    )
+    summary["groups"] = volume_groups.summarise(rows, groups(data.table, rows))
     if len(step.members(run.state)) > 1:
         gain = statistics.gain_of_masks(rows, **parts.bootstrap(config))
         summary["ensemble"] = {"members": len(step.members(run.state)), **gain}
