@@ -290,6 +290,27 @@ def test_padding_is_black(kind):
         np.testing.assert_array_equal(pixels, np.where(inside, 0, plain))
 
 
+def test_negative_numbers_may_be_held_as_unsigned_ones():
+    """-1024 as 64512: the type depends on what the pixels are, and writers differ."""
+    table = np.round(4095 * (np.arange(4096) / 4095) ** 1.5)
+    elements = {"BitsStored": 12, "RescaleSlope": 1, "RescaleIntercept": -1024}
+    pixels = read(
+        write(STORED, VOILUTSequence=lut([4096, 64512, 12], table), **elements)
+    ).pixels
+    np.testing.assert_allclose(pixels, table[STORED] / 4095, atol=1e-6)
+    signed = STORED.astype(np.int16) - 2000
+    window = {"WindowCenter": 0, "WindowWidth": 4001}
+    dataset = pydicom.dcmread(io.BytesIO(write(signed, **window)))
+    dataset.add_new("PixelPaddingValue", "US", 63536)
+    out = io.BytesIO()
+    dataset.PhotometricInterpretation = "MONOCHROME1"
+    dataset.save_as(out)
+    expected = np.where(
+        signed == -2000, 0, 1 - np.clip((signed + 0.5) / 4e3 + 0.5, 0, 1)
+    )
+    np.testing.assert_allclose(read(out.getvalue()).pixels, expected, atol=1e-6)
+
+
 def test_pydicoms_own_files_are_shown_as_pydicom_shows_them():
     folder = Path(pydicom.__file__).parent / "data/test_files"
     compared, refused = [], []

@@ -3,6 +3,7 @@ import importlib
 import inspect
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -460,6 +461,27 @@ def test_a_fitted_head_sees_as_many_of_either_class(config):
     # Without a signal, balanced classes are predicted at even odds.
     odds = 1 / (1 + np.exp(-(feature @ layer["kernel"] + layer["bias"])))
     np.testing.assert_allclose(odds.mean(0), 0.5, atol=0.05)
+
+
+def test_a_refitted_checkpoint_is_written_once_unless_it_is_damaged(config, tmp_path):
+    """Written again, it would first be deleted: a kill then leaves none."""
+    config.imbalance, config.resampling.tau = "decoupled", 1.0
+    network = parts.classifier(config, FINDINGS)
+    state = parts.initial_state(config, network, FINDINGS, LABEL)
+    run = SimpleNamespace(config=config, data=None, ids=range(5), folder=tmp_path)
+    refit.classifier(run, state, 7)
+    (written,) = tmp_path.rglob("_CHECKPOINT_METADATA")
+    before = written.stat().st_ino
+    refit.classifier(run, state, 7)
+    assert written.stat().st_ino == before
+    (written.parent / "state/manifest.ocdbt").write_bytes(b"damaged")
+    refit.classifier(run, state, 7)
+    _, again = parts.restore(config, tmp_path / start.REFITTED, network, FINDINGS)
+    kernel = state.averaged["params"]["classifier"]["kernel"]
+    norms = np.linalg.norm(kernel, axis=0)
+    np.testing.assert_allclose(
+        again.averaged["params"]["classifier"]["kernel"], kernel / norms, rtol=1e-5
+    )
 
 
 def by_scikit_learn(x, label, weight, decay=1e-3):

@@ -142,8 +142,9 @@ def test_slices_without_a_preamble_belong_to_the_series(tmp_path):
 def test_other_files_are_named(tmp_path, caplog):
     folder = write(tmp_path)
     (folder / "readme.txt").write_text("T1")
+    write(folder / "more/slices", VOXELS[:1])
     dicom.read(folder)
-    assert "readme.txt" in caplog.text
+    assert "left out: readme.txt, more/slices" in caplog.text
 
 
 def missing(folder):
@@ -195,7 +196,7 @@ SPOILT = {
     "001.dcm and copy.dcm lie in one place": twice,
     "holds 1 DICOM slices": alone,
     "003.dcm: can't be decoded": cut,
-    "003.dcm: holds several frames": several,
+    "003.dcm: holds 2 frames": several,
     "005.dcm: is no DICOM": foreign,
     "holds 0 DICOM slices, but S1 in it: correct data.files": deeper,
     "holds 0 DICOM slices, but t1.nii.gz in it: correct data.files": unzipped,
@@ -218,8 +219,14 @@ SPOILT = {
     "003.dcm: has an ImageOrientationPatient of no right": lambda folder: change(
         folder / "003.dcm", ImageOrientationPatient=[1, 0, 0, 1, 0, 0]
     ),
-    "000.dcm: holds colours": lambda folder: change(
-        folder / "000.dcm", SamplesPerPixel=3
+    "000.dcm: is RGB, not a grey film": lambda folder: change(
+        folder / "000.dcm", SamplesPerPixel=3, PhotometricInterpretation="RGB"
+    ),
+    "000.dcm: is PALETTE COLOR, not a grey film": lambda folder: change(
+        folder / "000.dcm", PhotometricInterpretation="PALETTE COLOR"
+    ),
+    "000.dcm: stores 12 of 16 bits up to bit 15": lambda folder: change(
+        folder / "000.dcm", BitsStored=12
     ),
 }
 

@@ -206,7 +206,8 @@ def _display_table(
         shown = 1 - shown
     if (padding := dataset.get("PixelPaddingValue")) is not None:
         limit = dataset.get("PixelPaddingRangeLimit")
-        ends = sorted((padding, padding if limit is None else limit))
+        limit = padding if limit is None else limit
+        ends = sorted(_with_sign(end, codes) for end in (padding, limit))
         shown[(codes >= ends[0]) & (codes <= ends[1])] = 0
     return first, shown
 
@@ -217,6 +218,11 @@ def _rescaled(values: np.ndarray, dataset) -> tuple[np.ndarray, float | None]:
         return _lookup(values, modality[0], dataset)
     slope = _first(dataset, "RescaleSlope", 1.0)
     return values * slope + _first(dataset, "RescaleIntercept", 0.0), None
+
+
+def _with_sign(value: int, values: np.ndarray) -> int:
+    """A negative number that the file holds as an unsigned one: 64512 for -1024."""
+    return value - (1 << 16) if value > values.max() else value
 
 
 def _lookup(values, item: pydicom.Dataset, dataset) -> tuple[np.ndarray, float]:
@@ -238,7 +244,8 @@ def _lookup(values, item: pydicom.Dataset, dataset) -> tuple[np.ndarray, float]:
     if table.size < entries or not 8 <= bits <= 16:
         raise damaged(f"has a LUT of {table.size} entries of {bits} bits for {entries}")
     table = table[:entries].astype(np.float64)
-    index = np.clip(np.rint(values) - first, 0, entries - 1).astype(int)
+    index = np.rint(values) - _with_sign(first, values)
+    index = np.clip(index, 0, entries - 1).astype(int)
     return table[index], 2.0 ** max(8, int(table.max()).bit_length()) - 1
 
 
@@ -307,8 +314,8 @@ def read(folder: str | os.PathLike) -> Volume:
 
     The values are the file's after its modality LUT or rescaling. File names and
     InstanceNumber don't matter. Hidden files and a DICOMDIR are skipped; other files
-    that aren't DICOM are named in a warning. The `stored` grid is [columns, rows,
-    slices], as converters to NIfTI write it.
+    that aren't DICOM, and what lies further down, are named in a warning. The `stored`
+    grid is [columns, rows, slices], as converters to NIfTI write it.
 
     Raises:
       InputError: fewer than two slices, several series, frames or colours, slices that
@@ -324,10 +331,12 @@ def read(folder: str | os.PathLike) -> Volume:
     except OSError as error:
         why = f"{folder}: can't be read ({error.strerror})"
         raise InputError(f"{why}; give a folder that you may read") from error
+    below = _below(folder)
     if len(slices) < 2:
+        hint = f", but {below} in it: correct data.files" if below else ""
         raise InputError(
-            f"{folder}: holds {len(slices)} DICOM slices{_below(folder)}; give a series "
-            "of two or more"
+            f"{folder}: holds {len(slices)} DICOM slices{hint}; give a series of two or "
+            "more"
         )
     suffixes = {path.suffix for path in slices} - {""}
     others = [path for path in files if path not in slices]
@@ -336,8 +345,8 @@ def read(folder: str | os.PathLike) -> Volume:
             raise InputError(
                 f"{path}: is no DICOM, as others here are; export it again"
             )
-    if others:
-        log.warning("%s: no DICOM: %s", folder, ", ".join(p.name for p in others))
+    if names := [path.name for path in others] + [below] * (below != ""):
+        log.warning("%s: left out: %s", folder, ", ".join(names))
     _check_alike(slices)
     paths = _sorted(folder, slices)
     first, last = slices[paths[0]], slices[paths[-1]]
@@ -353,37 +362,38 @@ def read(folder: str | os.PathLike) -> Volume:
 
 
 def _below(folder: Path) -> str:
-    """What a folder without a series holds further down; '' for nothing."""
+    """The first volume or folder of slices further down, by its path; '' for none."""
     for path in sorted(folder.rglob("*")):
         place = path if nifti.is_volume(path) else path.parent
         if place != folder and is_visible(path) and (place == path or is_dicom(path)):
-            return f", but {place.relative_to(folder)} in it: correct data.files"
+            return str(place.relative_to(folder))
     return ""
 
 
 def _header(path: Path) -> Slice:
     try:
         header = _open(path, stop_before_pixels=True)
-        if int(header.get("NumberOfFrames") or 1) > 1:
-            raise InputError("holds several frames")
-        if header.get("SamplesPerPixel", 1) != 1:
-            raise InputError("holds colours")
+        _check(header)
         values = {name: header.get(name) for name in Slice._fields}
         for name, value in values.items():
             if value in (None, ""):
-                raise InputError(f"has no {name}")
+                raise InputError(f"has no {name}; {CONVERT}")
         for name, count in GEOMETRY.items():
             values[name] = np.array(values[name], float).reshape(count)
         position = Slice(**values)
         axes = position.ImageOrientationPatient.reshape(2, 3)
         if not np.allclose(axes @ axes.T, np.eye(2), 0, 10 * TURNED):
-            raise InputError("has an ImageOrientationPatient of no right angle")
+            raise InputError(
+                f"has an ImageOrientationPatient of no right angle; {CONVERT}"
+            )
         if not np.isfinite(position.ImagePositionPatient).all():
-            raise InputError("has an ImagePositionPatient that is not finite")
+            raise InputError(
+                f"has an ImagePositionPatient that is not finite; {CONVERT}"
+            )
         if not (position.PixelSpacing > 0).all():
-            raise InputError("has a PixelSpacing that isn't positive")
+            raise InputError(f"has a PixelSpacing that isn't positive; {CONVERT}")
     except InputError as error:
-        raise InputError(f"{path}: {error}; {CONVERT}") from None
+        raise InputError(f"{path}: {error}") from None
     except Exception as error:
         raise InputError(
             f"{path}: can't be read ({_line(error)}); {CONVERT}"

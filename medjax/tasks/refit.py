@@ -1,9 +1,11 @@
 """After the last update: refit the classifier, or re-estimate batch statistics."""
 
+import contextlib
 import functools
 import hashlib
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from medjax.cohort import balance, synthetic
 from medjax.config import Config, affecting
 from medjax.data import loader
 from medjax.data.normalisation import unit_range
+from medjax.errors import InputError
 from medjax.evaluation import predict
 from medjax.files import unfinished
 from medjax.models import layers
@@ -32,6 +35,9 @@ def classifier(run: Run, state: State, number: int = 0) -> None:
     `number` counts the updates behind the state.
     """
     config, data, ids = run.config, run.data, run.ids
+    where = run.folder / start.trained(config)
+    if _is_done(config, where, state, number):
+        return
     if tau := config.resampling.tau:
         layer = head.normalised(state.averaged["params"]["classifier"], tau=tau)
         how = f"divided by its norms to the power {tau:g}"
@@ -42,7 +48,7 @@ def classifier(run: Run, state: State, number: int = 0) -> None:
         how = f"fitted to {len(ids)} images{between}"
     params = {**state.averaged["params"], "classifier": layer}
     state = state._replace(averaged={**state.averaged, "params": params})
-    with parts.checkpoints(config, run.folder / start.trained(config)) as checkpoints:
+    with parts.checkpoints(config, where) as checkpoints:
         checkpoints.save(number, state, {"images": len(ids)})
     print(f"classifier: {how}")
 
@@ -50,8 +56,12 @@ def classifier(run: Run, state: State, number: int = 0) -> None:
 def restate(run: Run) -> None:
     """Gives the trained model the target's batch statistics, as a new checkpoint."""
     config, output = run.config, run.data.output
-    where = run.folder / start.trained(config)
-    number, state = parts.restore(config, where, run.network, output)
+    trained, where = (
+        run.folder / name for name in (start.trained(config), start.ADAPTED)
+    )
+    number, state = parts.restore(config, trained, run.network, output)
+    if _is_done(config, where, state, number):
+        return
     state = restated(
         config,
         state,
@@ -59,9 +69,21 @@ def restate(run: Run) -> None:
         apply=parts.classifier(adapt.whole(config), output).apply,
         prepare=parts.preparation(config),
     )
-    with parts.checkpoints(config, run.folder / start.ADAPTED) as checkpoints:
+    with parts.checkpoints(config, where) as checkpoints:
         checkpoints.save(number, state, {"images": len(run.target.ids)})
     print(f"batch statistics: of {len(run.target.ids)} target images")
+
+
+def _is_done(config: Config, where: Path, state: State, number: int) -> bool:
+    """Whether the checkpoint is there, from a command that was stopped later.
+
+    To write it again would first delete it, and a second stop leave none.
+    """
+    with parts.checkpoints(config, where) as checkpoints:
+        if number in checkpoints.steps:
+            with contextlib.suppress(InputError):  # It is damaged.
+                return checkpoints.restore(state, step=number).step == number
+    return False
 
 
 def embeddings(
