@@ -1,6 +1,5 @@
 """Conformal sets: their definition, and their coverage in simulated hospitals."""
 
-import jax
 import numpy as np
 import pytest
 from scipy.special import expit, softmax
@@ -9,7 +8,6 @@ from medjax.evaluation import conformal
 from medjax.evaluation.predict import Predictions
 
 ERROR = 0.1
-OPTIONS = {"key": jax.random.key(0), "replicates": 50}
 
 
 def findings(patients, seed, prevalence=(0.5, 0.1), spread=1.5):
@@ -138,9 +136,7 @@ def test_the_summary_counts_sets_and_the_errors_of_single_answers(exclusive):
     new = make(400, 1)
     new.weight[:20] = 0
     names = ("a", "b", "c")[: new.label.shape[1]]
-    summary = conformal.summarise(
-        new, limits, tasks=names, exclusive=exclusive, **OPTIONS
-    )
+    summary = conformal.summarise(new, limits, tasks=names, exclusive=exclusive)
     expected = covered(new, limits, exclusive)
     score = conformal.scores(new.probability, exclusive)
     right = right_answers(new, exclusive)

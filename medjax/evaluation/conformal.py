@@ -24,9 +24,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from chex import Array
+import pandas as pd
 
-from medjax.evaluation import bootstrap
+from medjax.evaluation import bootstrap, means
 from medjax.evaluation.predict import Predictions
 
 RATES = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3)  # Of the curve on the page.
@@ -147,8 +147,6 @@ def summarise(
     *,
     tasks: Sequence[str],
     exclusive: bool,
-    key: Array,
-    replicates: int,
 ) -> dict:
     """What the sets are worth on other images, as JSON.
 
@@ -164,7 +162,6 @@ def summarise(
     right = _right(predictions, exclusive)
     names = ["classes"] if exclusive else list(tasks)
     choices = list(tasks) if exclusive else list(ANSWERS)
-    options = {"key": key, "replicates": replicates}
     questions = {}
     for q, name in enumerate(names):
         known = right[:, q] >= 0
@@ -180,7 +177,7 @@ def summarise(
             for k, a in enumerate(choices)
         }
         shares = np.stack([size[0] == 1, size[0] == 0]).astype(float)
-        judged = _shares(np.concatenate([*rows.values(), shares]), patient, **options)
+        judged = _shares(np.concatenate([*rows.values(), shares]), patient)
         pairs = zip(judged[0:-2:2], judged[1:-2:2], strict=True)
         questions[name] = {
             "answers": {
@@ -213,25 +210,17 @@ def summarise(
     )
 
 
-def _shares(values: np.ndarray, patient: np.ndarray, **options) -> list:
+def _shares(values: np.ndarray, patient: np.ndarray) -> list:
     """An Interval of each row of [M, N], NaN where unknown: the mean over patients of
     each patient's mean."""
-    names, index = np.unique(patient, return_inverse=True)
-    known = ~np.isnan(values)
-    total, number = np.zeros((2, len(names), len(values)))
-    np.add.at(total, index, np.where(known, values, 0).T)
-    np.add.at(number, index, known.T)
-    each = np.where(number > 0, total / np.maximum(number, 1), np.nan)
-    intervals = bootstrap.wilson(
-        bootstrap.means(each, np.arange(len(names)), **options)
-    )
+    each = pd.DataFrame(values.T).groupby(patient).mean().to_numpy()
+    linear = means.over_rows(each, np.arange(len(each)))
+    intervals = means.shares(linear)
     return [
         bootstrap.interval(
             bootstrap.at(intervals, m),
             "no such image",
-            patients=int((number[:, m] > 0).sum()),
-            replicates=options["replicates"],
-            name="coverage",
+            patients=int(linear.patients[m]),
         )
         for m in range(len(values))
     ]

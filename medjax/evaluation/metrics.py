@@ -387,7 +387,6 @@ METRICS = {
     ),
     "predicted": Metric("Mean probability", "probabilities", better=0),
     "agreement": Metric("Calls that stay", "predictions", share=True),
-    "coverage": Metric("Coverage", "sets", share=True),
     "pointing": Metric("Pointing game", "heatmaps", share=True),
     "iou": Metric("IoU", "heatmaps"),
 }

@@ -296,7 +296,10 @@ def measure(
     fixed.describe(summary, run.fixed)
     if run.fixed.limits is not None:
         summary["conformal"] = conformal.summarise(
-            calibrated, run.fixed.limits, exclusive=output.exclusive, **common
+            calibrated,
+            run.fixed.limits,
+            tasks=output.names,
+            exclusive=output.exclusive,
         )
     if len(members) > 1:
         summary["ensemble"] = statistics.gain(raw, members, **parts.bootstrap(config))
