@@ -344,6 +344,7 @@ SYSTEM = {
     errno.EACCES: "change its permissions, or choose another place",
     errno.EPERM: "change its permissions, or choose another place",
     errno.ENOTDIR: "a part of this path is a file: choose another place",
+    errno.EEXIST: "a folder of this name is needed: choose another place",
     errno.EISDIR: "it is a folder: name a file",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EIO: "the disk or the network is at fault",

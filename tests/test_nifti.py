@@ -148,6 +148,14 @@ def longer(path):
     path.write_bytes(data)
 
 
+def offset(path):
+    """nibabel would read the header's bytes as voxels."""
+    save(path)
+    data = bytearray(path.read_bytes())
+    data[108:112] = np.float32(0).tobytes()
+    path.write_bytes(data)
+
+
 def header_alone(path):
     image = nibabel.Nifti1Pair(np.zeros((2, 3, 4), np.uint8), np.eye(4))
     nibabel.save(image, path.with_suffix(".img"))
@@ -156,6 +164,7 @@ def header_alone(path):
 
 SPOILT = {
     "holds 140 bytes after the 5 x 7 x 2 voxels of its header": longer,
+    "begins its voxels at byte 0, in its header": offset,
     "is a header without its voxels": header_alone,
     "is zipped, and its name": lambda path: path.write_bytes(gzip.compress(b"no")),
     "can't be inverted": singular,
@@ -256,6 +265,20 @@ def test_a_pixdim_that_contradicts_the_affine_is_warned_of(tmp_path, caplog):
     nibabel.save(image, tmp_path / "a.nii")
     nifti.read(tmp_path / "a.nii")
     assert "pixdim says voxels of 1 x 1 x 1, its affine 0.7 x 1.1 x 3" in caplog.text
+
+
+def test_a_qform_of_the_sign_0_is_one_of_the_sign_1(tmp_path, caplog):
+    """pixdim[0] = 0, as old programs write; the standard says so."""
+    path = save(tmp_path / "a.nii")
+    image = nibabel.load(path)
+    image.set_qform(image.affine, 1)
+    nibabel.save(image, path)
+    expected = nifti.read(path)
+    data = bytearray(path.read_bytes())
+    data[76:80] = np.float32(0).tobytes()
+    path.write_bytes(data)
+    np.testing.assert_array_equal(nifti.read(path).affine, expected.affine)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("slope", [0.0, np.nan, 1.0])

@@ -257,7 +257,9 @@ def test_two_that_prepare_the_same_data_wait_for_each_other(tmp_path):
     assert not (folders[0] / "torn.csv").exists()
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize(
+    "number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EEXIST]
+)
 def test_what_the_system_refuses_is_one_line_with_the_file(tmp_path, number):
     path = tmp_path / "predictions.csv"
     try:

@@ -287,8 +287,9 @@ def test_a_table_of_another_form_is_refused_with_its_form(tmp_path, why):
 @pytest.mark.parametrize(
     ("old", "new", "why"),
     [
-        (".png", "", "but one.png is"),
-        ("one", "ONE", "but one.png is"),
+        (".png", "", "but 'one.png' is"),
+        ("one", "ONE", "but 'one.png' is"),
+        ("one", "\N{FULLWIDTH LATIN SMALL LETTER O}ne", "but 'one.png' is"),
         ("/", "\\", "\\"),
     ],
 )

@@ -21,12 +21,12 @@ ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
 SUBJECT = re.compile(
     r"(?:^|/)(sub-[^/_]+|BraTS-[A-Z]+-\d+(?=-\d{3}(?!\d)))", re.IGNORECASE
 )
-# What tells apart the scans of one person: P01_2, P01_v2, P01_ses-2, P01_12m, P01_left,
-# P01b, P01 (2), P01_20190304, P01-baseline. Longer numbers are people's: TCGA-02-0006.
+# What tells apart the scans of one person: P01_2, P01_v2, P01V2, P01_ses-2, P01_12m, P01b,
+# P01 (2), P01_20190304, P01-baseline. Longer numbers are people's: TCGA-02-0006.
 SESSION = re.compile(
-    r"(?:[-_. ](?:[a-z]{1,9}\d+[a-z]?|(?:[a-z]{1,9}[-_ ])?\d{1,3}[a-z]{0,6}|\(\d+\)"
-    r"|(?:19|20)\d\d-?\d\d-?\d\d|baseline|follow-?up|pre|post|copy|left|right|[a-z])"
-    r"|(?<=\d)[a-z])$",
+    r"(?:(?:[^\w/]|_)(?:[a-z]{1,9}\d+[a-z]?|(?:[a-z]{1,9}[-_ ])?\d{1,3}[a-z]{0,6}|\(\d+\)"
+    r"|(?:19|20)\d\d-?\d\d-?\d\d|baseline|follow-?up|(?:pre|post)-?(?:op)?|copy|old|new"
+    r"|left|right|axial|coronal|sagittal|[a-z])|(?<=\d)[a-z](?:[a-z]{0,8}\d{1,3})?)$",
     re.IGNORECASE,
 )
 

@@ -125,6 +125,8 @@ def _check_end(image: nibabel.Nifti1Image, header, size: int) -> None:
     """Refuses a file without its voxels, or with more slices than its header says."""
     if header["magic"] in (b"ni1", b"ni2"):
         raise InputError(f"is a header without its voxels (.hdr); {REMEDY}")
+    if (start := int(header["vox_offset"])) < header.sizeof_hdr:
+        raise InputError(f"begins its voxels at byte {start}, in its header; {REMEDY}")
     voxel, shape = image.get_data_dtype().itemsize, image.shape
     more = size - image.dataobj.offset - voxel * math.prod(shape)
     if more >= voxel * shape[0] * shape[1]:
@@ -176,7 +178,7 @@ def _doubt(image: nibabel.Nifti1Image, header: nibabel.Nifti1Header) -> str:
         )
     if header["sform_code"] and header["qform_code"]:
         try:
-            qform = header.get_qform()
+            qform = image.header.get_qform()  # A pixdim[0] of 0 is 1.
         except ValueError:
             return "its qform is no rotation, so the sform counts; correct it"
         apart = corners(image.shape[:3], affine, qform).max()

@@ -9,6 +9,7 @@ import gzip
 import logging
 import math
 import os
+import unicodedata
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -426,11 +427,18 @@ def _files(folder: Path, images: pd.Series, where: Path) -> dict[str, str]:
         raise InputError(f"{where}: {names} are the same file: keep one row")
     if files and not any(map(os.path.exists, files.values())):
         path = folder / next(iter(files))
-        near = (p for p in path.parent.glob("*") if p.stem.lower() == path.stem.lower())
-        hint = f", but {p.name} is" if (p := next(near, None)) else ""
+        near = (
+            p for p in path.parent.glob("*") if _folded(p.stem) == _folded(path.stem)
+        )
+        hint = f", but {p.name!a} is" if (p := next(near, None)) else ""
         hint = ", as its path is written with \\" if "\\" in path.name else hint
         raise InputError(
             f"{where}: no image of the table is there: {path} isn't{hint}: correct its "
             f"paths, or data.folder"
         )
     return files
+
+
+def _folded(name: str) -> str:
+    """A file's name in one case and one Unicode form: macOS writes an accent apart."""
+    return unicodedata.normalize("NFKC", name).casefold()
