@@ -131,13 +131,14 @@ def wilson(estimate, replicates, k=None):
 
 
 def mean_ends(values, estimates, ends, share):
-    """The ends of a mean, by the correlations of its parts' replicates, see Zou (2007)."""
+    """The ends of a mean, by the correlations of its parts' replicates, see Zou (2007),
+    or those of its own replicates, whichever are farther."""
     r = np.corrcoef(values)
     mean = np.average(estimates, weights=share)
     reach = [share / sum(share) * np.abs(estimates - end) for end in np.transpose(ends)]
-    return mean - np.sqrt(reach[0] @ r @ reach[0]), mean + np.sqrt(
-        reach[1] @ r @ reach[1]
-    )
+    below, above = (np.sqrt(side @ r @ side) for side in reach)
+    low, high = wilson(mean, np.average(values, axis=0, weights=share))
+    return min(mean - below, low), max(mean + above, high)
 
 
 def test_the_interval_is_wilsons_with_the_replicates_variance():

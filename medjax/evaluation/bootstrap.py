@@ -323,7 +323,11 @@ def combined(
 def mean_of(
     intervals: Interval, drawn: np.ndarray, weights: np.ndarray, biased: bool = False
 ) -> Interval:
-    """The weighted mean of numbers [T] that have intervals of `wilson`, see `combined`.
+    """The weighted mean of numbers [T] that have intervals of `wilson`.
+
+    Its ends are the farther ones of `combined` and of the mean's own `wilson`: the first
+    knows that a rate of 1 may be chance, the second that of rates near 1 most are
+    estimated too low where the mean is.
 
     A number without a weight takes no part. A replicate in which a part of the mean is
     undefined is left out and counted. With `biased` the ends, not the estimate, are
@@ -335,13 +339,15 @@ def mean_of(
     if not use.size:
         return Interval(*np.full(3, np.nan), len(drawn))
     drawn, share = np.asarray(drawn)[:, use], weights[use] / weights[use].sum()
-    missing = np.isnan(drawn).any(axis=1)
-    mean, *ends = combined(at(intervals, use), drawn, share)
-    if biased and not missing.all():
-        bias = (drawn[~missing] @ share).mean() - mean
-        low, high = (np.clip(end - bias, 0, 1) for end in ends)
-        ends = np.minimum(low, mean), np.maximum(high, mean)
-    return Interval(mean, *ends, missing.sum())
+    mean, low, high = combined(at(intervals, use), drawn, share)
+    means = drawn @ share
+    whole = wilson(Resampled(mean, means))
+    low, high = np.fmin(low, whole.low), np.fmax(high, whole.high)
+    if biased and whole.undefined < len(means):
+        bias = np.nanmean(means) - mean
+        low, high = (np.clip(end - bias, 0, 1) for end in (low, high))
+        low, high = np.minimum(low, mean), np.maximum(high, mean)
+    return Interval(mean, low, high, whole.undefined)
 
 
 def at(intervals: ArrayTree, index) -> ArrayTree:
