@@ -77,11 +77,17 @@ def prevalence(label, patient) -> dict[str, float]:
         residual = np.bincount(unit, positive - share)
         effect = (residual**2).sum() / (positive.size * share * (1 - share))
         size = positive.size / max(effect, 1.0)
-    z = NormalDist().inv_cdf(0.975)
-    centre = share + z**2 / (2 * size)
-    half = z * math.sqrt(share * (1 - share) / size + (z / (2 * size)) ** 2)
-    low, high = ((centre + s * half) / (1 + z**2 / size) for s in (-1, 1))
-    return {"estimate": share, "low": max(low, 0.0), "high": min(high, 1.0)}
+    low, high = wilson_ends(share, NormalDist().inv_cdf(0.975) ** 2 / size)
+    return {"estimate": share, "low": float(low), "high": float(high)}
+
+
+def wilson_ends(share: np.ndarray, z2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The ends of Wilson's interval; z2: z^2 / n, of the effective sample size n."""
+    spread = np.maximum(share * (1 - share), 0)
+    middle = (share + z2 / 2) / (1 + z2)
+    reach = np.sqrt(z2 * (spread + z2 / 4)) / (1 + z2)
+    low, high = (np.clip(end, 0, 1) for end in (middle - reach, middle + reach))
+    return np.minimum(low, share), np.maximum(high, share)
 
 
 def together(label, tasks) -> dict[str, Any]:

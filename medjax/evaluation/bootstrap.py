@@ -28,6 +28,7 @@ import numpy as np
 from chex import Array, ArrayTree
 from scipy import stats
 
+from medjax.cohort.describe import wilson_ends
 from medjax.errors import InputError
 from medjax.evaluation import metrics
 
@@ -232,20 +233,11 @@ def wilson(
             k = np.maximum(rarer, 1)
             share = np.where(extreme, 0, np.sqrt(k) / (np.sqrt(k) + PRIOR))
             n = n**share * (worth * k) ** (1 - share)
-        low, high = score(estimate, stats.norm.ppf((1 + LEVEL) / 2) ** 2 / n)
+        low, high = wilson_ends(estimate, stats.norm.ppf((1 + LEVEL) / 2) ** 2 / n)
         low, high = (np.where(np.isnan(variance), np.nan, end) for end in (low, high))
         return Interval(whole, low, high, np.isnan(drawn).sum(axis=0))
 
     return jax.tree.map(ends, *jax.device_get(tuple(resampled)))
-
-
-def score(share: np.ndarray, z2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The ends of Wilson's interval; z2: z^2 / n, of the effective sample size n."""
-    spread = np.maximum(share * (1 - share), 0)
-    middle = (share + z2 / 2) / (1 + z2)
-    reach = np.sqrt(z2 * (spread + z2 / 4)) / (1 + z2)
-    low, high = (np.clip(end, 0, 1) for end in (middle - reach, middle + reach))
-    return np.minimum(low, share), np.maximum(high, share)
 
 
 def exact(shares: Interval, patients) -> Interval:

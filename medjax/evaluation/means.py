@@ -17,6 +17,7 @@ import numpy as np
 from chex import Array
 from scipy import stats
 
+from medjax.cohort.describe import wilson_ends
 from medjax.evaluation import bootstrap
 from medjax.evaluation.bootstrap import LEVEL, ROUNDING, Interval, resample, reweigh
 
@@ -62,7 +63,7 @@ def shares(linear: Linear) -> Interval:
     variance, t = _spread(linear)
     spread = linear.estimate * (1 - linear.estimate)
     z2 = t**2 * variance / np.where(spread > ROUNDING, spread, 1)
-    ends = bootstrap.score(linear.estimate, z2)
+    ends = wilson_ends(linear.estimate, z2)
     interval = Interval(linear.estimate, *ends, np.zeros(variance.shape))
     return bootstrap.exact(interval, linear.patients)
 
