@@ -252,7 +252,7 @@ def test_brats_scans_are_found_by_their_names(tmp_path, flat):
     assert {scan.mask for scan in unmarked} == {None}
 
 
-def test_brats_files_that_do_not_fit_are_named(tmp_path):
+def test_brats_files_that_do_not_fit_are_named(tmp_path, caplog):
     with pytest.raises(InputError, match="is no folder"):
         scans.in_brats(tmp_path / "nowhere", sequences=ORDER)
     with pytest.raises(InputError, match="named as BraTS-GLI-00000-000-t1c"):
@@ -260,6 +260,9 @@ def test_brats_files_that_do_not_fit_are_named(tmp_path):
     touch(tmp_path / f"{GLI[0]}-t1c.nii.gz")
     with pytest.raises(InputError, match=r"no file of .* is 't2f': 't1c'"):
         scans.in_brats(tmp_path, sequences=ORDER)
+    touch(tmp_path / f"{GLI[0]}-t1c (1).nii.gz")
+    scans.in_brats(tmp_path, sequences=("t1c",))
+    assert f"left out: {GLI[0]}-t1c (1).nii.gz" in caplog.text
     touch(tmp_path / f"{GLI[2]}-t2f.nii.gz")
     found = scans.in_brats(tmp_path, sequences=ORDER)  # Missing ones are None.
     assert [[*map(bool, s.sequences.values())] for s in found] == [[1, 0], [0, 1]]

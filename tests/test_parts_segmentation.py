@@ -325,15 +325,28 @@ def test_what_depends_on_the_side_is_mirrored_nowhere(config):
 
 
 def test_names_of_sides_are_warned_of(config):
-    names = ("hippocampus_L", "left_kidney", "Bright")
-    assert "'left_kidney' names a side" in check.sides(config, names)
-    assert check.sides(config, names[::2]) == ""
+    sided = (
+        "left_kidney",
+        "Kidney Right",
+        "kidneyRight",
+        "1_left",
+        "hippocampus_L",
+        "rh",
+    )
+    others = "Bright", "slight", "leftover", "upright", "L1", "lung", "IgR", "fright2"
+    for name in sided:
+        assert f"{name!r} names a side" in check.sides(config, (*others, name))
+    assert check.sides(config, others) == ""
     config.augment.sided = True
-    assert check.sides(config, names) == ""
+    assert check.sides(config, sided) == ""
 
 
-def test_a_region_is_not_called_as_a_column_of_the_table_is():
+@pytest.mark.parametrize("name", ["patient", "mean", "background", ""])
+def test_a_region_is_not_called_as_what_tables_and_pages_add(name):
     c = base.segmentation("folders")
-    c.data.regions, c.data["values"] = ("patient",), {"patient": (1,)}
-    with pytest.raises(InputError, match="'patient' is a column"):
+    c.data.regions, c.data["values"] = (name,), {name: (1,)}
+    with pytest.raises(InputError, match=f"'{name}' is a name of ours"):
+        scans.expected(c)
+    c.data.regions, c.data["values"] = ("a", "a"), {"a": (1,)}
+    with pytest.raises(InputError, match="name each of them once"):
         scans.expected(c)

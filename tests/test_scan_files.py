@@ -156,6 +156,15 @@ def test_the_decathlons_training_part_is_what_its_table_lists(tmp_path):
     assert found[0].official == "train"
 
 
+def test_images_that_the_decathlons_table_does_not_list_are_named(tmp_path, caplog):
+    root = decathlon(tmp_path)
+    scans.in_decathlon(root, sequences=("T2w",))
+    assert not caplog.records
+    touch(*(root / f"imagesTr/BRATS_1{n:02d}.nii.gz" for n in range(22)))
+    scans.in_decathlon(root, sequences=("T2w",))
+    assert "BRATS_119.nii.gz and 2 more" in caplog.text and "_120" not in caplog.text
+
+
 def test_a_name_of_two_channels_is_refused(tmp_path):
     root = decathlon(tmp_path, {"0": "MRI", "1": "MRI"})
     with pytest.raises(InputError, match="has a name twice"):
@@ -166,7 +175,7 @@ def test_files_that_are_no_volumes_are_named(tmp_path, caplog):
     folder = decathlon(tmp_path) / "imagesTs"
     touch(folder / "BRATS_10.mha")
     assert len(scans.in_decathlon(folder, sequences=("T2w",))) == 1
-    assert "left out, no NIfTI: BRATS_10.mha" in caplog.text
+    assert "left out: BRATS_10.mha" in caplog.text
 
 
 def test_the_decathlons_test_part_a_folder_and_a_file_have_no_masks(tmp_path):

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import shutil
 
 import nibabel
@@ -227,6 +228,33 @@ def test_files_that_changed_since_are_not_passed_over(own, tmp_path):
         scans.data(own)
     shutil.rmtree(tmp_path / "raw")  # The prepared volumes alone are enough.
     assert len(scans.data(own).table) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("0.label.npy", None),  # Its volume would count as one without a mask.
+        ("0.image.npy", 200),
+        ("thumbnails.npy", 200),
+        ("table.csv", 120),
+        ("table.csv", 300),
+    ],
+)
+def test_a_part_of_the_prepared_volumes_that_is_gone_is_refused(own, name, size):
+    path = scans.data(own).path / name
+    path.unlink() if size is None else os.truncate(path, size)
+    with pytest.raises(InputError, match=f"{name}: is damaged or gone: remove its fol"):
+        data = scans.data(own)
+        data.pairs()
+        volumes.read(data.path, volumes.Part(0))
+
+
+def test_a_damaged_cache_of_digests_is_made_anew(own):
+    path = scans.data(own).path / "seen.json"
+    before = path.read_text()
+    os.truncate(path, 50)
+    scans.data(own)
+    assert path.read_text() == before
 
 
 def test_what_was_left_out_is_counted_again(own, tmp_path):

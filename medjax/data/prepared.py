@@ -382,7 +382,9 @@ def digests(files: Mapping[str, Path], cache: Path) -> dict[str, str]:
             stat = os.stat(path)
             stamps[name] = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
             paths[name] = path
-    before = json.loads(cache.read_text()) if cache.exists() else {}
+    before = {}
+    with contextlib.suppress(OSError, ValueError):  # It is a cache, and may be damaged.
+        before = json.loads(cache.read_text())
     same = {k for k, stamp in stamps.items() if before.get(k, [""])[:-1] == stamp}
     values = {name: before[name][-1] for name in same}
     changed = [name for name in stamps if name not in same]

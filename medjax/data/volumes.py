@@ -166,13 +166,27 @@ def read_prepared(folder: Path) -> Prepared:
     folder = Path(folder)
     if not (folder / "data.json").is_file():
         raise InputError(f"{folder}: holds no prepared scans; prepare them first")
-    about = read_json(folder / "data.json")
+    about, table = read_json(folder / "data.json"), prepared.read_table(folder)
+    arrays = read_json(folder / DIGESTS)
+    listed = {f"{id}.image.npy" for id in table["id"]} == {
+        name for name in arrays if name.endswith(".image.npy")
+    }
+    gone = [name for name in arrays if not (folder / name).exists()]
+    if gone or not listed:
+        raise damaged(folder / [*gone, "table.csv"][0])
     return Prepared(
         folder,
-        prepared.read_table(folder),
+        table,
         tuple(about["sequences"]),
         {name: tuple(values) for name, values in about["regions"].items()},
         about["options"],
+    )
+
+
+def damaged(path: Path) -> InputError:
+    """The error for a file of a prepared folder that is gone, or not as it was."""
+    return InputError(
+        f"{path}: is damaged or gone: remove its folder to prepare the data again"
     )
 
 
@@ -240,13 +254,24 @@ def read(folder: Path, part: Part) -> tuple[np.ndarray, np.ndarray | None]:
         path = folder / f"{part.id}.{kind}.npy"
         if not path.exists():
             return None
-        array = np.load(path, mmap_mode="r")
+        try:
+            array = np.load(path, mmap_mode="r")
+        except (ValueError, EOFError):
+            raise damaged(path) from None
         if part.half == "whole":
             return array
         right, left = np.array_split(array, [array.shape[2] // 2], axis=2)
         return left if part.half == "left" else right
 
     return mapped("image"), mapped("label")
+
+
+def read_thumbnails(folder: Path) -> np.ndarray:
+    """[N, C, S, S, S] of all volumes, see cohort/duplicates.py."""
+    try:
+        return np.load(folder / THUMBNAILS)
+    except (ValueError, EOFError):
+        raise damaged(folder / THUMBNAILS) from None
 
 
 class Volumes:

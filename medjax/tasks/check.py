@@ -45,7 +45,11 @@ RANGES = {  # What a field's number has to be.
         *("split.minority", "evaluation.error_rate"),
     ),
 }
-SIDE = re.compile(r"(?<![a-z])(left|right)(?![a-z])", re.IGNORECASE)
+# In a name: left_kidney, kidneyRight, hippocampus_L, rh; but not bright, L1 or leftover.
+SIDE = re.compile(
+    r"(?<![^\W\d_])(?i:left|right)(?![a-z])|(?<=[a-z])(Left|Right)(?![a-z])"
+    r"|(?<![^\W_])(?i:[lr]h?)(?![^\W_])"
+)
 
 
 def check(config: Config, network: parts.Network, output: Any, *, batch: int) -> None:

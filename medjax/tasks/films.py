@@ -268,7 +268,7 @@ def ready(
             write(files=files, max_quarantined=limit, progress=step)
     prepared.check_source(folder, files)
     left_out = prepared.left_out(folder)
-    share = left_out / (left_out + len(prepared.read_table(folder)))
+    share = left_out / max(left_out + len(prepared.read_table(folder)), 1)
     if share > limit:
         raise InputError(
             f"{folder}: {share:.1%} of the files were left out, and "

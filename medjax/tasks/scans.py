@@ -152,13 +152,8 @@ class Data(NamedTuple):
 
     def _thumbnails(self, ids: np.ndarray) -> np.ndarray:
         """[N, C, S, S, S]; halves have that of the whole volume."""
-        path = self.path / volumes.THUMBNAILS
-        if not path.exists():
-            raise InputError(
-                f"{self.path}: was prepared by an older medjax, which didn't look for "
-                "copies: remove it to prepare the data again"
-            )
-        return np.load(path)[self.table.set_index("id").loc[ids, "volume"]]
+        rows = self.table.set_index("id").loc[ids, "volume"]
+        return volumes.read_thumbnails(self.path)[rows]
 
 
 def data(config: Config) -> Data:
@@ -388,8 +383,11 @@ def _regions(config: Config) -> dict[str, tuple[int, ...]]:
         if name not in config.data["values"]:
             raise InputError(f"data.values: has none for the region {name!r}")
         regions[name] = tuple(config.data["values"][name])
-    if taken := {*volumes.COLUMNS, "volume", "half", "sex", "age"} & {*regions}:
-        raise InputError(f"data.regions: {min(taken)!r} is a column of ours: rename it")
+    ours = {*volumes.COLUMNS, "volume", "half", "sex", "age", "mean", "background", ""}
+    if taken := ours & {*regions}:
+        raise InputError(f"data.regions: {min(taken)!r} is a name of ours: rename it")
+    if len(regions) < len(config.data.regions):
+        raise InputError(f"data.regions={config.data.regions}: name each of them once")
     given = [value for values in regions.values() for value in {*values}]
     exclusive = config.data.get("exclusive", False)
     shared = {value for value in given if exclusive and given.count(value) > 1}

@@ -26,6 +26,7 @@ from medjax.files import escaped
 # The scan (subject and time point) and the sequence in a file's name, since 2023.
 BRATS = re.compile(r"(BraTS-\w+-\d+-\d{3})-(\w+)\.nii(?:\.gz)?", re.IGNORECASE)
 PARTS = {"training": "train", "test": "test"}  # Of the Decathlon -> our splits.
+NAMED = 20  # Files that a warning names.
 log = logging.getLogger("medjax")
 
 
@@ -143,11 +144,13 @@ def in_decathlon(
     channels = _channels(description, sequences)
     if description is not None and description.parent == path:
         pairs, official = _listed(description, part), PARTS[part]
+        listed = {image for image, _ in pairs}
+        for folder in sorted({image.parent for image in listed}):
+            _warn_of([p for p in _visible(folder.glob("*")) if p not in listed], folder)
     else:
         images = [path] if path.is_file() else _visible(path.iterdir())
         pairs, official = [(p, None) for p in images if nifti.is_volume(p)], ""
-        if others := sorted(p.name for p in images if not nifti.is_volume(p)):
-            log.warning("%s: left out, no NIfTI: %s", path, ", ".join(others))
+        _warn_of([p for p in images if not nifti.is_volume(p)], path)
     if not pairs:
         raise InputError(
             f"{path}: holds no image (.nii.gz) of the {part if official else 'folder'}"
@@ -170,7 +173,9 @@ def in_brats(path: Path, *, sequences: Sequence[str]) -> list[ScanFiles]:
     path = _existing(path)
     _check_sequences(sequences)
     scans = collections.defaultdict(dict)
-    for file in sorted(_below(path)):
+    files = sorted(_below(path))
+    _warn_of([file for file in files if not BRATS.fullmatch(file.name)], path)
+    for file in files:
         if match := BRATS.fullmatch(file.name):
             name, part = match.groups()
             if part in scans[name]:
@@ -260,6 +265,14 @@ def _existing(path: Path) -> Path:
     if not path.is_dir():
         raise InputError(f"{path}: is no folder; give one of a patient or of patients")
     return path
+
+
+def _warn_of(files: Sequence[Path], folder: Path) -> None:
+    """Names files of a folder that aren't taken, but for many of them."""
+    if files:
+        names = sorted(file.name for file in files)
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        log.warning("%s: left out: %s%s", folder, ", ".join(names[:NAMED]), more)
 
 
 def _check_sequences(sequences: Sequence[str]) -> None:
