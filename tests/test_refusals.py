@@ -93,6 +93,23 @@ def test_a_value_that_no_run_can_have_is_refused_before_data_are_read(
 
 
 @pytest.mark.parametrize(
+    "field, value, why",
+    [
+        ("model.stem", "Hyper", "model.name=.*stem='Hyper': use 'imagenet', 'half'"),
+        ("model.growth", 0, "model.growth=0: give 1 or more"),
+        ("model.features", -1, "model.features=-1: give 1 or more"),
+    ],
+)
+def test_a_network_that_cannot_be_made_is_refused_before_data_are_read(
+    field, value, why
+):
+    config = quickstart.get_config()
+    config.model[field.split(".")[1]] = value
+    with pytest.raises(InputError, match=why):
+        classification.check(config, 1)
+
+
+@pytest.mark.parametrize(
     "task, tasks, good",
     [
         ("multilabel", ("none", "mild", "severe"), False),

@@ -269,6 +269,17 @@ def test_damaged_bytes_are_read_or_refused(tmp_path):
     assert refused > 10
 
 
+def test_two_patients_of_one_patient_id_are_named(tmp_path, caplog):
+    for n, id in enumerate(["7", "8", "7 ", ""]):
+        write(tmp_path / f"P{n}/T1", PatientID=id)
+    files = scans.in_folders(tmp_path, sequences=("T1",), files={"T1": "T1"})
+    scans.warn_of_headers(files, ["P0", "P1", "P0", "P3"])
+    scans.warn_of_headers(files[::2], ["P0", "P2"])  # Anonymous: all have one.
+    assert not caplog.records
+    scans.warn_of_headers(files, ["P0", "P1", "P2", "P3"])
+    assert "P0 and P2 have one PatientID, '7'," in caplog.text
+
+
 def test_a_patient_may_have_a_series_beside_a_nifti_file(tmp_path):
     shape = (12, 16, 14)
     tissue = np.rint(brain(shape))

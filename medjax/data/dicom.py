@@ -4,6 +4,7 @@ And a folder of one DICOM series -> a volume with canonical axes. What can't be 
 refused by one InputError; pydicom raises a dozen types on a damaged file.
 """
 
+import contextlib
 import logging
 import math
 import os
@@ -367,6 +368,18 @@ def _below(folder: Path) -> str:
         place = path if nifti.is_volume(path) else path.parent
         if place != folder and is_visible(path) and (place == path or is_dicom(path)):
             return str(place.relative_to(folder))
+    return ""
+
+
+def patient_of(folder: Path) -> str:
+    """The PatientID in a series' first slice; '' where it has none."""
+    for path in sorted(folder.iterdir()):
+        if is_dicom(path):
+            with contextlib.suppress(Exception):  # What is damaged is refused later.
+                header = _open(
+                    path, stop_before_pixels=True, specific_tags=["PatientID"]
+                )
+                return str(header.get("PatientID") or "").strip()
     return ""
 
 

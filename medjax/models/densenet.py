@@ -34,13 +34,13 @@ def densenet(
       growth: channels that each layer adds.
       bottleneck: a layer begins with a 1 x 1 convolution to bottleneck x growth
         channels; 0 leaves it out.
-      features, stem: the stem's channels, and its kind: see layers.Stem.
+      features, stem: the stem's channels, and its kind: see layers.stem.
       epsilon: of the batch normalisation.
       axis_name: the mapped axis over which batch statistics are shared, or None.
       rest: of Classifier.
     """
     layer = layers.makers(dtype=dtype, axis_name=axis_name, epsilon=epsilon)
-    stages = [partial(layers.Stem, features, stem, **layer)]
+    stages = [layers.stem(features, stem, **layer)]
     for i, depth in enumerate(blocks):
         ends = {"first": i == 0, "last": i == len(blocks) - 1}
         stages.append(partial(Stage, depth, growth, bottleneck, **ends, **layer))

@@ -109,6 +109,13 @@ def makers(
     return {"conv": partial(conv, dtype=dtype, **options), "norm": norm}
 
 
+def stem(features: int, kind: str, **layer: Callable) -> Callable[[], nn.Module]:
+    """Makes a `Stem`; refuses an unknown kind before it is called."""
+    if kind not in ("imagenet", "half", "quarter"):
+        raise ValueError(f"stem={kind!r}: use 'imagenet', 'half' or 'quarter'")
+    return partial(Stem, features, kind, **layer)
+
+
 class Stem(nn.Module):
     """[B, H, W, C] -> [B, h, w, features].
 
@@ -124,8 +131,6 @@ class Stem(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        if self.kind not in ("imagenet", "half", "quarter"):
-            raise ValueError(f"{self.kind!r}: use 'imagenet', 'half' or 'quarter'")
         size = 7 if self.kind == "imagenet" else 5
         x = self.conv(x, self.features, size, 2, name="conv")
         x = self.norm(train=train, name="norm")(x, relu=True)

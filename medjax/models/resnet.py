@@ -36,7 +36,7 @@ def resnet(
       bottleneck: a block is 1 x 1, 3 x 3 and 1 x 1 convolutions, to four times as many
         channels, instead of two 3 x 3.
       width: channels of the stem and of the first stage's 3 x 3.
-      stem: see layers.Stem.
+      stem: see layers.stem.
       stride_first: a bottleneck's stride is on its first 1 x 1, as in the paper, and
         not on the 3 x 3, as in torchvision ('V1.5').
       use_bias: of the convolutions.
@@ -45,7 +45,7 @@ def resnet(
     options = {"dtype": dtype, "axis_name": axis_name, "epsilon": epsilon}
     layer = layers.makers(**options, use_bias=use_bias)
     block = {"bottleneck": bottleneck, "stride_first": stride_first, **layer}
-    stages = [partial(layers.Stem, width, stem, **layer)]
+    stages = [layers.stem(width, stem, **layer)]
     for i, depth in enumerate(blocks):
         # The stem has halved the grid of the first stage.
         stages.append(partial(Stage, depth, width * 2**i, 2 if i else 1, **block))

@@ -15,7 +15,7 @@ RANGES = {  # What a field's number has to be.
     "1 or more": (
         lambda value: 1 <= value < INF,
         *("train.steps", "train.log_every", "train.evaluate_every", "train.keep"),
-        "train.accumulate",
+        *("train.accumulate", "model.growth", "model.features", "model.width"),
         *("evaluation.batch", "evaluation.replicates", "patch.each"),
         *("transfer.every", "resampling.most", "resampling.neighbours", "ensemble"),
     ),

@@ -289,6 +289,7 @@ def _patients(config: Config, **how: Any) -> list[volumes.UnreadScan]:
     files = find(config, config.data.folder)
     where = config.data.get("patient", ""), config.data.folder
     people = scans.patients([scan.name for scan in files], *where)
+    scans.warn_of_headers(files, people)
     options = {"patients": people, **_reading(config), **how}
     return volumes.from_files(files, regions=_regions(config), **options)
 

@@ -413,6 +413,22 @@ def patients(names: Sequence[str], patient: str, folder: Path) -> list[int | str
     return [people[escaped(name)] for name in names]
 
 
+def warn_of_headers(files: Sequence[ScanFiles], patients: Sequence[int | str]) -> None:
+    """Names two patients whose DICOM series have one PatientID, unless all have it."""
+    people = collections.defaultdict(set)
+    for scan, patient in zip(files, patients, strict=True):
+        for path in scan.paths():
+            if path.is_dir() and (id := dicom.patient_of(path)):
+                people[id].add(str(patient))
+    for id, names in people.items():
+        if len(names) > 1 and len(people) > 1:
+            log.warning(
+                "%s and %s have one PatientID, %r, in their DICOM files: if they are one "
+                "person, say so by data.patient, or a split may part them",
+                *(*sorted(names)[:2], id),
+            )
+
+
 def participants(folder: str, patients: Sequence[int | str]) -> pd.DataFrame:
     """[N] sex ('F', 'M' or '') and age of patients, by participants.tsv (BIDS).
 
