@@ -110,6 +110,23 @@ def test_the_table_says_of_each_film_what_its_record_says(
                 assert table[name][n] == value
 
 
+@pytest.mark.parametrize("damage", ["a row less", "a record cut", "no record"])
+def test_records_that_are_not_the_tables_are_refused(
+    files, write, make_items, make_source, damage
+):
+    path = write(make_source(make_items(5)))
+    records = max(path.glob("*.array_record*"))  # Of several.
+    if damage == "a row less":
+        lines = (path / "table.csv").read_text().splitlines()
+        (path / "table.csv").write_text("\n".join(lines[:-1]))
+    elif damage == "a record cut":
+        os.truncate(records, records.stat().st_size // 2)
+    else:
+        records.unlink()
+    with pytest.raises(InputError, match="is damaged or gone: remove its folder"):
+        prepared.pixels_of(path)
+
+
 @pytest.mark.parametrize("shape", [(4, 4, 3), (5, 4, 3, 2), (1, 7, 1)])
 def test_images_of_any_shape_come_back_and_so_do_their_hashes(
     files, write, make_items, make_source, shape

@@ -241,6 +241,9 @@ def flat(path):
 SPOILT = {
     "is 0 everywhere": lambda path: save(path, np.zeros(SHAPE), AFFINE),
     "is 7 everywhere": lambda path: save(path, np.full(SHAPE, 7.0), AFFINE),
+    "T1 has one value inside of data.foreground='body'": lambda path: save(
+        path, (brain(SHAPE) > 0).astype(np.uint8), AFFINE
+    ),
     "1 voxels are no numbers": nan,
     "can't be inverted": singular,
     "spacing of [0.": flat,

@@ -425,6 +425,13 @@ def test_film_paths_follows_a_linked_folder(tmp_path):
     assert paths == [tmp_path / "study" / "images" / "a.png"]
 
 
+def test_a_link_to_nowhere_is_one_of_the_other_files(tmp_path):
+    (tmp_path / "a.png").write_bytes(FILES["png"])
+    (tmp_path / "b.png").symlink_to(tmp_path / "not fetched.png")
+    others = [tmp_path / "b.png"]
+    assert images.image_paths(tmp_path) == ([tmp_path / "a.png"], others)
+
+
 def test_film_paths_names_what_is_missing(tmp_path):
     with pytest.raises(InputError, match="none: does not exist; "):
         images.image_paths(tmp_path / "none")

@@ -38,7 +38,8 @@ def read(path: str | os.PathLike, channels: int | None = None) -> Film:
     """Reads a file; its first bytes, not its name, say which format it is.
 
     See `decode`, `dicom.decode` and, for the channels, `with_channels`. The resolution
-    in a PNG or JPEG is a printer's, so its spacing stays NaN.
+    in a PNG or JPEG is a printer's, so its spacing stays NaN. Few levels of grey are no
+    error: prepare, explore and predict count such images, see describe.is_dim.
 
     Raises:
       InputError: the file is missing, unreadable, empty, truncated, damaged, no
@@ -85,7 +86,7 @@ def eight_bits(image: np.ndarray) -> np.ndarray:
 
 
 def image_paths(path: str | os.PathLike) -> tuple[list[Path], list[Path]]:
-    """Lists the images to read, and the other files beside them, sorted.
+    """Lists the images to read, and the other files and broken links beside them, sorted.
 
     The images are the file itself, or in a folder and below it all files that are named
     (SUFFIXES, in any case) or begin like an image; `read` refuses those of other
@@ -97,7 +98,7 @@ def image_paths(path: str | os.PathLike) -> tuple[list[Path], list[Path]]:
             return [path], []
         if not path.is_dir():
             raise InputError(f"{path}: does not exist; give a file or a folder")
-        files, seen = [], set()
+        files, broken, seen = [], [], set()
         for folder, below, names in os.walk(path, onerror=_throw, followlinks=True):
             below[:] = sorted(name for name in below if not name.startswith("."))
             if (real := os.path.realpath(folder)) in seen:
@@ -105,6 +106,8 @@ def image_paths(path: str | os.PathLike) -> tuple[list[Path], list[Path]]:
                 continue
             seen.add(real)
             files += [p for n in names if dicom.is_visible(p := Path(folder, n))]
+            shown = (Path(folder, name) for name in names if not name.startswith("."))
+            broken += [path for path in shown if not path.exists()]
         paths = sorted(file for file in files if _is_image(file))
     except OSError as error:
         why = f"{error.filename}: can't be read ({error.strerror})"
@@ -112,7 +115,7 @@ def image_paths(path: str | os.PathLike) -> tuple[list[Path], list[Path]]:
     if not paths:
         kinds = ", ".join(SUFFIXES)
         raise InputError(f"{path}: holds no image; give a folder with files in {kinds}")
-    return paths, sorted({*files} - {*paths})
+    return paths, sorted({*files, *broken} - {*paths})
 
 
 def _throw(error: OSError):

@@ -205,6 +205,13 @@ def patient_codes(folder: Path) -> np.ndarray:
     return pd.factorize(identity.column(patients), sort=True)[0].astype(np.int32)
 
 
+def damaged(path: Path) -> InputError:
+    """The error for a file of a prepared folder that is gone, or not as it was."""
+    return InputError(
+        f"{path}: is damaged or gone: remove its folder to prepare the data again"
+    )
+
+
 def left_out(folder: Path) -> int:
     """How many files or patients are in quarantine.csv."""
     return len(pd.read_csv(folder / "quarantine.csv"))
@@ -274,8 +281,21 @@ def tasks_of(table: pd.DataFrame) -> tuple[str, ...]:
 
 
 def pixels_of(folder: Path) -> tuple[tuple[int, ...], int]:
-    """The shape of prepared images, (H, W, C) or (D, H, W, C), and a pixel's bits."""
-    pixels = tfds.builder_from_directory(folder).info.features["pixels"]
+    """The shape of prepared images, (H, W, C) or (D, H, W, C), and a pixel's bits.
+
+    Raises:
+      InputError: records are damaged or gone, or others than the table's.
+    """
+    try:
+        builder = tfds.builder_from_directory(os.fspath(folder))
+        records = builder.as_data_source(SPLIT)
+        count = len(records)
+        _ = records[0], records[count - 1]
+    except Exception:  # noqa: BLE001 TFDS and ArrayRecord raise many kinds.
+        raise damaged(folder / "images-films.array_record") from None
+    if count != len(read_table(folder)):
+        raise damaged(folder / "table.csv")
+    pixels = builder.info.features["pixels"]
     return pixels.shape, 8 * np.dtype(pixels.np_dtype).itemsize
 
 

@@ -144,6 +144,12 @@ def read_scan(
         floors=[floors.get(name, 0) for name in files],
         **options,
     )
+    for name, seen in zip(files, prepared.image.any(axis=(0, 1, 2)), strict=True):
+        if name in present and not seen:
+            raise InputError(
+                f"{present[name].path}: {name} has one value inside of "
+                f"data.foreground={foreground!r}; give an image, not a mask"
+            )
     if mask is not None:
         _check_shown(mask, prepared, regions, foreground)
     return prepared._replace(header=reference.header, alignments=tuple(alignments))

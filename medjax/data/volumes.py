@@ -173,20 +173,13 @@ def read_prepared(folder: Path) -> Prepared:
     }
     gone = [name for name in arrays if not (folder / name).exists()]
     if gone or not listed:
-        raise damaged(folder / [*gone, "table.csv"][0])
+        raise prepared.damaged(folder / [*gone, "table.csv"][0])
     return Prepared(
         folder,
         table,
         tuple(about["sequences"]),
         {name: tuple(values) for name, values in about["regions"].items()},
         about["options"],
-    )
-
-
-def damaged(path: Path) -> InputError:
-    """The error for a file of a prepared folder that is gone, or not as it was."""
-    return InputError(
-        f"{path}: is damaged or gone: remove its folder to prepare the data again"
     )
 
 
@@ -257,7 +250,7 @@ def read(folder: Path, part: Part) -> tuple[np.ndarray, np.ndarray | None]:
         try:
             array = np.load(path, mmap_mode="r")
         except (ValueError, EOFError):
-            raise damaged(path) from None
+            raise prepared.damaged(path) from None
         if part.half == "whole":
             return array
         right, left = np.array_split(array, [array.shape[2] // 2], axis=2)
@@ -271,7 +264,7 @@ def read_thumbnails(folder: Path) -> np.ndarray:
     try:
         return np.load(folder / THUMBNAILS)
     except (ValueError, EOFError):
-        raise damaged(folder / THUMBNAILS) from None
+        raise prepared.damaged(folder / THUMBNAILS) from None
 
 
 class Volumes:
