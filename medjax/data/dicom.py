@@ -406,7 +406,8 @@ def _header(path: Path) -> Slice:
         if not (position.PixelSpacing > 0).all():
             raise InputError(f"has a PixelSpacing that isn't positive; {CONVERT}")
     except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        more = "" if CONVERT in str(error) else f"; or {CONVERT}"
+        raise InputError(f"{path}: {error}{more}") from None
     except Exception as error:
         raise InputError(
             f"{path}: can't be read ({_line(error)}); {CONVERT}"
