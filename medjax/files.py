@@ -33,8 +33,13 @@ def write_text(path: Path, text: str) -> None:
             partial.unlink()
 
 
+def write_json(path: Path, value: Any) -> None:
+    """As `write_text`, of a value as JSON."""
+    write_text(path, json.dumps(value, indent=1))
+
+
 def read_json(path: Path) -> Any:
-    """What `write_text` wrote as JSON.
+    """What `write_json` wrote.
 
     Raises:
       InputError: the file is gone or damaged.

@@ -106,7 +106,7 @@ def main() -> None:
         lambda: calibration.fit_platt(raw[: SIDES["validation"]], *validation[3:]),
     )
     assert len(fit.slope) == FINDINGS
-    timed("operating_points", lambda: operating.choose(validation, split="validation"))
+    timed("operating_points", lambda: operating.choose(validation))
 
     summary = timed(
         "summary",

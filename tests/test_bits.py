@@ -120,7 +120,7 @@ def test_what_draws_and_compares_sees_the_same_of_both(tmp_path):
 
 
 def test_other_numbers_of_bits_are_refused(tmp_path):
-    with pytest.raises(InputError, match="data.bits=12: use 8 or 16"):
+    with pytest.raises(InputError, match="data.bits=12 is unknown: use 8, 16"):
         source(tmp_path, bits=12)
     assert images.eight_bits(np.array([0, 128, 129, 65535], np.uint16)).tolist() == [
         *(0, 0, 1, 255)

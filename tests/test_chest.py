@@ -437,9 +437,14 @@ def test_paths_without_a_prefix_are_read_too(tmp_path):
 @pytest.mark.parametrize(
     ("path", "labels", "settings", "message"),
     [
-        (ONE, {"Edema": "maybe"}, {}, "Edema is 'maybe' for train/patient00042"),
-        (ONE, {"Edema": "2.0"}, {}, "Edema is '2' "),
-        (ONE, {}, {"uncertain": "guess"}, "data.uncertain='guess': .*'soft'"),
+        (ONE, {"Edema": "maybe"}, {}, "Edema of train/patient00042"),
+        (ONE, {"Edema": "2.0"}, {}, "is '2', none of"),
+        (
+            ONE,
+            {},
+            {"uncertain": "guess"},
+            "data.uncertain='guess' is unknown: use .*'soft'",
+        ),
         (ONE, {}, {"blank": "ones"}, "data.blank='ones'"),
         (ONE, {}, {"views": ("PA", "side")}, "data.views='side'"),
         ("train/42/view1.jpg", {}, {}, "names no patient"),

@@ -99,7 +99,7 @@ def test_robustness_of_other_choices_or_data_is_no_part_of_the_page(
 def test_another_split_has_files_of_its_own_and_an_unknown_one_is_refused(run):
     evaluate.beside("--corrupt", run, Images(split="validation"), most=3)
     assert (run / "robustness-validation.json").exists()
-    with pytest.raises(InputError, match="--split=tset"):
+    with pytest.raises(InputError, match="--split='tset' is unknown"):
         evaluate.beside("--corrupt", run, Images(split="tset"))
 
 

@@ -198,7 +198,9 @@ def test_what_a_run_predicts_is_calibrated_as_its_operating_points_are(run):
     image = np.stack([film["image"] for film in image]).reshape(2, 2, 32, 32, 1)
     raw = np.asarray(one.network.predict(one.state, image), float)
     expected = expit(0.7 * raw + 0.3)
-    np.testing.assert_allclose(one.predict(image), expected, atol=1e-6)
+    np.testing.assert_allclose(
+        one.fixed.calibrated(expit(one.log_odds(image))), expected, atol=1e-6
+    )
 
 
 def test_frozen_choices_of_another_config_are_refused(run, tmp_path):
@@ -278,7 +280,7 @@ def test_integrated_gradients_have_no_stage(run, monkeypatch):
 
 @pytest.mark.parametrize("how", [{"method": "lime"}, {"stage": "stage9"}])
 def test_a_method_or_a_stage_that_is_not_there_is_one_line(run, how):
-    with pytest.raises(InputError, match="use one of"):
+    with pytest.raises(InputError, match="is unknown: use"):
         explain.explainer(finished(run), **how)
 
 
@@ -312,7 +314,7 @@ def test_a_frozen_network_is_explained_as_any_other(run):
 
 
 def test_a_split_that_is_not_there_is_named(run):
-    with pytest.raises(InputError, match="--split=tset"):
+    with pytest.raises(InputError, match="--split='tset' is unknown"):
         evaluate.beside("--localise", run, Images(split="tset"))
     with pytest.raises(InputError, match="its own name"):
         evaluate.beside(

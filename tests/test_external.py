@@ -41,7 +41,7 @@ def opened(request, tmp_path_factory):
     return read
 
 
-def audited(opened, others, folder, claim=seen.UNCLAIMED):
+def audited(opened, others, folder, claim=seen.CLAIMS["refuse"]):
     runs = [seen.Trained(folder, *opened())]
     judged = others.table.assign(split="abroad")
     return seen.audit_other(runs, others, judged, claim, folder / "overlap-abroad.csv")
@@ -80,7 +80,7 @@ def test_a_run_s_own_images_are_refused_in_one_line_and_listed(opened, tmp_path)
 
 def test_pictures_are_told_whoever_they_are_of(opened, tmp_path):
     used, _ = used_and_tested(opened)
-    for claim in (seen.UNCLAIMED, Claim(other_hospital=True)):
+    for claim in (seen.Claim(), Claim(other_hospital=True)):
         with pytest.raises(
             InputError, match=rf"\(0 patient ids, {len(used)} pict"
         ) as e:

@@ -85,7 +85,7 @@ def test_what_is_fitted_on_validation_is_fixed_and_read_back(config, tmp_path, m
     assert (again.points, again.positives) == (chosen.points, chosen.positives)
     assert list(again.positives.values()) == label.sum(axis=0).tolist()
     for (rule, value), points in zip(thresholds.POINTS, again.points.values()):
-        options = {"split": "validation", "rule": rule, "value": value}
+        options = {"rule": rule, "value": value}
         reached = thresholds.choose(said._replace(probability=expected), **options)
         assert list(points.values()) == reached.tolist()
     found = again.calibrated(said.probability)
@@ -260,7 +260,7 @@ def test_classes_share_a_temperature_and_sum_to_one(config, method):
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"evaluation.calibration": "plat"}, "use one of none, platt"),
+        ({"evaluation.calibration": "plat"}, "is unknown: use 'none', 'platt'"),
         (
             {"evaluation.calibration": "isotonic", "task": "multiclass"},
             "use 'platt' or 'temperature'",
@@ -270,7 +270,7 @@ def test_classes_share_a_temperature_and_sum_to_one(config, method):
             r"loss\.name='focal' bends",
         ),
         ({"evaluation.calibration": "adjust"}, "equally frequent"),
-        ({"evaluation.rule": "youdn"}, "operating rule"),
+        ({"evaluation.rule": "youdn"}, "evaluation.rule='youdn'"),
     ],
 )
 def test_what_could_not_be_fitted_is_refused_before_the_training(config, fields, said):

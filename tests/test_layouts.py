@@ -118,7 +118,7 @@ def test_mimic_cxr_lists_its_files(mimic):
         ("split.csv", "validate", "dev", "the split 'dev' is none of train, validate"),
         ("metadata.csv.gz", "ViewPosition", "View", "no column 'ViewPosition'"),
         ("chexpert.csv.gz", "53189527", "50414267", "lists the study 50414267 twice"),
-        ("chexpert.csv.gz", "-1.0", "maybe", "Edema is 'maybe' for 53189527"),
+        ("chexpert.csv.gz", "-1.0", "maybe", "Edema of 53189527 is 'maybe'"),
     ],
 )
 def test_a_wrong_table_of_mimic_cxr_is_named(mimic, name, old, new, message):

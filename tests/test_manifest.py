@@ -148,7 +148,7 @@ def test_the_audit_names_a_task_without_a_positive_on_a_side(caplog):
     assert caplog.text == ""
     audit(manifest, table, ("t",))
     assert caplog.text.count("t has no positives in") == 2
-    with pytest.raises(InputError, match="by: 'film' is unknown"):
+    with pytest.raises(InputError, match="split.by='film' is unknown"):
         audit(manifest, by="film")
 
 
@@ -290,12 +290,12 @@ def test_a_manifest_comes_back_as_it_was_written(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "not a CSV .*No such file"),
-        ("", "not a CSV .*No columns"),
+        (None, "can't be read .*No such file"),
+        ("", "can't be read .*No columns"),
         ("id,image,patient\n0,a,1\n", "no column 'split'"),
         ("id,image,patient,split\nx,a,1,test\n", "id: 1 are no integers, e.g. 'x'"),
         ("id,image,patient,split\n0,a,,test\n", "patient: 1 are empty, e.g. 'a'"),
-        ("id,image,patient,split\n0,a,1,test\n0,a,1,test,9,9\n", "not a CSV"),
+        ("id,image,patient,split\n0,a,1,test\n0,a,1,test,9,9\n", "can't be read"),
     ],
 )
 def test_a_file_that_is_no_manifest_is_named(tmp_path, text, message):

@@ -153,7 +153,7 @@ def put(name, change):
         (put("val_labels", lambda a: a.astype(int) - 1), {}, "classes from -1 to 3"),
         (put("test_labels", lambda a: a + 4), {"names": tuple("abcd")}, "0 to 5"),
         (lambda a: None, {"task": "multilabel"}, "is 2, not from 0"),
-        (lambda a: None, {"task": "binary"}, "data.task='binary': use"),
+        (lambda a: None, {"task": "binary"}, "data.task='binary' is unknown: use"),
         (lambda a: None, {"task": "multilabel", "names": ("a", "b")}, "has 2 names"),
         (
             lambda a: a.update({k: v[:0] for k, v in a.items()}),
@@ -267,7 +267,7 @@ def test_images_that_end_too_early_stop_the_preparation(save, whole):
     if whole:
         assert len(items(source)) == 12
         return
-    with pytest.raises(InputError, match="can't be read .*: fetch"):
+    with pytest.raises(InputError, match="can't be read .*; fetch"):
         items(source)
 
 

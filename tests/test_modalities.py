@@ -135,7 +135,9 @@ def test_unknown_names_are_told_the_known_ones():
         safety.check([], modality="xray")
     with pytest.raises(InputError, match=r"modality='' is unknown"):
         safety.default("")
-    with pytest.raises(InputError, match=r"'blurr' is no op: use .*blur, brightness"):
+    with pytest.raises(
+        InputError, match=r"'blurr' is unknown: use .*'blur', 'brightness'"
+    ):
         safety.check([("blurr", {})], modality="ct")
 
 

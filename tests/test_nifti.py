@@ -179,7 +179,7 @@ SPOILT = {
     "can't be read": cut,
     "can't be read (Empty file": lambda path: path.write_bytes(b""),
     "Cannot work out file type": lambda path: path.write_bytes(b"no volume" * 99),
-    "does not exist": lambda path: None,
+    "give an existing file": lambda path: None,
 }
 
 

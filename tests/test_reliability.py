@@ -276,11 +276,11 @@ def test_separated_classes_have_no_slope_and_one_class_has_no_number():
     options = {"uncalibrated": None, "key": KEY, "replicates": 3}
     _, tasks = reliability.summarise(p, y, np.ones_like(p), np.arange(30), **options)
     first, second = (task.before for task in tasks)
-    assert first.calibration_slope.why == "a threshold separates the classes"
-    assert np.isnan(first.calibration_intercept.estimate)
-    assert np.isfinite(first.calibration_in_the_large.low)
+    assert first["calibration_slope"].why == "a threshold separates the classes"
+    assert np.isnan(first["calibration_intercept"].estimate)
+    assert np.isfinite(first["calibration_in_the_large"].low)
     for name in reliability.COX:
-        assert getattr(second, name).why == "no positive image"
+        assert second[name].why == "no positive image"
 
 
 def test_before_and_after_stand_side_by_side():

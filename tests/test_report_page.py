@@ -148,7 +148,7 @@ def whole_summary():
         "steps": 20,
         "bands": thresholds.bands(found, tasks=TASKS, **draws),
         "decisions": decisions.curves(found, tasks=TASKS, **draws),
-        "conformal": answers(found, **draws),
+        "conformal": answers(found),
         "explorer": thresholds.explorer(found, **common),
         "subgroups": {"sex": groups, "age": groups | {"p_holm": 0.2}},
         "robustness": robustness,
@@ -166,8 +166,8 @@ def whole_summary():
     }
 
 
-def answers(found, **draws):
-    options = {"tasks": TASKS, "exclusive": False, **draws}
+def answers(found):
+    options = {"tasks": TASKS, "exclusive": False}
     limits = conformal.fit(found, exclusive=False, error=0.1)
     return conformal.summarise(found, limits, **options)
 

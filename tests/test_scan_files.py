@@ -216,7 +216,7 @@ def test_a_dataset_json_that_is_not_the_decathlons_is_refused(tmp_path, text, wh
 
 
 def test_no_such_part_and_no_such_folder_are_refused(tmp_path):
-    with pytest.raises(InputError, match="part='val'"):
+    with pytest.raises(InputError, match="data.part='val'"):
         scans.in_decathlon(tmp_path, sequences=("FLAIR",), part="val")
     with pytest.raises(InputError, match="does not exist"):
         scans.in_decathlon(tmp_path / "absent", sequences=("FLAIR",))

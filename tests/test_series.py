@@ -195,7 +195,7 @@ SPOILT = {
     "001.dcm and 003.dcm are 6 mm apart, others 3 mm": missing,
     "001.dcm and copy.dcm lie in one place": twice,
     "holds 1 DICOM slices": alone,
-    "003.dcm: can't be decoded": cut,
+    "003.dcm: can't be read": cut,
     "003.dcm: holds 2 frames": several,
     "005.dcm: is no DICOM": foreign,
     "holds 0 DICOM slices, but S1 in it: correct data.files": deeper,

@@ -226,7 +226,7 @@ def test_by_patient_says_nothing_where_every_x_is_reached(caplog):
         ({"test": 0.6, "validation": 0.4}, "test 0.6 . validation 0.4"),
         ({"minority": 0.5}, "minority"),
         ({"minority": -0.1}, "minority"),
-        ({"by": "study"}, "by"),
+        ({"by": "study"}, "split.by"),
         ({"seed": -1}, "seed"),
     ],
 )

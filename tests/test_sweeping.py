@@ -208,14 +208,18 @@ def test_the_package_is_imported_without_jax():
 
 def test_what_is_asked_for_wrongly_is_said(tmp_path, monkeypatch):
     config, arms = quickstart.get_config(), [{"seed": 0}]
-    with pytest.raises(InputError, match="--executor=cloud: use one of local"):
+    with pytest.raises(InputError, match="--executor='cloud' is unknown: use 'local'"):
         medjax.sweep(config, arms, tmp_path, executor="cloud")
-    with pytest.raises(InputError, match="--baseline=x: use one of as configured"):
+    with pytest.raises(
+        InputError, match="--baseline='x' is unknown: use 'as configured"
+    ):
         medjax.sweep(config, arms, tmp_path, baseline="x")
     for name in ("nodes", "tasks_per_node", "slurm_ntasks_per_node"):
         with pytest.raises(InputError, match=f"--slurm={name}=2: .* is one process"):
             executors.slurm(tmp_path, [], print, cluster="local", **{name: 2})
-    with pytest.raises(InputError, match="--slurm=cluster=x: use slurm or local"):
+    with pytest.raises(
+        InputError, match="--slurm=cluster='x' is unknown: use 'slurm', 'local'"
+    ):
         executors.slurm(tmp_path, [], print, cluster="x")
     monkeypatch.setattr(executors.shutil, "which", lambda name: None)
     with pytest.raises(InputError, match="no sbatch here"):

@@ -307,7 +307,9 @@ def test_stages_without_a_gradient_by_patches_are_refused():
     run = run_of(name="vit_small", **TINY)
     assert run.network.stages == ("stem", "stage1", "stage2")
     assert explain.stages(run) == ("stem", "stage1")
-    with pytest.raises(InputError, match="--stage=stage2: use one of stem, stage1$"):
+    with pytest.raises(
+        InputError, match="--stage='stage2' is unknown: use 'stem', 'stage1'$"
+    ):
         explain.explainer(run, stage="stage2")
     assert explain.explainer(run, method=heatmaps.ROLLOUT)
     with pytest.raises(InputError, match=f"--stage=stem: {heatmaps.ROLLOUT} explains"):
@@ -315,5 +317,7 @@ def test_stages_without_a_gradient_by_patches_are_refused():
     mean = run_of(name="vit_small", **TINY, pool="mean")
     assert explain.stages(mean) == mean.network.stages
     other = run_of(name="densenet_small", blocks=(1, 1))
-    with pytest.raises(InputError, match=f"--method={heatmaps.ROLLOUT}: use one of"):
+    with pytest.raises(
+        InputError, match=f"--method='{heatmaps.ROLLOUT}' is unknown: use"
+    ):
         explain.explainer(other, method=heatmaps.ROLLOUT)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from medjax.augment import intensity
-from medjax.errors import InputError
+from medjax.errors import InputError, check_choice
 from medjax.geometry import warp
 
 Options = Mapping[str, Any]
@@ -351,15 +351,11 @@ def _mirrored(name: str, options: Options) -> str:
 def _defaults(name: str) -> dict[str, Any]:
     """An op's default options."""
     ops = warp.MOVES | intensity.OPS
-    if name not in ops:
-        names = ", ".join(sorted(ops))
-        raise InputError(f"augment.ops: {name!r} is no op: use {names}")
+    check_choice("augment.ops", name, sorted(ops))
     parameters = inspect.signature(ops[name]).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
 def _policy(modality: str) -> Policy:
-    if modality not in POLICIES:
-        names = ", ".join(map(repr, POLICIES))
-        raise InputError(f"modality={modality!r} is unknown: use {names}")
+    check_choice("modality", modality, POLICIES)
     return POLICIES[modality]

@@ -13,11 +13,12 @@ import numpy as np
 import pandas as pd
 
 from medjax.cohort import identity
-from medjax.errors import InputError
+from medjax.errors import InputError, check_choice, reading
 from medjax.files import write_table
 
 SPLITS = ("train", "validation", "test")
 UNUSED = "unused"
+UNITS = ("patient", "image")  # What a split may divide.
 COLUMNS = ("id", "image", "patient", "split")
 log = logging.getLogger("medjax")
 
@@ -48,11 +49,8 @@ def audit(
         unknown split name, an empty split, a patient on two sides (UNUSED is not a
         side), a picture on two sides, or another image or patient than the table's.
     """
-    check_by(by)
-    if on_duplicates not in ("refuse", "warn"):
-        raise InputError(
-            f"split.duplicates={on_duplicates!r} is unknown: use 'refuse' or 'warn'"
-        )
+    check_choice("split.by", by, UNITS)
+    check_choice("split.duplicates", on_duplicates, ("refuse", "warn"))
     ids, side = manifest["id"], manifest["split"]
     refuse(ids.duplicated(), ids, "id", "rows repeat an id", "split again")
     names = (*SPLITS, UNUSED)
@@ -239,11 +237,8 @@ def read(path) -> pd.DataFrame:
       InputError: no such file, not a CSV, a missing column, an id that isn't an
         integer, or an image without a patient.
     """
-    try:
+    with reading(path, "write it again"):
         text = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as e:  # pandas' parser raises ValueErrors.
-        why = str(e).strip().splitlines()[0]
-        raise InputError(f"{path}: not a CSV ({why}); write it again") from None
     if missing := [name for name in COLUMNS if name not in text]:
         raise InputError(f"{path}: no column {missing[0]!r}; add it or correct it")
     wrong = ~text["id"].str.fullmatch(r"-?\d{1,18}")
@@ -275,9 +270,3 @@ def refuse_two_sides(patient, side):
     """Raises if a patient is on more than one side; [N] each."""
     sides = pd.Series(np.asarray(side)).groupby(np.asarray(patient)).nunique()
     refuse(sides > 1, sides.index, "patient", "are on two sides", "split by patient")
-
-
-def check_by(by):
-    """Raises if the unit of the split is unknown."""
-    if by not in ("patient", "image"):
-        raise InputError(f"by: {by!r} is unknown; give 'patient' or 'image'")

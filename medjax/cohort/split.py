@@ -22,13 +22,13 @@ from medjax.cohort import stratify
 from medjax.cohort.manifest import (
     COLUMNS,
     SPLITS,
+    UNITS,
     UNUSED,
-    check_by,
     reached,
     refuse,
     refuse_two_sides,
 )
-from medjax.errors import InputError
+from medjax.errors import InputError, check_choice
 
 HALF = ", half "  # Between a volume's name and the hemisphere, see `halves`.
 log = logging.getLogger("medjax")
@@ -193,7 +193,7 @@ def _manifest(table, tasks, side, minority, among=None):
 
 def _cohort(table, tasks, by="patient", least=3):
     """The number of each image's patient, [N], by ascending name; and the Cohort."""
-    check_by(by)
+    check_choice("split.by", by, UNITS)
     unit, names = pd.factorize(table[by], sort=True)
     if len(names) < least:
         raise InputError(f"{by}: {len(names)} in all; give {least} or more")

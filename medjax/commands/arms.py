@@ -21,7 +21,7 @@ from medjax.config import (
     tuples,
 )
 from medjax.errors import InputError
-from medjax.files import read_json, write_text
+from medjax.files import read_json, write_json, write_text
 from medjax.training import folder as workdir
 
 # What tells the repetitions of one arm apart.
@@ -112,9 +112,9 @@ def claim(folder: Path, config: Config, planned: list[Run]) -> None:
     if path.exists():
         workdir.refuse_other(folder, as_json(read_config(folder)), as_json(config))
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(as_json(config), indent=2))
+    write_json(path, as_json(config))
     rows = [run._asdict() for run in planned]
-    write_text(folder / "arms.json", json.dumps(rows, indent=1))
+    write_json(folder / "arms.json", rows)
 
 
 def read(folder: Path) -> tuple[Config, list[Run]]:

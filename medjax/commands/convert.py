@@ -4,11 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
+from medjax.errors import some
 from medjax.models import weights
 from medjax.models.weights.convert import nearest, other
 from medjax.tasks import start
-
-SHOWN = 4  # Names of arrays in a line.
 
 
 def convert(source: Path, name: str, out: Path, *, channels: int) -> None:
@@ -64,13 +63,12 @@ def describe(source: Path) -> None:
     if not models:
         model, (missing, surplus) = next(iter(misfits.items()))
         texts = {"it lacks": missing, "has no place for": surplus}
-        texts = [f"{text} {_some(part)}" for text, part in texts.items() if part]
+        texts = [
+            f"{text} {some([*map(_printable, part)])}"
+            for text, part in texts.items()
+            if part
+        ]
         print(f"nearest to {model}: {', and '.join(texts)}")
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(map(_printable, names[:SHOWN]))
-    return shown + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def _printable(name: str) -> str:

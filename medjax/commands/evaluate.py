@@ -12,7 +12,7 @@ from medjax import tasks
 from medjax.cohort import manifest as manifests
 from medjax.config import Config, as_json, read_config
 from medjax.data import prepared
-from medjax.errors import InputError
+from medjax.errors import InputError, check_choice
 from medjax.evaluation import external
 from medjax.files import read_json
 from medjax.reports import compare as comparison
@@ -39,8 +39,8 @@ class Images(NamedTuple):
     def check(self, config: Config) -> None:
         """Refuses a split that isn't there, and its name for other data."""
         names, split = adapt.splits_of(config), self.split
-        if self.other is None and split not in names:
-            raise InputError(f"--split={split}: use one of {', '.join(names)}")
+        if self.other is None:
+            check_choice("--split", split, names)
         if self.other is not None and (split in names or not split.isidentifier()):
             raise InputError(
                 f"--split={split}: give the report on other data its own name"

@@ -22,7 +22,7 @@ from medjax.commands import arms
 from medjax.commands import population as population_
 from medjax.commands import train as training
 from medjax.commands.arms import Run
-from medjax.errors import InputError
+from medjax.errors import InputError, check_choice
 from medjax.files import write_text
 from medjax.training import devices
 from medjax.training.loop import stop_signal
@@ -103,8 +103,7 @@ def slurm(
     """
     submitit = _submitit()
     cluster = options.pop("cluster", "slurm")
-    if cluster not in ("slurm", "local"):
-        raise InputError(f"--slurm=cluster={cluster}: use slurm or local")
+    check_choice("--slurm=cluster", cluster, ("slurm", "local"))
     for name in SEVERAL:
         if options.get(name, 1) != 1:
             raise InputError(

@@ -1,6 +1,5 @@
 """The command `export`: a finished run as a folder that jax and numpy alone can run."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from medjax import tasks
 from medjax.config import as_json, read_config
 from medjax.errors import InputError
 from medjax.evaluation.bootstrap import as_json as numbers
-from medjax.files import read_json, unfinished, write_text
+from medjax.files import read_json, unfinished, write_json, write_text
 from medjax.models import weights
 from medjax.reports import report
 from medjax.tasks.exported import Program
@@ -149,7 +148,7 @@ def write(program: Program, out: Path) -> None:
         "calling_convention": versions.pop(),
         "jax": jax.__version__,
     }
-    write_text(out / "task.json", json.dumps(numbers(facts), indent=2))
+    write_json(out / "task.json", numbers(facts))
     what, rest = SCRIPTS[program.facts["kind"]]
     write_text(out / "predict.py", LOAD.format(what=what) + rest)
 

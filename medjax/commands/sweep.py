@@ -11,7 +11,7 @@ from medjax import tasks
 from medjax.commands import arms, executors, population
 from medjax.commands.arms import Run
 from medjax.config import Config
-from medjax.errors import InputError
+from medjax.errors import InputError, check_choice
 from medjax.evaluation import discrimination, seeds
 from medjax.files import read_json
 from medjax.reports import compare as report
@@ -48,12 +48,10 @@ def sweep(
     Raises:
       InputError: a mistake in the overrides or the data, before anything runs.
     """
-    if executor not in EXECUTORS:
-        raise InputError(f"--executor={executor}: use one of {', '.join(EXECUTORS)}")
+    check_choice("--executor", executor, EXECUTORS)
     runs = arms.runs(config, overrides)
     names = list(dict.fromkeys(run.arm for run in runs))
-    if baseline and baseline not in names:
-        raise InputError(f"--baseline={baseline}: use one of {', '.join(names)}")
+    check_choice("--baseline", baseline or names[0], names)
     arms.claim(folder, config, runs)
     left = [
         run

@@ -192,6 +192,7 @@ def _body(rng, lines, points, build, tumour, spacing):
     depth = _depth(moved, head.cerebrum, folds, build, spacing)
     parts, _ = ndimage.label(head.hull > -1)  # Skull-stripping keeps the largest.
     brain = parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])
+    both = moved[0], moved[1], np.abs(moved[2])  # The nuclei are on both sides.
     body = SimpleNamespace(
         points=points,
         build=build,
@@ -199,7 +200,7 @@ def _body(rng, lines, points, build, tumour, spacing):
         depth=depth,
         brain=brain,
         ventricle=_ventricles(moved, build),
-        nucleus=_nuclei(moved),
+        nucleus=np.maximum.reduce([_ellipsoid(both, *each) for each in NUCLEI]),
         tumour_side=side * moved[2],
     )
     return body, far
@@ -366,13 +367,6 @@ def _ventricles(points: Sequence[np.ndarray], build) -> np.ndarray:
     third = np.minimum(slit - side, _ellipsoid((z, y), (-1, 6), (10.0, 17.0)))
     fourth = _ellipsoid(points, (-34.0, 20.0, 0.0), (8.0, 3.5, 5.0))
     return np.maximum(gap, np.maximum(third, fourth))
-
-
-def _nuclei(points: Sequence[np.ndarray]) -> np.ndarray:
-    """Gap of the deep grey nuclei of both sides."""
-    z, y, x = points
-    both = z, y, np.abs(x)
-    return np.maximum.reduce([_ellipsoid(both, *nucleus) for nucleus in NUCLEI])
 
 
 def _depth(

@@ -19,7 +19,7 @@ from pydicom.pixels import get_decoder, pixel_array
 
 from medjax.data import nifti
 from medjax.data.nifti import Volume
-from medjax.errors import InputError
+from medjax.errors import InputError, reading
 from medjax.geometry import grid
 from medjax.geometry.grid import RAS_TO_LPS
 
@@ -326,12 +326,10 @@ def read(folder: str | os.PathLike) -> Volume:
     Source: DICOM PS3.3 C.7.6.2.1.1, the image plane.
     """
     folder = Path(folder)
-    try:
+    with reading(folder, "give a folder that you may read", OSError):
         files = [path for path in sorted(folder.iterdir()) if is_visible(path)]
-        slices = {path: _header(path) for path in files if is_dicom(path)}
-    except OSError as error:
-        why = f"{folder}: can't be read ({error.strerror})"
-        raise InputError(f"{why}; give a folder that you may read") from error
+        images = [path for path in files if is_dicom(path)]
+    slices = {path: _header(path) for path in images}
     below = _below(folder)
     if len(slices) < 2:
         hint = f", but {below} in it: correct data.files" if below else ""
@@ -451,14 +449,9 @@ def _sorted(folder: Path, slices: dict[Path, Slice]) -> list[Path]:
 
 def _pixels(path: Path) -> np.ndarray:
     """[rows, columns] float32 in the file's units."""
-    try:
+    with reading(path, "export the series again"):
         dataset = _open(path)
         pixels = _rescaled(_stored(dataset), dataset)[0].astype(np.float32)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    except Exception as error:
-        why = f"{path}: can't be decoded ({_line(error)})"
-        raise InputError(f"{why}; export the series again") from error
     if not np.isfinite(pixels).all():
         raise InputError(f"{path}: holds voxels that are no numbers; export it again")
     return pixels

@@ -23,7 +23,7 @@ from PIL import Image
 
 from medjax.data import dicom
 from medjax.data.dicom import Film, check_size, damaged
-from medjax.errors import InputError
+from medjax.errors import InputError, reading
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 # How pictures begin, also of formats that are refused: a folder's are never passed over.
@@ -46,19 +46,14 @@ def read(path: str | os.PathLike, channels: int | None = None) -> Film:
         image of these formats, zero-sized, of more than 200 megapixels, or a
         DICOM of several frames, in colour, or that no installed decoder reads.
     """
-    try:
-        with open(path, "rb") as file:
-            head = file.read(132)
-            if dicom.begins(head):
-                film = dicom.decode(file)
-            else:
-                film = Film(decode(head + file.read()), (math.nan, math.nan))
+    remedy = "give an existing file that you may read"
+    with reading(path, remedy, OSError), open(path, "rb") as file:
+        head = file.read(132)
+        if dicom.begins(head):
+            film = dicom.decode(file)
+        else:
+            film = Film(decode(head + file.read()), (math.nan, math.nan))
         return film._replace(pixels=with_channels(film.pixels, channels))
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error.__cause__
-    except OSError as error:
-        why = f"{path}: can't be read ({error.strerror})"
-        raise InputError(f"{why}; give an existing file that you may read") from error
 
 
 def fit(pixels: np.ndarray, shape: tuple[int, ...], bits: int = 8) -> np.ndarray:

@@ -11,7 +11,7 @@ import nibabel
 import numpy as np
 from nibabel import orientations
 
-from medjax.errors import InputError
+from medjax.errors import InputError, reading
 from medjax.files import naming, unfinished
 from medjax.geometry import grid
 
@@ -80,7 +80,7 @@ def read(path: str | os.PathLike, *, stack: bool = False) -> Volume:
         are not finite, a spacing that isn't positive or an affine that can't be
         inverted.
     """
-    try:
+    with reading(path, REMEDY):
         head, size = _whole(Path(path))
         image = nibabel.load(path)
         if not isinstance(image, nibabel.Nifti1Image):
@@ -92,15 +92,8 @@ def read(path: str | os.PathLike, *, stack: bool = False) -> Volume:
         if doubt := _doubt(image, header):
             log.warning("%s: %s", path, doubt)
         voxels = image.get_fdata(dtype=np.float32, caching="unchanged")
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: does not exist; give an existing file") from error
-    except Exception as error:  # Damaged bytes raise errors of many types.
-        why = " ".join(str(error).split()) or "it is cut off"
-        raise InputError(f"{path}: can't be read ({why}); {REMEDY}") from error
-    if wrong := int(np.sum(~np.isfinite(voxels))):
-        raise InputError(f"{path}: {wrong} voxels are no numbers; {REMEDY}")
+        if wrong := int(np.sum(~np.isfinite(voxels))):
+            raise InputError(f"{wrong} voxels are no numbers; {REMEDY}")
     channels = (-1,) if stack else ()
     volume = canonical(voxels.reshape(*voxels.shape[:3], *channels), affine)
     return volume._replace(header=image.header)

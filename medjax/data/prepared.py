@@ -38,6 +38,7 @@ from medjax.files import (
     lock,
     naming,
     read_json,
+    write_json,
     write_table,
     write_text,
 )
@@ -91,21 +92,21 @@ def write(
     items: Iterable[Item],
     folder: Path,
     *,
-    files: Mapping[str, Path],
     columns: Sequence[str],
     store: Callable[[Path], contextlib.AbstractContextManager],
-    max_quarantined: float,
-    progress: Callable[[], None],
     unit: str,
+    files: Mapping[str, Path] = {},
+    max_quarantined: float = 0.0,
+    progress: Callable[[], None] = lambda: None,
 ) -> None:
     """Writes a prepared folder: its table, its quarantine and what `store` adds.
 
     Args:
-      files: what the items are made of, see `check_source`.
       store: opens the writer of a folder: (id, item) -> the item's row of the table.
+      unit: what an item is, in the plural.
+      files: what the items are made of, see `check_source`.
       max_quarantined: share of the items that may be left out, in [0, 1].
       progress: called once an item.
-      unit: what an item is, in the plural.
 
     Raises:
       InputError: the folder exists, nothing can be used, or too many items are left
@@ -118,7 +119,7 @@ def write(
             return
         rows, left_out = [], []
         made_of = digests(files, partial / "seen.json")
-        write_text(partial / "source.json", json.dumps(made_of, indent=1))
+        write_json(partial / "source.json", made_of)
         with store(partial) as add:
             for item in items:
                 if item.content is None:
@@ -231,16 +232,8 @@ def folder(records: Path, name: str) -> Path:
     return Path(records).absolute() / "images" / name / str(VERSION)
 
 
-def prepare(
-    source: Source,
-    *,
-    records: Path,
-    name: str,
-    max_quarantined: float,
-    files: Mapping[str, Path] = {},
-    progress: Callable[[], None] = lambda: None,
-) -> Path:
-    """Writes a source's images into `folder(records, name)`; see `write`.
+def prepare(source: Source, *, records: Path, name: str, **how: Any) -> Path:
+    """Writes a source's images into `folder(records, name)`; `how`: see `write`.
 
     Raises:
       InputError: as `write`; no image; a finding's name that the table can't hold.
@@ -254,12 +247,10 @@ def prepare(
     write(
         in_parallel(_with_hashes, source.items()),
         path,
-        files=files,
         columns=COLUMNS + source.tasks,
         store=lambda partial: _records(partial, source, name),
-        max_quarantined=max_quarantined,
-        progress=progress,
         unit="files",
+        **how,
     )
     return path
 

@@ -19,7 +19,7 @@ from medjax.data import dicom, nifti
 from medjax.data import units as measures
 from medjax.data.foreground import box, inside, on_zero
 from medjax.data.nifti import Grid, SequenceFile, Volume
-from medjax.errors import InputError
+from medjax.errors import InputError, check_choice
 from medjax.geometry import grid, register
 
 NEAR = 0.05  # A mask's value is rounded to a whole number that is as near.
@@ -100,9 +100,7 @@ def read_scan(
         a region where the image is 0.
     """
     for name, value, other in (("grids", grids, "align"), ("missing", missing, "fill")):
-        if value not in ("refuse", other):
-            choices = f"'refuse' or {other!r}"
-            raise InputError(f"data.{name}={value!r} is unknown: use {choices}")
+        check_choice(f"data.{name}", value, ("refuse", other))
     present = {name: file for name, file in files.items() if file is not None}
     if not present:
         raise InputError(f"none of the sequences {', '.join(files)} is there")

@@ -32,7 +32,7 @@ from medjax.data.scan import Alignment, Scan, read_scan
 from medjax.data.sources.scans import ScanFiles
 from medjax.data.units import Channel, normalise
 from medjax.errors import InputError
-from medjax.files import digest, escaped, read_json, write_table, write_text
+from medjax.files import digest, escaped, read_json, write_json, write_table, write_text
 
 # Then voxels_<region>, blank without a mask, and has_<sequence>, 1 or 0.
 COLUMNS = (
@@ -107,11 +107,9 @@ def prepare(
     sequences: Sequence[str],
     regions: Mapping[str, Sequence[int]],
     options: Mapping[str, Any],
-    max_quarantined: float = 0.0,
-    files: Mapping[str, Path] = {},
-    progress: Callable[[], None] = lambda: None,
+    **how: Any,
 ) -> Prepared:
-    """Writes scans as a prepared folder; see `Prepared` and `prepared.write`.
+    """Writes scans as a prepared folder, see `Prepared`; `how`: see `prepared.write`.
 
     Raises:
       InputError: as `prepared.write`; no scan, or two of one name.
@@ -129,7 +127,7 @@ def prepare(
             "regions": {name: list(values) for name, values in regions.items()},
             "options": dict(options),
         }
-        write_text(partial / "data.json", json.dumps(about, indent=1))
+        write_json(partial / "data.json", about)
         thumbnails: list[np.ndarray] = []
         alignments: list[tuple] = []
 
@@ -146,17 +144,15 @@ def prepare(
         write_table(partial / "alignments.csv", aligned, float_format="%.4f")
         arrays = sorted(partial.glob("*.npy"))
         digests = {path.name: digest(path) for path in arrays}
-        write_text(partial / DIGESTS, json.dumps(digests, indent=1))
+        write_json(partial / DIGESTS, digests)
 
     prepared.write(
         map(_read, scans),
         folder,
-        files=files,
         columns=(*COLUMNS, *_voxels(regions), *_has(sequences)),
         store=store,
-        max_quarantined=max_quarantined,
-        progress=progress,
         unit="patients",
+        **how,
     )
     return read_prepared(folder)
 

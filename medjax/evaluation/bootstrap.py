@@ -160,14 +160,28 @@ def reweigh(values: Array, counts: Array | None, patient: Array | None = None) -
     return jnp.einsum("pr,p...->r...", counts, values, precision="highest")
 
 
-def means(values, patient, *, key: Array, replicates: int) -> Resampled:
+def means(values, patient, **draws) -> Resampled:
     """Resamples each column's mean over the rows of [N, ...] in which it isn't NaN."""
+    sums = np.stack(patient_sums(values, patient)).astype(np.float32)
+    return resample(_ratio, sums, sums.shape[1], **draws)
+
+
+def patient_sums(values, patient) -> tuple[np.ndarray, np.ndarray]:
+    """[P, ...] each: patients' sums over the rows of [N, ...] not NaN, and their number."""
     names, index = np.unique(np.asarray(patient), return_inverse=True)
     known = ~np.isnan(values)
-    sums = np.zeros((2, len(names), *values.shape[1:]))
-    np.add.at(sums, (slice(None), index), np.stack([np.where(known, values, 0), known]))
-    sums = sums.astype(np.float32)
-    return resample(_ratio, sums, len(names), key=key, replicates=replicates)
+    total, number = np.zeros((2, len(names), *values.shape[1:]))
+    np.add.at(total, index, np.where(known, values, 0))
+    np.add.at(number, index, known)
+    return total, number
+
+
+def mean_of_defined(values, axis: int) -> np.ndarray:
+    """The mean in float64 over what isn't NaN along an axis; NaN of nothing."""
+    known = ~np.isnan(values)
+    total = np.where(known, values, 0).sum(axis=axis, dtype=np.float64)
+    number = known.sum(axis=axis)
+    return np.where(number > 0, total / np.maximum(number, 1), np.nan)
 
 
 def _ratio(sums: Array, counts: Array | None) -> Array:

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from chex import Array
 from scipy.stats import norm
 
 from medjax.evaluation import bootstrap, discrimination, lesions, means, results
@@ -39,12 +38,7 @@ def holm(p) -> np.ndarray:
 
 
 def compare(
-    first: Predictions,
-    second: Predictions,
-    *,
-    tasks: tuple[str, ...],
-    key: Array,
-    replicates: int,
+    first: Predictions, second: Predictions, *, tasks: tuple[str, ...], **draws
 ) -> dict:
     """How much better the first model is, paired by image.
 
@@ -60,12 +54,8 @@ def compare(
     """
     rest = first.label, first.weight, first.patient
     scores = first.ranking, second.ranking
-    intervals = discrimination.difference(
-        *scores, *rest, key=key, replicates=replicates
-    )
-    no_threshold = np.full(len(tasks), np.nan)
-    patients = discrimination.patients(scores[0], *rest, no_threshold)["auroc"][:-1]
-    few = patients < bootstrap.LEAST
+    intervals = discrimination.difference(*scores, *rest, **draws)
+    few = discrimination.rarer_patients(*rest) < bootstrap.LEAST
     p = np.where(few, np.nan, delong(*scores, *rest).p)
     adjusted = holm(p)
     hidden = np.append(few, few.all())
@@ -91,7 +81,7 @@ def compare(
     summary = {
         "films": len(first.id),
         "patients": len(np.unique(first.patient)),
-        "replicates": replicates,
+        "replicates": draws["replicates"],
         "mean": bootstrap.at(columns, -1),
         "p": normal_p(intervals["mean_auroc"]) if not hidden[-1] else np.nan,
         "tasks": {
@@ -146,7 +136,7 @@ def of_members(
     return {"member_dice": truth, "disagreement": 1 - same}
 
 
-def gain_of_masks(rows: Sequence[Mapping], *, key: Array, replicates: int) -> dict:
+def gain_of_masks(rows: Sequence[Mapping], **draws) -> dict:
     """How much higher an ensemble's Dice is than that of a member on average.
 
     rows: by volume and region: name, patient, dice, and those of `of_members`.
@@ -157,9 +147,9 @@ def gain_of_masks(rows: Sequence[Mapping], *, key: Array, replicates: int) -> di
     linear = means.over_rows(
         mean["gain"].to_numpy(), volumes["patient"].first().to_numpy()
     )
-    difference = means.studentised(linear, key=key, replicates=replicates)
+    difference = means.studentised(linear, **draws)
     difference = bootstrap.interval(
-        difference, "", patients=int(linear.patients), replicates=replicates
+        difference, "", patients=int(linear.patients), replicates=draws["replicates"]
     )
     one, other = (float(mean[name].mean()) for name in ("dice", "member_dice"))
     pair = {"one": one, "other": other, "difference": difference}

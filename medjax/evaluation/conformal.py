@@ -63,7 +63,7 @@ def fit(predictions: Predictions, *, exclusive: bool, error: float) -> Limits:
     """The limits by the (calibrated) predictions of the validation split."""
     rates = np.array([error, *RATES])
     score = scores(predictions.probability, exclusive)
-    right = _right(predictions, exclusive)
+    right = answers(predictions.label, predictions.weight > 0, exclusive)
     questions, number = score.shape[1:]
     by_class = np.full((len(rates), questions, number), np.inf)
     marginal = np.full((len(rates), questions), np.inf)
@@ -113,10 +113,6 @@ def answers(label: np.ndarray, known: np.ndarray, exclusive: bool) -> np.ndarray
     return np.where(known.any(axis=1), likeliest, -1)[:, None]
 
 
-def _right(predictions: Predictions, exclusive: bool) -> np.ndarray:
-    return answers(predictions.label, predictions.weight > 0, exclusive)
-
-
 def patients(right: np.ndarray, patient: np.ndarray, number: int) -> np.ndarray:
     """[Q, A]: the patients with each right answer, of `number`, by `answers`' [N, Q]."""
     each = range(number)
@@ -159,7 +155,7 @@ def summarise(
       share of images for a human, those without one answer, and the error of the rest.
     """
     score = scores(predictions.probability, exclusive)
-    right = _right(predictions, exclusive)
+    right = answers(predictions.label, predictions.weight > 0, exclusive)
     names = ["classes"] if exclusive else list(tasks)
     choices = list(tasks) if exclusive else list(ANSWERS)
     questions = {}

@@ -37,7 +37,7 @@ class Curve(NamedTuple):
 
 
 def curves(
-    predictions: Predictions, *, tasks: Sequence[str], key: Array, replicates: int
+    predictions: Predictions, *, tasks: Sequence[str], **draws
 ) -> dict[str, dict]:
     """{task: `Curve` as JSON} of the (calibrated) probabilities.
 
@@ -71,7 +71,7 @@ def curves(
         sums = np.concatenate([called, of_all[..., None] - called], axis=1)
         sums = sums.astype(np.float32)
         results[tasks[t]] = _curve(
-            bootstrap.resample(_shares, sums, patients, key=key, replicates=replicates),
+            bootstrap.resample(_shares, sums, patients, **draws),
             threshold,
             share,
             (of_all > 0).any(axis=1).sum(),

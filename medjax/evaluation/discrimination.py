@@ -40,11 +40,10 @@ def intervals(
     patient,
     threshold,
     *,
-    key: Array,
-    replicates: int,
     prevalence=None,
     max_fpr: float | None = None,
     ranked=None,
+    **draws,
 ) -> dict[str, Interval]:
     """Intervals of every metric, clustered by patient.
 
@@ -80,8 +79,7 @@ def intervals(
         check(each, label, weight)
     rows, index, number = bootstrap.numbered(weight, patient)
     data = *(x[rows] for x in (score, ranked, label, weight)), index, threshold
-    options = {"key": key, "replicates": replicates, "max_fpr": max_fpr}
-    base = bootstrap.resample(_base, data, number, **options)
+    base = bootstrap.resample(_base, data, number, max_fpr=max_fpr, **draws)
     resampled = jax.device_get(_every(base, prevalence))
     counts = patients(*(x[rows] for x in (score, label, weight)), index, threshold)
     positives, results = np.asarray(base.whole[1][1]), {}
@@ -138,7 +136,7 @@ def rarer_patients(label, weight, patient) -> np.ndarray:
 
 
 def at_thresholds(
-    score, label, weight, patient, threshold, *, key: Array, replicates: int
+    score, label, weight, patient, threshold, **draws
 ) -> dict[str, Interval]:
     """Sensitivity and specificity at K thresholds of every task, [K, T].
 
@@ -147,8 +145,7 @@ def at_thresholds(
     rows, index, patients = bootstrap.numbered(weight, patient)
     wide = (np.tile(x[rows], len(threshold)) for x in (score, label, weight))
     data = *wide, index, np.ravel(threshold)
-    options = {"key": key, "replicates": replicates}
-    resampled = bootstrap.resample(_two_rates, data, patients, **options)
+    resampled = bootstrap.resample(_two_rates, data, patients, **draws)
     return {
         name: Interval(*(np.reshape(x, np.shape(threshold)) for x in interval[:4]))
         for name, interval in bootstrap.wilson(resampled).items()
@@ -190,7 +187,7 @@ def _every(base: Resampled, prevalence: Array | None) -> Resampled:
 
 
 def difference(
-    score, other, label, weight, patient, *, key, replicates, level=bootstrap.LEVEL
+    score, other, label, weight, patient, *, level=bootstrap.LEVEL, **draws
 ) -> dict[str, Interval]:
     """Paired intervals of how much higher one model's areas are than another's.
 
@@ -213,9 +210,7 @@ def difference(
         check(each, *arrays[2:])
     rows, index, patients = bootstrap.numbered(weight, patient)
     data = *(a[rows] for a in arrays), index
-    base = bootstrap.resample(
-        _differences, data, patients, key=key, replicates=replicates
-    )
+    base = bootstrap.resample(_differences, data, patients, **draws)
     defined = {name: ~np.isnan(x) for name, x in base.whole.items()}
     both = [
         values | {f"mean_{k}": metrics.macro(v, defined[k]) for k, v in values.items()}
@@ -232,7 +227,7 @@ def _differences(data, counts) -> dict[str, Array]:
 
 
 def class_intervals(
-    probability, label, weight, patient, *, key: Array, replicates: int
+    probability, label, weight, patient, **draws
 ) -> tuple[np.ndarray, dict[str, Interval]]:
     """The classes' confusion matrix [K, K], and its rates with intervals.
 
@@ -243,8 +238,7 @@ def class_intervals(
     cells = jax.ops.segment_sum(cells, index, patients)  # [P, K, K]
     matrix = np.asarray(cells.sum(axis=0))
     data = cells, matrix.sum(axis=1) > 0
-    options = {"key": key, "replicates": replicates}
-    resampled = bootstrap.resample(_class_rates, data, patients, **options)
+    resampled = bootstrap.resample(_class_rates, data, patients, **draws)
     in_unit = (  # Kappas are from -1 to 1.
         {name: (1 + x) / 2 if "kappa" in name else x for name, x in rates.items()}
         for rates in resampled

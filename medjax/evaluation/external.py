@@ -54,6 +54,7 @@ def beside(internal: dict, external: dict) -> dict:
         for name in names
         if averaged[0] == averaged[1] and all(name in r["mean"] for r in both)
     ]
+    quantities = [(task, *(_quantities(r, task) for r in both)) for task in tasks]
     compared = {
         "films": internal["volumes" if masks else "films"],
         "patients": internal["patients"],
@@ -61,7 +62,12 @@ def beside(internal: dict, external: dict) -> dict:
         "mean": {name: _numbers(*(r["mean"][name] for r in both)) for name in means},
         "tasks": tasks,
         "shift": {
-            task: _shift(*(_quantities(r, task) for r in both)) for task in tasks
+            task: {
+                name: _numbers(before[name], value)
+                for name, value in now.items()
+                if name in before
+            }
+            for task, before, now in quantities
         },
     }
     return bootstrap.as_json(compared)
@@ -111,14 +117,6 @@ def _metrics(results: dict) -> dict[str, dict]:
     if "regions" in results:
         return results["regions"]
     return {name: task["metrics"] for name, task in results["tasks"].items()}
-
-
-def _shift(internal: dict, external: dict) -> dict:
-    return {
-        name: _numbers(internal[name], external[name])
-        for name in external
-        if name in internal
-    }
 
 
 def _quantities(results: dict, task: str) -> dict[str, dict]:

@@ -66,26 +66,17 @@ class Marked(NamedTuple):
     patient: np.ndarray  # [N] int.
 
 
-class Measure(NamedTuple):
-    """The mean of a measure, with its interval; gain: over chance."""
-
-    estimate: float
-    low: float
-    high: float
-    undefined: float
-    why: str
-    chance: float
-    others: float
-    gain: Interval
-
-
 class Pairs(NamedTuple):
-    """How many pairs and patients there are, and their measures."""
+    """How many pairs and patients there are, and their measures.
+
+    Of each the Interval of its mean, the means `chance` and `others`, and the Interval
+    of its `gain` over chance.
+    """
 
     pairs: int
     patients: int
-    pointing: Measure
-    iou: Measure
+    pointing: dict
+    iou: dict
 
 
 class Localisation(NamedTuple):
@@ -327,9 +318,7 @@ def inside(
     return mask
 
 
-def localise(
-    marked: Marked, *, tasks: Sequence[str], key: Array, replicates: int
-) -> dict:
+def localise(marked: Marked, *, tasks: Sequence[str], **draws) -> dict:
     """Means of `measure` over images, with intervals of a bootstrap over patients.
 
     Returns a `Localisation` as JSON, see bootstrap.as_json.
@@ -340,7 +329,7 @@ def localise(
     )
     value = measure(marked)[:, None]  # [N, 1, 8]
     value = np.where(chosen.T[..., None], value, np.nan)
-    resampled = bootstrap.means(value, marked.patient, key=key, replicates=replicates)
+    resampled = bootstrap.means(value, marked.patient, **draws)
     intervals, gains = bootstrap.wilson(resampled), bootstrap.normal(resampled)
 
     def pairs(k: int) -> Pairs:
@@ -352,23 +341,25 @@ def localise(
                 bootstrap.at(kind, (k, COLUMNS.index(name))),
                 "no other patient",
                 patients=patients,
-                replicates=replicates,
+                replicates=draws["replicates"],
                 name=name,
             )
 
         measures = {
-            name: Measure(
-                *interval(name),
-                chance=interval(f"{name}_chance").estimate,
-                others=interval(f"{name}_others").estimate,
-                gain=interval(f"{name}_gain"),
-            )
+            name: {
+                **interval(name)._asdict(),
+                "chance": interval(f"{name}_chance").estimate,
+                "others": interval(f"{name}_others").estimate,
+                "gain": interval(f"{name}_gain"),
+            }
             for name in MEASURES
         }
         return Pairs(int(chosen[k].sum()), patients, **measures)
 
     of_tasks = {tasks[t]: pairs(k) for k, t in enumerate(numbers, start=1)}
-    localisation = Localisation(replicates, bootstrap.LEVEL, pairs(0), of_tasks)
+    localisation = Localisation(
+        draws["replicates"], bootstrap.LEVEL, pairs(0), of_tasks
+    )
     return bootstrap.as_json(localisation)
 
 

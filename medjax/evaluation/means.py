@@ -33,11 +33,7 @@ class Linear(NamedTuple):
 
 def over_rows(values: np.ndarray, patient: np.ndarray) -> Linear:
     """Each column's mean over the rows of [N, ...] in which it isn't NaN."""
-    names, index = np.unique(np.asarray(patient), return_inverse=True)
-    known = ~np.isnan(values)
-    total, number = np.zeros((2, len(names), *values.shape[1:]))
-    np.add.at(total, index, np.where(known, values, 0))
-    np.add.at(number, index, known)
+    total, number = bootstrap.patient_sums(values, patient)
     rows = number.sum(axis=0)
     mean = total.sum(axis=0) / np.maximum(rows, 1)
     influence = (total - mean * number) / np.maximum(rows, 1)
@@ -86,7 +82,7 @@ def counts(linear: Linear) -> Interval:
     return Interval(mean, low, high, np.zeros(variance.shape))
 
 
-def studentised(linear: Linear, *, key: Array, replicates: int) -> Interval:
+def studentised(linear: Linear, **draws) -> Interval:
     """The bootstrap-t interval: for skewed numbers, such as distances.
 
     In units of its own standard error a replicate is as far from the estimate as that is
@@ -98,9 +94,7 @@ def studentised(linear: Linear, *, key: Array, replicates: int) -> Interval:
     variance, t = _spread(linear)
     error = np.sqrt((linear.influence**2).sum(axis=0))
     scaled = linear.influence / np.where(error > 0, error, 1)
-    drawn = resample(
-        _student, scaled.astype(np.float32), len(scaled), key=key, replicates=replicates
-    )
+    drawn = resample(_student, scaled.astype(np.float32), len(scaled), **draws)
     with warnings.catch_warnings(action="ignore"):  # Where nothing varies.
         below, above = np.nanquantile(
             drawn.drawn, [(1 + LEVEL) / 2, (1 - LEVEL) / 2], axis=0

@@ -41,28 +41,16 @@ class Diagram(NamedTuple):
     count: np.ndarray  # Their sum of weights.
 
 
-class Side(NamedTuple):
-    """A task's MEASURES and diagram, before or after calibration."""
-
-    calibration_slope: Interval
-    calibration_intercept: Interval
-    calibration_in_the_large: Interval
-    brier: Interval
-    calibration_error: Interval
-    predicted: Interval
-    reliability: Diagram
-
-
 class TaskCalibration(NamedTuple):
-    """A task's prevalence, and its errors; after: None if nothing was calibrated."""
+    """A task's prevalence, its Intervals of MEASURES and its `reliability`, a Diagram."""
 
     prevalence: Interval
-    before: Side
-    after: Side | None
+    before: dict[str, Interval | Diagram]
+    after: dict[str, Interval | Diagram] | None  # None if nothing was calibrated.
 
 
 def summarise(
-    probability, label, weight, patient, *, uncalibrated, key: Array, replicates: int
+    probability, label, weight, patient, *, uncalibrated, **draws
 ) -> tuple[dict[str, dict[str, Interval] | None], list[TaskCalibration]]:
     """`measure` before and after calibration.
 
@@ -74,11 +62,10 @@ def summarise(
       The errors' means over the tasks, {'before', 'after'}, and each task's numbers.
     """
     data = label, weight, patient
-    options = {"key": key, "replicates": replicates}
     before = measure(
-        probability if uncalibrated is None else uncalibrated, *data, **options
+        probability if uncalibrated is None else uncalibrated, *data, **draws
     )
-    after = None if uncalibrated is None else measure(probability, *data, **options)
+    after = None if uncalibrated is None else measure(probability, *data, **draws)
     sides = {"before": before, "after": after}
     known = weight > 0
     label = np.where(known, label, 0)
@@ -94,18 +81,19 @@ def summarise(
             if missing
             else "a threshold separates the classes",
             patients=min(int(patients[kind][t]) for kind in counted),
-            replicates=replicates,
+            replicates=draws["replicates"],
             name=name,
         )
 
-    def of_task(side: tuple[dict, Diagram], t: int) -> Side:
+    def of_task(side: tuple[dict, Diagram], t: int) -> dict:
         intervals, diagram = side
         full = diagram.count[t] > 0
-        return Side(
-            *(judged(bootstrap.at(intervals[name], t), t, name) for name in MEASURES),
-            # Six decimals: enough to draw.
-            Diagram(*(np.round(column[t][full], 6) for column in diagram)),
-        )
+        measures = {
+            name: judged(bootstrap.at(intervals[name], t), t, name) for name in MEASURES
+        }
+        # Six decimals: enough to draw.
+        drawn = Diagram(*(np.round(column[t][full], 6) for column in diagram))
+        return measures | {"reliability": drawn}
 
     mean = {
         name: side and {e: judged(side[0][f"mean_{e}"], -1) for e in ERRORS}
@@ -122,7 +110,7 @@ def summarise(
 
 
 def measure(
-    probability, label, weight, patient, *, key: Array, replicates: int
+    probability, label, weight, patient, **draws
 ) -> tuple[dict[str, Interval], Diagram]:
     """All MEASURES and the diagram.
 
@@ -137,7 +125,7 @@ def measure(
     p, y, w = checked(probability, label, weight)
     rows, patient, patients = bootstrap.numbered(w, patient)
     p, y, w = p[rows], y[rows], w[rows]
-    intervals = _averages(p, y, w, patient, patients, key=key, replicates=replicates)
+    intervals = _averages(p, y, w, patient, patients, **draws)
     columns = zip(p.T, y.T, w.T, strict=True)
     cox = np.stack([_cox(*column, patient) for column in columns], axis=-1)
     for name, ends in zip(COX, cox, strict=True):  # [3, T]: estimate, low, high.

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from chex import Array
 
 from medjax.evaluation import (
     bootstrap,
@@ -106,13 +105,12 @@ def summarise(
     tasks: tuple[str, ...],
     exclusive: bool,
     threshold: np.ndarray,
-    key: Array,
-    replicates: int,
     chosen: str = "Youden's index",
     uncalibrated: np.ndarray | None = None,
     prevalence: np.ndarray | None = None,
     operating: dict[str, np.ndarray] | None = None,
     ordered: bool = False,
+    **draws,
 ) -> dict:
     """Every metric of every task with its interval.
 
@@ -135,10 +133,9 @@ def summarise(
     threshold = np.asarray(threshold, np.float32)
     ranked = predictions.ranking
     data = score, label, weight, predictions.patient, threshold
-    options = {"key": key, "replicates": replicates}
-    judge = functools.partial(bootstrap.interval, replicates=replicates)
+    judge = functools.partial(bootstrap.interval, replicates=draws["replicates"])
     intervals = discrimination.intervals(
-        *data, ranked=ranked, prevalence=prevalence, max_fpr=MAX_FPR, **options
+        *data, ranked=ranked, prevalence=prevalence, max_fpr=MAX_FPR, **draws
     )
     # All labels as one task: the tasks' thresholds don't hold for it.
     pooled = discrimination.intervals(
@@ -146,13 +143,13 @@ def summarise(
         *(predictions.patient.repeat(len(tasks)), np.full(1, np.nan)),
         ranked=_pooled(score, ranked),
         max_fpr=MAX_FPR,
-        **options,
+        **draws,
     )
     ranking = [n for n, metric in metrics.METRICS.items() if metric.kind == "ranking"]
     intervals |= {f"micro_{name}": bootstrap.at(pooled[name], 0) for name in ranking}
     patients = discrimination.patients(*data)
     mean_errors, errors = reliability.summarise(
-        score, label, weight, predictions.patient, uncalibrated=uncalibrated, **options
+        score, label, weight, predictions.patient, uncalibrated=uncalibrated, **draws
     )
     of_tasks = {}
     for t, task in enumerate(tasks):
@@ -170,18 +167,16 @@ def summarise(
             judge=judge,
         )
     if operating:
-        of_tasks = _with_points(
-            of_tasks, data[:4], operating, patients, judge, **options
-        )
+        of_tasks = _with_points(of_tasks, data[:4], operating, patients, judge, **draws)
     summary = Summary(
         films=len(predictions.id),
         patients=len(np.unique(predictions.patient)),
-        replicates=replicates,
+        replicates=draws["replicates"],
         chosen=chosen,
         **{kind: _averages(intervals, kind, patients, judge) for kind in AVERAGES},
         tasks=of_tasks,
         calibration={"mean": mean_errors},
-        classes=_classes(predictions, judge, ordered, **options) if exclusive else None,
+        classes=_classes(predictions, judge, ordered, **draws) if exclusive else None,
     )
     return bootstrap.as_json(summary)
 
@@ -320,18 +315,11 @@ def _with_points(
 
 
 def _classes(
-    predictions: Predictions,
-    judge: Callable,
-    ordered: bool,
-    *,
-    key: Array,
-    replicates: int,
+    predictions: Predictions, judge: Callable, ordered: bool, **draws
 ) -> Classes:
     """The classes' confusion matrix and its rates, with intervals."""
     data = *predictions[2:5], predictions.patient
-    matrix, intervals = discrimination.class_intervals(
-        *data, key=key, replicates=replicates
-    )
+    matrix, intervals = discrimination.class_intervals(*data, **draws)
     if not ordered:
         del intervals["weighted_kappa"]
     has = (predictions.weight > 0) & (predictions.label > 0)

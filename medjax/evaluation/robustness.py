@@ -70,8 +70,7 @@ def compare(
     *,
     tasks: tuple[str, ...],
     threshold: np.ndarray,
-    key: Array,
-    replicates: int,
+    **draws,
 ) -> dict:
     """How much predictions of changed images differ from those of the images as they are.
 
@@ -88,14 +87,16 @@ def compare(
     known = plain.weight > 0
     calls = [p.probability >= threshold for p in (plain, changed)]
     flipped = np.where(np.isnan(threshold), np.nan, calls[0] != calls[1])
-    moved = _mean(np.abs(changed.probability - plain.probability), known)
-    flipped = _mean(flipped, known)
+    moved = np.abs(changed.probability - plain.probability)
+    moved, flipped = (
+        bootstrap.mean_of_defined(np.where(known, x, np.nan), axis=0)
+        for x in (moved, flipped)
+    )
     difference = discrimination.difference(
         *(plain.ranking, changed.ranking),
         *(plain.label, plain.weight, plain.patient),
-        key=key,
-        replicates=replicates,
         level=1 - 0.05 / (len(threshold) + 1),
+        **draws,
     )
     of_tasks = {
         task: {
@@ -108,13 +109,6 @@ def compare(
     return bootstrap.as_json({"mean_drop": difference["mean_auroc"], "tasks": of_tasks})
 
 
-def _mean(values: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """[T] means over the known labels; NaN where there is none."""
-    count = known.sum(axis=0)
-    total = np.where(known, values, 0).sum(axis=0, dtype=np.float64)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
 def summarise(
     clean: Predictions,
     corrupted: dict[str, np.ndarray],
@@ -122,9 +116,8 @@ def summarise(
     tasks: tuple[str, ...],
     exclusive: bool,
     threshold: np.ndarray,
-    key: Array,
-    replicates: int,
     calibrate: Callable[[np.ndarray], np.ndarray],
+    **draws,
 ) -> dict:
     """Compares a run's predictions of corrupted images with those of the clean ones.
 
@@ -143,7 +136,7 @@ def summarise(
     labels = clean.label[known], clean.weight[known]
     reference = calibrate(clean.ranking[known])
     threshold = np.asarray(threshold, np.float32)
-    options = {"key": key, "replicates": replicates, "exclusive": exclusive}
+    options = {"exclusive": exclusive, **draws}
     areas, agreement = [], []  # Whole, then drawn: [1 + R, T] and [1 + R].
     for ranking in (clean.ranking, *itertools.chain(*corrupted.values())):
         score = ranking[known]
@@ -159,7 +152,7 @@ def summarise(
             bootstrap.at(intervals[name], n),
             "no threshold" if name == "agreement" else "undefined in every task",
             patients=patients,
-            replicates=replicates,
+            replicates=draws["replicates"],
             name=name,
         )
 
@@ -185,7 +178,7 @@ def summarise(
     robustness = Robustness(
         films=len(clean.id),
         patients=len(np.unique(clean.patient)),
-        replicates=replicates,
+        replicates=draws["replicates"],
         clean={"auroc": interval(0, "auroc")},
         corruptions=corruptions,
         mean=at_severities(len(areas)),

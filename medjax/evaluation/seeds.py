@@ -83,8 +83,7 @@ def measure_predictions(
     *,
     ranking: np.ndarray,
     call: np.ndarray,
-    key: Array,
-    replicates: int,
+    **draws,
 ) -> dict[str, Resampled]:
     """AUROC, average precision, Brier score and balanced accuracy of every run.
 
@@ -107,8 +106,7 @@ def measure_predictions(
     columns = [np.where(columns[-1] > 0, x, 0).astype(np.float32) for x in columns]
     names, patient = np.unique(patient, return_inverse=True)
     data = *columns, patient.astype(np.int32)
-    options = {"key": key, "replicates": replicates}
-    scores = bootstrap.resample(_scores, data, len(names), **options)
+    scores = bootstrap.resample(_scores, data, len(names), **draws)
     return {
         name: _with_mean(
             whole.reshape(arms, seeds, tasks),
@@ -139,13 +137,13 @@ def _scores(data: tuple, counts: Array | None) -> dict[str, Array]:
 
 
 def measure_cases(
-    values: dict[str, np.ndarray], patient: np.ndarray, *, key: Array, replicates: int
+    values: dict[str, np.ndarray], patient: np.ndarray, **draws
 ) -> dict[str, Resampled]:
     """The mean over cases of each metric, [A, S, N, T]; NaN where undefined."""
     scores = {}
     for metric, value in values.items():
         value = np.moveaxis(value, 2, 0).astype(np.float32)  # [N, A, S, T]
-        means = bootstrap.means(value, patient, key=key, replicates=replicates)
+        means = bootstrap.means(value, patient, **draws)
         scores[metric] = _with_mean(*means)
     return scores
 

@@ -27,7 +27,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from chex import Array
 
 from medjax.evaluation import bootstrap, lesions, means, surface
 from medjax.evaluation.bootstrap import LEAST, Interval
@@ -78,18 +77,6 @@ CANDIDATES = tuple(  # The default first: it wins a tie.
 )
 
 
-class Mean(NamedTuple):
-    """A metric's mean and median over volumes; the rest is as of bootstrap.Interval."""
-
-    estimate: float
-    low: float
-    high: float
-    median: float
-    patients: int  # For whom the metric is defined.
-    undefined: float
-    why: str
-
-
 class Agreement(NamedTuple):
     """How much larger the predictions are: the mean difference, and its limits, between
     which 95 % of the volumes lie."""
@@ -107,10 +94,12 @@ class Summary(NamedTuple):
     replicates: int
     level: float
     note: str  # Why intervals lack; '' if they don't.
-    # By metric, the mean of the regions in which it is defined; its median is of each
+    # By region and metric: the mean over volumes, an Interval, and beside it the `median`
+    # and for how many `patients` the metric is defined.
+    regions: dict[str, dict[str, dict]]
+    # The same of the mean of the regions in which it is defined; its median is of each
     # volume's mean over its regions, and its patients those of the region with fewest.
-    mean: dict[str, Mean]
-    regions: dict[str, dict[str, Mean]]  # By region and metric.
+    mean: dict[str, dict]
     agreement: dict[str, Agreement]  # By region, of the volumes in ml.
     rows: list[dict]  # By volume and region: name, patient, region and the METRICS.
 
@@ -255,7 +244,7 @@ def measure(
     }
 
 
-def summarise(rows: Sequence[Mapping], *, key: Array, replicates: int) -> dict:
+def summarise(rows: Sequence[Mapping], **draws) -> dict:
     """Means over volumes, with intervals by patient, see means.py.
 
     rows: see Summary, one volume's after another's, of the same regions.
@@ -268,9 +257,9 @@ def summarise(rows: Sequence[Mapping], *, key: Array, replicates: int) -> dict:
     value = table[list(METRICS)].to_numpy(float)
     value = value.reshape(len(patient), len(regions), len(METRICS))
     linear = _with_mean(means.over_rows(value, patient))
-    intervals = _intervals(linear, key=key, replicates=replicates)
+    intervals = _intervals(linear, **draws)
 
-    def mean(values: np.ndarray, k: int) -> dict[str, Mean]:
+    def mean(values: np.ndarray, k: int) -> dict[str, dict]:
         """Of each metric; values: [volumes, metrics]; k: their number in intervals."""
         by_metric = {}
         for m, metric in enumerate(METRICS):
@@ -279,12 +268,12 @@ def summarise(rows: Sequence[Mapping], *, key: Array, replicates: int) -> dict:
                 bootstrap.at(intervals, (k, m)),
                 "undefined in every volume",
                 patients=patients,
-                replicates=replicates,
+                replicates=draws["replicates"],
             )
             column = values[~np.isnan(values[:, m]), m]
             median = float(np.median(column)) if column.size else np.nan
-            mean = Mean(median=median, patients=patients, **interval._asdict())
-            by_metric[metric] = mean
+            counted = {"median": median, "patients": patients}
+            by_metric[metric] = interval._asdict() | counted
         return by_metric
 
     patients = len(np.unique(patient))
@@ -293,10 +282,10 @@ def summarise(rows: Sequence[Mapping], *, key: Array, replicates: int) -> dict:
     summary = Summary(
         volumes=len(patient),
         patients=patients,
-        replicates=replicates,
+        replicates=draws["replicates"],
         level=bootstrap.LEVEL,
         note="" if patients >= LEAST else note,
-        mean=mean(_over_regions(value), len(regions)),
+        mean=mean(bootstrap.mean_of_defined(value, axis=1), len(regions)),
         regions={region: mean(value[:, k], k) for k, region in enumerate(regions)},
         agreement={
             region: agreement(*volumes[:, k].T, patient)
@@ -307,9 +296,9 @@ def summarise(rows: Sequence[Mapping], *, key: Array, replicates: int) -> dict:
     return bootstrap.as_json(summary)
 
 
-def _intervals(linear: Linear, *, key: Array, replicates: int) -> Interval:
+def _intervals(linear: Linear, **draws) -> Interval:
     """[K + 1, M], each metric's by its kind."""
-    distances = means.studentised(linear, key=key, replicates=replicates)
+    distances = means.studentised(linear, **draws)
     distances = distances._replace(low=np.maximum(distances.low, 0))
     share, count = np.isin(METRICS, SHARES), np.isin(METRICS, COUNTS)
     kinds = zip(
@@ -322,22 +311,15 @@ def _intervals(linear: Linear, *, key: Array, replicates: int) -> Interval:
 def _with_mean(linear: Linear) -> Linear:
     """[K + 1, M]: adds the mean over the K regions in which a metric is defined."""
     use = linear.patients > 0
+    estimate = bootstrap.mean_of_defined(linear.estimate, axis=0)
     influence = np.where(use, linear.influence, np.nan)
+    influence = bootstrap.mean_of_defined(influence, axis=1)
     fewest = np.where(use, linear.patients, np.iinfo(int).max).min(axis=0)
     return Linear(
-        np.append(linear.estimate, _over_regions(linear.estimate)[None], axis=0),
-        np.append(
-            linear.influence, np.nan_to_num(_over_regions(influence))[:, None], axis=1
-        ),
+        np.append(linear.estimate, estimate[None], axis=0),
+        np.append(linear.influence, np.nan_to_num(influence)[:, None], axis=1),
         np.append(linear.patients, np.where(use.any(axis=0), fewest, 0)[None], axis=0),
     )
-
-
-def _over_regions(values: np.ndarray) -> np.ndarray:
-    """[..., M] of [..., K, M]: the mean over the regions where it isn't NaN."""
-    known = ~np.isnan(values)
-    total, count = np.where(known, values, 0).sum(axis=-2), known.sum(axis=-2)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def agreement(

@@ -123,8 +123,7 @@ def summarise(
     *,
     tasks: tuple[str, ...],
     threshold: np.ndarray,
-    key: Array,
-    replicates: int,
+    **draws,
 ) -> dict:
     """Every group's metrics with intervals, and the differences between groups.
 
@@ -143,8 +142,7 @@ def summarise(
         [c.codes + start for c, start in zip(columns.values(), first, strict=False)]
     )
     names = [group for column in columns.values() for group in column.categories]
-    options = {"groups": len(names), "key": key, "replicates": replicates}
-    measured = _measure(predictions, member, threshold, **options)
+    measured = _measure(predictions, member, threshold, groups=len(names), **draws)
     pairs = [
         pair
         for start, stop in itertools.pairwise(first)
@@ -168,11 +166,15 @@ def summarise(
             | _gap(of_pairs, named, m, k, t)._asdict()
             for m, k, t in np.argwhere(of_tasks < 0.05)
         ]
+        clearest = mean["auroc"]
+        if not clearest.why:
+            smallest = int(np.nanargmin(of_pairs.p[0, :, -1]))
+            clearest = _gap(of_pairs, named, 0, smallest, -1)
         attributes[name] = Attribute(
             groups={names[g]: all_groups[g] for g in range(start, stop)},
             averaged=[task for task, use in zip(tasks, by.tasks, strict=True) if use],
             mean={"auroc": mean["auroc"]},
-            clearest=_clearest(of_pairs, named, mean["auroc"]),
+            clearest=clearest,
             p_holm=math.nan,
             tests=0,
             gaps=dict(zip(tasks, gaps, strict=True)),
@@ -194,17 +196,12 @@ def _compared(measured: Measured, start: int, stop: int) -> Compared:
 
     A small group with one finding alone would else leave one to the others too.
     """
-    has = _has_area(measured)
+    enough = denominators(measured.patients)[0] >= LEAST
+    has = enough & ~np.isnan(measured.value[0])  # [G, T], which AUROCs.
     number = np.zeros(len(has), int)
     number[start:stop] = has[start:stop].sum(axis=1)
     groups = (number > 0) & (2 * number >= number.max())
     return Compared(groups, has[groups].all(axis=0) & groups.any())
-
-
-def _has_area(measured: Measured) -> np.ndarray:
-    """[G, T]: which AUROCs are of LEAST patients of either class."""
-    enough = denominators(measured.patients)[0] >= LEAST
-    return enough & ~np.isnan(measured.value[0])
 
 
 def _shared(pairs: np.ndarray, compared: list[Compared]) -> tuple:
@@ -225,9 +222,7 @@ def _category(column: pd.Series) -> pd.Categorical:
     return values.remove_unused_categories().rename_categories(str)
 
 
-def _measure(
-    predictions, member, threshold, *, groups: int, key: Array, replicates: int
-) -> Measured:
+def _measure(predictions, member, threshold, *, groups: int, **draws) -> Measured:
     """All groups' metrics; member: [A, N], the group an attribute puts each image in."""
     rows, patient, patients = bootstrap.numbered(
         predictions.weight, predictions.patient
@@ -236,9 +231,8 @@ def _measure(
     ranked = np.asarray(predictions.ranking, np.float32)[rows]
     member = member[:, rows].astype(np.int32)
     data = score, ranked, label, weight, patient, threshold, member
-    options = {"key": key, "replicates": replicates, "groups": groups}
     value, replicate = jax.device_get(
-        bootstrap.resample(_by_group, data, patients, **options)
+        bootstrap.resample(_by_group, data, patients, groups=groups, **draws)
     )
     positive, called = np.where(weight > 0, label, 0), score >= threshold
     flags = weight * np.stack([positive, 1 - positive, called, ~called])  # [4, N, T]
@@ -401,14 +395,6 @@ def _gaps(apart: Differences, pairs: list[tuple[str, str]], t: int) -> dict[str,
         else:
             gaps[metric] = Gap(*[math.nan] * 3, None, math.nan, why=why)
     return gaps
-
-
-def _clearest(apart: Differences, pairs: list[tuple[str, str]], largest: Gap) -> Gap:
-    """The difference of the mean AUROC with the smallest p."""
-    p = apart.p[0, :, -1]
-    if largest.why:
-        return largest
-    return _gap(apart, pairs, 0, int(np.nanargmin(p)), -1)
 
 
 def _gap(

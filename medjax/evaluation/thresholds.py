@@ -1,8 +1,7 @@
 """Curves of one task and their bands, and thresholds, chosen on validation alone.
 
-A threshold that is chosen on the images it is evaluated on flatters every rate. So
-`choose` asks which split its predictions are of, and takes one answer only. What it
-returns is fixed in the run's folder before the test split is predicted.
+A threshold that is chosen on the images it is evaluated on flatters every rate. What
+`choose` returns is fixed in the run's folder before the test split is predicted.
 
 Curves are in float64 on the host. Their arguments are as in metrics.py: score [N],
 label [N] in [0, 1], weight [N] >= 0; a row of weight 0 counts for nothing.
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from chex import Array
 
-from medjax.errors import InputError
+from medjax.errors import InputError, check_choice
 from medjax.evaluation import bootstrap
 from medjax.evaluation.predict import Predictions
 
@@ -134,7 +133,7 @@ def explorer(
 
 
 def bands(
-    predictions: Predictions, *, tasks: Sequence[str], key: Array, replicates: int
+    predictions: Predictions, *, tasks: Sequence[str], **draws
 ) -> dict[str, dict[str, dict[str, list[float]]]]:
     """Bands about the ROC and precision-recall curves, from the bootstrap over patients.
 
@@ -171,8 +170,7 @@ def bands(
         cuts = knots(score[:, t], label[:, t], weight[:, t], most=MOST)
         place[known, t] = np.searchsorted(-cuts, -score[known, t])
     data = place.T, positive.T, negative.T, patient, np.ones((patients, 1))
-    options = {"key": key, "replicates": replicates, "most": MOST}
-    curves = bootstrap.resample(_curves, data, patients, **options)
+    curves = bootstrap.resample(_curves, data, patients, most=MOST, **draws)
     # Patients behind a sensitivity of 1, and at least behind a precision of 1.
     ones = np.multiply.outer(people[0][columns], [np.ones_like(GRID), GRID])
     _, low, high, _, _ = bootstrap.exact(bootstrap.wilson(curves), ones)  # [T, 2, G]
@@ -229,11 +227,7 @@ def _read(counts: Array) -> Array:
 
 
 def choose(
-    predictions: Predictions,
-    *,
-    split: str,
-    rule: str = "youden",
-    value: float | None = None,
+    predictions: Predictions, *, rule: str = "youden", value: float | None = None
 ) -> np.ndarray:
     """The threshold of each task; positive is score >= threshold.
 
@@ -243,7 +237,7 @@ def choose(
     missed finding costs more than a second look.
 
     Args:
-      split: whose the predictions are; anything but 'validation' is refused.
+      predictions: of the validation split.
       rule: 'youden', the largest sensitivity + specificity; 'sensitivity', of at least
         the value, with the largest specificity; 'specificity', the other way round;
         'cost', the least expected cost at the prevalence of the validation split.
@@ -254,16 +248,11 @@ def choose(
       [T] float32 in the unit of the score; NaN where a class is missing.
 
     Raises:
-      InputError: another split, an unknown rule, or a value out of its range.
+      InputError: an unknown rule, or a value out of its range.
 
     Source: Youden, Cancer 3 (1950) 32; costs: Metz, Semin. Nucl. Med. 8 (1978) 283;
     Zweig & Campbell, Clin. Chem. 39 (1993) 561.
     """
-    if split != "validation":
-        raise InputError(
-            f"split={split!r}: a threshold is chosen on 'validation' alone; on the "
-            "images that it is judged on, it flatters every rate"
-        )
     check(rule, value)
     tasks = zip(*(x.T for x in predictions[2:5]), strict=True)
     return np.array([_point(*task, rule, value) for task in tasks], np.float32)
@@ -271,15 +260,14 @@ def choose(
 
 def check(rule: str, value: float | None) -> None:
     """Raises InputError unless the rule is known and its value in range."""
-    if rule not in RULES:
-        raise InputError(f"operating rule {rule!r}: use one of {', '.join(RULES)}")
+    check_choice("evaluation.rule", rule, RULES)
     if rule == "youden":
         return
     if value is None:
-        raise InputError(f"operating rule {rule!r}: needs a value")
+        raise InputError(f"evaluation.rule={rule!r}: needs a value")
     if not 0 < value < (np.inf if rule == "cost" else 1 + TIE):
         bound = "above 0" if rule == "cost" else "in (0, 1]"
-        raise InputError(f"operating value {value}: of {rule!r} it is {bound}")
+        raise InputError(f"evaluation.value={value}: of {rule!r} it is {bound}")
 
 
 def describe(rule: str, value: float | None) -> str:
@@ -291,10 +279,10 @@ def describe(rule: str, value: float | None) -> str:
     return f"{rule} of {value:g} or more"
 
 
-def operating(predictions: Predictions, *, split: str) -> dict[str, np.ndarray]:
+def operating(predictions: Predictions) -> dict[str, np.ndarray]:
     """{as `name` says it: the thresholds [T]} of POINTS, see `choose`."""
     return {
-        name(rule, value): choose(predictions, split=split, rule=rule, value=value)
+        name(rule, value): choose(predictions, rule=rule, value=value)
         for rule, value in POINTS
     }
 

@@ -1,7 +1,6 @@
 """What is special in the report of a classifier: curves, thresholds, heatmaps."""
 
 import itertools
-import json
 import math
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from rich.console import Console
 
 from medjax.evaluation import reliability as reliability_of
 from medjax.evaluation.metrics import METRICS
-from medjax.files import write_table, write_text
+from medjax.files import write_json, write_table
 from medjax.reports import charts, images
 from medjax.reports.page import count, interval, label, number, percent, show_table
 
@@ -119,7 +118,7 @@ def write_csv(results: dict, path: Path) -> None:
 
 def write_localisation(results: dict, path: Path) -> Path:
     """Writes tasks.explain.localise's results as JSON, prints them; returns the path."""
-    write_text(path, json.dumps(results, indent=1))
+    write_json(path, results)
     of = f" of {results['stage']}" if results["stage"] else ""
     rows = {label(name): task for name, task in results["tasks"].items()}
     rows["all"] = results["all"]

@@ -1,11 +1,10 @@
 """Comparisons -> a page, JSON and CSV: two runs, or the arms of a sweep."""
 
-import json
 from pathlib import Path
 
 import pandas as pd
 
-from medjax.files import write_table, write_text
+from medjax.files import write_json, write_table
 from medjax.reports import charts, page
 from medjax.reports.page import interval, label, number, p_value, show_table, within
 
@@ -20,7 +19,7 @@ def write_pair(results: dict, folder: Path) -> Path:
     The results are of evaluation.compare, of findings or of masks; with split, source,
     the `primary` metric, which is tested, and runs: two of {folder, model, imbalance}.
     """
-    write_text(folder / "against.json", json.dumps(results, indent=1))
+    write_json(folder / "against.json", results)
     metric = results["primary"]
     rows = {label(task): row["metrics"] for task, row in results["tasks"].items()}
     forest = [
@@ -110,7 +109,7 @@ def _significant(gap: dict) -> bool:
 
 def write_sweep(results: dict, folder: Path) -> Path:
     """Writes sweep.html, sweep.json and sweep.csv of what sweep.gather returns."""
-    write_text(folder / "sweep.json", json.dumps(results, indent=1))
+    write_json(folder / "sweep.json", results)
     compared, metric = results["compared"], results["primary"]
     baseline = compared["arms"][compared["baseline"]] if compared else {"mean": []}
     metrics = sorted(baseline["mean"], key=lambda name: name != metric)

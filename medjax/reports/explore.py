@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from medjax.evaluation.bootstrap import as_json
-from medjax.files import write_text
+from medjax.files import write_json
 from medjax.reports import charts, page
 from medjax.reports.images import as_bytes, fit, middle, png
 
@@ -38,7 +38,7 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     # The page shows what is written; JSON has no infinity either.
     facts = json.loads(json.dumps(as_json(facts)), parse_constant=lambda _: None)
-    write_text(folder / f"{name}.json", json.dumps(facts, indent=1))
+    write_json(folder / f"{name}.json", facts)
     slices = {id: middle(image) for id, image in images.items()}
     side = 144 if len(slices) <= 60 else 88  # Keeps the page below 3 MB.
     labels = facts["labels"]
@@ -65,7 +65,7 @@ def write_audit(audit: dict, strips: dict[str, list[np.ndarray]], folder: Path) 
     The audit is tasks.perturb's. `strips` are pictures of each op, the image as it is
     and at each strength, float [.., C] in [0, 1].
     """
-    write_text(folder / "augment.json", json.dumps(audit, indent=1))
+    write_json(folder / "augment.json", audit)
     pictures = {
         op: [png(as_bytes(fit(middle(i), STRIP, enlarge=True))) for i in images]
         for op, images in strips.items()

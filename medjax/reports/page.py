@@ -27,6 +27,7 @@ NAMES = {name: metric.label for name, metric in METRICS.items()} | {
     "false_positives": "False lesions",
     "true_ml": "True, ml",
     "predicted_ml": "Predicted, ml",
+    "volume_bias": "Predicted minus true, ml",
     "jpeg": "JPEG",
     "chest_xray": "Chest X-ray",
     "ct": "CT",

@@ -1,21 +1,10 @@
 """Writes the report of a run: one HTML page, JSON and CSV, for every kind of task."""
 
-import json
 from pathlib import Path
 
-from medjax.files import write_text
+from medjax.files import write_json
 from medjax.reports import charts, classification, page, segmentation
 
-SHIFTS = {  # Of an external test.
-    "prevalence": "Prevalence",
-    "predicted": "Mean probability",
-    "calibration_in_the_large": "Calibration in the large",
-    "calibration_slope": "Calibration slope",
-    "calibration_intercept": "Calibration intercept",
-    "brier": "Brier score",
-    "true_ml": "True volume, ml",
-    "volume_bias": "Predicted minus true, ml",
-}
 WIDE = 0.1  # Width of an interval from which on it is called wide.
 
 
@@ -48,7 +37,6 @@ def write(
         results=results,
         **kind.sections(results, pictures),
         **card(results),
-        shifts=SHIFTS,
         training=charts.training(curve, results["checkpoint"]),
         config=config,
         environment=environment,
@@ -58,7 +46,7 @@ def write(
         },
     )
     # The JSON is last: where it is, a run counts as finished.
-    write_text(folder / f"{name}.json", json.dumps(results, indent=1))
+    write_json(folder / f"{name}.json", results)
     return path
 
 

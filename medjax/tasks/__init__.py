@@ -2,7 +2,7 @@
 
 from medjax.buckets import on_disk
 from medjax.config import Config, flatten
-from medjax.errors import InputError
+from medjax.errors import check_choice
 from medjax.tasks import classification, segmentation
 from medjax.tasks.task import Task
 
@@ -23,7 +23,5 @@ def of(config: Config) -> Task:
     for field, value in flatten(config.to_dict()).items():
         if isinstance(value, str) and field != "transfer.init":
             on_disk(f"config.{field}", value)
-    if config.task not in KINDS:
-        kinds = ", ".join(map(repr, KINDS))
-        raise InputError(f"task={config.task!r}: use one of {kinds}")
+    check_choice("task", config.task, KINDS)
     return KINDS[config.task]

@@ -18,13 +18,13 @@ import numpy as np
 import pandas as pd
 from chex import Array, ArrayTree
 
-from medjax import losses
 from medjax.cohort import manifest as manifests
 from medjax.config import Config
 from medjax.data import loader
-from medjax.errors import InputError
+from medjax.errors import InputError, check_choice
 from medjax.tasks import films
-from medjax.training import step
+from medjax.training import adaptation
+from medjax.training.step import AXIS
 
 SPLIT = "target"  # What evaluate calls the target's test images.
 BY_LOSS = ("coral", "dann")
@@ -49,8 +49,7 @@ class Target(NamedTuple):
 def method(config: Config) -> str:
     """The value of `config.adapt.name`; refuses one that would change nothing."""
     name = config.adapt.name
-    if name not in ("none", "adabn", *BY_LOSS):
-        raise InputError(f"adapt.name={name!r}: use 'none', 'adabn', 'coral' or 'dann'")
+    check_choice("adapt.name", name, ("none", "adabn", *BY_LOSS))
     if name in BY_LOSS and config.transfer.mode in ("head", "features"):
         raise InputError(
             f"adapt.name={name!r} moves the embedding, and transfer.mode="
@@ -122,17 +121,15 @@ def loss(config: Config) -> Callable | None:
 
     def coral(params: ArrayTree, feature: Array, domain: Array, *, weight, step):
         # Every shard computes the distance of the whole batch: the mean is the same.
-        return weight * losses.coral(feature, domain, total=_over_shards), 1.0
+        total = functools.partial(jax.lax.psum, axis_name=AXIS)
+        return weight * adaptation.coral(feature, domain, total=total), 1.0
 
     def dann(params: ArrayTree, feature: Array, domain: Array, *, weight, step):
-        strength = weight * losses.ramp(step / config.train.steps)
-        feature = losses.reverse(feature, strength)
-        return losses.domain_cross_entropy(params["domain"], feature, domain)
+        strength = weight * adaptation.ramp(step / config.train.steps)
+        feature = adaptation.reverse(feature, strength)
+        return adaptation.domain_cross_entropy(params["domain"], feature, domain)
 
     return {"coral": coral, "dann": dann}[name]
-
-
-_over_shards = functools.partial(jax.lax.psum, axis_name=step.AXIS)
 
 
 def variables(config: Config, begin: ArrayTree) -> ArrayTree:
@@ -151,7 +148,7 @@ def variables(config: Config, begin: ArrayTree) -> ArrayTree:
         return begin
     features = begin["params"]["classifier"]["kernel"].shape[0]
     key = jax.random.key(config.seed + 3)
-    domain = losses.domain_classifier(key, features)
+    domain = adaptation.domain_classifier(key, features)
     return {**begin, "params": {**begin["params"], "domain": domain}}
 
 

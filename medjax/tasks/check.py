@@ -6,7 +6,7 @@ from typing import Any
 
 from medjax.augment import safety
 from medjax.config import Config, flatten
-from medjax.errors import InputError
+from medjax.errors import InputError, check_choice
 from medjax.tasks import imbalance, parts, start
 from medjax.training import devices
 
@@ -63,8 +63,8 @@ def check(config: Config, network: parts.Network, output: Any, *, batch: int) ->
     _check_batch(config, batch)
     check_split(config)
     start.check(config)
-    if (kept := config.evaluation.checkpoint) not in ("best", "last"):
-        raise InputError(f"evaluation.checkpoint={kept!r}: use 'best' or 'last'")
+    kept = config.evaluation.checkpoint
+    check_choice("evaluation.checkpoint", kept, ("best", "last"))
     whole = _whole_fit(config)
     if whole and config.ensemble > 1:
         raise InputError(

@@ -1,7 +1,6 @@
 """Findings or classes of images: the functions behind the commands, see task.Task."""
 
 import functools
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from medjax.config import Config
 from medjax.data import images as reading
 from medjax.data import loader
 from medjax.data import prepared as store
-from medjax.errors import InputError
+from medjax.errors import InputError, some
 from medjax.evaluation import compare as statistics
 from medjax.evaluation import (
     conformal,
@@ -28,7 +27,7 @@ from medjax.evaluation import (
     subgroups,
     thresholds,
 )
-from medjax.files import read_json, write_table, write_text
+from medjax.files import read_json, write_json, write_table
 from medjax.tasks import (
     adapt,
     compare,
@@ -48,7 +47,6 @@ from medjax.training import folder as workdir
 
 DOMAIN = "domain.json"  # What a run's training images look like.
 FILMS = 2000  # Enough for the 0.5th percentile.
-NAMED = 10  # Files that a line names.
 
 
 def check(config: Config, shards: int) -> None:
@@ -338,7 +336,7 @@ def record(folder: Path, data: films.Data, ids: np.ndarray) -> None:
     )
     table = data.table.set_index("id").loc[ids]
     reference = novelty.reference(images, table["width"] / table["height"])
-    write_text(path, json.dumps(reference, indent=1))
+    write_json(path, reference)
 
 
 def predict_(
@@ -418,7 +416,7 @@ def predict_(
     write_table(out, table)
     print(f"predictions: {out} ({len(read)} images, {len(unread)} unreadable files)")
     if others:
-        names = ", ".join(others[:NAMED]) + (", ..." if others[NAMED:] else "")
+        names = some(others, most=10)
         print(f"left out: {len(others)} files that are no images ({names})")
     if reference is not None:
         print(

@@ -173,7 +173,7 @@ def _read_findings(folder: Path, split: str, names: tuple[str, ...]) -> pd.DataF
     return table
 
 
-def _pair_findings(first, second, names, *, key, replicates) -> dict:
+def _pair_findings(first, second, names, **draws) -> dict:
     """Ranks by the log-odds, as each run's own report does."""
     truth = first[[f"{name}_truth" for name in names]].to_numpy(np.float32)
     known = ~np.isnan(truth)
@@ -188,7 +188,7 @@ def _pair_findings(first, second, names, *, key, replicates) -> dict:
         )
         for table in (first, second)
     ]
-    return statistics.compare(*both, tasks=names, key=key, replicates=replicates)
+    return statistics.compare(*both, tasks=names, **draws)
 
 
 def _measure_findings(grid: Grid, **options) -> dict[str, Resampled]:
@@ -229,7 +229,7 @@ def _measure_masks(grid: Grid, **options) -> dict[str, Resampled]:
     return seeds.measure_cases(values, grid.patient, **options)
 
 
-def _pair_masks(first, second, names, *, key, replicates) -> dict:
+def _pair_masks(first, second, names, **draws) -> dict:
     """Two runs are two arms of one seed."""
     tables = {(0, 0): first, (1, 0): second}
     folders = dict.fromkeys(tables, Path())  # Both tables are checked already.
@@ -237,7 +237,7 @@ def _pair_masks(first, second, names, *, key, replicates) -> dict:
     patients = len(np.unique(grid.patient))
     few = patients < bootstrap.LEAST
     arms = seeds.compare(
-        _measure_masks(grid, key=key, replicates=replicates),
+        _measure_masks(grid, **draws),
         arms=("first", "second"),
         tasks=names,
         primary=OF_MASKS[0],
@@ -274,7 +274,7 @@ def _pair_masks(first, second, names, *, key, replicates) -> dict:
     return {
         "films": len(first),
         "patients": patients,
-        "replicates": replicates,
+        "replicates": draws["replicates"],
         "mean": mean,
         "p": mean[OF_MASKS[0]]["difference"]["p"],
         "tasks": rows,

@@ -17,7 +17,7 @@ from rich.progress import track
 from medjax.config import Config
 from medjax.data import images as reading
 from medjax.data import loader
-from medjax.errors import InputError
+from medjax.errors import InputError, check_choice
 from medjax.evaluation import bootstrap, heatmaps, predict, results
 from medjax.files import escaped, write_table
 from medjax.reports import images
@@ -50,10 +50,8 @@ def explainer(
             "stage: leave it out, or use --method=grad_cam"
         )
     stage = stage or stages(run)[-1]
-    choices = ("method", method, methods), ("stage", stage, stages(run))
-    for flag, value, names in choices:
-        if value not in names:
-            raise InputError(f"--{flag}={value}: use one of {', '.join(names)}")
+    check_choice("--method", method, methods)
+    check_choice("--stage", stage, stages(run))
     # No gradient passes a frozen stage.
     whole = parts.classifier(adapt.whole(run.config), run.output)
     options = {"method": method, "stage": run.network.stages.index(stage)}

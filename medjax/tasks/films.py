@@ -25,7 +25,7 @@ from medjax.data.dicom import Film
 from medjax.data.normalisation import unit_range, z_scores
 from medjax.data.scan import Scan
 from medjax.data.sources import scans, volumes
-from medjax.errors import InputError
+from medjax.errors import InputError, check_choice
 from medjax.evaluation import conformal
 from medjax.files import write_table
 from medjax.training import folder as workdir
@@ -128,9 +128,7 @@ def data(config: Config) -> Data:
     if "units" in options:
         options |= {"units": units_of(config), "windows": config.data.windows}
     kind = options.pop("source")
-    if kind not in sources.IMAGES:
-        names = ", ".join(map(repr, sources.IMAGES))
-        raise InputError(f"data.source={kind!r} is unknown: use {names}")
+    check_choice("data.source", kind, sources.IMAGES)
     make = sources.IMAGES[kind]
     if "task" in inspect.signature(make).parameters:  # What the labels mean.
         options["task"] = config.task
@@ -182,9 +180,8 @@ def expected(config: Config) -> Output:
             )
         channels = units.channels(of_channel, windows) or sequences or ("",)
         shape = (*shape, len(channels))
-        if (kind := c.get("foreground", "body")) not in foreground.KINDS:
-            names = ", ".join(map(repr, foreground.KINDS))
-            raise InputError(f"data.foreground={kind!r} is unknown: use {names}")
+        kind = c.get("foreground", "body")
+        check_choice("data.foreground", kind, foreground.KINDS)
     return Output(("", " "), is_exclusive(config), shape, 8, spacing, sequences)
 
 
@@ -197,9 +194,8 @@ def units_of(config: Config) -> tuple[str, ...]:
     """
     count, given = len(config.data.get("sequences", " ")), config.data.get("units", ())
     given = tuple(given) or (units.OF_MODALITY.get(config.modality, "z_scores"),)
-    if unknown := [unit for unit in given if unit not in units.UNITS]:
-        use = ", ".join(map(repr, units.UNITS))
-        raise InputError(f"data.units={unknown[0]!r} is unknown: use {use}")
+    for unit in given:
+        check_choice("data.units", unit, units.UNITS)
     if len(given) not in (1, count):
         raise InputError(
             f"data.units={given}: give one for all of data.sequences, or {count}"

@@ -5,7 +5,6 @@ thresholds.json, calibration.json (of the probabilities that the thresholds appl
 and of a segmentation postprocessing.json (how probabilities become masks).
 """
 
-import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -16,13 +15,13 @@ import pandas as pd
 
 from medjax.cohort import balance
 from medjax.config import Config
-from medjax.errors import InputError
+from medjax.errors import InputError, check_choice
 from medjax.evaluation import calibration as recalibration
 from medjax.evaluation import conformal, segmentation, thresholds
 from medjax.evaluation.bootstrap import as_json
 from medjax.evaluation.predict import Predictions
 from medjax.evaluation.segmentation import Post
-from medjax.files import read_json, write_text
+from medjax.files import read_json, write_json
 from medjax.tasks import imbalance
 from medjax.tasks.films import Data, Output, ids_in
 from medjax.training import devices
@@ -110,8 +109,7 @@ def check(config: Config, *, exclusive: bool) -> None:
     thresholds.check(**operating(config))
     method = config.evaluation.calibration
     field = f"evaluation.calibration={method!r}"
-    if method not in METHODS:
-        raise InputError(f"{field}: use one of {', '.join(METHODS)}")
+    check_choice("evaluation.calibration", method, METHODS)
     if method == "isotonic" and exclusive:
         raise InputError(
             f"{field}: rises for each finding on its own, and classes sum to 1: use "
@@ -170,9 +168,9 @@ def settle(
     def named(values: np.ndarray) -> dict[str, float]:
         return dict(zip(data.output.names, values.tolist(), strict=True))
 
-    points = thresholds.operating(calibrated, split="validation")
+    points = thresholds.operating(calibrated)
     fixed = fixed._replace(
-        thresholds=named(thresholds.choose(calibrated, split="validation", **rule)),
+        thresholds=named(thresholds.choose(calibrated, **rule)),
         positives=named(np.sum(raw.label * raw.weight, axis=0, where=raw.weight > 0)),
         points={point: named(values) for point, values in points.items()},
     )
@@ -301,12 +299,12 @@ def write(folder: Path, fixed: Fixed) -> None:
             for t, task in enumerate(fixed.thresholds)
         },
     }
-    write_text(folder / "calibration.json", json.dumps(calibration, indent=2))
+    write_json(folder / "calibration.json", calibration)
 
     chosen = fixed._asdict() | {"calibration": fixed.calibration.method}
     chosen["tasks"] = chosen.pop("thresholds")
     chosen["limits"] = fixed.limits and fixed.limits.as_json()
-    write_text(folder / "thresholds.json", json.dumps(as_json(chosen), indent=2))
+    write_json(folder / "thresholds.json", as_json(chosen))
 
 
 def read(folder: Path) -> Fixed | None:
@@ -368,7 +366,7 @@ def settle_posts(
     if devices.first():
         each = {name: post._asdict() for name, post in zip(regions, posts, strict=True)}
         values = {"checkpoint": number, "regions": each}
-        write_text(path, json.dumps(values, indent=2))
+        write_json(path, values)
     return posts
 
 

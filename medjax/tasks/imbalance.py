@@ -1,6 +1,7 @@
 """Class imbalance, `config.imbalance`: weights of the loss, or how often images show."""
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import numpy as np
 from medjax import losses
 from medjax.cohort import balance
 from medjax.config import Config, named
-from medjax.errors import InputError
+from medjax.errors import InputError, check_choice
 
 # Values of `imbalance`: how the loss weights the classes, how often the loader shows
 # an image, or how the classifier is refitted.
@@ -69,11 +70,11 @@ def _arguments(
             parts[part] = share | _arguments(config, output, label, part, numbers)
         return {"parts": parts}
     output.check_loss(name)
-    names = output.names
+    names, exclusive, arguments = output.names, "w" in takes, {}
     if name in losses.SOFTMAX:
         names, label = output.classes(label)
-    weighted = takes.keys() & {"w", "w_pos"}
-    arguments = _class_weights(config, names, label, "w" in takes) if weighted else {}
+    if takes.keys() & {"w", "w_pos"}:
+        arguments = class_weights(config, names, label, exclusive)
     if "prevalence" in takes:
         positives, negatives = balance.frequencies(label)
         arguments["prevalence"] = positives / np.maximum(positives + negatives, 1)
@@ -87,18 +88,17 @@ def counted(config: Config, data: Any, ids: np.ndarray) -> np.ndarray:
 
 
 def class_weights(
-    config: Config, output: Any, label: np.ndarray, imbalance: str | None = None
+    config: Config,
+    names: Sequence[str],
+    label: np.ndarray,
+    exclusive: bool,
+    imbalance: str = "",
 ) -> dict[str, np.ndarray]:
-    """w_pos and w_neg [T] of findings or regions, or w [T] of classes.
+    """w_pos and w_neg [T] of findings or regions, or w [T] of exclusive classes.
 
     `label` [N, T] is of the training images; `imbalance` is taken instead of the
     config's, if given.
     """
-    scheme = imbalance or config.imbalance
-    return _class_weights(config, output.names, label, output.exclusive, scheme)
-
-
-def _class_weights(config, names, label, exclusive, imbalance=None) -> dict:
     scheme = WEIGHTS.get(imbalance or config.imbalance, "uniform")
     options = {"scheme": scheme, "drop": config.resampling.drop}
     if exclusive:
@@ -108,10 +108,7 @@ def _class_weights(config, names, label, exclusive, imbalance=None) -> dict:
 
 def treats(config: Config, kind: Any) -> bool:
     """Whether `config.imbalance` is in `kind`: WEIGHTS, PLANS or REFITS."""
-    names = (*WEIGHTS, *PLANS, *REFITS)
-    if config.imbalance not in names:
-        options = ", ".join(map(repr, names))
-        raise InputError(f"imbalance={config.imbalance!r} is unknown: use {options}")
+    check_choice("imbalance", config.imbalance, (*WEIGHTS, *PLANS, *REFITS))
     return config.imbalance in kind
 
 

@@ -1,7 +1,6 @@
 """A finished run on changed images: corrupted ones, and augmented ones."""
 
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from medjax.errors import InputError
 from medjax.evaluation import predict as inference
 from medjax.evaluation import robustness
 from medjax.evaluation.robustness import CORRUPTIONS, SEVERITIES
-from medjax.files import write_table, write_text
+from medjax.files import write_json, write_table
 from medjax.reports import explore as explore_page
 from medjax.reports.page import interval, show_table
 from medjax.tasks import films, parts
@@ -80,7 +79,7 @@ def fewer(ids: np.ndarray, films: int) -> np.ndarray:
 
 def write(results: dict, path: Path) -> Path:
     """Writes .json, and .csv beside it, of `corrupt`, and prints the mean curve."""
-    write_text(path, json.dumps(results, indent=1))
+    write_json(path, results)
     measures = robustness.MEASURES
     rows = [
         {"corruption": name, "parameter": corruption["parameter"], **row}

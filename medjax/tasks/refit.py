@@ -134,8 +134,9 @@ def fitted(
     """
     label = label.astype(np.float32)
     between = _between(config, output, feature, label)
-    scheme = "balanced" if config.imbalance == "decoupled" else None
-    w = imbalance.class_weights(config, output, label, scheme)
+    scheme = "balanced" if config.imbalance == "decoupled" else ""
+    kind = output.names, label, output.exclusive
+    w = imbalance.class_weights(config, *kind, scheme)
     if output.exclusive:
         weight = np.sum(label * w["w"], axis=1, keepdims=True)
     else:

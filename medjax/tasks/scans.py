@@ -22,7 +22,7 @@ from medjax.data.sources import scans
 from medjax.data.sources.scans import ScanFiles
 from medjax.data.units import Channel
 from medjax.data.volumes import Prepared
-from medjax.errors import InputError
+from medjax.errors import InputError, check_choice
 from medjax.tasks import films
 
 SOURCES = {
@@ -357,11 +357,10 @@ def check(config: Config) -> None:
         raise InputError(f"data.clip={clip}: give two percentiles, the lower one first")
     if len(spacing) not in (0, 3) or not all(0 < mm < np.inf for mm in spacing):
         raise InputError(f"data.spacing={spacing}: give three lengths in mm, or ()")
-    if (count := config.resampling.count) not in ("voxels", "patients"):
-        raise InputError(f"resampling.count={count!r}: use 'voxels' or 'patients'")
+    counts = ("voxels", "patients")
+    check_choice("resampling.count", config.resampling.count, counts)
     way = config.data.split
-    if way not in SPLITS:
-        raise InputError(f"data.split={way!r}: use {', '.join(map(repr, SPLITS))}")
+    check_choice("data.split", way, SPLITS)
     if config.evaluation.checkpoint == "best" and way != "patients":
         raise InputError(
             f"evaluation.checkpoint='best': data.split={way!r} leaves nobody to "
@@ -372,9 +371,7 @@ def check(config: Config) -> None:
 def _check_source(config: Config) -> None:
     choices = {"source": (PHANTOM, *SOURCES), "foreground": foreground.KINDS}
     for field, names in choices.items():
-        if (value := config.data.get(field, names[0])) not in names:
-            use = ", ".join(map(repr, names))
-            raise InputError(f"data.{field}={value!r} is unknown: use {use}")
+        check_choice(f"data.{field}", config.data.get(field, names[0]), names)
 
 
 def _regions(config: Config) -> dict[str, tuple[int, ...]]:

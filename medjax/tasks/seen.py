@@ -9,7 +9,7 @@ import pandas as pd
 
 from medjax.cohort import manifest as manifests
 from medjax.config import Config, read_config
-from medjax.errors import InputError
+from medjax.errors import InputError, check_choice
 from medjax.files import write_table
 from medjax.tasks import start
 from medjax.training import folder as workdir
@@ -22,9 +22,8 @@ class Claim(NamedTuple):
     allow_overlap: bool = False  # Reported under a warning instead of refused.
 
 
-UNCLAIMED = Claim()
 CLAIMS = {  # Of transfer.overlap.
-    "refuse": UNCLAIMED,
+    "refuse": Claim(),
     "other_hospital": Claim(other_hospital=True),
     "allow": Claim(allow_overlap=True),
 }
@@ -40,10 +39,8 @@ class Trained(NamedTuple):
 
 def claim_of(config: Config) -> Claim:
     """What `config.transfer.overlap` says."""
-    value = config.transfer.overlap
-    if value not in CLAIMS:
-        raise InputError(f"transfer.overlap={value!r}: use {', '.join(CLAIMS)}")
-    return CLAIMS[value]
+    check_choice("transfer.overlap", config.transfer.overlap, CLAIMS)
+    return CLAIMS[config.transfer.overlap]
 
 
 def ancestors(config: Config, read: Callable) -> Iterator[Trained]:

@@ -1,6 +1,5 @@
 """Masks of scans: the functions behind the commands, see task.Task."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from medjax.errors import InputError
 from medjax.evaluation import bootstrap, sliding, subgroups, volume_groups
 from medjax.evaluation import compare as statistics
 from medjax.evaluation import segmentation as measures
-from medjax.files import write_text
+from medjax.files import write_json
 from medjax.reports.segmentation import Case as Pictured
 from medjax.tasks import compare, exported, films, fixed, imbalance, parts, scans
 from medjax.tasks.check import check as check_any
@@ -106,7 +105,7 @@ def explore(config: Config, data: scans.Data, folder: Path) -> Path:
     path = folder / "fingerprint.json"
     values = {"data": measured, "proposal": proposal, "copies": copies}
     values = bootstrap.as_json(values)
-    write_text(path, json.dumps(values, indent=1))
+    write_json(path, values)
     return path
 
 

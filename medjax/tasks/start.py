@@ -14,7 +14,7 @@ from chex import ArrayTree
 from medjax import buckets
 from medjax.config import Config, as_json, named, read_config
 from medjax.errors import InputError
-from medjax.files import write_text
+from medjax.files import write_json
 from medjax.models import architectures, layers, weights
 from medjax.models.weights import convert as pretrained
 from medjax.tasks import parts, scans
@@ -283,7 +283,7 @@ def write_converted(path: Path, name: str, out: Path, *, channels: int) -> dict:
     card = pretrained.card(converted, path)
     with Checkpoints(out) as checkpoints:
         checkpoints.save(0, converted.variables, card)
-    write_text(out / "card.json", json.dumps(card, indent=2))
+    write_json(out / "card.json", card)
     return card
 
 

@@ -135,11 +135,12 @@ def _with_mean(areas: dict) -> np.ndarray:
 def _weights(config: Config, data: films.Data, manifest: pd.DataFrame) -> dict:
     """{scheme: {part: {task: weight}}} of the training images, or {scheme: error}."""
     label = data.label(films.ids_in(manifest, "train"))
+    kind = data.output.names, label, data.output.exclusive
     called = {"w": "", "w_pos": "positive", "w_neg": "negative"}
     schemes: dict = {}
     for scheme in imbalance.WEIGHTS:
         try:
-            weights = imbalance.class_weights(config, data.output, label, scheme)
+            weights = imbalance.class_weights(config, *kind, scheme)
         except InputError as error:
             schemes[scheme] = str(error)
             continue

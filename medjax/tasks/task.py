@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import pandas as pd
-from scipy.special import expit
 
 from medjax.cohort import manifest as manifests
 from medjax.config import Config, as_json, read_config
@@ -61,10 +60,6 @@ class Finished(NamedTuple):
     def thresholds(self) -> np.ndarray:
         """[T], of a classification's calibrated probabilities; NaN where none is."""
         return np.array([self.fixed.thresholds[name] for name in self.output.names])
-
-    def predict(self, image: np.ndarray) -> np.ndarray:
-        """A classification's [D, B, ...] -> calibrated probability [D, B, T]."""
-        return self.fixed.calibrated(expit(self.log_odds(image)))
 
     def log_odds(self, image: np.ndarray) -> np.ndarray:
         """A classification's [D, B, ...] -> the network's log-odds [D, B, T]."""

@@ -69,9 +69,9 @@ class Checkpoints:
     def _by_score(self) -> list[int]:
         """The steps that have a score, the best first; of equal ones the first."""
         scored = [c for c in self._orbax.checkpoints if c.metrics]
-        return [
-            c.step for c in sorted(scored, key=lambda c: (-_score(c.metrics), c.step))
-        ]
+        # A damaged file may hold JSON without a score.
+        scores = {c.step: c.metrics.get("score", -math.inf) for c in scored}
+        return sorted(scores, key=lambda step: (-scores[step], step))
 
     def save(
         self, step: int, state: ArrayTree, data: dict, *, score: float | None = None
@@ -155,11 +155,6 @@ class Checkpoints:
             step, {"state": template, "data": None}
         )
         return Restored(step, parts["state"], parts["data"])
-
-
-def _score(metrics: dict) -> float:
-    """A damaged file may hold JSON without it."""
-    return metrics.get("score", -math.inf)
 
 
 def _leaves(tree: ArrayTree) -> dict[str, str]:

@@ -21,12 +21,11 @@ from chex import ArrayTree
 from medjax.cohort import manifest as manifests
 from medjax.config import flatten
 from medjax.data import prepared, volumes
-from medjax.errors import InputError
+from medjax.errors import InputError, some
 from medjax.evaluation.predict import Predictions
-from medjax.files import read_json, write_table, write_text
+from medjax.files import read_json, write_json, write_table
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-SHOWN = 3  # Differing fields in an error message.
 RECORDS = ("*.array_record*", "*.npy")  # Of images, and of volumes.
 # Of a task's columns in predictions.
 SUFFIXES = ("_label", "_log_odds", "_raw", "_threshold", "_call", "_answer", "_spread")
@@ -61,7 +60,7 @@ def claim(folder: Path, config: dict) -> None:
     path = folder / "config.json"
     if path.exists():
         refuse_other(folder, read_json(path), config)
-    write_text(path, json.dumps(config, indent=2))
+    write_json(path, config)
     _write_environment(folder / "environment.json")
 
 
@@ -70,15 +69,13 @@ def refuse_other(folder: Path, old: dict, config: dict) -> None:
     old, new = flatten(old), flatten(config)
     # As text: NaN doesn't equal itself.
     apart = [
-        name
-        for name in old | new
-        if json.dumps(old.get(name)) != json.dumps(new.get(name))
+        f"config.{k} is {old.get(k)}, not {new.get(k)}"
+        for k in old | new
+        if json.dumps(old.get(k)) != json.dumps(new.get(k))
     ]
     if apart:
-        first = [f"config.{k} is {old.get(k)}, not {new.get(k)}" for k in apart[:SHOWN]]
-        more = f" and {len(apart) - SHOWN} more differ" if len(apart) > SHOWN else ""
         raise InputError(
-            f"{folder}: holds a run whose {', '.join(first)}{more}: use another --workdir"
+            f"{folder}: holds a run whose {some(apart)}: use another --workdir"
         )
 
 
@@ -108,7 +105,7 @@ def _write_environment(path: Path) -> None:
         before = old.pop("before", [])
         if old != now:
             before.append(old)
-    write_text(path, json.dumps(now | {"before": before}, indent=2))
+    write_json(path, now | {"before": before})
 
 
 def _git(*arguments: str) -> str:
@@ -123,7 +120,7 @@ def _git(*arguments: str) -> str:
 
 def write_task(folder: Path, output: tuple) -> None:
     """Writes task.json: what the model says, films.Output or scans.Output."""
-    write_text(folder / "task.json", json.dumps(output._asdict(), indent=2))
+    write_json(folder / "task.json", output._asdict())
 
 
 def read_task(folder: Path) -> dict:
@@ -223,7 +220,7 @@ def hold(
                 f"{folder}: the weights of transfer.init changed since the run began: "
                 "use another --workdir, or bring the old weights back"
             )
-    write_text(folder / "provenance.json", json.dumps(now, indent=2))
+    write_json(folder / "provenance.json", now)
 
 
 def _provenance(folder: Path) -> dict:

@@ -72,14 +72,9 @@ def train_step(
     batch: dict[str, Array],
     key: Array,
     *,
-    apply: Callable,
-    augment: Callable,
-    loss: Callable,
     optimizer: optax.GradientTransformationExtraArgs,
     frozen: tuple[str, ...] = (),
-    adapt: Callable | None = None,
-    accumulate: int = 1,
-    random: bool = False,
+    **parts: Any,
 ) -> tuple[State, dict[str, Array]]:
     """One update from one shard's batch, collective over AXIS.
 
@@ -90,23 +85,10 @@ def train_step(
       state: replicated.
       batch: this shard's rows, see data/loader.py.
       key: the run's key, the same at every step: the batch holds the epoch.
-      apply: (variables, image, train=True, mutable=[...]) -> (logits, updates), with
-        batch statistics shared over AXIS.
-      augment: (key, batch, **hyper.augment) -> the batch with augmented images,
-        standardised, [B, (D,) H, W, C] float32, and with masks warped alike.
-      loss: (logits, label, weight, **dual, **optim.loss_arguments) -> (total, count).
       optimizer: takes the learning rate and the weight decay as extra arguments.
-      frozen: stages whose params and batch statistics don't change, to the bit; `apply`
-        must not change the statistics either. They have no gradient and no state in
-        the optimiser.
-      adapt: (params, embedding [B, F], domain [B], weight=hyper.adapt, step=...) ->
-        (total, count), added to the loss for domain adaptation; the batch then has the
-        field domain.
-      accumulate: parts of the rows, which go through the network one after the other;
-        their gradients are added up. Batch normalisation sees each part alone; all else
-        is as with the rows at once. Without `adapt`.
-      random: the network drops values or blocks, drawn by an argument `keys` [B] of
-        `apply`: a key for each image, as for its augmentation.
+      frozen: stages whose params and batch statistics don't change, to the bit. They
+        have no gradient and no state in the optimiser.
+      parts: of `_gradient`; its `apply` must not change statistics of frozen stages.
 
     Returns:
       The new state, and scalars: loss (nats per image), grad_norm, and with `adapt`
@@ -114,15 +96,8 @@ def train_step(
     """
     moving = optim.moving(state.params, frozen)
     (value, gap), (grads, dual_grads), batch_stats = _gradient(
-        *(state, batch, key, moving),
-        apply=apply,
-        augment=augment,
-        loss=loss,
-        adapt=adapt,
-        accumulate=accumulate,
-        random=random,
+        state, batch, key, moving, **parts
     )
-
     change, opt_state = optimizer.update(
         grads,
         state.opt_state,
@@ -166,14 +141,29 @@ def _gradient(
     apply: Callable,
     augment: Callable,
     loss: Callable,
-    adapt: Callable | None,
-    accumulate: int,
-    random: bool,
+    adapt: Callable | None = None,
+    accumulate: int = 1,
+    random: bool = False,
 ) -> tuple[tuple, tuple[ArrayTree, dict], ArrayTree]:
     """Of the whole batch's mean loss, by `moving` weights and the loss's variables.
 
-    Arguments as of `train_step`. Returns (loss, {"gap": gap} or {}), both gradients,
-    and the new batch statistics.
+    Args:
+      state, batch, key: as of `train_step`.
+      apply: (variables, image, train=True, mutable=[...]) -> (logits, updates), with
+        batch statistics shared over AXIS.
+      augment: (key, batch, **hyper.augment) -> the batch with augmented images,
+        standardised, [B, (D,) H, W, C] float32, and with masks warped alike.
+      loss: (logits, label, weight, **dual, **optim.loss_arguments) -> (total, count).
+      adapt: (params, embedding [B, F], domain [B], weight=hyper.adapt, step=...) ->
+        (total, count), added to the loss for domain adaptation; the batch then has the
+        field domain.
+      accumulate: parts of the rows, which go through the network one after the other;
+        their gradients are added up. Batch normalisation sees each part alone; all else
+        is as with the rows at once. Without `adapt`.
+      random: the network drops values or blocks, drawn by an argument `keys` [B] of
+        `apply`: a key for each image, as for its augmentation.
+
+    Returns (loss, {"gap": gap} or {}), both gradients, and the new batch statistics.
     """
     arguments = optim.loss_arguments(state.hyper, state.step)
 

@@ -4,7 +4,7 @@ import collections
 import contextlib
 import math
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -15,7 +15,7 @@ from medjax.data import chest_phantom as chest
 from medjax.data import images
 from medjax.data.prepared import Item, Source
 from medjax.data.sources import tables
-from medjax.errors import InputError
+from medjax.errors import InputError, check_choice
 
 NIH_TASKS = (
     "Atelectasis",
@@ -275,7 +275,6 @@ def chexpert(
       views: which films are kept; '' is a frontal film of unknown view.
       bits: as in `tables.table`.
     """
-    check_views(views)
     folder = tables.existing(folder)
     raw = tables.read_csv(tables.only(folder, "train.csv")).assign(official="train")
     if path := tables.only(folder, "valid.csv", needed=False):
@@ -303,6 +302,20 @@ def chexpert(
     labels = chexpert_labels(
         text, table["image"], uncertain=uncertain, blank=blank, where=folder
     )
+    return chexpert_source(table, labels, folder, side, views, bits)
+
+
+def chexpert_source(
+    table: pd.DataFrame,
+    labels: pd.DataFrame,
+    folder: Path,
+    side: int,
+    views: Sequence[str],
+    bits: int,
+) -> Source:
+    """The films of these views, of metadata and `chexpert_labels`, row by row."""
+    for view in views:
+        check_choice("data.views", view, (*tables.VIEWS, ""))
     table = pd.concat([table, labels], axis=1)
     return tables.source(
         table[table["view"].isin(list(views))],
@@ -324,26 +337,17 @@ def chexpert_labels(
       images: [N] names, for messages.
       uncertain, blank: as in `chexpert`.
     """
-    _check_choice("uncertain", uncertain, UNCERTAIN)
-    _check_choice("blank", blank, ("zeros", "ignore"))
+    check_choice("data.uncertain", uncertain, UNCERTAIN)
+    check_choice("data.blank", blank, ("zeros", "ignore"))
     meaning = {"1": 1.0, "0": 0.0, "-1": UNCERTAIN[uncertain], "": UNCERTAIN[blank]}
     labels = {}
     for task in CHEXPERT_TASKS:
         cells = text[task].str.replace(r"\.0$", "", regex=True)
         strange = ~cells.isin(list(meaning))
-        if strange.any():
-            raise InputError(
-                f"{where}: {task} is {cells[strange].iloc[0]!r} for "
-                f"{images[strange].iloc[0]}: use 1, 0, -1 or blank"
-            )
+        why = "none of 1, 0, -1 and blank: correct it"
+        tables.refuse(strange, cells, images, where, why)
         labels[task] = cells.map(meaning)
     return pd.DataFrame(labels)
-
-
-def check_views(views: Sequence[str]) -> None:
-    """Refuses a view that no table of ours has."""
-    for view in views:
-        _check_choice("views", view, (*tables.VIEWS, ""))
 
 
 def chexpert_files(*, folder: Path, **_) -> dict[str, Path]:
@@ -360,9 +364,3 @@ def chexpert_files(*, folder: Path, **_) -> dict[str, Path]:
 def _below_folder(paths: pd.Series) -> pd.Series:
     """'CheXpert-v1.0-small/train/patient00001/...' without the first part."""
     return paths.str.replace(r"^CheXpert[^/]*/", "", regex=True)
-
-
-def _check_choice(name: str, value: str, choices: Collection[str]) -> None:
-    """Refuses another value of a setting."""
-    if value not in choices:
-        raise InputError(f"data.{name}={value!r}: use {', '.join(map(repr, choices))}")

@@ -14,7 +14,7 @@ import pandas as pd
 from medjax.data import images, prepared
 from medjax.data.prepared import Item, Source
 from medjax.data.sources import tables
-from medjax.errors import InputError
+from medjax.errors import InputError, check_choice, reading
 
 SPLITS = {"train": "train", "val": "validation", "test": "test"}
 # Errors of the decoders; RuntimeError means an encrypted file.
@@ -45,8 +45,7 @@ def medmnist(
         0 or 1 for each of L findings.
       names: of the classes or findings; () names them '0', '1' and so on.
     """
-    if task not in ("multiclass", "multilabel"):
-        raise InputError(f"data.task={task!r}: use 'multiclass' or 'multilabel'")
+    check_choice("data.task", task, ("multiclass", "multilabel"))
     file = Path(file).expanduser()
     shapes, label = _contents(file)
     sample = shapes["train"][1:]
@@ -135,32 +134,30 @@ def _contents(path: Path) -> tuple[dict[str, tuple[int, ...]], np.ndarray]:
         for name in SPLITS:
             for key in (f"{name}_images", f"{name}_labels"):
                 if f"{key}.npy" not in archive.namelist():
-                    raise InputError(
-                        f"{path}: has no array {key!r}: is it a MedMNIST file?"
-                    )
+                    raise InputError(f"has no array {key!r}: is it a MedMNIST file?")
             with archive.open(f"{name}_images.npy") as file:
                 shape, kind = _header(file)
             shapes[name] = shape
             if kind != np.uint8 or len(shape) not in (3, 4) or min(shape[1:]) < 1:
                 raise InputError(
-                    f"{path}: {name}_images is {kind} {shape}: uint8 [N, H, W], "
+                    f"{name}_images is {kind} {shape}: uint8 [N, H, W], "
                     "[N, H, W, 3] or [N, S, S, S] are read"
                 )
             if shape[1:] != shapes["train"][1:]:
                 raise InputError(
-                    f"{path}: {name}_images are {shape[1:]} and train_images "
+                    f"{name}_images are {shape[1:]} and train_images "
                     f"{shapes['train'][1:]}: they must be alike"
                 )
             with archive.open(f"{name}_labels.npy") as file:
                 label = np.lib.format.read_array(file, allow_pickle=False)
             if label.ndim != 2 or label.dtype.kind not in "iub":
                 raise InputError(
-                    f"{path}: {name}_labels is {label.dtype} {label.shape}: "
+                    f"{name}_labels is {label.dtype} {label.shape}: "
                     "integers [N, L] are read"
                 )
             if len(label) != shape[0]:
                 raise InputError(
-                    f"{path}: {shape[0]} {name}_images and {len(label)} "
+                    f"{shape[0]} {name}_images and {len(label)} "
                     f"{name}_labels: they must be as many"
                 )
             labels.append(label.astype(np.int64))
@@ -193,13 +190,8 @@ def _arrays(path: Path, key: str) -> Iterator[np.ndarray]:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     """The file; what is damaged in it becomes one error."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            yield archive
-    except InputError:  # A ValueError too.
-        raise
-    except DAMAGE as error:
-        why = " ".join(str(error).split()) or "it ends too early"
-        raise InputError(
-            f"{path}: can't be read ({why}): fetch the .npz file again"
-        ) from None
+    with (
+        reading(path, "fetch the .npz file again", DAMAGE),
+        zipfile.ZipFile(path) as archive,
+    ):
+        yield archive

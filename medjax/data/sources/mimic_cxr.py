@@ -6,17 +6,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from medjax.data import images
 from medjax.data.prepared import Source
 from medjax.data.sources import tables
 from medjax.data.sources.chest_xray import (
     CHEXPERT_TASKS,
-    check_views,
     chexpert_labels,
+    chexpert_source,
 )
-from medjax.errors import InputError
+from medjax.errors import InputError, check_choice
 
-LABELLERS = ("chexpert", "negbio")
 SPLITS = {"train": "train", "validate": "validation", "test": "test"}
 VIEWS = {"LL": "LATERAL", "LAO": "", "RAO": ""}  # Others keep their names.
 METADATA = {
@@ -53,9 +51,7 @@ def mimic_cxr(
 
     Source: Johnson et al., MIMIC-CXR-JPG, PhysioNet (2019), doi 10.13026/8360-t248.
     """
-    if labels not in LABELLERS:
-        raise InputError(f"data.labels={labels!r}: use 'chexpert' or 'negbio'")
-    check_views(views)
+    check_choice("data.labels", labels, ("chexpert", "negbio"))
     folder = tables.existing(folder)
     text, path = _metadata(folder)
     text["official"] = _official(folder, text["dicom"])
@@ -75,15 +71,7 @@ def mimic_cxr(
     given = given.set_index("study_id")
     numbers = chexpert_labels(given, given.index.to_series(), **options)
     numbers = numbers.reindex(text["study"]).set_axis(table.index)
-    table = pd.concat([table, numbers], axis=1)
-    return tables.source(
-        table[table["view"].isin(list(views))],
-        lambda image: images.read(folder / image),
-        tasks=CHEXPERT_TASKS,
-        shape=(side, side, 1),
-        where=folder,
-        bits=bits,
-    )
+    return chexpert_source(table, numbers, folder, side, views, bits)
 
 
 def files(*, folder: Path, labels: str, **_) -> dict[str, Path]:

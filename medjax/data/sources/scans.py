@@ -20,7 +20,7 @@ from medjax.cohort import identity
 from medjax.data import dicom, nifti, prepared
 from medjax.data.nifti import SequenceFile
 from medjax.data.sources import tables
-from medjax.errors import InputError
+from medjax.errors import InputError, check_choice, reading
 from medjax.files import escaped
 
 # The scan (subject and time point) and the sequence in a file's name, since 2023.
@@ -134,8 +134,7 @@ def in_decathlon(
     """
     path = Path(path).expanduser()
     _check_sequences(sequences)
-    if part not in PARTS:
-        raise InputError(f"part={part!r} is unknown: use 'training' or 'test'")
+    check_choice("data.part", part, PARTS)
     if not path.exists():
         raise InputError(f"{path}: does not exist; give a folder or a NIfTI file")
     above = (path, path.parent, *path.parents[1:2])
@@ -374,10 +373,8 @@ def _listed(description: Path, part: str) -> list[tuple[Path, Path | None]]:
 
 
 def _json(path: Path) -> dict:
-    try:
+    with reading(path, "get it again"):
         read = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: can't be read ({error})") from None
     if not isinstance(read, dict):
         raise InputError(f"{path}: is no dataset.json of the Decathlon")
     return read

@@ -22,7 +22,7 @@ from medjax.cohort import identity
 from medjax.data import images, prepared
 from medjax.data.dicom import Film
 from medjax.data.prepared import Item, Source
-from medjax.errors import InputError
+from medjax.errors import InputError, check_choice
 
 FROM_FILE = ["width", "height", "spacing_x", "spacing_y"]  # Where the table is blank.
 VIEWS = {"PA": "PA", "AP": "AP", "LATERAL": "LATERAL"}
@@ -30,8 +30,10 @@ SEXES = {"F": "F", "FEMALE": "F", "M": "M", "MALE": "M"}
 OFFICIAL = ("train", "validation", "test", "")
 OPTIONAL = ("view", "sex", "age", "follow_up", "official")
 OLDEST = 120  # Years.
+CHANNELS = (1, 3)  # Grey and colour.
 MISSING = ("nan", "na", "n/a", "#n/a", "<na>", "null")  # As programs write a blank.
 NOBODY = (*MISSING, "none", "unknown", "-", "?", "#ref!", "#value!")
+CORRECT = "correct it, or leave it blank where unknown"
 ROUNDED = r"\d(\.\d+)?[eE]\+\d+"
 log = logging.getLogger("medjax")
 
@@ -111,13 +113,17 @@ def numbers(table: pd.DataFrame, name: str, where: Path) -> pd.Series:
     """A column of text as numbers; blank is NaN."""
     column = pd.to_numeric(table[name], errors="coerce")
     strange = column.isna() & (table[name].str.strip() != "")
-    if strange.any():
-        text, image = table.loc[strange, [name, "image"]].iloc[0]
-        raise InputError(
-            f"{where}: the {name} of {image} is {text!r}, no number: correct it, or "
-            "leave it blank where unknown"
-        )
+    refuse(strange, table[name], table["image"], where, f"no number: {CORRECT}")
     return column
+
+
+def refuse(
+    strange: pd.Series, cells: pd.Series, images: pd.Series, where: object, why: str
+) -> None:
+    """Raises an InputError of the first of the cells [N] that is strange."""
+    if strange.any():
+        image, cell = images[strange].iloc[0], cells[strange].iloc[0]
+        raise InputError(f"{where}: the {cells.name} of {image} is {cell!r}, {why}")
 
 
 def source(
@@ -135,8 +141,7 @@ def source(
       shape, bits: of the records, (S, S, C) with C = 1 or 3, and 8 or 16.
       table, rest: see `from_rows`.
     """
-    if bits not in (8, 16):
-        raise InputError(f"data.bits={bits}: use 8 or 16")
+    check_choice("data.bits", bits, (8, 16))
 
     def load(image: str) -> tuple[np.ndarray, tuple]:
         film = read(image)
@@ -220,19 +225,11 @@ def metadata(text: pd.DataFrame, where: object) -> pd.DataFrame:
     for name in ("age", "follow_up", *FROM_FILE):
         table[name] = numbers(columns, name, where)
     strange = ~table["age"].between(0, OLDEST) & table["age"].notna()
-    if strange.any():
-        image, age = table.loc[strange, ["image", "age"]].iloc[0]
-        raise InputError(
-            f"{where}: the age of {image} is {age:g}, not from 0 to {OLDEST} years: "
-            "correct it, or leave it blank where unknown"
-        )
-    strange = ~table["official"].isin(OFFICIAL)
-    if strange.any():
-        image, official = table.loc[strange, ["image", "official"]].iloc[0]
-        raise InputError(
-            f"{where}: the official split of {image} is {official!r}: use 'train', "
-            "'validation', 'test' or blank"
-        )
+    why = f"not from 0 to {OLDEST} years: {CORRECT}"
+    refuse(strange, columns["age"], table["image"], where, why)
+    official = table["official"].rename("official split")
+    why = "none of 'train', 'validation', 'test' and blank: correct it"
+    refuse(~official.isin(OFFICIAL), official, table["image"], where, why)
     return table
 
 
@@ -254,13 +251,9 @@ def _patients(table: pd.DataFrame, where: object) -> pd.Series:
     if (names == "").any():
         image = table["image"][names == ""].iloc[0]
         raise InputError(f"{where}: {image} has no patient: correct the table")
-    wrong = names[names.str.casefold().isin(NOBODY) | names.str.fullmatch(ROUNDED)]
-    if len(wrong):
-        image = table["image"][wrong.index[0]]
-        raise InputError(
-            f"{where}: the patient of {image} is {wrong.iloc[0]!r}, which may be several "
-            "people, as a missing or rounded id is: give each person an id"
-        )
+    wrong = names.str.casefold().isin(NOBODY) | names.str.fullmatch(ROUNDED)
+    why = "which may be several people, as a missing or rounded id is: give each an id"
+    refuse(wrong, names, table["image"], where, why)
     if names.str.fullmatch(r"\d+(\.0+)?").all():  # Spreadsheets write 7 as 7.0.
         names = names.str.replace(r"\.0+$", "", regex=True)
     identity.refuse_spellings(names, f"{where}: patients")
@@ -295,28 +288,8 @@ def one_hot(index: np.ndarray, names: Sequence[str], where: object) -> pd.DataFr
     return pd.DataFrame(label, columns=list(names))
 
 
-def check_channels(channels: int) -> None:
-    """Refuses anything but grey and colour."""
-    if channels not in (1, 3):
-        raise InputError(f"data.channels={channels}: use 1 (grey) or 3 (colour)")
-
-
 def table(
-    *,
-    folder: Path,
-    side: int,
-    table: str = "labels.csv",
-    image: str = "image",
-    patient: str = "patient",
-    labels: Sequence[str] = (),
-    classes: str = "",
-    view: str = "",
-    sex: str = "",
-    age: str = "",
-    follow_up: str = "",
-    official: str = "",
-    channels: int = 1,
-    bits: int = 8,
+    *, folder: Path, side: int, channels: int = 1, bits: int = 8, **columns: Any
 ) -> Source:
     """A folder of images and a CSV file with one row an image.
 
@@ -324,12 +297,10 @@ def table(
       side: S, pixels.
       channels: 1, grey, or 3, colour.
       bits: of a pixel of the records, 8 or 16.
-      the others: see `listed`.
+      columns: of `listed`.
     """
-    check_channels(channels)
-    columns = {"view": view, "sex": sex, "age": age, "follow_up": follow_up}
-    columns |= {"image": image, "patient": patient, "official": official}
-    rows, names, files, path = listed(folder, table, labels, classes, columns)
+    check_choice("data.channels", channels, CHANNELS)
+    rows, names, files, path = listed(folder, **columns)
     return source(
         rows,
         lambda image: images.read(files[image]),
@@ -342,10 +313,13 @@ def table(
 
 def listed(
     folder: Path,
-    table: str,
-    labels: Sequence[str],
-    classes: str,
-    columns: Mapping[str, str],
+    *,
+    table: str = "labels.csv",
+    image: str = "image",
+    patient: str = "patient",
+    labels: Sequence[str] = (),
+    classes: str = "",
+    **others: str,
 ) -> tuple[pd.DataFrame, tuple[str, ...], dict[str, str], Path]:
     """Reads a table of images: its rows, tasks, image -> its file, and the table's path.
 
@@ -357,15 +331,16 @@ def listed(
         (unknown); an image may have several findings.
       classes: one column of class names, blank where unknown; an image has exactly
         one. Classes become tasks in the order of their sorted names.
-      columns: our names of prepared.py -> theirs, '' for none. `image` is the column of
-        the paths below the folder; the sex may be 'female' or 'male', too.
+      image: the column of the paths below the folder.
+      patient, others: names of their columns by OPTIONAL, '' for none. The sex may be
+        'female' or 'male', too.
     """
     if bool(labels) == bool(classes):
         raise InputError(
             "data.labels and data.classes: give one of them, the columns of findings "
             "or the column of an image's one class"
         )
-    if not columns["patient"]:
+    if not patient:
         raise InputError(
             "data.patient='': name the column of patients; without it the same patient "
             "may be in training and test"
@@ -373,7 +348,8 @@ def listed(
     folder = existing(folder)
     path = folder / Path(table).expanduser()
     raw = read_csv(path)
-    columns = {"image": columns["image"]} | {k: v for k, v in columns.items() if v}
+    columns = {"image": image, "patient": patient}
+    columns |= {name: column for name, column in others.items() if column}
     rows = metadata(select(raw, columns, path), path)
     if classes:
         text = select(raw, {"class": classes}, path)["class"].str.strip()

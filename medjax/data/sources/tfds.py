@@ -1,9 +1,8 @@
 """Any image data set that TFDS has prepared, read without TensorFlow."""
 
-import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,9 @@ from medjax.data import images
 from medjax.data.dicom import Film
 from medjax.data.prepared import Source
 from medjax.data.sources import tables
-from medjax.errors import InputError
+from medjax.errors import InputError, check_choice, reading
 
+AGAIN = "prepare it by TFDS again"
 log = logging.getLogger("medjax")
 
 
@@ -58,9 +58,9 @@ def tfds(
       view, sex, age, follow_up: see prepared.py; text, a number, a ClassLabel, or ''.
       side, channels, bits: as in `tables.table`.
     """
-    tables.check_channels(channels)
+    check_choice("data.channels", channels, tables.CHANNELS)
     folder = _folder(name, Path(data_dir).expanduser())
-    with _refusing(folder):
+    with reading(folder, AGAIN):
         builder = tensorflow_datasets.builder_from_directory(folder)
         features = builder.info.features
     columns = {"patient": patient, "view": view, "sex": sex, "age": age}
@@ -78,7 +78,7 @@ def tfds(
     # Two passes: first labels and metadata, later the images, one by one.
     text, values = [], []
     for split, number in ((s, n) for s in splits for n in range(len(splits[s]))):
-        with _refusing(folder):
+        with reading(folder, AGAIN):
             example = splits[split][number]
         row = {
             "image": f"{split}_{number:06d}",
@@ -110,10 +110,8 @@ def tfds(
 def _film(name: str, value: bytes | np.ndarray) -> Film:
     """The image of a file's bytes, or of pixels [H, W, 1 or 3] uint8."""
     if isinstance(value, bytes):
-        try:
+        with reading(name, AGAIN):
             pixels = images.decode(value)
-        except InputError as error:
-            raise InputError(f"{name} {error}") from error
     else:
         pixels = value.astype(np.float32) / 255
         pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
@@ -143,18 +141,6 @@ def _folder(name: str, data_dir: Path) -> Path:
     return folders[0]
 
 
-@contextlib.contextmanager
-def _refusing(folder: Path) -> Iterator[None]:
-    """Turns TFDS' errors of many types (JSON, protocol buffers, C++) into one line."""
-    try:
-        yield
-    except Exception as error:
-        why = " ".join(str(error).split())
-        raise InputError(
-            f"{folder}: TFDS can't read it ({why}): prepare it again"
-        ) from error
-
-
 def _splits(builder: Any, image: str, folder: Path) -> dict[str, Sequence[dict]]:
     """Split -> its examples, with random access; an Image stays undecoded."""
     kind = builder.info.file_format.value
@@ -165,7 +151,7 @@ def _splits(builder: Any, image: str, folder: Path) -> dict[str, Sequence[dict]]
         )
     whole = {image: tensorflow_datasets.decode.SkipDecoding()}
     decoders = whole if isinstance(builder.info.features[image], kinds.Image) else None
-    with _refusing(folder):
+    with reading(folder, AGAIN):
         return {
             split: builder.as_data_source(split, decoders=decoders)
             for split in builder.info.splits

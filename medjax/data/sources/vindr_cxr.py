@@ -9,10 +9,9 @@ import pandas as pd
 from medjax.data import images
 from medjax.data.prepared import Source
 from medjax.data.sources import tables
-from medjax.errors import InputError
+from medjax.errors import InputError, check_choice
 
 PARTS = ("train", "test")
-READERS = ("majority", "any")
 NAMES = {"Other disease": "Other diseases"}  # The two parts differ.
 BOX = ("x_min", "y_min", "x_max", "y_max")
 
@@ -36,8 +35,7 @@ def vindr_cxr(
 
     Source: Nguyen et al., Scientific Data 9 (2022) 429; physionet.org/content/vindr-cxr.
     """
-    if readers not in READERS:
-        raise InputError(f"data.readers={readers!r}: use 'majority' or 'any'")
+    check_choice("data.readers", readers, ("majority", "any"))
     folder = tables.existing(folder)
     parts = [_labels(folder, part, readers) for part in PARTS]
     parts = [part for part in parts if part is not None]

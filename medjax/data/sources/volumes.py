@@ -7,8 +7,9 @@ normalisation.z_scores reads them.
 
 import functools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,42 +30,23 @@ log = logging.getLogger("medjax")
 def volumes(
     *,
     folder: Path,
-    table: str,
-    image: str,
-    patient: str,
-    labels: Sequence[str],
-    classes: str,
-    view: str,
-    sex: str,
-    age: str,
-    follow_up: str,
-    official: str,
     sequences: Sequence[str],
-    files: Mapping[str, str],
     shape: Sequence[int],
-    spacing: Sequence[float],
-    grids: str,
-    missing: str,
-    foreground: str,
-    margin: float,
     units: Sequence[str],
-    clip: tuple[float, float],
     windows: Sequence[tuple[float, float]],
+    **options: Any,
 ) -> Source:
     """A folder of volumes and a CSV file with one row a volume, see `tables.listed`.
 
     Args:
-      sequences, files: see `scans.of_row`.
+      sequences: see `scans.of_row`.
       shape: D, H, W of the records.
-      spacing: mm along D, H, W; it and the others: see scan.read_scan.
       units, windows: see units.channels, which make the records' channels.
+      options: of `read` and scan.read_scan, and of `tables.listed`.
     """
-    columns = {"view": view, "sex": sex, "age": age, "follow_up": follow_up}
-    columns |= {"image": image, "patient": patient, "official": official}
-    rows, names, paths, where = tables.listed(folder, table, labels, classes, columns)
-    how = {"sequences": sequences, "files": files, "spacing": spacing, "grids": grids}
-    how |= {"missing": missing, "margin": margin, "clip": clip}
-    how |= {"foreground": foreground, "units": units, "windows": windows}
+    how = {name: options.pop(name) for name in ("files", *READING) if name in options}
+    how |= {"sequences": sequences, "units": units, "windows": windows}
+    rows, names, paths, where = tables.listed(folder, **options)
     cut: list[str] = []
 
     def load(name: str) -> tuple[np.ndarray, tuple]:

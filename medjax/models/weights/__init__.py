@@ -22,7 +22,7 @@ from chex import ArrayTree
 from flax.traverse_util import flatten_dict, unflatten_dict
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
-from medjax.errors import InputError
+from medjax.errors import InputError, reading
 from medjax.files import digest
 from medjax.models.weights import keras, torch
 
@@ -71,18 +71,10 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file; give the path of a weight file")
-    try:
-        arrays = _read(path)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    except Exception as error:  # Parsers raise anything where bytes make no sense.
-        what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise InputError(
-            f"{path}: damaged, or no weight file ({what}); get it again"
-        ) from error
-    if not arrays:
-        raise InputError(f"{path}: holds no weights; save the trained model's")
-    return arrays
+    with reading(path, "damaged, or no weight file: get it again"):
+        if arrays := _read(path):
+            return arrays
+        raise InputError("holds no weights; save the trained model's")
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:

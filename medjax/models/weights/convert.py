@@ -2,14 +2,14 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from medjax.errors import InputError
+from medjax.errors import InputError, some
 from medjax.files import digest
 from medjax.models.weights.rules import OTHERS, TABLES, Leaf, Table, kind
 
@@ -77,7 +77,7 @@ def recognise(
     frameworks = " or ".join(dict.fromkeys(table.framework for table in tables))
     raise InputError(
         f"model={model!r}: expected the names of a {family} of {frameworks}, found "
-        f"{names} ({_some(source)}); name the model that the weights are of"
+        f"{names} ({some(list(source))}); name the model that the weights are of"
     )
 
 
@@ -200,8 +200,8 @@ def held(
 ) -> np.ndarray | None:
     """The array that a source has for our path, or None."""
     for name, array in source.items():
-        for _, module, leaf in _meets(name, table):
-            if leaf is not None and f"{leaf.collection}/{module}{leaf.suffix}" == path:
+        for _, place, leaf in _meets(name, table):
+            if place == path:
                 return leaf.transform(np.asarray(array))
     return None
 
@@ -222,14 +222,13 @@ def compare(
     """
     wanted, filled, surplus = _shapes(target), set(), []
     for name, array in table.prepare(source)[0].items():
-        matches = [(path, leaf) for _, path, leaf in _meets(name, table)]
+        matches = list(_meets(name, table))
         if len(matches) != 1:
             surplus.append(name)
             continue
-        [(module, leaf)] = matches
+        [(_, path, leaf)] = matches
         if leaf is None:  # Left out on purpose.
             continue
-        path = f"{leaf.collection}/{module}{leaf.suffix}"
         fits = path in HEAD or leaf.transform(array).shape == wanted.get(path)
         if path in filled or not fits:
             surplus.append(name)
@@ -245,8 +244,11 @@ def card(converted: Converted, path: Path) -> dict:
     return facts | {name: list(facts[name]) for name in names}
 
 
-def _meets(name: str, table: Table) -> Iterator[tuple[str, str, Leaf | None]]:
-    """The rules that a name meets, our module's path and the variable's leaf."""
+def _meets(name: str, table: Table) -> Iterator[tuple[str, str | None, Leaf | None]]:
+    """The rules that a name meets, our variable's path and its leaf.
+
+    Path and leaf are None for what is left out on purpose.
+    """
     module, _, variable = name.rpartition("/" if "/" in name else ".")
     for rule, path in table.rules.items():
         if match := re.fullmatch(rule, module):
@@ -254,7 +256,8 @@ def _meets(name: str, table: Table) -> Iterator[tuple[str, str, Leaf | None]]:
                 path = path(*(int(g) if g.isdigit() else g for g in match.groups()))
             variables = table.variables[kind(path)]
             if variable in variables:
-                yield rule, path, variables[variable]
+                leaf = variables[variable]
+                yield rule, leaf and f"{leaf.collection}/{path}{leaf.suffix}", leaf
 
 
 def _place(
@@ -270,17 +273,16 @@ def _place(
         if not matches:
             unknown.append(name)
             continue
-        [(rule, module, leaf)] = matches
+        [(rule, path, leaf)] = matches
         if leaf is None:
             dropped.append(name)
             continue
-        path = f"{leaf.collection}/{module}{leaf.suffix}"
         if path in placed:
             raise InputError(f"{name}: is {path}, as {placed[path].name}; remove one")
         placed[path] = Placed(name, leaf.transform(np.asarray(array)), rule)
     if unknown:
         raise InputError(
-            f"{_some(unknown)}: no place in a {table.family} of {table.framework}; "
+            f"{some(unknown)}: no place in a {table.family} of {table.framework}; "
             "remove it from the weights, or name the model that they are of"
         )
     return placed, dropped
@@ -293,8 +295,8 @@ def _check_complete(
     missing = sorted(wanted.difference(placed))
     if not surplus and not missing:
         return
-    parts = [f"{_some(surplus)} has no place in it"] if surplus else []
-    parts += [f"it has nothing for {_some(missing)}"] if missing else []
+    parts = [f"{some(surplus)} has no place in it"] if surplus else []
+    parts += [f"it has nothing for {some(missing)}"] if missing else []
     kernels = [
         sum(path.endswith("/kernel") and path not in HEAD for path in paths)
         for paths in (placed, wanted)
@@ -305,13 +307,6 @@ def _check_complete(
         "the model that the weights are of, made with "
         f"{dict(table.options) or 'no options'}, or get the weights again"
     )
-
-
-def _some(names: Iterable[str]) -> str:
-    """The first three names, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
 
 
 def _constants(source: Mapping[str, np.ndarray]) -> dict[str, tuple[float, ...]]:

@@ -25,14 +25,14 @@ from medjax.errors import InputError
 INSIDE = "model.weights.h5"
 AFFINE = ("gamma", "beta")
 VARIABLES = {  # By class, in the order of their numbers; the last may be missing.
-    "conv1d": ("kernel", "bias"),
-    "conv2d": ("kernel", "bias"),
-    "conv3d": ("kernel", "bias"),
-    "conv2d_transpose": ("kernel", "bias"),
-    "conv3d_transpose": ("kernel", "bias"),
-    "depthwise_conv2d": ("kernel", "bias"),
+    **dict.fromkeys(
+        (
+            *("conv1d", "conv2d", "conv3d", "conv2d_transpose", "conv3d_transpose"),
+            *("depthwise_conv2d", "dense"),
+        ),
+        ("kernel", "bias"),
+    ),
     "separable_conv2d": ("depthwise_kernel", "pointwise_kernel", "bias"),
-    "dense": ("kernel", "bias"),
     "batch_normalization": (*AFFINE, "moving_mean", "moving_variance"),
     "layer_normalization": AFFINE,
     "group_normalization": AFFINE,

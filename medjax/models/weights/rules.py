@@ -30,11 +30,6 @@ Rules = Mapping[str, str | Callable[..., str]]
 Variables = Mapping[str, Leaf | None]  # None is left out on purpose.
 
 
-def as_they_are(source: Arrays) -> tuple[Arrays, Mapping]:
-    """Arrays that need no preparation."""
-    return source, {}
-
-
 class Table(NamedTuple):
     """How a framework names a family of networks."""
 
@@ -45,7 +40,7 @@ class Table(NamedTuple):
     # Of our model's maker, where this framework's layers are not torchvision's.
     options: Mapping = {}
     # The arrays -> those that the rules are for, and further options that they ask for.
-    prepare: Callable[[Arrays], tuple[Arrays, Mapping]] = as_they_are
+    prepare: Callable[[Arrays], tuple[Arrays, Mapping]] = lambda source: (source, {})
     file: str = ""  # A pattern of the file's folder and name, where names are shared.
     bgr: bool = False  # The first convolution takes blue, green, red.
     # Of red, green, blue: they standardise images in [0, 1].
@@ -376,13 +371,19 @@ OTHERS = {
     "a Swin transformer": r".*(layers|features)\.\d+\.(blocks\.)?\d+\.attn\.(qkv|proj)",
 }
 CAFFE = (123.68 / 255, 116.779 / 255, 103.939 / 255)  # As in Caffe, blue is first.
-KERAS_OPTIONS = {"stride_first": True, "use_bias": True, "epsilon": 1.001e-5}
+HALVES = {"mean": (0.5,) * 3, "std": (0.5,) * 3}  # From -1 to 1.
+KERAS_NORM = {"epsilon": 1.001e-5}
+KERAS_OPTIONS = {"stride_first": True, "use_bias": True, **KERAS_NORM}
+TENSORFLOW = {"padding": "SAME", "epsilon": 1e-3}
+# The package has TensorFlow's weights, of (pixel - 127) / 128.
+LITE = {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3}
+CENTRED = {"bgr": True, "mean": CAFFE, "std": (1 / 255,) * 3}  # Images in [0, 255].
 # Mei et al., Radiology: AI 2022; github.com/BMEII-AI/RadImageNet. The scripts for Keras
 # (acl/acl_train.py) centre images as Caffe does and then divide them by 255, those for
 # torch (pytorch_example.ipynb) take cv2's blue, green and red to (x - 127.5) 2 / 255.
 RADIMAGENET_KERAS = {"bgr": True, "mean": CAFFE, "std": (1.0,) * 3}
 RADIMAGENET_KERAS |= {"file": r"(?i)radimagenet|(^|/)rin[-_]"}
-RADIMAGENET_TORCH = {"bgr": True, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+RADIMAGENET_TORCH = {"bgr": True, **HALVES}
 
 TABLES = (
     Table("torch", "densenet", TORCH_DENSENET, TORCH),
@@ -392,60 +393,27 @@ TABLES = (
     Table("torchvision", "efficientnet", TORCHVISION_EFFICIENTNET, TORCH),
     Table("timm", "efficientnet", TIMM_EFFICIENTNET, TORCH),
     Table(
-        "efficientnet-lite-pytorch",
-        "efficientnet",
-        EFFICIENTNET_LITE0,
-        TORCH,
-        {"padding": "SAME", "epsilon": 1e-3},
-        # As in TensorFlow, of which the package has the weights: (pixel - 127) / 128.
-        mean=(127 / 255,) * 3,
-        std=(128 / 255,) * 3,
+        *("efficientnet-lite-pytorch", "efficientnet", EFFICIENTNET_LITE0, TORCH),
+        TENSORFLOW,
+        **LITE,
     ),
     Table("torchvision", "convnext", TORCHVISION_CONVNEXT, TORCH),
     Table("timm", "convnext", TIMM_CONVNEXT, TORCH),
     # A file doesn't say how images were standardised. Those without a classifier are
     # taken for DINO's or MAE's, others for what timm publishes.
     Table("DINO or MAE", "vit", PRETRAINED_VIT, TORCH, prepare=prepare_vit),
-    Table(
-        "timm",
-        "vit",
-        TIMM_VIT,
-        TORCH,
-        prepare=prepare_vit,
-        mean=(0.5,) * 3,
-        std=(0.5,) * 3,
-    ),
+    Table("timm", "vit", TIMM_VIT, TORCH, prepare=prepare_vit, **HALVES),
     Table("MAE", "vit", MAE_CLASSIFIER, TORCH, {"pool": "mean"}, prepare_vit),
-    Table("keras", "densenet", KERAS_DENSENET, KERAS, {"epsilon": 1.001e-5}),
+    Table("keras", "densenet", KERAS_DENSENET, KERAS, KERAS_NORM),
     Table(
-        "RadImageNet",
-        "densenet",
-        KERAS_DENSENET,
-        KERAS,
-        {"epsilon": 1.001e-5},
+        *("RadImageNet", "densenet", KERAS_DENSENET, KERAS, KERAS_NORM),
         **RADIMAGENET_KERAS,
     ),
-    Table(
-        "keras",
-        "resnet",
-        KERAS_RESNET,
-        KERAS,
-        KERAS_OPTIONS,
-        # Images in [0, 255] are only centred.
-        bgr=True,
-        mean=CAFFE,
-        std=(1 / 255, 1 / 255, 1 / 255),
-    ),
+    Table("keras", "resnet", KERAS_RESNET, KERAS, KERAS_OPTIONS, **CENTRED),
     Table(
         *("RadImageNet", "resnet", KERAS_RESNET, KERAS, KERAS_OPTIONS),
         **RADIMAGENET_KERAS,
     ),
-    Table(
-        "keras",
-        "efficientnet",
-        KERAS_EFFICIENTNET,
-        KERAS,
-        {"padding": "SAME", "epsilon": 1e-3},
-    ),
+    Table("keras", "efficientnet", KERAS_EFFICIENTNET, KERAS, TENSORFLOW),
     Table("keras", "convnext", KERAS_CONVNEXT, KERAS),
 )
