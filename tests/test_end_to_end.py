@@ -338,9 +338,14 @@ def test_predict_gives_the_probabilities_of_the_evaluation(home, finished, tmp_p
     cv2.imwrite(str(folder / "dim.png"), films[0]["pixels"] // 16)
     (folder / "broken.png").write_bytes(b"no image")
     out = tmp_path / "out" / "p.csv"
-    _, err = run_here(
-        "predict", f"--workdir={workdir}", f"--images={folder}", f"--out={out}", code=3
-    )
+    command = "predict", f"--workdir={workdir}", f"--images={folder}", f"--out={out}"
+    out.parent.mkdir()
+    out.write_text("image,patient\na.png,1\n")  # The labels, say.
+    _, err = run_here(*command, code=2)
+    assert "isn't of predict" in err and out.read_text().startswith("image,patient")
+    out.unlink()
+    for _ in range(2):  # What it wrote itself it writes again.
+        _, err = run_here(*command, code=3)
     assert "broken.png" in err
     with out.open() as file:
         *rows, dim = csv.DictReader(file)

@@ -339,6 +339,13 @@ def record(folder: Path, data: films.Data, ids: np.ndarray) -> None:
     write_json(path, reference)
 
 
+def _is_ours(path: Path) -> bool:
+    """Whether a CSV is of `predict_`, by its first and its last column."""
+    with open(path, "rb") as file:
+        columns = file.readline().strip().split(b",")
+    return (columns[0], columns[-1]) == (b"image", b"warning")
+
+
 def predict_(
     run: Finished,
     *,
@@ -360,6 +367,8 @@ def predict_(
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.is_dir() or not os.access(out.parent, os.W_OK):
         raise InputError(f"--out={out}: can't be written: give a new file.csv")
+    if out.is_file() and out.stat().st_size and not _is_ours(out):
+        raise InputError(f"--out={out}: isn't of predict: give a new file.csv")
     if len(run.output.shape) > 3 and not run.output.spacing:
         raise InputError(
             f"{run.folder}: the run was trained on the volumes of a MedMNIST file, and "
