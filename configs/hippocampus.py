@@ -27,8 +27,14 @@ def get_config() -> ConfigDict:
     c.data.sequences = ("MRI",)
     c.data.regions = ("anterior", "posterior")
     c.data.values = {"anterior": (1,), "posterior": (2,)}
+    c.data.exclusive = True
     c.patch.size = (32, 48, 32)
     c.patch.each = 1
+    dice = {"share": 1.0, "smooth": 1.0}
+    c.loss = {
+        "name": "compound",
+        "parts": {"soft_dice": dice, "softmax_cross_entropy": {}},
+    }
     c.optim.update(learning_rate=4e-3, warmup=100, ema=0.995)
     c.train.update(steps=1500, batch=4, evaluate_every=500)
     c.evaluation.checkpoint = "last"
