@@ -135,7 +135,7 @@ _TABLE = {
     "official": "",  # column of "train", "validation", "test", for every image
 }
 _READING = {
-    "grids": "refuse",  # sequences on different grids; or "align": register them
+    "grids": "refuse",  # sequences on different grids; or "align": register all
     "missing": "refuse",  # a missing sequence; or "fill" with zeros
     # What isn't background: the "head"; the "body", all large parts, such as two legs;
     # "nonzero", all but the constant around it; or "none" is.

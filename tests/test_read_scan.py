@@ -211,12 +211,33 @@ def test_own_units_are_the_files_where_the_background_is_no_0(tmp_path):
     np.testing.assert_allclose(case.image[..., 0], expected, atol=1e-3)
 
 
-def test_sequences_of_one_grid_are_not_registered(tmp_path, monkeypatch):
-    files, mask = patient(tmp_path)
-    monkeypatch.setattr(registration, "register", None)
+@pytest.mark.parametrize(
+    ("voxels", "beside", "what"), [(0.9, 0.6, "kept"), (2, 0.6, "moved"), (0, 0.9, "")]
+)
+def test_sequences_of_one_grid_are_judged_too(
+    tmp_path, monkeypatch, voxels, beside, what
+):
+    """The patient may have moved, or be another; less than a slice isn't worth a blur."""
+    files, mask = patient(tmp_path, ("FLAIR", "T1"))
+    matrix = np.eye(4)
+    matrix[2, 3] = voxels * max(np.linalg.norm(AFFINE[:3, :3], axis=0))
+    result = registration.Registration(matrix, 1.0, 1.2, beside, improved=True)
+    monkeypatch.setattr(registration, "register", lambda *args: result)
+    if not what:
+        with pytest.raises(InputError, match="T1.nii.gz: is of another person"):
+            scan.read_scan(files, mask, regions=LESION, grids="align")
+        return
     aligned = scan.read_scan(files, mask, regions=LESION, grids="align")
     kept = scan.read_scan(files, mask, regions=LESION)
-    np.testing.assert_array_equal(aligned.image, kept.image)
+    same = np.array_equal(aligned.image, kept.image)
+    assert same == (what == "kept") and aligned.alignments[0].sequence == "T1"
+    # What lies side by side in one file was aligned by whoever wrote it.
+    one = nifti.read(files["T1"].path)
+    both = np.stack([one.voxels] * 2, axis=-1)
+    path = save(tmp_path / "both.nii.gz", both, one.affine)
+    files = {name: SequenceFile(path, n) for n, name in enumerate(files)}
+    case = scan.read_scan(files, regions={}, grids="align")
+    assert case.alignments == ()
 
 
 def nan(path):

@@ -58,7 +58,7 @@ class Scan(NamedTuple):
     affine: np.ndarray  # [4, 4] float64, indices of D, H, W to RAS millimetres.
     original: Grid  # Of the first sequence's file, as it is stored there.
     header: nibabel.Nifti1Header | None = None  # That file's, if it is NIfTI.
-    alignments: tuple[Alignment, ...] = ()  # Of sequences on another grid.
+    alignments: tuple[Alignment, ...] = ()  # Of sequences of other files.
     foreground: str = "body"  # What isn't background, see foreground.KINDS.
 
     @property
@@ -87,8 +87,9 @@ def read_scan(
       regions: region -> the mask's values that make it up, in the order of the
         label's channels. BraTS: whole (1, 2, 4), core (1, 4), enhancing (4,).
       background: the mask's other values, which belong to no region.
-      grids: 'refuse' sequences on different grids, or 'align' each with the first:
-        register it rigidly and resample it.
+      grids: 'refuse' sequences on different grids, or 'align' each file's with the
+        first: register it rigidly and resample it, but where it lies on that grid
+        and is off by less than the thickest slice.
       missing: 'refuse' a patient without one of the sequences, or 'fill' it with 0.
       foreground: what stays of the image, one of `foreground.KINDS`.
       units: of the scan's image, see `make_scan`.
@@ -119,7 +120,7 @@ def read_scan(
     for channel, name in enumerate(files):
         if name in present:
             volume, path = volumes.pop(name), present[name].path
-            if grids == "align" and not _same(reference, volume):
+            if grids == "align" and path != first:
                 volume, *similar = _align(reference, volume, first, path)
                 alignments.append(Alignment(name, *similar))
             remedy = "set data.grids='align', or give files of one grid"
@@ -227,10 +228,14 @@ def _align(
         raise InputError(
             f"{path}: is of another person, a mirror image, or shows too little "
             f"({verdict}); give the patient's own sequence, or align it by another "
-            "program and save it on the first one's grid"
+            "program, save it on the first one's grid and set data.grids='refuse'"
         )
     log.info("%s: %s", path, verdict)
-    target = Grid(reference.voxels.shape, reference.affine)
+    shape, affine = reference.voxels.shape, reference.affine
+    shift = nifti.corners(shape, affine, matrix @ affine)
+    if _same(reference, volume) and shift.max() < reference.spacing.max():
+        return volume, before, after, beside, mirrored
+    target = Grid(shape, affine)
     stack = volume.voxels[..., None]
     aligned = resample(stack, volume.affine, target, matrix)[..., 0]
     if aligned.min() == aligned.max():
