@@ -127,6 +127,19 @@ def test_records_that_are_not_the_tables_are_refused(
         prepared.pixels_of(path)
 
 
+@pytest.mark.parametrize("content", [None, b"", b'image,reason\n"a.png,torn'])
+def test_a_list_beside_the_records_that_is_cut_or_gone_is_refused(
+    files, write, make_items, make_source, content
+):
+    path = write(make_source(make_items(5)))
+    assert prepared.left_out(path) == 0
+    (path / "quarantine.csv").unlink()
+    if content is not None:
+        (path / "quarantine.csv").write_bytes(content)
+    with pytest.raises(InputError, match="quarantine.csv: is damaged or gone"):
+        prepared.left_out(path)
+
+
 @pytest.mark.parametrize("shape", [(4, 4, 3), (5, 4, 3, 2), (1, 7, 1)])
 def test_images_of_any_shape_come_back_and_so_do_their_hashes(
     files, write, make_items, make_source, shape

@@ -215,7 +215,15 @@ def damaged(path: Path) -> InputError:
 
 def left_out(folder: Path) -> int:
     """How many files or patients are in quarantine.csv."""
-    return len(pd.read_csv(folder / "quarantine.csv"))
+    return len(read_list(folder / "quarantine.csv"))
+
+
+def read_list(path: Path) -> pd.DataFrame:
+    """A table beside the records, of what was left out or occurs twice."""
+    try:
+        return pd.read_csv(path, keep_default_na=False)
+    except (OSError, ValueError):
+        raise damaged(path) from None
 
 
 def first_duplicate(names: Iterable[str]) -> str | None:

@@ -86,7 +86,7 @@ class Data(NamedTuple):
         path = self.path / "duplicates.csv"
         if not path.exists():
             write_table(path, _pairs((self, self.table["id"].to_numpy())))
-        return pd.read_csv(path, keep_default_na=False)
+        return prepared.read_list(path)
 
     def copies(self, ids: np.ndarray, other: "Data", others: np.ndarray):
         """The pairs that show one picture: `id` of these images, `other` of those."""
