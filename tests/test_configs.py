@@ -9,6 +9,7 @@ import pytest
 from configs import base
 from medjax.augment import intensity
 from medjax.data import sources
+from medjax.data.sources import tables, volumes
 from medjax.geometry import warp
 
 RECIPES = sorted(
@@ -51,8 +52,15 @@ def test_a_misspelt_field_of_a_recipe_fails(field):
 @pytest.mark.parametrize("source", sources.IMAGES)
 def test_a_source_s_fields_are_what_its_function_takes(source):
     function = sources.IMAGES[source]
-    assert fields(base.data(source)) - SHARED == takes(function) - {"task"}
-    for name, parameter in inspect.signature(function).parameters.items():
+    parameters = {**inspect.signature(function).parameters}
+    expected = takes(function) - {"task", "columns", "options"}
+    if source in ("table", "volumes"):
+        parameters |= inspect.signature(tables.listed).parameters
+        expected |= takes(tables.listed)
+    if source == "volumes":
+        expected |= {"files", *volumes.READING}
+    assert fields(base.data(source)) - SHARED == expected
+    for name, parameter in parameters.items():
         if name == "channels" or name not in base.data(source):
             continue  # TFDS: photographs are likelier than films.
         if source != "phantom" and parameter.default is not parameter.empty:

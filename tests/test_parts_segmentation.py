@@ -59,8 +59,9 @@ def loss_arguments(config, label=((0.5, 0.5, 0.5),)):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_names_parts_that_exist_and_fit(name):
     config = config_of(name)
-    network = parts.segmenter(config, output(4, 3))
-    state = shapes(config, network, output(4, 3))
+    masks = output(4, 3)._replace(exclusive=config.data.get("exclusive", False))
+    network = parts.segmenter(config, masks)
+    state = shapes(config, network, masks)
     patch = jax.ShapeDtypeStruct((2, *config.patch.size, 4), jnp.float32)
     found = jax.eval_shape(network.predict, state.averaged, patch)
     assert found.shape == (2, *config.patch.size, 3)
@@ -283,7 +284,7 @@ def test_a_mode_freezes_levels_from_the_image_on(config, mode, frozen):
     [
         ("imbalance", "smote", "no embedding .* over-sample"),
         ("imbalance", "decoupled", "no embedding .* over-sample"),
-        ("resampling.count", "voxel", "use 'voxels' or 'patients'"),
+        ("resampling.count", "voxel", "use 'voxels', 'patients'"),
         ("transfer.mode", "features", "transfer.mode='head'"),
         ("transfer.mode", "stage1", "freeze up to one of stem, down1"),
         ("adapt.name", "adabn", "without batch statistics"),
@@ -291,8 +292,8 @@ def test_a_mode_freezes_levels_from_the_image_on(config, mode, frozen):
         ("patch.size", (7, 8, 8), "can't be divided"),
         ("train.batch", 6, "give a multiple of 8"),
         ("optim.name", "adam", "optim.name='adam'"),
-        ("evaluation.checkpoint", "first", "use 'best' or 'last'"),
-        ("data.split", "random", "data.split='random': use"),
+        ("evaluation.checkpoint", "first", "use 'best', 'last'"),
+        ("data.split", "random", "data.split='random' is unknown: use"),
         ("data.split", "all", "evaluation.checkpoint='best'.*'last'"),
         ("transfer.init", "nowhere", "nowhere.*give 'imagenet'"),
         ("evaluation.flips", (3,), "flips=.3,.: the axes are"),

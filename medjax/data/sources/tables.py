@@ -319,7 +319,11 @@ def listed(
     patient: str = "patient",
     labels: Sequence[str] = (),
     classes: str = "",
-    **others: str,
+    view: str = "",
+    sex: str = "",
+    age: str = "",
+    follow_up: str = "",
+    official: str = "",
 ) -> tuple[pd.DataFrame, tuple[str, ...], dict[str, str], Path]:
     """Reads a table of images: its rows, tasks, image -> its file, and the table's path.
 
@@ -332,8 +336,8 @@ def listed(
       classes: one column of class names, blank where unknown; an image has exactly
         one. Classes become tasks in the order of their sorted names.
       image: the column of the paths below the folder.
-      patient, others: names of their columns by OPTIONAL, '' for none. The sex may be
-        'female' or 'male', too.
+      patient, view, sex, age, follow_up, official: names of their columns, '' for none.
+        The sex may be 'female' or 'male', too.
     """
     if bool(labels) == bool(classes):
         raise InputError(
@@ -349,7 +353,8 @@ def listed(
     path = folder / Path(table).expanduser()
     raw = read_csv(path)
     columns = {"image": image, "patient": patient}
-    columns |= {name: column for name, column in others.items() if column}
+    others = zip(OPTIONAL, (view, sex, age, follow_up, official), strict=True)
+    columns |= {name: column for name, column in others if column}
     rows = metadata(select(raw, columns, path), path)
     if classes:
         text = select(raw, {"class": classes}, path)["class"].str.strip()
