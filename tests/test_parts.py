@@ -254,6 +254,13 @@ def test_a_cut_tests_the_future(config):
     assert {id % 2 for id in on(manifest, "train")} == {0}
 
 
+def test_a_warm_up_longer_than_the_training_is_warned_of(config):
+    config.train.steps, config.optim.warmup = 30, 29
+    assert check.warmup(config) == ""
+    config.optim.warmup = 30
+    assert "ends at step 30, before" in check.warmup(config)
+
+
 def test_fewer_patients_train_and_nobody_changes_sides(config):
     whole = audited(config, data())
     trained = {}

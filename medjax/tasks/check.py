@@ -155,6 +155,17 @@ def sides(config: Config, names: Sequence[str]) -> str:
     )
 
 
+def warmup(config: Config) -> str:
+    """A warning of a learning rate that never reaches its peak; '' if it does."""
+    rise, steps = config.optim.warmup, config.train.steps
+    if rise < steps or not parts.has_steps(config):
+        return ""
+    return (
+        f"optim.warmup={rise}: training ends at step {steps}, before the learning rate "
+        "reaches optim.learning_rate"
+    )
+
+
 def _check_batch(config: Config, shards: int) -> None:
     """Refuses a batch that can't be shared by devices times patches of a volume."""
     batch = config.train.batch

@@ -183,8 +183,8 @@ class Task(NamedTuple):
         """Writes down what the run is made of, or checks it where it was begun before."""
         anew = workdir.forget_unbegun(folder)
         workdir.claim(folder, as_json(config))
-        notes = *parts.caveats(config), check.sides(config, data.output.names)
-        for note in filter(None, notes):
+        notes = check.sides(config, data.output.names), check.warmup(config)
+        for note in filter(None, (*parts.caveats(config), *notes)):
             print(f"note: {note}")
         if config.explore and (anew or not list(folder.glob("explore.*"))):
             print(f"explored: {self.explore(config, data, folder)}")
