@@ -1,4 +1,4 @@
-"""A lesion among vessels in synthetic liver MRI, which no slice alone can show.
+"""Lesions among vessels in synthetic liver MRI, which no slice alone can show.
 
     python launch.py train --config=configs/lesion_shape.py --workdir=runs/lesion_shape
 
@@ -14,8 +14,13 @@ from configs import base
 def get_config() -> ConfigDict:
     c = base.classification("liver_phantom")
     c.augment.random_affine.flip = 0.5
-    c.model = {"name": "densenet_small", "pool": "mean_max"}
-    c.optim.update(learning_rate=2e-3, ema=0.98)
+    c.model = {
+        "name": "unet_encoder",
+        "widths": (8, 16, 32),
+        "strides": (1, 2, 2),
+        "pool": "mean_max",
+    }
+    c.optim.update(ema=0.98)
     c.train.update(steps=400, batch=16, evaluate_every=100)
     c.evaluation.flip = True
     return c
