@@ -481,7 +481,7 @@ def test_a_refitted_checkpoint_is_written_once_unless_it_is_damaged(config, tmp_
     before = written.stat().st_ino
     refit.classifier(run, state, 7)
     assert written.stat().st_ino == before
-    (written.parent / "state/manifest.ocdbt").write_bytes(b"damaged")
+    (written.parent / "state/_METADATA").write_bytes(b"damaged")
     refit.classifier(run, state, 7)
     _, again = parts.restore(config, tmp_path / start.REFITTED, network, FINDINGS)
     kernel = state.averaged["params"]["classifier"]["kernel"]
