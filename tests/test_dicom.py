@@ -282,7 +282,7 @@ def test_a_word_may_hold_two_entries_of_8_bits(syntax):
 def test_padding_is_black(kind):
     about = {"BitsStored": 12, "PhotometricInterpretation": kind}
     plain = read(write(STORED, **about)).pixels
-    for ends in ((4000, None), (0, None), (3900, 4095), (500, 100)):
+    for ends in ((4000, None), (0, None), (3900, 4095), (500, 100), (5000, 3900)):
         limits = {"PixelPaddingValue": ends[0], "PixelPaddingRangeLimit": ends[1]}
         low, high = sorted((ends[0], ends[0] if ends[1] is None else ends[1]))
         inside = (STORED >= low) & (STORED <= high)

@@ -223,7 +223,8 @@ def _rescaled(values: np.ndarray, dataset) -> tuple[np.ndarray, float | None]:
 
 def _with_sign(value: int, values: np.ndarray) -> int:
     """A negative number that the file holds as an unsigned one: 64512 for -1024."""
-    return value - (1 << 16) if value > values.max() else value
+    unsigned = value >= 1 << 15 and value > values.max()
+    return value - (1 << 16) if unsigned else value
 
 
 def _lookup(values, item: pydicom.Dataset, dataset) -> tuple[np.ndarray, float]:

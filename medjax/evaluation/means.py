@@ -101,7 +101,7 @@ def studentised(linear: Linear, **draws) -> Interval:
         )
     least = t * np.sqrt(variance)
     below, above = (
-        np.fmin(np.fmax(t * error, least), 2 * least) for t in (below, -above)
+        np.fmin(np.fmax(end * error, least), 2 * least) for end in (below, -above)
     )
     ends = linear.estimate - below, linear.estimate + above
     return Interval(linear.estimate, *ends, np.zeros(error.shape))

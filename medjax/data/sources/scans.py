@@ -20,7 +20,7 @@ from medjax.cohort import identity
 from medjax.data import dicom, nifti, prepared
 from medjax.data.nifti import SequenceFile
 from medjax.data.sources import tables
-from medjax.errors import InputError, check_choice, reading
+from medjax.errors import InputError, check_choice, reading, some
 from medjax.files import escaped
 
 # The scan (subject and time point) and the sequence in a file's name, since 2023.
@@ -270,8 +270,7 @@ def _warn_of(files: Sequence[Path], folder: Path) -> None:
     """Names files of a folder that aren't taken, but for many of them."""
     if files:
         names = sorted(file.name for file in files)
-        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-        log.warning("%s: left out: %s%s", folder, ", ".join(names[:NAMED]), more)
+        log.warning("%s: left out: %s", folder, some(names, most=NAMED))
 
 
 def _check_sequences(sequences: Sequence[str]) -> None:
