@@ -331,9 +331,9 @@ def mean_of(
 ) -> Interval:
     """The weighted mean of numbers [T] that have intervals of `wilson`.
 
-    Its ends are the farther ones of `combined` and of the mean's own `wilson`: the first
-    knows that a rate of 1 may be chance, the second that of rates near 1 most are
-    estimated too low where the mean is.
+    Each end is the farther one of `combined` and of the mean's own `wilson`. The first
+    allows for a rate that is 1 by chance. The second allows for the skew of rates near
+    1: where their mean is too low by chance, the first leaves too little above it.
 
     A number without a weight takes no part. A replicate in which a part of the mean is
     undefined is left out and counted. With `biased` the ends, not the estimate, are

@@ -4,9 +4,9 @@
   counts        such as false lesions
   studentised   any others, such as distances and differences
 
-Where nearly all volumes have one value, such as a sensitivity of 1, resampling them
-shows next to no spread, and its interval would end at the mean itself. How often each
-kind holds the truth: tests/README.md.
+Where nearly all volumes have one value, such as a sensitivity of 1, most resamples have
+no spread, and a bootstrap's interval ends at the mean itself. How often each kind holds
+the truth: tests/README.md.
 """
 
 import warnings
