@@ -46,7 +46,7 @@ from configs import base
 from medjax import losses
 from medjax.evaluation import discrimination
 from medjax.models import architectures
-from medjax.tasks import films, parts
+from medjax.tasks import films, parts, splitting
 from medjax.training import devices, optim, population, step
 
 PEAKS = {  # Dense bfloat16 TFLOP/s of the data sheets; the longest name that fits.
@@ -174,7 +174,7 @@ def loader(tiny: bool) -> dict[str, float]:
         images = data.films(data.table["id"].to_numpy())
         rates = {}
         for where, on_host in (("host", True), ("device", False)):
-            batches = films.train_batches(config, images, on_host=on_host)
+            batches = splitting.train_batches(config, images, on_host=on_host)
             next(batches)
             start, count = time.perf_counter(), 2 if tiny else 20
             for _ in range(count):

@@ -50,7 +50,7 @@ from scans import brain, save
 from configs import base
 from medjax.data import brain_phantom, sources
 from medjax.errors import InputError
-from medjax.tasks import films, scans
+from medjax.tasks import films, scans, splitting
 
 SHARES = {"files": 0.5, "leaks": 0, "two": 0, "disk": 0.1, "kills": 0.4}  # Of minutes.
 MOST = 1000  # Files of each form.
@@ -216,7 +216,7 @@ def refusal(unit: Unit, config: Any, sides: dict[str, str]) -> str:
     try:
         data = unit.task.data(config)
         if config.data.get("official", ""):
-            manifest = films.split(config, data)
+            manifest = splitting.split(config, data)
         else:
             manifest = data.table.assign(split=data.table["image"].map(sides))
         unit.task.audit(config, data, manifest)

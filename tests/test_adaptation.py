@@ -21,7 +21,7 @@ from medjax.commands import train
 from medjax.data import loader
 from medjax.errors import InputError
 from medjax.models import layers
-from medjax.tasks import adapt, classification, films, refit, start
+from medjax.tasks import adapt, classification, films, refit, splitting, start
 from medjax.tasks import parts as model
 from medjax.training import adaptation, optim, step
 
@@ -305,10 +305,10 @@ def opened(config):
     """The source, the target, and the batches of both."""
     source = films.data(config)
     target = adapt.target(config, source)
-    manifest = films.split(config, source)
+    manifest = splitting.split(config, source)
     ids = manifest["id"][manifest["split"] == "train"].to_numpy()
     unlabelled = target.images()
-    batches = films.train_batches(config, source.films(ids), unlabelled)
+    batches = splitting.train_batches(config, source.films(ids), unlabelled)
     return source, target, batches
 
 
@@ -376,7 +376,7 @@ def test_the_targets_labels_have_no_part_in_an_update(home):
     assert (Changed(seen)[0]["label"] != seen[0]["label"]).all()
     states = []
     for labelled in (seen, Changed(seen)):
-        batches = films.train_batches(config, source.films(np.arange(12)), labelled)
+        batches = splitting.train_batches(config, source.films(np.arange(12)), labelled)
         (one,) = take(batches, 1)
         batches.close()
         one["image"] = one["image"][:, ::4, ::4] / np.float32(255)

@@ -373,17 +373,14 @@ def named(draws, *, shift=0.0, arms_=2, trained=5, by_seed=0.0, together=1.0):
     return found
 
 
+EQUAL = (
+    *({"trained": 3}, {"by_seed": 0.1}, {"by_seed": 1.0}, {"arms_": 3}),
+    *({"arms_": 2, "together": 0.0}, {"arms_": 7, "by_seed": 0.1}),
+)
+
+
 @pytest.mark.parametrize(
-    "sweep",
-    [
-        {},
-        {"trained": 3},
-        {"by_seed": 0.1},
-        {"by_seed": 1.0},
-        {"arms_": 2, "together": 0.0},
-        {"arms_": 3},
-        {"arms_": 7, "by_seed": 0.1},
-    ],
+    "sweep", [{}, *(pytest.param(s, marks=pytest.mark.slow) for s in EQUAL)]
 )
 def test_of_equal_arms_hardly_ever_one_is_named_the_best(sweep):
     names = named(400, **sweep)

@@ -14,7 +14,7 @@ from medjax.commands import evaluate, predict
 from medjax.commands.evaluate import Images
 from medjax.errors import InputError
 from medjax.evaluation.robustness import CORRUPTIONS
-from medjax.tasks import classification, films, fixed, parts
+from medjax.tasks import classification, films, fixed, parts, splitting
 from medjax.training import folder as workdir
 
 
@@ -32,7 +32,7 @@ def run(tmp_path_factory):
     data, folder = films.data(c), folder / "run"
     workdir.claim(folder, plain.as_json(c))
     workdir.write_task(folder, data.output)
-    manifest = films.split(c, data)
+    manifest = splitting.split(c, data)
     manifests.write(manifest, folder / "splits.csv")
     trains = manifest["id"][manifest["split"] == "train"].to_numpy()
     classification.record(folder, data, trains)

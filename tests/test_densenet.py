@@ -25,7 +25,7 @@ def size(tree):
         ((6, 12, 24, 16), 32, 64, 7_978_856),
         pytest.param((6, 12, 32, 32), 32, 64, 14_149_480, marks=pytest.mark.slow),
         pytest.param((6, 12, 48, 32), 32, 64, 20_013_928, marks=pytest.mark.slow),
-        ((6, 12, 36, 24), 48, 96, 28_681_000),
+        pytest.param((6, 12, 36, 24), 48, 96, 28_681_000, marks=pytest.mark.slow),
     ],
 )
 def test_it_has_torchvisions_parameters(blocks, growth, features, parameters):

@@ -75,6 +75,7 @@ def test_every_way_in_keeps_programs(command, nothing_asked, monkeypatch, tmp_pa
     assert kept == [True]
 
 
+@pytest.mark.slow
 def test_a_process_that_has_compiled_already_keeps_the_rest(tmp_path):
     code = (
         "import jax; jax.jit(lambda x: x + 1)(1.0)\n"
@@ -91,6 +92,7 @@ def test_a_process_that_has_compiled_already_keeps_the_rest(tmp_path):
     assert any((tmp_path / ".cache/medjax/compiled").iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's option")
 def test_freed_memory_is_there_for_what_comes_next():
     """Pages that the machine must clear, for buffers of the same size again and again."""

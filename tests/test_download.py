@@ -134,6 +134,7 @@ print(weights.fetch("net"))
 """
 
 
+@pytest.mark.slow
 def test_one_of_two_processes_downloads(server, tmp_path):
     """The other one waits, and takes what is there then."""
     server.go_on.clear()

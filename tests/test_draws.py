@@ -74,7 +74,7 @@ def test_neighbours_are_independent(step):
 
 
 def test_every_bit_is_a_coin_and_none_depends_on_another():
-    bits = (WORDS[:512].ravel()[:, None] >> np.arange(32, dtype=np.uint32)) & 1
+    bits = (WORDS[:64].ravel()[:, None] >> np.arange(32, dtype=np.uint32)) & 1
     n = len(bits)
     signed = (bits * 2.0 - 1).astype(np.float32)
     assert np.abs(signed.sum(0)).max() < 5 * np.sqrt(n)

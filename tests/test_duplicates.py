@@ -151,6 +151,7 @@ def test_pairs_at_the_limit_are_missed_as_rarely_as_stated():
     assert 6_000 - 6 < len(got) <= 6_000
 
 
+@pytest.mark.slow
 def test_many_blank_films_are_linked_without_all_their_pairs():
     hashes = random_hashes(np.random.default_rng(0), 1_000)
     hashes[::2] = 255

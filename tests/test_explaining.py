@@ -21,7 +21,7 @@ from medjax.errors import InputError
 from medjax.evaluation import calibration as recalibration
 from medjax.evaluation import heatmaps
 from medjax.evaluation import predict as inference
-from medjax.tasks import classification, explain, films, fixed, parts
+from medjax.tasks import classification, explain, films, fixed, parts, splitting
 from medjax.training import folder as workdir
 
 BOXED = {  # In pixels of 1024 x 1024, as NIH's list has them: x, y, w, h.
@@ -99,7 +99,7 @@ def run(tmp_path_factory):
     data = films.data(c)
     workdir.claim(folder / "run", plain.as_json(c))
     workdir.write_task(folder / "run", data.output)
-    manifests.write(films.split(c, data), folder / "run/splits.csv")
+    manifests.write(splitting.split(c, data), folder / "run/splits.csv")
     classification.record(folder / "run", data, data.table["id"].to_numpy())
     network = parts.classifier(c, data.output)
     state = parts.initial_state(
@@ -144,7 +144,7 @@ def test_localisation_is_reported_of_every_marked_film(run, method, stage, size)
     assert layers == ["classifier", "stage2", "stage1", "stem"]
     one = finished(run)
     explainer = explain.explainer(one, method=method, stage=stage)
-    batches = films.evaluation_batches(one.config, data.films(np.arange(3)))
+    batches = splitting.evaluation_batches(one.config, data.films(np.arange(3)))
     assert inference.embed(batches, explainer).shape == (3, 6, size, size)
 
 

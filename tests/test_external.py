@@ -16,27 +16,29 @@ from medjax.config import as_json
 from medjax.errors import InputError
 from medjax.evaluation import external
 from medjax.reports import report
-from medjax.tasks import films, scans, seen
+from medjax.tasks import classification, seen, segmentation
 from medjax.tasks.seen import Claim
 
 FILMS = {"patients": 12, "side": 64, "seed": 3}
 VOLUMES = {"patients": 8, "seed": 3, "shape": (16, 20, 16), "spacing": (10.0,) * 3}
 
 
-@pytest.fixture(scope="module", params=["films", "volumes"])
+@pytest.fixture(
+    scope="module", params=["films", pytest.param("volumes", marks=pytest.mark.slow)]
+)
 def opened(request, tmp_path_factory):
     """(first patient) -> phantoms, and their split."""
-    kind, name, fields = {
-        "films": (films, "quickstart", FILMS),
-        "volumes": (scans, "quickstart_mri", VOLUMES),
+    task, name, fields = {
+        "films": (classification.TASK, "quickstart", FILMS),
+        "volumes": (segmentation.TASK, "quickstart_mri", VOLUMES),
     }[request.param]
     config = importlib.import_module(f"configs.{name}").get_config()
     config.data.update(records=str(tmp_path_factory.mktemp("records")), **fields)
 
     def read(first=0):
         config.data.first_patient = first
-        data = kind.data(config)
-        return data, kind.split(config, data)
+        data = task.data(config)
+        return data, task.split(config, data)
 
     return read
 

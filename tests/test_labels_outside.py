@@ -11,7 +11,7 @@ from configs import base
 from medjax.errors import InputError
 from medjax.evaluation import results
 from medjax.evaluation.predict import Predictions
-from medjax.tasks import classification, films
+from medjax.tasks import classification, films, splitting
 
 SHAPE = (8, 8, 1)
 NAN = [np.nan] * 3
@@ -65,8 +65,8 @@ def test_a_side_without_a_known_label_is_refused():
     data = data_of(("a", "b"), [[1, 0], [np.nan] * 2, [0, np.nan]], exclusive=False)
     manifest = data.table.assign(split=["train", "test", "validation"])
     with pytest.raises(InputError, match="no label of test is known"):
-        films.check_labels(data, manifest)
-    films.check_labels(data, manifest.assign(split=["train", "train", "test"]))
+        splitting.check_labels(data, manifest)
+    splitting.check_labels(data, manifest.assign(split=["train", "train", "test"]))
 
 
 @pytest.mark.parametrize(
@@ -81,11 +81,13 @@ def test_an_error_rate_without_its_patients_is_refused_before_training(exclusive
     config = base.classification()
     for error in (0.0, 1 / 3):
         config.evaluation.error_rate = error
-        films.check_answers(config, data, manifest)
+        splitting.check_answers(config, data, manifest)
     config.evaluation.error_rate = 0.25
     with pytest.raises(InputError, match=f"needs 3 validation .* {few}:"):
-        films.check_answers(config, data, manifest)
-    films.check_answers(base.segmentation(), data, manifest)  # Masks have no answers.
+        splitting.check_answers(config, data, manifest)
+    splitting.check_answers(
+        base.segmentation(), data, manifest
+    )  # Masks have no answers.
 
 
 def test_one_patient_has_numbers_and_no_interval():

@@ -636,7 +636,7 @@ def test_masks_that_exclude_each_other_have_the_cross_entropy_of_a_softmax(
     np.testing.assert_allclose(slopes, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("regions", [1, 2, 5])
+@pytest.mark.parametrize("regions", [1, 3])
 def test_other_losses_see_the_softmax_of_masks_that_exclude_each_other(regions):
     logits, label, weight = organs(regions)
     z = np.append(logits, 0 * logits[..., :1], -1).astype(float)
@@ -655,7 +655,7 @@ def test_other_losses_see_the_softmax_of_masks_that_exclude_each_other(regions):
     np.testing.assert_allclose(got, dice + 0.5 * entropy, rtol=1e-5)
     assert count == 2
     far, _, _ = organs(regions, 1e4)
-    slopes = jax.grad(lambda z: loss(z, label, weight, parts=parts)[0])(far)
+    slopes = jax.jit(jax.grad(lambda z: loss(z, label, weight, parts=parts)[0]))(far)
     assert np.isfinite(slopes).all()
 
 

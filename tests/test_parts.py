@@ -20,7 +20,7 @@ from medjax.augment import intensity
 from medjax.config import effects
 from medjax.errors import InputError
 from medjax.geometry import warp
-from medjax.tasks import check, films, fixed, imbalance, parts, refit, start
+from medjax.tasks import check, films, fixed, imbalance, parts, refit, splitting, start
 from medjax.training import step
 
 CONFIGS = [
@@ -68,8 +68,8 @@ def data(**options):
 
 
 def audited(config, data):
-    manifest = films.split(config, data)
-    films.audit(config, data, manifest)
+    manifest = splitting.split(config, data)
+    splitting.audit(config, data, manifest)
     return manifest
 
 
@@ -216,14 +216,14 @@ def test_the_official_lists_win_over_sampling(config):
 def test_an_official_column_that_can_t_be_used_is_refused(config, caplog):
     official = data(official=["validation"] * 10 + ["train"] * 50)
     with caplog.at_level("WARNING", logger="medjax"):
-        films.split(config, official)
+        splitting.split(config, official)
     assert "no test images" in caplog.text
     config.data = base.data("table")
     config.data.official = "part"
     with pytest.raises(
         InputError, match=r"data\.official='part': no image says 'test'"
     ):
-        films.split(config, official)
+        splitting.split(config, official)
 
 
 @pytest.mark.parametrize(
@@ -307,21 +307,21 @@ def test_a_split_by_image_says_that_it_leaks(config, caplog):
     assert (sides > 1).any()
     config.split.by = "patient"
     with pytest.raises(InputError, match="patient"):
-        films.audit(config, data(), manifest)
+        splitting.audit(config, data(), manifest)
 
 
 def test_one_picture_on_two_sides_is_refused_but_where_leaking_is_the_point(
     config, monkeypatch, caplog
 ):
-    manifest = films.split(config, data())
+    manifest = splitting.split(config, data())
     pair = {"id": [on(manifest, "train")[0]], "other": [on(manifest, "test")[0]]}
     pair |= {"flipped": [""], "distance": [0], "correlation": [1.0]}
     monkeypatch.setattr(films.Data, "pairs", lambda data: pd.DataFrame(pair))
     with pytest.raises(InputError, match=r"split\.duplicates"):
-        films.audit(config, data(), manifest)
+        splitting.audit(config, data(), manifest)
     config.split.by = "image"
     with caplog.at_level("WARNING", logger="medjax"):
-        films.audit(config, data(), manifest)
+        splitting.audit(config, data(), manifest)
     assert caplog.text
 
 

@@ -138,7 +138,14 @@ def assert_same(folder, ends, separate, arms, names=("loss", "validation_auroc")
         assert lines(folder / f"arm{arm}", names) == lines(own, names)
 
 
-@pytest.mark.parametrize("devices", [1, 2, 4])
+@pytest.mark.parametrize(
+    "devices",
+    [
+        2,
+        pytest.param(1, marks=pytest.mark.slow),
+        pytest.param(4, marks=pytest.mark.slow),
+    ],
+)
 def test_an_arm_is_trained_logged_and_saved_as_a_run_of_its_own(
     tmp_path, separate, devices
 ):

@@ -225,6 +225,7 @@ def test_a_real_study_fits_sharply_and_its_mirror_image_does_not():
     assert register.register(*fixed, *other_side).beside > scan_file.FLAT
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_motion_is_that_of_finite_differences():
     """In float64, and of a smooth image: linear interpolation has kinks."""
     rng = np.random.default_rng(0)

@@ -69,7 +69,9 @@ def test_another_network_is_refused(segmentation, model, words):  # noqa: F811
         begun(config_of(segmentation[0], **model))
 
 
-@pytest.mark.parametrize("name", ["densenet_small", "resnet_small"])
+@pytest.mark.parametrize(
+    "name", ["resnet_small", pytest.param("densenet_small", marks=pytest.mark.slow)]
+)
 def test_inflated_weights_answer_a_volume_of_equal_slices_as_the_image(name):
     """In the interior: at its ends a volume has zeros beside it, and an image none."""
     model = getattr(architectures, name)(2, stem="half")

@@ -176,6 +176,7 @@ def test_every_weight_has_a_gradient():
         assert np.all(np.isfinite(leaf)) and np.any(leaf != 0), path
 
 
+@pytest.mark.slow
 def test_levels_that_are_computed_again_give_the_same_and_keep_less():
     """Kept for the gradient; XLA doesn't heed it on CPUs, where memory is no measure."""
     image = draw(1, 16, 16, 1)

@@ -144,7 +144,9 @@ def test_frozen_blocks_get_no_gradient():
 # --------------------------------------------------------------------------- heatmaps
 
 
-@pytest.mark.parametrize("pool", ["token", "mean"])
+@pytest.mark.parametrize(
+    "pool", ["token", pytest.param("mean", marks=pytest.mark.slow)]
+)
 def test_grad_cam_is_of_the_patches(pool):
     net, variables = network(registers=1, pool=pool)
     got = heatmaps.heatmaps(variables, IMAGE, apply=net.apply, stage=1)

@@ -18,7 +18,7 @@ from medjax.files import read_json
 from medjax.reports import compare as comparison
 from medjax.reports import report
 from medjax.reports.classification import write_localisation
-from medjax.tasks import adapt, explain, films, parts, perturb, seen
+from medjax.tasks import adapt, explain, parts, perturb, seen, splitting
 from medjax.tasks import compare as pairing
 from medjax.tasks.task import Finished, Task
 from medjax.training import devices, journal
@@ -159,7 +159,7 @@ def beside(flag: str, folder: Path, images: Images = TEST, **options: Any) -> di
     run = task.finished(folder)
     data, manifest, _ = _judged(task, run, *_trained(task, run), images)
     stamp = _stamps(run, adapt.source_of(config, split, other))[kind]
-    measured = measure(run, data, films.ids_in(manifest, split), **options)
+    measured = measure(run, data, splitting.ids_in(manifest, split), **options)
     result = {"split": split, **stamp, **measured}
     path = _file(folder, kind, split)
     write(result, path)

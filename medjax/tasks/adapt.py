@@ -22,7 +22,7 @@ from medjax.cohort import manifest as manifests
 from medjax.config import Config
 from medjax.data import loader
 from medjax.errors import InputError, check_choice
-from medjax.tasks import films
+from medjax.tasks import films, splitting
 from medjax.training import adaptation
 from medjax.training.step import AXIS
 
@@ -39,7 +39,7 @@ class Target(NamedTuple):
     @property
     def ids(self) -> np.ndarray:
         """[N] of the images that training may use, without their labels."""
-        return films.ids_in(self.manifest, "train")
+        return splitting.ids_in(self.manifest, "train")
 
     def images(self) -> loader.Images:
         """These images; of their batches the loader removes the labels."""
@@ -98,8 +98,8 @@ def target(config: Config, source: films.Data) -> Target | None:
         )
     if data.path == source.path:
         raise InputError("adapt.data: the same images as data: give another set")
-    manifest = films.split(other, data)
-    films.audit(other, data, manifest)
+    manifest = splitting.split(other, data)
+    splitting.audit(other, data, manifest)
     return Target(data, manifest)
 
 

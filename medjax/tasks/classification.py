@@ -38,6 +38,7 @@ from medjax.tasks import (
     imbalance,
     parts,
     refit,
+    splitting,
     survey,
 )
 from medjax.tasks.check import check as check_any
@@ -82,7 +83,7 @@ def data(config: Config) -> films.Data:
 def batches(config: Config, data: films.Data, ids, target, *, on_host: bool = False):
     """The endless training data, with the target's images where the loss adapts."""
     seen = target.images() if config.adapt.name in adapt.BY_LOSS else None
-    return films.train_batches(config, data.films(ids), seen, on_host=on_host)
+    return splitting.train_batches(config, data.films(ids), seen, on_host=on_host)
 
 
 def validate(config, network, data: films.Data, ids, state) -> dict[str, float]:
@@ -94,7 +95,7 @@ def predictions(config: Config, network, state, images) -> predict.Predictions:
     """The uncalibrated predictions of images, once each; every host predicts a part."""
     mine = images.part(jax.process_index(), jax.process_count())
     predicted = predict.predict(
-        films.evaluation_batches(config, mine),
+        splitting.evaluation_batches(config, mine),
         functools.partial(network.predict, state),
     )
     return devices.gather(predicted, len(images))
@@ -118,7 +119,7 @@ def fix(run: Finished, data: films.Data, manifest: pd.DataFrame) -> Finished:
     members: list[predict.Predictions] = []
 
     def validation() -> predict.Predictions:
-        members.extend(_members(run, data, films.ids_in(manifest, "validation")))
+        members.extend(_members(run, data, splitting.ids_in(manifest, "validation")))
         return _mean(members)
 
     chosen, raw = fixed.settle(
@@ -260,7 +261,7 @@ def measure(
 ) -> tuple[dict, dict]:
     """Predicts a split, writes its predictions, and measures them."""
     config, output = run.config, run.output
-    ids = films.ids_in(manifest, split)
+    ids = splitting.ids_in(manifest, split)
     if np.isnan(data.label(ids)).all():
         raise InputError(f"--split={split}: no image of it has a known label")
     members = _members(run, data, ids)
@@ -397,7 +398,7 @@ def predict_(
         each = [jax.device_get(run.network.predict(one, image)) for one in states]
         return np.stack(each, axis=2)
 
-    options = films.shape(run.config)
+    options = splitting.shape(run.config)
     predicted = predict.predict_files(paths, members, load=load, **options)
     read, rows, unread = [], [np.zeros((0, len(states), len(names)), np.float32)], []
     for path, answer in track(predicted, "predict", total=len(paths)):
@@ -445,9 +446,9 @@ TASK = Task(
     share=lambda config: 0,
     data=data,
     explore=survey.survey,
-    split=films.split,
+    split=splitting.split,
     untested=lambda config: "",
-    audit=films.audit,
+    audit=splitting.audit,
     network=parts.classifier,
     batches=batches,
     validate=validate,

@@ -21,7 +21,7 @@ from medjax.errors import InputError, check_choice
 from medjax.evaluation import bootstrap, heatmaps, predict, results
 from medjax.files import escaped, write_table
 from medjax.reports import images
-from medjax.tasks import adapt, films, parts
+from medjax.tasks import adapt, films, parts, splitting
 from medjax.tasks.task import Finished
 from medjax.training import step
 
@@ -87,7 +87,7 @@ def draw(run: Finished, explain: Callable, predicted: pd.DataFrame, out: Path) -
     `explain` is `explainer`'s. Returns the number of pictures.
     """
     tasks, points = run.output.names, run.thresholds
-    paths, options = list(predicted["image"]), films.shape(run.config)
+    paths, options = list(predicted["image"]), splitting.shape(run.config)
     probability = predicted[list(tasks)].to_numpy(float)
     out.mkdir(parents=True, exist_ok=True)
     rows, names = [], collections.Counter()
@@ -149,7 +149,7 @@ def gallery(
     if not chosen:
         return {}
     ids = np.unique(predicted.id[[example.row for example in chosen]])
-    shape = films.shape(run.config) | {"batch": TOGETHER}
+    shape = splitting.shape(run.config) | {"batch": TOGETHER}
     source = data.films(ids)
     batches = loader.evaluation_batches(source, **shape)
     heatmap = predict.embed(batches, explainer(run))
@@ -206,7 +206,7 @@ def localise(
     )
     names, options = data.output.names, parts.bootstrap(run.config)
     measured = heatmaps.localise(marked, tasks=names, **options)
-    some = films.evaluation_batches(run.config, data.films(ids[:RANDOMISED]))
+    some = splitting.evaluation_batches(run.config, data.films(ids[:RANDOMISED]))
     randomised = _randomisation(run, explain, some)
     method, last = how.get("method") or heatmaps.METHODS[0], stages(run)[-1]
     return {
@@ -242,7 +242,7 @@ def _marked(
     boxes: pd.DataFrame,
 ) -> heatmaps.Marked:
     """The heatmaps of the marked findings of these images, at the images' size."""
-    batches = films.evaluation_batches(config, data.films(ids))
+    batches = splitting.evaluation_batches(config, data.films(ids))
     heatmap = predict.embed(batches, explain)  # [n, T, h, w]
     groups = boxes[boxes["id"].isin(ids)].groupby(["id", "task"])
     pairs = np.array([*groups.groups])

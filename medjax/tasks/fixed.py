@@ -23,7 +23,8 @@ from medjax.evaluation.predict import Predictions
 from medjax.evaluation.segmentation import Post
 from medjax.files import read_json, write_json
 from medjax.tasks import imbalance
-from medjax.tasks.films import Data, Output, ids_in
+from medjax.tasks.films import Data, Output
+from medjax.tasks.splitting import ids_in
 from medjax.training import devices
 
 METHODS = ("none", "platt", "temperature", "isotonic", "prior", "adjust")

@@ -21,7 +21,7 @@ from medjax.evaluation.robustness import CORRUPTIONS, SEVERITIES
 from medjax.files import write_json, write_table
 from medjax.reports import explore as explore_page
 from medjax.reports.page import interval, show_table
-from medjax.tasks import films, parts
+from medjax.tasks import films, parts, splitting
 from medjax.tasks.task import Finished
 
 MATTERS = 0.01  # AUROC; a smaller drop at the config's strength changes no conclusion.
@@ -45,7 +45,7 @@ def corrupt(run: Finished, data: films.Data, ids: np.ndarray, most: int = 0) -> 
     apply, exclusive = run.fixed.apply, run.output.exclusive
     with Progress() as progress:
         bar = progress.add_task("corrupt", total=len(ids))
-        for batch in films.evaluation_batches(config, data.films(ids)):
+        for batch in splitting.evaluation_batches(config, data.films(ids)):
             clean.append(apply(inference.predict([batch], run.log_odds)))
             for name, by_batch in ranking.items():
                 of_batch = []
@@ -138,8 +138,10 @@ def audit(run: Finished, data: films.Data, manifest: pd.DataFrame) -> Path:
     On the run's validation split, because the result may change the config.
     """
     config, names = run.config, run.output.names
-    images = data.films(films.ids_in(manifest, "validation"))
-    plain = inference.predict(films.evaluation_batches(config, images), run.log_odds)
+    images = data.films(splitting.ids_in(manifest, "validation"))
+    plain = inference.predict(
+        splitting.evaluation_batches(config, images), run.log_odds
+    )
     plain = run.fixed.apply(plain)
     # The example shows as many findings as any image does.
     example = images[int(np.argmax((plain.label * plain.weight).sum(axis=1)))]
@@ -150,7 +152,7 @@ def audit(run: Finished, data: films.Data, manifest: pd.DataFrame) -> Path:
         for name, op in parts.ops(config, strength=strength).items():
             key, how = jax.random.key(config.seed), {"spacing": run.output.spacing}
             change = functools.partial(_augment, key, op=op, **how)
-            batches = films.evaluation_batches(config, images)
+            batches = splitting.evaluation_batches(config, images)
             augmented = inference.predict(
                 (_changed(batch, change) for batch in batches), run.log_odds
             )

@@ -20,7 +20,7 @@ from medjax.errors import InputError
 from medjax.evaluation import predict
 from medjax.files import unfinished
 from medjax.models import layers
-from medjax.tasks import adapt, films, imbalance, parts, start
+from medjax.tasks import adapt, imbalance, parts, splitting, start
 from medjax.tasks.films import Data, Output
 from medjax.tasks.imbalance import SYNTHETIC, treats
 from medjax.tasks.parts import Network
@@ -105,7 +105,7 @@ def embeddings(
     if not path.exists():
         images = data.films(data.table["id"].to_numpy())
         feature = predict.embed(
-            films.evaluation_batches(config, images),
+            splitting.evaluation_batches(config, images),
             functools.partial(network.embed, step.replicated(state)),
         )
         path.parent.mkdir(exist_ok=True)

@@ -23,7 +23,7 @@ from medjax.data.sources.scans import ScanFiles
 from medjax.data.units import Channel
 from medjax.data.volumes import Prepared
 from medjax.errors import InputError, check_choice
-from medjax.tasks import films
+from medjax.tasks import films, splitting
 
 SOURCES = {
     "folders": scans.in_folders,
@@ -331,7 +331,7 @@ def split(config: Config, data: Data) -> pd.DataFrame:
         return splits.halves(data.prepared.table)
     if way == "leave_one_out":
         return splits.leave_one_out(table, config.split.fold)
-    return films.split(config, data._replace(table=table))
+    return splitting.split(config, data._replace(table=table))
 
 
 def untested(config: Config) -> str:
@@ -346,7 +346,7 @@ def audit(config: Config, data: Data, manifest: pd.DataFrame) -> None:
     """Refuses a manifest that leaks or belongs to other data; 'halves' may leak."""
     way = config.data.split
     by = "image" if way == "halves" else ""
-    films.audit(config, data, manifest, by=by, needed=SPLITS[way])
+    splitting.audit(config, data, manifest, by=by, needed=SPLITS[way])
 
 
 def check(config: Config) -> None:

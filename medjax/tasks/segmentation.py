@@ -19,7 +19,7 @@ from medjax.evaluation import compare as statistics
 from medjax.evaluation import segmentation as measures
 from medjax.files import write_json
 from medjax.reports.segmentation import Case as Pictured
-from medjax.tasks import compare, exported, films, fixed, imbalance, parts, scans
+from medjax.tasks import compare, exported, fixed, imbalance, parts, scans, splitting
 from medjax.tasks.check import check as check_any
 from medjax.tasks.task import Finished, Task
 from medjax.training import devices, step
@@ -114,7 +114,7 @@ def batches(config: Config, data: scans.Data, ids, target, *, on_host: bool = Fa
     images = data.images(config.patch.size, ids)
     # Whole volumes are large, and a step is long: one batch ahead is enough.
     options = {"each": config.patch.each, "on_host": on_host, "ahead": 1}
-    return films.train_batches(config, images, **options)
+    return splitting.train_batches(config, images, **options)
 
 
 def probability(
@@ -176,7 +176,7 @@ def validate(config, network, data: scans.Data, ids, state) -> dict[str, float]:
 def fix(run: Finished, data: scans.Data, manifest: pd.DataFrame) -> Finished:
     """The run with its post-processing, chosen on validation where it is missing."""
     data = data._replace(output=run.output)
-    ids = films.ids_in(manifest, "validation")
+    ids = splitting.ids_in(manifest, "validation")
     ids = ids if run.config.evaluation.choose else ids[:0]
 
     def cases():
@@ -221,7 +221,7 @@ def measure(
     if not devices.first():
         return {}, []
     config, output = run.config, run.output
-    data, ids = data._replace(output=output), films.ids_in(manifest, split)
+    data, ids = data._replace(output=output), splitting.ids_in(manifest, split)
     predicted = answers(config, run.network, run.state, data, ids)
     patients = dict(zip(data.table["image"], data.table["patient"].tolist()))
     rows, worst = [], []

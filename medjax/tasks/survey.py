@@ -14,7 +14,7 @@ from medjax.errors import InputError
 from medjax.evaluation import discrimination
 from medjax.reports import explore as exploring
 from medjax.reports.images import middle, resize
-from medjax.tasks import films, imbalance, parts
+from medjax.tasks import films, imbalance, parts, splitting
 from medjax.training import head
 
 FOLDS = 5
@@ -24,13 +24,13 @@ FLOOR_IMAGES = 3000  # At most, by which the floor is estimated.
 def survey(config: Config, data: films.Data, folder: Path) -> Path:
     """Writes explore.html and explore.json: the cohort, its pixels and its split."""
     table, tasks = data.table, data.output.names
-    manifest = films.split(config, data)
+    manifest = splitting.split(config, data)
     kind = "multiclass" if data.output.exclusive else "multilabel"
     facts = describe.describe(table, tasks, manifest, task=kind)
     everyone = data.films(table["id"].to_numpy())
     pixels = (
         (batch["id"].reshape(-1), batch["image"].reshape(-1, *data.output.shape))
-        for batch in films.evaluation_batches(config, everyone)
+        for batch in splitting.evaluation_batches(config, everyone)
     )
     facts |= {
         "source": config.data.source,
@@ -134,7 +134,7 @@ def _with_mean(areas: dict) -> np.ndarray:
 
 def _weights(config: Config, data: films.Data, manifest: pd.DataFrame) -> dict:
     """{scheme: {part: {task: weight}}} of the training images, or {scheme: error}."""
-    label = data.label(films.ids_in(manifest, "train"))
+    label = data.label(splitting.ids_in(manifest, "train"))
     kind = data.output.names, label, data.output.exclusive
     called = {"w": "", "w_pos": "positive", "w_neg": "negative"}
     schemes: dict = {}
@@ -159,7 +159,7 @@ def _verdict(config: Config, data: films.Data, manifest: pd.DataFrame) -> dict:
         sound = False
         verdict = "Split by image: patients are on several sides, and results flatter."
     try:
-        films.audit(config, data, manifest)
+        splitting.audit(config, data, manifest)
     except InputError as error:
         sound, verdict = False, str(error)
     return {"reached": reached.to_dict("records"), "sound": sound, "verdict": verdict}

@@ -13,7 +13,7 @@ from medjax.cohort import manifest as manifests
 from medjax.config import Config, as_json, read_config
 from medjax.data import prepared
 from medjax.errors import InputError
-from medjax.tasks import adapt, check, compare, films, imbalance, parts, seen, start
+from medjax.tasks import adapt, check, compare, imbalance, parts, seen, splitting, start
 from medjax.training import devices, step
 from medjax.training import folder as workdir
 from medjax.training.checkpoint import Checkpoints
@@ -137,14 +137,14 @@ class Task(NamedTuple):
             config, weights = start.settle(config, data.output, self.network)
             manifest = self.split(config, data)
             self.audit(config, data, manifest)
-            films.check_labels(data, manifest)
-            films.check_answers(config, data, manifest)
+            splitting.check_labels(data, manifest)
+            splitting.check_answers(config, data, manifest)
             seen.audit_test(config, self.data, data, manifest)
             target = adapt.target(config, data)
         counts = manifest["split"].value_counts().items()
         print(f"{self.unit}: " + ", ".join(f"{n} {split}" for split, n in counts))
-        ids = films.ids_in(manifest, "train")
-        validation = films.ids_in(manifest, "validation")
+        ids = splitting.ids_in(manifest, "train")
+        validation = splitting.ids_in(manifest, "validation")
         data = self.scaled(config, data, ids)
         network = self.network(config, data.output)
         counted = imbalance.counted(config, data, ids)
@@ -195,7 +195,7 @@ class Task(NamedTuple):
         )
         manifests.write(manifest, folder / "splits.csv")
         workdir.write_task(folder, data.output)
-        self.record(folder, data, films.ids_in(manifest, "train"))
+        self.record(folder, data, splitting.ids_in(manifest, "train"))
         if target is not None:
             manifests.write(target.manifest, folder / "target.csv")
             print(f"target: {len(target.ids)} images without their labels")
