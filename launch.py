@@ -40,8 +40,10 @@ sweep     every run that the config's sweep() asks for, and a page that compares
           goes on where it was; --executor=local (one after the other), population (as
           one program) or slurm (--slurm=timeout_min=120 --slurm=gpus_per_node=1 ...)
 
-Any field of the config is a flag: --config.optim.learning_rate=3e-4. The config.json of
-a run is a config too: train --config=DIR/config.json --workdir=NEW trains it again.
+With --deterministic a GPU gives the same bits in every run, more slowly; other devices
+always do. Any field of the config is a flag: --config.optim.learning_rate=3e-4. The
+config.json of a run is a config too: train --config=DIR/config.json --workdir=NEW trains
+it again.
 """
 
 import ast
@@ -107,6 +109,7 @@ flags.DEFINE_multi_string(
     "slurm", [], "sweep: NAME=VALUE of submitit, slurm_partition=gpu say; repeatable"
 )
 flags.DEFINE_string("profile", None, "train: folder for a trace of ten steps")
+flags.DEFINE_bool("deterministic", False, "the same bits in every run on a GPU: slower")
 flags.DEFINE_string("coordinator", None, "train: HOST:PORT of process 0, of several")
 flags.DEFINE_integer("processes", None, "train: how many processes train the one run")
 flags.DEFINE_integer("process", None, "train: the number of this one, from 0 on")
@@ -288,6 +291,8 @@ def main(arguments: list[str]) -> int:
     logging.getLogger("medjax").setLevel(logging.INFO)
     logging.getLogger("medjax").propagate = False
     devices.keep()
+    if FLAGS.deterministic and not devices.deterministic():
+        print("note: --deterministic: no GPU is here, and other devices always are")
     together = FLAGS.cluster or FLAGS.coordinator is not None
     try:
         if not together and (FLAGS.processes, FLAGS.process) != (None, None):

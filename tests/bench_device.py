@@ -8,6 +8,7 @@ peaks of memory are the part's. A CPU, or --tiny, gets sizes that only show that
 runs.
 
   densenet121, resnet50  a whole training step and inference at 224 x 224 x 3
+  deterministic          the same of ResNet-50 under launch.py's --deterministic
   unet                   the same at 128 x 128 x 128 x 4
   augment, augment 3-D   images a second, and the bytes that must move as a share of
                          what a plain copy moves
@@ -67,7 +68,7 @@ SMALL = "cpu"
 def network(name: str, tiny: bool) -> dict[str, float]:
     images, side = (4, 32) if tiny else (256, bench_step.SIDE)
     dtype = "float32" if tiny else "bfloat16"
-    row = bench_step.ours(images, dtype, network=name, side=side)
+    row = bench_step.ours(images, dtype, network=name, shape=(side, side, 3))
     return _step_row(row, "images/s")
 
 
@@ -187,6 +188,7 @@ def loader(tiny: bool) -> dict[str, float]:
 PARTS = {
     "densenet121": functools.partial(network, "densenet121"),
     "resnet50": functools.partial(network, "resnet50"),
+    "deterministic": functools.partial(network, "resnet50"),
     "unet": unet,
     "augment": functools.partial(augment, "2-D elastic"),
     "augment 3-D": functools.partial(augment, "3-D elastic"),
@@ -213,6 +215,8 @@ def device() -> dict:
 def part(name: str, tiny: bool) -> dict[str, float]:
     """One part's numbers, in this process."""
     devices.keep()
+    if name == "deterministic":
+        devices.deterministic()
     measured = PARTS[name](tiny or jax.default_backend() == SMALL)
     peak = device()["peak_tflops"]
     if "tflops" in measured and peak:

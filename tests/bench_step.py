@@ -1,11 +1,13 @@
 """DenseNet-121's training step and inference beside PyTorch's, on one machine in one go.
 
     python tests/bench_step.py --peer-python=PATH [--device=cpu|cuda] [--rounds=3]
+        [--volumes]
 
 Each round runs the peer's script and then the same work here, each in a process of its
 own: 224 x 224 x 3 -> 14 logits, on the CPU 16 images in float32, on a GPU 256 in
-bfloat16. The peer's step is forward, binary cross-entropy, backward, Adam; ours is the
-whole of `compile_step`: standardising, AdamW with clipping, and moving averages too.
+bfloat16. With --volumes it is 64 x 64 x 64 x 4, 2 or 32 of them, beside MONAI. The
+peer's step is forward, binary cross-entropy, backward, Adam; ours is the whole of
+`compile_step`: standardising, AdamW with clipping, and moving averages too.
 Inference is what `evaluate` and `predict` run: `compile_eval`, with a device for each
 core of a CPU, standardising and the sigmoid too.
 The first round compiles, the others find that in JAX's persistent cache. The table has
@@ -35,6 +37,7 @@ from medjax.training import optim, step
 from medjax.training.devices import keep, use_cores
 
 TASKS, SIDE = 14, 224
+VOLUME = (64, 64, 64, 4)
 
 
 def spent() -> float:
@@ -66,20 +69,24 @@ def compiled(lowered) -> tuple[jax.stages.Compiled, float]:
 
 
 def ours(
-    images: int, dtype: str, *, network: str = "densenet121", side: int = SIDE
+    images: int,
+    dtype: str,
+    *,
+    network: str = "densenet121",
+    shape: tuple[int, ...] = (SIDE, SIDE, 3),
 ) -> dict[str, float]:
-    """One process's numbers."""
+    """One process's numbers, of so many images or volumes of this shape."""
     make = functools.partial(getattr(architectures, network), TASKS)
     model = make(axis_name=step.AXIS, dtype=jnp.dtype(dtype))
     optimizer = optim.adamw(steps=1000, warmup=10, clip=1.0)
     init = jax.jit(functools.partial(model.init, train=False))
-    variables = init(jax.random.key(0), jnp.zeros((1, side, side, 3)))
+    variables = init(jax.random.key(0), jnp.zeros((1, *shape)))
     weights = {"w_pos": jnp.ones(TASKS), "w_neg": jnp.ones(TASKS)}
     hyper = optim.Hyper(1e-4, 1e-5, 0.99, 0.1, weights)
     state = step.init_state(variables, optimizer=optimizer, dual={}, hyper=hyper)
     rng = np.random.default_rng(0)
     batch = {
-        "image": rng.integers(0, 256, (1, images, side, side, 3), np.uint8),
+        "image": rng.integers(0, 256, (1, images, *shape), np.uint8),
         "label": rng.integers(0, 2, (1, images, TASKS)).astype(np.float32),
         "weight": np.ones((1, images, TASKS), np.float32),
     }
@@ -147,15 +154,21 @@ def main():
     parser.add_argument("--peers", type=Path, default=peers)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--volumes", action="store_true", help="in three dimensions")
     parser.add_argument("--one", action="store_true", help="ours alone, as JSON")
     args = parser.parse_args()
-    images, dtype = (16, "float32") if args.device == "cpu" else (256, "bfloat16")
+    on_cpu = args.device == "cpu"
+    dtype = "float32" if on_cpu else "bfloat16"
+    images, shape = 16 if on_cpu else 256, (SIDE, SIDE, 3)
+    how = [args.peers / "train_step.py", "densenet121"]
+    if args.volumes:
+        images, shape = 2 if on_cpu else 32, VOLUME
+        how = [Path(__file__).with_name("peer_volumes.py")]
     if args.one:
         keep()
         use_cores(images)
-        return print(json.dumps(ours(images, dtype)))
-    how = ["densenet121", f"--batch={images}", f"--device={args.device}"]
-    script = [args.peer_python, args.peers / "train_step.py", *how]
+        return print(json.dumps(ours(images, dtype, shape=shape)))
+    script = [args.peer_python, *how, f"--batch={images}", f"--device={args.device}"]
     here, peer = [], []
     with tempfile.TemporaryDirectory() as cache:
         variables = {
@@ -165,8 +178,9 @@ def main():
         for _ in range(args.rounds):
             if args.peer_python:
                 peer.append(child(script))
-                print({k: v for k, v in peer[-1].items() if "per_s" in k}, flush=True)
+                print({k: v for k, v in peer[-1].items() if "_s" in k}, flush=True)
             again = [sys.executable, __file__, "--one", f"--device={args.device}"]
+            again += ["--volumes"] * args.volumes
             here.append(child(again, env={**os.environ, **variables}))
             print({k: round(v, 2) for k, v in here[-1].items()}, flush=True)
     print(f"{'':8}{'here /s':>10}{'peer /s':>10}{'ratio':>8}")

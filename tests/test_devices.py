@@ -130,6 +130,33 @@ def test_freed_memory_is_there_for_what_comes_next():
         assert all((number < 10_000) == few for number in pages), (state, pages)
 
 
+def test_the_deterministic_flag_reaches_xla(tmp_path):
+    """Which writes down the options that it compiles with, those of the user's too."""
+    code = (
+        "from medjax.training import devices; devices.deterministic()\n"
+        "import jax; jax.jit(lambda x: x + 1)(1.0)"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": f"--xla_dump_to={tmp_path}"},
+        check=True,
+    )
+    (options,) = tmp_path.glob("*.debug_options")
+    assert "xla_gpu_deterministic_ops: true" in options.read_text()
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_the_deterministic_flag_says_where_it_changes_nothing(
+    gpu, monkeypatch, tmp_path
+):
+    (tmp_path / "nvidia0").touch(exist_ok=True)
+    place = tmp_path if gpu else tmp_path / "none"
+    monkeypatch.setattr(devices, "GPUS", [f"{place}/nvidia[0-9]*"])
+    out, _ = run_here("unknown", "--deterministic", code=2)
+    assert ("--deterministic: " in out) is not gpu
+
+
 @pytest.fixture
 def collecting(monkeypatch):
     """What the collector does while a step is traced that stands for every one."""

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -183,6 +184,70 @@ def test_if_one_process_dies_the_other_ends_with_an_error(one, records, dead):
     assert both[1 - dead].wait(timeout=60) != 0
     said = log(folder, 1 - dead)
     assert "another task died" in said or "another one ended" in said
+
+
+# A run of one of two processes, until a signal stops it. It counts its steps, of which
+# none is logged, and is signalled in the third of them, or not at all.
+STOPPED = """
+import os, sys, time
+from pathlib import Path
+import jax
+from medjax.training import devices, loop
+from medjax.training.checkpoint import Checkpoints
+from test_loop import Counter
+
+port, me, by, folder = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+jax.config.update("jax_num_cpu_devices", 1)
+devices.join(f"localhost:{port}", 2, me)
+add = jax.jit(lambda state: state + 1)
+
+def step(state, batch, key):
+    if batch["id"][0, 0] == 3 and by:
+        os.kill(os.getpid(), by)
+    time.sleep(0.01 * (1 + me))  # One is ahead of the other.
+    return add(state), {"loss": jax.numpy.ones(())}
+
+with Checkpoints(Path(folder, "checkpoints"), keep=1) as checkpoints:
+    complete = loop.fit(
+        jax.numpy.int32(0), workdir=Path(folder), steps=3000, step=step,
+        batches=Counter(), evaluate=lambda state: {}, checkpoints=checkpoints,
+        key=jax.random.key(0), log_every=10**6, evaluate_every=10**6, save_minutes=0.0,
+    )
+    step, state, data = checkpoints.restore(jax.numpy.int32(0))
+print(complete, step, int(state), data["position"])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "by",
+    [(0, signal.SIGUSR2), (signal.SIGTERM, 0), (signal.SIGINT, signal.SIGINT)],
+    ids=["of the second", "of the first", "of both"],
+)
+def test_a_signal_of_any_process_stops_all_at_one_step(tmp_path, by):
+    """Which isn't logged, and at which the checkpoint is that of all processes."""
+    port, path = str(free_port()), os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
+    command = [sys.executable, "-c", STOPPED, port]
+    both = [
+        subprocess.Popen(
+            [*command, str(number), str(int(signal)), tmp_path],
+            env=os.environ | {"PYTHONPATH": path},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number, signal in enumerate(by)
+    ]
+    try:
+        said = [process.communicate(timeout=300) for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    ends = [out.splitlines()[-1].split() for out, _ in said]
+    assert ends[0] == ends[1], said
+    complete, *places = ends[0]
+    assert complete == "False" and len({*places}) == 1, said
+    assert 3 <= int(places[0]) < 3000
 
 
 def joined(code, **environment):

@@ -41,11 +41,13 @@ def test_only_the_fields_that_differ_are_told_and_not_all_of_them(tmp_path):
     assert "adam" not in str(error.value)
 
 
-def test_the_environment_names_versions_and_devices(tmp_path):
+def test_the_environment_names_versions_and_devices(tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--given")
     folder.claim(tmp_path, {})
     written = json.loads((tmp_path / "environment.json").read_text())
     assert written["versions"].keys() == set(folder.LIBRARIES)
     assert written["devices"]
+    assert written["XLA_FLAGS"] == "--given"
     assert written["before"] == []
     assert {"revision", "dirty"} <= written.keys()
 

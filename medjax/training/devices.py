@@ -29,7 +29,9 @@ from medjax.errors import InputError
 FOLDER = "~/.cache/medjax/compiled"
 CACHED = 10 * 2**30  # Bytes of compiled programs that stay.
 # Where Linux shows GPUs of NVIDIA and AMD, and TPUs, before JAX looks for them.
-ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/accel*", "/dev/vfio/[0-9]*")
+GPUS = ("/dev/nvidia[0-9]*", "/dev/kfd")
+ACCELERATORS = (*GPUS, "/dev/accel*", "/dev/vfio/[0-9]*")
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 # Options of glibc's malloc.h: M_MMAP_MAX 0, M_ARENA_MAX 1, M_TRIM_THRESHOLD 2 GB. Large
 # blocks come from the heap, all threads share it, and it keeps what is freed.
 MALLOC = {-4: 0, -8: 1, -1: 2**31 - 1}
@@ -50,7 +52,7 @@ def keep() -> None:
     ones back to the kernel, which must clear every page for the next update: a fifth of
     the quickstart's CPU time. A host with an accelerator keeps glibc's ways.
     """
-    if not any(glob.glob(pattern) for pattern in ACCELERATORS):
+    if not any(map(glob.glob, ACCELERATORS)):
         with contextlib.suppress(AttributeError, OSError, TypeError):  # No glibc.
             mallopt = ctypes.CDLL(None).mallopt
             for option, value in MALLOC.items():
@@ -63,6 +65,20 @@ def keep() -> None:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def deterministic() -> bool:
+    """Makes XLA take operations of a GPU that give the same bits in every run.
+
+    They are slower. Without it the kernels are those that were fastest when tried, and
+    some of them add up in any order. Call it before JAX looks for devices. It holds for
+    processes that this one starts, too, and environment.json has it in XLA_FLAGS.
+
+    Returns whether there is a GPU; all other devices give the same bits anyway.
+    """
+    flags = os.environ.get("XLA_FLAGS", ""), DETERMINISTIC
+    os.environ["XLA_FLAGS"] = " ".join(filter(None, flags))
+    return any(map(glob.glob, GPUS))
 
 
 def _prune(folder: Path) -> None:
@@ -222,6 +238,15 @@ def any_of_us(flag: bool) -> bool:
     if alone():
         return flag
     return bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+def all_stop(step: int) -> bool:
+    """Whether SIGTERM has reached any of several processes, before this step's end.
+
+    JAX's preemption service tells all processes, which then hear it at the same step.
+    All must ask at every step; it costs no communication (14 us on a CPU).
+    """
+    return not alone() and multihost_utils.reached_preemption_sync_point(step)
 
 
 def gather(mine: ArrayTree, total: int) -> ArrayTree:

@@ -92,6 +92,7 @@ def environment() -> dict:
         "platform": platform.platform(),
         "versions": {name: metadata.version(name) for name in LIBRARIES},
         "devices": [str(device) for device in jax.devices()],
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
         "revision": _git("rev-parse", "HEAD") or None if tracked else None,
         "dirty": bool(_git("status", "--porcelain")) if tracked else None,
     }

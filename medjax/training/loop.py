@@ -71,13 +71,10 @@ def fit(
             meter.add(number, scalars, rows=batch["id"].size)
             logs = number % log_every == 0
             validates = number % evaluate_every == 0
-            stopping = stop()  # Read once: a signal may come at any time.
+            # Read once: a signal may come at any time.
+            stopping = stop() or devices.all_stop(number)
             # Hosts agree only at steps where they wait anyway: to ask costs a step.
             saves = (logs or validates) and devices.any_of_us(due())
-            if logs or validates:
-                stopping = devices.any_of_us(stopping)
-            else:
-                stopping = stopping and devices.alone()
             validates = validates or number == steps
             if logs or validates or stopping:
                 meter.flush(in_part=not (logs or validates))
@@ -199,14 +196,19 @@ def stop_signal() -> Iterator[Callable[[], bool]]:
     """Yields a function that says whether a signal has asked the run to stop.
 
     The signals are SIGTERM, Ctrl-C, and SIGUSR2, which clusters send before a
-    pre-emption. Only the main thread can listen; in another one, nothing stops.
+    pre-emption. Only the main thread can listen; in another one, nothing stops. In one
+    of several processes they all become SIGTERM, which `devices.all_stop` knows of.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
     received = []
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
-    old = [signal.signal(each, lambda *_: received.append(True)) for each in signals]
+    if devices.alone():
+        old = [signal.signal(x, lambda *_: received.append(True)) for x in signals]
+    else:  # JAX listens to SIGTERM, until the training ends.
+        tell = lambda *_: signal.raise_signal(signal.SIGTERM)
+        old = [signal.SIG_DFL, *(signal.signal(x, tell) for x in signals[1:])]
     try:
         yield lambda: bool(received)
     finally:
