@@ -19,7 +19,7 @@ from medjax.commands import evaluate, explore, predict
 from medjax.commands.evaluate import Images
 from medjax.errors import InputError
 from medjax.evaluation import calibration as recalibration
-from medjax.evaluation import heatmaps
+from medjax.evaluation import localisation
 from medjax.evaluation import predict as inference
 from medjax.tasks import classification, explain, films, fixed, parts, splitting
 from medjax.training import folder as workdir
@@ -73,9 +73,9 @@ def test_a_heatmap_that_is_the_film_fills_the_boxes_drawn_in_it(nih):
     marked = explain._marked(nih, itself, data, np.unique(boxes["id"]), boxes)
     assert sorted(map(len, marked.boxes)) == [1, 1, 2]
     assert sorted(marked.task) == [0, 1, 1] and len(set(marked.patient)) == 3
-    found = heatmaps.measure(marked)
+    found = localisation.measure(marked)
     for name, value in (("pointing", 1), ("iou", 1)):
-        column = found[:, heatmaps.COLUMNS.index(name)]
+        column = found[:, localisation.COLUMNS.index(name)]
         np.testing.assert_allclose(column, value, atol=1e-6)
     for table in (boxes["id"] == 99, boxes["task"] == 0):  # Only the asked films.
         left = explain.read_boxes(data, boxes["id"][table])

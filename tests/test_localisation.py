@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from medjax.evaluation import heatmaps
-from medjax.evaluation.heatmaps import COLUMNS, Marked
+from medjax.evaluation import localisation
+from medjax.evaluation.localisation import COLUMNS, Marked
 
 KEY = jax.random.key(0)
 
@@ -37,7 +37,7 @@ def random_boxes(rng, shape, number=1):
 def test_a_pixel_is_inside_if_its_middle_is(seed, shape, near):
     rng = np.random.default_rng(seed)
     boxes, margin = random_boxes(rng, shape, 2), 1.3 if near else 0.0
-    found = heatmaps.inside(boxes, shape, margin=margin)
+    found = localisation.inside(boxes, shape, margin=margin)
     for pixel in itertools.product(*map(range, shape)):
         middle = np.add(pixel, 0.5)
         low, high = boxes[:, 0] - margin, boxes[:, 1] + margin
@@ -51,45 +51,45 @@ def test_a_pixel_is_inside_if_its_middle_is(seed, shape, near):
 
 
 def test_a_sliver_between_two_middles_is_one_pixel():
-    found = heatmaps.inside(np.array([[[2.6, 1.0], [3.4, 3.0]]]), (5, 5))
+    found = localisation.inside(np.array([[[2.6, 1.0], [3.4, 3.0]]]), (5, 5))
     assert np.argwhere(found).tolist() in ([[3, 1], [3, 2]], [[2, 1], [2, 2]])
-    found = heatmaps.inside(np.array([[[9.0, 9.0], [9.9, 9.9]]]), (5, 5))
+    found = localisation.inside(np.array([[[9.0, 9.0], [9.9, 9.9]]]), (5, 5))
     assert np.argwhere(found).tolist() == [[4, 4]]  # Clipped to the image.
 
 
 def test_pointing_and_overlap_of_a_drawn_example(monkeypatch):
-    monkeypatch.setattr(heatmaps, "TOLERANCE", 0)
+    monkeypatch.setattr(localisation, "TOLERANCE", 0)
     heatmap = np.zeros((8, 10))
     heatmap[2:4, 3:7] = 0.5  # 8 pixels of at least half the maximum
     heatmap[3, 6] = 1.0
     heatmap[7, 0] = 0.4
     box = [[2, 5], [5, 9]]  # rows 2 to 4, columns 5 to 8: 12 pixels, 4 shared
-    found = heatmaps.measure(marked([heatmap], [[box]]))
+    found = localisation.measure(marked([heatmap], [[box]]))
     assert column(found, "pointing") == 1
     assert column(found, "pointing_chance") == pytest.approx(12 / 80)
     assert column(found, "iou") == pytest.approx(4 / 16)
     outside = [[0, 7], [2, 9]]  # one row and one column away from the maximum
     for tolerance, hit in ((0, 0), (0.04, 0), (0.2, 1)):  # shares of 10 pixels
-        monkeypatch.setattr(heatmaps, "TOLERANCE", tolerance)
-        found = heatmaps.measure(marked([heatmap], [[outside]]))
+        monkeypatch.setattr(localisation, "TOLERANCE", tolerance)
+        found = localisation.measure(marked([heatmap], [[outside]]))
         assert column(found, "pointing") == hit
         assert column(found, "iou") == 0
-    monkeypatch.setattr(heatmaps, "TOLERANCE", 0)
-    both = heatmaps.measure(marked([heatmap], [[outside, box]]))
+    monkeypatch.setattr(localisation, "TOLERANCE", 0)
+    both = localisation.measure(marked([heatmap], [[outside, box]]))
     assert column(both, "pointing") == 1 and column(both, "iou") == 4 / 20
 
 
 @pytest.mark.parametrize("shape", [(6, 7), (3, 4, 5)])
 def test_chance_is_the_mean_over_every_place(shape, monkeypatch):
-    monkeypatch.setattr(heatmaps, "TOLERANCE", 0.1)
+    monkeypatch.setattr(localisation, "TOLERANCE", 0.1)
     rng = np.random.default_rng(0)
     heatmap = rng.random((3, *shape)) ** 2
     boxes = [random_boxes(rng, shape, 2) for _ in range(3)]
-    found = heatmaps.measure(marked(heatmap, boxes))
+    found = localisation.measure(marked(heatmap, boxes))
     axes = tuple(range(len(shape)))
     for n in range(3):
-        box = heatmaps.inside(boxes[n], shape)
-        near = heatmaps.inside(boxes[n], shape, margin=0.1 * max(shape))
+        box = localisation.inside(boxes[n], shape)
+        near = localisation.inside(boxes[n], shape, margin=0.1 * max(shape))
         hits, overlaps = [], []
         for shift in itertools.product(*map(range, shape)):
             moved = np.roll(heatmap[n], shift, axes)
@@ -108,7 +108,7 @@ def test_a_heatmap_of_one_value_is_worth_what_chance_is():
     rng = np.random.default_rng(1)
     boxes = [random_boxes(rng, (9, 9)) for _ in range(4)]
     for value in (0.0, 2.0):
-        found = heatmaps.measure(marked(np.full((4, 9, 9), value), boxes))
+        found = localisation.measure(marked(np.full((4, 9, 9), value), boxes))
         np.testing.assert_allclose(column(found, "pointing_gain"), 0, atol=1e-6)
         np.testing.assert_allclose(column(found, "iou_gain"), 0, atol=1e-6)
 
@@ -117,10 +117,10 @@ def test_random_heatmaps_hit_as_often_as_chance_says():
     rng = np.random.default_rng(2)
     heatmap = rng.random((600, 10, 10))
     boxes = [random_boxes(rng, (10, 10)) for _ in range(600)]
-    found = heatmaps.localise(
+    found = localisation.localise(
         marked(heatmap, boxes), tasks=["a"], key=KEY, replicates=400
     )["all"]
-    for name in heatmaps.MEASURES:
+    for name in localisation.MEASURES:
         gain = found[name]["gain"]
         assert gain["low"] < 0 < gain["high"]
         assert found[name]["others"] == pytest.approx(found[name]["chance"], abs=0.02)
@@ -133,11 +133,13 @@ def test_others_are_the_other_patients_with_the_finding():
         [random_boxes(rng, (5, 6)) for _ in "abcdef"],
     )
     task, patient = [0, 0, 0, 0, 1, 2], [7, 7, 8, 9, 7, 8]
-    found = heatmaps.measure(marked(heatmap, boxes, task, patient))
+    found = localisation.measure(marked(heatmap, boxes, task, patient))
     for n in range(6):
         those = [m for m in range(6) if task[m] == task[n] and patient[m] != patient[n]]
-        alone = [heatmaps.measure(marked(heatmap[[m]], [boxes[n]]))[0] for m in those]
-        for name in heatmaps.MEASURES:
+        alone = [
+            localisation.measure(marked(heatmap[[m]], [boxes[n]]))[0] for m in those
+        ]
+        for name in localisation.MEASURES:
             value = column(found, f"{name}_others")[n]
             if not those:
                 assert np.isnan(value)
@@ -150,7 +152,7 @@ def test_a_place_learnt_by_heart_is_no_better_than_others():
     heatmap = np.zeros((5, 8, 8))
     heatmap[:, 4, 4] = 1
     boxes = [[[[3, 3], [6, 6]]]] * 5  # The heart is in the middle of every film.
-    found = heatmaps.localise(
+    found = localisation.localise(
         marked(heatmap, boxes), tasks=["heart"], key=KEY, replicates=50
     )["tasks"]["heart"]["pointing"]
     assert found["estimate"] == found["others"] == 1
@@ -163,8 +165,8 @@ def test_intervals_count_patients_and_not_films():
     boxes = [random_boxes(rng, (6, 6)) for _ in range(60)]
     options = {"tasks": ["a", "b"], "key": KEY, "replicates": 300}
     task = np.arange(60) % 2
-    once = heatmaps.localise(marked(heatmap, boxes, task), **options)
-    thrice = heatmaps.localise(
+    once = localisation.localise(marked(heatmap, boxes, task), **options)
+    thrice = localisation.localise(
         marked(
             np.repeat(heatmap, 3, axis=0),
             [box for box in boxes for _ in range(3)],
@@ -180,10 +182,10 @@ def test_intervals_count_patients_and_not_films():
         )
         assert three["patients"] == one["patients"]
         assert three["pairs"] == 3 * one["pairs"]
-        for name in heatmaps.MEASURES:
+        for name in localisation.MEASURES:
             for end in ("estimate", "low", "high"):
                 assert three[name][end] == pytest.approx(one[name][end], abs=1e-6)
-    hits = column(heatmaps.measure(marked(heatmap, boxes, task)), "iou")
+    hits = column(localisation.measure(marked(heatmap, boxes, task)), "iou")
     spread = once["all"]["iou"]["high"] - once["all"]["iou"]["low"]
     assert spread == pytest.approx(2 * 1.96 * hits.std() / np.sqrt(60), rel=0.2)
     assert once["tasks"]["b"]["iou"]["estimate"] == pytest.approx(hits[1::2].mean())
@@ -192,7 +194,7 @@ def test_intervals_count_patients_and_not_films():
 def test_where_every_maximum_misses_the_interval_is_the_exact_one():
     heatmap = np.zeros((24, 9, 9))
     heatmap[:, 0, 0] = 1
-    found = heatmaps.localise(
+    found = localisation.localise(
         marked(heatmap, [[[[5, 5], [8, 8]]]] * 24, patient=np.arange(24) // 2),
         tasks=["a"],
         key=KEY,
@@ -209,7 +211,7 @@ def test_few_patients_have_no_interval_and_one_has_no_others():
         np.random.default_rng(5).random((3, 4, 4)),
         [[[[0, 0], [2, 2]]]] * 3,
     )
-    found = heatmaps.localise(
+    found = localisation.localise(
         marked(heatmap, boxes, [0, 0, 1], [1, 2, 3]),
         tasks=["a", "b", "unmarked"],
         key=KEY,

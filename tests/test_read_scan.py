@@ -135,13 +135,13 @@ def test_aligning_reads_the_moving_image_where_the_registration_says(
     """The registration, tested elsewhere, is replaced by the truth."""
     matrix = affine_of("RAS", tilt=0.15, origin=(4, -7, 3))
     files, mask = moved(tmp_path, matrix)
-    truth = registration.Registration(matrix, 1.0, 1.2, 0.6, improved=True)
+    truth = registration.Registration(matrix, 1.0, 1.2, 0.6)
     monkeypatch.setattr(registration, "register", lambda *args: truth)
     case = scan.read_scan(files, mask, regions=LESION, grids="align")
     inner = case.label[..., 0] > 0
     one, other = case.image[inner, 0], case.image[inner, 1]
     assert np.corrcoef(one, other)[0, 1] > 0.9
-    away = registration.Registration(np.eye(4), 1.0, 1.2, 0.6, improved=False)
+    away = registration.Registration(np.eye(4), 1.0, 1.2, 0.6)
     away.matrix[:3, 3] = 500
     monkeypatch.setattr(registration, "register", lambda *args: away)
     with pytest.raises(InputError, match="T1.nii.gz: shows nothing of what"):
@@ -165,7 +165,7 @@ def test_a_sequence_that_fits_nowhere_better_is_refused(
 ):
     """Or not much better than its mirror image, where that isn't clear."""
     files, mask = moved(tmp_path, np.eye(4))
-    result = registration.Registration(np.eye(4), 1.09, 1.12, beside, improved=True)
+    result = registration.Registration(np.eye(4), 1.09, 1.12, beside)
     results, voxels = [result, result._replace(metric=mirrored)], []
 
     def register(fixed, fixed_affine, moving, affine):
@@ -221,7 +221,7 @@ def test_sequences_of_one_grid_are_judged_too(
     files, mask = patient(tmp_path, ("FLAIR", "T1"))
     matrix = np.eye(4)
     matrix[2, 3] = voxels * max(np.linalg.norm(AFFINE[:3, :3], axis=0))
-    result = registration.Registration(matrix, 1.0, 1.2, beside, improved=True)
+    result = registration.Registration(matrix, 1.0, 1.2, beside)
     monkeypatch.setattr(registration, "register", lambda *args: result)
     if not what:
         with pytest.raises(InputError, match="T1.nii.gz: is of another person"):

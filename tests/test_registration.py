@@ -117,7 +117,6 @@ def test_a_turned_and_shifted_header_is_found_again(seed):
     gap = grid.apply(found.matrix, middle) - grid.apply(truth, middle)
     assert np.linalg.norm(gap) < 0.5
     assert distance(found.matrix, truth, points) < 0.5
-    assert found.improved
     assert found.metric > found.start_metric + 0.05
     linear = found.matrix[:3, :3]
     np.testing.assert_allclose(linear @ linear.T, np.eye(3), atol=1e-5)
@@ -136,7 +135,6 @@ def test_what_is_no_better_than_the_headers_says_so_and_keeps_them(monkeypatch, 
 
     monkeypatch.setattr(register, "_climb", astray)
     found = register.register(*pair())
-    assert not found.improved
     assert found.metric == found.start_metric > 1.2
     np.testing.assert_array_equal(found.matrix, np.eye(4))
 
@@ -175,7 +173,7 @@ def test_real_sequences_come_within_a_millimetre_of_their_reference(sequence):
     found = register.register(fixed, fixed_affine, moving, spoil @ moving_affine)
     assert distance(np.eye(4), truth, points) > 5
     assert distance(found.matrix, truth, points) < 1
-    assert found.improved
+    assert found.metric > found.start_metric
 
 
 def mirrored(image, affine):

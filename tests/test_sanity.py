@@ -5,7 +5,7 @@ import optax
 import pytest
 from scipy import ndimage, stats
 
-from medjax.evaluation import heatmaps
+from medjax.evaluation import heatmaps, localisation
 
 LAYERS = ("classifier", "second", "first")  # From the last to the first.
 SIDE = 12
@@ -15,7 +15,7 @@ def test_rank_correlation_is_spearman_s():
     rng = np.random.default_rng(0)
     one = rng.normal(size=(2, 3, 4, 5))
     other = np.round(one + rng.normal(size=one.shape), 1)  # With ties.
-    found = heatmaps.rank_correlation(one, other)
+    found = localisation.rank_correlation(one, other)
     for b, t in np.ndindex(2, 3):
         expected = stats.spearmanr(one[b, t].ravel(), other[b, t].ravel()).statistic
         assert found[b, t] == pytest.approx(expected, abs=1e-12)
@@ -23,9 +23,9 @@ def test_rank_correlation_is_spearman_s():
 
 def test_a_heatmap_of_one_value_resembles_nothing():
     one, flat = np.arange(6.0).reshape(1, 1, 2, 3), np.ones((1, 1, 2, 3))
-    assert heatmaps.rank_correlation(one, flat) == 0
-    assert np.isnan(heatmaps.rank_correlation(flat, one))
-    assert heatmaps.rank_correlation(one, -one) == -1
+    assert localisation.rank_correlation(one, flat) == 0
+    assert np.isnan(localisation.rank_correlation(flat, one))
+    assert localisation.rank_correlation(one, -one) == -1
 
 
 def test_the_cascade_goes_from_the_top_down_and_leaves_the_rest():
@@ -41,7 +41,7 @@ def test_the_cascade_goes_from_the_top_down_and_leaves_the_rest():
         seen.append(variables)
         return np.arange(6.0).reshape(1, 1, 2, 3)
 
-    found = heatmaps.randomisation(explain, trained, fresh, names)
+    found = localisation.randomisation(explain, trained, fresh, names)
     assert list(found["correlation"]) == list(names)
     for n, variables in enumerate(seen[1:]):
         assert jax.tree.structure(variables) == jax.tree.structure(trained)
@@ -125,10 +125,10 @@ def test_heatmaps_of_a_trained_model_do_not_survive_random_weights(trained, meth
             variables, image, apply=network, method=method
         )
     )
-    found = heatmaps.randomisation(explain, trained, fresh(1), LAYERS)
+    found = localisation.randomisation(explain, trained, fresh(1), LAYERS)
     assert list(found["correlation"]) == list(LAYERS)
     assert found["depends"]
-    unchanged = heatmaps.randomisation(explain, trained, trained, LAYERS)
+    unchanged = localisation.randomisation(explain, trained, trained, LAYERS)
     assert all(x == pytest.approx(1) for x in unchanged["correlation"].values())
     assert not unchanged["depends"]
 
@@ -137,14 +137,14 @@ def test_an_edge_detector_is_found_out(trained):
     image, _ = films(5, 8)
     edges = np.abs(ndimage.sobel(np.asarray(image)[..., 0], axis=1))
     edges = np.stack([edges, edges], axis=1)  # [B, T, H, W], whatever the weights.
-    found = heatmaps.randomisation(lambda _: edges, trained, fresh(1), LAYERS)
+    found = localisation.randomisation(lambda _: edges, trained, fresh(1), LAYERS)
     assert found["correlation"]["first"] == pytest.approx(1)
     assert not found["depends"]
 
 
 def test_maps_that_say_nothing_from_the_start_have_no_similarity(trained):
     flat = np.zeros((2, 2, 3, 3))
-    found = heatmaps.randomisation(lambda _: flat, trained, fresh(1), LAYERS)
+    found = localisation.randomisation(lambda _: flat, trained, fresh(1), LAYERS)
     assert np.isnan(list(found["correlation"].values())).all()
     assert not found["depends"]
 
@@ -154,7 +154,7 @@ def test_what_counts_is_how_alike_they_are_when_every_layer_is_random():
     variables = {"params": {"classifier": 0, "first": 0}}
     for last, depends in ((-one, True), (one, False)):
         maps = iter((one, -last, last))
-        found = heatmaps.randomisation(
+        found = localisation.randomisation(
             lambda _, maps=maps: next(maps),
             *(variables, variables, ("classifier", "first")),
         )

@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 import tensorflow_datasets as tfds
 
-from medjax.cohort import describe, duplicates, identity
+from medjax.cohort import duplicates, grey_levels, identity
 from medjax.data import images
 from medjax.errors import InputError
 from medjax.files import (
@@ -336,7 +336,7 @@ def _records(folder: Path, source: Source, name: str) -> Iterator[Callable]:
 
         def add(id: int, item: Item) -> dict[str, Any]:
             pixels, hashes = item.content
-            if describe.is_dim(pixels):
+            if grey_levels.is_dim(pixels):
                 dim.append(item.row["image"])
             boxes.extend((id, *box) for box in item.boxes)
             hashes_file.write(hashes.tobytes())
@@ -353,7 +353,7 @@ def _records(folder: Path, source: Source, name: str) -> Iterator[Callable]:
         yield add
     writer.add_examples({SPLIT: waiting})
     writer.close_all()
-    if warning := describe.dim(len(dim), source.bits):
+    if warning := grey_levels.dim(len(dim), source.bits):
         log.warning("%s (%s for one)", warning, min(dim))
     corners = pd.DataFrame(boxes, columns=["id", "task", "x0", "y0", "x1", "y1"])
     write_table(folder / "boxes.csv", corners)

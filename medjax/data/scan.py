@@ -211,9 +211,8 @@ def _align(
     Returns the aligned volume, and the numbers of `Alignment`.
     """
     fixed = reference.voxels, reference.affine
-    matrix, before, after, beside, _ = register.register(
-        *fixed, volume.voxels, volume.affine
-    )
+    found = register.register(*fixed, volume.voxels, volume.affine)
+    matrix, before, after, beside = found
     verdict = (
         f"similarity with {first} {before:.3f} before the alignment, {after:.3f} after "
         f"it, of which {beside:.0%} is left beside it"

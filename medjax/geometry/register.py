@@ -38,19 +38,20 @@ TINY = 1e-9
 
 
 class Registration(NamedTuple):
-    """How to align two images, and whether that is better than their headers.
+    """How to align two images, and how similar they are then.
 
     The similarities are of the finest level's points; 0 where the images hardly overlap.
     """
 
-    matrix: np.ndarray  # [4, 4] float64, fixed to moving points in RAS millimetres.
+    # [4, 4] float64, fixed to moving points in RAS millimetres; the identity where no
+    # motion is better than the headers.
+    matrix: np.ndarray
     start_metric: float  # The similarity before; more is better.
     metric: float  # The similarity after.
     # The mean similarity at BESIDE from the alignment, along the world's axes and both
     # ways, as a share of `metric`, both less their minimum of 1. Structures that are the
     # same lie on each other nowhere else; NaN where the images hardly overlap.
     beside: float
-    improved: bool  # False if nothing is better than the identity, the matrix then.
 
 
 class Level(NamedTuple):
@@ -97,8 +98,7 @@ def register(fixed, fixed_affine, moving, moving_affine) -> Registration:
     start = level._replace(base=_base(affine, np.eye(4), centre))
     before = float(_similarities(start, np.zeros((1, 6), np.float32))[0])
     after = float(values[best])
-    improved = after > before
-    if not improved:
+    if after <= before:
         matrix, after = np.eye(4), before
     end = level._replace(base=_base(affine, matrix, centre))
     aside = np.zeros((6, 6), np.float32)
@@ -106,7 +106,7 @@ def register(fixed, fixed_affine, moving, moving_affine) -> Registration:
     aside[:, 3:] = max(BESIDE, *slices) * np.concatenate([np.eye(3), -np.eye(3)])
     around = np.maximum(_similarities(end, aside) - 1, 0).mean()
     beside = float(around / (after - 1)) if after > 1 else np.nan
-    return Registration(matrix, before, after, beside, improved)
+    return Registration(matrix, before, after, beside)
 
 
 # --------------------------------------------------------------------- similarity

@@ -11,7 +11,7 @@ import pandas as pd
 from rich.progress import track
 from scipy.special import expit
 
-from medjax.cohort import describe
+from medjax.cohort import grey_levels
 from medjax.config import Config
 from medjax.data import images as reading
 from medjax.data import loader
@@ -388,7 +388,9 @@ def predict_(
         if reference is not None:
             small = reading.eight_bits(image)
             unlike = novelty.warning(film.pixels, small, reference)
-            dim = f"fewer than {describe.DIM} levels of grey" * describe.is_dim(image)
+            dim = f"fewer than {grey_levels.DIM} levels of grey" * grey_levels.is_dim(
+                image
+            )
             warnings[path] = "; ".join(filter(None, (unlike, dim)))
         return image
 

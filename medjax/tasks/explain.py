@@ -18,7 +18,7 @@ from medjax.config import Config
 from medjax.data import images as reading
 from medjax.data import loader
 from medjax.errors import InputError, check_choice
-from medjax.evaluation import bootstrap, heatmaps, predict, results
+from medjax.evaluation import bootstrap, heatmaps, localisation, predict, results
 from medjax.files import escaped, write_table
 from medjax.reports import images
 from medjax.tasks import adapt, films, parts, splitting
@@ -187,7 +187,7 @@ def localise(
     """Measures whether heatmaps lie in the boxes, and whether they depend on the model.
 
     The images `ids` [N] may be used; `how`: see `explainer`. Returns what
-    localisation.json holds: heatmaps.localise's, and about the heatmaps.
+    localisation.json holds: localisation.localise's, and about the heatmaps.
     """
     explain = explainer(run, **how)
     boxes = read_boxes(data, ids)
@@ -199,13 +199,13 @@ def localise(
         for part in np.split(ids, range(FILMS, len(ids), FILMS))
     ]
     heatmap, places, *about = zip(*marked, strict=True)
-    marked = heatmaps.Marked(
+    marked = localisation.Marked(
         np.concatenate(heatmap),
         [*itertools.chain(*places)],
         *map(np.concatenate, about),
     )
     names, options = data.output.names, parts.bootstrap(run.config)
-    measured = heatmaps.localise(marked, tasks=names, **options)
+    measured = localisation.localise(marked, tasks=names, **options)
     some = splitting.evaluation_batches(run.config, data.films(ids[:RANDOMISED]))
     randomised = _randomisation(run, explain, some)
     method, last = how.get("method") or heatmaps.METHODS[0], stages(run)[-1]
@@ -240,7 +240,7 @@ def _marked(
     data: films.Data,
     ids: np.ndarray,
     boxes: pd.DataFrame,
-) -> heatmaps.Marked:
+) -> localisation.Marked:
     """The heatmaps of the marked findings of these images, at the images' size."""
     batches = splitting.evaluation_batches(config, data.films(ids))
     heatmap = predict.embed(batches, explain)  # [n, T, h, w]
@@ -249,7 +249,7 @@ def _marked(
     places = [_corners(groups, *pair) for pair in pairs]
     chosen = heatmap[np.searchsorted(ids, pairs[:, 0]), pairs[:, 1]]
     patients = data.table.set_index("id")["patient"]
-    return heatmaps.Marked(
+    return localisation.Marked(
         np.asarray(heatmaps.enlarge(chosen, data.output.shape[:2])),
         places,
         pairs[:, 1],
@@ -258,7 +258,7 @@ def _marked(
 
 
 def _randomisation(run: Finished, explain: Callable, batches) -> dict:
-    """heatmaps.randomisation of the run's averaged model, or of its first member's."""
+    """localisation.randomisation of the run's averaged model, or of its first member's."""
     batches, state = list(batches), step.members(run.state)[0]
     model, (compiled, _) = state.averaged, explain.args
 
@@ -269,4 +269,4 @@ def _randomisation(run: Finished, explain: Callable, batches) -> dict:
     layers = ("classifier", "top", *reversed(run.network.stages))
     layers = [layer for layer in layers if layer in model["params"]]
     fresh = parts.fresh(run.config, run.network)
-    return heatmaps.randomisation(of, model, fresh, layers)
+    return localisation.randomisation(of, model, fresh, layers)
