@@ -262,7 +262,7 @@ def test_groups_that_are_too_small_have_no_gap_and_say_so():
     label = predictions.label.copy()
     label[(groups["sex"] == "F").to_numpy(), 0] = 0
     few = np.arange(len(groups)) < 6
-    groups = pd.DataFrame({"sex": groups["sex"].to_numpy(), "none": ""})
+    groups = groups[["sex"]].reset_index(drop=True)
     groups["site"] = np.where(few, "A", "B")
     found = summarise(
         predictions._replace(label=label), groups, threshold=np.array([0.6, np.nan])
@@ -277,9 +277,6 @@ def test_groups_that_are_too_small_have_no_gap_and_say_so():
     assert lacking["specificity"]["estimate"] is not None
     uncut = found["sex"]["groups"]["M"]["tasks"]["nodule"]["metrics"]
     assert uncut["ppv"]["why"] == "no threshold" and uncut["auroc"]["why"] == ""
-    assert list(found["none"]["groups"]) == ["unknown"]
-    assert found["none"]["gaps"]["mass"]["auroc"]["why"] == "one group only"
-    assert found["none"]["p_holm"] is None
     gap = found["site"]["gaps"]["mass"]["auroc"]
     assert gap["estimate"] is None and gap["why"] == "no two groups of 10 such patients"
     assert found["site"]["mean"]["auroc"]["estimate"] is None
@@ -296,6 +293,14 @@ def test_films_of_one_score_are_a_coin_s_in_each_group():
     np.testing.assert_allclose(area[:, :3, 0], 0.5, atol=1e-6)
     np.testing.assert_allclose(precision[:, :3, 0], [prevalence] * 2, atol=1e-6)
     assert np.isnan(area[:, 3]).all()  # Nobody is in it.
+
+
+def test_what_all_images_have_in_common_is_no_attribute():
+    predictions, groups = cohort()
+    alike = {"age": np.nan, "view": "PA"}
+    found = summarise(predictions, groups.assign(**alike))
+    assert found == summarise(predictions, groups[["sex"]]) and list(found) == ["sex"]
+    assert summarise(predictions, groups.assign(**alike, sex="")) == {}
 
 
 def test_metadata_become_groups(monkeypatch):

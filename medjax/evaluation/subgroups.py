@@ -129,7 +129,8 @@ def summarise(
 
     Args:
       groups: a row an image, in the order of the predictions, a column an attribute, as
-        of `by_metadata`; what is empty is UNKNOWN, a group like any other.
+        of `by_metadata`; what is empty is UNKNOWN, a group like any other. An attribute
+        that all images have in common, or none has, is left out.
       threshold: [T], fixed, the same for every group; NaN leaves the rates empty.
 
     Returns:
@@ -137,6 +138,9 @@ def summarise(
     """
     threshold = np.asarray(threshold, np.float32)
     columns = {name: _category(groups[name]) for name in groups}
+    columns = {name: x for name, x in columns.items() if len(x.categories) > 1}
+    if not columns:
+        return {}
     first = np.cumsum([0, *(len(column.categories) for column in columns.values())])
     member = np.stack(
         [c.codes + start for c, start in zip(columns.values(), first, strict=False)]
@@ -385,7 +389,7 @@ def _groups(
 
 def _gaps(apart: Differences, pairs: list[tuple[str, str]], t: int) -> dict[str, Gap]:
     """Of each metric of one task, the largest difference that could be tested."""
-    why = f"no two groups of {LEAST} such patients" if pairs else "one group only"
+    why = f"no two groups of {LEAST} such patients"
     gaps = {}
     for m, metric in enumerate(METRICS):
         tested = np.flatnonzero(~np.isnan(apart.p[m, :, t]))
