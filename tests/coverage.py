@@ -41,6 +41,7 @@ from medjax.evaluation.predict import Predictions
 FINDINGS = 5
 # The log-odds of the model are STEEP times the right ones, plus SHIFT.
 STEEP, SHIFT = 1.3, 0.2
+MEANS = ("auroc", "average_precision", "sensitivity", *reliability.ERRORS)
 OF_CLASSES = ("balanced_accuracy", "macro_f1")  # Means of the rates of classes.
 OPTIONS = {"key": jax.random.key(0), "replicates": 300}
 COHORTS = [  # Patients, images of each, prevalence, AUROC.
@@ -185,27 +186,49 @@ def run(setting, studies: int) -> dict[str, list[float]]:
         low, high = (np.where(use, np.asarray(x, float), np.nan) for x in interval[1:3])
         tally[kind] += np.ravel(holds(low, value, high)).tolist()
 
-    def measured(found: Predictions) -> dict:
-        threshold = np.full(found.label.shape[1], cut)
-        return discrimination.intervals(
-            *(*found[2:5], patient, threshold),
-            ranked=found.log_odds,
+    def ends(pairs: dict) -> tuple:
+        difference = pairs["auroc"]["difference"]
+        return 0, *(difference[end] for end in ("low", "high"))
+
+    enough = discrimination.rarer_patients(*first[3:5], patient) >= bootstrap.LEAST
+    names = tuple(map(str, range(FINDINGS * studies)))
+    half = np.where(np.arange(patients) % 2, "odd", "even").repeat(images)
+    for start in range(0, FINDINGS * studies, FINDINGS):
+        here = slice(start, start + FINDINGS)
+        one, other = (
+            Predictions(p.id, patient, *(x[:, here] for x in p[2:]))
+            for p in (first, second)
+        )
+        some, all_ = enough[here], enough[here].all()
+        of_risks, _ = reliability.measure(*one[2:5], patient, **OPTIONS)
+        of_ranks = discrimination.intervals(
+            *(*one[2:5], patient, np.full(FINDINGS, cut)),
+            ranked=one.log_odds,
             max_fpr=0.1,
             **OPTIONS,
         )
-
-    enough = discrimination.rarer_patients(*first[3:5], patient) >= bootstrap.LEAST
-    found = measured(first)
-    of_risks, _ = reliability.measure(*first[2:5], patient, **OPTIONS)
-    for name, value in truth.items():
-        interval = (of_risks | found)[name]
-        both = metrics.METRICS[name].counted == metrics.BOTH
-        note(name, interval, value, enough | (not both))
-    difference = discrimination.difference(
-        first.log_odds, second.log_odds, *first[3:5], patient, **OPTIONS
-    )
-    note("difference of the AUROC", difference["auroc"], 0, enough)
-    names = tuple(map(str, range(FINDINGS * studies)))
+        found = of_risks | of_ranks
+        for name, value in truth.items():
+            both = metrics.METRICS[name].counted == metrics.BOTH
+            note(name, found[name], value, some | (not both))
+        for name in MEANS:
+            note(f"mean {name}", found[f"mean_{name}"], truth[name], all_)
+        difference = compare.compare(one, other, tasks=names[here], **OPTIONS)
+        for task in difference["tasks"].values():
+            note("difference of the AUROC", ends(task["metrics"]), 0)
+        note("difference of the mean AUROC", ends(difference["mean"]), 0, all_)
+        groups = subgroups.summarise(
+            *(one, pd.DataFrame({"half": half})),
+            tasks=names[here],
+            threshold=np.full(FINDINGS, cut),
+            **OPTIONS,
+        )["half"]
+        for kind, gap in (
+            ("mean AUROC", groups["mean"]["auroc"]),
+            *(("AUROC", gaps["auroc"]) for gaps in groups["gaps"].values()),
+            *(("sensitivity", gaps["sensitivity"]) for gaps in groups["gaps"].values()),
+        ):
+            note(f"gap of the {kind}", [0, gap["low"], gap["high"]], 0)
     single = first._replace(
         **{
             name: getattr(first, name)[:, ::FINDINGS]
@@ -219,42 +242,13 @@ def run(setting, studies: int) -> dict[str, list[float]]:
             ("ROC curve, specificity 0.9", "roc", 10, stats.norm.sf(d_cut - d)),
             ("PR curve, recall 0.5", "precision_recall", 49, precision),
         ):
-            ends = [curve[band][end][at] for end in ("low", "high")]
-            note(kind, [0, *ends], value)
+            interval = [0, curve[band]["low"][at], curve[band]["high"][at]]
+            note(kind, interval, value)
     for curve in decisions.curves(single, tasks=names, **OPTIONS).values():
         for kind, k in (("low", 5), ("high", 30)):
             value = net_benefit(curve["threshold"][k], prevalence, area)
             interval = [0, curve["low"][k], curve["high"][k]]
             note(f"net benefit, {kind} threshold", interval, value)
-    half = np.where(np.arange(patients) % 2, "odd", "even").repeat(images)
-    for start in range(0, FINDINGS * studies, FINDINGS):
-        here = slice(start, start + FINDINGS)
-        one, other = (
-            Predictions(p.id, patient, *(x[:, here] for x in p[2:]))
-            for p in (first, second)
-        )
-        all_ = enough[here].all()
-        means = measured(one)
-        for name in ("auroc", "average_precision", "sensitivity"):
-            note(f"mean {name}", means[f"mean_{name}"], truth[name], all_)
-        risks, _ = reliability.measure(*one[2:5], patient, **OPTIONS)
-        for name in reliability.ERRORS:
-            note(f"mean {name}", risks[f"mean_{name}"], truth[name], all_)
-        gap = compare.compare(one, other, tasks=names[here], **OPTIONS)["mean"]["auroc"]
-        ends = [gap["difference"][end] for end in ("low", "high")]
-        note("difference of the mean AUROC", [0, *ends], 0, all_)
-        groups = subgroups.summarise(
-            *(one, pd.DataFrame({"half": half})),
-            tasks=names[here],
-            threshold=np.full(FINDINGS, cut),
-            **OPTIONS,
-        )["half"]
-        for kind, gap in (
-            ("mean AUROC", groups["mean"]["auroc"]),
-            *(("AUROC", gaps["auroc"]) for gaps in groups["gaps"].values()),
-            *(("sensitivity", gaps["sensitivity"]) for gaps in groups["gaps"].values()),
-        ):
-            note(f"gap of the {kind}", [0, gap["low"], gap["high"]], 0)
     return tally
 
 

@@ -287,23 +287,43 @@ def test_weighted_and_pooled_means_are_those_of_each_replicate():
     assert (found.low, found.high) == pytest.approx(ends, abs=2e-6)
 
 
-def test_a_mean_s_ends_move_against_the_bias_that_the_replicates_show():
+@pytest.mark.parametrize("films", [1, 3])
+def test_average_precision_of_other_patients_is_counted_patient_by_patient(films):
+    score, label, weight, patient = cohort()
+    patient = np.arange(len(score)) // films
+    found = discrimination.of_other_patients(score, label, weight, patient)
+    for t in range(score.shape[1]):
+        known = weight[:, t] > 0
+        total = np.array(
+            [(weight * x)[known, t].sum() for x in (label, 1 - label)], float
+        )
+        terms, shares = [], []
+        for n in np.flatnonzero(known & (label[:, t] > 0)):
+            others = known & (patient != patient[n])
+            called = others & (score[:, t] >= score[n, t])
+            true, false = (
+                (weight * x)[called, t].sum() * all_ / (weight * x)[others, t].sum()
+                for x, all_ in zip((label, 1 - label), total, strict=True)
+            )
+            terms.append(true / (true + false) if called.any() else 1)
+            shares.append(weight[n, t] * label[n, t])
+        assert found[t] == pytest.approx(np.average(terms, weights=shares), rel=1e-5)
+
+
+def test_average_precision_of_other_patients_is_right_in_the_mean():
     rng = np.random.default_rng(0)
-    estimate = np.array([0.5, 0.7, np.nan])
-    drawn = estimate + [0.02, 0.04, np.nan] + rng.normal(0, 0.01, (400, 3))
-    drawn[5, 0] = np.nan
-    each = bootstrap.wilson(bootstrap.Resampled(estimate, drawn))
-    weights = np.array([3.0, 1.0, 0.0])
-    plain, moved = (
-        bootstrap.mean_of(each, drawn, weights, biased) for biased in (False, True)
-    )
-    whole = np.delete(drawn, 5, axis=0)[:, :2]
-    bias = np.average(whole.mean(axis=0) - estimate[:2], weights=[3, 1])
-    assert moved.estimate == plain.estimate == pytest.approx(0.55)
-    assert moved.low == pytest.approx(plain.low - bias)
-    # The upper end would lie below the estimate.
-    assert plain.high - bias < 0.55 and moved.high == pytest.approx(0.55)
-    assert moved.undefined == plain.undefined == 1
+    label = (rng.random((60, 2000)) < 0.2).astype(np.float32)
+    label[:2], label[2:4] = 0, 1
+    score, same = rng.random(label.shape), np.ones_like(label)
+    # Chance's precision is the prevalence at every threshold.
+    prevalence, patient = label.mean(), np.arange(60)
+    found = discrimination.of_other_patients(score, label, same, patient)
+    raw = [oracles.average_precision_score(y, s) for y, s in zip(label.T, score.T)]
+    assert np.mean(raw) - prevalence > 0.04
+    assert abs(found.mean() - prevalence) < 0.02
+    one = np.eye(3, dtype=np.float32)[:, :1]  # One positive patient says nothing.
+    only = discrimination.of_other_patients(one, one, one + 1, np.arange(3))
+    assert np.isnan(only).all()
 
 
 def test_a_padding_row_is_no_patient():

@@ -326,9 +326,7 @@ def combined(
     return total, total - enough * below, total + enough * above
 
 
-def mean_of(
-    intervals: Interval, drawn: np.ndarray, weights: np.ndarray, biased: bool = False
-) -> Interval:
+def mean_of(intervals: Interval, drawn: np.ndarray, weights: np.ndarray) -> Interval:
     """The weighted mean of numbers [T] that have intervals of `wilson`.
 
     Each end is the farther one of `combined` and of the mean's own `wilson`. The first
@@ -336,23 +334,15 @@ def mean_of(
     1: where their mean is too low by chance, the first leaves too little above it.
 
     A number without a weight takes no part. A replicate in which a part of the mean is
-    undefined is left out and counted. With `biased` the ends, not the estimate, are
-    moved against the bias: as far as the replicates' mean is from the estimate.
-
-    Source of the bias: Efron & Tibshirani (1993), section 10.2.
+    undefined is left out and counted.
     """
     use = np.flatnonzero(weights > 0)
     if not use.size:
         return Interval(*np.full(3, np.nan), len(drawn))
     drawn, share = np.asarray(drawn)[:, use], weights[use] / weights[use].sum()
     mean, low, high = combined(at(intervals, use), drawn, share)
-    means = drawn @ share
-    whole = wilson(Resampled(mean, means))
+    whole = wilson(Resampled(mean, drawn @ share))
     low, high = np.fmin(low, whole.low), np.fmax(high, whole.high)
-    if biased and whole.undefined < len(means):
-        bias = np.nanmean(means) - mean
-        low, high = (np.clip(end - bias, 0, 1) for end in (low, high))
-        low, high = np.minimum(low, mean), np.maximum(high, mean)
     return Interval(mean, low, high, whole.undefined)
 
 
