@@ -142,12 +142,18 @@ _READING = {
     "foreground": "body",
     "margin": 5.0,  # mm kept around the foreground
     # Of intensities: "z_scores" of each scan's foreground; "hounsfield", clipped and scaled
-    # by the regions' voxels of the training patients; or "suv". One for all sequences, or
-    # one each; (): hounsfield of modality ct, suv of nuclear, else z_scores.
+    # by the regions' voxels of the training patients; or "suv", also of DICOM in Bq/ml.
+    # One for all sequences, or one each; (): hounsfield of modality ct, suv of nuclear,
+    # else z_scores.
     "units": (),
     "clip": (0.1, 99.9),  # z_scores: percentiles within the foreground
     # hounsfield: ((centre, width), ...), a channel each, instead; to classify, always
     "windows": (),
+}
+_REGIONS = {
+    "regions": ("lesion",),
+    "values": {"lesion": (1,)},  # of the mask, in each region
+    "background": (0,),  # other values of the mask
 }
 _SCANS = {
     "folder": "my_scans",  # It holds a folder for each patient.
@@ -156,12 +162,10 @@ _SCANS = {
     # "": the subject of BIDS or BraTS, else each scan is of another patient. Or a table,
     # "people.csv", of the columns scan and patient, below the folder or anywhere.
     "patient": "",
-    "regions": ("lesion",),
+    **_REGIONS,
     # Whether regions exclude each other: one softmax with the background, and a voxel gets
     # the likeliest. Else each has a sigmoid, and they may overlap.
     "exclusive": False,
-    "values": {"lesion": (1,)},  # of the mask, in each region
-    "background": (0,),  # other values of the mask
     "spacing": (),  # mm along D, H, W; (): as in the files
     **_READING,
     "split": "patients",  # or "leave_one_out", "halves" of the brain, "all"
@@ -212,6 +216,10 @@ _DATA = {
         # Pattern of each sequence below the folder that a row names; {}: a row names a
         # file, whose volumes are the sequences, or the folder of a DICOM series.
         "files": {},
+        # Column of each row's mask, blank where there is none: the network draws masks
+        # beside its answer (unet_encoder; loss.masks). "": none is drawn.
+        "mask": "",
+        **_REGIONS,
         "shape": (64, 64, 64),  # voxels along D, H, W; the rest is cropped or padded
         "spacing": (2.0, 2.0, 2.0),  # mm along D, H, W
         **_READING,
@@ -222,6 +230,7 @@ _DATA = {
         "seed": 0,
         "shape": (24, 24, 24),  # voxels along D, H, W
         "spacing": (2.5, 2.5, 2.5),
+        "masks": False,  # whether the network draws the lesions, too
     },
     "medmnist": {
         "file": "dermamnist.npz",

@@ -311,6 +311,28 @@ def _compound(logits, label, weight, parts, of: Callable) -> tuple[Array, Array]
     return total, count  # All parts count the same images.
 
 
+def beside(loss: Callable) -> Callable:
+    """The loss of an image's findings or classes and of its masks, of one network.
+
+    Logits, labels and weights are pairs, first as `loss` takes them, then those of the
+    masks, [B, (D,) H, W, K]. What is added for these is `masks` times their soft Dice
+    and cross-entropy. An image counts if it knows a label or a voxel.
+    """
+
+    def summed(
+        logits: tuple, label: tuple, weight: tuple, *, masks: Array, **rest: Array
+    ) -> tuple[Array, Array]:
+        findings, voxels = zip(logits, label, weight, strict=True)
+        total, _ = loss(*findings, **rest)
+        overlap, _ = soft_dice(*voxels, smooth=jnp.ones(()))
+        entropy, _ = weighted_bce(*voxels, w_pos=jnp.ones(()), w_neg=jnp.ones(()))
+        known = [jnp.any(w > 0, axis=range(1, w.ndim)) for w in weight]
+        count = jnp.sum(known[0] | known[1], dtype=jnp.float32)
+        return total + masks * (overlap + entropy), count
+
+    return summed
+
+
 def exclusive(loss: Callable) -> Callable:
     """The loss of regions that exclude each other, by their K logits.
 

@@ -34,6 +34,10 @@ OPTIONS = {
     "classes": "",
     "files": {},
     "sequences": ("T1",),
+    "mask": "",
+    "regions": ("lesion",),
+    "values": {"lesion": (1,)},
+    "background": (0,),
     "shape": SHAPE,
     "spacing": (1.0, 1.0, 1.0),
     "grids": "refuse",
@@ -391,7 +395,7 @@ def test_ct_without_windows_is_refused(tmp_path):
 
     config = small_volumes.get_config()
     config.modality = "ct"
-    with pytest.raises(InputError, match="data.windows=.*name some"):
+    with pytest.raises(InputError, match="data.windows=.*name windows"):
         films.expected(config)
     config.data.windows = ((40, 400), (-600, 1500))
     assert films.expected(config).shape == (16, 16, 12, 2)

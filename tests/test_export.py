@@ -24,7 +24,7 @@ from medjax.data.units import Channel
 from medjax.errors import InputError
 from medjax.evaluation import calibration
 from medjax.evaluation.segmentation import Post
-from medjax.models import cpu
+from medjax.models import cpu, weights
 from medjax.tasks import (
     exported,
     films,
@@ -121,14 +121,18 @@ def images(count, bits=8, shape=(32, 32, 1)):
         ),
     ],
 )
-def test_the_module_gives_the_run_s_calibrated_probabilities_and_calls(fit, options):
+def test_the_module_gives_the_run_s_calibrated_probabilities_and_calls(
+    fit, options, tmp_path
+):
     run, bits = classifier(fit, **options), options.get("bits", 8)
     program = exported.of_images(run)
-    module = export.lowered(program, "cpu")
+    numbers, places = stored(program, tmp_path)
+    module = export.lowered(program, places, "cpu")
     for count in (1, 7):
         pixels = images(count, bits, run.output.shape)
         expected = run.fixed.calibrated(expit(run.log_odds(pixels[None])))[0]
-        probability, call = map(np.asarray, module.call(program.weights, pixels))
+        (table,) = map(np.asarray, module.call(numbers, pixels))
+        probability, call = np.split(table, 2, axis=1)
         np.testing.assert_allclose(probability, expected, rtol=0, atol=1e-6)
         if run.output.exclusive:
             called = np.eye(3, dtype=int)[expected.argmax(axis=1)]
@@ -139,6 +143,18 @@ def test_the_module_gives_the_run_s_calibrated_probabilities_and_calls(fit, opti
         np.testing.assert_array_equal(call, called)
 
 
+def stored(program, folder):
+    """The weights as a file holds them: the numbers, and each array's place."""
+    path = folder / "weights.safetensors"
+    weights.write(path, program.weights)
+    places, data = weights.places(path), path.read_bytes()
+    numbers = np.frombuffer(data, "<f4", offset=8 + int.from_bytes(data[:8], "little"))
+    for name, (at, shape) in places.items():
+        part = numbers[at : at + np.prod(shape, dtype=int)].reshape(shape)
+        np.testing.assert_array_equal(part, program.weights[name])
+    return numbers, places
+
+
 def ops(module):
     """How often each operation occurs, but for calls and for constants of platforms."""
     names = re.findall(r"= stablehlo\.(\w+)", module.mlir_module())
@@ -147,16 +163,17 @@ def ops(module):
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
-def test_other_platforms_get_their_own_operations(platform, monkeypatch):
+def test_other_platforms_get_their_own_operations(platform, monkeypatch, tmp_path):
     program = exported.of_images(classifier(**{"model.stem": "imagenet"}))
-    module = export.lowered(program, platform)
+    _, places = stored(program, tmp_path)
+    module = export.lowered(program, places, platform)
     assert module.platforms == (platform,)
     calls = set(re.findall(r"custom_call @(\w+)", module.mlir_module()))
     assert calls <= {"shape_assertion"}
-    host = ops(export.lowered(program, "cpu"))
+    host = ops(export.lowered(program, places, "cpu"))
     jax.clear_caches()
     monkeypatch.setattr(cpu, "_method", lambda *_: None)  # XLA's own everywhere.
-    native = ops(export.lowered(program, platform))
+    native = ops(export.lowered(program, places, platform))
     jax.clear_caches()
     assert ops(module) == native != host
 

@@ -559,6 +559,10 @@ def test_radimagenets_files_of_keras_say_so_by_their_name(file, framework):
         (("conv2d_5/kernel", "batch_normalization_93/beta"), "Inception of Keras"),
         (("layers.0.blocks.1.attn.qkv.weight", "norm.bias"), "Swin transformer"),
         (("features.1.0.attn.qkv.weight",), "Swin transformer"),
+        (
+            ("vit.encoder.layer.3.attention.attention.query.weight",),
+            "ViT by the names of transformers",
+        ),
     ],
 )
 def test_networks_that_medjax_does_not_have_are_named(names, kind):

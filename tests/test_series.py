@@ -8,9 +8,10 @@ import pytest
 import SimpleITK as sitk
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
-from scans import affine_of, brain, save
+from scans import affine_of, ball, brain, save
 
 from medjax.data import dicom, scan
+from medjax.data.nifti import SequenceFile
 from medjax.data.sources import scans
 from medjax.errors import InputError
 from medjax.geometry import grid
@@ -293,3 +294,135 @@ def test_a_patient_may_have_a_series_beside_a_nifti_file(tmp_path):
     np.testing.assert_allclose(case.image[..., 0], case.image[..., 1], atol=1e-5)
     assert case.original.shape == shape
     np.testing.assert_allclose(case.original.affine, affine, atol=1e-6)
+
+
+TRACER = {
+    "RadiopharmaceuticalStartTime": "101500",
+    "RadionuclideTotalDose": "370000000",
+    "RadionuclideHalfLife": "6588",
+}
+PET = {
+    "Modality": "PT",
+    "Units": "BQML",
+    "DecayCorrection": "START",
+    "CorrectedImage": ["DECY", "ATTN", "DECAY"],
+    "PatientWeight": "74",
+    "SeriesDate": "20240314",
+    "SeriesTime": "111500",
+    "AcquisitionDate": "20240314",
+    "AcquisitionTime": "111500",
+}
+
+
+def pet(folder, tracer=(), **fields):
+    """A series of PET, whose header is the given one but for these elements."""
+    item = pydicom.Dataset()
+    for name, value in (TRACER | dict(tracer)).items():
+        if value is not None:
+            setattr(item, name, value)
+    fields = PET | {"RadiopharmaceuticalInformationSequence": [item]} | fields
+    fields = {name: value for name, value in fields.items() if value is not None}
+    return write(folder, **fields)
+
+
+def suv(folder):
+    options = {"units": "suv", "foreground": "none", "margin": 1000.0}
+    return scan.read_scan({"PET": SequenceFile(folder)}, regions={}, **options).image
+
+
+# An hour after 370 MBq of fluorine-18 (half-life 109.8 min), 253.36 MBq are left: of 74 kg
+# 1 Bq/ml is 74,000 g / 253.36 MBq.
+LATER = 74_000 / (370e6 * 0.5 ** (3600 / 6588))
+
+
+@pytest.mark.parametrize(
+    ("tracer", "fields", "expected"),
+    [
+        ({}, {}, LATER),
+        ({}, {"DecayCorrection": "ADMIN"}, 74_000 / 370e6),
+        ({}, {"DecayCorrection": "ADMIN", "PatientWeight": "37"}, 37_000 / 370e6),
+        # A series that was made later begins at its first acquisition.
+        ({}, {"SeriesTime": "170000"}, LATER),
+        # The second bed's acquisition is corrected to the scan's begin, too.
+        ({}, {"AcquisitionTime": "111800"}, LATER),
+        # Injected before midnight.
+        (
+            {"RadiopharmaceuticalStartTime": "233000"},
+            {"SeriesTime": "003000", "AcquisitionTime": "003000.00"},
+            LATER,
+        ),
+        # Zirconium-89, a day before the scan.
+        (
+            {
+                "RadiopharmaceuticalStartDateTime": "20240313111500.0+0100",
+                "RadionuclideHalfLife": "282276",
+            },
+            {},
+            74_000 / (370e6 * 0.5 ** (86400 / 282276)),
+        ),
+        ({}, {"Units": "GML", "PatientWeight": None}, 1),
+    ],
+)
+def test_pet_becomes_suv_by_dose_decay_and_weight(tmp_path, tracer, fields, expected):
+    folder = pet(tmp_path / "pet", tracer, RescaleSlope="0.5", **fields)
+    stored = scan.read_scan(
+        {"PET": SequenceFile(folder)}, regions={}, units="own", foreground="none"
+    ).image
+    assert stored.max() == VOXELS.max() / 2
+    if fields.get("Units") == "GML":
+        with pytest.raises(InputError, match="isn't SUV"):  # Values of 1,000 g/ml.
+            suv(folder)
+    else:
+        np.testing.assert_allclose(suv(folder), stored * expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("tracer", "fields", "words"),
+    [
+        *(({name: None}, {}, f"has no {name}") for name in TRACER),
+        *(
+            ({}, {name: None}, f"has no {name}")
+            for name in {*PET, "RadiopharmaceuticalInformationSequence"} - {"Modality"}
+        ),
+        ({}, {"Units": "CNTS"}, "its Units are CNTS, not BQML"),
+        ({}, {"Units": "GML", "SUVType": "LBM"}, "GML of the SUVType LBM"),
+        ({}, {"CorrectedImage": ["ATTN"]}, "CorrectedImage has no DECAY"),
+        ({}, {"DecayCorrection": "NONE"}, "DecayCorrection is NONE"),
+        ({}, {"PatientWeight": "0"}, "PatientWeight is 0"),
+        ({"RadionuclideHalfLife": "282276"}, {}, "has no Radioph.*StartDateTime"),
+        (
+            {"RadiopharmaceuticalStartDateTime": "20190314101500"},
+            {},
+            "injected at 2019-03-14 10:15:00, and its scan began at 2024-03-14",
+        ),
+        ({}, {"SeriesTime": "soon"}, "can't be read"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+def test_pet_that_cannot_be_suv_is_refused_by_its_element(
+    tmp_path, tracer, fields, words
+):
+    folder = pet(tmp_path / "pet", tracer, **fields)
+    with pytest.raises(InputError, match=f"{folder}: .*{words}.*data.units='z_scores'"):
+        suv(folder)
+
+
+def test_slices_of_two_doses_are_refused(tmp_path):
+    folder = pet(tmp_path / "pet")
+    change(folder / "002.dcm", PatientWeight="75")
+    with pytest.raises(InputError, match="its slices differ in their PatientWeight"):
+        suv(folder)
+
+
+def test_uptake_on_a_coarser_grid_is_a_mean_and_no_sum(tmp_path):
+    """Of a ball inside: total uptake, SUV times volume, stays what it is."""
+    hot = np.full((24, 26, 28), 1.0) + 9 * ball((24, 26, 28), 0.2)
+    path = save(tmp_path / "pet.nii.gz", hot, affine_of(spacing=(1, 1, 1)))
+    options = {"regions": {}, "units": "suv", "foreground": "none", "margin": 1000.0}
+    file = {"PET": SequenceFile(path)}
+    fine = scan.read_scan(file, **options).image
+    coarse = scan.read_scan(file, spacing=(2.0, 2.0, 2.0), **options).image
+    assert coarse.shape == (14, 13, 12, 1)
+    inside = (slice(2, -2),) * 3
+    assert coarse.max() <= 10 and coarse[inside].min() == pytest.approx(1, abs=1e-3)
+    assert 8 * (coarse - 1).sum() == pytest.approx((fine - 1).sum(), rel=0.02)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_volumes
+from test_architectures import SMALL
 from test_start import assert_same, noise_like
 from test_start_segmentation import REGIONS, SEQUENCES, unet_config
 from test_start_segmentation import old as segmentation  # noqa: F401
@@ -70,11 +71,21 @@ def test_another_network_is_refused(segmentation, model, words):  # noqa: F811
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet_small", pytest.param("densenet_small", marks=pytest.mark.slow)]
+    "model",
+    [
+        architectures.resnet_small(2, stem="half"),
+        SMALL["convnext"](2),
+        *(
+            pytest.param(model, marks=pytest.mark.slow)
+            for model in (
+                architectures.densenet_small(2, stem="half"),
+                SMALL["lite"](2),
+            )
+        ),
+    ],
 )
-def test_inflated_weights_answer_a_volume_of_equal_slices_as_the_image(name):
+def test_inflated_weights_answer_a_volume_of_equal_slices_as_the_image(model):
     """In the interior: at its ends a volume has zeros beside it, and an image none."""
-    model = getattr(architectures, name)(2, stem="half")
     image = np.random.default_rng(0).random((1, 24, 20, 1), np.float32)
     volume = np.repeat(image[:, None], 64, 1)
     init = functools.partial(model.init, jax.random.key(0), train=False)
@@ -82,7 +93,7 @@ def test_inflated_weights_answer_a_volume_of_equal_slices_as_the_image(name):
     weights = start.Start(flat, ("a", "b"), {}, {})
     found = start.variables(deep, weights, OUTPUT)
     kernel = found["params"]["stem"]["conv"]["kernel"]
-    assert kernel.shape == (5, 5, 5, 1, kernel.shape[-1])
+    assert kernel.shape[:2] == kernel.shape[1:3] and kernel.ndim == 5
     np.testing.assert_allclose(
         kernel.sum(axis=0), flat["params"]["stem"]["conv"]["kernel"], rtol=1e-5
     )
@@ -94,4 +105,4 @@ def test_inflated_weights_answer_a_volume_of_equal_slices_as_the_image(name):
     two, three = (sown["intermediates"]["stages"][1] for sown in stages)
     middle = three[:, three.shape[1] // 2]
     np.testing.assert_allclose(middle, two, rtol=1e-4, atol=1e-4 * jnp.abs(two).max())
-    assert not np.allclose(three[:, 0], two, rtol=1e-2)
+    assert not np.allclose(three[:, 0], two, rtol=5e-4)

@@ -11,6 +11,7 @@ from jax import lax
 
 from medjax.augment import policy
 from medjax.data.normalisation import HIGHEST, LOWEST, unit_range
+from medjax.data.sources.volumes import INSIDE
 
 PLACE = 2**31 - 1  # Folded into the key instead of an op's number; no op has it.
 
@@ -70,28 +71,40 @@ def whole(
     """Applies the ops to whole volumes as they are stored, 0 outside of the body.
 
     Args:
-      batch: image [B, D, H, W, C] uint16, and what policy.augment_batch needs.
+      batch: image [B, D, H, W, C] uint16, and what policy.augment_batch needs; or also
+        mask [B, D, H, W, K], as sources/volumes.py stores it.
       spacing: [3] mm, of all volumes.
       ops, prepare: as there.
+
+    Returns:
+      The batch with its image [B, D, H, W, C] float32. With masks, label and weight are
+      pairs, see losses.beside: those of the findings, and [B, D, H, W, K] of voxels,
+      unknown where a move brought them in from outside.
     """
     stored = unit_range(batch["image"])
     body = jnp.any(stored > 0, axis=-1, keepdims=True)  # Moves with the image.
     present = jnp.any(stored > 0, axis=(1, 2, 3), keepdims=True)
     air = -LOWEST / (HIGHEST - LOWEST)  # Grey, as in patches.
+    masks = [batch["mask"]] if "mask" in batch else []
     moved = policy.augment_batch(
         key,
         batch
         | {
             "image": jnp.where(stored > 0, stored, air),
-            "label": body.astype(jnp.float32),
+            "label": jnp.concatenate([body, *masks], axis=-1, dtype=jnp.float32),
             "spacing": jnp.tile(jnp.asarray(spacing), (len(stored), 1)),
         },
         ops=ops,
         prepare=lambda image: image,
     )
     image = jnp.maximum(moved["image"], 1e-6)  # In the body nothing is exactly 0.
-    image = jnp.where((moved["label"] > 0) & present, image, 0)
-    return batch | {"image": prepare(image)}
+    image = jnp.where((moved["label"][..., :1] > 0) & present, image, 0)
+    batch = batch | {"image": prepare(image)}
+    if masks:
+        drawn = moved["label"][..., 1:]
+        voxels = {"label": drawn >= INSIDE, "weight": drawn > 0}
+        batch |= {k: (batch[k], v.astype(jnp.float32)) for k, v in voxels.items()}
+    return batch
 
 
 def draw(

@@ -1,10 +1,14 @@
 """The command `export`: a finished run as a folder that jax and numpy alone can run."""
 
+import math
 import shutil
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from chex import Array
 
 from medjax import tasks
 from medjax.config import as_json, read_config
@@ -16,80 +20,16 @@ from medjax.reports import report
 from medjax.tasks.exported import Program
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-# Exported.serialize needs another package, flatbuffers, on both sides. So the StableHLO
-# alone is written, and predict.py puts it in the place of a function of these shapes.
-LOAD = '''\
-"""{what}
-
-Needs jax and numpy; see README.md.
-"""
-
-import dataclasses, itertools, json, math, pathlib, sys
-import jax, jax.export
-import numpy as np
-
-here = pathlib.Path(__file__).parent
-task = json.loads((here / "task.json").read_text())
-data = (here / "weights.safetensors").read_bytes()
-start = 8 + int.from_bytes(data[:8], "little")
-weights = {{
-    name: np.frombuffer(data, "<f4", math.prod(x["shape"]), start + x["data_offsets"][0]).reshape(x["shape"])
-    for name, x in json.loads(data[8:start]).items()
-}}
-platform = {{"gpu": "cuda"}}.get(jax.default_backend(), jax.default_backend())
-shape, dtype = task["input"]
-batch = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("b"), *shape), dtype)
-blank = jax.jit(lambda weights, x: [jax.numpy.zeros((x.shape[0], *s), d) for s, d in task["outputs"]], keep_unused=True)
-module = dataclasses.replace(
-    jax.export.export(blank, platforms=[platform])(weights, batch),
-    mlir_module_serialized=(here / f"model.{{platform}}.stablehlo").read_bytes(),
-    calling_convention_version=task["calling_convention"],
-)
-model = jax.jit(module.call)
-'''
-IMAGES = """
-images = np.load(sys.argv[1])
-images = np.broadcast_to(images, (len(images), *shape))  # Grey in all channels.
-answers = [model(weights, images[i : i + 32]) for i in range(0, len(images), 32)]
-probability, call = map(np.concatenate, zip(*answers))
-names = [*task["names"], *(f"{name}_call" for name in task["names"])]
-np.savetxt(sys.argv[2], np.hstack([probability, call]), "%.9g", ",", header=",".join(names), comments="")
-"""
-VOLUMES = '''
-def windows(size, width):
-    """Starts of the windows along an axis, and each one's weight at its voxels."""
-    step = max(1, int(width * (1 - task["window"]["overlap"]) + 1e-6))
-    count = -(-(size - width) // step) + 1
-    first = np.rint(np.linspace(0, size - width, count)).astype(int)
-    away = (np.arange(width) - (width - 1) / 2) / (width / 8)
-    weight = np.tile(np.exp(-(away**2) / 2), (count, 1))
-    place = first[:, None] + np.arange(width)
-    return list(zip(first, weight / np.bincount(place.ravel(), weight.ravel())[place]))
-
-volume = np.load(sys.argv[1]).astype(np.float32)
-reads, answers = task["window"]["reads"], task["window"]["answers"]
-half, size = (reads[0] - answers[0]) // 2, volume.shape[:3]
-space = np.maximum(size, answers)
-before = (space - size) // 2
-volume = np.pad(volume, [(half, half), (0, 0), (0, 0), (0, 0)], "edge")
-volume = np.pad(volume, [*zip(before, space - before - size), (0, 0)])
-probability = np.zeros((*space, len(task["names"])), np.float32)
-for corner in itertools.product(*map(windows, space.tolist(), answers)):
-    (d, h, w), (wd, wh, ww) = zip(*corner)
-    patch = volume[d : d + reads[0], h : h + reads[1], w : w + reads[2]]
-    answer = np.asarray(model(weights, patch[None])[0][0])
-    weight = (wd[:, None, None] * wh[:, None] * ww)[..., None]
-    probability[d : d + answers[0], h : h + answers[1], w : w + answers[2]] += weight * answer
-np.save(sys.argv[2], probability[tuple(slice(b, b + n) for b, n in zip(before, size))])
-'''
+LOAD = "predict_load.txt"
+# predict.py: how to call it, and what follows predict_load.txt in it.
 SCRIPTS = {
     "classification": (
         "Probabilities and calls of prepared images: predict.py IMAGES.npy OUT.csv",
-        IMAGES,
+        "predict_images.txt",
     ),
     "segmentation": (
         "Probabilities of a prepared volume: predict.py VOLUME.npy OUT.npy",
-        VOLUMES,
+        "predict_volumes.txt",
     ),
 }
 
@@ -134,36 +74,57 @@ def export(folder: Path, out: Path) -> None:
 
 def write(program: Program, out: Path) -> None:
     """Writes the program's modules and weights, task.json and predict.py."""
-    versions = set()
+    path = out / "weights.safetensors"
+    weights.write(path, program.weights)
+    places, versions = weights.places(path), set()
     for platform in PLATFORMS:
-        module = lowered(program, platform)
+        module = lowered(program, places, platform)
         versions.add(module.calling_convention_version)
         path = out / f"model.{platform}.stablehlo"
         path.write_bytes(module.mlir_module_serialized)
-    weights.write(out / "weights.safetensors", program.weights)
     facts: dict[str, Any] = {
         **program.facts,
-        "input": program.image,
+        "input": f"b, {', '.join(map(str, program.image))}",
+        "dtype": program.dtype,
         "outputs": program.outputs,
-        "calling_convention": versions.pop(),
+        "convention": versions.pop(),
         "jax": jax.__version__,
     }
     write_json(out / "task.json", numbers(facts))
     what, rest = SCRIPTS[program.facts["kind"]]
-    write_text(out / "predict.py", LOAD.format(what=what) + rest)
+    parts = [resources.files(__package__).joinpath(name) for name in (LOAD, rest)]
+    head = f'"""{what}\n\nNeeds jax and numpy; see README.md.\n"""\n\n'
+    write_text(out / "predict.py", head + "".join(part.read_text() for part in parts))
 
 
-def lowered(program: Program, platform: str) -> jax.export.Exported:
-    """The program as StableHLO for any batch; the platform's own operations alone."""
-    shape, dtype = program.image
-    image = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("b"), *shape), dtype)
-    function = jax.jit(program.answer, keep_unused=True)
+def lowered(
+    program: Program, places: weights.Places, platform: str
+) -> jax.export.Exported:
+    """The program as StableHLO for any batch; the platform's own operations alone.
+
+    places: of the weights, in the one array [W] float32 that the function takes.
+    """
+    size = sum(math.prod(shape) for _, shape in places.values())
+    arguments = (
+        jax.ShapeDtypeStruct((size,), np.float32),
+        jax.ShapeDtypeStruct(
+            (*jax.export.symbolic_shape("b"), *program.image), program.dtype
+        ),
+    )
+
+    def answer(numbers: Array, image: Array) -> tuple[Array, ...]:
+        arrays = {
+            name: numbers[at : at + math.prod(shape)].reshape(shape)
+            for name, (at, shape) in places.items()
+        }
+        return program.answer(arrays, image)
+
+    function = jax.jit(answer, keep_unused=True)
     # Else the module holds the paths of this machine's source files.
     name = "jax_traceback_in_locations_limit"
     limit = getattr(jax.config, name)
     jax.config.update(name, 0)
     try:
-        export = jax.export.export(function, platforms=[platform])
-        return export(program.weights, image)
+        return jax.export.export(function, platforms=[platform])(*arguments)
     finally:
         jax.config.update(name, limit)

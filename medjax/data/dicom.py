@@ -370,6 +370,13 @@ def _below(folder: Path) -> str:
     return ""
 
 
+def headers(folder: Path, *names: str) -> list[pydicom.Dataset]:
+    """These elements of a folder's DICOM files, in the order of the files' names."""
+    options = {"stop_before_pixels": True, "specific_tags": [*names]}
+    files = (path for path in sorted(folder.iterdir()) if is_dicom(path))
+    return [_open(path, **options) for path in files]
+
+
 def patient_of(folder: Path) -> str:
     """The PatientID in a series' first slice; '' where it has none."""
     for path in sorted(folder.iterdir()):

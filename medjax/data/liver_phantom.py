@@ -24,6 +24,7 @@ class Liver(NamedTuple):
 
     image: np.ndarray  # [D, H, W, 1] float32, 0 outside of the liver.
     lesion: bool
+    mask: np.ndarray  # [D, H, W, 1] bool, the lesions.
     affine: np.ndarray  # [4, 4].
 
 
@@ -53,7 +54,7 @@ def patient(
         vessel(rng.uniform(*RADIUS), rng.uniform(-0.28, 0.28, 3) * size)
         for _ in range(rng.integers(*VESSELS))
     ]
-    radii = rng.uniform(*RADIUS, rng.integers(*LESIONS))
+    radii, vessels = rng.uniform(*RADIUS, rng.integers(*LESIONS)), len(gaps)
     if lesion:
         for radius in radii:
             middle = rng.uniform(-0.22, 0.22, 3) * size
@@ -63,6 +64,7 @@ def patient(
         width = radii[0] * np.sqrt(1 - rng.uniform() ** 2)  # As of a lesion's slice.
         ends = radii.sum() - np.abs(points[..., 0] - middle[0] / 2)
         gaps.append(np.minimum(vessel(width, middle), ends))
+    mask = np.max(gaps[vessels * lesion :], axis=0) > 0
     share = np.clip(0.5 + np.max(gaps, axis=0) / np.mean(spacing), 0, 1)
     texture = ndimage.gaussian_filter(rng.normal(size=shape), 4 / np.array(spacing))
     tissue = TISSUE * (1 + 0.06 * texture / texture.std())
@@ -71,4 +73,4 @@ def patient(
     affine = np.zeros((4, 4))
     affine[[2, 1, 0, 3], range(4)] = *(np.array(spacing) * (1, -1, -1)), 1
     affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
-    return Liver(image, lesion, affine)
+    return Liver(image, lesion, (mask & inside & lesion)[..., None], affine)

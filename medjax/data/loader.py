@@ -10,6 +10,8 @@ holds, with D devices of B rows each:
     weight     [D, B, T]        float32, >= 0; 0 = unknown label or padding row
     id, patient, epoch, occurrence  [D, B] int32; id is -1 in a padding row, patient the
                                 rank of the patient's id
+    mask       [D, B, D', H, W, K] uint16, only of volumes with masks: see
+               sources/volumes.py
     domain     [D, B] int32, only where unlabelled target images stand beside the
                source's (config.adapt): 0 source, 1 target; a target image's id is
                -2 minus its number
@@ -41,10 +43,17 @@ Batch = dict[str, np.ndarray]
 class Images:
     """A random-access source of samples: prepared images in the order of `ids` [N].
 
-    An image may occur several times. `label` is [N, T], NaN where unknown.
+    An image may occur several times. `label` is [N, T], NaN where unknown. Masks are
+    the record's channels behind the first `channels`; None: there are none.
     """
 
-    def __init__(self, folder: Path, ids: Sequence[int], label: np.ndarray):
+    def __init__(
+        self,
+        folder: Path,
+        ids: Sequence[int],
+        label: np.ndarray,
+        channels: int | None = None,
+    ):
         builder = tfds.builder_from_directory(os.fspath(folder))
         raw = tfds.decode.DeserializeMethod.RAW_BYTES
         self._source = builder.as_data_source(SPLIT, deserialize_method=raw)
@@ -54,6 +63,7 @@ class Images:
         self.ids = np.asarray(ids, np.int32)
         self._patients = patient_codes(folder)
         self._label = np.asarray(label, np.float32)
+        self._channels = channels
         self._occurrence = occurrences(self.ids)
 
     def __len__(self) -> int:
@@ -71,8 +81,10 @@ class Images:
         record = self._decode(self._source[int(self.ids[index])])
         label = self._label[index]
         known = ~np.isnan(label)
-        return {
-            "image": record["pixels"],
+        pixels, count = record["pixels"], self._channels or record["pixels"].shape[-1]
+        masks = {"mask": pixels[..., count:]} if pixels.shape[-1] > count else {}
+        return masks | {
+            "image": pixels[..., :count],
             "label": np.where(known, label, 0),
             "weight": known.astype(np.float32),
             "id": self.ids[index],

@@ -15,7 +15,7 @@ import nibabel
 import numpy as np
 from scipy import ndimage
 
-from medjax.data import dicom, nifti
+from medjax.data import dicom, nifti, pet
 from medjax.data import units as measures
 from medjax.data.foreground import box, inside, on_zero
 from medjax.data.nifti import Grid, SequenceFile, Volume
@@ -175,7 +175,10 @@ def _read(
         if (value := volume.voxels.min()) == volume.voxels.max():
             raise InputError(f"{path}: {name} is {value:g} everywhere; export it again")
         try:
-            voxels = measures.checked(volume.voxels, units[name])
+            voxels = volume.voxels
+            if units[name] == "suv" and path.is_dir():
+                voxels = voxels * np.float32(pet.factor(path))
+            voxels = measures.checked(voxels, units[name])
         except InputError as error:
             raise InputError(f"{path}: {name} {error}") from None
         voxels, floors[name] = on_zero(voxels, foreground)

@@ -5,7 +5,8 @@
   z_scores    MRI, whose intensities have no unit: of each scan's own foreground
   hounsfield  CT: clipped and scaled alike for all, by numbers of the training patients
               or by the windows that a reader would choose
-  suv         PET: as it is, up to HOTTEST, in steps of STEP; no scan's own scale hides it
+  suv         PET, of DICOM in Bq/ml by its header, see pet.py: as it is, up to HOTTEST, in
+              steps of STEP; no scan's own scale hides it
 
 Prepared z-scores are ready; Hounsfield units and SUV are prepared as they are, so that
 the numbers can be those of a run's training patients, and are fixed with it.
@@ -103,7 +104,8 @@ def checked(voxels: np.ndarray, unit: str) -> np.ndarray:
         return np.maximum(voxels, np.float32(AIR))
     if unit == "suv" and (mean := voxels.mean()) > STRANGE:
         raise InputError(
-            f"has a mean of {mean:.4g}, so it isn't SUV, whose mean in a body is 1; divide "
-            "it by dose and weight, or set data.units='z_scores'"
+            f"has a mean of {mean:.4g}, so it isn't SUV, whose mean in a body is 1; give "
+            "its DICOM series, whose header has dose and weight, or set "
+            "data.units='z_scores'"
         )
     return voxels

@@ -2,7 +2,7 @@
 
 import collections
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,28 +43,35 @@ def predict(
     eval_step: image [D, B, H, W, C] -> log-odds [D, B, T], such as
       `compile_eval`'s, with the state bound.
     """
-    rows = list(_rows(batches, eval_step, "log_odds"))
+    names = {*COLUMNS} - {"log_odds"}
+    rows = list(each(batches, eval_step, "log_odds", names))
     columns = {name: np.concatenate([row[name] for row in rows]) for name in COLUMNS}
     return Predictions(probability=expit(columns["log_odds"]), **columns)
 
 
 def embed(batches: Iterable[dict[str, np.ndarray]], embed_step: Callable) -> np.ndarray:
     """[N, F], the features of every image that the classifier reads; see `predict`."""
-    rows = _rows(batches, embed_step, "embedding")
+    rows = each(batches, embed_step, "embedding", ())
     return np.concatenate([row["embedding"] for row in rows])
 
 
-def _rows(
-    batches: Iterable[dict[str, np.ndarray]], function: Callable, name: str
+def each(
+    batches: Iterable[dict[str, np.ndarray]],
+    function: Callable,
+    name: str,
+    fields: Collection[str],
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Adds a function of the image; removes the axis of devices and the padding."""
+    """Some fields of each batch, and as `name` a function of its image.
+
+    Without the axis of devices and the padding: [N, ...].
+    """
     begun = ({**batch, name: function(batch["image"])} for batch in batches)
     for batch in _one_behind(begun):
         real = batch["id"].reshape(-1) >= 0
         yield {
             field: jax.device_get(array).reshape(-1, *array.shape[2:])[real]
             for field, array in batch.items()
-            if field != "image"
+            if field in (*fields, name)
         }
 
 

@@ -16,7 +16,7 @@ class Classifier(nn.Module):
     Between its stages are grids [B, ..., c], or tokens [B, N, c] of which the first
     `tokens` have no place in the image.
 
-    The parameters lie under the names of the stages and 'classifier'. Sown as
+    The parameters lie under the names of the stages, 'classifier' and 'decoder'. Sown as
     intermediates: 'stages', each stage's output, and 'embedding', the classifier's
     input [B, F].
     """
@@ -29,6 +29,8 @@ class Classifier(nn.Module):
     pool: str = "mean"
     tokens: int = 0
     top: Callable[..., nn.Module] | None = None  # Makes a norm of the embedding.
+    # Makes what draws masks: (every stage's output, the image's size) -> logits.
+    decoder: Callable[..., nn.Module] | None = None
     dropout: float = 0.0  # Share of the embedding's values that training sets to 0.
     random: bool = False  # Stages drop blocks: in training they also take keys [B].
     # Number of first stages that don't train: they get no gradient, and they normalise
@@ -54,15 +56,24 @@ class Classifier(nn.Module):
 
     @nn.compact
     def __call__(
-        self, image: Array, *, train: bool, after: int = 0, keys: Array | None = None
-    ) -> Array:
+        self,
+        image: Array,
+        *,
+        train: bool,
+        after: int = 0,
+        keys: Array | None = None,
+        masks: bool = False,
+    ) -> Array | tuple[Array, Array]:
         """Logits [B, T] float32 of standardised images.
+
+        With a decoder, in training and if `masks`, a pair: also those of the masks,
+        [B, ..., K].
 
         `image` may also be the output [B, h, w, c] of the first `after` stages: this
         gives the gradient of the logits by any stage's output. With `keys` [B] each
         image draws what is dropped; without, nothing is.
         """
-        x = image.astype(self.dtype)
+        x, outputs = image.astype(self.dtype), []
         for number in range(after, len(self.stages)):
             stage = self.stages[number](name=self.stage_names[number])
             training = train and number >= self.frozen
@@ -74,6 +85,7 @@ class Classifier(nn.Module):
             if number + 1 == self.frozen:
                 x = jax.lax.stop_gradient(x)
             self.sow("intermediates", "stages", x)
+            outputs.append(x)
         axes = tuple(range(1, x.ndim - 1))
         x = x.astype(jnp.float32)
         placed = x[:, self.tokens :]
@@ -87,7 +99,10 @@ class Classifier(nn.Module):
             x = self.top(name="top")(x)
         self.sow("intermediates", "embedding", x)
         x = layers.drop(x, keys if train else None, self.dropout, whole=False)
-        return nn.Dense(self.tasks, name="classifier")(x)
+        logits = nn.Dense(self.tasks, name="classifier")(x)
+        if self.decoder is None or not (train or masks or self.is_initializing()):
+            return logits
+        return logits, self.decoder(name="decoder")(outputs, image.shape[1:-1])
 
 
 def _train(stage: nn.Module, x: Array, *draws: Array | None) -> Array:

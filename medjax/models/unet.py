@@ -79,12 +79,7 @@ class UNet(nn.Module):
             )
         if not 0 <= self.deep < levels:
             raise InputError(f"model.deep: {self.deep}; give 0 to {levels - 1}")
-        divisor, shape = np.prod(strides, axis=0), np.array(image.shape[1:-1])
-        if np.any(shape % divisor):
-            raise InputError(
-                f"image: {_by(shape)} can't be divided by the network's strides, "
-                f"{_by(divisor)} in all; pad it to {_by(-(-shape // divisor) * divisor)}"
-            )
+        _check_size(image.shape[1:-1], strides)
         down, up = (nn.remat(Down), nn.remat(Up)) if self.remat else (Down, Up)
         common = {"groups": self.groups, "dtype": self.dtype}
         frozen = self.stage_names[: self.frozen]
@@ -117,14 +112,16 @@ def unet_encoder(
     kernels: int | Sequence[Size] = 3,
     blocks: int | Sequence[int] = 1,
     groups: int = 0,
+    masks: int = 0,
     dtype: jnp.dtype = jnp.float32,
     axis_name: str | None = None,
     **rest: Any,
 ) -> Classifier:
     """A UNet's way down, with its options, and a classifier of its coarsest level.
 
-    Its stages 'stem', 'stage1', ... are the U-Net's 'stem', 'down1', ...; `axis_name`
-    is unused, and the rest are Classifier's.
+    Its stages 'stem', 'stage1', ... are the U-Net's 'stem', 'down1', ...; with `masks` K
+    it has the way up, too, to K masks. `axis_name` is unused, and the rest are
+    Classifier's.
     """
     options = {"strides": strides, "kernels": kernels, "blocks": blocks}
     each = [_each(name, n, len(widths), "levels") for name, n in options.items()]
@@ -132,7 +129,40 @@ def unet_encoder(
         partial(Down, *level, groups=groups, dtype=dtype)
         for level in zip(widths, *each, strict=True)
     ]
-    return Classifier(tuple(stages), tasks, dtype=dtype, **rest)
+    sizes = {"widths": tuple(widths), "strides": strides, "kernels": kernels}
+    decoder = partial(Decoder, masks, **sizes, groups=groups, dtype=dtype)
+    return Classifier(
+        tuple(stages), tasks, decoder=decoder if masks else None, dtype=dtype, **rest
+    )
+
+
+class Decoder(nn.Module):
+    """A U-Net's way up: outputs of its levels, the finest first -> logits of K masks."""
+
+    tasks: int
+    widths: Sequence[int]
+    strides: Sequence[Size]
+    kernels: int | Sequence[Size]
+    groups: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, outputs: Sequence[Array], size: Sequence[int]) -> Array:
+        """[B, ..., K] float32, of the image's `size`.
+
+        Raises:
+          InputError: the size isn't divisible by the strides.
+        """
+        levels, space = len(outputs), len(size)
+        strides = _sizes("strides", self.strides, levels, space)
+        kernels = _sizes("kernels", self.kernels, levels, space)
+        _check_size(size, strides)
+        x = outputs[-1]
+        for i in range(levels - 1, 0, -1):
+            level = self.widths[i - 1], strides[i], kernels[i - 1], 1
+            up = Up(*level, self.groups, self.dtype, attention=False, name=f"up{i}")
+            x = up(x, outputs[i - 1])
+        return _logits(x, self.tasks, strides[0], "head")
 
 
 class Down(nn.Module):
@@ -208,6 +238,16 @@ def _sizes(field: str, value: Size | Sequence[Size], levels: int, space: int) ->
     """For each level a tuple with a size for each axis."""
     each = _each(field, value, levels, "levels")
     return [_each(field, size, space, "axes of the image") for size in each]
+
+
+def _check_size(size: Sequence[int], strides: Sequence[Sequence[int]]) -> None:
+    """Refuses an image whose size isn't divisible by the strides of all levels."""
+    divisor, shape = np.prod(strides, axis=0), np.array(size)
+    if np.any(shape % divisor):
+        raise InputError(
+            f"image: {_by(shape)} can't be divided by the network's strides, "
+            f"{_by(divisor)} in all; pad it to {_by(-(-shape // divisor) * divisor)}"
+        )
 
 
 def _by(numbers: Sequence[int]) -> str:

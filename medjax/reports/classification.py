@@ -11,7 +11,7 @@ from rich.console import Console
 from medjax.evaluation import reliability as reliability_of
 from medjax.evaluation.metrics import METRICS
 from medjax.files import write_json, write_table
-from medjax.reports import charts, images
+from medjax.reports import charts, images, segmentation
 from medjax.reports.page import count, interval, label, number, percent, show_table
 
 TEMPLATE = "classification.html"
@@ -91,6 +91,8 @@ def show(results: dict) -> None:
         for name, value in results["classes"]["rates"].items():
             text = f"{label(name)} {interval(value)}"
             Console(soft_wrap=True).print(text, highlight=False)
+    if results.get("masks"):
+        segmentation.show(results["masks"])
 
 
 def write_csv(results: dict, path: Path) -> None:

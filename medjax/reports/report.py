@@ -55,7 +55,7 @@ def exported(
 ) -> str:
     """The README.md of an exported run, with its model card; see `write`.
 
-    results: None for a run that nobody was left to test.
+    results: None for a run that hasn't been tested.
     facts: of task.json.
     """
     init = config["transfer"]["init"]

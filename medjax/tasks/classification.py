@@ -14,8 +14,9 @@ from scipy.special import expit
 from medjax.cohort import grey_levels
 from medjax.config import Config
 from medjax.data import images as reading
-from medjax.data import loader
+from medjax.data import loader, nifti, scan
 from medjax.data import prepared as store
+from medjax.data.sources import volumes
 from medjax.errors import InputError, some
 from medjax.evaluation import compare as statistics
 from medjax.evaluation import (
@@ -24,6 +25,7 @@ from medjax.evaluation import (
     novelty,
     predict,
     results,
+    segmentation,
     subgroups,
     thresholds,
 )
@@ -48,6 +50,7 @@ from medjax.training import folder as workdir
 
 DOMAIN = "domain.json"  # What a run's training images look like.
 FILMS = 2000  # Enough for the 0.5th percentile.
+TOLERANCE = 1.0  # mm, of the surfaces of masks beside the answer.
 
 
 def check(config: Config, shards: int) -> None:
@@ -64,6 +67,11 @@ def check(config: Config, shards: int) -> None:
         )
     adapt.method(config)
     output = films.expected(config)
+    if output.masks and (config.adapt.name != "none" or not parts.has_steps(config)):
+        raise InputError(
+            "data.mask: masks are drawn by training, without adapt.name and with another "
+            "transfer.mode than 'features': change these, or set data.mask=''"
+        )
     if config.intensity.name == "as_pretrained":  # The weights aren't read yet.
         config = config.copy_and_resolve_references().unlock()
         config.intensity = {"name": "standardise_each"}
@@ -230,10 +238,11 @@ def other(run: Finished, data: films.Data) -> films.Data:
             f"predicts: name its {'classes' if run.output.exclusive else 'findings'} as "
             "the run does, or add a column for each, blank where unknown"
         )
-    for what in ("shape", "spacing", "sequences"):
+    for what in ("shape", "spacing", "sequences", "masks"):
         theirs, ours = (getattr(output, what) for output in (data.output, run.output))
-        if theirs != ours:
+        if theirs != ours and (theirs or what != "masks"):
             field = "side" if what == "shape" and not ours[3:] else what
+            field = "regions" if what == "masks" else field
             raise InputError(
                 f"--config: the {what} of its images is {theirs}, the run's {ours}: set "
                 f"data.{field} to the run's"
@@ -313,12 +322,45 @@ def measure(
     summary["subgroups"] = subgroups.summarise(
         calibrated, groups, threshold=points, **common
     )
+    if output.masks:
+        summary["masks"] = _measured_masks(run, data, ids)
+        rows = summary["masks"].get("rows", [])
+        write_table(
+            run.folder / "predictions" / f"{split}_masks.csv", pd.DataFrame(rows)
+        )
     pictures, each = {}, config.evaluation.gallery
     if each and devices.alone():
         pictures = explain.gallery(run, data, calibrated, each=each)
     elif each:
         print("note: no gallery: all processes would have to draw; evaluate with one")
     return summary, pictures
+
+
+def _measured_masks(run: Finished, data: films.Data, ids: np.ndarray) -> dict:
+    """A segmentation.Summary of the volumes that have a mask; {} if none has.
+
+    A voxel from the probability 0.5 on is inside.
+    """
+    names = data.table.set_index("id")[["image", "patient"]]
+    batches = splitting.evaluation_batches(run.config, data.films(ids))
+    draw, rows = functools.partial(run.network.masks, run.state), []
+    for batch in predict.each(batches, draw, "log_odds", ("id", "mask")):
+        for id, mask, z in zip(*(batch.get(k, ()) for k in ("id", "mask", "log_odds"))):
+            drawn, true = (z > 0) & (mask > 0), mask == volumes.INSIDE
+            name, patient = names.loc[id]
+            rows += [
+                {"name": name, "patient": patient, "region": region}
+                | segmentation.measure(
+                    *(drawn[..., k], true[..., k], run.output.spacing),
+                    tolerance=TOLERANCE,
+                )
+                for k, region in enumerate(run.output.masks)
+                if mask.any()
+            ]
+    if not rows:
+        return {}
+    measured = segmentation.summarise(rows, **parts.bootstrap(run.config))
+    return measured | {"tolerance": TOLERANCE}
 
 
 def record(folder: Path, data: films.Data, ids: np.ndarray) -> None:
@@ -362,7 +404,7 @@ def predict_(
     conformal.columns and `spread`; T_log_odds, by which images are ranked (float32 has
     ties at 1); and `warning`: how an image is unlike the training images, see
     novelty.py. `explain_in` gets pictures of the evidence for each finding that is
-    seen.
+    seen. A run that draws masks writes them into the folder OUT_masks.
     """
     names = list(run.output.names)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -376,11 +418,17 @@ def predict_(
             "predict reads NIfTI files and DICOM series: train with data.source=volumes"
         )
     explainer = explain.explainer(run, **how)  # Before hours of predictions.
+    drawn_in = out.with_name(f"{out.stem}_masks")
     listed = [films.find(run.config, image) for image in images]
     paths = [path for found, _ in listed for path in found]
     others = [path.name for _, left_out in listed for path in left_out]
-    volumes = len(run.output.shape) > 3
-    reference = None if volumes else read_json(run.folder / DOMAIN)
+    if run.output.masks and (twice := store.first_duplicate(map(_stem, paths))):
+        raise InputError(
+            f"--images: two volumes would have the masks {twice}_label.nii.gz: predict "
+            "them apart"
+        )
+    flat = len(run.output.shape) == 3
+    reference = read_json(run.folder / DOMAIN) if flat else None
     warnings: dict[Path, str] = {}
 
     def load(path: Path) -> np.ndarray:
@@ -435,10 +483,32 @@ def predict_(
             f"warnings: {sum(map(bool, warnings.values()))} of {len(warnings)} images "
             "look unlike the training images (see the column warning)"
         )
+    if run.output.masks:
+        for path in track(read, "draw masks"):
+            _draw_masks(run, path, drawn_in)
+        print(f"masks: {drawn_in} ({len(read)} files)")
     if explain_in is not None:
         number = explain.draw(run, explainer, table, explain_in)
         print(f"heatmaps: {explain_in} ({number} pictures)")
     return unread
+
+
+def _stem(path: Path) -> str:
+    """A volume's name without its suffix."""
+    return path.name.removesuffix(".gz").removesuffix(".nii")
+
+
+def _draw_masks(run: Finished, path: Path, folder: Path) -> None:
+    """Writes a volume's masks as NAME_label.nii.gz on the grid of its first sequence."""
+    image, case = films.read(run.config, run.output, path)
+    rows = loader.pad({"image": image[None]}, 1, jax.local_device_count())["image"]
+    z = jax.device_get(run.network.masks(run.state, rows))[0, 0]
+    mask = volumes.centred(z > 0, case.image.shape[:3]).astype(np.uint8)
+    whole = scan.to_original(mask, case, order=0)
+    label = nifti.paint(whole, films.regions_of(run.config))
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{_stem(path)}_label.nii.gz"
+    nifti.write(file, label, case.original, case.header)
 
 
 TASK = Task(

@@ -41,18 +41,19 @@ SCAN = (
 class Program(NamedTuple):
     """What of a run others can run, and what they have to know of it."""
 
-    answer: Callable  # (weights by name, image [B, ...]) -> the arrays `outputs`.
-    image: tuple[tuple[int, ...], str]  # The shape of one, and its dtype.
-    outputs: tuple[tuple[tuple[int, ...], str], ...]  # The same of each array.
+    answer: Callable  # (weights by name, image [B, ...]) -> float32 arrays [B, ...].
+    image: tuple[int, ...]  # The shape of one.
+    dtype: str  # Of an image.
+    outputs: tuple[tuple[int, ...], ...]  # The shape of each array, of an image.
     weights: dict[str, np.ndarray]  # See weights.flat.
     facts: dict[str, Any]  # For task.json.
 
 
 def of_images(run: Any) -> Program:
-    """Calibrated probabilities [B, T] of prepared images, and calls [B, T].
+    """Calibrated probabilities and calls of prepared images, [B, 2 T] in all.
 
     A call is 1 from the threshold on, 0 below it, and -1 where there is none; of
-    classes it is 1 for the likeliest.
+    classes it is 1 for the likeliest. Also the probability of masks, if it draws some.
 
     Raises:
       InputError: the run averages augmented copies, whose number is the batch's.
@@ -66,7 +67,7 @@ def of_images(run: Any) -> Program:
     fit, thresholds = run.fixed.calibration.fit, run.thresholds.astype(np.float32)
     count = len(output.names)
 
-    def answer(arrays: dict[str, Array], image: Array) -> tuple[Array, Array]:
+    def answer(arrays: dict[str, Array], image: Array) -> tuple[Array, ...]:
         variables = zip(states, weights.nested(arrays), strict=True)
         each = [
             run.network.rows(state._replace(averaged=averaged), image)
@@ -77,14 +78,25 @@ def of_images(run: Any) -> Program:
         p = 1 / (1 + jnp.exp(-z))
         p = calibration.calibrate(fit, p, jnp, jax.scipy.special)
         if output.exclusive:
-            call = jax.nn.one_hot(jnp.argmax(p, axis=1), count, dtype=jnp.int32)
+            call = jax.nn.one_hot(jnp.argmax(p, axis=1), count)
         else:
             call = jnp.where(np.isnan(thresholds), -1, p >= thresholds)
-        return p, call.astype(jnp.int32)
+        table = jnp.concatenate([p, call.astype(jnp.float32)], axis=1)
+        if not output.masks:
+            return (table,)
+        drawn = [
+            jax.nn.sigmoid(
+                run.network.rows_of_masks(state._replace(averaged=averaged), image)
+            )
+            for state, averaged in zip(states, weights.nested(arrays), strict=True)
+        ]
+        return table, sum(drawn) / len(drawn)
 
+    masks = (*output.shape[:-1], len(output.masks))
     facts = {
         "kind": "classification",
         **output._asdict(),
+        "columns": [*output.names, *(f"{name}_call" for name in output.names)],
         "greys": 2**output.bits,
         "thresholds": dict(zip(output.names, run.thresholds.tolist(), strict=True)),
         "calibration": run.fixed.calibration.method,
@@ -93,8 +105,9 @@ def of_images(run: Any) -> Program:
     }
     return Program(
         answer=answer,
-        image=(output.shape, f"uint{output.bits}"),
-        outputs=(((count,), "float32"), ((count,), "int32")),
+        image=output.shape,
+        dtype=f"uint{output.bits}",
+        outputs=((2 * count,), *[masks] * bool(output.masks)),
         **_common(run, facts),
     )
 
@@ -143,8 +156,9 @@ def of_volumes(run: Any, *, patch, slices, overlap, flips, **_) -> Program:
     }
     return Program(
         answer=answer,
-        image=((*seen, len(run.output.sequences)), "float32"),
-        outputs=(((*written, len(regions)), "float32"),),
+        image=(*seen, len(run.output.sequences)),
+        dtype="float32",
+        outputs=((*written, len(regions)),),
         **_common(run, facts),
     )
 

@@ -16,7 +16,16 @@ from rich.progress import Progress
 from medjax import losses
 from medjax.cohort import duplicates
 from medjax.config import Config, effects
-from medjax.data import foreground, images, loader, prepared, sources, units
+from medjax.data import (
+    foreground,
+    images,
+    liver_phantom,
+    loader,
+    nifti,
+    prepared,
+    sources,
+    units,
+)
 from medjax.data.dicom import Film
 from medjax.data.normalisation import unit_range, z_scores
 from medjax.data.scan import Scan
@@ -35,6 +44,7 @@ class Output(NamedTuple):
     bits: int = 8  # Of a pixel, or 16.
     spacing: tuple[float, ...] = ()  # [3] mm along D, H, W of volumes that have one.
     sequences: tuple[str, ...] = ()  # [C] names of their channels.
+    masks: tuple[str, ...] = ()  # [K] regions of the masks that it draws beside.
 
     @property
     def stratified(self) -> tuple[str, ...]:
@@ -65,7 +75,8 @@ class Data(NamedTuple):
 
     def films(self, ids: np.ndarray) -> loader.Images:
         """The images of these numbers, in this order."""
-        return loader.Images(self.path, ids, self.label(ids))
+        channels = self.output.shape[-1]
+        return loader.Images(self.path, ids, self.label(ids), channels)
 
     def label(self, ids: np.ndarray) -> np.ndarray:
         """[N, T] labels of these images, NaN where unknown."""
@@ -152,6 +163,7 @@ def data(config: Config) -> Data:
         check_classes(table, names)
     output = expected(config)._replace(names=names)
     shape, bits = prepared.pixels_of(path)
+    shape = (*shape[:-1], shape[-1] - len(output.masks))
     return Data(path, table, output._replace(shape=shape, bits=bits))
 
 
@@ -168,14 +180,47 @@ def expected(config: Config) -> Output:
         of_channel, windows = units_of(config), c.get("windows", ())
         if "hounsfield" in of_channel and not windows:
             raise InputError(
-                "data.windows=(): whole CT volumes are seen through windows: name some in "
-                "Hounsfield units, ((40, 400),) say, or set data.units='z_scores'"
+                "data.windows=(): CT to classify has no masks whose voxels could scale it: "
+                "name windows in Hounsfield units, ((40, 400),) say, or set "
+                "data.units='z_scores'"
             )
         channels = units.channels(of_channel, windows) or sequences or ("",)
         shape = (*shape, len(channels))
         kind = c.get("foreground", "body")
         check_choice("data.foreground", kind, foreground.KINDS)
-    return Output(("", " "), is_exclusive(config), shape, 8, spacing, sequences)
+    masks = tuple(regions_of(config))
+    return Output(("", " "), is_exclusive(config), shape, 8, spacing, sequences, masks)
+
+
+def regions_of(config: Config) -> dict[str, tuple[int, ...]]:
+    """The regions of `config.data` and their values in a mask; {} of images without.
+
+    Raises:
+      InputError: a region without a value, or regions that one mask can't hold.
+    """
+    if config.data.get("masks", False):
+        return {liver_phantom.FINDING: (1,)}
+    if config.task != "segmentation" and not config.data.get("mask", ""):
+        return {}
+    regions = {}
+    for name in config.data.regions:
+        if name not in config.data["values"]:
+            raise InputError(f"data.values: has none for the region {name!r}")
+        regions[name] = tuple(config.data["values"][name])
+    if not regions:
+        raise InputError("data.regions=(): name one or more")
+    if len(regions) < len(config.data.regions):
+        raise InputError(f"data.regions={config.data.regions}: name each of them once")
+    given = [value for values in regions.values() for value in {*values}]
+    exclusive = config.data.get("exclusive", False)
+    shared = {value for value in given if exclusive and given.count(value) > 1}
+    if twice := shared | {*given} & {*config.data.background}:
+        raise InputError(
+            f"data.values: {min(twice)} is in data.background too, or in two regions "
+            "that data.exclusive keeps apart: give it one place"
+        )
+    nifti.check_regions(regions)  # Now, and not after training.
+    return regions
 
 
 def units_of(config: Config) -> tuple[str, ...]:

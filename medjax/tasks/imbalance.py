@@ -32,6 +32,7 @@ def loss_arguments(config: Config, output: Any, label: np.ndarray) -> dict:
     name = options.pop("name")
     if name == "auc_margin":  # The only loss that learns; see initial_state.
         options.pop("rate", None)
+    beside = {"masks": options.pop("masks", 1.0)} if output.masks else {}
     arguments = _arguments(config, output, label, name, options)
     parts = [arguments, *arguments.get("parts", {}).values()]
     weighted = any(part.keys() & {"w", "w_pos"} for part in parts)
@@ -47,7 +48,7 @@ def loss_arguments(config: Config, output: Any, label: np.ndarray) -> dict:
             f"resampling.defer={defer}: no class weights begin there: give fewer than "
             f"train.steps={config.train.steps}, and imbalance='effective', say"
         )
-    return arguments
+    return arguments | beside
 
 
 def _arguments(

@@ -56,6 +56,9 @@ class Network(NamedTuple):
     token: bool = False
     # Of a classifier: (state, image [B, H, W, C]) -> log-odds [B, T], not compiled.
     rows: Callable | None = None
+    # Of one that draws masks: as `predict`, log-odds [D, B, ..., K], and as `rows`.
+    masks: Callable | None = None
+    rows_of_masks: Callable | None = None
 
 
 def classifier(config: Config, output: Any) -> Network:
@@ -70,10 +73,16 @@ def classifier(config: Config, output: Any) -> Network:
 @functools.lru_cache(maxsize=4)
 def _classifier(fields: str, output: Any) -> Network:
     config = Config(json.loads(fields))
-    model, frozen = _model(config, len(output.names), masks=False)
+    drawn = len(output.masks)
+    model, frozen = _model(config, len(output.names), masks=False, drawn=drawn)
     blank = jnp.zeros((1, *output.shape))
     parts = {"apply": model.apply, "views": views(config)}
     rows = functools.partial(step.eval_step, exclusive=output.exclusive, **parts)
+    of_masks = {}
+    if drawn:
+        of_masks["rows_of_masks"] = functools.partial(step.mask_step, **parts)
+        compiled = step.compile_eval(of_masks["rows_of_masks"])
+        of_masks["masks"] = step.mean_of_members(compiled)
     return Network(
         init=lambda key: model.init(key, blank, train=False),
         apply=model.apply,
@@ -86,6 +95,7 @@ def _classifier(fields: str, output: Any) -> Network:
         attention=model.tokens > 0,
         token=model.pool == "token",
         rows=rows,
+        **of_masks,
     )
 
 
@@ -162,10 +172,21 @@ def _segmenter(fields: str, channels: int, regions: int, exclusive: bool) -> Net
     return Network(init, net.apply, net.stage_names, frozen, False, probability)
 
 
-def _model(config: Config, tasks: int, *, masks: bool) -> tuple[Any, tuple[str, ...]]:
-    """The Linen module of `config.model`, and the names of its frozen stages."""
+def _model(
+    config: Config, tasks: int, *, masks: bool, drawn: int = 0
+) -> tuple[Any, tuple[str, ...]]:
+    """The Linen module of `config.model`, and the names of its frozen stages.
+
+    masks: whether they are what it says; `drawn`: how many it draws beside its answer.
+    """
     options = config.model.to_dict()
     name = options.pop("name")
+    if drawn and name != "unet_encoder":
+        raise InputError(
+            f"data.mask: model.name={name!r} draws no masks beside its answer: take "
+            "'unet_encoder'"
+        )
+    options |= {"masks": drawn} if drawn else {}
     if config.train.dtype not in ("float32", "bfloat16"):
         raise InputError(
             f"train.dtype={config.train.dtype!r}: use 'float32' or 'bfloat16'; float16 "
@@ -280,6 +301,8 @@ def step_parts(config: Config, network: Network) -> dict:
     loss = named(losses, config.loss.name, "loss.name")
     if config.data.get("exclusive", False):
         loss = losses.exclusive(loss)
+    if network.masks is not None:
+        loss = losses.beside(loss)
     return {
         "apply": network.apply,
         "augment": augmentation(config),

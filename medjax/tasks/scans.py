@@ -16,7 +16,7 @@ from medjax.cohort import manifest as manifests
 from medjax.cohort import split as splits
 from medjax.config import Config
 from medjax.data import brain_phantom as brain
-from medjax.data import foreground, nifti, scan, units, volumes
+from medjax.data import foreground, scan, units, volumes
 from medjax.data.fingerprint import Pool
 from medjax.data.sources import scans
 from medjax.data.sources.scans import ScanFiles
@@ -61,6 +61,7 @@ class Output(NamedTuple):
     exclusive: bool = False  # Whether a voxel is in one region at most: softmax.
 
     stratified = ()  # Splits don't look at regions.
+    masks = ()  # Beside what it says: it says nothing else.
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -227,9 +228,8 @@ def expected(config: Config) -> Output:
     """What a run of this config says, as far as its data needn't be read for it."""
     if config.data.source == PHANTOM:
         return Output(brain.SEQUENCES, BRATS)
-    for field in ("sequences", "regions"):
-        if not config.data[field]:
-            raise InputError(f"data.{field}=(): name one or more")
+    if not config.data.sequences:
+        raise InputError("data.sequences=(): name one or more")
     values, windows = films.units_of(config), config.data.get("windows", ())
     return Output(
         tuple(config.data.sequences),
@@ -376,25 +376,10 @@ def _check_source(config: Config) -> None:
 
 def _regions(config: Config) -> dict[str, tuple[int, ...]]:
     """The regions of `config.data.regions` and their values, which a mask can hold."""
-    regions = {}
-    for name in config.data.regions:
-        if name not in config.data["values"]:
-            raise InputError(f"data.values: has none for the region {name!r}")
-        regions[name] = tuple(config.data["values"][name])
+    regions = films.regions_of(config)
     ours = {*volumes.COLUMNS, "volume", "half", "sex", "age", "mean", "background", ""}
     if taken := ours & {*regions}:
         raise InputError(f"data.regions: {min(taken)!r} is a name of ours: rename it")
-    if len(regions) < len(config.data.regions):
-        raise InputError(f"data.regions={config.data.regions}: name each of them once")
-    given = [value for values in regions.values() for value in {*values}]
-    exclusive = config.data.get("exclusive", False)
-    shared = {value for value in given if exclusive and given.count(value) > 1}
-    if twice := shared | {*given} & {*config.data.background}:
-        raise InputError(
-            f"data.values: {min(twice)} is in data.background too, or in two regions "
-            "that data.exclusive keeps apart: give it one place"
-        )
-    nifti.check_regions(regions)  # Now, and not after training.
     return regions
 
 

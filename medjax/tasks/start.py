@@ -110,7 +110,8 @@ def variables(fresh: ArrayTree, start: Start | None, output: Any) -> ArrayTree:
     given = dict(start.variables["params"])
     given.pop("domain", None)  # Of an adapted run's own two domains.
     same = start.names == output.names
-    for name in [name for name in given if name.startswith(("classifier", "head"))]:
+    heads = ("classifier", "decoder", "head")
+    for name in [name for name in given if name.startswith(heads)]:
         # A U-Net may have more or fewer heads of coarser levels than the weights.
         if not same or name not in fresh["params"]:
             del given[name]

@@ -304,6 +304,15 @@ def embed_step(
     return sown["intermediates"]["embedding"][0]
 
 
+def mask_step(state: State, image: Array, *, apply: Callable, views: Callable) -> Array:
+    """Log-odds [B, D, H, W, K] of the masks that the averaged model draws beside.
+
+    Only of the first view, the image itself. Arguments as in `eval_step`.
+    """
+    both = apply(state.averaged, views(image)[0], train=False, masks=True)
+    return both[1]
+
+
 def compile_step(**parts: Any) -> Callable:
     """Compiles train_step over all devices of all hosts: (state, batch, key).
 

@@ -375,13 +375,25 @@ def listed(
     return pd.concat([rows, targets], axis=1), tuple(targets), files, path
 
 
-def files(*, folder: Path, table: str, image: str, **_) -> dict[str, Path]:
-    """The table and the images that it lists, see `sources.FILES`."""
+def beside(folder: Path, where: Path, images: pd.Series, column: str) -> dict[str, str]:
+    """Image -> the file that a column names beside it, such as its mask, if it does."""
+    names = select(read_csv(where), {column: column}, where)[column].str.strip()
+    named = names != ""
+    files = _files(existing(folder), names[named], where)
+    return dict(zip(images[named], map(files.get, names[named]), strict=True))
+
+
+def files(
+    *, folder: Path, table: str, image: str, mask: str = "", **_
+) -> dict[str, Path]:
+    """The table and the images and masks that it lists, see `sources.FILES`."""
     folder = Path(folder).expanduser()
     path = folder / Path(table).expanduser()
     if not path.is_file():
         return {}
-    names = select(read_csv(path), {"image": image}, path)["image"]
+    columns = {name: name for name in (image, mask) if name}
+    listed = select(read_csv(path), columns, path).melt()["value"]
+    names = listed[listed.str.strip() != ""]
     return {table: path} | {name: os.path.join(folder, name) for name in names}
 
 

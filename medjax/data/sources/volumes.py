@@ -2,12 +2,13 @@
 
 They are prepared as scans to be segmented are, cropped or padded to one shape about the
 body's middle, and stored in 16 bits: 0 outside of the body, and z-scores as
-normalisation.z_scores reads them.
+normalisation.z_scores reads them. Masks are further channels behind those of the image:
+OUTSIDE a region or INSIDE, and 0 where nobody says.
 """
 
 import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from medjax.data.scan import Scan
 from medjax.data.sources import scans, tables
 
 BITS = 16
+OUTSIDE, INSIDE = 1, 2
 # Of `read`, but for the units.
 READING = ("spacing", "grids", "missing", "foreground", "margin", "clip", "windows")
 log = logging.getLogger("medjax")
@@ -34,6 +36,10 @@ def volumes(
     shape: Sequence[int],
     units: Sequence[str],
     windows: Sequence[tuple[float, float]],
+    mask: str,
+    regions: Sequence[str],
+    values: Mapping[str, Sequence[int]],
+    background: Sequence[int],
     **options: Any,
 ) -> Source:
     """A folder of volumes and a CSV file with one row a volume, see `tables.listed`.
@@ -42,22 +48,28 @@ def volumes(
       sequences: see `scans.of_row`.
       shape: D, H, W of the records.
       units, windows: see units.channels, which make the records' channels.
+      mask: the column of each volume's mask, blank where it has none; '' for no column.
+      regions, values, background: which of the masks' values make which region.
       options: of `read` and scan.read_scan, and of `tables.listed`.
     """
     how = {name: options.pop(name) for name in ("files", *READING) if name in options}
     how |= {"sequences": sequences, "units": units, "windows": windows}
     rows, names, paths, where = tables.listed(folder, **options)
+    masks = tables.beside(folder, where, rows["image"], mask) if mask else {}
+    how |= {"regions": {name: values[name] for name in regions if mask}}
     cut: list[str] = []
 
     def load(name: str) -> tuple[np.ndarray, tuple]:
-        case = read(paths[name], **how)
+        drawn = Path(masks[name]) if name in masks else None
+        case = read(paths[name], drawn, background=background, **how)
         _, height, width = case.image.shape[:3]
         if any(np.greater(case.image.shape[:3], shape)):
             cut.append(name)
         return record(case, shape), (width, height, *case.spacing[:0:-1].tolist())
 
     channels = measures.channels(units, windows) or sequences
-    whole, options = (*shape, len(channels)), {"where": where, "bits": BITS}
+    whole = (*shape, len(channels) + len(how["regions"]))
+    options = {"where": where, "bits": BITS}
     made = tables.from_rows(rows, load, tasks=names, shape=whole, **options)
 
     def items() -> Iterator[Item]:
@@ -80,13 +92,18 @@ def phantom(
     seed: int,
     shape: Sequence[int],
     spacing: Sequence[float],
+    masks: bool,
 ) -> Source:
-    """Synthetic livers with or without a lesion, see liver_phantom.py."""
+    """Synthetic livers with or without a lesion, see liver_phantom.py.
+
+    masks: whether the records hold the lesions' masks, too.
+    """
 
     def items() -> Iterator[Item]:
         for number in range(first_patient, first_patient + patients):
             drawn = liver.patient(number, seed=seed, shape=shape, spacing=spacing)
-            case = scan.make_scan(drawn.image, None, drawn.affine)
+            mask = drawn.mask if masks else None
+            case = scan.make_scan(drawn.image, mask, drawn.affine)
             row = {"image": f"liver{number:05d}", "patient": number}
             row |= dict.fromkeys(("view", "sex", "official"), "")
             row |= dict.fromkeys(("age", "follow_up"), np.nan)
@@ -94,23 +111,51 @@ def phantom(
             row |= {"spacing_x": spacing[2], "spacing_y": spacing[1]}
             yield Item({**row, liver.FINDING: float(drawn.lesion)}, record(case, shape))
 
-    return Source((liver.FINDING,), (*shape, 1), patients, items, BITS)
+    channels = 1 + masks
+    return Source((liver.FINDING,), (*shape, channels), patients, items, BITS)
 
 
-def read(path: Path, *, sequences, files, units=(), windows=(), **options) -> Scan:
-    """Reads one volume, which a row of a table or a user names, as the network sees it."""
+def read(
+    path: Path,
+    mask: Path | None = None,
+    *,
+    sequences: Sequence[str],
+    files: Mapping[str, str],
+    units: Sequence[str] = (),
+    windows: Sequence[tuple[float, float]] = (),
+    regions: Mapping[str, Sequence[int]] = {},
+    **options: Any,
+) -> Scan:
+    """Reads one volume, which a row of a table or a user names, as the network sees it.
+
+    Its label has the regions of a mask; without one they are unknown: NaN.
+    """
     found = scans.of_row(Path(path), sequences=sequences, files=files)
-    case = scan.read_scan(found, regions={}, units=units or "z_scores", **options)
+    options |= {"regions": regions, "units": units or "z_scores"}
+    case = scan.read_scan(found, mask, **options)
+    if mask is None and regions:
+        blank = np.full((*case.image.shape[:3], len(regions)), np.nan, np.float32)
+        case = case._replace(label=blank)
     channels = measures.channels(units, windows)
     return case._replace(image=measures.normalise(case.image, channels))
 
 
 def record(case: Scan, shape: Sequence[int]) -> np.ndarray:
-    """A scan as it is stored, [*shape, C] uint16."""
-    image = functools.reduce(_centred, enumerate(shape), case.image)
+    """A scan as it is stored, [*shape, C] uint16, or [*shape, C + K] with its masks."""
+    image = centred(case.image, shape)
     unit = (image - LOWEST) / (HIGHEST - LOWEST)
     levels = np.clip(np.rint(unit * (2**BITS - 1)), 1, 2**BITS - 1)
-    return np.where(image != 0, levels, 0).astype(np.uint16)
+    levels = np.where(image != 0, levels, 0).astype(np.uint16)
+    if case.label is None:
+        return levels
+    known = np.where(case.label > 0, INSIDE, np.where(case.label == 0, OUTSIDE, 0))
+    masks = centred(known.astype(np.uint16), shape)
+    return np.concatenate([levels, masks], axis=-1)
+
+
+def centred(image: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Crops or pads [D, H, W, ...] to a shape; to its own shape once more: back."""
+    return functools.reduce(_centred, enumerate(shape), image)
 
 
 def _centred(image: np.ndarray, axis: tuple[int, int]) -> np.ndarray:

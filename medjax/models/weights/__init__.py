@@ -8,6 +8,7 @@ memory than it has bytes.
 import contextlib
 import fcntl
 import importlib.metadata
+import json
 import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -118,6 +119,22 @@ def _read_safetensors(data: bytes) -> dict[str, np.ndarray]:
 def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes a safetensors file."""
     path.write_bytes(safetensors.numpy.save(dict(arrays)))
+
+
+Places = Mapping[str, tuple[int, tuple[int, ...]]]
+
+
+def places(path: Path) -> Places:
+    """Where a file that `write` wrote holds each array: its first number, its shape.
+
+    All are float32, and counted from the first number of the file.
+    """
+    with open(path, "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return {
+        name: (each["data_offsets"][0] // 4, tuple(each["shape"]))
+        for name, each in header.items()
+    }
 
 
 def flat(members: Sequence[ArrayTree]) -> dict[str, np.ndarray]:

@@ -71,7 +71,7 @@ def recognise(
     if best is not None and best.family == family:
         return best
     kind = other(source)
-    names = f"{kind}, which medjax doesn't have" if kind else "unknown names"
+    names = f"{kind}, which medjax doesn't read" if kind else "unknown names"
     if best is not None:
         names = f"the names of a {best.family} of {best.framework}"
     frameworks = " or ".join(dict.fromkeys(table.framework for table in tables))

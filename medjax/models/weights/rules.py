@@ -368,6 +368,9 @@ OTHERS = {
     "an Inception of torch": (
         r"(backbone\.\d+|Conv2d_\w+|Mixed_\w+)(\.branch\w+)?\.(conv|bn)"
     ),
+    "a ViT by the names of transformers": (
+        r"(.*\.)?encoder\.layer\.\d+\.(attention\.(attention|output)\.\w+|norm\w+|layernorm_\w+)"
+    ),
     "a Swin transformer": r".*(layers|features)\.\d+\.(blocks\.)?\d+\.attn\.(qkv|proj)",
 }
 CAFFE = (123.68 / 255, 116.779 / 255, 103.939 / 255)  # As in Caffe, blue is first.
