@@ -40,6 +40,8 @@ def test_ids_are_integers_only_where_nothing_of_them_is_lost(text, ids):
         ("2019_001", "2019-1"),
         ("P7", "P7\u200b"),
         ("'7", "7"),
+        ("1,000", "1000"),
+        ("\u0667", "7"),  # Arabic.
     ],
 )
 def test_two_spellings_of_one_id_are_refused(first, second):
@@ -91,6 +93,7 @@ def test_ids_are_shared_by_what_they_say():
         (["BraTS2021_00000", "BraTS2021_00002"], "", ["BraTS2021_00000", "BraTS2021_00002"]),
         (["Brats18_2013_10_1", "Brats18_2013_11_1"], "", ["Brats18_2013_10_1", "Brats18_2013_11_1"]),
         (["case_1", "case_2"], "", ["case_1", "case_2"]),
+        (["HC_1", "HC_2", "HC_3", "MS_1"], "", ["HC_1", "HC_2", "HC_3", "MS_1"]),
         (
             ["Brats18_CBICA_AAB_1", "Brats18_2013_10_1", "Brats18_2013_11_1"],
             "",
@@ -124,6 +127,12 @@ def test_the_scans_of_a_patient_have_one_id(names, pattern, expected):
         (["P1V1", "P1V2", "P2V1"], "", "P1V1 and P1V2: may be one patient"),
         (["patient1scan1", "patient1scan2", "patient2scan1"], "", "may be one patient"),
         (["P1#1", "P1#2", "P2#1"], "", "may be one patient"),
+        (["P-001_week-000-1", "P-001_week-044", "P-002_week-000-1"], "", "may be one"),
+        (
+            ["Doe_John_1", "Doe_John_2", "Roe_Jane_1"],
+            "",
+            "Doe_John_1 and Doe_John_2: may be",
+        ),
         (["P1_preop", "P1_postop", "P2_preop"], "", "may be one patient"),
         (["P1_T1_axial", "P1_T1_coronal", "P2_T1_axial"], "", "may be one patient"),
         (["P1_ses-1_T1w", "P1_ses-2_T1w", "P2_ses-1_T1w"], "", "may be one patient"),

@@ -178,7 +178,9 @@ SPOILT = {
     "complex64": lambda path: save(path, VOXELS.astype(np.complex64)),
     "can't be read": cut,
     "can't be read (Empty file": lambda path: path.write_bytes(b""),
-    "Cannot work out file type": lambda path: path.write_bytes(b"no volume" * 99),
+    "is no NIfTI file (it begins with b'<!DOCTY')": lambda path: path.write_bytes(
+        b"<!DOCTYPE html>" * 99
+    ),
     "give an existing file": lambda path: None,
 }
 
@@ -201,9 +203,13 @@ def test_a_cut_off_gzip_file_is_refused(tmp_path):
         path.write_bytes(data)
         with pytest.raises(InputError, match="can't be read"):
             nifti.read(path)
-    path.write_bytes(b"not zipped")
-    with pytest.raises(InputError, match="is not zipped, and its name"):
-        nifti.read(path)
+    for data, message in (
+        (gzip.decompress(whole), "is not zipped, and its name"),
+        (b"version https://git-lfs.github.com/spec/v1", "is no NIfTI file"),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(InputError, match=message):
+            nifti.read(path)
 
 
 def test_gzips_checksum_is_read(tmp_path):

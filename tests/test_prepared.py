@@ -164,8 +164,9 @@ def test_an_item_of_another_shape_is_no_mistake_of_the_users(write, make_items):
 @pytest.mark.parametrize(
     ("tasks", "message"),
     [
-        (("a", "view", "c"), "'view', which is a name of the table's own"),
-        (("a", "", "c"), "''"),
+        (("a", "view", "c"), "'view', which is blank or a name of ours"),
+        (("a", " ", "c"), "' ', which is blank"),
+        (("a", "Mean", "c"), "'Mean', which is blank or a name of ours"),
         (("a", "b", "a"), "'a', twice"),
     ],
 )

@@ -240,6 +240,16 @@ def test_sequences_of_one_grid_are_judged_too(
     assert case.alignments == ()
 
 
+def test_one_image_as_two_sequences_is_named(tmp_path, caplog):
+    files, mask = patient(tmp_path, ("FLAIR", "T1", "T2"))
+    scan.read_scan(files, mask, regions=LESION)
+    assert "are one image" not in caplog.text
+    scaled = nibabel.load(files["T1"].path).get_fdata() * 2.5
+    save(files["T2"].path, scaled.astype(np.float32), AFFINE)
+    scan.read_scan(files, mask, regions=LESION)
+    assert f"{tmp_path}: T1 and T2 are one image" in caplog.text
+
+
 def nan(path):
     voxels = brain(SHAPE)
     voxels[3, 4, 5] = np.nan

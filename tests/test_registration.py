@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scans import itk_matrix
-from scipy import ndimage
+from scans import itk_matrix, save
+from scipy import ndimage, stats
 from scipy.spatial.transform import Rotation
 
 from medjax.data import brain_phantom as phantom
@@ -208,6 +208,48 @@ def test_only_a_patients_own_sequences_fit_sharply():
             for moving in (mirrored(own, affine), (other, affine)):
                 with pytest.raises(InputError, match="another person, a mirror image"):
                     align(*fixed, *moving)
+
+
+def test_sequences_of_one_grid_are_compared_as_they_lie(tmp_path, caplog):
+    """A phantom's own, another's, a mirrored and a shifted one: all but the own warn."""
+    own, other = (
+        phantom.patient(n, seed=0, shape=(64, 80, 64), spacing=(2.5, 2.5, 2.5))
+        for n in range(2)
+    )
+    first, t1 = own.image[..., 0], own.image[..., 1]
+    for name, moving in {
+        "own": t1,
+        "other": other.image[..., 1],
+        "mirrored": t1[:, :, ::-1],
+        "shifted": np.roll(t1, 2, axis=1),
+    }.items():
+        files = {}
+        for sequence, voxels in (("FLAIR", first), ("T1", moving)):
+            path = save(tmp_path / name / f"{sequence}.nii.gz", voxels, own.affine)
+            files[sequence] = nifti.SequenceFile(path)
+        caplog.clear()
+        (alignment,) = scan_file.read_scan(files, regions={}).alignments
+        assert alignment.sequence == "T1" and np.isnan(alignment.mirrored)
+        said = f"{name}/T1.nii.gz: may be of another person" in caplog.text
+        assert said == (name != "own") == (alignment.beside > scan_file.LEFT)
+    # The same share by plain joint histograms of the whole image.
+    _, beside = register.compare(first, t1, own.affine)
+    a, b = (np.clip(v / np.quantile(v, 0.998), 0, 1) for v in (first, t1))
+    moves = [
+        (0, 0, 0),
+        *(s * 2 * np.eye(3, dtype=int)[k] for k in range(3) for s in (1, -1)),
+    ]
+    values = []
+    for move in moves:
+        joint, _, _ = np.histogram2d(a.ravel(), np.roll(b, move, (0, 1, 2)).ravel(), 16)
+        h = [stats.entropy(p.ravel()) for p in (joint.sum(0), joint.sum(1), joint)]
+        values.append((h[0] + h[1]) / h[2] - 1)
+    assert beside == pytest.approx(np.mean(values[1:]) / values[0], abs=0.05)
+
+
+def test_images_of_a_few_voxels_are_not_compared():
+    image = np.random.default_rng(0).random((3, 40, 40))
+    assert np.isnan(register.compare(image, image, np.eye(4) * 2)).all()
 
 
 @pytest.mark.slow

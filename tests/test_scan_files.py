@@ -88,9 +88,20 @@ def test_files_that_macos_leaves_are_no_files(tmp_path):
 def test_volumes_that_no_pattern_matches_are_named(tmp_path, caplog):
     brats(tmp_path, "P1")
     touch(tmp_path / "P2/other.nii.gz", tmp_path / "notes/readme.txt")
+    touch(tmp_path / "P3/P3_t1.nrrd", tmp_path / "P5.zip", tmp_path / "labels.csv")
+    (tmp_path / "P4").mkdir()
+    (tmp_path / "P6").symlink_to(tmp_path / "gone")
     assert [scan.name for scan in find(tmp_path)] == ["P1"]
-    assert f"{tmp_path / 'P2'}: left out" in caplog.text
-    assert len(caplog.records) == 1
+    named = {
+        "P2": "other.nii.gz",
+        "P3": "P3_t1.nrrd",
+        "P4": "nothing",
+        "": "P5.zip, P6",
+    }
+    for folder, files in named.items():
+        text = f"{tmp_path / folder}: left out, no pattern of data.files matches in it"
+        assert f"{text}: it holds {files}" in caplog.messages
+    assert len(caplog.records) == len(named)
 
 
 def test_a_pattern_that_matches_two_files_names_both(tmp_path):

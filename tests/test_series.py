@@ -10,7 +10,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from scans import affine_of, ball, brain, save
 
-from medjax.data import dicom, scan
+from medjax.data import dicom, scan, sources
 from medjax.data.nifti import SequenceFile
 from medjax.data.sources import scans
 from medjax.errors import InputError
@@ -278,7 +278,16 @@ def test_two_patients_of_one_patient_id_are_named(tmp_path, caplog):
     scans.warn_of_headers(files[::2], ["P0", "P2"])  # Anonymous: all have one.
     assert not caplog.records
     scans.warn_of_headers(files, ["P0", "P1", "P2", "P3"])
-    assert "P0 and P2 have one PatientID, '7'," in caplog.text
+    assert (
+        "1 PatientIDs of DICOM files are of several patients, such as '7' of 'P0', 'P2'"
+        in caplog.text
+    )
+    caplog.clear()
+    scans.warn_of_headers(files, ["P0", "P0", "P0", "P3"])
+    assert (
+        "1 patients have DICOM files of several PatientIDs, such as 'P0' of '7', '8'"
+        in caplog.text
+    )
 
 
 def test_a_patient_may_have_a_series_beside_a_nifti_file(tmp_path):
@@ -426,3 +435,30 @@ def test_uptake_on_a_coarser_grid_is_a_mean_and_no_sum(tmp_path):
     inside = (slice(2, -2),) * 3
     assert coarse.max() <= 10 and coarse[inside].min() == pytest.approx(1, abs=1e-3)
     assert 8 * (coarse - 1).sum() == pytest.approx((fine - 1).sum(), rel=0.02)
+
+
+def test_a_table_of_series_or_films_is_compared_with_their_patient_ids(
+    tmp_path, caplog
+):
+    """Four rows: two of one PatientID have two patients, two of one patient two ids."""
+    rows = zip(["7", "7", "8", "9"], ["P0", "P1", "P2", "P2"], strict=True)
+    lines = ["image,patient,mass"]
+    for n, (id, patient) in enumerate(rows):
+        write(tmp_path / f"{n}", np.pad(VOXELS, 6), PatientID=id)
+        lines.append(f"{n},{patient},{n % 2}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    films = [f"{line[0]}/006.dcm{line[1:]}" for line in lines[1:]]
+    (tmp_path / "films.csv").write_text("\n".join([lines[0], *films]))
+    how = {"folder": tmp_path, "labels": ("mass",)}
+    of_volumes = {"sequences": ("T1",), "files": {}, "units": (), "windows": ()}
+    of_volumes |= {"shape": (17, 19, 18), "foreground": "none", "mask": ""}
+    of_volumes |= {"regions": (), "values": {}, "background": (0,)}
+    for source in (
+        sources.IMAGES["table"](**how, table="films.csv", side=8),
+        sources.IMAGES["volumes"](**how, **of_volumes),
+    ):
+        caplog.clear()
+        assert [item.reason for item in source.items()] == [""] * 4
+        shared, several = caplog.messages
+        assert "of several patients, such as '7' of 'P0', 'P1'" in shared
+        assert "of several PatientIDs, such as 'P2' of '8', '9'" in several

@@ -5,6 +5,7 @@ zeros, decimals or session alone are refused: they may be one person, on two sid
 split.
 """
 
+import logging
 import os
 import re
 import unicodedata
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from medjax.errors import InputError
+from medjax.errors import InputError, some
 
 NUMBER = r"0|[1-9]\d{0,17}"  # Written as an integer is printed.
 ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
@@ -26,9 +27,10 @@ SUBJECT = re.compile(
 SESSION = re.compile(
     r"(?:(?:[^\w/]|_)(?:[a-z]{1,9}\d+[a-z]?|(?:[a-z]{1,9}[-_ ])?\d{1,3}[a-z]{0,6}|\(\d+\)"
     r"|(?:19|20)\d\d-?\d\d-?\d\d|baseline|follow-?up|(?:pre|post)-?(?:op)?|copy|old|new"
-    r"|left|right|axial|coronal|sagittal|[a-z])|(?<=\d)[a-z](?:[a-z]{0,8}\d{1,3})?)$",
+    r"|(?:day|week|month)[-_ ]?\d{1,3}-\d{1,2}|left|right|axial|coronal|sagittal|[a-z])|(?<=\d)[a-z](?:[a-z]{0,8}\d{1,3})?)$",
     re.IGNORECASE,
 )
+log = logging.getLogger("medjax")
 
 
 def column(text: pd.Series) -> pd.Series:
@@ -58,14 +60,40 @@ def shared(ids: Iterable, others: Iterable) -> list[str]:
     return [text for text in texts if ZEROS.sub("", _folded(text)) in keys]
 
 
+def warn_of_headers(people: Iterable[tuple[str, int | str]]) -> None:
+    """Warns of patients with one PatientID, and of patients with several.
+
+    `people` are the PatientID of each DICOM file or series, '' where it has none, and
+    its patient. Where all have one PatientID, or each another, it says nothing.
+    """
+    rows = [(id, str(patient)) for id, patient in people if id]
+    table = pd.DataFrame(rows, columns=["id", "patient"], dtype=object)
+    if not 1 < table["id"].nunique() < len(table):
+        return
+    for id, name, what in (
+        ("id", "patient", "PatientIDs of DICOM files are of several patients"),
+        ("patient", "id", "patients have DICOM files of several PatientIDs"),
+    ):
+        groups = table.groupby(id)[name].unique()
+        groups = groups[groups.map(len) > 1]
+        for key in groups.index[:1]:
+            log.warning(
+                "%d %s, such as %r of %s: give one person one patient, or a split may "
+                "part them; give two people two",
+                *(len(groups), what, key, some([*map(repr, sorted(groups[key]))])),
+            )
+
+
 def _folded(id: str) -> str:
     """An id without its session, in the spelling that is compared."""
     if match := SUBJECT.search(id):
         id = id[: match.end()]
     id = unicodedata.normalize("NFKC", id).casefold()
-    shown = "".join(c for c in id if unicodedata.category(c) != "Cf").strip("' \t")
-    # 7.0 is 7; P-7, P_7 and P 7 are P7; 2019_1 is 2019-1.
-    whole = re.sub(r"^(\d+)\.0+$", r"\1", shown)
+    shown = "".join(
+        str(unicodedata.decimal(c, c)) for c in id if unicodedata.category(c) != "Cf"
+    ).strip("' \t")
+    # 7.0 is 7, and 1,000 is 1000; P-7, P_7 and P 7 are P7; 2019_1 is 2019-1.
+    whole = re.sub(r"^(\d+)\.0+$", r"\1", re.sub(r"(?<=\d),(?=\d{3}\b)", "", shown))
     return re.sub(r"(?<=[^\W\d_])-(?=\d)", "", re.sub(r"[\s_-]+", "-", whole))
 
 
@@ -124,7 +152,12 @@ def _subjects(names: Sequence[str]) -> list[str]:
     # What all names end in, such as _T1w, says nothing; one number may be a session's.
     same = re.search(r"[-_. ].*[a-z].*|$", ending, re.IGNORECASE)[0]
     names = [name.removesuffix(same) for name in others] if others[1:] else others
-    stems = pd.Series(map(_stem, names), dtype=object)
+    stems = pd.Series([SESSION.sub("", name) for name in names], dtype=object)
+    # Without a number a stem is of a person (Doe_John_1) if it has fewer scans than
+    # there are stems, and else of a group (HC_01).
+    numbered = stems.str.contains(r"\d[^/]*$")
+    if stems.nunique() ** 2 <= len(stems):
+        stems = stems.where(numbered, names)
     # One stem of all names is the data set's, such as BraTS2021_00000.
     if stems.nunique() > 1 and stems.duplicated().any():
         first, second = (
@@ -138,9 +171,3 @@ def _folders(name: str) -> list[str]:
     """'a/b/c' -> ['a', 'a/b'], all folders above."""
     parts = name.split("/")
     return ["/".join(parts[:n]) for n in range(1, len(parts))]
-
-
-def _stem(name: str) -> str:
-    """A name without its session, if what is left has a number of its own."""
-    stem = SESSION.sub("", name)
-    return stem if re.search(r"\d", stem.rpartition("/")[2]) else name

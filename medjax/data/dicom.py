@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -42,6 +43,7 @@ class Film(NamedTuple):
     # [H, W] float32 in [0, 1], or [H, W, 3] RGB; in a film white (1) is dense.
     pixels: np.ndarray
     spacing: tuple[float, float]  # (x, y), mm a pixel; NaN where the file doesn't say.
+    patient: str = ""  # DICOM's PatientID.
 
 
 def begins(head: bytes) -> bool:
@@ -104,7 +106,8 @@ def decode(file: BinaryIO) -> Film:
         with np.errstate(over="raise", divide="raise", invalid="raise"):
             first, table = _display_table(dataset, stored)
             table = table.astype(np.float32)
-        return Film(table[stored.astype(np.int32) - first], _spacing(dataset))
+        pixels = table[stored.astype(np.int32) - first]
+        return Film(pixels, _spacing(dataset), _patient(dataset))
     except InputError:
         raise
     except Exception as error:
@@ -377,16 +380,19 @@ def headers(folder: Path, *names: str) -> list[pydicom.Dataset]:
     return [_open(path, **options) for path in files]
 
 
-def patient_of(folder: Path) -> str:
-    """The PatientID in a series' first slice; '' where it has none."""
-    for path in sorted(folder.iterdir()):
-        if is_dicom(path):
-            with contextlib.suppress(Exception):  # What is damaged is refused later.
-                header = _open(
-                    path, stop_before_pixels=True, specific_tags=["PatientID"]
-                )
-                return str(header.get("PatientID") or "").strip()
-    return ""
+def patients_of(paths: Iterable[Path]) -> list[str]:
+    """The PatientID in the first slice of each series among them; '' where it has none."""
+    ids = []
+    for folder in filter(Path.is_dir, paths):
+        slices = filter(is_dicom, sorted(folder.iterdir()))
+        with contextlib.suppress(Exception):  # What is damaged is refused later.
+            how = {"stop_before_pixels": True, "specific_tags": ["PatientID"]}
+            ids.append(_patient(_open(next(slices), **how)))
+    return ids
+
+
+def _patient(header: pydicom.Dataset) -> str:
+    return str(header.get("PatientID") or "").strip()
 
 
 def _header(path: Path) -> Slice:

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,8 @@ AXES = ("S", "P", "L")  # The directions in which the indices of D, H and W grow
 MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # By the header's code; 0 is unknown.
 # nibabel logs the headers that it corrects; here they are refused, or sound.
 nibabel.imageglobals.logger.setLevel("CRITICAL")
+# How a file begins: the size of its header, in either order of bytes.
+SIZES = [struct.pack(f"{order}i", size) for order in "<>" for size in (348, 540)]
 REMEDY = "export it again as NIfTI (.nii or .nii.gz)"
 SAME = 0.1  # Tolerance of two equal grids: how far corners may lie apart, in voxels.
 PLACED = (  # What a header says of where voxels lie.
@@ -102,7 +105,10 @@ def read(path: str | os.PathLike, *, stack: bool = False) -> Volume:
 def _whole(path: Path) -> tuple[bytes, int]:
     """A file's first KB, unzipped, and its size; reads all of it."""
     with path.open("rb") as file:
-        zipped = file.read(2) == b"\x1f\x8b"
+        begin = file.read(8)
+    zipped = begin[:2] == b"\x1f\x8b"
+    if begin and not zipped and begin[:4] not in SIZES:
+        raise InputError(f"is no NIfTI file (it begins with {begin!r}); {REMEDY}")
     if is_volume(path) and zipped != (path.suffix.lower() == ".gz"):
         state = "zipped" if zipped else "not zipped"
         raise InputError(f"is {state}, and its name says otherwise; rename it")

@@ -58,6 +58,7 @@ KINDS = {
     "official": str,  # 'train', 'validation' or 'test' where the data set says so.
     "follow_up": np.float32,  # Its number in the patient's history, 0 first.
 }
+OURS = ("", "mean", "macro average")  # Rows of reports, which no finding may be.
 COLUMNS = tuple(KINDS)
 TEXT = tuple(name for name, kind in KINDS.items() if kind is str)
 SPLIT = "films"  # The one TFDS split of the records.
@@ -267,8 +268,8 @@ def check_tasks(tasks: Sequence[str]) -> None:
     """Refuses a finding without a name, or with one that the table already has."""
     twice = first_duplicate(tasks)
     for task in tasks:
-        if not task or task == twice or task in COLUMNS:
-            why = "twice" if task == twice else "which is a name of the table's own"
+        if task.strip().lower() in OURS or task == twice or task in COLUMNS:
+            why = "twice" if task == twice else "which is blank or a name of ours"
             raise InputError(
                 f"the data has a finding or class {task!r}, {why}: rename it"
             )

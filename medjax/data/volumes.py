@@ -7,7 +7,7 @@ Beside the files that prepared.py lists, the folder holds
     0.grid.json   the affine, and the grid of the scan's own file
     data.json     sequences, regions with their values, and the options
     digests.json  digests of the arrays' files
-    alignments.csv  how each sequence was aligned that had another grid, see scan.py
+    alignments.csv  how alike the sequences of several files are, see scan.py
     thumbnails.npy  [N, C, S, S, S] float16, see cohort/duplicates.py
 
 The arrays are plain .npy, so a loader maps them and reads only the part it needs.

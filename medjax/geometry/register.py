@@ -25,6 +25,7 @@ from medjax.geometry.grid import apply, pool, sample, spacing_of
 # Of each level: millimetres to which both images are averaged, number of points, and
 # the first step's millimetres.
 LEVELS = ((8.0, 8192, 2.0), (4.0, 16384, 0.5), (1.0, 65536, 0.25))
+SAME_GRID = 2.0  # The same millimetres of images that are compared as they lie.
 STEPS = 40
 REACH = np.radians(15.0)  # Rotations that are tried about each axis, both ways.
 CANDIDATES = 6
@@ -109,6 +110,32 @@ def register(fixed, fixed_affine, moving, moving_affine) -> Registration:
     return Registration(matrix, before, after, beside)
 
 
+def compare(fixed, moving, affine) -> tuple[float, float]:
+    """How alike two images are that lie on one grid, as they lie.
+
+    Both numbers are as in `Registration`, of voxels of SAME_GRID mm and whole steps of
+    them: nothing is interpolated, and nothing compiled for another shape.
+
+    Returns:
+      The similarity, and what is left of it beside; NaN in images of a few voxels.
+    """
+    fixed, pooled = pool(_check("fixed", fixed), affine, SAME_GRID)
+    moving, _ = pool(_check("moving", moving), affine, SAME_GRID)
+    steps = np.maximum(np.rint(BESIDE / spacing_of(pooled)), 1).astype(int)
+    inner = np.array(fixed.shape) - 2 * steps
+    if (inner < 1).any():
+        return np.nan, np.nan
+    place = steps + _spread(inner, LEVELS[-1][1], np.random.default_rng(0))
+    value, other = _unit(fixed)[tuple(place.T)], _unit(moving)
+    weight = np.ones(len(place), np.float32)
+    aside = np.concatenate([np.zeros((1, 3), int), np.diag(steps), -np.diag(steps)])
+    at, *around = (
+        float(_nmi(value, other[tuple((place + step).T)], weight)) for step in aside
+    )
+    left = np.maximum(np.array(around) - 1, 0).mean()
+    return at, float(left / (at - 1)) if at > 1 else np.nan
+
+
 # --------------------------------------------------------------------- similarity
 
 
@@ -143,6 +170,9 @@ def nmi(fixed: Array, moving: Array, weight: Array) -> Array:
     joint = joint / jnp.maximum(joint.sum(), TINY)
     apart = _entropy(joint.sum(0)) + _entropy(joint.sum(1))
     return apart / jnp.maximum(_entropy(joint), TINY)
+
+
+_nmi = jax.jit(nmi)
 
 
 def _entropy(p: Array) -> Array:
@@ -236,9 +266,14 @@ def _base(affine, matrix, centre) -> np.ndarray:
 def _points(shape, affine, count) -> np.ndarray:
     """[P, 3] millimetres, evenly over the image and off its voxels' centres."""
     rng = np.random.default_rng(0)
-    place = (np.arange(count) + rng.random(count)) * (np.prod(shape) / count)
-    voxels = np.stack(np.unravel_index(place.astype(int), shape), axis=-1)
+    voxels = _spread(shape, count, rng)
     return apply(affine, voxels + rng.uniform(-0.5, 0.5, voxels.shape))
+
+
+def _spread(shape, count, rng) -> np.ndarray:
+    """[P, 3] int, voxels that lie evenly over a grid."""
+    place = (np.arange(count) + rng.random(count)) * (np.prod(shape) / count)
+    return np.stack(np.unravel_index(place.astype(int), shape), axis=-1)
 
 
 def _values(image, affine, points) -> tuple[Array, Array]:

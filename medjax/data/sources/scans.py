@@ -27,6 +27,7 @@ from medjax.files import escaped
 BRATS = re.compile(r"(BraTS-\w+-\d+-\d{3})-(\w+)\.nii(?:\.gz)?", re.IGNORECASE)
 PARTS = {"training": "train", "test": "test"}  # Of the Decathlon -> our splits.
 NAMED = 20  # Files that a warning names.
+TEXTS = (".csv", ".json", ".md", ".pdf", ".tsv", ".txt", ".xlsx")  # About the scans.
 log = logging.getLogger("medjax")
 
 
@@ -302,13 +303,23 @@ def _walk(
         return
     above = (*above, folder.resolve())
     inside = sorted(_visible(folder.iterdir()))
-    if any(nifti.is_volume(path) or dicom.is_dicom(path) for path in inside):
-        log.warning("%s: left out, no pattern of data.files matches in it", folder)
-    for below in inside:
-        if below.is_dir() and not any(
-            real.is_relative_to(below.resolve()) for real in above
-        ):
+    folders = [path for path in inside if path.is_dir()]
+    files = [path for path in inside if path.suffix.lower() not in TEXTS]
+    files = [p for p in files if p not in folders and (p.suffix or not _is_text(p))]
+    if files or not inside:
+        names = some([path.name for path in files]) or "nothing"
+        log.warning(
+            "%s: left out, no pattern of data.files matches in it: it holds %s",
+            *(folder, names),
+        )
+    for below in folders:
+        if not any(real.is_relative_to(below.resolve()) for real in above):
             yield from _walk(below, patterns, above)
+
+
+def _is_text(path: Path) -> bool:
+    """Whether a file without a suffix is a README or the like, and no broken link."""
+    return path.exists() and not dicom.is_dicom(path)
 
 
 def _without_links(root: Path, folders: dict[Path, dict]) -> dict[Path, dict]:
@@ -410,19 +421,13 @@ def patients(names: Sequence[str], patient: str, folder: Path) -> list[int | str
 
 
 def warn_of_headers(files: Sequence[ScanFiles], patients: Sequence[int | str]) -> None:
-    """Names two patients whose DICOM series have one PatientID, unless all have it."""
-    people = collections.defaultdict(set)
-    for scan, patient in zip(files, patients, strict=True):
-        for path in scan.paths():
-            if path.is_dir() and (id := dicom.patient_of(path)):
-                people[id].add(str(patient))
-    for id, names in people.items():
-        if len(names) > 1 and len(people) > 1:
-            log.warning(
-                "%s and %s have one PatientID, %r, in their DICOM files: if they are one "
-                "person, say so by data.patient, or a split may part them",
-                *(*sorted(names)[:2], id),
-            )
+    """Warns where the PatientIDs of DICOM series say otherwise than `patients`."""
+    people = zip(files, patients, strict=True)
+    identity.warn_of_headers(
+        (id, patient)
+        for scan, patient in people
+        for id in dicom.patients_of(scan.paths())
+    )
 
 
 def participants(folder: str, patients: Sequence[int | str]) -> pd.DataFrame:

@@ -143,18 +143,18 @@ def source(
     """
     check_choice("data.bits", bits, (8, 16))
 
-    def load(image: str) -> tuple[np.ndarray, tuple]:
+    def load(image: str) -> tuple[np.ndarray, tuple, list[str]]:
         film = read(image)
         height, width = film.pixels.shape[:2]
         fitted = images.fit(film.pixels, shape, bits)
-        return fitted, (width, height, *film.spacing)
+        return fitted, (width, height, *film.spacing), [film.patient]
 
     return from_rows(table, load, shape=shape, bits=bits, **rest)
 
 
 def from_rows(
     table: pd.DataFrame,
-    load: Callable[[str], tuple[np.ndarray, tuple]],
+    load: Callable[[str], tuple[np.ndarray, tuple, list[str]]],
     *,
     tasks: tuple[str, ...],
     shape: tuple[int, ...],
@@ -169,8 +169,9 @@ def from_rows(
     Args:
       table: one row an image, with the columns of prepared.py but the id; those of
         FROM_FILE are taken from the image where they are NaN.
-      load: a name -> its record, and the values of FROM_FILE; one that raises an
-        InputError is left out.
+      load: a name -> its record, the values of FROM_FILE and the PatientIDs of its
+        DICOM files, see identity.warn_of_headers; one that raises an InputError is
+        left out.
       tasks: names of the findings or classes.
       shape, bits: of the records.
       boxes: image -> (finding, x0, y0, x1, y1), in pixels of `frame`.
@@ -181,11 +182,14 @@ def from_rows(
     if (image := prepared.first_duplicate(table["image"])) is not None:
         raise InputError(f"{where}: the table lists {image} twice: keep one row")
 
+    people: list[tuple[str, int | str]] = []
+
     def item(row: dict) -> Item:
         try:
-            content, from_file = load(row["image"])
+            content, from_file, ids = load(row["image"])
         except InputError as error:
             return Item(row, None, reason=str(error))
+        people.extend((id, row["patient"]) for id in ids)
         file = dict(zip(FROM_FILE, from_file, strict=True))
         # The table's values count first: the files may be resized copies.
         file = {k: v if math.isnan(row[k]) else row[k] for k, v in file.items()}
@@ -201,6 +205,7 @@ def from_rows(
         cells = table.itertuples(index=False, name=None)
         rows = (dict(zip(table.columns, row, strict=True)) for row in cells)
         yield from prepared.in_parallel(item, rows)
+        identity.warn_of_headers(people)
         for file, reason in left_out:
             yield Item({"image": file}, None, reason=reason)
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from medjax.data import dicom, scan
 from medjax.data import liver_phantom as liver
-from medjax.data import scan
 from medjax.data import units as measures
 from medjax.data.normalisation import HIGHEST, LOWEST
 from medjax.data.prepared import Item, Source
@@ -59,13 +59,16 @@ def volumes(
     how |= {"regions": {name: values[name] for name in regions if mask}}
     cut: list[str] = []
 
-    def load(name: str) -> tuple[np.ndarray, tuple]:
+    def load(name: str) -> tuple[np.ndarray, tuple, list[str]]:
         drawn = Path(masks[name]) if name in masks else None
         case = read(paths[name], drawn, background=background, **how)
         _, height, width = case.image.shape[:3]
         if any(np.greater(case.image.shape[:3], shape)):
             cut.append(name)
-        return record(case, shape), (width, height, *case.spacing[:0:-1].tolist())
+        from_file = (width, height, *case.spacing[:0:-1].tolist())
+        found = scans.of_row(Path(paths[name]), sequences=sequences, files=how["files"])
+        series = scans.ScanFiles(name, found).paths()
+        return record(case, shape), from_file, dicom.patients_of(series)
 
     channels = measures.channels(units, windows) or sequences
     whole = (*shape, len(channels) + len(how["regions"]))
