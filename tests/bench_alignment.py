@@ -1,17 +1,21 @@
 """Whether an aligned sequence is the patient's own: the scores behind scan.FLAT and OWN.
 
     python tests/bench_alignment.py ../shared/data [slice thickness, mm ...]
+    python tests/bench_alignment.py ../shared/data grid
 
 Aligns the T2 and T1 of each person, thick slices after a known motion, with the FLAIR of
 each, and prints what is left of the similarity beside the alignment, of the sequence and
-of its mirror image, and how many times as similar the sequence is as that.
+of its mirror image, and how many times as similar the sequence is as that. With `grid`
+the same of sequences as they lie on one grid, see scan.LEFT.
 """
 
+import itertools
 import sys
 from pathlib import Path
 
 import nibabel
 import numpy as np
+from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from medjax.data import brain_phantom
@@ -47,11 +51,52 @@ def thicker(voxels, affine, millimetres):
     return whole.reshape(shape).mean((1, 3, 5)), scaled
 
 
-def main(folder, thickness):
+def cohort(folder):
     people = {f"phantom {n}": phantom(n) for n in range(2)}
     for name in ("patient07", "patient19"):
         files = folder / "ms-lesion-sample" / name
         people[name] = {n: load(files / f"{n}.nii.gz") for n in NAMES}
+    return people
+
+
+CHANGES = {  # Of [W, H, D] in voxels of 1 to 2.5 mm.
+    "own": lambda v, mm: v,
+    "mirrored": lambda v, mm: v[::-1],
+    "slices of 6 mm": lambda v, mm: ndimage.zoom(
+        ndimage.zoom(v, (1, 1, mm / 6), order=1, grid_mode=True, mode="nearest"),
+        (1, 1, v.shape[2] / round(v.shape[2] * mm / 6)),
+        order=1,
+        grid_mode=True,
+        mode="nearest",
+    ),
+    "blurred by 6 mm": lambda v, mm: ndimage.gaussian_filter(v, 6 / 2.355 / mm),
+    "moved by 2 mm": lambda v, mm: ndimage.shift(v, (0, 2 / mm, 0), order=1),
+    "moved by 5 mm": lambda v, mm: ndimage.shift(v, (0, 5 / mm, 0), order=1),
+}
+
+
+def on_one_grid(people):
+    for who, other in itertools.permutations(people, 2):
+        if who.split()[0][:7] != other.split()[0][:7]:
+            continue
+        for first, second in itertools.combinations(NAMES, 2):
+            fixed, affine = people[who][first]
+            mm = np.linalg.norm(affine[:3, 0])
+            ways = {what: (who, change) for what, change in CHANGES.items()}
+            ways |= {"of the other": (other, CHANGES["own"])}
+            for what, (whose, change) in ways.items():
+                moving = change(people[whose][second][0], mm)
+                turned = affine[:, [2, 1, 0, 3]]  # Left and right come last.
+                at, beside, mirrored = register.compare(fixed.T, moving.T, turned)
+                print(
+                    f"{who}, {second} {what} on {first}: beside {beside:.3f}, "
+                    f"{(at - 1) / (mirrored - 1):.3f} times as similar as mirrored",
+                    flush=True,
+                )
+
+
+def main(folder, thickness):
+    people = cohort(folder)
     files = folder / "ms-raw-sample/patient01"
     people["raw"] = {n: load(files / f"study1_{m}.nii.gz") for n, m in NAMES.items()}
     motion = np.eye(4)
@@ -81,4 +126,7 @@ def main(folder, thickness):
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)
-    main(Path(sys.argv[1]), [float(mm) for mm in sys.argv[2:]] or [6.0])
+    if sys.argv[2:] == ["grid"]:
+        on_one_grid(cohort(Path(sys.argv[1])))
+    else:
+        main(Path(sys.argv[1]), [float(mm) for mm in sys.argv[2:]] or [6.0])

@@ -206,6 +206,8 @@ UNITS = {
             "mirrored": lambda image: image[::-1].copy(),
             "re-saved": lambda image: image / np.float32(3.7),
             "resampled": lambda image: ndimage.zoom(image, 0.8, order=1),
+            "turned": lambda image: np.rot90(image, axes=(0, 2)).copy(),
+            "inverted": lambda image: image.max() - image,
         },
     ),
 }

@@ -210,6 +210,9 @@ def test_only_a_patients_own_sequences_fit_sharply():
                     align(*fixed, *moving)
 
 
+FAR = ("other", "shifted")
+
+
 def test_sequences_of_one_grid_are_compared_as_they_lie(tmp_path, caplog):
     """A phantom's own, another's, a mirrored and a shifted one: all but the own warn."""
     own, other = (
@@ -229,11 +232,15 @@ def test_sequences_of_one_grid_are_compared_as_they_lie(tmp_path, caplog):
             files[sequence] = nifti.SequenceFile(path)
         caplog.clear()
         (alignment,) = scan_file.read_scan(files, regions={}).alignments
-        assert alignment.sequence == "T1" and np.isnan(alignment.mirrored)
+        assert alignment.sequence == "T1"
         said = f"{name}/T1.nii.gz: may be of another person" in caplog.text
-        assert said == (name != "own") == (alignment.beside > scan_file.LEFT)
+        assert said == (name != "own")
+        twin = alignment.mirrored > alignment.before
+        assert (twin, alignment.beside > 0.9) == (name == "mirrored", name in FAR)
     # The same share by plain joint histograms of the whole image.
-    _, beside = register.compare(first, t1, own.affine)
+    at, beside, mirrored = register.compare(first, t1, own.affine)
+    turned = register.compare(first, t1[:, :, ::-1], own.affine)
+    np.testing.assert_allclose((turned[2], turned[0]), (at, mirrored), rtol=1e-5)
     a, b = (np.clip(v / np.quantile(v, 0.998), 0, 1) for v in (first, t1))
     moves = [
         (0, 0, 0),

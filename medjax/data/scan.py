@@ -29,8 +29,8 @@ HIDDEN = 0.01  # Largest share of a region's voxels where the image is 0.
 # it is accepted, beyond FLAT refused, and between them compared with its mirror image:
 # a person's own is OWN times as similar (1.11 to 1.2 measured, another's 0.98 to 1.01).
 CLEAR, FLAT, OWN = 0.7, 0.88, 1.05
-# The same of sequences that lie on one grid, as they are: at most 0.74 of one person (0.84
-# in slices of 6 mm or off by 2 mm), from 0.86 on of a mirror image, 0.88 of another.
+# The same of sequences that lie on one grid, as they are: up to LEFT, and OWN times as
+# similar as their mirror image, they aren't warned of; tests/README.md has the numbers.
 LEFT = 0.85
 ONE = 0.9995  # Correlation of two sequences that are the same image.
 REMEDIES = {  # For a label that lies outside of the foreground.
@@ -263,17 +263,17 @@ def _compare(
 
     Returns the numbers of `Alignment`. PET isn't compared: it is smooth by itself.
     """
-    similar, beside = register.compare(
+    similar, beside, mirrored = register.compare(
         reference.voxels, volume.voxels, reference.affine
     )
-    if beside > LEFT:
+    if beside > LEFT or similar - 1 < OWN * (mirrored - 1):
         log.warning(
-            "%s: may be of another person than %s, mirrored, not aligned or blurred: "
-            "%.0f %% of their similarity, %.3f, is left where they lie %g mm apart, and "
-            "of a person's own sequences less than %.0f %%",
-            *(path, first, 100 * beside, similar, register.BESIDE, 100 * LEFT),
+            "%s: may be of another person than %s, mirrored, not aligned or blurred "
+            "(similarity %.3f, of which %.0f %% is left %g mm beside, and %.3f of its "
+            "mirror image): look at both",
+            *(path, first, similar, 100 * beside, register.BESIDE, mirrored),
         )
-    return similar, similar, beside, np.nan
+    return similar, similar, beside, mirrored
 
 
 def _check_distinct(image: np.ndarray, names: Sequence[str], where: Path) -> None:

@@ -110,30 +110,34 @@ def register(fixed, fixed_affine, moving, moving_affine) -> Registration:
     return Registration(matrix, before, after, beside)
 
 
-def compare(fixed, moving, affine) -> tuple[float, float]:
+def compare(fixed, moving, affine) -> tuple[float, float, float]:
     """How alike two images are that lie on one grid, as they lie.
 
-    Both numbers are as in `Registration`, of voxels of SAME_GRID mm and whole steps of
+    The numbers are as in `Registration`, of voxels of SAME_GRID mm and whole steps of
     them: nothing is interpolated, and nothing compiled for another shape.
 
     Returns:
-      The similarity, and what is left of it beside; NaN in images of a few voxels.
+      The similarity, what is left of it beside, and the similarity of the moving image
+      mirrored along its last axis; NaN in images of a few voxels.
     """
     fixed, pooled = pool(_check("fixed", fixed), affine, SAME_GRID)
     moving, _ = pool(_check("moving", moving), affine, SAME_GRID)
     steps = np.maximum(np.rint(BESIDE / spacing_of(pooled)), 1).astype(int)
     inner = np.array(fixed.shape) - 2 * steps
     if (inner < 1).any():
-        return np.nan, np.nan
+        return np.nan, np.nan, np.nan
     place = steps + _spread(inner, LEVELS[-1][1], np.random.default_rng(0))
     value, other = _unit(fixed)[tuple(place.T)], _unit(moving)
+    mirrored = other[..., ::-1]
     weight = np.ones(len(place), np.float32)
     aside = np.concatenate([np.zeros((1, 3), int), np.diag(steps), -np.diag(steps)])
-    at, *around = (
-        float(_nmi(value, other[tuple((place + step).T)], weight)) for step in aside
+    views = [(other, step) for step in aside] + [(mirrored, 0)]
+    at, *around, turned = (
+        float(_nmi(value, image[tuple((place + step).T)], weight))
+        for image, step in views
     )
     left = np.maximum(np.array(around) - 1, 0).mean()
-    return at, float(left / (at - 1)) if at > 1 else np.nan
+    return at, float(left / (at - 1)) if at > 1 else np.nan, turned
 
 
 # --------------------------------------------------------------------- similarity
