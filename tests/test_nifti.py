@@ -178,7 +178,7 @@ SPOILT = {
     "complex64": lambda path: save(path, VOXELS.astype(np.complex64)),
     "can't be read": cut,
     "can't be read (Empty file": lambda path: path.write_bytes(b""),
-    "is no NIfTI file (it begins with b'<!DOCTY')": lambda path: path.write_bytes(
+    "is no NIfTI file (it begins with b'<!DOCTYP')": lambda path: path.write_bytes(
         b"<!DOCTYPE html>" * 99
     ),
     "give an existing file": lambda path: None,

@@ -199,7 +199,11 @@ def test_the_table_may_lie_elsewhere(tmp_path):
         ({"part": ["val", "", "", ""]}, ALL, "official split of a/one.png is 'val'"),
         ({"kind": ["a"] * 4}, {"classes": "kind", "labels": ()}, "1 class"),
         ({"kind": ["sex", *"abc"]}, {"classes": "kind", "labels": ()}, "'sex', which"),
-        ({"view": ["1"] * 4}, {"labels": ("view",)}, "'view', which is a name"),
+        (
+            {"view": ["1"] * 4},
+            {"labels": ("view",)},
+            "'view', which is blank or a name",
+        ),
         ({"file": ["a.png", "b.png", "a.png", "c.png"]}, {}, "lists a.png twice"),
         ({"file": ["a.png", "./a.png", "b.png", "c.png"]}, {}, "are the same file"),
     ],

@@ -384,8 +384,8 @@ def patients_of(paths: Iterable[Path]) -> list[str]:
     """The PatientID in the first slice of each series among them; '' where it has none."""
     ids = []
     for folder in filter(Path.is_dir, paths):
-        slices = filter(is_dicom, sorted(folder.iterdir()))
         with contextlib.suppress(Exception):  # What is damaged is refused later.
+            slices = filter(is_dicom, sorted(folder.iterdir()))
             how = {"stop_before_pixels": True, "specific_tags": ["PatientID"]}
             ids.append(_patient(_open(next(slices), **how)))
     return ids
