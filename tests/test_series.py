@@ -394,15 +394,19 @@ def test_pet_becomes_suv_by_dose_decay_and_weight(tmp_path, tracer, fields, expe
             for name in {*PET, "RadiopharmaceuticalInformationSequence"} - {"Modality"}
         ),
         ({}, {"Units": "CNTS"}, "its Units are CNTS, not BQML"),
-        ({}, {"Units": "GML", "SUVType": "LBM"}, "GML of the SUVType LBM"),
-        ({}, {"CorrectedImage": ["ATTN"]}, "CorrectedImage has no DECAY"),
-        ({}, {"DecayCorrection": "NONE"}, "DecayCorrection is NONE"),
-        ({}, {"PatientWeight": "0"}, "PatientWeight is 0"),
+        (
+            {},
+            {"Units": "GML", "SUVType": "LBM"},
+            "its Units are GML of the SUVType LBM",
+        ),
+        ({}, {"CorrectedImage": ["ATTN"]}, "its CorrectedImage has no DECAY"),
+        ({}, {"DecayCorrection": "NONE"}, "its DecayCorrection is NONE"),
+        ({}, {"PatientWeight": "0"}, "its PatientWeight is 0"),
         ({"RadionuclideHalfLife": "282276"}, {}, "has no Radioph.*StartDateTime"),
         (
             {"RadiopharmaceuticalStartDateTime": "20190314101500"},
             {},
-            "injected at 2019-03-14 10:15:00, and its scan began at 2024-03-14",
+            "was injected at 2019-03-14 10:15:00, and its scan began at 2024-03-14",
         ),
         ({}, {"SeriesTime": "soon"}, "can't be read"),
     ],
@@ -412,7 +416,7 @@ def test_pet_that_cannot_be_suv_is_refused_by_its_element(
     tmp_path, tracer, fields, words
 ):
     folder = pet(tmp_path / "pet", tracer, **fields)
-    with pytest.raises(InputError, match=f"{folder}: .*{words}.*data.units='z_scores'"):
+    with pytest.raises(InputError, match=f"^{folder}: {words}.*data.units='z_scores'"):
         suv(folder)
 
 

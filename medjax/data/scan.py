@@ -183,10 +183,10 @@ def _read(
             volume = volume._replace(voxels=volume.voxels[..., channel])
         if (value := volume.voxels.min()) == volume.voxels.max():
             raise InputError(f"{path}: {name} is {value:g} everywhere; export it again")
+        voxels = volume.voxels
+        if units[name] == "suv" and path.is_dir():
+            voxels = voxels * np.float32(pet.factor(path))
         try:
-            voxels = volume.voxels
-            if units[name] == "suv" and path.is_dir():
-                voxels = voxels * np.float32(pet.factor(path))
             voxels = measures.checked(voxels, units[name])
         except InputError as error:
             raise InputError(f"{path}: {name} {error}") from None

@@ -128,7 +128,7 @@ def data(config: Config) -> Data:
     Raises:
       InputError: an unknown source, refused files, or changed tables.
     """
-    options = record_options(config)
+    output, options = expected(config), record_options(config)
     if "units" in options:
         options |= {"units": units_of(config), "windows": config.data.windows}
     kind = options.pop("source")
@@ -161,10 +161,9 @@ def data(config: Config) -> Data:
     exclusive = is_exclusive(config)
     if exclusive:
         check_classes(table, names)
-    output = expected(config)._replace(names=names)
     shape, bits = prepared.pixels_of(path)
     shape = (*shape[:-1], shape[-1] - len(output.masks))
-    return Data(path, table, output._replace(shape=shape, bits=bits))
+    return Data(path, table, output._replace(names=names, shape=shape, bits=bits))
 
 
 def expected(config: Config) -> Output:
