@@ -6,7 +6,7 @@
 Aligns the T2 and T1 of each person, thick slices after a known motion, with the FLAIR of
 each, and prints what is left of the similarity beside the alignment, of the sequence and
 of its mirror image, and how many times as similar the sequence is as that. With `grid`
-the same of sequences as they lie on one grid, see scan.LEFT.
+the same of sequences as they lie on one grid, as `prepare` compares them.
 """
 
 import itertools

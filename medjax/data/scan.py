@@ -29,9 +29,8 @@ HIDDEN = 0.01  # Largest share of a region's voxels where the image is 0.
 # it is accepted, beyond FLAT refused, and between them compared with its mirror image:
 # a person's own is OWN times as similar (1.11 to 1.2 measured, another's 0.98 to 1.01).
 CLEAR, FLAT, OWN = 0.7, 0.88, 1.05
-# The same of sequences that lie on one grid, as they are: up to LEFT, and OWN times as
-# similar as their mirror image, they aren't warned of; tests/README.md has the numbers.
-LEFT = 0.85
+# Sequences that lie on one grid are warned of beyond FLAT, or if they are less than OWN
+# times as similar; tests/README.md has the numbers.
 ONE = 0.9995  # Correlation of two sequences that are the same image.
 REMEDIES = {  # For a label that lies outside of the foreground.
     "head": "'body', which keeps all large parts, or 'none'",
@@ -266,7 +265,7 @@ def _compare(
     similar, beside, mirrored = register.compare(
         reference.voxels, volume.voxels, reference.affine
     )
-    if beside > LEFT or similar - 1 < OWN * (mirrored - 1):
+    if beside > FLAT or similar - 1 < OWN * (mirrored - 1):
         log.warning(
             "%s: may be of another person than %s, mirrored, not aligned or blurred "
             "(similarity %.3f, of which %.0f %% is left %g mm beside, and %.3f of its "
