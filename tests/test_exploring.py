@@ -220,6 +220,15 @@ def test_there_is_no_chart_of_one_bar_and_no_empty_bin(tmp_path):
     assert (len(few["images"]), len(many["images"])) == (3, grey_levels.SPREAD)
 
 
+def test_what_no_table_names_has_no_section(tmp_path):
+    words = ("Age, view, sex", "Pixel spacing", "older patient", "one view or sex")
+    for known in (True, False):
+        path = exploring.write(*make(known=known), tmp_path, str(known))
+        page = Page(path.read_text()).text
+        for text in words:
+            assert (text in page) == known, text
+
+
 def test_a_class_is_called_one(tmp_path):
     facts, images = make(task="multiclass")
     page = Page(exploring.write(facts, images, tmp_path).read_text()).text

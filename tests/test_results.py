@@ -171,7 +171,9 @@ def test_classes_are_judged_together_too():
     found = found._replace(label=np.eye(3, dtype=np.float32)[true])
     known = np.arange(120) % 9 > 0
     found = found._replace(weight=np.repeat(known[:, None], 3, 1).astype(np.float32))
-    got = summary(found, np.full(3, 0.5), exclusive=True)["classes"]
+    whole = summary(found, np.full(3, 0.5), exclusive=True)
+    assert "prevalence" not in whole["mean"] | whole["micro"]  # It is 1 / 3.
+    got = whole["classes"]
     true, said = true[known], found.probability[known].argmax(1)
     assert got["matrix"] == oracle.confusion_matrix(true, said).tolist()
     accuracy = got["rates"]["accuracy"]

@@ -263,7 +263,12 @@ def _by(table, tasks) -> dict[str, dict]:
 
 
 def _kinds(pairs: pd.DataFrame) -> list[list]:
-    """[first, second, images] of every pair of values, the most frequent first."""
+    """[first, second, images] of every pair of values, the most frequent first.
+
+    Empty where no value is known.
+    """
+    if pairs.isna().all(axis=None):
+        return []
     kinds = pairs.round(4).value_counts(dropna=False)
     return [[*pair, images] for pair, images in kinds.items()]
 

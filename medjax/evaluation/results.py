@@ -173,7 +173,10 @@ def summarise(
         patients=len(np.unique(predictions.patient)),
         replicates=draws["replicates"],
         chosen=chosen,
-        **{kind: _averages(intervals, kind, patients, judge) for kind in AVERAGES},
+        **{
+            kind: _averages(intervals, kind, patients, judge, exclusive)
+            for kind in AVERAGES
+        },
         tasks=of_tasks,
         calibration={"mean": mean_errors},
         classes=_classes(predictions, judge, ordered, **draws) if exclusive else None,
@@ -196,7 +199,7 @@ def _pooled(score: np.ndarray, ranked: np.ndarray) -> np.ndarray:
 
 
 def _averages(
-    intervals: Metrics, kind: str, patients: dict, judge: Callable
+    intervals: Metrics, kind: str, patients: dict, judge: Callable, exclusive: bool
 ) -> Metrics:
     """One kind of average; patients: as of discrimination.patients."""
     averages = {}
@@ -205,6 +208,8 @@ def _averages(
             continue
         if name.startswith("lr_") and kind != "micro":
             continue  # Means of ratios mislead: 0.1 and 10 aren't 5 in the mean.
+        if name == "prevalence" and exclusive:
+            continue  # The classes' prevalences add up to 1.
         average, why = intervals[f"{kind}_{name}"], "undefined in every task"
         if kind == "micro":
             averages[name] = judge(average, why, patients=counts[-1], name=name)

@@ -27,7 +27,7 @@ class Frame(NamedTuple):
     size: tuple[float, float]  # Width and height of the picture, pixels.
     x: tuple[float, float] = (0.0, 1.0)  # The data's ends; x runs right, y up.
     y: tuple[float, float] = (0.0, 1.0)
-    left: float = 38.0  # Pixels left free, as on the other sides.
+    left: float = 42.0  # Pixels left free, as on the other sides.
     right: float = 8.0
     top: float = 8.0
     bottom: float = 36.0
