@@ -154,7 +154,9 @@ def test_the_loss_weighting_has_seven_arms_of_five_seeds(data):
         imbalance.treats(plan.configured(config, one.overrides), ())
 
 
-@pytest.mark.parametrize(("data", "arms"), [("phantom", 14), ("pneumonia", 7)])
+@pytest.mark.parametrize(
+    ("data", "arms"), [("phantom", 14), ("nih", 14), ("pneumonia", 7)]
+)
 def test_the_treatments_of_a_long_tail_are_all_allowed(data, arms):
     config = long_tail.get_config(data)
     runs = plan.runs(config, long_tail.sweep(data))
