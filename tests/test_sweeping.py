@@ -155,7 +155,7 @@ def test_the_loss_weighting_has_seven_arms_of_five_seeds(data):
 
 
 @pytest.mark.parametrize(
-    ("data", "arms"), [("phantom", 14), ("nih", 14), ("pneumonia", 7)]
+    ("data", "arms"), [("phantom", 10), ("nih", 10), ("pneumonia", 7)]
 )
 def test_the_treatments_of_a_long_tail_are_all_allowed(data, arms):
     config = long_tail.get_config(data)
