@@ -7,6 +7,7 @@
                             [--corrupt]
   python launch.py predict  --workdir=DIR --images=FILE_OR_DIR --out=CSV [--explain=DIR]
   python launch.py convert  --source=FILE [--model=NAME --out=DIR] [--channels=3]
+  python launch.py join     --run=DIR --run=DIR --workdir=DIR
   python launch.py export   --workdir=DIR --out=DIR
   python launch.py gallery  --images=FILE_OR_DIR --out=HTML [--modality=NAME]
   python launch.py sweep    --config=configs/X.py --workdir=DIR [--executor=NAME]
@@ -29,6 +30,8 @@ evaluate  reports one split of a finished run (--split=target: the test images o
 predict   new PNG, JPEG or DICOM files -> one probability a finding; with --explain a
           picture of where the evidence lies for each finding that is seen; of patients'
           folders of scans, masks and probabilities as NIfTI files in the folder --out
+join      finished runs, such as those of all folds, as one ensemble; it is tested on
+          images that none of them trained or validated on
 export    a finished run as a folder that jax and numpy alone can run: StableHLO for
           cpu, cuda and tpu, weights, predict.py and a model card; for transfer.init
 convert   weights of torchvision, timm or Keras -> a checkpoint for transfer.init;
@@ -64,7 +67,7 @@ from ml_collections import config_flags
 import medjax
 from configs import base
 from medjax import buckets, tasks
-from medjax.commands import convert, evaluate, explore, export, gallery, predict
+from medjax.commands import convert, evaluate, explore, export, gallery, join, predict
 from medjax.commands.sweep import EXECUTORS
 from medjax.config import Config
 from medjax.errors import InputError
@@ -93,6 +96,7 @@ flags.DEFINE_string(
     "stage", None, "of the heatmaps: whose output; without it, the last"
 )
 flags.DEFINE_bool("audit-augment", False, "explore: the augmentations of a run")
+flags.DEFINE_multi_string("run", [], "join: the folder of a run; repeat it")
 flags.DEFINE_multi_string("images", [], "a file or a folder; may be repeated")
 flags.DEFINE_string("out", None, "the file or folder to write")
 flags.DEFINE_string(
@@ -114,7 +118,7 @@ flags.DEFINE_string("coordinator", None, "train: HOST:PORT of process 0, of seve
 flags.DEFINE_integer("processes", None, "train: how many processes train the one run")
 flags.DEFINE_integer("process", None, "train: the number of this one, from 0 on")
 flags.DEFINE_bool("cluster", False, "train: meet those that SLURM or a TPU pod started")
-ON_DISK = ("against", "explain", "images", "out", "profile", "source")
+ON_DISK = ("against", "explain", "images", "out", "profile", "run", "source")
 OPEN = contextlib.ExitStack()  # A run's folder in a bucket, until the command ends.
 
 
@@ -229,6 +233,10 @@ def run_predict() -> int:
     return 3 if unread else 0
 
 
+def run_join() -> None:
+    join.join([Path(run) for run in FLAGS.run], workdir())
+
+
 def run_export() -> None:
     export.export(workdir(), Path(required("out")))
 
@@ -273,6 +281,7 @@ COMMANDS = {
     "train": run_train,
     "evaluate": run_evaluate,
     "predict": run_predict,
+    "join": run_join,
     "export": run_export,
     "convert": run_convert,
     "gallery": run_gallery,
@@ -312,7 +321,7 @@ def main(arguments: list[str]) -> int:
             value = FLAGS[name].value or ()
             for path in [value] if isinstance(value, str) else value:
                 buckets.on_disk(f"--{name}", path)
-        if arguments[1] in ("evaluate", "predict"):
+        if arguments[1] in ("evaluate", "join", "predict"):
             devices.use_cores()
         speaks = not together or devices.first()
         quiet = contextlib.nullcontext() if speaks else contextlib.redirect_stdout(None)

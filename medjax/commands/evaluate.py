@@ -206,7 +206,7 @@ def compare(folder: Path, against: Path, *, split: str = "test") -> Path:
 def _trained(task: Task, run: Finished) -> tuple[Any, pd.DataFrame]:
     """The data of a run, and their split as it was when the run began."""
     data, manifest = task.data(run.config), workdir.sides(run.folder)
-    task.audit(run.config, data, manifest)
+    task.audit(run.config, data, manifest, needed=())  # It was checked at the start.
     return data, manifest
 
 

@@ -127,8 +127,13 @@ def fix(run: Finished, data: films.Data, manifest: pd.DataFrame) -> Finished:
     members: list[predict.Predictions] = []
 
     def validation() -> predict.Predictions:
-        members.extend(_members(run, data, splitting.ids_in(manifest, "validation")))
-        return _mean(members)
+        apart = [
+            _members(run._replace(state=networks), data, ids)
+            for networks, ids in run.held_out(manifest)
+        ]
+        members.extend(apart[0] if len(apart) == 1 else ())
+        means = map(_mean, apart)
+        return jax.tree.map(lambda *columns: np.concatenate(columns), *means)
 
     chosen, raw = fixed.settle(
         *(run.config, run.folder, run.number, data, manifest), validation=validation

@@ -342,11 +342,18 @@ def untested(config: Config) -> str:
     return f"data.split={way!r} leaves nobody to test on: use 'patients'"
 
 
-def audit(config: Config, data: Data, manifest: pd.DataFrame) -> None:
-    """Refuses a manifest that leaks or belongs to other data; 'halves' may leak."""
+def audit(
+    config: Config,
+    data: Data,
+    manifest: pd.DataFrame,
+    *,
+    needed: tuple[str, ...] | None = None,
+) -> None:
+    """As splitting.audit; 'halves' may leak. `needed`: None: those of `data.split`."""
     way = config.data.split
     by = "image" if way == "halves" else ""
-    splitting.audit(config, data, manifest, by=by, needed=SPLITS[way])
+    needed = SPLITS[way] if needed is None else needed
+    splitting.audit(config, data, manifest, by=by, needed=needed)
 
 
 def check(config: Config) -> None:

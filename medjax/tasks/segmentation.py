@@ -176,12 +176,12 @@ def validate(config, network, data: scans.Data, ids, state) -> dict[str, float]:
 def fix(run: Finished, data: scans.Data, manifest: pd.DataFrame) -> Finished:
     """The run with its post-processing, chosen on validation where it is missing."""
     data = data._replace(output=run.output)
-    ids = splitting.ids_in(manifest, "validation")
-    ids = ids if run.config.evaluation.choose else ids[:0]
+    held_out = run.held_out(manifest) if run.config.evaluation.choose else []
 
     def cases():
-        for answer in answers(run.config, run.network, run.state, data, ids):
-            yield answer.probability, answer.label, answer.spacing
+        for networks, ids in held_out:
+            for answer in answers(run.config, run.network, networks, data, ids):
+                yield answer.probability, answer.label, answer.spacing
 
     with devices.in_turn():  # The first process chooses, the others read it.
         posts = fixed.settle_posts(run.folder, run.number, run.output.names, cases)

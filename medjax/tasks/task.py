@@ -61,6 +61,18 @@ class Finished(NamedTuple):
         """[T], of a classification's calibrated probabilities; NaN where none is."""
         return np.array([self.fixed.thresholds[name] for name in self.output.names])
 
+    def held_out(self, manifest: pd.DataFrame) -> list[tuple[step.Trained, np.ndarray]]:
+        """Networks, and the ids of validation images that they didn't train on.
+
+        All networks and all of these images; but of joined runs each has its own.
+        """
+        of_run = workdir.read_held_out(self.folder)
+        if of_run is None:
+            return [(self.state, splitting.ids_in(manifest, "validation"))]
+        return [
+            (self.state if n < 0 else self.state[n], ids) for n, ids in of_run.items()
+        ]
+
     def log_odds(self, image: np.ndarray) -> np.ndarray:
         """A classification's [D, B, ...] -> the network's log-odds [D, B, T]."""
         return jax.device_get(self.network.predict(self.state, image))
@@ -81,7 +93,9 @@ class Task(NamedTuple):
     explore: Callable  # (config, data, folder) -> the page or file about the data.
     split: Callable  # (config, data) -> the manifest, not yet audited.
     untested: Callable  # config -> why a run of it tests on nobody; '' where it tests.
-    audit: Callable  # (config, data, manifest) -> None; refuses one that leaks.
+    # (config, data, manifest, needed=) -> None; refuses one that leaks, or that has
+    # nobody on a side that is needed; without `needed`, as the config asks.
+    audit: Callable
     network: Callable  # (config, output) -> parts.Network.
     # (config, data, ids, target, on_host=False) -> the endless training data.
     batches: Callable

@@ -273,6 +273,19 @@ def sides(folder: Path, name: str = "splits.csv") -> pd.DataFrame:
     return manifest
 
 
+def write_held_out(folder: Path, rows: pd.DataFrame) -> None:
+    """Writes held_out.csv of joined runs: `id` and `run`, see commands/join.py."""
+    write_table(folder / "held_out.csv", rows)
+
+
+def read_held_out(folder: Path) -> dict[int, np.ndarray] | None:
+    """{run: ids}, what `write_held_out` wrote; None of a run that isn't joined."""
+    if not (folder / "held_out.csv").exists():
+        return None
+    rows = pd.read_csv(folder / "held_out.csv")
+    return {int(run): ids.to_numpy() for run, ids in rows.groupby("run")["id"]}
+
+
 def of_data(records: Path) -> dict:
     """Counts and a digest of prepared data, computed without reading all of them.
 

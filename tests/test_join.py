@@ -1,0 +1,154 @@
+"""Joined folds: one ensemble, whose choices and tests are on images that none has seen."""
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from launching import SMALL, run_here
+
+from medjax.commands import join
+from medjax.tasks import scans, segmentation
+from medjax.tasks.task import Finished
+from medjax.training import folder as workdir
+
+FOLDS = 2
+SIDES = ("train", "validation", "test", "unused")
+
+
+def records(home):
+    return f"--config.data.records={home / 'records'}"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    home = tmp_path_factory.mktemp("join")
+    for fold in range(FOLDS):
+        fields = f"--config.split.folds={FOLDS}", f"--config.split.fold={fold}"
+        fields += "--config.split.seed=0", f"--config.seed={fold}", records(home)
+        run_here("train", f"--workdir={home}/{fold}", *SMALL, *fields)
+    out, _ = run_here("join", *runs(home), f"--workdir={home / 'joined'}")
+    assert "test on other data" in out
+    return home
+
+
+def runs(home):
+    return [f"--run={home / str(fold)}" for fold in range(FOLDS)]
+
+
+def table(folder, split):
+    return pd.read_csv(folder / f"predictions/{split}.csv").set_index("image")
+
+
+def raw(folder, split):
+    rows = table(folder, split)
+    return rows[[name for name in rows if name.endswith("_raw")]].sort_index()
+
+
+def test_choices_are_made_on_images_that_the_network_did_not_train_on(home):
+    """Each image is predicted by the network of the fold that tested it."""
+    expected = pd.concat([raw(home / str(fold), "test") for fold in range(FOLDS)])
+    got = raw(home / "joined", "validation")
+    assert len(got) == 240 and got.index.is_unique
+    np.testing.assert_allclose(got, expected.loc[got.index], atol=1e-5)
+    chosen = json.loads((home / "joined/calibration.json").read_text())
+    assert chosen["films"] == 240
+
+
+def test_other_data_get_the_mean_of_all_folds(home):
+    fields = "--config.data.first_patient=500000", "--config.data.patients=40"
+    other = (*SMALL, *fields, records(home), "--split=others")
+    for name in (*map(str, range(FOLDS)), "joined"):
+        run_here("evaluate", f"--workdir={home / name}", *other)
+    each = [raw(home / str(fold), "others") for fold in range(FOLDS)]
+    assert np.abs(each[0] - each[1]).max().max() > 0.01
+    got = raw(home / "joined", "others")
+    np.testing.assert_allclose(got, (each[0] + each[1]) / 2, atol=1e-5)
+    report = json.loads((home / "joined/report-others.json").read_text())
+    assert report["ensemble"]["members"] == FOLDS
+
+
+def test_images_that_a_fold_has_seen_are_no_test(home):
+    """A fold has not seen its own test patients; of the joined run, another has."""
+    joined = f"--workdir={home / 'joined'}"
+    own = (*SMALL, records(home), "--split=again")
+    _, error = run_here("evaluate", joined, *own, code=2)
+    assert "audit:" not in error  # Of its empty sides.
+    assert "240 of 240 images were seen in training or validation" in error
+    _, error = run_here("evaluate", joined, code=2)
+    assert "nobody is in that split" in error
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("model.features", 6, "config.model.features is 6, not 8"),
+        ("data.contrast", 2.0, "config.data.contrast is 2.0, not 1.0"),
+        ("evaluation.calibration", "prior", "other shares of the classes"),
+        ("evaluation.error_rate", 0.1, "don't have the guarantee"),
+        ("ensemble", 2, "join runs of one network each"),
+    ],
+)
+def test_runs_that_do_not_fit_are_refused(home, tmp_path, field, value, reason):
+    shutil.copytree(home / "1", tmp_path / "other")
+    config = json.loads((tmp_path / "other/config.json").read_text())
+    *above, last = field.split(".")
+    section = config[above[0]] if above else config
+    section[last] = value
+    (tmp_path / "other/config.json").write_text(json.dumps(config))
+    both = f"--run={home / '0'}", f"--run={tmp_path / 'other'}"
+    _, error = run_here("join", *both, f"--workdir={tmp_path / 'joined'}", code=2)
+    assert reason in error and str(tmp_path / "other") in error
+    assert not (tmp_path / "joined").exists()
+
+
+def test_one_run_or_a_folder_in_use_is_refused(home, tmp_path):
+    for some in (runs(home)[:1], runs(home)[:1] * 2):
+        _, error = run_here("join", *some, f"--workdir={tmp_path / 'new'}", code=2)
+        assert "two or more runs" in error
+    _, error = run_here("join", *runs(home), f"--workdir={home / '0'}", code=2)
+    assert "isn't empty" in error
+
+
+def test_no_image_of_any_training_is_tested_and_no_choice_is_on_a_trained_one():
+    rng = np.random.default_rng(0)
+    split = rng.choice(SIDES, (3, 400))
+    ids = np.arange(400)
+    rows = [
+        pd.DataFrame({"id": ids, "image": ids, "patient": ids, "split": each})
+        for each in split
+    ]
+    # Their order doesn't matter.
+    manifest, held_out = join.sides([rows[0], rows[1].sample(frac=1), rows[2]])
+    run = held_out.set_index("id")["run"]
+    assert set(run.index) == set(ids[manifest["split"] == "validation"])
+    for n, side in zip(ids, manifest["split"], strict=True):
+        each = set(split[:, n])
+        seen = each & {"train", "validation"}
+        assert (side == "test") == (not seen and "test" in each)
+        assert (side == "unused") == (each == {"unused"})
+        assert (side == "train") == (each in ({"train"}, {"train", "unused"}))
+        if side == "validation" and run[n] < 0:
+            assert "train" not in each
+        elif side == "validation":
+            best = "test" if "test" in each else "validation"
+            assert split[run[n], n] == best
+
+
+def test_masks_rules_are_chosen_on_each_folds_own_volumes(tmp_path, monkeypatch):
+    workdir.write_held_out(tmp_path, pd.DataFrame({"id": [4, 2, 7], "run": [1, 0, 1]}))
+    asked = []
+
+    def answers(config, network, state, data, ids):
+        asked.append((state, ids.tolist()))
+        return iter(())
+
+    monkeypatch.setattr(segmentation, "answers", answers)
+    config = SimpleNamespace(evaluation=SimpleNamespace(choose=True))
+    output = scans.Output((), {"lesion": (1,)})
+    run = Finished(config, tmp_path, output, None, 5, ("first", "second"))
+    segmentation.fix(run, scans.Data(*[None] * len(scans.Data._fields)), None)
+    assert asked == [("first", [2]), ("second", [4, 7])]
