@@ -8,6 +8,7 @@ import pandas as pd
 from medjax import tasks
 from medjax.cohort.manifest import SPLITS, UNUSED
 from medjax.cohort.manifest import write as write_manifest
+from medjax.commands import arms
 from medjax.commands.evaluate import TEST, Images, evaluate
 from medjax.config import Config, as_json, flatten, read_config
 from medjax.errors import InputError
@@ -54,7 +55,7 @@ def join(runs: list[Path], folder: Path) -> None:
     data = task.data(config)
     manifest, held_out = sides([workdir.sides(run) for run in runs])
     task.audit(config, data, manifest, needed=())
-    config.ensemble = len(runs)
+    config = arms.configured(config, {"ensemble": len(runs)})
     workdir.claim(folder, as_json(config))
     workdir.hold(folder, data.path, manifest)
     write_manifest(manifest, folder / "splits.csv")
