@@ -48,6 +48,11 @@ def refit(
     std = jnp.std(feature, axis=0)
     scale = jnp.where(std > 1e-6, 1 / jnp.maximum(std, 1e-6), 0.0)
     x = (feature - mean) * scale
+    # In the principal axes, each scaled by the curvature there, L-BFGS needs a tenth of
+    # the iterations. A cross-entropy's is at most 1/4 of the variance.
+    variance, axes = jnp.linalg.eigh(x.T @ x / len(x))
+    axes *= jax.lax.rsqrt(jnp.maximum(variance, 0) / 4 + 2 * decay)
+    x = x @ axes
     y = jnp.where(weight > 0, label, 0.0)
 
     def cross_entropy(logits: Array, target: Array) -> Array:
@@ -73,13 +78,13 @@ def refit(
             points = cross_entropy(mixed, between.label[:, None])
             total += jnp.sum(between.weight * points, axis=1)
         fit = jnp.sum(total / jnp.maximum(count, 1))
-        return fit + decay * jnp.sum(layer["kernel"] ** 2)
+        return fit + decay * jnp.sum((axes @ layer["kernel"]) ** 2)
 
     shape = feature.shape[1], label.shape[1]
     layer = _minimise(
         objective, {"kernel": jnp.zeros(shape), "bias": jnp.zeros(shape[1])}
     )
-    kernel = layer["kernel"] * scale[:, None]
+    kernel = axes @ layer["kernel"] * scale[:, None]
     return {"kernel": kernel, "bias": layer["bias"] - mean @ kernel}
 
 
