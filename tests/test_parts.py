@@ -20,7 +20,17 @@ from medjax.augment import intensity
 from medjax.config import effects
 from medjax.errors import InputError
 from medjax.geometry import warp
-from medjax.tasks import check, films, fixed, imbalance, parts, refit, splitting, start
+from medjax.tasks import (
+    check,
+    classification,
+    films,
+    fixed,
+    imbalance,
+    parts,
+    refit,
+    splitting,
+    start,
+)
 from medjax.training import step
 
 CONFIGS = [
@@ -748,3 +758,18 @@ def test_copies_of_an_image_are_augmented_alike_in_every_batch():
     c.augment.ops = ()
     with pytest.raises(InputError, match="evaluation.copies=3.*augment.ops"):
         parts.views(c)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "rows"),
+    [
+        ("quickstart", {}, 64),
+        ("quickstart", {"accumulate": 4}, 16),  # Each device has as many parts.
+        ("nih_densenet121", {}, 0),
+        ("lesion_shape", {}, 0),
+    ],
+)
+def test_cores_are_devices_where_images_are_small(name, changes, rows):
+    config = config_of(name)
+    config.train.update(changes)
+    assert classification.TASK.share(config) == rows

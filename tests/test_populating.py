@@ -290,7 +290,7 @@ def test_runs_without_steps_stand_alone():
 def test_a_cpu_has_a_device_a_core_where_arms_and_batch_allow_it(
     monkeypatch, cores, arms, batch, expected
 ):
-    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores), raising=False)
     asked = []
     options = types.SimpleNamespace(
         jax_num_cpu_devices=-1, update=lambda *pair: asked.append(pair)

@@ -28,8 +28,6 @@ def train(config: Config, folder: Path, *, profile: str | None = None) -> bool:
         if steps < (last := step.PROFILED[-1]):
             raise InputError(f"--profile: needs {last} steps, and there are {steps}")
     if rows := task.share(config):
-        # A classifier's update is as fast on one device that has all cores, and XLA
-        # compiles it faster: DenseNet-121's in 16 instead of 24 s.
         devices.use_cores(rows)
     with held(folder) if devices.first() else contextlib.nullcontext():
         run = task.begin(config, folder)

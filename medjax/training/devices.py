@@ -50,7 +50,7 @@ def keep() -> None:
 
     On a CPU, XLA frees its buffers after every update. By default glibc gives large
     ones back to the kernel, which must clear every page for the next update: a fifth of
-    the quickstart's CPU time. A host with an accelerator keeps glibc's ways.
+    auc_margin's CPU time. A host with an accelerator keeps glibc's ways.
     """
     if not any(map(glob.glob, ACCELERATORS)):
         with contextlib.suppress(AttributeError, OSError, TypeError):  # No glibc.
@@ -101,14 +101,16 @@ def _prune(folder: Path) -> None:
 def use_cores(*batches: int, most: int = DEVICES) -> None:
     """Makes each CPU core a JAX device, at most `most`, as many as divide all batches.
 
-    Several cores don't share the small operations of a step well: two devices of one
+    Of the cores that this process may use, as SLURM or taskset say. Several cores don't share the small operations of a step well: two devices of one
     core each train the lesions' U-Net 1.3 times as fast as one device of two cores, and
     predict by DenseNet-121 1.5 times as fast. Call it before JAX looks for devices;
     later it changes nothing. It respects jax_num_cpu_devices and other platforms.
     """
     if jax.config.jax_num_cpu_devices > 0:
         return
-    devices = max(min(os.cpu_count() or 1, most), 1)
+    everyone = range(os.cpu_count() or 1)
+    mine = getattr(os, "sched_getaffinity", lambda process: everyone)(0)  # Of Linux.
+    devices = max(min(len(mine), most), 1)
     while any(max(batch, 1) % devices for batch in batches):
         devices -= 1
     with contextlib.suppress(RuntimeError):  # JAX has its devices.
