@@ -50,7 +50,7 @@ def keep() -> None:
 
     On a CPU, XLA frees its buffers after every update. By default glibc gives large
     ones back to the kernel, which must clear every page for the next update: a fifth of
-    auc_margin's CPU time. A host with an accelerator keeps glibc's ways.
+    the quickstart's CPU time. A host with an accelerator keeps glibc's ways.
     """
     if not any(map(glob.glob, ACCELERATORS)):
         with contextlib.suppress(AttributeError, OSError, TypeError):  # No glibc.
