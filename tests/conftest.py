@@ -19,6 +19,9 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 if version("jaxlib").startswith("0.10."):  # Later ones don't know the flag, and end.
     os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
 
+# Processes that tests start: their bits don't depend on this machine's cores.
+os.environ["JAX_NUM_CPU_DEVICES"] = "1"
+
 import jax
 import numpy as np
 import pytest
