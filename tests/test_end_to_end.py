@@ -225,7 +225,7 @@ def test_another_config_in_the_same_workdir_is_refused(home, finished):
         (["train", *SMALL, "--config.optm.rate=1"], "no field 'optm'. Did you mean"),
         (
             [],
-            "prepare, explore, train, evaluate, predict, export, convert, gallery or sweep",
+            "prepare, explore, train, evaluate, predict, join, export, convert, gallery or sweep",
         ),
         (["evaluate", "--workdir=nowhere"], "nowhere"),
         (["predict", "--workdir=nowhere", "--images=x"], "nowhere"),
