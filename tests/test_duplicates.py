@@ -286,10 +286,6 @@ VOLUME_COPIES = {
     "one sequence alone": lambda image: image * [1, 0],
     "turned by a right angle": lambda image: np.rot90(image, 1, (0, 2)),
     "turned twice": lambda image: image.transpose(2, 0, 1, 3)[:, ::-1],
-    "inverted": lambda image: -image,
-    "inverted, turned, resampled": lambda image: resampled((0.8, 0.9, 1))(
-        -image.swapaxes(0, 1)
-    ),
 }
 
 

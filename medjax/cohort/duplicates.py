@@ -1,6 +1,6 @@
 """Finds images that occur twice in the data: renamed, re-encoded, mirrored or resampled.
 
-Also turned by right angles, or inverted, black for white. Films take three
+Also turned by right angles, and films inverted, black for white. Films take three
 steps, each on the output of the one before: a hash of every image, the pairs whose hashes
 are close, and a comparison of the pixels of these pairs, because chest films resemble each
 other. Volumes take one: each is shrunk to a thumbnail, and all thumbnails are compared.
@@ -45,7 +45,6 @@ REACH = 2.0  # which reaches so many standard deviations to either side.
 DARK, BRIGHT = 2.0, 3.0
 DETAIL = 1.0  # Cells: what is finer than such a blur counts once more.
 ALIKE = 0.81  # Mean correlation of two volumes' thumbnails, and of their details.
-INVERTED = 0.4  # The same, negative, of a volume that is inverted.
 ROWS = 256  # Volumes that are compared with all others at once.
 
 
@@ -238,10 +237,10 @@ def _cells(mass: np.ndarray) -> np.ndarray:
 def alike(thumbnails: np.ndarray) -> pd.DataFrame:
     """Finds the pairs of volumes of which any sequence is the same image.
 
-    It may be mirrored, turned by right angles, or inverted. `thumbnails` are
-    [N, C, S, S, S]. A row per pair: `id` < `other`, 0 to N - 1, and the highest
-    `correlation`, the mean of the thumbnails' and of their details', as people resemble
-    each other in outline: ALIKE or more, or its size if inverted, INVERTED or more.
+    It may be mirrored or turned by right angles. `thumbnails` are [N, C, S, S, S]. A row
+    per pair: `id` < `other`, 0 to N - 1, and the highest `correlation`, ALIKE or more:
+    the mean of the thumbnails' and of their details', as people resemble each other in
+    outline.
     """
     count = len(thumbnails)
     whole = thumbnails.astype(np.float32)
@@ -257,15 +256,12 @@ def alike(thumbnails: np.ndarray) -> pd.DataFrame:
     for start in range(0, count, ROWS):
         later = all_cells[:, start:]
         high = np.zeros((len(later[0][:ROWS]), count - start), np.float32)
-        low = np.zeros_like(high)
         for cells, turn, axes in itertools.product(later, turns, flips):
             rows = np.flip(cells[:ROWS].transpose(0, 1, *turn), axes)
             product = rows.reshape(len(rows), -1) @ cells.reshape(len(cells), -1).T
             np.maximum(high, product, out=high)
-            np.minimum(low, product, out=low)
-        id, other = np.nonzero((high >= ALIKE) | (low <= -INVERTED))
-        best = np.maximum(high, -low)[id, other]
-        pairs.append(np.stack([id + start, other + start, best], axis=1))
+        id, other = np.nonzero(high >= ALIKE)
+        pairs.append(np.stack([id + start, other + start, high[id, other]], axis=1))
     pairs = pd.DataFrame(
         np.concatenate(pairs), columns=["id", "other", "correlation"]
     ).astype({"id": int, "other": int})
