@@ -3,7 +3,7 @@
     python launch.py sweep --config=configs/long_tail.py --workdir=runs/tail
 
 Synthetic chest films, with findings from 20 % to 0.1 %. All seeds share one split: half
-of the patients are tested, so that the rarest finding has ten positive films. The
+of the patients are tested, so that the rarest finding has eight positive films. The
 network is small and the steps are few, so that a run takes a minute of a core.
 
     python launch.py sweep --config=configs/long_tail.py:nih --workdir=runs/tail_nih
