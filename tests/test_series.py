@@ -391,7 +391,8 @@ def test_pet_becomes_suv_by_dose_decay_and_weight(tmp_path, tracer, fields, expe
         *(({name: None}, {}, f"has no {name}") for name in TRACER),
         *(
             ({}, {name: None}, f"has no {name}")
-            for name in {*PET, "RadiopharmaceuticalInformationSequence"} - {"Modality"}
+            for name in (*PET, "RadiopharmaceuticalInformationSequence")
+            if name != "Modality"
         ),
         ({}, {"Units": "CNTS"}, "its Units are CNTS, not BQML"),
         (
