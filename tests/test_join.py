@@ -61,6 +61,7 @@ def test_choices_are_made_on_images_that_the_network_did_not_train_on(home):
     assert chosen["films"] == 240
 
 
+@pytest.mark.slow
 def test_other_data_get_the_mean_of_all_folds(home):
     fields = "--config.data.first_patient=500000", "--config.data.patients=40"
     other = (*SMALL, *fields, records(home), "--split=others")

@@ -280,7 +280,7 @@ np.testing.assert_array_equal(same, batch["id"] * 2)
 """
     environment = {
         **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "JAX_NUM_CPU_DEVICES": "2",
         "JAX_PLATFORMS": "cpu",
     }
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)

@@ -249,6 +249,7 @@ def test_predict_writes_the_masks_that_evaluate_measured(finished):
     assert "two volumes would have the masks" in errors
 
 
+@pytest.mark.slow
 def test_an_exported_run_draws_the_same_masks(finished, tmp_path):
     home, _ = finished
     run_here("export", f"--workdir={home / 'run'}", f"--out={home / 'out'}")

@@ -97,7 +97,7 @@ def shapes(config, network, task):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_names_parts_that_exist_and_fit(path):
     config = config_of(path.stem)
-    task = films.Output(("a", "b", "c"), config.task == "multiclass", (64, 64, 1))
+    task = films.expected(config)._replace(names=("a", "b", "c"))
     if config.intensity.name == "as_pretrained":
         config, weights = start.settle(config, task, parts.classifier)
         assert weights is not None and config.intensity.name == "standardise"

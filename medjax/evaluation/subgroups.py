@@ -376,7 +376,7 @@ def _groups(
         inside = (member == g).any(axis=0)
         none = f"no task with {LEAST} patients of either class in all groups"
         if not any(by.groups[g] for by in compared):
-            none = f"{LEAST} patients of either class in too few tasks: not compared"
+            none = f"{LEAST} patients of either class in too few findings: not compared"
         return Group(
             films=int(inside.sum()),
             patients=np.unique(patient[inside]).size,

@@ -31,6 +31,7 @@ def write_pair(results: dict, folder: Path) -> Path:
         folder / "against.html",
         "against.html",
         results=results,
+        what=_what(results),
         metrics=[*results["mean"]][:2],
         verdicts=_verdicts(results),
         forest=charts.forest(
@@ -75,11 +76,17 @@ def _verdicts(results: dict) -> list[tuple[str, str]]:
         if names
     ]
     if all(gap["holm"] is None for gap in gaps.values()):
-        sentences.append(("", "No finding could be tested."))
+        sentences.append(("", f"No {_what(results)} could be tested."))
     elif len(sentences) == 1:
         why = f"a difference of the {label(metric)} is not ruled out for any of them"
-        sentences.append(("", f"Of the findings alone none is significant; {why}."))
+        what = f"{_what(results)}s"
+        sentences.append(("", f"Of the {what} alone none is significant; {why}."))
     return sentences
+
+
+def _what(results: dict) -> str:
+    """What the compared numbers are of."""
+    return "region" if results["primary"] == "dice" else "finding"
 
 
 def _of_mean(results: dict) -> tuple[str, str]:

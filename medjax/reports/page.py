@@ -14,9 +14,11 @@ from medjax.evaluation.metrics import METRICS
 from medjax.files import write_text
 
 DASH = "–"  # Of what is undefined.
+PROPER = ("Brier", "Cohen's", "Dice")  # Names of people: capital in a sentence, too.
 NAMES = {name: metric.label for name, metric in METRICS.items()} | {
     "grad_cam": "Grad-CAM",
     "grad_cam_plus_plus": "Grad-CAM++",
+    "dice": "Dice",
     "hd95": "HD95, mm",
     "asd": "ASD, mm",
     "nsd": "NSD",
@@ -190,8 +192,11 @@ def label(name: str) -> str:
 
 
 def within(name: str) -> str:
-    """A name as it is printed inside a sentence."""
-    return NAMES.get(name, label(name).lower())
+    """A name as it is printed inside a sentence: 'average precision', 'Dice', 'AUROC'."""
+    text = label(name)
+    first = text.split()[0]
+    proper = first in PROPER or not first[1:].islower()
+    return text if proper else text[0].lower() + text[1:]
 
 
 def flat(values: dict, prefix: str = "") -> dict[str, str]:

@@ -520,9 +520,9 @@ def _draw_masks(run: Finished, path: Path, folder: Path) -> None:
 def share(config: Config) -> int:
     """The rows that a CPU's cores share, a device each; 0: all cores are one device.
 
-    The step of the quickstart took 0.29 to 0.48 s on one device of two cores, and 0.29 s
-    on one core. A step of larger images is as fast on one device, and XLA compiles it
-    faster: DenseNet-121's in 16 instead of 24 s.
+    The quickstart's step took 0.29 to 0.48 s on one device of two cores, 0.29 s on one
+    core, and takes 0.14 s on two devices. A step of larger images is as fast on one
+    device, and XLA compiles it faster: DenseNet-121's in 16 instead of 24 s.
     """
     small = config.data.get("side", SMALL + 1) <= SMALL
     return config.train.batch // config.train.accumulate if small else 0
