@@ -30,7 +30,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import cv2
@@ -50,7 +49,8 @@ from scans import brain, save
 from configs import base
 from medjax.data import brain_phantom, sources
 from medjax.errors import InputError
-from medjax.tasks import films, scans, splitting
+from medjax.tasks import classification, segmentation, splitting
+from medjax.tasks.task import Task
 
 SHARES = {"files": 0.5, "leaks": 0, "two": 0, "disk": 0.1, "kills": 0.4}  # Of minutes.
 MOST = 1000  # Files of each form.
@@ -115,7 +115,7 @@ class Unit(NamedTuple):
     copies: kind of leak -> a copy of an image.
     """
 
-    task: ModuleType
+    task: Task
     suffix: str
     draw: Callable[[int], list[np.ndarray]]
     tiny: Callable[[np.random.Generator], np.ndarray]
@@ -167,7 +167,7 @@ def save_scans(folder, named, patients, sides):
 
 UNITS = {
     "films": Unit(
-        films,
+        classification.TASK,
         ".png",
         draw_films,
         grey,
@@ -189,7 +189,7 @@ UNITS = {
         },
     ),
     "scans": Unit(
-        scans,
+        segmentation.TASK,
         "",
         draw_scans,
         lambda rng: brain((12, 12, 12), rng.integers(1 << 30)),
