@@ -213,7 +213,9 @@ def test_training_leaves_a_block_out_or_weighs_it_more(name):
     assert 20 <= equal(without).sum() <= 44  # of 64, binomial: 3 standard deviations
 
 
-@pytest.mark.parametrize("name", quick("bottleneck"))
+@pytest.mark.parametrize(
+    "name", ["bottleneck", pytest.param("efficientnet", marks=pytest.mark.slow)]
+)
 def test_shards_share_their_batch_statistics(name):
     image = np.random.default_rng(0).random((4, 32, 32, 1), np.float32)
     alone, shared = SMALL[name](2), SMALL[name](2, axis_name="shards")
