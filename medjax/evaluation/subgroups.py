@@ -374,7 +374,7 @@ def _groups(
 
     def group(g: int) -> Group:
         inside = (member == g).any(axis=0)
-        none = f"no task with {LEAST} patients of either class in all groups"
+        none = f"no finding with {LEAST} patients of either class in all groups"
         if not any(by.groups[g] for by in compared):
             none = f"{LEAST} patients of either class in too few findings: not compared"
         return Group(

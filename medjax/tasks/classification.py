@@ -442,9 +442,8 @@ def predict_(
         if reference is not None:
             small = reading.eight_bits(image)
             unlike = novelty.warning(film.pixels, small, reference)
-            dim = f"fewer than {grey_levels.DIM} levels of grey" * grey_levels.is_dim(
-                image
-            )
+            few = grey_levels.is_dim(image)
+            dim = f"fewer than {grey_levels.DIM} levels of grey" * few
             warnings[path] = "; ".join(filter(None, (unlike, dim)))
         return image
 
