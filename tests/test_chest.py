@@ -187,17 +187,33 @@ def test_a_view_or_sex_that_is_none_is_unknown(tmp_path):
 def test_the_official_lists_say_which_part_a_film_belongs_to(tmp_path):
     write_nih(
         tmp_path,
-        train_val_list="00000001_000.png\n00000001_001.png",
-        test_list="00000003_000.png\nunknown.png\n",
+        train_val_list="00000001_000.png\n00000001_001.png\n00000002_000.png",
+        test_list="\ufeff00000003_000.png\nunknown.png\n",  # A byte-order mark.
     )
     found = items(chest.nih(folder=tmp_path, side=SIDE))
-    assert [i.row["official"] for i in found] == ["train", "train", "", "test"]
+    assert [i.row["official"] for i in found] == ["train", "train", "train", "test"]
 
 
-def test_a_film_on_both_official_lists_is_an_error(tmp_path):
-    names = "00000001_000.png\n00000001_001.png\n"
-    write_nih(tmp_path, train_val_list=names, test_list="00000001_001.png")
-    with pytest.raises(InputError, match=r"00000001_001\.png is in train_val_list"):
+@pytest.mark.parametrize(
+    ("names", "why"),
+    [
+        (
+            "00000001_001.png 00000003_000.png",
+            r"00000001_001\.png is in both of train_",
+        ),
+        ("00000003_000 unknown", r"00000003_000\.png is in none of train_val_list"),
+        ("images/00000003_000.png", r"00000003_000\.png is in none of train_val_list"),
+        ("", r"00000003_000\.png is in none of train_val_list"),
+        ("\xe9".encode("latin-1"), r"test_list\.txt: can't be read .* UTF-8"),
+    ],
+)
+def test_a_film_is_on_one_of_the_official_lists(tmp_path, names, why):
+    """Else all splits would be sampled, and the official test images would train."""
+    others = "00000001_000.png 00000001_001.png 00000002_000.png"
+    write_nih(tmp_path, train_val_list=others, test_list="")
+    content = names if isinstance(names, bytes) else names.encode()
+    (tmp_path / "test_list.txt").write_bytes(content)
+    with pytest.raises(InputError, match=why):
         chest.nih(folder=tmp_path, side=SIDE)
 
 

@@ -116,6 +116,8 @@ def test_mimic_cxr_lists_its_files(mimic):
     ("name", "old", "new", "message"),
     [
         ("split.csv", "validate", "dev", "the split 'dev' is none of train, validate"),
+        ("split.csv", "c,600", "d,600", "has 0 rows of the dicom_id c: give it one"),
+        ("split.csv", "c,600", "a,600", "has 2 rows of the dicom_id a: give it one"),
         ("metadata.csv.gz", "ViewPosition", "View", "no column 'ViewPosition'"),
         ("chexpert.csv.gz", "53189527", "50414267", "lists the study 50414267 twice"),
         ("chexpert.csv.gz", "-1.0", "maybe", "Edema of 53189527 is 'maybe'"),
@@ -202,6 +204,11 @@ def test_vindr_cxr_lists_its_files_and_names_what_is_wrong(vindr):
     make = IMAGES["vindr_cxr"]
     with pytest.raises(InputError, match=r"data\.readers='all'"):
         make(**options("vindr_cxr", vindr, readers="all"))
+    for copy in ("train/a.png", "test/a.dicom"):
+        draw(vindr / copy)
+        with pytest.raises(InputError, match=rf"{copy}: are of one image: keep one"):
+            make(**options("vindr_cxr", vindr))
+        (vindr / copy).unlink()
     path = vindr / "annotations/image_labels_test.csv"
     write(path, TEST.replace("Cardiomegaly", "Heart"))
     with pytest.raises(InputError, match="only one of its tables has the column 'Card"):

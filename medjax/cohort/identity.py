@@ -48,8 +48,7 @@ def refuse_spellings(ids: Iterable[str], what: str) -> None:
         if other != id and (before == spelt or len(before) != len(spelt)):
             raise InputError(
                 f"{what}: {other!r} and {id!r} differ in case, signs, leading zeros, "
-                "decimals or session alone: give one person one id, or rename one of two "
-                "people"
+                "decimals or session alone: write one in one way, or rename one of two"
             )
 
 

@@ -15,7 +15,7 @@ from medjax.data import chest_phantom as chest
 from medjax.data import images
 from medjax.data.prepared import Item, Source
 from medjax.data.sources import tables
-from medjax.errors import InputError, check_choice
+from medjax.errors import InputError, check_choice, reading
 
 NIH_TASKS = (
     "Atelectasis",
@@ -200,13 +200,19 @@ def _nih_official(folder: Path, names: pd.Series) -> np.ndarray:
             f"{folder}: has one of train_val_list.txt and test_list.txt: add the other, "
             "or remove it to sample all splits"
         )
-    lists = [path.read_text().split() if path.exists() else [] for path in paths]
-    listed = [names.isin(lines) for lines in lists]
-    both = listed[0] & listed[1]
-    if both.any():
+    if not paths[0].exists():
+        return np.full(len(names), "")
+    listed = []
+    for path in paths:
+        with reading(path, "save it as UTF-8"):
+            listed.append(names.isin(path.read_text("utf-8-sig").split()))
+    wrong = listed[0] == listed[1]
+    if wrong.any():
+        first = np.flatnonzero(wrong)[0]
+        which = "both" if listed[0][first] else "none"
         raise InputError(
-            f"{folder}: {names[both].iloc[0]} is in train_val_list.txt and in "
-            "test_list.txt: correct one of them"
+            f"{folder}: {names[first]} is in {which} of train_val_list.txt and "
+            "test_list.txt: correct them, or remove both to sample all splits"
         )
     return np.select(listed, ["train", "test"], "")
 

@@ -111,5 +111,12 @@ def _official(folder: Path, dicom: pd.Series) -> list[str]:
             f"{path}: the split {listed['split'][strange].iloc[0]!r} is none of "
             f"{', '.join(SPLITS)}: correct it"
         )
-    splits = listed.drop_duplicates("dicom").set_index("dicom")["split"].map(SPLITS)
-    return splits.reindex(dicom).fillna("").tolist()
+    counts = listed["dicom"].value_counts().reindex(dicom, fill_value=0)
+    if (counts != 1).any():
+        raise InputError(
+            f"{path}: has {counts[counts != 1].iloc[0]} rows of the dicom_id "
+            f"{counts.index[counts != 1][0]}: give it one, or remove the table to sample "
+            "all splits"
+        )
+    splits = listed.set_index("dicom")["split"].map(SPLITS)
+    return splits[dicom].tolist()

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from medjax.data import images
+from medjax.data import images, prepared
 from medjax.data.prepared import Source
 from medjax.data.sources import tables
 from medjax.errors import InputError, check_choice
@@ -70,7 +70,11 @@ def files(*, folder: Path, **_) -> dict[str, Path]:
 def _paths(folder: Path) -> dict[str, Path]:
     """Image -> its file, in any format that `images.read` reads."""
     folders = [folder / part for part in PARTS if (folder / part).is_dir()]
-    return {p.stem: p for part in folders for p in images.image_paths(part)[0]}
+    paths = [path for part in folders for path in images.image_paths(part)[0]]
+    if (twice := prepared.first_duplicate(path.stem for path in paths)) is not None:
+        names = " and ".join(str(path) for path in paths if path.stem == twice)
+        raise InputError(f"{names}: are of one image: keep one of them")
+    return {path.stem: path for path in paths}
 
 
 def _labels(folder: Path, part: str, readers: str) -> pd.DataFrame | None:
