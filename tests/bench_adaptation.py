@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from medjax.commands import train
 from medjax.evaluation import discrimination
-from medjax.tasks import adapt, classification, films, parts, start
+from medjax.tasks import adapt, answers, films, parts, start
 from medjax.training import folder as workdir
 
 FLAGS = flags.FLAGS
@@ -66,7 +66,7 @@ def _predict(config, folder: Path, path: Path) -> None:
     )
     tested = target.manifest["id"][target.manifest["split"] == "test"].to_numpy()
     images = target.data.films(tested)
-    found = classification.predictions(config, network, state, images)
+    found = answers.predictions(config, network, state, images)
     workdir.write_predictions(path, data.output.names, target.data.table, found)
 
 

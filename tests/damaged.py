@@ -37,7 +37,7 @@ from test_torch_pickle import archive, storage, tensor
 import launch
 from medjax import config, tasks
 from medjax.data import images, nifti, sources
-from medjax.data.sources import tables
+from medjax.data.sources import cells
 from medjax.errors import InputError
 from medjax.models import weights
 from medjax.training.checkpoint import Checkpoints
@@ -167,7 +167,7 @@ def csv_file(rng):
 
 
 def our_csv(path):
-    table = tables.read_csv(path)
+    table = cells.read_csv(path)
     return [[*table], *table.to_numpy().tolist()]
 
 

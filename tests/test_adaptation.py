@@ -21,7 +21,7 @@ from medjax.commands import train
 from medjax.data import loader
 from medjax.errors import InputError
 from medjax.models import layers
-from medjax.tasks import adapt, classification, films, refit, splitting, start
+from medjax.tasks import adapt, answers, films, refit, splitting, start
 from medjax.tasks import parts as model
 from medjax.training import adaptation, optim, step
 
@@ -576,5 +576,5 @@ def test_a_run_reports_the_targets_test_images_with_the_adapted_model(home):
     told = predicted.set_index("image").loc[held_out["image"], "a"]
     for folder, same in (("checkpoints", False), (start.ADAPTED, True)):
         _, state = model.restore(config, workdir / folder, network, source.output)
-        found = classification.predictions(config, network, state, images).probability
+        found = answers.predictions(config, network, state, images).probability
         assert np.allclose(found[:, 0], told, atol=1e-5) == same

@@ -65,8 +65,8 @@ def test_12_bits_keep_their_levels_from_the_file_to_the_network(tmp_path, caplog
 
     seen = []
     options = {"batch": 2, "devices": 1}
-    options["load"] = lambda path: images.fit(
-        images.read(path).pixels, (SIDE, SIDE, 1), 16
+    options["load"] = lambda path: (
+        images.fit(images.read(path).pixels, (SIDE, SIDE, 1), 16),
     )
     files = [tmp_path / "a.dcm", tmp_path / "b.dcm"]
 

@@ -17,7 +17,7 @@ from medjax.augment import intensity, patches
 from medjax.data import liver_phantom, prepared, sources
 from medjax.data import scan as scanning
 from medjax.data.normalisation import unit_range, z_scores
-from medjax.data.sources import scans, volumes
+from medjax.data.sources import scan_layouts, scans, volumes
 from medjax.errors import InputError
 from medjax.geometry import warp
 from medjax.reports import images
@@ -106,7 +106,7 @@ def test_files_become_what_segmentation_sees_however_they_are_turned(tmp_path):
     assert a.row["tumour"] == 1 and b.row["tumour"] == 0 and a.row["bleed"] == 0.5
     assert c.content is None and "c.nii" in c.reason
     np.testing.assert_array_equal(a.content, b.content)
-    (patient,) = scans.in_decathlon(tmp_path / "a.nii.gz", sequences=("T1",))
+    (patient,) = scan_layouts.in_decathlon(tmp_path / "a.nii.gz", sequences=("T1",))
     case = scanning.read_scan(patient.sequences, regions={}, spacing=(1, 1, 1))
     expected = np.clip(centred(case.image, SHAPE), -4, 8)
     np.testing.assert_allclose(scores(a.content), expected, atol=12 / 65535)

@@ -14,7 +14,7 @@ from medjax.commands import evaluate, predict
 from medjax.commands.evaluate import Images
 from medjax.errors import InputError
 from medjax.evaluation.robustness import CORRUPTIONS
-from medjax.tasks import classification, films, fixed, parts, splitting
+from medjax.tasks import films, fixed, new_images, parts, splitting
 from medjax.training import folder as workdir
 
 
@@ -35,7 +35,7 @@ def run(tmp_path_factory):
     manifest = splitting.split(c, data)
     manifests.write(manifest, folder / "splits.csv")
     trains = manifest["id"][manifest["split"] == "train"].to_numpy()
-    classification.record(folder, data, trains)
+    new_images.record(folder, data, trains)
     network = parts.classifier(c, data.output)
     state = parts.initial_state(
         *(c, network, data.output, data.label(trains)),
@@ -121,9 +121,9 @@ def test_predict_warns_of_images_unlike_the_training_films(run, tmp_path, capsys
 
 
 def test_the_training_films_are_looked_at_once(run):
-    known = json.loads((run / classification.DOMAIN).read_text())
+    known = json.loads((run / new_images.DOMAIN).read_text())
     manifest = manifests.read(run / "splits.csv")
     assert known["films"] == (manifest["split"] == "train").sum()
-    before = (run / classification.DOMAIN).stat().st_mtime_ns
-    classification.record(run, films.data(plain.read_config(run)), np.array([0]))
-    assert (run / classification.DOMAIN).stat().st_mtime_ns == before
+    before = (run / new_images.DOMAIN).stat().st_mtime_ns
+    new_images.record(run, films.data(plain.read_config(run)), np.array([0]))
+    assert (run / new_images.DOMAIN).stat().st_mtime_ns == before

@@ -21,7 +21,7 @@ from medjax.errors import InputError
 from medjax.evaluation import calibration as recalibration
 from medjax.evaluation import localisation
 from medjax.evaluation import predict as inference
-from medjax.tasks import classification, explain, films, fixed, parts, splitting
+from medjax.tasks import explain, films, fixed, new_images, parts, splitting
 from medjax.training import folder as workdir
 
 BOXED = {  # In pixels of 1024 x 1024, as NIH's list has them: x, y, w, h.
@@ -100,7 +100,7 @@ def run(tmp_path_factory):
     workdir.claim(folder / "run", plain.as_json(c))
     workdir.write_task(folder / "run", data.output)
     manifests.write(splitting.split(c, data), folder / "run/splits.csv")
-    classification.record(folder / "run", data, data.table["id"].to_numpy())
+    new_images.record(folder / "run", data, data.table["id"].to_numpy())
     network = parts.classifier(c, data.output)
     state = parts.initial_state(
         *(c, network, data.output, data.label(data.table["id"].to_numpy())),

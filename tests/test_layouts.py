@@ -10,7 +10,7 @@ from PIL import Image
 from configs import base
 from medjax.cohort import identity
 from medjax.data import images
-from medjax.data.sources import FILES, IMAGES, chest_xray, scans
+from medjax.data.sources import FILES, IMAGES, chest_xray, scan_layouts
 from medjax.data.sources.scans import SequenceFile
 from medjax.errors import InputError
 from medjax.tasks import scans as volumes
@@ -242,7 +242,7 @@ def test_brats_scans_are_found_by_their_names(tmp_path, flat):
         place = tmp_path if flat else tmp_path / "training" / name
         touch(*(place / f"{name}-{part}.nii.gz" for part in parts))
     touch(tmp_path / "._BraTS-GLI-00000-000-t1c.nii.gz", tmp_path / "notes.txt")
-    found = scans.in_brats(tmp_path, sequences=ORDER)
+    found = scan_layouts.in_brats(tmp_path, sequences=ORDER)
     assert [scan.name for scan in found] == [*GLI]
     place = tmp_path if flat else tmp_path / "training" / GLI[1]
     path = place / f"{GLI[1]}-t1c.nii.gz"
@@ -261,21 +261,21 @@ def test_brats_scans_are_found_by_their_names(tmp_path, flat):
 
 def test_brats_files_that_do_not_fit_are_named(tmp_path, caplog):
     with pytest.raises(InputError, match="is no folder"):
-        scans.in_brats(tmp_path / "nowhere", sequences=ORDER)
+        scan_layouts.in_brats(tmp_path / "nowhere", sequences=ORDER)
     with pytest.raises(InputError, match="named as BraTS-GLI-00000-000-t1c"):
-        scans.in_brats(tmp_path, sequences=ORDER)
+        scan_layouts.in_brats(tmp_path, sequences=ORDER)
     touch(tmp_path / f"{GLI[0]}-t1c.nii.gz")
     with pytest.raises(InputError, match=r"no file of .* is 't2f': 't1c'"):
-        scans.in_brats(tmp_path, sequences=ORDER)
+        scan_layouts.in_brats(tmp_path, sequences=ORDER)
     touch(tmp_path / f"{GLI[0]}-t1c (1).nii.gz")
-    scans.in_brats(tmp_path, sequences=("t1c",))
+    scan_layouts.in_brats(tmp_path, sequences=("t1c",))
     assert f"left out: {GLI[0]}-t1c (1).nii.gz" in caplog.text
     touch(tmp_path / f"{GLI[2]}-t2f.nii.gz")
-    found = scans.in_brats(tmp_path, sequences=ORDER)  # Missing ones are None.
+    found = scan_layouts.in_brats(tmp_path, sequences=ORDER)  # Missing ones are None.
     assert [[*map(bool, s.sequences.values())] for s in found] == [[1, 0], [0, 1]]
     touch(tmp_path / "again" / f"{GLI[0]}-t1c.nii")
     with pytest.raises(InputError, match="keep one of them"):
-        scans.in_brats(tmp_path, sequences=ORDER)
+        scan_layouts.in_brats(tmp_path, sequences=ORDER)
 
 
 @pytest.fixture
@@ -294,7 +294,7 @@ def bids(tmp_path):
 
 
 def test_sessions_of_bids_are_scans_of_one_patient(bids, caplog):
-    found = scans.in_bids(bids, sequences=("T1w", "FLAIR"), mask="dseg")
+    found = scan_layouts.in_bids(bids, sequences=("T1w", "FLAIR"), mask="dseg")
     assert [scan.name for scan in found] == ["sub-01/ses-1", "sub-01/ses-2", "sub-02"]
     path = bids / "sub-01/ses-2/anat/sub-01_ses-2_FLAIR.nii.gz"
     assert found[1].sequences["FLAIR"] == SequenceFile(path)
@@ -304,9 +304,9 @@ def test_sessions_of_bids_are_scans_of_one_patient(bids, caplog):
     assert patients == ["sub-01", "sub-01", "sub-02"]
     # A new patient, or one session, is predicted.
     options = {"sequences": ("T1w",)}
-    names = [scan.name for scan in scans.in_bids(bids / "sub-01", **options)]
+    names = [scan.name for scan in scan_layouts.in_bids(bids / "sub-01", **options)]
     assert names == ["sub-01/ses-1", "sub-01/ses-2"]
-    (alone,) = scans.in_bids(bids / "sub-01/ses-2", **options)
+    (alone,) = scan_layouts.in_bids(bids / "sub-01/ses-2", **options)
     assert alone.name == "sub-01/ses-2" and alone.mask is None
     config = base.segmentation("bids")
     config.data.folder = str(bids)
@@ -316,15 +316,15 @@ def test_sessions_of_bids_are_scans_of_one_patient(bids, caplog):
 def test_names_of_bids_that_do_not_say_which_are_refused(bids):
     anat = bids / "sub-02/anat"
     touch(*(anat / f"sub-02_ce-gd_{end}.nii.gz" for end in ("T1w", "run-1_T2w")))
-    (one,) = scans.in_bids(bids, sequences=("ce-gd_T1w",))
+    (one,) = scan_layouts.in_bids(bids, sequences=("ce-gd_T1w",))
     assert one.name == "sub-02"
-    plain = scans.in_bids(bids, sequences=("T1w",))[-1].sequences["T1w"]
+    plain = scan_layouts.in_bids(bids, sequences=("T1w",))[-1].sequences["T1w"]
     assert plain.path.name == "sub-02_T1w.nii.gz"
     touch(anat / "sub-02_run-2_T2w.nii.gz")
     with pytest.raises(InputError, match=r"run-1_T2w.*run-2_T2w.*both end in T2w"):
-        scans.in_bids(bids, sequences=("T2w",))
+        scan_layouts.in_bids(bids, sequences=("T2w",))
     with pytest.raises(InputError, match=r"no file in it is 'sub-\*_PD.nii.gz'"):
-        scans.in_bids(bids, sequences=("PD",))
+        scan_layouts.in_bids(bids, sequences=("PD",))
     touch(bids / "derivatives/other/sub-01/ses-1/sub-01_ses-1_dseg.nii.gz")
     with pytest.raises(InputError, match="both end in dseg.*data.mask"):
-        scans.in_bids(bids, sequences=("FLAIR",), mask="dseg")
+        scan_layouts.in_bids(bids, sequences=("FLAIR",), mask="dseg")

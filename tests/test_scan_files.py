@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from medjax.data.sources import scans
+from medjax.data.sources import scan_layouts, scans
 from medjax.data.sources.scans import SequenceFile
 from medjax.errors import InputError
 
@@ -155,7 +155,7 @@ def decathlon(root, modality=MODALITY):
 
 def test_the_decathlons_training_part_is_what_its_table_lists(tmp_path):
     root = decathlon(tmp_path)
-    found = scans.in_decathlon(root, sequences=("T2w", "FLAIR"))
+    found = scan_layouts.in_decathlon(root, sequences=("T2w", "FLAIR"))
     assert [one.name for one in found] == ["BRATS_001", "BRATS_002"]
     image = root / "imagesTr/BRATS_001.nii.gz"
     assert found[0].sequences == {
@@ -169,32 +169,32 @@ def test_the_decathlons_training_part_is_what_its_table_lists(tmp_path):
 
 def test_images_that_the_decathlons_table_does_not_list_are_named(tmp_path, caplog):
     root = decathlon(tmp_path)
-    scans.in_decathlon(root, sequences=("T2w",))
+    scan_layouts.in_decathlon(root, sequences=("T2w",))
     assert not caplog.records
     touch(*(root / f"imagesTr/BRATS_1{n:02d}.nii.gz" for n in range(22)))
-    scans.in_decathlon(root, sequences=("T2w",))
+    scan_layouts.in_decathlon(root, sequences=("T2w",))
     assert "BRATS_119.nii.gz and 2 more" in caplog.text and "_120" not in caplog.text
 
 
 def test_a_name_of_two_channels_is_refused(tmp_path):
     root = decathlon(tmp_path, {"0": "MRI", "1": "MRI"})
     with pytest.raises(InputError, match="has a name twice"):
-        scans.in_decathlon(root, sequences=("MRI",))
+        scan_layouts.in_decathlon(root, sequences=("MRI",))
 
 
 def test_files_that_are_no_volumes_are_named(tmp_path, caplog):
     folder = decathlon(tmp_path) / "imagesTs"
     touch(folder / "BRATS_10.mha")
-    assert len(scans.in_decathlon(folder, sequences=("T2w",))) == 1
+    assert len(scan_layouts.in_decathlon(folder, sequences=("T2w",))) == 1
     assert "left out: BRATS_10.mha" in caplog.text
 
 
 def test_the_decathlons_test_part_a_folder_and_a_file_have_no_masks(tmp_path):
     root, names = decathlon(tmp_path), ("t1gd",)
-    (listed,) = scans.in_decathlon(root, sequences=names, part="test")
-    (among,) = scans.in_decathlon(root / "imagesTs", sequences=names)
+    (listed,) = scan_layouts.in_decathlon(root, sequences=names, part="test")
+    (among,) = scan_layouts.in_decathlon(root / "imagesTs", sequences=names)
     image = root / "imagesTs/BRATS_9.nii.gz"
-    (alone,) = scans.in_decathlon(image, sequences=names)
+    (alone,) = scan_layouts.in_decathlon(image, sequences=names)
     assert listed.official == "test" and among.official == ""
     assert alone == among and alone.sequences == listed.sequences == {
         "t1gd": SequenceFile(image, 2)
@@ -204,7 +204,7 @@ def test_the_decathlons_test_part_a_folder_and_a_file_have_no_masks(tmp_path):
 
 def test_without_a_dataset_json_the_volumes_are_the_sequences_in_order(tmp_path):
     touch(tmp_path / "a/b/c/1.nii.gz")
-    (one,) = scans.in_decathlon(tmp_path / "a/b/c", sequences=("x", "y"))
+    (one,) = scan_layouts.in_decathlon(tmp_path / "a/b/c", sequences=("x", "y"))
     assert [file.channel for file in one.sequences.values()] == [0, 1]
 
 
@@ -223,14 +223,14 @@ def test_without_a_dataset_json_the_volumes_are_the_sequences_in_order(tmp_path)
 def test_a_dataset_json_that_is_not_the_decathlons_is_refused(tmp_path, text, why):
     (tmp_path / "dataset.json").write_text(text)
     with pytest.raises(InputError, match=why):
-        scans.in_decathlon(tmp_path, sequences=("FLAIR",))
+        scan_layouts.in_decathlon(tmp_path, sequences=("FLAIR",))
 
 
 def test_no_such_part_and_no_such_folder_are_refused(tmp_path):
     with pytest.raises(InputError, match="data.part='val'"):
-        scans.in_decathlon(tmp_path, sequences=("FLAIR",), part="val")
+        scan_layouts.in_decathlon(tmp_path, sequences=("FLAIR",), part="val")
     with pytest.raises(InputError, match="does not exist"):
-        scans.in_decathlon(tmp_path / "absent", sequences=("FLAIR",))
+        scan_layouts.in_decathlon(tmp_path / "absent", sequences=("FLAIR",))
 
 
 @pytest.mark.skipif(not MS.exists(), reason="needs shared/data/ms-lesion-sample")

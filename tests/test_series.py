@@ -10,9 +10,9 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from scans import affine_of, ball, brain, save
 
-from medjax.data import dicom, scan, sources
+from medjax.data import scan, series, sources
 from medjax.data.nifti import SequenceFile
-from medjax.data.sources import scans
+from medjax.data.sources import people, scans
 from medjax.errors import InputError
 from medjax.geometry import grid
 
@@ -88,7 +88,7 @@ PLANES = {
 def test_a_series_lies_as_simpleitk_says(tmp_path, name):
     order = RNG.permutation(len(VOXELS))
     folder = write(tmp_path / "T1", plane=PLANES[name], order=order)
-    volume = dicom.read(folder)
+    volume = series.read(folder)
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
     stored = reader.Execute()
@@ -109,42 +109,42 @@ def test_a_series_lies_as_simpleitk_says(tmp_path, name):
 def test_rescaling_is_obeyed_slice_by_slice(tmp_path):
     folder = write(tmp_path, RescaleSlope=2.0, RescaleIntercept=-100.0)
     change(folder / "002.dcm", RescaleSlope=0.5)
-    values = dicom.read(folder).voxels
+    values = series.read(folder).voxels
     plain = write(tmp_path / "plain")
-    expected = 2 * dicom.read(plain).voxels - 100
-    expected[2] = 0.5 * dicom.read(plain).voxels[2] - 100
+    expected = 2 * series.read(plain).voxels - 100
+    expected[2] = 0.5 * series.read(plain).voxels[2] - 100
     np.testing.assert_array_equal(values, expected)
 
 
 def test_signed_values_are_signed(tmp_path):
     signed = (VOXELS.astype(int) - 2000).astype(np.int16)
     folder = write(tmp_path, signed, PixelRepresentation=1)
-    np.testing.assert_array_equal(dicom.read(folder).voxels, signed)
+    np.testing.assert_array_equal(series.read(folder).voxels, signed)
 
 
 def test_what_is_no_slice_is_passed_over(tmp_path):
     folder = write(tmp_path)
-    expected = dicom.read(folder).voxels
+    expected = series.read(folder).voxels
     (folder / "DICOMDIR").write_bytes((folder / "000.dcm").read_bytes())
     (folder / "._000.dcm").write_bytes((folder / "000.dcm").read_bytes())
     (folder / "readme.txt").write_text("T1")
     (folder / "deeper").mkdir()
-    np.testing.assert_array_equal(dicom.read(folder).voxels, expected)
+    np.testing.assert_array_equal(series.read(folder).voxels, expected)
 
 
 def test_slices_without_a_preamble_belong_to_the_series(tmp_path):
     folder = write(tmp_path)
-    expected = dicom.read(folder).voxels
+    expected = series.read(folder).voxels
     for name in ("003.dcm", "004.dcm"):
         (folder / name).write_bytes((folder / name).read_bytes()[132:])
-    np.testing.assert_array_equal(dicom.read(folder).voxels, expected)
+    np.testing.assert_array_equal(series.read(folder).voxels, expected)
 
 
 def test_other_files_are_named(tmp_path, caplog):
     folder = write(tmp_path)
     (folder / "readme.txt").write_text("T1")
     write(folder / "more/slices", VOXELS[:1])
-    dicom.read(folder)
+    series.read(folder)
     assert "left out: readme.txt, more/slices" in caplog.text
 
 
@@ -237,7 +237,7 @@ def test_a_series_that_is_no_sound_volume_is_refused_in_one_line(tmp_path, why):
     folder = write(tmp_path / "T1")
     SPOILT[why](folder)
     with pytest.raises(InputError) as caught:
-        dicom.read(folder)
+        series.read(folder)
     text = str(caught.value)
     assert text.startswith(str(folder)) and why in text
     assert "\n" not in text and "; " in text
@@ -245,9 +245,9 @@ def test_a_series_that_is_no_sound_volume_is_refused_in_one_line(tmp_path, why):
 
 def test_an_empty_and_an_absent_folder_are_refused(tmp_path):
     with pytest.raises(InputError, match="holds 0 DICOM slices"):
-        dicom.read(tmp_path)
+        series.read(tmp_path)
     with pytest.raises(InputError, match="can't be read"):
-        dicom.read(tmp_path / "absent")
+        series.read(tmp_path / "absent")
 
 
 def test_damaged_bytes_are_read_or_refused(tmp_path):
@@ -261,7 +261,7 @@ def test_damaged_bytes_are_read_or_refused(tmp_path):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # pydicom's, of strange values.
-                volume = dicom.read(folder)
+                volume = series.read(folder)
         except InputError as error:
             assert "\n" not in str(error)
             refused += 1
@@ -274,16 +274,16 @@ def test_two_patients_of_one_patient_id_are_named(tmp_path, caplog):
     for n, id in enumerate(["7", "8", "7 ", ""]):
         write(tmp_path / f"P{n}/T1", PatientID=id)
     files = scans.in_folders(tmp_path, sequences=("T1",), files={"T1": "T1"})
-    scans.warn_of_headers(files, ["P0", "P1", "P0", "P3"])
-    scans.warn_of_headers(files[::2], ["P0", "P2"])  # Anonymous: all have one.
+    people.warn_of_headers(files, ["P0", "P1", "P0", "P3"])
+    people.warn_of_headers(files[::2], ["P0", "P2"])  # Anonymous: all have one.
     assert not caplog.records
-    scans.warn_of_headers(files, ["P0", "P1", "P2", "P3"])
+    people.warn_of_headers(files, ["P0", "P1", "P2", "P3"])
     assert (
         "1 PatientIDs of DICOM files are of several patients, such as '7' of 'P0', 'P2'"
         in caplog.text
     )
     caplog.clear()
-    scans.warn_of_headers(files, ["P0", "P0", "P0", "P3"])
+    people.warn_of_headers(files, ["P0", "P0", "P0", "P3"])
     assert (
         "1 patients have DICOM files of several PatientIDs, such as 'P0' of '7', '8'"
         in caplog.text

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from medjax.data import images, prepared, sources
-from medjax.data.sources import tables
+from medjax.data.sources import cells
 from medjax.errors import InputError
 
 SIDE = 8
@@ -318,7 +318,7 @@ def test_an_empty_table_leaves_nothing_to_prepare(tmp_path):
 def test_a_quoted_cell_may_end_the_table_with_a_line_break_inside(tmp_path):
     path = tmp_path / "labels.csv"
     path.write_text('image,patient,note\na.png,1,"two\nlines"')
-    assert tables.read_csv(path)["note"].to_list() == ["two\nlines"]
+    assert cells.read_csv(path)["note"].to_list() == ["two\nlines"]
     path.write_text("image,patient,note\na.png,1")
     with pytest.raises(InputError, match="ends in line 2 has 2 fields, the header 3"):
-        tables.read_csv(path)
+        cells.read_csv(path)

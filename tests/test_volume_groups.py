@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from medjax.data.sources import scans
+from medjax.data.sources import people
 from medjax.errors import InputError
 from medjax.evaluation import bootstrap, volume_groups
 from medjax.tasks import segmentation
@@ -83,27 +83,27 @@ def test_thirds_are_of_the_volumes_with_the_region():
 
 def test_sex_and_age_are_read_from_bids(tmp_path, caplog):
     for folder in ("", str(tmp_path)):
-        nothing = scans.participants(folder, [1, 2])
+        nothing = people.participants(folder, [1, 2])
         assert nothing["sex"].tolist() == ["", ""] and nothing["age"].isna().all()
     file = tmp_path / "participants.tsv"
     file.write_text("participant_id\tsex\tage\nsub-01\tfemale\t61\nsub-02\tn/a\tn/a\n")
-    people = scans.participants(str(tmp_path), ["sub-02", "sub-01", "01"])
-    assert people["sex"].tolist() == ["", "F", "F"] and not caplog.records
-    np.testing.assert_array_equal(people["age"], [np.nan, 61, 61])
-    people = scans.participants(str(tmp_path), ["sub-02", "P1", "P1"])
-    assert people["sex"].tolist() == ["", "", ""] and people["age"].isna().all()
+    found = people.participants(str(tmp_path), ["sub-02", "sub-01", "01"])
+    assert found["sex"].tolist() == ["", "F", "F"] and not caplog.records
+    np.testing.assert_array_equal(found["age"], [np.nan, 61, 61])
+    found = people.participants(str(tmp_path), ["sub-02", "P1", "P1"])
+    assert found["sex"].tolist() == ["", "", ""] and found["age"].isna().all()
     assert "no row of 1 of the 2 patients, such as 'P1'; it has rows of '01', '02'" in (
         caplog.text
     )
     file.write_text("participant_id\tsex\nsub-01\t2\n")
-    assert scans.participants(str(tmp_path), ["01"])["sex"].tolist() == [""]
+    assert people.participants(str(tmp_path), ["01"])["sex"].tolist() == [""]
     assert "the sex of 1 rows counts as unknown: '2', say" in caplog.text
     file.write_text("participant_id\tsex\tage\nsub-01\tF\t61\nsub-02\t44\n")
     with pytest.raises(InputError, match="ends in line 3 has 2 fields, the header 3"):
-        scans.participants(str(tmp_path), ["01"])
+        people.participants(str(tmp_path), ["01"])
     file.write_text("id\tsex\n1\tF\n")
     with pytest.raises(InputError, match="has no column participant_id"):
-        scans.participants(str(tmp_path), ["01"])
+        people.participants(str(tmp_path), ["01"])
 
 
 def test_groups_are_of_what_the_volumes_differ_in():

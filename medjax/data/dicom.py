@@ -1,15 +1,11 @@
 """A DICOM file -> a film in [0, 1], displayed as its header asks for.
 
-And a folder of one DICOM series -> a volume with canonical axes. What can't be read is
-refused by one InputError; pydicom raises a dozen types on a damaged file.
+What can't be read is refused by one InputError; pydicom raises a dozen types on a damaged
+file.
 """
 
-import contextlib
-import logging
 import math
-import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -18,11 +14,7 @@ import pydicom
 from pydicom import uid
 from pydicom.pixels import get_decoder, pixel_array
 
-from medjax.data import nifti
-from medjax.data.nifti import Volume
-from medjax.errors import InputError, reading
-from medjax.geometry import grid
-from medjax.geometry.grid import RAS_TO_LPS
+from medjax.errors import InputError
 
 MAX_PIXELS = 200_000_000
 # The first element of a file without a preamble: group 2 or 8, then a VR or a length.
@@ -34,7 +26,6 @@ NATIVE = {  # (implicit VR, little endian) -> the syntax of a file that names no
     (False, True): uid.ExplicitVRLittleEndian,
     (False, False): uid.ExplicitVRBigEndian,
 }
-log = logging.getLogger("medjax")
 
 
 class Film(NamedTuple):
@@ -97,28 +88,29 @@ def decode(file: BinaryIO) -> Film:
     try:
         file.seek(0)
         # The header alone first: a cine of gigabytes is refused before it is read.
-        _check(_open(file, stop_before_pixels=True))
+        check(dataset_of(file, stop_before_pixels=True))
         file.seek(0)
-        dataset = _open(file)
+        dataset = dataset_of(file)
         if not dataset.get("PixelData"):
             raise damaged("holds no PixelData: it is truncated or no image")
-        stored = _stored(dataset)
+        stored = stored_of(dataset)
         with np.errstate(over="raise", divide="raise", invalid="raise"):
             first, table = _display_table(dataset, stored)
             table = table.astype(np.float32)
         pixels = table[stored.astype(np.int32) - first]
-        return Film(pixels, _spacing(dataset), _patient(dataset))
+        return Film(pixels, _spacing(dataset), patient(dataset))
     except InputError:
         raise
     except Exception as error:
-        raise damaged(f"can't be decoded ({_line(error)})") from error
+        raise damaged(f"can't be decoded ({one_line(error)})") from error
 
 
-def _line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """An error's text without line breaks."""
     return " ".join(str(error).split())
 
 
-def _open(file: BinaryIO | Path, **options) -> pydicom.Dataset:
+def dataset_of(file: BinaryIO | Path, **options) -> pydicom.Dataset:
     """A file's dataset, also without a preamble or meta information."""
     dataset = pydicom.dcmread(file, force=True, **options)
     if "TransferSyntaxUID" not in dataset.file_meta:
@@ -126,7 +118,8 @@ def _open(file: BinaryIO | Path, **options) -> pydicom.Dataset:
     return dataset
 
 
-def _check(header: pydicom.Dataset) -> None:
+def check(header: pydicom.Dataset) -> None:
+    """Refuses what isn't one grey frame of at most 16 bits, in a compression that is read."""
     check_size(int(header.Rows), int(header.Columns))
     frames = int(header.get("NumberOfFrames") or 1)
     if frames > 1:
@@ -160,7 +153,7 @@ def _check_decoder(header: pydicom.Dataset, why: str = "") -> None:
         )
 
 
-def _stored(dataset: pydicom.Dataset) -> np.ndarray:
+def stored_of(dataset: pydicom.Dataset) -> np.ndarray:
     """[H, W], the stored values as pydicom decodes them, without unused bits.
 
     A JPEG has none: it may hold more bits than the header says.
@@ -173,7 +166,7 @@ def _stored(dataset: pydicom.Dataset) -> np.ndarray:
         stored = pixel_array(dataset, correct_unused_bits=unused)
     except RuntimeError as error:
         if "does not support" in str(error):
-            _check_decoder(dataset, f", and it can't be decoded ({_line(error)})")
+            _check_decoder(dataset, f", and it can't be decoded ({one_line(error)})")
         raise
     if stored.shape != (dataset.Rows, dataset.Columns):
         raise damaged(f"decodes to a shape of {stored.shape}")
@@ -192,7 +185,7 @@ def _display_table(
         raise InputError(f"holds values of {bits} bits; export it with 16 bits")
     first = -(1 << bits - 1) if signed else 0
     codes = np.arange(first, first + (1 << bits))
-    values, white = _rescaled(codes, dataset)
+    values, white = rescaled(codes, dataset)
     center, width = _first(dataset, "WindowCenter"), _first(dataset, "WindowWidth")
     if voi := dataset.get("VOILUTSequence"):
         values, white = _lookup(values, voi[0], dataset)
@@ -216,7 +209,7 @@ def _display_table(
     return first, shown
 
 
-def _rescaled(values: np.ndarray, dataset) -> tuple[np.ndarray, float | None]:
+def rescaled(values: np.ndarray, dataset) -> tuple[np.ndarray, float | None]:
     """Stored values in the file's units, and the white of its modality LUT."""
     if modality := dataset.get("ModalityLUTSequence"):
         return _lookup(values, modality[0], dataset)
@@ -296,176 +289,6 @@ def _spacing(dataset: pydicom.Dataset) -> tuple[float, float]:
     return math.nan, math.nan
 
 
-UNEVEN = 0.02  # Tolerance of the distance between slices, as a share of the median.
-TURNED = 1e-3  # Tolerance of a direction's cosine between slices.
-# Elements that are numbers, and how many.
-GEOMETRY = {"PixelSpacing": 2, "ImageOrientationPatient": 6, "ImagePositionPatient": 3}
-CONVERT = "convert the series to NIfTI, with dcm2niix for example"
-
-
-class Slice(NamedTuple):
-    """Where a slice lies, in DICOM's names: mm between rows, then columns; LPS."""
-
-    SeriesInstanceUID: str
-    Rows: int
-    Columns: int
-    PixelSpacing: np.ndarray
-    ImageOrientationPatient: np.ndarray
-    ImagePositionPatient: np.ndarray
-
-
-def read(folder: str | os.PathLike) -> Volume:
-    """Reads a folder's one series of single slices, sorted by their position.
-
-    The values are the file's after its modality LUT or rescaling. File names and
-    InstanceNumber don't matter. Hidden files and a DICOMDIR are skipped; other files
-    that aren't DICOM, and what lies further down, are named in a warning. The `stored`
-    grid is [columns, rows, slices], as converters to NIfTI write it.
-
-    Raises:
-      InputError: fewer than two slices, several series, frames or colours, slices that
-        differ in size, direction or spacing, two slices in one place, a slice that is
-        missing, a file that has a slice's suffix and is none, or that can't be decoded.
-
-    Source: DICOM PS3.3 C.7.6.2.1.1, the image plane.
-    """
-    folder = Path(folder)
-    with reading(folder, "give a folder that you may read", OSError):
-        files = [path for path in sorted(folder.iterdir()) if is_visible(path)]
-        images = [path for path in files if is_dicom(path)]
-    slices = {path: _header(path) for path in images}
-    below = _below(folder)
-    if len(slices) < 2:
-        hint = f", but {below} in it: correct data.files" if below else ""
-        raise InputError(
-            f"{folder}: holds {len(slices)} DICOM slices{hint}; give a series of two or "
-            "more"
-        )
-    suffixes = {path.suffix for path in slices} - {""}
-    others = [path for path in files if path not in slices]
-    for path in others:
-        if path.suffix in suffixes:
-            raise InputError(
-                f"{path}: is no DICOM, as others here are; export it again"
-            )
-    if names := [path.name for path in others] + [below] * (below != ""):
-        log.warning("%s: left out: %s", folder, ", ".join(names))
-    _check_alike(slices)
-    paths = _sorted(folder, slices)
-    first, last = slices[paths[0]], slices[paths[-1]]
-    across, down = np.split(first.ImageOrientationPatient, 2)
-    between_rows, between_columns = first.PixelSpacing
-    start, end = first.ImagePositionPatient, last.ImagePositionPatient
-    lps = np.eye(4)
-    lps[:3, 0], lps[:3, 1] = across * between_columns, down * between_rows
-    lps[:3, 2], lps[:3, 3] = (end - start) / (len(paths) - 1), start
-    affine = grid.check_affine(f"{folder}: its affine", RAS_TO_LPS @ lps)
-    voxels = np.stack([_pixels(path).T for path in paths], axis=-1)
-    return nifti.canonical(voxels, affine)
-
-
-def _below(folder: Path) -> str:
-    """The first volume or folder of slices further down, by its path; '' for none."""
-    for path in sorted(folder.rglob("*")):
-        place = path if nifti.is_volume(path) else path.parent
-        if place != folder and is_visible(path) and (place == path or is_dicom(path)):
-            return str(place.relative_to(folder))
-    return ""
-
-
-def headers(folder: Path, *names: str) -> list[pydicom.Dataset]:
-    """These elements of a folder's DICOM files, in the order of the files' names."""
-    options = {"stop_before_pixels": True, "specific_tags": [*names]}
-    files = (path for path in sorted(folder.iterdir()) if is_dicom(path))
-    return [_open(path, **options) for path in files]
-
-
-def patients_of(paths: Iterable[Path]) -> list[str]:
-    """The PatientID in the first slice of each series among them; '' where it has none."""
-    ids = []
-    for folder in filter(Path.is_dir, paths):
-        with contextlib.suppress(Exception):  # What is damaged is refused later.
-            slices = filter(is_dicom, sorted(folder.iterdir()))
-            how = {"stop_before_pixels": True, "specific_tags": ["PatientID"]}
-            ids.append(_patient(_open(next(slices), **how)))
-    return ids
-
-
-def _patient(header: pydicom.Dataset) -> str:
+def patient(header: pydicom.Dataset) -> str:
+    """Its PatientID; '' where it has none."""
     return str(header.get("PatientID") or "").strip()
-
-
-def _header(path: Path) -> Slice:
-    try:
-        header = _open(path, stop_before_pixels=True)
-        _check(header)
-        values = {name: header.get(name) for name in Slice._fields}
-        for name, value in values.items():
-            if value in (None, ""):
-                raise InputError(f"has no {name}; {CONVERT}")
-        for name, count in GEOMETRY.items():
-            values[name] = np.array(values[name], float).reshape(count)
-        position = Slice(**values)
-        axes = position.ImageOrientationPatient.reshape(2, 3)
-        if not np.allclose(axes @ axes.T, np.eye(2), 0, 10 * TURNED):
-            raise InputError(
-                f"has an ImageOrientationPatient of no right angle; {CONVERT}"
-            )
-        if not np.isfinite(position.ImagePositionPatient).all():
-            raise InputError(
-                f"has an ImagePositionPatient that is not finite; {CONVERT}"
-            )
-        if not (position.PixelSpacing > 0).all():
-            raise InputError(f"has a PixelSpacing that isn't positive; {CONVERT}")
-    except InputError as error:
-        more = "" if CONVERT in str(error) else f"; or {CONVERT}"
-        raise InputError(f"{path}: {error}{more}") from None
-    except Exception as error:
-        raise InputError(
-            f"{path}: can't be read ({_line(error)}); {CONVERT}"
-        ) from error
-    return position
-
-
-def _check_alike(slices: dict[Path, Slice]) -> None:
-    """Refuses slices that aren't of one stack."""
-    (first, reference), *others = slices.items()
-    for path, other in others:
-        for name in Slice._fields[:-1]:  # All but the position.
-            a, b = getattr(reference, name), getattr(other, name)
-            same = np.allclose(a, b, 0, TURNED) if name in GEOMETRY else a == b
-            if not same:
-                raise InputError(
-                    f"{path}: has the {name} {b}, and {first.name} has {a}; "
-                    "give a folder of one series of parallel slices"
-                )
-
-
-def _sorted(folder: Path, slices: dict[Path, Slice]) -> list[Path]:
-    """The slices along their normal; refuses gaps and duplicates."""
-    first = next(iter(slices.values()))
-    normal = np.cross(*np.split(first.ImageOrientationPatient, 2))
-    place = {path: normal @ s.ImagePositionPatient for path, s in slices.items()}
-    paths = sorted(place, key=place.get)
-    steps = np.diff([place[path] for path in paths])
-    usual = float(np.median(steps))
-    for below, above, step in zip(paths[:-1], paths[1:], steps, strict=True):
-        names = f"{below.name} and {above.name}"
-        if step < 1e-3 * max(usual, 1):
-            raise InputError(f"{folder}: {names} lie in one place; remove one of them")
-        if abs(step - usual) > UNEVEN * usual:
-            raise InputError(
-                f"{folder}: {names} are {step:g} mm apart, others {usual:g} mm; "
-                "add the slice that is missing, or export the series again"
-            )
-    return paths
-
-
-def _pixels(path: Path) -> np.ndarray:
-    """[rows, columns] float32 in the file's units."""
-    with reading(path, "export the series again"):
-        dataset = _open(path)
-        pixels = _rescaled(_stored(dataset), dataset)[0].astype(np.float32)
-    if not np.isfinite(pixels).all():
-        raise InputError(f"{path}: holds voxels that are no numbers; export it again")
-    return pixels

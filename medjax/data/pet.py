@@ -11,7 +11,7 @@ from typing import Any
 from pydicom import Dataset
 from pydicom.valuerep import DA, DT, TM
 
-from medjax.data import dicom
+from medjax.data import series
 from medjax.errors import InputError, reading
 
 INSTEAD = "give a series in SUV, or set data.units='z_scores'"
@@ -39,7 +39,7 @@ def factor(folder: Path) -> float:
     pseudo-codes for SUV calculation; the makers' private elements aren't read.
     """
     with reading(folder, INSTEAD):
-        headers = dicom.headers(folder, *ALIKE, *TIMES, "SUVType")
+        headers = [*series.headers(folder, *ALIKE, *TIMES, "SUVType")]
         first = headers[0]
         unit, kind = _element(first, "Units"), first.get("SUVType") or "BW"
         if (unit, kind) == ("GML", "BW"):

@@ -15,7 +15,7 @@ import nibabel
 import numpy as np
 from scipy import ndimage
 
-from medjax.data import dicom, nifti, pet
+from medjax.data import nifti, pet, series
 from medjax.data import units as measures
 from medjax.data.foreground import box, inside, on_zero
 from medjax.data.nifti import Grid, SequenceFile, Volume
@@ -170,7 +170,7 @@ def _read(
     volumes, floors = {}, {}
     for name, (path, channel) in files.items():
         if channel is None:
-            volume = (dicom if path.is_dir() else nifti).read(path)
+            volume = (series if path.is_dir() else nifti).read(path)
         else:
             volume = read_stack(path)
             count = volume.voxels.shape[-1]

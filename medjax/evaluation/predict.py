@@ -4,7 +4,7 @@ import collections
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -89,29 +89,31 @@ def predict_files(
     paths: list[Path],
     eval_step: Callable,
     *,
-    load: Callable[[Path], np.ndarray],
+    load: Callable[[Path], tuple],
     batch: int,
     devices: int,
-) -> Iterator[tuple[Path, np.ndarray | str]]:
-    """Yields every file, in order, with its probabilities [T], or why it can't be read.
+) -> Iterator[tuple[Path, Any, np.ndarray | None]]:
+    """Yields every file, in order, with what was read of it, and its answer [...].
 
-    load: called by several threads: a file -> the image that the model reads, or an
-      InputError.
+    Of a file that can't be read: why, and None.
+
+    load: called by several threads: a file -> the image that the model reads, and what
+      else the caller needs of it; or an InputError.
     batch: rows a device.
     """
 
-    def loaded_or_why(path: Path) -> tuple[Path, np.ndarray | str]:
+    def loaded_or_why(path: Path) -> tuple[Path, tuple | str]:
         try:
             return path, load(path)
         except InputError as error:
             return path, str(error)
 
-    answers = prepared.in_parallel(loaded_or_why, paths)
-    while loaded := list(itertools.islice(answers, batch * devices)):
-        read = [pixels for _, pixels in loaded if not isinstance(pixels, str)]
-        if read:
-            padded = loader.pad({"image": np.stack(read)}, batch, devices)
-            probability = jax.device_get(eval_step(padded["image"]))
-            rows = iter(probability.reshape(-1, *probability.shape[2:]))
-        for path, pixels in loaded:
-            yield path, pixels if isinstance(pixels, str) else next(rows)
+    files = prepared.in_parallel(loaded_or_why, paths)
+    while loaded := list(itertools.islice(files, batch * devices)):
+        images = [read[0] for _, read in loaded if not isinstance(read, str)]
+        if images:
+            padded = loader.pad({"image": np.stack(images)}, batch, devices)
+            answers = jax.device_get(eval_step(padded["image"]))
+            rows = iter(answers.reshape(-1, *answers.shape[2:]))
+        for path, read in loaded:
+            yield path, read, None if isinstance(read, str) else next(rows)

@@ -92,12 +92,12 @@ def draw(run: Finished, explain: Callable, predicted: pd.DataFrame, out: Path) -
     out.mkdir(parents=True, exist_ok=True)
     rows, names = [], collections.Counter()
     read = functools.partial(films.read, run.config, run.output)
-    options["load"] = lambda path: read(path)[0]
+    options["load"] = lambda path: read(path)[:1]  # Films may be large.
     answers = predict.predict_files(paths, explain, **options)
     answers = track(answers, "explain", total=len(paths))
-    for (path, heatmap), row in zip(answers, probability, strict=True):
-        if isinstance(heatmap, str):  # It could be read a moment ago.
-            raise InputError(heatmap)
+    for (path, why, heatmap), row in zip(answers, probability, strict=True):
+        if heatmap is None:  # It could be read a moment ago.
+            raise InputError(why)
         record, film = read(path)
         for t in _seen(row, points, run.output.exclusive):
             name = f"{escaped(path.stem)}-" + re.sub(r"[^\w-]+", "_", tasks[t])

@@ -16,22 +16,16 @@ from medjax.cohort import manifest as manifests
 from medjax.cohort import split as splits
 from medjax.config import Config
 from medjax.data import brain_phantom as brain
-from medjax.data import foreground, scan, units, volumes
+from medjax.data import foreground, scan, sources, units, volumes
 from medjax.data.fingerprint import Pool
-from medjax.data.sources import scans
+from medjax.data.sources import people, scans
 from medjax.data.sources.scans import ScanFiles
 from medjax.data.units import Channel
 from medjax.data.volumes import Prepared
 from medjax.errors import InputError, check_choice
 from medjax.tasks import films, splitting
 
-SOURCES = {
-    "folders": scans.in_folders,
-    "decathlon": scans.in_decathlon,
-    "brats": scans.in_brats,
-    "bids": scans.in_bids,
-}
-FINDING = ("sequences", "files", "mask", "part")  # What SOURCES take.
+FINDING = ("sequences", "files", "mask", "part")  # What sources.SCANS take.
 READING = ("background", "spacing", "grids", "missing", "foreground", "margin", "clip")
 ALIKE = {"spacing": (), "foreground": "body"}  # In other data as in the run's own.
 PHANTOM = "brain_phantom"
@@ -97,7 +91,7 @@ class Data(NamedTuple):
 
     path: Path
     # One row a volume or half, see data/volumes.py; also its `volume` (the number of
-    # its files), `half`, `sex`, `age` (see sources/scans.participants) and a column a
+    # its files), `half`, `sex`, `age` (see sources/people.participants) and a column a
     # region: 1 where it has any, NaN unknown.
     table: pd.DataFrame
     output: Output
@@ -219,7 +213,7 @@ def _files(config: Config) -> dict[str, Path]:
         return {}
     paths = [path for files in find(config, source) for path in files.paths()]
     paths += source.glob("dataset.json")  # It says which channel is which sequence.
-    if table := scans.patient_table(config.data.get("patient", ""), source):
+    if table := people.patient_table(config.data.get("patient", ""), source):
         paths.append(table)
     return {os.path.relpath(path, source): path for path in paths}
 
@@ -254,8 +248,9 @@ def _table(config: Config, prepared: Prepared) -> pd.DataFrame:
             _, label = volumes.read(prepared.folder, part)
             table.loc[at, voxels] = np.sum(label, axis=(0, 1, 2), dtype=np.int64)
             table.loc[at, "width"] = label.shape[2]
-    people = scans.participants(config.data.get("folder", ""), table["patient"])
-    table = pd.concat([table, people], axis=1)
+    folder = config.data.get("folder", "")
+    about = people.participants(folder, table["patient"])
+    table = pd.concat([table, about], axis=1)
     known = table[voxels].notna().to_numpy()
     table[[*prepared.regions]] = (table[voxels] > 0).astype(float).where(known)
     return table
@@ -288,16 +283,16 @@ def _patients(config: Config, **how: Any) -> list[volumes.UnreadScan]:
         return _phantoms(how, **films.record_options(config))
     files = find(config, config.data.folder)
     where = config.data.get("patient", ""), config.data.folder
-    people = scans.patients([scan.name for scan in files], *where)
-    scans.warn_of_headers(files, people)
-    options = {"patients": people, **_reading(config), **how}
+    patients = people.patients([scan.name for scan in files], *where)
+    people.warn_of_headers(files, patients)
+    options = {"patients": patients, **_reading(config), **how}
     return volumes.from_files(files, regions=_regions(config), **options)
 
 
 def find(config: Config, path: str, *, masks: bool = True) -> list[ScanFiles]:
     """The files of the patients in a folder, laid out as `config.data.source` says."""
     _check_source(config)
-    layout, fields = SOURCES.get(config.data.source), config.data.to_dict()
+    layout, fields = sources.SCANS.get(config.data.source), config.data.to_dict()
     if layout is None:  # Files that are laid out as the phantom's would be.
         layout, fields = scans.in_folders, {"sequences": brain.SEQUENCES}
         fields["files"] = {s: f"*_{s}.nii.gz" for s in brain.SEQUENCES}
@@ -376,7 +371,7 @@ def check(config: Config) -> None:
 
 
 def _check_source(config: Config) -> None:
-    choices = {"source": (PHANTOM, *SOURCES), "foreground": foreground.KINDS}
+    choices = {"source": (PHANTOM, *sources.SCANS), "foreground": foreground.KINDS}
     for field, names in choices.items():
         check_choice(f"data.{field}", config.data.get(field, names[0]), names)
 

@@ -8,6 +8,8 @@ from medjax.data.sources import (
     chest_xray,
     medmnist,
     mimic_cxr,
+    scan_layouts,
+    scans,
     tables,
     tfds,
     vindr_cxr,
@@ -27,7 +29,14 @@ IMAGES = {
     "vindr_cxr": vindr_cxr.vindr_cxr,
     "volumes": volumes.volumes,
 }
-# The files that each layout reads, by name, of the same options. Files that don't exist
+# And where masks are drawn.
+SCANS = {
+    "bids": scan_layouts.in_bids,
+    "brats": scan_layouts.in_brats,
+    "decathlon": scan_layouts.in_decathlon,
+    "folders": scans.in_folders,
+}
+# The files that each layout of images reads, by name, of the same options. Files that don't exist
 # may be among them; there is none where the data aren't on this machine.
 FILES = {
     "chexpert": chest_xray.chexpert_files,

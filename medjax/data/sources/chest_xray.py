@@ -14,7 +14,7 @@ import pandas as pd
 from medjax.data import chest_phantom as chest
 from medjax.data import images
 from medjax.data.prepared import Item, Source
-from medjax.data.sources import tables
+from medjax.data.sources import cells, tables
 from medjax.errors import InputError, check_choice, reading
 
 NIH_TASKS = (
@@ -119,7 +119,7 @@ def nih(*, folder: Path, side: int, bits: int = 8) -> Source:
     the absence of the 14 findings, not a task.
     """
     folder = tables.existing(folder)
-    path = tables.only(folder, "Data_Entry_2017*.csv")
+    path = cells.only(folder, "Data_Entry_2017*.csv")
     columns = {
         "image": "Image Index",
         "findings": "Finding Labels",
@@ -134,10 +134,10 @@ def nih(*, folder: Path, side: int, bits: int = 8) -> Source:
         "spacing_x": "OriginalImagePixelSpacing[x",
         "spacing_y": "y]",
     }
-    text = tables.select(tables.read_csv(path), columns, path)
-    tables.numbers(text, "patient", path)  # A patient has no name.
+    text = cells.select(cells.read_csv(path), columns, path)
+    cells.numbers(text, "patient", path)  # A patient has no name.
     text["official"] = _nih_official(folder, text["image"])
-    table = tables.metadata(text.drop(columns="age"), path)
+    table = cells.metadata(text.drop(columns="age"), path)
     table["age"] = _nih_age(text["age"])
     findings = text["findings"].str.split("|")
     strange = set().union(*findings) - {*NIH_TASKS, "No Finding"}
@@ -189,7 +189,7 @@ def _nih_age(text: pd.Series) -> pd.Series:
     """Years; the first release of the table says '058Y', '011M' and '003D'."""
     parts = text.str.extract(r"(\d+)\s*([YMD]?)")
     years = pd.to_numeric(parts[0]) / parts[1].map({"M": 12.0, "D": 365.25}).fillna(1.0)
-    return years.where(years <= tables.OLDEST)  # There are ages up to 414.
+    return years.where(years <= cells.OLDEST)  # There are ages up to 414.
 
 
 def _nih_official(folder: Path, names: pd.Series) -> np.ndarray:
@@ -234,7 +234,7 @@ def _nih_images(folder: Path, listed: set[str]) -> tuple[dict[str, Path], list[t
 
 def _nih_boxes(folder: Path) -> dict[str, list[tuple]]:
     """Image name -> boxes in pixels of NIH_BOX_FRAME; empty without a list."""
-    path = tables.only(folder, "BBox_List_2017.csv", needed=False)
+    path = cells.only(folder, "BBox_List_2017.csv", needed=False)
     if path is None:
         return {}
     columns = {
@@ -245,14 +245,14 @@ def _nih_boxes(folder: Path) -> dict[str, list[tuple]]:
         "w": "w",
         "h": "h]",
     }
-    listed = tables.select(tables.read_csv(path), columns, path)
+    listed = cells.select(cells.read_csv(path), columns, path)
     listed["task"] = listed["task"].replace("Infiltrate", "Infiltration")
     strange = ~listed["task"].isin(NIH_TASKS)
     if strange.any():
         task = listed["task"][strange].iloc[0]
         raise InputError(f"{path}: {task!r} is none of ChestX-ray14's findings")
     for name in ("x", "y", "w", "h"):
-        listed[name] = tables.numbers(listed, name, path)
+        listed[name] = cells.numbers(listed, name, path)
     boxes = collections.defaultdict(list)
     for image, task, x, y, w, h in listed.itertuples(index=False):
         boxes[image].append((task, x, y, x + w, y + h))
@@ -282,9 +282,9 @@ def chexpert(
       bits: as in `tables.table`.
     """
     folder = tables.existing(folder)
-    raw = tables.read_csv(tables.only(folder, "train.csv")).assign(official="train")
-    if path := tables.only(folder, "valid.csv", needed=False):
-        valid = tables.read_csv(path).assign(official="test")
+    raw = cells.read_csv(cells.only(folder, "train.csv")).assign(official="train")
+    if path := cells.only(folder, "valid.csv", needed=False):
+        valid = cells.read_csv(path).assign(official="test")
         raw = pd.concat([raw, valid], ignore_index=True)
     columns = {
         "image": "Path",
@@ -295,14 +295,14 @@ def chexpert(
         "official": "official",
         **{task: task for task in CHEXPERT_TASKS},
     }
-    text = tables.select(raw, columns, folder)
+    text = cells.select(raw, columns, folder)
     text["image"] = _below_folder(text["image"])
     text["patient"] = text["image"].str.extract(r"(patient\d+)")[0]
     if text["patient"].isna().any():
         path = text["image"][text["patient"].isna()].iloc[0]
         raise InputError(f"{folder}: Path {path!r} names no patient00000: correct it")
     text["view"] = text["view"].where(text["side"] != "Lateral", "LATERAL")
-    table = tables.metadata(text, folder)
+    table = cells.metadata(text, folder)
     study = table["image"].str.extract(r"/study(\d+)/")[0]
     table["follow_up"] = study.astype(float) - 1
     labels = chexpert_labels(
@@ -321,7 +321,7 @@ def chexpert_source(
 ) -> Source:
     """The films of these views, of metadata and `chexpert_labels`, row by row."""
     for view in views:
-        check_choice("data.views", view, (*tables.VIEWS, ""))
+        check_choice("data.views", view, (*cells.VIEWS, ""))
     table = pd.concat([table, labels], axis=1)
     return tables.source(
         table[table["view"].isin(list(views))],
@@ -348,11 +348,11 @@ def chexpert_labels(
     meaning = {"1": 1.0, "0": 0.0, "-1": UNCERTAIN[uncertain], "": UNCERTAIN[blank]}
     labels = {}
     for task in CHEXPERT_TASKS:
-        cells = text[task].str.replace(r"\.0$", "", regex=True)
-        strange = ~cells.isin(list(meaning))
+        column = text[task].str.replace(r"\.0$", "", regex=True)
+        strange = ~column.isin(list(meaning))
         why = "none of 1, 0, -1 and blank: correct it"
-        tables.refuse(strange, cells, images, where, why)
-        labels[task] = cells.map(meaning)
+        cells.refuse(strange, column, images, where, why)
+        labels[task] = column.map(meaning)
     return pd.DataFrame(labels)
 
 
@@ -361,7 +361,7 @@ def chexpert_files(*, folder: Path, **_) -> dict[str, Path]:
     folder = Path(folder).expanduser()
     files = _tables(folder, "train.csv", "valid.csv")
     for path in [*files.values()]:
-        table = tables.select(tables.read_csv(path), {"image": "Path"}, path)
+        table = cells.select(cells.read_csv(path), {"image": "Path"}, path)
         names = _below_folder(table["image"])
         files |= {name: os.path.join(folder, name) for name in names}
     return files

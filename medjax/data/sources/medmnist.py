@@ -13,7 +13,7 @@ import pandas as pd
 
 from medjax.data import images, prepared
 from medjax.data.prepared import Item, Source
-from medjax.data.sources import tables
+from medjax.data.sources import cells
 from medjax.errors import InputError, check_choice, reading
 
 SPLITS = {"train": "train", "val": "validation", "test": "test"}
@@ -62,7 +62,7 @@ def medmnist(
         "in two splits can't be detected",
         file,
     )
-    rows = tables.metadata(rows.assign(patient=rows.index.astype(str)), file)
+    rows = cells.metadata(rows.assign(patient=rows.index.astype(str)), file)
     rows["height"], rows["width"] = sample[:2]  # A volume is a cube.
     targets = _labels(label, task, tuple(names), rows["image"], file)
     rows = pd.concat([rows, targets], axis=1)
@@ -111,7 +111,7 @@ def _labels(
                 f"data.names has {len(names)} names: {where} has {count} findings"
             )
         names = names or [*map(str, range(count))]
-        return tables.findings(label.astype(float), names, images, where)
+        return cells.findings(label.astype(float), names, images, where)
     if count != 1:
         raise InputError(
             f"{where}: {count} labels an image can't be one class: set "
@@ -124,7 +124,7 @@ def _labels(
             f"{len(names)}: number them from 0 and name every one"
         )
     names = names or [*map(str, range(most + 1))]
-    return tables.one_hot(label[:, 0], names, where)
+    return cells.one_hot(label[:, 0], names, where)
 
 
 def _contents(path: Path) -> tuple[dict[str, tuple[int, ...]], np.ndarray]:

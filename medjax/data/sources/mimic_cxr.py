@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from medjax.data.prepared import Source
-from medjax.data.sources import tables
+from medjax.data.sources import cells, tables
 from medjax.data.sources.chest_xray import (
     CHEXPERT_TASKS,
     chexpert_labels,
@@ -55,15 +55,15 @@ def mimic_cxr(
     folder = tables.existing(folder)
     text, path = _metadata(folder)
     text["official"] = _official(folder, text["dicom"])
-    date = tables.numbers(text, "date", path) + tables.numbers(text, "time", path) / 1e6
+    date = cells.numbers(text, "date", path) + cells.numbers(text, "time", path) / 1e6
     first = date.groupby(text["study"]).transform("min")
     order = first.groupby(text["patient"]).rank(method="dense") - 1
     text["follow_up"] = order.map("{:g}".format).where(order.notna(), "")
     text["view"] = text["view"].replace(VIEWS)
-    table = tables.metadata(text.drop(columns=["dicom", "study", "date", "time"]), path)
-    path = tables.only(folder, f"mimic-cxr-*-{labels}.csv")
+    table = cells.metadata(text.drop(columns=["dicom", "study", "date", "time"]), path)
+    path = cells.only(folder, f"mimic-cxr-*-{labels}.csv")
     columns = {name: name for name in ("study_id", *CHEXPERT_TASKS)}
-    given = tables.select(tables.read_csv(path), columns, path)
+    given = cells.select(cells.read_csv(path), columns, path)
     if given["study_id"].duplicated().any():
         study = given["study_id"][given["study_id"].duplicated()].iloc[0]
         raise InputError(f"{path}: lists the study {study} twice: keep one row")
@@ -90,8 +90,8 @@ def files(*, folder: Path, labels: str, **_) -> dict[str, Path]:
 
 def _metadata(folder: Path) -> tuple[pd.DataFrame, Path]:
     """The cells of the table of metadata, with the path of each `image`."""
-    path = tables.only(folder, "mimic-cxr-*-metadata.csv")
-    text = tables.select(tables.read_csv(path), METADATA, path)
+    path = cells.only(folder, "mimic-cxr-*-metadata.csv")
+    text = cells.select(cells.read_csv(path), METADATA, path)
     patient = "p" + text["patient"]
     text["image"] = (
         "files/" + patient.str[:3] + "/" + patient + "/s" + text["study"] + "/"
@@ -100,11 +100,11 @@ def _metadata(folder: Path) -> tuple[pd.DataFrame, Path]:
 
 
 def _official(folder: Path, dicom: pd.Series) -> list[str]:
-    path = tables.only(folder, "mimic-cxr-*-split.csv", needed=False)
+    path = cells.only(folder, "mimic-cxr-*-split.csv", needed=False)
     if path is None:
         return [""] * len(dicom)
     columns = {"dicom": "dicom_id", "split": "split"}
-    listed = tables.select(tables.read_csv(path), columns, path)
+    listed = cells.select(cells.read_csv(path), columns, path)
     strange = ~listed["split"].isin(list(SPLITS))
     if strange.any():
         raise InputError(

@@ -14,7 +14,7 @@ from tensorflow_datasets import features as kinds
 from medjax.data import images
 from medjax.data.dicom import Film
 from medjax.data.prepared import Source
-from medjax.data.sources import tables
+from medjax.data.sources import cells, tables
 from medjax.errors import InputError, check_choice, reading
 
 AGAIN = "prepare it by TFDS again"
@@ -83,15 +83,15 @@ def tfds(
         row = {
             "image": f"{split}_{number:06d}",
             "patient": str(len(text)),
-            "official": split if split in tables.OFFICIAL else "",
+            "official": split if split in cells.OFFICIAL else "",
         }
-        cells = {key: _text(features[f], example[f]) for key, f in columns.items()}
-        text.append(row | cells)
+        about = {key: _text(features[f], example[f]) for key, f in columns.items()}
+        text.append(row | about)
         values.append(read(example))
     if not text:
         raise InputError(f"{folder}: the data set holds no example")
-    table = tables.metadata(pd.DataFrame(text), folder)
-    targets = tables.findings(np.stack(values), tasks, table["image"], folder)
+    table = cells.metadata(pd.DataFrame(text), folder)
+    targets = cells.findings(np.stack(values), tasks, table["image"], folder)
 
     def film(name: str) -> Film:
         split, _, number = name.rpartition("_")

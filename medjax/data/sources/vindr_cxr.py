@@ -8,7 +8,7 @@ import pandas as pd
 
 from medjax.data import images, prepared
 from medjax.data.prepared import Source
-from medjax.data.sources import tables
+from medjax.data.sources import cells, tables
 from medjax.errors import InputError, check_choice
 
 PARTS = ("train", "test")
@@ -45,7 +45,7 @@ def vindr_cxr(
         raise InputError(f"{folder}: only one of its tables has the column {strange!r}")
     labels = pd.concat(parts)
     text = pd.DataFrame({"image": labels.index, "official": [*labels["official"]]})
-    table = tables.metadata(text.assign(patient=text["image"]), folder)
+    table = cells.metadata(text.assign(patient=text["image"]), folder)
     values = labels[[*tasks]].set_axis(table.index)
     paths = _paths(folder)
     present = {task: {*labels.index[labels[task] == 1]} for task in tasks}
@@ -81,16 +81,16 @@ def _labels(folder: Path, part: str, readers: str) -> pd.DataFrame | None:
     """[N, T + 1]: the findings of each image, and its official split."""
     annotations = folder / "annotations"
     needed = part == "train"
-    path = tables.only(annotations, f"image_labels_{part}.csv", needed=needed)
+    path = cells.only(annotations, f"image_labels_{part}.csv", needed=needed)
     if path is None:
         return None
-    text = tables.read_csv(path).rename(columns=NAMES)
+    text = cells.read_csv(path).rename(columns=NAMES)
     text = text.rename(columns={"image_id": "image"})
     if "image" not in text:
         raise InputError(f"{path}: has no column 'image_id': correct its header")
     names = text.columns.drop(["image", "rad_id", "No finding"], errors="ignore")
-    values = np.stack([tables.numbers(text, name, path) for name in names], axis=1)
-    given = tables.findings(values, names, text["image"], path)
+    values = np.stack([cells.numbers(text, name, path) for name in names], axis=1)
+    given = cells.findings(values, names, text["image"], path)
     share = given.groupby(text["image"].to_numpy(), sort=False).mean()
     if readers == "any":
         labels = (share > 0).astype(float).where(share.notna())
@@ -103,15 +103,15 @@ def _boxes(folder: Path, present: dict[str, set[str]]) -> dict[str, list[tuple]]
     """Image -> boxes of the findings that it has, in pixels of its file."""
     boxes = collections.defaultdict(list)
     for part in PARTS:
-        path = tables.only(
+        path = cells.only(
             folder / "annotations", f"annotations_{part}.csv", needed=False
         )
         if path is None:
             continue
         columns = {"image": "image_id", "task": "class_name"} | {b: b for b in BOX}
-        listed = tables.select(tables.read_csv(path), columns, path)
+        listed = cells.select(cells.read_csv(path), columns, path)
         for name in BOX:
-            listed[name] = tables.numbers(listed, name, path)
+            listed[name] = cells.numbers(listed, name, path)
         listed["task"] = listed["task"].replace(NAMES)
         for image, task, *box in listed.dropna().itertuples(index=False):
             if image in present.get(task, ()):

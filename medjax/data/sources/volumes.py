@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from medjax.data import dicom, scan
 from medjax.data import liver_phantom as liver
+from medjax.data import scan, series
 from medjax.data import units as measures
 from medjax.data.normalisation import HIGHEST, LOWEST
 from medjax.data.prepared import Item, Source
@@ -67,8 +67,8 @@ def volumes(
             cut.append(name)
         from_file = (width, height, *case.spacing[:0:-1].tolist())
         found = scans.of_row(Path(paths[name]), sequences=sequences, files=how["files"])
-        series = scans.ScanFiles(name, found).paths()
-        return record(case, shape), from_file, dicom.patients_of(series)
+        patients = series.patients_of(scans.ScanFiles(name, found).paths())
+        return record(case, shape), from_file, patients
 
     channels = measures.channels(units, windows) or sequences
     whole = (*shape, len(channels) + len(how["regions"]))

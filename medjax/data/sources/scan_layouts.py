@@ -1,0 +1,204 @@
+"""Scans of public layouts: BraTS, BIDS, and the Medical Segmentation Decathlon.
+
+Files of BraTS and BIDS say by their names whose they are; one of the Decathlon may hold
+several sequences.
+"""
+
+import collections
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from medjax.data import nifti
+from medjax.data.nifti import SequenceFile
+from medjax.data.sources import scans
+from medjax.data.sources.scans import ScanFiles
+from medjax.errors import InputError, check_choice, reading
+
+# The scan (subject and time point) and the sequence in a file's name, since 2023.
+BRATS = re.compile(r"(BraTS-\w+-\d+-\d{3})-(\w+)\.nii(?:\.gz)?", re.IGNORECASE)
+PARTS = {"training": "train", "test": "test"}  # Of the Decathlon -> our splits.
+log = logging.getLogger("medjax")
+
+
+def in_decathlon(
+    path: Path, *, sequences: Sequence[str], part: str = "training"
+) -> list[ScanFiles]:
+    """Finds patients in the layout of the Medical Segmentation Decathlon, by name.
+
+    Args:
+      path: a task's folder with its dataset.json; or, to predict, a folder of images
+        such as imagesTs, or one image. Then dataset.json may lie beside or above it;
+        without one the file's volumes are the sequences in their order.
+      sequences: names of dataset.json's 'modality', all of them or some.
+      part: 'training' (with masks) or 'test', of a task's folder.
+
+    Source: Antonelli et al., Nature Communications 13 (2022) 4128.
+    """
+    path = Path(path).expanduser()
+    scans.check_sequences(sequences)
+    check_choice("data.part", part, PARTS)
+    if not path.exists():
+        raise InputError(f"{path}: does not exist; give a folder or a NIfTI file")
+    above = (path, path.parent, *path.parents[1:2])
+    descriptions = [folder / "dataset.json" for folder in above]
+    description = next((f for f in descriptions if f.is_file()), None)
+    channels = _channels(description, sequences)
+    if description is not None and description.parent == path:
+        pairs, official = _listed(description, part), PARTS[part]
+        listed = {image for image, _ in pairs}
+        for folder in sorted({image.parent for image in listed}):
+            scans.warn_of(
+                [p for p in scans.visible(folder.glob("*")) if p not in listed], folder
+            )
+    else:
+        images = [path] if path.is_file() else scans.visible(path.iterdir())
+        pairs, official = [(p, None) for p in images if nifti.is_volume(p)], ""
+        scans.warn_of([p for p in images if not nifti.is_volume(p)], path)
+    if not pairs:
+        raise InputError(
+            f"{path}: holds no image (.nii.gz) of the {part if official else 'folder'}"
+        )
+    found = []
+    for image, mask in pairs:
+        name = image.name.removesuffix(".gz").removesuffix(".nii")
+        files = {s: SequenceFile(image, channels[s]) for s in sequences}
+        found.append(ScanFiles(name, files, mask, official))
+    return sorted(found, key=lambda scan: scan.name)
+
+
+def in_brats(path: Path, *, sequences: Sequence[str]) -> list[ScanFiles]:
+    """Finds the scans of a BraTS challenge since 2023, by name.
+
+    `BraTS-GLI-00000-001-t1c.nii.gz` is the sequence t1c of the time point 001 of the
+    subject BraTS-GLI-00000, whose scans are one patient's; `seg` is the mask. The files
+    lie in a folder for each scan, or in one.
+    """
+    path = scans.existing(path)
+    scans.check_sequences(sequences)
+    found = collections.defaultdict(dict)
+    files = sorted(_below(path))
+    scans.warn_of([file for file in files if not BRATS.fullmatch(file.name)], path)
+    for file in files:
+        if match := BRATS.fullmatch(file.name):
+            name, part = match.groups()
+            if part in found[name]:
+                raise InputError(f"{found[name][part]} and {file}: keep one of them")
+            found[name][part] = file
+    if not found:
+        raise InputError(f"{path}: no file in it is named as BraTS-GLI-00000-000-t1c")
+    there = {part for parts in found.values() for part in parts}
+    for name in sequences:
+        if name not in there:
+            names = ", ".join(map(repr, sorted(there - {"seg"})))
+            raise InputError(f"data.sequences: no file of {path} is {name!r}: {names}")
+    return [
+        _scan(name, parts, sequences, "seg") for name, parts in sorted(found.items())
+    ]
+
+
+def in_bids(path: Path, *, sequences: Sequence[str], mask: str = "") -> list[ScanFiles]:
+    """Finds the sessions of a BIDS data set, `sub-01/ses-1` or `sub-01`, by name.
+
+    Args:
+      path: the data set's folder, or to predict that of a subject or a session.
+      sequences: ends of files' names before `.nii.gz`: 'T1w', or 'ce-gd_T1w'.
+      mask: the same of the segmentation, such as 'dseg' or 'label-lesion_mask', in the
+        session's folder or in one of the data set's derivatives; '' for none.
+
+    Source: Gorgolewski et al., Scientific Data 3 (2016) 160044.
+    """
+    path = scans.existing(path).absolute()
+    scans.check_sequences(sequences)
+    above = [
+        folder for folder in (path, *path.parents) if folder.name.startswith("sub-")
+    ]
+    root = above[0].parent if above else path
+    subjects = above[:1] or [f for f in sorted(root.glob("sub-*")) if f.is_dir()]
+    found = []
+    for subject in subjects:
+        sessions = [f for f in sorted(subject.glob("ses-*")) if f.is_dir()] or [subject]
+        for session in [path] if path.name.startswith("ses-") else sessions:
+            name = str(session.relative_to(root))
+            places = [session, *sorted(root.glob(f"derivatives/*/{name}"))]
+            files = {s: _ending(places[:1], name, s) for s in sequences}
+            if not any(files.values()):
+                log.warning("%s: left out, no file of data.sequences in it", session)
+                continue
+            files |= {mask: _ending(places, name, mask)} if mask else {}
+            found.append(_scan(name, files, sequences, mask))
+    if not found:
+        names = ", ".join(f"'sub-*_{name}.nii.gz'" for name in sequences)
+        raise InputError(f"{path}: no file in it is {names}; correct data.sequences")
+    return found
+
+
+def _scan(
+    name: str, files: Mapping[str, Path | None], sequences: Sequence[str], mask: str
+) -> ScanFiles:
+    paths = {sequence: files.get(sequence) for sequence in sequences}
+    present = {name: path and SequenceFile(path) for name, path in paths.items()}
+    return ScanFiles(name, present, files.get(mask))
+
+
+def _ending(folders: Sequence[Path], scan: str, end: str) -> Path | None:
+    """The one volume in a scan's folders whose name ends so.
+
+    Of several that one whose name is the scan's and the end alone.
+    """
+    paths = [path for folder in folders for path in sorted(_below(folder))]
+    ends = tuple(f"_{end}{suffix}" for suffix in (".nii", ".nii.gz"))
+    paths = [path for path in paths if path.name.endswith(ends)]
+    whole = tuple(scan.replace("/", "_") + tail for tail in ends)
+    paths = [path for path in paths if path.name in whole] or paths
+    if len(paths) > 1:
+        raise InputError(
+            f"{paths[0]} and {paths[1]}: both end in {end}; name a longer end in "
+            "data.sequences or data.mask that only one of them has"
+        )
+    return paths[0] if paths else None
+
+
+def _below(folder: Path) -> list[Path]:
+    """The visible volumes in a folder and below it."""
+    return [path for path in scans.visible(folder.rglob("*.nii*")) if path.is_file()]
+
+
+def _channels(description: Path | None, sequences: Sequence[str]) -> dict[str, int]:
+    """Sequence -> which volume of a file it is."""
+    if description is None:
+        return {name: channel for channel, name in enumerate(sequences)}
+    modality = _json(description).get("modality")
+    if not isinstance(modality, dict) or not all(n.isdigit() for n in modality):
+        raise InputError(f"{description}: its 'modality' is no table of sequences")
+    channels = {str(name): int(number) for number, name in modality.items()}
+    if len(channels) < len(modality):
+        raise InputError(f"{description}: its 'modality' has a name twice; rename one")
+    for name in sequences:
+        if name not in channels:
+            names = ", ".join(map(repr, channels))
+            raise InputError(
+                f"data.sequences: {description} has no {name!r}, but {names}"
+            )
+    return channels
+
+
+def _listed(description: Path, part: str) -> list[tuple[Path, Path | None]]:
+    """(image, mask) of a part of the data set."""
+    folder, listed = description.parent, _json(description).get(part)
+    try:
+        if part == "test":
+            return [(folder / image, None) for image in listed]
+        return [(folder / pair["image"], folder / pair["label"]) for pair in listed]
+    except (TypeError, KeyError):
+        raise InputError(f"{description}: its {part!r} is no list of images") from None
+
+
+def _json(path: Path) -> dict:
+    with reading(path, "get it again"):
+        read = json.loads(path.read_text())
+    if not isinstance(read, dict):
+        raise InputError(f"{path}: is no dataset.json of the Decathlon")
+    return read
