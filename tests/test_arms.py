@@ -10,7 +10,7 @@ from sklearn import metrics as oracles
 from test_bootstrap import mean_ends, wilson
 
 from medjax.errors import InputError
-from medjax.evaluation import bootstrap, seeds
+from medjax.evaluation import bootstrap, discrimination, seeds
 from medjax.evaluation.bootstrap import Resampled, multiplicities
 from medjax.evaluation.compare import holm
 
@@ -98,6 +98,36 @@ def found(one):
     return compare(one)
 
 
+def rarer(runs):
+    """[T], the patients of the class that fewer have, where some run knows the label."""
+    known = (runs.weight > 0).any(axis=(0, 1))
+    return np.min(
+        [
+            [
+                len(set(runs.patient[known[:, t] & (runs.label[:, t] == y)]))
+                for y in (0, 1)
+            ]
+            for t in range(runs.label.shape[1])
+        ],
+        axis=1,
+    )
+
+
+def centred(runs, a, whole, drawn):
+    """Average precisions of arm `a`, [T] and [R, T], as their intervals are made of."""
+    centre = np.mean(
+        [
+            discrimination.of_other_patients(
+                runs.probability[a, s], runs.label, runs.weight[a, s], runs.patient
+            )
+            for s in range(2)
+        ],
+        axis=0,
+    )
+    student = stats.t(rarer(runs) - 1).ppf(0.975) / stats.norm.ppf(0.975)
+    return centre, centre + student * (drawn - whole)
+
+
 @pytest.mark.parametrize("metric", ORACLES)
 def test_every_number_is_that_of_brute_force(one, found, metric):
     whole = brute(metric, one, np.ones(20))
@@ -110,8 +140,17 @@ def test_every_number_is_that_of_brute_force(one, found, metric):
         row = found["arms"][arm]
         cells = [row["tasks"]["a"], row["tasks"]["b"], row["mean"]]
         estimates, many = whole[a].mean(axis=0), drawn[:, a].mean(axis=1)
-        ends = [wilson(estimates[t], many[:, t]) for t in range(2)]
-        ends.append(mean_ends(many[:, :2].T, estimates[:2], ends, np.ones(2)))
+        used, drawn_so = estimates[:2], many[:, :2]
+        if metric == "average_precision":
+            used, drawn_so = centred(one, a, used, drawn_so)
+        k = [None, None] if metric not in discrimination.AREAS else rarer(one)
+        worth = 1 if metric == "average_precision" else 2
+        ends = [wilson(used[t], drawn_so[:, t], k[t], worth) for t in range(2)]
+        ends.append(mean_ends(drawn_so.T, used, ends, np.ones(2)))
+        holding = np.transpose(ends)
+        ends = np.transpose(
+            [np.minimum(holding[0], estimates), np.maximum(holding[1], estimates)]
+        )
         for t, cell in enumerate(cells):
             cell = cell[metric]
             assert cell["each"] == pytest.approx(whole[a, :, t], abs=1e-5)
@@ -132,6 +171,27 @@ def test_every_number_is_that_of_brute_force(one, found, metric):
             error = np.std(many, ddof=1) * np.sqrt(20 / 19)
             assert cell["patients"] == pytest.approx(error, abs=1e-5)
             assert cell["seeds"] == 2 and cell["low"] < each.mean() < cell["high"]
+
+
+def test_a_sweep_of_one_run_has_the_intervals_of_that_run_s_report(one):
+    """Those of its areas, whose few positives both count."""
+    few = one.label * (np.arange(len(one.label)) < 14)[:, None]
+    runs = one._replace(
+        probability=one.probability[:1, :1], label=few, weight=one.weight[:1, :1]
+    )
+    row = compare(runs, names=("plain",), replicates=100)["arms"]["plain"]
+    expected = discrimination.intervals(
+        *(runs.probability[0, 0], few, runs.weight[0, 0], runs.patient),
+        np.full(2, 0.5),
+        key=KEY,
+        replicates=100,
+    )
+    for name in discrimination.AREAS:
+        for end in ("estimate", "low", "high"):
+            found = [row["tasks"][t][name][end] for t in "ab"]
+            assert found == pytest.approx(getattr(expected[name], end), abs=1e-6)
+            mean = getattr(expected[f"mean_{name}"], end)
+            assert row["mean"][name][end] == pytest.approx(mean, abs=1e-6)
 
 
 def test_of_nine_patients_nothing_has_an_interval_or_a_test():
@@ -163,10 +223,11 @@ def test_ties_of_calibrated_probabilities_rank_nothing_and_areas_have_their_inte
     np.testing.assert_array_equal(*(scores["auroc"].whole for scores in both))
     assert (both[0]["brier"].whole != both[1]["brier"].whole).any()
     # The mean over the seeds is an area, with the interval of one.
-    scores, rarer = both[0]["auroc"], np.array([9, 8])
-    found = seeds.summarise(scores, 0, rarer, patients=20)
+    k = np.array([9, 8])
+    scores = both[0]["auroc"]._replace(rarer=k)
+    found = seeds.summarise(scores, 0, patients=20)
     whole, drawn = (x.mean(axis=-2) for x in (scores.whole[0], scores.drawn[:, 0]))
-    areas = bootstrap.wilson(Resampled(whole[:2], drawn[:, :2]), rarer)
+    areas = bootstrap.wilson(Resampled(whole[:2], drawn[:, :2]), k)
     assert [each.low for each in found[:2]] == pytest.approx(areas.low)
     assert [each.high for each in found[:2]] == pytest.approx(areas.high)
     assert max(areas.low.min(), found[2].low) < found[2].estimate < found[2].high < 1

@@ -116,14 +116,15 @@ def test_replicates_are_scikit_learn_on_the_repeated_rows():
             np.testing.assert_allclose(found[name][:, t], expected, atol=1e-6)
 
 
-def wilson(estimate, replicates, k=None):
+def wilson(estimate, replicates, k=None, worth=2):
     """Wilson's interval by its quadratic, for the size with the replicates' variance.
 
-    Of an area log n is the mean of that size's and of 2 k's, with weights sqrt(k) and 1.5.
+    Of an area log n is the mean of that size's and of `worth` k's, with weights sqrt(k)
+    and 1.5.
     """
     n = estimate * (1 - estimate) / np.var(replicates, ddof=1)
     if k is not None:
-        n = np.exp(np.average(np.log([n, 2 * k]), weights=[k**0.5, 1.5]))
+        n = np.exp(np.average(np.log([n, worth * k]), weights=[k**0.5, 1.5]))
     # (p - estimate)^2 = z^2 p (1 - p) / n
     z2 = stats.norm.ppf(0.975) ** 2 / n
     roots = np.roots([1 + z2, -2 * estimate - z2, estimate**2])

@@ -12,7 +12,7 @@ from medjax.commands import arms, executors, population
 from medjax.commands.arms import Run
 from medjax.config import Config
 from medjax.errors import InputError, check_choice
-from medjax.evaluation import discrimination, seeds
+from medjax.evaluation import seeds
 from medjax.files import read_json
 from medjax.reports import compare as report
 from medjax.reports import page
@@ -191,9 +191,7 @@ def _compare(
     tables = dict(zip(folders, tables, strict=True))
     shape = (len(names), repeats)
     grid = compare.side_by_side(tables, shape, findings, folders, how)
-    people, patient = np.unique(grid.patient, return_inverse=True)
-    patients = len(people)
-    truth = np.nan_to_num(grid.truth), ~np.isnan(grid.truth)
+    patients = len(np.unique(grid.patient))
     return {
         "films": len(grid.truth),
         "patients": patients,
@@ -205,7 +203,6 @@ def _compare(
             tasks=findings,
             primary=how.primary,
             patients=patients,
-            rarer=discrimination.rarer_patients(*truth, patient),
             baseline=baseline,
         ),
     }

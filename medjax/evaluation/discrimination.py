@@ -45,9 +45,8 @@ def intervals(
 ) -> dict[str, Interval]:
     """Intervals of every metric, clustered by patient.
 
-    They are those of bootstrap.wilson, combined and ratio. Those of average precision
-    are around `of_other_patients` and as much wider as Student's quantile, with the
-    freedom of the rarer class's patients, is above the normal one; they hold the estimate.
+    They are those of bootstrap.wilson, combined and ratio; of average precision see
+    `around`.
 
     Args:
       prevalence: [T] in (0, 1), adds the predictive values there, 'ppv_at' and
@@ -87,24 +86,20 @@ def intervals(
         name, drawn = full_name.removeprefix("micro_"), resampled.drawn[full_name]
         area, pooled = METRICS[name].kind == "ranking", full_name != name
         k = counts[name][-1] if pooled else counts[name][:-1]
-        rarer, centre = k if area else None, whole
+        rarer, used = k if area else None, Resampled(whole, drawn)
         if name == "average_precision":
-            centre = of_other_patients(*data[1:5])
-            centre = np.where(np.isnan(centre), whole, centre)
-            student = stats.t.ppf((1 + bootstrap.LEVEL) / 2, np.maximum(k - 1, 1))
-            wider = student / stats.norm.ppf((1 + bootstrap.LEVEL) / 2)
-            drawn = centre + wider * (drawn - whole)
-        interval = bootstrap.wilson(Resampled(centre, drawn), rarer, WORTH.get(name, 2))
+            used = around(of_other_patients(*data[1:5]), used, k)
+        interval = bootstrap.wilson(used, rarer, WORTH.get(name, 2))
         if METRICS[name].share:
             interval = bootstrap.exact(interval, k)
-        results[full_name] = _holding(whole, interval)
+        results[full_name] = holding(whole, interval)
         if pooled or name in RATIOS:
             continue
         defined = ~np.isnan(whole)
         for kind, weights in (("mean", defined), ("weighted", defined * positives)):
-            mean = bootstrap.mean_of(interval, drawn, weights)
-            moved = np.nansum((whole - centre) * weights) / max(weights.sum(), 1)
-            results[f"{kind}_{name}"] = _holding(mean.estimate + moved, mean)
+            mean = bootstrap.mean_of(interval, used.drawn, weights)
+            moved = np.nansum((whole - used.whole) * weights) / max(weights.sum(), 1)
+            results[f"{kind}_{name}"] = holding(mean.estimate + moved, mean)
     for prefix in ("", "micro_"):
         _likelihood_ratios(results, prefix)
     if prevalence is not None:
@@ -116,6 +111,19 @@ def intervals(
         ends = {"low": 1 / (1 + high), "high": 1 / (1 + low)}
         results["npv_at"] = results["npv_at"]._replace(**ends)
     return results
+
+
+def around(centre, scores: Resampled, rarer) -> Resampled:
+    """Average precisions as their intervals need them, which shall hold the estimate.
+
+    They are around `of_other_patients`, where that is defined, and as much wider as
+    Student's quantile, with the freedom of the rarer class's patients, is above the
+    normal one.
+    """
+    centre = np.where(np.isnan(centre), scores.whole, centre)
+    level = (1 + bootstrap.LEVEL) / 2
+    wider = stats.t.ppf(level, np.maximum(rarer - 1, 1)) / stats.norm.ppf(level)
+    return Resampled(centre, centre + wider * (scores.drawn - scores.whole))
 
 
 def of_other_patients(score, label, weight, patient) -> np.ndarray:
@@ -156,7 +164,7 @@ def _called(amount, place, group) -> tuple[np.ndarray, np.ndarray]:
     return here - first, last - first
 
 
-def _holding(estimate, interval: Interval) -> Interval:
+def holding(estimate, interval: Interval) -> Interval:
     """The interval with this estimate, made wider where the estimate is outside."""
     low, high = np.minimum(interval.low, estimate), np.maximum(interval.high, estimate)
     return interval._replace(estimate=estimate, low=low, high=high)

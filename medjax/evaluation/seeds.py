@@ -11,8 +11,8 @@ same images, and a difference is tested against both:
 S is small, so the test is a t test with Satterthwaite's degrees of freedom. An effect of
 a seed on some patients only is in both terms, which makes the test conservative.
 
-Scores are a Resampled of one metric, [A, S, T + 1]: of A arms, S seeds, T tasks and, last,
-the mean over them. NaN where undefined.
+Scores are of one metric, [A, S, T + 1]: of A arms, S seeds, T tasks and, last, the mean
+over them. NaN where undefined.
 
 Source: the sum of both variances of a crossed design, Owen, Ann. Appl. Stat. 1 (2007)
 386; Satterthwaite, Biometrics Bull. 2 (1946) 110.
@@ -36,11 +36,21 @@ ALPHA = 0.05
 LEAST = 3  # Seeds without which no arm is called the best.
 
 
+class Scores(NamedTuple):
+    """A metric of all runs."""
+
+    whole: np.ndarray  # [A, S, T + 1].
+    drawn: np.ndarray  # [R, A, S, T + 1], its replicates.
+    rarer: np.ndarray | None = None  # [T], of areas, see bootstrap.wilson.
+    # [A, S, T], of average precisions, see discrimination.around.
+    centre: np.ndarray | None = None
+
+
 class Summary(NamedTuple):
     """An arm's metric."""
 
     estimate: float  # The mean over the seeds.
-    # Its interval by patients, of bootstrap.wilson and mean_of; NaN of fewer than
+    # Its interval by patients, as of discrimination.intervals; NaN of fewer than
     # bootstrap.LEAST, as a Difference's are and its p.
     low: float
     high: float
@@ -84,7 +94,7 @@ def measure_predictions(
     ranking: np.ndarray,
     call: np.ndarray,
     **draws,
-) -> dict[str, Resampled]:
+) -> dict[str, Scores]:
     """AUROC, average precision, Brier score and balanced accuracy of every run.
 
     Args:
@@ -106,14 +116,21 @@ def measure_predictions(
     columns = [np.where(columns[-1] > 0, x, 0).astype(np.float32) for x in columns]
     names, patient = np.unique(patient, return_inverse=True)
     data = *columns, patient.astype(np.int32)
-    scores = bootstrap.resample(_scores, data, len(names), **draws)
-    return {
-        name: _with_mean(
-            whole.reshape(arms, seeds, tasks),
-            scores.drawn[name].reshape(-1, arms, seeds, tasks),
+    resampled = bootstrap.resample(_scores, data, len(names), **draws)
+    shape = arms, seeds, tasks
+    scores = {
+        name: _with_mean(whole.reshape(shape), drawn.reshape(-1, *shape))
+        for (name, whole), drawn in zip(
+            resampled.whole.items(), resampled.drawn.values(), strict=True
         )
-        for name, whole in scores.whole.items()
     }
+    known = (weight > 0).any(axis=(0, 1))
+    rarer = discrimination.rarer_patients(np.where(known, label, 0), known, patient)
+    areas = {name: scores[name]._replace(rarer=rarer) for name in discrimination.AREAS}
+    _, ranked, positive, _, mass, _ = data
+    centre = discrimination.of_other_patients(ranked, positive, mass, patient)
+    precision = areas["average_precision"]._replace(centre=centre.reshape(shape))
+    return scores | areas | {"average_precision": precision}
 
 
 def _scores(data: tuple, counts: Array | None) -> dict[str, Array]:
@@ -138,7 +155,7 @@ def _scores(data: tuple, counts: Array | None) -> dict[str, Array]:
 
 def measure_cases(
     values: dict[str, np.ndarray], patient: np.ndarray, **draws
-) -> dict[str, Resampled]:
+) -> dict[str, Scores]:
     """The mean over cases of each metric, [A, S, N, T]; NaN where undefined."""
     scores = {}
     for metric, value in values.items():
@@ -148,7 +165,7 @@ def measure_cases(
     return scores
 
 
-def _with_mean(whole, drawn) -> Resampled:
+def _with_mean(whole, drawn) -> Scores:
     """[A, S, T] and [R, A, S, T] with the mean over each run's defined tasks.
 
     A replicate in which one of these tasks is undefined has no mean: a mean over other
@@ -162,17 +179,16 @@ def _with_mean(whole, drawn) -> Resampled:
         total = np.where(defined, x, 0).sum(axis=-1, keepdims=True)
         with np.errstate(invalid="ignore"):  # 0 / 0: no task is defined.
             both.append(np.append(x, total / number, axis=-1))
-    return Resampled(*both)
+    return Scores(*both)
 
 
 def compare(
-    scores: dict[str, Resampled],
+    scores: dict[str, Scores],
     *,
     arms: tuple[str, ...],
     tasks: tuple[str, ...],
     primary: str,
     patients: int,
-    rarer: np.ndarray | None = None,
     baseline: int = 0,
 ) -> dict:
     """Every arm's metrics, their differences to the baseline's, and the best arm.
@@ -183,7 +199,6 @@ def compare(
       primary: the metric whose differences are tested: those of the mean as one family
         over the arms, those of the tasks as one over arms and tasks.
       patients: how many were tested.
-      rarer: [T], those with an image of the rarer class, for areas.
       baseline: the arm that the others are compared with.
 
     Returns:
@@ -217,9 +232,7 @@ def compare(
     summaries = {
         name: [
             summarise(
-                *(metric, a, rarer if name in discrimination.AREAS else None),
-                patients=patients,
-                worth=discrimination.WORTH.get(name, 2),
+                metric, a, patients=patients, worth=discrimination.WORTH.get(name, 2)
             )
             for a in range(len(arms))
         ]
@@ -247,32 +260,30 @@ def compare(
 
 
 def summarise(
-    scores: Resampled,
-    arm: int,
-    rarer: np.ndarray | None = None,
-    *,
-    patients: int,
-    worth: float = 2,
+    scores: Scores, arm: int, *, patients: int, worth: float = 2
 ) -> list[Summary]:
-    """An arm's metric of each task, and last of their mean.
-
-    rarer: as in `compare`; worth: see bootstrap.wilson.
-    """
+    """An arm's metric of each task, and last of their mean; worth: see bootstrap.wilson."""
     columns = zip(scores.whole[arm].T, np.moveaxis(scores.drawn[:, arm], 2, 0))
     numbers = [(*_over_seeds(*column), column[0]) for column in columns]
     estimate, sd, drawn, undefined, each = zip(*numbers, strict=True)
-    estimate, drawn = np.array(estimate[:-1]), np.stack(drawn[:-1], axis=1)
-    tasks = bootstrap.wilson(Resampled(estimate, drawn), rarer, worth)
-    mean = bootstrap.mean_of(tasks, drawn, ~np.isnan(estimate))
-    ends = [np.append(*both) for both in zip(tasks[:3], mean[:3], strict=True)]
+    used = Resampled(np.array(estimate[:-1]), np.stack(drawn[:-1], axis=1))
+    if scores.centre is not None:
+        centre, whole = scores.centre[arm], scores.whole[arm, :, :-1]
+        centre = np.where(np.isnan(centre), whole, centre)
+        mean = bootstrap.mean_of_defined(centre, axis=0)
+        used = discrimination.around(mean, used, scores.rarer)
+    tasks = bootstrap.wilson(used, scores.rarer, worth)
+    mean = bootstrap.mean_of(tasks, used.drawn, ~np.isnan(estimate[:-1]))
+    ends = bootstrap.Interval(*(np.append(*x) for x in zip(tasks[:4], mean[:4])))
+    estimate, low, high = discrimination.holding(np.array(estimate), ends)[:3]
     if patients < bootstrap.LEAST:
-        ends[1:] = np.full((2, len(sd)), np.nan)
-    columns = zip(*ends, undefined, sd, each, strict=True)
+        low = high = np.full(len(sd), np.nan)
+    columns = zip(estimate, low, high, undefined, sd, each, strict=True)
     return [Summary(*column) for column in columns]
 
 
 def difference(
-    scores: Resampled, arm: int, other: int, task: int, *, patients: int
+    scores: Scores, arm: int, other: int, task: int, *, patients: int
 ) -> Difference:
     """How much higher `arm` is than `other` in one task; -1 is the mean over tasks."""
     whole, drawn = scores.whole[..., task], scores.drawn[..., task]
@@ -329,7 +340,7 @@ def _over_seeds(
     return each[defined].mean(), sd, means, int(np.isnan(means).sum())
 
 
-def best(scores: Resampled, arms: tuple[str, ...], *, patients: int) -> Best:
+def best(scores: Scores, arms: tuple[str, ...], *, patients: int) -> Best:
     """The arm with the highest mean, if the data allow to call it the best.
 
     The mean is over the seeds that all arms have, because an arm that lacks a hard seed

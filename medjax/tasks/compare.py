@@ -16,7 +16,6 @@ from medjax.cohort import identity
 from medjax.errors import InputError
 from medjax.evaluation import bootstrap, seeds
 from medjax.evaluation import compare as statistics
-from medjax.evaluation.bootstrap import Resampled
 from medjax.evaluation.predict import Predictions
 from medjax.files import read_json
 from medjax.training import folder as workdir
@@ -191,7 +190,7 @@ def _pair_findings(first, second, names, **draws) -> dict:
     return statistics.compare(*both, tasks=names, **draws)
 
 
-def _measure_findings(grid: Grid, **options) -> dict[str, Resampled]:
+def _measure_findings(grid: Grid, **options) -> dict[str, seeds.Scores]:
     probability, ranking, call = (grid.columns[suffix] for suffix in FINDINGS.columns)
     weight = ~np.isnan(grid.truth) & ~np.isnan(probability)
     return seeds.measure_predictions(
@@ -224,7 +223,7 @@ def _read_masks(folder: Path, split: str, names: tuple[str, ...]) -> pd.DataFram
     return pd.DataFrame(volumes.values())
 
 
-def _measure_masks(grid: Grid, **options) -> dict[str, Resampled]:
+def _measure_masks(grid: Grid, **options) -> dict[str, seeds.Scores]:
     values = {metric: grid.columns[f"_{metric}"] for metric in OF_MASKS}
     return seeds.measure_cases(values, grid.patient, **options)
 
