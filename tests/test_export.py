@@ -305,8 +305,9 @@ def test_a_folder_that_isn_t_empty_and_an_unfinished_run_are_refused(trained, tm
 
 
 def test_augmented_copies_are_refused():
-    config = small.get_config()
-    config.evaluation.copies = 2
-    run = SimpleNamespace(config=config, folder=Path("runs/a"))
-    with pytest.raises(InputError, match="evaluation.copies=2: augmented copies can't"):
-        exported.of_images(run)
+    for run, program in (
+        (classifier(**{"evaluation.copies": 2}), exported.of_images),
+        (masks_run(**{"evaluation.copies": 2}), segmentation.TASK.program),
+    ):
+        with pytest.raises(InputError, match="copies=2: augmented copies can't be"):
+            program(run)

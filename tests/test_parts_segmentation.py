@@ -298,11 +298,13 @@ def test_a_mode_freezes_levels_from_the_image_on(config, mode, frozen):
         ("transfer.init", "nowhere", "nowhere.*give 'imagenet'"),
         ("evaluation.flips", (3,), "flips=.3,.: the axes are"),
         ("evaluation.overlap", 1.0, "overlap=1.0"),
+        ("augment.ops", ("elastic",), "copies=2: .* an elastic move has no inverse"),
+        ("augment.ops", (), "copies=2: .* name other ops in augment.ops"),
         ("evaluation.replicates", 0, "evaluation.replicates=0: give 1"),
     ],
 )
 def test_a_mistake_is_refused_before_any_data_are_read(config, field, value, said):
-    config.train.batch = 8
+    config.train.batch, config.evaluation.copies = 8, 2
     segmentation.check(config, 4)
     config.update_from_flattened_dict({field: value})
     with pytest.raises(InputError, match=said):

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_warp import scipy_affine
 
-from medjax.augment import intensity, patches
+from medjax.augment import intensity, patches, policy
 from medjax.geometry import warp
 
 KEY = jax.random.key(3)
@@ -246,3 +247,60 @@ def test_many_patches_of_one_volume_compile():
     batch |= {"image": batch["image"] / 1000}  # Below what is clipped.
     got = augment(batch, ops=(op,), **options)["image"]
     assert len(np.unique(got[:, 0, 0, 0])) > 16
+
+
+def ramped(variables, image):
+    """A network that sees where a voxel lies: its answer doesn't move with the image."""
+    place = jnp.linspace(0.5, 1.5, image.shape[-2])[:, None]
+    return jax.nn.sigmoid(variables * image[..., :1] * place)
+
+
+@pytest.mark.parametrize("shape", [(12, 10, 14), (14, 12)])
+def test_copies_are_moved_back_and_averaged_where_they_show_a_voxel(shape):
+    rng, n = np.random.default_rng(0), len(shape)
+    image = rng.normal(size=(2, *shape, 2)).astype(np.float32)
+    mm = np.array([3.0, 1.0, 2.0], np.float32)[-n:]
+    ops = [
+        functools.partial(warp.flip, probability=0.5),
+        functools.partial(intensity.contrast, strength=0.3),
+        functools.partial(warp.random_affine, rotation=15.0, zoom=0.2),
+    ]
+    options = {"number": 3, "ops": ops, "spacing": mm}
+    found = jax.jit(lambda x: patches.mean_of_copies(ramped, 2.0, x, **options))(image)
+
+    def voxels(key, op):
+        matrix = np.asarray(op(key, warp.still(shape, mm)).matrix, float)
+        return np.column_stack([matrix[:, :n] * mm / mm[:, None], matrix[:, n] / mm])
+
+    ones = np.ones((*shape, 1))
+    for row, one in zip(image, np.asarray(found), strict=True):
+        total, mass = np.asarray(ramped(2.0, row), float), ones
+        for copy in range(3):
+            own = policy.sample_key(jax.random.key(0), 0, 0, copy)
+            keys = [jax.random.fold_in(own, i) for i in range(3)]
+            mirror, turn = voxels(keys[0], ops[0]), voxels(keys[2], ops[2])
+            unit = scipy_affine(np.clip((row + 4) / 12, 0, 1), mirror)
+            unit = np.asarray(ops[1](keys[1], jnp.asarray(unit, jnp.float32)))
+            inside = scipy_affine(ones, turn, order=0) > 0
+            moved = np.where(inside, scipy_affine(unit, turn) * 12 - 4, 0)
+            p = np.asarray(ramped(2.0, jnp.asarray(moved, jnp.float32)))
+            back = np.linalg.inv(mirror[:, :n] @ turn[:, :n])
+            shift = back @ mirror[:, :n] @ turn[:, n:]
+            back = np.concatenate([back, -shift], axis=1)
+            total, mass = total + scipy_affine(p, back), mass + scipy_affine(ones, back)
+        assert (mass < 3.9).any() and (mass > 3.999).any()
+        np.testing.assert_allclose(one, total / mass, atol=2e-5)
+
+
+def test_copies_of_an_image_that_only_changes_its_greys_are_not_moved():
+    image = np.random.default_rng(0).normal(size=(1, 8, 8, 8, 1)).astype(np.float32)
+    ops = [functools.partial(intensity.gamma, max_log_gamma=0.5)]
+    options = {"number": 2, "ops": ops, "spacing": (1.0,) * 3}
+    found = patches.mean_of_copies(ramped, 2.0, image, **options)
+    expected, unit = [ramped(2.0, image)], np.clip((image + 4) / 12, 0, 1)
+    for copy in range(2):
+        key = policy.sample_key(jax.random.key(0), 0, 0, copy)
+        changed = ops[0](jax.random.fold_in(key, 0), jnp.asarray(unit[0]))[None]
+        expected.append(ramped(2.0, changed * 12 - 4))
+    assert np.abs(expected[1] - expected[0]).max() > 0.01
+    np.testing.assert_allclose(found, np.mean(expected, axis=0), atol=1e-6)

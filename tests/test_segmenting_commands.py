@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 
 import jax
 import nibabel
@@ -255,3 +256,24 @@ def test_a_report_says_what_it_doesn_t_count(run):
     assert "voxels of 9 x 9 x 9 mm" in segmentation.caveat(config, "test")
     config.data.split = "halves"
     assert "same patients" in segmentation.caveat(config, "test")
+
+
+def test_copies_of_windows_are_averaged_and_their_gain_is_on_the_page(run, tmp_path):
+    """In a copy of the run; the page compares with what the run itself reports."""
+    shutil.copytree(run, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    config["evaluation"]["copies"] = 2
+    (tmp_path / "run/config.json").write_text(json.dumps(config))
+    evaluate.evaluate(tmp_path / "run", Images("test"))
+    before, after = (
+        json.loads((folder / "report.json").read_text())
+        for folder in (run, tmp_path / "run")
+    )
+    gain = after["copies"]["dice"]
+    one, other = (r["mean"]["dice"]["estimate"] for r in (after, before))
+    assert one != other
+    assert [gain["one"], gain["other"]] == pytest.approx([one, other], abs=1e-6)
+    assert gain["difference"]["estimate"] == pytest.approx(one - other, abs=1e-6)
+    assert (
+        "augmented copies of each window" in (tmp_path / "run/report.html").read_text()
+    )

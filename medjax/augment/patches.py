@@ -6,12 +6,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from chex import Array
+import numpy as np
+from chex import Array, ArrayTree
 from jax import lax
 
 from medjax.augment import policy
 from medjax.data.normalisation import HIGHEST, LOWEST, unit_range
 from medjax.data.sources.volumes import INSIDE
+from medjax.geometry import warp
 
 PLACE = 2**31 - 1  # Folded into the key instead of an op's number; no op has it.
 
@@ -33,7 +35,11 @@ def augment(
       [P, *S, K] float32; weight [P, *S, K], 0 at voxels that a move brought in from
       outside the patch.
     """
-    batch = draw(key, batch, **place)
+    return _augmented(key, draw(key, batch, **place), ops)
+
+
+def _augmented(key: Array, batch: dict[str, Array], ops: Sequence[Callable]) -> dict:
+    """What `augment` returns, of patches that are drawn."""
     image, label = batch["image"], batch["label"]
     brain = jnp.any(image != 0, axis=-1, keepdims=True)  # Moves with the masks.
     unit = jnp.clip((image - LOWEST) / (HIGHEST - LOWEST), 0, 1)
@@ -58,6 +64,53 @@ def augment(
         "label": label,
         "weight": jnp.broadcast_to(moved["weight"], label.shape),
     }
+
+
+def mean_of_copies(
+    probability: Callable[[ArrayTree, Array], Array],
+    variables: ArrayTree,
+    image: Array,
+    *,
+    number: int,
+    ops: Sequence[Callable],
+    spacing: Sequence[float],
+) -> Array:
+    """The mean probability of patches [B, *S, C] and of augmented copies: [B, *S, K].
+
+    What is predicted of a copy is moved back. A voxel that a copy doesn't show is
+    averaged over the others. All patches get the same draws, so that no prediction
+    depends on its batch.
+
+    Args:
+      probability: (variables, [B, *S, C]) -> [B, *S, K].
+      number: of copies.
+      ops: as in `augment`, without an elastic one.
+      spacing: mm, one for each axis of S.
+    """
+    key, none = jax.random.key(0), jnp.zeros(len(image), jnp.int32)
+    space = tuple(range(1, image.ndim - 1))
+    still = warp.still(image.shape[1:-1], np.asarray(spacing, np.float32))
+    batch = {
+        "image": image,
+        "label": jnp.zeros((*image.shape[:-1], 0)),
+        "presence": jnp.any(image != 0, axis=space),
+        "spacing": jnp.tile(still.spacing, (len(image), 1)),
+        "id": none,
+        "epoch": none,
+    }
+
+    def add(total: Array, copy: Array) -> tuple[Array, None]:
+        drawn = _augmented(key, batch | {"occurrence": none + copy}, ops)
+        motion = policy.motion(key, 0, 0, copy, ops=ops, still=still)
+        back = functools.partial(warp.move, warp.inverse(motion))
+        return total + jax.vmap(back)(weighed(drawn["image"])), None
+
+    def weighed(image: Array) -> Array:
+        p = probability(variables, image)
+        return jnp.concatenate([p, jnp.ones((*p.shape[:-1], 1))], axis=-1)
+
+    total, _ = lax.scan(add, weighed(image), jnp.arange(number))
+    return total[..., :-1] / total[..., -1:]
 
 
 def whole(

@@ -69,10 +69,7 @@ def augment_batch(
     steps = [(sample_keys(key, batch, i), op) for i, op in enumerate(ops)]
     steps.append((batch["id"], lambda _, image: prepare(image[None])[0]))
 
-    def moves(step: tuple[Array, Op]) -> bool:
-        return getattr(step[1], "func", step[1]) in warp.MOVES.values()
-
-    for moving, group in itertools.groupby(steps, moves):
+    for moving, group in itertools.groupby(steps, lambda step: _moves(step[1])):
         keys, functions = zip(*group, strict=True)
         if moving:
             move = functools.partial(_move, functions)
@@ -81,6 +78,20 @@ def augment_batch(
             change = functools.partial(_apply, functions)
             moved |= {"image": _each(rows, change, keys, moved["image"])}
     return batch | moved
+
+
+def motion(
+    key: Array, epoch: Array, id: Array, occurrence: Array, *, ops: Sequence[Op], still
+) -> warp.Motion:
+    """How `augment_batch` moves one sample in all; `still` is of its shape."""
+    own = sample_key(key, epoch, id, occurrence)
+    keys = [jax.random.fold_in(own, i) for i in range(len(ops))]
+    moving = [(key, op) for key, op in zip(keys, ops, strict=True) if _moves(op)]
+    return _apply([op for _, op in moving], [key for key, _ in moving], still)
+
+
+def _moves(op: Op) -> bool:
+    return getattr(op, "func", op) in warp.MOVES.values()
 
 
 def _move(

@@ -136,14 +136,15 @@ def of_members(
     return {"member_dice": truth, "disagreement": 1 - same}
 
 
-def gain_of_masks(rows: Sequence[Mapping], **draws) -> dict:
-    """How much higher an ensemble's Dice is than that of a member on average.
+def gain_of_masks(rows: Sequence[Mapping], other="member_dice", **draws) -> dict:
+    """How much higher the mean Dice is than another one of the same volumes.
 
-    rows: by volume and region: name, patient, dice, and those of `of_members`.
+    rows: by volume and region: name, patient, dice, and `other`, by default an
+      ensemble's member_dice, see `of_members`.
     """
-    table = pd.DataFrame(list(rows)).assign(gain=lambda t: t["dice"] - t["member_dice"])
+    table = pd.DataFrame(list(rows)).assign(gain=lambda t: t["dice"] - t[other])
     volumes = table.groupby("name", sort=False)
-    mean = volumes[["dice", "member_dice", "gain"]].mean()
+    mean = volumes[["dice", other, "gain"]].mean()
     linear = means.over_rows(
         mean["gain"].to_numpy(), volumes["patient"].first().to_numpy()
     )
@@ -151,7 +152,7 @@ def gain_of_masks(rows: Sequence[Mapping], **draws) -> dict:
     difference = bootstrap.interval(
         difference, "", patients=int(linear.patients), replicates=draws["replicates"]
     )
-    one, other = (float(mean[name].mean()) for name in ("dice", "member_dice"))
+    one, other = (float(mean[name].mean()) for name in ("dice", other))
     pair = {"one": one, "other": other, "difference": difference}
     return bootstrap.as_json({"dice": pair})
 

@@ -68,6 +68,15 @@ def move(motion: Motion, image: Array, *, order: int = 1) -> Array:
     return sample(image, parts, order=order)
 
 
+def inverse(motion: Motion) -> Motion:
+    """The motion that undoes one without elastic, whose inverse has no formula."""
+    chex.assert_equal(motion.control, None)
+    linear, shift = jnp.split(motion.matrix, [len(motion.shape)], axis=1)
+    back = jnp.linalg.inv(linear)
+    matrix = jnp.concatenate([back, -_times(back, shift)], axis=1)
+    return motion._replace(matrix=matrix)
+
+
 def affine_matrix(
     *, flip: Array, rotation: Array, zoom: Array, translation: Array
 ) -> Array:

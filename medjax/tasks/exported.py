@@ -56,13 +56,9 @@ def of_images(run: Any) -> Program:
     classes it is 1 for the likeliest. Also the probability of masks, if it draws some.
 
     Raises:
-      InputError: the run averages augmented copies, whose number is the batch's.
+      InputError: the run averages augmented copies.
     """
-    if copies := run.config.evaluation.copies:
-        raise InputError(
-            f"{run.folder}: evaluation.copies={copies}: augmented copies can't be "
-            "exported: train with evaluation.copies=0; evaluation.flip can be"
-        )
+    _refuse_copies(run)
     output, states = run.output, step.members(run.state)
     fit, thresholds = run.fixed.calibration.fit, run.thresholds.astype(np.float32)
     count = len(output.names)
@@ -125,7 +121,11 @@ def of_volumes(run: Any, *, patch, slices, overlap, flips, **_) -> Program:
 
     [B, d, h, w, C] float32 -> [B, d, h, w, K]; of a model of slices [B, 1, h, w, K].
     The windows are as in sliding.volume_probability.
+
+    Raises:
+      InputError: the run averages augmented copies.
     """
+    _refuse_copies(run)
     planar, regions = len(patch) == 2, run.output.names
     seen, written = ((slices, *patch), (1, *patch)) if planar else (patch, patch)
 
@@ -161,6 +161,14 @@ def of_volumes(run: Any, *, patch, slices, overlap, flips, **_) -> Program:
         outputs=((*written, len(regions)),),
         **_common(run, facts),
     )
+
+
+def _refuse_copies(run: Any) -> None:
+    if copies := run.config.evaluation.copies:
+        raise InputError(
+            f"{run.folder}: evaluation.copies={copies}: augmented copies can't be "
+            "exported: train with evaluation.copies=0; mirror images can be"
+        )
 
 
 def _common(run: Any, facts: dict[str, Any]) -> dict[str, Any]:

@@ -143,8 +143,17 @@ def check_grid(network: Network, output: Any) -> None:
 
 def segmenter(config: Config, output: Any) -> Network:
     """The network of a segmentation; equal ones are compiled once."""
-    fields = json.dumps(affecting(config, "network"))
-    return _segmenter(fields, output.inputs, len(output.regions), output.exclusive)
+    fields = affecting(config, "network")
+    if copies := config.evaluation.copies:
+        if not config.augment.ops or "elastic" in config.augment.ops:
+            raise InputError(
+                f"evaluation.copies={copies}: what is predicted of a copy is moved back, "
+                "and an elastic move has no inverse: name other ops in augment.ops"
+            )
+        fields["augment"] = as_json(config)["augment"]
+        fields["data"] = {"spacing": output.spacing}
+    channels, regions = output.inputs, len(output.regions)
+    return _segmenter(json.dumps(fields), channels, regions, output.exclusive)
 
 
 @functools.lru_cache(maxsize=4)
@@ -169,6 +178,10 @@ def _segmenter(fields: str, channels: int, regions: int, exclusive: bool) -> Net
             return jax.nn.softmax(losses.with_background(logits))[..., :-1]
         return jax.nn.sigmoid(logits)
 
+    if number := config.evaluation.copies:
+        given = {"number": number, "ops": [*ops(config).values()]}
+        given["spacing"] = (config.data.spacing or [1.0] * 3)[-len(size) :]
+        probability = functools.partial(patches.mean_of_copies, probability, **given)
     return Network(init, net.apply, net.stage_names, frozen, False, probability)
 
 

@@ -1,5 +1,6 @@
 """Masks of scans: the functions behind the commands, see task.Task."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -223,15 +224,25 @@ def measure(
     config, output = run.config, run.output
     data, ids = data._replace(output=output), splitting.ids_in(manifest, split)
     predicted = answers(config, run.network, run.state, data, ids)
+    single = itertools.repeat(None)
+    if config.evaluation.copies:
+        alone = config.copy_and_resolve_references()
+        alone.evaluation.copies = 0
+        network = parts.segmenter(alone, output)
+        single = answers(config, network, run.state, data, ids)
     patients = dict(zip(data.table["image"], data.table["patient"].tolist()))
     rows, worst = [], []
-    both = zip(data.parts(ids), predicted, strict=True)
-    both = track(both, "evaluate", total=len(ids))
-    for number, (name, answer) in enumerate(both):
+    each = zip(data.parts(ids), predicted, single)
+    each = track(each, "evaluate", total=len(ids))
+    for number, (name, answer, plain) in enumerate(each):
+        probabilities = answer.probability, *answer.members
+        if plain is not None:
+            probabilities += (plain.probability,)
         mask, *alone = (
             measures.masks(p, answer.spacing, run.fixed, output.apart)
-            for p in (answer.probability, *answer.members)
+            for p in probabilities
         )
+        without = alone.pop() if plain is not None else None
         measured = [
             {"name": name, "patient": patients[name], "region": region}
             | measures.measure(
@@ -240,6 +251,15 @@ def measure(
             )
             | statistics.of_members(
                 *(mask[..., k], answer.label[..., k]), [m[..., k] for m in alone]
+            )
+            | (
+                {
+                    "single_dice": measures.dice(
+                        without[..., k], answer.label[..., k] > 0
+                    )
+                }
+                if without is not None
+                else {}
             )
             for k, region in enumerate(output.regions)
         ]
@@ -253,6 +273,9 @@ def measure(
     if len(step.members(run.state)) > 1:
         gain = statistics.gain_of_masks(rows, **parts.bootstrap(config))
         summary["ensemble"] = {"members": len(step.members(run.state)), **gain}
+    if config.evaluation.copies:
+        how = parts.bootstrap(config)
+        summary["copies"] = statistics.gain_of_masks(rows, "single_dice", **how)
     posts = [post._asdict() for post in run.fixed]
     size = " x ".join(map(str, config.patch.size))
     facts = {
