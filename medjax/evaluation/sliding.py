@@ -127,11 +127,16 @@ def _axis(size: int, window: int, overlap: float) -> tuple[np.ndarray, np.ndarra
     step = max(1, int(window * (1 - overlap) + 1e-6))  # 10 * (1 - 0.8) is below 2.
     count = -(-int(size - window) // step) + 1
     start = np.rint(np.linspace(0, size - window, count)).astype(np.int32)
-    away = (np.arange(window) - (window - 1) / 2) / (SIGMA * window)
-    weight = np.tile(np.exp(-(away**2) / 2), (count, 1))
+    weight = np.tile(gaussian(window), (count, 1))
     place = start[:, None] + np.arange(window)
     weight /= np.bincount(place.ravel(), weight.ravel())[place]
     return start, weight.astype(np.float32)
+
+
+def gaussian(window: int) -> np.ndarray:
+    """[window], the weights of a window's voxels along one axis, 1 in its middle."""
+    away = (np.arange(window) - (window - 1) / 2) / (SIGMA * window)
+    return np.exp(-(away**2) / 2)
 
 
 def _dealt(x: np.ndarray, capacity: int, batch: int) -> np.ndarray:

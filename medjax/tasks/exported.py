@@ -119,7 +119,8 @@ def _preparation(run: Any) -> dict[str, Any]:
 def of_volumes(run: Any, *, patch, slices, overlap, flips, **_) -> Program:
     """Probabilities of one window of a volume: predict.py blends those of all windows.
 
-    [B, d, h, w, C] float32 -> [B, d, h, w, K]; of a model of slices [B, 1, h, w, K].
+    [B, d, h, w, C] float32 -> [B, d, h, w, K + 1], or of a model of slices
+    [B, 1, h, w, K + 1]: probabilities times the voxels' weights, and last these weights.
     The windows are as in sliding.volume_probability.
 
     Raises:
@@ -128,6 +129,8 @@ def of_volumes(run: Any, *, patch, slices, overlap, flips, **_) -> Program:
     _refuse_copies(run)
     planar, regions = len(patch) == 2, run.output.names
     seen, written = ((slices, *patch), (1, *patch)) if planar else (patch, patch)
+    d, h, w = map(sliding.gaussian, written)
+    weight = (d[:, None, None] * h[:, None] * w)[..., None].astype(np.float32)
 
     def answer(arrays: dict[str, Array], image: Array) -> tuple[Array]:
         image = units.normalise(image, run.output.channels, jnp)
@@ -140,7 +143,9 @@ def of_volumes(run: Any, *, patch, slices, overlap, flips, **_) -> Program:
                     x = jnp.moveaxis(x, 1, 3).reshape(*image.shape[:1], *patch, -1)
                 y = run.network.predict(variables, x)
                 each.append(jnp.flip(y[:, None] if planar else y, axes))
-        return (sum(each) / len(each),)
+        mean = sum(each) / len(each)
+        ones = jnp.ones((*mean.shape[:-1], 1))
+        return (jnp.concatenate([mean, ones], axis=-1) * weight,)
 
     facts = {
         "kind": "segmentation",
@@ -158,7 +163,7 @@ def of_volumes(run: Any, *, patch, slices, overlap, flips, **_) -> Program:
         answer=answer,
         image=(*seen, len(run.output.sequences)),
         dtype="float32",
-        outputs=((*written, len(regions)),),
+        outputs=((*written, len(regions) + 1),),
         **_common(run, facts),
     )
 
