@@ -112,6 +112,27 @@ def test_files_become_what_segmentation_sees_however_they_are_turned(tmp_path):
     np.testing.assert_allclose(scores(a.content), expected, atol=12 / 65535)
 
 
+def test_what_is_no_volume_in_a_folder_is_named_and_links_are_followed(tmp_path):
+    elsewhere, home, how = tmp_path / "far", tmp_path / "home", {"files": {}}
+    how |= {"sequences": ("T1",)}
+    save(elsewhere / "b.nii", brain((8, 8, 8)))
+    save(home / "a.nii.gz", brain((8, 8, 8)))
+    (home / "linked").symlink_to(elsewhere)
+    (home / "again").symlink_to(home)  # In a circle.
+    (home / "gone.nii.gz").symlink_to("nowhere")
+    names = {"c.mha", "d.nrrd", "e.img", "f.txt"}
+    for name in (*names, ".hidden", "series/1.dcm", "series/deeper/x.mha"):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_bytes(bytes(128) + b"DICM" * name.endswith("dcm"))
+    found, others = scans.volumes_in(home, **how)
+    below = {str(path.relative_to(home)) for path in found}
+    assert below == {"a.nii.gz", "linked/b.nii", "gone.nii.gz", "series"}
+    assert {path.name for path in others} == names
+    (elsewhere / "b.nii").rename(elsewhere / "b.mha")
+    with pytest.raises(InputError, match="far: holds no volume; give one with NIfTI"):
+        scans.volumes_in(elsewhere, **how)
+
+
 def test_several_sequences_are_patterns_below_the_row_s_folder(tmp_path, caplog):
     for n in range(2):
         save(tmp_path / f"s{n}/x_t1.nii.gz", brain((18, 20, 16), n))
@@ -124,9 +145,7 @@ def test_several_sequences_are_patterns_below_the_row_s_folder(tmp_path, caplog)
     _, filled = source(tmp_path, rows("s0", "s1"), **options, missing="fill").items()
     assert not filled.content[..., 0].any() and filled.content[..., 1].any()
     found = scans.volumes_in(tmp_path, sequences=("FLAIR", "T1"), files=files)
-    assert found == [tmp_path / "s0", tmp_path / "s1"]
-    single = scans.volumes_in(tmp_path, sequences=("T1",), files={})
-    assert len(single) == 3
+    assert found == ([tmp_path / "s0", tmp_path / "s1"], [])
     with pytest.raises(InputError, match="no pattern for the sequence 'T2'"):
         scans.of_row(tmp_path, sequences=("T2",), files=files)
     with pytest.raises(InputError, match="give each a pattern in data.files"):
@@ -299,7 +318,7 @@ def test_other_data_need_the_run_s_voxels(home, finished):
     _, err = run_here(
         "evaluate", f"--workdir={workdir}", "--split=others", *other, more, code=2
     )
-    assert "set data.spacing to the run's" in err
+    assert "data.spacing is (4.0, 4.0, 5.0), the run's (4.0, 4.0, 4.0): set it" in err
 
 
 def test_a_copy_is_found_though_it_is_resampled_and_mirrored(tmp_path):

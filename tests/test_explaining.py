@@ -177,6 +177,10 @@ def test_a_prediction_is_explained_by_pictures(run, tmp_path):
         run, images=[str(tmp_path / "films")], out=out, explain=maps
     )
     assert len(unread) == 1
+    with pytest.raises(OSError, match="p.csv"):  # Before anything is predicted.
+        images = [str(tmp_path / "films")]
+        predict.predict(run, images=images, out=tmp_path / "q.csv", explain=out)
+    assert not (tmp_path / "q.csv").exists()
     index = pd.read_csv(maps / "index.csv")
     assert sorted(p.name for p in maps.glob("*.png")) == sorted(index["heatmap"])
     one = finished(run)

@@ -278,6 +278,20 @@ def test_brats_files_that_do_not_fit_are_named(tmp_path, caplog):
         scan_layouts.in_brats(tmp_path, sequences=ORDER)
 
 
+def test_links_to_brats_scans_are_followed_and_other_files_named(tmp_path, caplog):
+    home, far = tmp_path / "home", tmp_path / "far"
+    touch(*(home / GLI[0] / f"{GLI[0]}-{part}.nii.gz" for part in ORDER))
+    touch(*(far / f"{GLI[2]}-{part}.nii.gz" for part in ORDER))
+    touch(home / f"{GLI[1]}-t1c.nrrd")
+    (home / GLI[2]).symlink_to(far)
+    (far / f"{GLI[2]}-seg.nii.gz").symlink_to("nowhere")
+    first, last = scan_layouts.in_brats(home, sequences=ORDER)
+    assert first.mask is None and all(last.sequences.values())
+    # A link to nowhere is no missing file, which data.missing may fill.
+    assert last.mask.is_symlink() and not last.mask.exists()
+    assert f"{home}: left out: {GLI[1]}-t1c.nrrd" in caplog.messages
+
+
 @pytest.fixture
 def bids(tmp_path):
     for place in ("sub-01/ses-1", "sub-01/ses-2", "sub-02"):
@@ -302,6 +316,10 @@ def test_sessions_of_bids_are_scans_of_one_patient(bids, caplog):
     assert "sub-03: left out" in caplog.text and len(caplog.records) == 1
     patients = identity.patients([scan.name for scan in found], "")
     assert patients == ["sub-01", "sub-01", "sub-02"]
+    path.unlink()
+    path.symlink_to("annexed")  # Of git-annex, and not fetched.
+    found = scan_layouts.in_bids(bids, sequences=("T1w", "FLAIR"))
+    assert found[1].sequences["FLAIR"] == SequenceFile(path)
     # A new patient, or one session, is predicted.
     options = {"sequences": ("T1w",)}
     names = [scan.name for scan in scan_layouts.in_bids(bids / "sub-01", **options)]

@@ -5,6 +5,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from scans import affine_of, ball, brain, itk_matrix, save
 
 from medjax.data import nifti, scan
@@ -329,6 +330,21 @@ def test_a_mask_of_another_grid_is_refused(tmp_path):
     shifted[0, 3] -= 0.49  # A hundredth of a millimetre is a header's rounding.
     save(mask, voxels, shifted)
     assert scan.read_scan(files, mask, regions=LESION).label.sum() == voxels.sum()
+
+
+def test_a_grid_that_programs_read_otherwise_is_refused_with_the_reason(tmp_path):
+    """ITK puts a header without codes elsewhere, and the masks that are drawn there."""
+    files, mask = patient(tmp_path)
+    path = files["FLAIR"].path
+    image = nibabel.load(path)
+    image.set_sform(None, 0)
+    image.set_qform(None, 0)
+    nibabel.save(image, path.with_name("copy.nii.gz"))
+    path.with_name("copy.nii.gz").replace(path)
+    drawn = sitk.Cast(sitk.ReadImage(str(path)) > 100, sitk.sitkUInt8)
+    sitk.WriteImage(drawn, str(mask))
+    with pytest.raises(InputError, match=r"lies on another grid .* codes are 0, so no"):
+        scan.read_scan({"FLAIR": files["FLAIR"]}, mask, regions=LESION)
 
 
 @pytest.mark.parametrize("name", ["grids", "missing"])

@@ -75,6 +75,11 @@ def test_a_missing_sequence_is_none_and_keeps_its_place(tmp_path):
     (tmp_path / "P1/P1_t1ce.nii.gz").unlink()
     (one,) = find(tmp_path)
     assert tuple(one.sequences) == ORDER and one.sequences["t1ce"] is None
+    # A link to nowhere can't be read, and isn't missing.
+    (tmp_path / "P1/T2.nii.gz").symlink_to("nowhere")
+    files = {"t1": "*_t1.nii.gz", "t2": "T2.nii.gz", "t3": "T3.nii.gz"}
+    (one,) = scans.in_folders(tmp_path, sequences=("t1", "t2", "t3"), files=files)
+    assert one.sequences["t2"].path.name == "T2.nii.gz" and not one.sequences["t3"]
 
 
 def test_files_that_macos_leaves_are_no_files(tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scans import affine_of, save
 
+from configs import base
 from medjax.data import scan, units, volumes
 from medjax.data.sources.scans import SequenceFile
 from medjax.errors import InputError
@@ -97,6 +98,7 @@ def test_the_scale_is_fixed_with_the_run_and_used_on_other_data(config, tmp_path
     state = step.State(*[None] * len(step.State._fields))._replace(averaged={})
     other = scans.data(config)
     finished = SimpleNamespace(config=config, output=output)
+    films.check_alike(config, config, "--config")
     same = segmentation.other(finished, other)._replace(output=output)
     ids = np.array([0])
     answer = next(segmentation.answers(config, network, state, same, ids))
@@ -109,15 +111,32 @@ def test_the_scale_is_fixed_with_the_run_and_used_on_other_data(config, tmp_path
     )
     inside = tuple(map(slice, expected.shape[:3]))
     np.testing.assert_allclose(predicted[inside], expected, atol=0.01)
-    others = config.copy_and_resolve_references()
-    others.data.foreground = "none"
-    with pytest.raises(InputError, match="data.foreground is 'none', the run's 'body'"):
-        segmentation.other(finished, scans.data(others))
-    config.data.units = ("z_scores",)
-    with pytest.raises(
-        InputError, match="its units are z_scores, the run's hounsfield"
-    ):
-        segmentation.other(finished, scans.data(config))
+
+
+CT = {"units": ("hounsfield",), "windows": ((0, 100),)}
+
+
+@pytest.mark.parametrize("source", ["folders", "volumes"])
+@pytest.mark.parametrize(
+    ("both", "field", "value", "why"),
+    [
+        ({}, "foreground", "none", "foreground is 'none', the run's 'body'"),
+        ({}, "spacing", (1.0, 2.0, 2.0), r"spacing is \(1.0, 2.0, 2.0\), the run's"),
+        ({}, "clip", (0.0, 100.0), r"clip is \(0.0, 100.0\), the run's \(0.1, 99.9"),
+        (CT, "windows", ((40, 400),), r"windows is \(\(40, 400.*run's \(\(0, 100\),\)"),
+        ({}, "units", ("suv",), r"units is \('suv'.*\), the run's \(\)"),
+    ],
+)
+def test_other_data_are_read_as_the_run_s_own(source, both, field, value, why):
+    """Else the network is judged on what it was never made for."""
+    make = base.segmentation if source == "folders" else base.classification
+    ours, theirs = make(source), make(source)
+    ours.data.update(both)
+    theirs.data.update(both)
+    films.check_alike(ours, theirs, "--config")
+    theirs.data[field] = value
+    with pytest.raises(InputError, match=f"--config: data.*{why}"):
+        films.check_alike(ours, theirs, "--config")
 
 
 @pytest.mark.parametrize("padding", [-3024, -2000, -1024])

@@ -98,6 +98,9 @@ def test_sex_and_age_are_read_from_bids(tmp_path, caplog):
     file.write_text("participant_id\tsex\nsub-01\t2\n")
     assert people.participants(str(tmp_path), ["01"])["sex"].tolist() == [""]
     assert "the sex of 1 rows counts as unknown: '2', say" in caplog.text
+    file.write_text("participant_id\tage\nsub-01\t89+\nsub-02\t n/a\n")
+    assert people.participants(str(tmp_path), ["01", "02"])["age"].isna().all()
+    assert "the age of 1 patients is unknown: '89+', say, is no number" in caplog.text
     file.write_text("participant_id\tsex\tage\nsub-01\tF\t61\nsub-02\t44\n")
     with pytest.raises(InputError, match="ends in line 3 has 2 fields, the header 3"):
         people.participants(str(tmp_path), ["01"])

@@ -15,6 +15,7 @@ import os
 import re
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -85,7 +86,7 @@ def image_paths(path: str | os.PathLike) -> tuple[list[Path], list[Path]]:
 
     The images are the file itself, or in a folder and below it all files that are named
     (SUFFIXES, in any case) or begin like an image; `read` refuses those of other
-    formats. Hidden files and folders and DICOMDIR are skipped, links are followed.
+    formats. See `walk`.
     """
     path = Path(path)
     try:
@@ -93,24 +94,34 @@ def image_paths(path: str | os.PathLike) -> tuple[list[Path], list[Path]]:
             return [path], []
         if not path.is_dir():
             raise InputError(f"{path}: does not exist; give a file or a folder")
-        files, broken, seen = [], [], set()
-        for folder, below, names in os.walk(path, onerror=_throw, followlinks=True):
-            below[:] = sorted(name for name in below if not name.startswith("."))
-            if (real := os.path.realpath(folder)) in seen:
-                below.clear()  # A link back up would never end.
-                continue
-            seen.add(real)
-            files += [p for n in names if dicom.is_visible(p := Path(folder, n))]
-            shown = (Path(folder, name) for name in names if not name.startswith("."))
-            broken += [path for path in shown if not path.exists()]
-        paths = sorted(file for file in files if _is_image(file))
+        files = [file for _, inside in walk(path) for file in inside]
+        paths = sorted(file for file in files if file.exists() and _is_image(file))
     except OSError as error:
         why = f"{error.filename}: can't be read ({error.strerror})"
         raise InputError(f"{why}; correct its permissions") from error
     if not paths:
         kinds = ", ".join(SUFFIXES)
         raise InputError(f"{path}: holds no image; give a folder with files in {kinds}")
-    return paths, sorted({*files, *broken} - {*paths})
+    return paths, sorted({*files} - {*paths})
+
+
+def walk(path: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """Each folder from this one down, and its visible files and broken links.
+
+    Hidden files and folders and DICOMDIR are skipped; links are followed.
+    """
+    seen = set()
+    for folder, below, names in os.walk(path, onerror=_throw, followlinks=True):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        if (real := os.path.realpath(folder)) in seen:
+            below.clear()  # A link back up would never end.
+            continue
+        seen.add(real)
+        shown = [Path(folder, name) for name in sorted(names) if name[0] != "."]
+        yield (
+            Path(folder),
+            [p for p in shown if dicom.is_visible(p) or not p.exists()],
+        )
 
 
 def _throw(error: OSError):

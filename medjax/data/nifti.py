@@ -58,6 +58,7 @@ class Volume(NamedTuple):
     affine: np.ndarray  # [4, 4] float64, indices of voxels to RAS millimetres.
     stored: Grid  # Of the file, before its axes were turned.
     header: nibabel.Nifti1Header | None = None  # The file's, if it is NIfTI.
+    doubt: str = ""  # How that contradicts itself.
 
     @property
     def spacing(self) -> np.ndarray:
@@ -99,7 +100,7 @@ def read(path: str | os.PathLike, *, stack: bool = False) -> Volume:
             raise InputError(f"{wrong} voxels are no numbers; {REMEDY}")
     channels = (-1,) if stack else ()
     volume = canonical(voxels.reshape(*voxels.shape[:3], *channels), affine)
-    return volume._replace(header=image.header)
+    return volume._replace(header=image.header, doubt=doubt)
 
 
 def _whole(path: Path) -> tuple[bytes, int]:

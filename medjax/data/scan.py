@@ -210,7 +210,8 @@ def _check_grid(a: Volume, b: Volume, path_a: Path, path_b: Path, remedy: str) -
             for v in (a, b)
         )
         raise InputError(
-            f"{path_b}: lies on another grid ({of_b}) than {path_a} ({of_a}); {remedy}"
+            f"{path_b}: lies on another grid ({of_b}) than {path_a} ({of_a}); "
+            + "; ".join(filter(None, (remedy, a.doubt or b.doubt)))
         )
 
 

@@ -86,6 +86,7 @@ def target(config: Config, source: films.Data) -> Target | None:
     common = {name: config.data[name] for name in ("records", "max_quarantined")}
     other.data = {**common, **fields, "tasks": source.output.names}
     other.split.patients = 0  # Of those with labels.
+    films.check_alike(config, other, "adapt.data")
     try:
         data = films.data(other)
     except InputError as error:

@@ -143,10 +143,12 @@ def other(run: Finished, data: films.Data) -> films.Data:
             f"predicts: name its {'classes' if run.output.exclusive else 'findings'} as "
             "the run does, or add a column for each, blank where unknown"
         )
-    for what in ("shape", "spacing", "sequences", "masks"):
+    for what in ("shape", "sequences", "masks"):
         theirs, ours = (getattr(output, what) for output in (data.output, run.output))
         if theirs != ours and (theirs or what != "masks"):
-            field = "side" if what == "shape" and not ours[3:] else what
+            field = what
+            if what == "shape" and not ours[3:]:
+                field = "side" if theirs[:2] != ours[:2] else "channels"
             field = "regions" if what == "masks" else field
             raise InputError(
                 f"--config: the {what} of its images is {theirs}, the run's {ours}: set "

@@ -89,7 +89,6 @@ def draw(run: Finished, explain: Callable, predicted: pd.DataFrame, out: Path) -
     tasks, points = run.output.names, run.thresholds
     paths, options = list(predicted["image"]), splitting.shape(run.config)
     probability = predicted[list(tasks)].to_numpy(float)
-    out.mkdir(parents=True, exist_ok=True)
     rows, names = [], collections.Counter()
     read = functools.partial(films.read, run.config, run.output)
     options["load"] = lambda path: read(path)[:1]  # Films may be large.

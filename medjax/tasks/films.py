@@ -15,7 +15,7 @@ from rich.progress import Progress
 
 from medjax import losses
 from medjax.cohort import duplicates
-from medjax.config import Config, effects
+from medjax.config import Config, effects, tuples
 from medjax.data import (
     foreground,
     images,
@@ -33,6 +33,9 @@ from medjax.data.sources import scans, volumes
 from medjax.errors import InputError, check_choice
 from medjax.files import write_table
 from medjax.training import folder as workdir
+
+# How scans are read; a field that a source lacks has its default.
+ALIKE = {"spacing": (), "foreground": "body", "clip": units.CLIP, "windows": ()}
 
 
 class Output(NamedTuple):
@@ -256,11 +259,29 @@ def units_of(config: Config) -> tuple[str, ...]:
     return given if {*given} - {"z_scores"} else ()
 
 
+def check_alike(ours: Config, theirs: Config, where: str) -> None:
+    """Refuses other data, of the config `where`, that aren't read as a run's own."""
+    here, there = (
+        {
+            name: tuples(c.data.get(name, default)) or default
+            for name, default in ALIKE.items()
+        }
+        | {"units": units_of(c) if "units" in c.data else ()}
+        for c in (ours, theirs)
+    )
+    for name in here:
+        if here[name] != there[name]:
+            raise InputError(
+                f"{where}: data.{name} is {there[name]!r}, the run's {here[name]!r}: set "
+                "it"
+            )
+
+
 def find(config: Config, path: str) -> tuple[list[Path], list[Path]]:
-    """The images in a file or a folder, and the other files beside them, sorted."""
+    """The images in a file or a folder, and the other files beside them."""
     if not config.data.get("spacing", ()):
         return images.image_paths(path)
-    return scans.volumes_in(path, **_layout(config)), []
+    return scans.volumes_in(path, **_layout(config))
 
 
 def _layout(config: Config) -> dict[str, Any]:

@@ -85,6 +85,8 @@ def predict(
     _check(run, out)
     explainer = explain.explainer(run, **how)  # Before hours of predictions.
     paths, others = _find(run, images)
+    if explain_in is not None:
+        explain_in.mkdir(parents=True, exist_ok=True)
     unread: list[str] = []
     answered = list(_answers(run, paths, unread, out.with_name(f"{out.stem}_masks")))
     table = _table(run, answered)

@@ -27,7 +27,6 @@ from medjax.tasks import films, splitting
 
 FINDING = ("sequences", "files", "mask", "part")  # What sources.SCANS take.
 READING = ("background", "spacing", "grids", "missing", "foreground", "margin", "clip")
-ALIKE = {"spacing": (), "foreground": "body"}  # In other data as in the run's own.
 PHANTOM = "brain_phantom"
 BRATS = {  # A mask's values in each region.
     "whole": (brain.NECROSIS, brain.OEDEMA, brain.ENHANCING),

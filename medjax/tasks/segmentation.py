@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from rich.progress import track
 
-from medjax.config import Config, flatten, tuples
+from medjax.config import Config, flatten
 from medjax.data import fingerprint, nifti, scan, volumes
 from medjax.data.scan import Scan
 from medjax.data.units import normalise
@@ -195,22 +195,13 @@ def read_fixed(run: Finished) -> Finished:
 
 
 def other(run: Finished, data: scans.Data) -> scans.Data:
-    """Other data; refuses what is prepared in another way, sequences or regions."""
-    for name, default in scans.ALIKE.items():
-        theirs, ours = (
-            tuples(options.get(name, default)) or default
-            for options in (data.prepared.options, run.config.data.to_dict())
-        )
-        if theirs != ours:
-            raise InputError(
-                f"--config: data.{name} is {theirs!r}, the run's {ours!r}: set it"
-            )
-    for what in ("sequences", "units", "regions"):
+    """Other data; refuses those of other sequences or regions."""
+    for what in ("sequences", "regions"):
         theirs, ours = (tuple(getattr(o, what)) for o in (data.output, run.output))
         if theirs != ours:
             raise InputError(
-                f"--config: its {what} are {', '.join(theirs) or 'z_scores'}, the "
-                f"run's {', '.join(ours) or 'z_scores'}: name the same in data.{what}"
+                f"--config: its {what} are {', '.join(theirs)}, the run's "
+                f"{', '.join(ours)}: name the same in data.{what}"
             )
     return data
 

@@ -76,6 +76,14 @@ def participants(folder: str, patients: Sequence[int | str]) -> pd.DataFrame:
         people = table[~names.duplicated()].set_index(names[~names.duplicated()])
         people = people.reindex(columns=["sex", "age"], fill_value="")
         people["sex"] = cells.meaning(people["sex"], cells.SEXES, file)
+        ages = people["age"].str.strip().str.lower()
+        ages = ages[pd.to_numeric(ages, errors="coerce").isna()]
+        ages = ages[~ages.isin(["", *cells.MISSING])]
+        if len(ages):
+            log.warning(
+                "%s: the age of %d patients is unknown: %r, say, is no number",
+                *(file, len(ages), ages.iloc[0]),
+            )
         if lacking := sorted({*ids} - {*people.index}):
             log.warning(
                 "%s: has no row of %d of the %d patients, such as %r; it has rows of %s",

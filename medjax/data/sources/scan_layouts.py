@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from medjax.data import nifti
+from medjax.data import images, nifti
 from medjax.data.nifti import SequenceFile
 from medjax.data.sources import scans
 from medjax.data.sources.scans import ScanFiles
@@ -54,9 +54,9 @@ def in_decathlon(
                 [p for p in scans.visible(folder.glob("*")) if p not in listed], folder
             )
     else:
-        images = [path] if path.is_file() else scans.visible(path.iterdir())
-        pairs, official = [(p, None) for p in images if nifti.is_volume(p)], ""
-        scans.warn_of([p for p in images if not nifti.is_volume(p)], path)
+        inside = [path] if path.is_file() else scans.visible(path.iterdir())
+        pairs, official = [(p, None) for p in inside if nifti.is_volume(p)], ""
+        scans.warn_of([p for p in inside if not nifti.is_volume(p)], path)
     if not pairs:
         raise InputError(
             f"{path}: holds no image (.nii.gz) of the {part if official else 'folder'}"
@@ -162,8 +162,9 @@ def _ending(folders: Sequence[Path], scan: str, end: str) -> Path | None:
 
 
 def _below(folder: Path) -> list[Path]:
-    """The visible volumes in a folder and below it."""
-    return [path for path in scans.visible(folder.rglob("*.nii*")) if path.is_file()]
+    """The files in a folder and below it, see images.walk, but for texts."""
+    files = (file for _, inside in images.walk(folder) for file in inside)
+    return [file for file in files if file.suffix.lower() not in scans.TEXTS]
 
 
 def _channels(description: Path | None, sequences: Sequence[str]) -> dict[str, int]:

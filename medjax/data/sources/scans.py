@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from medjax.data import dicom, nifti
+from medjax.data import dicom, images, nifti
 from medjax.data.nifti import SequenceFile
-from medjax.errors import InputError, some
+from medjax.errors import InputError, reading, some
 
 NAMED = 20  # Files that a warning names.
 TEXTS = (".csv", ".json", ".md", ".pdf", ".tsv", ".txt", ".xlsx")  # About the scans.
@@ -87,22 +87,32 @@ def of_row(
 
 def volumes_in(
     path: Path, *, sequences: Sequence[str], files: Mapping[str, str]
-) -> list[Path]:
-    """All that `of_row` reads in a folder, at any depth, or the path itself."""
+) -> tuple[list[Path], list[Path]]:
+    """All that `of_row` reads in a folder, at any depth, or the path itself.
+
+    And the other files beside NIfTI files; a warning names those beside patterns' files
+    and DICOM slices.
+    """
     path = Path(path).expanduser()
-    if files and path.is_dir():
-        return [folder for folder, _ in _walk(path, _patterns(sequences, files))]
     if not path.is_dir():
-        return [path]
-    inside = sorted(visible(path.iterdir()))
-    if any(map(dicom.is_dicom, inside)):
-        return [path]
-    return [
-        volume
-        for below in inside
-        if nifti.is_volume(below) or below.is_dir() and not below.is_symlink()
-        for volume in volumes_in(below, sequences=sequences, files=files)
-    ]
+        return [path], []
+    found, others = [], []
+    if files:
+        found = [folder for folder, _ in _walk(path, _patterns(sequences, files))]
+    else:
+        with reading(path, "correct its permissions", OSError):
+            for folder, inside in images.walk(path):
+                if any(map(dicom.is_dicom, inside)):
+                    found.append(folder)
+                elif not {*found} & {*folder.parents}:  # A series' folder has no other.
+                    found += filter(nifti.is_volume, inside)
+                    others += [file for file in inside if not nifti.is_volume(file)]
+    if not found:
+        raise InputError(
+            f"{path}: holds no volume; give one with NIfTI files or DICOM series, and "
+            "with those of data.files, if that has patterns"
+        )
+    return sorted(found), others
 
 
 def existing(path: Path) -> Path:
@@ -183,6 +193,8 @@ def _only(folder: Path, pattern: str) -> Path | None:
     """The one path that a pattern matches in a folder; None where there is none."""
     try:
         matches = sorted(visible(folder.glob(pattern)))
+        if not matches and (folder / pattern).is_symlink():
+            matches = [folder / pattern]  # It leads nowhere: it can't be read.
     except (ValueError, NotImplementedError) as error:
         raise InputError(f"data.files: {pattern!r} is no pattern ({error})") from None
     if len(matches) > 1:
