@@ -278,6 +278,18 @@ def test_scans_as_they_are_stored_are_not_what_was_made_of_them(own, tmp_path):
         np.testing.assert_array_equal(np.sort(values), np.sort(VALUES[VALUES != 0]))
 
 
+def test_sequences_that_do_not_match_are_warned_of_once(own, tmp_path, caplog):
+    for number, path in enumerate(sorted((tmp_path / "raw").rglob("T1.nii.gz"))):
+        noise = np.random.default_rng(number).normal(100, 9, VALUES.shape)
+        save(path.with_name("T2.nii.gz"), np.where(VALUES > 0, noise, 0))
+    own.data.sequences = ("T1", "T2")
+    own.data.files = {name: f"{name}.nii.gz" for name in own.data.sequences}
+    found = scans.data(own)
+    warned = caplog.text.count("may be of another person")
+    assert len(list(scans.as_stored(own, found.prepared))) == 4
+    assert 0 < warned == caplog.text.count("may be of another person")
+
+
 def test_scaled_labels_are_whole_numbers_wherever_they_are_read(own, tmp_path):
     """nibabel scales floats into a header's int16, and 1 comes back as 0.99998."""
     ring = 2 * ball((20, 20, 20), 0.3) - ball((20, 20, 20), 0.2)

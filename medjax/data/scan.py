@@ -77,6 +77,7 @@ def read_scan(
     regions: Mapping[str, Sequence[int]],
     background: Sequence[int] = (0,),
     grids: str = "refuse",
+    compare: bool = True,
     missing: str = "refuse",
     foreground: str = "body",
     units: str | Sequence[str] = "z_scores",
@@ -93,6 +94,7 @@ def read_scan(
       grids: 'refuse' sequences on different grids, or 'align' each file's with the
         first: register it rigidly and resample it, but where it lies on that grid
         and is off by less than the thickest slice.
+      compare: whether it warns of sequences on one grid that don't show the same.
       missing: 'refuse' a patient without one of the sequences, or 'fill' it with 0.
       foreground: what stays of the image, one of `foreground.KINDS`.
       units: of the scan's image, see `make_scan`.
@@ -129,7 +131,8 @@ def read_scan(
                 alignments.append(Alignment(name, *similar))
             remedy = "set data.grids='align', or give files of one grid"
             _check_grid(reference, volume, first, path, remedy)
-            if compared and grids == "refuse" and units[channel] != "suv":
+            judged = compare and units[channel] != "suv"
+            if compared and grids == "refuse" and judged:
                 similar = _compare(reference, volume, first, path)
                 alignments.append(Alignment(name, *similar))
             image[..., channel] = volume.voxels

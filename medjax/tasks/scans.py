@@ -263,6 +263,7 @@ def as_stored(config: Config, prepared: Prepared) -> Iterator[scan.Scan]:
     """
     kinds = list(foreground.KINDS[config.modality != "brain_mri" :])
     own, ready = {"units": "own", "spacing": ()}, set(prepared.table["image"])
+    own["compare"] = False  # They were warned of when they were prepared.
     patients = _patients(config, foreground=kinds.pop(0), **own)
     for n, name in enumerate([patient.name for patient in patients]):
         while name in ready:
@@ -278,7 +279,8 @@ def as_stored(config: Config, prepared: Prepared) -> Iterator[scan.Scan]:
 def _patients(config: Config, **how: Any) -> list[volumes.UnreadScan]:
     """Everybody of `config.data`, to be read as it says, but for `how`."""
     if config.data.source == PHANTOM:
-        how.pop("spacing", None)  # It is drawn so.
+        drawn_so = ("spacing", "compare")
+        how = {name: value for name, value in how.items() if name not in drawn_so}
         return _phantoms(how, **films.record_options(config))
     files = find(config, config.data.folder)
     where = config.data.get("patient", ""), config.data.folder

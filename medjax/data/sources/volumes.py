@@ -126,7 +126,7 @@ def read(
     files: Mapping[str, str],
     units: Sequence[str] = (),
     windows: Sequence[tuple[float, float]] = (),
-    regions: Mapping[str, Sequence[int]] = {},
+    regions: Mapping[str, Sequence[int]] | None = None,
     **options: Any,
 ) -> Scan:
     """Reads one volume, which a row of a table or a user names, as the network sees it.
@@ -134,7 +134,7 @@ def read(
     Its label has the regions of a mask; without one they are unknown: NaN.
     """
     found = scans.of_row(Path(path), sequences=sequences, files=files)
-    options |= {"regions": regions, "units": units or "z_scores"}
+    options |= {"regions": regions or {}, "units": units or "z_scores"}
     case = scan.read_scan(found, mask, **options)
     if mask is None and regions:
         blank = np.full((*case.image.shape[:3], len(regions)), np.nan, np.float32)
