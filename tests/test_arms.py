@@ -10,7 +10,7 @@ from sklearn import metrics as oracles
 from test_bootstrap import mean_ends, wilson
 
 from medjax.errors import InputError
-from medjax.evaluation import bootstrap, discrimination, seeds
+from medjax.evaluation import areas, bootstrap, discrimination, seeds
 from medjax.evaluation.bootstrap import Resampled, multiplicities
 from medjax.evaluation.compare import holm
 
@@ -117,7 +117,7 @@ def centred(runs, a, whole, drawn):
     """Average precisions of arm `a`, [T] and [R, T], as their intervals are made of."""
     centre = np.mean(
         [
-            discrimination.of_other_patients(
+            areas.of_other_patients(
                 runs.probability[a, s], runs.label, runs.weight[a, s], runs.patient
             )
             for s in range(2)
@@ -143,7 +143,7 @@ def test_every_number_is_that_of_brute_force(one, found, metric):
         used, drawn_so = estimates[:2], many[:, :2]
         if metric == "average_precision":
             used, drawn_so = centred(one, a, used, drawn_so)
-        k = [None, None] if metric not in discrimination.AREAS else rarer(one)
+        k = [None, None] if metric not in areas.NAMES else rarer(one)
         worth = 1 if metric == "average_precision" else 2
         ends = [wilson(used[t], drawn_so[:, t], k[t], worth) for t in range(2)]
         ends.append(mean_ends(drawn_so.T, used, ends, np.ones(2)))
@@ -186,7 +186,7 @@ def test_a_sweep_of_one_run_has_the_intervals_of_that_run_s_report(one):
         key=KEY,
         replicates=100,
     )
-    for name in discrimination.AREAS:
+    for name in areas.NAMES:
         for end in ("estimate", "low", "high"):
             found = [row["tasks"][t][name][end] for t in "ab"]
             assert found == pytest.approx(getattr(expected[name], end), abs=1e-6)
@@ -227,10 +227,10 @@ def test_ties_of_calibrated_probabilities_rank_nothing_and_areas_have_their_inte
     scores = both[0]["auroc"]._replace(rarer=k)
     found = seeds.summarise(scores, 0, patients=20)
     whole, drawn = (x.mean(axis=-2) for x in (scores.whole[0], scores.drawn[:, 0]))
-    areas = bootstrap.wilson(Resampled(whole[:2], drawn[:, :2]), k)
-    assert [each.low for each in found[:2]] == pytest.approx(areas.low)
-    assert [each.high for each in found[:2]] == pytest.approx(areas.high)
-    assert max(areas.low.min(), found[2].low) < found[2].estimate < found[2].high < 1
+    expected = bootstrap.wilson(Resampled(whole[:2], drawn[:, :2]), k)
+    assert [each.low for each in found[:2]] == pytest.approx(expected.low)
+    assert [each.high for each in found[:2]] == pytest.approx(expected.high)
+    assert max(expected.low.min(), found[2].low) < found[2].estimate < found[2].high < 1
 
 
 def test_holm_counts_the_arms_for_means_and_arms_by_tasks_for_tasks(found):

@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn import metrics as oracles
 
 from medjax.errors import InputError
-from medjax.evaluation import bootstrap, discrimination, metrics
+from medjax.evaluation import areas, bootstrap, discrimination, metrics
 
 KEY = jax.random.key(7)
 MAX_FPR = 0.3
@@ -98,8 +98,8 @@ def test_replicates_are_scikit_learn_on_the_repeated_rows():
     names, index = np.unique(patient, return_inverse=True)
     counts = bootstrap.multiplicities(KEY, jnp.arange(12), names.size)
     threshold = np.float32([0.5, 0.7, 0.6])
-    areas = jax.jit(functools.partial(discrimination.areas, max_fpr=MAX_FPR))
-    found = areas(score, label, weight, index, counts=counts)
+    of_tasks = jax.jit(functools.partial(areas.of_tasks, max_fpr=MAX_FPR))
+    found = of_tasks(score, label, weight, index, counts=counts)
     found = dict(zip(ORACLES, found, strict=False))
     matrix, positives = jax.jit(discrimination.confusion)(
         *(score, label, weight, index, threshold, counts)
@@ -275,10 +275,10 @@ def test_weighted_and_pooled_means_are_those_of_each_replicate():
     ]:
         known = weight[rows] > 0
         y, s, said = label[rows], score[rows], score[rows] >= threshold
-        areas = [oracles.roc_auc_score(y[k, t], s[k, t]) for t, k in enumerate(known.T)]
+        each = [oracles.roc_auc_score(y[k, t], s[k, t]) for t, k in enumerate(known.T)]
         share = (y * known).sum(axis=0)
         pooled = oracles.precision_score(y[known], said[known])
-        expected.append((np.average(areas, weights=share), pooled))
+        expected.append((np.average(each, weights=share), pooled))
     expected = np.array(expected)
     for column, name in enumerate(("weighted_auroc", "micro_ppv")):
         estimate = expected[0, column]
@@ -292,7 +292,7 @@ def test_weighted_and_pooled_means_are_those_of_each_replicate():
 def test_average_precision_of_other_patients_is_counted_patient_by_patient(films):
     score, label, weight, patient = cohort()
     patient = np.arange(len(score)) // films
-    found = discrimination.of_other_patients(score, label, weight, patient)
+    found = areas.of_other_patients(score, label, weight, patient)
     for t in range(score.shape[1]):
         known = weight[:, t] > 0
         total = np.array(
@@ -318,12 +318,12 @@ def test_average_precision_of_other_patients_is_right_in_the_mean():
     score, same = rng.random(label.shape), np.ones_like(label)
     # Chance's precision is the prevalence at every threshold.
     prevalence, patient = label.mean(), np.arange(60)
-    found = discrimination.of_other_patients(score, label, same, patient)
+    found = areas.of_other_patients(score, label, same, patient)
     raw = [oracles.average_precision_score(y, s) for y, s in zip(label.T, score.T)]
     assert np.mean(raw) - prevalence > 0.04
     assert abs(found.mean() - prevalence) < 0.02
     one = np.eye(3, dtype=np.float32)[:, :1]  # One positive patient says nothing.
-    only = discrimination.of_other_patients(one, one, one + 1, np.arange(3))
+    only = areas.of_other_patients(one, one, one + 1, np.arange(3))
     assert np.isnan(only).all()
 
 

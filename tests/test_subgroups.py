@@ -8,7 +8,7 @@ from scipy import stats
 from sklearn import metrics as oracles
 
 from medjax.evaluation import subgroups
-from medjax.evaluation.discrimination import group_areas
+from medjax.evaluation.areas import of_groups
 from medjax.evaluation.predict import Predictions
 
 KEY = jax.random.key(3)
@@ -286,7 +286,7 @@ def test_films_of_one_score_are_a_coin_s_in_each_group():
     rng = np.random.default_rng(0)
     label = (rng.random((40, 1)) < 0.5).astype(np.float32)
     same, counts = np.ones_like(label), np.ones((40, 2), np.uint8)
-    area, precision = jax.jit(group_areas, static_argnames="groups")(
+    area, precision = jax.jit(of_groups, static_argnames="groups")(
         *(same, label, same, np.arange(40), np.arange(40) % 3, counts), groups=4
     )
     prevalence = [label[n::3].mean() for n in range(3)]

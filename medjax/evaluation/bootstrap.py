@@ -14,7 +14,7 @@ is a vector of counts, one for each patient.
 How often each kind holds the truth: tests/README.md.
 
 Most statistics are sums over patients: see `reweigh` and `means`. The AUROC of all
-replicates is in discrimination.py.
+replicates is in areas.py.
 """
 
 import functools

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from medjax.evaluation import bootstrap, discrimination, lesions, means, results
+from medjax.evaluation import areas, bootstrap, discrimination, lesions, means, results
 from medjax.evaluation.bootstrap import Interval
 from medjax.evaluation.predict import Predictions
 
@@ -75,7 +75,7 @@ def compare(
             },
         }
 
-    columns = {name: column(name) for name in discrimination.AREAS}
+    columns = {name: column(name) for name in areas.NAMES}
     positives = np.sum(first.label * first.weight, axis=0, where=first.weight > 0)
     negatives = first.weight.sum(axis=0) - positives
     summary = {
@@ -223,12 +223,12 @@ def _of_task(score, other, label, weight, patient) -> tuple[float, float]:
         return np.nan, np.nan
     _, patient = np.unique(patient[known], return_inverse=True)
     patients = patient.max() + 1
-    areas, sums = [], []
+    aurocs, sums = [], []
     for each in (score, other):
         # A positive's component: how many negatives it outranks; and the reverse.
         above, below = _outranked(each, negative), 1 - _outranked(each, positive)
         area = (positive * above).sum() / positive.sum()
-        areas.append(area)
+        aurocs.append(area)
         sums.append(
             [
                 np.bincount(patient, mass * (part - area), patients) / mass.sum()
@@ -237,7 +237,7 @@ def _of_task(score, other, label, weight, patient) -> tuple[float, float]:
         )
     has = [np.bincount(patient, mass, patients) > 0 for mass in (positive, negative)]
     differences = [first - second for first, second in zip(*sums, strict=True)]
-    return areas[0] - areas[1], _error(*differences, *has)
+    return aurocs[0] - aurocs[1], _error(*differences, *has)
 
 
 def _outranked(score: np.ndarray, mass: np.ndarray) -> np.ndarray:

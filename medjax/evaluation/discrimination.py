@@ -7,8 +7,6 @@ Scores, label and weight are [N, T], as in metrics.py; positive is score >= thre
 often each replicate counts each patient, and its patient is [N] int, 0 to P - 1.
 """
 
-import functools
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -17,18 +15,11 @@ from chex import Array
 from scipy import stats
 
 from medjax.errors import InputError
-from medjax.evaluation import bootstrap, metrics
+from medjax.evaluation import areas, bootstrap, metrics
 from medjax.evaluation.bootstrap import Interval, Resampled
 from medjax.evaluation.metrics import METRICS
 
-AREAS = ("auroc", "average_precision")
-WORTH = {"average_precision": 1}  # See bootstrap.wilson.
 RATIOS = ("lr_positive", "lr_negative")
-# Images swept before their areas join the compensated total: a short float32 sum
-# rounds little, and compensating each image would double the work. UNROLL of them
-# are compiled into one step.
-BLOCK = 64
-UNROLL = 4
 
 
 def intervals(
@@ -88,8 +79,8 @@ def intervals(
         k = counts[name][-1] if pooled else counts[name][:-1]
         rarer, used = k if area else None, Resampled(whole, drawn)
         if name == "average_precision":
-            used = around(of_other_patients(*data[1:5]), used, k)
-        interval = bootstrap.wilson(used, rarer, WORTH.get(name, 2))
+            used = around(areas.of_other_patients(*data[1:5]), used, k)
+        interval = bootstrap.wilson(used, rarer, areas.WORTH.get(name, 2))
         if METRICS[name].share:
             interval = bootstrap.exact(interval, k)
         results[full_name] = holding(whole, interval)
@@ -103,20 +94,14 @@ def intervals(
     for prefix in ("", "micro_"):
         _likelihood_ratios(results, prefix)
     if prevalence is not None:
-        odds = prevalence / (1 - prevalence)
-        low, high = (odds * end for end in results["lr_positive"][1:3])
-        ends = {"low": low / (1 + low), "high": high / (1 + high)}
-        results["ppv_at"] = results["ppv_at"]._replace(**ends)
-        low, high = (odds * end for end in results["lr_negative"][1:3])
-        ends = {"low": 1 / (1 + high), "high": 1 / (1 + low)}
-        results["npv_at"] = results["npv_at"]._replace(**ends)
+        _predictive_values(results, prevalence / (1 - prevalence))
     return results
 
 
 def around(centre, scores: Resampled, rarer) -> Resampled:
     """Average precisions as their intervals need them, which shall hold the estimate.
 
-    They are around `of_other_patients`, where that is defined, and as much wider as
+    They are around `areas.of_other_patients`, where that is defined, and as much wider as
     Student's quantile, with the freedom of the rarer class's patients, is above the
     normal one.
     """
@@ -124,44 +109,6 @@ def around(centre, scores: Resampled, rarer) -> Resampled:
     level = (1 + bootstrap.LEVEL) / 2
     wider = stats.t.ppf(level, np.maximum(rarer - 1, 1)) / stats.norm.ppf(level)
     return Resampled(centre, centre + wider * (scores.drawn - scores.whole))
-
-
-def of_other_patients(score, label, weight, patient) -> np.ndarray:
-    """[T]: an average precision that is nearly right in the mean, also of few positives.
-
-    Average precision is the mean, over the positive images, of the precision at each
-    one's score. As that image itself is called positive there, the precision is too
-    high: of 13 positives among 60 images with random scores it is 0.27 in the mean, and
-    not 0.22. Here the precision at an image's score is that of the other patients, at
-    the prevalence of all; 1 where none of them is called. NaN where no other patient is
-    positive, or negative.
-    """
-    areas = []
-    for s, y, w in zip(score.T, label.T, weight.T, strict=True):
-        y, w, known = y.astype(float), w.astype(float), w > 0
-        _, place = np.unique(-s[known], return_inverse=True)
-        amount = (w * [y, 1 - y])[:, known]  # [2, N], as positive and as negative.
-        both = (np.zeros_like(place), patient[known].astype(int))
-        (called, all_), (own, mine) = (_called(amount, place, x) for x in both)
-        positive = amount[0] > 0
-        with np.errstate(divide="ignore", invalid="ignore"):
-            true, false = ((called - own) * all_ / (all_ - mine))[:, positive]
-            precision = np.where(true + false == 0, 1, true / (true + false))
-            areas.append(amount[0, positive] @ precision / np.sum(amount[0]))
-    return np.array(areas)
-
-
-def _called(amount, place, group) -> tuple[np.ndarray, np.ndarray]:
-    """[2, N] each: of an image's group, the sums up to its place, ties too, and of all."""
-    size = place.max(initial=0) + 1
-    at = group * size + place
-    order = np.argsort(at, kind="stable")
-    total = np.pad(np.cumsum(amount[:, order], axis=1), ((0, 0), (1, 0)))
-    first, here, last = (
-        total[:, np.searchsorted(at[order], where)]
-        for where in (group * size, at + 1, (group + 1) * size)
-    )
-    return here - first, last - first
 
 
 def holding(estimate, interval: Interval) -> Interval:
@@ -185,6 +132,16 @@ def _likelihood_ratios(results: dict[str, Interval], prefix: str) -> None:
             for end in bootstrap.ratio(*both)
         )
         results[prefix + name] = interval._replace(low=low, high=high)
+
+
+def _predictive_values(results: dict[str, Interval], odds: np.ndarray) -> None:
+    """Gives the predictive values at these odds [T] the ends of the likelihood ratios."""
+    low, high = (odds * end for end in results["lr_positive"][1:3])
+    ends = {"low": low / (1 + low), "high": high / (1 + high)}
+    results["ppv_at"] = results["ppv_at"]._replace(**ends)
+    low, high = (odds * end for end in results["lr_negative"][1:3])
+    ends = {"low": 1 / (1 + high), "high": 1 / (1 + low)}
+    results["npv_at"] = results["npv_at"]._replace(**ends)
 
 
 def rarer_patients(label, weight, patient) -> np.ndarray:
@@ -219,8 +176,8 @@ def _two_rates(data, counts) -> dict[str, Array]:
 def _base(data, counts, *, max_fpr: float | None) -> tuple[dict, tuple]:
     """A statistic: the areas, and the confusion matrix with the positives."""
     score, ranked, label, weight, patient, threshold = data
-    ranking = areas(ranked, label, weight, patient, counts, max_fpr=max_fpr)
-    names = (*AREAS, "partial_auroc")
+    ranking = areas.of_tasks(ranked, label, weight, patient, counts, max_fpr=max_fpr)
+    names = (*areas.NAMES, "partial_auroc")
     return (
         dict(zip(names, ranking, strict=False)),
         confusion(score, label, weight, patient, threshold, counts),
@@ -280,8 +237,8 @@ def difference(
 def _differences(data, counts) -> dict[str, Array]:
     """A statistic: the first model's areas minus the second's."""
     score, other, *rest = data
-    first, second = (areas(each, *rest, counts) for each in (score, other))
-    return {name: a - b for name, a, b in zip(AREAS, first, second, strict=True)}
+    first, second = (areas.of_tasks(each, *rest, counts) for each in (score, other))
+    return {name: a - b for name, a, b in zip(areas.NAMES, first, second, strict=True)}
 
 
 def class_intervals(
@@ -379,120 +336,3 @@ def confusion(
     cells = bootstrap.reweigh(cells, counts, patient)
     *matrix, positives = jnp.moveaxis(cells, -2, 0)
     return metrics.Confusion(*matrix), positives
-
-
-def areas(
-    score, label, weight, patient, counts, *, max_fpr: float | None = None
-) -> tuple[Array, ...]:
-    """AUROC and average precision of many reweightings of the same images.
-
-    `metrics.auroc` for each would sort and sum N x T x R numbers in memory. Here
-    every task is sorted once and swept from its highest score down, all tasks and
-    replicates together, which keeps six numbers for each of them. max_fpr adds
-    metrics.partial_auroc, which takes half as much time again.
-
-    Returns:
-      AUROC, average precision and, with max_fpr, the partial AUROC, [R, T] float32, to
-      1e-6, or [T] where counts is None; NaN where undefined.
-    """
-    if counts is None:
-        partial = functools.partial(metrics.partial_auroc, max_fpr=max_fpr)
-        each = [metrics.auroc, metrics.average_precision, *[partial] * bool(max_fpr)]
-        return tuple(jax.vmap(f, in_axes=-1)(score, label, weight) for f in each)
-    ranking = jax.vmap(metrics.rank, in_axes=-1, out_axes=-1)(score, label, weight)
-    rows = (patient[ranking.order], ranking.positive, ranking.negative, ranking.end)
-    most = None
-    if max_fpr is not None:
-        negative = jnp.where(weight > 0, 1 - label, 0.0) * weight
-        of_patient = jax.ops.segment_sum(negative, patient, num_segments=len(counts))
-        drawn = counts.astype(jnp.float32)
-        most = max_fpr * jnp.einsum("pt,pr->tr", of_patient, drawn, precision="highest")
-    auroc, precision, *partial = _sweep(_padded(rows), counts, 0, len(score), most)
-    if max_fpr is not None:
-        chance = max_fpr / 2
-        partial = [0.5 * (1 + (partial[0] - chance) / (1 - chance))]
-    return tuple(area.T for area in (auroc, precision, *partial))
-
-
-def group_areas(
-    score, label, weight, patient, group, counts, *, groups: int
-) -> tuple[Array, Array]:
-    """`areas` of each group of images alone, in the time of one sweep of all images.
-
-    The group of each image is [N] int, 0 to G - 1; a group may be empty, and counts
-    isn't None. Returns AUROC and average precision, [R, G, T].
-    """
-
-    def ranked(score, label, weight):  # [N]: group after group, each as by `rank`.
-        ranking = metrics.rank(score, label, weight)
-        by_group = jnp.argsort(group[ranking.order], stable=True)
-        order, score, positive, negative, _ = (x[by_group] for x in ranking)
-        sorted_group = group[order]
-        end = (score[1:] != score[:-1]) | (sorted_group[1:] != sorted_group[:-1])
-        return patient[order], positive, negative, jnp.append(end, True)
-
-    rows = jax.vmap(ranked, in_axes=-1, out_axes=-1)(score, label, weight)
-    rows = _padded(rows)
-    size = jnp.bincount(group, length=groups)
-    of_group = functools.partial(_sweep, rows, counts)
-    both = jax.lax.map(lambda at: of_group(*at), (jnp.cumsum(size) - size, size))
-    return jax.tree.map(lambda area: jnp.moveaxis(area, -1, 0), both)
-
-
-def _padded(rows):
-    """BLOCK more rows at the end, so that a block may begin at any of them."""
-    return jax.tree.map(lambda x: jnp.pad(x, ((0, BLOCK), (0, 0))), rows)
-
-
-def _sweep(rows, counts, first, size, most=None) -> tuple[Array, ...]:
-    """The areas of `size` ranked rows from `first` on, [T, R] each.
-
-    Args:
-      rows: patient, positive, negative, end, [N + BLOCK, T] each.
-      counts: [P, R].
-      most: [T, R], adds the mean sensitivity up to so many false positives; None: no.
-    """
-    total = jnp.zeros((rows[0].shape[1], counts.shape[1]))  # [T, R], as all below
-    kinds = 2 if most is None else 3
-
-    def image(carry, row):
-        tp, fp, last_tp, last_fp, area, precision, *partial = carry
-        who, positive, negative, end = row  # [T] each: every task has its own order
-        count = counts[who].astype(jnp.float32)
-        tp, fp = tp + count * positive[:, None], fp + count * negative[:, None]
-        end = end[:, None]
-        step = (fp - last_fp) * (tp + last_tp)
-        area += jnp.where(end, step, 0.0)
-        # The smallest divisor is a guard against 0 / 0 before the first count.
-        step = (tp - last_tp) * (tp / jnp.maximum(tp + fp, 1e-30))
-        precision += jnp.where(end, step, 0.0)
-        if most is not None:  # Of ties across the limit the part below it counts.
-            inside = jnp.minimum(fp, most) - jnp.minimum(last_fp, most)
-            share = inside / jnp.maximum(fp - last_fp, 1e-30)
-            step = inside * (2 * last_tp + share * (tp - last_tp))
-            partial = [partial[0] + jnp.where(end, step, 0.0)]
-        last_tp, last_fp = jnp.where(end, tp, last_tp), jnp.where(end, fp, last_fp)
-        return (tp, fp, last_tp, last_fp, area, precision, *partial), None
-
-    def block(number, carry):
-        *state, sums, lost = carry
-        start = number * BLOCK
-        who, *parts = (
-            jax.lax.dynamic_slice_in_dim(x, first + start, BLOCK) for x in rows
-        )
-        inside = (start + jnp.arange(BLOCK) < size)[:, None]  # The rest count nothing.
-        parts = [jnp.where(inside, x, jnp.zeros_like(x)) for x in parts]
-        state, _ = jax.lax.scan(
-            image, (*state, *[total] * kinds), (who, *parts), unroll=UNROLL
-        )
-        state, more = state[:4], jnp.stack(state[4:]) - lost
-        after = sums + more
-        return (*state, after, (after - sums) - more)  # Kahan's summation
-
-    start = (*(total,) * 4, *(jnp.stack([total] * kinds),) * 2)
-    carry = jax.lax.fori_loop(0, -(-size // BLOCK), block, start)
-    tp, fp, _, _, (area, precision, *partial), _ = carry
-    both = (tp > 0) & (fp > 0)
-    auroc = jnp.where(both, area / tp / fp / 2, jnp.nan)
-    partial = [jnp.where(both, each / tp / most / 2, jnp.nan) for each in partial]
-    return auroc, jnp.where(tp == 0, jnp.nan, precision / tp), *partial

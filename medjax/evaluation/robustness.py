@@ -29,6 +29,7 @@ from chex import Array
 
 from medjax.augment import intensity, random
 from medjax.evaluation import bootstrap, discrimination, metrics
+from medjax.evaluation.areas import of_tasks
 from medjax.evaluation.bootstrap import Interval, Resampled
 from medjax.evaluation.predict import Predictions
 from medjax.geometry import grid, warp
@@ -233,7 +234,7 @@ def _areas_and_calls(data: tuple, counts: Array | None, *, exclusive: bool):
     calls = jnp.stack([same.sum(axis=1), jnp.full(len(score), judged.sum())], axis=1)
     calls = bootstrap.reweigh(calls.astype(jnp.float32), counts, patient)
     stay, of_all = jnp.moveaxis(calls, -1, 0)
-    area, _ = discrimination.areas(score, label, weight, patient, counts)
+    area, _ = of_tasks(score, label, weight, patient, counts)
     return area, jnp.where(of_all > 0, stay / jnp.maximum(of_all, 1), jnp.nan)
 
 

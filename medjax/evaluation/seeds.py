@@ -28,7 +28,7 @@ from chex import Array
 from scipy import stats
 
 from medjax.errors import InputError
-from medjax.evaluation import bootstrap, discrimination
+from medjax.evaluation import areas, bootstrap, discrimination
 from medjax.evaluation.bootstrap import Resampled
 from medjax.evaluation.compare import holm
 
@@ -126,11 +126,11 @@ def measure_predictions(
     }
     known = (weight > 0).any(axis=(0, 1))
     rarer = discrimination.rarer_patients(np.where(known, label, 0), known, patient)
-    areas = {name: scores[name]._replace(rarer=rarer) for name in discrimination.AREAS}
-    _, ranked, positive, _, mass, _ = data
-    centre = discrimination.of_other_patients(ranked, positive, mass, patient)
-    precision = areas["average_precision"]._replace(centre=centre.reshape(shape))
-    return scores | areas | {"average_precision": precision}
+    ranked = {name: scores[name]._replace(rarer=rarer) for name in areas.NAMES}
+    _, order, positive, _, mass, _ = data
+    centre = areas.of_other_patients(order, positive, mass, patient)
+    precision = ranked["average_precision"]._replace(centre=centre.reshape(shape))
+    return scores | ranked | {"average_precision": precision}
 
 
 def _scores(data: tuple, counts: Array | None) -> dict[str, Array]:
@@ -144,8 +144,8 @@ def _scores(data: tuple, counts: Array | None) -> dict[str, Array]:
     sums = bootstrap.reweigh(jnp.stack(sums, axis=1), counts, patient)  # [N, 6, K]
     error, mass, *rates = jnp.moveaxis(sums, -2, 0)
     sensitivity, specificity = rates[0] / rates[1], rates[2] / rates[3]
-    both = discrimination.areas(ranking, label, weight, patient, counts)
-    return dict(zip(discrimination.AREAS, both, strict=True)) | {
+    both = areas.of_tasks(ranking, label, weight, patient, counts)
+    return dict(zip(areas.NAMES, both, strict=True)) | {
         "brier": error / mass,
         "balanced_accuracy": jnp.where(
             absent.any(axis=0), sensitivity, (sensitivity + specificity) / 2
@@ -231,9 +231,7 @@ def compare(
 
     summaries = {
         name: [
-            summarise(
-                metric, a, patients=patients, worth=discrimination.WORTH.get(name, 2)
-            )
+            summarise(metric, a, patients=patients, worth=areas.WORTH.get(name, 2))
             for a in range(len(arms))
         ]
         for name, metric in scores.items()

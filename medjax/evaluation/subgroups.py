@@ -19,7 +19,7 @@ import pandas as pd
 from chex import Array
 from scipy.special import ndtr, ndtri
 
-from medjax.evaluation import bootstrap, discrimination, metrics
+from medjax.evaluation import areas, bootstrap, discrimination, metrics
 from medjax.evaluation.bootstrap import LEAST, Interval, Resampled
 from medjax.evaluation.compare import holm
 from medjax.evaluation.predict import Predictions
@@ -261,7 +261,7 @@ def _by_group(data: tuple, counts: Array | None, *, groups: int) -> Array:
     wide = [jnp.tile(x, groups) for x in (score, label)]
     wide += [(inside[..., None] * weight[:, None]).reshape(images, -1), patient]
     once = jnp.ones((images, 1), jnp.uint8)  # As many as patients, or more.
-    area, _ = discrimination.group_areas(
+    area, _ = areas.of_groups(
         *(*tiled, member.reshape(-1), once if counts is None else counts), groups=groups
     )
     matrix, _ = discrimination.confusion(*wide, jnp.tile(threshold, groups), counts)

@@ -18,7 +18,7 @@ from medjax.config import Config
 from medjax.data import images as reading
 from medjax.data import loader
 from medjax.errors import InputError, check_choice
-from medjax.evaluation import bootstrap, heatmaps, localisation, predict, results
+from medjax.evaluation import bootstrap, examples, heatmaps, localisation, predict
 from medjax.files import escaped, write_table
 from medjax.reports import images
 from medjax.tasks import adapt, films, parts, splitting
@@ -137,14 +137,14 @@ def gallery(
 
     Args:
       predicted: calibrated predictions of the split that is judged.
-      each: images of a kind, see results.choose.
+      each: images of a kind, see examples.choose.
 
     Returns:
       {task: {kind: [{image, probability, certain, boxes: whether it has some, planes:
       whether it is a volume's, empty: whether its heatmap is 0, picture: a data URI,
       width, height}]}}.
     """
-    chosen = results.choose(predicted, run.thresholds, each=each)
+    chosen = examples.choose(predicted, run.thresholds, each=each)
     if not chosen:
         return {}
     ids = np.unique(predicted.id[[example.row for example in chosen]])
@@ -163,7 +163,9 @@ def gallery(
         if len(run.output.shape) == 4:
             pair, side = _planes(run.output, *pair), 3 * side
         picture, (width, height) = images.picture(*pair, marks, side=side)
-        kinds = shown.setdefault(run.output.names[task], {k: [] for k in results.KINDS})
+        kinds = shown.setdefault(
+            run.output.names[task], {k: [] for k in examples.KINDS}
+        )
         kinds[kind].append(
             {
                 "image": str(image.at[id]),
