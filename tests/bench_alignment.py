@@ -1,4 +1,4 @@
-"""Whether an aligned sequence is the patient's own: the scores behind scan.FLAT and OWN.
+"""Whether an aligned sequence is the patient's own: the scores behind alignment.FLAT, OWN.
 
     python tests/bench_alignment.py ../shared/data [slice thickness, mm ...]
     python tests/bench_alignment.py ../shared/data grid

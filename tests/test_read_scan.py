@@ -8,7 +8,7 @@ import pytest
 import SimpleITK as sitk
 from scans import affine_of, ball, brain, itk_matrix, save
 
-from medjax.data import nifti, scan
+from medjax.data import alignment, nifti, scan
 from medjax.data.sources.scans import SequenceFile
 from medjax.errors import InputError
 from medjax.geometry import grid
@@ -177,7 +177,7 @@ def test_a_sequence_that_fits_nowhere_better_is_refused(
     if good:
         case = scan.read_scan(files, mask, regions=LESION, grids="align")
         expected = ("T1", 1.09, 1.12, beside, mirrored or np.nan)
-        assert repr(case.alignments) == repr((scan.Alignment(*expected),))
+        assert repr(case.alignments) == repr((alignment.Alignment(*expected),))
     else:
         with pytest.raises(InputError, match=r"T1.nii.gz: is of another.*1\.090 be"):
             scan.read_scan(files, mask, regions=LESION, grids="align")

@@ -120,7 +120,7 @@ def test_resampling_keeps_the_middle_and_reads_a_linear_field_exactly(spacing):
     np.testing.assert_allclose(next(middles), next(middles), atol=1e-9)
     sides = np.array(SHAPE) * (2.0, 1.0, 1.5)
     assert np.abs(target.shape * np.array(spacing) - sides).max() <= max(spacing) / 2
-    read = scan.resample(image, AFFINE, target)
+    read = grid.antialiased(image, AFFINE, *target)
     expected = world(target.affine, target.shape) @ (0.3, -0.5, 0.8) + 7
     inner = (slice(2, -2),) * 3  # Blur and edges reach no further.
     np.testing.assert_allclose(read[inner][..., 0], expected[inner], atol=0.02)
@@ -132,7 +132,7 @@ def test_a_coarser_grid_sees_the_mean_of_a_fine_pattern():
     stripes[::2] = 1
     affine = np.eye(4)
     target = scan._target(Grid(stripes.shape[:3], affine), (2.7, 2.7, 2.7))
-    read = scan.resample(stripes, affine, target)[2:-2, 2:-2, 2:-2]
+    read = grid.antialiased(stripes, affine, *target)[2:-2, 2:-2, 2:-2]
     assert np.abs(read - 0.5).max() < 0.05
 
 
@@ -142,7 +142,7 @@ def test_it_is_the_coarse_axis_that_is_blurred_also_where_axes_are_exchanged():
     stripes[:, :, ::2, 1] = 1
     affine = np.zeros((4, 4))
     affine[(2, 1, 0, 3), (0, 1, 2, 3)] = 1, 1, 4, 1  # C, B, and every fourth A.
-    read = scan.resample(stripes, np.eye(4), Grid((24, 24, 6), affine))
+    read = grid.antialiased(stripes, np.eye(4), (24, 24, 6), affine)
     assert np.abs(read[..., 1:-1, 0] - 0.5).max() < 0.05
     np.testing.assert_array_equal(
         read[..., 1:-1, 1], stripes[1:5, :, :, 1].transpose(2, 1, 0)

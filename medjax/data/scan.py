@@ -13,25 +13,17 @@ from typing import NamedTuple
 
 import nibabel
 import numpy as np
-from scipy import ndimage
 
-from medjax.data import nifti, pet, series
+from medjax.data import alignment, nifti, pet, series
 from medjax.data import units as measures
+from medjax.data.alignment import Alignment
 from medjax.data.foreground import box, inside, on_zero
-from medjax.data.nifti import Grid, SequenceFile, Volume
+from medjax.data.nifti import Grid, SequenceFile
 from medjax.errors import InputError, check_choice
-from medjax.geometry import grid, register
+from medjax.geometry import grid
 
 NEAR = 0.05  # A mask's value is rounded to a whole number that is as near.
 HIDDEN = 0.01  # Largest share of a region's voxels where the image is 0.
-# What is left of the similarity beside the alignment: 0.56 to 0.84 of sequences of one
-# person, 0.76 to 0.94 of a mirror image, 0.84 to 0.96 of another person. So up to CLEAR
-# it is accepted, beyond FLAT refused, and between them compared with its mirror image:
-# a person's own is OWN times as similar (1.11 to 1.2 measured, another's 0.98 to 1.01).
-CLEAR, FLAT, OWN = 0.7, 0.88, 1.05
-# Sequences that lie on one grid are warned of beyond FLAT, or if they are less than OWN
-# times as similar; tests/README.md has the numbers.
-ONE = 0.9995  # Correlation of two sequences that are the same image.
 REMEDIES = {  # For a label that lies outside of the foreground.
     "head": "'body', which keeps all large parts, or 'none'",
     "body": "'nonzero', where one value surrounds the body, or 'none'",
@@ -39,16 +31,6 @@ REMEDIES = {  # For a label that lies outside of the foreground.
     "none": "'body'",  # A sequence is resampled, and ends before the mask does.
 }
 log = logging.getLogger("medjax")
-
-
-class Alignment(NamedTuple):
-    """How alike a sequence and the first one are; see `register.Registration`."""
-
-    sequence: str
-    before: float
-    after: float
-    beside: float
-    mirrored: float  # `after` of its mirror image; NaN where it wasn't needed.
 
 
 class Scan(NamedTuple):
@@ -102,46 +84,33 @@ def read_scan(
 
     Raises:
       InputError: a file that can't be read, a sequence of one value or of another unit,
-        a missing sequence, grids that differ, sequences of two people, a mask of other values, or
-        a region where the image is 0.
+        a missing sequence, grids that differ, sequences of two people, a mask of other
+        values, or a region where the image is 0.
     """
     for name, value, other in (("grids", grids, "align"), ("missing", missing, "fill")):
         check_choice(f"data.{name}", value, ("refuse", other))
-    present = {name: file for name, file in files.items() if file is not None}
-    if not present:
-        raise InputError(f"none of the sequences {', '.join(files)} is there")
-    first = next(iter(present.values())).path
-    if missing == "refuse" and len(present) < len(files):
-        name = next(name for name in files if name not in present)
-        raise InputError(
-            f"{first.parent}: has no {name}; add it, correct its pattern in "
-            "data.files, or set data.missing='fill'"
-        )
+    present = _present(files, missing)
     units = (units,) * len(files) if isinstance(units, str) else units
-    volumes, floors = _read(present, foreground, dict(zip(files, units, strict=True)))
-    reference = next(iter(volumes.values()))
-    alignments = []
+    unit_of = dict(zip(files, units, strict=True))
+    volumes, floors = _read(present, foreground, unit_of)
+    reference, first = next(iter(volumes.values())), next(iter(present.values())).path
+    compared = [n for n in present if compare and unit_of[n] != "suv"]
     image = np.zeros((*reference.voxels.shape, len(files)), np.float32)
+    alignments = []
     for channel, name in enumerate(files):
         if name in present:
-            volume, path = volumes.pop(name), present[name].path
-            compared = path != first
-            if compared and grids == "align":
-                volume, *similar = _align(reference, volume, first, path)
-                alignments.append(Alignment(name, *similar))
-            remedy = "set data.grids='align', or give files of one grid"
-            _check_grid(reference, volume, first, path, remedy)
-            judged = compare and units[channel] != "suv"
-            if compared and grids == "refuse" and judged:
-                similar = _compare(reference, volume, first, path)
-                alignments.append(Alignment(name, *similar))
+            one = volumes.pop(name), present[name].path
+            volume, similar = alignment.placed(
+                *(reference, first, *one), grids, compare=name in compared
+            )
+            alignments += [Alignment(name, *similar)] if similar else []
             image[..., channel] = volume.voxels
-    _check_distinct(image, tuple(files), first.parent)
+    alignment.check_distinct(image, tuple(files), first.parent)
     label = None
     if mask is not None:
         volume = nifti.read(mask)
         remedy = f"give the mask on the grid of {first.name}"
-        _check_grid(reference, volume, first, mask, remedy)
+        alignment.check_grid(reference, volume, first, mask, remedy)
         label = _label(mask, volume.voxels, regions, background)
     prepared = make_scan(
         image,
@@ -163,6 +132,22 @@ def read_scan(
     if mask is not None:
         _check_shown(mask, prepared, regions, foreground)
     return prepared._replace(header=reference.header, alignments=tuple(alignments))
+
+
+def _present(
+    files: Mapping[str, SequenceFile | None], missing: str
+) -> dict[str, SequenceFile]:
+    """The sequences that are there; refuses none, and a missing one unless it is filled."""
+    present = {name: file for name, file in files.items() if file is not None}
+    if not present:
+        raise InputError(f"none of the sequences {', '.join(files)} is there")
+    if missing == "refuse" and len(present) < len(files):
+        name = next(name for name in files if name not in present)
+        raise InputError(
+            f"{next(iter(present.values())).path.parent}: has no {name}; add it, correct "
+            "its pattern in data.files, or set data.missing='fill'"
+        )
+    return present
 
 
 def _read(
@@ -195,100 +180,6 @@ def _read(
         voxels, floors[name] = on_zero(voxels, foreground)
         volumes[name] = volume._replace(voxels=voxels)
     return volumes, floors
-
-
-def _same(a: Volume, b: Volume) -> bool:
-    """Whether the voxels of two volumes lie in the same places."""
-    if a.voxels.shape != b.voxels.shape:
-        return False
-    apart = nifti.corners(a.voxels.shape, a.affine, b.affine)
-    return apart.max() <= nifti.SAME * a.spacing.min()
-
-
-def _check_grid(a: Volume, b: Volume, path_a: Path, path_b: Path, remedy: str) -> None:
-    """Refuses a volume on another grid."""
-    if not _same(a, b):
-        of_a, of_b = (
-            f"shape {v.voxels.shape}, affine {np.round(v.affine[:3], 3).tolist()}"
-            for v in (a, b)
-        )
-        raise InputError(
-            f"{path_b}: lies on another grid ({of_b}) than {path_a} ({of_a}); "
-            + "; ".join(filter(None, (remedy, a.doubt or b.doubt)))
-        )
-
-
-def _align(
-    reference: Volume, volume: Volume, first: Path, path: Path
-) -> tuple[Volume, float, float, float, float]:
-    """Registers a sequence to the reference, and refuses what doesn't show the same.
-
-    Returns the aligned volume, and the numbers of `Alignment`.
-    """
-    fixed = reference.voxels, reference.affine
-    found = register.register(*fixed, volume.voxels, volume.affine)
-    matrix, before, after, beside = found
-    verdict = (
-        f"similarity with {first} {before:.3f} before the alignment, {after:.3f} after "
-        f"it, of which {beside:.0%} is left beside it"
-    )
-    mirrored, same = np.nan, beside <= CLEAR
-    if CLEAR < beside <= FLAT:
-        turned = register.register(*fixed, volume.voxels[..., ::-1], volume.affine)
-        mirrored = turned.metric
-        verdict += f"; its mirror image has {mirrored:.3f}"
-        same = after - 1 >= OWN * (mirrored - 1)
-    if not same:
-        raise InputError(
-            f"{path}: is of another person, a mirror image, or shows too little "
-            f"({verdict}); give the patient's own sequence, or align it by another "
-            "program, save it on the first one's grid and set data.grids='refuse'"
-        )
-    log.info("%s: %s", path, verdict)
-    shape, affine = reference.voxels.shape, reference.affine
-    shift = nifti.corners(shape, affine, matrix @ affine)
-    if _same(reference, volume) and shift.max() < reference.spacing.max():
-        return volume, before, after, beside, mirrored
-    target = Grid(shape, affine)
-    stack = volume.voxels[..., None]
-    aligned = resample(stack, volume.affine, target, matrix)[..., 0]
-    if aligned.min() == aligned.max():
-        raise InputError(
-            f"{path}: shows nothing of what {first} shows; give sequences of one patient"
-        )
-    return reference._replace(voxels=aligned), before, after, beside, mirrored
-
-
-def _compare(
-    reference: Volume, volume: Volume, first: Path, path: Path
-) -> tuple[float, float, float, float]:
-    """Warns of a sequence on the reference's grid that doesn't show the same there.
-
-    Returns the numbers of `Alignment`. PET isn't compared: it is smooth by itself.
-    """
-    similar, beside, mirrored = register.compare(
-        reference.voxels, volume.voxels, reference.affine
-    )
-    if beside > FLAT or similar - 1 < OWN * (mirrored - 1):
-        log.warning(
-            "%s: may be of another person than %s, mirrored, not aligned or blurred "
-            "(similarity %.3f, of which %.0f %% is left %g mm beside, and %.3f of its "
-            "mirror image): look at both",
-            *(path, first, similar, 100 * beside, register.BESIDE, mirrored),
-        )
-    return similar, similar, beside, mirrored
-
-
-def _check_distinct(image: np.ndarray, names: Sequence[str], where: Path) -> None:
-    """Warns of two of the sequences, [D, H, W, C] and [C], that are one image."""
-    with np.errstate(divide="ignore", invalid="ignore"):  # A missing one is 0.
-        alike = np.corrcoef(image[::2, ::2, ::2].reshape(-1, len(names)).T)
-    for a, b in np.argwhere(np.triu(np.abs(np.atleast_2d(alike)) > ONE, 1)).tolist():
-        log.warning(
-            "%s: %s and %s are one image: give each its own file, or leave one away and "
-            "set data.missing='fill'",
-            *(where, names[a], names[b]),
-        )
 
 
 def _check_shown(
@@ -372,7 +263,7 @@ def make_scan(
         masks = np.concatenate([masks, label > 0], axis=-1)
     target = _target(start, spacing)
     if target is not start:
-        image = resample(image, start.affine, target)
+        image = grid.antialiased(image, start.affine, *target)
         masks = np.asarray(grid.resample(masks, start.affine, *target)) >= 0.5
     if not masks[..., 0].any():
         raise InputError(
@@ -396,28 +287,6 @@ def make_scan(
     present = present.astype(np.float32)
     scan = Scan(image, label, present, moved, original or start)
     return scan._replace(foreground=foreground)
-
-
-def resample(
-    voxels: np.ndarray, affine: np.ndarray, target: Grid, matrix=None
-) -> np.ndarray:
-    """Reads [A, B, C, N] on another grid, linearly; on a coarser one without aliasing.
-
-    `matrix` takes points of the target to points of the image; None is the identity.
-    The result is [*target.shape, N] float32, and 0 outside of the image.
-
-    Source: Cardoso et al., MICCAI 2015, 'Scale factor point spread function matching':
-    the blur that turns one voxel's half-width into another's.
-    """
-    matrix = np.eye(4) if matrix is None else matrix
-    steps = np.linalg.solve(affine, matrix @ target.affine)[:3, :3]
-    # How many voxels of the image one voxel of the target spans.
-    wider = np.maximum(np.abs(steps).max(axis=1), 1)
-    sigma = np.sqrt((wider**2 - 1) / (8 * np.log(2)))
-    voxels = np.asarray(voxels, np.float32)
-    if sigma.any():
-        voxels = ndimage.gaussian_filter(voxels, (*sigma, 0), mode="nearest")
-    return np.asarray(grid.resample(voxels, affine, *target, matrix))
 
 
 def _target(start: Grid, spacing: Sequence[float]) -> Grid:

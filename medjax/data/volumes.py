@@ -26,9 +26,10 @@ from scipy import ndimage
 
 from medjax.cohort import duplicates
 from medjax.data import loader, prepared
+from medjax.data.alignment import Alignment
 from medjax.data.nifti import Grid
 from medjax.data.prepared import Item
-from medjax.data.scan import Alignment, Scan, read_scan
+from medjax.data.scan import Scan, read_scan
 from medjax.data.sources.scans import ScanFiles
 from medjax.data.units import Channel, normalise
 from medjax.errors import InputError
