@@ -14,6 +14,7 @@ from scipy.spatial.transform import Rotation
 from medjax.data import brain_phantom as phantom
 from medjax.data import nifti
 from medjax.data import scan as scan_file
+from medjax.data.alignment import FLAT, placed
 from medjax.errors import InputError
 from medjax.geometry import grid, register
 
@@ -188,11 +189,11 @@ def test_only_a_patients_own_sequences_fit_sharply():
     """Sequences of the phantom: another person's and mirrored ones are refused."""
 
     def align(*images):
-        volumes = (
+        fixed, moving = (
             nifti.Volume(voxels, affine, scan_file.Grid(voxels.shape, affine))
             for voxels, affine in zip(images[::2], images[1::2], strict=True)
         )
-        scan_file._align(*volumes, Path("first"), Path("other"))
+        placed(fixed, Path("first"), moving, Path("other"), "align", compare=False)
 
     patients = [
         phantom.patient(n, seed=0, shape=(64, 80, 64), spacing=(2.5, 2.5, 2.5))
@@ -267,9 +268,9 @@ def test_a_real_study_fits_sharply_and_its_mirror_image_does_not():
         (volume.voxels, volume.affine)
         for volume in (nifti.read(RAW / f"study1_{s}.nii.gz") for s in ("FLAIR", "T1W"))
     )
-    assert register.register(*fixed, *moving).beside < scan_file.FLAT
+    assert register.register(*fixed, *moving).beside < FLAT
     other_side = mirrored(moving[0].transpose(2, 1, 0), moving[1][:, [2, 1, 0, 3]])
-    assert register.register(*fixed, *other_side).beside > scan_file.FLAT
+    assert register.register(*fixed, *other_side).beside > FLAT
 
 
 @pytest.mark.slow
