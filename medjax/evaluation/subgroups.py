@@ -161,29 +161,12 @@ def summarise(
     attributes = {}
     for name, (start, stop), by in zip(columns, sides, compared, strict=True):
         here = (pairs[:, 0] >= start) & (pairs[:, 0] < stop)
-        of_pairs = Differences(*(x[:, here] for x in apart))
-        named = [(names[one], names[other]) for one, other in pairs[here]]
-        *gaps, mean = [_gaps(of_pairs, named, t) for t in range(len(tasks) + 1)]
-        of_tasks = of_pairs.p[..., :-1]
-        missing = [
-            {"task": tasks[t], "metric": METRICS[m]}
-            | _gap(of_pairs, named, m, k, t)._asdict()
-            for m, k, t in np.argwhere(of_tasks < 0.05)
-        ]
-        clearest = mean["auroc"]
-        if not clearest.why:
-            smallest = int(np.nanargmin(of_pairs.p[0, :, -1]))
-            clearest = _gap(of_pairs, named, 0, smallest, -1)
-        attributes[name] = Attribute(
-            groups={names[g]: all_groups[g] for g in range(start, stop)},
-            averaged=[task for task, use in zip(tasks, by.tasks, strict=True) if use],
-            mean={"auroc": mean["auroc"]},
-            clearest=clearest,
-            p_holm=math.nan,
-            tests=0,
-            gaps=dict(zip(tasks, gaps, strict=True)),
-            explored=int((~np.isnan(of_tasks)).sum()),
-            apart=sorted(missing, key=lambda gap: gap["p"]),
+        attributes[name] = _attribute(
+            Differences(*(x[:, here] for x in apart)),
+            [(names[one], names[other]) for one, other in pairs[here]],
+            {names[g]: all_groups[g] for g in range(start, stop)},
+            tasks,
+            [task for task, use in zip(tasks, by.tasks, strict=True) if use],
         )
     adjusted = holm([each.clearest.p for each in attributes.values()])
     tests = int((~np.isnan(adjusted)).sum())
@@ -192,6 +175,35 @@ def summarise(
             name: each._replace(p_holm=p, tests=tests)
             for (name, each), p in zip(attributes.items(), adjusted, strict=True)
         }
+    )
+
+
+def _attribute(
+    apart: Differences,
+    pairs: list[tuple[str, str]],
+    groups: dict[str, Group],
+    tasks: tuple[str, ...],
+    averaged: list[str],
+) -> Attribute:
+    """One attribute, of the differences of its pairs; its test isn't adjusted yet."""
+    *gaps, mean = [_gaps(apart, pairs, t) for t in range(len(tasks) + 1)]
+    clearest, of_tasks = mean["auroc"], apart.p[..., :-1]
+    if not clearest.why:
+        clearest = _gap(apart, pairs, 0, int(np.nanargmin(apart.p[0, :, -1])), -1)
+    missing = [
+        {"task": tasks[t], "metric": METRICS[m]} | _gap(apart, pairs, m, k, t)._asdict()
+        for m, k, t in np.argwhere(of_tasks < 0.05)
+    ]
+    return Attribute(
+        groups=groups,
+        averaged=averaged,
+        mean={"auroc": mean["auroc"]},
+        clearest=clearest,
+        p_holm=math.nan,
+        tests=0,
+        gaps=dict(zip(tasks, gaps, strict=True)),
+        explored=int((~np.isnan(of_tasks)).sum()),
+        apart=sorted(missing, key=lambda gap: gap["p"]),
     )
 
 
