@@ -13,7 +13,7 @@ from medjax.cohort import manifest as manifests
 from medjax.commands import evaluate, predict
 from medjax.commands.evaluate import Images
 from medjax.errors import InputError
-from medjax.evaluation.robustness import CORRUPTIONS
+from medjax.evaluation.corruptions import CORRUPTIONS
 from medjax.tasks import films, fixed, new_images, parts, splitting
 from medjax.training import folder as workdir
 

@@ -12,9 +12,9 @@ from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
 from medjax.errors import InputError
-from medjax.evaluation import discrimination, robustness
+from medjax.evaluation import corruptions, discrimination, robustness
+from medjax.evaluation.corruptions import CORRUPTIONS, RANGE, SEVERITIES
 from medjax.evaluation.predict import Predictions
-from medjax.evaluation.robustness import CORRUPTIONS, RANGE, SEVERITIES
 from medjax.tasks import perturb
 
 KEY = jax.random.key(5)
@@ -223,7 +223,7 @@ def psnr(film, other):
 def test_a_corruption_is_worse_at_each_severity_and_the_film_s_own(name):
     film, ids = films(), np.array([5, 6, 7])
     found = [
-        np.asarray(robustness.corrupt(name, IMAGE_KEY, film, ids, severity=severity))
+        np.asarray(corruptions.corrupt(name, IMAGE_KEY, film, ids, severity=severity))
         for severity in SEVERITIES
     ]
     for one in found:
@@ -233,12 +233,12 @@ def test_a_corruption_is_worse_at_each_severity_and_the_film_s_own(name):
     assert (np.diff(np.mean(falls, axis=0)) < -0.2).all(), falls
     # In another batch, at another place, with padding.
     other = np.concatenate([film[2:], film[:1], np.zeros_like(film)])
-    again = robustness.corrupt(
+    again = corruptions.corrupt(
         name, IMAGE_KEY, other, np.array([7, 5, -1, -1, -1]), severity=3
     )
     np.testing.assert_array_equal(np.asarray(again)[:2], found[2][[2, 0]])
     if name not in ("blur", "contrast", "jpeg"):  # These draw nothing.
-        same = robustness.corrupt(name, IMAGE_KEY, film[[0] * 3], ids, severity=3)
+        same = corruptions.corrupt(name, IMAGE_KEY, film[[0] * 3], ids, severity=3)
         assert len({np.asarray(one).tobytes() for one in same}) > 1
 
 
@@ -299,7 +299,7 @@ def test_a_jpeg_is_what_the_file_gives_back():
         [cv2.IMWRITE_JPEG_QUALITY, 30],
     )[1]
     expected = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) / 255
-    found = robustness.jpeg(IMAGE_KEY, np.repeat(film, 2, axis=-1), 30)
+    found = corruptions.jpeg(IMAGE_KEY, np.repeat(film, 2, axis=-1), 30)
     np.testing.assert_allclose(found, np.stack([expected] * 2, axis=-1), atol=1e-7)
 
 

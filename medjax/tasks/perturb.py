@@ -15,9 +15,9 @@ from medjax.augment import patches, policy
 from medjax.config import Config, as_json
 from medjax.data.normalisation import unit_range
 from medjax.errors import InputError
+from medjax.evaluation import corruptions, robustness
 from medjax.evaluation import predict as inference
-from medjax.evaluation import robustness
-from medjax.evaluation.robustness import CORRUPTIONS, SEVERITIES
+from medjax.evaluation.corruptions import CORRUPTIONS, SEVERITIES
 from medjax.files import write_json, write_table
 from medjax.reports import explore as explore_page
 from medjax.reports.page import interval, show_table
@@ -116,7 +116,7 @@ def _changed(batch: dict, change: Callable) -> dict:
 def _corrupt(name: str, severity: int, key: jax.Array, image, id) -> np.ndarray:
     """The images corrupted, in as many bits as the records have."""
     unit = unit_range(image)
-    corrupted = robustness.corrupt(name, key, unit, id, severity=severity)
+    corrupted = corruptions.corrupt(name, key, unit, id, severity=severity)
     white = np.iinfo(image.dtype).max
     return np.rint(np.asarray(corrupted) * white).astype(image.dtype)
 
