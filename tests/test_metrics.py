@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from sklearn import metrics as oracles
 from sklearn import metrics as sklearn_metrics
 
-from medjax.evaluation import metrics
+from medjax.evaluation import areas, metrics
 
 ROWS = 40  # One shape for every example: one compilation.
-AUROC, PRECISION = jax.jit(metrics.auroc), jax.jit(metrics.average_precision)
+AUROC, PRECISION = jax.jit(areas.auroc), jax.jit(areas.average_precision)
 CONFUSION, RATE = jax.jit(metrics.confusion), jax.jit(metrics.rates)
-RANKED = jax.jit(lambda *task: (metrics.auroc(*task), metrics.average_precision(*task)))
-PARTIAL = jax.jit(metrics.partial_auroc, static_argnames="max_fpr")
+RANKED = jax.jit(lambda *task: (areas.auroc(*task), areas.average_precision(*task)))
+PARTIAL = jax.jit(areas.partial_auroc, static_argnames="max_fpr")
 RATES = jax.jit(lambda *task: metrics.rates(metrics.confusion(*task)))
 
 
@@ -261,8 +261,8 @@ def test_tasks_are_mapped_by_the_caller():
     rng = np.random.default_rng(0)
     score = rng.random((30, 3), np.float32)
     label, weight = (rng.random((2, 30, 3)) < 0.6).astype(np.float32)
-    partial = functools.partial(metrics.partial_auroc, max_fpr=0.2)
-    for metric in (metrics.auroc, metrics.average_precision, partial):
+    partial = functools.partial(areas.partial_auroc, max_fpr=0.2)
+    for metric in (areas.auroc, areas.average_precision, partial):
         mapped = jax.jit(jax.vmap(metric, in_axes=-1))(score, label, weight)
         metric = jax.jit(metric)
         for t in range(3):
@@ -271,9 +271,9 @@ def test_tasks_are_mapped_by_the_caller():
 
 
 AVERAGED_AREAS = {  # One task's metric, jitted for [40, 3] and [120, 1]: two compilations.
-    jax.jit(jax.vmap(metrics.auroc, in_axes=-1)): oracles.roc_auc_score,
+    jax.jit(jax.vmap(areas.auroc, in_axes=-1)): oracles.roc_auc_score,
     jax.jit(
-        jax.vmap(metrics.average_precision, in_axes=-1)
+        jax.vmap(areas.average_precision, in_axes=-1)
     ): oracles.average_precision_score,
 }
 CONFUSIONS = jax.jit(jax.vmap(metrics.confusion, in_axes=(-1, -1, -1, None)))

@@ -1,9 +1,9 @@
-"""Discrimination of one task, and the table of all metrics.
+"""The table of all metrics, and the rates of confusion matrices.
 
-Every function of scores reads one task as vectors over images, [N]: score (a
-probability or logit), label in [0, 1] and weight >= 0, where 2 counts an image twice.
-The caller maps it over tasks (`jax.vmap(auroc, in_axes=-1)` on [N, T]). Three
-conventions hold in all of them:
+Every function of scores, here and in areas.py, reads one task as vectors over images,
+[N]: score (a probability or logit), label in [0, 1] and weight >= 0, where 2 counts an
+image twice. The caller maps it over tasks (`jax.vmap(areas.auroc, in_axes=-1)` on
+[N, T]). Three conventions hold in all of them:
 
 - A row of weight 0 (unknown label, padding) counts for nothing; its score and its
   label may be anything, NaN included.
@@ -24,7 +24,6 @@ micro: every label of every image counts alike, as if all were of one task. It a
 Source: scikit-learn's `average=` of roc_auc_score, average_precision_score and f1_score.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -33,18 +32,6 @@ import jax
 import jax.numpy as jnp
 
 Array = jax.Array
-
-
-class Ranking(NamedTuple):
-    """The images of one task from the highest score to the lowest, all [N]."""
-
-    order: Array  # int32, where the image of this rank was before.
-    score: Array  # float32, -inf where the weight is 0.
-    positive: Array  # float32, as `negative` the image's weight as this class.
-    negative: Array
-    # bool, whether this is the last of a run of equal scores. A threshold can only be
-    # put there, so only there are the curves read: ties get their due.
-    end: Array
 
 
 class Confusion(NamedTuple):
@@ -56,76 +43,13 @@ class Confusion(NamedTuple):
     tn: Array
 
 
-def rank(score: Array, label: Array, weight: Array) -> Ranking:
-    """Sorts one task by descending score."""
-    score, positive, negative = _known(score, label, weight)
-    _, order = jax.lax.sort_key_val(-score, jnp.arange(score.size))
-    score = score[order]
-    end = jnp.append(score[1:] != score[:-1], True)
-    return Ranking(order, score, positive[order], negative[order], end)
-
-
-def auroc(score: Array, label: Array, weight: Array) -> Array:
-    """[]: area under the ROC curve, how often a positive outranks a negative.
-
-    A tied pair counts one half. NaN without positives or negatives.
-
-    Source: Mann & Whitney, Ann. Math. Stat. 18 (1947); Hanley & McNeil,
-    Radiology 143 (1982): the trapezoid over runs of tied scores.
-    """
-    tp, fp, end = _cumulative(score, label, weight)
-    # Counts are subtracted while they are exact, and divided before they are
-    # multiplied: tp * fp passes 2^24, where float32 loses units.
-    step = _ratio(fp - _previous(fp, end), fp[-1])
-    height = _ratio(tp + _previous(tp, end), 2 * tp[-1])
-    return jnp.sum(jnp.where(end, step * height, 0.0))
-
-
-def average_precision(score: Array, label: Array, weight: Array) -> Array:
-    """[]: average precision, precision at every threshold, weighted by recall's step.
-
-    No interpolation. NaN without positives (scikit-learn says 0), 1 without negatives.
-    Under chance it equals the prevalence, not 1/2.
-
-    Source: scikit-learn's `average_precision_score`, sum (R_n - R_n-1) P_n.
-    """
-    tp, fp, end = _cumulative(score, label, weight)
-    step = _ratio(tp - _previous(tp, end), tp[-1])
-    # Leading rows of weight 0 have no precision, and take no step.
-    precision = jnp.where(tp + fp > 0, _ratio(tp, tp + fp), 0.0)
-    return jnp.sum(jnp.where(end, step * precision, 0.0))
-
-
-def partial_auroc(
-    score: Array, label: Array, weight: Array, *, max_fpr: float
-) -> Array:
-    """[]: AUROC of the thresholds at which the specificity is 1 - max_fpr or more.
-
-    Standardised: 1/2 is chance, 1 perfect, whatever max_fpr in (0, 1] is.
-
-    Source: McClish, Med. Decis. Making 9 (1989) 190; as scikit-learn's
-    `roc_auc_score(max_fpr=)`, linear between the curve's points.
-    """
-    tp, fp, end = _cumulative(score, label, weight)
-    before_tp, before_fp = _previous(tp, end), _previous(fp, end)
-    most = max_fpr * fp[-1]
-    left, right = jnp.minimum(before_fp, most), jnp.minimum(fp, most)
-    # Of a run of ties that crosses the limit, the part below it counts.
-    part = jnp.where(fp > before_fp, (right - left) / (fp - before_fp), 0.0)
-    height = before_tp + part * (tp - before_tp) / 2
-    step = _ratio(right - left, fp[-1])
-    area = jnp.sum(jnp.where(end, step * _ratio(height, tp[-1]), 0.0))
-    chance = max_fpr**2 / 2
-    return 0.5 * (1 + (area - chance) / (max_fpr - chance))
-
-
 def cells(score: Array, label: Array, weight: Array, threshold: Array) -> Confusion:
     """Each image's share in the confusion matrix: four vectors [N].
 
     Positive is score >= threshold. A threshold of NaN (there is none) makes every cell
     NaN, because it would otherwise call every image negative.
     """
-    score, positive, negative = _known(score, label, weight)
+    score, positive, negative = known(score, label, weight)
     called = jnp.where(jnp.isnan(threshold), jnp.nan, score >= threshold)
     return Confusion(
         tp=positive * called,
@@ -151,7 +75,7 @@ def rates(confusion: Confusion) -> dict[str, Array]:
     (1979), the harmonic mean of PPV and sensitivity.
     """
     return {
-        name: _ratio(*metric.rate(confusion))
+        name: ratio(*metric.rate(confusion))
         for name, metric in METRICS.items()
         if metric.rate
     }
@@ -170,10 +94,10 @@ def predictive_values(
     """
     hit, miss = sensitivity * prevalence, (1 - sensitivity) * prevalence
     alarm, clear = (1 - specificity) * (1 - prevalence), specificity * (1 - prevalence)
-    return _ratio(hit, hit + alarm), _ratio(clear, clear + miss)
+    return ratio(hit, hit + alarm), ratio(clear, clear + miss)
 
 
-def _known(score: Array, label: Array, weight: Array) -> tuple[Array, Array, Array]:
+def known(score: Array, label: Array, weight: Array) -> tuple[Array, Array, Array]:
     """Score, weight as positive, weight as negative; 0 where unknown."""
     chex.assert_rank([score, label, weight], 1)
     chex.assert_equal_shape([score, label, weight])
@@ -185,33 +109,7 @@ def _known(score: Array, label: Array, weight: Array) -> tuple[Array, Array, Arr
     return score, weight * label, weight * (1.0 - label)
 
 
-def _cumulative(score: Array, label: Array, weight: Array) -> tuple[Array, ...]:
-    """tp and fp [N], counted down to each rank, and the ends of runs."""
-    ranking = rank(score, label, weight)
-    return _running(ranking.positive), _running(ranking.negative), ranking.end
-
-
-def _previous(curve: Array, end: Array) -> Array:
-    """[N]: the curve's value at the last end above each rank, or 0."""
-    last = jax.lax.cummax(jnp.where(end, jnp.arange(end.size), -1))
-    last = jnp.append(-1, last[:-1])
-    return jnp.where(last < 0, 0.0, curve[last])
-
-
-def _running(terms: Array) -> Array:
-    """The running sum of [N], in rows of about sqrt(N).
-
-    XLA adds one by one on a CPU. Whole counts are exact either way; with fractions,
-    such as soft labels, a million images would cost an area its fourth digit.
-    """
-    width = max(1, math.isqrt(terms.size))
-    rows = jnp.pad(terms, (0, -terms.size % width)).reshape(-1, width)
-    within = jnp.cumsum(rows, axis=1)
-    before = jnp.cumsum(within[:, -1]) - within[:, -1]
-    return (before[:, None] + within).reshape(-1)[: terms.size]
-
-
-def _ratio(numerator: Array, denominator: Array) -> Array:
+def ratio(numerator: Array, denominator: Array) -> Array:
     """The quotient, and NaN where there is nothing to divide by."""
     empty = denominator == 0
     return jnp.where(empty, jnp.nan, numerator / jnp.where(empty, 1.0, denominator))
@@ -286,7 +184,7 @@ def class_rates(matrix: Array, present: Array | None = None) -> dict[str, Array]
         "macro_f1": mean(f1),
         "weighted_f1": jnp.sum(prevalence * f1, -1),
         "kappa": jnp.where(chance < 1, (share - chance) / (1 - chance), jnp.nan),
-        "weighted_kappa": 1 - _ratio(apart, by_chance),
+        "weighted_kappa": 1 - ratio(apart, by_chance),
     }
 
 
@@ -354,14 +252,14 @@ METRICS = {
         "confusion",
         (*BOTH, "false positive"),
         BOTH,
-        lambda m: (_ratio(m.tp, m.tp + m.fn), _ratio(m.fp, m.fp + m.tn)),
+        lambda m: (ratio(m.tp, m.tp + m.fn), ratio(m.fp, m.fp + m.tn)),
     ),
     "lr_negative": Metric(
         "LR\N{MINUS SIGN}",
         "confusion",
         (*BOTH, "true negative"),
         BOTH,
-        lambda m: (_ratio(m.fn, m.tp + m.fn), _ratio(m.tn, m.fp + m.tn)),
+        lambda m: (ratio(m.fn, m.tp + m.fn), ratio(m.tn, m.fp + m.tn)),
         better=-1,
     ),
     # The predictive values at another prevalence than that of the data.

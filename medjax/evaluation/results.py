@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from medjax.evaluation import (
+    areas,
     bootstrap,
     discrimination,
     metrics,
@@ -22,7 +23,7 @@ from medjax.evaluation.reliability import TaskCalibration
 
 RANKED = {
     metric.__name__: jax.jit(jax.vmap(metric, in_axes=1))
-    for metric in (metrics.auroc, metrics.average_precision)
+    for metric in (areas.auroc, areas.average_precision)
 }
 MAX_FPR = 0.1  # The partial AUROC is of specificities of 90 % and more.
 CONFUSION = jax.jit(metrics.confusion)
