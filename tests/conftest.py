@@ -26,7 +26,8 @@ import jax
 import numpy as np
 import pytest
 
-from medjax.data.prepared import Item, Source
+from medjax.data.prepared import Item
+from medjax.data.records import Source
 
 jax.config.update("jax_num_cpu_devices", 4)  # Tests of the mapped step need some.
 SIDE = 4

@@ -9,7 +9,7 @@ from pydicom.dataset import FileMetaDataset
 
 from medjax.augment import policy
 from medjax.cohort import grey_levels
-from medjax.data import images, loader, normalisation, prepared, sources
+from medjax.data import images, loader, normalisation, records, sources
 from medjax.errors import InputError
 from medjax.evaluation import predict
 
@@ -45,7 +45,7 @@ def source(folder, **options):
 
 def prepare(folder, **options):
     """The images of the prepared records, and where these lie."""
-    path = prepared.prepare(
+    path = records.prepare(
         source(folder, **options), records=folder, name="x", max_quarantined=0
     )
     return loader.Images(path, [0, 1], np.array([[0.0], [1.0]])), path
@@ -53,7 +53,7 @@ def prepare(folder, **options):
 
 def test_12_bits_keep_their_levels_from_the_file_to_the_network(tmp_path, caplog):
     films, path = prepare(tmp_path, bits=16)
-    assert prepared.pixels_of(path) == ((SIDE, SIDE, 1), 16)
+    assert records.pixels_of(path) == ((SIDE, SIDE, 1), 16)
     # 12 bits are stretched over 16; 12 bits in 16 stay as dark as their header says.
     expected = np.stack([np.rint(STORED / 4095 * 65535), STORED]).astype(int)[..., None]
     for n in (0, 1):
@@ -94,7 +94,7 @@ def test_12_bits_keep_their_levels_from_the_file_to_the_network(tmp_path, caplog
 
 def test_8_bits_keep_few_of_12_in_16_and_say_so(tmp_path, caplog):
     films, path = prepare(tmp_path)
-    assert prepared.pixels_of(path)[1] == 8
+    assert records.pixels_of(path)[1] == 8
     np.testing.assert_array_equal(np.unique(films[1]["image"]), range(17))
     assert "1 images keep fewer than 32 levels of grey in 8 bits: set" in caplog.text
     assert "data.bits=16" in caplog.text and "(b.dcm for one)" in caplog.text
@@ -105,7 +105,7 @@ def test_what_draws_and_compares_sees_the_same_of_both(tmp_path):
     (tmp_path / "deep").mkdir()
     plain, path = prepare(tmp_path)
     deep, deep_path = prepare(tmp_path / "deep", bits=16)
-    hashes = [prepared.read_hashes(p) for p in (path, deep_path)]
+    hashes = [records.read_hashes(p) for p in (path, deep_path)]
     np.testing.assert_array_equal(*hashes)
     facts = []
     for films in (plain, deep):

@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from medjax.data import chest_phantom as phantom
-from medjax.data import images, prepared
+from medjax.data import images, prepared, records
 from medjax.data.sources import chest_xray as chest
 from medjax.errors import InputError
 
@@ -94,7 +94,7 @@ def items(source):
 
 def prepare(source, tmp_path, allowed=0.0):
     """Records, table, boxes and the quarantine, as their own libraries read them."""
-    path = prepared.prepare(
+    path = records.prepare(
         source,
         records=tmp_path / "records",
         name="x",
@@ -281,7 +281,7 @@ def test_too_many_bad_files_leave_a_list_and_no_records(nih, tmp_path):
     source = chest.nih(folder=nih, side=SIDE)
     with pytest.raises(InputError, match="4 of 6 files") as caught:
         prepare(source, tmp_path, allowed=0.66)
-    assert not prepared.is_prepared(prepared.folder(tmp_path / "records", "x"))
+    assert not prepared.is_prepared(records.folder(tmp_path / "records", "x"))
     (kept,) = (tmp_path / "records").rglob("*.csv")
     assert str(kept) in str(caught.value)
     assert list(pd.read_csv(kept)["file"]) == list(reasons)

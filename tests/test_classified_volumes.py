@@ -331,7 +331,7 @@ def test_a_copy_is_found_though_it_is_resampled_and_mirrored(tmp_path):
     save(tmp_path / names[5], images[2][::-1])
     options = {"shape": (28, 30, 26), "files": {}}
     made = source(tmp_path, rows(*names), **options)
-    path = prepared.prepare(made, records=tmp_path, name="x", max_quarantined=0)
+    path = records.prepare(made, records=tmp_path, name="x", max_quarantined=0)
     output = Output(made.tasks, False, made.shape, 16, (1.0, 1.0, 1.0), ("T1",))
     data = films.Data(path, prepared.read_table(path), output)
     pairs = data.pairs()

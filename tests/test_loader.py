@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medjax.data import loader, prepared
+from medjax.data import loader, records
 
 N = 11
 TASKS = ("a", "b", "c")
@@ -29,8 +29,8 @@ def items(make_items):
 def path(items, make_source, tmp_path_factory):
     """Records of the items, 4 in a file."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepared, "RECORDS_PER_FILE", 4)
-        return prepared.prepare(
+        patch.setattr(records, "RECORDS_PER_FILE", 4)
+        return records.prepare(
             make_source(items),
             records=tmp_path_factory.mktemp("records"),
             name="x",
@@ -319,7 +319,7 @@ def test_evaluation_sees_every_film_once_and_pads_with_nothing(
 @pytest.mark.parametrize("shape", [(4, 5, 3), (3, 4, 5, 2)])
 def test_images_of_any_shape_are_batched(make_items, make_source, tmp_path, shape):
     items = make_items(5, shape=shape)
-    path = prepared.prepare(
+    path = records.prepare(
         make_source(items), records=tmp_path, name="x", max_quarantined=0.0
     )
     ids = [2, 0, 2, 4]  # With a copy, as over-sampling makes it.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from medjax.data import images, prepared, sources
+from medjax.data import images, prepared, records, sources
 from medjax.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -57,10 +57,10 @@ def test_every_kind_of_image_comes_back_through_the_records(
     found = arrays(sample)
     source = sources.IMAGES["medmnist"](file=save(found), side=6)
     assert source.total == 12
-    path = prepared.prepare(
+    path = records.prepare(
         source, records=tmp_path / "records", name="x", max_quarantined=0.0
     )
-    assert prepared.pixels_of(path) == (shape, 8)
+    assert records.pixels_of(path) == (shape, 8)
     stored = list(tfds.builder_from_directory(path).as_data_source("films"))
     for record, image in zip(stored, images_of(found), strict=True):
         np.testing.assert_array_equal(record["pixels"], image.reshape(shape))
@@ -122,7 +122,7 @@ def test_a_split_may_be_empty(save, tmp_path):
         found["val_labels"][:0],
     )
     source = sources.IMAGES["medmnist"](file=save(found), side=6)
-    path = prepared.prepare(
+    path = records.prepare(
         source, records=tmp_path / "records", name="x", max_quarantined=0.0
     )
     official = list(prepared.read_table(path)["official"])

@@ -14,8 +14,9 @@ import pytest
 import tensorflow_datasets as tfds
 
 from medjax.cohort import duplicates
-from medjax.data import prepared
-from medjax.data.prepared import Item, Source
+from medjax.data import prepared, records
+from medjax.data.prepared import Item
+from medjax.data.records import Source
 from medjax.errors import InputError
 
 TASKS = ("a", "b", "c")
@@ -25,8 +26,8 @@ FLAT = (4, 4, 1)  # The shape of the items of conftest.py.
 @pytest.fixture(params=[2, 64])
 def files(request, monkeypatch):
     """Few images in a file, or all of them."""
-    monkeypatch.setattr(prepared, "RECORDS_PER_FILE", request.param)
-    monkeypatch.setattr(prepared, "BUFFERED", request.param + 1)
+    monkeypatch.setattr(records, "RECORDS_PER_FILE", request.param)
+    monkeypatch.setattr(records, "BUFFERED", request.param + 1)
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def write(tmp_path):
     """Prepares a source below tmp_path and returns the folder of its records."""
 
     def write(source, *, allowed=0.0, name="x", **options):
-        return prepared.prepare(
+        return records.prepare(
             source,
             records=tmp_path,
             name=name,
@@ -115,16 +116,16 @@ def test_records_that_are_not_the_tables_are_refused(
     files, write, make_items, make_source, damage
 ):
     path = write(make_source(make_items(5)))
-    records = max(path.glob("*.array_record*"))  # Of several.
+    arrays = max(path.glob("*.array_record*"))  # Of several.
     if damage == "a row less":
         lines = (path / "table.csv").read_text().splitlines()
         (path / "table.csv").write_text("\n".join(lines[:-1]))
     elif damage == "a record cut":
-        os.truncate(records, records.stat().st_size // 2)
+        os.truncate(arrays, arrays.stat().st_size // 2)
     else:
-        records.unlink()
+        arrays.unlink()
     with pytest.raises(InputError, match="is damaged or gone: remove its folder"):
-        prepared.pixels_of(path)
+        records.pixels_of(path)
 
 
 @pytest.mark.parametrize("content", [None, b"", b'image,reason\n"a.png,torn'])
@@ -148,11 +149,11 @@ def test_images_of_any_shape_come_back_and_so_do_their_hashes(
     items.insert(1, bad("torn.png"))
     path = write(make_source(items), allowed=1.0)
     items.pop(1)
-    assert prepared.pixels_of(path) == (shape, 8)
+    assert records.pixels_of(path) == (shape, 8)
     expected = [item.content for item in items]
     np.testing.assert_array_equal([r["pixels"] for r in stored(path)], expected)
     hashes = [duplicates.hashes(pixels) for pixels in expected]
-    np.testing.assert_array_equal(prepared.read_hashes(path), hashes)
+    np.testing.assert_array_equal(records.read_hashes(path), hashes)
 
 
 def test_an_item_of_another_shape_is_no_mistake_of_the_users(write, make_items):
@@ -228,7 +229,7 @@ def test_one_bad_file_more_than_allowed_stops_and_keeps_only_the_list(
     assert "2 of 100 files" in text
     assert "2.0%" in text
     assert "\n" not in text
-    assert not prepared.is_prepared(prepared.folder(tmp_path, "x"))
+    assert not prepared.is_prepared(records.folder(tmp_path, "x"))
     assert not leftovers(tmp_path)
     (kept,) = tmp_path.rglob("*.csv")
     assert str(kept) in text
@@ -242,7 +243,7 @@ def test_one_bad_file_more_than_allowed_stops_and_keeps_only_the_list(
 def test_nothing_but_bad_files_stops_whatever_is_allowed(write, make_source, tmp_path):
     with pytest.raises(InputError, match="2 of 2 files"):
         write(make_source([bad("one.png"), bad("two.png")]), allowed=1.0)
-    assert not prepared.is_prepared(prepared.folder(tmp_path, "x"))
+    assert not prepared.is_prepared(records.folder(tmp_path, "x"))
 
 
 def test_a_source_without_films_is_a_mistake_of_the_users(write):
@@ -261,7 +262,7 @@ def test_an_interrupted_preparation_leaves_nothing_and_can_be_repeated(
 
     with pytest.raises(KeyboardInterrupt):
         write(Source(TASKS, FLAT, 8, broken))
-    assert not prepared.is_prepared(prepared.folder(tmp_path, "x"))
+    assert not prepared.is_prepared(records.folder(tmp_path, "x"))
     assert not leftovers(tmp_path)
     assert len(stored(write(make_source(items)))) == 8
 
@@ -275,7 +276,7 @@ def test_progress_is_called_once_a_file_and_may_print(
 
 
 def test_the_number_of_images_in_memory_does_not_grow(write, make_items, monkeypatch):
-    monkeypatch.setattr(prepared, "BUFFERED", 4)
+    monkeypatch.setattr(records, "BUFFERED", 4)
     (item,) = make_items(1)
     alive, most = weakref.WeakSet(), 0
 
@@ -302,11 +303,11 @@ def test_the_number_of_images_in_memory_does_not_grow(write, make_items, monkeyp
 
 
 def test_is_prepared_only_where_records_are(write, make_items, make_source, tmp_path):
-    assert not prepared.is_prepared(prepared.folder(tmp_path, "x"))
+    assert not prepared.is_prepared(records.folder(tmp_path, "x"))
     path = write(make_source(make_items(1)))
-    assert path == prepared.folder(tmp_path, "x")
+    assert path == records.folder(tmp_path, "x")
     assert prepared.is_prepared(path)
-    assert not prepared.is_prepared(prepared.folder(tmp_path, "y"))
+    assert not prepared.is_prepared(records.folder(tmp_path, "y"))
 
 
 def test_in_parallel_keeps_the_order_whichever_is_done_first(monkeypatch):

@@ -15,7 +15,7 @@ from launching import ROOT, SMALL, run_here
 
 import launch
 from configs import base, ms_lesions_unet3d, quickstart, quickstart_mri
-from medjax.data import prepared
+from medjax.data import prepared, records
 from medjax.errors import InputError
 from medjax.files import held, naming, write_text
 from medjax.tasks import check, classification, segmentation
@@ -245,18 +245,18 @@ def source_of(count, hold, begun):
             row |= {"width": 4, "height": 4, "a": 1.0}
             yield prepared.Item(row, np.full((4, 4, 1), 9 * n, np.uint8))
 
-    return prepared.Source(("a",), (4, 4, 1), count, items)
+    return records.Source(("a",), (4, 4, 1), count, items)
 
 
 def test_two_that_prepare_the_same_data_wait_for_each_other(tmp_path):
     hold, folders, begun = threading.Event(), [], []
-    left = prepared.folder(tmp_path, "x").with_name(f"{prepared.VERSION}.partial")
+    left = records.folder(tmp_path, "x").with_name(f"{records.VERSION}.partial")
     left.mkdir(parents=True)
     (left / "torn.csv").write_text("of a process that was killed")
 
     def prepare():
         options = {"records": tmp_path, "name": "x", "max_quarantined": 0.0}
-        folders.append(prepared.prepare(source_of(3, hold, begun), **options))
+        folders.append(records.prepare(source_of(3, hold, begun), **options))
 
     both = [threading.Thread(target=prepare) for _ in range(2)]
     both[0].start()
@@ -268,7 +268,7 @@ def test_two_that_prepare_the_same_data_wait_for_each_other(tmp_path):
     for thread in both:
         thread.join()
     assert len(begun) == 1
-    assert folders == [prepared.folder(tmp_path, "x")] * 2
+    assert folders == [records.folder(tmp_path, "x")] * 2
     assert len(prepared.read_table(folders[0])) == 3
     assert {path.name for path in folders[0].parent.iterdir()} == {folders[0].name}
     assert not (folders[0] / "torn.csv").exists()

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from medjax.data import images, prepared, sources
+from medjax.data import images, prepared, records, sources
 from medjax.data.sources import cells
 from medjax.errors import InputError
 
@@ -58,14 +58,14 @@ def items(source):
 def test_a_folder_becomes_records_equal_to_what_was_written(tmp_path):
     (tmp_path / "in").mkdir()
     drawn = write(tmp_path / "in")
-    path = prepared.prepare(
+    path = records.prepare(
         source(tmp_path / "in", **ALL),
         records=tmp_path / "records",
         name="x",
         max_quarantined=0.25,
     )
     table = prepared.read_table(path)
-    assert prepared.pixels_of(path) == ((SIDE, SIDE, 1), 8)
+    assert records.pixels_of(path) == ((SIDE, SIDE, 1), 8)
     assert list(table["image"]) == ["a/one.png", "two.jpg", "three.png"]
     assert list(table["patient"]) == [7, 12, 7]
     assert list(table["view"]) == ["PA", "", "LATERAL"]
@@ -312,7 +312,7 @@ def test_an_empty_table_leaves_nothing_to_prepare(tmp_path):
     write(tmp_path, **{name: [] for name in COLUMNS})
     found = source(tmp_path)
     with pytest.raises(InputError, match="no image"):
-        prepared.prepare(found, records=tmp_path, name="x", max_quarantined=0.0)
+        records.prepare(found, records=tmp_path, name="x", max_quarantined=0.0)
 
 
 def test_a_quoted_cell_may_end_the_table_with_a_line_break_inside(tmp_path):

@@ -12,7 +12,7 @@ import tensorflow_datasets
 from PIL import Image
 from tensorflow_datasets import features as kinds
 
-from medjax.data import images, prepared, sources
+from medjax.data import images, prepared, records, sources
 from medjax.errors import InputError
 
 SIDE = 6
@@ -131,8 +131,8 @@ def test_a_data_set_becomes_records_equal_to_what_was_written(data_dir, tmp_path
     settings = {"patient": "who", "sex": "sex", "age": "age", "view": "place"}
     source = read(data_dir, follow_up="number", channels=3, **settings)
     assert source.tasks == ("edema", "mass")
-    path = prepared.prepare(source, records=tmp_path, name="x", max_quarantined=0.0)
-    assert prepared.pixels_of(path) == ((SIDE, SIDE, 3), 8)
+    path = records.prepare(source, records=tmp_path, name="x", max_quarantined=0.0)
+    assert records.pixels_of(path) == ((SIDE, SIDE, 3), 8)
     found = prepared.read_table(path).sort_values("follow_up")
     stored = tensorflow_datasets.builder_from_directory(path).as_data_source("films")
     for n, id in enumerate(found["id"]):

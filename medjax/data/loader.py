@@ -35,7 +35,7 @@ import tensorflow_datasets as tfds
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from medjax.data.images import eight_bits
-from medjax.data.prepared import SPLIT, patient_codes
+from medjax.data.records import SPLIT, patient_codes
 
 Batch = dict[str, np.ndarray]
 

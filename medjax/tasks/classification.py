@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 
 from medjax.config import Config
-from medjax.data import prepared as store
+from medjax.data import records
 from medjax.errors import InputError
 from medjax.evaluation import compare as statistics
 from medjax.evaluation import (
@@ -135,7 +135,7 @@ def read_fixed(run: Finished) -> Finished:
 def other(run: Finished, data: films.Data) -> films.Data:
     """Other data under the run's names; refuses data that it can't be judged on."""
     names, table = list(run.output.names), data.table
-    present = [name for name in names if name in store.tasks_of(table)]
+    present = [name for name in names if name in records.tasks_of(table)]
     missing = sorted({*names} - {*present})
     if missing and not (run.output.exclusive and present):
         raise InputError(

@@ -23,6 +23,7 @@ from medjax.data import (
     loader,
     nifti,
     prepared,
+    records,
     sources,
     units,
 )
@@ -115,7 +116,7 @@ def _pairs(*parts: tuple[Data, np.ndarray]) -> pd.DataFrame:
         scores = (z_scores(unit_range(part[n]["image"])) for part, n in places)
         thumbnails = [duplicates.thumbnail(np.asarray(volume)) for volume in scores]
         return across(duplicates.alike(np.stack(thumbnails)))
-    hashes = [prepared.read_hashes(data.path)[ids] for data, ids in parts]
+    hashes = [records.read_hashes(data.path)[ids] for data, ids in parts]
     pairs = across(duplicates.candidates(np.concatenate(hashes)))
     return duplicates.confirm(pairs, lambda n: places[n][0].picture(places[n][1]))
 
@@ -142,21 +143,21 @@ def data(config: Config) -> Data:
     side = f"{config.data.side}px-" if "side" in config.data else ""
     name = f"{kind}-{side}{digest(options)}"
     root = Path(config.data.records).expanduser()
-    path = prepared.folder(root, name)
+    path = records.folder(root, name)
 
     def begin() -> tuple[int, Callable]:
         source = make(**options)
-        write = functools.partial(prepared.prepare, source, records=root, name=name)
+        write = functools.partial(records.prepare, source, records=root, name=name)
         return source.total, write
 
     ready(config, path, sources.FILES[kind](**options), begin)
     table = prepared.read_table(path)
-    columns = prepared.tasks_of(table)
+    columns = records.tasks_of(table)
     names = tuple(config.data.tasks) or columns
     # The phantom says 'mass', NIH 'Mass': a finding is called as it is asked for.
     spelt = {name.lower(): name for name in names if name not in columns}
     table = table.rename(columns={k: spelt.get(k.lower(), k) for k in columns})
-    columns = prepared.tasks_of(table)
+    columns = records.tasks_of(table)
     for name in names:
         if name not in columns:
             raise InputError(f"data.tasks: {name!r} is none of {', '.join(columns)}")
@@ -164,7 +165,7 @@ def data(config: Config) -> Data:
     exclusive = is_exclusive(config)
     if exclusive:
         check_classes(table, names)
-    shape, bits = prepared.pixels_of(path)
+    shape, bits = records.pixels_of(path)
     shape = (*shape[:-1], shape[-1] - len(output.masks))
     return Data(path, table, output._replace(names=names, shape=shape, bits=bits))
 

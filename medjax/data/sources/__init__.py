@@ -1,6 +1,6 @@
 """Layouts of raw data: each file here reads some of them.
 
-Image layouts return a `prepared.Source`; those of scans return `scans.ScanFiles`. All raise
+Image layouts return a `records.Source`; those of scans return `scans.ScanFiles`. All raise
 an InputError for a setting or a file that does not fit the layout.
 """
 

@@ -13,7 +13,8 @@ import pandas as pd
 
 from medjax.data import chest_phantom as chest
 from medjax.data import images
-from medjax.data.prepared import Item, Source
+from medjax.data.prepared import Item
+from medjax.data.records import Source
 from medjax.data.sources import cells, tables
 from medjax.errors import InputError, check_choice, reading
 

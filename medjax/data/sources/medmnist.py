@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from medjax.data import images, prepared
-from medjax.data.prepared import Item, Source
+from medjax.data.prepared import Item
+from medjax.data.records import Source
 from medjax.data.sources import cells
 from medjax.errors import InputError, check_choice, reading
 

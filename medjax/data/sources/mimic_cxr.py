@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from medjax.data.prepared import Source
+from medjax.data.records import Source
 from medjax.data.sources import cells, tables
 from medjax.data.sources.chest_xray import (
     CHEXPERT_TASKS,

@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 
 from medjax.cohort import identity
-from medjax.data import images, prepared
+from medjax.data import images, prepared, records
 from medjax.data.dicom import Film
-from medjax.data.prepared import Item, Source
+from medjax.data.prepared import Item
+from medjax.data.records import Source
 from medjax.data.sources import cells
 from medjax.errors import InputError, check_choice
 
@@ -80,7 +81,7 @@ def from_rows(
       frame: width and height; None: those of each image's file.
       left_out: (file, reason) of files for quarantine that are in no row.
     """
-    prepared.check_tasks(tasks)
+    records.check_tasks(tasks)
     if (image := prepared.first_duplicate(table["image"])) is not None:
         raise InputError(f"{where}: the table lists {image} twice: keep one row")
 

@@ -13,7 +13,7 @@ from tensorflow_datasets import features as kinds
 
 from medjax.data import images
 from medjax.data.dicom import Film
-from medjax.data.prepared import Source
+from medjax.data.records import Source
 from medjax.data.sources import cells, tables
 from medjax.errors import InputError, check_choice, reading
 

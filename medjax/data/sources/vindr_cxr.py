@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from medjax.data import images, prepared
-from medjax.data.prepared import Source
+from medjax.data.records import Source
 from medjax.data.sources import cells, tables
 from medjax.errors import InputError, check_choice
 

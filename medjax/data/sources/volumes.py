@@ -18,7 +18,8 @@ from medjax.data import liver_phantom as liver
 from medjax.data import scan, series
 from medjax.data import units as measures
 from medjax.data.normalisation import HIGHEST, LOWEST
-from medjax.data.prepared import Item, Source
+from medjax.data.prepared import Item
+from medjax.data.records import Source
 from medjax.data.scan import Scan
 from medjax.data.sources import scans, tables
 
