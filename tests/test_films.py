@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 import pytest
 
-from medjax.evaluation import examples
 from medjax.evaluation.predict import Predictions
 from medjax.reports import images
 from medjax.tasks import explain, films
@@ -89,9 +88,9 @@ def test_each_picture_is_of_the_film_that_it_names(tmp_path, monkeypatch):
         for kind, of_kind in kinds.items()
         for film in of_kind
     ]
-    chosen = examples.choose(found, points, each=1)
+    chosen = explain.choose(found, points, each=1)
     assert len(drawn) == len(every) == len(chosen) > 10
-    assert all(list(kinds) == list(examples.KINDS) for kinds in shown.values())
+    assert all(list(kinds) == list(explain.KINDS) for kinds in shown.values())
     for (task, kind, film), (image, heatmap, marks) in zip(every, drawn, strict=True):
         t, id = tasks.index(task), names[film["image"]]
         at = np.flatnonzero(ids == id)[0]

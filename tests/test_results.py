@@ -4,8 +4,9 @@ import pytest
 from scipy.stats import binomtest
 from sklearn import metrics as oracle
 
-from medjax.evaluation import bootstrap, discrimination, examples, results
+from medjax.evaluation import bootstrap, discrimination, results
 from medjax.evaluation.predict import Predictions
+from medjax.tasks import explain
 
 RNG = np.random.default_rng(0)
 
@@ -390,10 +391,10 @@ def films(n=60):
 @pytest.mark.parametrize("each", [0, 1, 2, 3, 100])
 def test_the_surest_and_least_sure_of_each_kind_are_taken(each):
     found = films()
-    chosen = examples.choose(found, [0.5, 0.1, np.nan], each=each)
+    chosen = explain.choose(found, [0.5, 0.1, np.nan], each=each)
     assert {one.task for one in chosen} <= {0, 1}
     for t, point in ((0, 0.5), (1, 0.1)):
-        for kind in examples.KINDS:
+        for kind in explain.KINDS:
             right, positive = kind.startswith("true"), kind.endswith("positive")
             rows = [
                 (-abs(float(found.probability[n, t]) - point), found.id[n], n)

@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ from medjax.config import Config
 from medjax.data import images as reading
 from medjax.data import loader
 from medjax.errors import InputError, check_choice
-from medjax.evaluation import bootstrap, examples, heatmaps, localisation, predict
+from medjax.evaluation import bootstrap, heatmaps, localisation, predict
 from medjax.files import escaped, write_table
 from medjax.reports import images
 from medjax.tasks import adapt, films, parts, splitting
@@ -28,6 +28,8 @@ from medjax.training import step
 FILMS = 256  # Images whose heatmaps are in memory at once.
 TOGETHER = 8  # Images of a gallery in a batch: its size compiles one program.
 RANDOMISED = 32  # Images of the randomisation check.
+KINDS = ("true_positive", "false_positive", "true_negative", "false_negative")
+CERTAIN = ("most", "least")
 # Methods that explain by pixels or by all stages, not by one.
 WITHOUT_STAGE = ("integrated_gradients", heatmaps.ROLLOUT)
 
@@ -130,6 +132,47 @@ def _seen(probability: np.ndarray, points: np.ndarray, exclusive: bool) -> np.nd
     return above
 
 
+class Example(NamedTuple):
+    """An image, by its row and its task's number; one of KINDS and one of CERTAIN."""
+
+    row: int
+    task: int
+    kind: str
+    certain: str
+
+
+def choose(predictions: predict.Predictions, threshold, *, each: int) -> list[Example]:
+    """The images of every task and kind that the model is most and least certain of.
+
+    An image is certain if its probability is far from the threshold. Nothing is drawn
+    at random: of equal probabilities the lower id comes first.
+
+    Args:
+      threshold: [T]; a task whose threshold is NaN has no kinds, and no images.
+      each: images of a kind; ceil(each / 2) of them are certain ones.
+
+    Returns:
+      The examples by task, kind, and certainty; no image twice in one kind.
+    """
+    examples = []
+    for t, point in enumerate(np.asarray(threshold, np.float32)):
+        if np.isnan(point):
+            continue
+        score, label, weight = (x[:, t] for x in predictions[2:5])
+        called, positive = score >= point, label >= 0.5
+        for kind in KINDS:
+            of_kind = (called == kind.endswith("positive")) & (weight > 0)
+            of_kind &= (called == positive) == kind.startswith("true")
+            rows = np.flatnonzero(of_kind)
+            certainty = score[rows] if kind.endswith("positive") else -score[rows]
+            rows = rows[np.lexsort((predictions.id[rows], -certainty))].tolist()
+            most = (each + 1) // 2
+            least = rows[most:][: -(each // 2) - 1 : -1]
+            for certain, chosen in zip(CERTAIN, (rows[:most], least), strict=True):
+                examples += [Example(row, t, kind, certain) for row in chosen]
+    return examples
+
+
 def gallery(
     run: Finished, data: films.Data, predicted: predict.Predictions, *, each: int
 ) -> dict[str, dict[str, list[dict]]]:
@@ -137,14 +180,14 @@ def gallery(
 
     Args:
       predicted: calibrated predictions of the split that is judged.
-      each: images of a kind, see examples.choose.
+      each: images of a kind, see `choose`.
 
     Returns:
       {task: {kind: [{image, probability, certain, boxes: whether it has some, planes:
       whether it is a volume's, empty: whether its heatmap is 0, picture: a data URI,
       width, height}]}}.
     """
-    chosen = examples.choose(predicted, run.thresholds, each=each)
+    chosen = choose(predicted, run.thresholds, each=each)
     if not chosen:
         return {}
     ids = np.unique(predicted.id[[example.row for example in chosen]])
@@ -163,9 +206,7 @@ def gallery(
         if len(run.output.shape) == 4:
             pair, side = _planes(run.output, *pair), 3 * side
         picture, (width, height) = images.picture(*pair, marks, side=side)
-        kinds = shown.setdefault(
-            run.output.names[task], {k: [] for k in examples.KINDS}
-        )
+        kinds = shown.setdefault(run.output.names[task], {k: [] for k in KINDS})
         kinds[kind].append(
             {
                 "image": str(image.at[id]),
