@@ -114,6 +114,14 @@ def test_records_hold_the_masks_of_a_column_however_they_are_turned(tmp_path):
     np.testing.assert_array_equal(a[..., 1:], expected)
 
 
+def test_one_mask_of_two_volumes_is_refused(tmp_path):
+    for name in ("a", "b", "seg"):
+        save(tmp_path / f"{name}.nii.gz", brain((14, 12, 11)))
+    listed = rows("a.nii.gz", "b.nii.gz", drawn=["seg.nii.gz"] * 2)
+    with pytest.raises(InputError, match="drawn names seg.nii.gz twice"):
+        source(tmp_path, listed, **MASKS)
+
+
 @pytest.mark.parametrize(
     ("column", "mask", "words"),
     [

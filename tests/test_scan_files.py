@@ -213,6 +213,10 @@ def test_without_a_dataset_json_the_volumes_are_the_sequences_in_order(tmp_path)
     assert [file.channel for file in one.sequences.values()] == [0, 1]
 
 
+PAIR = '{"image": "%s.nii", "label": "m.nii"}'
+TWICE = f'\ufeff{{"modality": {{"0": "FLAIR"}}, "training": [{PAIR % 1}, {PAIR % 2}]}}'
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
@@ -223,6 +227,11 @@ def test_without_a_dataset_json_the_volumes_are_the_sequences_in_order(tmp_path)
         ('{"modality": {"0": "FLAIR"}}', "'training' is no list"),
         ('{"modality": {"0": "FLAIR"}, "training": ["a"]}', "'training' is no list"),
         ('{"modality": {"0": "FLAIR"}, "training": []}', "no image"),
+        (
+            '{"modality": {"0": "FLAIR"}, "training": [{"image": "a"}]}',
+            "no list of pairs of 'image' and 'label'",
+        ),
+        (TWICE, "'training' has .*m.nii twice"),
     ],
 )
 def test_a_dataset_json_that_is_not_the_decathlons_is_refused(tmp_path, text, why):

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from medjax.data import images, nifti
+from medjax.data import images, nifti, prepared
 from medjax.data.nifti import SequenceFile
 from medjax.data.sources import scans
 from medjax.data.sources.scans import ScanFiles
@@ -173,7 +173,7 @@ def _channels(description: Path | None, sequences: Sequence[str]) -> dict[str, i
         return {name: channel for channel, name in enumerate(sequences)}
     modality = _json(description).get("modality")
     if not isinstance(modality, dict) or not all(n.isdigit() for n in modality):
-        raise InputError(f"{description}: its 'modality' is no table of sequences")
+        raise InputError(f"{description}: has no table 'modality' of sequences")
     channels = {str(name): int(number) for number, name in modality.items()}
     if len(channels) < len(modality):
         raise InputError(f"{description}: its 'modality' has a name twice; rename one")
@@ -191,15 +191,23 @@ def _listed(description: Path, part: str) -> list[tuple[Path, Path | None]]:
     folder, listed = description.parent, _json(description).get(part)
     try:
         if part == "test":
-            return [(folder / image, None) for image in listed]
-        return [(folder / pair["image"], folder / pair["label"]) for pair in listed]
+            pairs = [(folder / image, None) for image in listed]
+        else:
+            pairs = [
+                (folder / pair["image"], folder / pair["label"]) for pair in listed
+            ]
     except (TypeError, KeyError):
-        raise InputError(f"{description}: its {part!r} is no list of images") from None
+        what = "images" if part == "test" else "pairs of 'image' and 'label'"
+        raise InputError(f"{description}: its {part!r} is no list of {what}") from None
+    files = (file for pair in pairs for file in pair if file)
+    if (twice := prepared.first_duplicate(files)) is not None:
+        raise InputError(f"{description}: its {part!r} has {twice} twice: correct it")
+    return pairs
 
 
 def _json(path: Path) -> dict:
     with reading(path, "get it again"):
-        read = json.loads(path.read_text())
+        read = json.loads(path.read_bytes())  # UTF-8, with or without its mark.
     if not isinstance(read, dict):
         raise InputError(f"{path}: is no dataset.json of the Decathlon")
     return read

@@ -209,6 +209,8 @@ def beside(folder: Path, where: Path, images: pd.Series, column: str) -> dict[st
         column
     ].str.strip()
     named = names != ""
+    if (twice := prepared.first_duplicate(names[named])) is not None:
+        raise InputError(f"{where}: {column} names {twice} twice: correct one of them")
     files = _files(existing(folder), names[named], where)
     return dict(zip(images[named], map(files.get, names[named]), strict=True))
 
