@@ -5,12 +5,18 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import nibabel
 import numpy as np
 import pandas as pd
 import pytest
 from launching import SMALL, run_here
+from scans import save_phantoms
+from test_segmenting_commands import SMALL as phantoms
+from test_segmenting_commands import small_config
 
-from medjax.commands import join
+from medjax.commands import evaluate, join, predict, train
+from medjax.commands.evaluate import Images
+from medjax.errors import InputError
 from medjax.tasks import scans, segmentation
 from medjax.tasks.task import Finished
 from medjax.training import folder as workdir
@@ -156,3 +162,37 @@ def test_masks_rules_are_chosen_on_each_folds_own_volumes(tmp_path, monkeypatch)
     run = Finished(config, tmp_path, output, None, 5, ("first", "second"))
     segmentation.fix(run, scans.Data(*[None] * len(scans.Data._fields)), None)
     assert asked == [("first", [2]), ("second", [4, 7])]
+
+
+@pytest.mark.slow
+def test_joined_masks_are_of_the_mean_probability_with_rules_of_their_own(
+    tmp_path, capsys
+):
+    """From the folds to files: joined, tested on other patients, and predicted."""
+    config = small_config(tmp_path / "records")
+    folds = [tmp_path / str(fold) for fold in range(FOLDS)]
+    for fold, folder in enumerate(folds):
+        config.split.update(folds=FOLDS, fold=fold, seed=0)
+        config.seed = fold
+        train.train(config, folder)
+    joined, others = tmp_path / "joined", small_config(tmp_path / "records")
+    join.join(folds, joined)
+    others.data.update(first_patient=5000, patients=3)
+    capsys.readouterr()
+    results = evaluate.evaluate(joined, Images("others", others))
+    assert "isn't of this model" not in capsys.readouterr().out
+    assert (results["volumes"], results["ensemble"]["members"]) == (3, FOLDS)
+    rules = json.loads((joined / "postprocessing.json").read_text())["regions"]
+    assert results["posts"] == rules
+    with pytest.raises(InputError, match="were seen in training or validation"):
+        evaluate.evaluate(joined, Images("again", small_config(tmp_path / "records")))
+
+    save_phantoms(tmp_path / "raw", [7000], **phantoms)
+    written = []
+    for folder in (joined, *folds):
+        out = tmp_path / f"{folder.name}_out"
+        assert predict.predict(folder, images=[str(tmp_path / "raw")], out=out) == []
+        (file,) = out.glob("*_prob.nii.gz")
+        written.append(np.asarray(nibabel.load(file).dataobj))
+    assert np.abs(written[1] - written[2]).max() > 0.01
+    np.testing.assert_allclose(written[0], (written[1] + written[2]) / 2, atol=1e-6)
