@@ -39,7 +39,7 @@ def survey(config: Config, data: films.Data, folder: Path) -> Path:
         "confounders": _confounders(config, data),
         "floor": floor(config, data, manifest),
         "weights": _weights(config, data, manifest),
-        "split": _verdict(config, data, manifest),
+        "split": verdict(config, data, manifest),
         "duplicates": _pairs(data, manifest),
         "quarantine": _read(data, "quarantine").to_dict("records"),
     }
@@ -151,18 +151,18 @@ def _weights(config: Config, data: films.Data, manifest: pd.DataFrame) -> dict:
     return schemes
 
 
-def _verdict(config: Config, data: films.Data, manifest: pd.DataFrame) -> dict:
+def verdict(config: Config, data: films.Data, manifest: pd.DataFrame) -> dict:
     """The counts of each split, and whether the audit allows training."""
     reached = manifests.reached(data.table, manifest, data.output.names)
-    sound, verdict = True, "No patient and no picture is on two sides."
+    sound, why = True, "No patient and no picture is on two sides."
     if config.split.by == "image":
         sound = False
-        verdict = "Split by image: patients are on several sides, and results flatter."
+        why = "Split by image: patients are on several sides, and results flatter."
     try:
         splitting.audit(config, data, manifest)
     except InputError as error:
-        sound, verdict = False, str(error)
-    return {"reached": reached.to_dict("records"), "sound": sound, "verdict": verdict}
+        sound, why = False, str(error)
+    return {"reached": reached.to_dict("records"), "sound": sound, "verdict": why}
 
 
 def _pairs(data: films.Data, manifest: pd.DataFrame) -> list[dict]:
