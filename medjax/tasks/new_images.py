@@ -38,14 +38,6 @@ class New(NamedTuple):
     scan: Scan | None = None  # Of a run that draws masks: what they are written for.
 
 
-class Answer(NamedTuple):
-    """What the networks say of an image."""
-
-    path: Path
-    warning: str
-    log_odds: np.ndarray  # [M, T], of each member.
-
-
 def record(folder: Path, data: films.Data, ids: np.ndarray) -> None:
     """Writes domain.json: what 2-D training images look like; once."""
     path = folder / DOMAIN
@@ -149,10 +141,11 @@ def _mask_of(path: Path) -> str:
 
 def _answers(
     run: Finished, paths: list[Path], unread: list[str], folder: Path
-) -> Iterator[Answer]:
-    """Reads and predicts each image once; why one can't be read goes into `unread`.
+) -> Iterator[tuple[Path, str, np.ndarray]]:
+    """Each image that can be read, its warning, and the members' log-odds [M, T].
 
-    The masks, if the run draws some, go into `folder`.
+    It is read once. Why one can't be read goes into `unread`, and the masks, if the run
+    draws some, into `folder`.
     """
     flat, output = len(run.output.shape) == 3, run.output
     reference = read_json(run.folder / DOMAIN) if flat else None
@@ -177,7 +170,7 @@ def _answers(
             continue
         if output.masks:
             masks.write(run, new.pixels, new.scan, folder / _mask_of(path))
-        yield Answer(path, new.warning, log_odds)
+        yield path, new.warning, log_odds
 
 
 def _warning(pixels: np.ndarray, film: Film, reference: dict) -> str:
@@ -188,23 +181,23 @@ def _warning(pixels: np.ndarray, film: Film, reference: dict) -> str:
     return "; ".join(filter(None, (unlike, dim)))
 
 
-def _table(run: Finished, answered: list[Answer]) -> pd.DataFrame:
-    """The rows of `predict`'s CSV."""
+def _table(run: Finished, answered: list[tuple]) -> pd.DataFrame:
+    """The rows of `predict`'s CSV, of what `_answers` yields."""
     names, chosen = list(run.output.names), run.fixed
-    shape = (len(answered), len(step.members(run.state)), len(names))
-    log_odds = np.array([each.log_odds for each in answered], np.float32)
-    log_odds = log_odds.reshape(shape)  # Of no image, too.
+    paths, warnings, log_odds = zip(*answered) if answered else [()] * 3
+    shape = (len(paths), len(step.members(run.state)), len(names))
+    log_odds = np.reshape(log_odds, shape).astype(np.float32)  # Of no image, too.
     of_members = expit(log_odds)
     probability = chosen.calibrated(of_members.mean(axis=1))
     mean = np.asarray(step.log_odds_of_mean(log_odds.swapaxes(0, 1)))
     table = pd.DataFrame(probability, columns=names)
-    table.insert(0, "image", [each.path for each in answered])
+    table.insert(0, "image", paths)
     if run.output.exclusive:
-        likeliest = table[names].idxmax(axis=1) if answered else []
+        likeliest = table[names].idxmax(axis=1) if paths else []
         table.insert(1, "class", likeliest)
     else:
         table = workdir.with_calls(table, names, run.thresholds)
     more = answers.columns(run, probability, of_members.swapaxes(0, 1))
     ranking = zip(names, chosen.ranking(mean).T, strict=True)
     more |= {f"{name}_log_odds": z for name, z in ranking}
-    return table.assign(**more, warning=[each.warning for each in answered])
+    return table.assign(**more, warning=warnings)
