@@ -215,59 +215,73 @@ def measure(
     config, output = run.config, run.output
     data, ids = data._replace(output=output), splitting.ids_in(manifest, split)
     predicted = answers(config, run.network, run.state, data, ids)
-    single = itertools.repeat(None)
-    if config.evaluation.copies:
-        alone = config.copy_and_resolve_references()
-        alone.evaluation.copies = 0
-        network = parts.segmenter(alone, output)
-        single = answers(config, network, run.state, data, ids)
     patients = dict(zip(data.table["image"], data.table["patient"].tolist()))
     rows, worst = [], []
-    each = zip(data.parts(ids), predicted, single)
+    each = zip(data.parts(ids), predicted, _without_copies(run, data, ids))
     each = track(each, "evaluate", total=len(ids))
-    for number, (name, answer, plain) in enumerate(each):
-        probabilities = answer.probability, *answer.members
-        if plain is not None:
-            probabilities += (plain.probability,)
-        mask, *alone = (
-            measures.masks(p, answer.spacing, run.fixed, output.apart)
-            for p in probabilities
-        )
-        without = alone.pop() if plain is not None else None
-        measured = [
-            {"name": name, "patient": patients[name], "region": region}
-            | measures.measure(
-                *(mask[..., k], answer.label[..., k], answer.spacing),
-                tolerance=config.evaluation.tolerance,
-            )
-            | statistics.of_members(
-                *(mask[..., k], answer.label[..., k]), [m[..., k] for m in alone]
-            )
-            | (
-                {
-                    "single_dice": measures.dice(
-                        without[..., k], answer.label[..., k] > 0
-                    )
-                }
-                if without is not None
-                else {}
-            )
-            for k, region in enumerate(output.regions)
-        ]
-        rows += measured
+    for number, (name, answer, single) in enumerate(each):
+        about = {"name": name, "patient": patients[name]}
+        mask, measured = _measured(run, answer, single)
+        rows += [about | row for row in measured]
         image = np.asarray(answer.image[..., 0], np.float32)
         case = Pictured(name, image, answer.label, mask, answer.spacing)
         worst.append((np.mean([row["dice"] for row in measured]), number, case))
         worst = sorted(worst)[:PICTURED]  # No more than these stay in memory.
-    summary = measures.summarise(rows, **parts.bootstrap(config))
+    options = parts.bootstrap(config)
+    summary = measures.summarise(rows, **options)
     summary["groups"] = volume_groups.summarise(rows, groups(data.table, rows))
     if len(step.members(run.state)) > 1:
-        gain = statistics.gain_of_masks(rows, **parts.bootstrap(config))
+        gain = statistics.gain_of_masks(rows, **options)
         summary["ensemble"] = {"members": len(step.members(run.state)), **gain}
     if config.evaluation.copies:
-        how = parts.bootstrap(config)
-        summary["copies"] = statistics.gain_of_masks(rows, "single_dice", **how)
+        summary["copies"] = statistics.gain_of_masks(rows, "single_dice", **options)
     posts = [post._asdict() for post in run.fixed]
+    summary |= {
+        "tolerance": config.evaluation.tolerance,
+        "posts": dict(zip(output.names, posts, strict=True)),
+        "exclusive": output.exclusive,
+        "shown": output.sequences[0],
+        "facts": _facts(config, output),
+        "caveat": caveat(config, split),
+    }
+    return summary, [case for *_, case in worst]
+
+
+def _without_copies(run: Finished, data: scans.Data, ids) -> Iterator[Answer | None]:
+    """The answers without evaluation.copies, or None for each where there are none."""
+    if not run.config.evaluation.copies:
+        return itertools.repeat(None)
+    config = run.config.copy_and_resolve_references()
+    config.evaluation.copies = 0
+    network = parts.segmenter(config, run.output)
+    return answers(run.config, network, run.state, data, ids)
+
+
+def _measured(
+    run: Finished, answer: Answer, single: Answer | None
+) -> tuple[np.ndarray, list[dict]]:
+    """A volume's mask, and a row a region; `single`: without evaluation.copies."""
+    alone = () if single is None else (single.probability,)
+    mask, *members = (
+        measures.masks(p, answer.spacing, run.fixed, run.output.apart)
+        for p in (answer.probability, *answer.members, *alone)
+    )
+    plain = members.pop() if single is not None else None
+    rows = []
+    for k, region in enumerate(run.output.regions):
+        ours, true = mask[..., k], answer.label[..., k]
+        row = {"region": region} | measures.measure(
+            ours, true, answer.spacing, tolerance=run.config.evaluation.tolerance
+        )
+        row |= statistics.of_members(ours, true, [m[..., k] for m in members])
+        if plain is not None:
+            row["single_dice"] = measures.dice(plain[..., k], true > 0)
+        rows.append(row)
+    return mask, rows
+
+
+def _facts(config: Config, output: scans.Output) -> dict[str, str]:
+    """What the page says of how the run was trained."""
     size = " x ".join(map(str, config.patch.size))
     facts = {
         "split": config.data.split,
@@ -279,15 +293,7 @@ def measure(
         each = zip(output.sequences, output.units, output.channels, strict=True)
         for name, unit, (_, low, high, *_) in each:
             facts[name] = f"{low:.4g} to {high:.4g}" if unit == "hounsfield" else unit
-    summary |= {
-        "tolerance": config.evaluation.tolerance,
-        "posts": dict(zip(output.names, posts, strict=True)),
-        "exclusive": output.exclusive,
-        "shown": output.sequences[0],
-        "facts": facts,
-        "caveat": caveat(config, split),
-    }
-    return summary, [case for *_, case in worst]
+    return facts
 
 
 def groups(table: pd.DataFrame, rows: list[dict]) -> pd.DataFrame:
