@@ -10,6 +10,7 @@ import small
 from launching import NIH, SMALL, films_of, run_here
 from sklearn import metrics as oracle
 
+from configs import table as table_config
 from medjax.tasks import films, splitting, survey
 
 
@@ -198,12 +199,17 @@ def test_one_picture_under_two_names_is_shown_and_refused(shapes, tmp_path):
         "--config.task=multiclass",
         "--config.loss.name=softmax_cross_entropy",
     ]
-    run_here("explore", *arguments)
-    facts = json.loads((tmp_path / "run/explore.json").read_text())
-    assert {pair["other_image"] for pair in facts["duplicates"]} >= set(new["file"])
-    assert facts["split"]["sound"] is False
     _, err = run_here("train", *arguments, code=2)
     assert "copy" in err and "split.duplicates" in err
+    config = table_config.get_config()
+    config.data.update(folder=str(folder), records=str(tmp_path / "records"))
+    config.data.update(image="file", patient="who", classes="shape", side=40)
+    config.task = "multiclass"
+    data = films.data(config)
+    manifest = splitting.split(config, data)
+    pairs = survey.pairs(data, manifest)  # Of the page of `explore`.
+    assert {pair["other_image"] for pair in pairs} >= set(new["file"])
+    assert survey.verdict(config, data, manifest)["sound"] is False
 
 
 @pytest.mark.slow

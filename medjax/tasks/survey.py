@@ -40,7 +40,7 @@ def survey(config: Config, data: films.Data, folder: Path) -> Path:
         "floor": floor(config, data, manifest),
         "weights": _weights(config, data, manifest),
         "split": verdict(config, data, manifest),
-        "duplicates": _pairs(data, manifest),
+        "duplicates": pairs(data, manifest),
         "quarantine": _read(data, "quarantine").to_dict("records"),
     }
     if warning := facts["pixels"]["dim"]:
@@ -165,10 +165,10 @@ def verdict(config: Config, data: films.Data, manifest: pd.DataFrame) -> dict:
     return {"reached": reached.to_dict("records"), "sound": sound, "verdict": why}
 
 
-def _pairs(data: films.Data, manifest: pd.DataFrame) -> list[dict]:
+def pairs(data: films.Data, manifest: pd.DataFrame) -> list[dict]:
     """The pairs of images that show one picture, and their splits."""
     rows = manifest.set_index("id")
-    pairs = []
+    shown = []
     for pair in data.pairs().to_dict("records"):
         first, second = rows.loc[pair["id"]], rows.loc[pair["other"]]
         pair |= {
@@ -178,5 +178,5 @@ def _pairs(data: films.Data, manifest: pd.DataFrame) -> list[dict]:
             "other_split": second["split"],
             "same_patient": bool(first["patient"] == second["patient"]),
         }
-        pairs.append(pair)
-    return pairs
+        shown.append(pair)
+    return shown
