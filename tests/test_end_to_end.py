@@ -182,7 +182,7 @@ def test_a_run_compiles_one_step_and_one_evaluation(home, monkeypatch):
     assert traced == {"train_step": 1, "eval_step": 1}
     assert "report: " in run_here(*arguments)[0]
     assert traced == {"train_step": 2, "eval_step": 1}  # Once in each process.
-    run_here("evaluate", f"--workdir={home / 'counted'}", "--split=train")
+    run_here("evaluate", f"--workdir={home / 'counted'}", "--split=test")
     assert traced == {"train_step": 2, "eval_step": 1}
 
 
