@@ -26,6 +26,8 @@ OUT_OF_RANGE = [
     ("split.test", -0.1, "0 to less than 1"),
     ("split.validation", float("nan"), "0 to less than 1"),
     ("split.minority", 0.5, "0 to less than 0.5"),
+    ("seed", 2**32, r"0 to 2\*\*32 - 1"),
+    ("split.seed", -2, r"-1 to 2\*\*32 - 1"),
     ("split.patients", -1, "0 or more"),
     ("optim.ema", 1.0, "0 to less than 1"),
     ("optim.ema", 1.5, "0 to less than 1"),

@@ -197,6 +197,10 @@ def test_the_table_may_lie_elsewhere(tmp_path):
         ({"years": ["1", "-1", "1", "0"]}, ALL, "the age of two.jpg is '-1', not from"),
         ({"visit": ["1", "2nd", "1", "0"]}, ALL, "the follow_up of two.jpg is '2nd'"),
         ({"part": ["val", "", "", ""]}, ALL, "official split of a/one.png is 'val'"),
+        ({"part": [""] * 4}, ALL, "data.official='part': no row says it: correct"),
+        ({"pose": [*"1234"]}, ALL, "data.view='pose': no row says it: .*data.view=''"),
+        ({"years": ["", "nan", "", ""]}, ALL, "the age of two.jpg is 'nan'"),
+        ({"years": [""] * 4}, ALL, "data.age='years': no row says it: .*data.age=''"),
         ({"kind": ["a"] * 4}, {"classes": "kind", "labels": ()}, "1 class"),
         ({"kind": ["sex", *"abc"]}, {"classes": "kind", "labels": ()}, "'sex', which"),
         (

@@ -27,6 +27,8 @@ RANGES = {  # What a field's number has to be.
         *("split.folds", "split.fold", "split.patients", "split.cut"),
         *("evaluation.gallery", "evaluation.tolerance", "evaluation.copies"),
     ),
+    "0 to 2**32 - 1": (lambda value: 0 <= value < 2**32, "seed"),
+    "-1 to 2**32 - 1": (lambda value: -1 <= value < 2**32, "split.seed"),
     "more than 0": (
         lambda value: 0 < value < INF,
         *("optim.learning_rate", "optim.clip"),

@@ -184,6 +184,12 @@ def listed(
     others = zip(cells.OPTIONAL, (view, sex, age, follow_up, official), strict=True)
     columns |= {name: column for name, column in others if column}
     rows = cells.metadata(cells.select(raw, columns, path), path)
+    for name, column in columns.items():
+        if len(rows) and (rows[name].isna() | (rows[name] == "")).all():
+            raise InputError(
+                f"{path}: data.{name}={column!r}: no row says it: correct the column, or "
+                f"set data.{name}=''"
+            )
     if classes:
         text = cells.select(raw, {"class": classes}, path)["class"].str.strip()
         names = sorted(set(text) - {""})
