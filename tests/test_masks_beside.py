@@ -186,6 +186,9 @@ def config_of(**changes):
 def test_mistakes_are_refused_before_a_file_is_read(changes, words):
     with pytest.raises(InputError, match=words):
         classification.check(config_of(**changes), 1)
+
+
+def test_without_a_mistake_nothing_is_refused():
     classification.check(config_of(), 1)
 
 
