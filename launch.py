@@ -140,6 +140,12 @@ def workdir() -> Path:
 
 def config() -> Config:
     """The config; absl reports a file that it can't load only when it is used."""
+    value = FLAGS["config"].value
+    if FLAGS["config"].present and (value is None or isinstance(value, dict)):
+        raise InputError(
+            "--config: the file has no get_config() that returns a config: see "
+            "configs/base.py"
+        )
     value = required("config")
     try:
         value.to_dict()

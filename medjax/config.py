@@ -152,12 +152,21 @@ def get_config(path: str) -> Config:
       OSError: the file isn't there, or is no config; launch.py shows it as one line.
     """
     try:
-        values = json.loads(Path(path).read_text())
+        values = json.loads(Path(path).read_bytes(), object_pairs_hook=_once)
     except ValueError as error:
         raise OSError(f"{path}: not JSON ({error})") from None
     if not isinstance(values, dict) or "data" not in values:
         raise OSError(f"{path}: not the config.json of a run")
     return Config(tuples(values))
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict:
+    """An object of a JSON file, in which no name is there twice."""
+    if len(values := dict(pairs)) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} is there twice")
+    return values
 
 
 FIELDS = (  # That every run has; the last ones are the newest.

@@ -395,7 +395,10 @@ def test_a_missing_decoder_is_named(monkeypatch):
         ({"Rows": 0}, "14 x 0 pixels"),
         ({"Columns": 65535, "Rows": 65535}, "200 megapixels"),
         ({"Rows": 12}, "less than expected"),
-        ({"Rows": None}, "Rows"),
+        (
+            {"Rows": None},
+            "has no Rows, so it is no image (Digital X-Ray Image",
+        ),
         ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, "RGB"),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "PALETTE COLOR"),
         ({"BitsStored": 17}, "17 of 16 bits"),

@@ -15,6 +15,7 @@ from launching import ROOT, SMALL, run_here
 
 import launch
 from configs import base, ms_lesions_unet3d, quickstart, quickstart_mri
+from medjax.config import get_config
 from medjax.data import prepared, records
 from medjax.errors import InputError
 from medjax.files import held, naming, write_text
@@ -149,6 +150,27 @@ def test_a_config_in_json_that_lacks_a_field_is_refused_by_it(tmp_path, change, 
     (tmp_path / "c.json").write_text(json.dumps(values))
     _, errors = run_here("prepare", f"--config={tmp_path / 'c.json'}", code=2)
     assert f"error: --config: {why}" in errors and errors.count("\n") == 1
+
+
+def test_a_config_in_json_has_each_name_once_and_may_have_a_mark(tmp_path):
+    text = (
+        quickstart.get_config().to_json().replace('"seed": 0', '"seed": 0, "seed": 5')
+    )
+    path = tmp_path / "c.json"
+    path.write_text(text)
+    _, errors = run_here("prepare", f"--config={path}", code=2)
+    assert f"error: --config: {path}: not JSON ('seed' is there twice)" in errors
+    path.write_text("\ufeff" + quickstart.get_config().to_json())
+    config = get_config(str(path))
+    assert config.to_dict() == quickstart.get_config().to_dict()
+
+
+@pytest.mark.parametrize("body", ["return {}", "return", "pass"])
+def test_a_recipe_that_returns_no_config_is_refused_as_such(tmp_path, body):
+    path = tmp_path / "recipe.py"
+    path.write_text(f"def get_config():\n    {body}\n")
+    _, errors = run_here("prepare", f"--config={path}", code=2)
+    assert "error: --config: the file has no get_config() that returns" in errors
 
 
 def test_help_is_no_error():

@@ -120,6 +120,11 @@ def dataset_of(file: BinaryIO | Path, **options) -> pydicom.Dataset:
 
 def check(header: pydicom.Dataset) -> None:
     """Refuses what isn't one grey frame of at most 16 bits, in a compression that is read."""
+    if header.get("Rows") is None:
+        kind = getattr(header.get("SOPClassUID"), "name", "of no SOP class")
+        raise InputError(
+            f"has no Rows, so it is no image ({kind}); leave it out, or export it again"
+        )
     check_size(int(header.Rows), int(header.Columns))
     frames = int(header.get("NumberOfFrames") or 1)
     if frames > 1:
