@@ -12,7 +12,7 @@ from configs import base
 from medjax.data import scan, units, volumes
 from medjax.data.sources.scans import SequenceFile
 from medjax.errors import InputError
-from medjax.tasks import films, scans, segmentation
+from medjax.tasks import data_fields, scans, segmentation
 from medjax.training import folder as workdir
 from medjax.training import step
 
@@ -98,7 +98,7 @@ def test_the_scale_is_fixed_with_the_run_and_used_on_other_data(config, tmp_path
     state = step.State(*[None] * len(step.State._fields))._replace(averaged={})
     other = scans.data(config)
     finished = SimpleNamespace(config=config, output=output)
-    films.check_alike(config, config, "--config")
+    data_fields.check_alike(config, config, "--config")
     same = segmentation.other(finished, other)._replace(output=output)
     ids = np.array([0])
     answer = next(segmentation.answers(config, network, state, same, ids))
@@ -133,10 +133,10 @@ def test_other_data_are_read_as_the_run_s_own(source, both, field, value, why):
     ours, theirs = make(source), make(source)
     ours.data.update(both)
     theirs.data.update(both)
-    films.check_alike(ours, theirs, "--config")
+    data_fields.check_alike(ours, theirs, "--config")
     theirs.data[field] = value
     with pytest.raises(InputError, match=f"--config: data.*{why}"):
-        films.check_alike(ours, theirs, "--config")
+        data_fields.check_alike(ours, theirs, "--config")
 
 
 @pytest.mark.parametrize("padding", [-3024, -2000, -1024])
@@ -234,4 +234,4 @@ def test_units_follow_the_modality_and_windows_prepare_nothing_anew(config):
     segmentation.check(config, 1)
     for modality, expected in (("brain_mri", ()), ("nuclear", ("suv",))):
         config.modality, config.data.windows = modality, ()
-        assert films.units_of(config) == expected
+        assert data_fields.units_of(config) == expected

@@ -18,7 +18,7 @@ from medjax.files import read_json
 from medjax.reports import compare as comparison
 from medjax.reports import report
 from medjax.reports.classification import write_localisation
-from medjax.tasks import adapt, explain, films, parts, perturb, seen, splitting
+from medjax.tasks import adapt, data_fields, explain, parts, perturb, seen, splitting
 from medjax.tasks import compare as pairing
 from medjax.tasks.task import Finished, Task
 from medjax.training import devices, journal
@@ -235,7 +235,7 @@ def _judged(
         # adapt.data says so, and the training is done.
         images = images._replace(other_hospital=True, allow_overlap=True)
     else:
-        films.check_alike(run.config, other, "--config")
+        data_fields.check_alike(run.config, other, "--config")
         strangers = task.other(run, tasks.of(other).data(other))
         judged = strangers, strangers.table.assign(split=split)
         if target is not None and target.data.path == strangers.path:

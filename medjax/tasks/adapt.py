@@ -22,7 +22,7 @@ from medjax.cohort import manifest as manifests
 from medjax.config import Config
 from medjax.data import loader
 from medjax.errors import InputError, check_choice
-from medjax.tasks import films, splitting
+from medjax.tasks import data_fields, films, splitting
 from medjax.training import adaptation
 from medjax.training.step import AXIS
 
@@ -86,7 +86,7 @@ def target(config: Config, source: films.Data) -> Target | None:
     common = {name: config.data[name] for name in ("records", "max_quarantined")}
     other.data = {**common, **fields, "tasks": source.output.names}
     other.split.patients = 0  # Of those with labels.
-    films.check_alike(config, other, "adapt.data")
+    data_fields.check_alike(config, other, "adapt.data")
     try:
         data = films.data(other)
     except InputError as error:

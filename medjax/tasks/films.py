@@ -2,26 +2,22 @@
 
 import collections
 import functools
-import hashlib
 import inspect
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from rich.progress import Progress
 
 from medjax import losses
 from medjax.cohort import duplicates
-from medjax.config import Config, effects, tuples
+from medjax.config import Config
 from medjax.data import (
     foreground,
     images,
     liver_phantom,
     loader,
-    nifti,
     prepared,
     records,
     sources,
@@ -33,10 +29,8 @@ from medjax.data.scan import Scan
 from medjax.data.sources import scans, volumes
 from medjax.errors import InputError, check_choice
 from medjax.files import write_table
+from medjax.tasks import data_fields
 from medjax.training import folder as workdir
-
-# How scans are read; a field that a source lacks has its default.
-ALIKE = {"spacing": (), "foreground": "body", "clip": units.CLIP, "windows": ()}
 
 
 class Output(NamedTuple):
@@ -132,16 +126,19 @@ def data(config: Config) -> Data:
     Raises:
       InputError: an unknown source, refused files, or changed tables.
     """
-    output, options = expected(config), record_options(config)
+    output, options = expected(config), data_fields.record_options(config)
     if "units" in options:
-        options |= {"units": units_of(config), "windows": config.data.windows}
+        options |= {
+            "units": data_fields.units_of(config),
+            "windows": config.data.windows,
+        }
     kind = options.pop("source")
     check_choice("data.source", kind, sources.IMAGES)
     make = sources.IMAGES[kind]
     if "task" in inspect.signature(make).parameters:  # What the labels mean.
         options["task"] = config.task
     side = f"{config.data.side}px-" if "side" in config.data else ""
-    name = f"{kind}-{side}{digest(options)}"
+    name = f"{kind}-{side}{data_fields.digest(options)}"
     root = Path(config.data.records).expanduser()
     path = records.folder(root, name)
 
@@ -150,7 +147,7 @@ def data(config: Config) -> Data:
         write = functools.partial(records.prepare, source, records=root, name=name)
         return source.total, write
 
-    ready(config, path, sources.FILES[kind](**options), begin)
+    data_fields.ready(config, path, sources.FILES[kind](**options), begin)
     table = prepared.read_table(path)
     columns = records.tasks_of(table)
     names = tuple(config.data.tasks) or columns
@@ -180,7 +177,7 @@ def expected(config: Config) -> Output:
         for field, values in (("shape", shape), ("spacing", spacing)):
             if len(values) != 3 or not all(0 < n < np.inf for n in values):
                 raise InputError(f"data.{field}={values}: give three positive numbers")
-        of_channel, windows = units_of(config), c.get("windows", ())
+        of_channel, windows = data_fields.units_of(config), c.get("windows", ())
         if "hounsfield" in of_channel and not windows:
             raise InputError(
                 "data.windows=(): CT to classify has no masks whose voxels could scale it: "
@@ -196,86 +193,10 @@ def expected(config: Config) -> Output:
 
 
 def regions_of(config: Config) -> dict[str, tuple[int, ...]]:
-    """The regions of `config.data` and their values in a mask; {} of images without.
-
-    Raises:
-      InputError: a region without a value, or regions that one mask can't hold.
-    """
+    """The regions of masks beside the labels, as data_fields.regions; {} without masks."""
     if config.data.get("masks", False):
         return {liver_phantom.FINDING: (1,)}
-    if config.task != "segmentation" and not config.data.get("mask", ""):
-        return {}
-    regions = {}
-    for name in config.data.regions:
-        if name not in config.data["values"]:
-            raise InputError(f"data.values: has none for the region {name!r}")
-        regions[name] = tuple(config.data["values"][name])
-    if not regions:
-        raise InputError("data.regions=(): name one or more")
-    if len(regions) < len(config.data.regions):
-        raise InputError(f"data.regions={config.data.regions}: name each of them once")
-    given = [value for values in regions.values() for value in {*values}]
-    exclusive = config.data.get("exclusive", False)
-    shared = {value for value in given if exclusive and given.count(value) > 1}
-    if twice := shared | {*given} & {*config.data.background}:
-        raise InputError(
-            f"data.values: {min(twice)} is in data.background too, or in two regions "
-            "that data.exclusive keeps apart: give it one place"
-        )
-    nifti.check_regions(regions)  # Now, and not after training.
-    return regions
-
-
-def units_of(config: Config) -> tuple[str, ...]:
-    """The unit of each sequence, by `data.units` or the modality; () if all are z-scores.
-
-    Raises:
-      InputError: an unknown unit, another number of them than of sequences, or windows
-        or a clip that no sequence uses.
-    """
-    count, given = len(config.data.get("sequences", " ")), config.data.get("units", ())
-    given = tuple(given) or (units.OF_MODALITY.get(config.modality, "z_scores"),)
-    for unit in given:
-        check_choice("data.units", unit, units.UNITS)
-    if len(given) not in (1, count):
-        raise InputError(
-            f"data.units={given}: give one for all of data.sequences, or {count}"
-        )
-    windows = config.data.get("windows", ())
-    if windows and "hounsfield" not in given:
-        raise InputError(f"data.windows={windows}: are of CT: set data.units to it")
-    for window in windows:
-        if np.shape(window) != (2,) or not window[1] > 0:
-            raise InputError(
-                f"data.windows: {window!r} is no window: give ((centre, width), ...) in "
-                "Hounsfield units, ((40, 400),) say"
-            )
-    clip = tuple(config.data.get("clip", units.CLIP))
-    if "z_scores" not in given and clip != units.CLIP:
-        raise InputError(
-            f"data.clip={clip}: is of z-scores, and data.units={given} has none: leave it "
-            f"at {units.CLIP}"
-        )
-    given *= count if len(given) == 1 else 1
-    return given if {*given} - {"z_scores"} else ()
-
-
-def check_alike(ours: Config, theirs: Config, where: str) -> None:
-    """Refuses other data, of the config `where`, that aren't read as a run's own."""
-    here, there = (
-        {
-            name: tuples(c.data.get(name, default)) or default
-            for name, default in ALIKE.items()
-        }
-        | {"units": units_of(c) if "units" in c.data else ()}
-        for c in (ours, theirs)
-    )
-    for name in here:
-        if here[name] != there[name]:
-            raise InputError(
-                f"{where}: data.{name} is {there[name]!r}, the run's {here[name]!r}: set "
-                "it"
-            )
+    return data_fields.regions(config) if config.data.get("mask", "") else {}
 
 
 def find(config: Config, path: str) -> tuple[list[Path], list[Path]]:
@@ -297,50 +218,9 @@ def read(config: Config, output: Output, path: Path) -> tuple[np.ndarray, Film |
         film = images.read(path)
         return images.fit(film.pixels, output.shape, output.bits), film
     options = {k: v for k, v in config.data.items() if k in volumes.READING}
-    options["units"] = units_of(config)
+    options["units"] = data_fields.units_of(config)
     case = volumes.read(path, **_layout(config), **options)
     return volumes.record(case, output.shape[:-1]), case
-
-
-def ready(
-    config: Config, folder: Path, files: dict[str, Path], begin: Callable
-) -> None:
-    """Prepares the data of a config in this folder, unless they are there.
-
-    Args:
-      files: what they are made of, see prepared.check_source.
-      begin: () -> (how many items there are, the function that writes them).
-
-    Raises:
-      InputError: the files can't be used or have changed, or too many were left out.
-    """
-    limit = config.data.max_quarantined
-    if not prepared.is_prepared(folder):
-        total, write = begin()
-        with Progress() as progress:
-            bar = progress.add_task(f"prepare {config.data.source}", total=total)
-            step = functools.partial(progress.advance, bar)
-            write(files=files, max_quarantined=limit, progress=step)
-    prepared.check_source(folder, files)
-    left_out = prepared.left_out(folder)
-    share = left_out / max(left_out + len(prepared.read_table(folder)), 1)
-    if share > limit:
-        raise InputError(
-            f"{folder}: {share:.1%} of the files were left out, and "
-            f"data.max_quarantined allows {limit:.1%}: see its quarantine.csv"
-        )
-
-
-def record_options(config: Config) -> dict[str, Any]:
-    """The fields of `config.data` that change a record."""
-    fields = config.data.to_dict().items()
-    return {k: v for k, v in fields if "records" in effects(f"data.{k}")}
-
-
-def digest(options: dict[str, Any]) -> str:
-    """Part of a folder's name: records of other options have another."""
-    text = json.dumps(options, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def check_names(names: Sequence[str]) -> None:

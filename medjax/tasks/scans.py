@@ -23,7 +23,7 @@ from medjax.data.sources.scans import ScanFiles
 from medjax.data.units import Channel
 from medjax.data.volumes import Prepared
 from medjax.errors import InputError, check_choice
-from medjax.tasks import films, splitting
+from medjax.tasks import data_fields, splitting
 
 FINDING = ("sequences", "files", "mask", "part")  # What sources.SCANS take.
 READING = ("background", "spacing", "grids", "missing", "foreground", "margin", "clip")
@@ -157,10 +157,10 @@ def data(config: Config) -> Data:
       InputError: an unknown source, files that are refused, more of them than may be
         left out, or files that have changed since the volumes were made.
     """
-    options = films.record_options(config)
+    options = data_fields.record_options(config)
     if "units" in options:
-        options["units"] = films.units_of(config)
-    name = f"{config.data.source}-{films.digest(options)}"
+        options["units"] = data_fields.units_of(config)
+    name = f"{config.data.source}-{data_fields.digest(options)}"
     folder = Path(config.data.records).expanduser() / "volumes" / name
 
     def begin() -> tuple[int, Callable]:
@@ -169,7 +169,7 @@ def data(config: Config) -> Data:
         write = functools.partial(volumes.prepare, patients, folder, **names)
         return len(patients), functools.partial(write, options=options)
 
-    films.ready(config, folder, _files(config), begin)
+    data_fields.ready(config, folder, _files(config), begin)
     prepared = volumes.read_prepared(folder)
     spacing = tuple(prepared.table[list(SPACING)].median().tolist())
     output = expected(config)._replace(spacing=spacing)
@@ -223,7 +223,7 @@ def expected(config: Config) -> Output:
         return Output(brain.SEQUENCES, BRATS)
     if not config.data.sequences:
         raise InputError("data.sequences=(): name one or more")
-    values, windows = films.units_of(config), config.data.get("windows", ())
+    values, windows = data_fields.units_of(config), config.data.get("windows", ())
     return Output(
         tuple(config.data.sequences),
         _regions(config),
@@ -281,7 +281,7 @@ def _patients(config: Config, **how: Any) -> list[volumes.UnreadScan]:
     if config.data.source == PHANTOM:
         drawn_so = ("spacing", "compare")
         how = {name: value for name, value in how.items() if name not in drawn_so}
-        return _phantoms(how, **films.record_options(config))
+        return _phantoms(how, **data_fields.record_options(config))
     files = find(config, config.data.folder)
     where = config.data.get("patient", ""), config.data.folder
     patients = people.patients([scan.name for scan in files], *where)
@@ -379,7 +379,7 @@ def _check_source(config: Config) -> None:
 
 def _regions(config: Config) -> dict[str, tuple[int, ...]]:
     """The regions of `config.data.regions` and their values, which a mask can hold."""
-    regions = films.regions_of(config)
+    regions = data_fields.regions(config)
     ours = {*volumes.COLUMNS, "volume", "half", "sex", "age", "mean", "background", ""}
     if taken := ours & {*regions}:
         raise InputError(f"data.regions: {min(taken)!r} is a name of ours: rename it")
@@ -389,7 +389,7 @@ def _regions(config: Config) -> dict[str, tuple[int, ...]]:
 def _reading(config: Config) -> dict:
     reading = {name: config.data[name] for name in READING if name in config.data}
     if "sequences" in config.data:
-        reading["units"] = films.units_of(config) or "z_scores"
+        reading["units"] = data_fields.units_of(config) or "z_scores"
     return reading
 
 
