@@ -1,7 +1,7 @@
 """Weight files of other frameworks: published ones by name, and any as arrays.
 
 A weight file may come from anybody, so nothing in one is run: pickles are read as data
-(torch.py), HDF5 may not point outside of itself (keras.py), and no file is given more
+(pickled.py), HDF5 may not point outside of itself (keras.py), and no file is given more
 memory than it has bytes.
 """
 
