@@ -17,6 +17,7 @@ from medjax.augment import intensity, patches
 from medjax.data import liver_phantom, prepared, sources
 from medjax.data import scan as scanning
 from medjax.data.normalisation import unit_range, z_scores
+from medjax.data.records import prepare
 from medjax.data.sources import scan_layouts, scans, volumes
 from medjax.errors import InputError
 from medjax.geometry import warp
@@ -331,7 +332,7 @@ def test_a_copy_is_found_though_it_is_resampled_and_mirrored(tmp_path):
     save(tmp_path / names[5], images[2][::-1])
     options = {"shape": (28, 30, 26), "files": {}}
     made = source(tmp_path, rows(*names), **options)
-    path = records.prepare(made, records=tmp_path, name="x", max_quarantined=0)
+    path = prepare(made, records=tmp_path, name="x", max_quarantined=0)
     output = Output(made.tasks, False, made.shape, 16, (1.0, 1.0, 1.0), ("T1",))
     data = films.Data(path, prepared.read_table(path), output)
     pairs = data.pairs()
