@@ -12,6 +12,8 @@ import pytest
 import small_volumes
 from launching import run_here
 from scans import affine_of, brain, save
+from scipy import ndimage
+from sklearn.metrics import roc_auc_score
 from test_classified_volumes import SHAPE, batch_of, centred, rows, source
 from test_export import run_alone
 
@@ -21,9 +23,10 @@ from medjax.data import liver_phantom
 from medjax.data.normalisation import z_scores
 from medjax.data.sources.volumes import INSIDE, OUTSIDE
 from medjax.errors import InputError
+from medjax.evaluation import segmentation
 from medjax.geometry import warp
 from medjax.models import architectures
-from medjax.tasks import classification
+from medjax.tasks import classification, films
 
 RNG = np.random.default_rng(0)
 MASKS = {
@@ -229,9 +232,49 @@ def test_masks_are_measured_beside_the_answer(finished):
     assert 0 < len(rows) == drawn.sum() < len(tested) and (number % 3 > 0).all()
     mean = results["masks"]["regions"]["lesion"]["dice"]["estimate"]
     assert mean == pytest.approx(rows["dice"].mean())
+    area = roc_auc_score(rows["true_ml"] > 0, rows["predicted_ml"])
+    assert results["masks"]["auroc"]["lesion"]["estimate"] == pytest.approx(area)
     page = (home / "run/report.html").read_text()
     assert 'id="masks"' in page and "HD95" in out
+    rule = json.loads((home / "run/postprocessing.json").read_text())
+    assert results["masks"]["posts"] == rule["regions"]
+    assert f"its probability is {rule['regions']['lesion']['threshold']:g} or" in page
     assert json.loads((home / "run/task.json").read_text())["masks"] == ["lesion"]
+
+
+def test_the_rule_of_masks_is_the_best_one_on_validation(finished):
+    """By a count of voxels and components that knows nothing of the choice."""
+    home, _ = finished
+    run = classification.TASK.finished(home / "run")
+    data = films.data(run.config)
+    sides = pd.read_csv(home / "run/splits.csv")
+    ids = sides["id"][sides["split"] == "validation"].to_numpy()
+    dices: dict = {post: [] for post in segmentation.CANDIDATES}
+    for item in map(data.films(ids).__getitem__, range(len(ids))):
+        if not item["mask"].any():
+            continue
+        z = run.network.masks(run.state, item["image"][None, None])[0, 0, ..., 0]
+        known, true = item["mask"][..., 0] > 0, item["mask"][..., 0] == INSIDE
+        probability = 1 / (1 + np.exp(-np.asarray(z, float)))
+        for post, each in dices.items():
+            part, count = ndimage.label(
+                known & (probability >= post.threshold), np.ones((3, 3, 3))
+            )
+            sizes = ndimage.sum(part > 0, part, range(1, count + 1)) * 64
+            keep = [
+                n + 1
+                for n, size in enumerate(sizes)
+                if size >= post.smallest and (not post.largest or n == sizes.argmax())
+            ]
+            drawn = np.isin(part, keep)
+            whole = drawn.sum() + true.sum()
+            each.append(2 * (drawn & true).sum() / whole if whole else 1.0)
+    assert len(dices[segmentation.Post()]) >= 3
+    rule = json.loads((home / "run/postprocessing.json").read_text())
+    chosen = dices[segmentation.Post(**rule["regions"]["lesion"])]
+    means = [np.mean(each) for each in dices.values()]
+    assert np.mean(chosen) == pytest.approx(max(means), abs=1e-6)
+    assert max(means) > min(means)
 
 
 def test_predict_writes_the_masks_that_evaluate_measured(finished):

@@ -117,6 +117,8 @@ def fix(run: Finished, data: films.Data, manifest: pd.DataFrame) -> Finished:
         *(run.config, run.folder, run.number, data, manifest), validation=validation
     )
     run = run._replace(fixed=chosen)
+    if run.output.masks:
+        masks.fix(run, data, manifest)
     if raw is not None:
         answers.write(run, data, "validation", raw, members)
     return run
