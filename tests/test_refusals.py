@@ -53,6 +53,17 @@ def test_a_number_out_of_its_range_is_refused_by_its_field(field, value, words):
         check.check_ranges(config)
 
 
+@pytest.mark.parametrize("gamma", [-1.0, float("nan"), float("inf")])
+def test_a_loss_s_numbers_are_0_or_more(gamma):
+    config = quickstart.get_config()
+    config.loss = {"name": "compound", "parts": {"focal": {"gamma": gamma}}}
+    said = f"loss.parts.focal.gamma={gamma}: give 0 or more"
+    with pytest.raises(InputError, match=f"^{said}$"):
+        check.check_ranges(config)
+    config.loss = {"name": "focal", "gamma": 0.0}
+    check.check_ranges(config)
+
+
 @pytest.mark.parametrize("recipe", [quickstart, quickstart_mri])
 def test_numbers_at_the_end_of_a_range_are_taken(recipe):
     config = recipe.get_config()

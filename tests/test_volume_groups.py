@@ -104,6 +104,12 @@ def test_sex_and_age_are_read_from_bids(tmp_path, caplog):
     file.write_text("participant_id\tsex\tage\nsub-01\tF\t61\nsub-02\t44\n")
     with pytest.raises(InputError, match="ends in line 3 has 2 fields, the header 3"):
         people.participants(str(tmp_path), ["01"])
+    header = "participant_id\tsession\tsex\tage\n"
+    file.write_text(f"{header}sub-01\t1\tF\t61\nsub-01\t2\tF\t61\n")
+    assert people.participants(str(tmp_path), ["01"])["age"].tolist() == [61]
+    file.write_text(f"{header}sub-01\t1\tF\t61\nsub-01\t2\tF\t64\n")
+    with pytest.raises(InputError, match="rows of '01' that differ in sex or age"):
+        people.participants(str(tmp_path), ["01"])
     file.write_text("id\tsex\n1\tF\n")
     with pytest.raises(InputError, match="has no column participant_id"):
         people.participants(str(tmp_path), ["01"])

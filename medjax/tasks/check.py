@@ -101,12 +101,16 @@ def _whole_fit(config: Config) -> str:
 
 
 def check_ranges(config: Config) -> None:
-    """Refuses numbers out of RANGES, and an op's negative ones and shares above 1."""
+    """Refuses numbers out of RANGES, and a loss's or an op's that can't be."""
     values = flatten(config.to_dict())
     for words, (holds, *fields) in RANGES.items():
         for field in fields:
             if field in values and not holds(values[field]):
                 raise InputError(f"{field}={values[field]}: give {words}")
+    for field, value in values.items():
+        number = field.startswith("loss.") and isinstance(value, int | float)
+        if number and not 0 <= value < INF:
+            raise InputError(f"{field}={value}: give 0 or more")
     test, validation = config.split.test, config.split.validation
     if test + validation >= 1:
         raise InputError(

@@ -73,8 +73,12 @@ def participants(folder: str, patients: Sequence[int | str]) -> pd.DataFrame:
                 f"{file}: has no column participant_id: add it, or remove it"
             )
         names = table["participant_id"].str.removeprefix("sub-")
-        people = table[~names.duplicated()].set_index(names[~names.duplicated()])
-        people = people.reindex(columns=["sex", "age"], fill_value="")
+        people = table.reindex(columns=["sex", "age"], fill_value="")
+        people = people.assign(id=names).drop_duplicates().set_index("id")
+        if (twice := prepared.first_duplicate(people.index)) is not None:
+            raise InputError(
+                f"{file}: has rows of {twice!r} that differ in sex or age: keep one"
+            )
         people["sex"] = cells.meaning(people["sex"], cells.SEXES, file)
         ages = people["age"].str.strip().str.lower()
         ages = ages[pd.to_numeric(ages, errors="coerce").isna()]
