@@ -104,7 +104,8 @@ def segmentation(source: str = "brain_phantom") -> ConfigDict:
         overlap=0.5,  # share of a window that its neighbour covers too
         flips=(2,),  # average over mirror images along these axes: 0, 1, 2 for D, H, W
         copies=0,  # augmented copies of a window, by augment.ops, to average over as well
-        choose=True,  # Choose threshold and smallest lesion on validation.
+        # Choose threshold and, of 5 volumes or more, smallest lesion on validation.
+        choose=True,
         tolerance=1.0,  # mm, of the surface Dice
     )
     return _locked(c)

@@ -506,7 +506,7 @@ def test_regions_have_each_their_own():
 
 def test_what_is_chosen_has_the_highest_mean_dice_of_the_masks_it_makes(monkeypatch):
     cases = []
-    for n in range(3):
+    for n in range(5):
         label = smooth(n + 50, (6, 10, 10, 2)) > 0.6
         alarms = np.random.default_rng(n).random(label.shape) > 0.98
         probability = 0.4 * smooth(n, label.shape) + 0.25 * label + 0.5 * alarms
@@ -544,11 +544,22 @@ def test_small_false_alarms_are_worth_removing():
     label[1:3, 1:4, 1:4] = 1
     probability = label.copy()
     probability[0, 8, 8] = probability[3, 6, 8] = 1
-    [chosen] = segmentation.choose([(probability, label, VOXEL)])
+    [chosen] = segmentation.choose([(probability, label, VOXEL)] * 5)
     assert chosen.smallest > 3 or chosen.largest
     np.testing.assert_array_equal(
         segmentation.masks(probability, VOXEL, [chosen], TOGETHER), label
     )
+
+
+def test_few_volumes_choose_no_rule_that_removes_components():
+    label = np.zeros((4, 9, 9, 1))
+    label[1:3, 1:4, 1:4] = 1
+    probability = 0.4 * label
+    probability[0, 8, 8] = 0.45
+    [chosen] = segmentation.choose([(probability, label, VOXEL)] * 4)
+    assert chosen == Post(0.4) or chosen == Post(0.3)
+    [chosen] = segmentation.choose([(probability, label, VOXEL)] * 5)
+    assert chosen.smallest or chosen.largest
 
 
 def test_without_validation_volumes_nothing_is_chosen():

@@ -68,6 +68,7 @@ class Post(NamedTuple):
     smallest: float = 0.0  # Components below it are removed, in mm^3.
 
 
+ENOUGH = 5  # Volumes that can tell false components from second lesions.
 CANDIDATES = tuple(  # The default first: it wins a tie.
     Post(threshold, largest, smallest)
     for threshold, (largest, smallest) in itertools.product(
@@ -158,7 +159,8 @@ def choose(
     """The post-processing of each region with the highest mean Dice, of CANDIDATES.
 
     cases: probability [D, H, W, K], label [D, H, W, K] and spacing of the validation
-      volumes, never of those to be evaluated. They are read once. None of them gives [].
+      volumes, never of those to be evaluated. They are read once. None of them gives
+      []; fewer than ENOUGH choose the threshold alone.
     """
     dices = [
         [
@@ -169,7 +171,10 @@ def choose(
     ]
     if not dices:
         return []
-    return [CANDIDATES[best] for best in np.mean(dices, axis=0).argmax(axis=1)]
+    mean = np.mean(dices, axis=0)  # [K, candidates]
+    if len(dices) < ENOUGH:
+        mean[:, [post.largest or post.smallest > 0 for post in CANDIDATES]] = -1
+    return [CANDIDATES[best] for best in mean.argmax(axis=1)]
 
 
 def _dices(probability, label, spacing) -> list[float]:
