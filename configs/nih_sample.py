@@ -1,4 +1,4 @@
-"""Findings of 700 real films of ChestX-ray14, from scratch, on two cores.
+"""Findings of 700 real films of ChestX-ray14, by three networks, from scratch.
 
     python launch.py train --config=configs/nih_sample.py --workdir=runs/nih_sample
 
@@ -42,6 +42,7 @@ def get_config(network: str = "") -> ConfigDict:
         return c
     if network:
         raise ValueError(f"{network!r}: give small or nothing after the colon")
+    c.ensemble = 3
     c.data.side = 128
     c.augment.random_affine.update(flip=0.5, rotation=10.0, zoom=0.1)
     # Of all films alike: how bright a film is says who was too ill to stand.
