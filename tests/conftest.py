@@ -42,6 +42,8 @@ LONG = (
     "test_adaptation",
     "test_pretrained",
     "test_results",
+    "test_export",
+    "test_ensemble",
     "test_parts",
     "test_populating",
     "test_segmenting_commands",

@@ -222,6 +222,7 @@ def finished(tmp_path_factory):
     return home, out
 
 
+@pytest.mark.slow  # So many programs are compiled.
 def test_masks_are_measured_beside_the_answer(finished):
     home, out = finished
     results = json.loads((home / "run/report.json").read_text())
@@ -242,6 +243,7 @@ def test_masks_are_measured_beside_the_answer(finished):
     assert json.loads((home / "run/task.json").read_text())["masks"] == ["lesion"]
 
 
+@pytest.mark.slow  # So many programs are compiled.
 def test_the_rule_of_masks_is_the_best_one_on_validation(finished):
     """By a count of voxels and components that knows nothing of the choice."""
     home, _ = finished
@@ -277,6 +279,7 @@ def test_the_rule_of_masks_is_the_best_one_on_validation(finished):
     assert max(means) > min(means)
 
 
+@pytest.mark.slow  # So many programs are compiled.
 def test_predict_writes_the_masks_that_evaluate_measured(finished):
     home, _ = finished
     rows = pd.read_csv(home / "run/predictions/test_masks.csv").set_index("name")

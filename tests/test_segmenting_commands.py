@@ -258,6 +258,7 @@ def test_a_report_says_what_it_doesn_t_count(run):
     assert "same patients" in segmentation.caveat(config, "test")
 
 
+@pytest.mark.slow
 def test_copies_of_windows_are_averaged_and_their_gain_is_on_the_page(run, tmp_path):
     """In a copy of the run; the page compares with what the run itself reports."""
     shutil.copytree(run, tmp_path / "run")
