@@ -104,7 +104,7 @@ def segmentation(source: str = "brain_phantom") -> ConfigDict:
         overlap=0.5,  # share of a window that its neighbour covers too
         flips=(2,),  # average over mirror images along these axes: 0, 1, 2 for D, H, W
         copies=0,  # augmented copies of a window, by augment.ops, to average over as well
-        # Choose threshold and, of 5 volumes or more, smallest lesion on validation.
+        # Choose the threshold on validation and, from 5 volumes on, the smallest lesion.
         choose=True,
         tolerance=1.0,  # mm, of the surface Dice
     )

@@ -160,7 +160,7 @@ def choose(
 
     cases: probability [D, H, W, K], label [D, H, W, K] and spacing of the validation
       volumes, never of those to be evaluated. They are read once. None of them gives
-      []; fewer than ENOUGH choose the threshold alone.
+      []; of fewer than ENOUGH only the threshold is chosen.
     """
     dices = [
         [

@@ -1,7 +1,7 @@
 """Masks that a classification draws beside its answer: measured, and written as files."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -34,10 +34,10 @@ def fix(run: Finished, data: films.Data, manifest: pd.DataFrame) -> None:
 def measure(run: Finished, data: films.Data, ids: np.ndarray) -> dict:
     """A segmentation.Summary of the volumes that have a mask; {} if none has."""
     names = data.table.set_index("id")[["image", "patient"]]
-    rows = []
+    posts, rows = fixed.read_posts(run.folder, run.output.masks), []
     for id, probability, true in _predicted(run, data, ids):
         name, patient = names.loc[id]
-        drawn = _masks(run, probability)
+        drawn = _masks(run, posts, probability)
         rows += [
             {"name": name, "patient": patient, "region": region}
             | segmentation.measure(
@@ -48,7 +48,6 @@ def measure(run: Finished, data: films.Data, ids: np.ndarray) -> dict:
         ]
     if not rows:
         return {}
-    posts = fixed.read_posts(run.folder, run.output.masks)
     draws = parts.bootstrap(run.config)
     return segmentation.summarise(rows, **draws) | {
         "tolerance": TOLERANCE,
@@ -95,9 +94,10 @@ def _predicted(
                 yield id, expit(z) * (mask > 0), mask == volumes.INSIDE
 
 
-def _masks(run: Finished, probability: np.ndarray) -> np.ndarray:
+def _masks(
+    run: Finished, posts: Sequence[segmentation.Post], probability: np.ndarray
+) -> np.ndarray:
     """[D, H, W, K] bool masks by the rules that were chosen on validation."""
-    posts = fixed.read_posts(run.folder, run.output.masks)
     apart = scans.Output((), films.regions_of(run.config)).apart
     return segmentation.masks(probability, run.output.spacing, posts, apart)
 
@@ -110,8 +110,9 @@ def write(run: Finished, image: np.ndarray, case: scan.Scan, path: Path) -> None
     rows = loader.pad({"image": image[None]}, 1, jax.local_device_count())["image"]
     z = jax.device_get(run.network.masks(run.state, rows))[0, 0]
     shape = case.image.shape[:3]
+    posts = fixed.read_posts(run.folder, run.output.masks)
     own = volumes.centred(np.ones((*shape, 1), bool), z.shape[:3])  # Not padding.
-    mask = volumes.centred(_masks(run, expit(z) * own), shape)
+    mask = volumes.centred(_masks(run, posts, expit(z) * own), shape)
     whole = scan.to_original(mask.astype(np.uint8), case, order=0)
     label = nifti.paint(whole, films.regions_of(run.config))
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ Hidden files are ignored, also those that macOS leaves ('._T1.nii.gz').
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -116,6 +116,7 @@ def volumes_in(
 
 
 def existing(path: Path) -> Path:
+    """The path without `~`; refuses what is no folder."""
     path = Path(path).expanduser()
     if not path.is_dir():
         raise InputError(f"{path}: is no folder; give one of a patient or of patients")
@@ -205,5 +206,6 @@ def _only(folder: Path, pattern: str) -> Path | None:
     return matches[0] if matches else None
 
 
-def visible(paths) -> list[Path]:
+def visible(paths: Iterable[Path]) -> list[Path]:
+    """The paths that no dot hides."""
     return [path for path in paths if not path.name.startswith(".")]
