@@ -1,12 +1,25 @@
-"""AUROC and average precision: of one task, and of many reweightings of images at once.
+"""AUROC and average precision of many reweightings of images at once.
 
-Of one task, score, label and weight are [N], see metrics.py. Of several they are [N, T],
-patient is [N] int, 0 to P - 1, and counts are [P, R], how often each replicate counts
-each patient.
+Score, label and weight are [N, T], see metrics.py; patient is [N] int, 0 to P - 1, and
+counts are [P, R], how often each replicate counts each patient.
+
+AUROC is how often a positive outranks a negative; a tied pair counts one half. It is NaN
+without positives or negatives.
+
+Average precision is the precision at every threshold, weighted by recall's step, without
+interpolation. It is NaN without positives (scikit-learn says 0), 1 without negatives.
+Under chance it equals the prevalence, not 1/2.
+
+The partial AUROC is of the thresholds at which the specificity is 1 - max_fpr or more,
+linear between the curve's points, and standardised: 1/2 is chance, 1 perfect, whatever
+max_fpr in (0, 1] is.
+
+Source: Mann & Whitney, Ann. Math. Stat. 18 (1947); Hanley & McNeil, Radiology 143 (1982):
+the trapezoid over runs of tied scores; scikit-learn's `average_precision_score`, sum
+(R_n - R_n-1) P_n; McClish, Med. Decis. Making 9 (1989) 190, as `roc_auc_score(max_fpr=)`.
 """
 
 import functools
-import math
 from typing import NamedTuple
 
 import jax
@@ -46,104 +59,18 @@ def rank(score: Array, label: Array, weight: Array) -> Ranking:
     return Ranking(order, score, positive[order], negative[order], end)
 
 
-def auroc(score: Array, label: Array, weight: Array) -> Array:
-    """[]: area under the ROC curve, how often a positive outranks a negative.
-
-    A tied pair counts one half. NaN without positives or negatives.
-
-    Source: Mann & Whitney, Ann. Math. Stat. 18 (1947); Hanley & McNeil,
-    Radiology 143 (1982): the trapezoid over runs of tied scores.
-    """
-    tp, fp, end = _cumulative(score, label, weight)
-    # Counts are subtracted while they are exact, and divided before they are
-    # multiplied: tp * fp passes 2^24, where float32 loses units.
-    step = metrics.ratio(fp - _previous(fp, end), fp[-1])
-    height = metrics.ratio(tp + _previous(tp, end), 2 * tp[-1])
-    return jnp.sum(jnp.where(end, step * height, 0.0))
-
-
-def average_precision(score: Array, label: Array, weight: Array) -> Array:
-    """[]: average precision, precision at every threshold, weighted by recall's step.
-
-    No interpolation. NaN without positives (scikit-learn says 0), 1 without negatives.
-    Under chance it equals the prevalence, not 1/2.
-
-    Source: scikit-learn's `average_precision_score`, sum (R_n - R_n-1) P_n.
-    """
-    tp, fp, end = _cumulative(score, label, weight)
-    step = metrics.ratio(tp - _previous(tp, end), tp[-1])
-    # Leading rows of weight 0 have no precision, and take no step.
-    precision = jnp.where(tp + fp > 0, metrics.ratio(tp, tp + fp), 0.0)
-    return jnp.sum(jnp.where(end, step * precision, 0.0))
-
-
-def partial_auroc(
-    score: Array, label: Array, weight: Array, *, max_fpr: float
-) -> Array:
-    """[]: AUROC of the thresholds at which the specificity is 1 - max_fpr or more.
-
-    Standardised: 1/2 is chance, 1 perfect, whatever max_fpr in (0, 1] is.
-
-    Source: McClish, Med. Decis. Making 9 (1989) 190; as scikit-learn's
-    `roc_auc_score(max_fpr=)`, linear between the curve's points.
-    """
-    tp, fp, end = _cumulative(score, label, weight)
-    before_tp, before_fp = _previous(tp, end), _previous(fp, end)
-    most = max_fpr * fp[-1]
-    left, right = jnp.minimum(before_fp, most), jnp.minimum(fp, most)
-    # Of a run of ties that crosses the limit, the part below it counts.
-    part = jnp.where(fp > before_fp, (right - left) / (fp - before_fp), 0.0)
-    height = before_tp + part * (tp - before_tp) / 2
-    step = metrics.ratio(right - left, fp[-1])
-    area = jnp.sum(jnp.where(end, step * metrics.ratio(height, tp[-1]), 0.0))
-    chance = max_fpr**2 / 2
-    return 0.5 * (1 + (area - chance) / (max_fpr - chance))
-
-
-def _cumulative(score: Array, label: Array, weight: Array) -> tuple[Array, ...]:
-    """tp and fp [N], counted down to each rank, and the ends of runs."""
-    ranking = rank(score, label, weight)
-    return _running(ranking.positive), _running(ranking.negative), ranking.end
-
-
-def _previous(curve: Array, end: Array) -> Array:
-    """[N]: the curve's value at the last end above each rank, or 0."""
-    last = jax.lax.cummax(jnp.where(end, jnp.arange(end.size), -1))
-    last = jnp.append(-1, last[:-1])
-    return jnp.where(last < 0, 0.0, curve[last])
-
-
-def _running(terms: Array) -> Array:
-    """The running sum of [N], in rows of about sqrt(N).
-
-    XLA adds one by one on a CPU. Whole counts are exact either way; with fractions,
-    such as soft labels, a million images would cost an area its fourth digit.
-    """
-    width = max(1, math.isqrt(terms.size))
-    rows = jnp.pad(terms, (0, -terms.size % width)).reshape(-1, width)
-    within = jnp.cumsum(rows, axis=1)
-    before = jnp.cumsum(within[:, -1]) - within[:, -1]
-    return (before[:, None] + within).reshape(-1)[: terms.size]
-
-
 def of_tasks(
     score, label, weight, patient, counts, *, max_fpr: float | None = None
 ) -> tuple[Array, ...]:
-    """AUROC and average precision of many reweightings of the same images.
+    """AUROC, average precision and, with max_fpr, the partial AUROC, [R, T] float32.
 
-    `auroc` for each would sort and sum N x T x R numbers in memory. Here
-    every task is sorted once and swept from its highest score down, all tasks and
-    replicates together, which keeps six numbers for each of them. max_fpr adds
-    partial_auroc, which takes half as much time again.
+    To sort each replicate would take N x T x R numbers. Here every task is sorted once
+    and swept from its highest score down, all tasks and replicates together, which keeps
+    six numbers for each of them. The partial AUROC takes half as much time again.
 
-    Returns:
-      AUROC, average precision and, with max_fpr, the partial AUROC, [R, T] float32, to
-      1e-6, or [T] where counts is None; NaN where undefined.
+    They are right to 1e-6 where counts times weights are whole; with fractions, as of
+    soft labels, to 1e-5 in a million images.
     """
-    if counts is None:
-        partial = functools.partial(partial_auroc, max_fpr=max_fpr)
-        each = [auroc, average_precision, *[partial] * bool(max_fpr)]
-        return tuple(jax.vmap(f, in_axes=-1)(score, label, weight) for f in each)
     ranking = jax.vmap(rank, in_axes=-1, out_axes=-1)(score, label, weight)
     rows = (patient[ranking.order], ranking.positive, ranking.negative, ranking.end)
     most = None
@@ -159,13 +86,21 @@ def of_tasks(
     return tuple(each.T for each in (area, precision, *partial))
 
 
+@functools.partial(jax.jit, static_argnames="max_fpr")
+def of_images(score, label, weight, *, max_fpr: float | None = None) -> tuple:
+    """`of_tasks` of the images as they are, [T] each."""
+    patient, once = jnp.zeros(len(score), jnp.int32), jnp.ones((1, 1))
+    areas = of_tasks(score, label, weight, patient, once, max_fpr=max_fpr)
+    return tuple(each[0] for each in areas)
+
+
 def of_groups(
     score, label, weight, patient, group, counts, *, groups: int
 ) -> tuple[Array, Array]:
     """`of_tasks` of each group of images alone, in the time of one sweep of all images.
 
-    The group of each image is [N] int, 0 to G - 1; a group may be empty, and counts
-    isn't None. Returns AUROC and average precision, [R, G, T].
+    The group of each image is [N] int, 0 to G - 1; a group may be empty. Returns AUROC
+    and average precision, [R, G, T].
     """
 
     def ranked(score, label, weight):  # [N]: group after group, each as by `rank`.

@@ -33,8 +33,8 @@ from medjax.errors import InputError
 from medjax.evaluation import metrics
 
 # Replicates computed at once: the counts are the largest array, 5 bytes a patient and
-# replicate.
-CHUNK = 500
+# replicate. 1,000 and the patients as they are take two.
+CHUNK = 501
 LEVEL = 0.95  # The intervals' nominal coverage.
 LEAST = 10  # Patients in a metric's denominator, for an interval or a test.
 FEW = f"fewer than {LEAST} such patients: no interval"
@@ -79,8 +79,7 @@ def resample(
 
     Args:
       statistic: (data, counts, **options) -> a tree of [R, ...]; counts is [P, R], how
-        often each replicate counts each patient. Where counts is None every patient
-        counts once, and the tree is of [...]. A function of a module: a new closure
+        often each replicate counts each patient. A function of a module: a new closure
         at every call would be compiled anew.
       patients: P.
       key: replicate r draws with fold_in(key, r), so the same patients for every
@@ -99,13 +98,20 @@ def resample(
 )
 def _resample(statistic, data, key, patients, replicates, options) -> Resampled:
     statistic = functools.partial(statistic, data, **dict(options))
-    size = min(CHUNK, replicates)
-    numbers = jnp.arange(-(-replicates // size) * size).reshape(-1, size)
-    drawn = jax.lax.map(
-        lambda chunk: statistic(multiplicities(key, chunk, patients)), numbers
+    chunks = -(-(replicates + 1) // CHUNK)
+    size = -(-(replicates + 1) // chunks)
+
+    def chunk(numbers):
+        drawn = multiplicities(key, numbers, patients)
+        return statistic(jnp.where(numbers < 0, 1, drawn))
+
+    # Number -1 counts every patient once.
+    values = jax.lax.map(chunk, jnp.arange(chunks * size).reshape(chunks, size) - 1)
+    values = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), values)
+    return Resampled(
+        jax.tree.map(lambda x: x[0], values),
+        jax.tree.map(lambda x: x[1 : replicates + 1], values),
     )
-    drawn = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:replicates], drawn)
-    return Resampled(statistic(None), drawn)
 
 
 def multiplicities(key: Array, replicate: Array, patients: int) -> Array:
@@ -146,13 +152,11 @@ def numbered(weight, patient) -> tuple[np.ndarray, np.ndarray, int]:
     return rows, index.astype(np.int32), names.size
 
 
-def reweigh(values: Array, counts: Array | None, patient: Array | None = None) -> Array:
-    """Sums over patients, [R, ...] of [P, ...]; [...] where counts is None.
+def reweigh(values: Array, counts: Array, patient: Array | None = None) -> Array:
+    """Sums over patients, [R, ...] of [P, ...].
 
     With `patient`, [N] from 0 to P - 1, the values are those of N images.
     """
-    if counts is None:
-        return values.sum(axis=0)
     if patient is not None:
         values = jax.ops.segment_sum(values, patient, num_segments=len(counts))
     counts = counts.astype(jnp.float32)
@@ -184,7 +188,7 @@ def mean_of_defined(values, axis: int) -> np.ndarray:
     return np.where(number > 0, total / np.maximum(number, 1), np.nan)
 
 
-def _ratio(sums: Array, counts: Array | None) -> Array:
+def _ratio(sums: Array, counts: Array) -> Array:
     total, number = (reweigh(x, counts) for x in sums)
     return jnp.where(number > 0, total / jnp.maximum(number, 1), jnp.nan)
 

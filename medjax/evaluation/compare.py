@@ -168,7 +168,8 @@ def normal_p(difference: Interval) -> float:
 
 def _with_mean(predictions: Predictions, name: str) -> np.ndarray:
     """[T + 1]: a metric of each task, and its mean over the tasks that have it."""
-    each = results.RANKED[name](predictions.ranking, *predictions[3:5])
+    each = areas.of_images(predictions.ranking, *predictions[3:5])
+    each = each[areas.NAMES.index(name)]
     return np.append(each, results.means(predictions)[name])
 
 

@@ -84,7 +84,7 @@ def curves(
     )
 
 
-def _shares(sums: Array, counts: Array | None) -> Array:
+def _shares(sums: Array, counts: Array) -> Array:
     """A statistic: the shares of all images that are true and false positives, false
     and true negatives, [R, 4, G]; sums: [P, 4, G]."""
     cells = bootstrap.reweigh(sums, counts)

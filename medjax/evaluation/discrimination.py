@@ -68,18 +68,21 @@ def intervals(
     for each in (score, ranked):
         check(each, label, weight)
     rows, index, number = bootstrap.numbered(weight, patient)
-    data = *(x[rows] for x in (score, ranked, label, weight)), index, threshold
-    base = bootstrap.resample(_base, data, number, max_fpr=max_fpr, **draws)
-    resampled = jax.device_get(_every(base, prevalence))
-    counts = patients(*(x[rows] for x in (score, label, weight)), index, threshold)
-    positives, results = np.asarray(base.whole[1][1]), {}
+    score, ranked, label, weight = (x[rows] for x in (score, ranked, label, weight))
+    data = score, ranked, label, weight, index, threshold, prevalence
+    resampled = jax.device_get(
+        bootstrap.resample(_every, data, number, max_fpr=max_fpr, **draws)
+    )
+    counts = patients(score, label, weight, index, threshold)
+    positives, results = (label * weight).sum(axis=0, where=weight > 0), {}
     for full_name, whole in resampled.whole.items():
         name, drawn = full_name.removeprefix("micro_"), resampled.drawn[full_name]
         area, pooled = METRICS[name].kind == "ranking", full_name != name
         k = counts[name][-1] if pooled else counts[name][:-1]
         rarer, used = k if area else None, Resampled(whole, drawn)
         if name == "average_precision":
-            used = around(areas.of_other_patients(*data[1:5]), used, k)
+            centre = areas.of_other_patients(ranked, label, weight, index)
+            used = around(centre, used, k)
         interval = bootstrap.wilson(used, rarer, areas.WORTH.get(name, 2))
         if METRICS[name].share:
             interval = bootstrap.exact(interval, k)
@@ -169,36 +172,24 @@ def at_thresholds(
 
 def _two_rates(data, counts) -> dict[str, Array]:
     """A statistic: sensitivity and specificity [R, K T]."""
-    rates = metrics.rates(confusion(*data, counts)[0])
+    rates = metrics.rates(confusion(*data, counts))
     return {name: rates[name] for name in ("sensitivity", "specificity")}
 
 
-def _base(data, counts, *, max_fpr: float | None) -> tuple[dict, tuple]:
-    """A statistic: the areas, and the confusion matrix with the positives."""
-    score, ranked, label, weight, patient, threshold = data
+def _every(data, counts, *, max_fpr: float | None) -> dict[str, Array]:
+    """A statistic: every metric of every task [R, T], and 'micro_' those of all [R]."""
+    score, ranked, label, weight, patient, threshold, prevalence = data
     ranking = areas.of_tasks(ranked, label, weight, patient, counts, max_fpr=max_fpr)
     names = (*areas.NAMES, "partial_auroc")
-    return (
-        dict(zip(names, ranking, strict=False)),
-        confusion(score, label, weight, patient, threshold, counts),
-    )
-
-
-@jax.jit
-def _every(base: Resampled, prevalence: Array | None) -> Resampled:
-    """Every metric of every task [..., T], and 'micro_' those of all as one [...]."""
-    judged = ~jnp.isnan(base.whole[1][0].tp)
-
-    def of_tasks(ranking, cells):
-        rates = metrics.rates(cells[0])
-        pooled = metrics.rates(metrics.micro(cells[0], judged))
-        if prevalence is not None:
-            rates["ppv_at"], rates["npv_at"] = metrics.predictive_values(
-                rates["sensitivity"], rates["specificity"], prevalence
-            )
-        return ranking | rates | {f"micro_{name}": x for name, x in pooled.items()}
-
-    return Resampled(of_tasks(*base.whole), of_tasks(*base.drawn))
+    matrix = confusion(score, label, weight, patient, threshold, counts)
+    rates = metrics.rates(matrix)
+    pooled = metrics.rates(metrics.micro(matrix, ~jnp.isnan(threshold)))
+    if prevalence is not None:
+        rates["ppv_at"], rates["npv_at"] = metrics.predictive_values(
+            rates["sensitivity"], rates["specificity"], prevalence
+        )
+    micro = {f"micro_{name}": x for name, x in pooled.items()}
+    return dict(zip(names, ranking, strict=False)) | rates | micro
 
 
 def difference(
@@ -268,7 +259,7 @@ def class_intervals(
 _class_cells = jax.jit(metrics.class_cells)
 
 
-def _class_rates(data: tuple, counts: Array | None) -> dict[str, Array]:
+def _class_rates(data: tuple, counts: Array) -> dict[str, Array]:
     """A statistic: the rates of classes; data: cells [P, K, K], classes present [K]."""
     cells, present = data
     return metrics.class_rates(bootstrap.reweigh(cells, counts), present)
@@ -321,18 +312,12 @@ def patients(score, label, weight, patient, threshold) -> dict[str, np.ndarray]:
     }
 
 
-def confusion(
-    score, label, weight, patient, threshold, counts
-) -> tuple[metrics.Confusion, Array]:
-    """The confusion matrix of many reweightings, and the positives.
+def confusion(score, label, weight, patient, threshold, counts) -> metrics.Confusion:
+    """The confusion matrix of many reweightings, [R, T].
 
     A patient's cells do not change, so the counts of all replicates are one product.
-    The positives don't need a threshold. All are [R, T], or [T] where counts is None.
     """
     cells = jax.vmap(metrics.cells, in_axes=-1, out_axes=-1)
-    cells = cells(score, label, weight, threshold)
-    positive = jnp.where(weight > 0, label, 0.0) * weight
-    cells = jnp.stack([*cells, positive], axis=1)  # [N, 5, T]
+    cells = jnp.stack(cells(score, label, weight, threshold), axis=1)  # [N, 4, T]
     cells = bootstrap.reweigh(cells, counts, patient)
-    *matrix, positives = jnp.moveaxis(cells, -2, 0)
-    return metrics.Confusion(*matrix), positives
+    return metrics.Confusion(*jnp.moveaxis(cells, -2, 0))

@@ -107,7 +107,7 @@ def studentised(linear: Linear, **draws) -> Interval:
     return Interval(linear.estimate, *ends, np.zeros(error.shape))
 
 
-def _student(influence: Array, counts: Array | None) -> Array:
+def _student(influence: Array, counts: Array) -> Array:
     """A statistic: the t of each replicate; NaN where all drawn patients are alike."""
     moved, square = (reweigh(x, counts) for x in (influence, influence**2))
     variance = square - moved**2 / len(influence)

@@ -1,9 +1,8 @@
 """The table of all metrics, and the rates of confusion matrices.
 
-Every function of scores, here and in areas.py, reads one task as vectors over images,
-[N]: score (a probability or logit), label in [0, 1] and weight >= 0, where 2 counts an
-image twice. The caller maps it over tasks (`jax.vmap(areas.auroc, in_axes=-1)` on
-[N, T]). Three conventions hold in all of them:
+Every function of scores here reads one task as vectors over images, [N]: score (a
+probability or logit), label in [0, 1] and weight >= 0, where 2 counts an image twice; the
+caller maps it over tasks. Three conventions hold in all of them, and in areas.py:
 
 - A row of weight 0 (unknown label, padding) counts for nothing; its score and its
   label may be anything, NaN included.

@@ -162,7 +162,7 @@ def _averages(p, y, w, patient, patients: int, **options) -> dict[str, Interval]
     return each
 
 
-def _ratios(sums: Array, counts: Array | None) -> Array:
+def _ratios(sums: Array, counts: Array) -> Array:
     """A statistic: [R, 3, T], the first three of sums [P, 4, T] by the last."""
     sums = bootstrap.reweigh(sums, counts)
     return sums[..., :3, :] / sums[..., 3:, :]  # NaN without a label: 0 / 0.

@@ -21,10 +21,6 @@ from medjax.evaluation.metrics import Confusion
 from medjax.evaluation.predict import Predictions
 from medjax.evaluation.reliability import TaskCalibration
 
-RANKED = {
-    metric.__name__: jax.jit(jax.vmap(metric, in_axes=1))
-    for metric in (areas.auroc, areas.average_precision)
-}
 MAX_FPR = 0.1  # The partial AUROC is of specificities of 90 % and more.
 CONFUSION = jax.jit(metrics.confusion)
 AVERAGES = ("mean", "weighted", "micro")
@@ -90,8 +86,8 @@ class Summary(NamedTuple):
 def means(predictions: Predictions) -> dict[str, float]:
     """Mean AUROC and average precision over the tasks that have both classes."""
     averages = {}
-    for name, metric in RANKED.items():
-        values = np.asarray(metric(predictions.ranking, *predictions[3:5]))
+    of_tasks = areas.of_images(predictions.ranking, *predictions[3:5])
+    for name, values in zip(areas.NAMES, map(np.asarray, of_tasks), strict=True):
         defined = ~np.isnan(values)
         averages[name] = float(values[defined].mean()) if defined.any() else math.nan
     return averages

@@ -207,7 +207,7 @@ def _mean_area(runs: list, defined: np.ndarray, rarer: np.ndarray) -> tuple:
     return np.asarray(metrics.macro(columns, True)), mean.low, mean.high
 
 
-def _areas_and_calls(data: tuple, counts: Array | None, *, exclusive: bool):
+def _areas_and_calls(data: tuple, counts: Array, *, exclusive: bool):
     """A statistic: AUROC [R, T] and agreement of the calls [R]."""
     score, called, reference, label, weight, patient, threshold = data
     judged = ~jnp.isnan(threshold)

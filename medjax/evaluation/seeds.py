@@ -133,7 +133,7 @@ def measure_predictions(
     return scores | ranked | {"average_precision": precision}
 
 
-def _scores(data: tuple, counts: Array | None) -> dict[str, Array]:
+def _scores(data: tuple, counts: Array) -> dict[str, Array]:
     """A statistic: `measure_predictions`' metrics of all columns, [R, K]."""
     score, ranking, label, call, weight, patient = data
     absent = jnp.isnan(call)

@@ -261,7 +261,7 @@ def _measure(predictions, member, threshold, *, groups: int, **draws) -> Measure
     return Measured(value, replicate, images, people)
 
 
-def _by_group(data: tuple, counts: Array | None, *, groups: int) -> Array:
+def _by_group(data: tuple, counts: Array, *, groups: int) -> Array:
     """A statistic: METRICS of every group, [R, M, G, T]."""
     score, ranked, label, weight, patient, threshold, member = data
     images, tasks = score.shape
@@ -272,15 +272,11 @@ def _by_group(data: tuple, counts: Array | None, *, groups: int) -> Array:
     inside = (member[..., None] == jnp.arange(groups)).any(axis=0)  # [N, G]
     wide = [jnp.tile(x, groups) for x in (score, label)]
     wide += [(inside[..., None] * weight[:, None]).reshape(images, -1), patient]
-    once = jnp.ones((images, 1), jnp.uint8)  # As many as patients, or more.
-    area, _ = areas.of_groups(
-        *(*tiled, member.reshape(-1), once if counts is None else counts), groups=groups
-    )
-    matrix, _ = discrimination.confusion(*wide, jnp.tile(threshold, groups), counts)
+    area, _ = areas.of_groups(*tiled, member.reshape(-1), counts, groups=groups)
+    matrix = discrimination.confusion(*wide, jnp.tile(threshold, groups), counts)
     rates = metrics.rates(matrix)
     rates = [rates[name].reshape(-1, groups, tasks) for name in METRICS[1:]]
-    values = jnp.stack([area, *rates], axis=1)
-    return values[0] if counts is None else values
+    return jnp.stack([area, *rates], axis=1)
 
 
 def intervals(measured: Measured) -> Interval:

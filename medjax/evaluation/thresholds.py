@@ -169,7 +169,7 @@ def bands(
         known = weight[:, t] > 0
         cuts = knots(score[:, t], label[:, t], weight[:, t], most=MOST)
         place[known, t] = np.searchsorted(-cuts, -score[known, t])
-    data = place.T, positive.T, negative.T, patient, np.ones((patients, 1))
+    data = place.T, positive.T, negative.T, patient
     curves = bootstrap.resample(_curves, data, patients, most=MOST, **draws)
     # Patients behind a sensitivity of 1, and at least behind a precision of 1.
     ones = np.multiply.outer(people[0][columns], [np.ones_like(GRID), GRID])
@@ -190,14 +190,14 @@ def bands(
     }
 
 
-def _curves(data: tuple, drawn: Array | None, *, most: int) -> Array:
+def _curves(data: tuple, drawn: Array, *, most: int) -> Array:
     """A statistic: sensitivity and precision along the grid, [R, T, 2, G].
 
     data: place [T, N] int, the first knot that calls an image positive; its weight as
-    positive and as negative [T, N]; its patient [N]; ones [P, 1].
+    positive and as negative [T, N]; its patient [N].
     """
-    *tasks, patient, once = data
-    weights = (once if drawn is None else drawn).astype(jnp.float32)
+    *tasks, patient = data
+    weights = drawn.astype(jnp.float32)
 
     def task(columns):  # One at a time: of 25,000 patients a table takes 40 MB.
         place, positive, negative = columns
@@ -207,8 +207,7 @@ def _curves(data: tuple, drawn: Array | None, *, most: int) -> Array:
         cells = jnp.einsum("pr,pkc->rkc", weights, table, precision="highest")
         return jax.vmap(_read)(jnp.cumsum(cells, axis=1))
 
-    curves = jnp.moveaxis(jax.lax.map(task, tuple(tasks)), 1, 0)
-    return curves[0] if drawn is None else curves
+    return jnp.moveaxis(jax.lax.map(task, tuple(tasks)), 1, 0)
 
 
 def _read(counts: Array) -> Array:
