@@ -58,6 +58,7 @@ import os
 import runpy
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 import absl.logging
@@ -151,7 +152,7 @@ def config() -> Config:
         value.to_dict()
     except OSError as error:
         why = " ".join(str(error.__cause__ or error).split())
-        raise InputError(f"--config: {why}") from None
+        raise InputError(f"--config: {of_recipe(error) or why}") from None
     try:
         if config_flags.get_config_filename(FLAGS["config"]).endswith(".json"):
             base.check(value)  # A recipe may leave out what its functions default to.
@@ -163,11 +164,18 @@ def config() -> Config:
 def arms() -> list[dict]:
     """The overrides that sweep() of the config's file yields."""
     path, *argument = config_flags.get_config_filename(FLAGS["config"]).split(":", 1)
-    module = runpy.run_path(path) if path.endswith(".py") else {}
-    if "sweep" not in module:
-        raise InputError(f"--config={path}: has no sweep(): write one, see configs/")
-    takes = inspect.signature(module["sweep"]).parameters
-    return list(module["sweep"](*argument[: len(takes)]))
+    try:
+        module = runpy.run_path(path) if path.endswith(".py") else {}
+        if "sweep" not in module:
+            raise InputError(
+                f"--config={path}: has no sweep(): write one, see configs/"
+            )
+        takes = inspect.signature(module["sweep"]).parameters
+        return list(module["sweep"](*argument[: len(takes)]))
+    except Exception as error:
+        if why := of_recipe(error):
+            raise InputError(f"--config: {why}") from None
+        raise
 
 
 def slurm() -> dict:
@@ -355,6 +363,8 @@ def main(arguments: list[str]) -> int:
     return code
 
 
+# What ml_collections and runpy call the module of a config's file.
+RECIPE = ("config_config", "<run_path>")
 # What an operating system refuses, and the remedy.
 SYSTEM = {
     errno.ENOSPC: "free some space",
@@ -371,22 +381,46 @@ SYSTEM = {
 }
 
 
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and those that it was raised from."""
+    while error is not None:
+        yield error
+        context = None if error.__suppress_context__ else error.__context__
+        error = error.__cause__ or context
+
+
+def of_recipe(error: BaseException) -> str:
+    """Where and why the file of a config failed; '' for any other error.
+
+    The line is the innermost one in the file's folder: a recipe may import others.
+    """
+    for each in chain(error):
+        frames = [*traceback.walk_tb(each.__traceback__)]
+        files = [(frame.f_code.co_filename, line) for frame, line in frames]
+        names = [frame.f_globals.get("__name__") for frame, _ in frames]
+        recipes = [file for file, name in zip(files, names) if name in RECIPE]
+        if isinstance(each, SyntaxError):
+            recipes = [(each.filename, each.lineno)]
+        if recipes and recipes[0][0] != medjax.config.__file__:
+            folder = os.path.dirname(recipes[0][0])
+            inside = [file for file in files if os.path.dirname(file[0]) == folder]
+            file, line = [*recipes[:1], *inside][-1]
+            what = "" if isinstance(each, InputError) else f"{type(each).__name__}: "
+            return f"{file}, line {line}: {what}{_one_line(each)}"
+    return ""
+
+
 def refusal(error: BaseException) -> str:
     """Which file the operating system refused and why; '' for any other error.
 
     Libraries wrap its errors in their own, and some keep nothing but their text.
     """
-    chain = []
-    while error is not None:
-        chain.append(error)
-        context = None if error.__suppress_context__ else error.__context__
-        error = error.__cause__ or context
-    for error in chain:
+    for each in chain(error):
         for number, remedy in SYSTEM.items():
             cause = os.strerror(number)
-            if getattr(error, "errno", None) == number or cause in str(error):
-                file = getattr(error, "filename", None)
-                text = f"{file}: {cause}" if file else " ".join(str(error).split())
+            if getattr(each, "errno", None) == number or cause in str(each):
+                file = getattr(each, "filename", None)
+                text = f"{file}: {cause}" if file else " ".join(str(each).split())
                 return f"{text}: {remedy}, and give the same command again"
     return ""
 
@@ -408,10 +442,15 @@ def parse(arguments: list[str]) -> list[str]:
         sys.exit(0)
     try:
         return FLAGS(arguments)
-    except (AttributeError, KeyError) as error:  # 'optm' Did you mean "optim" ...?
-        why = f"the config has no field {_one_line(error)}"
-    except (flags.Error, OSError, TypeError, ValueError) as error:
-        why = str(error).strip().splitlines()[-1]  # Of a traceback: the error.
+    except Exception as error:
+        if recipe := of_recipe(error):
+            why = recipe
+        elif isinstance(error, AttributeError | KeyError):  # 'optm' Did you mean ...?
+            why = f"the config has no field {_one_line(error)}"
+        elif isinstance(error, flags.Error | OSError | TypeError | ValueError):
+            why = str(error).strip().splitlines()[-1]
+        else:
+            raise
     print(f"error: {' '.join(arguments[1:])}: {why}", file=sys.stderr)
     sys.exit(2)
 
@@ -420,7 +459,8 @@ def _one_line(error: Exception) -> str:
     """The message of an error that ml_collections wraps in up to two KeyErrors."""
     while error.args and isinstance(error.args[0], Exception):
         error = error.args[0]
-    return ". ".join(str(error.args[0]).splitlines())
+    text = error.args[0] if isinstance(error, AttributeError | KeyError) else error
+    return ". ".join(str(text).splitlines())
 
 
 if __name__ == "__main__":

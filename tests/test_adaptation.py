@@ -5,6 +5,7 @@ import importlib
 import itertools
 import json
 import math
+from types import SimpleNamespace
 
 import chex
 import cv2
@@ -16,6 +17,7 @@ import pandas as pd
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
+from configs import base
 from medjax import losses
 from medjax.commands import train
 from medjax.data import loader
@@ -520,6 +522,15 @@ def test_what_cannot_adapt_is_refused_by_its_field(home, name, change, said):
     with pytest.raises(InputError, match=said) as error:
         adapt.target(config, films.data(table_config(home, "none")))
     assert "\n" not in str(error.value)
+
+
+def test_other_volumes_to_adapt_to_are_read_as_the_run_s_own():
+    config = base.classification("volumes")
+    other = config.data.to_dict() | {"spacing": (9.0, 2.0, 2.0)}
+    config.adapt = {"name": "coral", "weight": 1.0, "data": other}
+    source = SimpleNamespace(output=SimpleNamespace(names=("lesion",)))
+    with pytest.raises(InputError, match=r"adapt\.data: data\.spacing is \(9\.0"):
+        adapt.target(config, source)
 
 
 def test_statistics_can_only_be_given_to_a_network_that_has_some(home):

@@ -218,7 +218,15 @@ def test_vindr_cxr_lists_its_files_and_names_what_is_wrong(vindr):
         make(**options("vindr_cxr", vindr))
     path.unlink()
     assert list(read(make(**options("vindr_cxr", vindr)))) == ["a", "b"]
-    (vindr / "annotations/image_labels_train.csv").unlink()
+    train = vindr / "annotations/image_labels_train.csv"
+    for text, message in (
+        (TRAIN.replace("a,R3", "a, r2 "), "lists a twice by the reader 'r2'"),
+        (TRAIN.replace("R1", "").replace("R2", ""), "lists a twice, and nothing says"),
+    ):
+        write(train, text)
+        with pytest.raises(InputError, match=message):
+            make(**options("vindr_cxr", vindr))
+    train.unlink()
     with pytest.raises(InputError, match="no image_labels_train.csv"):
         make(**options("vindr_cxr", vindr))
 
@@ -320,6 +328,13 @@ def test_sessions_of_bids_are_scans_of_one_patient(bids, caplog):
     path.symlink_to("annexed")  # Of git-annex, and not fetched.
     found = scan_layouts.in_bids(bids, sequences=("T1w", "FLAIR"))
     assert found[1].sequences["FLAIR"] == SequenceFile(path)
+    # What lies beside the sessions is of none of them.
+    assert "sub-01: left out" not in caplog.text
+    touch(bids / "sub-01/anat/sub-01_T1w.nii.gz", bids / "sub-01/sub-01_FLAIR.nii")
+    again = scan_layouts.in_bids(bids, sequences=("T1w", "FLAIR"))
+    assert again == found
+    names = "sub-01_FLAIR.nii, sub-01_T1w.nii.gz"
+    assert f"{bids / 'sub-01'}: left out: {names}" in caplog.messages
     # A new patient, or one session, is predicted.
     options = {"sequences": ("T1w",)}
     names = [scan.name for scan in scan_layouts.in_bids(bids / "sub-01", **options)]

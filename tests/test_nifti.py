@@ -114,6 +114,12 @@ def nan_voxels(path):
     save(path, voxels)
 
 
+def large(path):
+    voxels = VOXELS.astype(np.float64)
+    voxels[0, 0, 0] = -2e39
+    save(path, voxels)
+
+
 def singular(path):
     affine = affine_of(TURNS["RAS"])
     affine[:3, 1] = affine[:3, 0]
@@ -169,6 +175,7 @@ SPOILT = {
     "is zipped, and its name": lambda path: path.write_bytes(gzip.compress(b"no")),
     "can't be inverted": singular,
     "2 voxels are no numbers": nan_voxels,
+    "holds 2e+39, beyond float32's 3.4e+38": large,
     "shape (5, 7, 4, 2)": lambda path: save(path, np.stack([VOXELS] * 2, -1)),
     "shape (5, 7)": lambda path: save(path, VOXELS[..., 0]),
     "spacing of [0. ": lambda path: spaced(path, spacing=(0, 1, 1)),

@@ -1,9 +1,13 @@
+from types import SimpleNamespace
+
 import cv2
 import numpy as np
 import pytest
 
+from configs import base
 from medjax.data import images
 from medjax.evaluation import predict
+from medjax.tasks import new_images, scans
 
 
 def test_every_real_row_comes_out_once_in_order_without_the_padding():
@@ -71,6 +75,28 @@ def test_files_keep_their_order_and_bad_ones_their_reason(
             expected = images.resize(pixels, 8).reshape(64, channels).mean(axis=0)
             np.testing.assert_allclose(value, expected, rtol=1e-6)
     assert len(calls) <= -(-7 // (batch * devices))
+
+
+def test_what_is_given_twice_is_predicted_once(tmp_path, caplog):
+    scan, film = tmp_path / "scan/T1.nii", tmp_path / "films/a.png"
+    for path in (scan, film, film.with_name("b.png"), film.with_name("c.png")):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+    (film.parent / "link.png").symlink_to(film)
+    (tmp_path / "link").symlink_to(film.parent)
+    run = SimpleNamespace(
+        config=base.classification("table"), output=SimpleNamespace(masks=())
+    )
+    given = [film.with_name("b.png"), film.parent, film, tmp_path / "link"]
+    paths, _ = new_images._find(run, [*map(str, given)])
+    assert [path.name for path in paths] == ["b.png", "a.png", "c.png"]
+    names = "b.png, a.png, a.png and 4 more"
+    assert f"given more than once, and read once: {names}" in caplog.messages
+    config = base.segmentation("folders")
+    config.data.update(folder=str(tmp_path), sequences=("T1",), units=("z_scores",))
+    config.data.update(files={"T1": "T1.nii"}, mask="")
+    found = scans.to_predict(config, [str(scan.parent), str(tmp_path)])
+    assert [patient.name for patient in found] == ["scan"]
 
 
 def test_no_file_gives_no_row():

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -182,6 +183,35 @@ def test_a_recipe_that_returns_no_config_is_refused_as_such(tmp_path, body):
     path.write_text(f"def get_config():\n    {body}\n")
     _, errors = run_here("prepare", f"--config={path}", code=2)
     assert "error: --config: the file has no get_config() that returns" in errors
+
+
+RECIPE = "def get_config():\n    from configs import quickstart\n"
+GOOD = RECIPE + "    return quickstart.get_config()\n"
+
+
+@pytest.mark.parametrize(
+    "text, command, line, why",
+    [
+        ("\nimport nothing_of_the_kind", "train", 2, "ModuleNotFoundError: No module"),
+        ("import beside", "train", 1, "ZeroDivisionError: division by zero"),
+        ("def get_config(:", "train", 1, "SyntaxError: invalid syntax"),
+        (RECIPE + "    return {}['a']", "train", 3, "KeyError: a"),
+        (RECIPE + "    quickstart.get_config().optm.x = 1", "train", 3, "Attr.*'optm'"),
+        (RECIPE + "    b'\\xff'.decode()", "train", 3, "UnicodeDecodeError: 'utf-8'"),
+        (GOOD + "def sweep():\n    yield {}[1]", "sweep", 5, "KeyError: 1"),
+    ],
+)
+def test_a_mistake_in_a_recipe_is_named_by_its_line(
+    tmp_path, monkeypatch, text, command, line, why
+):
+    (tmp_path / "recipe.py").write_text(text)
+    (tmp_path / "beside.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = f"--config={tmp_path / 'recipe.py'}"
+    _, errors = run_here(command, config, f"--workdir={tmp_path / 'run'}", code=2)
+    file = tmp_path / ("beside.py" if "beside" in text else "recipe.py")
+    assert re.search(rf"^error: .*{file}, line {line}: {why}", errors), errors
+    assert errors.count("\n") == 1
 
 
 def test_help_is_no_error():

@@ -95,9 +95,14 @@ def read(path: str | os.PathLike, *, stack: bool = False) -> Volume:
         _check_end(image, header, size)
         if doubt := _doubt(image, header):
             log.warning("%s: %s", path, doubt)
-        voxels = image.get_fdata(dtype=np.float32, caching="unchanged")
-        if wrong := int(np.sum(~np.isfinite(voxels))):
-            raise InputError(f"{wrong} voxels are no numbers; {REMEDY}")
+        with np.errstate(over="ignore"):  # Refused below.
+            voxels = image.get_fdata(dtype=np.float32, caching="unchanged")
+        if not np.isfinite(voxels).all():
+            exact = image.get_fdata(caching="unchanged")
+            if wrong := int(np.sum(~np.isfinite(exact))):
+                raise InputError(f"{wrong} voxels are no numbers; {REMEDY}")
+            most = np.abs(exact).max()
+            raise InputError(f"holds {most:.3g}, beyond float32's 3.4e+38; scale it")
     channels = (-1,) if stack else ()
     volume = canonical(voxels.reshape(*voxels.shape[:3], *channels), affine)
     return volume._replace(header=image.header, doubt=doubt)

@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 
 from medjax.cohort import identity
-from medjax.errors import InputError
+from medjax.errors import InputError, some
 from medjax.files import (
     digest,
     escaped,
@@ -203,6 +203,19 @@ def first_duplicate(names: Iterable[str]) -> str | None:
     """The first name that occurs twice."""
     counts = collections.Counter(names)
     return next((name for name, count in counts.items() if count > 1), None)
+
+
+def once(files: Sequence[Any], paths: Callable[[Any], Iterable[Path]]) -> list[Any]:
+    """The files without those whose real paths came before; a warning names these."""
+    first: dict[tuple[Path, ...], Any] = {}
+    twice = []
+    for file in files:
+        real = tuple(path.resolve() for path in paths(file))
+        if first.setdefault(real, file) is not file:
+            twice.append(real[0].name)
+    if twice:
+        log.warning("given more than once, and read once: %s", some(twice))
+    return [*first.values()]
 
 
 def in_parallel(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:

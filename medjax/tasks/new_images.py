@@ -15,7 +15,7 @@ from medjax.cohort import grey_levels
 from medjax.data import images as reading
 from medjax.data import loader
 from medjax.data.dicom import Film
-from medjax.data.prepared import first_duplicate
+from medjax.data.prepared import first_duplicate, once
 from medjax.data.scan import Scan
 from medjax.errors import InputError, some
 from medjax.evaluation import novelty
@@ -124,13 +124,13 @@ def _is_ours(path: Path) -> bool:
 def _find(run: Finished, images: list[str]) -> tuple[list[Path], list[str]]:
     """The images in files and folders, and the names of the other files beside them."""
     found = [films.find(run.config, image) for image in images]
-    paths = [path for of_images, _ in found for path in of_images]
-    others = [path.name for _, left_out in found for path in left_out]
+    paths = once([path for of_images, _ in found for path in of_images], lambda p: [p])
+    others = once([path for _, left_out in found for path in left_out], lambda p: [p])
     if run.output.masks and (twice := first_duplicate(map(_mask_of, paths))):
         raise InputError(
             f"--images: two volumes would have the masks {twice}: predict them apart"
         )
-    return paths, others
+    return paths, [path.name for path in others]
 
 
 def _mask_of(path: Path) -> str:

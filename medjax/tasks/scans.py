@@ -16,7 +16,7 @@ from medjax.cohort import manifest as manifests
 from medjax.cohort import split as splits
 from medjax.config import Config
 from medjax.data import brain_phantom as brain
-from medjax.data import foreground, scan, sources, units, volumes
+from medjax.data import foreground, prepared, scan, sources, units, volumes
 from medjax.data.fingerprint import Pool
 from medjax.data.sources import people, scans
 from medjax.data.sources.scans import ScanFiles
@@ -308,6 +308,7 @@ def find(config: Config, path: str, *, masks: bool = True) -> list[ScanFiles]:
 def to_predict(config: Config, images: list[str]) -> list[volumes.UnreadScan]:
     """Patients' files without their masks, to be read as the run's own were."""
     files = [each for path in images for each in find(config, path, masks=False)]
+    files = prepared.once(files, ScanFiles.paths)
     options = {"labelled": False, **_reading(config)}
     return volumes.from_files(files, regions=expected(config).regions, **options)
 

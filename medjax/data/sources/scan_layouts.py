@@ -119,8 +119,13 @@ def in_bids(path: Path, *, sequences: Sequence[str], mask: str = "") -> list[Sca
     subjects = above[:1] or [f for f in sorted(root.glob("sub-*")) if f.is_dir()]
     found = []
     for subject in subjects:
-        sessions = [f for f in sorted(subject.glob("ses-*")) if f.is_dir()] or [subject]
-        for session in [path] if path.name.startswith("ses-") else sessions:
+        sessions = [f for f in sorted(subject.glob("ses-*")) if f.is_dir()]
+        if path.name.startswith("ses-"):
+            sessions = [path]
+        elif sessions:
+            inside = [f for f in _below(subject) if not {*sessions} & {*f.parents}]
+            scans.warn_of(inside, subject)
+        for session in sessions or [subject]:
             name = str(session.relative_to(root))
             places = [session, *sorted(root.glob(f"derivatives/*/{name}"))]
             files = {s: _ending(places[:1], name, s) for s in sequences}

@@ -88,6 +88,13 @@ def _labels(folder: Path, part: str, readers: str) -> pd.DataFrame | None:
     text = text.rename(columns={"image_id": "image"})
     if "image" not in text:
         raise InputError(f"{path}: has no column 'image_id': correct its header")
+    rows = text.reindex(columns=["image", "rad_id"], fill_value="")
+    rows["rad_id"] = rows["rad_id"].str.strip().str.casefold()
+    for image, reader in rows[rows.duplicated()].itertuples(index=False):
+        by = f" by the reader {reader!r}" if reader else ", and nothing says by whom"
+        raise InputError(
+            f"{path}: lists {image} twice{by}: keep one row of each reader"
+        )
     names = text.columns.drop(["image", "rad_id", "No finding"], errors="ignore")
     values = np.stack([cells.numbers(text, name, path) for name in names], axis=1)
     given = cells.findings(values, names, text["image"], path)
