@@ -14,10 +14,16 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # Also for workers and proces
     atexit.register(shutil.rmtree, compiled, ignore_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+if "MEDJAX_TESTS" not in os.environ:  # What workers share, see launching.ensemble.
+    shared = tempfile.mkdtemp(prefix="medjax-tests-")
+    atexit.register(shutil.rmtree, shared, ignore_errors=True)
+    os.environ["MEDJAX_TESTS"] = shared
 # Tests compile much and compute little: these divide the compiler's time by eight.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 if version("jaxlib").startswith("0.10."):  # Later ones don't know the flag, and end.
-    os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] = (
+        "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    )
 
 # Processes that tests start: their bits don't depend on this machine's cores.
 os.environ["JAX_NUM_CPU_DEVICES"] = "1"

@@ -1,6 +1,7 @@
 """Commands as a user types them, and a phantom small enough for a test."""
 
 import contextlib
+import fcntl
 import io
 import logging
 import os
@@ -96,6 +97,25 @@ def run_here(*arguments, code=0, devices=1):
             found = stop.code
     assert found == code, out.getvalue() + err.getvalue()
     return out.getvalue(), err.getvalue()
+
+
+def ensemble():
+    """The folder of a small ensemble's `run` and `records`, trained once for all files."""
+    home = Path(os.environ["MEDJAX_TESTS"]) / "ensemble"
+    home.mkdir(exist_ok=True)
+    with (home / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (home / "run/report.html").exists():
+            out, _ = run_here("train", f"--workdir={home / 'run'}", *of_ensemble(home))
+            assert "2 members of" in out
+    return home
+
+
+def of_ensemble(home):
+    """The flags of such a run."""
+    fields = "ensemble=2", "train.keep=3", "evaluation.calibration=platt"
+    fields += (f"data.records={home / 'records'}",)
+    return [*SMALL, *(f"--config.{field}" for field in fields)]
 
 
 def films_of(records):

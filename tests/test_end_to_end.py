@@ -33,10 +33,37 @@ def train(home, workdir, *more):
 
 
 @pytest.fixture(scope="module")
-def finished(home):
-    workdir = home / "whole"
-    out, _ = run_here(*train(home, workdir))
-    return workdir, out
+def counted(home):
+    """A run that is stopped once and goes on; and what was traced by then, each time."""
+    traced, seen = collections.Counter(), []
+    arguments, updates = train(home, home / "whole"), itertools.count(1)
+    parts._classifier.cache_clear()  # Of other files' tests.
+    with pytest.MonkeyPatch.context() as patch:
+
+        def count(name, function):
+            def counting(*arguments, **options):
+                traced[name] += 1  # Programs of the compile cache are traced too.
+                return function(*arguments, **options)
+
+            patch.setattr(step, name, counting)
+
+        count("train_step", step.train_step)
+        count("eval_step", step.eval_step)
+        with patch.context() as once:
+            stop = contextlib.nullcontext(lambda: next(updates) == 7)
+            once.setattr(loop, "stop_signal", lambda: stop)
+            assert loop.STOPPED in run_here(*arguments)[0]
+            seen.append(dict(traced))
+        out, _ = run_here(*arguments)
+        seen.append(dict(traced))
+        run_here("evaluate", f"--workdir={home / 'whole'}", "--split=test")
+        seen.append(dict(traced))
+    return home / "whole", out, seen
+
+
+@pytest.fixture(scope="module")
+def finished(counted):
+    return counted[:2]
 
 
 def final_state(workdir):
@@ -161,29 +188,10 @@ def test_a_run_that_is_stopped_and_then_killed_ends_with_the_same_bits(home):
         assert (workdir / name).read_text() == (whole / name).read_text()
 
 
-def test_a_run_compiles_one_step_and_one_evaluation(home, monkeypatch):
-    traced = collections.Counter()  # Programs of the compile cache are traced too.
-
-    def count(name, function):
-        def counted(*arguments, **options):
-            traced[name] += 1
-            return function(*arguments, **options)
-
-        monkeypatch.setattr(step, name, counted)
-
-    count("train_step", step.train_step)
-    count("eval_step", step.eval_step)
-    parts._classifier.cache_clear()  # Of earlier tests.
-    arguments, updates = train(home, home / "counted"), itertools.count(1)
-    with monkeypatch.context() as patch:
-        stop = contextlib.nullcontext(lambda: next(updates) == 7)
-        patch.setattr(loop, "stop_signal", lambda: stop)
-        assert loop.STOPPED in run_here(*arguments)[0]
-    assert traced == {"train_step": 1, "eval_step": 1}
-    assert "report: " in run_here(*arguments)[0]
-    assert traced == {"train_step": 2, "eval_step": 1}  # Once in each process.
-    run_here("evaluate", f"--workdir={home / 'counted'}", "--split=test")
-    assert traced == {"train_step": 2, "eval_step": 1}
+def test_a_run_compiles_one_step_and_one_evaluation(counted):
+    stopped, ended, again = counted[2]
+    assert stopped == {"train_step": 1, "eval_step": 1}
+    assert ended == again == {"train_step": 2, "eval_step": 1}  # Once in each process.
 
 
 @pytest.mark.slow

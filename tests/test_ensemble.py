@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import small
-from launching import SMALL, films_of, run_here
+from launching import ensemble, films_of, of_ensemble, run_here
 from sklearn.metrics import roc_auc_score
 
 from configs import base
@@ -25,21 +25,13 @@ from medjax.training import step
 from medjax.training.checkpoint import Checkpoints
 
 
-def train(home, workdir, *more, code=0):
-    records = f"--config.data.records={home / 'records'}"
-    fields = ("--config.ensemble=2", "--config.train.keep=3", records)
-    return run_here("train", f"--workdir={workdir}", *SMALL, *fields, *more, code=code)
-
-
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("ensemble")
+def home() -> Path:
+    return ensemble()
 
 
 @pytest.fixture(scope="module")
 def folder(home) -> Path:
-    out, _ = train(home, home / "run")
-    assert "2 members of" in out
     return home / "run"
 
 
@@ -148,14 +140,17 @@ def test_copies_are_averaged_and_their_gain_is_reported(folder, tmp_path):
     )
 
 
-def test_an_interrupted_ensemble_ends_with_the_same_bits(home, folder, monkeypatch):
-    shutil.copytree(folder, home / "again")
+def test_an_interrupted_ensemble_ends_with_the_same_bits(
+    home, folder, tmp_path, monkeypatch
+):
+    again = tmp_path / "again"
+    shutil.copytree(folder, again)
     number, whole = last(folder)
-    shutil.rmtree(home / "again/checkpoints" / str(number))
-    assert last(home / "again")[0] < number
+    shutil.rmtree(again / "checkpoints" / str(number))
+    assert last(again)[0] < number
     monkeypatch.setattr("medjax.commands.train.finish", lambda run: None)
-    train(home, home / "again")
-    resumed = last(home / "again")
+    run_here("train", f"--workdir={again}", *of_ensemble(home))
+    resumed = last(again)
     assert resumed[0] == number
     jax.tree.map(np.testing.assert_array_equal, resumed[1], whole)
 
@@ -180,9 +175,10 @@ def test_members_see_the_same_images_by_keys_of_their_own():
     ("field", "reason"),
     [("imbalance=smote", "imbalance='smote'"), ("ensemble=0", "give 1 or more")],
 )
-def test_what_changes_one_network_is_refused(home, field, reason):
-    _, error = train(home, home / "refused", f"--config.{field}", code=2)
-    assert reason in error and not (home / "refused").exists()
+def test_what_changes_one_network_is_refused(home, tmp_path, field, reason):
+    flags = f"--workdir={tmp_path / 'refused'}", *of_ensemble(home)
+    _, error = run_here("train", *flags, f"--config.{field}", code=2)
+    assert reason in error and not (tmp_path / "refused").exists()
 
 
 def test_members_have_first_weights_of_their_own(folder):

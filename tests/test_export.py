@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import small
-from launching import SMALL, run_here
+from launching import ensemble, run_here
 from scipy.special import expit
 
 from configs import quickstart_mri
@@ -44,6 +45,13 @@ ALONE = (
     "runpy.run_path(sys.argv[0], run_name='__main__')"
 )
 OURS = ("jax", "jaxlib", "numpy", "scipy", "ml_dtypes", "opt_einsum")  # jax's own, too.
+
+
+def run_beside(script, *arguments, cwd, monkeypatch):
+    """Runs a script in this process, which has imported everything."""
+    monkeypatch.chdir(cwd)
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    runpy.run_path(script, run_name="__main__")
 
 
 def run_alone(script, *arguments, cwd):
@@ -210,7 +218,9 @@ def masks_run(**fields):
         ),
     ],
 )
-def test_a_volume_s_windows_are_blended_as_the_run_does(fields, shape, tmp_path):
+def test_a_volume_s_windows_are_blended_as_the_run_does(
+    fields, shape, tmp_path, monkeypatch
+):
     run = masks_run(**fields)
     volume = np.random.default_rng(1).normal(size=(*shape, 2)).astype(np.float32)
     volume[:2] = 0
@@ -219,7 +229,11 @@ def test_a_volume_s_windows_are_blended_as_the_run_does(fields, shape, tmp_path)
     )
     export.write(segmentation.TASK.program(run), tmp_path)
     np.save(tmp_path / "volume.npy", volume)
-    run_alone("predict.py", "volume.npy", "out.npy", cwd=tmp_path)
+    if fields.get("ensemble"):
+        run_alone("predict.py", "volume.npy", "out.npy", cwd=tmp_path)
+    else:
+        files = "predict.py", "volume.npy", "out.npy"
+        run_beside(*files, cwd=tmp_path, monkeypatch=monkeypatch)
     probability = np.load(tmp_path / "out.npy")
     assert probability.shape == expected.shape
     np.testing.assert_allclose(probability, expected, rtol=0, atol=1e-6)
@@ -228,13 +242,10 @@ def test_a_volume_s_windows_are_blended_as_the_run_does(fields, shape, tmp_path)
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """The folders of a small run and of what was exported of it."""
-    at = tmp_path_factory.mktemp("export")
-    flags = ("ensemble=2", "evaluation.flip=True", "evaluation.calibration=platt")
-    flags = [f"--config.{flag}" for flag in (*flags, "train.steps=3")]
-    flags += [f"--config.data.records={at / 'records'}", f"--workdir={at / 'run'}"]
-    run_here("train", *SMALL, *flags)
-    run_here("export", f"--workdir={at / 'run'}", f"--out={at / 'out'}")
-    return at / "run", at / "out"
+    run, out = ensemble() / "run", tmp_path_factory.mktemp("export") / "out"
+    assert read_config(run).evaluation.flip
+    run_here("export", f"--workdir={run}", f"--out={out}")
+    return run, out
 
 
 def test_predict_py_alone_gives_the_run_s_predictions(trained, tmp_path):

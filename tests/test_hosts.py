@@ -279,7 +279,9 @@ def test_if_one_process_never_comes_the_other_ends_with_one_line(process):
     assert "Check failure" not in done.stderr
 
 
-@pytest.mark.parametrize(("nodes", "cards"), [(1, "all"), (2, "0")])
+@pytest.mark.parametrize(
+    ("nodes", "cards"), [(1, "all"), pytest.param(2, "0", marks=pytest.mark.slow)]
+)
 def test_a_process_that_slurm_starts_alone_on_its_node_has_all_cards(nodes, cards):
     """JAX alone would give it the first card; of several processes each has its own."""
     done = joined(

@@ -1,7 +1,6 @@
 """Joined folds: one ensemble, whose choices and tests are on images that none has seen."""
 
 import json
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +8,7 @@ import nibabel
 import numpy as np
 import pandas as pd
 import pytest
+import small
 from launching import SMALL, run_here
 from scans import save_phantoms
 from test_segmenting_commands import SMALL as phantoms
@@ -16,6 +16,7 @@ from test_segmenting_commands import small_config
 
 from medjax.commands import evaluate, join, predict, train
 from medjax.commands.evaluate import Images
+from medjax.config import as_json
 from medjax.errors import InputError
 from medjax.tasks import scans, segmentation
 from medjax.tasks.task import Finished
@@ -54,6 +55,7 @@ def raw(folder, split):
     return rows[[name for name in rows if name.endswith("_raw")]].sort_index()
 
 
+@pytest.mark.slow  # The quick tests have whose choices they are.
 def test_choices_are_made_on_images_that_the_network_did_not_train_on(home):
     """The fold that tested the image; and the other one, where that validated on it."""
     sides = [(str(f), side) for f in range(FOLDS) for side in ("test", "validation")]
@@ -81,6 +83,7 @@ def test_other_data_get_the_mean_of_all_folds(home):
     assert report["ensemble"]["members"] == FOLDS
 
 
+@pytest.mark.slow
 def test_images_that_a_fold_has_seen_are_no_test(home):
     """A fold has not seen its own test patients; of the joined run, another has."""
     joined = f"--workdir={home / 'joined'}"
@@ -90,6 +93,18 @@ def test_images_that_a_fold_has_seen_are_no_test(home):
     assert "240 of 240 images were seen in training or validation" in error
     _, error = run_here("evaluate", joined, code=2)
     assert "nobody is in that split" in error
+
+
+@pytest.fixture
+def claimed(tmp_path):
+    """The folders of two runs, as far as a refusal reads them."""
+    for fold in range(FOLDS):
+        config = small.get_config()
+        config.split.update(folds=FOLDS, fold=fold, seed=0)
+        workdir.claim(tmp_path / str(fold), as_json(config))
+        (tmp_path / str(fold) / "task.json").write_text("{}")
+        (tmp_path / str(fold) / "provenance.json").write_text('{"data": {}}')
+    return tmp_path
 
 
 @pytest.mark.parametrize(
@@ -102,24 +117,24 @@ def test_images_that_a_fold_has_seen_are_no_test(home):
         ("ensemble", 2, "join runs of one network each"),
     ],
 )
-def test_runs_that_do_not_fit_are_refused(home, tmp_path, field, value, reason):
-    shutil.copytree(home / "1", tmp_path / "other")
-    config = json.loads((tmp_path / "other/config.json").read_text())
+def test_runs_that_do_not_fit_are_refused(claimed, field, value, reason):
+    path = claimed / "1/config.json"
+    config = json.loads(path.read_text())
     *above, last = field.split(".")
     section = config[above[0]] if above else config
     section[last] = value
-    (tmp_path / "other/config.json").write_text(json.dumps(config))
-    both = f"--run={home / '0'}", f"--run={tmp_path / 'other'}"
-    _, error = run_here("join", *both, f"--workdir={tmp_path / 'joined'}", code=2)
-    assert reason in error and str(tmp_path / "other") in error
-    assert not (tmp_path / "joined").exists()
+    path.write_text(json.dumps(config))
+    joined = f"--workdir={claimed / 'joined'}"
+    _, error = run_here("join", *runs(claimed), joined, code=2)
+    assert reason in error and str(claimed / "1") in error
+    assert not (claimed / "joined").exists()
 
 
-def test_one_run_or_a_folder_in_use_is_refused(home, tmp_path):
-    for some in (runs(home)[:1], runs(home)[:1] * 2):
-        _, error = run_here("join", *some, f"--workdir={tmp_path / 'new'}", code=2)
+def test_one_run_or_a_folder_in_use_is_refused(claimed):
+    for some in (runs(claimed)[:1], runs(claimed)[:1] * 2):
+        _, error = run_here("join", *some, f"--workdir={claimed / 'new'}", code=2)
         assert "two or more runs" in error
-    _, error = run_here("join", *runs(home), f"--workdir={home / '0'}", code=2)
+    _, error = run_here("join", *runs(claimed), f"--workdir={claimed / '0'}", code=2)
     assert "isn't empty" in error
 
 

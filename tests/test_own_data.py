@@ -78,6 +78,7 @@ def test_a_users_own_classes_need_no_code(home, shapes, tmp_path):
         "--config.train.batch=16",
         "--config.train.evaluate_every=60",
         "--config.evaluation.replicates=50",
+        "--config.evaluation.gallery=0",
         "--config.explore=False",
     )
     assert "Balanced accuracy" in out

@@ -255,7 +255,9 @@ def ramped(variables, image):
     return jax.nn.sigmoid(variables * image[..., :1] * place)
 
 
-@pytest.mark.parametrize("shape", [(12, 10, 14), (14, 12)])
+@pytest.mark.parametrize(
+    "shape", [(12, 10, 14), pytest.param((14, 12), marks=pytest.mark.slow)]
+)
 def test_copies_are_moved_back_and_averaged_where_they_show_a_voxel(shape):
     rng, n = np.random.default_rng(0), len(shape)
     image = rng.normal(size=(2, *shape, 2)).astype(np.float32)

@@ -128,6 +128,7 @@ def test_an_arm_s_seconds_hold_its_share_of_the_compilation(folder, monkeypatch)
         assert journal.read(each / "metrics.jsonl")[-1]["seconds"] == 30
 
 
+@pytest.mark.slow  # Trains two arms; a bug in one is what the last test here has.
 def test_an_arm_s_own_mistake_ends_it_alone(folder, together):
     assert [outcome.finished for outcome in together] == [True, True, False, False]
     assert [outcome.error for outcome in together[:2]] == [None, None]
@@ -136,6 +137,7 @@ def test_an_arm_s_own_mistake_ends_it_alone(folder, together):
     assert not (folder / "2/report.json").exists()
 
 
+@pytest.mark.slow
 def test_a_finished_population_is_only_reported_again(folder, together, monkeypatch):
     monkeypatch.setattr(population.population, "compiled", None)  # Would raise.
     configs = [config_of(folder / "records", **arm) for arm in ARMS[:2]]

@@ -109,7 +109,7 @@ def test_a_network_of_volumes_answers_what_torch_was_seen_to():
     "model",
     [
         "resnet18",
-        "efficientnet_b0",
+        slow("efficientnet_b0"),
         slow("efficientnet_lite0"),
         slow("densenet121"),
         slow("resnet50"),
