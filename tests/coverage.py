@@ -29,12 +29,12 @@ from medjax.evaluation import (
     compare,
     decisions,
     discrimination,
+    means,
     metrics,
     reliability,
     segmentation,
     subgroups,
     thresholds,
-    volume_groups,
 )
 from medjax.evaluation.predict import Predictions
 
@@ -314,7 +314,7 @@ def masks(patients: int, trials: int) -> dict[str, list[float]]:
                 held = mean["low"] <= value <= mean["high"]
                 tally[f"mean of masks: {metric}"].append(held)
         half = pd.DataFrame({"half": np.where(patient % 2, "odd", "even")}, names)
-        found = volume_groups.summarise(rows, half)["half"]
+        found = means.by_group(rows, half)["half"]
         for group in found["groups"].values():
             mean = group["dice"]["a"]
             if mean["low"] is not None:

@@ -25,7 +25,7 @@ from medjax.errors import InputError
 from medjax.models import layers
 from medjax.tasks import adapt, answers, films, refit, splitting, start
 from medjax.tasks import parts as model
-from medjax.training import adaptation, optim, step
+from medjax.training import optim, step
 
 ROWS, FEATURES = 16, 5
 DOMAIN = np.tile([0, 0, 1, 1, 1, 0, 1, 1], 2).astype(np.int32)
@@ -48,37 +48,37 @@ def domain64(params, feature, domain):
 
 
 def test_coral_is_the_distance_of_the_unbiased_covariances():
-    found = adaptation.coral(FEATURE, DOMAIN)
+    found = adapt.coral_distance(FEATURE, DOMAIN)
     np.testing.assert_allclose(found, coral64(FEATURE, DOMAIN), rtol=1e-5)
     moved = FEATURE + 1000 * DOMAIN[:, None]  # A shift alone costs nothing.
-    np.testing.assert_allclose(adaptation.coral(moved, DOMAIN), found, rtol=1e-3)
+    np.testing.assert_allclose(adapt.coral_distance(moved, DOMAIN), found, rtol=1e-3)
 
 
 @pytest.mark.parametrize("shards", [2, 4, 8])
 def test_coral_is_of_all_shards_together(shards):
     split = [x.reshape(shards, -1, *x.shape[1:]) for x in (FEATURE, DOMAIN)]
     total = functools.partial(jax.lax.psum, axis_name="x")
-    found = jax.vmap(functools.partial(adaptation.coral, total=total), axis_name="x")(
-        *split
-    )
+    found = jax.vmap(
+        functools.partial(adapt.coral_distance, total=total), axis_name="x"
+    )(*split)
     np.testing.assert_allclose(found, coral64(FEATURE, DOMAIN), rtol=1e-5)
 
 
 def test_the_domain_loss_is_the_cross_entropy_of_the_domain():
-    params = adaptation.domain_classifier(jax.random.key(0), FEATURES)
-    total, count = adaptation.domain_cross_entropy(params, FEATURE, DOMAIN)
+    params = adapt.domain_classifier(jax.random.key(0), FEATURES)
+    total, count = adapt.domain_cross_entropy(params, FEATURE, DOMAIN)
     assert count == ROWS
     np.testing.assert_allclose(total, domain64(params, FEATURE, DOMAIN), rtol=1e-5)
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.3, 2.0])
 def test_a_reversal_is_the_identity_whose_gradient_points_back(strength):
-    params = adaptation.domain_classifier(jax.random.key(0), FEATURES)
-    assert (adaptation.reverse(FEATURE, strength) == FEATURE).all()
+    params = adapt.domain_classifier(jax.random.key(0), FEATURES)
+    assert (adapt.reverse(FEATURE, strength) == FEATURE).all()
 
     def behind(feature):
-        feature = adaptation.reverse(feature, strength)
-        return adaptation.domain_cross_entropy(params, feature, DOMAIN)[0]
+        feature = adapt.reverse(feature, strength)
+        return adapt.domain_cross_entropy(params, feature, DOMAIN)[0]
 
     found = jax.jit(jax.grad(behind))(FEATURE)
     for row, column in ((0, 0), (3, 2), (9, 4)):
@@ -94,7 +94,7 @@ def test_a_reversal_is_the_identity_whose_gradient_points_back(strength):
 def test_the_ramp_is_the_papers():
     p = np.linspace(0, 1, 11)
     expected = 2 / (1 + np.exp(-10 * p)) - 1
-    np.testing.assert_allclose(adaptation.ramp(p), expected, atol=1e-6)
+    np.testing.assert_allclose(adapt.ramp(p), expected, atol=1e-6)
 
 
 # A network of one linear layer, so that the step compiles in no time.
@@ -545,7 +545,7 @@ def test_a_network_adapts_and_predicts_with_what_it_learnt(home):
     network = model.classifier(config, source.output)
     state = model.initial_state(config, network, source.output, np.eye(2))
     shape = state.params["domain"]["hidden"]["kernel"].shape
-    assert shape == (state.params["classifier"]["kernel"].shape[0], adaptation.HIDDEN)
+    assert shape == (state.params["classifier"]["kernel"].shape[0], adapt.HIDDEN)
     before = jax.device_get(state)
     compiled = step.compile_step(**model.step_parts(config, network))
     state, scalars = compiled(before, next(batches), jax.random.key(0))

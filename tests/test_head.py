@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from medjax.cohort.synthetic import Synthetic
 from medjax.training import head
+from medjax.training.head import Synthetic
 
 IMAGES, FEATURES, TASKS, POINTS = 200, 6, 3, 50
 DECAY = 1e-2

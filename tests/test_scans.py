@@ -16,7 +16,7 @@ from configs import base
 from medjax.cohort import manifest as manifests
 from medjax.data import brain_phantom as brain
 from medjax.data import volumes
-from medjax.data.sources import people
+from medjax.data.sources import scans as scan_files
 from medjax.data.volumes import Prepared
 from medjax.errors import InputError
 from medjax.tasks import scans
@@ -210,7 +210,7 @@ def test_a_table_of_patients_is_read_as_strictly_as_others(
 def test_both_sides_of_a_hippocampus_are_of_one_patient(tmp_path):
     data = importlib.import_module("configs.hippocampus").get_config().data
     names = [f"hippocampus_{n:03d}" for n in (1, 2, 3, 4, 393, 394)]
-    patients = people.patients(names, data.patient, tmp_path)
+    patients = scan_files.patients(names, data.patient, tmp_path)
     assert patients == [1, 1, 2, 2, 197, 197]
 
 

@@ -14,7 +14,7 @@ from scipy import ndimage, stats
 from sklearn import metrics as oracle
 
 from medjax.data import nifti
-from medjax.evaluation import bootstrap, segmentation, surface
+from medjax.evaluation import bootstrap, outlines, segmentation
 from medjax.evaluation.segmentation import Post
 from medjax.tasks.scans import Output
 
@@ -55,11 +55,11 @@ def test_distances_are_those_of_the_surfaces():
     predicted, label = blob(1), blob(2, 0.7)
     found, apart = (
         measure(predicted, label),
-        surface.distances(predicted, label, SPACING),
+        outlines.distances(predicted, label, SPACING),
     )
-    np.testing.assert_allclose(found["hd95"], surface.hausdorff(apart))
-    np.testing.assert_allclose(found["asd"], surface.average_distance(apart))
-    np.testing.assert_allclose(found["nsd"], surface.surface_dice(apart, 1.5))
+    np.testing.assert_allclose(found["hd95"], outlines.hausdorff(apart))
+    np.testing.assert_allclose(found["asd"], outlines.average_distance(apart))
+    np.testing.assert_allclose(found["nsd"], outlines.surface_dice(apart, 1.5))
 
 
 def parts(mask):
@@ -159,8 +159,8 @@ def brats(predicted, label):
         touched += touching
         other = set().union(*touching)
         dices.append(2 * len(true & other) / (len(true) + len(other)))
-        apart = surface.distances(mask(other), mask(true), (1, 1, 1))
-        away.append(min(surface.hausdorff(apart), worst))
+        apart = outlines.distances(mask(other), mask(true), (1, 1, 1))
+        away.append(min(outlines.hausdorff(apart), worst))
     false = sum(c not in touched for c in components)
     count = len(dices) + false
     return sum(dices) / count, (sum(away) + false * worst) / count

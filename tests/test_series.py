@@ -12,7 +12,7 @@ from scans import affine_of, ball, brain, save
 
 from medjax.data import scan, series, sources
 from medjax.data.nifti import SequenceFile
-from medjax.data.sources import people, scans
+from medjax.data.sources import scans
 from medjax.errors import InputError
 from medjax.geometry import grid
 
@@ -274,16 +274,16 @@ def test_two_patients_of_one_patient_id_are_named(tmp_path, caplog):
     for n, id in enumerate(["7", "8", "7 ", ""]):
         write(tmp_path / f"P{n}/T1", PatientID=id)
     files = scans.in_folders(tmp_path, sequences=("T1",), files={"T1": "T1"})
-    people.warn_of_headers(files, ["P0", "P1", "P0", "P3"])
-    people.warn_of_headers(files[::2], ["P0", "P2"])  # Anonymous: all have one.
+    scans.warn_of_headers(files, ["P0", "P1", "P0", "P3"])
+    scans.warn_of_headers(files[::2], ["P0", "P2"])  # Anonymous: all have one.
     assert not caplog.records
-    people.warn_of_headers(files, ["P0", "P1", "P2", "P3"])
+    scans.warn_of_headers(files, ["P0", "P1", "P2", "P3"])
     assert (
         "1 PatientIDs of DICOM files are of several patients, such as '7' of 'P0', 'P2'"
         in caplog.text
     )
     caplog.clear()
-    people.warn_of_headers(files, ["P0", "P0", "P0", "P3"])
+    scans.warn_of_headers(files, ["P0", "P0", "P0", "P3"])
     assert (
         "1 patients have DICOM files of several PatientIDs, such as 'P0' of '7', '8'"
         in caplog.text

@@ -7,11 +7,11 @@ import pytest
 from imblearn.over_sampling import ADASYN, SMOTE
 from sklearn.neighbors import NearestNeighbors
 
-from medjax.cohort import synthetic
+from medjax.training import head
 
 KEY = jax.random.key(3)
 FILMS, WIDTH, SIZE = 240, 6, 300
-METHODS = (synthetic.smote, synthetic.adasyn)
+METHODS = (head.smote, head.adasyn)
 
 
 def cohort(seed, share=0.15, unknown=0.1):
@@ -50,8 +50,8 @@ def real(made):
 @pytest.mark.parametrize("offset", [0, 4096])
 @pytest.mark.parametrize("step", [2.0**-10, 0.25])
 def test_neighbours_are_those_of_brute_force(monkeypatch, offset, step):
-    monkeypatch.setattr(synthetic, "ASKED", 30)  # Several blocks, the last wraps.
-    monkeypatch.setattr(synthetic, "AMONG", 50)
+    monkeypatch.setattr(head, "ASKED", 30)  # Several blocks, the last wraps.
+    monkeypatch.setattr(head, "AMONG", 50)
     rng = np.random.default_rng(0)
     # On a grid distances are exact, and on the coarse one many of them are equal.
     grid = np.rint(rng.normal(size=(FILMS, WIDTH)) / step) * step
@@ -60,7 +60,7 @@ def test_neighbours_are_those_of_brute_force(monkeypatch, offset, step):
     asked, among = rng.random((2, FILMS)) < [[0.4], [0.6]]
     asked[40:44] = among[40:44] = True
     feature[~(asked | among)] = np.nan
-    got = synthetic.nearest(feature, jnp.array(asked), jnp.array(among), neighbours=7)
+    got = head.nearest(feature, jnp.array(asked), jnp.array(among), neighbours=7)
     np.testing.assert_array_equal(got, brute_force(feature, asked, among, 7))
 
 
@@ -71,7 +71,7 @@ def test_neighbours_are_those_of_scikit_learn():
     oracle = NearestNeighbors(n_neighbors=6).fit(feature[rows])
     expected = rows[oracle.kneighbors(return_distance=False, n_neighbors=5)]
     mask = jnp.array(minority)
-    got = synthetic.nearest(jnp.array(feature), mask, mask, neighbours=5)
+    got = head.nearest(jnp.array(feature), mask, mask, neighbours=5)
     np.testing.assert_array_equal(got[rows], expected)
 
 
@@ -97,7 +97,7 @@ def test_smote_fills_up_to_the_other_class_evenly():
     feature, label = cohort(3)
     here = ~np.isnan(label)
     _, label_after = SMOTE(random_state=0).fit_resample(feature[here], label[here])
-    seeds, *_ = real(points(synthetic.smote, feature, label))
+    seeds, *_ = real(points(head.smote, feature, label))
     assert len(seeds) == len(label_after) - here.sum()
     counts = np.bincount(seeds, minlength=FILMS)[label == 1]
     assert set(counts) == {len(seeds) // len(counts), len(seeds) // len(counts) + 1}
@@ -107,7 +107,7 @@ def test_smote_fills_up_to_the_other_class_evenly():
 def test_smotes_remainder_goes_to_every_seed_alike():
     feature, label = cohort(4)
     minority = np.flatnonzero(label == 1)
-    few = functools.partial(synthetic.smote, size=4, wanted=4)
+    few = functools.partial(head.smote, size=4, wanted=4)
     keys = jax.random.split(KEY, 30)
     made = jax.vmap(few, (0, None, None))(keys, feature, label)
     assert all(len(set(row)) == 4 for row in np.asarray(made.seed))
@@ -131,7 +131,7 @@ def test_adasyn_starts_as_many_points_at_each_film_as_imbalanced_learn(seed):
     after, _ = ADASYN(random_state=NoGap(0)).fit_resample(feature[here], label[here])
     start = after[here.sum() :]
     expected = [np.sum((start == x).all(axis=1)) for x in feature]
-    seeds, *_ = real(points(synthetic.adasyn, feature, label))
+    seeds, *_ = real(points(head.adasyn, feature, label))
     np.testing.assert_array_equal(np.bincount(seeds, minlength=FILMS), expected)
     assert len(seeds) == len(start) > 50 and len(set(expected)) > 2
 
@@ -141,7 +141,7 @@ def test_adasyn_without_a_neighbour_of_the_other_class_is_even():
     feature = feature + 1e3 * label[:, None]
     with pytest.raises(RuntimeError, match="Not any neigbours"):
         ADASYN().fit_resample(feature, label)
-    seeds, *_ = real(points(synthetic.adasyn, feature, label))
+    seeds, *_ = real(points(head.adasyn, feature, label))
     assert len(seeds) == np.sum(label == 0) - np.sum(label == 1)
     counts = np.bincount(seeds, minlength=FILMS)[label == 1]
     assert np.ptp(counts) <= 1
@@ -149,7 +149,7 @@ def test_adasyn_without_a_neighbour_of_the_other_class_is_even():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "method", [pytest.param(synthetic.smote, marks=pytest.mark.slow), synthetic.adasyn]
+    "method", [pytest.param(head.smote, marks=pytest.mark.slow), head.adasyn]
 )
 def test_tasks_abreast_get_what_each_gets_alone(method):
     feature = np.random.default_rng(0).normal(size=(FILMS, WIDTH)).astype(np.float32)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import nibabel
 import numpy as np
 
-from medjax.data import alignment, nifti, pet, series
+from medjax.data import alignment, nifti, series
 from medjax.data import units as measures
 from medjax.data.alignment import Alignment
 from medjax.data.foreground import box, inside, on_zero
@@ -172,7 +172,7 @@ def _read(
             raise InputError(f"{path}: {name} is {value:g} everywhere; export it again")
         voxels = volume.voxels
         if units[name] == "suv" and path.is_dir():
-            voxels = voxels * np.float32(pet.factor(path))
+            voxels = voxels * np.float32(measures.suv_factor(path))
         try:
             voxels = measures.checked(voxels, units[name])
         except InputError as error:

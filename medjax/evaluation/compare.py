@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from medjax.evaluation import areas, bootstrap, discrimination, lesions, means, results
+from medjax.evaluation import areas, bootstrap, discrimination, means, outlines, results
 from medjax.evaluation.bootstrap import Interval
 from medjax.evaluation.predict import Predictions
 
@@ -130,7 +130,7 @@ def of_members(
     if not members:
         return {}
     truth, same = (
-        float(np.mean([lesions.dice(m != 0, other != 0) for m in members]))
+        float(np.mean([outlines.dice(m != 0, other != 0) for m in members]))
         for other in (label, mask)
     )
     return {"member_dice": truth, "disagreement": 1 - same}

@@ -28,10 +28,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from medjax.evaluation import bootstrap, lesions, means, surface
+from medjax.evaluation import bootstrap, means, outlines
 from medjax.evaluation.bootstrap import LEAST, Interval
-from medjax.evaluation.lesions import components, dice
 from medjax.evaluation.means import Linear
+from medjax.evaluation.outlines import components, dice
 
 PERFECT = {  # Of a volume where nothing is true and nothing predicted.
     "dice": 1.0,
@@ -203,7 +203,7 @@ def measure(
     """Compares one region's masks of one volume.
 
     A lesion is a connected component, by faces, edges or corners. Those that are found
-    are told by `lesions.matched`, and predicted ones without a partner are false positives. The
+    are told by `outlines.matched`, and predicted ones without a partner are false positives. The
     tolerance of the normalised surface Dice is in mm.
 
     Returns:
@@ -214,7 +214,7 @@ def measure(
     Maier-Hein, Reinke et al., Metrics reloaded, Nat. Methods 21 (2024) 195.
     """
     predicted, label = np.asarray(predicted) != 0, np.asarray(label) != 0
-    box = surface.box(predicted | label)
+    box = outlines.box(predicted | label)
     if box is None:
         return dict(PERFECT)
     diagonal = float(np.linalg.norm(np.multiply(label.shape, spacing)))
@@ -222,10 +222,12 @@ def measure(
     overlap = predicted & label
     inside, true, both = (int(mask.sum()) for mask in (predicted, label, overlap))
     parts = components(label), components(predicted)
-    detected = lesions.matched(*parts)
+    detected = outlines.matched(*parts)
     missed, false = (len(sizes) - detected for _, sizes in parts)
-    lesion_dice, lesion_hd95 = lesions.scores(predicted, label, spacing, worst=diagonal)
-    apart = surface.distances(predicted, label, spacing)
+    lesion_dice, lesion_hd95 = outlines.lesion_scores(
+        predicted, label, spacing, worst=diagonal
+    )
+    apart = outlines.distances(predicted, label, spacing)
     millilitre = float(np.prod(spacing)) / 1000
     return {
         "dice": dice(predicted, label),
@@ -233,9 +235,9 @@ def measure(
         "sensitivity": both / true if true else np.nan,
         "ppv": both / inside if inside else 0.0,
         # Of an empty mask it is infinite: the diagonal is the largest that may be.
-        "hd95": min(surface.hausdorff(apart), diagonal),
-        "asd": min(surface.average_distance(apart), diagonal),
-        "nsd": surface.surface_dice(apart, tolerance),
+        "hd95": min(outlines.hausdorff(apart), diagonal),
+        "asd": min(outlines.average_distance(apart), diagonal),
+        "nsd": outlines.surface_dice(apart, tolerance),
         "lesion_dice": lesion_dice,
         "lesion_hd95": lesion_hd95,
         "lesion_f1": 2 * detected / (2 * detected + missed + false),

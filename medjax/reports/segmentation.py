@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from medjax.evaluation.lesions import OVERLAP, REACH, components
+from medjax.evaluation.outlines import OVERLAP, REACH, components
 from medjax.evaluation.segmentation import METRICS
 from medjax.files import write_table
 from medjax.reports import charts, images

@@ -7,6 +7,9 @@ target's batch statistics.
 
 Only the training images of the target's own split are read, and none of their labels.
 The checkpoint and the thresholds are chosen on the source's validation images.
+
+The losses compare embeddings [B, F] of a batch; `domain` [B] is 0 for source and 1 for
+target.
 """
 
 import functools
@@ -14,6 +17,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from chex import Array, ArrayTree
@@ -23,7 +27,6 @@ from medjax.config import Config
 from medjax.data import loader
 from medjax.errors import InputError, check_choice
 from medjax.tasks import data_fields, films, splitting
-from medjax.training import adaptation
 from medjax.training.step import AXIS
 
 SPLIT = "target"  # What evaluate calls the target's test images.
@@ -123,12 +126,12 @@ def loss(config: Config) -> Callable | None:
     def coral(params: ArrayTree, feature: Array, domain: Array, *, weight, step):
         # Every shard computes the distance of the whole batch: the mean is the same.
         total = functools.partial(jax.lax.psum, axis_name=AXIS)
-        return weight * adaptation.coral(feature, domain, total=total), 1.0
+        return weight * coral_distance(feature, domain, total=total), 1.0
 
     def dann(params: ArrayTree, feature: Array, domain: Array, *, weight, step):
-        strength = weight * adaptation.ramp(step / config.train.steps)
-        feature = adaptation.reverse(feature, strength)
-        return adaptation.domain_cross_entropy(params["domain"], feature, domain)
+        strength = weight * ramp(step / config.train.steps)
+        feature = reverse(feature, strength)
+        return domain_cross_entropy(params["domain"], feature, domain)
 
     return {"coral": coral, "dann": dann}[name]
 
@@ -149,7 +152,7 @@ def variables(config: Config, begin: ArrayTree) -> ArrayTree:
         return begin
     features = begin["params"]["classifier"]["kernel"].shape[0]
     key = jax.random.key(config.seed + 3)
-    domain = adaptation.domain_classifier(key, features)
+    domain = domain_classifier(key, features)
     return {**begin, "params": {**begin["params"], "domain": domain}}
 
 
@@ -160,3 +163,82 @@ def whole(config: Config) -> Config:
     if "remat" in config.model:
         config.model.remat = False
     return config
+
+
+HIDDEN = 100  # Units of the domain classifier, as in the paper's small networks.
+
+
+def coral_distance(
+    feature: Array, domain: Array, *, total: Callable[[Array], Array] = lambda x: x
+) -> Array:
+    """The distance between the covariances of two domains, [] float32.
+
+    |C_S - C_T|^2 / (4 F^2), the squared Frobenius norm, where C_S and C_T are the
+    unbiased covariances [F, F] of the source and target rows. `total` sums over all
+    shards, such as a psum: covariances can't be added, but sums over rows can.
+
+    Source: Sun & Saenko, Deep CORAL (ECCV workshops 2016), eq. 1 to 3.
+    """
+    feature = jnp.asarray(feature, jnp.float32)
+
+    def covariance(inside: Array) -> Array:
+        count = total(jnp.sum(inside))
+        rows = jnp.matmul(inside, feature, precision="highest")
+        mean = total(rows) / jnp.maximum(count, 1)
+        centred = inside[:, None] * (feature - mean)  # First: sums cancel digits.
+        squares = jnp.matmul(centred.T, centred, precision="highest")
+        return total(squares) / jnp.maximum(count - 1, 1)
+
+    source = (domain == 0).astype(jnp.float32)
+    difference = covariance(source) - covariance(1 - source)
+    return jnp.sum(difference**2) / (4 * feature.shape[1] ** 2)
+
+
+def domain_cross_entropy(
+    params: ArrayTree, feature: Array, domain: Array
+) -> tuple[Array, Array]:
+    """Cross-entropy of `domain_classifier`, in nats, as (total, count) over rows.
+
+    With `reverse` before it, its gradient trains the classifier to separate the
+    domains, and the embedding to make them equal: domain-adversarial training.
+
+    Source: Ganin et al., Domain-Adversarial Training of Neural Networks (JMLR 2016),
+    eq. 9 to 15.
+    """
+    hidden, logit = params["hidden"], params["logit"]
+    x = jax.nn.relu(feature.astype(jnp.float32) @ hidden["kernel"] + hidden["bias"])
+    z = (x @ logit["kernel"] + logit["bias"])[:, 0]
+    loss = jax.nn.softplus(z) - domain * z
+    return jnp.sum(loss), jnp.float32(loss.size)
+
+
+def domain_classifier(key: Array, features: int) -> ArrayTree:
+    """Random parameters: [F] -> HIDDEN rectified units -> one logit of the target."""
+    make = jax.nn.initializers.he_normal()
+    keys = jax.random.split(key)
+    sizes = {"hidden": (features, HIDDEN), "logit": (HIDDEN, 1)}
+    return {
+        name: {"kernel": make(key, size), "bias": jnp.zeros(size[1])}
+        for key, (name, size) in zip(keys, sizes.items(), strict=True)
+    }
+
+
+@jax.custom_vjp
+def reverse(x: Array, strength: Array) -> Array:
+    """x itself; its gradient is multiplied by -strength (Ganin et al., eq. 16, 17)."""
+    return x
+
+
+reverse.defvjp(
+    lambda x, strength: (x, strength),
+    lambda strength, gradient: (-strength * gradient, jnp.zeros_like(strength)),
+)
+
+
+def ramp(progress: Array) -> Array:
+    """The share of the reversal, from 0 to almost 1, after a share of the training.
+
+    2 / (1 + exp(-10 progress)) - 1, so that the classifier learns something before
+    the embedding hides it (Ganin et al., section 5.2.2).
+    """
+    return jnp.tanh(5 * progress)  # The same.

@@ -26,7 +26,6 @@ from medjax.tasks import (
     films,
     fixed,
     imbalance,
-    masks,
     new_images,
     parts,
     refit,
@@ -118,7 +117,7 @@ def fix(run: Finished, data: films.Data, manifest: pd.DataFrame) -> Finished:
     )
     run = run._replace(fixed=chosen)
     if run.output.masks:
-        masks.fix(run, data, manifest)
+        answers.fix_masks(run, data, manifest)
     if raw is not None:
         answers.write(run, data, "validation", raw, members)
     return run
@@ -205,7 +204,7 @@ def measure(
         calibrated, groups, threshold=run.thresholds, tasks=output.names, **options
     )
     if output.masks:
-        summary["masks"] = masks.measure(run, data, ids)
+        summary["masks"] = answers.measure_masks(run, data, ids)
         rows = pd.DataFrame(summary["masks"].get("rows", []))
         write_table(run.folder / "predictions" / f"{split}_masks.csv", rows)
     pictures, each = {}, config.evaluation.gallery

@@ -21,7 +21,7 @@ from medjax.errors import InputError, some
 from medjax.evaluation import novelty
 from medjax.evaluation.predict import predict_files
 from medjax.files import read_json, write_json, write_table
-from medjax.tasks import answers, explain, films, masks, splitting
+from medjax.tasks import answers, explain, films, splitting
 from medjax.tasks.task import Finished
 from medjax.training import folder as workdir
 from medjax.training import step
@@ -169,7 +169,7 @@ def _answers(
             unread.append(new)
             continue
         if output.masks:
-            masks.write(run, new.pixels, new.scan, folder / _mask_of(path))
+            answers.write_masks(run, new.pixels, new.scan, folder / _mask_of(path))
         yield path, new.warning, log_odds
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from chex import Array, ArrayTree
 
-from medjax.cohort import balance, synthetic
+from medjax.cohort import balance
 from medjax.config import Config, affecting
 from medjax.data import loader
 from medjax.data.normalisation import unit_range
@@ -149,11 +149,11 @@ def fitted(
 
 def _between(
     config: Config, output: Output, feature: np.ndarray, label: np.ndarray
-) -> synthetic.Synthetic:
+) -> head.Synthetic:
     """The synthetic points of `config.imbalance`, or one of weight 0."""
     tasks = len(output.names)
     if not treats(config, SYNTHETIC):
-        return synthetic.none(tasks)
+        return head.no_points(tasks)
     positives, negatives = balance.frequencies(label)
     # A class is filled up to the largest class, a finding to those without it.
     wanted = positives.max() - positives
@@ -161,7 +161,7 @@ def _between(
         wanted = np.abs(positives - negatives)
     wanted = np.rint(wanted).astype(np.int32)
     make = functools.partial(
-        getattr(synthetic, config.imbalance),
+        getattr(head, config.imbalance),
         size=max(1, int(wanted.max())),
         neighbours=config.resampling.neighbours,
     )

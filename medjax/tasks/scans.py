@@ -18,7 +18,7 @@ from medjax.config import Config
 from medjax.data import brain_phantom as brain
 from medjax.data import foreground, prepared, scan, sources, units, volumes
 from medjax.data.fingerprint import Pool
-from medjax.data.sources import people, scans
+from medjax.data.sources import scans
 from medjax.data.sources.scans import ScanFiles
 from medjax.data.units import Channel
 from medjax.data.volumes import Prepared
@@ -90,7 +90,7 @@ class Data(NamedTuple):
 
     path: Path
     # One row a volume or half, see data/volumes.py; also its `volume` (the number of
-    # its files), `half`, `sex`, `age` (see sources/people.participants) and a column a
+    # its files), `half`, `sex`, `age` (see sources/scans.participants) and a column a
     # region: 1 where it has any, NaN unknown.
     table: pd.DataFrame
     output: Output
@@ -212,7 +212,7 @@ def _files(config: Config) -> dict[str, Path]:
         return {}
     paths = [path for files in find(config, source) for path in files.paths()]
     paths += source.glob("dataset.json")  # It says which channel is which sequence.
-    if table := people.patient_table(config.data.get("patient", ""), source):
+    if table := scans.patient_table(config.data.get("patient", ""), source):
         paths.append(table)
     return {os.path.relpath(path, source): path for path in paths}
 
@@ -248,7 +248,7 @@ def _table(config: Config, prepared: Prepared) -> pd.DataFrame:
             table.loc[at, voxels] = np.sum(label, axis=(0, 1, 2), dtype=np.int64)
             table.loc[at, "width"] = label.shape[2]
     folder = config.data.get("folder", "")
-    about = people.participants(folder, table["patient"])
+    about = scans.participants(folder, table["patient"])
     table = pd.concat([table, about], axis=1)
     known = table[voxels].notna().to_numpy()
     table[[*prepared.regions]] = (table[voxels] > 0).astype(float).where(known)
@@ -284,8 +284,8 @@ def _patients(config: Config, **how: Any) -> list[volumes.UnreadScan]:
         return _phantoms(how, **data_fields.record_options(config))
     files = find(config, config.data.folder)
     where = config.data.get("patient", ""), config.data.folder
-    patients = people.patients([scan.name for scan in files], *where)
-    people.warn_of_headers(files, patients)
+    patients = scans.patients([scan.name for scan in files], *where)
+    scans.warn_of_headers(files, patients)
     options = {"patients": patients, **_reading(config), **how}
     return volumes.from_files(files, regions=_regions(config), **options)
 

@@ -15,7 +15,7 @@ from medjax.data import fingerprint, nifti, scan, volumes
 from medjax.data.scan import Scan
 from medjax.data.units import normalise
 from medjax.errors import InputError
-from medjax.evaluation import bootstrap, sliding, subgroups, volume_groups
+from medjax.evaluation import bootstrap, means, sliding, subgroups
 from medjax.evaluation import compare as statistics
 from medjax.evaluation import segmentation as measures
 from medjax.files import write_json
@@ -229,7 +229,7 @@ def measure(
         worst = sorted(worst)[:PICTURED]  # No more than these stay in memory.
     options = parts.bootstrap(config)
     summary = measures.summarise(rows, **options)
-    summary["groups"] = volume_groups.summarise(rows, groups(data.table, rows))
+    summary["groups"] = means.by_group(rows, groups(data.table, rows))
     if len(step.members(run.state)) > 1:
         gain = statistics.gain_of_masks(rows, **options)
         summary["ensemble"] = {"members": len(step.members(run.state)), **gain}
@@ -300,7 +300,7 @@ def groups(table: pd.DataFrame, rows: list[dict]) -> pd.DataFrame:
     """{attribute: category} of each volume, by its name, where volumes differ in it."""
     table = table.set_index("image").loc[list(dict.fromkeys(r["name"] for r in rows))]
     columns = subgroups.by_metadata(table.assign(view="")).drop(columns="view")
-    columns["size"] = volume_groups.by_size(rows)
+    columns["size"] = means.by_size(rows)
     has = [name for name in table if name.startswith("has_")]
     complete = table[has].all(axis=1)
     columns["sequences"] = np.where(complete, "complete", "some missing")

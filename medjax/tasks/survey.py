@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pandas as pd
 
-from medjax.cohort import describe, grey_levels, synthetic
+from medjax.cohort import describe, grey_levels
 from medjax.cohort import manifest as manifests
 from medjax.config import Config
 from medjax.errors import InputError
@@ -98,7 +98,7 @@ def floor(config: Config, data: films.Data, manifest: pd.DataFrame) -> dict:
     fit = jax.jit(
         functools.partial(
             head.refit,
-            between=synthetic.none(len(names)),
+            between=head.no_points(len(names)),
             exclusive=data.output.exclusive,
             # That of scikit-learn's C = 0.001.
             decay=500 * FOLDS / (FOLDS - 1) / len(ids),

@@ -7,12 +7,11 @@ an InputError for a setting or a file that does not fit the layout.
 from medjax.data.sources import (
     chest_xray,
     medmnist,
-    mimic_cxr,
+    physionet,
     scan_layouts,
     scans,
     tables,
     tfds,
-    vindr_cxr,
     volumes,
 )
 
@@ -21,12 +20,12 @@ IMAGES = {
     "chexpert": chest_xray.chexpert,
     "liver_phantom": volumes.phantom,
     "medmnist": medmnist.medmnist,
-    "mimic_cxr": mimic_cxr.mimic_cxr,
+    "mimic_cxr": physionet.mimic_cxr,
     "nih": chest_xray.nih,
     "phantom": chest_xray.phantom,
     "table": tables.table,
     "tfds": tfds.tfds,
-    "vindr_cxr": vindr_cxr.vindr_cxr,
+    "vindr_cxr": physionet.vindr_cxr,
     "volumes": volumes.volumes,
 }
 # And where masks are drawn.
@@ -42,11 +41,11 @@ FILES = {
     "chexpert": chest_xray.chexpert_files,
     "liver_phantom": lambda **_: {},
     "medmnist": medmnist.files,
-    "mimic_cxr": mimic_cxr.files,
+    "mimic_cxr": physionet.mimic_files,
     "nih": chest_xray.nih_files,
     "phantom": lambda **_: {},
     "table": tables.files,
     "tfds": tfds.files,
-    "vindr_cxr": vindr_cxr.files,
+    "vindr_cxr": physionet.vindr_files,
     "volumes": tables.files,
 }

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from medjax.evaluation import surface
+from medjax.evaluation import outlines
 
 ROOT = math.sqrt(3)
 SPACING = (2.0, 1.0, 0.7)
@@ -63,14 +63,14 @@ def brute(predicted, label, spacing):
     ],
 )
 def test_the_area_of_a_cube_is_that_of_its_polygons(inside, area):
-    code = sum(1 << surface.CORNERS.index(corner) for corner in inside)
+    code = sum(1 << outlines.CORNERS.index(corner) for corner in inside)
     for number in (code, 255 - code):
-        found = np.linalg.norm(surface.triangles()[number], axis=-1).sum()
+        found = np.linalg.norm(outlines.triangles()[number], axis=-1).sum()
         np.testing.assert_allclose(found, area, rtol=1e-12)
 
 
 def test_turned_mirrored_and_inverted_cubes_have_the_same_area():
-    area = np.linalg.norm(surface.triangles(), axis=-1).sum(axis=-1)
+    area = np.linalg.norm(outlines.triangles(), axis=-1).sum(axis=-1)
     assert area[0] == area[255] == 0 and (area[1:255] > 0).all()
     for code in range(256):
         cube = np.array([code >> bit & 1 for bit in range(8)]).reshape(2, 2, 2)
@@ -94,13 +94,13 @@ def test_the_surface_of_a_box_is_its_sides_bevels_and_corners():
     )
     legs = [np.eye(3)[a] * s / 2 for a in range(3)]
     corner = np.linalg.norm(np.cross(legs[1] - legs[0], legs[2] - legs[0])) / 2
-    _, area = surface.elements(mask, SPACING)
+    _, area = outlines.elements(mask, SPACING)
     np.testing.assert_allclose(area.sum(), sides + bevels + 8 * corner, rtol=1e-12)
 
 
 @pytest.mark.parametrize("spacing", [(1, 1, 1), (2, 1, 1), (1, 0.8, 1.7)])
 def test_a_balls_area_is_near_that_of_a_sphere(spacing):
-    points, area = surface.elements(ball(20, spacing), spacing)
+    points, area = outlines.elements(ball(20, spacing), spacing)
     assert 1 < area.sum() / (4 * np.pi * 20**2) < 1.12
     middle = (np.array(ball(20, spacing).shape) // 2) * np.array(spacing)
     away = np.linalg.norm(points - middle, axis=1)
@@ -117,32 +117,32 @@ def test_a_balls_area_is_near_that_of_a_sphere(spacing):
 )
 def test_distances_are_those_of_all_pairs(seed, spacing, share, tolerance):
     label, predicted = blob(seed), blob(seed + 1, share=share)
-    found = surface.distances(predicted, label, spacing)
+    found = outlines.distances(predicted, label, spacing)
     there, back = brute(predicted, label, spacing)
     np.testing.assert_allclose(found.true, np.sort(there), rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(found.predicted, np.sort(back), rtol=1e-9, atol=1e-12)
     furthest = max(there.max(), back.max())
-    np.testing.assert_allclose(surface.hausdorff(found, 100), furthest, rtol=1e-9)
-    assert surface.hausdorff(found) <= furthest * (1 + 1e-9)
-    assert 0 <= surface.surface_dice(found, tolerance) <= 1
-    assert surface.average_distance(found) <= furthest * (1 + 1e-9)
+    np.testing.assert_allclose(outlines.hausdorff(found, 100), furthest, rtol=1e-9)
+    assert outlines.hausdorff(found) <= furthest * (1 + 1e-9)
+    assert 0 <= outlines.surface_dice(found, tolerance) <= 1
+    assert outlines.average_distance(found) <= furthest * (1 + 1e-9)
 
 
 def test_a_shifted_box_is_as_far_away_as_it_was_shifted():
     """Most of two sides moves by two voxels of 2 mm; the other sides stay in place."""
     label, predicted = np.zeros((2, 30, 40, 40), bool)
     label[5:15, 5:35, 5:35] = predicted[7:17, 5:35, 5:35] = True
-    found = surface.distances(predicted, label, (2, 1, 1))
-    assert surface.hausdorff(found) == 4 == surface.hausdorff(found, 100)
-    assert surface.surface_dice(found, 4) == 1
+    found = outlines.distances(predicted, label, (2, 1, 1))
+    assert outlines.hausdorff(found) == 4 == outlines.hausdorff(found, 100)
+    assert outlines.surface_dice(found, 4) == 1
     # Of each surface the two large sides, about 29 x 29, leave the tolerance.
     far = found.true_area[found.true > 2].sum()
     assert 29**2 < far < 2 * 31**2
     both = found.true_area.sum() + found.predicted_area.sum()
     share = 1 - (far + found.predicted_area[found.predicted > 2].sum()) / both
-    np.testing.assert_allclose(surface.surface_dice(found, 2), share)
+    np.testing.assert_allclose(outlines.surface_dice(found, 2), share)
     weighted = found.true @ found.true_area + found.predicted @ found.predicted_area
-    np.testing.assert_allclose(surface.average_distance(found), weighted / both)
+    np.testing.assert_allclose(outlines.average_distance(found), weighted / both)
 
 
 def test_ninety_five_percent_leaves_out_a_twentieth_of_the_area():
@@ -150,33 +150,33 @@ def test_ninety_five_percent_leaves_out_a_twentieth_of_the_area():
     label, predicted = np.zeros((2, 12, 30, 30), bool)
     label[2:10, 2:28, 2:28] = predicted[2:10, 2:28, 2:28] = True
     predicted[10, 5:9, 5:9] = True
-    found = surface.distances(predicted, label, (3, 1, 1))
+    found = outlines.distances(predicted, label, (3, 1, 1))
     lost = found.predicted_area[found.predicted > 0].sum()
     share = 100 * (1 - lost / found.predicted_area.sum())
     assert 95 < share
-    assert surface.hausdorff(found, share - 0.01) == 0
-    assert surface.hausdorff(found, share + 0.01) > 0
+    assert outlines.hausdorff(found, share - 0.01) == 0
+    assert outlines.hausdorff(found, share + 0.01) > 0
 
 
 def test_equal_masks_have_no_distance_and_the_image_no_influence():
     mask = blob(3)
-    found = surface.distances(mask, mask, SPACING)
-    assert surface.hausdorff(found, 100) == surface.average_distance(found) == 0
-    assert surface.surface_dice(found, 0) == 1
+    found = outlines.distances(mask, mask, SPACING)
+    assert outlines.hausdorff(found, 100) == outlines.average_distance(found) == 0
+    assert outlines.surface_dice(found, 0) == 1
     wide = np.pad(mask, ((3, 1), (0, 5), (2, 2)))
-    for a, b in zip(surface.distances(wide, wide, SPACING), found, strict=True):
+    for a, b in zip(outlines.distances(wide, wide, SPACING), found, strict=True):
         np.testing.assert_allclose(np.sort(a), np.sort(b))
 
 
 def test_nothing_is_infinitely_far_from_something():
     empty, mask = np.zeros((4, 5, 6)), np.ones((4, 5, 6))
     for pair in ((empty, mask), (mask, empty)):
-        found = surface.distances(*pair, SPACING)
-        assert surface.hausdorff(found) == surface.average_distance(found) == np.inf
-        assert surface.surface_dice(found, 1e9) == 0
-    found = surface.distances(empty, empty, SPACING)
-    assert np.isnan([surface.hausdorff(found), surface.average_distance(found)]).all()
-    assert np.isnan(surface.surface_dice(found, 1))
+        found = outlines.distances(*pair, SPACING)
+        assert outlines.hausdorff(found) == outlines.average_distance(found) == np.inf
+        assert outlines.surface_dice(found, 1e9) == 0
+    found = outlines.distances(empty, empty, SPACING)
+    assert np.isnan([outlines.hausdorff(found), outlines.average_distance(found)]).all()
+    assert np.isnan(outlines.surface_dice(found, 1))
 
 
 @pytest.mark.filterwarnings("ignore:.*scipy.ndimage:DeprecationWarning")  # Its own.
@@ -185,7 +185,7 @@ def test_numbers_agree_with_the_surface_distance_package():
     tables = pytest.importorskip("surface_distance.lookup_tables")
     area = tables.create_table_neighbour_code_to_surface_area(SPACING)
     scale = np.prod(SPACING) / np.array(SPACING)
-    ours = np.linalg.norm(surface.triangles() * scale, axis=-1).sum(axis=-1)
+    ours = np.linalg.norm(outlines.triangles() * scale, axis=-1).sum(axis=-1)
     kernel = tables.ENCODE_NEIGHBOURHOOD_3D_KERNEL
     for code in range(256):
         cube = np.array([code >> bit & 1 for bit in range(8)]).reshape(2, 2, 2)
@@ -193,19 +193,19 @@ def test_numbers_agree_with_the_surface_distance_package():
     for seed in range(10):
         label, predicted = blob(seed), blob(seed + 99, share=0.85)
         theirs = package.compute_surface_distances(label, predicted, SPACING)
-        found = surface.distances(predicted, label, SPACING)
+        found = outlines.distances(predicted, label, SPACING)
         for percent in (50, 95, 100):
             np.testing.assert_allclose(
-                surface.hausdorff(found, percent),
+                outlines.hausdorff(found, percent),
                 package.compute_robust_hausdorff(theirs, percent),
                 rtol=1e-9,
             )
         np.testing.assert_allclose(
-            surface.surface_dice(found, 1.5),
+            outlines.surface_dice(found, 1.5),
             package.compute_surface_dice_at_tolerance(theirs, 1.5),
             rtol=1e-9,
         )
         there, back = package.compute_average_surface_distance(theirs)
         areas = found.true_area.sum(), found.predicted_area.sum()
         mean = np.average([there, back], weights=areas)
-        np.testing.assert_allclose(surface.average_distance(found), mean, rtol=1e-9)
+        np.testing.assert_allclose(outlines.average_distance(found), mean, rtol=1e-9)
