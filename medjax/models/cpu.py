@@ -283,36 +283,46 @@ def _by_channels_backward(
 # ------------------------------------------------------- slices: 3-D convolutions as 2-D
 
 
-def _by_slices(x: Array, kernel: Array, **_: Any) -> Array:
-    """An odd kernel at stride 1 that keeps the size, [B, D, H, W, I] -> [..., O].
+def _by_slices(x: Array, kernel: Array, *, padding: tuple, **_: Any) -> Array:
+    """A kernel at stride 1 that keeps the size, [B, D, H, W, I] -> [..., O].
 
     One 2-D convolution of all slices computes what each slice adds to each of its
     neighbours; the sum of these is the result.
     """
     depth, *size, inner, outer = kernel.shape
     flat = jnp.moveaxis(kernel, 0, 3).reshape(*size, inner, depth * outer)
-    padding = tuple((n // 2, n // 2) for n in size)
-    parts = _native(
-        x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), flat, (1, 1), padding
-    )
+    slices = x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+    parts = _native(slices, flat, (1, 1), padding[1:])
     parts = parts.reshape(*x.shape[:-1], depth, outer)
-    shifted = [_shifted(parts[..., i, :], i - depth // 2) for i in range(depth)]
+    shifted = [_shifted(parts[..., i, :], i - padding[0][0]) for i in range(depth)]
     return sum(shifted[1:], shifted[0])
 
 
-def _by_slices_backward(x: Array, kernel: Array, g: Array, **_: Any) -> tuple:
+def _by_slices_backward(
+    x: Array, kernel: Array, g: Array, *, padding: tuple, **_: Any
+) -> tuple[Array, Array]:
     flipped = kernel[::-1, ::-1, ::-1].swapaxes(3, 4)
-    return _by_slices(g, flipped), _kernel_gradient(x, g, kernel.shape[:3])
+    d_x = _by_slices(g, flipped, padding=_mirrored(padding))
+    return d_x, _kernel_gradient(x, g, kernel.shape[:3], padding)
 
 
 def _by_strides(x: Array, kernel: Array, **window: Any) -> Array:
     """An odd kernel of larger strides: of the image's blocks, the stride is 1."""
-    return _by_slices(*_as_blocks(x, kernel, **window))
+    return _by_slices(
+        *_as_blocks(x, kernel, **window), **_block_window(kernel, **window)
+    )
 
 
 def _by_strides_backward(x: Array, kernel: Array, g: Array, **window: Any) -> tuple:
     operands, back = jax.vjp(partial(_as_blocks, **window), x, kernel)
-    return back(_by_slices_backward(*operands, g))
+    return back(_by_slices_backward(*operands, g, **_block_window(kernel, **window)))
+
+
+def _block_window(kernel: Array, strides: tuple, **_: Any) -> dict[str, tuple]:
+    """The padding by blocks: how many of them the kernel sees before its own, and after."""
+    halves = [n // 2 for n in kernel.shape[:-2]]
+    pads = zip(halves, strides, strict=True)
+    return {"padding": tuple((-(-half // n), half // n) for half, n in pads)}
 
 
 def _as_blocks(
@@ -323,32 +333,40 @@ def _as_blocks(
     rest = [(0, -n % stride) for n, stride in zip(x.shape[1:-1], strides)]
     x = jnp.pad(x, [end, *rest, end])
     places = [n // stride for n, stride in zip(x.shape[1:-1], strides)]
-    blocks = [-(-(n // 2) // stride) for n, stride in zip(size, strides)]  # Beside one.
-    before = [m * stride - n // 2 for m, stride, n in zip(blocks, strides, size)]
-    pads = [(n, n + stride - 1) for n, stride in zip(before, strides)]
+    blocks = _block_window(kernel, strides)["padding"]
+    pads = [
+        (before * stride - n // 2, (after + 1) * stride - 1 - n // 2)
+        for (before, after), stride, n in zip(blocks, strides, size)
+    ]
     kernel = _to_blocks(
         jnp.moveaxis(jnp.pad(kernel, [*pads, end, end]), -1, 0), strides
     )
-    kernel = kernel.reshape(outer, *(2 * m + 1 for m in blocks), -1)
+    kernel = kernel.reshape(outer, *(1 + sum(pair) for pair in blocks), -1)
     x = _to_blocks(x, strides).reshape(x.shape[0], *places, -1)
     return x, jnp.moveaxis(kernel, 0, -1)
 
 
-def _kernel_gradient(x: Array, g: Array, size: tuple[int, ...]) -> Array:
+def _kernel_gradient(
+    x: Array, g: Array, size: tuple[int, ...], padding: tuple
+) -> Array:
     """Products of some slices' columns with the gradients of their neighbours."""
     inner, outer = x.shape[-1], g.shape[-1]
     if outer < inner:  # Columns of the smaller: the same sum, seen from the output.
-        return _kernel_gradient(g, x, size)[::-1, ::-1, ::-1].swapaxes(3, 4)
+        seen = _kernel_gradient(g, x, size, _mirrored(padding))
+        return seen[::-1, ::-1, ::-1].swapaxes(3, 4)
     depth, height, width = size
-    near = [_shifted(g, depth // 2 - i) for i in range(depth)]
+    near = [_shifted(g, padding[0][0] - i) for i in range(depth)]
     near = jnp.concatenate(near, axis=-1)
     slices = x.shape[0] * x.shape[1]
     slice_bytes = height * width * x[0, 0].size * x.dtype.itemsize
-    pads = ((height // 2, height // 2), (width // 2, width // 2))
     divisors = [n for n in range(1, slices + 1) if slices % n == 0]
     chunk = max(n for n in divisors if n == 1 or n * slice_bytes <= CACHE)
-    total = _by_chunks(x, near, (height, width), (1, 1), pads, chunk=chunk)
+    total = _by_chunks(x, near, (height, width), (1, 1), padding[1:], chunk=chunk)
     return jnp.moveaxis(total.reshape(height, width, inner, depth, outer), 3, 0)
+
+
+def _mirrored(padding: tuple) -> tuple:
+    return tuple((after, before) for before, after in padding)
 
 
 def _shifted(x: Array, by: int) -> Array:
