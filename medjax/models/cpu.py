@@ -54,6 +54,8 @@ def _method(
     centred &= all(n % 2 for n in size)
     same = centred and set(strides) == {1}
     if len(shape) == 5:
+        if centred and inner <= 4:
+            return _by_depth, _by_depth_backward
         if same:
             return _by_slices, _by_slices_backward
         return (_by_strides, _by_strides_backward) if centred else None
@@ -304,6 +306,41 @@ def _by_slices_backward(
     flipped = kernel[::-1, ::-1, ::-1].swapaxes(3, 4)
     d_x = _by_slices(g, flipped, padding=_mirrored(padding))
     return d_x, _kernel_gradient(x, g, kernel.shape[:3], padding)
+
+
+def _by_depth(
+    x: Array, kernel: Array, strides: tuple, padding: tuple, **_: Any
+) -> Array:
+    """Of a network's first layer: the slices under the kernel become channels.
+
+    [B, D, H, W, I] -> [B, d, h, w, O] by one 2-D convolution.
+    """
+    slices, flat = _as_slices(x, kernel, strides, padding)
+    y = _native(slices, flat, strides[1:], padding[1:])
+    return y.reshape(x.shape[0], -1, *y.shape[1:])
+
+
+def _by_depth_backward(
+    x: Array, kernel: Array, g: Array, strides: tuple, padding: tuple
+) -> tuple[Array, Array]:
+    operands, back = jax.vjp(
+        partial(_as_slices, strides=strides, padding=padding), x, kernel
+    )
+    g = g.reshape(-1, *g.shape[2:])
+    return back(_few_inputs_backward(*operands, g, strides[1:], padding[1:]))
+
+
+def _as_slices(
+    x: Array, kernel: Array, strides: tuple, padding: tuple
+) -> tuple[Array, Array]:
+    """[B d, H, W, depth I], what each slice of the result sees; and such a kernel."""
+    depth, *size, inner, outer = kernel.shape
+    x = jnp.pad(x, ((0, 0), padding[0], *((0, 0),) * 3))
+    stop = x.shape[1] - depth + 1
+    near = [x[:, i : stop + i : strides[0]] for i in range(depth)]
+    near = jnp.concatenate(near, axis=-1)
+    kernel = jnp.moveaxis(kernel, 0, 2).reshape(*size, depth * inner, outer)
+    return near.reshape(-1, *near.shape[2:]), kernel
 
 
 def _by_strides(x: Array, kernel: Array, **window: Any) -> Array:
