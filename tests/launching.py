@@ -12,11 +12,14 @@ from pathlib import Path
 from unittest import mock
 
 import jax
+import small
 from absl.testing import flagsaver
 
 ROOT = Path(__file__).parents[1]
 NIH = ROOT.parent / "shared/data/nih-sample"
 SMALL = ["--config=tests/small.py"]
+ENSEMBLE = [*SMALL, "--config.ensemble=2", "--config.train.keep=3"]
+ENSEMBLE += ["--config.evaluation.calibration=platt"]
 
 
 def process(*arguments):
@@ -100,30 +103,21 @@ def run_here(*arguments, code=0, devices=1):
 
 
 def ensemble():
-    """The folder of a small ensemble's `run` and `records`, trained once for all files."""
-    home = Path(os.environ["MEDJAX_TESTS"]) / "ensemble"
-    home.mkdir(exist_ok=True)
-    with (home / "lock").open("w") as lock:
+    """The folder of a small ensemble, trained once for all files."""
+    run = Path(os.environ["MEDJAX_TESTS"]) / "ensemble"
+    with run.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (home / "run/report.html").exists():
-            out, _ = run_here("train", f"--workdir={home / 'run'}", *of_ensemble(home))
+        if not (run / "report.html").exists():
+            out, _ = run_here("train", f"--workdir={run}", *ENSEMBLE)
             assert "2 members of" in out
-    return home
+    return run
 
 
-def of_ensemble(home):
-    """The flags of such a run."""
-    fields = "ensemble=2", "train.keep=3", "evaluation.calibration=platt"
-    fields += (f"data.records={home / 'records'}",)
-    return [*SMALL, *(f"--config.{field}" for field in fields)]
-
-
-def films_of(records):
-    """Every film of the phantoms there."""
+def small_films():
+    """Every film of the small config."""
     import tensorflow_datasets as tfds
 
-    return [
-        film
-        for path in (records / "images").glob("phantom-*/1.*")
-        for film in tfds.builder_from_directory(str(path)).as_data_source("films")
-    ]
+    from medjax.tasks import films
+
+    builder = tfds.builder_from_directory(str(films.data(small.get_config()).path))
+    return builder.as_data_source("films")

@@ -1,5 +1,8 @@
 """The quickstart, small enough for a test: `--config=tests/small.py`."""
 
+import os
+from pathlib import Path
+
 from configs import quickstart
 from medjax.config import as_json
 
@@ -9,6 +12,8 @@ def get_config():
     c.explore = False
     c.data.patients = 120
     c.data.side = 32
+    if shared := os.environ.get("MEDJAX_TESTS"):  # Drawn once for all tests.
+        c.data.records = str(Path(shared) / "records")
     c.data.prevalence = (0.2, 0.2, 0.3, 0.3, 0.2, 0.2)
     c.model.update(blocks=(1, 1), growth=8, features=8)
     c.train.update(steps=12, batch=8, evaluate_every=5, log_every=2)

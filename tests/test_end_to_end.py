@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from launching import SMALL, films_of, run, run_here, start
+from launching import SMALL, run, run_here, small_films, start
 
 from medjax.tasks import parts
 from medjax.training import loop, step
@@ -26,17 +26,16 @@ def home(tmp_path_factory):
     return tmp_path_factory.mktemp("runs")
 
 
-def train(home, workdir, *more):
-    records = f"--config.data.records={home / 'records'}"
+def train(workdir, *more):
     answers = "--config.evaluation.error_rate=0.3"
-    return ["train", f"--workdir={workdir}", *SMALL, records, answers, *more]
+    return ["train", f"--workdir={workdir}", *SMALL, answers, *more]
 
 
 @pytest.fixture(scope="module")
 def counted(home):
     """A run that is stopped once and goes on; and what was traced by then, each time."""
     traced, seen = collections.Counter(), []
-    arguments, updates = train(home, home / "whole"), itertools.count(1)
+    arguments, updates = train(home / "whole"), itertools.count(1)
     parts._classifier.cache_clear()  # Of other files' tests.
     with pytest.MonkeyPatch.context() as patch:
 
@@ -165,18 +164,18 @@ def interrupted(arguments, log, lines, by):
 @pytest.mark.slow
 def test_a_run_that_is_stopped_and_then_killed_ends_with_the_same_bits(home):
     whole = home / "alone"
-    run(*train(home, whole))
+    run(*train(whole))
     workdir = home / "stopped"
     log = workdir / "metrics.jsonl"
-    process, out, err = interrupted(train(home, workdir), log, 1, signal.SIGTERM)
+    process, out, err = interrupted(train(workdir), log, 1, signal.SIGTERM)
     assert process.returncode == 0, out + err
     assert "the same command goes on from here" in out
     assert any((workdir / "checkpoints").iterdir())
     lines = log.read_text().count("\n") + 3
-    process, *_ = interrupted(train(home, workdir), log, lines, signal.SIGKILL)
+    process, *_ = interrupted(train(workdir), log, lines, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     assert not (workdir / "report.html").exists()
-    run(*train(home, workdir))
+    run(*train(workdir))
     same(final_state(workdir), final_state(whole))
     lines = [
         json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()
@@ -198,7 +197,7 @@ def test_a_run_compiles_one_step_and_one_evaluation(counted):
 def test_two_devices_learn_what_one_does(home, finished):
     workdir = home / "two"
     parts._classifier.cache_clear()  # It is compiled for one device.
-    run_here(*train(home, workdir), devices=2)
+    run_here(*train(workdir), devices=2)
     one, two = final_state(finished[0])[1], final_state(workdir)[1]
     assert one["data"]["next_index"] == two["data"]["next_index"]
     for name in ("predictions/test.csv", "predictions/validation.csv"):
@@ -210,14 +209,14 @@ def test_two_devices_learn_what_one_does(home, finished):
 
 def test_a_refused_run_leaves_nothing_behind(home, finished):
     wrong = ["--config.loss.name=auc_margin", "--config.imbalance=none"]
-    _, errors = run_here(*train(home, home / "refused", *wrong), code=2)
+    _, errors = run_here(*train(home / "refused", *wrong), code=2)
     assert "loss.rate: auc_margin learns too" in errors
     assert not (home / "refused").exists()
 
 
 def test_another_config_in_the_same_workdir_is_refused(home, finished):
     changed = "--config.optim.learning_rate=1.0"
-    _, err = run_here(*train(home, finished[0], changed), code=2)
+    _, err = run_here(*train(finished[0], changed), code=2)
     assert "config.optim" in err and "--workdir" in err
     assert err.count("\n") == 1
 
@@ -258,21 +257,13 @@ def test_evaluate_reports_another_split(finished):
     assert (workdir / "report-validation.html").exists()
 
 
-def external(home, workdir, split, *more):
-    records = f"--config.data.records={home / 'records'}"
-    return [
-        "evaluate",
-        f"--workdir={workdir}",
-        f"--split={split}",
-        *SMALL,
-        records,
-        *more,
-    ]
+def external(workdir, split, *more):
+    return ["evaluate", f"--workdir={workdir}", f"--split={split}", *SMALL, *more]
 
 
-def test_the_run_s_own_images_are_no_external_test(home, finished):
+def test_the_run_s_own_images_are_no_external_test(finished):
     workdir, _ = finished
-    _, err = run_here(*external(home, workdir, "again"), code=2)
+    _, err = run_here(*external(workdir, "again"), code=2)
     assert "were seen in training or validation" in err and "--allow-overlap" in err
     assert err.count("\n") == 1
     assert not (workdir / "report-again.html").exists()
@@ -281,10 +272,10 @@ def test_the_run_s_own_images_are_no_external_test(home, finished):
 
 
 @pytest.mark.slow
-def test_an_overlap_that_is_allowed_is_on_the_page(home, finished):
+def test_an_overlap_that_is_allowed_is_on_the_page(finished):
     workdir, _ = finished
     half = "--config.data.first_patient=60"  # 60 of its 120 patients are the run's.
-    command = external(home, workdir, "half", half, "--allow-overlap")
+    command = external(workdir, "half", half, "--allow-overlap")
     out, _ = run_here(*command)
     assert "the results are too good" in out
     report = json.loads((workdir / "report-half.json").read_text())
@@ -297,10 +288,10 @@ def test_an_overlap_that_is_allowed_is_on_the_page(home, finished):
 
 
 @pytest.mark.slow
-def test_evaluate_reports_other_people(home, finished):
+def test_evaluate_reports_other_people(finished):
     workdir, _ = finished
     strangers = "--config.data.first_patient=5000"
-    out, _ = run_here(*external(home, workdir, "strangers", strangers))
+    out, _ = run_here(*external(workdir, "strangers", strangers))
     assert "were seen in training" not in out
     report = json.loads((workdir / "report-strangers.json").read_text())
     assert report["films"] == 240 and report["overlap"]["images"] == 0
@@ -329,11 +320,11 @@ def test_the_augmentations_of_a_run_are_audited(finished):
         assert moved[0] < moved[-1]  # The stronger the change, the more it moves.
 
 
-def test_predict_gives_the_probabilities_of_the_evaluation(home, finished, tmp_path):
+def test_predict_gives_the_probabilities_of_the_evaluation(finished, tmp_path):
     import cv2
 
     workdir, _ = finished
-    films = films_of(home / "records")
+    films = small_films()
     expected = pd.read_csv(workdir / "predictions/test.csv").set_index("image")
     folder = tmp_path / "films"
     folder.mkdir()
@@ -386,7 +377,7 @@ def test_predict_gives_the_probabilities_of_the_evaluation(home, finished, tmp_p
 @pytest.mark.parametrize("treatment", ["smote", "over_sample", "decoupled"])
 def test_imbalance_is_treated_by_one_word(home, finished, treatment):
     workdir = home / treatment
-    out, _ = run_here(*train(home, workdir, f"--config.imbalance={treatment}"))
+    out, _ = run_here(*train(workdir, f"--config.imbalance={treatment}"))
     said = {
         "over_sample": "the most repeated image appears",
         "smote": "classifier: fitted to",

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import small
-from launching import ensemble, films_of, of_ensemble, run_here
+from launching import ENSEMBLE, ensemble, run_here, small_films
 from sklearn.metrics import roc_auc_score
 
 from configs import base
@@ -26,13 +26,8 @@ from medjax.training.checkpoint import Checkpoints
 
 
 @pytest.fixture(scope="module")
-def home() -> Path:
+def folder() -> Path:
     return ensemble()
-
-
-@pytest.fixture(scope="module")
-def folder(home) -> Path:
-    return home / "run"
 
 
 def last(folder):
@@ -81,11 +76,9 @@ def test_the_prediction_is_the_mean_probability_of_members_that_differ(folder):
     assert difference == pytest.approx(areas[0] - np.mean(areas[1:]), abs=1e-4)
 
 
-def test_predict_shows_how_far_the_members_are_apart(home, folder, tmp_path):
+def test_predict_shows_how_far_the_members_are_apart(folder, tmp_path):
     written = pd.read_csv(folder / "predictions/validation.csv").set_index("image")
-    film = next(
-        f for f in films_of(home / "records") if f["image"].decode() in written.index
-    )
+    film = next(f for f in small_films() if f["image"].decode() in written.index)
     cv2.imwrite(str(tmp_path / "a.png"), film["pixels"])
     out = tmp_path / "p.csv"
     run_here("predict", f"--workdir={folder}", f"--images={tmp_path}", f"--out={out}")
@@ -140,16 +133,14 @@ def test_copies_are_averaged_and_their_gain_is_reported(folder, tmp_path):
     )
 
 
-def test_an_interrupted_ensemble_ends_with_the_same_bits(
-    home, folder, tmp_path, monkeypatch
-):
+def test_an_interrupted_ensemble_ends_with_the_same_bits(folder, tmp_path, monkeypatch):
     again = tmp_path / "again"
     shutil.copytree(folder, again)
     number, whole = last(folder)
     shutil.rmtree(again / "checkpoints" / str(number))
     assert last(again)[0] < number
     monkeypatch.setattr("medjax.commands.train.finish", lambda run: None)
-    run_here("train", f"--workdir={again}", *of_ensemble(home))
+    run_here("train", f"--workdir={again}", *ENSEMBLE)
     resumed = last(again)
     assert resumed[0] == number
     jax.tree.map(np.testing.assert_array_equal, resumed[1], whole)
@@ -175,8 +166,8 @@ def test_members_see_the_same_images_by_keys_of_their_own():
     ("field", "reason"),
     [("imbalance=smote", "imbalance='smote'"), ("ensemble=0", "give 1 or more")],
 )
-def test_what_changes_one_network_is_refused(home, tmp_path, field, reason):
-    flags = f"--workdir={tmp_path / 'refused'}", *of_ensemble(home)
+def test_what_changes_one_network_is_refused(tmp_path, field, reason):
+    flags = f"--workdir={tmp_path / 'refused'}", *ENSEMBLE
     _, error = run_here("train", *flags, f"--config.{field}", code=2)
     assert reason in error and not (tmp_path / "refused").exists()
 

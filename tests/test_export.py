@@ -242,7 +242,7 @@ def test_a_volume_s_windows_are_blended_as_the_run_does(
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """The folders of a small run and of what was exported of it."""
-    run, out = ensemble() / "run", tmp_path_factory.mktemp("export") / "out"
+    run, out = ensemble(), tmp_path_factory.mktemp("export") / "out"
     assert read_config(run).evaluation.flip
     run_here("export", f"--workdir={run}", f"--out={out}")
     return run, out

@@ -26,16 +26,12 @@ FOLDS = 2
 SIDES = ("train", "validation", "test", "unused")
 
 
-def records(home):
-    return f"--config.data.records={home / 'records'}"
-
-
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
     home = tmp_path_factory.mktemp("join")
     for fold in range(FOLDS):
         fields = f"--config.split.folds={FOLDS}", f"--config.split.fold={fold}"
-        fields += "--config.split.seed=0", f"--config.seed={fold}", records(home)
+        fields += "--config.split.seed=0", f"--config.seed={fold}"
         run_here("train", f"--workdir={home}/{fold}", *SMALL, *fields)
     out, _ = run_here("join", *runs(home), f"--workdir={home / 'joined'}")
     assert "test on other data" in out
@@ -72,7 +68,7 @@ def test_choices_are_made_on_images_that_the_network_did_not_train_on(home):
 @pytest.mark.slow
 def test_other_data_get_the_mean_of_all_folds(home):
     fields = "--config.data.first_patient=500000", "--config.data.patients=40"
-    other = (*SMALL, *fields, records(home), "--split=others")
+    other = (*SMALL, *fields, "--split=others")
     for name in (*map(str, range(FOLDS)), "joined"):
         run_here("evaluate", f"--workdir={home / name}", *other)
     each = [raw(home / str(fold), "others") for fold in range(FOLDS)]
@@ -87,7 +83,7 @@ def test_other_data_get_the_mean_of_all_folds(home):
 def test_images_that_a_fold_has_seen_are_no_test(home):
     """A fold has not seen its own test patients; of the joined run, another has."""
     joined = f"--workdir={home / 'joined'}"
-    own = (*SMALL, records(home), "--split=again")
+    own = (*SMALL, "--split=again")
     _, error = run_here("evaluate", joined, *own, code=2)
     assert "audit:" not in error  # Of its empty sides.
     assert "240 of 240 images were seen in training or validation" in error

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import small
-from launching import NIH, SMALL, films_of, run_here
+from launching import NIH, SMALL, run_here, small_films
 from sklearn import metrics as oracle
 
 from configs import table as table_config
@@ -158,18 +158,17 @@ def test_volumes_with_official_splits_train_and_are_judged(home, tmp_path):
 
 
 def test_explore_says_who_is_in_the_study_and_if_the_split_is_sound(tmp_path):
-    records = f"--config.data.records={tmp_path}"
     workdir = tmp_path / "explored"
-    out, _ = run_here("explore", *SMALL, records, f"--workdir={workdir}")
+    out, _ = run_here("explore", *SMALL, f"--workdir={workdir}")
     assert f"explored: {workdir / 'explore.html'}" in out
     facts = json.loads((workdir / "explore.json").read_text())
     assert facts["images"] == 240
     assert facts["split"]["sound"] is True
-    pixels = [film["pixels"] for film in films_of(tmp_path)]
+    pixels = [film["pixels"] for film in small_films()]
     mean = facts["pixels"]["before"][0]["mean"]
     assert mean == pytest.approx(np.mean(pixels, dtype=float))
     config = small.get_config()
-    config.data.records, config.split.by = str(tmp_path), "image"
+    config.split.by = "image"
     data = films.data(config)
     leaky = survey.verdict(config, data, splitting.split(config, data))
     assert leaky["sound"] is False and "results flatter" in leaky["verdict"]
