@@ -8,7 +8,7 @@ import pytest
 from pydicom.dataset import FileMetaDataset
 
 from medjax.augment import policy
-from medjax.cohort import grey_levels
+from medjax.cohort import appearance
 from medjax.data import images, loader, normalisation, records, sources
 from medjax.errors import InputError
 from medjax.evaluation import predict
@@ -110,7 +110,7 @@ def test_what_draws_and_compares_sees_the_same_of_both(tmp_path):
     facts = []
     for films in (plain, deep):
         batches = [(np.arange(2), np.stack([films[n]["image"] for n in (0, 1)]))]
-        facts.append(grey_levels.statistics(batches, lambda image: image))
+        facts.append(appearance.statistics(batches, lambda image: image))
     counts = [f["before"][0]["histogram"] for f in facts]
     np.testing.assert_array_equal(*counts)
     for n in (0, 1):

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from medjax.cohort import describe, grey_levels
+from medjax.cohort import appearance, describe
 from medjax.evaluation.bootstrap import as_json
 
 TASKS = ("mass", "effusion", "nodule")
@@ -272,7 +272,7 @@ def test_the_sample_shows_every_finding_and_nothing_twice(table):
 
 
 def statistics(batches, prepare):
-    return as_written(grey_levels.statistics(batches, prepare))
+    return as_written(appearance.statistics(batches, prepare))
 
 
 def batches_of(image, sizes):

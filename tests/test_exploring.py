@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from conftest import Page
 
-from medjax.cohort import describe, grey_levels
+from medjax.cohort import appearance, describe
 from medjax.cohort import manifest as manifests
 from medjax.evaluation.bootstrap import as_json
 from medjax.reports import explore as exploring
@@ -93,7 +93,7 @@ def make(tasks=6, task="multilabel", shape=(24, 20, 1), known=True, images=120):
             "verdict": "No patient is on two sides.",
             "sound": True,
         },
-        "pixels": grey_levels.statistics(
+        "pixels": appearance.statistics(
             [(np.arange(images), image)], lambda x: 4 * x - 2
         ),
         "duplicates": [
@@ -215,9 +215,9 @@ def test_there_is_no_chart_of_one_bar_and_no_empty_bin(tmp_path):
     facts["age"]["images"] = {"F": np.array([0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0])}
     assert "age" not in exploring._charts(as_json(facts))
     few, many = (
-        grey_levels._spread(np.random.default_rng(0).random(n)) for n in (9, 9999)
+        appearance._spread(np.random.default_rng(0).random(n)) for n in (9, 9999)
     )
-    assert (len(few["images"]), len(many["images"])) == (3, grey_levels.SPREAD)
+    assert (len(few["images"]), len(many["images"])) == (3, appearance.SPREAD)
 
 
 def test_what_no_table_names_has_no_section(tmp_path):

@@ -14,10 +14,9 @@ from small import RUN
 from medjax.cohort import manifest as manifests
 from medjax.config import as_json
 from medjax.errors import InputError
-from medjax.evaluation import external
 from medjax.reports import report
-from medjax.tasks import classification, seen, segmentation
-from medjax.tasks.seen import Claim
+from medjax.tasks import classification, external, segmentation
+from medjax.tasks.external import Claim
 
 FILMS = {"patients": 12, "side": 64, "seed": 3}
 VOLUMES = {"patients": 8, "seed": 3, "shape": (16, 20, 16), "spacing": (10.0,) * 3}
@@ -43,10 +42,12 @@ def opened(request, tmp_path_factory):
     return read
 
 
-def audited(opened, others, folder, claim=seen.CLAIMS["refuse"]):
-    runs = [seen.Trained(folder, *opened())]
+def audited(opened, others, folder, claim=external.CLAIMS["refuse"]):
+    runs = [external.Trained(folder, *opened())]
     judged = others.table.assign(split="abroad")
-    return seen.audit_other(runs, others, judged, claim, folder / "overlap-abroad.csv")
+    return external.audit_other(
+        runs, others, judged, claim, folder / "overlap-abroad.csv"
+    )
 
 
 def used_and_tested(opened):
@@ -82,7 +83,7 @@ def test_a_run_s_own_images_are_refused_in_one_line_and_listed(opened, tmp_path)
 
 def test_pictures_are_told_whoever_they_are_of(opened, tmp_path):
     used, _ = used_and_tested(opened)
-    for claim in (seen.Claim(), Claim(other_hospital=True)):
+    for claim in (external.Claim(), Claim(other_hospital=True)):
         with pytest.raises(
             InputError, match=rf"\(0 patient ids, {len(used)} pict"
         ) as e:
@@ -133,7 +134,7 @@ def begun(opened, tmp_path):
             )
             config.transfer.init = str(tmp_path / name)
         config.transfer.overlap = overlap
-        return seen.audit_test(config, read, data, manifest)
+        return external.audit_test(config, read, data, manifest)
 
     return audit
 

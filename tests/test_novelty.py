@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from sklearn.datasets import load_sample_images
 
+from medjax.cohort import appearance
 from medjax.data import images
-from medjax.evaluation import novelty
 
 SIDE = 32
 
@@ -34,12 +34,12 @@ def as_read(pixels, channels=1):
 @pytest.fixture(scope="module")
 def known():
     films = [as_read(film(n)) for n in range(120)]
-    return novelty.reference(films, np.full(120, 48 / 64))
+    return appearance.reference(films, np.full(120, 48 / 64))
 
 
 def warning(pixels, known):
     pixels = np.ascontiguousarray(pixels, np.float32)
-    return novelty.warning(pixels, as_read(pixels), known)
+    return appearance.warning(pixels, as_read(pixels), known)
 
 
 def test_other_films_of_the_same_kind_pass(known):
@@ -69,7 +69,7 @@ def test_what_is_wrong_is_said(known, change, said):
 def test_statistics_are_numpy_s():
     image = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 1), np.uint8)
     image[:4] = 0
-    found = novelty.greys(image)
+    found = appearance.greys(image)
     assert found["brightness"] == pytest.approx(image.mean() / 255)
     ends = np.percentile(image, [1, 99], method="inverted_cdf") / 255
     assert found["spread"] == pytest.approx(np.ptp(ends))
@@ -82,8 +82,8 @@ def test_statistics_are_numpy_s():
     other = np.random.default_rng(1).normal(size=(16, 16))
     other -= other.mean()
     expected = np.corrcoef(flat, other.ravel())[0, 1]
-    assert novelty.likeness(image, other) == pytest.approx(expected, abs=1e-5)
-    assert novelty.likeness(0 * image, other) == 0
+    assert appearance.likeness(image, other) == pytest.approx(expected, abs=1e-5)
+    assert appearance.likeness(0 * image, other) == 0
 
 
 def test_colour_pictures_are_at_home_among_colour_pictures():
@@ -93,12 +93,12 @@ def test_colour_pictures_are_at_home_among_colour_pictures():
         for n in range(60)
     ]
     pictures = [picture.astype(np.float32) for picture in pictures]
-    known = novelty.reference([as_read(p, 3) for p in pictures], np.full(60, np.nan))
+    known = appearance.reference([as_read(p, 3) for p in pictures], np.full(60, np.nan))
     assert "aspect" not in known["statistics"]  # Nobody knows.
     one = pictures[7]
-    assert novelty.warning(one, as_read(one, 3), known) == ""
+    assert appearance.warning(one, as_read(one, 3), known) == ""
     grey = one.mean(axis=-1)
-    assert "colour" in novelty.warning(grey, as_read(grey, 3), known)
+    assert "colour" in appearance.warning(grey, as_read(grey, 3), known)
 
 
 @pytest.mark.skipif(not launching.NIH.exists(), reason="no ../shared/data/nih-sample")
@@ -108,7 +108,7 @@ def test_on_real_films_alarms_are_rare_and_what_is_wrong_is_found():
     patient = pd.Series([path.name[:8] for path in paths])
     held = patient.isin(patient.drop_duplicates().sample(frac=0.3, random_state=0))
     train = [as_read(one) for one, out in zip(films, held, strict=True) if not out]
-    known = novelty.reference(train, np.ones(len(train)))
+    known = appearance.reference(train, np.ones(len(train)))
     others = [one for one, out in zip(films, held, strict=True) if out]
     photos = [*load_sample_images().images]
     path = matplotlib.get_data_path() + "/sample_data/grace_hopper.jpg"
@@ -130,4 +130,4 @@ def test_on_real_films_alarms_are_rare_and_what_is_wrong_is_found():
 )
 def test_limits_lie_beyond_the_training_films_by_slack_or_by_share(low, high, ends):
     quantiles = {"0.005": low, "0.5": 0.25, "0.995": high}
-    assert novelty.limits(quantiles, 0.05) == pytest.approx(ends)
+    assert appearance.limits(quantiles, 0.05) == pytest.approx(ends)

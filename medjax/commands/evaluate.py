@@ -13,12 +13,19 @@ from medjax.cohort import manifest as manifests
 from medjax.config import Config, as_json, read_config
 from medjax.data import prepared
 from medjax.errors import InputError, check_choice
-from medjax.evaluation import external
 from medjax.files import read_json
 from medjax.reports import compare as comparison
 from medjax.reports import report
 from medjax.reports.classification import write_localisation
-from medjax.tasks import adapt, data_fields, explain, parts, perturb, seen, splitting
+from medjax.tasks import (
+    adapt,
+    data_fields,
+    explain,
+    external,
+    parts,
+    perturb,
+    splitting,
+)
 from medjax.tasks import compare as pairing
 from medjax.tasks.task import Finished, Task
 from medjax.training import devices, journal
@@ -225,7 +232,7 @@ def _judged(
     if other is None and split != adapt.SPLIT:
         overlap = {}
         if split == "test":
-            overlap = seen.audit_test(run.config, task.data, data, manifest)
+            overlap = external.audit_test(run.config, task.data, data, manifest)
         return data, manifest, overlap
     target = adapt.target(run.config, data)
     if other is None:
@@ -243,11 +250,11 @@ def _judged(
                 f"note: {len(target.ids)} of these images were seen without labels: "
                 f"--split={adapt.SPLIT} is about others"
             )
-    runs = [seen.Trained(run.folder, data, manifest)]
-    runs += seen.ancestors(run.config, task.data)
-    claim = seen.Claim(images.other_hospital, images.allow_overlap)
+    runs = [external.Trained(run.folder, data, manifest)]
+    runs += external.ancestors(run.config, task.data)
+    claim = external.Claim(images.other_hospital, images.allow_overlap)
     path = run.folder / f"overlap-{split}.csv"
-    return *judged, seen.audit_other(runs, *judged, claim, path)
+    return *judged, external.audit_other(runs, *judged, claim, path)
 
 
 def _stamps(run: Finished, source: str) -> dict[str, dict]:

@@ -40,7 +40,7 @@ def read(path: str | os.PathLike, channels: int | None = None) -> Film:
 
     See `decode`, `dicom.decode` and, for the channels, `with_channels`. The resolution
     in a PNG or JPEG is a printer's, so its spacing stays NaN. Few levels of grey are no
-    error: prepare, explore and predict count such images, see grey_levels.is_dim.
+    error: prepare, explore and predict count such images, see appearance.is_dim.
 
     Raises:
       InputError: the file is missing, unreadable, empty, truncated, damaged, no

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import tensorflow_datasets as tfds
 
-from medjax.cohort import duplicates, grey_levels, identity
+from medjax.cohort import appearance, duplicates, identity
 from medjax.data import prepared
 from medjax.data.images import eight_bits
 from medjax.data.prepared import Item
@@ -145,7 +145,7 @@ def _writer(folder: Path, source: Source, name: str) -> Iterator[Callable]:
 
         def add(id: int, item: Item) -> dict[str, Any]:
             pixels, hashes = item.content
-            if grey_levels.is_dim(pixels):
+            if appearance.is_dim(pixels):
                 dim.append(item.row["image"])
             boxes.extend((id, *box) for box in item.boxes)
             hashes_file.write(hashes.tobytes())
@@ -162,7 +162,7 @@ def _writer(folder: Path, source: Source, name: str) -> Iterator[Callable]:
         yield add
     writer.add_examples({SPLIT: waiting})
     writer.close_all()
-    if warning := grey_levels.dim(len(dim), source.bits):
+    if warning := appearance.dim(len(dim), source.bits):
         log.warning("%s (%s for one)", warning, min(dim))
     corners = pd.DataFrame(boxes, columns=["id", "task", "x0", "y0", "x1", "y1"])
     write_table(folder / "boxes.csv", corners)

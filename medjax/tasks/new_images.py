@@ -11,14 +11,13 @@ import pandas as pd
 from rich.progress import track
 from scipy.special import expit
 
-from medjax.cohort import grey_levels
+from medjax.cohort import appearance
 from medjax.data import images as reading
 from medjax.data import loader
 from medjax.data.dicom import Film
 from medjax.data.prepared import first_duplicate, once
 from medjax.data.scan import Scan
 from medjax.errors import InputError, some
-from medjax.evaluation import novelty
 from medjax.evaluation.predict import predict_files
 from medjax.files import read_json, write_json, write_table
 from medjax.tasks import answers, explain, films, splitting
@@ -53,7 +52,7 @@ def record(folder: Path, data: films.Data, ids: np.ndarray) -> None:
         for image in batch["image"][0][batch["id"][0] >= 0]
     )
     table = data.table.set_index("id").loc[ids]
-    reference = novelty.reference(images, table["width"] / table["height"])
+    reference = appearance.reference(images, table["width"] / table["height"])
     write_json(path, reference)
 
 
@@ -70,7 +69,7 @@ def predict(
     Its columns are the image; of classes the likeliest, `class`; a column a task; of
     findings also T_threshold and T_call, 1 from the fixed threshold on; those of
     answers.columns; T_log_odds, by which images are ranked (float32 has ties at 1); and
-    `warning`: how an image is unlike the training images, see novelty.py. `explain_in`
+    `warning`: how an image is unlike the training images, see cohort/appearance.py. `explain_in`
     gets pictures of the evidence for each finding that is seen. A run that draws masks
     writes them into the folder OUT_masks.
     """
@@ -175,9 +174,9 @@ def _answers(
 
 def _warning(pixels: np.ndarray, film: Film, reference: dict) -> str:
     """How a film is unlike the training images; '' for nothing."""
-    few = grey_levels.is_dim(pixels)
-    dim = f"fewer than {grey_levels.DIM} levels of grey" * few
-    unlike = novelty.warning(film.pixels, reading.eight_bits(pixels), reference)
+    few = appearance.is_dim(pixels)
+    dim = f"fewer than {appearance.DIM} levels of grey" * few
+    unlike = appearance.warning(film.pixels, reading.eight_bits(pixels), reference)
     return "; ".join(filter(None, (unlike, dim)))
 
 

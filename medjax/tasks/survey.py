@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pandas as pd
 
-from medjax.cohort import describe, grey_levels
+from medjax.cohort import appearance, describe
 from medjax.cohort import manifest as manifests
 from medjax.config import Config
 from medjax.errors import InputError
@@ -35,7 +35,7 @@ def survey(config: Config, data: films.Data, folder: Path) -> Path:
     facts |= {
         "source": config.data.source,
         "sample": describe.sample(table, tasks, boxes=_read(data, "boxes")),
-        "pixels": grey_levels.statistics(pixels, jax.jit(parts.preparation(config))),
+        "pixels": appearance.statistics(pixels, jax.jit(parts.preparation(config))),
         "confounders": _confounders(config, data),
         "floor": floor(config, data, manifest),
         "weights": _weights(config, data, manifest),

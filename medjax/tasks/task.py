@@ -13,7 +13,16 @@ from medjax.cohort import manifest as manifests
 from medjax.config import Config, as_json, read_config
 from medjax.data import prepared
 from medjax.errors import InputError
-from medjax.tasks import adapt, check, compare, imbalance, parts, seen, splitting, start
+from medjax.tasks import (
+    adapt,
+    check,
+    compare,
+    external,
+    imbalance,
+    parts,
+    splitting,
+    start,
+)
 from medjax.training import devices, step
 from medjax.training import folder as workdir
 from medjax.training.checkpoint import Checkpoints
@@ -153,7 +162,7 @@ class Task(NamedTuple):
             self.audit(config, data, manifest)
             splitting.check_labels(data, manifest)
             splitting.check_answers(config, data, manifest)
-            seen.audit_test(config, self.data, data, manifest)
+            external.audit_test(config, self.data, data, manifest)
             target = adapt.target(config, data)
         counts = manifest["split"].value_counts().items()
         print(f"{self.unit}: " + ", ".join(f"{n} {split}" for split, n in counts))

@@ -1,0 +1,275 @@
+"""Tests on other images: which has the run seen, and how far are results from its own test?
+
+The leakage audit is of a run's own test too, beside the run whose weights it began with.
+Two reports of one model on different patients are compared as JSON: the interval of a
+difference follows from those of both numbers, whatever these are of.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from medjax.cohort import manifest as manifests
+from medjax.cohort.describe import prevalence
+from medjax.config import Config, read_config
+from medjax.errors import InputError, check_choice
+from medjax.evaluation import bootstrap
+from medjax.files import write_table
+from medjax.tasks import start
+from medjax.training import folder as workdir
+
+
+class Claim(NamedTuple):
+    """What a user says of the images that a run is judged on, see manifests.overlap."""
+
+    other_hospital: bool = False  # So equal patient ids are of other people.
+    allow_overlap: bool = False  # Reported under a warning instead of refused.
+
+
+CLAIMS = {  # Of transfer.overlap.
+    "refuse": Claim(),
+    "other_hospital": Claim(other_hospital=True),
+    "allow": Claim(allow_overlap=True),
+}
+
+
+class Trained(NamedTuple):
+    """A run, and the images that it has seen."""
+
+    folder: Path
+    data: Any  # films.Data or scans.Data; None: gone.
+    manifest: pd.DataFrame
+
+
+def claim_of(config: Config) -> Claim:
+    """What `config.transfer.overlap` says."""
+    check_choice("transfer.overlap", config.transfer.overlap, CLAIMS)
+    return CLAIMS[config.transfer.overlap]
+
+
+def ancestors(config: Config, read: Callable) -> Iterator[Trained]:
+    """The run whose weights a run begins with, the run that this one began with, ...
+
+    read: config -> the data. Where they are gone, only patient ids can be compared.
+    """
+    while init := config.transfer.init:
+        folder = start.place(init)
+        if not (folder / "config.json").exists():
+            return
+        config, manifest = read_config(folder), workdir.sides(folder)
+        try:
+            data = read(config)
+        except InputError as error:
+            print(f"note: only patient ids were compared with {folder}: {error}")
+            data = None
+        yield Trained(folder, data, manifest)
+
+
+def audit_test(
+    config: Config, read: Callable, data: Any, manifest: pd.DataFrame
+) -> dict:
+    """What the runs whose weights a run begins with have seen of its test: as `audit`."""
+    tests = manifest[manifest["split"] == "test"]
+    runs = [*ancestors(config, read)]
+    if not runs or tests.empty:
+        return {}
+    remedy = (
+        "give these patients to training, or set transfer.overlap='other_hospital' if "
+        "equal ids are other people's, or 'allow' to report them under a warning"
+    )
+    return audit(runs, data, tests, claim_of(config), lambda _: remedy)
+
+
+def audit_other(
+    runs: Iterable[Trained], data: Any, judged: pd.DataFrame, claim: Claim, path: Path
+) -> dict:
+    """What runs have seen of other data: as `audit`; refused images are listed in `path`."""
+
+    def remedy(overlap: dict) -> str:
+        rows = judged[judged["id"].isin(overlap["ids"])]
+        write_table(path, rows[["image", "patient"]])
+        people = "equal ids are other people's (--other-hospital), or "
+        return (
+            f"leave out those in {path}, or say that "
+            f"{people * bool(overlap['patients'])}they may be reported under a warning "
+            "(--allow-overlap)"
+        )
+
+    return audit(runs, data, judged, claim, remedy)
+
+
+def audit(
+    runs: Iterable[Trained],
+    data: Any,
+    judged: pd.DataFrame,
+    claim: Claim,
+    remedy: Callable[[dict], str],
+) -> dict:
+    """The largest overlap of the judged images with what one of the runs has seen.
+
+    Args:
+      judged: rows of the manifest of the data.
+      remedy: of manifests.overlap, what to do about a refused overlap.
+
+    Returns manifests.overlap's numbers, with `images` and the run's folder as `run`.
+
+    Raises:
+      InputError: an overlap that isn't allowed.
+    """
+    overlaps = []
+    for folder, theirs, manifest in runs:
+        used = manifest[manifest["split"] != manifests.UNUSED]
+        copies = pd.DataFrame({"id": [], "other": []}, dtype=np.int64)
+        if theirs is not None:
+            ids = used["id"].to_numpy(), judged["id"].to_numpy()
+            copies = theirs.copies(ids[0], data, ids[1])
+        overlap = manifests.overlap(
+            judged, used, copies, other_hospital=claim.other_hospital
+        )
+        ids, people = overlap.pop("ids"), overlap["patients"]
+        counts = {"images": len(ids), "patients": len(people), "run": str(folder)}
+        overlaps.append(overlap | counts)
+        if not ids:
+            continue
+        what = (
+            f"{len(ids)} of {len(judged)} images were seen in training or validation "
+            f"of {folder} ({len(people)} patient ids, {overlap['pictures']} pictures), "
+            f"e.g. {', '.join(overlap['examples'])}"
+        )
+        if not claim.allow_overlap:
+            way = remedy({"ids": ids, "patients": people})
+            raise InputError(f"{what}: {way}")
+        print(f"warning: {what}: the results are too good")
+    return max(overlaps, key=lambda overlap: overlap["images"])
+
+
+COMPARED = {  # Not PPV or average precision, which follow the prevalence.
+    "auroc": ("auroc", "sensitivity", "specificity"),
+    "dice": ("dice", "lesion_dice", "hd95", "sensitivity", "ppv"),
+}
+PROBABILITY = (
+    *("predicted", "calibration_in_the_large", "calibration_slope"),
+    *("calibration_intercept", "brier"),
+)
+
+
+def beside(internal: dict, external: dict) -> dict:
+    """Every compared number of both reports.
+
+    Returns:
+      films, patients: of the internal report; metrics: names.
+      mean: {metric: numbers}, where both are over the same findings, else {}.
+      tasks: {finding or region: {metric: numbers}}.
+      shift: {finding or region: {quantity: numbers}}: prevalence and calibration; of
+        masks the share of volumes with the region and the volume's bias in ml.
+      Numbers are {internal, external, difference}, each {estimate, low, high}.
+    """
+    masks = "regions" in external
+    both = internal, external
+    names = [
+        name
+        for name in COMPARED["dice" if masks else "auroc"]
+        if all(name in row for r in both for row in _metrics(r).values())
+    ]
+    tasks = {
+        task: {
+            name: _numbers(*(_metrics(r)[task][name] for r in both)) for name in names
+        }
+        for task in _metrics(external)
+    }
+    averaged = [
+        {t for t, row in _metrics(r).items() if row[names[0]]["estimate"] is not None}
+        for r in both
+    ]
+    means = [
+        name
+        for name in names
+        if averaged[0] == averaged[1] and all(name in r["mean"] for r in both)
+    ]
+    quantities = [(task, *(_quantities(r, task) for r in both)) for task in tasks]
+    compared = {
+        "films": internal["volumes" if masks else "films"],
+        "patients": internal["patients"],
+        "metrics": names,
+        "mean": {name: _numbers(*(r["mean"][name] for r in both)) for name in means},
+        "tasks": tasks,
+        "shift": {
+            task: {
+                name: _numbers(before[name], value)
+                for name, value in now.items()
+                if name in before
+            }
+            for task, before, now in quantities
+        },
+    }
+    return bootstrap.as_json(compared)
+
+
+def comparable(internal: dict, external: dict) -> bool:
+    """Whether both reports are of one model, with the same choices on validation."""
+    first, second = (
+        (
+            report["checkpoint"],
+            report.get("posts"),
+            {name: task["threshold"] for name, task in report.get("tasks", {}).items()},
+        )
+        for report in (internal, external)
+    )
+    return first == second
+
+
+def difference(internal: dict, external: dict) -> dict:
+    """External minus internal, of other patients; no ends where one has none.
+
+    Source: Zou & Donner, Construction of confidence limits about effect measures, Stat.
+    Med. 27 (2008) 1693, eq. 4.
+    """
+    values = [[r[k] for k in ("estimate", "low", "high")] for r in (external, internal)]
+    (a, low, high), (b, lower, upper) = values
+    if a is None or b is None:
+        return dict.fromkeys(("estimate", "low", "high"))
+    apart = {"estimate": a - b, "low": None, "high": None}
+    if None not in (low, high, lower, upper):
+        apart["low"] = a - b - math.hypot(a - low, upper - b)
+        apart["high"] = a - b + math.hypot(high - a, b - lower)
+    return apart
+
+
+def _numbers(internal: dict, external: dict) -> dict:
+    ends = ("estimate", "low", "high")
+    return {
+        "internal": {k: internal[k] for k in ends},
+        "external": {k: external[k] for k in ends},
+        "difference": difference(internal, external),
+    }
+
+
+def _metrics(results: dict) -> dict[str, dict]:
+    """{finding or region: {metric: interval}}."""
+    if "regions" in results:
+        return results["regions"]
+    return {name: task["metrics"] for name, task in results["tasks"].items()}
+
+
+def _quantities(results: dict, task: str) -> dict[str, dict]:
+    """What may be another in other data: {quantity: interval}."""
+    if "regions" in results:
+        rows = [row for row in results["rows"] if row["region"] == task]
+        present = np.array([float(row["true_ml"] > 0) for row in rows])
+        share = prevalence(present, np.array([row["patient"] for row in rows]))
+        bias = results["agreement"][task]["bias"]
+        return {
+            "prevalence": bootstrap.as_json(share),
+            "true_ml": results["regions"][task]["true_ml"],
+            "volume_bias": {"estimate": bias, "low": None, "high": None},
+        }
+    calibration = results["tasks"][task].get("calibration") or {}
+    side = calibration.get("after") or calibration.get("before") or {}
+    quantities = {name: side[name] for name in PROBABILITY if name in side}
+    if "prevalence" in calibration:
+        quantities = {"prevalence": calibration["prevalence"], **quantities}
+    return quantities
