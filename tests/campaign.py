@@ -207,6 +207,7 @@ UNITS = {
             "re-saved": lambda image: image / np.float32(3.7),
             "resampled": lambda image: ndimage.zoom(image, 0.8, order=1),
             "turned": lambda image: np.rot90(image, axes=(0, 2)).copy(),
+            "inverted": lambda image: image.max() - image,
         },
     ),
 }

@@ -170,6 +170,8 @@ def test_the_table_tells_the_size_and_the_file_where_the_table_is_blank(tmp_path
         ("414", math.nan),
         ("", math.nan),
         ("old", math.nan),
+        ("-5", math.nan),
+        ("58.5", 58.5),
     ],
 )
 def test_ages_are_years_or_unknown(tmp_path, text, years):

@@ -278,6 +278,8 @@ VOLUME_COPIES = {
     "mirrored twice": lambda image: image[::-1, ::-1],
     "saved as float16": lambda image: image.astype(np.float16),
     "rounded to 30 levels": lambda image: np.rint(image * 5) / 5,
+    "inverted": lambda image: np.where(image, image.min() - image, 0),
+    "inverted and mirrored": lambda image: -image[:, ::-1],
     "another window": lambda image: 3.7 * image,
     "a wider margin": lambda image: np.pad(image, ((5, 1), (0, 3), (2, 2), (0, 0))),
     "a narrower margin": lambda image: image[2:-3, 3:-2, 1:-2],
@@ -336,7 +338,8 @@ def test_a_thumbnail_holds_the_means_of_its_cells():
         fine = cells.repeat(20, axis)
         sums = [fine.take(range(*ends), axis).sum(axis) for ends in pairwise(at)]
         cells = np.stack(sums, axis)
-    got = duplicates.thumbnail(image)[0].astype(float)
+    got, inverted = duplicates.thumbnail(image)[0].astype(float)
+    np.testing.assert_array_equal(duplicates.thumbnail(-image)[0], [inverted, got])
     assert np.corrcoef(got.ravel(), cells.ravel())[0, 1] > 0.995
     assert got.sum() == pytest.approx(0, abs=0.05)
     assert np.sum(got**2) == pytest.approx(1, abs=1e-3)
@@ -350,7 +353,8 @@ def test_crops_of_one_organ_are_told_apart_and_their_copies_found():
     crops = [nifti.read(path).voxels[..., None] for path in paths]
     zooms = [(0.8, 0.8, 0.8, 1), (1.25, 1.25, 1.25, 1), (1 / 3, 1, 1, 1)]
     crops += [ndimage.zoom(crops[n], zooms[n % 3], order=n % 2) for n in range(6)]
-    assert prepared_copies(crops) == [[n, 32 + n] for n in range(6)]
+    crops += [crops[n].max() - crops[n] for n in range(6, 9)]
+    assert prepared_copies(crops) == [[n, 32 + n] for n in range(9)]
 
 
 def test_an_empty_volume_is_nobody_s_copy():

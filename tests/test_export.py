@@ -4,6 +4,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -255,10 +256,16 @@ def test_predict_py_alone_gives_the_run_s_predictions(trained, tmp_path):
     ids = data.table.set_index("image").loc[expected["image"], "id"].to_numpy()
     batches = loader.evaluation_batches(data.films(ids), batch=len(ids), devices=1)
     np.save(tmp_path / "images.npy", next(iter(batches))["image"][0])
-    run_alone(out / "predict.py", "images.npy", "out.csv", cwd=tmp_path)
+    shutil.copytree(out, tmp_path / "copy")
+    facts = json.loads((out / "task.json").read_text())
+    odd = facts | {"columns": [f'{name}, "≥1"\n' for name in facts["columns"]]}
+    (tmp_path / "copy/task.json").write_text(json.dumps(odd))
+    run_alone(tmp_path / "copy/predict.py", "images.npy", "out.csv", cwd=tmp_path)
     table = pd.read_csv(tmp_path / "out.csv")
+    assert list(table) == odd["columns"]
     names = list(data.output.names)
-    assert list(table) == [*names, *(f"{name}_call" for name in names)]
+    table.columns = [*names, *(f"{name}_call" for name in names)]
+    assert list(table) == facts["columns"]
     np.testing.assert_allclose(table[names], expected[names], rtol=0, atol=1e-6)
     for name in names:
         call = expected[f"{name}_call"].fillna(-1)

@@ -127,7 +127,9 @@ def test_runs_that_do_not_fit_are_refused(claimed, field, value, reason):
 
 
 def test_one_run_or_a_folder_in_use_is_refused(claimed):
-    for some in (runs(claimed)[:1], runs(claimed)[:1] * 2):
+    (claimed / "link").symlink_to(claimed / "0")
+    first = runs(claimed)[:1]
+    for some in (first, first * 2, [*first, f"--run={claimed / 'link'}"]):
         _, error = run_here("join", *some, f"--workdir={claimed / 'new'}", code=2)
         assert "two or more runs" in error
     _, error = run_here("join", *runs(claimed), f"--workdir={claimed / '0'}", code=2)

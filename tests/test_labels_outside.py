@@ -90,6 +90,21 @@ def test_an_error_rate_without_its_patients_is_refused_before_training(exclusive
     )  # Masks have no answers.
 
 
+def test_a_class_that_reads_as_two_in_plausible_is_refused():
+    config, label = base.classification(), [[1, 0], [0, 1], [1, 0], [0, 1]]
+    for exclusive in (False, True):
+        data = data_of(("a;b", "c"), label, exclusive=exclusive)
+        manifest = data.table.assign(split="validation")
+        splitting.check_answers(config, data, manifest)
+        config.evaluation.error_rate = 0.5
+        if exclusive:
+            with pytest.raises(InputError, match="by ';', and 'a;b' holds one: rename"):
+                splitting.check_answers(config, data, manifest)
+        else:
+            splitting.check_answers(config, data, manifest)
+        config.evaluation.error_rate = 0.0
+
+
 def test_one_patient_has_numbers_and_no_interval():
     rng = np.random.default_rng(0)
     label = np.float32(np.arange(20) % 2)[:, None]

@@ -82,6 +82,19 @@ def test_a_unit_other_than_the_millimetre_is_obeyed(tmp_path):
     np.testing.assert_allclose(nifti.read(tmp_path / "a.nii").spacing, (3, 0.7, 0.7))
 
 
+@pytest.mark.parametrize(
+    ("size", "unit", "odd"),
+    [(1000, "mm", True), (0.001, "mm", True), (1, "micron", True), (1, "mm", False)],
+)
+def test_voxels_of_an_unlikely_size_are_asked_about(tmp_path, caplog, size, unit, odd):
+    """As where micrometres or metres are written as millimetres."""
+    image = nibabel.Nifti1Image(VOXELS, np.diag([size, size, size, 1.0]))
+    image.header.set_xyzt_units(unit)
+    nibabel.save(image, tmp_path / "a.nii")
+    nifti.read(tmp_path / "a.nii")
+    assert ("is its unit (xyzt_units) right?" in caplog.text) == odd
+
+
 def test_the_stored_grid_is_the_one_in_the_file(tmp_path):
     affine = affine_of(TURNS["coronal LIA"], tilt=0.3)
     stored = nifti.read(save(tmp_path / "a.nii", affine=affine)).stored

@@ -122,6 +122,39 @@ def test_signed_values_are_signed(tmp_path):
     np.testing.assert_array_equal(series.read(folder).voxels, signed)
 
 
+def test_a_slope_of_1_is_none_at_all(tmp_path):
+    expected = series.read(write(tmp_path)).voxels
+    change(tmp_path / "003.dcm", RescaleSlope=1, RescaleIntercept=0)
+    np.testing.assert_array_equal(series.read(tmp_path).voxels, expected)
+
+
+def test_functional_groups_say_what_a_plain_slice_says(tmp_path):
+    """An enhanced file keeps place, spacing and rescaling of its frame in them."""
+    plain = write(tmp_path / "plain", RescaleSlope=2, RescaleIntercept=-1024)
+    shared = {
+        "PixelMeasuresSequence": ("PixelSpacing",),
+        "PlaneOrientationSequence": ("ImageOrientationPatient",),
+        "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept"),
+    }
+    frame = {"PlanePositionSequence": ("ImagePositionPatient",)}
+    enhanced = tmp_path / "enhanced"
+    enhanced.mkdir()
+    for path in plain.glob("*.dcm"):
+        header = pydicom.dcmread(path)
+        for groups, parts in (("Shared", shared), ("PerFrame", frame)):
+            group = pydicom.Dataset()
+            for name, elements in parts.items():
+                part = pydicom.Dataset()
+                part.update({header[n].tag: header.pop(n) for n in elements})
+                setattr(group, name, [part])
+            setattr(header, f"{groups}FunctionalGroupsSequence", [group])
+        header.NumberOfFrames = 1
+        header.save_as(enhanced / path.name)
+    volume, expected = series.read(enhanced), series.read(plain)
+    np.testing.assert_array_equal(volume.voxels, expected.voxels)
+    np.testing.assert_array_equal(volume.affine, expected.affine)
+
+
 def test_what_is_no_slice_is_passed_over(tmp_path):
     folder = write(tmp_path)
     expected = series.read(folder).voxels
@@ -192,7 +225,13 @@ def small(folder):
     change(folder / "003.dcm", Rows=3, Columns=3, PixelData=pixels)
 
 
+def other_units(folder):
+    change(folder / "000.dcm", RescaleSlope=1, RescaleIntercept=0)
+    change(folder / "002.dcm", RescaleSlope=2, RescaleIntercept=-1024)
+
+
 SPOILT = {
+    "001.dcm: has no rescaling, and others have": other_units,
     "001.dcm and 003.dcm are 6 mm apart, others 3 mm": missing,
     "001.dcm and copy.dcm lie in one place": twice,
     "holds 1 DICOM slices": alone,

@@ -135,6 +135,10 @@ def test_a_view_or_sex_that_has_no_meaning_is_unknown_and_counted(tmp_path, capl
         caplog.text
     )
     assert "the sex of 1 rows counts as unknown: 'w', say" in caplog.text
+    assert "either sex" not in caplog.text
+    write(tmp_path, who=["7", "8", "7", "8"], gender=["f", "m", "M", "male"])
+    items(source(tmp_path, **ALL))
+    assert "1 patients, 7 say, have rows of either sex" in caplog.text
 
 
 def test_lines_without_any_cell_are_passed_over(tmp_path):
@@ -207,6 +211,11 @@ def test_the_table_may_lie_elsewhere(tmp_path):
             {"view": ["1"] * 4},
             {"labels": ("view",)},
             "'view', which is blank or a name",
+        ),
+        (
+            {"Edema": ["1"] * 4},
+            {"labels": ("edema", "Edema")},
+            "data.labels: 'edema' and 'Edema' differ in case",
         ),
         ({"file": ["a.png", "b.png", "a.png", "c.png"]}, {}, "lists a.png twice"),
         ({"file": ["a.png", "./a.png", "b.png", "c.png"]}, {}, "are the same file"),

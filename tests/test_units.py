@@ -196,12 +196,20 @@ def test_uptake_is_not_hidden_by_a_scan_s_own_scale(tmp_path):
     path = save(tmp_path / "bq.nii.gz", uptake * 5000, AFFINE)
     with pytest.raises(InputError, match=r"bq.nii.gz: PET has a mean of .*isn't SUV"):
         scan.read_scan({"PET": SequenceFile(path)}, regions={}, units="suv")
+    with pytest.raises(InputError, match=r"has a mean of -.*isn't SUV"):  # z-scores
+        units.checked(uptake - uptake.mean() - 0.1, "suv")
 
 
 def test_values_that_are_no_hounsfield_units_are_refused(tmp_path):
     path = save(tmp_path / "raw.nii.gz", np.maximum(ct(0)[0] + 1024, 0), AFFINE)
     with pytest.raises(InputError, match=r"raw.nii.gz: CT has no negative value"):
         scan.read_scan({"CT": SequenceFile(path)}, regions={}, units="hounsfield")
+    grey = np.clip((ct(0)[0] + 100.0) / 200, 0, 1)  # The window of 0 and 200.
+    for windowed in (np.rint(255 * grey), grey, 2 * grey - 1):
+        with pytest.raises(InputError, match="isn't in Hounsfield units, but windowed"):
+            units.checked(windowed.astype(np.float32), "hounsfield")
+    brain = np.where(grey > 0, 80 * grey, 0)  # Stripped, without negative values.
+    np.testing.assert_array_equal(units.checked(brain, "hounsfield"), brain)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
 """Finds images that occur twice in the data: renamed, re-encoded, mirrored or resampled.
 
-Also turned by right angles, and films inverted, black for white. Films take three
-steps, each on the output of the one before: a hash of every image, the pairs whose hashes
-are close, and a comparison of the pixels of these pairs, because chest films resemble each
-other. Volumes take one: each is shrunk to a thumbnail, and all thumbnails are compared.
+Also turned by right angles, and inverted, black for white. Films take three steps, each
+on the output of the one before: a hash of every image, the pairs whose hashes are close,
+and a comparison of the pixels of these pairs, because chest films resemble each other.
+Volumes take one: each is shrunk to a thumbnail, and all thumbnails are compared.
 tests/README.md says how far apart copies and others are.
 """
 
@@ -191,14 +191,16 @@ def _correlation(a, b):
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
-    """Shrinks a volume [D, H, W, C], 0 outside of the head, to [C, S, S, S] float16.
+    """Shrinks a volume [D, H, W, C], 0 outside of the head, to [C, 2, S, S, S] float16.
 
     The cells are laid about the body's centre, and scaled by its extent along each
     axis: so the voxels' size and a margin around the body don't matter, and a mirrored
     volume has the mirrored thumbnail. The body is what isn't dark, because resampling
     leaves dark voxels at the head's rim. Each sequence has mean 0 and norm 1, or is 0.
+    The second of each is that of the inverted volume, which has other dark voxels.
     """
-    return np.stack([_thumbnail(values) for values in np.moveaxis(image, -1, 0)])
+    both = [(values, -values) for values in np.moveaxis(image, -1, 0)]
+    return np.stack([[*map(_thumbnail, pair)] for pair in both])
 
 
 def _thumbnail(image: np.ndarray) -> np.ndarray:
@@ -237,29 +239,30 @@ def _cells(mass: np.ndarray) -> np.ndarray:
 def alike(thumbnails: np.ndarray) -> pd.DataFrame:
     """Finds the pairs of volumes of which any sequence is the same image.
 
-    It may be mirrored or turned by right angles. `thumbnails` are [N, C, S, S, S]. A row
-    per pair: `id` < `other`, 0 to N - 1, and the highest `correlation`, ALIKE or more:
-    the mean of the thumbnails' and of their details', as people resemble each other in
-    outline.
+    It may be mirrored, turned by right angles or inverted. `thumbnails` are
+    [N, C, 2, S, S, S]. A row per pair: `id` < `other`, 0 to N - 1, and the highest
+    `correlation`, ALIKE or more: the mean of the thumbnails' and of their details', as
+    people resemble each other in outline.
     """
     count = len(thumbnails)
     whole = thumbnails.astype(np.float32)
-    blur = ndimage.gaussian_filter(whole, (0, 0, *[DETAIL] * 3))
-    parts = np.stack([whole, whole - blur], axis=2)
-    parts -= parts.mean(axis=(3, 4, 5), keepdims=True)
-    norm = np.sqrt(2 * np.sum(parts**2, axis=(3, 4, 5), keepdims=True))
+    blur = ndimage.gaussian_filter(whole, (0, 0, 0, *[DETAIL] * 3))
+    parts = np.stack([whole, whole - blur], axis=3)
+    parts -= parts.mean(axis=(4, 5, 6), keepdims=True)
+    norm = np.sqrt(2 * np.sum(parts**2, axis=(4, 5, 6), keepdims=True))
     parts = np.divide(parts, norm, where=norm > 0, out=np.zeros_like(parts))
-    all_cells = np.moveaxis(parts, 1, 0)  # [C, N, 2, S, S, S]
+    all_cells = np.moveaxis(parts, 0, 2)  # [C, 2, N, 2, S, S, S]
     flips = [a for n in range(4) for a in itertools.combinations((2, 3, 4), n)]
     turns = [*itertools.permutations((2, 3, 4))]
     pairs = []
     for start in range(0, count, ROWS):
-        later = all_cells[:, start:]
-        high = np.zeros((len(later[0][:ROWS]), count - start), np.float32)
-        for cells, turn, axes in itertools.product(later, turns, flips):
-            rows = np.flip(cells[:ROWS].transpose(0, 1, *turn), axes)
-            product = rows.reshape(len(rows), -1) @ cells.reshape(len(cells), -1).T
-            np.maximum(high, product, out=high)
+        later = all_cells[:, :, start:]
+        high = np.zeros((min(ROWS, count - start), count - start), np.float32)
+        for both, turn, axes in itertools.product(later, turns, flips):
+            rows = np.flip(both[0, :ROWS].transpose(0, 1, *turn), axes)
+            for cells in both.reshape(2, count - start, -1):
+                product = rows.reshape(len(rows), -1) @ cells.T
+                np.maximum(high, product, out=high)
         id, other = np.nonzero(high >= ALIKE)
         pairs.append(np.stack([id + start, other + start, high[id, other]], axis=1))
     pairs = pd.DataFrame(

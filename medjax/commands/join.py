@@ -43,7 +43,7 @@ def join(runs: list[Path], folder: Path) -> None:
       InputError: fewer than two runs, an unfinished one, runs that differ in more than
         seed and split, or a folder that isn't empty.
     """
-    if len({run.absolute() for run in runs}) < max(len(runs), 2):
+    if len({run.resolve() for run in runs}) < max(len(runs), 2):
         raise InputError("--run: give two or more runs, each once: --run=A --run=B")
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"--workdir={folder}: isn't empty: give a new folder")

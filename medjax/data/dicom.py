@@ -111,8 +111,15 @@ def one_line(error: Exception) -> str:
 
 
 def dataset_of(file: BinaryIO | Path, **options) -> pydicom.Dataset:
-    """A file's dataset, also without a preamble or meta information."""
+    """A file's dataset, also without a preamble or meta information.
+
+    What the functional groups of an enhanced file say of its first frame is there, too.
+    """
     dataset = pydicom.dcmread(file, force=True, **options)
+    for groups in ("Shared", "PerFrame"):
+        for group in dataset.get(f"{groups}FunctionalGroupsSequence", ())[:1]:
+            for part in (e.value[0] for e in group if e.VR == "SQ" and e.value):
+                dataset.update({e.tag: e for e in part if e.tag not in dataset})
     if "TransferSyntaxUID" not in dataset.file_meta:
         dataset.file_meta.TransferSyntaxUID = NATIVE[dataset.original_encoding]
     return dataset

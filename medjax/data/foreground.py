@@ -118,7 +118,8 @@ def box(mask: np.ndarray, margin: np.ndarray) -> tuple[slice, slice, slice]:
     It stays within the image.
     """
     sides = []
-    for axis, more in enumerate(np.ceil(margin).astype(int).tolist()):
+    wide = np.ceil(margin - 1e-3).astype(int)  # Headers are rounded.
+    for axis, more in enumerate(wide.tolist()):
         inside = np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))).tolist()
         start, stop = inside[0] - more, inside[-1] + 1 + more
         sides.append(slice(max(start, 0), min(stop, mask.shape[axis])))

@@ -25,6 +25,7 @@ nibabel.imageglobals.logger.setLevel("CRITICAL")
 SIZES = [struct.pack(f"{order}i", size) for order in "<>" for size in (348, 540)]
 REMEDY = "export it again as NIfTI (.nii or .nii.gz)"
 SAME = 0.1  # Tolerance of two equal grids: how far corners may lie apart, in voxels.
+EDGES = 0.01, 50.0  # mm: shortest and longest ones of voxels that aren't asked about.
 PLACED = (  # What a header says of where voxels lie.
     *("pixdim", "xyzt_units", "qform_code", "sform_code"),
     *("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
@@ -93,7 +94,7 @@ def read(path: str | os.PathLike, *, stack: bool = False) -> Volume:
         header = kind(head[: kind.sizeof_hdr], check=False)
         affine = _affine(image, header, stack)
         _check_end(image, header, size)
-        if doubt := _doubt(image, header):
+        if doubt := _doubt(image, header) or _size(affine):
             log.warning("%s: %s", path, doubt)
         with np.errstate(over="ignore"):  # Refused below.
             voxels = image.get_fdata(dtype=np.float32, caching="unchanged")
@@ -193,6 +194,14 @@ def _doubt(image: nibabel.Nifti1Image, header: nibabel.Nifti1Header) -> str:
                 "here, and the qform in some programs; correct one of them"
             )
     return ""
+
+
+def _size(affine: np.ndarray) -> str:
+    """What is odd about the voxels' edges; '' for nothing."""
+    lengths = nibabel.affines.voxel_sizes(affine)
+    if EDGES[0] <= lengths.min() and lengths.max() <= EDGES[1]:
+        return ""
+    return f"its voxels are {_by(lengths)} mm: is its unit (xyzt_units) right?"
 
 
 def _by(sizes: np.ndarray) -> str:

@@ -33,6 +33,7 @@ class Slice(NamedTuple):
     PixelSpacing: np.ndarray
     ImageOrientationPatient: np.ndarray
     ImagePositionPatient: np.ndarray
+    rescale: str  # 'none', 'identity', or 'own' units.
 
 
 def read(folder: str | os.PathLike) -> Volume:
@@ -119,6 +120,7 @@ def _header(path: Path) -> Slice:
         header = dicom.dataset_of(path, stop_before_pixels=True)
         dicom.check(header)
         values = {name: header.get(name) for name in Slice._fields}
+        values["rescale"] = _rescale(header)
         for name, value in values.items():
             if value in (None, ""):
                 raise InputError(f"has no {name}; {CONVERT}")
@@ -146,11 +148,20 @@ def _header(path: Path) -> Slice:
     return position
 
 
+def _rescale(header: pydicom.Dataset) -> str:
+    """See Slice."""
+    names = ("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept")
+    if not any(header.get(name) not in (None, "") for name in names):
+        return "none"
+    same = np.array_equal(dicom.rescaled(np.arange(2), header)[0], [0, 1])
+    return "identity" if same else "own"
+
+
 def _check_alike(slices: dict[Path, Slice]) -> None:
     """Refuses slices that aren't of one stack."""
     (first, reference), *others = slices.items()
     for path, other in others:
-        for name in Slice._fields[:-1]:  # All but the position.
+        for name in Slice._fields[:-2]:  # All but the position and units.
             a, b = getattr(reference, name), getattr(other, name)
             same = np.allclose(a, b, 0, TURNED) if name in GEOMETRY else a == b
             if not same:
@@ -158,6 +169,11 @@ def _check_alike(slices: dict[Path, Slice]) -> None:
                     f"{path}: has the {name} {b}, and {first.name} has {a}; "
                     "give a folder of one series of parallel slices"
                 )
+    plain = [path for path, slice in slices.items() if slice.rescale == "none"]
+    if plain and any(slice.rescale == "own" for slice in slices.values()):
+        raise InputError(
+            f"{plain[0]}: has no rescaling, and others have; export the series again"
+        )
 
 
 def _sorted(folder: Path, slices: dict[Path, Slice]) -> list[Path]:

@@ -30,6 +30,7 @@ UNITS = ("z_scores", "hounsfield", "suv")
 OF_MODALITY = {"ct": "hounsfield", "nuclear": "suv"}  # Others: z-scores.
 CLIP = (0.1, 99.9)  # Percentiles of z-scores, where nothing else is said.
 AIR = -1024.0  # HU; what is below pads a scanner's field of view.
+LEAST = 10.0  # HU between the darkest and the brightest voxel.
 OFFSET = 300.0  # If no value is negative, percentile 95 above which it isn't HU.
 HOTTEST, STEP = 40.0, 5.0  # SUV.
 STRANGE = 50.0  # Mean above which an image isn't SUV, whose mean in a body is about 1.
@@ -108,8 +109,14 @@ def checked(voxels: np.ndarray, unit: str) -> np.ndarray:
                 "has no negative value, so it isn't in Hounsfield units, where air is "
                 "-1000; export it with its rescale intercept, or set data.units"
             )
+        ends = float(voxels.min()), float(voxels.max())
+        if ends == (0, 255) or ends[1] - ends[0] <= LEAST:
+            raise InputError(
+                "has values from {:.4g} to {:.4g}, so it isn't in Hounsfield units, but "
+                "windowed or scaled; export it again, or set data.units".format(*ends)
+            )
         return np.maximum(voxels, np.float32(AIR))
-    if unit == "suv" and (mean := voxels.mean()) > STRANGE:
+    if unit == "suv" and not 0 < (mean := voxels.mean()) <= STRANGE:
         raise InputError(
             f"has a mean of {mean:.4g}, so it isn't SUV, whose mean in a body is 1; give "
             "its DICOM series, whose header has dose and weight, or set "

@@ -8,7 +8,7 @@ Beside the files that prepared.py lists, the folder holds
     data.json     sequences, regions with their values, and the options
     digests.json  digests of the arrays' files
     alignments.csv  how alike the sequences of several files are, see scan.py
-    thumbnails.npy  [N, C, S, S, S] float16, see cohort/duplicates.py
+    thumbnails.npy  [N, C, 2, S, S, S] float16, see cohort/duplicates.py
 
 The arrays are plain .npy, so a loader maps them and reads only the part it needs.
 """
@@ -257,11 +257,14 @@ def read(folder: Path, part: Part) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def read_thumbnails(folder: Path) -> np.ndarray:
-    """[N, C, S, S, S] of all volumes, see cohort/duplicates.py."""
+    """[N, C, 2, S, S, S] of all volumes, see cohort/duplicates.py."""
     try:
-        return np.load(folder / THUMBNAILS)
+        thumbnails = np.load(folder / THUMBNAILS)
     except (ValueError, EOFError):
-        raise prepared.damaged(folder / THUMBNAILS) from None
+        thumbnails = np.zeros(0)
+    if thumbnails.ndim != 6:
+        raise prepared.damaged(folder / THUMBNAILS)
+    return thumbnails
 
 
 class Volumes:

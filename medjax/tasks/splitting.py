@@ -103,9 +103,18 @@ def check_labels(data: Any, manifest: pd.DataFrame) -> None:
 
 
 def check_answers(config: Config, data: Any, manifest: pd.DataFrame) -> None:
-    """Refuses an error rate that needs more validation patients with an answer."""
+    """Refuses an error rate that needs more validation patients with an answer.
+
+    And names of classes that can't be told from several ones, see conformal.columns.
+    """
     if not (error := config.evaluation.get("error_rate", 0.0)):  # Masks have none.
         return
+    for name in data.output.names if data.output.exclusive else ():
+        if ";" in name:
+            raise InputError(
+                f"evaluation.error_rate={error:g} lists plausible classes by ';', and "
+                f"{name!r} holds one: rename it"
+            )
     rows = manifest[manifest["split"] == "validation"]
     label = data.label(rows["id"].to_numpy())
     names, exclusive = data.output.names, data.output.exclusive

@@ -124,6 +124,12 @@ def metadata(text: pd.DataFrame, where: object) -> pd.DataFrame:
     table["patient"] = _patients(columns, where)
     table["view"] = meaning(columns["view"], VIEWS, where)
     table["sex"] = meaning(columns["sex"], SEXES, where)
+    sexes = table[table["sex"] != ""].groupby("patient", sort=False)["sex"].nunique()
+    if len(both := sexes.index[sexes > 1]):
+        log.warning(
+            "%s: %d patients, %s say, have rows of either sex: one id may be two people's",
+            *(where, len(both), both[0]),
+        )
     for name in ("age", "follow_up", *FROM_FILE):
         table[name] = numbers(columns, name, where)
     strange = ~table["age"].between(0, OLDEST) & table["age"].notna()

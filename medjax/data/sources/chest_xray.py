@@ -188,7 +188,7 @@ def _nih_paths(folder: Path) -> Iterator[tuple[Path, Path]]:
 
 def _nih_age(text: pd.Series) -> pd.Series:
     """Years; the first release of the table says '058Y', '011M' and '003D'."""
-    parts = text.str.extract(r"(\d+)\s*([YMD]?)")
+    parts = text.str.strip().str.extract(r"^(\d+(?:\.\d+)?)\s*([YMD]?)$")
     years = pd.to_numeric(parts[0]) / parts[1].map({"M": 12.0, "D": 365.25}).fillna(1.0)
     return years.where(years <= cells.OLDEST)  # There are ages up to 414.
 

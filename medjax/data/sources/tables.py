@@ -201,6 +201,7 @@ def listed(
         identity.refuse_spellings(names, f"{path}: classes")
         targets = cells.one_hot(pd.Index(names).get_indexer(text), names, path)
     else:
+        identity.refuse_spellings(labels, f"{path}: data.labels")
         text = cells.select(raw, {name: name for name in labels}, path)
         text = text.assign(image=rows["image"])  # For a message about a strange cell.
         values = [cells.numbers(text, name, path).to_numpy(float) for name in labels]
