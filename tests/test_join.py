@@ -106,7 +106,11 @@ def claimed(tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "reason"),
     [
-        ("model.features", 6, "config.model.features is 6, not 8"),
+        (
+            "model.features",
+            6,
+            "features is 6, not 8: join runs that differ in seed and",
+        ),
         ("data.contrast", 2.0, "config.data.contrast is 2.0, not 1.0"),
         ("evaluation.calibration", "prior", "other shares of the classes"),
         ("evaluation.error_rate", 0.1, "don't have the guarantee"),

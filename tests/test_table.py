@@ -166,7 +166,7 @@ def test_the_table_may_lie_elsewhere(tmp_path):
         ({}, {"labels": ("edema", "oedema")}, "no column 'oedema'"),
         ({}, {"classes": "sort", "labels": ()}, "no column 'sort'"),
         ({}, {"channels": 2}, "data.channels=2 is unknown: use 1"),
-        ({}, {"table": "none.csv"}, "none.csv: is no CSV"),
+        ({}, {"table": "none.csv"}, "none.csv: isn't there: correct its name"),
         ({"who": ["1", "", "2", "3"]}, {}, "two.jpg has no patient"),
         ({"who": ["7", "8", "007", "9"]}, {}, "patients: '7' and '007' differ in"),
         ({"who": ["P7", "8", "p7", "9"]}, {}, "patients: 'P7' and 'p7' differ in"),

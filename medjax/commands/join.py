@@ -17,6 +17,7 @@ from medjax.tasks import parts, start
 from medjax.training import folder as workdir
 
 APART = ("seed", "split")  # Sections in which joined runs may differ.
+ALIKE = f"join runs that differ in {' and '.join(APART)} alone"
 REFUSED = {  # {field: (the values that are allowed, why no other is)}.
     "adapt.name": (("none",), "each run is adapted to other images of the target"),
     "data.split": (("patients", "leave_one_out"), "its folds don't part the patients"),
@@ -88,11 +89,11 @@ def _check(run: Path, config: Config, first: Path, as_first: Config) -> None:
         {k: v for k, v in flatten(as_json(c)).items() if k.split(".")[0] not in APART}
         for c in (config, as_first)
     )
-    workdir.refuse_other(run, ours, theirs)
+    workdir.refuse_other(run, ours, theirs, ALIKE)
     for name, what in (("task.json", None), ("provenance.json", "data")):
         values = [read_json(folder / name) for folder in (run, first)]
         ours, theirs = (each if what is None else each[what] for each in values)
-        workdir.refuse_other(run, ours, theirs)
+        workdir.refuse_other(run, ours, theirs, ALIKE)
 
 
 def sides(manifests: list[pd.DataFrame]) -> tuple[pd.DataFrame, pd.DataFrame]:

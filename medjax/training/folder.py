@@ -64,7 +64,9 @@ def claim(folder: Path, config: dict) -> None:
     _write_environment(folder / "environment.json")
 
 
-def refuse_other(folder: Path, old: dict, config: dict) -> None:
+def refuse_other(
+    folder: Path, old: dict, config: dict, remedy: str = "use another --workdir"
+) -> None:
     """Raises if the folder's config is another, and names the first fields that are."""
     old, new = flatten(old), flatten(config)
     # As text: NaN doesn't equal itself.
@@ -74,9 +76,7 @@ def refuse_other(folder: Path, old: dict, config: dict) -> None:
         if json.dumps(old.get(k)) != json.dumps(new.get(k))
     ]
     if apart:
-        raise InputError(
-            f"{folder}: holds a run whose {some(apart)}: use another --workdir"
-        )
+        raise InputError(f"{folder}: holds a run whose {some(apart)}: {remedy}")
 
 
 def environment() -> dict:

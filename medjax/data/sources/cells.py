@@ -55,6 +55,8 @@ def read_csv(path: Path, separator: str = ",") -> pd.DataFrame:
             raise UnicodeError
     except UnicodeError:
         raise InputError(f"{path}: isn't UTF-8: save it as 'CSV UTF-8'") from None
+    except FileNotFoundError:
+        raise InputError(f"{path}: isn't there: correct its name") from None
     except (OSError, EOFError, zlib.error, csv.Error) as error:
         why = str(error).splitlines()[0]
         raise InputError(f"{path}: is no CSV ({why}): correct it") from None
