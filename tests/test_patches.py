@@ -42,10 +42,17 @@ def volumes(count=2, seed=0):
     }
 
 
+DEFAULTS = {"size": (4, 6, 4), "each": 3, "foreground": 0.5, "slices": False}
+
+
+@functools.cache
+def compiled(options):
+    return jax.jit(functools.partial(patches.draw, **dict(options)))
+
+
 def draw(batch, **options):
-    defaults = {"size": (4, 6, 4), "each": 3, "foreground": 0.5, "slices": False}
-    cut = functools.partial(patches.draw, **defaults | options)
-    return jax.tree.map(np.asarray, jax.jit(cut)(KEY, batch))
+    cut = compiled(tuple((DEFAULTS | options).items()))
+    return jax.tree.map(np.asarray, cut(KEY, batch))
 
 
 def augment(batch, **options):
@@ -270,8 +277,13 @@ def test_copies_are_moved_back_and_averaged_where_they_show_a_voxel(shape):
     options = {"number": 3, "ops": ops, "spacing": mm}
     found = jax.jit(lambda x: patches.mean_of_copies(ramped, 2.0, x, **options))(image)
 
-    def voxels(key, op):
-        matrix = np.asarray(op(key, warp.still(shape, mm)).matrix, float)
+    flip, turned = (
+        jax.jit(lambda key, op=op: op(key, warp.still(shape, mm)).matrix)
+        for op in ops[::2]
+    )
+
+    def voxels(matrix):
+        matrix = np.asarray(matrix, float)
         return np.column_stack([matrix[:, :n] * mm / mm[:, None], matrix[:, n] / mm])
 
     ones = np.ones((*shape, 1))
@@ -280,7 +292,7 @@ def test_copies_are_moved_back_and_averaged_where_they_show_a_voxel(shape):
         for copy in range(3):
             own = policy.sample_key(jax.random.key(0), 0, 0, copy)
             keys = [jax.random.fold_in(own, i) for i in range(3)]
-            mirror, turn = voxels(keys[0], ops[0]), voxels(keys[2], ops[2])
+            mirror, turn = voxels(flip(keys[0])), voxels(turned(keys[2]))
             unit = scipy_affine(np.clip((row + 4) / 12, 0, 1), mirror)
             unit = np.asarray(ops[1](keys[1], jnp.asarray(unit, jnp.float32)))
             inside = scipy_affine(ones, turn, order=0) > 0
@@ -298,7 +310,7 @@ def test_copies_of_an_image_that_only_changes_its_greys_are_not_moved():
     image = np.random.default_rng(0).normal(size=(1, 8, 8, 8, 1)).astype(np.float32)
     ops = [functools.partial(intensity.gamma, max_log_gamma=0.5)]
     options = {"number": 2, "ops": ops, "spacing": (1.0,) * 3}
-    found = patches.mean_of_copies(ramped, 2.0, image, **options)
+    found = jax.jit(lambda x: patches.mean_of_copies(ramped, 2.0, x, **options))(image)
     expected, unit = [ramped(2.0, image)], np.clip((image + 4) / 12, 0, 1)
     for copy in range(2):
         key = policy.sample_key(jax.random.key(0), 0, 0, copy)

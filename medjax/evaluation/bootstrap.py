@@ -167,7 +167,7 @@ def reweigh(values: Array, counts: Array, patient: Array | None = None) -> Array
 def means(values, patient, **draws) -> Resampled:
     """Resamples each column's mean over the rows of [N, ...] in which it isn't NaN."""
     sums = np.stack(patient_sums(values, patient)).astype(np.float32)
-    return resample(_ratio, sums, sums.shape[1], **draws)
+    return resample(quotient, sums, sums.shape[1], **draws)
 
 
 def patient_sums(values, patient) -> tuple[np.ndarray, np.ndarray]:
@@ -188,9 +188,10 @@ def mean_of_defined(values, axis: int) -> np.ndarray:
     return np.where(number > 0, total / np.maximum(number, 1), np.nan)
 
 
-def _ratio(sums: Array, counts: Array) -> Array:
+def quotient(sums: tuple[Array, Array], counts: Array) -> Array:
+    """A statistic: sums over patients divided by others, [P, ...] each."""
     total, number = (reweigh(x, counts) for x in sums)
-    return jnp.where(number > 0, total / jnp.maximum(number, 1), jnp.nan)
+    return total / jnp.where(number > 0, number, jnp.nan)
 
 
 def normal(resampled: Resampled, level: float = LEVEL) -> ArrayTree:

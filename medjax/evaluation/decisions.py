@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from chex import Array
 
 from medjax.evaluation import bootstrap
 from medjax.evaluation.bootstrap import Resampled
@@ -69,9 +68,10 @@ def curves(
         called = np.cumsum(table[..., ::-1], axis=-1)[..., ::-1][..., 1:]
         of_all = table.sum(axis=-1)
         sums = np.concatenate([called, of_all[..., None] - called], axis=1)
-        sums = sums.astype(np.float32)
+        # Of all images: true and false positives, false and true negatives.
+        shares = sums.astype(np.float32), of_all.sum(axis=1)[:, None, None]
         results[tasks[t]] = _curve(
-            bootstrap.resample(_shares, sums, patients, **draws),
+            bootstrap.resample(bootstrap.quotient, shares, patients, **draws),
             threshold,
             share,
             (of_all > 0).any(axis=1).sum(),
@@ -82,13 +82,6 @@ def curves(
             for task, curve in results.items()
         }
     )
-
-
-def _shares(sums: Array, counts: Array) -> Array:
-    """A statistic: the shares of all images that are true and false positives, false
-    and true negatives, [R, 4, G]; sums: [P, 4, G]."""
-    cells = bootstrap.reweigh(sums, counts)
-    return cells / cells.sum(axis=-2, keepdims=True)
 
 
 def _curve(

@@ -14,7 +14,6 @@ Source: Cox, Biometrika 45 (1958) 562; Van Calster et al., BMC Medicine 17 (2019
 from typing import NamedTuple
 
 import numpy as np
-from chex import Array
 from scipy import optimize, stats
 from scipy.special import expit
 
@@ -153,19 +152,15 @@ def _averages(p, y, w, patient, patients: int, **options) -> dict[str, Interval]
     """The numbers in [0, 1] that are means over images, and the Brier score's mean."""
     sums = np.zeros((patients, 4, p.shape[1]))
     np.add.at(sums, patient, np.stack([w * (p - y) ** 2, w * p, w * y, w], axis=1))
-    means = bootstrap.resample(_ratios, sums.astype(np.float32), patients, **options)
+    sums = sums.astype(np.float32)
+    parts = sums[:, :3], sums[:, 3:]
+    means = bootstrap.resample(bootstrap.quotient, parts, patients, **options)
     names = ("brier", "predicted", "prevalence")
     intervals = bootstrap.wilson(means)  # [3, T]
     each = {name: bootstrap.at(intervals, n) for n, name in enumerate(names)}
     brier, drawn = means.whole[0], np.asarray(means.drawn[:, 0])
     each["mean_brier"] = bootstrap.mean_of(each["brier"], drawn, ~np.isnan(brier))
     return each
-
-
-def _ratios(sums: Array, counts: Array) -> Array:
-    """A statistic: [R, 3, T], the first three of sums [P, 4, T] by the last."""
-    sums = bootstrap.reweigh(sums, counts)
-    return sums[..., :3, :] / sums[..., 3:, :]  # NaN without a label: 0 / 0.
 
 
 def _cox(p, y, w, patient) -> np.ndarray:
