@@ -83,7 +83,7 @@ def mimic(tmp_path):
     return tmp_path
 
 
-def test_mimic_cxr_has_the_labels_of_studies_and_the_official_split(mimic):
+def test_mimic_cxr_has_the_labels_of_studies_and_the_official_split(mimic, caplog):
     source = IMAGES["mimic_cxr"](**options("mimic_cxr", mimic))
     assert source.tasks == chest_xray.CHEXPERT_TASKS
     films = read(source)
@@ -96,6 +96,7 @@ def test_mimic_cxr_has_the_labels_of_studies_and_the_official_split(mimic):
     assert [r["view"] for r in rows] == ["PA", "AP", "PA"]
     np.testing.assert_array_equal([r["Edema"] for r in rows], [1, np.nan, np.nan])
     np.testing.assert_array_equal([r["Fracture"] for r in rows], [0, 0, np.nan])
+    assert "no row of 1 of 3 studies, such as 60000001: their labels" in caplog.text
     assert all(film.content is not None for film in films.values())
     other = {"labels": "negbio", "views": ("LATERAL",), "uncertain": "ones"}
     lateral = read(IMAGES["mimic_cxr"](**options("mimic_cxr", mimic, **other)))

@@ -201,9 +201,14 @@ def test_uptake_is_not_hidden_by_a_scan_s_own_scale(tmp_path):
 
 
 def test_values_that_are_no_hounsfield_units_are_refused(tmp_path):
-    path = save(tmp_path / "raw.nii.gz", np.maximum(ct(0)[0] + 1024, 0), AFFINE)
-    with pytest.raises(InputError, match=r"raw.nii.gz: CT has no negative value"):
-        scan.read_scan({"CT": SequenceFile(path)}, regions={}, units="hounsfield")
+    raw = np.maximum(ct(0)[0] + 1024, 0)
+    padded = np.where(np.indices(SHAPE)[0] < 2, -2000, raw)
+    for number, voxels in enumerate((raw, padded)):
+        path = save(tmp_path / f"{number}.nii.gz", voxels, AFFINE)
+        with pytest.raises(
+            InputError, match=r"nii.gz: CT has no value from -1024 to 0"
+        ):
+            scan.read_scan({"CT": SequenceFile(path)}, regions={}, units="hounsfield")
     grey = np.clip((ct(0)[0] + 100.0) / 200, 0, 1)  # The window of 0 and 200.
     for windowed in (np.rint(255 * grey), grey, 2 * grey - 1):
         with pytest.raises(InputError, match="isn't in Hounsfield units, but windowed"):

@@ -104,10 +104,11 @@ def checked(voxels: np.ndarray, unit: str) -> np.ndarray:
       InputError: the values can't have the unit.
     """
     if unit == "hounsfield":
-        if voxels.min() >= 0 and np.percentile(voxels, 95) > OFFSET:
+        shown = voxels[voxels >= AIR]  # Padding may be negative where nothing else is.
+        if shown.size and shown.min() >= 0 and np.percentile(shown, 95) > OFFSET:
             raise InputError(
-                "has no negative value, so it isn't in Hounsfield units, where air is "
-                "-1000; export it with its rescale intercept, or set data.units"
+                "has no value from -1024 to 0, so it isn't in Hounsfield units, where air "
+                "is -1000; export it with its rescale intercept, or set data.units"
             )
         ends = float(voxels.min()), float(voxels.max())
         if ends == (0, 255) or ends[1] - ends[0] <= LEAST:

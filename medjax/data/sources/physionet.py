@@ -1,6 +1,7 @@
 """Chest films in the layouts of PhysioNet's MIMIC-CXR-JPG and VinDr-CXR"""
 
 import collections
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ MIMIC_COLUMNS = {
     "date": "StudyDate",
     "time": "StudyTime",
 }
+log = logging.getLogger("medjax")
 
 
 def mimic_cxr(
@@ -73,6 +75,11 @@ def mimic_cxr(
     options = {"uncertain": uncertain, "blank": blank, "where": path}
     given = given.set_index("study_id")
     numbers = chexpert_labels(given, given.index.to_series(), **options)
+    if unlisted := sorted({*text["study"]} - {*given.index}):
+        log.warning(
+            "%s: has no row of %d of %d studies, such as %s: their labels are unknown",
+            *(path, len(unlisted), text["study"].nunique(), unlisted[0]),
+        )
     numbers = numbers.reindex(text["study"]).set_axis(table.index)
     return chexpert_source(table, numbers, folder, side, views, bits)
 
