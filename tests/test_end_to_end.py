@@ -267,9 +267,6 @@ def test_the_run_s_own_images_are_no_external_test(finished):
     assert "were seen in training or validation" in err and "--allow-overlap" in err
     assert err.count("\n") == 1
     assert not (workdir / "report-again.html").exists()
-    masks = "--config=configs/quickstart_mri.py", "--split=masks"
-    _, err = run_here("evaluate", f"--workdir={workdir}", *masks, code=2)
-    assert "--config: its task is 'segmentation', the run's 'multilabel'" in err
     _, err = run_here("evaluate", f"--workdir={workdir}", "--other-hospital", code=2)
     assert "only go with --config" in err
 

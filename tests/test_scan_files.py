@@ -164,8 +164,8 @@ def test_the_decathlons_training_part_is_what_its_table_lists(tmp_path):
     assert [one.name for one in found] == ["BRATS_001", "BRATS_002"]
     image = root / "imagesTr/BRATS_001.nii.gz"
     assert found[0].sequences == {
-        "T2w": SequenceFile(image, 3),
-        "FLAIR": SequenceFile(image, 0),
+        "T2w": SequenceFile(image, 3, 4),
+        "FLAIR": SequenceFile(image, 0, 4),
     }
     assert tuple(found[0].sequences) == ("T2w", "FLAIR")
     assert os.path.samefile(found[0].mask, root / "labelsTr/BRATS_001.nii.gz")
@@ -202,7 +202,7 @@ def test_the_decathlons_test_part_a_folder_and_a_file_have_no_masks(tmp_path):
     (alone,) = scan_layouts.in_decathlon(image, sequences=names)
     assert listed.official == "test" and among.official == ""
     assert alone == among and alone.sequences == listed.sequences == {
-        "t1gd": SequenceFile(image, 2)
+        "t1gd": SequenceFile(image, 2, 4)
     }
     assert alone.mask is None and alone.name == "BRATS_9"
 
@@ -210,7 +210,7 @@ def test_the_decathlons_test_part_a_folder_and_a_file_have_no_masks(tmp_path):
 def test_without_a_dataset_json_the_volumes_are_the_sequences_in_order(tmp_path):
     touch(tmp_path / "a/b/c/1.nii.gz")
     (one,) = scan_layouts.in_decathlon(tmp_path / "a/b/c", sequences=("x", "y"))
-    assert [file.channel for file in one.sequences.values()] == [0, 1]
+    assert [file[1:] for file in one.sequences.values()] == [(0, 2), (1, 2)]
 
 
 PAIR = '{"image": "%s.nii", "label": "m.nii"}'

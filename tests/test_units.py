@@ -139,6 +139,14 @@ def test_other_data_are_read_as_the_run_s_own(source, both, field, value, why):
         data_fields.check_alike(ours, theirs, "--config")
 
 
+def test_data_of_another_kind_of_task_are_called_so():
+    films, masks = base.classification("volumes"), base.segmentation("folders")
+    with pytest.raises(InputError, match="its task is 'segmentation', the run's 'mult"):
+        data_fields.check_alike(films, masks, "--config")
+    with pytest.raises(InputError, match="its task is 'multilabel', the run's 'segm"):
+        data_fields.check_alike(masks, films, "--config")
+
+
 @pytest.mark.parametrize("padding", [-3024, -2000, -1024])
 def test_padding_changes_nothing_that_the_network_sees(tmp_path, padding):
     cases = []

@@ -242,11 +242,6 @@ def _judged(
         # adapt.data says so, and the training is done.
         images = images._replace(other_hospital=True, allow_overlap=True)
     else:
-        if tasks.of(other) is not task:
-            raise InputError(
-                f"--config: its task is {other.task!r}, the run's {run.config.task!r}: "
-                "give data of the same kind"
-            )
         data_fields.check_alike(run.config, other, "--config")
         strangers = task.other(run, tasks.of(other).data(other))
         judged = strangers, strangers.table.assign(split=split)

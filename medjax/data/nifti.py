@@ -38,7 +38,8 @@ class SequenceFile(NamedTuple):
     """The file of one sequence of a patient."""
 
     path: Path  # A NIfTI file, or a folder of one DICOM series.
-    channel: int | None = None  # Which volume of a file of four axes.
+    channel: int | None = None  # Which volume of a file of four axes,
+    count: int | None = None  # and how many it must have.
 
 
 class Grid(NamedTuple):

@@ -156,7 +156,7 @@ def _read(
     """Reads each file once, and refuses constant images; see `foreground.on_zero`."""
     read_stack = functools.cache(functools.partial(nifti.read, stack=True))
     volumes, floors = {}, {}
-    for name, (path, channel) in files.items():
+    for name, (path, channel, needed) in files.items():
         if channel is None:
             volume = (series if path.is_dir() else nifti).read(path)
         else:
@@ -166,6 +166,11 @@ def _read(
                 raise InputError(
                     f"{path}: holds {count} volumes, and {name} would be number "
                     f"{channel + 1}; correct data.sequences"
+                )
+            if needed not in (None, count):
+                raise InputError(
+                    f"{path}: holds {count} volumes, and {needed} have a name; name all "
+                    "in their order, in data.sequences or a dataset.json"
                 )
             volume = volume._replace(voxels=volume.voxels[..., channel])
         if (value := volume.voxels.min()) == volume.voxels.max():

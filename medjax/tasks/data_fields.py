@@ -81,6 +81,12 @@ def units_of(config: Config) -> tuple[str, ...]:
 
 def check_alike(ours: Config, theirs: Config, where: str) -> None:
     """Refuses other data, of the config `where`, that aren't read as a run's own."""
+    kinds = {ours.task, theirs.task}
+    if len(kinds) == 2 and "segmentation" in kinds:
+        raise InputError(
+            f"{where}: its task is {theirs.task!r}, the run's {ours.task!r}: give data of "
+            "the same kind"
+        )
     here, there = (
         {
             name: tuples(c.data.get(name, default)) or default

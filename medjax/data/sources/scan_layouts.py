@@ -61,10 +61,10 @@ def in_decathlon(
         raise InputError(
             f"{path}: holds no image (.nii.gz) of the {part if official else 'folder'}"
         )
-    found = []
+    found, count = [], max(channels.values()) + 1
     for image, mask in pairs:
         name = image.name.removesuffix(".gz").removesuffix(".nii")
-        files = {s: SequenceFile(image, channels[s]) for s in sequences}
+        files = {s: SequenceFile(image, channels[s], count) for s in sequences}
         found.append(ScanFiles(name, files, mask, official))
     return sorted(found, key=lambda scan: scan.name)
 

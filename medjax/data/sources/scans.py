@@ -88,7 +88,8 @@ def of_row(
             f"{path}: is a folder, and data.sequences has {len(sequences)}: give each a "
             "pattern in data.files"
         )
-    return {name: SequenceFile(path, n) for n, name in enumerate(sequences)}
+    count = len(sequences)
+    return {name: SequenceFile(path, n, count) for n, name in enumerate(sequences)}
 
 
 def volumes_in(
