@@ -51,6 +51,7 @@ it again.
 
 import ast
 import contextlib
+import copy
 import errno
 import inspect
 import logging
@@ -171,7 +172,8 @@ def arms() -> list[dict]:
                 f"--config={path}: has no sweep(): write one, see configs/"
             )
         takes = inspect.signature(module["sweep"]).parameters
-        return list(module["sweep"](*argument[: len(takes)]))
+        # One dict may be changed between two yields.
+        return [copy.copy(arm) for arm in module["sweep"](*argument[: len(takes)])]
     except Exception as error:
         if why := of_recipe(error):
             raise InputError(f"--config: {why}") from None

@@ -156,6 +156,18 @@ def test_a_jpeg_in_colour_and_a_grey_dicom_have_three_channels_if_asked(tmp_path
     assert film.spacing == (0.661468, 0.661468)
 
 
+def test_an_animated_png_is_refused_and_one_of_one_frame_read(tmp_path):
+    frames = [Image.fromarray(RNG.integers(0, 256, (9, 7), dtype=np.uint8))] * 2
+    frames[1] = frames[1].transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    path = tmp_path / "a.png"
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    with pytest.raises(InputError, match="a.png: is animated; export each frame"):
+        images.read(path)
+    frames[0].save(path, save_all=True)
+    read = images.read(path).pixels * 255
+    np.testing.assert_allclose(read, np.asarray(frames[0]), atol=1e-4)
+
+
 def test_an_interlaced_png_is_read(tmp_path):
     passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2)]
     passes += [(0, 1, 2, 2), (1, 0, 2, 1)]

@@ -214,6 +214,17 @@ def test_a_mistake_in_a_recipe_is_named_by_its_line(
     assert errors.count("\n") == 1
 
 
+def test_arms_may_be_one_dict_that_changes(tmp_path):
+    for seeds, code in (((0, 0), 2), ((0, 1), 3)):
+        loop = f"    arm = {{}}\n    for arm['seed'] in {seeds}:\n        yield arm\n"
+        (tmp_path / "recipe.py").write_text(f"{GOOD}def sweep():\n{loop}")
+        named = f"--config={tmp_path / 'recipe.py'}", f"--workdir={tmp_path / 'run'}"
+        lost = "--config.data.records="  # Each of the runs is refused.
+        out, errors = run_here("sweep", *named, lost, code=code)
+        assert ("seed=0 is there twice" in errors) == (code == 2)
+        assert ("seed=1: data.records=''" in out + errors) == (code == 3)
+
+
 def test_help_is_no_error():
     for flag in ("--help", "-h"):
         out, _ = run_here(flag)

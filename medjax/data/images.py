@@ -199,6 +199,8 @@ def _check_png(data: bytes) -> tuple[int, int]:
             raise damaged(
                 f"is damaged between bytes {start} and {end + 4}: the checksum is wrong"
             )
+        if kind == b"acTL" and length == 8 and view[start + 8 : end - 4] != b"\0\0\0\1":
+            raise InputError("is animated; export each frame as a file of its own")
         start = end + 4
     return height, width
 
