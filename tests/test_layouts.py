@@ -1,5 +1,6 @@
 """Layouts by name: small folders as the data sets' own documents describe them."""
 
+import contextlib
 import gzip
 
 import numpy as np
@@ -345,6 +346,20 @@ def test_sessions_of_bids_are_scans_of_one_patient(bids, caplog):
     config = base.segmentation("bids")
     config.data.folder = str(bids)
     assert [scan.mask is not None for scan in volumes.find(config, bids)] == [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("sub-02_ses-1_T2w", "of sub-01, and its name says sub-02: move"),
+        ("sub-01_ses-2_T2w", "of ses-1, and its name says ses-2: move"),
+        ("sub-01_T2w", ""),
+    ],
+)
+def test_a_file_in_the_folder_of_another_subject_is_refused(bids, name, why):
+    touch(bids / f"sub-01/ses-1/anat/{name}.nii.gz")
+    with pytest.raises(InputError, match=why) if why else contextlib.nullcontext():
+        scan_layouts.in_bids(bids, sequences=("T2w",))
 
 
 def test_names_of_bids_that_do_not_say_which_are_refused(bids):

@@ -109,6 +109,22 @@ def test_volumes_that_no_pattern_matches_are_named(tmp_path, caplog):
     assert len(caplog.records) == len(named)
 
 
+def test_a_file_that_is_named_after_another_patient_is_warned_of(tmp_path, caplog):
+    for name in ("P_1", "P_10", "P_2"):
+        touch(tmp_path / f"{name}/{name}_T1.nii.gz", tmp_path / f"{name}/seg.nii.gz")
+    options = {
+        "sequences": ("T1",),
+        "files": {"T1": "*T1.nii.gz"},
+        "mask": "*seg.nii.gz",
+    }
+    assert len(scans.in_folders(tmp_path, **options)) == 3 and not caplog.records
+    path = tmp_path / "P_2/P_10_seg.nii.gz"
+    (tmp_path / "P_2/seg.nii.gz").rename(path)
+    scans.in_folders(tmp_path, **options)
+    assert f"{path}: is named after P_10, and lies in P_2: move" in caplog.text
+    assert len(caplog.records) == 1
+
+
 def test_a_pattern_that_matches_two_files_names_both(tmp_path):
     brats(tmp_path, "P1")
     touch(tmp_path / "P1/again_t1.nii.gz")

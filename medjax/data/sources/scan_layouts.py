@@ -163,6 +163,14 @@ def _ending(folders: Sequence[Path], scan: str, end: str) -> Path | None:
             f"{paths[0]} and {paths[1]}: both end in {end}; name a longer end in "
             "data.sequences or data.mask that only one of them has"
         )
+    for path in paths:
+        says = {part.split("-")[0]: part for part in path.name.split("_")}
+        for part in scan.split("/"):
+            if (other := says.get(part.split("-")[0], part)) != part:
+                raise InputError(
+                    f"{path}: lies in the folder of {part}, and its name says {other}: "
+                    "move or rename it"
+                )
     return paths[0] if paths else None
 
 

@@ -5,6 +5,7 @@ those that macOS leaves ('._T1.nii.gz').
 """
 
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -59,12 +60,28 @@ def in_folders(
         name = path.resolve().name if folder == path else str(folder.relative_to(path))
         segmentation = _only(folder, mask) if mask else None
         scans.append(ScanFiles(name, sequence_files, segmentation))
+    _warn_of_strangers(scans, folders)
     if not scans:
         patterns = ", ".join(map(repr, patterns.values()))
         raise InputError(
             f"{path}: no file in it matches {patterns}; correct data.files"
         )
     return scans
+
+
+def _warn_of_strangers(scans: Sequence[ScanFiles], folders: Iterable[Path]) -> None:
+    """Warns of files that are named after another patient's folder than their own."""
+    names = {folder.name for folder in folders}
+    for scan, folder in zip(scans, folders, strict=True):
+        for path in scan.paths():
+            ends = (match.start() for match in re.finditer(r"[\W_]", path.name))
+            begins = {path.name[:end] for end in ends}
+            if folder.name not in begins and (others := begins & names):
+                log.warning(
+                    "%s: is named after %s, and lies in %s: move or rename it, unless "
+                    "they are one patient",
+                    *(path, max(others, key=len), folder.name),
+                )
 
 
 def of_row(
