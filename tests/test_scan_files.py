@@ -197,6 +197,17 @@ def test_images_that_the_decathlons_table_does_not_list_are_named(tmp_path, capl
     assert "BRATS_119.nii.gz and 2 more" in caplog.text and "_120" not in caplog.text
 
 
+def test_a_mask_that_is_named_after_another_image_is_warned_of(tmp_path, caplog):
+    root = decathlon(tmp_path)
+    described = json.loads((root / "dataset.json").read_text())
+    first, second = described["training"]
+    first["label"], second["label"] = second["label"], "labelsTr/other.nii.gz"
+    (root / "dataset.json").write_text(json.dumps(described))
+    scan_layouts.in_decathlon(root, sequences=("T2w",))
+    why = "the mask of BRATS_002.nii.gz is named after another image, BRATS_001.nii.gz"
+    assert [why in message for message in caplog.messages] == [True]
+
+
 def test_a_name_of_two_channels_is_refused(tmp_path):
     root = decathlon(tmp_path, {"0": "MRI", "1": "MRI"})
     with pytest.raises(InputError, match="has a name twice"):

@@ -215,6 +215,13 @@ def _listed(description: Path, part: str) -> list[tuple[Path, Path | None]]:
     files = (file for pair in pairs for file in pair if file)
     if (twice := prepared.first_duplicate(files)) is not None:
         raise InputError(f"{description}: its {part!r} has {twice} twice: correct it")
+    names = {image.name for image, _ in pairs}
+    for image, mask in pairs:
+        if mask and mask.name != image.name and mask.name in names:
+            log.warning(
+                "%s: the mask of %s is named after another image, %s: look at both",
+                *(description, image.name, mask.name),
+            )
     return pairs
 
 
