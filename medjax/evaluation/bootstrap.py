@@ -89,29 +89,30 @@ def resample(
     """
     if replicates < 1:
         raise InputError(f"replicates: {replicates}; give 1 or more, 1000 as a rule")
-    options = tuple(sorted(options.items()))
-    return _resample(statistic, data, key, patients, replicates, options)
-
-
-@functools.partial(
-    jax.jit, static_argnames=("statistic", "patients", "replicates", "options")
-)
-def _resample(statistic, data, key, patients, replicates, options) -> Resampled:
-    statistic = functools.partial(statistic, data, **dict(options))
     chunks = -(-(replicates + 1) // CHUNK)
-    size = -(-(replicates + 1) // chunks)
-
-    def chunk(numbers):
-        drawn = multiplicities(key, numbers, patients)
-        return statistic(jnp.where(numbers < 0, 1, drawn))
-
     # Number -1 counts every patient once.
-    values = jax.lax.map(chunk, jnp.arange(chunks * size).reshape(chunks, size) - 1)
-    values = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), values)
+    numbers = np.arange(chunks * -(-(replicates + 1) // chunks)) - 1
+    options = tuple(sorted(options.items()))
+    values = [
+        _of_chunk(statistic, data, _counts(key, chunk, patients), options)
+        for chunk in numbers.reshape(chunks, -1)
+    ]
+    values = jax.tree.map(lambda *x: np.concatenate(x), *jax.device_get(values))
     return Resampled(
         jax.tree.map(lambda x: x[0], values),
         jax.tree.map(lambda x: x[1 : replicates + 1], values),
     )
+
+
+# Two programs, so that what draws the patients is compiled once for all statistics.
+@functools.partial(jax.jit, static_argnames="patients")
+def _counts(key: Array, numbers: Array, patients: int) -> Array:
+    return jnp.where(numbers < 0, 1, multiplicities(key, numbers, patients))
+
+
+@functools.partial(jax.jit, static_argnames=("statistic", "options"))
+def _of_chunk(statistic, data, counts, options) -> ArrayTree:
+    return statistic(data, counts, **dict(options))
 
 
 def multiplicities(key: Array, replicate: Array, patients: int) -> Array:
