@@ -106,6 +106,24 @@ def test_a_wrong_override_is_one_line_before_anything_runs(arm, said):
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
+def test_runs_between_which_the_data_changed_are_not_compared(tmp_path):
+    """Other sides are other records; the same records must hold the same."""
+
+    def folder(name, digest, side=64):
+        config = quickstart.get_config()
+        config.data.side, config.seed = side, len(name)
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(config.to_json())
+        provenance = json.dumps({"data": {"sha256": digest}})
+        (tmp_path / name / "provenance.json").write_text(provenance)
+        return tmp_path / name
+
+    runs = [folder("a", "old"), folder("ab", "old"), folder("c", "other", side=32)]
+    sweep.check_data(runs)
+    with pytest.raises(InputError, match="a and .*/abcd: the data changed between"):
+        sweep.check_data([*runs, folder("abcd", "new")])
+
+
 def test_a_sweep_has_runs_and_no_run_twice():
     with pytest.raises(InputError, match="seed=1 is there twice"):
         planned({"seed": 1}, {"seed": 1})

@@ -1,5 +1,6 @@
 """The command `sweep`: trains the runs that aren't finished, and compares them all."""
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,7 @@ def _compare(
     the same) and what seeds.compare returns.
     """
     how, options = tasks.of(config).comparison, parts.bootstrap(config)
+    check_data(folders.values())
     kinds = [how] * len(folders)
     findings, tables = compare.read([*folders.values()], kinds, "test")
     first, *others = tables
@@ -206,6 +208,20 @@ def _compare(
             baseline=baseline,
         ),
     }
+
+
+def check_data(folders: Iterable[Path]) -> None:
+    """Refuses runs whose data were prepared alike, and changed between them."""
+    first: dict[str, tuple[dict, Path]] = {}
+    for folder in folders:
+        alike = json.dumps(configs.affecting(configs.read_config(folder), "records"))
+        data = read_json(folder / "provenance.json")["data"]
+        before, other = first.setdefault(alike, (data, folder))
+        if data != before:
+            raise InputError(
+                f"{other} and {folder}: the data changed between these runs: remove the "
+                "folders of the older ones, and they are trained again"
+            )
 
 
 def _row(run: Run, sweep: Path, metric: str) -> dict:
