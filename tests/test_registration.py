@@ -18,8 +18,7 @@ from medjax.data.alignment import FLAT, placed
 from medjax.errors import InputError
 from medjax.geometry import grid, register
 
-pytestmark = pytest.mark.usefixtures("optimised")
-
+OPTIMISED = pytest.mark.usefixtures("optimised")  # What computes for long.
 RAW = Path(__file__).parents[2] / "shared/data/ms-raw-sample/patient01"
 
 
@@ -104,6 +103,7 @@ def degrees(found, truth):
 
 
 @pytest.mark.slow
+@OPTIMISED
 @pytest.mark.parametrize(
     "seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))]
 )
@@ -154,6 +154,7 @@ def test_images_that_do_not_meet_are_moved_onto_each_other_always_alike(coarse):
 
 
 @pytest.mark.slow
+@OPTIMISED
 @pytest.mark.parametrize("sequence", ["T1W", "T2W"])
 def test_real_sequences_come_within_a_millimetre_of_their_reference(sequence):
     """Foreground: FLAIR above a third of its bright tissue, 9 mm inside the head."""
@@ -185,6 +186,7 @@ def mirrored(image, affine):
 
 
 @pytest.mark.slow
+@OPTIMISED
 def test_only_a_patients_own_sequences_fit_sharply():
     """Sequences of the phantom: another person's and mirrored ones are refused."""
 
@@ -261,6 +263,7 @@ def test_images_of_a_few_voxels_are_not_compared():
 
 
 @pytest.mark.slow
+@OPTIMISED
 def test_a_real_study_fits_sharply_and_its_mirror_image_does_not():
     if not RAW.exists():
         pytest.skip("needs shared/data/ms-raw-sample")
@@ -274,6 +277,7 @@ def test_a_real_study_fits_sharply_and_its_mirror_image_does_not():
 
 
 @pytest.mark.slow
+@OPTIMISED
 def test_the_gradient_of_a_motion_is_that_of_finite_differences():
     """In float64, and of a smooth image: linear interpolation has kinks."""
     rng = np.random.default_rng(0)
