@@ -56,6 +56,9 @@ def _method(
     if len(shape) == 5:
         if centred and inner <= 4:
             return _by_depth, _by_depth_backward
+        places = np.prod(shape[:-1])
+        if same and outer < inner and 4 * places * np.prod(size) * inner <= CACHE:
+            return _by_columns, _few_outputs_backward
         if same:
             return _by_slices, _by_slices_backward
         return (_by_strides, _by_strides_backward) if centred else None
@@ -177,7 +180,7 @@ def _from_blocks(blocks: Array, places: Sequence[int], size: Sequence[int]) -> A
 
 
 def columns(x: Array, size: tuple, strides: tuple, padding: tuple) -> Array:
-    """The pixels under the kernel at each place, [B, H, W, C] -> [B h w, size C]."""
+    """The pixels under the kernel at each place, [B, ..., C] -> [B h w, size C]."""
     pixels = _views(x, size, strides, padding)
     return jnp.concatenate(pixels, axis=-1).reshape(-1, np.prod(size) * x.shape[-1])
 
@@ -194,9 +197,9 @@ def _views(x: Array, size: tuple, strides: tuple, padding: tuple) -> list[Array]
 
 
 def _by_columns(x: Array, kernel: Array, strides: tuple, padding: tuple) -> Array:
-    """A kernel larger than the image, for which XLA has only slow loops."""
+    """Of small images, and kernels larger than the image, for which XLA has slow loops."""
     *size, _, outer = kernel.shape
-    room = np.add(x.shape[1:3], np.sum(padding, axis=1)) - size
+    room = np.add(x.shape[1:-1], np.sum(padding, axis=1)) - size
     places = room // strides + 1
     pixels = columns(x, tuple(size), strides, padding)
     return (pixels @ kernel.reshape(-1, outer)).reshape(x.shape[0], *places, outer)
@@ -219,9 +222,10 @@ def _few_outputs_backward(
     # for each column.
     g = (g.reshape(-1, outer) @ jnp.eye(outer, dtype=g.dtype)).reshape(g.shape)
     pixels = columns(g, tuple(size), strides, padding)  # [B H W, size O]
-    flipped = kernel[::-1, ::-1].swapaxes(2, 3).reshape(-1, inner)
+    space = range(len(size))
+    flipped = jnp.flip(kernel, space).swapaxes(-2, -1).reshape(-1, inner)
     d_kernel = (x.reshape(-1, inner).T @ pixels).reshape(inner, *size, outer)
-    d_kernel = jnp.moveaxis(d_kernel, 0, 2)[::-1, ::-1]
+    d_kernel = jnp.flip(jnp.moveaxis(d_kernel, 0, -2), space)
     return (pixels @ flipped).reshape(x.shape), d_kernel
 
 
@@ -317,7 +321,7 @@ def _by_depth(
     """
     slices, flat = _as_slices(x, kernel, strides, padding)
     y = _native(slices, flat, strides[1:], padding[1:])
-    return y.reshape(x.shape[0], -1, *y.shape[1:])
+    return y.reshape(x.shape[0], len(slices) // len(x), *y.shape[1:])
 
 
 def _by_depth_backward(
@@ -340,7 +344,8 @@ def _as_slices(
     near = [x[:, i : stop + i : strides[0]] for i in range(depth)]
     near = jnp.concatenate(near, axis=-1)
     kernel = jnp.moveaxis(kernel, 0, 2).reshape(*size, depth * inner, outer)
-    return near.reshape(-1, *near.shape[2:]), kernel
+    slices = near.shape[0] * near.shape[1]  # None of a volume that is too small.
+    return near.reshape(slices, *near.shape[2:]), kernel
 
 
 def _by_strides(x: Array, kernel: Array, **window: Any) -> Array:
