@@ -144,12 +144,17 @@ def test_frozen_blocks_get_no_gradient():
 # --------------------------------------------------------------------------- heatmaps
 
 
+def explained(net, variables, **how):
+    explain = functools.partial(heatmaps.heatmaps, apply=net.apply, **how)
+    return jax.jit(explain)(variables, IMAGE)
+
+
 @pytest.mark.parametrize(
     "pool", ["token", pytest.param("mean", marks=pytest.mark.slow)]
 )
 def test_grad_cam_is_of_the_patches(pool):
     net, variables = network(registers=1, pool=pool)
-    got = heatmaps.heatmaps(variables, IMAGE, apply=net.apply, stage=1)
+    got = explained(net, variables, stage=1)
     _, sown = answers(net, variables, IMAGE)
     feature = np.asarray(sown["stages"][1])
 
@@ -161,7 +166,7 @@ def test_grad_cam_is_of_the_patches(pool):
         weight = jacobian[b, :, b, 2:].mean(axis=1)  # [T, c], of the patches alone.
         truth = np.maximum(weight @ feature[b, 2:].T, 0).reshape(3, 3, 5)
         np.testing.assert_allclose(got[b], truth, atol=1e-4 * truth.max())
-    last = heatmaps.heatmaps(variables, IMAGE, apply=net.apply, stage=-1)
+    last = explained(net, variables, stage=-1)
     assert bool(np.any(last)) == (pool == "mean")  # The token is all that is read.
 
 
@@ -169,10 +174,7 @@ def test_grad_cam_is_of_the_patches(pool):
 def test_rollout_follows_the_attention(token):
     """Over all paths through two blocks, of which each may be left out."""
     net, variables = network(registers=1)
-    method = heatmaps.ROLLOUT
-    got = heatmaps.heatmaps(
-        variables, IMAGE, apply=net.apply, method=method, token=token
-    )
+    got = explained(net, variables, method=heatmaps.ROLLOUT, token=token)
     _, maps = expected(variables["params"], IMAGE)
     first, second = (m.mean(axis=1) for m in maps)
     eye = np.eye(17)
