@@ -1,5 +1,6 @@
 """An ensemble is one run: its members differ, and their probabilities are averaged."""
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -46,8 +47,9 @@ def test_the_prediction_is_the_mean_probability_of_members_that_differ(folder):
         [data.films(table["id"].to_numpy())[i]["image"] for i in range(len(table))]
     )
     image = run.network.look(pixels)[0]
+    apply = jax.jit(functools.partial(run.network.apply, train=False))
     each = [
-        np.asarray(run.network.apply(member.averaged, view, train=False), np.float64)
+        np.asarray(apply(member.averaged, view), np.float64)
         for member in step.members(run.state)
         for view in (image, image[:, :, ::-1])
     ]

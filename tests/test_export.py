@@ -1,5 +1,6 @@
 """The command `export`: what others run gives what the run itself predicts."""
 
+import functools
 import json
 import os
 import re
@@ -304,9 +305,9 @@ def test_a_training_begins_with_the_exported_weights(trained):
     theirs = read_config(run)
     _, state = start.restore(theirs, run, parts.classifier(theirs, output), output)
     pixels = images(3) / np.float32(255)
+    apply = jax.jit(functools.partial(network.apply, train=False))
     logits = [
-        network.apply(each, pixels, train=False)
-        for each in (variables, step.members(state)[0].averaged)
+        apply(each, pixels) for each in (variables, step.members(state)[0].averaged)
     ]
     np.testing.assert_array_equal(*logits)
     with pytest.raises(InputError, match="another kind of task: give one of segment"):

@@ -1,5 +1,6 @@
 """Segmentation's parts are put together as the config says."""
 
+import functools
 import importlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -92,7 +93,8 @@ def test_a_volume_s_probabilities_are_the_network_s_where_one_window_holds_it(co
     )
     image = np.random.default_rng(0).normal(size=(8, 8, 8, 2)).astype(np.float32)
     found = segmentation.probability(config, network, state, image)
-    logits = network.apply(variables, image[None], train=False)[0]
+    apply = jax.jit(functools.partial(network.apply, train=False))
+    logits = apply(variables, image[None])[0]
     np.testing.assert_allclose(found, 1 / (1 + np.exp(-np.float64(logits))), atol=1e-5)
 
 
@@ -166,9 +168,9 @@ def test_exclusive_regions_have_the_probabilities_of_a_softmax(organs):
     ]
     image = np.random.default_rng(0).normal(size=(8, 8, 8, 4)).astype(np.float32)
     found = segmentation.probability(config, network, tuple(states), image)
-    expected = 0
+    expected, apply = 0, jax.jit(functools.partial(network.apply, train=False))
     for state in states:
-        logits = network.apply(state.averaged, image[None], train=False)[0]
+        logits = apply(state.averaged, image[None])[0]
         logits = np.append(logits, 0 * logits[..., :1], axis=-1)
         expected += special.softmax(logits, axis=-1)[..., :2] / 2
     np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -46,10 +46,11 @@ def test_a_run_of_segmentation_gives_its_encoder(segmentation, capsys):  # noqa:
     # Both see the same in a volume.
     image = np.random.default_rng(0).normal(size=(1, 8, 8, 8, 2)).astype(np.float32)
     how = {"train": False, "mutable": ["intermediates"]}
-    _, sown = network.apply(found, image, **how)
+    _, sown = jax.jit(functools.partial(network.apply, **how))(found, image)
     unet = parts.segmenter(unet_config(deep=1), Masks(SEQUENCES, REGIONS))
     how["capture_intermediates"] = lambda module, _: module.name == "down1"
-    _, kept = unet.apply({"params": averaged}, image, **how)
+    look = jax.jit(functools.partial(unet.apply, **how))
+    _, kept = look({"params": averaged}, image)
     np.testing.assert_allclose(
         sown["intermediates"]["stages"][-1],
         kept["intermediates"]["down1"]["__call__"][0],
