@@ -7,8 +7,9 @@ AUROC is how often a positive outranks a negative; a tied pair counts one half. 
 without positives or negatives.
 
 Average precision is the precision at every threshold, weighted by recall's step, without
-interpolation. It is NaN without positives (scikit-learn says 0), 1 without negatives.
-Under chance it equals the prevalence, not 1/2.
+interpolation. It is NaN without positives (scikit-learn says 0), and without negatives
+(scikit-learn says 1, which a mean over findings would take for skill). Under chance it
+equals the prevalence, not 1/2.
 
 The partial AUROC is of the thresholds at which the specificity is 1 - max_fpr or more,
 linear between the curve's points, and standardised: 1/2 is chance, 1 perfect, whatever
@@ -175,7 +176,7 @@ def _sweep(rows, counts, first, size, most=None) -> tuple[Array, ...]:
     both = (tp > 0) & (fp > 0)
     auroc = jnp.where(both, area / tp / fp / 2, jnp.nan)
     partial = [jnp.where(both, each / tp / most / 2, jnp.nan) for each in partial]
-    return auroc, jnp.where(tp == 0, jnp.nan, precision / tp), *partial
+    return auroc, jnp.where(both, precision / tp, jnp.nan), *partial
 
 
 def of_other_patients(score, label, weight, patient) -> np.ndarray:

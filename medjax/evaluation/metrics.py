@@ -226,7 +226,7 @@ BOTH = ("positive", "negative")
 METRICS = {
     "auroc": Metric("AUROC", "ranking", BOTH, BOTH),
     "partial_auroc": Metric("Partial AUROC", "ranking", BOTH, BOTH),
-    "average_precision": Metric("Average precision", "ranking", ("positive",), BOTH),
+    "average_precision": Metric("Average precision", "ranking", BOTH, BOTH),
     "sensitivity": _proportion(
         "Sensitivity", "positive", lambda m: (m.tp, m.tp + m.fn)
     ),
