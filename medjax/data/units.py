@@ -132,9 +132,8 @@ ALIKE = ("Units", "CorrectedImage", "DecayCorrection", "PatientWeight", TRACER)
 TIMES = ("SeriesDate", "SeriesTime", "AcquisitionDate", "AcquisitionTime")
 WHEN, TIME = "RadiopharmaceuticalStartDateTime", "RadiopharmaceuticalStartTime"
 DAY = timedelta(days=1)
-BRIEF = (
-    12 * 3600.0
-)  # s; half-lives above may be scanned days later: zirconium's is 78 h.
+# Seconds; after longer half-lives a scan may be days later: zirconium's is 78 h.
+BRIEF = 12 * 3600.0
 
 
 def suv_factor(folder: Path) -> float:
