@@ -44,6 +44,7 @@ def convolutions(strides, padding, space):
     [
         ((2, 5, 6, 7, 4), (3, 3, 3), 6),  # of few channels, as the image has
         ((2, 5, 6, 7, 6), (3, 3, 3), 2),  # to few channels
+        ((2, 3, 4, 5, 6), (3, 3, 3), 2),  # the same of few voxels
         ((1, 4, 6, 6, 5), (1, 3, 3), 5),  # slices far apart
         ((1, 6, 5, 4, 3), (3, 1, 5), 4),
         ((1, 6, 5, 4, 5), (3, 1, 5), 6),

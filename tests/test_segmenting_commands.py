@@ -126,8 +126,9 @@ def test_the_files_have_the_dice_that_the_report_says(run, predicted):
 
 def test_files_that_would_overwrite_each_other_are_refused(run, predicted, tmp_path):
     _, raw, _ = predicted
+    other = shutil.copytree(raw, tmp_path / "other")
     with pytest.raises(InputError, match="two patients would be written as brain_"):
-        predict.predict(run, images=[str(raw), str(raw)], out=tmp_path / "out")
+        predict.predict(run, images=[str(raw), str(other)], out=tmp_path / "out")
     with pytest.raises(InputError, match="give --out=DIR"):
         predict.predict(run, images=[str(raw)], out=tmp_path / "predictions.csv")
 

@@ -19,6 +19,7 @@ from chex import Array
 from jax import lax
 
 CACHE = 2**21  # Bytes of columns that stay in the cache until they are multiplied.
+FEW = 64  # Voxels of a volume; the columns of so few are fast, and quickly compiled.
 
 
 def convolution(
@@ -56,8 +57,7 @@ def _method(
     if len(shape) == 5:
         if centred and inner <= 4:
             return _by_depth, _by_depth_backward
-        places = np.prod(shape[:-1])
-        if same and outer < inner and 4 * places * np.prod(size) * inner <= CACHE:
+        if same and outer < inner and np.prod(shape[1:-1]) <= FEW:
             return _by_columns, _few_outputs_backward
         if same:
             return _by_slices, _by_slices_backward
@@ -321,7 +321,8 @@ def _by_depth(
     """
     slices, flat = _as_slices(x, kernel, strides, padding)
     y = _native(slices, flat, strides[1:], padding[1:])
-    return y.reshape(x.shape[0], len(slices) // len(x), *y.shape[1:])
+    depth = (x.shape[1] + sum(padding[0]) - len(kernel)) // strides[0] + 1
+    return y.reshape(x.shape[0], depth, *y.shape[1:])
 
 
 def _by_depth_backward(
