@@ -180,7 +180,8 @@ _DATA = {
         "seed": 0,
         "first_patient": 0,  # Other numbers are other people.
         "contrast": 1.0,  # visibility of the findings
-        "prevalence": (0.06, 0.12, 0.20, 0.01, 0.08, 0.05),  # share of the films
+        # Share of the films: of six findings, or of 14 (see `chest_phantom`).
+        "prevalence": (0.06, 0.12, 0.20, 0.01, 0.08, 0.05),
     },
     "nih": {"folder": "nih", "side": 224, "bits": 8},
     "chexpert": {

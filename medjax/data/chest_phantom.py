@@ -34,6 +34,31 @@ FINDINGS = (
     "consolidation",
 )
 PREVALENCE = (0.06, 0.12, 0.20, 0.01, 0.08, 0.05)
+# Drawn beside the six where prevalences are given for all 14: for long tails.
+MORE_FINDINGS = (
+    "atelectasis",
+    "edema",
+    "emphysema",
+    "fibrosis",
+    "pleural_thickening",
+    "hernia",
+    "infiltration",
+    "calcification",
+)
+# What a finding adds to the density where its mask is 1, if that is all that it does.
+DENSITY = {
+    "mass": 0.3,
+    "nodule": 0.36,
+    "effusion": 0.3,
+    "atelectasis": 0.25,
+    "edema": 0.16,
+    "emphysema": -0.15,  # A bulla: air without vessels.
+    "fibrosis": 0.2,
+    "pleural_thickening": 0.28,
+    "hernia": -0.25,  # Air behind the heart.
+    "infiltration": 0.15,
+    "calcification": 0.6,
+}
 PERSISTENCE = 0.85  # The chance that a film shows what its patient has.
 AP_FRACTION = 0.3
 NECKLACE_FRACTION = 0.5
@@ -59,6 +84,26 @@ DISEASE = {
     "patch_down": (0.0, 1.0),
     "patch_radius": (24.0, 40.0),
     "patch_stretch": (0.75, 1.3),  # height / width
+}
+MORE_DISEASE = {
+    **{
+        f"{name}_{part}": (-1.0 if part == "side" else 0.0, 1.0)
+        for name in ("plate", "bulla", "haze", "calcification")
+        for part in ("side", "across", "down")
+    },
+    "plate_length": (40.0, 70.0),
+    "plate_width": (9.0, 15.0),
+    "plate_angle": (-0.6, 0.6),
+    "edema_reach": (45.0, 75.0),  # from both hila
+    "bulla_radius": (22.0, 38.0),
+    "mesh": (16.0, 24.0),  # between the strands of a fibrosis
+    "mesh_height": (40.0, 80.0),  # above the diaphragm
+    "rind_side": (-1.0, 1.0),
+    "rind_width": (10.0, 20.0),
+    "hernia_x": (-20.0, 15.0),
+    "hernia_radius": (18.0, 28.0),
+    "haze_radius": (30.0, 46.0),
+    "calcification_radius": (4.5, 7.5),
 }
 
 FIELD_MM = 400.0  # The side of the detector.
@@ -136,6 +181,8 @@ def patient(
 ) -> dict[str, Array]:
     """Draws F films of one patient, numbered by `patient` [].
 
+    The T findings are FINDINGS, or all 14 with MORE_FINDINGS after them.
+
     Disease is chronic: each film shows a patient's finding with the chance PERSISTENCE,
     and any other finding with the small chance that makes the prevalence [T] among
     films equal to that among patients. A film's draws depend on (key, patient, film)
@@ -149,8 +196,9 @@ def patient(
     """
     prior = jnp.asarray(prevalence, jnp.float32)
     k_body, k_films = jax.random.split(jax.random.fold_in(key, patient))
-    counts = len(FINDINGS), 5 * 9 * 2, 3 * 16
-    body, state, lines, waves = _draw(k_body, BODY | DISEASE, *counts)
+    counts = len(prior), 5 * 9 * 2, 3 * 16
+    more = MORE_DISEASE if len(prior) > len(FINDINGS) else {}
+    body, state, lines, waves = _draw(k_body, BODY | DISEASE | more, *counts)
     body.sex = (body.male < 0.5).astype(jnp.int32)
     body.half_width *= jnp.where(body.sex == SEXES.index("F"), 0.95, 1.0)
     body.has_necklace = body.necklace < NECKLACE_FRACTION
@@ -215,7 +263,7 @@ def _mask_box(mask: Array) -> Array:
 
 
 def _masks(x: Array, y: Array, body, film, chest, rough: Array, edge: float):
-    """Masks [S, S] of the findings, by name; ellipses of some; the pleural line."""
+    """Masks [S, S] of FINDINGS, by name; ellipses of some; the pleural line."""
     spots, masks = {}, {}
     for name in ("mass", "nodule"):
         radius = getattr(body, f"{name}_diameter") / 2 / film.zoom  # mm on the film
@@ -238,6 +286,38 @@ def _masks(x: Array, y: Array, body, film, chest, rough: Array, edge: float):
     return masks, spots, line
 
 
+def _more_masks(x: Array, y: Array, body, chest, edge: float) -> dict[str, Array]:
+    """Masks [S, S] of MORE_FINDINGS, by name."""
+
+    def gap(name: str, radius: Array) -> Array:  # mm within a disc in a lung
+        centre = _spot(body, name, radius)
+        return radius - _length(x - centre[0], y - centre[1])
+
+    centre = _spot(body, "plate", body.plate_length / 4)
+    c, s = jnp.cos(body.plate_angle), jnp.sin(body.plate_angle)
+    u = c * (x - centre[0]) + s * (y - centre[1])
+    v = c * (y - centre[1]) - s * (x - centre[0])
+    ends = body.plate_length / 2 - jnp.abs(u)
+    plate = jnp.minimum(ends, body.plate_width / 2 - jnp.abs(v))
+    hila = body.edema_reach - _length(jnp.abs(x) - 34, y)
+    strands = jnp.cos(2 * jnp.pi * x / body.mesh) * jnp.cos(2 * jnp.pi * y / body.mesh)
+    low = _fill(y - chest.floor + body.mesh_height, 12)
+    width = body.rind_width * jnp.clip((60 - y) / 40, 0, 1)
+    rind = (x * body.rind_side > 0) * _fill(width - chest.depth, edge)
+    behind = body.hernia_radius - _length(x - body.hernia_x, y - 70)
+    lung = {
+        "atelectasis": _fill(plate, edge),
+        "edema": _fill(hila, 30),
+        "emphysema": _fill(gap("bulla", body.bulla_radius), edge),
+        "fibrosis": low * _fill(strands - 0.1, 0.4),
+        "pleural_thickening": rind,
+        "infiltration": _fill(gap("haze", body.haze_radius), 16),
+        "calcification": _fill(gap("calcification", body.calcification_radius), edge),
+    }
+    masks = {name: chest.lung * mask for name, mask in lung.items()}
+    return {**masks, "hernia": _fill(behind, edge)}
+
+
 def _film(key: Array, body, lines, waves, chance, *, side, contrast) -> dict:
     """One film, which shows each finding with that chance [T].
 
@@ -245,14 +325,15 @@ def _film(key: Array, body, lines, waves, chance, *, side, contrast) -> dict:
     vessels and of the lungs' texture.
     """
     k_draw, k_noise = jax.random.split(key)
-    film, label, patch = _draw(k_draw, FILM, len(FINDINGS), 3 * 12)
+    findings = (FINDINGS + MORE_FINDINGS)[: len(chance)]
+    film, label, patch = _draw(k_draw, FILM, len(findings), 3 * 12)
     film.shift_x += body.stand_x
     film.shift_y += body.stand_y
     film.rotation += body.lean
     film.zoom *= body.stature
     label = label < chance
     view = jnp.where(film.view < AP_FRACTION, VIEWS.index("AP"), VIEWS.index("PA"))
-    shown = dict(zip(FINDINGS, label * jnp.float32(contrast), strict=True))
+    shown = dict(zip(findings, label * jnp.float32(contrast), strict=True))
     edge = 1.0 + 0.5 * FIELD_MM / side  # A pixel wide, for no staircase.
     x, y, turn, shift = _place(film, side)
 
@@ -264,6 +345,8 @@ def _film(key: Array, body, lines, waves, chance, *, side, contrast) -> dict:
     rough = _texture(patch, film, side, shortest=20.0)
     masks, spots, line = _masks(x, y, body, film, chest, rough, edge)
     spots["cardiomegaly"] = ellipse
+    if len(findings) > len(FINDINGS):
+        masks |= _more_masks(x, y, body, chest, edge)
 
     air = shown["pneumothorax"] * masks["pneumothorax"]
     marking = 0.13 * _vessels(lines, x, y)
@@ -273,9 +356,9 @@ def _film(key: Array, body, lines, waves, chance, *, side, contrast) -> dict:
     heart = jnp.maximum(heart, 0.8 * trunk) * (1 - 0.6 * chest.belly)
     density += body.heart_density * heart
     density += _skeleton(x, y, body, chest, edge)
-    density += 0.3 * shown["mass"] * masks["mass"]
-    density += 0.36 * shown["nodule"] * masks["nodule"]
-    density += 0.3 * shown["effusion"] * masks["effusion"]
+    for name in findings:
+        if name in DENSITY:
+            density += DENSITY[name] * shown[name] * masks[name]
     density += shown["pneumothorax"] * (0.26 * line - 0.1 * masks["pneumothorax"])
     patch = masks["consolidation"] * (0.2 + 0.04 * rough)
     density += shown["consolidation"] * patch
@@ -287,7 +370,7 @@ def _film(key: Array, body, lines, waves, chance, *, side, contrast) -> dict:
         _ellipse_box(*spots[name], turn, shift)
         if name in spots
         else _mask_box(masks[name])
-        for name in FINDINGS
+        for name in findings
     ]
     box = (jnp.stack(boxes) + FIELD_MM / 2) * (side / FIELD_MM)
     box = jnp.where(label[:, None], jnp.clip(box, 0, side), jnp.nan)

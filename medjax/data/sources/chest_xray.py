@@ -65,10 +65,12 @@ def phantom(
     prevalence: Sequence[float] = chest.PREVALENCE,
 ) -> Source:
     """Synthetic films with known truth, see `chest.patient`."""
-    if len(prevalence) != len(chest.FINDINGS):
+    tasks = (chest.FINDINGS + chest.MORE_FINDINGS)[: len(prevalence)]
+    if len(prevalence) not in (6, 14):
+        more = ", ".join(chest.MORE_FINDINGS)
         raise InputError(
             f"data.prevalence has {len(prevalence)} numbers: give one for each of "
-            + ", ".join(chest.FINDINGS)
+            f"{', '.join(chest.FINDINGS)}, or eight more for {more}"
         )
     options = {"contrast": contrast, "prevalence": tuple(prevalence)}
 
@@ -83,15 +85,17 @@ def phantom(
             drawn = jax.device_get(drawn)
             for p, f in np.ndindex(len(chunk), films):
                 film = {name: values[p, f] for name, values in drawn.items()}
-                yield _phantom_item(film, f, side)
+                yield _phantom_item(film, f, side, tasks)
 
-    return Source(chest.FINDINGS, (side, side, 1), patients * films, items)
+    return Source(tasks, (side, side, 1), patients * films, items)
 
 
-def _phantom_item(drawn: dict[str, np.ndarray], film: int, side: int) -> Item:
+def _phantom_item(
+    drawn: dict[str, np.ndarray], film: int, side: int, tasks: Sequence[str]
+) -> Item:
     boxes = [
         (task, *map(float, box))
-        for task, box in zip(chest.FINDINGS, drawn["box"], strict=True)
+        for task, box in zip(tasks, drawn["box"], strict=True)
         if not np.isnan(box).any()
     ]
     patient = int(drawn["patient"])
@@ -107,7 +111,7 @@ def _phantom_item(drawn: dict[str, np.ndarray], film: int, side: int) -> Item:
         "spacing_y": chest.FIELD_MM / side,
         "official": "",
         "follow_up": float(film),
-        **dict(zip(chest.FINDINGS, map(float, drawn["label"]), strict=True)),
+        **dict(zip(tasks, map(float, drawn["label"]), strict=True)),
     }
     return Item(row, drawn["pixels"], boxes)
 
