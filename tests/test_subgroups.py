@@ -240,7 +240,7 @@ def rates_of(hits, of):
 
 def apart(hits, of):
     """The difference of the two groups' sensitivities: estimate, low, high and p."""
-    pair = np.array([[0, 1]]), np.zeros((1, 1), bool), np.ones(1)
+    pair = np.array([[0, 1]]), np.ones(1, bool), np.zeros(1, bool)
     return [x[1, 0, 0] for x in subgroups.differences(rates_of(hits, of), *pair)]
 
 

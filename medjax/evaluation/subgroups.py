@@ -54,15 +54,6 @@ class Differences(NamedTuple):
     p: np.ndarray
 
 
-class Compared(NamedTuple):
-    """What the groups of one attribute are compared by."""
-
-    # [G], those with at least half as many measured tasks as another group.
-    groups: np.ndarray
-    # [T], those that are measured in all these groups: their means are over these.
-    tasks: np.ndarray
-
-
 class GroupTask(NamedTuple):
     """A task in one group; positives, negatives: sums of weights."""
 
@@ -145,29 +136,16 @@ def summarise(
     member = np.stack(
         [c.codes + start for c, start in zip(columns.values(), first, strict=False)]
     )
-    names = [group for column in columns.values() for group in column.categories]
-    measured = _measure(predictions, member, threshold, groups=len(names), **draws)
-    pairs = [
-        pair
-        for start, stop in itertools.pairwise(first)
-        for pair in itertools.combinations(range(start, stop), 2)
-    ]
-    pairs = np.array(pairs, int).reshape(-1, 2)
-    sides = [*itertools.pairwise(first)]
-    compared = [_compared(measured, *side) for side in sides]
-    apart = differences(measured, pairs, *_shared(pairs, compared))
-    cut = ~np.isnan(threshold)
-    all_groups = _groups(measured, predictions.patient, member, tasks, cut, compared)
-    attributes = {}
-    for name, (start, stop), by in zip(columns, sides, compared, strict=True):
-        here = (pairs[:, 0] >= start) & (pairs[:, 0] < stop)
-        attributes[name] = _attribute(
-            Differences(*(x[:, here] for x in apart)),
-            [(names[one], names[other]) for one, other in pairs[here]],
-            {names[g]: all_groups[g] for g in range(start, stop)},
-            tasks,
-            [task for task, use in zip(tasks, by.tasks, strict=True) if use],
+    measured = _measure(predictions, member, threshold, groups=int(first[-1]), **draws)
+    attributes = {
+        name: _attribute(
+            Measured(*(x[..., start:stop, :] for x in measured)),
+            *(column, predictions.patient, tasks, ~np.isnan(threshold)),
         )
+        for (name, column), (start, stop) in zip(
+            columns.items(), itertools.pairwise(first), strict=True
+        )
+    }
     adjusted = holm([each.clearest.p for each in attributes.values()])
     tests = int((~np.isnan(adjusted)).sum())
     return bootstrap.as_json(
@@ -179,24 +157,35 @@ def summarise(
 
 
 def _attribute(
-    apart: Differences,
-    pairs: list[tuple[str, str]],
-    groups: dict[str, Group],
+    measured: Measured,
+    column: pd.Categorical,
+    patient: np.ndarray,
     tasks: tuple[str, ...],
-    averaged: list[str],
+    cut: np.ndarray,
 ) -> Attribute:
-    """One attribute, of the differences of its pairs; its test isn't adjusted yet."""
-    *gaps, mean = [_gaps(apart, pairs, t) for t in range(len(tasks) + 1)]
+    """One attribute, whose test isn't adjusted yet.
+
+    Args:
+      measured: its groups; column: [N], the group of each image.
+      cut: [T], whether a task has a threshold.
+    """
+    names = list(column.categories)
+    compared, shared = _compared(measured)
+    pairs = np.array([*itertools.combinations(range(len(names)), 2)])
+    apart = differences(measured, pairs, compared[pairs].all(axis=1), shared)
+    sides = [(names[one], names[other]) for one, other in pairs]
+    *gaps, mean = [_gaps(apart, sides, t) for t in range(len(tasks) + 1)]
     clearest, of_tasks = mean["auroc"], apart.p[..., :-1]
     if not clearest.why:
-        clearest = _gap(apart, pairs, 0, int(np.nanargmin(apart.p[0, :, -1])), -1)
+        clearest = _gap(apart, sides, 0, int(np.nanargmin(apart.p[0, :, -1])), -1)
     missing = [
-        {"task": tasks[t], "metric": METRICS[m]} | _gap(apart, pairs, m, k, t)._asdict()
+        {"task": tasks[t], "metric": METRICS[m]} | _gap(apart, sides, m, k, t)._asdict()
         for m, k, t in np.argwhere(of_tasks < 0.05)
     ]
+    groups = _groups(measured, column, patient, tasks, cut, compared, shared)
     return Attribute(
-        groups=groups,
-        averaged=averaged,
+        groups=dict(zip(names, groups, strict=True)),
+        averaged=[task for task, use in zip(tasks, shared, strict=True) if use],
         mean={"auroc": mean["auroc"]},
         clearest=clearest,
         p_holm=math.nan,
@@ -207,27 +196,19 @@ def _attribute(
     )
 
 
-def _compared(measured: Measured, start: int, stop: int) -> Compared:
-    """The groups from `start` to `stop` that can be compared, and by which tasks.
+def _compared(measured: Measured) -> tuple[np.ndarray, np.ndarray]:
+    """Which groups can be compared, and by which tasks.
 
-    A small group with one finding alone would else leave one to the others too.
+    Returns:
+      [G], the groups with at least half as many measured tasks as another one: a small
+        group with one finding alone would else leave one to the others too.
+      [T], the tasks that are measured in all these groups: their means are over these.
     """
     enough = denominators(measured.patients)[0] >= LEAST
     has = enough & ~np.isnan(measured.value[0])  # [G, T], which AUROCs.
-    number = np.zeros(len(has), int)
-    number[start:stop] = has[start:stop].sum(axis=1)
+    number = has.sum(axis=1)
     groups = (number > 0) & (2 * number >= number.max())
-    return Compared(groups, has[groups].all(axis=0) & groups.any())
-
-
-def _shared(pairs: np.ndarray, compared: list[Compared]) -> tuple:
-    """The tasks of each pair's mean [K, T], and the pairs of its attribute [K]."""
-    use = np.zeros((len(pairs), len(compared[0].tasks)), bool)
-    family = np.ones(len(pairs))
-    for by in compared:
-        both = by.groups[pairs].all(axis=1)
-        use[both], family[both] = by.tasks, both.sum()
-    return use, family
+    return groups, has[groups].all(axis=0) & groups.any()
 
 
 def _category(column: pd.Series) -> pd.Categorical:
@@ -296,7 +277,7 @@ def intervals(measured: Measured) -> Interval:
 
 
 def differences(
-    measured: Measured, pairs: np.ndarray, use: np.ndarray, family: np.ndarray
+    measured: Measured, pairs: np.ndarray, compared: np.ndarray, shared: np.ndarray
 ) -> Differences:
     """Compares groups two by two, the first minus the second of K pairs [K, 2].
 
@@ -304,8 +285,8 @@ def differences(
     p is that of the standard error that the end next to 0 stands for.
 
     Args:
-      use: [K, T], the tasks of the mean.
-      family: [K], the number of pairs that its test is corrected for.
+      compared: [K], the pairs whose means are compared; the test is corrected for them.
+      shared: [T], the tasks of the mean.
     """
     each, factors = intervals(measured), np.array([1.0, -1.0])
     sides = Interval(
@@ -314,10 +295,10 @@ def differences(
     drawn = np.moveaxis(measured.replicate[:, :, pairs], 3, 1)  # [R, 2, M, K, T]
     of_tasks = bootstrap.combined(sides, drawn, factors[:, None, None, None])
     numbers = np.pad(of_tasks, ((0, 0), (0, 0), (0, 0), (0, 1)), constant_values=np.nan)
-    for k in np.flatnonzero(use.any(axis=1)):
-        wide = [x[:, 0, k][:, use[k]].ravel() for x in sides[:4]]
-        draws = drawn[:, :, 0, k][:, :, use[k]].reshape(len(drawn), -1)
-        share = np.repeat(factors, use[k].sum()) / use[k].sum()
+    for k in np.flatnonzero(compared & shared.any()):
+        wide = [x[:, 0, k][:, shared].ravel() for x in sides[:4]]
+        draws = drawn[:, :, 0, k][:, :, shared].reshape(len(drawn), -1)
+        share = np.repeat(factors, shared.sum()) / shared.sum()
         numbers[:, 0, k, -1] = bootstrap.combined(Interval(*wide), draws, share)
     estimate, low, high = numbers
     enough = denominators(measured.patients)[:, pairs].min(axis=2) >= LEAST
@@ -327,7 +308,7 @@ def differences(
     with np.errstate(divide="ignore", invalid="ignore"):
         p = 2 * ndtr(-np.abs(estimate) / towards_0 * reach)
     p = np.where(estimate == 0, 1, p)
-    family = np.column_stack([np.ones(use.shape), family])
+    family = np.append(np.ones(len(shared)), max(compared.sum(), 1))
     wider = ndtri(1 - (1 - bootstrap.LEVEL) / 2 / family) / reach
     low, high = (estimate + wider * (end - estimate) for end in (low, high))
     columns = estimate, low, high, np.minimum(family * p, 1)
@@ -345,15 +326,15 @@ def denominators(counts: np.ndarray) -> np.ndarray:
 
 def _groups(
     measured: Measured,
+    column: pd.Categorical,
     patient: np.ndarray,
-    member: np.ndarray,
     tasks: Sequence[str],
     cut: np.ndarray,
-    compared: list[Compared],
+    compared: np.ndarray,
+    shared: np.ndarray,
 ) -> list[Group]:
-    """The groups' parts of the report; cut: [T], whether a task has a threshold."""
+    """The groups' parts of the report, see `_attribute` and `_compared`."""
     patients, each = denominators(measured.patients), intervals(measured)
-    averaged = np.any([by.groups[:, None] & by.tasks for by in compared], axis=0)
 
     def interval(m: int, g: int, t: int, why: str) -> Interval:
         return bootstrap.interval(
@@ -366,7 +347,8 @@ def _groups(
 
     def mean(g: int, why: str) -> Interval:
         drawn = measured.replicate[:, 0, g]
-        area = bootstrap.mean_of(bootstrap.at(each, (0, g)), drawn, averaged[g])
+        weights = compared[g] * shared
+        area = bootstrap.mean_of(bootstrap.at(each, (0, g)), drawn, weights)
         # All tasks of the mean have enough patients.
         number = len(measured.replicate)
         return bootstrap.interval(area, why, patients=LEAST, replicates=number)
@@ -381,9 +363,9 @@ def _groups(
         return GroupTask(images["positive"], images["negative"], judged)
 
     def group(g: int) -> Group:
-        inside = (member == g).any(axis=0)
+        inside = column.codes == g
         none = f"no finding with {LEAST} patients of either class in all groups"
-        if not any(by.groups[g] for by in compared):
+        if not compared[g]:
             none = f"{LEAST} patients of either class in too few findings: not compared"
         return Group(
             films=int(inside.sum()),
@@ -392,7 +374,7 @@ def _groups(
             mean={"auroc": mean(g, none)},
         )
 
-    return [group(g) for g in range(len(averaged))]
+    return [group(g) for g in range(len(compared))]
 
 
 def _gaps(apart: Differences, pairs: list[tuple[str, str]], t: int) -> dict[str, Gap]:
