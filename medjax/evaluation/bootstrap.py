@@ -19,6 +19,7 @@ replicates is in areas.py.
 
 import functools
 import math
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -183,10 +184,8 @@ def patient_sums(values, patient) -> tuple[np.ndarray, np.ndarray]:
 
 def mean_of_defined(values, axis: int) -> np.ndarray:
     """The mean in float64 over what isn't NaN along an axis; NaN of nothing."""
-    known = ~np.isnan(values)
-    total = np.where(known, values, 0).sum(axis=axis, dtype=np.float64)
-    number = known.sum(axis=axis)
-    return np.where(number > 0, total / np.maximum(number, 1), np.nan)
+    with warnings.catch_warnings(action="ignore"):
+        return np.nanmean(values, axis=axis, dtype=np.float64)
 
 
 def quotient(sums: tuple[Array, Array], counts: Array) -> Array:
@@ -212,13 +211,9 @@ def normal(resampled: Resampled, level: float = LEVEL) -> ArrayTree:
 
 
 def deviation(drawn: np.ndarray) -> np.ndarray:
-    """The standard deviation of the defined replicates of [R, ...]; NaN for none."""
-    defined = ~np.isnan(drawn)
-    number = np.maximum(defined.sum(axis=0), 1)
-    drawn = np.where(defined, drawn, 0).astype(np.float64)
-    square = np.where(defined, (drawn - drawn.sum(axis=0) / number) ** 2, 0)
-    enough = np.where(number > 1, number - 1, np.nan)
-    return np.sqrt(square.sum(axis=0) / enough)
+    """The standard deviation of the defined replicates of [R, ...]; NaN of fewer than 2."""
+    with warnings.catch_warnings(action="ignore"):
+        return np.nanstd(np.asarray(drawn, np.float64), axis=0, ddof=1)
 
 
 def wilson(

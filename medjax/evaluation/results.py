@@ -200,8 +200,6 @@ def _averages(
     for name, counts in patients.items():
         if f"{kind}_{name}" not in intervals or name.endswith("_at"):
             continue
-        if name.startswith("lr_") and kind != "micro":
-            continue  # Means of ratios mislead: 0.1 and 10 aren't 5 in the mean.
         if name == "prevalence" and exclusive:
             continue  # The classes' prevalences add up to 1.
         average, why = intervals[f"{kind}_{name}"], "undefined in every task"

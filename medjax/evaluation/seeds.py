@@ -19,6 +19,7 @@ Source: the sum of both variances of a crossed design, Owen, Ann. Appl. Stat. 1 
 """
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -172,14 +173,9 @@ def _with_mean(whole, drawn) -> Scores:
     tasks is another quantity.
     """
     whole, drawn = np.asarray(whole, np.float64), np.asarray(drawn, np.float64)
-    defined = ~np.isnan(whole)
-    number = defined.sum(axis=-1, keepdims=True)
-    both = []
-    for x in (whole, drawn):
-        total = np.where(defined, x, 0).sum(axis=-1, keepdims=True)
-        with np.errstate(invalid="ignore"):  # 0 / 0: no task is defined.
-            both.append(np.append(x, total / number, axis=-1))
-    return Scores(*both)
+    over = {"axis": -1, "keepdims": True, "where": ~np.isnan(whole)}
+    with warnings.catch_warnings(action="ignore"):  # Where no task is defined.
+        return Scores(*(np.append(x, np.mean(x, **over), -1) for x in (whole, drawn)))
 
 
 def compare(
