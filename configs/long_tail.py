@@ -92,6 +92,7 @@ def _phantom() -> ConfigDict:
     c.data.prevalence = tuple(PREVALENCE[finding] for finding in findings)
     c.split.test = 0.5
     c.split.seed = 0
+    c.split.duplicates = "warn"  # 2 of 200 million pairs of people drawn look alike.
     c.model.stem = "quarter"
     c.train.update(steps=400, batch=64, evaluate_every=400)
     c.evaluation.checkpoint = "last"  # A few films of the tail can't rank checkpoints.
