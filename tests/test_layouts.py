@@ -199,9 +199,9 @@ def test_the_readers_of_vindr_cxr_decide(vindr, readers, cardiomegaly, other):
 
 def test_vindr_cxr_lists_its_files_and_names_what_is_wrong(vindr):
     files = FILES["vindr_cxr"](**options("vindr_cxr", vindr))
-    assert {*files} == {"a", "b", "t", "image_labels_train.csv"} | {
-        "image_labels_test.csv",
-        "annotations_train.csv",
+    tables = ("image_labels_train", "image_labels_test", "annotations_train")
+    assert {*files} == {f"annotations/{name}.csv" for name in tables} | {
+        *("train/a.dicom", "train/b.png", "test/t.dicom")
     }
     make = IMAGES["vindr_cxr"]
     with pytest.raises(InputError, match=r"data\.readers='all'"):

@@ -11,7 +11,6 @@ import pytest
 
 from configs import base
 from medjax.data import prepared, sources
-from medjax.data.sources import chest_xray
 from medjax.errors import InputError
 from medjax.tasks import films, scans
 
@@ -105,7 +104,8 @@ def nih(home):
         export(home / "raw/x.png", 0)
         (home / "raw" / name).parent.mkdir(parents=True, exist_ok=True)
         (home / "raw/x.png").rename(home / "raw" / name)
-    (home / "raw/notes.csv").write_text("none of theirs")
+    for name in ("notes.csv", "images_001.tar.gz", "images_001/.DS_Store"):
+        (home / "raw" / name).write_text("none of theirs")
     return {"folder": str(home / "raw"), "side": 8}
 
 
@@ -160,5 +160,7 @@ def test_a_list_of_sequences_counts(tmp_path, monkeypatch, absolute):
 def test_a_backup_of_a_table_is_no_file_of_the_data(tmp_path):
     for name in ("train.csv", "train.csv.bak", "valid.csv.gz.old"):
         (tmp_path / name).write_text("Path\nCheXpert-small/train/a.jpg\n")
-    files = chest_xray.chexpert_files(folder=tmp_path)
-    assert list(files) == ["train.csv", "train/a.jpg"]
+    export(tmp_path / "train/a.jpg", 0)
+    (tmp_path / "train.zip").write_text("The same, packed.")
+    files = sources.FILES["chexpert"](folder=tmp_path)
+    assert {*files} == {"train.csv", "train/a.jpg"}

@@ -4,6 +4,12 @@ Image layouts return a `records.Source`; those of scans return `scans.ScanFiles`
 an InputError for a setting or a file that does not fit the layout.
 """
 
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from medjax.data import images
 from medjax.data.sources import (
     chest_xray,
     medmnist,
@@ -14,6 +20,9 @@ from medjax.data.sources import (
     tfds,
     volumes,
 )
+from medjax.errors import InputError
+
+ENDS = ("", ".gz")
 
 # What `data.source` may name where images are classified.
 IMAGES = {
@@ -35,17 +44,42 @@ SCANS = {
     "decathlon": scan_layouts.in_decathlon,
     "folders": scans.in_folders,
 }
+
+
+def _matching(*patterns: str) -> Callable[..., dict[str, Path]]:
+    """Lists the files of a data set that match, and the images of folders that do.
+
+    A folder's pattern ends in /, and any may name an option in braces. Tables may be
+    gzipped; a backup has another suffix. The names are paths below the data set's folder.
+    """
+
+    def files(*, folder: Path, **options: Any) -> dict[str, Path]:
+        folder, listed = Path(folder).expanduser(), []
+        for pattern in (p.format(**options) + end for p in patterns for end in ENDS):
+            for path in folder.glob(pattern):
+                with contextlib.suppress(InputError):  # A folder without images.
+                    listed += images.image_paths(path)[0]
+        return {str(path.relative_to(folder)): path for path in sorted(listed)}
+
+    return files
+
+
 # The files that each layout of images reads, by name, of the same options. Files that don't exist
 # may be among them; there is none where the data aren't on this machine.
 FILES = {
-    "chexpert": chest_xray.chexpert_files,
+    "chexpert": _matching("train.csv", "valid.csv", "train/", "valid/"),
     "liver_phantom": lambda **_: {},
     "medmnist": medmnist.files,
-    "mimic_cxr": physionet.mimic_files,
-    "nih": chest_xray.nih_files,
+    "mimic_cxr": _matching(
+        *("mimic-cxr-*-metadata.csv", "mimic-cxr-*-split.csv"),
+        *("mimic-cxr-*-{labels}.csv", "files/"),
+    ),
+    "nih": _matching(
+        *("Data_Entry_2017*.csv", "BBox_List_2017.csv", "*_list.txt", "images*/")
+    ),
     "phantom": lambda **_: {},
     "table": tables.files,
     "tfds": tfds.files,
-    "vindr_cxr": physionet.vindr_files,
+    "vindr_cxr": _matching("annotations/*.csv", "train/", "test/"),
     "volumes": tables.files,
 }

@@ -1,9 +1,7 @@
 """Chest X-ray films: the phantom, NIH ChestX-ray14 and CheXpert."""
 
 import collections
-import contextlib
 import math
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -165,21 +163,6 @@ def nih(*, folder: Path, side: int, bits: int = 8) -> Source:
         frame=NIH_BOX_FRAME,
         left_out=left_out,
     )
-
-
-def nih_files(*, folder: Path, **_) -> dict[str, Path]:
-    """The tables and all images, see `sources.FILES`."""
-    folder = Path(folder).expanduser()
-    files = _tables(folder, "Data_Entry_2017*.csv", "BBox_List_2017.csv", "*_list.txt")
-    with contextlib.suppress(InputError):  # There are no images.
-        files |= {str(file): path for file, path in _nih_paths(folder)}
-    return files
-
-
-def _tables(folder: Path, *patterns: str) -> dict[str, Path]:
-    """The files of a folder that match, gzipped or not, by name; no backups."""
-    ends = [pattern + end for pattern in patterns for end in ("", ".gz")]
-    return {path.name: path for end in ends for path in sorted(folder.glob(end))}
 
 
 def _nih_paths(folder: Path) -> Iterator[tuple[Path, Path]]:
@@ -359,17 +342,6 @@ def chexpert_labels(
         cells.refuse(strange, column, images, where, why)
         labels[task] = column.map(meaning)
     return pd.DataFrame(labels)
-
-
-def chexpert_files(*, folder: Path, **_) -> dict[str, Path]:
-    """The tables and the films that they list, see `sources.FILES`."""
-    folder = Path(folder).expanduser()
-    files = _tables(folder, "train.csv", "valid.csv")
-    for path in [*files.values()]:
-        table = cells.select(cells.read_csv(path), {"image": "Path"}, path)
-        names = _below_folder(table["image"])
-        files |= {name: os.path.join(folder, name) for name in names}
-    return files
 
 
 def _below_folder(paths: pd.Series) -> pd.Series:

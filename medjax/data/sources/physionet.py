@@ -2,7 +2,6 @@
 
 import collections
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -82,20 +81,6 @@ def mimic_cxr(
         )
     numbers = numbers.reindex(text["study"]).set_axis(table.index)
     return chexpert_source(table, numbers, folder, side, views, bits)
-
-
-def mimic_files(*, folder: Path, labels: str, **_) -> dict[str, Path]:
-    """The tables and the films that they list, see `sources.FILES`."""
-    folder = Path(folder).expanduser()
-    if not folder.is_dir():
-        return {}
-    found = {
-        path.name: path
-        for name in ("metadata", "split", labels)
-        for path in folder.glob(f"mimic-cxr-*-{name}.csv*")
-    }
-    names = _mimic_table(folder)[0]["image"]
-    return found | {name: os.path.join(folder, name) for name in names}
 
 
 def _mimic_table(folder: Path) -> tuple[pd.DataFrame, Path]:
@@ -179,13 +164,6 @@ def vindr_cxr(
         bits=bits,
         boxes=_vindr_boxes(folder, present),
     )
-
-
-def vindr_files(*, folder: Path, **_) -> dict[str, Path]:
-    """The tables and all films, see `sources.FILES`."""
-    folder = Path(folder).expanduser()
-    annotations = sorted((folder / "annotations").glob("*.csv"))
-    return {path.name: path for path in annotations} | _vindr_paths(folder)
 
 
 def _vindr_paths(folder: Path) -> dict[str, Path]:
