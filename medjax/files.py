@@ -5,6 +5,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import uuid
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from typing import Any
 import pandas as pd
 
 from medjax.errors import InputError
+
+log = logging.getLogger("medjax")
 
 
 def unfinished(path: Path) -> Path:
@@ -74,37 +77,32 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
-def lock(folder: Path) -> tuple[int, bool]:
-    """Locks a folder until its handle is closed; the handle, and whether it worked.
-
-    A lock ends with its process. On a file system without locks it always works.
-    """
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return handle, False
-    except OSError:
-        pass
-    return handle, True
-
-
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
+def held(folder: Path, *, wait: str = "") -> Iterator[None]:
     """Keeps other processes out of a folder, which is made; ends with this process.
+
+    With `wait`, what another process is doing there, it is waited for. On a file system
+    without locks nobody is kept out.
 
     Raises:
       InputError: another process holds it.
     """
     ours = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    handle, alone = lock(folder)
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        if not alone:
-            raise InputError(
-                f"{folder}: another process is at work in it: wait for it, or use "
-                "another --workdir"
-            )
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not wait:
+                raise InputError(
+                    f"{folder}: another process is at work in it: wait for it, or use "
+                    "another --workdir"
+                ) from None
+            log.warning("%s: another process %s: waiting for it", folder, wait)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:
+            pass
         yield
     finally:
         os.close(handle)

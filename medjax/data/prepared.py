@@ -13,7 +13,6 @@ one a finding or class: 1 present, 0 absent, between them a soft label, NaN unkn
 
 import collections
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -31,7 +30,7 @@ from medjax.errors import InputError, some
 from medjax.files import (
     digest,
     escaped,
-    lock,
+    held,
     naming,
     read_json,
     write_json,
@@ -95,9 +94,17 @@ def write(
     """
     if folder.exists() and not is_prepared(folder):
         raise InputError(f"{folder}: exists; remove it to prepare the data again")
-    with _partial(folder) as partial, naming(folder):
-        if partial is None:
+    partial = folder.with_name(f"{folder.name}.partial")
+    with (
+        naming(folder),
+        held(folder.parent, wait="prepares data in it"),
+        contextlib.ExitStack() as stack,
+    ):
+        if folder.exists():  # Another process has prepared it meanwhile.
             return
+        shutil.rmtree(partial, ignore_errors=True)  # Of a process that was killed.
+        partial.mkdir(parents=True)
+        stack.callback(shutil.rmtree, partial, ignore_errors=True)
         rows, left_out = [], []
         made_of = digests(files, partial / "seen.json")
         write_json(partial / "source.json", made_of)
@@ -127,38 +134,6 @@ def write(
         # 9 digits are what float32, the records' type, can tell apart.
         write_table(partial / "table.csv", table, float_format="%.9g")
         partial.rename(folder)
-
-
-@contextlib.contextmanager
-def _partial(folder: Path) -> Iterator[Path | None]:
-    """An empty folder to be renamed; None if another process made `folder` meanwhile.
-
-    What lies in a folder without a lock was left behind.
-    """
-    partial = folder.with_name(f"{folder.name}.partial")
-    while not folder.exists():
-        partial.mkdir(parents=True, exist_ok=True)
-        handle, alone = lock(partial)
-        try:
-            if not alone:
-                log.warning("another process prepares %s: waiting for it", folder)
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            # Meanwhile the other one may have renamed or removed it.
-            here = partial.exists() and os.path.samestat(
-                os.fstat(handle), partial.stat()
-            )
-            if not here:
-                continue
-            for path in partial.iterdir():
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            try:
-                yield partial
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
-            return
-        finally:
-            os.close(handle)
-    yield None
 
 
 def is_prepared(folder: Path) -> bool:

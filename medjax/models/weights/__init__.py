@@ -5,13 +5,11 @@ A weight file may come from anybody, so nothing in one is run: pickles are read 
 memory than it has bytes.
 """
 
-import contextlib
-import fcntl
 import importlib.metadata
 import json
 import os
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +22,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
 from medjax.errors import InputError, reading
-from medjax.files import digest
+from medjax.files import digest, held
 from medjax.models.weights import keras, torch
 
 # torchvision puts the first 8 hex digits of a file's SHA-256 into its name. They detect
@@ -201,11 +199,10 @@ def fetch(name: str) -> Path:
         return path
     part = path.with_name(f"{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(part):
+        with held(path.parent, wait="downloads weights"):
             if path.exists():  # Another process was faster.
-                part.unlink()
                 return path
+            part.touch()
             _download(url, part)
             if digest(part).startswith(sha256):
                 return part.replace(path)
@@ -242,18 +239,6 @@ def _installed(name: str, package: Package) -> Path:
             f"--force-reinstall --no-deps {package.name}"
         )
     return path
-
-
-@contextlib.contextmanager
-def _alone(part: Path) -> Iterator[None]:
-    """Creates `part` if it's missing, and locks it."""
-    while True:
-        with part.open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            # The lock's last owner may have renamed or removed the file.
-            if part.exists() and os.path.samestat(os.fstat(file.fileno()), part.stat()):
-                yield
-                return
 
 
 def _download(url: str, part: Path) -> None:
