@@ -415,9 +415,14 @@ def of_recipe(error: BaseException) -> str:
 def refusal(error: BaseException) -> str:
     """Which file the operating system refused and why; '' for any other error.
 
-    Libraries wrap its errors in their own, and some keep nothing but their text.
+    Libraries wrap its errors in their own, and some keep nothing but their text. A file
+    that isn't there is none, but a folder that can't be made is, as below /proc.
     """
     for each in chain(error):
+        frames = [frame for frame, _ in traceback.walk_tb(each.__traceback__)]
+        if isinstance(each, FileNotFoundError) and frames:
+            if frames[-1].f_code.co_name in ("mkdir", "makedirs"):
+                return f"{each.filename}: can't be made: choose another place"
         for number, remedy in SYSTEM.items():
             cause = os.strerror(number)
             if getattr(each, "errno", None) == number or cause in str(each):

@@ -1,16 +1,16 @@
 """Whether an aligned sequence is the patient's own: the scores behind alignment.FLAT, OWN.
 
-    python tests/bench_alignment.py ../shared/data [slice thickness, mm ...]
-    python tests/bench_alignment.py ../shared/data grid
+    python tests/bench_alignment.py ../shared/data [--thickness 3 5]
+    python tests/bench_alignment.py ../shared/data --grid
 
 Aligns the T2 and T1 of each person, thick slices after a known motion, with the FLAIR of
 each, and prints what is left of the similarity beside the alignment, of the sequence and
-of its mirror image, and how many times as similar the sequence is as that. With `grid`
+of its mirror image, and how many times as similar the sequence is as that. With `--grid`
 the same of sequences as they lie on one grid, as `prepare` compares them.
 """
 
+import argparse
 import itertools
-import sys
 from pathlib import Path
 
 import nibabel
@@ -124,9 +124,14 @@ def main(folder, thickness):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        sys.exit(__doc__)
-    if sys.argv[2:] == ["grid"]:
-        on_one_grid(cohort(Path(sys.argv[1])))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument(
+        "--thickness", type=float, nargs="+", default=[6.0], help="of slices, mm"
+    )
+    parser.add_argument("--grid", action="store_true", help="as they lie, instead")
+    args = parser.parse_args()
+    if args.grid:
+        on_one_grid(cohort(args.folder))
     else:
-        main(Path(sys.argv[1]), [float(mm) for mm in sys.argv[2:]] or [6.0])
+        main(args.folder, args.thickness)

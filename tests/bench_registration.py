@@ -1,6 +1,6 @@
 """Real sequences from spoilt headers, against SimpleITK's rigid Mattes registration.
 
-    python tests/bench_registration.py FOLDER [seeds]
+    python tests/bench_registration.py FOLDER [--seeds=10]
 
 FOLDER holds study1_{FLAIR,T1W,T2W}.nii.gz and study1_*_intrastudy_to_FLAIR.txt. The
 error is the mean distance, over FLAIR's foreground (above a third of its bright tissue,
@@ -8,7 +8,7 @@ error is the mean distance, over FLAIR's foreground (above a third of its bright
 a voxel. Times are of the same minute: each seed runs one after the other.
 """
 
-import sys
+import argparse
 import time
 from pathlib import Path
 
@@ -107,6 +107,8 @@ def main(folder, seeds):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (2, 3):
-        sys.exit(__doc__)
-    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) == 3 else 10)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seeds", type=int, default=10)
+    args = parser.parse_args()
+    main(args.folder, args.seeds)

@@ -11,6 +11,7 @@ from launching import run_here
 
 from configs import quickstart, quickstart_mri
 from medjax import config as plain
+from medjax.cohort import duplicates
 from medjax.commands import evaluate
 from medjax.errors import InputError
 from medjax.evaluation import compare as evaluation_compare
@@ -200,6 +201,41 @@ def test_runs_of_other_films_or_labels_are_refused_by_name(pair, change, words):
     with pytest.raises(InputError, match=words):
         evaluate.compare(*pair)
     assert not (pair[0] / "against.html").exists()
+
+
+def test_other_pictures_of_the_same_names_are_refused(pair, capsys):
+    for folder, pictures in zip(pair, "ab"):
+        (folder / "report.json").write_text(json.dumps({"pictures": pictures}))
+    with pytest.raises(InputError, match=r"b: was tested on other pictures .*/a"):
+        evaluate.compare(*pair)
+    config = CONFIG | {"data": CONFIG["data"] | {"side": 32}}
+    write(pair[1], films(0.1), config=config)
+    evaluate.compare(*pair)  # Prepared otherwise: the digests say nothing.
+    assert "note: the runs differ in data.side: " in capsys.readouterr().out
+    (pair[1] / "report.json").write_text(json.dumps({"pictures": "a"}))
+    write(pair[1], films(0.1))
+    evaluate.compare(*pair)
+    assert "note" not in capsys.readouterr().out
+
+
+def test_a_digest_of_pictures_is_of_what_they_show(tmp_path):
+    def digest(name, pixels, rows):
+        folder = tmp_path / name
+        folder.mkdir()
+        pixels = [np.asarray(image, np.uint8) for image in pixels]
+        np.array([duplicates.hashes(image) for image in pixels]).tofile(
+            folder / "hashes.bin"
+        )
+        return workdir.of_pictures(folder, rows)
+
+    rng = np.random.default_rng(0)
+    a, b, c = rng.integers(0, 256, (3, 64, 64))
+    rows = pd.DataFrame({"id": [0, 1], "image": ["a", "b"]})
+    same = digest("one", [a, b], rows)
+    others = pd.DataFrame({"id": [2, 0], "image": ["a", "b"]})
+    assert digest("other ids", [b, c, a], others) == same
+    assert digest("another picture", [a, c], rows) != same
+    assert digest("changed about", [b, a], rows) != same
 
 
 def test_other_findings_and_masks_are_refused(pair):

@@ -105,6 +105,20 @@ def test_mimic_cxr_has_the_labels_of_studies_and_the_official_split(mimic, caplo
     assert film.row["Edema"] == 0 and film.row["view"] == "LATERAL"
 
 
+def test_a_study_with_a_finding_and_none_is_warned_of(mimic, caplog):
+    path = mimic / "mimic-cxr-2.0.0-negbio.csv"
+    table = pd.read_csv(path, dtype=str).fillna("")
+    table["No Finding"], table["Support Devices"] = ["1.0", "1.0"], ["1.0", ""]
+    table.to_csv(path, index=False)
+    IMAGES["mimic_cxr"](**options("mimic_cxr", mimic, labels="negbio"))
+    assert "have a finding" not in caplog.text  # A device is no finding of CheXpert's.
+    table.assign(Edema=["", "1.0"]).to_csv(path, index=False)
+    IMAGES["mimic_cxr"](**options("mimic_cxr", mimic, labels="negbio"))
+    assert "1 rows have a finding and say 'No Finding', such as that of 53189527" in (
+        caplog.text
+    )
+
+
 def test_mimic_cxr_lists_its_files(mimic):
     files = FILES["mimic_cxr"](**options("mimic_cxr", mimic))
     tables = {f"mimic-cxr-2.0.0-{n}" for n in ("metadata.csv.gz", "split.csv")}

@@ -168,6 +168,22 @@ def test_an_animated_png_is_refused_and_one_of_one_frame_read(tmp_path):
     np.testing.assert_allclose(read, np.asarray(frames[0]), atol=1e-4)
 
 
+@pytest.mark.parametrize("side, refused", [((53, 37), True), ((26, 18), False)])
+def test_a_jpeg_of_two_pictures_is_refused_and_one_with_a_preview_read(
+    tmp_path, side, refused
+):
+    first = Image.fromarray(np.ascontiguousarray(SMOOTH[:37, :53]))
+    path = tmp_path / "phone.jpg"
+    first.save(path, "MPO", save_all=True, append_images=[first.resize(side)])
+    if refused:
+        with pytest.raises(InputError, match=r"phone.jpg: holds 2 pictures \(MPO\); "):
+            images.read(path)
+        return
+    with Image.open(path) as image:
+        expected = np.asarray(image.convert("L")) / 255
+    np.testing.assert_allclose(images.read(path).pixels, expected, atol=2.1 / 255)
+
+
 def test_an_interlaced_png_is_read(tmp_path):
     passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2)]
     passes += [(0, 1, 2, 2), (1, 0, 2, 1)]

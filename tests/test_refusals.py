@@ -367,4 +367,21 @@ def test_what_the_system_refuses_is_one_line_with_the_file(tmp_path, number):
     as_text = RuntimeError(f"INTERNAL: writing /x/0/d\n failed: {os.strerror(number)}")
     assert launch.refusal(as_text).startswith("INTERNAL: writing /x/0/d failed: ")
     assert launch.refusal(KeyError("loss")) == ""
-    assert launch.refusal(FileNotFoundError(errno.ENOENT, "No such file", "a")) == ""
+    with pytest.raises(FileNotFoundError) as missing:
+        (tmp_path / "a").read_text()
+    assert launch.refusal(missing.value) == ""
+
+
+@pytest.mark.parametrize("place", ["/proc/x", "/proc/x/y", "/dev/null/x"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("train", "--config=configs/quickstart.py", "--workdir=PLACE"),
+        ("prepare", "--config=tests/small.py", "--config.data.records=PLACE"),
+    ],
+)
+def test_a_place_where_no_folder_can_be_made_is_named(place, command):
+    line = [part.replace("PLACE", place) for part in command]
+    _, err = run_here(*line, code=2)
+    assert err.count("\n") == 1 and "choose another place" in err
+    assert err.startswith(f"error: {place[:7]}")

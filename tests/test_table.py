@@ -108,6 +108,20 @@ def test_one_column_of_classes_becomes_a_task_a_class(tmp_path):
     np.testing.assert_array_equal(label, [[0, 0, 1], [1, 0, 0], unknown, [0, 1, 0]])
 
 
+@pytest.mark.parametrize("none", ["No Finding", "no_finding", "NORMAL"])
+def test_a_finding_beside_no_finding_is_warned_of_and_counts(tmp_path, caplog, none):
+    write(tmp_path, **{none: ["0", "1", "1", ""]})
+    films = items(source(tmp_path, labels=("edema", "mass")))
+    assert f"1 rows have a finding and say {none!r}, such as that of three.png" in (
+        caplog.text
+    )
+    assert films[2].row["mass"] == 1
+    caplog.clear()
+    write(tmp_path, **{none: ["0", "1", "0", "1"]}, edema=["1", "0", "", "0"])
+    items(source(tmp_path, labels=("edema", "mass", none)))
+    assert caplog.text == ""
+
+
 @pytest.mark.parametrize(
     ("who", "ids"),
     [

@@ -3,6 +3,7 @@
 --localise and --corrupt measure more of one run, --against compares two.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,9 +11,9 @@ import pandas as pd
 
 from medjax import tasks
 from medjax.cohort import manifest as manifests
-from medjax.config import Config, as_json, read_config
+from medjax.config import Config, affecting, as_json, flatten, read_config
 from medjax.data import prepared
-from medjax.errors import InputError, check_choice
+from medjax.errors import InputError, check_choice, some
 from medjax.files import read_json
 from medjax.reports import compare as comparison
 from medjax.reports import report
@@ -99,6 +100,7 @@ def evaluate(folder: Path, images: Images = TEST) -> dict:
     rows = data.table[data.table["id"].isin(judged)]
     about["cohort"] |= {"flow": _flow(data)}
     about["cohort"]["sides"][split] = manifests.side(rows, run.output.names)
+    about["pictures"] = workdir.of_pictures(data.path, rows)
     results, pictures = task.measure(run, data, manifest, split)
     if not devices.first():
         return {}
@@ -145,6 +147,7 @@ def _internal(folder: Path, results: dict) -> dict:
     return {"internal": external.beside(internal, results)}
 
 
+PLACES = ("folder", "table", "file")  # Fields of data that only say where images lie.
 BESIDE = {  # {flag: how its files are called, how they are measured and written}.
     "--localise": ("localisation", explain.localise, write_localisation),
     "--corrupt": ("robustness", perturb.corrupt, perturb.write),
@@ -182,7 +185,8 @@ def compare(folder: Path, against: Path, *, split: str = "test") -> Path:
     """Writes against.html and against.json of a run, and returns the page.
 
     Both runs must have been evaluated on the split, and agree in findings, images,
-    patients and truth: else the difference is not the models' alone.
+    patients and truth: else the difference is not the models' alone. Where both
+    prepared their images alike, the pictures must be the same, too.
     """
     runs = (folder, against)
     configs = [read_config(run) for run in runs]
@@ -191,6 +195,7 @@ def compare(folder: Path, against: Path, *, split: str = "test") -> Path:
     pairing.check(*tables, names, runs, kinds[0])
     abouts = [parts.about(config) for config in configs]
     written = [_written(run, "report", split)[1] for run in runs]
+    _check_pictures(runs, configs, [report.get("pictures") for report in written])
     summary = {
         "split": split,
         # Of another split than the run's own the report alone says it.
@@ -210,6 +215,30 @@ def compare(folder: Path, against: Path, *, split: str = "test") -> Path:
     comparison.show_pair(summary)
     print(f"against: {page}")
     return page
+
+
+def _check_pictures(
+    runs: Sequence[Path], configs: Sequence[Config], pictures: Sequence[str | None]
+) -> None:
+    """Refuses two runs that were tested on other pictures of the same names.
+
+    `pictures` are workdir.of_pictures, None of a run without a report. Images that were
+    prepared otherwise have other digests: a note says in what.
+    """
+    first, second = (
+        flatten(affecting(config, "records")["data"]) for config in configs
+    )
+    apart = [k for k in first | second if first.get(k) != second.get(k)]
+    if how := [f"data.{name}" for name in apart if name not in PLACES]:
+        print(
+            f"note: the runs differ in {some(how)}: the difference is that of their "
+            "models and of how their images were prepared"
+        )
+    elif None not in pictures and pictures[0] != pictures[1]:
+        raise InputError(
+            f"{runs[1]}: was tested on other pictures of the same names than {runs[0]}: "
+            "evaluate both on the same data"
+        )
 
 
 def _trained(task: Task, run: Finished) -> tuple[Any, pd.DataFrame]:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from medjax.data import dicom
 from medjax.data.dicom import Film, check_size, damaged
@@ -234,6 +234,11 @@ def _check_jpeg(data: bytes) -> tuple[int, int]:
         try:
             with Image.open(io.BytesIO(data)) as image:
                 image.load()
-        except OSError as error:
+                sizes = [frame.size for frame in ImageSequence.Iterator(image)]
+        except (OSError, SyntaxError, ValueError) as error:
             raise damaged(f"is damaged ({error})") from None
+        if sizes.count((width, height)) > 1:  # Smaller ones are previews or gain maps.
+            raise InputError(
+                f"holds {len(sizes)} pictures (MPO); export each as a file of its own"
+            )
     return height, width

@@ -20,7 +20,7 @@ from chex import ArrayTree
 
 from medjax.cohort import manifest as manifests
 from medjax.config import flatten
-from medjax.data import prepared, volumes
+from medjax.data import prepared, records, volumes
 from medjax.errors import InputError, some
 from medjax.evaluation.predict import Predictions
 from medjax.files import read_json, write_json, write_table
@@ -305,6 +305,20 @@ def of_data(records: Path) -> dict:
         "bytes": sum(sizes.values()),
         "sha256": digest.hexdigest(),
     }
+
+
+def of_pictures(folder: Path, rows: pd.DataFrame) -> str:
+    """A digest of the images of some rows of a prepared folder's table, by their names.
+
+    It covers the same as that of `of_data`: hashes of images, digests of volumes.
+    """
+    rows = rows.sort_values("image")
+    if (folder / volumes.DIGESTS).exists():
+        files = read_json(folder / volumes.DIGESTS)
+        content = "".join(files[f"{n}.image.npy"] for n in rows["volume"]).encode()
+    else:
+        content = records.read_hashes(folder)[rows["id"]].tobytes()
+    return hashlib.sha256(content).hexdigest()
 
 
 def of_weights(tree: ArrayTree) -> str:

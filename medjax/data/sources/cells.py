@@ -24,6 +24,12 @@ OFFICIAL = ("train", "validation", "test", "")
 OPTIONAL = ("view", "sex", "age", "follow_up", "official")
 OLDEST = 120  # Years.
 MISSING = ("nan", "na", "n/a", "#n/a", "<na>", "null")  # As programs write a blank.
+NONE = (
+    "nofinding",
+    "nofindings",
+    "normal",
+)  # Columns of images without any, by letters,
+DEVICES = "Support Devices"  # but these, see CheXpert.
 NOBODY = (*MISSING, "none", "unknown", "-", "?", "#ref!", "#value!")
 CORRECT = "correct it, or leave it blank where unknown"
 ROUNDED = r"\d(\.\d+)?[eE]\+\d+"
@@ -185,6 +191,24 @@ def findings(
             "not from 0 (absent) to 1 (present): correct it"
         )
     return pd.DataFrame(values.astype(float), columns=list(names), index=images.index)
+
+
+def warn_of_none(
+    table: pd.DataFrame, names: Sequence[str], images: pd.Series, where: object
+) -> None:
+    """Warns of rows [N] that have a finding of these names and, by a column, none."""
+    for none in table:
+        if "".join(filter(str.isalpha, none)).casefold() not in NONE:
+            continue
+        others = [name for name in names if name not in (none, DEVICES)]
+        said = table[[none, *others]].apply(pd.to_numeric, errors="coerce") > 0.5
+        both = (said[none] & said[others].any(axis=1)).to_numpy()
+        if both.any():
+            log.warning(
+                "%s: %d rows have a finding and say %r, such as that of %s: the finding "
+                "counts",
+                *(where, both.sum(), none, images[both].iloc[0]),
+            )
 
 
 def one_hot(index: np.ndarray, names: Sequence[str], where: object) -> pd.DataFrame:

@@ -151,6 +151,8 @@ def nih(*, folder: Path, side: int, bits: int = 8) -> Source:
         )
     for task in NIH_TASKS:
         table[task] = [float(task in names) for names in findings]
+    none = {"No Finding": ["No Finding" in names for names in findings]}
+    cells.warn_of_none(table.assign(**none), NIH_TASKS, table["image"], path)
     paths, left_out = _nih_images(folder, set(table["image"]))
     return tables.source(
         table,
@@ -281,7 +283,6 @@ def chexpert(
         "side": "Frontal/Lateral",
         "view": "AP/PA",
         "official": "official",
-        **{task: task for task in CHEXPERT_TASKS},
     }
     text = cells.select(raw, columns, folder)
     text["image"] = _below_folder(text["image"])
@@ -293,9 +294,8 @@ def chexpert(
     table = cells.metadata(text, folder)
     study = table["image"].str.extract(r"/study(\d+)/")[0]
     table["follow_up"] = study.astype(float) - 1
-    labels = chexpert_labels(
-        text, table["image"], uncertain=uncertain, blank=blank, where=folder
-    )
+    options = {"uncertain": uncertain, "blank": blank, "where": folder}
+    labels = chexpert_labels(raw, table["image"], **options)
     return chexpert_source(table, labels, folder, side, views, bits)
 
 
@@ -322,18 +322,20 @@ def chexpert_source(
 
 
 def chexpert_labels(
-    text: pd.DataFrame, images: pd.Series, *, uncertain: str, blank: str, where: Path
+    table: pd.DataFrame, images: pd.Series, *, uncertain: str, blank: str, where: Path
 ) -> pd.DataFrame:
     """The findings of CheXpert's labeller as numbers, NaN where unknown.
 
     Args:
-      text: [N, T] cells of the columns CHEXPERT_TASKS: 1, 0, -1 or blank.
+      table: N rows of text; in the columns CHEXPERT_TASKS 1, 0, -1 or blank.
       images: [N] names, for messages.
       uncertain, blank: as in `chexpert`.
     """
     check_choice("data.uncertain", uncertain, UNCERTAIN)
     check_choice("data.blank", blank, ("zeros", "ignore"))
     meaning = {"1": 1.0, "0": 0.0, "-1": UNCERTAIN[uncertain], "": UNCERTAIN[blank]}
+    text = cells.select(table, {task: task for task in CHEXPERT_TASKS}, where)
+    cells.warn_of_none(table, CHEXPERT_TASKS, images, where)
     labels = {}
     for task in CHEXPERT_TASKS:
         column = text[task].str.replace(r"\.0$", "", regex=True)

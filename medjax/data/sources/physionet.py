@@ -66,8 +66,8 @@ def mimic_cxr(
     text["view"] = text["view"].replace(MIMIC_VIEWS)
     table = cells.metadata(text.drop(columns=["dicom", "study", "date", "time"]), path)
     path = cells.only(folder, f"mimic-cxr-*-{labels}.csv")
-    columns = {name: name for name in ("study_id", *CHEXPERT_TASKS)}
-    given = cells.select(cells.read_csv(path), columns, path)
+    given = cells.read_csv(path)
+    cells.select(given, {"study": "study_id"}, path)
     if given["study_id"].duplicated().any():
         study = given["study_id"][given["study_id"].duplicated()].iloc[0]
         raise InputError(f"{path}: lists the study {study} twice: keep one row")
@@ -195,6 +195,7 @@ def _vindr_labels(folder: Path, part: str, readers: str) -> pd.DataFrame | None:
             f"{path}: lists {image} twice{by}: keep one row of each reader"
         )
     names = text.columns.drop(["image", "rad_id", "No finding"], errors="ignore")
+    cells.warn_of_none(text, names, text["image"], path)
     values = np.stack([cells.numbers(text, name, path) for name in names], axis=1)
     given = cells.findings(values, names, text["image"], path)
     share = given.groupby(text["image"].to_numpy(), sort=False).mean()

@@ -206,6 +206,7 @@ def listed(
         text = text.assign(image=rows["image"])  # For a message about a strange cell.
         values = [cells.numbers(text, name, path).to_numpy(float) for name in labels]
         targets = cells.findings(np.stack(values, axis=1), labels, rows["image"], path)
+        cells.warn_of_none(raw, labels, rows["image"], path)
     files = _files(folder, rows["image"], path)
     return pd.concat([rows, targets], axis=1), tuple(targets), files, path
 
