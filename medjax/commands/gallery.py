@@ -245,13 +245,7 @@ def _picture(image: Image, pixels: np.ndarray, mask: np.ndarray | None) -> str:
     planes = pictures.planes(pixels, masks, at=at, spacing=image.spacing)
     scale = WIDTH / max(max(np.multiply(p.image.shape[:2], p.spacing)) for p in planes)
     parts = [pictures.draw(plane, scale) for plane in planes]
-    width = max(part.shape[1] for part in parts)
-    spare = [width - part.shape[1] for part in parts]
-    centred = [
-        np.pad(part, ((GAP, 0), (n // 2, n - n // 2), (0, 0)))
-        for part, n in zip(parts, spare, strict=True)
-    ]
-    return pictures.png(np.concatenate(centred)[GAP:])
+    return pictures.png(pictures.stacked(parts, GAP))
 
 
 def _function(name: str) -> Callable:

@@ -120,18 +120,7 @@ def through(
     grey = np.clip((grey - low) / max(high - low, 1), 0, 1)
     both = np.concatenate([grey, heatmap[..., None]], axis=-1).astype(np.float32)
     parts = planes(both, (), at=at, spacing=spacing)
-    step = min(spacing)
-    sizes = [
-        [max(1, round(n * mm / step)) for n, mm in zip(part.image.shape, part.spacing)]
-        for part in parts
-    ]
-    wide = max(width for _, width in sizes)
-    rows = []
-    for part, (height, width) in zip(parts, sizes, strict=True):
-        large = cv2.resize(part.image, (width, height), interpolation=cv2.INTER_LINEAR)
-        left = (wide - width) // 2
-        rows.append(np.pad(large, ((0, 1), (left, wide - width - left), (0, 0))))
-    whole = np.concatenate(rows)
+    whole = stacked([_scaled(part, 1 / min(spacing)) for part in parts], 1)
     return as_bytes(whole[..., :-1]), whole[..., -1]
 
 
@@ -141,12 +130,7 @@ def draw(plane: Plane, scale: float | None = None) -> np.ndarray:
     The first mask is in the colour TRUE, the second in PREDICTED, and what they share
     in BOTH. `scale` is in pixels a mm; None keeps the plane's own pixels.
     """
-    image = plane.image.astype(np.float32)
-    if scale is not None:
-        height, width = np.multiply(image.shape[:2], plane.spacing) * scale
-        size = max(1, round(width)), max(1, round(height))
-        image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
-    picture = as_bytes(image.reshape(*image.shape[:2], -1))
+    picture = as_bytes(plane.image if scale is None else _scaled(plane, scale))
     if not plane.masks:
         return picture
     picture = _coloured(picture)
@@ -163,6 +147,26 @@ def draw(plane: Plane, scale: float | None = None) -> np.ndarray:
         picture[edge] = colour
     picture[np.all(edges, axis=0) & (len(edges) > 1)] = BOTH
     return picture
+
+
+def _scaled(plane: Plane, scale: float) -> np.ndarray:
+    """A plane's image with so many pixels a mm, [h, w, C] float32."""
+    height, width = np.multiply(plane.image.shape[:2], plane.spacing) * scale
+    size = max(1, round(width)), max(1, round(height))
+    image = plane.image.astype(np.float32)
+    large = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+    return large.reshape(*large.shape[:2], -1)
+
+
+def stacked(parts: Sequence[np.ndarray], gap: int) -> np.ndarray:
+    """Pictures [h, w, C] below each other, in the middle, with black pixels between."""
+    wide = max(part.shape[1] for part in parts)
+    lefts = [(wide - part.shape[1]) // 2 for part in parts]
+    rows = [
+        np.pad(part, ((0, gap), (left, wide - part.shape[1] - left), (0, 0)))
+        for part, left in zip(parts, lefts, strict=True)
+    ]
+    return np.concatenate(rows)[:-gap]
 
 
 def picture(
