@@ -194,7 +194,8 @@ def test_the_roc_curve_is_that_of_scikit_learn(task):
     expected = oracles.roc_curve(
         label, score, sample_weight=weight, drop_intermediate=False
     )
-    for found, curve in zip(thresholds.roc(*task), expected, strict=True):
+    fpr, tpr, _, cuts = thresholds.curves(*task)
+    for found, curve in zip((fpr, tpr, cuts), expected, strict=True):
         np.testing.assert_allclose(found, curve, atol=1e-12)
 
 
@@ -206,15 +207,16 @@ def test_the_precision_recall_curve_is_that_of_scikit_learn(task):
         label, score, sample_weight=weight
     )
     # scikit-learn's starts at the lowest score; its last point is made up.
-    expected = precision[-2::-1], recall[-2::-1], points[::-1]
-    for found, curve in zip(thresholds.precision_recall(*task), expected, strict=True):
-        np.testing.assert_allclose(found, curve, atol=1e-12)
+    expected = recall[-2::-1], precision[-2::-1], points[::-1]
+    _, *curves = thresholds.curves(*task)
+    for found, curve in zip(curves, expected, strict=True):
+        np.testing.assert_allclose(found[1:], curve, atol=1e-12)
 
 
 @settings(max_examples=50, deadline=None)
 @given(tasks())
 def test_between_the_corners_the_curve_is_straight(task):
-    fpr, tpr, _ = thresholds.roc(*task)
+    fpr, tpr, *_ = thresholds.curves(*task)
     bends = thresholds.corners(fpr, tpr)
     np.testing.assert_allclose(
         oracles.auc(fpr[bends], tpr[bends]), oracles.auc(fpr, tpr), atol=1e-12
@@ -233,7 +235,7 @@ def test_a_rare_finding_needs_few_points():
     rng = np.random.default_rng(0)
     label = np.zeros(5000)
     label[:10] = 1
-    fpr, tpr, _ = thresholds.roc(rng.random(5000), label, np.ones(5000))
+    fpr, tpr, *_ = thresholds.curves(rng.random(5000), label, np.ones(5000))
     assert len(fpr) == 5001
     assert len(thresholds.corners(fpr, tpr)) <= 22
 
@@ -241,29 +243,28 @@ def test_a_rare_finding_needs_few_points():
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_a_missing_class_has_no_axis(value):
     task = np.arange(4.0), np.full(4, value), np.ones(4)
-    fpr, tpr, _ = thresholds.roc(*task)
+    fpr, tpr, precision, _ = thresholds.curves(*task)
     assert np.isnan(tpr if value == 0 else fpr).all()
     assert thresholds.corners(fpr, tpr).tolist() == [0, 4]
-    precision, recall, _ = thresholds.precision_recall(*task)
-    assert (precision == value).all() and np.isnan(recall).all() == (value == 0)
+    assert (precision[1:] == value).all() and precision[0] == 1
 
 
 def test_without_a_known_label_the_curve_has_no_point():
     nothing = np.zeros(3)
-    fpr, tpr, points = thresholds.roc(nothing, nothing, nothing)
+    fpr, tpr, precision, points = thresholds.curves(nothing, nothing, nothing)
     assert np.isnan([fpr, tpr]).all() and points.tolist() == [np.inf]
-    assert thresholds.precision_recall(nothing, nothing, nothing)[0].size == 0
+    assert precision.tolist() == [1]
 
 
 @given(st.sampled_from(["score", "label"]))
 def test_a_known_nan_is_refused_and_an_unknown_one_is_not(where):
     task = {"score": np.arange(3.0), "label": np.array([0.0, 1, 0])}
-    whole = thresholds.roc(**task, weight=np.array([1.0, 1, 0]))
+    whole = thresholds.curves(**task, weight=np.array([1.0, 1, 0]))
     task[where][2] = np.nan
-    muted = thresholds.roc(**task, weight=np.array([1.0, 1, 0]))
+    muted = thresholds.curves(**task, weight=np.array([1.0, 1, 0]))
     np.testing.assert_array_equal(whole, muted)
     with pytest.raises(InputError, match="NaN"):
-        thresholds.roc(**task, weight=np.ones(3))
+        thresholds.curves(**task, weight=np.ones(3))
 
 
 def test_the_operating_points_of_a_report_reach_the_rates_in_their_names():

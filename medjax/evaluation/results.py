@@ -255,10 +255,8 @@ def _task(
         why = metrics.why(name, images, threshold=cut)
         judged[name] = judge(interval, why, patients=patients[name], name=name)
     at = [judged.pop(name, None) for name in ("ppv_at", "npv_at")]
-    fpr, tpr, _ = thresholds.roc(ranked, label, weight)
-    precision, recall, _ = thresholds.precision_recall(ranked, label, weight)
+    fpr, tpr, precision, _ = thresholds.curves(ranked, label, weight)
     bends = thresholds.corners(fpr, tpr)
-    below = bends[1:] - 1  # Without the point at the threshold inf.
     return Task(
         positives,
         negatives,
@@ -269,8 +267,8 @@ def _task(
         # Six decimals: enough to draw.
         roc={"fpr": np.round(fpr[bends], 6), "tpr": np.round(tpr[bends], 6)},
         precision_recall={
-            "recall": np.round(recall[below], 6),
-            "precision": np.round(precision[below], 6),
+            "recall": np.round(tpr[bends[1:]], 6),
+            "precision": np.round(precision[bends[1:]], 6),
         },
         metrics=judged,
         calibration=calibration,

@@ -27,28 +27,20 @@ POINTS = tuple(
 TIE = 1e-9  # Two points differ by rounding alone below it.
 
 
-def roc(score, label, weight) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The ROC curve, as scikit-learn's `roc_curve(drop_intermediate=False)`.
+def curves(
+    score, label, weight
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The ROC curve and the precision-recall curve, as scikit-learn's `roc_curve`
+    without drop_intermediate and `precision_recall_curve`.
 
     Returns:
-      fpr, tpr: [K + 1], from (0, 0) to (1, 1); NaN for a missing class.
+      fpr, tpr: [K + 1], from (0, 0) to (1, 1); tpr is the recall. NaN for a missing class.
+      precision: [K + 1], beginning with 1, which is no threshold's.
       thresholds: [K + 1], inf and then the K distinct scores, descending.
     """
     tp, fp, thresholds = counts(score, label, weight)
-    return _share(fp), _share(tp), thresholds
-
-
-def precision_recall(score, label, weight) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The precision-recall curve, as scikit-learn's `precision_recall_curve`.
-
-    Its last point, precision 1 at recall 0, is no threshold's and is left out.
-
-    Returns:
-      precision, recall: [K], recall rising; recall is NaN without positives.
-      thresholds: [K], the distinct scores, descending.
-    """
-    tp, fp, thresholds = counts(score, label, weight)
-    return tp[1:] / (tp[1:] + fp[1:]), _share(tp)[1:], thresholds[1:]
+    precision = np.append(1.0, tp[1:] / (tp[1:] + fp[1:]))
+    return _share(fp), _share(tp), precision, thresholds
 
 
 def counts(score, label, weight) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
