@@ -45,9 +45,7 @@ def opened(request, tmp_path_factory):
 def audited(opened, others, folder, claim=external.CLAIMS["refuse"]):
     runs = [external.Trained(folder, *opened())]
     judged = others.table.assign(split="abroad")
-    return external.audit_other(
-        runs, others, judged, claim, folder / "overlap-abroad.csv"
-    )
+    return external.audit(runs, others, judged, claim, folder / "overlap-abroad.csv")
 
 
 def used_and_tested(opened):
@@ -205,7 +203,8 @@ def value(estimate, width):
 
 def result(area, prevalence, **changes):
     """A report of findings of this AUROC and prevalence, each +- 0.03 and 0.04."""
-    side = {"predicted": value(prevalence + 0.1, 0.01), "brier": value(0.2, 0.01)}
+    side = dict.fromkeys(external.PROBABILITY, value(0.2, 0.01))
+    side["predicted"] = value(prevalence + 0.1, 0.01)
     names = ("auroc", "sensitivity", "specificity")
     rows = {
         task: {
@@ -234,7 +233,7 @@ def test_both_results_their_difference_and_what_shifted_are_there():
     got = [mass["difference"][name] for name in ("estimate", "low", "high")]
     np.testing.assert_allclose(got, expected)
     shift = found["shift"]["nodule"]
-    assert list(shift) == ["prevalence", "predicted", "brier"]
+    assert list(shift) == ["prevalence", *external.PROBABILITY]
     np.testing.assert_allclose(shift["prevalence"]["difference"]["estimate"], 0.3)
     assert "auroc" in found["mean"] and "sensitivity" not in found["mean"]
 

@@ -283,7 +283,7 @@ def _judged(
     runs += external.ancestors(run.config, task.data)
     claim = external.Claim(images.other_hospital, images.allow_overlap)
     path = run.folder / f"overlap-{split}.csv"
-    return *judged, external.audit_other(runs, *judged, claim, path)
+    return *judged, external.audit(runs, *judged, claim, path)
 
 
 def _stamps(run: Finished, source: str) -> dict[str, dict]:

@@ -77,29 +77,7 @@ def audit_test(
     runs = [*ancestors(config, read)]
     if not runs or tests.empty:
         return {}
-    remedy = (
-        "give these patients to training, or set transfer.overlap='other_hospital' if "
-        "equal ids are other people's, or 'allow' to report them under a warning"
-    )
-    return audit(runs, data, tests, claim_of(config), lambda _: remedy)
-
-
-def audit_other(
-    runs: Iterable[Trained], data: Any, judged: pd.DataFrame, claim: Claim, path: Path
-) -> dict:
-    """What runs have seen of other data: as `audit`; refused images are listed in `path`."""
-
-    def remedy(overlap: dict) -> str:
-        rows = judged[judged["id"].isin(overlap["ids"])]
-        write_table(path, rows[["image", "patient"]])
-        people = "equal ids are other people's (--other-hospital), or "
-        return (
-            f"leave out those in {path}, or say that "
-            f"{people * bool(overlap['patients'])}they may be reported under a warning "
-            "(--allow-overlap)"
-        )
-
-    return audit(runs, data, judged, claim, remedy)
+    return audit(runs, data, tests, claim_of(config))
 
 
 def audit(
@@ -107,13 +85,14 @@ def audit(
     data: Any,
     judged: pd.DataFrame,
     claim: Claim,
-    remedy: Callable[[dict], str],
+    path: Path | None = None,
 ) -> dict:
     """The largest overlap of the judged images with what one of the runs has seen.
 
     Args:
       judged: rows of the manifest of the data.
-      remedy: of manifests.overlap, what to do about a refused overlap.
+      path: where refused images of other data are listed; None: they are of the test of
+        a run that isn't trained yet.
 
     Returns manifests.overlap's numbers, with `images` and the run's folder as `run`.
 
@@ -141,10 +120,25 @@ def audit(
             f"e.g. {', '.join(overlap['examples'])}"
         )
         if not claim.allow_overlap:
-            way = remedy({"ids": ids, "patients": people})
-            raise InputError(f"{what}: {way}")
+            seen = judged[judged["id"].isin(ids)]
+            raise InputError(f"{what}: {_remedy(seen, path, bool(people))}")
         print(f"warning: {what}: the results are too good")
     return max(overlaps, key=lambda overlap: overlap["images"])
+
+
+def _remedy(seen: pd.DataFrame, path: Path | None, by_id: bool) -> str:
+    """What to do about refused images; by_id: whether patients have equal ids."""
+    if path is None:
+        return (
+            "give these patients to training, or set transfer.overlap='other_hospital' "
+            "if equal ids are other people's, or 'allow' to report them under a warning"
+        )
+    write_table(path, seen[["image", "patient"]])
+    people = "equal ids are other people's (--other-hospital), or "
+    return (
+        f"leave out those in {path}, or say that {people * by_id}they may be reported "
+        "under a warning (--allow-overlap)"
+    )
 
 
 COMPARED = {  # Not PPV or average precision, which follow the prevalence.
@@ -198,11 +192,7 @@ def beside(internal: dict, external: dict) -> dict:
         "mean": {name: _numbers(*(r["mean"][name] for r in both)) for name in means},
         "tasks": tasks,
         "shift": {
-            task: {
-                name: _numbers(before[name], value)
-                for name, value in now.items()
-                if name in before
-            }
+            task: {name: _numbers(before[name], value) for name, value in now.items()}
             for task, before, now in quantities
         },
     }
@@ -267,9 +257,7 @@ def _quantities(results: dict, task: str) -> dict[str, dict]:
             "true_ml": results["regions"][task]["true_ml"],
             "volume_bias": {"estimate": bias, "low": None, "high": None},
         }
-    calibration = results["tasks"][task].get("calibration") or {}
-    side = calibration.get("after") or calibration.get("before") or {}
-    quantities = {name: side[name] for name in PROBABILITY if name in side}
-    if "prevalence" in calibration:
-        quantities = {"prevalence": calibration["prevalence"], **quantities}
-    return quantities
+    calibration = results["tasks"][task]["calibration"]
+    side = calibration["after"] or calibration["before"]
+    shift = {name: side[name] for name in PROBABILITY}
+    return {"prevalence": calibration["prevalence"]} | shift

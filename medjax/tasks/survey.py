@@ -67,12 +67,8 @@ def _confounders(config: Config, data: films.Data) -> dict:
     for covariate, score in describe.confounders(data.table).items():
         known = ~np.isnan(label) & ~np.isnan(score)[:, None]
         scores = np.repeat(score[:, None], len(names), axis=1)
-        patient = data.table["patient"]
-        areas = _intervals(config, scores, label, known, patient)["auroc"]
-        intervals[covariate] = {
-            name: {"estimate": e, "low": low, "high": high}
-            for name, e, low, high in zip(names, *areas[:3], strict=True)
-        }
+        areas = _aurocs(config, scores, label, known, data.table["patient"])
+        intervals[covariate] = dict(zip(names, areas[:-1], strict=True))
     return intervals
 
 
@@ -111,25 +107,23 @@ def floor(config: Config, data: films.Data, manifest: pd.DataFrame) -> dict:
         layer = fit(pixels, np.nan_to_num(label), known * ~out[:, None])
         # Without the bias, which is low where the held-out fold has many positives.
         score[out] = (pixels[out] - pixels.mean(axis=0)) @ layer["kernel"]
-    areas = _intervals(config, score, label, known, patient)
-    each = zip((*names, "mean"), _with_mean(areas), strict=True)
-    ends = ("estimate", "low", "high")
-    return {name: dict(zip(ends, area.tolist(), strict=True)) for name, area in each}
+    areas = _aurocs(config, score, label, known, patient)
+    return dict(zip((*names, "mean"), areas, strict=True))
 
 
-def _intervals(config: Config, score, label, known, patient) -> dict:
-    """discrimination.intervals of scores [N, T], without thresholds."""
+def _aurocs(config: Config, score, label, known, patient) -> list[dict[str, float]]:
+    """The interval of each task's AUROC, of scores [N, T], and last of their mean."""
     thresholds = np.full(score.shape[1], np.nan)
-    return discrimination.intervals(
+    areas = discrimination.intervals(
         *(score, np.nan_to_num(label), known, patient, thresholds),
         **parts.bootstrap(config),
     )
-
-
-def _with_mean(areas: dict) -> np.ndarray:
-    """[T + 1, 3], estimate, low and high of each task's AUROC and of their mean."""
-    tasks, mean = (np.stack(areas[name][:3]) for name in ("auroc", "mean_auroc"))
-    return np.concatenate([tasks.T, mean[None]])
+    columns = map(np.append, areas["auroc"][:3], areas["mean_auroc"][:3])
+    ends = ("estimate", "low", "high")
+    return [
+        dict(zip(ends, area, strict=True))
+        for area in np.stack([*columns], axis=1).tolist()
+    ]
 
 
 def _weights(config: Config, data: films.Data, manifest: pd.DataFrame) -> dict:
