@@ -131,8 +131,13 @@ def summary(**changes):
 
     empty = {"estimate": None, "low": None, "high": None, "why": "no positive image"}
     areas = {"good": value(0.9), "few": value(0.6, 0.2), "none": empty}
+    sides = {"before": {"predicted": empty}, "after": None, "prevalence": empty}
     tasks = {
-        task: {"positives": n, "metrics": {"auroc": areas[task]}}
+        task: {
+            "positives": n,
+            "metrics": {"auroc": areas[task]},
+            "calibration": sides,
+        }
         for task, n in (("good", 500.0), ("few", 4.0), ("none", 0.0))
     }
     mean = {"auroc": value(0.75), "average_precision": value(0.2)}

@@ -105,21 +105,16 @@ def gain(mean: Predictions, members: Sequence[Predictions], **options) -> dict:
     The findings of all members are compared as if they were those of one model, so
     that the mean over them is the mean over members too, with its interval.
     """
-    number = len(members)
-    both = mean._replace(
-        **{
-            name: np.tile(getattr(mean, name), (1, number))
-            for name in ("probability", "label", "weight", "log_odds")
-        }
-    )
-    alone = both._replace(
-        **{
-            name: np.concatenate([getattr(m, name) for m in members], axis=1)
-            for name in ("probability", "log_odds")
-        }
+    names = ("probability", "label", "weight", "log_odds")
+    alone, both = (
+        mean._replace(
+            **{k: np.concatenate([getattr(p, k) for p in each], axis=1) for k in names}
+        )
+        for each in (members, [mean] * len(members))
     )
     tasks = tuple(map(str, range(both.label.shape[1])))
-    return {"members": number} | compare(both, alone, tasks=tasks, **options)["mean"]
+    paired = compare(both, alone, tasks=tasks, **options)
+    return {"members": len(members)} | paired["mean"]
 
 
 def of_members(

@@ -17,7 +17,6 @@ APART = 0.4  # Pixels; points nearer than this to the last one drawn are left ou
 LETTER = 5.5  # Pixels, the mean width of a letter of a tick.
 SQUARE = (206.0, 206.0)
 WIDE = (300.0, 190.0)
-SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 MARKED = 40  # Points of a curve up to which each is marked.
 
 
@@ -95,7 +94,7 @@ def chart(
     *,
     title: str,
     labels: tuple[str, str],
-    ticks: tuple[Sequence, Sequence] = (SHARES, SHARES),
+    ticks: tuple[Sequence | None, Sequence | None] = (None, None),
     lines: Sequence[tuple[str, str]] = (),
     points: Sequence[tuple[str, float, float]] = (),
     legend: Sequence[tuple[str, str]] = (),
@@ -105,7 +104,7 @@ def chart(
     Args:
       title: what it shows, for those who can't see it.
       labels: of x and y.
-      ticks: data values on x and on y; or (value, text).
+      ticks: data values on x and on y, or (value, text); None: round ones.
       lines: (classes of the style sheet, path), the first at the bottom.
       points: (classes, x, y) in data.
       legend: (classes, text).
@@ -113,12 +112,16 @@ def chart(
     (x0, x1), (y0, y1) = frame.across(frame.x), frame.down(frame.y)
     ends = {"left": x0, "right": x1, "top": y1, "bottom": y0}
     ends |= {"middle": (x0 + x1) / 2, "centre": (y0 + y1) / 2}
+    x, y = (
+        rounded(*along) if chosen is None else chosen
+        for chosen, along in zip(ticks, (frame.x, frame.y), strict=True)
+    )
     return {
         "frame": frame,
         "title": title,
         "labels": labels,
-        "x": [(_n(frame.across(v)), text) for v, text in map(_tick, ticks[0])],
-        "y": [(_n(frame.down(v)), text) for v, text in map(_tick, ticks[1])],
+        "x": [(_n(frame.across(v)), text) for v, text in map(_tick, x)],
+        "y": [(_n(frame.down(v)), text) for v, text in map(_tick, y)],
         "lines": lines,
         "points": [
             (kind, _n(frame.across(x)), _n(frame.down(y))) for kind, x, y in points
@@ -162,7 +165,7 @@ def forest(
         frame,
         title=title,
         labels=(name, ""),
-        ticks=(rounded(*frame.x), [(y, row.name) for y, row in enumerate(rows)]),
+        ticks=(None, [(y, row.name) for y, row in enumerate(rows)]),
         lines=lines,
         points=points,
     )
@@ -210,20 +213,19 @@ def _over_steps(
         frame,
         title=f"{title} over the steps",
         labels=("step", title.lower()),
-        ticks=(rounded(*frame.x, most=5), rounded(*frame.y, most=5)),
         lines=lines,
         points=points,
         legend=legend if checkpoint is not None else (),
     )
 
 
-def rounded(low: float, high: float, most: int = 6) -> list[float]:
-    """Few multiples of 1, 2 or 5 times a power of ten within [low, high]."""
+def rounded(low: float, high: float) -> list[float]:
+    """At most six multiples of 1, 2 or 5 times a power of ten within [low, high]."""
     span = high - low
     if not span > 0:
         return [low]
-    step = 10.0 ** math.floor(math.log10(span / most))
-    step *= next(m for m in (1, 2, 5, 10) if span / (step * m) <= most)
+    step = 10.0 ** math.floor(math.log10(span / 5))
+    step *= next(m for m in (1, 2, 5, 10) if span / (step * m) <= 5)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [float(f"{n * step:.10g}") for n in range(first, last + 1)]
 

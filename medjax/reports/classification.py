@@ -221,7 +221,6 @@ def risk(results: dict) -> dict[str, dict]:
             frame,
             title=f"Risk and coverage of {label(name)}",
             labels=("share of images for a human", "error of the other answers"),
-            ticks=(charts.rounded(0, 1, most=5), charts.rounded(0, frame.y[1], most=5)),
             lines=[("curve", charts.line(frame, x, y))],
             points=[("point", *xy) for xy in zip(x, y, strict=True)],
         )
@@ -242,7 +241,6 @@ def decisions(results: dict) -> dict[str, dict]:
             frame,
             title=f"Decision curve of {label(name)}",
             labels=("probability from which on is treated", "net benefit"),
-            ticks=(charts.rounded(0, x[-1], most=5), charts.rounded(low, top, most=5)),
             lines=[
                 ("chance", charts.line(frame, frame.x, [0, 0])),
                 ("band", charts.area(frame, x, *ends)),
@@ -344,7 +342,7 @@ def robustness(results: dict) -> dict[str, dict]:
             frame,
             title=f"{label(name)}: mean AUROC at severities 0 to 5",
             labels=("severity", "mean AUROC"),
-            ticks=(range(6), charts.rounded(low, 1, most=5)),
+            ticks=(range(6), None),
             lines=[
                 ("chance", charts.line(frame, [0, 5], [y[0], y[0]])),
                 ("band", charts.area(frame, x, *ends)),

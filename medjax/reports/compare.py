@@ -228,7 +228,6 @@ def _curves(curves: dict, score: str) -> dict[str, dict]:
             frame,
             title=f"Validation {score} of {arm} by step",
             labels=("step", f"validation {score}"),
-            ticks=(charts.rounded(0, last, most=4), charts.rounded(low, high)),
             lines=[*others, ("band", band), ("curve", lines[arm])],
             points=[("point s0", *xy) for xy in zip(curve["step"], curve["mean"])],
         )

@@ -258,7 +258,6 @@ def _histogram(channels: list, at: np.ndarray, x: str) -> dict:
         frame,
         title=f"Histogram of the {x}",
         labels=(x, "% of the pixels"),
-        ticks=(charts.rounded(*frame.x), charts.rounded(0, top, most=5)),
         lines=lines,
         legend=legend,
     )

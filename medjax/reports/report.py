@@ -131,10 +131,10 @@ def _weak(values: dict, main: str, tasks: dict) -> dict[str, list[str]]:
         if 0 < task["positives"] < classification.FEW:
             few = page.count(task["positives"])
             add(f"Fewer than {classification.FEW} images are positive", name, few)
-        calibration = task.get("calibration") or {}
-        side = calibration.get("after") or calibration.get("before") or {}
-        mean, prevalence = side.get("predicted"), calibration.get("prevalence")
-        if not mean or None in (mean["estimate"], prevalence["low"]):
+        calibration = task["calibration"]
+        mean = (calibration["after"] or calibration["before"])["predicted"]
+        prevalence = calibration["prevalence"]
+        if None in (mean["estimate"], prevalence["low"]):
             continue
         if not prevalence["low"] <= mean["estimate"] <= prevalence["high"]:
             add("The mean probability is outside the prevalence's interval", name)

@@ -124,12 +124,10 @@ def agreement(results: dict) -> list[tuple[str, dict, list[dict]]]:
         )
         end = 1.05 * max(true.max(), predicted.max(), 1e-3)
         frame = charts.Frame(charts.SQUARE, x=(0, end), y=(0, end))
-        ticks = charts.rounded(0, end, most=5)
         against = charts.chart(
             frame,
             title=f"{label(region)}: predicted against true volumes",
             labels=("true, ml", "predicted, ml"),
-            ticks=(ticks, ticks),
             lines=[("chance", charts.line(frame, [0, end], [0, end]))],
             points=[("point s0", *xy) for xy in zip(true, predicted, strict=True)],
         )
@@ -157,7 +155,6 @@ def _differences(
         frame,
         title=f"{label(region)}: difference of the volumes against their mean",
         labels=("mean of true and predicted, ml", "predicted − true, ml"),
-        ticks=(charts.rounded(*frame.x), charts.rounded(*frame.y)),
         lines=[(kind, charts.line(frame, frame.x, [v, v])) for kind, v in kinds],
         points=[("point s0", *xy) for xy in zip(mean, difference, strict=True)],
     )
