@@ -419,10 +419,11 @@ def refusal(error: BaseException) -> str:
     that isn't there is none, but a folder that can't be made is, as below /proc.
     """
     for each in chain(error):
-        frames = [frame for frame, _ in traceback.walk_tb(each.__traceback__)]
-        if isinstance(each, FileNotFoundError) and frames:
-            if frames[-1].f_code.co_name in ("mkdir", "makedirs"):
-                return f"{each.filename}: can't be made: choose another place"
+        calls = [f.f_code.co_name for f, _ in traceback.walk_tb(each.__traceback__)]
+        if isinstance(each, FileNotFoundError) and {"mkdir", "makedirs"} & {
+            *calls[-1:]
+        }:
+            return f"{each.filename}: can't be made: choose another place"
         for number, remedy in SYSTEM.items():
             cause = os.strerror(number)
             if getattr(each, "errno", None) == number or cause in str(each):

@@ -287,6 +287,8 @@ VOLUME_COPIES = {
     "coarser slices": resampled((0.5, 1, 1)),
     "one sequence alone": lambda image: image * [1, 0],
     "turned by a right angle": lambda image: np.rot90(image, 1, (0, 2)),
+    "turned and inverted": lambda image: -np.rot90(image, 1, (0, 1)),
+    "turned twice and inverted": lambda image: -image.transpose(2, 0, 1, 3)[::-1],
     "turned twice": lambda image: image.transpose(2, 0, 1, 3)[:, ::-1],
 }
 
@@ -353,7 +355,7 @@ def test_crops_of_one_organ_are_told_apart_and_their_copies_found():
     crops = [nifti.read(path).voxels[..., None] for path in paths]
     zooms = [(0.8, 0.8, 0.8, 1), (1.25, 1.25, 1.25, 1), (1 / 3, 1, 1, 1)]
     crops += [ndimage.zoom(crops[n], zooms[n % 3], order=n % 2) for n in range(6)]
-    crops += [crops[n].max() - crops[n] for n in range(6, 9)]
+    crops += [crops[n].max() - np.rot90(crops[n], n % 3) for n in range(6, 9)]
     assert prepared_copies(crops) == [[n, 32 + n] for n in range(9)]
 
 

@@ -239,7 +239,7 @@ def _cells(mass: np.ndarray) -> np.ndarray:
 def alike(thumbnails: np.ndarray) -> pd.DataFrame:
     """Finds the pairs of volumes of which any sequence is the same image.
 
-    It may be mirrored and turned by right angles, or mirrored and inverted. `thumbnails` are
+    It may be mirrored, turned by right angles and inverted. `thumbnails` are
     [N, C, 2, S, S, S]. A row per pair: `id` < `other`, 0 to N - 1, and the highest
     `correlation`, ALIKE or more: the mean of the thumbnails' and of their details', as
     people resemble each other in outline.
@@ -260,8 +260,7 @@ def alike(thumbnails: np.ndarray) -> pd.DataFrame:
         high = np.zeros((min(ROWS, count - start), count - start), np.float32)
         for both, turn, axes in itertools.product(later, turns, flips):
             rows = np.flip(both[0, :ROWS].transpose(0, 1, *turn), axes)
-            kinds = both if turn == turns[0] else both[:1]  # Inverted: mirrored alone.
-            for cells in kinds.reshape(len(kinds), count - start, -1):
+            for cells in both.reshape(2, count - start, -1):
                 product = rows.reshape(len(rows), -1) @ cells.T
                 np.maximum(high, product, out=high)
         id, other = np.nonzero(high >= ALIKE)

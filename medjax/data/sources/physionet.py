@@ -11,11 +11,7 @@ import pandas as pd
 from medjax.data import images, prepared
 from medjax.data.records import Source
 from medjax.data.sources import cells, tables
-from medjax.data.sources.chest_xray import (
-    CHEXPERT_TASKS,
-    chexpert_labels,
-    chexpert_source,
-)
+from medjax.data.sources.chest_xray import chexpert_labels, chexpert_source
 from medjax.errors import InputError, check_choice
 
 MIMIC_SPLITS = {"train": "train", "validate": "validation", "test": "test"}
