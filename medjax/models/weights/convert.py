@@ -130,7 +130,13 @@ def convert(
     """
     table = recognise(source, model=model, file=file)
     wanted, (source, _) = _shapes(target), table.prepare(source)
-    placed, dropped = _place(source, table)
+    placed, dropped, surplus = _place(source, table)
+    for why in surplus.values():
+        names = some([name for name in surplus if surplus[name] == why])
+        raise InputError(
+            f"{names}: {why}; remove it from the weights, or name the model that they "
+            "are of"
+        )
     classes = len(placed[HEAD[1]].array) if HEAD[1] in placed else 0
     fits = all(p in placed and placed[p].array.shape == wanted[p] for p in HEAD)
     # A file with half of a classifier is wrong: that half has to have its place.
@@ -220,20 +226,14 @@ def compare(
 
     `target` is as in `convert`; the classifier may have any number of classes.
     """
-    wanted, filled, surplus = _shapes(target), set(), []
-    for name, array in table.prepare(source)[0].items():
-        matches = list(_meets(name, table))
-        if len(matches) != 1:
-            surplus.append(name)
-            continue
-        [(_, path, leaf)] = matches
-        if leaf is None:  # Left out on purpose.
-            continue
-        fits = path in HEAD or leaf.transform(array).shape == wanted.get(path)
-        if path in filled or not fits:
-            surplus.append(name)
-        filled.add(path)
-    return Misfit(sorted(set(wanted) - filled - {*HEAD}), surplus)
+    wanted, (source, _) = _shapes(target), table.prepare(source)
+    placed, _, surplus = _place(source, table)
+    others = [
+        entry.name
+        for path, entry in placed.items()
+        if path not in HEAD and entry.array.shape != wanted.get(path)
+    ]
+    return Misfit(sorted({*wanted} - {*placed, *HEAD}), [*surplus, *others])
 
 
 def card(converted: Converted, path: Path) -> dict:
@@ -262,30 +262,25 @@ def _meets(name: str, table: Table) -> Iterator[tuple[str, str | None, Leaf | No
 
 def _place(
     source: Mapping[str, np.ndarray], table: Table
-) -> tuple[dict[str, Placed], list[str]]:
-    """The source's arrays by our paths, and the names that are left out on purpose."""
-    placed, dropped, unknown = {}, [], []
+) -> tuple[dict[str, Placed], list[str], dict[str, str]]:
+    """The source's arrays by our paths, the names that are left out on purpose, and why
+    others have no place."""
+    placed, dropped, surplus = {}, [], {}
     for name, array in source.items():
         matches = list(_meets(name, table))
-        if len(matches) > 1:
-            rules = " and ".join(rule for rule, _, _ in matches)
-            raise InputError(f"{name}: meets two rules, {rules}; correct one of them")
+        rule, path, leaf = matches[0] if matches else ("", "", None)
         if not matches:
-            unknown.append(name)
-            continue
-        [(rule, path, leaf)] = matches
-        if leaf is None:
+            surplus[name] = f"no place in a {table.family} of {table.framework}"
+        elif len(matches) > 1:
+            rules = " and ".join(rule for rule, _, _ in matches)
+            surplus[name] = f"meets two rules, {rules}"
+        elif leaf is None:
             dropped.append(name)
-            continue
-        if path in placed:
-            raise InputError(f"{name}: is {path}, as {placed[path].name}; remove one")
-        placed[path] = Placed(name, leaf.transform(np.asarray(array)), rule)
-    if unknown:
-        raise InputError(
-            f"{some(unknown)}: no place in a {table.family} of {table.framework}; "
-            "remove it from the weights, or name the model that they are of"
-        )
-    return placed, dropped
+        elif path in placed:
+            surplus[name] = f"is {path}, as {placed[path].name}"
+        else:
+            placed[path] = Placed(name, leaf.transform(np.asarray(array)), rule)
+    return placed, dropped, surplus
 
 
 def _check_complete(
