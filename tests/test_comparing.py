@@ -223,9 +223,7 @@ def test_a_digest_of_pictures_is_of_what_they_show(tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         pixels = [np.asarray(image, np.uint8) for image in pixels]
-        np.array([duplicates.hashes(image) for image in pixels]).tofile(
-            folder / "hashes.bin"
-        )
+        np.save(folder / "hashes.npy", [duplicates.hashes(image) for image in pixels])
         return workdir.of_pictures(folder, rows)
 
     rng = np.random.default_rng(0)

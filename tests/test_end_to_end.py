@@ -330,7 +330,7 @@ def test_predict_gives_the_probabilities_of_the_evaluation(finished, tmp_path):
     folder.mkdir()
     names = []
     for film in films:
-        name = film["image"].decode()
+        name = film["image"]
         if name in expected.index and len(names) < 9:
             names.append(name)
             cv2.imwrite(str(folder / f"{name}.png"), film["pixels"])

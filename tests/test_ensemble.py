@@ -80,11 +80,11 @@ def test_the_prediction_is_the_mean_probability_of_members_that_differ(folder):
 
 def test_predict_shows_how_far_the_members_are_apart(folder, tmp_path):
     written = pd.read_csv(folder / "predictions/validation.csv").set_index("image")
-    film = next(f for f in small_films() if f["image"].decode() in written.index)
+    film = next(f for f in small_films() if f["image"] in written.index)
     cv2.imwrite(str(tmp_path / "a.png"), film["pixels"])
     out = tmp_path / "p.csv"
     run_here("predict", f"--workdir={folder}", f"--images={tmp_path}", f"--out={out}")
-    row, expected = pd.read_csv(out).iloc[0], written.loc[film["image"].decode()]
+    row, expected = pd.read_csv(out).iloc[0], written.loc[film["image"]]
     columns = [c for c in written if c.endswith("_spread")]
     columns += [c.removesuffix("_spread") for c in columns]
     np.testing.assert_allclose(

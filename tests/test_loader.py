@@ -24,15 +24,13 @@ def items(make_items):
 
 @pytest.fixture(scope="module")
 def path(items, make_source, tmp_path_factory):
-    """Records of the items, 4 in a file."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(records, "RECORDS_PER_FILE", 4)
-        return records.prepare(
-            make_source(items),
-            records=tmp_path_factory.mktemp("records"),
-            name="x",
-            max_quarantined=0.0,
-        )
+    """Records of the items."""
+    return records.prepare(
+        make_source(items),
+        records=tmp_path_factory.mktemp("records"),
+        name="x",
+        max_quarantined=0.0,
+    )
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import zipfile
 
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 
 from medjax.data import images, prepared, records, sources
 from medjax.errors import InputError
@@ -60,10 +59,10 @@ def test_every_kind_of_image_comes_back_through_the_records(
     path = records.prepare(
         source, records=tmp_path / "records", name="x", max_quarantined=0.0
     )
-    assert records.pixels_of(path) == (shape, 8)
-    stored = list(tfds.builder_from_directory(path).as_data_source("films"))
-    for record, image in zip(stored, images_of(found), strict=True):
-        np.testing.assert_array_equal(record["pixels"], image.reshape(shape))
+    stored = records.pixels_of(path)
+    assert stored.shape[1:] == shape and stored.dtype == np.uint8
+    for pixels, image in zip(stored, images_of(found), strict=True):
+        np.testing.assert_array_equal(pixels, image.reshape(shape))
     table = prepared.read_table(path)
     assert list(table["official"]) == OFFICIAL
     assert table["patient"].is_unique
@@ -72,7 +71,6 @@ def test_every_kind_of_image_comes_back_through_the_records(
     assert (table["height"] == 6).all()
     label = np.concatenate([found[f"{name}_labels"] for name in SIZES])[:, 0]
     np.testing.assert_array_equal(table[["0", "1", "2", "3"]], np.eye(4)[label])
-    np.testing.assert_array_equal([r["label"] for r in stored], np.eye(4)[label])
 
 
 @pytest.mark.parametrize("sample", [(9, 6), (9, 6, 3)])

@@ -23,8 +23,8 @@ def records(tmp_path):
     folder.mkdir()
     table = {"id": range(6), "image": list("abcdef"), "patient": [0, 0, 1, 1, 2, 2]}
     pd.DataFrame(table).to_csv(folder / "table.csv", index=False)
-    (folder / "films.array_record-00000-of-00001").write_bytes(bytes(100))
-    (folder / "hashes.bin").write_bytes(bytes(range(6)))
+    (folder / "pixels.npy").write_bytes(bytes(100))
+    (folder / "hashes.npy").write_bytes(bytes(range(6)))
     return folder
 
 
@@ -56,7 +56,7 @@ def test_the_same_data_and_split_go_on(run, records):
     assert (run / "provenance.json").read_text() == first
     found = json.loads(first)
     assert found["data"].pop("sha256") and found["split"].pop("sha256")
-    assert found["data"] == {"images": 6, "patients": 3, "bytes": 100}
+    assert found["data"] == {"images": 6, "patients": 3, "bytes": 106}
     assert found["split"] == {"train": 2, "validation": 2, "test": 2}
 
 
@@ -83,10 +83,10 @@ def add_an_image(folder):
         (change_a_label, r"sha256: \w+ then, \w+ now"),
         (add_an_image, "images: 6 then, 7 now, patients: 3 then, 4 now"),
         (
-            lambda f: (f / "films.array_record-00000-of-00001").write_bytes(b"1"),
-            "bytes: 100 then, 1 now",
+            lambda f: (f / "pixels.npy").write_bytes(b"1"),
+            "bytes: 106 then, 7 now",
         ),
-        (lambda f: (f / "hashes.bin").write_bytes(bytes(6)), "sha256"),
+        (lambda f: (f / "hashes.npy").write_bytes(bytes(6)), "sha256"),
         (lambda f: (f / "digests.json").write_text("{}"), "sha256"),
     ],
 )

@@ -31,11 +31,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pandas as pd
-import tensorflow_datasets as tfds
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from medjax.data import prepared
 from medjax.data.images import eight_bits
-from medjax.data.records import SPLIT, patient_codes
+from medjax.data.records import PIXELS, patient_codes
 
 Batch = dict[str, np.ndarray]
 
@@ -44,7 +44,7 @@ class Images:
     """A random-access source of samples: prepared images in the order of `ids` [N].
 
     An image may occur several times. `label` is [N, T], NaN where unknown. Masks are
-    the record's channels behind the first `channels`; None: there are none.
+    the channels behind the first `channels`; None: there are none.
     """
 
     def __init__(
@@ -54,12 +54,7 @@ class Images:
         label: np.ndarray,
         channels: int | None = None,
     ):
-        builder = tfds.builder_from_directory(os.fspath(folder))
-        raw = tfds.decode.DeserializeMethod.RAW_BYTES
-        self._source = builder.as_data_source(SPLIT, deserialize_method=raw)
-        # Decoding a record's other fields too took longer than all the rest.
-        pixels = {"pixels": builder.info.features["pixels"]}
-        self._decode = tfds.features.FeaturesDict(pixels).deserialize_example_np
+        self._pixels = prepared.mapped(folder / PIXELS)
         self.ids = np.asarray(ids, np.int32)
         self._patients = patient_codes(folder)
         self._label = np.asarray(label, np.float32)
@@ -78,10 +73,10 @@ class Images:
         return part
 
     def __getitem__(self, index: int) -> Batch:
-        record = self._decode(self._source[int(self.ids[index])])
         label = self._label[index]
         known = ~np.isnan(label)
-        pixels, count = record["pixels"], self._channels or record["pixels"].shape[-1]
+        pixels = np.array(self._pixels[self.ids[index]])
+        count = self._channels or pixels.shape[-1]
         masks = {"mask": pixels[..., count:]} if pixels.shape[-1] > count else {}
         return masks | {
             "image": pixels[..., :count],

@@ -7,8 +7,8 @@ A prepared folder appears whole or not at all, and holds
     source.json     digests of the files that the data were made from
 
 Images add the files that records.py lists, scans those of volumes.py. The table is all
-that splitting, weighting and evaluation read. That of images has the columns KINDS, and
-one a finding or class: 1 present, 0 absent, between them a soft label, NaN unknown.
+that splitting, weighting and evaluation read. That of images has COLUMNS, and one a
+finding or class: 1 present, 0 absent, between them a soft label, NaN unknown.
 """
 
 import collections
@@ -38,23 +38,22 @@ from medjax.files import (
     write_text,
 )
 
-# The columns of images and the types of their records; unknown is '' or NaN.
-KINDS = {
-    "id": np.int32,  # The image's number, 0 to N - 1.
-    "image": str,  # Its name in its data set's own table.
-    "patient": str,  # Whom it shows, the unit of every split; in the table also int.
-    "view": str,  # 'PA', 'AP' or 'LATERAL'.
-    "sex": str,  # 'F' or 'M'.
-    "age": np.float32,  # Years.
-    "width": np.int32,  # Pixels of the original, as is the height.
-    "height": np.int32,
-    "spacing_x": np.float32,  # mm a pixel of the original, as is the next one.
-    "spacing_y": np.float32,
-    "official": str,  # 'train', 'validation' or 'test' where the data set says so.
-    "follow_up": np.float32,  # Its number in the patient's history, 0 first.
-}
-COLUMNS = tuple(KINDS)
-TEXT = tuple(name for name, kind in KINDS.items() if kind is str)
+# The columns of images; unknown is '' or NaN.
+COLUMNS = (
+    "id",  # int, the image's number, 0 to N - 1.
+    "image",  # str, its name in its data set's own table.
+    "patient",  # int or str, whom it shows, the unit of every split.
+    "view",  # 'PA', 'AP' or 'LATERAL'.
+    "sex",  # 'F' or 'M'.
+    "age",  # float, years.
+    "width",  # int, pixels of the original, as is the height.
+    "height",
+    "spacing_x",  # float, mm a pixel of the original, as is the next one.
+    "spacing_y",
+    "official",  # 'train', 'validation' or 'test' where the data set says so.
+    "follow_up",  # float, its number in the patient's history, 0 first.
+)
+TEXT = ("image", "patient", "view", "sex", "official")
 log = logging.getLogger("medjax")
 
 
@@ -131,7 +130,7 @@ def write(
                 "raise data.max_quarantined"
             )
         table = pd.DataFrame(rows, columns=list(columns))
-        # 9 digits are what float32, the records' type, can tell apart.
+        # 9 digits are what float32 can tell apart.
         write_table(partial / "table.csv", table, float_format="%.9g")
         partial.rename(folder)
 
@@ -159,6 +158,14 @@ def damaged(path: Path) -> InputError:
     return InputError(
         f"{path}: is damaged or gone: remove its folder to prepare the data again"
     )
+
+
+def mapped(path: Path) -> np.ndarray:
+    """The array of a prepared folder's .npy file, read where it is touched."""
+    try:
+        return np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        raise damaged(path) from None
 
 
 def left_out(folder: Path) -> int:

@@ -1,20 +1,21 @@
-"""Records of images: written once, as ArrayRecord files beside their table.
+"""Records of images: their pixels in one file, beside their table.
 
-Beside the files that prepared.py lists, the folder holds hashes.bin (to find
-near-duplicates) and boxes.csv (the known places of findings). A record holds what its row
-of the table does, and `pixels`, [H, W, C] or [D, H, W, C] uint8 or uint16.
+Beside the files that prepared.py lists, the folder holds
+
+    pixels.npy  [N, H, W, C] or [N, D, H, W, C] uint8 or uint16, in the table's order
+    hashes.npy  [N, 4, 32] uint8, to find near-duplicates
+    boxes.csv   the known places of findings
 """
 
 import contextlib
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import chex
 import numpy as np
 import pandas as pd
-import tensorflow_datasets as tfds
 
 from medjax.cohort import appearance, duplicates, identity
 from medjax.data import prepared
@@ -24,10 +25,7 @@ from medjax.errors import InputError
 from medjax.files import write_table
 
 OURS = ("", "mean", "macro average")  # Rows of reports, which no finding may be.
-SPLIT = "films"  # The one TFDS split of the records.
-VERSION = tfds.core.Version("1.1.0")  # 1.1.0: patients as text.
-RECORDS_PER_FILE = 4096
-BUFFERED = 64  # Images: TFDS rewrites its metadata at every call that adds records.
+PIXELS, HASHES = "pixels.npy", "hashes.npy"
 log = logging.getLogger("medjax")
 
 
@@ -44,7 +42,7 @@ class Source(NamedTuple):
 
 def folder(records: Path, name: str) -> Path:
     """Where the images of that name lie, prepared or not."""
-    return Path(records).absolute() / "images" / name / str(VERSION)
+    return Path(records).absolute() / "images" / name
 
 
 def prepare(source: Source, *, records: Path, name: str, **how: Any) -> Path:
@@ -63,7 +61,7 @@ def prepare(source: Source, *, records: Path, name: str, **how: Any) -> Path:
         prepared.in_parallel(_with_hashes, source.items()),
         path,
         columns=prepared.COLUMNS + source.tasks,
-        store=lambda partial: _writer(partial, source, name),
+        store=lambda partial: _writer(partial, source),
         unit="files",
         **how,
     )
@@ -86,82 +84,53 @@ def tasks_of(table: pd.DataFrame) -> tuple[str, ...]:
     return tuple(name for name in table.columns if name not in prepared.COLUMNS)
 
 
-def pixels_of(folder: Path) -> tuple[tuple[int, ...], int]:
-    """The shape of prepared images, (H, W, C) or (D, H, W, C), and a pixel's bits.
+def pixels_of(folder: Path) -> np.ndarray:
+    """All prepared images, [N, H, W, C] or [N, D, H, W, C], mapped: read where touched.
 
     Raises:
-      InputError: records are damaged or gone, or others than the table's.
+      InputError: they are damaged or gone, or others than the table's.
     """
-    try:
-        builder = tfds.builder_from_directory(os.fspath(folder))
-        records = builder.as_data_source(SPLIT)
-        count = len(records)
-        _ = records[0], records[count - 1]
-    except Exception:  # noqa: BLE001 TFDS and ArrayRecord raise many kinds.
-        raise prepared.damaged(folder / "images-films.array_record") from None
-    if count != len(prepared.read_table(folder)):
+    pixels = prepared.mapped(folder / PIXELS)
+    if len(pixels) != len(prepared.read_table(folder)):
         raise prepared.damaged(folder / "table.csv")
-    pixels = builder.info.features["pixels"]
-    return pixels.shape, 8 * np.dtype(pixels.np_dtype).itemsize
+    return pixels
 
 
 def read_hashes(folder: Path) -> np.ndarray:
     """The hashes of prepared images, [N, 4, 32] uint8, in the table's order."""
-    return np.fromfile(folder / "hashes.bin", np.uint8).reshape(-1, 4, 32)
+    return prepared.mapped(folder / HASHES)
 
 
 @contextlib.contextmanager
-def _writer(folder: Path, source: Source, name: str) -> Iterator[Callable]:
+def _writer(folder: Path, source: Source) -> Iterator[Callable]:
     """The writer of images, hashes and boxes, see `prepared.write`."""
-    # TFDS' default encoding widens every pixel to 64 bits on the way: 100 times slower
-    # to write, 10 times to read.
-    kind = np.dtype(f"uint{source.bits}")
-    pixels = tfds.features.Tensor(shape=source.shape, dtype=kind, encoding="bytes")
-    label = tfds.features.Tensor(shape=(len(source.tasks),), dtype=np.float32)
-    features = {
-        k: tfds.features.Text() if v is str else v for k, v in prepared.KINDS.items()
-    }
-    features |= {"pixels": pixels, "label": label}
-    identity = tfds.core.DatasetIdentity(
-        name="images",
-        config_name=name,
-        version=VERSION,
-        data_dir=os.fspath(folder),
-        module_name=__name__,
-    )
-    info = tfds.core.DatasetInfo(
-        builder=identity,
-        description="Images, resized once.",
-        features=tfds.features.FeaturesDict(features),
-    )
-    writer = tfds.core.SequentialWriter(
-        info, RECORDS_PER_FILE, file_format="array_record"
-    )
-    writer.initialize_splits([SPLIT])
-    waiting: list[dict] = []
+    hashes: list[np.ndarray] = []
     boxes: list[tuple] = []
     dim: list[str] = []
-    with open(folder / "hashes.bin", "wb") as hashes_file:
+    kind = np.dtype(f"uint{source.bits}")
+
+    def write_header(number: int) -> None:
+        header = {"shape": (number, *source.shape), "descr": kind.str}
+        file.seek(0)  # NumPy leaves room for a larger number.
+        np.lib.format.write_array_header_1_0(file, header | {"fortran_order": False})
+
+    with open(folder / PIXELS, "wb") as file:
+        write_header(0)
 
         def add(id: int, item: Item) -> dict[str, Any]:
-            pixels, hashes = item.content
+            pixels, of_image = item.content
+            chex.assert_shape(pixels, source.shape)
+            chex.assert_type(pixels, kind)
             if appearance.is_dim(pixels):
                 dim.append(item.row["image"])
             boxes.extend((id, *box) for box in item.boxes)
-            hashes_file.write(hashes.tobytes())
-            row = {"id": id, **item.row}
-            record = {name: row[name] for name in prepared.COLUMNS}
-            record["patient"] = str(row["patient"])
-            label = np.array([row[task] for task in source.tasks], np.float32)
-            waiting.append(record | {"pixels": pixels, "label": label})
-            if len(waiting) == BUFFERED:
-                writer.add_examples({SPLIT: waiting})
-                waiting.clear()
-            return row
+            hashes.append(of_image)
+            file.write(pixels.tobytes())
+            return {"id": id, **item.row}
 
         yield add
-    writer.add_examples({SPLIT: waiting})
-    writer.close_all()
+        write_header(len(hashes))
+    np.save(folder / HASHES, np.array(hashes))
     if warning := appearance.dim(len(dim), source.bits):
         log.warning("%s (%s for one)", warning, min(dim))
     corners = pd.DataFrame(boxes, columns=["id", "task", "x0", "y0", "x1", "y1"])

@@ -244,10 +244,7 @@ def read(folder: Path, part: Part) -> tuple[np.ndarray, np.ndarray | None]:
         path = folder / f"{part.id}.{kind}.npy"
         if not path.exists():
             return None
-        try:
-            array = np.load(path, mmap_mode="r")
-        except (ValueError, EOFError):
-            raise prepared.damaged(path) from None
+        array = prepared.mapped(path)
         if part.half == "whole":
             return array
         right, left = np.array_split(array, [array.shape[2] // 2], axis=2)
@@ -258,13 +255,7 @@ def read(folder: Path, part: Part) -> tuple[np.ndarray, np.ndarray | None]:
 
 def read_thumbnails(folder: Path) -> np.ndarray:
     """[N, C, 2, S, S, S] of all volumes, see cohort/duplicates.py."""
-    try:
-        thumbnails = np.load(folder / THUMBNAILS)
-    except (ValueError, EOFError):
-        thumbnails = np.zeros(0)
-    if thumbnails.ndim != 6:
-        raise prepared.damaged(folder / THUMBNAILS)
-    return thumbnails
+    return prepared.mapped(folder / THUMBNAILS)
 
 
 class Volumes:

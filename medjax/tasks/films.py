@@ -162,8 +162,9 @@ def data(config: Config) -> Data:
     exclusive = is_exclusive(config)
     if exclusive:
         check_classes(table, names)
-    shape, bits = records.pixels_of(path)
-    shape = (*shape[:-1], shape[-1] - len(output.masks))
+    pixels = records.pixels_of(path)
+    *space, channels = pixels.shape[1:]
+    shape, bits = (*space, channels - len(output.masks)), 8 * pixels.itemsize
     return Data(path, table, output._replace(names=names, shape=shape, bits=bits))
 
 

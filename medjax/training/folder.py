@@ -21,12 +21,12 @@ from chex import ArrayTree
 from medjax.cohort import manifest as manifests
 from medjax.config import flatten
 from medjax.data import prepared, records, volumes
+from medjax.data.records import HASHES
 from medjax.errors import InputError, some
 from medjax.evaluation.predict import Predictions
 from medjax.files import read_json, write_json, write_table
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-RECORDS = ("*.array_record*", "*.npy")  # Of images, and of volumes.
 # Of a task's columns in predictions.
 SUFFIXES = ("_label", "_log_odds", "_raw", "_threshold", "_call", "_answer", "_spread")
 BEGUN = ("metrics.jsonl", "checkpoints", "report.json")  # Of a run that began to learn.
@@ -290,12 +290,12 @@ def of_data(records: Path) -> dict:
     """Counts and a digest of prepared data, computed without reading all of them.
 
     The digest covers the table, the perceptual hashes of images or the digests of
-    volumes, and the names and sizes of the files of records.
+    volumes, and the names and sizes of the arrays.
     """
-    files = sorted(path for kind in RECORDS for path in records.glob(kind))
+    files = sorted(records.glob("*.npy"))
     sizes = {path.name: path.stat().st_size for path in files}
     digest = hashlib.sha256(json.dumps(sizes).encode())
-    for name in ("table.csv", "hashes.bin", volumes.DIGESTS):
+    for name in ("table.csv", HASHES, volumes.DIGESTS):
         if (records / name).exists():
             digest.update((records / name).read_bytes())
     table = prepared.read_table(records)
