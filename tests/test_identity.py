@@ -42,6 +42,9 @@ def test_ids_are_integers_only_where_nothing_of_them_is_lost(text, ids):
         ("'7", "7"),
         ("1,000", "1000"),
         ("\u0667", "7"),  # Arabic.
+        ("P\u20131", "P-1"),  # A dash that a word processor made,
+        ("P\u22121", "P1"),  # or a sign.
+        ('="007"', "007"),
     ],
 )
 def test_two_spellings_of_one_id_are_refused(first, second):

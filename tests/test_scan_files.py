@@ -96,6 +96,8 @@ def test_volumes_that_no_pattern_matches_are_named(tmp_path, caplog):
     touch(tmp_path / "P3/P3_t1.nrrd", tmp_path / "P5.zip", tmp_path / "labels.csv")
     (tmp_path / "P4").mkdir()
     (tmp_path / "P6").symlink_to(tmp_path / "gone")
+    records = tmp_path / "records/scans/folders-1"  # Ours: nobody forgot a pattern.
+    touch(records / "quarantine.csv", records / "0.image.npy")
     assert [scan.name for scan in find(tmp_path)] == ["P1"]
     named = {
         "P2": "other.nii.gz",

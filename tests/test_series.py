@@ -230,7 +230,26 @@ def other_units(folder):
     change(folder / "002.dcm", RescaleSlope=2, RescaleIntercept=-1024)
 
 
+def shifted(folder):
+    """The upper slices lie 5 mm beside the lower ones: no affine says so."""
+    for n in (3, 4):
+        change(folder / f"{n:03d}.dcm", ImagePositionPatient=[-25, 20, 7 + 3 * n])
+
+
+def two_people(folder):
+    for n in range(5):
+        change(folder / f"{n:03d}.dcm", PatientID=f"P{n // 3}")
+
+
 SPOILT = {
+    "002.dcm lies 2.5 mm beside the line of the other slices": shifted,
+    "002.dcm: has the PatientID P0, and 004.dcm has P1": two_people,
+    "has the Modality MR, and 003.dcm has CT": lambda folder: change(
+        folder / "003.dcm", Modality="CT"
+    ),
+    "002.dcm: has a RescaleSlope of 0": lambda folder: change(
+        folder / "002.dcm", RescaleSlope=0, RescaleIntercept=5
+    ),
     "001.dcm: has no rescaling, and others have": other_units,
     "001.dcm and 003.dcm are 6 mm apart, others 3 mm": missing,
     "001.dcm and copy.dcm lie in one place": twice,
@@ -280,6 +299,24 @@ def test_a_series_that_is_no_sound_volume_is_refused_in_one_line(tmp_path, why):
     text = str(caught.value)
     assert text.startswith(str(folder)) and why in text
     assert "\n" not in text and "; " in text
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("EchoTime", (10.5, 80.5)),
+        ("ImageType", ("M", "P")),
+        ("FrameOfReferenceUID", "12"),
+    ],
+)
+def test_slices_that_may_be_of_two_series_are_warned_of(tmp_path, caplog, name, values):
+    write(tmp_path, **{name: values[0]})
+    series.read(tmp_path)
+    assert caplog.text == ""
+    change(tmp_path / "003.dcm", **{name: values[1]})
+    series.read(tmp_path)
+    text = f"has the {name} {values[0]}, and 003.dcm has {values[1]}: are they of one"
+    assert text in caplog.text
 
 
 def test_an_empty_and_an_absent_folder_are_refused(tmp_path):

@@ -156,6 +156,14 @@ def test_a_view_or_sex_that_has_no_meaning_is_unknown_and_counted(tmp_path, capl
     assert "1 patients, 7 say, have rows of either sex" in caplog.text
 
 
+def test_a_mark_before_a_column_s_name_is_shown(tmp_path):
+    write(tmp_path)
+    path = tmp_path / "labels.csv"
+    path.write_bytes(b"\xef\xbb\xbf" * 2 + path.read_bytes())  # A BOM, and one more.
+    with pytest.raises(InputError, match=r"only '\\ufefffile', 'who'"):
+        source(tmp_path)
+
+
 def test_lines_without_any_cell_are_passed_over(tmp_path):
     write(tmp_path)
     path = tmp_path / "labels.csv"
@@ -177,7 +185,7 @@ def test_the_table_may_lie_elsewhere(tmp_path):
         ({}, {"labels": ()}, "data.labels and data.classes: give one of them"),
         ({}, {"classes": "kind"}, "data.labels and data.classes: give one of them"),
         ({}, {"patient": ""}, "data.patient='': name the column"),
-        ({}, {"patient": "nobody"}, "no column 'nobody', only file, who, "),
+        ({}, {"patient": "nobody"}, "no column 'nobody', only 'file', 'who', "),
         ({}, {"labels": ("edema", "oedema")}, "no column 'oedema'"),
         ({}, {"classes": "sort", "labels": ()}, "no column 'sort'"),
         ({}, {"channels": 2}, "data.channels=2 is unknown: use 1"),

@@ -88,9 +88,12 @@ def _folded(id: str) -> str:
     if match := SUBJECT.search(id):
         id = id[: match.end()]
     id = unicodedata.normalize("NFKC", id).casefold()
+    kinds = [(c, unicodedata.category(c)) for c in id.replace("\N{MINUS SIGN}", "-")]
     shown = "".join(
-        str(unicodedata.decimal(c, c)) for c in id if unicodedata.category(c) != "Cf"
-    ).strip("' \t")
+        "-" if kind == "Pd" else str(unicodedata.decimal(c, c))
+        for c, kind in kinds
+        if kind != "Cf"
+    ).strip("='\" \t")  # Spreadsheets keep 007 as '007 or ="007".
     # 7.0 is 7, and 1,000 is 1000; P-7, P_7 and P 7 are P7; 2019_1 is 2019-1.
     whole = re.sub(r"^(\d+)\.0+$", r"\1", re.sub(r"(?<=\d),(?=\d{3}\b)", "", shown))
     return re.sub(r"(?<=[^\W\d_])-(?=\d)", "", re.sub(r"[\s_-]+", "-", whole))

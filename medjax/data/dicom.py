@@ -226,6 +226,8 @@ def rescaled(values: np.ndarray, dataset) -> tuple[np.ndarray, float | None]:
     if modality := dataset.get("ModalityLUTSequence"):
         return _lookup(values, modality[0], dataset)
     slope = _first(dataset, "RescaleSlope", 1.0)
+    if not (slope and math.isfinite(slope)):
+        raise damaged(f"has a RescaleSlope of {slope:g}")
     return values * slope + _first(dataset, "RescaleIntercept", 0.0), None
 
 

@@ -18,8 +18,11 @@ from medjax.geometry.grid import RAS_TO_LPS
 
 UNEVEN = 0.02  # Tolerance of the distance between slices, as a share of the median.
 TURNED = 1e-3  # Tolerance of a direction's cosine between slices.
+SHIFTED = 0.5  # Tolerance of a slice beside the line of all, in pixels.
 # Elements that are numbers, and how many.
 GEOMETRY = {"PixelSpacing": 2, "ImageOrientationPatient": 6, "ImagePositionPatient": 3}
+ONE = ("PatientID", "Modality")  # Of a series there is one, or it is refused;
+USUAL = ("FrameOfReferenceUID", "EchoTime", "ImageType")  # of these it is warned of.
 CONVERT = "convert the series to NIfTI, with dcm2niix for example"
 log = logging.getLogger("medjax")
 
@@ -34,6 +37,7 @@ class Slice(NamedTuple):
     ImageOrientationPatient: np.ndarray
     ImagePositionPatient: np.ndarray
     rescale: str  # 'none', 'identity', or 'own' units.
+    said: dict[str, str]  # ONE and USUAL, '' where it doesn't say.
 
 
 def read(folder: str | os.PathLike) -> Volume:
@@ -45,9 +49,10 @@ def read(folder: str | os.PathLike) -> Volume:
     grid is [columns, rows, slices], as converters to NIfTI write it.
 
     Raises:
-      InputError: fewer than two slices, several series, frames or colours, slices that
-        differ in size, direction or spacing, two slices in one place, a slice that is
-        missing, a file that has a slice's suffix and is none, or that can't be decoded.
+      InputError: fewer than two slices, several series, people, frames or colours,
+        slices that differ in size, direction or spacing or lie beside each other, two
+        slices in one place, a slice that is missing, a file that has a slice's suffix
+        and is none, or that can't be decoded.
 
     Source: DICOM PS3.3 C.7.6.2.1.1, the image plane.
     """
@@ -121,6 +126,8 @@ def _header(path: Path) -> Slice:
         dicom.check(header)
         values = {name: header.get(name) for name in Slice._fields}
         values["rescale"] = _rescale(header)
+        said = {name: header.get(name) for name in ONE + USUAL}
+        values["said"] = {k: "" if v is None else str(v) for k, v in said.items()}
         for name, value in values.items():
             if value in (None, ""):
                 raise InputError(f"has no {name}; {CONVERT}")
@@ -161,7 +168,7 @@ def _check_alike(slices: dict[Path, Slice]) -> None:
     """Refuses slices that aren't of one stack."""
     (first, reference), *others = slices.items()
     for path, other in others:
-        for name in Slice._fields[:-2]:  # All but the position and units.
+        for name in Slice._fields[:-3]:  # All but the position and the last two.
             a, b = getattr(reference, name), getattr(other, name)
             same = np.allclose(a, b, 0, TURNED) if name in GEOMETRY else a == b
             if not same:
@@ -169,6 +176,15 @@ def _check_alike(slices: dict[Path, Slice]) -> None:
                     f"{path}: has the {name} {b}, and {first.name} has {a}; "
                     "give a folder of one series of parallel slices"
                 )
+    for name in ONE + USUAL:
+        values = {slice.said[name]: path for path, slice in slices.items()}
+        values.pop("", None)
+        if len(values) > 1:
+            (a, path), (b, other), *_ = values.items()
+            text = f"{path}: has the {name} {a}, and {other.name} has {b}"
+            if name in ONE:
+                raise InputError(f"{text}; give a folder of one series")
+            log.warning("%s: are they of one series?", text)
     plain = [path for path, slice in slices.items() if slice.rescale == "none"]
     if plain and any(slice.rescale == "own" for slice in slices.values()):
         raise InputError(
@@ -193,6 +209,14 @@ def _sorted(folder: Path, slices: dict[Path, Slice]) -> list[Path]:
                 f"{folder}: {names} are {step:g} mm apart, others {usual:g} mm; "
                 "add the slice that is missing, or export the series again"
             )
+    corners = np.stack([slices[path].ImagePositionPatient for path in paths])
+    line = np.linspace(corners[0], corners[-1], len(corners))  # Tilted, if it is.
+    beside = np.linalg.norm(corners - line, axis=1)
+    if beside.max() > SHIFTED * first.PixelSpacing.min() + UNEVEN * usual:
+        raise InputError(
+            f"{folder}: {paths[beside.argmax()].name} lies {beside.max():.3g} mm beside "
+            f"the line of the other slices; {CONVERT}"
+        )
     return paths
 
 

@@ -96,7 +96,7 @@ def select(table: pd.DataFrame, columns: dict[str, str], where: Path) -> pd.Data
     if missing:
         raise InputError(
             f"{where}: the table has no column {missing[0]!r}, only "
-            f"{', '.join(table)}: correct the name"
+            f"{', '.join(map(repr, table))}: correct the name"
         )
     return pd.DataFrame({new: table[old] for new, old in columns.items()})
 

@@ -186,7 +186,8 @@ def _walk(
     folders = [path for path in inside if path.is_dir()]
     files = [path for path in inside if path.suffix.lower() not in TEXTS]
     files = [p for p in files if p not in folders and (p.suffix or not _is_text(p))]
-    if files or not inside:
+    ours = (folder / "quarantine.csv").is_file()  # Records, see prepared.py.
+    if (files or not inside) and not ours:
         names = some([path.name for path in files]) or "nothing"
         log.warning(
             "%s: left out, no pattern of data.files matches in it: it holds %s",
