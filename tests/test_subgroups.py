@@ -233,7 +233,7 @@ def rates_of(hits, of):
     noise = np.random.default_rng(0).normal(size=(200, 2))
     unit, _ = np.linalg.qr(noise - noise.mean(axis=0))
     drawn = rates + unit * np.sqrt(199 * rates * (1 - rates) / of)
-    value, counts = (np.tile(x, (n, 1))[..., None] for x, n in ((rates, 5), (of, 4)))
+    value, counts = (np.tile(x, (5, 1))[..., None] for x in (rates, of))
     replicate = np.tile(drawn[:, None, :, None], (1, 5, 1, 1))
     return subgroups.Measured(value, replicate, counts, counts)
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medjax.evaluation import bootstrap
+from medjax.evaluation import bootstrap, discrimination
 from medjax.evaluation.bootstrap import Resampled
 from medjax.evaluation.predict import Predictions
 
@@ -50,12 +50,9 @@ def curves(
     score, label, weight = (np.asarray(x, float)[rows] for x in predictions[2:5])
     label = np.where(weight > 0, label, 0)
     positive, negative = weight * label, weight * (1 - label)
-    enough = [
-        bootstrap.count(x > 0, patient)[:-1] >= bootstrap.LEAST
-        for x in (positive, negative)
-    ]
+    rarer = discrimination.rarer_patients(label, weight, patient)
     results = {}
-    for t in np.flatnonzero(np.all(enough, axis=0)).tolist():
+    for t in np.flatnonzero(rarer >= bootstrap.LEAST).tolist():
         share = positive[:, t].sum() / weight[:, t].sum()
         end = np.clip(WIDE * share, LEAST, MOST)
         # In float32, as probabilities are: 0.03 is at the threshold 0.03.

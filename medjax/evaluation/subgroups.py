@@ -35,8 +35,8 @@ class Measured(NamedTuple):
 
     value: np.ndarray  # [M, G, T], NaN where undefined.
     replicate: np.ndarray  # [R, M, G, T], of the same draws of patients for all.
-    images: np.ndarray  # [4, G, T], as `patients` how many are COUNTED.
-    patients: np.ndarray
+    images: np.ndarray  # [4, G, T], the weights of those that are COUNTED.
+    patients: np.ndarray  # [M, G, T], in the metric's denominator.
 
 
 class Differences(NamedTuple):
@@ -204,7 +204,7 @@ def _compared(measured: Measured) -> tuple[np.ndarray, np.ndarray]:
         group with one finding alone would else leave one to the others too.
       [T], the tasks that are measured in all these groups: their means are over these.
     """
-    enough = denominators(measured.patients)[0] >= LEAST
+    enough = measured.patients[0] >= LEAST
     has = enough & ~np.isnan(measured.value[0])  # [G, T], which AUROCs.
     number = has.sum(axis=1)
     groups = (number > 0) & (2 * number >= number.max())
@@ -233,12 +233,16 @@ def _measure(predictions, member, threshold, *, groups: int, **draws) -> Measure
     )
     positive, called = np.where(weight > 0, label, 0), score >= threshold
     flags = weight * np.stack([positive, 1 - positive, called, ~called])  # [4, N, T]
-    images, people = np.zeros((2, 4, groups, score.shape[1]))
+    images, people = (
+        np.zeros((len(kinds), *value.shape[1:])) for kinds in (COUNTED, METRICS)
+    )
     for g in np.unique(member):
         inside = (member == g).any(axis=0)
         images[:, g] = flags[:, inside].sum(axis=1)
-        for kind, flag in enumerate(flags[:, inside] > 0):
-            people[kind, g] = bootstrap.count(flag, patient[inside])[:-1]
+        counted = discrimination.patients(
+            *(x[inside] for x in (score, label, weight, patient)), threshold
+        )
+        people[:, g] = [counted[name][:-1] for name in METRICS]
     return Measured(value, replicate, images, people)
 
 
@@ -262,14 +266,13 @@ def _by_group(data: tuple, counts: Array, *, groups: int) -> Array:
 
 def intervals(measured: Measured) -> Interval:
     """[M, G, T] of each group alone, of bootstrap.wilson and exact."""
-    patients = denominators(measured.patients)
     area, rates = (
         Resampled(measured.value[part], measured.replicate[:, part])
         for part in (slice(0, 1), slice(1, None))
     )
     both = (
-        bootstrap.wilson(area, patients[:1]),
-        bootstrap.exact(bootstrap.wilson(rates), patients[1:]),
+        bootstrap.wilson(area, measured.patients[:1]),
+        bootstrap.exact(bootstrap.wilson(rates), measured.patients[1:]),
     )
     return Interval(
         *(np.concatenate(x) for x in zip(*(y[:4] for y in both), strict=True))
@@ -301,7 +304,7 @@ def differences(
         share = np.repeat(factors, shared.sum()) / shared.sum()
         numbers[:, 0, k, -1] = bootstrap.combined(Interval(*wide), draws, share)
     estimate, low, high = numbers
-    enough = denominators(measured.patients)[:, pairs].min(axis=2) >= LEAST
+    enough = measured.patients[:, pairs].min(axis=2) >= LEAST
     tested = np.pad(enough, ((0, 0), (0, 0), (0, 1)), constant_values=True)
     reach = ndtri((1 + bootstrap.LEVEL) / 2)
     towards_0 = np.where(estimate > 0, estimate - low, high - estimate)
@@ -315,15 +318,6 @@ def differences(
     return Differences(*(np.where(tested & ~np.isnan(low), x, np.nan) for x in columns))
 
 
-def denominators(counts: np.ndarray) -> np.ndarray:
-    """[4, ...] of COUNTED -> [M, ...], the images in each metric's denominator."""
-    places = [
-        [COUNTED.index(kind) for kind in metrics.METRICS[name].counted]
-        for name in METRICS
-    ]
-    return np.stack([counts[place].min(axis=0) for place in places])
-
-
 def _groups(
     measured: Measured,
     column: pd.Categorical,
@@ -334,13 +328,13 @@ def _groups(
     shared: np.ndarray,
 ) -> list[Group]:
     """The groups' parts of the report, see `_attribute` and `_compared`."""
-    patients, each = denominators(measured.patients), intervals(measured)
+    each = intervals(measured)
 
     def interval(m: int, g: int, t: int, why: str) -> Interval:
         return bootstrap.interval(
             bootstrap.at(each, (m, g, t)),
             why,
-            patients=patients[m, g, t],
+            patients=measured.patients[m, g, t],
             replicates=len(measured.replicate),
             name=METRICS[m],
         )

@@ -15,7 +15,7 @@ import numpy as np
 from chex import Array
 
 from medjax.errors import InputError, check_choice
-from medjax.evaluation import bootstrap
+from medjax.evaluation import bootstrap, discrimination
 from medjax.evaluation.predict import Predictions
 
 MOST = 200  # Thresholds a task that a page holds.
@@ -146,12 +146,11 @@ def bands(
     score, label, weight = (np.asarray(x, np.float32) for x in columns)
     label = np.where(weight > 0, label, 0)
     positive, negative = weight * label, weight * (1 - label)
-    people = [
-        bootstrap.count(x > 0, predictions.patient)[:-1] for x in (positive, negative)
-    ]
-    columns = np.flatnonzero(np.min(people, axis=0) >= bootstrap.LEAST).tolist()
+    rarer = discrimination.rarer_patients(label, weight, predictions.patient)
+    columns = np.flatnonzero(rarer >= bootstrap.LEAST).tolist()
     if not columns:
         return {}
+    people = bootstrap.count(positive > 0, predictions.patient)
     rows, patient, patients = bootstrap.numbered(weight, predictions.patient)
     score, label, weight, positive, negative = (
         x[rows][:, columns] for x in (score, label, weight, positive, negative)
@@ -164,7 +163,7 @@ def bands(
     data = place.T, positive.T, negative.T, patient
     curves = bootstrap.resample(_curves, data, patients, most=MOST, **draws)
     # Patients behind a sensitivity of 1, and at least behind a precision of 1.
-    ones = np.multiply.outer(people[0][columns], [np.ones_like(GRID), GRID])
+    ones = np.multiply.outer(people[columns], [np.ones_like(GRID), GRID])
     _, low, high, _, _ = bootstrap.exact(bootstrap.wilson(curves), ones)  # [T, 2, G]
     low, high = (np.round(np.asarray(end, float), 5) for end in (low, high))
     return {

@@ -1,7 +1,7 @@
 """A finished run on changed images: corrupted ones, and augmented ones."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
@@ -42,19 +42,16 @@ def corrupt(run: Finished, data: films.Data, ids: np.ndarray, most: int = 0) -> 
     key = jax.random.key(config.seed + 3)
     ranking: dict[str, list] = {name: [] for name in CORRUPTIONS}
     clean = []
-    apply, exclusive = run.fixed.apply, run.output.exclusive
+    exclusive = run.output.exclusive
     with Progress() as progress:
         bar = progress.add_task("corrupt", total=len(ids))
         for batch in splitting.evaluation_batches(config, data.films(ids)):
-            clean.append(apply(inference.predict([batch], run.log_odds)))
+            clean.append(_predicted(run, [batch]))
             for name, by_batch in ranking.items():
                 of_batch = []
                 for severity in SEVERITIES:
                     change = functools.partial(_corrupt, name, severity, key)
-                    predicted = inference.predict(
-                        [_changed(batch, change)], run.log_odds
-                    )
-                    of_batch.append(apply(predicted).ranking)
+                    of_batch.append(_predicted(run, [_changed(batch, change)]).ranking)
                 by_batch.append(np.stack(of_batch))
             progress.advance(bar, len(clean[-1].id))
     return robustness.summarise(
@@ -105,6 +102,11 @@ def write(results: dict, path: Path) -> Path:
     return path
 
 
+def _predicted(run: Finished, batches: Iterable[dict]) -> inference.Predictions:
+    """The run's calibrated predictions."""
+    return run.fixed.apply(inference.predict(batches, run.log_odds))
+
+
 def _changed(batch: dict, change: Callable) -> dict:
     """The batch [D, B, ...] with images changed by (image [B, ...], id [B]) -> image."""
     image = batch["image"]
@@ -139,10 +141,7 @@ def audit(run: Finished, data: films.Data, manifest: pd.DataFrame) -> Path:
     """
     config, names = run.config, run.output.names
     images = data.films(splitting.ids_in(manifest, "validation"))
-    plain = inference.predict(
-        splitting.evaluation_batches(config, images), run.log_odds
-    )
-    plain = run.fixed.apply(plain)
+    plain = _predicted(run, splitting.evaluation_batches(config, images))
     # The example shows as many findings as any image does.
     example = images[int(np.argmax((plain.label * plain.weight).sum(axis=1)))]
     strips: dict = {op: [unit_range(example["image"])] for op in config.augment.ops}
@@ -153,10 +152,8 @@ def audit(run: Finished, data: films.Data, manifest: pd.DataFrame) -> Path:
             key, how = jax.random.key(config.seed), {"spacing": run.output.spacing}
             change = functools.partial(_augment, key, op=op, **how)
             batches = splitting.evaluation_batches(config, images)
-            augmented = inference.predict(
-                (_changed(batch, change) for batch in batches), run.log_odds
-            )
-            augmented = run.fixed.apply(augmented)
+            batches = (_changed(batch, change) for batch in batches)
+            augmented = _predicted(run, batches)
             compared = robustness.compare(plain, augmented, **options)
             rows[name].append({"strength": strength, **compared})
             image, id = (np.asarray(example[k])[None] for k in ("image", "id"))
