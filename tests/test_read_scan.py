@@ -330,6 +330,16 @@ def test_a_mask_of_unknown_values_is_refused(tmp_path, value):
         scan.read_scan(files, mask, regions=LESION)
 
 
+def test_a_mask_that_was_divided_is_not_empty(tmp_path):
+    files, _ = patient(tmp_path)
+    voxels = ball(SHAPE, 0.2).astype(np.float32) / 255
+    mask = save(tmp_path / "seg.nii.gz", voxels, AFFINE)
+    with pytest.raises(InputError, match=r"seg.nii.gz: holds the value 0.00392157, "):
+        scan.read_scan(files, mask, regions=LESION)
+    save(mask, np.zeros(SHAPE, np.uint8), AFFINE)
+    assert not scan.read_scan(files, mask, regions=LESION).label.any()
+
+
 def test_a_mask_of_another_grid_is_refused(tmp_path):
     files, mask = patient(tmp_path)
     voxels, shifted = ball(SHAPE, 0.2).astype(np.uint8), AFFINE.copy()

@@ -23,11 +23,13 @@ SUBJECT = re.compile(
     r"(?:^|/)(sub-[^/_]+|BraTS-[A-Z]+-\d+(?=-\d{3}(?!\d)))", re.IGNORECASE
 )
 # What tells apart the scans of one person: P01_2, P01_v2, P01V2, P01_ses-2, P01_12m, P01b,
-# P01 (2), P01_20190304, P01-baseline. Longer numbers are people's: TCGA-02-0006.
+# P01 (2), P01_20190304, P01_1.5T, P01-retest. Longer numbers are people's: TCGA-02-0006.
 SESSION = re.compile(
-    r"(?:(?:[^\w/]|_)(?:[a-z]{1,9}\d+[a-z]?|(?:[a-z]{1,9}[-_ ])?\d{1,3}[a-z]{0,6}|\(\d+\)"
+    r"(?:(?<=\d)(?:[^\w/]|_)[a-z]+"  # Any word behind a number.
+    r"|(?:[^\w/]|_)(?:[a-z]{1,9}\d+[a-z]?|(?:[a-z]{1,9}[-_ ])?\d{1,3}[a-z]{0,6}|\(\d+\)"
     r"|(?:19|20)\d\d-?\d\d-?\d\d|baseline|follow-?up|(?:pre|post)-?(?:op)?|copy|old|new"
-    r"|(?:day|week|month)[-_ ]?\d{1,3}-\d{1,2}|left|right|axial|coronal|sagittal|[a-z])|(?<=\d)[a-z](?:[a-z]{0,8}\d{1,3})?)$",
+    r"|\d\.\d[a-z]?|(?:day|week|month)[-_ ]?\d{1,3}-\d{1,2}|left|right|axial|coronal"
+    r"|sagittal|[a-z])|(?<=\d)[a-z](?:[a-z]{0,8}\d{1,3})?)$",
     re.IGNORECASE,
 )
 log = logging.getLogger("medjax")
