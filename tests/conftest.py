@@ -1,6 +1,7 @@
 """How the tests run (devices, compilation, order), and fixtures that files share."""
 
 import atexit
+import gc
 import math
 import os
 import re
@@ -35,6 +36,7 @@ import pytest
 from medjax.data.prepared import Item
 from medjax.data.records import Source
 
+gc.set_threshold(20_000, 20, 20)  # What is traced stays: scanning it takes long.
 jax.config.update("jax_num_cpu_devices", 4)  # Tests of the mapped step need some.
 SIDE = 4
 # The files that take longest. They start first, so that no worker is left with one.
