@@ -145,6 +145,10 @@ def summarise(
     mean_errors, errors = reliability.summarise(
         score, label, weight, predictions.patient, uncalibrated=uncalibrated, **draws
     )
+    operating, rates = operating or {}, {}
+    if operating:
+        points = np.stack([*operating.values()])
+        rates = discrimination.at_thresholds(*data[:4], points, **draws)
     of_tasks = {}
     for t, task in enumerate(tasks):
         of_tasks[task] = _task(
@@ -158,10 +162,12 @@ def summarise(
             patients={name: each[t] for name, each in patients.items()},
             prevalence=None if prevalence is None else float(prevalence[t]),
             calibration=errors[t],
+            operating={
+                point: OperatingPoint(at[t], **bootstrap.at(rates, (k, t)))
+                for k, (point, at) in enumerate(operating.items())
+            },
             judge=judge,
         )
-    if operating:
-        of_tasks = _with_points(of_tasks, data[:4], operating, patients, judge, **draws)
     summary = Summary(
         films=len(predictions.id),
         patients=len(np.unique(predictions.patient)),
@@ -228,9 +234,13 @@ def _task(
     patients: dict[str, int],
     prevalence: float | None,
     calibration: TaskCalibration,
+    operating: dict[str, OperatingPoint],
     judge: Callable,
 ) -> Task:
-    """Everything of one task, of arrays [N]; patients: as of discrimination.patients."""
+    """Everything of one task, of arrays [N]; patients: as of discrimination.patients.
+
+    The intervals, and those of operating points, aren't judged yet.
+    """
     positives = float((label * weight).sum(where=weight > 0))
     negatives = float(weight.sum()) - positives
     matrix = Confusion(*map(float, CONFUSION(score, label, weight, threshold)))
@@ -250,10 +260,19 @@ def _task(
         note = "no threshold: validation lacks a positive or a negative image"
     if not note and (undefined := int(intervals["auroc"].undefined)):
         note = f"too few: a class is missing from {undefined} of the replicates"
-    judged = {}
-    for name, interval in intervals.items():
-        why = metrics.why(name, images, threshold=cut)
-        judged[name] = judge(interval, why, patients=patients[name], name=name)
+
+    def judged_at(threshold: float, name: str, interval: Interval) -> Interval:
+        why = metrics.why(name, images, threshold=not math.isnan(threshold))
+        return judge(interval, why, patients=patients[name], name=name)
+
+    judged = {name: judged_at(threshold, name, x) for name, x in intervals.items()}
+    points = {
+        point: OperatingPoint(
+            float(at.threshold),
+            *(judged_at(at.threshold, n, getattr(at, n)) for n in at._fields[1:]),
+        )
+        for point, at in operating.items()
+    }
     at = [judged.pop(name, None) for name in ("ppv_at", "npv_at")]
     fpr, tpr, precision, _ = thresholds.curves(ranked, label, weight)
     bends = thresholds.corners(fpr, tpr)
@@ -273,40 +292,8 @@ def _task(
         metrics=judged,
         calibration=calibration,
         at_prevalence=None if prevalence is None else AtPrevalence(prevalence, *at),
+        operating=points or None,
     )
-
-
-def _with_points(
-    tasks: dict[str, Task],
-    data: tuple,
-    operating: dict[str, np.ndarray],
-    patients: dict[str, np.ndarray],
-    judge: Callable,
-    **options,
-) -> dict[str, Task]:
-    """The tasks with their operating points."""
-    threshold = np.stack(list(operating.values()))
-    rates = discrimination.at_thresholds(*data, threshold, **options)
-
-    def rate(task: Task, name: str, k: int, t: int) -> Interval:
-        images = {"known": task.positives + task.negatives}
-        images |= {"positive": task.positives, "negative": task.negatives}
-        why = metrics.why(name, images, threshold=not np.isnan(threshold[k, t]))
-        interval = bootstrap.at(rates[name], (k, t))
-        return judge(interval, why, patients=patients[name][t], name=name)
-
-    return {
-        name: task._replace(
-            operating={
-                point: OperatingPoint(
-                    float(threshold[k, t]),
-                    *(rate(task, n, k, t) for n in ("sensitivity", "specificity")),
-                )
-                for k, point in enumerate(operating)
-            }
-        )
-        for t, (name, task) in enumerate(tasks.items())
-    }
 
 
 def _classes(
