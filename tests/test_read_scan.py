@@ -59,6 +59,15 @@ def test_files_stored_with_other_axes_lie_on_one_grid(tmp_path):
     np.testing.assert_array_equal(case.image, other.image)
 
 
+def test_sequences_of_one_slice_are_read(tmp_path):
+    files = {}
+    for n, name in enumerate(("FLAIR", "T1")):
+        path = save(tmp_path / f"{name}.nii.gz", brain(SHAPE, n)[..., 5:6], AFFINE)
+        files[name] = SequenceFile(path)
+    case = scan.read_scan(files, regions={}, foreground="nonzero")
+    assert min(case.image.shape) == 1 and case.image.any(axis=(0, 1, 2)).all()
+
+
 def test_regions_overlap_where_they_share_values(tmp_path):
     values = np.zeros(SHAPE, np.float64)
     values[ball(SHAPE, 0.3)], values[ball(SHAPE, 0.2)] = 2, 4

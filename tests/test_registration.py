@@ -311,25 +311,6 @@ def test_a_motion_of_one_millimetre_moves_the_radius_by_one():
     np.testing.assert_allclose(linear @ linear.T, np.eye(3), atol=1e-6)
 
 
-IMAGE, EYE = np.random.default_rng(0).random((8, 8, 8)), np.eye(4)
-
-
-@pytest.mark.parametrize(
-    ("given", "match"),
-    [
-        ((IMAGE[0], EYE, IMAGE, EYE), r"fixed: \(8, 8\); give \[A, B, C\]"),
-        ((IMAGE, EYE, IMAGE[:1], EYE), r"moving: \(1, 8, 8\)"),
-        ((IMAGE, EYE, IMAGE[:0], EYE), r"moving: \(0, 8, 8\)"),
-        ((IMAGE * 0 + 3, EYE, IMAGE, EYE), "fixed: is 3 everywhere"),
-        ((IMAGE, EYE, IMAGE * np.nan, EYE), "moving: holds NaN or infinity"),
-    ],
-)
-def test_a_bad_image_is_named(given, match):
-    with pytest.raises(InputError, match=match) as error:
-        register.register(*given)
-    assert "\n" not in str(error.value)
-
-
 # ------------------------------------------- the similarity, against numpy's histogram
 
 

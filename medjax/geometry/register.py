@@ -19,7 +19,6 @@ import numpy as np
 import optax
 from chex import Array
 
-from medjax.errors import InputError
 from medjax.geometry.grid import apply, pool, sample, spacing_of
 
 # Of each level: millimetres to which both images are averaged, number of points, and
@@ -73,11 +72,7 @@ def register(fixed, fixed_affine, moving, moving_affine) -> Registration:
     rotations by 15 degrees about every axis, without a shift and with the centres of
     mass aligned. The ascent starts from the best of them, and the best result goes on
     to the next level. The same input gives the same matrix.
-
-    Raises:
-      InputError: an image is constant, not finite or no volume.
     """
-    fixed, moving = _check("fixed", fixed), _check("moving", moving)
     centre, radius = _centre(*pool(fixed, fixed_affine, LEVELS[0][0]))
     matrix = np.eye(4)
     for number, (size, count, rate) in enumerate(LEVELS):
@@ -120,8 +115,8 @@ def compare(fixed, moving, affine) -> tuple[float, float, float]:
       The similarity, what is left of it beside, and the similarity of the moving image
       mirrored along its last axis; NaN in images of a few voxels.
     """
-    fixed, pooled = pool(_check("fixed", fixed), affine, SAME_GRID)
-    moving, _ = pool(_check("moving", moving), affine, SAME_GRID)
+    fixed, pooled = pool(fixed, affine, SAME_GRID)
+    moving, _ = pool(moving, affine, SAME_GRID)
     steps = np.maximum(np.rint(BESIDE / spacing_of(pooled)), 1).astype(int)
     inner = np.array(fixed.shape) - 2 * steps
     if (inner < 1).any():
@@ -315,15 +310,3 @@ def _about(centre: np.ndarray, p: Array, radius: float) -> np.ndarray:
     matrix = np.eye(4)
     matrix[:3, :3], matrix[:3, 3] = linear, centre + shift - linear @ centre
     return matrix
-
-
-def _check(name: str, image) -> np.ndarray:
-    """As float32, or an InputError."""
-    image = np.asarray(image, np.float32)
-    if image.ndim != 3 or min(image.shape) < 2:
-        raise InputError(f"{name}: {image.shape}; give [A, B, C] of 2 voxels or more")
-    if not np.isfinite(image).all():
-        raise InputError(f"{name}: holds NaN or infinity; set those voxels to 0")
-    if image.min() == image.max():
-        raise InputError(f"{name}: is {image.flat[0]:g} everywhere; give an image")
-    return image
