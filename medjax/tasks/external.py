@@ -162,39 +162,31 @@ def beside(internal: dict, external: dict) -> dict:
         masks the share of volumes with the region and the volume's bias in ml.
       Numbers are {internal, external, difference}, each {estimate, low, high}.
     """
-    masks = "regions" in external
-    both = internal, external
-    names = [
-        name
-        for name in COMPARED["dice" if masks else "auroc"]
-        if all(name in row for r in both for row in _metrics(r).values())
-    ]
-    tasks = {
-        task: {
-            name: _numbers(*(_metrics(r)[task][name] for r in both)) for name in names
-        }
-        for task in _metrics(external)
-    }
-    averaged = [
-        {t for t, row in _metrics(r).items() if row[names[0]]["estimate"] is not None}
-        for r in both
-    ]
-    means = [
-        name
-        for name in names
-        if averaged[0] == averaged[1] and all(name in r["mean"] for r in both)
-    ]
-    quantities = [(task, *(_quantities(r, task) for r in both)) for task in tasks]
+    masks, both = "regions" in external, (internal, external)
+    first, second = map(_metrics, both)
+    rows = [*first.values(), *second.values()]
+    metrics = COMPARED["dice" if masks else "auroc"]
+    names = [name for name in metrics if all(name in row for row in rows)]
+    averaged, others = (
+        {task for task, row in of.items() if row[names[0]]["estimate"] is not None}
+        for of in (first, second)
+    )
+    means = [r["mean"] if averaged == others else {} for r in both]
+    shift = [{task: _quantities(r, task) for task in second} for r in both]
+
+    def pairs(before: dict, now: dict) -> dict:
+        return {k: _numbers(before[k], v) for k, v in now.items() if k in before}
+
     compared = {
         "films": internal["volumes" if masks else "films"],
         "patients": internal["patients"],
         "metrics": names,
-        "mean": {name: _numbers(*(r["mean"][name] for r in both)) for name in means},
-        "tasks": tasks,
-        "shift": {
-            task: {name: _numbers(before[name], value) for name, value in now.items()}
-            for task, before, now in quantities
+        "mean": pairs(*({k: m[k] for k in names if k in m} for m in means)),
+        "tasks": {
+            task: {name: _numbers(first[task][name], row[name]) for name in names}
+            for task, row in second.items()
         },
+        "shift": {task: pairs(*(of[task] for of in shift)) for task in second},
     }
     return bootstrap.as_json(compared)
 
