@@ -190,50 +190,45 @@ def by_group(rows: Sequence[Mapping], groups: pd.DataFrame) -> dict:
     regions = list(table["region"].unique())
     dice = dice[regions].assign(**{MEAN: dice.mean(axis=1)})
     patient = table.groupby("name")["patient"].first().loc[dice.index].to_numpy()
-    columns = {
-        name: groups[name].loc[dice.index].astype("category").cat for name in groups
+    attributes = {
+        name: _attribute(dice, patient, groups[name].loc[dice.index]) for name in groups
     }
-    members = {
-        (name, group): (column.codes == n).to_numpy()
-        for name, column in columns.items()
-        for n, group in enumerate(column.categories)
-        if (column.codes == n).any()
-    }
-    if not members:
-        return {}
-    inside = np.stack([*members.values()], axis=1)[..., None]  # [V, G, 1]
-    values = np.where(inside, dice.to_numpy(float)[:, None], np.nan)
+    return bootstrap.as_json(attributes)
+
+
+def _attribute(dice: pd.DataFrame, patient: np.ndarray, group: pd.Series) -> Attribute:
+    """The groups of one attribute, by each volume's: a row of `dice`."""
+    column = pd.Categorical(group).remove_unused_categories()
+    inside = column.codes[:, None] == np.arange(len(column.categories))  # [V, G]
+    values = np.where(inside[..., None], dice.to_numpy(float)[:, None], np.nan)
     linear = over_rows(values, patient)  # [G, K + 1]
     intervals = shares(linear)
     people = linear.patients[:, -1].tolist()
 
-    def group(g: int) -> Group:
-        judged = {
+    def judged(g: int) -> dict[str, Interval]:
+        return {
             region: bootstrap.interval(
-                bootstrap.at(intervals, (g, k)),
-                "no volume",
-                patients=people[g],
+                bootstrap.at(intervals, (g, k)), "no volume", patients=people[g]
             )
             for k, region in enumerate(dice.columns)
         }
-        return Group(int(inside[:, g].sum()), people[g], judged)
 
-    attributes = {}
-    for name in columns:
-        here = [g for g, (attribute, _) in enumerate(members) if attribute == name]
-        attributes[name] = Attribute(
-            {str(list(members)[g][1]): group(g) for g in here},
-            _gap(linear, here, [str(group) for _, group in members]),
-        )
-    return bootstrap.as_json(attributes)
+    names = [*map(str, column.categories)]
+    return Attribute(
+        {
+            name: Group(int(inside[:, g].sum()), people[g], judged(g))
+            for g, name in enumerate(names)
+        },
+        _gap(linear, names),
+    )
 
 
-def _gap(linear: Linear, here: list[int], names: list[str]) -> Gap:
+def _gap(linear: Linear, names: list[str]) -> Gap:
     """The largest difference of the mean Dice, of groups with LEAST patients."""
     mean, influence, people = (x[..., -1] for x in linear)
     pairs = [
         pair
-        for pair in itertools.combinations(here, 2)
+        for pair in itertools.combinations(range(len(names)), 2)
         if min(people[g] for g in pair) >= LEAST
     ]
     if not pairs:
