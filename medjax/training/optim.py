@@ -52,9 +52,10 @@ def warmup_cosine(step: Array, *, steps: int, warmup: int) -> Array:
     return jnp.where(step < warmup, rise, 0.5 * (1 + jnp.cos(jnp.pi * share)))
 
 
-def adamw(
-    *, steps: int, warmup: int, clip: float, b1: float = 0.9, b2: float = 0.999
-) -> optax.GradientTransformationExtraArgs:
+Optimizer = optax.GradientTransformationExtraArgs
+
+
+def adamw(*, steps: int, warmup: int, clip: float) -> Optimizer:
     """AdamW with a clipped global gradient norm, warm-up and cosine decay.
 
     `update` takes `learning_rate` and `weight_decay` as extra arguments. Vectors, such
@@ -64,37 +65,23 @@ def adamw(
       steps: length of the schedule, in updates.
       warmup: updates until the peak.
       clip: largest global norm of a gradient.
-      b1, b2: decay of the mean of the gradient and of its square.
 
     Source: Loshchilov & Hutter, Decoupled Weight Decay Regularization (ICLR 2019).
     """
-    return optax.chain(
-        optax.clip_by_global_norm(clip),
-        optax.scale_by_adam(b1, b2),
-        _decay(),
-        _descend(steps=steps, warmup=warmup),
-    )
+    return _chain(optax.scale_by_adam(), clip, _descend(steps, warmup))
 
 
-def sgd(
-    *, steps: int, warmup: int, clip: float, momentum: float = 0.9
-) -> optax.GradientTransformationExtraArgs:
-    """Stochastic gradient descent with Nesterov's momentum; otherwise as `adamw`.
+def sgd(*, steps: int, warmup: int, clip: float) -> Optimizer:
+    """Stochastic gradient descent with Nesterov's momentum, 0.9; otherwise as `adamw`.
 
     Source: Sutskever et al., On the importance of initialization and momentum in deep
     learning (ICML 2013), as optax.trace.
     """
-    return optax.chain(
-        optax.clip_by_global_norm(clip),
-        optax.trace(momentum, nesterov=True),
-        _decay(),
-        _descend(steps=steps, warmup=warmup),
-    )
+    momentum = optax.trace(0.9, nesterov=True)
+    return _chain(momentum, clip, _descend(steps, warmup))
 
 
-def lamb(
-    *, steps: int, warmup: int, clip: float, b1: float = 0.9, b2: float = 0.999
-) -> optax.GradientTransformationExtraArgs:
+def lamb(*, steps: int, warmup: int, clip: float) -> Optimizer:
     """Adam whose change of each array is as long as the array, for large batches.
 
     Arguments and `update` as in `adamw`.
@@ -102,18 +89,13 @@ def lamb(
     Source: You et al., Large Batch Optimization for Deep Learning (ICLR 2020),
     algorithm 2, with optax's epsilon.
     """
-    return optax.chain(
-        optax.clip_by_global_norm(clip),
-        optax.scale_by_adam(b1, b2, eps=1e-6),
-        _decay(),
-        optax.scale_by_trust_ratio(),
-        _descend(steps=steps, warmup=warmup),
-    )
+    ends = optax.scale_by_trust_ratio(), _descend(steps, warmup)
+    return _chain(optax.scale_by_adam(eps=1e-6), clip, *ends)
 
 
 def pesg(
     *, steps: int, warmup: int, clip: float, stage: int, proximity: float
-) -> optax.GradientTransformationExtraArgs:
+) -> Optimizer:
     """Proximal epoch stochastic gradient: the model's side of the AUC-M loss.
 
     w <- w - rate (gradient + proximity (w - reference) + weight_decay w), where the
@@ -132,12 +114,8 @@ def pesg(
     algorithm 1; Guo et al., Fast Objective and Duality Gap Convergence for
     Non-Convex Strongly-Concave Min-Max Problems (2020).
     """
-    return optax.chain(
-        optax.clip_by_global_norm(clip),
-        _proximal(stage=stage, proximity=proximity),
-        _decay(),
-        _descend(steps=steps, warmup=warmup),
-    )
+    pull = _proximal(stage=stage, proximity=proximity)
+    return _chain(pull, clip, _descend(steps, warmup))
 
 
 def moving(tree: dict[str, ArrayTree], frozen: tuple[str, ...]) -> dict[str, ArrayTree]:
@@ -186,7 +164,16 @@ def saddle_step(
     return new
 
 
-def _decay() -> optax.GradientTransformationExtraArgs:
+def _chain(
+    direction: optax.GradientTransformation,
+    clip: float,
+    *ends: optax.GradientTransformation,
+) -> Optimizer:
+    """Clips the gradient, takes a direction by it, and decays weights."""
+    return optax.chain(optax.clip_by_global_norm(clip), direction, _decay(), *ends)
+
+
+def _decay() -> Optimizer:
     """Adds weight_decay w to the direction of all weights but vectors."""
 
     def update(updates, state, params, *, weight_decay, **_):
@@ -198,7 +185,7 @@ def _decay() -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
 
 
-def _descend(*, steps: int, warmup: int) -> optax.GradientTransformationExtraArgs:
+def _descend(steps: int, warmup: int) -> Optimizer:
     """The last part of every optimiser: -rate x direction."""
 
     def update(updates, state, params=None, *, learning_rate, **_):
