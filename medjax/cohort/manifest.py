@@ -20,6 +20,7 @@ SPLITS = ("train", "validation", "test")
 UNUSED = "unused"
 UNITS = ("patient", "image")  # What a split may divide.
 COLUMNS = ("id", "image", "patient", "split")
+LABELS = ("positives", "negatives", "unknown")
 log = logging.getLogger("medjax")
 
 
@@ -117,23 +118,17 @@ def reached(table, manifest, tasks) -> pd.DataFrame:
       `prevalence`, positives over known images; `share`, the side's share of the
       task's positives (NaN if it has none).
     """
-    row = _rows(manifest, table)
-    names = (*SPLITS, UNUSED) if (manifest["split"] == UNUSED).any() else SPLITS
-    sides = {name: (manifest["split"] == name).to_numpy() for name in names}
-    patients = {s: manifest["patient"][here].nunique() for s, here in sides.items()}
-    rows = []
+    sides, rows = _sides(table, manifest, tasks), []
     for task in tasks:
-        label = table[task].to_numpy(float)[row]
-        total = np.sum(label >= 0.5)
-        for name, here in sides.items():
-            positives = np.sum(label[here] >= 0.5)
-            negatives = np.sum(label[here] < 0.5)
-            images, known = np.sum(here), positives + negatives
-            counts = (images, patients[name], positives, negatives, images - known)
+        total = sum(facts["tasks"][task]["positives"] for facts in sides.values())
+        for name, facts in sides.items():
+            counts = facts["tasks"][task]
+            positives, known = counts["positives"], facts["films"] - counts["unknown"]
             ratios = [positives / n if n else np.nan for n in (known, total)]
-            rows.append((task, name, *counts, *ratios))
-    counts = ("films", "patients", "positives", "negatives", "unknown")
-    return pd.DataFrame(rows, columns=["task", "split", *counts, "prevalence", "share"])
+            who = task, name, facts["films"], facts["patients"]
+            rows.append((*who, *counts.values(), *ratios))
+    columns = ("task", "split", "films", "patients", *LABELS, "prevalence", "share")
+    return pd.DataFrame(rows, columns=columns)
 
 
 def account(table, manifest, tasks, duplicates) -> dict:
@@ -144,16 +139,21 @@ def account(table, manifest, tasks, duplicates) -> dict:
       shared: patients on two sides.
       pairs: duplicates; leaks: those on two sides.
     """
-    split = manifest["split"].to_numpy()
-    images = table.iloc[_rows(manifest, table)]
-    used = manifest[split != UNUSED]
-    names = (*SPLITS, UNUSED) if UNUSED in split else SPLITS
+    used = manifest[manifest["split"] != UNUSED]
     return {
-        "sides": {name: side(images[split == name], tasks) for name in names},
+        "sides": _sides(table, manifest, tasks),
         "shared": int((used.groupby("patient")["split"].nunique() > 1).sum()),
         "pairs": len(duplicates),
         "leaks": len(_leaks(manifest, duplicates)),
     }
+
+
+def _sides(table, manifest, tasks) -> dict[str, dict]:
+    """Split -> `side`, of SPLITS and, if some images are on none, UNUSED."""
+    split = manifest["split"].to_numpy()
+    images = table.iloc[_rows(manifest, table)]
+    names = (*SPLITS, UNUSED) if UNUSED in split else SPLITS
+    return {name: side(images[split == name], tasks) for name in names}
 
 
 def side(images, tasks) -> dict:
@@ -171,8 +171,7 @@ def side(images, tasks) -> dict:
         label = images[task].to_numpy(float)
         flags = label >= 0.5, label < 0.5, np.isnan(label)
         numbers = (int(flag.sum()) for flag in flags)
-        names = ("positives", "negatives", "unknown")
-        counts[task] = dict(zip(names, numbers, strict=True))
+        counts[task] = dict(zip(LABELS, numbers, strict=True))
     facts = {"films": len(images), "patients": len(people), "tasks": counts}
     if "age" in people and people["age"].notna().any():
         ends = people["age"].quantile([0.5, 0.25, 0.75]).tolist()
