@@ -41,8 +41,7 @@ class Images(NamedTuple):
     split: str | None = "test"
     # Its data are evaluated as a whole instead; `split` then only names the report.
     other: Config | None = None
-    other_hospital: bool = False  # Equal patient ids are of others: manifests.overlap.
-    allow_overlap: bool = False  # Images that the run has seen are reported, warned of.
+    claim: external.Claim = external.Claim()  # What the user says of these.
 
     def check(self, config: Config) -> None:
         """Refuses a split that isn't there, and its name for other data."""
@@ -257,7 +256,7 @@ def _judged(
 ) -> tuple[Any, pd.DataFrame, dict]:
     """The data on which a run with these data is judged, their manifest, and what the
     run has seen of them, or the run of its first weights."""
-    split, other, *_ = images
+    split, other, claim = images
     if other is None and split != adapt.SPLIT:
         overlap = {}
         if split == "test":
@@ -269,7 +268,7 @@ def _judged(
         task.audit(run.config, target.data, sides)
         judged = target.data, sides[sides["split"] == "test"].assign(split=split)
         # adapt.data says so, and the training is done.
-        images = images._replace(other_hospital=True, allow_overlap=True)
+        claim = external.Claim(other_hospital=True, allow_overlap=True)
     else:
         data_fields.check_alike(run.config, other, "--config")
         strangers = task.other(run, tasks.of(other).data(other))
@@ -281,7 +280,6 @@ def _judged(
             )
     runs = [external.Trained(run.folder, data, manifest)]
     runs += external.ancestors(run.config, task.data)
-    claim = external.Claim(images.other_hospital, images.allow_overlap)
     path = run.folder / f"overlap-{split}.csv"
     return *judged, external.audit(runs, *judged, claim, path)
 
