@@ -43,6 +43,12 @@ OUT_OF_RANGE = [
     ("augment.random_affine.flip", 1.5, "0 to 1"),
     ("augment.brightness.strength", -0.1, "0 or more"),
     ("data.side", 100_000, "1 to 10,000"),
+    ("data.prevalence", (0.1,) * 5 + (2.0,), "shares from 0 to 1"),
+    ("data.prevalence", ("a",) * 6, "shares from 0 to 1"),
+    ("evaluation.prevalence", ("a",), "shares from 0 to 1"),
+    ("model.blocks", (2, 2.5), "whole numbers of 0 or more"),
+    ("model.blocks", (2, (-1,)), "whole numbers of 0 or more"),
+    ("data.tasks", (1,), "names"),
 ]
 
 
@@ -50,7 +56,9 @@ OUT_OF_RANGE = [
 def test_a_number_out_of_its_range_is_refused_by_its_field(field, value, words):
     config = quickstart.get_config()
     config.update_from_flattened_dict({field: value})
-    with pytest.raises(InputError, match=f"^{field}={value}: give {words}$"):
+    with pytest.raises(
+        InputError, match=f"^{re.escape(f'{field}={value}')}: give {words}$"
+    ):
         check.check_ranges(config)
 
 
@@ -88,13 +96,14 @@ def test_numbers_at_the_end_of_a_range_are_taken(recipe):
         ("data.regions", (), r"data.regions=\(\): name one or more"),
         ("data.clip", (99.0, 1.0), "data.clip=.*two percentiles"),
         ("data.clip", (1.0,), "data.clip=.*two percentiles"),
-        ("data.clip", (0.0, 101.0), "data.clip=.*two percentiles"),
-        ("data.clip", (float("nan"), 1.0), "data.clip=.*two percentiles"),
+        ("data.clip", (0.0, 101.0), "data.clip=.*percentiles from 0 to 100"),
+        ("data.clip", (float("nan"), 1.0), "data.clip=.*percentiles from 0 to 100"),
+        ("data.clip", ("a", 1.0), "data.clip=.*percentiles from 0 to 100"),
         ("data.spacing", (1.0, 1.0), "data.spacing=.*three lengths"),
         ("data.spacing", (0.0, 1.0, 1.0), "data.spacing=.*three lengths"),
-        ("model.widths", (0, 8, 8, 8), "model.widths=.*numbers from 1 on"),
+        ("model.widths", (0, 8, 8, 8), "model.widths=.*numbers of 1 or more"),
         ("patch.size", (16, 16), "patch.size=.*three sizes"),
-        ("model.strides", (1, 0, 2), "model.strides=.*numbers from 1 on"),
+        ("model.strides", (1, 0, 2), "model.strides=.*numbers of 1 or more"),
     ],
 )
 def test_a_value_that_no_run_can_have_is_refused_before_data_are_read(

@@ -229,8 +229,6 @@ def _each(field: str, value: Size | Sequence[Size], number: int, of: str) -> tup
             f"model.{field}: {len(values)} of them for {number} {of}; give one for "
             "each, or one for all (model.widths has as many as there are levels)"
         )
-    if "blocks" not in field and any(isinstance(v, int) and v < 1 for v in values):
-        raise InputError(f"model.{field}={value}: give numbers from 1 on")
     return values
 
 

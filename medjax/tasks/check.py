@@ -11,7 +11,7 @@ from medjax.tasks import imbalance, parts, start
 from medjax.training import devices
 
 INF = float("inf")
-RANGES = {  # What a field's number has to be.
+RANGES = {  # What a field's number has to be, or each in a tuple.
     "1 or more": (
         lambda value: 1 <= value < INF,
         *("train.steps", "train.log_every", "train.evaluate_every", "train.keep"),
@@ -42,6 +42,26 @@ RANGES = {  # What a field's number has to be.
         lambda value: 0 <= value < 1,
         *("optim.ema", "split.test", "split.validation"),
     ),
+    "whole numbers of 1 or more": (
+        lambda value: isinstance(value, int) and value >= 1,
+        *("model.widths", "model.kernels", "model.strides"),
+    ),
+    "whole numbers of 0 or more": (
+        lambda value: isinstance(value, int) and value >= 0,
+        "model.blocks",
+    ),
+    "shares from 0 to 1": (
+        lambda value: isinstance(value, int | float) and 0 <= value <= 1,
+        *("data.prevalence", "evaluation.prevalence"),
+    ),
+    "percentiles from 0 to 100": (
+        lambda value: isinstance(value, int | float) and 0 <= value <= 100,
+        "data.clip",
+    ),
+    "names": (
+        lambda value: isinstance(value, str),
+        *("data.tasks", "data.labels", "data.sequences", "data.regions", "data.names"),
+    ),
     "0 to less than 0.5": (
         lambda value: 0 <= value < 0.5,
         *("split.minority", "evaluation.error_rate"),
@@ -61,7 +81,6 @@ def check(config: Config, network: parts.Network, output: Any, *, batch: int) ->
       output: as far as it is known.
       batch: what `train.batch` must be a multiple of.
     """
-    check_ranges(config)
     _check_batch(config, batch)
     check_split(config)
     start.check(config)
@@ -105,7 +124,7 @@ def check_ranges(config: Config) -> None:
     values = flatten(config.to_dict())
     for words, (holds, *fields) in RANGES.items():
         for field in fields:
-            if field in values and not holds(values[field]):
+            if field in values and not all(map(holds, _leaves(values[field]))):
                 raise InputError(f"{field}={values[field]}: give {words}")
     for field, value in values.items():
         number = field.startswith("loss.") and isinstance(value, int | float)
@@ -126,6 +145,13 @@ def check_ranges(config: Config) -> None:
             words = "0 to 1" if name in ("flip", "probability") else "0 or more"
             if isinstance(value, float) and not RANGES[words][0](value):
                 raise InputError(f"augment.{op}.{name}={value}: give {words}")
+
+
+def _leaves(value: Any) -> list:
+    """A value, or what a tuple and the tuples in it hold."""
+    if not isinstance(value, tuple):
+        return [value]
+    return [leaf for each in value for leaf in _leaves(each)]
 
 
 def _check_sides(config: Config) -> None:

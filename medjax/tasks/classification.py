@@ -33,6 +33,7 @@ from medjax.tasks import (
     survey,
 )
 from medjax.tasks.check import check as check_any
+from medjax.tasks.check import check_ranges
 from medjax.tasks.task import Finished, Run, Task
 from medjax.training import devices
 
@@ -41,6 +42,7 @@ SMALL = 128  # Pixels of a side up to which cores don't share an operation well.
 
 def check(config: Config, shards: int) -> None:
     """Refuses mistakes that can be seen before the images are read."""
+    check_ranges(config)
     exclusive = films.is_exclusive(config)
     fixed.check(config, exclusive=exclusive)
     c = config.data

@@ -357,7 +357,7 @@ def check(config: Config) -> None:
     """Refuses an unknown source or split, or a checkpoint that nobody can choose."""
     _check_source(config)
     clip, spacing = config.data.get("clip", (0, 100)), config.data.get("spacing", ())
-    if len(clip) != 2 or not 0 <= clip[0] < clip[1] <= 100:
+    if len(clip) != 2 or clip[0] >= clip[1]:
         raise InputError(f"data.clip={clip}: give two percentiles, the lower one first")
     if len(spacing) not in (0, 3) or not all(0 < mm < np.inf for mm in spacing):
         raise InputError(f"data.spacing={spacing}: give three lengths in mm, or ()")

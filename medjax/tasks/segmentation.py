@@ -22,6 +22,7 @@ from medjax.files import write_json
 from medjax.reports.segmentation import Case as Pictured
 from medjax.tasks import compare, exported, fixed, imbalance, parts, scans, splitting
 from medjax.tasks.check import check as check_any
+from medjax.tasks.check import check_ranges
 from medjax.tasks.task import Finished, Task
 from medjax.training import devices, step
 
@@ -62,6 +63,7 @@ class Answer(NamedTuple):
 
 def check(config: Config, shards: int) -> None:
     """Refuses mistakes that can be seen before the scans are read."""
+    check_ranges(config)
     scans.check(config)
     for field, value in (
         ("transfer.mode", config.transfer.mode),
