@@ -232,6 +232,7 @@ def test_a_digest_of_pictures_is_of_what_they_show(tmp_path):
     same = digest("one", [a, b], rows)
     others = pd.DataFrame({"id": [2, 0], "image": ["a", "b"]})
     assert digest("other ids", [b, c, a], others) == same
+    assert digest("other order", [b, c, a], others[::-1]) == same
     assert digest("another picture", [a, c], rows) != same
     assert digest("changed about", [b, a], rows) != same
 
