@@ -271,3 +271,12 @@ def test_the_card_has_the_headings_of_its_paper_and_invents_nothing():
     ]
     assert found["Training data"] == "Source: phantom."
     assert "lowest AUROC is that of Few, 0.600" in found["Quantitative analyses"]
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("a\nb\nc\nd", "e\nf")])
+def test_names_of_several_lines_do_not_reach_the_next_row(names):
+    interval = {"estimate": 0.5, "low": 0.4, "high": 0.6}
+    rows = [charts.Row(name, interval) for name in names]
+    (first, _), (second, _) = charts.forest(rows, title="t", name="n")["y"]
+    lines = names[0].count("\n") + 1
+    assert float(second) - float(first) > 10 * lines  # macros.html: 10 pixels a line.

@@ -146,7 +146,8 @@ def forest(
     low, high = min(values), max(values)
     room = 0.04 * (high - low) or 0.05
     longest = max(len(part) for row in rows for part in row.name.split("\n"))
-    tall = 24 if any(row.dots or "\n" in row.name for row in rows) else 17
+    deep = max(row.name.count("\n") for row in rows)
+    tall = max(24 if any(row.dots for row in rows) else 17, 12 + 12 * deep)
     frame = Frame(
         (400.0, 46.0 + tall * len(rows)),
         x=(low - room, high + room),

@@ -208,8 +208,11 @@ def _forests(compared: dict, metric: str) -> list[tuple[str, dict]]:
 
 
 def _curves(curves: dict, score: str) -> dict[str, dict]:
-    """{arm: chart} of the validation score by step, the other arms in grey."""
-    curves = {arm: curve for arm, curve in curves.items() if curve["step"]}
+    """{arm: chart} of the validation score by step, the other arms in grey.
+
+    One step makes no curve.
+    """
+    curves = {arm: curve for arm, curve in curves.items() if len(curve["step"]) > 1}
     if not curves:
         return {}
     low = min(min(curve["low"]) for curve in curves.values()) - 0.02
