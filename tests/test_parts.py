@@ -213,6 +213,7 @@ def test_a_value_that_no_run_can_have_is_refused_by_its_field(config, field, val
     section, name = field.split(".")
     config[section][name] = value
     with pytest.raises(InputError, match=field):
+        check.check_ranges(config)
         check.check(config, parts.classifier(config, FINDINGS), FINDINGS, batch=1)
 
 

@@ -191,7 +191,7 @@ def test_a_table_may_say_whom_each_scan_shows(own, tmp_path):
     [
         ("scan,patient\nA/1,1\nA/2,1\nB/1,2", "no row of 1 of the 4 scans.*'B/2'"),
         ("scan,patient\nA/1,1\nA/2,1\nA/1,2", "the scan 'A/1' twice"),
-        ("scan,who\nA/1,1", "no column 'patient', only scan, who"),
+        ("scan,who\nA/1,1", "no column 'patient', only 'scan', 'who'"),
         ("scan,patient\nA/1,p7\nA/2,P7\nB/1,1\nB/2,2", "'p7' and 'P7' differ in"),
         ("scan,patient\nA/1,\nA/2,1\nB/1,1\nB/2,2", "A/1 has no patient"),
         (None, "people.csv: isn.t there: correct its name"),
