@@ -2,7 +2,11 @@
 
 import ast
 import re
+import shutil
+import subprocess
 from pathlib import Path
+
+import pytest
 
 from configs import base
 
@@ -145,3 +149,18 @@ def test_the_house_s_readme_names_every_module():
         if module.startswith("medjax.") and path.name != "__init__.py"
     }
     assert named == modules
+
+
+def test_the_project_holds_what_it_says_and_no_link():
+    if shutil.which("git") is None:
+        pytest.skip("no git")
+    listed = ["git", "-C", str(ROOT), "ls-files", "--stage", "-z"]
+    done = subprocess.run(listed, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no checkout: {done.stderr}")
+    files = [line.split("\t") for line in done.stdout.strip("\0").split("\0")]
+    top = {name.split("/")[0] for _, name in files}
+    rooms = {"medjax", "configs", "tests", "launch.py", "pyproject.toml"}
+    rooms |= {"README.md", "CHANGELOG.md", "LICENSE"}
+    assert {name for name in top if not name.startswith(".")} == rooms
+    assert {mode.split()[0] for mode, _ in files} <= {"100644", "100755"}

@@ -229,9 +229,11 @@ def test_arms_may_be_one_dict_that_changes(tmp_path):
         (tmp_path / "recipe.py").write_text(f"{GOOD}def sweep():\n{loop}")
         named = f"--config={tmp_path / 'recipe.py'}", f"--workdir={tmp_path / 'run'}"
         lost = "--config.data.records="  # Each of the runs is refused.
-        out, errors = run_here("sweep", *named, lost, code=code)
+        here = "--executor=population"  # Without a process for each.
+        out, errors = run_here("sweep", *named, lost, here, code=code)
         assert ("seed=0 is there twice" in errors) == (code == 2)
         assert ("seed=1: data.records=''" in out + errors) == (code == 3)
+    assert not (ROOT / "images").exists()  # Nothing was prepared for them.
 
 
 def test_help_is_no_error():

@@ -87,13 +87,18 @@ def _prepare(left: list[Config], executor: str) -> None:
     """Makes the records of all runs before several runs would make them at once.
 
     But runs in processes of their own draw their phantoms themselves: here that would
-    take the accelerator, and hold it while they need it.
+    take the accelerator, and hold it while they need it. A run with a mistake in its
+    config needs none, and says so itself.
     """
     seen = []
     for config in left:
         records = configs.affecting(config, "records")
         drawn = executor == "local" and parts.about(config)["source"] == "phantom"
         if records not in seen and not drawn:
+            try:
+                tasks.of(config).check(config, 1)
+            except InputError:
+                continue
             seen.append(records)
             tasks.of(config).prepare(config)
 
