@@ -18,6 +18,7 @@ from medjax.files import read_json
 from medjax.reports import compare as report
 from medjax.reports import page
 from medjax.tasks import compare, parts
+from medjax.tasks.check import check_ranges
 from medjax.training import journal
 
 EXECUTORS = ("local", "population", "slurm")
@@ -87,8 +88,8 @@ def _prepare(left: list[Config], executor: str) -> None:
     """Makes the records of all runs before several runs would make them at once.
 
     But runs in processes of their own draw their phantoms themselves: here that would
-    take the accelerator, and hold it while they need it. A run with a mistake in its
-    config needs none, and says so itself.
+    take the accelerator, and hold it while they need it; so would all of a task's
+    checks. A run with a value that can't be needs no records, and says so itself.
     """
     seen = []
     for config in left:
@@ -96,7 +97,7 @@ def _prepare(left: list[Config], executor: str) -> None:
         drawn = executor == "local" and parts.about(config)["source"] == "phantom"
         if records not in seen and not drawn:
             try:
-                tasks.of(config).check(config, 1)
+                check_ranges(config)
             except InputError:
                 continue
             seen.append(records)
