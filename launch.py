@@ -421,9 +421,8 @@ def refusal(error: BaseException) -> str:
     """
     for each in chain(error):
         calls = [f.f_code.co_name for f, _ in traceback.walk_tb(each.__traceback__)]
-        if isinstance(each, FileNotFoundError) and {"mkdir", "makedirs"} & {
-            *calls[-1:]
-        }:
+        making = calls[-1:] in (["mkdir"], ["makedirs"])
+        if making and isinstance(each, FileNotFoundError):
             return f"{each.filename}: can't be made: choose another place"
         for number, remedy in SYSTEM.items():
             cause = os.strerror(number)

@@ -88,8 +88,7 @@ def _phantom() -> ConfigDict:
     c.data.patients = 20_000
     c.data.films = 1
     c.data.side = 48
-    findings = chest_phantom.FINDINGS + chest_phantom.MORE_FINDINGS
-    c.data.prevalence = tuple(PREVALENCE[finding] for finding in findings)
+    c.data.prevalence = tuple(PREVALENCE[name] for name in chest_phantom.ALL)
     c.split.test = 0.5
     c.split.seed = 0
     c.split.duplicates = "warn"  # 2 of 200 million pairs of people drawn look alike.

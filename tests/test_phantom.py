@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("optimised")
 
 KEY = jax.random.key(7)
 T = len(chest.FINDINGS)
-ALL = chest.FINDINGS + chest.MORE_FINDINGS
+ALL = chest.ALL
 
 
 def draw(numbers, *, key=KEY, side=32, contrast=1.0, prevalence=chest.PREVALENCE):

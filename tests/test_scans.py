@@ -249,6 +249,13 @@ def test_a_part_of_the_prepared_volumes_that_is_gone_is_refused(own, name, size)
         volumes.read(data.path, volumes.Part(0))
 
 
+def test_thumbnails_of_another_shape_are_refused(own):
+    path = scans.data(own).path / "thumbnails.npy"
+    np.save(path, np.zeros((4, 1, 8, 8, 8)))
+    with pytest.raises(InputError, match="thumbnails.npy: is damaged or gone"):
+        scans.data(own).pairs()
+
+
 def test_a_damaged_cache_of_digests_is_made_anew(own):
     path = scans.data(own).path / "seen.json"
     before = path.read_text()

@@ -45,6 +45,7 @@ MORE_FINDINGS = (
     "infiltration",
     "calcification",
 )
+ALL = FINDINGS + MORE_FINDINGS
 # What a finding adds to the density where its mask is 1, if that is all that it does.
 DENSITY = {
     "mass": 0.3,
@@ -181,7 +182,7 @@ def patient(
 ) -> dict[str, Array]:
     """Draws F films of one patient, numbered by `patient` [].
 
-    The T findings are FINDINGS, or all 14 with MORE_FINDINGS after them.
+    The T findings are FINDINGS, or ALL.
 
     Disease is chronic: each film shows a patient's finding with the chance PERSISTENCE,
     and any other finding with the small chance that makes the prevalence [T] among
@@ -325,7 +326,7 @@ def _film(key: Array, body, lines, waves, chance, *, side, contrast) -> dict:
     vessels and of the lungs' texture.
     """
     k_draw, k_noise = jax.random.split(key)
-    findings = (FINDINGS + MORE_FINDINGS)[: len(chance)]
+    findings = ALL[: len(chance)]
     film, label, patch = _draw(k_draw, FILM, len(findings), 3 * 12)
     film.shift_x += body.stand_x
     film.shift_y += body.stand_y

@@ -255,7 +255,10 @@ def read(folder: Path, part: Part) -> tuple[np.ndarray, np.ndarray | None]:
 
 def read_thumbnails(folder: Path) -> np.ndarray:
     """[N, C, 2, S, S, S] of all volumes, see cohort/duplicates.py."""
-    return prepared.mapped(folder / THUMBNAILS)
+    thumbnails = prepared.mapped(folder / THUMBNAILS)
+    if thumbnails.ndim != 6:
+        raise prepared.damaged(folder / THUMBNAILS)
+    return thumbnails
 
 
 class Volumes:

@@ -30,8 +30,9 @@ TIE = 1e-9  # Two points differ by rounding alone below it.
 def curves(
     score, label, weight
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The ROC curve and the precision-recall curve, as scikit-learn's `roc_curve`
-    without drop_intermediate and `precision_recall_curve`.
+    """The ROC curve and the precision-recall curve at every threshold.
+
+    As scikit-learn's `roc_curve(drop_intermediate=False)` and `precision_recall_curve`.
 
     Returns:
       fpr, tpr: [K + 1], from (0, 0) to (1, 1); tpr is the recall. NaN for a missing class.

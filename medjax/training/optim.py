@@ -169,7 +169,7 @@ def _chain(
     clip: float,
     *ends: optax.GradientTransformation,
 ) -> Optimizer:
-    """Clips the gradient, takes a direction by it, and decays weights."""
+    """Clips the gradient, takes its direction, adds the decay, and goes on to the ends."""
     return optax.chain(optax.clip_by_global_norm(clip), direction, _decay(), *ends)
 
 

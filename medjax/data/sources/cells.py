@@ -24,12 +24,9 @@ OFFICIAL = ("train", "validation", "test", "")
 OPTIONAL = ("view", "sex", "age", "follow_up", "official")
 OLDEST = 120  # Years.
 MISSING = ("nan", "na", "n/a", "#n/a", "<na>", "null")  # As programs write a blank.
-NONE = (
-    "nofinding",
-    "nofindings",
-    "normal",
-)  # Columns of images without any, by letters,
-DEVICES = "Support Devices"  # but these, see CheXpert.
+# Names of columns, in letters alone, that say an image shows no finding.
+NONE = ("nofinding", "nofindings", "normal")
+DEVICES = "Support Devices"  # CheXpert's films without a finding may show these.
 NOBODY = (*MISSING, "none", "unknown", "-", "?", "#ref!", "#value!")
 CORRECT = "correct it, or leave it blank where unknown"
 ROUNDED = r"\d(\.\d+)?[eE]\+\d+"

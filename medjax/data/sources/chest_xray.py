@@ -63,8 +63,8 @@ def phantom(
     prevalence: Sequence[float] = chest.PREVALENCE,
 ) -> Source:
     """Synthetic films with known truth, see `chest.patient`."""
-    tasks = (chest.FINDINGS + chest.MORE_FINDINGS)[: len(prevalence)]
-    if len(prevalence) not in (6, 14):
+    tasks = chest.ALL[: len(prevalence)]
+    if len(prevalence) not in (len(chest.FINDINGS), len(chest.ALL)):
         more = ", ".join(chest.MORE_FINDINGS)
         raise InputError(
             f"data.prevalence has {len(prevalence)} numbers: give one for each of "

@@ -263,8 +263,11 @@ def _meets(name: str, table: Table) -> Iterator[tuple[str, str | None, Leaf | No
 def _place(
     source: Mapping[str, np.ndarray], table: Table
 ) -> tuple[dict[str, Placed], list[str], dict[str, str]]:
-    """The source's arrays by our paths, the names that are left out on purpose, and why
-    others have no place."""
+    """Finds the places of a source's arrays.
+
+    Returns the arrays by our paths, the names that are left out on purpose, and the
+    reasons why others have no place, by their names.
+    """
     placed, dropped, surplus = {}, [], {}
     for name, array in source.items():
         matches = list(_meets(name, table))
