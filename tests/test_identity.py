@@ -6,6 +6,8 @@ import pytest
 from medjax.cohort import identity
 from medjax.errors import InputError
 
+GROUPS = [f"{group}_{n:02d}" for group in ("HC", "MS") for n in range(8)]
+
 
 @pytest.mark.parametrize(
     ("text", "ids"),
@@ -96,7 +98,10 @@ def test_ids_are_shared_by_what_they_say():
         (["BraTS2021_00000", "BraTS2021_00002"], "", ["BraTS2021_00000", "BraTS2021_00002"]),
         (["Brats18_2013_10_1", "Brats18_2013_11_1"], "", ["Brats18_2013_10_1", "Brats18_2013_11_1"]),
         (["case_1", "case_2"], "", ["case_1", "case_2"]),
-        (["HC_1", "HC_2", "HC_3", "MS_1"], "", ["HC_1", "HC_2", "HC_3", "MS_1"]),
+        (GROUPS, "", GROUPS),
+        (["Doe_John", "Doe_Jane", "Roe_John", "Lee_Ann"], "", ["Doe_John", "Doe_Jane", "Roe_John", "Lee_Ann"]),
+        (["anna", "bob", "carl"], "", ["anna", "bob", "carl"]),
+        (["scan_a", "scan_b", "scan_c"], "", ["scan_a", "scan_b", "scan_c"]),
         (
             ["Brats18_CBICA_AAB_1", "Brats18_2013_10_1", "Brats18_2013_11_1"],
             "",
@@ -137,6 +142,11 @@ def test_the_scans_of_a_patient_have_one_id(names, pattern, expected):
             "",
             "Doe_John_1 and Doe_John_2: may be",
         ),
+        # No number tells a person from a visit.
+        (["Doe_1", "Doe_2", "Roe_1", "Roe_2"], "", "Doe_1 and Doe_2: may be one"),
+        (["Doe_BL", "Doe_FU", "Roe_BL", "Lee_BL"], "", "Doe_BL and Doe_FU: may be one"),
+        (["vorDoe", "vorRoe", "nachDoe"], "", "may be one patient"),
+        (["Doe", "Doe_rescan", "Roe", "Lee"], "", "Doe and Doe_rescan: may be one"),
         (["P1_preop", "P1_postop", "P2_preop"], "", "may be one patient"),
         (["P1", "P1_rescan", "P2"], "", "P1 and P1_rescan: may be one patient"),
         (["P1_initial", "P1_FU", "P2_initial"], "", "may be one patient"),

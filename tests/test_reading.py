@@ -176,12 +176,26 @@ def test_a_jpeg_of_two_pictures_is_refused_and_one_with_a_preview_read(
     path = tmp_path / "phone.jpg"
     first.save(path, "MPO", save_all=True, append_images=[first.resize(side)])
     if refused:
-        with pytest.raises(InputError, match=r"phone.jpg: holds 2 pictures \(MPO\); "):
+        with pytest.raises(InputError, match="phone.jpg: holds 2 pictures; "):
             images.read(path)
         return
     with Image.open(path) as image:
         expected = np.asarray(image.convert("L")) / 255
     np.testing.assert_allclose(images.read(path).pixels, expected, atol=2.1 / 255)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+def test_a_picture_glued_to_another_is_refused_and_other_bytes_read(tmp_path, form):
+    first = encode(SMOOTH, form)
+    for padding in (b"", b"\0" * 5, b"\n"):
+        with pytest.raises(InputError, match="holds .* pictures; export each"):
+            read_bytes(tmp_path, first + padding + first)
+    expected = read_bytes(tmp_path, first).pixels
+    preview = encode(SMOOTH[::2, ::2], "JPEG")  # As some cameras leave one.
+    for more in (b"\0" * 600, b"\0\0\0\x18ftypmp42", preview):
+        np.testing.assert_array_equal(
+            read_bytes(tmp_path, first + more).pixels, expected
+        )
 
 
 def test_an_interlaced_png_is_read(tmp_path):

@@ -244,6 +244,10 @@ def two_people(folder):
 SPOILT = {
     "002.dcm lies 2.5 mm beside the line of the other slices": shifted,
     "002.dcm: has the PatientID P0, and 004.dcm has P1": two_people,
+    "has the RescaleType HU, and 004.dcm has US": lambda folder: [
+        change(folder / f"00{n}.dcm", RescaleType=kind)
+        for n, kind in ((3, "HU"), (4, "US"))
+    ],
     "has the Modality MR, and 003.dcm has CT": lambda folder: change(
         folder / "003.dcm", Modality="CT"
     ),

@@ -324,7 +324,10 @@ def test_wrong_official_lists_are_refused():
         table = with_official(random_table(), validation)
         patient = table["patient"].iloc[0]
         split_up = np.where(table["id"] % 2, patient, table["patient"])
-        with pytest.raises(InputError, match=f"patient: .* two sides, e.g. {patient};"):
+        with pytest.raises(
+            InputError,
+            match=f"patient: .* two sides, e.g. {patient}; correct the official lists",
+        ):
             split.official(table.assign(patient=split_up), TASKS, seed=0)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from test_dicom import write as dicom_file
 
 from medjax.data import images, prepared, records, sources
 from medjax.data.sources import cells
@@ -197,9 +198,9 @@ def test_the_table_may_lie_elsewhere(tmp_path):
         ({"who": ["7", "nan", "8", "9"]}, {}, "the patient of two.jpg is 'nan'"),
         ({"who": ["7", "Unknown", "8", "9"]}, {}, "two.jpg is 'Unknown', which may be"),
         (
-            {"who": ["1.23E+11", "8", "7", "9"]},
+            {"who": ["1,23E+05", "8", "7", "9"]},
             {},
-            "one.png is '1.23E\\+11', which may",
+            "one.png is '1,23E\\+05', which may",
         ),
         (
             {"kind": ["ant", "bee", "NaN", ""]},
@@ -358,3 +359,41 @@ def test_a_quoted_cell_may_end_the_table_with_a_line_break_inside(tmp_path):
     path.write_text("image,patient,note\na.png,1")
     with pytest.raises(InputError, match="ends in line 2 has 2 fields, the header 3"):
         cells.read_csv(path)
+
+
+@pytest.mark.parametrize(
+    ("ids", "dates"),
+    [
+        (["7-Jan", "1-13"], 1),
+        (["Jan-21", "2021-01-07"], 2),
+        (["7.1.2021", "7. Mrz"], 2),
+        (["1-7", "2019-1"], 0),
+        (["P7", "Marie-12"], 0),
+    ],
+)
+def test_patients_that_a_spreadsheet_made_dates_are_warned_of(
+    tmp_path, caplog, ids, dates
+):
+    write(tmp_path, who=[*ids, "x", "y"])
+    source(tmp_path)
+    assert (
+        f"patients of {dates} rows are dates, such as '{ids[0]}'" in caplog.text
+    ) == bool(dates)
+
+
+def test_films_that_say_two_things_of_black_are_counted(tmp_path, caplog):
+    write(tmp_path, file=[f"{name}.png" for name in "abcd"])
+    pixels = RNG.integers(0, 256, (SIDE, SIDE), dtype=np.uint8)
+    cases = [("2", "IDENTITY"), ("2", "INVERSE"), ("1", "INVERSE"), ("2", "INVERSE")]
+    for name, (colour, shape) in zip("abcd", cases):
+        elements = {"PhotometricInterpretation": f"MONOCHROME{colour}"}
+        data = dicom_file(pixels, **elements, PresentationLUTShape=shape)
+        (tmp_path / f"{name}.png").write_bytes(data)
+    a, b, c, _ = (item.content[..., 0] for item in items(source(tmp_path)))
+    np.testing.assert_array_equal(a, pixels)
+    np.testing.assert_array_equal(b, pixels)  # As pydicom and most viewers do.
+    np.testing.assert_array_equal(c, 255 - pixels)
+    warned = (
+        "2 films, b.png for one, are MONOCHROME2 with the PresentationLUTShape INVERSE"
+    )
+    assert [warned in record.getMessage() for record in caplog.records] == [True]

@@ -32,6 +32,14 @@ SESSION = re.compile(
     r"|sagittal|[a-z])|(?<=\d)[a-z](?:[a-z]{0,8}\d{1,3})?)$",
     re.IGNORECASE,
 )
+# The last word of a name without numbers, or its first one, and the rest: Doe_pre, PreDoe.
+WORDS = (
+    r"(?P<who>.*[^\W_])(?:[^\w/]|_|(?<=[a-z])(?=[A-Z]))(?P<word>[^\W_]+)$",
+    r"^(?P<word>[^\W_]+?)(?:[^\w/]|_|(?<=[a-z])(?=[A-Z]))(?P<who>.+)$",
+)
+GROUP = (
+    8  # Scans; so many a name without a number are of a group (HC_01), not a person.
+)
 log = logging.getLogger("medjax")
 
 
@@ -156,12 +164,14 @@ def _subjects(names: Sequence[str]) -> list[str]:
     # What all names end in, such as _T1w, says nothing; one number may be a session's.
     same = re.search(r"[-_. ].*[a-z].*|$", ending, re.IGNORECASE)[0]
     names = [name.removesuffix(same) for name in others] if others[1:] else others
-    stems = pd.Series([SESSION.sub("", name) for name in names], dtype=object)
-    # Without a number a stem is of a person (Doe_John_1) if it has fewer scans than
-    # there are stems, and else of a group (HC_01).
+    names = pd.Series(names, dtype=object)
+    stems = names.str.replace(SESSION, "", regex=True)
+    # Without a number a stem may be a person's (Doe_1) or a group's (HC_01).
     numbered = stems.str.contains(r"\d[^/]*$")
-    if stems.nunique() ** 2 <= len(stems):
+    if stems.nunique() * max(stems.nunique(), GROUP) <= len(stems):
         stems = stems.where(numbered, names)
+    for pattern in WORDS if not stems.duplicated().any() else ():
+        stems = _without_visits(stems, pattern)
     # One stem of all names is the data set's, such as BraTS2021_00000.
     if stems.nunique() > 1 and stems.duplicated().any():
         first, second = (
@@ -169,6 +179,20 @@ def _subjects(names: Sequence[str]) -> list[str]:
         )
         raise InputError(f"{first} and {second}: may be one patient, {ask}")
     return subjects
+
+
+def _without_visits(names: pd.Series, pattern: str) -> pd.Series:
+    """Names, but the person alone where a word tells visits: Doe_pre, Doe_post, Roe_pre.
+
+    Such words are few, and are of several people; first names (Doe_John) are not.
+    """
+    parts = names[~names.str.contains(r"\d")].str.extract(pattern)
+    parts = parts.assign(who=parts["who"].fillna(names), word=parts["word"].fillna(""))
+    shared = parts.groupby("word")["who"].transform("nunique") > 1
+    if 3 * parts["word"].nunique() > 2 * len(parts) or not shared.any():
+        return names
+    visited = parts["who"].isin(parts["who"][shared])
+    return parts["who"][visited].reindex(names.index).fillna(names)
 
 
 def _folders(name: str) -> list[str]:

@@ -266,7 +266,7 @@ def refuse(wrong, values, field, what, remedy):
         )
 
 
-def refuse_two_sides(patient, side):
+def refuse_two_sides(patient, side, remedy="split by patient"):
     """Raises if a patient is on more than one side; [N] each."""
     sides = pd.Series(np.asarray(side)).groupby(np.asarray(patient)).nunique()
-    refuse(sides > 1, sides.index, "patient", "are on two sides", "split by patient")
+    refuse(sides > 1, sides.index, "patient", "are on two sides", remedy)

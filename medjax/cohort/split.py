@@ -86,7 +86,8 @@ def official(table, tasks, *, seed, validation=0.1, minority=0.1) -> pd.DataFram
     what = f"of {len(table)} images are on no official list"
     refuse(~listed.isin(SPLITS), table["image"], "official", what, "correct the lists")
     side = listed.map(SPLITS.index).to_numpy()
-    refuse_two_sides(table["patient"], side)
+    remedy = "correct the official lists, or set split.folds, which doesn't use them"
+    refuse_two_sides(table["patient"], side, remedy)
     if not (listed == "validation").any():
         tested = np.bincount(unit[listed == "test"], minlength=len(cohort.images)) > 0
         rng = stratify.generator(seed)

@@ -35,6 +35,7 @@ class Film(NamedTuple):
     pixels: np.ndarray
     spacing: tuple[float, float]  # (x, y), mm a pixel; NaN where the file doesn't say.
     patient: str = ""  # DICOM's PatientID.
+    doubt: str = ""  # How the file contradicts itself.
 
 
 def begins(head: bytes) -> bool:
@@ -98,7 +99,7 @@ def decode(file: BinaryIO) -> Film:
             first, table = _display_table(dataset, stored)
             table = table.astype(np.float32)
         pixels = table[stored.astype(np.int32) - first]
-        return Film(pixels, _spacing(dataset), patient(dataset))
+        return Film(pixels, _spacing(dataset), patient(dataset), _doubt(dataset))
     except InputError:
         raise
     except Exception as error:
@@ -291,6 +292,22 @@ def _first(dataset: pydicom.Dataset, name: str, absent: float | None = None):
     if not math.isfinite(value):
         raise damaged(f"has a {name} of {value}")
     return float(value)
+
+
+def _doubt(dataset: pydicom.Dataset) -> str:
+    """What a film says twice, in two ways, of which value is black; '' if it doesn't.
+
+    Makers write a wrong shape, so viewers that obey it show such films inverted.
+
+    Source: DICOM PS3.3 C.8.11.3.1.
+    """
+    colour, shape = (
+        dataset.PhotometricInterpretation,
+        dataset.get("PresentationLUTShape"),
+    )
+    if not shape or (shape == "INVERSE") == (colour == "MONOCHROME1"):
+        return ""
+    return f"{colour} with the PresentationLUTShape {shape}, which is passed over"
 
 
 def _spacing(dataset: pydicom.Dataset) -> tuple[float, float]:

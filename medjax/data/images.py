@@ -33,6 +33,8 @@ PICTURE = re.compile(
     rb"|\0\0\0\x0cjP  |\xffO\xffQ|....ftyp(avif|heic|mif1)",
     re.DOTALL,
 )
+PADDING = b"\0\xff\r\n "  # That may follow a picture, before another one.
+GLUED = re.compile(rb"\xff\xd9[%b]*?\xff\xd8\xff" % PADDING)  # Of two JPEGs.
 
 
 def read(path: str | os.PathLike, channels: int | None = None) -> Film:
@@ -202,24 +204,14 @@ def _check_png(data: bytes) -> tuple[int, int]:
         if kind == b"acTL" and length == 8 and view[start + 8 : end - 4] != b"\0\0\0\1":
             raise InputError("is animated; export each frame as a file of its own")
         start = end + 4
+    if data[start:].lstrip(PADDING).startswith(data[:8]):
+        raise InputError("holds several pictures; export each as a file of its own")
     return height, width
 
 
 def _check_jpeg(data: bytes) -> tuple[int, int]:
     """(height, width) of a JPEG that has a header, a scan and its end, and decodes."""
-    at = data.find(b"\xff", 2)
-    while 0 <= at < len(data) - 9:
-        marker = data[at + 1]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            bits, height, width, channels = struct.unpack_from(">BHHB", data, at + 4)
-            break
-        if marker == 0xFF or marker == 0x01 or 0xD0 <= marker <= 0xD8:
-            step = 1 if marker == 0xFF else 2  # These have no length.
-        else:
-            step = 2 + struct.unpack_from(">H", data, at + 2)[0]
-        at = data.find(b"\xff", at + step)
-    else:
-        raise damaged("is truncated or damaged: no JPEG frame")
+    bits, height, width, channels = _jpeg_frame(data)
     check_size(height, width)
     if bits != 8 or channels not in (1, 3):
         raise InputError(
@@ -234,11 +226,30 @@ def _check_jpeg(data: bytes) -> tuple[int, int]:
         try:
             with Image.open(io.BytesIO(data)) as image:
                 image.load()
-                sizes = [frame.size for frame in ImageSequence.Iterator(image)]
+                sizes = [frame.size[::-1] for frame in ImageSequence.Iterator(image)]
         except (OSError, SyntaxError, ValueError) as error:
             raise damaged(f"is damaged ({error})") from None
-        if sizes.count((width, height)) > 1:  # Smaller ones are previews or gain maps.
-            raise InputError(
-                f"holds {len(sizes)} pictures (MPO); export each as a file of its own"
-            )
+    else:
+        sizes = [(height, width)]
+    if len(sizes) == 1:  # None is listed, as in an MPO; one may be glued to its end.
+        sizes += [_jpeg_frame(data[m.end() - 3 :])[1:3] for m in GLUED.finditer(data)]
+    if any(np.prod(size) >= height * width for size in sizes[1:]):
+        raise InputError(  # Smaller ones are previews or gain maps.
+            f"holds {len(sizes)} pictures; export each as a file of its own"
+        )
     return height, width
+
+
+def _jpeg_frame(data: bytes) -> tuple[int, int, int, int]:
+    """The bits, height, width and channels of a JPEG's first frame."""
+    at = data.find(b"\xff", 2)
+    while 0 <= at < len(data) - 9:
+        marker = data[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return struct.unpack_from(">BHHB", data, at + 4)
+        if marker == 0xFF or marker == 0x01 or 0xD0 <= marker <= 0xD8:
+            step = 1 if marker == 0xFF else 2  # These have no length.
+        else:
+            step = 2 + struct.unpack_from(">H", data, at + 2)[0]
+        at = data.find(b"\xff", at + step)
+    raise damaged("is truncated or damaged: no JPEG frame")

@@ -177,7 +177,7 @@ def _warning(pixels: np.ndarray, film: Film, reference: dict) -> str:
     few = appearance.is_dim(pixels)
     dim = f"fewer than {appearance.DIM} levels of grey" * few
     unlike = appearance.warning(film.pixels, reading.eight_bits(pixels), reference)
-    return "; ".join(filter(None, (unlike, dim)))
+    return "; ".join(filter(None, (unlike, dim, film.doubt)))
 
 
 def _table(run: Finished, answered: list[tuple]) -> pd.DataFrame:

@@ -29,7 +29,14 @@ NONE = ("nofinding", "nofindings", "normal")
 DEVICES = "Support Devices"  # CheXpert's films without a finding may show these.
 NOBODY = (*MISSING, "none", "unknown", "-", "?", "#ref!", "#value!")
 CORRECT = "correct it, or leave it blank where unknown"
-ROUNDED = r"\d(\.\d+)?[eE]\+\d+"
+ROUNDED = r"\d([.,]\d+)?[eE]\+\d+"
+# What spreadsheets make of 1-7, MAR1 or 3/4: a date.
+MONTH = r"(jan|feb|m[aä]r|mrz|apr|ma[iy]|jun|jul|aug|sep|o[ck]t|nov|de[cz])\.?"
+DATE = (
+    rf"(?i:\d{{1,2}}[-. ]+{MONTH}([-. ]\d{{2,4}})?|{MONTH}[- ]\d{{2}}(\d\d)?"
+    r"|(19|20)\d\d-\d\d-\d\d( 00:00(:00)?)?"
+    r"|\d{1,2}(?P<sign>[./])\d{1,2}(?P=sign)(19|20)\d\d)"
+)
 log = logging.getLogger("medjax")
 
 
@@ -167,6 +174,13 @@ def _patients(table: pd.DataFrame, where: object) -> pd.Series:
     wrong = names.str.casefold().isin(NOBODY) | names.str.fullmatch(ROUNDED)
     why = "which may be several people, as a missing or rounded id is: give each an id"
     refuse(wrong, names, table["image"], where, why)
+    dates = names[names.str.fullmatch(DATE)]
+    if len(dates):
+        log.warning(
+            "%s: the patients of %d rows are dates, such as %r: a spreadsheet may have "
+            "made them of ids such as 1-7; restore them, or one person may be two",
+            *(where, len(dates), dates.iloc[0]),
+        )
     if names.str.fullmatch(r"\d+(\.0+)?").all():  # Spreadsheets write 7 as 7.0.
         names = names.str.replace(r"\.0+$", "", regex=True)
     identity.refuse_spellings(names, f"{where}: patients")

@@ -1,5 +1,6 @@
 """Images with a table: any CSV file, and how all layouts with a table make records."""
 
+import logging
 import math
 import os
 import unicodedata
@@ -19,6 +20,7 @@ from medjax.data.sources import cells
 from medjax.errors import InputError, check_choice
 
 CHANNELS = (1, 3)  # Grey and colour.
+log = logging.getLogger("medjax")
 
 
 def existing(folder: Path) -> Path:
@@ -45,14 +47,26 @@ def source(
       table, rest: see `from_rows`.
     """
     check_choice("data.bits", bits, (8, 16))
+    doubts: dict[str, list[str]] = {}
 
     def load(image: str) -> tuple[np.ndarray, tuple, list[str]]:
         film = read(image)
+        if film.doubt:
+            doubts.setdefault(film.doubt, []).append(image)
         height, width = film.pixels.shape[:2]
         fitted = images.fit(film.pixels, shape, bits)
         return fitted, (width, height, *film.spacing), [film.patient]
 
-    return from_rows(table, load, shape=shape, bits=bits, **rest)
+    def items() -> Iterator[Item]:
+        yield from made.items()
+        for doubt, names in doubts.items():
+            log.warning(
+                "%d films, %s for one, are %s: look whether bone is white in them",
+                *(len(names), min(names), doubt),
+            )
+
+    made = from_rows(table, load, shape=shape, bits=bits, **rest)
+    return made._replace(items=items)
 
 
 def from_rows(
