@@ -173,6 +173,54 @@ def test_every_number_is_that_of_brute_force(one, found, metric):
             assert cell["seeds"] == 2 and cell["low"] < each.mean() < cell["high"]
 
 
+@pytest.mark.parametrize(
+    ("images", "groups"),
+    [
+        ((9, 900, 100, 10, 300), ["be", "c", "ad"]),
+        ((3, 7, 5, 29, 4), []),  # Below ten times the fewest.
+        ((0, 7, 5, 29, 4), []),
+        ((1, 100, 1, 99, 2), ["bd", "ace"]),
+    ],
+)
+def test_findings_are_grouped_by_thirds_of_the_way_from_rare_to_frequent(
+    images, groups
+):
+    found = seeds.by_frequency(np.array(images, float))
+    letters = np.array(list("abcde"))
+    assert ["".join(letters[chosen]) for chosen in found.values()] == groups
+    names = ["head", "medium", "tail"]
+    assert list(found) == (
+        names if len(groups) == 3 else ["head", "tail"][: len(groups)]
+    )
+
+
+def test_a_group_s_numbers_are_those_of_a_sweep_of_its_findings_alone():
+    runs = made(
+        np.random.default_rng(4), skill=(0.5, 1.0, 1.5), number=2, patients=30, tasks=4
+    )
+    found = compare(runs, images=np.array([1.0, 500.0, 30.0, 800.0]))
+    assert found["groups"] == {"head": ["b", "d"], "medium": ["c"], "tail": ["a"]}
+    part = runs._replace(
+        probability=runs.probability[..., [1, 3]],
+        label=runs.label[:, [1, 3]],
+        weight=runs.weight[..., [1, 3]],
+    )
+    alone = compare(part)
+    assert alone["groups"] == {} and alone["arms"]["plain"]["groups"] == {}
+    for arm in NAMES:
+        for kind, names in (("low", ORACLES), ("estimate", ORACLES), ("sd", ["auroc"])):
+            for metric in names:
+                row = found["arms"][arm]["groups"]["head"][metric][kind]
+                assert row == pytest.approx(
+                    alone["arms"][arm]["mean"][metric][kind], rel=1e-5
+                )
+    row = found["arms"]["focal"]["difference"]["groups"]["head"]["auroc"]
+    whole = alone["arms"]["focal"]["difference"]["mean"]["auroc"]
+    for kind in ("estimate", "low", "high", "p"):
+        assert row[kind] == pytest.approx(whole[kind], rel=1e-5)
+    assert found["arms"]["plain"]["difference"] is None
+
+
 def test_a_sweep_of_one_run_has_the_intervals_of_that_run_s_report(one):
     """Those of its areas, whose few positives both count."""
     few = one.label * (np.arange(len(one.label)) < 14)[:, None]

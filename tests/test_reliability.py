@@ -112,6 +112,27 @@ def test_the_calibration_error_s_interval_holds_it_as_often_as_it_says(error):
     assert 0.93 <= np.mean(held) <= 0.98
 
 
+def test_the_error_of_several_runs_is_by_their_common_patients():
+    """Copies of a run say no more than one; of others the squares are averaged."""
+    p, y, w = images_of(images=600, tasks=2)
+    patient, y = np.arange(600) // 2, np.where(w > 0, y, 0)
+
+    def alone(p, w):
+        found, _ = reliability.measure(p, y, w, patient, key=KEY, replicates=1)
+        return found["mean_calibration_error"]
+
+    copies = reliability.error_of_runs(
+        np.stack([p, p, p]), y, np.stack([w] * 3), patient
+    )
+    np.testing.assert_allclose(copies[:3], alone(p, w)[:3], rtol=1e-6)
+    steep = expit(3 * logit(p))
+    both, missing = np.stack([p, steep, p]), np.stack([w, w, 0 * w])
+    found = reliability.error_of_runs(both, y, missing, patient)
+    squares = [alone(each, w).estimate ** 2 for each in (p, steep)]
+    assert found.estimate == pytest.approx(np.sqrt(np.mean(squares)))
+    assert 0 < found.low < found.estimate < found.high
+
+
 def test_the_error_of_a_right_model_is_not_above_0_and_its_interval_covers_0():
     rng = np.random.default_rng(1)
     p = expit(rng.normal(-1, 1, (70, 400)))  # 400 studies of 70 patients.

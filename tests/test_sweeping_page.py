@@ -40,7 +40,7 @@ def compared(skill):
         row["cost"] = {"seconds": 75.0, "memory": 3 * 2**30}
         row["calibration_error"] = {
             "before": {"estimate": 0.071, "sd": 0.004},
-            "after": {"estimate": None, "sd": None},
+            "used": {"estimate": 0.02, "low": 0.01, "high": 0.03, "sd": None},
         }
     return found | {"same_images": True}
 
@@ -123,7 +123,7 @@ def test_the_page_holds_every_number_and_needs_no_other_file(equal, tmp_path):
                 assert f"{gap['low']:+.3f} to {gap['high']:+.3f}" in page.text
     assert "1 failed" in page.text and "training diverged" in page.text
     assert "1 min 15 s" in page.text and "3.0 GiB" in page.text
-    assert "Calibration error uncalibrated" in page.text
+    assert "the same uncalibrated" in page.text and "0.020 (0.010–0.030)" in page.text
     assert "0.071 seeds ± 0.004" in page.text
     assert html.count("<svg") == 2 + len(ARMS)
 

@@ -12,6 +12,7 @@ from configs import quickstart
 from medjax import config as plain
 from medjax.commands import arms as plan
 from medjax.commands import sweep as results
+from medjax.evaluation import reliability
 from medjax.reports import compare as report
 
 TASKS = ("mass", "nodule")
@@ -38,8 +39,13 @@ def finish(folder, number, *, films=range(FILMS), label_seed=0):
     write_cost(folder, seconds=100.0 + number, memory=10**9)
     before, after = ({"calibration_error": {"estimate": x}} for x in (number / 10, 0.5))
     both = {"mean": {"before": before, "after": after if number % 2 else None}}
-    mean = {"auroc": {"estimate": 0.5}}
-    (folder / "report.json").write_text(json.dumps({"mean": mean, "calibration": both}))
+    trained = {"mass": {"positives": 90}, "nodule": {"positives": 10 - 3 * number}}
+    report = {
+        "mean": {"auroc": {"estimate": 0.5}},
+        "calibration": both,
+        "cohort": {"sides": {"train": {"tasks": trained}}},
+    }
+    (folder / "report.json").write_text(json.dumps(report))
 
 
 def write_cost(folder, **cost):
@@ -75,11 +81,39 @@ def test_cost_and_calibration_are_of_the_finished_runs_alone(sweep):
     one, other = results.gather(folder)["compared"]["arms"].values()
     assert one["cost"] == {"seconds": 100.5, "memory": 1e9}
     assert other["cost"] == {"seconds": 102.0, "memory": 1e9}
-    before, after = (one["calibration_error"][side] for side in ("before", "after"))
+    before, used = (one["calibration_error"][side] for side in ("before", "used"))
     assert before["estimate"] == pytest.approx(0.05)
     assert before["sd"] == pytest.approx(np.std([0, 0.1], ddof=1))
-    assert after == {"estimate": 0.5, "sd": None}
-    assert other["calibration_error"]["after"] == {"estimate": None, "sd": None}
+    tables = [pd.read_csv(run / "predictions/test.csv") for run in runs[:2]]
+    p, y = (
+        np.stack([t[[task + end for task in TASKS]] for t in tables])
+        for end in ("", "_label")
+    )
+    patient = tables[0]["patient"].to_numpy()
+    expected = reliability.error_of_runs(p, y[0], np.ones(p.shape), patient)
+    for end in ("estimate", "low", "high"):
+        assert used[end] == pytest.approx(getattr(expected, end), rel=1e-5)
+    assert used["sd"] is None  # Only one of the two runs is calibrated.
+    assert other["calibration_error"]["used"]["sd"] is None
+
+
+def test_frequent_and_rare_findings_are_told_by_the_training_images(sweep):
+    folder, runs = sweep(*GRID)
+    finish(runs[0], 0)
+    compared = results.gather(folder)["compared"]
+    assert compared["groups"] == {}  # 90 and 10 are nine times apart.
+    finish(runs[1], 1)  # 90 and 8.5 on average.
+    found = results.gather(folder)
+    assert found["compared"]["groups"] == {"head": ["mass"], "tail": ["nodule"]}
+    row = found["compared"]["arms"]["imbalance=none"]
+    assert row["groups"]["tail"]["auroc"] == row["tasks"]["nodule"]["auroc"]
+    page = report.write_sweep(found, folder).read_text()
+    assert "Head: Mass. Tail: Nodule." in " ".join(page.split())
+    table = pd.read_csv(folder / "sweep.csv").set_index(["arm", "task", "metric"])
+    of_tail = table.loc[("imbalance=none", "mean of the tail", "auroc")]
+    assert of_tail["estimate"] == pytest.approx(
+        row["tasks"]["nodule"]["auroc"]["estimate"]
+    )
 
 
 def test_whether_the_seeds_test_the_same_images_is_found_in_their_predictions(sweep):

@@ -13,7 +13,7 @@ from medjax.commands import arms, executors, population
 from medjax.commands.arms import Run
 from medjax.config import Config
 from medjax.errors import InputError, check_choice
-from medjax.evaluation import seeds
+from medjax.evaluation import bootstrap, seeds
 from medjax.files import read_json
 from medjax.reports import compare as report
 from medjax.reports import page
@@ -121,9 +121,9 @@ def gather(folder: Path, *, baseline: str = "") -> dict:
 
     Returns:
       source, model, repeats; primary: the metric that is tested; runs: see `_row`;
-      curves: {arm: see `_curve`}; compared: see `_compare`, with calibration_error and
-      cost of each arm's finished runs; None where no run is finished, or where
-      `incomparable` gives the reason.
+      curves: {arm: see `_curve`}; compared: see `_compare`, with the cost of each arm's
+      finished runs; None where no run is finished, or where `incomparable` gives the
+      reason.
     """
     config, runs = arms.read(folder)
     how = tasks.of(config).comparison
@@ -164,18 +164,6 @@ def gather(folder: Path, *, baseline: str = "") -> dict:
             kind: _spread(r[kind] for r in ended)["estimate"]
             for kind in ("seconds", "memory")
         }
-        reports = [
-            read_json(folder / "arms" / r["name"] / "report.json") for r in ended
-        ]
-        errors = [(each.get("calibration") or {}).get("mean", {}) for each in reports]
-        row["calibration_error"] = {
-            side: _spread(
-                error[side]["calibration_error"]["estimate"]
-                for error in errors
-                if error.get(side)
-            )
-            for side in ("before", "after")
-        }
     return results | {"compared": compared}
 
 
@@ -189,7 +177,7 @@ def _compare(
     """Compares finished runs, {(arm, repeat): folder}.
 
     Returns films, patients, replicates, same_images (whether all seeds were tested on
-    the same) and what seeds.compare returns.
+    the same) and what seeds.compare returns, with each arm's calibration_error.
     """
     how, options = tasks.of(config).comparison, parts.bootstrap(config)
     check_data(folders.values())
@@ -200,7 +188,8 @@ def _compare(
     shape = (len(names), repeats)
     grid = compare.side_by_side(tables, shape, findings, folders, how)
     patients = len(np.unique(grid.patient))
-    return {
+    reports = {at: read_json(path / "report.json") for at, path in folders.items()}
+    compared = {
         "films": len(grid.truth),
         "patients": patients,
         "replicates": options["replicates"],
@@ -212,8 +201,40 @@ def _compare(
             primary=how.primary,
             patients=patients,
             baseline=baseline,
+            images=_trained_on(reports.values(), findings),
         ),
     }
+    for a, arm in enumerate(names):
+        ours = [report for at, report in reports.items() if at[0] == a]
+        compared["arms"][arm]["calibration_error"] = _calibration(how, grid, a, ours)
+    return compared
+
+
+def _trained_on(reports: Iterable[dict], findings: tuple[str, ...]) -> np.ndarray:
+    """[T], the training images with each finding, on average over the runs."""
+    sides = [report["cohort"]["sides"]["train"]["tasks"] for report in reports]
+    return np.mean(
+        [[side[name]["positives"] for name in findings] for side in sides], 0
+    )
+
+
+def _calibration(how: compare.Kind, grid: compare.Grid, arm: int, reports: list[dict]):
+    """An arm's calibration error, {} where it has none.
+
+    `before` is the mean over the runs, uncalibrated, and its SD; `used` is of the
+    probabilities that all other numbers are of: its interval by patients over all runs,
+    and the SD of the runs' own.
+    """
+    if how.calibration is None or not reports:
+        return {}
+    errors = [report["calibration"]["mean"] for report in reports]
+    before, used = (
+        [e[side]["calibration_error"]["estimate"] for e in errors if e[side]]
+        for side in ("before", "after")
+    )
+    together = bootstrap.as_json(how.calibration(grid, arm))
+    used = together | {"sd": _spread(used or before)["sd"]}
+    return {"before": _spread(before), "used": used}
 
 
 def check_data(folders: Iterable[Path]) -> None:

@@ -143,6 +143,23 @@ def measure(
     return intervals, diagram
 
 
+def error_of_runs(probability, label, weight, patient) -> Interval:
+    """The mean calibration error of S runs and T tasks, by patients.
+
+    Args:
+      probability, weight: [S, N, T]; the weight is 0 where a run wasn't tested.
+      label: [N, T].
+    """
+    tested = (len(np.unique(patient[w.any(axis=1)])) for w in weight)
+    number = bins(min(each for each in tested if each))
+    data = np.broadcast_arrays(probability, label, weight)
+    p, y, w = checked(*(np.moveaxis(x, 1, 0).reshape(len(patient), -1) for x in data))
+    rows, patient, _ = bootstrap.numbered(w, patient)
+    mass, predicted, positive = bin_sums(p[rows], y[rows], w[rows], patient, number)
+    known = mass.any(axis=(0, 2))
+    return Interval(*debiased((positive - predicted)[:, known], mass[:, known]), 0)
+
+
 def bins(patients: int) -> int:
     """How many bins a diagram has."""
     return int(np.clip(patients // A_BIN, LEAST, MOST))

@@ -35,6 +35,8 @@ from medjax.evaluation.compare import holm
 
 ALPHA = 0.05
 LEAST = 3  # Seeds without which no arm is called the best.
+LONG = 10  # Times as many images as the rarest task: from there on there is a tail.
+GROUPS = ("tail", "medium", "head")
 
 
 class Scores(NamedTuple):
@@ -186,6 +188,7 @@ def compare(
     primary: str,
     patients: int,
     baseline: int = 0,
+    images: np.ndarray | None = None,
 ) -> dict:
     """Every arm's metrics, their differences to the baseline's, and the best arm.
 
@@ -196,10 +199,12 @@ def compare(
         over the arms, those of the tasks as one over arms and tasks.
       patients: how many were tested.
       baseline: the arm that the others are compared with.
+      images: [T] positive ones of each task that trained, for the groups.
 
     Returns:
       baseline; arms: {arm: {seeds, mean: {metric: Summary}, tasks: {task: {metric:
-      Summary}}, difference: the same of Difference, None for the baseline}}; best: a
+      Summary}}, groups: {group: {metric: Summary}}, difference: the same of Difference,
+      None for the baseline}}; groups: {group: its tasks}, see `by_frequency`; best: a
       Best. As JSON, see bootstrap.as_json.
 
     Raises:
@@ -225,13 +230,24 @@ def compare(
         for both in zip(tested, adjusted, strict=True)
     ]
 
+    def summary(name: str, metric: Scores, a: int) -> list[Summary]:
+        return summarise(metric, a, patients=patients, worth=areas.WORTH.get(name, 2))
+
     summaries = {
-        name: [
-            summarise(metric, a, patients=patients, worth=areas.WORTH.get(name, 2))
-            for a in range(len(arms))
-        ]
+        name: [summary(name, metric, a) for a in range(len(arms))]
         for name, metric in scores.items()
     }
+    groups = {} if images is None else by_frequency(images)
+    parts = {
+        group: {name: _part(metric, chosen) for name, metric in scores.items()}
+        for group, chosen in groups.items()
+    }
+
+    def by_group(of: Callable[[str, Scores], NamedTuple]) -> dict:
+        return {
+            group: {name: of(name, metric) for name, metric in part.items()}
+            for group, part in parts.items()
+        }
 
     def by_task(of: Callable[[str, int], NamedTuple]) -> dict:
         *each, mean = [{name: of(name, t) for name in scores} for t in columns]
@@ -242,15 +258,44 @@ def compare(
         apart = None
         if a != baseline:
             apart = by_task(lambda name, t: differences[name][others.index(a)][t])
+            apart["groups"] = by_group(
+                lambda _, metric: difference(metric, a, baseline, -1, patients=patients)
+            )
         means = by_task(lambda name, t: summaries[name][a][t])
+        means["groups"] = by_group(lambda name, metric: summary(name, metric, a)[-1])
         return {"seeds": int(seeds.sum()), **means, "difference": apart}
 
     comparison = {
         "baseline": arms[baseline],
         "arms": {arm: row(a) for a, arm in enumerate(arms)},
+        "groups": {
+            group: [task for task, its in zip(tasks, chosen, strict=True) if its]
+            for group, chosen in groups.items()
+        },
         "best": best(scores[primary], arms, patients=patients),
     }
     return bootstrap.as_json(comparison)
+
+
+def by_frequency(images: np.ndarray) -> dict[str, np.ndarray]:
+    """{group: [T] bool}: the tasks with many, some and few positive images, [T] > 0.
+
+    The way from the fewest to the most is cut in three, whose ends have equal ratios.
+    {} where the most are fewer than LONG times the fewest; a group may be missing.
+    """
+    if len(images) < 2 or images.min() <= 0 or images.max() < LONG * images.min():
+        return {}
+    place = np.log(images / images.min()) / np.log(images.max() / images.min())
+    number = np.minimum((place * len(GROUPS)).astype(int), len(GROUPS) - 1)
+    groups = {name: number == n for n, name in enumerate(GROUPS)}
+    return {name: groups[name] for name in reversed(GROUPS) if groups[name].any()}
+
+
+def _part(scores: Scores, chosen: np.ndarray) -> Scores:
+    """The metric of some tasks, [T] bool, and of their mean."""
+    each = _with_mean(*(x[..., :-1][..., chosen] for x in scores[:2]))
+    rest = (x if x is None else x[..., chosen] for x in scores[2:])
+    return Scores(*each[:2], *rest)
 
 
 def summarise(

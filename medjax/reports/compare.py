@@ -238,13 +238,14 @@ def _curves(curves: dict, score: str) -> dict[str, dict]:
 
 
 def _write_csv(arms: dict, metrics: list[str], path: Path) -> None:
-    """Writes one row an arm, task (or their mean) and metric."""
+    """Writes one row an arm, task (or their mean, or a group's) and metric."""
     rows = []
     for arm, row in arms.items():
-        gaps = row["difference"] or {"mean": {}, "tasks": {}}
+        gaps = row["difference"] or {"mean": {}, "groups": {}, "tasks": {}}
         parts = {"mean": (row["mean"], gaps["mean"])}
-        for task, values in row["tasks"].items():
-            parts[task] = values, gaps["tasks"].get(task, {})
+        for kind, word in (("groups", "mean of the {}"), ("tasks", "{}")):
+            for name, values in row[kind].items():
+                parts[word.format(name)] = values, gaps[kind].get(name, {})
         rows += [
             [arm, task, metric, row["seeds"]]
             + [values[metric][k] for k in ESTIMATE]

@@ -14,7 +14,7 @@ import pandas as pd
 
 from medjax.cohort import identity
 from medjax.errors import InputError
-from medjax.evaluation import bootstrap, seeds
+from medjax.evaluation import bootstrap, reliability, seeds
 from medjax.evaluation import compare as statistics
 from medjax.evaluation.predict import Predictions
 from medjax.files import read_json
@@ -33,6 +33,8 @@ class Kind(NamedTuple):
     columns: tuple[str, ...]  # Suffixes of the other columns that `measure` needs.
     pair: Callable  # (two tables, names, bootstrap) -> what the page of two runs shows.
     measure: Callable  # (Grid, bootstrap) -> {metric: scores} of the arms of a sweep.
+    # (Grid, arm) -> the Interval of its calibration error; None of what has none.
+    calibration: Callable | None
 
 
 class Grid(NamedTuple):
@@ -204,6 +206,13 @@ def _measure_findings(grid: Grid, **options) -> dict[str, seeds.Scores]:
     )
 
 
+def _calibration_of_findings(grid: Grid, arm: int) -> bootstrap.Interval:
+    probability = grid.columns[""][arm]
+    weight = ~np.isnan(grid.truth) & ~np.isnan(probability)
+    given = (np.nan_to_num(x) for x in (probability, grid.truth))
+    return reliability.error_of_runs(*given, weight.astype(float), grid.patient)
+
+
 # ------------------------------------------------------------------ masks
 
 OF_MASKS = ("dice", "nsd", "lesion_f1")
@@ -288,6 +297,7 @@ FINDINGS = Kind(
     columns=("", "_log_odds", "_call"),
     pair=_pair_findings,
     measure=_measure_findings,
+    calibration=_calibration_of_findings,
 )
 MASKS = Kind(
     primary=OF_MASKS[0],
@@ -297,4 +307,5 @@ MASKS = Kind(
     columns=tuple(f"_{metric}" for metric in OF_MASKS),
     pair=_pair_masks,
     measure=_measure_masks,
+    calibration=None,
 )
