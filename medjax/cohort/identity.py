@@ -37,9 +37,7 @@ WORDS = (
     r"(?P<who>.*[^\W_])(?:[^\w/]|_|(?<=[a-z])(?=[A-Z]))(?P<word>[^\W_]+)$",
     r"^(?P<word>[^\W_]+?)(?:[^\w/]|_|(?<=[a-z])(?=[A-Z]))(?P<who>.+)$",
 )
-GROUP = (
-    8  # Scans; so many a name without a number are of a group (HC_01), not a person.
-)
+GROUP = 8  # Scans a name without a number: then it is a group's (HC_01), no person's.
 log = logging.getLogger("medjax")
 
 

@@ -21,12 +21,9 @@ TURNED = 1e-3  # Tolerance of a direction's cosine between slices.
 SHIFTED = 0.5  # Tolerance of a slice beside the line of all, in pixels.
 # Elements that are numbers, and how many.
 GEOMETRY = {"PixelSpacing": 2, "ImageOrientationPatient": 6, "ImagePositionPatient": 3}
-ONE = (
-    "PatientID",
-    "Modality",
-    "RescaleType",
-)  # Of a series there is one, or it is refused;
-USUAL = ("FrameOfReferenceUID", "EchoTime", "ImageType")  # of these it is warned of.
+# What a series has one of: several are refused, or, if USUAL, warned of.
+ONE = ("PatientID", "Modality", "RescaleType")
+USUAL = ("FrameOfReferenceUID", "EchoTime", "ImageType")
 CONVERT = "convert the series to NIfTI, with dcm2niix for example"
 log = logging.getLogger("medjax")
 
