@@ -1,6 +1,7 @@
 """Conformal sets: their definition, and their coverage in simulated hospitals."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.special import expit, softmax
 
@@ -147,6 +148,11 @@ def test_the_summary_counts_sets_and_the_errors_of_single_answers(exclusive):
             np.testing.assert_allclose(got, expected[q, a], rtol=1e-5)
             assert row["by_class"]["low"] < got[0] < row["by_class"]["high"]
         known = right[:, q] >= 0
+        left = (score[known, q] <= limits.by_class[0, q]).sum(axis=1)
+        shares = pd.DataFrame({k: left == k for k in range(score.shape[2] + 1)})
+        shares = shares.groupby(new.patient[known]).mean().mean()
+        got = [share["estimate"] for share in question["sizes"]]
+        np.testing.assert_allclose(got, shares, atol=1e-6)
         for r, point in enumerate(question["curve"], start=1):
             kept = score[known, q] <= limits.by_class[r, q]
             single = kept.sum(axis=1) == 1

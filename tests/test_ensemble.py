@@ -195,7 +195,7 @@ def test_masks_are_of_the_mean_probability_too():
 
     network = SimpleNamespace(predict=predict)
     image = np.ones((8, 8, 8, 1), np.float32)
-    mean = segmentation.probability(config, network, states, image)
+    mean, *_ = segmentation.probability(config, network, states, image)
     np.testing.assert_allclose(mean, np.full((8, 8, 8, 2), 0.4), rtol=1e-6)
 
 

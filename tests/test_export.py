@@ -226,7 +226,7 @@ def test_a_volume_s_windows_are_blended_as_the_run_does(
     run = masks_run(**fields)
     volume = np.random.default_rng(1).normal(size=(*shape, 2)).astype(np.float32)
     volume[:2] = 0
-    expected = segmentation.probability(
+    expected, *_ = segmentation.probability(
         run.config, run.network, run.state, volume, run.output.channels
     )
     export.write(segmentation.TASK.program(run), tmp_path)

@@ -92,7 +92,7 @@ def test_a_volume_s_probabilities_are_the_network_s_where_one_window_holds_it(co
         config, network, output(2, 1), label, variables=variables
     )
     image = np.random.default_rng(0).normal(size=(8, 8, 8, 2)).astype(np.float32)
-    found = segmentation.probability(config, network, state, image)
+    found, *_ = segmentation.probability(config, network, state, image)
     apply = jax.jit(functools.partial(network.apply, train=False))
     logits = apply(variables, image[None])[0]
     np.testing.assert_allclose(found, 1 / (1 + np.exp(-np.float64(logits))), atol=1e-5)
@@ -167,7 +167,7 @@ def test_exclusive_regions_have_the_probabilities_of_a_softmax(organs):
         for variables in map(network.init, jax.random.split(jax.random.key(1)))
     ]
     image = np.random.default_rng(0).normal(size=(8, 8, 8, 4)).astype(np.float32)
-    found = segmentation.probability(config, network, tuple(states), image)
+    found, *_ = segmentation.probability(config, network, tuple(states), image)
     expected, apply = 0, jax.jit(functools.partial(network.apply, train=False))
     for state in states:
         logits = apply(state.averaged, image[None])[0]

@@ -7,6 +7,7 @@ import shutil
 import jax
 import nibabel
 import numpy as np
+import pandas as pd
 import pytest
 from scans import save_phantoms
 
@@ -96,6 +97,31 @@ def test_a_predicted_file_lies_on_its_image_s_grid(predicted):
                 atol=1e-4,
             )
         assert set(np.unique(np.asarray(label.dataobj))) <= {0, 1, 2, 4}
+
+
+def test_an_ensemble_says_how_far_its_members_are_apart(run, predicted, tmp_path):
+    numbers, raw, one = predicted
+    assert not (one / "disagreement.csv").exists()
+    alone = segmentation.TASK.finished(run)
+    shifted = jax.tree.map(lambda leaf: 1.1 * leaf, alone.state.averaged)
+    states = alone.state, alone.state._replace(averaged=shifted)
+    for name, state in {"a": states[0], "b": states[1], "both": states}.items():
+        ours = alone._replace(state=state)
+        segmentation.predict(ours, images=[str(raw)], out=tmp_path / name)
+    table = pd.read_csv(tmp_path / "both/disagreement.csv")
+    assert len(table) == 3 * len(numbers) and table["disagreement"].max() > 0
+    limits = [post.threshold for post in alone.fixed]
+    for name, rows in table.groupby("name"):
+        mean, *members = (
+            nibabel.load(tmp_path / f"{folder}/{name}_prob.nii.gz").get_fdata()
+            >= limits
+            for folder in ("both", "a", "b")
+        )
+        for k, got in enumerate(rows["disagreement"]):
+            a, b, ours = (x[..., k] for x in (*members, mean))
+            dice = [2 * (x & ours).sum() / max(x.sum() + ours.sum(), 1) for x in (a, b)]
+            empty = [not (x.any() or ours.any()) for x in (a, b)]
+            assert got == pytest.approx(1 - np.mean(np.where(empty, 1, dice)), abs=1e-6)
 
 
 def test_the_files_have_the_dice_that_the_report_says(run, predicted):

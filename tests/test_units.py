@@ -106,7 +106,7 @@ def test_the_scale_is_fixed_with_the_run_and_used_on_other_data(config, tmp_path
     expected = units.normalise(np.asarray(image, np.float32), output.channels)
     np.testing.assert_allclose(answer.probability, expected, atol=2e-3)  # float16.
     patient = scans.to_predict(config, [str(tmp_path / "raw/P0")])[0].read()
-    predicted = segmentation.probability(
+    predicted, *_ = segmentation.probability(
         config, network, state, patient.image, output.channels
     )
     inside = tuple(map(slice, expected.shape[:3]))

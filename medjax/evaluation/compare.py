@@ -120,15 +120,17 @@ def gain(mean: Predictions, members: Sequence[Predictions], **options) -> dict:
 def of_members(
     mask: np.ndarray, label: np.ndarray, members: Sequence[np.ndarray]
 ) -> dict[str, float]:
-    """One region of an ensemble's volume: its members' mean Dice, and how far they are
-    apart, 1 minus their mean Dice with its mask; {} without members."""
+    """One region of an ensemble's volume: its members' mean Dice, and `disagreement`;
+    {} without members."""
     if not members:
         return {}
-    truth, same = (
-        float(np.mean([outlines.dice(m != 0, other != 0) for m in members]))
-        for other in (label, mask)
-    )
-    return {"member_dice": truth, "disagreement": 1 - same}
+    truth = 1 - disagreement(label, members)
+    return {"member_dice": truth, "disagreement": disagreement(mask, members)}
+
+
+def disagreement(mask: np.ndarray, members: Sequence[np.ndarray]) -> float:
+    """How far an ensemble's members are apart: 1 minus their mean Dice with its mask."""
+    return 1 - float(np.mean([outlines.dice(m != 0, mask != 0) for m in members]))
 
 
 def gain_of_masks(rows: Sequence[Mapping], other="member_dice", **draws) -> dict:

@@ -148,11 +148,11 @@ def summarise(
 
     Returns:
       error, needed: the chosen error rate, and the patients that it needs.
-      questions: {finding, or 'classes': {answers, certain, none, curve}}: answers is
-      {answer: patients in validation, and the coverage, by class and `marginal`, in
-      the images with that right answer}; `certain` and `none` are the shares of images
-      with one answer and without any, all by patient. `curve` has by error rate the
-      share of images for a human, those without one answer, and the error of the rest.
+      questions: {finding, or 'classes': {answers, sizes, curve}}: answers is {answer:
+      patients in validation, and the coverage, by class and `marginal`, in the images
+      with that right answer}; `sizes` are the shares of images with 0 to A answers,
+      all by patient. `curve` has by error rate the share of images for a human, those
+      without one answer, and the error of the rest.
     """
     score = scores(predictions.probability, exclusive)
     right = answers(predictions.label, predictions.weight > 0, exclusive)
@@ -172,9 +172,11 @@ def summarise(
             a: np.where(truth == k, np.stack([right_stays[0], marginal]), np.nan)
             for k, a in enumerate(choices)
         }
-        shares = np.stack([size[0] == 1, size[0] == 0]).astype(float)
-        judged = _shares(np.concatenate([*rows.values(), shares]), patient)
-        pairs = zip(judged[0:-2:2], judged[1:-2:2], strict=True)
+        sizes = np.arange(len(choices) + 1)[:, None] == size[0]
+        coverage, sizes = (
+            _shares(np.concatenate(x), patient) for x in ([*rows.values()], [sizes])
+        )
+        pairs = zip(coverage[::2], coverage[1::2], strict=True)
         questions[name] = {
             "answers": {
                 a: {
@@ -184,8 +186,7 @@ def summarise(
                 }
                 for k, (a, (by_class, all_)) in enumerate(zip(choices, pairs))
             },
-            "certain": judged[-2],
-            "none": judged[-1],
+            "sizes": sizes,
             "curve": [
                 {
                     "error": rate,
@@ -209,7 +210,7 @@ def summarise(
 def _shares(values: np.ndarray, patient: np.ndarray) -> list:
     """An Interval of each row of [M, N], NaN where unknown: the mean over patients of
     each patient's mean."""
-    each = pd.DataFrame(values.T).groupby(patient).mean().to_numpy()
+    each = pd.DataFrame(values.T.astype(float)).groupby(patient).mean().to_numpy()
     linear = means.over_rows(each, np.arange(len(each)))
     intervals = means.shares(linear)
     return [

@@ -18,7 +18,7 @@ from medjax.errors import InputError
 from medjax.evaluation import bootstrap, means, sliding, subgroups
 from medjax.evaluation import compare as statistics
 from medjax.evaluation import segmentation as measures
-from medjax.files import write_json
+from medjax.files import write_json, write_table
 from medjax.reports.segmentation import Case as Pictured
 from medjax.tasks import compare, exported, fixed, imbalance, parts, scans, splitting
 from medjax.tasks.check import check as check_any
@@ -122,21 +122,17 @@ def batches(config: Config, data: scans.Data, ids, target, *, on_host: bool = Fa
 
 def probability(
     config: Config, network, state: step.Trained, image, channels=()
-) -> np.ndarray:
-    """The members' mean probability of a volume: [D, H, W, C] -> [D, H, W, K]."""
-    each = _each(config, network, state, image, channels)
-    return sum(each) / len(step.members(state))
+) -> tuple[np.ndarray, Sequence[np.ndarray]]:
+    """The probability of a volume, as it was prepared: [D, H, W, C] -> [D, H, W, K].
 
-
-def _each(
-    config: Config, network, state: step.Trained, image, channels
-) -> Iterator[np.ndarray]:
-    """Each member's probability of a volume, as it was prepared."""
+    Of an ensemble it is the mean, and each member's comes beside it.
+    """
     windows, image = _windows(config), normalise(image, channels)
-    for one in step.members(state):
-        yield sliding.volume_probability(
-            network.predict, one.averaged, image, **windows
-        )
+    each = [
+        sliding.volume_probability(network.predict, one.averaged, image, **windows)
+        for one in step.members(state)
+    ]
+    return (sum(each) / len(each), each) if len(each) > 1 else (each[0], ())
 
 
 def _windows(config: Config) -> dict[str, Any]:
@@ -156,8 +152,9 @@ def answers(config: Config, network, state, data: scans.Data, ids) -> Iterator[A
     for part in data.parts(ids).values():
         image, label = volumes.read(data.path, part)
         spacing = volumes.load(data.prepared, part.id).spacing
-        each = [*_each(config, network, state, image, data.output.channels)]
-        predicted, members = sum(each) / len(each), each if len(each) > 1 else ()
+        predicted, members = probability(
+            config, network, state, image, data.output.channels
+        )
         if data.output.exclusive:
             predicted, *members = map(measures.likeliest, (predicted, *members))
         yield Answer(image, predicted, np.asarray(label), spacing, members)
@@ -325,7 +322,7 @@ def predict(run: Finished, *, images: list[str], out: Path, **_: Any) -> list[st
     """Writes masks and probabilities of the patients in some folders.
 
     `out` gets `<patient>_label.nii.gz` and `<patient>_prob.nii.gz`, on the grid of the
-    patient's first sequence.
+    patient's first sequence; of an ensemble, disagreement.csv too.
 
     Raises:
       InputError: there is no patient, or two would have the same files.
@@ -341,7 +338,7 @@ def predict(run: Finished, *, images: list[str], out: Path, **_: Any) -> list[st
             "predict them into two folders"
         )
     out.mkdir(parents=True, exist_ok=True)
-    unread = []
+    unread, apart = [], []
     both = zip(patients, stems, strict=True)
     for patient, stem in track(both, "predict", total=len(patients)):
         try:
@@ -351,7 +348,11 @@ def predict(run: Finished, *, images: list[str], out: Path, **_: Any) -> list[st
             continue
         if warning := strange(run, case):
             print(f"warning: {patient.name}: {warning}")
-        write_masks(run, case, out / stem)
+        each = write_masks(run, case, out / stem)
+        apart += [(patient.name, *row) for row in each.items()]
+    if apart:
+        columns = ["name", "region", "disagreement"]
+        write_table(out / "disagreement.csv", pd.DataFrame(apart, columns=columns))
     done = len(patients) - len(unread)
     print(f"predictions: {out} ({done} patients, {len(unread)} unreadable)")
     return unread
@@ -372,19 +373,32 @@ def strange(run: Finished, case: Scan) -> str:
     )
 
 
-def write_masks(run: Finished, case: Scan, path: Path) -> None:
+def write_masks(run: Finished, case: Scan, path: Path) -> dict[str, float]:
     """Writes PATH_label.nii.gz and PATH_prob.nii.gz on the grid of the patient's file.
 
     The mask is made on the grid that the model saw: components are counted there.
+    Returns {region: how far the members of an ensemble are apart}.
     """
     channels = run.output.channels
-    predicted = probability(run.config, run.network, run.state, case.image, channels)
-    called = measures.likeliest(predicted) if run.output.exclusive else predicted
-    mask = measures.masks(called, case.spacing, run.fixed, run.output.apart)
+    predicted, members = probability(
+        run.config, run.network, run.state, case.image, channels
+    )
+    mask, *others = (
+        measures.masks(
+            measures.likeliest(p) if run.output.exclusive else p,
+            *(case.spacing, run.fixed, run.output.apart),
+        )
+        for p in (predicted, *members)
+    )
     label = nifti.paint(scan.to_original(mask, case, order=0), run.output.regions)
     nifti.write(Path(f"{path}_label.nii.gz"), label, case.original, case.header)
     predicted = scan.to_original(predicted, case)
     nifti.write(Path(f"{path}_prob.nii.gz"), predicted, case.original, case.header)
+    return {
+        region: statistics.disagreement(mask[..., k], [m[..., k] for m in others])
+        for k, region in enumerate(run.output.regions)
+        if others
+    }
 
 
 TASK = Task(
