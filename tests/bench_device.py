@@ -15,7 +15,8 @@ runs.
   population             the updates of 8 runs as one program against one after another
   bootstrap              1,000 replicates of 14 findings on 25,596 images
   loader                 images a second that the host decodes, and that are put on the
-                         device, at 224 x 224
+                         device, at 224 x 224, and how many times as many these are as
+                         the training steps above take
 
 tflops are the compiler's count of operations over the seconds of a step; `of_peak` is
 their share of the device's dense bfloat16 peak in its data sheet. `issue_ms` is how long
@@ -233,6 +234,17 @@ def child(*arguments: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def needed(results: dict) -> dict[str, float]:
+    """How many times as many images as a step takes the loader puts on the device."""
+    has = results["loader"].get("images/s on the device")
+    steps = {name: results.get(name, {}) for name in ("densenet121", "resnet50")}
+    return {
+        f"times {name}": has / row["train images/s"]
+        for name, row in steps.items()
+        if has and "train images/s" in row
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("device.json"))
@@ -251,6 +263,8 @@ def main() -> None:
     print(results["device"], flush=True)
     for name in args.parts:
         results[name] = child(f"--one={name}", *tiny)
+        if name == "loader":
+            results[name] |= needed(results)
         row = {
             key: value if key == "error" else float(f"{value:.4g}")
             for key, value in results[name].items()

@@ -25,3 +25,6 @@ def test_every_part_runs_on_a_cpu_at_tiny_sizes(tmp_path):
     population = results["population"]
     together, alone = population["updates/s of 8"], population["updates/s alone"]
     assert population["times"] == pytest.approx(together / alone)
+    has = results["loader"]["images/s on the device"]
+    times = has / results["resnet50"]["train images/s"]
+    assert results["loader"]["times resnet50"] == pytest.approx(times)

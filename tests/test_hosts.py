@@ -1,5 +1,6 @@
 """Several real processes train one run, over loopback."""
 
+import json
 import os
 import shutil
 import signal
@@ -47,10 +48,28 @@ SMALL = {
     "optim.learning_rate": 1e-3,
 }
 
+MASKS = {
+    "data.patients": 8,
+    "data.shape": (18, 22, 18),
+    "data.spacing": (9.0, 9.0, 9.0),
+    "patch.size": (8, 8, 8),
+    "patch.each": 1,
+    "model.widths": (4, 4),
+    "model.strides": (1, 2),
+    "train.batch": 4,
+    "train.steps": 4,
+    "train.evaluate_every": 2,
+    "train.log_every": 2,
+    "evaluation.replicates": 20,
+    "evaluation.flips": (),
+    "optim.learning_rate": 1e-3,
+}
 
-def start(folder, processes, records, **fields):
+
+def start(folder, processes, records, *, config="quickstart", **fields):
     """The processes of a run, each with its share of DEVICES devices."""
-    fields = SMALL | {"data.records": records} | fields
+    smallest = MASKS if config == "quickstart_mri" else SMALL
+    fields = smallest | {"data.records": records} | fields
     flags = [f"--config.{name}={value}" for name, value in fields.items()]
     port = free_port()
     environment = {
@@ -64,7 +83,7 @@ def start(folder, processes, records, **fields):
         meet = [f"--coordinator=localhost:{port}", f"--processes={processes}"]
         meet += [f"--process={number}"]
         command = [sys.executable, "launch.py", "train", f"--workdir={folder}"]
-        command += ["--config=configs/quickstart.py", *flags]
+        command += [f"--config=configs/{config}.py", *flags]
         command += meet if processes > 1 else []
         with folder.with_suffix(f".{number}.log").open("w") as log:
             process = subprocess.Popen(
@@ -149,6 +168,18 @@ def test_two_processes_predict_every_film_once_and_in_order(one, two):
             pd.testing.assert_frame_equal(
                 a[columns], b[columns], rtol=limit, atol=limit
             )
+
+
+@pytest.mark.slow
+def test_two_processes_learn_masks_as_one_does(tmp_path, records):
+    folders = [tmp_path / f"masks{processes}" for processes in (1, 2)]
+    for processes, folder in enumerate(folders, start=1):
+        train(folder, processes, records, config="quickstart_mri")
+    assert_same_run(*folders)
+    reports = [json.loads((folder / "report.json").read_text()) for folder in folders]
+    rows = [[row["dice"] for row in report["rows"]] for report in reports]
+    assert len(rows[0]) >= 3
+    np.testing.assert_allclose(*rows, atol=0.02)
 
 
 @pytest.mark.slow
