@@ -211,11 +211,13 @@ def test_other_pictures_of_the_same_names_are_refused(pair, capsys):
     config = CONFIG | {"data": CONFIG["data"] | {"side": 32}}
     write(pair[1], films(0.1), config=config)
     evaluate.compare(*pair)  # Prepared otherwise: the digests say nothing.
-    assert "note: the runs differ in data.side: " in capsys.readouterr().out
+    assert "note: The runs differ in data.side: " in capsys.readouterr().out
+    assert "The runs differ in data.side: " in (pair[0] / "against.html").read_text()
     (pair[1] / "report.json").write_text(json.dumps({"pictures": "a"}))
     write(pair[1], films(0.1))
     evaluate.compare(*pair)
     assert "note" not in capsys.readouterr().out
+    assert "The runs differ" not in (pair[0] / "against.html").read_text()
 
 
 def test_a_digest_of_pictures_is_of_what_they_show(tmp_path):

@@ -93,6 +93,13 @@ def test_other_findings_get_a_fresh_classifier(old, capsys):
     assert_same(found["params"], stages)
 
 
+def test_classes_that_exclude_each_other_get_no_classifier_of_findings(old, capsys):
+    fresh, found = begun(config_of(old), TASK._replace(exclusive=True))
+    assert_same(found["params"]["classifier"], fresh["params"]["classifier"])
+    assert_same(found["params"]["stem"], state_of().averaged["params"]["stem"])
+    assert "classifier: starts anew" in capsys.readouterr().out
+
+
 def test_without_weights_nothing_changes():
     config = config_of()
     settled, weights = start.settle(config, TASK, parts.classifier)

@@ -13,7 +13,7 @@ from medjax import tasks
 from medjax.cohort import manifest as manifests
 from medjax.config import Config, affecting, as_json, flatten, read_config
 from medjax.data import prepared
-from medjax.errors import InputError, check_choice, some
+from medjax.errors import InputError, check_choice
 from medjax.files import read_json
 from medjax.reports import compare as comparison
 from medjax.reports import report
@@ -194,9 +194,10 @@ def compare(folder: Path, against: Path, *, split: str = "test") -> Path:
     pairing.check(*tables, names, runs, kinds[0])
     abouts = [parts.about(config) for config in configs]
     written = [_written(run, "report", split)[1] for run in runs]
-    _check_pictures(runs, configs, [report.get("pictures") for report in written])
+    pictures = [report.get("pictures") for report in written]
     summary = {
         "split": split,
+        "prepared": _prepared(runs, configs, pictures),
         # Of another split than the run's own the report alone says it.
         "source": written[0].get("source", abouts[0]["source"]),
         "runs": [
@@ -216,28 +217,26 @@ def compare(folder: Path, against: Path, *, split: str = "test") -> Path:
     return page
 
 
-def _check_pictures(
+def _prepared(
     runs: Sequence[Path], configs: Sequence[Config], pictures: Sequence[str | None]
-) -> None:
-    """Refuses two runs that were tested on other pictures of the same names.
+) -> list[str]:
+    """The fields of `data` in which two runs prepared the same images otherwise.
 
+    If there are none, refuses runs that were tested on other pictures of the same names:
     `pictures` are workdir.of_pictures, None of a run without a report. Images that were
-    prepared otherwise have other digests: a note says in what.
+    prepared otherwise have other digests.
     """
     first, second = (
         flatten(affecting(config, "records")["data"]) for config in configs
     )
     apart = [k for k in first | second if first.get(k) != second.get(k)]
-    if how := [f"data.{name}" for name in apart if name not in PLACES]:
-        print(
-            f"note: the runs differ in {some(how)}: the difference is that of their "
-            "models and of how their images were prepared"
-        )
-    elif None not in pictures and pictures[0] != pictures[1]:
+    how = [f"data.{name}" for name in apart if name not in PLACES]
+    if not how and None not in pictures and pictures[0] != pictures[1]:
         raise InputError(
             f"{runs[1]}: was tested on other pictures of the same names than {runs[0]}: "
             "evaluate both on the same data"
         )
+    return how
 
 
 def _trained(task: Task, run: Finished) -> tuple[Any, pd.DataFrame]:

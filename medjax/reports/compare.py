@@ -10,6 +10,10 @@ from medjax.reports.page import interval, label, number, p_value, show_table, wi
 
 ALPHA = 0.05
 ESTIMATE = ("estimate", "low", "high", "sd")  # Columns of sweep.csv.
+PREPARED = (
+    "The runs differ in {}: the difference is that of their models and of how the same "
+    "images were prepared."
+)
 DIFFERENCE = (*ESTIMATE, "patients", "p", "holm")
 
 
@@ -60,10 +64,13 @@ def show_pair(results: dict) -> None:
     title = " against ".join(run["folder"] for run in results["runs"])
     headings = ("", label(metric), "against", "difference", "p")
     show_table(title, headings, rows, summary=True)
+    if fields := results.get("prepared"):
+        print(f"note: {PREPARED.format(', '.join(fields))}")
 
 
 def _verdicts(results: dict) -> list[tuple[str, str]]:
-    """(good or bad, sentence) on the mean, and on the tasks that differ after Holm."""
+    """(good or bad, sentence) on the mean, and on the tasks that differ after Holm; and
+    on images that were prepared otherwise."""
     metric = results["primary"]
     gaps = {
         label(task): row["metrics"][metric]["difference"] | {"holm": row["holm"]}
@@ -81,6 +88,8 @@ def _verdicts(results: dict) -> list[tuple[str, str]]:
         why = f"a difference of the {label(metric)} is not ruled out for any of them"
         what = f"{_what(results)}s"
         sentences.append(("", f"Of the {what} alone none is significant; {why}."))
+    if fields := results.get("prepared"):
+        sentences.append(("", PREPARED.format(", ".join(fields))))
     return sentences
 
 

@@ -184,7 +184,9 @@ def _of_run(
     intensity, sequences = options.get("intensity", {}), values.get("sequences", ())
     variables, model = members(state)[0].averaged, options["model"]  # Of an ensemble.
     if not encodes:
-        return Start(variables, trained.names, model, intensity, sequences)
+        # Log-odds of a softmax are no sigmoid's: the head of the other starts anew.
+        names = trained.names if trained.exclusive == output.exclusive else ()
+        return Start(variables, names, model, intensity, sequences)
     params = {
         name.replace("down", "stage"): stage
         for name, stage in variables["params"].items()
