@@ -173,7 +173,8 @@ def our_csv(path):
 
 def their_csv(path):
     with open(path, newline="", encoding="utf-8") as file:
-        return [row for row in csv.reader(file, strict=True) if any(row)]
+        rows = csv.reader(file, strict=True)
+        return [row for row in rows if any(map(str.strip, row))]
 
 
 def our_config(path):

@@ -315,6 +315,11 @@ def test_a_png_with_too_little_data_and_right_checksums_is_an_error(tmp_path):
         (encode(GREY, "BMP"), "not a PNG, JPEG or DICOM"),
         (DICOM[128:], "not a PNG, JPEG or DICOM"),
         (encode(Image.fromarray(COLOUR).convert("CMYK"), "JPEG"), "4 channels"),
+        (
+            FILES["jpeg"].replace(b"\xff\xc0", b"\xff\xc3", 1),
+            "lossless or hierarchical",
+        ),
+        (FILES["jpeg"].replace(b"\xff\xc0", b"\xff\xf7", 1), "is a JPEG-LS JPEG"),
         (png(0, 7, 8, 0, b""), "0 x 7 pixels"),
         (png(7, 0, 8, 0, b""), "7 x 0 pixels"),
         (png(20_001, 10_000, 8, 0, b""), "200 megapixels"),

@@ -292,6 +292,7 @@ def test_no_link_leads_out_of_the_folder(tmp_path):
 
 
 FORMS = {
+    "line 6 repeats the header": lambda text: (text + text).encode(),
     "separated by ';'": lambda text: text.replace(",", ";").encode(),
     "separated by '\\t'": lambda text: text.replace(",", "\t").encode(),
     "isn't UTF-8: save it as": lambda text: text.encode("utf-16"),
@@ -356,6 +357,8 @@ def test_a_quoted_cell_may_end_the_table_with_a_line_break_inside(tmp_path):
     path = tmp_path / "labels.csv"
     path.write_text('image,patient,note\na.png,1,"two\nlines"')
     assert cells.read_csv(path)["note"].to_list() == ["two\nlines"]
+    path.write_text("image,patient,note\na.png,1,x\n , ,\n  \n\n")
+    assert cells.read_csv(path)["note"].to_list() == ["x"]  # Blank lines are none.
     path.write_text("image,patient,note\na.png,1")
     with pytest.raises(InputError, match="ends in line 2 has 2 fields, the header 3"):
         cells.read_csv(path)

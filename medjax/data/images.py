@@ -33,6 +33,7 @@ PICTURE = re.compile(
     rb"|\0\0\0\x0cjP  |\xffO\xffQ|....ftyp(avif|heic|mif1)",
     re.DOTALL,
 )
+DECODED = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)  # Markers of a JPEG's frames.
 PADDING = b"\0\xff\r\n "  # That may follow a picture, before another one.
 GLUED = re.compile(rb"\xff\xd9[%b]*?\xff\xd8\xff" % PADDING)  # Of two JPEGs.
 
@@ -211,7 +212,12 @@ def _check_png(data: bytes) -> tuple[int, int]:
 
 def _check_jpeg(data: bytes) -> tuple[int, int]:
     """(height, width) of a JPEG that has a header, a scan and its end, and decodes."""
-    bits, height, width, channels = _jpeg_frame(data)
+    if not (frame := _jpeg_frame(data)):
+        raise damaged("is truncated or damaged: no JPEG frame")
+    marker, _, bits, height, width, channels = frame
+    if marker not in DECODED:
+        kind = "JPEG-LS" if marker == 0xF7 else "lossless or hierarchical"
+        raise InputError(f"is a {kind} JPEG; convert it to PNG")
     check_size(height, width)
     if bits != 8 or channels not in (1, 3):
         raise InputError(
@@ -232,7 +238,8 @@ def _check_jpeg(data: bytes) -> tuple[int, int]:
     else:
         sizes = [(height, width)]
     if len(sizes) == 1:  # None is listed, as in an MPO; one may be glued to its end.
-        sizes += [_jpeg_frame(data[m.end() - 3 :])[1:3] for m in GLUED.finditer(data)]
+        glued = (_jpeg_frame(data[m.end() - 3 :]) for m in GLUED.finditer(data))
+        sizes += [frame[3:5] for frame in filter(None, glued)]
     if any(np.prod(size) >= height * width for size in sizes[1:]):
         raise InputError(  # Smaller ones are previews or gain maps.
             f"holds {len(sizes)} pictures; export each as a file of its own"
@@ -240,16 +247,20 @@ def _check_jpeg(data: bytes) -> tuple[int, int]:
     return height, width
 
 
-def _jpeg_frame(data: bytes) -> tuple[int, int, int, int]:
-    """The bits, height, width and channels of a JPEG's first frame."""
+def _jpeg_frame(data: bytes) -> tuple[int, ...] | None:
+    """A JPEG's first frame: marker, length, bits, height, width and channels."""
     at = data.find(b"\xff", 2)
     while 0 <= at < len(data) - 9:
         marker = data[at + 1]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return struct.unpack_from(">BHHB", data, at + 4)
+        if (
+            0xC0 <= marker <= 0xCF
+            and marker not in (0xC4, 0xC8, 0xCC)
+            or marker == 0xF7
+        ):
+            return struct.unpack_from(">BHBHHB", data, at + 1)
         if marker == 0xFF or marker == 0x01 or 0xD0 <= marker <= 0xD8:
             step = 1 if marker == 0xFF else 2  # These have no length.
         else:
             step = 2 + struct.unpack_from(">H", data, at + 2)[0]
         at = data.find(b"\xff", at + step)
-    raise damaged("is truncated or damaged: no JPEG frame")
+    return None

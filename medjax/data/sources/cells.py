@@ -58,7 +58,8 @@ def read_csv(path: Path, separator: str = ",") -> pd.DataFrame:
     try:
         with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, delimiter=separator, strict=True)
-            rows = [(reader.line_num, row) for row in reader if any(row)]
+            lines = ((reader.line_num, row) for row in reader)
+            rows = [(line, row) for line, row in lines if any(map(str.strip, row))]
         if not rows:
             raise csv.Error("it is empty")
         if any("\0" in name for name in rows[0][1]):
@@ -85,6 +86,11 @@ def read_csv(path: Path, separator: str = ",") -> pd.DataFrame:
         name = next(name for name in names if names.count(name) > 1)
         raise InputError(f"{path}: has two columns {name!r}: rename or remove one")
     for line, row in rows:
+        if row == header:
+            raise InputError(
+                f"{path}: line {line} repeats the header, as where two tables are joined: "
+                "remove it"
+            )
         if not len(names) <= len(row) <= len(header) or any(row[len(names) :]):
             raise InputError(
                 f"{path}: the row that ends in line {line} has {len(row)} fields, the "
