@@ -174,7 +174,10 @@ def our_csv(path):
 def their_csv(path):
     with open(path, newline="", encoding="utf-8") as file:
         rows = csv.reader(file, strict=True)
-        return [row for row in rows if any(map(str.strip, row))]
+        table = [row for row in rows if any(map(str.strip, row))]
+    while table and not any(row[-1] for row in table) and len({*map(len, table)}) == 1:
+        table = [row[:-1] for row in table]  # A column without a name or a cell.
+    return table
 
 
 def our_config(path):

@@ -271,6 +271,15 @@ def test_one_image_as_two_sequences_is_named(tmp_path, caplog):
     assert f"{tmp_path}: T1 and T2 are one image" in caplog.text
 
 
+def test_a_mask_in_the_place_of_an_image_is_refused(tmp_path):
+    files, mask = patient(tmp_path)
+    (tmp_path / "link.nii.gz").symlink_to(mask)
+    for path in (mask, tmp_path / "link.nii.gz"):
+        files["T1"] = SequenceFile(path)
+        with pytest.raises(InputError, match=f"{mask}: is both T1 and the mask"):
+            scan.read_scan(files, mask, regions=LESION, foreground="none")
+
+
 def nan(path):
     voxels = brain(SHAPE)
     voxels[3, 4, 5] = np.nan

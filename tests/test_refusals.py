@@ -159,6 +159,9 @@ def test_grades_are_ordered_by_the_user(source, task, tasks, good):
     [
         (lambda c: c["optim"].pop("warmup"), "has no field optim.warmup"),
         (lambda c: c.pop("transfer"), "has no field transfer"),
+        (lambda c: c.pop("adapt"), "has no field adapt"),
+        (lambda c: c["model"].pop("name"), "has no field model.name"),
+        (lambda c: c.update(loss="focal"), "loss='focal': give a value of type dict"),
         (lambda c: c["train"].update(steps="9"), "train.steps='9': give a value of ty"),
         (lambda c: c["train"].update(steps=None), "train.steps=None: give a value"),
         (lambda c: c.update(augment=[1]), "augment=(1,): give a value of type dict"),

@@ -123,6 +123,10 @@ def _whole(path: Path) -> tuple[bytes, int]:
     with nibabel.openers.ImageOpener(path) as file:
         head = file.read(1 << 10)
         size = len(head)
+        if zipped and is_volume(path) and head[:4] not in SIZES:
+            raise InputError(
+                f"is zipped, and no NIfTI file (it is {head[:8]!r}); {REMEDY}"
+            )
         while part := file.read(1 << 24):  # To its end: there stands gzip's checksum.
             size += len(part)
     return head, size
@@ -147,7 +151,7 @@ def _affine(image: nibabel.Nifti1Image, header: nibabel.Nifti1Header, stack: boo
     """In mm; refuses what nibabel corrects in silence, or reads as something else."""
     shape, kind = image.shape, image.get_data_dtype()
     more = [n for n in shape[3:] if n > 1]
-    if len(shape) < 3 or 0 in shape or len(more) > stack:
+    if len(shape) < 3 or min(shape) < 1 or len(more) > stack:
         raise InputError(f"has the shape {shape}; give one volume of three axes")
     if kind.kind not in "iuf":
         raise InputError(f"has voxels of {kind}; give real numbers")

@@ -90,6 +90,11 @@ def read_scan(
     for name, value, other in (("grids", grids, "align"), ("missing", missing, "fill")):
         check_choice(f"data.{name}", value, ("refuse", other))
     present = _present(files, missing)
+    for name, file in present.items():
+        if mask is not None and file.path.resolve() == mask.resolve():
+            raise InputError(
+                f"{mask}: is both {name} and the mask: correct one of them"
+            )
     units = (units,) * len(files) if isinstance(units, str) else units
     unit_of = dict(zip(files, units, strict=True))
     volumes, floors = _read(present, foreground, unit_of)
