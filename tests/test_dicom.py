@@ -406,6 +406,8 @@ def test_a_missing_decoder_is_named(monkeypatch):
         ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, "RGB"),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "PALETTE COLOR"),
         ({"BitsStored": 17}, "17 of 16 bits"),
+        ({"HighBit": None}, "has no HighBit; fetch or export"),
+        ({"PixelRepresentation": None}, "has no PixelRepresentation"),
         ({"BitsStored": 12, "HighBit": 15}, "up to bit 15"),
         ({"WindowCenter": 10, "WindowWidth": 0.5}, "WindowWidth of 0.5"),
         ({"WindowCenter": 10, "WindowWidth": 0}, "WindowWidth of 0"),

@@ -248,6 +248,9 @@ SPOILT = {
         change(folder / f"00{n}.dcm", RescaleType=kind)
         for n, kind in ((3, "HU"), (4, "US"))
     ],
+    "Interpretation MONOCHROME2, and 002.dcm has MONOCHROME1": lambda folder: change(
+        folder / "002.dcm", PhotometricInterpretation="MONOCHROME1"
+    ),
     "has the Modality MR, and 003.dcm has CT": lambda folder: change(
         folder / "003.dcm", Modality="CT"
     ),
@@ -310,6 +313,8 @@ def test_a_series_that_is_no_sound_volume_is_refused_in_one_line(tmp_path, why):
     [
         ("EchoTime", (10.5, 80.5)),
         ("ImageType", ("M", "P")),
+        ("PatientName", ("A^B", "C^D")),
+        ("DiffusionBValue", (0.0, 1000.0)),
         ("FrameOfReferenceUID", "12"),
     ],
 )

@@ -21,6 +21,8 @@ MAX_PIXELS = 200_000_000
 BARE = re.compile(
     rb"([\x02\x08]\0.\0|\0[\x02\x08]\0.)([A-Z]{2}|..\0\0|\0\0..)", re.DOTALL
 )
+NEEDED = ("Columns", "PhotometricInterpretation", "SamplesPerPixel", "BitsAllocated")
+NEEDED += ("BitsStored", "HighBit", "PixelRepresentation")
 NATIVE = {  # (implicit VR, little endian) -> the syntax of a file that names none.
     (True, True): uid.ImplicitVRLittleEndian,
     (False, True): uid.ExplicitVRLittleEndian,
@@ -133,6 +135,9 @@ def check(header: pydicom.Dataset) -> None:
         raise InputError(
             f"has no Rows, so it is no image ({kind}); leave it out, or export it again"
         )
+    for name in NEEDED:
+        if header.get(name) in (None, ""):
+            raise damaged(f"has no {name}")
     check_size(int(header.Rows), int(header.Columns))
     frames = int(header.get("NumberOfFrames") or 1)
     if frames > 1:

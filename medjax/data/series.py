@@ -22,8 +22,9 @@ SHIFTED = 0.5  # Tolerance of a slice beside the line of all, in pixels.
 # Elements that are numbers, and how many.
 GEOMETRY = {"PixelSpacing": 2, "ImageOrientationPatient": 6, "ImagePositionPatient": 3}
 # What a series has one of: several are refused, or, if USUAL, warned of.
-ONE = ("PatientID", "Modality", "RescaleType")
-USUAL = ("FrameOfReferenceUID", "EchoTime", "ImageType")
+ONE = ("PatientID", "Modality", "RescaleType", "PhotometricInterpretation")
+USUAL = ("FrameOfReferenceUID", "EchoTime", "ImageType", "PatientName")
+USUAL += ("DiffusionBValue", "TemporalPositionIdentifier", "ConvolutionKernel")
 CONVERT = "convert the series to NIfTI, with dcm2niix for example"
 log = logging.getLogger("medjax")
 
