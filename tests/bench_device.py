@@ -20,12 +20,14 @@ runs.
 
 tflops are the compiler's count of operations over the seconds of a step; `of_peak` is
 their share of the device's dense bfloat16 peak in its data sheet. `issue_ms` is how long
-the host takes to issue a step. With --peer-python (torch, on a GPU) the peer's step of
-DenseNet-121 runs beside ours.
+the host takes to issue a step. Where PyTorch and MONAI are installed, or --peer-python
+has them, their steps of DenseNet-121 and of the U-Net run on the same device; `times`
+is how many times as fast ours are.
 """
 
 import argparse
 import functools
+import importlib.util
 import json
 import subprocess
 import sys
@@ -64,6 +66,11 @@ PEAKS = {  # Dense bfloat16 TFLOP/s of the data sheets; the longest name that fi
     "TPU v6 lite": 918,
 }
 SMALL = "cpu"
+# Our parts that shared/peers/train_step.py measures too: its name and sizes, tiny ones.
+PEERS = {
+    "densenet121": ("densenet121", (256, bench_step.SIDE), (4, 32)),
+    "unet": ("unet3d", (4, 128), (1, 32)),
+}
 
 
 def network(name: str, tiny: bool) -> dict[str, float]:
@@ -226,8 +233,27 @@ def part(name: str, tiny: bool) -> dict[str, float]:
 
 
 def child(*arguments: str) -> dict:
-    """What a process of its own prints last, or how it failed."""
-    command = [sys.executable, __file__, *arguments]
+    """What this script prints last in a process of its own, or how it failed."""
+    return last_line(sys.executable, __file__, *arguments)
+
+
+def peer(name: str, row: dict, *command: str, platform: str, tiny: bool) -> dict:
+    """The peer's rates; but for tiny sizes, which differ, beside those of our `row`."""
+    theirs, *sizes = PEERS[name]
+    batch, side = sizes[tiny]
+    where = "cuda" if platform == "gpu" else "cpu"
+    flags = [f"--batch={batch}", f"--side={side}", f"--device={where}"]
+    found = last_line(*command, theirs, *flags)
+    ours = {key.split()[0]: value for key, value in row.items() if key.endswith("/s")}
+    times = {
+        f"times {kind}": ours[kind] / found[f"{kind}_samples_per_s"]
+        for kind in ("train", "infer")
+        if "error" not in found and kind in ours and not tiny
+    }
+    return found | times
+
+
+def last_line(*command: str) -> dict:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         return {"error": (done.stderr.strip().splitlines() or ["no output"])[-1]}
@@ -250,7 +276,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("device.json"))
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--tiny", action="store_true", help="sizes of a test")
-    parser.add_argument("--peer-python", help="of an environment with PyTorch")
+    has_torch = importlib.util.find_spec("torch") and sys.executable
+    parser.add_argument(
+        "--peer-python", default=has_torch, help="with PyTorch and MONAI"
+    )
     peers = Path(__file__).parents[2] / "shared/peers"
     parser.add_argument("--peers", type=Path, default=peers)
     parser.add_argument("--one", choices=[*PARTS, "device"], help=argparse.SUPPRESS)
@@ -265,20 +294,25 @@ def main() -> None:
         results[name] = child(f"--one={name}", *tiny)
         if name == "loader":
             results[name] |= needed(results)
-        row = {
-            key: value if key == "error" else float(f"{value:.4g}")
-            for key, value in results[name].items()
-        }
-        print(f"{name:12} {row}", flush=True)
-        args.out.write_text(json.dumps(results, indent=1))
-    if args.peer_python:
-        where = "cuda" if results["device"]["platform"] == "gpu" else "cpu"
-        how = ["densenet121", "--batch=256", f"--device={where}"]
-        results["peer"] = bench_step.child(
-            [args.peer_python, args.peers / "train_step.py", *how]
+        show(name, results, args.out)
+    platform = results["device"].get("platform", SMALL)
+    for name in PEERS.keys() & results.keys() if args.peer_python else ():
+        results[f"{name}, peer"] = peer(
+            *(name, results[name], args.peer_python, str(args.peers / "train_step.py")),
+            platform=platform,
+            tiny=args.tiny or platform == SMALL,
         )
-        print("peer        ", results["peer"])
-        args.out.write_text(json.dumps(results, indent=1))
+        show(f"{name}, peer", results, args.out)
+
+
+def show(name: str, results: dict, out: Path) -> None:
+    """Prints a part's row, and writes all that there are."""
+    row = {
+        key: float(f"{value:.4g}") if isinstance(value, float) else value
+        for key, value in results[name].items()
+    }
+    print(f"{name:12} {row}", flush=True)
+    out.write_text(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":
