@@ -347,7 +347,7 @@ def test_a_copy_is_found_though_it_is_resampled_and_mirrored(tmp_path):
     [
         ("shape", (16, 16), "data.shape=.*three positive"),
         ("spacing", (1.0, 0.0, 1.0), "data.spacing=.*three positive"),
-        ("shape", (4, 4, 1), "data.shape=.*too small for this network"),
+        ("shape", (4, 4, 1), r"images of \(4, 4, 1\) are too small for this network"),
     ],
 )
 def test_mistakes_are_refused_before_a_file_is_read(field, value, words):

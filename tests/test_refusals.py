@@ -134,6 +134,19 @@ def test_a_network_that_cannot_be_made_is_refused_before_data_are_read(
 
 
 @pytest.mark.parametrize(
+    "side, name", [(4, "densenet_small"), (2, "convnext_tiny"), (8, "vit_small")]
+)
+def test_a_side_that_a_network_leaves_nothing_of_is_refused(side, name):
+    config = quickstart.get_config()
+    config.model = {"name": name}
+    config.data.side = side
+    with pytest.raises(InputError, match=rf"\({side}, {side}\) are too small for "):
+        classification.check(config, 1)
+    config.data.side = 31 if name == "vit_small" else 32
+    classification.check(config, 1)
+
+
+@pytest.mark.parametrize(
     "task, tasks, good",
     [
         ("multilabel", ("none", "mild", "severe"), False),

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from chex import Array
 
+from medjax.errors import InputError
 from medjax.models import layers
 
 
@@ -86,6 +87,12 @@ class Classifier(nn.Module):
                 x = jax.lax.stop_gradient(x)
             self.sow("intermediates", "stages", x)
             outputs.append(x)
+        if 0 in x.shape:
+            raise InputError(
+                f"images of {image.shape[1:-1]} are too small for this network, whose last "
+                f"stage would be {x.shape[1:-1]}: give a larger data.side or data.shape, or "
+                "another model"
+            )
         axes = tuple(range(1, x.ndim - 1))
         x = x.astype(jnp.float32)
         placed = x[:, self.tokens :]

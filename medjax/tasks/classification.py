@@ -64,8 +64,14 @@ def check(config: Config, shards: int) -> None:
         config = config.copy_and_resolve_references().unlock()
         config.intensity = {"name": "standardise_each"}
     network = parts.classifier(config, output)
-    if output.spacing:
-        parts.check_grid(network, output)
+    if output.spacing or output.shape[0] < films.LARGE:
+        try:
+            jax.eval_shape(network.init, jax.random.key(0))
+        except TypeError as error:  # A patch reaches beyond the image.
+            raise InputError(
+                f"images of {output.shape[:-1]} are too small for model.name="
+                f"{config.model.name!r}: give a larger data.side, or another model"
+            ) from error
     check_any(config, network, output, batch=shards)
 
 

@@ -32,6 +32,8 @@ from medjax.files import write_table
 from medjax.tasks import data_fields
 from medjax.training import folder as workdir
 
+LARGE = 32  # Pixels of a side that suffice for any network.
+
 
 class Output(NamedTuple):
     """What a classifier says of an image; task.json of a run."""
@@ -172,7 +174,8 @@ def expected(config: Config) -> Output:
     """What a run of this config says, as far as its data needn't be read for it."""
     c = config.data
     spacing, sequences = tuple(c.get("spacing", ())), tuple(c.get("sequences", ()))
-    shape = (64, 64, 1)  # Any.
+    side = min(c.get("side", LARGE), LARGE)
+    shape = (side, side, 1)
     if spacing:
         shape = tuple(c.shape)
         for field, values in (("shape", shape), ("spacing", spacing)):

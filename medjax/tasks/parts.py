@@ -125,22 +125,6 @@ def views(config: Config) -> Callable:
     return with_copies
 
 
-def check_grid(network: Network, output: Any) -> None:
-    """Refuses images of which the last stage leaves nothing."""
-    blank = jnp.zeros((1, *output.shape))
-
-    def stages(key: Array) -> list[Array]:
-        how = {"train": False, "mutable": ["intermediates"]}
-        return network.apply(network.init(key), blank, **how)[1]["intermediates"]
-
-    last = jax.eval_shape(stages, jax.random.key(0))["stages"][-1]
-    if 0 in last.shape:
-        raise InputError(
-            f"data.shape={output.shape[:-1]}: is too small for this network, whose last "
-            f"stage would have {last.shape[1:-1]} voxels: give more, or another model"
-        )
-
-
 def segmenter(config: Config, output: Any) -> Network:
     """The network of a segmentation; equal ones are compiled once."""
     fields = affecting(config, "network")
