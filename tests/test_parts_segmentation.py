@@ -291,7 +291,7 @@ def test_a_mode_freezes_levels_from_the_image_on(config, mode, frozen):
         ("transfer.mode", "stage1", "freeze up to one of stem, down1"),
         ("adapt.name", "adabn", "without batch statistics"),
         ("adapt.name", "coral", "no embedding"),
-        ("patch.size", (7, 8, 8), "can't be divided"),
+        ("patch.size", (7, 8, 8), "patch.size or .*can't be divided"),
         ("train.batch", 6, "give a multiple of 8"),
         ("optim.name", "adam", "optim.name='adam'"),
         ("evaluation.checkpoint", "first", "use 'best', 'last'"),

@@ -163,6 +163,20 @@ def test_the_visits_of_a_patient_stay_on_one_side(own):
         scans.data(own)
 
 
+def test_a_region_that_no_volume_of_a_side_has_is_named(own, caplog):
+    own.data.split, own.split.duplicates = "leave_one_out", "warn"
+    data = scans.data(own)
+    manifest = scans.split(own, data)
+    (name,) = data.output.names
+    for absent, said in ((1.0, []), (np.nan, []), (0.0, ["test"])):
+        column = np.where(manifest["split"] == "test", absent, 1.0)
+        caplog.clear()
+        table = data.table.assign(**{name: column})
+        scans.audit(own, data._replace(table=table), manifest)
+        told = [f"audit: no volume of {side} has any {name}" for side in said]
+        assert [m for m in caplog.messages if "no volume of" in m] == told
+
+
 def test_a_table_may_say_whom_each_scan_shows(own, tmp_path):
     """A/1 and B/2 are one person, 7: no pattern could say so."""
     table = tmp_path / "raw/people.csv"

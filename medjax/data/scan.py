@@ -132,7 +132,8 @@ def read_scan(
         if name in present and not seen:
             raise InputError(
                 f"{present[name].path}: {name} has one value inside of "
-                f"data.foreground={foreground!r}; give an image, not a mask"
+                f"data.foreground={foreground!r}; give an image, not a mask, or a "
+                "smaller data.spacing"
             )
     if mask is not None:
         _check_shown(mask, prepared, regions, foreground)

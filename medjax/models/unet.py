@@ -243,8 +243,8 @@ def _check_size(size: Sequence[int], strides: Sequence[Sequence[int]]) -> None:
     divisor, shape = np.prod(strides, axis=0), np.array(size)
     if np.any(shape % divisor):
         raise InputError(
-            f"image: {_by(shape)} can't be divided by the network's strides, "
-            f"{_by(divisor)} in all; pad it to {_by(-(-shape // divisor) * divisor)}"
+            f"patch.size or data.shape: {_by(shape)} can't be divided by the network's "
+            f"strides, {_by(divisor)} in all; pad it to {_by(-(-shape // divisor) * divisor)}"
         )
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -41,6 +42,7 @@ SPLITS = {  # Values of `data.split`, and which splits they fill.
 }
 SIZE = ("depth", "height", "width")
 SPACING = ("spacing_d", "spacing_h", "spacing_w")
+log = logging.getLogger("medjax")
 
 
 class Output(NamedTuple):
@@ -346,11 +348,19 @@ def audit(
     *,
     needed: tuple[str, ...] | None = None,
 ) -> None:
-    """As splitting.audit; 'halves' may leak. `needed`: None: those of `data.split`."""
+    """As splitting.audit; 'halves' may leak. `needed`: None: those of `data.split`.
+
+    The log names regions that no volume of a side has.
+    """
     way = config.data.split
     by = "image" if way == "halves" else ""
     needed = SPLITS[way] if needed is None else needed
     splitting.audit(config, data, manifest, by=by, needed=needed)
+    for side in dict.fromkeys(manifest["split"]):
+        label = data.label(splitting.ids_in(manifest, side))
+        for name, there in zip(data.output.names, label.T, strict=True):
+            if not (there != 0).any():  # NaN is unknown.
+                log.warning("audit: no volume of %s has any %s", side, name)
 
 
 def check(config: Config) -> None:
