@@ -183,6 +183,15 @@ def test_two_processes_learn_masks_as_one_does(tmp_path, records):
 
 
 @pytest.mark.slow
+def test_arrays_cost_the_hosts_less_than_by_pmap():
+    command = [sys.executable, ROOT / "tests/bench_hosts.py", "--arrays=40"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert found["arrays"] == 4 * 40 + 10
+    assert found["ms"] < found["pmap ms"] / 2
+
+
+@pytest.mark.slow
 def test_only_the_first_process_speaks(two):
     assert "report:" in log(two, 0)
     assert "report:" not in log(two, 1)
