@@ -314,6 +314,8 @@ GOOD = "00000001_000.png,Mass,0,1,58,M,PA,9,9,1,1\n"
         (GOOD + GOOD, "", "lists 00000001_000.png twice"),
         (GOOD, "00000001_000.png,Cold,1,2,3,4\n", "'Cold'"),
         (GOOD, "00000001_000.png,Mass,1,2,3,many\n", "the h of .* is 'many'"),
+        (GOOD, "00000001_000.png,Mass,1,2,,4\n", "Mass in .* from 1, 2 to nan, 6"),
+        (GOOD, "00000001_000.png,Mass,1,2,3,-4\n", "Mass in .* from 1, 2 to 4, -2"),
     ],
 )
 def test_a_wrong_cell_is_named(tmp_path, entries, boxes, message):

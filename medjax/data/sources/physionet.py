@@ -216,7 +216,9 @@ def _vindr_boxes(folder: Path, present: dict[str, set[str]]) -> dict[str, list[t
         for name in BOX:
             listed[name] = cells.numbers(listed, name, path)
         listed["task"] = listed["task"].replace(VINDR_NAMES)
-        for image, task, *box in listed.dropna().itertuples(index=False):
+        for image, task, *box in listed.dropna(how="all", subset=[*BOX]).itertuples(
+            index=False
+        ):
             if image in present.get(task, ()):
                 boxes[image].append((task, *box))
     return boxes

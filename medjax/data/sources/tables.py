@@ -98,6 +98,13 @@ def from_rows(
     records.check_tasks(tasks)
     if (image := prepared.first_duplicate(table["image"])) is not None:
         raise InputError(f"{where}: the table lists {image} twice: keep one row")
+    for image, marked in boxes.items():
+        for task, x0, y0, x1, y1 in marked:
+            if not (x0 < x1 and y0 < y1):  # NaN is wrong, too.
+                raise InputError(
+                    f"{where}: a box of {task} in {image} goes from {x0:g}, {y0:g} to "
+                    f"{x1:g}, {y1:g}: correct it in the list of boxes, or remove it"
+                )
 
     people: list[tuple[str, int | str]] = []
 
