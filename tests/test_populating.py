@@ -225,6 +225,7 @@ def groups(*changes):
         {"imbalance": "smote"},
         {"imbalance": "repeat_factor"},
         {"resampling__target": 0.4},
+        {"imbalance": "effective", "resampling__defer": 2},
         {"split__test": 0.4},
         {"optim__learning_rate": 1.0},
         {"optim__weight_decay": 0.0},

@@ -44,7 +44,9 @@ def arms():
         loss = {"w_pos": w, "w_neg": 1 - w, "gamma": 0.5 * arm}
         # Larger rates make a chaos of rounding: after 50 updates two runs of one arm
         # would be as far apart as two arms.
-        hyper = optim.Hyper(1e-3 / (1 + arm), 1e-2 * arm, 0.9, 0.0, loss)
+        hyper = optim.Hyper(
+            *(1e-3 / (1 + arm), 1e-2 * arm, 0.9, 0.0, loss), defer=10.0 * arm
+        )
         state = step.init_state(variables, optimizer=OPTIMIZER, dual={}, hyper=hyper)
         states.append(jax.device_get(state))
     return states, jax.random.split(jax.random.key(7), ARMS)
