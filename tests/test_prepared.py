@@ -144,6 +144,7 @@ def test_an_item_of_another_shape_is_no_mistake_of_the_users(write, make_items):
         (("a", " ", "c"), "' ', which is blank"),
         (("a", "Mean", "c"), "'Mean', which is blank or a name of ours"),
         (("a", "b", "a"), "'a', twice"),
+        (("a", "b", "A"), "findings or classes: 'a' and 'A' differ in case"),
     ],
 )
 def test_a_finding_that_the_table_cant_hold_is_refused(write, tasks, message):

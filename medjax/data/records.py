@@ -70,6 +70,7 @@ def prepare(source: Source, *, records: Path, name: str, **how: Any) -> Path:
 
 def check_tasks(tasks: Sequence[str]) -> None:
     """Refuses a finding without a name, or with one that the table already has."""
+    identity.refuse_spellings(tasks, "findings or classes")
     twice = prepared.first_duplicate(tasks)
     for task in tasks:
         if task.strip().lower() in OURS or task == twice or task in prepared.COLUMNS:

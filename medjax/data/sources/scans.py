@@ -288,6 +288,8 @@ def participants(folder: str, patients: Sequence[int | str]) -> pd.DataFrame:
     if folder and file.is_file():
         table = cells.read_csv(file, "\t")
         table.columns = table.columns.str.lower()
+        if (twice := prepared.first_duplicate(table.columns)) is not None:
+            raise InputError(f"{file}: has two columns {twice!r}: rename or remove one")
         if "participant_id" not in table:
             raise InputError(
                 f"{file}: has no column participant_id: add it, or remove it"
@@ -300,13 +302,14 @@ def participants(folder: str, patients: Sequence[int | str]) -> pd.DataFrame:
                 f"{file}: has rows of {twice!r} that differ in sex or age: keep one"
             )
         people["sex"] = cells.meaning(people["sex"], cells.SEXES, file)
-        ages = people["age"].str.strip().str.lower()
-        ages = ages[pd.to_numeric(ages, errors="coerce").isna()]
-        ages = ages[~ages.isin(["", *cells.MISSING])]
-        if len(ages):
+        said = people["age"].str.strip()
+        ages = pd.to_numeric(said, errors="coerce")
+        people["age"] = ages.where(ages.between(0, cells.OLDEST))
+        strange = people["age"].isna() & ~said.str.lower().isin(["", *cells.MISSING])
+        if strange.any():
             log.warning(
-                "%s: the age of %d patients is unknown: %r, say, is no number",
-                *(file, len(ages), ages.iloc[0]),
+                "%s: the age of %d patients is unknown: %r, say, is none from 0 to %d years",
+                *(file, strange.sum(), said[strange].iloc[0], cells.OLDEST),
             )
         if lacking := sorted({*ids} - {*people.index}):
             log.warning(
@@ -314,5 +317,5 @@ def participants(folder: str, patients: Sequence[int | str]) -> pd.DataFrame:
                 *(file, len(lacking), ids.nunique(), lacking[0]),
                 ", ".join(map(repr, people.index[:3])) or "nobody",
             )
-    people["age"] = pd.to_numeric(people["age"], errors="coerce")
+    people["age"] = people["age"].astype(float)
     return people.reindex(ids).fillna({"sex": ""}).reset_index(drop=True)
