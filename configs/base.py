@@ -388,6 +388,10 @@ def _shared(source: str) -> ConfigDict:
         "mode": "all",
         "decay": 0.75,
         "every": 100,  # steps
+        # What a classifier that is fitted to embeddings (features, or after training by
+        # `imbalance`) pays for the sum of its squared weights. Many embeddings of few
+        # images need 0.1 to 10.
+        "penalty": 1e-3,
     }
     # Unsupervised domain adaptation to the unlabelled images of adapt.data, which has the
     # fields of data: "adabn", "coral", "dann" or "none".

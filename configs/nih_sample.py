@@ -3,9 +3,10 @@
     python launch.py train --config=configs/nih_sample.py --workdir=runs/nih_sample
 
 `configs/nih_sample.py:small` is a network of an eighth of the weights on smaller images,
-for sweeps. `data.folder` is a folder laid out as ChestX-ray14 is. Half of these films
-show pneumonia, so the prevalence is not the data set's. A tenth of them is too few to
-compare recipes: cross-validate with --config.split.folds=5 --config.split.fold=K.
+for sweeps, and `:features` a classifier that is fitted to frozen ImageNet features.
+`data.folder` is a folder laid out as ChestX-ray14 is. Half of these films show pneumonia,
+so the prevalence is not the data set's. A tenth of them is too few to compare recipes:
+cross-validate with --config.split.folds=5 --config.split.fold=K.
 """
 
 from ml_collections import ConfigDict
@@ -40,8 +41,15 @@ def get_config(network: str = "") -> ConfigDict:
         c.optim.update(learning_rate=2e-3, weight_decay=0.05, warmup=40)
         c.train.update(steps=800, batch=32, evaluate_every=200)
         return c
+    if network == "features":
+        c.data.side = 224
+        c.evaluation.flip = False
+        c.intensity = {"name": "as_pretrained"}
+        c.model = {"name": "efficientnet_lite0"}
+        c.transfer.update(init="imagenet", mode="features", penalty=1.0)
+        return c
     if network:
-        raise ValueError(f"{network!r}: give small or nothing after the colon")
+        raise ValueError(f"{network!r}: give small, features or nothing after :")
     c.ensemble = 3
     c.data.side = 128
     c.augment.random_affine.update(flip=0.5, rotation=10.0, zoom=0.1)

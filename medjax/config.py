@@ -57,6 +57,7 @@ EFFECTS: dict[str, tuple[str, ...]] = {
     "transfer.decay": (),
     "transfer.every": (),
     "transfer.mode": ("network", "program"),
+    "transfer.penalty": (),
 }
 
 

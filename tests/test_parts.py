@@ -521,16 +521,18 @@ def embedded():
     return feature, (score > np.array([*cut])).astype(float)
 
 
-@pytest.mark.parametrize("scheme", ["balanced", "decoupled"])
-def test_a_fitted_head_weighs_the_classes_as_asked(config, scheme):
+@pytest.mark.parametrize(
+    ("scheme", "penalty"), [("balanced", 1e-3), ("balanced", 0.3), ("decoupled", 1e-3)]
+)
+def test_a_fitted_head_weighs_the_classes_as_asked(config, scheme, penalty):
     feature, label = embedded()
-    config.imbalance = scheme
+    config.imbalance, config.transfer.penalty = scheme, penalty
     layer, points = refit.fitted(config, FINDINGS, feature, label)
     w_pos, w_neg = (len(label) / (2 * n) for n in (label.sum(0), (1 - label).sum(0)))
     weight = np.where(label == 1, w_pos, w_neg)
     # The embeddings are standardised as they are, whatever the labels weigh.
     scaled = (feature - feature.mean(0)) / feature.std(0)
-    expected = by_scikit_learn(scaled, label, weight)
+    expected = by_scikit_learn(scaled, label, weight, penalty)
     got = feature @ layer["kernel"] + layer["bias"]
     np.testing.assert_allclose(got, expected, atol=3e-3)
     assert points == 0

@@ -31,7 +31,7 @@ RANGES = {  # What a field's number has to be, or each in a tuple.
     "-1 to 2**32 - 1": (lambda value: -1 <= value < 2**32, "split.seed"),
     "more than 0": (
         lambda value: 0 < value < INF,
-        *("optim.learning_rate", "optim.clip"),
+        *("optim.learning_rate", "optim.clip", "transfer.penalty"),
     ),
     "more than 0, at most 1": (lambda value: 0 < value <= 1, "transfer.decay"),
     "0 to 1": (

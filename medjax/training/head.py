@@ -23,7 +23,6 @@ ASKED, AMONG = 128, 2048
 # The candidates beyond K: distances from a matrix product are rounded, so the exact
 # distances of a few more are computed.
 SPARE = 16
-DECAY = 1e-3
 ITERATIONS = 200  # Of L-BFGS at most; a few dozen are usually enough.
 
 
@@ -193,7 +192,7 @@ def refit(
     *,
     between: Synthetic,
     exclusive: bool,
-    decay: float = DECAY,
+    decay: float,
 ) -> dict[str, Array]:
     """Fits a linear classifier to embeddings and to points between them.
 
