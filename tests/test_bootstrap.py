@@ -141,6 +141,16 @@ def mean_ends(values, estimates, ends, share):
     return min(mean - below, low), max(mean + above, high)
 
 
+def test_without_thresholds_the_areas_alone_have_intervals_the_same_ones():
+    *data, threshold = *cohort(), np.float32([0.5, 0.7, 0.6])
+    alone, all_of_them = intervals(*data, None), intervals(*data, threshold)
+    assert {name.removeprefix("mean_") for name in alone if "weighted" not in name} == {
+        *("auroc", "average_precision", "partial_auroc")
+    }
+    for name, interval in alone.items():
+        np.testing.assert_array_equal(interval[:4], all_of_them[name][:4])
+
+
 def test_the_interval_is_wilsons_with_the_replicates_variance():
     score, label, weight, patient = cohort()
     threshold = np.float32([0.5, 0.7, 0.6])

@@ -149,9 +149,7 @@ def sample(table, tasks, *, boxes) -> list[dict]:
     """
     table = table.sample(frac=1, random_state=0).reset_index(drop=True)
     label = table[list(tasks)].to_numpy(float)
-    columns = ["task", "x0", "y0", "x1", "y1"]
-    places = {id: rows[columns].values.tolist() for id, rows in boxes.groupby("id")}
-    boxed = table["id"].isin(places).to_numpy()
+    boxed = table["id"].isin(boxes["id"]).to_numpy()
     positive = label >= 0.5
     free, drawn = np.ones(len(table), bool), []
     for t in [*np.argsort(positive.sum(axis=0), kind="stable"), None]:
@@ -161,17 +159,18 @@ def sample(table, tasks, *, boxes) -> list[dict]:
         rows = rows[: 4 if t is None else 2]
         free[rows] = False
         drawn += [(row, "" if t is None else tasks[t]) for row in rows]
-    metadata = table.drop(columns=list(tasks)).to_dict("records")
-    names = np.array(tasks, object)
+    rows = [row for row, _ in drawn]
+    metadata = table.drop(columns=list(tasks)).iloc[rows].to_dict("records")
+    names, columns = np.array(tasks, object), ["task", "x0", "y0", "x1", "y1"]
     return [
         {
-            **metadata[row],
+            **facts,
             "shows": shows,
             "positive": names[positive[row]],
             "unknown": names[np.isnan(label[row])],
-            "boxes": places.get(metadata[row]["id"], []),
+            "boxes": boxes.loc[boxes["id"] == facts["id"], columns].values.tolist(),
         }
-        for row, shows in drawn
+        for facts, (row, shows) in zip(metadata, drawn, strict=True)
     ]
 
 

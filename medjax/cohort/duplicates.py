@@ -12,14 +12,13 @@ from collections.abc import Callable
 
 import chex
 import cv2
-import imagehash
 import numpy as np
 import pandas as pd
-from PIL import Image
-from scipy import ndimage
+from scipy import fft, ndimage
 
 SIDE = 64  # Pixels: what the hash reads, and what is correlated.
-BITS = 256
+LOW = 16  # Frequencies along an axis.
+BITS = LOW**2
 LIMIT = 24  # Bits of BITS in which the hashes of a pair may differ.
 LEAST = 0.98  # Correlation.
 FLIPS = {
@@ -59,9 +58,9 @@ def hashes(pixels: np.ndarray) -> np.ndarray:
     16 x 16 of them, against their median.
     """
     small = _shrink(pixels)
-    views = [Image.fromarray(small[flip]) for flip in FLIPS.values()]
-    bits = [imagehash.phash(view, hash_size=16).hash for view in views]
-    return np.packbits(np.reshape(bits, (len(bits), BITS)), axis=1)
+    views = np.stack([small[flip] for flip in FLIPS.values()]).astype(float)
+    low = fft.dct(fft.dct(views, axis=1)[:, :LOW], axis=2)[..., :LOW].reshape(-1, BITS)
+    return np.packbits(low > np.median(low, axis=1, keepdims=True), axis=1)
 
 
 def candidates(hashes: np.ndarray) -> pd.DataFrame:

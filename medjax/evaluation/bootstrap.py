@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from chex import Array, ArrayTree
-from scipy import stats
+from scipy.special import ndtri
 
 from medjax.cohort.describe import wilson_ends
 from medjax.errors import InputError
@@ -200,7 +200,7 @@ def normal(resampled: Resampled, level: float = LEVEL) -> ArrayTree:
     For differences: they are near normal, and a level of 99.7 % needs no quantile that
     1,000 replicates don't have.
     """
-    reach = stats.norm.ppf((1 + level) / 2)
+    reach = ndtri((1 + level) / 2)
 
     def interval(estimate: np.ndarray, drawn: np.ndarray) -> Interval:
         width = reach * deviation(drawn)
@@ -248,7 +248,7 @@ def wilson(
             k = np.maximum(rarer, 1)
             share = np.where(extreme, 0, np.sqrt(k) / (np.sqrt(k) + PRIOR))
             n = n**share * (worth * k) ** (1 - share)
-        low, high = wilson_ends(estimate, stats.norm.ppf((1 + LEVEL) / 2) ** 2 / n)
+        low, high = wilson_ends(estimate, ndtri((1 + LEVEL) / 2) ** 2 / n)
         low, high = (np.where(np.isnan(variance), np.nan, end) for end in (low, high))
         return Interval(whole, low, high, np.isnan(drawn).sum(axis=0))
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm
+from scipy.special import ndtr, ndtri
 
 from medjax.evaluation import areas, bootstrap, discrimination, means, outlines, results
 from medjax.evaluation.bootstrap import Interval
@@ -159,8 +159,8 @@ def normal_p(difference: Interval) -> float:
     estimate, low, high = map(float, difference[:3])
     if estimate == 0:
         return 1.0
-    error = (high - low) / 2 / norm.isf((1 - bootstrap.LEVEL) / 2)
-    return 2 * norm.sf(abs(estimate) / error) if error > 0 else np.nan
+    error = (high - low) / 2 / ndtri((1 + bootstrap.LEVEL) / 2)
+    return 2 * ndtr(-abs(estimate) / error) if error > 0 else np.nan
 
 
 def _with_mean(predictions: Predictions, name: str) -> np.ndarray:
@@ -207,7 +207,7 @@ def delong(score, other, label, weight, patient) -> Paired:
     tasks = [_of_task(*each, patient) for each in columns]
     difference, error = map(np.array, zip(*tasks, strict=True))
     with np.errstate(divide="ignore", invalid="ignore"):
-        p = 2 * norm.sf(np.abs(difference) / error)
+        p = 2 * ndtr(-np.abs(difference) / error)
     same = np.where(np.abs(difference) < ROUNDING, 1.0, np.nan)
     return Paired(difference, error, np.where(error < ROUNDING, same, p))
 

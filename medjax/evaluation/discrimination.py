@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from chex import Array
-from scipy import stats
+from scipy.special import ndtri, stdtrit
 
 from medjax.errors import InputError
 from medjax.evaluation import areas, bootstrap, metrics
@@ -40,6 +40,7 @@ def intervals(
     `around`.
 
     Args:
+      threshold: [T]; None: the areas alone, without any rate.
       prevalence: [T] in (0, 1), adds the predictive values there, 'ppv_at' and
         'npv_at'; None adds nothing.
       max_fpr: in (0, 1), adds 'partial_auroc', see metrics.py; None adds nothing.
@@ -60,20 +61,22 @@ def intervals(
       InputError: numbers without meaning, or no patient with a known label.
     """
     score, label, weight = (np.asarray(a, np.float32) for a in (score, label, weight))
-    patient, threshold = np.asarray(patient), np.asarray(threshold, np.float32)
+    patient, none = np.asarray(patient), np.full(score.shape[1], np.nan, np.float32)
+    cut = none if threshold is None else np.asarray(threshold, np.float32)
     ranked = score if ranked is None else np.asarray(ranked, np.float32)
-    chex.assert_rank([score, label, weight, patient, threshold], [2, 2, 2, 1, 1])
+    chex.assert_rank([score, label, weight, patient, cut], [2, 2, 2, 1, 1])
     chex.assert_equal_shape([score, ranked, label, weight])
-    chex.assert_shape([patient, threshold], [score.shape[:1], score.shape[1:]])
+    chex.assert_shape([patient, cut], [score.shape[:1], score.shape[1:]])
     for each in (score, ranked):
         check(each, label, weight)
     rows, index, number = bootstrap.numbered(weight, patient)
     score, ranked, label, weight = (x[rows] for x in (score, ranked, label, weight))
-    data = score, ranked, label, weight, index, threshold, prevalence
+    rates = (score, cut, prevalence) if threshold is not None else None
+    data = ranked, label, weight, index, rates
     resampled = jax.device_get(
         bootstrap.resample(_every, data, number, max_fpr=max_fpr, **draws)
     )
-    counts = patients(score, label, weight, index, threshold)
+    counts = patients(score, label, weight, index, cut)
     positives, results = (label * weight).sum(axis=0, where=weight > 0), {}
     for full_name, whole in resampled.whole.items():
         name, drawn = full_name.removeprefix("micro_"), resampled.drawn[full_name]
@@ -94,6 +97,8 @@ def intervals(
             mean = bootstrap.mean_of(interval, used.drawn, weights)
             moved = np.nansum((whole - used.whole) * weights) / max(weights.sum(), 1)
             results[f"{kind}_{name}"] = holding(mean.estimate + moved, mean)
+    if threshold is None:
+        return results
     for prefix in ("", "micro_"):
         _likelihood_ratios(results, prefix)
     if prevalence is not None:
@@ -110,7 +115,7 @@ def around(centre, scores: Resampled, rarer) -> Resampled:
     """
     centre = np.where(np.isnan(centre), scores.whole, centre)
     level = (1 + bootstrap.LEVEL) / 2
-    wider = stats.t.ppf(level, np.maximum(rarer - 1, 1)) / stats.norm.ppf(level)
+    wider = stdtrit(np.maximum(rarer - 1, 1), level) / ndtri(level)
     return Resampled(centre, centre + wider * (scores.drawn - scores.whole))
 
 
@@ -178,9 +183,12 @@ def _two_rates(data, counts) -> dict[str, Array]:
 
 def _every(data, counts, *, max_fpr: float | None) -> dict[str, Array]:
     """A statistic: every metric of every task [R, T], and 'micro_' those of all [R]."""
-    score, ranked, label, weight, patient, threshold, prevalence = data
+    ranked, label, weight, patient, of_rates = data
     ranking = areas.of_tasks(ranked, label, weight, patient, counts, max_fpr=max_fpr)
-    names = (*areas.NAMES, "partial_auroc")
+    ranking = dict(zip((*areas.NAMES, "partial_auroc"), ranking, strict=False))
+    if of_rates is None:
+        return ranking
+    score, threshold, prevalence = of_rates
     matrix = confusion(score, label, weight, patient, threshold, counts)
     rates = metrics.rates(matrix)
     pooled = metrics.rates(metrics.micro(matrix, ~jnp.isnan(threshold)))
@@ -188,8 +196,7 @@ def _every(data, counts, *, max_fpr: float | None) -> dict[str, Array]:
         rates["ppv_at"], rates["npv_at"] = metrics.predictive_values(
             rates["sensitivity"], rates["specificity"], prevalence
         )
-    micro = {f"micro_{name}": x for name, x in pooled.items()}
-    return dict(zip(names, ranking, strict=False)) | rates | micro
+    return ranking | rates | {f"micro_{name}": x for name, x in pooled.items()}
 
 
 def difference(

@@ -19,8 +19,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from chex import Array, ArrayTree
-from scipy import stats
 
 from medjax.evaluation import bootstrap
 from medjax.evaluation.bootstrap import Interval
@@ -243,7 +243,11 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     nothing resembles no other.
     """
     first, second = (
-        stats.rankdata(x.reshape(*x.shape[:2], -1), axis=-1) for x in (first, second)
+        pd.DataFrame(x.reshape(-1, x[0, 0].size).T)
+        .rank()
+        .to_numpy()
+        .T.reshape(*x.shape[:2], -1)
+        for x in (first, second)
     )
     first, second = (x - x.mean(axis=-1, keepdims=True) for x in (first, second))
     product = (first * second).sum(axis=-1)

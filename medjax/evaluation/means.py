@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from chex import Array
-from scipy import stats
+from scipy.special import stdtrit
 
 from medjax.cohort.describe import wilson_ends
 from medjax.evaluation import bootstrap
@@ -60,7 +60,7 @@ def _spread(linear: Linear) -> tuple[np.ndarray, np.ndarray]:
     """[...]: the variance of the means, and the quantile of Student's t."""
     n = np.maximum(linear.patients, 2)
     variance = (linear.influence**2).sum(axis=0) * n / (n - 1)
-    return variance, stats.t.ppf((1 + LEVEL) / 2, n - 1)
+    return variance, stdtrit(n - 1, (1 + LEVEL) / 2)
 
 
 def shares(linear: Linear) -> Interval:
@@ -239,6 +239,6 @@ def _gap(linear: Linear, names: list[str]) -> Gap:
     estimate, n = mean[one] - mean[other], min(people[one], people[other])
     missed = (1 - bootstrap.LEVEL) / len(pairs)  # 5 % for all pairs together.
     error = math.sqrt(((influence[:, one] - influence[:, other]) ** 2).sum())
-    reach = stats.t.ppf(1 - missed / 2, n - 1) * error * math.sqrt(n / (n - 1))
+    reach = stdtrit(n - 1, 1 - missed / 2) * error * math.sqrt(n / (n - 1))
     ends = float(estimate - reach), float(estimate + reach)
     return Gap(float(estimate), *ends, [names[one], names[other]])

@@ -14,8 +14,8 @@ Source: Cox, Biometrika 45 (1958) 562; Van Calster et al., BMC Medicine 17 (2019
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize, stats
-from scipy.special import expit
+from scipy import optimize
+from scipy.special import betaincinv, chndtr, expit, stdtrit
 
 from medjax.evaluation import bootstrap, calibration, metrics
 from medjax.evaluation.bootstrap import Interval
@@ -194,7 +194,7 @@ def _cox(p, y, w, patient) -> np.ndarray:
         return numbers
     _, patient = np.unique(patient, return_inverse=True)
     people = min(len(np.unique(patient[flag])) for flag in (y > 0, y < 1))
-    reach = stats.t.ppf((1 + bootstrap.LEVEL) / 2, max(people - 1, 1))
+    reach = stdtrit(max(people - 1, 1), (1 + bootstrap.LEVEL) / 2)
 
     def fitted(x: np.ndarray, offset) -> np.ndarray:  # [3, K]
         fit = calibration.logistic(x, y, w, offset)
@@ -249,7 +249,7 @@ def debiased(gap: np.ndarray, mass: np.ndarray) -> tuple[float, float, float]:
     freedom = noise / scale
 
     def chance(noncentrality: float) -> float:
-        return stats.ncx2.cdf(square / scale, freedom, noncentrality)
+        return chndtr(square / scale, freedom, noncentrality)
 
     def error(tail: float) -> float:  # With which so small a square has this chance.
         if chance(0) <= tail:
@@ -270,8 +270,8 @@ def exact(share: np.ndarray, number: np.ndarray) -> tuple[np.ndarray, np.ndarray
     """
     tail = (1 - bootstrap.LEVEL) / 2
     hits = share * number
-    low = stats.beta.ppf(tail, np.where(hits > 0, hits, 1), number - hits + 1)
-    high = stats.beta.ppf(1 - tail, hits + 1, np.where(share < 1, number - hits, 1))
+    low = betaincinv(np.where(hits > 0, hits, 1), number - hits + 1, tail)
+    high = betaincinv(hits + 1, np.where(share < 1, number - hits, 1), 1 - tail)
     none = np.isnan(share)
     low, high = np.where(hits > 0, low, 0), np.where(share < 1, high, 1)
     return np.where(none, np.nan, low), np.where(none, np.nan, high)

@@ -134,7 +134,7 @@ def summarise(
     # All labels as one task: the tasks' thresholds don't hold for it.
     pooled = discrimination.intervals(
         *(x.reshape(-1, 1) for x in (score, label, weight)),
-        *(predictions.patient.repeat(len(tasks)), np.full(1, np.nan)),
+        *(predictions.patient.repeat(len(tasks)), None),
         ranked=_pooled(score, ranked),
         max_fpr=MAX_FPR,
         **draws,

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from chex import Array
-from scipy import stats
+from scipy.special import stdtr, stdtrit
 
 from medjax.errors import InputError
 from medjax.evaluation import areas, bootstrap, discrimination
@@ -362,8 +362,8 @@ def _t_test(
         return 0.0, 1.0 if mean == 0 else np.nan
     freedom = variance**2 / (error**4 / freedom + by_seed**2 / max(seeds - 1, 1))
     root = np.sqrt(variance)
-    p = 2 * stats.t.sf(abs(mean) / root, freedom)
-    return stats.t.ppf(1 - ALPHA / 2, freedom) * root, p
+    p = 2 * stdtr(freedom, -abs(mean) / root)
+    return stdtrit(freedom, 1 - ALPHA / 2) * root, p
 
 
 def _over_seeds(

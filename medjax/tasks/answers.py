@@ -163,8 +163,7 @@ def _auroc(rows: list[dict], regions: tuple[str, ...], **draws) -> dict[str, dic
     )
     patient = pd.factorize(table["patient"][:: len(regions)])[0]
     data = (true > 0).astype(np.float32), np.ones(true.shape, np.float32), patient
-    nowhere = np.full(len(regions), np.nan)
-    areas = discrimination.intervals(drawn, *data, nowhere, **draws)["auroc"]
+    areas = discrimination.intervals(drawn, *data, None, **draws)["auroc"]
     intervals = [
         bootstrap.interval(
             bootstrap.at(areas, k),

@@ -113,9 +113,8 @@ def floor(config: Config, data: films.Data, manifest: pd.DataFrame) -> dict:
 
 def _aurocs(config: Config, score, label, known, patient) -> list[dict[str, float]]:
     """The interval of each task's AUROC, of scores [N, T], and last of their mean."""
-    thresholds = np.full(score.shape[1], np.nan)
     areas = discrimination.intervals(
-        *(score, np.nan_to_num(label), known, patient, thresholds),
+        *(score, np.nan_to_num(label), known, patient, None),
         **parts.bootstrap(config),
     )
     columns = map(np.append, areas["auroc"][:3], areas["mean_auroc"][:3])
