@@ -384,6 +384,7 @@ def try_kills(seconds: float, options: Options, folder: Path) -> Iterator[Row]:
         tried[stage] += 1
         why = errors[-300:] if "Traceback" in errors else study.again(stage, place)
         faults[stage] += [why] if why else []
+        print(f"{stage}: {why or 'the same bits'}", file=sys.stderr, flush=True)
         shutil.rmtree(place.parent)
     for stage in STAGES:
         outcome = "; ".join(faults[stage]) or "the same bits"
