@@ -301,11 +301,8 @@ def check(config: ConfigDict) -> None:
 
 def _compare(expected: dict, given: dict, above: str = "") -> None:
     for name, default in expected.items():
-        if above + name in (
-            *OPEN,
-            "data.files",
-            "data.values",
-        ):  # Others are the user's.
+        # Of these sections only the name is ours, and the other fields are the user's.
+        if above + name in (*OPEN, "data.files", "data.values"):
             default = {key: default[key] for key in default if key == "name"}
         if name not in given:
             raise ValueError(f"has no field {above}{name}: add it, see configs/base.py")

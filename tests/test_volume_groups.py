@@ -100,10 +100,14 @@ def test_sex_and_age_are_read_from_bids(tmp_path, caplog):
     assert "the sex of 1 rows counts as unknown: '2', say" in caplog.text
     file.write_text("participant_id\tage\nsub-01\t89+\nsub-02\t n/a\n")
     assert scans.participants(str(tmp_path), ["01", "02"])["age"].isna().all()
-    assert "the age of 1 patients is unknown: '89+', say, is none from 0" in caplog.text
+    assert (
+        "the age of 1 patients is unknown: '89+', say, is no age from 0" in caplog.text
+    )
     file.write_text("participant_id\tage\nsub-01\t300\nsub-02\t-3\n")
     assert scans.participants(str(tmp_path), ["01", "02"])["age"].isna().all()
-    assert "the age of 2 patients is unknown: '300', say, is none from 0" in caplog.text
+    assert (
+        "the age of 2 patients is unknown: '300', say, is no age from 0" in caplog.text
+    )
     file.write_text("participant_id\tAge\tage\nsub-01\t30\t31\n")
     with pytest.raises(InputError, match="has two columns 'age'"):
         scans.participants(str(tmp_path), ["01"])

@@ -300,19 +300,17 @@ def _first(dataset: pydicom.Dataset, name: str, absent: float | None = None):
 
 
 def _doubt(dataset: pydicom.Dataset) -> str:
-    """What a film says twice, in two ways, of which value is black; '' if it doesn't.
+    """How two elements of a film disagree on which value is black; '' if they don't.
 
     Makers write a wrong shape, so viewers that obey it show such films inverted.
 
     Source: DICOM PS3.3 C.8.11.3.1.
     """
-    colour, shape = (
-        dataset.PhotometricInterpretation,
-        dataset.get("PresentationLUTShape"),
-    )
+    colour = dataset.PhotometricInterpretation
+    shape = dataset.get("PresentationLUTShape")
     if not shape or (shape == "INVERSE") == (colour == "MONOCHROME1"):
         return ""
-    return f"{colour} with the PresentationLUTShape {shape}, which is passed over"
+    return f"{colour} with the PresentationLUTShape {shape}, which is ignored"
 
 
 def _spacing(dataset: pydicom.Dataset) -> tuple[float, float]:

@@ -33,7 +33,9 @@ PICTURE = re.compile(
     rb"|\0\0\0\x0cjP  |\xffO\xffQ|....ftyp(avif|heic|mif1)",
     re.DOTALL,
 )
-DECODED = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)  # Markers of a JPEG's frames.
+# Markers of a JPEG's frames, the last one of JPEG-LS, and those that are read.
+FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+DECODED = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)
 PADDING = b"\0\xff\r\n "  # That may follow a picture, before another one.
 GLUED = re.compile(rb"\xff\xd9[%b]*?\xff\xd8\xff" % PADDING)  # Of two JPEGs.
 
@@ -248,15 +250,11 @@ def _check_jpeg(data: bytes) -> tuple[int, int]:
 
 
 def _jpeg_frame(data: bytes) -> tuple[int, ...] | None:
-    """A JPEG's first frame: marker, length, bits, height, width and channels."""
+    """Marker, length, bits, height, width and channels of a JPEG's first frame, if any."""
     at = data.find(b"\xff", 2)
     while 0 <= at < len(data) - 9:
         marker = data[at + 1]
-        if (
-            0xC0 <= marker <= 0xCF
-            and marker not in (0xC4, 0xC8, 0xCC)
-            or marker == 0xF7
-        ):
+        if marker in FRAMES:
             return struct.unpack_from(">BHBHHB", data, at + 1)
         if marker == 0xFF or marker == 0x01 or 0xD0 <= marker <= 0xD8:
             step = 1 if marker == 0xFF else 2  # These have no length.

@@ -15,6 +15,7 @@ weights, one after the other from the classifier down, and the heatmaps are comp
 the trained model's: what stays alike explains the image, not the model.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -242,11 +243,9 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     NaN where the first is constant; 0 where only the second is, as a heatmap that says
     nothing resembles no other.
     """
+    shape = *first.shape[:2], math.prod(first.shape[2:])
     first, second = (
-        pd.DataFrame(x.reshape(-1, x[0, 0].size).T)
-        .rank()
-        .to_numpy()
-        .T.reshape(*x.shape[:2], -1)
+        pd.DataFrame(x.reshape(-1, shape[-1])).rank(axis=1).to_numpy().reshape(shape)
         for x in (first, second)
     )
     first, second = (x - x.mean(axis=-1, keepdims=True) for x in (first, second))

@@ -216,9 +216,8 @@ def _vindr_boxes(folder: Path, present: dict[str, set[str]]) -> dict[str, list[t
         for name in BOX:
             listed[name] = cells.numbers(listed, name, path)
         listed["task"] = listed["task"].replace(VINDR_NAMES)
-        for image, task, *box in listed.dropna(how="all", subset=[*BOX]).itertuples(
-            index=False
-        ):
+        listed = listed.dropna(how="all", subset=[*BOX])
+        for image, task, *box in listed.itertuples(index=False):
             if image in present.get(task, ()):
                 boxes[image].append((task, *box))
     return boxes

@@ -308,7 +308,7 @@ def participants(folder: str, patients: Sequence[int | str]) -> pd.DataFrame:
         strange = people["age"].isna() & ~said.str.lower().isin(["", *cells.MISSING])
         if strange.any():
             log.warning(
-                "%s: the age of %d patients is unknown: %r, say, is none from 0 to %d years",
+                "%s: the age of %d patients is unknown: %r, say, is no age from 0 to %d years",
                 *(file, strange.sum(), said[strange].iloc[0], cells.OLDEST),
             )
         if lacking := sorted({*ids} - {*people.index}):
