@@ -29,7 +29,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from medjax.evaluation import compare, discrimination
+from medjax.evaluation import discrimination
 
 IMAGES, FINDINGS = 25_596, 14
 
@@ -101,7 +101,6 @@ def main() -> None:
     rounds = [(*timed(ours), *peer()) for _ in range(args.rounds)]
     scale = args.replicates / args.loops
     wall, cpu, peer_wall, peer_cpu = map(statistics.median, zip(*rounds, strict=True))
-    test, _ = timed(compare.delong, score, score[::-1], label, weight, patient)
     print(
         json.dumps(
             {
@@ -115,7 +114,6 @@ def main() -> None:
                 "scikit_learn": "auroc.py" if args.peer_python else "the same loop",
                 "times_faster": round(peer_wall * scale / wall, 1),
                 "times_less_cpu": number(peer_cpu * scale / cpu),
-                "delong_s": round(test, 3),
                 "cores": os.cpu_count(),
                 "load": [round(x, 1) for x in os.getloadavg()],
             }

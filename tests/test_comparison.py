@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics as oracles
+from test_bootstrap import simulate
 
+from medjax.evaluation import bootstrap, discrimination
 from medjax.evaluation import compare as comparison
 from medjax.evaluation.predict import Predictions
 
@@ -56,9 +58,6 @@ def test_every_number_is_scikit_learns():
     one, other = runs()
     found = compare(one, other)
     assert (found["films"], found["patients"], found["replicates"]) == (90, 45, 100)
-    tested = comparison.delong(
-        *(one.probability, other.probability, one.label, one.weight, one.patient)
-    )
     averages = {"auroc": oracles.roc_auc_score}
     averages["average_precision"] = oracles.average_precision_score
     for name, oracle in averages.items():
@@ -79,14 +78,66 @@ def test_every_number_is_scikit_learns():
         assert (row["one"], row["other"]) == pytest.approx(tuple(expected), abs=1e-6)
         expected = expected[0] - expected[1]
         assert row["difference"]["estimate"] == pytest.approx(expected, abs=1e-6)
+    p = [found["tasks"][task]["p"] for task in "abc"]
     for t, task in enumerate("abc"):
         row = found["tasks"][task]
         known = one.weight[:, t] > 0
         assert row["positives"] == one.label[known, t].sum()
         assert row["positives"] + row["negatives"] == known.sum()
-        assert row["p"] == tested.p[t]
-        assert row["holm"] == comparison.holm(tested.p)[t]
+        assert row["holm"] == pytest.approx(comparison.holm(p)[t])
         assert row["why"] == ""
+
+
+def components(score, label):
+    """DeLong's structural components of an AUROC, all pairs written out."""
+    ill, well = score[label == 1], score[label == 0]
+    kernel = (ill[:, None] > well) + 0.5 * (ill[:, None] == well)
+    return kernel.mean(axis=1), kernel.mean(axis=0)
+
+
+def test_with_one_image_a_patient_p_is_near_delongs():
+    rng = np.random.default_rng(0)
+    label = (rng.random((300, 20)) < 0.4).astype(np.float32)
+    common = rng.normal(size=label.shape)
+    one, other = (
+        Predictions(np.arange(300), np.arange(300), score, label, np.ones_like(label))
+        for score in (
+            np.float32(gain * label + common + rng.normal(size=label.shape))
+            for gain in (1.2, 1.0)
+        )
+    )
+    names = tuple("abcdefghijklmnopqrst")
+    found = comparison.compare(
+        one, other, tasks=names, key=jax.random.key(0), replicates=1000
+    )
+    for t, task in enumerate(names):
+        both = (components(run.probability[:, t], label[:, t]) for run in (one, other))
+        ill, well = (a - b for a, b in zip(*both, strict=True))
+        error = np.sqrt(
+            np.var(ill, ddof=1) / ill.size + np.var(well, ddof=1) / well.size
+        )
+        z = stats.norm.isf(found["tasks"][task]["p"] / 2)
+        assert z == pytest.approx(abs(ill.mean()) / error, rel=0.12)
+
+
+def test_of_equal_models_one_in_twenty_differs():
+    """Studies of clustered patients, as the tasks of one call."""
+    trials, rng = 250, np.random.default_rng(0)
+    cohorts = [simulate(rng, 80, 3) for _ in range(trials)]
+    score, label = (np.concatenate(x, axis=1) for x in list(zip(*cohorts))[:2])
+    # The other sees the same images, with noise of its own on each patient.
+    noise = rng.normal(size=(2, 80, trials)).repeat(3, axis=1)
+    scores = np.float32(score + noise)
+    small = []
+    for patient in (np.arange(240) // 3, np.arange(240)):
+        found = discrimination.difference(
+            *(*scores, label, np.ones_like(label), patient),
+            key=jax.random.key(0),
+            replicates=200,
+        )
+        small.append(np.mean(bootstrap.p_value(found["auroc"]) < 0.05))
+    assert 0.03 <= small[0] <= 0.07
+    assert small[1] > 0.15  # As if images were patients.
 
 
 def test_a_task_without_a_class_is_empty_and_says_why():
@@ -159,6 +210,16 @@ def test_a_small_difference_of_all_findings_is_found_by_the_mean_alone():
     )
     assert found["p"] < 1e-6
     assert all(row["holm"] > found["p"] for row in found["tasks"].values())
+
+
+def test_what_has_no_variance_is_not_tested():
+    one, _ = runs()
+    perfect, opposite = (
+        one._replace(probability=(s * one.label).astype("f4")) for s in (1, -1)
+    )
+    row = compare(perfect, opposite)["tasks"]["a"]
+    assert row["metrics"]["auroc"]["difference"]["estimate"] == 1
+    assert row["p"] is None and row["why"] == "zero variance: no test"
 
 
 def test_a_model_does_not_differ_from_itself():

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from chex import Array, ArrayTree
-from scipy.special import ndtri
+from scipy.special import ndtr, ndtri
 
 from medjax.cohort.describe import wilson_ends
 from medjax.errors import InputError
@@ -208,6 +208,18 @@ def normal(resampled: Resampled, level: float = LEVEL) -> ArrayTree:
         return Interval(estimate, estimate - width, estimate + width, undefined)
 
     return jax.tree.map(interval, *jax.device_get(tuple(resampled)))
+
+
+def p_value(difference: Interval) -> np.ndarray:
+    """The two-sided p of no difference, [...], by the end next to 0 of its interval.
+
+    1 where the difference is 0, and NaN where another one has no variance.
+    """
+    estimate, low, high = (np.asarray(x, np.float64) for x in difference[:3])
+    reach = np.where(estimate > 0, estimate - low, high - estimate)
+    z = ndtri((1 + LEVEL) / 2) * np.abs(estimate) / np.where(reach > 0, reach, np.nan)
+    p = np.where(reach < ROUNDING, np.nan, 2 * ndtr(-z))
+    return np.where(np.abs(estimate) < ROUNDING, 1, p)
 
 
 def deviation(drawn: np.ndarray) -> np.ndarray:

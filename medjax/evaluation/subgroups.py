@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from chex import Array
-from scipy.special import ndtr, ndtri
+from scipy.special import ndtri
 
 from medjax.evaluation import areas, bootstrap, discrimination, metrics
 from medjax.evaluation.bootstrap import LEAST, Interval, Resampled
@@ -306,11 +306,8 @@ def differences(
     estimate, low, high = numbers
     enough = measured.patients[:, pairs].min(axis=2) >= LEAST
     tested = np.pad(enough, ((0, 0), (0, 0), (0, 1)), constant_values=True)
+    p = bootstrap.p_value(Interval(*numbers, 0))
     reach = ndtri((1 + bootstrap.LEVEL) / 2)
-    towards_0 = np.where(estimate > 0, estimate - low, high - estimate)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        p = 2 * ndtr(-np.abs(estimate) / towards_0 * reach)
-    p = np.where(estimate == 0, 1, p)
     family = np.append(np.ones(len(shared)), max(compared.sum(), 1))
     wider = ndtri(1 - (1 - bootstrap.LEVEL) / 2 / family) / reach
     low, high = (estimate + wider * (end - estimate) for end in (low, high))
