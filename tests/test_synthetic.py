@@ -1,7 +1,4 @@
-import functools
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from imblearn.over_sampling import ADASYN, SMOTE
@@ -50,8 +47,7 @@ def real(made):
 @pytest.mark.parametrize("offset", [0, 4096])
 @pytest.mark.parametrize("step", [2.0**-10, 0.25])
 def test_neighbours_are_those_of_brute_force(monkeypatch, offset, step):
-    monkeypatch.setattr(head, "ASKED", 30)  # Several blocks, the last wraps.
-    monkeypatch.setattr(head, "AMONG", 50)
+    monkeypatch.setattr(head, "TOGETHER", 30)  # Several blocks.
     rng = np.random.default_rng(0)
     # On a grid distances are exact, and on the coarse one many of them are equal.
     grid = np.rint(rng.normal(size=(FILMS, WIDTH)) / step) * step
@@ -60,8 +56,9 @@ def test_neighbours_are_those_of_brute_force(monkeypatch, offset, step):
     asked, among = rng.random((2, FILMS)) < [[0.4], [0.6]]
     asked[40:44] = among[40:44] = True
     feature[~(asked | among)] = np.nan
-    got = head.nearest(feature, jnp.array(asked), jnp.array(among), neighbours=7)
-    np.testing.assert_array_equal(got, brute_force(feature, asked, among, 7))
+    rows = map(np.flatnonzero, (asked, among))
+    got = head.nearest(feature, *rows, neighbours=7)
+    np.testing.assert_array_equal(got, brute_force(feature, asked, among, 7)[asked])
 
 
 def test_neighbours_are_those_of_scikit_learn():
@@ -70,9 +67,8 @@ def test_neighbours_are_those_of_scikit_learn():
     rows = np.flatnonzero(minority)
     oracle = NearestNeighbors(n_neighbors=6).fit(feature[rows])
     expected = rows[oracle.kneighbors(return_distance=False, n_neighbors=5)]
-    mask = jnp.array(minority)
-    got = head.nearest(jnp.array(feature), mask, mask, neighbours=5)
-    np.testing.assert_array_equal(got[rows], expected)
+    got = head.nearest(feature, rows, rows, neighbours=5)
+    np.testing.assert_array_equal(got, expected)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -107,11 +103,10 @@ def test_smote_fills_up_to_the_other_class_evenly():
 def test_smotes_remainder_goes_to_every_seed_alike():
     feature, label = cohort(4)
     minority = np.flatnonzero(label == 1)
-    few = functools.partial(head.smote, size=4, wanted=4)
     keys = jax.random.split(KEY, 30)
-    made = jax.vmap(few, (0, None, None))(keys, feature, label)
-    assert all(len(set(row)) == 4 for row in np.asarray(made.seed))
-    counts = np.bincount(np.asarray(made.seed).ravel(), minlength=FILMS)
+    made = [head.smote(key, feature, label, size=4, wanted=4) for key in keys]
+    assert all(len(set(points.seed)) == 4 for points in made)
+    counts = np.bincount(np.ravel([points.seed for points in made]), minlength=FILMS)
     assert counts.sum() == counts[minority].sum()
     mean = 120 / len(minority)
     assert np.abs(counts[minority] - mean).max() < 5 * np.sqrt(mean)
@@ -145,29 +140,6 @@ def test_adasyn_without_a_neighbour_of_the_other_class_is_even():
     assert len(seeds) == np.sum(label == 0) - np.sum(label == 1)
     counts = np.bincount(seeds, minlength=FILMS)[label == 1]
     assert np.ptp(counts) <= 1
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "method", [pytest.param(head.smote, marks=pytest.mark.slow), head.adasyn]
-)
-def test_tasks_abreast_get_what_each_gets_alone(method):
-    feature = np.random.default_rng(0).normal(size=(FILMS, WIDTH)).astype(np.float32)
-    shares, unknown = (0.02, 0.3, 0.9, 0.0), (0.0, 0.5, 0.2, 0.3)
-    each = [cohort(i, s, u)[1] for i, (s, u) in enumerate(zip(shares, unknown))]
-    label = np.stack(each, axis=1)
-    wanted, keys = jnp.array([5, 60, 70, 10]), jax.random.split(KEY, 4)
-
-    def one(key, label, wanted):
-        return method(key, feature, label, size=80, wanted=wanted)
-
-    abreast = jax.vmap(one, (0, 1, 0))(keys, label, wanted)
-    for t in range(4):
-        alone = one(keys[t], label[:, t], wanted[t])
-        for got, expected in zip(abreast, alone, strict=True):
-            np.testing.assert_array_equal(got[t], expected)
-    np.testing.assert_allclose(abreast.weight.sum(1), [5, 60, 70, 0], atol=9)
-    assert abreast.weight[3].sum() == 0  # Nobody has it.
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -160,16 +160,14 @@ def _between(
     wanted = positives.max() - positives
     if not output.exclusive:
         wanted = np.abs(positives - negatives)
-    wanted = np.rint(wanted).astype(np.int32)
-    make = functools.partial(
-        getattr(head, config.imbalance),
-        size=max(1, int(wanted.max())),
-        neighbours=config.resampling.neighbours,
-    )
-    return jax.vmap(
-        lambda key, label, wanted: make(key, feature, label, wanted=wanted),
-        in_axes=(0, 1, 0),
-    )(jax.random.split(jax.random.key(config.seed), tasks), label, wanted)
+    wanted = np.rint(wanted).astype(int).tolist()
+    method, keys = getattr(head, config.imbalance), jax.random.key(config.seed)
+    how = {"size": max(1, *wanted), "neighbours": config.resampling.neighbours}
+    of_tasks = [
+        method(key, feature, each, wanted=number, **how)
+        for key, each, number in zip(jax.random.split(keys, tasks), label.T, wanted)
+    ]
+    return jax.tree.map(lambda *parts: np.stack(parts), *of_tasks)
 
 
 def restated(

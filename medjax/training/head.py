@@ -7,19 +7,16 @@ alone: Kang et al., ICLR 2020.)
 A synthetic point of the rarer class lies between two embeddings of it.
 """
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from chex import Array
 
-# Distances are computed in blocks: images that ask, and images that may be neighbours.
-ASKED, AMONG = 128, 2048
+TOGETHER = 256  # Images whose distances to all others are in memory at once.
 # The candidates beyond K: distances from a matrix product are rounded, so the exact
 # distances of a few more are computed.
 SPARE = 16
@@ -29,11 +26,13 @@ ITERATIONS = 200  # Of L-BFGS at most; a few dozen are usually enough.
 class Synthetic(NamedTuple):
     """M synthetic points of one task, (1 - gap) seed + gap neighbour."""
 
-    seed: Array  # [M] int32, as `neighbour` a row that a point lies between.
-    neighbour: Array
-    gap: Array  # [M] float32 in [0, 1).
-    weight: Array  # [M] float32, 1 for a point, 0 for padding; the points come first.
-    label: Array  # [] float32, the class of all points: 0 where negatives are rarer.
+    seed: np.ndarray  # [M] int32, as `neighbour` a row that a point lies between.
+    neighbour: np.ndarray
+    gap: np.ndarray  # [M] float32 in [0, 1).
+    weight: np.ndarray  # [M] float32, 1 for a point, 0 for padding, which comes last.
+    label: (
+        np.ndarray
+    )  # [] float32, the class of all points: 0 where negatives are rarer.
 
 
 def no_points(tasks: int) -> Synthetic:
@@ -42,9 +41,7 @@ def no_points(tasks: int) -> Synthetic:
     return Synthetic(rows, rows, gap, gap, gap[:, 0])
 
 
-def smote(
-    key: Array, feature: Array, label: Array, *, size, wanted, neighbours=5
-) -> Synthetic:
+def smote(key: Array, feature: np.ndarray, label: np.ndarray, **how: int) -> Synthetic:
     """Puts points between each image of the rarer class and its nearest of that class.
 
     Each such image starts equally many points, and the remainder goes to some at
@@ -56,18 +53,15 @@ def smote(
       feature: [N, F] embeddings; anything where the label is NaN.
       label: [N] in [0, 1], positive from 0.5 on; NaN, which is unknown, is neither a
         seed nor a neighbour.
-      size: M, int, the largest number of points.
-      wanted: [] int, how many points; at most `size` are made.
-      neighbours: K, int >= 1, of which each point draws one.
+      how: `size`, M, the largest number of points; `wanted`, how many points, of which
+        at most M are made; `neighbours`, K >= 1, of which each point draws one.
 
     Source: Chawla, Bowyer, Hall, Kegelmeyer, SMOTE, JAIR 16 (2002), section 4.2.
     """
-    return _synthetic(_even, key, feature, label, size, neighbours, wanted)
+    return _synthetic(key, feature, label, by_foes=False, **how)
 
 
-def adasyn(
-    key: Array, feature: Array, label: Array, *, size, wanted, neighbours=5
-) -> Synthetic:
+def adasyn(key: Array, feature: np.ndarray, label: np.ndarray, **how: int) -> Synthetic:
     """SMOTE with more points where the other class is near.
 
     An image of the rarer class starts rint(wanted r / sum r) points, where r is the
@@ -78,110 +72,79 @@ def adasyn(
 
     Source: He, Bai, Garcia, Li, ADASYN, IJCNN 2008.
     """
-    return _synthetic(_by_difficulty, key, feature, label, size, neighbours, wanted)
+    return _synthetic(key, feature, label, by_foes=True, **how)
 
 
-def nearest(feature: Array, asked: Array, among: Array, *, neighbours: int) -> Array:
-    """Finds each image's K nearest others by Euclidean distance, of [N, F] features.
+def nearest(
+    feature: np.ndarray, asked: np.ndarray, among: np.ndarray, *, neighbours: int
+) -> np.ndarray:
+    """Finds each asked image's K nearest others by Euclidean distance, [A, K] rows.
 
-    Computed in blocks: the time is proportional to the product of the two numbers of
-    images, and no [N, N] array is ever in memory. `asked`, [N] bool, are the images
-    whose neighbours are wanted; `among`, [N] bool, those that may be neighbours. The
-    features of others may be anything.
-
-    Returns:
-      [N, K] int32 rows, nearest first, ties by the lower row; -1 where there are
-      fewer, and for images that didn't ask.
+    Nearest first, ties by the lower row; -1 where there are fewer. Of the features
+    [N, F] only the rows `asked` [A] and `among` [M], ascending, are read; `among` may be
+    neighbours.
     """
-    images, wide = len(feature), neighbours + SPARE
-    asking, n_asking = jnp.argsort(~asked, stable=True), jnp.sum(asked)
-    others, n_others = jnp.argsort(~among, stable=True), jnp.sum(among)
-    feature = jnp.asarray(feature, jnp.float32)
-
-    def block(i, rows):
-        here = asking[(i * ASKED + jnp.arange(ASKED)) % n_asking]  # The last one wraps.
-        x = feature[here]
-        centre = x.mean(axis=0)  # A common offset would cost the product its digits.
-
-        def merge(j, best):
-            position = j * AMONG + jnp.arange(AMONG)
-            there = others[jnp.minimum(position, images - 1)]
-            y = feature[there] - centre
-            product = jnp.matmul(x - centre, y.T, precision="highest")
-            far = jnp.sum(y**2, axis=1) - 2 * product  # |x|^2 is in all of a row.
-            valid = (position < n_others) & (there != here[:, None])
-            row = jnp.where(valid, there, -1).astype(jnp.int32)
-            row = jnp.concatenate([best[1], row], axis=1)
-            far = jnp.concatenate([best[0], jnp.where(valid, far, jnp.inf)], axis=1)
-            close, which = jax.lax.top_k(-far, wide)
-            return -close, jnp.take_along_axis(row, which, axis=1)
-
-        none = jnp.full((ASKED, wide), jnp.inf), jnp.full((ASKED, wide), -1, jnp.int32)
-        _, row = jax.lax.fori_loop(0, -(-n_others // AMONG), merge, none)
-        row = jnp.sort(row, axis=1)  # top_k takes the first of equals.
-        exact = jnp.sum((feature[row] - x[:, None]) ** 2, axis=-1)
-        exact = jnp.where(row >= 0, exact, jnp.inf)
-        _, which = jax.lax.top_k(-exact, neighbours)
-        return rows.at[here].set(jnp.take_along_axis(row, which, axis=1))
-
-    rows = jnp.full((images, neighbours), -1, jnp.int32)
-    return jax.lax.fori_loop(0, -(-n_asking // ASKED), block, rows)
+    others = feature[among]
+    centre = others.mean(axis=0)  # A common offset would cost the product its digits.
+    centred = others - centre
+    squares = np.sum(centred**2, axis=1)
+    last = min(neighbours + SPARE, len(among)) - 1
+    near = np.full((len(asked), neighbours), -1)
+    for start in range(0, len(asked), TOGETHER):
+        rows = asked[start : start + TOGETHER]
+        # |x|^2 is in all of a row.
+        far = squares - 2 * (feature[rows] - centre) @ centred.T
+        far[rows[:, None] == among] = np.inf
+        most = np.partition(far, last)[:, last]
+        for n, row in enumerate(rows):
+            close = np.flatnonzero((far[n] <= most[n]) & (far[n] < np.inf))
+            exact = np.sum((others[close] - feature[row]) ** 2, axis=1)
+            chosen = among[close[np.argsort(exact, stable=True)]][:neighbours]
+            near[start + n, : len(chosen)] = chosen
+    return near
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4, 5))
-def _synthetic(starts, key, feature, label, size, neighbours, wanted):
-    """Both methods; `starts` says how many points each seed starts."""
-    chex.assert_rank([feature, label], [2, 1])
-    chex.assert_equal_shape_prefix([feature, label], 1)
+def _synthetic(
+    key: Array,
+    feature: np.ndarray,
+    label: np.ndarray,
+    *,
+    by_foes: bool,
+    size: int,
+    wanted: int,
+    neighbours: int = 5,
+) -> Synthetic:
+    """Both methods; `by_foes`: an image starts the more points, the more are near."""
     present, absent = label >= 0.5, label < 0.5  # NaN is neither.
-    positive = jnp.sum(present) <= jnp.sum(absent)
-    rarer = jnp.where(positive, present, absent)
-    other = jnp.where(positive, absent, present)
-    wanted = jnp.clip(wanted, 0, size).astype(jnp.int32)
+    positive = present.sum() <= absent.sum()
+    rarer, other = (present, absent) if positive else (absent, present)
+    images, blank = np.flatnonzero(rarer), np.zeros(size, np.int32)
+    gap, weight = np.zeros((2, size), np.float32)
+    made = Synthetic(blank, blank.copy(), gap, weight, np.float32(positive))
+    wanted = min(wanted, size)
+    if len(images) < 2 or wanted < 1:
+        return made
     shuffle, draw = jax.random.split(key)
-    random = jax.random.uniform(shuffle, rarer.shape)
-    order = jnp.argsort(jnp.where(rarer, random, 2.0))  # The rarer class comes first.
-    counts = starts(wanted, order, rarer, other, feature, neighbours)
-    return _between(draw, feature, rarer, positive, order, counts, size, neighbours)
-
-
-def _even(wanted, order, rarer, *_):
-    """Points of each row of `order`, [N]: the rarer class's differ by at most one."""
-    images = jnp.maximum(jnp.sum(rarer), 1)
-    rank = jnp.arange(len(order))
-    counts = wanted // images + (rank < wanted % images)
-    return jnp.where(rank < jnp.sum(rarer), counts, 0)
-
-
-def _by_difficulty(wanted, order, rarer, other, feature, neighbours):
-    """Points of each row of `order`, [N], by its neighbours of the other class."""
-    near = nearest(feature, rarer, rarer | other, neighbours=neighbours)
-    foes = jnp.sum((near >= 0) & other[near], axis=1)
-    foes = jnp.where(rarer, foes, 0)[order].astype(jnp.float32)
-    total = jnp.sum(foes)
-    # One division, of whole numbers: ties round to even as in exact arithmetic.
-    counts = jnp.rint(wanted * foes / jnp.maximum(total, 1)).astype(jnp.int32)
-    return jnp.where(total > 0, counts, _even(wanted, order, rarer))
-
-
-def _between(key, feature, rarer, positive, order, counts, size, neighbours):
-    """Draws a neighbour and a gap for each point; `order`: the seeds of `counts`."""
-    which, gap = jax.random.split(key)
-    starts = jnp.zeros_like(rarer).at[order].set(counts > 0)
-    near = nearest(feature, starts, rarer, neighbours=neighbours)
-    point, end = jnp.arange(size), jnp.cumsum(counts)
-    turn = jnp.searchsorted(end, point, side="right", method="sort")
-    seed = order[jnp.minimum(turn, len(order) - 1)]
-    count = jnp.sum(near[seed] >= 0, axis=1)
-    drawn = jax.random.randint(which, (size,), 0, jnp.maximum(count, 1))
-    real = (point < end[-1]) & (count > 0)
-    return Synthetic(
-        seed=jnp.where(real, seed, 0).astype(jnp.int32),
-        neighbour=jnp.where(real, near[seed, drawn], 0).astype(jnp.int32),
-        gap=jax.random.uniform(gap, (size,)),
-        weight=real.astype(jnp.float32),
-        label=positive.astype(jnp.float32),
-    )
+    which, between = jax.random.split(draw)
+    random = np.asarray(jax.random.uniform(shuffle, label.shape))
+    seeds = images[np.argsort(random[images], stable=True)]
+    counts = np.full(len(seeds), wanted // len(seeds))
+    counts[: wanted % len(seeds)] += 1
+    if by_foes:
+        known = np.flatnonzero(rarer | other)
+        near = nearest(feature, seeds, known, neighbours=neighbours)
+        foes = np.sum((near >= 0) & other[near], axis=1)
+        if foes.any():
+            counts = np.rint(wanted * foes / foes.sum()).astype(int)
+    near = nearest(feature, seeds, images, neighbours=neighbours)
+    turn = np.repeat(np.arange(len(seeds)), counts)[:size]
+    choices = np.ones(size, int)
+    choices[: len(turn)] = np.sum(near[turn] >= 0, axis=1)
+    drawn = np.asarray(jax.random.randint(which, (size,), 0, choices))[: len(turn)]
+    made.seed[: len(turn)], made.neighbour[: len(turn)] = seeds[turn], near[turn, drawn]
+    made.gap[:] = jax.random.uniform(between, (size,))
+    made.weight[: len(turn)] = 1
+    return made
 
 
 @jax.default_matmul_precision("highest")  # An accelerator would round products.
