@@ -108,6 +108,12 @@ def test_sex_and_age_are_read_from_bids(tmp_path, caplog):
     assert (
         "the age of 2 patients is unknown: '300', say, is no age from 0" in caplog.text
     )
+    for spelt in ("Gender\tAge", "SEX\tage_years", "patient_sex\tAge (y)"):
+        file.write_text(f"participant_id\t{spelt}\tage_months\nsub-01\tm\t6\t75\n")
+        found = scans.participants(str(tmp_path), ["01"])
+        assert found.to_numpy().tolist() == [["M", 6]]
+    file.write_text("participant_id\tgender\tsex\nsub-01\tm\tf\n")
+    assert scans.participants(str(tmp_path), ["01"])["sex"].tolist() == ["F"]
     file.write_text("participant_id\tAge\tage\nsub-01\t30\t31\n")
     with pytest.raises(InputError, match="has two columns 'age'"):
         scans.participants(str(tmp_path), ["01"])

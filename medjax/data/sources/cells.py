@@ -7,8 +7,9 @@ import csv
 import gzip
 import logging
 import math
+import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,12 @@ MISSING = ("nan", "na", "n/a", "#n/a", "<na>", "null")  # As programs write a bl
 # Names of columns, in letters alone, that say an image shows no finding.
 NONE = ("nofinding", "nofindings", "normal")
 DEVICES = "Support Devices"  # CheXpert's films without a finding may show these.
+# What columns of them are called, in letters alone; years only, so no age_months.
+CALLED = {
+    "sex": r"(patient|subject|participant)?s?(biological)?(sex|gender)(atbirth)?",
+    "age": r"(patient|subject|participant)?s?age(at(scan|visit|study|exam|baseline))?"
+    r"(in)?(y|yrs?|years?)?",
+}
 NOBODY = (*MISSING, "none", "unknown", "-", "?", "#ref!", "#value!")
 CORRECT = "correct it, or leave it blank where unknown"
 ROUNDED = r"\d([.,]\d+)?[eE]\+\d+"
@@ -109,6 +116,23 @@ def select(table: pd.DataFrame, columns: dict[str, str], where: Path) -> pd.Data
             f"{', '.join(map(repr, table))}: correct the name"
         )
     return pd.DataFrame({new: table[old] for new, old in columns.items()})
+
+
+def called(columns: Iterable[str], name: str) -> str:
+    """The column that is called `name`, "sex" or "age", in the shortest way; '' if none."""
+    letters = {c: "".join(filter(str.isalpha, c)).casefold() for c in columns}
+    found = [c for c in letters if re.fullmatch(CALLED[name], letters[c])]
+    return min(found, key=lambda c: len(letters[c]), default="")
+
+
+def warn_of_unread(columns: Iterable[str], named: Container[str], where: object):
+    """Warns of a column of sexes or ages that no field of `data` names."""
+    for name in ("sex", "age"):
+        if name not in named and (column := called(columns, name)):
+            log.warning(
+                "%s: %r isn't read: with data.%s=%r results are told apart by it",
+                *(where, column, name, column),
+            )
 
 
 def numbers(table: pd.DataFrame, name: str, where: Path) -> pd.Series:

@@ -295,7 +295,8 @@ def participants(folder: str, patients: Sequence[int | str]) -> pd.DataFrame:
                 f"{file}: has no column participant_id: add it, or remove it"
             )
         names = table["participant_id"].str.removeprefix("sub-")
-        people = table.reindex(columns=["sex", "age"], fill_value="")
+        said = {name: cells.called(table, name) for name in ("sex", "age")}
+        people = pd.DataFrame({n: table[c] if c else "" for n, c in said.items()})
         people = people.assign(id=names).drop_duplicates().set_index("id")
         if (twice := prepared.first_duplicate(people.index)) is not None:
             raise InputError(

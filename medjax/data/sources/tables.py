@@ -204,6 +204,7 @@ def listed(
     columns = {"image": image, "patient": patient}
     others = zip(cells.OPTIONAL, (view, sex, age, follow_up, official), strict=True)
     columns |= {name: column for name, column in others if column}
+    cells.warn_of_unread({*raw} - {*labels, classes}, columns, path)
     rows = cells.metadata(cells.select(raw, columns, path), path)
     for name, column in columns.items():
         if len(rows) and (rows[name].isna() | (rows[name] == "")).all():

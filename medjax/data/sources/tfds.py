@@ -67,6 +67,7 @@ def tfds(
     columns = {k: v for k, v in {**columns, "follow_up": follow_up}.items() if v}
     label_features = list(labels) or [label]
     _check(features, image, label_features, [*columns.values()], folder)
+    cells.warn_of_unread({*features} - {*label_features}, columns, folder)
     splits = _splits(builder, image, folder)
     tasks, read = _labels(features, label_features, bool(labels), tuple(names), folder)
     if not patient:
