@@ -151,7 +151,6 @@ def put(name, change):
         (put("val_labels", lambda a: a.astype(int) - 1), {}, "classes from -1 to 3"),
         (put("test_labels", lambda a: a + 4), {"names": tuple("abcd")}, "0 to 5"),
         (lambda a: None, {"task": "multilabel"}, "is 2, not from 0"),
-        (lambda a: None, {"task": "binary"}, "data.task='binary' is unknown: use"),
         (lambda a: None, {"task": "multilabel", "names": ("a", "b")}, "has 2 names"),
         (
             lambda a: a.update({k: v[:0] for k, v in a.items()}),
@@ -176,7 +175,7 @@ def test_a_mistake_is_named_in_one_line(save, change, settings, message):
 
 def test_several_findings_are_no_class(save):
     path = save(arrays(labels=3))
-    with pytest.raises(InputError, match="data.task='multilabel'"):
+    with pytest.raises(InputError, match="set task='multilabel'"):
         sources.IMAGES["medmnist"](file=path, side=6)
 
 

@@ -260,16 +260,8 @@ def chexpert(
 ) -> Source:
     """A folder in the layout of CheXpert: `train.csv`, `valid.csv`, `Path` below it.
 
-    The official test split is valid.csv, which radiologists labelled.
-
-    Args:
-      side: S, pixels.
-      uncertain: meaning of a label of -1: 'ignore' (unknown), 'zeros', 'ones', or
-        'soft' (0.7: more likely present than absent).
-      blank: meaning of a finding that the report doesn't mention: 'zeros', as in the
-        data set's paper, or 'ignore'.
-      views: which films are kept; '' is a frontal film of unknown view.
-      bits: as in `tables.table`.
+    The official test split is valid.csv, which radiologists labelled. As in the data
+    set's paper, a `blank` finding, which the report doesn't mention, is absent.
     """
     folder = tables.existing(folder)
     raw = cells.read_csv(cells.only(folder, "train.csv")).assign(official="train")
@@ -326,10 +318,7 @@ def chexpert_labels(
 ) -> pd.DataFrame:
     """The findings of CheXpert's labeller as numbers, NaN where unknown.
 
-    Args:
-      table: N rows of text; in the columns CHEXPERT_TASKS 1, 0, -1 or blank.
-      images: [N] names, for messages.
-      uncertain, blank: as in `chexpert`.
+    `table` has N rows of text; in the columns CHEXPERT_TASKS 1, 0, -1 or blank.
     """
     check_choice("data.uncertain", uncertain, UNCERTAIN)
     check_choice("data.blank", blank, ("zeros", "ignore"))

@@ -15,7 +15,7 @@ from medjax.data import images, prepared
 from medjax.data.prepared import Item
 from medjax.data.records import Source
 from medjax.data.sources import cells
-from medjax.errors import InputError, check_choice, reading
+from medjax.errors import InputError, reading
 
 SPLITS = {"train": "train", "val": "validation", "test": "test"}
 # Errors of the decoders; RuntimeError means an encrypted file.
@@ -37,16 +37,11 @@ def medmnist(
     [N, H, W, 3] (colour) or [N, S, S, S] (volumes), and NAME_labels, integers
     [N, L]. Its splits are the official ones. It names no patients, so each image
     counts as another patient: the audit can't detect a patient in two splits, and
-    intervals are too narrow where a patient has several images.
+    intervals are too narrow where a patient has several images. Nothing is unpickled.
 
-    Args:
-      file: the .npz file; nothing in it is unpickled.
-      side: S, pixels; pictures are resized to it, volumes must have it.
-      task: 'multiclass': L = 1, the number of the image's one class; 'multilabel':
-        0 or 1 for each of L findings.
-      names: of the classes or findings; () names them '0', '1' and so on.
+    Pictures are resized to `side` pixels; volumes must have it. The `task` 'multiclass'
+    has L = 1, the number of the image's one class, 'multilabel' 0 or 1 for each finding.
     """
-    check_choice("data.task", task, ("multiclass", "multilabel"))
     file = Path(file).expanduser()
     shapes, label = _contents(file)
     sample = shapes["train"][1:]
@@ -116,7 +111,7 @@ def _labels(
     if count != 1:
         raise InputError(
             f"{where}: {count} labels an image can't be one class: set "
-            "data.task='multilabel'"
+            "task='multilabel'"
         )
     least, most = label.min(), label.max()
     if least < 0 or names and most >= len(names):

@@ -45,10 +45,6 @@ def mimic_cxr(
     the dates of a patient's studies. Findings of a study without a row of labels are
     unknown.
 
-    Args:
-      labels: whose table of labels: 'chexpert' or 'negbio'.
-      uncertain, blank, views, side, bits: as in chest_xray.chexpert.
-
     Source: Johnson et al., MIMIC-CXR-JPG, PhysioNet (2019), doi 10.13026/8360-t248.
     """
     check_choice("data.labels", labels, ("chexpert", "negbio"))
@@ -125,15 +121,10 @@ def vindr_cxr(
 
     `image_labels_*.csv` has a row for each image and reader, of which three have read
     each training film; the test films have one row, on which five have agreed. The
-    findings are those of its columns; 'No finding' is their absence. Boxes are any
-    reader's of a finding that the film has. The data set names no patients: each film
-    counts as another's, and copies are found by their pixels.
-
-    Args:
-      side: S, pixels.
-      readers: a finding is present if more than half of its readers say so ('majority';
-        unknown if just half do), or 'any' of them.
-      bits: as in `tables.table`.
+    findings are those of its columns; 'No finding' is their absence, and by 'majority'
+    one that just half of the readers see is unknown. Boxes are any reader's of a finding
+    that the film has. The data set names no patients: each film counts as another's, and
+    copies are found by their pixels.
 
     Source: Nguyen et al., Scientific Data 9 (2022) 429; physionet.org/content/vindr-cxr.
     """

@@ -28,12 +28,10 @@ def in_decathlon(
 ) -> list[ScanFiles]:
     """Finds patients in the layout of the Medical Segmentation Decathlon, by name.
 
-    Args:
-      path: a task's folder with its dataset.json; or, to predict, a folder of images
-        such as imagesTs, or one image. Then dataset.json may lie beside or above it;
-        without one the file's volumes are the sequences in their order.
-      sequences: names of dataset.json's 'modality', all of them or some.
-      part: 'training' (with masks) or 'test', of a task's folder.
+    `path` is a task's folder with its dataset.json; or, to predict, a folder of images
+    such as imagesTs, or one image. Then dataset.json may lie beside or above it; without
+    one the file's volumes are the sequences in their order. The sequences are names of
+    dataset.json's 'modality', all of them or some.
 
     Source: Antonelli et al., Nature Communications 13 (2022) 4128.
     """
@@ -102,11 +100,9 @@ def in_brats(path: Path, *, sequences: Sequence[str]) -> list[ScanFiles]:
 def in_bids(path: Path, *, sequences: Sequence[str], mask: str = "") -> list[ScanFiles]:
     """Finds the sessions of a BIDS data set, `sub-01/ses-1` or `sub-01`, by name.
 
-    Args:
-      path: the data set's folder, or to predict that of a subject or a session.
-      sequences: ends of files' names before `.nii.gz`: 'T1w', or 'ce-gd_T1w'.
-      mask: the same of the segmentation, such as 'dseg' or 'label-lesion_mask', in the
-        session's folder or in one of the data set's derivatives; '' for none.
+    `path` is the data set's folder, or to predict that of a subject or a session. The
+    sequences and the mask are ends of files' names before `.nii.gz`: 'T1w', 'ce-gd_T1w',
+    'label-lesion_mask'.
 
     Source: Gorgolewski et al., Scientific Data 3 (2016) 160044.
     """

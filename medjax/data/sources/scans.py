@@ -47,11 +47,9 @@ def in_folders(
     searched in turn. So `path` may be a patient's own folder, or a folder of patients
     at any depth. One with volumes that no pattern matches is warned of.
 
-    Args:
-      files: sequence -> pattern below the patient's folder, such as 'T1.nii.gz',
-        '*_t1ce.nii.gz' or 'anat/*_T1w.nii.gz'; it may match a folder, which is a DICOM
-        series.
-      mask: the segmentation's pattern; '' for none.
+    `files` has each sequence's pattern below the patient's folder, such as 'T1.nii.gz',
+    '*_t1ce.nii.gz' or 'anat/*_T1w.nii.gz'; it may match a folder, a DICOM series. `mask`
+    is that of the segmentation.
     """
     path = existing(path)
     scans, patterns = [], _patterns(sequences, files)

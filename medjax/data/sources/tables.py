@@ -39,12 +39,10 @@ def source(
     bits: int,
     **rest: Any,
 ) -> Source:
-    """The images of a table, resized once.
+    """The images of a table, resized once to the `shape` (S, S, C), C = 1 or 3.
 
-    Args:
-      read: reads the image of a name; one that raises an InputError is left out.
-      shape, bits: of the records, (S, S, C) with C = 1 or 3, and 8 or 16.
-      table, rest: see `from_rows`.
+    `read` reads the image of a name; one that raises an InputError is left out. The
+    others are of `from_rows`.
     """
     check_choice("data.bits", bits, (8, 16))
     doubts: dict[str, list[str]] = {}
@@ -89,8 +87,6 @@ def from_rows(
       load: a name -> its record, the values of cells.FROM_FILE and the PatientIDs of its
         DICOM files, see identity.warn_of_headers; one that raises an InputError is
         left out.
-      tasks: names of the findings or classes.
-      shape, bits: of the records.
       boxes: image -> (finding, x0, y0, x1, y1), in pixels of `frame`.
       frame: width and height; None: those of each image's file.
       left_out: (file, reason) of files for quarantine that are in no row.
@@ -140,14 +136,7 @@ def from_rows(
 def table(
     *, folder: Path, side: int, channels: int = 1, bits: int = 8, **columns: Any
 ) -> Source:
-    """A folder of images and a CSV file with one row an image.
-
-    Args:
-      side: S, pixels.
-      channels: 1, grey, or 3, colour.
-      bits: of a pixel of the records, 8 or 16.
-      columns: of `listed`.
-    """
+    """A folder of images and a CSV file with one row an image; `columns`: of `listed`."""
     check_choice("data.channels", channels, CHANNELS)
     rows, names, files, path = listed(folder, **columns)
     return source(
@@ -179,14 +168,11 @@ def listed(
     Exactly one of `labels` and `classes` is given.
 
     Args:
-      table: the CSV file, below the folder or anywhere.
       labels: columns of 0 (absent), 1 (present), a soft label between or blank
-        (unknown); an image may have several findings.
-      classes: one column of class names, blank where unknown; an image has exactly
-        one. Classes become tasks in the order of their sorted names.
+        (unknown).
+      classes: one column of class names, blank where unknown. Classes become tasks in
+        the order of their sorted names.
       image: the column of the paths below the folder.
-      patient, view, sex, age, follow_up, official: names of their columns, '' for none.
-        The sex may be 'female' or 'male', too.
     """
     if bool(labels) == bool(classes):
         raise InputError(

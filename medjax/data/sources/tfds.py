@@ -51,12 +51,6 @@ def tfds(
       label: a ClassLabel (an image has exactly one class), a Sequence of ClassLabel
         (it has several), numbers from 0 to 1 in a vector or alone; -1 in a
         ClassLabel is unknown.
-      labels: instead of `label`: scalar features of 0 or 1, a finding each.
-      names: of a vector's findings; () names them '0', '1' and so on.
-      patient: whom an image shows, a number or text. '' counts each image as another
-        patient: then the audit can't detect a patient in two splits.
-      view, sex, age, follow_up: see prepared.py; text, a number, a ClassLabel, or ''.
-      side, channels, bits: as in `tables.table`.
     """
     check_choice("data.channels", channels, tables.CHANNELS)
     folder = _folder(name, Path(data_dir).expanduser())

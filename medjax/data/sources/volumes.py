@@ -45,13 +45,8 @@ def volumes(
 ) -> Source:
     """A folder of volumes and a CSV file with one row a volume, see `tables.listed`.
 
-    Args:
-      sequences: see `scans.of_row`.
-      shape: D, H, W of the records.
-      units, windows: see units.channels, which make the records' channels.
-      mask: the column of each volume's mask, blank where it has none; '' for no column.
-      regions, values, background: which of the masks' values make which region.
-      options: of `read` and scan.read_scan, and of `tables.listed`.
+    `shape` is D, H, W of the records, whose channels are units.channels; the options are
+    of `read`, scan.read_scan and `tables.listed`.
     """
     how = {name: options.pop(name) for name in ("files", *READING) if name in options}
     how |= {"sequences": sequences, "units": units, "windows": windows}
@@ -98,10 +93,7 @@ def phantom(
     spacing: Sequence[float],
     masks: bool,
 ) -> Source:
-    """Synthetic livers with or without a lesion, see liver_phantom.py.
-
-    masks: whether the records hold the lesions' masks, too.
-    """
+    """Synthetic livers with or without a lesion, see liver_phantom.py."""
 
     def items() -> Iterator[Item]:
         for number in range(first_patient, first_patient + patients):
