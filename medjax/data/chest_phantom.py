@@ -25,32 +25,18 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-FINDINGS = (
-    "mass",
-    "nodule",
-    "effusion",
-    "cardiomegaly",
-    "pneumothorax",
-    "consolidation",
-)
-PREVALENCE = (0.06, 0.12, 0.20, 0.01, 0.08, 0.05)
-# Drawn beside the six where prevalences are given for all 14: for long tails.
-MORE_FINDINGS = (
-    "atelectasis",
-    "edema",
-    "emphysema",
-    "fibrosis",
-    "pleural_thickening",
-    "hernia",
-    "infiltration",
-    "calcification",
-)
-ALL = FINDINGS + MORE_FINDINGS
-# What a finding adds to the density where its mask is 1, if that is all that it does.
-DENSITY = {
+# What a finding adds to the density where its mask is 1; None: drawn in its own way.
+SIX = {
     "mass": 0.3,
     "nodule": 0.36,
     "effusion": 0.3,
+    "cardiomegaly": None,
+    "pneumothorax": None,
+    "consolidation": None,
+}
+PREVALENCE = (0.06, 0.12, 0.20, 0.01, 0.08, 0.05)
+# Drawn beside the six where prevalences are given for all 14: for long tails.
+EIGHT = {
     "atelectasis": 0.25,
     "edema": 0.16,
     "emphysema": -0.15,  # A bulla: air without vessels.
@@ -60,38 +46,37 @@ DENSITY = {
     "infiltration": 0.15,
     "calcification": 0.6,
 }
+DENSITY = SIX | EIGHT
+FINDINGS, ALL = tuple(SIX), tuple(DENSITY)
 PERSISTENCE = 0.85  # The chance that a film shows what its patient has.
 AP_FRACTION = 0.3
 NECKLACE_FRACTION = 0.5
 PACEMAKER_FRACTION = 0.2
 
+
+def _in_lung(*names: str) -> dict[str, tuple[float, float]]:
+    """Where discs lie, see `_spot`: of the side only the sign counts."""
+    ranges = {"side": (-1.0, 1.0), "across": (0.0, 1.0), "down": (0.0, 1.0)}
+    return {f"{name}_{part}": ends for name in names for part, ends in ranges.items()}
+
+
 # How a patient's findings look: drawn for every patient, shown where there is disease.
 DISEASE = {
     "mass_diameter": (31.0, 60.0),
-    "mass_side": (-1.0, 1.0),  # Of every side only the sign counts.
-    "mass_across": (0.0, 1.0),  # from the mediastinum to the ribs
-    "mass_down": (0.0, 1.0),  # from the apex to the base
+    **_in_lung("mass"),
     "nodule_diameter": (16.0, 28.0),
-    "nodule_side": (-1.0, 1.0),
-    "nodule_across": (0.0, 1.0),
-    "nodule_down": (0.0, 1.0),
+    **_in_lung("nodule"),
     "effusion_side": (-1.0, 1.0),
     "effusion_height": (26.0, 70.0),
     "enlarged_ratio": (0.56, 0.66),  # cardiothoracic ratio with cardiomegaly
     "rim_side": (-1.0, 1.0),
     "rim_depth": (28.0, 56.0),
-    "patch_side": (-1.0, 1.0),
-    "patch_across": (0.0, 1.0),
-    "patch_down": (0.0, 1.0),
+    **_in_lung("patch"),
     "patch_radius": (24.0, 40.0),
     "patch_stretch": (0.75, 1.3),  # height / width
 }
 MORE_DISEASE = {
-    **{
-        f"{name}_{part}": (-1.0 if part == "side" else 0.0, 1.0)
-        for name in ("plate", "bulla", "haze", "calcification")
-        for part in ("side", "across", "down")
-    },
+    **_in_lung("plate", "bulla", "haze", "calcification"),
     "plate_length": (40.0, 70.0),
     "plate_width": (9.0, 15.0),
     "plate_angle": (-0.6, 0.6),
@@ -231,7 +216,10 @@ def patients(key: Array, patients: Array, **settings) -> dict[str, Array]:
 
 
 def _spot(body, name: str, radius: Array) -> Array:
-    """The centre (x, y) in mm of a finding's disc of that radius within a lung."""
+    """The centre (x, y) in mm of a finding's disc of that radius within a lung.
+
+    It lies on a side, between the mediastinum and the ribs, between apex and base.
+    """
     parts = ("side", "across", "down")
     side, across, down = (getattr(body, f"{name}_{part}") for part in parts)
     floor = jnp.minimum(body.base_right, body.base_left)
@@ -242,6 +230,12 @@ def _spot(body, name: str, radius: Array) -> Array:
     wall = body.half_width * (1 - rise**n) ** (1 / n) - radius - 2
     near = jnp.minimum(34 + 0.6 * radius, wall)
     return jnp.array([jnp.sign(side) * (near + across * (wall - near)), y])
+
+
+def _disc(x: Array, y: Array, body, name: str, radius: Array) -> tuple[Array, Array]:
+    """How far in mm each pixel lies within a finding's disc, [S, S]; its centre."""
+    centre = _spot(body, name, radius)
+    return radius - _length(x - centre[0], y - centre[1]), centre
 
 
 def _ellipse_box(centre: Array, matrix: Array, turn: Array, shift: Array) -> Array:
@@ -264,12 +258,11 @@ def _mask_box(mask: Array) -> Array:
 
 
 def _masks(x: Array, y: Array, body, film, chest, rough: Array, edge: float):
-    """Masks [S, S] of FINDINGS, by name; ellipses of some; the pleural line."""
+    """Masks [S, S] of SIX, by name; ellipses of some; the pleural line."""
     spots, masks = {}, {}
     for name in ("mass", "nodule"):
         radius = getattr(body, f"{name}_diameter") / 2 / film.zoom  # mm on the film
-        centre = _spot(body, name, radius)
-        gap = radius - _length(x - centre[0], y - centre[1])
+        gap, centre = _disc(x, y, body, name, radius)
         masks[name] = _fill(gap, 0.5 * edge)
         spots[name] = centre, radius * jnp.eye(2)
     low = chest.corner - body.effusion_height * (0.3 + 0.7 * chest.across**3)
@@ -288,11 +281,10 @@ def _masks(x: Array, y: Array, body, film, chest, rough: Array, edge: float):
 
 
 def _more_masks(x: Array, y: Array, body, chest, edge: float) -> dict[str, Array]:
-    """Masks [S, S] of MORE_FINDINGS, by name."""
+    """Masks [S, S] of EIGHT, by name."""
 
-    def gap(name: str, radius: Array) -> Array:  # mm within a disc in a lung
-        centre = _spot(body, name, radius)
-        return radius - _length(x - centre[0], y - centre[1])
+    def disc(name: str, edge: float) -> Array:
+        return _fill(_disc(x, y, body, name, getattr(body, f"{name}_radius"))[0], edge)
 
     centre = _spot(body, "plate", body.plate_length / 4)
     c, s = jnp.cos(body.plate_angle), jnp.sin(body.plate_angle)
@@ -309,11 +301,11 @@ def _more_masks(x: Array, y: Array, body, chest, edge: float) -> dict[str, Array
     lung = {
         "atelectasis": _fill(plate, edge),
         "edema": _fill(hila, 30),
-        "emphysema": _fill(gap("bulla", body.bulla_radius), edge),
+        "emphysema": disc("bulla", edge),
         "fibrosis": low * _fill(strands - 0.1, 0.4),
         "pleural_thickening": rind,
-        "infiltration": _fill(gap("haze", body.haze_radius), 16),
-        "calcification": _fill(gap("calcification", body.calcification_radius), edge),
+        "infiltration": disc("haze", 16),
+        "calcification": disc("calcification", edge),
     }
     masks = {name: chest.lung * mask for name, mask in lung.items()}
     return {**masks, "hernia": _fill(behind, edge)}
@@ -358,7 +350,7 @@ def _film(key: Array, body, lines, waves, chance, *, side, contrast) -> dict:
     density += body.heart_density * heart
     density += _skeleton(x, y, body, chest, edge)
     for name in findings:
-        if name in DENSITY:
+        if DENSITY[name] is not None:
             density += DENSITY[name] * shown[name] * masks[name]
     density += shown["pneumothorax"] * (0.26 * line - 0.1 * masks["pneumothorax"])
     patch = masks["consolidation"] * (0.2 + 0.04 * rough)

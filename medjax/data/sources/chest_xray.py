@@ -65,7 +65,7 @@ def phantom(
     """Synthetic films with known truth, see `chest.patient`."""
     tasks = chest.ALL[: len(prevalence)]
     if len(prevalence) not in (len(chest.FINDINGS), len(chest.ALL)):
-        more = ", ".join(chest.MORE_FINDINGS)
+        more = ", ".join(chest.EIGHT)
         raise InputError(
             f"data.prevalence has {len(prevalence)} numbers: give one for each of "
             f"{', '.join(chest.FINDINGS)}, or eight more for {more}"
