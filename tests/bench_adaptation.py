@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from medjax.commands import train
 from medjax.evaluation import discrimination
 from medjax.tasks import adapt, answers, films, parts, start
-from medjax.training import folder as workdir
+from medjax.training import workdir
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "a file of configs/")

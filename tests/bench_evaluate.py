@@ -29,12 +29,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from bench_auroc import FINDINGS, IMAGES, films
 from small import RUN
 
-from medjax.cohort import manifest as manifests
+from medjax.cohort import manifests
 from medjax.evaluation import calibration, results, subgroups, thresholds
 from medjax.evaluation import thresholds as operating
 from medjax.evaluation.predict import Predictions
 from medjax.reports import report
-from medjax.training import folder as workdir
+from medjax.training import workdir
 
 TASKS = tuple(f"Finding_{n}" for n in range(FINDINGS))
 SIDES = {"train": 75_312, "validation": 11_212, "test": IMAGES}

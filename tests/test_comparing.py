@@ -17,7 +17,7 @@ from medjax.commands import evaluate
 from medjax.errors import InputError
 from medjax.evaluation.predict import Predictions
 from medjax.reports import page
-from medjax.training import folder as workdir
+from medjax.training import workdir
 
 NAMES = ("Mass", "Pleural_Thickening", "<b>odd</b>")
 CONFIG = plain.as_json(quickstart.get_config()) | {"seed": 3}

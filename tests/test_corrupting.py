@@ -10,13 +10,13 @@ import pytest
 
 from medjax import config as plain
 from medjax import tasks
-from medjax.cohort import manifest as manifests
+from medjax.cohort import manifests
 from medjax.commands import evaluate, predict
 from medjax.commands.evaluate import Images
 from medjax.errors import InputError
 from medjax.evaluation.corruptions import CORRUPTIONS
 from medjax.tasks import films, fixed, new_images, parts, splitting
-from medjax.training import folder as workdir
+from medjax.training import workdir
 
 
 @pytest.fixture(scope="module")

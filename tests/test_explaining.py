@@ -14,7 +14,7 @@ from scipy.special import expit
 
 from medjax import config as plain
 from medjax import tasks
-from medjax.cohort import manifest as manifests
+from medjax.cohort import manifests
 from medjax.commands import evaluate, explore, predict
 from medjax.commands.evaluate import Images
 from medjax.errors import InputError
@@ -22,7 +22,7 @@ from medjax.evaluation import calibration as recalibration
 from medjax.evaluation import localisation
 from medjax.evaluation import predict as inference
 from medjax.tasks import explain, films, fixed, new_images, parts, splitting
-from medjax.training import folder as workdir
+from medjax.training import workdir
 
 BOXED = {  # In pixels of 1024 x 1024, as NIH's list has them: x, y, w, h.
     "00000000_000.png": [],

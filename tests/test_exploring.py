@@ -13,8 +13,7 @@ import pandas as pd
 import pytest
 from conftest import Page
 
-from medjax.cohort import appearance, describe
-from medjax.cohort import manifest as manifests
+from medjax.cohort import appearance, describe, manifests
 from medjax.evaluation.bootstrap import as_json
 from medjax.reports import explore as exploring
 

@@ -38,7 +38,7 @@ from medjax.tasks import (
     start,
 )
 from medjax.tasks.task import Finished
-from medjax.training import folder, step
+from medjax.training import step, workdir
 
 NAMES = ("a", "b", "c")
 LOGISTIC = calibration.Logistic((0.7, 1.0, 1.3), (0.4, 0.0, -2.0))
@@ -298,7 +298,7 @@ def test_a_training_begins_with_the_exported_weights(trained):
     run, out = trained
     config = small.get_config()
     config.transfer.init = str(out)
-    output = films.Output(**folder.read_task(run))
+    output = films.Output(**workdir.read_task(run))
     config, weights = start.settle(config, output, parts.classifier)
     network = parts.classifier(config, output)
     variables = start.variables(parts.fresh(config, network), weights, output)

@@ -11,7 +11,7 @@ from conftest import Page
 from scipy import stats
 from small import RUN
 
-from medjax.cohort import manifest as manifests
+from medjax.cohort import manifests
 from medjax.config import as_json
 from medjax.errors import InputError
 from medjax.reports import report

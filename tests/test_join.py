@@ -20,7 +20,7 @@ from medjax.config import as_json
 from medjax.errors import InputError
 from medjax.tasks import scans, segmentation
 from medjax.tasks.task import Finished
-from medjax.training import folder as workdir
+from medjax.training import workdir
 
 FOLDS = 2
 SIDES = ("train", "validation", "test", "unused")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medjax.cohort.manifest import (
+from medjax.cohort.manifests import (
     SPLITS,
     UNUSED,
     account,

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medjax.cohort import manifest as manifests
+from medjax.cohort import manifests
 from medjax.data import volumes
 from medjax.data.scan import make_scan
 from medjax.errors import InputError
-from medjax.training import folder as provenance
+from medjax.training import workdir
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def manifest(sides=("train", "validation", "test")):
 def run(tmp_path, records):
     folder = tmp_path / "run"
     folder.mkdir()
-    provenance.hold(folder, records, manifest())
+    workdir.hold(folder, records, manifest())
     manifests.write(manifest(), folder / "splits.csv")
     return folder
 
@@ -52,7 +52,7 @@ def run(tmp_path, records):
 def test_the_same_data_and_split_go_on(run, records):
     first = (run / "provenance.json").read_text()
     (records / "duplicates.csv").write_text("id,other\n")  # Found later: no change.
-    provenance.hold(run, records, manifest()[::-1])
+    workdir.hold(run, records, manifest()[::-1])
     assert (run / "provenance.json").read_text() == first
     found = json.loads(first)
     assert found["data"].pop("sha256") and found["split"].pop("sha256")
@@ -63,7 +63,7 @@ def test_the_same_data_and_split_go_on(run, records):
 def test_moved_records_are_the_same_data(run, records):
     written = (run / "provenance.json").read_text()
     moved = records.rename(records.with_name("elsewhere"))
-    provenance.hold(run, moved, manifest())
+    workdir.hold(run, moved, manifest())
     assert (run / "provenance.json").read_text() == written
 
 
@@ -93,16 +93,16 @@ def add_an_image(folder):
 def test_other_data_are_refused_by_what_differs(run, records, change, said):
     change(records)
     with pytest.raises(InputError, match=said) as error:
-        provenance.hold(run, records, manifest())
+        workdir.hold(run, records, manifest())
     assert "\n" not in str(error.value) and "--workdir" in str(error.value)
 
 
 def test_another_split_is_refused_by_who_moved(run, records):
     other = manifest(("train", "test", "validation"))
     with pytest.raises(InputError, match="4 images.*c: validation then, test now"):
-        provenance.hold(run, records, other)
+        workdir.hold(run, records, other)
     with pytest.raises(InputError, match="such as f: test then, absent now"):
-        provenance.hold(run, records, manifest()[:-1])
+        workdir.hold(run, records, manifest()[:-1])
 
 
 def edit(path):
@@ -111,20 +111,20 @@ def edit(path):
 
 
 def test_a_split_that_was_edited_by_hand_is_neither_used_nor_overwritten(run, records):
-    pd.testing.assert_frame_equal(provenance.sides(run), manifest())
+    pd.testing.assert_frame_equal(workdir.sides(run), manifest())
     edit(run / "splits.csv")
     edited = (run / "splits.csv").read_text()
     for look in (
-        lambda: provenance.sides(run),
-        lambda: provenance.hold(run, records, manifest()),
+        lambda: workdir.sides(run),
+        lambda: workdir.hold(run, records, manifest()),
     ):
         with pytest.raises(InputError, match="splits.csv: was changed after the run"):
             look()
     assert (run / "splits.csv").read_text() == edited
     (run / "splits.csv").unlink()  # As the error says.
-    provenance.hold(run, records, manifest())
+    workdir.hold(run, records, manifest())
     with pytest.raises(InputError, match="the split changed .*splits.csv is gone"):
-        provenance.hold(run, records, manifest(("train", "test", "validation")))
+        workdir.hold(run, records, manifest(("train", "test", "validation")))
 
 
 def test_the_data_that_a_run_is_adapted_to_are_held_to_as_well(tmp_path, records):
@@ -132,18 +132,18 @@ def test_the_data_that_a_run_is_adapted_to_are_held_to_as_well(tmp_path, records
     folder.mkdir()
     shutil.copytree(records, other)
     target = {"target": (other, manifest())}
-    provenance.hold(folder, records, manifest(), **target)
+    workdir.hold(folder, records, manifest(), **target)
     for name in ("splits.csv", "target.csv"):
         manifests.write(manifest(), folder / name)
-    provenance.hold(folder, records, manifest(), **target)
+    workdir.hold(folder, records, manifest(), **target)
     edit(folder / "target.csv")
-    provenance.sides(folder)
+    workdir.sides(folder)
     with pytest.raises(InputError, match="target.csv: was changed"):
-        provenance.sides(folder, "target.csv")
+        workdir.sides(folder, "target.csv")
     manifests.write(manifest(), folder / "target.csv")
     change_a_label(other)
     with pytest.raises(InputError, match=f"the data under {other} changed"):
-        provenance.hold(folder, records, manifest(), **target)
+        workdir.hold(folder, records, manifest(), **target)
 
 
 def test_the_weights_that_a_run_starts_from_are_held_to(tmp_path, records):
@@ -153,12 +153,12 @@ def test_the_weights_that_a_run_starts_from_are_held_to(tmp_path, records):
         "stem": {"kernel": np.ones((2, 3), np.float32)},
         "bias": np.zeros(3, np.int32),
     }
-    provenance.hold(folder, records, manifest(), weights=weights)
+    workdir.hold(folder, records, manifest(), weights=weights)
     same = jax.tree.map(jnp.array, weights)
-    provenance.hold(folder, records, manifest(), weights=same)
+    workdir.hold(folder, records, manifest(), weights=same)
     weights["stem"]["kernel"][1, 2] = 1.0001
     with pytest.raises(InputError, match=r"weights of transfer.init changed"):
-        provenance.hold(folder, records, manifest(), weights=weights)
+        workdir.hold(folder, records, manifest(), weights=weights)
 
 
 def test_other_voxels_of_the_same_size_are_other_data(tmp_path):
@@ -178,7 +178,7 @@ def test_other_voxels_of_the_same_size_are_other_data(tmp_path):
         ).folder
 
     one, same, other = (
-        provenance.of_data(prepared(name, x)) for name, x in zip("abc", (0, 0, 1))
+        workdir.of_data(prepared(name, x)) for name, x in zip("abc", (0, 0, 1))
     )
     assert one == same
     assert one["sha256"] != other["sha256"] and one["bytes"] == other["bytes"]

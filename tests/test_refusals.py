@@ -21,7 +21,7 @@ from medjax.data import prepared, records
 from medjax.errors import InputError
 from medjax.files import held, naming, write_text
 from medjax.tasks import check, classification, segmentation
-from medjax.training import folder
+from medjax.training import workdir
 
 OUT_OF_RANGE = [
     ("split.test", 1.0, "0 to less than 1"),
@@ -288,27 +288,27 @@ def test_the_address_of_a_bucket_makes_no_local_folder(tmp_path, monkeypatch, fl
 
 def test_a_run_that_was_refused_before_its_first_step_may_be_corrected(tmp_path):
     wrong, right = {"seed": 0, "model": {"name": "a"}}, {"seed": 1}
-    folder.claim(tmp_path, wrong)
+    workdir.claim(tmp_path, wrong)
     write_text(tmp_path / "splits.csv", "id\n1\n")
     write_text(tmp_path / "mine.txt", "kept")
-    folder.forget_unbegun(tmp_path)
-    folder.claim(tmp_path, right)
+    workdir.forget_unbegun(tmp_path)
+    workdir.claim(tmp_path, right)
     assert not (tmp_path / "splits.csv").exists()
     assert (tmp_path / "mine.txt").exists()
     write_text(tmp_path / "metrics.jsonl", "")
-    folder.forget_unbegun(tmp_path)
+    workdir.forget_unbegun(tmp_path)
     with pytest.raises(InputError, match="holds a run whose config.seed is 1, not 0"):
-        folder.claim(tmp_path, wrong)
+        workdir.claim(tmp_path, wrong)
 
 
 def test_a_folder_that_holds_no_run_keeps_its_files(tmp_path):
     for name in ("config.json", "splits.csv", "explore.html"):
         write_text(tmp_path / name, "mine")
-    assert not folder.forget_unbegun(tmp_path)
+    assert not workdir.forget_unbegun(tmp_path)
     assert len([*tmp_path.iterdir()]) == 3
     (tmp_path / "config.json").unlink()
-    folder.claim(tmp_path, {"seed": 0})
-    assert folder.forget_unbegun(tmp_path)
+    workdir.claim(tmp_path, {"seed": 0})
+    assert workdir.forget_unbegun(tmp_path)
     assert (tmp_path / "explore.html").read_text() == "mine"
 
 

@@ -13,7 +13,7 @@ from scans import affine_of, ball, save, save_phantoms
 from scans import brain as head
 
 from configs import base
-from medjax.cohort import manifest as manifests
+from medjax.cohort import manifests
 from medjax.data import brain_phantom as brain
 from medjax.data import volumes
 from medjax.data.sources import scans as scan_files

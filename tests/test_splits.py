@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medjax.cohort import manifest as manifests
-from medjax.cohort import split
+from medjax.cohort import manifests, splits
 from medjax.errors import InputError
 
 NIH = (
@@ -92,7 +91,7 @@ def shares(table, manifest, side, tasks=TASKS):
 @settings(deadline=None, max_examples=40)
 @given(cohorts(), SEEDS)
 def test_no_patient_is_on_two_sides_and_every_film_is_there_once(table, seed):
-    manifest = split.split(table, TASKS, seed=seed)
+    manifest = splits.split(table, TASKS, seed=seed)
     assert max(len(s) for s in sides_of(manifest).values()) == 1
     assert set(manifest["split"]) == set(manifests.SPLITS)
     assert tuple(manifest.columns) == manifests.COLUMNS
@@ -109,12 +108,12 @@ def with_follow_up(table, unknown=0.0, seed=0):
 
 def kind_of_split(kind, table, seed):
     if kind == "fold":
-        return split.fold(table, TASKS, seed=seed, folds=3, fold=seed % 3)
+        return splits.fold(table, TASKS, seed=seed, folds=3, fold=seed % 3)
     if kind == "official":
-        return split.official(with_official(table), TASKS, seed=seed, validation=0.2)
+        return splits.official(with_official(table), TASKS, seed=seed, validation=0.2)
     if kind == "temporal":
-        return split.temporal(with_follow_up(table, 0.1), TASKS, seed=seed, cut=2)
-    return split.split(table, TASKS, seed=seed)
+        return splits.temporal(with_follow_up(table, 0.1), TASKS, seed=seed, cut=2)
+    return splits.split(table, TASKS, seed=seed)
 
 
 @pytest.mark.parametrize("kind", ["split", "fold", "official", "temporal"])
@@ -133,9 +132,9 @@ def test_many_seeds_keep_patients_whole_and_differ(kind):
 @settings(deadline=None, max_examples=10)
 @given(cohorts(), SEEDS)
 def test_the_seed_decides_and_the_order_of_the_rows_does_not(table, seed):
-    first = split.split(table, TASKS, seed=seed)
-    pd.testing.assert_frame_equal(first, split.split(table, TASKS, seed=seed))
-    shuffled = split.split(table.sample(frac=1, random_state=1), TASKS, seed=seed)
+    first = splits.split(table, TASKS, seed=seed)
+    pd.testing.assert_frame_equal(first, splits.split(table, TASKS, seed=seed))
+    shuffled = splits.split(table.sample(frac=1, random_state=1), TASKS, seed=seed)
     assert sides_of(shuffled) == sides_of(first)
 
 
@@ -143,7 +142,7 @@ def test_the_seed_decides_and_the_order_of_the_rows_does_not(table, seed):
 @given(large_cohorts(), SEEDS, st.sampled_from([(0.2, 0.1), (0.3, 0.3), (0.1, 0.1)]))
 def test_sizes_are_within_a_patient_and_every_x_is_reached(table, seed, asked):
     test, validation = asked
-    manifest = split.split(table, TASKS, seed=seed, test=test, validation=validation)
+    manifest = splits.split(table, TASKS, seed=seed, test=test, validation=validation)
     largest = table["patient"].value_counts().max()
     for side, share in (("test", test), ("validation", validation)):
         # Where X is the whole share, its positives may bring some films too many.
@@ -156,7 +155,7 @@ def test_sizes_are_within_a_patient_and_every_x_is_reached(table, seed, asked):
 @settings(deadline=None, max_examples=12)
 @given(large_cohorts(), SEEDS)
 def test_prevalence_in_test_is_close_to_the_cohorts(table, seed):
-    manifest = split.split(table, TASKS, seed=seed)
+    manifest = splits.split(table, TASKS, seed=seed)
     for side, share in (("test", 0.2), ("validation", 0.1)):
         # Half a patient of 8 films off the goal, and as much by the other task.
         got = shares(table, manifest, side)
@@ -168,7 +167,7 @@ def test_prevalence_in_test_is_close_to_the_cohorts(table, seed):
 @settings(deadline=None, max_examples=10)
 @given(large_cohorts(), SEEDS)
 def test_a_minority_above_the_fraction_wins_over_the_size(table, seed):
-    manifest = split.split(
+    manifest = splits.split(
         table, TASKS, seed=seed, test=0.1, validation=0.1, minority=0.3
     )
     for side in ("test", "validation"):
@@ -180,7 +179,7 @@ def test_a_minority_above_the_fraction_wins_over_the_size(table, seed):
 def test_scarce_patients_go_to_test_then_train_then_validation(k, seed, caplog):
     table = make_table(np.arange(50), {"rare": np.arange(50) < k})
     with caplog.at_level(logging.WARNING, "medjax"):
-        manifest = split.split(table, ("rare",), seed=seed)
+        manifest = splits.split(table, ("rare",), seed=seed)
     got = sorted(manifest["split"][:k])
     assert got == sorted(("test", "train", "validation")[:k])
     assert ("validation has 0 positive images of rare" in caplog.text) == (k < 3)
@@ -189,21 +188,21 @@ def test_scarce_patients_go_to_test_then_train_then_validation(k, seed, caplog):
 
 def test_soft_labels_count_from_one_half_on():
     label = np.where(np.arange(200) % 2, 0.5, 0.49)
-    hard = split.split(make_table(np.arange(200), {"t": label >= 0.5}), ("t",), seed=3)
-    soft = split.split(make_table(np.arange(200), {"t": label}), ("t",), seed=3)
+    hard = splits.split(make_table(np.arange(200), {"t": label >= 0.5}), ("t",), seed=3)
+    soft = splits.split(make_table(np.arange(200), {"t": label}), ("t",), seed=3)
     assert soft["split"].tolist() == hard["split"].tolist()
     table = make_table(np.arange(200), {"t": label})
     assert manifests.reached(table, soft, ("t",))["positives"].sum() == 100
 
 
 def test_no_tasks_is_a_plain_random_split():
-    manifest = split.split(random_table(), (), seed=0)
+    manifest = splits.split(random_table(), (), seed=0)
     assert all(len(s) == 1 for s in sides_of(manifest).values())
 
 
 def test_by_image_warns_leaks_and_keeps_the_patient(caplog):
     table = random_table(films=8)
-    manifest = split.split(table, TASKS, seed=0, by="image")
+    manifest = splits.split(table, TASKS, seed=0, by="image")
     assert "demonstrat" in caplog.text
     assert manifest["patient"].tolist() == table["patient"].tolist()
     assert abs(films(manifest, "test") - 0.2 * len(table)) <= 1
@@ -213,7 +212,7 @@ def test_by_image_warns_leaks_and_keeps_the_patient(caplog):
 
 
 def test_by_patient_says_nothing_where_every_x_is_reached(caplog):
-    split.split(random_table(300), TASKS, seed=0)
+    splits.split(random_table(300), TASKS, seed=0)
     assert caplog.text == ""
 
 
@@ -232,13 +231,13 @@ def test_by_patient_says_nothing_where_every_x_is_reached(caplog):
 )
 def test_a_wrong_argument_is_named(change, field):
     with pytest.raises(InputError, match=f"^{field}") as error:
-        split.split(random_table(), **{"tasks": TASKS, "seed": 0} | change)
+        splits.split(random_table(), **{"tasks": TASKS, "seed": 0} | change)
     assert "\n" not in str(error.value)
 
 
 def test_too_few_patients_are_refused():
     with pytest.raises(InputError, match="patient: 2 in all; give 3"):
-        split.split(random_table(patients=2), TASKS, seed=0)
+        splits.split(random_table(patients=2), TASKS, seed=0)
 
 
 # --------------------------------------------------------------------- folds
@@ -251,7 +250,7 @@ def test_folds_partition_the_patients(table, seed, folds):
         return
     tested = []
     for i in range(folds):
-        manifest = split.fold(table, TASKS, seed=seed, folds=folds, fold=i)
+        manifest = splits.fold(table, TASKS, seed=seed, folds=folds, fold=i)
         assert all(len(s) == 1 for s in sides_of(manifest).values())
         assert set(manifest["split"]) == set(manifests.SPLITS)
         tested += manifest["patient"][manifest["split"] == "test"].unique().tolist()
@@ -262,7 +261,7 @@ def test_folds_partition_the_patients(table, seed, folds):
 @given(large_cohorts(), SEEDS)
 def test_folds_are_even_in_films_and_positives(table, seed):
     for i in (0, 4):
-        manifest = split.fold(table, TASKS, seed=seed, folds=5, fold=i)
+        manifest = splits.fold(table, TASKS, seed=seed, folds=5, fold=i)
         assert abs(films(manifest, "test") - len(table) / 5) <= 16
         assert all(0.1 <= s <= 0.3 for s in shares(table, manifest, "test"))
         assert min(shares(table, manifest, "validation")) >= 0.1
@@ -271,7 +270,7 @@ def test_folds_are_even_in_films_and_positives(table, seed):
 def test_folds_spread_scarce_patients():
     table = make_table(np.arange(60), {"rare": np.arange(60) < 5})
     for i in range(5):
-        manifest = split.fold(table, ("rare",), seed=1, folds=5, fold=i)
+        manifest = splits.fold(table, ("rare",), seed=1, folds=5, fold=i)
         assert (manifest["split"][:5] == "test").sum() == 1
 
 
@@ -288,7 +287,7 @@ def test_folds_spread_scarce_patients():
 def test_a_wrong_fold_is_named(change, field):
     arguments = {"seed": 0, "folds": 5, "fold": 0} | change
     with pytest.raises(InputError, match=f"^{field}"):
-        split.fold(random_table(), TASKS, **arguments)
+        splits.fold(random_table(), TASKS, **arguments)
 
 
 # ------------------------------------------------------------------ official
@@ -306,7 +305,7 @@ def with_official(table, validation=0, test=15):
 @given(SEEDS)
 def test_the_official_test_is_the_list_and_validation_is_from_the_other(seed):
     table = with_official(random_table(films=8))
-    manifest = split.official(table, TASKS, seed=seed, validation=0.2)
+    manifest = splits.official(table, TASKS, seed=seed, validation=0.2)
     assert ((manifest["split"] == "test") == (table["official"] == "test")).all()
     assert all(len(s) == 1 for s in sides_of(manifest).values())
     assert abs(films(manifest, "validation") - 0.2 * len(table)) <= 8
@@ -319,7 +318,7 @@ def test_wrong_official_lists_are_refused():
     with pytest.raises(
         InputError, match=f"^official: 1 of .* no .* list, e.g. '{first}'"
     ):
-        split.official(table, TASKS, seed=0)
+        splits.official(table, TASKS, seed=0)
     for validation in (0, 5):
         table = with_official(random_table(), validation)
         patient = table["patient"].iloc[0]
@@ -328,13 +327,13 @@ def test_wrong_official_lists_are_refused():
             InputError,
             match=f"patient: .* two sides, e.g. {patient}; correct the official lists",
         ):
-            split.official(table.assign(patient=split_up), TASKS, seed=0)
+            splits.official(table.assign(patient=split_up), TASKS, seed=0)
 
 
 def test_an_official_validation_list_is_taken_as_it_is():
     table = with_official(random_table(), validation=10)
     for seed in (0, 1):
-        manifest = split.official(table, TASKS, seed=seed)
+        manifest = splits.official(table, TASKS, seed=seed)
         assert manifest["split"].tolist() == table["official"].tolist()
 
 
@@ -346,7 +345,7 @@ def test_an_official_validation_list_is_taken_as_it_is():
 def test_the_past_is_learnt_and_the_future_of_others_tested(table, seed, cut, unknown):
     table = with_follow_up(table, unknown, seed)
     try:
-        manifest = split.temporal(table, TASKS, seed=seed, cut=cut)
+        manifest = splits.temporal(table, TASKS, seed=seed, cut=cut)
     except InputError as error:
         assert str(error).startswith(("cut: ", "follow_up: "))
         return
@@ -368,7 +367,7 @@ def test_a_temporal_split_has_its_shares_and_every_x(table, seed, minority):
     if table.groupby("patient").size().max() < 4:
         table["patient"] //= 14  # Two patients' films are one's: some late ones.
     table = with_follow_up(table)
-    manifest = split.temporal(table, TASKS, seed=seed, cut=1, minority=minority)
+    manifest = splits.temporal(table, TASKS, seed=seed, cut=1, minority=minority)
     late, early = table[table["follow_up"] >= 1], table[table["follow_up"] < 1]
     tested = manifest["patient"][manifest["split"] == "test"]
     early = early[~early["patient"].isin(tested)]
@@ -392,7 +391,7 @@ def histories(*numbers, unit=1):
 def test_patients_of_the_past_train_and_those_of_the_future_are_tested(seed, caplog):
     """Two patients have early films, and both are needed for the other sides."""
     table = histories([0], [0, 1], [1, 2], [1], [np.nan])
-    manifest = split.temporal(table, ("t",), seed=seed, cut=1, test=0.9)
+    manifest = splits.temporal(table, ("t",), seed=seed, cut=1, test=0.9)
     sides = manifest.set_index("id")["split"]
     assert sorted(sides[[0, 1]]) == ["train", "validation"]
     assert set(sides[[3, 4, 5]]) == {"test"}
@@ -408,7 +407,7 @@ def test_the_only_past_with_a_finding_trains(seed):
     """Of two patients with a late finding, the one with an early one is not tested."""
     table = histories(*[[0, 1]] * 8, [1])
     table.loc[[0, 1, 16], "t"] = 1
-    manifest = split.temporal(table, ("t",), seed=seed, cut=1, test=0.4)
+    manifest = splits.temporal(table, ("t",), seed=seed, cut=1, test=0.4)
     assert manifest["split"][16] == "test"
     assert manifest["split"][0] in ("train", "validation")
 
@@ -431,7 +430,7 @@ def test_the_only_past_with_a_finding_trains(seed):
 def test_what_cannot_be_split_by_time_is_named(change, message):
     arguments = {"table": histories(*[[0, 1]] * 4), "seed": 0, "cut": 1} | change
     with pytest.raises(InputError, match=f"^{message}") as error:
-        split.temporal(arguments.pop("table"), (), **arguments)
+        splits.temporal(arguments.pop("table"), (), **arguments)
     assert "\n" not in str(error.value)
 
 
@@ -441,7 +440,7 @@ def test_what_cannot_be_split_by_time_is_named(change, message):
 @pytest.mark.parametrize("fold", [0, 2])
 def test_leaving_one_out_tests_that_patient_alone(fold):
     table = random_table(patients=4)  # Several images each.
-    manifest = split.leave_one_out(table, fold)
+    manifest = splits.leave_one_out(table, fold)
     assert set(manifest["split"]) == {"train", "test"}
     tested = manifest["patient"][manifest["split"] == "test"]
     assert set(tested) == {np.unique(table["patient"])[fold]}
@@ -451,14 +450,14 @@ def test_leaving_one_out_tests_that_patient_alone(fold):
 @pytest.mark.parametrize(("patients", "fold"), [(4, 4), (4, -1), (1, 0)])
 def test_a_patient_who_can_t_be_left_out_is_named(patients, fold):
     with pytest.raises(InputError, match=f"^split.fold={fold}: .* 0 to {patients - 1}"):
-        split.leave_one_out(random_table(patients=patients), fold)
+        splits.leave_one_out(random_table(patients=patients), fold)
 
 
 def test_halves_are_both_hemispheres_of_every_image():
     table = random_table(patients=5)
-    manifest = split.halves(table)
+    manifest = splits.halves(table)
     assert tuple(manifest.columns) == manifests.COLUMNS and manifest["id"].is_unique
-    names = manifest["image"].str.split(split.HALF, regex=False, expand=True)
+    names = manifest["image"].str.split(splits.HALF, regex=False, expand=True)
     for half, side in (("left", "train"), ("right", "test")):
         here = names[1] == half
         assert names[0][here].tolist() == table["image"].tolist()
@@ -468,7 +467,7 @@ def test_halves_are_both_hemispheres_of_every_image():
 
 def test_everyone_trains():
     table = random_table(patients=2)
-    manifest = split.everyone(table)
+    manifest = splits.everyone(table)
     assert manifest["id"].tolist() == table["id"].tolist()
     assert set(manifest["split"]) == {"train"}
 
@@ -496,7 +495,7 @@ def findings_of(nih):
 
 def test_the_whole_of_nih_is_split_by_time_in_time(nih, caplog):
     start = time.perf_counter()
-    manifest = split.temporal(nih, findings_of(nih), seed=0, cut=3)
+    manifest = splits.temporal(nih, findings_of(nih), seed=0, cut=3)
     assert time.perf_counter() - start < 3
     used = manifest[manifest["split"] != manifests.UNUSED]
     assert used.groupby("patient")["split"].nunique().max() == 1
@@ -510,7 +509,7 @@ def test_the_whole_of_nih_is_split_in_time_by_patient_with_every_x(nih, caplog):
     tasks = findings_of(nih)
     assert len(nih) == 112_120 and len(tasks) == 14
     start = time.perf_counter()
-    manifest = split.split(nih, tasks, seed=0)
+    manifest = splits.split(nih, tasks, seed=0)
     assert time.perf_counter() - start < 3
     assert manifest["patient"].nunique() == 30_805
     assert manifest.groupby("patient")["split"].nunique().max() == 1
@@ -531,5 +530,5 @@ def test_a_million_films_are_split_in_time():
     labels = {f"t{i}": rng.random(n) < 0.02 * (i + 1) for i in range(3)}
     table = make_table(rng.integers(0, n // 4, n), labels)
     start = time.perf_counter()
-    split.split(table, list(labels), seed=0)
+    splits.split(table, list(labels), seed=0)
     assert time.perf_counter() - start < 30

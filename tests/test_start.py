@@ -21,8 +21,7 @@ from medjax.errors import InputError
 from medjax.models import architectures, resnet
 from medjax.models.weights import convert as pretrained
 from medjax.tasks import films, parts, refit, start
-from medjax.training import folder as provenance
-from medjax.training import folder as workdir
+from medjax.training import workdir
 from medjax.training.checkpoint import Checkpoints
 
 TASK = films.Output(("a", "b", "c"), False, (16, 16, 1))
@@ -588,7 +587,7 @@ def test_a_run_that_began_with_another_is_found_again(tmp_path):
     left = final_state(tmp_path / "second")
     made_of = json.loads((tmp_path / "second/provenance.json").read_text())
     weights = final_state(tmp_path / "first")[1]["state"]["averaged"]
-    assert made_of["weights"] == provenance.of_weights(weights)
+    assert made_of["weights"] == workdir.of_weights(weights)
     train("second", *transfer)  # The config that was settled is the one that is there.
     same(final_state(tmp_path / "second"), left)
     averaged = final_state(tmp_path / "first")[1]["state"]["averaged"]

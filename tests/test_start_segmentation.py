@@ -10,7 +10,7 @@ from medjax import config as plain
 from medjax.errors import InputError
 from medjax.tasks import parts, start
 from medjax.tasks.scans import Output
-from medjax.training import folder as workdir
+from medjax.training import workdir
 from medjax.training.checkpoint import Checkpoints
 
 SEQUENCES, REGIONS = ("flair", "t1"), {"whole": (1, 2), "core": (1,)}

@@ -13,8 +13,7 @@ from medjax.data import scan, units, volumes
 from medjax.data.sources.scans import SequenceFile
 from medjax.errors import InputError
 from medjax.tasks import data_fields, scans, segmentation
-from medjax.training import folder as workdir
-from medjax.training import step
+from medjax.training import step, workdir
 
 SHAPE = (48, 40, 12)
 AFFINE = affine_of(spacing=(6.0, 6.0, 6.0))

@@ -22,7 +22,7 @@ from medjax.config import (
 )
 from medjax.errors import InputError
 from medjax.files import read_json, write_json, write_text
-from medjax.training import folder as workdir
+from medjax.training import workdir
 
 # What tells the repetitions of one arm apart.
 REPEATS = ("seed", "split.seed", "split.fold")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from medjax import tasks
-from medjax.cohort import manifest as manifests
+from medjax.cohort import manifests
 from medjax.config import Config, affecting, as_json, flatten, read_config
 from medjax.data import prepared
 from medjax.errors import InputError, check_choice
@@ -29,8 +29,7 @@ from medjax.tasks import (
 )
 from medjax.tasks import compare as pairing
 from medjax.tasks.task import Finished, Task
-from medjax.training import devices, journal
-from medjax.training import folder as workdir
+from medjax.training import devices, journal, workdir
 
 
 class Images(NamedTuple):

@@ -5,7 +5,7 @@ from pathlib import Path
 from medjax import tasks
 from medjax.config import Config, read_config
 from medjax.tasks import perturb
-from medjax.training import folder as workdir
+from medjax.training import workdir
 
 
 def explore(config: Config, folder: Path) -> Path:

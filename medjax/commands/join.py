@@ -6,15 +6,15 @@ import numpy as np
 import pandas as pd
 
 from medjax import tasks
-from medjax.cohort.manifest import SPLITS, UNUSED
-from medjax.cohort.manifest import write as write_manifest
+from medjax.cohort import manifests
+from medjax.cohort.manifests import SPLITS, UNUSED
 from medjax.commands import arms
 from medjax.commands.evaluate import TEST, Images, evaluate
 from medjax.config import Config, as_json, flatten, read_config
 from medjax.errors import InputError
 from medjax.files import read_json
 from medjax.tasks import parts, start
-from medjax.training import folder as workdir
+from medjax.training import workdir
 
 APART = ("seed", "split")  # Sections in which joined runs may differ.
 ALIKE = f"join runs that differ in {' and '.join(APART)} alone"
@@ -59,7 +59,7 @@ def join(runs: list[Path], folder: Path) -> None:
     config = arms.configured(config, {"ensemble": len(runs)})
     workdir.claim(folder, as_json(config))
     workdir.hold(folder, data.path, manifest)
-    write_manifest(manifest, folder / "splits.csv")
+    manifests.write(manifest, folder / "splits.csv")
     workdir.write_task(folder, finished[0].output)
     workdir.write_held_out(folder, held_out)
     seen = manifest["id"][manifest["split"].isin(SPLITS[:2])]
@@ -96,7 +96,7 @@ def _check(run: Path, config: Config, first: Path, as_first: Config) -> None:
         workdir.refuse_other(run, ours, theirs, ALIKE)
 
 
-def sides(manifests: list[pd.DataFrame]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def sides(tables: list[pd.DataFrame]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The manifest of joined runs, and who predicts its validation images.
 
     Returns:
@@ -105,9 +105,9 @@ def sides(manifests: list[pd.DataFrame]) -> tuple[pd.DataFrame, pd.DataFrame]:
       held_out: `id` of each validation image, and `run`: the number of the run that
         tested it, or else validated on it; -1 where none trained on it.
     """
-    ids = manifests[0]["id"]
+    ids = tables[0]["id"]
     split = np.stack(
-        [each.set_index("id")["split"].loc[ids].to_numpy() for each in manifests]
+        [each.set_index("id")["split"].loc[ids].to_numpy() for each in tables]
     )
     tested, validated, trained = (split == side for side in ("test", *SPLITS[1::-1]))
     unseen = ~(trained | validated).any(axis=0)
@@ -120,4 +120,4 @@ def sides(manifests: list[pd.DataFrame]) -> tuple[pd.DataFrame, pd.DataFrame]:
     )
     run = np.where(trained.any(axis=0), first, -1)[held_out]
     held_out = pd.DataFrame({"id": ids[held_out], "run": run})
-    return manifests[0].assign(split=joined), held_out
+    return tables[0].assign(split=joined), held_out

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from chex import Array, ArrayTree
 
-from medjax.cohort import manifest as manifests
+from medjax.cohort import manifests
 from medjax.config import Config
 from medjax.data import loader
 from medjax.errors import InputError, check_choice

@@ -25,8 +25,7 @@ from medjax.evaluation import (
 from medjax.evaluation.predict import Predictions
 from medjax.tasks import films, fixed, parts, scans, splitting
 from medjax.tasks.task import Finished
-from medjax.training import devices, step
-from medjax.training import folder as workdir
+from medjax.training import devices, step, workdir
 
 
 def predictions(config: Config, network, state, images) -> Predictions:

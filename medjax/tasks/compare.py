@@ -18,7 +18,7 @@ from medjax.evaluation import bootstrap, reliability, seeds
 from medjax.evaluation import compare as statistics
 from medjax.evaluation.predict import Predictions
 from medjax.files import read_json
-from medjax.training import folder as workdir
+from medjax.training import workdir
 
 
 class Kind(NamedTuple):

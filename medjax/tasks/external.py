@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from medjax.cohort import manifest as manifests
+from medjax.cohort import manifests
 from medjax.cohort.describe import prevalence
 from medjax.config import Config, read_config
 from medjax.errors import InputError, check_choice
 from medjax.evaluation import bootstrap
 from medjax.files import write_table
 from medjax.tasks import start
-from medjax.training import folder as workdir
+from medjax.training import workdir
 
 
 class Claim(NamedTuple):

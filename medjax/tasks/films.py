@@ -30,7 +30,7 @@ from medjax.data.sources import scans, volumes
 from medjax.errors import InputError, check_choice
 from medjax.files import write_table
 from medjax.tasks import data_fields
-from medjax.training import folder as workdir
+from medjax.training import workdir
 
 LARGE = 32  # Pixels of a side that suffice for any network.
 

@@ -22,8 +22,7 @@ from medjax.evaluation.predict import predict_files
 from medjax.files import read_json, write_json, write_table
 from medjax.tasks import answers, explain, films, splitting
 from medjax.tasks.task import Finished
-from medjax.training import folder as workdir
-from medjax.training import step
+from medjax.training import step, workdir
 
 DOMAIN = "domain.json"  # What a run's training images look like.
 FILMS = 2000  # Enough for the 0.5th percentile.

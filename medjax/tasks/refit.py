@@ -25,7 +25,7 @@ from medjax.tasks.films import Data, Output
 from medjax.tasks.imbalance import SYNTHETIC, treats
 from medjax.tasks.parts import Network
 from medjax.tasks.task import Run
-from medjax.training import folder, head, step
+from medjax.training import head, step, workdir
 from medjax.training.step import State
 
 
@@ -99,7 +99,7 @@ def embeddings(
     }
     options = affecting(config, "network")
     del options["transfer"], options["evaluation"]  # They change no embedding.
-    text = folder.of_weights(below) + json.dumps(options)
+    text = workdir.of_weights(below) + json.dumps(options)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     path = data.path / "embeddings" / f"{digest}.npy"
     if not path.exists():

@@ -12,9 +12,7 @@ import numpy as np
 import pandas as pd
 
 from medjax import losses
-from medjax.cohort import duplicates
-from medjax.cohort import manifest as manifests
-from medjax.cohort import split as splits
+from medjax.cohort import duplicates, manifests, splits
 from medjax.config import Config
 from medjax.data import brain_phantom as brain
 from medjax.data import foreground, prepared, scan, sources, units, volumes

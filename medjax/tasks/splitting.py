@@ -8,8 +8,7 @@ import jax
 import numpy as np
 import pandas as pd
 
-from medjax.cohort import manifest as manifests
-from medjax.cohort import split as splits
+from medjax.cohort import manifests, splits
 from medjax.config import Config
 from medjax.data import loader
 from medjax.errors import InputError

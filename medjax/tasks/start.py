@@ -20,7 +20,7 @@ from medjax.models.weights import convert as pretrained
 from medjax.tasks import parts, scans
 from medjax.tasks.imbalance import REFITS, treats
 from medjax.tasks.parts import Network
-from medjax.training import folder as workdir
+from medjax.training import workdir
 from medjax.training.checkpoint import Checkpoints
 from medjax.training.step import Trained, members
 

@@ -7,8 +7,7 @@ import jax
 import numpy as np
 import pandas as pd
 
-from medjax.cohort import appearance, describe
-from medjax.cohort import manifest as manifests
+from medjax.cohort import appearance, describe, manifests
 from medjax.config import Config
 from medjax.errors import InputError
 from medjax.evaluation import discrimination

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pandas as pd
 
-from medjax.cohort import manifest as manifests
+from medjax.cohort import manifests
 from medjax.config import Config, as_json, read_config
 from medjax.data import prepared
 from medjax.errors import InputError
@@ -23,8 +23,7 @@ from medjax.tasks import (
     splitting,
     start,
 )
-from medjax.training import devices, step
-from medjax.training import folder as workdir
+from medjax.training import devices, step, workdir
 from medjax.training.checkpoint import Checkpoints
 
 

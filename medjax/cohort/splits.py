@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from medjax.cohort import stratify
-from medjax.cohort.manifest import (
+from medjax.cohort.manifests import (
     COLUMNS,
     SPLITS,
     UNITS,

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from chex import ArrayTree
 
-from medjax.cohort import manifest as manifests
+from medjax.cohort import manifests
 from medjax.config import flatten
 from medjax.data import prepared, records, volumes
 from medjax.data.records import HASHES
