@@ -5,6 +5,7 @@ from pathlib import Path
 
 from configs import quickstart
 from medjax.config import as_json
+from medjax.tasks import parts
 
 
 def get_config():
@@ -22,6 +23,7 @@ def get_config():
 
 
 RUN = {  # What report.write is told of a run besides its results.
+    "recipe": parts.recipe(get_config()),
     "config": as_json(get_config()),
     "environment": {
         "python": "3.11.9",

@@ -89,6 +89,12 @@ def test_only_tasks_read_the_fields_of_a_config():
                 name = getattr(holder, "id", getattr(holder, "attr", None))
                 if name in ("config", "configs") and path.parent.name != "tasks":
                     readers.add(f"{path.relative_to(ROOT)}: {ast.unparse(node)}")
+    for path in (ROOT / "medjax").rglob("*.*"):  # Pages too.
+        if path.suffix in (".py", ".html", ".md") and path.parent.name != "tasks":
+            text = path.read_text()
+            read = re.findall(r"\bconfigs?\[\"(\w+)|\{[{%][^}]*\bconfig\.(\w+)", text)
+            fields = FIELDS & {name for pair in read for name in pair}
+            readers |= {f"{path.relative_to(ROOT)}: {x}" for x in fields}
     assert not readers
 
 

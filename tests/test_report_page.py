@@ -194,10 +194,11 @@ def report(tmp_path_factory):
     curve = [{"step": n, "loss": 1 / n} for n in range(1, 20)]
     curve += [{"step": n, "validation_auroc": 0.5 + n / 50} for n in (5, 10)]
     config = RUN["config"] | {"ops": ["a", "b"], "x": ""}
-    config["transfer"] = {"init": f"/{'a_very_long_path' * 5}"}
+    recipe = RUN["recipe"] | {"init": f"/{'a_very_long_path' * 5}"}
     environment = RUN["environment"] | {"revision": "0f" * 20}
     path = page.write(
         *(whole_summary(), curve, folder, "report"),
+        recipe=recipe,
         config=config,
         environment=environment,
         pictures=gallery(),

@@ -114,6 +114,7 @@ def evaluate(folder: Path, images: Images = TEST) -> dict:
         journal.read(folder / "metrics.jsonl"),
         folder,
         _file(folder, "report", split).stem,
+        recipe=parts.recipe(config),
         config=as_json(config),
         environment=read_json(folder / "environment.json"),
         pictures=pictures,

@@ -11,12 +11,13 @@ import numpy as np
 from chex import Array
 
 from medjax import tasks
-from medjax.config import as_json, read_config
+from medjax.config import read_config
 from medjax.errors import InputError
 from medjax.evaluation.bootstrap import as_json as numbers
 from medjax.files import read_json, unfinished, write_json, write_text
 from medjax.models import weights
 from medjax.reports import report
+from medjax.tasks import parts
 from medjax.tasks.exported import Program
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -57,7 +58,7 @@ def export(folder: Path, out: Path) -> None:
     card = report.exported(
         results,
         program.facts,
-        config=as_json(config),
+        recipe=parts.recipe(config),
         environment=read_json(folder / "environment.json"),
     )
     partial = unfinished(out.absolute())

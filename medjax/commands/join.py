@@ -13,24 +13,11 @@ from medjax.commands.evaluate import TEST, Images, evaluate
 from medjax.config import Config, as_json, flatten, read_config
 from medjax.errors import InputError
 from medjax.files import read_json
-from medjax.tasks import parts, start
+from medjax.tasks import check, parts, start
 from medjax.training import workdir
 
 APART = ("seed", "split")  # Sections in which joined runs may differ.
 ALIKE = f"join runs that differ in {' and '.join(APART)} alone"
-REFUSED = {  # {field: (the values that are allowed, why no other is)}.
-    "adapt.name": (("none",), "each run is adapted to other images of the target"),
-    "data.split": (("patients", "leave_one_out"), "its folds don't part the patients"),
-    "ensemble": ((1,), "join runs of one network each"),
-    "evaluation.calibration": (
-        ("none", "platt", "temperature", "isotonic"),
-        "the runs trained on other shares of the classes",
-    ),
-    "evaluation.error_rate": (
-        (0.0,),
-        "limits by the scores of several networks don't have the guarantee",
-    ),
-}
 
 
 def join(runs: list[Path], folder: Path) -> None:
@@ -81,10 +68,7 @@ def join(runs: list[Path], folder: Path) -> None:
 
 def _check(run: Path, config: Config, first: Path, as_first: Config) -> None:
     """Refuses a run that can't be joined with the first one."""
-    for field, (allowed, why) in REFUSED.items():
-        value = flatten(config.to_dict()).get(field, allowed[0])
-        if value not in allowed:
-            raise InputError(f"{run}: {field}={value!r} can't be joined: {why}")
+    check.check_joined(run, config)
     ours, theirs = (
         {k: v for k, v in flatten(as_json(c)).items() if k.split(".")[0] not in APART}
         for c in (config, as_first)

@@ -14,6 +14,7 @@ def write(
     folder: Path,
     name: str,
     *,
+    recipe: dict,
     config: dict,
     environment: dict,
     pictures=None,
@@ -25,6 +26,7 @@ def write(
         with what commands.evaluate and Task.measure add. The page has a section for
         each part of them that is there.
       curve: the lines of metrics.jsonl.
+      recipe: how the run was trained, for the card.
       config: of the run, as JSON; environment: its environment.json.
       pictures: the films of classification.sections or the cases of
         segmentation.sections.
@@ -38,7 +40,7 @@ def write(
         **kind.sections(results, pictures),
         **card(results),
         training=charts.training(curve, results["checkpoint"]),
-        config=config,
+        recipe=recipe,
         environment=environment,
         settings={
             "Config": page.flat(config, "config."),
@@ -51,21 +53,20 @@ def write(
 
 
 def exported(
-    results: dict | None, facts: dict, *, config: dict, environment: dict
+    results: dict | None, facts: dict, *, recipe: dict, environment: dict
 ) -> str:
     """The README.md of an exported run, with its model card; see `write`.
 
     results: None for a run that hasn't been tested.
     facts: of task.json.
     """
-    init = config["transfer"]["init"]
-    transfer = config["transfer"] | {"init": Path(init).name}  # No path of a machine.
+    recipe = recipe | {"init": Path(recipe["init"]).name}  # No path of a machine.
     item = "class" if facts["exclusive"] else "finding"
     return page.render(
         "exported.md",
         results=results,
         facts=facts,
-        config=config | {"transfer": transfer},
+        recipe=recipe,
         environment=environment,
         item="region" if facts["kind"] == "segmentation" else item,
         **(card(results) if results else {}),

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from medjax.augment import safety
@@ -65,6 +66,19 @@ RANGES = {  # What a field's number has to be, or each in a tuple.
     "0 to less than 0.5": (
         lambda value: 0 <= value < 0.5,
         *("split.minority", "evaluation.error_rate"),
+    ),
+}
+JOINED = {  # Of runs that become one: {field: (its values, why no other is allowed)}.
+    "adapt.name": (("none",), "each run is adapted to other images of the target"),
+    "data.split": (("patients", "leave_one_out"), "its folds don't part the patients"),
+    "ensemble": ((1,), "join runs of one network each"),
+    "evaluation.calibration": (
+        ("none", "platt", "temperature", "isotonic"),
+        "the runs trained on other shares of the classes",
+    ),
+    "evaluation.error_rate": (
+        (0.0,),
+        "limits by the scores of several networks don't have the guarantee",
     ),
 }
 # In a name: left_kidney, kidneyRight, hippocampus_L, rh; but not bright, L1 or leftover.
@@ -234,3 +248,11 @@ def check_split(config: Config) -> None:
         raise InputError(f"split.fold={c.fold}: is of no use without split.folds")
     if c.patients and way != "patients":
         raise InputError(f"split.patients={c.patients}: is of no use with {chosen[0]}")
+
+
+def check_joined(run: Path, config: Config) -> None:
+    """Refuses a run that can't become a member of an ensemble."""
+    for field, (allowed, why) in JOINED.items():
+        value = flatten(config.to_dict()).get(field, allowed[0])
+        if value not in allowed:
+            raise InputError(f"{run}: {field}={value!r} can't be joined: {why}")

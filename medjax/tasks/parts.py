@@ -454,3 +454,16 @@ def about(config: Config) -> dict[str, Any]:
         "split_by": config.split.by,
         "steps": config.train.steps,
     }
+
+
+def recipe(config: Config) -> dict[str, Any]:
+    """What a model card says of how the run was trained."""
+    return {
+        "source": config.data.source,
+        "modality": config.modality,
+        "init": config.transfer.init,
+        "loss": config.loss.name,
+        "optimiser": config.optim.name,
+        "imbalance": config.imbalance,
+        "seed": config.seed,
+    }
