@@ -80,7 +80,7 @@ def assert_as_recorded(expected, logits, stages):
         "convnext_tiny",
         "vit_small",
         slow("efficientnet_b0"),
-        slow("efficientnet_lite0"),
+        "efficientnet_lite0",
         slow("densenet121"),
         slow("resnet50"),
     ],
