@@ -19,7 +19,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from medjax.data import brain_phantom
-from medjax.geometry import register
+from medjax.geometry import registration
 
 NAMES = {"FLAIR": "FLAIR", "T1": "T1W", "T2": "T2W"}  # Ours -> of the raw study.
 PHANTOM = {name: brain_phantom.SEQUENCES.index(name.lower()) for name in NAMES}
@@ -87,7 +87,7 @@ def on_one_grid(people):
             for what, (whose, change) in ways.items():
                 moving = change(people[whose][second][0], mm)
                 turned = affine[:, [2, 1, 0, 3]]  # Left and right come last.
-                at, beside, mirrored = register.compare(fixed.T, moving.T, turned)
+                at, beside, mirrored = registration.compare(fixed.T, moving.T, turned)
                 print(
                     f"{who}, {second} {what} on {first}: beside {beside:.3f}, "
                     f"{(at - 1) / (mirrored - 1):.3f} times as similar as mirrored",
@@ -111,7 +111,7 @@ def main(folder, thickness):
                 for name in ("T2", "T1"):
                     voxels, affine = thicker(*theirs[name], (2, 2, millimetres))
                     both = [
-                        register.register(*fixed, v, motion @ affine)
+                        registration.register(*fixed, v, motion @ affine)
                         for v in (voxels, voxels[::-1])
                     ]
                     times = (both[0].metric - 1) / (both[1].metric - 1)

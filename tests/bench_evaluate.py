@@ -30,9 +30,9 @@ from bench_auroc import FINDINGS, IMAGES, films
 from small import RUN
 
 from medjax.cohort import manifests
-from medjax.evaluation import calibration, results, subgroups, thresholds
+from medjax.evaluation import recalibration, results, subgroups, thresholds
 from medjax.evaluation import thresholds as operating
-from medjax.evaluation.predict import Predictions
+from medjax.evaluation.inference import Predictions
 from medjax.reports import report
 from medjax.training import workdir
 
@@ -103,7 +103,7 @@ def main() -> None:
     )
     fit = timed(
         "calibration_fit",
-        lambda: calibration.fit_platt(raw[: SIDES["validation"]], *validation[3:]),
+        lambda: recalibration.fit_platt(raw[: SIDES["validation"]], *validation[3:]),
     )
     assert len(fit.slope) == FINDINGS
     timed("operating_points", lambda: operating.choose(validation))

@@ -54,7 +54,7 @@ def population(arms: int, records: Path, steps: int, out: Path) -> None:
     sys.path[:0] = [str(ROOT), str(ROOT / "configs")]
     import quickstart
 
-    from medjax.commands import population as populating
+    from medjax.commands import train_population
     from medjax.training import devices
 
     devices.keep()
@@ -67,8 +67,8 @@ def population(arms: int, records: Path, steps: int, out: Path) -> None:
             part = config[sections[0]] if sections else config
             part[field] = type(part[field])(value) if value != "False" else False
         configs.append(config)
-    populating.use_cores(configs)
-    found = populating.train(configs, [out / str(arm) for arm in range(arms)])
+    train_population.use_cores(configs)
+    found = train_population.train(configs, [out / str(arm) for arm in range(arms)])
     assert all(outcome.finished for outcome in found), found
 
 

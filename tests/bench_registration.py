@@ -19,7 +19,7 @@ from scans import itk_matrix
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from medjax.geometry import grid, register
+from medjax.geometry import grid, registration
 
 LPS = grid.RAS_TO_LPS
 
@@ -90,13 +90,13 @@ def main(folder, seeds):
         moving, affine = load(sequence)
         reference = itk_matrix(folder / f"study1_{sequence}_intrastudy_to_FLAIR.txt")
         middle = grid.apply(affine, (np.array(moving.shape) - 1) / 2)
-        register.register(fixed, fixed_affine, moving, affine)  # Compiles.
+        registration.register(fixed, fixed_affine, moving, affine)  # Compiles.
         for seed in range(seeds):
             motion = spoil(seed, middle)
             truth = motion @ reference
             line = f"{sequence} seed {seed}: before {error(np.eye(4), truth):.2f} mm"
             began = time.perf_counter()
-            found = register.register(fixed, fixed_affine, moving, motion @ affine)
+            found = registration.register(fixed, fixed_affine, moving, motion @ affine)
             seconds = time.perf_counter() - began
             line += f", medjax {error(found.matrix, truth):.2f} in {seconds:.1f} s"
             pair = as_sitk(fixed, fixed_affine), as_sitk(moving, motion @ affine)

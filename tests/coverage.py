@@ -26,17 +26,17 @@ from scipy.special import expit, logit
 
 from medjax.evaluation import (
     bootstrap,
-    compare,
     decisions,
     discrimination,
+    mask_metrics,
     means,
     metrics,
+    paired,
     reliability,
-    segmentation,
     subgroups,
     thresholds,
 )
-from medjax.evaluation.predict import Predictions
+from medjax.evaluation.inference import Predictions
 
 FINDINGS = 5
 # The log-odds of the model are STEEP times the right ones, plus SHIFT.
@@ -213,7 +213,7 @@ def run(setting, studies: int) -> dict[str, list[float]]:
             note(name, found[name], value, some | (not both))
         for name in MEANS:
             note(f"mean {name}", found[f"mean_{name}"], truth[name], all_)
-        difference = compare.compare(one, other, tasks=names[here], **OPTIONS)
+        difference = paired.compare(one, other, tasks=names[here], **OPTIONS)
         for task in difference["tasks"].values():
             note("difference of the AUROC", ends(task["metrics"]), 0)
         note("difference of the mean AUROC", ends(difference["mean"]), 0, all_)
@@ -304,10 +304,10 @@ def masks(patients: int, trials: int) -> dict[str, list[float]]:
         names = [f"v{n}" for n in range(len(patient))]
         table = pd.DataFrame(values | {"name": names, "patient": patient})
         rows = [
-            segmentation.PERFECT | {"region": "a", "true_ml": 1.0} | row
+            mask_metrics.PERFECT | {"region": "a", "true_ml": 1.0} | row
             for row in table.to_dict("records")
         ]
-        found = segmentation.summarise(rows, **OPTIONS)["regions"]["a"]
+        found = mask_metrics.summarise(rows, **OPTIONS)["regions"]["a"]
         for metric, value in truth.items():
             mean = found[metric]
             if mean["low"] is not None:

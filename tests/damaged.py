@@ -36,7 +36,7 @@ from test_torch_pickle import archive, storage, tensor
 
 import launch
 from medjax import config, tasks
-from medjax.data import images, nifti, sources
+from medjax.data import image_files, nifti, sources
 from medjax.data.sources import cells
 from medjax.errors import InputError
 from medjax.models import weights
@@ -79,7 +79,7 @@ def picture(rng, kind):
 
 
 def our_picture(path):
-    return images.read(path, channels=1).pixels
+    return image_files.read(path, channels=1).pixels
 
 
 def their_picture(path):

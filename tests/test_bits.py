@@ -9,9 +9,9 @@ from pydicom.dataset import FileMetaDataset
 
 from medjax.augment import policy
 from medjax.cohort import appearance
-from medjax.data import images, loader, normalisation, records, sources
+from medjax.data import image_files, loader, normalisation, records, sources
 from medjax.errors import InputError
-from medjax.evaluation import predict
+from medjax.evaluation import inference
 
 SIDE = 64
 # Each of 12 bits' values once.
@@ -66,7 +66,7 @@ def test_12_bits_keep_their_levels_from_the_file_to_the_network(tmp_path, caplog
     seen = []
     options = {"batch": 2, "devices": 1}
     options["load"] = lambda path: (
-        images.fit(images.read(path).pixels, (SIDE, SIDE, 1), 16),
+        image_files.fit(image_files.read(path).pixels, (SIDE, SIDE, 1), 16),
     )
     files = [tmp_path / "a.dcm", tmp_path / "b.dcm"]
 
@@ -74,7 +74,7 @@ def test_12_bits_keep_their_levels_from_the_file_to_the_network(tmp_path, caplog
         seen.append(image)
         return np.zeros((1, 2, 1))
 
-    list(predict.predict_files(files, step, **options))
+    list(inference.predict_files(files, step, **options))
     (evaluated,) = loader.evaluation_batches(films, batch=2, devices=1)
     training = next(loader.TrainBatches(films, seed=0, batch=2, devices=1))
     training = jax.tree.map(lambda x: np.asarray(x)[0], training)
@@ -122,6 +122,6 @@ def test_what_draws_and_compares_sees_the_same_of_both(tmp_path):
 def test_other_numbers_of_bits_are_refused(tmp_path):
     with pytest.raises(InputError, match="data.bits=12 is unknown: use 8, 16"):
         source(tmp_path, bits=12)
-    assert images.eight_bits(np.array([0, 128, 129, 65535], np.uint16)).tolist() == [
-        *(0, 0, 1, 255)
-    ]
+    assert image_files.eight_bits(
+        np.array([0, 128, 129, 65535], np.uint16)
+    ).tolist() == [*(0, 0, 1, 255)]

@@ -12,12 +12,12 @@ from scipy.special import expit, logit, softmax, xlog1py, xlogy
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
-from medjax.evaluation import calibration, reliability
+from medjax.evaluation import recalibration, reliability
 
 FITS = (
-    calibration.fit_temperature,
-    calibration.fit_platt,
-    calibration.fit_isotonic,
+    recalibration.fit_temperature,
+    recalibration.fit_platt,
+    recalibration.fit_isotonic,
 )
 
 
@@ -38,7 +38,7 @@ def cross_entropy(p, y, w):
 
 def test_platt_scaling_is_logistic_regression_on_the_log_odds():
     p, y, w = predictions()
-    fit = calibration.fit_platt(p, y, w)
+    fit = recalibration.fit_platt(p, y, w)
     for t in range(p.shape[1]):
         known = w[:, t] > 0
         z = logit(p[known, t])[:, None]
@@ -46,7 +46,7 @@ def test_platt_scaling_is_logistic_regression_on_the_log_odds():
         oracle.fit(z, y[known, t], sample_weight=w[known, t])
         np.testing.assert_allclose(fit.slope[t], oracle.coef_[0, 0], atol=1e-6)
         np.testing.assert_allclose(fit.intercept[t], oracle.intercept_[0], atol=1e-6)
-        found = calibration.calibrate(fit, p)[known, t]
+        found = recalibration.calibrate(fit, p)[known, t]
         np.testing.assert_allclose(found, oracle.predict_proba(z)[:, 1], atol=1e-6)
 
 
@@ -54,7 +54,7 @@ def test_platt_scaling_converges_where_newtons_method_alone_does_not():
     z = [-4.0, 1, 3, -3]
     y, w = np.array([[0.0, 0, 1, 1]]).T, np.array([[0.01, 0.001, 1, 1000]]).T
     p = expit([z]).T
-    wrong = calibration.calibrate(calibration.fit_platt(p, y, w), p) - y
+    wrong = recalibration.calibrate(recalibration.fit_platt(p, y, w), p) - y
     assert abs((w * wrong).sum()) < 1e-6  # Orthogonal to 1 and to z.
     assert abs((w * wrong)[:, 0] @ z) < 1e-6
 
@@ -62,9 +62,9 @@ def test_platt_scaling_converges_where_newtons_method_alone_does_not():
 @pytest.mark.parametrize("decimals", [6, 2])  # Without and with ties.
 def test_isotonic_regression_is_that_of_scikit_learn(decimals):
     p, y, w = predictions(decimals=decimals)
-    fit = calibration.fit_isotonic(p, y, w)
+    fit = recalibration.fit_isotonic(p, y, w)
     new = np.random.default_rng(5).random(p.shape)
-    found = calibration.calibrate(fit, new)
+    found = recalibration.calibrate(fit, new)
     for t in range(p.shape[1]):
         known = w[:, t] > 0
         oracle = IsotonicRegression(out_of_bounds="clip")
@@ -75,21 +75,21 @@ def test_isotonic_regression_is_that_of_scikit_learn(decimals):
 
 def test_few_images_get_platt_scaling_and_no_certainty():
     p, y, w = predictions(images=70)
-    fit = calibration.fit_isotonic(p, y, w)
-    platt = calibration.fit_platt(p, y, w)
-    found = calibration.calibrate(fit, p)
-    np.testing.assert_array_equal(found, calibration.calibrate(platt, p))
+    fit = recalibration.fit_isotonic(p, y, w)
+    platt = recalibration.fit_platt(p, y, w)
+    found = recalibration.calibrate(fit, p)
+    np.testing.assert_array_equal(found, recalibration.calibrate(platt, p))
     assert ((found > 0) & (found < 1)).all()
-    for rarer in (calibration.RISING - 1, calibration.RISING):
+    for rarer in (recalibration.RISING - 1, recalibration.RISING):
         y = np.zeros((400, 2))
         y[:rarer, 0], y[rarer:, 1] = 1, 1
-        few = calibration.few(y, np.ones_like(y))
-        assert few.tolist() == [rarer < calibration.RISING] * 2
+        few = recalibration.few(y, np.ones_like(y))
+        assert few.tolist() == [rarer < recalibration.RISING] * 2
 
 
 def test_no_other_temperature_has_a_lower_loss():
     p, y, w = predictions()
-    fit = calibration.fit_temperature(p, y, w)
+    fit = recalibration.fit_temperature(p, y, w)
     assert len(set(fit.slope)) == 1 and set(fit.intercept) == {0.0}
 
     def loss(log_slope):
@@ -104,13 +104,13 @@ def test_a_known_distortion_is_found_again():
     z = rng.normal(-1, 1.5, (200_000, 1))
     y = (rng.random(z.shape) < expit(z)).astype(float)
     one = np.ones_like(z)
-    hot = calibration.fit_temperature(expit(2.5 * z), y, one)
+    hot = recalibration.fit_temperature(expit(2.5 * z), y, one)
     np.testing.assert_allclose(1 / hot.slope[0], 2.5, rtol=0.02)
-    moved = calibration.fit_platt(expit(2 * z + 1), y, one)
+    moved = recalibration.fit_platt(expit(2 * z + 1), y, one)
     np.testing.assert_allclose((*moved.slope, *moved.intercept), (0.5, -0.5), atol=0.02)
     bent = expit(z) ** 3
-    fit = calibration.fit_isotonic(bent, y, one)
-    assert np.abs(calibration.calibrate(fit, bent) - expit(z)).mean() < 0.01
+    fit = recalibration.fit_isotonic(bent, y, one)
+    assert np.abs(recalibration.calibrate(fit, bent) - expit(z)).mean() < 0.01
 
 
 def errors(p, y, w):
@@ -125,7 +125,7 @@ def test_the_error_falls_on_images_that_were_not_fitted(fit):
     found = fit(*predictions(0, images=4000))
     p, y, w = predictions(1, images=4000)
     before = errors(p, y, w)
-    for name, after in errors(calibration.calibrate(found, p), y, w).items():
+    for name, after in errors(recalibration.calibrate(found, p), y, w).items():
         assert (after < before[name]).all()
 
 
@@ -135,7 +135,7 @@ def test_a_fit_survives_json(fit):
     found = fit(p, y, w)
     back = type(found)(**json.loads(json.dumps(found._asdict())))
     np.testing.assert_array_equal(
-        calibration.calibrate(found, p), calibration.calibrate(back, p)
+        recalibration.calibrate(found, p), recalibration.calibrate(back, p)
     )
 
 
@@ -152,18 +152,18 @@ def test_a_task_that_cannot_be_fitted_keeps_its_probabilities(fit):
     y[:, 0] = 0  # One class;
     w[:, 1] = 0  # no label;
     y[:, 2] = p[:, 2] > 0.5  # no error.
-    np.testing.assert_allclose(calibration.calibrate(fit(p, y, w), p), p, atol=1e-6)
+    np.testing.assert_allclose(recalibration.calibrate(fit(p, y, w), p), p, atol=1e-6)
 
 
 def test_without_errors_there_is_no_temperature():
     p, _, w = predictions(images=50)
     for label in (p > 0.5, p < 0.5):
-        assert set(calibration.fit_temperature(p, label, w).slope) == {1.0}
+        assert set(recalibration.fit_temperature(p, label, w).slope) == {1.0}
 
 
 def test_a_model_no_better_than_chance_has_no_temperature():
     p, y, w = predictions(images=300)
-    fit = calibration.fit_temperature(p, 1 - y, w)
+    fit = recalibration.fit_temperature(p, 1 - y, w)
     assert set(fit.slope) == {1.0}
 
 
@@ -172,9 +172,9 @@ def test_a_model_no_better_than_chance_has_no_temperature():
 def test_any_few_images_give_finite_probabilities(images, seed, decimals):
     p, y, w = predictions(seed, images, 2, decimals)
     for fit in FITS:
-        found = calibration.calibrate(fit(p, y, w), p)
+        found = recalibration.calibrate(fit(p, y, w), p)
         assert ((found >= 0) & (found <= 1)).all()
-    slope, intercept = calibration.fit_platt(p, y, w)
+    slope, intercept = recalibration.fit_platt(p, y, w)
     for t in range(2):  # No neighbour is better.
         one = p[:, t], y[:, t], w[:, t]
         if (slope[t], intercept[t]) != (1.0, 0.0):
@@ -189,12 +189,12 @@ def test_two_classes_are_scaled_as_one_finding_is():
     p, y, w = predictions(tasks=1)
     both = [np.concatenate([x, 1 - x], axis=1) for x in (p, y)]
     for offsets, oracle in (
-        (True, calibration.fit_platt),
-        (False, calibration.fit_temperature),
+        (True, recalibration.fit_platt),
+        (False, recalibration.fit_temperature),
     ):
-        fit = calibration.fit_softmax(*both, np.tile(w, 2), offsets=offsets)
-        found = calibration.calibrate(fit, both[0])
-        expected = calibration.calibrate(oracle(p, y, w), p)
+        fit = recalibration.fit_softmax(*both, np.tile(w, 2), offsets=offsets)
+        found = recalibration.calibrate(fit, both[0])
+        expected = recalibration.calibrate(oracle(p, y, w), p)
         np.testing.assert_allclose(found[:, :1], expected, atol=1e-5)
         np.testing.assert_allclose(found.sum(axis=1), 1)
 
@@ -206,8 +206,8 @@ def test_of_several_classes_each_is_as_frequent_as_it_is_likely():
     y, w = np.eye(3)[true], np.repeat(rng.uniform(0, 2, (900, 1)), 3, axis=1)
     w[:50], y[:50] = 0, np.nan
     p = softmax(z + (0.5, 0, 1), axis=1)
-    fit = calibration.fit_softmax(p, y, w, offsets=True)
-    found, known = calibration.calibrate(fit, p), w[:, 0] > 0
+    fit = recalibration.fit_softmax(p, y, w, offsets=True)
+    found, known = recalibration.calibrate(fit, p), w[:, 0] > 0
     wrong = (w * (found - y))[known]
     np.testing.assert_allclose(wrong.sum(axis=0), 0, atol=1e-4)  # The optimum's
     np.testing.assert_allclose(
@@ -222,14 +222,14 @@ def test_classes_without_a_finite_optimum_stay_as_they_are(offsets):
     for sure in (0.0, 5.0):  # The farther apart, the flatter the loss ends.
         p = softmax(rng.random((30, 3)) + (sure + 1) * np.eye(3)[true], axis=1)
         for label in (p.argmax(axis=1), p.argmin(axis=1)):  # No error; all wrong.
-            fit = calibration.fit_softmax(p, np.eye(3)[label], w, offsets=offsets)
-            np.testing.assert_array_equal(calibration.calibrate(fit, p), p)
+            fit = recalibration.fit_softmax(p, np.eye(3)[label], w, offsets=offsets)
+            np.testing.assert_array_equal(recalibration.calibrate(fit, p), p)
 
 
 def test_a_model_that_is_upside_down_is_not_turned_round():
     p, y, w = predictions()
-    fit = calibration.fit_platt(1 - p, y, w)
-    np.testing.assert_array_equal(calibration.calibrate(fit, p), p)
+    fit = recalibration.fit_platt(1 - p, y, w)
+    np.testing.assert_array_equal(recalibration.calibrate(fit, p), p)
 
 
 def weighted_model(positive, images=400_000):
@@ -244,9 +244,9 @@ def test_after_the_prior_shift_the_mean_probability_is_the_prevalence():
     p, y, w = weighted_model(positive=12.0)
     assert p.mean() > 3 * y.mean()
     trained = 12 * y.sum(axis=0) / (12 * y + 1 - y).sum(axis=0)
-    fit = calibration.prior_shift(trained, y.mean(axis=0))
+    fit = recalibration.prior_shift(trained, y.mean(axis=0))
     np.testing.assert_allclose(fit.intercept, -np.log(12.0), rtol=1e-9)
-    shifted = calibration.calibrate(fit, p)
+    shifted = recalibration.calibrate(fit, p)
     np.testing.assert_allclose(shifted.mean(), y.mean(), rtol=0.02)
     assert errors(shifted, y, w)["calibration_error"][0] < 0.002
 
@@ -254,6 +254,6 @@ def test_after_the_prior_shift_the_mean_probability_is_the_prevalence():
 def test_the_shift_is_bayes_theorem():
     p, trained, true = 0.3, 0.2, 0.05
     up, down = p * true / trained, (1 - p) * (1 - true) / (1 - trained)
-    fit = calibration.prior_shift([trained], [true])
-    found = calibration.calibrate(fit, [[p]])
+    fit = recalibration.prior_shift([trained], [true])
+    found = recalibration.calibrate(fit, [[p]])
     np.testing.assert_allclose(found, up / (up + down), rtol=1e-12)

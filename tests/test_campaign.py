@@ -8,7 +8,7 @@ import pytest
 from damaged import mutated, picture, same
 from PIL import Image
 
-from medjax.data import images
+from medjax.data import image_files
 from medjax.errors import InputError
 
 
@@ -44,4 +44,4 @@ def test_a_jpeg_is_refused_where_pillow_refuses_it():
             Image.open(io.BytesIO(data)).load()
         except Exception:  # noqa: BLE001
             with pytest.raises(InputError):
-                images.decode(data)
+                image_files.decode(data)

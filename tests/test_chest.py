@@ -15,7 +15,7 @@ from launching import stored
 from PIL import Image
 
 from medjax.data import chest_phantom as phantom
-from medjax.data import images, prepared, records
+from medjax.data import image_files, prepared, records
 from medjax.data.sources import chest_xray as chest
 from medjax.errors import InputError
 
@@ -126,8 +126,8 @@ def test_an_nih_folder_becomes_records_equal_to_what_was_written(nih, tmp_path):
             else:
                 np.testing.assert_equal(np.float32(kept), np.float32(value))
                 np.testing.assert_equal(np.float32(table[name][n]), np.float32(value))
-        raw = images.read(nih / WHERE.get(image, "images") / image).pixels
-        square = images.resize(raw, SIDE)[..., None]
+        raw = image_files.read(nih / WHERE.get(image, "images") / image).pixels
+        square = image_files.resize(raw, SIDE)[..., None]
         np.testing.assert_array_equal(films[n]["pixels"], square)
         assert films[n]["official"] == ""
     scale = SIDE / 1024
@@ -430,7 +430,7 @@ def test_a_chexpert_folder_becomes_records(tmp_path):
     np.testing.assert_array_equal(labels[2], 1)
     assert np.isnan(labels[1, FINDINGS.index("Edema")])
     for film, path in zip(films, (ONE, second, third), strict=True):
-        square = images.resize(images.read(tmp_path / path).pixels, SIDE)
+        square = image_files.resize(image_files.read(tmp_path / path).pixels, SIDE)
         np.testing.assert_array_equal(film["pixels"][..., 0], square)
 
 
@@ -619,9 +619,9 @@ def test_the_nih_sample_against_its_own_tables(tmp_path):
         present = {t for t, v in zip(chest.NIH_TASKS, film["label"], strict=True) if v}
         assert present == set(row[1].split("|")) - {"No Finding"}
     for n in range(0, 700, 50):
-        raw = images.read(SAMPLE / "images" / entries[n][0]).pixels
+        raw = image_files.read(SAMPLE / "images" / entries[n][0]).pixels
         np.testing.assert_array_equal(
-            films[n]["pixels"][..., 0], images.resize(raw, 64)
+            films[n]["pixels"][..., 0], image_files.resize(raw, 64)
         )
     with open(SAMPLE / "BBox_List_2017.csv", newline="") as file:
         listed = [

@@ -21,7 +21,7 @@ from medjax.data.records import prepare
 from medjax.data.sources import scan_layouts, scans, volumes
 from medjax.errors import InputError
 from medjax.geometry import warp
-from medjax.reports import images
+from medjax.reports import pictures
 from medjax.tasks import films
 from medjax.tasks.films import Output
 
@@ -367,7 +367,7 @@ def test_planes_go_through_the_heatmap_s_maximum_in_the_body():
     volume[:, 0] = 0
     heatmap = np.zeros((6, 8, 10))
     heatmap[2, 5, 7], heatmap[2, 0, 3] = 1, 9  # The larger one is outside.
-    picture, heat = images.through(volume, heatmap, (2.0, 1.0, 1.0))
+    picture, heat = pictures.through(volume, heatmap, (2.0, 1.0, 1.0))
     grey = volume[..., 0].astype(float)
     low, high = np.percentile(grey[grey > 0], (1, 99.5))
     grey = np.clip((grey - low) / (high - low), 0, 1)

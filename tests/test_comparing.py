@@ -15,7 +15,7 @@ from medjax import config as plain
 from medjax.cohort import duplicates
 from medjax.commands import evaluate
 from medjax.errors import InputError
-from medjax.evaluation.predict import Predictions
+from medjax.evaluation.inference import Predictions
 from medjax.reports import page
 from medjax.training import workdir
 

@@ -9,9 +9,8 @@ from scipy import stats
 from sklearn import metrics as oracles
 from test_bootstrap import simulate
 
-from medjax.evaluation import bootstrap, discrimination
-from medjax.evaluation import compare as comparison
-from medjax.evaluation.predict import Predictions
+from medjax.evaluation import bootstrap, discrimination, paired
+from medjax.evaluation.inference import Predictions
 
 P = st.one_of(st.floats(0, 1), st.just(float("nan")))
 
@@ -30,7 +29,7 @@ def runs(films=90, tasks=3):
 
 
 def compare(one, other):
-    return comparison.compare(
+    return paired.compare(
         *(one, other), tasks=("a", "b", "c"), key=jax.random.key(0), replicates=100
     )
 
@@ -38,7 +37,7 @@ def compare(one, other):
 @settings(max_examples=200, deadline=None)
 @given(st.lists(P, min_size=1, max_size=8), st.sampled_from([0.01, 0.05, 0.3]))
 def test_holm_rejects_what_the_stepwise_procedure_rejects(p, alpha):
-    adjusted = comparison.holm(p)
+    adjusted = paired.holm(p)
     np.testing.assert_array_equal(np.isnan(adjusted), np.isnan(p))
     # From the smallest up: each against alpha / (how many are left), until one fails.
     left = sorted((value, i) for i, value in enumerate(p) if not np.isnan(value))
@@ -50,7 +49,7 @@ def test_holm_rejects_what_the_stepwise_procedure_rejects(p, alpha):
 
 def test_holm_is_never_below_p_nor_above_bonferroni():
     p = np.array([0.01, 0.04, 0.03, np.nan, 0.5, 0.005])
-    found = comparison.holm(p)
+    found = paired.holm(p)
     np.testing.assert_allclose(found, [0.04, 0.09, 0.09, np.nan, 0.5, 0.025])
 
 
@@ -84,7 +83,7 @@ def test_every_number_is_scikit_learns():
         known = one.weight[:, t] > 0
         assert row["positives"] == one.label[known, t].sum()
         assert row["positives"] + row["negatives"] == known.sum()
-        assert row["holm"] == pytest.approx(comparison.holm(p)[t])
+        assert row["holm"] == pytest.approx(paired.holm(p)[t])
         assert row["why"] == ""
 
 
@@ -107,7 +106,7 @@ def test_with_one_image_a_patient_p_is_near_delongs():
         )
     )
     names = tuple("abcdefghijklmnopqrst")
-    found = comparison.compare(
+    found = paired.compare(
         one, other, tasks=names, key=jax.random.key(0), replicates=1000
     )
     for t, task in enumerate(names):
@@ -202,7 +201,7 @@ def test_a_small_difference_of_all_findings_is_found_by_the_mean_alone():
         )
         for x in score
     )
-    found = comparison.compare(
+    found = paired.compare(
         *(one, other),
         tasks=tuple("abcdefghijkl"),
         key=jax.random.key(0),

@@ -6,7 +6,7 @@ import pytest
 from scipy.special import expit, softmax
 
 from medjax.evaluation import conformal
-from medjax.evaluation.predict import Predictions
+from medjax.evaluation.inference import Predictions
 
 ERROR = 0.1
 

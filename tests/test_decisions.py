@@ -6,7 +6,7 @@ import pytest
 from test_bootstrap import wilson
 
 from medjax.evaluation import decisions
-from medjax.evaluation.predict import Predictions
+from medjax.evaluation.inference import Predictions
 
 KEY = jax.random.key(0)
 

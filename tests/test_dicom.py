@@ -15,7 +15,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_modality_lut, apply_voi_lut, apply_windowing
 
-from medjax.data import dicom, images
+from medjax.data import dicom, image_files
 from medjax.data.dicom import Film
 from medjax.errors import InputError
 
@@ -318,7 +318,7 @@ def test_pydicoms_own_files_are_shown_as_pydicom_shows_them():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                pixels = images.read(path).pixels
+                pixels = image_files.read(path).pixels
             except InputError as error:
                 refused.append(f"{path.name}: {error}")
                 if "has no Rows" in refused[-1]:
@@ -350,7 +350,7 @@ def test_a_film_without_preamble_or_meta_information_is_read(tmp_path):
         meta = 132 + 12 + int.from_bytes(whole[140:144], "little")
         for start in (132, meta):
             (tmp_path / "film").write_bytes(whole[start:])
-            film = images.read(tmp_path / "film")
+            film = image_files.read(tmp_path / "film")
             np.testing.assert_array_equal(film.pixels, expected)
 
 

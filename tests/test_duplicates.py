@@ -10,7 +10,7 @@ import pytest
 from scipy import fft, ndimage
 
 from medjax.cohort import duplicates
-from medjax.data import images, nifti
+from medjax.data import image_files, nifti
 from medjax.data.scan import make_scan
 
 SHARED = Path(__file__).parents[1].parent / "shared/data"
@@ -240,7 +240,9 @@ def test_copies_of_real_films_are_found_and_the_films_are_told_apart():
     if not NIH.exists():
         pytest.skip("nih-sample is not here")
     paths = sorted((NIH / "images").glob("*.png"))
-    films = [np.rint(images.read(p, 1).pixels * 255).astype(np.uint8) for p in paths]
+    films = [
+        np.rint(image_files.read(p, 1).pixels * 255).astype(np.uint8) for p in paths
+    ]
     assert len(films) == 700
     originals = range(0, 700, 20)
     mirrors = list(MIRRORED.values())

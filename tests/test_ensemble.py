@@ -18,9 +18,9 @@ from sklearn.metrics import roc_auc_score
 
 from configs import base
 from medjax import tasks
-from medjax.commands import population
-from medjax.evaluation import compare
-from medjax.evaluation.predict import Predictions
+from medjax.commands import train_population
+from medjax.evaluation import paired
+from medjax.evaluation.inference import Predictions
 from medjax.tasks import films, parts, segmentation
 from medjax.training import step
 from medjax.training.checkpoint import Checkpoints
@@ -102,9 +102,9 @@ def test_the_gain_is_over_the_mean_of_the_members():
     members = [one._replace(probability=x, log_odds=x) for x in z]
     mean = one._replace(probability=sum(z) / 3, log_odds=sum(z) / 3)
     key, tasks = jax.random.key(0), ("a", "b")
-    got = compare.gain(mean, members, key=key, replicates=200)["auroc"]
+    got = paired.gain(mean, members, key=key, replicates=200)["auroc"]
     apart = [
-        compare.compare(mean, m, tasks=tasks, key=key, replicates=200)["mean"]["auroc"]
+        paired.compare(mean, m, tasks=tasks, key=key, replicates=200)["mean"]["auroc"]
         for m in members
     ]
     estimates = [pair["difference"]["estimate"] for pair in apart]
@@ -213,7 +213,7 @@ def test_the_gain_of_masks_is_the_mean_of_paired_differences():
                     *((m, o) for o in (label, mask) for m in alone),
                 ]
             ]
-            found = compare.of_members(
+            found = paired.of_members(
                 mask[..., k], label[..., k], [m[..., k] for m in alone]
             )
             assert found["member_dice"] == pytest.approx(np.mean(dices[1:3]))
@@ -222,17 +222,21 @@ def test_the_gain_of_masks_is_the_mean_of_paired_differences():
                 {"name": str(volume), "patient": volume // 2, "dice": dices[0], **found}
             )
             expected.append(dices[0] - np.mean(dices[1:3]))
-    gain = compare.gain_of_masks(rows, key=jax.random.key(0), replicates=200)["dice"]
+    gain = paired.gain_of_masks(rows, key=jax.random.key(0), replicates=200)["dice"]
     difference = gain["difference"]
     assert difference["estimate"] == pytest.approx(np.mean(expected), abs=1e-6)
     assert gain["one"] - gain["other"] == pytest.approx(np.mean(expected), abs=1e-6)
     error = np.std(np.reshape(expected, (12, 4)).mean(1)) / np.sqrt(12)
     reach = (difference["high"] - difference["low"]) / 2
     assert 1.5 * error < reach < 4 * error
-    assert compare.of_members(mask, label, []) == {}
+    assert paired.of_members(mask, label, []) == {}
 
 
 def test_ensembles_of_a_population_are_trained_one_after_the_other():
     several, alone = small.get_config(), small.get_config()
     several.ensemble = 2
-    assert population.groups([several, several, alone, alone]) == [[0], [1], [2, 3]]
+    assert train_population.groups([several, several, alone, alone]) == [
+        [0],
+        [1],
+        [2, 3],
+    ]

@@ -18,9 +18,7 @@ from medjax.cohort import manifests
 from medjax.commands import evaluate, explore, predict
 from medjax.commands.evaluate import Images
 from medjax.errors import InputError
-from medjax.evaluation import calibration as recalibration
-from medjax.evaluation import localisation
-from medjax.evaluation import predict as inference
+from medjax.evaluation import inference, localisation, recalibration
 from medjax.tasks import explain, films, fixed, new_images, parts, splitting
 from medjax.training import workdir
 

@@ -15,7 +15,7 @@ from conftest import Page
 
 from medjax.cohort import appearance, describe, manifests
 from medjax.evaluation.bootstrap import as_json
-from medjax.reports import explore as exploring
+from medjax.reports import explore_page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FINDINGS = [f"Finding_{n}" for n in range(40)]
@@ -108,7 +108,7 @@ def make(tasks=6, task="multilabel", shape=(24, 20, 1), known=True, images=120):
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     facts, images = make()
-    path = exploring.write(facts, images, tmp_path_factory.mktemp("page") / "new")
+    path = explore_page.write(facts, images, tmp_path_factory.mktemp("page") / "new")
     return facts, path, path.read_text()
 
 
@@ -156,7 +156,7 @@ def test_the_json_holds_all_the_facts(written):
 def test_an_infinite_number_is_null_in_the_json(tmp_path):
     facts, _ = make()
     facts["pixels"]["before"][0]["deviation_of_nothing"] = np.inf
-    text = exploring.write(facts, {}, tmp_path).with_suffix(".json").read_text()
+    text = explore_page.write(facts, {}, tmp_path).with_suffix(".json").read_text()
     read = json.loads(text, parse_constant=pytest.fail)
     assert read["pixels"]["before"][0]["deviation_of_nothing"] is None
 
@@ -168,26 +168,29 @@ def test_pairs_that_leak_come_first(written):
 
 def test_only_the_wanted_images_are_shown(written, tmp_path):
     facts, images = make()
-    ids = exploring.wanted(facts)
+    ids = explore_page.wanted(facts)
     assert len(set(ids)) == len(ids) < len(images)
-    asked = exploring.write(facts, {id: images[id] for id in ids}, tmp_path).read_text()
+    asked = explore_page.write(
+        facts, {id: images[id] for id in ids}, tmp_path
+    ).read_text()
     assert asked.count("data:image/png") == written[2].count("data:image/png")
     fewer = {id: images[id] for id in ids[1:]}
-    fewer = exploring.write(facts, fewer, tmp_path).read_text()
+    fewer = explore_page.write(facts, fewer, tmp_path).read_text()
     assert fewer.count("data:image/png") < asked.count("data:image/png")
 
 
 def test_directions_are_words():
     sure, unsure = ({"estimate": 0.4, "low": 0.3, "high": h} for h in (0.45, 0.55))
-    assert exploring.direction("age", sure) == "younger"
-    assert exploring.direction("image size", sure) == "smaller images"
-    assert exploring.direction("view AP", sure) == "less in view AP"
-    assert exploring.direction(
+    assert explore_page.direction("age", sure) == "younger"
+    assert explore_page.direction("image size", sure) == "smaller images"
+    assert explore_page.direction("view AP", sure) == "less in view AP"
+    assert explore_page.direction(
         "age", {**sure, "estimate": 0.6, "low": 0.51, "high": 0.7}
     )
-    assert exploring.direction("age", unsure) == ""
+    assert explore_page.direction("age", unsure) == ""
     assert (
-        exploring.direction("age", {"estimate": None, "low": None, "high": None}) == ""
+        explore_page.direction("age", {"estimate": None, "low": None, "high": None})
+        == ""
     )
 
 
@@ -196,7 +199,7 @@ def test_too_few_patients_are_not_read_as_a_link(tmp_path):
     facts["labels"]["Finding_1"]["patients"] = 9
     for found in facts["confounders"].values():
         found["Finding_1"] = found[FINDINGS[0]]
-    text = exploring.write(facts, {}, tmp_path).read_text()
+    text = explore_page.write(facts, {}, tmp_path).read_text()
     rows = [r for r in text.split("<tr>") if "0.62 (0.55" in r]
     assert ["more in" in row for row in rows] == [True, False]
 
@@ -205,14 +208,14 @@ def test_there_is_no_chart_of_one_bar_and_no_empty_bin(tmp_path):
     facts, _ = make()
     facts["sex"] = {"F": 120}
     facts["age"]["images"] = {"F": np.array([0, 0, 0, 0, 7, 9, 0, 0, 0, 0, 0])}
-    drawn = exploring._charts(as_json(facts))
+    drawn = explore_page._charts(as_json(facts))
     assert drawn["images_a_patient"] is None and "sex" not in drawn
     assert [text for _, text in drawn["age"]["x"]] == ["40", "50"]
-    page = Page(exploring.write(facts, {}, tmp_path).read_text()).text
+    page = Page(explore_page.write(facts, {}, tmp_path).read_text()).text
     for words in ("Images per patient: 3, of all", "Sex of all images: F."):
         assert words in page
     facts["age"]["images"] = {"F": np.array([0, 0, 0, 0, 0, 9, 0, 0, 0, 0, 0])}
-    assert "age" not in exploring._charts(as_json(facts))
+    assert "age" not in explore_page._charts(as_json(facts))
     few, many = (
         appearance._spread(np.random.default_rng(0).random(n)) for n in (9, 9999)
     )
@@ -222,7 +225,7 @@ def test_there_is_no_chart_of_one_bar_and_no_empty_bin(tmp_path):
 def test_what_no_table_names_has_no_section(tmp_path):
     words = ("Age, view, sex", "Pixel spacing", "older patient", "one view or sex")
     for known in (True, False):
-        path = exploring.write(*make(known=known), tmp_path, str(known))
+        path = explore_page.write(*make(known=known), tmp_path, str(known))
         page = Page(path.read_text()).text
         for text in words:
             assert (text in page) == known, text
@@ -230,11 +233,11 @@ def test_what_no_table_names_has_no_section(tmp_path):
 
 def test_a_class_is_called_one(tmp_path):
     facts, images = make(task="multiclass")
-    page = Page(exploring.write(facts, images, tmp_path).read_text()).text
+    page = Page(explore_page.write(facts, images, tmp_path).read_text()).text
     assert "Every labelled image is of exactly one class." in page
     assert "occur together" not in page
     facts["findings_an_image"] = {"value": [0, 1, 2], "count": [4, 110, 6]}
-    page = Page(exploring.write(facts, images, tmp_path).read_text()).text
+    page = Page(explore_page.write(facts, images, tmp_path).read_text()).text
     assert "10 images are of no class or of several" in page
 
 
@@ -270,7 +273,7 @@ CASES = {
 def test_a_browser_shows_every_figure_at_any_width(frames, tmp_path):
     folder, port = frames
     for name, options in CASES.items():
-        path = exploring.write(*make(**options), folder, name)
+        path = explore_page.write(*make(**options), folder, name)
         assert path.stat().st_size < 3e6
         path.write_text(path.read_text().replace("</body>", PROBE + "</body>"))
     found = browse(folder, port, tmp_path)

@@ -22,10 +22,10 @@ from configs import quickstart_mri
 from medjax.commands import export
 from medjax.config import read_config
 from medjax.data import loader
-from medjax.data.units import Channel
+from medjax.data.intensity_units import Channel
 from medjax.errors import InputError
-from medjax.evaluation import calibration
-from medjax.evaluation.segmentation import Post
+from medjax.evaluation import recalibration
+from medjax.evaluation.mask_metrics import Post
 from medjax.models import cpu, weights
 from medjax.tasks import (
     exported,
@@ -41,7 +41,7 @@ from medjax.tasks.task import Finished
 from medjax.training import step, workdir
 
 NAMES = ("a", "b", "c")
-LOGISTIC = calibration.Logistic((0.7, 1.0, 1.3), (0.4, 0.0, -2.0))
+LOGISTIC = recalibration.Logistic((0.7, 1.0, 1.3), (0.4, 0.0, -2.0))
 ALONE = (
     "import runpy, sys; sys.path.append(sys.argv[1]); sys.argv = sys.argv[2:]; "
     "runpy.run_path(sys.argv[0], run_name='__main__')"
@@ -113,7 +113,7 @@ def images(count, bits=8, shape=(32, 32, 1)):
         (LOGISTIC, {"steepness": 100.0}),
         (LOGISTIC, {"bits": 16, "depth": 12}),
         (
-            calibration.Isotonic(
+            recalibration.Isotonic(
                 ((0.1, 0.4, 0.6), (), (0.2, 0.8)),
                 ((0.0, 0.5, 1.0), (), (0.3, 0.3)),
                 *((1.0, 0.5, 1.0), (0.0, 0.1, 0.0)),
@@ -121,7 +121,7 @@ def images(count, bits=8, shape=(32, 32, 1)):
             {},
         ),
         (
-            calibration.Softmax((0.5,) * 3, (0.1, -2.0, 0.3)),
+            recalibration.Softmax((0.5,) * 3, (0.1, -2.0, 0.3)),
             {
                 "exclusive": True,
                 "steepness": 10.0,

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
-from medjax.evaluation.predict import Predictions
-from medjax.reports import images
+from medjax.evaluation.inference import Predictions
+from medjax.reports import pictures
 from medjax.tasks import explain, films
 
 
@@ -26,12 +26,12 @@ def test_the_right_half_alone_is_coloured_where_the_heatmap_is(shape):
     image = np.full(shape, 120, np.uint8)
     heatmap = np.zeros((2,) * (len(shape) - 1))
     heatmap[..., 1, 0] = 3.0  # Below, on the left.
-    uri, size = images.picture(image, heatmap)
+    uri, size = pictures.picture(image, heatmap)
     found = decoded(uri)
     assert size == found.shape[1::-1]
-    height, width = found.shape[0], (found.shape[1] - images.GAP) // 2
+    height, width = found.shape[0], (found.shape[1] - pictures.GAP) // 2
     assert height / width == pytest.approx(shape[-3] / shape[-2], rel=0.02)
-    assert max(height, width) == images.SIDE and len(uri) < 8000
+    assert max(height, width) == pictures.SIDE and len(uri) < 8000
     assert np.ptp(found[:, :width], axis=-1).max() < 12  # Grey.
     right = np.ptp(found[:, -width:], axis=-1)
     parts = right.reshape(-1)[: 2 * (height // 2) * width].reshape(2, -1, width)
@@ -42,9 +42,9 @@ def test_the_right_half_alone_is_coloured_where_the_heatmap_is(shape):
 
 def test_a_frame_lies_where_the_box_does_on_both_halves():
     image = np.zeros((100, 50, 1), np.uint8)
-    uri, _ = images.picture(image, np.zeros((2, 2)), [[(20, 10), (60, 30)]])
+    uri, _ = pictures.picture(image, np.zeros((2, 2)), [[(20, 10), (60, 30)]])
     found = decoded(uri)
-    scale = images.SIDE / 100
+    scale = pictures.SIDE / 100
     for half in (found[:, :88], found[:, -88:]):
         y, x = np.nonzero(half[..., 0] - half[..., 2] > 60)
         for found_at, edge in ((y, (20, 60)), (x, (10, 30))):
@@ -76,7 +76,7 @@ def test_each_picture_is_of_the_film_that_it_names(tmp_path, monkeypatch):
         tasks = np.arange(6)[:, None, None]
         return image[..., 0][:, :, None].astype(np.float32) + tasks
 
-    monkeypatch.setattr(images, "picture", picture)
+    monkeypatch.setattr(pictures, "picture", picture)
     monkeypatch.setattr(explain, "explainer", lambda run: explainer)
     shown = explain.gallery(run, data, found, each=1)
     assert list(shown) == list(tasks[1:])

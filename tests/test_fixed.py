@@ -13,9 +13,8 @@ from scipy.special import expit, log_softmax, softmax
 
 from medjax.cohort import balance
 from medjax.errors import InputError
-from medjax.evaluation import calibration as recalibration
-from medjax.evaluation import reliability, thresholds
-from medjax.evaluation.predict import Predictions
+from medjax.evaluation import recalibration, reliability, thresholds
+from medjax.evaluation.inference import Predictions
 from medjax.tasks import films, fixed, imbalance
 
 TASKS = ("mass", "nodule", "effusion")

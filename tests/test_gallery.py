@@ -13,7 +13,7 @@ from PIL import Image
 from medjax.augment.safety import POLICIES
 from medjax.commands import gallery as augment_gallery
 from medjax.errors import InputError
-from medjax.reports import images as pictures
+from medjax.reports import pictures
 
 DRAWS = 2
 RNG = np.random.default_rng(0)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from medjax.reports import classification, images
+from medjax.reports import classification, pictures
 
 SEEN = {"task": "pleural_thickening", "probability": 0.93, "threshold": 0.41}
 
@@ -34,7 +34,9 @@ def extent(mask):
 )
 def test_a_film_keeps_its_shape(tmp_path, shape, spacing):
     path = tmp_path / "a.png"
-    images.overlay(path, np.full(shape, 0.5), np.ones((4, 4)), spacing=spacing, **SEEN)
+    pictures.overlay(
+        path, np.full(shape, 0.5), np.ones((4, 4)), spacing=spacing, **SEEN
+    )
     high, wide = extent(coloured(path))
     expected = shape[0] / shape[1]
     if not math.isnan(spacing[0]):
@@ -48,7 +50,7 @@ def test_the_colour_lies_where_the_heatmap_does(tmp_path):
     everywhere, corner = np.ones((4, 4)), np.zeros((4, 4))
     corner[3, 1] = 5.0  # The last of the rows, the second of the columns.
     for name, heatmap in (("all", everywhere), ("corner", corner)):
-        images.overlay(tmp_path / f"{name}.png", film, heatmap, **SEEN)
+        pictures.overlay(tmp_path / f"{name}.png", film, heatmap, **SEEN)
     whole, part = (coloured(tmp_path / f"{n}.png") for n in ("all", "corner"))
     rows, columns = np.nonzero(whole)
     y, x = (np.mean(axis) for axis in np.nonzero(part))
@@ -58,7 +60,7 @@ def test_the_colour_lies_where_the_heatmap_does(tmp_path):
 
 
 def test_a_heatmap_of_zeros_colours_nothing(tmp_path):
-    images.overlay(tmp_path / "a.png", np.ones((20, 20)), np.zeros((2, 2)), **SEEN)
+    pictures.overlay(tmp_path / "a.png", np.ones((20, 20)), np.zeros((2, 2)), **SEEN)
     assert not coloured(tmp_path / "a.png").any()
 
 
@@ -74,7 +76,7 @@ def test_a_heatmap_of_zeros_colours_nothing(tmp_path):
 def test_the_title_says_the_finding_and_how_sure_the_model_is(
     probability, threshold, expected
 ):
-    assert images.title("mass", probability, threshold) == expected
+    assert pictures.title("mass", probability, threshold) == expected
 
 
 def test_the_table_fits_a_terminal_and_says_what_is_undefined(tmp_path, capsys):

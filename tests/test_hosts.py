@@ -22,7 +22,7 @@ from orbax.checkpoint import v1 as ocp
 
 from configs import quickstart
 from medjax.errors import InputError
-from medjax.evaluation.predict import Predictions
+from medjax.evaluation.inference import Predictions
 from medjax.tasks import classification
 from medjax.training import devices
 

@@ -10,7 +10,7 @@ import pytest
 from configs import base
 from medjax.errors import InputError
 from medjax.evaluation import results
-from medjax.evaluation.predict import Predictions
+from medjax.evaluation.inference import Predictions
 from medjax.tasks import classification, films, splitting
 
 SHAPE = (8, 8, 1)

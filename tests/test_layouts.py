@@ -10,7 +10,7 @@ from PIL import Image
 
 from configs import base
 from medjax.cohort import identity
-from medjax.data import images
+from medjax.data import image_files
 from medjax.data.sources import FILES, IMAGES, chest_xray, scan_layouts
 from medjax.data.sources.scans import SequenceFile
 from medjax.errors import InputError
@@ -207,7 +207,7 @@ def test_the_readers_of_vindr_cxr_decide(vindr, readers, cardiomegaly, other):
     boxes = {"majority": 1, "any": 2}[readers]
     assert len(films["a"].boxes) == boxes and not films["b"].boxes
     assert films["a"].boxes[0] == ("Cardiomegaly", 0, 2, 4, 8)
-    square = images.resize(images.read(vindr / "train/a.dicom").pixels, SIDE)
+    square = image_files.resize(image_files.read(vindr / "train/a.dicom").pixels, SIDE)
     np.testing.assert_array_equal(np.asarray(films["a"].content)[..., 0], square)
 
 

@@ -23,7 +23,7 @@ from medjax.data import liver_phantom
 from medjax.data.normalisation import z_scores
 from medjax.data.sources.volumes import INSIDE, OUTSIDE
 from medjax.errors import InputError
-from medjax.evaluation import segmentation
+from medjax.evaluation import mask_metrics
 from medjax.geometry import warp
 from medjax.models import architectures
 from medjax.tasks import classification, films
@@ -254,7 +254,7 @@ def test_the_rule_of_masks_is_the_best_one_on_validation(finished):
     data = films.data(run.config)
     sides = pd.read_csv(home / "run/splits.csv")
     ids = sides["id"][sides["split"] == "validation"].to_numpy()
-    dices: dict = {post: [] for post in segmentation.CANDIDATES}
+    dices: dict = {post: [] for post in mask_metrics.CANDIDATES}
     for item in map(data.films(ids).__getitem__, range(len(ids))):
         if not item["mask"].any():
             continue
@@ -274,9 +274,9 @@ def test_the_rule_of_masks_is_the_best_one_on_validation(finished):
             drawn = np.isin(part, keep)
             whole = drawn.sum() + true.sum()
             each.append(2 * (drawn & true).sum() / whole if whole else 1.0)
-    assert len(dices[segmentation.Post()]) >= 3
+    assert len(dices[mask_metrics.Post()]) >= 3
     rule = json.loads((home / "run/postprocessing.json").read_text())
-    chosen = dices[segmentation.Post(**rule["regions"]["lesion"])]
+    chosen = dices[mask_metrics.Post(**rule["regions"]["lesion"])]
     means = [np.mean(each) for each in dices.values()]
     assert np.mean(chosen) == pytest.approx(max(means), abs=1e-6)
     assert max(means) > min(means)

@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from medjax.data import images, prepared, records, sources
+from medjax.data import image_files, prepared, records, sources
 from medjax.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -78,7 +78,7 @@ def test_pictures_of_another_size_are_resized(save, sample):
     found = arrays(sample)
     source = sources.IMAGES["medmnist"](file=save(found), side=4)
     for item, image in zip(items(source), images_of(found), strict=True):
-        expected = images.resize((image / 255).astype(np.float32), 4)
+        expected = image_files.resize((image / 255).astype(np.float32), 4)
         np.testing.assert_array_equal(item.content, expected.reshape(source.shape))
         assert (item.row["width"], item.row["height"]) == (6, 9)
 

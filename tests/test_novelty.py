@@ -9,7 +9,7 @@ import pytest
 from sklearn.datasets import load_sample_images
 
 from medjax.cohort import appearance
-from medjax.data import images
+from medjax.data import image_files
 
 SIDE = 32
 
@@ -27,7 +27,7 @@ def film(n):
 
 
 def as_read(pixels, channels=1):
-    image = images.resize(images.with_channels(pixels, channels), SIDE)
+    image = image_files.resize(image_files.with_channels(pixels, channels), SIDE)
     return image.reshape(SIDE, SIDE, channels)
 
 
@@ -104,7 +104,7 @@ def test_colour_pictures_are_at_home_among_colour_pictures():
 @pytest.mark.skipif(not launching.NIH.exists(), reason="no ../shared/data/nih-sample")
 def test_on_real_films_alarms_are_rare_and_what_is_wrong_is_found():
     paths = sorted((launching.NIH / "images").glob("*.png"))
-    films = [images.read(path, 1).pixels for path in paths]
+    films = [image_files.read(path, 1).pixels for path in paths]
     patient = pd.Series([path.name[:8] for path in paths])
     held = patient.isin(patient.drop_duplicates().sample(frac=0.3, random_state=0))
     train = [as_read(one) for one, out in zip(films, held, strict=True) if not out]

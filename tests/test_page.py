@@ -9,7 +9,7 @@ from conftest import Page
 from small import RUN
 
 from medjax.evaluation import results
-from medjax.evaluation.predict import Predictions
+from medjax.evaluation.inference import Predictions
 from medjax.reports import classification, page, report
 
 CURVE = [

@@ -12,8 +12,8 @@ import pytest
 
 from medjax import config as plain
 from medjax import tasks
-from medjax.commands import population
 from medjax.commands import train as command
+from medjax.commands import train_population
 from medjax.tasks.task import Run
 from medjax.training import journal, loop
 
@@ -65,7 +65,7 @@ def together(folder):
     """What became of ARMS; arm N is in the folder N."""
     configs = [config_of(folder / "records", **arm) for arm in ARMS]
     folders = [folder / str(number) for number in range(len(ARMS))]
-    return population.train(configs, folders)
+    return train_population.train(configs, folders)
 
 
 @pytest.fixture(scope="module", params=[1, 0])
@@ -109,21 +109,21 @@ def test_an_arm_leaves_the_same_files_and_the_same_report(arm):
 def test_an_arm_s_seconds_hold_its_share_of_the_compilation(folder, monkeypatch):
     """The clock stands still, but for the compiler, who takes a minute."""
     now = [0.0]
-    compiled = population.population.compiled
+    compiled = train_population.population.compiled
 
     def slow(*arguments, **options):
         now[0] += 60
         return compiled(*arguments, **options)
 
-    for module in (population, journal, loop):
+    for module in (train_population, journal, loop):
         clock = dict.fromkeys(("perf_counter", "monotonic"), lambda: now[0])
         monkeypatch.setattr(module, "time", types.SimpleNamespace(**clock))
-    monkeypatch.setattr(population.population, "compiled", slow)
+    monkeypatch.setattr(train_population.population, "compiled", slow)
     monkeypatch.setattr(loop.Meter, "flush", lambda self: None)  # It divides by time.
     short = {"train__steps": 1, "train__evaluate_every": 1}
     arms = [config_of(folder / "records", seed=seed, **short) for seed in range(2)]
     folders = [folder / f"timed{seed}" for seed in range(2)]
-    assert all(outcome.finished for outcome in population.train(arms, folders))
+    assert all(outcome.finished for outcome in train_population.train(arms, folders))
     for each in folders:
         assert journal.read(each / "metrics.jsonl")[-1]["seconds"] == 30
 
@@ -139,12 +139,12 @@ def test_an_arm_s_own_mistake_ends_it_alone(folder, together):
 
 @pytest.mark.slow
 def test_a_finished_population_is_only_reported_again(folder, together, monkeypatch):
-    monkeypatch.setattr(population.population, "compiled", None)  # Would raise.
+    monkeypatch.setattr(train_population.population, "compiled", None)  # Would raise.
     configs = [config_of(folder / "records", **arm) for arm in ARMS[:2]]
     before = (folder / "0/metrics.jsonl").read_text()
     (folder / "0/report.json").unlink()
-    found = population.train(configs, [folder / "0", folder / "1"])
-    assert found == [population.Outcome(finished=True)] * 2
+    found = train_population.train(configs, [folder / "0", folder / "1"])
+    assert found == [train_population.Outcome(finished=True)] * 2
     assert (folder / "0/report.json").exists()
     assert (folder / "0/metrics.jsonl").read_text() == before
 
@@ -155,19 +155,23 @@ def test_arms_that_are_not_equally_far_are_trained_apart(tmp_path, monkeypatch):
 
     def begin(config, folder, stack):
         fit = Run(config, folder, *[None] * 10)
-        return population.Arm(fit, None, None, config.seed % 2, None)
+        return train_population.Arm(fit, None, None, config.seed % 2, None)
 
     def train(arms):
         begun.append([arm.run.config.seed for arm in arms])
         even = arms[0].start == 0
-        return [population.Outcome(finished=True) if even else population.STOPPED] * 2
+        return [
+            train_population.Outcome(finished=True)
+            if even
+            else train_population.STOPPED
+        ] * 2
 
-    monkeypatch.setattr(population, "_begin", begin)
-    monkeypatch.setattr(population, "_fit", train)
+    monkeypatch.setattr(train_population, "_begin", begin)
+    monkeypatch.setattr(train_population, "_fit", train)
     monkeypatch.setattr(command, "finish", lambda fit: begun.append(fit.folder.name))
     configs = [config_of(tmp_path, seed=seed) for seed in range(4)]
     configs.append(config_of(tmp_path, loss__name="focal", loss__gamma=1.0))
-    found = population.train(configs, [tmp_path / str(n) for n in range(5)])
+    found = train_population.train(configs, [tmp_path / str(n) for n in range(5)])
     assert begun == [[0, 2], [1, 3], "0", "2"]
     assert [outcome.finished for outcome in found] == [True, False, True, False, False]
     assert not any(outcome.error for outcome in found)
@@ -178,13 +182,13 @@ def test_arms_that_are_not_equally_far_are_trained_apart(tmp_path, monkeypatch):
 )
 def test_a_bug_ends_its_arms_alone_with_a_traceback(tmp_path, monkeypatch, where, lost):
     """Arms 0 and 1 are one program, 2 and 3 are others' and stand alone."""
-    good = population.Outcome(finished=True)
+    good = train_population.Outcome(finished=True)
 
     def begin(config, folder, stack):
         if where == "_begin" and config.seed == 1:
             raise RuntimeError("out of\nmemory")
         fit = Run(config, folder, *[None] * 10)
-        return population.Arm(fit, None, None, 0, None)
+        return train_population.Arm(fit, None, None, 0, None)
 
     def train(arms):
         if where == "_fit":
@@ -200,13 +204,13 @@ def test_a_bug_ends_its_arms_alone_with_a_traceback(tmp_path, monkeypatch, where
             raise KeyError("field")
         return True
 
-    monkeypatch.setattr(population, "_begin", begin)
-    monkeypatch.setattr(population, "_fit", train)
+    monkeypatch.setattr(train_population, "_begin", begin)
+    monkeypatch.setattr(train_population, "_fit", train)
     monkeypatch.setattr(command, "finish", finish)
     monkeypatch.setattr(command, "train", run_alone)
     configs = [config_of(tmp_path, seed=seed) for seed in range(4)]
     configs[2].train.batch, configs[3].train.batch = 16, 4
-    found = population.train(configs, [tmp_path / str(n) for n in range(4)])
+    found = train_population.train(configs, [tmp_path / str(n) for n in range(4)])
     for number in lost:
         assert found[number].error == "RuntimeError: out of\nmemory"
         assert "Traceback" in found[number].details
@@ -215,7 +219,9 @@ def test_a_bug_ends_its_arms_alone_with_a_traceback(tmp_path, monkeypatch, where
 
 
 def groups(*changes):
-    return population.groups([config_of("records", **change) for change in changes])
+    return train_population.groups(
+        [config_of("records", **change) for change in changes]
+    )
 
 
 @pytest.mark.parametrize(
@@ -299,8 +305,8 @@ def test_a_cpu_has_a_device_a_core_where_arms_and_batch_allow_it(
         jax_num_cpu_devices=-1, update=lambda *pair: asked.append(pair)
     )
     monkeypatch.setattr(jax, "config", options)
-    population.use_cores([config_of("records", train__batch=batch)] * arms)
+    train_population.use_cores([config_of("records", train__batch=batch)] * arms)
     assert asked == [("jax_num_cpu_devices", expected)]
     options.jax_num_cpu_devices = 3  # Somebody has chosen.
-    population.use_cores([config_of("records", train__batch=batch)] * arms)
+    train_population.use_cores([config_of("records", train__batch=batch)] * arms)
     assert len(asked) == 1

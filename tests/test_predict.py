@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from configs import base
-from medjax.data import images
-from medjax.evaluation import predict
+from medjax.data import image_files
+from medjax.evaluation import inference
 from medjax.tasks import new_images, scans
 
 
@@ -22,7 +22,9 @@ def test_every_real_row_comes_out_once_in_order_without_the_padding():
         }
         for part in ids
     ]
-    found = predict.predict(batches, lambda x: np.stack([x, x / 2], -1)[:, :, 0, 0, 0])
+    found = inference.predict(
+        batches, lambda x: np.stack([x, x / 2], -1)[:, :, 0, 0, 0]
+    )
     real = [4, 2, 7, 5, 9]
     np.testing.assert_array_equal(found.id, real)
     np.testing.assert_array_equal(found.patient, np.multiply(real, 10))
@@ -35,7 +37,7 @@ def test_every_real_row_comes_out_once_in_order_without_the_padding():
 def test_embeddings_come_out_once_in_order_without_the_padding():
     ids = np.array([4, 2, 7, 5, 9, -1, -1, -1]).reshape(2, 2, 2)
     batches = [{"id": part, "image": part[..., None].astype(float)} for part in ids]
-    found = predict.embed(batches, lambda x: np.concatenate([x, -x, x**2], -1))
+    found = inference.embed(batches, lambda x: np.concatenate([x, -x, x**2], -1))
     real = np.array([4, 2, 7, 5, 9])
     np.testing.assert_array_equal(found, np.stack([real, -real, real**2], 1))
 
@@ -61,18 +63,18 @@ def test_files_keep_their_order_and_bad_ones_their_reason(
         return image.mean(axis=(2, 3))
 
     def load(path):
-        return images.fit(images.read(path).pixels, shape), path.name
+        return image_files.fit(image_files.read(path).pixels, shape), path.name
 
     options = {"load": load, "batch": batch, "devices": devices}
-    found = list(predict.predict_files(paths, brightness, **options))
+    found = list(inference.predict_files(paths, brightness, **options))
     assert [path for path, _, _ in found] == paths
     for path, read, value in found:
         if path == paths[3]:
             assert value is None and "3.png" in read
         else:
             assert read[1] == path.name
-            pixels = images.read(path, channels=channels).pixels
-            expected = images.resize(pixels, 8).reshape(64, channels).mean(axis=0)
+            pixels = image_files.read(path, channels=channels).pixels
+            expected = image_files.resize(pixels, 8).reshape(64, channels).mean(axis=0)
             np.testing.assert_allclose(value, expected, rtol=1e-6)
     assert len(calls) <= -(-7 // (batch * devices))
 
@@ -101,4 +103,4 @@ def test_what_is_given_twice_is_predicted_once(tmp_path, caplog):
 
 def test_no_file_gives_no_row():
     options = {"load": None, "batch": 2, "devices": 1}
-    assert list(predict.predict_files([], None, **options)) == []
+    assert list(inference.predict_files([], None, **options)) == []

@@ -13,7 +13,7 @@ import pytest
 
 from medjax.errors import InputError
 from medjax.models import architectures, densenet, weights
-from medjax.models.weights import convert
+from medjax.models.weights import conversion
 from medjax.tasks import start
 
 TORCH = oracles.MODELS
@@ -27,7 +27,7 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
 def network(source, model, *, tasks=oracles.CLASSES, channels=3):
-    options = convert.recognise(source, model=model).options
+    options = conversion.recognise(source, model=model).options
     return traced(model, tasks, channels, tuple(options.items()))
 
 
@@ -42,7 +42,7 @@ def traced(model, tasks, channels, options):
 
 def converted(source, model, *, head=True, **how):
     made, target = network(source, model, **how)
-    return made, convert.convert(source, target, model=model, head=head)
+    return made, conversion.convert(source, target, model=model, head=head)
 
 
 def answers(made, variables, images, *, train=False):
@@ -100,7 +100,7 @@ def test_a_network_of_volumes_answers_what_torch_was_seen_to():
     made = densenet.densenet(oracles.CLASSES, blocks=blocks, **options)
     init = functools.partial(made.init, train=False)
     target = jax.eval_shape(init, jax.random.key(0), image)
-    found = convert.convert(source, target, model="densenet121")
+    found = conversion.convert(source, target, model="densenet121")
     logits, _, _ = answers(made, found.variables, image)
     assert_close(logits, json.loads(oracles.RECORDED.read_text())["volumes"], to=1e-5)
 
@@ -344,16 +344,16 @@ def test_equal_channels_get_the_response_of_the_grey_image(source, channels):
 
 def test_a_stem_with_a_bias_keeps_the_response_in_it():
     source = oracles.filled(oracles.shapes("convnext_tiny"))
-    before = convert._for_channels(
-        {convert.STEM: source["features.0.0.weight"].transpose(2, 3, 1, 0)}
+    before = conversion._for_channels(
+        {conversion.STEM: source["features.0.0.weight"].transpose(2, 3, 1, 0)}
         | {"params/stem/conv/bias": source["features.0.0.bias"]},
         (3, 1),
-        convert.recognise(source, model="convnext_tiny"),
+        conversion.recognise(source, model="convnext_tiny"),
         {},
     )
     arrays, standardise = before
     grey = 0.7
-    got = arrays[convert.STEM].sum((0, 1, 2)) * (
+    got = arrays[conversion.STEM].sum((0, 1, 2)) * (
         (grey - standardise["mean"]) / standardise["std"]
     )
     got += arrays["params/stem/conv/bias"]
@@ -367,9 +367,9 @@ def test_the_constants_of_published_efficientnets_are_torchvisions():
         "normalization/mean": np.array([0.485, 0.456, 0.406], np.float32),
         "normalization/variance": np.array([0.229, 0.224, 0.225], np.float32),
     }
-    assert convert._constants(constants) == {}
+    assert conversion._constants(constants) == {}
     others = {**constants, "normalization/variance": np.array([4.0, 9.0, 16.0])}
-    found = convert._constants(others)
+    found = conversion._constants(others)
     np.testing.assert_allclose(found["std"], [2, 3, 4])
     np.testing.assert_allclose(found["mean"], [0.485, 0.456, 0.406], rtol=1e-6)
 
@@ -428,19 +428,19 @@ def test_what_does_not_fit_is_named(source, change, message):
     before = {name: np.array(value) for name, value in wrong.items()}
     _, target = network(source, "resnet18")
     with pytest.raises(InputError, match=message):
-        convert.convert(wrong, target, model="resnet18")
+        conversion.convert(wrong, target, model="resnet18")
     assert list(wrong) == list(before)
     for name, value in before.items():
         np.testing.assert_array_equal(wrong[name], value)
 
 
 def test_a_name_with_two_rules_is_named(source, monkeypatch):
-    table = convert.recognise(source, model="resnet18")
+    table = conversion.recognise(source, model="resnet18")
     doubled = table._replace(rules={**table.rules, r"conv\d": "stem/conv"})
-    monkeypatch.setattr(convert, "TABLES", (doubled,))
+    monkeypatch.setattr(conversion, "TABLES", (doubled,))
     _, target = network(source, "resnet18")
     with pytest.raises(InputError, match="conv1.weight: meets two rules"):
-        convert.convert(source, target, model="resnet18")
+        conversion.convert(source, target, model="resnet18")
 
 
 def test_two_names_for_one_place_are_named():
@@ -449,7 +449,7 @@ def test_two_names_for_one_place_are_named():
     source = oracles.filled(shapes | {f"{name}.1.weight": (64,)})
     _, target = network(source, "densenet121")
     with pytest.raises(InputError, match=f"{name}.1.weight: is params/stage1"):
-        convert.convert(source, target, model="densenet121")
+        conversion.convert(source, target, model="densenet121")
 
 
 @pytest.mark.parametrize(
@@ -473,7 +473,7 @@ def test_weights_of_another_network_are_refused(of, model, message):
     init = functools.partial(made.init, train=False)
     target = jax.eval_shape(init, jax.random.key(0), image)
     with pytest.raises(InputError, match=message):
-        convert.convert(source, target, model=model)
+        conversion.convert(source, target, model=model)
 
 
 def test_weights_of_keras_want_a_network_with_its_options():
@@ -481,10 +481,10 @@ def test_weights_of_keras_want_a_network_with_its_options():
         name: np.zeros(1)
         for name in ("conv1_conv/kernel", "conv1_bn/gamma", "probs/bias")
     }
-    table = convert.recognise(source, model="resnet50")
+    table = conversion.recognise(source, model="resnet50")
     assert table.options["stride_first"] and table.options["use_bias"]
     dense = {"conv1/conv/kernel": np.zeros(1), "pool2_bn/gamma": np.zeros(1)}
-    table = convert.recognise(dense, model="densenet121")
+    table = conversion.recognise(dense, model="densenet121")
     assert table.options == {"epsilon": 1.001e-5}
 
 
@@ -509,9 +509,9 @@ def test_radimagenets_files_of_torch(source):
     stem["kernel"] = stem["kernel"][..., ::-1, :]
     jax.tree.map(np.testing.assert_array_equal, found.variables, plain.variables)
     dense = [name.replace("features", "backbone.0") for name in densenet_names()]
-    table = convert.recognise(dict.fromkeys(dense, np.zeros(1)), model="densenet121")
+    table = conversion.recognise(dict.fromkeys(dense, np.zeros(1)), model="densenet121")
     assert table.framework == "RadImageNet"
-    paths = [path for name in dense for _, path, _ in convert._meets(name, table)]
+    paths = [path for name in dense for _, path, _ in conversion._meets(name, table)]
     assert len(paths) == len(dense)
 
 
@@ -532,11 +532,11 @@ def densenet_names():
 def test_radimagenets_files_of_keras_say_so_by_their_name(file, framework):
     names = ("conv1/conv/kernel", "pool2_bn/gamma", "conv2_block1_0_bn/beta")
     weights = dict.fromkeys(names, np.zeros(1))
-    table = convert.recognise(weights, model="densenet121", file=file)
+    table = conversion.recognise(weights, model="densenet121", file=file)
     assert table.framework == framework and table.options == {"epsilon": 1.001e-5}
     names = ("conv1_conv/kernel", "conv2_block1_0_conv/bias", "conv2_block1_3_bn/beta")
     weights = dict.fromkeys(names, np.zeros(1))
-    table = convert.recognise(weights, model="resnet50", file=file)
+    table = conversion.recognise(weights, model="resnet50", file=file)
     assert table.framework == framework and table.options["stride_first"]
     # As ImageDataGenerator(rescale=1 / 255, preprocessing_function=preprocess_input)
     # prepares an image for them: the function comes first.
@@ -569,7 +569,7 @@ def test_networks_that_medjax_does_not_have_are_named(names, kind):
     weights = dict.fromkeys(names, np.zeros(1))
     for model in ("resnet50", "densenet121"):
         with pytest.raises(InputError, match=f"found an? {kind}, which medjax doesn't"):
-            convert.recognise(weights, model=model)
+            conversion.recognise(weights, model=model)
 
 
 # ----------------------------------------------------------------------- what is known
@@ -591,7 +591,7 @@ def test_the_card_tells_what_was_done(source, tmp_path):
     path = tmp_path / "some.pth"
     path.write_bytes(b"weights")
     _, found = converted(source, "resnet18", tasks=5, channels=1)
-    card = json.loads(json.dumps(convert.card(found, path)))
+    card = json.loads(json.dumps(conversion.card(found, path)))
     assert card["file"] == "some.pth"
     assert card["sha256"] == hashlib.sha256(b"weights").hexdigest()
     assert card["model"] == "resnet18" and card["framework"] == "torch"

@@ -12,8 +12,7 @@ from medjax.data import alignment, nifti, scan
 from medjax.data.sources import scans
 from medjax.data.sources.scans import SequenceFile
 from medjax.errors import InputError
-from medjax.geometry import grid
-from medjax.geometry import register as registration
+from medjax.geometry import grid, registration
 
 SHARED = Path(__file__).parents[2] / "shared/data"
 SHAPE = (18, 22, 14)

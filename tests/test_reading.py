@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from pydicom.data import get_testdata_file
 
-from medjax.data import dicom, images
+from medjax.data import dicom, image_files
 from medjax.errors import InputError
 
 NIH = Path(__file__).parents[2] / "shared/data/nih-sample/images"
@@ -39,10 +39,10 @@ def encode(image, kind="PNG", **options) -> bytes:
     return out.getvalue()
 
 
-def read_bytes(folder, data: bytes, name="film") -> images.Film:
+def read_bytes(folder, data: bytes, name="film") -> image_files.Film:
     path = folder / name
     path.write_bytes(data)
-    return images.read(path, 1)
+    return image_files.read(path, 1)
 
 
 def refusal(folder, data: bytes) -> str:
@@ -138,7 +138,7 @@ def test_three_channels_keep_colour_and_repeat_grey(tmp_path, mode):
     image = image.quantize(16) if mode == "P" else image.convert(mode)
     seen = np.asarray(image.convert("RGB"))
     (tmp_path / "film").write_bytes(encode(image))
-    pixels = images.read(tmp_path / "film", 3).pixels
+    pixels = image_files.read(tmp_path / "film", 3).pixels
     assert pixels.dtype == np.float32
     np.testing.assert_array_equal(pixels, (seen / 255).astype(np.float32))
 
@@ -148,10 +148,10 @@ def test_a_jpeg_in_colour_and_a_grey_dicom_have_three_channels_if_asked(tmp_path
     data = encode(smooth, "JPEG", quality=95)
     (tmp_path / "film").write_bytes(data)
     expected = np.asarray(Image.open(io.BytesIO(data))) / 255
-    pixels = images.read(tmp_path / "film", 3).pixels
+    pixels = image_files.read(tmp_path / "film", 3).pixels
     np.testing.assert_allclose(pixels, expected, atol=2.1 / 255)
     grey = read_bytes(tmp_path, DICOM).pixels
-    film = images.read(tmp_path / "film", 3)
+    film = image_files.read(tmp_path / "film", 3)
     np.testing.assert_array_equal(film.pixels, np.stack([grey] * 3, axis=2))
     assert film.spacing == (0.661468, 0.661468)
 
@@ -162,9 +162,9 @@ def test_an_animated_png_is_refused_and_one_of_one_frame_read(tmp_path):
     path = tmp_path / "a.png"
     frames[0].save(path, save_all=True, append_images=frames[1:])
     with pytest.raises(InputError, match="a.png: is animated; export each frame"):
-        images.read(path)
+        image_files.read(path)
     frames[0].save(path, save_all=True)
-    read = images.read(path).pixels * 255
+    read = image_files.read(path).pixels * 255
     np.testing.assert_allclose(read, np.asarray(frames[0]), atol=1e-4)
 
 
@@ -177,11 +177,11 @@ def test_a_jpeg_of_two_pictures_is_refused_and_one_with_a_preview_read(
     first.save(path, "MPO", save_all=True, append_images=[first.resize(side)])
     if refused:
         with pytest.raises(InputError, match="phone.jpg: holds 2 pictures; "):
-            images.read(path)
+            image_files.read(path)
         return
     with Image.open(path) as image:
         expected = np.asarray(image.convert("L")) / 255
-    np.testing.assert_allclose(images.read(path).pixels, expected, atol=2.1 / 255)
+    np.testing.assert_allclose(image_files.read(path).pixels, expected, atol=2.1 / 255)
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG"])
@@ -335,7 +335,7 @@ def test_a_jpeg_is_measured_before_it_is_decoded(tmp_path, monkeypatch):
     data = bytearray(FILES["jpeg"])
     at = data.index(b"\xff\xc0") + 5
     data[at : at + 4] = struct.pack(">HH", 20_000, 20_000)
-    monkeypatch.setattr(images.cv2, "imdecode", None)
+    monkeypatch.setattr(image_files.cv2, "imdecode", None)
     assert "200 megapixels" in refusal(tmp_path, bytes(data))
     data[at : at + 4] = struct.pack(">HH", 20_000, 0)
     assert "0 x 20000 pixels" in refusal(tmp_path, bytes(data))
@@ -352,14 +352,14 @@ def test_a_film_between_pillows_limit_and_ours_is_read_without_a_warning(tmp_pat
 def test_a_path_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     for path in (tmp_path, tmp_path / "none.png"):
         with pytest.raises(InputError, match=f"^{path}: can't be read"):
-            images.read(path)
+            image_files.read(path)
 
     def deny(path, mode):
         raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr(images, "open", deny, raising=False)
+    monkeypatch.setattr(image_files, "open", deny, raising=False)
     with pytest.raises(InputError, match="Permission denied"):
-        images.read(tmp_path / "locked.png")
+        image_files.read(tmp_path / "locked.png")
 
 
 def test_threads_read_what_one_thread_reads(tmp_path):
@@ -367,19 +367,21 @@ def test_threads_read_what_one_thread_reads(tmp_path):
     for kind, data in {**FILES, "dicom": DICOM}.items():
         paths.append(tmp_path / kind)
         paths[-1].write_bytes(data)
-    alone = [images.read(path, 1).pixels for path in paths]
+    alone = [image_files.read(path, 1).pixels for path in paths]
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(lambda p: images.read(p, 1).pixels, paths * 8))
+        together = list(pool.map(lambda p: image_files.read(p, 1).pixels, paths * 8))
     for i, pixels in enumerate(together):
         np.testing.assert_array_equal(pixels, alone[i % len(paths)])
 
 
 @pytest.mark.skipif(not NIH.exists(), reason="the NIH sample is not here")
 def test_real_films_agree_with_pillow():
-    for path in images.image_paths(NIH)[0][:20]:
+    for path in image_files.image_paths(NIH)[0][:20]:
         with Image.open(path) as image:
             expected = np.asarray(image.convert("L")) / 255
-        np.testing.assert_allclose(images.read(path, 1).pixels, expected, atol=1e-7)
+        np.testing.assert_allclose(
+            image_files.read(path, 1).pixels, expected, atol=1e-7
+        )
 
 
 # Sizes and folders
@@ -408,7 +410,7 @@ def test_resize_averages_what_shrinks_and_interpolates_what_grows(height, width,
         for size in (height, width)
     )
     expected = 255 * (rows @ pixels.astype(np.float64) @ columns.T)
-    square = images.resize(pixels, side)
+    square = image_files.resize(pixels, side)
     assert square.dtype == np.uint8
     assert np.abs(square - expected).max() < 0.501
 
@@ -416,20 +418,21 @@ def test_resize_averages_what_shrinks_and_interpolates_what_grows(height, width,
 @pytest.mark.parametrize("side", [16, 45, 80])
 def test_resize_takes_each_colour_by_itself(side):
     pixels = (COLOUR / 255).astype(np.float32)
-    found = images.resize(pixels, side)
+    found = image_files.resize(pixels, side)
     apart = [
-        images.resize(np.ascontiguousarray(pixels[..., c]), side) for c in (0, 1, 2)
+        image_files.resize(np.ascontiguousarray(pixels[..., c]), side)
+        for c in (0, 1, 2)
     ]
     np.testing.assert_array_equal(found, np.stack(apart, axis=2))
 
 
 def test_resize_does_not_alias_and_keeps_what_needs_no_resizing():
     stripes = np.tile(np.array([0, 1], np.float32), (64, 32))
-    assert np.unique(images.resize(stripes, 16)).tolist() == [128]
-    assert np.unique(images.resize(stripes[:4], 16)).tolist() == [128]
+    assert np.unique(image_files.resize(stripes, 16)).tolist() == [128]
+    assert np.unique(image_files.resize(stripes[:4], 16)).tolist() == [128]
     square = GREY[:37, :37]
     np.testing.assert_array_equal(
-        images.resize((square / 255).astype(np.float32), 37), square
+        image_files.resize((square / 255).astype(np.float32), 37), square
     )
 
 
@@ -456,11 +459,11 @@ def test_film_paths_finds_every_film_and_nothing_else(tmp_path):
         (tmp_path / films[-1]).write_bytes(encode(GREY, kind))
     os.mkfifo(tmp_path / "pipe")
     (below / "up").symlink_to(tmp_path)
-    paths, left_out = images.image_paths(tmp_path)
+    paths, left_out = image_files.image_paths(tmp_path)
     assert paths == sorted(tmp_path / name for name in films)
     assert left_out == [tmp_path / name for name in others]
     table = tmp_path / "table.csv"
-    assert images.image_paths(str(table)) == ([table], [])
+    assert image_files.image_paths(str(table)) == ([table], [])
 
 
 def test_film_paths_follows_a_linked_folder(tmp_path):
@@ -468,7 +471,7 @@ def test_film_paths_follows_a_linked_folder(tmp_path):
     (tmp_path / "disk" / "a.png").write_bytes(FILES["png"])
     (tmp_path / "study").mkdir()
     (tmp_path / "study" / "images").symlink_to(tmp_path / "disk")
-    paths, _ = images.image_paths(tmp_path / "study")
+    paths, _ = image_files.image_paths(tmp_path / "study")
     assert paths == [tmp_path / "study" / "images" / "a.png"]
 
 
@@ -476,12 +479,12 @@ def test_a_link_to_nowhere_is_one_of_the_other_files(tmp_path):
     (tmp_path / "a.png").write_bytes(FILES["png"])
     (tmp_path / "b.png").symlink_to(tmp_path / "not fetched.png")
     others = [tmp_path / "b.png"]
-    assert images.image_paths(tmp_path) == ([tmp_path / "a.png"], others)
+    assert image_files.image_paths(tmp_path) == ([tmp_path / "a.png"], others)
 
 
 def test_film_paths_names_what_is_missing(tmp_path):
     with pytest.raises(InputError, match="none: does not exist; "):
-        images.image_paths(tmp_path / "none")
+        image_files.image_paths(tmp_path / "none")
     (tmp_path / "table.csv").touch()
     with pytest.raises(InputError, match=f"^{tmp_path}: holds no image; "):
-        images.image_paths(tmp_path)
+        image_files.image_paths(tmp_path)

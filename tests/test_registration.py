@@ -16,7 +16,7 @@ from medjax.data import nifti
 from medjax.data import scan as scan_file
 from medjax.data.alignment import FLAT, placed
 from medjax.errors import InputError
-from medjax.geometry import grid, register
+from medjax.geometry import grid, registration
 
 OPTIMISED = pytest.mark.usefixtures("optimised")  # What computes for long.
 RAW = Path(__file__).parents[2] / "shared/data/ms-raw-sample/patient01"
@@ -110,7 +110,7 @@ def degrees(found, truth):
 def test_a_turned_and_shifted_header_is_found_again(seed):
     fixed, fixed_affine, moving, moving_affine = pair()
     truth = moved(seed, about=np.array([5.0, -10.0, 20.0]))
-    found = register.register(fixed, fixed_affine, moving, truth @ moving_affine)
+    found = registration.register(fixed, fixed_affine, moving, truth @ moving_affine)
     points = brain(fixed_affine)
     assert distance(np.eye(4), truth, points) > 5
     assert degrees(found.matrix, truth) < 0.5
@@ -127,15 +127,15 @@ def test_a_turned_and_shifted_header_is_found_again(seed):
 @pytest.fixture
 def coarse(monkeypatch):
     """The last level takes a dozen seconds more."""
-    monkeypatch.setattr(register, "LEVELS", register.LEVELS[:2])
+    monkeypatch.setattr(registration, "LEVELS", registration.LEVELS[:2])
 
 
 def test_what_is_no_better_than_the_headers_says_so_and_keeps_them(monkeypatch, coarse):
     def astray(level, starts, rate):
-        return starts + 9, register._similarities(level, starts + 9)
+        return starts + 9, registration._similarities(level, starts + 9)
 
-    monkeypatch.setattr(register, "_climb", astray)
-    found = register.register(*pair())
+    monkeypatch.setattr(registration, "_climb", astray)
+    found = registration.register(*pair())
     assert found.metric == found.start_metric > 1.2
     np.testing.assert_array_equal(found.matrix, np.eye(4))
 
@@ -145,7 +145,7 @@ def test_images_that_do_not_meet_are_moved_onto_each_other_always_alike(coarse):
     away = moved(0, about=np.zeros(3))
     away[:3, 3] += 1000, -500, 300
     found, again = (
-        register.register(fixed, fixed_affine, moving, away @ moving_affine)
+        registration.register(fixed, fixed_affine, moving, away @ moving_affine)
         for _ in range(2)
     )
     np.testing.assert_array_equal(found.matrix, again.matrix)
@@ -172,7 +172,7 @@ def test_real_sequences_come_within_a_millimetre_of_their_reference(sequence):
     middle = (np.array(moving.shape) - 1) / 2
     spoil = moved(0, about=grid.apply(moving_affine, middle))
     truth = spoil @ reference
-    found = register.register(fixed, fixed_affine, moving, spoil @ moving_affine)
+    found = registration.register(fixed, fixed_affine, moving, spoil @ moving_affine)
     assert distance(np.eye(4), truth, points) > 5
     assert distance(found.matrix, truth, points) < 1
     assert found.metric > found.start_metric
@@ -241,8 +241,8 @@ def test_sequences_of_one_grid_are_compared_as_they_lie(tmp_path, caplog):
         twin = alignment.mirrored > alignment.before
         assert (twin, alignment.beside > 0.9) == (name == "mirrored", name in FAR)
     # The same share by plain joint histograms of the whole image.
-    at, beside, mirrored = register.compare(first, t1, own.affine)
-    turned = register.compare(first, t1[:, :, ::-1], own.affine)
+    at, beside, mirrored = registration.compare(first, t1, own.affine)
+    turned = registration.compare(first, t1[:, :, ::-1], own.affine)
     np.testing.assert_allclose((turned[2], turned[0]), (at, mirrored), rtol=1e-5)
     a, b = (np.clip(v / np.quantile(v, 0.998), 0, 1) for v in (first, t1))
     moves = [
@@ -259,7 +259,7 @@ def test_sequences_of_one_grid_are_compared_as_they_lie(tmp_path, caplog):
 
 def test_images_of_a_few_voxels_are_not_compared():
     image = np.random.default_rng(0).random((3, 40, 40))
-    assert np.isnan(register.compare(image, image, np.eye(4) * 2)).all()
+    assert np.isnan(registration.compare(image, image, np.eye(4) * 2)).all()
 
 
 @pytest.mark.slow
@@ -271,9 +271,9 @@ def test_a_real_study_fits_sharply_and_its_mirror_image_does_not():
         (volume.voxels, volume.affine)
         for volume in (nifti.read(RAW / f"study1_{s}.nii.gz") for s in ("FLAIR", "T1W"))
     )
-    assert register.register(*fixed, *moving).beside < FLAT
+    assert registration.register(*fixed, *moving).beside < FLAT
     other_side = mirrored(moving[0].transpose(2, 1, 0), moving[1][:, [2, 1, 0, 3]])
-    assert register.register(*fixed, *other_side).beside > FLAT
+    assert registration.register(*fixed, *other_side).beside > FLAT
 
 
 @pytest.mark.slow
@@ -283,15 +283,15 @@ def test_the_gradient_of_a_motion_is_that_of_finite_differences():
     rng = np.random.default_rng(0)
     moving = ndimage.gaussian_filter(rng.random((20, 22, 12)), 3)
     with jax.enable_x64(True):
-        level = register.Level(
+        level = registration.Level(
             points=jnp.asarray(rng.uniform(-15, 15, (16 * 27, 3))),
             fixed=jnp.asarray(rng.random(16 * 27)),
             weight=jnp.asarray(rng.random(16 * 27)),
-            moving=jnp.asarray(register._unit(moving)[..., None], float),
+            moving=jnp.asarray(registration._unit(moving)[..., None], float),
             base=jnp.asarray(np.linalg.inv(affine_of(moving.shape, (2.0, 1.5, 4.0)))),
             radius=jnp.asarray(20.0),
         )
-        value = jax.jit(functools.partial(register._similarity, level=level))
+        value = jax.jit(functools.partial(registration._similarity, level=level))
         p = jnp.asarray(rng.normal(size=6))
         gradient = jax.jit(jax.grad(value))(p)
         for axis in range(6):
@@ -303,11 +303,11 @@ def test_the_gradient_of_a_motion_is_that_of_finite_differences():
 
 def test_a_motion_of_one_millimetre_moves_the_radius_by_one():
     radius, p = 50.0, np.eye(6, dtype=np.float32)[2]
-    linear, shift = register._motion(p, radius)
+    linear, shift = registration._motion(p, radius)
     point = np.array([radius, 0, 0])
     moved_by = linear @ point + shift - point
     np.testing.assert_allclose(np.linalg.norm(moved_by), 1, rtol=1e-3)
-    linear, _ = register._motion(np.float32([20, -30, 10, *[0] * 3]), radius)
+    linear, _ = registration._motion(np.float32([20, -30, 10, *[0] * 3]), radius)
     np.testing.assert_allclose(linear @ linear.T, np.eye(3), atol=1e-6)
 
 
@@ -322,11 +322,11 @@ def entropy(p):
 def test_nmi_is_that_of_a_smoothed_histogram():
     """On the bins the spline is 1/6, 4/6, 1/6; the outer bins are left free."""
     rng = np.random.default_rng(0)
-    inner = register.BINS - 2
+    inner = registration.BINS - 2
     fixed = rng.integers(0, inner, (40, 50))
     moving = (fixed // 2 + rng.integers(0, 9, fixed.shape)) % inner
     weight = rng.random(fixed.shape)
-    edges = np.arange(register.BINS + 1) - 0.5
+    edges = np.arange(registration.BINS + 1) - 0.5
     joint, _, _ = np.histogram2d(
         *(x.ravel() + 1.0 for x in (fixed, moving)), edges, weights=weight.ravel()
     )
@@ -334,7 +334,7 @@ def test_nmi_is_that_of_a_smoothed_histogram():
         joint = ndimage.convolve1d(joint, [1 / 6, 4 / 6, 1 / 6], axis, mode="constant")
     joint /= joint.sum()
     apart = entropy(joint.sum(0)) + entropy(joint.sum(1))
-    got = register.nmi(
+    got = registration.nmi(
         *(jnp.asarray(x.ravel() / (inner - 1), jnp.float32) for x in (fixed, moving)),
         jnp.asarray(weight.ravel(), jnp.float32),
     )
@@ -346,8 +346,8 @@ def test_nmi_ignores_colours_and_tells_nothing_from_everything():
     fixed = jnp.asarray(rng.random(200_000), jnp.float32)
     other = jnp.asarray(rng.random(200_000), jnp.float32)
     one = jnp.ones_like(fixed)
-    np.testing.assert_allclose(register.nmi(fixed, other, one), 1, atol=2e-3)
-    same = register.nmi(fixed, fixed, one)
-    np.testing.assert_allclose(register.nmi(fixed, 1 - fixed, one), same, rtol=1e-3)
+    np.testing.assert_allclose(registration.nmi(fixed, other, one), 1, atol=2e-3)
+    same = registration.nmi(fixed, fixed, one)
+    np.testing.assert_allclose(registration.nmi(fixed, 1 - fixed, one), same, rtol=1e-3)
     assert same > 1.4
-    assert register.nmi(fixed, other, 0 * one) == 0
+    assert registration.nmi(fixed, other, 0 * one) == 0

@@ -14,7 +14,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss
 
 from medjax.errors import InputError
-from medjax.evaluation import bootstrap, calibration, reliability
+from medjax.evaluation import bootstrap, recalibration, reliability
 from medjax.evaluation.bootstrap import multiplicities
 
 KEY = jax.random.key(0)
@@ -32,10 +32,10 @@ def images_of(seed=0, images=1003, tasks=3, decimals=9):
 
 def diagram_of(p, y, w, bins=10):
     """The bins' mean probability, share of positives and weight, [T, B] each."""
-    arrays = calibration.checked(p, y, w)
+    arrays = recalibration.checked(p, y, w)
     sums = reliability.bin_sums(*arrays, np.zeros(len(p), int), bins)
     mass, predicted, positive = sums[:, 0]
-    return *(calibration.ratio(x, mass) for x in (predicted, positive)), mass
+    return *(recalibration.ratio(x, mass) for x in (predicted, positive)), mass
 
 
 def estimates(p, y, w):

@@ -20,8 +20,8 @@ from medjax.evaluation import (
     results,
     thresholds,
 )
-from medjax.evaluation.predict import Predictions
-from medjax.reports import classification, images
+from medjax.evaluation.inference import Predictions
+from medjax.reports import classification, pictures
 from medjax.reports import report as page
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
@@ -175,7 +175,7 @@ def answers(found):
 def gallery():
     rng = np.random.default_rng(0)
     image, heat = rng.integers(0, 256, (40, 30, 1), np.uint8), rng.random((4, 3))
-    picture, (width, height) = images.picture(image, heat, [[(5, 5), (20, 25)]])
+    picture, (width, height) = pictures.picture(image, heat, [[(5, 5), (20, 25)]])
     film = {"image": f"{'long' * 20}.png", "probability": 0.5, "certain": "most"}
     film |= {
         "boxes": True,

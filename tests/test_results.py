@@ -5,7 +5,7 @@ from scipy.stats import binomtest
 from sklearn import metrics as oracle
 
 from medjax.evaluation import bootstrap, discrimination, results
-from medjax.evaluation.predict import Predictions
+from medjax.evaluation.inference import Predictions
 from medjax.tasks import explain
 
 RNG = np.random.default_rng(0)

@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from medjax.errors import InputError
 from medjax.evaluation import corruptions, discrimination, robustness
 from medjax.evaluation.corruptions import CORRUPTIONS, RANGE, SEVERITIES
-from medjax.evaluation.predict import Predictions
+from medjax.evaluation.inference import Predictions
 from medjax.tasks import perturb
 
 KEY = jax.random.key(5)

@@ -8,8 +8,8 @@ import pytest
 from scipy.special import expit, log_softmax, logsumexp
 from sklearn import metrics as oracle
 
-from medjax.evaluation import calibration, results
-from medjax.evaluation.predict import Predictions
+from medjax.evaluation import recalibration, results
+from medjax.evaluation.inference import Predictions
 from medjax.training import step
 
 
@@ -46,7 +46,7 @@ def of_classes(z):
     return log_p - np.stack(rest, axis=1)
 
 
-@pytest.mark.parametrize("fit", [None, calibration.Softmax([0.7] * 3, [1.0, 0, -1])])
+@pytest.mark.parametrize("fit", [None, recalibration.Softmax([0.7] * 3, [1.0, 0, -1])])
 def test_classes_of_which_the_model_is_certain_keep_their_order(fit):
     rng = np.random.default_rng(1)
     z = np.float32(rng.normal(0, 25, (60, 3)))
@@ -58,7 +58,7 @@ def test_classes_of_which_the_model_is_certain_keep_their_order(fit):
         views=lambda image: image[None],
         exclusive=True,
     )
-    got = calibration.ranking(fit, odds)
+    got = recalibration.ranking(fit, odds)
     slope, shift = (1, 0) if fit is None else fit
     expected = of_classes(np.multiply(slope, log_softmax(np.float64(z), 1)) + shift)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-4)

@@ -14,8 +14,8 @@ from scipy import ndimage, stats
 from sklearn import metrics as oracle
 
 from medjax.data import nifti
-from medjax.evaluation import bootstrap, outlines, segmentation
-from medjax.evaluation.segmentation import Post
+from medjax.evaluation import bootstrap, mask_metrics, outlines
+from medjax.evaluation.mask_metrics import Post
 from medjax.tasks.scans import Output
 
 TOGETHER = np.zeros((2, 2), bool)  # Regions that may overlap.
@@ -33,7 +33,7 @@ def blob(seed, share=0.8):
 
 
 def measure(predicted, label):
-    return segmentation.measure(predicted, label, SPACING, tolerance=1.5)
+    return mask_metrics.measure(predicted, label, SPACING, tolerance=1.5)
 
 
 def test_voxels_are_counted_as_scikit_learn_counts_them():
@@ -179,7 +179,7 @@ def test_lesions_are_scored_as_brats_2023_scores_them(seed):
     label = few_lesions(rng, 3)
     predicted = np.roll(label, 1, seed % 3) & (rng.random(label.shape) < 0.9)
     predicted |= few_lesions(rng, seed % 3)
-    found = segmentation.measure(predicted, label, (1, 1, 1), tolerance=1)
+    found = mask_metrics.measure(predicted, label, (1, 1, 1), tolerance=1)
     expected = brats(predicted, label)
     both = found["lesion_dice"], found["lesion_hd95"]
     np.testing.assert_allclose(both, expected, rtol=1e-9)
@@ -191,13 +191,13 @@ def test_lesions_nearer_than_two_dilations_are_one_in_millimetres():
     predicted = label.copy()
     predicted[4, 1, 12] = False
     for step, dice in ((1.0, 2 / 3), (1.3, 0.5), (4.0, 0.5)):
-        found = segmentation.measure(predicted, label, (1, 1, step), tolerance=1)
+        found = mask_metrics.measure(predicted, label, (1, 1, step), tolerance=1)
         assert found["lesion_dice"] == pytest.approx(dice), step
     # Lesions are 7 steps of 0.5 mm apart; four slices of 5 mm aren't near.
-    found = segmentation.measure(predicted, label, (5, 1, 0.5), tolerance=1)
+    found = mask_metrics.measure(predicted, label, (5, 1, 0.5), tolerance=1)
     assert found["lesion_dice"] == pytest.approx(2 / 3)
     label[0, 1, 5] = True
-    found = segmentation.measure(predicted, label, (5, 1, 0.5), tolerance=1)
+    found = mask_metrics.measure(predicted, label, (5, 1, 0.5), tolerance=1)
     assert found["lesion_dice"] == pytest.approx(1 / 3)
 
 
@@ -218,7 +218,7 @@ def test_nothing_said_of_nothing_is_right():
     found = measure(empty, empty)
     assert all(math.isnan(found[name]) for name in RATES)
     assert all(found[name] == 1 for name in set(SHARES) - set(RATES))
-    assert all(found[name] == 0 for name in set(segmentation.METRICS) - set(SHARES))
+    assert all(found[name] == 0 for name in set(mask_metrics.METRICS) - set(SHARES))
 
 
 def test_a_missed_structure_is_the_worst_not_absent():
@@ -244,7 +244,7 @@ def test_a_false_alarm_is_wrong_but_misses_nothing():
 def test_every_case_has_every_metric():
     empty, full = np.zeros(SHAPE), np.ones(SHAPE)
     for pair in ((empty, empty), (empty, full), (full, empty), (full, full)):
-        assert measure(*pair).keys() == set(segmentation.METRICS)
+        assert measure(*pair).keys() == set(mask_metrics.METRICS)
 
 
 def make_rows(volumes, patients, seed=0):
@@ -281,7 +281,7 @@ def ends_of(metric, mean, moves, counts):
 def test_intervals_are_of_patients_with_all_their_volumes():
     rows, key, replicates = make_rows(13, 10), jax.random.key(3), 60
     rows[4]["sensitivity"] = math.nan  # Of v2's whole.
-    found = segmentation.summarise(rows, key=key, replicates=replicates)
+    found = mask_metrics.summarise(rows, key=key, replicates=replicates)
     counts = bootstrap.multiplicities(key, np.arange(replicates), 10)
     for metric in ("dice", "hd95", "sensitivity"):
         value = {(r["name"], r["region"]): r[metric] for r in rows}
@@ -323,7 +323,7 @@ def test_empty_scans_have_a_false_alarm_rate_and_no_sensitivity():
     for n, row in enumerate(core[:12]):
         row |= alarm if n < 3 else empty
     key = jax.random.key(0)
-    found = segmentation.summarise(rows, key=key, replicates=200)["regions"]
+    found = mask_metrics.summarise(rows, key=key, replicates=200)["regions"]
     assert found["core"]["false_alarm"]["estimate"] == pytest.approx(3 / 12)
     assert found["core"]["false_alarm"]["patients"] == 12
     assert found["core"]["sensitivity"]["estimate"] == 0  # Nothing was said of a core.
@@ -331,7 +331,7 @@ def test_empty_scans_have_a_false_alarm_rate_and_no_sensitivity():
     assert found["whole"]["false_alarm"]["estimate"] is None
     for row in core[:3]:
         row |= empty
-    found = segmentation.summarise(rows, key=key, replicates=200)
+    found = mask_metrics.summarise(rows, key=key, replicates=200)
     both = found["regions"]["core"]["false_alarm"], found["mean"]["false_alarm"]
     exact = stats.binomtest(0, 12).proportion_ci(method="exact")
     for alarms in both:
@@ -340,7 +340,7 @@ def test_empty_scans_have_a_false_alarm_rate_and_no_sensitivity():
 
 
 def test_nine_patients_have_means_and_no_interval():
-    found = segmentation.summarise(
+    found = mask_metrics.summarise(
         make_rows(10, 9), key=jax.random.key(0), replicates=20
     )
     dice = found["regions"]["whole"]["dice"]
@@ -352,20 +352,20 @@ def test_what_is_defined_in_too_few_patients_has_no_interval_and_is_counted():
     rows = make_rows(5, 5)
     for row in rows[2:]:
         row["lesion_sensitivity"] = math.nan
-    found = segmentation.summarise(rows, key=jax.random.key(0), replicates=50)
+    found = mask_metrics.summarise(rows, key=jax.random.key(0), replicates=50)
     lesions = found["regions"]["whole"]["lesion_sensitivity"]
     assert lesions["patients"] == 1 and lesions["low"] is None
     expected = rows[0]["lesion_sensitivity"]
     assert lesions["estimate"] == pytest.approx(expected)
     for row in rows:
         row["lesion_sensitivity"] = math.nan
-    found = segmentation.summarise(rows, key=jax.random.key(0), replicates=50)
+    found = mask_metrics.summarise(rows, key=jax.random.key(0), replicates=50)
     assert found["regions"]["core"]["lesion_sensitivity"]["estimate"] is None
     json.dumps(found, allow_nan=False)
 
 
 def test_twenty_patients_have_intervals_that_hold_the_mean():
-    found = segmentation.summarise(
+    found = mask_metrics.summarise(
         make_rows(20, 20), key=jax.random.key(0), replicates=200
     )
     assert found["note"] == ""
@@ -380,12 +380,12 @@ def test_twenty_patients_have_intervals_that_hold_the_mean():
 
 def test_limits_of_agreement_are_two_deviations_about_the_bias():
     true = np.array([10.0, 20, 30, 44])
-    found = segmentation.agreement(true, true + [1, 2, 3, 6], np.arange(4))
+    found = mask_metrics.agreement(true, true + [1, 2, 3, 6], np.arange(4))
     deviation = math.sqrt((4 + 1 + 0 + 9) / 3)
     assert found.bias == 3
     np.testing.assert_allclose(found.low, 3 - 1.96 * deviation)
     np.testing.assert_allclose(found.high, 3 + 1.96 * deviation)
-    few = segmentation.agreement(true[:2], true[:2] + 1, np.arange(2))
+    few = mask_metrics.agreement(true[:2], true[:2] + 1, np.arange(2))
     assert few.bias == 1 and np.isnan(few[1:]).all()
 
 
@@ -396,14 +396,14 @@ def test_limits_of_agreement_hold_for_a_new_patient_of_several_volumes():
     patient = np.repeat(np.arange(3000), volumes)
     difference = rng.normal(0, 2, 3000)[patient] + rng.normal(0, 1, len(patient))
     zero = np.zeros(len(patient))
-    found = segmentation.agreement(zero, difference, patient)
+    found = mask_metrics.agreement(zero, difference, patient)
     assert found.high - found.low == pytest.approx(2 * 1.96 * np.sqrt(5), rel=0.02)
     # Of few patients with many volumes, where volumes as units are too sure.
     ratios = []
     for _ in range(400):
         patient = np.repeat(np.arange(6), [1, 1, 1, 1, 1, 25])
         difference = rng.normal(0, 2, 6)[patient] + rng.normal(0, 1, 30)
-        found = segmentation.agreement(np.zeros(30), difference, patient)
+        found = mask_metrics.agreement(np.zeros(30), difference, patient)
         ratios.append(((found.high - found.low) / 2 / 1.96) ** 2 / 5)
     assert np.mean(ratios) == pytest.approx(1, abs=0.12)
 
@@ -411,7 +411,7 @@ def test_limits_of_agreement_hold_for_a_new_patient_of_several_volumes():
 @pytest.mark.parametrize("region", ["whole", "core"])
 def test_agreement_is_of_the_volumes_in_the_rows(region):
     rows = make_rows(4, 4)
-    found = segmentation.summarise(rows, key=jax.random.key(0), replicates=20)
+    found = mask_metrics.summarise(rows, key=jax.random.key(0), replicates=20)
     own = [row for row in rows if row["region"] == region]
     difference = [row["predicted_ml"] - row["true_ml"] for row in own]
     np.testing.assert_allclose(found["agreement"][region]["bias"], np.mean(difference))
@@ -452,7 +452,7 @@ def brute(probability, post):
 )
 def test_components_stay_as_simpleitk_counts_them(seed, post):
     probability = smooth(seed)
-    found = segmentation.masks(probability, VOXEL, [post], TOGETHER)
+    found = mask_metrics.masks(probability, VOXEL, [post], TOGETHER)
     assert found.shape == probability.shape and found.dtype == bool
     expected = brute(probability[..., 0], post)
     if post.largest:  # Of equally large ones, one.
@@ -466,7 +466,7 @@ def test_components_stay_as_simpleitk_counts_them(seed, post):
 def test_by_default_only_the_threshold_counts_and_it_is_inside():
     probability = np.zeros((3, 4, 4, 2))
     probability[0, 0, 0, 0], probability[2, 2, 2, 0] = 0.5, 0.9
-    found = segmentation.masks(probability, VOXEL, [Post()] * 2, TOGETHER)
+    found = mask_metrics.masks(probability, VOXEL, [Post()] * 2, TOGETHER)
     np.testing.assert_array_equal(found, probability >= 0.5)
 
 
@@ -477,7 +477,7 @@ def test_a_voxel_of_two_organs_is_the_likelier_one_s():
     probability[0, 0, :, 0], probability[0, 0, :, 1] = liver, vessel
     probability[0, 0, :, 2] = [*spleen, 0.6, 0.6, 0.8]
     apart = Output((), {"liver": (1, 2), "vessel": (2,), "spleen": (3,)}).apart
-    found = segmentation.masks(probability, VOXEL, [Post()] * 3, apart)[0, 0]
+    found = mask_metrics.masks(probability, VOXEL, [Post()] * 3, apart)[0, 0]
     assert found[:, 0].tolist() == [True, True, False, True, False]  # A tie: the first.
     assert found[:, 1].tolist() == [False, True, False, False, False]
     assert found[:, 2].tolist() == [False, False, True, False, True]
@@ -487,12 +487,12 @@ def test_regions_that_exclude_each_other_are_called_by_the_largest_of_a_softmax(
     rng = np.random.default_rng(0)
     whole = rng.dirichlet([0.5] * 4, (5, 6, 7))  # The background is the last.
     whole[0, 0, 0] = 0.4, 0.35, 0.1, 0.15  # None is above a half.
-    called = segmentation.likeliest(whole[..., :-1].astype(np.float32))
+    called = mask_metrics.likeliest(whole[..., :-1].astype(np.float32))
     rest = np.arange(3)
     np.testing.assert_array_equal(called, whole.argmax(-1)[..., None] == rest)
     values = {name: (n,) for n, name in enumerate("abc", start=2)}
     output = Output((), values, exclusive=True)
-    found = segmentation.masks(called, VOXEL, [Post()] * 3, output.apart)
+    found = mask_metrics.masks(called, VOXEL, [Post()] * 3, output.apart)
     painted = nifti.paint(found, values)
     np.testing.assert_array_equal(painted, np.array([2, 3, 4, 0])[whole.argmax(-1)])
 
@@ -500,7 +500,7 @@ def test_regions_that_exclude_each_other_are_called_by_the_largest_of_a_softmax(
 def test_regions_have_each_their_own():
     probability = np.stack([smooth(1)[..., 0]] * 2, axis=-1)
     posts = [Post(0.6), Post(0.6, largest=True)]
-    found = segmentation.masks(probability, VOXEL, posts, TOGETHER)
+    found = mask_metrics.masks(probability, VOXEL, posts, TOGETHER)
     assert found[..., 1].sum() < found[..., 0].sum()
 
 
@@ -520,13 +520,13 @@ def test_what_is_chosen_has_the_highest_mean_dice_of_the_masks_it_makes(monkeypa
         scores = []
         for probability, label, spacing in cases:
             lone = probability[..., [k]]
-            said = segmentation.masks(lone, spacing, [post], TOGETHER)[..., 0]
+            said = mask_metrics.masks(lone, spacing, [post], TOGETHER)[..., 0]
             true = label[..., k]
             scores.append(2 * (said & true).sum() / (said.sum() + true.sum()))
         return np.mean(scores)
 
-    monkeypatch.setattr(segmentation, "CANDIDATES", candidates)
-    chosen = segmentation.choose(iter(cases))
+    monkeypatch.setattr(mask_metrics, "CANDIDATES", candidates)
+    chosen = mask_metrics.choose(iter(cases))
     for k in range(2):
         scores = [dice(k, post) for post in candidates]
         assert max(scores) > scores[0] + 0.01  # The default isn't the best here.
@@ -536,7 +536,7 @@ def test_what_is_chosen_has_the_highest_mean_dice_of_the_masks_it_makes(monkeypa
 def test_of_equally_good_ones_nothing_is_done():
     label = np.zeros((4, 5, 5, 1))
     label[1:3, 1:3, 1:3] = 1
-    assert segmentation.choose([(label, label, VOXEL)]) == [Post()]
+    assert mask_metrics.choose([(label, label, VOXEL)]) == [Post()]
 
 
 def test_small_false_alarms_are_worth_removing():
@@ -544,10 +544,10 @@ def test_small_false_alarms_are_worth_removing():
     label[1:3, 1:4, 1:4] = 1
     probability = label.copy()
     probability[0, 8, 8] = probability[3, 6, 8] = 1
-    [chosen] = segmentation.choose([(probability, label, VOXEL)] * 5)
+    [chosen] = mask_metrics.choose([(probability, label, VOXEL)] * 5)
     assert chosen.smallest > 3 or chosen.largest
     np.testing.assert_array_equal(
-        segmentation.masks(probability, VOXEL, [chosen], TOGETHER), label
+        mask_metrics.masks(probability, VOXEL, [chosen], TOGETHER), label
     )
 
 
@@ -556,11 +556,11 @@ def test_few_volumes_choose_no_rule_that_removes_components():
     label[1:3, 1:4, 1:4] = 1
     probability = 0.4 * label
     probability[0, 8, 8] = 0.45
-    [chosen] = segmentation.choose([(probability, label, VOXEL)] * 4)
+    [chosen] = mask_metrics.choose([(probability, label, VOXEL)] * 4)
     assert chosen == Post(0.4) or chosen == Post(0.3)
-    [chosen] = segmentation.choose([(probability, label, VOXEL)] * 5)
+    [chosen] = mask_metrics.choose([(probability, label, VOXEL)] * 5)
     assert chosen.smallest or chosen.largest
 
 
 def test_without_validation_volumes_nothing_is_chosen():
-    assert segmentation.choose([]) == []
+    assert mask_metrics.choose([]) == []

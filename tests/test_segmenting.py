@@ -12,9 +12,9 @@ import pytest
 from conftest import Page
 from small import RUN
 
-from medjax.evaluation import segmentation
-from medjax.evaluation.segmentation import Post
-from medjax.reports import images, report
+from medjax.evaluation import mask_metrics
+from medjax.evaluation.mask_metrics import Post
+from medjax.reports import pictures, report
 from medjax.reports import segmentation as page
 
 SPACING = np.array([4.0, 2.0, 2.0])
@@ -58,9 +58,9 @@ def results_of(cases, **about):
             both = one.predicted[..., k], one.label[..., k]
             rows.append(
                 {"name": one.name, "patient": number, "region": REGIONS[k]}
-                | segmentation.measure(*both, SPACING, tolerance=1.5)
+                | mask_metrics.measure(*both, SPACING, tolerance=1.5)
             )
-    found = segmentation.summarise(rows, key=jax.random.key(0), replicates=50)
+    found = mask_metrics.summarise(rows, key=jax.random.key(0), replicates=50)
     return {**ABOUT, **found, **about}
 
 
@@ -149,7 +149,7 @@ def test_json_and_csv_hold_the_same_numbers(written):
     assert len(rows) == len(results["rows"]) == 8
     for row, expected in zip(rows, results["rows"], strict=True):
         assert (row["name"], row["region"]) == (expected["name"], expected["region"])
-        for metric in segmentation.METRICS:
+        for metric in mask_metrics.METRICS:
             value = float(row[metric]) if row[metric] else None
             assert value == expected[metric]
 
@@ -235,7 +235,7 @@ def test_the_three_planes_go_through_the_largest_component_and_up_is_up():
     # The whole volume is smaller than the field: 48 mm are 400 pixels.
     drawn = colours(axial["picture"])
     assert drawn.shape == (400, round(400 * 40 / 48), 3)
-    rows, columns = np.nonzero(pixels(drawn, images.TRUE))
+    rows, columns = np.nonzero(pixels(drawn, pictures.TRUE))
     step = 400 / 24  # Pixels a voxel.
     assert abs(rows.min() - 4 * step) < 2 and abs(rows.max() - 8 * step) < 2
     assert abs(columns.min() - 3 * step) < 2 and abs(columns.max() - 6 * step) < 2
@@ -244,13 +244,13 @@ def test_the_three_planes_go_through_the_largest_component_and_up_is_up():
 def test_contours_are_of_the_truth_the_prediction_or_both():
     grey, true, said = np.full((20, 20), 0.5), *np.zeros((2, 20, 20), bool)
     true[4:12, 4:12] = said[4:12, 8:16] = True
-    drawn = images.draw(images.Plane(grey[..., None], (true, said)), 10)
-    left = pixels(drawn[:, :75], images.TRUE)
-    right = pixels(drawn[:, 125:], images.PREDICTED)
+    drawn = pictures.draw(pictures.Plane(grey[..., None], (true, said)), 10)
+    left = pixels(drawn[:, :75], pictures.TRUE)
+    right = pixels(drawn[:, 125:], pictures.PREDICTED)
     assert left.any() and right.any()
-    assert not pixels(drawn[:, 125:], images.TRUE).any()
-    assert not pixels(drawn[:, :75], images.PREDICTED).any()
-    both = np.argwhere(pixels(drawn, images.BOTH))
+    assert not pixels(drawn[:, 125:], pictures.TRUE).any()
+    assert not pixels(drawn[:, :75], pictures.PREDICTED).any()
+    both = np.argwhere(pixels(drawn, pictures.BOTH))
     assert (both[:, 1] >= 80).all() and (both[:, 1] < 120).all()
     assert {40, 41, 118, 119} <= set(both[:, 0])
 

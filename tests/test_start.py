@@ -19,7 +19,7 @@ from medjax import config as plain
 from medjax.commands import convert
 from medjax.errors import InputError
 from medjax.models import architectures, resnet
-from medjax.models.weights import convert as pretrained
+from medjax.models.weights import conversion
 from medjax.tasks import films, parts, refit, start
 from medjax.training import workdir
 from medjax.training.checkpoint import Checkpoints
@@ -367,7 +367,7 @@ def test_a_grey_stem_sees_equal_channels_as_the_grey_image(xray):
     few = {**arrays, "classifier.weight": np.zeros((5, 1024), "f4")}
     few |= {"classifier.bias": np.zeros(5, "f4")}
     target = start._shapes("densenet121", {}, 1, classes=5)
-    own = pretrained.convert(few, target, model="densenet121")
+    own = conversion.convert(few, target, model="densenet121")
     assert own.findings == () and own.standardise is None and own.classes == 5
 
 

@@ -9,7 +9,7 @@ from sklearn import metrics as oracles
 
 from medjax.evaluation import subgroups
 from medjax.evaluation.areas import of_groups
-from medjax.evaluation.predict import Predictions
+from medjax.evaluation.inference import Predictions
 
 KEY = jax.random.key(3)
 THRESHOLD = np.float32([0.6, 0.7])

@@ -260,7 +260,7 @@ def test_what_becomes_of_a_population_is_told_run_by_run(tmp_path, monkeypatch):
         asked.extend(config.seed for config in configs)
         return outcomes[: len(folders)]
 
-    monkeypatch.setattr(executors.population_, "train", train)
+    monkeypatch.setattr(executors.train_population, "train", train)
     told = []
     assert not executors.population(tmp_path, runs, told.append)
     assert told == runs[:2] and asked == [0, 1, 2]
@@ -343,13 +343,13 @@ def test_failed_runs_are_tried_again_even_if_they_have_a_report(
         return True
 
     monkeypatch.setattr(executors, executor, execute)
-    monkeypatch.setattr(sweep.population, "use_cores", cores.append)
+    monkeypatch.setattr(sweep.train_population, "use_cores", cores.append)
     monkeypatch.setattr(
         sweep.tasks.Task, "prepare", lambda task, config: prepared.append(config)
     )
     monkeypatch.setattr(sweep, "gather", lambda folder, baseline: {})
-    monkeypatch.setattr(sweep.report, "write_sweep", lambda found, folder: folder)
-    monkeypatch.setattr(sweep.report, "show_sweep", lambda found: None)
+    monkeypatch.setattr(sweep.comparison_page, "write_sweep", lambda found, folder: folder)
+    monkeypatch.setattr(sweep.comparison_page, "show_sweep", lambda found: None)
     arms = [each.overrides for each in runs]
     for _ in range(2):  # Then nothing is left: no executor and no device is asked for.
         medjax.sweep(quickstart.get_config(), arms, tmp_path, executor=executor)

@@ -9,7 +9,7 @@ import pytest
 from conftest import Page
 
 from medjax.evaluation import seeds
-from medjax.reports import compare, page
+from medjax.reports import comparison_page, page
 
 ARMS = ("imbalance=none", "imbalance=<b>", "loss.name=focal,loss.gamma=2.0")
 SEEDS, TASKS = 4, ("mass", "nodule")
@@ -91,23 +91,23 @@ def better():
 
 
 def test_of_equal_arms_none_is_called_the_best(equal, tmp_path, capsys):
-    page = Page(compare.write_sweep(equal, tmp_path).read_text())
+    page = Page(comparison_page.write_sweep(equal, tmp_path).read_text())
     assert (
         "No difference shown" in page.text and "has the highest" not in page.text[:900]
     )
-    compare.show_sweep(equal)
+    comparison_page.show_sweep(equal)
     assert "No difference shown" in capsys.readouterr().out
 
 
 def test_a_better_arm_is_called_so_and_its_p_is_bold(better, tmp_path):
-    html = compare.write_sweep(better, tmp_path).read_text()
+    html = comparison_page.write_sweep(better, tmp_path).read_text()
     page = Page(html)
     assert "imbalance=<b> has the highest mean AUROC" in page.text
     assert "<b>&lt;0.001</b>" in html and "imbalance=<b>" not in html
 
 
 def test_the_page_holds_every_number_and_needs_no_other_file(equal, tmp_path):
-    html = compare.write_sweep(equal, tmp_path).read_text()
+    html = comparison_page.write_sweep(equal, tmp_path).read_text()
     page = Page(html)
     assert page.stack == []
     for source in page.sources:
@@ -132,33 +132,37 @@ def test_that_the_seeds_test_other_images_is_said(equal, tmp_path):
     said = "also what other test patients would"
     for same in (True, False):
         other = {**equal, "compared": equal["compared"] | {"same_images": same}}
-        page = Page(compare.write_sweep(other, tmp_path).read_text())
+        page = Page(comparison_page.write_sweep(other, tmp_path).read_text())
         assert (said in page.text) != same
 
 
 def test_an_arm_that_lacks_seeds_is_marked(equal, tmp_path, capsys):
-    html = compare.write_sweep(equal, tmp_path).read_text()
+    html = comparison_page.write_sweep(equal, tmp_path).read_text()
     assert html.count("<td>3 of 4</td>") == 1 and html.count("<td>4</td>") == 2
     assert "Some arms lack seeds" in html
-    compare.show_sweep(equal)
+    comparison_page.show_sweep(equal)
     assert "3 of 4 seeds" in capsys.readouterr().out
 
 
 def test_where_two_lead_alike_what_differs_from_the_baseline_is_said(tmp_path):
     two = found((0.2, 3.0, 3.0))
-    text = compare.verdict(two)[1]
+    text = comparison_page.verdict(two)[1]
     assert text.startswith("No arm is the best: ") and "may be chance" in text
     above = f"After Holm, higher than {ARMS[0]}: {ARMS[1]}, {ARMS[2]}."
     assert text.endswith(above)
     assert (
-        "No difference" not in Page(compare.write_sweep(two, tmp_path).read_text()).text
+        "No difference"
+        not in Page(comparison_page.write_sweep(two, tmp_path).read_text()).text
     )
     below = found((3.0, 3.0, 0.2))
-    assert f"After Holm, lower than {ARMS[0]}: {ARMS[2]}." in compare.verdict(below)[1]
+    assert (
+        f"After Holm, lower than {ARMS[0]}: {ARMS[2]}."
+        in comparison_page.verdict(below)[1]
+    )
 
 
 def test_csv_and_json_hold_the_same(equal, tmp_path):
-    compare.write_sweep(equal, tmp_path)
+    comparison_page.write_sweep(equal, tmp_path)
     assert json.loads((tmp_path / "sweep.json").read_text()) == equal
     with (tmp_path / "sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -182,9 +186,9 @@ def test_a_sweep_without_a_finished_run_has_a_page_of_its_errors(
     runs = [{**equal["runs"][-1], "name": "a"}]
     curves = {"a": {"step": [], "mean": [], "low": [], "high": []}}
     none = {**equal, "runs": runs, "curves": curves, "compared": None}
-    page = Page(compare.write_sweep(none, tmp_path).read_text())
+    page = Page(comparison_page.write_sweep(none, tmp_path).read_text())
     assert "nothing to compare" in page.text and "training diverged" in page.text
-    compare.show_sweep(none)
+    comparison_page.show_sweep(none)
     assert "failed: a: step 3" in capsys.readouterr().out
 
 

@@ -13,7 +13,7 @@ from medjax import config as plain
 from medjax.commands import arms as plan
 from medjax.commands import sweep as results
 from medjax.evaluation import reliability
-from medjax.reports import compare as report
+from medjax.reports import comparison_page
 
 TASKS = ("mass", "nodule")
 FILMS = 60
@@ -107,7 +107,7 @@ def test_frequent_and_rare_findings_are_told_by_the_training_images(sweep):
     assert found["compared"]["groups"] == {"head": ["mass"], "tail": ["nodule"]}
     row = found["compared"]["arms"]["imbalance=none"]
     assert row["groups"]["tail"]["auroc"] == row["tasks"]["nodule"]["auroc"]
-    page = report.write_sweep(found, folder).read_text()
+    page = comparison_page.write_sweep(found, folder).read_text()
     assert "Head: Mass. Tail: Nodule." in " ".join(page.split())
     table = pd.read_csv(folder / "sweep.csv").set_index(["arm", "task", "metric"])
     of_tail = table.loc[("imbalance=none", "mean of the tail", "auroc")]
@@ -135,7 +135,9 @@ def test_while_runs_are_unfinished_no_arm_is_the_best(sweep):
     for number in range(3):
         finish(runs[number], number)
     found = results.gather(folder)
-    assert report.verdict(found)[1].startswith("No difference shown yet: 1 of 4 runs")
+    assert comparison_page.verdict(found)[1].startswith(
+        "No difference shown yet: 1 of 4 runs"
+    )
     best = found["compared"]["best"]
     assert (best["arm"], best["why"]) == (None, "1 of 4 runs are unfinished")
 
@@ -153,9 +155,9 @@ def test_runs_that_cant_be_compared_have_a_page_that_says_why(
     found = results.gather(folder)
     assert found["compared"] is None and why in found["incomparable"]
     assert [run["state"] for run in found["runs"]] == ["finished"] * 4
-    text = report.write_sweep(found, folder).read_text()
+    text = comparison_page.write_sweep(found, folder).read_text()
     assert "can&#39;t be compared" in text and why in text
-    report.show_sweep(found)
+    comparison_page.show_sweep(found)
     assert why in capsys.readouterr().out
 
 

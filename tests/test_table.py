@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from test_dicom import write as dicom_file
 
-from medjax.data import images, prepared, records, sources
+from medjax.data import image_files, prepared, records, sources
 from medjax.data.sources import cells
 from medjax.errors import InputError
 
@@ -96,7 +96,7 @@ def test_colour_is_kept_where_asked_and_files_are_resized(tmp_path):
         pixels = (drawn["a/one.png"] / 255).astype(np.float32)
         if channels == 1:
             pixels = (pixels @ [0.299, 0.587, 0.114]).astype(np.float32)
-        expected = images.resize(pixels, SIDE).reshape(SIDE, SIDE, channels)
+        expected = image_files.resize(pixels, SIDE).reshape(SIDE, SIDE, channels)
         assert np.abs(item.content.astype(int) - expected).max() <= 1
         assert (item.row["width"], item.row["height"]) == (12, 20)
 

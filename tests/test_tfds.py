@@ -12,7 +12,7 @@ import tensorflow_datasets
 from PIL import Image
 from tensorflow_datasets import features as kinds
 
-from medjax.data import images, prepared, records, sources
+from medjax.data import image_files, prepared, records, sources
 from medjax.errors import InputError
 
 SIDE = 6
@@ -171,7 +171,7 @@ def test_grey_stays_or_is_repeated(data_dir, image, channels):
 def test_images_are_resized(data_dir):
     source = read(data_dir, side=4, channels=3)
     for n, item in enumerate(by_number(source)):
-        expected = images.resize((SEEN[n] / 255).astype(np.float32), 4)
+        expected = image_files.resize((SEEN[n] / 255).astype(np.float32), 4)
         np.testing.assert_array_equal(item.content, expected)
         assert (item.row["width"], item.row["height"]) == (SIDE, SIDE)
 

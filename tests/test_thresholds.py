@@ -13,7 +13,7 @@ from test_metrics import tasks
 from medjax.errors import InputError
 from medjax.evaluation import thresholds
 from medjax.evaluation.bootstrap import multiplicities
-from medjax.evaluation.predict import Predictions
+from medjax.evaluation.inference import Predictions
 
 
 def drawn(seed, n=300, rare=0.1, ties=0):

@@ -9,7 +9,7 @@ import pytest
 from scans import affine_of, save
 
 from configs import base
-from medjax.data import scan, units, volumes
+from medjax.data import intensity_units, scan, volumes
 from medjax.data.sources.scans import SequenceFile
 from medjax.errors import InputError
 from medjax.tasks import data_fields, scans, segmentation
@@ -102,7 +102,7 @@ def test_the_scale_is_fixed_with_the_run_and_used_on_other_data(config, tmp_path
     ids = np.array([0])
     answer = next(segmentation.answers(config, network, state, same, ids))
     image, _ = volumes.read(other.path, volumes.Part(0))
-    expected = units.normalise(np.asarray(image, np.float32), output.channels)
+    expected = intensity_units.normalise(np.asarray(image, np.float32), output.channels)
     np.testing.assert_allclose(answer.probability, expected, atol=2e-3)  # float16.
     patient = scans.to_predict(config, [str(tmp_path / "raw/P0")])[0].read()
     predicted, *_ = segmentation.probability(
@@ -157,9 +157,11 @@ def test_padding_changes_nothing_that_the_network_sees(tmp_path, padding):
             cases.append(scan.read_scan(file, regions={}, **options))
     body, whole, padded, padded_whole = (case.image for case in cases)
     np.testing.assert_allclose(padded, body, atol=0.01)
-    assert whole.shape[:3] == SHAPE[::-1] and padded_whole.min() >= units.AIR
-    channel = units.Channel(0, -900.0, 200.0, 50.0, 40.0)
-    seen = [units.normalise(image, [channel]) for image in (whole, padded_whole)]
+    assert whole.shape[:3] == SHAPE[::-1] and padded_whole.min() >= intensity_units.AIR
+    channel = intensity_units.Channel(0, -900.0, 200.0, 50.0, 40.0)
+    seen = [
+        intensity_units.normalise(image, [channel]) for image in (whole, padded_whole)
+    ]
     np.testing.assert_allclose(*seen, atol=0.01)
 
 
@@ -174,16 +176,16 @@ def test_water_is_no_background_and_windows_are_channels(tmp_path):
     np.testing.assert_allclose(case.image[shown, 0], flipped[shown], atol=0.01)
     assert shown[(flipped == 0)].all()
     windows = ((0, 400), (-600, 1500))
-    channels = units.channels(("hounsfield", "suv", "z_scores"), windows)
+    channels = intensity_units.channels(("hounsfield", "suv", "z_scores"), windows)
     assert [channel.sequence for channel in channels] == [0, 0, 1, 2]
     uptake, score = np.full(shown.shape, 50.0), np.where(shown, -1.5, 0)
     both = np.stack([case.image[..., 0], uptake, score], axis=-1)
-    seen = units.normalise(both.astype(np.float32), channels)
+    seen = intensity_units.normalise(both.astype(np.float32), channels)
     for n, (centre, width) in enumerate(windows):
         expected = np.clip((flipped - centre) / (width / 2), -1, 1)
         np.testing.assert_allclose(seen[shown, n], expected[shown], atol=1e-3)
     assert (seen[shown] != 0).all() and not seen[~shown, :2].any()
-    assert (seen[..., 2] == units.HOTTEST / units.STEP).all()
+    assert (seen[..., 2] == intensity_units.HOTTEST / intensity_units.STEP).all()
     np.testing.assert_array_equal(seen[..., 3], score)
 
 
@@ -198,13 +200,15 @@ def test_uptake_is_not_hidden_by_a_scan_s_own_scale(tmp_path):
         options = {"units": "suv", "foreground": "none"}
         cases.append(scan.read_scan(file, regions={}, **options).image)
     np.testing.assert_allclose(cases[1], 2 * cases[0], rtol=1e-5)
-    channels = units.channels(("suv",), ())
-    assert units.normalise(cases[0], channels).max() == pytest.approx(12.5 / units.STEP)
+    channels = intensity_units.channels(("suv",), ())
+    assert intensity_units.normalise(cases[0], channels).max() == pytest.approx(
+        12.5 / intensity_units.STEP
+    )
     path = save(tmp_path / "bq.nii.gz", uptake * 5000, AFFINE)
     with pytest.raises(InputError, match=r"bq.nii.gz: PET has a mean of .*isn't SUV"):
         scan.read_scan({"PET": SequenceFile(path)}, regions={}, units="suv")
     with pytest.raises(InputError, match=r"has a mean of -.*isn't SUV"):  # z-scores
-        units.checked(uptake - uptake.mean() - 0.1, "suv")
+        intensity_units.checked(uptake - uptake.mean() - 0.1, "suv")
 
 
 def test_values_that_are_no_hounsfield_units_are_refused(tmp_path):
@@ -219,9 +223,9 @@ def test_values_that_are_no_hounsfield_units_are_refused(tmp_path):
     grey = np.clip((ct(0)[0] + 100.0) / 200, 0, 1)  # The window of 0 and 200.
     for windowed in (np.rint(255 * grey), grey, 2 * grey - 1):
         with pytest.raises(InputError, match="isn't in Hounsfield units, but windowed"):
-            units.checked(windowed.astype(np.float32), "hounsfield")
+            intensity_units.checked(windowed.astype(np.float32), "hounsfield")
     brain = np.where(grey > 0, 80 * grey, 0)  # Stripped, without negative values.
-    np.testing.assert_array_equal(units.checked(brain, "hounsfield"), brain)
+    np.testing.assert_array_equal(intensity_units.checked(brain, "hounsfield"), brain)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from configs import quickstart
 from medjax.errors import InputError
 from medjax.evaluation import heatmaps
 from medjax.models import vit
-from medjax.models.weights import convert
+from medjax.models.weights import conversion
 from medjax.tasks import explain, films, parts
 
 TINY = {"width": 8, "heads": 2, "depth": 2, "patch": 4, "grid": 3}
@@ -200,12 +200,12 @@ def renamed(arrays, **names):
 
 
 def converted(source, channels=3):
-    table = convert.recognise(source, model="vit_small")
+    table = conversion.recognise(source, model="vit_small")
     net = vit.vit(3, **{**TINY, **table.options})
     init = functools.partial(net.init, train=False)
     image = np.zeros((1, 64, 64, channels))
     target = jax.eval_shape(init, jax.random.key(0), image)
-    return convert.convert(source, target, model="vit_small")
+    return conversion.convert(source, target, model="vit_small")
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 
 from medjax.config import read_config
 from medjax.errors import InputError
-from medjax.evaluation.predict import Predictions
+from medjax.evaluation.inference import Predictions
 from medjax.training import workdir
 
 

@@ -1,6 +1,6 @@
 """The appearance of images: a data set's grey levels, and a new image that is unlike it.
 
-`statistics` are dicts of plain and NumPy values, which reports/explore.py writes as JSON.
+`statistics` are dicts of plain and NumPy values, which reports/explore_page.py writes as JSON.
 `reference` and `warning` tell novelty by simple numbers.
 
 What is measured of an image, and how far beyond the range of the training images it may

@@ -5,7 +5,7 @@ Where there are too few patients, a task's only positive patient is in test, the
 second trains, the third validates, and a warning names the tasks below `minority`.
 
 Each way returns a manifest, not yet audited, [N] rows in the table's order (see
-manifest.py). Wrong arguments and too few patients are an InputError. Common arguments:
+manifests.py). Wrong arguments and too few patients are an InputError. Common arguments:
   table: N images in any order: a patient's side doesn't depend on it.
   tasks: names of the table's label columns; () for a plain random split.
   test, validation: shares of the images, in (0, 1), together below 1.

@@ -6,7 +6,7 @@ import numpy as np
 
 from medjax.errors import some
 from medjax.models import weights
-from medjax.models.weights.convert import nearest, other
+from medjax.models.weights.conversion import nearest, other
 from medjax.tasks import start
 
 

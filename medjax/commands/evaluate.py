@@ -15,11 +15,11 @@ from medjax.config import Config, affecting, as_json, flatten, read_config
 from medjax.data import prepared
 from medjax.errors import InputError, check_choice
 from medjax.files import read_json
-from medjax.reports import compare as comparison
-from medjax.reports import report
+from medjax.reports import comparison_page, report
 from medjax.reports.classification import write_localisation
 from medjax.tasks import (
     adapt,
+    comparison,
     data_fields,
     explain,
     external,
@@ -27,7 +27,6 @@ from medjax.tasks import (
     perturb,
     splitting,
 )
-from medjax.tasks import compare as pairing
 from medjax.tasks.task import Finished, Task
 from medjax.training import devices, journal, workdir
 
@@ -190,8 +189,8 @@ def compare(folder: Path, against: Path, *, split: str = "test") -> Path:
     runs = (folder, against)
     configs = [read_config(run) for run in runs]
     kinds = [tasks.of(config).comparison for config in configs]
-    names, tables = pairing.read(runs, kinds, split)
-    pairing.check(*tables, names, runs, kinds[0])
+    names, tables = comparison.read(runs, kinds, split)
+    comparison.check(*tables, names, runs, kinds[0])
     abouts = [parts.about(config) for config in configs]
     written = [_written(run, "report", split)[1] for run in runs]
     pictures = [report.get("pictures") for report in written]
@@ -211,8 +210,8 @@ def compare(folder: Path, against: Path, *, split: str = "test") -> Path:
         "primary": kinds[0].primary,
         **kinds[0].pair(*tables, names, **parts.bootstrap(configs[0])),
     }
-    page = comparison.write_pair(summary, folder)
-    comparison.show_pair(summary)
+    page = comparison_page.write_pair(summary, folder)
+    comparison_page.show_pair(summary)
     print(f"against: {page}")
     return page
 

@@ -18,8 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from medjax.commands import arms
-from medjax.commands import population as population_
+from medjax.commands import arms, train_population
 from medjax.commands import train as training
 from medjax.commands.arms import Run
 from medjax.errors import InputError, check_choice
@@ -77,7 +76,7 @@ def population(sweep: Path, runs: list[Run], report: Callable[[Run], None]) -> b
     """Runs that differ in numbers alone train as one compiled program, here."""
     config, _ = arms.read(sweep)
     configs = [arms.configured(config, run.overrides) for run in runs]
-    outcomes = population_.train(configs, [run.folder(sweep) for run in runs])
+    outcomes = train_population.train(configs, [run.folder(sweep) for run in runs])
     complete = True
     for run, outcome in zip(runs, outcomes, strict=True):
         (run.folder(sweep) / "error.txt").unlink(missing_ok=True)

@@ -12,14 +12,12 @@ from rich.progress import track
 
 from medjax.augment import intensity, policy, safety
 from medjax.augment.safety import POLICIES
-from medjax.data import images as data_images
-from medjax.data import nifti
+from medjax.data import image_files, nifti
 from medjax.data.dicom import is_visible
 from medjax.data.foreground import on_zero
 from medjax.errors import InputError
 from medjax.geometry import warp
-from medjax.reports import images as pictures
-from medjax.reports import page
+from medjax.reports import page, pictures
 
 SIDE = 224  # Pixels of a film's longer side: ranges in pixels are meant for about that.
 WIDTH = 224  # Pixels of a volume's longest side in a picture.
@@ -129,14 +127,14 @@ def _paths(images: Sequence[str]) -> tuple[list[Path], list[str]]:
             continue
         files = sorted(filter(is_visible, path.rglob("*")))
         if any(map(nifti.is_volume, files)):
-            suffixes = data_images.SUFFIXES
+            suffixes = image_files.SUFFIXES
             files = [
                 file
                 for file in files
                 if nifti.is_volume(file) or file.suffix.lower() in suffixes
             ]
         else:
-            files, _ = data_images.image_paths(path)
+            files, _ = image_files.image_paths(path)
         if len(files) > MOST:
             notes.append(
                 f"{MOST} of the {len(files)} images in {path} are shown, evenly spaced."
@@ -160,7 +158,7 @@ def _load(paths: Sequence[Path]) -> tuple[list[Image], list[Path]]:
             binary = low < high and np.isin(volume.voxels, (low, high)).all()
             (masks if binary else volumes).append((path, volume))
         else:
-            pixels = data_images.read(path, channels=3).pixels
+            pixels = image_files.read(path, channels=3).pixels
             if np.ptp(pixels, axis=-1).max() < COLOURED:
                 pixels = pixels[..., :1]
             pixels = pictures.fit(pixels, SIDE)
@@ -198,7 +196,7 @@ def _fitting(images: list[Image], modality: str) -> list[Image]:
         if kind == "colour" and pixels.shape[-1] == 1:
             continue  # Changes of colour would not show.
         if kind in ("film", "run") and pixels.shape[-1] == 3:
-            pixels = data_images.with_channels(pixels, 1)[..., None]
+            pixels = image_files.with_channels(pixels, 1)[..., None]
         fitting.append(image._replace(pixels=pixels))
     return fitting
 

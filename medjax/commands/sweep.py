@@ -9,15 +9,14 @@ import numpy as np
 
 from medjax import config as configs
 from medjax import tasks
-from medjax.commands import arms, executors, population
+from medjax.commands import arms, executors, train_population
 from medjax.commands.arms import Run
 from medjax.config import Config
 from medjax.errors import InputError, check_choice
 from medjax.evaluation import bootstrap, seeds
 from medjax.files import read_json
-from medjax.reports import compare as report
-from medjax.reports import page
-from medjax.tasks import compare, parts
+from medjax.reports import comparison_page, page
+from medjax.tasks import comparison, parts
 from medjax.tasks.check import check_ranges
 from medjax.training import journal
 
@@ -64,7 +63,7 @@ def sweep(
     print(f"sweep: {len(runs)} runs of {len(names)} arms, {done} of them finished")
     left_configs = [arms.configured(config, run.overrides) for run in left]
     if executor == "population" and left:
-        population.use_cores(left_configs)
+        train_population.use_cores(left_configs)
     _prepare(left_configs, executor)
 
     def say(run: Run) -> None:
@@ -78,8 +77,8 @@ def sweep(
         if not getattr(executors, executor)(folder, left, say, **options):
             print("stopped: the same command goes on from here")
     results = gather(folder, baseline=baseline)
-    path = report.write_sweep(results, folder)
-    report.show_sweep(results)
+    path = comparison_page.write_sweep(results, folder)
+    comparison_page.show_sweep(results)
     print(f"sweep: {path}")
     return results
 
@@ -104,7 +103,7 @@ def _prepare(left: list[Config], executor: str) -> None:
             tasks.of(config).prepare(config)
 
 
-def _outcome(run: Run, folder: Path, how: compare.Kind) -> str:
+def _outcome(run: Run, folder: Path, how: comparison.Kind) -> str:
     """One line for the terminal."""
     row = _row(run, folder, how.primary)
     if row["state"] == "failed":
@@ -182,11 +181,11 @@ def _compare(
     how, options = tasks.of(config).comparison, parts.bootstrap(config)
     check_data(folders.values())
     kinds = [how] * len(folders)
-    findings, tables = compare.read([*folders.values()], kinds, "test")
+    findings, tables = comparison.read([*folders.values()], kinds, "test")
     first, *others = tables
     tables = dict(zip(folders, tables, strict=True))
     shape = (len(names), repeats)
-    grid = compare.side_by_side(tables, shape, findings, folders, how)
+    grid = comparison.side_by_side(tables, shape, findings, folders, how)
     patients = len(np.unique(grid.patient))
     reports = {at: read_json(path / "report.json") for at, path in folders.items()}
     compared = {
@@ -218,7 +217,9 @@ def _trained_on(reports: Iterable[dict], findings: tuple[str, ...]) -> np.ndarra
     )
 
 
-def _calibration(how: compare.Kind, grid: compare.Grid, arm: int, reports: list[dict]):
+def _calibration(
+    how: comparison.Kind, grid: comparison.Grid, arm: int, reports: list[dict]
+):
     """An arm's calibration error, {} where it has none.
 
     `before` is the mean over the runs, uncalibrated, and its SD; `used` is of the

@@ -13,7 +13,7 @@ import numpy as np
 from medjax.data import nifti
 from medjax.data.nifti import Volume
 from medjax.errors import InputError
-from medjax.geometry import grid, register
+from medjax.geometry import grid, registration
 
 # What is left of the similarity beside the alignment: 0.56 to 0.84 of sequences of one
 # person, 0.76 to 0.94 of a mirror image, 0.84 to 0.96 of another person. So up to CLEAR
@@ -27,7 +27,7 @@ log = logging.getLogger("medjax")
 
 
 class Alignment(NamedTuple):
-    """How alike a sequence and the first one are; see `register.Registration`."""
+    """How alike a sequence and the first one are; see `registration.Registration`."""
 
     sequence: str
     before: float
@@ -88,7 +88,7 @@ def _align(
     Returns the aligned volume, and the numbers of `Alignment`.
     """
     fixed = reference.voxels, reference.affine
-    found = register.register(*fixed, volume.voxels, volume.affine)
+    found = registration.register(*fixed, volume.voxels, volume.affine)
     matrix, before, after, beside = found
     verdict = (
         f"similarity with {first} {before:.3f} before the alignment, {after:.3f} after "
@@ -96,7 +96,7 @@ def _align(
     )
     mirrored, same = np.nan, beside <= CLEAR
     if CLEAR < beside <= FLAT:
-        turned = register.register(*fixed, volume.voxels[..., ::-1], volume.affine)
+        turned = registration.register(*fixed, volume.voxels[..., ::-1], volume.affine)
         mirrored = turned.metric
         verdict += f"; its mirror image has {mirrored:.3f}"
         same = after - 1 >= OWN * (mirrored - 1)
@@ -127,7 +127,7 @@ def _compare(
 
     Returns the numbers of `Alignment`. PET isn't compared: it is smooth by itself.
     """
-    similar, beside, mirrored = register.compare(
+    similar, beside, mirrored = registration.compare(
         reference.voxels, volume.voxels, reference.affine
     )
     if beside > FLAT or similar - 1 < OWN * (mirrored - 1):
@@ -135,7 +135,7 @@ def _compare(
             "%s: may be of another person than %s, mirrored, not aligned or blurred "
             "(similarity %.3f, of which %.0f %% is left %g mm beside, and %.3f of its "
             "mirror image): look at both",
-            *(path, first, similar, 100 * beside, register.BESIDE, mirrored),
+            *(path, first, similar, 100 * beside, registration.BESIDE, mirrored),
         )
     return similar, similar, beside, mirrored
 

@@ -34,7 +34,7 @@ import pandas as pd
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from medjax.data import prepared
-from medjax.data.images import eight_bits
+from medjax.data.image_files import eight_bits
 from medjax.data.records import PIXELS, patient_codes
 
 Batch = dict[str, np.ndarray]

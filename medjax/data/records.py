@@ -19,7 +19,7 @@ import pandas as pd
 
 from medjax.cohort import appearance, duplicates, identity
 from medjax.data import prepared
-from medjax.data.images import eight_bits
+from medjax.data.image_files import eight_bits
 from medjax.data.prepared import Item
 from medjax.errors import InputError
 from medjax.files import write_table

@@ -14,8 +14,7 @@ from typing import NamedTuple
 import nibabel
 import numpy as np
 
-from medjax.data import alignment, nifti, series
-from medjax.data import units as measures
+from medjax.data import alignment, intensity_units, nifti, series
 from medjax.data.alignment import Alignment
 from medjax.data.foreground import box, inside, on_zero
 from medjax.data.nifti import Grid, SequenceFile
@@ -183,9 +182,9 @@ def _read(
             raise InputError(f"{path}: {name} is {value:g} everywhere; export it again")
         voxels = volume.voxels
         if units[name] == "suv" and path.is_dir():
-            voxels = voxels * np.float32(measures.suv_factor(path))
+            voxels = voxels * np.float32(intensity_units.suv_factor(path))
         try:
-            voxels = measures.checked(voxels, units[name])
+            voxels = intensity_units.checked(voxels, units[name])
         except InputError as error:
             raise InputError(f"{path}: {name} {error}") from None
         voxels, floors[name] = on_zero(voxels, foreground)
@@ -237,7 +236,7 @@ def make_scan(
     spacing: Sequence[float] = (),
     margin: float = 5.0,
     foreground: str = "body",
-    clip: tuple[float, float] = measures.CLIP,
+    clip: tuple[float, float] = intensity_units.CLIP,
     units: str | Sequence[str] = "z_scores",
     floors: float | Sequence[float] = 0.0,
 ) -> Scan:
@@ -291,7 +290,7 @@ def make_scan(
     scores = _z_scores(image, body, present * scored, clip)
     if not scored.all():
         own = image + np.asarray(floors, np.float32)
-        own[own == 0] = measures.NOT_0  # 0 is background.
+        own[own == 0] = intensity_units.NOT_0  # 0 is background.
         own = np.where(body[..., None] & (present > 0), own, 0).astype(np.float32)
         scores = np.where(scored, scores, own)
     image = scores

@@ -27,11 +27,11 @@ from scipy import ndimage
 from medjax.cohort import duplicates
 from medjax.data import loader, prepared
 from medjax.data.alignment import Alignment
+from medjax.data.intensity_units import Channel, normalise
 from medjax.data.nifti import Grid
 from medjax.data.prepared import Item
 from medjax.data.scan import Scan, read_scan
 from medjax.data.sources.scans import ScanFiles
-from medjax.data.units import Channel, normalise
 from medjax.errors import InputError
 from medjax.files import digest, escaped, read_json, write_json, write_table, write_text
 
@@ -266,7 +266,7 @@ class Volumes:
 
     The whole volume goes to the device, which draws patches of it by key. A part may
     occur several times; the shape is `at_least` that of a patch. The C `channels` are
-    made of the sequences, see units.normalise.
+    made of the sequences, see intensity_units.normalise.
     """
 
     def __init__(

@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 
 from medjax.evaluation import bootstrap, means
-from medjax.evaluation.predict import Predictions
+from medjax.evaluation.inference import Predictions
 
 RATES = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3)  # Of the curve on the page.
 ANSWERS = ("absent", "present")

@@ -15,7 +15,7 @@ import numpy as np
 
 from medjax.evaluation import bootstrap, discrimination
 from medjax.evaluation.bootstrap import Resampled
-from medjax.evaluation.predict import Predictions
+from medjax.evaluation.inference import Predictions
 
 POINTS = 60  # Thresholds of a curve.
 LEAST, MOST = 0.2, 0.9  # Between them a curve ends, at WIDE times the prevalence.

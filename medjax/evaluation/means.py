@@ -178,7 +178,7 @@ def by_group(rows: Sequence[Mapping], groups: pd.DataFrame) -> dict:
     """Every group's Dice with intervals, and the largest differences.
 
     Args:
-      rows: see segmentation.Summary.
+      rows: see mask_metrics.Summary.
       groups: a row a volume, by its name; a column an attribute, of categories. A
         volume without a category is in no group.
 

@@ -5,7 +5,7 @@ Three numbers lead, of the logistic regression of the labels on the log-odds. Th
 is 0. Calibration-in-the-large is the intercept beside a slope of 1: above 0 the
 probabilities are too low on the whole.
 
-Arrays are as in calibration.py. Images of a patient resemble each other: every interval
+Arrays are as in recalibration.py. Images of a patient resemble each other: every interval
 is clustered by patient.
 
 Source: Cox, Biometrika 45 (1958) 562; Van Calster et al., BMC Medicine 17 (2019) 230.
@@ -17,9 +17,9 @@ import numpy as np
 from scipy import optimize
 from scipy.special import betaincinv, chndtr, expit, stdtrit
 
-from medjax.evaluation import bootstrap, calibration, metrics
+from medjax.evaluation import bootstrap, metrics, recalibration
 from medjax.evaluation.bootstrap import Interval
-from medjax.evaluation.calibration import checked, ratio
+from medjax.evaluation.recalibration import checked, ratio
 
 MOST, LEAST = 10, 3  # Bins of a diagram.
 A_BIN = 20  # Patients: with less there are fewer bins.
@@ -188,7 +188,7 @@ def _cox(p, y, w, patient) -> np.ndarray:
     """
     known = w > 0
     p, y, w, patient = (x[known] for x in (p, y, w, patient))
-    z, one = calibration.log_odds(p), np.ones_like(p)
+    z, one = recalibration.log_odds(p), np.ones_like(p)
     numbers = np.full((3, 3), np.nan)
     if (y == 0).all() or (y == 1).all():  # Also without an image.
         return numbers
@@ -197,7 +197,7 @@ def _cox(p, y, w, patient) -> np.ndarray:
     reach = stdtrit(max(people - 1, 1), (1 + bootstrap.LEVEL) / 2)
 
     def fitted(x: np.ndarray, offset) -> np.ndarray:  # [3, K]
-        fit = calibration.logistic(x, y, w, offset)
+        fit = recalibration.logistic(x, y, w, offset)
         q = expit(fit @ x + offset)
         inverse = np.linalg.inv((x * (w * q * (1 - q))) @ x.T)
         scores = np.stack([np.bincount(patient, w * (y - q) * row) for row in x])
@@ -206,7 +206,7 @@ def _cox(p, y, w, patient) -> np.ndarray:
         error = reach * np.sqrt(variance * patients / max(patients - 1, 1))
         return np.stack([fit, fit - error, fit + error])
 
-    if not calibration.separable(z, y):
+    if not recalibration.separable(z, y):
         numbers[:2] = fitted(np.stack([z, one]), 0.0).T
     numbers[2] = fitted(one[None], z)[:, 0]
     return numbers

@@ -17,8 +17,8 @@ from medjax.evaluation import (
     thresholds,
 )
 from medjax.evaluation.bootstrap import Interval
+from medjax.evaluation.inference import Predictions
 from medjax.evaluation.metrics import Confusion
-from medjax.evaluation.predict import Predictions
 from medjax.evaluation.reliability import TaskCalibration
 
 MAX_FPR = 0.1  # The partial AUROC is of specificities of 90 % and more.

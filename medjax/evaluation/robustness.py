@@ -18,7 +18,7 @@ from medjax.evaluation import bootstrap, discrimination, metrics
 from medjax.evaluation.areas import of_tasks
 from medjax.evaluation.bootstrap import Interval, Resampled
 from medjax.evaluation.corruptions import CORRUPTIONS, SEVERITIES
-from medjax.evaluation.predict import Predictions
+from medjax.evaluation.inference import Predictions
 
 MEASURES = ("auroc", "drop", "agreement")
 STRENGTHS = (0.5, 1.0, 2.0, 4.0)  # Of the config's augmentation, for `compare`.

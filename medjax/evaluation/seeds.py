@@ -31,7 +31,7 @@ from scipy.special import stdtr, stdtrit
 from medjax.errors import InputError
 from medjax.evaluation import areas, bootstrap, discrimination
 from medjax.evaluation.bootstrap import Resampled
-from medjax.evaluation.compare import holm
+from medjax.evaluation.paired import holm
 
 ALPHA = 0.05
 LEAST = 3  # Seeds without which no arm is called the best.

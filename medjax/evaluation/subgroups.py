@@ -21,8 +21,8 @@ from scipy.special import ndtri
 
 from medjax.evaluation import areas, bootstrap, discrimination, metrics
 from medjax.evaluation.bootstrap import LEAST, Interval, Resampled
-from medjax.evaluation.compare import holm
-from medjax.evaluation.predict import Predictions
+from medjax.evaluation.inference import Predictions
+from medjax.evaluation.paired import holm
 
 METRICS = ("auroc", "sensitivity", "specificity", "ppv", "npv")
 COUNTED = ("positive", "negative", "called", "passed")

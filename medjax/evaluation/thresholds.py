@@ -16,7 +16,7 @@ from chex import Array
 
 from medjax.errors import InputError, check_choice
 from medjax.evaluation import bootstrap, discrimination
-from medjax.evaluation.predict import Predictions
+from medjax.evaluation.inference import Predictions
 
 MOST = 200  # Thresholds a task that a page holds.
 GRID = np.linspace(0, 1, 101)  # Of the bands' false positive rate and recall.

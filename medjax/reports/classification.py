@@ -11,7 +11,7 @@ from rich.console import Console
 from medjax.evaluation import reliability as reliability_of
 from medjax.evaluation.metrics import METRICS
 from medjax.files import write_json, write_table
-from medjax.reports import charts, images, segmentation
+from medjax.reports import charts, pictures, segmentation
 from medjax.reports.page import count, interval, label, number, percent, show_table
 
 TEMPLATE = "classification.html"
@@ -64,7 +64,7 @@ def sections(results: dict, films: dict | None) -> dict:
         "reliability": reliability(results),
         "robustness": robustness(results),
         "films": films,
-        "ramp": images.ramp() if films else "",
+        "ramp": pictures.ramp() if films else "",
         "marked": any(film["boxes"] for film in drawn),
         "planes": any(film["planes"] for film in drawn),
     }

@@ -22,7 +22,7 @@ def write(
     """Writes NAME.html, NAME.json and NAME.csv, and returns the page's path.
 
     Args:
-      results: of `evaluation.results.summarise` or `evaluation.segmentation.summarise`,
+      results: of `evaluation.results.summarise` or `evaluation.mask_metrics.summarise`,
         with what commands.evaluate and Task.measure add. The page has a section for
         each part of them that is there.
       curve: the lines of metrics.jsonl.

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from medjax.evaluation.mask_metrics import METRICS
 from medjax.evaluation.outlines import OVERLAP, REACH, components
-from medjax.evaluation.segmentation import METRICS
 from medjax.files import write_table
-from medjax.reports import charts, images
+from medjax.reports import charts, pictures
 from medjax.reports.page import interval, label, show_table
 
 TEMPLATE = "segmentation.html"
@@ -33,8 +33,8 @@ class Case(NamedTuple):
 def sections(results: dict, cases: Iterable[Case] | None) -> dict:
     """What segmentation.html needs beside the results; the cases are pictured."""
     order = worst_first(results)
-    pictures = {case.name: planes(case, results) for case in cases or ()}
-    colours = (images.TRUE, images.PREDICTED, images.BOTH)
+    pictured = {case.name: planes(case, results) for case in cases or ()}
+    colours = (pictures.TRUE, pictures.PREDICTED, pictures.BOTH)
     return {
         "item": "region",
         "averaged": [
@@ -45,7 +45,7 @@ def sections(results: dict, cases: Iterable[Case] | None) -> dict:
         "overlap_least": OVERLAP,
         "reach": REACH,
         "rows": sorted(results["rows"], key=lambda row: order.index(row["name"])),
-        "pictures": [(name, pictures[name]) for name in order if name in pictures],
+        "pictures": [(name, pictured[name]) for name in order if name in pictured],
         "keys": [f"#{bytes(colour).hex()}" for colour in colours],
         "agreement": agreement(results),
     }
@@ -96,18 +96,18 @@ def planes(case: Case, results: dict) -> list[dict]:
         at, box = _about(masks[0] | masks[1], case.spacing)
         lengths = [part.stop - part.start for part in box]
         scale = SIDE / max(np.multiply(lengths, case.spacing))
-        drawn = images.planes(grey, masks, at=at, spacing=case.spacing, box=box)
+        drawn = pictures.planes(grey, masks, at=at, spacing=case.spacing, box=box)
         row = rows[case.name, region]
-        pictures = [
+        through = [
             {
                 "plane": name,
-                "picture": images.png(images.draw(plane, scale)),
+                "picture": pictures.png(pictures.draw(plane, scale)),
                 "slice": at[axis] + 1,
                 "of": case.image.shape[axis],
             }
             for axis, (name, plane) in enumerate(zip(NAMES, drawn, strict=True))
         ]
-        shown.append({"region": region, "row": row, "planes": pictures})
+        shown.append({"region": region, "row": row, "planes": through})
     return shown
 
 

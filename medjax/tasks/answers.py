@@ -19,10 +19,10 @@ from medjax.evaluation import (
     bootstrap,
     conformal,
     discrimination,
-    predict,
-    segmentation,
+    inference,
+    mask_metrics,
 )
-from medjax.evaluation.predict import Predictions
+from medjax.evaluation.inference import Predictions
 from medjax.tasks import films, fixed, parts, scans, splitting
 from medjax.tasks.task import Finished
 from medjax.training import devices, step, workdir
@@ -31,7 +31,7 @@ from medjax.training import devices, step, workdir
 def predictions(config: Config, network, state, images) -> Predictions:
     """The uncalibrated predictions of images, once each; every host predicts a part."""
     mine = images.part(jax.process_index(), jax.process_count())
-    predicted = predict.predict(
+    predicted = inference.predict(
         splitting.evaluation_batches(config, mine),
         functools.partial(network.predict, state),
     )
@@ -129,7 +129,7 @@ def fix_masks(run: Finished, data: films.Data, manifest: pd.DataFrame) -> None:
 
 
 def measure_masks(run: Finished, data: films.Data, ids: np.ndarray) -> dict:
-    """A segmentation.Summary of the volumes that have a mask; {} if none has."""
+    """A mask_metrics.Summary of the volumes that have a mask; {} if none has."""
     names = data.table.set_index("id")[["image", "patient"]]
     posts, rows = fixed.read_posts(run.folder, run.output.masks), []
     for id, probability, true in _predicted(run, data, ids):
@@ -137,7 +137,7 @@ def measure_masks(run: Finished, data: films.Data, ids: np.ndarray) -> dict:
         drawn = _masks(run, posts, probability)
         rows += [
             {"name": name, "patient": patient, "region": region}
-            | segmentation.measure(
+            | mask_metrics.measure(
                 *(drawn[..., k], true[..., k], run.output.spacing),
                 tolerance=TOLERANCE,
             )
@@ -146,7 +146,7 @@ def measure_masks(run: Finished, data: films.Data, ids: np.ndarray) -> dict:
     if not rows:
         return {}
     draws = parts.bootstrap(run.config)
-    return segmentation.summarise(rows, **draws) | {
+    return mask_metrics.summarise(rows, **draws) | {
         "tolerance": TOLERANCE,
         "posts": {k: post._asdict() for k, post in zip(run.output.masks, posts)},
         "auroc": _auroc(rows, run.output.masks, **draws),
@@ -184,18 +184,18 @@ def _predicted(
     """
     batches = splitting.evaluation_batches(run.config, data.films(ids))
     draw = functools.partial(run.network.masks, run.state)
-    for batch in predict.each(batches, draw, "log_odds", ("id", "mask")):
+    for batch in inference.each(batches, draw, "log_odds", ("id", "mask")):
         for id, mask, z in zip(*(batch.get(k, ()) for k in ("id", "mask", "log_odds"))):
             if mask.any():
                 yield id, expit(z) * (mask > 0), mask == volumes.INSIDE
 
 
 def _masks(
-    run: Finished, posts: Sequence[segmentation.Post], probability: np.ndarray
+    run: Finished, posts: Sequence[mask_metrics.Post], probability: np.ndarray
 ) -> np.ndarray:
     """[D, H, W, K] bool masks by the rules that were chosen on validation."""
     apart = scans.Output((), films.regions_of(run.config)).apart
-    return segmentation.masks(probability, run.output.spacing, posts, apart)
+    return mask_metrics.masks(probability, run.output.spacing, posts, apart)
 
 
 def write_masks(run: Finished, image: np.ndarray, case: scan.Scan, path: Path) -> None:

@@ -7,20 +7,20 @@ import pandas as pd
 from medjax.config import Config
 from medjax.data import records
 from medjax.errors import InputError
-from medjax.evaluation import compare as statistics
 from medjax.evaluation import (
     conformal,
     decisions,
+    paired,
     results,
     subgroups,
     thresholds,
 )
-from medjax.evaluation.predict import Predictions
+from medjax.evaluation.inference import Predictions
 from medjax.files import write_table
 from medjax.tasks import (
     adapt,
     answers,
-    compare,
+    comparison,
     explain,
     exported,
     films,
@@ -204,9 +204,9 @@ def measure(
     summary = _measured(run, raw, calibrated)
     options = parts.bootstrap(config)
     if len(members) > 1:
-        summary["ensemble"] = statistics.gain(raw, members, **options)
+        summary["ensemble"] = paired.gain(raw, members, **options)
     if single is not None:
-        summary["copies"] = statistics.gain(raw, [single], **options)
+        summary["copies"] = paired.gain(raw, [single], **options)
     groups = subgroups.by_metadata(data.table.set_index("id").loc[calibrated.id])
     summary["subgroups"] = subgroups.summarise(
         calibrated, groups, threshold=run.thresholds, tasks=output.names, **options
@@ -285,6 +285,6 @@ TASK = Task(
     measure=measure,
     predict=new_images.predict,
     program=exported.of_images,
-    comparison=compare.FINDINGS,
+    comparison=comparison.FINDINGS,
     refused={},
 )

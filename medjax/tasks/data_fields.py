@@ -11,11 +11,16 @@ import numpy as np
 from rich.progress import Progress
 
 from medjax.config import Config, effects, tuples
-from medjax.data import nifti, prepared, units
+from medjax.data import intensity_units, nifti, prepared
 from medjax.errors import InputError, check_choice
 
 # How scans are read; a field that a source lacks has its default.
-ALIKE = {"spacing": (), "foreground": "body", "clip": units.CLIP, "windows": ()}
+ALIKE = {
+    "spacing": (),
+    "foreground": "body",
+    "clip": intensity_units.CLIP,
+    "windows": (),
+}
 
 
 def regions(config: Config) -> dict[str, tuple[int, ...]]:
@@ -53,9 +58,11 @@ def units_of(config: Config) -> tuple[str, ...]:
         or a clip that no sequence uses.
     """
     count, given = len(config.data.get("sequences", " ")), config.data.get("units", ())
-    given = tuple(given) or (units.OF_MODALITY.get(config.modality, "z_scores"),)
+    given = tuple(given) or (
+        intensity_units.OF_MODALITY.get(config.modality, "z_scores"),
+    )
     for unit in given:
-        check_choice("data.units", unit, units.UNITS)
+        check_choice("data.units", unit, intensity_units.UNITS)
     if len(given) not in (1, count):
         raise InputError(
             f"data.units={given}: give one for all of data.sequences, or {count}"
@@ -69,11 +76,11 @@ def units_of(config: Config) -> tuple[str, ...]:
                 f"data.windows: {window!r} is no window: give ((centre, width), ...) in "
                 "Hounsfield units, ((40, 400),) say"
             )
-    clip = tuple(config.data.get("clip", units.CLIP))
-    if "z_scores" not in given and clip != units.CLIP:
+    clip = tuple(config.data.get("clip", intensity_units.CLIP))
+    if "z_scores" not in given and clip != intensity_units.CLIP:
         raise InputError(
             f"data.clip={clip}: is of z-scores, and data.units={given} has none: leave it "
-            f"at {units.CLIP}"
+            f"at {intensity_units.CLIP}"
         )
     given *= count if len(given) == 1 else 1
     return given if {*given} - {"z_scores"} else ()

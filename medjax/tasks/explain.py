@@ -15,12 +15,11 @@ from chex import Array
 from rich.progress import track
 
 from medjax.config import Config
-from medjax.data import images as reading
-from medjax.data import loader
+from medjax.data import image_files, loader
 from medjax.errors import InputError, check_choice
-from medjax.evaluation import bootstrap, heatmaps, localisation, predict
+from medjax.evaluation import bootstrap, heatmaps, inference, localisation
 from medjax.files import escaped, write_table
-from medjax.reports import images
+from medjax.reports import pictures
 from medjax.tasks import adapt, films, parts, splitting
 from medjax.tasks.task import Finished
 from medjax.training import step
@@ -94,7 +93,7 @@ def draw(run: Finished, explain: Callable, predicted: pd.DataFrame, out: Path) -
     rows, names = [], collections.Counter()
     read = functools.partial(films.read, run.config, run.output)
     options["load"] = lambda path: read(path)[:1]  # Films may be large.
-    answers = predict.predict_files(paths, explain, **options)
+    answers = inference.predict_files(paths, explain, **options)
     answers = track(answers, "explain", total=len(paths))
     for (path, why, heatmap), row in zip(answers, probability, strict=True):
         if heatmap is None:  # It could be read a moment ago.
@@ -106,12 +105,12 @@ def draw(run: Finished, explain: Callable, predicted: pd.DataFrame, out: Path) -
             name += f"-{names[name]}.png" if names[name] > 1 else ".png"
             facts = {"task": tasks[t], "probability": row[t], "threshold": points[t]}
             if len(run.output.shape) == 3:
-                pixels = reading.with_channels(film.pixels, run.output.shape[-1])
+                pixels = image_files.with_channels(film.pixels, run.output.shape[-1])
                 options = {"spacing": film.spacing, **facts}
-                images.overlay(out / name, pixels, heatmap[t], **options)
+                pictures.overlay(out / name, pixels, heatmap[t], **options)
             else:
-                planes = _planes(run.output, reading.eight_bits(record), heatmap[t])
-                images.overlay(out / name, planes[0] / 255, planes[1], **facts)
+                planes = _planes(run.output, image_files.eight_bits(record), heatmap[t])
+                pictures.overlay(out / name, planes[0] / 255, planes[1], **facts)
             rows.append({"image": path, **facts, "heatmap": name})
     columns = ["image", "task", "probability", "threshold", "heatmap"]
     write_table(out / "index.csv", pd.DataFrame(rows, columns=columns))
@@ -119,9 +118,9 @@ def draw(run: Finished, explain: Callable, predicted: pd.DataFrame, out: Path) -
 
 
 def _planes(output: films.Output, image: np.ndarray, heatmap: np.ndarray) -> tuple:
-    """images.through of a volume [D, H, W, C] uint8 and its heatmap [d, h, w]."""
+    """pictures.through of a volume [D, H, W, C] uint8 and its heatmap [d, h, w]."""
     heatmap = np.asarray(heatmaps.enlarge(heatmap, image.shape[:-1]))
-    return images.through(image, heatmap, output.spacing or (1.0, 1.0, 1.0))
+    return pictures.through(image, heatmap, output.spacing or (1.0, 1.0, 1.0))
 
 
 def _seen(probability: np.ndarray, points: np.ndarray, exclusive: bool) -> np.ndarray:
@@ -141,7 +140,9 @@ class Example(NamedTuple):
     certain: str
 
 
-def choose(predictions: predict.Predictions, threshold, *, each: int) -> list[Example]:
+def choose(
+    predictions: inference.Predictions, threshold, *, each: int
+) -> list[Example]:
     """The images of every task and kind that the model is most and least certain of.
 
     An image is certain if its probability is far from the threshold. Nothing is drawn
@@ -174,7 +175,7 @@ def choose(predictions: predict.Predictions, threshold, *, each: int) -> list[Ex
 
 
 def gallery(
-    run: Finished, data: films.Data, predicted: predict.Predictions, *, each: int
+    run: Finished, data: films.Data, predicted: inference.Predictions, *, each: int
 ) -> dict[str, dict[str, list[dict]]]:
     """Images that a run classifies correctly and wrongly, each under its heatmap.
 
@@ -194,7 +195,7 @@ def gallery(
     shape = splitting.shape(run.config) | {"batch": TOGETHER}
     source = data.films(ids)
     batches = loader.evaluation_batches(source, **shape)
-    heatmap = predict.embed(batches, explainer(run))
+    heatmap = inference.embed(batches, explainer(run))
     boxes = read_boxes(data, ids).groupby(["id", "task"])
     image = data.table.set_index("id")["image"]
     shown: dict[str, dict[str, list]] = {}
@@ -202,10 +203,10 @@ def gallery(
         id = int(predicted.id[row])
         marks = _corners(boxes, id, task)
         at = np.searchsorted(ids, id)
-        pair, side = (source.picture(at), heatmap[at, task]), images.SIDE
+        pair, side = (source.picture(at), heatmap[at, task]), pictures.SIDE
         if len(run.output.shape) == 4:
             pair, side = _planes(run.output, *pair), 3 * side
-        picture, (width, height) = images.picture(*pair, marks, side=side)
+        picture, (width, height) = pictures.picture(*pair, marks, side=side)
         kinds = shown.setdefault(run.output.names[task], {k: [] for k in KINDS})
         kinds[kind].append(
             {
@@ -285,7 +286,7 @@ def _marked(
 ) -> localisation.Marked:
     """The heatmaps of the marked findings of these images, at the images' size."""
     batches = splitting.evaluation_batches(config, data.films(ids))
-    heatmap = predict.embed(batches, explain)  # [n, T, h, w]
+    heatmap = inference.embed(batches, explain)  # [n, T, h, w]
     groups = boxes[boxes["id"].isin(ids)].groupby(["id", "task"])
     pairs = np.array([*groups.groups])
     places = [_corners(groups, *pair) for pair in pairs]
@@ -306,7 +307,7 @@ def _randomisation(run: Finished, explain: Callable, batches) -> dict:
 
     def of(variables):
         changed = state._replace(averaged=step.replicated(variables))
-        return predict.embed(batches, functools.partial(compiled, changed))
+        return inference.embed(batches, functools.partial(compiled, changed))
 
     layers = ("classifier", "top", *reversed(run.network.stages))
     layers = [layer for layer in layers if layer in model["params"]]

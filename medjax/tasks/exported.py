@@ -9,11 +9,11 @@ import numpy as np
 from chex import Array
 
 from medjax.config import Config, as_json
-from medjax.data import units
+from medjax.data import intensity_units
 from medjax.data.normalisation import HIGHEST, LOWEST
 from medjax.data.sources import volumes
 from medjax.errors import InputError
-from medjax.evaluation import calibration, sliding
+from medjax.evaluation import recalibration, sliding
 from medjax.models import weights
 from medjax.tasks import scans
 from medjax.training import step
@@ -72,7 +72,7 @@ def of_images(run: Any) -> Program:
         z = each[0] if len(each) == 1 else step.log_odds_of_mean(jnp.stack(each))
         # As on the host, calibration begins with the rounded and clipped probability.
         p = 1 / (1 + jnp.exp(-z))
-        p = calibration.calibrate(fit, p, jnp, jax.scipy.special)
+        p = recalibration.calibrate(fit, p, jnp, jax.scipy.special)
         if output.exclusive:
             call = jax.nn.one_hot(jnp.argmax(p, axis=1), count)
         else:
@@ -133,7 +133,7 @@ def of_volumes(run: Any, *, patch, slices, overlap, flips, **_) -> Program:
     weight = (d[:, None, None] * h[:, None] * w)[..., None].astype(np.float32)
 
     def answer(arrays: dict[str, Array], image: Array) -> tuple[Array]:
-        image = units.normalise(image, run.output.channels, jnp)
+        image = intensity_units.normalise(image, run.output.channels, jnp)
         each = []
         for variables in weights.nested(arrays):
             for view in sliding.mirrorings(flips):

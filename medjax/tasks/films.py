@@ -15,13 +15,13 @@ from medjax.cohort import duplicates
 from medjax.config import Config
 from medjax.data import (
     foreground,
-    images,
+    image_files,
+    intensity_units,
     liver_phantom,
     loader,
     prepared,
     records,
     sources,
-    units,
 )
 from medjax.data.dicom import Film
 from medjax.data.normalisation import unit_range, z_scores
@@ -188,7 +188,7 @@ def expected(config: Config) -> Output:
                 "name windows in Hounsfield units, ((40, 400),) say, or set "
                 "data.units='z_scores'"
             )
-        channels = units.channels(of_channel, windows) or sequences or ("",)
+        channels = intensity_units.channels(of_channel, windows) or sequences or ("",)
         shape = (*shape, len(channels))
         kind = c.get("foreground", "body")
         check_choice("data.foreground", kind, foreground.KINDS)
@@ -206,7 +206,7 @@ def regions_of(config: Config) -> dict[str, tuple[int, ...]]:
 def find(config: Config, path: str) -> tuple[list[Path], list[Path]]:
     """The images in a file or a folder, and the other files beside them."""
     if not config.data.get("spacing", ()):
-        return images.image_paths(path)
+        return image_files.image_paths(path)
     return scans.volumes_in(path, **_layout(config))
 
 
@@ -219,8 +219,8 @@ def _layout(config: Config) -> dict[str, Any]:
 def read(config: Config, output: Output, path: Path) -> tuple[np.ndarray, Film | Scan]:
     """An image as the network sees it, and what was read of its file."""
     if not output.spacing:
-        film = images.read(path)
-        return images.fit(film.pixels, output.shape, output.bits), film
+        film = image_files.read(path)
+        return image_files.fit(film.pixels, output.shape, output.bits), film
     options = {k: v for k, v in config.data.items() if k in volumes.READING}
     options["units"] = data_fields.units_of(config)
     case = volumes.read(path, **_layout(config), **options)

@@ -16,11 +16,10 @@ import pandas as pd
 from medjax.cohort import balance
 from medjax.config import Config
 from medjax.errors import InputError, check_choice
-from medjax.evaluation import calibration as recalibration
-from medjax.evaluation import conformal, segmentation, thresholds
+from medjax.evaluation import conformal, mask_metrics, recalibration, thresholds
 from medjax.evaluation.bootstrap import as_json
-from medjax.evaluation.predict import Predictions
-from medjax.evaluation.segmentation import Post
+from medjax.evaluation.inference import Predictions
+from medjax.evaluation.mask_metrics import Post
 from medjax.files import read_json, write_json
 from medjax.tasks import imbalance
 from medjax.tasks.films import Data, Output
@@ -71,7 +70,7 @@ class Fixed(NamedTuple):
         )
 
     def ranking(self, log_odds: np.ndarray | None) -> np.ndarray | None:
-        """[N, T], by which calibrated predictions are ranked, see calibration.ranking."""
+        """[N, T], by which calibrated predictions are ranked, see recalibration.ranking."""
         return recalibration.ranking(self.calibration.fit, log_odds)
 
     def calibrated(self, probability: np.ndarray) -> np.ndarray:
@@ -358,12 +357,12 @@ def settle_posts(
     """A run's post-processing, a Post a region; chosen where there is none.
 
     `number` is of the checkpoint that is judged; `cases`: () -> the validation volumes,
-    see segmentation.choose; without any the default stays.
+    see mask_metrics.choose; without any the default stays.
     """
     path = folder / POSTS
     if path.exists() and read_json(path)["checkpoint"] == number:
         return read_posts(folder, regions)
-    posts = segmentation.choose(cases()) or [Post()] * len(regions)
+    posts = mask_metrics.choose(cases()) or [Post()] * len(regions)
     if devices.first():
         each = {name: post._asdict() for name, post in zip(regions, posts, strict=True)}
         values = {"checkpoint": number, "regions": each}

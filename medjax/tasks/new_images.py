@@ -12,13 +12,12 @@ from rich.progress import track
 from scipy.special import expit
 
 from medjax.cohort import appearance
-from medjax.data import images as reading
-from medjax.data import loader
+from medjax.data import image_files, loader
 from medjax.data.dicom import Film
 from medjax.data.prepared import first_duplicate, once
 from medjax.data.scan import Scan
 from medjax.errors import InputError, some
-from medjax.evaluation.predict import predict_files
+from medjax.evaluation.inference import predict_files
 from medjax.files import read_json, write_json, write_table
 from medjax.tasks import answers, explain, films, splitting
 from medjax.tasks.task import Finished
@@ -46,7 +45,7 @@ def record(folder: Path, data: films.Data, ids: np.ndarray) -> None:
         ids = np.sort(np.random.default_rng(0).choice(ids, FILMS, replace=False))
     batches = loader.evaluation_batches(data.films(ids), batch=256, devices=1)
     images = (
-        reading.eight_bits(image)
+        image_files.eight_bits(image)
         for batch in batches
         for image in batch["image"][0][batch["id"][0] >= 0]
     )
@@ -175,7 +174,7 @@ def _warning(pixels: np.ndarray, film: Film, reference: dict) -> str:
     """How a film is unlike the training images; '' for nothing."""
     few = appearance.is_dim(pixels)
     dim = f"fewer than {appearance.DIM} levels of grey" * few
-    unlike = appearance.warning(film.pixels, reading.eight_bits(pixels), reference)
+    unlike = appearance.warning(film.pixels, image_files.eight_bits(pixels), reference)
     return "; ".join(filter(None, (unlike, dim, film.doubt)))
 
 

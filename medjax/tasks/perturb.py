@@ -15,11 +15,10 @@ from medjax.augment import patches, policy
 from medjax.config import Config, as_json
 from medjax.data.normalisation import unit_range
 from medjax.errors import InputError
-from medjax.evaluation import corruptions, robustness
-from medjax.evaluation import predict as inference
+from medjax.evaluation import corruptions, inference, robustness
 from medjax.evaluation.corruptions import CORRUPTIONS, SEVERITIES
 from medjax.files import write_json, write_table
-from medjax.reports import explore as explore_page
+from medjax.reports import explore_page
 from medjax.reports.page import interval, show_table
 from medjax.tasks import films, parts, splitting
 from medjax.tasks.task import Finished

@@ -17,7 +17,7 @@ from medjax.config import Config, affecting
 from medjax.data import loader
 from medjax.data.normalisation import unit_range
 from medjax.errors import InputError
-from medjax.evaluation import predict
+from medjax.evaluation import inference
 from medjax.files import unfinished
 from medjax.models import layers
 from medjax.tasks import adapt, imbalance, parts, splitting, start
@@ -104,7 +104,7 @@ def embeddings(
     path = data.path / "embeddings" / f"{digest}.npy"
     if not path.exists():
         images = data.films(data.table["id"].to_numpy())
-        feature = predict.embed(
+        feature = inference.embed(
             splitting.evaluation_batches(config, images),
             functools.partial(network.embed, step.replicated(state)),
         )

@@ -15,11 +15,11 @@ from medjax import losses
 from medjax.cohort import duplicates, manifests, splits
 from medjax.config import Config
 from medjax.data import brain_phantom as brain
-from medjax.data import foreground, prepared, scan, sources, units, volumes
+from medjax.data import foreground, intensity_units, prepared, scan, sources, volumes
 from medjax.data.fingerprint import Pool
+from medjax.data.intensity_units import Channel
 from medjax.data.sources import scans
 from medjax.data.sources.scans import ScanFiles
-from medjax.data.units import Channel
 from medjax.data.volumes import Prepared
 from medjax.errors import InputError, check_choice
 from medjax.tasks import data_fields, splitting
@@ -177,7 +177,7 @@ def data(config: Config) -> Data:
 
 
 def scaled(config: Config, data: Data, ids: np.ndarray) -> Data:
-    """The data with their CT as these training volumes scale it, see units.scaled.
+    """The data with their CT as these training volumes scale it, see intensity_units.scaled.
 
     Its numbers are of the voxels of all regions, or of the whole foreground where there
     are none, or all are alike.
@@ -187,7 +187,7 @@ def scaled(config: Config, data: Data, ids: np.ndarray) -> Data:
         kind = data.output.units[channel.sequence]
         if kind == "hounsfield" and not config.data.windows:
             both = (_values(data, ids, channel.sequence, at) for at in (True, False))
-            scaled = (units.scaled(channel, v) for v in both if v[1] > 0)
+            scaled = (intensity_units.scaled(channel, v) for v in both if v[1] > 0)
             channels[n] = next(scaled, channel)
     return data._replace(output=data.output._replace(channels=tuple(channels)))
 
@@ -228,7 +228,7 @@ def expected(config: Config) -> Output:
         tuple(config.data.sequences),
         _regions(config),
         units=values,
-        channels=units.channels(values, windows),
+        channels=intensity_units.channels(values, windows),
         exclusive=config.data.get("exclusive", False),
     )
 

@@ -12,15 +12,13 @@ from rich.progress import track
 
 from medjax.config import Config, flatten
 from medjax.data import fingerprint, nifti, scan, volumes
+from medjax.data.intensity_units import normalise
 from medjax.data.scan import Scan
-from medjax.data.units import normalise
 from medjax.errors import InputError
-from medjax.evaluation import bootstrap, means, sliding, subgroups
-from medjax.evaluation import compare as statistics
-from medjax.evaluation import segmentation as measures
+from medjax.evaluation import bootstrap, mask_metrics, means, paired, sliding, subgroups
 from medjax.files import write_json, write_table
 from medjax.reports.segmentation import Case as Pictured
-from medjax.tasks import compare, exported, fixed, imbalance, parts, scans, splitting
+from medjax.tasks import comparison, exported, fixed, imbalance, parts, scans, splitting
 from medjax.tasks.check import check as check_any
 from medjax.tasks.check import check_ranges
 from medjax.tasks.task import Finished, Task
@@ -156,7 +154,7 @@ def answers(config: Config, network, state, data: scans.Data, ids) -> Iterator[A
             config, network, state, image, data.output.channels
         )
         if data.output.exclusive:
-            predicted, *members = map(measures.likeliest, (predicted, *members))
+            predicted, *members = map(mask_metrics.likeliest, (predicted, *members))
         yield Answer(image, predicted, np.asarray(label), spacing, members)
 
 
@@ -169,7 +167,7 @@ def validate(config, network, data: scans.Data, ids, state) -> dict[str, float]:
     for n, answer in enumerate(answers(config, network, state, data, mine)):
         mask, truth = answer.probability >= 0.5, answer.label > 0
         for k in range(dice.shape[1]):
-            dice[n, k] = measures.dice(mask[..., k], truth[..., k])
+            dice[n, k] = mask_metrics.dice(mask[..., k], truth[..., k])
     return {"dice": float(np.mean(devices.gather(dice, len(ids))))}
 
 
@@ -227,13 +225,13 @@ def measure(
         worst.append((np.mean([row["dice"] for row in measured]), number, case))
         worst = sorted(worst)[:PICTURED]  # No more than these stay in memory.
     options = parts.bootstrap(config)
-    summary = measures.summarise(rows, **options)
+    summary = mask_metrics.summarise(rows, **options)
     summary["groups"] = means.by_group(rows, groups(data.table, rows))
     if len(step.members(run.state)) > 1:
-        gain = statistics.gain_of_masks(rows, **options)
+        gain = paired.gain_of_masks(rows, **options)
         summary["ensemble"] = {"members": len(step.members(run.state)), **gain}
     if config.evaluation.copies:
-        summary["copies"] = statistics.gain_of_masks(rows, "single_dice", **options)
+        summary["copies"] = paired.gain_of_masks(rows, "single_dice", **options)
     posts = [post._asdict() for post in run.fixed]
     summary |= {
         "tolerance": config.evaluation.tolerance,
@@ -262,19 +260,19 @@ def _measured(
     """A volume's mask, and a row a region; `single`: without evaluation.copies."""
     alone = () if single is None else (single.probability,)
     mask, *members = (
-        measures.masks(p, answer.spacing, run.fixed, run.output.apart)
+        mask_metrics.masks(p, answer.spacing, run.fixed, run.output.apart)
         for p in (answer.probability, *answer.members, *alone)
     )
     plain = members.pop() if single is not None else None
     rows = []
     for k, region in enumerate(run.output.regions):
         ours, true = mask[..., k], answer.label[..., k]
-        row = {"region": region} | measures.measure(
+        row = {"region": region} | mask_metrics.measure(
             ours, true, answer.spacing, tolerance=run.config.evaluation.tolerance
         )
-        row |= statistics.of_members(ours, true, [m[..., k] for m in members])
+        row |= paired.of_members(ours, true, [m[..., k] for m in members])
         if plain is not None:
-            row["single_dice"] = measures.dice(plain[..., k], true > 0)
+            row["single_dice"] = mask_metrics.dice(plain[..., k], true > 0)
         rows.append(row)
     return mask, rows
 
@@ -384,8 +382,8 @@ def write_masks(run: Finished, case: Scan, path: Path) -> dict[str, float]:
         run.config, run.network, run.state, case.image, channels
     )
     mask, *others = (
-        measures.masks(
-            measures.likeliest(p) if run.output.exclusive else p,
+        mask_metrics.masks(
+            mask_metrics.likeliest(p) if run.output.exclusive else p,
             *(case.spacing, run.fixed, run.output.apart),
         )
         for p in (predicted, *members)
@@ -395,7 +393,7 @@ def write_masks(run: Finished, case: Scan, path: Path) -> dict[str, float]:
     predicted = scan.to_original(predicted, case)
     nifti.write(Path(f"{path}_prob.nii.gz"), predicted, case.original, case.header)
     return {
-        region: statistics.disagreement(mask[..., k], [m[..., k] for m in others])
+        region: paired.disagreement(mask[..., k], [m[..., k] for m in others])
         for k, region in enumerate(run.output.regions)
         if others
     }
@@ -421,7 +419,7 @@ TASK = Task(
     measure=measure,
     predict=predict,
     program=lambda run: exported.of_volumes(run, **_windows(run.config)),
-    comparison=compare.MASKS,
+    comparison=comparison.MASKS,
     refused={
         "--explain": "a mask shows itself where the finding is",
         "--localise": "measures heatmaps; the report measures the masks themselves",

@@ -16,7 +16,7 @@ from medjax.config import Config, as_json, named, read_config
 from medjax.errors import InputError
 from medjax.files import write_json
 from medjax.models import architectures, layers, weights
-from medjax.models.weights import convert as pretrained
+from medjax.models.weights import conversion
 from medjax.tasks import parts, scans
 from medjax.tasks.imbalance import REFITS, treats
 from medjax.tasks.parts import Network
@@ -236,7 +236,7 @@ def trained(config: Config) -> str:
     return REFITTED if treats(config, REFITS) else "checkpoints"
 
 
-def convert(path: Path, name: str, *, channels: int) -> pretrained.Converted:
+def convert(path: Path, name: str, *, channels: int) -> conversion.Converted:
     """Another framework's weights as the variables of the network of that name.
 
     `channels` are those of the images. Where the file has no classifier, one of one
@@ -247,7 +247,7 @@ def convert(path: Path, name: str, *, channels: int) -> pretrained.Converted:
         or of its folder, an EfficientNet that timm took over from TensorFlow.
     """
     source = weights.read(path)
-    table = pretrained.recognise(source, model=name, file=path)
+    table = conversion.recognise(source, model=name, file=path)
     place = path.absolute()
     tensorflows = "tf_" in place.name or "tf_efficientnet" in str(place.parent)
     if table.framework == "timm" and table.family == "efficientnet" and tensorflows:
@@ -255,24 +255,24 @@ def convert(path: Path, name: str, *, channels: int) -> pretrained.Converted:
             f"{path}: timm's tf_ networks pad as TensorFlow does, and their names and "
             "shapes don't say so: take timm's efficientnet_b0, torchvision's or Keras'"
         )
-    bias = pretrained.held(source, table, pretrained.HEAD[1])
+    bias = conversion.held(source, table, conversion.HEAD[1])
     classes = 1 if bias is None else bias.size
     target = _shapes(name, dict(table.options), channels, classes=classes)
-    return pretrained.convert(source, target, model=name, file=path)
+    return conversion.convert(source, target, model=name, file=path)
 
 
 def fits(
-    source: dict[str, np.ndarray], table: pretrained.Table
-) -> dict[str, pretrained.Misfit]:
+    source: dict[str, np.ndarray], table: conversion.Table
+) -> dict[str, conversion.Misfit]:
     """What keeps weights from each network of their table's family, least first."""
     names = [name for name in vars(architectures) if name.startswith(table.family)]
-    stem = pretrained.held(source, table, pretrained.STEM)
+    stem = conversion.held(source, table, conversion.STEM)
     channels = 3 if stem is None or stem.ndim < 2 else stem.shape[-2]
     shapes = {
         name: _shapes(name, dict(table.options), channels, classes=1) for name in names
     }
     misfits = {
-        name: pretrained.compare(source, target, table)
+        name: conversion.compare(source, target, table)
         for name, target in shapes.items()
     }
     return dict(sorted(misfits.items(), key=lambda item: sum(map(len, item[1]))))
@@ -283,7 +283,7 @@ def write_converted(path: Path, name: str, out: Path, *, channels: int) -> dict:
     converted = convert(path, name, channels=channels)
     if out.is_file() or out.exists() and any(out.iterdir()):
         raise InputError(f"--out={out}: is there and isn't empty: give a new folder")
-    card = pretrained.card(converted, path)
+    card = conversion.card(converted, path)
     with Checkpoints(out) as checkpoints:
         checkpoints.save(0, converted.variables, card)
     write_json(out / "card.json", card)

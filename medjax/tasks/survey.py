@@ -11,8 +11,8 @@ from medjax.cohort import appearance, describe, manifests
 from medjax.config import Config
 from medjax.errors import InputError
 from medjax.evaluation import discrimination
-from medjax.reports import explore as exploring
-from medjax.reports.images import middle, resize
+from medjax.reports import explore_page
+from medjax.reports.pictures import middle, resize
 from medjax.tasks import films, imbalance, parts, splitting
 from medjax.training import head
 
@@ -49,9 +49,9 @@ def survey(config: Config, data: films.Data, folder: Path) -> Path:
         "floor: logistic regression on 32 x 32 pixels has a mean AUROC of "
         f"{mean['estimate']:.3f} ({mean['low']:.3f} to {mean['high']:.3f})"
     )
-    images = {id: everyone.picture(id) for id in exploring.wanted(facts)}
+    images = {id: everyone.picture(id) for id in explore_page.wanted(facts)}
     folder.mkdir(parents=True, exist_ok=True)
-    return exploring.write(facts, images, folder)
+    return explore_page.write(facts, images, folder)
 
 
 def _read(data: films.Data, name: str) -> pd.DataFrame:

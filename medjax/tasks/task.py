@@ -16,7 +16,7 @@ from medjax.errors import InputError
 from medjax.tasks import (
     adapt,
     check,
-    compare,
+    comparison,
     external,
     imbalance,
     parts,
@@ -62,7 +62,7 @@ class Finished(NamedTuple):
     network: parts.Network
     number: int  # Updates behind the checkpoint that is judged.
     state: step.Trained  # Of that checkpoint.
-    fixed: Any = None  # By validation: fixed.Fixed, or a segmentation.Post a region.
+    fixed: Any = None  # By validation: fixed.Fixed, or a mask_metrics.Post a region.
 
     @property
     def thresholds(self) -> np.ndarray:
@@ -119,7 +119,7 @@ class Task(NamedTuple):
     # (finished, images=, out=, explain_in=, **how) -> a line for each unreadable file.
     predict: Callable
     program: Callable  # finished -> exported.Program.
-    comparison: compare.Kind
+    comparison: comparison.Kind
     refused: dict[str, str]  # {capability: why this kind of task can't have it}.
     # (folder, data, ids) -> None; notes what images look like.
     record: Callable = lambda *_: None

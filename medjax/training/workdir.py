@@ -23,7 +23,7 @@ from medjax.config import flatten
 from medjax.data import prepared, records, volumes
 from medjax.data.records import HASHES
 from medjax.errors import InputError, some
-from medjax.evaluation.predict import Predictions
+from medjax.evaluation.inference import Predictions
 from medjax.files import read_json, write_json, write_table
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from medjax.data import images
+from medjax.data import image_files
 from medjax.data.sources import (
     chest_xray,
     medmnist,
@@ -58,7 +58,7 @@ def _matching(*patterns: str) -> Callable[..., dict[str, Path]]:
         for pattern in (p.format(**options) + end for p in patterns for end in ENDS):
             for path in folder.glob(pattern):
                 with contextlib.suppress(InputError):  # A folder without images.
-                    listed += images.image_paths(path)[0]
+                    listed += image_files.image_paths(path)[0]
         return {str(path.relative_to(folder)): path for path in sorted(listed)}
 
     return files

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from medjax.data import chest_phantom as chest
-from medjax.data import images
+from medjax.data import image_files
 from medjax.data.prepared import Item
 from medjax.data.records import Source
 from medjax.data.sources import cells, tables
@@ -156,7 +156,7 @@ def nih(*, folder: Path, side: int, bits: int = 8) -> Source:
     paths, left_out = _nih_images(folder, set(table["image"]))
     return tables.source(
         table,
-        lambda image: images.read(paths.get(image, folder / "images" / image)),
+        lambda image: image_files.read(paths.get(image, folder / "images" / image)),
         tasks=NIH_TASKS,
         shape=(side, side, 1),
         where=path,
@@ -169,7 +169,7 @@ def nih(*, folder: Path, side: int, bits: int = 8) -> Source:
 
 def _nih_paths(folder: Path) -> Iterator[tuple[Path, Path]]:
     """The images of a folder: the path below it, and the path."""
-    for path in images.image_paths(folder)[0]:
+    for path in image_files.image_paths(folder)[0]:
         file = path.relative_to(folder)
         if file.parts[0].startswith("images"):  # images/, or images_001/ and on.
             yield file, path
@@ -305,7 +305,7 @@ def chexpert_source(
     table = pd.concat([table, labels], axis=1)
     return tables.source(
         table[table["view"].isin(list(views))],
-        lambda image: images.read(folder / image),
+        lambda image: image_files.read(folder / image),
         tasks=CHEXPERT_TASKS,
         shape=(side, side, 1),
         where=folder,

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from medjax.data import images, prepared
+from medjax.data import image_files, prepared
 from medjax.data.prepared import Item
 from medjax.data.records import Source
 from medjax.data.sources import cells
@@ -67,7 +67,7 @@ def medmnist(
     def item(pair: tuple[dict, np.ndarray]) -> Item:
         row, pixels = pair
         if len(shape) == 3:
-            return Item(row, images.fit(pixels.astype(np.float32) / 255, shape))
+            return Item(row, image_files.fit(pixels.astype(np.float32) / 255, shape))
         return Item(row, pixels.reshape(shape))
 
     def items() -> Iterator[Item]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from medjax.data import images, prepared
+from medjax.data import image_files, prepared
 from medjax.data.records import Source
 from medjax.data.sources import cells, tables
 from medjax.data.sources.chest_xray import chexpert_labels, chexpert_source
@@ -144,7 +144,7 @@ def vindr_cxr(
     present = {task: {*labels.index[labels[task] == 1]} for task in tasks}
     return tables.source(
         pd.concat([table, values], axis=1),
-        lambda image: images.read(paths.get(image, folder / f"{image}.dicom")),
+        lambda image: image_files.read(paths.get(image, folder / f"{image}.dicom")),
         tasks=tasks,
         shape=(side, side, 1),
         where=folder,
@@ -154,9 +154,9 @@ def vindr_cxr(
 
 
 def _vindr_paths(folder: Path) -> dict[str, Path]:
-    """Image -> its file, in any format that `images.read` reads."""
+    """Image -> its file, in any format that `image_files.read` reads."""
     folders = [folder / part for part in VINDR_PARTS if (folder / part).is_dir()]
-    paths = [path for part in folders for path in images.image_paths(part)[0]]
+    paths = [path for part in folders for path in image_files.image_paths(part)[0]]
     if (twice := prepared.first_duplicate(path.stem for path in paths)) is not None:
         names = " and ".join(str(path) for path in paths if path.stem == twice)
         raise InputError(f"{names}: are of one image: keep one of them")

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from medjax.data import images, nifti, prepared
+from medjax.data import image_files, nifti, prepared
 from medjax.data.nifti import SequenceFile
 from medjax.data.sources import scans
 from medjax.data.sources.scans import ScanFiles
@@ -171,8 +171,8 @@ def _ending(folders: Sequence[Path], scan: str, end: str) -> Path | None:
 
 
 def _below(folder: Path) -> list[Path]:
-    """The files in a folder and below it, see images.walk, but for texts."""
-    files = (file for _, inside in images.walk(folder) for file in inside)
+    """The files in a folder and below it, see image_files.walk, but for texts."""
+    files = (file for _, inside in image_files.walk(folder) for file in inside)
     return [file for file in files if file.suffix.lower() not in scans.TEXTS]
 
 

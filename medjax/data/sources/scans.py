@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from medjax.cohort import identity
-from medjax.data import dicom, images, nifti, prepared, series
+from medjax.data import dicom, image_files, nifti, prepared, series
 from medjax.data.nifti import SequenceFile
 from medjax.data.sources import cells
 from medjax.errors import InputError, reading, some
@@ -123,7 +123,7 @@ def volumes_in(
         found = [folder for folder, _ in _walk(path, _patterns(sequences, files))]
     else:
         with reading(path, "correct its permissions", OSError):
-            for folder, inside in images.walk(path):
+            for folder, inside in image_files.walk(path):
                 if any(map(dicom.is_dicom, inside)):
                     found.append(folder)
                 elif not {*found} & {*folder.parents}:  # A series' folder has no other.

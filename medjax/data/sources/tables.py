@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from medjax.cohort import identity
-from medjax.data import images, prepared, records
+from medjax.data import image_files, prepared, records
 from medjax.data.dicom import Film
 from medjax.data.prepared import Item
 from medjax.data.records import Source
@@ -52,7 +52,7 @@ def source(
         if film.doubt:
             doubts.setdefault(film.doubt, []).append(image)
         height, width = film.pixels.shape[:2]
-        fitted = images.fit(film.pixels, shape, bits)
+        fitted = image_files.fit(film.pixels, shape, bits)
         return fitted, (width, height, *film.spacing), [film.patient]
 
     def items() -> Iterator[Item]:
@@ -141,7 +141,7 @@ def table(
     rows, names, files, path = listed(folder, **columns)
     return source(
         rows,
-        lambda image: images.read(files[image]),
+        lambda image: image_files.read(files[image]),
         tasks=names,
         shape=(side, side, channels),
         where=path,

@@ -11,7 +11,7 @@ import pandas as pd
 import tensorflow_datasets
 from tensorflow_datasets import features as kinds
 
-from medjax.data import images
+from medjax.data import image_files
 from medjax.data.dicom import Film
 from medjax.data.records import Source
 from medjax.data.sources import cells, tables
@@ -106,7 +106,7 @@ def _film(name: str, value: bytes | np.ndarray) -> Film:
     """The image of a file's bytes, or of pixels [H, W, 1 or 3] uint8."""
     if isinstance(value, bytes):
         with reading(name, AGAIN):
-            pixels = images.decode(value)
+            pixels = image_files.decode(value)
     else:
         pixels = value.astype(np.float32) / 255
         pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels

@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from medjax.data import intensity_units, scan, series
 from medjax.data import liver_phantom as liver
-from medjax.data import scan, series
-from medjax.data import units as measures
 from medjax.data.normalisation import HIGHEST, LOWEST
 from medjax.data.prepared import Item
 from medjax.data.records import Source
@@ -66,7 +65,7 @@ def volumes(
         patients = series.patients_of(scans.ScanFiles(name, found).paths())
         return record(case, shape), from_file, patients
 
-    channels = measures.channels(units, windows) or sequences
+    channels = intensity_units.channels(units, windows) or sequences
     whole = (*shape, len(channels) + len(how["regions"]))
     options = {"where": where, "bits": BITS}
     made = tables.from_rows(rows, load, tasks=names, shape=whole, **options)
@@ -132,8 +131,8 @@ def read(
     if mask is None and regions:
         blank = np.full((*case.image.shape[:3], len(regions)), np.nan, np.float32)
         case = case._replace(label=blank)
-    channels = measures.channels(units, windows)
-    return case._replace(image=measures.normalise(case.image, channels))
+    channels = intensity_units.channels(units, windows)
+    return case._replace(image=intensity_units.normalise(case.image, channels))
 
 
 def record(case: Scan, shape: Sequence[int]) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from medjax.evaluation import areas, bootstrap, discrimination, means, outlines, results
-from medjax.evaluation.predict import Predictions
+from medjax.evaluation.inference import Predictions
 
 
 def holm(p) -> np.ndarray:

@@ -14,9 +14,8 @@ import pandas as pd
 
 from medjax.cohort import identity
 from medjax.errors import InputError
-from medjax.evaluation import bootstrap, reliability, seeds
-from medjax.evaluation import compare as statistics
-from medjax.evaluation.predict import Predictions
+from medjax.evaluation import bootstrap, paired, reliability, seeds
+from medjax.evaluation.inference import Predictions
 from medjax.files import read_json
 from medjax.training import workdir
 
@@ -189,7 +188,7 @@ def _pair_findings(first, second, names, **draws) -> dict:
         )
         for table in (first, second)
     ]
-    return statistics.compare(*both, tasks=names, **draws)
+    return paired.compare(*both, tasks=names, **draws)
 
 
 def _measure_findings(grid: Grid, **options) -> dict[str, seeds.Scores]:

@@ -11,7 +11,7 @@ import numpy as np
 from medjax.evaluation.bootstrap import as_json
 from medjax.files import write_json
 from medjax.reports import charts, page
-from medjax.reports.images import as_bytes, fit, middle, png
+from medjax.reports.pictures import as_bytes, fit, middle, png
 
 MANY = {"pairs": 12, "kinds": 10, "duplicates": 12, "quarantine": 20}  # Rows shown.
 FEW = 10  # Patients with or without a finding, below which intervals mislead.
