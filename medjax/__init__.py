@@ -64,11 +64,11 @@ def sweep(
     Returns what sweep.json says; raises as `launch`, before anything runs.
     """
     from medjax.buckets import on_disk
-    from medjax.commands import sweep as command
+    from medjax.commands.sweep import sweep as run_sweep
     from medjax.files import held
     from medjax.training import devices
 
     devices.keep()
     folder = on_disk("workdir", workdir)
     with held(folder):
-        return command.sweep(config, arms, folder, **options)
+        return run_sweep(config, arms, folder, **options)

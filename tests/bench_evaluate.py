@@ -31,7 +31,6 @@ from small import RUN
 
 from medjax.cohort import manifests
 from medjax.evaluation import recalibration, results, subgroups, thresholds
-from medjax.evaluation import thresholds as operating
 from medjax.evaluation.inference import Predictions
 from medjax.reports import report
 from medjax.training import workdir
@@ -106,7 +105,7 @@ def main() -> None:
         lambda: recalibration.fit_platt(raw[: SIDES["validation"]], *validation[3:]),
     )
     assert len(fit.slope) == FINDINGS
-    timed("operating_points", lambda: operating.choose(validation))
+    timed("operating_points", lambda: thresholds.choose(validation))
 
     summary = timed(
         "summary",

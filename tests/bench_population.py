@@ -68,7 +68,9 @@ def population(arms: int, records: Path, steps: int, out: Path) -> None:
             part[field] = type(part[field])(value) if value != "False" else False
         configs.append(config)
     train_population.use_cores(configs)
-    found = train_population.train(configs, [out / str(arm) for arm in range(arms)])
+    found = train_population.train_arms(
+        configs, [out / str(arm) for arm in range(arms)]
+    )
     assert all(outcome.finished for outcome in found), found
 
 

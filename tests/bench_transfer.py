@@ -151,7 +151,7 @@ def cost(name: str, rows: int = 16) -> None:
     """Prints memory, operations and seconds of a step of each mode."""
     c = importlib.import_module(f"configs.{name}").get_config()
     c.train.dtype = "float32"
-    task = films.Output(("a", "b"), False, (c.data.side, c.data.side, 1))
+    task = films.FindingsOutput(("a", "b"), False, (c.data.side, c.data.side, 1))
     rng = np.random.default_rng(0)
     zeros = np.zeros((1, rows), np.int32)
     batch = {

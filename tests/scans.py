@@ -6,7 +6,7 @@ import pytest
 from nibabel import orientations
 from scipy import ndimage
 
-from medjax.data import brain_phantom as phantom
+from medjax.data import brain_phantom
 from medjax.geometry.grid import RAS_TO_LPS
 
 
@@ -54,16 +54,16 @@ def save_phantoms(folder, numbers, *, seed, **options):
       Each patient's folder: int16 files of the sequences, and `seg` in uint8.
     """
     folders = []
-    values = phantom.ENHANCING, phantom.NECROSIS, phantom.OEDEMA
+    values = brain_phantom.ENHANCING, brain_phantom.NECROSIS, brain_phantom.OEDEMA
     for number in numbers:
-        drawn = phantom.patient(number, seed=seed, **options)
+        drawn = brain_phantom.patient(number, seed=seed, **options)
         name = f"brain_{number:03d}"
         folders.append(folder / name)
         whole, core, enhancing = np.moveaxis(drawn.label, -1, 0) > 0
         seg = np.select([enhancing, core, whole], values).astype(np.uint8)
         images = np.moveaxis(drawn.image, -1, 0).astype(np.int16)
         affine = drawn.affine[:, [2, 1, 0, 3]]
-        for part, voxels in zip((*phantom.SEQUENCES, "seg"), (*images, seg)):
+        for part, voxels in zip((*brain_phantom.SEQUENCES, "seg"), (*images, seg)):
             file = nibabel.Nifti1Image(voxels.T, affine)
             file.header.set_xyzt_units("mm")
             folders[-1].mkdir(parents=True, exist_ok=True)

@@ -23,8 +23,7 @@ from medjax.commands import train
 from medjax.data import loader
 from medjax.errors import InputError
 from medjax.models import layers
-from medjax.tasks import adapt, answers, films, refit, splitting, start
-from medjax.tasks import parts as model
+from medjax.tasks import adapt, answers, films, parts, refit, splitting, start
 from medjax.training import optim, step
 
 ROWS, FEATURES = 16, 5
@@ -146,7 +145,7 @@ def batch(seed=0):
     }
 
 
-def parts(name):
+def step_parts(name):
     return {
         "apply": apply,
         "augment": lambda key, batch: batch,
@@ -158,7 +157,7 @@ def parts(name):
 
 @functools.cache
 def vmapped(name):
-    one = functools.partial(step.train_step, **parts(name))
+    one = functools.partial(step.train_step, **step_parts(name))
     return jax.jit(jax.vmap(one, in_axes=(None, 0, None), axis_name=step.AXIS))
 
 
@@ -169,7 +168,7 @@ def by_vmap(name, state, whole, shards):
 
 def by_pmap(name, state, whole, shards):
     assert shards == jax.local_device_count()  # conftest.py forces four.
-    compiled = step.compile_step(**parts(name))
+    compiled = step.compile_step(**step_parts(name))
     state = jax.device_get(state)  # It is donated, and one buffer stands there twice.
     return compiled(state, sharded(whole, shards), jax.random.key(0))
 
@@ -178,7 +177,7 @@ def by_shard_map(name, state, whole, shards):
     mesh = Mesh(jax.local_devices()[:shards], (step.AXIS,))
     every, part = PartitionSpec(), PartitionSpec(step.AXIS)
     mapped = jax.shard_map(
-        lambda *args: step.train_step(*args, jax.random.key(0), **parts(name)),
+        lambda *args: step.train_step(*args, jax.random.key(0), **step_parts(name)),
         mesh=mesh,
         in_specs=(every, part),
         out_specs=every,
@@ -394,13 +393,13 @@ def looked_at(home):
     """The network that can be looked into, and a state before the first update."""
     config = table_config(home, "adabn")
     task = films.data(config).output
-    network = model.classifier(adapt.whole(config), task)
-    return network, model.initial_state(config, network, task, np.eye(2))
+    network = parts.classifier(adapt.whole(config), task)
+    return network, parts.initial_state(config, network, task, np.eye(2))
 
 
 def restate(config, looked_at, target):
     network, state = looked_at
-    prepare = model.preparation(config)
+    prepare = parts.preparation(config)
     return refit.restated(config, state, target, apply=network.apply, prepare=prepare)
 
 
@@ -473,11 +472,11 @@ def test_one_batch_gives_every_layer_the_statistics_that_it_normalises_by(
 
 def test_statistics_of_unequal_batches_are_those_of_all_rows():
     x = np.random.default_rng(0).normal(1000, 1, (11, 6)).astype(np.float32)
-    parts = [
+    shards = [
         (len(rows), {"deep": {"norm": {"mean": rows.mean(0), "var": rows.var(0)}}})
         for rows in (x[:2], x[2:5], x[5:])
     ]
-    found = layers.pool_statistics(parts)["deep"]["norm"]
+    found = layers.pool_statistics(shards)["deep"]["norm"]
     exact = x.astype(np.float64)
     np.testing.assert_allclose(found["mean"], exact.mean(0), rtol=1e-6)
     np.testing.assert_allclose(found["var"], exact.var(0), rtol=1e-3)
@@ -542,12 +541,12 @@ def test_a_network_adapts_and_predicts_with_what_it_learnt(home):
     """One update of a real network, of the batches that training takes."""
     config = table_config(home, "dann")
     source, _, batches = opened(config)
-    network = model.classifier(config, source.output)
-    state = model.initial_state(config, network, source.output, np.eye(2))
+    network = parts.classifier(config, source.output)
+    state = parts.initial_state(config, network, source.output, np.eye(2))
     shape = state.params["domain"]["hidden"]["kernel"].shape
     assert shape == (state.params["classifier"]["kernel"].shape[0], adapt.HIDDEN)
     before = jax.device_get(state)
-    compiled = step.compile_step(**model.step_parts(config, network))
+    compiled = step.compile_step(**parts.step_parts(config, network))
     state, scalars = compiled(before, next(batches), jax.random.key(0))
     batches.close()
     np.testing.assert_allclose(scalars["gap"], math.log(2), atol=0.5)
@@ -581,11 +580,11 @@ def test_a_run_reports_the_targets_test_images_with_the_adapted_model(home):
     assert "Other hospitals, scanners" not in page
     assert not json.loads((workdir / "report.json").read_text())["external"]
     source = films.data(config)
-    network = model.classifier(config, source.output)
+    network = parts.classifier(config, source.output)
     tested = sides["id"][sides["split"] == "test"].to_numpy()
     images = adapt.target(config, source).data.films(tested)
     told = predicted.set_index("image").loc[held_out["image"], "a"]
     for folder, same in (("checkpoints", False), (start.ADAPTED, True)):
-        _, state = model.restore(config, workdir / folder, network, source.output)
+        _, state = parts.restore(config, workdir / folder, network, source.output)
         found = answers.predictions(config, network, state, images).probability
         assert np.allclose(found[:, 0], told, atol=1e-5) == same

@@ -6,8 +6,7 @@ import pytest
 from scans import save_phantoms
 from scipy import ndimage
 
-from medjax.data import brain_phantom as brain
-from medjax.data import nifti
+from medjax.data import brain_phantom, nifti
 from medjax.errors import InputError
 
 SMALL = {"shape": (40, 48, 40), "spacing": (4.0, 4.2, 4.0)}
@@ -16,11 +15,11 @@ TINY = {"shape": (20, 25, 20), "spacing": (8.0, 8.0, 8.0)}
 
 @pytest.fixture(scope="module")
 def cohort():
-    return [brain.patient(n, seed=3) for n in range(6)]
+    return [brain_phantom.patient(n, seed=3) for n in range(6)]
 
 
 def draw(number, **options):
-    return brain.patient(number, **{"seed": 3} | SMALL | options)
+    return brain_phantom.patient(number, **{"seed": 3} | SMALL | options)
 
 
 def same(one, other):
@@ -29,8 +28,13 @@ def same(one, other):
 
 def test_the_arrays_are_as_promised(cohort):
     for one in cohort:
-        assert one.image.shape == (*brain.SHAPE, 4) and one.image.dtype == np.float32
-        assert one.label.shape == (*brain.SHAPE, 3) and one.label.dtype == np.uint8
+        assert (
+            one.image.shape == (*brain_phantom.SHAPE, 4)
+            and one.image.dtype == np.float32
+        )
+        assert (
+            one.label.shape == (*brain_phantom.SHAPE, 3) and one.label.dtype == np.uint8
+        )
         assert (one.image == np.rint(one.image)).all() and one.image.max() < 2**15
         inside = (one.image > 0).all(axis=-1)
         np.testing.assert_array_equal(inside, (one.image > 0).any(axis=-1))
@@ -38,7 +42,7 @@ def test_the_arrays_are_as_promised(cohort):
         edge = inside.copy()
         edge[1:-1, 1:-1, 1:-1] = False
         assert edge.sum() < 30  # Of the cord at most: the brain fits in.
-        assert 1100 < inside.sum() * np.prod(brain.SPACING) / 1000 < 1800  # ml
+        assert 1100 < inside.sum() * np.prod(brain_phantom.SPACING) / 1000 < 1800  # ml
 
 
 def test_the_regions_are_nested_and_lie_in_the_brain(cohort):
@@ -87,13 +91,13 @@ def test_the_truth_is_the_same_at_every_resolution():
 
 def medians(number, monkeypatch):
     """The median of each sequence in voxels that are of one tissue, by tissue."""
-    kept, original = [], brain._shares
+    kept, original = [], brain_phantom._shares
     monkeypatch.setattr(
-        brain, "_shares", lambda *a: kept.append(original(*a)) or kept[0]
+        brain_phantom, "_shares", lambda *a: kept.append(original(*a)) or kept[0]
     )
-    image = brain.patient(number, seed=3, without_enhancing=0).image
+    image = brain_phantom.patient(number, seed=3, without_enhancing=0).image
     monkeypatch.undo()
-    pure = {t: s > 0.8 for t, s in zip(brain.TISSUES, kept[0], strict=True)}
+    pure = {t: s > 0.8 for t, s in zip(brain_phantom.TISSUES, kept[0], strict=True)}
     pure = {t: mask & (image[..., 0] > 0) for t, mask in pure.items()}
     return {t: np.median(image[m], axis=0) for t, m in pure.items() if m.sum() > 20}
 
@@ -113,7 +117,7 @@ def test_tissues_differ_on_each_sequence_as_in_the_clinic(monkeypatch):
         ("flair", "oedema", "necrosis", "csf"),
         ("flair", "spot", "grey"),  # It misleads a threshold.
     ):
-        channel = brain.SEQUENCES.index(sequence)
+        channel = brain_phantom.SEQUENCES.index(sequence)
         for one in patients:
             values = [one[tissue][channel] for tissue in tissues if tissue in one]
             assert values == sorted(values, reverse=True), (sequence, tissues, values)
@@ -163,18 +167,18 @@ def test_a_brain_without_a_tumour_is_the_one_that_would_have_it():
 
 def test_without_a_tumour_nothing_is_pushed_aside(monkeypatch):
     healthy = draw(2, without_tumour=1.0, **TINY)
-    monkeypatch.setitem(brain.TUMOUR, "push", (0.0, 0.0))
+    monkeypatch.setitem(brain_phantom.TUMOUR, "push", (0.0, 0.0))
     assert same(healthy, draw(2, without_tumour=1.0, **TINY))
-    monkeypatch.setitem(brain.TUMOUR, "push", (7.0, 7.0))
+    monkeypatch.setitem(brain_phantom.TUMOUR, "push", (7.0, 7.0))
     moved = draw(2, **TINY)
-    monkeypatch.setitem(brain.TUMOUR, "push", (0.0, 0.0))
+    monkeypatch.setitem(brain_phantom.TUMOUR, "push", (0.0, 0.0))
     assert not same(moved, draw(2, **TINY))
 
 
 def test_the_darkest_tissue_is_told_from_the_outside(monkeypatch):
     usual = draw(0, **TINY).image
-    monkeypatch.setitem(brain.TISSUES, "csf", (0.0,) * 4)
-    monkeypatch.setitem(brain.SCANNER, "noise", (0.0, 0.0))
+    monkeypatch.setitem(brain_phantom.TISSUES, "csf", (0.0,) * 4)
+    monkeypatch.setitem(brain_phantom.SCANNER, "noise", (0.0, 0.0))
     dark = draw(0, **TINY).image
     np.testing.assert_array_equal(dark > 0, usual > 0)
     assert dark[dark > 0].min() == 1
@@ -186,9 +190,9 @@ def test_files_are_read_back_by_nibabel_and_by_us(tmp_path):
     one = draw(7)
     files = sorted(f.name for f in folders[0].iterdir())
     assert files == sorted(
-        f"brain_007_{part}.nii.gz" for part in (*brain.SEQUENCES, "seg")
+        f"brain_007_{part}.nii.gz" for part in (*brain_phantom.SEQUENCES, "seg")
     )
-    for channel, name in enumerate(brain.SEQUENCES):
+    for channel, name in enumerate(brain_phantom.SEQUENCES):
         path = folders[0] / f"brain_007_{name}.nii.gz"
         image = nibabel.load(path)
         assert nibabel.aff2axcodes(image.affine) == ("L", "P", "S")
@@ -206,4 +210,4 @@ def test_files_are_read_back_by_nibabel_and_by_us(tmp_path):
 def test_a_size_that_is_none_is_an_error():
     for wrong in ({"shape": (2, 80, 64)}, {"spacing": (0.0, 1.0, 1.0)}):
         with pytest.raises(InputError, match="give three sizes"):
-            brain.patient(0, seed=0, **wrong)
+            brain_phantom.patient(0, seed=0, **wrong)

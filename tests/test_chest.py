@@ -14,9 +14,8 @@ import pytest
 from launching import stored
 from PIL import Image
 
-from medjax.data import chest_phantom as phantom
-from medjax.data import image_files, prepared, records
-from medjax.data.sources import chest_xray as chest
+from medjax.data import chest_phantom, image_files, prepared, records
+from medjax.data.sources import chest_xray
 from medjax.errors import InputError
 
 SAMPLE = Path(__file__).parents[2] / "shared/data/nih-sample"
@@ -109,16 +108,16 @@ def prepare(source, tmp_path, allowed=0.0):
 
 def test_an_nih_folder_becomes_records_equal_to_what_was_written(nih, tmp_path):
     films, table, boxes, quarantine = prepare(
-        chest.nih(folder=nih, side=SIDE), tmp_path
+        chest_xray.nih(folder=nih, side=SIDE), tmp_path
     )
     assert [film["image"] for film in films] == list(TRUTH)
     assert list(table["image"]) == list(TRUTH)
     assert list(table["id"]) == [film["id"] for film in films] == [0, 1, 2, 3]
     assert len(quarantine) == 0
     for n, (image, (findings, fields)) in enumerate(TRUTH.items()):
-        label = np.float32([task in findings for task in chest.NIH_TASKS])
+        label = np.float32([task in findings for task in chest_xray.NIH_TASKS])
         np.testing.assert_array_equal(films[n]["label"], label)
-        np.testing.assert_array_equal(table.loc[n, list(chest.NIH_TASKS)], label)
+        np.testing.assert_array_equal(table.loc[n, list(chest_xray.NIH_TASKS)], label)
         for name, value in zip(FIELDS, fields, strict=True):
             kept = films[n][name]
             if isinstance(value, str):
@@ -147,7 +146,7 @@ def test_an_nih_folder_becomes_records_equal_to_what_was_written(nih, tmp_path):
 def test_a_film_of_the_right_size_keeps_every_pixel(tmp_path):
     write_nih(tmp_path, ENTRIES.strip().splitlines()[0])
     path = draw(tmp_path / "images/00000001_000.png", (SIDE, SIDE))
-    (item,) = items(chest.nih(folder=tmp_path, side=SIDE))
+    (item,) = items(chest_xray.nih(folder=tmp_path, side=SIDE))
     np.testing.assert_array_equal(item.content[..., 0], np.asarray(Image.open(path)))
 
 
@@ -155,7 +154,7 @@ def test_the_table_tells_the_size_and_the_file_where_the_table_is_blank(tmp_path
     line = "00000001_000.png,Mass,0,1,58,M,PA,{},{},0.1,0.2"
     write_nih(tmp_path, line.format("", ""))
     draw(tmp_path / "images/00000001_000.png", (40, 30))
-    (item,) = items(chest.nih(folder=tmp_path, side=SIDE))
+    (item,) = items(chest_xray.nih(folder=tmp_path, side=SIDE))
     assert (item.row["width"], item.row["height"]) == (30, 40)
     assert (item.row["spacing_x"], item.row["spacing_y"]) == (0.1, 0.2)
 
@@ -178,13 +177,13 @@ def test_the_table_tells_the_size_and_the_file_where_the_table_is_blank(tmp_path
 )
 def test_ages_are_years_or_unknown(tmp_path, text, years):
     write_nih(tmp_path, f"00000001_000.png,Mass,0,1,{text},M,PA,9,9,1,1")
-    (item,) = items(chest.nih(folder=tmp_path, side=SIDE))
+    (item,) = items(chest_xray.nih(folder=tmp_path, side=SIDE))
     np.testing.assert_allclose(item.row["age"], years)
 
 
 def test_a_view_or_sex_that_is_none_is_unknown(tmp_path):
     write_nih(tmp_path, "00000001_000.png,Mass,0,1,58,U,LL,9,9,1,1")
-    (item,) = items(chest.nih(folder=tmp_path, side=SIDE))
+    (item,) = items(chest_xray.nih(folder=tmp_path, side=SIDE))
     assert (item.row["sex"], item.row["view"]) == ("", "")
 
 
@@ -194,7 +193,7 @@ def test_the_official_lists_say_which_part_a_film_belongs_to(tmp_path):
         train_val_list="00000001_000.png\n00000001_001.png\n00000002_000.png",
         test_list="\ufeff00000003_000.png\nunknown.png\n",  # A byte-order mark.
     )
-    found = items(chest.nih(folder=tmp_path, side=SIDE))
+    found = items(chest_xray.nih(folder=tmp_path, side=SIDE))
     assert [i.row["official"] for i in found] == ["train", "train", "train", "test"]
 
 
@@ -218,45 +217,47 @@ def test_a_film_is_on_one_of_the_official_lists(tmp_path, names, why):
     content = names if isinstance(names, bytes) else names.encode()
     (tmp_path / "test_list.txt").write_bytes(content)
     with pytest.raises(InputError, match=why):
-        chest.nih(folder=tmp_path, side=SIDE)
+        chest_xray.nih(folder=tmp_path, side=SIDE)
 
 
 def test_a_film_with_a_finding_and_none_is_warned_of(tmp_path, caplog):
-    chest.nih(folder=write_nih(tmp_path), side=SIDE)
+    chest_xray.nih(folder=write_nih(tmp_path), side=SIDE)
     assert "have a finding" not in caplog.text
     both = ENTRIES.replace("No Finding,1", "No Finding|Mass,1")
-    source = chest.nih(folder=write_nih(tmp_path, both), side=SIDE)
+    source = chest_xray.nih(folder=write_nih(tmp_path, both), side=SIDE)
     assert "1 rows have a finding and say 'No Finding', such as" in caplog.text
     assert items(source)[1].row["Mass"] == 1
 
 
 def test_gzipped_tables_read_the_same(nih):
-    plain = items(chest.nih(folder=nih, side=SIDE))
+    plain = items(chest_xray.nih(folder=nih, side=SIDE))
     for path in list(nih.glob("*.csv")):
         with gzip.open(f"{path}.gz", "wt") as file:
             file.write(path.read_text())
         path.unlink()
-    for a, b in zip(plain, items(chest.nih(folder=nih, side=SIDE)), strict=True):
+    for a, b in zip(plain, items(chest_xray.nih(folder=nih, side=SIDE)), strict=True):
         np.testing.assert_equal(a._asdict(), b._asdict())
 
 
 def test_a_backup_is_never_read_in_place_of_the_table(nih):
     table = nih / "Data_Entry_2017_v2020.csv"
-    expected = items(chest.nih(folder=nih, side=SIDE))
+    expected = items(chest_xray.nih(folder=nih, side=SIDE))
     for end in (".bak", "~", ".orig"):
         (nih / f"{table.name}{end}").write_text("old")
-    for a, b in zip(expected, items(chest.nih(folder=nih, side=SIDE)), strict=True):
+    for a, b in zip(
+        expected, items(chest_xray.nih(folder=nih, side=SIDE)), strict=True
+    ):
         np.testing.assert_equal(a._asdict(), b._asdict())
     for other in ("Data_Entry_2017_old.csv", f"{table.name}.gz"):
         (nih / other).write_text("old")
         with pytest.raises(InputError, match="keep one of them"):
-            chest.nih(folder=nih, side=SIDE)
+            chest_xray.nih(folder=nih, side=SIDE)
         (nih / other).unlink()
 
 
 def test_boxes_are_optional(tmp_path):
     write_nih(tmp_path, boxes="")
-    assert not any(i.boxes for i in items(chest.nih(folder=tmp_path, side=SIDE)))
+    assert not any(i.boxes for i in items(chest_xray.nih(folder=tmp_path, side=SIDE)))
 
 
 def damage(folder):
@@ -278,7 +279,7 @@ def damage(folder):
 
 def test_quarantine_names_exactly_the_files_left_out(nih, tmp_path):
     reasons = damage(nih)
-    source = chest.nih(folder=nih, side=SIDE)
+    source = chest_xray.nih(folder=nih, side=SIDE)
     assert source.total == 6
     films, table, boxes, quarantine = prepare(source, tmp_path, allowed=0.7)
     assert list(quarantine["file"]) == list(reasons)
@@ -291,7 +292,7 @@ def test_quarantine_names_exactly_the_files_left_out(nih, tmp_path):
 
 def test_too_many_bad_files_leave_a_list_and_no_records(nih, tmp_path):
     reasons = damage(nih)
-    source = chest.nih(folder=nih, side=SIDE)
+    source = chest_xray.nih(folder=nih, side=SIDE)
     with pytest.raises(InputError, match="4 of 6 files") as caught:
         prepare(source, tmp_path, allowed=0.66)
     assert not prepared.is_prepared(records.folder(tmp_path / "records", "x"))
@@ -321,30 +322,30 @@ GOOD = "00000001_000.png,Mass,0,1,58,M,PA,9,9,1,1\n"
 def test_a_wrong_cell_is_named(tmp_path, entries, boxes, message):
     write_nih(tmp_path, entries, boxes)
     with pytest.raises(InputError, match=message) as caught:
-        chest.nih(folder=tmp_path, side=SIDE)
+        chest_xray.nih(folder=tmp_path, side=SIDE)
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_what_is_no_nih_folder_is_refused(tmp_path):
     with pytest.raises(InputError, match="is no folder"):
-        chest.nih(folder=tmp_path / "absent", side=SIDE)
+        chest_xray.nih(folder=tmp_path / "absent", side=SIDE)
     with pytest.raises(InputError, match="Data_Entry_2017"):
-        chest.nih(folder=tmp_path, side=SIDE)
+        chest_xray.nih(folder=tmp_path, side=SIDE)
     write_nih(tmp_path, GOOD)
     shutil.move(tmp_path / "images", tmp_path / "pictures")
     with pytest.raises(InputError, match=r"no images/"):
-        chest.nih(folder=tmp_path, side=SIDE)
+        chest_xray.nih(folder=tmp_path, side=SIDE)
     shutil.rmtree(tmp_path / "pictures")
     with pytest.raises(InputError, match="no image"):
-        chest.nih(folder=tmp_path, side=SIDE)
+        chest_xray.nih(folder=tmp_path, side=SIDE)
     table = tmp_path / "Data_Entry_2017_v2020.csv"
     table.write_text("Image Index,Finding Labels\n")
     with pytest.raises(InputError, match="no column 'Patient ID'"):
-        chest.nih(folder=tmp_path, side=SIDE)
+        chest_xray.nih(folder=tmp_path, side=SIDE)
     table.write_text("")
     with pytest.raises(InputError, match="is no CSV"):
-        chest.nih(folder=tmp_path, side=SIDE)
+        chest_xray.nih(folder=tmp_path, side=SIDE)
 
 
 # CheXpert
@@ -391,7 +392,9 @@ FOUR = {"Edema": "1.0", "Fracture": "0.0", "Cardiomegaly": "-1.0"}  # And blank 
 )
 def test_the_policies_for_uncertain_and_blank(tmp_path, policy, uncertain, blank):
     write_chexpert(tmp_path, [(ONE, FRONTAL, FOUR)])
-    source = chest.chexpert(folder=tmp_path, side=SIDE, uncertain=policy, blank=blank)
+    source = chest_xray.chexpert(
+        folder=tmp_path, side=SIDE, uncertain=policy, blank=blank
+    )
     (item,) = items(source)
     assert source.tasks == tuple(FINDINGS)
     for finding in FINDINGS:
@@ -415,7 +418,9 @@ def test_a_chexpert_folder_becomes_records(tmp_path):
     write_chexpert(
         tmp_path, [(third, unknown, dict.fromkeys(FINDINGS, "1"))], "valid.csv"
     )
-    films, table, _, _ = prepare(chest.chexpert(folder=tmp_path, side=SIDE), tmp_path)
+    films, table, _, _ = prepare(
+        chest_xray.chexpert(folder=tmp_path, side=SIDE), tmp_path
+    )
     assert [f["image"] for f in films] == [ONE, second, third]
     assert [f["patient"][-5:] for f in films] == ["00042", "00007", "64541"]
     assert [f["sex"] for f in films] == ["M", "F", ""]
@@ -452,7 +457,7 @@ def test_only_the_wanted_views_are_kept(tmp_path, views, kept):
         for n, place in enumerate(places, 1)
     ]
     write_chexpert(tmp_path, rows)
-    found = items(chest.chexpert(folder=tmp_path, side=SIDE, views=views))
+    found = items(chest_xray.chexpert(folder=tmp_path, side=SIDE, views=views))
     assert [i.row["patient"] for i in found] == [f"patient{n:05}" for n in kept]
     assert {i.row["view"] for i in found} == set(views)
     assert np.isnan([i.row["follow_up"] for i in found]).all()  # No study is named.
@@ -460,7 +465,7 @@ def test_only_the_wanted_views_are_kept(tmp_path, views, kept):
 
 def test_paths_without_a_prefix_are_read_too(tmp_path):
     write_chexpert(tmp_path, [(ONE, FRONTAL, FOUR)], prefix="")
-    (item,) = items(chest.chexpert(folder=tmp_path, side=SIDE))
+    (item,) = items(chest_xray.chexpert(folder=tmp_path, side=SIDE))
     assert item.row["image"] == ONE
     assert item.content is not None
 
@@ -486,7 +491,7 @@ def test_a_wrong_label_path_or_policy_is_named(
 ):
     write_chexpert(tmp_path, [(path, FRONTAL, labels)])
     with pytest.raises(InputError, match=message):
-        chest.chexpert(folder=tmp_path, side=SIDE, **settings)
+        chest_xray.chexpert(folder=tmp_path, side=SIDE, **settings)
 
 
 def test_a_missing_finding_of_chexpert_is_named(tmp_path):
@@ -494,18 +499,18 @@ def test_a_missing_finding_of_chexpert_is_named(tmp_path):
     path = tmp_path / "train.csv"
     path.write_text(path.read_text().replace("Fracture", "Fractures"))
     with pytest.raises(InputError, match="no column 'Fracture'"):
-        chest.chexpert(folder=tmp_path, side=SIDE)
+        chest_xray.chexpert(folder=tmp_path, side=SIDE)
 
 
 def test_views_that_no_film_has_leave_nothing_to_prepare(tmp_path):
     write_chexpert(tmp_path, [(ONE, FRONTAL, {})])
-    source = chest.chexpert(folder=tmp_path, side=SIDE, views=("PA",))
+    source = chest_xray.chexpert(folder=tmp_path, side=SIDE, views=("PA",))
     with pytest.raises(InputError, match="no image"):
         prepare(source, tmp_path)
 
 
 def test_the_findings_of_chexpert_are_the_papers():
-    assert chest.CHEXPERT_TASKS == tuple(FINDINGS)
+    assert chest_xray.CHEXPERT_TASKS == tuple(FINDINGS)
 
 
 # The phantom
@@ -517,7 +522,9 @@ OFTEN = (0.5, 0.4, 0.5, 0.5, 0.4, 0.5)
 @pytest.fixture(scope="module")
 def people():
     """What the phantom itself says of patients 5 to 9."""
-    one = jax.jit(phantom.patient, static_argnames=("films", "side", "prevalence"))
+    one = jax.jit(
+        chest_phantom.patient, static_argnames=("films", "side", "prevalence")
+    )
     key = jax.random.key(SETTINGS["seed"])
     return {
         n: jax.device_get(one(key, n, films=2, side=32, prevalence=OFTEN))
@@ -528,11 +535,11 @@ def people():
 @pytest.fixture
 def chunks(monkeypatch):
     """Two patients are drawn at a time, and at last one."""
-    monkeypatch.setattr(chest, "CHUNK", 2)
+    monkeypatch.setattr(chest_xray, "CHUNK", 2)
 
 
 def test_phantom_records_hold_what_the_phantom_drew(tmp_path, chunks, people):
-    source = chest.phantom(**SETTINGS, first_patient=5, prevalence=OFTEN)
+    source = chest_xray.phantom(**SETTINGS, first_patient=5, prevalence=OFTEN)
     assert source.total == 10
     films, table, boxes, quarantine = prepare(source, tmp_path)
     assert len(films) == len(table) == 10
@@ -547,7 +554,7 @@ def test_phantom_records_hold_what_the_phantom_drew(tmp_path, chunks, people):
         )
         np.testing.assert_array_equal(film["label"], drawn["label"])
         np.testing.assert_array_equal(
-            table.loc[n, list(phantom.FINDINGS)], drawn["label"]
+            table.loc[n, list(chest_phantom.FINDINGS)], drawn["label"]
         )
         assert int(film["patient"]) == table["patient"][n] == number
         assert film["age"] == table["age"][n] == drawn["age"]
@@ -557,7 +564,7 @@ def test_phantom_records_hold_what_the_phantom_drew(tmp_path, chunks, people):
         assert film["follow_up"] == table["follow_up"][n] == f
         np.testing.assert_allclose(film["spacing_x"] * 32, 400)
         for task, label, box in zip(
-            phantom.FINDINGS, drawn["label"], drawn["box"], strict=True
+            chest_phantom.FINDINGS, drawn["label"], drawn["box"], strict=True
         ):
             if label == 1:
                 expected_boxes.append((n, task, *box))
@@ -573,7 +580,7 @@ def test_phantom_records_hold_what_the_phantom_drew(tmp_path, chunks, people):
 
 def test_other_numbers_and_other_seeds_are_other_people(chunks):
     def pixels(**changes):
-        return [i.content for i in items(chest.phantom(**{**SETTINGS, **changes}))]
+        return [i.content for i in items(chest_xray.phantom(**{**SETTINGS, **changes}))]
 
     base = pixels()
     for other in (pixels(first_patient=5), pixels(seed=4)):
@@ -584,10 +591,10 @@ def test_other_numbers_and_other_seeds_are_other_people(chunks):
 
 def test_settings_that_make_no_phantom_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"data\.prevalence has 2 numbers"):
-        chest.phantom(**SETTINGS, prevalence=(0.1, 0.2))
+        chest_xray.phantom(**SETTINGS, prevalence=(0.1, 0.2))
     for changes in ({"patients": 0}, {"films": 0}):
         with pytest.raises(InputError, match="no image"):
-            prepare(chest.phantom(**{**SETTINGS, **changes}), tmp_path)
+            prepare(chest_xray.phantom(**{**SETTINGS, **changes}), tmp_path)
 
 
 # Real films
@@ -596,7 +603,7 @@ def test_settings_that_make_no_phantom_are_refused(tmp_path):
 @pytest.mark.skipif(not SAMPLE.is_dir(), reason=f"{SAMPLE} is absent")
 def test_the_nih_sample_against_its_own_tables(tmp_path):
     films, table, boxes, quarantine = prepare(
-        chest.nih(folder=SAMPLE, side=64), tmp_path
+        chest_xray.nih(folder=SAMPLE, side=64), tmp_path
     )
     with open(SAMPLE / "Data_Entry_2017_v2020.csv", newline="") as file:
         entries = list(csv.reader(file))[1:]
@@ -605,7 +612,9 @@ def test_the_nih_sample_against_its_own_tables(tmp_path):
     assert len(quarantine) == 0
     counted = collections.Counter(f for row in entries for f in row[1].split("|"))
     assert counted.pop("No Finding") == sum(not film["label"].any() for film in films)
-    assert counted == {t: table[t].sum() for t in chest.NIH_TASKS if table[t].sum()}
+    assert counted == {
+        t: table[t].sum() for t in chest_xray.NIH_TASKS if table[t].sum()
+    }
     for n, (film, row) in enumerate(zip(films, entries, strict=True)):
         assert film["id"] == table["id"][n] == n
         assert film["image"] == table["image"][n] == row[0]
@@ -616,7 +625,9 @@ def test_the_nih_sample_against_its_own_tables(tmp_path):
         assert [film["width"], film["height"]] == [int(v) for v in row[7:9]]
         assert np.float32(film["spacing_x"]) == np.float32(row[9])
         assert np.float32(film["spacing_y"]) == np.float32(row[10])
-        present = {t for t, v in zip(chest.NIH_TASKS, film["label"], strict=True) if v}
+        present = {
+            t for t, v in zip(chest_xray.NIH_TASKS, film["label"], strict=True) if v
+        }
         assert present == set(row[1].split("|")) - {"No Finding"}
     for n in range(0, 700, 50):
         raw = image_files.read(SAMPLE / "images" / entries[n][0]).pixels

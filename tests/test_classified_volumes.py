@@ -14,16 +14,15 @@ from scans import affine_of, brain, save
 from sklearn.metrics import roc_auc_score
 
 from medjax.augment import intensity, patches
-from medjax.data import liver_phantom, prepared, sources
-from medjax.data import scan as scanning
+from medjax.data import liver_phantom, prepared, scan, sources
 from medjax.data.normalisation import unit_range, z_scores
 from medjax.data.records import prepare
-from medjax.data.sources import scan_layouts, scans, volumes
+from medjax.data.sources import scan_files, scan_layouts, volumes
 from medjax.errors import InputError
 from medjax.geometry import warp
 from medjax.reports import pictures
 from medjax.tasks import films
-from medjax.tasks.films import Output
+from medjax.tasks.films import FindingsOutput
 
 SHAPE = (12, 14, 10)
 OPTIONS = {
@@ -83,7 +82,7 @@ def test_a_record_holds_z_scores_about_the_middle(shape):
     image = np.random.default_rng(0).normal(0, 1.5, (11, 14, 12, 2)).astype(np.float32)
     image[:3] = 0
     image[4, 4, 4] = 30, -30
-    case = scanning.Scan(image, None, np.ones(2), np.eye(4), None)
+    case = scan.Scan(image, None, np.ones(2), np.eye(4), None)
     record = volumes.record(case, shape)
     assert record.dtype == np.uint16 and record.shape == (*shape, 2)
     expected = np.clip(centred(image, shape), -4, 8)
@@ -108,7 +107,7 @@ def test_files_become_what_segmentation_sees_however_they_are_turned(tmp_path):
     assert c.content is None and "c.nii" in c.reason
     np.testing.assert_array_equal(a.content, b.content)
     (patient,) = scan_layouts.in_decathlon(tmp_path / "a.nii.gz", sequences=("T1",))
-    case = scanning.read_scan(patient.sequences, regions={}, spacing=(1, 1, 1))
+    case = scan.read_scan(patient.sequences, regions={}, spacing=(1, 1, 1))
     expected = np.clip(centred(case.image, SHAPE), -4, 8)
     np.testing.assert_allclose(scores(a.content), expected, atol=12 / 65535)
 
@@ -125,13 +124,13 @@ def test_what_is_no_volume_in_a_folder_is_named_and_links_are_followed(tmp_path)
     for name in (*names, ".hidden", "series/1.dcm", "series/deeper/x.mha"):
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         (home / name).write_bytes(bytes(128) + b"DICM" * name.endswith("dcm"))
-    found, others = scans.volumes_in(home, **how)
+    found, others = scan_files.volumes_in(home, **how)
     below = {str(path.relative_to(home)) for path in found}
     assert below == {"a.nii.gz", "linked/b.nii", "gone.nii.gz", "series"}
     assert {path.name for path in others} == names
     (elsewhere / "b.nii").rename(elsewhere / "b.mha")
     with pytest.raises(InputError, match="far: holds no volume; give one with NIfTI"):
-        scans.volumes_in(elsewhere, **how)
+        scan_files.volumes_in(elsewhere, **how)
 
 
 def test_several_sequences_are_patterns_below_the_row_s_folder(tmp_path, caplog):
@@ -145,12 +144,12 @@ def test_several_sequences_are_patterns_below_the_row_s_folder(tmp_path, caplog)
     assert "larger than data.shape, s0 for one" in caplog.text
     _, filled = source(tmp_path, rows("s0", "s1"), **options, missing="fill").items()
     assert not filled.content[..., 0].any() and filled.content[..., 1].any()
-    found = scans.volumes_in(tmp_path, sequences=("FLAIR", "T1"), files=files)
+    found = scan_files.volumes_in(tmp_path, sequences=("FLAIR", "T1"), files=files)
     assert found == ([tmp_path / "s0", tmp_path / "s1"], [])
     with pytest.raises(InputError, match="no pattern for the sequence 'T2'"):
-        scans.of_row(tmp_path, sequences=("T2",), files=files)
+        scan_files.of_row(tmp_path, sequences=("T2",), files=files)
     with pytest.raises(InputError, match="give each a pattern in data.files"):
-        scans.of_row(tmp_path / "s0", sequences=("FLAIR", "T1"), files={})
+        scan_files.of_row(tmp_path / "s0", sequences=("FLAIR", "T1"), files={})
 
 
 def test_classes_are_exclusive(tmp_path):
@@ -182,7 +181,7 @@ def augmented(records, *ops, spacing=(1.0, 1.0, 1.0)):
 @pytest.fixture(scope="module")
 def records():
     image = np.stack([brain((12, 14, 10), n) for n in range(2)], axis=-1)
-    case = scanning.make_scan(image, None, np.eye(4))
+    case = scan.make_scan(image, None, np.eye(4))
     other = case._replace(image=case.image * (1, 0))
     return np.stack([volumes.record(each, SHAPE) for each in (case, other)])
 
@@ -333,7 +332,7 @@ def test_a_copy_is_found_though_it_is_resampled_and_mirrored(tmp_path):
     options = {"shape": (28, 30, 26), "files": {}}
     made = source(tmp_path, rows(*names), **options)
     path = prepare(made, records=tmp_path, name="x", max_quarantined=0)
-    output = Output(made.tasks, False, made.shape, 16, (1.0, 1.0, 1.0), ("T1",))
+    output = FindingsOutput(made.tasks, False, made.shape, 16, (1.0, 1.0, 1.0), ("T1",))
     data = films.Data(path, prepared.read_table(path), output)
     pairs = data.pairs()
     assert pairs[["id", "other"]].values.tolist() == [[2, 5]]

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medjax import config as plain
 from medjax import tasks
 from medjax.cohort import manifests
 from medjax.commands import evaluate, predict
 from medjax.commands.evaluate import Images
+from medjax.config import as_json, read_config
 from medjax.errors import InputError
 from medjax.evaluation.corruptions import CORRUPTIONS
 from medjax.tasks import films, fixed, new_images, parts, splitting
@@ -31,7 +31,7 @@ def run(tmp_path_factory):
     c.evaluation.update(replicates=20, batch=16, checkpoint="last", gallery=0)
     c.evaluation.calibration = "none"
     data, folder = films.data(c), folder / "run"
-    workdir.claim(folder, plain.as_json(c))
+    workdir.claim(folder, as_json(c))
     workdir.write_task(folder, data.output)
     manifest = splitting.split(c, data)
     manifests.write(manifest, folder / "splits.csv")
@@ -103,7 +103,7 @@ def test_another_split_has_files_of_its_own_and_an_unknown_one_is_refused(run):
 
 
 def test_predict_warns_of_images_unlike_the_training_films(run, tmp_path, capsys):
-    config = plain.read_config(run)
+    config = read_config(run)
     film = films.data(config).films(np.arange(1))[0]["image"][..., 0]
     rng = np.random.default_rng(0)
     photo = rng.integers(0, 256, (64, 64, 3), np.uint8)
@@ -124,5 +124,5 @@ def test_the_training_films_are_looked_at_once(run):
     manifest = manifests.read(run / "splits.csv")
     assert known["films"] == (manifest["split"] == "train").sum()
     before = (run / new_images.DOMAIN).stat().st_mtime_ns
-    new_images.record(run, films.data(plain.read_config(run)), np.array([0]))
+    new_images.record(run, films.data(read_config(run)), np.array([0]))
     assert (run / new_images.DOMAIN).stat().st_mtime_ns == before

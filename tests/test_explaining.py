@@ -12,11 +12,11 @@ import pytest
 from conftest import Page
 from scipy.special import expit
 
-from medjax import config as plain
 from medjax import tasks
 from medjax.cohort import manifests
 from medjax.commands import evaluate, explore, predict
 from medjax.commands.evaluate import Images
+from medjax.config import Config, as_json, read_config
 from medjax.errors import InputError
 from medjax.evaluation import inference, localisation, recalibration
 from medjax.tasks import explain, films, fixed, new_images, parts, splitting
@@ -81,7 +81,7 @@ def test_a_heatmap_that_is_the_film_fills_the_boxes_drawn_in_it(nih):
 
 
 def finished(folder):
-    return tasks.of(plain.read_config(folder)).finished(folder)
+    return tasks.of(read_config(folder)).finished(folder)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def run(tmp_path_factory):
     c.model.blocks = (1, 1)
     c.evaluation.update(replicates=20, batch=16, checkpoint="last")
     data = films.data(c)
-    workdir.claim(folder / "run", plain.as_json(c))
+    workdir.claim(folder / "run", as_json(c))
     workdir.write_task(folder / "run", data.output)
     manifests.write(splitting.split(c, data), folder / "run/splits.csv")
     new_images.record(folder / "run", data, data.table["id"].to_numpy())
@@ -148,7 +148,7 @@ def test_localisation_is_reported_of_every_marked_film(run, method, stage, size)
 
 @pytest.mark.slow
 def test_other_people_s_films_can_be_localised_too(run):
-    other = plain.read_config(run)
+    other = read_config(run)
     other.data.update(patients=8, first_patient=500)
     found = evaluate.beside(
         "--localise", run, Images(split="strangers", other=other), method="grad_cam"
@@ -319,13 +319,11 @@ def test_a_split_that_is_not_there_is_named(run):
     with pytest.raises(InputError, match="--split='tset' is unknown"):
         evaluate.beside("--localise", run, Images(split="tset"))
     with pytest.raises(InputError, match="its own name"):
-        evaluate.beside(
-            "--localise", run, Images(split="test", other=plain.read_config(run))
-        )
+        evaluate.beside("--localise", run, Images(split="test", other=read_config(run)))
 
 
 def test_masks_have_no_heatmaps(monkeypatch):
-    config = plain.Config({"task": "segmentation"})
+    config = Config({"task": "segmentation"})
     for module in (predict, evaluate, explore):
         monkeypatch.setattr(module, "read_config", lambda folder: config)
     with pytest.raises(InputError, match="--explain"):

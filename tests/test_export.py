@@ -88,7 +88,7 @@ def classifier(fit=None, *, exclusive=False, bits=8, steepness=1.0, depth=0, **f
     """A run that was never trained, but whose choices were made."""
     config = small.get_config()
     config.update_from_flattened_dict(fields)
-    output = films.Output(NAMES, exclusive, (32, 32, 1), bits)
+    output = films.FindingsOutput(NAMES, exclusive, (32, 32, 1), bits)
     if depth:
         config.unlock().intensity = {"name": "z_scores"}
         output = output._replace(shape=(depth, 32, 32, 1), spacing=(2.0, 1.0, 1.0))
@@ -191,7 +191,7 @@ def masks_run(**fields):
     config = quickstart_mri.get_config()
     config.model.update(widths=(4, 8), strides=(1, 2))
     config.update_from_flattened_dict(fields)
-    output = scans.Output(("A", "B"), {"x": (1,), "y": (2,)}, (1.0, 1.0, 1.0))
+    output = scans.MasksOutput(("A", "B"), {"x": (1,), "y": (2,)}, (1.0, 1.0, 1.0))
     if config.patch.slices:
         channels = Channel(0, -0.5, 1.0, 0.2, 0.7), Channel(1, -9.0, 9.0, 0.0, 1.0)
         given = ("hounsfield", "z_scores")
@@ -298,7 +298,7 @@ def test_a_training_begins_with_the_exported_weights(trained):
     run, out = trained
     config = small.get_config()
     config.transfer.init = str(out)
-    output = films.Output(**workdir.read_task(run))
+    output = films.FindingsOutput(**workdir.read_task(run))
     config, weights = start.settle(config, output, parts.classifier)
     network = parts.classifier(config, output)
     variables = start.variables(parts.fresh(config, network), weights, output)
@@ -311,7 +311,7 @@ def test_a_training_begins_with_the_exported_weights(trained):
     ]
     np.testing.assert_array_equal(*logits)
     with pytest.raises(InputError, match="another kind of task: give one of segment"):
-        start.settle(config, scans.Output(("T1",), {"x": (1,)}), parts.segmenter)
+        start.settle(config, scans.MasksOutput(("T1",), {"x": (1,)}), parts.segmenter)
 
 
 def test_a_folder_that_isn_t_empty_and_an_unfinished_run_are_refused(trained, tmp_path):

@@ -9,8 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from medjax.data import brain_phantom as brain
-from medjax.data import fingerprint, nifti
+from medjax.data import brain_phantom, fingerprint, nifti
 from medjax.evaluation import bootstrap
 
 MS = Path(__file__).parents[2] / "shared/data/ms-lesion-sample"
@@ -127,13 +126,13 @@ def test_what_is_written_is_json_without_nan():
 
 def test_the_proposal_covers_the_phantoms_brain():
     size = {"shape": (32, 40, 32), "spacing": (5.0, 5.0, 5.0)}
-    people = (brain.patient(n, seed=0, **size) for n in range(3))
+    people = (brain_phantom.patient(n, seed=0, **size) for n in range(3))
     cases = (case(person.image, person.label, size["spacing"]) for person in people)
-    found = measure(cases, brain.SEQUENCES, brain.REGIONS)
+    found = measure(cases, brain_phantom.SEQUENCES, brain_phantom.REGIONS)
     one = fingerprint.propose(found)
     assert one.spacing == (5, 5, 5) and (np.array(one.shape) <= (32, 40, 32)).all()
     assert (found.lesions[:, 0] >= 1).all() and (found.volume[:, 0] > 20).all()
-    t1ce = brain.SEQUENCES.index("t1ce")
+    t1ce = brain_phantom.SEQUENCES.index("t1ce")
     assert found.foreground[t1ce, 1] > found.inside[t1ce, 1] / 2
 
 

@@ -29,7 +29,7 @@ def study_of(label, exclusive=False):
     """Images with these labels [N, T], the first three quarters for training."""
     ids = np.arange(len(label))
     table = pd.DataFrame(label, columns=TASKS).assign(id=ids)
-    task = films.Output(TASKS, exclusive, (8, 8, 1))
+    task = films.FindingsOutput(TASKS, exclusive, (8, 8, 1))
     manifest = pd.DataFrame({"id": ids, "split": "train"})
     manifest.loc[len(ids) * 3 // 4 :, "split"] = "validation"
     return films.Data(Path("nowhere"), table, task), manifest

@@ -11,7 +11,7 @@ from launching import run_here
 from PIL import Image
 
 from medjax.augment.safety import POLICIES
-from medjax.commands import gallery as augment_gallery
+from medjax.commands import gallery
 from medjax.errors import InputError
 from medjax.reports import pictures
 
@@ -36,9 +36,9 @@ def folder(tmp_path_factory):
     return folder
 
 
-def gallery(images, out, *, modality=None, draws=DRAWS, seed=0):
+def draw(images, out, *, modality=None, draws=DRAWS, seed=0):
     options = {"modality": modality, "draws": draws, "seed": seed}
-    return augment_gallery.gallery(list(map(str, images)), out, **options)
+    return gallery.gallery(list(map(str, images)), out, **options)
 
 
 def rows_of(path):
@@ -58,7 +58,7 @@ def rows_of(path):
 
 @pytest.fixture(scope="module")
 def written(folder):
-    return gallery([folder], folder / "pages" / "all.html")
+    return draw([folder], folder / "pages" / "all.html")
 
 
 def test_the_page_is_well_formed_and_asks_for_no_other_file(written):
@@ -69,7 +69,7 @@ def test_the_page_is_well_formed_and_asks_for_no_other_file(written):
 
 
 def test_every_policy_has_its_ops_its_ranges_and_its_reasons(written):
-    assert list(augment_gallery.KINDS) == list(POLICIES)
+    assert list(gallery.KINDS) == list(POLICIES)
     sections = written.read_text().split("<section ")[1:]
     assert len(sections) == len(POLICIES)
     for section, policy in zip(sections, POLICIES.values(), strict=True):
@@ -114,26 +114,24 @@ def test_a_row_begins_with_the_image_itself(written):
 def test_two_images_have_draws_of_their_own(folder, tmp_path):
     Image.fromarray(GREY).save(tmp_path / "twin.png")
     images = [folder / "grey.png", tmp_path / "twin.png"]
-    path = gallery(images, tmp_path / "a.html", modality="chest_xray", draws=1)
+    path = draw(images, tmp_path / "a.html", modality="chest_xray", draws=1)
     one, other = rows_of(path).values()
     np.testing.assert_array_equal(one[0], other[0])
     assert np.abs(one[1].astype(float) - other[1]).mean() > 1
-    same = gallery(images, tmp_path / "b.html", modality="chest_xray", draws=1)
+    same = draw(images, tmp_path / "b.html", modality="chest_xray", draws=1)
     assert same.read_text() == path.read_text()
-    new = gallery(images, tmp_path / "c.html", modality="chest_xray", draws=1, seed=1)
+    new = draw(images, tmp_path / "c.html", modality="chest_xray", draws=1, seed=1)
     assert not np.array_equal(rows_of(new)["chest_xray", "grey.png"][1], one[1])
 
 
 def test_a_volume_is_shown_head_up_in_its_true_proportions_with_its_mask(written):
     name = f"{written.parents[1].name}/brain.nii.gz"
     picture = rows_of(written)["brain_mri", name][0]
-    scale = (
-        augment_gallery.WIDTH / 14
-    )  # The longest side: 14 voxels of 1 mm, as 6 of 2 are 12.
+    scale = gallery.WIDTH / 14  # The longest side: 14 voxels of 1 mm, as 6 of 2 are 12.
     heights = [round(n * scale) for n in (14, 12, 12)]
     assert picture.shape[:2] == (
-        sum(heights) + 2 * augment_gallery.GAP,
-        augment_gallery.WIDTH,
+        sum(heights) + 2 * gallery.GAP,
+        gallery.WIDTH,
     )
     axial = picture[: heights[0]]
     edge = np.argwhere((axial == pictures.TRUE).all(-1))
@@ -142,7 +140,7 @@ def test_a_volume_is_shown_head_up_in_its_true_proportions_with_its_mask(written
     # right side, so right in the picture, and y = 8 to 9 of 14 is in front.
     margin = (14 - 12) / 2
     np.testing.assert_allclose((y, x), (14 - 9.0, margin + 12 - 5.5), atol=0.3)
-    coronal = picture[heights[0] + augment_gallery.GAP :][: heights[1]]
+    coronal = picture[heights[0] + gallery.GAP :][: heights[1]]
     y, _ = np.argwhere((coronal == pictures.TRUE).all(-1)).mean(0) / scale
     np.testing.assert_allclose(y, 12 - 2 * 3.5, atol=0.3)  # z = 3 of 6, head up.
 
@@ -150,26 +148,26 @@ def test_a_volume_is_shown_head_up_in_its_true_proportions_with_its_mask(written
 def test_a_large_folder_is_sampled_and_that_is_said(tmp_path):
     for n in range(20):
         Image.fromarray(GREY).save(tmp_path / f"{n:02}.png")
-    path = gallery([tmp_path], tmp_path / "a.html", modality="ultrasound", draws=1)
-    assert len(rows_of(path)) == augment_gallery.MOST
+    path = draw([tmp_path], tmp_path / "a.html", modality="ultrasound", draws=1)
+    assert len(rows_of(path)) == gallery.MOST
     assert "6 of the 20 images in" in Page(path.read_text()).text
 
 
 def test_what_does_not_fit_is_refused_by_name(folder, tmp_path):
     out = tmp_path / "a.html"
     with pytest.raises(InputError, match=r"modality='xray' is unknown: .*'chest_xray'"):
-        gallery([folder], out, modality="xray")
+        draw([folder], out, modality="xray")
     with pytest.raises(InputError, match=r"--modality=retina: .*in colour"):
-        gallery([folder / "grey.png"], out, modality="retina")
+        draw([folder / "grey.png"], out, modality="retina")
     with pytest.raises(InputError, match=r"--modality=ct: .*NIfTI volumes"):
-        gallery([folder / "grey.png"], out, modality="ct")
+        draw([folder / "grey.png"], out, modality="ct")
     with pytest.raises(InputError, match=r"lesion.nii.gz: is a mask"):
-        gallery([folder / "lesion.nii.gz"], out)
+        draw([folder / "lesion.nii.gz"], out)
     both = [folder / "lesion.nii.gz", folder / "grey.png"]
-    path = gallery(both, tmp_path / "b.html", modality="chest_xray", draws=1)
+    path = draw(both, tmp_path / "b.html", modality="chest_xray", draws=1)
     assert "lesion.nii.gz is a mask (two values) without" in Page(path.read_text()).text
     with pytest.raises(InputError, match=r"--draws=0"):
-        gallery([folder], out, draws=0)
+        draw([folder], out, draws=0)
     assert not out.exists()
 
 

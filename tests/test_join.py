@@ -175,7 +175,7 @@ def test_masks_rules_are_chosen_on_each_folds_own_volumes(tmp_path, monkeypatch)
 
     monkeypatch.setattr(segmentation, "answers", answers)
     config = SimpleNamespace(evaluation=SimpleNamespace(choose=True))
-    output = scans.Output((), {"lesion": (1,)})
+    output = scans.MasksOutput((), {"lesion": (1,)})
     run = Finished(config, tmp_path, output, None, 5, ("first", "second"))
     segmentation.fix(run, scans.Data(*[None] * len(scans.Data._fields)), None)
     assert asked == [("first", [2]), ("second", [4, 7])]

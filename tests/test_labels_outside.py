@@ -21,11 +21,11 @@ def data_of(names, label, *, exclusive=True):
     n = np.arange(len(label))
     table = pd.DataFrame({"id": n, "image": [f"{i}.png" for i in n], "patient": n})
     table = pd.concat([table, pd.DataFrame(label, columns=names)], axis=1)
-    return films.Data(None, table, films.Output(names, exclusive, SHAPE))
+    return films.Data(None, table, films.FindingsOutput(names, exclusive, SHAPE))
 
 
 def run_of(*names, exclusive=True):
-    return SimpleNamespace(output=films.Output(names, exclusive, SHAPE))
+    return SimpleNamespace(output=films.FindingsOutput(names, exclusive, SHAPE))
 
 
 def test_images_of_a_class_that_the_run_does_not_know_are_left_out(capsys):

@@ -12,9 +12,9 @@ from configs import base
 from medjax.cohort import identity
 from medjax.data import image_files
 from medjax.data.sources import FILES, IMAGES, chest_xray, scan_layouts
-from medjax.data.sources.scans import SequenceFile
+from medjax.data.sources.scan_files import SequenceFile
 from medjax.errors import InputError
-from medjax.tasks import scans as volumes
+from medjax.tasks import scans
 
 SIDE = 8
 
@@ -278,8 +278,8 @@ def test_brats_scans_are_found_by_their_names(tmp_path, flat):
     assert patients == ["BraTS-GLI-00000", "BraTS-GLI-00000", "BraTS-GLI-00017"]
     config = base.segmentation("brats")
     config.data.folder = str(tmp_path)
-    assert [scan.name for scan in volumes.find(config, tmp_path)] == [*GLI]
-    unmarked = volumes.find(config, tmp_path, masks=False)
+    assert [scan.name for scan in scans.find(config, tmp_path)] == [*GLI]
+    unmarked = scans.find(config, tmp_path, masks=False)
     assert {scan.mask for scan in unmarked} == {None}
 
 
@@ -359,7 +359,7 @@ def test_sessions_of_bids_are_scans_of_one_patient(bids, caplog):
     assert alone.name == "sub-01/ses-2" and alone.mask is None
     config = base.segmentation("bids")
     config.data.folder = str(bids)
-    assert [scan.mask is not None for scan in volumes.find(config, bids)] == [True] * 3
+    assert [scan.mask is not None for scan in scans.find(config, bids)] == [True] * 3
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from scans import affine_of, ball, brain, save
 
 from medjax.data import nifti, scan
 from medjax.data.nifti import Grid
-from medjax.data.sources.scans import SequenceFile
+from medjax.data.sources.scan_files import SequenceFile
 from medjax.errors import InputError
 
 SHAPE = (18, 22, 14)

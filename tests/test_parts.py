@@ -14,10 +14,9 @@ from ml_collections import ConfigDict
 from sklearn.linear_model import LogisticRegression
 
 from configs import base
-from medjax import config as plain
 from medjax import losses
 from medjax.augment import intensity
-from medjax.config import effects
+from medjax.config import as_json, effects, read_config
 from medjax.errors import InputError
 from medjax.geometry import warp
 from medjax.tasks import (
@@ -38,7 +37,7 @@ CONFIGS = [
     for path in sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
     if path.stem != "base" and "base.segmentation(" not in path.read_text()
 ]
-EXCLUSIVE = films.Output(("a", "b", "c"), True, (32, 32, 1))
+EXCLUSIVE = films.FindingsOutput(("a", "b", "c"), True, (32, 32, 1))
 FINDINGS = EXCLUSIVE._replace(exclusive=False)
 LABEL = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1.0]])
 
@@ -73,7 +72,7 @@ def table(films=60, official=()):
 
 
 def data(**options):
-    task = films.Output(("mass",), False, (64, 64, 1))
+    task = films.FindingsOutput(("mass",), False, (64, 64, 1))
     return films.Data(Path("nowhere"), table(**options), task)
 
 
@@ -214,7 +213,7 @@ def test_a_value_that_no_run_can_have_is_refused_by_its_field(config, field, val
     config[section][name] = value
     with pytest.raises(InputError, match=field):
         check.check_ranges(config)
-        check.check(config, parts.classifier(config, FINDINGS), FINDINGS, batch=1)
+        check.check_parts(config, parts.classifier(config, FINDINGS), FINDINGS, batch=1)
 
 
 def test_the_official_lists_win_over_sampling(config):
@@ -552,7 +551,7 @@ def test_norms_are_of_a_trained_classifier_of_classes(config, scheme, output, mo
     config.imbalance, config.resampling.tau = scheme, 1.0
     config.transfer.mode = mode
     with pytest.raises(InputError, match=r"resampling\.tau=1"):
-        check.check(config, parts.classifier(config, output), output, batch=1)
+        check.check_parts(config, parts.classifier(config, output), output, batch=1)
     config.update_from_flattened_dict(
         {
             "imbalance": "decoupled",
@@ -560,7 +559,7 @@ def test_norms_are_of_a_trained_classifier_of_classes(config, scheme, output, mo
             "loss.name": "softmax_cross_entropy",
         }
     )
-    check.check(config, parts.classifier(config, EXCLUSIVE), EXCLUSIVE, batch=1)
+    check.check_parts(config, parts.classifier(config, EXCLUSIVE), EXCLUSIVE, batch=1)
 
 
 def test_repeated_images_count_so_often_in_a_fitted_head(config):
@@ -580,12 +579,12 @@ def test_repeated_images_count_so_often_in_a_fitted_head(config):
 def test_a_batch_that_devices_cannot_share_is_refused(config):
     config.train.batch = 6
     with pytest.raises(InputError, match=r"train\.batch=6.*4 devices"):
-        check.check(config, parts.classifier(config, FINDINGS), FINDINGS, batch=4)
+        check.check_parts(config, parts.classifier(config, FINDINGS), FINDINGS, batch=4)
 
 
 def test_a_config_survives_its_json(config):
-    again = ConfigDict(json.loads(json.dumps(plain.as_json(config))))
-    assert plain.as_json(again) == plain.as_json(config)
+    again = ConfigDict(json.loads(json.dumps(as_json(config))))
+    assert as_json(again) == as_json(config)
 
 
 # ------------------------------------------------------------------ what a mode moves
@@ -648,16 +647,16 @@ def test_the_deeper_a_stage_the_later_it_starts(config):
 
 
 def test_a_run_of_an_older_medjax_is_named(config, tmp_path):
-    found = plain.as_json(config)
+    found = as_json(config)
     (tmp_path / "config.json").write_text(json.dumps(found))
-    assert plain.read_config(tmp_path).transfer.mode == "all"
+    assert read_config(tmp_path).transfer.mode == "all"
     del found["resampling"]["defer"]
     for name in ("resampling.defer", "transfer"):
         found.pop(name, None)
         (tmp_path / "config.json").write_text(json.dumps(found))
         message = f"config.json: has no '{name}': a run of an older"
         with pytest.raises(InputError, match=message):
-            plain.read_config(tmp_path)
+            read_config(tmp_path)
 
 
 def test_predictive_values_are_wanted_at_one_prevalence_or_at_one_a_task(config):

@@ -9,22 +9,24 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from medjax.data import chest_phantom as chest
+from medjax.data import chest_phantom
 
 pytestmark = pytest.mark.usefixtures("optimised")
 
 KEY = jax.random.key(7)
-T = len(chest.FINDINGS)
-ALL = chest.ALL
+T = len(chest_phantom.FINDINGS)
+ALL = chest_phantom.ALL
 
 
-def draw(numbers, *, key=KEY, side=32, contrast=1.0, prevalence=chest.PREVALENCE):
+def draw(
+    numbers, *, key=KEY, side=32, contrast=1.0, prevalence=chest_phantom.PREVALENCE
+):
     """`patients` as numpy, two films each, 16 at a time: one compilation a side."""
     numbers = np.asarray(numbers)
     padded = np.resize(numbers, -(-len(numbers) // 16) * 16)
     parts = [
         jax.device_get(
-            chest.patients(
+            chest_phantom.patients(
                 key,
                 part,
                 films=2,
@@ -40,7 +42,7 @@ def draw(numbers, *, key=KEY, side=32, contrast=1.0, prevalence=chest.PREVALENCE
 
 def only(name):
     """Prevalences that give everyone this finding and nobody another."""
-    findings = chest.FINDINGS if name in chest.FINDINGS else ALL
+    findings = chest_phantom.FINDINGS if name in chest_phantom.FINDINGS else ALL
     return tuple(0.999 if f == name else 1e-6 for f in findings)
 
 
@@ -60,8 +62,8 @@ def test_shapes_dtypes_and_boxes_of_what_is_absent():
     x0, y0, x1, y1 = drawn["box"][present].T
     assert (0 <= x0).all() and (x0 < x1).all() and (x1 <= 32).all()
     assert (0 <= y0).all() and (y0 < y1).all() and (y1 <= 32).all()
-    assert set(np.unique(drawn["view"])) == set(range(len(chest.VIEWS)))
-    assert set(np.unique(drawn["sex"])) == set(range(len(chest.SEXES)))
+    assert set(np.unique(drawn["view"])) == set(range(len(chest_phantom.VIEWS)))
+    assert set(np.unique(drawn["sex"])) == set(range(len(chest_phantom.SEXES)))
     assert 18 <= drawn["age"].min() < drawn["age"].max() <= 90
 
 
@@ -81,7 +83,7 @@ def test_patients_films_and_keys_differ():
 
 def test_prevalence_among_films_is_as_asked(cohort):
     by_patient = cohort["label"].mean(1)
-    error = by_patient.mean(0) - np.array(chest.PREVALENCE)
+    error = by_patient.mean(0) - np.array(chest_phantom.PREVALENCE)
     spread = by_patient.std(0) / np.sqrt(len(by_patient))
     assert (np.abs(error) < 4 * spread).all(), error / spread
 
@@ -133,7 +135,7 @@ def test_the_box_holds_what_the_finding_changes_and_little_else(name):
 def test_a_mass_is_over_30_mm_and_a_nodule_under(side):
     everyone = (0.999, 0.999, 1e-6, 1e-6, 1e-6, 1e-6)
     drawn = draw(np.arange(64), side=side, prevalence=everyone)
-    box = drawn["box"] * chest.FIELD_MM / side
+    box = drawn["box"] * chest_phantom.FIELD_MM / side
     size = (box[..., 2:] - box[..., :2])[:, :, :2]  # [P, F, mass or nodule, xy] mm
     mass, nodule = (size[:, :, i][drawn["label"][..., i] == 1] for i in (0, 1))
     assert 30 < mass.min() and mass.max() < 61

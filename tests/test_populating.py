@@ -10,10 +10,9 @@ import chex
 import jax
 import pytest
 
-from medjax import config as plain
 from medjax import tasks
-from medjax.commands import train as command
-from medjax.commands import train_population
+from medjax.commands import train, train_population
+from medjax.config import read_config
 from medjax.tasks.task import Run
 from medjax.training import journal, loop
 
@@ -65,19 +64,19 @@ def together(folder):
     """What became of ARMS; arm N is in the folder N."""
     configs = [config_of(folder / "records", **arm) for arm in ARMS]
     folders = [folder / str(number) for number in range(len(ARMS))]
-    return train_population.train(configs, folders)
+    return train_population.train_arms(configs, folders)
 
 
 @pytest.fixture(scope="module", params=[1, 0])
 def arm(request, folder, together):
     """A good arm's folder, and that of the same config as a run of its own."""
     alone = folder / f"alone{request.param}"
-    command.train(config_of(folder / "records", **ARMS[request.param]), alone)
+    train.train(config_of(folder / "records", **ARMS[request.param]), alone)
     return folder / str(request.param), alone
 
 
 def state_of(folder):
-    run = tasks.of(plain.read_config(folder)).read(folder)
+    run = tasks.of(read_config(folder)).read(folder)
     return run.number, run.state
 
 
@@ -123,7 +122,9 @@ def test_an_arm_s_seconds_hold_its_share_of_the_compilation(folder, monkeypatch)
     short = {"train__steps": 1, "train__evaluate_every": 1}
     arms = [config_of(folder / "records", seed=seed, **short) for seed in range(2)]
     folders = [folder / f"timed{seed}" for seed in range(2)]
-    assert all(outcome.finished for outcome in train_population.train(arms, folders))
+    assert all(
+        outcome.finished for outcome in train_population.train_arms(arms, folders)
+    )
     for each in folders:
         assert journal.read(each / "metrics.jsonl")[-1]["seconds"] == 30
 
@@ -143,7 +144,7 @@ def test_a_finished_population_is_only_reported_again(folder, together, monkeypa
     configs = [config_of(folder / "records", **arm) for arm in ARMS[:2]]
     before = (folder / "0/metrics.jsonl").read_text()
     (folder / "0/report.json").unlink()
-    found = train_population.train(configs, [folder / "0", folder / "1"])
+    found = train_population.train_arms(configs, [folder / "0", folder / "1"])
     assert found == [train_population.Outcome(finished=True)] * 2
     assert (folder / "0/report.json").exists()
     assert (folder / "0/metrics.jsonl").read_text() == before
@@ -157,7 +158,7 @@ def test_arms_that_are_not_equally_far_are_trained_apart(tmp_path, monkeypatch):
         fit = Run(config, folder, *[None] * 10)
         return train_population.Arm(fit, None, None, config.seed % 2, None)
 
-    def train(arms):
+    def fit(arms):
         begun.append([arm.run.config.seed for arm in arms])
         even = arms[0].start == 0
         return [
@@ -167,11 +168,11 @@ def test_arms_that_are_not_equally_far_are_trained_apart(tmp_path, monkeypatch):
         ] * 2
 
     monkeypatch.setattr(train_population, "_begin", begin)
-    monkeypatch.setattr(train_population, "_fit", train)
-    monkeypatch.setattr(command, "finish", lambda fit: begun.append(fit.folder.name))
+    monkeypatch.setattr(train_population, "_fit", fit)
+    monkeypatch.setattr(train, "finish", lambda fit: begun.append(fit.folder.name))
     configs = [config_of(tmp_path, seed=seed) for seed in range(4)]
     configs.append(config_of(tmp_path, loss__name="focal", loss__gamma=1.0))
-    found = train_population.train(configs, [tmp_path / str(n) for n in range(5)])
+    found = train_population.train_arms(configs, [tmp_path / str(n) for n in range(5)])
     assert begun == [[0, 2], [1, 3], "0", "2"]
     assert [outcome.finished for outcome in found] == [True, False, True, False, False]
     assert not any(outcome.error for outcome in found)
@@ -190,7 +191,7 @@ def test_a_bug_ends_its_arms_alone_with_a_traceback(tmp_path, monkeypatch, where
         fit = Run(config, folder, *[None] * 10)
         return train_population.Arm(fit, None, None, 0, None)
 
-    def train(arms):
+    def fit(arms):
         if where == "_fit":
             raise RuntimeError("out of\nmemory")
         return [good] * len(arms)
@@ -205,12 +206,12 @@ def test_a_bug_ends_its_arms_alone_with_a_traceback(tmp_path, monkeypatch, where
         return True
 
     monkeypatch.setattr(train_population, "_begin", begin)
-    monkeypatch.setattr(train_population, "_fit", train)
-    monkeypatch.setattr(command, "finish", finish)
-    monkeypatch.setattr(command, "train", run_alone)
+    monkeypatch.setattr(train_population, "_fit", fit)
+    monkeypatch.setattr(train, "finish", finish)
+    monkeypatch.setattr(train, "train", run_alone)
     configs = [config_of(tmp_path, seed=seed) for seed in range(4)]
     configs[2].train.batch, configs[3].train.batch = 16, 4
-    found = train_population.train(configs, [tmp_path / str(n) for n in range(4)])
+    found = train_population.train_arms(configs, [tmp_path / str(n) for n in range(4)])
     for number in lost:
         assert found[number].error == "RuntimeError: out of\nmemory"
         assert "Traceback" in found[number].details

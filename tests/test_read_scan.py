@@ -9,8 +9,8 @@ import SimpleITK as sitk
 from scans import affine_of, ball, brain, itk_matrix, save
 
 from medjax.data import alignment, nifti, scan
-from medjax.data.sources import scans
-from medjax.data.sources.scans import SequenceFile
+from medjax.data.sources import scan_files
+from medjax.data.sources.scan_files import SequenceFile
 from medjax.errors import InputError
 from medjax.geometry import grid, registration
 
@@ -98,12 +98,12 @@ def test_one_file_of_four_axes_holds_the_sequences(tmp_path):
     with pytest.raises(InputError, match="give one volume of three axes"):
         scan.read_scan({"T1": SequenceFile(stack)}, regions=LESION)
     # Of two names, nothing says which of the three volumes they are.
-    named = scans.of_row(stack, sequences=("FLAIR", "T1"), files={})
+    named = scan_files.of_row(stack, sequences=("FLAIR", "T1"), files={})
     with pytest.raises(
         InputError, match="holds 3 volumes, and 2 have a name; name all"
     ):
         scan.read_scan(named, regions=LESION)
-    named = scans.of_row(stack, sequences=tuple(separate), files={})
+    named = scan_files.of_row(stack, sequences=tuple(separate), files={})
     case = scan.read_scan(named, regions=LESION)
     expected = scan.read_scan(separate, regions=LESION)
     np.testing.assert_allclose(case.image, expected.image, atol=1e-5)

@@ -11,9 +11,7 @@ from scans import itk_matrix, save
 from scipy import ndimage, stats
 from scipy.spatial.transform import Rotation
 
-from medjax.data import brain_phantom as phantom
-from medjax.data import nifti
-from medjax.data import scan as scan_file
+from medjax.data import brain_phantom, nifti, scan
 from medjax.data.alignment import FLAT, placed
 from medjax.errors import InputError
 from medjax.geometry import grid, registration
@@ -62,7 +60,7 @@ def head(points):
     return labels.astype(int)
 
 
-def scan(shape, affine, colours, seed, matrix=None):
+def drawn(shape, affine, colours, seed, matrix=None):
     """A head as a scanner sees it: colours of its tissues, blur and noise."""
     index = np.moveaxis(np.indices(shape), 0, -1)
     points = grid.apply(affine, index)
@@ -82,8 +80,8 @@ def pair():
     fixed_affine = affine_of(FIXED, (2.2, 2.2, 4.0), (3, -5, 8))
     shape = (90, 100, 48)
     moving_affine = affine_of(shape, (1.8, 2.0, 3.0), (-4, 2, 3))
-    fixed = scan(FIXED, fixed_affine, FLAIR, 0)
-    return fixed, fixed_affine, scan(shape, moving_affine, T1, 1), moving_affine
+    fixed = drawn(FIXED, fixed_affine, FLAIR, 0)
+    return fixed, fixed_affine, drawn(shape, moving_affine, T1, 1), moving_affine
 
 
 def brain(affine, shape=FIXED):
@@ -192,13 +190,13 @@ def test_only_a_patients_own_sequences_fit_sharply():
 
     def align(*images):
         fixed, moving = (
-            nifti.Volume(voxels, affine, scan_file.Grid(voxels.shape, affine))
+            nifti.Volume(voxels, affine, scan.Grid(voxels.shape, affine))
             for voxels, affine in zip(images[::2], images[1::2], strict=True)
         )
         placed(fixed, Path("first"), moving, Path("other"), "align", compare=False)
 
     patients = [
-        phantom.patient(n, seed=0, shape=(64, 80, 64), spacing=(2.5, 2.5, 2.5))
+        brain_phantom.patient(n, seed=0, shape=(64, 80, 64), spacing=(2.5, 2.5, 2.5))
         for n in range(3)
     ]
     motion = moved(3, about=np.zeros(3), degrees=8.0, millimetres=8.0)
@@ -219,7 +217,7 @@ FAR = ("other", "shifted")
 def test_sequences_of_one_grid_are_compared_as_they_lie(tmp_path, caplog):
     """A phantom's own, another's, a mirrored and a shifted one: all but the own warn."""
     own, other = (
-        phantom.patient(n, seed=0, shape=(64, 80, 64), spacing=(2.5, 2.5, 2.5))
+        brain_phantom.patient(n, seed=0, shape=(64, 80, 64), spacing=(2.5, 2.5, 2.5))
         for n in range(2)
     )
     first, t1 = own.image[..., 0], own.image[..., 1]
@@ -234,7 +232,7 @@ def test_sequences_of_one_grid_are_compared_as_they_lie(tmp_path, caplog):
             path = save(tmp_path / name / f"{sequence}.nii.gz", voxels, own.affine)
             files[sequence] = nifti.SequenceFile(path)
         caplog.clear()
-        (alignment,) = scan_file.read_scan(files, regions={}).alignments
+        (alignment,) = scan.read_scan(files, regions={}).alignments
         assert alignment.sequence == "T1"
         said = f"{name}/T1.nii.gz: may be of another person" in caplog.text
         assert said == (name != "own")

@@ -21,8 +21,7 @@ from medjax.evaluation import (
     thresholds,
 )
 from medjax.evaluation.inference import Predictions
-from medjax.reports import classification, pictures
-from medjax.reports import report as page
+from medjax.reports import classification, pictures, report
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -189,14 +188,14 @@ def gallery():
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory):
+def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     curve = [{"step": n, "loss": 1 / n} for n in range(1, 20)]
     curve += [{"step": n, "validation_auroc": 0.5 + n / 50} for n in (5, 10)]
     config = RUN["config"] | {"ops": ["a", "b"], "x": ""}
     recipe = RUN["recipe"] | {"init": f"/{'a_very_long_path' * 5}"}
     environment = RUN["environment"] | {"revision": "0f" * 20}
-    path = page.write(
+    path = report.write(
         *(whole_summary(), curve, folder, "report"),
         recipe=recipe,
         config=config,
@@ -226,13 +225,13 @@ def browser(tmp_path_factory):
 
 
 @pytest.fixture
-def opened(browser, report):
-    browser.get(report[0].as_uri())
+def opened(browser, written):
+    browser.get(written[0].as_uri())
     yield browser
     assert browser.get_log("browser") == []  # No error, no warning.
     log = [json.loads(one["message"])["message"] for one in asked_for(browser)]
     asked = [one["params"] for one in log if "request" in one["params"]]
-    here = report[0].as_uri()  # The browser's own first page asks for its parts too.
+    here = written[0].as_uri()  # The browser's own first page asks for its parts too.
     asked = [one["request"]["url"] for one in asked if one["documentURL"] == here]
     assert {url for url in asked if not url.startswith("data:")} == {here}
 
@@ -293,8 +292,8 @@ def row(found, task, n):
     return {name: column[n] for name, column in found["explorer"][task].items()}
 
 
-def test_the_explorer_starts_where_the_report_stands(opened, report):
-    found = report[1]
+def test_the_explorer_starts_where_the_report_stands(opened, written):
+    found = written[1]
     for task in TASKS[:2]:
         choose(opened, task)
         one = found["tasks"][task]
@@ -308,10 +307,10 @@ def test_the_explorer_starts_where_the_report_stands(opened, report):
         assert percent == pytest.approx(100 * prevalence, rel=0.01)
 
 
-def test_arrow_keys_move_the_threshold_and_every_number_with_it(opened, report):
+def test_arrow_keys_move_the_threshold_and_every_number_with_it(opened, written):
     from selenium.webdriver.common.keys import Keys
 
-    found, task = report[1], TASKS[0]
+    found, task = written[1], TASKS[0]
     choose(opened, task)
     last = len(found["explorer"][task]["threshold"]) - 1
     slider, marker = at(opened, "threshold"), "#explorer-roc .point"
@@ -336,10 +335,10 @@ def test_arrow_keys_move_the_threshold_and_every_number_with_it(opened, report):
     check(opened, row(found, task, frozen), prevalence)
 
 
-def test_predictive_values_follow_the_prevalence_by_bayes(opened, report):
+def test_predictive_values_follow_the_prevalence_by_bayes(opened, written):
     from selenium.webdriver.common.keys import Keys
 
-    found, task = report[1], TASKS[1]
+    found, task = written[1], TASKS[1]
     choose(opened, task)
     frozen = found["explorer"][task]["threshold"].index(
         found["tasks"][task]["threshold"]
@@ -462,5 +461,5 @@ def test_it_prints_with_everything_open(opened):
         assert closed in text
 
 
-def test_a_name_cannot_inject_markup(report):
-    assert "<i>Thick" not in report[0].read_text()
+def test_a_name_cannot_inject_markup(written):
+    assert "<i>Thick" not in written[0].read_text()

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from medjax.data.sources import scan_layouts, scans
-from medjax.data.sources.scans import SequenceFile
+from medjax.data.sources import scan_files, scan_layouts
+from medjax.data.sources.scan_files import SequenceFile
 from medjax.errors import InputError
 
 BRATS = {n: f"*_{n}.nii.gz" for n in ("flair", "t1", "t1ce", "t2")}
@@ -29,7 +29,7 @@ def brats(root, *names):
 
 def find(root, **options):
     options = {"sequences": ORDER, "files": BRATS, "mask": "*_seg.nii.gz", **options}
-    return scans.in_folders(root, **options)
+    return scan_files.in_folders(root, **options)
 
 
 def test_folders_of_patients_are_found_however_deep_in_the_order_asked_for(tmp_path):
@@ -78,7 +78,7 @@ def test_a_missing_sequence_is_none_and_keeps_its_place(tmp_path):
     # A link to nowhere can't be read, and isn't missing.
     (tmp_path / "P1/T2.nii.gz").symlink_to("nowhere")
     files = {"t1": "*_t1.nii.gz", "t2": "T2.nii.gz", "t3": "T3.nii.gz"}
-    (one,) = scans.in_folders(tmp_path, sequences=("t1", "t2", "t3"), files=files)
+    (one,) = scan_files.in_folders(tmp_path, sequences=("t1", "t2", "t3"), files=files)
     assert one.sequences["t2"].path.name == "T2.nii.gz" and not one.sequences["t3"]
 
 
@@ -119,10 +119,10 @@ def test_a_file_that_is_named_after_another_patient_is_warned_of(tmp_path, caplo
         "files": {"T1": "*T1.nii.gz"},
         "mask": "*seg.nii.gz",
     }
-    assert len(scans.in_folders(tmp_path, **options)) == 3 and not caplog.records
+    assert len(scan_files.in_folders(tmp_path, **options)) == 3 and not caplog.records
     path = tmp_path / "P_2/P_10_seg.nii.gz"
     (tmp_path / "P_2/seg.nii.gz").rename(path)
-    scans.in_folders(tmp_path, **options)
+    scan_files.in_folders(tmp_path, **options)
     assert f"{path}: is named after P_10, and lies in P_2: move" in caplog.text
     assert len(caplog.records) == 1
 

@@ -14,9 +14,8 @@ from scans import brain as head
 
 from configs import base
 from medjax.cohort import manifests
-from medjax.data import brain_phantom as brain
-from medjax.data import volumes
-from medjax.data.sources import scans as scan_files
+from medjax.data import brain_phantom, volumes
+from medjax.data.sources import scan_files
 from medjax.data.volumes import Prepared
 from medjax.errors import InputError
 from medjax.tasks import scans
@@ -43,15 +42,15 @@ def prepared(count):
         }
     )
     volumes = Prepared(None, table, ("t1",), {"whole": (1,)}, {})
-    output = scans.Output(("t1",), {"whole": (1,)})
+    output = scans.MasksOutput(("t1",), {"whole": (1,)})
     rows = table.assign(volume=table["id"], half="whole")
     return scans.Data(None, rows, output, volumes)
 
 
 def test_the_phantom_is_prepared_once_and_as_its_own_numbers_say(config):
     found = scans.data(config)
-    assert found.output.sequences == brain.SEQUENCES
-    assert found.output.names == brain.REGIONS
+    assert found.output.sequences == brain_phantom.SEQUENCES
+    assert found.output.names == brain_phantom.REGIONS
     assert list(found.table["image"]) == [f"brain_phantom{i:04d}" for i in range(3)]
     before = (found.path / "data.json").stat().st_mtime_ns
     assert scans.data(config).path == found.path

@@ -16,7 +16,7 @@ from sklearn import metrics as oracle
 from medjax.data import nifti
 from medjax.evaluation import bootstrap, mask_metrics, outlines
 from medjax.evaluation.mask_metrics import Post
-from medjax.tasks.scans import Output
+from medjax.tasks.scans import MasksOutput
 
 TOGETHER = np.zeros((2, 2), bool)  # Regions that may overlap.
 SPACING = (3.0, 0.5, 1.0)
@@ -476,7 +476,7 @@ def test_a_voxel_of_two_organs_is_the_likelier_one_s():
     probability = np.zeros((1, 1, 5, 3), np.float32)
     probability[0, 0, :, 0], probability[0, 0, :, 1] = liver, vessel
     probability[0, 0, :, 2] = [*spleen, 0.6, 0.6, 0.8]
-    apart = Output((), {"liver": (1, 2), "vessel": (2,), "spleen": (3,)}).apart
+    apart = MasksOutput((), {"liver": (1, 2), "vessel": (2,), "spleen": (3,)}).apart
     found = mask_metrics.masks(probability, VOXEL, [Post()] * 3, apart)[0, 0]
     assert found[:, 0].tolist() == [True, True, False, True, False]  # A tie: the first.
     assert found[:, 1].tolist() == [False, True, False, False, False]
@@ -491,7 +491,7 @@ def test_regions_that_exclude_each_other_are_called_by_the_largest_of_a_softmax(
     rest = np.arange(3)
     np.testing.assert_array_equal(called, whole.argmax(-1)[..., None] == rest)
     values = {name: (n,) for n, name in enumerate("abc", start=2)}
-    output = Output((), values, exclusive=True)
+    output = MasksOutput((), values, exclusive=True)
     found = mask_metrics.masks(called, VOXEL, [Post()] * 3, output.apart)
     painted = nifti.paint(found, values)
     np.testing.assert_array_equal(painted, np.array([2, 3, 4, 0])[whole.argmax(-1)])

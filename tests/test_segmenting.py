@@ -14,8 +14,7 @@ from small import RUN
 
 from medjax.evaluation import mask_metrics
 from medjax.evaluation.mask_metrics import Post
-from medjax.reports import pictures, report
-from medjax.reports import segmentation as page
+from medjax.reports import pictures, report, segmentation
 
 SPACING = np.array([4.0, 2.0, 2.0])
 SHAPE = (10, 24, 20)
@@ -48,7 +47,9 @@ def case(number):
     predicted[4:6, 8:12, 7:10, 1] = number in (0, 3)
     image = np.random.default_rng(number).normal(size=SHAPE).astype(np.float32)
     image[:, :2] = 0  # Outside the brain.
-    return page.Case(f"case {number}", image, label, predicted, SPACING)
+    return segmentation.PicturedVolume(
+        f"case {number}", image, label, predicted, SPACING
+    )
 
 
 def results_of(cases, **about):
@@ -97,7 +98,7 @@ def test_the_page_shows_the_numbers_and_the_worst_first(written):
     dice = results["regions"]["whole"]["dice"]
     assert f"{dice['estimate']:.3f}" in read
     assert dice["low"] is None  # Of four patients.
-    order = page.worst_first(results)
+    order = segmentation.worst_first(results)
     assert order[-1] == "case 0"
     means = [
         np.mean([r["dice"] for r in results["rows"] if r["name"] == name])
@@ -224,8 +225,8 @@ def test_the_three_planes_go_through_the_largest_component_and_up_is_up():
     label[2, 3, 16:19] = True  # Small, and elsewhere.
     label[6:9, 4:8, 3:6] = True
     results = {"regions": {"a": {}}, "rows": [{"name": "n", "region": "a"}]}
-    one = page.Case("n", image, label, predicted, SPACING)
-    (found,) = page.planes(one, results)
+    one = segmentation.PicturedVolume("n", image, label, predicted, SPACING)
+    (found,) = segmentation.planes(one, results)
     axial, coronal, sagittal = found["planes"]
     assert [p["slice"] - 1 for p in found["planes"]] == [6, 4, 3]
     assert [p["of"] for p in found["planes"]] == list(SHAPE)
@@ -258,9 +259,9 @@ def test_contours_are_of_the_truth_the_prediction_or_both():
 def test_a_small_lesion_is_shown_large_and_the_field_stays_inside():
     mask = np.zeros((30, 100, 100), bool)
     mask[1:3, 50:54, 97:99] = True
-    _, box = page._about(mask, np.array([5.0, 2.0, 2.0]))
+    _, box = segmentation._about(mask, np.array([5.0, 2.0, 2.0]))
     assert box[0].start == 0 and box[2].stop == 100
     extent = [(a.stop - a.start) * s for a, s in zip(box, (5, 2, 2), strict=True)]
-    assert extent[1] == page.FIELD
+    assert extent[1] == segmentation.FIELD
     for cut, where in zip(box, np.nonzero(mask), strict=True):
         assert cut.start <= where.min() and where.max() < cut.stop

@@ -14,8 +14,7 @@ from scans import save_phantoms
 import medjax
 from medjax.commands import evaluate, explore, predict, train
 from medjax.commands.evaluate import Images
-from medjax.data import brain_phantom as brain
-from medjax.data import scan
+from medjax.data import brain_phantom, scan
 from medjax.errors import InputError
 from medjax.tasks import segmentation
 
@@ -56,7 +55,9 @@ def predicted(run, tmp_path_factory):
 
 def test_a_run_leaves_its_report_and_its_split(run):
     report = json.loads((run / "report.json").read_text())
-    assert report["volumes"] == 2 and set(report["regions"]) == set(brain.REGIONS)
+    assert report["volumes"] == 2 and set(report["regions"]) == set(
+        brain_phantom.REGIONS
+    )
     page = (run / "report.html").read_text()
     assert all(row["name"] in page for row in report["rows"])
     assert (run / "splits.csv").read_text().count("train") == 5
@@ -245,7 +246,9 @@ def test_a_sweep_of_masks_trains_its_arms_as_one_program_and_compares_them(
     )
     page = evaluate.compare(*folders)
     pair = json.loads(page.with_suffix(".json").read_text())
-    assert pair["primary"] == "dice" and set(pair["tasks"]) == set(brain.REGIONS)
+    assert pair["primary"] == "dice" and set(pair["tasks"]) == set(
+        brain_phantom.REGIONS
+    )
     for number, key in enumerate(("one", "other")):
         report = json.loads((folders[number] / "report.json").read_text())
         dice = report["mean"]["dice"]["estimate"]

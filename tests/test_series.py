@@ -12,7 +12,7 @@ from scans import affine_of, ball, brain, save
 
 from medjax.data import scan, series, sources
 from medjax.data.nifti import SequenceFile
-from medjax.data.sources import scans
+from medjax.data.sources import scan_files
 from medjax.errors import InputError
 from medjax.geometry import grid
 
@@ -358,17 +358,17 @@ def test_damaged_bytes_are_read_or_refused(tmp_path):
 def test_two_patients_of_one_patient_id_are_named(tmp_path, caplog):
     for n, id in enumerate(["7", "8", "7 ", ""]):
         write(tmp_path / f"P{n}/T1", PatientID=id)
-    files = scans.in_folders(tmp_path, sequences=("T1",), files={"T1": "T1"})
-    scans.warn_of_headers(files, ["P0", "P1", "P0", "P3"])
-    scans.warn_of_headers(files[::2], ["P0", "P2"])  # Anonymous: all have one.
+    files = scan_files.in_folders(tmp_path, sequences=("T1",), files={"T1": "T1"})
+    scan_files.warn_of_headers(files, ["P0", "P1", "P0", "P3"])
+    scan_files.warn_of_headers(files[::2], ["P0", "P2"])  # Anonymous: all have one.
     assert not caplog.records
-    scans.warn_of_headers(files, ["P0", "P1", "P2", "P3"])
+    scan_files.warn_of_headers(files, ["P0", "P1", "P2", "P3"])
     assert (
         "1 PatientIDs of DICOM files are of several patients, such as '7' of 'P0', 'P2'"
         in caplog.text
     )
     caplog.clear()
-    scans.warn_of_headers(files, ["P0", "P0", "P0", "P3"])
+    scan_files.warn_of_headers(files, ["P0", "P0", "P0", "P3"])
     assert (
         "1 patients have DICOM files of several PatientIDs, such as 'P0' of '7', '8'"
         in caplog.text
@@ -383,7 +383,7 @@ def test_a_patient_may_have_a_series_beside_a_nifti_file(tmp_path):
     affine = affine_of("LPS", spacing, origin=origin)
     save(tmp_path / "P1/T2.nii.gz", tissue, affine)
     files = {"T1": "T1", "T2": "T2.nii.gz"}
-    (found,) = scans.in_folders(tmp_path, sequences=("T1", "T2"), files=files)
+    (found,) = scan_files.in_folders(tmp_path, sequences=("T1", "T2"), files=files)
     case = scan.read_scan(found.sequences, regions={})
     np.testing.assert_allclose(case.image[..., 0], case.image[..., 1], atol=1e-5)
     assert case.original.shape == shape

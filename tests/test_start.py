@@ -15,8 +15,8 @@ from safetensors.numpy import load_file, save_file
 from test_end_to_end import final_state, same
 
 from configs import nih_sample, quickstart
-from medjax import config as plain
 from medjax.commands import convert
+from medjax.config import Config, as_json, tuples
 from medjax.errors import InputError
 from medjax.models import architectures, resnet
 from medjax.models.weights import conversion
@@ -24,7 +24,7 @@ from medjax.tasks import films, parts, refit, start
 from medjax.training import workdir
 from medjax.training.checkpoint import Checkpoints
 
-TASK = films.Output(("a", "b", "c"), False, (16, 16, 1))
+TASK = films.FindingsOutput(("a", "b", "c"), False, (16, 16, 1))
 LABEL = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1.0]])
 LEAVES = jax.tree_util.tree_leaves_with_path
 
@@ -58,7 +58,7 @@ def old(tmp_path):
 def left_by(config, folder):
     """The folder of a run, as training leaves it."""
     config.intensity = {"name": "standardise", "mean": 0.4, "std": 0.2}
-    workdir.claim(folder, plain.as_json(config))
+    workdir.claim(folder, as_json(config))
     workdir.write_task(folder, TASK)
     with Checkpoints(folder / "checkpoints") as checkpoints:
         checkpoints.save(3, state_of(), {"next": 0}, score=0.5)
@@ -179,7 +179,7 @@ def test_what_holds_no_weights_is_refused(tmp_path):
 
 
 def test_a_run_that_was_not_trained_is_refused(tmp_path):
-    workdir.claim(tmp_path, plain.as_json(config_of()))
+    workdir.claim(tmp_path, as_json(config_of()))
     with pytest.raises(InputError, match=r"task\.json.*train the run"):
         start.settle(config_of(tmp_path), TASK, parts.classifier)
     workdir.write_task(tmp_path, TASK)
@@ -434,7 +434,7 @@ def test_the_bench_of_transfer_takes_weights_of_others(theirs, tmp_path):
         check=True,
         text=True,
     ).stdout.splitlines()
-    scratch, other = (plain.Config(plain.tuples(json.loads(line))) for line in found)
+    scratch, other = (Config(tuples(json.loads(line))) for line in found)
     task = TASK._replace(shape=(32, 32, 1))
     settled, weights = start.settle(other, task, parts.classifier)
     assert weights is not None and settled.model.name == "resnet18"

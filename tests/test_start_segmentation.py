@@ -6,15 +6,15 @@ import pytest
 from test_start import TASK, assert_same, config_of, left_by, noise_like
 
 from configs import quickstart_mri
-from medjax import config as plain
+from medjax.config import as_json
 from medjax.errors import InputError
 from medjax.tasks import parts, start
-from medjax.tasks.scans import Output
+from medjax.tasks.scans import MasksOutput
 from medjax.training import workdir
 from medjax.training.checkpoint import Checkpoints
 
 SEQUENCES, REGIONS = ("flair", "t1"), {"whole": (1, 2), "core": (1,)}
-OUTPUT = Output(SEQUENCES, REGIONS, (1.0, 1.0, 1.0))
+OUTPUT = MasksOutput(SEQUENCES, REGIONS, (1.0, 1.0, 1.0))
 OTHER = OUTPUT._replace(regions={"lesion": (1,)})
 LABEL = np.array([[0.5, 0.2]])
 
@@ -42,7 +42,7 @@ def begun(config, output=OUTPUT):
 def old(tmp_path):
     """The folder of a run, and its averaged weights, which are others than its last."""
     folder, config = tmp_path / "old", unet_config(deep=1)
-    workdir.claim(folder, plain.as_json(config))
+    workdir.claim(folder, as_json(config))
     workdir.write_task(folder, OUTPUT)
     state = parts.initial_state(
         *(config, parts.segmenter(config, OUTPUT), OUTPUT, LABEL),

@@ -15,10 +15,10 @@ from test_start_segmentation import old as segmentation  # noqa: F401
 from medjax.errors import InputError
 from medjax.models import architectures
 from medjax.tasks import parts, start
-from medjax.tasks.films import Output
-from medjax.tasks.scans import Output as Masks
+from medjax.tasks.films import FindingsOutput
+from medjax.tasks.scans import MasksOutput
 
-OUTPUT = Output(("a", "b"), False, (8, 8, 8, 2), 16, (1.0, 1.0, 1.0), SEQUENCES)
+OUTPUT = FindingsOutput(("a", "b"), False, (8, 8, 8, 2), 16, (1.0, 1.0, 1.0), SEQUENCES)
 
 
 def config_of(init, **model):
@@ -47,7 +47,7 @@ def test_a_run_of_segmentation_gives_its_encoder(segmentation, capsys):  # noqa:
     image = np.random.default_rng(0).normal(size=(1, 8, 8, 8, 2)).astype(np.float32)
     how = {"train": False, "mutable": ["intermediates"]}
     _, sown = jax.jit(functools.partial(network.apply, **how))(found, image)
-    unet = parts.segmenter(unet_config(deep=1), Masks(SEQUENCES, REGIONS))
+    unet = parts.segmenter(unet_config(deep=1), MasksOutput(SEQUENCES, REGIONS))
     how["capture_intermediates"] = lambda module, _: module.name == "down1"
     look = jax.jit(functools.partial(unet.apply, **how))
     _, kept = look({"params": averaged}, image)

@@ -17,9 +17,8 @@ from launching import ROOT, restored, run, run_here
 
 import medjax
 from configs import long_tail, loss_weighting, quickstart
-from medjax import config as plain
-from medjax.commands import arms as plan
-from medjax.commands import executors, sweep
+from medjax.commands import arms, executors, sweep
+from medjax.config import as_json, get_config
 from medjax.errors import InputError
 from medjax.tasks import classification, imbalance
 from medjax.training.population import Outcome
@@ -54,8 +53,8 @@ def sweep():
 """
 
 
-def planned(*arms, config=None):
-    return plan.runs(config or quickstart.get_config(), arms)
+def planned(*overrides, config=None):
+    return arms.runs(config or quickstart.get_config(), overrides)
 
 
 # ------------------------------------------------------------------ the plan
@@ -70,8 +69,8 @@ def test_runs_are_called_by_their_overrides_and_arms_by_all_but_the_seed():
         "loss.name=focal,loss.gamma=2.0",
         "seed=3",
     )
-    assert three[:3] == ("default", plan.BASELINE, "")
-    config = plan.configured(quickstart.get_config(), two.overrides)
+    assert three[:3] == ("default", arms.BASELINE, "")
+    config = arms.configured(quickstart.get_config(), two.overrides)
     assert config.loss.to_dict() == {"name": "focal", "gamma": 2.0}
     assert config.seed == 3
 
@@ -82,7 +81,7 @@ def test_names_that_say_too_little_are_told_apart_by_a_digest():
         {"transfer.init": "a/b"},
         {"transfer.init": "a:b"},
     )
-    assert len(many.name) <= plan.LONGEST + 7
+    assert len(many.name) <= arms.LONGEST + 7
     assert slash.name != colon.name
     for name in (many.name, slash.name, colon.name):
         assert "/" not in name and ":" not in name
@@ -149,40 +148,41 @@ def test_arms_that_would_be_judged_on_other_images_are_refused(arm, said):
 def test_a_sweeps_plan_comes_back_and_another_config_is_refused(tmp_path):
     config = quickstart.get_config()
     found = planned({"augment.ops": ("contrast",), "seed": 2}, {"seed": 1})
-    plan.claim(tmp_path, config, found)
-    again, runs = plan.read(tmp_path)
-    assert runs == found and plain.as_json(again) == plain.as_json(config)
-    plan.claim(tmp_path, config, planned({"seed": 5}))  # Others may come.
+    arms.claim(tmp_path, config, found)
+    again, runs = arms.read(tmp_path)
+    assert runs == found and as_json(again) == as_json(config)
+    arms.claim(tmp_path, config, planned({"seed": 5}))  # Others may come.
     config.train.steps = 3
     with pytest.raises(InputError, match=r"config\.train\.steps is 1000, not 3"):
-        plan.claim(tmp_path, config, found)
+        arms.claim(tmp_path, config, found)
     with pytest.raises(InputError, match="arms.json"):
-        plan.read(tmp_path / "elsewhere")
+        arms.read(tmp_path / "elsewhere")
 
 
 @pytest.mark.parametrize("data", ["phantom", "nih_sample"])
 def test_the_loss_weighting_has_seven_arms_of_five_seeds(data):
     config = loss_weighting.get_config(data)
-    runs = plan.runs(config, loss_weighting.sweep(data))
-    arms = {each.arm for each in runs}
-    assert len(runs) == 35 and len(arms) == 7
-    for arm in arms:
+    runs = arms.runs(config, loss_weighting.sweep(data))
+    names = {each.arm for each in runs}
+    assert len(runs) == 35 and len(names) == 7
+    for arm in names:
         assert len({each.repeat for each in runs if each.arm == arm}) == 5
     for one in runs:
-        imbalance.treats(plan.configured(config, one.overrides), ())
+        imbalance.treats(arms.configured(config, one.overrides), ())
 
 
 @pytest.mark.parametrize(
-    ("data", "arms"), [("phantom", 10), ("nih", 10), ("pneumonia", 7)]
+    ("data", "count"), [("phantom", 10), ("nih", 10), ("pneumonia", 7)]
 )
-def test_the_treatments_of_a_long_tail_are_all_allowed(data, arms):
+def test_the_treatments_of_a_long_tail_are_all_allowed(data, count):
     config = long_tail.get_config(data)
-    runs = plan.runs(config, long_tail.sweep(data))
+    runs = arms.runs(config, long_tail.sweep(data))
     assert (
-        len(runs) == long_tail.SEEDS * arms and len({each.arm for each in runs}) == arms
+        len(runs) == long_tail.SEEDS * count
+        and len({each.arm for each in runs}) == count
     )
-    for each in runs[:arms]:
-        classification.check(plan.configured(config, each.overrides), 1)
+    for each in runs[:count]:
+        classification.check(arms.configured(config, each.overrides), 1)
 
 
 @pytest.mark.parametrize("ratio", [10, 50])
@@ -208,15 +208,15 @@ def test_a_tail_is_cut_from_training_alone_by_whole_patients(ratio):
 def test_the_saved_config_of_a_run_is_a_config(tmp_path):
     config = quickstart.get_config()
     path = tmp_path / "config.json"
-    path.write_text(json.dumps(plain.as_json(config)))
-    found = plain.get_config(str(path))
+    path.write_text(json.dumps(as_json(config)))
+    found = get_config(str(path))
     assert found.to_dict() == config.to_dict()  # Tuples are tuples again.
     path.write_text("{")
     with pytest.raises(OSError, match="not JSON"):
-        plain.get_config(str(path))
+        get_config(str(path))
     path.write_text("[1]")
     with pytest.raises(OSError, match="not the config"):
-        plain.get_config(str(path))
+        get_config(str(path))
 
 
 def test_the_package_is_imported_without_jax():
@@ -226,13 +226,13 @@ def test_the_package_is_imported_without_jax():
 
 
 def test_what_is_asked_for_wrongly_is_said(tmp_path, monkeypatch):
-    config, arms = quickstart.get_config(), [{"seed": 0}]
+    config, overrides = quickstart.get_config(), [{"seed": 0}]
     with pytest.raises(InputError, match="--executor='cloud' is unknown: use 'local'"):
-        medjax.sweep(config, arms, tmp_path, executor="cloud")
+        medjax.sweep(config, overrides, tmp_path, executor="cloud")
     with pytest.raises(
         InputError, match="--baseline='x' is unknown: use 'as configured"
     ):
-        medjax.sweep(config, arms, tmp_path, baseline="x")
+        medjax.sweep(config, overrides, tmp_path, baseline="x")
     for name in ("nodes", "tasks_per_node", "slurm_ntasks_per_node"):
         with pytest.raises(InputError, match=f"--slurm={name}=2: .* is one process"):
             executors.slurm(tmp_path, [], print, cluster="local", **{name: 2})
@@ -251,8 +251,8 @@ def test_what_is_asked_for_wrongly_is_said(tmp_path, monkeypatch):
 
 def test_what_becomes_of_a_population_is_told_run_by_run(tmp_path, monkeypatch):
     runs = planned({"seed": 0}, {"seed": 1}, {"seed": 2})
-    plan.claim(tmp_path, quickstart.get_config(), runs)
-    plan.write_error(runs[0].folder(tmp_path), "of an earlier attempt")
+    arms.claim(tmp_path, quickstart.get_config(), runs)
+    arms.write_error(runs[0].folder(tmp_path), "of an earlier attempt")
     outcomes = [Outcome(True), Outcome(False, "diverged", "there"), Outcome(False)]
     asked = []
 
@@ -260,11 +260,11 @@ def test_what_becomes_of_a_population_is_told_run_by_run(tmp_path, monkeypatch):
         asked.extend(config.seed for config in configs)
         return outcomes[: len(folders)]
 
-    monkeypatch.setattr(executors.train_population, "train", train)
+    monkeypatch.setattr(executors.train_population, "train_arms", train)
     told = []
     assert not executors.population(tmp_path, runs, told.append)
     assert told == runs[:2] and asked == [0, 1, 2]
-    errors = [plan.error(each, tmp_path) for each in runs]
+    errors = [arms.error(each, tmp_path) for each in runs]
     assert errors == [None, "diverged", None]
     assert (runs[1].folder(tmp_path) / "error.txt").read_text().endswith("there")
     assert executors.population(tmp_path, runs[:2], told.append)
@@ -278,7 +278,7 @@ def test_a_process_that_ends_without_a_word_has_an_error(
     tmp_path, monkeypatch, code, said
 ):
     runs = planned({"seed": 0}, {"seed": 1})
-    plan.claim(tmp_path, quickstart.get_config(), runs)
+    arms.claim(tmp_path, quickstart.get_config(), runs)
     ends = f"signal.raise_signal({-code})" if code < 0 else f"sys.exit({code})"
     script = f"import signal, sys; print('last words', flush=True); {ends}"
     popen = subprocess.Popen
@@ -291,14 +291,14 @@ def test_a_process_that_ends_without_a_word_has_an_error(
     assert executors.local(tmp_path, runs, told.append)
     assert told == runs  # One crash doesn't stop the next.
     for each in runs:
-        assert said in plan.error(each, tmp_path)
+        assert said in arms.error(each, tmp_path)
         details = (each.folder(tmp_path) / "error.txt").read_text()
         assert "last words" in details
 
 
 def test_a_run_that_is_finished_is_so_however_its_process_ends(tmp_path, monkeypatch):
     (one,) = planned({"seed": 0})
-    plan.claim(tmp_path, quickstart.get_config(), [one])
+    arms.claim(tmp_path, quickstart.get_config(), [one])
     script = (
         "import pathlib, sys; "
         f"pathlib.Path({str(one.folder(tmp_path))!r}, 'report.json').write_text(''); "
@@ -311,7 +311,7 @@ def test_a_run_that_is_finished_is_so_however_its_process_ends(tmp_path, monkeyp
 
     monkeypatch.setattr(subprocess, "Popen", fake)
     assert executors.local(tmp_path, [one], lambda run: None)
-    assert plan.error(one, tmp_path) is None
+    assert arms.error(one, tmp_path) is None
 
 
 def test_raw_files_that_are_not_there_stop_a_sweep_before_anything_runs(tmp_path):
@@ -332,7 +332,7 @@ def test_failed_runs_are_tried_again_even_if_they_have_a_report(
         each.folder(tmp_path).mkdir(parents=True)
         report = {"mean": {"auroc": {"estimate": None}}}
         (each.folder(tmp_path) / "report.json").write_text(json.dumps(report))
-    plan.write_error(runs[1].folder(tmp_path), "killed")
+    arms.write_error(runs[1].folder(tmp_path), "killed")
     asked, cores, prepared = [], [], []
 
     def execute(folder, left, say):
@@ -348,11 +348,13 @@ def test_failed_runs_are_tried_again_even_if_they_have_a_report(
         sweep.tasks.Task, "prepare", lambda task, config: prepared.append(config)
     )
     monkeypatch.setattr(sweep, "gather", lambda folder, baseline: {})
-    monkeypatch.setattr(sweep.comparison_page, "write_sweep", lambda found, folder: folder)
+    monkeypatch.setattr(
+        sweep.comparison_page, "write_sweep", lambda found, folder: folder
+    )
     monkeypatch.setattr(sweep.comparison_page, "show_sweep", lambda found: None)
-    arms = [each.overrides for each in runs]
+    overrides = [each.overrides for each in runs]
     for _ in range(2):  # Then nothing is left: no executor and no device is asked for.
-        medjax.sweep(quickstart.get_config(), arms, tmp_path, executor=executor)
+        medjax.sweep(quickstart.get_config(), overrides, tmp_path, executor=executor)
     assert asked == ["seed=1"]
     assert len(cores) == len(prepared) == (executor == "population")
     assert "2/2 seed=1: mean AUROC undefined" in capsys.readouterr().out
@@ -434,7 +436,7 @@ def test_the_page_says_what_the_runs_reports_say(swept):
 @pytest.mark.slow
 def test_finished_runs_are_not_trained_again(swept, monkeypatch):
     folder, *_ = swept
-    config, runs = plan.read(folder)
+    config, runs = arms.read(folder)
     monkeypatch.setattr(subprocess, "Popen", None)  # No run can start.
     keep = [each.overrides for each in runs if each.name != BAD]
     before = {path: path.stat().st_mtime_ns for path in folder.glob("arms/*/report*")}
@@ -519,7 +521,7 @@ def test_a_population_is_swept_once_and_each_arm_can_be_trained_alone(home):
 
 @pytest.mark.slow
 def test_a_job_that_is_pre_empted_saves_and_is_queued_again(swept, tmp_path):
-    config, _ = plan.read(swept[0])
+    config, _ = arms.read(swept[0])
     config.train.steps, config.train.evaluate_every = 600, 600
     log = tmp_path / "arms/seed=7/metrics.jsonl"
 
@@ -550,7 +552,7 @@ def test_what_the_slurm_executor_takes_when_it_is_made_reaches_it(
     import submitit
 
     runs = planned({"seed": 0})
-    plan.claim(tmp_path, quickstart.get_config(), runs)
+    arms.claim(tmp_path, quickstart.get_config(), runs)
     made = []
 
     def send(self, *_):
@@ -569,7 +571,7 @@ def test_what_the_slurm_executor_takes_when_it_is_made_reaches_it(
 
 @pytest.mark.slow
 def test_an_option_that_submitit_does_not_know_is_one_line(swept, tmp_path):
-    config, _ = plan.read(swept[0])
+    config, _ = arms.read(swept[0])
     options = {"cluster": "local", "patience": 3}
     with pytest.raises(InputError, match="--slurm: .*patience"):
         medjax.sweep(config, [{"seed": 7}], tmp_path, executor="slurm", slurm=options)

@@ -9,9 +9,8 @@ from scipy.special import logit
 from sklearn.metrics import balanced_accuracy_score
 
 from configs import quickstart
-from medjax import config as plain
-from medjax.commands import arms as plan
-from medjax.commands import sweep as results
+from medjax.commands import arms, sweep
+from medjax.config import as_json
 from medjax.evaluation import reliability
 from medjax.reports import comparison_page
 
@@ -33,7 +32,7 @@ def finish(folder, number, *, films=range(FILMS), label_seed=0):
     pd.DataFrame(table).to_csv(folder / "predictions/test.csv", index=False)
     task = {"names": TASKS, "exclusive": False, "shape": (8, 8, 1)}
     (folder / "task.json").write_text(json.dumps(task))
-    config = plain.as_json(quickstart.get_config())
+    config = as_json(quickstart.get_config())
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "provenance.json").write_text('{"data": {}}')
     write_cost(folder, seconds=100.0 + number, memory=10**9)
@@ -54,14 +53,14 @@ def write_cost(folder, **cost):
 
 
 @pytest.fixture
-def sweep(tmp_path):
+def planned(tmp_path):
     """(overrides -> the sweep's folder, and its runs' folders)."""
 
-    def make(*arms):
+    def make(*overrides):
         config = quickstart.get_config()
         config.evaluation.replicates = 20
-        runs = plan.runs(config, arms)
-        plan.claim(tmp_path, config, runs)
+        runs = arms.runs(config, overrides)
+        arms.claim(tmp_path, config, runs)
         return tmp_path, [run.folder(tmp_path) for run in runs]
 
     return make
@@ -72,13 +71,13 @@ GRID = [
 ]
 
 
-def test_cost_and_calibration_are_of_the_finished_runs_alone(sweep):
-    folder, runs = sweep(*GRID)
+def test_cost_and_calibration_are_of_the_finished_runs_alone(planned):
+    folder, runs = planned(*GRID)
     for number in range(3):
         finish(runs[number], number)
     write_cost(runs[3], seconds=1.0, memory=1)
-    plan.write_error(runs[3], "diverged")
-    one, other = results.gather(folder)["compared"]["arms"].values()
+    arms.write_error(runs[3], "diverged")
+    one, other = sweep.gather(folder)["compared"]["arms"].values()
     assert one["cost"] == {"seconds": 100.5, "memory": 1e9}
     assert other["cost"] == {"seconds": 102.0, "memory": 1e9}
     before, used = (one["calibration_error"][side] for side in ("before", "used"))
@@ -97,13 +96,13 @@ def test_cost_and_calibration_are_of_the_finished_runs_alone(sweep):
     assert other["calibration_error"]["used"]["sd"] is None
 
 
-def test_frequent_and_rare_findings_are_told_by_the_training_images(sweep):
-    folder, runs = sweep(*GRID)
+def test_frequent_and_rare_findings_are_told_by_the_training_images(planned):
+    folder, runs = planned(*GRID)
     finish(runs[0], 0)
-    compared = results.gather(folder)["compared"]
+    compared = sweep.gather(folder)["compared"]
     assert compared["groups"] == {}  # 90 and 10 are nine times apart.
     finish(runs[1], 1)  # 90 and 8.5 on average.
-    found = results.gather(folder)
+    found = sweep.gather(folder)
     assert found["compared"]["groups"] == {"head": ["mass"], "tail": ["nodule"]}
     row = found["compared"]["arms"]["imbalance=none"]
     assert row["groups"]["tail"]["auroc"] == row["tasks"]["nodule"]["auroc"]
@@ -116,25 +115,25 @@ def test_frequent_and_rare_findings_are_told_by_the_training_images(sweep):
     )
 
 
-def test_whether_the_seeds_test_the_same_images_is_found_in_their_predictions(sweep):
-    folder, runs = sweep(*GRID)
+def test_whether_the_seeds_test_the_same_images_is_found_in_their_predictions(planned):
+    folder, runs = planned(*GRID)
     for number, run in enumerate(runs):
         finish(run, number)
-    assert results.gather(folder)["compared"]["same_images"]
+    assert sweep.gather(folder)["compared"]["same_images"]
 
 
-def test_so_is_whether_each_seed_has_its_own(sweep):
-    folder, runs = sweep(*GRID)
+def test_so_is_whether_each_seed_has_its_own(planned):
+    folder, runs = planned(*GRID)
     for number, run in enumerate(runs):
         finish(run, number, films=range(10 * (number % 2), FILMS))
-    assert not results.gather(folder)["compared"]["same_images"]
+    assert not sweep.gather(folder)["compared"]["same_images"]
 
 
-def test_while_runs_are_unfinished_no_arm_is_the_best(sweep):
-    folder, runs = sweep(*GRID)
+def test_while_runs_are_unfinished_no_arm_is_the_best(planned):
+    folder, runs = planned(*GRID)
     for number in range(3):
         finish(runs[number], number)
-    found = results.gather(folder)
+    found = sweep.gather(folder)
     assert comparison_page.verdict(found)[1].startswith(
         "No difference shown yet: 1 of 4 runs"
     )
@@ -146,13 +145,13 @@ def test_while_runs_are_unfinished_no_arm_is_the_best(sweep):
     ("change", "why"), [({"films": range(50)}, "lack 10"), ({"label_seed": 1}, "label")]
 )
 def test_runs_that_cant_be_compared_have_a_page_that_says_why(
-    sweep, capsys, change, why
+    planned, capsys, change, why
 ):
-    folder, runs = sweep(*GRID)
+    folder, runs = planned(*GRID)
     for number in range(3):
         finish(runs[number], number)
     finish(runs[3], 3, **change)
-    found = results.gather(folder)
+    found = sweep.gather(folder)
     assert found["compared"] is None and why in found["incomparable"]
     assert [run["state"] for run in found["runs"]] == ["finished"] * 4
     text = comparison_page.write_sweep(found, folder).read_text()
@@ -161,15 +160,15 @@ def test_runs_that_cant_be_compared_have_a_page_that_says_why(
     assert why in capsys.readouterr().out
 
 
-def test_of_classes_the_likeliest_is_called_and_sensitivities_are_averaged(sweep):
-    folder, runs = sweep(*GRID[:1])
+def test_of_classes_the_likeliest_is_called_and_sensitivities_are_averaged(planned):
+    folder, runs = planned(*GRID[:1])
     finish(runs[0], 0)
     table = pd.read_csv(path := runs[0] / "predictions/test.csv")
     table["nodule_label"] = 1 - table["mass_label"]
     table.drop(columns=["mass_call", "nodule_call"]).to_csv(path, index=False)
     task = {"names": TASKS, "exclusive": True, "shape": (8, 8, 1)}
     (runs[0] / "task.json").write_text(json.dumps(task))
-    (row,) = results.gather(folder)["compared"]["arms"].values()
+    (row,) = sweep.gather(folder)["compared"]["arms"].values()
     called = table["nodule"] > table["mass"]
     expected = balanced_accuracy_score(table["nodule_label"], called)
     assert row["mean"]["balanced_accuracy"]["estimate"] == pytest.approx(expected)
@@ -178,15 +177,15 @@ def test_of_classes_the_likeliest_is_called_and_sensitivities_are_averaged(sweep
     assert got == pytest.approx(expected)
 
 
-def test_the_same_files_give_the_same_json(sweep):
+def test_the_same_files_give_the_same_json(planned):
     """The findings are in the order of the first run, whatever a set's order is."""
-    folder, runs = sweep(*GRID)
+    folder, runs = planned(*GRID)
     for number, run in enumerate(runs):
         finish(run, number)
     for run in runs[1:]:
         task = json.loads((run / "task.json").read_text())
         task["names"] = task["names"][::-1]
         (run / "task.json").write_text(json.dumps(task))
-    found = results.gather(folder)
+    found = sweep.gather(folder)
     assert list(found["compared"]["arms"]["imbalance=none"]["tasks"]) == list(TASKS)
-    assert json.dumps(found) == json.dumps(results.gather(folder))
+    assert json.dumps(found) == json.dumps(sweep.gather(folder))

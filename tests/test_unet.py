@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 
 from medjax.errors import InputError
-from medjax.models import architectures
-from medjax.models import unet as blocks
-from medjax.models.architectures import unet
+from medjax.models import architectures, unet
 
 
 def draw(*shape):
@@ -20,7 +18,7 @@ def draw(*shape):
 
 
 def small(**options):
-    return unet(2, **{"widths": (4, 6), "strides": (1, 2), **options})
+    return architectures.unet(2, **{"widths": (4, 6), "strides": (1, 2), **options})
 
 
 def shapes(model, *shape):
@@ -73,7 +71,7 @@ def test_one_without_deep_supervision_gives_one_array_and_has_one_head():
 
 def test_the_configs_name_finds_it():
     model = architectures.unet(tasks=3, axis_name="batch", dtype=jnp.float32)
-    assert isinstance(model, type(unet(3))) and model.tasks == 3
+    assert isinstance(model, type(architectures.unet(3))) and model.tasks == 3
     assert model.widths == (16, 32, 64, 128)
 
 
@@ -127,7 +125,7 @@ def test_each_image_of_a_batch_is_segmented_as_if_alone():
 @pytest.mark.parametrize("groups", [0, 1, 2, 6])
 def test_the_norm_is_that_of_linen(groups):
     x = draw(2, 3, 4, 5, 6) * 2 + np.arange(6, dtype=np.float32)
-    module = blocks.Norm(groups, jnp.float32)
+    module = unet.Norm(groups, jnp.float32)
     variables = {"params": {"scale": draw(6) + 2, "bias": draw(6)}}
     theirs = nn.GroupNorm(num_groups=groups or 6, epsilon=1e-5)
     expected = jax.jit(theirs.apply)(variables, x)
@@ -138,7 +136,7 @@ def test_the_norm_is_that_of_linen(groups):
 
 
 def test_a_block_that_adds_nothing_is_the_identity_of_what_is_positive():
-    block = blocks.Block(3, (3, 3, 3), 0, jnp.float32)
+    block = unet.Block(3, (3, 3, 3), 0, jnp.float32)
     x = np.abs(draw(1, 4, 4, 4, 3))
     variables = jax.jit(block.init)(jax.random.key(0), x)
     assert "shortcut" not in variables["params"]
@@ -148,7 +146,7 @@ def test_a_block_that_adds_nothing_is_the_identity_of_what_is_positive():
 
 def test_a_gate_lets_through_what_its_weight_says():
     """Oktay et al., eq. 1 and 2, in float64."""
-    gate = blocks.Gate(0, jnp.float32)
+    gate = unet.Gate(0, jnp.float32)
     x, g = draw(1, 4, 4, 4, 2), np.flip(draw(1, 4, 4, 4, 3))
     variables = jax.jit(gate.init)(jax.random.key(0), x, g)
     p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables["params"])

@@ -10,7 +10,7 @@ from scans import affine_of, save
 
 from configs import base
 from medjax.data import intensity_units, scan, volumes
-from medjax.data.sources.scans import SequenceFile
+from medjax.data.sources.scan_files import SequenceFile
 from medjax.errors import InputError
 from medjax.tasks import data_fields, scans, segmentation
 from medjax.training import step, workdir
@@ -88,7 +88,7 @@ def test_the_scale_is_fixed_with_the_run_and_used_on_other_data(config, tmp_path
     task, folder = segmentation.TASK, tmp_path / "run"
     config.data.split = "leave_one_out"
     run = task.begin(config, folder)
-    output = scans.Output(**workdir.read_task(folder))
+    output = scans.MasksOutput(**workdir.read_task(folder))
     np.testing.assert_allclose(output.channels, run.data.output.channels)
     assert run.data.output.channels[0].high < 200
 

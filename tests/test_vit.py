@@ -302,7 +302,7 @@ def run_of(**model):
     """What `explainer` needs of a run."""
     config = quickstart.get_config().unlock()
     config.model = model
-    task = films.Output(("a", "b"), False, (12, 20, 1))
+    task = films.FindingsOutput(("a", "b"), False, (12, 20, 1))
     network = parts.classifier(config, task)
     return SimpleNamespace(config=config, output=task, network=network, state=None)
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from medjax.data.sources import scans
+from medjax.data.sources import scan_files
 from medjax.errors import InputError
 from medjax.evaluation import bootstrap, means
 from medjax.tasks import segmentation
@@ -83,52 +83,52 @@ def test_thirds_are_of_the_volumes_with_the_region():
 
 def test_sex_and_age_are_read_from_bids(tmp_path, caplog):
     for folder in ("", str(tmp_path)):
-        nothing = scans.participants(folder, [1, 2])
+        nothing = scan_files.participants(folder, [1, 2])
         assert nothing["sex"].tolist() == ["", ""] and nothing["age"].isna().all()
     file = tmp_path / "participants.tsv"
     file.write_text("participant_id\tsex\tage\nsub-01\tfemale\t61\nsub-02\tn/a\tn/a\n")
-    found = scans.participants(str(tmp_path), ["sub-02", "sub-01", "01"])
+    found = scan_files.participants(str(tmp_path), ["sub-02", "sub-01", "01"])
     assert found["sex"].tolist() == ["", "F", "F"] and not caplog.records
     np.testing.assert_array_equal(found["age"], [np.nan, 61, 61])
-    found = scans.participants(str(tmp_path), ["sub-02", "P1", "P1"])
+    found = scan_files.participants(str(tmp_path), ["sub-02", "P1", "P1"])
     assert found["sex"].tolist() == ["", "", ""] and found["age"].isna().all()
     assert "no row of 1 of the 2 patients, such as 'P1'; it has rows of '01', '02'" in (
         caplog.text
     )
     file.write_text("participant_id\tsex\nsub-01\t2\n")
-    assert scans.participants(str(tmp_path), ["01"])["sex"].tolist() == [""]
+    assert scan_files.participants(str(tmp_path), ["01"])["sex"].tolist() == [""]
     assert "the sex of 1 rows counts as unknown: '2', say" in caplog.text
     file.write_text("participant_id\tage\nsub-01\t89+\nsub-02\t n/a\n")
-    assert scans.participants(str(tmp_path), ["01", "02"])["age"].isna().all()
+    assert scan_files.participants(str(tmp_path), ["01", "02"])["age"].isna().all()
     assert (
         "the age of 1 patients is unknown: '89+', say, is no age from 0" in caplog.text
     )
     file.write_text("participant_id\tage\nsub-01\t300\nsub-02\t-3\n")
-    assert scans.participants(str(tmp_path), ["01", "02"])["age"].isna().all()
+    assert scan_files.participants(str(tmp_path), ["01", "02"])["age"].isna().all()
     assert (
         "the age of 2 patients is unknown: '300', say, is no age from 0" in caplog.text
     )
     for spelt in ("Gender\tAge", "SEX\tage_years", "patient_sex\tAge (y)"):
         file.write_text(f"participant_id\t{spelt}\tage_months\nsub-01\tm\t6\t75\n")
-        found = scans.participants(str(tmp_path), ["01"])
+        found = scan_files.participants(str(tmp_path), ["01"])
         assert found.to_numpy().tolist() == [["M", 6]]
     file.write_text("participant_id\tgender\tsex\nsub-01\tm\tf\n")
-    assert scans.participants(str(tmp_path), ["01"])["sex"].tolist() == ["F"]
+    assert scan_files.participants(str(tmp_path), ["01"])["sex"].tolist() == ["F"]
     file.write_text("participant_id\tAge\tage\nsub-01\t30\t31\n")
     with pytest.raises(InputError, match="has two columns 'age'"):
-        scans.participants(str(tmp_path), ["01"])
+        scan_files.participants(str(tmp_path), ["01"])
     file.write_text("participant_id\tsex\tage\nsub-01\tF\t61\nsub-02\t44\n")
     with pytest.raises(InputError, match="ends in line 3 has 2 fields, the header 3"):
-        scans.participants(str(tmp_path), ["01"])
+        scan_files.participants(str(tmp_path), ["01"])
     header = "participant_id\tsession\tsex\tage\n"
     file.write_text(f"{header}sub-01\t1\tF\t61\nsub-01\t2\tF\t61\n")
-    assert scans.participants(str(tmp_path), ["01"])["age"].tolist() == [61]
+    assert scan_files.participants(str(tmp_path), ["01"])["age"].tolist() == [61]
     file.write_text(f"{header}sub-01\t1\tF\t61\nsub-01\t2\tF\t64\n")
     with pytest.raises(InputError, match="rows of '01' that differ in sex or age"):
-        scans.participants(str(tmp_path), ["01"])
+        scan_files.participants(str(tmp_path), ["01"])
     file.write_text("id\tsex\n1\tF\n")
     with pytest.raises(InputError, match="has no column participant_id"):
-        scans.participants(str(tmp_path), ["01"])
+        scan_files.participants(str(tmp_path), ["01"])
 
 
 def test_groups_are_of_what_the_volumes_differ_in():

@@ -10,7 +10,7 @@ from scans import affine_of, ball, brain, save
 
 from medjax.data import scan, volumes
 from medjax.data.scan import make_scan
-from medjax.data.sources import scans
+from medjax.data.sources import scan_files
 from medjax.data.volumes import UnreadScan
 from medjax.errors import InputError
 
@@ -148,7 +148,7 @@ def test_files_are_prepared_as_read_case_reads_them(tmp_path):
     mask = ball(SHAPE, 0.3).astype(np.uint8) + ball(SHAPE, 0.2)
     save(tmp_path / "raw/P1/seg.nii.gz", mask.astype(np.uint8), AFFINE)
     files = {name: f"{name}.nii.gz" for name in SEQUENCES}
-    found = scans.in_folders(
+    found = scan_files.in_folders(
         tmp_path / "raw", sequences=SEQUENCES, files=files, mask="seg.nii.gz"
     )
     options = {"regions": REGIONS, "margin": 1.0}

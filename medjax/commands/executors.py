@@ -18,8 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from medjax.commands import arms, train_population
-from medjax.commands import train as training
+from medjax.commands import arms, train, train_population
 from medjax.commands.arms import Run
 from medjax.errors import InputError, check_choice
 from medjax.files import write_text
@@ -76,7 +75,7 @@ def population(sweep: Path, runs: list[Run], report: Callable[[Run], None]) -> b
     """Runs that differ in numbers alone train as one compiled program, here."""
     config, _ = arms.read(sweep)
     configs = [arms.configured(config, run.overrides) for run in runs]
-    outcomes = train_population.train(configs, [run.folder(sweep) for run in runs])
+    outcomes = train_population.train_arms(configs, [run.folder(sweep) for run in runs])
     complete = True
     for run, outcome in zip(runs, outcomes, strict=True):
         (run.folder(sweep) / "error.txt").unlink(missing_ok=True)
@@ -156,7 +155,7 @@ class Job:
     """A run as submitit calls it; queued again if it is stopped."""
 
     def __call__(self, sweep: str, name: str) -> None:
-        outcome = train(Path(sweep), name)
+        outcome = train_run(Path(sweep), name)
         if not outcome.finished and outcome.error is None:
             # Training took the signal, to save first: now submitit gets it.
             signal.raise_signal(signal.SIGUSR2)
@@ -166,7 +165,7 @@ class Job:
         return _submitit().helpers.DelayedSubmission(self, *arguments)
 
 
-def train(sweep: Path, name: str) -> Outcome:
+def train_run(sweep: Path, name: str) -> Outcome:
     """Trains or resumes one run in this process; an error also goes to error.txt."""
     devices.keep()
     config, runs = arms.read(sweep)
@@ -174,7 +173,7 @@ def train(sweep: Path, name: str) -> Outcome:
     config, folder = arms.configured(config, run.overrides), run.folder(sweep)
     (folder / "error.txt").unlink(missing_ok=True)  # Of an earlier attempt.
     try:
-        training.train(config, folder)
+        train.train(config, folder)
     except Exception as error:  # noqa: BLE001 A bug of one arm must not stop the rest.
         outcome = failed(error)
         arms.write_error(folder, outcome.error, outcome.details)
@@ -226,4 +225,4 @@ def _end_with_parent() -> None:
 
 if __name__ == "__main__":
     _end_with_parent()
-    train(Path(sys.argv[1]), sys.argv[2])
+    train_run(Path(sys.argv[1]), sys.argv[2])

@@ -13,7 +13,7 @@ from chex import Array
 from medjax import tasks
 from medjax.config import read_config
 from medjax.errors import InputError
-from medjax.evaluation.bootstrap import as_json as numbers
+from medjax.evaluation import bootstrap
 from medjax.files import read_json, unfinished, write_json, write_text
 from medjax.models import weights
 from medjax.reports import report
@@ -91,7 +91,7 @@ def write(program: Program, out: Path) -> None:
         "convention": versions.pop(),
         "jax": jax.__version__,
     }
-    write_json(out / "task.json", numbers(facts))
+    write_json(out / "task.json", bootstrap.as_json(facts))
     what, rest = SCRIPTS[program.facts["kind"]]
     parts = [resources.files(__package__).joinpath(name) for name in (LOAD, rest)]
     head = f'"""{what}\n\nNeeds jax and numpy; see README.md.\n"""\n\n'

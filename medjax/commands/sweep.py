@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from medjax import config as configs
 from medjax import tasks
 from medjax.commands import arms, executors, train_population
 from medjax.commands.arms import Run
-from medjax.config import Config
+from medjax.config import Config, affecting, read_config
 from medjax.errors import InputError, check_choice
 from medjax.evaluation import bootstrap, seeds
 from medjax.files import read_json
@@ -92,7 +91,7 @@ def _prepare(left: list[Config], executor: str) -> None:
     """
     seen = []
     for config in left:
-        records = configs.affecting(config, "records")
+        records = affecting(config, "records")
         drawn = executor == "local" and parts.about(config)["source"] == "phantom"
         if records not in seen and not drawn:
             try:
@@ -242,7 +241,7 @@ def check_data(folders: Iterable[Path]) -> None:
     """Refuses runs whose data were prepared alike, and changed between them."""
     first: dict[str, tuple[dict, Path]] = {}
     for folder in folders:
-        alike = json.dumps(configs.affecting(configs.read_config(folder), "records"))
+        alike = json.dumps(affecting(read_config(folder), "records"))
         data = read_json(folder / "provenance.json")["data"]
         before, other = first.setdefault(alike, (data, folder))
         if data != before:

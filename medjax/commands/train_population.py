@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import jax
 
 from medjax import tasks
-from medjax.commands import train as command
+from medjax.commands import train
 from medjax.config import Config, affecting
 from medjax.data.loader import TrainBatches
 from medjax.tasks import parts
@@ -34,7 +34,7 @@ def _attempt(work: Callable[..., Result], *arguments: Any) -> Result | Outcome:
         return failed(error)
 
 
-def train(configs: list[Config], folders: list[Path]) -> list[Outcome]:
+def train_arms(configs: list[Config], folders: list[Path]) -> list[Outcome]:
     """Trains or resumes arms, and reports their test splits.
 
     Returns what became of each arm. After SIGTERM or Ctrl-C the unfinished arms are
@@ -86,7 +86,7 @@ def _alone(config: Config, folder: Path) -> Outcome:
     """Trains an arm as a run of its own."""
     why = parts.apart(config) or "no other arm shares its program"
     print(f"alone: {folder}: {why}")
-    complete = _attempt(command.train, config, folder)
+    complete = _attempt(train.train, config, folder)
     return complete if isinstance(complete, Outcome) else Outcome(complete)
 
 
@@ -114,7 +114,7 @@ def _together(configs: list[Config], folders: list[Path]) -> list[Outcome]:
     for number, arm in arms.items():
         if outcomes[number].finished:
             print(f"arm: {arm.run.folder}")
-            outcomes[number] = _attempt(command.finish, arm.run) or outcomes[number]
+            outcomes[number] = _attempt(train.finish, arm.run) or outcomes[number]
     return outcomes
 
 

@@ -31,7 +31,7 @@ from medjax.data.intensity_units import Channel, normalise
 from medjax.data.nifti import Grid
 from medjax.data.prepared import Item
 from medjax.data.scan import Scan, read_scan
-from medjax.data.sources.scans import ScanFiles
+from medjax.data.sources.scan_files import ScanFiles
 from medjax.errors import InputError
 from medjax.files import digest, escaped, read_json, write_json, write_table, write_text
 
@@ -81,7 +81,7 @@ def from_files(
     patients: Sequence[int | str] = (),
     **options,
 ) -> list[UnreadScan]:
-    """What `prepare` and `predict` read, of files that sources/scans.py found.
+    """What `prepare` and `predict` read, of files that sources/scan_files.py found.
 
     A scan without a mask is quarantined if they are to be labelled. Without `patients`,
     whom each scan shows, a patient has the scan's name.

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from medjax.evaluation import reliability as reliability_of
+from medjax.evaluation import reliability
 from medjax.evaluation.metrics import METRICS
 from medjax.files import write_json, write_table
 from medjax.reports import charts, pictures, segmentation
@@ -53,7 +53,7 @@ def sections(results: dict, films: dict | None) -> dict:
         ],
         "averages": AVERAGES,
         "ratios": RATIOS,
-        "measures": reliability_of.MEASURES,
+        "measures": reliability.MEASURES,
         "few_is": FEW,
         "areas": _areas(results),
         "roc": roc(results),
@@ -61,7 +61,7 @@ def sections(results: dict, films: dict | None) -> dict:
         "explorer": _explorer(results),
         "decisions": decisions(results),
         "risk": risk(results),
-        "reliability": reliability(results),
+        "reliability": reliability_charts(results),
         "robustness": robustness(results),
         "films": films,
         "ramp": pictures.ramp() if films else "",
@@ -260,7 +260,7 @@ def _ranges(x: list[float], flags: list[bool]) -> str:
     return ", ".join(map(" to ".join, spans))
 
 
-def reliability(results: dict) -> dict[str, dict]:
+def reliability_charts(results: dict) -> dict[str, dict]:
     """{task: chart}: how often each probability came true.
 
     Both axes are square roots, because the probabilities of a rare finding would

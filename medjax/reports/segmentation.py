@@ -20,7 +20,7 @@ FIELD = 100.0  # mm that a picture shows at least, as far as there is any.
 NAMES = ("axial", "coronal", "sagittal")  # Of the planes across D, H and W.
 
 
-class Case(NamedTuple):
+class PicturedVolume(NamedTuple):
     """A volume to be pictured."""
 
     name: str  # As in the rows of the results.
@@ -30,7 +30,7 @@ class Case(NamedTuple):
     spacing: np.ndarray  # [3] mm.
 
 
-def sections(results: dict, cases: Iterable[Case] | None) -> dict:
+def sections(results: dict, cases: Iterable[PicturedVolume] | None) -> dict:
     """What segmentation.html needs beside the results; the cases are pictured."""
     order = worst_first(results)
     pictured = {case.name: planes(case, results) for case in cases or ()}
@@ -82,7 +82,7 @@ def write_csv(results: dict, path: Path) -> None:
     write_table(path, table, columns=columns)
 
 
-def planes(case: Case, results: dict) -> list[dict]:
+def planes(case: PicturedVolume, results: dict) -> list[dict]:
     """Draws three planes of every region that is there or was predicted."""
     low, high = _window(case.image)
     grey = np.where(case.image == 0, low, case.image)

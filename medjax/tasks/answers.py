@@ -194,7 +194,7 @@ def _masks(
     run: Finished, posts: Sequence[mask_metrics.Post], probability: np.ndarray
 ) -> np.ndarray:
     """[D, H, W, K] bool masks by the rules that were chosen on validation."""
-    apart = scans.Output((), films.regions_of(run.config)).apart
+    apart = scans.MasksOutput((), films.regions_of(run.config)).apart
     return mask_metrics.masks(probability, run.output.spacing, posts, apart)
 
 

@@ -88,7 +88,9 @@ SIDE = re.compile(
 )
 
 
-def check(config: Config, network: parts.Network, output: Any, *, batch: int) -> None:
+def check_parts(
+    config: Config, network: parts.Network, output: Any, *, batch: int
+) -> None:
     """Refuses unknown names and numbers that don't go together, by making the parts.
 
     Args:

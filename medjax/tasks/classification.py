@@ -32,8 +32,7 @@ from medjax.tasks import (
     splitting,
     survey,
 )
-from medjax.tasks.check import check as check_any
-from medjax.tasks.check import check_ranges
+from medjax.tasks.check import check_parts, check_ranges
 from medjax.tasks.task import Finished, Run, Task
 from medjax.training import devices
 
@@ -72,7 +71,7 @@ def check(config: Config, shards: int) -> None:
                 f"images of {output.shape[:-1]} are too small for model.name="
                 f"{config.model.name!r}: give a larger data.side, or another model"
             ) from error
-    check_any(config, network, output, batch=shards)
+    check_parts(config, network, output, batch=shards)
 
 
 def data(config: Config) -> films.Data:
@@ -266,7 +265,7 @@ def share(config: Config) -> int:
 
 TASK = Task(
     unit="images",
-    output=films.Output,
+    output=films.FindingsOutput,
     check=check,
     share=share,
     data=data,

@@ -117,7 +117,9 @@ def draw(run: Finished, explain: Callable, predicted: pd.DataFrame, out: Path) -
     return len(rows)
 
 
-def _planes(output: films.Output, image: np.ndarray, heatmap: np.ndarray) -> tuple:
+def _planes(
+    output: films.FindingsOutput, image: np.ndarray, heatmap: np.ndarray
+) -> tuple:
     """pictures.through of a volume [D, H, W, C] uint8 and its heatmap [d, h, w]."""
     heatmap = np.asarray(heatmaps.enlarge(heatmap, image.shape[:-1]))
     return pictures.through(image, heatmap, output.spacing or (1.0, 1.0, 1.0))

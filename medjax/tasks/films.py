@@ -26,7 +26,7 @@ from medjax.data import (
 from medjax.data.dicom import Film
 from medjax.data.normalisation import unit_range, z_scores
 from medjax.data.scan import Scan
-from medjax.data.sources import scans, volumes
+from medjax.data.sources import scan_files, volumes
 from medjax.errors import InputError, check_choice
 from medjax.files import write_table
 from medjax.tasks import data_fields
@@ -35,7 +35,7 @@ from medjax.training import workdir
 LARGE = 32  # Pixels of a side that suffice for any network.
 
 
-class Output(NamedTuple):
+class FindingsOutput(NamedTuple):
     """What a classifier says of an image; task.json of a run."""
 
     names: tuple[str, ...]  # T findings or classes.
@@ -71,7 +71,7 @@ class Data(NamedTuple):
 
     path: Path  # Folder of their records.
     table: pd.DataFrame  # One row an image, see data/prepared.py.
-    output: Output
+    output: FindingsOutput
 
     def films(self, ids: np.ndarray) -> loader.Images:
         """The images of these numbers, in this order."""
@@ -170,7 +170,7 @@ def data(config: Config) -> Data:
     return Data(path, table, output._replace(names=names, shape=shape, bits=bits))
 
 
-def expected(config: Config) -> Output:
+def expected(config: Config) -> FindingsOutput:
     """What a run of this config says, as far as its data needn't be read for it."""
     c = config.data
     spacing, sequences = tuple(c.get("spacing", ())), tuple(c.get("sequences", ()))
@@ -193,7 +193,9 @@ def expected(config: Config) -> Output:
         kind = c.get("foreground", "body")
         check_choice("data.foreground", kind, foreground.KINDS)
     masks = tuple(regions_of(config))
-    return Output(("", " "), is_exclusive(config), shape, 8, spacing, sequences, masks)
+    return FindingsOutput(
+        ("", " "), is_exclusive(config), shape, 8, spacing, sequences, masks
+    )
 
 
 def regions_of(config: Config) -> dict[str, tuple[int, ...]]:
@@ -207,7 +209,7 @@ def find(config: Config, path: str) -> tuple[list[Path], list[Path]]:
     """The images in a file or a folder, and the other files beside them."""
     if not config.data.get("spacing", ()):
         return image_files.image_paths(path)
-    return scans.volumes_in(path, **_layout(config))
+    return scan_files.volumes_in(path, **_layout(config))
 
 
 def _layout(config: Config) -> dict[str, Any]:
@@ -216,7 +218,9 @@ def _layout(config: Config) -> dict[str, Any]:
     return {"sequences": data.get("sequences", ("",)), "files": data.get("files", {})}
 
 
-def read(config: Config, output: Output, path: Path) -> tuple[np.ndarray, Film | Scan]:
+def read(
+    config: Config, output: FindingsOutput, path: Path
+) -> tuple[np.ndarray, Film | Scan]:
     """An image as the network sees it, and what was read of its file."""
     if not output.spacing:
         film = image_files.read(path)

@@ -22,7 +22,7 @@ from medjax.evaluation.inference import Predictions
 from medjax.evaluation.mask_metrics import Post
 from medjax.files import read_json, write_json
 from medjax.tasks import imbalance
-from medjax.tasks.films import Data, Output
+from medjax.tasks.films import Data, FindingsOutput
 from medjax.tasks.splitting import ids_in
 from medjax.training import devices
 
@@ -238,7 +238,7 @@ def fit(
 
 
 def _prior(
-    config: Config, output: Output, label: np.ndarray
+    config: Config, output: FindingsOutput, label: np.ndarray
 ) -> tuple[recalibration.Fit, str, int, dict[str, str]]:
     """Undoes the change of the prevalence in training by `config.imbalance`.
 

@@ -21,7 +21,7 @@ from medjax.evaluation import inference
 from medjax.files import unfinished
 from medjax.models import layers
 from medjax.tasks import adapt, imbalance, parts, splitting, start
-from medjax.tasks.films import Data, Output
+from medjax.tasks.films import Data, FindingsOutput
 from medjax.tasks.imbalance import SYNTHETIC, treats
 from medjax.tasks.parts import Network
 from medjax.tasks.task import Run
@@ -116,7 +116,7 @@ def embeddings(
 
 
 def fitted(
-    config: Config, output: Output, feature: np.ndarray, label: np.ndarray
+    config: Config, output: FindingsOutput, feature: np.ndarray, label: np.ndarray
 ) -> tuple[dict[str, jax.Array], int]:
     """The classifier fitted to embeddings, as `config.imbalance` asks for it.
 
@@ -149,7 +149,7 @@ def fitted(
 
 
 def _between(
-    config: Config, output: Output, feature: np.ndarray, label: np.ndarray
+    config: Config, output: FindingsOutput, feature: np.ndarray, label: np.ndarray
 ) -> head.Synthetic:
     """The synthetic points of `config.imbalance`, or one of weight 0."""
     tasks = len(output.names)

@@ -14,12 +14,19 @@ import pandas as pd
 from medjax import losses
 from medjax.cohort import duplicates, manifests, splits
 from medjax.config import Config
-from medjax.data import brain_phantom as brain
-from medjax.data import foreground, intensity_units, prepared, scan, sources, volumes
+from medjax.data import (
+    brain_phantom,
+    foreground,
+    intensity_units,
+    prepared,
+    scan,
+    sources,
+    volumes,
+)
 from medjax.data.fingerprint import Pool
 from medjax.data.intensity_units import Channel
-from medjax.data.sources import scans
-from medjax.data.sources.scans import ScanFiles
+from medjax.data.sources import scan_files
+from medjax.data.sources.scan_files import ScanFiles
 from medjax.data.volumes import Prepared
 from medjax.errors import InputError, check_choice
 from medjax.tasks import data_fields, splitting
@@ -28,9 +35,9 @@ FINDING = ("sequences", "files", "mask", "part")  # What sources.SCANS take.
 READING = ("background", "spacing", "grids", "missing", "foreground", "margin", "clip")
 PHANTOM = "brain_phantom"
 BRATS = {  # A mask's values in each region.
-    "whole": (brain.NECROSIS, brain.OEDEMA, brain.ENHANCING),
-    "core": (brain.NECROSIS, brain.ENHANCING),
-    "enhancing": (brain.ENHANCING,),
+    "whole": (brain_phantom.NECROSIS, brain_phantom.OEDEMA, brain_phantom.ENHANCING),
+    "core": (brain_phantom.NECROSIS, brain_phantom.ENHANCING),
+    "enhancing": (brain_phantom.ENHANCING,),
 }
 SPLITS = {  # Values of `data.split`, and which splits they fill.
     "patients": manifests.SPLITS,
@@ -43,7 +50,7 @@ SPACING = ("spacing_d", "spacing_h", "spacing_w")
 log = logging.getLogger("medjax")
 
 
-class Output(NamedTuple):
+class MasksOutput(NamedTuple):
     """What a segmentation says of a volume; task.json of a run."""
 
     sequences: tuple[str, ...]  # C names of an image's channels, in their order.
@@ -90,10 +97,10 @@ class Data(NamedTuple):
 
     path: Path
     # One row a volume or half, see data/volumes.py; also its `volume` (the number of
-    # its files), `half`, `sex`, `age` (see sources/scans.participants) and a column a
+    # its files), `half`, `sex`, `age` (see sources/scan_files.participants) and a column a
     # region: 1 where it has any, NaN unknown.
     table: pd.DataFrame
-    output: Output
+    output: MasksOutput
     prepared: Prepared
 
     def label(self, ids: np.ndarray) -> np.ndarray:
@@ -212,19 +219,19 @@ def _files(config: Config) -> dict[str, Path]:
         return {}
     paths = [path for files in find(config, source) for path in files.paths()]
     paths += source.glob("dataset.json")  # It says which channel is which sequence.
-    if table := scans.patient_table(config.data.get("patient", ""), source):
+    if table := scan_files.patient_table(config.data.get("patient", ""), source):
         paths.append(table)
     return {os.path.relpath(path, source): path for path in paths}
 
 
-def expected(config: Config) -> Output:
+def expected(config: Config) -> MasksOutput:
     """What a run of this config says, as far as its data needn't be read for it."""
     if config.data.source == PHANTOM:
-        return Output(brain.SEQUENCES, BRATS)
+        return MasksOutput(brain_phantom.SEQUENCES, BRATS)
     if not config.data.sequences:
         raise InputError("data.sequences=(): name one or more")
     values, windows = data_fields.units_of(config), config.data.get("windows", ())
-    return Output(
+    return MasksOutput(
         tuple(config.data.sequences),
         _regions(config),
         units=values,
@@ -248,7 +255,7 @@ def _table(config: Config, prepared: Prepared) -> pd.DataFrame:
             table.loc[at, voxels] = np.sum(label, axis=(0, 1, 2), dtype=np.int64)
             table.loc[at, "width"] = label.shape[2]
     folder = config.data.get("folder", "")
-    about = scans.participants(folder, table["patient"])
+    about = scan_files.participants(folder, table["patient"])
     table = pd.concat([table, about], axis=1)
     known = table[voxels].notna().to_numpy()
     table[[*prepared.regions]] = (table[voxels] > 0).astype(float).where(known)
@@ -284,8 +291,8 @@ def _patients(config: Config, **how: Any) -> list[volumes.UnreadScan]:
         return _phantoms(how, **data_fields.record_options(config))
     files = find(config, config.data.folder)
     where = config.data.get("patient", ""), config.data.folder
-    patients = scans.patients([scan.name for scan in files], *where)
-    scans.warn_of_headers(files, patients)
+    patients = scan_files.patients([scan.name for scan in files], *where)
+    scan_files.warn_of_headers(files, patients)
     options = {"patients": patients, **_reading(config), **how}
     return volumes.from_files(files, regions=_regions(config), **options)
 
@@ -295,8 +302,8 @@ def find(config: Config, path: str, *, masks: bool = True) -> list[ScanFiles]:
     _check_source(config)
     layout, fields = sources.SCANS.get(config.data.source), config.data.to_dict()
     if layout is None:  # Files that are laid out as the phantom's would be.
-        layout, fields = scans.in_folders, {"sequences": brain.SEQUENCES}
-        fields["files"] = {s: f"*_{s}.nii.gz" for s in brain.SEQUENCES}
+        layout, fields = scan_files.in_folders, {"sequences": brain_phantom.SEQUENCES}
+        fields["files"] = {s: f"*_{s}.nii.gz" for s in brain_phantom.SEQUENCES}
     takes = inspect.signature(layout).parameters  # Only one layout has patterns.
     options = {k: fields[k] for k in FINDING if k in fields and k in takes}
     if not masks:
@@ -406,7 +413,7 @@ def _phantoms(
     how: dict[str, Any], source: str, patients: int, first_patient: int, **options
 ) -> list[volumes.UnreadScan]:
     def read(number: int) -> scan.Scan:
-        patient = brain.patient(number, **options)
+        patient = brain_phantom.patient(number, **options)
         return scan.make_scan(patient.image, patient.label, patient.affine, **how)
 
     return [

@@ -17,10 +17,9 @@ from medjax.data.scan import Scan
 from medjax.errors import InputError
 from medjax.evaluation import bootstrap, mask_metrics, means, paired, sliding, subgroups
 from medjax.files import write_json, write_table
-from medjax.reports.segmentation import Case as Pictured
+from medjax.reports.segmentation import PicturedVolume
 from medjax.tasks import comparison, exported, fixed, imbalance, parts, scans, splitting
-from medjax.tasks.check import check as check_any
-from medjax.tasks.check import check_ranges
+from medjax.tasks.check import check_parts, check_ranges
 from medjax.tasks.task import Finished, Task
 from medjax.training import devices, step
 
@@ -76,7 +75,7 @@ def check(config: Config, shards: int) -> None:
     network = parts.segmenter(config, output)
     sliding.check(**_windows(config))
     jax.eval_shape(network.init, jax.random.key(0))  # Does the patch fit the network?
-    check_any(config, network, output, batch=shards * config.patch.each)
+    check_parts(config, network, output, batch=shards * config.patch.each)
 
 
 def explore(config: Config, data: scans.Data, folder: Path) -> Path:
@@ -205,7 +204,7 @@ def other(run: Finished, data: scans.Data) -> scans.Data:
 
 def measure(
     run: Finished, data: scans.Data, manifest: pd.DataFrame, split: str
-) -> tuple[dict, list[Pictured]]:
+) -> tuple[dict, list[PicturedVolume]]:
     """Predicts a split and measures its masks; the worst volumes get pictures."""
     if not devices.first():
         return {}, []
@@ -221,7 +220,7 @@ def measure(
         mask, measured = _measured(run, answer, single)
         rows += [about | row for row in measured]
         image = np.asarray(answer.image[..., 0], np.float32)
-        case = Pictured(name, image, answer.label, mask, answer.spacing)
+        case = PicturedVolume(name, image, answer.label, mask, answer.spacing)
         worst.append((np.mean([row["dice"] for row in measured]), number, case))
         worst = sorted(worst)[:PICTURED]  # No more than these stay in memory.
     options = parts.bootstrap(config)
@@ -277,7 +276,7 @@ def _measured(
     return mask, rows
 
 
-def _facts(config: Config, output: scans.Output) -> dict[str, str]:
+def _facts(config: Config, output: scans.MasksOutput) -> dict[str, str]:
     """What the page says of how the run was trained."""
     size = " x ".join(map(str, config.patch.size))
     facts = {
@@ -401,7 +400,7 @@ def write_masks(run: Finished, case: Scan, path: Path) -> dict[str, float]:
 
 TASK = Task(
     unit="volumes",
-    output=scans.Output,
+    output=scans.MasksOutput,
     check=check,
     share=lambda config: config.train.batch // config.patch.each,
     data=scans.data,

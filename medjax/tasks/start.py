@@ -176,7 +176,7 @@ def _of_run(
     """
     config, values = read_config(folder), workdir.read_task(folder)
     if encodes := model == ENCODER and "regions" in values:
-        output, network = scans.Output({}, {}), parts.segmenter
+        output, network = scans.MasksOutput({}, {}), parts.segmenter
     _check_kind(folder, values, output)
     trained = type(output)(**values)
     _, state = restore(config, folder, network(config, trained), trained)

@@ -14,8 +14,8 @@ from medjax.data.sources import (
     chest_xray,
     medmnist,
     physionet,
+    scan_files,
     scan_layouts,
-    scans,
     tables,
     tfds,
     volumes,
@@ -42,7 +42,7 @@ SCANS = {
     "bids": scan_layouts.in_bids,
     "brats": scan_layouts.in_brats,
     "decathlon": scan_layouts.in_decathlon,
-    "folders": scans.in_folders,
+    "folders": scan_files.in_folders,
 }
 
 

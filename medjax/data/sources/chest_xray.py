@@ -9,8 +9,7 @@ import jax
 import numpy as np
 import pandas as pd
 
-from medjax.data import chest_phantom as chest
-from medjax.data import image_files
+from medjax.data import chest_phantom, image_files
 from medjax.data.prepared import Item
 from medjax.data.records import Source
 from medjax.data.sources import cells, tables
@@ -60,15 +59,15 @@ def phantom(
     seed: int = 0,
     first_patient: int = 0,
     contrast: float = 1.0,
-    prevalence: Sequence[float] = chest.PREVALENCE,
+    prevalence: Sequence[float] = chest_phantom.PREVALENCE,
 ) -> Source:
     """Synthetic films with known truth, see `chest.patient`."""
-    tasks = chest.ALL[: len(prevalence)]
-    if len(prevalence) not in (len(chest.FINDINGS), len(chest.ALL)):
-        more = ", ".join(chest.EIGHT)
+    tasks = chest_phantom.ALL[: len(prevalence)]
+    if len(prevalence) not in (len(chest_phantom.FINDINGS), len(chest_phantom.ALL)):
+        more = ", ".join(chest_phantom.EIGHT)
         raise InputError(
             f"data.prevalence has {len(prevalence)} numbers: give one for each of "
-            f"{', '.join(chest.FINDINGS)}, or eight more for {more}"
+            f"{', '.join(chest_phantom.FINDINGS)}, or eight more for {more}"
         )
     options = {"contrast": contrast, "prevalence": tuple(prevalence)}
 
@@ -79,7 +78,9 @@ def phantom(
             # The last chunk is padded, so that one shape is compiled.
             padded = np.resize(chunk, CHUNK)
             key = jax.random.key(seed)
-            drawn = chest.patients(key, padded, films=films, side=side, **options)
+            drawn = chest_phantom.patients(
+                key, padded, films=films, side=side, **options
+            )
             drawn = jax.device_get(drawn)
             for p, f in np.ndindex(len(chunk), films):
                 film = {name: values[p, f] for name, values in drawn.items()}
@@ -100,13 +101,13 @@ def _phantom_item(
     row = {
         "image": f"{patient:08d}_{film:03d}",
         "patient": patient,
-        "view": chest.VIEWS[drawn["view"]],
-        "sex": chest.SEXES[drawn["sex"]],
+        "view": chest_phantom.VIEWS[drawn["view"]],
+        "sex": chest_phantom.SEXES[drawn["sex"]],
         "age": float(drawn["age"]),
         "width": side,
         "height": side,
-        "spacing_x": chest.FIELD_MM / side,
-        "spacing_y": chest.FIELD_MM / side,
+        "spacing_x": chest_phantom.FIELD_MM / side,
+        "spacing_y": chest_phantom.FIELD_MM / side,
         "official": "",
         "follow_up": float(film),
         **dict(zip(tasks, map(float, drawn["label"]), strict=True)),

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from medjax.data import image_files, nifti, prepared
 from medjax.data.nifti import SequenceFile
-from medjax.data.sources import scans
-from medjax.data.sources.scans import ScanFiles
+from medjax.data.sources import scan_files
+from medjax.data.sources.scan_files import ScanFiles
 from medjax.errors import InputError, check_choice, reading
 
 # The scan (subject and time point) and the sequence in a file's name, since 2023.
@@ -36,7 +36,7 @@ def in_decathlon(
     Source: Antonelli et al., Nature Communications 13 (2022) 4128.
     """
     path = Path(path).expanduser()
-    scans.check_sequences(sequences)
+    scan_files.check_sequences(sequences)
     check_choice("data.part", part, PARTS)
     if not path.exists():
         raise InputError(f"{path}: does not exist; give a folder or a NIfTI file")
@@ -48,13 +48,14 @@ def in_decathlon(
         pairs, official = _listed(description, part), PARTS[part]
         listed = {image for image, _ in pairs}
         for folder in sorted({image.parent for image in listed}):
-            scans.warn_of(
-                [p for p in scans.visible(folder.glob("*")) if p not in listed], folder
+            scan_files.warn_of(
+                [p for p in scan_files.visible(folder.glob("*")) if p not in listed],
+                folder,
             )
     else:
-        inside = [path] if path.is_file() else scans.visible(path.iterdir())
+        inside = [path] if path.is_file() else scan_files.visible(path.iterdir())
         pairs, official = [(p, None) for p in inside if nifti.is_volume(p)], ""
-        scans.warn_of([p for p in inside if not nifti.is_volume(p)], path)
+        scan_files.warn_of([p for p in inside if not nifti.is_volume(p)], path)
     if not pairs:
         raise InputError(
             f"{path}: holds no image (.nii.gz) of the {part if official else 'folder'}"
@@ -74,11 +75,11 @@ def in_brats(path: Path, *, sequences: Sequence[str]) -> list[ScanFiles]:
     subject BraTS-GLI-00000, whose scans are one patient's; `seg` is the mask. The files
     lie in a folder for each scan, or in one.
     """
-    path = scans.existing(path)
-    scans.check_sequences(sequences)
+    path = scan_files.existing(path)
+    scan_files.check_sequences(sequences)
     found = collections.defaultdict(dict)
     files = sorted(_below(path))
-    scans.warn_of([file for file in files if not BRATS.fullmatch(file.name)], path)
+    scan_files.warn_of([file for file in files if not BRATS.fullmatch(file.name)], path)
     for file in files:
         if match := BRATS.fullmatch(file.name):
             name, part = match.groups()
@@ -106,8 +107,8 @@ def in_bids(path: Path, *, sequences: Sequence[str], mask: str = "") -> list[Sca
 
     Source: Gorgolewski et al., Scientific Data 3 (2016) 160044.
     """
-    path = scans.existing(path).absolute()
-    scans.check_sequences(sequences)
+    path = scan_files.existing(path).absolute()
+    scan_files.check_sequences(sequences)
     above = [
         folder for folder in (path, *path.parents) if folder.name.startswith("sub-")
     ]
@@ -120,7 +121,7 @@ def in_bids(path: Path, *, sequences: Sequence[str], mask: str = "") -> list[Sca
             sessions = [path]
         elif sessions:
             inside = [f for f in _below(subject) if not {*sessions} & {*f.parents}]
-            scans.warn_of(inside, subject)
+            scan_files.warn_of(inside, subject)
         for session in sessions or [subject]:
             name = str(session.relative_to(root))
             places = [session, *sorted(root.glob(f"derivatives/*/{name}"))]
@@ -173,7 +174,7 @@ def _ending(folders: Sequence[Path], scan: str, end: str) -> Path | None:
 def _below(folder: Path) -> list[Path]:
     """The files in a folder and below it, see image_files.walk, but for texts."""
     files = (file for _, inside in image_files.walk(folder) for file in inside)
-    return [file for file in files if file.suffix.lower() not in scans.TEXTS]
+    return [file for file in files if file.suffix.lower() not in scan_files.TEXTS]
 
 
 def _channels(description: Path | None, sequences: Sequence[str]) -> dict[str, int]:

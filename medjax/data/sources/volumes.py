@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from medjax.data import intensity_units, scan, series
-from medjax.data import liver_phantom as liver
+from medjax.data import intensity_units, liver_phantom, scan, series
 from medjax.data.normalisation import HIGHEST, LOWEST
 from medjax.data.prepared import Item
 from medjax.data.records import Source
 from medjax.data.scan import Scan
-from medjax.data.sources import scans, tables
+from medjax.data.sources import scan_files, tables
 
 BITS = 16
 OUTSIDE, INSIDE = 1, 2
@@ -61,8 +60,10 @@ def volumes(
         if any(np.greater(case.image.shape[:3], shape)):
             cut.append(name)
         from_file = (width, height, *case.spacing[:0:-1].tolist())
-        found = scans.of_row(Path(paths[name]), sequences=sequences, files=how["files"])
-        patients = series.patients_of(scans.ScanFiles(name, found).paths())
+        found = scan_files.of_row(
+            Path(paths[name]), sequences=sequences, files=how["files"]
+        )
+        patients = series.patients_of(scan_files.ScanFiles(name, found).paths())
         return record(case, shape), from_file, patients
 
     channels = intensity_units.channels(units, windows) or sequences
@@ -96,7 +97,9 @@ def phantom(
 
     def items() -> Iterator[Item]:
         for number in range(first_patient, first_patient + patients):
-            drawn = liver.patient(number, seed=seed, shape=shape, spacing=spacing)
+            drawn = liver_phantom.patient(
+                number, seed=seed, shape=shape, spacing=spacing
+            )
             mask = drawn.mask if masks else None
             case = scan.make_scan(drawn.image, mask, drawn.affine)
             row = {"image": f"liver{number:05d}", "patient": number}
@@ -104,10 +107,12 @@ def phantom(
             row |= dict.fromkeys(("age", "follow_up"), np.nan)
             row |= {"width": shape[2], "height": shape[1]}
             row |= {"spacing_x": spacing[2], "spacing_y": spacing[1]}
-            yield Item({**row, liver.FINDING: float(drawn.lesion)}, record(case, shape))
+            yield Item(
+                {**row, liver_phantom.FINDING: float(drawn.lesion)}, record(case, shape)
+            )
 
     channels = 1 + masks
-    return Source((liver.FINDING,), (*shape, channels), patients, items, BITS)
+    return Source((liver_phantom.FINDING,), (*shape, channels), patients, items, BITS)
 
 
 def read(
@@ -125,7 +130,7 @@ def read(
 
     Its label has the regions of a mask; without one they are unknown: NaN.
     """
-    found = scans.of_row(Path(path), sequences=sequences, files=files)
+    found = scan_files.of_row(Path(path), sequences=sequences, files=files)
     options |= {"regions": regions or {}, "units": units or "z_scores"}
     case = scan.read_scan(found, mask, **options)
     if mask is None and regions:
