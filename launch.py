@@ -215,7 +215,7 @@ def run_evaluate() -> None:
     seen = FLAGS["other-hospital"].value, FLAGS["allow-overlap"].value
     if any(seen) and other is None:
         raise InputError("--other-hospital and --allow-overlap: only go with --config")
-    images = evaluate.Images(FLAGS.split, other, Claim(*seen))
+    images = evaluate.EvaluatedImages(FLAGS.split, other, Claim(*seen))
     if FLAGS.corrupt and FLAGS.localise:
         raise InputError("--corrupt: goes without --localise: one at a time")
     if FLAGS.films and not FLAGS.corrupt:

@@ -333,7 +333,7 @@ def test_a_copy_is_found_though_it_is_resampled_and_mirrored(tmp_path):
     made = source(tmp_path, rows(*names), **options)
     path = prepare(made, records=tmp_path, name="x", max_quarantined=0)
     output = FindingsOutput(made.tasks, False, made.shape, 16, (1.0, 1.0, 1.0), ("T1",))
-    data = films.Data(path, prepared.read_table(path), output)
+    data = films.FilmData(path, prepared.read_table(path), output)
     pairs = data.pairs()
     assert pairs[["id", "other"]].values.tolist() == [[2, 5]]
     ids = np.arange(3), np.arange(3, 6)

@@ -11,7 +11,7 @@ import pytest
 from medjax import tasks
 from medjax.cohort import manifests
 from medjax.commands import evaluate, predict
-from medjax.commands.evaluate import Images
+from medjax.commands.evaluate import EvaluatedImages
 from medjax.config import as_json, read_config
 from medjax.errors import InputError
 from medjax.evaluation.corruptions import CORRUPTIONS
@@ -55,7 +55,7 @@ def run(tmp_path_factory):
 @pytest.mark.slow
 def test_corrupted_films_are_reported_and_the_page_renewed(run, capsys):
     (run / "report.json").write_text("{}")  # As if it had been evaluated.
-    found = evaluate.beside("--corrupt", run, Images(split="test"), most=9)
+    found = evaluate.beside("--corrupt", run, EvaluatedImages(split="test"), most=9)
     assert found["films"] == 9 and found["corruptions"].keys() == CORRUPTIONS.keys()
     report = json.loads((run / "report.json").read_text())
     assert report["robustness"] == json.loads(json.dumps(found))
@@ -96,10 +96,10 @@ def test_robustness_of_other_choices_or_data_is_no_part_of_the_page(
 
 
 def test_another_split_has_files_of_its_own_and_an_unknown_one_is_refused(run):
-    evaluate.beside("--corrupt", run, Images(split="validation"), most=3)
+    evaluate.beside("--corrupt", run, EvaluatedImages(split="validation"), most=3)
     assert (run / "robustness-validation.json").exists()
     with pytest.raises(InputError, match="--split='tset' is unknown"):
-        evaluate.beside("--corrupt", run, Images(split="tset"))
+        evaluate.beside("--corrupt", run, EvaluatedImages(split="tset"))
 
 
 def test_predict_warns_of_images_unlike_the_training_films(run, tmp_path, capsys):

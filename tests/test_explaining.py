@@ -15,7 +15,7 @@ from scipy.special import expit
 from medjax import tasks
 from medjax.cohort import manifests
 from medjax.commands import evaluate, explore, predict
-from medjax.commands.evaluate import Images
+from medjax.commands.evaluate import EvaluatedImages
 from medjax.config import Config, as_json, read_config
 from medjax.errors import InputError
 from medjax.evaluation import inference, localisation, recalibration
@@ -123,7 +123,7 @@ def run(tmp_path_factory):
 )
 def test_localisation_is_reported_of_every_marked_film(run, method, stage, size):
     found = evaluate.beside(
-        "--localise", run, Images(split="test"), method=method, stage=stage
+        "--localise", run, EvaluatedImages(split="test"), method=method, stage=stage
     )
     written = json.loads((run / "localisation.json").read_text())
     assert found == written
@@ -151,11 +151,14 @@ def test_other_people_s_films_can_be_localised_too(run):
     other = read_config(run)
     other.data.update(patients=8, first_patient=500)
     found = evaluate.beside(
-        "--localise", run, Images(split="strangers", other=other), method="grad_cam"
+        "--localise",
+        run,
+        EvaluatedImages(split="strangers", other=other),
+        method="grad_cam",
     )
     assert (run / "localisation-strangers.json").exists()
     assert found["all"]["patients"] <= 8
-    report = evaluate.evaluate(run, Images(split="strangers", other=other))
+    report = evaluate.evaluate(run, EvaluatedImages(split="strangers", other=other))
     assert report["external"] and report["localisation"] == found
     page = (run / "report-strangers.html").read_text()
     assert 'id="films"' in page and page.count("data:image/") > 8  # Its own gallery.
@@ -253,7 +256,9 @@ def test_the_page_shows_where_the_heatmaps_lie(run, tmp_path):
     config["evaluation"]["gallery"] = 0
     (run / "config.json").write_text(json.dumps(config))
     (run / "report.json").write_text("{}")  # As if it had been evaluated.
-    found = evaluate.beside("--localise", run, Images(split="test"), method="grad_cam")
+    found = evaluate.beside(
+        "--localise", run, EvaluatedImages(split="test"), method="grad_cam"
+    )
     report = json.loads((run / "report.json").read_text())
     assert report["localisation"] == json.loads(json.dumps(found))
     read = Page((run / "report.html").read_text()).text
@@ -274,7 +279,9 @@ def test_integrated_gradients_have_no_stage(run, monkeypatch):
 
     monkeypatch.setattr(explain, "_compiled", compiled)
     how = {"method": "integrated_gradients"}
-    found = evaluate.beside("--localise", run, Images(split="validation"), **how)
+    found = evaluate.beside(
+        "--localise", run, EvaluatedImages(split="validation"), **how
+    )
     assert (found["method"], found["stage"]) == ("integrated_gradients", None)
     with pytest.raises(InputError, match="--stage=stem.*no stage"):
         explain.explainer(finished(run), method="integrated_gradients", stage="stem")
@@ -317,9 +324,11 @@ def test_a_frozen_network_is_explained_as_any_other(run):
 
 def test_a_split_that_is_not_there_is_named(run):
     with pytest.raises(InputError, match="--split='tset' is unknown"):
-        evaluate.beside("--localise", run, Images(split="tset"))
+        evaluate.beside("--localise", run, EvaluatedImages(split="tset"))
     with pytest.raises(InputError, match="its own name"):
-        evaluate.beside("--localise", run, Images(split="test", other=read_config(run)))
+        evaluate.beside(
+            "--localise", run, EvaluatedImages(split="test", other=read_config(run))
+        )
 
 
 def test_masks_have_no_heatmaps(monkeypatch):
@@ -329,15 +338,15 @@ def test_masks_have_no_heatmaps(monkeypatch):
     with pytest.raises(InputError, match="--explain"):
         predict.predict("run", images=[], out=None, explain="maps")
     with pytest.raises(InputError, match="--localise: .*the masks themselves"):
-        evaluate.beside("--localise", "run", Images(split="test"))
+        evaluate.beside("--localise", "run", EvaluatedImages(split="test"))
     with pytest.raises(InputError, match="--corrupt"):
-        evaluate.beside("--corrupt", "run", Images(split="test"))
+        evaluate.beside("--corrupt", "run", EvaluatedImages(split="test"))
     with pytest.raises(InputError, match="--audit-augment"):
         explore.audit_augment("run")
 
 
 def test_the_sides_of_the_split_are_kept_apart(run):
     manifest = manifests.read(run / "splits.csv")
-    found = evaluate.beside("--localise", run, Images(split="validation"))
+    found = evaluate.beside("--localise", run, EvaluatedImages(split="validation"))
     patients = manifest["patient"][manifest["split"] == "validation"].nunique()
     assert 0 < found["all"]["patients"] <= patients

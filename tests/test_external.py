@@ -43,7 +43,7 @@ def opened(request, tmp_path_factory):
 
 
 def audited(opened, others, folder, claim=external.CLAIMS["refuse"]):
-    runs = [external.Trained(folder, *opened())]
+    runs = [external.SeenImages(folder, *opened())]
     judged = others.table.assign(split="abroad")
     return external.audit(runs, others, judged, claim, folder / "overlap-abroad.csv")
 

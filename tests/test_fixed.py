@@ -32,7 +32,7 @@ def study_of(label, exclusive=False):
     task = films.FindingsOutput(TASKS, exclusive, (8, 8, 1))
     manifest = pd.DataFrame({"id": ids, "split": "train"})
     manifest.loc[len(ids) * 3 // 4 :, "split"] = "validation"
-    return films.Data(Path("nowhere"), table, task), manifest
+    return films.FilmData(Path("nowhere"), table, task), manifest
 
 
 def predicted(probability, label):

@@ -15,7 +15,7 @@ from test_segmenting_commands import SMALL as phantoms
 from test_segmenting_commands import small_config
 
 from medjax.commands import evaluate, join, predict, train
-from medjax.commands.evaluate import Images
+from medjax.commands.evaluate import EvaluatedImages
 from medjax.config import as_json
 from medjax.errors import InputError
 from medjax.tasks import scans, segmentation
@@ -177,7 +177,7 @@ def test_masks_rules_are_chosen_on_each_folds_own_volumes(tmp_path, monkeypatch)
     config = SimpleNamespace(evaluation=SimpleNamespace(choose=True))
     output = scans.MasksOutput((), {"lesion": (1,)})
     run = Finished(config, tmp_path, output, None, 5, ("first", "second"))
-    segmentation.fix(run, scans.Data(*[None] * len(scans.Data._fields)), None)
+    segmentation.fix(run, scans.ScanData(*[None] * len(scans.ScanData._fields)), None)
     assert asked == [("first", [2]), ("second", [4, 7])]
 
 
@@ -196,13 +196,15 @@ def test_joined_masks_are_of_the_mean_probability_with_rules_of_their_own(
     join.join(folds, joined)
     others.data.update(first_patient=5000, patients=3)
     capsys.readouterr()
-    results = evaluate.evaluate(joined, Images("others", others))
+    results = evaluate.evaluate(joined, EvaluatedImages("others", others))
     assert "isn't of this model" not in capsys.readouterr().out
     assert (results["volumes"], results["ensemble"]["members"]) == (3, FOLDS)
     rules = json.loads((joined / "postprocessing.json").read_text())["regions"]
     assert results["posts"] == rules
     with pytest.raises(InputError, match="were seen in training or validation"):
-        evaluate.evaluate(joined, Images("again", small_config(tmp_path / "records")))
+        evaluate.evaluate(
+            joined, EvaluatedImages("again", small_config(tmp_path / "records"))
+        )
 
     save_phantoms(tmp_path / "raw", [7000], **phantoms)
     written = []

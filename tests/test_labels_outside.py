@@ -21,7 +21,7 @@ def data_of(names, label, *, exclusive=True):
     n = np.arange(len(label))
     table = pd.DataFrame({"id": n, "image": [f"{i}.png" for i in n], "patient": n})
     table = pd.concat([table, pd.DataFrame(label, columns=names)], axis=1)
-    return films.Data(None, table, films.FindingsOutput(names, exclusive, SHAPE))
+    return films.FilmData(None, table, films.FindingsOutput(names, exclusive, SHAPE))
 
 
 def run_of(*names, exclusive=True):

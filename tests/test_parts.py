@@ -54,7 +54,7 @@ def config():
 @pytest.fixture(autouse=True)
 def no_duplicates(monkeypatch):
     """The tables here have no records whose pictures could be compared."""
-    monkeypatch.setattr(films.Data, "pairs", lambda data: None)
+    monkeypatch.setattr(films.FilmData, "pairs", lambda data: None)
 
 
 def table(films=60, official=()):
@@ -73,7 +73,7 @@ def table(films=60, official=()):
 
 def data(**options):
     task = films.FindingsOutput(("mass",), False, (64, 64, 1))
-    return films.Data(Path("nowhere"), table(**options), task)
+    return films.FilmData(Path("nowhere"), table(**options), task)
 
 
 def audited(config, data):
@@ -326,7 +326,7 @@ def test_one_picture_on_two_sides_is_refused_but_where_leaking_is_the_point(
     manifest = splitting.split(config, data())
     pair = {"id": [on(manifest, "train")[0]], "other": [on(manifest, "test")[0]]}
     pair |= {"flipped": [""], "distance": [0], "correlation": [1.0]}
-    monkeypatch.setattr(films.Data, "pairs", lambda data: pd.DataFrame(pair))
+    monkeypatch.setattr(films.FilmData, "pairs", lambda data: pd.DataFrame(pair))
     with pytest.raises(InputError, match=r"split\.duplicates"):
         splitting.audit(config, data(), manifest)
     config.split.by = "image"

@@ -16,7 +16,7 @@ from configs import base
 from medjax import losses
 from medjax.errors import InputError
 from medjax.tasks import check, imbalance, parts, scans, segmentation
-from medjax.tasks.scans import Data, MasksOutput
+from medjax.tasks.scans import MasksOutput, ScanData
 from medjax.training import step
 
 CONFIGS = [
@@ -248,7 +248,7 @@ def test_class_weights_are_of_the_regions_voxels(config):
     rows = {"id": [0, 1], "voxels_a": [10, 20], "voxels_b": [0, np.nan]}
     sizes = {"depth": [10, 5], "height": [10, 10], "width": [1, 1]}
     table = pd.DataFrame(rows | sizes)
-    volumes = Data(None, table, MasksOutput(("t1",), {"a": (1,), "b": (2,)}), None)
+    volumes = ScanData(None, table, MasksOutput(("t1",), {"a": (1,), "b": (2,)}), None)
     label = volumes.weighted(np.array([1, 0]))
     np.testing.assert_allclose(label[:, 0], [0.2, 0.2])
     assert np.isnan(label[0, 1]) and label[1, 1] == 0
@@ -263,7 +263,7 @@ def test_class_weights_may_be_of_the_patients_with_a_region(config):
     config.imbalance, config.resampling.count = "ratio", "patients"
     rows = {"id": range(4), "a": [1, 0, 0, 0], "b": [0, 1, 1, np.nan]}
     regions = {"a": (1,), "b": (2,)}
-    volumes = Data(None, pd.DataFrame(rows), MasksOutput(("t1",), regions), None)
+    volumes = ScanData(None, pd.DataFrame(rows), MasksOutput(("t1",), regions), None)
     label = imbalance.counted(config, volumes, np.arange(4))
     found = imbalance.loss_arguments(config, volumes.output, label)["parts"]
     found = found["weighted_bce"]

@@ -44,7 +44,7 @@ def prepared(count):
     volumes = Prepared(None, table, ("t1",), {"whole": (1,)}, {})
     output = scans.MasksOutput(("t1",), {"whole": (1,)})
     rows = table.assign(volume=table["id"], half="whole")
-    return scans.Data(None, rows, output, volumes)
+    return scans.ScanData(None, rows, output, volumes)
 
 
 def test_the_phantom_is_prepared_once_and_as_its_own_numbers_say(config):

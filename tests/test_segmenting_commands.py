@@ -13,7 +13,7 @@ from scans import save_phantoms
 
 import medjax
 from medjax.commands import evaluate, explore, predict, train
-from medjax.commands.evaluate import Images
+from medjax.commands.evaluate import EvaluatedImages
 from medjax.data import brain_phantom, scan
 from medjax.errors import InputError
 from medjax.tasks import segmentation
@@ -197,16 +197,20 @@ def test_all_patients_train_and_the_page_of_them_is_there_for_the_asking(tmp_pat
     assert not (tmp_path / "all" / "report.html").exists()
     with pytest.raises(InputError, match="nobody is in that split"):
         evaluate.evaluate(tmp_path / "all")
-    found = evaluate.evaluate(tmp_path / "all", Images(split="train"))
+    found = evaluate.evaluate(tmp_path / "all", EvaluatedImages(split="train"))
     assert found["volumes"] == 8 and found["caveat"] == ""
     page = (tmp_path / "all" / "report-train.html").read_text()
     assert "was trained on" in page
     other = small_config(run.parent / "records")
     other.data.update(patients=2, first_patient=50, spacing=(8.0, 9.0, 9.0))
     with pytest.raises(InputError, match="data.spacing is .*the run's"):
-        evaluate.evaluate(tmp_path / "all", Images(split="others", other=other))
+        evaluate.evaluate(
+            tmp_path / "all", EvaluatedImages(split="others", other=other)
+        )
     other.data.spacing = SMALL["spacing"]
-    found = evaluate.evaluate(tmp_path / "all", Images(split="others", other=other))
+    found = evaluate.evaluate(
+        tmp_path / "all", EvaluatedImages(split="others", other=other)
+    )
     assert found["volumes"] == 2 and (tmp_path / "all/report-others.html").exists()
 
 
@@ -295,7 +299,7 @@ def test_copies_of_windows_are_averaged_and_their_gain_is_on_the_page(run, tmp_p
     config = json.loads((run / "config.json").read_text())
     config["evaluation"]["copies"] = 2
     (tmp_path / "run/config.json").write_text(json.dumps(config))
-    evaluate.evaluate(tmp_path / "run", Images("test"))
+    evaluate.evaluate(tmp_path / "run", EvaluatedImages("test"))
     before, after = (
         json.loads((folder / "report.json").read_text())
         for folder in (run, tmp_path / "run")

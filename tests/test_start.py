@@ -473,7 +473,7 @@ def test_a_damaged_file_and_a_folder_in_use_change_nothing(theirs, tmp_path):
 
 
 class Films:
-    """Stands for films.Data: ten images, each of one grey."""
+    """Stands for films.FilmData: ten images, each of one grey."""
 
     def __init__(self, path):
         self.path, self.table = path, pd.DataFrame({"id": np.arange(10)})

@@ -136,7 +136,7 @@ def test_the_norm_is_that_of_linen(groups):
 
 
 def test_a_block_that_adds_nothing_is_the_identity_of_what_is_positive():
-    block = unet.Block(3, (3, 3, 3), 0, jnp.float32)
+    block = unet.ConvBlock(3, (3, 3, 3), 0, jnp.float32)
     x = np.abs(draw(1, 4, 4, 4, 3))
     variables = jax.jit(block.init)(jax.random.key(0), x)
     assert "shortcut" not in variables["params"]

@@ -30,7 +30,7 @@ LONGEST = 120  # Characters of a folder's name.
 BASELINE = "as configured"  # The arm that overrides nothing.
 
 
-class Run(NamedTuple):
+class SweepRun(NamedTuple):
     """One training of a sweep."""
 
     # Of its folder; made of the overrides alone, so that it stays when runs are added.
@@ -43,7 +43,7 @@ class Run(NamedTuple):
         return sweep / "arms" / self.name
 
 
-def runs(config: Config, sweep: Iterable[Mapping[str, Any]]) -> list[Run]:
+def runs(config: Config, sweep: Iterable[Mapping[str, Any]]) -> list[SweepRun]:
     """The runs of a config's `sweep()`, checked before anything runs.
 
     `sweep` has the overrides of each: {'optim.learning_rate': 1e-3, 'seed': 3}. A
@@ -54,7 +54,7 @@ def runs(config: Config, sweep: Iterable[Mapping[str, Any]]) -> list[Run]:
         runs of the same overrides, arms that would be tested on other images or on
         none, or no run.
     """
-    by_name: dict[str, Run] = {}
+    by_name: dict[str, SweepRun] = {}
     first: dict[str, tuple[str, dict]] = {}
     for overrides in sweep:
         changed = configured(config, overrides)
@@ -101,7 +101,7 @@ def configured(config: Config, overrides: Mapping[str, Any]) -> Config:
     return changed.lock()
 
 
-def claim(folder: Path, config: Config, planned: list[Run]) -> None:
+def claim(folder: Path, config: Config, planned: list[SweepRun]) -> None:
     """Writes the sweep's config.json and arms.json, or finds the same config there.
 
     Runs may be added to a sweep and left out: the others stay comparable.
@@ -117,24 +117,26 @@ def claim(folder: Path, config: Config, planned: list[Run]) -> None:
     write_json(folder / "arms.json", rows)
 
 
-def read(folder: Path) -> tuple[Config, list[Run]]:
+def read(folder: Path) -> tuple[Config, list[SweepRun]]:
     """Reads back what `claim` wrote."""
     path = folder / "arms.json"
     if not path.exists():
         raise InputError(f"{folder}: no arms.json: is this the workdir of a sweep?")
     rows = read_json(path)
-    planned = [Run(**{**row, "overrides": tuples(row["overrides"])}) for row in rows]
+    planned = [
+        SweepRun(**{**row, "overrides": tuples(row["overrides"])}) for row in rows
+    ]
     return read_config(folder), planned
 
 
-def is_finished(run: Run, sweep: Path) -> bool:
+def is_finished(run: SweepRun, sweep: Path) -> bool:
     """Whether all reports of the run are written."""
     folder = run.folder(sweep)
     names = ["report.json", *["report-target.json"] * (folder / "target.csv").exists()]
     return all((folder / name).exists() for name in names)
 
 
-def error(run: Run, sweep: Path) -> str | None:
+def error(run: SweepRun, sweep: Path) -> str | None:
     """Why the run failed, one line; None if it didn't."""
     path = run.folder(sweep) / "error.txt"
     return path.read_text().splitlines()[0] if path.exists() else None
@@ -146,7 +148,7 @@ def write_error(folder: Path, line: str, details: str = "") -> None:
     write_text(folder / "error.txt", f"{' '.join(line.split())}\n\n{details}".strip())
 
 
-def _named(overrides: dict[str, Any]) -> Run:
+def _named(overrides: dict[str, Any]) -> SweepRun:
     flat = flatten(overrides)
     repeat = {field: flat.pop(field) for field in REPEATS if field in flat}
     arm, times = (
@@ -157,7 +159,7 @@ def _named(overrides: dict[str, Any]) -> Run:
     name = re.sub(r"[^\w.,=+-]", "_", full)[:LONGEST]
     if name != full:  # Two such names may be equal: a digest tells them apart.
         name = f"{name}-{hashlib.sha256(full.encode()).hexdigest()[:6]}"
-    return Run(name, arm or BASELINE, times, overrides)
+    return SweepRun(name, arm or BASELINE, times, overrides)
 
 
 def _text(value: Any) -> str:

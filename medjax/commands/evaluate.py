@@ -31,7 +31,7 @@ from medjax.tasks.task import Finished, Task
 from medjax.training import devices, journal, workdir
 
 
-class Images(NamedTuple):
+class EvaluatedImages(NamedTuple):
     """The images that a run is judged on."""
 
     # 'test', 'validation', 'train', or 'target': the test images of the data that the
@@ -52,10 +52,10 @@ class Images(NamedTuple):
             )
 
 
-TEST = Images()
+TEST = EvaluatedImages()
 
 
-def evaluate(folder: Path, images: Images = TEST) -> dict:
+def evaluate(folder: Path, images: EvaluatedImages = TEST) -> dict:
     """Reports a run on one of its splits, or on all images of other data.
 
     What is fixed on validation, thresholds or the like, is chosen first where it is
@@ -152,7 +152,9 @@ BESIDE = {  # {flag: how its files are called, how they are measured and written
 }
 
 
-def beside(flag: str, folder: Path, images: Images = TEST, **options: Any) -> dict:
+def beside(
+    flag: str, folder: Path, images: EvaluatedImages = TEST, **options: Any
+) -> dict:
     """Measures and writes what stands beside the report; renews the split's page.
 
     --localise: where the heatmaps lie in images whose findings have boxes, as
@@ -250,7 +252,7 @@ def _judged(
     run: Finished,
     data: Any,
     manifest: pd.DataFrame,
-    images: Images,
+    images: EvaluatedImages,
 ) -> tuple[Any, pd.DataFrame, dict]:
     """The data on which a run with these data is judged, their manifest, and what the
     run has seen of them, or the run of its first weights."""
@@ -276,7 +278,7 @@ def _judged(
                 f"note: {len(target.ids)} of these images were seen without labels: "
                 f"--split={adapt.SPLIT} is about others"
             )
-    runs = [external.Trained(run.folder, data, manifest)]
+    runs = [external.SeenImages(run.folder, data, manifest)]
     runs += external.ancestors(run.config, task.data)
     path = run.folder / f"overlap-{split}.csv"
     return *judged, external.audit(runs, *judged, claim, path)

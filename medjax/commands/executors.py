@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from medjax.commands import arms, train, train_population
-from medjax.commands.arms import Run
+from medjax.commands.arms import SweepRun
 from medjax.errors import InputError, check_choice
 from medjax.files import write_text
 from medjax.training import devices
@@ -36,7 +36,9 @@ FIRST = ("slurm_max_num_timeout",)  # Options that submitit's executor is made w
 HOURS = 12  # The time limit of a SLURM job without timeout_min.
 
 
-def local(sweep: Path, runs: list[Run], report: Callable[[Run], None]) -> bool:
+def local(
+    sweep: Path, runs: list[SweepRun], report: Callable[[SweepRun], None]
+) -> bool:
     """One after the other, each in a process of its own.
 
     A process costs the seconds of its imports. In return a crash ends one run, its
@@ -71,7 +73,9 @@ def local(sweep: Path, runs: list[Run], report: Callable[[Run], None]) -> bool:
     return True
 
 
-def population(sweep: Path, runs: list[Run], report: Callable[[Run], None]) -> bool:
+def population(
+    sweep: Path, runs: list[SweepRun], report: Callable[[SweepRun], None]
+) -> bool:
     """Runs that differ in numbers alone train as one compiled program, here."""
     config, _ = arms.read(sweep)
     configs = [arms.configured(config, run.overrides) for run in runs]
@@ -89,7 +93,10 @@ def population(sweep: Path, runs: list[Run], report: Callable[[Run], None]) -> b
 
 
 def slurm(
-    sweep: Path, runs: list[Run], report: Callable[[Run], None], **options: Any
+    sweep: Path,
+    runs: list[SweepRun],
+    report: Callable[[SweepRun], None],
+    **options: Any,
 ) -> bool:
     """An array of SLURM jobs; waits for them.
 
@@ -180,7 +187,7 @@ def train_run(sweep: Path, name: str) -> Outcome:
     return Outcome(arms.is_finished(run, sweep), arms.error(run, sweep))
 
 
-def _has_ended(run: Run, sweep: Path) -> bool:
+def _has_ended(run: SweepRun, sweep: Path) -> bool:
     """Whether the run is finished or has an error, however its process ended."""
     return arms.is_finished(run, sweep) or arms.error(run, sweep) is not None
 

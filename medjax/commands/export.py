@@ -18,7 +18,7 @@ from medjax.files import read_json, unfinished, write_json, write_text
 from medjax.models import weights
 from medjax.reports import report
 from medjax.tasks import parts
-from medjax.tasks.exported import Program
+from medjax.tasks.exported import ExportedModel
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 LOAD = "predict_load.txt"
@@ -73,7 +73,7 @@ def export(folder: Path, out: Path) -> None:
     print(f"exported: {out} ({size:.1f} MB; see README.md)")
 
 
-def write(program: Program, out: Path) -> None:
+def write(program: ExportedModel, out: Path) -> None:
     """Writes the program's modules and weights, task.json and predict.py."""
     path = out / "weights.safetensors"
     weights.write(path, program.weights)
@@ -99,7 +99,7 @@ def write(program: Program, out: Path) -> None:
 
 
 def lowered(
-    program: Program, places: weights.Places, platform: str
+    program: ExportedModel, places: weights.Places, platform: str
 ) -> jax.export.Exported:
     """The program as StableHLO for any batch; the platform's own operations alone.
 

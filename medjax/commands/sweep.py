@@ -9,7 +9,7 @@ import numpy as np
 
 from medjax import tasks
 from medjax.commands import arms, executors, train_population
-from medjax.commands.arms import Run
+from medjax.commands.arms import SweepRun
 from medjax.config import Config, affecting, read_config
 from medjax.errors import InputError, check_choice
 from medjax.evaluation import bootstrap, seeds
@@ -65,7 +65,7 @@ def sweep(
         train_population.use_cores(left_configs)
     _prepare(left_configs, executor)
 
-    def say(run: Run) -> None:
+    def say(run: SweepRun) -> None:
         nonlocal done
         done += 1
         outcome = _outcome(run, folder, tasks.of(config).comparison)
@@ -102,7 +102,7 @@ def _prepare(left: list[Config], executor: str) -> None:
             tasks.of(config).prepare(config)
 
 
-def _outcome(run: Run, folder: Path, how: comparison.Kind) -> str:
+def _outcome(run: SweepRun, folder: Path, how: comparison.Kind) -> str:
     """One line for the terminal."""
     row = _row(run, folder, how.primary)
     if row["state"] == "failed":
@@ -217,7 +217,7 @@ def _trained_on(reports: Iterable[dict], findings: tuple[str, ...]) -> np.ndarra
 
 
 def _calibration(
-    how: comparison.Kind, grid: comparison.Grid, arm: int, reports: list[dict]
+    how: comparison.Kind, grid: comparison.ArmsBySeeds, arm: int, reports: list[dict]
 ):
     """An arm's calibration error, {} where it has none.
 
@@ -251,7 +251,7 @@ def check_data(folders: Iterable[Path]) -> None:
             )
 
 
-def _row(run: Run, sweep: Path, metric: str) -> dict:
+def _row(run: SweepRun, sweep: Path, metric: str) -> dict:
     """A run on the page: its state, its mean score over the tasks, and its cost."""
     error, finished = arms.error(run, sweep), arms.is_finished(run, sweep)
     folder = run.folder(sweep)
@@ -269,7 +269,7 @@ def _row(run: Run, sweep: Path, metric: str) -> dict:
     }
 
 
-def _curve(runs: list[Run], sweep: Path, metric: str) -> dict:
+def _curve(runs: list[SweepRun], sweep: Path, metric: str) -> dict:
     """An arm's validation score by step, over the repeats that reached the step."""
     values: dict[int, list] = {}
     for run in runs:

@@ -87,7 +87,7 @@ class Agreement(NamedTuple):
     high: float
 
 
-class Summary(NamedTuple):
+class SegmentationResults(NamedTuple):
     """A segmentation report."""
 
     volumes: int
@@ -254,9 +254,9 @@ def measure(
 def summarise(rows: Sequence[Mapping], **draws) -> dict:
     """Means over volumes, with intervals by patient, see means.py.
 
-    rows: see Summary, one volume's after another's, of the same regions.
+    rows: see SegmentationResults, one volume's after another's, of the same regions.
 
-    Returns a `Summary` as JSON, see bootstrap.as_json.
+    Returns a `SegmentationResults` as JSON, see bootstrap.as_json.
     """
     table = pd.DataFrame(list(rows))
     regions = list(table["region"].unique())
@@ -286,7 +286,7 @@ def summarise(rows: Sequence[Mapping], **draws) -> dict:
     patients = len(np.unique(patient))
     note = f"No intervals: they need {LEAST} patients, and there are {patients}."
     volumes = value[..., [METRICS.index(name) for name in ("true_ml", "predicted_ml")]]
-    summary = Summary(
+    summary = SegmentationResults(
         volumes=len(patient),
         patients=patients,
         replicates=draws["replicates"],

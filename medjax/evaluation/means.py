@@ -134,7 +134,7 @@ SIZES = ("small", "medium", "large")  # Thirds of the volumes, by the first regi
 MEAN = "mean"
 
 
-class Group(NamedTuple):
+class VolumeGroup(NamedTuple):
     """One group; dice: by region, and MEAN, of each volume's mean over the regions."""
 
     volumes: int
@@ -142,7 +142,7 @@ class Group(NamedTuple):
     dice: dict[str, Interval]
 
 
-class Gap(NamedTuple):
+class DiceGap(NamedTuple):
     """How much higher the mean Dice of one group is than that of another."""
 
     estimate: float
@@ -154,11 +154,11 @@ class Gap(NamedTuple):
     between: list[str] | None
 
 
-class Attribute(NamedTuple):
+class VolumeAttribute(NamedTuple):
     """The groups of one attribute, and the largest difference between two of them."""
 
-    groups: dict[str, Group]
-    gap: Gap
+    groups: dict[str, VolumeGroup]
+    gap: DiceGap
 
 
 def by_size(rows: Sequence[Mapping]) -> pd.Series:
@@ -178,12 +178,12 @@ def by_group(rows: Sequence[Mapping], groups: pd.DataFrame) -> dict:
     """Every group's Dice with intervals, and the largest differences.
 
     Args:
-      rows: see mask_metrics.Summary.
+      rows: see mask_metrics.SegmentationResults.
       groups: a row a volume, by its name; a column an attribute, of categories. A
         volume without a category is in no group.
 
     Returns:
-      {attribute: `Attribute`} as JSON, see bootstrap.as_json.
+      {attribute: `VolumeAttribute`} as JSON, see bootstrap.as_json.
     """
     table = pd.DataFrame(list(rows))
     dice = table.pivot(index="name", columns="region", values="dice")
@@ -196,7 +196,9 @@ def by_group(rows: Sequence[Mapping], groups: pd.DataFrame) -> dict:
     return bootstrap.as_json(attributes)
 
 
-def _attribute(dice: pd.DataFrame, patient: np.ndarray, group: pd.Series) -> Attribute:
+def _attribute(
+    dice: pd.DataFrame, patient: np.ndarray, group: pd.Series
+) -> VolumeAttribute:
     """The groups of one attribute, by each volume's: a row of `dice`."""
     column = pd.Categorical(group).remove_unused_categories()
     inside = column.codes[:, None] == np.arange(len(column.categories))  # [V, G]
@@ -214,16 +216,16 @@ def _attribute(dice: pd.DataFrame, patient: np.ndarray, group: pd.Series) -> Att
         }
 
     names = [*map(str, column.categories)]
-    return Attribute(
+    return VolumeAttribute(
         {
-            name: Group(int(inside[:, g].sum()), people[g], judged(g))
+            name: VolumeGroup(int(inside[:, g].sum()), people[g], judged(g))
             for g, name in enumerate(names)
         },
         _gap(linear, names),
     )
 
 
-def _gap(linear: Linear, names: list[str]) -> Gap:
+def _gap(linear: Linear, names: list[str]) -> DiceGap:
     """The largest difference of the mean Dice, of groups with LEAST patients."""
     mean, influence, people = (x[..., -1] for x in linear)
     pairs = [
@@ -232,7 +234,7 @@ def _gap(linear: Linear, names: list[str]) -> Gap:
         if min(people[g] for g in pair) >= LEAST
     ]
     if not pairs:
-        return Gap(*[math.nan] * 3, None)
+        return DiceGap(*[math.nan] * 3, None)
     one, other = max(pairs, key=lambda pair: abs(mean[pair[0]] - mean[pair[1]]))
     if mean[one] < mean[other]:
         one, other = other, one
@@ -241,4 +243,4 @@ def _gap(linear: Linear, names: list[str]) -> Gap:
     error = math.sqrt(((influence[:, one] - influence[:, other]) ** 2).sum())
     reach = stdtrit(n - 1, 1 - missed / 2) * error * math.sqrt(n / (n - 1))
     ends = float(estimate - reach), float(estimate + reach)
-    return Gap(float(estimate), *ends, [names[one], names[other]])
+    return DiceGap(float(estimate), *ends, [names[one], names[other]])

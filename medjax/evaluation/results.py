@@ -44,7 +44,7 @@ class OperatingPoint(NamedTuple):
     specificity: Interval
 
 
-class Task(NamedTuple):
+class Finding(NamedTuple):
     """One task."""
 
     positives: float  # Sums of weights, as `negatives`.
@@ -68,7 +68,7 @@ class Classes(NamedTuple):
     rates: Metrics
 
 
-class Summary(NamedTuple):
+class ClassificationResults(NamedTuple):
     """A classification report."""
 
     films: int  # How many there are.
@@ -78,7 +78,7 @@ class Summary(NamedTuple):
     mean: Metrics  # The macro, weighted and micro averages, see metrics.py.
     weighted: Metrics
     micro: Metrics
-    tasks: dict[str, Task]  # By name.
+    tasks: dict[str, Finding]  # By name.
     calibration: dict[str, dict]  # 'mean': over the tasks, of the calibration errors.
     classes: Classes | None = None  # Of exclusive tasks.
 
@@ -121,7 +121,7 @@ def summarise(
       operating: {name: [T]}, thresholds of operating points, chosen on validation.
       ordered: whether the classes are grades, in this order: adds their weighted kappa.
 
-    Returns a `Summary` as JSON, see bootstrap.as_json.
+    Returns a `ClassificationResults` as JSON, see bootstrap.as_json.
     """
     score, label, weight = predictions[2:5]
     threshold = np.asarray(threshold, np.float32)
@@ -168,7 +168,7 @@ def summarise(
             },
             judge=judge,
         )
-    summary = Summary(
+    summary = ClassificationResults(
         films=len(predictions.id),
         patients=len(np.unique(predictions.patient)),
         replicates=draws["replicates"],
@@ -236,7 +236,7 @@ def _task(
     calibration: TaskCalibration,
     operating: dict[str, OperatingPoint],
     judge: Callable,
-) -> Task:
+) -> Finding:
     """Everything of one task, of arrays [N]; patients: as of discrimination.patients.
 
     The intervals, and those of operating points, aren't judged yet.
@@ -276,7 +276,7 @@ def _task(
     at = [judged.pop(name, None) for name in ("ppv_at", "npv_at")]
     fpr, tpr, precision, _ = thresholds.curves(ranked, label, weight)
     bends = thresholds.corners(fpr, tpr)
-    return Task(
+    return Finding(
         positives,
         negatives,
         unknown=int((weight == 0).sum()),

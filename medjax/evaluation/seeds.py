@@ -49,7 +49,7 @@ class Scores(NamedTuple):
     centre: np.ndarray | None = None
 
 
-class Summary(NamedTuple):
+class ArmMetric(NamedTuple):
     """An arm's metric."""
 
     estimate: float  # The mean over the seeds.
@@ -202,10 +202,10 @@ def compare(
       images: [T] positive ones of each task that trained, for the groups.
 
     Returns:
-      baseline; arms: {arm: {seeds, mean: {metric: Summary}, tasks: {task: {metric:
-      Summary}}, groups: {group: {metric: Summary}}, difference: the same of Difference,
-      None for the baseline}}; groups: {group: its tasks}, see `by_frequency`; best: a
-      Best. As JSON, see bootstrap.as_json.
+      baseline; arms: {arm: {seeds, mean: {metric: ArmMetric}, tasks: {task: {metric:
+      ArmMetric}}, groups: {group: {metric: ArmMetric}}, difference: the same of
+      Difference, None for the baseline}}; groups: {group: its tasks}, see
+      `by_frequency`; best: a Best. As JSON, see bootstrap.as_json.
 
     Raises:
       InputError: fewer than two patients.
@@ -230,7 +230,7 @@ def compare(
         for both in zip(tested, adjusted, strict=True)
     ]
 
-    def summary(name: str, metric: Scores, a: int) -> list[Summary]:
+    def summary(name: str, metric: Scores, a: int) -> list[ArmMetric]:
         return summarise(metric, a, patients=patients, worth=areas.WORTH.get(name, 2))
 
     summaries = {
@@ -300,7 +300,7 @@ def _part(scores: Scores, chosen: np.ndarray) -> Scores:
 
 def summarise(
     scores: Scores, arm: int, *, patients: int, worth: float = 2
-) -> list[Summary]:
+) -> list[ArmMetric]:
     """An arm's metric of each task, and last of their mean; worth: see bootstrap.wilson."""
     columns = zip(scores.whole[arm].T, np.moveaxis(scores.drawn[:, arm], 2, 0))
     numbers = [(*_over_seeds(*column), column[0]) for column in columns]
@@ -318,7 +318,7 @@ def summarise(
     if patients < bootstrap.LEAST:
         low = high = np.full(len(sd), np.nan)
     columns = zip(estimate, low, high, undefined, sd, each, strict=True)
-    return [Summary(*column) for column in columns]
+    return [ArmMetric(*column) for column in columns]
 
 
 def difference(

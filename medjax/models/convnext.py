@@ -35,16 +35,18 @@ def convnext(
       rest: of Classifier.
     """
     del axis_name
-    stages = [partial(Stem, width=widths[0], dtype=dtype)]
+    stages = [partial(PatchStem, width=widths[0], dtype=dtype)]
     rates = layers.depth_rates(stochastic_depth, blocks)
     for i, (of_blocks, width) in enumerate(zip(rates, widths, strict=True)):
-        stages.append(partial(Stage, of_blocks, width, first=i == 0, dtype=dtype))
+        stages.append(
+            partial(ConvNeXtStage, of_blocks, width, first=i == 0, dtype=dtype)
+        )
     options = {"random": stochastic_depth > 0, "dtype": dtype, **rest}
     top = partial(norm, dtype=jnp.float32)
     return Classifier(tuple(stages), tasks, top=top, **options)
 
 
-class Stem(nn.Module):
+class PatchStem(nn.Module):
     """Patches of 4 pixels, [B, H, W, C] -> [B, H/4, W/4, width]."""
 
     width: int
@@ -58,7 +60,7 @@ class Stem(nn.Module):
         return norm(dtype=self.dtype, name="norm")(x)
 
 
-class Stage(nn.Module):
+class ConvNeXtStage(nn.Module):
     """Residual blocks, after a convolution of stride 2 unless it is the first stage."""
 
     rates: Sequence[float]  # Of each block: how often training leaves it out.

@@ -43,11 +43,13 @@ def densenet(
     stages = [layers.stem(features, stem, **layer)]
     for i, depth in enumerate(blocks):
         ends = {"first": i == 0, "last": i == len(blocks) - 1}
-        stages.append(partial(Stage, depth, growth, bottleneck, **ends, **layer))
+        stages.append(
+            partial(DenseNetStage, depth, growth, bottleneck, **ends, **layer)
+        )
     return Classifier(tuple(stages), tasks, dtype=dtype, **rest)
 
 
-class Stage(nn.Module):
+class DenseNetStage(nn.Module):
     """A dense block; a transition before all but the first, a norm after the last."""
 
     depth: int

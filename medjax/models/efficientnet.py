@@ -63,7 +63,7 @@ def efficientnet(
     stages = (
         partial(Unit, features=stem, size=3, stride=2, **layer),
         *(
-            partial(Stage, *row[:4], of_blocks, squeeze=not lite, **layer)
+            partial(EfficientNetStage, *row[:4], of_blocks, squeeze=not lite, **layer)
             for row, of_blocks in zip(table, rates, strict=True)
         ),
         partial(Unit, features=top, size=1, stride=1, **layer),
@@ -89,7 +89,7 @@ class Unit(nn.Module):
         return self.activation(self.norm(train=train, name="norm")(x))
 
 
-class Stage(nn.Module):
+class EfficientNetStage(nn.Module):
     """Inverted residual blocks, [B, H, W, C] -> [B, h, w, features].
 
     A block widens by 1 x 1, filters each channel alone, weights the channels by their

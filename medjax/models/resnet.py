@@ -48,11 +48,11 @@ def resnet(
     stages = [layers.stem(width, stem, **layer)]
     for i, depth in enumerate(blocks):
         # The stem has halved the grid of the first stage.
-        stages.append(partial(Stage, depth, width * 2**i, 2 if i else 1, **block))
+        stages.append(partial(ResNetStage, depth, width * 2**i, 2 if i else 1, **block))
     return Classifier(tuple(stages), tasks, dtype=dtype, **rest)
 
 
-class Stage(nn.Module):
+class ResNetStage(nn.Module):
     """`depth` residual blocks, [B, H, W, C] -> [B, h, w, width or 4 width]."""
 
     depth: int

@@ -209,7 +209,7 @@ class Up(nn.Module):
 
 
 def _blocks(level: Down | Up, x: Array) -> Array:
-    block = partial(Block, level.features, level.kernel, level.groups, level.dtype)
+    block = partial(ConvBlock, level.features, level.kernel, level.groups, level.dtype)
     for j in range(1, level.blocks + 1):
         x = block(name=f"block{j}")(x)
     return x
@@ -252,7 +252,7 @@ def _by(numbers: Sequence[int]) -> str:
     return " x ".join(map(str, numbers))
 
 
-class Block(nn.Module):
+class ConvBlock(nn.Module):
     """Two convolutions, added to the input; a 1 x 1 of it where the width changes."""
 
     features: int

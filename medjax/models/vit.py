@@ -47,16 +47,18 @@ def vit(
       rest: of Classifier.
     """
     del axis_name
-    stem = partial(Stem, width, patch, grid, 1 + registers, dtype)
+    stem = partial(TokenStem, width, patch, grid, 1 + registers, dtype)
     [rates] = layers.depth_rates(stochastic_depth, [depth])
-    blocks = [partial(Block, heads, layer_scale, rate, dtype) for rate in rates]
+    blocks = [
+        partial(TransformerBlock, heads, layer_scale, rate, dtype) for rate in rates
+    ]
     options = {"tokens": 1 + registers, "pool": pool, "dtype": dtype}
     options |= {"random": stochastic_depth > 0, **rest}
     top = partial(norm, dtype=jnp.float32)
     return Classifier((stem, *blocks), tasks, top=top, **options)
 
 
-class Stem(nn.Module):
+class TokenStem(nn.Module):
     """Tokens of the class, of registers and of patches, [B, H, W, C] -> [B, N, width].
 
     Sown as an intermediate: 'position', [h, w, width], of the patches.
@@ -94,7 +96,7 @@ class Stem(nn.Module):
         return jnp.concatenate([tokens, x], axis=1)
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """Attention and a perceptron of each token, [B, N, C] -> [B, N, C].
 
     Sown as an intermediate: 'attention', [B, heads, N, N], of each token to all.

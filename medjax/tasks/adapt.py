@@ -36,7 +36,7 @@ BY_LOSS = ("coral", "dann")
 class Target(NamedTuple):
     """The target's images, with the findings of the run, and their split."""
 
-    data: films.Data
+    data: films.FilmData
     manifest: pd.DataFrame
 
     @property
@@ -70,7 +70,7 @@ def method(config: Config) -> str:
     return name
 
 
-def target(config: Config, source: films.Data) -> Target | None:
+def target(config: Config, source: films.FilmData) -> Target | None:
     """The images of `config.adapt.data`, split as the source is; None without them.
 
     Raises:

@@ -38,7 +38,9 @@ def predictions(config: Config, network, state, images) -> Predictions:
     return devices.gather(predicted, len(images))
 
 
-def of_members(run: Finished, data: films.Data, ids: np.ndarray) -> list[Predictions]:
+def of_members(
+    run: Finished, data: films.FilmData, ids: np.ndarray
+) -> list[Predictions]:
     """The uncalibrated predictions of each network."""
     return [
         predictions(run.config, run.network, state, data.films(ids))
@@ -55,7 +57,7 @@ def mean(members: Sequence[Predictions]) -> Predictions:
 
 
 def without_copies(
-    run: Finished, data: films.Data, ids: np.ndarray
+    run: Finished, data: films.FilmData, ids: np.ndarray
 ) -> Predictions | None:
     """The predictions without evaluation.copies, where there are some."""
     config = run.config.copy_and_resolve_references()
@@ -68,7 +70,7 @@ def without_copies(
 
 def write(
     run: Finished,
-    data: films.Data,
+    data: films.FilmData,
     split: str,
     raw: Predictions,
     members: Sequence[Predictions],
@@ -116,7 +118,7 @@ def columns(
 TOLERANCE = 1.0  # mm, of the surfaces.
 
 
-def fix_masks(run: Finished, data: films.Data, manifest: pd.DataFrame) -> None:
+def fix_masks(run: Finished, data: films.FilmData, manifest: pd.DataFrame) -> None:
     """Chooses on validation how probabilities become masks, where that is missing."""
 
     def cases():
@@ -128,8 +130,8 @@ def fix_masks(run: Finished, data: films.Data, manifest: pd.DataFrame) -> None:
         fixed.settle_posts(run.folder, run.number, run.output.masks, cases)
 
 
-def measure_masks(run: Finished, data: films.Data, ids: np.ndarray) -> dict:
-    """A mask_metrics.Summary of the volumes that have a mask; {} if none has."""
+def measure_masks(run: Finished, data: films.FilmData, ids: np.ndarray) -> dict:
+    """mask_metrics.SegmentationResults of the volumes with a mask; {} if none has."""
     names = data.table.set_index("id")[["image", "patient"]]
     posts, rows = fixed.read_posts(run.folder, run.output.masks), []
     for id, probability, true in _predicted(run, data, ids):
@@ -176,7 +178,7 @@ def _auroc(rows: list[dict], regions: tuple[str, ...], **draws) -> dict[str, dic
 
 
 def _predicted(
-    run: Finished, data: films.Data, ids: np.ndarray
+    run: Finished, data: films.FilmData, ids: np.ndarray
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """The id of each volume that has a mask, its probability and the truth.
 

@@ -74,20 +74,22 @@ def check(config: Config, shards: int) -> None:
     check_parts(config, network, output, batch=shards)
 
 
-def data(config: Config) -> films.Data:
+def data(config: Config) -> films.FilmData:
     """The prepared images; refuses a prevalence for another number of tasks."""
     prepared = films.data(config)
     fixed.prevalence(config, len(prepared.output.names))  # Refuses a wrong number.
     return prepared
 
 
-def batches(config: Config, data: films.Data, ids, target, *, on_host: bool = False):
+def batches(
+    config: Config, data: films.FilmData, ids, target, *, on_host: bool = False
+):
     """The endless training data, with the target's images where the loss adapts."""
     seen = target.images() if config.adapt.name in adapt.BY_LOSS else None
     return splitting.train_batches(config, data.films(ids), seen, on_host=on_host)
 
 
-def validate(config, network, data: films.Data, ids, state) -> dict[str, float]:
+def validate(config, network, data: films.FilmData, ids, state) -> dict[str, float]:
     """Mean AUROC and average precision."""
     predicted = answers.predictions(config, network, state, data.films(ids))
     return results.means(predicted)
@@ -106,7 +108,7 @@ def refit_(run: Run) -> None:
         refit.restate(run)
 
 
-def fix(run: Finished, data: films.Data, manifest: pd.DataFrame) -> Finished:
+def fix(run: Finished, data: films.FilmData, manifest: pd.DataFrame) -> Finished:
     """With new choices come new predictions/validation.csv."""
     members: list[Predictions] = []
 
@@ -140,7 +142,7 @@ def read_fixed(run: Finished) -> Finished:
     return run._replace(fixed=chosen)
 
 
-def other(run: Finished, data: films.Data) -> films.Data:
+def other(run: Finished, data: films.FilmData) -> films.FilmData:
     """Other data under the run's names; refuses data that it can't be judged on."""
     names, table = list(run.output.names), data.table
     present = [name for name in names if name in records.tasks_of(table)]
@@ -181,7 +183,7 @@ def other(run: Finished, data: films.Data) -> films.Data:
 
 
 def measure(
-    run: Finished, data: films.Data, manifest: pd.DataFrame, split: str
+    run: Finished, data: films.FilmData, manifest: pd.DataFrame, split: str
 ) -> tuple[dict, dict]:
     """Predicts a split, writes its predictions, and measures them."""
     config, output = run.config, run.output

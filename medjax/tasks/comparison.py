@@ -31,12 +31,14 @@ class Kind(NamedTuple):
     truth: str  # What a column NAME_truth holds, for messages.
     columns: tuple[str, ...]  # Suffixes of the other columns that `measure` needs.
     pair: Callable  # (two tables, names, bootstrap) -> what the page of two runs shows.
-    measure: Callable  # (Grid, bootstrap) -> {metric: scores} of the arms of a sweep.
-    # (Grid, arm) -> the Interval of its calibration error; None of what has none.
+    measure: (
+        Callable  # (ArmsBySeeds, bootstrap) -> {metric: scores} of the arms of a sweep.
+    )
+    # (ArmsBySeeds, arm) -> the Interval of its calibration error; None: has none.
     calibration: Callable | None
 
 
-class Grid(NamedTuple):
+class ArmsBySeeds(NamedTuple):
     """The tables of A arms by S seeds side by side, on all N images of some seed."""
 
     columns: dict[str, np.ndarray]  # {suffix: [A, S, N, T]}, NaN without such an image.
@@ -112,7 +114,7 @@ def side_by_side(
     names: tuple[str, ...],
     folders: dict[tuple[int, int], Path],
     how: Kind,
-) -> Grid:
+) -> ArmsBySeeds:
     """The tables of a sweep's finished runs, {(arm, seed): table}, as one Grid [A, S].
 
     Raises:
@@ -142,7 +144,7 @@ def side_by_side(
         for suffix, array in columns.items():
             array[(*at, rows)] = table[[name + suffix for name in names]]
     patient = identity.column(lowest["patient"]).to_numpy()
-    return Grid(columns, lowest[truth[1:]].to_numpy(float), patient)
+    return ArmsBySeeds(columns, lowest[truth[1:]].to_numpy(float), patient)
 
 
 def _there(path: Path, split: str) -> Path:
@@ -191,7 +193,7 @@ def _pair_findings(first, second, names, **draws) -> dict:
     return paired.compare(*both, tasks=names, **draws)
 
 
-def _measure_findings(grid: Grid, **options) -> dict[str, seeds.Scores]:
+def _measure_findings(grid: ArmsBySeeds, **options) -> dict[str, seeds.Scores]:
     probability, ranking, call = (grid.columns[suffix] for suffix in FINDINGS.columns)
     weight = ~np.isnan(grid.truth) & ~np.isnan(probability)
     return seeds.measure_predictions(
@@ -205,7 +207,7 @@ def _measure_findings(grid: Grid, **options) -> dict[str, seeds.Scores]:
     )
 
 
-def _calibration_of_findings(grid: Grid, arm: int) -> bootstrap.Interval:
+def _calibration_of_findings(grid: ArmsBySeeds, arm: int) -> bootstrap.Interval:
     probability = grid.columns[""][arm]
     weight = ~np.isnan(grid.truth) & ~np.isnan(probability)
     given = (np.nan_to_num(x) for x in (probability, grid.truth))
@@ -231,7 +233,7 @@ def _read_masks(folder: Path, split: str, names: tuple[str, ...]) -> pd.DataFram
     return pd.DataFrame(volumes.values())
 
 
-def _measure_masks(grid: Grid, **options) -> dict[str, seeds.Scores]:
+def _measure_masks(grid: ArmsBySeeds, **options) -> dict[str, seeds.Scores]:
     values = {metric: grid.columns[f"_{metric}"] for metric in OF_MASKS}
     return seeds.measure_cases(values, grid.patient, **options)
 

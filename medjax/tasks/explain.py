@@ -177,7 +177,7 @@ def choose(
 
 
 def gallery(
-    run: Finished, data: films.Data, predicted: inference.Predictions, *, each: int
+    run: Finished, data: films.FilmData, predicted: inference.Predictions, *, each: int
 ) -> dict[str, dict[str, list[dict]]]:
     """Images that a run classifies correctly and wrongly, each under its heatmap.
 
@@ -227,7 +227,7 @@ def gallery(
 
 
 def localise(
-    run: Finished, data: films.Data, ids: np.ndarray, **how: str | None
+    run: Finished, data: films.FilmData, ids: np.ndarray, **how: str | None
 ) -> dict:
     """Measures whether heatmaps lie in the boxes, and whether they depend on the model.
 
@@ -262,7 +262,7 @@ def localise(
     }
 
 
-def read_boxes(data: films.Data, ids: Sequence[int]) -> pd.DataFrame:
+def read_boxes(data: films.FilmData, ids: Sequence[int]) -> pd.DataFrame:
     """The boxes of some images: id, task (its number), x0, y0, x1, y1 in pixels."""
     boxes = pd.read_csv(data.path / "boxes.csv")
     numbers = {name.lower(): t for t, name in enumerate(data.output.names)}
@@ -282,7 +282,7 @@ def _corners(boxes, id: int, task: int) -> np.ndarray:
 def _marked(
     config: Config,
     explain: Callable,
-    data: films.Data,
+    data: films.FilmData,
     ids: np.ndarray,
     boxes: pd.DataFrame,
 ) -> localisation.Marked:

@@ -38,7 +38,7 @@ SCAN = (
 )
 
 
-class Program(NamedTuple):
+class ExportedModel(NamedTuple):
     """What of a run others can run, and what they have to know of it."""
 
     answer: Callable  # (weights by name, image [B, ...]) -> float32 arrays [B, ...].
@@ -49,7 +49,7 @@ class Program(NamedTuple):
     facts: dict[str, Any]  # For task.json.
 
 
-def of_images(run: Any) -> Program:
+def of_images(run: Any) -> ExportedModel:
     """Calibrated probabilities and calls of prepared images, [B, 2 T] in all.
 
     A call is 1 from the threshold on, 0 below it, and -1 where there is none; of
@@ -99,7 +99,7 @@ def of_images(run: Any) -> Program:
         "flip": run.config.evaluation.flip,
         "preparation": _preparation(run),
     }
-    return Program(
+    return ExportedModel(
         answer=answer,
         image=output.shape,
         dtype=f"uint{output.bits}",
@@ -116,7 +116,7 @@ def _preparation(run: Any) -> dict[str, Any]:
     return {"steps": FILM if len(run.output.shape) == 3 else VOXELS}
 
 
-def of_volumes(run: Any, *, patch, slices, overlap, flips, **_) -> Program:
+def of_volumes(run: Any, *, patch, slices, overlap, flips, **_) -> ExportedModel:
     """Probabilities of one window of a volume: predict.py blends those of all windows.
 
     [B, d, h, w, C] float32 -> [B, d, h, w, K + 1], or of a model of slices
@@ -159,7 +159,7 @@ def of_volumes(run: Any, *, patch, slices, overlap, flips, **_) -> Program:
         },
         "preparation": {"steps": SCAN} | _fields(run.config, "data", scans.READING),
     }
-    return Program(
+    return ExportedModel(
         answer=answer,
         image=(*seen, len(run.output.sequences)),
         dtype="float32",

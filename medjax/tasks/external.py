@@ -37,11 +37,11 @@ CLAIMS = {  # Of transfer.overlap.
 }
 
 
-class Trained(NamedTuple):
+class SeenImages(NamedTuple):
     """A run, and the images that it has seen."""
 
     folder: Path
-    data: Any  # films.Data or scans.Data; None: gone.
+    data: Any  # films.FilmData or scans.ScanData; None: gone.
     manifest: pd.DataFrame
 
 
@@ -51,7 +51,7 @@ def claim_of(config: Config) -> Claim:
     return CLAIMS[config.transfer.overlap]
 
 
-def ancestors(config: Config, read: Callable) -> Iterator[Trained]:
+def ancestors(config: Config, read: Callable) -> Iterator[SeenImages]:
     """The run whose weights a run begins with, the run that this one began with, ...
 
     read: config -> the data. Where they are gone, only patient ids can be compared.
@@ -66,7 +66,7 @@ def ancestors(config: Config, read: Callable) -> Iterator[Trained]:
         except InputError as error:
             print(f"note: only patient ids were compared with {folder}: {error}")
             data = None
-        yield Trained(folder, data, manifest)
+        yield SeenImages(folder, data, manifest)
 
 
 def audit_test(
@@ -81,7 +81,7 @@ def audit_test(
 
 
 def audit(
-    runs: Iterable[Trained],
+    runs: Iterable[SeenImages],
     data: Any,
     judged: pd.DataFrame,
     claim: Claim,

@@ -66,7 +66,7 @@ class FindingsOutput(NamedTuple):
             )
 
 
-class Data(NamedTuple):
+class FilmData(NamedTuple):
     """Prepared images."""
 
     path: Path  # Folder of their records.
@@ -92,14 +92,14 @@ class Data(NamedTuple):
             write_table(path, _pairs((self, self.table["id"].to_numpy())))
         return prepared.read_list(path)
 
-    def copies(self, ids: np.ndarray, other: "Data", others: np.ndarray):
+    def copies(self, ids: np.ndarray, other: "FilmData", others: np.ndarray):
         """The pairs that show one picture: `id` of these images, `other` of those."""
         pairs = _pairs((self, ids), (other, others))
         at = pairs["other"] - len(ids)
         return pairs.assign(id=ids[pairs["id"]], other=others[at])
 
 
-def _pairs(*parts: tuple[Data, np.ndarray]) -> pd.DataFrame:
+def _pairs(*parts: tuple[FilmData, np.ndarray]) -> pd.DataFrame:
     """Pairs that show one image, numbered through the ids of one part, or across two."""
     films = [data.films(ids) for data, ids in parts]
     places = [(part, n) for part in films for n in range(len(part))]
@@ -122,7 +122,7 @@ def is_exclusive(config: Config) -> bool:
     return config.task == "multiclass"
 
 
-def data(config: Config) -> Data:
+def data(config: Config) -> FilmData:
     """The records of `config.data`; they are made where they are missing.
 
     Raises:
@@ -167,7 +167,7 @@ def data(config: Config) -> Data:
     pixels = records.pixels_of(path)
     *space, channels = pixels.shape[1:]
     shape, bits = (*space, channels - len(output.masks)), 8 * pixels.itemsize
-    return Data(path, table, output._replace(names=names, shape=shape, bits=bits))
+    return FilmData(path, table, output._replace(names=names, shape=shape, bits=bits))
 
 
 def expected(config: Config) -> FindingsOutput:

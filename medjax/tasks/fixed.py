@@ -22,7 +22,7 @@ from medjax.evaluation.inference import Predictions
 from medjax.evaluation.mask_metrics import Post
 from medjax.files import read_json, write_json
 from medjax.tasks import imbalance
-from medjax.tasks.films import Data, FindingsOutput
+from medjax.tasks.films import FilmData, FindingsOutput
 from medjax.tasks.splitting import ids_in
 from medjax.training import devices
 
@@ -133,7 +133,7 @@ def settle(
     config: Config,
     folder: Path,
     number: int,
-    data: Data,
+    data: FilmData,
     manifest: pd.DataFrame,
     validation: Callable[[], Predictions],
 ) -> tuple[Fixed, Predictions | None]:
@@ -208,7 +208,7 @@ def describe(summary: dict, fixed: Fixed) -> None:
 
 
 def fit(
-    config: Config, data: Data, manifest: pd.DataFrame, validation: Predictions
+    config: Config, data: FilmData, manifest: pd.DataFrame, validation: Predictions
 ) -> Calibration:
     """The calibration by `config.evaluation.calibration`; `validation` is uncalibrated."""
     method = config.evaluation.calibration

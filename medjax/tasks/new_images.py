@@ -35,7 +35,7 @@ class New(NamedTuple):
     scan: Scan | None = None  # Of a run that draws masks: what they are written for.
 
 
-def record(folder: Path, data: films.Data, ids: np.ndarray) -> None:
+def record(folder: Path, data: films.FilmData, ids: np.ndarray) -> None:
     """Writes domain.json: what 2-D training images look like; once."""
     path = folder / DOMAIN
     if len(data.output.shape) != 3 or path.exists():

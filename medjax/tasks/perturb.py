@@ -26,7 +26,9 @@ from medjax.tasks.task import Finished
 MATTERS = 0.01  # AUROC; a smaller drop at the config's strength changes no conclusion.
 
 
-def corrupt(run: Finished, data: films.Data, ids: np.ndarray, most: int = 0) -> dict:
+def corrupt(
+    run: Finished, data: films.FilmData, ids: np.ndarray, most: int = 0
+) -> dict:
     """Measures a run on images at every severity of every corruption.
 
     `most` of the images `ids` at most, chosen by their ids alone; 0: all. Returns
@@ -133,7 +135,7 @@ def _augment(key, image, id, *, op: Callable, spacing: tuple) -> jax.Array:
     return augment(key, batch, ops=(op,), **how)["image"]
 
 
-def audit(run: Finished, data: films.Data, manifest: pd.DataFrame) -> Path:
+def audit(run: Finished, data: films.FilmData, manifest: pd.DataFrame) -> Path:
     """Writes augment.html and augment.json: does an augmentation keep the label?
 
     On the run's validation split, because the result may change the config.

@@ -21,7 +21,7 @@ from medjax.evaluation import inference
 from medjax.files import unfinished
 from medjax.models import layers
 from medjax.tasks import adapt, imbalance, parts, splitting, start
-from medjax.tasks.films import Data, FindingsOutput
+from medjax.tasks.films import FilmData, FindingsOutput
 from medjax.tasks.imbalance import SYNTHETIC, treats
 from medjax.tasks.parts import Network
 from medjax.tasks.task import Run
@@ -87,7 +87,7 @@ def _is_done(config: Config, where: Path, state: State, number: int) -> bool:
 
 
 def embeddings(
-    config: Config, network: Network, state: State, data: Data
+    config: Config, network: Network, state: State, data: FilmData
 ) -> np.ndarray:
     """[N, F] of all images of the data, by their id.
 

@@ -92,7 +92,7 @@ class MasksOutput(NamedTuple):
             )
 
 
-class Data(NamedTuple):
+class ScanData(NamedTuple):
     """Prepared volumes, or halves of them."""
 
     path: Path
@@ -142,7 +142,7 @@ class Data(NamedTuple):
             return pd.DataFrame(columns=["id", "other"], dtype=int)
         return duplicates.alike(self._thumbnails(self.table["id"].to_numpy()))
 
-    def copies(self, ids: np.ndarray, other: "Data", others: np.ndarray):
+    def copies(self, ids: np.ndarray, other: "ScanData", others: np.ndarray):
         """The pairs that show one image: `id` of these volumes, `other` of those."""
         thumbnails = self._thumbnails(ids), other._thumbnails(others)
         pairs = duplicates.alike(np.concatenate(thumbnails))
@@ -157,7 +157,7 @@ class Data(NamedTuple):
         return volumes.read_thumbnails(self.path)[rows]
 
 
-def data(config: Config) -> Data:
+def data(config: Config) -> ScanData:
     """The prepared volumes of `config.data`; they are made where they are missing.
 
     Raises:
@@ -180,10 +180,10 @@ def data(config: Config) -> Data:
     prepared = volumes.read_prepared(folder)
     spacing = tuple(prepared.table[list(SPACING)].median().tolist())
     output = expected(config)._replace(spacing=spacing)
-    return Data(folder, _table(config, prepared), output, prepared)
+    return ScanData(folder, _table(config, prepared), output, prepared)
 
 
-def scaled(config: Config, data: Data, ids: np.ndarray) -> Data:
+def scaled(config: Config, data: ScanData, ids: np.ndarray) -> ScanData:
     """The data with their CT as these training volumes scale it, see intensity_units.scaled.
 
     Its numbers are of the voxels of all regions, or of the whole foreground where there
@@ -199,7 +199,7 @@ def scaled(config: Config, data: Data, ids: np.ndarray) -> Data:
     return data._replace(output=data.output._replace(channels=tuple(channels)))
 
 
-def _values(data: Data, ids, sequence: int, labelled: bool) -> np.ndarray:
+def _values(data: ScanData, ids, sequence: int, labelled: bool) -> np.ndarray:
     """A sequence's mean, deviation and percentiles, over the regions or all of it."""
     pool = Pool()
     for part in data.parts(ids).values():
@@ -320,7 +320,7 @@ def to_predict(config: Config, images: list[str]) -> list[volumes.UnreadScan]:
     return volumes.from_files(files, regions=expected(config).regions, **options)
 
 
-def split(config: Config, data: Data) -> pd.DataFrame:
+def split(config: Config, data: ScanData) -> pd.DataFrame:
     """The split that `data.split` asks for, not yet audited.
 
     'patients' samples them as `config.split` says. 'leave_one_out' tests on one
@@ -348,7 +348,7 @@ def untested(config: Config) -> str:
 
 def audit(
     config: Config,
-    data: Data,
+    data: ScanData,
     manifest: pd.DataFrame,
     *,
     needed: tuple[str, ...] | None = None,

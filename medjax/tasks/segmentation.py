@@ -78,7 +78,7 @@ def check(config: Config, shards: int) -> None:
     check_parts(config, network, output, batch=shards * config.patch.each)
 
 
-def explore(config: Config, data: scans.Data, folder: Path) -> Path:
+def explore(config: Config, data: scans.ScanData, folder: Path) -> Path:
     """Writes fingerprint.json of `config.data`, prints it, copies, and what it proposes.
 
     It describes the scans as they are stored, but for their background: at the spacing
@@ -109,7 +109,9 @@ def explore(config: Config, data: scans.Data, folder: Path) -> Path:
     return path
 
 
-def batches(config: Config, data: scans.Data, ids, target, *, on_host: bool = False):
+def batches(
+    config: Config, data: scans.ScanData, ids, target, *, on_host: bool = False
+):
     """Whole volumes; the device draws their patches."""
     images = data.images(config.patch.size, ids)
     # Whole volumes are large, and a step is long: one batch ahead is enough.
@@ -144,7 +146,9 @@ def _windows(config: Config) -> dict[str, Any]:
     }
 
 
-def answers(config: Config, network, state, data: scans.Data, ids) -> Iterator[Answer]:
+def answers(
+    config: Config, network, state, data: scans.ScanData, ids
+) -> Iterator[Answer]:
     """The predictions of these volumes, one after the other."""
     for part in data.parts(ids).values():
         image, label = volumes.read(data.path, part)
@@ -157,7 +161,7 @@ def answers(config: Config, network, state, data: scans.Data, ids) -> Iterator[A
         yield Answer(image, predicted, np.asarray(label), spacing, members)
 
 
-def validate(config, network, data: scans.Data, ids, state) -> dict[str, float]:
+def validate(config, network, data: scans.ScanData, ids, state) -> dict[str, float]:
     """Mean Dice over volumes and regions; every host predicts a part of the volumes."""
     if not len(ids):
         return {}
@@ -170,7 +174,7 @@ def validate(config, network, data: scans.Data, ids, state) -> dict[str, float]:
     return {"dice": float(np.mean(devices.gather(dice, len(ids))))}
 
 
-def fix(run: Finished, data: scans.Data, manifest: pd.DataFrame) -> Finished:
+def fix(run: Finished, data: scans.ScanData, manifest: pd.DataFrame) -> Finished:
     """The run with its post-processing, chosen on validation where it is missing."""
     data = data._replace(output=run.output)
     held_out = run.held_out(manifest) if run.config.evaluation.choose else []
@@ -190,7 +194,7 @@ def read_fixed(run: Finished) -> Finished:
     return run._replace(fixed=fixed.read_posts(run.folder, run.output.names))
 
 
-def other(run: Finished, data: scans.Data) -> scans.Data:
+def other(run: Finished, data: scans.ScanData) -> scans.ScanData:
     """Other data; refuses those of other sequences or regions."""
     for what in ("sequences", "regions"):
         theirs, ours = (tuple(getattr(o, what)) for o in (data.output, run.output))
@@ -203,7 +207,7 @@ def other(run: Finished, data: scans.Data) -> scans.Data:
 
 
 def measure(
-    run: Finished, data: scans.Data, manifest: pd.DataFrame, split: str
+    run: Finished, data: scans.ScanData, manifest: pd.DataFrame, split: str
 ) -> tuple[dict, list[PicturedVolume]]:
     """Predicts a split and measures its masks; the worst volumes get pictures."""
     if not devices.first():
@@ -243,7 +247,9 @@ def measure(
     return summary, [case for *_, case in worst]
 
 
-def _without_copies(run: Finished, data: scans.Data, ids) -> Iterator[Answer | None]:
+def _without_copies(
+    run: Finished, data: scans.ScanData, ids
+) -> Iterator[Answer | None]:
     """The answers without evaluation.copies, or None for each where there are none."""
     if not run.config.evaluation.copies:
         return itertools.repeat(None)

@@ -20,7 +20,7 @@ FOLDS = 5
 FLOOR_IMAGES = 3000  # At most, by which the floor is estimated.
 
 
-def survey(config: Config, data: films.Data, folder: Path) -> Path:
+def survey(config: Config, data: films.FilmData, folder: Path) -> Path:
     """Writes explore.html and explore.json: the cohort, its pixels and its split."""
     table, tasks = data.table, data.output.names
     manifest = splitting.split(config, data)
@@ -54,11 +54,11 @@ def survey(config: Config, data: films.Data, folder: Path) -> Path:
     return explore_page.write(facts, images, folder)
 
 
-def _read(data: films.Data, name: str) -> pd.DataFrame:
+def _read(data: films.FilmData, name: str) -> pd.DataFrame:
     return pd.read_csv(data.path / f"{name}.csv", keep_default_na=False)
 
 
-def _confounders(config: Config, data: films.Data) -> dict:
+def _confounders(config: Config, data: films.FilmData) -> dict:
     """{covariate: {task: interval of the AUROC with the covariate as the score}}."""
     names = data.output.names
     label = data.table[list(names)].to_numpy(float)
@@ -71,7 +71,7 @@ def _confounders(config: Config, data: films.Data) -> dict:
     return intervals
 
 
-def floor(config: Config, data: films.Data, manifest: pd.DataFrame) -> dict:
+def floor(config: Config, data: films.FilmData, manifest: pd.DataFrame) -> dict:
     """The AUROC of logistic regression on 32 x 32 pixels, without the test images.
 
     It is cross-validated by patient. A network that isn't better has learnt nothing
@@ -124,7 +124,7 @@ def _aurocs(config: Config, score, label, known, patient) -> list[dict[str, floa
     ]
 
 
-def _weights(config: Config, data: films.Data, manifest: pd.DataFrame) -> dict:
+def _weights(config: Config, data: films.FilmData, manifest: pd.DataFrame) -> dict:
     """{scheme: {part: {task: weight}}} of the training images, or {scheme: error}."""
     label = data.label(splitting.ids_in(manifest, "train"))
     kind = data.output.names, label, data.output.exclusive
@@ -143,7 +143,7 @@ def _weights(config: Config, data: films.Data, manifest: pd.DataFrame) -> dict:
     return schemes
 
 
-def verdict(config: Config, data: films.Data, manifest: pd.DataFrame) -> dict:
+def verdict(config: Config, data: films.FilmData, manifest: pd.DataFrame) -> dict:
     """The counts of each split, and whether the audit allows training."""
     reached = manifests.reached(data.table, manifest, data.output.names)
     sound, why = True, "No patient and no picture is on two sides."
@@ -157,7 +157,7 @@ def verdict(config: Config, data: films.Data, manifest: pd.DataFrame) -> dict:
     return {"reached": reached.to_dict("records"), "sound": sound, "verdict": why}
 
 
-def pairs(data: films.Data, manifest: pd.DataFrame) -> list[dict]:
+def pairs(data: films.FilmData, manifest: pd.DataFrame) -> list[dict]:
     """The pairs of images that show one picture, and their splits."""
     rows = manifest.set_index("id")
     shown = []

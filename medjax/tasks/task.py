@@ -32,7 +32,7 @@ class Run(NamedTuple):
 
     config: Config  # With what the first weights brought along.
     folder: Path
-    data: Any  # films.Data or scans.Data.
+    data: Any  # films.FilmData or scans.ScanData.
     manifest: pd.DataFrame  # One row an image: id, image, patient, split.
     ids: np.ndarray  # [N] of the training images, as often as an epoch shows them.
     network: parts.Network
@@ -118,7 +118,7 @@ class Task(NamedTuple):
     measure: Callable
     # (finished, images=, out=, explain_in=, **how) -> a line for each unreadable file.
     predict: Callable
-    program: Callable  # finished -> exported.Program.
+    program: Callable  # finished -> exported.ExportedModel.
     comparison: comparison.Kind
     refused: dict[str, str]  # {capability: why this kind of task can't have it}.
     # (folder, data, ids) -> None; notes what images look like.
