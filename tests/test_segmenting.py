@@ -8,6 +8,7 @@ import re
 import cv2
 import jax
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import Page
 from small import RUN
@@ -153,6 +154,28 @@ def test_json_and_csv_hold_the_same_numbers(written):
         for metric in mask_metrics.METRICS:
             value = float(row[metric]) if row[metric] else None
             assert value == expected[metric]
+
+
+def test_a_new_metric_is_a_row_of_the_table_alone(tmp_path, monkeypatch):
+    def ratio(pair):
+        return pair.predicted_size / pair.true_size if pair.true_size else np.nan
+
+    row = mask_metrics.Metric("Size ratio", "count", np.nan, ratio)
+    monkeypatch.setitem(mask_metrics.METRICS, "size_ratio", row)
+    cases = [case(n) for n in range(4)]
+    results = results_of(cases)
+    text = report.write(results, CURVE, tmp_path, "report", **RUN).read_text()
+    expected = [
+        (one.predicted[..., 0] != 0).sum() / (one.label[..., 0] != 0).sum()
+        for one in cases
+        if np.any(one.label[..., 0])
+    ]
+    table = pd.read_csv(tmp_path / "report.csv")
+    values = table["size_ratio"][table["region"] == REGIONS[0]].dropna()
+    np.testing.assert_allclose(values, expected)
+    mean = results["regions"][REGIONS[0]]["size_ratio"]["estimate"]
+    np.testing.assert_allclose(mean, np.mean(expected))
+    assert f"{mean:.2f}" in text and "Size ratio" in text
 
 
 def test_a_caveat_stands_at_the_top_and_few_patients_have_no_limits(tmp_path):

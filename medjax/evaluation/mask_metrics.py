@@ -22,7 +22,7 @@ A model that predicts nothing would else have the sensitivity of one that finds 
 """
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -33,31 +33,83 @@ from medjax.evaluation.bootstrap import LEAST, Interval
 from medjax.evaluation.means import Linear
 from medjax.evaluation.outlines import components, dice
 
-PERFECT = {  # Of a volume where nothing is true and nothing predicted.
-    "dice": 1.0,
-    "lesion_dice": 1.0,
-    "hd95": 0.0,
-    "lesion_hd95": 0.0,
-    "iou": 1.0,
-    "sensitivity": np.nan,
-    "ppv": np.nan,
-    "asd": 0.0,
-    "nsd": 1.0,
-    "lesion_f1": 1.0,
-    "lesion_sensitivity": np.nan,
-    "false_positives": 0.0,
-    "false_alarm": 0.0,
-    "true_lesions": 0.0,
-    "found_lesions": 0.0,
-    "true_ml": 0.0,
-    "predicted_ml": 0.0,
+
+class Pair(NamedTuple):
+    """A region's two masks of one volume; at least one of them isn't empty."""
+
+    predicted: np.ndarray  # Both are cut to the box that holds them.
+    label: np.ndarray
+    predicted_size: int  # Voxels.
+    true_size: int
+    overlap: int
+    apart: outlines.Distances
+    detected: int  # Lesions: connected components, by faces, edges or corners.
+    missed: int
+    false: int  # Predicted ones without a partner, see outlines.matched.
+    lesion_dice: float
+    lesion_hd95: float
+    diagonal: float  # mm, of the image.
+    millilitres: float  # Of a voxel.
+    tolerance: float  # mm.
+
+
+class Metric(NamedTuple):
+    """A row of the table of metrics of masks."""
+
+    label: str
+    kind: str  # "share", in [0, 1], "count", "mm" or "ml".
+    empty: float  # Of a volume where nothing is true and nothing predicted.
+    of: Callable[[Pair], float]
+
+
+METRICS = {
+    "dice": Metric("Dice", "share", 1, lambda p: dice(p.predicted, p.label)),
+    "lesion_dice": Metric("Lesion Dice", "share", 1, lambda p: p.lesion_dice),
+    # Of an empty mask a distance is infinite: the diagonal is the largest that may be.
+    "hd95": Metric(
+        *("HD95, mm", "mm", 0),
+        lambda p: min(outlines.hausdorff(p.apart), p.diagonal),
+    ),
+    "lesion_hd95": Metric("Lesion HD95, mm", "mm", 0, lambda p: p.lesion_hd95),
+    "iou": Metric(
+        *("IoU", "share", 1),
+        lambda p: p.overlap / (p.predicted_size + p.true_size - p.overlap),
+    ),
+    "sensitivity": Metric(
+        *("Sensitivity", "share", np.nan),
+        lambda p: p.overlap / p.true_size if p.true_size else np.nan,
+    ),
+    "ppv": Metric(
+        *("PPV", "share", np.nan),
+        lambda p: p.overlap / p.predicted_size if p.predicted_size else 0.0,
+    ),
+    "asd": Metric(
+        *("ASD, mm", "mm", 0),
+        lambda p: min(outlines.average_distance(p.apart), p.diagonal),
+    ),
+    "nsd": Metric(
+        "NSD", "share", 1, lambda p: outlines.surface_dice(p.apart, p.tolerance)
+    ),
+    "lesion_f1": Metric(
+        *("Lesion F1", "share", 1),
+        lambda p: 2 * p.detected / (2 * p.detected + p.missed + p.false),
+    ),
+    "lesion_sensitivity": Metric(
+        *("Lesion sensitivity", "share", np.nan),
+        lambda p: p.detected / (p.detected + p.missed) if p.true_size else np.nan,
+    ),
+    "false_positives": Metric("False lesions", "count", 0, lambda p: p.false),
+    # Whether anything is predicted where nothing is true.
+    "false_alarm": Metric(
+        "False alarms", "share", 0, lambda p: np.nan if p.true_size else 1.0
+    ),
+    "true_lesions": Metric("True lesions", "count", 0, lambda p: p.detected + p.missed),
+    "found_lesions": Metric("Lesions found", "count", 0, lambda p: p.detected),
+    "true_ml": Metric("True, ml", "ml", 0, lambda p: p.true_size * p.millilitres),
+    "predicted_ml": Metric(
+        "Predicted, ml", "ml", 0, lambda p: p.predicted_size * p.millilitres
+    ),
 }
-METRICS = tuple(PERFECT)
-SHARES = (  # In [0, 1].
-    *("dice", "lesion_dice", "iou", "sensitivity", "ppv", "nsd", "lesion_f1"),
-    *("lesion_sensitivity", "false_alarm"),
-)
-COUNTS = ("false_positives", "true_lesions", "found_lesions")
 
 
 class Post(NamedTuple):
@@ -200,15 +252,7 @@ def measure(
     *,
     tolerance: float,
 ) -> dict[str, float]:
-    """Compares one region's masks of one volume.
-
-    A lesion is a connected component, by faces, edges or corners. Those that are found
-    are told by `outlines.matched`, and predicted ones without a partner are false positives. The
-    tolerance of the normalised surface Dice is in mm.
-
-    Returns:
-      METRICS: shares in [0, 1], distances in mm, volumes in ml, lesions counted.
-        false_alarm: whether anything is predicted where nothing is true.
+    """Every metric of one region's masks of one volume; the tolerance is of the NSD, mm.
 
     Source: Dice, Ecology 26 (1945) 297; Jaccard (1912) for iou; lesion-wise rates:
     Maier-Hein, Reinke et al., Metrics reloaded, Nat. Methods 21 (2024) 195.
@@ -216,39 +260,24 @@ def measure(
     predicted, label = np.asarray(predicted) != 0, np.asarray(label) != 0
     box = outlines.box(predicted | label)
     if box is None:
-        return dict(PERFECT)
+        return {name: float(metric.empty) for name, metric in METRICS.items()}
     diagonal = float(np.linalg.norm(np.multiply(label.shape, spacing)))
     predicted, label = predicted[box], label[box]
-    overlap = predicted & label
-    inside, true, both = (int(mask.sum()) for mask in (predicted, label, overlap))
     parts = components(label), components(predicted)
     detected = outlines.matched(*parts)
     missed, false = (len(sizes) - detected for _, sizes in parts)
-    lesion_dice, lesion_hd95 = outlines.lesion_scores(
-        predicted, label, spacing, worst=diagonal
+    scores = outlines.lesion_scores(predicted, label, spacing, worst=diagonal)
+    pair = Pair(
+        *(predicted, label),
+        *(int(mask.sum()) for mask in (predicted, label, predicted & label)),
+        outlines.distances(predicted, label, spacing),
+        *(detected, missed, false),
+        *scores,
+        diagonal=diagonal,
+        millilitres=float(np.prod(spacing)) / 1000,
+        tolerance=tolerance,
     )
-    apart = outlines.distances(predicted, label, spacing)
-    millilitre = float(np.prod(spacing)) / 1000
-    return {
-        "dice": dice(predicted, label),
-        "iou": both / (inside + true - both),
-        "sensitivity": both / true if true else np.nan,
-        "ppv": both / inside if inside else 0.0,
-        # Of an empty mask it is infinite: the diagonal is the largest that may be.
-        "hd95": min(outlines.hausdorff(apart), diagonal),
-        "asd": min(outlines.average_distance(apart), diagonal),
-        "nsd": outlines.surface_dice(apart, tolerance),
-        "lesion_dice": lesion_dice,
-        "lesion_hd95": lesion_hd95,
-        "lesion_f1": 2 * detected / (2 * detected + missed + false),
-        "lesion_sensitivity": detected / (detected + missed) if true else np.nan,
-        "false_positives": float(false),
-        "false_alarm": np.nan if true else 1.0,
-        "true_lesions": float(detected + missed),
-        "found_lesions": float(detected),
-        "true_ml": true * millilitre,
-        "predicted_ml": inside * millilitre,
-    }
+    return {name: float(metric.of(pair)) for name, metric in METRICS.items()}
 
 
 def summarise(rows: Sequence[Mapping], **draws) -> dict:
@@ -285,7 +314,8 @@ def summarise(rows: Sequence[Mapping], **draws) -> dict:
 
     patients = len(np.unique(patient))
     note = f"No intervals: they need {LEAST} patients, and there are {patients}."
-    volumes = value[..., [METRICS.index(name) for name in ("true_ml", "predicted_ml")]]
+    places = [[*METRICS].index(name) for name in ("true_ml", "predicted_ml")]
+    volumes = value[..., places]
     summary = SegmentationResults(
         volumes=len(patient),
         patients=patients,
@@ -307,12 +337,14 @@ def _intervals(linear: Linear, **draws) -> Interval:
     """[K + 1, M], each metric's by its kind."""
     distances = means.studentised(linear, **draws)
     distances = distances._replace(low=np.maximum(distances.low, 0))
-    share, count = np.isin(METRICS, SHARES), np.isin(METRICS, COUNTS)
+    kind = np.array([metric.kind for metric in METRICS.values()])
     kinds = zip(
         *(x[:4] for x in (means.shares(linear), means.counts(linear), distances)),
         strict=True,
     )
-    return Interval(*(np.select([share, count], x[:2], x[2]) for x in kinds))
+    return Interval(
+        *(np.select([kind == "share", kind == "count"], x[:2], x[2]) for x in kinds)
+    )
 
 
 def _with_mean(linear: Linear) -> Linear:

@@ -10,25 +10,15 @@ from rich.console import Console
 from rich.table import Table
 
 from medjax.config import flatten
-from medjax.evaluation.metrics import METRICS
+from medjax.evaluation import mask_metrics, metrics
 from medjax.files import write_text
 
 DASH = "–"  # Of what is undefined.
 PROPER = ("Brier", "Cohen's", "Dice")  # Names of people: capital in a sentence, too.
-NAMES = {name: metric.label for name, metric in METRICS.items()} | {
+TABLES = metrics.METRICS, mask_metrics.METRICS
+NAMES = {name: row.label for table in TABLES for name, row in table.items()} | {
     "grad_cam": "Grad-CAM",
     "grad_cam_plus_plus": "Grad-CAM++",
-    "dice": "Dice",
-    "hd95": "HD95, mm",
-    "asd": "ASD, mm",
-    "nsd": "NSD",
-    "lesion_dice": "Lesion Dice",
-    "lesion_hd95": "Lesion HD95, mm",
-    "lesion_f1": "Lesion F1",
-    "false_alarm": "False alarms",
-    "false_positives": "False lesions",
-    "true_ml": "True, ml",
-    "predicted_ml": "Predicted, ml",
     "volume_bias": "Predicted minus true, ml",
     "jpeg": "JPEG",
     "chest_xray": "Chest X-ray",
@@ -67,7 +57,18 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    printed = (count, duration, ends, gib, interval, label, number, p_value, percent)
+    printed = (
+        count,
+        decimals,
+        duration,
+        ends,
+        gib,
+        interval,
+        label,
+        number,
+        p_value,
+        percent,
+    )
     printed += (span, within)
     environment.filters |= {function.__name__: function for function in printed}
     environment.globals["contents"] = []  # Each section adds itself as it renders.
@@ -105,6 +106,13 @@ def number(value: float | None, digits: int | None = None, sign: bool = False) -
         whole = value == int(value) or abs(value) >= 1000
         return f"{value:{plus},.0f}" if whole else f"{value:{plus}.4g}"
     return f"{value:{plus},.{digits}f}"
+
+
+def decimals(name: str) -> int:
+    """How many a value has: two in mm, ml and counts of lesions, three in shares."""
+    of_masks = mask_metrics.METRICS.get(name)
+    coarse = of_masks and of_masks.kind != "share" or name == "volume_bias"
+    return 2 if coarse else 3
 
 
 def count(value: float) -> str:

@@ -14,7 +14,7 @@ from medjax.reports import charts, pictures
 from medjax.reports.page import interval, label, show_table
 
 TEMPLATE = "segmentation.html"
-AVERAGED = METRICS[: METRICS.index("true_lesions")]
+SUMS = ("true_lesions", "found_lesions", "true_ml", "predicted_ml")  # Not averaged.
 SIDE = 400  # Pixels of a picture's longest side.
 FIELD = 100.0  # mm that a picture shows at least, as far as there is any.
 NAMES = ("axial", "coronal", "sagittal")  # Of the planes across D, H and W.
@@ -39,9 +39,13 @@ def sections(results: dict, cases: Iterable[PicturedVolume] | None) -> dict:
         "item": "region",
         "averaged": [
             name
-            for name in AVERAGED
-            if any(r[name]["estimate"] is not None for r in results["regions"].values())
+            for name in METRICS
+            if name not in SUMS
+            and any(
+                r[name]["estimate"] is not None for r in results["regions"].values()
+            )
         ],
+        "distances": [name for name, m in METRICS.items() if m.kind == "mm"],
         "overlap_least": OVERLAP,
         "reach": REACH,
         "rows": sorted(results["rows"], key=lambda row: order.index(row["name"])),
