@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-import test_segmenting as masks
+import test_segmentation_page as masks
 from conftest import Page
 from scipy import stats
 from small import RUN

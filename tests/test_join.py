@@ -11,8 +11,8 @@ import pytest
 import small
 from launching import SMALL, run_here
 from scans import save_phantoms
-from test_segmenting_commands import SMALL as phantoms
-from test_segmenting_commands import small_config
+from test_segmentation_commands import SMALL as phantoms
+from test_segmentation_commands import small_config
 
 from medjax.commands import evaluate, join, predict, train
 from medjax.commands.evaluate import EvaluatedImages

@@ -9,8 +9,8 @@ import pytest
 import small_volumes
 from test_architectures import SMALL
 from test_start import assert_same, noise_like
-from test_start_segmentation import REGIONS, SEQUENCES, unet_config
-from test_start_segmentation import old as segmentation  # noqa: F401
+from test_start_unet import REGIONS, SEQUENCES, unet_config
+from test_start_unet import old as segmentation  # noqa: F401
 
 from medjax.errors import InputError
 from medjax.models import architectures

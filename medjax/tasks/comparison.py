@@ -31,9 +31,8 @@ class Kind(NamedTuple):
     truth: str  # What a column NAME_truth holds, for messages.
     columns: tuple[str, ...]  # Suffixes of the other columns that `measure` needs.
     pair: Callable  # (two tables, names, bootstrap) -> what the page of two runs shows.
-    measure: (
-        Callable  # (ArmsBySeeds, bootstrap) -> {metric: scores} of the arms of a sweep.
-    )
+    # (ArmsBySeeds, bootstrap) -> {metric: scores} of the arms of a sweep.
+    measure: Callable
     # (ArmsBySeeds, arm) -> the Interval of its calibration error; None: has none.
     calibration: Callable | None
 
@@ -115,7 +114,7 @@ def side_by_side(
     folders: dict[tuple[int, int], Path],
     how: Kind,
 ) -> ArmsBySeeds:
-    """The tables of a sweep's finished runs, {(arm, seed): table}, as one Grid [A, S].
+    """The tables of a sweep's finished runs, {(arm, seed): table}, as ArmsBySeeds.
 
     Raises:
       InputError: arms of one seed were tested on other images, or an image has another
