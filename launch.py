@@ -201,6 +201,10 @@ def run_prepare() -> None:
 
 def run_explore() -> None:
     if FLAGS["audit-augment"].value:
+        if FLAGS["config"].present:
+            raise InputError(
+                "--audit-augment: reads the run's own data: leave out --config"
+            )
         explore.audit_augment(workdir())
     else:
         explore.explore(config(), workdir())
@@ -212,14 +216,10 @@ def run_train() -> None:
 
 def run_evaluate() -> None:
     other = config() if FLAGS.config else None
-    seen = FLAGS["other-hospital"].value, FLAGS["allow-overlap"].value
-    if any(seen) and other is None:
-        raise InputError("--other-hospital and --allow-overlap: only go with --config")
-    images = evaluate.EvaluatedImages(FLAGS.split, other, Claim(*seen))
+    seen = Claim(FLAGS["other-hospital"].value, FLAGS["allow-overlap"].value)
+    images = evaluate.EvaluatedImages(FLAGS.split, other, seen)
     if FLAGS.corrupt and FLAGS.localise:
         raise InputError("--corrupt: goes without --localise: one at a time")
-    if FLAGS.films and not FLAGS.corrupt:
-        raise InputError("--films: only goes with --corrupt")
     if FLAGS.against:
         if other is not None or FLAGS.localise or FLAGS.corrupt:
             raise InputError(
@@ -292,18 +292,56 @@ def run_sweep() -> int:
     return 3 if failed else 0
 
 
+# Each command, and the flags that it takes; all take --deterministic. `prepare` is
+# typed as the `train` that follows it, so it may name the run.
 COMMANDS = {
-    "prepare": run_prepare,
-    "explore": run_explore,
-    "train": run_train,
-    "evaluate": run_evaluate,
-    "predict": run_predict,
-    "join": run_join,
-    "export": run_export,
-    "convert": run_convert,
-    "gallery": run_gallery,
-    "sweep": run_sweep,
+    "prepare": (run_prepare, ["config", "workdir"]),
+    "explore": (run_explore, ["config", "workdir", "audit-augment"]),
+    "train": (
+        run_train,
+        ["config", "workdir", "profile", "coordinator", "processes", "process"]
+        + ["cluster"],
+    ),
+    "evaluate": (
+        run_evaluate,
+        ["config", "workdir", "split", "other-hospital", "allow-overlap", "against"]
+        + ["localise", "method", "stage", "corrupt", "films"],
+    ),
+    "predict": (
+        run_predict,
+        ["workdir", "images", "out", "explain", "method", "stage"],
+    ),
+    "join": (run_join, ["run", "workdir"]),
+    "export": (run_export, ["workdir", "out"]),
+    "convert": (run_convert, ["source", "model", "out", "channels"]),
+    "gallery": (run_gallery, ["images", "out", "modality", "draws", "seed"]),
+    "sweep": (run_sweep, ["config", "workdir", "executor", "baseline", "slurm"]),
 }
+# Flags that say more of another one, and mean nothing without it.
+ONLY_WITH = {
+    "other-hospital": ["config"],
+    "allow-overlap": ["config"],
+    "method": ["localise", "explain"],
+    "stage": ["localise", "explain"],
+    "films": ["corrupt"],
+    "channels": ["model"],
+    "processes": ["coordinator", "cluster"],
+    "process": ["coordinator", "cluster"],
+}
+
+
+def check_flags(command: str) -> None:
+    """Refuses a flag that this command doesn't take, or takes only with another one."""
+    taken = COMMANDS[command][1]
+    for name in dict.fromkeys(flag for _, names in COMMANDS.values() for flag in names):
+        others = [other for other in ONLY_WITH.get(name, ()) if other in taken]
+        if not FLAGS[name].present:
+            continue
+        if name not in taken:
+            where = [key for key, (_, names) in COMMANDS.items() if name in names]
+            raise InputError(f"--{name}: is only for {', '.join(where)}: leave it out")
+        if others and not any(FLAGS[other].value for other in others):
+            raise InputError(f"--{name}: only goes with --{' or --'.join(others)}")
 
 
 def main(arguments: list[str]) -> int:
@@ -321,19 +359,13 @@ def main(arguments: list[str]) -> int:
         print("note: --deterministic: no GPU is here, and other devices always are")
     together = FLAGS.cluster or FLAGS.coordinator is not None
     try:
-        if not together and (FLAGS.processes, FLAGS.process) != (None, None):
-            raise InputError(
-                "--processes and --process: go with --coordinator=HOST:PORT; without it "
-                "each process would train the whole run, in one folder"
-            )
-        if together:
-            if arguments[1:] != ["train"]:
-                raise InputError("--coordinator and --cluster: are only for train")
-            devices.join(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
         if len(arguments) != 2 or arguments[1] not in COMMANDS:
             *others, last = COMMANDS
             given = f"{' '.join(arguments[1:])!r}: " if arguments[1:] else ""
             raise InputError(f"{given}give one command: {', '.join(others)} or {last}")
+        check_flags(arguments[1])
+        if together:
+            devices.join(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
         for name in ON_DISK:
             value = FLAGS[name].value or ()
             for path in [value] if isinstance(value, str) else value:
@@ -343,7 +375,7 @@ def main(arguments: list[str]) -> int:
         speaks = not together or devices.first()
         quiet = contextlib.nullcontext() if speaks else contextlib.redirect_stdout(None)
         with quiet, OPEN:
-            return COMMANDS[arguments[1]]() or 0
+            return COMMANDS[arguments[1]][0]() or 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
@@ -447,6 +479,9 @@ def parse(arguments: list[str]) -> list[str]:
     given = {argument.lstrip("-") for argument in arguments[1:]}
     if given & {"h", "help", "helpfull", "helpshort"}:
         print(__doc__)
+        for command in given & {*COMMANDS}:
+            for name in ["deterministic", *COMMANDS[command][1]]:
+                print(f"--{name}: {FLAGS[name].help}")
         sys.exit(0)
     try:
         return FLAGS(arguments)

@@ -268,7 +268,7 @@ def test_the_run_s_own_images_are_no_external_test(finished):
     assert err.count("\n") == 1
     assert not (workdir / "report-again.html").exists()
     _, err = run_here("evaluate", f"--workdir={workdir}", "--other-hospital", code=2)
-    assert "only go with --config" in err
+    assert "only goes with --config" in err
 
 
 @pytest.mark.slow

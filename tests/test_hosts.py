@@ -343,7 +343,7 @@ def test_a_process_that_slurm_starts_alone_on_its_node_has_all_cards(nodes, card
 def test_processes_that_have_nowhere_to_meet_are_refused(tmp_path, flag):
     folder = tmp_path / "run"
     _, err = run_here("train", *SMALLEST, f"--workdir={folder}", flag, code=2)
-    assert "go with --coordinator" in err and err.count("\n") == 1
+    assert "only goes with --coordinator" in err and err.count("\n") == 1
     assert not folder.exists()
 
 

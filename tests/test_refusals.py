@@ -12,6 +12,7 @@ import time
 import launching
 import numpy as np
 import pytest
+from absl import flags
 from launching import ROOT, SMALL, run_here
 
 import launch
@@ -272,18 +273,57 @@ def test_a_workdir_that_is_a_file_is_refused(tmp_path, command):
 
 
 @pytest.mark.parametrize(
-    "flag",
+    ("command", "flag"),
     [
-        *("--images=gs://b/films", "--config.data.records=s3://b/records"),
-        *("--against=az://b/run", "--profile=gs://b/trace"),
+        ("predict", "--images=gs://b/films"),
+        ("train --config=small.py", "--config.data.records=s3://b/records"),
+        ("evaluate", "--against=az://b/run"),
+        ("train --config=small.py", "--profile=gs://b/trace"),
     ],
 )
-def test_the_address_of_a_bucket_makes_no_local_folder(tmp_path, monkeypatch, flag):
+def test_the_address_of_a_bucket_makes_no_local_folder(
+    tmp_path, monkeypatch, command, flag
+):
     monkeypatch.setattr(launching, "ROOT", tmp_path)
-    config = f"--config={ROOT / 'tests/small.py'}"
-    _, errors = run_here("train", config, "--workdir=run", flag, code=2)
+    line = command.replace("small.py", f"{ROOT / 'tests/small.py'}").split()
+    _, errors = run_here(*line, "--workdir=run", flag, code=2)
     assert f"error: {flag.removeprefix('--')}: is no folder" in errors.replace("--", "")
     assert errors.count("\n") == 1 and not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("train --split=validation", "--split: is only for evaluate:"),
+        ("train --corrupt --films=3", "--corrupt: is only for evaluate:"),
+        ("predict --profile=p", "--profile: is only for train:"),
+        ("predict --slurm=a=1", "--slurm: is only for sweep:"),
+        ("predict --seed=1", "--seed: is only for gallery:"),
+        ("gallery --workdir=w", "--workdir: is only for prepare, explore, train,"),
+        ("join --config=tests/small.py", "--config: is only for prepare, explore,"),
+        ("predict --method=grad_cam", "--method: only goes with --explain\n"),
+        ("evaluate --corrupt --stage=x", "--stage: only goes with --localise\n"),
+        ("evaluate --films=3", "--films: only goes with --corrupt\n"),
+        ("convert --source=x --channels=1", "--channels: only goes with --model\n"),
+        ("explore --audit-augment --config=tests/small.py", "leave out --config\n"),
+        (
+            "sweep --workdir=/x --config=configs/loss_weighting.py --slurm=a=1",
+            "--slurm: ",
+        ),
+    ],
+)
+def test_a_flag_that_means_nothing_here_is_refused(line, why):
+    _, errors = run_here(*line.split(), code=2)
+    assert f"error: {why}" in errors or errors.endswith(why)
+    assert errors.count("\n") == 1
+
+
+def test_each_flag_is_of_some_command_and_each_command_lists_its_own():
+    ours = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(launch)}
+    taken = {name for _, names in launch.COMMANDS.values() for name in names}
+    assert taken | {"deterministic"} == ours
+    out, _ = run_here("join", "--help")
+    assert "--run: " in out and "--slurm: " not in out.split(launch.__doc__)[1]
 
 
 def test_a_run_that_was_refused_before_its_first_step_may_be_corrected(tmp_path):

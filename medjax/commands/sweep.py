@@ -49,6 +49,8 @@ def sweep(
       InputError: a mistake in the overrides or the data, before anything runs.
     """
     check_choice("--executor", executor, EXECUTORS)
+    if slurm and executor != "slurm":
+        raise InputError("--slurm: only goes with --executor=slurm")
     runs = arms.runs(config, overrides)
     names = list(dict.fromkeys(run.arm for run in runs))
     check_choice("--baseline", baseline or names[0], names)
@@ -71,10 +73,9 @@ def sweep(
         outcome = _outcome(run, folder, tasks.of(config).comparison)
         print(f"{done}/{len(runs)} {run.name}: {outcome}", flush=True)
 
-    if left:
-        options = slurm or {} if executor == "slurm" else {}
-        if not getattr(executors, executor)(folder, left, say, **options):
-            print("stopped: the same command goes on from here")
+    run_all = getattr(executors, executor)
+    if left and not run_all(folder, left, say, **(slurm or {})):
+        print("stopped: the same command goes on from here")
     results = gather(folder, baseline=baseline)
     path = comparison_page.write_sweep(results, folder)
     comparison_page.show_sweep(results)
