@@ -21,7 +21,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from medjax.augment import intensity, policy
+from medjax.augment import pixel_ops, policy
 from medjax.geometry import warp
 
 part = functools.partial
@@ -29,15 +29,15 @@ MOVED = ("image", "label")
 TURN = {"rotation": 10.0, "zoom": 0.1}
 FILM = [part(warp.random_affine, flip=0.5, translation=0.05, **TURN)]
 GREY = [
-    part(intensity.brightness, strength=0.2),
-    part(intensity.contrast, strength=0.2),
-    part(intensity.noise, std=0.02),
+    part(pixel_ops.brightness, strength=0.2),
+    part(pixel_ops.contrast, strength=0.2),
+    part(pixel_ops.noise, std=0.02),
 ]
 VOLUME = [
     part(warp.flip, axis=0),
     part(warp.random_affine, flip=0.0, translation=0.0, **TURN),
 ]
-VOXEL = [part(intensity.gamma, max_log_gamma=0.5), part(intensity.noise, std=0.02)]
+VOXEL = [part(pixel_ops.gamma, max_log_gamma=0.5), part(pixel_ops.noise, std=0.02)]
 # As smooth and as large as the peers': a Gaussian of deviation s is near a B-spline
 # of control points 1.7 s apart, and the displacements have a deviation of 0.4 pixels.
 BEND_2D = [part(warp.elastic, strength=1.5, distance=14.0)]

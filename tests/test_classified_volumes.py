@@ -13,7 +13,7 @@ from nibabel import orientations
 from scans import affine_of, brain, save
 from sklearn.metrics import roc_auc_score
 
-from medjax.augment import intensity, patches
+from medjax.augment import patches, pixel_ops
 from medjax.data import liver_phantom, prepared, scan, sources
 from medjax.data.normalisation import unit_range, z_scores
 from medjax.data.records import prepare
@@ -193,7 +193,7 @@ def test_without_ops_a_volume_is_as_it_is_predicted(records):
 
 
 def test_ops_leave_the_outside_and_a_missing_sequence_at_0(records):
-    brighter = lambda key, image: intensity.gamma(key, image, max_log_gamma=0.5)
+    brighter = lambda key, image: pixel_ops.gamma(key, image, max_log_gamma=0.5)
     image = augmented(records, brighter)["image"]
     np.testing.assert_array_equal(image == 0, records == 0)
     assert np.abs(image - scores(records)).max() > 0.1

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from configs import base
-from medjax.augment import intensity
+from medjax.augment import pixel_ops
 from medjax.data import sources
 from medjax.data.sources import tables, volumes
 from medjax.geometry import warp
@@ -70,5 +70,5 @@ def test_a_source_s_fields_are_what_its_function_takes(source):
 def test_the_numbers_of_an_op_are_what_it_takes():
     augment = base.classification().augment
     for name in fields(augment) - {"ops", "sided", "allow_unsafe"}:
-        op = warp.MOVES.get(name) or getattr(intensity, name)
+        op = warp.MOVES.get(name) or getattr(pixel_ops, name)
         assert takes(op) - {"key", "image", "motion"} == fields(augment[name])

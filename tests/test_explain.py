@@ -98,7 +98,7 @@ def run(tmp_path_factory):
     workdir.claim(folder / "run", as_json(c))
     workdir.write_task(folder / "run", data.output)
     manifests.write(splitting.split(c, data), folder / "run/splits.csv")
-    new_images.record(folder / "run", data, data.table["id"].to_numpy())
+    new_images.record_novelty(folder / "run", data, data.table["id"].to_numpy())
     network = parts.classifier(c, data.output)
     state = parts.initial_state(
         *(c, network, data.output, data.label(data.table["id"].to_numpy())),

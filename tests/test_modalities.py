@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from medjax.augment import intensity, safety
+from medjax.augment import pixel_ops, safety
 from medjax.augment.safety import POLICIES
 from medjax.errors import InputError
 from medjax.geometry import warp
@@ -28,7 +28,7 @@ AFFINE = {"flip": 0.0, "rotation": 5.0, "zoom": 0.1, "translation": 0.05}
 def test_every_op_stands_in_one_place_with_its_reason(modality):
     policy = POLICIES[modality]
     places = [policy.default, policy.caution, policy.unsafe]
-    ops = {*intensity.OPS, *warp.MOVES} - {"flip"}
+    ops = {*pixel_ops.OPS, *warp.MOVES} - {"flip"}
     assert sorted(op for place in places for op in place) == sorted(ops)
     reasons = [*policy.caution.values(), *policy.unsafe.values(), policy.upright]
     reasons += [reason for _, reason in policy.limits.values()]
@@ -55,7 +55,7 @@ def test_a_default_has_every_option_that_its_op_must_have(modality):
             inspect.signature(warp.MOVES[name]).bind(None, None, **options)
         else:
             image = jnp.full(shape, 0.5)
-            op = getattr(intensity, name)
+            op = getattr(pixel_ops, name)
             op = functools.partial(op, **options)
             got = jax.eval_shape(op, jax.random.key(0), image)
             assert got.shape == shape

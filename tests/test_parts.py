@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 
 from configs import base
 from medjax import losses
-from medjax.augment import intensity
+from medjax.augment import pixel_ops
 from medjax.config import as_json, effects, read_config
 from medjax.errors import InputError
 from medjax.geometry import warp
@@ -689,12 +689,12 @@ FIXED = {
     "distance": 16.0,
 }
 FULL = {"rotation": 5.0, "probability": 1.0}
-NAMES = sorted([*warp.MOVES, *intensity.OPS])
+NAMES = sorted([*warp.MOVES, *pixel_ops.OPS])
 
 
 def op_config(name, share=1.0):
     """That op alone, its strengths at this share of what a test can see."""
-    op = warp.MOVES.get(name) or getattr(intensity, name)
+    op = warp.MOVES.get(name) or getattr(pixel_ops, name)
     numbers = [p for p in inspect.signature(op).parameters if p not in ("key", "image")]
     options = {
         n: FIXED.get(n, FULL.get(n, 0.4) * share) for n in numbers if n != "motion"

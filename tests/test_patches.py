@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_warp import scipy_affine
 
-from medjax.augment import intensity, patches, policy
+from medjax.augment import patches, pixel_ops, policy
 from medjax.geometry import warp
 
 KEY = jax.random.key(3)
@@ -186,8 +186,8 @@ def test_outside_the_brain_nothing_appears():
     brain[3:9, 3:8, 3:11] = True
     batch["image"] = jnp.where(brain, 1.0 + 0 * batch["image"], 0)
     ops = (
-        functools.partial(intensity.rician_noise, std=0.1),
-        functools.partial(intensity.gamma, max_log_gamma=0.3),
+        functools.partial(pixel_ops.rician_noise, std=0.1),
+        functools.partial(pixel_ops.gamma, max_log_gamma=0.3),
     )
     options = {"size": (8, 8, 8), "each": 2, "foreground": 0.0, "slices": False}
     plain = draw(batch, **options)["image"]
@@ -203,8 +203,8 @@ def test_a_sequence_that_is_missing_stays_zero():
     batch |= {"image": jnp.broadcast_to(batch["image"], (2, *SHAPE, 2))}
     batch |= {"presence": missing}
     ops = (
-        functools.partial(intensity.rician_noise, std=0.1),
-        functools.partial(intensity.gamma, max_log_gamma=0.3),
+        functools.partial(pixel_ops.rician_noise, std=0.1),
+        functools.partial(pixel_ops.gamma, max_log_gamma=0.3),
     )
     for slices in (False, True):
         options = {"size": (3, 8, 8), "each": 2, "foreground": 0.0, "slices": slices}
@@ -249,7 +249,7 @@ def test_a_turned_brain_has_no_dark_rim():
 def test_many_patches_of_one_volume_compile():
     """Their numbers are all the same, over which XLA's simplifier ran in circles."""
     options = {"size": (3, 8, 8), "each": 32, "foreground": 0.5, "slices": True}
-    op = functools.partial(intensity.gamma, max_log_gamma=0.1)
+    op = functools.partial(pixel_ops.gamma, max_log_gamma=0.1)
     batch = volumes(1)
     batch |= {"image": batch["image"] / 1000}  # Below what is clipped.
     got = augment(batch, ops=(op,), **options)["image"]
@@ -271,7 +271,7 @@ def test_copies_are_moved_back_and_averaged_where_they_show_a_voxel(shape):
     mm = np.array([3.0, 1.0, 2.0], np.float32)[-n:]
     ops = [
         functools.partial(warp.flip, probability=0.5),
-        functools.partial(intensity.contrast, strength=0.3),
+        functools.partial(pixel_ops.contrast, strength=0.3),
         functools.partial(warp.random_affine, rotation=15.0, zoom=0.2),
     ]
     options = {"number": 3, "ops": ops, "spacing": mm}
@@ -308,7 +308,7 @@ def test_copies_are_moved_back_and_averaged_where_they_show_a_voxel(shape):
 
 def test_copies_of_an_image_that_only_changes_its_greys_are_not_moved():
     image = np.random.default_rng(0).normal(size=(1, 8, 8, 8, 1)).astype(np.float32)
-    ops = [functools.partial(intensity.gamma, max_log_gamma=0.5)]
+    ops = [functools.partial(pixel_ops.gamma, max_log_gamma=0.5)]
     options = {"number": 2, "ops": ops, "spacing": (1.0,) * 3}
     found = jax.jit(lambda x: patches.mean_of_copies(ramped, 2.0, x, **options))(image)
     expected, unit = [ramped(2.0, image)], np.clip((image + 4) / 12, 0, 1)

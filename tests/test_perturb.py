@@ -36,7 +36,7 @@ def run(tmp_path_factory):
     manifest = splitting.split(c, data)
     manifests.write(manifest, folder / "splits.csv")
     trains = manifest["id"][manifest["split"] == "train"].to_numpy()
-    new_images.record(folder, data, trains)
+    new_images.record_novelty(folder, data, trains)
     network = parts.classifier(c, data.output)
     state = parts.initial_state(
         *(c, network, data.output, data.label(trains)),
@@ -120,9 +120,9 @@ def test_predict_warns_of_images_unlike_the_training_films(run, tmp_path, capsys
 
 
 def test_the_training_films_are_looked_at_once(run):
-    known = json.loads((run / new_images.DOMAIN).read_text())
+    known = json.loads((run / new_images.NOVELTY).read_text())
     manifest = manifests.read(run / "splits.csv")
     assert known["films"] == (manifest["split"] == "train").sum()
-    before = (run / new_images.DOMAIN).stat().st_mtime_ns
-    new_images.record(run, films.data(read_config(run)), np.array([0]))
-    assert (run / new_images.DOMAIN).stat().st_mtime_ns == before
+    before = (run / new_images.NOVELTY).stat().st_mtime_ns
+    new_images.record_novelty(run, films.data(read_config(run)), np.array([0]))
+    assert (run / new_images.NOVELTY).stat().st_mtime_ns == before

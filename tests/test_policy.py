@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medjax.augment import intensity, policy
+from medjax.augment import pixel_ops, policy
 from medjax.data import normalisation
 from medjax.geometry import warp
 
@@ -17,10 +17,10 @@ MOVES = [
 ]
 OPS = [
     *MOVES,
-    functools.partial(intensity.brightness, strength=0.2),
-    functools.partial(intensity.contrast, strength=0.2),
-    functools.partial(intensity.gamma, max_log_gamma=0.3),
-    functools.partial(intensity.noise, std=0.1),
+    functools.partial(pixel_ops.brightness, strength=0.2),
+    functools.partial(pixel_ops.contrast, strength=0.2),
+    functools.partial(pixel_ops.gamma, max_log_gamma=0.3),
+    functools.partial(pixel_ops.noise, std=0.1),
 ]
 
 
@@ -89,7 +89,7 @@ def test_ops_are_applied_in_their_order_each_with_its_own_key():
     np.testing.assert_allclose(
         compiled(batch([1]), [add, double]), (image + 1) * 2, rtol=1e-6
     )
-    noise = functools.partial(intensity.noise, std=0.1)
+    noise = functools.partial(pixel_ops.noise, std=0.1)
     grey = {**batch([1]), "image": np.full((1, 16, 16, 1), 0.5, np.float32)}
     once, twice = compiled(grey, [noise]), compiled(grey, [noise, noise])
     second = np.asarray(twice - once)
@@ -99,10 +99,10 @@ def test_ops_are_applied_in_their_order_each_with_its_own_key():
 
 def test_an_op_s_draw_does_not_change_with_another_op_s_strength():
     grey = {**batch([1]), "image": np.full((1, 16, 16, 1), 0.5, np.float32)}
-    noise = functools.partial(intensity.noise, std=0.02)
+    noise = functools.partial(pixel_ops.noise, std=0.02)
 
     def run(strength):
-        ops = [functools.partial(intensity.brightness, strength=strength), noise]
+        ops = [functools.partial(pixel_ops.brightness, strength=strength), noise]
         return np.asarray(compiled(grey, ops))
 
     plain, brighter = run(0.0), run(0.2)

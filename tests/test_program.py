@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from medjax import losses
-from medjax.augment import intensity, policy
+from medjax.augment import pixel_ops, policy
 from medjax.data import normalisation
 from medjax.models.densenet import densenet
 from medjax.training import optim, population, step
@@ -25,7 +25,7 @@ PARTS = {
     "apply": MODEL.apply,
     "augment": functools.partial(
         policy.augment_batch,
-        ops=[functools.partial(intensity.noise, std=0.1)],
+        ops=[functools.partial(pixel_ops.noise, std=0.1)],
         prepare=functools.partial(normalisation.standardise, mean=0.5, std=0.25),
     ),
     "loss": losses.focal,

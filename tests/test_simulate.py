@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage, stats
 
-from medjax.augment import intensity
+from medjax.augment import pixel_ops
 
 RNG = np.random.default_rng(0)
 KEY = jax.random.key(0)
@@ -25,7 +25,7 @@ def drawn(op, **options):
 
 
 def test_rician_noise_has_rices_moments_and_distribution():
-    for grey, got in zip(FLAT[0, 0], drawn(intensity.rician_noise, std=0.05)):
+    for grey, got in zip(FLAT[0, 0], drawn(pixel_ops.rician_noise, std=0.05)):
         rice = stats.rice(float(grey) / 0.05, scale=0.05)
         assert abs(got.mean() - rice.mean()) < 5 * rice.std() / 300
         np.testing.assert_allclose(got.std(), rice.std(), rtol=0.02)
@@ -33,7 +33,7 @@ def test_rician_noise_has_rices_moments_and_distribution():
 
 
 def test_speckle_goes_with_the_intensity():
-    got = drawn(intensity.speckle, std=0.2)
+    got = drawn(pixel_ops.speckle, std=0.2)
     np.testing.assert_allclose(got.mean(1), FLAT[0, 0], rtol=3e-3)
     np.testing.assert_allclose(got.std(1), 0.2 * FLAT[0, 0], rtol=0.02)
     assert stats.kstest(got[2, ::10], stats.norm(0.1, 0.02).cdf).pvalue > 1e-3
@@ -43,7 +43,7 @@ def test_speckle_goes_with_the_intensity():
 @pytest.mark.parametrize("std", [0.2, 0.05])
 def test_poisson_noise_has_the_mean_of_the_image_and_its_variance(std):
     """Counts are whole, and their mean is their variance, at every intensity."""
-    counts = drawn(intensity.poisson_noise, std=std) / std**2
+    counts = drawn(pixel_ops.poisson_noise, std=std) / std**2
     np.testing.assert_allclose(counts, np.rint(counts), atol=2e-4)
     mean = np.asarray(FLAT[0, 0], np.float64) / std**2
     assert np.abs(counts.mean(1) - mean).max() < 5 * np.sqrt(mean.max()) / 300
@@ -54,7 +54,7 @@ def test_poisson_noise_has_the_mean_of_the_image_and_its_variance(std):
 @pytest.mark.parametrize("mean", [0.02, 0.7, 5.0, 9.9, 10.1, 40.0, 900.0])
 def test_poisson_is_the_quantile(mean):
     u = (np.arange(2**16) + 0.5) / 2**16
-    got = np.asarray(jax.jit(intensity.poisson)(u, np.full_like(u, mean)))
+    got = np.asarray(jax.jit(pixel_ops.poisson)(u, np.full_like(u, mean)))
     exact = stats.poisson(mean).ppf(u)
     wrong = np.mean(got != exact)
     assert wrong < (1e-4 if mean < 10 else 3e-3)
@@ -69,7 +69,7 @@ def test_blur_is_scipys(shape):
     """Its one free number, sigma, is found in an image of one bright pixel."""
     image = jnp.asarray(RNG.random(shape, np.float32))
     point = jnp.zeros((1, 41, 1)).at[0, 20].set(1.0)
-    op = jax.jit(functools.partial(intensity.blur, max_sigma=1.5))
+    op = jax.jit(functools.partial(pixel_ops.blur, max_sigma=1.5))
     found = []
     for key in KEYS[:6]:
         spread = np.asarray(op(key, point), np.float64).ravel()
@@ -86,7 +86,7 @@ def test_blur_is_scipys(shape):
 
 def test_blurs_widths_are_uniform():
     point = jnp.zeros((1, 33, 1)).at[0, 16].set(1.0)
-    op = jax.vmap(lambda k: intensity.blur(k, point, max_sigma=2.0))
+    op = jax.vmap(lambda k: pixel_ops.blur(k, point, max_sigma=2.0))
     got = np.asarray(jax.jit(op)(KEYS), np.float64)[:, 0, :, 0]
     sigma = np.sqrt(got @ (np.arange(33) - 16.0) ** 2)
     wide = sigma[sigma > 0.6]  # Narrower ones fall between the pixels.
@@ -117,7 +117,7 @@ def coarse(size, factor):
 @pytest.mark.parametrize("factor", [1.0, 1.3, 2.0, 2.9])
 @pytest.mark.parametrize("size", [12, 17])
 def test_coarsening_averages_and_interpolates(size, factor):
-    weight = intensity.coarsening(size, jnp.float32(factor), 3.0)
+    weight = pixel_ops.coarsening(size, jnp.float32(factor), 3.0)
     got = np.zeros((size, size))
     for k, column in weight.items():
         for row, value in enumerate(np.asarray(column)):
@@ -129,7 +129,7 @@ def test_coarsening_averages_and_interpolates(size, factor):
 
 
 def test_low_resolution_is_the_coarsening_of_each_axis():
-    op = jax.jit(functools.partial(intensity.low_resolution, strength=1.0))
+    op = jax.jit(functools.partial(pixel_ops.low_resolution, strength=1.0))
     got = op(KEY, IMAGE)
     factors = np.linspace(1, 2, 2001)
     rows = IMAGE[:, :1].repeat(24, 1)  # Varies down the rows alone: one axis acts.
@@ -148,7 +148,7 @@ def test_low_resolution_is_the_coarsening_of_each_axis():
 @pytest.mark.parametrize("shape", [(17, 14), (7, 8, 9)])
 def test_the_bias_field_is_a_cubic_within_its_strength(shape):
     flat = jnp.full((*shape, 2), 0.5)
-    op = jax.jit(jax.vmap(lambda k: intensity.bias_field(k, flat, strength=0.4)))
+    op = jax.jit(jax.vmap(lambda k: pixel_ops.bias_field(k, flat, strength=0.4)))
     gain = np.asarray(op(KEYS), np.float64) / 0.5 - 1
     axes = tuple(range(1, gain.ndim - 1))
     peak = np.abs(gain).max(axes)
@@ -166,7 +166,7 @@ def test_the_bias_field_is_a_cubic_within_its_strength(shape):
 
 def test_crop_pad_shifts_by_whole_pixels_and_fills_with_black():
     image = IMAGE + 0.01
-    op = jax.jit(jax.vmap(lambda k: intensity.crop_pad(k, image, shift=0.2)))
+    op = jax.jit(jax.vmap(lambda k: pixel_ops.crop_pad(k, image, shift=0.2)))
     seen = set()
     for got in np.asarray(op(KEYS)):
         shifts = [  # Down and right; found by trying all.
@@ -183,7 +183,7 @@ def test_crop_pad_shifts_by_whole_pixels_and_fills_with_black():
 
 def test_cut_out_hides_one_box_anywhere():
     image = jnp.ones((20, 30, 1))
-    op = jax.jit(jax.vmap(lambda k: intensity.cut_out(k, image, size=0.3, fill=0.25)))
+    op = jax.jit(jax.vmap(lambda k: pixel_ops.cut_out(k, image, size=0.3, fill=0.25)))
     got = np.asarray(op(KEYS))[..., 0]
     assert set(np.unique(got)) == {0.25, 1.0}
     hidden = got == 0.25

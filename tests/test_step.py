@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from medjax import losses
-from medjax.augment import intensity, policy
+from medjax.augment import pixel_ops, policy
 from medjax.data import normalisation
 from medjax.models import layers
 from medjax.models.densenet import densenet
@@ -27,7 +27,7 @@ PARTS = {
     "apply": MODEL.apply,
     "augment": functools.partial(
         policy.augment_batch,
-        ops=[functools.partial(intensity.noise, std=0.1)],
+        ops=[functools.partial(pixel_ops.noise, std=0.1)],
         prepare=functools.partial(normalisation.standardise, mean=0.5, std=0.25),
     ),
     "loss": losses.weighted_bce,

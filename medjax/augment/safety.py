@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from medjax.augment import intensity
+from medjax.augment import pixel_ops
 from medjax.errors import InputError, check_choice
 from medjax.geometry import warp
 
@@ -350,7 +350,7 @@ def _mirrored(name: str, options: Options) -> str:
 
 def _defaults(name: str) -> dict[str, Any]:
     """An op's default options."""
-    ops = warp.MOVES | intensity.OPS
+    ops = warp.MOVES | pixel_ops.OPS
     check_choice("augment.ops", name, sorted(ops))
     parameters = inspect.signature(ops[name]).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty}

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from rich.progress import track
 
-from medjax.augment import intensity, policy, safety
+from medjax.augment import pixel_ops, policy, safety
 from medjax.augment.safety import POLICIES
 from medjax.data import image_files, nifti
 from medjax.data.dicom import is_visible
@@ -247,4 +247,4 @@ def _picture(image: Image, pixels: np.ndarray, mask: np.ndarray | None) -> str:
 
 
 def _function(name: str) -> Callable:
-    return warp.MOVES.get(name) or getattr(intensity, name)
+    return warp.MOVES.get(name) or getattr(pixel_ops, name)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from chex import Array
 
-from medjax.augment import intensity, random
+from medjax.augment import pixel_ops, random
 from medjax.geometry import grid, warp
 
 RANGE = math.log(100)
@@ -35,7 +35,7 @@ def quantum_noise(key: Array, image: Array, value: Array) -> Array:
     Bushberg et al., The Essential Physics of Medical Imaging, chapter 4.
     """
     mean = value * jnp.exp(-RANGE * image)
-    counts = intensity.poisson(random.uniform(key, image.shape), mean)
+    counts = pixel_ops.poisson(random.uniform(key, image.shape), mean)
     # Zero photons have no logarithm: they count as half a photon.
     return jnp.clip(jnp.log(value / jnp.maximum(counts, 0.5)) / RANGE, 0, 1)
 
@@ -107,7 +107,7 @@ def rotation(key: Array, image: Array, value: Array) -> Array:
 
 def occlusion(key: Array, image: Array, value: Array) -> Array:
     """A white metal plate at a random place."""
-    return intensity.cut_out(key, image, size=value / 100, fill=1.0)
+    return pixel_ops.cut_out(key, image, size=value / 100, fill=1.0)
 
 
 class Corruption(NamedTuple):

@@ -23,7 +23,7 @@ from medjax.tasks import answers, explain, films, splitting
 from medjax.tasks.task import Finished
 from medjax.training import step, workdir
 
-DOMAIN = "domain.json"  # What a run's training images look like.
+NOVELTY = "novelty.json"  # What a run's training images look like.
 FILMS = 2000  # Enough for the 0.5th percentile.
 
 
@@ -35,9 +35,9 @@ class New(NamedTuple):
     scan: Scan | None = None  # Of a run that draws masks: what they are written for.
 
 
-def record(folder: Path, data: films.FilmData, ids: np.ndarray) -> None:
-    """Writes domain.json: what 2-D training images look like; once."""
-    path = folder / DOMAIN
+def record_novelty(folder: Path, data: films.FilmData, ids: np.ndarray) -> None:
+    """Writes novelty.json: what 2-D training images look like; once."""
+    path = folder / NOVELTY
     if len(data.output.shape) != 3 or path.exists():
         return
     ids = np.unique(ids)
@@ -145,7 +145,7 @@ def _answers(
     draws some, into `folder`.
     """
     flat, output = len(run.output.shape) == 3, run.output
-    reference = read_json(run.folder / DOMAIN) if flat else None
+    reference = read_json(run.folder / NOVELTY) if flat else None
 
     def load(path: Path) -> New:
         pixels, read = films.read(run.config, output, path)

@@ -1,6 +1,6 @@
 """From a config to its parts: network, loss, augmentation, optimiser, step, state.
 
-`output` is what the model says of an image: films.Output or scans.Output.
+`output` is what the model says of an image: films.FindingsOutput or scans.MasksOutput.
 """
 
 import functools
@@ -16,7 +16,7 @@ import optax
 from chex import Array, ArrayTree
 
 from medjax import losses
-from medjax.augment import intensity, patches, policy, safety
+from medjax.augment import patches, pixel_ops, policy, safety
 from medjax.config import Config, affecting, as_json, named
 from medjax.data import normalisation
 from medjax.errors import InputError
@@ -242,7 +242,7 @@ def ops(config: Config, *, strength: float = 1.0) -> dict[str, Callable]:
             bound[name] = functools.partial(warp.MOVES[name], **options)
         else:
             bound[name] = named(
-                intensity, name, "augment.ops", "key", "image", **options
+                pixel_ops, name, "augment.ops", "key", "image", **options
             )
     return bound
 

@@ -58,7 +58,8 @@ class Finished(NamedTuple):
 
     config: Config
     folder: Path
-    output: Any  # What the model says of an image: films.Output or scans.Output.
+    # What the model says of an image: films.FindingsOutput or scans.MasksOutput.
+    output: Any
     network: parts.Network
     number: int  # Updates behind the checkpoint that is judged.
     state: step.Trained  # Of that checkpoint.
@@ -90,7 +91,7 @@ class Task(NamedTuple):
     """The functions of one kind of task; the commands call nothing else of it."""
 
     unit: str  # What an image is called, in the plural.
-    output: type  # films.Output or scans.Output.
+    output: type  # films.FindingsOutput or scans.MasksOutput.
     # (config, devices that share a batch) -> None; refuses mistakes that can be seen
     # before any data are read.
     check: Callable

@@ -32,7 +32,7 @@ SUFFIXES = ("_label", "_log_odds", "_raw", "_threshold", "_call", "_answer", "_s
 BEGUN = ("metrics.jsonl", "checkpoints", "report.json")  # Of a run that began to learn.
 NOTES = (  # What precedes the first step.
     *("config.json", "provenance.json", "splits.csv", "target.csv", "task.json"),
-    "domain.json",
+    "novelty.json",
 )
 
 
@@ -120,7 +120,7 @@ def _git(*arguments: str) -> str:
 
 
 def write_task(folder: Path, output: tuple) -> None:
-    """Writes task.json: what the model says, films.Output or scans.Output."""
+    """Writes task.json: what the model says, films.FindingsOutput or scans.MasksOutput."""
     write_json(folder / "task.json", output._asdict())
 
 

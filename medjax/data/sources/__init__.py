@@ -1,7 +1,7 @@
 """Layouts of raw data: each file here reads some of them.
 
-Image layouts return a `records.Source`; those of scans return `scans.ScanFiles`. All raise
-an InputError for a setting or a file that does not fit the layout.
+Image layouts return a `records.Source`; those of scans return `scan_files.ScanFiles`.
+All raise an InputError for a setting or a file that does not fit the layout.
 """
 
 import contextlib

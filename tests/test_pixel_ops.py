@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from medjax.augment import intensity
+from medjax.augment import pixel_ops
 from medjax.data import normalisation
 from medjax.errors import InputError
 
@@ -51,7 +51,7 @@ def results(shape):
 
     def every(options):  # In one program: compiling is what takes the time.
         def run(key, image):
-            return {n: getattr(intensity, n)(key, image, **options[n]) for n in names}
+            return {n: getattr(pixel_ops, n)(key, image, **options[n]) for n in names}
 
         return jax.jit(jax.vmap(run, in_axes=(0, None)))
 
@@ -67,8 +67,8 @@ def results(shape):
 
 
 def test_every_op_is_tested_here():
-    assert intensity.OPS.keys() == OPS.keys()
-    assert all(callable(getattr(intensity, name)) for name in OPS)
+    assert pixel_ops.OPS.keys() == OPS.keys()
+    assert all(callable(getattr(pixel_ops, name)) for name in OPS)
 
 
 @pytest.mark.parametrize(("name", "shape"), CASES)
@@ -97,7 +97,7 @@ def with_keys(op, image=IMAGE, **options):
 
 
 def test_brightness_is_one_uniform_offset():
-    change = with_keys(intensity.brightness, strength=0.2) - IMAGE
+    change = with_keys(pixel_ops.brightness, strength=0.2) - IMAGE
     np.testing.assert_allclose(change.std(axis=(1, 2, 3)), 0, atol=1e-6)
     offset = change.mean(axis=(1, 2, 3))
     assert 0.19 < float(np.abs(offset).max()) <= 0.2 + 1e-6
@@ -105,7 +105,7 @@ def test_brightness_is_one_uniform_offset():
 
 
 def test_contrast_keeps_the_mean_and_scales_the_deviation():
-    got = with_keys(intensity.contrast, strength=0.2)
+    got = with_keys(pixel_ops.contrast, strength=0.2)
     np.testing.assert_allclose(got.mean(axis=(1, 2, 3)), IMAGE.mean(), atol=1e-5)
     scale = got.std(axis=(1, 2, 3)) / IMAGE.std()
     assert 0.8 - 1e-4 <= float(scale.min()) < 0.82
@@ -114,7 +114,7 @@ def test_contrast_keeps_the_mean_and_scales_the_deviation():
 
 def test_gamma_is_one_power_and_keeps_black_and_white():
     ends = np.float32([0.0, 1.0, 0.5, 0.25]).reshape(4, 1, 1)
-    got = with_keys(intensity.gamma, ends, max_log_gamma=0.3)
+    got = with_keys(pixel_ops.gamma, ends, max_log_gamma=0.3)
     np.testing.assert_array_equal(got[:, 0], 0)
     np.testing.assert_array_equal(got[:, 1], 1)
     power = np.log(got[:, 2]) / np.log(0.5)
@@ -140,7 +140,7 @@ BY_CHANNEL = {  # What each channel must keep of its own, whatever was drawn.
 def test_by_channel_each_channel_changes_alone(name):
     option, limit, drawn = BY_CHANNEL[name]
     image = np.concatenate([IMAGE, 0.4 + IMAGE / 4], axis=-1)
-    op = getattr(intensity, name)
+    op = getattr(pixel_ops, name)
     got = with_keys(op, image, **{option: limit}, by_channel=True)
     number = drawn(got.astype(np.float64), image.astype(np.float64))
     np.testing.assert_allclose(number.std(axis=(1, 2)), 0, atol=1e-3)
@@ -151,7 +151,7 @@ def test_by_channel_each_channel_changes_alone(name):
 
 
 def test_noise_has_its_deviation_and_differs_between_pixels():
-    change = with_keys(intensity.noise, std=0.05) - IMAGE
+    change = with_keys(pixel_ops.noise, std=0.05) - IMAGE
     assert abs(float(change.std()) - 0.05) < 1e-3
     assert abs(float(change.mean())) < 1e-3
     neighbours = np.corrcoef(change[:, 3, 3, 0], change[:, 3, 4, 0])[0, 1]
@@ -165,7 +165,7 @@ def test_colour_jitter_turns_about_the_grey_axis():
     """One drawn angle, saturation and gain, found again from pure colours."""
     colours = jnp.array([[0.5, 0.3, 0.3], [0.3, 0.5, 0.4], [0.4, 0.4, 0.4]])[None]
     limits = OPS["colour_jitter"]
-    op = jax.vmap(lambda k: intensity.colour_jitter(k, colours, **limits))
+    op = jax.vmap(lambda k: pixel_ops.colour_jitter(k, colours, **limits))
     got = jax.jit(op)(KEYS)
     got = np.asarray(got, np.float64)[:, 0]
     gain = got[:, 2].mean(-1) / 0.4
@@ -195,7 +195,7 @@ def test_a_hue_of_a_third_exchanges_the_colours():
     """The turn of 120 degrees is a permutation, and the hue is the usual one."""
     red = jnp.array([[[0.8, 0.2, 0.2]]])
     only_hue = {"hue": 1 / 3, "saturation": 0.0, "brightness": 0.0}
-    op = jax.vmap(lambda k: intensity.colour_jitter(k, red, **only_hue))
+    op = jax.vmap(lambda k: pixel_ops.colour_jitter(k, red, **only_hue))
     got = jax.jit(op)(KEYS)
     hue = np.array([colorsys.rgb_to_hsv(*c)[0] for c in np.asarray(got)[:, 0, 0]])
     distance = np.minimum(hue, 1 - hue)
@@ -203,7 +203,7 @@ def test_a_hue_of_a_third_exchanges_the_colours():
 
 
 def test_colour_jitter_refuses_grey_images_when_it_is_traced():
-    op = functools.partial(intensity.colour_jitter, **OPS["colour_jitter"])
+    op = functools.partial(pixel_ops.colour_jitter, **OPS["colour_jitter"])
     with pytest.raises(InputError, match=r"colour_jitter.*has 1: leave it out"):
         jax.eval_shape(op, KEYS[0], IMAGE)
 
@@ -215,7 +215,7 @@ def test_colour_jitter_refuses_grey_images_when_it_is_traced():
 def test_a_random_share_of_the_equalised_image_is_mixed_in(name):
     image = sample((20, 17))
     whole = np.asarray(jax.jit(getattr(normalisation, name))(image)) - image
-    op = functools.partial(getattr(intensity, name), strength=0.6)
+    op = functools.partial(getattr(pixel_ops, name), strength=0.6)
     change = jax.jit(jax.vmap(lambda k: op(k, image)))(KEYS[:200]) - image
     share = np.sum(change * whole, axis=(1, 2, 3)) / np.sum(whole**2)
     np.testing.assert_allclose(change, share[:, None, None, None] * whole, atol=1e-6)
@@ -224,4 +224,4 @@ def test_a_random_share_of_the_equalised_image_is_mixed_in(name):
 
 def test_clahe_refuses_a_volume():
     with pytest.raises(InputError, match=r"clahe.*volume.*'equalise'"):
-        intensity.clahe(KEYS[0], jnp.zeros((3, 8, 8, 1)), strength=1.0)
+        pixel_ops.clahe(KEYS[0], jnp.zeros((3, 8, 8, 1)), strength=1.0)
