@@ -122,6 +122,26 @@ def test_whether_the_seeds_test_the_same_images_is_found_in_their_predictions(pl
     assert sweep.gather(folder)["compared"]["same_images"]
 
 
+def test_arms_that_prepared_the_same_images_otherwise_are_told_so(
+    planned, tmp_path, capsys
+):
+    folder, runs = planned(*({"data.side": side} for side in (64, 96)))
+    for number, run in enumerate(runs):
+        finish(run, number)
+    assert sweep.gather(folder)["compared"]["prepared"] == []
+    config = json.loads((runs[1] / "config.json").read_text())
+    config["data"] |= {"side": 96, "records": "elsewhere"}
+    (runs[1] / "config.json").write_text(json.dumps(config))
+    found = sweep.gather(folder)
+    said = "The runs differ in data.side: a difference is that of their models and of"
+    assert said in comparison_page.write_sweep(found, tmp_path).read_text()
+    comparison_page.show_sweep(found)
+    assert said in capsys.readouterr().out
+    assert json.loads((tmp_path / "sweep.json").read_text())["compared"][
+        "prepared"
+    ] == ["data.side"]
+
+
 def test_so_is_whether_each_seed_has_its_own(planned):
     folder, runs = planned(*GRID)
     for number, run in enumerate(runs):

@@ -3,7 +3,6 @@
 --localise and --corrupt measure more of one run, --against compares two.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ import pandas as pd
 
 from medjax import tasks
 from medjax.cohort import manifests
-from medjax.config import Config, affecting, as_json, flatten, read_config
+from medjax.config import Config, as_json, read_config
 from medjax.data import prepared
 from medjax.errors import InputError, check_choice
 from medjax.files import read_json
@@ -145,7 +144,6 @@ def _internal(folder: Path, results: dict) -> dict:
     return {"internal": external.beside(internal, results)}
 
 
-PLACES = ("folder", "table", "file")  # Fields of data that only say where images lie.
 BESIDE = {  # {flag: how its files are called, how they are measured and written}.
     "--localise": ("localisation", explain.localise, write_localisation),
     "--corrupt": ("robustness", perturb.corrupt, perturb.write),
@@ -195,10 +193,17 @@ def compare(folder: Path, against: Path, *, split: str = "test") -> Path:
     comparison.check(*tables, names, runs, kinds[0])
     abouts = [parts.about(config) for config in configs]
     written = [_written(run, "report", split)[1] for run in runs]
-    pictures = [report.get("pictures") for report in written]
+    one, other = (report.get("pictures") for report in written)
+    apart = comparison.prepared_otherwise(configs)
+    # Digests, None of a run without a report; images prepared otherwise have others.
+    if not apart and None not in (one, other) and one != other:
+        raise InputError(
+            f"{against}: was tested on other pictures of the same names than {folder}: "
+            "evaluate both on the same data"
+        )
     summary = {
         "split": split,
-        "prepared": _prepared(runs, configs, pictures),
+        "prepared": apart,
         # Of another split than the run's own the report alone says it.
         "source": written[0].get("source", abouts[0]["source"]),
         "runs": [
@@ -216,28 +221,6 @@ def compare(folder: Path, against: Path, *, split: str = "test") -> Path:
     comparison_page.show_pair(summary)
     print(f"against: {page}")
     return page
-
-
-def _prepared(
-    runs: Sequence[Path], configs: Sequence[Config], pictures: Sequence[str | None]
-) -> list[str]:
-    """The fields of `data` in which two runs prepared the same images otherwise.
-
-    If there are none, refuses runs that were tested on other pictures of the same names:
-    `pictures` are workdir.of_pictures, None of a run without a report. Images that were
-    prepared otherwise have other digests.
-    """
-    first, second = (
-        flatten(affecting(config, "records")["data"]) for config in configs
-    )
-    apart = [k for k in first | second if first.get(k) != second.get(k)]
-    how = [f"data.{name}" for name in apart if name not in PLACES]
-    if not how and None not in pictures and pictures[0] != pictures[1]:
-        raise InputError(
-            f"{runs[1]}: was tested on other pictures of the same names than {runs[0]}: "
-            "evaluate both on the same data"
-        )
-    return how
 
 
 def _trained(task: Task, run: Finished) -> tuple[Any, pd.DataFrame]:

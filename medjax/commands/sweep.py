@@ -176,7 +176,8 @@ def _compare(
     """Compares finished runs, {(arm, repeat): folder}.
 
     Returns films, patients, replicates, same_images (whether all seeds were tested on
-    the same) and what seeds.compare returns, with each arm's calibration_error.
+    the same), prepared (fields of `data` in which the runs prepared the same images
+    otherwise) and what seeds.compare returns, with each arm's calibration_error.
     """
     how, options = tasks.of(config).comparison, parts.bootstrap(config)
     check_data(folders.values())
@@ -193,6 +194,7 @@ def _compare(
         "patients": patients,
         "replicates": options["replicates"],
         "same_images": all(table.index.equals(first.index) for table in others),
+        "prepared": comparison.prepared_otherwise(map(read_config, folders.values())),
         **seeds.compare(
             how.measure(grid, **options),
             arms=names,

@@ -11,7 +11,7 @@ from medjax.reports.page import interval, label, number, p_value, show_table, wi
 ALPHA = 0.05
 ESTIMATE = ("estimate", "low", "high", "sd")  # Columns of sweep.csv.
 PREPARED = (
-    "The runs differ in {}: the difference is that of their models and of how the same "
+    "The runs differ in {}: a difference is that of their models and of how the same "
     "images were prepared."
 )
 DIFFERENCE = (*ESTIMATE, "patients", "p", "holm")
@@ -64,8 +64,8 @@ def show_pair(results: dict) -> None:
     title = " against ".join(run["folder"] for run in results["runs"])
     headings = ("", label(metric), "against", "difference", "p")
     show_table(title, headings, rows, summary=True)
-    if fields := results.get("prepared"):
-        print(f"note: {PREPARED.format(', '.join(fields))}")
+    for _, sentence in _of_preparation(results):
+        print(f"note: {sentence}")
 
 
 def _verdicts(results: dict) -> list[tuple[str, str]]:
@@ -88,9 +88,13 @@ def _verdicts(results: dict) -> list[tuple[str, str]]:
         why = f"a difference of the {label(metric)} is not ruled out for any of them"
         what = f"{_what(results)}s"
         sentences.append(("", f"Of the {what} alone none is significant; {why}."))
-    if fields := results.get("prepared"):
-        sentences.append(("", PREPARED.format(", ".join(fields))))
-    return sentences
+    return sentences + _of_preparation(results)
+
+
+def _of_preparation(results: dict) -> list[tuple[str, str]]:
+    """The verdict on images that the runs prepared otherwise, if they did."""
+    fields = results.get("prepared")
+    return [("", PREPARED.format(", ".join(fields)))] if fields else []
 
 
 def _what(results: dict) -> str:
@@ -135,7 +139,7 @@ def write_sweep(results: dict, folder: Path) -> Path:
         "sweep.html",
         results=results,
         compared=compared,
-        verdict=verdict(results),
+        verdicts=[verdict(results), *_of_preparation(compared or {})],
         others=metrics[1:],
         forests=_forests(compared, metric) if compared else [],
         curves=_curves(results["curves"], label(metric)),
@@ -145,7 +149,7 @@ def write_sweep(results: dict, folder: Path) -> Path:
 
 
 def show_sweep(results: dict) -> None:
-    """Prints every arm's mean primary metric and its difference, and the verdict."""
+    """Prints every arm's mean primary metric and its difference, and the verdicts."""
     metric = results["primary"]
     arms = results["compared"]["arms"] if results["compared"] else {}
     width, repeats = max(map(len, arms), default=0), len(results["repeats"])
@@ -161,7 +165,8 @@ def show_sweep(results: dict) -> None:
     for run in results["runs"]:
         if run["error"]:
             print(f"failed: {run['name']}: {run['error']}")
-    print(verdict(results)[1])
+    for _, sentence in (verdict(results), *_of_preparation(results["compared"] or {})):
+        print(sentence)
 
 
 def verdict(results: dict) -> tuple[str, str]:

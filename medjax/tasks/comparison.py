@@ -5,7 +5,7 @@ run made of it. No model is needed. Runs can be compared where the patients and 
 are the same for every image.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,11 +13,14 @@ import numpy as np
 import pandas as pd
 
 from medjax.cohort import identity
+from medjax.config import Config, affecting, flatten
 from medjax.errors import InputError
 from medjax.evaluation import bootstrap, paired, reliability, seeds
 from medjax.evaluation.inference import Predictions
 from medjax.files import read_json
 from medjax.training import workdir
+
+PLACES = ("folder", "table", "file")  # Fields of data that only say where images lie.
 
 
 class Kind(NamedTuple):
@@ -72,6 +75,14 @@ def read(
             )
         tables.append(table.set_index("image").sort_index())
     return names, tables
+
+
+def prepared_otherwise(configs: Iterable[Config]) -> list[str]:
+    """The fields of `data` in which runs prepared the same images otherwise."""
+    data = [flatten(affecting(config, "records")["data"]) for config in configs]
+    names = dict.fromkeys(name for fields in data for name in fields)
+    apart = [n for n in names if any(d.get(n) != data[0].get(n) for d in data)]
+    return [f"data.{name}" for name in apart if name not in PLACES]
 
 
 def check(
