@@ -51,7 +51,7 @@ def run(tmp_path, records):
 
 def test_the_same_data_and_split_go_on(run, records):
     first = (run / "provenance.json").read_text()
-    (records / "duplicates.csv").write_text("id,other\n")  # Found later: no change.
+    (records / "duplicates-1.csv").write_text("id,other\n")  # Found later: no change.
     workdir.hold(run, records, manifest()[::-1])
     assert (run / "provenance.json").read_text() == first
     found = json.loads(first)

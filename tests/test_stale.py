@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from configs import base
-from medjax.data import prepared, sources
+from configs import base, quickstart, quickstart_mri
+from medjax.cohort import duplicates
+from medjax.data import prepared, records, sources, volumes
 from medjax.errors import InputError
-from medjax.tasks import films, scans
+from medjax.tasks import data_fields, films, scans
 
 
 def export(path, grey):
@@ -77,6 +78,36 @@ def test_what_was_left_out_of_kept_films_is_counted_again(config):
     config.data.max_quarantined = 0.4  # Two of four were left out.
     with pytest.raises(InputError, match=r"50.0% of the files were left out.*40.0%"):
         films.data(config)
+
+
+@pytest.mark.parametrize(("of", "room"), [(records, films), (volumes, scans)])
+def test_a_newer_reader_prepares_again(monkeypatch, of, room):
+    folders = []
+
+    class Found(Exception):
+        """The folder is known, and nothing needs to be prepared."""
+
+    def ready(config, folder, *_):
+        folders.append(folder)
+        raise Found
+
+    monkeypatch.setattr(data_fields, "ready", ready)
+    c = (quickstart if room is films else quickstart_mri).get_config()
+    for version in (of.READER, of.READER, of.READER + 1):
+        monkeypatch.setattr(of, "READER", version)
+        with pytest.raises(Found):
+            room.data(c)
+    assert folders[0] == folders[1] != folders[2]
+
+
+def test_a_newer_search_looks_for_copies_again(config, monkeypatch):
+    data = films.data(config)
+    assert data.pairs().empty
+    found = pd.DataFrame({"id": [0], "other": [1]})
+    monkeypatch.setattr(films, "_pairs", lambda *_: found)
+    assert data.pairs().empty  # Kept.
+    monkeypatch.setattr(duplicates, "SEARCH", duplicates.SEARCH + 1)
+    assert data.pairs().equals(found)
 
 
 def test_other_labels_in_a_file_of_arrays_are_seen(tmp_path):

@@ -16,6 +16,9 @@ import numpy as np
 import pandas as pd
 from scipy import fft, ndimage
 
+# Raise it when `candidates`, `confirm` or `alike` finds other pairs than before: kept lists
+# of pairs are then made again. Other hashes or thumbnails need another READER, of data/.
+SEARCH = 1
 SIDE = 64  # Pixels: what the hash reads, and what is correlated.
 LOW = 16  # Frequencies along an axis.
 BITS = LOW**2

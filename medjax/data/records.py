@@ -24,6 +24,9 @@ from medjax.data.prepared import Item
 from medjax.errors import InputError
 from medjax.files import write_table
 
+# Raise it when a reader or a phantom makes other pixels, hashes or rows than before: the
+# images of older records are then prepared again, in another folder.
+READER = 1
 OURS = ("", "mean", "macro average")  # Rows of reports, which no finding may be.
 PIXELS, HASHES = "pixels.npy", "hashes.npy"
 log = logging.getLogger("medjax")

@@ -48,6 +48,7 @@ COLUMNS = (
     "spacing_h",
     "spacing_w",
 )
+READER = 1  # Raise it when scans are read into other arrays or rows, as records.READER.
 DIGESTS = "digests.json"
 THUMBNAILS = "thumbnails.npy"
 POINTS = 1024  # Of each region and volume: patches are drawn about them.

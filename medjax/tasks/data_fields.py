@@ -145,7 +145,7 @@ def record_options(config: Config) -> dict[str, Any]:
     return {k: v for k, v in fields if "records" in effects(f"data.{k}")}
 
 
-def digest(options: dict[str, Any]) -> str:
-    """Part of a folder's name: records of other options have another."""
-    text = json.dumps(options, sort_keys=True)
+def digest(options: dict[str, Any], reader: int) -> str:
+    """Part of a folder's name: records of other options, or another reader, have another."""
+    text = json.dumps([options, reader], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]

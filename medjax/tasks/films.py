@@ -87,7 +87,7 @@ class FilmData(NamedTuple):
 
     def pairs(self) -> pd.DataFrame:
         """The pairs of records that show one image, kept beside the records."""
-        path = self.path / "duplicates.csv"
+        path = self.path / f"duplicates-{duplicates.SEARCH}.csv"
         if not path.exists():
             write_table(path, _pairs((self, self.table["id"].to_numpy())))
         return prepared.read_list(path)
@@ -140,7 +140,7 @@ def data(config: Config) -> FilmData:
     if "task" in inspect.signature(make).parameters:  # What the labels mean.
         options["task"] = config.task
     side = f"{config.data.side}px-" if "side" in config.data else ""
-    name = f"{kind}-{side}{data_fields.digest(options)}"
+    name = f"{kind}-{side}{data_fields.digest(options, records.READER)}"
     root = Path(config.data.records).expanduser()
     path = records.folder(root, name)
 

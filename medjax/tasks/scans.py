@@ -167,7 +167,7 @@ def data(config: Config) -> ScanData:
     options = data_fields.record_options(config)
     if "units" in options:
         options["units"] = data_fields.units_of(config)
-    name = f"{config.data.source}-{data_fields.digest(options)}"
+    name = f"{config.data.source}-{data_fields.digest(options, volumes.READER)}"
     folder = Path(config.data.records).expanduser() / "volumes" / name
 
     def begin() -> tuple[int, Callable]:
