@@ -6,9 +6,12 @@ import zipfile
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
+from configs import medmnist
 from medjax.data import image_files, prepared, records, sources
 from medjax.errors import InputError
+from medjax.tasks import films
 
 RNG = np.random.default_rng(0)
 SIZES = {"train": 7, "val": 3, "test": 2}
@@ -277,3 +280,25 @@ def test_a_flipped_bit_in_the_images_stops_the_preparation(save):
     path.write_bytes(raw)
     with pytest.raises(InputError, match="CRC"):
         items(sources.IMAGES["medmnist"](file=path, side=6))
+
+
+def test_copies_of_volumes_are_looked_for_turned_and_in_one_grey_level(save, tmp_path):
+    found = arrays((24, 24, 24))
+    noise = RNG.normal(0, 1, (len(OFFICIAL), 24, 24, 24))
+    smooth = ndimage.gaussian_filter(noise, (0, 2, 2, 2))
+    grey = np.clip(128 + 600 * smooth, 0, 255).astype(np.uint8)
+    found["train_images"], found["val_images"], found["test_images"] = (
+        grey[:7].copy(),
+        grey[7:10].copy(),
+        grey[10:].copy(),
+    )
+    found["train_images"][1] = shape = 255 * (smooth[1] > 0.05).astype(np.uint8)
+    found["val_images"][2] = np.rot90(grey[0], 1, (0, 2))
+    found["test_images"][1] = shape[:, :, ::-1]
+    c = medmnist.get_config()
+    c.data.update(file=str(save(found)), side=24, records=str(tmp_path / "records"))
+    data = films.data(c)
+    assert data.pairs()[["id", "other"]].values.tolist() == [[0, 9], [1, 11]]
+    ids = np.arange(len(OFFICIAL))
+    pairs = data.copies(ids[:9], data, ids[9:])
+    assert pairs[["id", "other"]].values.tolist() == [[0, 9], [1, 11]]

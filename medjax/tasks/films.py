@@ -107,14 +107,19 @@ def _pairs(*parts: tuple[FilmData, np.ndarray]) -> pd.DataFrame:
     def across(pairs: pd.DataFrame) -> pd.DataFrame:
         return duplicates.across(pairs, len(films[0])) if len(parts) > 1 else pairs
 
-    kinds = {(data.output.spacing != (), data.output.sequences) for data, _ in parts}
-    if len(kinds) == 1 and parts[0][0].output.spacing:
+    outputs, pairs = [data.output for data, _ in parts], []
+    kinds = {(len(o.shape), o.spacing != (), o.sequences) for o in outputs}
+    if len(kinds) == 1 and len(outputs[0].shape) == 4:
         scores = (z_scores(unit_range(part[n]["image"])) for part, n in places)
         thumbnails = [duplicates.thumbnail(np.asarray(volume)) for volume in scores]
-        return across(duplicates.alike(np.stack(thumbnails)))
-    hashes = [records.read_hashes(data.path)[ids] for data, ids in parts]
-    pairs = across(duplicates.candidates(np.concatenate(hashes)))
-    return duplicates.confirm(pairs, lambda n: places[n][0].picture(places[n][1]))
+        pairs.append(across(duplicates.alike(np.stack(thumbnails))))
+    # Volumes without spacing may be shapes of one grey level, whose thumbnails are empty.
+    if not (pairs and outputs[0].spacing):
+        hashes = [records.read_hashes(data.path)[ids] for data, ids in parts]
+        near = across(duplicates.candidates(np.concatenate(hashes)))
+        seen = duplicates.confirm(near, lambda n: places[n][0].picture(places[n][1]))
+        pairs.append(seen)
+    return pd.concat(pairs).drop_duplicates(["id", "other"], ignore_index=True)
 
 
 def is_exclusive(config: Config) -> bool:
