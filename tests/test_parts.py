@@ -223,11 +223,13 @@ def test_the_official_lists_win_over_sampling(config):
     assert on(audited(config, data(official=official)), "test") != [*range(10)]
 
 
-def test_an_official_column_that_can_t_be_used_is_refused(config, caplog):
+def test_an_official_split_without_a_test_is_refused(config):
     official = data(official=["validation"] * 10 + ["train"] * 50)
-    with caplog.at_level("WARNING", logger="medjax"):
+    with pytest.raises(InputError, match=r"no test images.*split\.folds"):
         splitting.split(config, official)
-    assert "no test images" in caplog.text
+    config.split.folds = 3
+    assert len(splitting.split(config, official)) == 60
+    config.split.folds = 0
     config.data = base.data("table")
     config.data.official = "part"
     with pytest.raises(

@@ -1,6 +1,5 @@
 """The sides of a run: who trains, validates and tests; audited, and in batches."""
 
-import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,8 +13,6 @@ from medjax.data import loader
 from medjax.errors import InputError
 from medjax.evaluation import conformal
 
-log = logging.getLogger("medjax")
-
 
 def split(config: Config, data: Any) -> pd.DataFrame:
     """The split that `config.split` asks for, of images or scans, not yet audited.
@@ -27,7 +24,7 @@ def split(config: Config, data: Any) -> pd.DataFrame:
     tested on the same patients.
 
     Raises:
-      InputError: there aren't so many patients, or an official column has no test.
+      InputError: there aren't so many patients, or an official split has no test.
     """
     c, table = config.split, data.table
     official = set(table.get("official", ())) - {""}
@@ -37,8 +34,13 @@ def split(config: Config, data: Any) -> pd.DataFrame:
                 f"data.official={column!r}: no image says 'test', so the column can't be "
                 "used: name some, or set data.official='' to sample all splits"
             )
-        if "validation" in official:
-            log.warning("the data's own split has no test images, and isn't used")
+        sampled = c.by == "patient" and not c.folds and not c.get("cut", 0)
+        if "validation" in official and sampled:
+            raise InputError(
+                "the data's own split has validation images and no test images, and a "
+                "sample would train on its validation images: add the test images, or set "
+                "split.folds, which doesn't use that split"
+            )
     seed = config.seed if c.seed < 0 else c.seed
     options = {"seed": seed, "validation": c.validation}
     options["minority"] = c.get("minority", 0.0)
