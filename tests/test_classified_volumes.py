@@ -150,6 +150,11 @@ def test_several_sequences_are_patterns_below_the_row_s_folder(tmp_path, caplog)
         scan_files.of_row(tmp_path, sequences=("T2",), files=files)
     with pytest.raises(InputError, match="give each a pattern in data.files"):
         scan_files.of_row(tmp_path / "s0", sequences=("FLAIR", "T1"), files={})
+    made = source(tmp_path, rows("s0"), **options)
+    path = prepare(made, records=tmp_path / "r", name="x", max_quarantined=0.0)
+    kept = pd.read_csv(path / "alignments.csv")
+    assert kept[["image", "sequence"]].values.tolist() == [["s0", "T1"]]
+    assert kept["after"].item() == pytest.approx(both.alignments[0].after, abs=1e-4)
 
 
 def test_classes_are_exclusive(tmp_path):

@@ -5,6 +5,7 @@ A prepared folder appears whole or not at all, and holds
     table.csv       one row an image or scan, in the order of the ids
     quarantine.csv  which files were left out, and why
     source.json     digests of the files that the data were made from
+    alignments.csv  how alike sequences of several files are, where there are some
 
 Images add the files that records.py lists, scans those of volumes.py. The table is all
 that splitting, weighting and evaluation read. That of images has COLUMNS, and one a
@@ -26,6 +27,7 @@ import numpy as np
 import pandas as pd
 
 from medjax.cohort import identity
+from medjax.data.alignment import Alignment
 from medjax.errors import InputError, some
 from medjax.files import (
     digest,
@@ -65,6 +67,7 @@ class Item(NamedTuple):
     content: Any
     boxes: Sequence[tuple] = ()  # (finding, x0, y0, x1, y1), in pixels of the image.
     reason: str = ""  # Why the item is left out.
+    alignments: Sequence[Any] = ()  # alignment.Alignment of its sequences.
 
 
 def write(
@@ -104,7 +107,7 @@ def write(
         shutil.rmtree(partial, ignore_errors=True)  # Of a process that was killed.
         partial.mkdir(parents=True)
         stack.callback(shutil.rmtree, partial, ignore_errors=True)
-        rows, left_out = [], []
+        rows, left_out, aligned = [], [], []
         made_of = digests(files, partial / "seen.json")
         write_json(partial / "source.json", made_of)
         with store(partial) as add:
@@ -114,6 +117,7 @@ def write(
                 else:
                     row = add(len(rows), item)
                     rows.append([row[name] for name in columns])
+                    aligned += [(row["image"], *each) for each in item.alignments]
                 del item  # The next one is read into its place.
                 progress()
         quarantine = pd.DataFrame(left_out, columns=["file", "reason"])
@@ -129,6 +133,9 @@ def write(
                 f"the first: {left_out[0][1]}; see {kept}, then correct the files or "
                 "raise data.max_quarantined"
             )
+        if aligned:
+            named = pd.DataFrame(aligned, columns=["image", *Alignment._fields])
+            write_table(partial / "alignments.csv", named, float_format="%.4f")
         table = pd.DataFrame(rows, columns=list(columns))
         # 9 digits are what float32 can tell apart.
         write_table(partial / "table.csv", table, float_format="%.9g")

@@ -7,7 +7,6 @@ Beside the files that prepared.py lists, the folder holds
     0.grid.json   the affine, and the grid of the scan's own file
     data.json     sequences, regions with their values, and the options
     digests.json  digests of the arrays' files
-    alignments.csv  how alike the sequences of several files are, see scan.py
     thumbnails.npy  [N, C, 2, S, S, S] float16, see cohort/duplicates.py
 
 The arrays are plain .npy, so a loader maps them and reads only the part it needs.
@@ -26,14 +25,13 @@ from scipy import ndimage
 
 from medjax.cohort import duplicates
 from medjax.data import loader, prepared
-from medjax.data.alignment import Alignment
 from medjax.data.intensity_units import Channel, normalise
 from medjax.data.nifti import Grid
 from medjax.data.prepared import Item
 from medjax.data.scan import Scan, read_scan
 from medjax.data.sources.scan_files import ScanFiles
 from medjax.errors import InputError
-from medjax.files import digest, escaped, read_json, write_json, write_table, write_text
+from medjax.files import digest, escaped, read_json, write_json, write_text
 
 # Then voxels_<region>, blank without a mask, and has_<sequence>, 1 or 0.
 COLUMNS = (
@@ -131,19 +129,13 @@ def prepare(
         }
         write_json(partial / "data.json", about)
         thumbnails: list[np.ndarray] = []
-        alignments: list[tuple] = []
 
         def add(id: int, item: Item) -> dict[str, Any]:
-            scan = item.content
-            thumbnails.append(duplicates.thumbnail(scan.image))
-            alignments.extend((item.row["image"], *row) for row in scan.alignments)
+            thumbnails.append(duplicates.thumbnail(item.content.image))
             return _write(item, id, partial, sequences, regions)
 
         yield add
         np.save(partial / THUMBNAILS, np.array(thumbnails))
-        columns = ["image", *Alignment._fields]
-        aligned = pd.DataFrame(alignments, columns=columns)
-        write_table(partial / "alignments.csv", aligned, float_format="%.4f")
         arrays = sorted(partial.glob("*.npy"))
         digests = {path.name: digest(path) for path in arrays}
         write_json(partial / DIGESTS, digests)
@@ -196,7 +188,8 @@ def load(prepared: Prepared, id: int) -> Scan:
 def _read(scan: UnreadScan) -> Item:
     row = {"image": scan.name, "patient": scan.patient, "official": scan.official}
     try:
-        return Item(row, scan.read())
+        read = scan.read()
+        return Item(row, read, alignments=read.alignments)
     except InputError as error:
         return Item(row, None, reason=str(error))
 

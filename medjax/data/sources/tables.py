@@ -69,7 +69,7 @@ def source(
 
 def from_rows(
     table: pd.DataFrame,
-    load: Callable[[str], tuple[np.ndarray, tuple, list[str]]],
+    load: Callable[[str], tuple],
     *,
     tasks: tuple[str, ...],
     shape: tuple[int, ...],
@@ -84,9 +84,9 @@ def from_rows(
     Args:
       table: one row an image, with the columns of prepared.py but the id; those of
         cells.FROM_FILE are taken from the image where they are NaN.
-      load: a name -> its record, the values of cells.FROM_FILE and the PatientIDs of its
-        DICOM files, see identity.warn_of_headers; one that raises an InputError is
-        left out.
+      load: a name -> its record, the values of cells.FROM_FILE, the PatientIDs of its
+        DICOM files, see identity.warn_of_headers, and the alignments of its sequences;
+        one that raises an InputError is left out.
       boxes: image -> (finding, x0, y0, x1, y1), in pixels of `frame`.
       frame: width and height; None: those of each image's file.
       left_out: (file, reason) of files for quarantine that are in no row.
@@ -106,7 +106,7 @@ def from_rows(
 
     def item(row: dict) -> Item:
         try:
-            content, from_file, ids = load(row["image"])
+            content, from_file, ids, *aligned = load(row["image"])
         except InputError as error:
             return Item(row, None, reason=str(error))
         people.extend((id, row["patient"]) for id in ids)
@@ -119,7 +119,7 @@ def from_rows(
             (task, *(scale * box).tolist())
             for task, *box in boxes.get(row["image"], ())
         ]
-        return Item({**row, **file}, content, marks)
+        return Item({**row, **file}, content, marks, alignments=aligned)
 
     def items() -> Iterator[Item]:
         values = table.itertuples(index=False, name=None)

@@ -53,7 +53,7 @@ def volumes(
     how |= {"regions": {name: values[name] for name in regions if mask}}
     cut: list[str] = []
 
-    def load(name: str) -> tuple[np.ndarray, tuple, list[str]]:
+    def load(name: str) -> tuple:
         drawn = Path(masks[name]) if name in masks else None
         case = read(paths[name], drawn, background=background, **how)
         _, height, width = case.image.shape[:3]
@@ -64,7 +64,7 @@ def volumes(
             Path(paths[name]), sequences=sequences, files=how["files"]
         )
         patients = series.patients_of(scan_files.ScanFiles(name, found).paths())
-        return record(case, shape), from_file, patients
+        return record(case, shape), from_file, patients, *case.alignments
 
     channels = intensity_units.channels(units, windows) or sequences
     whole = (*shape, len(channels) + len(how["regions"]))
