@@ -151,6 +151,7 @@ def test_several_sequences_are_patterns_below_the_row_s_folder(tmp_path, caplog)
     with pytest.raises(InputError, match="give each a pattern in data.files"):
         scan_files.of_row(tmp_path / "s0", sequences=("FLAIR", "T1"), files={})
     made = source(tmp_path, rows("s0"), **options)
+    assert f"no row of 1 images of the folder, {tmp_path / 's1'} for" in caplog.text
     path = prepare(made, records=tmp_path / "r", name="x", max_quarantined=0.0)
     kept = pd.read_csv(path / "alignments.csv")
     assert kept[["image", "sequence"]].values.tolist() == [["s0", "T1"]]

@@ -211,6 +211,19 @@ def test_the_readers_of_vindr_cxr_decide(vindr, readers, cardiomegaly, other):
     np.testing.assert_array_equal(np.asarray(films["a"].content)[..., 0], square)
 
 
+@pytest.mark.parametrize(
+    ("layout", "image"),
+    [("mimic", "files/p10/more.jpg"), ("vindr", "train/more.png")],
+)
+def test_films_without_a_row_are_counted(request, caplog, layout, image):
+    folder, kind = request.getfixturevalue(layout), f"{layout}_cxr"
+    IMAGES[kind](**options(kind, folder))
+    assert "images of the folder" not in caplog.text
+    draw(folder / image)
+    IMAGES[kind](**options(kind, folder))
+    assert f"no row of 1 images of the folder, {folder / image} for" in caplog.text
+
+
 def test_vindr_cxr_lists_its_files_and_names_what_is_wrong(vindr):
     files = FILES["vindr_cxr"](**options("vindr_cxr", vindr))
     tables = ("image_labels_train", "image_labels_test", "annotations_train")

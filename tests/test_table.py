@@ -101,6 +101,18 @@ def test_colour_is_kept_where_asked_and_files_are_resized(tmp_path):
         assert (item.row["width"], item.row["height"]) == (12, 20)
 
 
+def test_images_that_no_row_names_are_counted(tmp_path, caplog):
+    drawn = write(tmp_path)
+    source(tmp_path)
+    assert "images of the folder" not in caplog.text
+    for name in ("b/c.png", "b/a.png"):
+        (tmp_path / "b").mkdir(exist_ok=True)
+        Image.fromarray(drawn["a/one.png"]).save(tmp_path / name)
+    source(tmp_path)
+    first = tmp_path / "b/a.png"
+    assert f"no row of 2 images of the folder, {first} for one" in caplog.text
+
+
 def test_one_column_of_classes_becomes_a_task_a_class(tmp_path):
     write(tmp_path)
     found = source(tmp_path, labels=(), classes="kind")

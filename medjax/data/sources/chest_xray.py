@@ -304,6 +304,8 @@ def chexpert_source(
     for view in views:
         check_choice("data.views", view, (*cells.VIEWS, ""))
     table = pd.concat([table, labels], axis=1)
+    listed = (folder / image for image in table["image"])
+    tables.warn_of_unlisted(folder, lambda: image_files.image_paths(folder)[0], listed)
     return tables.source(
         table[table["view"].isin(list(views))],
         lambda image: image_files.read(folder / image),

@@ -141,6 +141,8 @@ def vindr_cxr(
     table = cells.metadata(text.assign(patient=text["image"]), folder)
     values = labels[[*tasks]].set_axis(table.index)
     paths = _vindr_paths(folder)
+    listed = (paths[image] for image in table["image"] if image in paths)
+    tables.warn_of_unlisted(folder, paths.values, listed)
     present = {task: {*labels.index[labels[task] == 1]} for task in tasks}
     return tables.source(
         pd.concat([table, values], axis=1),

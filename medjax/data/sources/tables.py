@@ -1,10 +1,11 @@
 """Images with a table: any CSV file, and how all layouts with a table make records."""
 
+import contextlib
 import logging
 import math
 import os
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -139,6 +140,8 @@ def table(
     """A folder of images and a CSV file with one row an image; `columns`: of `listed`."""
     check_choice("data.channels", channels, CHANNELS)
     rows, names, files, path = listed(folder, **columns)
+    there = Path(folder).expanduser()
+    warn_of_unlisted(path, lambda: image_files.image_paths(there)[0], files.values())
     return source(
         rows,
         lambda image: image_files.read(files[image]),
@@ -229,6 +232,20 @@ def beside(folder: Path, where: Path, images: pd.Series, column: str) -> dict[st
         raise InputError(f"{where}: {column} names {twice} twice: correct one of them")
     files = _files(existing(folder), names[named], where)
     return dict(zip(images[named], map(files.get, names[named]), strict=True))
+
+
+def warn_of_unlisted(
+    where: Path, find: Callable[[], Iterable[Path]], listed: Iterable[str | Path]
+) -> None:
+    """Names an image that `find` finds and no row lists: nobody would miss it."""
+    with contextlib.suppress(InputError):  # What can't be read may not be of the data.
+        rows = {*map(os.path.realpath, listed)}
+        rest = [path for path in find() if os.path.realpath(path) not in rows]
+        if rest:
+            log.warning(
+                "%s: has no row of %d images of the folder, %s for one: they are left out",
+                *(where, len(rest), min(rest)),
+            )
 
 
 def files(

@@ -50,6 +50,11 @@ def volumes(
     how |= {"sequences": sequences, "units": units, "windows": windows}
     rows, names, paths, where = tables.listed(folder, **options)
     masks = tables.beside(folder, where, rows["image"], mask) if mask else {}
+    find = functools.partial(
+        scan_files.volumes_in, folder, sequences=sequences, files=how["files"]
+    )
+    there = [*paths.values(), *masks.values()]
+    tables.warn_of_unlisted(where, lambda: find()[0], there)
     how |= {"regions": {name: values[name] for name in regions if mask}}
     cut: list[str] = []
 
