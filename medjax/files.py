@@ -24,16 +24,23 @@ def unfinished(path: Path) -> Path:
     return path.with_name(f".{uuid.uuid4().hex[:12]}.{path.name}")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file in UTF-8; bytes of a file's name that aren't UTF-8 are escaped."""
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A name to write to, whose file becomes that of the path: whole or not at all."""
     partial = unfinished(path)
     try:
         with naming(path):
-            partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+            yield partial
             partial.replace(path)
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file in UTF-8; bytes of a file's name that aren't UTF-8 are escaped."""
+    with whole(path) as partial:
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> None:

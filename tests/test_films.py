@@ -3,6 +3,7 @@
 import base64
 import importlib
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -38,6 +39,23 @@ def test_the_right_half_alone_is_coloured_where_the_heatmap_is(shape):
     low_left = parts[1][:, : width // 2].mean()
     assert low_left > 2 * parts[0][:, : width // 2].mean() > 0
     assert low_left > 2 * parts[1][:, width // 2 :].mean()
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    path, film = tmp_path / "a.png", np.zeros((8, 8, 1))
+    how = {"task": "mass", "probability": 0.9, "threshold": 0.4}
+    pictures.overlay(path, film, film[..., 0], **how)
+    before = path.read_bytes()
+
+    def full(image, where):
+        Path(where).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pictures.Image.Image, "save", full)
+    with pytest.raises(OSError, match="No space") as error:
+        pictures.overlay(path, film, film[..., 0], **how)
+    assert error.value.filename == str(path)
+    assert path.read_bytes() == before and [*tmp_path.iterdir()] == [path]
 
 
 def test_a_frame_lies_where_the_box_does_on_both_halves():

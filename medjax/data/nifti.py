@@ -13,7 +13,7 @@ import numpy as np
 from nibabel import orientations
 
 from medjax.errors import InputError, reading
-from medjax.files import naming, unfinished
+from medjax.files import whole
 from medjax.geometry import grid
 
 SUFFIXES = (".nii", ".nii.gz")
@@ -294,10 +294,5 @@ def write(
         image = nibabel.Nifti1Image(voxels, None)
         for name in PLACED:
             image.header[name] = header[name]
-    partial = unfinished(path)  # Whole or not at all.
-    try:
-        with naming(path):
-            nibabel.save(image, partial)
-            partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole(path) as partial:
+        nibabel.save(image, partial)

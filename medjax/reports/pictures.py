@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from medjax.files import whole
 from medjax.reports.page import label
 
 SIDE = 176  # Pixels of a film's longer side beside its heatmap.
@@ -236,7 +237,8 @@ def overlay(
     pen.text((left[0], 10), text, "black", ImageFont.load_default(18))
     for y, anchor, value in ((top, "la", "highest"), (top + tall, "ld", "none")):
         pen.text((left[2] + bar + 4, y), value, "black", small, anchor=anchor)
-    image.save(path)
+    with whole(path) as partial:
+        image.save(partial)
 
 
 def title(task: str, probability: float, threshold: float) -> str:

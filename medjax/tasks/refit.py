@@ -18,7 +18,7 @@ from medjax.data import loader
 from medjax.data.normalisation import unit_range
 from medjax.errors import InputError
 from medjax.evaluation import inference
-from medjax.files import unfinished
+from medjax.files import whole
 from medjax.models import layers
 from medjax.tasks import adapt, imbalance, parts, splitting, start
 from medjax.tasks.films import FilmData, FindingsOutput
@@ -109,9 +109,8 @@ def embeddings(
             functools.partial(network.embed, step.replicated(state)),
         )
         path.parent.mkdir(exist_ok=True)
-        partial = unfinished(path)
-        np.save(partial, feature)
-        partial.rename(path)  # Two runs may compute the same.
+        with whole(path) as partial:  # Two runs may compute the same.
+            np.save(partial, feature)
     return np.load(path, mmap_mode="r")
 
 
