@@ -190,7 +190,7 @@ def run(setting, studies: int) -> dict[str, list[float]]:
         difference = pairs["auroc"]["difference"]
         return 0, *(difference[end] for end in ("low", "high"))
 
-    enough = discrimination.rarer_patients(*first[3:5], patient) >= bootstrap.LEAST
+    enough = discrimination.rarer_patients(*first[3:5], patient) >= bootstrap.MIN_PATIENTS
     names = tuple(map(str, range(FINDINGS * studies)))
     half = np.where(np.arange(patients) % 2, "odd", "even").repeat(images)
     for start in range(0, FINDINGS * studies, FINDINGS):
@@ -269,7 +269,7 @@ def kappas(patients: int, trials: int) -> dict[str, list[float]]:
         data = probability, label, np.ones_like(label), np.arange(patients)
         _, found = discrimination.class_intervals(*data, **OPTIONS)
         for name, interval in found.items():
-            few = label.sum(axis=0).min() < bootstrap.LEAST
+            few = label.sum(axis=0).min() < bootstrap.MIN_PATIENTS
             low = np.nan if few and name in OF_CLASSES else interval.low
             held = holds(low, truth[name], interval.high)
             tally[f"{name}, four classes"].append(float(held))

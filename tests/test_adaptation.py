@@ -544,7 +544,7 @@ def test_a_network_adapts_and_predicts_with_what_it_learnt(home):
     network = parts.classifier(config, source.output)
     state = parts.initial_state(config, network, source.output, np.eye(2))
     shape = state.params["domain"]["hidden"]["kernel"].shape
-    assert shape == (state.params["classifier"]["kernel"].shape[0], adapt.HIDDEN)
+    assert shape == (state.params["classifier"]["kernel"].shape[0], adapt.HIDDEN_UNITS)
     before = jax.device_get(state)
     compiled = step.compile_step(**parts.step_parts(config, network))
     state, scalars = compiled(before, next(batches), jax.random.key(0))

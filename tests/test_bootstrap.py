@@ -36,7 +36,7 @@ ORACLES = {
 def chunks():
     """REPLICATES is no multiple of a chunk."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bootstrap, "CHUNK", 16)
+        patch.setattr(bootstrap, "REPLICATES_AT_ONCE", 16)
         yield
 
 

@@ -41,9 +41,9 @@ def test_points_left_out_are_not_seen_to_miss(seed, n):
     found = points(charts.line(FRAME, x, y))
     whole = np.stack([FRAME.across(x), FRAME.down(y)], axis=1)
     apart = np.linalg.norm(whole[:, None] - found[None], axis=-1).min(axis=1)
-    assert apart.max() < charts.APART + 0.15
+    assert apart.max() < charts.MIN_STEP + 0.15
     np.testing.assert_allclose(found[[0, -1]], whole[[0, -1]], atol=0.06)
-    assert len(found) < 1 + (70 + 39) / charts.APART + 1
+    assert len(found) < 1 + (70 + 39) / charts.MIN_STEP + 1
 
 
 def test_an_area_is_closed_and_ends_where_a_side_is_unknown():
@@ -109,7 +109,7 @@ def test_bars_under_a_reliability_diagram_count_the_images():
     label = rng.random(150) < score
     counts = {"threshold": score.tolist(), "tp": np.cumsum(label).tolist()}
     counts["fp"] = np.cumsum(~label).tolist()
-    frame = charts.Frame(charts.SQUARE, x=(0, 0.8), y=(0, 0.8))
+    frame = charts.Frame(charts.SQUARE_SIZE, x=(0, 0.8), y=(0, 0.8))
     path = classification._spread(frame, counts)
     tall = [
         float(foot) - float(top)

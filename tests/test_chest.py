@@ -535,7 +535,7 @@ def people():
 @pytest.fixture
 def chunks(monkeypatch):
     """Two patients are drawn at a time, and at last one."""
-    monkeypatch.setattr(chest_xray, "CHUNK", 2)
+    monkeypatch.setattr(chest_xray, "PHANTOMS_AT_ONCE", 2)
 
 
 def test_phantom_records_hold_what_the_phantom_drew(tmp_path, chunks, people):

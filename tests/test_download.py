@@ -55,7 +55,7 @@ def server(monkeypatch, tmp_path):
     made.first, made.go_on = threading.Event(), threading.Event()
     made.go_on.set()
     url = f"http://127.0.0.1:{made.server_port}/models/{FILE}"
-    monkeypatch.setattr(weights, "FILES", {"net": url})
+    monkeypatch.setattr(weights, "WEIGHT_FILES", {"net": url})
     monkeypatch.setenv("MEDJAX_CACHE", str(tmp_path))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     thread = threading.Thread(target=made.serve_forever, args=(0.01,))
@@ -83,14 +83,14 @@ def test_a_file_is_fetched_once(server, tmp_path):
 
 
 def test_a_broken_download_goes_on_by_itself(server):
-    server.limit = 6 * weights.CHUNK
+    server.limit = 6 * weights.READ_BYTES
     assert weights.fetch("net").read_bytes() == DATA
     assert server.starts == [0, server.limit, 2 * server.limit]
 
 
 def test_a_broken_download_goes_on_the_next_time(server, tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "TRIES", 1)
-    server.limit = 9 * weights.CHUNK
+    server.limit = 9 * weights.READ_BYTES
     refused(f"no download of net .*put {FILE}")
     assert (tmp_path / "weights" / f"{FILE}.part").stat().st_size == server.limit
     assert weights.fetch("net").read_bytes() == DATA
@@ -128,7 +128,7 @@ def test_a_wrong_file_is_removed(server, tmp_path):
 OTHER = """
 import sys
 from medjax.models import weights
-weights.FILES = {"net": sys.argv[1]}
+weights.WEIGHT_FILES = {"net": sys.argv[1]}
 print("ready", flush=True)
 print(weights.fetch("net"))
 """
@@ -138,7 +138,7 @@ print(weights.fetch("net"))
 def test_one_of_two_processes_downloads(server, tmp_path):
     """The other one waits, and takes what is there then."""
     server.go_on.clear()
-    command = [sys.executable, "-c", OTHER, weights.FILES["net"]]
+    command = [sys.executable, "-c", OTHER, weights.WEIGHT_FILES["net"]]
     others = [
         subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         for _ in range(2)
@@ -166,7 +166,7 @@ def test_without_a_network_it_says_what_to_put_where(server, tmp_path, monkeypat
     with socket.socket() as unused:  # Bound, but nobody listens.
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/{FILE}"
-        monkeypatch.setattr(weights, "FILES", {"net": url})
+        monkeypatch.setattr(weights, "WEIGHT_FILES", {"net": url})
         folder = re.escape(str(tmp_path / "weights"))
         start = f"sha256 starts {DIGEST[:8]}"
         refused(rf"put {FILE} \({start}\) into {folder}, from {url}$")
@@ -191,12 +191,12 @@ def test_the_table():
     message = "no weights 'vgg'; there are convnext_tiny.*packages efficientnet_lite0"
     with pytest.raises(InputError, match=message):
         weights.fetch("vgg")
-    for name, url in weights.FILES.items():
+    for name, url in weights.WEIGHT_FILES.items():
         assert hasattr(architectures, name)  # What model.name can't be is not reached.
         assert re.fullmatch(
             r"https://download\.pytorch\.org/models/\w+-[0-9a-f]{8}\.pth", url
         )
-    assert len(set(weights.FILES.values())) == len(weights.FILES)
+    assert len(set(weights.WEIGHT_FILES.values())) == len(weights.WEIGHT_FILES)
     for name, package in weights.PACKAGES.items():
         assert hasattr(architectures, name)
         # Both hashes are checked: the one in the file's name is a part of the other.

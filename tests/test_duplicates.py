@@ -113,11 +113,11 @@ def all_pairs(hashes):
     bits = np.unpackbits(hashes, axis=2).astype(int)
     found = {}
     for j in range(len(bits)):
-        for name, (flip, turned, inverted) in duplicates.VIEWS.items():
+        for name, (flip, turned, inverted) in duplicates.TRANSFORMS.items():
             view = bits[j, list(duplicates.FLIPS).index(flip)]
             view = view.reshape(16, 16).T.ravel() if turned else view
             apart = np.abs(bits[:j, 0] - (1 - view if inverted else view)).sum(1)
-            for i in np.flatnonzero(apart <= duplicates.LIMIT):
+            for i in np.flatnonzero(apart <= duplicates.MAX_BITS_APART):
                 found[i, j, name] = apart[i]
     return found
 
@@ -132,7 +132,7 @@ def test_candidates_are_all_the_pairs_within_the_limit(seed):
     got = duplicates.candidates(hashes)
     expected = all_pairs(hashes)
     assert len(expected) > 100
-    assert max(expected.values()) == duplicates.LIMIT
+    assert max(expected.values()) == duplicates.MAX_BITS_APART
     key = zip(got["id"], got["other"], got["flipped"])
     assert dict(zip(key, got["distance"])) == expected
     assert len(got) == len(expected)
@@ -144,10 +144,10 @@ def test_pairs_at_the_limit_are_missed_as_rarely_as_stated():
     rng = np.random.default_rng(0)
     hashes = random_hashes(rng, 12_000)
     for i in range(6_000):
-        hashes[6_000 + i, 0] = with_errors(rng, hashes[i, 0], duplicates.LIMIT)
+        hashes[6_000 + i, 0] = with_errors(rng, hashes[i, 0], duplicates.MAX_BITS_APART)
     got = duplicates.candidates(hashes)
     assert (got["other"] - got["id"] == 6_000).all()
-    assert (got["distance"] == duplicates.LIMIT).all()
+    assert (got["distance"] == duplicates.MAX_BITS_APART).all()
     assert 6_000 - 6 < len(got) <= 6_000
 
 
@@ -156,10 +156,10 @@ def test_many_blank_films_are_linked_without_all_their_pairs():
     hashes = random_hashes(np.random.default_rng(0), 1_000)
     hashes[::2] = 255
     got = duplicates.candidates(hashes)
-    assert len(got) <= 500 * 8 * duplicates.MOST
+    assert len(got) <= 500 * 8 * duplicates.BUCKET_IMAGES
     linked = got[got["id"] == 0]
     assert set(linked["other"]) == set(range(2, 1_000, 2))
-    assert set(linked["flipped"]) == {*list(duplicates.VIEWS)[:8]}
+    assert set(linked["flipped"]) == {*list(duplicates.TRANSFORMS)[:8]}
 
 
 @pytest.mark.parametrize("films", [0, 1, 2])
@@ -199,7 +199,7 @@ def test_a_pair_with_near_hashes_and_other_pixels_is_dropped(monkeypatch):
     one, other = (resized(64)(p).ravel() for p in pictures[:2])
     expected = np.corrcoef(one, other)[0, 1]
     assert got["correlation"][0] == pytest.approx(expected, abs=1e-3)
-    monkeypatch.setattr(duplicates, "LEAST", -1)
+    monkeypatch.setattr(duplicates, "MIN_CORRELATION", -1)
     loose = duplicates.confirm(pairs, lambda i: pictures[i])
     assert len(loose) == 2
 
@@ -211,7 +211,7 @@ def test_a_pair_near_in_two_flips_is_one_row_in_the_better_flip(monkeypatch):
     flips = ["left-right", "", "both"]
     pairs = pd.DataFrame({"id": 0, "other": 1, "flipped": flips, "distance": 3})
     assert (duplicates.confirm(pairs[:1], lambda i: almost)["correlation"] < 1).all()
-    monkeypatch.setattr(duplicates, "LEAST", 0.5)
+    monkeypatch.setattr(duplicates, "MIN_CORRELATION", 0.5)
     got = duplicates.confirm(pairs, lambda i: almost)
     assert got["flipped"].tolist() == [""]
     assert got["correlation"].tolist() == pytest.approx([1])

@@ -94,7 +94,7 @@ def classifier(fit=None, *, exclusive=False, bits=8, steepness=1.0, depth=0, **f
         output = output._replace(shape=(depth, 32, 32, 1), spacing=(2.0, 1.0, 1.0))
     network = parts.classifier(config, output)
     state = state_of(config, network, output, steepness=steepness)
-    method = fixed.NONE._replace(fit=fit)
+    method = fixed.UNCALIBRATED._replace(fit=fit)
     thresholds = dict(zip(NAMES, (0.3, float("nan"), 0.5), strict=True))
     chosen = fixed.Fixed(0, thresholds, "youden", None, method)
     return Finished(config, Path(), output, network, 0, state, chosen)

@@ -30,9 +30,9 @@ def test_the_right_half_alone_is_coloured_where_the_heatmap_is(shape):
     uri, size = pictures.picture(image, heatmap)
     found = decoded(uri)
     assert size == found.shape[1::-1]
-    height, width = found.shape[0], (found.shape[1] - pictures.GAP) // 2
+    height, width = found.shape[0], (found.shape[1] - pictures.PICTURE_GAP) // 2
     assert height / width == pytest.approx(shape[-3] / shape[-2], rel=0.02)
-    assert max(height, width) == pictures.SIDE and len(uri) < 8000
+    assert max(height, width) == pictures.FILM_SIDE and len(uri) < 8000
     assert np.ptp(found[:, :width], axis=-1).max() < 12  # Grey.
     right = np.ptp(found[:, -width:], axis=-1)
     parts = right.reshape(-1)[: 2 * (height // 2) * width].reshape(2, -1, width)
@@ -62,7 +62,7 @@ def test_a_frame_lies_where_the_box_does_on_both_halves():
     image = np.zeros((100, 50, 1), np.uint8)
     uri, _ = pictures.picture(image, np.zeros((2, 2)), [[(20, 10), (60, 30)]])
     found = decoded(uri)
-    scale = pictures.SIDE / 100
+    scale = pictures.FILM_SIDE / 100
     for half in (found[:, :88], found[:, -88:]):
         y, x = np.nonzero(half[..., 0] - half[..., 2] > 60)
         for found_at, edge in ((y, (20, 60)), (x, (10, 30))):
@@ -108,7 +108,7 @@ def test_each_picture_is_of_the_film_that_it_names(tmp_path, monkeypatch):
     ]
     chosen = explain.choose(found, points, each=1)
     assert len(drawn) == len(every) == len(chosen) > 10
-    assert all(list(kinds) == list(explain.KINDS) for kinds in shown.values())
+    assert all(list(kinds) == list(explain.OUTCOMES) for kinds in shown.values())
     for (task, kind, film), (image, heatmap, marks) in zip(every, drawn, strict=True):
         t, id = tasks.index(task), names[film["image"]]
         at = np.flatnonzero(ids == id)[0]

@@ -69,7 +69,7 @@ def test_the_page_is_well_formed_and_asks_for_no_other_file(written):
 
 
 def test_every_policy_has_its_ops_its_ranges_and_its_reasons(written):
-    assert list(gallery.KINDS) == list(POLICIES)
+    assert list(gallery.MODALITY_TAKES) == list(POLICIES)
     sections = written.read_text().split("<section ")[1:]
     assert len(sections) == len(POLICIES)
     for section, policy in zip(sections, POLICIES.values(), strict=True):
@@ -127,11 +127,11 @@ def test_two_images_have_draws_of_their_own(folder, tmp_path):
 def test_a_volume_is_shown_head_up_in_its_true_proportions_with_its_mask(written):
     name = f"{written.parents[1].name}/brain.nii.gz"
     picture = rows_of(written)["brain_mri", name][0]
-    scale = gallery.WIDTH / 14  # The longest side: 14 voxels of 1 mm, as 6 of 2 are 12.
+    scale = gallery.VOLUME_SIDE / 14  # The longest side: 14 voxels of 1 mm, as 6 of 2 are 12.
     heights = [round(n * scale) for n in (14, 12, 12)]
     assert picture.shape[:2] == (
-        sum(heights) + 2 * gallery.GAP,
-        gallery.WIDTH,
+        sum(heights) + 2 * gallery.PLANE_GAP,
+        gallery.VOLUME_SIDE,
     )
     axial = picture[: heights[0]]
     edge = np.argwhere((axial == pictures.TRUE).all(-1))
@@ -140,7 +140,7 @@ def test_a_volume_is_shown_head_up_in_its_true_proportions_with_its_mask(written
     # right side, so right in the picture, and y = 8 to 9 of 14 is in front.
     margin = (14 - 12) / 2
     np.testing.assert_allclose((y, x), (14 - 9.0, margin + 12 - 5.5), atol=0.3)
-    coronal = picture[heights[0] + gallery.GAP :][: heights[1]]
+    coronal = picture[heights[0] + gallery.PLANE_GAP :][: heights[1]]
     y, _ = np.argwhere((coronal == pictures.TRUE).all(-1)).mean(0) / scale
     np.testing.assert_allclose(y, 12 - 2 * 3.5, atol=0.3)  # z = 3 of 6, head up.
 
@@ -149,7 +149,7 @@ def test_a_large_folder_is_sampled_and_that_is_said(tmp_path):
     for n in range(20):
         Image.fromarray(GREY).save(tmp_path / f"{n:02}.png")
     path = draw([tmp_path], tmp_path / "a.html", modality="ultrasound", draws=1)
-    assert len(rows_of(path)) == gallery.MOST
+    assert len(rows_of(path)) == gallery.MAX_IMAGES
     assert "6 of the 20 images in" in Page(path.read_text()).text
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from configs import base
 from medjax.cohort import identity
 from medjax.data import image_files
-from medjax.data.sources import FILES, IMAGES, chest_xray, scan_layouts
+from medjax.data.sources import FILES_OF, IMAGES, chest_xray, scan_layouts
 from medjax.data.sources.scan_files import SequenceFile
 from medjax.errors import InputError
 from medjax.tasks import scans
@@ -120,11 +120,11 @@ def test_a_study_with_a_finding_and_none_is_warned_of(mimic, caplog):
 
 
 def test_mimic_cxr_lists_its_files(mimic):
-    files = FILES["mimic_cxr"](**options("mimic_cxr", mimic))
+    files = FILES_OF["mimic_cxr"](**options("mimic_cxr", mimic))
     tables = {f"mimic-cxr-2.0.0-{n}" for n in ("metadata.csv.gz", "split.csv")}
     assert tables | {"mimic-cxr-2.0.0-chexpert.csv.gz", *STUDIES, OTHER} < {*files}
     assert "mimic-cxr-2.0.0-negbio.csv" not in files
-    nowhere = FILES["mimic_cxr"](**options("mimic_cxr", mimic / "nowhere"))
+    nowhere = FILES_OF["mimic_cxr"](**options("mimic_cxr", mimic / "nowhere"))
     assert nowhere == {}
 
 
@@ -225,7 +225,7 @@ def test_films_without_a_row_are_counted(request, caplog, layout, image):
 
 
 def test_vindr_cxr_lists_its_files_and_names_what_is_wrong(vindr):
-    files = FILES["vindr_cxr"](**options("vindr_cxr", vindr))
+    files = FILES_OF["vindr_cxr"](**options("vindr_cxr", vindr))
     tables = ("image_labels_train", "image_labels_test", "annotations_train")
     assert {*files} == {f"annotations/{name}.csv" for name in tables} | {
         *("train/a.dicom", "train/b.png", "test/t.dicom")

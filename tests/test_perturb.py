@@ -47,7 +47,7 @@ def run(tmp_path_factory):
     points = dict.fromkeys(data.output.names, 0.5)
     fixed.write(
         folder,
-        fixed.Fixed(1, points, **fixed.operating(c), calibration=fixed.NONE),
+        fixed.Fixed(1, points, **fixed.operating(c), calibration=fixed.UNCALIBRATED),
     )
     return folder
 

@@ -125,7 +125,7 @@ def test_a_turned_and_shifted_header_is_found_again(seed):
 @pytest.fixture
 def coarse(monkeypatch):
     """The last level takes a dozen seconds more."""
-    monkeypatch.setattr(registration, "LEVELS", registration.LEVELS[:2])
+    monkeypatch.setattr(registration, "PYRAMID", registration.PYRAMID[:2])
 
 
 def test_what_is_no_better_than_the_headers_says_so_and_keeps_them(monkeypatch, coarse):

@@ -126,7 +126,7 @@ def whole_summary():
     none = where(3, 1)
     for measure in ("pointing", "iou"):
         none[measure] |= {"low": None, "high": None, "others": None}
-        none[measure] |= {"why": bootstrap.FEW}
+        none[measure] |= {"why": bootstrap.NO_INTERVAL}
     for task, shift in zip(TASKS, (0.05, 0.0, 0.02), strict=True):
         summary["tasks"][task]["calibration"] = {
             "prevalence": value | {"low": 0.0},

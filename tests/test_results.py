@@ -246,7 +246,7 @@ def test_fewer_than_ten_patients_have_no_interval():
     label = np.repeat([1, 0], [18, 60])  # Of two films each: nine and thirty patients.
     score = np.where(np.arange(78) % 5 == 0, 1 - label, label) * 0.5 + 0.25
     metrics, got = cells_of(found_by(label, score, np.arange(78) // 2))
-    few = {name for name, cell in metrics.items() if cell["why"] == bootstrap.FEW}
+    few = {name for name, cell in metrics.items() if cell["why"] == bootstrap.NO_INTERVAL}
     areas = {"auroc", "partial_auroc", "average_precision"}
     assert few == areas | {"sensitivity", "lr_positive", "lr_negative"}
     for name in few:
@@ -255,7 +255,7 @@ def test_fewer_than_ten_patients_have_no_interval():
     for name in ("specificity", "ppv", "npv", "accuracy"):
         cell = metrics[name]
         assert cell["low"] < cell["estimate"] < cell["high"] and cell["why"] == ""
-    assert got["mean"]["auroc"]["why"] == bootstrap.FEW
+    assert got["mean"]["auroc"]["why"] == bootstrap.NO_INTERVAL
     known = got["tasks"]["a"]["calibration"]["before"]["brier"]
     assert known["low"] < known["estimate"] < known["high"]
 
@@ -298,7 +298,7 @@ def test_a_mean_says_how_many_of_its_tasks_have_few_patients():
     found.label[:, 1] = 0
     found.label[5::20, 1] = 1
     got = summary(found, np.full(3, 0.5, np.float32))
-    assert got["tasks"]["b"]["metrics"]["auroc"]["why"] == bootstrap.FEW
+    assert got["tasks"]["b"]["metrics"]["auroc"]["why"] == bootstrap.NO_INTERVAL
     assert got["mean"]["auroc"]["low"] is not None
     assert got["mean"]["auroc"]["why"] == "1 of 3 have few patients"
     assert got["mean"]["accuracy"]["why"] == got["micro"]["auroc"]["why"] == ""
@@ -394,7 +394,7 @@ def test_the_surest_and_least_sure_of_each_kind_are_taken(each):
     chosen = explain.choose(found, [0.5, 0.1, np.nan], each=each)
     assert {one.task for one in chosen} <= {0, 1}
     for t, point in ((0, 0.5), (1, 0.1)):
-        for kind in explain.KINDS:
+        for kind in explain.OUTCOMES:
             right, positive = kind.startswith("true"), kind.endswith("positive")
             rows = [
                 (-abs(float(found.probability[n, t]) - point), found.id[n], n)
@@ -443,5 +443,5 @@ def test_a_mean_over_classes_needs_ten_patients_of_the_rarest(rare, enough):
     rates = summary(found, np.full(3, 0.5), exclusive=True)["classes"]["rates"]
     for name in ("balanced_accuracy", "macro_f1"):
         assert (rates[name]["low"] is not None) == enough
-        assert (rates[name]["why"] == bootstrap.FEW) != enough
+        assert (rates[name]["why"] == bootstrap.NO_INTERVAL) != enough
     assert rates["accuracy"]["low"] is not None is not rates["kappa"]["low"]

@@ -90,6 +90,6 @@ def test_half_of_the_points_ask_for_voxels_and_half_for_lesions():
     points, _ = volumes.foreground_points(label, seed=3)
     _, counts = np.unique(points[0], axis=0, return_counts=True)
     of_row, alone = 0.5 / 5 + 0.5 / 2 / 4, 0.5 / 5 + 0.5 / 2
-    expected = volumes.POINTS * np.array([*[of_row] * 4, alone])
+    expected = volumes.REGION_POINTS * np.array([*[of_row] * 4, alone])
     chi2 = ((counts - expected) ** 2 / expected).sum()
     assert chi2 < 18.5  # Four degrees of freedom: passed by chance 1 time in 1,000.

@@ -143,7 +143,7 @@ def test_every_number_is_that_of_brute_force(one, found, metric):
         used, drawn_so = estimates[:2], many[:, :2]
         if metric == "average_precision":
             used, drawn_so = centred(one, a, used, drawn_so)
-        k = [None, None] if metric not in areas.NAMES else rarer(one)
+        k = [None, None] if metric not in areas.AREAS else rarer(one)
         worth = 1 if metric == "average_precision" else 2
         ends = [wilson(used[t], drawn_so[:, t], k[t], worth) for t in range(2)]
         ends.append(mean_ends(drawn_so.T, used, ends, np.ones(2)))
@@ -234,7 +234,7 @@ def test_a_sweep_of_one_run_has_the_intervals_of_that_run_s_report(one):
         key=KEY,
         replicates=100,
     )
-    for name in areas.NAMES:
+    for name in areas.AREAS:
         for end in ("estimate", "low", "high"):
             found = [row["tasks"][t][name][end] for t in "ab"]
             assert found == pytest.approx(getattr(expected[name], end), abs=1e-6)

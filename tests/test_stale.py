@@ -159,7 +159,7 @@ def test_every_file_that_a_layout_reads_counts(tmp_path, make, count):
     options = make(tmp_path)
 
     def digests():
-        files = sources.FILES[make.__name__](**options)
+        files = sources.FILES_OF[make.__name__](**options)
         return prepared.digests(files, tmp_path / "seen.json")
 
     before = digests()
@@ -193,5 +193,5 @@ def test_a_backup_of_a_table_is_no_file_of_the_data(tmp_path):
         (tmp_path / name).write_text("Path\nCheXpert-small/train/a.jpg\n")
     export(tmp_path / "train/a.jpg", 0)
     (tmp_path / "train.zip").write_text("The same, packed.")
-    files = sources.FILES["chexpert"](folder=tmp_path)
+    files = sources.FILES_OF["chexpert"](folder=tmp_path)
     assert {*files} == {"train.csv", "train/a.jpg"}

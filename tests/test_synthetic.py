@@ -47,7 +47,7 @@ def real(made):
 @pytest.mark.parametrize("offset", [0, 4096])
 @pytest.mark.parametrize("step", [2.0**-10, 0.25])
 def test_neighbours_are_those_of_brute_force(monkeypatch, offset, step):
-    monkeypatch.setattr(head, "TOGETHER", 30)  # Several blocks.
+    monkeypatch.setattr(head, "DISTANCE_ROWS", 30)  # Several blocks.
     rng = np.random.default_rng(0)
     # On a grid distances are exact, and on the coarse one many of them are equal.
     grid = np.rint(rng.normal(size=(FILMS, WIDTH)) / step) * step

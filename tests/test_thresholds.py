@@ -49,7 +49,7 @@ def test_few_scores_are_all_taken():
 
 @pytest.mark.parametrize("frozen", [0.4321, 2.0, np.nan])
 def test_each_threshold_counts_what_a_loop_counts(frozen, monkeypatch):
-    monkeypatch.setattr(thresholds, "MOST", 30)
+    monkeypatch.setattr(thresholds, "MAX_THRESHOLDS", 30)
     score, label, weight = (np.stack([x, x], 1) for x in drawn(3))
     weight[:, 1] = 0
     found = Predictions(np.arange(300), np.arange(300), score, label, weight)
@@ -350,7 +350,7 @@ def test_fewer_than_ten_patients_of_a_class_have_no_band(films):
 
 
 def test_with_all_scores_a_band_is_that_of_sorted_replicates(films, monkeypatch):
-    monkeypatch.setattr(thresholds, "MOST", 240)
+    monkeypatch.setattr(thresholds, "MAX_THRESHOLDS", 240)
     found = thresholds.bands(
         films, tasks=("a", "b", "none"), key=KEY, replicates=REPLICATES
     )
@@ -367,7 +367,7 @@ def test_with_all_scores_a_band_is_that_of_sorted_replicates(films, monkeypatch)
 
 def test_fewer_thresholds_move_a_band_by_their_distance(films, monkeypatch):
     def ends(most):
-        monkeypatch.setattr(thresholds, "MOST", most)
+        monkeypatch.setattr(thresholds, "MAX_THRESHOLDS", most)
         options = {"key": KEY, "replicates": REPLICATES}
         found = thresholds.bands(films, tasks=("a", "b", "none"), **options)["a"]["roc"]
         return np.array([found["low"], found["high"]])

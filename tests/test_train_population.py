@@ -164,7 +164,7 @@ def test_arms_that_are_not_equally_far_are_trained_apart(tmp_path, monkeypatch):
         return [
             train_population.Outcome(finished=True)
             if even
-            else train_population.STOPPED
+            else train_population.STOPPED_EARLY
         ] * 2
 
     monkeypatch.setattr(train_population, "_begin", begin)

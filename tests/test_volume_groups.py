@@ -70,7 +70,7 @@ def test_small_groups_are_neither_compared_nor_given_intervals():
     found = means.by_group(rows, pd.DataFrame({"sex": sex}))["sex"]
     assert found["gap"]["between"] is found["gap"]["estimate"] is None
     group = found["groups"]["F"]["dice"]["mean"]
-    assert (group["low"], group["why"]) == (None, bootstrap.FEW)
+    assert (group["low"], group["why"]) == (None, bootstrap.NO_INTERVAL)
 
 
 def test_thirds_are_of_the_volumes_with_the_region():

@@ -22,7 +22,7 @@ from medjax.errors import InputError
 
 # From this mean on, a Poisson's quantile is the normal's corrected one, but for one count
 # in a few of a thousand draws.
-FEW = 10
+MIN_NORMAL_MEAN = 10
 DEGREE = 3  # Of the bias field's polynomial.
 
 
@@ -252,7 +252,7 @@ def poisson(u: Array, mean: Array) -> Array:
 
     Source: Giles, Algorithm 955, ACM Trans. Math. Softw. 42 (2016) 7, for the large.
     """
-    few = jnp.minimum(mean, FEW)
+    few = jnp.minimum(mean, MIN_NORMAL_MEAN)
     p = below = jnp.exp(-few)
     small = jnp.zeros_like(u)
     for k in range(1, 29):  # u has 16 bits, so no quantile of these means is above 28.
@@ -260,9 +260,9 @@ def poisson(u: Array, mean: Array) -> Array:
         p *= few / k
         below += p
     z = math.sqrt(2) * jax.lax.erf_inv(2 * u - 1)
-    root = jnp.sqrt(jnp.maximum(mean, FEW))
+    root = jnp.sqrt(jnp.maximum(mean, MIN_NORMAL_MEAN))
     large = root**2 + root * z + (2 + z**2) / 6 - (2 * z + z**3) / (72 * root)
-    return jnp.where(mean < FEW, small, jnp.floor(large))
+    return jnp.where(mean < MIN_NORMAL_MEAN, small, jnp.floor(large))
 
 
 def coarsening(size: int, factor: Array, most: float) -> dict[int, Array]:

@@ -19,11 +19,11 @@ from scipy import fft, ndimage
 # Raise it when `candidates`, `confirm` or `alike` finds other pairs than before: kept lists
 # of pairs are then made again. Other hashes or thumbnails need another READER, of data/.
 SEARCH = 1
-SIDE = 64  # Pixels: what the hash reads, and what is correlated.
+HASH_SIDE = 64  # Pixels: what the hash reads, and what is correlated.
 LOW = 16  # Frequencies along an axis.
-BITS = LOW**2
-LIMIT = 24  # Bits of BITS in which the hashes of a pair may differ.
-LEAST = 0.98  # Correlation.
+HASH_BITS = LOW**2
+MAX_BITS_APART = 24  # Bits of HASH_BITS in which the hashes of a pair may differ.
+MIN_CORRELATION = 0.98  # Correlation.
 FLIPS = {
     "": (slice(None), slice(None)),
     "left-right": (slice(None), slice(None, None, -1)),
@@ -31,22 +31,22 @@ FLIPS = {
     "both": (slice(None, None, -1), slice(None, None, -1)),
 }
 # How a copy may be shown: flipped, transposed after that, inverted.
-VIEWS = {
+TRANSFORMS = {
     " ".join(filter(None, (flip, "transposed" * turned, "inverted" * inverted))): (
         *(flip, turned, inverted),
     )
     for inverted, turned, flip in itertools.product((0, 1), (0, 1), FLIPS)
 }
-KEY_BITS = 20  # A pair that differs in LIMIT bits has equal keys in 13 % of the rounds,
+KEY_BITS = 20  # A pair that differs in MAX_BITS_APART bits has equal keys in 13 % of the rounds,
 ROUNDS = 64  # so in none of the rounds with a probability of 1.5e-4.
-MOST = 16  # Images of a bucket with which each of its images is compared.
+BUCKET_IMAGES = 16  # Images of a bucket with which each of its images is compared.
 CELLS = 16  # Of a volume's thumbnail, along each axis,
-REACH = 2.0  # which reaches so many standard deviations to either side.
+BLUR_REACH = 2.0  # which reaches so many standard deviations to either side.
 # In median absolute deviations from the median. Darker voxels may be a rim, and brighter
 # ones, lesions or vessels, would outweigh all tissue.
 DARK, BRIGHT = 2.0, 3.0
-DETAIL = 1.0  # Cells: what is finer than such a blur counts once more.
-ALIKE = 0.81  # Mean correlation of two volumes' thumbnails, and of their details.
+DETAIL_BLUR = 1.0  # Cells: what is finer than such a blur counts once more.
+MIN_THUMBNAIL_CORRELATION = 0.81  # Mean correlation of two volumes' thumbnails, and of their details.
 ROWS = 256  # Volumes that are compared with all others at once.
 
 
@@ -62,43 +62,44 @@ def hashes(pixels: np.ndarray) -> np.ndarray:
     """
     small = _shrink(pixels)
     views = np.stack([small[flip] for flip in FLIPS.values()]).astype(float)
-    low = fft.dct(fft.dct(views, axis=1)[:, :LOW], axis=2)[..., :LOW].reshape(-1, BITS)
+    low = fft.dct(fft.dct(views, axis=1)[:, :LOW], axis=2)[..., :LOW].reshape(-1, HASH_BITS)
     return np.packbits(low > np.median(low, axis=1, keepdims=True), axis=1)
 
 
 def candidates(hashes: np.ndarray) -> pd.DataFrame:
-    """Finds the pairs whose hashes differ in at most LIMIT bits: 112,120 films in 17 s.
+    """Finds the pairs whose hashes differ in at most MAX_BITS_APART bits: 112,120 films in 17 s.
 
     A transposed image has the transposed hash, an inverted one the complement.
 
     Each round samples KEY_BITS of the bits and compares the images that agree in all
-    of them. Of a bucket with more than MOST such images (blank ones, say), only the
-    first MOST are compared with all: each image is found, but not every pair.
+    of them. Of a bucket with more than BUCKET_IMAGES such images (blank ones, say),
+    only the first BUCKET_IMAGES are compared with all: each image is found, but not
+    every pair.
 
     Args:
       hashes: [N, 4, 32] uint8, see `hashes`, in the order of the ids.
 
     Returns:
       A row per pair and view, by id: `id` < `other`, 0 to N - 1; `flipped`, one of
-      VIEWS, how to show `other` to get `id`; `distance` in bits. A pair that differs
-      in LIMIT bits is missed with a probability of 1.5e-4, a closer one with less
-      (2e-6 at 20 bits). The result is deterministic.
+      TRANSFORMS, how to show `other` to get `id`; `distance` in bits. A pair that
+      differs in MAX_BITS_APART bits is missed with a probability of 1.5e-4, a closer
+      one with less (2e-6 at 20 bits). The result is deterministic.
 
     Source: Indyk, Motwani, Approximate Nearest Neighbors, STOC 1998, section 4.2:
     sampled bits.
     """
-    chex.assert_shape(hashes, (None, len(FLIPS), BITS // 8))
+    chex.assert_shape(hashes, (None, len(FLIPS), HASH_BITS // 8))
     bits = np.unpackbits(hashes, axis=2).reshape(*hashes.shape[:2], 16, 16)
-    turned = np.packbits(bits.swapaxes(2, 3).reshape(*hashes.shape[:2], BITS), axis=2)
+    turned = np.packbits(bits.swapaxes(2, 3).reshape(*hashes.shape[:2], HASH_BITS), axis=2)
     hashes = np.concatenate([hashes, turned, ~hashes, ~turned], axis=1)
     words = np.ascontiguousarray(hashes).view(np.uint64)  # [N, V, 4]
     columns = np.ascontiguousarray(hashes.transpose(2, 1, 0))  # [32, V, N]
     rng = np.random.default_rng(0)
-    shape = (len(hashes), len(hashes), len(VIEWS))
+    shape = (len(hashes), len(hashes), len(TRANSFORMS))
     places = np.zeros(0, np.int64)  # Flat indices into this shape.
     for _ in range(ROUNDS):
         keys = np.zeros(columns.shape[1:], np.int32)  # [V, N]
-        for bit in rng.choice(BITS, KEY_BITS, replace=False).tolist():
+        for bit in rng.choice(HASH_BITS, KEY_BITS, replace=False).tolist():
             keys = keys << 1 | columns[bit // 8] >> bit % 8 & 1
         order = np.argsort(keys[0], kind="stable")
         size = np.bincount(keys[0], minlength=2**KEY_BITS)
@@ -106,21 +107,21 @@ def candidates(hashes: np.ndarray) -> pd.DataFrame:
         new = []
         for view, key in enumerate(keys):
             id, other = _pairs(order, first[key], size[key])
-            near = _distance(words, id, other, view) <= LIMIT
+            near = _distance(words, id, other, view) <= MAX_BITS_APART
             new.append(np.ravel_multi_index((id[near], other[near], view), shape))
         places = np.union1d(places, np.concatenate(new))
     id, other, view = np.unravel_index(places, shape)
     columns = {
         "id": id,
         "other": other,
-        "flipped": np.array(list(VIEWS))[view],
+        "flipped": np.array(list(TRANSFORMS))[view],
         "distance": _distance(words, id, other, view).astype(int),
     }
     return pd.DataFrame(columns)
 
 
 def confirm(pairs: pd.DataFrame, pixels: Callable[[int], np.ndarray]) -> pd.DataFrame:
-    """Keeps the pairs whose pixels correlate by LEAST or more in the same view.
+    """Keeps the pairs whose pixels correlate by MIN_CORRELATION or more in the same view.
 
     The correlation, at 64 x 64 pixels, ignores brightness and contrast. An image
     without contrast has none, and no duplicates. `pixels` gives the image of an id, as
@@ -134,7 +135,7 @@ def confirm(pairs: pd.DataFrame, pixels: Callable[[int], np.ndarray]) -> pd.Data
     views = zip(pairs["id"], pairs["other"], pairs["flipped"])
     values = [_correlation(small[i], _shown(small[j], name)) for i, j, name in views]
     pairs = pairs.assign(correlation=np.array(values, float))
-    pairs = pairs[pairs["correlation"] >= LEAST]
+    pairs = pairs[pairs["correlation"] >= MIN_CORRELATION]
     best = pairs.sort_values("correlation", ascending=False, kind="stable")
     best = best.drop_duplicates(["id", "other"])
     return best.sort_values(["id", "other"], ignore_index=True)
@@ -151,7 +152,7 @@ def _shrink(pixels):
     chex.assert_rank(pixels, {2, 3, 4})
     if pixels.ndim == 4:
         pixels = pixels[len(pixels) // 2]
-    small = cv2.resize(pixels, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(pixels, (HASH_SIDE, HASH_SIDE), interpolation=cv2.INTER_AREA)
     if small.ndim == 3:  # Colour last: there are fewer pixels now.
         rgb = small.shape[2] == 3
         small = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY) if rgb else small.mean(2)
@@ -159,8 +160,8 @@ def _shrink(pixels):
 
 
 def _shown(image: np.ndarray, name: str) -> np.ndarray:
-    """An image [S, S] uint8 in one of VIEWS."""
-    flip, turned, inverted = VIEWS[name]
+    """An image [S, S] uint8 in one of TRANSFORMS."""
+    flip, turned, inverted = TRANSFORMS[name]
     image = image[FLIPS[flip]]
     image = image.T if turned else image
     return 255 - image if inverted else image
@@ -171,12 +172,12 @@ def _distance(words, id, other, view):
 
 
 def _pairs(order, first, size):
-    """Pairs (id, other) of an image and each of the first MOST of its bucket.
+    """Pairs (id, other) of an image and each of the first BUCKET_IMAGES of its bucket.
 
     `order` are the [N] images by bucket, ascending within each. `first` and `size`, [N],
     say where in it the bucket of each image (or of its mirror image) lies.
     """
-    count = np.minimum(size, MOST)
+    count = np.minimum(size, BUCKET_IMAGES)
     other = np.repeat(np.arange(len(order)), count)
     within = np.arange(len(other)) - np.repeat(np.cumsum(count) - count, count)
     id = order[np.repeat(first, count) + within]
@@ -233,7 +234,7 @@ def _cells(mass: np.ndarray) -> np.ndarray:
     centre = np.sum(mass * (start + 0.5))
     # A slice has an extent of its own: 1 / 12 is its variance.
     deviation = np.sqrt(np.sum(mass * (start + 0.5 - centre) ** 2) + 1 / 12)
-    edges = centre + deviation * np.linspace(-REACH, REACH, CELLS + 1)[:, None]
+    edges = centre + deviation * np.linspace(-BLUR_REACH, BLUR_REACH, CELLS + 1)[:, None]
     covered = np.minimum(edges[1:], start + 1) - np.maximum(edges[:-1], start)
     return (np.maximum(covered, 0) / np.diff(edges, axis=0)).astype(np.float32)
 
@@ -243,12 +244,12 @@ def alike(thumbnails: np.ndarray) -> pd.DataFrame:
 
     It may be mirrored, turned by right angles and inverted. `thumbnails` are
     [N, C, 2, S, S, S]. A row per pair: `id` < `other`, 0 to N - 1, and the highest
-    `correlation`, ALIKE or more: the mean of the thumbnails' and of their details', as
-    people resemble each other in outline.
+    `correlation`, MIN_THUMBNAIL_CORRELATION or more: the mean of the thumbnails' and of
+    their details', as people resemble each other in outline.
     """
     count = len(thumbnails)
     whole = thumbnails.astype(np.float32)
-    blur = ndimage.gaussian_filter(whole, (0, 0, 0, *[DETAIL] * 3))
+    blur = ndimage.gaussian_filter(whole, (0, 0, 0, *[DETAIL_BLUR] * 3))
     parts = np.stack([whole, whole - blur], axis=3)
     parts -= parts.mean(axis=(4, 5, 6), keepdims=True)
     norm = np.sqrt(2 * np.sum(parts**2, axis=(4, 5, 6), keepdims=True))
@@ -265,7 +266,7 @@ def alike(thumbnails: np.ndarray) -> pd.DataFrame:
             for cells in both.reshape(2, count - start, -1):
                 product = rows.reshape(len(rows), -1) @ cells.T
                 np.maximum(high, product, out=high)
-        id, other = np.nonzero(high >= ALIKE)
+        id, other = np.nonzero(high >= MIN_THUMBNAIL_CORRELATION)
         pairs.append(np.stack([id + start, other + start, high[id, other]], axis=1))
     pairs = pd.DataFrame(
         np.concatenate(pairs), columns=["id", "other", "correlation"]

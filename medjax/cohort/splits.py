@@ -20,9 +20,9 @@ import pandas as pd
 
 from medjax.cohort import stratify
 from medjax.cohort.manifests import (
-    COLUMNS,
+    MANIFEST_COLUMNS,
     SPLITS,
-    UNITS,
+    SPLIT_UNITS,
     UNUSED,
     reached,
     refuse,
@@ -148,7 +148,7 @@ def leave_one_out(table, fold) -> pd.DataFrame:
             f"{len(patients) - 1}; leave_one_out needs two patients at least"
         )
     tested = table["patient"] == patients[fold]
-    return table[list(COLUMNS[:3])].assign(split=np.where(tested, "test", "train"))
+    return table[list(MANIFEST_COLUMNS[:3])].assign(split=np.where(tested, "test", "train"))
 
 
 def halves(table) -> pd.DataFrame:
@@ -159,7 +159,7 @@ def halves(table) -> pd.DataFrame:
     or 'right'.
     """
     sides = [
-        table[list(COLUMNS[:3])].assign(image=table["image"] + HALF + half, split=split)
+        table[list(MANIFEST_COLUMNS[:3])].assign(image=table["image"] + HALF + half, split=split)
         for half, split in (("left", "train"), ("right", "test"))
     ]
     manifest = pd.concat(sides, ignore_index=True)
@@ -168,7 +168,7 @@ def halves(table) -> pd.DataFrame:
 
 def everyone(table) -> pd.DataFrame:
     """Trains on everyone, for a model that is tested on other data."""
-    return table[list(COLUMNS[:3])].assign(split="train")
+    return table[list(MANIFEST_COLUMNS[:3])].assign(split="train")
 
 
 def _manifest(table, tasks, side, minority, among=None):
@@ -178,7 +178,7 @@ def _manifest(table, tasks, side, minority, among=None):
       side: [N] 0 train, 1 validation, 2 test, 3 unused.
       among: split -> the images, [N] bool, of whose positives it has a share; None: all.
     """
-    manifest = table[list(COLUMNS[:3])].reset_index(drop=True)
+    manifest = table[list(MANIFEST_COLUMNS[:3])].reset_index(drop=True)
     manifest["split"] = np.array([*SPLITS, UNUSED], object)[side]
     for name in ("validation", "test"):
         here = slice(None) if among is None else among[name]
@@ -194,7 +194,7 @@ def _manifest(table, tasks, side, minority, among=None):
 
 def _cohort(table, tasks, by="patient", least=3):
     """The number of each image's patient, [N], by ascending name; and the Cohort."""
-    check_choice("split.by", by, UNITS)
+    check_choice("split.by", by, SPLIT_UNITS)
     unit, names = pd.factorize(table[by], sort=True)
     if len(names) < least:
         raise InputError(f"{by}: {len(names)} in all; give {least} or more")

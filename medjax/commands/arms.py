@@ -26,7 +26,7 @@ from medjax.training import workdir
 
 # What tells the repetitions of one arm apart.
 REPEATS = ("seed", "split.seed", "split.fold")
-LONGEST = 120  # Characters of a folder's name.
+MAX_NAME = 120  # Characters of a folder's name.
 BASELINE = "as configured"  # The arm that overrides nothing.
 
 
@@ -156,7 +156,7 @@ def _named(overrides: dict[str, Any]) -> SweepRun:
         for each in (flat, repeat)
     )
     full = ",".join(part for part in (arm, times) if part) or "default"
-    name = re.sub(r"[^\w.,=+-]", "_", full)[:LONGEST]
+    name = re.sub(r"[^\w.,=+-]", "_", full)[:MAX_NAME]
     if name != full:  # Two such names may be equal: a digest tells them apart.
         name = f"{name}-{hashlib.sha256(full.encode()).hexdigest()[:6]}"
     return SweepRun(name, arm or BASELINE, times, overrides)

@@ -144,7 +144,7 @@ def _internal(folder: Path, results: dict) -> dict:
     return {"internal": external.beside(internal, results)}
 
 
-BESIDE = {  # {flag: how its files are called, how they are measured and written}.
+MEASUREMENTS = {  # {flag: how its files are called, how they are measured and written}.
     "--localise": ("localisation", explain.localise, write_localisation),
     "--corrupt": ("robustness", perturb.corrupt, perturb.write),
 }
@@ -160,7 +160,7 @@ def beside(
     and .csv (of another split than test `localisation-<split>.json`). The options are
     those of explain.localise and perturb.corrupt.
     """
-    kind, measure, write = BESIDE[flag]
+    kind, measure, write = MEASUREMENTS[flag]
     config = read_config(folder)
     task = tasks.of(config)
     task.refuse(flag)

@@ -19,15 +19,15 @@ from medjax.errors import InputError
 from medjax.geometry import warp
 from medjax.reports import page, pictures
 
-SIDE = 224  # Pixels of a film's longer side: ranges in pixels are meant for about that.
-WIDTH = 224  # Pixels of a volume's longest side in a picture.
-GAP = 6  # Pixels between its planes.
-MOST = 6  # Images of one folder.
+FILM_SIDE_DRAWN = 224  # Pixels of a film's longer side: ranges in pixels are meant for about that.
+VOLUME_SIDE = 224  # Pixels of a volume's longest side in a picture.
+PLANE_GAP = 6  # Pixels between its planes.
+MAX_IMAGES = 6  # Images of one folder.
 COLOURED = 0.05  # A difference of the channels that JPEG's rounding doesn't reach.
 # Percentiles of a volume's voxels that are black and white; the second is of the voxels
 # above the first. A few voxels are far outside, by interpolation or in vessels.
 BLACK, WHITE = 0.5, 99.5
-UNITS = {"rotation": "°", "distance": " pixels", "max_sigma": " pixels"}
+RANGE_UNITS = {"rotation": "°", "distance": " pixels", "max_sigma": " pixels"}
 
 
 TAKES = {
@@ -36,7 +36,7 @@ TAKES = {
     "colour": "2-D images in colour",
     "volume": "NIfTI volumes",
 }
-KINDS = {  # Which of TAKES the policy of each modality takes.
+MODALITY_TAKES = {  # Which of TAKES the policy of each modality takes.
     "chest_xray": "film",
     "mammography": "film",
     "ct": "volume",
@@ -83,11 +83,11 @@ def gallery(
     if modality and not _fitting(loaded, modality):
         raise InputError(
             f"--modality={modality}: none of the images fits, as it takes "
-            f"{TAKES[KINDS[modality]]}; give such images or another modality"
+            f"{TAKES[MODALITY_TAKES[modality]]}; give such images or another modality"
         )
     policies = {}
     for name, ops in track(defaults.items(), "gallery"):
-        draw = _drawing(ops, KINDS[name] == "run", seed, draws)
+        draw = _drawing(ops, MODALITY_TAKES[name] == "run", seed, draws)
         policies[name] = {
             "ops": [
                 {
@@ -110,11 +110,11 @@ def gallery(
         seed=seed,
         notes=notes,
         policies=policies,
-        volumes=any(KINDS[name] == "volume" for name in names),
+        volumes=any(MODALITY_TAKES[name] == "volume" for name in names),
         safe=POLICIES,
-        kinds=KINDS,
+        kinds=MODALITY_TAKES,
         takes=TAKES,
-        units=UNITS,
+        units=RANGE_UNITS,
     )
 
 
@@ -127,7 +127,7 @@ def _paths(images: Sequence[str]) -> tuple[list[Path], list[str]]:
             continue
         files = sorted(filter(is_visible, path.rglob("*")))
         if any(map(nifti.is_volume, files)):
-            suffixes = image_files.SUFFIXES
+            suffixes = image_files.IMAGE_SUFFIXES
             files = [
                 file
                 for file in files
@@ -135,12 +135,12 @@ def _paths(images: Sequence[str]) -> tuple[list[Path], list[str]]:
             ]
         else:
             files, _ = image_files.image_paths(path)
-        if len(files) > MOST:
+        if len(files) > MAX_IMAGES:
             notes.append(
-                f"{MOST} of the {len(files)} images in {path} are shown, evenly spaced."
+                f"{MAX_IMAGES} of the {len(files)} images in {path} are shown, evenly spaced."
             )
             # Evenly spaced, because neighbours are often of one patient.
-            files = [files[i * len(files) // MOST] for i in range(MOST)]
+            files = [files[i * len(files) // MAX_IMAGES] for i in range(MAX_IMAGES)]
         paths += files
     return paths, notes
 
@@ -161,7 +161,7 @@ def _load(paths: Sequence[Path]) -> tuple[list[Image], list[Path]]:
             pixels = image_files.read(path, channels=3).pixels
             if np.ptp(pixels, axis=-1).max() < COLOURED:
                 pixels = pixels[..., :1]
-            pixels = pictures.fit(pixels, SIDE)
+            pixels = pictures.fit(pixels, FILM_SIDE_DRAWN)
             images.append(Image(len(images), path.name, pixels, None, np.ones(2)))
     for path, volume in volumes:
         mask = None
@@ -188,7 +188,7 @@ def _unit(voxels: np.ndarray) -> np.ndarray:
 
 def _fitting(images: list[Image], modality: str) -> list[Image]:
     """The images that a policy takes, with the channels that it takes."""
-    kind, fitting = KINDS[modality], []
+    kind, fitting = MODALITY_TAKES[modality], []
     for image in images:
         pixels = image.pixels
         if (pixels.ndim == 4) != (kind == "volume"):
@@ -241,9 +241,9 @@ def _picture(image: Image, pixels: np.ndarray, mask: np.ndarray | None) -> str:
         at = [int(image.mask.sum(axis).argmax()) for axis in axes]
     masks = [] if mask is None else [mask[..., 0]]
     planes = pictures.planes(pixels, masks, at=at, spacing=image.spacing)
-    scale = WIDTH / max(max(np.multiply(p.image.shape[:2], p.spacing)) for p in planes)
+    scale = VOLUME_SIDE / max(max(np.multiply(p.image.shape[:2], p.spacing)) for p in planes)
     parts = [pictures.draw(plane, scale) for plane in planes]
-    return pictures.png(pictures.stacked(parts, GAP))
+    return pictures.png(pictures.stacked(parts, PLANE_GAP))
 
 
 def _function(name: str) -> Callable:

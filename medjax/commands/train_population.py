@@ -22,7 +22,7 @@ from medjax.tasks import parts
 from medjax.training import devices, population
 from medjax.training.population import Arm, Outcome, failed
 
-STOPPED = Outcome(finished=False)  # And saved.
+STOPPED_EARLY = Outcome(finished=False)  # And saved.
 Result = TypeVar("Result")
 
 
@@ -40,14 +40,14 @@ def train_arms(configs: list[Config], folders: list[Path]) -> list[Outcome]:
     Returns what became of each arm. After SIGTERM or Ctrl-C the unfinished arms are
     saved, and the same call resumes them.
     """
-    outcomes = [STOPPED] * len(configs)
+    outcomes = [STOPPED_EARLY] * len(configs)
     for group in groups(configs):
         arms = [configs[n] for n in group], [folders[n] for n in group]
         several = len(group) > 1 and jax.process_count() == 1
         ended = _together(*arms) if several else list(map(_alone, *arms))
         for number, outcome in zip(group, ended, strict=True):
             outcomes[number] = outcome
-        if STOPPED in ended:
+        if STOPPED_EARLY in ended:
             break
     return outcomes
 
@@ -92,7 +92,7 @@ def _alone(config: Config, folder: Path) -> Outcome:
 
 def _together(configs: list[Config], folders: list[Path]) -> list[Outcome]:
     """Trains arms of one group: those with the same number of updates, in one program."""
-    outcomes = [STOPPED] * len(configs)
+    outcomes = [STOPPED_EARLY] * len(configs)
     arms: dict[int, Arm] = {}
     with contextlib.ExitStack() as stack:
         for number, (config, folder) in enumerate(zip(configs, folders, strict=True)):
@@ -109,7 +109,7 @@ def _together(configs: list[Config], folders: list[Path]) -> list[Outcome]:
                 ended = [ended] * len(level)
             for number, outcome in zip(level, ended, strict=True):
                 outcomes[number] = outcome
-            if STOPPED in ended:
+            if STOPPED_EARLY in ended:
                 break
     for number, arm in arms.items():
         if outcomes[number].finished:
@@ -144,13 +144,13 @@ def _fit(arms: list[Arm]) -> list[Outcome]:
     schedule["before"] = (time.perf_counter() - began) / len(arms)
     print(f"population: {program}")
     outcomes: list[Outcome] = []
-    while len(outcomes) < len(arms) and STOPPED not in outcomes:
+    while len(outcomes) < len(arms) and STOPPED_EARLY not in outcomes:
         part = arms[len(outcomes) : len(outcomes) + program.arms]
         with _streams(part) as streams:
             outcomes += population.fit(
                 part, program=program, streams=streams, **schedule
             )
-    return outcomes + [STOPPED] * (len(arms) - len(outcomes))
+    return outcomes + [STOPPED_EARLY] * (len(arms) - len(outcomes))
 
 
 @contextlib.contextmanager

@@ -21,14 +21,14 @@ from medjax.data.scan import Scan
 PERCENTILES = (0.5, 50.0, 99.5)
 SAMPLES = 10_000  # Voxels of a scan that enter the percentiles: this bounds the memory.
 ANISOTROPIC = 3.0  # Spacing of the coarse axis over any other's, above which it is.
-SMALLEST = 4  # Voxels an axis must keep in the coarsest level.
+MIN_AXIS = 4  # Voxels an axis must keep in the coarsest level.
 BATCH = 2  # The smallest batch; the size of a patch depends on it.
 # Of a batch at full resolution that fit into the device's memory: nnU-Net's number for
 # a GPU of about 10 GB.
 VOXELS = BATCH * 128**3
-LEVELS = 6  # Of the network, at most.
+MAX_LEVELS = 6  # Of the network, at most.
 WIDEST = 320  # Channels of a level, at most.
-SHARE = 0.05  # The largest batch, as a share of the data set's voxels.
+BATCH_SHARE = 0.05  # The largest batch, as a share of the data set's voxels.
 
 
 class Fingerprint(NamedTuple):
@@ -46,7 +46,7 @@ class Fingerprint(NamedTuple):
     foreground: np.ndarray
     volume: np.ndarray  # [N, K] ml of each region; NaN in a scan without a label.
     lesions: np.ndarray  # [N, K] components, by faces, edges or corners; NaN likewise.
-    kind: str = "body"  # Of foreground that holds all labels, see foreground.KINDS.
+    kind: str = "body"  # Of foreground that holds all labels, see foreground.FOREGROUNDS.
 
 
 class Proposal(NamedTuple):
@@ -58,7 +58,7 @@ class Proposal(NamedTuple):
     batch: int  # Patches.
     strides: tuple[tuple[int, ...], ...]  # Of each level; the first level's are 1.
     kernels: tuple[tuple[int, ...], ...]  # Of each level's convolutions.
-    foreground: str  # One of foreground.KINDS.
+    foreground: str  # One of foreground.FOREGROUNDS.
 
 
 def measure(
@@ -153,9 +153,9 @@ def propose(data: Fingerprint, *, voxels: int = VOXELS) -> Proposal:
     spacing = target_spacing(data.spacing)
     shapes = np.maximum(np.rint(data.box * data.spacing / spacing), 1)
     shape = np.maximum(np.floor(np.median(shapes, axis=0)), 1).astype(int)
-    patch, strides = patch_size(shape, spacing, voxels=voxels // BATCH, levels=LEVELS)
+    patch, strides = patch_size(shape, spacing, voxels=voxels // BATCH, levels=MAX_LEVELS)
     size = math.prod(patch)
-    most = min(voxels, SHARE * float(shapes.prod(axis=1).sum()))
+    most = min(voxels, BATCH_SHARE * float(shapes.prod(axis=1).sum()))
     return Proposal(
         tuple(spacing.tolist()),
         tuple(shape.tolist()),
@@ -189,12 +189,12 @@ def level_strides(
     """Halves the fine and large axes, level by level, until voxels are about cubes.
 
     An axis isn't halved while its spacing is more than twice the finest of those that
-    can still be halved, nor where it would have fewer than SMALLEST voxels. The first
+    can still be halved, nor where it would have fewer than MIN_AXIS voxels. The first
     of the levels has strides of 1.
     """
     size, spacing = np.array(size), np.array(spacing)
     strides = [(1,) * len(size)]
-    while len(strides) < levels and (large := size >= 2 * SMALLEST).any():
+    while len(strides) < levels and (large := size >= 2 * MIN_AXIS).any():
         finest = spacing[large].min()
         stride = np.where(large & (spacing <= 2 * finest * (1 + 1e-6)), 2, 1)
         size, spacing = size // stride, spacing * stride

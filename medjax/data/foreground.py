@@ -1,6 +1,6 @@
 """What of a scan is background: air, padding, or what was cut away around a brain.
 
-`data.foreground` names one of KINDS, what stays:
+`data.foreground` names one of FOREGROUNDS, what stays:
 
   head     the largest part that is brighter than air
   body     all large parts, such as two legs; of a head it is the same
@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
-KINDS = ("head", "body", "nonzero", "none")
-CORNERS = 5  # Of the eight; so many have one value where the border is constant.
-ROUNDING = 1e-5  # Of a constant that was interpolated, as a share of the image's range.
+FOREGROUNDS = ("head", "body", "nonzero", "none")
+CONSTANT_CORNERS = 5  # Of the eight; so many have one value where the border is constant.
+CONSTANT_TOLERANCE = 1e-5  # Of a constant that was interpolated, as a share of the image's range.
 # As shares of the rest's range above its darkest: three quarters of what touches padding
 # are air, below AIR; a border above NEAR isn't the darkest.
 AIR, NEAR = 0.1, 0.05
@@ -56,8 +56,8 @@ def on_zero(voxels: np.ndarray, kind: str = "body") -> tuple[np.ndarray, float]:
 def _border(voxels: np.ndarray) -> tuple[float | None, np.ndarray]:
     """The value that most corners share, or None; and where it goes on from a face."""
     corners = voxels[np.ix_(*[[0, -1]] * 3)]
-    value, most = np.median(corners), ROUNDING * np.ptp(voxels)
-    if np.sum(np.abs(corners - value) <= most) < CORNERS:
+    value, most = np.median(corners), CONSTANT_TOLERANCE * np.ptp(voxels)
+    if np.sum(np.abs(corners - value) <= most) < CONSTANT_CORNERS:
         return None, np.zeros(voxels.shape, bool)
     same = np.abs(voxels - value) <= most
     if value == 0 and voxels.min() >= 0:
@@ -71,7 +71,7 @@ def _border(voxels: np.ndarray) -> tuple[float | None, np.ndarray]:
     return float(value), outer[parts]
 
 
-LARGE = 0.05  # Parts of the body are large from this share of the largest on.
+PART_SHARE = 0.05  # Parts of the body are large from this share of the largest on.
 SMOOTH = 2.0  # mm: the image is blurred before Otsu's threshold, against noise.
 CLOSED = 10.0  # mm: gaps of up to twice that between bright parts are closed.
 # A skull-stripped image has at least a share ZEROS of zeros around the brain; holes and
@@ -81,11 +81,11 @@ CLOSED = 10.0  # mm: gaps of up to twice that between bright parts are closed.
 ZEROS, SPECKS, EDGE = 0.05, 0.02, 0.03
 # An image lies inside the body if this much of each face does: 0.48 and more of crops to
 # a hippocampus, 0 of some face of a whole head.
-INSIDE = 0.3
+FACE_SHARE = 0.3
 
 
 def inside(image: np.ndarray, spacing: np.ndarray, kind: str = "body") -> np.ndarray:
-    """[D, H, W] bool: the foreground of an image [D, H, W, C], one of KINDS.
+    """[D, H, W] bool: the foreground of an image [D, H, W, C], one of FOREGROUNDS.
 
     In a skull-stripped image the zeros are the outside, and the rest is one solid body.
     Where noise surrounds the head, the head is marked with skull and scalp: this does
@@ -101,7 +101,7 @@ def inside(image: np.ndarray, spacing: np.ndarray, kind: str = "body") -> np.nda
     nonzero = np.any(image != 0, axis=-1)
     if kind == "nonzero":
         return ndimage.binary_fill_holes(nonzero)
-    share = 1.0 if kind == "head" else LARGE
+    share = 1.0 if kind == "head" else PART_SHARE
     grey = _grey(image)
     body = ndimage.binary_fill_holes(_large(nonzero, share))
     if _is_stripped(grey, nonzero, body):
@@ -109,7 +109,7 @@ def inside(image: np.ndarray, spacing: np.ndarray, kind: str = "body") -> np.nda
     body = _large(_closed(_above_otsu(grey, spacing), spacing), share)
     body = np.stack([ndimage.binary_fill_holes(axial) for axial in body])
     faces = [np.take(body, end, axis).mean() for axis in range(3) for end in (0, -1)]
-    return body | (min(faces) > INSIDE)
+    return body | (min(faces) > FACE_SHARE)
 
 
 def box(mask: np.ndarray, margin: np.ndarray) -> tuple[slice, slice, slice]:

@@ -26,7 +26,7 @@ from medjax.data import dicom
 from medjax.data.dicom import Film, check_size, damaged
 from medjax.errors import InputError, reading
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 # How pictures begin, also of formats that are refused: a folder's are never passed over.
 PICTURE = re.compile(
     rb"\x89PNG|\xff\xd8\xff|II[*+]\0|MM\0[*+]|BM....\0\0\0\0|GIF8|RIFF....WEBP|8BPS"
@@ -90,7 +90,7 @@ def image_paths(path: str | os.PathLike) -> tuple[list[Path], list[Path]]:
     """Lists the images to read, and the other files and broken links beside them, sorted.
 
     The images are the file itself, or in a folder and below it all files that are named
-    (SUFFIXES, in any case) or begin like an image; `read` refuses those of other
+    (IMAGE_SUFFIXES, in any case) or begin like an image; `read` refuses those of other
     formats. See `walk`.
     """
     path = Path(path)
@@ -105,7 +105,7 @@ def image_paths(path: str | os.PathLike) -> tuple[list[Path], list[Path]]:
         why = f"{error.filename}: can't be read ({error.strerror})"
         raise InputError(f"{why}; correct its permissions") from error
     if not paths:
-        kinds = ", ".join(SUFFIXES)
+        kinds = ", ".join(IMAGE_SUFFIXES)
         raise InputError(f"{path}: holds no image; give a folder with files in {kinds}")
     return paths, sorted({*files} - {*paths})
 
@@ -134,7 +134,7 @@ def _throw(error: OSError):
 
 
 def _is_image(path: Path) -> bool:
-    if path.suffix.lower() in SUFFIXES:
+    if path.suffix.lower() in IMAGE_SUFFIXES:
         return True
     with path.open("rb") as file:
         head = file.read(132)

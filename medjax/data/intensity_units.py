@@ -30,11 +30,11 @@ UNITS = ("z_scores", "hounsfield", "suv")
 OF_MODALITY = {"ct": "hounsfield", "nuclear": "suv"}  # Others: z-scores.
 CLIP = (0.1, 99.9)  # Percentiles of z-scores, where nothing else is said.
 AIR = -1024.0  # HU; what is below pads a scanner's field of view.
-LEAST = 10.0  # HU between the darkest and the brightest voxel.
+MIN_HU_RANGE = 10.0  # HU between the darkest and the brightest voxel.
 OFFSET = 300.0  # If no value is negative, percentile 95 above which it isn't HU.
 HOTTEST, STEP = 40.0, 5.0  # SUV.
 STRANGE = 50.0  # Mean above which an image isn't SUV, whose mean in a body is about 1.
-LARGEST = 65504.0  # Of float16, in which scans are prepared: clips nothing.
+MAX_STORED = 65504.0  # Of float16, in which scans are prepared: clips nothing.
 NOT_0 = 1e-4  # Instead of 0, which is background, in HU, SUV or deviations.
 
 
@@ -66,7 +66,7 @@ def channels(
         elif unit == "suv":
             made.append(Channel(n, 0.0, HOTTEST, 0.0, STEP))
         else:
-            made.append(Channel(n, -LARGEST, LARGEST, 0.0, 1.0))
+            made.append(Channel(n, -MAX_STORED, MAX_STORED, 0.0, 1.0))
     return tuple(made) if {*units} - {"z_scores"} else ()
 
 
@@ -111,7 +111,7 @@ def checked(voxels: np.ndarray, unit: str) -> np.ndarray:
                 "is -1000; export it with its rescale intercept, or set data.units"
             )
         ends = float(voxels.min()), float(voxels.max())
-        if ends == (0, 255) or ends[1] - ends[0] <= LEAST:
+        if ends == (0, 255) or ends[1] - ends[0] <= MIN_HU_RANGE:
             raise InputError(
                 "has values from {:.4g} to {:.4g}, so it isn't in Hounsfield units, but "
                 "windowed or scaled; export it again, or set data.units".format(*ends)
@@ -128,7 +128,7 @@ def checked(voxels: np.ndarray, unit: str) -> np.ndarray:
 
 INSTEAD = "give a series in SUV, or set data.units='z_scores'"
 TRACER = "RadiopharmaceuticalInformationSequence"
-ALIKE = ("Units", "CorrectedImage", "DecayCorrection", "PatientWeight", TRACER)
+SAME_TAGS = ("Units", "CorrectedImage", "DecayCorrection", "PatientWeight", TRACER)
 TIMES = ("SeriesDate", "SeriesTime", "AcquisitionDate", "AcquisitionTime")
 WHEN, TIME = "RadiopharmaceuticalStartDateTime", "RadiopharmaceuticalStartTime"
 DAY = timedelta(days=1)
@@ -150,7 +150,7 @@ def suv_factor(folder: Path) -> float:
     pseudo-codes for SUV calculation; the makers' private elements aren't read.
     """
     with reading(folder, INSTEAD):
-        headers = [*series.headers(folder, *ALIKE, *TIMES, "SUVType")]
+        headers = [*series.headers(folder, *SAME_TAGS, *TIMES, "SUVType")]
         first = headers[0]
         unit, kind = _element(first, "Units"), first.get("SUVType") or "BW"
         if (unit, kind) == ("GML", "BW"):
@@ -158,7 +158,7 @@ def suv_factor(folder: Path) -> float:
         if unit != "BQML":
             text = f"are {unit}" + f" of the SUVType {kind}" * (unit == "GML")
             raise InputError(f"its Units {text}, not BQML: {INSTEAD}")
-        for name in ALIKE:
+        for name in SAME_TAGS:
             if any(header.get(name) != first.get(name) for header in headers):
                 raise InputError(f"its slices differ in their {name}: {INSTEAD}")
         corrections = _element(first, "CorrectedImage")

@@ -16,13 +16,13 @@ from medjax.errors import InputError, reading
 from medjax.files import whole
 from medjax.geometry import grid
 
-SUFFIXES = (".nii", ".nii.gz")
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
 AXES = ("S", "P", "L")  # The directions in which the indices of D, H and W grow.
 MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # By the header's code; 0 is unknown.
 # nibabel logs the headers that it corrects; here they are refused, or sound.
 nibabel.imageglobals.logger.setLevel("CRITICAL")
 # How a file begins: the size of its header, in either order of bytes.
-SIZES = [struct.pack(f"{order}i", size) for order in "<>" for size in (348, 540)]
+HEADER_SIZES = [struct.pack(f"{order}i", size) for order in "<>" for size in (348, 540)]
 REMEDY = "export it again as NIfTI (.nii or .nii.gz)"
 SAME = 0.1  # Tolerance of two equal grids: how far corners may lie apart, in voxels.
 EDGES = 0.01, 50.0  # mm: shortest and longest ones of voxels that aren't asked about.
@@ -70,7 +70,7 @@ class Volume(NamedTuple):
 
 def is_volume(path: str | os.PathLike) -> bool:
     """Whether a file's name is that of a NIfTI file."""
-    return str(path).lower().endswith(SUFFIXES)
+    return str(path).lower().endswith(NIFTI_SUFFIXES)
 
 
 def read(path: str | os.PathLike, *, stack: bool = False) -> Volume:
@@ -115,7 +115,7 @@ def _whole(path: Path) -> tuple[bytes, int]:
     with path.open("rb") as file:
         begin = file.read(8)
     zipped = begin[:2] == b"\x1f\x8b"
-    if begin and not zipped and begin[:4] not in SIZES:
+    if begin and not zipped and begin[:4] not in HEADER_SIZES:
         raise InputError(f"is no NIfTI file (it begins with {begin!r}); {REMEDY}")
     if is_volume(path) and zipped != (path.suffix.lower() == ".gz"):
         state = "zipped" if zipped else "not zipped"
@@ -123,7 +123,7 @@ def _whole(path: Path) -> tuple[bytes, int]:
     with nibabel.openers.ImageOpener(path) as file:
         head = file.read(1 << 10)
         size = len(head)
-        if zipped and is_volume(path) and head[:4] not in SIZES:
+        if zipped and is_volume(path) and head[:4] not in HEADER_SIZES:
             raise InputError(
                 f"is zipped, and no NIfTI file (it is {head[:8]!r}); {REMEDY}"
             )

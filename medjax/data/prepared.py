@@ -8,8 +8,8 @@ A prepared folder appears whole or not at all, and holds
     alignments.csv  how alike sequences of several files are, where there are some
 
 Images add the files that records.py lists, scans those of volumes.py. The table is all
-that splitting, weighting and evaluation read. That of images has COLUMNS, and one a
-finding or class: 1 present, 0 absent, between them a soft label, NaN unknown.
+that splitting, weighting and evaluation read. That of images has IMAGE_COLUMNS, and one
+a finding or class: 1 present, 0 absent, between them a soft label, NaN unknown.
 """
 
 import collections
@@ -41,7 +41,7 @@ from medjax.files import (
 )
 
 # The columns of images; unknown is '' or NaN.
-COLUMNS = (
+IMAGE_COLUMNS = (
     "id",  # int, the image's number, 0 to N - 1.
     "image",  # str, its name in its data set's own table.
     "patient",  # int or str, whom it shows, the unit of every split.
@@ -226,7 +226,7 @@ def in_parallel(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterato
 # Checks that the source files haven't changed: prepared data are found by their settings
 # alone, so a label or a picture that was corrected later would be missed.
 
-TABLES = (".csv", ".csv.gz", ".txt", ".json")  # Files of labels and splits.
+TABLE_SUFFIXES = (".csv", ".csv.gz", ".txt", ".json")  # Files of labels and splits.
 
 
 def digests(files: Mapping[str, Path], cache: Path) -> dict[str, str]:
@@ -280,7 +280,7 @@ def check_source(folder: Path, files: Mapping[str, Path]) -> None:
     path = folder / "source.json"
     before = read_json(path) if path.exists() else {}
     changed = [name for name in now if now[name] != before.get(name)]
-    if not all(name.lower().endswith(TABLES) for name in now):
+    if not all(name.lower().endswith(TABLE_SUFFIXES) for name in now):
         changed += [name for name in before if name not in now]
     if changed:
         name = changed[0]

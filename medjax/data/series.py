@@ -18,11 +18,11 @@ from medjax.geometry.grid import RAS_TO_LPS
 
 UNEVEN = 0.02  # Tolerance of the distance between slices, as a share of the median.
 TURNED = 1e-3  # Tolerance of a direction's cosine between slices.
-SHIFTED = 0.5  # Tolerance of a slice beside the line of all, in pixels.
+SLICE_TOLERANCE = 0.5  # Tolerance of a slice beside the line of all, in pixels.
 # Elements that are numbers, and how many.
 GEOMETRY = {"PixelSpacing": 2, "ImageOrientationPatient": 6, "ImagePositionPatient": 3}
 # What a series has one of: several are refused, or, if USUAL, warned of.
-ONE = ("PatientID", "Modality", "RescaleType", "PhotometricInterpretation")
+SAME_IN_SERIES = ("PatientID", "Modality", "RescaleType", "PhotometricInterpretation")
 USUAL = ("FrameOfReferenceUID", "EchoTime", "ImageType", "PatientName")
 USUAL += ("DiffusionBValue", "TemporalPositionIdentifier", "ConvolutionKernel")
 CONVERT = "convert the series to NIfTI, with dcm2niix for example"
@@ -39,7 +39,7 @@ class Slice(NamedTuple):
     ImageOrientationPatient: np.ndarray
     ImagePositionPatient: np.ndarray
     rescale: str  # 'none', 'identity', or 'own' units.
-    said: dict[str, str]  # ONE and USUAL, '' where it doesn't say.
+    said: dict[str, str]  # SAME_IN_SERIES and USUAL, '' where it doesn't say.
 
 
 def read(folder: str | os.PathLike) -> Volume:
@@ -128,7 +128,7 @@ def _header(path: Path) -> Slice:
         dicom.check(header)
         values = {name: header.get(name) for name in Slice._fields}
         values["rescale"] = _rescale(header)
-        said = {name: header.get(name) for name in ONE + USUAL}
+        said = {name: header.get(name) for name in SAME_IN_SERIES + USUAL}
         values["said"] = {k: "" if v is None else str(v) for k, v in said.items()}
         for name, value in values.items():
             if value in (None, ""):
@@ -178,13 +178,13 @@ def _check_alike(slices: dict[Path, Slice]) -> None:
                     f"{path}: has the {name} {b}, and {first.name} has {a}; "
                     "give a folder of one series of parallel slices"
                 )
-    for name in ONE + USUAL:
+    for name in SAME_IN_SERIES + USUAL:
         values = {slice.said[name]: path for path, slice in slices.items()}
         values.pop("", None)
         if len(values) > 1:
             (a, path), (b, other), *_ = values.items()
             text = f"{path}: has the {name} {a}, and {other.name} has {b}"
-            if name in ONE:
+            if name in SAME_IN_SERIES:
                 raise InputError(f"{text}; give a folder of one series")
             log.warning("%s: are they of one series?", text)
     plain = [path for path, slice in slices.items() if slice.rescale == "none"]
@@ -214,7 +214,7 @@ def _sorted(folder: Path, slices: dict[Path, Slice]) -> list[Path]:
     corners = np.stack([slices[path].ImagePositionPatient for path in paths])
     line = np.linspace(corners[0], corners[-1], len(corners))  # Tilted, if it is.
     beside = np.linalg.norm(corners - line, axis=1)
-    if beside.max() > SHIFTED * first.PixelSpacing.min() + UNEVEN * usual:
+    if beside.max() > SLICE_TOLERANCE * first.PixelSpacing.min() + UNEVEN * usual:
         raise InputError(
             f"{folder}: {paths[beside.argmax()].name} lies {beside.max():.3g} mm beside "
             f"the line of the other slices; {CONVERT}"

@@ -34,7 +34,7 @@ from medjax.errors import InputError
 from medjax.files import digest, escaped, read_json, write_json, write_text
 
 # Then voxels_<region>, blank without a mask, and has_<sequence>, 1 or 0.
-COLUMNS = (
+VOLUME_COLUMNS = (
     "id",  # int, the number in the files' names.
     "image",  # str, the patient's folder or file.
     "patient",  # int or str, the unit of every split and interval.
@@ -49,7 +49,7 @@ COLUMNS = (
 READER = 1  # Raise it when scans are read into other arrays or rows, as records.READER.
 DIGESTS = "digests.json"
 THUMBNAILS = "thumbnails.npy"
-POINTS = 1024  # Of each region and volume: patches are drawn about them.
+REGION_POINTS = 1024  # Of each region and volume: patches are drawn about them.
 
 
 class UnreadScan(NamedTuple):
@@ -65,7 +65,7 @@ class Prepared(NamedTuple):
     """A prepared folder of scans."""
 
     folder: Path
-    table: pd.DataFrame  # COLUMNS, voxels_<region> and has_<sequence>.
+    table: pd.DataFrame  # VOLUME_COLUMNS, voxels_<region> and has_<sequence>.
     sequences: tuple[str, ...]  # [C] names of the image's channels.
     # [K] names of the label's channels -> their values in a mask's file.
     regions: dict[str, tuple[int, ...]]
@@ -143,7 +143,7 @@ def prepare(
     prepared.write(
         map(_read, scans),
         folder,
-        columns=(*COLUMNS, *_voxels(regions), *_has(sequences)),
+        columns=(*VOLUME_COLUMNS, *_voxels(regions), *_has(sequences)),
         store=store,
         unit="patients",
         **how,
@@ -208,7 +208,7 @@ def _write(item: Item, id: int, folder: Path, sequences, regions) -> dict[str, A
         "original_affine": scan.original.affine.tolist(),
     }
     write_text(folder / f"{id}.grid.json", json.dumps(where))
-    names = ("id", *COLUMNS[4:], *_voxels(regions), *_has(sequences))
+    names = ("id", *VOLUME_COLUMNS[4:], *_voxels(regions), *_has(sequences))
     values = (id, *scan.image.shape[:3], *scan.spacing, *voxels, *scan.presence)
     return item.row | dict(zip(names, values, strict=True))
 
@@ -291,9 +291,9 @@ class Volumes:
 
     def __getitem__(self, index: int) -> loader.Batch:
         """image [D, H, W, C] float16, 0 where there is none; label [D, H, W, K] uint8;
-        size [3] int32 of the volume in it; points [K, POINTS, 3] int32, voxels of each
-        region with repetition; present [K] bool, whether it has any; spacing [3] mm;
-        presence [C] float32, 0 for a sequence that is missing; id, occurrence.
+        size [3] int32 of the volume in it; points [K, REGION_POINTS, 3] int32, voxels
+        of each region with repetition; present [K] bool, whether it has any; spacing
+        [3] mm; presence [C] float32, 0 for a sequence that is missing; id, occurrence.
         """
         part = self.parts[index]
         image, label = read(self._folder, part)
@@ -326,18 +326,18 @@ def foreground_points(label: np.ndarray, *, seed: int) -> tuple[np.ndarray, np.n
     seen.
 
     Returns:
-      points [K, POINTS, 3] int32, with repetition, 0 where there is none; present
-      [K] bool.
+      points [K, REGION_POINTS, 3] int32, with repetition, 0 where there is none;
+      present [K] bool.
     """
     rng = np.random.default_rng(seed)
-    points = np.zeros((label.shape[-1], POINTS, 3), np.int32)
+    points = np.zeros((label.shape[-1], REGION_POINTS, 3), np.int32)
     present = label.any(axis=(0, 1, 2))
     for k in np.flatnonzero(present):
         components, number = ndimage.label(label[..., k], np.ones((3, 3, 3)))
         voxels = np.flatnonzero(components)
         component = components.ravel()[voxels]
         chance = 1 / np.bincount(component)[component] / number
-        half = POINTS // 2
+        half = REGION_POINTS // 2
         chosen = [rng.choice(voxels, half), rng.choice(voxels, half, p=chance)]
         indices = np.concatenate(chosen)
         points[k] = np.stack(np.unravel_index(indices, label.shape[:3]), axis=1)

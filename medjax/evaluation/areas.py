@@ -30,7 +30,7 @@ from chex import Array
 
 from medjax.evaluation import metrics
 
-NAMES = ("auroc", "average_precision")
+AREAS = ("auroc", "average_precision")
 WORTH = {"average_precision": 1}  # See bootstrap.wilson.
 # Images swept before their areas join the compensated total: a short float32 sum
 # rounds little, and compensating each image would double the work. UNROLL of them

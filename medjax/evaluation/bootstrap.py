@@ -35,13 +35,13 @@ from medjax.evaluation import metrics
 
 # Replicates computed at once: the counts are the largest array, 5 bytes a patient and
 # replicate. 1,000 and the patients as they are take two.
-CHUNK = 501
+REPLICATES_AT_ONCE = 501
 LEVEL = 0.95  # The intervals' nominal coverage.
-LEAST = 10  # Patients in a metric's denominator, for an interval or a test.
-FEW = f"fewer than {LEAST} such patients: no interval"
-MANY = 0.01  # Of the replicates: if more are undefined, the report says so.
+MIN_PATIENTS = 10  # Patients in a metric's denominator, for an interval or a test.
+NO_INTERVAL = f"fewer than {MIN_PATIENTS} such patients: no interval"
+UNDEFINED_SHARE = 0.01  # Of the replicates: if more are undefined, the report says so.
 PRIOR = 1.5  # The weight of an area's expected variance, see `wilson`.
-LARGEST = 1e9  # Effective sample size.
+MAX_EFFECTIVE_SIZE = 1e9  # Effective sample size.
 ROUNDING = 1e-6  # Of float32: ends that are nearer to each other are equal.
 
 
@@ -90,7 +90,7 @@ def resample(
     """
     if replicates < 1:
         raise InputError(f"replicates: {replicates}; give 1 or more, 1000 as a rule")
-    chunks = -(-(replicates + 1) // CHUNK)
+    chunks = -(-(replicates + 1) // REPLICATES_AT_ONCE)
     # Number -1 counts every patient once.
     numbers = np.arange(chunks * -(-(replicates + 1) // chunks)) - 1
     options = tuple(sorted(options.items()))
@@ -255,7 +255,7 @@ def wilson(
         estimate, variance = np.asarray(whole, np.float64), deviation(drawn) ** 2
         spread = estimate * (1 - estimate)
         extreme = spread < ROUNDING
-        n = np.where(extreme, LARGEST, spread / np.maximum(variance, 1 / LARGEST))
+        n = np.where(extreme, MAX_EFFECTIVE_SIZE, spread / np.maximum(variance, 1 / MAX_EFFECTIVE_SIZE))
         if rarer is not None:
             k = np.maximum(rarer, 1)
             share = np.where(extreme, 0, np.sqrt(k) / (np.sqrt(k) + PRIOR))
@@ -369,11 +369,11 @@ def interval(
 ) -> Interval:
     """What a report may say of one number: no ends where they would mislead.
 
-    With fewer than LEAST patients there is no interval. Where nothing varies between
-    the replicates the bootstrap's interval would have no width: a share of 0 or 1 gets
-    the exact one, and anything else none. Patients are the units of the exact one, as
-    if each had one image: several images of a patient that agree would else seem to
-    know more.
+    With fewer than MIN_PATIENTS patients there is no interval. Where nothing varies
+    between the replicates the bootstrap's interval would have no width: a share of 0 or
+    1 gets the exact one, and anything else none. Patients are the units of the exact
+    one, as if each had one image: several images of a patient that agree would else
+    seem to know more.
 
     Args:
       why: the reason if it has no estimate.
@@ -389,8 +389,8 @@ def interval(
 
     if math.isnan(estimate):
         return judged._replace(why=why)
-    if patients < LEAST:
-        return without(FEW)
+    if patients < MIN_PATIENTS:
+        return without(NO_INTERVAL)
     if math.isnan(low):
         return without("undefined in every replicate: no interval")
     if high - low < ROUNDING:
@@ -398,7 +398,7 @@ def interval(
         if metric and metric.share and estimate in (0, 1):
             return exact(judged, patients)
         return without("the same in every replicate: no interval")
-    if undefined > MANY * replicates:
+    if undefined > UNDEFINED_SHARE * replicates:
         note = f"undefined in {undefined:.0f} of {replicates:,} replicates"
         return judged._replace(why=note)
     return judged

@@ -17,9 +17,9 @@ from medjax.evaluation import bootstrap, discrimination
 from medjax.evaluation.bootstrap import Resampled
 from medjax.evaluation.inference import Predictions
 
-POINTS = 60  # Thresholds of a curve.
-LEAST, MOST = 0.2, 0.9  # Between them a curve ends, at WIDE times the prevalence.
-WIDE = 5
+CURVE_POINTS = 60  # Thresholds of a curve.
+MIN_END, MAX_END = 0.2, 0.9  # Between them a curve ends, at END_RATIO times the prevalence.
+END_RATIO = 5
 
 
 class Curve(NamedTuple):
@@ -42,7 +42,8 @@ def curves(
 
     Their intervals are those of bootstrap.combined, of the shares of true and false
     positives. A gain over both treating all and none is as uncertain as the less certain
-    of them. A task with fewer than bootstrap.LEAST patients of either class is left out.
+    of them. A task with fewer than bootstrap.MIN_PATIENTS patients of either class is
+    left out.
     """
     rows, patient, patients = bootstrap.numbered(
         predictions.weight, predictions.patient
@@ -52,13 +53,13 @@ def curves(
     positive, negative = weight * label, weight * (1 - label)
     rarer = discrimination.rarer_patients(label, weight, patient)
     results = {}
-    for t in np.flatnonzero(rarer >= bootstrap.LEAST).tolist():
+    for t in np.flatnonzero(rarer >= bootstrap.MIN_PATIENTS).tolist():
         share = positive[:, t].sum() / weight[:, t].sum()
-        end = np.clip(WIDE * share, LEAST, MOST)
+        end = np.clip(END_RATIO * share, MIN_END, MAX_END)
         # In float32, as probabilities are: 0.03 is at the threshold 0.03.
-        threshold = np.round(np.linspace(0, end, POINTS + 1)[1:], 6).astype(np.float32)
+        threshold = np.round(np.linspace(0, end, CURVE_POINTS + 1)[1:], 6).astype(np.float32)
         place = np.searchsorted(threshold, score[:, t].astype("f4"), side="right")
-        table = np.zeros((patients, 2, POINTS + 1))
+        table = np.zeros((patients, 2, CURVE_POINTS + 1))
         for part, mass in enumerate((positive, negative)):
             np.add.at(table, (patient, part, place), mass[:, t])
         # [P, 2, G]: each patient's true and false positives at each threshold.

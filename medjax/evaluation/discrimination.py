@@ -185,7 +185,7 @@ def _every(data, counts, *, max_fpr: float | None) -> dict[str, Array]:
     """A statistic: every metric of every task [R, T], and 'micro_' those of all [R]."""
     ranked, label, weight, patient, of_rates = data
     ranking = areas.of_tasks(ranked, label, weight, patient, counts, max_fpr=max_fpr)
-    ranking = dict(zip((*areas.NAMES, "partial_auroc"), ranking, strict=False))
+    ranking = dict(zip((*areas.AREAS, "partial_auroc"), ranking, strict=False))
     if of_rates is None:
         return ranking
     score, threshold, prevalence = of_rates
@@ -236,7 +236,7 @@ def _differences(data, counts) -> dict[str, Array]:
     """A statistic: the first model's areas minus the second's."""
     score, other, *rest = data
     first, second = (areas.of_tasks(each, *rest, counts) for each in (score, other))
-    return {name: a - b for name, a, b in zip(areas.NAMES, first, second, strict=True)}
+    return {name: a - b for name, a, b in zip(areas.AREAS, first, second, strict=True)}
 
 
 def class_intervals(

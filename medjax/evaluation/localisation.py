@@ -26,14 +26,14 @@ from chex import Array, ArrayTree
 from medjax.evaluation import bootstrap
 from medjax.evaluation.bootstrap import Interval
 
-LIMIT = 0.5  # A rank correlation from which on heatmaps count as alike.
+MAX_RANK_CORRELATION = 0.5  # A rank correlation from which on heatmaps count as alike.
 # Of the image's longest side: so far from its box the maximum still hits. Source: Zhang
 # et al., IJCV 126 (2018) 1084: 15 pixels; their images have about 500.
 TOLERANCE = 0.03
-SHARE = 0.5  # Of the maximum, from which on a pixel belongs to the heatmap's region.
+REGION_SHARE = 0.5  # Of the maximum, from which on a pixel belongs to the heatmap's region.
 MEASURES = ("pointing", "iou")
-LEVELS = ("", "_chance", "_others", "_gain")  # The gain is over chance.
-COLUMNS = tuple(measure + level for measure in MEASURES for level in LEVELS)
+VARIANTS = ("", "_chance", "_others", "_gain")  # The gain is over chance.
+LOCALISATION_COLUMNS = tuple(measure + level for measure in MEASURES for level in VARIANTS)
 
 
 class Marked(NamedTuple):
@@ -77,7 +77,8 @@ def measure(marked: Marked) -> np.ndarray:
     constant heatmap hits as often as chance does.
 
     Returns:
-      [N, 8] float, see COLUMNS; `others` is NaN where no other patient has the finding.
+      [N, 8] float, see LOCALISATION_COLUMNS; `others` is NaN where no other patient has
+      the finding.
 
     Source: pointing game: Zhang et al., IJCV 126 (2018) 1084, section 4.2.
     """
@@ -89,7 +90,7 @@ def measure(marked: Marked) -> np.ndarray:
     highest = heat.max(axis=space, keepdims=True)
     peak = (heat == highest).astype(np.float32)
     peak /= peak.sum(axis=space, keepdims=True)
-    region = (heat >= SHARE * highest).astype(np.float32)
+    region = (heat >= REGION_SHARE * highest).astype(np.float32)
     overlaps = [
         _overlap(_moved(here, there), here.sum(), there.sum())
         for here, there in zip(region, box, strict=True)
@@ -119,7 +120,7 @@ def measure(marked: Marked) -> np.ndarray:
                 columns[name][rows] = mean
     for name in MEASURES:
         columns[f"{name}_gain"] = columns[name] - columns[f"{name}_chance"]
-    return np.stack([columns[name] for name in COLUMNS], axis=1)
+    return np.stack([columns[name] for name in LOCALISATION_COLUMNS], axis=1)
 
 
 def inside(
@@ -165,7 +166,7 @@ def localise(marked: Marked, *, tasks: Sequence[str], **draws) -> dict:
         def interval(name: str) -> Interval:
             kind = gains if name.endswith("_gain") else intervals
             return bootstrap.interval(
-                bootstrap.at(kind, (k, COLUMNS.index(name))),
+                bootstrap.at(kind, (k, LOCALISATION_COLUMNS.index(name))),
                 "no other patient",
                 patients=patients,
                 replicates=draws["replicates"],
@@ -234,7 +235,7 @@ def randomisation(
         values = rank_correlation(trained, np.asarray(explain(variables)))
         defined = values[~np.isnan(values)]
         correlation[name] = float(defined.mean()) if defined.size else np.nan
-    return {"correlation": correlation, "depends": correlation[layers[-1]] < LIMIT}
+    return {"correlation": correlation, "depends": correlation[layers[-1]] < MAX_RANK_CORRELATION}
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 
 from medjax.evaluation import bootstrap, means, outlines
-from medjax.evaluation.bootstrap import LEAST, Interval
+from medjax.evaluation.bootstrap import MIN_PATIENTS, Interval
 from medjax.evaluation.means import Linear
 from medjax.evaluation.outlines import components, dice
 
@@ -313,7 +313,7 @@ def summarise(rows: Sequence[Mapping], **draws) -> dict:
         return by_metric
 
     patients = len(np.unique(patient))
-    note = f"No intervals: they need {LEAST} patients, and there are {patients}."
+    note = f"No intervals: they need {MIN_PATIENTS} patients, and there are {patients}."
     places = [[*METRICS].index(name) for name in ("true_ml", "predicted_ml")]
     volumes = value[..., places]
     summary = SegmentationResults(
@@ -321,7 +321,7 @@ def summarise(rows: Sequence[Mapping], **draws) -> dict:
         patients=patients,
         replicates=draws["replicates"],
         level=bootstrap.LEVEL,
-        note="" if patients >= LEAST else note,
+        note="" if patients >= MIN_PATIENTS else note,
         mean=mean(bootstrap.mean_of_defined(value, axis=1), len(regions)),
         regions={region: mean(value[:, k], k) for k, region in enumerate(regions)},
         agreement={

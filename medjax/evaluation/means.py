@@ -28,7 +28,7 @@ from scipy.special import stdtrit
 from medjax.cohort.describe import wilson_ends
 from medjax.evaluation import bootstrap
 from medjax.evaluation.bootstrap import (
-    LEAST,
+    MIN_PATIENTS,
     LEVEL,
     ROUNDING,
     Interval,
@@ -130,7 +130,7 @@ def _student(influence: Array, counts: Array) -> Array:
     return jnp.where(alike, jnp.nan, moved / jnp.sqrt(jnp.where(alike, 1, variance)))
 
 
-SIZES = ("small", "medium", "large")  # Thirds of the volumes, by the first region.
+SIZE_GROUPS = ("small", "medium", "large")  # Thirds of the volumes, by the first region.
 MEAN = "mean"
 
 
@@ -150,7 +150,7 @@ class DiceGap(NamedTuple):
     # corrected for the pairs that were compared (Bonferroni).
     low: float
     high: float
-    # The groups, the better one first; None if no two have LEAST patients.
+    # The groups, the better one first; None if no two have MIN_PATIENTS patients.
     between: list[str] | None
 
 
@@ -168,7 +168,7 @@ def by_size(rows: Sequence[Mapping]) -> pd.Series:
     some = true[true > 0]
     ends = some.quantile([1 / 3, 2 / 3]).tolist() if len(some) else [0, 0]
     ranges = (f"below {ends[0]:.3g} ml", f"to {ends[1]:.3g} ml", "above")
-    names = [f"{size}, {text}" for size, text in zip(SIZES, ranges, strict=True)]
+    names = [f"{size}, {text}" for size, text in zip(SIZE_GROUPS, ranges, strict=True)]
     place = np.searchsorted(ends, true, side="right")
     groups = pd.Categorical.from_codes(place, names).add_categories("empty")
     return pd.Series(groups, true.index).where(true > 0, "empty")
@@ -226,12 +226,12 @@ def _attribute(
 
 
 def _gap(linear: Linear, names: list[str]) -> DiceGap:
-    """The largest difference of the mean Dice, of groups with LEAST patients."""
+    """The largest difference of the mean Dice, of groups with MIN_PATIENTS patients."""
     mean, influence, people = (x[..., -1] for x in linear)
     pairs = [
         pair
         for pair in itertools.combinations(range(len(names)), 2)
-        if min(people[g] for g in pair) >= LEAST
+        if min(people[g] for g in pair) >= MIN_PATIENTS
     ]
     if not pairs:
         return DiceGap(*[math.nan] * 3, None)

@@ -167,8 +167,8 @@ def _cut(corners: np.ndarray) -> np.ndarray:
 
 
 CONNECTED = np.ones((3, 3, 3))  # Voxels that share a corner are one lesion.
-OVERLAP = 0.1  # IoU from which on a predicted lesion is a true one.
-REACH = 3.0  # mm by which lesions are dilated: what then touches is one lesion.
+LESION_OVERLAP = 0.1  # IoU from which on a predicted lesion is a true one.
+LESION_DILATION = 3.0  # mm by which lesions are dilated: what then touches is one lesion.
 
 
 def components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -180,9 +180,9 @@ def components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def matched(lesions: tuple, guesses: tuple) -> int:
     """How many lesions are found: pairs of a true and a predicted lesion.
 
-    A lesion has one partner, with an IoU of OVERLAP or more: one large prediction finds
-    one lesion at most, and one that is everywhere finds none. Of all ways to pair them,
-    the one with the highest total IoU counts.
+    A lesion has one partner, with an IoU of LESION_OVERLAP or more: one large
+    prediction finds one lesion at most, and one that is everywhere finds none. Of all
+    ways to pair them, the one with the highest total IoU counts.
 
     Args:
       lesions, guesses: `components` of the truth and the prediction.
@@ -196,7 +196,7 @@ def matched(lesions: tuple, guesses: tuple) -> int:
     pairs = (true[inside] - 1) * len(others) + predicted[inside] - 1
     both = np.bincount(pairs, minlength=math.prod(shape)).reshape(shape)
     iou = both / (sizes[:, None] + others - both)
-    iou[iou < OVERLAP] = 0
+    iou[iou < LESION_OVERLAP] = 0
     rows, columns = optimize.linear_sum_assignment(iou, maximize=True)
     return int(np.count_nonzero(iou[rows, columns]))
 
@@ -206,9 +206,10 @@ def lesion_scores(
 ) -> tuple[float, float]:
     """The mean Dice and HD95 over the lesions of two masks that aren't both empty.
 
-    True components that touch when dilated by REACH are one lesion. It is compared with
-    all predicted components that touch it, dilated. A lesion without any has a Dice of
-    0 and the `worst` distance, and so has each predicted component without a lesion.
+    True components that touch when dilated by LESION_DILATION are one lesion. It is
+    compared with all predicted components that touch it, dilated. A lesion without any
+    has a Dice of 0 and the `worst` distance, and so has each predicted component
+    without a lesion.
 
     Source: Moawad et al., The Brain Tumor Segmentation (BraTS-METS) Challenge 2023,
     arXiv:2306.00838, as in github.com/rachitsaluja/BraTS-2023-Metrics, whose dilation by
@@ -231,12 +232,12 @@ def lesion_scores(
 
 
 def _dilated(mask: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
-    """A mask of bool, dilated by REACH along each axis, by faces and edges.
+    """A mask of bool, dilated by LESION_DILATION along each axis, by faces and edges.
 
     With voxels of 1 mm these are the three dilations of BraTS. Along an axis with
-    longer steps there are fewer, none where a step is longer than REACH.
+    longer steps there are fewer, none where a step is longer than LESION_DILATION.
     """
-    steps = np.floor(REACH / np.asarray(spacing) + 0.01).astype(int)
+    steps = np.floor(LESION_DILATION / np.asarray(spacing) + 0.01).astype(int)
     for n in range(steps.max()):
         # Each axis takes its steps evenly among those of the finest one.
         still = (n + 1) * steps // steps.max() == n * steps // steps.max()

@@ -42,13 +42,14 @@ def compare(
       films, patients, replicates; mean: {metric: pair}, and p, that of the difference of
       the mean AUROC: the primary test; tasks: {name: {positives, negatives, p, holm,
       why, metrics: {metric: pair}}}. The metrics are auroc and average_precision; a pair
-      is {one, other, difference: an Interval}. Undefined numbers are None. Fewer than bootstrap.LEAST patients of either class have neither
-      interval nor p; `why` gives the reason.
+      is {one, other, difference: an Interval}. Undefined numbers are None. Fewer than
+      bootstrap.MIN_PATIENTS patients of either class have neither interval nor p; `why`
+      gives the reason.
     """
     rest = first.label, first.weight, first.patient
     scores = first.ranking, second.ranking
     intervals = discrimination.difference(*scores, *rest, **draws)
-    few = discrimination.rarer_patients(*rest) < bootstrap.LEAST
+    few = discrimination.rarer_patients(*rest) < bootstrap.MIN_PATIENTS
     p = np.where(few, np.nan, bootstrap.p_value(intervals["auroc"]))
     adjusted = holm(p)
     hidden = np.append(few, few.all())
@@ -68,7 +69,7 @@ def compare(
             },
         }
 
-    columns = {name: column(name) for name in areas.NAMES}
+    columns = {name: column(name) for name in areas.AREAS}
     positives = np.sum(first.label * first.weight, axis=0, where=first.weight > 0)
     negatives = first.weight.sum(axis=0) - positives
     summary = {
@@ -150,7 +151,7 @@ def gain_of_masks(rows: Sequence[Mapping], other="member_dice", **draws) -> dict
 def _with_mean(predictions: Predictions, name: str) -> np.ndarray:
     """[T + 1]: a metric of each task, and its mean over the tasks that have it."""
     each = areas.of_images(predictions.ranking, *predictions[3:5])
-    each = each[areas.NAMES.index(name)]
+    each = each[areas.AREAS.index(name)]
     return np.append(each, results.means(predictions)[name])
 
 
@@ -159,5 +160,5 @@ def _why(positives: float, negatives: float, p: float, few: bool) -> str:
     if positives == 0 or negatives == 0:
         return f"no {'negative' if positives else 'positive'} image"
     if few:
-        return f"{bootstrap.FEW}, no test"
+        return f"{bootstrap.NO_INTERVAL}, no test"
     return "zero variance: no test" if np.isnan(p) else ""

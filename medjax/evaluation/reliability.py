@@ -21,7 +21,7 @@ from medjax.evaluation import bootstrap, metrics, recalibration
 from medjax.evaluation.bootstrap import Interval
 from medjax.evaluation.recalibration import checked, ratio
 
-MOST, LEAST = 10, 3  # Bins of a diagram.
+MAX_BINS, MIN_BINS = 10, 3  # Bins of a diagram.
 A_BIN = 20  # Patients: with less there are fewer bins.
 COX = ("calibration_slope", "calibration_intercept", "calibration_in_the_large")
 ERRORS = ("brier", "calibration_error")
@@ -76,7 +76,7 @@ def summarise(
         missing = [kind for kind in ("known", *counted) if not patients[kind][t]]
         return bootstrap.interval(
             interval,
-            metrics.KINDS[missing[0]]
+            metrics.DENOMINATORS[missing[0]]
             if missing
             else "a threshold separates the classes",
             patients=min(int(patients[kind][t]) for kind in counted),
@@ -162,7 +162,7 @@ def error_of_runs(probability, label, weight, patient) -> Interval:
 
 def bins(patients: int) -> int:
     """How many bins a diagram has."""
-    return int(np.clip(patients // A_BIN, LEAST, MOST))
+    return int(np.clip(patients // A_BIN, MIN_BINS, MAX_BINS))
 
 
 def _averages(p, y, w, patient, patients: int, **options) -> dict[str, Interval]:

@@ -87,7 +87,7 @@ def means(predictions: Predictions) -> dict[str, float]:
     """Mean AUROC and average precision over the tasks that have both classes."""
     averages = {}
     of_tasks = areas.of_images(predictions.ranking, *predictions[3:5])
-    for name, values in zip(areas.NAMES, map(np.asarray, of_tasks), strict=True):
+    for name, values in zip(areas.AREAS, map(np.asarray, of_tasks), strict=True):
         defined = ~np.isnan(values)
         averages[name] = float(values[defined].mean()) if defined.any() else math.nan
     return averages
@@ -215,7 +215,7 @@ def _averages(
         of_tasks = counts[:-1][~np.isnan(intervals[name].estimate)]
         # The task with most patients has enough, or none has.
         average = judge(average, why, patients=of_tasks.max(initial=0))
-        few = np.count_nonzero(of_tasks < bootstrap.LEAST)
+        few = np.count_nonzero(of_tasks < bootstrap.MIN_PATIENTS)
         if few and not (math.isnan(average.low) or average.why):
             why = f"{few} of {len(of_tasks)} have few patients"
             average = average._replace(why=why)

@@ -20,7 +20,7 @@ from medjax.evaluation.bootstrap import Interval, Resampled
 from medjax.evaluation.corruptions import CORRUPTIONS, SEVERITIES
 from medjax.evaluation.inference import Predictions
 
-MEASURES = ("auroc", "drop", "agreement")
+DROP_MEASURES = ("auroc", "drop", "agreement")
 STRENGTHS = (0.5, 1.0, 2.0, 4.0)  # Of the config's augmentation, for `compare`.
 
 
@@ -143,7 +143,7 @@ def summarise(
 
     def at_severities(first: int) -> list[Severity]:
         return [
-            Severity(severity, **{name: interval(n, name) for name in MEASURES})
+            Severity(severity, **{name: interval(n, name) for name in DROP_MEASURES})
             for n, severity in enumerate(SEVERITIES, start=first)
         ]
 
@@ -174,7 +174,7 @@ def summarise(
 def _intervals(
     areas: list[np.ndarray], agreement: list[np.ndarray], rarer: np.ndarray
 ) -> dict[str, Interval]:
-    """Of each of MEASURES: the clean images, each corruption at each severity, and the
+    """Of each of DROP_MEASURES: the clean images, each corruption at each severity, and the
     means over the corruptions at each severity.
 
     Args:

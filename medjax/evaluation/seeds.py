@@ -34,7 +34,7 @@ from medjax.evaluation.bootstrap import Resampled
 from medjax.evaluation.paired import holm
 
 ALPHA = 0.05
-LEAST = 3  # Seeds without which no arm is called the best.
+MIN_SEEDS = 3  # Seeds without which no arm is called the best.
 LONG = 10  # Times as many images as the rarest task: from there on there is a tail.
 GROUPS = ("tail", "medium", "head")
 
@@ -54,7 +54,7 @@ class ArmMetric(NamedTuple):
 
     estimate: float  # The mean over the seeds.
     # Its interval by patients, as of discrimination.intervals; NaN of fewer than
-    # bootstrap.LEAST, as a Difference's are and its p.
+    # bootstrap.MIN_PATIENTS, as a Difference's are and its p.
     low: float
     high: float
     undefined: int  # Replicates in which the metric is undefined.
@@ -129,7 +129,7 @@ def measure_predictions(
     }
     known = (weight > 0).any(axis=(0, 1))
     rarer = discrimination.rarer_patients(np.where(known, label, 0), known, patient)
-    ranked = {name: scores[name]._replace(rarer=rarer) for name in areas.NAMES}
+    ranked = {name: scores[name]._replace(rarer=rarer) for name in areas.AREAS}
     _, order, positive, _, mass, _ = data
     centre = areas.of_other_patients(order, positive, mass, patient)
     precision = ranked["average_precision"]._replace(centre=centre.reshape(shape))
@@ -148,7 +148,7 @@ def _scores(data: tuple, counts: Array) -> dict[str, Array]:
     error, mass, *rates = jnp.moveaxis(sums, -2, 0)
     sensitivity, specificity = rates[0] / rates[1], rates[2] / rates[3]
     both = areas.of_tasks(ranking, label, weight, patient, counts)
-    return dict(zip(areas.NAMES, both, strict=True)) | {
+    return dict(zip(areas.AREAS, both, strict=True)) | {
         "brier": error / mass,
         "balanced_accuracy": jnp.where(
             absent.any(axis=0), sensitivity, (sensitivity + specificity) / 2
@@ -315,7 +315,7 @@ def summarise(
     mean = bootstrap.mean_of(tasks, used.drawn, ~np.isnan(estimate[:-1]))
     ends = bootstrap.Interval(*(np.append(*x) for x in zip(tasks[:4], mean[:4])))
     estimate, low, high = discrimination.holding(np.array(estimate), ends)[:3]
-    if patients < bootstrap.LEAST:
+    if patients < bootstrap.MIN_PATIENTS:
         low = high = np.full(len(sd), np.nan)
     columns = zip(estimate, low, high, undefined, sd, each, strict=True)
     return [ArmMetric(*column) for column in columns]
@@ -333,7 +333,7 @@ def difference(
     error = float(bootstrap.deviation(replicates))
     # Drawing P of P patients has (P - 1) / P of the variance.
     error *= np.sqrt(patients / (patients - 1))
-    if patients < bootstrap.LEAST:  # No interval, and no test.
+    if patients < bootstrap.MIN_PATIENTS:  # No interval, and no test.
         error = np.nan
     defined = len(replicates) - undefined
     freedom = 1 / (1 / (patients - 1) + 1 / max(defined - 1, 1))
@@ -384,10 +384,11 @@ def best(scores: Scores, arms: tuple[str, ...], *, patients: int) -> Best:
 
     The mean is over the seeds that all arms have, because an arm that lacks a hard seed
     would lead by that alone; an arm without any result takes no part. The leader is the
-    best if there are LEAST seeds and its difference to every other arm has a p below
-    ALPHA / 2 (the same data chose the leader), adjusted after Holm over these A - 1
-    tests, and is larger than its own SD over the seeds, so that one more training would
-    hardly reverse it. Of equal arms one is called the best in at most 5 % of sweeps.
+    best if there are MIN_SEEDS seeds and its difference to every other arm has a p
+    below ALPHA / 2 (the same data chose the leader), adjusted after Holm over these A -
+    1 tests, and is larger than its own SD over the seeds, so that one more training
+    would hardly reverse it. Of equal arms one is called the best in at most 5 % of
+    sweeps.
     """
     seeds = scores.whole[:, :, -1]
     defined = ~np.isnan(seeds)
@@ -404,8 +405,8 @@ def best(scores: Scores, arms: tuple[str, ...], *, patients: int) -> Best:
     verdict = functools.partial(
         Best, leader=arms[leader], second=arms[others[0]], p=adjusted[0]
     )
-    if min(each.seeds for each in differences) < LEAST:
-        why = f"fewer than {LEAST} seeds say nothing about another training"
+    if min(each.seeds for each in differences) < MIN_SEEDS:
+        why = f"fewer than {MIN_SEEDS} seeds say nothing about another training"
         return verdict(None, why=why)
     for other, each, p in zip(others, differences, adjusted, strict=True):
         lead = f"{arms[leader]} leads"

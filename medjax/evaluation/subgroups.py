@@ -20,18 +20,18 @@ from chex import Array
 from scipy.special import ndtri
 
 from medjax.evaluation import areas, bootstrap, discrimination, metrics
-from medjax.evaluation.bootstrap import LEAST, Interval, Resampled
+from medjax.evaluation.bootstrap import MIN_PATIENTS, Interval, Resampled
 from medjax.evaluation.inference import Predictions
 from medjax.evaluation.paired import holm
 
-METRICS = ("auroc", "sensitivity", "specificity", "ppv", "npv")
+GROUP_METRICS = ("auroc", "sensitivity", "specificity", "ppv", "npv")
 COUNTED = ("positive", "negative", "called", "passed")
 AGES = (18, 40, 60, 75)  # Years at which an age group begins; the first one at 0.
 UNKNOWN = "unknown"
 
 
 class Measured(NamedTuple):
-    """G groups' metrics of T tasks; M stands for METRICS."""
+    """G groups' metrics of T tasks; M stands for GROUP_METRICS."""
 
     value: np.ndarray  # [M, G, T], NaN where undefined.
     replicate: np.ndarray  # [R, M, G, T], of the same draws of patients for all.
@@ -72,7 +72,7 @@ class Group(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """A difference between two groups with LEAST patients, see Differences."""
+    """A difference between two groups with MIN_PATIENTS patients, see Differences."""
 
     estimate: float
     low: float
@@ -179,7 +179,7 @@ def _attribute(
     if not clearest.why:
         clearest = _gap(apart, sides, 0, int(np.nanargmin(apart.p[0, :, -1])), -1)
     missing = [
-        {"task": tasks[t], "metric": METRICS[m]} | _gap(apart, sides, m, k, t)._asdict()
+        {"task": tasks[t], "metric": GROUP_METRICS[m]} | _gap(apart, sides, m, k, t)._asdict()
         for m, k, t in np.argwhere(of_tasks < 0.05)
     ]
     groups = _groups(measured, column, patient, tasks, cut, compared, shared)
@@ -204,7 +204,7 @@ def _compared(measured: Measured) -> tuple[np.ndarray, np.ndarray]:
         group with one finding alone would else leave one to the others too.
       [T], the tasks that are measured in all these groups: their means are over these.
     """
-    enough = measured.patients[0] >= LEAST
+    enough = measured.patients[0] >= MIN_PATIENTS
     has = enough & ~np.isnan(measured.value[0])  # [G, T], which AUROCs.
     number = has.sum(axis=1)
     groups = (number > 0) & (2 * number >= number.max())
@@ -234,7 +234,7 @@ def _measure(predictions, member, threshold, *, groups: int, **draws) -> Measure
     positive, called = np.where(weight > 0, label, 0), score >= threshold
     flags = weight * np.stack([positive, 1 - positive, called, ~called])  # [4, N, T]
     images, people = (
-        np.zeros((len(kinds), *value.shape[1:])) for kinds in (COUNTED, METRICS)
+        np.zeros((len(kinds), *value.shape[1:])) for kinds in (COUNTED, GROUP_METRICS)
     )
     for g in np.unique(member):
         inside = (member == g).any(axis=0)
@@ -242,12 +242,12 @@ def _measure(predictions, member, threshold, *, groups: int, **draws) -> Measure
         counted = discrimination.patients(
             *(x[inside] for x in (score, label, weight, patient)), threshold
         )
-        people[:, g] = [counted[name][:-1] for name in METRICS]
+        people[:, g] = [counted[name][:-1] for name in GROUP_METRICS]
     return Measured(value, replicate, images, people)
 
 
 def _by_group(data: tuple, counts: Array, *, groups: int) -> Array:
-    """A statistic: METRICS of every group, [R, M, G, T]."""
+    """A statistic: GROUP_METRICS of every group, [R, M, G, T]."""
     score, ranked, label, weight, patient, threshold, member = data
     images, tasks = score.shape
     # For areas the images stand there once an attribute, for rates once a group.
@@ -260,7 +260,7 @@ def _by_group(data: tuple, counts: Array, *, groups: int) -> Array:
     area, _ = areas.of_groups(*tiled, member.reshape(-1), counts, groups=groups)
     matrix = discrimination.confusion(*wide, jnp.tile(threshold, groups), counts)
     rates = metrics.rates(matrix)
-    rates = [rates[name].reshape(-1, groups, tasks) for name in METRICS[1:]]
+    rates = [rates[name].reshape(-1, groups, tasks) for name in GROUP_METRICS[1:]]
     return jnp.stack([area, *rates], axis=1)
 
 
@@ -304,7 +304,7 @@ def differences(
         share = np.repeat(factors, shared.sum()) / shared.sum()
         numbers[:, 0, k, -1] = bootstrap.combined(Interval(*wide), draws, share)
     estimate, low, high = numbers
-    enough = measured.patients[:, pairs].min(axis=2) >= LEAST
+    enough = measured.patients[:, pairs].min(axis=2) >= MIN_PATIENTS
     tested = np.pad(enough, ((0, 0), (0, 0), (0, 1)), constant_values=True)
     p = bootstrap.p_value(Interval(*numbers, 0))
     reach = ndtri((1 + bootstrap.LEVEL) / 2)
@@ -333,7 +333,7 @@ def _groups(
             why,
             patients=measured.patients[m, g, t],
             replicates=len(measured.replicate),
-            name=METRICS[m],
+            name=GROUP_METRICS[m],
         )
 
     def mean(g: int, why: str) -> Interval:
@@ -342,22 +342,22 @@ def _groups(
         area = bootstrap.mean_of(bootstrap.at(each, (0, g)), drawn, weights)
         # All tasks of the mean have enough patients.
         number = len(measured.replicate)
-        return bootstrap.interval(area, why, patients=LEAST, replicates=number)
+        return bootstrap.interval(area, why, patients=MIN_PATIENTS, replicates=number)
 
     def task(g: int, t: int) -> GroupTask:
         images = dict(zip(COUNTED, measured.images[:, g, t].tolist(), strict=True))
         images["known"] = images["positive"] + images["negative"]
         judged = {
             name: interval(m, g, t, metrics.why(name, images, threshold=cut[t]))
-            for m, name in enumerate(METRICS)
+            for m, name in enumerate(GROUP_METRICS)
         }
         return GroupTask(images["positive"], images["negative"], judged)
 
     def group(g: int) -> Group:
         inside = column.codes == g
-        none = f"no finding with {LEAST} patients of either class in all groups"
+        none = f"no finding with {MIN_PATIENTS} patients of either class in all groups"
         if not compared[g]:
-            none = f"{LEAST} patients of either class in too few findings: not compared"
+            none = f"{MIN_PATIENTS} patients of either class in too few findings: not compared"
         return Group(
             films=int(inside.sum()),
             patients=np.unique(patient[inside]).size,
@@ -370,9 +370,9 @@ def _groups(
 
 def _gaps(apart: Differences, pairs: list[tuple[str, str]], t: int) -> dict[str, Gap]:
     """Of each metric of one task, the largest difference that could be tested."""
-    why = f"no two groups of {LEAST} such patients"
+    why = f"no two groups of {MIN_PATIENTS} such patients"
     gaps = {}
-    for m, metric in enumerate(METRICS):
+    for m, metric in enumerate(GROUP_METRICS):
         tested = np.flatnonzero(~np.isnan(apart.p[m, :, t]))
         if tested.size:
             largest = np.abs(apart.estimate[m, tested, t]).argmax()

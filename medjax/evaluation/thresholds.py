@@ -18,10 +18,10 @@ from medjax.errors import InputError, check_choice
 from medjax.evaluation import bootstrap, discrimination
 from medjax.evaluation.inference import Predictions
 
-MOST = 200  # Thresholds a task that a page holds.
+MAX_THRESHOLDS = 200  # Thresholds a task that a page holds.
 GRID = np.linspace(0, 1, 101)  # Of the bands' false positive rate and recall.
 RULES = ("youden", "sensitivity", "specificity", "cost")
-POINTS = tuple(
+OPERATING_POINTS = tuple(
     (rule, value) for rule in ("specificity", "sensitivity") for value in (0.9, 0.95)
 )  # Operating points that every report has.
 TIE = 1e-9  # Two points differ by rounding alone below it.
@@ -114,7 +114,7 @@ def explorer(
         tp, fp, observed = counts(*columns)
         if len(observed) == 1:
             continue
-        chosen = knots(*columns, most=MOST - 1)
+        chosen = knots(*columns, most=MAX_THRESHOLDS - 1)
         fixed = np.float64(np.float32(threshold[t]))
         if not np.isnan(fixed):
             chosen = np.unique(np.append(chosen, fixed))[::-1]
@@ -141,14 +141,14 @@ def bands(
       {task: {roc: {fpr, low, high}, precision_recall: {recall, low, high}}}, lists of
       equal length: sensitivity at each false positive rate, and precision at the
       highest threshold that reaches each recall but 0. A task with fewer than
-      bootstrap.LEAST patients of either class is left out.
+      bootstrap.MIN_PATIENTS patients of either class is left out.
     """
     columns = predictions.ranking, *predictions[3:5]
     score, label, weight = (np.asarray(x, np.float32) for x in columns)
     label = np.where(weight > 0, label, 0)
     positive, negative = weight * label, weight * (1 - label)
     rarer = discrimination.rarer_patients(label, weight, predictions.patient)
-    columns = np.flatnonzero(rarer >= bootstrap.LEAST).tolist()
+    columns = np.flatnonzero(rarer >= bootstrap.MIN_PATIENTS).tolist()
     if not columns:
         return {}
     people = bootstrap.count(positive > 0, predictions.patient)
@@ -156,13 +156,13 @@ def bands(
     score, label, weight, positive, negative = (
         x[rows][:, columns] for x in (score, label, weight, positive, negative)
     )
-    place = np.full(score.shape, MOST, np.int32)  # Unknown: beyond the last.
+    place = np.full(score.shape, MAX_THRESHOLDS, np.int32)  # Unknown: beyond the last.
     for t in range(len(columns)):
         known = weight[:, t] > 0
-        cuts = knots(score[:, t], label[:, t], weight[:, t], most=MOST)
+        cuts = knots(score[:, t], label[:, t], weight[:, t], most=MAX_THRESHOLDS)
         place[known, t] = np.searchsorted(-cuts, -score[known, t])
     data = place.T, positive.T, negative.T, patient
-    curves = bootstrap.resample(_curves, data, patients, most=MOST, **draws)
+    curves = bootstrap.resample(_curves, data, patients, most=MAX_THRESHOLDS, **draws)
     # Patients behind a sensitivity of 1, and at least behind a precision of 1.
     ones = np.multiply.outer(people[columns], [np.ones_like(GRID), GRID])
     _, low, high, _, _ = bootstrap.exact(bootstrap.wilson(curves), ones)  # [T, 2, G]
@@ -271,10 +271,10 @@ def describe(rule: str, value: float | None) -> str:
 
 
 def operating(predictions: Predictions) -> dict[str, np.ndarray]:
-    """{as `name` says it: the thresholds [T]} of POINTS, see `choose`."""
+    """{as `name` says it: the thresholds [T]} of OPERATING_POINTS, see `choose`."""
     return {
         name(rule, value): choose(predictions, rule=rule, value=value)
-        for rule, value in POINTS
+        for rule, value in OPERATING_POINTS
     }
 
 

@@ -23,10 +23,10 @@ from medjax.geometry.grid import apply, pool, sample, spacing_of
 
 # Of each level: millimetres to which both images are averaged, number of points, and
 # the first step's millimetres.
-LEVELS = ((8.0, 8192, 2.0), (4.0, 16384, 0.5), (1.0, 65536, 0.25))
+PYRAMID = ((8.0, 8192, 2.0), (4.0, 16384, 0.5), (1.0, 65536, 0.25))
 SAME_GRID = 2.0  # The same millimetres of images that are compared as they lie.
-STEPS = 40
-REACH = np.radians(15.0)  # Rotations that are tried about each axis, both ways.
+ASCENT_STEPS = 40
+ROTATION_REACH = np.radians(15.0)  # Rotations that are tried about each axis, both ways.
 CANDIDATES = 6
 # mm, or the thickest slice: there the similarity of what is aligned is much lower.
 BESIDE = 4.0
@@ -34,7 +34,7 @@ BESIDE = 4.0
 # that overlap in three voxels agree perfectly.
 OVERLAP = 0.1
 BINS = 32  # Of the joint histogram, along each axis.
-TINY = 1e-9
+MIN_VARIANCE = 1e-9
 
 
 class Registration(NamedTuple):
@@ -73,9 +73,9 @@ def register(fixed, fixed_affine, moving, moving_affine) -> Registration:
     mass aligned. The ascent starts from the best of them, and the best result goes on
     to the next level. The same input gives the same matrix.
     """
-    centre, radius = _centre(*pool(fixed, fixed_affine, LEVELS[0][0]))
+    centre, radius = _centre(*pool(fixed, fixed_affine, PYRAMID[0][0]))
     matrix = np.eye(4)
-    for number, (size, count, rate) in enumerate(LEVELS):
+    for number, (size, count, rate) in enumerate(PYRAMID):
         points = _points(fixed.shape, fixed_affine, count)
         image, affine = pool(moving, moving_affine, size)
         level = Level(
@@ -121,7 +121,7 @@ def compare(fixed, moving, affine) -> tuple[float, float, float]:
     inner = np.array(fixed.shape) - 2 * steps
     if (inner < 1).any():
         return np.nan, np.nan, np.nan
-    place = steps + _spread(inner, LEVELS[-1][1], np.random.default_rng(0))
+    place = steps + _spread(inner, PYRAMID[-1][1], np.random.default_rng(0))
     value, other = _unit(fixed)[tuple(place.T)], _unit(moving)
     mirrored = other[..., ::-1]
     weight = np.ones(len(place), np.float32)
@@ -166,16 +166,16 @@ def nmi(fixed: Array, moving: Array, weight: Array) -> Array:
     joint = joint.reshape(BINS, BINS, 4)
     joint = sum(jnp.roll(joint[..., k], k - 1, axis=1) for k in range(4))
     joint = (jnp.roll(joint, -1, axis=0) + 4 * joint + jnp.roll(joint, 1, axis=0)) / 6
-    joint = joint / jnp.maximum(joint.sum(), TINY)
+    joint = joint / jnp.maximum(joint.sum(), MIN_VARIANCE)
     apart = _entropy(joint.sum(0)) + _entropy(joint.sum(1))
-    return apart / jnp.maximum(_entropy(joint), TINY)
+    return apart / jnp.maximum(_entropy(joint), MIN_VARIANCE)
 
 
 _nmi = jax.jit(nmi)
 
 
 def _entropy(p: Array) -> Array:
-    return -jnp.sum(p * jnp.log(jnp.maximum(p, TINY)))
+    return -jnp.sum(p * jnp.log(jnp.maximum(p, MIN_VARIANCE)))
 
 
 @jax.jit
@@ -231,7 +231,7 @@ def _climb(level: Level, starts: Array, rate: float) -> tuple[Array, Array]:
             return (p + size * update, state, best, jnp.maximum(value, highest)), None
 
         carry = (start, adam.init(start), start, -jnp.inf)
-        sizes = rate * (1 - jnp.arange(STEPS) / STEPS)
+        sizes = rate * (1 - jnp.arange(ASCENT_STEPS) / ASCENT_STEPS)
         (_, _, best, highest), _ = jax.lax.scan(step, carry, sizes)
         return best, highest
 
@@ -243,7 +243,7 @@ def _search(level: Level, offset: np.ndarray) -> np.ndarray:
 
     `offset` [3] is in millimetres, from fixed's centre of mass to moving's.
     """
-    turns = np.array(list(itertools.product((0, -REACH, REACH), repeat=3)))
+    turns = np.array(list(itertools.product((0, -ROTATION_REACH, ROTATION_REACH), repeat=3)))
     trial = np.zeros((2, len(turns), 6), np.float32)
     trial[..., :3] = turns * level.radius
     trial[1, :, 3:] = offset
@@ -291,14 +291,14 @@ def _unit(image: np.ndarray) -> np.ndarray:
     low, high = np.quantile(image, (0.002, 0.998))
     if low == high:
         low, high = image.min(), image.max()
-    return np.clip((image - low) / max(high - low, TINY), 0, 1).astype(np.float32)
+    return np.clip((image - low) / max(high - low, MIN_VARIANCE), 0, 1).astype(np.float32)
 
 
 def _centre(image: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, float]:
     """The centre of mass, [3] mm, and the root mean square distance from it."""
     image = _unit(image)
     index = np.moveaxis(np.indices(image.shape), 0, -1)
-    points, mass = apply(affine, index), image + TINY  # So that the sum is above 0.
+    points, mass = apply(affine, index), image + MIN_VARIANCE  # So that the sum is above 0.
     mass = mass / mass.sum()
     centre = np.einsum("abc,abci->i", mass, points)
     return centre, np.sqrt(np.sum(mass * ((points - centre) ** 2).sum(-1)))

@@ -19,7 +19,7 @@ from chex import Array
 from jax import lax
 
 CACHE = 2**21  # Bytes of columns that stay in the cache until they are multiplied.
-FEW = 64  # Voxels of a volume; the columns of so few are fast, and quickly compiled.
+FEW_VOXELS = 64  # Voxels of a volume; the columns of so few are fast, and quickly compiled.
 
 
 def convolution(
@@ -57,7 +57,7 @@ def _method(
     if len(shape) == 5:
         if centred and inner <= 4:
             return _by_depth, _by_depth_backward
-        if same and outer < inner and np.prod(shape[1:-1]) <= FEW:
+        if same and outer < inner and np.prod(shape[1:-1]) <= FEW_VOXELS:
             return _by_columns, _few_outputs_backward
         if same:
             return _by_slices, _by_slices_backward

@@ -13,10 +13,10 @@ import numpy as np
 
 from medjax.reports.page import label
 
-APART = 0.4  # Pixels; points nearer than this to the last one drawn are left out.
+MIN_STEP = 0.4  # Pixels; points nearer than this to the last one drawn are left out.
 LETTER = 5.5  # Pixels, the mean width of a letter of a tick.
-SQUARE = (206.0, 206.0)
-WIDE = (300.0, 190.0)
+SQUARE_SIZE = (206.0, 206.0)
+WIDE_SIZE = (300.0, 190.0)
 MARKED = 40  # Points of a curve up to which each is marked.
 
 
@@ -199,7 +199,7 @@ def _over_steps(
     values = [value for row in series.values() for _, value in row]
     least = [] if checkpoint is None else [1.0]
     frame = Frame(
-        WIDE, x=(0, max(last, 1)), y=(min(0, *values), max(*values, *least)), left=46
+        WIDE_SIZE, x=(0, max(last, 1)), y=(min(0, *values), max(*values, *least)), left=46
     )
     lines, points, legend = [], [], []
     for number, (name, row) in enumerate(series.items()):
@@ -242,7 +242,7 @@ def _thinned(frame: Frame, x: Sequence, y: Sequence) -> list[tuple[float, float]
     kept: list[tuple[float, float]] = []
     every = list(zip(frame.across(x).tolist(), frame.down(y).tolist(), strict=True))
     for point in every:
-        if not kept or math.dist(point, kept[-1]) >= APART:
+        if not kept or math.dist(point, kept[-1]) >= MIN_STEP:
             kept.append(point)
     if kept[-1] != every[-1]:
         kept.append(every[-1])

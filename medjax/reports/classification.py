@@ -16,7 +16,7 @@ from medjax.reports.page import count, interval, label, number, percent, show_ta
 
 TEMPLATE = "classification.html"
 RATIOS = ("lr_positive", "lr_negative")  # Beside the confusion matrices.
-COLUMNS = tuple(
+CSV_COLUMNS = tuple(
     name
     for name, metric in METRICS.items()
     if (metric.kind == "ranking" or metric.rate) and name not in RATIOS
@@ -27,13 +27,13 @@ AVERAGES = {
     "weighted": "Weighted average",
     "micro": "Micro average",
 }
-SHARES = charts.Frame(charts.SQUARE)  # Both axes run from 0 to 1.
+SHARES = charts.Frame(charts.SQUARE_SIZE)  # Both axes run from 0 to 1.
 DIAGONAL = ([0, 1], [0, 1])
 PROBABILITIES = (0.0, 0.005, 0.02, 0.1, 0.25, 0.5, 1.0)  # Ticks.
-SPREAD = 20  # Bars under a reliability diagram,
+FOOT_BARS = 20  # Bars under a reliability diagram,
 FOOT = 0.2  # and the part of its height that they take.
-FEW = 30  # Positive images: with fewer, a finding's numbers and thresholds are weak.
-NEAR = 0.12  # Of an axis: ticks nearer to 0 than this run into its own.
+FEW_POSITIVES = 30  # Positive images: with fewer, a finding's numbers and thresholds are weak.
+TICK_DISTANCE = 0.12  # Of an axis: ticks nearer to 0 than this run into its own.
 
 
 def sections(results: dict, films: dict | None) -> dict:
@@ -49,12 +49,12 @@ def sections(results: dict, films: dict | None) -> dict:
         "item": "class" if classes else "finding",
         "items": "classes" if classes else "findings",
         "columns": [
-            name for name in COLUMNS if all(name in task["metrics"] for task in tasks)
+            name for name in CSV_COLUMNS if all(name in task["metrics"] for task in tasks)
         ],
         "averages": AVERAGES,
         "ratios": RATIOS,
         "measures": reliability.MEASURES,
-        "few_is": FEW,
+        "few_is": FEW_POSITIVES,
         "areas": _areas(results),
         "roc": roc(results),
         "precision_recall": precision_recall(results),
@@ -97,7 +97,7 @@ def show(results: dict) -> None:
 
 def write_csv(results: dict, path: Path) -> None:
     """Writes one row a task, and one of each average."""
-    measured = [name for name in (*COLUMNS, *RATIOS) if name in results["micro"]]
+    measured = [name for name in (*CSV_COLUMNS, *RATIOS) if name in results["micro"]]
     rows = [
         (name, task | task["confusion"], task["metrics"])
         for name, task in results["tasks"].items()
@@ -216,7 +216,7 @@ def risk(results: dict) -> dict[str, dict]:
     pictures = {}
     for name, question in results.get("conformal", {}).get("questions", {}).items():
         x, y = ([row[k] for row in question["curve"]] for k in ("human", "wrong"))
-        frame = charts.Frame(charts.SQUARE, x=(0, 1), y=(0, max(0.05, *y)))
+        frame = charts.Frame(charts.SQUARE_SIZE, x=(0, 1), y=(0, max(0.05, *y)))
         pictures[name] = charts.chart(
             frame,
             title=f"Risk and coverage of {label(name)}",
@@ -234,7 +234,7 @@ def decisions(results: dict) -> dict[str, dict]:
     for name, curve in results.get("decisions", {}).items():
         x, top = curve["threshold"], max([1e-3, *curve["high"], *curve["all"]])
         low = -0.15 * top
-        frame = charts.Frame(charts.SQUARE, x=(0, x[-1]), y=(low, 1.05 * top))
+        frame = charts.Frame(charts.SQUARE_SIZE, x=(0, x[-1]), y=(low, 1.05 * top))
         ends = (np.clip(curve[end], low, None).tolist() for end in ("low", "high"))
         model, everybody = (np.clip(curve[k], low, None) for k in ("model", "all"))
         pictures[name] = charts.chart(
@@ -275,9 +275,9 @@ def reliability_charts(results: dict) -> dict[str, dict]:
         values = [s[k] for s in sides for k in ("predicted", "observed", "high")]
         top = max(v for part in values for v in part if v is not None)
         top = math.sqrt(min(1.0, 1.1 * max(top, 0.02)))
-        frame = charts.Frame(charts.SQUARE, x=(0, top), y=(0, top))
+        frame = charts.Frame(charts.SQUARE_SIZE, x=(0, top), y=(0, top))
         ticks = [(math.sqrt(v), f"{v:g}") for v in PROBABILITIES if v <= top**2]
-        ticks = [tick for tick in ticks if tick[0] == 0 or tick[0] > NEAR * top]
+        ticks = [tick for tick in ticks if tick[0] == 0 or tick[0] > TICK_DISTANCE * top]
         lines, points = [("chance", charts.line(frame, [0, top], [0, top]))], []
         if counts := results.get("explorer", {}).get(name):
             lines.insert(0, ("bar pale", _spread(frame, counts)))
@@ -308,14 +308,14 @@ def _spread(frame: charts.Frame, counts: dict) -> str:
 
     `counts` are the explorer's of one task. The last bar holds all above the frame.
     """
-    edges = np.linspace(0, frame.x[1], SPREAD + 1)
+    edges = np.linspace(0, frame.x[1], FOOT_BARS + 1)
     threshold = np.array(counts["threshold"])[::-1]
     called = np.add(counts["tp"], counts["fp"])[::-1]
     above = np.append(called, 0)[np.searchsorted(threshold, edges**2)]
     above[-1] = 0
     images = -np.diff(above)
     height = FOOT * frame.y[1] * images / max(images.max(), 1)
-    return charts.bars(frame, edges[:-1], height, edges[1], np.zeros(SPREAD))
+    return charts.bars(frame, edges[:-1], height, edges[1], np.zeros(FOOT_BARS))
 
 
 def robustness(results: dict) -> dict[str, dict]:
@@ -332,7 +332,7 @@ def robustness(results: dict) -> dict[str, dict]:
     }
     values = [r["auroc"][k] for row in rows.values() for r in row for k in r["auroc"]]
     low = min([0.5, *(v for v in values if isinstance(v, float))])
-    frame, pictures = charts.Frame(charts.SQUARE, x=(0, 5), y=(low, 1)), {}
+    frame, pictures = charts.Frame(charts.SQUARE_SIZE, x=(0, 5), y=(low, 1)), {}
     for name, row in rows.items():
         if not row:
             continue

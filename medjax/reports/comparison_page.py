@@ -232,7 +232,7 @@ def _curves(curves: dict, score: str) -> dict[str, dict]:
     low = min(min(curve["low"]) for curve in curves.values()) - 0.02
     high = max(max(curve["high"]) for curve in curves.values()) + 0.02
     last = max(curve["step"][-1] for curve in curves.values())
-    frame = charts.Frame(charts.SQUARE, x=(0, last), y=(low, high))
+    frame = charts.Frame(charts.SQUARE_SIZE, x=(0, last), y=(low, high))
     lines = {
         arm: charts.line(frame, curve["step"], curve["mean"])
         for arm, curve in curves.items()

@@ -13,13 +13,13 @@ from medjax.files import write_json
 from medjax.reports import charts, page
 from medjax.reports.pictures import as_bytes, fit, middle, png
 
-MANY = {"pairs": 12, "kinds": 10, "duplicates": 12, "quarantine": 20}  # Rows shown.
-FEW = 10  # Patients with or without a finding, below which intervals mislead.
+MAX_ROWS = {"pairs": 12, "kinds": 10, "duplicates": 12, "quarantine": 20}  # Rows shown.
+FEW_PATIENTS = 10  # Patients with or without a finding, below which intervals mislead.
 SERIES = ("s0", "s1", "s2", "s3", "s4")  # Colours of channels.
-MOST = 20  # Images of a patient from which on they are counted together.
+MAX_COUNTED = 20  # Images of a patient from which on they are counted together.
 STRIP = 160  # Pixels of a picture in a strip.
 BOXES = ("#ffb000", "#35d0ba", "#ff6b6b", "#7aa6ff", "#d48cff", "#9be15d")
-DETAIL = 512  # Pixels, the longer side of the one image in detail.
+DETAIL_SIDE = 512  # Pixels, the longer side of the one image in detail.
 
 
 def write(
@@ -47,8 +47,8 @@ def write(
         folder / f"{name}.html",
         "explore.html",
         facts=facts,
-        many=MANY,
-        few=FEW,
+        many=MAX_ROWS,
+        few=FEW_PATIENTS,
         name=name,
         thumbnails={id: png(fit(image, side)) for id, image in slices.items()},
         detail=_detail(facts["sample"], slices),
@@ -79,7 +79,7 @@ def wanted(facts: dict[str, Any]) -> list[int]:
     ids = [image["id"] for image in facts["sample"]]
     for name in ("darkest", "brightest", "flattest"):
         ids += [row[0] for row in facts["pixels"].get(name, [])]
-    pairs = sorted(facts["duplicates"], key=_harmless)[: MANY["duplicates"]]
+    pairs = sorted(facts["duplicates"], key=_harmless)[: MAX_ROWS["duplicates"]]
     ids += [pair[end] for pair in pairs for end in ("id", "other")]
     return list(dict.fromkeys(ids))
 
@@ -99,7 +99,7 @@ def direction(covariate: str, value: dict) -> str:
 def _links(confounders: dict, labels: dict) -> dict[str, dict]:
     """Adds to every AUROC its direction, and whether there are too `few` patients."""
     few = {
-        task: min(label["patients"], label["patients_without"]) < FEW
+        task: min(label["patients"], label["patients_without"]) < FEW_PATIENTS
         for task, label in labels.items()
     }
     return {
@@ -133,7 +133,7 @@ def _detail(sample: list[dict], slices: dict) -> dict[str, Any] | None:
         "height": image.shape[0],
         "width": image.shape[1],
         "colours": BOXES,
-        "picture": png(fit(image, DETAIL, enlarge=True)),
+        "picture": png(fit(image, DETAIL_SIDE, enlarge=True)),
         "histogram": _histogram(counts, np.arange(256), "grey level"),
     }
 
@@ -196,11 +196,11 @@ def _tally(tally: dict, x: str, y: str) -> dict | None:
     if len(values) < 2:
         return None
     ticks = None
-    if values and values[-1] > MOST:
-        rest = sum(n for v, n in zip(values, counts, strict=True) if v >= MOST)
-        short = sum(v < MOST for v in values)
-        values, counts = [*values[:short], MOST], [*counts[:short], rest]
-        ticks = [1, *range(5, MOST, 5), (MOST, f"{MOST}+")]
+    if values and values[-1] > MAX_COUNTED:
+        rest = sum(n for v, n in zip(values, counts, strict=True) if v >= MAX_COUNTED)
+        short = sum(v < MAX_COUNTED for v in values)
+        values, counts = [*values[:short], MAX_COUNTED], [*counts[:short], rest]
+        ticks = [1, *range(5, MAX_COUNTED, 5), (MAX_COUNTED, f"{MAX_COUNTED}+")]
     start = np.subtract(values, 0.4)
     return _bars(start, 0.8, {"": counts}, (x, y), ticks)
 
@@ -217,7 +217,7 @@ def _bars(
     ends = min(start, default=0), max(start, default=0) + width
     room = 0.03 * (ends[1] - ends[0])
     frame = charts.Frame(
-        charts.WIDE, x=(ends[0] - room, ends[1] + room), y=(0, 1.05 * top), left=46
+        charts.WIDE_SIZE, x=(ends[0] - room, ends[1] + room), y=(0, 1.05 * top), left=46
     )
     lines, below = [], np.zeros(len(start))
     for number, counts in enumerate(series.values()):
@@ -244,7 +244,7 @@ def _histogram(channels: list, at: np.ndarray, x: str) -> dict:
     shares = [100 * np.asarray(c) / max(np.sum(c), 1) for c in channels]
     inner = max((share[1:-1].max() for share in shares), default=0)
     top = 1.15 * inner or 1
-    frame = charts.Frame(charts.WIDE, x=(at[0], at[-1]), y=(0, top), left=46)
+    frame = charts.Frame(charts.WIDE_SIZE, x=(at[0], at[-1]), y=(0, top), left=46)
     colours = ("red", "green", "blue") if len(channels) == 3 else SERIES
     lines, legend = [], []
     for number, share in enumerate(shares):

@@ -16,7 +16,7 @@ from medjax.files import write_text
 DASH = "–"  # Of what is undefined.
 PROPER = ("Brier", "Cohen's", "Dice")  # Names of people: capital in a sentence, too.
 TABLES = metrics.METRICS, mask_metrics.METRICS
-NAMES = {name: row.label for table in TABLES for name, row in table.items()} | {
+METRIC_LABELS = {name: row.label for table in TABLES for name, row in table.items()} | {
     "grad_cam": "Grad-CAM",
     "grad_cam_plus_plus": "Grad-CAM++",
     "volume_bias": "Predicted minus true, ml",
@@ -193,8 +193,8 @@ def gib(size: float | None) -> str:
 
 def label(name: str) -> str:
     """The printed name of a metric or a finding."""
-    if name in NAMES:
-        return NAMES[name]
+    if name in METRIC_LABELS:
+        return METRIC_LABELS[name]
     name = name.replace("_", " ")
     return name[:1].upper() + name[1:]
 

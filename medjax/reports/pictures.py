@@ -13,13 +13,13 @@ from PIL import Image, ImageDraw, ImageFont
 from medjax.files import whole
 from medjax.reports.page import label
 
-SIDE = 176  # Pixels of a film's longer side beside its heatmap.
-WIDTH = 460  # Pixels across a film that has a file of its own.
-GAP = 4  # Pixels between two pictures.
+FILM_SIDE = 176  # Pixels of a film's longer side beside its heatmap.
+FILE_WIDTH = 460  # Pixels across a film that has a file of its own.
+PICTURE_GAP = 4  # Pixels between two pictures.
 QUALITY = 70  # Of WebP, in percent.
 COLOURS = cv2.COLORMAP_VIRIDIS  # Its lightness rises evenly, for all colour vision.
 OPAQUE = 0.65  # At the heatmap's maximum; where it is 0 the film is as it is.
-BOX = (255, 122, 0)  # No colour of the heatmap.
+BOX_COLOUR = (255, 122, 0)  # No colour of the heatmap.
 # Of masks, told apart with every kind of colour vision. Source: Okabe & Ito (2008).
 TRUE, PREDICTED, BOTH = (230, 159, 0), (86, 180, 233), (255, 255, 255)
 LINE = 2  # Pixels, of a contour.
@@ -171,7 +171,7 @@ def stacked(parts: Sequence[np.ndarray], gap: int) -> np.ndarray:
 
 
 def picture(
-    image: np.ndarray, heatmap: np.ndarray, boxes: np.ndarray = (), *, side: int = SIDE
+    image: np.ndarray, heatmap: np.ndarray, boxes: np.ndarray = (), *, side: int = FILM_SIDE
 ) -> tuple[str, tuple[int, int]]:
     """Draws a film beside itself under its heatmap, small enough for a long page.
 
@@ -190,8 +190,8 @@ def picture(
     for half in halves:
         for corners in boxes:
             first, last = np.rint(corners * scale).astype(int)[:, ::-1].tolist()
-            cv2.rectangle(half, first, last, BOX, 1)
-    gap = np.full((film.shape[0], GAP, 3), 255, np.uint8)
+            cv2.rectangle(half, first, last, BOX_COLOUR, 1)
+    gap = np.full((film.shape[0], PICTURE_GAP, 3), 255, np.uint8)
     both = np.concatenate([halves[0], gap, halves[1]], axis=1)
     data = _uri(both, "webp", [cv2.IMWRITE_WEBP_QUALITY, QUALITY])
     return data, both.shape[1::-1]
@@ -222,11 +222,11 @@ def overlay(
     """
     stretch = 1.0 if math.isnan(sum(spacing)) else spacing[1] / spacing[0]
     film = pixels.reshape(*pixels.shape[:2], -1)
-    tall = max(1, round(WIDTH * stretch * film.shape[0] / film.shape[1]))
-    film = _coloured(as_bytes(resize(film.astype(np.float32), tall, WIDTH)))
-    top, bar = 40, 3 * WIDTH // 100
-    canvas = np.full((top + tall + 10, 2 * WIDTH + bar + 90, 3), 255, np.uint8)
-    left = 10 + np.cumsum([0, WIDTH + GAP, WIDTH + 14])
+    tall = max(1, round(FILE_WIDTH * stretch * film.shape[0] / film.shape[1]))
+    film = _coloured(as_bytes(resize(film.astype(np.float32), tall, FILE_WIDTH)))
+    top, bar = 40, 3 * FILE_WIDTH // 100
+    canvas = np.full((top + tall + 10, 2 * FILE_WIDTH + bar + 90, 3), 255, np.uint8)
+    left = 10 + np.cumsum([0, FILE_WIDTH + PICTURE_GAP, FILE_WIDTH + 14])
     ramp = _colours(np.repeat(np.linspace(1, 0, tall)[:, None], bar, axis=1))
     for x, part in zip(left, (film, _under(film, heatmap), ramp), strict=True):
         canvas[top : top + tall, x : x + part.shape[1]] = part

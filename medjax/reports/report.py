@@ -5,7 +5,7 @@ from pathlib import Path
 from medjax.files import write_json
 from medjax.reports import charts, classification, page, segmentation
 
-WIDE = 0.1  # Width of an interval from which on it is called wide.
+WIDE_INTERVAL = 0.1  # Width of an interval from which on it is called wide.
 
 
 def write(
@@ -124,14 +124,14 @@ def _weak(values: dict, main: str, tasks: dict) -> dict[str, list[str]]:
             add(f"{main} is undefined", name, value.get("why", ""))
         elif value["low"] is None:
             add(f"{main} has no interval", name, value.get("why", ""))
-        elif value["high"] - value["low"] > WIDE:
-            add(f"The interval of {main} is wider than {WIDE}", name)
+        elif value["high"] - value["low"] > WIDE_INTERVAL:
+            add(f"The interval of {main} is wider than {WIDE_INTERVAL}", name)
         if main == "AUROC" and value["low"] is not None and value["low"] <= 0.5:
             add("AUROC may be no better than chance", name)
     for name, task in tasks.items():
-        if 0 < task["positives"] < classification.FEW:
+        if 0 < task["positives"] < classification.FEW_POSITIVES:
             few = page.count(task["positives"])
-            add(f"Fewer than {classification.FEW} images are positive", name, few)
+            add(f"Fewer than {classification.FEW_POSITIVES} images are positive", name, few)
         calibration = task["calibration"]
         mean = (calibration["after"] or calibration["before"])["predicted"]
         prevalence = calibration["prevalence"]

@@ -8,16 +8,16 @@ import numpy as np
 import pandas as pd
 
 from medjax.evaluation.mask_metrics import METRICS
-from medjax.evaluation.outlines import OVERLAP, REACH, components
+from medjax.evaluation.outlines import LESION_OVERLAP, LESION_DILATION, components
 from medjax.files import write_table
 from medjax.reports import charts, pictures
 from medjax.reports.page import interval, label, show_table
 
 TEMPLATE = "segmentation.html"
 SUMS = ("true_lesions", "found_lesions", "true_ml", "predicted_ml")  # Not averaged.
-SIDE = 400  # Pixels of a picture's longest side.
+PICTURE_SIDE = 400  # Pixels of a picture's longest side.
 FIELD = 100.0  # mm that a picture shows at least, as far as there is any.
-NAMES = ("axial", "coronal", "sagittal")  # Of the planes across D, H and W.
+PLANES = ("axial", "coronal", "sagittal")  # Of the planes across D, H and W.
 
 
 class PicturedVolume(NamedTuple):
@@ -46,8 +46,8 @@ def sections(results: dict, cases: Iterable[PicturedVolume] | None) -> dict:
             )
         ],
         "distances": [name for name, m in METRICS.items() if m.kind == "mm"],
-        "overlap_least": OVERLAP,
-        "reach": REACH,
+        "overlap_least": LESION_OVERLAP,
+        "reach": LESION_DILATION,
         "rows": sorted(results["rows"], key=lambda row: order.index(row["name"])),
         "pictures": [(name, pictured[name]) for name in order if name in pictured],
         "keys": [f"#{bytes(colour).hex()}" for colour in colours],
@@ -99,7 +99,7 @@ def planes(case: PicturedVolume, results: dict) -> list[dict]:
             continue
         at, box = _about(masks[0] | masks[1], case.spacing)
         lengths = [part.stop - part.start for part in box]
-        scale = SIDE / max(np.multiply(lengths, case.spacing))
+        scale = PICTURE_SIDE / max(np.multiply(lengths, case.spacing))
         drawn = pictures.planes(grey, masks, at=at, spacing=case.spacing, box=box)
         row = rows[case.name, region]
         through = [
@@ -109,7 +109,7 @@ def planes(case: PicturedVolume, results: dict) -> list[dict]:
                 "slice": at[axis] + 1,
                 "of": case.image.shape[axis],
             }
-            for axis, (name, plane) in enumerate(zip(NAMES, drawn, strict=True))
+            for axis, (name, plane) in enumerate(zip(PLANES, drawn, strict=True))
         ]
         shown.append({"region": region, "row": row, "planes": through})
     return shown
@@ -127,7 +127,7 @@ def agreement(results: dict) -> list[tuple[str, dict, list[dict]]]:
             np.array([row[k] for row in rows]) for k in ("true_ml", "predicted_ml")
         )
         end = 1.05 * max(true.max(), predicted.max(), 1e-3)
-        frame = charts.Frame(charts.SQUARE, x=(0, end), y=(0, end))
+        frame = charts.Frame(charts.SQUARE_SIZE, x=(0, end), y=(0, end))
         against = charts.chart(
             frame,
             title=f"{label(region)}: predicted against true volumes",
@@ -149,7 +149,7 @@ def _differences(
     ends = [0, limits["bias"], *levels, *difference]
     room = 0.05 * (max(ends) - min(ends)) or 1e-3
     frame = charts.Frame(
-        charts.WIDE,
+        charts.WIDE_SIZE,
         x=(0, 1.05 * max(mean.max(), 1e-3)),
         y=(min(ends) - room, max(ends) + room),
         left=46,

@@ -165,7 +165,7 @@ def whole(config: Config) -> Config:
     return config
 
 
-HIDDEN = 100  # Units of the domain classifier, as in the paper's small networks.
+HIDDEN_UNITS = 100  # Units of the domain classifier, as in the paper's small networks.
 
 
 def coral_distance(
@@ -213,10 +213,10 @@ def domain_cross_entropy(
 
 
 def domain_classifier(key: Array, features: int) -> ArrayTree:
-    """Random parameters: [F] -> HIDDEN rectified units -> one logit of the target."""
+    """Random parameters: [F] -> HIDDEN_UNITS rectified units -> one logit of the target."""
     make = jax.nn.initializers.he_normal()
     keys = jax.random.split(key)
-    sizes = {"hidden": (features, HIDDEN), "logit": (HIDDEN, 1)}
+    sizes = {"hidden": (features, HIDDEN_UNITS), "logit": (HIDDEN_UNITS, 1)}
     return {
         name: {"kernel": make(key, size), "bias": jnp.zeros(size[1])}
         for key, (name, size) in zip(keys, sizes.items(), strict=True)

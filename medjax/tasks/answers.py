@@ -115,7 +115,7 @@ def columns(
     return more
 
 
-TOLERANCE = 1.0  # mm, of the surfaces.
+SURFACE_TOLERANCE = 1.0  # mm, of the surfaces.
 
 
 def fix_masks(run: Finished, data: films.FilmData, manifest: pd.DataFrame) -> None:
@@ -141,7 +141,7 @@ def measure_masks(run: Finished, data: films.FilmData, ids: np.ndarray) -> dict:
             {"name": name, "patient": patient, "region": region}
             | mask_metrics.measure(
                 *(drawn[..., k], true[..., k], run.output.spacing),
-                tolerance=TOLERANCE,
+                tolerance=SURFACE_TOLERANCE,
             )
             for k, region in enumerate(run.output.masks)
         ]
@@ -149,7 +149,7 @@ def measure_masks(run: Finished, data: films.FilmData, ids: np.ndarray) -> dict:
         return {}
     draws = parts.bootstrap(run.config)
     return mask_metrics.summarise(rows, **draws) | {
-        "tolerance": TOLERANCE,
+        "tolerance": SURFACE_TOLERANCE,
         "posts": {k: post._asdict() for k, post in zip(run.output.masks, posts)},
         "auroc": _auroc(rows, run.output.masks, **draws),
     }

@@ -82,7 +82,7 @@ JOINED = {  # Of runs that become one: {field: (its values, why no other is allo
     ),
 }
 # In a name: left_kidney, kidneyRight, hippocampus_L, rh; but not bright, L1 or leftover.
-SIDE = re.compile(
+LATERALITY = re.compile(
     r"(?<![^\W\d_])(?i:left|right)(?![a-z])|(?<=[a-z])(Left|Right)(?![a-z])"
     r"|(?<![^\W_])(?i:[lr]h?)(?![^\W_])"
 )
@@ -194,7 +194,7 @@ def _check_sides(config: Config) -> None:
 
 def sides(config: Config, names: Sequence[str]) -> str:
     """A warning of findings or regions named after a side; '' for none."""
-    named_so = [name for name in names if SIDE.search(name)]
+    named_so = [name for name in names if LATERALITY.search(name)]
     if config.augment.sided or not named_so:
         return ""
     return (

@@ -36,7 +36,7 @@ from medjax.tasks.check import check_parts, check_ranges
 from medjax.tasks.task import Finished, Run, Task
 from medjax.training import devices
 
-SMALL = 128  # Pixels of a side up to which cores don't share an operation well.
+SMALL_SIDE = 128  # Pixels of a side up to which cores don't share an operation well.
 
 
 def check(config: Config, shards: int) -> None:
@@ -63,7 +63,7 @@ def check(config: Config, shards: int) -> None:
         config = config.copy_and_resolve_references().unlock()
         config.intensity = {"name": "standardise_each"}
     network = parts.classifier(config, output)
-    if output.spacing or output.shape[0] < films.LARGE:
+    if output.spacing or output.shape[0] < films.LARGE_SIDE:
         try:
             jax.eval_shape(network.init, jax.random.key(0))
         except TypeError as error:  # A patch reaches beyond the image.
@@ -261,7 +261,7 @@ def share(config: Config) -> int:
     core, and takes 0.14 s on two devices. A step of larger images is as fast on one
     device, and XLA compiles it faster: DenseNet-121's in 16 instead of 24 s.
     """
-    small = config.data.get("side", SMALL + 1) <= SMALL
+    small = config.data.get("side", SMALL_SIDE + 1) <= SMALL_SIDE
     return config.train.batch // config.train.accumulate if small else 0
 
 

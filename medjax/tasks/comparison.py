@@ -254,7 +254,7 @@ def _pair_masks(first, second, names, **draws) -> dict:
     folders = dict.fromkeys(tables, Path())  # Both tables are checked already.
     grid = side_by_side(tables, (2, 1), names, folders, MASKS)
     patients = len(np.unique(grid.patient))
-    few = patients < bootstrap.LEAST
+    few = patients < bootstrap.MIN_PATIENTS
     arms = seeds.compare(
         _measure_masks(grid, **draws),
         arms=("first", "second"),
@@ -286,7 +286,7 @@ def _pair_masks(first, second, names, **draws) -> dict:
             "negatives": float((truth == 0).sum()),
             "p": tested["p"],
             "holm": tested["holm"],
-            "why": f"{bootstrap.FEW}, no test" if few else "",
+            "why": f"{bootstrap.NO_INTERVAL}, no test" if few else "",
             "metrics": metrics,
         }
     mean = pairs(lambda arm: arm["mean"])

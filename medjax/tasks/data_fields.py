@@ -15,7 +15,7 @@ from medjax.data import intensity_units, nifti, prepared
 from medjax.errors import InputError, check_choice
 
 # How scans are read; a field that a source lacks has its default.
-ALIKE = {
+READING_DEFAULTS = {
     "spacing": (),
     "foreground": "body",
     "clip": intensity_units.CLIP,
@@ -97,7 +97,7 @@ def check_alike(ours: Config, theirs: Config, where: str) -> None:
     here, there = (
         {
             name: tuples(c.data.get(name, default)) or default
-            for name, default in ALIKE.items()
+            for name, default in READING_DEFAULTS.items()
         }
         | {"units": units_of(c) if "units" in c.data else ()}
         for c in (ours, theirs)

@@ -24,10 +24,10 @@ from medjax.tasks import adapt, films, parts, splitting
 from medjax.tasks.task import Finished
 from medjax.training import step
 
-FILMS = 256  # Images whose heatmaps are in memory at once.
-TOGETHER = 8  # Images of a gallery in a batch: its size compiles one program.
+HEATMAPS_AT_ONCE = 256  # Images whose heatmaps are in memory at once.
+GALLERY_BATCH = 8  # Images of a gallery in a batch: its size compiles one program.
 RANDOMISED = 32  # Images of the randomisation check.
-KINDS = ("true_positive", "false_positive", "true_negative", "false_negative")
+OUTCOMES = ("true_positive", "false_positive", "true_negative", "false_negative")
 CERTAIN = ("most", "least")
 # Methods that explain by pixels or by all stages, not by one.
 WITHOUT_STAGE = ("integrated_gradients", heatmaps.ROLLOUT)
@@ -134,7 +134,7 @@ def _seen(probability: np.ndarray, points: np.ndarray, exclusive: bool) -> np.nd
 
 
 class Example(NamedTuple):
-    """An image, by its row and its task's number; one of KINDS and one of CERTAIN."""
+    """An image, by its row and its task's number; one of OUTCOMES and one of CERTAIN."""
 
     row: int
     task: int
@@ -163,7 +163,7 @@ def choose(
             continue
         score, label, weight = (x[:, t] for x in predictions[2:5])
         called, positive = score >= point, label >= 0.5
-        for kind in KINDS:
+        for kind in OUTCOMES:
             of_kind = (called == kind.endswith("positive")) & (weight > 0)
             of_kind &= (called == positive) == kind.startswith("true")
             rows = np.flatnonzero(of_kind)
@@ -194,7 +194,7 @@ def gallery(
     if not chosen:
         return {}
     ids = np.unique(predicted.id[[example.row for example in chosen]])
-    shape = splitting.shape(run.config) | {"batch": TOGETHER}
+    shape = splitting.shape(run.config) | {"batch": GALLERY_BATCH}
     source = data.films(ids)
     batches = loader.evaluation_batches(source, **shape)
     heatmap = inference.embed(batches, explainer(run))
@@ -205,11 +205,11 @@ def gallery(
         id = int(predicted.id[row])
         marks = _corners(boxes, id, task)
         at = np.searchsorted(ids, id)
-        pair, side = (source.picture(at), heatmap[at, task]), pictures.SIDE
+        pair, side = (source.picture(at), heatmap[at, task]), pictures.FILM_SIDE
         if len(run.output.shape) == 4:
             pair, side = _planes(run.output, *pair), 3 * side
         picture, (width, height) = pictures.picture(*pair, marks, side=side)
-        kinds = shown.setdefault(run.output.names[task], {k: [] for k in KINDS})
+        kinds = shown.setdefault(run.output.names[task], {k: [] for k in OUTCOMES})
         kinds[kind].append(
             {
                 "image": str(image.at[id]),
@@ -241,7 +241,7 @@ def localise(
     ids = np.unique(boxes["id"])
     marked = [
         _marked(run.config, explain, data, part, boxes)
-        for part in np.split(ids, range(FILMS, len(ids), FILMS))
+        for part in np.split(ids, range(HEATMAPS_AT_ONCE, len(ids), HEATMAPS_AT_ONCE))
     ]
     heatmap, places, *about = zip(*marked, strict=True)
     marked = localisation.Marked(

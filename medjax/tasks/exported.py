@@ -18,12 +18,12 @@ from medjax.models import weights
 from medjax.tasks import scans
 from medjax.training import step
 
-FILM = (
+FILM_NOTE = (
     "Grey values or colours are scaled to [0, 1] by their format (DICOM as its header "
     "asks for display), squeezed into the square (an axis that shrinks is averaged over "
     "area, one that grows is interpolated linearly), multiplied by greys - 1 and rounded."
 )
-VOXELS = "The volume's greys, of its size in the file."
+VOXELS_NOTE = "The volume's greys, of its size in the file."
 VOLUME = (
     "The patient's sequences, in their order, are put on one grid with the axes D, H, W "
     "to the head, the back and the left, made z-scores of the body (or, in other units, "
@@ -113,7 +113,7 @@ def _preparation(run: Any) -> dict[str, Any]:
     if run.output.spacing:
         names = ("units", *volumes.READING)
         return {"steps": VOLUME} | _fields(run.config, "data", names)
-    return {"steps": FILM if len(run.output.shape) == 3 else VOXELS}
+    return {"steps": FILM_NOTE if len(run.output.shape) == 3 else VOXELS_NOTE}
 
 
 def of_volumes(run: Any, *, patch, slices, overlap, flips, **_) -> ExportedModel:
@@ -157,7 +157,7 @@ def of_volumes(run: Any, *, patch, slices, overlap, flips, **_) -> ExportedModel
             region: post._asdict()
             for region, post in zip(regions, run.fixed, strict=True)
         },
-        "preparation": {"steps": SCAN} | _fields(run.config, "data", scans.READING),
+        "preparation": {"steps": SCAN} | _fields(run.config, "data", scans.VOLUME_FIELDS),
     }
     return ExportedModel(
         answer=answer,

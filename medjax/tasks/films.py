@@ -32,7 +32,7 @@ from medjax.files import write_table
 from medjax.tasks import data_fields
 from medjax.training import workdir
 
-LARGE = 32  # Pixels of a side that suffice for any network.
+LARGE_SIDE = 32  # Pixels of a side that suffice for any network.
 
 
 class FindingsOutput(NamedTuple):
@@ -154,7 +154,7 @@ def data(config: Config) -> FilmData:
         write = functools.partial(records.prepare, source, records=root, name=name)
         return source.total, write
 
-    data_fields.ready(config, path, sources.FILES[kind](**options), begin)
+    data_fields.ready(config, path, sources.FILES_OF[kind](**options), begin)
     table = prepared.read_table(path)
     columns = records.tasks_of(table)
     names = tuple(config.data.tasks) or columns
@@ -179,7 +179,7 @@ def expected(config: Config) -> FindingsOutput:
     """What a run of this config says, as far as its data needn't be read for it."""
     c = config.data
     spacing, sequences = tuple(c.get("spacing", ())), tuple(c.get("sequences", ()))
-    side = min(c.get("side", LARGE), LARGE)
+    side = min(c.get("side", LARGE_SIDE), LARGE_SIDE)
     shape = (side, side, 1)
     if spacing:
         shape = tuple(c.shape)
@@ -196,7 +196,7 @@ def expected(config: Config) -> FindingsOutput:
         channels = intensity_units.channels(of_channel, windows) or sequences or ("",)
         shape = (*shape, len(channels))
         kind = c.get("foreground", "body")
-        check_choice("data.foreground", kind, foreground.KINDS)
+        check_choice("data.foreground", kind, foreground.FOREGROUNDS)
     masks = tuple(regions_of(config))
     return FindingsOutput(
         ("", " "), is_exclusive(config), shape, 8, spacing, sequences, masks
@@ -240,7 +240,7 @@ def check_names(names: Sequence[str]) -> None:
     """Refuses findings whose columns in a table of predictions would be others'."""
     columns = collections.Counter(["image", "patient", "class", "plausible", "warning"])
     for name in names:
-        columns.update([name, *(name + suffix for suffix in workdir.SUFFIXES)])
+        columns.update([name, *(name + suffix for suffix in workdir.TASK_SUFFIXES)])
     if twice := [column for column, count in columns.items() if count > 1]:
         raise InputError(
             f"the data has a finding or class whose column {twice[0]!r} in the "

@@ -26,7 +26,7 @@ from medjax.tasks.films import FilmData, FindingsOutput
 from medjax.tasks.splitting import ids_in
 from medjax.training import devices
 
-METHODS = ("none", "platt", "temperature", "isotonic", "prior", "adjust")
+CALIBRATIONS = ("none", "platt", "temperature", "isotonic", "prior", "adjust")
 SHIFTED = ("weighted_bce", "softmax_cross_entropy")  # Class weights shift their odds.
 TOO_FEW = f"fewer than {recalibration.RISING} images of a class: Platt scaling instead"
 NO_OFFSETS = "no image in validation: one temperature for all classes instead"
@@ -47,7 +47,7 @@ class Calibration(NamedTuple):
         return {k: v for k, v in self._asdict().items() if k != "fit"}
 
 
-NONE = Calibration("none", None, None, None, {})
+UNCALIBRATED = Calibration("none", None, None, None, {})
 
 
 class Fixed(NamedTuple):
@@ -57,7 +57,7 @@ class Fixed(NamedTuple):
     thresholds: dict[str, float]  # {task: on its calibrated probability}; NaN for none.
     rule: str  # Of the thresholds, see evaluation/thresholds.py.
     value: float | None
-    calibration: Calibration = NONE
+    calibration: Calibration = UNCALIBRATED
     positives: dict[str, float] | None = None  # {task: positive images in validation}.
     points: dict[str, dict[str, float]] | None = None  # See thresholds.operating.
     limits: conformal.Limits | None = None  # Of config.evaluation.error_rate, if any.
@@ -109,7 +109,7 @@ def check(config: Config, *, exclusive: bool) -> None:
     thresholds.check(**operating(config))
     method = config.evaluation.calibration
     field = f"evaluation.calibration={method!r}"
-    check_choice("evaluation.calibration", method, METHODS)
+    check_choice("evaluation.calibration", method, CALIBRATIONS)
     if method == "isotonic" and exclusive:
         raise InputError(
             f"{field}: rises for each finding on its own, and classes sum to 1: use "
@@ -213,7 +213,7 @@ def fit(
     """The calibration by `config.evaluation.calibration`; `validation` is uncalibrated."""
     method = config.evaluation.calibration
     if method == "none":
-        return NONE
+        return UNCALIBRATED
     if method in ("prior", "adjust"):
         label = data.label(ids_in(manifest, "train"))
         return Calibration(method, *_prior(config, data.output, label))
@@ -325,8 +325,8 @@ def read(folder: Path) -> Fixed | None:
     values["points"] = {k: numbers(v) for k, v in (values["points"] or {}).items()}
     if limits := values.get("limits"):
         values["limits"] = conformal.Limits.read(limits)
-    calibration = NONE
-    if values["calibration"] != NONE.method:
+    calibration = UNCALIBRATED
+    if values["calibration"] != UNCALIBRATED.method:
         calibration = _read_calibration(folder, values, list(chosen))
     return Fixed(**values | {"calibration": calibration})
 
@@ -345,7 +345,7 @@ def _read_calibration(folder: Path, thresholds: dict, tasks: list) -> Calibratio
     if values["kind"] is not None:
         kind = getattr(recalibration, values["kind"])
         fit = kind(*([values["tasks"][t][k] for t in tasks] for k in kind._fields))
-    return Calibration(fit=fit, **{name: values[name] for name in NONE.facts()})
+    return Calibration(fit=fit, **{name: values[name] for name in UNCALIBRATED.facts()})
 
 
 def settle_posts(

@@ -78,7 +78,7 @@ def fewer(ids: np.ndarray, films: int) -> np.ndarray:
 def write(results: dict, path: Path) -> Path:
     """Writes .json, and .csv beside it, of `corrupt`, and prints the mean curve."""
     write_json(path, results)
-    measures = robustness.MEASURES
+    measures = robustness.DROP_MEASURES
     rows = [
         {"corruption": name, "parameter": corruption["parameter"], **row}
         for name, corruption in results["corruptions"].items()

@@ -31,22 +31,22 @@ from medjax.data.volumes import Prepared
 from medjax.errors import InputError, check_choice
 from medjax.tasks import data_fields, splitting
 
-FINDING = ("sequences", "files", "mask", "part")  # What sources.SCANS take.
-READING = ("background", "spacing", "grids", "missing", "foreground", "margin", "clip")
+SOURCE_FIELDS = ("sequences", "files", "mask", "part")  # What sources.SCANS take.
+VOLUME_FIELDS = ("background", "spacing", "grids", "missing", "foreground", "margin", "clip")
 PHANTOM = "brain_phantom"
-BRATS = {  # A mask's values in each region.
+BRATS_REGIONS = {  # A mask's values in each region.
     "whole": (brain_phantom.NECROSIS, brain_phantom.OEDEMA, brain_phantom.ENHANCING),
     "core": (brain_phantom.NECROSIS, brain_phantom.ENHANCING),
     "enhancing": (brain_phantom.ENHANCING,),
 }
-SPLITS = {  # Values of `data.split`, and which splits they fill.
+SPLIT_KINDS = {  # Values of `data.split`, and which splits they fill.
     "patients": manifests.SPLITS,
     "leave_one_out": ("train", "test"),
     "halves": ("train", "test"),
     "all": ("train",),
 }
-SIZE = ("depth", "height", "width")
-SPACING = ("spacing_d", "spacing_h", "spacing_w")
+AXIS_COLUMNS = ("depth", "height", "width")
+SPACING_COLUMNS = ("spacing_d", "spacing_h", "spacing_w")
 log = logging.getLogger("medjax")
 
 
@@ -116,7 +116,7 @@ class ScanData(NamedTuple):
         """
         rows = self.table.set_index("id").loc[ids]
         voxels = rows[[f"voxels_{name}" for name in self.output.names]].to_numpy(float)
-        total = rows[list(SIZE)].prod(axis=1).to_numpy(float)[:, None]
+        total = rows[list(AXIS_COLUMNS)].prod(axis=1).to_numpy(float)[:, None]
         known = ~np.isnan(voxels)
         share = np.nansum(voxels, axis=0) / np.sum(total * known, axis=0)
         return np.where(known, share, np.nan)
@@ -131,7 +131,7 @@ class ScanData(NamedTuple):
     def images(self, patch: Sequence[int], ids: np.ndarray) -> volumes.Volumes:
         """The training images: whole volumes, of which the device draws patches."""
         # One shape for all of the data: other splits share the compiled step.
-        largest = np.maximum(self.table[list(SIZE)].max(), patch)
+        largest = np.maximum(self.table[list(AXIS_COLUMNS)].max(), patch)
         parts = [*self.parts(ids).values()]
         channels = self.output.channels
         return volumes.Volumes(self.prepared, parts, largest.tolist(), channels)
@@ -178,7 +178,7 @@ def data(config: Config) -> ScanData:
 
     data_fields.ready(config, folder, _files(config), begin)
     prepared = volumes.read_prepared(folder)
-    spacing = tuple(prepared.table[list(SPACING)].median().tolist())
+    spacing = tuple(prepared.table[list(SPACING_COLUMNS)].median().tolist())
     output = expected(config)._replace(spacing=spacing)
     return ScanData(folder, _table(config, prepared), output, prepared)
 
@@ -227,7 +227,7 @@ def _files(config: Config) -> dict[str, Path]:
 def expected(config: Config) -> MasksOutput:
     """What a run of this config says, as far as its data needn't be read for it."""
     if config.data.source == PHANTOM:
-        return MasksOutput(brain_phantom.SEQUENCES, BRATS)
+        return MasksOutput(brain_phantom.SEQUENCES, BRATS_REGIONS)
     if not config.data.sequences:
         raise InputError("data.sequences=(): name one or more")
     values, windows = data_fields.units_of(config), config.data.get("windows", ())
@@ -265,10 +265,10 @@ def _table(config: Config, prepared: Prepared) -> pd.DataFrame:
 def as_stored(config: Config, prepared: Prepared) -> Iterator[scan.Scan]:
     """The prepared patients once more, on their files' grids and in their files' units.
 
-    The foreground is the smallest of KINDS that holds the labels of all up to this
-    patient; a head is looked for in brain MRI alone.
+    The foreground is the smallest of FOREGROUNDS that holds the labels of all up to
+    this patient; a head is looked for in brain MRI alone.
     """
-    kinds = list(foreground.KINDS[config.modality != "brain_mri" :])
+    kinds = list(foreground.FOREGROUNDS[config.modality != "brain_mri" :])
     own, ready = {"units": "own", "spacing": ()}, set(prepared.table["image"])
     own["compare"] = False  # They were warned of when they were prepared.
     patients = _patients(config, foreground=kinds.pop(0), **own)
@@ -305,7 +305,7 @@ def find(config: Config, path: str, *, masks: bool = True) -> list[ScanFiles]:
         layout, fields = scan_files.in_folders, {"sequences": brain_phantom.SEQUENCES}
         fields["files"] = {s: f"*_{s}.nii.gz" for s in brain_phantom.SEQUENCES}
     takes = inspect.signature(layout).parameters  # Only one layout has patterns.
-    options = {k: fields[k] for k in FINDING if k in fields and k in takes}
+    options = {k: fields[k] for k in SOURCE_FIELDS if k in fields and k in takes}
     if not masks:
         options.pop("mask", None)
     patients = layout(Path(path), **options)
@@ -341,7 +341,7 @@ def split(config: Config, data: ScanData) -> pd.DataFrame:
 def untested(config: Config) -> str:
     """Why a run of this config tests on nobody; '' where it tests."""
     way = config.data.split
-    if "test" in SPLITS.get(way, manifests.SPLITS):
+    if "test" in SPLIT_KINDS.get(way, manifests.SPLITS):
         return ""
     return f"data.split={way!r} leaves nobody to test on: use 'patients'"
 
@@ -359,7 +359,7 @@ def audit(
     """
     way = config.data.split
     by = "image" if way == "halves" else ""
-    needed = SPLITS[way] if needed is None else needed
+    needed = SPLIT_KINDS[way] if needed is None else needed
     splitting.audit(config, data, manifest, by=by, needed=needed)
     for side in dict.fromkeys(manifest["split"]):
         label = data.label(splitting.ids_in(manifest, side))
@@ -379,7 +379,7 @@ def check(config: Config) -> None:
     counts = ("voxels", "patients")
     check_choice("resampling.count", config.resampling.count, counts)
     way = config.data.split
-    check_choice("data.split", way, SPLITS)
+    check_choice("data.split", way, SPLIT_KINDS)
     if config.evaluation.checkpoint == "best" and way != "patients":
         raise InputError(
             f"evaluation.checkpoint='best': data.split={way!r} leaves nobody to "
@@ -388,7 +388,7 @@ def check(config: Config) -> None:
 
 
 def _check_source(config: Config) -> None:
-    choices = {"source": (PHANTOM, *sources.SCANS), "foreground": foreground.KINDS}
+    choices = {"source": (PHANTOM, *sources.SCANS), "foreground": foreground.FOREGROUNDS}
     for field, names in choices.items():
         check_choice(f"data.{field}", config.data.get(field, names[0]), names)
 
@@ -396,14 +396,14 @@ def _check_source(config: Config) -> None:
 def _regions(config: Config) -> dict[str, tuple[int, ...]]:
     """The regions of `config.data.regions` and their values, which a mask can hold."""
     regions = data_fields.regions(config)
-    ours = {*volumes.COLUMNS, "volume", "half", "sex", "age", "mean", "background", ""}
+    ours = {*volumes.VOLUME_COLUMNS, "volume", "half", "sex", "age", "mean", "background", ""}
     if taken := ours & {*regions}:
         raise InputError(f"data.regions: {min(taken)!r} is a name of ours: rename it")
     return regions
 
 
 def _reading(config: Config) -> dict:
-    reading = {name: config.data[name] for name in READING if name in config.data}
+    reading = {name: config.data[name] for name in VOLUME_FIELDS if name in config.data}
     if "sequences" in config.data:
         reading["units"] = data_fields.units_of(config) or "z_scores"
     return reading

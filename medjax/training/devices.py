@@ -35,10 +35,10 @@ DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 # Options of glibc's malloc.h: M_MMAP_MAX 0, M_ARENA_MAX 1, M_TRIM_THRESHOLD 2 GB. Large
 # blocks come from the heap, all threads share it, and it keeps what is freed.
 MALLOC = {-4: 0, -8: 1, -1: 2**31 - 1}
-DEVICES = 8  # At most, of a CPU: each holds the state, and they wait for each other.
+MAX_CPU_DEVICES = 8  # At most, of a CPU: each holds the state, and they wait for each other.
 HEARTBEAT = 30  # Seconds of silence after which a process counts as dead.
 MEET = 120  # Seconds that processes wait for each other at the start.
-LONGEST = 24 * 3600  # Seconds that the others wait for one that works alone.
+LONGEST_WAIT = 24 * 3600  # Seconds that the others wait for one that works alone.
 
 
 def keep() -> None:
@@ -98,7 +98,7 @@ def _prune(folder: Path) -> None:
             os.unlink(file)
 
 
-def use_cores(*batches: int, most: int = DEVICES) -> None:
+def use_cores(*batches: int, most: int = MAX_CPU_DEVICES) -> None:
     """Makes each CPU core a JAX device, at most `most`, as many as divide all batches.
 
     Only cores that this process may use count, as SLURM or taskset say. Several cores
@@ -168,7 +168,7 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
             [] if tasks and tasks == nodes else None,  # [] is all, None JAX's choice.
             initialization_timeout=2 * MEET,  # JAX would abort: `watch` is earlier.
             heartbeat_timeout_seconds=HEARTBEAT,
-            shutdown_timeout_seconds=LONGEST,
+            shutdown_timeout_seconds=LONGEST_WAIT,
         )
         watch.cancel()
         _connect()

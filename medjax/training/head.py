@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from chex import Array
 
-TOGETHER = 256  # Images whose distances to all others are in memory at once.
+DISTANCE_ROWS = 256  # Images whose distances to all others are in memory at once.
 # The candidates beyond K: distances from a matrix product are rounded, so the exact
 # distances of a few more are computed.
 SPARE = 16
@@ -90,8 +90,8 @@ def nearest(
     squares = np.sum(centred**2, axis=1)
     last = min(neighbours + SPARE, len(among)) - 1
     near = np.full((len(asked), neighbours), -1)
-    for start in range(0, len(asked), TOGETHER):
-        rows = asked[start : start + TOGETHER]
+    for start in range(0, len(asked), DISTANCE_ROWS):
+        rows = asked[start : start + DISTANCE_ROWS]
         # |x|^2 is in all of a row.
         far = squares - 2 * (feature[rows] - centre) @ centred.T
         far[rows[:, None] == among] = np.inf

@@ -22,7 +22,7 @@ from medjax.training.optim import Hyper
 AXIS, ARMS = "batch", "arms"
 PROFILED = range(4, 14)
 NETWORK = 2**31 - 2  # Folded into an image's key, as the number of no augmentation op.
-TOGETHER = PartitionSpec()  # Whole, on every device.
+REPLICATED = PartitionSpec()  # Whole, on every device.
 
 
 class State(NamedTuple):
@@ -334,8 +334,8 @@ def compile_step(**parts: Any) -> Callable:
     mapped = jax.shard_map(
         per_device,
         mesh=Mesh(jax.devices(), (AXIS,)),
-        in_specs=(TOGETHER, PartitionSpec(AXIS), TOGETHER),
-        out_specs=TOGETHER,
+        in_specs=(REPLICATED, PartitionSpec(AXIS), REPLICATED),
+        out_specs=REPLICATED,
         check_vma=False,
     )
     return uncollected(jax.jit(mapped, donate_argnums=0))
@@ -398,7 +398,7 @@ def by_arm(devices: int) -> NamedSharding:
 
 def everywhere(state: ArrayTree) -> ArrayTree:
     """Places a state, which is equal on all hosts, on all devices, for compile_step."""
-    place = NamedSharding(Mesh(jax.devices(), (AXIS,)), TOGETHER)
+    place = NamedSharding(Mesh(jax.devices(), (AXIS,)), REPLICATED)
     put = functools.partial(jax.make_array_from_process_local_data, place)
     return jax.tree.map(put, jax.device_get(state))
 
@@ -408,7 +408,7 @@ def replicated(state: ArrayTree) -> ArrayTree:
 
     A state that is on the devices of all hosts isn't copied.
     """
-    place = NamedSharding(Mesh(jax.local_devices(), (AXIS,)), TOGETHER)
+    place = NamedSharding(Mesh(jax.local_devices(), (AXIS,)), REPLICATED)
 
     def put(leaf: Any) -> Array:
         if getattr(leaf, "is_fully_addressable", True):

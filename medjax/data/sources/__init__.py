@@ -66,7 +66,7 @@ def _matching(*patterns: str) -> Callable[..., dict[str, Path]]:
 
 # The files that each layout of images reads, by name, of the same options. Files that don't exist
 # may be among them; there is none where the data aren't on this machine.
-FILES = {
+FILES_OF = {
     "chexpert": _matching("train.csv", "valid.csv", "train/", "valid/"),
     "liver_phantom": lambda **_: {},
     "medmnist": medmnist.files,

@@ -19,15 +19,15 @@ from medjax.cohort import identity
 from medjax.errors import InputError
 
 FROM_FILE = ["width", "height", "spacing_x", "spacing_y"]  # Where the table is blank.
-VIEWS = {"PA": "PA", "AP": "AP", "LATERAL": "LATERAL"}
-SEXES = {"F": "F", "FEMALE": "F", "M": "M", "MALE": "M"}
+VIEW_WORDS = {"PA": "PA", "AP": "AP", "LATERAL": "LATERAL"}
+SEX_WORDS = {"F": "F", "FEMALE": "F", "M": "M", "MALE": "M"}
 OFFICIAL = ("train", "validation", "test", "")
 OPTIONAL = ("view", "sex", "age", "follow_up", "official")
-OLDEST = 120  # Years.
+MAX_AGE = 120  # Years.
 MISSING = ("nan", "na", "n/a", "#n/a", "<na>", "null")  # As programs write a blank.
 # Names of columns, in letters alone, that say an image shows no finding.
-NONE = ("nofinding", "nofindings", "normal")
-DEVICES = "Support Devices"  # CheXpert's films without a finding may show these.
+NO_FINDING = ("nofinding", "nofindings", "normal")
+SUPPORT_DEVICES = "Support Devices"  # CheXpert's films without a finding may show these.
 # What columns of them are called, in letters alone; years only, so no age_months.
 CALLED = {
     "sex": r"(patient|subject|participant)?s?(biological)?(sex|gender)(atbirth)?",
@@ -36,7 +36,7 @@ CALLED = {
 }
 NOBODY = (*MISSING, "none", "unknown", "-", "?", "#ref!", "#value!")
 CORRECT = "correct it, or leave it blank where unknown"
-ROUNDED = r"\d([.,]\d+)?[eE]\+\d+"
+ROUNDED_NUMBER = r"\d([.,]\d+)?[eE]\+\d+"
 # What spreadsheets make of 1-7, MAR1 or 3/4: a date.
 MONTH = r"(jan|feb|m[aä]r|mrz|apr|ma[iy]|jun|jul|aug|sep|o[ck]t|nov|de[cz])\.?"
 DATE = (
@@ -164,8 +164,8 @@ def metadata(text: pd.DataFrame, where: object) -> pd.DataFrame:
     columns = text.apply(lambda column: column.str.strip()).assign(image=text["image"])
     table = columns[["image", "official"]].copy()
     table["patient"] = _patients(columns, where)
-    table["view"] = meaning(columns["view"], VIEWS, where)
-    table["sex"] = meaning(columns["sex"], SEXES, where)
+    table["view"] = meaning(columns["view"], VIEW_WORDS, where)
+    table["sex"] = meaning(columns["sex"], SEX_WORDS, where)
     sexes = table[table["sex"] != ""].groupby("patient", sort=False)["sex"].nunique()
     if len(both := sexes.index[sexes > 1]):
         log.warning(
@@ -174,8 +174,8 @@ def metadata(text: pd.DataFrame, where: object) -> pd.DataFrame:
         )
     for name in ("age", "follow_up", *FROM_FILE):
         table[name] = numbers(columns, name, where)
-    strange = ~table["age"].between(0, OLDEST) & table["age"].notna()
-    why = f"not from 0 to {OLDEST} years: {CORRECT}"
+    strange = ~table["age"].between(0, MAX_AGE) & table["age"].notna()
+    why = f"not from 0 to {MAX_AGE} years: {CORRECT}"
     refuse(strange, columns["age"], table["image"], where, why)
     official = table["official"].rename("official split")
     why = "none of 'train', 'validation', 'test' and blank: correct it"
@@ -201,7 +201,7 @@ def _patients(table: pd.DataFrame, where: object) -> pd.Series:
     if (names == "").any():
         image = table["image"][names == ""].iloc[0]
         raise InputError(f"{where}: {image} has no patient: correct the table")
-    wrong = names.str.casefold().isin(NOBODY) | names.str.fullmatch(ROUNDED)
+    wrong = names.str.casefold().isin(NOBODY) | names.str.fullmatch(ROUNDED_NUMBER)
     why = "which may be several people, as a missing or rounded id is: give each an id"
     refuse(wrong, names, table["image"], where, why)
     dates = names[names.str.fullmatch(DATE)]
@@ -239,9 +239,9 @@ def warn_of_none(
 ) -> None:
     """Warns of rows [N] that have a finding of these names and, by a column, none."""
     for none in table:
-        if "".join(filter(str.isalpha, none)).casefold() not in NONE:
+        if "".join(filter(str.isalpha, none)).casefold() not in NO_FINDING:
             continue
-        others = [name for name in names if name not in (none, DEVICES)]
+        others = [name for name in names if name not in (none, SUPPORT_DEVICES)]
         said = table[[none, *others]].apply(pd.to_numeric, errors="coerce") > 0.5
         both = (said[none] & said[others].any(axis=1)).to_numpy()
         if both.any():

@@ -48,7 +48,7 @@ CHEXPERT_TASKS = (
 )
 UNCERTAIN = {"ignore": math.nan, "zeros": 0.0, "ones": 1.0, "soft": 0.7}
 NIH_BOX_FRAME = (1024, 1024)  # Of the boxes, whatever the size of the files.
-CHUNK = 32  # Phantoms drawn in one call: enough for all cores, little memory.
+PHANTOMS_AT_ONCE = 32  # Phantoms drawn in one call: enough for all cores, little memory.
 
 
 def phantom(
@@ -73,10 +73,10 @@ def phantom(
 
     def items() -> Iterator[Item]:
         numbers = np.arange(first_patient, first_patient + patients)
-        for start in range(0, patients, CHUNK):
-            chunk = numbers[start : start + CHUNK]
+        for start in range(0, patients, PHANTOMS_AT_ONCE):
+            chunk = numbers[start : start + PHANTOMS_AT_ONCE]
             # The last chunk is padded, so that one shape is compiled.
-            padded = np.resize(chunk, CHUNK)
+            padded = np.resize(chunk, PHANTOMS_AT_ONCE)
             key = jax.random.key(seed)
             drawn = chest_phantom.patients(
                 key, padded, films=films, side=side, **options
@@ -180,7 +180,7 @@ def _nih_age(text: pd.Series) -> pd.Series:
     """Years; the first release of the table says '058Y', '011M' and '003D'."""
     parts = text.str.strip().str.extract(r"^(\d+(?:\.\d+)?)\s*([YMD]?)$")
     years = pd.to_numeric(parts[0]) / parts[1].map({"M": 12.0, "D": 365.25}).fillna(1.0)
-    return years.where(years <= cells.OLDEST)  # There are ages up to 414.
+    return years.where(years <= cells.MAX_AGE)  # There are ages up to 414.
 
 
 def _nih_official(folder: Path, names: pd.Series) -> np.ndarray:
@@ -302,7 +302,7 @@ def chexpert_source(
 ) -> Source:
     """The films of these views, of metadata and `chexpert_labels`, row by row."""
     for view in views:
-        check_choice("data.views", view, (*cells.VIEWS, ""))
+        check_choice("data.views", view, (*cells.VIEW_WORDS, ""))
     table = pd.concat([table, labels], axis=1)
     listed = (folder / image for image in table["image"])
     tables.warn_of_unlisted(folder, lambda: image_files.image_paths(folder)[0], listed)

@@ -17,7 +17,7 @@ from medjax.data.records import Source
 from medjax.data.sources import cells
 from medjax.errors import InputError, reading
 
-SPLITS = {"train": "train", "val": "validation", "test": "test"}
+OUR_SPLITS = {"train": "train", "val": "validation", "test": "test"}
 # Errors of the decoders; RuntimeError means an encrypted file.
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError)
 DAMAGE += (MemoryError, RuntimeError)
@@ -48,7 +48,7 @@ def medmnist(
     rows = pd.DataFrame(
         [
             (f"{name}_{n:06d}", split)
-            for name, split in SPLITS.items()
+            for name, split in OUR_SPLITS.items()
             for n in range(shapes[name][0])
         ],
         columns=["image", "official"],
@@ -71,7 +71,7 @@ def medmnist(
         return Item(row, pixels.reshape(shape))
 
     def items() -> Iterator[Item]:
-        for name, split in SPLITS.items():
+        for name, split in OUR_SPLITS.items():
             part = rows[rows["official"] == split].to_dict("records")
             pairs = zip(part, _arrays(file, f"{name}_images"), strict=True)
             yield from prepared.in_parallel(item, pairs)
@@ -80,7 +80,7 @@ def medmnist(
 
 
 def files(*, file: Path, **_) -> dict[str, Path]:
-    """The one file, see `sources.FILES`."""
+    """The one file, see `sources.FILES_OF`."""
     return {Path(file).name: Path(file).expanduser()}
 
 
@@ -127,7 +127,7 @@ def _contents(path: Path) -> tuple[dict[str, tuple[int, ...]], np.ndarray]:
     """The shapes of the three arrays of images, and all labels [N, L]."""
     shapes, labels = {}, []
     with _opened(path) as archive:
-        for name in SPLITS:
+        for name in OUR_SPLITS:
             for key in (f"{name}_images", f"{name}_labels"):
                 if f"{key}.npy" not in archive.namelist():
                     raise InputError(f"has no array {key!r}: is it a MedMNIST file?")

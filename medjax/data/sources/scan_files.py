@@ -300,15 +300,15 @@ def participants(folder: str, patients: Sequence[int | str]) -> pd.DataFrame:
             raise InputError(
                 f"{file}: has rows of {twice!r} that differ in sex or age: keep one"
             )
-        people["sex"] = cells.meaning(people["sex"], cells.SEXES, file)
+        people["sex"] = cells.meaning(people["sex"], cells.SEX_WORDS, file)
         said = people["age"].str.strip()
         ages = pd.to_numeric(said, errors="coerce")
-        people["age"] = ages.where(ages.between(0, cells.OLDEST))
+        people["age"] = ages.where(ages.between(0, cells.MAX_AGE))
         strange = people["age"].isna() & ~said.str.lower().isin(["", *cells.MISSING])
         if strange.any():
             log.warning(
                 "%s: the age of %d patients is unknown: %r, say, is no age from 0 to %d years",
-                *(file, strange.sum(), said[strange].iloc[0], cells.OLDEST),
+                *(file, strange.sum(), said[strange].iloc[0], cells.MAX_AGE),
             )
         if lacking := sorted({*ids} - {*people.index}):
             log.warning(

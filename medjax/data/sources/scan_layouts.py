@@ -19,7 +19,7 @@ from medjax.errors import InputError, check_choice, reading
 
 # The scan (subject and time point) and the sequence in a file's name, since 2023.
 BRATS = re.compile(r"(BraTS-\w+-\d+-\d{3})-(\w+)\.nii(?:\.gz)?", re.IGNORECASE)
-PARTS = {"training": "train", "test": "test"}  # Of the Decathlon -> our splits.
+DECATHLON_PARTS = {"training": "train", "test": "test"}  # Of the Decathlon -> our splits.
 log = logging.getLogger("medjax")
 
 
@@ -37,7 +37,7 @@ def in_decathlon(
     """
     path = Path(path).expanduser()
     scan_files.check_sequences(sequences)
-    check_choice("data.part", part, PARTS)
+    check_choice("data.part", part, DECATHLON_PARTS)
     if not path.exists():
         raise InputError(f"{path}: does not exist; give a folder or a NIfTI file")
     above = (path, path.parent, *path.parents[1:2])
@@ -45,7 +45,7 @@ def in_decathlon(
     description = next((f for f in descriptions if f.is_file()), None)
     channels = _channels(description, sequences)
     if description is not None and description.parent == path:
-        pairs, official = _listed(description, part), PARTS[part]
+        pairs, official = _listed(description, part), DECATHLON_PARTS[part]
         listed = {image for image, _ in pairs}
         for folder in sorted({image.parent for image in listed}):
             scan_files.warn_of(

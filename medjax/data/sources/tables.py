@@ -251,7 +251,7 @@ def warn_of_unlisted(
 def files(
     *, folder: Path, table: str, image: str, mask: str = "", **_
 ) -> dict[str, Path]:
-    """The table and the images and masks that it lists, see `sources.FILES`."""
+    """The table and the images and masks that it lists, see `sources.FILES_OF`."""
     folder = Path(folder).expanduser()
     path = folder / Path(table).expanduser()
     if not path.is_file():

@@ -114,7 +114,7 @@ def _film(name: str, value: bytes | np.ndarray) -> Film:
 
 
 def files(*, name: str, data_dir: str, **_) -> dict[str, Path]:
-    """The folder of the data set, see `sources.FILES`."""
+    """The folder of the data set, see `sources.FILES_OF`."""
     try:
         return {name: _folder(name, Path(data_dir).expanduser())}
     except InputError:

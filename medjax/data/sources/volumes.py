@@ -21,7 +21,7 @@ from medjax.data.records import Source
 from medjax.data.scan import Scan
 from medjax.data.sources import scan_files, tables
 
-BITS = 16
+VOLUME_BITS = 16
 OUTSIDE, INSIDE = 1, 2
 # Of `read`, but for the units.
 READING = ("spacing", "grids", "missing", "foreground", "margin", "clip", "windows")
@@ -73,7 +73,7 @@ def volumes(
 
     channels = intensity_units.channels(units, windows) or sequences
     whole = (*shape, len(channels) + len(how["regions"]))
-    options = {"where": where, "bits": BITS}
+    options = {"where": where, "bits": VOLUME_BITS}
     made = tables.from_rows(rows, load, tasks=names, shape=whole, **options)
 
     def items() -> Iterator[Item]:
@@ -117,7 +117,7 @@ def phantom(
             )
 
     channels = 1 + masks
-    return Source((liver_phantom.FINDING,), (*shape, channels), patients, items, BITS)
+    return Source((liver_phantom.FINDING,), (*shape, channels), patients, items, VOLUME_BITS)
 
 
 def read(
@@ -149,7 +149,7 @@ def record(case: Scan, shape: Sequence[int]) -> np.ndarray:
     """A scan as it is stored, [*shape, C] uint16, or [*shape, C + K] with its masks."""
     image = centred(case.image, shape)
     unit = (image - LOWEST) / (HIGHEST - LOWEST)
-    levels = np.clip(np.rint(unit * (2**BITS - 1)), 1, 2**BITS - 1)
+    levels = np.clip(np.rint(unit * (2**VOLUME_BITS - 1)), 1, 2**VOLUME_BITS - 1)
     levels = np.where(image != 0, levels, 0).astype(np.uint16)
     if case.label is None:
         return levels

@@ -28,7 +28,7 @@ from medjax.models.weights import keras, torch
 # torchvision puts the first 8 hex digits of a file's SHA-256 into its name. They detect
 # damage and mix-ups; HTTPS protects against forgery.
 HOST = "https://download.pytorch.org/models"
-FILES = {  # By architecture.
+WEIGHT_FILES = {  # By architecture.
     "convnext_tiny": f"{HOST}/convnext_tiny-983f1562.pth",
     "densenet121": f"{HOST}/densenet121-a639ec97.pth",
     "densenet169": f"{HOST}/densenet169-b2777c0a.pth",
@@ -40,7 +40,7 @@ FILES = {  # By architecture.
     "resnet101": f"{HOST}/resnet101-63fe2227.pth",
 }
 TRIES = 5
-CHUNK = 1 << 16
+READ_BYTES = 1 << 16
 TIMEOUT = 30  # Seconds without a byte.
 HDF5 = b"\x89HDF\r\n\x1a\n"
 ZIP = b"PK\x03\x04"
@@ -97,7 +97,7 @@ def _read_zip(path: Path) -> dict[str, np.ndarray]:
         # Neither framework compresses. A bomb does, or its entries overlap.
         if sum(entry.file_size for entry in file.infolist()) > path.stat().st_size:
             raise InputError("unpacks to more than its size; save it uncompressed")
-        if keras.INSIDE in file.namelist():
+        if keras.ARCHIVED_WEIGHTS in file.namelist():
             return keras.read_zip(file)
         return torch.read_zip(file)
 
@@ -184,12 +184,12 @@ def fetch(name: str) -> Path:
     """
     if name in PACKAGES:
         return _installed(name, PACKAGES[name])
-    if name not in FILES:
+    if name not in WEIGHT_FILES:
         raise InputError(
-            f"no weights {name!r}; there are {', '.join(sorted(FILES))}, and of pip "
+            f"no weights {name!r}; there are {', '.join(sorted(WEIGHT_FILES))}, and of pip "
             f"packages {', '.join(PACKAGES)}"
         )
-    url = FILES[name]
+    url = WEIGHT_FILES[name]
     cache = Path(os.environ.get("MEDJAX_CACHE") or "~/.cache/medjax")
     path = cache.expanduser() / "weights" / url.rpartition("/")[2]
     sha256 = path.stem.rpartition("-")[2]
@@ -269,6 +269,6 @@ def _download_rest(url: str, part: Path) -> None:
         total = None if rest is None else have + int(rest)
         task = progress.add_task(url.rpartition("/")[2], total=total, completed=have)
         with part.open("ab" if have else "wb") as file:
-            for chunk in response.iter_content(CHUNK):
+            for chunk in response.iter_content(READ_BYTES):
                 file.write(chunk)
                 progress.advance(task, len(chunk))

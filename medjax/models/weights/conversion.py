@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from medjax.errors import InputError, some
 from medjax.files import digest
-from medjax.models.weights.rules import OTHERS, TABLES, Leaf, Table, kind
+from medjax.models.weights.rules import OTHER_FAMILIES, TABLES, Leaf, Table, kind
 
 STEM = "params/stem/conv/kernel"
 HEAD = ("params/classifier/kernel", "params/classifier/bias")
@@ -84,7 +84,7 @@ def recognise(
 def other(source: Mapping[str, np.ndarray]) -> str:
     """What weights are of that meet no table; '' where their names don't say so."""
     modules = [re.split(r"[./](?=[^./]*$)", name)[0] for name in source]
-    for name, pattern in OTHERS.items():
+    for name, pattern in OTHER_FAMILIES.items():
         if sum(bool(re.fullmatch(pattern, m)) for m in modules) > len(modules) / 10:
             return name
     return ""

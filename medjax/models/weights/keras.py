@@ -22,7 +22,7 @@ import numpy as np
 
 from medjax.errors import InputError
 
-INSIDE = "model.weights.h5"
+ARCHIVED_WEIGHTS = "model.weights.h5"
 AFFINE = ("gamma", "beta")
 VARIABLES = {  # By class, in the order of their numbers; the last may be missing.
     **dict.fromkeys(
@@ -45,7 +45,7 @@ Weights = Iterator[tuple[str, h5py.Dataset]]
 
 def read_zip(file: zipfile.ZipFile) -> dict[str, np.ndarray]:
     """A `.keras` file, its size already checked."""
-    data = file.read(INSIDE)
+    data = file.read(ARCHIVED_WEIGHTS)
     config = json.loads(file.read("config.json"))
     return read(io.BytesIO(data), len(data), dict(_settings(config)))
 

@@ -28,7 +28,7 @@ STORAGES = {
     "torch.ByteStorage": "u1",
     "torch.BoolStorage": "?",
 }
-SIZE = "torch.Size"
+TORCH_SIZE = "torch.Size"
 PARAMETERS = tuple(
     f"torch._utils._rebuild_parameter{end}" for end in ("", "_with_state")
 )
@@ -36,9 +36,9 @@ TENSORS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
 # Schedulers keep their milestones in a Counter.
 DICTS = ("collections.OrderedDict", "collections.Counter")
 SETS = ("builtins.set", "__builtin__.set")
-KNOWN = {*STORAGES, *TENSORS, *DICTS, *SETS, SIZE, *PARAMETERS}
+KNOWN = {*STORAGES, *TENSORS, *DICTS, *SETS, TORCH_SIZE, *PARAMETERS}
 # What the attributes of a module are made by, besides its weights: left out.
-OTHERS = {
+LEFT_OUT = {
     *("torch.device", "functools.partial", "_codecs.encode", "numpy.dtype"),
     *("builtins.frozenset", "__builtin__.frozenset"),
     *(f"numpy.{c}.multiarray.{n}" for c in ("core", "_core") for n in ("scalar",)),
@@ -188,7 +188,7 @@ def _set(target: dict, items) -> None:
 def _call(function: Global, arguments: tuple) -> object:
     if not isinstance(function, Global):
         raise TypeError("called something other than a function")
-    if function.name in OTHERS:
+    if function.name in LEFT_OUT:
         return Object(function.name)
     if function.name not in KNOWN:
         name = f"{function.name!r:.100}"
@@ -202,7 +202,7 @@ def _call(function: Global, arguments: tuple) -> object:
         return arguments[0]
     if function.name in SETS:
         return arguments[0] if arguments else []
-    if function.name == SIZE:
+    if function.name == TORCH_SIZE:
         return tuple(*arguments)
     if function.name not in DICTS:
         raise TypeError(f"called {function.name}")

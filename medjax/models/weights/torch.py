@@ -19,7 +19,7 @@ from medjax.models.weights.pickled import RESAVE, Global, Object, Tensor, load
 MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "teacher")
 # Modules of a hostile file may hold each other. Characters of a name; names in all.
-LONGEST, MOST = 1000, 100_000
+MAX_NAME_BYTES, MOST = 1000, 100_000
 
 
 def read_zip(file: zipfile.ZipFile) -> dict[str, np.ndarray]:
@@ -104,7 +104,7 @@ def _of_module(module: Object) -> Iterator[tuple[str, Tensor]]:
         children = []
         for name, value in itertools.chain(*(part.items() for part in parts)):
             path = f"{prefix}{name}"
-            if len(path) > LONGEST:
+            if len(path) > MAX_NAME_BYTES:
                 raise endless
             if isinstance(value, Tensor):
                 yield path, value
