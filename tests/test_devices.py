@@ -182,7 +182,7 @@ def collecting(monkeypatch):
     ],
 )
 def test_the_garbage_collector_waits_for_what_is_traced(make, number, collecting):
-    arguments = [jnp.zeros((1, 2)) for _ in range(number)]
+    arguments = [jnp.zeros((jax.device_count(), 2)) for _ in range(number)]
     make().lower(*arguments)
     make()(*arguments)
     assert collecting and not any(collecting)

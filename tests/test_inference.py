@@ -1,6 +1,8 @@
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
+import jax
 import numpy as np
 import pytest
 
@@ -99,6 +101,35 @@ def test_what_is_given_twice_is_predicted_once(tmp_path, caplog):
     config.data.update(files={"T1": "T1.nii"}, mask="")
     found = scans.to_predict(config, [str(scan.parent), str(tmp_path)])
     assert [patient.name for patient in found] == ["scan"]
+
+
+class Begun:
+    """What a device computes: it notes when it is begun and when it is fetched."""
+
+    def __init__(self, image, notes):
+        self.number, self.values = int(image.flat[0]), image[..., :1]
+        self.notes = notes
+        notes.append(("begun", self.number))
+
+    def __array__(self, *_, **__):
+        self.notes.append(("fetched", self.number))
+        return self.values
+
+
+def test_the_next_files_are_begun_before_the_last_are_fetched(monkeypatch):
+    monkeypatch.setattr(jax, "device_get", np.asarray)
+    notes, paths = [], [Path(str(number)) for number in range(5)]
+    answers = predict.predict_files(
+        paths,
+        lambda image: Begun(image, notes),
+        load=lambda path: (np.array([int(path.name)], np.float32),),
+        batch=1,
+        devices=2,
+    )
+    assert [row.tolist() for *_, row in answers] == [[0], [1], [2], [3], [4]]
+    begun, fetched = ([(what, n) for n in (0, 2, 4)] for what in ("begun", "fetched"))
+    order = [begun[0], begun[1], fetched[0], begun[2], fetched[1], fetched[2]]
+    assert notes == order
 
 
 def test_no_file_gives_no_row():

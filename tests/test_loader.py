@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import threading
 import time
 
@@ -230,6 +231,19 @@ def test_films_are_read_by_several_threads_ahead_of_the_step():
     assert films.read >= 3 * 4  # That batch, and two on the device.
     assert 2 <= films.most <= 3
     batches.close()
+
+
+def test_only_cores_that_the_process_may_use_read(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {7}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    films = Counted(delay=0.005)
+    batches = loader.TrainBatches(films, seed=0, batch=4, devices=1)
+    next(batches)
+    batches.close()
+    assert films.most == 1
+    films = Counted(delay=0.005)  # Grain's thread may read on for a while.
+    list(loader.evaluation_batches(films, batch=4, devices=1))
+    assert films.most == 1
 
 
 def test_batches_lie_on_the_device_before_they_are_asked_for(monkeypatch):

@@ -270,7 +270,7 @@ def test_the_number_of_images_in_memory_does_not_grow(write, make_items, monkeyp
             del pixels
             most = max(most, len(alive))
 
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    allow(monkeypatch, 2)
     write(Source(TASKS, FLAT, 200, items))
     assert 0 < most <= 16  # Eight wait for their hashes.
 
@@ -283,6 +283,11 @@ def test_is_prepared_only_where_records_are(write, make_items, make_source, tmp_
     assert not prepared.is_prepared(records.folder(tmp_path, "y"))
 
 
+def allow(monkeypatch, cores):
+    """As taskset does, and SLURM."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores), raising=False)
+
+
 def test_in_parallel_keeps_the_order_whichever_is_done_first(monkeypatch):
     delays = np.random.default_rng(0).random(40) / 200
 
@@ -291,19 +296,19 @@ def test_in_parallel_keeps_the_order_whichever_is_done_first(monkeypatch):
         return n
 
     for cores in (1, 3, 8):
-        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
+        allow(monkeypatch, cores)
         assert list(prepared.in_parallel(slow, range(40))) == [*range(40)]
 
 
 def test_in_parallel_runs_as_many_at_once_as_there_are_cores(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    allow(monkeypatch, 3)
     meeting = threading.Barrier(3, timeout=10)  # Nobody passes it alone.
     met = prepared.in_parallel(lambda n: meeting.wait() >= 0, range(9))
     assert list(met) == [True] * 9
 
 
 def test_in_parallel_reads_only_a_little_ahead(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    allow(monkeypatch, 2)
     taken = 0
 
     def endless():

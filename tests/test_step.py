@@ -253,6 +253,16 @@ def test_evaluation_averages_the_views_probabilities_by_the_averaged_weights(
     np.testing.assert_allclose(1 / (1 + np.exp(-got)), np.mean(both, axis=0), atol=1e-5)
 
 
+def test_an_ensemble_s_mean_is_left_on_the_device():
+    """Its caller begins the next batch before it fetches."""
+    log_odds = np.random.default_rng(0).normal(0, 4, (2, 3, TASKS)).astype(np.float32)
+    mean = step.mean_of_members(lambda member, shift: member + shift)
+    got = mean((*jnp.asarray(log_odds),), 1.0)
+    assert isinstance(got, jax.Array)
+    expected = np.mean(1 / (1 + np.exp(-log_odds - 1.0)), axis=0)
+    np.testing.assert_allclose(1 / (1 + np.exp(-got)), expected, rtol=1e-5)
+
+
 def test_the_classifier_maps_the_embedding_of_the_first_view_to_the_logits():
     state = new_state()._replace(params=None, batch_stats=None)
     image = np.random.default_rng(1).random((4, 2, 16, 16, 1), np.float32)
@@ -440,3 +450,10 @@ def test_ten_steps_are_traced_or_those_that_come(tmp_path, calls, traced):
         assert len(files) == (calls >= step.PROFILED[-1])
     assert x == calls
     assert len(list(tmp_path.rglob("perfetto_trace.json.gz"))) == traced
+
+
+def test_of_several_processes_the_first_alone_traces(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    with step.profiled(lambda x: x + 1, str(tmp_path)) as update:
+        assert [update(x) for x in range(20)] == [*range(1, 21)]
+    assert not list(tmp_path.iterdir())

@@ -238,6 +238,7 @@ def _disc(x: Array, y: Array, body, name: str, radius: Array) -> tuple[Array, Ar
     return radius - _length(x - centre[0], y - centre[1]), centre
 
 
+@jax.default_matmul_precision("highest")  # An accelerator would round products.
 def _ellipse_box(centre: Array, matrix: Array, turn: Array, shift: Array) -> Array:
     """Box [4] in film mm around the image of the unit disc under `matrix`."""
     middle = turn @ centre + shift

@@ -23,7 +23,6 @@ scans holds, volumes.Volumes says.
 import collections
 import copy
 import functools
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -139,7 +138,7 @@ class TrainBatches:
         dataset = dataset.batch(devices, drop_remainder=True)
         if target is not None:
             dataset = dataset.map(_side_by_side)
-        threads = threads or min(16, os.cpu_count() or 1)
+        threads = threads or min(16, prepared.cores())
         options = grain.ReadOptions(
             num_threads=threads, prefetch_buffer_size=2 * threads
         )
@@ -218,7 +217,7 @@ def evaluation_batches(images: Images, *, batch: int, devices: int) -> Iterator[
     while the caller works on this one.
     """
     rows = batch * devices
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(16, prepared.cores())) as pool:
 
         def begin(start: int) -> Iterator[Batch]:
             indices = range(len(images))[start : start + rows]

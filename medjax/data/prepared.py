@@ -207,12 +207,19 @@ def once(files: Sequence[Any], paths: Callable[[Any], Iterable[Path]]) -> list[A
     return [*first.values()]
 
 
+def cores() -> int:
+    """The number of CPU cores that this process may use, as SLURM or taskset say."""
+    if hasattr(os, "sched_getaffinity"):  # Of Linux.
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def in_parallel(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
     """Maps over threads, in order, with a bounded number of results waiting.
 
     Decoding and resizing release the interpreter's lock, so threads use all cores.
     """
-    workers = os.cpu_count() or 1
+    workers = cores()
     with ThreadPoolExecutor(workers) as pool:
         waiting: collections.deque = collections.deque()
         for item in items:

@@ -91,6 +91,7 @@ def heatmaps(
     return cam(feature, logits_of)
 
 
+@jax.default_matmul_precision("highest")  # An accelerator would round products.
 def rollout(attention: Sequence[Array], others: int, *, token: bool) -> Array:
     """What the last block's tokens take from each patch at the first, [B, patches].
 
@@ -176,6 +177,7 @@ def _gradients(logits_of: Callable, x: Array) -> Array:
     return jnp.moveaxis(gradients, 0, 1).astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+@jax.default_matmul_precision("highest")  # An accelerator would round products.
 def _weighted(feature: Array, weight: Array) -> Array:
     """[B, ..., c] and [B, T, c] -> [B, T, ...], the positive part."""
     return jax.nn.relu(jnp.einsum("b...c,btc->bt...", feature, weight))

@@ -108,12 +108,19 @@ def predict_files(
         except InputError as error:
             return path, str(error)
 
-    files = prepared.in_parallel(loaded_or_why, paths)
-    while loaded := list(itertools.islice(files, batch * devices)):
-        images = [read[0] for _, read in loaded if not isinstance(read, str)]
-        if images:
+    def begun() -> Iterator[tuple[list, Any]]:
+        files = prepared.in_parallel(loaded_or_why, paths)
+        while loaded := list(itertools.islice(files, batch * devices)):
+            images = [read[0] for _, read in loaded if not isinstance(read, str)]
+            if not images:
+                yield loaded, None
+                continue
             padded = loader.pad({"image": np.stack(images)}, batch, devices)
-            answers = jax.device_get(eval_step(padded["image"]))
+            yield loaded, eval_step(padded["image"])
+
+    for loaded, answers in _one_behind(begun()):
+        if answers is not None:
+            answers = jax.device_get(answers)
             rows = iter(answers.reshape(-1, *answers.shape[2:]))
         for path, read in loaded:
             yield path, read, None if isinstance(read, str) else next(rows)

@@ -106,7 +106,8 @@ class Classifier(nn.Module):
             x = self.top(name="top")(x)
         self.sow("intermediates", "embedding", x)
         x = layers.drop(x, keys if train else None, self.dropout, whole=False)
-        logits = nn.Dense(self.tasks, name="classifier")(x)
+        layer = nn.Dense(self.tasks, precision="highest", name="classifier")
+        logits = layer(x)  # An accelerator would round what `refit` fits exactly.
         if self.decoder is None or not (train or masks or self.is_initializing()):
             return logits
         return logits, self.decoder(name="decoder")(outputs, image.shape[1:-1])

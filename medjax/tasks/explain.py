@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import pandas as pd
 from chex import Array
@@ -69,8 +68,8 @@ def stages(run: Finished) -> tuple[str, ...]:
     return run.network.stages[: -1 if run.network.token else None]
 
 
-def _mean(compiled: Callable, state: step.Trained, image: Array) -> np.ndarray:
-    each = [jax.device_get(compiled(one, image)) for one in step.members(state)]
+def _mean(compiled: Callable, state: step.Trained, image: Array) -> Array:
+    each = [compiled(one, image) for one in step.members(state)]
     return sum(each) / len(each)
 
 

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+from chex import Array
 from rich.progress import track
 from scipy.special import expit
 
@@ -155,9 +156,8 @@ def _answers(
 
     states = step.members(run.state)
 
-    def members(image: np.ndarray) -> np.ndarray:  # -> log-odds [D, B, M, T]
-        each = [jax.device_get(run.network.predict(one, image)) for one in states]
-        return np.stack(each, axis=2)
+    def members(image: np.ndarray) -> Array:  # -> log-odds [D, B, M, T]
+        return jnp.stack([run.network.predict(one, image) for one in states], axis=2)
 
     options = splitting.shape(run.config)
     predicted = predict_files(paths, members, load=load, **options)

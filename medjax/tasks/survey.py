@@ -105,7 +105,7 @@ def floor(config: Config, data: films.FilmData, manifest: pd.DataFrame) -> dict:
         # The held-out images have no weight, so that all folds share a program.
         layer = fit(pixels, np.nan_to_num(label), known * ~out[:, None])
         # Without the bias, which is low where the held-out fold has many positives.
-        score[out] = (pixels[out] - pixels.mean(axis=0)) @ layer["kernel"]
+        score[out] = (pixels[out] - pixels.mean(axis=0)) @ np.asarray(layer["kernel"])
     areas = _aurocs(config, score, label, known, patient)
     return dict(zip((*names, "mean"), areas, strict=True))
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import pandas as pd
+from chex import Array
 
 from medjax.cohort import manifests
 from medjax.config import Config, as_json, read_config
@@ -82,9 +83,9 @@ class Finished(NamedTuple):
             (self.state if n < 0 else self.state[n], ids) for n, ids in of_run.items()
         ]
 
-    def log_odds(self, image: np.ndarray) -> np.ndarray:
+    def log_odds(self, image: np.ndarray) -> Array:
         """A classification's [D, B, ...] -> the network's log-odds [D, B, T]."""
-        return jax.device_get(self.network.predict(self.state, image))
+        return self.network.predict(self.state, image)
 
 
 class Task(NamedTuple):

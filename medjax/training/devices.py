@@ -101,17 +101,17 @@ def _prune(folder: Path) -> None:
 def use_cores(*batches: int, most: int = MAX_CPU_DEVICES) -> None:
     """Makes each CPU core a JAX device, at most `most`, as many as divide all batches.
 
-    Only cores that this process may use count, as SLURM or taskset say. Several cores
-    don't share the small operations of a step well: two devices of one core each train
-    the lesions' U-Net 1.3 times as fast as one device of two cores, and predict by
-    DenseNet-121 1.5 times as fast. Call it before JAX looks for devices; later it
+    Several cores don't share the small operations of a step well: two devices of one
+    core each train the lesions' U-Net 1.3 times as fast as one device of two cores, and
+    predict by DenseNet-121 1.5 times as fast. Call it before JAX looks for devices; later it
     changes nothing. It respects jax_num_cpu_devices and other platforms.
     """
     if jax.config.jax_num_cpu_devices > 0:
         return
-    everyone = range(os.cpu_count() or 1)
-    mine = getattr(os, "sched_getaffinity", lambda process: everyone)(0)  # Of Linux.
-    devices = max(min(len(mine), most), 1)
+    from medjax.data.prepared import cores  # Late: pandas starts threads, and `keep`
+    # must come before these.
+
+    devices = max(min(cores(), most), 1)
     while any(max(batch, 1) % devices for batch in batches):
         devices -= 1
     with contextlib.suppress(RuntimeError):  # JAX has its devices.

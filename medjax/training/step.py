@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from medjax.augment import policy
 from medjax.training import optim
-from medjax.training.devices import uncollected
+from medjax.training.devices import first, uncollected
 from medjax.training.optim import Hyper
 
 AXIS, ARMS = "batch", "arms"
@@ -240,13 +240,14 @@ def of_members(update: Callable) -> Callable:
 
 
 def mean_of_members(predict: Callable) -> Callable:
-    """(state, ...) -> log-odds of the members' mean probability, on the host."""
+    """(state, ...) -> log-odds of the members' mean probability.
 
-    def mean(state: Trained, *rest: Any) -> Array | np.ndarray:
+    Nothing is fetched, so that the caller can begin the next batch before that.
+    """
+
+    def mean(state: Trained, *rest: Any) -> Array:
         each = [predict(one, *rest) for one in members(state)]
-        if len(each) == 1:
-            return each[0]
-        return np.asarray(log_odds_of_mean(jnp.stack(jax.device_get(each))))
+        return each[0] if len(each) == 1 else log_odds_of_mean(jnp.stack(each))
 
     return mean
 
@@ -346,8 +347,12 @@ def profiled(step: Callable, folder: str) -> Iterator[Callable]:
     """Yields the step; the folder gets a trace for TensorBoard or Perfetto.
 
     The trace begins after the calls that compile and fill the pipeline. It holds the
-    calls PROFILED, or those of them that come.
+    calls PROFILED, or those of them that come. Of several processes only the first
+    traces: JAX expects a single trace in the folder.
     """
+    if not first():
+        yield step
+        return
     calls, trace = itertools.count(1), contextlib.ExitStack()
 
     def call(*arguments: Any) -> Any:
@@ -420,15 +425,22 @@ def replicated(state: ArrayTree) -> ArrayTree:
 
 
 def compile_eval(of_rows: Callable, **parts: Any) -> Callable:
-    """Compiles eval_step or embed_step over this host's devices: [D, B, ...] -> same.
+    """Compiles eval_step or embed_step over this host's D devices: [D, B, ...] -> same.
 
-    Rows are independent, so the hosts may take different numbers of steps.
+    Rows are independent, so the hosts may take different numbers of steps. What of the
+    state isn't read stays where it is.
     """
-    mapped = jax.pmap(
-        functools.partial(of_rows, **parts),
-        axis_name=AXIS,
-        in_axes=(None, 0),
-        out_axes=0,
-        devices=jax.local_devices(),
+
+    def per_device(state: State, image: Array) -> ArrayTree:
+        return jax.tree.map(lambda x: x[None], of_rows(state, image[0], **parts))
+
+    mesh, each = Mesh(jax.local_devices(), (AXIS,)), PartitionSpec(AXIS)
+    mapped = jax.shard_map(
+        per_device,
+        mesh=mesh,
+        in_specs=(TOGETHER, each),
+        out_specs=each,
+        check_vma=False,
     )
-    return uncollected(mapped)
+    places = NamedSharding(mesh, TOGETHER), NamedSharding(mesh, each)
+    return uncollected(jax.jit(mapped, in_shardings=places))
