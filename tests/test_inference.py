@@ -119,7 +119,7 @@ class Begun:
 def test_the_next_files_are_begun_before_the_last_are_fetched(monkeypatch):
     monkeypatch.setattr(jax, "device_get", np.asarray)
     notes, paths = [], [Path(str(number)) for number in range(5)]
-    answers = predict.predict_files(
+    answers = inference.predict_files(
         paths,
         lambda image: Begun(image, notes),
         load=lambda path: (np.array([int(path.name)], np.float32),),
