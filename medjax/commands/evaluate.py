@@ -34,8 +34,8 @@ class EvaluatedImages(NamedTuple):
     """The images that a run is judged on."""
 
     # 'test', 'validation', 'train', or 'target': the test images of the data that the
-    # run was adapted to; None: nothing is reported.
-    split: str | None = "test"
+    # run was adapted to.
+    split: str = "test"
     # Its data are evaluated as a whole instead; `split` then only names the report.
     other: Config | None = None
     claim: external.Claim = external.Claim()  # What the user says of these.
@@ -54,11 +54,19 @@ class EvaluatedImages(NamedTuple):
 TEST = EvaluatedImages()
 
 
-def evaluate(folder: Path, images: EvaluatedImages = TEST) -> dict:
-    """Reports a run on one of its splits, or on all images of other data.
+def fix(folder: Path) -> tuple[Finished, Any, pd.DataFrame]:
+    """Chooses on validation what is then fixed, thresholds or the like, once.
 
-    What is fixed on validation, thresholds or the like, is chosen first where it is
-    missing.
+    Returns the run with it, its data, and their split.
+    """
+    task = tasks.of(read_config(folder))
+    run = task.read(folder)
+    data, manifest = _trained(task, run)
+    return task.fix(run, data, manifest), data, manifest
+
+
+def evaluate(folder: Path, images: EvaluatedImages = TEST) -> dict:
+    """Reports a run on one of its splits, or on all images of other data; see `fix`.
 
     Returns:
       The results, also written as `report.*` (for another split than test
@@ -71,13 +79,8 @@ def evaluate(folder: Path, images: EvaluatedImages = TEST) -> dict:
     """
     config, (split, other, *_) = read_config(folder), images
     task = tasks.of(config)
-    if split is not None:
-        images.check(config)
-    run = task.read(folder)
-    data, manifest = _trained(task, run)
-    run = task.fix(run, data, manifest)
-    if split is None:
-        return {}
+    images.check(config)
+    run, data, manifest = fix(folder)
     about = parts.about(config) | {
         "split": split,
         "checkpoint": run.number,

@@ -9,7 +9,7 @@ from medjax import tasks
 from medjax.cohort import manifests
 from medjax.cohort.manifests import SPLITS, UNUSED
 from medjax.commands import arms
-from medjax.commands.evaluate import TEST, EvaluatedImages, evaluate
+from medjax.commands.evaluate import TEST, evaluate, fix
 from medjax.config import Config, as_json, flatten, read_config
 from medjax.errors import InputError
 from medjax.files import read_json
@@ -59,7 +59,7 @@ def join(runs: list[Path], folder: Path) -> None:
     if (manifest["split"] == "test").any():
         evaluate(folder, TEST)
     else:
-        evaluate(folder, EvaluatedImages(None))
+        fix(folder)
         print(
             "note: every image was seen by some run: test on other data, by "
             "evaluate --config=configs/X.py --split=NAME"

@@ -4,7 +4,7 @@ import contextlib
 from pathlib import Path
 
 from medjax import tasks
-from medjax.commands.evaluate import EvaluatedImages, evaluate
+from medjax.commands.evaluate import EvaluatedImages, evaluate, fix
 from medjax.config import Config
 from medjax.errors import InputError
 from medjax.files import held
@@ -64,7 +64,7 @@ def finish(run: Run) -> None:
     if (run.manifest["split"] == "test").any():
         evaluate(run.folder)
     else:
-        evaluate(run.folder, EvaluatedImages(None))
+        fix(run.folder)
         print("trained: nobody was left to test on; predict reads other patients")
     if run.target is not None:
         evaluate(run.folder, EvaluatedImages(adapt.SPLIT))
