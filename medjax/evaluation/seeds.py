@@ -212,62 +212,48 @@ def compare(
     """
     if patients < 2:
         raise InputError(f"{patients} patient(s) were tested: a comparison needs two")
-    others = [a for a in range(len(arms)) if a != baseline]
-    columns = range(len(tasks) + 1)
-    differences = {
-        name: [
-            [difference(metric, a, baseline, t, patients=patients) for t in columns]
-            for a in others
-        ]
-        for name, metric in scores.items()
-    }
-    tested = differences[primary]
-    p = np.reshape([[each.p for each in row] for row in tested], (-1, len(columns)))
-    of_tasks = holm(p[:, :-1].ravel()).reshape(p[:, :-1].shape)
-    adjusted = np.column_stack([of_tasks, holm(p[:, -1])])
-    differences[primary] = [
-        [each._replace(holm=x) for each, x in zip(*both, strict=True)]
-        for both in zip(tested, adjusted, strict=True)
-    ]
-
-    def summary(name: str, metric: Scores, a: int) -> list[ArmMetric]:
-        return summarise(metric, a, patients=patients, worth=areas.WORTH.get(name, 2))
-
-    summaries = {
-        name: [summary(name, metric, a) for a in range(len(arms))]
-        for name, metric in scores.items()
-    }
     groups = {} if images is None else by_frequency(images)
     parts = {
         group: {name: _part(metric, chosen) for name, metric in scores.items()}
         for group, chosen in groups.items()
     }
 
-    def by_group(of: Callable[[str, Scores], NamedTuple]) -> dict:
+    def by_column(of: Callable[[str, Scores], list[NamedTuple]]) -> dict:
+        """What `of` says of every metric's tasks, their mean and that of each group."""
+        lists = {name: of(name, metric) for name, metric in scores.items()}
+        *each, mean = (dict(zip(lists, row)) for row in zip(*lists.values()))
         return {
-            group: {name: of(name, metric) for name, metric in part.items()}
-            for group, part in parts.items()
+            "mean": mean,
+            "tasks": dict(zip(tasks, each, strict=True)),
+            "groups": {
+                group: {name: of(name, metric)[-1] for name, metric in part.items()}
+                for group, part in parts.items()
+            },
         }
 
-    def by_task(of: Callable[[str, int], NamedTuple]) -> dict:
-        *each, mean = [{name: of(name, t) for name in scores} for t in columns]
-        return {"mean": mean, "tasks": dict(zip(tasks, each, strict=True))}
-
     def row(a: int) -> dict:
-        seeds = ~np.isnan(scores[primary].whole[a, :, -1])
-        apart = None
-        if a != baseline:
-            apart = by_task(lambda name, t: differences[name][others.index(a)][t])
-            apart["groups"] = by_group(
-                lambda _, metric: difference(metric, a, baseline, -1, patients=patients)
-            )
-        means = by_task(lambda name, t: summaries[name][a][t])
-        means["groups"] = by_group(lambda name, metric: summary(name, metric, a)[-1])
-        return {"seeds": int(seeds.sum()), **means, "difference": apart}
+        def summaries(name: str, metric: Scores) -> list[ArmMetric]:
+            worth = areas.WORTH.get(name, 2)
+            return summarise(metric, a, patients=patients, worth=worth)
 
+        def differences(_: str, metric: Scores) -> list[Difference]:
+            columns = range(metric.whole.shape[-1])
+            return [difference(metric, a, baseline, t, patients) for t in columns]
+
+        seeds = ~np.isnan(scores[primary].whole[a, :, -1])
+        return {
+            "seeds": int(seeds.sum()),
+            **by_column(summaries),
+            "difference": by_column(differences) if a != baseline else None,
+        }
+
+    rows = {arm: row(a) for a, arm in enumerate(arms)}
+    gaps = [each["difference"] for each in rows.values() if each["difference"]]
+    _adjust([gap["mean"] for gap in gaps], primary)
+    _adjust([row for gap in gaps for row in gap["tasks"].values()], primary)
     comparison = {
         "baseline": arms[baseline],
-        "arms": {arm: row(a) for a, arm in enumerate(arms)},
+        "arms": rows,
         "groups": {
             group: [task for task, its in zip(tasks, chosen, strict=True) if its]
             for group, chosen in groups.items()
@@ -275,6 +261,13 @@ def compare(
         "best": best(scores[primary], arms, patients=patients),
     }
     return bootstrap.as_json(comparison)
+
+
+def _adjust(family: list[dict[str, Difference]], primary: str) -> None:
+    """Adds Holm's p to the differences of the primary metric."""
+    adjusted = holm([row[primary].p for row in family])
+    for row, p in zip(family, adjusted, strict=True):
+        row[primary] = row[primary]._replace(holm=p)
 
 
 def by_frequency(images: np.ndarray) -> dict[str, np.ndarray]:
@@ -322,7 +315,7 @@ def summarise(
 
 
 def difference(
-    scores: Scores, arm: int, other: int, task: int, *, patients: int
+    scores: Scores, arm: int, other: int, task: int, patients: int
 ) -> Difference:
     """How much higher `arm` is than `other` in one task; -1 is the mean over tasks."""
     whole, drawn = scores.whole[..., task], scores.drawn[..., task]
@@ -400,7 +393,7 @@ def best(scores: Scores, arms: tuple[str, ...], *, patients: int) -> Best:
         return Best(None, None, None, None, "no seed has a result of every arm")
     means = seeds[:, shared].mean(axis=1)
     leader, *others = [int(a) for a in np.argsort(-means) if has_result[a]]
-    differences = [difference(scores, leader, a, -1, patients=patients) for a in others]
+    differences = [difference(scores, leader, a, -1, patients) for a in others]
     adjusted = holm([each.p for each in differences])
     verdict = functools.partial(
         Best, leader=arms[leader], second=arms[others[0]], p=adjusted[0]
