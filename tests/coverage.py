@@ -31,8 +31,8 @@ from medjax.evaluation import (
     mask_metrics,
     means,
     metrics,
-    paired,
     reliability,
+    seeds,
     subgroups,
     thresholds,
 )
@@ -161,6 +161,11 @@ def counted(tally: dict[str, list[float]]) -> dict[str, list[int]]:
     }
 
 
+def ends(gap: dict) -> tuple:
+    """As `note` takes them."""
+    return 0, gap["low"], gap["high"]
+
+
 def run(setting, studies: int) -> dict[str, list[float]]:
     """{kind of interval: whether each one holds the truth}."""
     patients, images, prevalence, area = setting
@@ -186,11 +191,9 @@ def run(setting, studies: int) -> dict[str, list[float]]:
         low, high = (np.where(use, np.asarray(x, float), np.nan) for x in interval[1:3])
         tally[kind] += np.ravel(holds(low, value, high)).tolist()
 
-    def ends(pairs: dict) -> tuple:
-        difference = pairs["auroc"]["difference"]
-        return 0, *(difference[end] for end in ("low", "high"))
-
-    enough = discrimination.rarer_patients(*first[3:5], patient) >= bootstrap.MIN_PATIENTS
+    enough = (
+        discrimination.rarer_patients(*first[3:5], patient) >= bootstrap.MIN_PATIENTS
+    )
     names = tuple(map(str, range(FINDINGS * studies)))
     half = np.where(np.arange(patients) % 2, "odd", "even").repeat(images)
     for start in range(0, FINDINGS * studies, FINDINGS):
@@ -213,10 +216,27 @@ def run(setting, studies: int) -> dict[str, list[float]]:
             note(name, found[name], value, some | (not both))
         for name in MEANS:
             note(f"mean {name}", found[f"mean_{name}"], truth[name], all_)
-        difference = paired.compare(one, other, tasks=names[here], **OPTIONS)
-        for task in difference["tasks"].values():
-            note("difference of the AUROC", ends(task["metrics"]), 0)
-        note("difference of the mean AUROC", ends(difference["mean"]), 0, all_)
+        probability, ranking = (
+            np.stack([getattr(p, k) for p in (one, other)])[:, None]
+            for k in ("probability", "log_odds")
+        )
+        arms = seeds.compare(
+            seeds.measure_predictions(
+                *(probability, one.label, np.ones_like(ranking), patient),
+                ranking=ranking,
+                call=probability >= cut,
+                **OPTIONS,
+            ),
+            arms=("one", "other"),
+            tasks=names[here],
+            primary="auroc",
+            patients=patients,
+            baseline=1,
+        )["arms"]
+        gaps = arms["one"]["difference"]
+        for task, use in zip(gaps["tasks"].values(), some, strict=True):
+            note("difference of the AUROC", ends(task["auroc"]), 0, use)
+        note("difference of the mean AUROC", ends(gaps["mean"]["auroc"]), 0, all_)
         groups = subgroups.summarise(
             *(one, pd.DataFrame({"half": half})),
             tasks=names[here],
@@ -228,7 +248,7 @@ def run(setting, studies: int) -> dict[str, list[float]]:
             *(("AUROC", gaps["auroc"]) for gaps in groups["gaps"].values()),
             *(("sensitivity", gaps["sensitivity"]) for gaps in groups["gaps"].values()),
         ):
-            note(f"gap of the {kind}", [0, gap["low"], gap["high"]], 0)
+            note(f"gap of the {kind}", ends(gap), 0)
     single = first._replace(
         **{
             name: getattr(first, name)[:, ::FINDINGS]

@@ -44,7 +44,8 @@ def write(folder, found, *, names=NAMES, config=CONFIG, split="test", images=Non
     path = folder / f"predictions/{split}.csv"
     patient = found.patient[np.argsort(found.id)]
     table = pd.DataFrame({"image": images, "patient": patient})
-    workdir.write_predictions(path, names, table, found)
+    cut = np.full(len(names), 0.5)
+    workdir.write_predictions(path, names, table, found, threshold=cut)
     return folder
 
 
@@ -59,8 +60,11 @@ def test_the_numbers_are_those_of_the_two_files(pair):
     found = json.loads((pair[0] / "against.json").read_text())
     for task in NAMES[:2]:
         gap = found["tasks"][task]["metrics"]["auroc"]["difference"]
-        error = (gap["high"] - gap["low"]) / 2 / stats.norm.ppf(0.975)
-        p = 2 * stats.norm.sf(abs(gap["estimate"]) / error)
+        student = stats.t(1 / (1 / 39 + 1 / 59))  # Of patients and of replicates.
+        assert (gap["high"] - gap["low"]) / 2 == pytest.approx(
+            student.ppf(0.975) * gap["patients"]
+        )
+        p = 2 * student.sf(abs(gap["estimate"]) / gap["patients"])
         assert found["tasks"][task]["p"] == pytest.approx(p, rel=1e-6)
     assert found["tasks"]["Mass"]["p"] < found["tasks"]["Mass"]["holm"] < 0.05
     assert found["films"] == 80 and found["patients"] == 40
@@ -122,7 +126,7 @@ def rewrite(folder, found, raw):
     images = [f"film {n}.png" for n in range(len(found.id))]
     table = pd.DataFrame({"image": images, "patient": found.patient})
     found = found._replace(probability=tied)
-    workdir.write_predictions(path, NAMES, table, found, raw)
+    workdir.write_predictions(path, NAMES, table, found, raw, np.full(3, 0.5))
     config = json.loads((folder / "config.json").read_text())
     config["evaluation"]["calibration"] = "isotonic"
     (folder / "config.json").write_text(json.dumps(config))

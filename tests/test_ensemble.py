@@ -19,7 +19,8 @@ from sklearn.metrics import roc_auc_score
 from configs import base
 from medjax import tasks
 from medjax.commands import train_population
-from medjax.evaluation import paired
+from medjax.evaluation import discrimination
+from medjax.evaluation import ensemble as members_of
 from medjax.evaluation.inference import Predictions
 from medjax.tasks import films, parts, segmentation
 from medjax.training import step
@@ -101,16 +102,20 @@ def test_the_gain_is_over_the_mean_of_the_members():
     )
     members = [one._replace(probability=x, log_odds=x) for x in z]
     mean = one._replace(probability=sum(z) / 3, log_odds=sum(z) / 3)
-    key, tasks = jax.random.key(0), ("a", "b")
-    got = paired.gain(mean, members, key=key, replicates=200)["auroc"]
-    apart = [
-        paired.compare(mean, m, tasks=tasks, key=key, replicates=200)["mean"]["auroc"]
-        for m in members
-    ]
-    estimates = [pair["difference"]["estimate"] for pair in apart]
-    assert got["difference"]["estimate"] == pytest.approx(np.mean(estimates), abs=1e-6)
+    draws = {"key": jax.random.key(0), "replicates": 200}
+    got = members_of.gain(mean, members, **draws)["auroc"]
+    alone = np.mean([roc_auc_score(label, x) for x in z])
+    assert got["other"] == pytest.approx(alone, abs=1e-6)
+    together = roc_auc_score(label, sum(z) / 3)
+    assert got["one"] == pytest.approx(together, abs=1e-6)
+    assert got["difference"]["estimate"] == pytest.approx(together - alone, abs=1e-6)
     # The mean over members is known better than the gain over one of them.
-    widths = [p["difference"]["high"] - p["difference"]["low"] for p in apart]
+    rest = label, mean.weight, mean.patient
+    apart = [
+        discrimination.difference(mean.ranking, x, *rest, **draws)["mean_auroc"]
+        for x in z
+    ]
+    widths = [interval.high - interval.low for interval in apart]
     assert 0 < got["difference"]["high"] - got["difference"]["low"] < max(widths)
 
 
@@ -213,7 +218,7 @@ def test_the_gain_of_masks_is_the_mean_of_paired_differences():
                     *((m, o) for o in (label, mask) for m in alone),
                 ]
             ]
-            found = paired.of_members(
+            found = members_of.of_members(
                 mask[..., k], label[..., k], [m[..., k] for m in alone]
             )
             assert found["member_dice"] == pytest.approx(np.mean(dices[1:3]))
@@ -222,14 +227,14 @@ def test_the_gain_of_masks_is_the_mean_of_paired_differences():
                 {"name": str(volume), "patient": volume // 2, "dice": dices[0], **found}
             )
             expected.append(dices[0] - np.mean(dices[1:3]))
-    gain = paired.gain_of_masks(rows, key=jax.random.key(0), replicates=200)["dice"]
+    gain = members_of.gain_of_masks(rows, key=jax.random.key(0), replicates=200)["dice"]
     difference = gain["difference"]
     assert difference["estimate"] == pytest.approx(np.mean(expected), abs=1e-6)
     assert gain["one"] - gain["other"] == pytest.approx(np.mean(expected), abs=1e-6)
     error = np.std(np.reshape(expected, (12, 4)).mean(1)) / np.sqrt(12)
     reach = (difference["high"] - difference["low"]) / 2
     assert 1.5 * error < reach < 4 * error
-    assert paired.of_members(mask, label, []) == {}
+    assert members_of.of_members(mask, label, []) == {}
 
 
 def test_ensembles_of_a_population_are_trained_one_after_the_other():

@@ -219,7 +219,10 @@ def test_there_is_no_chart_of_one_bar_and_no_empty_bin(tmp_path):
     few, many = (
         appearance._spread(np.random.default_rng(0).random(n)) for n in (9, 9999)
     )
-    assert (len(few["images"]), len(many["images"])) == (3, appearance.MAX_HISTOGRAM_BINS)
+    assert (len(few["images"]), len(many["images"])) == (
+        3,
+        appearance.MAX_HISTOGRAM_BINS,
+    )
 
 
 def test_what_no_table_names_has_no_section(tmp_path):

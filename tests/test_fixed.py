@@ -83,7 +83,9 @@ def test_what_is_fitted_on_validation_is_fixed_and_read_back(config, tmp_path, m
     assert now is None and again.thresholds == chosen.thresholds
     assert (again.points, again.positives) == (chosen.points, chosen.positives)
     assert list(again.positives.values()) == label.sum(axis=0).tolist()
-    for (rule, value), points in zip(thresholds.OPERATING_POINTS, again.points.values()):
+    for (rule, value), points in zip(
+        thresholds.OPERATING_POINTS, again.points.values()
+    ):
         options = {"rule": rule, "value": value}
         reached = thresholds.choose(said._replace(probability=expected), **options)
         assert list(points.values()) == reached.tolist()

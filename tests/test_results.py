@@ -246,7 +246,9 @@ def test_fewer_than_ten_patients_have_no_interval():
     label = np.repeat([1, 0], [18, 60])  # Of two films each: nine and thirty patients.
     score = np.where(np.arange(78) % 5 == 0, 1 - label, label) * 0.5 + 0.25
     metrics, got = cells_of(found_by(label, score, np.arange(78) // 2))
-    few = {name for name, cell in metrics.items() if cell["why"] == bootstrap.NO_INTERVAL}
+    few = {
+        name for name, cell in metrics.items() if cell["why"] == bootstrap.NO_INTERVAL
+    }
     areas = {"auroc", "partial_auroc", "average_precision"}
     assert few == areas | {"sensitivity", "lr_positive", "lr_negative"}
     for name in few:

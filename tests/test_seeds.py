@@ -11,8 +11,7 @@ from test_bootstrap import mean_ends, wilson
 
 from medjax.errors import InputError
 from medjax.evaluation import areas, bootstrap, discrimination, seeds
-from medjax.evaluation.bootstrap import Resampled, multiplicities
-from medjax.evaluation.paired import holm
+from medjax.evaluation.bootstrap import Resampled, holm, multiplicities
 
 KEY = jax.random.key(0)
 

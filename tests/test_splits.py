@@ -456,7 +456,10 @@ def test_a_patient_who_can_t_be_left_out_is_named(patients, fold):
 def test_halves_are_both_hemispheres_of_every_image():
     table = random_table(patients=5)
     manifest = splits.halves(table)
-    assert tuple(manifest.columns) == manifests.MANIFEST_COLUMNS and manifest["id"].is_unique
+    assert (
+        tuple(manifest.columns) == manifests.MANIFEST_COLUMNS
+        and manifest["id"].is_unique
+    )
     names = manifest["image"].str.split(splits.HALF, regex=False, expand=True)
     for half, side in (("left", "train"), ("right", "test")):
         here = names[1] == half
@@ -490,7 +493,9 @@ def nih():
 
 
 def findings_of(nih):
-    return [name for name in nih if name not in (*manifests.MANIFEST_COLUMNS, "follow_up")]
+    return [
+        name for name in nih if name not in (*manifests.MANIFEST_COLUMNS, "follow_up")
+    ]
 
 
 def test_the_whole_of_nih_is_split_by_time_in_time(nih, caplog):

@@ -93,7 +93,9 @@ def statistics(
             if id < 0:
                 continue
             channels = pixels.reshape(-1, pixels.shape[-1]).T
-            histogram = np.stack([np.bincount(c, minlength=GREY_LEVELS) for c in channels])
+            histogram = np.stack(
+                [np.bincount(c, minlength=GREY_LEVELS) for c in channels]
+            )
             levels = levels + histogram
             rows.append((id, *_mean_and_deviation(histogram.sum(axis=0))))
             ready = ready.reshape(-1, ready.shape[-1]).T.astype(np.float64)  # [C, P]
@@ -259,7 +261,11 @@ def limits(quantiles: dict[str, float], slack: float) -> tuple[float, float]:
 def likeness(image: np.ndarray, average: np.ndarray) -> float:
     """Correlation of [S, S, C] with the average image, in [-1, 1]; 0 if one is flat."""
     sizes = np.linalg.norm(average)
-    return float((_thumbnail(image) * average).mean() * AVERAGE_SIDE / sizes) if sizes else 0.0
+    return (
+        float((_thumbnail(image) * average).mean() * AVERAGE_SIDE / sizes)
+        if sizes
+        else 0.0
+    )
 
 
 def colour(pixels: np.ndarray) -> float:

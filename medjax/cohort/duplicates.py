@@ -46,7 +46,9 @@ BLUR_REACH = 2.0  # which reaches so many standard deviations to either side.
 # ones, lesions or vessels, would outweigh all tissue.
 DARK, BRIGHT = 2.0, 3.0
 DETAIL_BLUR = 1.0  # Cells: what is finer than such a blur counts once more.
-MIN_THUMBNAIL_CORRELATION = 0.81  # Mean correlation of two volumes' thumbnails, and of their details.
+MIN_THUMBNAIL_CORRELATION = (
+    0.81  # Mean correlation of two volumes' thumbnails, and of their details.
+)
 ROWS = 256  # Volumes that are compared with all others at once.
 
 
@@ -62,7 +64,9 @@ def hashes(pixels: np.ndarray) -> np.ndarray:
     """
     small = _shrink(pixels)
     views = np.stack([small[flip] for flip in FLIPS.values()]).astype(float)
-    low = fft.dct(fft.dct(views, axis=1)[:, :LOW], axis=2)[..., :LOW].reshape(-1, HASH_BITS)
+    low = fft.dct(fft.dct(views, axis=1)[:, :LOW], axis=2)[..., :LOW].reshape(
+        -1, HASH_BITS
+    )
     return np.packbits(low > np.median(low, axis=1, keepdims=True), axis=1)
 
 
@@ -90,7 +94,9 @@ def candidates(hashes: np.ndarray) -> pd.DataFrame:
     """
     chex.assert_shape(hashes, (None, len(FLIPS), HASH_BITS // 8))
     bits = np.unpackbits(hashes, axis=2).reshape(*hashes.shape[:2], 16, 16)
-    turned = np.packbits(bits.swapaxes(2, 3).reshape(*hashes.shape[:2], HASH_BITS), axis=2)
+    turned = np.packbits(
+        bits.swapaxes(2, 3).reshape(*hashes.shape[:2], HASH_BITS), axis=2
+    )
     hashes = np.concatenate([hashes, turned, ~hashes, ~turned], axis=1)
     words = np.ascontiguousarray(hashes).view(np.uint64)  # [N, V, 4]
     columns = np.ascontiguousarray(hashes.transpose(2, 1, 0))  # [32, V, N]
@@ -234,7 +240,9 @@ def _cells(mass: np.ndarray) -> np.ndarray:
     centre = np.sum(mass * (start + 0.5))
     # A slice has an extent of its own: 1 / 12 is its variance.
     deviation = np.sqrt(np.sum(mass * (start + 0.5 - centre) ** 2) + 1 / 12)
-    edges = centre + deviation * np.linspace(-BLUR_REACH, BLUR_REACH, CELLS + 1)[:, None]
+    edges = (
+        centre + deviation * np.linspace(-BLUR_REACH, BLUR_REACH, CELLS + 1)[:, None]
+    )
     covered = np.minimum(edges[1:], start + 1) - np.maximum(edges[:-1], start)
     return (np.maximum(covered, 0) / np.diff(edges, axis=0)).astype(np.float32)
 

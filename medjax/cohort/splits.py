@@ -21,8 +21,8 @@ import pandas as pd
 from medjax.cohort import stratify
 from medjax.cohort.manifests import (
     MANIFEST_COLUMNS,
-    SPLITS,
     SPLIT_UNITS,
+    SPLITS,
     UNUSED,
     reached,
     refuse,
@@ -148,7 +148,9 @@ def leave_one_out(table, fold) -> pd.DataFrame:
             f"{len(patients) - 1}; leave_one_out needs two patients at least"
         )
     tested = table["patient"] == patients[fold]
-    return table[list(MANIFEST_COLUMNS[:3])].assign(split=np.where(tested, "test", "train"))
+    return table[list(MANIFEST_COLUMNS[:3])].assign(
+        split=np.where(tested, "test", "train")
+    )
 
 
 def halves(table) -> pd.DataFrame:
@@ -159,7 +161,9 @@ def halves(table) -> pd.DataFrame:
     or 'right'.
     """
     sides = [
-        table[list(MANIFEST_COLUMNS[:3])].assign(image=table["image"] + HALF + half, split=split)
+        table[list(MANIFEST_COLUMNS[:3])].assign(
+            image=table["image"] + HALF + half, split=split
+        )
         for half, split in (("left", "train"), ("right", "test"))
     ]
     manifest = pd.concat(sides, ignore_index=True)

@@ -192,8 +192,7 @@ def compare(folder: Path, against: Path, *, split: str = "test") -> Path:
     runs = (folder, against)
     configs = [read_config(run) for run in runs]
     kinds = [tasks.of(config).comparison for config in configs]
-    names, tables = comparison.read(runs, kinds, split)
-    comparison.check(*tables, names, runs, kinds[0])
+    paired = comparison.pair(runs, kinds, split, **parts.bootstrap(configs[0]))
     abouts = [parts.about(config) for config in configs]
     written = [_written(run, "report", split)[1] for run in runs]
     one, other = (report.get("pictures") for report in written)
@@ -218,7 +217,7 @@ def compare(folder: Path, against: Path, *, split: str = "test") -> Path:
             for run, report, about in zip(runs, written, abouts, strict=True)
         ],
         "primary": kinds[0].primary,
-        **kinds[0].pair(*tables, names, **parts.bootstrap(configs[0])),
+        **paired,
     }
     page = comparison_page.write_pair(summary, folder)
     comparison_page.show_pair(summary)

@@ -19,7 +19,9 @@ from medjax.errors import InputError
 from medjax.geometry import warp
 from medjax.reports import page, pictures
 
-FILM_SIDE_DRAWN = 224  # Pixels of a film's longer side: ranges in pixels are meant for about that.
+FILM_SIDE_DRAWN = (
+    224  # Pixels of a film's longer side: ranges in pixels are meant for about that.
+)
 VOLUME_SIDE = 224  # Pixels of a volume's longest side in a picture.
 PLANE_GAP = 6  # Pixels between its planes.
 MAX_IMAGES = 6  # Images of one folder.
@@ -241,7 +243,9 @@ def _picture(image: Image, pixels: np.ndarray, mask: np.ndarray | None) -> str:
         at = [int(image.mask.sum(axis).argmax()) for axis in axes]
     masks = [] if mask is None else [mask[..., 0]]
     planes = pictures.planes(pixels, masks, at=at, spacing=image.spacing)
-    scale = VOLUME_SIDE / max(max(np.multiply(p.image.shape[:2], p.spacing)) for p in planes)
+    scale = VOLUME_SIDE / max(
+        max(np.multiply(p.image.shape[:2], p.spacing)) for p in planes
+    )
     parts = [pictures.draw(plane, scale) for plane in planes]
     return pictures.png(pictures.stacked(parts, PLANE_GAP))
 

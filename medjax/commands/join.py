@@ -70,7 +70,11 @@ def _check(run: Path, config: Config, first: Path, as_first: Config) -> None:
     """Refuses a run that can't be joined with the first one."""
     check.check_joined(run, config)
     ours, theirs = (
-        {k: v for k, v in flatten(as_json(c)).items() if k.split(".")[0] not in MAY_DIFFER}
+        {
+            k: v
+            for k, v in flatten(as_json(c)).items()
+            if k.split(".")[0] not in MAY_DIFFER
+        }
         for c in (config, as_first)
     )
     workdir.refuse_other(run, ours, theirs, JOIN_REMEDY)

@@ -46,7 +46,9 @@ class Fingerprint(NamedTuple):
     foreground: np.ndarray
     volume: np.ndarray  # [N, K] ml of each region; NaN in a scan without a label.
     lesions: np.ndarray  # [N, K] components, by faces, edges or corners; NaN likewise.
-    kind: str = "body"  # Of foreground that holds all labels, see foreground.FOREGROUNDS.
+    kind: str = (
+        "body"  # Of foreground that holds all labels, see foreground.FOREGROUNDS.
+    )
 
 
 class Proposal(NamedTuple):
@@ -153,7 +155,9 @@ def propose(data: Fingerprint, *, voxels: int = VOXELS) -> Proposal:
     spacing = target_spacing(data.spacing)
     shapes = np.maximum(np.rint(data.box * data.spacing / spacing), 1)
     shape = np.maximum(np.floor(np.median(shapes, axis=0)), 1).astype(int)
-    patch, strides = patch_size(shape, spacing, voxels=voxels // BATCH, levels=MAX_LEVELS)
+    patch, strides = patch_size(
+        shape, spacing, voxels=voxels // BATCH, levels=MAX_LEVELS
+    )
     size = math.prod(patch)
     most = min(voxels, BATCH_SHARE * float(shapes.prod(axis=1).sum()))
     return Proposal(

@@ -13,8 +13,12 @@ import numpy as np
 from scipy import ndimage
 
 FOREGROUNDS = ("head", "body", "nonzero", "none")
-CONSTANT_CORNERS = 5  # Of the eight; so many have one value where the border is constant.
-CONSTANT_TOLERANCE = 1e-5  # Of a constant that was interpolated, as a share of the image's range.
+CONSTANT_CORNERS = (
+    5  # Of the eight; so many have one value where the border is constant.
+)
+CONSTANT_TOLERANCE = (
+    1e-5  # Of a constant that was interpolated, as a share of the image's range.
+)
 # As shares of the rest's range above its darkest: three quarters of what touches padding
 # are air, below AIR; a border above NEAR isn't the darkest.
 AIR, NEAR = 0.1, 0.05

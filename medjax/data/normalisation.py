@@ -217,7 +217,10 @@ def clahe(image: Array, *, clip: float = 2.0, tiles: int = 8) -> Array:
         tile = tile.reshape(tiles, rows, tiles, columns)
         number = jnp.arange(tiles)
         number = number[:, None, None, None] * tiles + number[:, None]
-        count = jnp.bincount((number * EQUALISED_LEVELS + tile).ravel(), length=tiles**2 * EQUALISED_LEVELS)
+        count = jnp.bincount(
+            (number * EQUALISED_LEVELS + tile).ravel(),
+            length=tiles**2 * EQUALISED_LEVELS,
+        )
         count = count.reshape(tiles, tiles, EQUALISED_LEVELS)
         most = max(clip * rows * columns / EQUALISED_LEVELS, 1)
         kept = jnp.minimum(count, most)
@@ -236,7 +239,9 @@ def clahe(image: Array, *, clip: float = 2.0, tiles: int = 8) -> Array:
 
 
 def _level(channel: Array) -> Array:
-    return jnp.clip(jnp.rint(channel * (EQUALISED_LEVELS - 1)), 0, EQUALISED_LEVELS - 1).astype(jnp.int32)
+    return jnp.clip(
+        jnp.rint(channel * (EQUALISED_LEVELS - 1)), 0, EQUALISED_LEVELS - 1
+    ).astype(jnp.int32)
 
 
 def _between(size: int, pitch: int, tiles: int) -> tuple[Array, Array, Array]:

@@ -27,7 +27,11 @@ from medjax.files import write_table
 # Raise it when a reader or a phantom makes other pixels, hashes or rows than before: the
 # images of older records are then prepared again, in another folder.
 READER = 1
-RESERVED_NAMES = ("", "mean", "macro average")  # Rows of reports, which no finding may be.
+RESERVED_NAMES = (
+    "",
+    "mean",
+    "macro average",
+)  # Rows of reports, which no finding may be.
 PIXELS, HASHES = "pixels.npy", "hashes.npy"
 log = logging.getLogger("medjax")
 
@@ -76,7 +80,11 @@ def check_tasks(tasks: Sequence[str]) -> None:
     identity.refuse_spellings(tasks, "findings or classes")
     twice = prepared.first_duplicate(tasks)
     for task in tasks:
-        if task.strip().lower() in RESERVED_NAMES or task == twice or task in prepared.IMAGE_COLUMNS:
+        if (
+            task.strip().lower() in RESERVED_NAMES
+            or task == twice
+            or task in prepared.IMAGE_COLUMNS
+        ):
             why = "twice" if task == twice else "which is blank or a name of ours"
             raise InputError(
                 f"the data has a finding or class {task!r}, {why}: rename it"

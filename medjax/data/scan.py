@@ -212,7 +212,9 @@ def _check_shown(
 def _label(path: Path, voxels: np.ndarray, regions, background) -> np.ndarray:
     """[D, H, W, K] uint8, of a mask's values; scaled integers come back as 0.99999."""
     whole = np.rint(voxels)
-    near = WHOLE_TOLERANCE if whole.any() else 0  # A mask that was divided by 255 isn't empty.
+    near = (
+        WHOLE_TOLERANCE if whole.any() else 0
+    )  # A mask that was divided by 255 isn't empty.
     voxels = np.where(np.abs(voxels - whole) <= near, whole, voxels)
     allowed = {*background, *(v for values in regions.values() for v in values)}
     strange = set(np.unique(voxels).tolist()) - allowed

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from chex import Array, ArrayTree
-from scipy.special import ndtr, ndtri
+from scipy.special import ndtri
 
 from medjax.cohort.describe import wilson_ends
 from medjax.errors import InputError
@@ -210,18 +210,6 @@ def normal(resampled: Resampled, level: float = LEVEL) -> ArrayTree:
     return jax.tree.map(interval, *jax.device_get(tuple(resampled)))
 
 
-def p_value(difference: Interval) -> np.ndarray:
-    """The two-sided p of no difference, [...], by the end next to 0 of its interval.
-
-    1 where the difference is 0, and NaN where another one has no variance.
-    """
-    estimate, low, high = (np.asarray(x, np.float64) for x in difference[:3])
-    reach = np.where(estimate > 0, estimate - low, high - estimate)
-    z = ndtri((1 + LEVEL) / 2) * np.abs(estimate) / np.where(reach > 0, reach, np.nan)
-    p = np.where(reach < ROUNDING, np.nan, 2 * ndtr(-z))
-    return np.where(np.abs(estimate) < ROUNDING, 1, p)
-
-
 def deviation(drawn: np.ndarray) -> np.ndarray:
     """The standard deviation of the defined replicates of [R, ...]; NaN of fewer than 2."""
     with warnings.catch_warnings(action="ignore"):
@@ -255,7 +243,11 @@ def wilson(
         estimate, variance = np.asarray(whole, np.float64), deviation(drawn) ** 2
         spread = estimate * (1 - estimate)
         extreme = spread < ROUNDING
-        n = np.where(extreme, MAX_EFFECTIVE_SIZE, spread / np.maximum(variance, 1 / MAX_EFFECTIVE_SIZE))
+        n = np.where(
+            extreme,
+            MAX_EFFECTIVE_SIZE,
+            spread / np.maximum(variance, 1 / MAX_EFFECTIVE_SIZE),
+        )
         if rarer is not None:
             k = np.maximum(rarer, 1)
             share = np.where(extreme, 0, np.sqrt(k) / (np.sqrt(k) + PRIOR))
@@ -402,6 +394,23 @@ def interval(
         note = f"undefined in {undefined:.0f} of {replicates:,} replicates"
         return judged._replace(why=note)
     return judged
+
+
+def holm(p) -> np.ndarray:
+    """p values [T], adjusted so that all T tests together err as often as one test.
+
+    An undefined p (NaN) stays undefined, and isn't counted as a test.
+
+    Source: Holm, Scand. J. Stat. 6 (1979) 65, as adjusted values: the running maximum
+    of (T - i) p_(i) over the ascending p_(0), p_(1), ..., at most 1.
+    """
+    p = np.asarray(p, float)
+    order = np.argsort(p)  # NaN comes last.
+    tests = np.count_nonzero(~np.isnan(p))
+    steps = np.maximum(tests - np.arange(p.size), 1)
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps * p[order]), 1)
+    return adjusted
 
 
 def count(flag: np.ndarray, patient: np.ndarray) -> np.ndarray:

@@ -18,7 +18,10 @@ from medjax.evaluation.bootstrap import Resampled
 from medjax.evaluation.inference import Predictions
 
 CURVE_POINTS = 60  # Thresholds of a curve.
-MIN_END, MAX_END = 0.2, 0.9  # Between them a curve ends, at END_RATIO times the prevalence.
+MIN_END, MAX_END = (
+    0.2,
+    0.9,
+)  # Between them a curve ends, at END_RATIO times the prevalence.
 END_RATIO = 5
 
 
@@ -57,7 +60,9 @@ def curves(
         share = positive[:, t].sum() / weight[:, t].sum()
         end = np.clip(END_RATIO * share, MIN_END, MAX_END)
         # In float32, as probabilities are: 0.03 is at the threshold 0.03.
-        threshold = np.round(np.linspace(0, end, CURVE_POINTS + 1)[1:], 6).astype(np.float32)
+        threshold = np.round(np.linspace(0, end, CURVE_POINTS + 1)[1:], 6).astype(
+            np.float32
+        )
         place = np.searchsorted(threshold, score[:, t].astype("f4"), side="right")
         table = np.zeros((patients, 2, CURVE_POINTS + 1))
         for part, mass in enumerate((positive, negative)):

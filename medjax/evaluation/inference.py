@@ -45,7 +45,9 @@ def predict(
     """
     names = {*ROW_COLUMNS} - {"log_odds"}
     rows = list(each(batches, eval_step, "log_odds", names))
-    columns = {name: np.concatenate([row[name] for row in rows]) for name in ROW_COLUMNS}
+    columns = {
+        name: np.concatenate([row[name] for row in rows]) for name in ROW_COLUMNS
+    }
     return Predictions(probability=expit(columns["log_odds"]), **columns)
 
 

@@ -30,10 +30,14 @@ MAX_RANK_CORRELATION = 0.5  # A rank correlation from which on heatmaps count as
 # Of the image's longest side: so far from its box the maximum still hits. Source: Zhang
 # et al., IJCV 126 (2018) 1084: 15 pixels; their images have about 500.
 TOLERANCE = 0.03
-REGION_SHARE = 0.5  # Of the maximum, from which on a pixel belongs to the heatmap's region.
+REGION_SHARE = (
+    0.5  # Of the maximum, from which on a pixel belongs to the heatmap's region.
+)
 MEASURES = ("pointing", "iou")
 VARIANTS = ("", "_chance", "_others", "_gain")  # The gain is over chance.
-LOCALISATION_COLUMNS = tuple(measure + level for measure in MEASURES for level in VARIANTS)
+LOCALISATION_COLUMNS = tuple(
+    measure + level for measure in MEASURES for level in VARIANTS
+)
 
 
 class Marked(NamedTuple):
@@ -235,7 +239,10 @@ def randomisation(
         values = rank_correlation(trained, np.asarray(explain(variables)))
         defined = values[~np.isnan(values)]
         correlation[name] = float(defined.mean()) if defined.size else np.nan
-    return {"correlation": correlation, "depends": correlation[layers[-1]] < MAX_RANK_CORRELATION}
+    return {
+        "correlation": correlation,
+        "depends": correlation[layers[-1]] < MAX_RANK_CORRELATION,
+    }
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:

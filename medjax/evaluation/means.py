@@ -28,8 +28,8 @@ from scipy.special import stdtrit
 from medjax.cohort.describe import wilson_ends
 from medjax.evaluation import bootstrap
 from medjax.evaluation.bootstrap import (
-    MIN_PATIENTS,
     LEVEL,
+    MIN_PATIENTS,
     ROUNDING,
     Interval,
     resample,
@@ -130,7 +130,11 @@ def _student(influence: Array, counts: Array) -> Array:
     return jnp.where(alike, jnp.nan, moved / jnp.sqrt(jnp.where(alike, 1, variance)))
 
 
-SIZE_GROUPS = ("small", "medium", "large")  # Thirds of the volumes, by the first region.
+SIZE_GROUPS = (
+    "small",
+    "medium",
+    "large",
+)  # Thirds of the volumes, by the first region.
 MEAN = "mean"
 
 

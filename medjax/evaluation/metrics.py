@@ -209,7 +209,9 @@ class Metric(NamedTuple):
     # What it is computed from: 'ranking', 'confusion', 'classes', 'probabilities', or
     # pairs of 'predictions' or 'heatmaps'.
     kind: str
-    divisors: tuple[str, ...] = ("known",)  # DENOMINATORS without which it is undefined.
+    divisors: tuple[str, ...] = (
+        "known",
+    )  # DENOMINATORS without which it is undefined.
     # The DENOMINATORS of images whose patients an interval needs, the fewest deciding.
     counted: tuple[str, ...] = ("known",)
     # Of a Confusion, numerator and denominator; None: it has its own function.
@@ -303,4 +305,6 @@ def why(name: str, images: Mapping[str, float], *, threshold: bool = True) -> st
         return DENOMINATORS["known"]
     if metric.kind == "confusion" and not threshold:
         return "no threshold"
-    return next((DENOMINATORS[kind] for kind in metric.divisors if not images[kind]), "")
+    return next(
+        (DENOMINATORS[kind] for kind in metric.divisors if not images[kind]), ""
+    )

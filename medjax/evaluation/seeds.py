@@ -30,8 +30,7 @@ from scipy.special import stdtr, stdtrit
 
 from medjax.errors import InputError
 from medjax.evaluation import areas, bootstrap, discrimination
-from medjax.evaluation.bootstrap import Resampled
-from medjax.evaluation.paired import holm
+from medjax.evaluation.bootstrap import ROUNDING, Resampled, holm
 
 ALPHA = 0.05
 MIN_SEEDS = 3  # Seeds without which no arm is called the best.
@@ -349,12 +348,12 @@ def _t_test(
     """
     by_seed = sd**2 / seeds if seeds > 1 else 0.0
     variance = error**2 + by_seed
-    if np.isnan(variance) or np.isnan(mean):
-        return np.nan, np.nan
-    if variance == 0:  # The same numbers, or nothing that varies.
-        return 0.0, 1.0 if mean == 0 else np.nan
-    freedom = variance**2 / (error**4 / freedom + by_seed**2 / max(seeds - 1, 1))
     root = np.sqrt(variance)
+    if np.isnan(root) or np.isnan(mean):
+        return np.nan, np.nan
+    if root < ROUNDING:  # The same numbers, or nothing that varies.
+        return 0.0, 1.0 if abs(mean) < ROUNDING else np.nan
+    freedom = variance**2 / (error**4 / freedom + by_seed**2 / max(seeds - 1, 1))
     p = 2 * stdtr(freedom, -abs(mean) / root)
     return stdtrit(freedom, 1 - ALPHA / 2) * root, p
 

@@ -17,12 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from chex import Array
-from scipy.special import ndtri
+from scipy.special import ndtr, ndtri
 
 from medjax.evaluation import areas, bootstrap, discrimination, metrics
 from medjax.evaluation.bootstrap import MIN_PATIENTS, Interval, Resampled
 from medjax.evaluation.inference import Predictions
-from medjax.evaluation.paired import holm
 
 GROUP_METRICS = ("auroc", "sensitivity", "specificity", "ppv", "npv")
 COUNTED = ("positive", "negative", "called", "passed")
@@ -146,7 +145,7 @@ def summarise(
             columns.items(), itertools.pairwise(first), strict=True
         )
     }
-    adjusted = holm([each.clearest.p for each in attributes.values()])
+    adjusted = bootstrap.holm([each.clearest.p for each in attributes.values()])
     tests = int((~np.isnan(adjusted)).sum())
     return bootstrap.as_json(
         {
@@ -179,7 +178,8 @@ def _attribute(
     if not clearest.why:
         clearest = _gap(apart, sides, 0, int(np.nanargmin(apart.p[0, :, -1])), -1)
     missing = [
-        {"task": tasks[t], "metric": GROUP_METRICS[m]} | _gap(apart, sides, m, k, t)._asdict()
+        {"task": tasks[t], "metric": GROUP_METRICS[m]}
+        | _gap(apart, sides, m, k, t)._asdict()
         for m, k, t in np.argwhere(of_tasks < 0.05)
     ]
     groups = _groups(measured, column, patient, tasks, cut, compared, shared)
@@ -306,8 +306,11 @@ def differences(
     estimate, low, high = numbers
     enough = measured.patients[:, pairs].min(axis=2) >= MIN_PATIENTS
     tested = np.pad(enough, ((0, 0), (0, 0), (0, 1)), constant_values=True)
-    p = bootstrap.p_value(Interval(*numbers, 0))
     reach = ndtri((1 + bootstrap.LEVEL) / 2)
+    towards_0 = np.where(estimate > 0, estimate - low, high - estimate)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = 2 * ndtr(-np.abs(estimate) / towards_0 * reach)
+    p = np.where(estimate == 0, 1, p)
     family = np.append(np.ones(len(shared)), max(compared.sum(), 1))
     wider = ndtri(1 - (1 - bootstrap.LEVEL) / 2 / family) / reach
     low, high = (estimate + wider * (end - estimate) for end in (low, high))

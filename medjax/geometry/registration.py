@@ -26,7 +26,9 @@ from medjax.geometry.grid import apply, pool, sample, spacing_of
 PYRAMID = ((8.0, 8192, 2.0), (4.0, 16384, 0.5), (1.0, 65536, 0.25))
 SAME_GRID = 2.0  # The same millimetres of images that are compared as they lie.
 ASCENT_STEPS = 40
-ROTATION_REACH = np.radians(15.0)  # Rotations that are tried about each axis, both ways.
+ROTATION_REACH = np.radians(
+    15.0
+)  # Rotations that are tried about each axis, both ways.
 CANDIDATES = 6
 # mm, or the thickest slice: there the similarity of what is aligned is much lower.
 BESIDE = 4.0
@@ -246,7 +248,9 @@ def _search(level: Level, offset: np.ndarray) -> np.ndarray:
 
     `offset` [3] is in millimetres, from fixed's centre of mass to moving's.
     """
-    turns = np.array(list(itertools.product((0, -ROTATION_REACH, ROTATION_REACH), repeat=3)))
+    turns = np.array(
+        list(itertools.product((0, -ROTATION_REACH, ROTATION_REACH), repeat=3))
+    )
     trial = np.zeros((2, len(turns), 6), np.float32)
     trial[..., :3] = turns * level.radius
     trial[1, :, 3:] = offset
@@ -294,14 +298,19 @@ def _unit(image: np.ndarray) -> np.ndarray:
     low, high = np.quantile(image, (0.002, 0.998))
     if low == high:
         low, high = image.min(), image.max()
-    return np.clip((image - low) / max(high - low, MIN_VARIANCE), 0, 1).astype(np.float32)
+    return np.clip((image - low) / max(high - low, MIN_VARIANCE), 0, 1).astype(
+        np.float32
+    )
 
 
 def _centre(image: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, float]:
     """The centre of mass, [3] mm, and the root mean square distance from it."""
     image = _unit(image)
     index = np.moveaxis(np.indices(image.shape), 0, -1)
-    points, mass = apply(affine, index), image + MIN_VARIANCE  # So that the sum is above 0.
+    points, mass = (
+        apply(affine, index),
+        image + MIN_VARIANCE,
+    )  # So that the sum is above 0.
     mass = mass / mass.sum()
     centre = np.einsum("abc,abci->i", mass, points)
     return centre, np.sqrt(np.sum(mass * ((points - centre) ** 2).sum(-1)))

@@ -199,7 +199,10 @@ def _over_steps(
     values = [value for row in series.values() for _, value in row]
     least = [] if checkpoint is None else [1.0]
     frame = Frame(
-        WIDE_SIZE, x=(0, max(last, 1)), y=(min(0, *values), max(*values, *least)), left=46
+        WIDE_SIZE,
+        x=(0, max(last, 1)),
+        y=(min(0, *values), max(*values, *least)),
+        left=46,
     )
     lines, points, legend = [], [], []
     for number, (name, row) in enumerate(series.items()):

@@ -32,7 +32,9 @@ DIAGONAL = ([0, 1], [0, 1])
 PROBABILITIES = (0.0, 0.005, 0.02, 0.1, 0.25, 0.5, 1.0)  # Ticks.
 FOOT_BARS = 20  # Bars under a reliability diagram,
 FOOT = 0.2  # and the part of its height that they take.
-FEW_POSITIVES = 30  # Positive images: with fewer, a finding's numbers and thresholds are weak.
+FEW_POSITIVES = (
+    30  # Positive images: with fewer, a finding's numbers and thresholds are weak.
+)
 TICK_DISTANCE = 0.12  # Of an axis: ticks nearer to 0 than this run into its own.
 
 
@@ -49,7 +51,9 @@ def sections(results: dict, films: dict | None) -> dict:
         "item": "class" if classes else "finding",
         "items": "classes" if classes else "findings",
         "columns": [
-            name for name in CSV_COLUMNS if all(name in task["metrics"] for task in tasks)
+            name
+            for name in CSV_COLUMNS
+            if all(name in task["metrics"] for task in tasks)
         ],
         "averages": AVERAGES,
         "ratios": RATIOS,
@@ -277,7 +281,9 @@ def reliability_charts(results: dict) -> dict[str, dict]:
         top = math.sqrt(min(1.0, 1.1 * max(top, 0.02)))
         frame = charts.Frame(charts.SQUARE_SIZE, x=(0, top), y=(0, top))
         ticks = [(math.sqrt(v), f"{v:g}") for v in PROBABILITIES if v <= top**2]
-        ticks = [tick for tick in ticks if tick[0] == 0 or tick[0] > TICK_DISTANCE * top]
+        ticks = [
+            tick for tick in ticks if tick[0] == 0 or tick[0] > TICK_DISTANCE * top
+        ]
         lines, points = [("chance", charts.line(frame, [0, top], [0, top]))], []
         if counts := results.get("explorer", {}).get(name):
             lines.insert(0, ("bar pale", _spread(frame, counts)))

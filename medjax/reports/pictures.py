@@ -171,7 +171,11 @@ def stacked(parts: Sequence[np.ndarray], gap: int) -> np.ndarray:
 
 
 def picture(
-    image: np.ndarray, heatmap: np.ndarray, boxes: np.ndarray = (), *, side: int = FILM_SIDE
+    image: np.ndarray,
+    heatmap: np.ndarray,
+    boxes: np.ndarray = (),
+    *,
+    side: int = FILM_SIDE,
 ) -> tuple[str, tuple[int, int]]:
     """Draws a film beside itself under its heatmap, small enough for a long page.
 

@@ -131,7 +131,11 @@ def _weak(values: dict, main: str, tasks: dict) -> dict[str, list[str]]:
     for name, task in tasks.items():
         if 0 < task["positives"] < classification.FEW_POSITIVES:
             few = page.count(task["positives"])
-            add(f"Fewer than {classification.FEW_POSITIVES} images are positive", name, few)
+            add(
+                f"Fewer than {classification.FEW_POSITIVES} images are positive",
+                name,
+                few,
+            )
         calibration = task["calibration"]
         mean = (calibration["after"] or calibration["before"])["predicted"]
         prevalence = calibration["prevalence"]

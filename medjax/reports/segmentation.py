@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from medjax.evaluation.mask_metrics import METRICS
-from medjax.evaluation.outlines import LESION_OVERLAP, LESION_DILATION, components
+from medjax.evaluation.outlines import LESION_DILATION, LESION_OVERLAP, components
 from medjax.files import write_table
 from medjax.reports import charts, pictures
 from medjax.reports.page import interval, label, show_table

@@ -10,7 +10,7 @@ from medjax.errors import InputError
 from medjax.evaluation import (
     conformal,
     decisions,
-    paired,
+    ensemble,
     results,
     subgroups,
     thresholds,
@@ -205,9 +205,9 @@ def measure(
     summary = _measured(run, raw, calibrated)
     options = parts.bootstrap(config)
     if len(members) > 1:
-        summary["ensemble"] = paired.gain(raw, members, **options)
+        summary["ensemble"] = ensemble.gain(raw, members, **options)
     if single is not None:
-        summary["copies"] = paired.gain(raw, [single], **options)
+        summary["copies"] = ensemble.gain(raw, [single], **options)
     groups = subgroups.by_metadata(data.table.set_index("id").loc[calibrated.id])
     summary["subgroups"] = subgroups.summarise(
         calibrated, groups, threshold=run.thresholds, tasks=output.names, **options

@@ -15,8 +15,7 @@ import pandas as pd
 from medjax.cohort import identity
 from medjax.config import Config, affecting, flatten
 from medjax.errors import InputError
-from medjax.evaluation import bootstrap, paired, reliability, seeds
-from medjax.evaluation.inference import Predictions
+from medjax.evaluation import areas, bootstrap, discrimination, reliability, seeds
 from medjax.files import read_json
 from medjax.training import workdir
 
@@ -33,9 +32,12 @@ class Kind(NamedTuple):
     read: Callable
     truth: str  # What a column NAME_truth holds, for messages.
     columns: tuple[str, ...]  # Suffixes of the other columns that `measure` needs.
-    pair: Callable  # (two tables, names, bootstrap) -> what the page of two runs shows.
     # (ArmsBySeeds, bootstrap) -> {metric: scores} of the arms of a sweep.
     measure: Callable
+    metrics: tuple[str, ...]  # Those of them that the page of two runs shows.
+    # ArmsBySeeds -> [T] each: positive and negative images, and patients: of the rarer class,
+    # or whose mean it is.
+    count: Callable
     # (ArmsBySeeds, arm) -> the Interval of its calibration error; None: has none.
     calibration: Callable | None
 
@@ -157,6 +159,82 @@ def side_by_side(
     return ArmsBySeeds(columns, lowest[truth[1:]].to_numpy(float), patient)
 
 
+def pair(folders: Sequence[Path], kinds: Sequence[Kind], split: str, **draws) -> dict:
+    """Two runs as the arms of a sweep of one seed: how much better the first one is.
+
+    Returns:
+      films, patients, replicates; mean: {metric: {one, other, difference}}, and p, that
+      of the mean's difference of the primary metric: the primary test; tasks: {name:
+      {positives, negatives, p, holm, why, metrics: as mean}}. A difference is a
+      seeds.Difference. Without bootstrap.MIN_PATIENTS patients, of findings of either class, it
+      has neither interval nor p; `why` gives the reason.
+    """
+    names, tables = read(folders, kinds, split)
+    how, at = kinds[0], [(0, 0), (1, 0)]
+    grid = side_by_side(
+        *(dict(zip(at, tables)), (2, 1), names, dict(zip(at, folders)), how)
+    )
+    patients = len(np.unique(grid.patient))
+    arms = seeds.compare(
+        how.measure(grid, **draws),
+        arms=("first", "second"),
+        tasks=names,
+        primary=how.primary,
+        patients=patients,
+        baseline=1,
+    )["arms"]
+    positives, negatives, people = how.count(grid)
+    few = people < bootstrap.MIN_PATIENTS
+
+    def pairs(of: Callable[[dict], dict], few: bool) -> dict:
+        """{metric: both numbers and their difference} of the mean or of a task."""
+        first, second = of(arms["first"]), of(arms["second"])
+        gaps = of(arms["first"]["difference"])
+        hidden = dict.fromkeys(("low", "high", "p"), None) if few else {}
+        return {
+            metric: {
+                "one": first[metric]["estimate"],
+                "other": second[metric]["estimate"],
+                "difference": gaps[metric] | hidden,
+            }
+            for metric in how.metrics
+        }
+
+    def row(t: int) -> dict:
+        metrics = pairs(lambda arm: arm["tasks"][names[t]], few[t])
+        gap, why = metrics[how.primary]["difference"], ""
+        if gap["estimate"] is None:
+            why = f"no {'negative' if positives[t] else 'positive'} image"
+        elif gap["p"] is None:
+            why = (
+                f"{bootstrap.NO_INTERVAL}, no test"
+                if few[t]
+                else "zero variance: no test"
+            )
+        return {
+            "positives": float(positives[t]),
+            "negatives": float(negatives[t]),
+            "p": gap["p"],
+            "why": why,
+            "metrics": metrics,
+        }
+
+    rows = [row(t) for t in range(len(names))]
+    adjusted = bootstrap.as_json(bootstrap.holm([row["p"] for row in rows]))
+    mean = pairs(lambda arm: arm["mean"], few.all())
+    return {
+        "films": len(grid.truth),
+        "patients": patients,
+        "replicates": draws["replicates"],
+        "mean": mean,
+        "p": mean[how.primary]["difference"]["p"],
+        "tasks": {
+            name: row | {"holm": p}
+            for name, row, p in zip(names, rows, adjusted, strict=True)
+        },
+    }
+
+
 def _there(path: Path, split: str) -> Path:
     if not path.exists():
         raise InputError(f"{path}: not there: evaluate that run on --split={split}")
@@ -185,24 +263,6 @@ def _read_findings(folder: Path, split: str, names: tuple[str, ...]) -> pd.DataF
     return table
 
 
-def _pair_findings(first, second, names, **draws) -> dict:
-    """Ranks by the log-odds, as each run's own report does."""
-    truth = first[[f"{name}_truth" for name in names]].to_numpy(np.float32)
-    known = ~np.isnan(truth)
-    patient = pd.factorize(identity.column(first["patient"]), sort=True)[0]
-    both = [
-        Predictions(
-            np.arange(len(table)),
-            patient,
-            table[[f"{name}_log_odds" for name in names]].to_numpy(np.float32),
-            np.where(known, truth, 0).astype(np.float32),
-            known.astype(np.float32),
-        )
-        for table in (first, second)
-    ]
-    return paired.compare(*both, tasks=names, **draws)
-
-
 def _measure_findings(grid: ArmsBySeeds, **options) -> dict[str, seeds.Scores]:
     probability, ranking, call = (grid.columns[suffix] for suffix in FINDINGS.columns)
     weight = ~np.isnan(grid.truth) & ~np.isnan(probability)
@@ -215,6 +275,13 @@ def _measure_findings(grid: ArmsBySeeds, **options) -> dict[str, seeds.Scores]:
         call=call,
         **options,
     )
+
+
+def _count_findings(grid: ArmsBySeeds) -> tuple[np.ndarray, ...]:
+    known, label = ~np.isnan(grid.truth), np.nan_to_num(grid.truth)
+    positives = label.sum(axis=0)
+    rarer = discrimination.rarer_patients(label, known.astype(float), grid.patient)
+    return positives, known.sum(axis=0) - positives, rarer
 
 
 def _calibration_of_findings(grid: ArmsBySeeds, arm: int) -> bootstrap.Interval:
@@ -248,56 +315,10 @@ def _measure_masks(grid: ArmsBySeeds, **options) -> dict[str, seeds.Scores]:
     return seeds.measure_cases(values, grid.patient, **options)
 
 
-def _pair_masks(first, second, names, **draws) -> dict:
-    """Two runs are two arms of one seed."""
-    tables = {(0, 0): first, (1, 0): second}
-    folders = dict.fromkeys(tables, Path())  # Both tables are checked already.
-    grid = side_by_side(tables, (2, 1), names, folders, MASKS)
-    patients = len(np.unique(grid.patient))
-    few = patients < bootstrap.MIN_PATIENTS
-    arms = seeds.compare(
-        _measure_masks(grid, **draws),
-        arms=("first", "second"),
-        tasks=names,
-        primary=OF_MASKS[0],
-        patients=patients,
-        baseline=1,
-    )["arms"]
-
-    def pairs(of: Callable[[dict], dict]) -> dict:
-        """{metric: both numbers and their difference} of the mean or of a region."""
-        first, second = of(arms["first"]), of(arms["second"])
-        differences = of(arms["first"]["difference"])
-        return {
-            metric: {
-                "one": first[metric]["estimate"],
-                "other": second[metric]["estimate"],
-                "difference": differences[metric],
-            }
-            for metric in OF_MASKS
-        }
-
-    rows = {}
-    for truth, name in zip(grid.truth.T, names, strict=True):
-        metrics = pairs(lambda arm, name=name: arm["tasks"][name])
-        tested = metrics[OF_MASKS[0]]["difference"]
-        rows[name] = {
-            "positives": float((truth > 0).sum()),
-            "negatives": float((truth == 0).sum()),
-            "p": tested["p"],
-            "holm": tested["holm"],
-            "why": f"{bootstrap.NO_INTERVAL}, no test" if few else "",
-            "metrics": metrics,
-        }
-    mean = pairs(lambda arm: arm["mean"])
-    return {
-        "films": len(first),
-        "patients": patients,
-        "replicates": draws["replicates"],
-        "mean": mean,
-        "p": mean[OF_MASKS[0]]["difference"]["p"],
-        "tasks": rows,
-    }
+def _count_masks(grid: ArmsBySeeds) -> tuple[np.ndarray, ...]:
+    there = grid.truth > 0
+    patients = np.full(there.shape[1], len(np.unique(grid.patient)))
+    return there.sum(axis=0), (~there).sum(axis=0), patients
 
 
 FINDINGS = Kind(
@@ -306,8 +327,9 @@ FINDINGS = Kind(
     read=_read_findings,
     truth="label",
     columns=("", "_log_odds", "_call"),
-    pair=_pair_findings,
     measure=_measure_findings,
+    metrics=areas.AREAS,
+    count=_count_findings,
     calibration=_calibration_of_findings,
 )
 MASKS = Kind(
@@ -316,7 +338,8 @@ MASKS = Kind(
     read=_read_masks,
     truth="volume",
     columns=tuple(f"_{metric}" for metric in OF_MASKS),
-    pair=_pair_masks,
     measure=_measure_masks,
+    metrics=OF_MASKS,
+    count=_count_masks,
     calibration=None,
 )

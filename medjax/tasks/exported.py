@@ -157,7 +157,8 @@ def of_volumes(run: Any, *, patch, slices, overlap, flips, **_) -> ExportedModel
             region: post._asdict()
             for region, post in zip(regions, run.fixed, strict=True)
         },
-        "preparation": {"steps": SCAN} | _fields(run.config, "data", scans.VOLUME_FIELDS),
+        "preparation": {"steps": SCAN}
+        | _fields(run.config, "data", scans.VOLUME_FIELDS),
     }
     return ExportedModel(
         answer=answer,

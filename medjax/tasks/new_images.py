@@ -43,7 +43,9 @@ def record_novelty(folder: Path, data: films.FilmData, ids: np.ndarray) -> None:
         return
     ids = np.unique(ids)
     if len(ids) > MAX_REFERENCE_FILMS:
-        ids = np.sort(np.random.default_rng(0).choice(ids, MAX_REFERENCE_FILMS, replace=False))
+        ids = np.sort(
+            np.random.default_rng(0).choice(ids, MAX_REFERENCE_FILMS, replace=False)
+        )
     batches = loader.evaluation_batches(data.films(ids), batch=256, devices=1)
     images = (
         image_files.eight_bits(image)

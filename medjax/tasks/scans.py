@@ -32,7 +32,15 @@ from medjax.errors import InputError, check_choice
 from medjax.tasks import data_fields, splitting
 
 SOURCE_FIELDS = ("sequences", "files", "mask", "part")  # What sources.SCANS take.
-VOLUME_FIELDS = ("background", "spacing", "grids", "missing", "foreground", "margin", "clip")
+VOLUME_FIELDS = (
+    "background",
+    "spacing",
+    "grids",
+    "missing",
+    "foreground",
+    "margin",
+    "clip",
+)
 PHANTOM = "brain_phantom"
 BRATS_REGIONS = {  # A mask's values in each region.
     "whole": (brain_phantom.NECROSIS, brain_phantom.OEDEMA, brain_phantom.ENHANCING),
@@ -388,7 +396,10 @@ def check(config: Config) -> None:
 
 
 def _check_source(config: Config) -> None:
-    choices = {"source": (PHANTOM, *sources.SCANS), "foreground": foreground.FOREGROUNDS}
+    choices = {
+        "source": (PHANTOM, *sources.SCANS),
+        "foreground": foreground.FOREGROUNDS,
+    }
     for field, names in choices.items():
         check_choice(f"data.{field}", config.data.get(field, names[0]), names)
 
@@ -396,7 +407,16 @@ def _check_source(config: Config) -> None:
 def _regions(config: Config) -> dict[str, tuple[int, ...]]:
     """The regions of `config.data.regions` and their values, which a mask can hold."""
     regions = data_fields.regions(config)
-    ours = {*volumes.VOLUME_COLUMNS, "volume", "half", "sex", "age", "mean", "background", ""}
+    ours = {
+        *volumes.VOLUME_COLUMNS,
+        "volume",
+        "half",
+        "sex",
+        "age",
+        "mean",
+        "background",
+        "",
+    }
     if taken := ours & {*regions}:
         raise InputError(f"data.regions: {min(taken)!r} is a name of ours: rename it")
     return regions

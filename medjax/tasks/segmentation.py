@@ -15,7 +15,14 @@ from medjax.data import fingerprint, nifti, scan, volumes
 from medjax.data.intensity_units import normalise
 from medjax.data.scan import Scan
 from medjax.errors import InputError
-from medjax.evaluation import bootstrap, mask_metrics, means, paired, sliding, subgroups
+from medjax.evaluation import (
+    bootstrap,
+    ensemble,
+    mask_metrics,
+    means,
+    sliding,
+    subgroups,
+)
 from medjax.files import write_json, write_table
 from medjax.reports.segmentation import PicturedVolume
 from medjax.tasks import comparison, exported, fixed, imbalance, parts, scans, splitting
@@ -231,10 +238,10 @@ def measure(
     summary = mask_metrics.summarise(rows, **options)
     summary["groups"] = means.by_group(rows, groups(data.table, rows))
     if len(step.members(run.state)) > 1:
-        gain = paired.gain_of_masks(rows, **options)
+        gain = ensemble.gain_of_masks(rows, **options)
         summary["ensemble"] = {"members": len(step.members(run.state)), **gain}
     if config.evaluation.copies:
-        summary["copies"] = paired.gain_of_masks(rows, "single_dice", **options)
+        summary["copies"] = ensemble.gain_of_masks(rows, "single_dice", **options)
     posts = [post._asdict() for post in run.fixed]
     summary |= {
         "tolerance": config.evaluation.tolerance,
@@ -275,7 +282,7 @@ def _measured(
         row = {"region": region} | mask_metrics.measure(
             ours, true, answer.spacing, tolerance=run.config.evaluation.tolerance
         )
-        row |= paired.of_members(ours, true, [m[..., k] for m in members])
+        row |= ensemble.of_members(ours, true, [m[..., k] for m in members])
         if plain is not None:
             row["single_dice"] = mask_metrics.dice(plain[..., k], true > 0)
         rows.append(row)
@@ -398,7 +405,7 @@ def write_masks(run: Finished, case: Scan, path: Path) -> dict[str, float]:
     predicted = scan.to_original(predicted, case)
     nifti.write(Path(f"{path}_prob.nii.gz"), predicted, case.original, case.header)
     return {
-        region: paired.disagreement(mask[..., k], [m[..., k] for m in others])
+        region: ensemble.disagreement(mask[..., k], [m[..., k] for m in others])
         for k, region in enumerate(run.output.regions)
         if others
     }

@@ -117,7 +117,9 @@ def phantom(
             )
 
     channels = 1 + masks
-    return Source((liver_phantom.FINDING,), (*shape, channels), patients, items, VOLUME_BITS)
+    return Source(
+        (liver_phantom.FINDING,), (*shape, channels), patients, items, VOLUME_BITS
+    )
 
 
 def read(

@@ -304,7 +304,9 @@ KERAS = {
 }
 
 KERAS_DENSENET: Rules = {
-    r"conv1[_/](conv|bn)": lambda part: f"stem/{PART_NAMES[part]}",  # Keras 2: `conv1/conv`.
+    r"conv1[_/](conv|bn)": lambda part: (
+        f"stem/{PART_NAMES[part]}"
+    ),  # Keras 2: `conv1/conv`.
     r"conv(\d)_block(\d+)_([12])_conv": (
         lambda i, j, k: f"stage{i - 1}/layer{j}_conv{k}"
     ),

@@ -1,5 +1,8 @@
 """Two models side by side: against scikit-learn, and Holm by its definition."""
 
+import tempfile
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -8,9 +11,12 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics as oracles
 from test_bootstrap import simulate
+from test_comparison import write
 
-from medjax.evaluation import bootstrap, discrimination, paired
+from medjax.evaluation import seeds
+from medjax.evaluation.bootstrap import holm
 from medjax.evaluation.inference import Predictions
+from medjax.tasks import comparison
 
 P = st.one_of(st.floats(0, 1), st.just(float("nan")))
 
@@ -28,16 +34,21 @@ def runs(films=90, tasks=3):
     )
 
 
-def compare(one, other):
-    return paired.compare(
-        *(one, other), tasks=("a", "b", "c"), key=jax.random.key(0), replicates=100
-    )
+def compare(one, other, tasks="abc", replicates=100):
+    """By the files of two runs."""
+    with tempfile.TemporaryDirectory() as home:
+        folders = [
+            write(Path(home) / name, run, names=tuple(tasks))
+            for name, run in (("one", one), ("other", other))
+        ]
+        kinds, key = [comparison.FINDINGS] * 2, jax.random.key(0)
+        return comparison.pair(folders, kinds, "test", key=key, replicates=replicates)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(P, min_size=1, max_size=8), st.sampled_from([0.01, 0.05, 0.3]))
 def test_holm_rejects_what_the_stepwise_procedure_rejects(p, alpha):
-    adjusted = paired.holm(p)
+    adjusted = holm(p)
     np.testing.assert_array_equal(np.isnan(adjusted), np.isnan(p))
     # From the smallest up: each against alpha / (how many are left), until one fails.
     left = sorted((value, i) for i, value in enumerate(p) if not np.isnan(value))
@@ -49,7 +60,7 @@ def test_holm_rejects_what_the_stepwise_procedure_rejects(p, alpha):
 
 def test_holm_is_never_below_p_nor_above_bonferroni():
     p = np.array([0.01, 0.04, 0.03, np.nan, 0.5, 0.005])
-    found = paired.holm(p)
+    found = holm(p)
     np.testing.assert_allclose(found, [0.04, 0.09, 0.09, np.nan, 0.5, 0.025])
 
 
@@ -83,7 +94,7 @@ def test_every_number_is_scikit_learns():
         known = one.weight[:, t] > 0
         assert row["positives"] == one.label[known, t].sum()
         assert row["positives"] + row["negatives"] == known.sum()
-        assert row["holm"] == pytest.approx(paired.holm(p)[t])
+        assert row["holm"] == pytest.approx(holm(p)[t])
         assert row["why"] == ""
 
 
@@ -105,10 +116,8 @@ def test_with_one_image_a_patient_p_is_near_delongs():
             for gain in (1.2, 1.0)
         )
     )
-    names = tuple("abcdefghijklmnopqrst")
-    found = paired.compare(
-        one, other, tasks=names, key=jax.random.key(0), replicates=1000
-    )
+    names = "abcdefghijklmnopqrst"
+    found = compare(one, other, names, replicates=1000)
     for t, task in enumerate(names):
         both = (components(run.probability[:, t], label[:, t]) for run in (one, other))
         ill, well = (a - b for a, b in zip(*both, strict=True))
@@ -127,14 +136,19 @@ def test_of_equal_models_one_in_twenty_differs():
     # The other sees the same images, with noise of its own on each patient.
     noise = rng.normal(size=(2, 80, trials)).repeat(3, axis=1)
     scores = np.float32(score + noise)
+    probability, cut = np.stack(scores)[:, None], np.stack(scores)[:, None] > 0
     small = []
     for patient in (np.arange(240) // 3, np.arange(240)):
-        found = discrimination.difference(
-            *(*scores, label, np.ones_like(label), patient),
+        arms = seeds.measure_predictions(
+            *(probability, label, np.ones(probability.shape), patient),
+            ranking=probability,
+            call=cut,
             key=jax.random.key(0),
             replicates=200,
-        )
-        small.append(np.mean(bootstrap.p_value(found["auroc"]) < 0.05))
+        )["auroc"]
+        number = len(np.unique(patient))
+        tested = [seeds.difference(arms, 0, 1, t, number) for t in range(trials)]
+        small.append(np.mean([each.p < 0.05 for each in tested]))
     assert 0.03 <= small[0] <= 0.07
     assert small[1] > 0.15  # As if images were patients.
 
@@ -184,9 +198,9 @@ def test_the_mean_is_tested_with_the_error_of_leaving_patients_out():
     n = len(patients)
     error = np.std(left_out) * np.sqrt(n - 1)  # The jackknife.
     gap = found["mean"]["auroc"]["difference"]
-    got = (gap["high"] - gap["low"]) / 2 / stats.norm.ppf(0.975)
-    assert got == pytest.approx(error, rel=0.25)  # Of 100 replicates.
-    p = 2 * stats.norm.sf(abs(gap["estimate"]) / got)
+    assert gap["patients"] == pytest.approx(error, rel=0.25)  # Of 100 replicates.
+    student = stats.t(1 / (1 / (n - 1) + 1 / 99))
+    p = 2 * student.sf(abs(gap["estimate"]) / gap["patients"])
     assert found["p"] == pytest.approx(p, rel=1e-6)
 
 
@@ -201,12 +215,7 @@ def test_a_small_difference_of_all_findings_is_found_by_the_mean_alone():
         )
         for x in score
     )
-    found = paired.compare(
-        *(one, other),
-        tasks=tuple("abcdefghijkl"),
-        key=jax.random.key(0),
-        replicates=200,
-    )
+    found = compare(one, other, "abcdefghijkl", replicates=200)
     assert found["p"] < 1e-6
     assert all(row["holm"] > found["p"] for row in found["tasks"].values())
 
