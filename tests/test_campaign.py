@@ -13,8 +13,9 @@ from medjax.errors import InputError
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["files", "leaks"])
+@pytest.mark.parametrize("part", ["files", "leaks", "two,disk,kills"])
 def test_a_short_campaign_finds_no_fault(tmp_path, part):
+    """Those of commands share a study, whose stages take most of their time."""
     flags = ["--minutes=1", "--planted=4", f"--parts={part}", f"--keep={tmp_path}"]
     rows = campaign.campaign(campaign.parse(flags))
     assert {row.what: row.outcome for row in rows if row.faults} == {}
