@@ -39,12 +39,17 @@ GREY_LEVELS = 256  # Grey levels that are counted.
 PERCENTS = (1, 5, 25, 50, 75, 95, 99)
 FIRST, LAST, BINS = -5.0, 5.0, 50  # Of the histogram of prepared intensities.
 MAX_HISTOGRAM_BINS = 40  # Bins of a histogram over images, at most.
-DIM = 32  # Grey levels; an image that spans fewer is warned of.
+DIM = 8  # An image that spans less than such a part of its type's levels is warned of.
 
 
 def is_dim(image: np.ndarray) -> bool:
-    """Whether an image uses few of its type's levels: 12 bits kept in 8 of 16, say."""
-    return bool(np.ptp(image) < DIM)
+    """Whether an image spans few of its type's levels: 12 bits in a file of 16, say."""
+    return bool(np.ptp(image) < 2 ** (8 * image.itemsize) // DIM)
+
+
+def few(bits: int) -> str:
+    """What an image keeps that `is_dim`."""
+    return f"fewer than {2**bits // DIM} levels of grey"
 
 
 def dim(count: int, bits: int) -> str:
@@ -53,8 +58,8 @@ def dim(count: int, bits: int) -> str:
         return ""
     deeper = "set data.bits=16, or " if bits == 8 else ""
     return (
-        f"{count} images keep fewer than {DIM} levels of grey in {bits} bits: {deeper}"
-        "stretch them to their range before"
+        f"{count} images keep {few(bits)} in {bits} bits: {deeper}stretch them to their "
+        "range before, as augmentation changes grey by shares of all levels"
     )
 
 

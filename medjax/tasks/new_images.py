@@ -174,8 +174,7 @@ def _answers(
 
 def _warning(pixels: np.ndarray, film: Film, reference: dict) -> str:
     """How a film is unlike the training images; '' for nothing."""
-    few = appearance.is_dim(pixels)
-    dim = f"fewer than {appearance.DIM} levels of grey" * few
+    dim = appearance.few(8 * pixels.itemsize) * appearance.is_dim(pixels)
     unlike = appearance.warning(film.pixels, image_files.eight_bits(pixels), reference)
     return "; ".join(filter(None, (unlike, dim, film.doubt)))
 
