@@ -438,9 +438,9 @@ def compile_eval(of_rows: Callable, **parts: Any) -> Callable:
     mapped = jax.shard_map(
         per_device,
         mesh=mesh,
-        in_specs=(TOGETHER, each),
+        in_specs=(REPLICATED, each),
         out_specs=each,
         check_vma=False,
     )
-    places = NamedSharding(mesh, TOGETHER), NamedSharding(mesh, each)
+    places = NamedSharding(mesh, REPLICATED), NamedSharding(mesh, each)
     return uncollected(jax.jit(mapped, in_shardings=places))
