@@ -314,13 +314,18 @@ def test_a_run_that_is_finished_is_so_however_its_process_ends(tmp_path, monkeyp
     assert arms.error(one, tmp_path) is None
 
 
-def test_raw_files_that_are_not_there_stop_a_sweep_before_anything_runs(tmp_path):
+def test_raw_files_that_are_not_there_stop_a_sweep_before_anything_runs(
+    tmp_path, monkeypatch
+):
+    """A process of its own says so: here no accelerator is taken from the runs."""
+    here = []
+    monkeypatch.setattr(sweep.tasks.Task, "prepare", lambda *task: here.append(task))
     config = loss_weighting.get_config("nih_sample")
     config.data.folder = str(tmp_path / "nowhere")
     config.data.records = str(tmp_path / "records")
     with pytest.raises(InputError, match="nowhere"):
         medjax.sweep(config, [{"seed": 0}], tmp_path / "sweep")
-    assert not (tmp_path / "sweep/arms").exists()
+    assert not (tmp_path / "sweep/arms").exists() and not here
 
 
 @pytest.mark.parametrize("executor", ["local", "population"])
@@ -345,7 +350,7 @@ def test_failed_runs_are_tried_again_even_if_they_have_a_report(
     monkeypatch.setattr(executors, executor, execute)
     monkeypatch.setattr(sweep.train_population, "use_cores", cores.append)
     monkeypatch.setattr(
-        sweep.tasks.Task, "prepare", lambda task, config: prepared.append(config)
+        executors, "prepare", lambda folder, names, here: prepared.append(here)
     )
     monkeypatch.setattr(sweep, "gather", lambda folder, baseline: {})
     monkeypatch.setattr(
@@ -356,7 +361,8 @@ def test_failed_runs_are_tried_again_even_if_they_have_a_report(
     for _ in range(2):  # Then nothing is left: no executor and no device is asked for.
         medjax.sweep(quickstart.get_config(), overrides, tmp_path, executor=executor)
     assert asked == ["seed=1"]
-    assert len(cores) == len(prepared) == (executor == "population")
+    assert len(cores) == (executor == "population")
+    assert prepared == [executor == "population"]
     assert "2/2 seed=1: mean AUROC undefined" in capsys.readouterr().out
 
 

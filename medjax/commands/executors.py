@@ -3,9 +3,11 @@
 Each executor takes the sweep's folder, the runs that aren't finished, and a function
 that is called with each run that ended. It returns whether it came to its end: False
 after SIGTERM or Ctrl-C. The results of a run are in its folder.
-`python -m medjax.commands.executors SWEEP NAME` is one run in a process of its own.
+`python -m medjax.commands.executors train SWEEP NAME` is one run in a process of its own,
+and `prepare SWEEP NAME...` makes the records of runs.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -18,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from medjax import tasks
 from medjax.commands import arms, train, train_population
 from medjax.commands.arms import SweepRun
 from medjax.errors import InputError, check_choice
@@ -36,6 +39,31 @@ FIRST = ("slurm_max_num_timeout",)  # Options that submitit's executor is made w
 HOURS = 12  # The time limit of a SLURM job without timeout_min.
 
 
+def prepare(sweep: Path, names: list[str], *, here: bool) -> None:
+    """Makes the records of these runs before several runs would make them at once.
+
+    Unless `here`, it is done by a process of its own: it may compute on an accelerator,
+    which a process holds to its end, and the runs need.
+
+    Raises:
+      InputError: a mistake in their data.
+    """
+    if here or not names:
+        return _prepare(sweep, names)
+    with _process("prepare", sweep, *names, stdout=subprocess.PIPE) as process:
+        error = process.stdout.read().decode()
+    if process.returncode:
+        raise InputError(error or f"the preparation {_crash(process.returncode)}")
+
+
+def _prepare(sweep: Path, names: list[str]) -> None:
+    config, runs = arms.read(sweep)
+    for run in runs:
+        if run.name in names:
+            configured = arms.configured(config, run.overrides)
+            tasks.of(configured).prepare(configured)
+
+
 def local(
     sweep: Path, runs: list[SweepRun], report: Callable[[SweepRun], None]
 ) -> bool:
@@ -45,17 +73,13 @@ def local(
     memory goes back to the machine, and its peak is measured alone. Compiled programs
     are shared through the compilation cache.
     """
-    environment = os.environ | {"PYTHONPATH": _path()}
-    command = [sys.executable, "-m", "medjax.commands.executors", sweep]
     with stop_signal() as stop:
         for run in runs:
             folder = run.folder(sweep)
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / "log.txt").open("a") as log:
-                process = subprocess.Popen(
-                    [*command, run.name],
-                    env=environment,
-                    stdin=subprocess.PIPE,
+                process = _process(
+                    *("train", sweep, run.name),
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,  # Ctrl-C is for us: we pass it on once.
@@ -68,7 +92,7 @@ def local(
                 return False
             if code and not _has_ended(run, sweep):
                 output = (folder / "log.txt").read_text()
-                arms.write_error(folder, _crash(code), output[-4000:])
+                arms.write_error(folder, f"{_crash(code)}: see log.txt", output[-4000:])
             report(run)
     return True
 
@@ -208,13 +232,23 @@ def _path() -> str:
     return os.pathsep.join([code, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
+def _process(*arguments: Any, **streams: Any) -> subprocess.Popen:
+    """This module as a process of its own, which ends with this one at the latest."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "medjax.commands.executors", *arguments],
+        env=os.environ | {"PYTHONPATH": _path()},
+        stdin=subprocess.PIPE,
+        **streams,
+    )
+
+
 def _crash(code: int) -> str:
     """What the exit code of a process without a message means."""
     if code == -signal.SIGKILL:
         return "killed: the machine may have run out of memory"
     if code < 0:
         return f"crashed: {signal.Signals(-code).name}"
-    return f"ended with exit code {code}: see log.txt"
+    return f"ended with exit code {code}"
 
 
 def _end_with_parent() -> None:
@@ -230,6 +264,19 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-if __name__ == "__main__":
+def _main(command: str, sweep: str, *names: str) -> None:
     _end_with_parent()
-    train_run(Path(sys.argv[1]), sys.argv[2])
+    if command == "train":
+        train_run(Path(sweep), *names)
+        return
+    devices.keep()
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            _prepare(Path(sweep), [*names])
+    except InputError as error:
+        sys.stdout.write(str(error))
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -1,5 +1,6 @@
 """The command `sweep`: trains the runs that aren't finished, and compares them all."""
 
+import contextlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -62,10 +63,12 @@ def sweep(
     ]
     done = len(runs) - len(left)
     print(f"sweep: {len(runs)} runs of {len(names)} arms, {done} of them finished")
-    left_configs = [arms.configured(config, run.overrides) for run in left]
-    if executor == "population" and left:
-        train_population.use_cores(left_configs)
-    _prepare(left_configs, executor)
+    if left:
+        here = executor == "population"
+        configs = {run.name: arms.configured(config, run.overrides) for run in left}
+        if here:
+            train_population.use_cores([*configs.values()])
+        executors.prepare(folder, _to_prepare(configs), here=here)
 
     def say(run: SweepRun) -> None:
         nonlocal done
@@ -83,24 +86,17 @@ def sweep(
     return results
 
 
-def _prepare(left: list[Config], executor: str) -> None:
-    """Makes the records of all runs before several runs would make them at once.
+def _to_prepare(left: Mapping[str, Config]) -> list[str]:
+    """The first run of all that read the same records.
 
-    But runs in processes of their own draw their phantoms themselves: here that would
-    take the accelerator, and hold it while they need it; so would all of a task's
-    checks. A run with a value that can't be needs no records, and says so itself.
+    A run with a value that can't be needs no records, and says so itself.
     """
-    seen = []
-    for config in left:
-        records = affecting(config, "records")
-        drawn = executor == "local" and parts.about(config)["source"] == "phantom"
-        if records not in seen and not drawn:
-            try:
-                check_ranges(config)
-            except InputError:
-                continue
-            seen.append(records)
-            tasks.of(config).prepare(config)
+    first = {}
+    for name, config in left.items():
+        with contextlib.suppress(InputError):
+            check_ranges(config)
+            first.setdefault(json.dumps(affecting(config, "records")), name)
+    return [*first.values()]
 
 
 def _outcome(run: SweepRun, folder: Path, how: comparison.Kind) -> str:
