@@ -191,6 +191,10 @@ def run(setting, studies: int) -> dict[str, list[float]]:
         low, high = (np.where(use, np.asarray(x, float), np.nan) for x in interval[1:3])
         tally[kind] += np.ravel(holds(low, value, high)).tolist()
 
+    def ends(pairs: dict) -> tuple:
+        difference = pairs["auroc"]["difference"]
+        return 0, *(difference[end] for end in ("low", "high"))
+
     enough = (
         discrimination.rarer_patients(*first[3:5], patient) >= bootstrap.MIN_PATIENTS
     )

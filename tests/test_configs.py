@@ -58,7 +58,7 @@ def test_a_source_s_fields_are_what_its_function_takes(source):
         parameters |= inspect.signature(tables.listed).parameters
         expected |= takes(tables.listed)
     if source == "volumes":
-        expected |= {"files", *volumes.READING}
+        expected |= {"files", *volumes.OPTIONS}
     assert fields(base.data(source)) - SHARED == expected
     for name, parameter in parameters.items():
         if name == "channels" or name not in base.data(source):

@@ -40,7 +40,7 @@ def last(folder):
 
 
 def test_the_prediction_is_the_mean_probability_of_members_that_differ(folder):
-    run = tasks.KINDS["multilabel"].finished(folder)
+    run = tasks.TASKS["multilabel"].finished(folder)
     data = films.data(run.config)
     written = pd.read_csv(folder / "predictions/test.csv").sort_values("image")
     table = data.table[data.table["image"].isin(written["image"])]
@@ -180,7 +180,7 @@ def test_what_changes_one_network_is_refused(tmp_path, field, reason):
 
 
 def test_members_have_first_weights_of_their_own(folder):
-    run = tasks.KINDS["multilabel"].finished(folder)
+    run = tasks.TASKS["multilabel"].finished(folder)
     first, again, second = (parts.fresh(run.config, run.network, n) for n in (0, 0, 1))
     jax.tree.map(np.testing.assert_array_equal, first, again)
     kernel = first["params"]["classifier"]["kernel"]

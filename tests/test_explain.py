@@ -73,7 +73,7 @@ def test_a_heatmap_that_is_the_film_fills_the_boxes_drawn_in_it(nih):
     assert sorted(marked.task) == [0, 1, 1] and len(set(marked.patient)) == 3
     found = localisation.measure(marked)
     for name, value in (("pointing", 1), ("iou", 1)):
-        column = found[:, localisation.LOCALISATION_COLUMNS.index(name)]
+        column = found[:, localisation.SCORES.index(name)]
         np.testing.assert_allclose(column, value, atol=1e-6)
     for table in (boxes["id"] == 99, boxes["task"] == 0):  # Only the asked films.
         left = explain.read_boxes(data, boxes["id"][table])

@@ -32,7 +32,7 @@ def test_the_right_half_alone_is_coloured_where_the_heatmap_is(shape):
     assert size == found.shape[1::-1]
     height, width = found.shape[0], (found.shape[1] - pictures.PICTURE_GAP) // 2
     assert height / width == pytest.approx(shape[-3] / shape[-2], rel=0.02)
-    assert max(height, width) == pictures.FILM_SIDE and len(uri) < 8000
+    assert max(height, width) == pictures.SIDE and len(uri) < 8000
     assert np.ptp(found[:, :width], axis=-1).max() < 12  # Grey.
     right = np.ptp(found[:, -width:], axis=-1)
     parts = right.reshape(-1)[: 2 * (height // 2) * width].reshape(2, -1, width)
@@ -62,7 +62,7 @@ def test_a_frame_lies_where_the_box_does_on_both_halves():
     image = np.zeros((100, 50, 1), np.uint8)
     uri, _ = pictures.picture(image, np.zeros((2, 2)), [[(20, 10), (60, 30)]])
     found = decoded(uri)
-    scale = pictures.FILM_SIDE / 100
+    scale = pictures.SIDE / 100
     for half in (found[:, :88], found[:, -88:]):
         y, x = np.nonzero(half[..., 0] - half[..., 2] > 60)
         for found_at, edge in ((y, (20, 60)), (x, (10, 30))):

@@ -127,13 +127,11 @@ def test_two_images_have_draws_of_their_own(folder, tmp_path):
 def test_a_volume_is_shown_head_up_in_its_true_proportions_with_its_mask(written):
     name = f"{written.parents[1].name}/brain.nii.gz"
     picture = rows_of(written)["brain_mri", name][0]
-    scale = (
-        gallery.VOLUME_SIDE / 14
-    )  # The longest side: 14 voxels of 1 mm, as 6 of 2 are 12.
+    scale = gallery.WIDTH / 14  # The longest side: 14 voxels of 1 mm, as 6 of 2 are 12.
     heights = [round(n * scale) for n in (14, 12, 12)]
     assert picture.shape[:2] == (
         sum(heights) + 2 * gallery.PLANE_GAP,
-        gallery.VOLUME_SIDE,
+        gallery.WIDTH,
     )
     axial = picture[: heights[0]]
     edge = np.argwhere((axial == pictures.TRUE).all(-1))

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from medjax.evaluation import localisation
-from medjax.evaluation.localisation import LOCALISATION_COLUMNS, Marked
+from medjax.evaluation.localisation import SCORES, Marked
 
 KEY = jax.random.key(0)
 
 
 def column(values, name):
-    return values[:, LOCALISATION_COLUMNS.index(name)]
+    return values[:, SCORES.index(name)]
 
 
 def marked(heatmap, boxes, task=None, patient=None):
@@ -144,7 +144,7 @@ def test_others_are_the_other_patients_with_the_finding():
             if not those:
                 assert np.isnan(value)
                 continue
-            expected = np.mean([one[LOCALISATION_COLUMNS.index(name)] for one in alone])
+            expected = np.mean([one[SCORES.index(name)] for one in alone])
             assert value == pytest.approx(expected, abs=1e-6)
 
 

@@ -84,7 +84,7 @@ def test_robustness_of_other_choices_or_data_is_no_part_of_the_page(
     run, field, value, capsys
 ):
     path = run / "robustness.json"
-    stamps = evaluate._stamps(tasks.KINDS["multilabel"].finished(run), "phantom")
+    stamps = evaluate._stamps(tasks.TASKS["multilabel"].finished(run), "phantom")
     written = stamps["robustness"] | {"films": 9}
     assert written[field] != value
     path.write_text(json.dumps(written))

@@ -73,7 +73,7 @@ def test_the_table_says_of_each_film_what_its_item_says(write, make_items, make_
     items = make_items(13)
     path = write(make_source(items))
     table = prepared.read_table(path)
-    assert tuple(table.columns) == (*prepared.IMAGE_COLUMNS, "a", "b", "c")
+    assert tuple(table.columns) == (*prepared.COLUMNS, "a", "b", "c")
     for n, (row, item) in enumerate(zip(rows(path / "table.csv"), items, strict=True)):
         assert row.pop("id") == str(n)
         for name, text in row.items():

@@ -380,7 +380,7 @@ def source_of(count, hold, begun):
         for n in range(count):
             if n == count - 1:
                 hold.wait(20)
-            row = dict.fromkeys(prepared.IMAGE_COLUMNS[1:], "") | {
+            row = dict.fromkeys(prepared.COLUMNS[1:], "") | {
                 "image": f"{n}",
                 "patient": n,
             }

@@ -94,7 +94,7 @@ def test_no_patient_is_on_two_sides_and_every_film_is_there_once(table, seed):
     manifest = splits.split(table, TASKS, seed=seed)
     assert max(len(s) for s in sides_of(manifest).values()) == 1
     assert set(manifest["split"]) == set(manifests.SPLITS)
-    assert tuple(manifest.columns) == manifests.MANIFEST_COLUMNS
+    assert tuple(manifest.columns) == manifests.MANIFEST
     for name in ("id", "image", "patient"):
         assert manifest[name].tolist() == table[name].tolist()
 
@@ -456,10 +456,7 @@ def test_a_patient_who_can_t_be_left_out_is_named(patients, fold):
 def test_halves_are_both_hemispheres_of_every_image():
     table = random_table(patients=5)
     manifest = splits.halves(table)
-    assert (
-        tuple(manifest.columns) == manifests.MANIFEST_COLUMNS
-        and manifest["id"].is_unique
-    )
+    assert tuple(manifest.columns) == manifests.MANIFEST and manifest["id"].is_unique
     names = manifest["image"].str.split(splits.HALF, regex=False, expand=True)
     for half, side in (("left", "train"), ("right", "test")):
         here = names[1] == half
@@ -493,9 +490,7 @@ def nih():
 
 
 def findings_of(nih):
-    return [
-        name for name in nih if name not in (*manifests.MANIFEST_COLUMNS, "follow_up")
-    ]
+    return [name for name in nih if name not in (*manifests.MANIFEST, "follow_up")]
 
 
 def test_the_whole_of_nih_is_split_by_time_in_time(nih, caplog):

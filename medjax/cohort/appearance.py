@@ -35,7 +35,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-GREY_LEVELS = 256  # Grey levels that are counted.
+GREYS = 256  # Grey levels that are counted.
 PERCENTS = (1, 5, 25, 50, 75, 95, 99)
 FIRST, LAST, BINS = -5.0, 5.0, 50  # Of the histogram of prepared intensities.
 MAX_HISTOGRAM_BINS = 40  # Bins of a histogram over images, at most.
@@ -92,15 +92,13 @@ def statistics(
         bits = 8 * image.itemsize
         image = image.astype(np.float32) / np.iinfo(image.dtype).max
         prepared = np.asarray(prepare(image))
-        grey = np.rint(image * (GREY_LEVELS - 1)).astype(np.uint8)
+        grey = np.rint(image * (GREYS - 1)).astype(np.uint8)
         # One image at a time stays in the cache: twice as fast.
         for id, pixels, ready in zip(ids.tolist(), grey, prepared, strict=True):
             if id < 0:
                 continue
             channels = pixels.reshape(-1, pixels.shape[-1]).T
-            histogram = np.stack(
-                [np.bincount(c, minlength=GREY_LEVELS) for c in channels]
-            )
+            histogram = np.stack([np.bincount(c, minlength=GREYS) for c in channels])
             levels = levels + histogram
             rows.append((id, *_mean_and_deviation(histogram.sum(axis=0))))
             ready = ready.reshape(-1, ready.shape[-1]).T.astype(np.float64)  # [C, P]
@@ -127,7 +125,7 @@ def statistics(
 
 def _mean_and_deviation(histogram: np.ndarray) -> tuple[float, float]:
     """Of [256] counts, in grey levels."""
-    level = np.arange(GREY_LEVELS)
+    level = np.arange(GREYS)
     count = histogram.sum()
     mean = histogram @ level / count
     return mean, np.sqrt(histogram @ (level - mean) ** 2 / count)
@@ -187,7 +185,7 @@ SLACK = {
 }
 SHARE = 0.1
 QUANTILES = (0.005, 0.05, 0.5, 0.95, 0.995)
-AVERAGE_SIDE = 16  # Pixels a side of the average image.
+SMALL = 16  # Pixels a side of the average image.
 END = 0.02
 
 
@@ -266,11 +264,7 @@ def limits(quantiles: dict[str, float], slack: float) -> tuple[float, float]:
 def likeness(image: np.ndarray, average: np.ndarray) -> float:
     """Correlation of [S, S, C] with the average image, in [-1, 1]; 0 if one is flat."""
     sizes = np.linalg.norm(average)
-    return (
-        float((_thumbnail(image) * average).mean() * AVERAGE_SIDE / sizes)
-        if sizes
-        else 0.0
-    )
+    return float((_thumbnail(image) * average).mean() * SMALL / sizes) if sizes else 0.0
 
 
 def colour(pixels: np.ndarray) -> float:
@@ -300,7 +294,7 @@ def greys(image: np.ndarray) -> dict[str, float]:
 def _thumbnail(image: np.ndarray) -> np.ndarray:
     """[16, 16] with mean 0 and standard deviation 1, or 0 if the image is constant."""
     grey = image.mean(axis=-1, dtype=np.float32)
-    small = cv2.resize(grey, (AVERAGE_SIDE, AVERAGE_SIDE), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(grey, (SMALL, SMALL), interpolation=cv2.INTER_AREA)
     small = small - small.mean()
     spread = small.std()
     return small / spread if spread > 1e-3 else np.zeros_like(small)

@@ -21,8 +21,8 @@ from scipy import fft, ndimage
 SEARCH = 1
 HASH_SIDE = 64  # Pixels: what the hash reads, and what is correlated.
 LOW = 16  # Frequencies along an axis.
-HASH_BITS = LOW**2
-MAX_BITS_APART = 24  # Bits of HASH_BITS in which the hashes of a pair may differ.
+BITS = LOW**2
+MAX_BITS_APART = 24  # Bits of BITS in which the hashes of a pair may differ.
 MIN_CORRELATION = 0.98  # Correlation.
 FLIPS = {
     "": (slice(None), slice(None)),
@@ -41,14 +41,13 @@ KEY_BITS = 20  # A pair that differs in MAX_BITS_APART bits has equal keys in 13
 ROUNDS = 64  # so in none of the rounds with a probability of 1.5e-4.
 BUCKET_IMAGES = 16  # Images of a bucket with which each of its images is compared.
 CELLS = 16  # Of a volume's thumbnail, along each axis,
-BLUR_REACH = 2.0  # which reaches so many standard deviations to either side.
+REACH = 2.0  # which reaches so many standard deviations to either side.
 # In median absolute deviations from the median. Darker voxels may be a rim, and brighter
 # ones, lesions or vessels, would outweigh all tissue.
 DARK, BRIGHT = 2.0, 3.0
 DETAIL_BLUR = 1.0  # Cells: what is finer than such a blur counts once more.
-MIN_THUMBNAIL_CORRELATION = (
-    0.81  # Mean correlation of two volumes' thumbnails, and of their details.
-)
+# Mean correlation of two volumes' thumbnails, and of their details.
+MIN_THUMBNAIL_CORRELATION = 0.81
 ROWS = 256  # Volumes that are compared with all others at once.
 
 
@@ -64,9 +63,7 @@ def hashes(pixels: np.ndarray) -> np.ndarray:
     """
     small = _shrink(pixels)
     views = np.stack([small[flip] for flip in FLIPS.values()]).astype(float)
-    low = fft.dct(fft.dct(views, axis=1)[:, :LOW], axis=2)[..., :LOW].reshape(
-        -1, HASH_BITS
-    )
+    low = fft.dct(fft.dct(views, axis=1)[:, :LOW], axis=2)[..., :LOW].reshape(-1, BITS)
     return np.packbits(low > np.median(low, axis=1, keepdims=True), axis=1)
 
 
@@ -92,11 +89,9 @@ def candidates(hashes: np.ndarray) -> pd.DataFrame:
     Source: Indyk, Motwani, Approximate Nearest Neighbors, STOC 1998, section 4.2:
     sampled bits.
     """
-    chex.assert_shape(hashes, (None, len(FLIPS), HASH_BITS // 8))
+    chex.assert_shape(hashes, (None, len(FLIPS), BITS // 8))
     bits = np.unpackbits(hashes, axis=2).reshape(*hashes.shape[:2], 16, 16)
-    turned = np.packbits(
-        bits.swapaxes(2, 3).reshape(*hashes.shape[:2], HASH_BITS), axis=2
-    )
+    turned = np.packbits(bits.swapaxes(2, 3).reshape(*hashes.shape[:2], BITS), axis=2)
     hashes = np.concatenate([hashes, turned, ~hashes, ~turned], axis=1)
     words = np.ascontiguousarray(hashes).view(np.uint64)  # [N, V, 4]
     columns = np.ascontiguousarray(hashes.transpose(2, 1, 0))  # [32, V, N]
@@ -105,7 +100,7 @@ def candidates(hashes: np.ndarray) -> pd.DataFrame:
     places = np.zeros(0, np.int64)  # Flat indices into this shape.
     for _ in range(ROUNDS):
         keys = np.zeros(columns.shape[1:], np.int32)  # [V, N]
-        for bit in rng.choice(HASH_BITS, KEY_BITS, replace=False).tolist():
+        for bit in rng.choice(BITS, KEY_BITS, replace=False).tolist():
             keys = keys << 1 | columns[bit // 8] >> bit % 8 & 1
         order = np.argsort(keys[0], kind="stable")
         size = np.bincount(keys[0], minlength=2**KEY_BITS)
@@ -240,9 +235,7 @@ def _cells(mass: np.ndarray) -> np.ndarray:
     centre = np.sum(mass * (start + 0.5))
     # A slice has an extent of its own: 1 / 12 is its variance.
     deviation = np.sqrt(np.sum(mass * (start + 0.5 - centre) ** 2) + 1 / 12)
-    edges = (
-        centre + deviation * np.linspace(-BLUR_REACH, BLUR_REACH, CELLS + 1)[:, None]
-    )
+    edges = centre + deviation * np.linspace(-REACH, REACH, CELLS + 1)[:, None]
     covered = np.minimum(edges[1:], start + 1) - np.maximum(edges[:-1], start)
     return (np.maximum(covered, 0) / np.diff(edges, axis=0)).astype(np.float32)
 

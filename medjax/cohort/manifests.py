@@ -19,7 +19,7 @@ from medjax.files import write_table
 SPLITS = ("train", "validation", "test")
 UNUSED = "unused"
 SPLIT_UNITS = ("patient", "image")  # What a split may divide.
-MANIFEST_COLUMNS = ("id", "image", "patient", "split")
+MANIFEST = ("id", "image", "patient", "split")
 LABELS = ("positives", "negatives", "unknown")
 log = logging.getLogger("medjax")
 
@@ -226,8 +226,8 @@ def overlap(table, manifest, copies, *, other_hospital: bool) -> dict:
 
 
 def write(manifest, path) -> None:
-    """Writes the manifest as CSV: MANIFEST_COLUMNS, one row per image, in its order."""
-    write_table(path, manifest[list(MANIFEST_COLUMNS)])
+    """Writes the manifest as CSV: MANIFEST, one row per image, in its order."""
+    write_table(path, manifest[list(MANIFEST)])
 
 
 def read(path) -> pd.DataFrame:
@@ -239,13 +239,13 @@ def read(path) -> pd.DataFrame:
     """
     with reading(path, "write it again"):
         text = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if missing := [name for name in MANIFEST_COLUMNS if name not in text]:
+    if missing := [name for name in MANIFEST if name not in text]:
         raise InputError(f"{path}: no column {missing[0]!r}; add it or correct it")
     wrong = ~text["id"].str.fullmatch(r"-?\d{1,18}")
     refuse(wrong, text["id"], f"{path}: id", "are no integers", "correct them")
     nobody = text["patient"] == ""
     refuse(nobody, text["image"], f"{path}: patient", "are empty", "fill them in")
-    manifest = text[list(MANIFEST_COLUMNS)].astype({"id": np.int64})
+    manifest = text[list(MANIFEST)].astype({"id": np.int64})
     return manifest.assign(patient=identity.column(text["patient"]))
 
 

@@ -20,7 +20,7 @@ import pandas as pd
 
 from medjax.cohort import stratify
 from medjax.cohort.manifests import (
-    MANIFEST_COLUMNS,
+    MANIFEST,
     SPLIT_UNITS,
     SPLITS,
     UNUSED,
@@ -148,9 +148,7 @@ def leave_one_out(table, fold) -> pd.DataFrame:
             f"{len(patients) - 1}; leave_one_out needs two patients at least"
         )
     tested = table["patient"] == patients[fold]
-    return table[list(MANIFEST_COLUMNS[:3])].assign(
-        split=np.where(tested, "test", "train")
-    )
+    return table[list(MANIFEST[:3])].assign(split=np.where(tested, "test", "train"))
 
 
 def halves(table) -> pd.DataFrame:
@@ -161,7 +159,7 @@ def halves(table) -> pd.DataFrame:
     or 'right'.
     """
     sides = [
-        table[list(MANIFEST_COLUMNS[:3])].assign(
+        table[list(MANIFEST[:3])].assign(
             image=table["image"] + HALF + half, split=split
         )
         for half, split in (("left", "train"), ("right", "test"))
@@ -172,7 +170,7 @@ def halves(table) -> pd.DataFrame:
 
 def everyone(table) -> pd.DataFrame:
     """Trains on everyone, for a model that is tested on other data."""
-    return table[list(MANIFEST_COLUMNS[:3])].assign(split="train")
+    return table[list(MANIFEST[:3])].assign(split="train")
 
 
 def _manifest(table, tasks, side, minority, among=None):
@@ -182,7 +180,7 @@ def _manifest(table, tasks, side, minority, among=None):
       side: [N] 0 train, 1 validation, 2 test, 3 unused.
       among: split -> the images, [N] bool, of whose positives it has a share; None: all.
     """
-    manifest = table[list(MANIFEST_COLUMNS[:3])].reset_index(drop=True)
+    manifest = table[list(MANIFEST[:3])].reset_index(drop=True)
     manifest["split"] = np.array([*SPLITS, UNUSED], object)[side]
     for name in ("validation", "test"):
         here = slice(None) if among is None else among[name]

@@ -19,10 +19,8 @@ from medjax.errors import InputError
 from medjax.geometry import warp
 from medjax.reports import page, pictures
 
-FILM_SIDE_DRAWN = (
-    224  # Pixels of a film's longer side: ranges in pixels are meant for about that.
-)
-VOLUME_SIDE = 224  # Pixels of a volume's longest side in a picture.
+DRAWN_SIDE = 224  # Pixels of a film's longer side, for which ranges in pixels are.
+WIDTH = 224  # Pixels of a volume's longest side in a picture.
 PLANE_GAP = 6  # Pixels between its planes.
 MAX_IMAGES = 6  # Images of one folder.
 COLOURED = 0.05  # A difference of the channels that JPEG's rounding doesn't reach.
@@ -163,7 +161,7 @@ def _load(paths: Sequence[Path]) -> tuple[list[Image], list[Path]]:
             pixels = image_files.read(path, channels=3).pixels
             if np.ptp(pixels, axis=-1).max() < COLOURED:
                 pixels = pixels[..., :1]
-            pixels = pictures.fit(pixels, FILM_SIDE_DRAWN)
+            pixels = pictures.fit(pixels, DRAWN_SIDE)
             images.append(Image(len(images), path.name, pixels, None, np.ones(2)))
     for path, volume in volumes:
         mask = None
@@ -243,9 +241,7 @@ def _picture(image: Image, pixels: np.ndarray, mask: np.ndarray | None) -> str:
         at = [int(image.mask.sum(axis).argmax()) for axis in axes]
     masks = [] if mask is None else [mask[..., 0]]
     planes = pictures.planes(pixels, masks, at=at, spacing=image.spacing)
-    scale = VOLUME_SIDE / max(
-        max(np.multiply(p.image.shape[:2], p.spacing)) for p in planes
-    )
+    scale = WIDTH / max(max(np.multiply(p.image.shape[:2], p.spacing)) for p in planes)
     parts = [pictures.draw(plane, scale) for plane in planes]
     return pictures.png(pictures.stacked(parts, PLANE_GAP))
 

@@ -16,8 +16,8 @@ from medjax.files import read_json
 from medjax.tasks import check, parts, start
 from medjax.training import workdir
 
-MAY_DIFFER = ("seed", "split")  # Sections in which joined runs may differ.
-JOIN_REMEDY = f"join runs that differ in {' and '.join(MAY_DIFFER)} alone"
+APART = ("seed", "split")  # Sections in which joined runs may differ.
+JOIN_REMEDY = f"join runs that differ in {' and '.join(APART)} alone"
 
 
 def join(runs: list[Path], folder: Path) -> None:
@@ -70,11 +70,7 @@ def _check(run: Path, config: Config, first: Path, as_first: Config) -> None:
     """Refuses a run that can't be joined with the first one."""
     check.check_joined(run, config)
     ours, theirs = (
-        {
-            k: v
-            for k, v in flatten(as_json(c)).items()
-            if k.split(".")[0] not in MAY_DIFFER
-        }
+        {k: v for k, v in flatten(as_json(c)).items() if k.split(".")[0] not in APART}
         for c in (config, as_first)
     )
     workdir.refuse_other(run, ours, theirs, JOIN_REMEDY)

@@ -22,7 +22,7 @@ from medjax.geometry import grid, registration
 CLEAR, FLAT, OWN = 0.7, 0.88, 1.05
 # Sequences that lie on one grid are warned of beyond FLAT, or if they are less than OWN
 # times as similar; tests/README.md has the numbers.
-SAME_IMAGE = 0.9995  # Correlation of two sequences that are the same image.
+COPY = 0.9995  # Correlation of two sequences that are the same image.
 log = logging.getLogger("medjax")
 
 
@@ -144,9 +144,7 @@ def check_distinct(image: np.ndarray, names: Sequence[str], where: Path) -> None
     """Warns of two of the sequences, [D, H, W, C] and [C], that are one image."""
     with np.errstate(divide="ignore", invalid="ignore"):  # A missing one is 0.
         alike = np.corrcoef(image[::2, ::2, ::2].reshape(-1, len(names)).T)
-    for a, b in np.argwhere(
-        np.triu(np.abs(np.atleast_2d(alike)) > SAME_IMAGE, 1)
-    ).tolist():
+    for a, b in np.argwhere(np.triu(np.abs(np.atleast_2d(alike)) > COPY, 1)).tolist():
         log.warning(
             "%s: %s and %s are one image: give each its own file, or leave one away and "
             "set data.missing='fill'",

@@ -26,7 +26,7 @@ BATCH = 2  # The smallest batch; the size of a patch depends on it.
 # Of a batch at full resolution that fit into the device's memory: nnU-Net's number for
 # a GPU of about 10 GB.
 VOXELS = BATCH * 128**3
-MAX_LEVELS = 6  # Of the network, at most.
+MAX_DEPTH = 6  # Of the network, at most.
 WIDEST = 320  # Channels of a level, at most.
 BATCH_SHARE = 0.05  # The largest batch, as a share of the data set's voxels.
 
@@ -46,9 +46,7 @@ class Fingerprint(NamedTuple):
     foreground: np.ndarray
     volume: np.ndarray  # [N, K] ml of each region; NaN in a scan without a label.
     lesions: np.ndarray  # [N, K] components, by faces, edges or corners; NaN likewise.
-    kind: str = (
-        "body"  # Of foreground that holds all labels, see foreground.FOREGROUNDS.
-    )
+    kind: str = "body"  # Of foreground that holds all labels, see foreground.KINDS.
 
 
 class Proposal(NamedTuple):
@@ -60,7 +58,7 @@ class Proposal(NamedTuple):
     batch: int  # Patches.
     strides: tuple[tuple[int, ...], ...]  # Of each level; the first level's are 1.
     kernels: tuple[tuple[int, ...], ...]  # Of each level's convolutions.
-    foreground: str  # One of foreground.FOREGROUNDS.
+    foreground: str  # One of foreground.KINDS.
 
 
 def measure(
@@ -156,7 +154,7 @@ def propose(data: Fingerprint, *, voxels: int = VOXELS) -> Proposal:
     shapes = np.maximum(np.rint(data.box * data.spacing / spacing), 1)
     shape = np.maximum(np.floor(np.median(shapes, axis=0)), 1).astype(int)
     patch, strides = patch_size(
-        shape, spacing, voxels=voxels // BATCH, levels=MAX_LEVELS
+        shape, spacing, voxels=voxels // BATCH, levels=MAX_DEPTH
     )
     size = math.prod(patch)
     most = min(voxels, BATCH_SHARE * float(shapes.prod(axis=1).sum()))

@@ -1,6 +1,6 @@
 """What of a scan is background: air, padding, or what was cut away around a brain.
 
-`data.foreground` names one of FOREGROUNDS, what stays:
+`data.foreground` names one of KINDS, what stays:
 
   head     the largest part that is brighter than air
   body     all large parts, such as two legs; of a head it is the same
@@ -12,13 +12,9 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
-FOREGROUNDS = ("head", "body", "nonzero", "none")
-CONSTANT_CORNERS = (
-    5  # Of the eight; so many have one value where the border is constant.
-)
-CONSTANT_TOLERANCE = (
-    1e-5  # Of a constant that was interpolated, as a share of the image's range.
-)
+KINDS = ("head", "body", "nonzero", "none")
+CONSTANT_CORNERS = 5  # Of eight: so many have one value where the border is constant.
+CONSTANT_TOLERANCE = 1e-5  # Of an interpolated constant: a share of the image's range.
 # As shares of the rest's range above its darkest: three quarters of what touches padding
 # are air, below AIR; a border above NEAR isn't the darkest.
 AIR, NEAR = 0.1, 0.05
@@ -89,7 +85,7 @@ FACE_SHARE = 0.3
 
 
 def inside(image: np.ndarray, spacing: np.ndarray, kind: str = "body") -> np.ndarray:
-    """[D, H, W] bool: the foreground of an image [D, H, W, C], one of FOREGROUNDS.
+    """[D, H, W] bool: the foreground of an image [D, H, W, C], one of KINDS.
 
     In a skull-stripped image the zeros are the outside, and the rest is one solid body.
     Where noise surrounds the head, the head is marked with skull and scalp: this does

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from chex import Array
 
-EQUALISED_LEVELS = 256
+LEVELS = 256
 # z-scores that a stored volume's 0 and 1 stand for: 4 deviations below the body's mean
 # there is about no signal.
 LOWEST, HIGHEST = -4.0, 8.0
@@ -182,7 +182,7 @@ def equalise(image: Array) -> Array:
 
     def equalise_channel(channel: Array) -> Array:
         level = _level(channel)
-        below = jnp.cumsum(jnp.bincount(level.ravel(), length=EQUALISED_LEVELS))
+        below = jnp.cumsum(jnp.bincount(level.ravel(), length=LEVELS))
         darkest = below[jnp.min(level)]
         rest = level.size - darkest
         share = (below - darkest) / jnp.maximum(rest, 1)
@@ -217,19 +217,16 @@ def clahe(image: Array, *, clip: float = 2.0, tiles: int = 8) -> Array:
         tile = tile.reshape(tiles, rows, tiles, columns)
         number = jnp.arange(tiles)
         number = number[:, None, None, None] * tiles + number[:, None]
-        count = jnp.bincount(
-            (number * EQUALISED_LEVELS + tile).ravel(),
-            length=tiles**2 * EQUALISED_LEVELS,
-        )
-        count = count.reshape(tiles, tiles, EQUALISED_LEVELS)
-        most = max(clip * rows * columns / EQUALISED_LEVELS, 1)
+        count = jnp.bincount((number * LEVELS + tile).ravel(), length=tiles**2 * LEVELS)
+        count = count.reshape(tiles, tiles, LEVELS)
+        most = max(clip * rows * columns / LEVELS, 1)
         kept = jnp.minimum(count, most)
         excess = jnp.sum(count - kept, axis=-1, keepdims=True)
-        share = jnp.cumsum(kept + excess / EQUALISED_LEVELS, axis=-1) / (rows * columns)
+        share = jnp.cumsum(kept + excess / LEVELS, axis=-1) / (rows * columns)
         share = share.ravel()
 
         def mapped(row: Array, column: Array) -> Array:
-            return share[(row[:, None] * tiles + column) * EQUALISED_LEVELS + level]
+            return share[(row[:, None] * tiles + column) * LEVELS + level]
 
         upper = (1 - across) * mapped(top, left) + across * mapped(top, right)
         lower = (1 - across) * mapped(bottom, left) + across * mapped(bottom, right)
@@ -239,9 +236,7 @@ def clahe(image: Array, *, clip: float = 2.0, tiles: int = 8) -> Array:
 
 
 def _level(channel: Array) -> Array:
-    return jnp.clip(
-        jnp.rint(channel * (EQUALISED_LEVELS - 1)), 0, EQUALISED_LEVELS - 1
-    ).astype(jnp.int32)
+    return jnp.clip(jnp.rint(channel * (LEVELS - 1)), 0, LEVELS - 1).astype(jnp.int32)
 
 
 def _between(size: int, pitch: int, tiles: int) -> tuple[Array, Array, Array]:

@@ -8,7 +8,7 @@ A prepared folder appears whole or not at all, and holds
     alignments.csv  how alike sequences of several files are, where there are some
 
 Images add the files that records.py lists, scans those of volumes.py. The table is all
-that splitting, weighting and evaluation read. That of images has IMAGE_COLUMNS, and one
+that splitting, weighting and evaluation read. That of images has COLUMNS, and one
 a finding or class: 1 present, 0 absent, between them a soft label, NaN unknown.
 """
 
@@ -41,7 +41,7 @@ from medjax.files import (
 )
 
 # The columns of images; unknown is '' or NaN.
-IMAGE_COLUMNS = (
+COLUMNS = (
     "id",  # int, the image's number, 0 to N - 1.
     "image",  # str, its name in its data set's own table.
     "patient",  # int or str, whom it shows, the unit of every split.

@@ -27,11 +27,7 @@ from medjax.files import write_table
 # Raise it when a reader or a phantom makes other pixels, hashes or rows than before: the
 # images of older records are then prepared again, in another folder.
 READER = 1
-RESERVED_NAMES = (
-    "",
-    "mean",
-    "macro average",
-)  # Rows of reports, which no finding may be.
+TAKEN = ("", "mean", "macro average")  # Rows of reports, which no finding may be.
 PIXELS, HASHES = "pixels.npy", "hashes.npy"
 log = logging.getLogger("medjax")
 
@@ -67,7 +63,7 @@ def prepare(source: Source, *, records: Path, name: str, **how: Any) -> Path:
     prepared.write(
         prepared.in_parallel(_with_hashes, source.items()),
         path,
-        columns=prepared.IMAGE_COLUMNS + source.tasks,
+        columns=prepared.COLUMNS + source.tasks,
         store=lambda partial: _writer(partial, source),
         unit="files",
         **how,
@@ -80,11 +76,7 @@ def check_tasks(tasks: Sequence[str]) -> None:
     identity.refuse_spellings(tasks, "findings or classes")
     twice = prepared.first_duplicate(tasks)
     for task in tasks:
-        if (
-            task.strip().lower() in RESERVED_NAMES
-            or task == twice
-            or task in prepared.IMAGE_COLUMNS
-        ):
+        if task.strip().lower() in TAKEN or task == twice or task in prepared.COLUMNS:
             why = "twice" if task == twice else "which is blank or a name of ours"
             raise InputError(
                 f"the data has a finding or class {task!r}, {why}: rename it"
@@ -93,7 +85,7 @@ def check_tasks(tasks: Sequence[str]) -> None:
 
 def tasks_of(table: pd.DataFrame) -> tuple[str, ...]:
     """The names of a table's findings or classes."""
-    return tuple(name for name in table.columns if name not in prepared.IMAGE_COLUMNS)
+    return tuple(name for name in table.columns if name not in prepared.COLUMNS)
 
 
 def pixels_of(folder: Path) -> np.ndarray:

@@ -21,7 +21,7 @@ from medjax.data.nifti import Grid, SequenceFile
 from medjax.errors import InputError, check_choice
 from medjax.geometry import grid
 
-WHOLE_TOLERANCE = 0.05  # A mask's value is rounded to a whole number that is as near.
+NEAR = 0.05  # A mask's value is rounded to a whole number that is as near.
 MAX_HIDDEN_SHARE = 0.01  # Largest share of a region's voxels where the image is 0.
 REMEDIES = {  # For a label that lies outside of the foreground.
     "head": "'body', which keeps all large parts, or 'none'",
@@ -43,7 +43,7 @@ class Scan(NamedTuple):
     original: Grid  # Of the first sequence's file, as it is stored there.
     header: nibabel.Nifti1Header | None = None  # That file's, if it is NIfTI.
     alignments: tuple[Alignment, ...] = ()  # Of sequences of other files.
-    foreground: str = "body"  # What isn't background, see foreground.FOREGROUNDS.
+    foreground: str = "body"  # What isn't background, see foreground.KINDS.
 
     @property
     def spacing(self) -> np.ndarray:
@@ -77,7 +77,7 @@ def read_scan(
         and is off by less than the thickest slice.
       compare: whether it warns of sequences on one grid that don't show the same.
       missing: 'refuse' a patient without one of the sequences, or 'fill' it with 0.
-      foreground: what stays of the image, one of `foreground.FOREGROUNDS`.
+      foreground: what stays of the image, one of `foreground.KINDS`.
       units: of the scan's image, see `make_scan`.
       options: of `make_scan`.
 
@@ -212,9 +212,7 @@ def _check_shown(
 def _label(path: Path, voxels: np.ndarray, regions, background) -> np.ndarray:
     """[D, H, W, K] uint8, of a mask's values; scaled integers come back as 0.99999."""
     whole = np.rint(voxels)
-    near = (
-        WHOLE_TOLERANCE if whole.any() else 0
-    )  # A mask that was divided by 255 isn't empty.
+    near = NEAR if whole.any() else 0  # A mask that was divided by 255 isn't empty.
     voxels = np.where(np.abs(voxels - whole) <= near, whole, voxels)
     allowed = {*background, *(v for values in regions.values() for v in values)}
     strange = set(np.unique(voxels).tolist()) - allowed

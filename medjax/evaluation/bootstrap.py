@@ -41,7 +41,7 @@ MIN_PATIENTS = 10  # Patients in a metric's denominator, for an interval or a te
 NO_INTERVAL = f"fewer than {MIN_PATIENTS} such patients: no interval"
 UNDEFINED_SHARE = 0.01  # Of the replicates: if more are undefined, the report says so.
 PRIOR = 1.5  # The weight of an area's expected variance, see `wilson`.
-MAX_EFFECTIVE_SIZE = 1e9  # Effective sample size.
+MAX_SIZE = 1e9  # Effective sample size.
 ROUNDING = 1e-6  # Of float32: ends that are nearer to each other are equal.
 
 
@@ -243,11 +243,7 @@ def wilson(
         estimate, variance = np.asarray(whole, np.float64), deviation(drawn) ** 2
         spread = estimate * (1 - estimate)
         extreme = spread < ROUNDING
-        n = np.where(
-            extreme,
-            MAX_EFFECTIVE_SIZE,
-            spread / np.maximum(variance, 1 / MAX_EFFECTIVE_SIZE),
-        )
+        n = np.where(extreme, MAX_SIZE, spread / np.maximum(variance, 1 / MAX_SIZE))
         if rarer is not None:
             k = np.maximum(rarer, 1)
             share = np.where(extreme, 0, np.sqrt(k) / (np.sqrt(k) + PRIOR))

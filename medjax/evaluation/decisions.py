@@ -17,11 +17,8 @@ from medjax.evaluation import bootstrap, discrimination
 from medjax.evaluation.bootstrap import Resampled
 from medjax.evaluation.inference import Predictions
 
-CURVE_POINTS = 60  # Thresholds of a curve.
-MIN_END, MAX_END = (
-    0.2,
-    0.9,
-)  # Between them a curve ends, at END_RATIO times the prevalence.
+POINTS = 60  # Thresholds of a curve.
+MIN_END, MAX_END = 0.2, 0.9  # A curve ends between them, at END_RATIO x prevalence.
 END_RATIO = 5
 
 
@@ -60,11 +57,9 @@ def curves(
         share = positive[:, t].sum() / weight[:, t].sum()
         end = np.clip(END_RATIO * share, MIN_END, MAX_END)
         # In float32, as probabilities are: 0.03 is at the threshold 0.03.
-        threshold = np.round(np.linspace(0, end, CURVE_POINTS + 1)[1:], 6).astype(
-            np.float32
-        )
+        threshold = np.round(np.linspace(0, end, POINTS + 1)[1:], 6).astype(np.float32)
         place = np.searchsorted(threshold, score[:, t].astype("f4"), side="right")
-        table = np.zeros((patients, 2, CURVE_POINTS + 1))
+        table = np.zeros((patients, 2, POINTS + 1))
         for part, mass in enumerate((positive, negative)):
             np.add.at(table, (patient, part, place), mass[:, t])
         # [P, 2, G]: each patient's true and false positives at each threshold.

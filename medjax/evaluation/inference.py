@@ -13,7 +13,7 @@ from scipy.special import expit
 from medjax.data import loader, prepared
 from medjax.errors import InputError
 
-ROW_COLUMNS = ("id", "patient", "label", "weight", "log_odds")
+ARRAYS = ("id", "patient", "label", "weight", "log_odds")
 
 
 class Predictions(NamedTuple):
@@ -43,11 +43,9 @@ def predict(
     eval_step: image [D, B, H, W, C] -> log-odds [D, B, T], such as
       `compile_eval`'s, with the state bound.
     """
-    names = {*ROW_COLUMNS} - {"log_odds"}
+    names = {*ARRAYS} - {"log_odds"}
     rows = list(each(batches, eval_step, "log_odds", names))
-    columns = {
-        name: np.concatenate([row[name] for row in rows]) for name in ROW_COLUMNS
-    }
+    columns = {name: np.concatenate([row[name] for row in rows]) for name in ARRAYS}
     return Predictions(probability=expit(columns["log_odds"]), **columns)
 
 

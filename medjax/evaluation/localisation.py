@@ -26,18 +26,14 @@ from chex import Array, ArrayTree
 from medjax.evaluation import bootstrap
 from medjax.evaluation.bootstrap import Interval
 
-MAX_RANK_CORRELATION = 0.5  # A rank correlation from which on heatmaps count as alike.
+ALIKE = 0.5  # A rank correlation from which on heatmaps count as alike.
 # Of the image's longest side: so far from its box the maximum still hits. Source: Zhang
 # et al., IJCV 126 (2018) 1084: 15 pixels; their images have about 500.
 TOLERANCE = 0.03
-REGION_SHARE = (
-    0.5  # Of the maximum, from which on a pixel belongs to the heatmap's region.
-)
+REGION_SHARE = 0.5  # Of the maximum: from it on a pixel is in the heatmap's region.
 MEASURES = ("pointing", "iou")
 VARIANTS = ("", "_chance", "_others", "_gain")  # The gain is over chance.
-LOCALISATION_COLUMNS = tuple(
-    measure + level for measure in MEASURES for level in VARIANTS
-)
+SCORES = tuple(measure + level for measure in MEASURES for level in VARIANTS)
 
 
 class Marked(NamedTuple):
@@ -81,7 +77,7 @@ def measure(marked: Marked) -> np.ndarray:
     constant heatmap hits as often as chance does.
 
     Returns:
-      [N, 8] float, see LOCALISATION_COLUMNS; `others` is NaN where no other patient has
+      [N, 8] float, see SCORES; `others` is NaN where no other patient has
       the finding.
 
     Source: pointing game: Zhang et al., IJCV 126 (2018) 1084, section 4.2.
@@ -124,7 +120,7 @@ def measure(marked: Marked) -> np.ndarray:
                 columns[name][rows] = mean
     for name in MEASURES:
         columns[f"{name}_gain"] = columns[name] - columns[f"{name}_chance"]
-    return np.stack([columns[name] for name in LOCALISATION_COLUMNS], axis=1)
+    return np.stack([columns[name] for name in SCORES], axis=1)
 
 
 def inside(
@@ -170,7 +166,7 @@ def localise(marked: Marked, *, tasks: Sequence[str], **draws) -> dict:
         def interval(name: str) -> Interval:
             kind = gains if name.endswith("_gain") else intervals
             return bootstrap.interval(
-                bootstrap.at(kind, (k, LOCALISATION_COLUMNS.index(name))),
+                bootstrap.at(kind, (k, SCORES.index(name))),
                 "no other patient",
                 patients=patients,
                 replicates=draws["replicates"],
@@ -239,10 +235,7 @@ def randomisation(
         values = rank_correlation(trained, np.asarray(explain(variables)))
         defined = values[~np.isnan(values)]
         correlation[name] = float(defined.mean()) if defined.size else np.nan
-    return {
-        "correlation": correlation,
-        "depends": correlation[layers[-1]] < MAX_RANK_CORRELATION,
-    }
+    return {"correlation": correlation, "depends": correlation[layers[-1]] < ALIKE}
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -130,11 +130,7 @@ def _student(influence: Array, counts: Array) -> Array:
     return jnp.where(alike, jnp.nan, moved / jnp.sqrt(jnp.where(alike, 1, variance)))
 
 
-SIZE_GROUPS = (
-    "small",
-    "medium",
-    "large",
-)  # Thirds of the volumes, by the first region.
+SIZE_GROUPS = ("small", "medium", "large")  # Thirds, by the first region's volume.
 MEAN = "mean"
 
 

@@ -189,7 +189,7 @@ def class_rates(matrix: Array, present: Array | None = None) -> dict[str, Array]
 
 # Kinds of images, and the reason why a metric that divides by their number is undefined
 # where there is none.
-DENOMINATORS = {
+DIVISORS = {
     "known": "no known label",
     "positive": "no positive image",
     "negative": "no negative image",
@@ -209,10 +209,8 @@ class Metric(NamedTuple):
     # What it is computed from: 'ranking', 'confusion', 'classes', 'probabilities', or
     # pairs of 'predictions' or 'heatmaps'.
     kind: str
-    divisors: tuple[str, ...] = (
-        "known",
-    )  # DENOMINATORS without which it is undefined.
-    # The DENOMINATORS of images whose patients an interval needs, the fewest deciding.
+    divisors: tuple[str, ...] = ("known",)  # DIVISORS without which it is undefined.
+    # The DIVISORS of images whose patients an interval needs, the fewest deciding.
     counted: tuple[str, ...] = ("known",)
     # Of a Confusion, numerator and denominator; None: it has its own function.
     rate: Callable[[Confusion], tuple[Array, Array]] | None = None
@@ -296,15 +294,13 @@ def why(name: str, images: Mapping[str, float], *, threshold: bool = True) -> st
 
     Args:
       name: of METRICS.
-      images: how many there are of each of the DENOMINATORS; what lacks isn't asked
+      images: how many there are of each of the DIVISORS; what lacks isn't asked
       for.
       threshold: whether the task has one.
     """
     metric = METRICS[name]
     if not images["known"]:
-        return DENOMINATORS["known"]
+        return DIVISORS["known"]
     if metric.kind == "confusion" and not threshold:
         return "no threshold"
-    return next(
-        (DENOMINATORS[kind] for kind in metric.divisors if not images[kind]), ""
-    )
+    return next((DIVISORS[kind] for kind in metric.divisors if not images[kind]), "")

@@ -168,9 +168,7 @@ def _cut(corners: np.ndarray) -> np.ndarray:
 
 CONNECTED = np.ones((3, 3, 3))  # Voxels that share a corner are one lesion.
 LESION_OVERLAP = 0.1  # IoU from which on a predicted lesion is a true one.
-LESION_DILATION = (
-    3.0  # mm by which lesions are dilated: what then touches is one lesion.
-)
+LESION_DILATION = 3.0  # mm: lesions that touch when dilated by it are one lesion.
 
 
 def components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

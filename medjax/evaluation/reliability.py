@@ -76,7 +76,7 @@ def summarise(
         missing = [kind for kind in ("known", *counted) if not patients[kind][t]]
         return bootstrap.interval(
             interval,
-            metrics.DENOMINATORS[missing[0]]
+            metrics.DIVISORS[missing[0]]
             if missing
             else "a threshold separates the classes",
             patients=min(int(patients[kind][t]) for kind in counted),

@@ -23,14 +23,14 @@ from medjax.evaluation import areas, bootstrap, discrimination, metrics
 from medjax.evaluation.bootstrap import MIN_PATIENTS, Interval, Resampled
 from medjax.evaluation.inference import Predictions
 
-GROUP_METRICS = ("auroc", "sensitivity", "specificity", "ppv", "npv")
+COMPARED = ("auroc", "sensitivity", "specificity", "ppv", "npv")
 COUNTED = ("positive", "negative", "called", "passed")
 AGES = (18, 40, 60, 75)  # Years at which an age group begins; the first one at 0.
 UNKNOWN = "unknown"
 
 
 class Measured(NamedTuple):
-    """G groups' metrics of T tasks; M stands for GROUP_METRICS."""
+    """G groups' metrics of T tasks; M stands for COMPARED."""
 
     value: np.ndarray  # [M, G, T], NaN where undefined.
     replicate: np.ndarray  # [R, M, G, T], of the same draws of patients for all.
@@ -178,7 +178,7 @@ def _attribute(
     if not clearest.why:
         clearest = _gap(apart, sides, 0, int(np.nanargmin(apart.p[0, :, -1])), -1)
     missing = [
-        {"task": tasks[t], "metric": GROUP_METRICS[m]}
+        {"task": tasks[t], "metric": COMPARED[m]}
         | _gap(apart, sides, m, k, t)._asdict()
         for m, k, t in np.argwhere(of_tasks < 0.05)
     ]
@@ -234,7 +234,7 @@ def _measure(predictions, member, threshold, *, groups: int, **draws) -> Measure
     positive, called = np.where(weight > 0, label, 0), score >= threshold
     flags = weight * np.stack([positive, 1 - positive, called, ~called])  # [4, N, T]
     images, people = (
-        np.zeros((len(kinds), *value.shape[1:])) for kinds in (COUNTED, GROUP_METRICS)
+        np.zeros((len(kinds), *value.shape[1:])) for kinds in (COUNTED, COMPARED)
     )
     for g in np.unique(member):
         inside = (member == g).any(axis=0)
@@ -242,12 +242,12 @@ def _measure(predictions, member, threshold, *, groups: int, **draws) -> Measure
         counted = discrimination.patients(
             *(x[inside] for x in (score, label, weight, patient)), threshold
         )
-        people[:, g] = [counted[name][:-1] for name in GROUP_METRICS]
+        people[:, g] = [counted[name][:-1] for name in COMPARED]
     return Measured(value, replicate, images, people)
 
 
 def _by_group(data: tuple, counts: Array, *, groups: int) -> Array:
-    """A statistic: GROUP_METRICS of every group, [R, M, G, T]."""
+    """A statistic: COMPARED of every group, [R, M, G, T]."""
     score, ranked, label, weight, patient, threshold, member = data
     images, tasks = score.shape
     # For areas the images stand there once an attribute, for rates once a group.
@@ -260,7 +260,7 @@ def _by_group(data: tuple, counts: Array, *, groups: int) -> Array:
     area, _ = areas.of_groups(*tiled, member.reshape(-1), counts, groups=groups)
     matrix = discrimination.confusion(*wide, jnp.tile(threshold, groups), counts)
     rates = metrics.rates(matrix)
-    rates = [rates[name].reshape(-1, groups, tasks) for name in GROUP_METRICS[1:]]
+    rates = [rates[name].reshape(-1, groups, tasks) for name in COMPARED[1:]]
     return jnp.stack([area, *rates], axis=1)
 
 
@@ -336,7 +336,7 @@ def _groups(
             why,
             patients=measured.patients[m, g, t],
             replicates=len(measured.replicate),
-            name=GROUP_METRICS[m],
+            name=COMPARED[m],
         )
 
     def mean(g: int, why: str) -> Interval:
@@ -352,7 +352,7 @@ def _groups(
         images["known"] = images["positive"] + images["negative"]
         judged = {
             name: interval(m, g, t, metrics.why(name, images, threshold=cut[t]))
-            for m, name in enumerate(GROUP_METRICS)
+            for m, name in enumerate(COMPARED)
         }
         return GroupTask(images["positive"], images["negative"], judged)
 
@@ -375,7 +375,7 @@ def _gaps(apart: Differences, pairs: list[tuple[str, str]], t: int) -> dict[str,
     """Of each metric of one task, the largest difference that could be tested."""
     why = f"no two groups of {MIN_PATIENTS} such patients"
     gaps = {}
-    for m, metric in enumerate(GROUP_METRICS):
+    for m, metric in enumerate(COMPARED):
         tested = np.flatnonzero(~np.isnan(apart.p[m, :, t]))
         if tested.size:
             largest = np.abs(apart.estimate[m, tested, t]).argmax()

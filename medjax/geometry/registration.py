@@ -26,9 +26,7 @@ from medjax.geometry.grid import apply, pool, sample, spacing_of
 PYRAMID = ((8.0, 8192, 2.0), (4.0, 16384, 0.5), (1.0, 65536, 0.25))
 SAME_GRID = 2.0  # The same millimetres of images that are compared as they lie.
 ASCENT_STEPS = 40
-ROTATION_REACH = np.radians(
-    15.0
-)  # Rotations that are tried about each axis, both ways.
+MAX_TURN = np.radians(15.0)  # Rotations that are tried about each axis, both ways.
 CANDIDATES = 6
 # mm, or the thickest slice: there the similarity of what is aligned is much lower.
 BESIDE = 4.0
@@ -36,7 +34,7 @@ BESIDE = 4.0
 # that overlap in three voxels agree perfectly.
 OVERLAP = 0.1
 BINS = 32  # Of the joint histogram, along each axis.
-MIN_VARIANCE = 1e-9
+EPSILON = 1e-9
 
 
 class Registration(NamedTuple):
@@ -168,16 +166,16 @@ def nmi(fixed: Array, moving: Array, weight: Array) -> Array:
     joint = joint.reshape(BINS, BINS, 4)
     joint = sum(jnp.roll(joint[..., k], k - 1, axis=1) for k in range(4))
     joint = (jnp.roll(joint, -1, axis=0) + 4 * joint + jnp.roll(joint, 1, axis=0)) / 6
-    joint = joint / jnp.maximum(joint.sum(), MIN_VARIANCE)
+    joint = joint / jnp.maximum(joint.sum(), EPSILON)
     apart = _entropy(joint.sum(0)) + _entropy(joint.sum(1))
-    return apart / jnp.maximum(_entropy(joint), MIN_VARIANCE)
+    return apart / jnp.maximum(_entropy(joint), EPSILON)
 
 
 _nmi = jax.jit(nmi)
 
 
 def _entropy(p: Array) -> Array:
-    return -jnp.sum(p * jnp.log(jnp.maximum(p, MIN_VARIANCE)))
+    return -jnp.sum(p * jnp.log(jnp.maximum(p, EPSILON)))
 
 
 @jax.jit
@@ -248,9 +246,7 @@ def _search(level: Level, offset: np.ndarray) -> np.ndarray:
 
     `offset` [3] is in millimetres, from fixed's centre of mass to moving's.
     """
-    turns = np.array(
-        list(itertools.product((0, -ROTATION_REACH, ROTATION_REACH), repeat=3))
-    )
+    turns = np.array(list(itertools.product((0, -MAX_TURN, MAX_TURN), repeat=3)))
     trial = np.zeros((2, len(turns), 6), np.float32)
     trial[..., :3] = turns * level.radius
     trial[1, :, 3:] = offset
@@ -298,19 +294,14 @@ def _unit(image: np.ndarray) -> np.ndarray:
     low, high = np.quantile(image, (0.002, 0.998))
     if low == high:
         low, high = image.min(), image.max()
-    return np.clip((image - low) / max(high - low, MIN_VARIANCE), 0, 1).astype(
-        np.float32
-    )
+    return np.clip((image - low) / max(high - low, EPSILON), 0, 1).astype(np.float32)
 
 
 def _centre(image: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, float]:
     """The centre of mass, [3] mm, and the root mean square distance from it."""
     image = _unit(image)
     index = np.moveaxis(np.indices(image.shape), 0, -1)
-    points, mass = (
-        apply(affine, index),
-        image + MIN_VARIANCE,
-    )  # So that the sum is above 0.
+    points, mass = apply(affine, index), image + EPSILON  # So that the sum is above 0.
     mass = mass / mass.sum()
     centre = np.einsum("abc,abci->i", mass, points)
     return centre, np.sqrt(np.sum(mass * ((points - centre) ** 2).sum(-1)))

@@ -19,9 +19,7 @@ from chex import Array
 from jax import lax
 
 CACHE = 2**21  # Bytes of columns that stay in the cache until they are multiplied.
-FEW_VOXELS = (
-    64  # Voxels of a volume; the columns of so few are fast, and quickly compiled.
-)
+FEW_VOXELS = 64  # Of a volume: the columns of so few are fast, and quickly compiled.
 
 
 def convolution(

@@ -16,7 +16,7 @@ from medjax.reports.page import label
 MIN_STEP = 0.4  # Pixels; points nearer than this to the last one drawn are left out.
 LETTER = 5.5  # Pixels, the mean width of a letter of a tick.
 SQUARE_SIZE = (206.0, 206.0)
-WIDE_SIZE = (300.0, 190.0)
+WIDE = (300.0, 190.0)
 MARKED = 40  # Points of a curve up to which each is marked.
 
 
@@ -199,10 +199,7 @@ def _over_steps(
     values = [value for row in series.values() for _, value in row]
     least = [] if checkpoint is None else [1.0]
     frame = Frame(
-        WIDE_SIZE,
-        x=(0, max(last, 1)),
-        y=(min(0, *values), max(*values, *least)),
-        left=46,
+        WIDE, x=(0, max(last, 1)), y=(min(0, *values), max(*values, *least)), left=46
     )
     lines, points, legend = [], [], []
     for number, (name, row) in enumerate(series.items()):

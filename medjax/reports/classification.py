@@ -16,7 +16,7 @@ from medjax.reports.page import count, interval, label, number, percent, show_ta
 
 TEMPLATE = "classification.html"
 RATIOS = ("lr_positive", "lr_negative")  # Beside the confusion matrices.
-CSV_COLUMNS = tuple(
+CSV = tuple(
     name
     for name, metric in METRICS.items()
     if (metric.kind == "ranking" or metric.rate) and name not in RATIOS
@@ -32,10 +32,8 @@ DIAGONAL = ([0, 1], [0, 1])
 PROBABILITIES = (0.0, 0.005, 0.02, 0.1, 0.25, 0.5, 1.0)  # Ticks.
 FOOT_BARS = 20  # Bars under a reliability diagram,
 FOOT = 0.2  # and the part of its height that they take.
-FEW_POSITIVES = (
-    30  # Positive images: with fewer, a finding's numbers and thresholds are weak.
-)
-TICK_DISTANCE = 0.12  # Of an axis: ticks nearer to 0 than this run into its own.
+FEW_IMAGES = 30  # Positive: with fewer, a finding's numbers and thresholds are weak.
+TICK_GAP = 0.12  # Of an axis: ticks nearer to 0 than this run into its own.
 
 
 def sections(results: dict, films: dict | None) -> dict:
@@ -51,14 +49,12 @@ def sections(results: dict, films: dict | None) -> dict:
         "item": "class" if classes else "finding",
         "items": "classes" if classes else "findings",
         "columns": [
-            name
-            for name in CSV_COLUMNS
-            if all(name in task["metrics"] for task in tasks)
+            name for name in CSV if all(name in task["metrics"] for task in tasks)
         ],
         "averages": AVERAGES,
         "ratios": RATIOS,
         "measures": reliability.MEASURES,
-        "few_is": FEW_POSITIVES,
+        "few_is": FEW_IMAGES,
         "areas": _areas(results),
         "roc": roc(results),
         "precision_recall": precision_recall(results),
@@ -101,7 +97,7 @@ def show(results: dict) -> None:
 
 def write_csv(results: dict, path: Path) -> None:
     """Writes one row a task, and one of each average."""
-    measured = [name for name in (*CSV_COLUMNS, *RATIOS) if name in results["micro"]]
+    measured = [name for name in (*CSV, *RATIOS) if name in results["micro"]]
     rows = [
         (name, task | task["confusion"], task["metrics"])
         for name, task in results["tasks"].items()
@@ -281,9 +277,7 @@ def reliability_charts(results: dict) -> dict[str, dict]:
         top = math.sqrt(min(1.0, 1.1 * max(top, 0.02)))
         frame = charts.Frame(charts.SQUARE_SIZE, x=(0, top), y=(0, top))
         ticks = [(math.sqrt(v), f"{v:g}") for v in PROBABILITIES if v <= top**2]
-        ticks = [
-            tick for tick in ticks if tick[0] == 0 or tick[0] > TICK_DISTANCE * top
-        ]
+        ticks = [tick for tick in ticks if tick[0] == 0 or tick[0] > TICK_GAP * top]
         lines, points = [("chance", charts.line(frame, [0, top], [0, top]))], []
         if counts := results.get("explorer", {}).get(name):
             lines.insert(0, ("bar pale", _spread(frame, counts)))

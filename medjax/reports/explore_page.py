@@ -217,7 +217,7 @@ def _bars(
     ends = min(start, default=0), max(start, default=0) + width
     room = 0.03 * (ends[1] - ends[0])
     frame = charts.Frame(
-        charts.WIDE_SIZE, x=(ends[0] - room, ends[1] + room), y=(0, 1.05 * top), left=46
+        charts.WIDE, x=(ends[0] - room, ends[1] + room), y=(0, 1.05 * top), left=46
     )
     lines, below = [], np.zeros(len(start))
     for number, counts in enumerate(series.values()):
@@ -244,7 +244,7 @@ def _histogram(channels: list, at: np.ndarray, x: str) -> dict:
     shares = [100 * np.asarray(c) / max(np.sum(c), 1) for c in channels]
     inner = max((share[1:-1].max() for share in shares), default=0)
     top = 1.15 * inner or 1
-    frame = charts.Frame(charts.WIDE_SIZE, x=(at[0], at[-1]), y=(0, top), left=46)
+    frame = charts.Frame(charts.WIDE, x=(at[0], at[-1]), y=(0, top), left=46)
     colours = ("red", "green", "blue") if len(channels) == 3 else SERIES
     lines, legend = [], []
     for number, share in enumerate(shares):

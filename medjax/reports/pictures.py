@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from medjax.files import whole
 from medjax.reports.page import label
 
-FILM_SIDE = 176  # Pixels of a film's longer side beside its heatmap.
+SIDE = 176  # Pixels of a film's longer side beside its heatmap.
 FILE_WIDTH = 460  # Pixels across a film that has a file of its own.
 PICTURE_GAP = 4  # Pixels between two pictures.
 QUALITY = 70  # Of WebP, in percent.
@@ -171,11 +171,7 @@ def stacked(parts: Sequence[np.ndarray], gap: int) -> np.ndarray:
 
 
 def picture(
-    image: np.ndarray,
-    heatmap: np.ndarray,
-    boxes: np.ndarray = (),
-    *,
-    side: int = FILM_SIDE,
+    image: np.ndarray, heatmap: np.ndarray, boxes: np.ndarray = (), *, side: int = SIDE
 ) -> tuple[str, tuple[int, int]]:
     """Draws a film beside itself under its heatmap, small enough for a long page.
 

@@ -129,12 +129,10 @@ def _weak(values: dict, main: str, tasks: dict) -> dict[str, list[str]]:
         if main == "AUROC" and value["low"] is not None and value["low"] <= 0.5:
             add("AUROC may be no better than chance", name)
     for name, task in tasks.items():
-        if 0 < task["positives"] < classification.FEW_POSITIVES:
+        if 0 < task["positives"] < classification.FEW_IMAGES:
             few = page.count(task["positives"])
             add(
-                f"Fewer than {classification.FEW_POSITIVES} images are positive",
-                name,
-                few,
+                f"Fewer than {classification.FEW_IMAGES} images are positive", name, few
             )
         calibration = task["calibration"]
         mean = (calibration["after"] or calibration["before"])["predicted"]

@@ -149,7 +149,7 @@ def _differences(
     ends = [0, limits["bias"], *levels, *difference]
     room = 0.05 * (max(ends) - min(ends)) or 1e-3
     frame = charts.Frame(
-        charts.WIDE_SIZE,
+        charts.WIDE,
         x=(0, 1.05 * max(mean.max(), 1e-3)),
         y=(min(ends) - room, max(ends) + room),
         left=46,

@@ -6,7 +6,7 @@ from medjax.errors import check_choice
 from medjax.tasks import classification, segmentation
 from medjax.tasks.task import Task
 
-KINDS = {
+TASKS = {
     "multilabel": classification.TASK,
     "multiclass": classification.TASK,
     "segmentation": segmentation.TASK,
@@ -23,5 +23,5 @@ def of(config: Config) -> Task:
     for field, value in flatten(config.to_dict()).items():
         if isinstance(value, str) and field != "transfer.init":
             on_disk(f"config.{field}", value)
-    check_choice("task", config.task, KINDS)
-    return KINDS[config.task]
+    check_choice("task", config.task, TASKS)
+    return TASKS[config.task]

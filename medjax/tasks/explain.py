@@ -204,7 +204,7 @@ def gallery(
         id = int(predicted.id[row])
         marks = _corners(boxes, id, task)
         at = np.searchsorted(ids, id)
-        pair, side = (source.picture(at), heatmap[at, task]), pictures.FILM_SIDE
+        pair, side = (source.picture(at), heatmap[at, task]), pictures.SIDE
         if len(run.output.shape) == 4:
             pair, side = _planes(run.output, *pair), 3 * side
         picture, (width, height) = pictures.picture(*pair, marks, side=side)

@@ -111,7 +111,7 @@ def of_images(run: Any) -> ExportedModel:
 def _preparation(run: Any) -> dict[str, Any]:
     """How images are made of files."""
     if run.output.spacing:
-        names = ("units", *volumes.READING)
+        names = ("units", *volumes.OPTIONS)
         return {"steps": VOLUME} | _fields(run.config, "data", names)
     return {"steps": FILM_NOTE if len(run.output.shape) == 3 else VOXELS_NOTE}
 
@@ -157,8 +157,7 @@ def of_volumes(run: Any, *, patch, slices, overlap, flips, **_) -> ExportedModel
             region: post._asdict()
             for region, post in zip(regions, run.fixed, strict=True)
         },
-        "preparation": {"steps": SCAN}
-        | _fields(run.config, "data", scans.VOLUME_FIELDS),
+        "preparation": {"steps": SCAN} | _fields(run.config, "data", scans.READING),
     }
     return ExportedModel(
         answer=answer,

@@ -196,7 +196,7 @@ def expected(config: Config) -> FindingsOutput:
         channels = intensity_units.channels(of_channel, windows) or sequences or ("",)
         shape = (*shape, len(channels))
         kind = c.get("foreground", "body")
-        check_choice("data.foreground", kind, foreground.FOREGROUNDS)
+        check_choice("data.foreground", kind, foreground.KINDS)
     masks = tuple(regions_of(config))
     return FindingsOutput(
         ("", " "), is_exclusive(config), shape, 8, spacing, sequences, masks
@@ -230,7 +230,7 @@ def read(
     if not output.spacing:
         film = image_files.read(path)
         return image_files.fit(film.pixels, output.shape, output.bits), film
-    options = {k: v for k, v in config.data.items() if k in volumes.READING}
+    options = {k: v for k, v in config.data.items() if k in volumes.OPTIONS}
     options["units"] = data_fields.units_of(config)
     case = volumes.read(path, **_layout(config), **options)
     return volumes.record(case, output.shape[:-1]), case
@@ -240,7 +240,7 @@ def check_names(names: Sequence[str]) -> None:
     """Refuses findings whose columns in a table of predictions would be others'."""
     columns = collections.Counter(["image", "patient", "class", "plausible", "warning"])
     for name in names:
-        columns.update([name, *(name + suffix for suffix in workdir.TASK_SUFFIXES)])
+        columns.update([name, *(name + suffix for suffix in workdir.SUFFIXES)])
     if twice := [column for column, count in columns.items() if count > 1]:
         raise InputError(
             f"the data has a finding or class whose column {twice[0]!r} in the "

@@ -25,7 +25,7 @@ from medjax.tasks.task import Finished
 from medjax.training import step, workdir
 
 NOVELTY = "novelty.json"  # What a run's training images look like.
-MAX_REFERENCE_FILMS = 2000  # Enough for the 0.5th percentile.
+MAX_FILMS = 2000  # Enough for the 0.5th percentile.
 
 
 class New(NamedTuple):
@@ -42,10 +42,8 @@ def record_novelty(folder: Path, data: films.FilmData, ids: np.ndarray) -> None:
     if len(data.output.shape) != 3 or path.exists():
         return
     ids = np.unique(ids)
-    if len(ids) > MAX_REFERENCE_FILMS:
-        ids = np.sort(
-            np.random.default_rng(0).choice(ids, MAX_REFERENCE_FILMS, replace=False)
-        )
+    if len(ids) > MAX_FILMS:
+        ids = np.sort(np.random.default_rng(0).choice(ids, MAX_FILMS, replace=False))
     batches = loader.evaluation_batches(data.films(ids), batch=256, devices=1)
     images = (
         image_files.eight_bits(image)

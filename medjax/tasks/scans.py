@@ -32,15 +32,7 @@ from medjax.errors import InputError, check_choice
 from medjax.tasks import data_fields, splitting
 
 SOURCE_FIELDS = ("sequences", "files", "mask", "part")  # What sources.SCANS take.
-VOLUME_FIELDS = (
-    "background",
-    "spacing",
-    "grids",
-    "missing",
-    "foreground",
-    "margin",
-    "clip",
-)
+READING = ("background", "spacing", "grids", "missing", "foreground", "margin", "clip")
 PHANTOM = "brain_phantom"
 BRATS_REGIONS = {  # A mask's values in each region.
     "whole": (brain_phantom.NECROSIS, brain_phantom.OEDEMA, brain_phantom.ENHANCING),
@@ -273,10 +265,10 @@ def _table(config: Config, prepared: Prepared) -> pd.DataFrame:
 def as_stored(config: Config, prepared: Prepared) -> Iterator[scan.Scan]:
     """The prepared patients once more, on their files' grids and in their files' units.
 
-    The foreground is the smallest of FOREGROUNDS that holds the labels of all up to
+    The foreground is the smallest of KINDS that holds the labels of all up to
     this patient; a head is looked for in brain MRI alone.
     """
-    kinds = list(foreground.FOREGROUNDS[config.modality != "brain_mri" :])
+    kinds = list(foreground.KINDS[config.modality != "brain_mri" :])
     own, ready = {"units": "own", "spacing": ()}, set(prepared.table["image"])
     own["compare"] = False  # They were warned of when they were prepared.
     patients = _patients(config, foreground=kinds.pop(0), **own)
@@ -396,10 +388,7 @@ def check(config: Config) -> None:
 
 
 def _check_source(config: Config) -> None:
-    choices = {
-        "source": (PHANTOM, *sources.SCANS),
-        "foreground": foreground.FOREGROUNDS,
-    }
+    choices = {"source": (PHANTOM, *sources.SCANS), "foreground": foreground.KINDS}
     for field, names in choices.items():
         check_choice(f"data.{field}", config.data.get(field, names[0]), names)
 
@@ -407,23 +396,14 @@ def _check_source(config: Config) -> None:
 def _regions(config: Config) -> dict[str, tuple[int, ...]]:
     """The regions of `config.data.regions` and their values, which a mask can hold."""
     regions = data_fields.regions(config)
-    ours = {
-        *volumes.VOLUME_COLUMNS,
-        "volume",
-        "half",
-        "sex",
-        "age",
-        "mean",
-        "background",
-        "",
-    }
-    if taken := ours & {*regions}:
+    ours = {"volume", "half", "sex", "age", "mean", "background", ""}
+    if taken := {*ours, *volumes.VOLUME_COLUMNS} & {*regions}:
         raise InputError(f"data.regions: {min(taken)!r} is a name of ours: rename it")
     return regions
 
 
 def _reading(config: Config) -> dict:
-    reading = {name: config.data[name] for name in VOLUME_FIELDS if name in config.data}
+    reading = {name: config.data[name] for name in READING if name in config.data}
     if "sequences" in config.data:
         reading["units"] = data_fields.units_of(config) or "z_scores"
     return reading

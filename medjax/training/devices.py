@@ -35,9 +35,7 @@ DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 # Options of glibc's malloc.h: M_MMAP_MAX 0, M_ARENA_MAX 1, M_TRIM_THRESHOLD 2 GB. Large
 # blocks come from the heap, all threads share it, and it keeps what is freed.
 MALLOC = {-4: 0, -8: 1, -1: 2**31 - 1}
-MAX_CPU_DEVICES = (
-    8  # At most, of a CPU: each holds the state, and they wait for each other.
-)
+MAX_CPU_DEVICES = 8  # Each holds the state, and they wait for each other.
 HEARTBEAT = 30  # Seconds of silence after which a process counts as dead.
 MEET = 120  # Seconds that processes wait for each other at the start.
 LONGEST_WAIT = 24 * 3600  # Seconds that the others wait for one that works alone.

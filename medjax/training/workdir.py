@@ -28,15 +28,7 @@ from medjax.files import read_json, write_json, write_table
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 # Of a task's columns in predictions.
-TASK_SUFFIXES = (
-    "_label",
-    "_log_odds",
-    "_raw",
-    "_threshold",
-    "_call",
-    "_answer",
-    "_spread",
-)
+SUFFIXES = ("_label", "_log_odds", "_raw", "_threshold", "_call", "_answer", "_spread")
 BEGUN = ("metrics.jsonl", "checkpoints", "report.json")  # Of a run that began to learn.
 NOTES = (  # What precedes the first step.
     *("config.json", "provenance.json", "splits.csv", "target.csv", "task.json"),

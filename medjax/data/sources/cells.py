@@ -27,9 +27,7 @@ MAX_AGE = 120  # Years.
 MISSING = ("nan", "na", "n/a", "#n/a", "<na>", "null")  # As programs write a blank.
 # Names of columns, in letters alone, that say an image shows no finding.
 NO_FINDING = ("nofinding", "nofindings", "normal")
-SUPPORT_DEVICES = (
-    "Support Devices"  # CheXpert's films without a finding may show these.
-)
+SUPPORT_DEVICES = "Support Devices"  # CheXpert's normal films may show these.
 # What columns of them are called, in letters alone; years only, so no age_months.
 CALLED = {
     "sex": r"(patient|subject|participant)?s?(biological)?(sex|gender)(atbirth)?",

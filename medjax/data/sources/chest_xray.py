@@ -48,9 +48,7 @@ CHEXPERT_TASKS = (
 )
 UNCERTAIN = {"ignore": math.nan, "zeros": 0.0, "ones": 1.0, "soft": 0.7}
 NIH_BOX_FRAME = (1024, 1024)  # Of the boxes, whatever the size of the files.
-PHANTOMS_AT_ONCE = (
-    32  # Phantoms drawn in one call: enough for all cores, little memory.
-)
+PHANTOMS_AT_ONCE = 32  # Drawn in one call: enough for all cores, little memory.
 
 
 def phantom(

@@ -19,10 +19,7 @@ from medjax.errors import InputError, check_choice, reading
 
 # The scan (subject and time point) and the sequence in a file's name, since 2023.
 BRATS = re.compile(r"(BraTS-\w+-\d+-\d{3})-(\w+)\.nii(?:\.gz)?", re.IGNORECASE)
-DECATHLON_PARTS = {
-    "training": "train",
-    "test": "test",
-}  # Of the Decathlon -> our splits.
+DECATHLON_PARTS = {"training": "train", "test": "test"}  # Theirs -> our splits.
 log = logging.getLogger("medjax")
 
 

@@ -21,10 +21,10 @@ from medjax.data.records import Source
 from medjax.data.scan import Scan
 from medjax.data.sources import scan_files, tables
 
-VOLUME_BITS = 16
+GREY_BITS = 16
 OUTSIDE, INSIDE = 1, 2
 # Of `read`, but for the units.
-READING = ("spacing", "grids", "missing", "foreground", "margin", "clip", "windows")
+OPTIONS = ("spacing", "grids", "missing", "foreground", "margin", "clip", "windows")
 log = logging.getLogger("medjax")
 
 
@@ -46,7 +46,7 @@ def volumes(
     `shape` is D, H, W of the records, whose channels are units.channels; the options are
     of `read`, scan.read_scan and `tables.listed`.
     """
-    how = {name: options.pop(name) for name in ("files", *READING) if name in options}
+    how = {name: options.pop(name) for name in ("files", *OPTIONS) if name in options}
     how |= {"sequences": sequences, "units": units, "windows": windows}
     rows, names, paths, where = tables.listed(folder, **options)
     masks = tables.beside(folder, where, rows["image"], mask) if mask else {}
@@ -73,7 +73,7 @@ def volumes(
 
     channels = intensity_units.channels(units, windows) or sequences
     whole = (*shape, len(channels) + len(how["regions"]))
-    options = {"where": where, "bits": VOLUME_BITS}
+    options = {"where": where, "bits": GREY_BITS}
     made = tables.from_rows(rows, load, tasks=names, shape=whole, **options)
 
     def items() -> Iterator[Item]:
@@ -118,7 +118,7 @@ def phantom(
 
     channels = 1 + masks
     return Source(
-        (liver_phantom.FINDING,), (*shape, channels), patients, items, VOLUME_BITS
+        (liver_phantom.FINDING,), (*shape, channels), patients, items, GREY_BITS
     )
 
 
@@ -151,7 +151,7 @@ def record(case: Scan, shape: Sequence[int]) -> np.ndarray:
     """A scan as it is stored, [*shape, C] uint16, or [*shape, C + K] with its masks."""
     image = centred(case.image, shape)
     unit = (image - LOWEST) / (HIGHEST - LOWEST)
-    levels = np.clip(np.rint(unit * (2**VOLUME_BITS - 1)), 1, 2**VOLUME_BITS - 1)
+    levels = np.clip(np.rint(unit * (2**GREY_BITS - 1)), 1, 2**GREY_BITS - 1)
     levels = np.where(image != 0, levels, 0).astype(np.uint16)
     if case.label is None:
         return levels

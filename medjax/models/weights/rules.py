@@ -96,7 +96,7 @@ TORCH = {
 PARTS = ("expand", "depthwise", "excitation", "project")
 NORMS = ("expand", "depthwise", "project")
 PAIR = ("conv", "norm")  # 0 and 1 in a torch Sequential.
-PART_NAMES = {  # Framework's part -> ours.
+OURS = {  # Framework's part -> ours.
     "conv": "conv",
     "bn": "norm",
     "fc1": "squeeze",
@@ -124,7 +124,7 @@ TORCH_RESNET: Rules = {
     r"conv1": "stem/conv",
     r"bn1": "stem/norm",
     r"layer(\d)\.(\d+)\.(conv|bn)(\d)": (
-        lambda i, j, part, k: f"stage{i}/block{j + 1}_{PART_NAMES[part]}{k}"
+        lambda i, j, part, k: f"stage{i}/block{j + 1}_{OURS[part]}{k}"
     ),
     r"layer(\d)\.(\d+)\.downsample\.([01])": (
         lambda i, j, k: f"stage{i}/block{j + 1}_shortcut_{PAIR[k]}"
@@ -140,7 +140,7 @@ RADIMAGENET_DENSENET: Rules = {
 RADIMAGENET_RESNET: Rules = {
     r"backbone\.([01])": lambda k: f"stem/{PAIR[k]}",
     r"backbone\.([4-7])\.(\d+)\.(conv|bn)(\d)": (
-        lambda i, j, part, k: f"stage{i - 3}/block{j + 1}_{PART_NAMES[part]}{k}"
+        lambda i, j, part, k: f"stage{i - 3}/block{j + 1}_{OURS[part]}{k}"
     ),
     r"backbone\.([4-7])\.(\d+)\.downsample\.([01])": (
         lambda i, j, k: f"stage{i - 3}/block{j + 1}_shortcut_{PAIR[k]}"
@@ -156,7 +156,7 @@ TORCHVISION_EFFICIENTNET: Rules = {
         lambda i, j, k, m: f"stage{i}/block{j + 1}_{PARTS[k]}_{PAIR[m]}"
     ),
     r"features\.([1-7])\.(\d)\.block\.\d\.(fc[12])": (
-        lambda i, j, part: f"stage{i}/block{j + 1}_{PART_NAMES[part]}"
+        lambda i, j, part: f"stage{i}/block{j + 1}_{OURS[part]}"
     ),
     r"features\.8\.([01])": lambda k: f"stage8/{PAIR[k]}",
     r"classifier\.1": "classifier",
@@ -169,14 +169,14 @@ TIMM_EFFICIENTNET: Rules = {
     r"blocks\.0\.0\.conv_dw": "stage1/block1_depthwise_conv",
     r"blocks\.0\.0\.conv_pw": "stage1/block1_project_conv",
     r"blocks\.([1-6])\.(\d)\.(conv_pw|conv_dw|conv_pwl)": (
-        lambda i, j, part: f"stage{i + 1}/block{j + 1}_{PART_NAMES[part]}"
+        lambda i, j, part: f"stage{i + 1}/block{j + 1}_{OURS[part]}"
     ),
     r"blocks\.0\.(\d)\.bn([12])": (lambda j, k: f"stage1/block{j + 1}_{NORMS[k]}_norm"),
     r"blocks\.([1-6])\.(\d)\.bn([123])": (
         lambda i, j, k: f"stage{i + 1}/block{j + 1}_{NORMS[k - 1]}_norm"
     ),
     r"blocks\.([0-6])\.(\d)\.se\.(conv_reduce|conv_expand)": (
-        lambda i, j, part: f"stage{i + 1}/block{j + 1}_{PART_NAMES[part]}"
+        lambda i, j, part: f"stage{i + 1}/block{j + 1}_{OURS[part]}"
     ),
     r"conv_head": "stage8/conv",
     r"bn2": "stage8/norm",
@@ -304,26 +304,24 @@ KERAS = {
 }
 
 KERAS_DENSENET: Rules = {
-    r"conv1[_/](conv|bn)": lambda part: (
-        f"stem/{PART_NAMES[part]}"
-    ),  # Keras 2: `conv1/conv`.
+    r"conv1[_/](conv|bn)": lambda part: f"stem/{OURS[part]}",  # Keras 2: `conv1/conv`.
     r"conv(\d)_block(\d+)_([12])_conv": (
         lambda i, j, k: f"stage{i - 1}/layer{j}_conv{k}"
     ),
     r"conv(\d)_block(\d+)_([01])_bn": (
         lambda i, j, k: f"stage{i - 1}/layer{j}_norm{k + 1}"
     ),
-    r"pool(\d)_(conv|bn)": lambda i, part: f"stage{i}/transition_{PART_NAMES[part]}",
+    r"pool(\d)_(conv|bn)": lambda i, part: f"stage{i}/transition_{OURS[part]}",
     r"bn": "stage4/norm",
     r"predictions|fc1000": "classifier",
 }
 KERAS_RESNET: Rules = {
-    r"conv1_(conv|bn)": lambda part: f"stem/{PART_NAMES[part]}",
+    r"conv1_(conv|bn)": lambda part: f"stem/{OURS[part]}",
     r"conv(\d)_block(\d+)_([123])_(conv|bn)": (
-        lambda i, j, k, part: f"stage{i - 1}/block{j}_{PART_NAMES[part]}{k}"
+        lambda i, j, k, part: f"stage{i - 1}/block{j}_{OURS[part]}{k}"
     ),
     r"conv(\d)_block(\d+)_0_(conv|bn)": (
-        lambda i, j, part: f"stage{i - 1}/block{j}_shortcut_{PART_NAMES[part]}"
+        lambda i, j, part: f"stage{i - 1}/block{j}_shortcut_{OURS[part]}"
     ),
     r"predictions|probs|fc1000": "classifier",
 }
@@ -336,16 +334,16 @@ def _block(stage: int, letter: str) -> str:
 KERAS_EFFICIENTNET: Rules = {
     # It standardises images in [0, 255] by torchvision's numbers.
     r"normalization(?:_\d+)?": "",
-    r"stem_(conv|bn)": lambda part: f"stem/{PART_NAMES[part]}",
+    r"stem_(conv|bn)": lambda part: f"stem/{OURS[part]}",
     r"block(\d)([a-z])_dwconv": lambda i, j: f"{_block(i, j)}_depthwise_conv",
     r"block(\d)([a-z])_bn": lambda i, j: f"{_block(i, j)}_depthwise_norm",
     r"block(\d)([a-z])_(expand|project)_(conv|bn)": (
-        lambda i, j, part, layer: f"{_block(i, j)}_{part}_{PART_NAMES[layer]}"
+        lambda i, j, part, layer: f"{_block(i, j)}_{part}_{OURS[layer]}"
     ),
     r"block(\d)([a-z])_se_(reduce|expand)": (
-        lambda i, j, part: f"{_block(i, j)}_{PART_NAMES[f'conv_{part}']}"
+        lambda i, j, part: f"{_block(i, j)}_{OURS[f'conv_{part}']}"
     ),
-    r"top_(conv|bn)": lambda part: f"stage8/{PART_NAMES[part]}",
+    r"top_(conv|bn)": lambda part: f"stage8/{OURS[part]}",
     r"predictions|probs": "classifier",
 }
 KERAS_CONVNEXT: Rules = {
