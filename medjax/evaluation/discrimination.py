@@ -7,6 +7,8 @@ Scores, label and weight are [N, T], as in metrics.py; positive is score >= thre
 often each replicate counts each patient, and its patient is [N] int, 0 to P - 1.
 """
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -169,10 +171,8 @@ def at_thresholds(
     wide = (np.tile(x[rows], len(threshold)) for x in (score, label, weight))
     data = *wide, index, np.ravel(threshold)
     resampled = bootstrap.resample(_two_rates, data, patients, **draws)
-    return {
-        name: Interval(*(np.reshape(x, np.shape(threshold)) for x in interval[:4]))
-        for name, interval in bootstrap.wilson(resampled).items()
-    }
+    shape = np.shape(threshold)
+    return jax.tree.map(lambda x: np.reshape(x, shape), bootstrap.wilson(resampled))
 
 
 def _two_rates(data, counts) -> dict[str, Array]:
@@ -293,29 +293,38 @@ def patients(score, label, weight, patient, threshold) -> dict[str, np.ndarray]:
     Returns {metric: [T + 1] int}, the last of all labels as if of one task. Without a
     threshold, rates have none.
     """
-    known = weight > 0
-    positive = known & (np.where(known, label, 0) > 0)
-    called = known & (score >= threshold)
-    kinds = {
-        "known": known,
-        "positive": positive,
-        "negative": known & (np.where(known, label, 1) < 1),
-        "called": called,
-        "passed": known & ~called,
-        "positive or called": positive | called,
-    }
+    flags = {k: x > 0 for k, x in kinds(score, label, weight, threshold).items()}
     cut = ~np.isnan(threshold)
-    counts = {
-        (kind, of_rates): bootstrap.count(flag & cut if of_rates else flag, patient)
-        for kind, flag in kinds.items()
-        for of_rates in (False, True)
-    }
+
+    @functools.cache
+    def count(kind: str, of_rates: bool) -> np.ndarray:
+        flag = flags[kind] & cut if of_rates else flags[kind]
+        return bootstrap.count(flag, patient)
+
     return {
-        name: np.min(
-            [counts[k, metric.kind == "confusion"] for k in metric.counted], axis=0
-        )
+        name: np.min([count(k, metric.kind == "confusion") for k in metric.counted], 0)
         for name, metric in METRICS.items()
         if metric.kind in ("ranking", "confusion")
+    }
+
+
+def kinds(score, label, weight, threshold) -> dict[str, np.ndarray]:
+    """{one of metrics.KINDS: [N, T]}, by how much each image counts as it."""
+    label, weight = (np.where(weight > 0, x, 0) for x in (label, weight))
+    positive, negative, called = (
+        weight * label,
+        weight * (1 - label),
+        score >= threshold,
+    )
+    return {
+        "known": weight,
+        "positive": positive,
+        "negative": negative,
+        "called": weight * called,
+        "passed": weight * ~called,
+        "positive or called": np.where(called, weight, positive),
+        "false positive": negative * called,
+        "true negative": negative * ~called,
     }
 
 

@@ -25,6 +25,7 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import pandas as pd
 
@@ -338,13 +339,9 @@ def _intervals(linear: Linear, **draws) -> Interval:
     distances = means.studentised(linear, **draws)
     distances = distances._replace(low=np.maximum(distances.low, 0))
     kind = np.array([metric.kind for metric in METRICS.values()])
-    kinds = zip(
-        *(x[:4] for x in (means.shares(linear), means.counts(linear), distances)),
-        strict=True,
-    )
-    return Interval(
-        *(np.select([kind == "share", kind == "count"], x[:2], x[2]) for x in kinds)
-    )
+    flags = [kind == "share", kind == "count"]
+    kinds = means.shares(linear), means.counts(linear), distances
+    return jax.tree.map(lambda *x: np.select(flags, x[:2], x[2]), *kinds)
 
 
 def _with_mean(linear: Linear) -> Linear:

@@ -17,7 +17,7 @@ import numpy as np
 from scipy import optimize
 from scipy.special import betaincinv, chndtr, expit, stdtrit
 
-from medjax.evaluation import bootstrap, metrics, recalibration
+from medjax.evaluation import bootstrap, discrimination, metrics, recalibration
 from medjax.evaluation.bootstrap import Interval
 from medjax.evaluation.recalibration import checked, ratio
 
@@ -66,10 +66,11 @@ def summarise(
     )
     after = None if uncalibrated is None else measure(probability, *data, **draws)
     sides = {"before": before, "after": after}
-    known = weight > 0
-    label = np.where(known, label, 0)
-    flags = {"known": known, "positive": label > 0, "negative": known & (label < 1)}
-    patients = {kind: bootstrap.count(flag, patient) for kind, flag in flags.items()}
+    kinds = discrimination.kinds(probability, label, weight, np.nan)
+    patients = {
+        kind: bootstrap.count(kinds[kind] > 0, patient)
+        for kind in ("known", "positive", "negative")
+    }
 
     def judged(interval: Interval, t: int, name: str = "") -> Interval:
         counted = metrics.METRICS[name].counted if name else ("known",)

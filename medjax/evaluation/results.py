@@ -85,12 +85,9 @@ class ClassificationResults(NamedTuple):
 
 def means(predictions: Predictions) -> dict[str, float]:
     """Mean AUROC and average precision over the tasks that have both classes."""
-    averages = {}
     of_tasks = areas.of_images(predictions.ranking, *predictions[3:5])
-    for name, values in zip(areas.AREAS, map(np.asarray, of_tasks), strict=True):
-        defined = ~np.isnan(values)
-        averages[name] = float(values[defined].mean()) if defined.any() else math.nan
-    return averages
+    averages = (float(bootstrap.mean_of_defined(x, axis=0)) for x in of_tasks)
+    return dict(zip(areas.AREAS, averages, strict=True))
 
 
 def summarise(
@@ -241,19 +238,9 @@ def _task(
 
     The intervals, and those of operating points, aren't judged yet.
     """
-    positives = float((label * weight).sum(where=weight > 0))
-    negatives = float(weight.sum()) - positives
+    kinds = discrimination.kinds(score, label, weight, threshold)
+    images = {kind: float(x.sum()) for kind, x in kinds.items()}
     matrix = Confusion(*map(float, CONFUSION(score, label, weight, threshold)))
-    images = {
-        "known": positives + negatives,
-        "positive": positives,
-        "negative": negatives,
-        "called": matrix.tp + matrix.fp,
-        "passed": matrix.tn + matrix.fn,
-        "positive or called": positives + matrix.fp,
-        "false positive": matrix.fp,
-        "true negative": matrix.tn,
-    }
     cut = not math.isnan(threshold)
     note = metrics.why("auroc", images)
     if not note and not cut:
@@ -277,8 +264,8 @@ def _task(
     fpr, tpr, precision, _ = thresholds.curves(ranked, label, weight)
     bends = thresholds.corners(fpr, tpr)
     return Finding(
-        positives,
-        negatives,
+        positives=images["positive"],
+        negatives=images["negative"],
         unknown=int((weight == 0).sum()),
         threshold=float(threshold),
         note=note,

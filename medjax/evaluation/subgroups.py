@@ -231,8 +231,8 @@ def _measure(predictions, member, threshold, *, groups: int, **draws) -> Measure
     value, replicate = jax.device_get(
         bootstrap.resample(_by_group, data, patients, groups=groups, **draws)
     )
-    positive, called = np.where(weight > 0, label, 0), score >= threshold
-    flags = weight * np.stack([positive, 1 - positive, called, ~called])  # [4, N, T]
+    kinds = discrimination.kinds(score, label, weight, threshold)
+    flags = np.stack([kinds[name] for name in COUNTED])  # [4, N, T]
     images, people = (
         np.zeros((len(kinds), *value.shape[1:])) for kinds in (COUNTED, COMPARED)
     )
@@ -266,17 +266,11 @@ def _by_group(data: tuple, counts: Array, *, groups: int) -> Array:
 
 def intervals(measured: Measured) -> Interval:
     """[M, G, T] of each group alone, of bootstrap.wilson and exact."""
-    area, rates = (
-        Resampled(measured.value[part], measured.replicate[:, part])
-        for part in (slice(0, 1), slice(1, None))
-    )
-    both = (
-        bootstrap.wilson(area, measured.patients[:1]),
-        bootstrap.exact(bootstrap.wilson(rates), measured.patients[1:]),
-    )
-    return Interval(
-        *(np.concatenate(x) for x in zip(*(y[:4] for y in both), strict=True))
-    )
+    value, drawn, patients = measured.value, measured.replicate, measured.patients
+    area = bootstrap.wilson(Resampled(value[:1], drawn[:, :1]), patients[:1])
+    rates = bootstrap.wilson(Resampled(value[1:], drawn[:, 1:]))
+    rates = bootstrap.exact(rates, patients[1:])
+    return jax.tree.map(lambda *x: np.concatenate(x), area, rates)
 
 
 def differences(
@@ -292,17 +286,16 @@ def differences(
       shared: [T], the tasks of the mean.
     """
     each, factors = intervals(measured), np.array([1.0, -1.0])
-    sides = Interval(
-        *(np.moveaxis(x[:, pairs], 2, 0) for x in each[:4])
-    )  # [2, M, K, T]
+    # [2, M, K, T]
+    sides = jax.tree.map(lambda x: np.moveaxis(x[:, pairs], 2, 0), each)
     drawn = np.moveaxis(measured.replicate[:, :, pairs], 3, 1)  # [R, 2, M, K, T]
     of_tasks = bootstrap.combined(sides, drawn, factors[:, None, None, None])
     numbers = np.pad(of_tasks, ((0, 0), (0, 0), (0, 0), (0, 1)), constant_values=np.nan)
     for k in np.flatnonzero(compared & shared.any()):
-        wide = [x[:, 0, k][:, shared].ravel() for x in sides[:4]]
+        wide = jax.tree.map(lambda x, k=k: x[:, 0, k][:, shared].ravel(), sides)
         draws = drawn[:, :, 0, k][:, :, shared].reshape(len(drawn), -1)
         share = np.repeat(factors, shared.sum()) / shared.sum()
-        numbers[:, 0, k, -1] = bootstrap.combined(Interval(*wide), draws, share)
+        numbers[:, 0, k, -1] = bootstrap.combined(wide, draws, share)
     estimate, low, high = numbers
     enough = measured.patients[:, pairs].min(axis=2) >= MIN_PATIENTS
     tested = np.pad(enough, ((0, 0), (0, 0), (0, 1)), constant_values=True)

@@ -26,7 +26,6 @@ def affine(
     *,
     shape: Sequence[int] | None = None,
     order: int = 1,
-    padding: str = "constant",
 ) -> Array:
     """`sample` at affinely moved points; differentiable in the matrix.
 
@@ -42,7 +41,7 @@ def affine(
     shape = space if shape is None else tuple(shape)
     chex.assert_shape(matrix, (len(space), len(shape) + 1))
     parts = affine_grid(matrix, shape, space)
-    return sample(image, parts, order=order, padding=padding)
+    return sample(image, parts, order=order)
 
 
 def affine_grid(
