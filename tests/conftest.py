@@ -1,6 +1,7 @@
 """How the tests run (devices, compilation, order), and fixtures that files share."""
 
 import atexit
+import functools
 import gc
 import math
 import os
@@ -164,3 +165,31 @@ class Page(HTMLParser):
     def handle_data(self, data):
         if self.stack and self.stack[-1] != "style":
             self.text += " " + data
+
+
+@pytest.fixture
+def put(tmp_path):
+    """bytes -> the path of a file that holds them."""
+
+    def write(data, name="weights.pth"):
+        path = tmp_path / name
+        path.write_bytes(data)
+        return path
+
+    return write
+
+
+def check_equal(found, truth):
+    """Two dicts of arrays are the same, to dtypes and bits."""
+    assert found.keys() == truth.keys()
+    for name, array in truth.items():
+        assert found[name].dtype == array.dtype, name
+        np.testing.assert_array_equal(found[name], array, err_msg=name, strict=True)
+
+
+def shapes(model, *shape):
+    """Of a network's variables, without computing them."""
+    image = jax.ShapeDtypeStruct(shape, np.float32)
+    return jax.eval_shape(
+        functools.partial(model.init, train=False), jax.random.key(0), image
+    )

@@ -24,6 +24,13 @@ def affine_of(axes="RAS", spacing=(1.0, 1.0, 1.0), tilt=0.0, origin=(-20, 11, 5.
     return affine
 
 
+def straight(shape, spacing, middle=(0, 0, 0)):
+    """Axes along the world's, the middle voxel at a point."""
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = middle - np.diag(spacing) @ ((np.array(shape) - 1) / 2)
+    return affine
+
+
 def ball(shape, radius=0.42, middle=(0.5, 0.5, 0.5)):
     """[A, B, C] bool: an ellipsoid, radius and middle as shares of the sides."""
     index = np.moveaxis(np.indices(shape), 0, -1)
@@ -79,3 +86,9 @@ def itk_matrix(path):
     lps = np.eye(4)
     lps[:3, :3], lps[:3, 3] = (points[1:] - points[0]).T, points[0]
     return RAS_TO_LPS @ lps @ RAS_TO_LPS
+
+
+def touch(*paths):
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import shapes
 
 from medjax.models import architectures, convnext, densenet, efficientnet, resnet
 
@@ -32,11 +33,6 @@ def quick(*names):
     """The small networks as parameters; the others than these are slow."""
     slow = pytest.mark.slow
     return [n if n in names else pytest.param(n, marks=slow) for n in SMALL]
-
-
-def shapes(model, *shape):
-    image = jax.ShapeDtypeStruct(shape, jnp.float32)
-    return jax.eval_shape(partial(model.init, train=False), jax.random.key(0), image)
 
 
 def size(tree):

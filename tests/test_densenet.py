@@ -4,15 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import shapes
 
 from medjax.models import classifier, densenet
-
-
-def shapes(model, channels):
-    image = jax.ShapeDtypeStruct((1, 224, 224, channels), jnp.float32)
-    return jax.eval_shape(
-        lambda key, x: model.init(key, x, train=False), jax.random.key(0), image
-    )
 
 
 def size(tree):
@@ -30,11 +24,11 @@ def size(tree):
 )
 def test_it_has_torchvisions_parameters(blocks, growth, features, parameters):
     model = densenet.densenet(1000, blocks=blocks, growth=growth, features=features)
-    assert size(shapes(model, 3)["params"]) == parameters
+    assert size(shapes(model, 1, 224, 224, 3)["params"]) == parameters
 
 
 def test_a_grey_stem_has_a_third_of_the_stem_weights():
-    params = shapes(densenet.densenet121(14), 1)["params"]
+    params = shapes(densenet.densenet121(14), 1, 224, 224, 1)["params"]
     assert params["stem"]["conv"]["kernel"].shape == (7, 7, 1, 64)
     assert size(params) == 7_978_856 - 1000 * 1025 + 14 * 1025 - 7 * 7 * 2 * 64
 
@@ -97,7 +91,7 @@ def test_it_computes_what_the_paper_says(stem, bottleneck):
             rng.uniform(0.3, 1.2, leaf.shape).astype(np.float32)
             * (rng.choice([-1, 1], leaf.shape) if leaf.ndim > 1 else 1)
         ),
-        shapes(model, 2),
+        shapes(model, 1, 224, 224, 2),
     )
     p, s = (
         jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables[name])
@@ -191,7 +185,7 @@ def test_bfloat16_computes_in_half_and_keeps_float32_parameters():
 
 def test_an_unknown_stem_is_named():
     with pytest.raises(ValueError, match="huge"):
-        shapes(densenet.densenet_small(2, stem="huge"), 1)
+        shapes(densenet.densenet_small(2, stem="huge"), 1, 224, 224, 1)
 
 
 @pytest.mark.parametrize("stem", ["imagenet", "half", "quarter"])

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scans import straight
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
@@ -13,13 +14,6 @@ OBLIQUE = np.eye(4)
 OBLIQUE[:3, :3] = Rotation.from_euler("xyz", [4, -3, 7], degrees=True).as_matrix()
 OBLIQUE[:3, :3] *= [-1.0, -1.25, 4.0]
 OBLIQUE[:3, 3] = 70, 85, -60
-
-
-def affine_of(shape, spacing, middle=(0, 0, 0)):
-    """Axes along the world's, the middle voxel at a point."""
-    affine = np.diag([*spacing, 1.0])
-    affine[:3, 3] = middle - np.diag(spacing) @ ((np.array(shape) - 1) / 2)
-    return affine
 
 
 def turned(degrees, about):
@@ -43,7 +37,7 @@ def test_resample_is_scipys_affine_transform(order):
     image = np.random.default_rng(0).random((40, 36, 12))
     shape, affine = (
         (30, 28, 16),
-        affine_of((30, 28, 16), (1.5, 1.4, 2.5), (50, 66, -34)),
+        straight((30, 28, 16), (1.5, 1.4, 2.5), (50, 66, -34)),
     )
     matrix = turned([8, -5, 10], about=[50, 66, -34])
     voxels = np.linalg.inv(OBLIQUE) @ matrix @ affine
@@ -63,7 +57,7 @@ def test_resample_is_nibabels():
     image = np.random.default_rng(0).random((40, 36, 12))
     shape, affine = (
         (30, 28, 16),
-        affine_of((30, 28, 16), (1.5, 1.4, 2.5), (50, 66, -34)),
+        straight((30, 28, 16), (1.5, 1.4, 2.5), (50, 66, -34)),
     )
     expected = processing.resample_from_to(
         nibabel.Nifti1Image(image, OBLIQUE), (shape, affine), order=1
@@ -78,7 +72,7 @@ def test_resample_keeps_the_labels_of_a_mask_and_its_channels():
     rng = np.random.default_rng(0)
     mask = rng.integers(0, 7, (12, 11, 6, 3)).astype(np.uint8)
     matrix = turned([20, 5, -10], about=[0, 0, 0])
-    affine = affine_of((12, 11, 6), (1, 1, 2))
+    affine = straight((12, 11, 6), (1, 1, 2))
     got = grid.resample(mask, affine, (9, 9, 9), affine, matrix, order=0)
     assert got.shape == (9, 9, 9, 3)
     assert got.dtype == np.uint8

@@ -9,6 +9,7 @@ import h5py
 import ml_dtypes
 import numpy as np
 import pytest
+from conftest import check_equal
 
 from medjax.errors import InputError
 from medjax.models.weights import read
@@ -41,13 +42,6 @@ def truth_of(model):
         arrays[re.sub(r"/variable(_\d+)?$", "/gamma", name)] = np.asarray(w.value)
     assert len(arrays) == len(model.weights)
     return arrays
-
-
-def check_equal(found, truth):
-    assert found.keys() == truth.keys()
-    for name, array in truth.items():
-        assert found[name].dtype == array.dtype, name
-        np.testing.assert_array_equal(found[name], array, err_msg=name, strict=True)
 
 
 def of_every_layer(keras, *more):

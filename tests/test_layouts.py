@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from scans import touch
 
 from configs import base
 from medjax.cohort import identity
@@ -264,12 +265,6 @@ def test_vindr_cxr_lists_its_files_and_names_what_is_wrong(vindr):
 
 ORDER = ("t1c", "t2f")
 GLI = "BraTS-GLI-00000-000", "BraTS-GLI-00000-001", "BraTS-GLI-00017-000"
-
-
-def touch(*paths):
-    for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
 
 
 @pytest.mark.parametrize("flat", [True, False])

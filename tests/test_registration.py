@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scans import itk_matrix, save
+from scans import itk_matrix, save, straight
 from scipy import ndimage, stats
 from scipy.spatial.transform import Rotation
 
@@ -29,13 +29,6 @@ def moved(seed, about, degrees=15.0, millimetres=20.0):
     shift = rng.uniform(-millimetres, millimetres, 3)
     matrix[:3, 3] = about + shift - matrix[:3, :3] @ about
     return matrix
-
-
-def affine_of(shape, spacing, middle=(0, 0, 0)):
-    """Axes along the world's, the middle voxel at a point."""
-    affine = np.diag([*spacing, 1.0])
-    affine[:3, 3] = middle - np.diag(spacing) @ ((np.array(shape) - 1) / 2)
-    return affine
 
 
 def head(points):
@@ -77,9 +70,9 @@ FLAIR, T1 = (0, 200, 15, 140, 110, 20, 250), (0, 260, 20, 90, 150, 25, 95)
 @functools.cache
 def pair():
     """A FLAIR of 2.2 x 2.2 x 4 mm and a T1 of 1.8 x 2 x 3 mm of one head."""
-    fixed_affine = affine_of(FIXED, (2.2, 2.2, 4.0), (3, -5, 8))
+    fixed_affine = straight(FIXED, (2.2, 2.2, 4.0), (3, -5, 8))
     shape = (90, 100, 48)
-    moving_affine = affine_of(shape, (1.8, 2.0, 3.0), (-4, 2, 3))
+    moving_affine = straight(shape, (1.8, 2.0, 3.0), (-4, 2, 3))
     fixed = drawn(FIXED, fixed_affine, FLAIR, 0)
     return fixed, fixed_affine, drawn(shape, moving_affine, T1, 1), moving_affine
 
@@ -286,7 +279,7 @@ def test_the_gradient_of_a_motion_is_that_of_finite_differences():
             fixed=jnp.asarray(rng.random(16 * 27)),
             weight=jnp.asarray(rng.random(16 * 27)),
             moving=jnp.asarray(registration._unit(moving)[..., None], float),
-            base=jnp.asarray(np.linalg.inv(affine_of(moving.shape, (2.0, 1.5, 4.0)))),
+            base=jnp.asarray(np.linalg.inv(straight(moving.shape, (2.0, 1.5, 4.0)))),
             radius=jnp.asarray(20.0),
         )
         value = jax.jit(functools.partial(registration._similarity, level=level))

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from scans import touch
 
 from medjax.data.sources import scan_files, scan_layouts
 from medjax.data.sources.scan_files import SequenceFile
@@ -13,12 +14,6 @@ from medjax.errors import InputError
 BRATS = {n: f"*_{n}.nii.gz" for n in ("flair", "t1", "t1ce", "t2")}
 ORDER = ("t2", "t1ce", "flair", "t1")
 MS = Path(__file__).parents[2] / "shared/data/ms-lesion-sample"
-
-
-def touch(*paths):
-    for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
 
 
 def brats(root, *names):

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+from conftest import check_equal
 from hypothesis import HealthCheck, example, given, settings
 
 from medjax.errors import InputError
@@ -21,25 +22,6 @@ few = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-
-
-@pytest.fixture
-def put(tmp_path):
-    """bytes -> the path of a file that holds them."""
-
-    def write(data, name="weights.pth"):
-        path = tmp_path / name
-        path.write_bytes(data)
-        return path
-
-    return write
-
-
-def check_equal(found, truth):
-    assert found.keys() == truth.keys()
-    for name, array in truth.items():
-        assert found[name].dtype == array.dtype, name
-        np.testing.assert_array_equal(found[name], array, err_msg=name, strict=True)
 
 
 class Name(NamedTuple):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import shapes
 
 from medjax.errors import InputError
 from medjax.models import architectures, unet
@@ -19,13 +20,6 @@ def draw(*shape):
 
 def small(**options):
     return architectures.unet(2, **{"widths": (4, 6), "strides": (1, 2), **options})
-
-
-def shapes(model, *shape):
-    image = jax.ShapeDtypeStruct(shape, jnp.float32)
-    return jax.eval_shape(
-        functools.partial(model.init, train=False), jax.random.key(0), image
-    )
 
 
 def filled(model, *shape):

@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+from conftest import check_equal
 from hypothesis import HealthCheck, given, settings
 
 from medjax.errors import InputError
@@ -144,25 +145,6 @@ MODULE = {
     "blocks.0.0.bias": (3,),
 }
 GENUINE = pytest.mark.parametrize("data", [ZIP_FILE, LEGACY_FILE], ids=["zip", "old"])
-
-
-@pytest.fixture
-def put(tmp_path):
-    """bytes -> the path of a file that holds them."""
-
-    def write(data, name="weights.pth"):
-        path = tmp_path / name
-        path.write_bytes(data)
-        return path
-
-    return write
-
-
-def check_equal(found, truth):
-    assert found.keys() == truth.keys()
-    for name, array in truth.items():
-        assert found[name].dtype == array.dtype, name
-        np.testing.assert_array_equal(found[name], array, err_msg=name, strict=True)
 
 
 @GENUINE

@@ -309,7 +309,7 @@ def patients(score, label, weight, patient, threshold) -> dict[str, np.ndarray]:
 
 
 def kinds(score, label, weight, threshold) -> dict[str, np.ndarray]:
-    """{one of metrics.KINDS: [N, T]}, by how much each image counts as it."""
+    """{one of metrics.DENOMINATORS: [N, T]}, by how much each image counts as it."""
     label, weight = (np.where(weight > 0, x, 0) for x in (label, weight))
     positive, negative, called = (
         weight * label,
