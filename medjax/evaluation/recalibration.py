@@ -255,29 +255,21 @@ def separable(z: np.ndarray, y: np.ndarray) -> bool:
 
 
 def logistic(x: np.ndarray, y: np.ndarray, w: np.ndarray, offset=0.0) -> np.ndarray:
-    """[K], the logistic regression of y [N] on x [K, N], the offset having slope 1.
-
-    Newton's method with halved steps: the loss is convex.
-    """
+    """[K], the logistic regression of y [N] on x [K, N], the offset having slope 1."""
     w = w / w.sum()
 
-    def loss(fit):
-        return (w * (np.logaddexp(0, fit @ x + offset) - y * (fit @ x))).sum()
+    def loss(fit: np.ndarray) -> tuple[float, np.ndarray]:
+        z = fit @ x + offset
+        value = (w * (np.logaddexp(0, z) - y * (fit @ x))).sum()
+        return value, x @ (w * (expit(z) - y))
 
-    fit = np.zeros(len(x))
-    for _ in range(100):
+    def hessian(fit: np.ndarray) -> np.ndarray:
         q = expit(fit @ x + offset)
-        gradient = x @ (w * (q - y))
-        hessian = (x * (w * q * (1 - q))) @ x.T
-        # For the singular.
-        hessian += (1e-13 * np.trace(hessian) + 1e-300) * np.eye(len(x))
-        step = np.linalg.solve(hessian, gradient)
-        while loss(fit - step) > loss(fit) + 1e-15 and np.abs(step).max() > 1e-12:
-            step = step / 2
-        fit = fit - step
-        if np.abs(step).max() < 1e-10:
-            break
-    return fit
+        return (x * (w * q * (1 - q))) @ x.T
+
+    start, tight = np.zeros(len(x)), {"gtol": 1e-10}
+    options = {"method": "trust-exact", "hess": hessian, "options": tight}
+    return minimize(loss, start, jac=True, **options).x
 
 
 def _isotonic(p: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple:
