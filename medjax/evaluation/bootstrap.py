@@ -5,16 +5,10 @@ too narrow. Here a replicate draws as many patients as there are, with replaceme
 and an image counts as often as its patient was drawn. No image is copied: a replicate
 is a vector of counts, one for each patient.
 
-  resample      computes a statistic of the patients as they are and of every replicate
-  wilson        the intervals of numbers in [0, 1]: shares, areas, F1
-  combined      those of their means and differences; `ratio` those of their ratios
-  normal        those of differences between models or groups
-  interval      the rules for what a report may say: too few patients, rates of 0 or 1
-
+`resample` computes any statistic so; most are sums over patients, see `reweigh`. Numbers
+in [0, 1] have the intervals of `wilson`, their sums, means and differences `combined`,
+and differences between models `normal`; `interval` says what a report may print of them.
 How often each kind holds the truth: tests/README.md.
-
-Most statistics are sums over patients: see `reweigh` and `means`. The AUROC of all
-replicates is in areas.py.
 """
 
 import functools

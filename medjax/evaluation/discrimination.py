@@ -50,14 +50,11 @@ def intervals(
         scores would change the areas.
 
     Returns:
-      Intervals of [T] for auroc, average_precision and each of metrics.rates; and
-      Intervals of [] for their averages (see metrics.py) over the tasks in which the
-      estimate is defined: 'mean_' + name unweighted, 'weighted_' + name by each
-      task's positives (neither of likelihood ratios: 0.1 and 10 aren't 5 in the mean),
-      and 'micro_' + name, for the rates alone, of all tasks' confusion matrices
-      together. A replicate in which one of the tasks is undefined
-      (and has a weight) is left out of the average's interval and counted: an average
-      over other tasks is another quantity.
+      Intervals of [T] for the areas and each of metrics.rates; and of [] for their
+      averages (see metrics.py) over the tasks in which the estimate is defined: 'mean_' +
+      name, 'weighted_' + name (neither of likelihood ratios: 0.1 and 10 aren't 5 in the
+      mean), and 'micro_' + name of the rates. A replicate in which one of the tasks is
+      undefined is left out and counted: an average over others is another quantity.
 
     Raises:
       InputError: numbers without meaning, or no patient with a known label.
@@ -202,17 +199,14 @@ def _every(data, counts, *, max_fpr: float | None) -> dict[str, Array]:
 def difference(
     score, other, label, weight, patient, *, level=bootstrap.LEVEL, **draws
 ) -> dict[str, Interval]:
-    """Paired intervals of how much higher one model's areas are than another's.
+    """How much higher one model's areas are: intervals of bootstrap.normal.
 
-    They are those of bootstrap.normal.
-
-    Both models are judged on the same images, and on the same patients in every
-    replicate: patients that are easy for both models cancel.
+    Both are judged on the same images, and on the same patients in every replicate:
+    patients that are easy for both models cancel.
 
     Returns:
       'auroc' and 'average_precision', Intervals of [T] of the nominal coverage `level`,
-      and their 'mean_' of [], of score's minus other's. An interval that holds 0 shows
-      no difference.
+      and their 'mean_' of [], of score's minus other's.
 
     Source: Efron & Tibshirani, An Introduction to the Bootstrap (1993), section 8.4.
     """

@@ -1,9 +1,7 @@
 """Means over volumes, and their intervals by patient: each by the kind of its numbers.
 
-  shares        numbers in [0, 1], such as a Dice
-  counts        such as false lesions
-  studentised   any others, such as distances and differences
-  by_group      the Dice of women and men, of small lesions and large ones
+Numbers in [0, 1] are `shares`, false lesions are `counts`, distances and differences are
+`studentised`. `by_group` is of women and men, or of small lesions and large ones.
 
 Where nearly all volumes have one value, such as a sensitivity of 1, most resamples have
 no spread, and a bootstrap's interval ends at the mean itself. How often each kind holds

@@ -200,11 +200,10 @@ def compare(
       baseline: the arm that the others are compared with.
       images: [T] positive ones of each task that trained, for the groups.
 
-    Returns:
-      baseline; arms: {arm: {seeds, mean: {metric: ArmMetric}, tasks: {task: {metric:
-      ArmMetric}}, groups: {group: {metric: ArmMetric}}, difference: the same of
-      Difference, None for the baseline}}; groups: {group: its tasks}, see
-      `by_frequency`; best: a Best. As JSON, see bootstrap.as_json.
+    Returns, as JSON:
+      baseline; arms: {arm: {seeds, mean: {metric: ArmMetric}, tasks and groups: {name:
+      as mean}, difference: these three of Difference, None for the baseline}}; groups:
+      {group: its tasks}, see `by_frequency`; best: a Best.
 
     Raises:
       InputError: fewer than two patients.

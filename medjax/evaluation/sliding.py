@@ -49,8 +49,7 @@ def volume_probability(
     program. The number of windows is its argument, so padding adds no windows.
 
     Args:
-      probability: (variables, [B, *patch, channels]) -> [B, *patch, K]. Use the same
-        function for every volume, because each function is compiled.
+      probability: (variables, [B, *patch, channels]) -> [B, *patch, K], compiled once.
       image: [D, H, W, C]; padded with 0 if it is smaller than the patch.
       patch: three sizes in voxels for a 3-D model; two for a model of axial slices,
         which gets [B, h, w, slices * C].
@@ -59,9 +58,9 @@ def volume_probability(
       flips: axes of the volume (0, 1, 2 for D, H, W; 2 is left-right). The result is
         the mean over all mirrorings along any of them, 2 to the power of their number.
       batch: B, windows at once.
-      slices: the number of neighbouring slices that a model of slices sees, odd: its
-        channels are the lowest slice's C, then the next one's, and its result is the
-        middle slice's. The volume's first and last slice are repeated outwards.
+      slices: neighbouring slices that a model of slices sees, odd: its channels are
+        the lowest one's C, then the next one's, and its result is the middle one's. The
+        volume's first and last slice are repeated outwards.
       bucket: in voxels.
 
     Raises:

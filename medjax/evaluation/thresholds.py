@@ -30,9 +30,7 @@ TIE = 1e-9  # Two points differ by rounding alone below it.
 def curves(
     score, label, weight
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The ROC curve and the precision-recall curve at every threshold.
-
-    As scikit-learn's `roc_curve(drop_intermediate=False)` and `precision_recall_curve`.
+    """The ROC and precision-recall curve at every threshold, as scikit-learn's functions.
 
     Returns:
       fpr, tpr: [K + 1], from (0, 0) to (1, 1); tpr is the recall. NaN for a missing class.
@@ -128,14 +126,11 @@ def explorer(
 def bands(
     predictions: Predictions, *, tasks: Sequence[str], **draws
 ) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """Bands about the ROC and precision-recall curves, from the bootstrap over patients.
+    """Bands about the ROC and precision-recall curves: bootstrap.wilson at each point.
 
-    Each replicate's curve is read at one grid, and the band has the intervals of
-    bootstrap.wilson there: it holds for each point, not for the curve as a whole.
-
-    A replicate isn't sorted. Each patient's images are counted once between `knots`,
-    and the counts of all replicates are one product of matrices. So a replicate's ROC
-    curve is straight between two of them; with as many knots as scores it is exact.
+    Each replicate's curve is read at one grid. It isn't sorted: each patient's images
+    are counted once between `knots`, and the counts of all replicates are one product
+    of matrices. So its ROC curve is straight between two knots.
 
     Returns:
       {task: {roc: {fpr, low, high}, precision_recall: {recall, low, high}}}, lists of
