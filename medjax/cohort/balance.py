@@ -158,11 +158,10 @@ class Epoch(NamedTuple):
 def over_sample(label, *, seed, target=0.5, any_positive=False, most=10) -> Epoch:
     """Repeats images of the rarer classes; every image stays.
 
-    The task furthest below its target (the smallest share / target) gets copies of
-    its rarer-class images, the least repeated first and ties by the seed. This repeats
-    until every task reaches its target or its images all appear `most` times. A copy
-    counts for every task of the image, so it may help one task and set another back:
-    if T findings hardly occur together, not all can exceed 1 / T.
+    The task furthest below its target (the smallest share / target) gets copies of its
+    rarer-class images, the least repeated first and ties by the seed, until every task
+    reaches its target or its images all appear `most` times. A copy counts for every
+    task of the image: if T findings hardly occur together, not all can exceed 1 / T.
     """
     tasks, copies = _tasks(label, seed, target, any_positive)
     _add(copies, tasks, tasks.target, most)

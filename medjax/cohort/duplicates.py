@@ -70,8 +70,6 @@ def hashes(pixels: np.ndarray) -> np.ndarray:
 def candidates(hashes: np.ndarray) -> pd.DataFrame:
     """Finds the pairs whose hashes differ in at most MAX_BITS_APART bits: 112,120 films in 17 s.
 
-    A transposed image has the transposed hash, an inverted one the complement.
-
     Each round samples KEY_BITS of the bits and compares the images that agree in all
     of them. Of a bucket with more than BUCKET_IMAGES such images (blank ones, say),
     only the first BUCKET_IMAGES are compared with all: each image is found, but not
@@ -83,14 +81,15 @@ def candidates(hashes: np.ndarray) -> pd.DataFrame:
     Returns:
       A row per pair and view, by id: `id` < `other`, 0 to N - 1; `flipped`, one of
       TRANSFORMS, how to show `other` to get `id`; `distance` in bits. A pair that
-      differs in MAX_BITS_APART bits is missed with a probability of 1.5e-4, a closer
-      one with less (2e-6 at 20 bits). The result is deterministic.
+      differs in MAX_BITS_APART bits is missed with a probability of 1.5e-4, one in 20
+      with 2e-6.
 
     Source: Indyk, Motwani, Approximate Nearest Neighbors, STOC 1998, section 4.2:
     sampled bits.
     """
     chex.assert_shape(hashes, (None, len(FLIPS), BITS // 8))
     bits = np.unpackbits(hashes, axis=2).reshape(*hashes.shape[:2], 16, 16)
+    # A transposed image has the transposed hash, an inverted one the complement.
     turned = np.packbits(bits.swapaxes(2, 3).reshape(*hashes.shape[:2], BITS), axis=2)
     hashes = np.concatenate([hashes, turned, ~hashes, ~turned], axis=1)
     words = np.ascontiguousarray(hashes).view(np.uint64)  # [N, V, 4]

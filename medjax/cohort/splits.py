@@ -39,10 +39,8 @@ def split(
 ) -> pd.DataFrame:
     """Samples test, then validation; by='image' is only to demonstrate leakage.
 
-    A side takes the share max(minority, its share) of every task's positives. With
-    minority < share its prevalence stays close to the cohort's, and its size within
-    one patient of the share. With a larger minority, X has priority over the size,
-    and the positives over the prevalence.
+    A side takes the share max(minority, its share) of every task's positives. A
+    minority above the share has priority over the side's size and prevalence.
     """
     stratify.check_shares(minority, test=test, validation=validation)
     unit, cohort = _cohort(table, tasks, by)

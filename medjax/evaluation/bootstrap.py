@@ -128,9 +128,7 @@ def multiplicities(key: Array, replicate: Array, patients: int) -> Array:
 
 
 def numbered(weight, patient) -> tuple[np.ndarray, np.ndarray, int]:
-    """The rows that take part, and their patients as the numbers 0 to P - 1.
-
-    A row of zeros is dropped, and so is a patient who has no other.
+    """The rows with a weight, and their patients as the numbers 0 to P - 1.
 
     Args:
       weight: [N, T]; patient: [N] integers.
@@ -324,10 +322,8 @@ def combined(
 def mean_of(intervals: Interval, drawn: np.ndarray, weights: np.ndarray) -> Interval:
     """The weighted mean of numbers [T] that have intervals of `wilson`.
 
-    Each end is the farther one of `combined` and of the mean's own `wilson`. The first
-    allows for a rate that is 1 by chance. The second allows for the skew of rates near
-    1: where their mean is too low by chance, the first leaves too little above it.
-
+    Each end is the farther one of `combined`, which allows for a rate that is 1 by
+    chance, and of the mean's own `wilson`, which allows for the skew of rates near 1.
     A number without a weight takes no part. A replicate in which a part of the mean is
     undefined is left out and counted.
     """
@@ -351,11 +347,9 @@ def interval(
 ) -> Interval:
     """What a report may say of one number: no ends where they would mislead.
 
-    With fewer than MIN_PATIENTS patients there is no interval. Where nothing varies
-    between the replicates the bootstrap's interval would have no width: a share of 0 or
-    1 gets the exact one, and anything else none. Patients are the units of the exact
-    one, as if each had one image: several images of a patient that agree would else
-    seem to know more.
+    With fewer than MIN_PATIENTS there is none. Where nothing varies between the
+    replicates it would have no width: a share of 0 or 1 gets the exact one, as if each
+    patient had one image, and anything else none.
 
     Args:
       why: the reason if it has no estimate.

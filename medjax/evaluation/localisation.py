@@ -218,10 +218,9 @@ def randomisation(
       layers: names, from the last to the first; a collection may lack some.
 
     Returns:
-      correlation: {layer: the mean rank correlation over images and tasks} after it
-      and all above it are random: 1 is unchanged, about 0 unrelated; NaN if every
-      heatmap of the trained model is constant. depends: whether the heatmaps depend on
-      the model, by the last layer's.
+      correlation: {layer: the mean rank correlation over images and tasks, after it and
+      all above it are random}; NaN if every heatmap of the trained model is constant.
+      depends: whether the heatmaps depend on the model, by the last layer's.
 
     Source: Adebayo et al., NeurIPS 2018, section 3, cascading randomisation.
     """

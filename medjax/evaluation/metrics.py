@@ -141,21 +141,19 @@ def class_cells(probability: Array, label: Array, weight: Array) -> Array:
 def class_rates(matrix: Array, present: Array | None = None) -> dict[str, Array]:
     """The rates of classes' confusion matrices [..., K, K], [...] each.
 
-    accuracy is the share of images called right; it is also the micro mean of
-    sensitivity, PPV and F1, and the prevalence-weighted mean of sensitivity.
-    balanced_accuracy is the mean sensitivity and macro_f1 the mean F1, over the classes
-    that are `present`; weighted_f1 weights F1 by prevalence. kappa is the agreement
-    beyond that of two independent readers with these margins; NaN where these must
-    agree. weighted_kappa, of classes in the order of grades, counts a disagreement by the
-    square of its distance. All are NaN without an image.
+    accuracy is the share of images called right. balanced_accuracy is the mean
+    sensitivity and macro_f1 the mean F1, over the classes that are `present`; weighted_f1
+    weights F1 by prevalence. kappa is the agreement beyond that of two independent
+    readers with these margins; NaN where these must agree. weighted_kappa, of classes in
+    the order of grades, counts a disagreement by the square of its distance.
 
     Args:
       matrix: row true, column predicted.
       present: [K], the classes that the means are over; a mean is NaN where one of
         them has no image. None: the classes that have an image.
 
-    Source: Cohen, Educ. Psychol. Meas. 20 (1960) 37, and Psychol. Bull. 70 (1968) 213; scikit-learn's names, but its
-    macro F1 counts a class that is predicted and never true as 0; here it is left out.
+    Source: Cohen, Educ. Psychol. Meas. 20 (1960) 37, and Psychol. Bull. 70 (1968) 213;
+    scikit-learn's names, but its macro F1 counts a class that is never true as 0.
     """
     total = matrix.sum((-2, -1))
     right = jnp.diagonal(matrix, axis1=-2, axis2=-1)

@@ -171,8 +171,7 @@ def prior_shift(
     """Corrects probabilities from the prevalence seen in training to the true one.
 
     With loss weights or over-sampling a model learns another prevalence: its odds are
-    too high by the ratio of the two. After this shift the mean probability is the true
-    prevalence, if the model was calibrated on the data as weighted or sampled.
+    too high by the ratio of the two.
 
     Args:
       trained: [T] in (0, 1), the share of the positives in the training loss.

@@ -217,8 +217,7 @@ def debiased(gap: np.ndarray, mass: np.ndarray) -> tuple[float, float, float]:
     """The calibration error: the root of the mean squared gap of the bins; and its ends.
 
     A bin's gap is its share of positives minus its mean probability. The square of a
-    sample's gap is too large by its variance, which is subtracted: of a model without
-    any error the square is 0 in the mean, and not above 0.
+    sample's gap is too large by its variance, which is subtracted.
 
     Args:
       gap: [P, T, B], each patient's sum of labels minus probabilities in each bin.
@@ -281,9 +280,8 @@ def exact(share: np.ndarray, number: np.ndarray) -> tuple[np.ndarray, np.ndarray
 def bin_sums(p, y, w, patient: np.ndarray, bins: int) -> np.ndarray:
     """Each patient's sums over the images of each bin.
 
-    Bins have equal mass: with equal weights, equally many images. With bins of equal
-    width most of a rare finding's images would be in the first one. Equal probabilities
-    share a bin, so that some bins may be empty.
+    Bins have equal mass: of equal width the first would hold most of a rare finding's
+    images. Equal probabilities share a bin, so that some may be empty.
 
     Args:
       p, y, w: [N, T], as `checked` returns them.

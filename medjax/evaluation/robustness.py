@@ -64,10 +64,9 @@ def compare(
 
     Returns:
       mean_drop, an Interval as JSON, of the mean AUROC, and tasks: {name: moved, the mean
-      absolute change of the probability, of known labels; flipped, the share of calls
-      that change, None without a threshold; drop}. A drop is the AUROC of the images as
-      they are minus that of the changed ones, paired. The intervals are of 95 % for all
-      T + 1 together (Bonferroni): of many findings one falls by chance.
+      absolute change of the probability; flipped, the share of calls that change, None
+      without a threshold; drop}. A drop is the AUROC of the plain images minus that of
+      the changed ones, paired. The intervals are of 95 % for all T + 1 together.
     """
     known = plain.weight > 0
     calls = [p.probability >= threshold for p in (plain, changed)]

@@ -217,18 +217,18 @@ def choose(
 ) -> np.ndarray:
     """The threshold of each task; positive is score >= threshold.
 
-    It is an observed score, or just above the highest score where no image may be
-    called positive. Among points that are equally good by the rule, it takes the one
-    with the larger sensitivity + specificity, and among these the lowest threshold: a
-    missed finding costs more than a second look.
+    An observed score, or just above the highest one where no image may be called
+    positive. Of points that are equally good by the rule it is the one with the larger
+    sensitivity + specificity, and of these the lowest: a missed finding costs more than
+    a second look.
 
     Args:
       predictions: of the validation split.
-      rule: 'youden', the largest sensitivity + specificity; 'sensitivity', of at least
-        the value, with the largest specificity; 'specificity', the other way round;
-        'cost', the least expected cost at the prevalence of the validation split.
-      value: of the rate, in (0, 1]; or how many false positives are as bad as one
-        false negative, > 0. None for 'youden'.
+      rule, value: 'youden', the largest sensitivity + specificity, without a value;
+        'sensitivity' of at least the value in (0, 1], with the largest specificity;
+        'specificity', the other way round; 'cost', the least expected cost at the
+        prevalence of the validation split, one false negative being as bad as so many
+        false positives, > 0.
 
     Returns:
       [T] float32 in the unit of the score; NaN where a class is missing.
