@@ -42,6 +42,11 @@ class Limits(NamedTuple):
     marginal: np.ndarray  # [R, Q].
     patients: np.ndarray  # [Q, A], who have that right answer in validation.
 
+    def of(self, question: int) -> "Limits":
+        """Those of one question, without its axis."""
+        by_class, marginal = self.by_class[:, question], self.marginal[:, question]
+        return Limits(self.error, by_class, marginal, self.patients[question])
+
     def as_json(self) -> dict[str, list]:
         """With None for inf."""
         some = (np.where(np.isinf(x), np.nan, x) for x in self)
@@ -156,55 +161,55 @@ def summarise(
     """
     score = scores(predictions.probability, exclusive)
     right = answers(predictions.label, predictions.weight > 0, exclusive)
-    names = ["classes"] if exclusive else list(tasks)
-    choices = list(tasks) if exclusive else list(ANSWERS)
+    names = ["classes"] if exclusive else tasks
     questions = {}
     for q, name in enumerate(names):
         known = right[:, q] >= 0
-        if not known.any():
-            continue
-        truth, patient = right[known, q], predictions.patient[known]
-        kept = score[known, q] <= limits.by_class[:, q][:, None]  # [R, N, A]
-        size, own = kept.sum(axis=-1), np.arange(len(truth))
-        right_stays = kept[:, own, truth]
-        marginal = score[known, q][own, truth] <= limits.marginal[0, q]
-        rows = {
-            a: np.where(truth == k, np.stack([right_stays[0], marginal]), np.nan)
-            for k, a in enumerate(choices)
-        }
-        sizes = np.arange(len(choices) + 1)[:, None] == size[0]
-        coverage, sizes = (
-            _shares(np.concatenate(x), patient) for x in ([*rows.values()], [sizes])
-        )
-        pairs = zip(coverage[::2], coverage[1::2], strict=True)
-        questions[name] = {
-            "answers": {
-                a: {
-                    "patients": int(limits.patients[q, k]),
-                    "by_class": by_class,
-                    "marginal": all_,
-                }
-                for k, (a, (by_class, all_)) in enumerate(zip(choices, pairs))
-            },
-            "sizes": sizes,
-            "curve": [
-                {
-                    "error": rate,
-                    "human": float(np.mean(n != 1)),
-                    "wrong": float(1 - np.mean(stays[n == 1]))
-                    if (n == 1).any()
-                    else 0.0,
-                }
-                for rate, n, stays in zip(limits.error[1:], size[1:], right_stays[1:])
-            ],
-        }
+        if known.any():
+            data = score[known, q], right[known, q], predictions.patient[known]
+            choices = tasks if exclusive else ANSWERS
+            questions[name] = _question(*data, limits.of(q), choices)
+    error = float(limits.error[0])
     return bootstrap.as_json(
-        {
-            "error": float(limits.error[0]),
-            "needed": needed(limits.error[0]),
-            "questions": questions,
-        }
+        {"error": error, "needed": needed(error), "questions": questions}
     )
+
+
+def _question(
+    score: np.ndarray,
+    truth: np.ndarray,
+    patient: np.ndarray,
+    limits: Limits,
+    choices: Sequence[str],
+) -> dict:
+    """One question: of score [N, A], the right answers [N] and its own limits."""
+    kept = score <= limits.by_class[:, None]  # [R, N, A]
+    size, own = kept.sum(axis=-1), np.arange(len(truth))
+    right_stays = kept[:, own, truth]
+    marginal = score[own, truth] <= limits.marginal[0]
+    number, stays = len(choices), np.stack([right_stays[0], marginal])
+    flags = [np.where(truth == k, stays, np.nan) for k in range(number)]
+    flags.append(np.arange(number + 1)[:, None] == size[0])
+    shares = _shares(np.concatenate(flags), patient)
+    return {
+        "answers": {
+            choice: {
+                "patients": int(limits.patients[k]),
+                "by_class": shares[2 * k],
+                "marginal": shares[2 * k + 1],
+            }
+            for k, choice in enumerate(choices)
+        },
+        "sizes": shares[2 * number :],
+        "curve": [
+            {
+                "error": rate,
+                "human": float(np.mean(n != 1)),
+                "wrong": float(np.mean(~stays[n == 1])) if (n == 1).any() else 0.0,
+            }
+            for rate, n, stays in zip(limits.error[1:], size[1:], right_stays[1:])
+        ],
+    }
 
 
 def _shares(values: np.ndarray, patient: np.ndarray) -> list:
@@ -214,10 +219,6 @@ def _shares(values: np.ndarray, patient: np.ndarray) -> list:
     linear = means.over_rows(each, np.arange(len(each)))
     intervals = means.shares(linear)
     return [
-        bootstrap.interval(
-            bootstrap.at(intervals, m),
-            "no such image",
-            patients=int(linear.patients[m]),
-        )
-        for m in range(len(values))
+        bootstrap.interval(bootstrap.at(intervals, m), "no such image", patients=people)
+        for m, people in enumerate(linear.patients.tolist())
     ]
