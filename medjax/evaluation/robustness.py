@@ -149,11 +149,10 @@ def summarise(
     corruptions = {}
     for c, name in enumerate(corrupted):
         first, corruption = 1 + c * len(SEVERITIES), CORRUPTIONS[name]
+        rows = zip(at_severities(first), corruption.values, areas[first:])
         severities = [
             row._replace(value=value, tasks=dict(zip(tasks, each[0], strict=True)))
-            for row, value, each in zip(
-                at_severities(first), corruption.values, areas[first:], strict=False
-            )
+            for row, value, each in rows
         ]
         corruptions[name] = {
             "parameter": corruption.parameter,
