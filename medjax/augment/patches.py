@@ -176,12 +176,11 @@ def draw(
       batch: of B volumes, see data/volumes.py, and epoch [B] int32.
       size: (d, h, w) of a patch, at most the volumes'; d is odd with `slices`.
       each: n, patches of a volume.
-      foreground: share of the patches that contain a voxel of a region, in the middle
-        half of the patch along each axis. All regions of the volume are equally likely,
-        and all points of a region. The other patches lie anywhere.
+      foreground: share of the patches with a voxel of a region in their middle half
+        along each axis. All regions of the volume are equally likely, and all points of
+        a region. The other patches lie anywhere.
       slices: a patch is 2-D: one slice and its neighbours, which are channels (slice,
-        sequence) with the sequence changing fastest. The first and last slice are
-        repeated outwards.
+        sequence), the sequence fastest. The first and last one are repeated outwards.
 
     Returns:
       image [P, d, h, w, C] float32 or [P, h, w, d C], label [P, d, h, w, K] or

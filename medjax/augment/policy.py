@@ -46,13 +46,11 @@ def augment_batch(
     Args:
       key: the run's key.
       batch: image [B, *S, C] uint8 or float, S of 2 or 3 axes, and epoch, id and
-        occurrence [B] int32. Optionally also a mask as label [B, *S, K] (a label of
-        another rank isn't moved), a weight for each of its voxels [B, *S, K], and
-        spacing [B, n] in mm.
-      ops: warp.MOVES, which move image and mask, and functions of (key,
-        image [*S, C]). Consecutive moves are composed into one interpolation. An op's
-        key contains its position in ops, so that the strength of one op doesn't change
-        the draws of another.
+        occurrence [B] int32. Also, if there are any, a mask as label and a weight of its
+        voxels [B, *S, K] (of another rank they aren't moved), and spacing [B, n] in mm.
+      ops: warp.MOVES, which move image and mask, and functions of (key, image [*S, C]).
+        Consecutive moves are one interpolation. An op's key contains its position, so
+        that the strength of one op doesn't change the draws of another.
       prepare: the modality's intensity preparation, see data/normalisation.py.
 
     Returns:

@@ -116,10 +116,9 @@ def confounders(table) -> dict[str, np.ndarray]:
 
     They are 'view PA' and so on for every category (of two only the rarer, as the other
     one mirrors it), 'age' and 'image size' (pixels of the original), without those that
-    are equal for all images. Each is compared with each finding by its AUROC. A category
-    is 1 for its images and 0 for the others. It isn't encoded by the prevalence among
-    the other patients: every positive image would then rank below the negatives of its
-    category, and a useless category would have an AUROC near 0.
+    are equal for all images. A category is 1 for its images and 0 for the others: by the
+    prevalence among the other patients every positive image would rank below the
+    negatives of its category, and a useless one would have an AUROC near 0.
     """
     scores = {}
     for name in CATEGORIES:

@@ -17,6 +17,7 @@ from scipy import ndimage
 
 from medjax.errors import InputError
 
+STILL = np.eye(4)
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # NIfTI's world -> DICOM's and ITK's.
 
 
@@ -126,15 +127,14 @@ def _take(flat: Array, index: Array) -> Array:
 
 
 def resample(
-    moving, moving_affine, fixed_shape, fixed_affine, matrix=None, *, order: int = 1
+    moving, moving_affine, fixed_shape, fixed_affine, matrix=STILL, *, order: int = 1
 ) -> Array:
     """Resamples an image [A, B, C, N] to another grid, [*fixed_shape, N]; 0 outside.
 
-    The matrix maps fixed to moving points; None is the identity. With order 1 the
+    The matrix maps fixed to moving points, by default to the same. With order 1 the
     result is float32, with 0 of moving's dtype. The same grid returns the same voxels.
     """
     moving = jnp.asarray(moving)
-    matrix = np.eye(4) if matrix is None else matrix
     voxels = np.linalg.solve(moving_affine, matrix @ fixed_affine)
     middle = (np.array(fixed_shape) - 1) / 2  # affine's matrix is about the centres.
     voxels[:3, 3] += voxels[:3, :3] @ middle - (np.array(moving.shape[:3]) - 1) / 2
@@ -150,14 +150,13 @@ _resample = jax.jit(affine, static_argnames=("shape", "order"))
 
 
 def antialiased(
-    moving, moving_affine, fixed_shape, fixed_affine, matrix=None
+    moving, moving_affine, fixed_shape, fixed_affine, matrix=STILL
 ) -> np.ndarray:
     """`resample` in order 1, float32, without aliasing on a coarser grid.
 
     Source: Cardoso et al., MICCAI 2015, 'Scale factor point spread function matching':
     the blur that turns one voxel's half-width into another's.
     """
-    matrix = np.eye(4) if matrix is None else matrix
     steps = np.linalg.solve(moving_affine, matrix @ fixed_affine)[:3, :3]
     # How many voxels of the image one voxel of the target spans.
     wider = np.maximum(np.abs(steps).max(axis=1), 1)

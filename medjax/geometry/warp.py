@@ -171,8 +171,7 @@ def elastic(
     """Bends the sample smoothly and without folding it.
 
     u(x) = sum over the control points g of c_g times the product over the axes of
-    B(x / distance - (g - 1)), with B the cubic B-spline. The control points reach from
-    one before the image to at least one behind it.
+    B(x / distance - (g - 1)), with B the cubic B-spline. They reach beyond the image.
 
     Args:
       strength: the control points move by U(-strength, strength) on each axis, in mm

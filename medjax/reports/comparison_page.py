@@ -20,7 +20,7 @@ DIFFERENCE = (*ESTIMATE, "patients", "p", "holm")
 def write_pair(results: dict, folder: Path) -> Path:
     """Writes against.html and against.json to the folder, and returns the page's path.
 
-    The results are of evaluation.compare, of findings or of masks; with split, source,
+    The results are of tasks.comparison.pair, of findings or of masks; with split, source,
     the `primary` metric, which is tested, and runs: two of {folder, model, imbalance}.
     """
     write_json(folder / "against.json", results)

@@ -104,8 +104,7 @@ def through(
     """The three planes of a volume through its heatmap's maximum in the body.
 
     Args:
-      volume: [D, H, W, C] uint8, 0 outside of the body; of other than three channels
-        the first is shown, because the sequences of an MRI are no colours.
+      volume: [D, H, W, C] uint8, 0 outside of the body; shown as by `middle`.
       heatmap: [D, H, W] >= 0.
       spacing: [3] mm.
 
