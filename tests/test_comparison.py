@@ -181,6 +181,10 @@ def test_other_splits_are_compared_too(pair):
     [
         (lambda t: t[3:], r"b: its predictions lack 3 .* film 0\.png"),
         (
+            lambda t: t.drop(columns="Mass_call"),
+            r"test\.csv: has no Mass_call: evaluate",
+        ),
+        (
             lambda t: pd.concat([t, t[:1].assign(image="new.png")]),
             r"a: its predictions lack 1 .* new\.png",
         ),

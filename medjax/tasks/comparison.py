@@ -252,10 +252,12 @@ def _read_findings(folder: Path, split: str, names: tuple[str, ...]) -> pd.DataF
     path = _there(folder / "predictions" / f"{split}.csv", split)
     text = {"image": str, "patient": str}
     table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
-    if missing := [f"{n}_log_odds" for n in names if f"{n}_log_odds" not in table]:
+    exclusive = workdir.read_task(folder)["exclusive"]
+    needed = ("_log_odds",) if exclusive else ("_log_odds", "_call")
+    if missing := [n + end for n in names for end in needed if n + end not in table]:
         raise InputError(f"{path}: has no {missing[0]}: evaluate that run again")
     table = table.rename(columns={f"{name}_label": f"{name}_truth" for name in names})
-    if workdir.read_task(folder)["exclusive"]:
+    if exclusive:
         highest = table[[*names]].max(axis=1)
         for name in names:
             called = (table[name] == highest).astype(float)
