@@ -127,17 +127,7 @@ def summarise(
     judge = functools.partial(bootstrap.interval, replicates=draws["replicates"])
     intervals = discrimination.intervals(
         *data, ranked=ranked, prevalence=prevalence, max_fpr=MAX_FPR, **draws
-    )
-    # All labels as one task: the tasks' thresholds don't hold for it.
-    pooled = discrimination.intervals(
-        *(x.reshape(-1, 1) for x in (score, label, weight)),
-        *(predictions.patient.repeat(len(tasks)), None),
-        ranked=_pooled(score, ranked),
-        max_fpr=MAX_FPR,
-        **draws,
-    )
-    ranking = [n for n, metric in metrics.METRICS.items() if metric.kind == "ranking"]
-    intervals |= {f"micro_{name}": bootstrap.at(pooled[name], 0) for name in ranking}
+    ) | _micro_areas(predictions, **draws)
     patients = discrimination.patients(*data)
     mean_errors, errors = reliability.summarise(
         score, label, weight, predictions.patient, uncalibrated=uncalibrated, **draws
@@ -181,18 +171,32 @@ def summarise(
     return bootstrap.as_json(summary)
 
 
-def _pooled(score: np.ndarray, ranked: np.ndarray) -> np.ndarray:
-    """[N T, 1]: the order of all labels by probability.
+def _micro_areas(predictions: Predictions, **draws) -> Metrics:
+    """The areas of all labels as one task, in the order of their probabilities.
 
-    Where float32 rounds probabilities to 0 or 1, the log-odds tell them apart.
+    The tasks' thresholds don't hold for it. Where float32 rounds probabilities to 0 or
+    1, the log-odds tell them apart.
     """
+    ranked = predictions.ranking.ravel()
     extreme = np.where(np.abs(ranked) > SATURATED, ranked, 0)
-    keys = np.stack([extreme.ravel(), score.ravel()])
+    keys = np.stack([extreme, predictions.probability.ravel()])
     order = np.lexsort(keys)
     place = np.empty(order.size)
     new = (np.diff(keys[:, order]) != 0).any(axis=0)
     place[order] = np.cumsum(np.append(0, new))
-    return place[:, None]
+    tasks = predictions.label.shape[1]
+    intervals = discrimination.intervals(
+        *(x.reshape(-1, 1) for x in predictions[2:5]),
+        *(predictions.patient.repeat(tasks), None),
+        ranked=place[:, None],
+        max_fpr=MAX_FPR,
+        **draws,
+    )
+    return {
+        f"micro_{name}": bootstrap.at(interval, 0)
+        for name, interval in intervals.items()
+        if interval.estimate.ndim  # No average.
+    }
 
 
 def _averages(
