@@ -393,7 +393,7 @@ def looked_at(home):
     """The network that can be looked into, and a state before the first update."""
     config = table_config(home, "adabn")
     task = films.data(config).output
-    network = parts.classifier(adapt.whole(config), task)
+    network = parts.classifier(adapt.unfrozen(config), task)
     return network, parts.initial_state(config, network, task, np.eye(2))
 
 

@@ -177,7 +177,7 @@ def batch_of(records):
 
 def augmented(records, *ops, spacing=(1.0, 1.0, 1.0)):
     function = jax.jit(
-        lambda batch: patches.whole(
+        lambda batch: patches.prepare_whole(
             jax.random.key(0), batch, ops=ops, prepare=z_scores, spacing=spacing
         )
     )

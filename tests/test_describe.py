@@ -250,7 +250,7 @@ def test_the_sample_shows_every_finding_and_nothing_twice(table):
         [(int(table["id"][table["mass"] >= 0.5].iloc[5]), "mass", 1.0, 2.0, 3.0, 4.5)],
         columns=["id", "task", "x0", "y0", "x1", "y1"],
     )
-    drawn = as_written(describe.sample(table, TASKS, boxes=boxes))
+    drawn = as_written(describe.pick(table, TASKS, boxes=boxes))
     ids = [one["id"] for one in drawn]
     assert len(set(ids)) == len(ids)
     by_id = table.set_index("id")
@@ -265,7 +265,7 @@ def test_the_sample_shows_every_finding_and_nothing_twice(table):
     assert boxes["id"][0] in ids
     assert [one["boxes"] for one in drawn if one["boxes"]] == [[["mass", 1, 2, 3, 4.5]]]
     json.dumps(drawn, allow_nan=False)
-    assert drawn == as_written(describe.sample(table, TASKS, boxes=boxes))
+    assert drawn == as_written(describe.pick(table, TASKS, boxes=boxes))
 
 
 # ----------------------------------------------------------------------- pixels

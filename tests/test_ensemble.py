@@ -159,13 +159,13 @@ def test_members_see_the_same_images_by_keys_of_their_own():
         return state._replace(step=state.step + 1, params=drawn), {"loss": drawn}
 
     start = step.State(*[np.float32(0)] * len(step.State._fields))
-    (first, second), scalars = step.of_members(update)(
+    (first, second), scalars = step.update_members(update)(
         (start, start), {}, jax.random.key(3)
     )
     assert first.step == second.step == 1
     assert first.params != second.params
     assert scalars["loss"] == (first.params + second.params) / 2
-    alone, _ = step.of_members(update)(start, {}, jax.random.key(3))
+    alone, _ = step.update_members(update)(start, {}, jax.random.key(3))
     assert alone.params == jax.random.uniform(jax.random.key(3))
 
 
@@ -218,7 +218,7 @@ def test_the_gain_of_masks_is_the_mean_of_paired_differences():
                     *((m, o) for o in (label, mask) for m in alone),
                 ]
             ]
-            found = members_of.of_members(
+            found = members_of.members_overlap(
                 mask[..., k], label[..., k], [m[..., k] for m in alone]
             )
             assert found["member_dice"] == pytest.approx(np.mean(dices[1:3]))
@@ -234,7 +234,7 @@ def test_the_gain_of_masks_is_the_mean_of_paired_differences():
     error = np.std(np.reshape(expected, (12, 4)).mean(1)) / np.sqrt(12)
     reach = (difference["high"] - difference["low"]) / 2
     assert 1.5 * error < reach < 4 * error
-    assert members_of.of_members(mask, label, []) == {}
+    assert members_of.members_overlap(mask, label, []) == {}
 
 
 def test_ensembles_of_a_population_are_trained_one_after_the_other():

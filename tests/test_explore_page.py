@@ -68,7 +68,7 @@ def make(tasks=6, task="multilabel", shape=(24, 20, 1), known=True, images=120):
     facts = {
         **describe.describe(table, names, manifest, task=task),
         "source": "phantom",
-        "sample": describe.sample(table, names, boxes=boxes),
+        "sample": describe.pick(table, names, boxes=boxes),
         "floor": {
             name: {"estimate": 0.7, "low": 0.65, "high": 0.76}
             for name in (*names, "mean")

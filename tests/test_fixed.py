@@ -177,7 +177,7 @@ def test_prior_brings_the_mean_probability_to_the_prevalence(config, treatment):
     # What such a training makes of the odds, if the model is calibrated to it.
     if treatment == "over_sample":
         config.resampling.target = 0.25
-        plan = imbalance.plan(config, trains)
+        plan = imbalance.resampled(config, trains)
         shown = trains[plan.index].mean(axis=0)
         odds = shown / (1 - shown) * (1 / trains.mean(axis=0) - 1)
         assert odds.max() > 2
@@ -275,10 +275,10 @@ def test_classes_share_a_temperature_and_sum_to_one(config, method):
     ],
 )
 def test_what_could_not_be_fitted_is_refused_before_the_training(config, fields, said):
-    fixed.check(config, exclusive=False)
+    fixed.check_choices(config, exclusive=False)
     config.update_from_flattened_dict(fields)
     with pytest.raises(InputError, match=said):
-        fixed.check(config, exclusive=config.task == "multiclass")
+        fixed.check_choices(config, exclusive=config.task == "multiclass")
 
 
 # ------------------------------------------------------------------ the files

@@ -82,7 +82,9 @@ def test_masks_move_with_their_volume_and_what_comes_in_is_unknown():
     shift.func = warp.random_affine
     how = {"ops": [shift], "prepare": z_scores, "spacing": (1.0, 1.0, 1.0)}
     batch = batch_of(stored) | {"mask": jnp.asarray(mask)}
-    moved = jax.jit(functools.partial(patches.whole, **how))(jax.random.key(0), batch)
+    moved = jax.jit(functools.partial(patches.prepare_whole, **how))(
+        jax.random.key(0), batch
+    )
     (findings, label), (known, weight) = moved["label"], moved["weight"]
     assert findings.shape == known.shape == (2, 2) and not weight[1].any()
     image = np.asarray(moved["image"])

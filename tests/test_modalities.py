@@ -40,7 +40,7 @@ def test_every_op_stands_in_one_place_with_its_reason(modality):
 def test_a_default_is_safe_and_says_nothing(modality):
     ops = safety.default(modality)
     assert len(ops) >= 3 and ops[0][0] == "random_affine"
-    assert safety.check(ops, modality=modality) == ()
+    assert safety.check_ops(ops, modality=modality) == ()
     ops[0][1]["flip"] = 9  # A copy.
     assert safety.default(modality)[0][1]["flip"] < 1
 
@@ -67,10 +67,10 @@ def test_a_default_has_every_option_that_its_op_must_have(modality):
 def test_an_unsafe_op_is_refused_with_its_reason_unless_allowed(modality, op):
     reason = POLICIES[modality].unsafe[op]
     with pytest.raises(InputError) as error:
-        safety.check([(op, {})], modality=modality)
+        safety.check_ops([(op, {})], modality=modality)
     for part in (repr(op), modality, reason, "augment.allow_unsafe=True"):
         assert part in str(error.value)
-    said = safety.check([(op, {})], modality=modality, allow_unsafe=True)
+    said = safety.check_ops([(op, {})], modality=modality, allow_unsafe=True)
     assert reason in said[0]
 
 
@@ -92,58 +92,58 @@ def test_a_mirror_image_is_a_caution_and_refused_where_sides_count(modality):
         ("random_affine", {"rotation": 5.0, "in_plane": True}),  # flip=0.5 by default.
         ("flip", {"probability": 0.3}),
     ):
-        said = safety.check([op], modality=modality)
+        said = safety.check_ops([op], modality=modality)
         assert len(said) == bool(caution) and all(caution in one for one in said)
         with pytest.raises(InputError, match="mirror.*depends on the side"):
-            safety.check([op], modality=modality, sided=True)
+            safety.check_ops([op], modality=modality, sided=True)
     still = ("random_affine", {**AFFINE, "in_plane": True})
-    assert safety.check([still], modality=modality, sided=True) == ()
+    assert safety.check_ops([still], modality=modality, sided=True) == ()
     never = ("flip", {"probability": 0.0})
-    assert safety.check([never], modality=modality, sided=True) == ()
+    assert safety.check_ops([never], modality=modality, sided=True) == ()
 
 
 @pytest.mark.parametrize("modality", POLICIES)
 def test_no_image_is_turned_upside_down(modality):
     reason = re.escape(POLICIES[modality].upright)
     with pytest.raises(InputError, match=rf"augment.flip.axis=0 is unsafe.*{reason}"):
-        safety.check([("flip", {"axis": 0})], modality=modality)
+        safety.check_ops([("flip", {"axis": 0})], modality=modality)
 
 
 @pytest.mark.parametrize("rotation", [15.5, -16.0, (3.0, 20.0, 3.0)])
 def test_a_range_beyond_its_limit_is_refused(rotation):
     op = ("random_affine", {**AFFINE, "rotation": rotation})
     with pytest.raises(InputError, match=r"random_affine.rotation=.*at most 15"):
-        safety.check([op], modality="chest_xray")
-    said = safety.check([op], modality="chest_xray", allow_unsafe=True)
+        safety.check_ops([op], modality="chest_xray")
+    said = safety.check_ops([op], modality="chest_xray", allow_unsafe=True)
     assert len(said) == 1
 
 
 def test_a_caution_is_said_and_not_refused():
-    (said,) = safety.check([("blur", {"max_sigma": 0.5})], modality="chest_xray")
+    (said,) = safety.check_ops([("blur", {"max_sigma": 0.5})], modality="chest_xray")
     assert "'blur'" in said and "pleural line" in said
 
 
 def test_the_frames_of_a_run_have_one_draw():
     with pytest.raises(InputError, match=r"in_plane=False.*give True"):
-        safety.check([("random_affine", {"flip": 0.0})], modality="fluoroscopy")
+        safety.check_ops([("random_affine", {"flip": 0.0})], modality="fluoroscopy")
     ops = [("random_affine", {"flip": 0.0, "in_plane": True})]
-    assert safety.check(ops, modality="fluoroscopy") == ()
+    assert safety.check_ops(ops, modality="fluoroscopy") == ()
 
 
 def test_unknown_names_are_told_the_known_ones():
     with pytest.raises(InputError, match=r"modality='xray' is unknown: .*'chest_xray'"):
-        safety.check([], modality="xray")
+        safety.check_ops([], modality="xray")
     with pytest.raises(InputError, match=r"modality='' is unknown"):
         safety.default("")
     with pytest.raises(
         InputError, match=r"'blurr' is unknown: use .*'blur', 'brightness'"
     ):
-        safety.check([("blurr", {})], modality="ct")
+        safety.check_ops([("blurr", {})], modality="ct")
 
 
 def test_the_configs_of_today_pass_with_the_mirror_images_caution():
     """Both mirror chest films on purpose: the heart's side is no finding of theirs."""
     ops = [("random_affine", {"flip": 0.5, "rotation": 10.0, "zoom": 0.12})]
     ops += [("gamma", {}), ("contrast", {}), ("brightness", {}), ("noise", {})]
-    (said,) = safety.check(ops, modality="chest_xray")
+    (said,) = safety.check_ops(ops, modality="chest_xray")
     assert "dextrocardia" in said

@@ -25,7 +25,7 @@ def test_views_are_the_film_and_its_mirror_image_prepared(flip):
     image = RNG.integers(0, 256, (2, 4, 5, 1), np.uint8)
     expected = (image / 255 - 0.4) / 0.2
     prepare = functools.partial(normalisation.standardise, mean=0.4, std=0.2)
-    got = normalisation.views(jnp.asarray(image), prepare=prepare, flip=flip)
+    got = normalisation.flipped_views(jnp.asarray(image), prepare=prepare, flip=flip)
     views = [expected, expected[:, :, ::-1]] if flip else [expected]
     np.testing.assert_allclose(got, views, atol=1e-5)
 

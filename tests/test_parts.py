@@ -375,16 +375,16 @@ def test_one_word_plans_what_the_loader_shows(config):
     label = np.repeat(LABEL, 10, axis=0)[:, 1:]
     for treatment in ("none", "ratio", "smote"):
         config.imbalance = treatment
-        assert imbalance.plan(config, label) is None
+        assert imbalance.resampled(config, label) is None
     shown = {}
     for treatment in imbalance.PLANS:
         config.imbalance = treatment
-        shown[treatment] = len(imbalance.plan(config, label).index)
+        shown[treatment] = len(imbalance.resampled(config, label).index)
     assert shown["under_sample"] < shown["both"] <= shown["over_sample"]
     assert shown["over_sample"] > len(label) < shown["repeat_factor"]
     config.imbalance = "oversample"
     with pytest.raises(InputError, match="imbalance='oversample'.*over_sample"):
-        imbalance.plan(config, label)
+        imbalance.resampled(config, label)
 
 
 def test_classes_are_weighed_by_how_many_they_are(config):
@@ -567,7 +567,7 @@ def test_norms_are_of_a_trained_classifier_of_classes(config, scheme, output, mo
 def test_repeated_images_count_so_often_in_a_fitted_head(config):
     feature, label = embedded()
     config.imbalance = "over_sample"
-    rows = imbalance.plan(config, label).index
+    rows = imbalance.resampled(config, label).index
     times = np.bincount(rows, minlength=len(label)).astype(float)
     assert times.max() > 1
     layer, _ = refit.fitted(config, FINDINGS, feature[rows], label[rows])

@@ -148,7 +148,7 @@ def test_a_missing_class_is_said_and_left_out_of_the_mean():
     aurocs = [got["tasks"][t]["metrics"]["auroc"]["estimate"] for t in "ac"]
     mean = got["mean"]["auroc"]["estimate"]
     np.testing.assert_allclose(mean, np.mean(aurocs), atol=1e-6)
-    np.testing.assert_allclose(results.means(found)["auroc"], mean, atol=1e-6)
+    np.testing.assert_allclose(results.mean_areas(found)["auroc"], mean, atol=1e-6)
 
 
 def test_few_positives_are_said():
@@ -163,7 +163,7 @@ def test_few_positives_are_said():
 def test_without_any_positive_the_validation_score_is_nan():
     found = predictions()
     found.label[:] = 0
-    assert np.isnan(results.means(found)["auroc"])
+    assert np.isnan(results.mean_areas(found)["auroc"])
 
 
 def test_classes_are_judged_together_too():

@@ -35,7 +35,9 @@ def test_findings_of_which_the_model_is_certain_keep_their_order():
         assert got["tasks"][name]["metrics"]["auroc"]["estimate"] == pytest.approx(area)
     pooled = oracle.roc_auc_score(label.ravel(), z.ravel())
     assert got["micro"]["auroc"]["estimate"] == pytest.approx(pooled, abs=1e-6)
-    means = results.means(Predictions(*[None] * 2, p, label, np.ones_like(label), z))
+    means = results.mean_areas(
+        Predictions(*[None] * 2, p, label, np.ones_like(label), z)
+    )
     assert means["auroc"] == pytest.approx(got["mean"]["auroc"]["estimate"], abs=1e-6)
 
 

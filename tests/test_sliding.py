@@ -56,7 +56,7 @@ def test_a_model_that_returns_its_input_gives_the_volume_back(options):
 @example(30, 10, 0.8)  # In floats 10 * (1 - 0.8) is below 2.
 def test_windows_reach_both_edges_overlap_enough_and_weigh_one(size, window, overlap):
     space = (max(size, window), 1, 1)
-    windows = sliding.plan(space, (window, 1, 1), overlap, 1)
+    windows = sliding.place_windows(space, (window, 1, 1), overlap, 1)
     start = windows.start[:, 0]
     assert start[0] == 0 and start[-1] == space[0] - window
     assert (np.diff(start) > 0).all()
@@ -72,7 +72,7 @@ def test_windows_reach_both_edges_overlap_enough_and_weigh_one(size, window, ove
 
 def test_a_windows_weight_is_a_gaussian_of_an_eighth_of_its_size():
     """Two windows that share a voxel weigh there as their Gaussians do."""
-    windows = sliding.plan((12, 1, 1), (8, 1, 1), 0.5, 1)
+    windows = sliding.place_windows((12, 1, 1), (8, 1, 1), 0.5, 1)
     first, second = windows.weight[0]
     for place in range(4, 8):
         away = [place - 3.5, place - 4 - 3.5]
@@ -166,7 +166,7 @@ def test_sizes_of_one_bucket_share_a_program_and_others_do_not():
 
 def compiled(overlap, batch=1, probability=same):
     space = (32, 32, 32)
-    windows = sliding.plan(space, (8, 8, 8), overlap, 1)
+    windows = sliding.place_windows(space, (8, 8, 8), overlap, 1)
     count = len(windows.start)
     dealt = jax.tree.map(lambda x: sliding._dealt(x, count, batch), windows)
     program = sliding._blend.lower(

@@ -57,7 +57,7 @@ def test_neighbours_are_those_of_brute_force(monkeypatch, offset, step):
     asked[40:44] = among[40:44] = True
     feature[~(asked | among)] = np.nan
     rows = map(np.flatnonzero, (asked, among))
-    got = head.nearest(feature, *rows, neighbours=7)
+    got = head.nearest_neighbours(feature, *rows, neighbours=7)
     np.testing.assert_array_equal(got, brute_force(feature, asked, among, 7)[asked])
 
 
@@ -67,7 +67,7 @@ def test_neighbours_are_those_of_scikit_learn():
     rows = np.flatnonzero(minority)
     oracle = NearestNeighbors(n_neighbors=6).fit(feature[rows])
     expected = rows[oracle.kneighbors(return_distance=False, n_neighbors=5)]
-    got = head.nearest(feature, rows, rows, neighbours=5)
+    got = head.nearest_neighbours(feature, rows, rows, neighbours=5)
     np.testing.assert_array_equal(got, expected)
 
 

@@ -178,7 +178,7 @@ def test_each_task_has_its_own_and_unknown_labels_count_for_nothing():
 )
 def test_a_bad_rule_is_named(rule, value, word):
     with pytest.raises(InputError, match=word):
-        thresholds.check(rule, value)
+        thresholds.check_rule(rule, value)
 
 
 def test_the_rule_is_said():

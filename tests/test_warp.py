@@ -16,7 +16,7 @@ RNG = np.random.default_rng(0)
 STILL = {"flip": 0.0, "rotation": 0.0, "zoom": 0.0, "translation": 0.0}
 MODES = {"constant": "grid-constant", "edge": "nearest"}
 AFFINE = jax.jit(grid.affine, static_argnames=("shape", "order", "padding"))
-SAMPLE = jax.jit(grid.sample, static_argnames=("order", "padding"))
+SAMPLE = jax.jit(grid.interpolate, static_argnames=("order", "padding"))
 
 
 def matrix(n=2, **changes):

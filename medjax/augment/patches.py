@@ -113,7 +113,7 @@ def mean_of_copies(
     return total[..., :-1] / total[..., -1:]
 
 
-def whole(
+def prepare_whole(
     key: Array,
     batch: dict[str, Array],
     *,

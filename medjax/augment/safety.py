@@ -280,7 +280,7 @@ def default(modality: str) -> tuple[tuple[str, dict[str, Any]], ...]:
     return tuple((op, dict(o)) for op, o in _policy(modality).default.items())
 
 
-def check(
+def check_ops(
     ops: Sequence[tuple[str, Options]],
     *,
     modality: str,

@@ -136,7 +136,7 @@ def confounders(table) -> dict[str, np.ndarray]:
     }
 
 
-def sample(table, tasks, *, boxes) -> list[dict]:
+def pick(table, tasks, *, boxes) -> list[dict]:
     """Draws images to look at: two per finding, the rarest first, and four without.
 
     Images with `boxes`, of columns id, task, x0, y0, x1, y1, go first.

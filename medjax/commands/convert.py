@@ -6,7 +6,7 @@ import numpy as np
 
 from medjax.errors import some
 from medjax.models import weights
-from medjax.models.weights.conversion import nearest, other
+from medjax.models.weights.conversion import closest_table, family_of
 from medjax.tasks import start
 
 
@@ -40,7 +40,7 @@ def describe(source: Path) -> None:
       InputError: the file is damaged or hostile.
     """
     arrays = weights.read(source)
-    table = nearest(arrays, source)
+    table = closest_table(arrays, source)
     names = {name: _printable(name) for name in arrays}
     width = max(map(len, names.values()))
     for name, array in arrays.items():
@@ -51,7 +51,7 @@ def describe(source: Path) -> None:
     numbers = sum(np.size(array) for array in arrays.values())
     print(f"{source}: {kind}, {len(arrays)} arrays of {numbers:,} numbers")
     if table is None:
-        kind = other(arrays)
+        kind = family_of(arrays)
         why = f"it is {kind}" if kind else "its names are others"
         print(f"fits no network of medjax: {why}")
         return

@@ -40,7 +40,7 @@ def train(config: Config, folder: Path, *, profile: str | None = None) -> bool:
 def fit(run: Run, profile: str | None = None) -> bool:
     """Trains step by step; whether the last step is done."""
     batches = run.batches()
-    update = step.of_members(step.compile_step(**run.step_parts))
+    update = step.update_members(step.compile_step(**run.step_parts))
     tracing = (
         step.profiled(update, profile) if profile else contextlib.nullcontext(update)
     )

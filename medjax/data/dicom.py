@@ -91,7 +91,7 @@ def decode(file: BinaryIO) -> Film:
     try:
         file.seek(0)
         # The header alone first: a cine of gigabytes is refused before it is read.
-        check(dataset_of(file, stop_before_pixels=True))
+        check_header(dataset_of(file, stop_before_pixels=True))
         file.seek(0)
         dataset = dataset_of(file)
         if not dataset.get("PixelData"):
@@ -128,7 +128,7 @@ def dataset_of(file: BinaryIO | Path, **options) -> pydicom.Dataset:
     return dataset
 
 
-def check(header: pydicom.Dataset) -> None:
+def check_header(header: pydicom.Dataset) -> None:
     """Refuses what isn't one grey frame of at most 16 bits, in a compression that is read."""
     if header.get("Rows") is None:
         kind = getattr(header.get("SOPClassUID"), "name", "of no SOP class")

@@ -158,7 +158,7 @@ def equalise_tiles(image: Array, *, clip: float = 2.0, tiles: int = 8) -> Array:
     return each(image.reshape(-1, *image.shape[-3:])).reshape(image.shape)
 
 
-def views(
+def flipped_views(
     image: Array, *, prepare: Callable[[Array], Array], flip: bool = False
 ) -> Array:
     """Normalised views [V, B, H, W, C] of images, whose predictions are averaged.

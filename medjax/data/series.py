@@ -125,7 +125,7 @@ def patients_of(paths: Iterable[Path]) -> list[str]:
 def _header(path: Path) -> Slice:
     try:
         header = dicom.dataset_of(path, stop_before_pixels=True)
-        dicom.check(header)
+        dicom.check_header(header)
         values = {name: header.get(name) for name in Slice._fields}
         values["rescale"] = _rescale(header)
         said = {name: header.get(name) for name in SAME_IN_SERIES + USUAL}

@@ -67,7 +67,7 @@ def intervals(
     chex.assert_equal_shape([score, ranked, label, weight])
     chex.assert_shape([patient, cut], [score.shape[:1], score.shape[1:]])
     for each in (score, ranked):
-        check(each, label, weight)
+        check_arrays(each, label, weight)
     rows, index, number = bootstrap.numbered(weight, patient)
     score, ranked, label, weight = (x[rows] for x in (score, ranked, label, weight))
     rates = (score, cut, prevalence) if threshold is not None else None
@@ -214,7 +214,7 @@ def difference(
     chex.assert_equal_shape(arrays)
     chex.assert_shape(np.asarray(patient), arrays[0].shape[:1])
     for each in arrays[:2]:
-        check(each, *arrays[2:])
+        check_arrays(each, *arrays[2:])
     rows, index, patients = bootstrap.numbered(weight, patient)
     data = *(a[rows] for a in arrays), index
     base = bootstrap.resample(_differences, data, patients, **draws)
@@ -266,7 +266,7 @@ def _class_rates(data: tuple, counts: Array) -> dict[str, Array]:
     return metrics.class_rates(bootstrap.reweigh(cells, counts), present)
 
 
-def check(score, label, weight) -> None:
+def check_arrays(score, label, weight) -> None:
     """Raises InputError for numbers from which no interval can come."""
     if not (np.isfinite(weight).all() and (weight >= 0).all()):
         raise InputError("weight: negative or not finite; give 0 to an unknown label")
@@ -327,7 +327,7 @@ def confusion(score, label, weight, patient, threshold, counts) -> metrics.Confu
 
     A patient's cells do not change, so the counts of all replicates are one product.
     """
-    cells = jax.vmap(metrics.cells, in_axes=-1, out_axes=-1)
+    cells = jax.vmap(metrics.confusion_shares, in_axes=-1, out_axes=-1)
     cells = jnp.stack(cells(score, label, weight, threshold), axis=1)  # [N, 4, T]
     cells = bootstrap.reweigh(cells, counts, patient)
     return metrics.Confusion(*jnp.moveaxis(cells, -2, 0))

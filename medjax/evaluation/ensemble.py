@@ -39,7 +39,7 @@ def gain(mean: Predictions, members: Sequence[Predictions], **draws) -> dict:
     return bootstrap.as_json(pairs)
 
 
-def of_members(
+def members_overlap(
     mask: np.ndarray, label: np.ndarray, members: Sequence[np.ndarray]
 ) -> dict[str, float]:
     """One region of an ensemble's volume: its members' mean Dice, and `disagreement`;
@@ -59,7 +59,7 @@ def gain_of_masks(rows: Sequence[Mapping], other="member_dice", **draws) -> dict
     """How much higher the mean Dice is than another one of the same volumes.
 
     rows: by volume and region: name, patient, dice, and `other`, by default an
-      ensemble's member_dice, see `of_members`.
+      ensemble's member_dice, see `members_overlap`.
     """
     table = pd.DataFrame(list(rows)).assign(gain=lambda t: t["dice"] - t[other])
     volumes = table.groupby("name", sort=False)

@@ -42,7 +42,9 @@ class Confusion(NamedTuple):
     tn: Array
 
 
-def cells(score: Array, label: Array, weight: Array, threshold: Array) -> Confusion:
+def confusion_shares(
+    score: Array, label: Array, weight: Array, threshold: Array
+) -> Confusion:
     """Each image's share in the confusion matrix: four vectors [N].
 
     Positive is score >= threshold. A threshold of NaN (there is none) makes every cell
@@ -59,8 +61,8 @@ def cells(score: Array, label: Array, weight: Array, threshold: Array) -> Confus
 
 
 def confusion(score: Array, label: Array, weight: Array, threshold: Array) -> Confusion:
-    """Counts the confusion matrix at one threshold, see `cells`."""
-    return jax.tree.map(jnp.sum, cells(score, label, weight, threshold))
+    """Counts the confusion matrix at one threshold, see `confusion_shares`."""
+    return jax.tree.map(jnp.sum, confusion_shares(score, label, weight, threshold))
 
 
 def rates(confusion: Confusion) -> dict[str, Array]:

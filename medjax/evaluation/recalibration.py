@@ -31,7 +31,7 @@ def checked(probability, label, weight) -> list[np.ndarray]:
     p, y, w = (np.asarray(x, float) for x in (probability, label, weight))
     chex.assert_rank(p, 2)
     chex.assert_equal_shape([p, y, w])
-    discrimination.check(p, y, w)
+    discrimination.check_arrays(p, y, w)
     return [np.where(w > 0, x, 0.0) for x in (p, y, w)]
 
 

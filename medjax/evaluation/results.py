@@ -83,7 +83,7 @@ class ClassificationResults(NamedTuple):
     classes: Classes | None = None  # Of exclusive tasks.
 
 
-def means(predictions: Predictions) -> dict[str, float]:
+def mean_areas(predictions: Predictions) -> dict[str, float]:
     """Mean AUROC and average precision over the tasks that have both classes."""
     of_tasks = areas.of_images(predictions.ranking, *predictions[3:5])
     averages = (float(bootstrap.mean_of_defined(x, axis=0)) for x in of_tasks)

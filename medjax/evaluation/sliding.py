@@ -69,14 +69,14 @@ def volume_probability(
     Source: Isensee et al., nnU-Net, Nature Methods 18 (2021) 203: Gaussian weights and
     windows that overlap by half; sigma and the spacing of the windows as in its code.
     """
-    check(patch, overlap, flips, batch)
+    check_windows(patch, overlap, flips, batch)
     planar = len(patch) == 2
     window = (1, *patch) if planar else tuple(patch)
     space = np.maximum(image.shape[:3], window)
     room = -(-space // bucket) * bucket
     views = mirrorings(flips)
-    windows = plan(space, window, overlap, len(views))
-    capacity = len(plan(room, window, overlap, len(views)).start)
+    windows = place_windows(space, window, overlap, len(views))
+    capacity = len(place_windows(room, window, overlap, len(views)).start)
     at_once = batch * jax.local_device_count()
     before = (space - image.shape[:3]) // 2
     total = _blend(
@@ -101,7 +101,7 @@ def mirrorings(flips: Sequence[int]) -> tuple[tuple[int, ...], ...]:
     return tuple(subset for n in sizes for subset in itertools.combinations(axes, n))
 
 
-def plan(
+def place_windows(
     space: Sequence[int], window: Sequence[int], overlap: float, views: int
 ) -> Windows:
     """Spreads windows over a volume, each once a view; each voxel's weights sum to 1.
@@ -226,7 +226,7 @@ def _padded(image, room, before, slices) -> np.ndarray:
     return np.pad(image.astype(np.float32), [*around, (0, 0)])
 
 
-def check(
+def check_windows(
     patch: Sequence[int], overlap: float, flips: Sequence[int], batch: int, **_: int
 ) -> None:
     """Raises InputError for options that would fail inside jit or be ignored."""

@@ -239,12 +239,12 @@ def choose(
     Source: Youden, Cancer 3 (1950) 32; costs: Metz, Semin. Nucl. Med. 8 (1978) 283;
     Zweig & Campbell, Clin. Chem. 39 (1993) 561.
     """
-    check(rule, value)
+    check_rule(rule, value)
     tasks = zip(*(x.T for x in predictions[2:5]), strict=True)
     return np.array([_point(*task, rule, value) for task in tasks], np.float32)
 
 
-def check(rule: str, value: float | None) -> None:
+def check_rule(rule: str, value: float | None) -> None:
     """Raises InputError unless the rule is known and its value in range."""
     check_choice("evaluation.rule", rule, RULES)
     if rule == "youden":

@@ -28,7 +28,7 @@ def affine(
     shape: Sequence[int] | None = None,
     order: int = 1,
 ) -> Array:
-    """`sample` at affinely moved points; differentiable in the matrix.
+    """`interpolate` at affinely moved points; differentiable in the matrix.
 
     The identity, flips and quarter turns return the input's own pixels, to the bit.
 
@@ -42,7 +42,7 @@ def affine(
     shape = space if shape is None else tuple(shape)
     chex.assert_shape(matrix, (len(space), len(shape) + 1))
     parts = affine_grid(matrix, shape, space)
-    return sample(image, parts, order=order)
+    return interpolate(image, parts, order=order)
 
 
 def affine_grid(
@@ -59,7 +59,7 @@ def affine_grid(
     return [sum(term[1:], term[0]) for term in terms]
 
 
-def sample(
+def interpolate(
     image: Array,
     coordinates: Sequence[Array],
     *,

@@ -19,7 +19,7 @@ import numpy as np
 import optax
 from chex import Array
 
-from medjax.geometry.grid import apply, pool, sample, spacing_of
+from medjax.geometry.grid import apply, interpolate, pool, spacing_of
 
 # Of each level: millimetres to which both images are averaged, number of points, and
 # the first step's millimetres.
@@ -199,7 +199,7 @@ def _similarity(p: Array, level: Level) -> Array:
     linear, shift = _motion(p, level.radius)
     points = level.points @ linear.T + shift
     voxels = points @ level.base[:3, :3].T + level.base[:3, 3]
-    value = sample(level.moving, voxels.T, padding="edge")[..., 0]
+    value = interpolate(level.moving, voxels.T, padding="edge")[..., 0]
     last = jnp.array(level.moving.shape[:3]) - 1.0
     beyond = jnp.maximum(-voxels, voxels - last)  # Voxels past the edge's centres.
     weight = level.weight * jnp.prod(jnp.clip(1 - beyond, 0, 1), axis=-1)
@@ -286,7 +286,7 @@ def _values(image, affine, points) -> tuple[Array, Array]:
     return value, inside.astype(np.float32)
 
 
-_sample = jax.jit(functools.partial(sample, padding="edge"))
+_sample = jax.jit(functools.partial(interpolate, padding="edge"))
 
 
 def _unit(image: np.ndarray) -> np.ndarray:

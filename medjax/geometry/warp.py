@@ -19,7 +19,7 @@ import numpy as np
 from chex import Array
 
 from medjax.errors import InputError
-from medjax.geometry.grid import affine_grid, sample
+from medjax.geometry.grid import affine_grid, interpolate
 
 # x + u(x) is invertible if every |c| is below this share of the distance: 1 / K2 in 2-D
 # and 1 / K3 in 3-D, with K2 = 2.0464 and K3 = 2.4795. Source: Choi & Lee, Injectivity
@@ -65,7 +65,7 @@ def move(motion: Motion, image: Array, *, order: int = 1) -> Array:
         control = _times(motion.control / spacing, matrix[:, :-1].T)
         field = on_grid(control, motion.shape, motion.distance)
         parts = [x + u for x, u in zip(parts, field, strict=True)]
-    return sample(image, parts, order=order)
+    return interpolate(image, parts, order=order)
 
 
 def inverse(motion: Motion) -> Motion:

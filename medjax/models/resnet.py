@@ -69,18 +69,18 @@ class ResNetStage(nn.Module):
         norm = partial(self.norm, train=train)
         for j in range(1, self.depth + 1):
             block, stride = f"block{j}", self.stride if j == 1 else 1
-            plan = self._plan(stride)
+            convolutions = self._convolutions(stride)
             new = x
-            for k, (features, size, step) in enumerate(plan, start=1):
+            for k, (features, size, step) in enumerate(convolutions, start=1):
                 new = conv(new, features, size, step, name=f"{block}_conv{k}")
-                new = norm(name=f"{block}_norm{k}")(new, relu=k < len(plan))
+                new = norm(name=f"{block}_norm{k}")(new, relu=k < len(convolutions))
             if stride != 1 or x.shape[-1] != new.shape[-1]:
                 x = conv(x, new.shape[-1], 1, stride, name=f"{block}_shortcut_conv")
                 x = norm(name=f"{block}_shortcut_norm")(x)
             x = jax.nn.relu(x + new)
         return x
 
-    def _plan(self, stride: int) -> tuple[tuple[int, int, int], ...]:
+    def _convolutions(self, stride: int) -> tuple[tuple[int, int, int], ...]:
         """Features, size and stride of each convolution of a block."""
         if not self.bottleneck:
             return (self.width, 3, stride), (self.width, 3, 1)

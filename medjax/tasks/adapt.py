@@ -156,7 +156,7 @@ def variables(config: Config, begin: ArrayTree) -> ArrayTree:
     return {**begin, "params": {**begin["params"], "domain": domain}}
 
 
-def whole(config: Config) -> Config:
+def unfrozen(config: Config) -> Config:
     """The config of the same network with gradients and outputs at every layer."""
     config = config.copy_and_resolve_references()
     config.transfer.mode = "all"

@@ -38,7 +38,7 @@ def predictions(config: Config, network, state, images) -> Predictions:
     return devices.gather(predicted, len(images))
 
 
-def of_members(
+def members_predictions(
     run: Finished, data: films.FilmData, ids: np.ndarray
 ) -> list[Predictions]:
     """The uncalibrated predictions of each network."""

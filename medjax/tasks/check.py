@@ -99,7 +99,7 @@ def check_parts(
     """
     _check_batch(config, batch)
     check_split(config)
-    start.check(config)
+    start.check_weights(config)
     kept = config.evaluation.checkpoint
     check_choice("evaluation.checkpoint", kept, ("best", "last"))
     whole = _whole_fit(config)

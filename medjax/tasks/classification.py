@@ -43,7 +43,7 @@ def check(config: Config, shards: int) -> None:
     """Refuses mistakes that can be seen before the images are read."""
     check_ranges(config)
     exclusive = films.is_exclusive(config)
-    fixed.check(config, exclusive=exclusive)
+    fixed.check_choices(config, exclusive=exclusive)
     c = config.data
     if config.evaluation.ordered and not (
         exclusive and (c.tasks or "classes" not in c)
@@ -92,7 +92,7 @@ def batches(
 def validate(config, network, data: films.FilmData, ids, state) -> dict[str, float]:
     """Mean AUROC and average precision."""
     predicted = answers.predictions(config, network, state, data.films(ids))
-    return results.means(predicted)
+    return results.mean_areas(predicted)
 
 
 def refit_(run: Run) -> None:
@@ -114,7 +114,7 @@ def fix(run: Finished, data: films.FilmData, manifest: pd.DataFrame) -> Finished
 
     def validation() -> Predictions:
         apart = [
-            answers.of_members(run._replace(state=networks), data, ids)
+            answers.members_predictions(run._replace(state=networks), data, ids)
             for networks, ids in run.held_out(manifest)
         ]
         members.extend(apart[0] if len(apart) == 1 else ())
@@ -190,7 +190,7 @@ def measure(
     ids = splitting.ids_in(manifest, split)
     if np.isnan(data.label(ids)).all():
         raise InputError(f"--split={split}: no image of it has a known label")
-    members = answers.of_members(run, data, ids)
+    members = answers.members_predictions(run, data, ids)
     single = answers.without_copies(run, data, ids)
     if not devices.first():  # All predict; one reports.
         return {}, {}

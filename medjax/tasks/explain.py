@@ -53,7 +53,7 @@ def explainer(
     check_choice("--method", method, methods)
     check_choice("--stage", stage, stages(run))
     # No gradient passes a frozen stage.
-    whole = parts.classifier(adapt.whole(run.config), run.output)
+    whole = parts.classifier(adapt.unfrozen(run.config), run.output)
     options = {"method": method, "stage": run.network.stages.index(stage)}
     options["token"] = run.network.token
     compiled = _compiled(apply=whole.apply, views=whole.look, **options)

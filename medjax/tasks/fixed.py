@@ -104,9 +104,9 @@ def prevalence(config: Config, tasks: int) -> np.ndarray | None:
     return np.broadcast_to(values, tasks)
 
 
-def check(config: Config, *, exclusive: bool) -> None:
+def check_choices(config: Config, *, exclusive: bool) -> None:
     """Refuses an unknown rule or method, or a method that isn't for such a run."""
-    thresholds.check(**operating(config))
+    thresholds.check_rule(**operating(config))
     method = config.evaluation.calibration
     field = f"evaluation.calibration={method!r}"
     check_choice("evaluation.calibration", method, CALIBRATIONS)
@@ -248,8 +248,8 @@ def _prior(
     `label` [N, T] is of the training images. Returns Calibration's other fields.
     """
     positives, negatives = balance.frequencies(label)
-    plan = imbalance.plan(config, label)
-    shown = balance.frequencies(label if plan is None else label[plan.index])
+    epoch = imbalance.resampled(config, label)
+    shown = balance.frequencies(label if epoch is None else label[epoch.index])
     weights = imbalance.loss_arguments(config, output, label)
     if output.exclusive:
         negatives = positives.sum() - positives

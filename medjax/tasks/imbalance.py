@@ -113,7 +113,7 @@ def treats(config: Config, kind: Any) -> bool:
     return config.imbalance in kind
 
 
-def plan(config: Config, label: np.ndarray) -> balance.Epoch | None:
+def resampled(config: Config, label: np.ndarray) -> balance.Epoch | None:
     """How often each training image is shown; None where each is once an epoch."""
     if not treats(config, PLANS):
         return None

@@ -90,7 +90,9 @@ def _classifier(fields: str, output: Any) -> Network:
         frozen=frozen,
         random=model.random or model.dropout > 0,
         predict=step.mean_of_members(step.compile_eval(rows)),
-        look=functools.partial(normalisation.views, prepare=preparation(config)),
+        look=functools.partial(
+            normalisation.flipped_views, prepare=preparation(config)
+        ),
         embed=step.compile_eval(step.embed_step, **parts),
         attention=model.tokens > 0,
         token=model.pool == "token",
@@ -106,7 +108,7 @@ def views(config: Config) -> Callable:
     depends on the batch that the image is in.
     """
     options = {"prepare": preparation(config), "flip": config.evaluation.flip}
-    whole = functools.partial(normalisation.views, **options)
+    whole = functools.partial(normalisation.flipped_views, **options)
     number = config.evaluation.copies
     if not number:
         return whole
@@ -266,7 +268,7 @@ def augmentation(config: Config) -> Callable:
         change = functools.partial(patches.augment, **config.patch.to_dict())
     elif spacing := config.get("data", {}).get("spacing", ()):
         options = {"prepare": preparation(config), "spacing": spacing}
-        change = functools.partial(patches.whole, **options)
+        change = functools.partial(patches.prepare_whole, **options)
     else:
         change = functools.partial(policy.augment_batch, prepare=preparation(config))
 
@@ -285,7 +287,7 @@ def caveats(config: Config) -> tuple[str, ...]:
     """
     if not config.modality:
         return ()
-    return safety.check(
+    return safety.check_ops(
         [(name, config.augment.get(name, {})) for name in config.augment.ops],
         modality=config.modality,
         sided=config.augment.sided,

@@ -131,7 +131,7 @@ def _augment(key, image, id, *, op: Callable, spacing: tuple) -> jax.Array:
     batch = {"image": image, "id": id, "epoch": zeros, "occurrence": zeros}
     augment, how = policy.augment_batch, {"prepare": lambda image: image}
     if spacing:
-        augment, how = patches.whole, how | {"spacing": spacing}
+        augment, how = patches.prepare_whole, how | {"spacing": spacing}
     return augment(key, batch, ops=(op,), **how)["image"]
 
 

@@ -66,7 +66,7 @@ def restate(run: Run) -> None:
         config,
         state,
         run.target,
-        apply=parts.classifier(adapt.whole(config), output).apply,
+        apply=parts.classifier(adapt.unfrozen(config), output).apply,
         prepare=parts.preparation(config),
     )
     with parts.checkpoints(config, where) as checkpoints:
@@ -182,7 +182,7 @@ def restated(
     They are over all of the target's training images, once each, without augmentation.
     As in training, a layer gets batches that the layers below normalised by the batch's
     statistics; batches are random samples of about `evaluation.batch` images, large
-    enough that it hardly matters which. `apply` is of the network of `adapt.whole`.
+    enough that it hardly matters which. `apply` is of the network of `adapt.unfrozen`.
 
     Source: Li et al., Revisiting Batch Normalization for Practical Domain Adaptation
     (2016), algorithm 1.

@@ -368,7 +368,7 @@ def audit(
                 log.warning("audit: no volume of %s has any %s", side, name)
 
 
-def check(config: Config) -> None:
+def check_data(config: Config) -> None:
     """Refuses an unknown source or split, or a checkpoint that nobody can choose."""
     _check_source(config)
     clip, spacing = config.data.get("clip", (0, 100)), config.data.get("spacing", ())

@@ -68,7 +68,7 @@ class Answer(NamedTuple):
 def check(config: Config, shards: int) -> None:
     """Refuses mistakes that can be seen before the scans are read."""
     check_ranges(config)
-    scans.check(config)
+    scans.check_data(config)
     for field, value in (
         ("transfer.mode", config.transfer.mode),
         ("imbalance", config.imbalance),
@@ -80,7 +80,7 @@ def check(config: Config, shards: int) -> None:
         raise InputError(f"patch.size={size}: give three sizes, along D, H and W")
     output = scans.expected(config)
     network = parts.segmenter(config, output)
-    sliding.check(**_windows(config))
+    sliding.check_windows(**_windows(config))
     jax.eval_shape(network.init, jax.random.key(0))  # Does the patch fit the network?
     check_parts(config, network, output, batch=shards * config.patch.each)
 
@@ -282,7 +282,7 @@ def _measured(
         row = {"region": region} | mask_metrics.measure(
             ours, true, answer.spacing, tolerance=run.config.evaluation.tolerance
         )
-        row |= ensemble.of_members(ours, true, [m[..., k] for m in members])
+        row |= ensemble.members_overlap(ours, true, [m[..., k] for m in members])
         if plain is not None:
             row["single_dice"] = mask_metrics.dice(plain[..., k], true > 0)
         rows.append(row)

@@ -44,7 +44,7 @@ class Start(NamedTuple):
     sequences: tuple[str, ...] = ()  # That they were trained on; () of images.
 
 
-def check(config: Config) -> None:
+def check_weights(config: Config) -> None:
     """Refuses weights that aren't there, and 'as_pretrained' without any."""
     init = config.transfer.init
     intensity = config.get("intensity", {})
@@ -72,7 +72,7 @@ def settle(
     their framework's options, such as another epsilon, become the model's. `network` is
     parts.classifier or parts.segmenter.
     """
-    check(config)
+    check_weights(config)
     init, mode = config.transfer.init, config.transfer.mode
     if not init:
         if mode not in ("all", "layerwise", "gradual"):

@@ -33,7 +33,7 @@ def survey(config: Config, data: films.FilmData, folder: Path) -> Path:
     )
     facts |= {
         "source": config.data.source,
-        "sample": describe.sample(table, tasks, boxes=_read(data, "boxes")),
+        "sample": describe.pick(table, tasks, boxes=_read(data, "boxes")),
         "pixels": appearance.statistics(pixels, jax.jit(parts.preparation(config))),
         "confounders": _confounders(config, data),
         "floor": floor(config, data, manifest),

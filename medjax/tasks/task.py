@@ -180,10 +180,10 @@ class Task(NamedTuple):
         state = parts.ensemble(
             [jax.device_get(begin(variables=each)) for each in variables]
         )
-        plan = imbalance.plan(config, label := data.label(ids))
-        if plan is not None:
-            print(plan.describe(data.output.names, label))
-            ids = ids[plan.index]
+        epoch = imbalance.resampled(config, label := data.label(ids))
+        if epoch is not None:
+            print(epoch.describe(data.output.names, label))
+            ids = ids[epoch.index]
         print(f"model: {_counts(state, network.frozen)}")
         with devices.in_turn():  # Last: a refused run leaves nothing behind.
             if devices.first():

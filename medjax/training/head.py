@@ -75,7 +75,7 @@ def adasyn(key: Array, feature: np.ndarray, label: np.ndarray, **how: int) -> Sy
     return _synthetic(key, feature, label, by_foes=True, **how)
 
 
-def nearest(
+def nearest_neighbours(
     feature: np.ndarray, asked: np.ndarray, among: np.ndarray, *, neighbours: int
 ) -> np.ndarray:
     """Finds each asked image's K nearest others by Euclidean distance, [A, K] rows.
@@ -132,11 +132,11 @@ def _synthetic(
     counts[: wanted % len(seeds)] += 1
     if by_foes:
         known = np.flatnonzero(rarer | other)
-        near = nearest(feature, seeds, known, neighbours=neighbours)
+        near = nearest_neighbours(feature, seeds, known, neighbours=neighbours)
         foes = np.sum((near >= 0) & other[near], axis=1)
         if foes.any():
             counts = np.rint(wanted * foes / foes.sum()).astype(int)
-    near = nearest(feature, seeds, images, neighbours=neighbours)
+    near = nearest_neighbours(feature, seeds, images, neighbours=neighbours)
     turn = np.repeat(np.arange(len(seeds)), counts)[:size]
     choices = np.ones(size, int)
     choices[: len(turn)] = np.sum(near[turn] >= 0, axis=1)

@@ -221,7 +221,7 @@ def _gradient(
     return (value, gap), grads, batch_stats
 
 
-def of_members(update: Callable) -> Callable:
+def update_members(update: Callable) -> Callable:
     """The update of an ensemble: each member sees the same images, by a key of its own.
 
     One after the other, by one program: vmap over members makes grouped convolutions.

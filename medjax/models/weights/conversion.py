@@ -67,10 +67,10 @@ def recognise(
     if not tables:
         families = ", ".join(sorted({table.family for table in TABLES}))
         raise InputError(f"model={model!r}: weights are converted for {families}")
-    best = nearest(source, file)
+    best = closest_table(source, file)
     if best is not None and best.family == family:
         return best
-    kind = other(source)
+    kind = family_of(source)
     names = f"{kind}, which medjax doesn't read" if kind else "unknown names"
     if best is not None:
         names = f"the names of a {best.family} of {best.framework}"
@@ -81,7 +81,7 @@ def recognise(
     )
 
 
-def other(source: Mapping[str, np.ndarray]) -> str:
+def family_of(source: Mapping[str, np.ndarray]) -> str:
     """What weights are of that meet no table; '' where their names don't say so."""
     modules = [re.split(r"[./](?=[^./]*$)", name)[0] for name in source]
     for name, pattern in OTHER_FAMILIES.items():
@@ -181,7 +181,9 @@ def _shapes(target: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {path: leaf.shape for path, leaf in flatten_dict(target, sep="/").items()}
 
 
-def nearest(source: Mapping[str, np.ndarray], file: Path | str = "") -> Table | None:
+def closest_table(
+    source: Mapping[str, np.ndarray], file: Path | str = ""
+) -> Table | None:
     """The table whose rules most names meet, with all options that the model needs.
 
     None if these names are half of them or fewer.
