@@ -10,7 +10,7 @@ The network is small and the steps are few, so that a run takes a minute of a co
 
 Nine findings of 700 real films, from 359 films to 15. Each seed tests one of five folds.
 
-    python -m configs.long_tail ../shared/data/pneumonia/films.csv 50 > runs/tail50.csv
+    python tests/cut_tail.py ../shared/data/pneumonia/films.csv 50 > runs/tail50.csv
     python launch.py sweep --config=configs/long_tail.py:pneumonia --workdir=runs/tail50 \
         --config.data.table=$PWD/runs/tail50.csv
 
@@ -19,11 +19,8 @@ out so many of training and validation that there virus is 50 times as rare as b
 and normal lies between. Nobody is left out of the test.
 """
 
-import sys
 from collections.abc import Iterator
 
-import numpy as np
-import pandas as pd
 from ml_collections import ConfigDict
 
 from configs import base, loss_weighting, quickstart
@@ -47,8 +44,6 @@ PREVALENCE = {
     "calcification": 0.0015,
     "hernia": 0.001,
 }
-TAIL = ("bacteria", "normal", "virus")  # From the head on.
-SHARES = {"train": 0.5, "validation": 0.15, "test": 0.35}  # of the patients
 DEFER = {"phantom": 300, "nih": 150}  # Step from which the classes are weighted.
 WORDS = ("none", "balanced", "effective", "over_sample", "decoupled")
 LDAM = {"name": "ldam", "margin": 2.0}
@@ -134,33 +129,3 @@ def sweep(data: str = "phantom") -> Iterator[dict]:
             if treatment.get("resampling.defer") is DEFER:
                 treatment = treatment | {"resampling.defer": DEFER[data]}
             yield {**treatment, "seed": seed, **fold}
-
-
-def cut(films: pd.DataFrame, ratio: float) -> pd.DataFrame:
-    """The films with a column `split`, but those that the tail leaves out.
-
-    Patients are split at random by SHARES. In training and validation, class k of TAIL
-    keeps its first patients, as many as have at most ratio^(-k / 2) of the films that
-    class 0 has there.
-    """
-    patients = np.random.default_rng(0).permutation(films["patient"].unique())
-    ends = np.cumsum([*SHARES.values()])[:-1] * len(patients)
-    sides = np.split(patients, ends.astype(int))
-    split = {name: side for side, names in zip(SHARES, sides) for name in names}
-    films = films.assign(split=films["patient"].map(split))
-    order = pd.Series(np.arange(len(patients)), patients)
-    films = films.iloc[np.argsort(films["patient"].map(order), kind="stable")]
-    keep = films["split"] == "test"
-    for side in ("train", "validation"):
-        most = ((films["split"] == side) & (films["cause"] == TAIL[0])).sum()
-        for k, cause in enumerate(TAIL):
-            rows = films[(films["split"] == side) & (films["cause"] == cause)]
-            last = rows.groupby("patient", sort=False).size().cumsum()
-            kept = last.index[last <= most * ratio ** (-k / 2)]
-            keep |= films["patient"].isin(kept)
-    return films[keep].sort_index()
-
-
-if __name__ == "__main__":
-    path, ratio = sys.argv[1:]
-    cut(pd.read_csv(path, dtype=str), float(ratio)).to_csv(sys.stdout, index=False)

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 
+import cut_tail
 import numpy as np
 import pandas as pd
 import pytest
@@ -190,15 +191,15 @@ def test_a_tail_is_cut_from_training_alone_by_whole_patients(ratio):
     rng = np.random.default_rng(0)
     patient = np.repeat(np.arange(3000), rng.integers(1, 4, 3000))
     films = pd.DataFrame({"image": np.arange(len(patient)), "patient": patient})
-    films["cause"] = rng.choice(long_tail.TAIL, 3000)[patient]
-    got = long_tail.cut(films, ratio)
+    films["cause"] = rng.choice(cut_tail.TAIL, 3000)[patient]
+    got = cut_tail.cut(films, ratio)
     assert (got.groupby("patient")["split"].nunique() == 1).all()
     sizes = films.groupby("patient").size()
     assert (got.groupby("patient").size() == sizes[got["patient"].unique()]).all()
     assert (got["split"] == "test").sum() == pytest.approx(0.35 * len(films), rel=0.05)
     for side, share in (("train", 0.5), ("validation", 0.15)):
         number = got[got["split"] == side]["cause"].value_counts()
-        head, *others = (number[cause] for cause in long_tail.TAIL)
+        head, *others = (number[cause] for cause in cut_tail.TAIL)
         assert head == pytest.approx(share * len(films) / 3, rel=0.1)
         for k, films_of in enumerate(others, start=1):
             most = head * ratio ** (-k / 2)
