@@ -15,13 +15,12 @@ from medjax.data.nifti import Volume
 from medjax.errors import InputError
 from medjax.geometry import grid, registration
 
-# What is left of the similarity beside the alignment: 0.56 to 0.84 of sequences of one
-# person, 0.76 to 0.94 of a mirror image, 0.84 to 0.96 of another person. So up to CLEAR
-# it is accepted, beyond FLAT refused, and between them compared with its mirror image:
-# a person's own is OWN times as similar (1.11 to 1.2 measured, another's 0.98 to 1.01).
+# What is left of the similarity beside the alignment: up to CLEAR it is accepted, beyond
+# FLAT refused, and between them compared with its mirror image: a person's own sequence
+# is at least OWN times as similar. tests/README.md has the numbers.
 CLEAR, FLAT, OWN = 0.7, 0.88, 1.05
 # Sequences that lie on one grid are warned of beyond FLAT, or if they are less than OWN
-# times as similar; tests/README.md has the numbers.
+# times as similar.
 COPY = 0.9995  # Correlation of two sequences that are the same image.
 log = logging.getLogger("medjax")
 

@@ -257,9 +257,8 @@ def _measured(run: Finished, raw: Predictions, calibrated: Predictions) -> dict:
 def share(config: Config) -> int:
     """The rows that a CPU's cores share, a device each; 0: all cores are one device.
 
-    The quickstart's step took 0.29 to 0.48 s on one device of two cores, 0.29 s on one
-    core, and takes 0.14 s on two devices. A step of larger images is as fast on one
-    device, and XLA compiles it faster: DenseNet-121's in 16 instead of 24 s.
+    A step of small images takes half as long on two devices of one core each. One of
+    larger images is as fast on one device, and XLA compiles that one faster.
     """
     small = config.data.get("side", SMALL_SIDE + 1) <= SMALL_SIDE
     return config.train.batch // config.train.accumulate if small else 0

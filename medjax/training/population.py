@@ -72,8 +72,8 @@ def compiled(
 
     On a CPU a device has one arm at a time, and the same program runs for one wave of
     arms after the other. Side by side they'd be grouped convolutions and batches of
-    products, for which XLA has no library there: the quickstart's update takes 0.25 s
-    of a core alone, 0.59 s an arm by vmap, and 0.99 s in a loop over the arms.
+    products, for which XLA has no library there: an arm's update would take twice as
+    long by vmap, and four times in a loop over the arms.
 
     Args:
       state, batch, key: of one arm, [B, ...] rows; the others' have the same shapes.
