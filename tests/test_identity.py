@@ -35,6 +35,8 @@ def test_ids_are_integers_only_where_nothing_of_them_is_lost(text, ids):
         ("Zoe\u0308", "Zo\u00eb"),  # NFD and NFC.
         ("STRASSE 1", "Stra\u00dfe 1"),
         ("sub-01_ses-1", "sub-01_ses-2"),
+        ("sub-01", "01"),
+        ("1", "SUB-01_ses-2"),
         ("BraTS-GLI-00000-000", "BraTS-GLI-00000-001"),
         ("7.0", "7"),
         ("P-7", "P7"),

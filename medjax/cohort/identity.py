@@ -1,8 +1,8 @@
 """Which ids are of one person: the user's own ids, and subjects in names of files.
 
 Ids stay as the user wrote them. Two that differ in case, signs, Unicode form, leading
-zeros, decimals or session alone are refused: they may be one person, on two sides of a
-split.
+zeros, decimals, BIDS's sub- or session alone are refused: they may be one person, on two
+sides of a split.
 """
 
 import logging
@@ -56,7 +56,7 @@ def refuse_spellings(ids: Iterable[str], what: str) -> None:
         if other != id and (before == spelt or len(before) != len(spelt)):
             raise InputError(
                 f"{what}: {other!r} and {id!r} differ in case, signs, leading zeros, "
-                "decimals or session alone: write one in one way, or rename one of two"
+                "decimals, sub- or session alone: write one in one way, or rename one of two"
             )
 
 
@@ -95,7 +95,7 @@ def _folded(id: str) -> str:
     """An id without its session, in the spelling that is compared."""
     if match := SUBJECT.search(id):
         id = id[: match.end()]
-    id = unicodedata.normalize("NFKC", id).casefold()
+    id = unicodedata.normalize("NFKC", id).casefold().removeprefix("sub-")
     kinds = [(c, unicodedata.category(c)) for c in id.replace("\N{MINUS SIGN}", "-")]
     shown = "".join(
         "-" if kind == "Pd" else str(unicodedata.decimal(c, c))
