@@ -195,10 +195,10 @@ def compare(folder: Path, against: Path, *, split: str = "test") -> Path:
     paired = comparison.pair(runs, kinds, split, **parts.bootstrap(configs[0]))
     abouts = [parts.about(config) for config in configs]
     written = [_written(run, "report", split)[1] for run in runs]
-    one, other = (report.get("pictures") for report in written)
+    first, second = (report.get("pictures") for report in written)
     apart = comparison.prepared_otherwise(configs)
     # Digests, None of a run without a report; images prepared otherwise have others.
-    if not apart and None not in (one, other) and one != other:
+    if not apart and None not in (first, second) and first != second:
         raise InputError(
             f"{against}: was tested on other pictures of the same names than {folder}: "
             "evaluate both on the same data"

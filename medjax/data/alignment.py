@@ -87,8 +87,9 @@ def _align(
     Returns the aligned volume, and the numbers of `Alignment`.
     """
     fixed = reference.voxels, reference.affine
-    found = registration.register(*fixed, volume.voxels, volume.affine)
-    matrix, before, after, beside = found
+    matrix, before, after, beside = registration.register(
+        *fixed, volume.voxels, volume.affine
+    )
     verdict = (
         f"similarity with {first} {before:.3f} before the alignment, {after:.3f} after "
         f"it, of which {beside:.0%} is left beside it"

@@ -103,9 +103,9 @@ def read_scan(
     alignments = []
     for channel, name in enumerate(files):
         if name in present:
-            one = volumes.pop(name), present[name].path
+            moving = volumes.pop(name), present[name].path
             volume, similar = alignment.placed(
-                *(reference, first, *one), grids, compare=name in compared
+                *(reference, first, *moving), grids, compare=name in compared
             )
             alignments += [Alignment(name, *similar)] if similar else []
             image[..., channel] = volume.voxels

@@ -233,12 +233,12 @@ def _gap(linear: Linear, names: list[str]) -> DiceGap:
     ]
     if not pairs:
         return DiceGap(*[math.nan] * 3, None)
-    one, other = max(pairs, key=lambda pair: abs(mean[pair[0]] - mean[pair[1]]))
-    if mean[one] < mean[other]:
-        one, other = other, one
-    estimate, n = mean[one] - mean[other], min(people[one], people[other])
+    higher, lower = max(pairs, key=lambda pair: abs(mean[pair[0]] - mean[pair[1]]))
+    if mean[higher] < mean[lower]:
+        higher, lower = lower, higher
+    estimate, n = mean[higher] - mean[lower], min(people[higher], people[lower])
     missed = (1 - bootstrap.LEVEL) / len(pairs)  # 5 % for all pairs together.
-    error = math.sqrt(((influence[:, one] - influence[:, other]) ** 2).sum())
+    error = math.sqrt(((influence[:, higher] - influence[:, lower]) ** 2).sum())
     reach = stdtrit(n - 1, 1 - missed / 2) * error * math.sqrt(n / (n - 1))
     ends = float(estimate - reach), float(estimate + reach)
-    return DiceGap(float(estimate), *ends, [names[one], names[other]])
+    return DiceGap(float(estimate), *ends, [names[higher], names[lower]])

@@ -123,10 +123,10 @@ class EfficientNetStage(nn.Module):
             if self.squeeze:
                 # A quarter of the block's input, not of its width, as the authors do.
                 squeezed = max(1, x.shape[-1] // 4)
-                one = partial(conv, size=1, use_bias=True)
+                dense = partial(conv, size=1, use_bias=True)
                 weight = jnp.mean(new, axes, keepdims=True)  # [B, 1, 1, width]
-                weight = one(weight, squeezed, name=f"{block}_squeeze")
-                weight = one(self.activation(weight), width, name=f"{block}_excite")
+                weight = dense(weight, squeezed, name=f"{block}_squeeze")
+                weight = dense(self.activation(weight), width, name=f"{block}_excite")
                 new = jax.nn.sigmoid(weight) * new
             new = conv(new, self.features, 1, name=f"{block}_project_conv")
             new = norm(name=f"{block}_project_norm")(new)

@@ -42,7 +42,7 @@ def write(
     slices = {id: middle(image) for id, image in images.items()}
     side = 144 if len(slices) <= 60 else 88  # Keeps the page below 3 MB.
     labels = facts["labels"]
-    shares = {task: one["prevalence"]["estimate"] for task, one in labels.items()}
+    shares = {task: row["prevalence"]["estimate"] for task, row in labels.items()}
     return page.write(
         folder / f"{name}.html",
         "explore.html",

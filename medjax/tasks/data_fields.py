@@ -29,16 +29,16 @@ def regions(config: Config) -> dict[str, tuple[int, ...]]:
     Raises:
       InputError: a region without a value, or regions that one mask can't hold.
     """
-    found = {}
+    values_of = {}
     for name in config.data.regions:
         if name not in config.data["values"]:
             raise InputError(f"data.values: has none for the region {name!r}")
-        found[name] = tuple(config.data["values"][name])
-    if not found:
+        values_of[name] = tuple(config.data["values"][name])
+    if not values_of:
         raise InputError("data.regions=(): name one or more")
-    if len(found) < len(config.data.regions):
+    if len(values_of) < len(config.data.regions):
         raise InputError(f"data.regions={config.data.regions}: name each of them once")
-    given = [value for values in found.values() for value in {*values}]
+    given = [value for values in values_of.values() for value in {*values}]
     exclusive = config.data.get("exclusive", False)
     shared = {value for value in given if exclusive and given.count(value) > 1}
     if twice := shared | {*given} & {*config.data.background}:
@@ -46,8 +46,8 @@ def regions(config: Config) -> dict[str, tuple[int, ...]]:
             f"data.values: {min(twice)} is in data.background too, or in two regions "
             "that data.exclusive keeps apart: give it one place"
         )
-    nifti.check_regions(found)  # Now, and not after training.
-    return found
+    nifti.check_regions(values_of)  # Now, and not after training.
+    return values_of
 
 
 def units_of(config: Config) -> tuple[str, ...]:

@@ -69,7 +69,7 @@ def stages(run: Finished) -> tuple[str, ...]:
 
 
 def _mean(compiled: Callable, state: step.Trained, image: Array) -> Array:
-    each = [compiled(one, image) for one in step.members(state)]
+    each = [compiled(member, image) for member in step.members(state)]
     return sum(each) / len(each)
 
 

@@ -121,9 +121,9 @@ def _is_ours(path: Path) -> bool:
 
 def _find(run: Finished, images: list[str]) -> tuple[list[Path], list[str]]:
     """The images in files and folders, and the names of the other files beside them."""
-    found = [films.find(run.config, image) for image in images]
-    paths = once([path for of_images, _ in found for path in of_images], lambda p: [p])
-    others = once([path for _, left_out in found for path in left_out], lambda p: [p])
+    listed = [films.find(run.config, image) for image in images]
+    paths = once([path for of_images, _ in listed for path in of_images], lambda p: [p])
+    others = once([path for _, left_out in listed for path in left_out], lambda p: [p])
     if run.output.masks and (twice := first_duplicate(map(_mask_of, paths))):
         raise InputError(
             f"--images: two volumes would have the masks {twice}: predict them apart"
@@ -157,7 +157,9 @@ def _answers(
     states = step.members(run.state)
 
     def members(image: np.ndarray) -> Array:  # -> log-odds [D, B, M, T]
-        return jnp.stack([run.network.predict(one, image) for one in states], axis=2)
+        return jnp.stack(
+            [run.network.predict(member, image) for member in states], axis=2
+        )
 
     options = splitting.shape(run.config)
     predicted = predict_files(paths, members, load=load, **options)

@@ -135,8 +135,8 @@ def probability(
     """
     windows, image = _windows(config), normalise(image, channels)
     each = [
-        sliding.volume_probability(network.predict, one.averaged, image, **windows)
-        for one in step.members(state)
+        sliding.volume_probability(network.predict, m.averaged, image, **windows)
+        for m in step.members(state)
     ]
     return (sum(each) / len(each), each) if len(each) > 1 else (each[0], ())
 

@@ -231,7 +231,7 @@ def update_members(update: Callable) -> Callable:
         if isinstance(state, State):
             return update(state, batch, key)
         keys = jax.random.split(key, len(state))
-        done = [update(one, batch, k) for one, k in zip(state, keys, strict=True)]
+        done = [update(member, batch, k) for member, k in zip(state, keys, strict=True)]
         states, scalars = zip(*done, strict=True)
         mean = jax.tree.map(lambda *values: sum(values) / len(values), *scalars)
         return states, mean
@@ -246,7 +246,7 @@ def mean_of_members(predict: Callable) -> Callable:
     """
 
     def mean(state: Trained, *rest: Any) -> Array:
-        each = [predict(one, *rest) for one in members(state)]
+        each = [predict(member, *rest) for member in members(state)]
         return each[0] if len(each) == 1 else log_odds_of_mean(jnp.stack(each))
 
     return mean

@@ -121,8 +121,8 @@ def select(table: pd.DataFrame, columns: dict[str, str], where: Path) -> pd.Data
 def called(columns: Iterable[str], name: str) -> str:
     """The column that is called `name`, "sex" or "age", in the shortest way; '' if none."""
     letters = {c: "".join(filter(str.isalpha, c)).casefold() for c in columns}
-    found = [c for c in letters if re.fullmatch(CALLED[name], letters[c])]
-    return min(found, key=lambda c: len(letters[c]), default="")
+    fitting = [c for c in letters if re.fullmatch(CALLED[name], letters[c])]
+    return min(fitting, key=lambda c: len(letters[c]), default="")
 
 
 def warn_of_unread(columns: Iterable[str], named: Container[str], where: object):

@@ -118,23 +118,25 @@ def volumes_in(
     path = Path(path).expanduser()
     if not path.is_dir():
         return [path], []
-    found, others = [], []
+    volumes, others = [], []
     if files:
-        found = [folder for folder, _ in _walk(path, _patterns(sequences, files))]
+        volumes = [folder for folder, _ in _walk(path, _patterns(sequences, files))]
     else:
         with reading(path, "correct its permissions", OSError):
             for folder, inside in image_files.walk(path):
                 if any(map(dicom.is_dicom, inside)):
-                    found.append(folder)
-                elif not {*found} & {*folder.parents}:  # A series' folder has no other.
-                    found += filter(nifti.is_volume, inside)
+                    volumes.append(folder)
+                elif not {*volumes} & {
+                    *folder.parents
+                }:  # A series' folder has no other.
+                    volumes += filter(nifti.is_volume, inside)
                     others += [file for file in inside if not nifti.is_volume(file)]
-    if not found:
+    if not volumes:
         raise InputError(
             f"{path}: holds no volume; give one with NIfTI files or DICOM series, and "
             "with those of data.files, if that has patterns"
         )
-    return sorted(found), others
+    return sorted(volumes), others
 
 
 def existing(path: Path) -> Path:

@@ -60,12 +60,12 @@ def in_decathlon(
         raise InputError(
             f"{path}: holds no image (.nii.gz) of the {part if official else 'folder'}"
         )
-    found, count = [], max(channels.values()) + 1
+    scans, count = [], max(channels.values()) + 1
     for image, mask in pairs:
         name = image.name.removesuffix(".gz").removesuffix(".nii")
         files = {s: SequenceFile(image, channels[s], count) for s in sequences}
-        found.append(ScanFiles(name, files, mask, official))
-    return sorted(found, key=lambda scan: scan.name)
+        scans.append(ScanFiles(name, files, mask, official))
+    return sorted(scans, key=lambda scan: scan.name)
 
 
 def in_brats(path: Path, *, sequences: Sequence[str]) -> list[ScanFiles]:
@@ -77,24 +77,24 @@ def in_brats(path: Path, *, sequences: Sequence[str]) -> list[ScanFiles]:
     """
     path = scan_files.existing(path)
     scan_files.check_sequences(sequences)
-    found = collections.defaultdict(dict)
+    scans = collections.defaultdict(dict)
     files = sorted(_below(path))
     scan_files.warn_of([file for file in files if not BRATS.fullmatch(file.name)], path)
     for file in files:
         if match := BRATS.fullmatch(file.name):
             name, part = match.groups()
-            if part in found[name]:
-                raise InputError(f"{found[name][part]} and {file}: keep one of them")
-            found[name][part] = file
-    if not found:
+            if part in scans[name]:
+                raise InputError(f"{scans[name][part]} and {file}: keep one of them")
+            scans[name][part] = file
+    if not scans:
         raise InputError(f"{path}: no file in it is named as BraTS-GLI-00000-000-t1c")
-    there = {part for parts in found.values() for part in parts}
+    there = {part for parts in scans.values() for part in parts}
     for name in sequences:
         if name not in there:
             names = ", ".join(map(repr, sorted(there - {"seg"})))
             raise InputError(f"data.sequences: no file of {path} is {name!r}: {names}")
     return [
-        _scan(name, parts, sequences, "seg") for name, parts in sorted(found.items())
+        _scan(name, parts, sequences, "seg") for name, parts in sorted(scans.items())
     ]
 
 
@@ -114,7 +114,7 @@ def in_bids(path: Path, *, sequences: Sequence[str], mask: str = "") -> list[Sca
     ]
     root = above[0].parent if above else path
     subjects = above[:1] or [f for f in sorted(root.glob("sub-*")) if f.is_dir()]
-    found = []
+    scans = []
     for subject in subjects:
         sessions = [f for f in sorted(subject.glob("ses-*")) if f.is_dir()]
         if path.name.startswith("ses-"):
@@ -130,11 +130,11 @@ def in_bids(path: Path, *, sequences: Sequence[str], mask: str = "") -> list[Sca
                 log.warning("%s: left out, no file of data.sequences in it", session)
                 continue
             files |= {mask: _ending(places, name, mask)} if mask else {}
-            found.append(_scan(name, files, sequences, mask))
-    if not found:
+            scans.append(_scan(name, files, sequences, mask))
+    if not scans:
         names = ", ".join(f"'sub-*_{name}.nii.gz'" for name in sequences)
         raise InputError(f"{path}: no file in it is {names}; correct data.sequences")
-    return found
+    return scans
 
 
 def _scan(

@@ -65,10 +65,10 @@ def volumes(
         if any(np.greater(case.image.shape[:3], shape)):
             cut.append(name)
         from_file = (width, height, *case.spacing[:0:-1].tolist())
-        found = scan_files.of_row(
+        files_of = scan_files.of_row(
             Path(paths[name]), sequences=sequences, files=how["files"]
         )
-        patients = series.patients_of(scan_files.ScanFiles(name, found).paths())
+        patients = series.patients_of(scan_files.ScanFiles(name, files_of).paths())
         return record(case, shape), from_file, patients, *case.alignments
 
     channels = intensity_units.channels(units, windows) or sequences
@@ -137,9 +137,9 @@ def read(
 
     Its label has the regions of a mask; without one they are unknown: NaN.
     """
-    found = scan_files.of_row(Path(path), sequences=sequences, files=files)
+    sequence_files = scan_files.of_row(Path(path), sequences=sequences, files=files)
     options |= {"regions": regions or {}, "units": units or "z_scores"}
-    case = scan.read_scan(found, mask, **options)
+    case = scan.read_scan(sequence_files, mask, **options)
     if mask is None and regions:
         blank = np.full((*case.image.shape[:3], len(regions)), np.nan, np.float32)
         case = case._replace(label=blank)
