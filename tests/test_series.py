@@ -2,6 +2,7 @@
 
 import warnings
 
+import cv2
 import numpy as np
 import pydicom
 import pytest
@@ -355,6 +356,25 @@ def test_damaged_bytes_are_read_or_refused(tmp_path):
     assert refused > 10
 
 
+@pytest.mark.parametrize("name", ["sub-0{}/ses-{}", "BraTS-GLI-0000{}-00{}"])
+def test_two_patients_of_one_subject_are_named(tmp_path, caplog, name):
+    scans = [name.format(who, visit) for who, visit in ("11", "12", "21", "31")]
+    files = [scan_files.ScanFiles(scan, {}) for scan in scans]
+    scan_files.warn_of_headers(files, ["A", "A", "B", "C"])
+    scan_files.warn_of_headers(files[1:], ["A", "B", "C"])
+    assert not caplog.records
+    scan_files.warn_of_headers(files, scans)
+    assert "1 subjects in names are of several patients, such as " in caplog.text
+    assert scans[0] in caplog.text and scans[1] in caplog.text
+    caplog.clear()
+    rows = [f"{scan.replace('/', '_')}.png,{n},1" for n, scan in enumerate(scans)]
+    (tmp_path / "labels.csv").write_text("\n".join(["image,patient,mass", *rows]))
+    for row in rows:
+        cv2.imwrite(str(tmp_path / row.split(",")[0]), np.eye(8, dtype=np.uint8))
+    list(sources.IMAGES["table"](folder=tmp_path, labels=("mass",), side=8).items())
+    assert "1 subjects in names are of several patients, such as " in caplog.text
+
+
 def test_two_patients_of_one_patient_id_are_named(tmp_path, caplog):
     for n, id in enumerate(["7", "8", "7 ", ""]):
         write(tmp_path / f"P{n}/T1", PatientID=id)
@@ -370,7 +390,7 @@ def test_two_patients_of_one_patient_id_are_named(tmp_path, caplog):
     caplog.clear()
     scan_files.warn_of_headers(files, ["P0", "P0", "P0", "P3"])
     assert (
-        "1 patients have DICOM files of several PatientIDs, such as 'P0' of '7', '8'"
+        "1 patients have several PatientIDs of DICOM files, such as 'P0' of '7', '8'"
         in caplog.text
     )
 
@@ -551,4 +571,4 @@ def test_a_table_of_series_or_films_is_compared_with_their_patient_ids(
         assert [item.reason for item in source.items()] == [""] * 4
         shared, several = caplog.messages
         assert "of several patients, such as '7' of 'P0', 'P1'" in shared
-        assert "of several PatientIDs, such as 'P2' of '8', '9'" in several
+        assert "several PatientIDs of DICOM files, such as 'P2' of '8', '9'" in several

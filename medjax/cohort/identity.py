@@ -67,7 +67,18 @@ def shared(ids: Iterable, others: Iterable) -> list[str]:
     return [text for text in texts if ZEROS.sub("", _folded(text)) in keys]
 
 
-def warn_of_headers(people: Iterable[tuple[str, int | str]]) -> None:
+def warn_of_names(people: Iterable[tuple[str, int | str]]) -> None:
+    """`warn_of_headers` of the subjects in names of BIDS and BraTS: (name, patient)s."""
+    found = ((SUBJECT.search(name), patient) for name, patient in people)
+    subjects = ((match[1] if match else "", patient) for match, patient in found)
+    warn_of_headers(subjects, "subjects", "in names")
+
+
+def warn_of_headers(
+    people: Iterable[tuple[str, int | str]],
+    ids: str = "PatientIDs",
+    where: str = "of DICOM files",
+) -> None:
     """Warns of patients with one PatientID, and of patients with several.
 
     `people` are the PatientID of each DICOM file or series, '' where it has none, and
@@ -78,8 +89,8 @@ def warn_of_headers(people: Iterable[tuple[str, int | str]]) -> None:
     if not 1 < table["id"].nunique() < len(table):
         return
     for id, name, what in (
-        ("id", "patient", "PatientIDs of DICOM files are of several patients"),
-        ("patient", "id", "patients have DICOM files of several PatientIDs"),
+        ("id", "patient", f"{ids} {where} are of several patients"),
+        ("patient", "id", f"patients have several {ids} {where}"),
     ):
         groups = table.groupby(id)[name].unique()
         groups = groups[groups.map(len) > 1]

@@ -267,8 +267,9 @@ def patients(names: Sequence[str], patient: str, folder: Path) -> list[int | str
 
 
 def warn_of_headers(files: Sequence[ScanFiles], patients: Sequence[int | str]) -> None:
-    """Warns where the PatientIDs of DICOM series say otherwise than `patients`."""
-    people = zip(files, patients, strict=True)
+    """Warns where names or PatientIDs of DICOM series say otherwise than `patients`."""
+    people = [*zip(files, patients, strict=True)]
+    identity.warn_of_names((scan.name, patient) for scan, patient in people)
     identity.warn_of_headers(
         (id, patient)
         for scan, patient in people

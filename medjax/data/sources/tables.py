@@ -127,6 +127,7 @@ def from_rows(
         rows = (dict(zip(table.columns, row, strict=True)) for row in values)
         yield from prepared.in_parallel(item, rows)
         identity.warn_of_headers(people)
+        identity.warn_of_names(zip(table["image"], table["patient"], strict=True))
         for file, reason in left_out:
             yield Item({"image": file}, None, reason=reason)
 
