@@ -170,6 +170,9 @@ def test_a_task_without_a_class_is_empty_and_says_why():
     assert alone["metrics"]["auroc"]["one"] is not None
     # Of three tests two are undefined: nothing is left to adjust for.
     assert found["tasks"]["a"]["holm"] == found["tasks"]["a"]["p"]
+    tested = found["tasks"]["a"]["metrics"]["auroc"]["difference"]
+    assert tested["holm"] == tested["p"] == found["tasks"]["a"]["p"]
+    assert alone["metrics"]["auroc"]["difference"]["holm"] is None
     both = [found["tasks"][t]["metrics"]["auroc"]["one"] for t in "ac"]
     mean = found["mean"]["auroc"]["one"]
     assert mean == pytest.approx(np.mean(both), abs=1e-6)

@@ -200,7 +200,7 @@ def pair(folders: Sequence[Path], kinds: Sequence[Kind], split: str, **draws) ->
             for metric in how.metrics
         }
 
-    def row(t: int) -> dict:
+    def of_task(t: int) -> dict:
         metrics = pairs(lambda arm: arm["tasks"][names[t]], few[t])
         gap, why = metrics[how.primary]["difference"], ""
         if gap["estimate"] is None:
@@ -219,8 +219,10 @@ def pair(folders: Sequence[Path], kinds: Sequence[Kind], split: str, **draws) ->
             "metrics": metrics,
         }
 
-    rows = [row(t) for t in range(len(names))]
+    rows = [of_task(t) for t in range(len(names))]
     adjusted = bootstrap.as_json(bootstrap.holm([row["p"] for row in rows]))
+    for row, p in zip(rows, adjusted, strict=True):
+        row["holm"] = row["metrics"][how.primary]["difference"]["holm"] = p
     mean = pairs(lambda arm: arm["mean"], few.all())
     return {
         "films": len(grid.truth),
@@ -228,10 +230,7 @@ def pair(folders: Sequence[Path], kinds: Sequence[Kind], split: str, **draws) ->
         "replicates": draws["replicates"],
         "mean": mean,
         "p": mean[how.primary]["difference"]["p"],
-        "tasks": {
-            name: row | {"holm": p}
-            for name, row, p in zip(names, rows, adjusted, strict=True)
-        },
+        "tasks": dict(zip(names, rows, strict=True)),
     }
 
 
