@@ -176,7 +176,6 @@ def stored_of(dataset: pydicom.Dataset) -> np.ndarray:
 
     A JPEG has none: it may hold more bits than the header says.
     """
-    _check_decoder(dataset)
     syntax = dataset.file_meta.TransferSyntaxUID
     jpeg = syntax.is_encapsulated and syntax != uid.RLELossless
     unused = not jpeg or dataset.PixelRepresentation == 1

@@ -62,13 +62,8 @@ def _border(voxels: np.ndarray) -> tuple[float | None, np.ndarray]:
     same = np.abs(voxels - value) <= most
     if value == 0 and voxels.min() >= 0:
         return 0.0, same
-    parts, _ = ndimage.label(same)
-    outer = np.zeros(parts.max() + 1, bool)
-    for axis in range(3):
-        for end in (0, -1):
-            outer[np.take(parts, end, axis)] = True
-    outer[0] = False
-    return float(value), outer[parts]
+    blank = np.zeros(voxels.shape, bool)
+    return float(value), ndimage.binary_propagation(blank, mask=same, border_value=1)
 
 
 PART_SHARE = 0.05  # Parts of the body are large from this share of the largest on.

@@ -34,7 +34,6 @@ def convnext(
       axis_name: unused, because nothing here depends on a batch.
       rest: of Classifier.
     """
-    del axis_name
     stages = [partial(PatchStem, width=widths[0], dtype=dtype)]
     rates = layers.depth_rates(stochastic_depth, blocks)
     for i, (of_blocks, width) in enumerate(zip(rates, widths, strict=True)):
@@ -54,7 +53,6 @@ class PatchStem(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool, keys: Array | None = None) -> Array:
-        del keys
         patches = {"padding": 0, "use_bias": True, "dtype": self.dtype}
         x = layers.conv(x, self.width, 4, 4, **patches, name="conv")
         return norm(dtype=self.dtype, name="norm")(x)

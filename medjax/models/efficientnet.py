@@ -45,9 +45,7 @@ def efficientnet(
     epsilon of 1e-3. The paper trains B0 with a dropout and a stochastic depth of 0.2.
 
     Args:
-      table: see B0.
-      stem: channels of the stem.
-      top: channels of the last convolution, a stage of its own.
+      stem, top: channels of the stem, and of the last convolution.
       lite: EfficientNet-Lite (Liu, TensorFlow blog, 2020): no squeeze and excitation,
         and relu6 instead of swish.
       padding: None pads both sides equally; 'SAME' is TensorFlow's, which pads the end
@@ -84,7 +82,6 @@ class Unit(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool, keys: Array | None = None) -> Array:
-        del keys
         x = self.conv(x, self.features, self.size, self.stride, name="conv")
         return self.activation(self.norm(train=train, name="norm")(x))
 

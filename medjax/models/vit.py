@@ -33,7 +33,6 @@ def vit(
     """A stem that makes tokens, and a stage for each block.
 
     Args:
-      tasks: T, the number of findings.
       width: C, of the tokens.
       heads: of the attention; they divide the width.
       depth: blocks.
@@ -46,7 +45,6 @@ def vit(
       axis_name: unused, because nothing here depends on a batch.
       rest: of Classifier.
     """
-    del axis_name
     stem = partial(TokenStem, width, patch, grid, 1 + registers, dtype)
     [rates] = layers.depth_rates(stochastic_depth, [depth])
     blocks = [
@@ -72,7 +70,6 @@ class TokenStem(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool, keys: Array | None = None) -> Array:
-        del keys
         if x.ndim != 4:
             raise InputError(
                 "model.name: a ViT has positions in two dimensions: take another "

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from medjax.augment import safety
 from medjax.config import Config, flatten
 from medjax.errors import InputError, check_choice
@@ -140,7 +142,7 @@ def check_ranges(config: Config) -> None:
     values = flatten(config.to_dict())
     for words, (holds, *fields) in RANGES.items():
         for field in fields:
-            if field in values and not all(map(holds, _leaves(values[field]))):
+            if field in values and not all(map(holds, jax.tree.leaves(values[field]))):
                 raise InputError(f"{field}={values[field]}: give {words}")
     for field, value in values.items():
         number = field.startswith("loss.") and isinstance(value, int | float)
@@ -161,13 +163,6 @@ def check_ranges(config: Config) -> None:
             words = "0 to 1" if name in ("flip", "probability") else "0 or more"
             if isinstance(value, float) and not RANGES[words][0](value):
                 raise InputError(f"augment.{op}.{name}={value}: give {words}")
-
-
-def _leaves(value: Any) -> list:
-    """A value, or what a tuple and the tuples in it hold."""
-    if not isinstance(value, tuple):
-        return [value]
-    return [leaf for each in value for leaf in _leaves(each)]
 
 
 def _check_sides(config: Config) -> None:

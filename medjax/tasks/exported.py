@@ -64,11 +64,9 @@ def of_images(run: Any) -> ExportedModel:
     count = len(output.names)
 
     def answer(arrays: dict[str, Array], image: Array) -> tuple[Array, ...]:
-        variables = zip(states, weights.nested(arrays), strict=True)
-        each = [
-            run.network.rows(state._replace(averaged=averaged), image)
-            for state, averaged in variables
-        ]
+        each = zip(states, weights.nested(arrays), strict=True)
+        members = [state._replace(averaged=averaged) for state, averaged in each]
+        each = [run.network.rows(member, image) for member in members]
         z = each[0] if len(each) == 1 else step.log_odds_of_mean(jnp.stack(each))
         # As on the host, calibration begins with the rounded and clipped probability.
         p = 1 / (1 + jnp.exp(-z))
@@ -80,12 +78,8 @@ def of_images(run: Any) -> ExportedModel:
         table = jnp.concatenate([p, call.astype(jnp.float32)], axis=1)
         if not output.masks:
             return (table,)
-        drawn = [
-            jax.nn.sigmoid(
-                run.network.rows_of_masks(state._replace(averaged=averaged), image)
-            )
-            for state, averaged in zip(states, weights.nested(arrays), strict=True)
-        ]
+        draw = run.network.rows_of_masks
+        drawn = [jax.nn.sigmoid(draw(member, image)) for member in members]
         return table, sum(drawn) / len(drawn)
 
     masks = (*output.shape[:-1], len(output.masks))
@@ -97,8 +91,11 @@ def of_images(run: Any) -> ExportedModel:
         "thresholds": dict(zip(output.names, run.thresholds.tolist(), strict=True)),
         "calibration": run.fixed.calibration.method,
         "flip": run.config.evaluation.flip,
-        "preparation": _preparation(run),
+        "preparation": {"steps": FILM_NOTE if len(output.shape) == 3 else VOXELS_NOTE},
     }
+    if output.spacing:
+        names = ("units", *volumes.OPTIONS)
+        facts["preparation"] = {"steps": VOLUME} | _fields(run.config, names)
     return ExportedModel(
         answer=answer,
         image=output.shape,
@@ -106,14 +103,6 @@ def of_images(run: Any) -> ExportedModel:
         outputs=((2 * count,), *[masks] * bool(output.masks)),
         **_common(run, facts),
     )
-
-
-def _preparation(run: Any) -> dict[str, Any]:
-    """How images are made of files."""
-    if run.output.spacing:
-        names = ("units", *volumes.OPTIONS)
-        return {"steps": VOLUME} | _fields(run.config, "data", names)
-    return {"steps": FILM_NOTE if len(run.output.shape) == 3 else VOXELS_NOTE}
 
 
 def of_volumes(run: Any, *, patch, slices, overlap, flips, **_) -> ExportedModel:
@@ -157,7 +146,7 @@ def of_volumes(run: Any, *, patch, slices, overlap, flips, **_) -> ExportedModel
             region: post._asdict()
             for region, post in zip(regions, run.fixed, strict=True)
         },
-        "preparation": {"steps": SCAN} | _fields(run.config, "data", scans.READING),
+        "preparation": {"steps": SCAN} | _fields(run.config, scans.READING),
     }
     return ExportedModel(
         answer=answer,
@@ -191,6 +180,6 @@ def _common(run: Any, facts: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _fields(config: Config, section: str, names: tuple[str, ...]) -> dict[str, Any]:
-    """These fields of a section of the config, where it has them."""
-    return {name: config[section][name] for name in names if name in config[section]}
+def _fields(config: Config, names: tuple[str, ...]) -> dict[str, Any]:
+    """These fields of `config.data`, where it has them."""
+    return {name: config.data[name] for name in names if name in config.data}

@@ -208,11 +208,8 @@ def _gradient(
         batch_stats, _, gap = aux
     else:
         parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
-        zeros = (
-            jnp.zeros(()),
-            jnp.zeros(()),
-            optax.tree.zeros_like((moving, state.dual)),
-        )
+        zero = jnp.zeros(())
+        zeros = zero, zero, optax.tree.zeros_like((moving, state.dual))
         (batch_stats, sums), _ = lax.scan(add, (state.batch_stats, zeros), parts)
         count, value, grads = sums
         value, grads = optax.tree.scale(1 / jnp.maximum(count, 1), (value, grads))

@@ -168,14 +168,6 @@ def nih(*, folder: Path, side: int, bits: int = 8) -> Source:
     )
 
 
-def _nih_paths(folder: Path) -> Iterator[tuple[Path, Path]]:
-    """The images of a folder: the path below it, and the path."""
-    for path in image_files.image_paths(folder)[0]:
-        file = path.relative_to(folder)
-        if file.parts[0].startswith("images"):  # images/, or images_001/ and on.
-            yield file, path
-
-
 def _nih_age(text: pd.Series) -> pd.Series:
     """Years; the first release of the table says '058Y', '011M' and '003D'."""
     parts = text.str.strip().str.extract(r"^(\d+(?:\.\d+)?)\s*([YMD]?)$")
@@ -211,11 +203,14 @@ def _nih_official(folder: Path, names: pd.Series) -> np.ndarray:
 def _nih_images(folder: Path, listed: set[str]) -> tuple[dict[str, Path], list[tuple]]:
     """Image name -> file, and (file, reason) of the files that are left out."""
     paths, left_out = {}, []
-    for file, path in _nih_paths(folder):
+    for path in image_files.image_paths(folder)[0]:
+        file = str(path.relative_to(folder))
+        if not file.startswith("images"):  # images/, or images_001/ and on.
+            continue
         if path.name not in listed:
-            left_out.append((str(file), "the table has no row for it"))
+            left_out.append((file, "the table has no row for it"))
         elif path.name in paths:
-            left_out.append((str(file), f"has the name of {paths[path.name]}"))
+            left_out.append((file, f"has the name of {paths[path.name]}"))
         else:
             paths[path.name] = path
     if not paths and not left_out:
@@ -278,7 +273,8 @@ def chexpert(
         "official": "official",
     }
     text = cells.select(raw, columns, folder)
-    text["image"] = _below_folder(text["image"])
+    # Without the first part of CheXpert-v1.0-small/train/patient00001/...
+    text["image"] = text["image"].str.replace(r"^CheXpert[^/]*/", "", regex=True)
     text["patient"] = text["image"].str.extract(r"(patient\d+)")[0]
     if text["patient"].isna().any():
         path = text["image"][text["patient"].isna()].iloc[0]
@@ -336,8 +332,3 @@ def chexpert_labels(
         cells.refuse(strange, column, images, where, why)
         labels[task] = column.map(meaning)
     return pd.DataFrame(labels)
-
-
-def _below_folder(paths: pd.Series) -> pd.Series:
-    """'CheXpert-v1.0-small/train/patient00001/...' without the first part."""
-    return paths.str.replace(r"^CheXpert[^/]*/", "", regex=True)
