@@ -76,7 +76,7 @@ def test_12_bits_keep_their_levels_from_the_file_to_the_network(tmp_path, caplog
 
     list(inference.predict_files(files, step, **options))
     (evaluated,) = loader.evaluation_batches(films, batch=2, devices=1)
-    training = next(loader.TrainBatches(films, seed=0, batch=2, devices=1))
+    training = next(loader.train_batches(films, seed=0, batch=2, devices=1))
     training = jax.tree.map(lambda x: np.asarray(x)[0], training)
     augmented = policy.augment_batch(
         jax.random.key(0), training, ops=(), prepare=lambda image: image

@@ -36,12 +36,12 @@ def path(items, make_source, tmp_path_factory):
 
 @pytest.fixture
 def stream(path):
-    """Opens TrainBatches of some ids; closes them all in the end."""
+    """Opens train_batches of some ids; closes them all in the end."""
     opened = []
 
     def open_stream(ids=range(N), seed=0, batch=2, devices=1, **options):
         films = loader.Images(path, ids, label_of(ids))
-        batches = loader.TrainBatches(
+        batches = loader.train_batches(
             films, seed=seed, batch=batch, devices=devices, **options
         )
         opened.append(batches)
@@ -57,6 +57,14 @@ def label_of(ids, columns=(0, 1, 2)):
     label = np.random.default_rng(0).integers(0, 2, (N, len(TASKS))).astype(float)
     label[::3, 1] = np.nan
     return label[np.ix_(ids, columns)]
+
+
+def eventually(holds):
+    """Waits until the threads have done it."""
+    until = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 def take(batches, n):
@@ -226,9 +234,9 @@ def test_labels_are_the_wanted_columns_in_their_order(path, columns):
 
 def test_films_are_read_by_several_threads_ahead_of_the_step():
     films = Counted(delay=0.005)
-    batches = loader.TrainBatches(films, seed=0, batch=4, devices=1, threads=3)
+    batches = loader.train_batches(films, seed=0, batch=4, devices=1, threads=3)
     next(batches)
-    assert films.read >= 3 * 4  # That batch, and two on the device.
+    eventually(lambda: films.read >= 3 * 4)  # That batch, and two on the device.
     assert 2 <= films.most <= 3
     batches.close()
 
@@ -250,9 +258,10 @@ def test_batches_lie_on_the_device_before_they_are_asked_for(monkeypatch):
     sent = []
     to_device = loader.to_device
     monkeypatch.setattr(loader, "to_device", lambda b: sent.append(1) or to_device(b))
-    batches = loader.TrainBatches(Counted(), seed=0, batch=4, devices=1, ahead=2)
+    batches = loader.train_batches(Counted(), seed=0, batch=4, devices=1)
     for n in range(5):
         assert isinstance(next(batches)["id"], jax.Array)
+        eventually(lambda n=n: len(sent) == n + 3)
         assert len(sent) == n + 3
     batches.close()
 
@@ -262,7 +271,7 @@ def test_closing_ends_the_reading_threads():
         return {t for t in threading.enumerate() if "grain" in t.name}
 
     before = reading()
-    batches = loader.TrainBatches(Counted(), seed=0, batch=4, devices=1, threads=2)
+    batches = loader.train_batches(Counted(), seed=0, batch=4, devices=1, threads=2)
     next(batches)
     mine = reading() - before
     assert mine
@@ -323,7 +332,7 @@ def test_images_of_any_shape_are_batched(make_items, make_source, tmp_path, shap
     )
     ids = [2, 0, 2, 4]  # With a copy, as over-sampling makes it.
     films = loader.Images(path, ids, label_of(ids))
-    train = loader.TrainBatches(films, seed=0, batch=2, devices=2)
+    train = loader.train_batches(films, seed=0, batch=2, devices=2)
     (shown,) = take(train, 1)
     train.close()
     assert shown["image"].shape == (2, 2, *shape)

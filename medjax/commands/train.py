@@ -39,13 +39,16 @@ def train(config: Config, folder: Path, *, profile: str | None = None) -> bool:
 
 def fit(run: Run, profile: str | None = None) -> bool:
     """Trains step by step; whether the last step is done."""
-    batches = run.batches()
     update = step.update_members(step.compile_step(**run.step_parts))
     tracing = (
         step.profiled(update, profile) if profile else contextlib.nullcontext(update)
     )
-    with run.checkpoints as checkpoints, tracing as update:
-        complete = loop.fit(
+    with (
+        run.checkpoints as checkpoints,
+        contextlib.closing(run.batches()) as batches,
+        tracing as update,
+    ):
+        return loop.fit(
             run.state,
             workdir=run.folder,
             step=update,
@@ -54,8 +57,6 @@ def fit(run: Run, profile: str | None = None) -> bool:
             checkpoints=checkpoints,
             **parts.schedule(run.config),
         )
-    batches.close()
-    return complete
 
 
 def finish(run: Run) -> None:

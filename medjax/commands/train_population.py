@@ -17,7 +17,6 @@ import jax
 from medjax import tasks
 from medjax.commands import train
 from medjax.config import Config, affecting
-from medjax.data.loader import TrainBatches
 from medjax.tasks import parts
 from medjax.training import devices, population
 from medjax.training.population import Arm, Outcome, failed
@@ -154,9 +153,9 @@ def _fit(arms: list[Arm]) -> list[Outcome]:
 
 
 @contextlib.contextmanager
-def _streams(arms: list[Arm]) -> Iterator[dict[bytes, TrainBatches]]:
+def _streams(arms: list[Arm]) -> Iterator[dict[bytes, Any]]:
     """The training data of arms, by the runs' order: equal ones share a stream."""
-    streams: dict[bytes, TrainBatches] = {}
+    streams: dict[bytes, Any] = {}
     for arm in arms:
         if arm.run.order not in streams:
             streams[arm.run.order] = stream = arm.run.batches(on_host=True)

@@ -20,12 +20,12 @@ An evaluation batch is the same without epoch, occurrence and domain. What a bat
 scans holds, volumes.Volumes says.
 """
 
-import collections
 import copy
 import functools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -96,81 +96,54 @@ def occurrences(ids: np.ndarray) -> np.ndarray:
     return pd.Series(ids).groupby(ids).cumcount().to_numpy(np.int32)
 
 
-class TrainBatches:
-    """An endless iterator of device batches whose position can be saved.
+def train_batches(
+    samples: Sequence,
+    *,
+    seed: int,
+    batch: int,
+    devices: int,
+    threads: int = 0,
+    target: Images | None = None,
+    on_host: bool = False,
+) -> Any:
+    """An endless iterator of device batches, of Grain: its position can be saved.
 
     Every epoch is a new global shuffle; a batch may cross the end of an epoch, and no
-    sample is dropped. Each of n hosts takes every n-th sample of the global order.
+    sample is dropped. Each of n hosts takes every n-th sample of the global order. Two
+    batches are on the device in advance.
+
+    `get_state()` is the position after the last batch handed out, as plain JSON;
+    `set_state` continues with the batch that comes next, and `close` ends the threads.
 
     Args:
       samples: what to draw from: `Images` or `volumes.Volumes`.
       devices: D, of this host.
       threads: that read; 0 chooses one a core, at most 16.
-      ahead: batches copied to the device in advance.
       target: images of another domain, in an order of their own. Each device then has
         B rows of them, without labels, after its B of `samples`.
       on_host: whether the batches stay in the host's memory.
     """
+    import grain  # Late: it takes two seconds.
 
-    def __init__(
-        self,
-        samples: Sequence,
-        *,
-        seed: int,
-        batch: int,
-        devices: int,
-        threads: int = 0,
-        ahead: int = 2,
-        target: Images | None = None,
-        on_host: bool = False,
-    ):
-        import grain  # Late: it takes two seconds.
-
-        dataset = _endless(samples, seed)
-        if target is not None:
-            pair = [dataset, _endless(target, seed + 1)]
-            dataset = grain.experimental.ZipMapDataset(pair)
-        dataset = dataset[jax.process_index() :: jax.process_count()]
-        # Batched before the threads: the stream is the same for any number of them.
-        # The stream is endless, so nothing is dropped; a remainder makes Grain round
-        # the length as a float, past the largest one where a batch is one row.
-        dataset = dataset.batch(batch, drop_remainder=True)
-        dataset = dataset.batch(devices, drop_remainder=True)
-        if target is not None:
-            dataset = dataset.map(_side_by_side)
-        threads = threads or min(16, prepared.cores())
-        options = grain.ReadOptions(
-            num_threads=threads, prefetch_buffer_size=2 * threads
-        )
-        self._iterator = iter(dataset.to_iter_dataset(options))
-        self._ready: collections.deque = collections.deque()
-        self._ahead = ahead
-        self._put = (lambda batch: batch) if on_host else to_device
-        self._position = self._iterator.get_state()
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        while len(self._ready) <= self._ahead:
-            batch = self._put(next(self._iterator))
-            self._ready.append((batch, self._iterator.get_state()))
-        batch, self._position = self._ready.popleft()
-        return batch
-
-    def get_state(self) -> dict:
-        """The position after the last batch handed out, as plain JSON."""
-        return self._position
-
-    def set_state(self, position: dict) -> None:
-        """Continues from a position, with the batch that would have come next."""
-        self._ready.clear()
-        self._iterator.set_state(position)
-        self._position = position
-
-    def close(self) -> None:
-        """Ends the reading threads."""
-        self._iterator.close()
+    dataset = _endless(samples, seed)
+    if target is not None:
+        pair = [dataset, _endless(target, seed + 1)]
+        dataset = grain.experimental.ZipMapDataset(pair)
+    dataset = dataset[jax.process_index() :: jax.process_count()]
+    # Batched before the threads: the stream is the same for any number of them.
+    # The stream is endless, so nothing is dropped; a remainder makes Grain round the
+    # length as a float, past the largest one where a batch is one row.
+    dataset = dataset.batch(batch, drop_remainder=True)
+    dataset = dataset.batch(devices, drop_remainder=True)
+    if target is not None:
+        dataset = dataset.map(_side_by_side)
+    threads = threads or min(16, prepared.cores())
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    dataset = dataset.to_iter_dataset(options)
+    if not on_host:  # One batch waits, and the next one for its place.
+        ahead = grain.experimental.ThreadPrefetchIterDataset
+        dataset = ahead(dataset.map(to_device), prefetch_buffer_size=1)
+    return iter(dataset)
 
 
 def _endless(samples: Sequence, seed: int):

@@ -121,8 +121,7 @@ def batches(
 ):
     """Whole volumes; the device draws their patches."""
     images = data.images(config.patch.size, ids)
-    # Whole volumes are large, and a step is long: one batch ahead is enough.
-    options = {"each": config.patch.each, "on_host": on_host, "ahead": 1}
+    options = {"each": config.patch.each, "on_host": on_host}
     return splitting.train_batches(config, images, **options)
 
 

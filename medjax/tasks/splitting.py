@@ -139,8 +139,7 @@ def train_batches(
     *,
     each: int = 1,
     on_host: bool = False,
-    **options,
-) -> loader.TrainBatches:
+) -> Any:
     """Device batches without end; `config.train.batch` counts all devices.
 
     Args:
@@ -148,10 +147,9 @@ def train_batches(
       target: films of another domain; a batch holds as many of them besides.
       each: rows of the batch that one image gives, the patches of a volume.
       on_host: whether they stay there, [1, B, ...], for several runs to share.
-      options: of the loader.
     """
     shards = 1 if on_host else jax.device_count()
-    return loader.TrainBatches(
+    return loader.train_batches(
         images,
         seed=config.seed,
         batch=config.train.batch // (shards * each),
@@ -159,7 +157,6 @@ def train_batches(
         threads=config.train.threads,
         target=target,
         on_host=on_host,
-        **options,
     )
 
 

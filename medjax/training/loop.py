@@ -7,11 +7,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 from chex import Array
 
-from medjax.data.loader import TrainBatches
 from medjax.errors import InputError
 from medjax.training import devices
 from medjax.training.checkpoint import Checkpoints
@@ -30,7 +30,7 @@ def fit(
     workdir: Path,
     steps: int,
     step: Callable,
-    batches: TrainBatches,
+    batches: Any,
     evaluate: Callable[[State], dict[str, float]],
     checkpoints: Checkpoints,
     key: Array,
@@ -43,7 +43,7 @@ def fit(
     Args:
       state: before the first update.
       step: from compile_step; its first argument is donated.
-      batches: the training data; its position is saved with the state.
+      batches: of loader.train_batches; their position is saved with the state.
       evaluate: the validation metrics, of which the first chooses the best checkpoint;
         {} if nobody validates.
       log_every: steps between two lines of the workdir's metrics.jsonl.

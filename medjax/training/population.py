@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from chex import Array, ArrayTree
 
-from medjax.data.loader import Batch, TrainBatches
+from medjax.data.loader import Batch
 from medjax.errors import InputError
 from medjax.training import loop, step
 from medjax.training.checkpoint import Checkpoints
@@ -165,7 +165,7 @@ def fit(
     arms: Sequence[Arm],
     *,
     program: Program,
-    streams: dict[bytes, TrainBatches],
+    streams: dict[bytes, Any],
     steps: int,
     log_every: int,
     evaluate_every: int,
