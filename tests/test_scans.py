@@ -41,7 +41,7 @@ def prepared(count):
             "patient": np.arange(count) + 100,
         }
     )
-    volumes = Prepared(None, table, ("t1",), {"whole": (1,)}, {})
+    volumes = Prepared(None, table, ("t1",), {"whole": (1,)})
     output = scans.MasksOutput(("t1",), {"whole": (1,)})
     rows = table.assign(volume=table["id"], half="whole")
     return scans.ScanData(None, rows, output, volumes)

@@ -11,7 +11,7 @@ from scans import affine_of, ball, brain, save
 from medjax.data import scan, volumes
 from medjax.data.scan import make_scan
 from medjax.data.sources import scan_files
-from medjax.data.volumes import UnreadScan
+from medjax.data.volumes import Part, UnreadScan
 from medjax.errors import InputError
 
 SHAPE = (12, 16, 14)
@@ -51,15 +51,10 @@ def test_cases_come_back_as_they_went_in(tmp_path):
     assert list(prepared.table["patient"]) == [7, 9]
     assert list(prepared.table["official"]) == ["train", ""]
     for id, one in enumerate(sent):
-        case, back = one.read(), volumes.load(prepared, id)
-        assert isinstance(back.image, np.memmap) and back.image.dtype == np.float16
-        np.testing.assert_array_equal(back.image, case.image.astype(np.float16))
-        np.testing.assert_array_equal(back.label, case.label)
-        np.testing.assert_array_equal(back.presence, case.presence)
-        np.testing.assert_array_equal(back.affine, case.affine)
-        np.testing.assert_allclose(back.spacing, case.spacing)
-        assert back.original.shape == case.original.shape
-        np.testing.assert_array_equal(back.original.affine, case.original.affine)
+        case, (image, label) = one.read(), volumes.read(prepared.folder, Part(id))
+        assert isinstance(image, np.memmap) and image.dtype == np.float16
+        np.testing.assert_array_equal(image, case.image.astype(np.float16))
+        np.testing.assert_array_equal(label, case.label)
 
 
 def test_the_table_tells_sizes_volumes_and_what_is_there(tmp_path):
@@ -74,7 +69,7 @@ def test_the_table_tells_sizes_volumes_and_what_is_there(tmp_path):
     assert row["voxels_core"] == ball(SHAPE, 0.2).sum()
     assert (row["has_T2"], row["has_FLAIR"]) == (0, 1)
     assert table[["voxels_whole", "voxels_core"]].iloc[1].isna().all()
-    assert volumes.load(volumes.read_prepared(tmp_path / "a"), 1).label is None
+    assert volumes.read(tmp_path / "a", Part(1))[1] is None
 
 
 def test_a_patient_that_cannot_be_read_is_left_out_with_a_reason(tmp_path):
@@ -157,8 +152,8 @@ def test_files_are_prepared_as_read_case_reads_them(tmp_path):
     sent = volumes.from_files(found, labelled=False, **options)
     prepared = prepare(sent, tmp_path / "both")
     case = scan.read_scan(found[0].sequences, found[0].mask, **options)
-    back = volumes.load(prepared, 0)
-    np.testing.assert_array_equal(back.image, case.image.astype(np.float16))
-    np.testing.assert_array_equal(back.label, case.label)
-    assert volumes.load(prepared, 1).label is None
+    image, label = volumes.read(prepared.folder, Part(0))
+    np.testing.assert_array_equal(image, case.image.astype(np.float16))
+    np.testing.assert_array_equal(label, case.label)
+    assert volumes.read(prepared.folder, Part(1))[1] is None
     assert list(prepared.table["image"]) == ["P1", "P2"]

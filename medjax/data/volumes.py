@@ -4,7 +4,6 @@ Beside the files that prepared.py lists, the folder holds
 
     0.image.npy   [D, H, W, C] float16, z-scores, or Hounsfield units or SUV
     0.label.npy   [D, H, W, K] uint8; absent for a scan without a mask
-    0.grid.json   the affine, and the grid of the scan's own file
     data.json     sequences, regions with their values, and the options
     digests.json  digests of the arrays' files
     thumbnails.npy  [N, C, 2, S, S, S] float16, see cohort/duplicates.py
@@ -14,7 +13,6 @@ The arrays are plain .npy, so a loader maps them and reads only the part it need
 
 import contextlib
 import functools
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,12 +24,11 @@ from scipy import ndimage
 from medjax.cohort import duplicates
 from medjax.data import loader, prepared
 from medjax.data.intensity_units import Channel, normalise
-from medjax.data.nifti import Grid
 from medjax.data.prepared import Item
 from medjax.data.scan import Scan, read_scan
 from medjax.data.sources.scan_files import ScanFiles
 from medjax.errors import InputError
-from medjax.files import digest, escaped, read_json, write_json, write_text
+from medjax.files import digest, escaped, read_json, write_json
 
 # Then voxels_<region>, blank without a mask, and has_<sequence>, 1 or 0.
 VOLUME_COLUMNS = (
@@ -46,6 +43,7 @@ VOLUME_COLUMNS = (
     "spacing_h",
     "spacing_w",
 )
+SPACING_COLUMNS = VOLUME_COLUMNS[-3:]
 READER = 1  # Raise it when scans are read into other arrays or rows, as records.READER.
 DIGESTS = "digests.json"
 THUMBNAILS = "thumbnails.npy"
@@ -69,7 +67,6 @@ class Prepared(NamedTuple):
     sequences: tuple[str, ...]  # [C] names of the image's channels.
     # [K] names of the label's channels -> their values in a mask's file.
     regions: dict[str, tuple[int, ...]]
-    options: dict[str, Any]  # What the data was prepared with.
 
 
 def from_files(
@@ -169,19 +166,6 @@ def read_prepared(folder: Path) -> Prepared:
         table,
         tuple(about["sequences"]),
         {name: tuple(values) for name, values in about["regions"].items()},
-        about["options"],
-    )
-
-
-def load(prepared: Prepared, id: int) -> Scan:
-    """One scan; its arrays are mapped, and read where they are touched."""
-    grid = read_json(prepared.folder / f"{id}.grid.json")
-    row = prepared.table.set_index("id").loc[id]
-    return Scan(
-        *read(prepared.folder, Part(id)),
-        row[_has(prepared.sequences)].to_numpy(np.float32),
-        np.array(grid["affine"]),
-        Grid(tuple(grid["original_shape"]), np.array(grid["original_affine"])),
     )
 
 
@@ -202,12 +186,6 @@ def _write(item: Item, id: int, folder: Path, sequences, regions) -> dict[str, A
     if scan.label is not None:
         np.save(folder / f"{id}.label.npy", scan.label.astype(np.uint8))
         voxels = np.sum(scan.label, axis=(0, 1, 2), dtype=np.int64).tolist()
-    where = {
-        "affine": scan.affine.tolist(),
-        "original_shape": list(map(int, scan.original.shape)),
-        "original_affine": scan.original.affine.tolist(),
-    }
-    write_text(folder / f"{id}.grid.json", json.dumps(where))
     names = ("id", *VOLUME_COLUMNS[4:], *_voxels(regions), *_has(sequences))
     values = (id, *scan.image.shape[:3], *scan.spacing, *voxels, *scan.presence)
     return item.row | dict(zip(names, values, strict=True))
@@ -273,10 +251,11 @@ class Volumes:
         self._channels = channels
         self._folder, self.parts = prepared.folder, tuple(parts)
         self._facts = {}
-        for id in {part.id for part in self.parts}:
-            scan = load(prepared, id)
-            spacing = scan.spacing.astype(np.float32)
-            presence = scan.presence
+        for id, row in prepared.table.set_index("id").iterrows():
+            spacing, presence = (
+                row[[*names]].to_numpy(np.float32)
+                for names in (SPACING_COLUMNS, _has(prepared.sequences))
+            )
             if channels:
                 presence = presence[[channel[0] for channel in channels]]
             self._facts[id] = {"spacing": spacing, "presence": presence}

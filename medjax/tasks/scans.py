@@ -46,7 +46,6 @@ SPLIT_KINDS = {  # Values of `data.split`, and which splits they fill.
     "all": ("train",),
 }
 AXIS_COLUMNS = ("depth", "height", "width")
-SPACING_COLUMNS = ("spacing_d", "spacing_h", "spacing_w")
 log = logging.getLogger("medjax")
 
 
@@ -178,7 +177,7 @@ def data(config: Config) -> ScanData:
 
     data_fields.ready(config, folder, _files(config), begin)
     prepared = volumes.read_prepared(folder)
-    spacing = tuple(prepared.table[list(SPACING_COLUMNS)].median().tolist())
+    spacing = tuple(prepared.table[[*volumes.SPACING_COLUMNS]].median().tolist())
     output = expected(config)._replace(spacing=spacing)
     return ScanData(folder, _table(config, prepared), output, prepared)
 

@@ -156,9 +156,10 @@ def answers(
     config: Config, network, state, data: scans.ScanData, ids
 ) -> Iterator[Answer]:
     """The predictions of these volumes, one after the other."""
+    spacings = data.prepared.table.set_index("id")[[*volumes.SPACING_COLUMNS]]
     for part in data.parts(ids).values():
         image, label = volumes.read(data.path, part)
-        spacing = volumes.load(data.prepared, part.id).spacing
+        spacing = spacings.loc[part.id].to_numpy(float)
         predicted, members = probability(
             config, network, state, image, data.output.channels
         )
