@@ -214,7 +214,7 @@ def test_frozen_choices_of_another_config_are_refused(run, tmp_path):
     config = json.loads(path.read_text())
     config["evaluation"]["calibration"] = "isotonic"
     path.write_text(json.dumps(config))
-    with pytest.raises(InputError, match="the calibration is 'platt'.*evaluate"):
+    with pytest.raises(InputError, match="calibration 'platt', not.*evaluate"):
         finished(tmp_path / "run")
 
 

@@ -184,17 +184,13 @@ def settle(
 
 def stale(config: Config, fixed: Fixed, number: int) -> str:
     """Why fixed choices aren't those of a config and a checkpoint; '' if they are."""
-    if fixed.checkpoint != number:
-        return f"thresholds.json is of checkpoint {fixed.checkpoint}, not {number}"
-    now, then = operating(config), {"rule": fixed.rule, "value": fixed.value}
-    if then != now:
-        return f"thresholds.json is of {then}, and config.json says {now}"
-    then = 0.0 if fixed.limits is None else fixed.limits.error[0]
-    if then != (now := config.evaluation.error_rate):
-        return f"the error rate of answers is {then:g}, and config.json says {now:g}"
-    now, then = config.evaluation.calibration, fixed.calibration.method
-    if then != now:
-        return f"the calibration is {then!r}, and config.json says {now!r}"
+    now = {"checkpoint": number, **operating(config)}
+    now |= {k: config.evaluation[k] for k in ("calibration", "error_rate")}
+    then = fixed._asdict() | {"calibration": fixed.calibration.method}
+    then["error_rate"] = 0.0 if fixed.limits is None else fixed.limits.error[0]
+    for name, value in now.items():
+        if then[name] != value:
+            return f"thresholds.json is of {name} {then[name]!r}, not {value!r}"
     return ""
 
 
