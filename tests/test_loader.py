@@ -175,7 +175,7 @@ def test_a_saved_position_goes_on_with_the_very_next_batch(stream, done, threads
     take(interrupted, done)
     saved = json.dumps(interrupted.get_state())
     expected = take(interrupted, 8)
-    fresh = stream(threads=5 - threads, ahead=0)
+    fresh = stream(threads=5 - threads)
     fresh.set_state(json.loads(saved))
     assert fresh.get_state() == json.loads(saved)
     same(take(fresh, 8), expected)
