@@ -33,13 +33,13 @@ def convolution(
     method = _method(x.shape, kernel.shape, tuple(strides), pads, options)
     if method is None:
         return lax.conv_general_dilated(x, kernel, strides, padding, **options)
-    return _convolution(x, kernel, *method, tuple(strides), pads)
+    return _convolution(x, kernel, method, tuple(strides), pads)
 
 
 def _method(
     shape: tuple, kernel: tuple, strides: tuple, padding: tuple, options: dict
-) -> tuple[Callable, Callable] | None:
-    """The convolution and its gradients on the CPU, or None where XLA's are best."""
+) -> Callable | None:
+    """The convolution on the CPU, or None where XLA's is best."""
     *size, inner, outer = kernel
     dilations = (options.get("lhs_dilation"), options.get("rhs_dilation"))
     if any(set(d or [1]) != {1} for d in dilations):
@@ -47,58 +47,68 @@ def _method(
     groups = options.get("feature_group_count", 1)
     if groups != 1:
         depthwise = groups == shape[-1] == outer
-        return (_by_channels, _by_channels_backward) if depthwise else None
+        return _by_channels if depthwise else None
     fits = not any(n % k for n, k in zip(shape[1:-1], size, strict=True))
     if strides == tuple(size) and not np.any(padding) and fits:
-        return _by_blocks, _by_blocks_backward
+        return _by_blocks
     centred = padding == tuple((n // 2, n // 2) for n in size)
     centred &= all(n % 2 for n in size)
     same = centred and set(strides) == {1}
     if len(shape) == 5:
         if centred and inner <= 4:
-            return _by_depth, _by_depth_backward
+            return _by_depth
         if same and outer < inner and np.prod(shape[1:-1]) <= FEW_VOXELS:
-            return _by_columns, _few_outputs_backward
+            return _few_outputs_of_few
         if same:
-            return _by_slices, _by_slices_backward
-        return (_by_strides, _by_strides_backward) if centred else None
+            return _by_slices
+        return _by_strides if centred else None
     if len(shape) != 4:
         return None
     if same and outer < inner:
-        return _native, _few_outputs_backward
+        return _few_outputs
     if any(n > length for n, length in zip(size, shape[1:3], strict=True)):
-        return _by_columns, _by_columns_backward
-    return (_native, _few_inputs_backward) if inner <= 4 else None
+        return _by_columns
+    return _few_inputs if inner <= 4 else None
 
 
 # Jitted, so that each shape is traced once. The gradient is defined outside the choice
 # of a platform: JAX would differentiate every choice, which took half of the tracing.
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
-@partial(jax.jit, static_argnums=(2, 3, 4, 5))
-def _convolution(x, kernel, forward, backward, strides, padding) -> Array:
-    """`forward` on the CPU, with its gradient by `backward`; elsewhere XLA's own."""
-    window = {"strides": strides, "padding": padding}
-    return lax.platform_dependent(
-        x, kernel, cpu=partial(forward, **window), default=partial(_native, **window)
-    )
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+@partial(jax.jit, static_argnums=(2, 3, 4))
+def _convolution(x, kernel, method, strides, padding) -> Array:
+    """`method` on the CPU, elsewhere XLA's own."""
+
+    def of(function: Callable) -> Callable:
+        return lambda x, kernel: function(x, kernel, strides, padding)
+
+    return lax.platform_dependent(x, kernel, cpu=of(method), default=of(_native))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _convolution_backward(forward, backward, strides, padding, operands, g) -> tuple:
-    window = {"strides": strides, "padding": padding}
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _convolution_backward(method, strides, padding, operands, g) -> tuple:
+    def of(function: Callable) -> Callable:
+        def forward(x: Array, kernel: Array) -> Array:
+            return function(x, kernel, strides, padding)
 
-    def native(x: Array, kernel: Array, g: Array) -> tuple[Array, Array]:
-        return jax.vjp(partial(_native, **window), x, kernel)[1](g)
+        return lambda x, kernel, g: jax.vjp(forward, x, kernel)[1](g)
 
-    return lax.platform_dependent(
-        *operands, g, cpu=partial(backward, **window), default=native
-    )
+    return lax.platform_dependent(*operands, g, cpu=of(method), default=of(_native))
 
 
 _convolution.defvjp(
     lambda x, kernel, *how: (_convolution(x, kernel, *how), (x, kernel)),
     _convolution_backward,
 )
+
+
+def _with_gradients(forward: Callable, backward: Callable) -> Callable:
+    """A convolution with gradients of its own, (x, kernel, g, strides, padding) -> both."""
+    function = jax.custom_vjp(forward, nondiff_argnums=(2, 3))
+    function.defvjp(
+        lambda x, kernel, *window: (forward(x, kernel, *window), (x, kernel)),
+        lambda strides, padding, kept, g: backward(*kept, g, strides, padding),
+    )
+    return function
 
 
 def _native(x: Array, kernel: Array, strides: tuple, padding: tuple) -> Array:
@@ -120,19 +130,12 @@ def _dimensions(x: Array) -> tuple[str, str, str]:
 # ------------------------------------------------- blocks: the stride is the kernel's size
 
 
-def _by_blocks(x: Array, kernel: Array, **_: Any) -> Array:
+def _by_blocks(x: Array, kernel: Array, strides: tuple, padding: tuple) -> Array:
     """A kernel whose size is its stride, 1 x 1 too: a product with each block."""
     *size, _, outer = kernel.shape
     places = [n // k for n, k in zip(x.shape[1:-1], size, strict=True)]
     y = _to_blocks(x, size) @ kernel.reshape(-1, outer)
     return y.reshape(x.shape[0], *places, outer)
-
-
-def _by_blocks_backward(x: Array, kernel: Array, g: Array, **_: Any) -> tuple:
-    *size, _, outer = kernel.shape
-    places, g = g.shape[:-1], g.reshape(-1, outer)
-    d_x = _from_blocks(g @ kernel.reshape(-1, outer).T, places, size)
-    return d_x, (_to_blocks(x, size).T @ g).reshape(kernel.shape)
 
 
 def grow(x: Array, kernel: Array) -> Array:
@@ -205,10 +208,6 @@ def _by_columns(x: Array, kernel: Array, strides: tuple, padding: tuple) -> Arra
     return (pixels @ kernel.reshape(-1, outer)).reshape(x.shape[0], *places, outer)
 
 
-def _by_columns_backward(x: Array, kernel: Array, g: Array, **window: Any) -> tuple:
-    return jax.vjp(partial(_by_columns, **window), x, kernel)[1](g)
-
-
 def _few_outputs_backward(
     x: Array, kernel: Array, g: Array, strides: tuple, padding: tuple
 ) -> tuple[Array, Array]:
@@ -229,6 +228,10 @@ def _few_outputs_backward(
     return (pixels @ flipped).reshape(x.shape), d_kernel
 
 
+_few_outputs = _with_gradients(_native, _few_outputs_backward)
+_few_outputs_of_few = _with_gradients(_by_columns, _few_outputs_backward)
+
+
 def _few_inputs_backward(
     x: Array, kernel: Array, g: Array, strides: tuple, padding: tuple
 ) -> tuple[Array, Array]:
@@ -236,6 +239,9 @@ def _few_inputs_backward(
     d_kernel = _by_chunks(x, g, kernel.shape[:2], strides, padding, chunk=1)
     _, back = jax.vjp(lambda x: _native(x, kernel, strides, padding), x)
     return *back(g), d_kernel.reshape(kernel.shape)
+
+
+_few_inputs = _with_gradients(_native, _few_inputs_backward)
 
 
 def _by_chunks(
@@ -260,7 +266,7 @@ def _by_chunks(
 # ---------------------------------------------------- channels: depthwise convolutions
 
 
-def _by_channels(x: Array, kernel: Array, strides: tuple, padding: tuple) -> Array:
+def _filtered(x: Array, kernel: Array, strides: tuple, padding: tuple) -> Array:
     """Each channel has a kernel of its own: a sum over its elements, in one loop."""
     views = _views(x, kernel.shape[:-2], strides, padding)
     weights = kernel.reshape(-1, kernel.shape[-1])
@@ -282,14 +288,17 @@ def _by_channels_backward(
     ]
     g = lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), *spread, (0, 0, 0)))
     flipped = jnp.flip(kernel, range(len(size)))
-    d_x = _by_channels(g, flipped, (1,) * len(size), ((0, 0),) * len(size))
+    d_x = _filtered(g, flipped, (1,) * len(size), ((0, 0),) * len(size))
     return d_x, d_kernel.reshape(kernel.shape)
+
+
+_by_channels = _with_gradients(_filtered, _by_channels_backward)
 
 
 # ------------------------------------------------------- slices: 3-D convolutions as 2-D
 
 
-def _by_slices(x: Array, kernel: Array, *, padding: tuple, **_: Any) -> Array:
+def _sliced(x: Array, kernel: Array, strides: tuple, padding: tuple) -> Array:
     """A kernel at stride 1 that keeps the size, [B, D, H, W, I] -> [..., O].
 
     One 2-D convolution of all slices computes what each slice adds to each of its
@@ -305,34 +314,25 @@ def _by_slices(x: Array, kernel: Array, *, padding: tuple, **_: Any) -> Array:
 
 
 def _by_slices_backward(
-    x: Array, kernel: Array, g: Array, *, padding: tuple, **_: Any
+    x: Array, kernel: Array, g: Array, strides: tuple, padding: tuple
 ) -> tuple[Array, Array]:
     flipped = kernel[::-1, ::-1, ::-1].swapaxes(3, 4)
-    d_x = _by_slices(g, flipped, padding=_mirrored(padding))
+    d_x = _sliced(g, flipped, strides, _mirrored(padding))
     return d_x, _kernel_gradient(x, g, kernel.shape[:3], padding)
 
 
-def _by_depth(
-    x: Array, kernel: Array, strides: tuple, padding: tuple, **_: Any
-) -> Array:
+_by_slices = _with_gradients(_sliced, _by_slices_backward)
+
+
+def _by_depth(x: Array, kernel: Array, strides: tuple, padding: tuple) -> Array:
     """Of a network's first layer: the slices under the kernel become channels.
 
     [B, D, H, W, I] -> [B, d, h, w, O] by one 2-D convolution.
     """
     slices, flat = _as_slices(x, kernel, strides, padding)
-    y = _native(slices, flat, strides[1:], padding[1:])
+    y = _few_inputs(slices, flat, strides[1:], padding[1:])
     depth = (x.shape[1] + sum(padding[0]) - len(kernel)) // strides[0] + 1
     return y.reshape(x.shape[0], depth, *y.shape[1:])
-
-
-def _by_depth_backward(
-    x: Array, kernel: Array, g: Array, strides: tuple, padding: tuple
-) -> tuple[Array, Array]:
-    operands, back = jax.vjp(
-        partial(_as_slices, strides=strides, padding=padding), x, kernel
-    )
-    g = g.reshape(-1, *g.shape[2:])
-    return back(_few_inputs_backward(*operands, g, strides[1:], padding[1:]))
 
 
 def _as_slices(
@@ -349,34 +349,28 @@ def _as_slices(
     return near.reshape(slices, *near.shape[2:]), kernel
 
 
-def _by_strides(x: Array, kernel: Array, **window: Any) -> Array:
+def _by_strides(x: Array, kernel: Array, strides: tuple, padding: tuple) -> Array:
     """An odd kernel of larger strides: of the image's blocks, the stride is 1."""
-    return _by_slices(
-        *_as_blocks(x, kernel, **window), **_block_window(kernel, **window)
+    blocks = _around(kernel, strides)
+    return _by_slices(*_as_blocks(x, kernel, strides, blocks), (1, 1, 1), blocks)
+
+
+def _around(kernel: Array, strides: tuple) -> tuple[tuple[int, int], ...]:
+    """How many blocks along each axis the kernel sees before its own, and after."""
+    halves = [n // 2 for n in kernel.shape[:-2]]
+    return tuple(
+        (-(-half // n), half // n) for half, n in zip(halves, strides, strict=True)
     )
 
 
-def _by_strides_backward(x: Array, kernel: Array, g: Array, **window: Any) -> tuple:
-    operands, back = jax.vjp(partial(_as_blocks, **window), x, kernel)
-    return back(_by_slices_backward(*operands, g, **_block_window(kernel, **window)))
-
-
-def _block_window(kernel: Array, strides: tuple, **_: Any) -> dict[str, tuple]:
-    """The padding by blocks: how many of them the kernel sees before its own, and after."""
-    halves = [n // 2 for n in kernel.shape[:-2]]
-    pads = zip(halves, strides, strict=True)
-    return {"padding": tuple((-(-half // n), half // n) for half, n in pads)}
-
-
 def _as_blocks(
-    x: Array, kernel: Array, strides: tuple, **_: Any
+    x: Array, kernel: Array, strides: tuple, blocks: tuple
 ) -> tuple[Array, Array]:
     """The voxels of each block as channels, and the kernel that sees whole blocks."""
     size, outer, end = kernel.shape[:-2], kernel.shape[-1], (0, 0)
     rest = [(0, -n % stride) for n, stride in zip(x.shape[1:-1], strides)]
     x = jnp.pad(x, [end, *rest, end])
     places = [n // stride for n, stride in zip(x.shape[1:-1], strides)]
-    blocks = _block_window(kernel, strides)["padding"]
     pads = [
         (before * stride - n // 2, (after + 1) * stride - 1 - n // 2)
         for (before, after), stride, n in zip(blocks, strides, size)
