@@ -1,11 +1,6 @@
 """What of a scan is background: air, padding, or what was cut away around a brain.
 
-`data.foreground` names one of KINDS, what stays:
-
-  head     the largest part that is brighter than air
-  body     all large parts, such as two legs; of a head it is the same
-  nonzero  all but the constant that surrounds the image, whatever its value
-  none     everything
+`data.foreground` names one of KINDS, what stays, see `inside`.
 """
 
 import cv2

@@ -6,7 +6,6 @@ normalisation.z_scores reads them. Masks are further channels behind those of th
 OUTSIDE a region or INSIDE, and 0 where nobody says.
 """
 
-import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -161,17 +160,10 @@ def record(case: Scan, shape: Sequence[int]) -> np.ndarray:
 
 
 def centred(image: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Crops or pads [D, H, W, ...] to a shape; to its own shape once more: back."""
-    return functools.reduce(_centred, enumerate(shape), image)
-
-
-def _centred(image: np.ndarray, axis: tuple[int, int]) -> np.ndarray:
-    """Crops or pads one axis, (its number, its size) on both sides alike."""
-    number, size = axis
-    more = size - image.shape[number]
-    before = abs(more) // 2
-    if more <= 0:
-        return image.take(range(before, before + size), number)
-    pads = [(0, 0)] * image.ndim
-    pads[number] = (before, more - before)
+    """Crops or pads [D, H, W, ...] on both sides alike; to its own shape again: back."""
+    more = np.subtract(shape, image.shape[:3])
+    before = np.abs(more) // 2
+    cut, pad = before * (more < 0), before * (more > 0)
+    image = image[tuple(map(slice, cut, cut + shape))]
+    pads = [*zip(pad, np.maximum(more, 0) - pad), *[(0, 0)] * (image.ndim - 3)]
     return np.pad(image, pads)
