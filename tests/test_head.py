@@ -44,7 +44,7 @@ def oracle(x, y, feature, count):
 
 def test_findings_are_logistic_regressions_on_images_and_points():
     feature, label, weight, between = example()
-    fit = jax.jit(functools.partial(head.refit, exclusive=False, decay=DECAY))
+    fit = functools.partial(head.refit, exclusive=False, decay=DECAY)
     layer = fit(feature, label, weight, between=between)
     got = feature @ layer["kernel"] + layer["bias"]
     for t in range(TASKS):
@@ -64,7 +64,7 @@ def test_classes_are_one_softmax_on_images_and_points():
     weight[:20] = 0
     label[:20] = np.nan
     between = between._replace(label=np.ones(TASKS))
-    fit = jax.jit(functools.partial(head.refit, exclusive=True, decay=DECAY))
+    fit = functools.partial(head.refit, exclusive=True, decay=DECAY)
     layer = fit(feature, label, weight, between=between)
     got = jax.nn.softmax(feature @ layer["kernel"] + layer["bias"])
     new = [points(between, feature, t) for t in range(TASKS)]
@@ -90,7 +90,7 @@ def test_a_feature_that_never_changes_gets_no_weight(exclusive):
     feature, label, weight, between = example()
     feature[:, 2] = 7.0
     label = np.eye(TASKS, dtype=np.float32)[label[:, 0].astype(int)]
-    fit = jax.jit(functools.partial(head.refit, exclusive=exclusive, decay=DECAY))
+    fit = functools.partial(head.refit, exclusive=exclusive, decay=DECAY)
     layer = fit(feature, label, weight, between=between)
     assert (np.asarray(layer["kernel"][2]) == 0).all()
     assert np.isfinite(layer["bias"]).all()

@@ -141,9 +141,8 @@ def fitted(
     else:
         weight = label * w["w_pos"] + (1 - label) * w["w_neg"]
     weight = np.nan_to_num(np.broadcast_to(weight, label.shape))
-    options = {"exclusive": output.exclusive, "decay": config.transfer.penalty}
-    fit = jax.jit(functools.partial(head.refit, **options))
-    layer = fit(feature, label, weight, between=between)
+    how = {"exclusive": output.exclusive, "decay": config.transfer.penalty}
+    layer = head.refit(feature, label, weight, between=between, **how)
     return layer, int(between.weight.sum())
 
 

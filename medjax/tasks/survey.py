@@ -1,6 +1,5 @@
 """The command `explore`: what the images of a config look like, before training."""
 
-import functools
 from pathlib import Path
 
 import jax
@@ -90,20 +89,14 @@ def floor(config: Config, data: films.FilmData, manifest: pd.DataFrame) -> dict:
     patient, people = pd.factorize(data.table["patient"].iloc[ids])
     fold = rng.permutation(len(people))[patient] % FOLDS
     known = (~np.isnan(label)).astype(np.float32)
-    fit = jax.jit(
-        functools.partial(
-            head.refit,
-            between=head.no_points(len(names)),
-            exclusive=data.output.exclusive,
-            # That of scikit-learn's C = 0.001.
-            decay=500 * FOLDS / (FOLDS - 1) / len(ids),
-        )
-    )
+    how = {"between": head.no_points(len(names)), "exclusive": data.output.exclusive}
+    decay = 500 * FOLDS / (FOLDS - 1) / len(ids)  # That of scikit-learn's C = 0.001.
     score = np.zeros_like(known)
     for held in range(FOLDS):
         out = fold == held
         # The held-out images have no weight, so that all folds share a program.
-        layer = fit(pixels, np.nan_to_num(label), known * ~out[:, None])
+        weight = known * ~out[:, None]
+        layer = head.refit(pixels, np.nan_to_num(label), weight, decay=decay, **how)
         # Without the bias, which is low where the held-out fold has many positives.
         score[out] = (pixels[out] - pixels.mean(axis=0)) @ np.asarray(layer["kernel"])
     areas = _aurocs(config, score, label, known, patient)

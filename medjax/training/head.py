@@ -7,14 +7,15 @@ alone: Kang et al., ICLR 2020.)
 A synthetic point of the rarer class lies between two embeddings of it.
 """
 
-from collections.abc import Callable
+import functools
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from chex import Array
+from scipy.optimize import minimize
 
 DISTANCE_ROWS = 256  # Images whose distances to all others are in memory at once.
 # The candidates beyond K: distances from a matrix product are rounded, so the exact
@@ -149,14 +150,14 @@ def _synthetic(
 
 @jax.default_matmul_precision("highest")  # An accelerator would round products.
 def refit(
-    feature: Array,
-    label: Array,
-    weight: Array,
+    feature: np.ndarray,
+    label: np.ndarray,
+    weight: np.ndarray,
     *,
     between: Synthetic,
     exclusive: bool,
     decay: float,
-) -> dict[str, Array]:
+) -> dict[str, np.ndarray]:
     """Fits a linear classifier to embeddings and to points between them.
 
     The classifier is linear, so a synthetic point's logits are the same mixture of two
@@ -173,48 +174,57 @@ def refit(
     Returns:
       kernel [F, T] and bias [T] of the layer.
     """
-    mean = jnp.mean(feature, axis=0)
-    std = jnp.std(feature, axis=0)
-    scale = jnp.where(std > 1e-6, 1 / jnp.maximum(std, 1e-6), 0.0)
+    mean, std = np.mean(feature, axis=0), np.std(feature, axis=0)
+    scale = np.where(std > 1e-6, 1 / np.maximum(std, 1e-6), 0.0)
     x = (feature - mean) * scale
     # In the principal axes, each scaled by the curvature there, L-BFGS needs a tenth of
     # the iterations. A cross-entropy's is at most 1/4 of the variance.
-    variance, axes = jnp.linalg.eigh(x.T @ x / len(x))
-    axes *= jax.lax.rsqrt(jnp.maximum(variance, 0) / 4 + 2 * decay)
-    x = x @ axes
-    y = jnp.where(weight > 0, label, 0.0)
+    variance, axes = np.linalg.eigh(x.T @ x / len(x))
+    axes /= np.sqrt(np.maximum(variance, 0) / 4 + 2 * decay)
+    y, shape = np.where(weight > 0, label, 0.0), (x.shape[1] + 1, label.shape[1])
+    data = jax.device_put((x @ axes, y, weight, between, axes))
+
+    def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        layer = np.float32(flat.reshape(shape))
+        value, slope = _loss(layer, *data, decay, exclusive=exclusive)
+        return float(value), np.ravel(slope).astype(float)
+
+    tight = {"maxiter": ITERATIONS, "ftol": 0, "gtol": 1e-6}
+    start = np.zeros(math.prod(shape))
+    layer = minimize(loss, start, jac=True, method="L-BFGS-B", options=tight).x
+    *kernel, bias = np.float32(layer.reshape(shape))
+    kernel = axes @ kernel * scale[:, None]
+    return {"kernel": kernel, "bias": bias - mean @ kernel}
+
+
+@functools.partial(jax.jit, static_argnames="exclusive")
+@jax.value_and_grad
+def _loss(layer, x, y, weight, between, axes, decay, *, exclusive) -> Array:
+    """The penalised cross-entropy of a layer [F + 1, T], its bias in the last row."""
 
     def cross_entropy(logits: Array, target: Array) -> Array:
         return jax.nn.softplus(logits) - target * logits
 
-    def objective(layer: dict[str, Array]) -> Array:
-        z = x @ layer["kernel"] + layer["bias"]  # [N, T]
-        gap = between.gap
-        if exclusive:
-            total = -jnp.sum(weight * y * jax.nn.log_softmax(z))
-            count = jnp.sum(weight * y) + jnp.sum(between.weight)
-            gap = gap[..., None]
-            mixed = (1 - gap) * z[between.seed] + gap * z[between.neighbour]
-            # Task t's points are of class t.
-            points = jnp.diagonal(jax.nn.log_softmax(mixed), axis1=0, axis2=2)  # [M, T]
-            total -= jnp.sum(between.weight * points.T)
-        else:
-            total = jnp.sum(weight * cross_entropy(z, y), axis=0)  # [T]
-            count = jnp.sum(weight, axis=0) + jnp.sum(between.weight, axis=1)
-            start = jnp.take_along_axis(z.T, between.seed, axis=1)
-            end = jnp.take_along_axis(z.T, between.neighbour, axis=1)
-            mixed = (1 - gap) * start + gap * end  # [T, M]
-            points = cross_entropy(mixed, between.label[:, None])
-            total += jnp.sum(between.weight * points, axis=1)
-        fit = jnp.sum(total / jnp.maximum(count, 1))
-        return fit + decay * jnp.sum((axes @ layer["kernel"]) ** 2)
-
-    shape = feature.shape[1], label.shape[1]
-    layer = _minimise(
-        objective, {"kernel": jnp.zeros(shape), "bias": jnp.zeros(shape[1])}
-    )
-    kernel = axes @ layer["kernel"] * scale[:, None]
-    return {"kernel": kernel, "bias": layer["bias"] - mean @ kernel}
+    z = x @ layer[:-1] + layer[-1]  # [N, T]
+    gap = between.gap
+    if exclusive:
+        total = -jnp.sum(weight * y * jax.nn.log_softmax(z))
+        count = jnp.sum(weight * y) + jnp.sum(between.weight)
+        gap = gap[..., None]
+        mixed = (1 - gap) * z[between.seed] + gap * z[between.neighbour]
+        # Task t's points are of class t.
+        points = jnp.diagonal(jax.nn.log_softmax(mixed), axis1=0, axis2=2)  # [M, T]
+        total -= jnp.sum(between.weight * points.T)
+    else:
+        total = jnp.sum(weight * cross_entropy(z, y), axis=0)  # [T]
+        count = jnp.sum(weight, axis=0) + jnp.sum(between.weight, axis=1)
+        start = jnp.take_along_axis(z.T, between.seed, axis=1)
+        end = jnp.take_along_axis(z.T, between.neighbour, axis=1)
+        mixed = (1 - gap) * start + gap * end  # [T, M]
+        points = cross_entropy(mixed, between.label[:, None])
+        total += jnp.sum(between.weight * points, axis=1)
+    fit = jnp.sum(total / jnp.maximum(count, 1))
+    return fit + decay * jnp.sum((axes @ layer[:-1]) ** 2)
 
 
 def normalised(layer: dict[str, Array], *, tau: float) -> dict[str, Array]:
@@ -227,25 +237,3 @@ def normalised(layer: dict[str, Array], *, tau: float) -> dict[str, Array]:
     norm = jnp.linalg.norm(layer["kernel"], axis=0)
     kernel = layer["kernel"] / jnp.where(norm > 0, norm, 1) ** tau
     return {"kernel": kernel, "bias": jnp.zeros_like(layer["bias"])}
-
-
-def _minimise(objective: Callable, start: dict) -> dict:
-    """Minimises by L-BFGS until the gradient is small, at most ITERATIONS times."""
-    optimizer = optax.lbfgs()
-    value_and_grad = optax.value_and_grad_from_state(objective)
-
-    def unfinished(carry):
-        count, gradient = (optax.tree.get(carry[1], k) for k in ("count", "grad"))
-        large = optax.tree.norm(gradient) > 1e-5
-        return (count == 0) | ((count < ITERATIONS) & large)
-
-    def iterate(carry):
-        params, state = carry
-        value, grad = value_and_grad(params, state=state)
-        updates, state = optimizer.update(
-            grad, state, params, value=value, grad=grad, value_fn=objective
-        )
-        return optax.apply_updates(params, updates), state
-
-    carry = (start, optimizer.init(start))
-    return jax.lax.while_loop(unfinished, iterate, carry)[0]
