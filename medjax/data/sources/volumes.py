@@ -6,6 +6,7 @@ normalisation.z_scores reads them. Masks are further channels behind those of th
 OUTSIDE a region or INSIDE, and 0 where nobody says.
 """
 
+import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
