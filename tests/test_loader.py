@@ -245,7 +245,7 @@ def test_only_cores_that_the_process_may_use_read(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {7}, raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     films = Counted(delay=0.005)
-    batches = loader.TrainBatches(films, seed=0, batch=4, devices=1)
+    batches = loader.train_batches(films, seed=0, batch=4, devices=1)
     next(batches)
     batches.close()
     assert films.most == 1
