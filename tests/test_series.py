@@ -356,6 +356,17 @@ def test_damaged_bytes_are_read_or_refused(tmp_path):
     assert refused > 10
 
 
+@pytest.mark.parametrize("name", ["ImagesInAcquisition", "NumberOfSlices"])
+def test_a_series_that_lacks_its_last_slices_is_warned_of(tmp_path, caplog, name):
+    write(tmp_path, **{name: len(VOXELS)})
+    series.read(tmp_path)
+    assert caplog.text == ""
+    (tmp_path / f"{len(VOXELS) - 1:03d}.dcm").unlink()
+    series.read(tmp_path)
+    text = f"{len(VOXELS) - 1} slices, and their {name} is {len(VOXELS)}: is it whole?"
+    assert f"{tmp_path}: holds {text}" in caplog.text
+
+
 @pytest.mark.parametrize("name", ["sub-0{}/ses-{}", "BraTS-GLI-0000{}-00{}"])
 def test_two_patients_of_one_subject_are_named(tmp_path, caplog, name):
     scans = [name.format(who, visit) for who, visit in ("11", "12", "21", "31")]

@@ -25,6 +25,7 @@ GEOMETRY = {"PixelSpacing": 2, "ImageOrientationPatient": 6, "ImagePositionPatie
 SAME_IN_SERIES = ("PatientID", "Modality", "RescaleType", "PhotometricInterpretation")
 USUAL = ("FrameOfReferenceUID", "EchoTime", "ImageType", "PatientName")
 USUAL += ("DiffusionBValue", "TemporalPositionIdentifier", "ConvolutionKernel")
+COUNTS = ("ImagesInAcquisition", "NumberOfSlices")  # How many slices there should be.
 CONVERT = "convert the series to NIfTI, with dcm2niix for example"
 log = logging.getLogger("medjax")
 
@@ -39,7 +40,7 @@ class Slice(NamedTuple):
     ImageOrientationPatient: np.ndarray
     ImagePositionPatient: np.ndarray
     rescale: str  # 'none', 'identity', or 'own' units.
-    said: dict[str, str]  # SAME_IN_SERIES and USUAL, '' where it doesn't say.
+    said: dict[str, str]  # SAME_IN_SERIES, USUAL and COUNTS; '' is absent.
 
 
 def read(folder: str | os.PathLike) -> Volume:
@@ -128,7 +129,7 @@ def _header(path: Path) -> Slice:
         dicom.check_header(header)
         values = {name: header.get(name) for name in Slice._fields}
         values["rescale"] = _rescale(header)
-        said = {name: header.get(name) for name in SAME_IN_SERIES + USUAL}
+        said = {name: header.get(name) for name in SAME_IN_SERIES + USUAL + COUNTS}
         values["said"] = {k: "" if v is None else str(v) for k, v in said.items()}
         for name, value in values.items():
             if value in (None, ""):
@@ -187,6 +188,13 @@ def _check_alike(slices: dict[Path, Slice]) -> None:
             if name in SAME_IN_SERIES:
                 raise InputError(f"{text}; give a folder of one series")
             log.warning("%s: are they of one series?", text)
+    for name in COUNTS:
+        counts = [s.said[name] for s in slices.values() if s.said[name].isdigit()]
+        if (most := max(map(int, counts), default=0)) > len(slices):
+            log.warning(
+                "%s: holds %d slices, and their %s is %d: is it whole?",
+                *(first.parent, len(slices), name, most),
+            )
     plain = [path for path, slice in slices.items() if slice.rescale == "none"]
     if plain and any(slice.rescale == "own" for slice in slices.values()):
         raise InputError(
