@@ -1,1 +1,1 @@
-"""Who is in the study, and how much each example counts."""
+"""The cohort: patients, splits, duplicates, and the weight of each example."""

@@ -1,4 +1,4 @@
-"""The appearance of images: a data set's grey levels, and a new image that is unlike it.
+"""Describes a data set's grey levels, and warns of new images that are unlike them.
 
 `statistics` are dicts of plain and NumPy values, which reports/explore_page.py writes as JSON.
 `reference` and `warning` tell novelty by simple numbers.
@@ -48,7 +48,7 @@ def is_dim(image: np.ndarray) -> bool:
 
 
 def few(bits: int) -> str:
-    """What an image keeps that `is_dim`."""
+    """Says how many grey levels a dim image keeps, see `is_dim`."""
     return f"fewer than {2**bits // DIM} levels of grey"
 
 
@@ -124,7 +124,7 @@ def statistics(
 
 
 def _mean_and_deviation(histogram: np.ndarray) -> tuple[float, float]:
-    """Of [256] counts, in grey levels."""
+    """Computes mean and deviation from [256] counts, in grey levels."""
     level = np.arange(GREYS)
     count = histogram.sum()
     mean = histogram @ level / count

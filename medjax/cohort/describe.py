@@ -85,7 +85,7 @@ def wilson_ends(share: np.ndarray, z2: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def together(label, tasks) -> dict[str, Any]:
-    """Which findings occur together, of [N, T] labels and T names.
+    """Counts which findings occur together, from [N, T] labels and T names.
 
     Returns:
       both: [T, T] images with the finding of the row and that of the column.
@@ -272,7 +272,7 @@ def _kinds(pairs: pd.DataFrame) -> list[list]:
 
 
 def _sides(table, manifest) -> dict[str, dict]:
-    """Who is on each side of the split."""
+    """Describes the patients on each side of the split."""
     split = table["id"].map(manifest.set_index("id")["split"])
     return {
         side: {

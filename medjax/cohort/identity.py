@@ -191,7 +191,7 @@ def _subjects(names: Sequence[str]) -> list[str]:
 
 
 def _without_visits(names: pd.Series, pattern: str) -> pd.Series:
-    """Names, but the person alone where a word tells visits: Doe_pre, Doe_post, Roe_pre.
+    """Strips words that tell visits from names: Doe_pre, Doe_post -> Doe.
 
     Such words are few, and are of several people; first names (Doe_John) are not.
     """

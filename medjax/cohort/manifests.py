@@ -157,7 +157,7 @@ def _sides(table, manifest, tasks) -> dict[str, dict]:
 
 
 def side(images, tasks) -> dict:
-    """Who the images of one side show.
+    """Counts the images and patients of one side.
 
     Returns:
       films, patients: counts. tasks: {task: {positives, negatives, unknown}}.
@@ -185,7 +185,7 @@ def side(images, tasks) -> dict:
 
 
 def overlap(table, manifest, copies, *, other_hospital: bool) -> dict:
-    """Which images of other data a run has seen: the leakage audit of an external test.
+    """Finds images of other data that a run has seen: an external test's leakage audit.
 
     Args:
       table: the other images; manifest: the run's.

@@ -137,7 +137,7 @@ def is_finished(run: SweepRun, sweep: Path) -> bool:
 
 
 def error(run: SweepRun, sweep: Path) -> str | None:
-    """Why the run failed, one line; None if it didn't."""
+    """Returns why the run failed, one line; None if it didn't."""
     path = run.folder(sweep) / "error.txt"
     return path.read_text().splitlines()[0] if path.exists() else None
 

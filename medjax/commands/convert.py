@@ -72,5 +72,5 @@ def describe(source: Path) -> None:
 
 
 def _printable(name: str) -> str:
-    """Of an untrusted file: without what a terminal would obey."""
+    """Escapes control characters in a name of an untrusted file."""
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in name)[:200]

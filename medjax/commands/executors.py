@@ -67,7 +67,7 @@ def _prepare(sweep: Path, names: list[str]) -> None:
 def local(
     sweep: Path, runs: list[SweepRun], report: Callable[[SweepRun], None]
 ) -> bool:
-    """One after the other, each in a process of its own.
+    """Runs one after the other, each in a process of its own.
 
     A process costs the seconds of its imports. In return a crash ends one run, its
     memory goes back to the machine, and its peak is measured alone. Compiled programs
@@ -243,7 +243,7 @@ def _process(*arguments: Any, **streams: Any) -> subprocess.Popen:
 
 
 def _crash(code: int) -> str:
-    """What the exit code of a process without a message means."""
+    """Explains the exit code of a process that left no message."""
     if code == -signal.SIGKILL:
         return "killed: the machine may have run out of memory"
     if code < 0:

@@ -60,7 +60,7 @@ def fit(run: Run, profile: str | None = None) -> bool:
 
 
 def finish(run: Run) -> None:
-    """What follows the last step: refits, choices on validation, and reports."""
+    """Refits, chooses on validation, and reports: what follows the last step."""
     tasks.of(run.config).refit(run)
     if (run.manifest["split"] == "test").any():
         evaluate(run.folder)

@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 
 
 def _attempt(work: Callable[..., Result], *arguments: Any) -> Result | Outcome:
-    """What the work returns, or the outcome of its error: it mustn't stop the rest."""
+    """Returns the work's result or the outcome of its error: it mustn't stop the rest."""
     try:
         return work(*arguments)
     except Exception as error:  # noqa: BLE001 A bug of one arm must not stop the rest.

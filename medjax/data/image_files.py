@@ -111,7 +111,7 @@ def image_paths(path: str | os.PathLike) -> tuple[list[Path], list[Path]]:
 
 
 def walk(path: Path) -> Iterator[tuple[Path, list[Path]]]:
-    """Each folder from this one down, and its visible files and broken links.
+    """Yields each folder from this one down, with its visible files and broken links.
 
     Hidden files and folders and DICOMDIR are skipped; links are followed.
     """

@@ -137,7 +137,7 @@ BRIEF = 12 * 3600.0
 
 
 def suv_factor(folder: Path) -> float:
-    """By what a PET series' values are multiplied to be SUV of the body weight, g/ml.
+    """Returns the factor that turns a PET series' values into SUV by body weight, g/ml.
 
     Of Bq/ml it is the weight in g over the dose. Values that are corrected for the decay
     since the scan's begin have the dose that is left then, dose 2^(-t / half-life). The

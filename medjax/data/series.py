@@ -159,7 +159,7 @@ def _header(path: Path) -> Slice:
 
 
 def _rescale(header: pydicom.Dataset) -> str:
-    """See Slice."""
+    """Tells how a slice is rescaled: 'none', 'identity' or 'own', see Slice."""
     names = ("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept")
     if not any(header.get(name) not in (None, "") for name in names):
         return "none"

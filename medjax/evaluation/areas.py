@@ -89,7 +89,7 @@ def of_tasks(
 
 @functools.partial(jax.jit, static_argnames="max_fpr")
 def of_images(score, label, weight, *, max_fpr: float | None = None) -> tuple:
-    """`of_tasks` of the images as they are, [T] each."""
+    """Computes `of_tasks` of the images as they are, [T] each."""
     patient, once = jnp.zeros(len(score), jnp.int32), jnp.ones((1, 1))
     areas = of_tasks(score, label, weight, patient, once, max_fpr=max_fpr)
     return tuple(each[0] for each in areas)
@@ -98,7 +98,7 @@ def of_images(score, label, weight, *, max_fpr: float | None = None) -> tuple:
 def of_groups(
     score, label, weight, patient, group, counts, *, groups: int
 ) -> tuple[Array, Array]:
-    """`of_tasks` of each group of images alone, in the time of one sweep of all images.
+    """Computes `of_tasks` of each group alone, in the time of one sweep of all images.
 
     The group of each image is [N] int, 0 to G - 1; a group may be empty. Returns AUROC
     and average precision, [R, G, T].
@@ -121,7 +121,7 @@ def of_groups(
 
 
 def _padded(rows):
-    """BLOCK more rows at the end, so that a block may begin at any of them."""
+    """Appends BLOCK rows, so that a block may begin at any row."""
     return jax.tree.map(lambda x: jnp.pad(x, ((0, BLOCK), (0, 0))), rows)
 
 
@@ -180,7 +180,7 @@ def _sweep(rows, counts, first, size, most=None) -> tuple[Array, ...]:
 
 
 def of_other_patients(score, label, weight, patient) -> np.ndarray:
-    """[T]: an average precision that is nearly right in the mean, also of few positives.
+    """Estimates the average precision [T] with little bias, also from few positives.
 
     Average precision is the mean, over the positive images, of the precision at each
     one's score. As that image itself is called positive there, the precision is too
@@ -205,7 +205,7 @@ def of_other_patients(score, label, weight, patient) -> np.ndarray:
 
 
 def _called(amount, place, group) -> tuple[np.ndarray, np.ndarray]:
-    """[2, N] each: of an image's group, the sums up to its place, ties too, and of all."""
+    """Sums each image's group up to its rank, ties too, and in all: [2, N] each."""
     size = place.max(initial=0) + 1
     at = group * size + place
     order = np.argsort(at, kind="stable")

@@ -248,9 +248,9 @@ def wilson(
 
 
 def exact(shares: Interval, patients) -> Interval:
-    """The intervals, but the exact one of 0 or 1 for a share less than half a patient off.
+    """Replaces intervals of shares within half a patient of 0 or 1 by exact ones.
 
-    Its variance says nothing there, and is 0 at the end itself.
+    The bootstrap's variance says nothing there: at 0 and 1 it is 0.
 
     Source: Clopper & Pearson, Biometrika 26 (1934) 404, which has a closed form there.
     """
@@ -345,7 +345,7 @@ def at(intervals: ArrayTree, index) -> ArrayTree:
 def interval(
     resampled: Interval, why: str, *, patients: int, replicates: int = 0, name: str = ""
 ) -> Interval:
-    """What a report may say of one number: no ends where they would mislead.
+    """Gives a number as a report may: without ends where they would mislead.
 
     With fewer than MIN_PATIENTS there is none. Where nothing varies between the
     replicates it would have no width: a share of 0 or 1 gets the exact one, as if each
@@ -381,7 +381,7 @@ def interval(
 
 
 def holm(p) -> np.ndarray:
-    """p values [T], adjusted so that all T tests together err as often as one test.
+    """Adjusts p values [T], so that all T tests together err as often as one test.
 
     An undefined p (NaN) stays undefined, and isn't counted as a test.
 
@@ -406,7 +406,7 @@ def count(flag: np.ndarray, patient: np.ndarray) -> np.ndarray:
 
 
 def as_json(value):
-    """Typed results as a report's JSON has them.
+    """Converts typed results to what a report's JSON holds.
 
     NamedTuples are dicts, arrays are lists, and NaN is None. A field with the default
     None is left out where it is None.

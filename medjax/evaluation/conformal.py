@@ -43,24 +43,24 @@ class Limits(NamedTuple):
     patients: np.ndarray  # [Q, A], who have that right answer in validation.
 
     def of(self, question: int) -> "Limits":
-        """Those of one question, without its axis."""
+        """Selects the limits of one question, without its axis."""
         by_class, marginal = self.by_class[:, question], self.marginal[:, question]
         return Limits(self.error, by_class, marginal, self.patients[question])
 
     def as_json(self) -> dict[str, list]:
-        """With None for inf."""
+        """Converts to JSON, with None for inf."""
         some = (np.where(np.isinf(x), np.nan, x) for x in self)
         return bootstrap.as_json(Limits(*some))
 
     @classmethod
     def read(cls, values: dict[str, list]) -> "Limits":
-        """What `as_json` made."""
+        """Reads what `as_json` made."""
         some = {name: np.array(x, np.float64) for name, x in values.items()}
         return cls(**{name: np.nan_to_num(x, nan=np.inf) for name, x in some.items()})
 
 
 def needed(error: float) -> int:
-    """The patients below whom no limit has that error rate."""
+    """Returns the least number of patients with which a limit has that error rate."""
     return math.ceil((1 - error) / error - 1e-9)
 
 
@@ -149,7 +149,7 @@ def summarise(
     tasks: Sequence[str],
     exclusive: bool,
 ) -> dict:
-    """What the sets are worth on other images, as JSON.
+    """Measures coverage and size of the sets on other images, as JSON.
 
     Returns:
       error, needed: the chosen error rate, and the patients that it needs.
@@ -182,7 +182,7 @@ def _question(
     limits: Limits,
     choices: Sequence[str],
 ) -> dict:
-    """One question: of score [N, A], the right answers [N] and its own limits."""
+    """Measures one question from scores [N, A], right answers [N] and its limits."""
     kept = score <= limits.by_class[:, None]  # [R, N, A]
     size, own = kept.sum(axis=-1), np.arange(len(truth))
     right_stays = kept[:, own, truth]

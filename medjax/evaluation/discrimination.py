@@ -106,9 +106,9 @@ def intervals(
 
 
 def around(centre, scores: Resampled, rarer) -> Resampled:
-    """Average precisions as their intervals need them, which shall hold the estimate.
+    """Centres and widens average precisions, so that their intervals hold the estimate.
 
-    They are around `areas.of_other_patients`, where that is defined, and as much wider as
+    The centre is `areas.of_other_patients`, where defined; they are as much wider as
     Student's quantile, with the freedom of the rarer class's patients, is above the
     normal one.
     """
@@ -142,7 +142,7 @@ def _likelihood_ratios(results: dict[str, Interval], prefix: str) -> None:
 
 
 def _predictive_values(results: dict[str, Interval], odds: np.ndarray) -> None:
-    """Gives the predictive values at these odds [T] the ends of the likelihood ratios."""
+    """Derives the predictive values' ends at odds [T] from the likelihood ratios'."""
     low, high = (odds * end for end in results["lr_positive"][1:3])
     ends = {"low": low / (1 + low), "high": high / (1 + high)}
     results["ppv_at"] = results["ppv_at"]._replace(**ends)
@@ -199,7 +199,7 @@ def _every(data, counts, *, max_fpr: float | None) -> dict[str, Array]:
 def difference(
     score, other, label, weight, patient, *, level=bootstrap.LEVEL, **draws
 ) -> dict[str, Interval]:
-    """How much higher one model's areas are: intervals of bootstrap.normal.
+    """Compares the areas of two models: intervals of bootstrap.normal.
 
     Both are judged on the same images, and on the same patients in every replicate:
     patients that are easy for both models cancel.
@@ -282,7 +282,7 @@ def check_arrays(score, label, weight) -> None:
 
 
 def patients(score, label, weight, patient, threshold) -> dict[str, np.ndarray]:
-    """How many patients have an image in each metric's denominator.
+    """Counts the patients with an image in each metric's denominator.
 
     Returns {metric: [T + 1] int}, the last of all labels as if of one task. Without a
     threshold, rates have none.

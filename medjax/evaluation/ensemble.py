@@ -51,12 +51,12 @@ def members_overlap(
 
 
 def disagreement(mask: np.ndarray, members: Sequence[np.ndarray]) -> float:
-    """How far an ensemble's members are apart: 1 minus their mean Dice with its mask."""
+    """Measures disagreement: 1 minus the members' mean Dice with the ensemble's mask."""
     return 1 - float(np.mean([outlines.dice(m != 0, mask != 0) for m in members]))
 
 
 def gain_of_masks(rows: Sequence[Mapping], other="member_dice", **draws) -> dict:
-    """How much higher the mean Dice is than another one of the same volumes.
+    """Compares the mean Dice with another one of the same volumes.
 
     rows: by volume and region: name, patient, dice, and `other`, by default an
       ensemble's member_dice, see `members_overlap`.

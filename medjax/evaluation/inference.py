@@ -61,7 +61,7 @@ def each(
     name: str,
     fields: Collection[str],
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Some fields of each batch, and as `name` a function of its image.
+    """Yields some fields of each batch, and a function of its image as `name`.
 
     Without the axis of devices and the padding: [N, ...].
     """

@@ -209,7 +209,7 @@ def randomisation(
     fresh: ArrayTree,
     layers: Sequence[str],
 ) -> dict:
-    """How alike heatmaps stay while the layers become random from the top down.
+    """Measures how alike heatmaps stay while layers become random from the top down.
 
     Args:
       explain: variables -> heatmaps [B, T, ...].

@@ -361,7 +361,7 @@ def _with_mean(linear: Linear) -> Linear:
 def agreement(
     true: np.ndarray, predicted: np.ndarray, patient: np.ndarray
 ) -> Agreement:
-    """How much larger predictions [N] are; no limits for fewer than three patients.
+    """Computes Bland-Altman's bias and limits; no limits for fewer than three patients.
 
     The differences of a patient's volumes resemble each other: the limits are of one
     volume of a new patient, whose variance is that between patients and that within.

@@ -45,7 +45,7 @@ class Linear(NamedTuple):
 
 
 def over_rows(values: np.ndarray, patient: np.ndarray) -> Linear:
-    """Each column's mean over the rows of [N, ...] in which it isn't NaN."""
+    """Averages each column over the rows of [N, ...] in which it isn't NaN."""
     total, number = bootstrap.patient_sums(values, patient)
     rows = number.sum(axis=0)
     mean = total.sum(axis=0) / np.maximum(rows, 1)
@@ -62,10 +62,10 @@ def _spread(linear: Linear) -> tuple[np.ndarray, np.ndarray]:
 
 
 def shares(linear: Linear) -> Interval:
-    """Wilson's interval, for the sample size that the variance stands for.
+    """Gives a mean share Wilson's interval, at the effective sample size.
 
-    With Student's quantile, as the variance is of few patients. Means of 0 and 1 have
-    the exact one, as if each patient had one volume.
+    Student's quantile counts, as the variance is of few patients. Means of 0 and 1 have
+    the exact interval, as if each patient had one volume.
 
     Source: Wilson, J. Am. Stat. Assoc. 22 (1927) 209; see also bootstrap.wilson.
     """
@@ -78,10 +78,10 @@ def shares(linear: Linear) -> Interval:
 
 
 def counts(linear: Linear) -> Interval:
-    """The score interval of a Poisson mean, for the number that the variance stands for.
+    """Gives a mean count the Poisson score interval, at the effective sample size.
 
-    With Student's quantile. A mean of 0 has the exact interval, as if each patient had
-    one volume.
+    Student's quantile counts. A mean of 0 has the exact interval, as if each patient
+    had one volume.
 
     Source: Rao's score test of a rate; Garwood, Biometrika 28 (1936) 437 for 0.
     """
@@ -173,7 +173,7 @@ def by_size(rows: Sequence[Mapping]) -> pd.Series:
 
 
 def by_group(rows: Sequence[Mapping], groups: pd.DataFrame) -> dict:
-    """Every group's Dice with intervals, and the largest differences.
+    """Measures every group's Dice with intervals, and the largest differences.
 
     Args:
       rows: see mask_metrics.SegmentationResults.

@@ -1,4 +1,4 @@
-"""Calibration: how to make 20 % mean that two in ten have the finding.
+"""Recalibration of probabilities: temperature, Platt, isotonic and prior shift.
 
 Arrays are [N, T], images and tasks, and go into float64. A weight of 0 is an unknown
 label: it counts nothing, and its label and probability may be anything.
@@ -120,7 +120,7 @@ def few(label: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 def _each(fit: Callable, probability, label, weight) -> Iterable[tuple]:
-    """What `fit` returns for the known images of each task: its parts, T of each."""
+    """Fits each task on its known images; returns the fit's parts, T of each."""
     tasks = zip(*(x.T for x in checked(probability, label, weight)), strict=True)
     return zip(*(fit(p[w > 0], y[w > 0], w[w > 0]) for p, y, w in tasks), strict=True)
 

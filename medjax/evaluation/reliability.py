@@ -1,4 +1,4 @@
-"""Whether probabilities are what they say: does 20 % mean that two in ten have the finding?
+"""Measures calibration: of images given 20 %, do two in ten have the finding?
 
 Three numbers lead, of the logistic regression of the labels on the log-odds. The slope is
 1 if they are spread rightly, and below 1 if they are too extreme; the intercept beside it
@@ -162,7 +162,7 @@ def error_of_runs(probability, label, weight, patient) -> Interval:
 
 
 def bins(patients: int) -> int:
-    """How many bins a diagram has."""
+    """Returns the number of bins of a diagram."""
     return int(np.clip(patients // A_BIN, MIN_BINS, MAX_BINS))
 
 

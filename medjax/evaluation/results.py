@@ -238,7 +238,7 @@ def _task(
     operating: dict[str, OperatingPoint],
     judge: Callable,
 ) -> Finding:
-    """Everything of one task, of arrays [N]; patients: as of discrimination.patients.
+    """Computes all of one task from arrays [N]; patients: see discrimination.patients.
 
     The intervals, and those of operating points, aren't judged yet.
     """

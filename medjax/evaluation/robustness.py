@@ -57,7 +57,7 @@ def compare(
     threshold: np.ndarray,
     **draws,
 ) -> dict:
-    """How much predictions of changed images differ from those of the images as they are.
+    """Compares predictions of changed images with those of the images as they are.
 
     Both are of the same images in the same order. A probability of the threshold [T] or
     more is called positive; NaN calls none.

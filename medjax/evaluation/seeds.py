@@ -315,7 +315,7 @@ def summarise(
 def difference(
     scores: Scores, arm: int, other: int, task: int, patients: int
 ) -> Difference:
-    """How much higher `arm` is than `other` in one task; -1 is the mean over tasks."""
+    """Compares `arm` with `other` in one task; -1 is the mean over tasks."""
     whole, drawn = scores.whole[..., task], scores.drawn[..., task]
     each = whole[arm] - whole[other]
     seeds = int((~np.isnan(each)).sum())
@@ -341,7 +341,7 @@ def difference(
 def _t_test(
     mean: float, error: float, sd: float, *, seeds: int, freedom: float
 ) -> tuple[float, float]:
-    """Half the width of the interval, and p, of a mean difference.
+    """Returns the half-width of a mean difference's interval, and its p.
 
     error: the standard error by patients, with this freedom; sd: over the seeds.
     """

@@ -162,7 +162,7 @@ def _attribute(
     tasks: tuple[str, ...],
     cut: np.ndarray,
 ) -> Attribute:
-    """One attribute, whose test isn't adjusted yet.
+    """Compares the groups of one attribute; its p isn't adjusted yet.
 
     Args:
       measured: its groups; column: [N], the group of each image.
@@ -197,7 +197,7 @@ def _attribute(
 
 
 def _compared(measured: Measured) -> tuple[np.ndarray, np.ndarray]:
-    """Which groups can be compared, and by which tasks.
+    """Selects the groups that can be compared, and their common tasks.
 
     Returns:
       [G], the groups with at least half as many measured tasks as another one: a small

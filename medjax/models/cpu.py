@@ -200,7 +200,7 @@ def _views(x: Array, size: tuple, strides: tuple, padding: tuple) -> list[Array]
 
 
 def _by_columns(x: Array, kernel: Array, strides: tuple, padding: tuple) -> Array:
-    """Of small images, and kernels larger than the image, for which XLA has slow loops."""
+    """Convolves small images, or by larger kernels, by columns: XLA's loops are slow."""
     *size, _, outer = kernel.shape
     room = np.add(x.shape[1:-1], np.sum(padding, axis=1)) - size
     places = room // strides + 1

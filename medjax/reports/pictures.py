@@ -34,7 +34,7 @@ class Plane(NamedTuple):
 
 
 def middle(image: np.ndarray) -> np.ndarray:
-    """What is shown of [H, W, C] or [D, H, W, C]: [H, W, 1 or 3].
+    """Selects what is shown of [H, W, C] or [D, H, W, C]: [H, W, 1 or 3].
 
     Of a volume it is the middle slice; of other than three channels the first, because
     the sequences of an MRI are no colours.

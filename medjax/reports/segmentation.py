@@ -174,7 +174,7 @@ def _window(image: np.ndarray) -> tuple[float, float]:
 
 
 def _about(mask: np.ndarray, spacing: np.ndarray) -> tuple[list[int], tuple]:
-    """Where to look at a mask's largest component.
+    """Finds where to look at a mask's largest component.
 
     The slice across each axis with most of it, and the box that is shown, [3].
     """

@@ -156,7 +156,7 @@ def measure_masks(run: Finished, data: films.FilmData, ids: np.ndarray) -> dict:
 
 
 def _auroc(rows: list[dict], regions: tuple[str, ...], **draws) -> dict[str, dict]:
-    """How well the volume drawn of each region tells who has it: the area, an Interval."""
+    """Computes the AUROC of each region's predicted volume for its presence."""
     table = pd.DataFrame(rows)
     drawn, true = (
         table[name].to_numpy().reshape(-1, len(regions))

@@ -109,7 +109,7 @@ def refit_(run: Run) -> None:
 
 
 def fix(run: Finished, data: films.FilmData, manifest: pd.DataFrame) -> Finished:
-    """With new choices come new predictions/validation.csv."""
+    """Chooses anew where needed, and then rewrites predictions/validation.csv."""
     members: list[Predictions] = []
 
     def validation() -> Predictions:

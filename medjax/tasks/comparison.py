@@ -160,7 +160,7 @@ def side_by_side(
 
 
 def pair(folders: Sequence[Path], kinds: Sequence[Kind], split: str, **draws) -> dict:
-    """Two runs as the arms of a sweep of one seed: how much better the first one is.
+    """Compares two runs, as two arms of one seed: how much better the first one is.
 
     Returns:
       films, patients, replicates; mean: {metric: {one, other, difference}}, and p, that

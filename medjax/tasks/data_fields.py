@@ -146,6 +146,6 @@ def record_options(config: Config) -> dict[str, Any]:
 
 
 def digest(options: dict[str, Any], reader: int) -> str:
-    """Part of a folder's name: records of other options, or another reader, have another."""
+    """Returns a folder's digest: other options, or another reader, give another."""
     text = json.dumps([options, reader], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -61,7 +61,7 @@ def explainer(
 
 
 def stages(run: Finished) -> tuple[str, ...]:
-    """Those whose output has a place in the image and leads to the logits.
+    """Lists the stages whose output has a place in the image and leads to the logits.
 
     A ViT whose class token is read has no gradient by its last block's patches.
     """

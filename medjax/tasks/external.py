@@ -1,6 +1,6 @@
-"""Tests on other images: which has the run seen, and how far are results from its own test?
+"""External tests: leakage audit, and differences to the results of the run's own test.
 
-The leakage audit is of a run's own test too, beside the run whose weights it began with.
+A run's own test is audited too, against the runs whose weights it began with.
 Two reports of one model on different patients are compared as JSON: the interval of a
 difference follows from those of both numbers, whatever these are of.
 """
@@ -72,7 +72,7 @@ def ancestors(config: Config, read: Callable) -> Iterator[SeenImages]:
 def audit_test(
     config: Config, read: Callable, data: Any, manifest: pd.DataFrame
 ) -> dict:
-    """What the runs whose weights a run begins with have seen of its test: as `audit`."""
+    """Audits what the runs whose weights a run begins with have seen of its test."""
     tests = manifest[manifest["split"] == "test"]
     runs = [*ancestors(config, read)]
     if not runs or tests.empty:
@@ -238,7 +238,7 @@ def _metrics(results: dict) -> dict[str, dict]:
 
 
 def _quantities(results: dict, task: str) -> dict[str, dict]:
-    """What may be another in other data: {quantity: interval}."""
+    """Collects what may differ in other data: {quantity: interval}."""
     if "regions" in results:
         rows = [row for row in results["rows"] if row["region"] == task]
         present = np.array([float(row["true_ml"] > 0) for row in rows])

@@ -48,7 +48,7 @@ class FindingsOutput(NamedTuple):
 
     @property
     def stratified(self) -> tuple[str, ...]:
-        """Those of which every side of a split gets its share."""
+        """Names the findings of which every side of a split gets its share."""
         return self.names
 
     def classes(self, label: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
@@ -176,7 +176,7 @@ def data(config: Config) -> FilmData:
 
 
 def expected(config: Config) -> FindingsOutput:
-    """What a run of this config says, as far as its data needn't be read for it."""
+    """Describes the run's output, as far as the config alone tells it."""
     c = config.data
     spacing, sequences = tuple(c.get("spacing", ())), tuple(c.get("sequences", ()))
     side = min(c.get("side", LARGE_SIDE), LARGE_SIDE)
@@ -218,7 +218,7 @@ def find(config: Config, path: str) -> tuple[list[Path], list[Path]]:
 
 
 def _layout(config: Config) -> dict[str, Any]:
-    """How `sources.scans` finds a volume's files; a phantom's would be one file each."""
+    """Returns how a volume's files are found; a phantom's would be one file each."""
     data = config.data.to_dict()
     return {"sequences": data.get("sequences", ("",)), "files": data.get("files", {})}
 

@@ -183,7 +183,7 @@ def settle(
 
 
 def stale(config: Config, fixed: Fixed, number: int) -> str:
-    """Why fixed choices aren't those of a config and a checkpoint; '' if they are."""
+    """Says why fixed choices don't fit a config and a checkpoint; '' if they do."""
     now = {"checkpoint": number, **operating(config)}
     now |= {k: config.evaluation[k] for k in ("calibration", "error_rate")}
     then = fixed._asdict() | {"calibration": fixed.calibration.method}

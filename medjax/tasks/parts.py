@@ -280,7 +280,7 @@ def augmentation(config: Config) -> Callable:
 
 
 def caveats(config: Config) -> tuple[str, ...]:
-    """What speaks against the ops of `config.augment` for this modality, a sentence each.
+    """Lists what speaks against ops of `config.augment` for this modality, a sentence each.
 
     Raises:
       InputError: an op that can change the label, without augment.allow_unsafe.
@@ -296,7 +296,7 @@ def caveats(config: Config) -> tuple[str, ...]:
 
 
 def step_parts(config: Config, network: Network) -> dict:
-    """What `step.train_step` is bound to."""
+    """Builds the arguments that `step.train_step` is bound to."""
     loss = named(losses, config.loss.name, "loss.name")
     if config.data.get("exclusive", False):
         loss = losses.exclusive(loss)

@@ -68,7 +68,7 @@ def corrupt(
 
 
 def fewer(ids: np.ndarray, films: int) -> np.ndarray:
-    """So many of the ids, ascending; a smaller number takes a subset. 0: all."""
+    """Draws so many of the ids, ascending; a smaller number takes a subset. 0: all."""
     if films < 0:
         raise InputError(f"--films={films}: give a number of films, or 0 for all")
     order = np.random.default_rng(0).permutation(np.sort(ids))

@@ -224,7 +224,7 @@ def _files(config: Config) -> dict[str, Path]:
 
 
 def expected(config: Config) -> MasksOutput:
-    """What a run of this config says, as far as its data needn't be read for it."""
+    """Describes the run's output, as far as the config alone tells it."""
     if config.data.source == PHANTOM:
         return MasksOutput(brain_phantom.SEQUENCES, BRATS_REGIONS)
     if not config.data.sequences:
@@ -283,7 +283,7 @@ def as_stored(config: Config, prepared: Prepared) -> Iterator[scan.Scan]:
 
 
 def _patients(config: Config, **how: Any) -> list[volumes.UnreadScan]:
-    """Everybody of `config.data`, to be read as it says, but for `how`."""
+    """Lists the patients of `config.data`; `how` overrides how they are read."""
     if config.data.source == PHANTOM:
         drawn_so = ("spacing", "compare")
         how = {name: value for name, value in how.items() if name not in drawn_so}
@@ -312,7 +312,7 @@ def find(config: Config, path: str, *, masks: bool = True) -> list[ScanFiles]:
 
 
 def to_predict(config: Config, images: list[str]) -> list[volumes.UnreadScan]:
-    """Patients' files without their masks, to be read as the run's own were."""
+    """Lists patients' files without masks, to be read as the run's own were."""
     files = [each for path in images for each in find(config, path, masks=False)]
     files = prepared.once(files, ScanFiles.paths)
     options = {"labelled": False, **_reading(config)}

@@ -318,7 +318,7 @@ def groups(table: pd.DataFrame, rows: list[dict]) -> pd.DataFrame:
 
 
 def caveat(config: Config, split: str) -> str:
-    """Why the numbers flatter; '' for nothing known."""
+    """Says why the numbers are optimistic; '' if nothing is known to make them so."""
     reasons = []
     if split == "test":
         reasons.append(CAVEATS.get(config.data.split, ""))
@@ -369,7 +369,7 @@ def predict(run: Finished, *, images: list[str], out: Path, **_: Any) -> list[st
 
 
 def strange(run: Finished, case: Scan) -> str:
-    """How a patient's voxels differ from the training volumes'; '' for nothing."""
+    """Says how a patient's voxels differ from the training volumes'; '' if not."""
     ratio = np.divide(case.spacing, run.output.spacing)
     if np.max(np.maximum(ratio, 1 / ratio)) <= COARSER:
         return ""

@@ -264,7 +264,7 @@ def convert(path: Path, name: str, *, channels: int) -> conversion.Converted:
 def fits(
     source: dict[str, np.ndarray], table: conversion.Table
 ) -> dict[str, conversion.Misfit]:
-    """What keeps weights from each network of their table's family, least first."""
+    """Lists what keeps weights from each network of their family, the closest first."""
     names = [name for name in vars(architectures) if name.startswith(table.family)]
     stem = conversion.held(source, table, conversion.STEM)
     channels = 3 if stem is None or stem.ndim < 2 else stem.shape[-2]

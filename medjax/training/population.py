@@ -128,7 +128,7 @@ def free_memory() -> float:
 
 
 def _bytes(memory) -> int:
-    """What a compiled program needs; donated arguments are its results as well."""
+    """Counts a compiled program's bytes; donated arguments are its results as well."""
     sizes = ("argument", "output", "temp")
     total = sum(getattr(memory, f"{name}_size_in_bytes") for name in sizes)
     return total - memory.alias_size_in_bytes
@@ -154,7 +154,7 @@ class Outcome(NamedTuple):
 
 
 def failed(error: Exception) -> Outcome:
-    """What became of an arm that raised this; to be called where it is handled."""
+    """Returns the outcome of an arm that raised this; call it where it is handled."""
     if isinstance(error, InputError):
         return Outcome(finished=False, error=str(error))
     line = f"{type(error).__name__}: {error}"

@@ -145,7 +145,7 @@ def _gradient(
     accumulate: int = 1,
     random: bool = False,
 ) -> tuple[tuple, tuple[ArrayTree, dict], ArrayTree]:
-    """Of the whole batch's mean loss, by `moving` weights and the loss's variables.
+    """Computes the batch's mean loss over all shards, and its gradients.
 
     Args:
       state, batch, key: as of `train_step`.

@@ -197,7 +197,7 @@ def _channels(description: Path | None, sequences: Sequence[str]) -> dict[str, i
 
 
 def _listed(description: Path, part: str) -> list[tuple[Path, Path | None]]:
-    """(image, mask) of a part of the data set."""
+    """Lists (image, mask) of a part, 'training' or 'test', as dataset.json names them."""
     folder, listed = description.parent, _json(description).get(part)
     try:
         if part == "test":

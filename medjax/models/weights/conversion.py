@@ -82,7 +82,7 @@ def recognise(
 
 
 def family_of(source: Mapping[str, np.ndarray]) -> str:
-    """What weights are of that meet no table; '' where their names don't say so."""
+    """Guesses the family of weights that no table fits; '' where names don't tell it."""
     modules = [re.split(r"[./](?=[^./]*$)", name)[0] for name in source]
     for name, pattern in OTHER_FAMILIES.items():
         if sum(bool(re.fullmatch(pattern, m)) for m in modules) > len(modules) / 10:
@@ -224,7 +224,7 @@ class Misfit(NamedTuple):
 def compare(
     source: Mapping[str, np.ndarray], target: Mapping[str, Any], table: Table
 ) -> Misfit:
-    """How weights differ from a network, of images of as many channels.
+    """Lists how weights differ from a network for images of as many channels.
 
     `target` is as in `convert`; the classifier may have any number of classes.
     """
