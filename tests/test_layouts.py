@@ -384,6 +384,15 @@ def test_a_file_in_the_folder_of_another_subject_is_refused(bids, name, why):
         scan_layouts.in_bids(bids, sequences=("T2w",))
 
 
+def test_a_subject_that_is_spelt_otherwise_is_named(bids, caplog):
+    scan_layouts.in_bids(bids, sequences=("T1w",))
+    assert "left out: " not in caplog.text
+    for name in ("Sub-03", "sub04"):
+        touch(bids / f"{name}/anat/{name}_T1w.nii.gz")
+    scan_layouts.in_bids(bids, sequences=("T1w",))
+    assert "left out: Sub-03, sub04" in caplog.text
+
+
 def test_names_of_bids_that_do_not_say_which_are_refused(bids):
     anat = bids / "sub-02/anat"
     touch(*(anat / f"sub-02_ce-gd_{end}.nii.gz" for end in ("T1w", "run-1_T2w")))
@@ -394,7 +403,9 @@ def test_names_of_bids_that_do_not_say_which_are_refused(bids):
     touch(anat / "sub-02_run-2_T2w.nii.gz")
     with pytest.raises(InputError, match=r"run-1_T2w.*run-2_T2w.*both end in T2w"):
         scan_layouts.in_bids(bids, sequences=("T2w",))
-    with pytest.raises(InputError, match=r"no file in it is 'sub-\*_PD.nii.gz'"):
+    with pytest.raises(
+        InputError, match=r"no folder 'sub-\*' .* file 'sub-\*_PD.nii.gz'"
+    ):
         scan_layouts.in_bids(bids, sequences=("PD",))
     touch(bids / "derivatives/other/sub-01/ses-1/sub-01_ses-1_dseg.nii.gz")
     with pytest.raises(InputError, match="both end in dseg.*data.mask"):

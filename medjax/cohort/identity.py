@@ -27,7 +27,8 @@ SUBJECT = re.compile(
 SESSION = re.compile(
     r"(?:(?<=\d)(?:[^\w/]|_)[a-z]+"  # Any word behind a number.
     r"|(?:[^\w/]|_)(?:[a-z]{1,9}\d+[a-z]?|(?:[a-z]{1,9}[-_ ])?\d{1,3}[a-z]{0,6}|\(\d+\)"
-    r"|(?:19|20)\d\d-?\d\d-?\d\d|baseline|follow-?up|(?:pre|post)-?(?:op)?|copy|old|new"
+    r"|(?:19|20)\d\d[-.]?\d\d[-.]?\d\d|\d\d[-.]\d\d[-.](?:19|20)\d\d|baseline"
+    r"|follow-?up|(?:pre|post)-?(?:op)?|copy|old|new"
     r"|\d\.\d[a-z]?|(?:day|week|month)[-_ ]?\d{1,3}-\d{1,2}|left|right|axial|coronal"
     r"|sagittal|[a-z])|(?<=\d)[a-z](?:[a-z]{0,8}\d{1,3})?)$",
     re.IGNORECASE,
@@ -167,7 +168,7 @@ def _subjects(names: Sequence[str]) -> list[str]:
     above = pd.Series(
         [part for name in others for part in _folders(name)], dtype=object
     )
-    for folder in above[above.duplicated()]:
+    for folder in above[above.str.casefold().duplicated()]:
         raise InputError(f"{folder}: holds several volumes, {ask}")
     ending = os.path.commonprefix([name[::-1] for name in others])[::-1]
     # What all names end in, such as _T1w, says nothing; one number may be a session's.
@@ -179,9 +180,10 @@ def _subjects(names: Sequence[str]) -> list[str]:
     numbered = stems.str.contains(r"\d[^/]*$")
     if stems.nunique() * max(stems.nunique(), GROUP) <= len(stems):
         stems = stems.where(numbered, names)
-    for pattern in WORDS if not stems.duplicated().any() else ():
+    for pattern in WORDS if not stems.str.casefold().duplicated().any() else ():
         stems = _without_visits(stems, pattern)
     # One stem of all names is the data set's, such as BraTS2021_00000.
+    stems = stems.str.casefold()
     if stems.nunique() > 1 and stems.duplicated().any():
         first, second = (
             others[n] for n in stems.index[stems.duplicated(keep=False)][:2]

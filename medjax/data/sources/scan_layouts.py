@@ -113,7 +113,9 @@ def in_bids(path: Path, *, sequences: Sequence[str], mask: str = "") -> list[Sca
         folder for folder in (path, *path.parents) if folder.name.startswith("sub-")
     ]
     root = above[0].parent if above else path
-    subjects = above[:1] or [f for f in sorted(root.glob("sub-*")) if f.is_dir()]
+    folders = [f for f in sorted(root.glob("[sS][uU][bB]*")) if f.is_dir()]
+    subjects = above[:1] or [f for f in folders if f.name.startswith("sub-")]
+    scan_files.warn_of([] if above else [f for f in folders if f not in subjects], root)
     scans = []
     for subject in subjects:
         sessions = [f for f in sorted(subject.glob("ses-*")) if f.is_dir()]
@@ -133,7 +135,10 @@ def in_bids(path: Path, *, sequences: Sequence[str], mask: str = "") -> list[Sca
             scans.append(_scan(name, files, sequences, mask))
     if not scans:
         names = ", ".join(f"'sub-*_{name}.nii.gz'" for name in sequences)
-        raise InputError(f"{path}: no file in it is {names}; correct data.sequences")
+        raise InputError(
+            f"{path}: no folder 'sub-*' in it holds a file {names}; correct "
+            "data.sequences or data.folder"
+        )
     return scans
 
 
