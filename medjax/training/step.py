@@ -431,13 +431,14 @@ def compile_eval(of_rows: Callable, **parts: Any) -> Callable:
     def per_device(state: State, image: Array) -> ArrayTree:
         return jax.tree.map(lambda x: x[None], of_rows(state, image[0], **parts))
 
-    mesh, each = Mesh(jax.local_devices(), (AXIS,)), PartitionSpec(AXIS)
-    mapped = jax.shard_map(
-        per_device,
-        mesh=mesh,
-        in_specs=(REPLICATED, each),
-        out_specs=each,
-        check_vma=False,
+    rows = NamedSharding(Mesh(jax.local_devices(), (AXIS,)), PartitionSpec(AXIS))
+    mapped = jax.jit(
+        jax.shard_map(
+            per_device,
+            mesh=rows.mesh,
+            in_specs=(REPLICATED, rows.spec),
+            out_specs=rows.spec,
+            check_vma=False,
+        )
     )
-    places = NamedSharding(mesh, REPLICATED), NamedSharding(mesh, each)
-    return uncollected(jax.jit(mapped, in_shardings=places))
+    return uncollected(lambda state, image: mapped(state, jax.device_put(image, rows)))
