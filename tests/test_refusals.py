@@ -63,6 +63,18 @@ def test_a_number_out_of_its_range_is_refused_by_its_field(field, value, words):
         check.check_ranges(config)
 
 
+@pytest.mark.parametrize("field", check.READ_BY)
+def test_a_number_that_nothing_reads_is_refused(field):
+    config = quickstart.get_config()
+    default, other, choices = check.READ_BY[field]
+    assert check.flatten(config.to_dict())[field] == default
+    config.update_from_flattened_dict({field: default / 2 if default < 2 else 50})
+    with pytest.raises(InputError, match=f"{field}=.*is of no use with {other}="):
+        check.check_ranges(config)
+    config.update_from_flattened_dict({other: choices[-1]})
+    check.check_ranges(config)
+
+
 @pytest.mark.parametrize("gamma", [-1.0, float("nan"), float("inf")])
 def test_a_loss_s_numbers_are_0_or_more(gamma):
     config = quickstart.get_config()

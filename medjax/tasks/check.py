@@ -137,13 +137,32 @@ def _whole_fit(config: Config) -> str:
     return ""
 
 
+# Numbers that one choice of another field reads: their defaults, that field, the choices.
+READ_BY = {
+    "evaluation.value": (
+        0.9,
+        "evaluation.rule",
+        ("cost", "sensitivity", "specificity"),
+    ),
+    "adapt.weight": (1.0, "adapt.name", ("coral", "dann")),
+    "transfer.decay": (0.75, "transfer.mode", ("layerwise",)),
+    "transfer.every": (100, "transfer.mode", ("gradual",)),
+}
+
+
 def check_ranges(config: Config) -> None:
-    """Refuses numbers out of RANGES, and a loss's or an op's that can't be."""
+    """Refuses numbers out of RANGES, or that nobody reads, and a loss's that can't be."""
     values = flatten(config.to_dict())
     for words, (holds, *fields) in RANGES.items():
         for field in fields:
             if field in values and not all(map(holds, jax.tree.leaves(values[field]))):
                 raise InputError(f"{field}={values[field]}: give {words}")
+    for field, (default, other, choices) in READ_BY.items():
+        if values.get(field, default) != default and values[other] not in choices:
+            raise InputError(
+                f"{field}={values[field]}: is of no use with {other}={values[other]!r}: "
+                f"leave it at {default}, or set {other} to {' or '.join(choices)}"
+            )
     for field, value in values.items():
         number = field.startswith("loss.") and isinstance(value, int | float)
         if number and not 0 <= value < INF:
