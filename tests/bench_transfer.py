@@ -84,7 +84,8 @@ def configured(arm: str, patients: int, steps: int, fold: int) -> ConfigDict:
     c = base()
     c.split.update(folds=FLAGS.folds, fold=fold, patients=patients)
     c.train.steps = c.train.evaluate_every = steps
-    c.transfer.every = steps // 10
+    if arm == "gradual":
+        c.transfer.every = steps // 10
     if arm != "scratch":
         c.transfer.update(init=FLAGS.init or pretrained(), mode=arm)
         if not FLAGS.init:  # A phantom's patient 7 isn't the hospital's.
