@@ -144,7 +144,6 @@ READ_BY = {
         "evaluation.rule",
         ("cost", "sensitivity", "specificity"),
     ),
-    "adapt.weight": (1.0, "adapt.name", ("coral", "dann")),
     "transfer.decay": (0.75, "transfer.mode", ("layerwise",)),
     "transfer.every": (100, "transfer.mode", ("gradual",)),
 }
