@@ -27,6 +27,7 @@ def affine(
     *,
     shape: Sequence[int] | None = None,
     order: int = 1,
+    padding: str = "constant",
 ) -> Array:
     """`interpolate` at affinely moved points; differentiable in the matrix.
 
@@ -42,7 +43,7 @@ def affine(
     shape = space if shape is None else tuple(shape)
     chex.assert_shape(matrix, (len(space), len(shape) + 1))
     parts = affine_grid(matrix, shape, space)
-    return interpolate(image, parts, order=order)
+    return interpolate(image, parts, order=order, padding=padding)
 
 
 def affine_grid(
