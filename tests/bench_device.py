@@ -2,27 +2,29 @@
 
     python tests/bench_device.py [--out=device.json] [--peer-python=PATH] [--tiny]
 
-Made for one GPU or TPU, in bfloat16, where it takes some minutes. Each part is a
-process of its own, so that a part that fails or fills the memory loses no other, and
-peaks of memory are the part's. A CPU, or --tiny, gets sizes that only show that all
-runs.
+Made for one GPU or TPU, in bfloat16. All takes --seconds at most, 8 minutes: each part
+gets the time that is left, and the others are 'left out'. Each part is a process of its
+own, so that a part that fails or fills the memory loses no other, and peaks of memory
+are the part's. A CPU, or --tiny, gets sizes that only show that all runs.
 
   densenet121, resnet50  a whole training step and inference at 224 x 224 x 3
-  deterministic          the same of ResNet-50 under launch.py's --deterministic
+  deterministic          the same of ResNet-50 under launch.py's --deterministic, and
+                         how many times as fast it trains as without
   unet                   the same at 128 x 128 x 128 x 4
   augment, augment 3-D   images a second, and the bytes that must move as a share of
                          what a plain copy moves
-  population             the updates of 8 runs as one program against one after another
+  population             updates of 1, 2 and 8 runs on each device at once, and how many
+                         times as many a second these are as of 1
   bootstrap              1,000 replicates of 14 findings on 25,596 images
   loader                 images a second that the host decodes, and that are put on the
                          device, at 224 x 224, and how many times as many these are as
                          the training steps above take
 
-tflops are the compiler's count of operations over the seconds of a step; `of_peak` is
-their share of the device's dense bfloat16 peak in its data sheet. `issue_ms` is how long
-the host takes to issue a step. Where PyTorch and MONAI are installed, or --peer-python
-has them, their steps of DenseNet-121 and of the U-Net run on the same device; `times`
-is how many times as fast ours are.
+tflops are a device's operations of a step's convolutions and products over its seconds;
+`of_peak` is their share of the device's dense bfloat16 peak in its data sheet.
+`issue_ms` is how long the host takes to issue a step. Where PyTorch and MONAI are
+installed, or --peer-python has them, their steps of DenseNet-121 and of the U-Net run
+on the same GPU; `times` is how many times as fast ours are.
 """
 
 import argparse
@@ -51,7 +53,7 @@ from medjax import losses
 from medjax.evaluation import discrimination
 from medjax.models import architectures
 from medjax.tasks import films, parts, splitting
-from medjax.training import devices, optim, population, step
+from medjax.training import devices, optim, population, step, workdir
 
 PEAKS = {  # Dense bfloat16 TFLOP/s of the data sheets; the longest name that fits.
     "H100": 989,
@@ -66,6 +68,7 @@ PEAKS = {  # Dense bfloat16 TFLOP/s of the data sheets; the longest name that fi
     "TPU v6 lite": 918,
 }
 SMALL = "cpu"
+ABREAST = (1, 2, 8)  # Runs of a population on each device at once.
 # Our parts that shared/peers/train_step.py measures too: its name and sizes, tiny ones.
 PEERS = {
     "densenet121": ("densenet121", (256, bench_step.SIDE), (4, 32)),
@@ -74,7 +77,7 @@ PEERS = {
 
 
 def network(name: str, tiny: bool) -> dict[str, float]:
-    images, side = (4, 32) if tiny else (256, bench_step.SIDE)
+    images, side = (8, 32) if tiny else (256, bench_step.SIDE)
     dtype = "float32" if tiny else "bfloat16"
     row = bench_step.ours(images, dtype, network=name, shape=(side, side, 3))
     return _step_row(row, "images/s")
@@ -91,15 +94,16 @@ def unet(tiny: bool) -> dict[str, float]:
 
 
 def _step_row(row: dict[str, float], unit: str) -> dict[str, float]:
-    shown = {f"train {unit}": row["train"], f"infer {unit}": row["infer"]}
-    if "issue_s" in row:
-        shown["issue_ms"] = 1e3 * row["issue_s"]
-    compiling = {"compile_s": row["compile_s"], "trace_s": row["trace_s"]}
-    return shown | compiling | {"tflops": row["tflops"], "peak_GB": row["peak_GB"]}
+    rates = {f"train {unit}": row["train"], f"infer {unit}": row["infer"]}
+    same = ("compile_s", "trace_s", "tflops", "peak_GB")
+    return rates | {"issue_ms": 1e3 * row["issue_s"]} | {k: row[k] for k in same}
 
 
 def augment(case: str, tiny: bool) -> dict[str, float]:
-    sizes = {"films": (4, 32), "volumes": (2, 16)} if tiny else {"films": (512, 224)}
+    each = 2 * jax.local_device_count()
+    sizes = {"films": (512, 224), "volumes": (each, 96)}
+    if tiny:
+        sizes = {"films": (each, 32), "volumes": (each, 16)}
     given = bench_augment.batch(case, **sizes)
     _, run = bench_augment.compiled(case, given)
     took = bench_augment.seconds(run)
@@ -109,8 +113,8 @@ def augment(case: str, tiny: bool) -> dict[str, float]:
 
 
 def runs(tiny: bool) -> dict[str, float]:
-    """The quickstart's update, of 8 runs on one device."""
-    arms, images, side = 8, 4 if tiny else 64, 32 if tiny else 64
+    """The quickstart's update, of so many runs on each device at once."""
+    images, side = (4, 32) if tiny else (64, 64)
     model = architectures.densenet_small(6, axis_name=step.AXIS)
     optimizer = optim.adamw(steps=1000, warmup=10, clip=1.0)
     rng = np.random.default_rng(0)
@@ -136,11 +140,14 @@ def runs(tiny: bool) -> dict[str, float]:
     }
     key = jax.random.key(1)
 
-    def seconds_of(number: int) -> float:
+    def updates(abreast: int) -> float:
+        number = abreast * jax.local_device_count()
         compiled = population.compiled(
-            state, batch, key, arms=number, abreast=number, **program
+            state, batch, key, arms=number, abreast=abreast, **program
         )
-        stack = functools.partial(jax.tree.map, lambda x: jnp.stack([x] * number))
+        stack = functools.partial(
+            jax.tree.map, lambda x: jnp.stack([x] * compiled.wave)
+        )
         arguments = jax.device_put(
             (stack(state), stack(batch), stack(key)), step.by_arm(compiled.devices)
         )
@@ -151,11 +158,12 @@ def runs(tiny: bool) -> dict[str, float]:
             current, scalars = compiled.step(current, *rest)
             return scalars
 
-        return bench_step.timed(update)[0]
+        return compiled.wave / bench_step.timed(update)[0]
 
-    alone, together = seconds_of(1), seconds_of(arms)
-    rates = {"updates/s alone": 1 / alone, "updates/s of 8": arms / together}
-    return rates | {"times": arms * alone / together}
+    rates = {abreast: updates(abreast) for abreast in ABREAST}
+    row = {f"updates/s of {abreast}": rate for abreast, rate in rates.items()}
+    times = {f"times of {k}": rate / rates[1] for k, rate in rates.items() if k > 1}
+    return row | times
 
 
 def bootstrap(tiny: bool) -> dict[str, float]:
@@ -207,16 +215,18 @@ PARTS = {
 
 
 def device() -> dict:
-    """What this is measured on."""
+    """What this is measured on, and with."""
     first = jax.devices()[0]
     names = [name for name in PEAKS if name in first.device_kind]
+    about = workdir.environment()
     return {
         "platform": first.platform,
         "kind": first.device_kind,
         "devices": jax.device_count(),
         "peak_tflops": PEAKS[max(names, key=len)] if names else None,
-        "jax": jax.__version__,
-        "python": sys.version.split()[0],
+        "platform_version": " ".join(first.client.platform_version.split()),
+        **{name: about[name] for name in ("python", "revision", "dirty")},
+        **about["versions"],
     }
 
 
@@ -232,43 +242,68 @@ def part(name: str, tiny: bool) -> dict[str, float]:
     return measured
 
 
-def child(*arguments: str) -> dict:
+def child(*arguments: str, until: float) -> dict:
     """What this script prints last in a process of its own, or how it failed."""
-    return last_line(sys.executable, __file__, *arguments)
+    return last_line(sys.executable, __file__, *arguments, until=until)
 
 
-def peer(name: str, row: dict, *command: str, platform: str, tiny: bool) -> dict:
+def peer(
+    name: str, row: dict, *command: str, platform: str, tiny: bool, until: float
+) -> dict:
     """The peer's rates; but for tiny sizes, which differ, beside those of our `row`."""
     theirs, *sizes = PEERS[name]
     batch, side = sizes[tiny]
     where = "cuda" if platform == "gpu" else "cpu"
     flags = [f"--batch={batch}", f"--side={side}", f"--device={where}"]
-    found = last_line(*command, theirs, *flags)
+    found = last_line(*command, theirs, *flags, until=until)
     ours = {key.split()[0]: value for key, value in row.items() if key.endswith("/s")}
-    times = {
-        f"times {kind}": ours[kind] / found[f"{kind}_samples_per_s"]
-        for kind in ("train", "infer")
-        if "error" not in found and kind in ours and not tiny
+    rates = {kind: found.get(f"{kind}_samples_per_s") for kind in ours}
+    return found | {
+        f"times {kind}": ours[kind] / rate
+        for kind, rate in rates.items()
+        if rate and not tiny
     }
-    return found | times
 
 
-def last_line(*command: str) -> dict:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def last_line(*command: str, until: float) -> dict:
+    """What a command prints last, of JSON; or its error; or that no time was left.
+
+    until: time.monotonic() of the end, at which the command is stopped.
+    """
+    left = until - time.monotonic()
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=max(left, 0)
+        )
+    except subprocess.TimeoutExpired:
+        return {"left out": f"{max(left, 0):.0f} s were left"}
     if done.returncode:
         return {"error": (done.stderr.strip().splitlines() or ["no output"])[-1]}
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def needed(results: dict) -> dict[str, float]:
-    """How many times as many images as a step takes the loader puts on the device."""
-    has = results["loader"].get("images/s on the device")
-    steps = {name: results.get(name, {}) for name in ("densenet121", "resnet50")}
-    return {
-        f"times {name}": has / row["train images/s"]
-        for name, row in steps.items()
-        if has and "train images/s" in row
-    }
+def relate(results: dict) -> None:
+    """Adds what only two parts together say, where both were measured."""
+
+    def times(name: str, key: str, other: str) -> None:
+        row, rate = results.get(name, {}), results.get(other, {}).get("train images/s")
+        if key in row and rate:
+            row[f"times {other}"] = row[key] / rate
+
+    times("deterministic", "train images/s", "resnet50")
+    for other in ("densenet121", "resnet50"):
+        times("loader", "images/s on the device", other)
+
+
+def table(results: dict) -> str:
+    """A line for each number, aligned."""
+    lines = []
+    for name, row in results.items():
+        for key, value in row.items():
+            text = f"{value:,.4g}" if isinstance(value, float) else str(value)
+            lines.append(f"{name:18}{key:24}{text}")
+            name = ""
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -276,6 +311,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("device.json"))
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--tiny", action="store_true", help="sizes of a test")
+    parser.add_argument("--seconds", type=float, default=480, help="for all parts")
     has_torch = importlib.util.find_spec("torch") and sys.executable
     parser.add_argument(
         "--peer-python", default=has_torch, help="with PyTorch and MONAI"
@@ -284,35 +320,29 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, default=peers)
     parser.add_argument("--one", choices=[*PARTS, "device"], help=argparse.SUPPRESS)
     args = parser.parse_args()
-    tiny = ["--tiny"] * args.tiny
     if args.one:
         measured = device() if args.one == "device" else part(args.one, args.tiny)
         return print(json.dumps(measured))
-    results = {"device": child("--one=device")}
-    print(results["device"], flush=True)
+    until, results = time.monotonic() + args.seconds, {}
+
+    def add(name: str, row: dict) -> None:
+        results[name] = row
+        relate(results)
+        args.out.write_text(json.dumps(results, indent=1))
+        ended = next((end for end in ("error", "left out") if end in row), "measured")
+        left = max(until - time.monotonic(), 0)
+        print(f"{name}: {ended}, {left:.0f} s left", flush=True)
+
+    add("device", child("--one=device", until=until))
     for name in args.parts:
-        results[name] = child(f"--one={name}", *tiny)
-        if name == "loader":
-            results[name] |= needed(results)
-        show(name, results, args.out)
+        add(name, child(f"--one={name}", *["--tiny"] * args.tiny, until=until))
     platform = results["device"].get("platform", SMALL)
-    for name in PEERS.keys() & results.keys() if args.peer_python else ():
-        results[f"{name}, peer"] = peer(
-            *(name, results[name], args.peer_python, str(args.peers / "train_step.py")),
-            platform=platform,
-            tiny=args.tiny or platform == SMALL,
-        )
-        show(f"{name}, peer", results, args.out)
-
-
-def show(name: str, results: dict, out: Path) -> None:
-    """Prints a part's row, and writes all that there are."""
-    row = {
-        key: float(f"{value:.4g}") if isinstance(value, float) else value
-        for key, value in results[name].items()
-    }
-    print(f"{name:12} {row}", flush=True)
-    out.write_text(json.dumps(results, indent=1))
+    compared = args.peer_python and (platform == "gpu" or args.tiny)
+    for name in PEERS.keys() & results.keys() if compared else ():
+        command = args.peer_python, str(args.peers / "train_step.py")
+        options = {"platform": platform, "tiny": args.tiny, "until": until}
+        add(f"{name}, peer", peer(name, results[name], *command, **options))
+    print(table(results))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from bench_step import child, compiled, peak_memory, timed
+from bench_step import child, peak_memory, timed, trained
 
 from medjax import losses
 from medjax.evaluation import sliding
@@ -75,27 +75,12 @@ def ours(
         optimizer=optimizer,
     )
     key = jax.random.key(1)
-    start = time.perf_counter()
-    lowered = update.lower(state, batch, key)
-    traced = time.perf_counter() - start
-    update, compiling = compiled(lowered)
-
-    def train():
-        nonlocal state
-        state, scalars = update(state, batch, key)
-        return scalars
-
-    took, worked = timed(train)
+    state, row = trained(update, state, batch, key)
     infer = jax.pmap(functools.partial(model.apply, train=False), in_axes=(None, 0))
     averaged = step.replicated(jax.device_get(state.averaged))
-    return {
-        "train": patches / took,
+    return row | {
+        "train": patches / row["step_s"],
         "infer": patches / timed(lambda: infer(averaged, batch["image"]))[0],
-        "step_s": took,
-        "cpu_s": worked,
-        "trace_s": traced,
-        "compile_s": compiling,
-        "tflops": update.cost_analysis().get("flops", np.nan) / took / 1e12,
         "peak_GB": peak_memory() / 1e9,
         "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
     }
