@@ -226,10 +226,13 @@ def test_the_table_may_lie_elsewhere(tmp_path):
             {},
             "one.png is '1,23E\\+05', which may",
         ),
-        (
-            {"kind": ["ant", "bee", "NaN", ""]},
-            {"classes": "kind", "labels": ()},
-            "kind is 'NaN' in some rows: leave it blank",
+        *(
+            (
+                {"kind": ["ant", "bee", name, ""]},
+                {"classes": "kind", "labels": ()},
+                f"kind is '{name[:-1]}.' in some rows: leave it blank",
+            )
+            for name in ("NaN", "Unknown", "?", "#REF!")
         ),
         (
             {"kind": ["Ant", "ant", "bee", ""]},

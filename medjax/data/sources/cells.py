@@ -34,7 +34,8 @@ CALLED = {
     "age": r"(patient|subject|participant)?s?age(at(scan|visit|study|exam|baseline))?"
     r"(in)?(y|yrs?|years?)?",
 }
-NOBODY = (*MISSING, "none", "unknown", "-", "?", "#ref!", "#value!")
+UNKNOWN = (*MISSING, "unknown", "?", "#ref!", "#value!")  # No class is called so.
+NOBODY = (*UNKNOWN, "none", "-")
 CORRECT = "correct it, or leave it blank where unknown"
 ROUNDED_NUMBER = r"\d([.,]\d+)?[eE]\+\d+"
 # What spreadsheets make of 1-7, MAR1 or 3/4: a date.

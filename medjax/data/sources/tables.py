@@ -205,7 +205,7 @@ def listed(
     if classes:
         text = cells.select(raw, {"class": classes}, path)["class"].str.strip()
         names = sorted(set(text) - {""})
-        if missing := [name for name in names if name.casefold() in cells.MISSING]:
+        if missing := [name for name in names if name.casefold() in cells.UNKNOWN]:
             raise InputError(
                 f"{path}: {classes} is {missing[0]!r} in some rows: leave it blank where "
                 "it is unknown, or rename the class"
