@@ -81,7 +81,7 @@ def affecting(config: Config, effect: str) -> dict:
                 chosen[name] = value
         return chosen
 
-    return part(as_json(config), "")
+    return part(config_as_json(config), "")
 
 
 def named(module: Any, name: str, field: str, *first: str, **arguments) -> Callable:
@@ -112,7 +112,7 @@ def named(module: Any, name: str, field: str, *first: str, **arguments) -> Calla
     return functools.partial(function, **arguments)
 
 
-def as_json(config: Config) -> dict:
+def config_as_json(config: Config) -> dict:
     """The config as JSON holds it: tuples are lists."""
     return json.loads(config.to_json())
 

@@ -186,7 +186,7 @@ def our_config(path):
         launch.parse(["launch.py", "train", f"--config={path}"])
         values = launch.config()
         tasks.of(values).check(values, 1)
-        return config.as_json(values)
+        return config.config_as_json(values)
     except SystemExit:  # It printed one line.
         raise InputError(path.name) from None
     finally:

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from configs import quickstart
-from medjax.config import as_json
+from medjax.config import config_as_json
 from medjax.tasks import parts
 
 
@@ -24,7 +24,7 @@ def get_config():
 
 RUN = {  # What report.write is told of a run besides its results.
     "recipe": parts.recipe(get_config()),
-    "config": as_json(get_config()),
+    "config": config_as_json(get_config()),
     "environment": {
         "python": "3.11.9",
         "revision": None,

@@ -13,14 +13,14 @@ from scipy import stats
 from configs import quickstart, quickstart_mri
 from medjax.cohort import duplicates
 from medjax.commands import evaluate
-from medjax.config import as_json
+from medjax.config import config_as_json
 from medjax.errors import InputError
 from medjax.evaluation.inference import Predictions
 from medjax.reports import page
 from medjax.training import workdir
 
 NAMES = ("Mass", "Pleural_Thickening", "<b>odd</b>")
-CONFIG = as_json(quickstart.get_config()) | {"seed": 3}
+CONFIG = config_as_json(quickstart.get_config()) | {"seed": 3}
 CONFIG["evaluation"]["replicates"] = 60
 
 
@@ -251,7 +251,7 @@ def test_other_findings_and_masks_are_refused(pair):
     write(pair[1], films(0.1), names=("Mass", "Nodule", "<b>odd</b>"))
     with pytest.raises(InputError, match="Nodule, Pleural_Thickening"):
         evaluate.compare(*pair)
-    write(pair[1], films(0.1), config=as_json(quickstart_mri.get_config()))
+    write(pair[1], films(0.1), config=config_as_json(quickstart_mri.get_config()))
     with pytest.raises(InputError, match="of the same task"):
         evaluate.compare(*pair)
 
@@ -281,7 +281,7 @@ def write_masks(folder, shift):
             row["dice"] = 0.7 + 0.1 * rng.normal() + noise + shift
             rows.append(row | {"nsd": 0.5, "lesion_f1": None})
     folder.mkdir()
-    config = as_json(quickstart_mri.get_config())
+    config = config_as_json(quickstart_mri.get_config())
     (folder / "config.json").write_text(json.dumps(config))
     task = {"sequences": ["T1"], "regions": {"whole": [1], "core": [2]}}
     (folder / "task.json").write_text(json.dumps(task | {"spacing": [1, 1, 1]}))

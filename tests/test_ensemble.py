@@ -13,14 +13,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import small
-from launching import ENSEMBLE, ensemble, run_here, small_films
+from launching import ENSEMBLE, run_here, small_films
+from launching import ensemble as trained
 from sklearn.metrics import roc_auc_score
 
 from configs import base
 from medjax import tasks
 from medjax.commands import train_population
-from medjax.evaluation import discrimination
-from medjax.evaluation import ensemble as members_of
+from medjax.evaluation import discrimination, ensemble
 from medjax.evaluation.inference import Predictions
 from medjax.tasks import films, parts, segmentation
 from medjax.training import step
@@ -29,7 +29,7 @@ from medjax.training.checkpoint import Checkpoints
 
 @pytest.fixture(scope="module")
 def folder() -> Path:
-    return ensemble()
+    return trained()
 
 
 def last(folder):
@@ -103,7 +103,7 @@ def test_the_gain_is_over_the_mean_of_the_members():
     members = [one._replace(probability=x, log_odds=x) for x in z]
     mean = one._replace(probability=sum(z) / 3, log_odds=sum(z) / 3)
     draws = {"key": jax.random.key(0), "replicates": 200}
-    got = members_of.gain(mean, members, **draws)["auroc"]
+    got = ensemble.gain(mean, members, **draws)["auroc"]
     alone = np.mean([roc_auc_score(label, x) for x in z])
     assert got["other"] == pytest.approx(alone, abs=1e-6)
     together = roc_auc_score(label, sum(z) / 3)
@@ -218,7 +218,7 @@ def test_the_gain_of_masks_is_the_mean_of_paired_differences():
                     *((m, o) for o in (label, mask) for m in alone),
                 ]
             ]
-            found = members_of.members_overlap(
+            found = ensemble.members_overlap(
                 mask[..., k], label[..., k], [m[..., k] for m in alone]
             )
             assert found["member_dice"] == pytest.approx(np.mean(dices[1:3]))
@@ -227,14 +227,14 @@ def test_the_gain_of_masks_is_the_mean_of_paired_differences():
                 {"name": str(volume), "patient": volume // 2, "dice": dices[0], **found}
             )
             expected.append(dices[0] - np.mean(dices[1:3]))
-    gain = members_of.gain_of_masks(rows, key=jax.random.key(0), replicates=200)["dice"]
+    gain = ensemble.gain_of_masks(rows, key=jax.random.key(0), replicates=200)["dice"]
     difference = gain["difference"]
     assert difference["estimate"] == pytest.approx(np.mean(expected), abs=1e-6)
     assert gain["one"] - gain["other"] == pytest.approx(np.mean(expected), abs=1e-6)
     error = np.std(np.reshape(expected, (12, 4)).mean(1)) / np.sqrt(12)
     reach = (difference["high"] - difference["low"]) / 2
     assert 1.5 * error < reach < 4 * error
-    assert members_of.members_overlap(mask, label, []) == {}
+    assert ensemble.members_overlap(mask, label, []) == {}
 
 
 def test_ensembles_of_a_population_are_trained_one_after_the_other():

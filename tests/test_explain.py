@@ -16,7 +16,7 @@ from medjax import tasks
 from medjax.cohort import manifests
 from medjax.commands import evaluate, explore, predict
 from medjax.commands.evaluate import EvaluatedImages
-from medjax.config import Config, as_json, read_config
+from medjax.config import Config, config_as_json, read_config
 from medjax.errors import InputError
 from medjax.evaluation import inference, localisation, recalibration
 from medjax.tasks import explain, films, fixed, new_images, parts, splitting
@@ -95,7 +95,7 @@ def run(tmp_path_factory):
     c.model.blocks = (1, 1)
     c.evaluation.update(replicates=20, batch=16, checkpoint="last")
     data = films.data(c)
-    workdir.claim(folder / "run", as_json(c))
+    workdir.claim(folder / "run", config_as_json(c))
     workdir.write_task(folder / "run", data.output)
     manifests.write(splitting.split(c, data), folder / "run/splits.csv")
     new_images.record_novelty(folder / "run", data, data.table["id"].to_numpy())

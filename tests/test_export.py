@@ -299,7 +299,7 @@ def test_a_training_begins_with_the_exported_weights(trained):
     config = small.get_config()
     config.transfer.init = str(out)
     output = films.FindingsOutput(**workdir.read_task(run))
-    config, weights = start.settle(config, output, parts.classifier)
+    config, weights = start.settle_weights(config, output, parts.classifier)
     network = parts.classifier(config, output)
     variables = start.variables(parts.fresh(config, network), weights, output)
     theirs = read_config(run)
@@ -311,7 +311,9 @@ def test_a_training_begins_with_the_exported_weights(trained):
     ]
     np.testing.assert_array_equal(*logits)
     with pytest.raises(InputError, match="another kind of task: give one of segment"):
-        start.settle(config, scans.MasksOutput(("T1",), {"x": (1,)}), parts.segmenter)
+        start.settle_weights(
+            config, scans.MasksOutput(("T1",), {"x": (1,)}), parts.segmenter
+        )
 
 
 def test_a_folder_that_isn_t_empty_and_an_unfinished_run_are_refused(trained, tmp_path):

@@ -12,7 +12,7 @@ from scipy import stats
 from small import RUN
 
 from medjax.cohort import manifests
-from medjax.config import as_json
+from medjax.config import config_as_json
 from medjax.errors import InputError
 from medjax.reports import report
 from medjax.tasks import classification, external, segmentation
@@ -124,7 +124,7 @@ def begun(opened, tmp_path):
         config = importlib.import_module("configs.quickstart").get_config()
         for name in ("first", "third"):
             (tmp_path / name).mkdir()
-            text = json.dumps(as_json(config))
+            text = json.dumps(config_as_json(config))
             (tmp_path / name / "config.json").write_text(text)
             split = manifest["split"].replace(splits if name == "first" else {})
             manifests.write(

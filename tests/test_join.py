@@ -16,7 +16,7 @@ from test_segmentation_commands import small_config
 
 from medjax.commands import evaluate, join, predict, train
 from medjax.commands.evaluate import EvaluatedImages
-from medjax.config import as_json
+from medjax.config import config_as_json
 from medjax.errors import InputError
 from medjax.tasks import scans, segmentation
 from medjax.tasks.task import Finished
@@ -97,7 +97,7 @@ def claimed(tmp_path):
     for fold in range(FOLDS):
         config = small.get_config()
         config.split.update(folds=FOLDS, fold=fold, seed=0)
-        workdir.claim(tmp_path / str(fold), as_json(config))
+        workdir.claim(tmp_path / str(fold), config_as_json(config))
         (tmp_path / str(fold) / "task.json").write_text("{}")
         (tmp_path / str(fold) / "provenance.json").write_text('{"data": {}}')
     return tmp_path

@@ -37,7 +37,7 @@ def random_boxes(rng, shape, number=1):
 def test_a_pixel_is_inside_if_its_middle_is(seed, shape, near):
     rng = np.random.default_rng(seed)
     boxes, margin = random_boxes(rng, shape, 2), 1.3 if near else 0.0
-    found = localisation.inside(boxes, shape, margin=margin)
+    found = localisation.in_boxes(boxes, shape, margin=margin)
     for pixel in itertools.product(*map(range, shape)):
         middle = np.add(pixel, 0.5)
         low, high = boxes[:, 0] - margin, boxes[:, 1] + margin
@@ -51,9 +51,9 @@ def test_a_pixel_is_inside_if_its_middle_is(seed, shape, near):
 
 
 def test_a_sliver_between_two_middles_is_one_pixel():
-    found = localisation.inside(np.array([[[2.6, 1.0], [3.4, 3.0]]]), (5, 5))
+    found = localisation.in_boxes(np.array([[[2.6, 1.0], [3.4, 3.0]]]), (5, 5))
     assert np.argwhere(found).tolist() in ([[3, 1], [3, 2]], [[2, 1], [2, 2]])
-    found = localisation.inside(np.array([[[9.0, 9.0], [9.9, 9.9]]]), (5, 5))
+    found = localisation.in_boxes(np.array([[[9.0, 9.0], [9.9, 9.9]]]), (5, 5))
     assert np.argwhere(found).tolist() == [[4, 4]]  # Clipped to the image.
 
 
@@ -88,8 +88,8 @@ def test_chance_is_the_mean_over_every_place(shape, monkeypatch):
     found = localisation.measure(marked(heatmap, boxes))
     axes = tuple(range(len(shape)))
     for n in range(3):
-        box = localisation.inside(boxes[n], shape)
-        near = localisation.inside(boxes[n], shape, margin=0.1 * max(shape))
+        box = localisation.in_boxes(boxes[n], shape)
+        near = localisation.in_boxes(boxes[n], shape, margin=0.1 * max(shape))
         hits, overlaps = [], []
         for shift in itertools.product(*map(range, shape)):
             moved = np.roll(heatmap[n], shift, axes)

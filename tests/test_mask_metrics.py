@@ -218,7 +218,9 @@ def test_nothing_said_of_nothing_is_right():
     found = measure(empty, empty)
     assert all(math.isnan(found[name]) for name in RATES)
     assert all(found[name] == 1 for name in set(SHARES) - set(RATES))
-    assert all(found[name] == 0 for name in set(mask_metrics.METRICS) - set(SHARES))
+    assert all(
+        found[name] == 0 for name in set(mask_metrics.MASK_METRICS) - set(SHARES)
+    )
 
 
 def test_a_missed_structure_is_the_worst_not_absent():
@@ -244,7 +246,7 @@ def test_a_false_alarm_is_wrong_but_misses_nothing():
 def test_every_case_has_every_metric():
     empty, full = np.zeros(SHAPE), np.ones(SHAPE)
     for pair in ((empty, empty), (empty, full), (full, empty), (full, full)):
-        assert measure(*pair).keys() == set(mask_metrics.METRICS)
+        assert measure(*pair).keys() == set(mask_metrics.MASK_METRICS)
 
 
 def make_rows(volumes, patients, seed=0):

@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from configs import base
 from medjax import losses
 from medjax.augment import pixel_ops
-from medjax.config import as_json, effects, read_config
+from medjax.config import config_as_json, effects, read_config
 from medjax.errors import InputError
 from medjax.geometry import warp
 from medjax.tasks import (
@@ -98,7 +98,7 @@ def test_every_config_names_parts_that_exist_and_fit(path):
     config = config_of(path.stem)
     task = films.expected(config)._replace(names=("a", "b", "c"))
     if config.intensity.name == "as_pretrained":
-        config, weights = start.settle(config, task, parts.classifier)
+        config, weights = start.settle_weights(config, task, parts.classifier)
         assert weights is not None and config.intensity.name == "standardise"
     network = parts.classifier(config, task)
     state = shapes(config, network, task)
@@ -488,13 +488,13 @@ def test_a_refitted_checkpoint_is_written_once_unless_it_is_damaged(config, tmp_
     network = parts.classifier(config, FINDINGS)
     state = parts.initial_state(config, network, FINDINGS, LABEL)
     run = SimpleNamespace(config=config, data=None, ids=range(5), folder=tmp_path)
-    refit.classifier(run, state, 7)
+    refit.refit_classifier(run, state, 7)
     (written,) = tmp_path.rglob("_CHECKPOINT_METADATA")
     before = written.stat().st_ino
-    refit.classifier(run, state, 7)
+    refit.refit_classifier(run, state, 7)
     assert written.stat().st_ino == before
     (written.parent / "state/_METADATA").write_bytes(b"damaged")
-    refit.classifier(run, state, 7)
+    refit.refit_classifier(run, state, 7)
     _, again = parts.restore(config, tmp_path / start.REFITTED, network, FINDINGS)
     kernel = state.averaged["params"]["classifier"]["kernel"]
     norms = np.linalg.norm(kernel, axis=0)
@@ -585,8 +585,8 @@ def test_a_batch_that_devices_cannot_share_is_refused(config):
 
 
 def test_a_config_survives_its_json(config):
-    again = ConfigDict(json.loads(json.dumps(as_json(config))))
-    assert as_json(again) == as_json(config)
+    again = ConfigDict(json.loads(json.dumps(config_as_json(config))))
+    assert config_as_json(again) == config_as_json(config)
 
 
 # ------------------------------------------------------------------ what a mode moves
@@ -649,7 +649,7 @@ def test_the_deeper_a_stage_the_later_it_starts(config):
 
 
 def test_a_run_of_an_older_medjax_is_named(config, tmp_path):
-    found = as_json(config)
+    found = config_as_json(config)
     (tmp_path / "config.json").write_text(json.dumps(found))
     assert read_config(tmp_path).transfer.mode == "all"
     del found["resampling"]["defer"]

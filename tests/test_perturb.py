@@ -12,7 +12,7 @@ from medjax import tasks
 from medjax.cohort import manifests
 from medjax.commands import evaluate, predict
 from medjax.commands.evaluate import EvaluatedImages
-from medjax.config import as_json, read_config
+from medjax.config import config_as_json, read_config
 from medjax.errors import InputError
 from medjax.evaluation.corruptions import CORRUPTIONS
 from medjax.tasks import films, fixed, new_images, parts, splitting
@@ -31,7 +31,7 @@ def run(tmp_path_factory):
     c.evaluation.update(replicates=20, batch=16, checkpoint="last", gallery=0)
     c.evaluation.calibration = "none"
     data, folder = films.data(c), folder / "run"
-    workdir.claim(folder, as_json(c))
+    workdir.claim(folder, config_as_json(c))
     workdir.write_task(folder, data.output)
     manifest = splitting.split(c, data)
     manifests.write(manifest, folder / "splits.csv")

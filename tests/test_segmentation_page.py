@@ -151,7 +151,7 @@ def test_json_and_csv_hold_the_same_numbers(written):
     assert len(rows) == len(results["rows"]) == 8
     for row, expected in zip(rows, results["rows"], strict=True):
         assert (row["name"], row["region"]) == (expected["name"], expected["region"])
-        for metric in mask_metrics.METRICS:
+        for metric in mask_metrics.MASK_METRICS:
             value = float(row[metric]) if row[metric] else None
             assert value == expected[metric]
 
@@ -160,8 +160,8 @@ def test_a_new_metric_is_a_row_of_the_table_alone(tmp_path, monkeypatch):
     def ratio(pair):
         return pair.predicted_size / pair.true_size if pair.true_size else np.nan
 
-    row = mask_metrics.Metric("Size ratio", "count", np.nan, ratio)
-    monkeypatch.setitem(mask_metrics.METRICS, "size_ratio", row)
+    row = mask_metrics.MaskMetric("Size ratio", "count", np.nan, ratio)
+    monkeypatch.setitem(mask_metrics.MASK_METRICS, "size_ratio", row)
     cases = [case(n) for n in range(4)]
     results = results_of(cases)
     text = report.write(results, CURVE, tmp_path, "report", **RUN).read_text()

@@ -16,7 +16,7 @@ from test_end_to_end import final_state, same
 
 from configs import nih_sample, quickstart
 from medjax.commands import convert
-from medjax.config import Config, as_json, tuples
+from medjax.config import Config, config_as_json, tuples
 from medjax.errors import InputError
 from medjax.models import architectures, resnet
 from medjax.models.weights import conversion
@@ -58,7 +58,7 @@ def old(tmp_path):
 def left_by(config, folder):
     """The folder of a run, as training leaves it."""
     config.intensity = {"name": "standardise", "mean": 0.4, "std": 0.2}
-    workdir.claim(folder, as_json(config))
+    workdir.claim(folder, config_as_json(config))
     workdir.write_task(folder, TASK)
     with Checkpoints(folder / "checkpoints") as checkpoints:
         checkpoints.save(3, state_of(), {"next": 0}, score=0.5)
@@ -67,7 +67,7 @@ def left_by(config, folder):
 
 def begun(config, task):
     """Fresh variables of a config, and those that its run begins with."""
-    settled, weights = start.settle(config, task, parts.classifier)
+    settled, weights = start.settle_weights(config, task, parts.classifier)
     init = parts.classifier(settled, task).init
     fresh = noise_like(jax.eval_shape(init, jax.random.key(0)), seed=4)
     return fresh, start.variables(fresh, weights, task)
@@ -101,7 +101,7 @@ def test_classes_that_exclude_each_other_get_no_classifier_of_findings(old, caps
 
 def test_without_weights_nothing_changes():
     config = config_of()
-    settled, weights = start.settle(config, TASK, parts.classifier)
+    settled, weights = start.settle_weights(config, TASK, parts.classifier)
     assert settled is config and weights is None
     fresh = {"params": {"classifier": 1}}
     assert start.variables(fresh, weights, TASK) is fresh
@@ -110,7 +110,7 @@ def test_without_weights_nothing_changes():
 def test_the_weights_bring_their_preparation_and_their_options_along(old, capsys):
     config = config_of(old)
     del config.model["growth"]
-    settled, _ = start.settle(config, TASK, parts.classifier)
+    settled, _ = start.settle_weights(config, TASK, parts.classifier)
     assert settled.intensity.name == "standardise_each"
     assert "expects intensity={'name': 'standardise', 'mean': 0.4" in (
         capsys.readouterr().out
@@ -118,7 +118,7 @@ def test_the_weights_bring_their_preparation_and_their_options_along(old, capsys
     assert settled.model.growth == 4
     assert "growth" not in config.model  # The caller's own stays as it was.
     config.intensity.name = "as_pretrained"
-    settled, _ = start.settle(config, TASK, parts.classifier)
+    settled, _ = start.settle_weights(config, TASK, parts.classifier)
     expected = {"name": "standardise", "mean": 0.4, "std": 0.2}
     assert settled.intensity.to_dict() == expected
     assert capsys.readouterr().out == ""
@@ -128,7 +128,7 @@ def test_what_weights_know_nothing_of_may_be_another(tmp_path):
     """Whether stages are computed again; and the pool, if the classifier is new."""
     folder = left_by(config_of(remat=True, pool="mean"), tmp_path / "old")
     other = TASK._replace(names=("b", "a", "c"))
-    settled, _ = start.settle(config_of(folder), TASK, parts.classifier)
+    settled, _ = start.settle_weights(config_of(folder), TASK, parts.classifier)
     assert "remat" not in settled.model and settled.model.pool == "mean"
     _, found = begun(config_of(folder, remat=False), TASK)
     assert_same(found, state_of().averaged)
@@ -137,7 +137,7 @@ def test_what_weights_know_nothing_of_may_be_another(tmp_path):
     stage = state_of().averaged["params"]["stage2"]
     assert_same(found["params"]["stage2"], stage)
     with pytest.raises(InputError, match=r"model\.pool='mean_max'.*go with 'mean'"):
-        start.settle(config_of(folder, pool="mean_max"), TASK, parts.classifier)
+        start.settle_weights(config_of(folder, pool="mean_max"), TASK, parts.classifier)
 
 
 @pytest.mark.parametrize(
@@ -168,23 +168,23 @@ def test_weights_of_another_network_are_refused_by_what_differs(
 
 def test_what_holds_no_weights_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"transfer\.init=.*nowhere.*give 'imagenet'"):
-        start.settle(config_of(tmp_path / "nowhere"), TASK, parts.classifier)
+        start.settle_weights(config_of(tmp_path / "nowhere"), TASK, parts.classifier)
     (tmp_path / "photos").mkdir()
     with pytest.raises(InputError, match=r"transfer\.init=.*photos.*run, or one that"):
-        start.settle(config_of(tmp_path / "photos"), TASK, parts.classifier)
+        start.settle_weights(config_of(tmp_path / "photos"), TASK, parts.classifier)
     config = config_of()
     config.intensity.name = "as_pretrained"
     with pytest.raises(InputError, match=r"as_pretrained.*transfer\.init"):
-        start.settle(config, TASK, parts.classifier)
+        start.settle_weights(config, TASK, parts.classifier)
 
 
 def test_a_run_that_was_not_trained_is_refused(tmp_path):
-    workdir.claim(tmp_path, as_json(config_of()))
+    workdir.claim(tmp_path, config_as_json(config_of()))
     with pytest.raises(InputError, match=r"task\.json.*train the run"):
-        start.settle(config_of(tmp_path), TASK, parts.classifier)
+        start.settle_weights(config_of(tmp_path), TASK, parts.classifier)
     workdir.write_task(tmp_path, TASK)
     with pytest.raises(InputError, match=r"no checkpoint.*train"):
-        start.settle(config_of(tmp_path), TASK, parts.classifier)
+        start.settle_weights(config_of(tmp_path), TASK, parts.classifier)
 
 
 # ------------------------------------------------------------------ files of weights
@@ -256,7 +256,7 @@ def test_another_frameworks_weights_come_without_their_classifier(
         assert json.loads((tmp_path / "new/card.json").read_text()) == card
         path = tmp_path / "new"
     task = TASK._replace(shape=(32, 32, 3))
-    settled, _ = start.settle(resnet_config(path), task, parts.classifier)
+    settled, _ = start.settle_weights(resnet_config(path), task, parts.classifier)
     assert settled.intensity.to_dict() == {
         "name": "standardise",
         "mean": [0.485, 0.456, 0.406],
@@ -338,7 +338,7 @@ def test_the_outputs_of_torchxrayvision_are_findings_with_names(xray, monkeypatc
     config.model = {"name": "densenet121"}
     names = ("Hernia", "Enlarged Cardiomediastinum", "Atelectasis")
     task = TASK._replace(names=names, shape=(32, 32, 1))
-    settled, weights = start.settle(config, task, parts.classifier)
+    settled, weights = start.settle_weights(config, task, parts.classifier)
     expected = {"name": "standardise", "mean": 0.5, "std": 1 / 2048}
     assert settled.intensity.to_dict() == expected  # [0, 1] -> [-1024, 1024].
     assert settled.model.pool == "mean" and weights.names == names
@@ -348,10 +348,10 @@ def test_the_outputs_of_torchxrayvision_are_findings_with_names(xray, monkeypatc
     np.testing.assert_array_equal(head["bias"], arrays["classifier.bias"][rows])
     config.model.pool = "mean_max"
     with pytest.raises(InputError, match=r"model\.pool='mean_max'.*go with 'mean'"):
-        start.settle(config, task, parts.classifier)
+        start.settle_weights(config, task, parts.classifier)
     # One of other findings gets a classifier of its own, and may pool otherwise.
     other = task._replace(names=("Hernia", "Scoliosis"))
-    settled, weights = start.settle(config, other, parts.classifier)
+    settled, weights = start.settle_weights(config, other, parts.classifier)
     assert settled.model.pool == "mean_max" and weights.names != other.names
 
 
@@ -377,7 +377,7 @@ def test_imagenet_weights_of_a_package_bring_their_preparation_along():
     config = resnet_config("imagenet")
     config.model = {"name": "efficientnet_lite0"}
     task = TASK._replace(shape=(32, 32, 1))
-    settled, weights = start.settle(config, task, parts.classifier)
+    settled, weights = start.settle_weights(config, task, parts.classifier)
     assert settled.model.padding == "SAME" and settled.model.epsilon == 1e-3
     expected = {"name": "standardise", "mean": 127 / 255, "std": 128 / 255}
     assert settled.intensity.to_dict() == pytest.approx(expected)
@@ -408,10 +408,10 @@ def test_converted_weights_say_for_how_many_channels_they_are(theirs, tmp_path):
     path, _ = theirs
     start.write_converted(path, "resnet18", tmp_path / "new", channels=3)
     with pytest.raises(InputError, match="--channels=1"):
-        start.settle(resnet_config(tmp_path / "new"), TASK, parts.classifier)
+        start.settle_weights(resnet_config(tmp_path / "new"), TASK, parts.classifier)
     (tmp_path / "new/card.json").write_text("{")
     with pytest.raises(InputError, match="card.json.*convert again"):
-        start.settle(resnet_config(tmp_path / "new"), TASK, parts.classifier)
+        start.settle_weights(resnet_config(tmp_path / "new"), TASK, parts.classifier)
 
 
 BENCH = """
@@ -436,10 +436,10 @@ def test_the_bench_of_transfer_takes_weights_of_others(theirs, tmp_path):
     ).stdout.splitlines()
     scratch, other = (Config(tuples(json.loads(line))) for line in found)
     task = TASK._replace(shape=(32, 32, 1))
-    settled, weights = start.settle(other, task, parts.classifier)
+    settled, weights = start.settle_weights(other, task, parts.classifier)
     assert weights is not None and settled.model.name == "resnet18"
     assert settled.intensity.name == "standardise"
-    settled, weights = start.settle(scratch, task, parts.classifier)
+    settled, weights = start.settle_weights(scratch, task, parts.classifier)
     assert weights is None and settled.model == other.model
     assert settled.intensity.name == nih_sample.get_config("small").intensity.name
 
@@ -449,7 +449,7 @@ def test_frozen_noise_is_said(capsys):
     config.intensity = {"name": "standardise_each"}
     for mode, said in (("all", False), ("head", True), ("stage1", True)):
         config.transfer.mode = mode
-        start.settle(config, TASK, parts.classifier)
+        start.settle_weights(config, TASK, parts.classifier)
         assert ("freezes noise" in capsys.readouterr().out) == said
 
 

@@ -6,7 +6,7 @@ import pytest
 from test_start import TASK, assert_same, config_of, left_by, noise_like
 
 from configs import quickstart_mri
-from medjax.config import as_json
+from medjax.config import config_as_json
 from medjax.errors import InputError
 from medjax.tasks import parts, start
 from medjax.tasks.scans import MasksOutput
@@ -33,7 +33,7 @@ def fresh_of(config, output):
 
 
 def begun(config, output=OUTPUT):
-    config, weights = start.settle(config, output, parts.segmenter)
+    config, weights = start.settle_weights(config, output, parts.segmenter)
     fresh = fresh_of(config, output)
     return fresh, start.variables(fresh, weights, output)
 
@@ -42,7 +42,7 @@ def begun(config, output=OUTPUT):
 def old(tmp_path):
     """The folder of a run, and its averaged weights, which are others than its last."""
     folder, config = tmp_path / "old", unet_config(deep=1)
-    workdir.claim(folder, as_json(config))
+    workdir.claim(folder, config_as_json(config))
     workdir.write_task(folder, OUTPUT)
     state = parts.initial_state(
         *(config, parts.segmenter(config, OUTPUT), OUTPUT, LABEL),
@@ -119,4 +119,4 @@ def test_what_is_no_run_of_segmentation_is_refused_and_the_other_way_round(
     with pytest.raises(
         InputError, match="another kind of task: give one of classification"
     ):
-        start.settle(config_of(folder), TASK, parts.classifier)
+        start.settle_weights(config_of(folder), TASK, parts.classifier)

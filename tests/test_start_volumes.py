@@ -28,7 +28,7 @@ def config_of(init, **model):
 
 
 def begun(config):
-    config, weights = start.settle(config, OUTPUT, parts.classifier)
+    config, weights = start.settle_weights(config, OUTPUT, parts.classifier)
     network = parts.classifier(config, OUTPUT)
     fresh = noise_like(jax.eval_shape(network.init, jax.random.key(0)), seed=4)
     return network, fresh, start.variables(fresh, weights, OUTPUT)

@@ -19,7 +19,7 @@ from launching import ROOT, restored, run, run_here
 import medjax
 from configs import long_tail, loss_weighting, quickstart
 from medjax.commands import arms, executors, sweep
-from medjax.config import as_json, get_config
+from medjax.config import config_as_json, get_config
 from medjax.errors import InputError
 from medjax.tasks import classification, imbalance
 from medjax.training.population import Outcome
@@ -151,7 +151,7 @@ def test_a_sweeps_plan_comes_back_and_another_config_is_refused(tmp_path):
     found = planned({"augment.ops": ("contrast",), "seed": 2}, {"seed": 1})
     arms.claim(tmp_path, config, found)
     again, runs = arms.read(tmp_path)
-    assert runs == found and as_json(again) == as_json(config)
+    assert runs == found and config_as_json(again) == config_as_json(config)
     arms.claim(tmp_path, config, planned({"seed": 5}))  # Others may come.
     config.train.steps = 3
     with pytest.raises(InputError, match=r"config\.train\.steps is 1000, not 3"):
@@ -209,7 +209,7 @@ def test_a_tail_is_cut_from_training_alone_by_whole_patients(ratio):
 def test_the_saved_config_of_a_run_is_a_config(tmp_path):
     config = quickstart.get_config()
     path = tmp_path / "config.json"
-    path.write_text(json.dumps(as_json(config)))
+    path.write_text(json.dumps(config_as_json(config)))
     found = get_config(str(path))
     assert found.to_dict() == config.to_dict()  # Tuples are tuples again.
     path.write_text("{")

@@ -10,7 +10,7 @@ from sklearn.metrics import balanced_accuracy_score
 
 from configs import quickstart
 from medjax.commands import arms, sweep
-from medjax.config import as_json
+from medjax.config import config_as_json
 from medjax.evaluation import reliability
 from medjax.reports import comparison_page
 
@@ -32,7 +32,7 @@ def finish(folder, number, *, films=range(FILMS), label_seed=0):
     pd.DataFrame(table).to_csv(folder / "predictions/test.csv", index=False)
     task = {"names": TASKS, "exclusive": False, "shape": (8, 8, 1)}
     (folder / "task.json").write_text(json.dumps(task))
-    config = as_json(quickstart.get_config())
+    config = config_as_json(quickstart.get_config())
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "provenance.json").write_text('{"data": {}}')
     write_cost(folder, seconds=100.0 + number, memory=10**9)

@@ -34,7 +34,7 @@ def test_no_step_along_the_curve_is_longer_than_its_share(seed, rare):
     assert len(found) <= 40 and (np.diff(found) < 0).all()
     known = score[weight > 0]
     assert np.isin(found, known).all() and found[-1] == known.min()
-    tp, fp, cut = thresholds.counts(score, label, weight)
+    tp, fp, cut = thresholds.positive_counts(score, label, weight)
     way = sum(part / part[-1] for part in (tp, fp) if part[-1])
     at = np.append(0, np.searchsorted(-cut, -found))
     assert np.diff(way[at]).max() <= way[-1] / 39 + np.diff(way).max() + 1e-9

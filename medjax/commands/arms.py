@@ -14,7 +14,7 @@ from medjax import tasks
 from medjax.config import (
     Config,
     affecting,
-    as_json,
+    config_as_json,
     fields,
     flatten,
     read_config,
@@ -110,9 +110,11 @@ def claim(folder: Path, config: Config, planned: list[SweepRun]) -> None:
         raise InputError(f"{folder}: holds a run: give the sweep a folder of its own")
     path = folder / "config.json"
     if path.exists():
-        workdir.refuse_other(folder, as_json(read_config(folder)), as_json(config))
+        workdir.refuse_other(
+            folder, config_as_json(read_config(folder)), config_as_json(config)
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, as_json(config))
+    write_json(path, config_as_json(config))
     rows = [run._asdict() for run in planned]
     write_json(folder / "arms.json", rows)
 

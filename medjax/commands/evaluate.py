@@ -10,7 +10,7 @@ import pandas as pd
 
 from medjax import tasks
 from medjax.cohort import manifests
-from medjax.config import Config, as_json, read_config
+from medjax.config import Config, config_as_json, read_config
 from medjax.data import prepared
 from medjax.errors import InputError, check_choice
 from medjax.files import read_json
@@ -116,7 +116,7 @@ def evaluate(folder: Path, images: EvaluatedImages = TEST) -> dict:
         folder,
         _file(folder, "report", split).stem,
         recipe=parts.recipe(config),
-        config=as_json(config),
+        config=config_as_json(config),
         environment=read_json(folder / "environment.json"),
         pictures=pictures,
     )

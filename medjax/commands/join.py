@@ -10,7 +10,7 @@ from medjax.cohort import manifests
 from medjax.cohort.manifests import SPLITS, UNUSED
 from medjax.commands import arms
 from medjax.commands.evaluate import TEST, evaluate, fix
-from medjax.config import Config, as_json, flatten, read_config
+from medjax.config import Config, config_as_json, flatten, read_config
 from medjax.errors import InputError
 from medjax.files import read_json
 from medjax.tasks import check, parts, start
@@ -44,7 +44,7 @@ def join(runs: list[Path], folder: Path) -> None:
     manifest, held_out = sides([workdir.sides(run) for run in runs])
     task.audit(config, data, manifest, needed=())
     config = arms.configured(config, {"ensemble": len(runs)})
-    workdir.claim(folder, as_json(config))
+    workdir.claim(folder, config_as_json(config))
     workdir.hold(folder, data.path, manifest)
     manifests.write(manifest, folder / "splits.csv")
     workdir.write_task(folder, finished[0].output)
@@ -70,7 +70,11 @@ def _check(run: Path, config: Config, first: Path, as_first: Config) -> None:
     """Refuses a run that can't be joined with the first one."""
     check.check_joined(run, config)
     ours, theirs = (
-        {k: v for k, v in flatten(as_json(c)).items() if k.split(".")[0] not in APART}
+        {
+            k: v
+            for k, v in flatten(config_as_json(c)).items()
+            if k.split(".")[0] not in APART
+        }
         for c in (config, as_first)
     )
     workdir.refuse_other(run, ours, theirs, JOIN_REMEDY)

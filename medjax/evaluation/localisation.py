@@ -85,8 +85,8 @@ def measure(marked: Marked) -> np.ndarray:
     heat = np.asarray(marked.heatmap)
     shape, space = heat.shape[1:], tuple(range(1, heat.ndim))
     margin = TOLERANCE * max(shape)
-    near = np.stack([inside(boxes, shape, margin=margin) for boxes in marked.boxes])
-    box = np.stack([inside(boxes, shape) for boxes in marked.boxes])
+    near = np.stack([in_boxes(boxes, shape, margin=margin) for boxes in marked.boxes])
+    box = np.stack([in_boxes(boxes, shape) for boxes in marked.boxes])
     highest = heat.max(axis=space, keepdims=True)
     peak = (heat == highest).astype(np.float32)
     peak /= peak.sum(axis=space, keepdims=True)
@@ -123,7 +123,7 @@ def measure(marked: Marked) -> np.ndarray:
     return np.stack([columns[name] for name in SCORES], axis=1)
 
 
-def inside(
+def in_boxes(
     boxes: np.ndarray, shape: Sequence[int], *, margin: float = 0.0
 ) -> np.ndarray:
     """Which pixels have their middle in one of the boxes, or within a margin of it.

@@ -54,7 +54,7 @@ class Pair(NamedTuple):
     tolerance: float  # mm.
 
 
-class Metric(NamedTuple):
+class MaskMetric(NamedTuple):
     """A row of the table of metrics of masks."""
 
     label: str
@@ -63,51 +63,53 @@ class Metric(NamedTuple):
     of: Callable[[Pair], float]
 
 
-METRICS = {
-    "dice": Metric("Dice", "share", 1, lambda p: dice(p.predicted, p.label)),
-    "lesion_dice": Metric("Lesion Dice", "share", 1, lambda p: p.lesion_dice),
+MASK_METRICS = {
+    "dice": MaskMetric("Dice", "share", 1, lambda p: dice(p.predicted, p.label)),
+    "lesion_dice": MaskMetric("Lesion Dice", "share", 1, lambda p: p.lesion_dice),
     # Of an empty mask a distance is infinite: the diagonal is the largest that may be.
-    "hd95": Metric(
+    "hd95": MaskMetric(
         *("HD95, mm", "mm", 0),
         lambda p: min(outlines.hausdorff(p.apart), p.diagonal),
     ),
-    "lesion_hd95": Metric("Lesion HD95, mm", "mm", 0, lambda p: p.lesion_hd95),
-    "iou": Metric(
+    "lesion_hd95": MaskMetric("Lesion HD95, mm", "mm", 0, lambda p: p.lesion_hd95),
+    "iou": MaskMetric(
         *("IoU", "share", 1),
         lambda p: p.overlap / (p.predicted_size + p.true_size - p.overlap),
     ),
-    "sensitivity": Metric(
+    "sensitivity": MaskMetric(
         *("Sensitivity", "share", np.nan),
         lambda p: p.overlap / p.true_size if p.true_size else np.nan,
     ),
-    "ppv": Metric(
+    "ppv": MaskMetric(
         *("PPV", "share", np.nan),
         lambda p: p.overlap / p.predicted_size if p.predicted_size else 0.0,
     ),
-    "asd": Metric(
+    "asd": MaskMetric(
         *("ASD, mm", "mm", 0),
         lambda p: min(outlines.average_distance(p.apart), p.diagonal),
     ),
-    "nsd": Metric(
+    "nsd": MaskMetric(
         "NSD", "share", 1, lambda p: outlines.surface_dice(p.apart, p.tolerance)
     ),
-    "lesion_f1": Metric(
+    "lesion_f1": MaskMetric(
         *("Lesion F1", "share", 1),
         lambda p: 2 * p.detected / (2 * p.detected + p.missed + p.false),
     ),
-    "lesion_sensitivity": Metric(
+    "lesion_sensitivity": MaskMetric(
         *("Lesion sensitivity", "share", np.nan),
         lambda p: p.detected / (p.detected + p.missed) if p.true_size else np.nan,
     ),
-    "false_positives": Metric("False lesions", "count", 0, lambda p: p.false),
+    "false_positives": MaskMetric("False lesions", "count", 0, lambda p: p.false),
     # Whether anything is predicted where nothing is true.
-    "false_alarm": Metric(
+    "false_alarm": MaskMetric(
         "False alarms", "share", 0, lambda p: np.nan if p.true_size else 1.0
     ),
-    "true_lesions": Metric("True lesions", "count", 0, lambda p: p.detected + p.missed),
-    "found_lesions": Metric("Lesions found", "count", 0, lambda p: p.detected),
-    "true_ml": Metric("True, ml", "ml", 0, lambda p: p.true_size * p.millilitres),
-    "predicted_ml": Metric(
+    "true_lesions": MaskMetric(
+        "True lesions", "count", 0, lambda p: p.detected + p.missed
+    ),
+    "found_lesions": MaskMetric("Lesions found", "count", 0, lambda p: p.detected),
+    "true_ml": MaskMetric("True, ml", "ml", 0, lambda p: p.true_size * p.millilitres),
+    "predicted_ml": MaskMetric(
         "Predicted, ml", "ml", 0, lambda p: p.predicted_size * p.millilitres
     ),
 }
@@ -261,7 +263,7 @@ def measure(
     predicted, label = np.asarray(predicted) != 0, np.asarray(label) != 0
     box = outlines.box(predicted | label)
     if box is None:
-        return {name: float(metric.empty) for name, metric in METRICS.items()}
+        return {name: float(metric.empty) for name, metric in MASK_METRICS.items()}
     diagonal = float(np.linalg.norm(np.multiply(label.shape, spacing)))
     predicted, label = predicted[box], label[box]
     parts = components(label), components(predicted)
@@ -278,7 +280,7 @@ def measure(
         millilitres=float(np.prod(spacing)) / 1000,
         tolerance=tolerance,
     )
-    return {name: float(metric.of(pair)) for name, metric in METRICS.items()}
+    return {name: float(metric.of(pair)) for name, metric in MASK_METRICS.items()}
 
 
 def summarise(rows: Sequence[Mapping], **draws) -> dict:
@@ -291,15 +293,15 @@ def summarise(rows: Sequence[Mapping], **draws) -> dict:
     table = pd.DataFrame(list(rows))
     regions = list(table["region"].unique())
     patient = table["patient"].to_numpy()[:: len(regions)]
-    value = table[list(METRICS)].to_numpy(float)
-    value = value.reshape(len(patient), len(regions), len(METRICS))
+    value = table[list(MASK_METRICS)].to_numpy(float)
+    value = value.reshape(len(patient), len(regions), len(MASK_METRICS))
     linear = _with_mean(means.over_rows(value, patient))
     intervals = _intervals(linear, **draws)
 
     def mean(values: np.ndarray, k: int) -> dict[str, dict]:
         """Of each metric; values: [volumes, metrics]; k: their number in intervals."""
         by_metric = {}
-        for m, metric in enumerate(METRICS):
+        for m, metric in enumerate(MASK_METRICS):
             patients = int(linear.patients[k, m])
             interval = bootstrap.interval(
                 bootstrap.at(intervals, (k, m)),
@@ -315,7 +317,7 @@ def summarise(rows: Sequence[Mapping], **draws) -> dict:
 
     patients = len(np.unique(patient))
     note = f"No intervals: they need {MIN_PATIENTS} patients, and there are {patients}."
-    places = [[*METRICS].index(name) for name in ("true_ml", "predicted_ml")]
+    places = [[*MASK_METRICS].index(name) for name in ("true_ml", "predicted_ml")]
     volumes = value[..., places]
     summary = SegmentationResults(
         volumes=len(patient),
@@ -338,7 +340,7 @@ def _intervals(linear: Linear, **draws) -> Interval:
     """[K + 1, M], each metric's by its kind."""
     distances = means.studentised(linear, **draws)
     distances = distances._replace(low=np.maximum(distances.low, 0))
-    kind = np.array([metric.kind for metric in METRICS.values()])
+    kind = np.array([metric.kind for metric in MASK_METRICS.values()])
     flags = [kind == "share", kind == "count"]
     kinds = means.shares(linear), means.counts(linear), distances
     return jax.tree.map(lambda *x: np.select(flags, x[:2], x[2]), *kinds)

@@ -37,12 +37,12 @@ def curves(
       precision: [K + 1], beginning with 1, which is no threshold's.
       thresholds: [K + 1], inf and then the K distinct scores, descending.
     """
-    tp, fp, thresholds = counts(score, label, weight)
+    tp, fp, thresholds = positive_counts(score, label, weight)
     precision = np.append(1.0, tp[1:] / (tp[1:] + fp[1:]))
     return _share(fp), _share(tp), precision, thresholds
 
 
-def counts(score, label, weight) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def positive_counts(score, label, weight) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """True and false positives [K + 1] at inf and at each distinct score, descending.
 
     Raises:
@@ -85,7 +85,7 @@ def knots(score, label, weight, *, most: int) -> np.ndarray:
     `most` distinct scores it is all of them, and always the lowest; [0] where nothing is
     known.
     """
-    tp, fp, thresholds = counts(score, label, weight)
+    tp, fp, thresholds = positive_counts(score, label, weight)
     if len(thresholds) - 1 <= most:
         return thresholds[1:]
     way = sum(part / part[-1] for part in (tp, fp) if part[-1] > 0)
@@ -109,7 +109,7 @@ def explorer(
     tables = {}
     for t, task in enumerate(tasks):
         columns = [x[:, t] for x in predictions[2:5]]
-        tp, fp, observed = counts(*columns)
+        tp, fp, observed = positive_counts(*columns)
         if len(observed) == 1:
             continue
         chosen = knots(*columns, most=MAX_THRESHOLDS - 1)
@@ -280,7 +280,7 @@ def name(rule: str, value: float) -> str:
 
 def _point(score, label, weight, rule: str, value: float | None) -> np.float32:
     """The threshold of one task."""
-    tp, fp, thresholds = counts(score, label, weight)
+    tp, fp, thresholds = positive_counts(score, label, weight)
     positives, negatives = tp[-1], fp[-1]
     if positives == 0 or negatives == 0:
         return np.float32(np.nan)

@@ -78,7 +78,9 @@ class Classifier(nn.Module):
         for number in range(after, len(self.stages)):
             stage = self.stages[number](name=self.stage_names[number])
             training = train and number >= self.frozen
-            draws = (layers.fold(keys, number),) if self.random and training else ()
+            draws = (
+                (layers.fold_keys(keys, number),) if self.random and training else ()
+            )
             if self.remat and training:
                 x = nn.remat(_train)(stage, x, *draws)
             else:

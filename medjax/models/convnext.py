@@ -86,7 +86,7 @@ class ConvNeXtStage(nn.Module):
             tiny = nn.initializers.constant(1e-6)
             scale = self.param(f"block{j}_scale", tiny, (self.width,))
             new = scale.astype(self.dtype) * new
-            x = x + layers.drop(new, layers.fold(keys, j), rate, whole=True)
+            x = x + layers.drop(new, layers.fold_keys(keys, j), rate, whole=True)
         return x
 
 

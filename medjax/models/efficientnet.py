@@ -128,7 +128,7 @@ class EfficientNetStage(nn.Module):
             new = conv(new, self.features, 1, name=f"{block}_project_conv")
             new = norm(name=f"{block}_project_norm")(new)
             if new.shape == x.shape:
-                new = x + layers.drop(new, layers.fold(keys, j), rate, whole=True)
+                new = x + layers.drop(new, layers.fold_keys(keys, j), rate, whole=True)
             x = new
         return x
 

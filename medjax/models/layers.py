@@ -79,7 +79,7 @@ def depth_rates(last: float, blocks: Sequence[int]) -> list[tuple[float, ...]]:
     return [tuple(itertools.islice(rates, number)) for number in blocks]
 
 
-def fold(keys: Array | None, number: int) -> Array | None:
+def fold_keys(keys: Array | None, number: int) -> Array | None:
     """Keys [B] for one place of a network."""
     if keys is None:
         return None

@@ -131,7 +131,7 @@ class TransformerBlock(nn.Module):
             tiny = nn.initializers.constant(1e-5)
             scale = self.param(f"scale{number}", tiny, new.shape[-1:])
             new = new * scale.astype(self.dtype)
-        return layers.drop(new, layers.fold(keys, number), self.rate, whole=True)
+        return layers.drop(new, layers.fold_keys(keys, number), self.rate, whole=True)
 
 
 vit_small = partial(vit, width=384, heads=6)

@@ -15,7 +15,7 @@ from medjax.files import write_text
 
 DASH = "–"  # Of what is undefined.
 PROPER = ("Brier", "Cohen's", "Dice")  # Names of people: capital in a sentence, too.
-TABLES = metrics.METRICS, mask_metrics.METRICS
+TABLES = metrics.METRICS, mask_metrics.MASK_METRICS
 METRIC_LABELS = {name: row.label for table in TABLES for name, row in table.items()} | {
     "grad_cam": "Grad-CAM",
     "grad_cam_plus_plus": "Grad-CAM++",
@@ -110,7 +110,7 @@ def number(value: float | None, digits: int | None = None, sign: bool = False) -
 
 def decimals(name: str) -> int:
     """How many a value has: two in mm, ml and counts of lesions, three in shares."""
-    of_masks = mask_metrics.METRICS.get(name)
+    of_masks = mask_metrics.MASK_METRICS.get(name)
     coarse = of_masks and of_masks.kind != "share" or name == "volume_bias"
     return 2 if coarse else 3
 

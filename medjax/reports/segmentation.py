@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from medjax.evaluation.mask_metrics import METRICS
+from medjax.evaluation.mask_metrics import MASK_METRICS
 from medjax.evaluation.outlines import LESION_DILATION, LESION_OVERLAP, components
 from medjax.files import write_table
 from medjax.reports import charts, pictures
@@ -39,13 +39,13 @@ def sections(results: dict, cases: Iterable[PicturedVolume] | None) -> dict:
         "item": "region",
         "averaged": [
             name
-            for name in METRICS
+            for name in MASK_METRICS
             if name not in SUMS
             and any(
                 r[name]["estimate"] is not None for r in results["regions"].values()
             )
         ],
-        "distances": [name for name, m in METRICS.items() if m.kind == "mm"],
+        "distances": [name for name, m in MASK_METRICS.items() if m.kind == "mm"],
         "overlap_least": LESION_OVERLAP,
         "reach": LESION_DILATION,
         "rows": sorted(results["rows"], key=lambda row: order.index(row["name"])),
@@ -82,7 +82,7 @@ def write_csv(results: dict, path: Path) -> None:
     """Writes one row a volume and region."""
     table = pd.DataFrame(results["rows"])
     members = [name for name in ("member_dice", "disagreement") if name in table]
-    columns = ["name", "patient", "region", *METRICS, *members]
+    columns = ["name", "patient", "region", *MASK_METRICS, *members]
     write_table(path, table, columns=columns)
 
 

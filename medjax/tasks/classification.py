@@ -99,11 +99,11 @@ def refit_(run: Run) -> None:
     """Fits the classifier, or re-estimates batch statistics, as the config asks."""
     config = run.config
     if not run.has_steps:
-        refit.classifier(run, run.state)
+        refit.refit_classifier(run, run.state)
     elif imbalance.treats(config, imbalance.REFITS):
         where = run.folder / "checkpoints"
         number, state = parts.restore(config, where, run.network, run.data.output)
-        refit.classifier(run, state, number)
+        refit.refit_classifier(run, state, number)
     if config.adapt.name == "adabn":
         refit.restate(run)
 

@@ -87,7 +87,7 @@ def prepared_otherwise(configs: Iterable[Config]) -> list[str]:
     return [f"data.{name}" for name in apart if name not in PLACES]
 
 
-def check_alike(
+def check_same_images(
     first: pd.DataFrame,
     second: pd.DataFrame,
     names: tuple[str, ...],
@@ -136,7 +136,9 @@ def side_by_side(
     first: dict[int, tuple[int, int]] = {}
     for at, table in tables.items():
         before = first.setdefault(at[1], at)
-        check_alike(tables[before], table, names, (folders[before], folders[at]), how)
+        check_same_images(
+            tables[before], table, names, (folders[before], folders[at]), how
+        )
     truth = ["patient", *(f"{name}_truth" for name in names)]
     images = pd.concat([tables[at][truth] for at in first.values()])
     images = images.groupby(level=0).agg(["min", "max"])

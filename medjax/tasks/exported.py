@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from chex import Array
 
-from medjax.config import Config, as_json
+from medjax.config import Config, config_as_json
 from medjax.data import intensity_units
 from medjax.data.normalisation import HIGHEST, LOWEST
 from medjax.data.sources import volumes
@@ -168,7 +168,7 @@ def _refuse_copies(run: Any) -> None:
 def _common(run: Any, facts: dict[str, Any]) -> dict[str, Any]:
     """The weights, and the facts with what transfer.init needs to know of them."""
     states = jax.device_get(step.members(run.state))
-    values = as_json(run.config)
+    values = config_as_json(run.config)
     facts |= {
         "members": len(states),
         "model": values["model"],

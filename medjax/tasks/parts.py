@@ -17,7 +17,7 @@ from chex import Array, ArrayTree
 
 from medjax import losses
 from medjax.augment import patches, pixel_ops, policy, safety
-from medjax.config import Config, affecting, as_json, named
+from medjax.config import Config, affecting, config_as_json, named
 from medjax.data import normalisation
 from medjax.errors import InputError
 from medjax.geometry import warp
@@ -65,7 +65,7 @@ def classifier(config: Config, output: Any) -> Network:
     """The network of a classification; equal ones are compiled once."""
     fields = affecting(config, "network")
     if config.evaluation.copies:
-        fields["augment"] = as_json(config)["augment"]
+        fields["augment"] = config_as_json(config)["augment"]
         fields["data"] = {"spacing": output.spacing}
     return _classifier(json.dumps(fields), output)
 
@@ -136,7 +136,7 @@ def segmenter(config: Config, output: Any) -> Network:
                 f"evaluation.copies={copies}: what is predicted of a copy is moved back, "
                 "and an elastic move has no inverse: name other ops in augment.ops"
             )
-        fields["augment"] = as_json(config)["augment"]
+        fields["augment"] = config_as_json(config)["augment"]
         fields["data"] = {"spacing": output.spacing}
     channels, regions = output.inputs, len(output.regions)
     return _segmenter(json.dumps(fields), channels, regions, output.exclusive)

@@ -12,7 +12,7 @@ from rich.progress import Progress
 from scipy.special import expit
 
 from medjax.augment import patches, policy
-from medjax.config import Config, as_json
+from medjax.config import Config, config_as_json
 from medjax.data.normalisation import unit_range
 from medjax.errors import InputError
 from medjax.evaluation import corruptions, inference, robustness
@@ -190,5 +190,5 @@ def _judged(op: str, config: Config, at: list[dict]) -> dict:
         else f"{op} keeps the label, as far as this model sees: no AUROC falls by more "
         f"than {MATTERS} beyond chance."
     )
-    options = as_json(config)["augment"].get(op, {})
+    options = config_as_json(config)["augment"].get(op, {})
     return {"options": options, "sound": not spoilt, "verdict": verdict, "at": at}

@@ -29,7 +29,7 @@ from medjax.training import head, step, workdir
 from medjax.training.step import State
 
 
-def classifier(run: Run, state: State, number: int = 0) -> None:
+def refit_classifier(run: Run, state: State, number: int = 0) -> None:
     """Fits the classifier to the averaged model's embeddings, as a new checkpoint.
 
     `number` counts the updates behind the state.

@@ -12,7 +12,7 @@ import numpy as np
 from chex import ArrayTree
 
 from medjax import buckets
-from medjax.config import Config, as_json, named, read_config
+from medjax.config import Config, config_as_json, named, read_config
 from medjax.errors import InputError
 from medjax.files import write_json
 from medjax.models import architectures, layers, weights
@@ -63,7 +63,7 @@ def place(init: str) -> Path:
     return buckets.fetch(init) if buckets.is_address(init) else Path(init).expanduser()
 
 
-def settle(
+def settle_weights(
     config: Config, output: Any, network: Callable[..., Network]
 ) -> tuple[Config, Start | None]:
     """The config with what its weights bring along, and these.
@@ -80,7 +80,7 @@ def settle(
         return config, None
     start = _read(config, output, network)
     settled = config.copy_and_resolve_references().unlock()
-    values = as_json(config)  # As the weights' options are: in lists.
+    values = config_as_json(config)  # As the weights' options are: in lists.
     model, intensity = values["model"], values.get("intensity", {})
     loose = LOOSE if start.names == output.names else (*LOOSE, *OF_CLASSIFIER)
     for name, value in start.options.items():
@@ -180,7 +180,7 @@ def _of_run(
     _check_kind(folder, values, output)
     trained = type(output)(**values)
     _, state = restore(config, folder, network(config, trained), trained)
-    options = as_json(config)
+    options = config_as_json(config)
     intensity, sequences = options.get("intensity", {}), values.get("sequences", ())
     variables, model = members(state)[0].averaged, options["model"]  # Of an ensemble.
     if not encodes:

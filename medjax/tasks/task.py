@@ -11,7 +11,7 @@ import pandas as pd
 from chex import Array
 
 from medjax.cohort import manifests
-from medjax.config import Config, as_json, read_config
+from medjax.config import Config, config_as_json, read_config
 from medjax.data import prepared
 from medjax.errors import InputError
 from medjax.tasks import (
@@ -158,7 +158,7 @@ class Task(NamedTuple):
         self.check(config, shards or jax.device_count())
         with devices.in_turn():
             data = self.prepare(config)
-            config, weights = start.settle(config, data.output, self.network)
+            config, weights = start.settle_weights(config, data.output, self.network)
             manifest = self.split(config, data)
             self.audit(config, data, manifest)
             splitting.check_labels(data, manifest)
@@ -206,7 +206,7 @@ class Task(NamedTuple):
     def _write_down(self, config, folder, data, manifest, target, weights) -> None:
         """Writes down what the run is made of, or checks it where it was begun before."""
         anew = workdir.forget_unbegun(folder)
-        workdir.claim(folder, as_json(config))
+        workdir.claim(folder, config_as_json(config))
         notes = check.sides(config, data.output.names), check.warmup(config)
         for note in filter(None, (*parts.caveats(config), *notes)):
             print(f"note: {note}")
