@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from medjax.config import Config
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 
 def launch(
