@@ -49,6 +49,9 @@ config.json of a run is a config too: train --config=DIR/config.json --workdir=N
 it again.
 """
 
+import medjax  # First, for its way with memory.
+
+# isort: split
 import ast
 import contextlib
 import copy
@@ -66,7 +69,6 @@ import absl.logging
 from absl import app, flags
 from ml_collections import config_flags
 
-import medjax
 from configs import base
 from medjax import buckets, tasks
 from medjax.commands import convert, evaluate, explore, export, gallery, join, predict

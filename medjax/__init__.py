@@ -7,11 +7,15 @@
     results = medjax.sweep(config, [{"seed": s} for s in range(5)], "runs/seeds")
 
 These are the commands `train` and `sweep` of launch.py, and give the same. Nothing of
-JAX is imported before they are called.
+JAX is imported before they are called. Import medjax before NumPy, pandas and JAX: see
+`keep_freed_memory`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import glob
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -21,6 +25,30 @@ if TYPE_CHECKING:
     from medjax.config import Config
 
 __version__ = "0.3.0"
+
+# Where Linux shows GPUs of NVIDIA and AMD, and TPUs, before JAX looks for them.
+ACCELERATORS = "/dev/nvidia[0-9]*", "/dev/kfd", "/dev/accel*", "/dev/vfio/[0-9]*"
+# Options of glibc's malloc.h: M_MMAP_MAX 0, M_ARENA_MAX 1, M_TRIM_THRESHOLD 2 GB. Large
+# blocks come from the heap, all threads share it, and it keeps what is freed.
+MALLOC = {-4: 0, -8: 1, -1: 2**31 - 1}
+
+
+def keep_freed_memory() -> None:
+    """Lets this process keep up to 2 GB of freed memory for what comes next.
+
+    On a CPU, XLA frees its buffers after every update. By default glibc gives large
+    ones back to the kernel, which must clear every page for the next update. Heaps of
+    threads that are there already stay apart, so that this has to come before the
+    libraries that start threads. A host with an accelerator keeps glibc's ways.
+    """
+    if not any(map(glob.glob, ACCELERATORS)):
+        with contextlib.suppress(AttributeError, OSError, TypeError):  # No glibc.
+            mallopt = ctypes.CDLL(None).mallopt
+            for option, value in MALLOC.items():
+                mallopt(option, value)
+
+
+keep_freed_memory()
 
 
 def launch(

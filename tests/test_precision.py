@@ -54,10 +54,9 @@ MULTIPLY = {  # All that do outside of models/, but for the classifier of domain
         *(KEY, whole(2)),
     ),
     "refit": (
-        functools.partial(
-            head.refit, between=head.no_points(3), exclusive=False, decay=1.0
-        ),
-        *(floats(8, 4), floats(8, 3), floats(8, 3)),
+        functools.partial(head._loss, exclusive=False),
+        *(floats(5, 3), floats(8, 4), floats(8, 3), floats(8, 3)),
+        *(head.no_points(3), floats(4, 4), floats()),
     ),
     "classifier": (classify, floats(2, 4, 4, 16)),
     "reweigh": (bootstrap.reweigh, floats(5, 3), whole(5, 2)),

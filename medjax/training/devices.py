@@ -5,7 +5,6 @@ system that all of them see, all compute, and process 0 alone writes and prints.
 """
 
 import contextlib
-import ctypes
 import functools
 import gc
 import glob
@@ -28,13 +27,8 @@ from medjax.errors import InputError
 
 FOLDER = "~/.cache/medjax/compiled"
 CACHED = 10 * 2**30  # Bytes of compiled programs that stay.
-# Where Linux shows GPUs of NVIDIA and AMD, and TPUs, before JAX looks for them.
-GPUS = ("/dev/nvidia[0-9]*", "/dev/kfd")
-ACCELERATORS = (*GPUS, "/dev/accel*", "/dev/vfio/[0-9]*")
+GPUS = ("/dev/nvidia[0-9]*", "/dev/kfd")  # Before JAX looks for them.
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
-# Options of glibc's malloc.h: M_MMAP_MAX 0, M_ARENA_MAX 1, M_TRIM_THRESHOLD 2 GB. Large
-# blocks come from the heap, all threads share it, and it keeps what is freed.
-MALLOC = {-4: 0, -8: 1, -1: 2**31 - 1}
 MAX_CPU_DEVICES = 8  # Each holds the state, and they wait for each other.
 HEARTBEAT = 30  # Seconds of silence after which a process counts as dead.
 MEET = 120  # Seconds that processes wait for each other at the start.
@@ -42,21 +36,12 @@ LONGEST_WAIT = 24 * 3600  # Seconds that the others wait for one that works alon
 
 
 def keep() -> None:
-    """Enables the persistent compilation cache, and keeps up to 2 GB of freed memory.
+    """Enables the persistent compilation cache.
 
-    The cache is in the folder that JAX already has, from `jax_compilation_cache_dir`
-    or $JAX_COMPILATION_CACHE_DIR, or else in FOLDER, and loses its oldest programs where
-    it exceeds CACHED. Processes that this one starts share it.
-
-    On a CPU, XLA frees its buffers after every update. By default glibc gives large
-    ones back to the kernel, which must clear every page for the next update: a fifth of
-    the quickstart's CPU time. A host with an accelerator keeps glibc's ways.
+    It is in the folder that JAX already has, from `jax_compilation_cache_dir` or
+    $JAX_COMPILATION_CACHE_DIR, or else in FOLDER, and loses its oldest programs where it
+    exceeds CACHED. Processes that this one starts share it.
     """
-    if not any(map(glob.glob, ACCELERATORS)):
-        with contextlib.suppress(AttributeError, OSError, TypeError):  # No glibc.
-            mallopt = ctypes.CDLL(None).mallopt
-            for option, value in MALLOC.items():
-                mallopt(option, value)
     configured = jax.config.jax_compilation_cache_dir  # Also from the variable.
     folder = configured or os.environ.get("JAX_COMPILATION_CACHE_DIR") or FOLDER
     folder = os.path.expanduser(folder)

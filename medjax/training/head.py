@@ -148,7 +148,6 @@ def _synthetic(
     return made
 
 
-@jax.default_matmul_precision("highest")  # An accelerator would round products.
 def refit(
     feature: np.ndarray,
     label: np.ndarray,
@@ -198,6 +197,7 @@ def refit(
 
 
 @functools.partial(jax.jit, static_argnames="exclusive")
+@jax.default_matmul_precision("highest")  # An accelerator would round products.
 @jax.value_and_grad
 def _loss(layer, x, y, weight, between, axes, decay, *, exclusive) -> Array:
     """The penalised cross-entropy of a layer [F + 1, T], its bias in the last row."""

@@ -422,14 +422,19 @@ def replicated(state: ArrayTree) -> ArrayTree:
 
 
 def compile_eval(of_rows: Callable, **parts: Any) -> Callable:
-    """Compiles eval_step or embed_step over this host's D devices: [D, B, ...] -> same.
+    """Compiles eval_step or embed_step over this host's devices: [D, B, ...] -> same.
 
-    Rows are independent, so the hosts may take different numbers of steps. What of the
-    state isn't read stays where it is.
+    Rows are independent, so the hosts may take different numbers of steps. As in
+    `compile_step` one host maps by pmap, which takes fewer rows than devices, too; of
+    several, what of the state isn't read stays where it is.
     """
+    of_rows = functools.partial(of_rows, **parts)
+    if jax.process_count() == 1:
+        axes = {"in_axes": (None, 0), "out_axes": 0, "devices": jax.local_devices()}
+        return uncollected(jax.pmap(of_rows, axis_name=AXIS, **axes))
 
     def per_device(state: State, image: Array) -> ArrayTree:
-        return jax.tree.map(lambda x: x[None], of_rows(state, image[0], **parts))
+        return jax.tree.map(lambda x: x[None], of_rows(state, image[0]))
 
     rows = NamedSharding(Mesh(jax.local_devices(), (AXIS,)), PartitionSpec(AXIS))
     mapped = jax.jit(
