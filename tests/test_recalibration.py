@@ -176,7 +176,7 @@ def test_any_few_images_give_finite_probabilities(images, seed, decimals):
         assert ((found >= 0) & (found <= 1)).all()
     slope, intercept = recalibration.fit_platt(p, y, w)
     for t in range(2):  # No neighbour is better.
-        one = p[:, t], y[:, t], w[:, t]
+        one = [x[w[:, t] > 0, t] for x in (p, y, w)]  # Else 0 times infinity.
         if (slope[t], intercept[t]) != (1.0, 0.0):
             z = slope[t] * logit(one[0]) + intercept[t]
             least = cross_entropy(expit(z), *one[1:])
