@@ -1,7 +1,7 @@
 """Describes a data set's grey levels, and warns of new images that are unlike them.
 
-`statistics` are dicts of plain and NumPy values, which reports/explore_page.py writes as JSON.
-`reference` and `warning` tell novelty by simple numbers.
+`statistics` are dicts of plain and NumPy values, which reports/explore_page.py writes
+as JSON. `reference` and `warning` tell novelty by simple numbers.
 
 What is measured of an image, and how far beyond the range of the training images it may
 lie (by SLACK, or by SHARE of that range if this is more):

@@ -1,8 +1,8 @@
 """Describes a data set: its table and its labels.
 
 The results are dicts of plain and NumPy values, NaN where undefined, which
-reports/explore_page.py writes as JSON. A label is positive from 0.5 on and unknown where it
-is NaN. For multi-class data every class has its column, and an image is 1 in one of
+reports/explore_page.py writes as JSON. A label is positive from 0.5 on and unknown
+where it is NaN. For multi-class data every class has its column, and an image is 1 in one of
 them. Tables have a row per image and the columns of data/prepared.py; `tasks` names
 T of them, the labels.
 """

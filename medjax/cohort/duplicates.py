@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 from scipy import fft, ndimage
 
-# Raise it when `candidates`, `confirm` or `alike` finds other pairs than before: kept lists
-# of pairs are then made again. Other hashes or thumbnails need another READER, of data/.
+# Raise it when `candidates`, `confirm` or `alike` finds other pairs than before: kept
+# lists are then made again. Other hashes or thumbnails need another READER, of data/.
 SEARCH = 1
 HASH_SIDE = 64  # Pixels: what the hash reads, and what is correlated.
 LOW = 16  # Frequencies along an axis.
@@ -37,8 +37,9 @@ TRANSFORMS = {
     )
     for inverted, turned, flip in itertools.product((0, 1), (0, 1), FLIPS)
 }
-KEY_BITS = 20  # A pair that differs in MAX_BITS_APART bits has equal keys in 13 % of the rounds,
-ROUNDS = 64  # so in none of the rounds with a probability of 1.5e-4.
+# A pair that differs in MAX_BITS_APART bits has equal keys in 13 % of the rounds: in none
+# of them with a probability of 1.5e-4.
+KEY_BITS, ROUNDS = 20, 64
 BUCKET_IMAGES = 16  # Images of a bucket with which each of its images is compared.
 CELLS = 16  # Of a volume's thumbnail, along each axis,
 REACH = 2.0  # which reaches so many standard deviations to either side.
@@ -68,7 +69,7 @@ def hashes(pixels: np.ndarray) -> np.ndarray:
 
 
 def candidates(hashes: np.ndarray) -> pd.DataFrame:
-    """Finds the pairs whose hashes differ in at most MAX_BITS_APART bits: 112,120 films in 17 s.
+    """Finds the pairs whose hashes differ in at most MAX_BITS_APART bits.
 
     Each round samples KEY_BITS of the bits and compares the images that agree in all
     of them. Of a bucket with more than BUCKET_IMAGES such images (blank ones, say),

@@ -255,7 +255,7 @@ def measure(
     *,
     tolerance: float,
 ) -> dict[str, float]:
-    """Every metric of one region's masks of one volume; the tolerance is of the NSD, mm.
+    """Measures one region's masks of one volume; `tolerance` is the NSD's, in mm.
 
     Source: Dice, Ecology 26 (1945) 297; Jaccard (1912) for iou; lesion-wise rates:
     Maier-Hein, Reinke et al., Metrics reloaded, Nat. Methods 21 (2024) 195.

@@ -58,7 +58,7 @@ def _method(
         if centred and inner <= 4:
             return _by_depth
         if same and outer < inner and np.prod(shape[1:-1]) <= FEW_VOXELS:
-            return _few_outputs_of_few
+            return _few_outputs_by_columns
         if same:
             return _by_slices
         return _by_strides if centred else None
@@ -229,7 +229,7 @@ def _few_outputs_backward(
 
 
 _few_outputs = _with_gradients(_native, _few_outputs_backward)
-_few_outputs_of_few = _with_gradients(_by_columns, _few_outputs_backward)
+_few_outputs_by_columns = _with_gradients(_by_columns, _few_outputs_backward)
 
 
 def _few_inputs_backward(

@@ -35,8 +35,8 @@ class Kind(NamedTuple):
     # (ArmsBySeeds, bootstrap) -> {metric: scores} of the arms of a sweep.
     measure: Callable
     metrics: tuple[str, ...]  # Those of them that the page of two runs shows.
-    # ArmsBySeeds -> [T] each: positive and negative images, and patients: of the rarer class,
-    # or whose mean it is.
+    # ArmsBySeeds -> [T] each: positive and negative images, and patients: those of the
+    # rarer class, or all whose mean it is.
     count: Callable
     # (ArmsBySeeds, arm) -> the Interval of its calibration error; None: has none.
     calibration: Callable | None
@@ -168,8 +168,8 @@ def pair(folders: Sequence[Path], kinds: Sequence[Kind], split: str, **draws) ->
       films, patients, replicates; mean: {metric: {one, other, difference}}, and p, that
       of the mean's difference of the primary metric: the primary test; tasks: {name:
       {positives, negatives, p, holm, why, metrics: as mean}}. A difference is a
-      seeds.Difference. Without bootstrap.MIN_PATIENTS patients, of findings of either class, it
-      has neither interval nor p; `why` gives the reason.
+      seeds.Difference. With fewer than bootstrap.MIN_PATIENTS patients, of findings of
+      either class, it has neither interval nor p; `why` gives the reason.
     """
     names, tables = read(folders, kinds, split)
     how, at = kinds[0], [(0, 0), (1, 0)]

@@ -280,7 +280,7 @@ def augmentation(config: Config) -> Callable:
 
 
 def caveats(config: Config) -> tuple[str, ...]:
-    """Lists what speaks against ops of `config.augment` for this modality, a sentence each.
+    """Lists what speaks against ops of `config.augment`, a sentence each.
 
     Raises:
       InputError: an op that can change the label, without augment.allow_unsafe.

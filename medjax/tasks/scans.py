@@ -96,7 +96,7 @@ class ScanData(NamedTuple):
 
     path: Path
     # One row a volume or half, see data/volumes.py; also its `volume` (the number of
-    # its files), `half`, `sex`, `age` (see sources/scan_files.participants) and a column a
+    # its files), `half`, `sex`, `age` (see scan_files.participants) and a column a
     # region: 1 where it has any, NaN unknown.
     table: pd.DataFrame
     output: MasksOutput
@@ -183,7 +183,7 @@ def data(config: Config) -> ScanData:
 
 
 def scaled(config: Config, data: ScanData, ids: np.ndarray) -> ScanData:
-    """The data with their CT as these training volumes scale it, see intensity_units.scaled.
+    """Scales the CT of the data by these training volumes, see intensity_units.scaled.
 
     Its numbers are of the voxels of all regions, or of the whole foreground where there
     are none, or all are alike.

@@ -31,9 +31,8 @@ class Synthetic(NamedTuple):
     neighbour: np.ndarray
     gap: np.ndarray  # [M] float32 in [0, 1).
     weight: np.ndarray  # [M] float32, 1 for a point, 0 for padding, which comes last.
-    label: (
-        np.ndarray
-    )  # [] float32, the class of all points: 0 where negatives are rarer.
+    # [] float32, the class of all points: 0 where negatives are rarer.
+    label: np.ndarray
 
 
 def no_points(tasks: int) -> Synthetic:

@@ -43,8 +43,8 @@ def volumes(
 ) -> Source:
     """A folder of volumes and a CSV file with one row a volume, see `tables.listed`.
 
-    `shape` is D, H, W of the records, whose channels are units.channels; the options are
-    of `read`, scan.read_scan and `tables.listed`.
+    `shape` is D, H, W of the records, whose channels are intensity_units.channels; the
+    options are of `read`, scan.read_scan and `tables.listed`.
     """
     how = {name: options.pop(name) for name in ("files", *OPTIONS) if name in options}
     how |= {"sequences": sequences, "units": units, "windows": windows}
