@@ -85,7 +85,7 @@ def segmentation(source: str = "brain_phantom") -> ConfigDict:
         "kernels": (3,),  # of each level; or one for all
         "blocks": 1,  # residual blocks of a level on the way down
         "up_blocks": 1,  # the same on the way up
-        "groups": 0,  # channels normalised together; 0: instance normalisation
+        "groups": 0,  # of group normalisation; 0: instance normalisation
         "attention": False,  # gates on the skip connections
         "deep": 0,  # number of coarser levels that have a loss too
         "remat": False,  # Compute levels again for the gradient: slower, less memory.

@@ -40,7 +40,7 @@ class UNet(nn.Module):
     kernels: int | Sequence[Size] = 3  # Odd sizes of each level's convolutions.
     blocks: int | Sequence[int] = 1  # Residual blocks of each level on the way down.
     up_blocks: int | Sequence[int] = 1  # The same on the way up; the last has none.
-    groups: int = 0  # Of channels that are normalised together; 0: each by itself.
+    groups: int = 0  # Of group normalisation; 0: each channel is normalised by itself.
     attention: bool = False  # Whether the skip connections pass a Gate.
     deep: int = 0  # Number of coarser levels that give logits too, for the loss.
     remat: bool = False  # Compute a level again for its gradient: slower, less memory.
