@@ -88,7 +88,8 @@ def use_cores(*batches: int, most: int = MAX_CPU_DEVICES) -> None:
 
     Several cores don't share the small operations of a step well: two devices of one
     core each train a U-Net and predict by DenseNet-121 faster than one device of two
-    cores. Call it before JAX looks for devices; later it changes nothing. It respects jax_num_cpu_devices and other platforms.
+    cores. Call it before JAX looks for devices; later it changes nothing. It respects
+    jax_num_cpu_devices and other platforms.
     """
     if jax.config.jax_num_cpu_devices > 0:
         return
