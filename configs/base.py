@@ -75,6 +75,10 @@ def segmentation(source: str = "brain_phantom") -> ConfigDict:
         "each": 2,  # patches of a volume in a step
         "foreground": 0.67,  # share of the patches drawn about a voxel of a region
         "slices": False,  # 2-D: the middle slice; its neighbours become channels
+        # Share of the patches that get synthetic lesions too, of any size, in the tissue
+        # about the scan's own and as bright as they: where few lesions are outlined. One
+        # region alone, in 3-D.
+        "lesions": 0.0,
     }
     c.augment.ops = ("random_affine", "bias_field", "contrast", "gamma")
     c.augment.random_affine.update(flip=0.5, rotation=10.0, zoom=0.1, translation=0.0)

@@ -243,6 +243,17 @@ def test_an_even_number_of_slices_is_refused(config):
         parts.segmenter(config, output(4, 3))
 
 
+@pytest.mark.parametrize("regions, slices", [(("a", "b"), False), (("a",), True)])
+def test_synthetic_lesions_of_several_regions_or_of_slices_are_refused(regions, slices):
+    c = base.segmentation("folders")
+    with c.unlocked():
+        c.data.regions = regions
+        c.data["values"] = {name: (k + 1,) for k, name in enumerate(regions)}
+        c.patch.update(lesions=0.5, slices=slices, size=(3, 8, 8))
+    with pytest.raises(InputError, match="patch.lesions=0.5: .* of one region, in"):
+        segmentation.check(c, 1)
+
+
 def test_class_weights_are_of_the_regions_voxels(config):
     config.imbalance = "balanced"
     rows = {"id": [0, 1], "voxels_a": [10, 20], "voxels_b": [0, np.nan]}

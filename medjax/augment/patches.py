@@ -10,12 +10,13 @@ import numpy as np
 from chex import Array, ArrayTree
 from jax import lax
 
-from medjax.augment import policy
+from medjax.augment import policy, synthetic_lesions
 from medjax.data.normalisation import HIGHEST, LOWEST, unit_range
 from medjax.data.sources.volumes import INSIDE
 from medjax.geometry import warp
 
-PLACE = 2**31 - 1  # Folded into the key instead of an op's number; no op has it.
+# Folded into the key instead of an op's number; no op has them.
+PLACE, LESIONS = 2**31 - 1, 2**31 - 2
 
 
 def augment(
@@ -23,19 +24,42 @@ def augment(
     batch: dict[str, Array],
     *,
     ops: Sequence[Callable],
+    lesions: float = 0.0,
     **place: Any,
 ) -> dict[str, Array]:
     """Draws patches of standardised volumes and applies the ops to them.
 
     The ops, as in policy.augment_batch, see LOWEST to HIGHEST as [0, 1], because they
-    apply gains and powers; the other arguments are those of `draw`.
+    apply gains and powers; the other arguments are those of `draw`. A share of the
+    patches, `lesions`, gets synthetic ones first: of a single region, in 3-D.
 
     Returns:
       image [P, *S, C] float32, 0 outside the brain and in a missing sequence; label
       [P, *S, K] float32; weight [P, *S, K], 0 at voxels that a move brought in from
       outside the patch.
     """
-    return _augmented(key, draw(key, batch, **place), ops)
+    drawn = draw(key, batch, **place)
+    if lesions:
+        drawn |= _with_lesions(key, batch, drawn, lesions)
+    return _augmented(key, drawn, ops)
+
+
+def _with_lesions(key: Array, batch: dict, drawn: dict, probability: float) -> dict:
+    """Image and label of patches that are drawn, with synthetic lesions in some."""
+    label, points = batch["label"][..., 0], batch["points"][:, 0]
+    facts = batch["image"], label, points, batch["spacing"]
+    tissue = jax.vmap(synthetic_lesions.tissue)(*facts)
+    each = len(drawn["id"]) // len(label)
+    patches = {
+        "key": policy.sample_keys(key, drawn, LESIONS),
+        "image": drawn["image"],
+        "label": drawn["label"][..., 0],
+        "of": jax.tree.map(lambda x: jnp.repeat(x, each, axis=0), tissue),
+        "spacing": drawn["spacing"],
+    }
+    add = functools.partial(synthetic_lesions.add, probability=probability)
+    image, label = lax.map(lambda patch: add(**patch), patches)
+    return {"image": image, "label": label[..., None]}
 
 
 def _augmented(key: Array, batch: dict[str, Array], ops: Sequence[Callable]) -> dict:

@@ -39,7 +39,7 @@ RANGES = {  # What a field's number has to be, or each in a tuple.
     "more than 0, at most 1": (lambda value: 0 < value <= 1, "transfer.decay"),
     "0 to 1": (
         lambda value: 0 <= value <= 1,
-        *("data.max_quarantined", "patch.foreground"),
+        *("data.max_quarantined", "patch.foreground", "patch.lesions"),
     ),
     "0 to less than 1": (
         lambda value: 0 <= value < 1,

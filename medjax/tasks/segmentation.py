@@ -79,6 +79,11 @@ def check(config: Config, shards: int) -> None:
     if len(size := config.patch.size) != 3:
         raise InputError(f"patch.size={size}: give three sizes, along D, H and W")
     output = scans.expected(config)
+    if config.patch.lesions and (config.patch.slices or len(output.names) > 1):
+        raise InputError(
+            f"patch.lesions={config.patch.lesions}: synthetic lesions are of one region, "
+            "in volumes: set it to 0, or name one region and set patch.slices=False"
+        )
     network = parts.segmenter(config, output)
     sliding.check_windows(**_windows(config))
     jax.eval_shape(network.init, jax.random.key(0))  # Does the patch fit the network?
