@@ -10,7 +10,7 @@ It trains on all patients of the folder, to be used on others:
 --config.data.split=halves, measure what can be measured with two patients. In 2-D, on
 slices:
 
-    --config.data.split=halves --config.patch.slices=True
+    --config.data.split=halves --config.patch.slices=True --config.patch.lesions=0.0
     --config.patch.size="(3,128,64)" --config.patch.each=32 --config.train.batch=64
     --config.train.steps=1100 --config.train.evaluate_every=1100
 """
@@ -27,7 +27,16 @@ def get_config() -> ConfigDict:
     c.data.split = "all"
     c.patch.size = (64, 64, 64)
     c.patch.each = 1
-    c.augment.ops = ("random_affine", "bias_field", "contrast", "gamma", "rician_noise")
+    # Two patients' lesions are few, and all of two kinds.
+    c.patch.lesions = 1.0
+    # Between patients the sequences differ, each in its own way.
+    c.augment.ops = (
+        *("random_affine", "bias_field", "contrast", "brightness", "gamma"),
+        "rician_noise",
+    )
+    c.augment.contrast.update(strength=0.4, by_channel=True)
+    c.augment.brightness.update(strength=0.08, by_channel=True)
+    c.augment.gamma.update(max_log_gamma=0.4, by_channel=True)
     c.model = {**c.model, "widths": (24, 48, 96), "blocks": (0, 1, 1)}
     c.optim.update(learning_rate=4e-3, warmup=150, clip=5.0, ema=0.995)
     c.train.update(steps=2200, batch=2, threads=2, log_every=20, evaluate_every=550)
