@@ -38,7 +38,7 @@ def volume():
 
 @pytest.fixture(scope="module")
 def tissue(volume):
-    return synthetic_lesions.tissue(*map(jnp.asarray, (*volume, SPACING)))
+    return synthetic_lesions.surroundings(*map(jnp.asarray, (*volume, SPACING)))
 
 
 @functools.cache
@@ -149,13 +149,13 @@ def test_a_share_of_the_patches_gets_them(volume, tissue, probability):
 def test_without_a_lesion_or_a_sequence_nothing_is_drawn(volume):
     image, label, points = volume
     healthy = image, np.zeros_like(label), np.zeros_like(points)
-    tissue = synthetic_lesions.tissue(*map(jnp.asarray, (*healthy, SPACING)))
+    tissue = synthetic_lesions.surroundings(*map(jnp.asarray, (*healthy, SPACING)))
     drawn, mask = add(healthy, tissue, count=4)
     np.testing.assert_array_equal(drawn, np.tile(image, (4, 1, 1, 1, 1)))
     assert not mask.any()
     missing = image.copy()
     missing[..., 1] = 0
-    tissue = synthetic_lesions.tissue(
+    tissue = synthetic_lesions.surroundings(
         *map(jnp.asarray, (missing, label, points, SPACING))
     )
     drawn, mask = add((missing, label), tissue, count=4)

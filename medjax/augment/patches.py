@@ -48,13 +48,13 @@ def _with_lesions(key: Array, batch: dict, drawn: dict, probability: float) -> d
     """Image and label of patches that are drawn, with synthetic lesions in some."""
     label, points = batch["label"][..., 0], batch["points"][:, 0]
     facts = batch["image"], label, points, batch["spacing"]
-    tissue = jax.vmap(synthetic_lesions.tissue)(*facts)
+    tissue = jax.vmap(synthetic_lesions.surroundings)(*facts)
     each = len(drawn["id"]) // len(label)
     patches = {
         "key": policy.sample_keys(key, drawn, LESIONS),
         "image": drawn["image"],
         "label": drawn["label"][..., 0],
-        "of": jax.tree.map(lambda x: jnp.repeat(x, each, axis=0), tissue),
+        "tissue": jax.tree.map(lambda x: jnp.repeat(x, each, axis=0), tissue),
         "spacing": drawn["spacing"],
     }
     add = functools.partial(synthetic_lesions.add, probability=probability)

@@ -32,7 +32,7 @@ class Tissue(NamedTuple):
     change: Array  # [C], the mean of the lesions less the median.
 
 
-def tissue(image: Array, label: Array, points: Array, spacing: Array) -> Tissue:
+def surroundings(image: Array, label: Array, points: Array, spacing: Array) -> Tissue:
     """Measures the tissue about a volume's lesions.
 
     Args:
@@ -60,7 +60,7 @@ def add(
     key: Array,
     image: Array,
     label: Array,
-    of: Tissue,
+    tissue: Tissue,
     spacing: Array,
     *,
     probability: float,
@@ -70,7 +70,7 @@ def add(
     Args:
       image: [D, H, W, C] float32, 0 outside of the body and in a missing sequence.
       label: [D, H, W] float32, 1 in lesions.
-      of: its volume's; without lesions there nothing is drawn.
+      tissue: its volume's; without lesions there nothing is drawn.
       spacing: [3] mm.
 
     Returns:
@@ -79,14 +79,16 @@ def add(
     some, lesions, gain = jax.random.split(key, 3)
     depth = _depth(lesions, label.shape, spacing)
     body = jnp.any(image != 0, axis=-1)
-    like = jnp.all(jnp.abs(image - of.median) <= LIKE * of.deviation, axis=-1) & body
+    near = jnp.abs(image - tissue.median) <= LIKE * tissue.deviation
+    like = jnp.all(near, axis=-1) & body
     # Grain takes single voxels out of the tissue: what counts is most of 3 x 3 x 3.
     window = (3,) * like.ndim, (1,) * like.ndim, "SAME"
     like = lax.reduce_window(like.astype(jnp.float32), 0.0, lax.add, *window) / 27
     share = jax.nn.sigmoid(depth / EDGE) * jnp.minimum(1.5 * like, 1)
     share *= jax.random.uniform(some) < probability
     low, high = CHANGE
-    change = of.change * jax.random.uniform(gain, of.change.shape, None, low, high)
+    gain = jax.random.uniform(gain, tissue.change.shape, None, low, high)
+    change = gain * tissue.change
     known = jnp.all(jnp.isfinite(change))
     drawn = image + share[..., None] * jnp.where(known, change, 0)
     drawn = jnp.where(image == 0, 0, drawn)
