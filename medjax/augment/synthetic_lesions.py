@@ -14,7 +14,7 @@ from chex import Array
 from jax import lax
 
 MOST = 8  # Lesions of a patch.
-RADII = 1.5, 20.0  # mm, of a lesion; all orders of magnitude are equally likely.
+RADII = 1.5, 20.0  # mm, of a lesion; log-uniform.
 UNEVEN = 0.5  # Deviation of a lesion's border, as a share of the radius,
 LUMPS = 10  # which has so many control points along an axis of the patch.
 EDGE = 0.7  # mm, over which a lesion fades.
@@ -47,8 +47,8 @@ def surroundings(image: Array, label: Array, points: Array, spacing: Array) -> T
     near = points + jnp.rint(ways / spacing).astype(jnp.int32)
     near = tuple(jnp.clip(near, 0, jnp.array(label.shape) - 1).T)
     around = image[near].astype(jnp.float32)
-    outside = (label[near] > 0) | jnp.all(around == 0, axis=-1)
-    around = jnp.where(outside[:, None], jnp.nan, around)
+    other = (label[near] > 0) | jnp.all(around == 0, axis=-1)  # Lesion, or air.
+    around = jnp.where(other[:, None], jnp.nan, around)
     median = jnp.nanmedian(around, axis=0)
     deviation = 1.48 * jnp.nanmedian(jnp.abs(around - median), axis=0)
     at = tuple(points.T)
