@@ -28,15 +28,15 @@ def get_config() -> ConfigDict:
     c.patch.size = (64, 64, 64)
     c.patch.each = 1
     # Two patients' lesions are few, and all of two kinds.
-    c.patch.lesions = 1.0
+    c.patch.lesions = 0.4
     # Between patients the sequences differ, each in its own way.
     c.augment.ops = (
         *("random_affine", "bias_field", "contrast", "brightness", "gamma"),
         "rician_noise",
     )
-    c.augment.contrast.update(strength=0.4, by_channel=True)
-    c.augment.brightness.update(strength=0.08, by_channel=True)
-    c.augment.gamma.update(max_log_gamma=0.4, by_channel=True)
+    c.augment.contrast.update(strength=0.25, by_channel=True)
+    c.augment.brightness.update(strength=0.05, by_channel=True)
+    c.augment.gamma.update(max_log_gamma=0.3, by_channel=True)
     c.model = {**c.model, "widths": (24, 48, 96), "blocks": (0, 1, 1)}
     c.optim.update(learning_rate=4e-3, warmup=150, clip=5.0, ema=0.995)
     c.train.update(steps=2200, batch=2, threads=2, log_every=20, evaluate_every=550)
