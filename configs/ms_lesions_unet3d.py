@@ -12,7 +12,6 @@ slices:
 
     --config.data.split=halves --config.patch.slices=True --config.patch.lesions=0.0
     --config.patch.size="(3,128,64)" --config.patch.each=32 --config.train.batch=64
-    --config.train.steps=1100 --config.train.evaluate_every=1100
 """
 
 from ml_collections import ConfigDict
@@ -39,7 +38,8 @@ def get_config() -> ConfigDict:
     c.augment.gamma.update(max_log_gamma=0.3, by_channel=True)
     c.model = {**c.model, "widths": (24, 48, 96), "blocks": (0, 1, 1)}
     c.optim.update(learning_rate=4e-3, warmup=150, clip=5.0, ema=0.995)
-    c.train.update(steps=2200, batch=2, threads=2, log_every=20, evaluate_every=550)
+    # More steps find more within a patient, and less in the next one.
+    c.train.update(steps=1100, batch=2, threads=2, log_every=20, evaluate_every=550)
     c.evaluation.batch = 1
     c.evaluation.checkpoint = "last"
     return c
