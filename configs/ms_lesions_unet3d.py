@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
     c.augment.gamma.update(max_log_gamma=0.3, by_channel=True)
     c.model = {**c.model, "widths": (24, 48, 96), "blocks": (0, 1, 1)}
     c.optim.update(learning_rate=4e-3, warmup=150, clip=5.0, ema=0.995)
-    # More steps find more within a patient, and less in the next one.
+    # With more steps, less was found in another patient.
     c.train.update(steps=1100, batch=2, threads=2, log_every=20, evaluate_every=550)
     c.evaluation.batch = 1
     c.evaluation.checkpoint = "last"
