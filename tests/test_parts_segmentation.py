@@ -254,6 +254,14 @@ def test_synthetic_lesions_of_several_regions_or_of_slices_are_refused(regions, 
         segmentation.check(c, 1)
 
 
+def test_a_threshold_of_regions_that_exclude_each_other_is_refused():
+    c = base.segmentation("folders")
+    c.data.exclusive = True
+    c.evaluation.update(choose=False, threshold=0.3)
+    with pytest.raises(InputError, match="threshold=0.3: .* the likeliest region"):
+        segmentation.check(c, 1)
+
+
 def test_class_weights_are_of_the_regions_voxels(config):
     config.imbalance = "balanced"
     rows = {"id": [0, 1], "voxels_a": [10, 20], "voxels_b": [0, np.nan]}

@@ -16,6 +16,7 @@ from medjax.commands import evaluate, explore, predict, train
 from medjax.commands.evaluate import EvaluatedImages
 from medjax.data import brain_phantom, scan
 from medjax.errors import InputError
+from medjax.evaluation import mask_metrics
 from medjax.tasks import segmentation
 
 SMALL = {"seed": 3, "shape": (18, 22, 18), "spacing": (9.0, 9.0, 9.0)}
@@ -214,6 +215,20 @@ def test_all_patients_train_and_the_page_of_them_is_there_for_the_asking(tmp_pat
     assert found["volumes"] == 2 and (tmp_path / "all/report-others.html").exists()
 
 
+def test_a_threshold_that_is_given_is_taken_where_none_is_chosen(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run/postprocessing.json").unlink()
+    config = json.loads((run / "config.json").read_text())
+    config["evaluation"].update(choose=False, threshold=0.3)
+    (tmp_path / "run/config.json").write_text(json.dumps(config))
+    found = segmentation.TASK.read(tmp_path / "run")
+    manifest = pd.read_csv(run / "splits.csv")
+    data = segmentation.TASK.data(found.config)
+    posts = segmentation.fix(found, data, manifest).fixed
+    assert posts == [mask_metrics.Post(threshold=0.3)] * 3
+    assert segmentation.TASK.finished(tmp_path / "run").fixed == posts
+
+
 def test_the_best_checkpoint_of_a_run_without_validation_is_refused_at_once(run):
     config = small_config(run.parent / "records")
     config.data.split = "all"
@@ -266,7 +281,9 @@ def test_exploring_proposes_what_a_network_could_take(run, tmp_path, capsys):
     found = json.loads(path.read_text())
     strides = np.prod(found["proposal"]["strides"], axis=0)
     assert not (np.array(found["proposal"]["patch"]) % strides).any()
-    assert "patch" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "patch" in out and "logistic regression on voxels has a mean Dice" in out
+    assert {*found["floor"]} == {*brain_phantom.REGIONS, "mean"}
     assert min(low for _, _, low, *_ in found["data"]["inside"]) > 0  # No z-scores.
 
 

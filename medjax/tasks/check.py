@@ -40,6 +40,7 @@ RANGES = {  # What a field's number has to be, or each in a tuple.
     "0 to 1": (
         lambda value: 0 <= value <= 1,
         *("data.max_quarantined", "patch.foreground", "patch.lesions"),
+        "evaluation.threshold",
     ),
     "0 to less than 1": (
         lambda value: 0 <= value < 1,
@@ -144,6 +145,7 @@ READ_BY = {
         "evaluation.rule",
         ("cost", "sensitivity", "specificity"),
     ),
+    "evaluation.threshold": (0.5, "evaluation.choose", (False,)),
     "transfer.decay": (0.75, "transfer.mode", ("layerwise",)),
     "transfer.every": (100, "transfer.mode", ("gradual",)),
 }
@@ -160,7 +162,7 @@ def check_ranges(config: Config) -> None:
         if values.get(field, default) != default and values[other] not in choices:
             raise InputError(
                 f"{field}={values[field]}: is of no use with {other}={values[other]!r}: "
-                f"leave it at {default}, or set {other} to {' or '.join(choices)}"
+                f"leave it at {default}, or set {other} to {' or '.join(map(str, choices))}"
             )
     for field, value in values.items():
         number = field.startswith("loss.") and isinstance(value, int | float)

@@ -349,16 +349,18 @@ def settle_posts(
     number: int,
     regions: Sequence[str],
     cases: Callable[[], Iterable[tuple[np.ndarray, np.ndarray, Sequence[float]]]],
+    threshold: float = 0.5,
 ) -> list[Post]:
     """A run's post-processing, a Post a region; chosen where there is none.
 
     `number` is of the checkpoint that is judged; `cases`: () -> the validation volumes,
-    see mask_metrics.choose; without any the default stays.
+    see mask_metrics.choose; without any there is the
+    threshold alone.
     """
     path = folder / POSTS
     if path.exists() and read_json(path)["checkpoint"] == number:
         return read_posts(folder, regions)
-    posts = mask_metrics.choose(cases()) or [Post()] * len(regions)
+    posts = mask_metrics.choose(cases()) or [Post(threshold)] * len(regions)
     if devices.first():
         each = {name: post._asdict() for name, post in zip(regions, posts, strict=True)}
         values = {"checkpoint": number, "regions": each}

@@ -25,7 +25,16 @@ from medjax.evaluation import (
 )
 from medjax.files import write_json, write_table
 from medjax.reports.segmentation import PicturedVolume
-from medjax.tasks import comparison, exported, fixed, imbalance, parts, scans, splitting
+from medjax.tasks import (
+    comparison,
+    exported,
+    fixed,
+    imbalance,
+    parts,
+    scans,
+    splitting,
+    voxel_floor,
+)
 from medjax.tasks.check import check_parts, check_ranges
 from medjax.tasks.task import Finished, Task
 from medjax.training import devices, step
@@ -84,6 +93,11 @@ def check(config: Config, shards: int) -> None:
             f"patch.lesions={config.patch.lesions}: synthetic lesions are of one region, "
             "in volumes: set it to 0, or name one region and set patch.slices=False"
         )
+    if output.exclusive and config.evaluation.threshold != 0.5:
+        raise InputError(
+            f"evaluation.threshold={config.evaluation.threshold}: with data.exclusive a "
+            "voxel is of the likeliest region, whatever the threshold: leave it at 0.5"
+        )
     network = parts.segmenter(config, output)
     sliding.check_windows(**_windows(config))
     jax.eval_shape(network.init, jax.random.key(0))  # Does the patch fit the network?
@@ -91,7 +105,9 @@ def check(config: Config, shards: int) -> None:
 
 
 def explore(config: Config, data: scans.ScanData, folder: Path) -> Path:
-    """Writes fingerprint.json of `config.data`, prints it, copies, and what it proposes.
+    """Writes fingerprint.json of `config.data`, and prints it.
+
+    It has what the scans look like, a proposal for them, copies, and the floor.
 
     It describes the scans as they are stored, but for their background: at the spacing
     of `data.spacing` they would only confirm it.
@@ -113,9 +129,15 @@ def explore(config: Config, data: scans.ScanData, folder: Path) -> Path:
     copies = [[names[id] for id in pair] for pair in pairs]
     for first, second in copies:
         print(f"copies: {first} and {second} show the same image")
+    try:
+        floor = voxel_floor.floor(config, data, scans.split(config, data))
+        print(voxel_floor.describe(floor))
+    except InputError as error:  # Scans that can't be split can be looked at.
+        floor = {}
+        print(f"floor: none: {error}")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "fingerprint.json"
-    values = {"data": measured, "proposal": proposal, "copies": copies}
+    values = {"data": measured, "proposal": proposal, "copies": copies, "floor": floor}
     values = bootstrap.as_json(values)
     write_json(path, values)
     return path
@@ -197,7 +219,9 @@ def fix(run: Finished, data: scans.ScanData, manifest: pd.DataFrame) -> Finished
                 yield answer.probability, answer.label, answer.spacing
 
     with devices.in_turn():  # The first process chooses, the others read it.
-        posts = fixed.settle_posts(run.folder, run.number, run.output.names, cases)
+        which = run.folder, run.number, run.output.names
+        threshold = run.config.evaluation.threshold
+        posts = fixed.settle_posts(*which, cases, threshold)
     return run._replace(fixed=posts)
 
 
@@ -303,6 +327,8 @@ def _facts(config: Config, output: scans.MasksOutput) -> dict[str, str]:
         "loss": config.loss.name,
         "seed": str(config.seed),
     }
+    if config.patch.lesions:
+        facts["synthetic lesions"] = f"in {config.patch.lesions:.0%} of the patches"
     if "hounsfield" in output.units and not config.data.windows:
         each = zip(output.sequences, output.units, output.channels, strict=True)
         for name, unit, (_, low, high, *_) in each:
