@@ -112,6 +112,16 @@ def test_a_sample_of_the_voxels_has_the_floor_of_all(known, monkeypatch):
     check(floor(data), expected, 0.05)
 
 
+def test_where_no_patient_has_a_region_none_is_drawn(tmp_path):
+    _, label, data = example(tmp_path)
+    for n in range(len(PATIENTS)):
+        np.save(
+            tmp_path / f"{n}.label.npy", (label[n] * [False, True]).astype(np.uint8)
+        )
+    bright = floor(data)["bright"]
+    assert bright["dice"].estimate == bright["best_dice"].estimate == 1
+
+
 def test_one_patient_has_no_floor(known):
     data, _ = known
     first = data._replace(table=data.table[data.table["patient"] == 1])

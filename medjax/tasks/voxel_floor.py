@@ -144,6 +144,8 @@ def _fit(samples: list[_Sample]) -> tuple[np.ndarray, np.ndarray]:
 
 def _best(score: np.ndarray, label: np.ndarray, stands_for: np.ndarray) -> float:
     """The threshold of scores [V] with the highest Dice, if a voxel stands for so many."""
+    if not label.any():
+        return np.inf  # Nothing is to be drawn.
     order = np.argsort(-score)
     drawn, both = np.cumsum([stands_for[order], (stands_for * label)[order]], axis=1)
     return score[order[np.argmax(2 * both / (drawn + both[-1]))]]
