@@ -17,7 +17,7 @@ from medjax.commands.evaluate import EvaluatedImages
 from medjax.data import brain_phantom, scan
 from medjax.errors import InputError
 from medjax.evaluation import mask_metrics
-from medjax.tasks import segmentation
+from medjax.tasks import fixed, segmentation
 
 SMALL = {"seed": 3, "shape": (18, 22, 18), "spacing": (9.0, 9.0, 9.0)}
 
@@ -226,6 +226,7 @@ def test_a_threshold_that_is_given_is_taken_where_none_is_chosen(run, tmp_path):
     data = segmentation.TASK.data(found.config)
     posts = segmentation.fix(found, data, manifest).fixed
     assert posts == [mask_metrics.Post(threshold=0.3)] * 3
+    assert fixed.posts_chosen(run) and not fixed.posts_chosen(tmp_path / "run")
     assert segmentation.TASK.finished(tmp_path / "run").fixed == posts
 
 

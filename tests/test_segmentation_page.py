@@ -33,6 +33,7 @@ ABOUT = {
     "steps": 20,
     "checkpoint": 10,
     "tolerance": 1.5,
+    "rules_chosen": True,
     "posts": {r: Post(0.4, smallest=30)._asdict() for r in REGIONS},
     "shown": "FLAIR",
     "facts": {"Patch": "8 x 8 x 8 <voxels>"},
@@ -136,6 +137,14 @@ def test_the_page_of_exclusive_regions_names_no_threshold(tmp_path):
     text = " ".join(Page(path.read_text()).text.split())
     assert "neither another region nor the background is likelier." in text
     assert "its probability is" not in text
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+def test_the_page_says_who_chose_what_becomes_a_mask(tmp_path, chosen):
+    results = results_of([case(0)], rules_chosen=chosen)
+    text = report.write(results, [], tmp_path, "page", **RUN).read_text()
+    assert ("chosen on the validation split and then fixed" in text) is chosen
+    assert ("Nothing was chosen on validation" in text) is not chosen
 
 
 def test_names_cannot_inject_markup(written):

@@ -354,16 +354,16 @@ def settle_posts(
     """A run's post-processing, a Post a region; chosen where there is none.
 
     `number` is of the checkpoint that is judged; `cases`: () -> the validation volumes,
-    see mask_metrics.choose; without any there is the
-    threshold alone.
+    see mask_metrics.choose; without any the threshold alone makes a mask.
     """
     path = folder / POSTS
     if path.exists() and read_json(path)["checkpoint"] == number:
         return read_posts(folder, regions)
-    posts = mask_metrics.choose(cases()) or [Post(threshold)] * len(regions)
+    chosen = mask_metrics.choose(cases())
+    posts = chosen or [Post(threshold)] * len(regions)
     if devices.first():
         each = {name: post._asdict() for name, post in zip(regions, posts, strict=True)}
-        values = {"checkpoint": number, "regions": each}
+        values = {"checkpoint": number, "chosen": bool(chosen), "regions": each}
         write_json(path, values)
     return posts
 
@@ -375,6 +375,11 @@ def read_posts(folder: Path, regions: Iterable[str]) -> list[Post]:
         raise unfinished(folder)
     each = read_json(path)["regions"]
     return [Post(**each[region]) for region in regions]
+
+
+def posts_chosen(folder: Path) -> bool:
+    """Whether validation volumes chose what `read_posts` gives."""
+    return read_json(folder / POSTS)["chosen"]
 
 
 def unfinished(folder: Path) -> InputError:

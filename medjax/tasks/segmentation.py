@@ -275,6 +275,7 @@ def measure(
     summary |= {
         "tolerance": config.evaluation.tolerance,
         "posts": dict(zip(output.names, posts, strict=True)),
+        "rules_chosen": fixed.posts_chosen(run.folder),
         "exclusive": output.exclusive,
         "shown": output.sequences[0],
         "facts": _facts(config, output),
