@@ -329,7 +329,8 @@ def _facts(config: Config, output: scans.MasksOutput) -> dict[str, str]:
         "seed": str(config.seed),
     }
     if config.patch.lesions:
-        facts["synthetic lesions"] = f"in {config.patch.lesions:.0%} of the patches"
+        share = 100 * config.patch.lesions
+        facts["synthetic lesions"] = f"in {share:g} % of the patches"
     if "hounsfield" in output.units and not config.data.windows:
         each = zip(output.sequences, output.units, output.channels, strict=True)
         for name, unit, (_, low, high, *_) in each:
