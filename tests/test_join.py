@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -14,6 +13,7 @@ from scans import save_phantoms
 from test_segmentation_commands import SMALL as phantoms
 from test_segmentation_commands import small_config
 
+from configs import base
 from medjax.commands import evaluate, join, predict, train
 from medjax.commands.evaluate import EvaluatedImages
 from medjax.config import config_as_json
@@ -174,7 +174,7 @@ def test_masks_rules_are_chosen_on_each_folds_own_volumes(tmp_path, monkeypatch)
         return iter(())
 
     monkeypatch.setattr(segmentation, "answers", answers)
-    config = SimpleNamespace(evaluation=SimpleNamespace(choose=True))
+    config = base.segmentation()
     output = scans.MasksOutput((), {"lesion": (1,)})
     run = Finished(config, tmp_path, output, None, 5, ("first", "second"))
     segmentation.fix(run, scans.ScanData(*[None] * len(scans.ScanData._fields)), None)
