@@ -110,7 +110,9 @@ def segmentation(source: str = "brain_phantom") -> ConfigDict:
         copies=0,  # augmented copies of a window, by augment.ops, to average over as well
         # Choose the threshold on validation and, from 5 volumes on, the smallest lesion.
         choose=True,
-        threshold=0.5,  # without it: the probability from which on a voxel is inside
+        # The probability from which on a voxel is inside, where that isn't chosen: without
+        # `choose`, or where nobody validates.
+        threshold=0.5,
         tolerance=1.0,  # mm, of the surface Dice
     )
     return _locked(c)

@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
     c.train.update(steps=1100, batch=2, threads=2, log_every=20, evaluate_every=550)
     c.evaluation.batch = 1
     c.evaluation.checkpoint = "last"
-    # Nobody validates, and of a new patient's lesions a network is less sure than of those
-    # that it learnt.
-    c.evaluation.update(choose=False, threshold=0.3)
+    # Where nobody validates. Of a new patient's lesions a network is less sure than of
+    # those that it learnt.
+    c.evaluation.threshold = 0.3
     return c

@@ -257,9 +257,20 @@ def test_synthetic_lesions_of_several_regions_or_of_slices_are_refused(regions, 
 def test_a_threshold_of_regions_that_exclude_each_other_is_refused():
     c = base.segmentation("folders")
     c.data.exclusive = True
-    c.evaluation.update(choose=False, threshold=0.3)
+    c.evaluation.threshold = 0.3
     with pytest.raises(InputError, match="threshold=0.3: .* the likeliest region"):
         segmentation.check(c, 1)
+
+
+@pytest.mark.parametrize("split", ["patients", "all"])
+def test_a_threshold_that_validation_overrules_is_warned_of(split):
+    c = base.segmentation("folders")
+    c.data.split = split
+    assert check.threshold(c) == ""
+    c.evaluation.threshold = 0.3
+    assert ("choose=False" in check.threshold(c)) is (split == "patients")
+    c.evaluation.choose = False
+    assert check.threshold(c) == ""
 
 
 def test_class_weights_are_of_the_regions_voxels(config):

@@ -215,14 +215,18 @@ def test_all_patients_train_and_the_page_of_them_is_there_for_the_asking(tmp_pat
     assert found["volumes"] == 2 and (tmp_path / "all/report-others.html").exists()
 
 
-def test_a_threshold_that_is_given_is_taken_where_none_is_chosen(run, tmp_path):
+@pytest.mark.parametrize("choose", [False, True])
+def test_a_threshold_is_taken_where_none_is_chosen(run, tmp_path, choose):
+    """Not to be chosen, or with nobody to choose it by."""
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run/postprocessing.json").unlink()
     config = json.loads((run / "config.json").read_text())
-    config["evaluation"].update(choose=False, threshold=0.3)
+    config["evaluation"].update(choose=choose, threshold=0.3)
     (tmp_path / "run/config.json").write_text(json.dumps(config))
     found = segmentation.TASK.read(tmp_path / "run")
     manifest = pd.read_csv(run / "splits.csv")
+    if choose:
+        manifest["split"] = "train"
     data = segmentation.TASK.data(found.config)
     posts = segmentation.fix(found, data, manifest).fixed
     assert posts == [mask_metrics.Post(threshold=0.3)] * 3

@@ -145,7 +145,6 @@ READ_BY = {
         "evaluation.rule",
         ("cost", "sensitivity", "specificity"),
     ),
-    "evaluation.threshold": (0.5, "evaluation.choose", (False,)),
     "transfer.decay": (0.75, "transfer.mode", ("layerwise",)),
     "transfer.every": (100, "transfer.mode", ("gradual",)),
 }
@@ -162,7 +161,7 @@ def check_ranges(config: Config) -> None:
         if values.get(field, default) != default and values[other] not in choices:
             raise InputError(
                 f"{field}={values[field]}: is of no use with {other}={values[other]!r}: "
-                f"leave it at {default}, or set {other} to {' or '.join(map(str, choices))}"
+                f"leave it at {default}, or set {other} to {' or '.join(choices)}"
             )
     for field, value in values.items():
         number = field.startswith("loss.") and isinstance(value, int | float)
@@ -215,6 +214,18 @@ def sides(config: Config, names: Sequence[str]) -> str:
     return (
         f"{named_so[0]!r} names a side: set augment.sided=True, and left and right are "
         "mixed up neither by augmentation nor by evaluation.flip or .flips"
+    )
+
+
+def threshold(config: Config) -> str:
+    """A warning of a threshold of masks that validation overrules; '' where it counts."""
+    c = config.evaluation
+    chosen = c.get("choose", False) and config.data.get("split") == "patients"
+    if not chosen or c.threshold == 0.5:
+        return ""
+    return (
+        f"evaluation.threshold={c.threshold}: validation chooses another one: to keep it "
+        "set evaluation.choose=False"
     )
 
 

@@ -208,7 +208,8 @@ class Task(NamedTuple):
         anew = workdir.forget_unbegun(folder)
         workdir.claim(folder, config_as_json(config))
         notes = check.sides(config, data.output.names), check.warmup(config)
-        for note in filter(None, (*parts.caveats(config), *notes)):
+        notes = *parts.caveats(config), *notes, check.threshold(config)
+        for note in filter(None, notes):
             print(f"note: {note}")
         if config.explore and (anew or not list(folder.glob("explore.*"))):
             print(f"explored: {self.explore(config, data, folder)}")
